@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh_test
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/meshd/meshd/internal/mesh"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+	"pgregory.net/rapid"
+)
+
+var compareTopologies = cmp.Options{
+	comparePrefixes,
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+	cmpopts.EquateEmpty(),
+}
+
+func TestDeriveTwoNodes(t *testing.T) {
+	in := clusterOf(2)
+	in.Cluster = cluster(true)
+	in.Keepalive = 25 * time.Second
+	in.Records[1].MTU = 1370
+	got := mesh.Derive(in)
+	want := mesh.Topology{
+		Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1")},
+		PodCIDRs:  prefixes("10.42.0.0/24"),
+		Peers: []mesh.Peer{{
+			ID: in.Records[1].ID(), Name: "n1", Key: in.Records[1].Key,
+			Endpoints:  []netip.AddrPort{netip.MustParseAddrPort("198.51.0.2:51820")},
+			AllowedIPs: prefixes("10.4.0.2/32", "10.42.1.0/24", "172.16.1.5/32"),
+			Keepalive:  25 * time.Second, MTU: 1370,
+		}},
+		Inside:  prefixes("10.4.0.0/16", "10.42.0.0/16", "172.16.1.5/32"),
+		Guarded: prefixes("10.4.0.0/16", "10.42.0.0/16"),
+	}
+	if diff := cmp.Diff(want, got, compareTopologies); diff != "" {
+		t.Errorf("topology (-want +got):\n%s", diff)
+	}
+}
+
+// change edits the records of n0 (self), n1 and n2.
+func TestDeriveCases(t *testing.T) {
+	tests := []struct {
+		name      string
+		change    func(in *mesh.Input, n0, n1, n2 *mesh.Record)
+		endpoints string // of n1
+		allowed   string // of n1
+		problem   string // part of the only one, "" for none
+	}{
+		{
+			name:      "nothing special",
+			change:    func(*mesh.Input, *mesh.Record, *mesh.Record, *mesh.Record) {},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
+		},
+		{
+			name: "same location: the LAN address, with the listen port, first",
+			change: func(_ *mesh.Input, n0, n1, _ *mesh.Record) {
+				n0.Location, n1.Location = "aws", "aws"
+				n1.ListenPort = 4500
+			},
+			endpoints: "[172.16.1.5:4500 198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24]",
+		},
+		{
+			name: "other location",
+			change: func(_ *mesh.Input, n0, n1, _ *mesh.Record) {
+				n0.Location, n1.Location = "aws", "gcp"
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
+		},
+		{
+			name: "endpoint by name, with a port of its own",
+			change: func(in *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.Endpoints = []mesh.Endpoint{{Host: "b.example.com", Port: 443}, {Host: "unknown.example.com", Port: 443}}
+				in.Resolved = map[string][]netip.Addr{"b.example.com": {netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8::9")}}
+			},
+			endpoints: "[203.0.113.9:443 [2001:db8::9]:443]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
+		},
+		{
+			name: "endpoint of a family that this host has not",
+			change: func(in *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.Endpoints = append([]mesh.Endpoint{{Host: "2001:db8::9", Port: 1}}, n1.Endpoints...)
+				in.Underlay = []netip.Addr{netip.MustParseAddr("172.16.0.5")}
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
+		},
+		{
+			name: "no endpoint: it speaks first",
+			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.Endpoints = nil
+			},
+			endpoints: "[]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
+		},
+		{
+			name: "an endpoint inside the mesh is none",
+			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.Endpoints = []mesh.Endpoint{{Host: "10.42.7.7", Port: 51820}}
+			},
+			endpoints: "[]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
+		},
+		{
+			name: "an internal IP that is the endpoint stays outside",
+			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.Endpoints = []mesh.Endpoint{{Host: "172.16.1.5", Port: 51820}}
+			},
+			endpoints: "[172.16.1.5:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24]",
+		},
+		{
+			name: "networks behind it",
+			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.AllowedLocationIPs = prefixes("192.168.7.0/24")
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32 192.168.7.0/24]",
+		},
+		{
+			name: "a network that holds an endpoint",
+			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.AllowedLocationIPs = prefixes("198.51.0.0/24")
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
+			problem:   "a tunnel can't run through itself",
+		},
+		{
+			name: "two locations with one internal IP",
+			change: func(_ *mesh.Input, _, n1, n2 *mesh.Record) {
+				n2.InternalIPs = n1.InternalIPs
+				n2.AllowedLocationIPs = nil
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24]",
+			problem:   "nodes of several locations have it",
+		},
+		{
+			name: "internal IP out of our own network",
+			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.InternalIPs = prefixes("172.16.0.77/24")
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24]",
+			problem:   "own network 172.16.0.0/24",
+		},
+		{
+			name: "internal IP out of the pod range",
+			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.InternalIPs = prefixes("10.42.9.9/24")
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24]",
+			problem:   "overlaps the cluster's range 10.42.0.0/16",
+		},
+		{
+			name: "one network, served twice in one location: the older claim",
+			change: func(_ *mesh.Input, _, n1, n2 *mesh.Record) {
+				n1.Location, n2.Location = "gcp", "gcp"
+				n1.AllowedLocationIPs, n2.AllowedLocationIPs = prefixes("192.168.7.0/24"), prefixes("192.168.7.0/24")
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32 192.168.7.0/24]",
+		},
+		{
+			name: "slot of another",
+			change: func(_ *mesh.Input, _, n1, n2 *mesh.Record) {
+				n1.Claim.Slot = n2.Claim.Slot
+				n1.Claim.Time = n2.Claim.Time + 1
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[172.16.1.5/32]",
+			problem:   "n2 has the older claim",
+		},
+		{
+			name: "our own slot, claimed earlier: our traffic to it is ours",
+			change: func(_ *mesh.Input, n0, n1, _ *mesh.Record) {
+				n1.Claim = mesh.Claim{Slot: n0.Claim.Slot, Time: n0.Claim.Time - 1}
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[172.16.1.5/32]",
+		},
+		{
+			name: "name of another",
+			change: func(_ *mesh.Input, _, n1, n2 *mesh.Record) {
+				n1.Name = n2.Name
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
+			problem:   "two nodes are named n2",
+		},
+		{
+			name: "without a slot",
+			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.Claim = none
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[172.16.1.5/32]",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			in := clusterOf(3)
+			in.Cluster = cluster(true)
+			n1 := in.Records[1].ID()
+			tt.change(&in, &in.Records[0], &in.Records[1], &in.Records[2])
+			top := mesh.Derive(in)
+			i := slices.IndexFunc(top.Peers, func(p mesh.Peer) bool { return p.ID == n1 })
+			if i < 0 {
+				t.Fatalf("no peer n1 in %+v", top)
+			}
+			if got := fmt.Sprint(top.Peers[i].Endpoints); got != tt.endpoints {
+				t.Errorf("endpoints: got %s, want %s", got, tt.endpoints)
+			}
+			if got := fmt.Sprint(top.Peers[i].AllowedIPs); got != tt.allowed {
+				t.Errorf("allowed IPs: got %s, want %s", got, tt.allowed)
+			}
+			if text := fmt.Sprint(top.Problems); (len(top.Problems) > 0) != (tt.problem != "") || !strings.Contains(text, tt.problem) {
+				t.Errorf("problems: got %s, want %q", text, tt.problem)
+			}
+		})
+	}
+}
+
+func TestDeriveSameKeyTwice(t *testing.T) {
+	in := clusterOf(3)
+	in.Records[2].Key = in.Records[1].Key
+	top := mesh.Derive(in)
+	if len(top.Peers) != 1 || top.Peers[0].Name != "n1" {
+		t.Errorf("peers: got %+v, want the older claim n1 alone", top.Peers)
+	}
+	if len(top.Problems) != 1 || top.Problems[0].Kind != mesh.ProblemKey || top.Problems[0].Node != "n2" {
+		t.Errorf("problems: got %v, want one %s on n2", top.Problems, mesh.ProblemKey)
+	}
+}
+
+func TestDeriveWithoutOwnRecord(t *testing.T) {
+	in := clusterOf(2)
+	in.Records = in.Records[1:]
+	want := mesh.Topology{Guarded: prefixes("10.4.0.0/14", "10.128.0.0/9", "fd04::/64", "fd42::/48")}
+	if diff := cmp.Diff(want, mesh.Derive(in), compareTopologies); diff != "" {
+		t.Errorf("topology (-want +got):\n%s", diff)
+	}
+}
+
+// randomCluster draws a cluster of well-configured nodes in mode full: some
+// share a location, some share private addresses, some have no endpoint.
+func randomCluster(t *rapid.T) mesh.Input {
+	in := clusterOf(rapid.IntRange(2, 12).Draw(t, "nodes"))
+	for i := range in.Records {
+		r := &in.Records[i]
+		r.Location = rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "location")
+		r.MTU = rapid.IntRange(1280, 8920).Draw(t, "mtu")
+		switch rapid.IntRange(0, 5).Draw(t, "kind") {
+		case 0:
+			r.InternalIPs = prefixes("192.168.1.7/24") // as half the world's
+		case 1:
+			r.InternalIPs = nil
+		case 2:
+			r.Endpoints = []mesh.Endpoint{{Host: r.InternalIPs[0].Addr().String(), Port: 51820}}
+		case 3:
+			r.AllowedLocationIPs = prefixes("192.168.0.0/16")
+		}
+	}
+	return in
+}
+
+// The laws of the design: a packet between any two nodes' overlay or pod
+// addresses arrives, both ways; no prefix is with two peers; no endpoint lies
+// in a tunnel; and the order of the records changes nothing.
+func TestLawsOfDerive(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := randomCluster(t)
+		w := walker{keys: map[wgtypes.Key]mesh.ID{}, tops: map[mesh.ID]mesh.Topology{}}
+		for _, r := range in.Records {
+			in.Self = r.ID()
+			w.keys[r.Key] = in.Self
+			w.tops[in.Self] = mesh.Derive(in)
+			shuffled := in
+			shuffled.Records = rapid.Permutation(in.Records).Draw(t, "order")
+			if got := mesh.Derive(shuffled); !reflect.DeepEqual(got, w.tops[in.Self]) { // cmp takes a minute here
+				t.Fatalf("same records in another order (-want +got):\n%s", cmp.Diff(w.tops[in.Self], got, compareTopologies))
+			}
+			w.checkTables(t, in.Self)
+		}
+		for from, a := range w.tops {
+			for to, b := range w.tops {
+				if from == to {
+					continue
+				}
+				for i := range a.Addresses {
+					w.walk(t, from, a.Addresses[i], to, b.Addresses[i])
+					w.walk(t, from, a.PodCIDRs[i].Addr().Next(), to, b.PodCIDRs[i].Addr().Next())
+					w.walk(t, from, a.Addresses[i], to, b.PodCIDRs[i].Addr().Next())
+				}
+			}
+		}
+	})
+}
+
+// walker follows packets through everybody's tables, as WireGuard does. It
+// knows nothing of how they were derived.
+type walker struct {
+	keys map[wgtypes.Key]mesh.ID
+	tops map[mesh.ID]mesh.Topology
+}
+
+// lookup finds the peer that an address belongs to: the longest prefix wins.
+func (w walker) lookup(on mesh.ID, a netip.Addr) (peer mesh.ID, ok bool) {
+	best := -1
+	for _, p := range w.tops[on].Peers {
+		for _, prefix := range p.AllowedIPs {
+			if prefix.Contains(a) && prefix.Bits() > best {
+				best, peer = prefix.Bits(), w.keys[p.Key]
+			}
+		}
+	}
+	return peer, best >= 0
+}
+
+// walk sends a packet and fails the test if it does not get there.
+func (w walker) walk(t *rapid.T, from mesh.ID, src netip.Addr, to mesh.ID, dst netip.Addr) {
+	next, ok := w.lookup(from, dst)
+	if !ok || next != to {
+		t.Fatalf("%v to %v: goes to node %v, %v, want %v", src, dst, next, ok, to)
+	}
+	if back, ok := w.lookup(to, src); !ok || back != from {
+		t.Fatalf("%v to %v: source check on %v wants it from %v, %v", src, dst, to, back, ok)
+	}
+}
+
+// checkTables checks what has to hold on one node.
+func (w walker) checkTables(t *rapid.T, on mesh.ID) {
+	seen := map[netip.Prefix]string{}
+	var endpoints []netip.Addr
+	for _, p := range w.tops[on].Peers {
+		for _, e := range p.Endpoints {
+			endpoints = append(endpoints, e.Addr())
+		}
+		for _, prefix := range p.AllowedIPs {
+			if other, ok := seen[prefix]; ok {
+				t.Fatalf("%v is with peers %s and %s", prefix, p.Name, other)
+			}
+			seen[prefix] = p.Name
+		}
+	}
+	for _, e := range endpoints {
+		if peer, ok := w.lookup(on, e); ok {
+			t.Fatalf("endpoint %v is routed into the tunnel to %v", e, peer)
+		}
+	}
+}
+
+func TestOwnEndpoints(t *testing.T) {
+	own := func(s ...string) (as []netip.Addr) {
+		for _, a := range s {
+			as = append(as, netip.MustParseAddr(a))
+		}
+		return as
+	}
+	seen := func(s ...string) (os []mesh.Observation) {
+		for i, a := range s {
+			os = append(os, mesh.Observation{By: mesh.ID{byte(i)}, Addr: netip.MustParseAddrPort(a)})
+		}
+		return os
+	}
+	tests := []struct {
+		name string
+		in   mesh.EndpointInput
+		want string
+		nat  bool
+	}{
+		{"nothing known", mesh.EndpointInput{Own: own("192.168.1.5")}, "[]", false},
+		{"public address", mesh.EndpointInput{Own: own("192.168.1.5", "203.0.113.5")}, "[{203.0.113.5 51820 own}]", false},
+		{"1:1 NAT", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.5:7946")}, "[{203.0.113.5 51820 observed}]", true},
+		{"NAT that changes the port", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.5:40001")}, "[]", true},
+		{"private underlay", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("192.168.1.5:7946")}, "[{192.168.1.5 51820 observed}]", false},
+		{"seen from inside and outside", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("192.168.1.5:7946", "192.168.1.5:7946", "203.0.113.5:7946")}, "[{203.0.113.5 51820 observed}]", true},
+		{"most observers first", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.4:7946", "203.0.113.5:7946", "203.0.113.5:7946")}, "[{203.0.113.5 51820 observed} {203.0.113.4 51820 observed}]", true},
+		{"seen through the mesh", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("10.4.0.9:7946")}, "[]", false},
+		{"seen by itself", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("127.0.0.1:7946")}, "[]", false},
+		{"configured", mesh.EndpointInput{Own: own("192.168.1.5"), Configured: mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}, Observed: seen("203.0.113.5:7946")}, "[{a.example.com 443 configured}]", true},
+		{"carrier's NAT is not public", mesh.EndpointInput{Own: own("100.64.9.9", "fd00::1")}, "[]", false},
+		{"seven addresses", mesh.EndpointInput{Own: own("203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4", "203.0.113.5", "203.0.113.6", "203.0.113.7")}, "[{203.0.113.1 51820 own} {203.0.113.2 51820 own} {203.0.113.3 51820 own} {203.0.113.4 51820 own} {203.0.113.5 51820 own} {203.0.113.6 51820 own}]", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.in.Cluster, tt.in.ListenPort, tt.in.GossipPort = cluster(true), 51820, 7946
+			got, nat := mesh.OwnEndpoints(tt.in)
+			if fmt.Sprint(got) != tt.want && (len(got) > 0 || tt.want != "[]") {
+				t.Errorf("endpoints: got %v, want %s", got, tt.want)
+			}
+			if nat != tt.nat {
+				t.Errorf("nat: got %v, want %v", nat, tt.nat)
+			}
+		})
+	}
+}

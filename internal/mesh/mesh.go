@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package mesh decides. It holds the values that nodes tell each other and the
+// pure functions that turn them into one node's view of the network: which
+// addresses are whose (slots), which WireGuard peers a node needs, what each of
+// them may send, and which claims contradict each other.
+//
+// Nothing here does I/O, reads a clock or keeps a memory: the same input, in
+// any order, gives the same output, on every node. That is what lets nodes that
+// only gossip arrive at one network without a coordinator.
+//
+// The way through it: [Record]s come in from gossip, [Owners] says which of the
+// contradicting claims count, and [Derive] makes the [Topology] from which
+// package netcfg makes devices, peers and routes.
+package mesh
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// Limits of a record's lists. What exceeds them is a configuration error on
+// the node that writes the record, and a refused record everywhere else.
+const (
+	MaxEndpoints   = 6
+	MaxCIDRs       = 8
+	MaxInternalIPs = 4
+	MaxName        = 63 // a DNS label, as Kubernetes wants of a node's name
+)
+
+// ID is a node's fingerprint: the first 128 bits of the SHA-256 of its ed25519
+// identity key. It names the node in gossip, and nobody can make another key
+// with it.
+type ID [16]byte
+
+// IDOf returns the fingerprint of an identity key.
+func IDOf(key ed25519.PublicKey) ID {
+	sum := sha256.Sum256(key)
+	return ID(sum[:len(ID{})])
+}
+
+// ParseID reads the hexadecimal form that String prints.
+func ParseID(s string) (ID, error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(ID{}) {
+		return ID{}, fmt.Errorf("parse fingerprint %q: want %d hexadecimal digits", s, 2*len(ID{}))
+	}
+	return ID(b), nil
+}
+
+// String returns 32 hexadecimal digits.
+func (id ID) String() string { return hex.EncodeToString(id[:]) }
+
+// MarshalText makes an ID readable in JSON.
+func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText is the reverse of MarshalText.
+func (id *ID) UnmarshalText(b []byte) error {
+	v, err := ParseID(string(b))
+	if err != nil {
+		return err
+	}
+	*id = v
+	return nil
+}
+
+// Compare orders fingerprints bytewise.
+func (id ID) Compare(o ID) int { return bytes.Compare(id[:], o[:]) }
+
+// Record is what a node says of itself. The node signs it; package gossip
+// carries it. A node's overlay addresses and pod CIDRs are not in it: they
+// follow from its slot and the cluster's ranges, so that they can't disagree.
+type Record struct {
+	Identity ed25519.PublicKey // 32 bytes; the fingerprint of it is the node's ID
+	Sequence uint64            // rises with every change; the highest one counts
+	Instance uint64            // random, drawn at each start of the daemon
+
+	Name       string      // the host name; only a claim
+	Key        wgtypes.Key // WireGuard public key
+	Claim      Claim       // the slot; None while the node has not claimed one
+	Settings   uint64      // hash of the address settings, see Cluster.Hash
+	Location   string      // "" for a node that stands alone
+	Gateway    GatewayWish // what the node wants to be in its location
+	MTU        int         // of its WireGuard device, bytes
+	NAT        bool        // others see it under an address that it does not have
+	ListenPort uint16      // where its WireGuard socket listens; an endpoint's port may be another
+	GossipPort uint16      // where its gossip socket listens
+
+	// GossipAddr is where its gossip socket is reached, host:port, if that is
+	// not any of its endpoints' hosts with GossipPort.
+	GossipAddr string
+
+	Endpoints          []Endpoint     // best first, at most MaxEndpoints
+	InternalIPs        []netip.Prefix // addresses on its private network, with that network's length
+	AllowedLocationIPs []netip.Prefix // further networks behind its location
+}
+
+// ID returns the fingerprint of the record's identity key.
+func (r Record) ID() ID { return IDOf(r.Identity) }
+
+// Claim is a node's claim of a slot. Contradicting claims are decided by
+// (Time, ID), lowest first; see Owners.
+type Claim struct {
+	Slot int   // None while nothing is claimed
+	Time int64 // of the claim, milliseconds since 1970, by the claiming node's clock
+}
+
+// None is the Slot of a claim that has not been made.
+const None = -1
+
+// GatewayWish is what a node wants to be in its location.
+type GatewayWish string
+
+// The wishes, as they are written in the configuration.
+const (
+	GatewayAuto   GatewayWish = "auto"
+	GatewayPrefer GatewayWish = "prefer"
+	GatewayNever  GatewayWish = "never"
+)
+
+// Endpoint is where a node's WireGuard socket may be reached.
+type Endpoint struct {
+	Host   string // an IP address, or a name that every peer resolves for itself
+	Port   uint16
+	Source EndpointSource
+}
+
+// EndpointSource says how a node came to know its endpoint.
+type EndpointSource string
+
+// Sources of endpoints, the most trusted first.
+const (
+	EndpointConfigured EndpointSource = "configured" // written in the configuration
+	EndpointObserved   EndpointSource = "observed"   // other nodes see us there
+	EndpointOwn        EndpointSource = "own"        // a public address of one of our links
+)
+
+// Observation is an address under which another node sees our gossip packets.
+type Observation struct {
+	By   ID
+	Addr netip.AddrPort
+}
+
+// Mode says between whom tunnels run.
+type Mode string
+
+// The modes, as they are written in the configuration.
+const (
+	ModeFull     Mode = "full"
+	ModeLocation Mode = "location"
+	ModeCross    Mode = "cross"
+)
+
+// DNS is the cluster's resolver, for clients.
+type DNS struct {
+	Address netip.Addr
+	Domain  string
+}
+
+// Cluster holds the settings that are the same on every node.
+type Cluster struct {
+	Name          string
+	Generation    uint64
+	Trust         string // open | list
+	Mode          Mode
+	Encapsulation string // never | crosssubnet | always
+	Gateways      int    // per location
+	Overlay       []netip.Prefix
+	Pods          []netip.Prefix
+	PodPrefix     []int // bits of a node's pod CIDR, one for each of Pods
+	Services      []netip.Prefix
+	DNS           DNS
+}
+
+// Topology is one node's view: what Derive makes of everybody's records.
+type Topology struct {
+	Addresses []netip.Addr   // own overlay addresses, one a family; empty until a slot is held
+	PodCIDRs  []netip.Prefix // own pod CIDRs, one a family
+	Peers     []Peer         // sorted by ID
+
+	// Inside is what belongs to the mesh: the overlay and pod ranges, and the
+	// internal IPs that are reached through tunnels. Traffic between these is
+	// never masqueraded. Sorted, without overlaps.
+	Inside []netip.Prefix
+	// Guarded are the ranges whose addresses only the mesh may use as sources:
+	// overlay (nodes and clients) and pods.
+	Guarded []netip.Prefix
+	// Serves are the networks that this node reaches for the others, its own
+	// allowed-location-ips. Hosts there have no route back to the mesh.
+	Serves []netip.Prefix
+
+	Problems []Problem // sorted
+}
+
+// Peer is a WireGuard peer that this node needs.
+type Peer struct {
+	ID         ID
+	Name       string
+	Key        wgtypes.Key
+	Endpoints  []netip.AddrPort // best first; empty when the peer has to speak first
+	AllowedIPs []netip.Prefix   // sorted, masked
+	Keepalive  time.Duration    // 0 for none
+	MTU        int              // of the path: the lower of both ends
+}
+
+// Problem is a contradiction or a defect that a person has to know of. It is a
+// value: Derive never hides one and never logs one.
+type Problem struct {
+	Kind   ProblemKind `json:"kind"`
+	Node   string      `json:"node"`   // the name of the node that has to act
+	Text   string      `json:"text"`   // what is wrong
+	Advice string      `json:"advice"` // what to do about it
+}
+
+// ProblemKind names a class of problems, for machines that read status.
+type ProblemKind string
+
+// Kinds of problems that Derive and Claims report.
+const (
+	ProblemSlot      ProblemKind = "slot-conflict"
+	ProblemName      ProblemKind = "name-conflict"
+	ProblemKey       ProblemKind = "key-conflict"
+	ProblemAddress   ProblemKind = "address-conflict"
+	ProblemEndpoint  ProblemKind = "no-endpoint"
+	ProblemExhausted ProblemKind = "no-free-slot"
+)
+
+// Compare orders problems by kind, node and text.
+func (p Problem) Compare(o Problem) int {
+	return cmp.Or(cmp.Compare(p.Kind, o.Kind), cmp.Compare(p.Node, o.Node), cmp.Compare(p.Text, o.Text))
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"math/big"
+	"math/bits"
+	"net/netip"
+	"slices"
+)
+
+// MaxSlots bounds a cluster whatever its ranges: a WireGuard device takes 2^20
+// peers (MAX_PEERS_PER_DEVICE in the kernel's drivers/net/wireguard).
+const MaxSlots = 1 << 20
+
+// Slots returns how many slots the cluster's ranges have: the lower half of
+// the overlay range (the upper is the clients'), the number of pod subnets, or
+// MaxSlots, whichever is least.
+func (c Cluster) Slots() int {
+	n := MaxSlots
+	for _, p := range c.Overlay {
+		// Slot i has address i+1, so one address of the half is never a slot's.
+		if host := p.Addr().BitLen() - p.Bits(); host < 22 {
+			n = min(n, 1<<max(host-1, 0)-1)
+		}
+	}
+	for i, p := range c.Pods {
+		if width := c.PodPrefix[i] - p.Bits(); width < 21 {
+			n = min(n, 1<<max(width, 0))
+		}
+	}
+	return max(n, 0)
+}
+
+// Overlays returns a slot's overlay addresses, one for each overlay range.
+func (c Cluster) Overlays(slot int) []netip.Addr {
+	addrs := make([]netip.Addr, 0, len(c.Overlay))
+	for _, p := range c.Overlay {
+		addrs = append(addrs, step(p.Addr(), slot+1, 0))
+	}
+	return addrs
+}
+
+// PodCIDRs returns a slot's pod CIDRs, one for each pod range.
+func (c Cluster) PodCIDRs(slot int) []netip.Prefix {
+	cidrs := make([]netip.Prefix, 0, len(c.Pods))
+	for i, p := range c.Pods {
+		base := step(p.Addr(), slot, p.Addr().BitLen()-c.PodPrefix[i])
+		cidrs = append(cidrs, netip.PrefixFrom(base, c.PodPrefix[i]))
+	}
+	return cidrs
+}
+
+// SlotOf returns the slot whose pod CIDR this is; ok is false if it is none's.
+func (c Cluster) SlotOf(pod netip.Prefix) (slot int, ok bool) {
+	for i, p := range c.Pods {
+		if pod.Bits() != c.PodPrefix[i] || !p.Contains(pod.Addr()) || pod != pod.Masked() {
+			continue
+		}
+		base := new(big.Int).SetBytes(p.Masked().Addr().AsSlice())
+		n := new(big.Int).SetBytes(pod.Addr().AsSlice())
+		n.Sub(n, base).Rsh(n, uint(pod.Addr().BitLen()-pod.Bits()))
+		if n.IsInt64() && n.Int64() < int64(c.Slots()) {
+			return int(n.Int64()), true
+		}
+	}
+	return None, false
+}
+
+// Hash digests the settings that decide about addresses. Nodes whose hashes
+// differ can't live in one mesh.
+func (c Cluster) Hash() uint64 {
+	sum := sha256.Sum256(fmt.Append(nil, c.Overlay, c.Pods, c.PodPrefix))
+	return binary.BigEndian.Uint64(sum[:])
+}
+
+// guarded are the ranges in which only the mesh gives out addresses.
+func (c Cluster) guarded() []netip.Prefix {
+	ps := slices.Concat(c.Overlay, c.Pods)
+	slices.SortFunc(ps, ComparePrefix)
+	return ps
+}
+
+// Families says which address families the cluster gives out.
+func (c Cluster) Families() (v4, v6 bool) {
+	for _, p := range c.guarded() {
+		v4 = v4 || p.Addr().Is4()
+		v6 = v6 || p.Addr().Is6()
+	}
+	return v4, v6
+}
+
+// ComparePrefix orders prefixes by address, then by length.
+func ComparePrefix(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+// step returns a + n<<shift, for an n below 2^32; it wraps around.
+func step(a netip.Addr, n, shift int) netip.Addr {
+	if a.Is4() {
+		b := a.As4()
+		binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+uint32(n)<<shift)
+		return netip.AddrFrom4(b)
+	}
+	b := a.As16()
+	hi, lo := binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
+	addLo, addHi := uint64(n)<<shift, uint64(n)>>(64-shift)
+	if shift >= 64 {
+		addLo, addHi = 0, uint64(n)<<(shift-64)
+	}
+	lo, carry := bits.Add64(lo, addLo, 0)
+	hi, _ = bits.Add64(hi, addHi, carry)
+	binary.BigEndian.PutUint64(b[:8], hi)
+	binary.BigEndian.PutUint64(b[8:], lo)
+	return netip.AddrFrom16(b)
+}
+
+// before says whether record a's claims go before record b's: the older claim
+// first, and the lower ID between equals. It is a total order, so every node
+// that has the same records agrees on every owner.
+func before(a, b *node) int {
+	return cmp.Or(cmp.Compare(a.Claim.Time, b.Claim.Time), a.id.Compare(b.id))
+}
+
+// node is a record with its ID, which costs a hash.
+type node struct {
+	Record
+	id ID
+}
+
+// nodes sorts records by ID. Of several records of one identity the one with
+// the highest sequence stays.
+func nodes(records []Record) []*node {
+	slab := make([]node, len(records))
+	ns := make([]*node, len(records))
+	for i, r := range records {
+		slab[i] = node{Record: r, id: r.ID()}
+		ns[i] = &slab[i]
+	}
+	slices.SortStableFunc(ns, func(a, b *node) int {
+		return cmp.Or(a.id.Compare(b.id), cmp.Compare(b.Sequence, a.Sequence))
+	})
+	return slices.CompactFunc(ns, func(a, b *node) bool { return a.id == b.id })
+}
+
+// Owners says whose each claimed slot is: of all nodes that claim it, the one
+// with the oldest claim, and of those the one with the lowest ID. It is a pure
+// function of the records, so nodes with equal records have equal owners,
+// in whatever order the records came.
+func Owners(records []Record) map[int]ID {
+	owners := make(map[int]ID)
+	for slot, n := range claimOwners(nodes(records)) {
+		owners[slot] = n.id
+	}
+	return owners
+}
+
+func claimOwners(ns []*node) map[int]*node {
+	owners := make(map[int]*node, len(ns))
+	for _, n := range ns {
+		if n.Claim.Slot == None {
+			continue
+		}
+		if o, ok := owners[n.Claim.Slot]; !ok || before(n, o) < 0 {
+			owners[n.Claim.Slot] = n
+		}
+	}
+	return owners
+}
+
+// Situation is what a node knows when it decides about its own claim.
+type Situation struct {
+	Cluster Cluster
+	Self    ID
+	Name    string
+	Records []Record // of all nodes; the own one doesn't matter
+	Current Claim    // what this node has claimed, from disk after a start
+	Ready   bool     // it has been READY with Current: pods may run on its addresses
+	Static  int      // the slot that the configuration names, or None
+	// Listened is true once the state of some member has been merged, or when
+	// there is nobody to wait for. A node that has not listened claims nothing.
+	Listened bool
+	Now      int64 // milliseconds since 1970
+}
+
+// NextClaim returns the claim that a node should hold. It returns
+// s.Current wherever that can stay; what stands against it comes back as
+// problems.
+//
+// A claim that was lost before the node was ever READY moves to another slot.
+// One with pods behind it stays where it is, since nothing that runs is
+// renumbered behind anyone's back: the problem says what a person can do.
+func NextClaim(s Situation) (Claim, []Problem) {
+	others := make([]*node, 0, len(s.Records))
+	for _, n := range nodes(s.Records) {
+		if n.id != s.Self {
+			others = append(others, n)
+		}
+	}
+	taken := claimOwners(others)
+	self := &node{Record: Record{Claim: s.Current}, id: s.Self}
+
+	if s.Current.Slot != None {
+		owner, contested := taken[s.Current.Slot]
+		fits := s.Current.Slot < s.Cluster.Slots()
+		wanted := s.Static == None || s.Static == s.Current.Slot
+		lost := contested && before(owner, self) < 0
+		switch {
+		case fits && wanted && !lost:
+			return s.Current, nil
+		case s.Ready:
+			return s.Current, []Problem{s.cannotStay(owner, lost, fits)}
+		}
+	}
+	if !s.Listened {
+		return Claim{Slot: None}, nil
+	}
+	if s.Static != None {
+		if owner, ok := taken[s.Static]; ok {
+			return Claim{Slot: None}, []Problem{{
+				Kind: ProblemSlot, Node: s.Name,
+				Text:   fmt.Sprintf("node.pod-cidr names slot %d (%v), which belongs to node %s", s.Static, s.Cluster.PodCIDRs(s.Static), owner.Name),
+				Advice: fmt.Sprintf("name another pod-cidr, or leave it out; if node %[1]s is gone for good, run: meshd forget %[1]s", owner.Name),
+			}}
+		}
+		return Claim{Slot: s.Static, Time: s.Now}, nil
+	}
+	return s.pick(others, taken)
+}
+
+// pick chooses a free slot: the lowest one when this node is the only newcomer
+// that it sees, else one that depends on its identity, so that newcomers who
+// have not heard of each other seldom want the same.
+func (s Situation) pick(others []*node, taken map[int]*node) (Claim, []Problem) {
+	_, collided := taken[s.Current.Slot]
+	alone := !collided
+	for _, n := range others {
+		alone = alone && n.Claim.Slot != None
+	}
+	free := make([]int, 0, s.Cluster.Slots())
+	for slot := range s.Cluster.Slots() {
+		if _, ok := taken[slot]; !ok {
+			free = append(free, slot)
+			if alone {
+				break
+			}
+		}
+	}
+	if len(free) == 0 {
+		return Claim{Slot: None}, []Problem{{
+			Kind: ProblemExhausted, Node: s.Name,
+			Text:   fmt.Sprintf("all %d slots of the cluster are taken", s.Cluster.Slots()),
+			Advice: "run meshd forget for nodes that are gone, or choose wider cluster.pods and cluster.overlay ranges",
+		}}
+	}
+	return Claim{Slot: free[binary.BigEndian.Uint64(s.Self[:])%uint64(len(free))], Time: s.Now}, nil
+}
+
+// cannotStay words what stands against a claim that has pods behind it.
+func (s Situation) cannotStay(owner *node, lost, fits bool) Problem {
+	p := Problem{Kind: ProblemSlot, Node: s.Name}
+	renumber := fmt.Sprintf("to give %s new addresses: drain its pods, stop meshd, run meshd down, delete node.json in meshd's state directory, start meshd", s.Name)
+	switch {
+	case !fits:
+		p.Text = fmt.Sprintf("slot %d does not fit into the cluster's ranges any more", s.Current.Slot)
+		p.Advice = "set cluster.pods, cluster.pod-prefix and cluster.overlay back; or, " + renumber
+	case lost:
+		p.Text = fmt.Sprintf("slot %d (%v) belongs to node %s, whose claim is older: other nodes send that traffic there", s.Current.Slot, s.Cluster.PodCIDRs(s.Current.Slot), owner.Name)
+		p.Advice = renumber
+	default:
+		p.Text = fmt.Sprintf("node.pod-cidr names slot %d, but the node runs with slot %d", s.Static, s.Current.Slot)
+		p.Advice = fmt.Sprintf("set node.pod-cidr to %v; or, %s", s.Cluster.PodCIDRs(s.Current.Slot), renumber)
+	}
+	return p
+}
