@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/daemon"
+	"github.com/spf13/cobra"
+)
+
+// version is set by the build: -ldflags "-X main.version=…".
+var version = "unreleased"
+
+// askTimeout bounds a question to the daemon. It answers at once; only plan has
+// to look at the host.
+const askTimeout = 30 * time.Second
+
+// paths are the flags that every command has.
+type paths struct{ config, stateDir, runDir string }
+
+func (p paths) client() *control.Client { return control.NewClient(p.runDir) }
+
+func newRoot() *cobra.Command {
+	var p paths
+	root := &cobra.Command{
+		Use:   "meshd",
+		Short: "A WireGuard mesh for k3s hosts, without a coordinator",
+		Long: `meshd joins hosts that share nothing but the internet into one network that
+k3s can stand on: it gossips with the other hosts, sets up WireGuard, routes
+and firewall rules, and installs the CNI configuration.
+
+Exit codes: 0 success, 1 failure, 2 wrong command line or configuration,
+3 the daemon is not running, 4 the daemon refuses.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		// A word that is no command is a mistake, not a wish for help.
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	flags := root.PersistentFlags()
+	flags.StringVar(&p.config, "config", "/etc/meshd.yaml", "configuration `file`")
+	flags.StringVar(&p.stateDir, "state-dir", "/var/lib/meshd", "`directory` of what the node must not forget")
+	flags.StringVar(&p.runDir, "run-dir", "/run/meshd", "`directory` of the control socket")
+	root.AddCommand(newRun(&p), newStatus(&p), newPlan(&p), newForget(&p), newDown(&p), newSecret(), newVersion())
+	checkArgs(root)
+	return root
+}
+
+// checkArgs makes wrong arguments of any command usage errors.
+func checkArgs(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		checkArgs(sub)
+	}
+}
+
+func newRun(p *paths) *cobra.Command {
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon in the foreground",
+		Long: `Run the daemon in the foreground until SIGINT or SIGTERM. Stopping it changes
+nothing on the host: tunnels, routes and rules stay, see meshd down. SIGHUP makes
+it look at everything again.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			reload := make(chan os.Signal, 1)
+			signal.Notify(reload, syscall.SIGHUP)
+			defer signal.Stop(reload)
+			return daemon.Run(cmd.Context(), daemon.Options{
+				Config: p.config, StateDir: p.stateDir, RunDir: p.runDir,
+				Version: version, Logger: newLogger(cmd.ErrOrStderr(), verbose), Reload: reload,
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "log what happens in detail")
+	return cmd
+}
+
+// newLogger logs without times where journald adds its own.
+func newLogger(w io.Writer, verbose bool) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if verbose {
+		opts.Level = slog.LevelDebug
+	}
+	if os.Getenv("JOURNAL_STREAM") != "" {
+		opts.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+func newStatus(p *paths) *cobra.Command {
+	var out output
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show this node, the others, and what is wrong",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+			defer cancel()
+			s, err := p.client().Status(ctx)
+			if err != nil {
+				return err
+			}
+			return out.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return printStatus(w, s, time.Now()) })
+		},
+	}
+	out.register(cmd)
+	return cmd
+}
+
+func newPlan(p *paths) *cobra.Command {
+	var out output
+	cmd := &cobra.Command{
+		Use:   "plan",
+		Short: "Show what the daemon would change on this host, and change nothing",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+			defer cancel()
+			plan, err := p.client().Plan(ctx)
+			if err != nil {
+				return err
+			}
+			return out.print(cmd.OutOrStdout(), plan, func(w io.Writer) error {
+				if len(plan.Changes) == 0 {
+					_, err := fmt.Fprintln(w, "Nothing to change.")
+					return err
+				}
+				_, err := fmt.Fprintln(w, strings.Join(plan.Changes, "\n"))
+				return err
+			})
+		},
+	}
+	out.register(cmd)
+	return cmd
+}
+
+func newForget(p *paths) *cobra.Command {
+	return &cobra.Command{
+		Use:   "forget NODE",
+		Short: "Drop the records of a node that is gone for good, and free its addresses",
+		Long: `Drop the records of a node that is gone for good, on all nodes, and free its
+slot. NODE is a name or a fingerprint. A node that is alive can't be forgotten;
+one that comes back later is known again.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+			defer cancel()
+			return p.client().Forget(ctx, args[0])
+		},
+	}
+}
+
+func newDown(p *paths) *cobra.Command {
+	return &cobra.Command{
+		Use:   "down",
+		Short: "Remove from this host all that meshd has put there",
+		Long: `Remove from this host all that meshd has put there: device, routes, nft table,
+CNI configuration and plugin links. The daemon must be stopped. What the node
+must not forget, in the state directory, stays; so do kernel parameters.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			removed, err := daemon.Down(cmd.Context(), daemon.Options{
+				Config: p.config, RunDir: p.runDir, Logger: newLogger(cmd.ErrOrStderr(), false),
+			})
+			for _, line := range removed {
+				fmt.Fprintln(cmd.OutOrStdout(), line)
+			}
+			return err
+		},
+	}
+}
+
+func newVersion() *cobra.Command {
+	var out output
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Show the version of meshd",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v := struct {
+				Version string `json:"version"`
+				Go      string `json:"go"`
+			}{Version: version}
+			if info, ok := debug.ReadBuildInfo(); ok {
+				v.Go = info.GoVersion
+			}
+			return out.print(cmd.OutOrStdout(), v, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "meshd %s (%s)\n", v.Version, v.Go)
+				return err
+			})
+		},
+	}
+	out.register(cmd)
+	return cmd
+}
+
+// output is the -o flag.
+type output string
+
+func (o *output) register(cmd *cobra.Command) {
+	cmd.Flags().VarP(o, "output", "o", "output as `text` or json")
+	*o = "text"
+}
+
+func (o *output) String() string { return string(*o) }
+
+// Type implements pflag.Value.
+func (*output) Type() string { return "format" }
+
+// Set implements pflag.Value.
+func (o *output) Set(s string) error {
+	if s != "text" && s != "json" {
+		return fmt.Errorf("want text or json, got %q", s)
+	}
+	*o = output(s)
+	return nil
+}
+
+// print writes v as JSON, or what text writes.
+func (o *output) print(w io.Writer, v any, text func(io.Writer) error) error {
+	if *o == "text" {
+		return text(w)
+	}
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}

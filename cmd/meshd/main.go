@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command meshd joins hosts that share nothing but the internet into one
+// network that k3s can stand on. See meshd --help, or the README.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/control"
+)
+
+// Exit codes, documented in meshd --help.
+const (
+	exitOK         = 0
+	exitFailure    = 1
+	exitUsage      = 2 // the command line or the configuration is wrong
+	exitNotRunning = 3 // the command needs a running daemon
+	exitRefused    = 4 // the daemon won't do that, and says why
+)
+
+func main() { os.Exit(run()) }
+
+// run runs the command line and returns the exit code.
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := newRoot().ExecuteContext(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "meshd:", err)
+	}
+	return exitCode(err)
+}
+
+func exitCode(err error) int {
+	var bad *config.Error
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &bad), errors.As(err, &usage):
+		return exitUsage
+	case errors.Is(err, control.ErrNotRunning):
+		return exitNotRunning
+	case errors.Is(err, control.ErrRefused):
+		return exitRefused
+	}
+	return exitFailure
+}
+
+// usageError is a mistake on the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }

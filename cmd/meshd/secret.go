@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+func newSecret() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "secret",
+		Short: "Make the secret that the nodes of a mesh share",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newSecretNew())
+	return cmd
+}
+
+func newSecretNew() *cobra.Command {
+	var out string
+	cmd := &cobra.Command{
+		Use:   "new",
+		Short: "Make a new secret: 32 random bytes in base64",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var secret [32]byte
+			if _, err := rand.Read(secret[:]); err != nil {
+				return fmt.Errorf("draw secret: %w", err)
+			}
+			line := base64.StdEncoding.EncodeToString(secret[:]) + "\n"
+			if out == "" {
+				_, err := fmt.Fprint(cmd.OutOrStdout(), line)
+				return err
+			}
+			return writeSecret(out, line)
+		},
+	}
+	cmd.Flags().StringVar(&out, "out", "", "write to this new `file`, mode 0600, instead of standard output")
+	return cmd
+}
+
+// writeSecret makes a new file. It never replaces one: a lost secret is a lost
+// mesh.
+func writeSecret(path, line string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("write secret: %s exists already, and other nodes may have it; move it away first", path)
+	}
+	if err != nil {
+		return fmt.Errorf("write secret: %w", err)
+	}
+	_, err = f.WriteString(line)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("write secret: %w", err), os.Remove(path))
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// printStatus writes what a person wants to know first: who this node is, who
+// the others are and how they fare, and what to do about what is wrong.
+func printStatus(w io.Writer, s control.Status, now time.Time) error {
+	var b strings.Builder
+	printNode(&b, s)
+	if len(s.Peers) > 0 {
+		b.WriteString("\n")
+		printPeers(&b, s.Peers, now)
+	}
+	if s.Reconcile.Error != "" {
+		fmt.Fprintf(&b, "\nThe last turn failed:\n")
+		for line := range strings.Lines(s.Reconcile.Error) {
+			fmt.Fprintf(&b, "  %s\n", strings.TrimSuffix(line, "\n"))
+		}
+	}
+	if len(s.Problems) > 0 {
+		fmt.Fprintf(&b, "\nProblems:\n")
+		for _, p := range s.Problems {
+			fmt.Fprintf(&b, "  %s: %s\n    → %s\n", p.Node, p.Text, p.Advice)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func printNode(w io.Writer, s control.Status) {
+	n := s.Node
+	state := "ready"
+	switch {
+	case n.Slot == mesh.None:
+		state = "looking for the mesh"
+	case !n.Ready:
+		state = "not ready yet"
+	}
+	nat := ""
+	if n.NAT {
+		nat = " (behind NAT)"
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "Node:\t%s, %s\n", n.Name, state)
+	if n.Location != "" {
+		fmt.Fprintf(t, "Location:\t%s\n", n.Location)
+	}
+	fmt.Fprintf(t, "Overlay:\t%s\n", join(n.Overlay))
+	fmt.Fprintf(t, "Pods:\t%s\n", join(n.PodCIDRs))
+	fmt.Fprintf(t, "Endpoint:\t%s%s\n", join(n.Endpoints), nat)
+	fmt.Fprintf(t, "Device:\t%s, %s WireGuard, port %d, MTU %d\n", s.Device.Name, s.Device.Implementation, s.Device.ListenPort, s.Device.MTU)
+	t.Flush() // to a strings.Builder, which takes everything
+}
+
+func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NODE\tLOCATION\tALIVE\tOVERLAY\tPODS\tINTERNAL IP\tENDPOINT\tHANDSHAKE\tRTT\tRECEIVED\tSENT")
+	for _, p := range peers {
+		alive := "no"
+		if p.Alive {
+			alive = "yes"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, orDash(p.Location), alive, join(p.Overlay), join(p.PodCIDRs),
+			join(p.InternalIPs), orDash(p.Endpoint), age(p.Handshake(), now), orDash(p.RTT), size(p.Received), size(p.Sent))
+	}
+	t.Flush()
+}
+
+// join lists values, or writes a dash for none.
+func join[T netip.Addr | netip.Prefix | string](vs []T) string {
+	s := make([]string, len(vs))
+	for i, v := range vs {
+		s[i] = fmt.Sprint(v)
+	}
+	return orDash(strings.Join(s, ","))
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// age says how long ago something was.
+func age(t, now time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return max(now.Sub(t), 0).Round(time.Second).String() + " ago"
+}
+
+// size prints bytes with a binary prefix.
+func size(n int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	f, i := float64(n), 0
+	for f >= 1024 && i < len(units)-1 {
+		f, i = f/1024, i+1
+	}
+	if i == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", f, units[i])
+}

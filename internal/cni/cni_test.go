@@ -1,0 +1,543 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni_test
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+func TestRender(t *testing.T) {
+	tests := []struct {
+		golden string
+		cidrs  []netip.Prefix
+	}{
+		{"ipv4.conflist", prefixes("10.42.7.0/24")},
+		{"ipv6.conflist", prefixes("fd42:7::/64")},
+		{"dual.conflist", prefixes("10.42.7.0/24", "fd42:7::/64")},
+		{"dual-ipv6-first.conflist", prefixes("fd42:7::/64", "10.42.7.0/24")},
+	}
+	for _, tt := range tests {
+		t.Run(tt.golden, func(t *testing.T) {
+			want, err := os.ReadFile(filepath.Join("testdata", tt.golden))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := cni.Render(cni.Config{Bridge: "kube-bridge", PodCIDRs: tt.cidrs, MTU: 1420})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), string(got)); diff != "" {
+				t.Errorf("conflist (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestRenderRefuses(t *testing.T) {
+	tests := []struct {
+		name  string
+		cidrs []netip.Prefix
+		want  string
+	}{
+		{"none", nil, "no pod CIDR"},
+		{"zero", []netip.Prefix{{}}, "not a network"},
+		{"host bits", prefixes("10.42.7.1/24"), "10.42.7.1/24: not a network"},
+		{"no room", prefixes("10.42.7.0/31"), "10.42.7.0/31: no room"},
+		{"no room, IPv6", prefixes("fd42::/127"), "fd42::/127: no room"},
+		{"one family twice", prefixes("10.42.7.0/24", "fd42::/64", "10.42.8.0/24"), "10.42.7.0/24 and 10.42.8.0/24"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := cni.Render(cni.Config{Bridge: "kube-bridge", PodCIDRs: tt.cidrs, MTU: 1420})
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %q, %v, want an error that says %q", got, err, tt.want)
+			}
+		})
+	}
+}
+
+// Each case is a host before; the changes are what Plan prints for it. After
+// they have been applied, there is nothing left to do.
+func TestPlan(t *testing.T) {
+	tests := []struct {
+		name    string
+		host    func(t *testing.T, c cni.Config)
+		changes string // of the whole plan, one a line, paths relative to the host's root
+		err     string // "" for none
+	}{
+		{
+			name: "fresh",
+			host: func(t *testing.T, c cni.Config) { source(t, c, cni.PluginNames()...) },
+			changes: `
+				link bin/bridge -> source/bridge
+				link bin/host-local -> source/host-local
+				link bin/loopback -> source/loopback
+				link bin/portmap -> source/portmap
+				write conf/10-meshd.conflist`,
+		},
+		{
+			name: "as wanted",
+			host: install,
+		},
+		{
+			name: "plugins of somebody else",
+			host: func(t *testing.T, c cni.Config) {
+				source(t, c, "loopback", "bridge")
+				file(t, filepath.Join(c.BinDir, "bridge"), "a bridge")
+				file(t, filepath.Join(c.BinDir, "host-local"), "a host-local")
+				file(t, filepath.Join(c.ConfDir, "../multi"), "all in one")
+				link(t, "../multi", filepath.Join(c.BinDir, "portmap"))
+			},
+			changes: `
+				link bin/loopback -> source/loopback
+				write conf/10-meshd.conflist`,
+		},
+		{
+			name: "no plugins",
+			host: func(t *testing.T, c cni.Config) { source(t, c, "bridge", "host-local", "loopback") },
+			changes: `
+				link bin/bridge -> source/bridge
+				link bin/host-local -> source/host-local
+				link bin/loopback -> source/loopback`,
+			err: "link plugin portmap: neither bin/portmap nor source/portmap exists; install the package containernetworking-plugins",
+		},
+		{
+			name: "package removed",
+			host: func(t *testing.T, c cni.Config) {
+				install(t, c)
+				remove(t, filepath.Join(c.PluginSource, "bridge"))
+			},
+			err: "link plugin bridge: neither bin/bridge nor source/bridge exists; install the package containernetworking-plugins",
+		},
+		{
+			name: "our link dangles",
+			host: func(t *testing.T, c cni.Config) {
+				install(t, c)
+				remove(t, filepath.Join(c.BinDir, "bridge"))
+				link(t, filepath.Join(c.PluginSource, "bridge-0.9"), filepath.Join(c.BinDir, "bridge"))
+			},
+			changes: `
+				delete bin/bridge
+				link bin/bridge -> source/bridge`,
+		},
+		{
+			name: "somebody else's link dangles",
+			host: func(t *testing.T, c cni.Config) {
+				install(t, c)
+				remove(t, filepath.Join(c.BinDir, "bridge"))
+				link(t, "/nowhere/bridge", filepath.Join(c.BinDir, "bridge"))
+			},
+			err: "link plugin bridge: bin/bridge is there, is not meshd's, and leads to no file; move it away",
+		},
+		{
+			name: "directory in the way",
+			host: func(t *testing.T, c cni.Config) {
+				install(t, c)
+				remove(t, filepath.Join(c.BinDir, "bridge"))
+				if err := os.Mkdir(filepath.Join(c.BinDir, "bridge"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			},
+			err: "link plugin bridge: bin/bridge is there, is not meshd's, and leads to no file; move it away",
+		},
+		{
+			name: "conflist of an earlier configuration",
+			host: func(t *testing.T, c cni.Config) {
+				c.MTU = 1380
+				install(t, c)
+			},
+			changes: `write conf/10-meshd.conflist`,
+		},
+		{
+			name: "conflist deleted",
+			host: func(t *testing.T, c cni.Config) {
+				install(t, c)
+				remove(t, filepath.Join(c.ConfDir, cni.FileName))
+			},
+			changes: `write conf/10-meshd.conflist`,
+		},
+		{
+			name: "conflist torn",
+			host: func(t *testing.T, c cni.Config) {
+				install(t, c)
+				file(t, filepath.Join(c.ConfDir, cni.FileName), `{"cniVersion": "1.0`)
+			},
+			changes: `write conf/10-meshd.conflist`,
+		},
+		{
+			name: "conflist of another network under our name",
+			host: func(t *testing.T, c cni.Config) {
+				install(t, c)
+				file(t, filepath.Join(c.ConfDir, cni.FileName), `{"name": "cbr0", "plugins": []}`)
+			},
+			err: `install conflist: conf/10-meshd.conflist is there for the network "cbr0"; move it away`,
+		},
+		{
+			name: "left behind by a crash",
+			host: func(t *testing.T, c cni.Config) {
+				install(t, c)
+				file(t, filepath.Join(c.ConfDir, ".10-meshd.conflist.123.tmp"), `{"na`)
+				file(t, filepath.Join(c.ConfDir, ".10-flannel.conflist.123.tmp"), `{"na`)
+			},
+			changes: `delete conf/.10-meshd.conflist.123.tmp`,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c, root := host(t)
+			tt.host(t, c)
+
+			changes, err := plan(t, c)
+			if diff := cmp.Diff(lines(tt.changes), printed(changes, root)); diff != "" {
+				t.Errorf("plan (-want +got):\n%s", diff)
+			}
+			if got := message(err, root); got != tt.err {
+				t.Errorf("got error %q, want %q", got, tt.err)
+			}
+			if err := cni.Apply(changes); err != nil {
+				t.Fatal(err)
+			}
+
+			changes, err = plan(t, c)
+			if got := printed(changes, root); got != nil {
+				t.Errorf("left to do afterwards: %q", got)
+			}
+			if got := message(err, root); got != tt.err {
+				t.Errorf("got error %q afterwards, want %q", got, tt.err)
+			}
+		})
+	}
+}
+
+// A plan for a host that is as wanted is empty, so applying it writes nothing.
+// Another write would wake containerd.
+func TestApplyWritesOnce(t *testing.T) {
+	c, root := host(t)
+	install(t, c)
+	before := snapshot(t, root)
+	install(t, c)
+	if diff := cmp.Diff(before, snapshot(t, root)); diff != "" {
+		t.Errorf("written again (-before +after):\n%s", diff)
+	}
+}
+
+func TestApplyModes(t *testing.T) {
+	c, _ := host(t)
+	install(t, c)
+	want := map[string]fs.FileMode{
+		c.ConfDir:                              fs.ModeDir | 0o755,
+		c.BinDir:                               fs.ModeDir | 0o755,
+		filepath.Join(c.ConfDir, cni.FileName): 0o644,
+	}
+	got := map[string]fs.FileMode{}
+	for path := range want {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[path] = info.Mode()
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("modes (-want +got):\n%s", diff)
+	}
+}
+
+// What comes into being between Observe and Apply is not replaced, and nothing
+// after it is done.
+func TestApplyStops(t *testing.T) {
+	c, root := host(t)
+	source(t, c, cni.PluginNames()...)
+	changes, err := plan(t, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file(t, filepath.Join(c.BinDir, "host-local"), "a host-local")
+
+	err = cni.Apply(changes)
+	if !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), "link "+c.BinDir+"/host-local") {
+		t.Errorf("got %v, want one that names the link", err)
+	}
+	changes, err = plan(t, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := lines(`
+		link bin/loopback -> source/loopback
+		link bin/portmap -> source/portmap
+		write conf/10-meshd.conflist`)
+	if diff := cmp.Diff(want, printed(changes, root)); diff != "" {
+		t.Errorf("left to do (-want +got):\n%s", diff)
+	}
+}
+
+func TestPlanRemoval(t *testing.T) {
+	tests := []struct {
+		name    string
+		host    func(t *testing.T, c cni.Config)
+		changes string
+	}{
+		{
+			name: "nothing there",
+			host: func(*testing.T, cni.Config) {},
+		},
+		{
+			name: "installed, beside others",
+			host: func(t *testing.T, c cni.Config) {
+				install(t, c)
+				file(t, filepath.Join(c.ConfDir, "05-cilium.conflist"), `{"name": "cilium"}`)
+				file(t, filepath.Join(c.BinDir, "cilium"), "a plugin")
+				link(t, filepath.Join(c.PluginSource, "firewall"), filepath.Join(c.BinDir, "firewall"))
+				file(t, filepath.Join(c.ConfDir, ".10-meshd.conflist.123.tmp"), `{"na`)
+			},
+			changes: `
+				delete conf/10-meshd.conflist
+				delete bin/bridge
+				delete bin/host-local
+				delete bin/loopback
+				delete bin/portmap
+				delete conf/.10-meshd.conflist.123.tmp`,
+		},
+		{
+			name: "nothing is ours",
+			host: func(t *testing.T, c cni.Config) {
+				source(t, c, cni.PluginNames()...)
+				file(t, filepath.Join(c.ConfDir, cni.FileName), `{"name": "cbr0"}`)
+				file(t, filepath.Join(c.BinDir, "bridge"), "a bridge")
+				link(t, "/nowhere/loopback", filepath.Join(c.BinDir, "loopback"))
+			},
+		},
+		{
+			name: "our links dangle",
+			host: func(t *testing.T, c cni.Config) {
+				install(t, c)
+				if err := os.RemoveAll(c.PluginSource); err != nil {
+					t.Fatal(err)
+				}
+				remove(t, filepath.Join(c.ConfDir, cni.FileName))
+			},
+			changes: `
+				delete bin/bridge
+				delete bin/host-local
+				delete bin/loopback
+				delete bin/portmap`,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c, root := host(t)
+			tt.host(t, c)
+			changes := cni.PlanRemoval(c, observe(t, c))
+			if diff := cmp.Diff(lines(tt.changes), printed(changes, root)); diff != "" {
+				t.Errorf("plan (-want +got):\n%s", diff)
+			}
+			// Twice, because others may delete the same.
+			for range 2 {
+				if err := cni.Apply(changes); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if left := cni.PlanRemoval(c, observe(t, c)); left != nil {
+				t.Errorf("left to do afterwards: %q", printed(left, root))
+			}
+		})
+	}
+}
+
+func TestProblems(t *testing.T) {
+	c, root := host(t)
+	for _, name := range []string{
+		"05-cilium.conflist", "10-flannel.conf", "00-old.json", // these win
+		"10-meshd.conflist", "20-weave.conflist", // these don't
+		"05-cilium.conflist.cilium_bak", ".10-meshd.conflist.1.tmp", // containerd doesn't look at these
+	} {
+		file(t, filepath.Join(c.ConfDir, name), "{}")
+	}
+	if err := os.Mkdir(filepath.Join(c.ConfDir, "00-directory.conflist"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+
+	var want []mesh.Problem
+	for _, name := range []string{"00-old.json", "05-cilium.conflist", "10-flannel.conf"} {
+		want = append(want, mesh.Problem{
+			Kind:   "cni-conflict",
+			Text:   "containerd uses conf/" + name + " and not 10-meshd.conflist, which sorts after it",
+			Advice: "remove that network from the host, or leave the pods to it with cni: {enabled: false}",
+		})
+	}
+	got := cni.Problems(c, observe(t, c))
+	for i := range got {
+		got[i].Text = strings.ReplaceAll(got[i].Text, root+"/", "")
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("problems (-want +got):\n%s", diff)
+	}
+}
+
+func FuzzPlan(f *testing.F) {
+	c := cni.Config{Bridge: "kube-bridge", PodCIDRs: prefixes("10.42.7.0/24"), MTU: 1420}
+	ours, err := cni.Render(c)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(ours)
+	f.Add([]byte(`{"name": "cbr0"}`))
+	f.Add([]byte(`{"name": 1}`))
+	f.Fuzz(func(t *testing.T, conflist []byte) {
+		s := cni.Status{Conflist: conflist}
+		changes, err := cni.Plan(c, s)
+		switch {
+		case err != nil && len(changes) > 0:
+			t.Errorf("got %v and %v: a foreign conflist is replaced", err, changes)
+		case err != nil && len(cni.PlanRemoval(c, s)) > 0:
+			t.Errorf("got %v: a foreign conflist is deleted", err)
+		case string(conflist) == string(ours) && len(changes) > 0:
+			t.Errorf("got %v, want nothing to do", changes)
+		}
+	})
+}
+
+// host returns a configuration for a host that has nothing yet, and the
+// directory that all of it lies in.
+func host(t *testing.T) (c cni.Config, root string) {
+	root = t.TempDir()
+	return cni.Config{
+		ConfDir:      filepath.Join(root, "conf"),
+		BinDir:       filepath.Join(root, "bin"),
+		PluginSource: filepath.Join(root, "source"),
+		Bridge:       "kube-bridge",
+		PodCIDRs:     prefixes("10.42.7.0/24", "fd42:7::/64"),
+		MTU:          1420,
+	}, root
+}
+
+func install(t *testing.T, c cni.Config) {
+	t.Helper()
+	source(t, c, cni.PluginNames()...)
+	changes, err := plan(t, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cni.Apply(changes); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// source has the plugins of those names at their source.
+func source(t *testing.T, c cni.Config, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		path := filepath.Join(c.PluginSource, name)
+		if _, err := os.Stat(path); err != nil {
+			file(t, path, "plugin "+name)
+		}
+	}
+}
+
+func plan(t *testing.T, c cni.Config) ([]cni.Change, error) {
+	t.Helper()
+	return cni.Plan(c, observe(t, c))
+}
+
+func observe(t *testing.T, c cni.Config) cni.Status {
+	t.Helper()
+	s, err := cni.Observe(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// snapshot returns what any write to a file or directory below root changes.
+func snapshot(t *testing.T, root string) map[string]unix.Stat_t {
+	t.Helper()
+	stats := map[string]unix.Stat_t{}
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var s unix.Stat_t
+		if err := unix.Lstat(path, &s); err != nil {
+			return err
+		}
+		s.Atim = unix.Timespec{} // reading is allowed
+		stats[path] = s
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stats
+}
+
+func file(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func link(t *testing.T, target, path string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(target, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func printed(changes []cni.Change, root string) []string {
+	var out []string
+	for _, c := range changes {
+		out = append(out, strings.ReplaceAll(c.String(), root+"/", ""))
+	}
+	return out
+}
+
+func message(err error, root string) string {
+	if err == nil {
+		return ""
+	}
+	return strings.ReplaceAll(err.Error(), root+"/", "")
+}
+
+// lines splits a raw string into its lines, without their indentation.
+func lines(s string) []string {
+	var out []string
+	for line := range strings.Lines(s) {
+		if line = strings.TrimSpace(line); line != "" {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+func prefixes(ss ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range ss {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// complete fills in defaults that follow from other settings.
+func (d *decoder) complete() {
+	c := &d.config
+	if _, ok := d.lines["cluster.pod-prefix"]; !ok {
+		c.Cluster.PodPrefix = nil
+		for _, p := range c.Cluster.Pods {
+			bits := podBits4
+			if p.Addr().Is6() {
+				bits = podBits6
+			}
+			c.Cluster.PodPrefix = append(c.Cluster.PodPrefix, bits)
+		}
+	}
+	if _, ok := d.lines["cluster.dns.address"]; !ok && len(c.Cluster.Services) > 0 {
+		// k3s gives its resolver the tenth address of the first range.
+		a := c.Cluster.Services[0].Addr()
+		for range 10 {
+			a = a.Next()
+		}
+		c.Cluster.DNS.Address = a
+	}
+	if c.Node.Endpoint.Host != "" && c.Node.Endpoint.Port == 0 {
+		c.Node.Endpoint.Port = uint16(c.WireGuard.ListenPort)
+	}
+	if c.Gossip.Advertise.Host != "" && c.Gossip.Advertise.Port == 0 {
+		c.Gossip.Advertise.Port = c.Gossip.Bind.Port()
+	}
+}
+
+// checks compare settings with each other. One runs only if all the keys it
+// looks at are sound, so that one mistake makes one error; the order matters.
+var checks = []struct {
+	of  []string
+	run func(*decoder)
+}{
+	{[]string{"cluster.overlay"}, func(d *decoder) { d.onePerFamily("cluster.overlay", d.config.Cluster.Overlay) }},
+	{[]string{"cluster.pods"}, func(d *decoder) { d.onePerFamily("cluster.pods", d.config.Cluster.Pods) }},
+	{[]string{"cluster.services"}, func(d *decoder) { d.onePerFamily("cluster.services", d.config.Cluster.Services) }},
+	{[]string{"node.pod-cidr"}, func(d *decoder) { d.onePerFamily("node.pod-cidr", d.config.Node.PodCIDR) }},
+	{[]string{"cluster.overlay", "cluster.pods"}, (*decoder).checkFamilies},
+	{[]string{"cluster.pods", "cluster.pod-prefix"}, (*decoder).checkPodPrefix},
+	{[]string{"cluster.overlay", "cluster.pods", "cluster.services"}, (*decoder).checkOverlaps},
+	{[]string{"cluster.overlay", "cluster.pods", "cluster.pod-prefix"}, (*decoder).checkRoom},
+	{[]string{"cluster.overlay", "cluster.pods", "cluster.pod-prefix", "node.pod-cidr"}, (*decoder).checkPodCIDR},
+	{[]string{"cluster.services", "cluster.dns.address"}, (*decoder).checkDNS},
+	{[]string{"cluster.overlay", "cluster.pods", "cluster.services"}, (*decoder).checkUnderlay},
+	{[]string{"node.allowed-location-ips"}, (*decoder).checkLocationIPs},
+	{[]string{"cluster.overlay", "cluster.pods", "wireguard.mtu"}, (*decoder).checkMTU},
+	{[]string{"wireguard.listen-port", "gossip.bind"}, (*decoder).checkPorts},
+	{[]string{"wireguard.interface", "cni.bridge"}, (*decoder).checkLinks},
+}
+
+func (d *decoder) check() {
+	for _, c := range checks {
+		if d.sound(c.of...) {
+			c.run(d)
+		}
+	}
+}
+
+// later is that of two keys which stands further below in the file. Where two
+// settings contradict each other, that is the one to blame: it was written
+// with the other in sight, or the other is a default.
+func (d *decoder) later(a, b string) (blamed, other string) {
+	if d.lines[a] > d.lines[b] {
+		return a, b
+	}
+	return b, a
+}
+
+func (d *decoder) onePerFamily(key string, ps []netip.Prefix) {
+	var v4, v6 bool
+	for i, p := range ps {
+		seen, family := &v4, "IPv4"
+		if p.Addr().Is6() {
+			seen, family = &v6, "IPv6"
+		}
+		if *seen {
+			d.report(entry(key, i), fmt.Sprintf("%v is a second %s range", p, family), "keep one a family")
+		}
+		*seen = true
+	}
+}
+
+func (d *decoder) checkFamilies() {
+	overlay, pods := families(d.config.Cluster.Overlay), families(d.config.Cluster.Pods)
+	if overlay == pods {
+		return
+	}
+	key, _ := d.later("cluster.overlay", "cluster.pods")
+	d.report(key, fmt.Sprintf("cluster.overlay has %s and cluster.pods has %s", overlay, pods), "write a range of each family in both, or in neither")
+}
+
+// families names the families of some ranges.
+func families(ps []netip.Prefix) string {
+	v4, v6 := mesh.Cluster{Overlay: ps}.Families()
+	switch {
+	case v4 && v6:
+		return "IPv4 and IPv6"
+	case v6:
+		return "IPv6"
+	default:
+		return "IPv4"
+	}
+}
+
+func (d *decoder) checkPodPrefix() {
+	c := d.config.Cluster
+	if len(c.PodPrefix) != len(c.Pods) {
+		key, _ := d.later("cluster.pod-prefix", "cluster.pods")
+		d.report(key, fmt.Sprintf("cluster.pod-prefix has %d entries and cluster.pods has %d", len(c.PodPrefix), len(c.Pods)),
+			"write one length for each of cluster.pods, in the same order")
+		return
+	}
+	for i, p := range c.Pods {
+		// A pod CIDR holds a network, a gateway and at least one pod.
+		most := p.Addr().BitLen() - 2
+		if bits := c.PodPrefix[i]; bits < p.Bits() || bits > most {
+			key, _ := d.later(entry("cluster.pod-prefix", i), entry("cluster.pods", i))
+			d.report(key, fmt.Sprintf("a node's pod CIDR of /%d does not fit into %v", bits, p),
+				fmt.Sprintf("write a cluster.pod-prefix from %d to %d", p.Bits(), most))
+		}
+	}
+}
+
+// checkOverlaps finds ranges of the cluster that share addresses.
+func (d *decoder) checkOverlaps() {
+	rs := d.ranges()
+	for i, a := range rs {
+		for _, b := range rs[i+1:] {
+			if !a.prefix.Overlaps(b.prefix) {
+				continue
+			}
+			blamed, other := a, b
+			if key, _ := d.later(a.key, b.key); key == b.key {
+				blamed, other = b, a
+			}
+			d.report(blamed.key, fmt.Sprintf("%v overlaps %s, %v", blamed.prefix, other.key, other.prefix), "choose ranges that share no address")
+		}
+	}
+}
+
+// clusterRange is a range of the cluster with the key that names it.
+type clusterRange struct {
+	key    string
+	prefix netip.Prefix
+}
+
+// ranges are those whose addresses only the cluster gives out.
+func (d *decoder) ranges() []clusterRange {
+	var rs []clusterRange
+	add := func(key string, ps []netip.Prefix) {
+		for i, p := range ps {
+			rs = append(rs, clusterRange{entry(key, i), p})
+		}
+	}
+	add("cluster.overlay", d.config.Cluster.Overlay)
+	add("cluster.pods", d.config.Cluster.Pods)
+	add("cluster.services", d.config.Cluster.Services)
+	return rs
+}
+
+func (d *decoder) checkRoom() {
+	if d.config.Cluster.Slots() > 0 {
+		return
+	}
+	// The pod ranges hold one slot at least, or checkPodPrefix would have
+	// said so: it is the overlay's half for nodes that is too small.
+	for i, p := range d.config.Cluster.Overlay {
+		if most := p.Addr().BitLen() - 2; p.Bits() > most {
+			d.report(entry("cluster.overlay", i), fmt.Sprintf("%v has no room for nodes and clients", p), fmt.Sprintf("write a range of /%d or wider", most))
+		}
+	}
+}
+
+func (d *decoder) checkPodCIDR() {
+	c := d.config.Cluster
+	slot := mesh.None
+	for i, p := range d.config.Node.PodCIDR {
+		key := entry("node.pod-cidr", i)
+		pods, bits := rangeAround(c, p)
+		switch n, ok := c.SlotOf(p); {
+		case !pods.IsValid():
+			d.report(key, fmt.Sprintf("%v is not in cluster.pods, %s", p, mesh.FormatPrefixes(c.Pods)), "write a range in it, or remove the key")
+		case bits != p.Bits():
+			d.report(key, fmt.Sprintf("%v is not a /%d, as cluster.pod-prefix says", p, bits), fmt.Sprintf("write %v", netip.PrefixFrom(p.Addr(), bits).Masked()))
+		case !ok:
+			d.report(key, fmt.Sprintf("%v is beyond the last of %d pod CIDRs for which cluster.overlay has addresses", p, c.Slots()),
+				fmt.Sprintf("write one up to %s, or widen cluster.overlay", mesh.FormatPrefixes(c.PodCIDRs(c.Slots()-1))))
+		case slot != mesh.None && n != slot:
+			d.report(key, fmt.Sprintf("%v is slot %d, but %v is slot %d", p, n, d.config.Node.PodCIDR[0], slot),
+				fmt.Sprintf("write [%s], or only one of the two", mesh.FormatPrefixes(c.PodCIDRs(slot))))
+		default:
+			slot = n
+		}
+	}
+}
+
+// rangeAround finds the pod range that holds a pod CIDR, and the length that
+// pod CIDRs have there.
+func rangeAround(c mesh.Cluster, p netip.Prefix) (netip.Prefix, int) {
+	for i, pods := range c.Pods {
+		if pods.Contains(p.Addr()) && pods.Bits() <= p.Bits() {
+			return pods, c.PodPrefix[i]
+		}
+	}
+	return netip.Prefix{}, 0
+}
+
+func (d *decoder) checkDNS() {
+	c := d.config.Cluster
+	for _, p := range c.Services {
+		if p.Contains(c.DNS.Address) {
+			return
+		}
+	}
+	key, _ := d.later("cluster.dns.address", "cluster.services")
+	d.report(key, fmt.Sprintf("the resolver %v is not in cluster.services, %s", c.DNS.Address, mesh.FormatPrefixes(c.Services)),
+		"set cluster.dns.address to the address of the Service kube-dns")
+}
+
+// checkUnderlay finds addresses that must be reachable without the mesh, but
+// lie in ranges that only the mesh has.
+func (d *decoder) checkUnderlay() {
+	c := d.config
+	outside := func(key, what string, p netip.Prefix) {
+		for _, r := range d.ranges() {
+			if r.prefix.Overlaps(p) {
+				d.report(key, fmt.Sprintf("%s %s, %v", what, r.key, r.prefix), "it must be outside the mesh: change it, or the cluster's range")
+				return
+			}
+		}
+	}
+	host := func(key string, h HostPort) {
+		if a, err := netip.ParseAddr(h.Host); err == nil {
+			outside(key, h.Host+" lies in", netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	host("node.endpoint", c.Node.Endpoint)
+	host("gossip.advertise", c.Gossip.Advertise)
+	if a := c.Node.InternalIP.Addr(); a.IsValid() {
+		outside("node.internal-ip", a.String()+" lies in", netip.PrefixFrom(a, a.BitLen()))
+	}
+	// Entries keep their place in the file only where all of a list are sound.
+	if d.sound("join") {
+		for i, h := range c.Join {
+			host(entry("join", i), h)
+		}
+	}
+	if d.sound("node.allowed-location-ips") {
+		for i, p := range c.Node.AllowedLocationIPs {
+			outside(entry("node.allowed-location-ips", i), p.String()+" overlaps", p)
+		}
+	}
+}
+
+func (d *decoder) checkLocationIPs() {
+	if n := len(d.config.Node.AllowedLocationIPs); n > mesh.MaxCIDRs {
+		d.report("node.allowed-location-ips", fmt.Sprintf("has %d networks", n),
+			fmt.Sprintf("keep at most %d; wider ones may replace several", mesh.MaxCIDRs))
+	}
+}
+
+// minMTU6 is what every link with IPv6 must carry (RFC 8200, section 5).
+const minMTU6 = 1280
+
+func (d *decoder) checkMTU() {
+	if mtu := d.config.WireGuard.MTU; mtu == 0 || mtu >= minMTU6 {
+		return
+	}
+	if _, v6 := d.config.Cluster.Families(); v6 {
+		d.report("wireguard.mtu", fmt.Sprintf("%d is too small for IPv6, which the cluster's ranges use", d.config.WireGuard.MTU), fmt.Sprintf("write at least %d, or auto", minMTU6))
+	}
+}
+
+func (d *decoder) checkPorts() {
+	if port := d.config.WireGuard.ListenPort; port == int(d.config.Gossip.Bind.Port()) {
+		blamed, other := d.later("wireguard.listen-port", "gossip.bind")
+		d.report(blamed, fmt.Sprintf("has port %d, as %s has, and both are UDP", port, other), "choose another port")
+	}
+}
+
+func (d *decoder) checkLinks() {
+	if name := d.config.CNI.Bridge; name == d.config.WireGuard.Interface {
+		blamed, other := d.later("wireguard.interface", "cni.bridge")
+		d.report(blamed, fmt.Sprintf("is %s, as %s is", name, other), "choose another name")
+	}
+}

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+)
+
+// decoder walks a YAML tree along the table of keys. It collects errors
+// instead of stopping at the first one.
+type decoder struct {
+	file   string
+	config Config
+	lines  map[string]int  // of the keys, and of the entries of lists, that the file has
+	faulty map[string]bool // keys with an error
+	errs   []*Error
+}
+
+// decode reads a file's content and compares its settings with each other.
+func decode(file string, data []byte) *decoder {
+	d := &decoder{
+		file: file, config: defaults(),
+		lines: make(map[string]int), faulty: make(map[string]bool),
+	}
+	root, err := parse(data)
+	if err != nil {
+		err.File = file
+		d.errs = append(d.errs, err)
+		return d
+	}
+	if d.plain("", root) {
+		d.section("", root)
+	}
+	if _, ok := d.lines["secret-file"]; !ok {
+		d.report("secret-file", "is missing", "write secret-file: "+secretExample)
+	}
+	d.complete()
+	d.check()
+	return d
+}
+
+// result returns the configuration, or all errors: those of this file by line,
+// then those of others.
+func (d *decoder) result(elsewhere []*Error) (Config, error) {
+	slices.SortStableFunc(d.errs, compareLines)
+	var errs []error
+	for _, e := range append(d.errs, elsewhere...) {
+		errs = append(errs, e)
+	}
+	if len(errs) > 0 {
+		return Config{}, errors.Join(errs...)
+	}
+	return d.config, nil
+}
+
+// report notes an error of a key, or of an entry of a list. If the file
+// doesn't have it, the error stands where the nearest thing around it does.
+func (d *decoder) report(key, problem, advice string) {
+	d.fail(d.line(key), key, wrong(problem, advice))
+}
+
+func (d *decoder) fail(line int, key string, err *Error) {
+	err.File, err.Line, err.Key = d.file, line, key
+	d.errs = append(d.errs, err)
+	d.faulty[listOf(key)] = true
+}
+
+// line says where a key, a list's entry, or else what it belongs to, stands.
+func (d *decoder) line(key string) int {
+	for key != "" {
+		if n, ok := d.lines[key]; ok {
+			return n
+		}
+		key = key[:max(strings.LastIndexAny(key, ".["), 0)]
+	}
+	return 1
+}
+
+// entry is the path of a list's entry.
+func entry(list string, i int) string { return fmt.Sprintf("%s[%d]", list, i) }
+
+// listOf turns the path of a list's entry into that of the list.
+func listOf(key string) string {
+	list, _, _ := strings.Cut(key, "[")
+	return list
+}
+
+// sound says whether none of the keys has had an error.
+func (d *decoder) sound(keys ...string) bool {
+	return !slices.ContainsFunc(keys, func(k string) bool { return d.faulty[k] })
+}
+
+// section reads the keys of a mapping. Nothing at all is an empty section, so
+// that a file may have one whose keys are all commented out.
+func (d *decoder) section(path string, n *yaml.Node) {
+	if n.Tag == "!!null" {
+		return
+	}
+	if n.Kind != yaml.MappingNode {
+		d.fail(n.Line, path, wrong("is a section", "write its keys below it, as name: value"))
+		return
+	}
+	seen := make(map[string]int)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		name, value := n.Content[i], n.Content[i+1]
+		if name.Kind != yaml.ScalarNode {
+			d.fail(name.Line, path, wrong("has a key that is not plain text", "write name: value"))
+			continue
+		}
+		key := pathOf(path, name.Value)
+		if first, ok := seen[name.Value]; ok {
+			d.fail(name.Line, printable(key), wrong(fmt.Sprintf("is here a second time, after line %d", first), "keep one of the two"))
+			continue
+		}
+		seen[name.Value] = name.Line
+		d.pair(path, name, value)
+	}
+}
+
+// pair reads one name and its value in a section.
+func (d *decoder) pair(section string, name, value *yaml.Node) {
+	path := pathOf(section, name.Value)
+	k, isKey := lookup(path)
+	switch {
+	case !slices.Contains(children(section), name.Value):
+		d.fail(name.Line, printable(path), wrong("unknown key", suggest(section, name.Value)))
+		return
+	case isKey && k.set == nil:
+		d.fail(name.Line, path, wrong("is not supported by this version", "remove it"))
+		return
+	}
+	d.lines[path] = name.Line
+	switch {
+	case !d.plain(path, name) || !d.plain(path, value):
+	case !isKey:
+		d.section(path, value)
+	case k.list:
+		d.list(k, value)
+	default:
+		d.scalar(k, path, value)
+	}
+}
+
+// plain refuses what YAML has beyond mappings, lists and scalars: none of it
+// has a use in so small a file, and an alias can blow up a small file to a
+// large tree.
+func (d *decoder) plain(path string, n *yaml.Node) bool {
+	switch {
+	case n.Kind == yaml.AliasNode, n.Anchor != "":
+		d.fail(n.Line, path, wrong("has a YAML anchor or alias (& or *)", "write the value itself, in quotes if it begins with one of these characters"))
+	case n.Style&yaml.TaggedStyle != 0:
+		d.fail(n.Line, path, wrong("has a YAML tag (!)", "write the value alone, in quotes if it begins with this character"))
+	default:
+		return true
+	}
+	return false
+}
+
+// list reads the entries of a list.
+func (d *decoder) list(k key, n *yaml.Node) {
+	switch {
+	case n.Tag == "!!null":
+		d.report(k.path, "has no value", "write a list, or remove the key")
+		return
+	case n.Kind == yaml.ScalarNode:
+		d.report(k.path, "is a list", "write ["+printable(n.Value)+"]")
+		return
+	case n.Kind != yaml.SequenceNode:
+		d.report(k.path, "is a list", "write its entries in brackets, or below it, each after a dash")
+		return
+	}
+	if had := k.reset(&d.config); had > 0 && len(n.Content) == 0 {
+		d.report(k.path, "is empty", "remove the key for its default")
+	}
+	for i, value := range n.Content {
+		path := entry(k.path, i)
+		if d.plain(path, value) {
+			d.scalar(k, path, value)
+		}
+	}
+}
+
+// scalar sets a key, or an entry of a list, from a single value.
+func (d *decoder) scalar(k key, path string, n *yaml.Node) {
+	switch {
+	case n.Tag == "!!null":
+		d.report(path, "has no value", "write one, or remove the key")
+	case n.Kind != yaml.ScalarNode:
+		d.fail(n.Line, path, wrong("is a single value", "write it behind the colon, in quotes if it has brackets or braces"))
+	default:
+		d.lines[path] = n.Line
+		if err := k.set(&d.config, n.Value); err != nil {
+			d.fail(n.Line, path, err)
+		}
+	}
+}
+
+// printable is foreign text as it is, if that can't confuse anybody who reads
+// it in an error, and quoted otherwise.
+func printable(s string) string {
+	if q := quote(s); s == "" || q != `"`+s+`"` {
+		return q
+	}
+	return s
+}
+
+// parse returns the tree of the only document in data.
+func parse(data []byte) (*yaml.Node, *Error) {
+	if len(data) > maxSize {
+		return nil, &Error{Line: 1, Problem: fmt.Sprintf("the file is larger than %d bytes", maxSize), Advice: "is it the right file?"}
+	}
+	docs, err := documents(data)
+	switch {
+	case err != nil:
+		return nil, malformed(data, err)
+	case len(docs) > 1:
+		return nil, &Error{Line: docs[1].Line, Problem: "a second document begins here", Advice: "keep one, without a line of ---"}
+	case len(docs) == 0 || docs[0].Content[0].Tag == "!!null":
+		return nil, &Error{Line: 1, Problem: "the file is empty", Advice: "write at least secret-file: " + secretExample}
+	case docs[0].Content[0].Kind != yaml.MappingNode:
+		return nil, &Error{Line: docs[0].Content[0].Line, Problem: "the file has no keys", Advice: "write name: value, such as secret-file: " + secretExample}
+	}
+	return docs[0].Content[0], nil
+}
+
+// documents parses all YAML documents in data.
+func documents(data []byte) (docs []*yaml.Node, err error) {
+	in := yaml.NewDecoder(bytes.NewReader(data))
+	for {
+		doc := new(yaml.Node)
+		if err := in.Decode(doc); errors.Is(err, io.EOF) {
+			return docs, nil
+		} else if err != nil {
+			return nil, err
+		}
+		docs = append(docs, doc)
+	}
+}
+
+// yamlError is how yaml.v3 words an error of syntax.
+var yamlError = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)`)
+
+// malformed says where data stops being YAML. The line in yaml.v3's error is
+// that of the construct around the mistake, and often one off; the mistake
+// itself is in the line after the longest part of the file that is sound.
+func malformed(data []byte, err error) *Error {
+	m := yamlError.FindStringSubmatch(err.Error())
+	line, _ := strconv.Atoi(m[1])
+	e := &Error{Line: max(line, 1), Problem: "is not YAML: " + m[2], Advice: "look at its indentation, brackets, quotes and colons"}
+
+	const affordable = 500 // lines; each costs a parse of all before it
+	rows := bytes.SplitAfter(data, []byte("\n"))
+	if len(rows) > affordable {
+		return e
+	}
+	for n := len(rows) - 1; n >= 0; n-- {
+		if _, err := documents(bytes.Join(rows[:n], nil)); err == nil {
+			e.Line = n + 1
+			if indent := rows[n][:len(rows[n])-len(bytes.TrimLeft(rows[n], " \t"))]; bytes.ContainsRune(indent, '\t') {
+				e.Problem, e.Advice = "is indented with a tab", "use spaces"
+			}
+			break
+		}
+	}
+	return e
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+const (
+	referencePath = "../../packaging/meshd.yaml"
+	minimalPath   = "../../packaging/meshd-minimal.yaml"
+	manualPath    = "../../docs/configuration.md"
+)
+
+// supported are the paths of all keys but the reserved ones.
+func supported() []string {
+	var paths []string
+	for _, k := range keys {
+		if k.set != nil {
+			paths = append(paths, k.path)
+		}
+	}
+	return paths
+}
+
+func TestReferenceFileHasTheDefaults(t *testing.T) {
+	got, err := Parse(referencePath, read(t, referencePath))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := Parse("", []byte("secret-file: "+secretExample))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})); diff != "" {
+		t.Errorf("values (-defaults +reference file):\n%s", diff)
+	}
+}
+
+// TestReferenceFileHasEveryKey takes the comment sign from the settings that
+// have no default.
+func TestReferenceFileHasEveryKey(t *testing.T) {
+	setting := regexp.MustCompile(`(?m)^( *)#(\w)`)
+	d := decode(referencePath, setting.ReplaceAll(read(t, referencePath), []byte("$1$2")))
+	if _, err := d.result(nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range supported() {
+		if d.lines[path] == 0 {
+			t.Errorf("%s is not in %s", path, referencePath)
+		}
+	}
+}
+
+func TestMinimalFile(t *testing.T) {
+	data := read(t, minimalPath)
+	got, err := Parse(minimalPath, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(data), "\n"); n != 3 {
+		t.Errorf("got %d lines, want 3", n)
+	}
+	if got.SecretFile != secretExample || got.Node.Endpoint.Host == "" {
+		t.Errorf("got %+v, want a secret file and an endpoint", got)
+	}
+}
+
+func TestManualHasEveryKey(t *testing.T) {
+	var want, got []string
+	for _, k := range keys {
+		want = append(want, k.path)
+	}
+	row := regexp.MustCompile("(?m)^\\| `([^`]+)` \\|")
+	for _, m := range row.FindAllSubmatch(read(t, manualPath), -1) {
+		got = append(got, string(m[1]))
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("keys (-known +in the manual's tables):\n%s", diff)
+	}
+}
+
+func TestManualExamples(t *testing.T) {
+	block := regexp.MustCompile("(?s)```yaml\n(.*?)```")
+	examples := block.FindAllSubmatch(read(t, manualPath), -1)
+	if len(examples) == 0 {
+		t.Error("got no examples, want some")
+	}
+	for _, m := range examples {
+		if _, err := Parse("example", m[1]); err != nil {
+			t.Errorf("%v\n%s", err, m[1])
+		}
+	}
+}
+
+func TestKeysAreInOrder(t *testing.T) {
+	var sections []string
+	for _, k := range keys {
+		section, _, _ := strings.Cut(k.path, ".")
+		if len(sections) > 0 && sections[len(sections)-1] != section && slices.Contains(sections, section) {
+			t.Errorf("%s stands apart from its section", k.path)
+		}
+		sections = append(sections, section)
+	}
+}
+
+func TestHostName(t *testing.T) {
+	tests := []struct{ host, want, problem string }{
+		{"aws-1", "aws-1", ""},
+		{"AWS-1.Example.com", "aws-1.example.com", ""},
+		{"aws_1", "", `meshd.yaml:1: node.name: is not set, and the host name "aws_1" can't stand in: set node.name to a name of ` + labelRule},
+		{"", "", `meshd.yaml:1: node.name: is not set, and the host name "" can't stand in: set node.name to a name of ` + labelRule},
+	}
+	for _, tt := range tests {
+		t.Run(tt.host, func(t *testing.T) {
+			d := decode("meshd.yaml", []byte("secret-file: /a"))
+			d.takeHostName(tt.host)
+			got, err := d.result(nil)
+			problem := ""
+			if err != nil {
+				problem = err.Error()
+			}
+			if got.Node.Name != tt.want || problem != tt.problem {
+				t.Errorf("got name %q, error %q; want name %q, error %q", got.Node.Name, problem, tt.want, tt.problem)
+			}
+		})
+	}
+}
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// hostPort parses a host with or without a port. The port is 0 if there is
+// none. An IPv6 address needs brackets only before a port.
+func hostPort(s string) (HostPort, *Error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return literal(a, 0)
+	}
+	host, port, hasPort := s, "", false
+	if rest, ok := strings.CutPrefix(s, "["); ok {
+		if host, port, ok = strings.Cut(rest, "]"); !ok {
+			return HostPort{}, wrong(quote(s)+" has no closing bracket", "write ["+printable(rest)+"]")
+		}
+		if port, hasPort = strings.CutPrefix(port, ":"); !hasPort && port != "" {
+			return HostPort{}, wrong(quote(s)+" has text behind the bracket", "write [address]:port")
+		}
+	} else {
+		host, port, hasPort = cutLast(s, ":")
+	}
+
+	var n int
+	if hasPort {
+		var err *Error
+		if n, err = number(1, 65535)(port); err != nil {
+			return HostPort{}, wrong("the port of "+quote(s)+": "+err.Problem, err.Advice)
+		}
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return literal(a, uint16(n))
+	}
+	if host == "" {
+		return HostPort{}, wrong(quote(s)+" has no host", "write an IP address or a name before the port")
+	}
+	if strings.HasPrefix(s, "[") || !isHostName(host) {
+		return HostPort{}, wrong(quote(host)+" is neither an IP address nor a host name", "write one such as 203.0.113.7, 2001:db8::7 or aws.example.com")
+	}
+	return HostPort{Host: host, Port: uint16(n)}, nil
+}
+
+// literal is a HostPort of an address, in its canonical form.
+func literal(a netip.Addr, port uint16) (HostPort, *Error) {
+	a = a.Unmap()
+	if a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a == broadcast {
+		return HostPort{}, wrong(a.String()+" is not an address that other hosts can reach", "write another one, or a name")
+	}
+	return HostPort{Host: a.String(), Port: port}, nil
+}
+
+// cutLast cuts s around the last separator.
+func cutLast(s, separator string) (before, after string, found bool) {
+	i := strings.LastIndex(s, separator)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(separator):], true
+}
+
+// isHostName says whether a resolver would take s for a name. Underscores are
+// no part of host names, but in use. A last label of digits only would make it
+// a misspelled IPv4 address.
+func isHostName(s string) bool {
+	s = strings.ToLower(strings.TrimSuffix(s, "."))
+	if !isDomain(strings.ReplaceAll(s, "_", "x")) {
+		return false
+	}
+	_, last, ok := cutLast(s, ".")
+	if !ok {
+		last = s
+	}
+	_, err := strconv.Atoi(last)
+	return err != nil
+}
+
+// joinAddress parses where a node gossips.
+func joinAddress(s string) (HostPort, *Error) {
+	h, err := hostPort(s)
+	if err == nil && h.Port == 0 {
+		h.Port = DefaultGossipPort
+	}
+	return h, err
+}
+
+// endpoint parses where this node's WireGuard socket is reached from outside.
+func endpoint(s string) (HostPort, *Error) {
+	h, err := hostPort(s)
+	if err != nil {
+		return h, err
+	}
+	if a, err := netip.ParseAddr(h.Host); err == nil && !usable(a) || h.Host == "localhost" {
+		return HostPort{}, wrong(h.Host+" is not an address that other hosts can reach", "write the node's public address or name")
+	}
+	return h, nil
+}
+
+// advertise parses where this node's gossip is reached, "" for unknown.
+func advertise(s string) (HostPort, *Error) {
+	if s == "" {
+		return HostPort{}, nil
+	}
+	return hostPort(s)
+}
+
+// bind parses the address to listen on; without a host it is every address.
+func bind(s string) (netip.AddrPort, *Error) {
+	const advice = "write one such as :7946, 192.0.2.1:7946 or [2001:db8::1]:7946"
+	if port, ok := strings.CutPrefix(s, ":"); ok && !strings.Contains(port, ":") {
+		n, err := number(1, 65535)(port)
+		if err != nil {
+			return netip.AddrPort{}, wrong("the port of "+quote(s)+": "+err.Problem, err.Advice)
+		}
+		return netip.AddrPortFrom(netip.Addr{}, uint16(n)), nil
+	}
+	a, err := netip.ParseAddrPort(s)
+	switch {
+	case err != nil:
+		return netip.AddrPort{}, wrong(quote(s)+" is not an IP address and a port", advice)
+	case a.Port() == 0 || a.Addr().IsMulticast() || a.Addr().Zone() != "":
+		return netip.AddrPort{}, wrong(fmt.Sprintf("%v is nothing to listen on", a), advice)
+	case a.Addr().IsUnspecified():
+		return netip.AddrPortFrom(netip.Addr{}, a.Port()), nil
+	}
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), nil
+}

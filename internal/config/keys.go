@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// key is a key of the file: where it stands, and how its text gets into a
+// Config. A section is not in the table: it is what keys have before a dot.
+type key struct {
+	path string // cluster.dns.address
+	list bool
+
+	// set parses one text and stores it, or appends it for a list. It is nil
+	// for keys that are reserved for later versions: accepting what does
+	// nothing would be a lie.
+	set func(*Config, string) *Error
+	// reset empties a list before its first entry is set, and returns how
+	// many entries it had by default.
+	reset func(*Config) int
+}
+
+// one is a key with a single value.
+func one[T any](path string, field func(*Config) *T, parse func(string) (T, *Error)) key {
+	return key{path: path, set: func(c *Config, text string) *Error {
+		v, err := parse(text)
+		if err == nil {
+			*field(c) = v
+		}
+		return err
+	}}
+}
+
+// many is a key with a list of values.
+func many[T any](path string, field func(*Config) *[]T, parse func(string) (T, *Error)) key {
+	return key{
+		path: path, list: true,
+		set: func(c *Config, text string) *Error {
+			v, err := parse(text)
+			if err == nil {
+				*field(c) = append(*field(c), v)
+			}
+			return err
+		},
+		reset: func(c *Config) int {
+			n := len(*field(c))
+			*field(c) = nil
+			return n
+		},
+	}
+}
+
+// reserved is a key that later versions have.
+func reserved(path string) key { return key{path: path} }
+
+// keys are all keys of the file, in the order in which docs/configuration.md
+// and packaging/meshd.yaml have them.
+var keys = []key{
+	one("secret-file", func(c *Config) *string { return &c.SecretFile }, secretPath),
+	many("join", func(c *Config) *[]HostPort { return &c.Join }, joinAddress),
+
+	one("node.name", func(c *Config) *string { return &c.Node.Name }, label),
+	one("node.location", func(c *Config) *string { return &c.Node.Location }, label),
+	one("node.endpoint", func(c *Config) *HostPort { return &c.Node.Endpoint }, endpoint),
+	one("node.internal-ip", func(c *Config) *netip.Prefix { return &c.Node.InternalIP }, interfaceAddress),
+	one("node.gateway", func(c *Config) *mesh.GatewayWish { return &c.Node.Gateway },
+		choice([]mesh.GatewayWish{mesh.GatewayAuto}, mesh.GatewayPrefer, mesh.GatewayNever)),
+	one("node.keepalive", func(c *Config) **time.Duration { return &c.Node.Keepalive }, keepalive),
+	many("node.pod-cidr", func(c *Config) *[]netip.Prefix { return &c.Node.PodCIDR }, network),
+	many("node.allowed-location-ips", func(c *Config) *[]netip.Prefix { return &c.Node.AllowedLocationIPs }, network),
+
+	one("cluster.name", func(c *Config) *string { return &c.Cluster.Name }, label),
+	one("cluster.generation", func(c *Config) *uint64 { return &c.Cluster.Generation }, generation),
+	one("cluster.trust", func(c *Config) *string { return &c.Cluster.Trust }, choice([]string{"open"}, "list")),
+	one("cluster.mode", func(c *Config) *mesh.Mode { return &c.Cluster.Mode },
+		choice([]mesh.Mode{mesh.ModeFull}, mesh.ModeLocation, mesh.ModeCross)),
+	one("cluster.encapsulation", func(c *Config) *string { return &c.Cluster.Encapsulation },
+		choice([]string{"always"}, "never", "crosssubnet")),
+	one("cluster.gateways", func(c *Config) *int { return &c.Cluster.Gateways }, gateways),
+	many("cluster.overlay", func(c *Config) *[]netip.Prefix { return &c.Cluster.Overlay }, network),
+	many("cluster.pods", func(c *Config) *[]netip.Prefix { return &c.Cluster.Pods }, network),
+	many("cluster.pod-prefix", func(c *Config) *[]int { return &c.Cluster.PodPrefix }, number(1, 126)),
+	many("cluster.services", func(c *Config) *[]netip.Prefix { return &c.Cluster.Services }, network),
+	one("cluster.dns.address", func(c *Config) *netip.Addr { return &c.Cluster.DNS.Address }, address),
+	one("cluster.dns.domain", func(c *Config) *string { return &c.Cluster.DNS.Domain }, domain),
+
+	one("wireguard.interface", func(c *Config) *string { return &c.WireGuard.Interface }, link),
+	one("wireguard.listen-port", func(c *Config) *int { return &c.WireGuard.ListenPort }, number(1, 65535)),
+	one("wireguard.mtu", func(c *Config) *int { return &c.WireGuard.MTU }, mtu),
+	one("wireguard.implementation", func(c *Config) *string { return &c.WireGuard.Implementation },
+		choice([]string{"auto", "kernel", "userspace"})),
+
+	one("gossip.bind", func(c *Config) *netip.AddrPort { return &c.Gossip.Bind }, bind),
+	one("gossip.advertise", func(c *Config) *HostPort { return &c.Gossip.Advertise }, advertise),
+
+	one("cni.enabled", func(c *Config) *bool { return &c.CNI.Enabled }, boolean),
+	one("cni.conf-dir", func(c *Config) *string { return &c.CNI.ConfDir }, directory),
+	one("cni.bin-dir", func(c *Config) *string { return &c.CNI.BinDir }, directory),
+	one("cni.plugin-source", func(c *Config) *string { return &c.CNI.PluginSource }, directory),
+	one("cni.bridge", func(c *Config) *string { return &c.CNI.Bridge }, link),
+
+	reserved("k3s"),
+	reserved("metrics"),
+}
+
+// lookup finds a key by its path.
+func lookup(path string) (key, bool) {
+	for _, k := range keys {
+		if k.path == path {
+			return k, true
+		}
+	}
+	return key{}, false
+}
+
+// isSection says whether keys stand below the path.
+func isSection(path string) bool { return len(children(path)) > 0 }
+
+// children are the names that may stand in a section, in the table's order.
+func children(section string) []string {
+	if section != "" {
+		section += "."
+	}
+	var names []string
+	for _, k := range keys {
+		rest, below := strings.CutPrefix(k.path, section)
+		if !below {
+			continue
+		}
+		child, _, _ := strings.Cut(rest, ".")
+		if len(names) == 0 || names[len(names)-1] != child {
+			names = append(names, child)
+		}
+	}
+	return names
+}
+
+// suggest says what somebody who wrote the unknown name into the section may
+// have meant: a key that is spelled nearly so, one of that name in another
+// section, or, failing these, any of the section's.
+func suggest(section, name string) string {
+	known := slices.DeleteFunc(children(section), func(child string) bool {
+		k, isKey := lookup(pathOf(section, child))
+		return isKey && k.set == nil
+	})
+	nearest, best := "", 1+min(len(name), maxQuoted)/3
+	for _, child := range known {
+		if n := distance(name, child); n <= best && (nearest == "" || n < best) {
+			nearest, best = child, n
+		}
+	}
+	if nearest != "" {
+		return "did you mean " + pathOf(section, nearest) + "?"
+	}
+	for _, k := range keys {
+		i := strings.LastIndexByte(k.path, '.')
+		if i < 0 || k.set == nil {
+			continue
+		}
+		if parent, last := k.path[:i], k.path[i+1:]; last == name || k.path == name {
+			return "did you mean " + last + " in the section " + parent + "?"
+		}
+	}
+	return "known here: " + strings.Join(known, ", ")
+}
+
+// pathOf makes the path of a key in a section.
+func pathOf(section, name string) string {
+	if section == "" {
+		return name
+	}
+	return section + "." + name
+}
+
+// distance is the Levenshtein distance of two strings, of which only as much
+// counts as an error would print.
+func distance(a, b string) int {
+	a = a[:min(len(a), maxQuoted)]
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(diagonal+cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

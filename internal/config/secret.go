@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+// secretSize is the length of a secret in bytes.
+const secretSize = 32
+
+// secretExample is where the documentation puts the secret.
+const secretExample = "/etc/meshd/secret"
+
+// Secrets are what the members of a mesh share. The first is used to send, all
+// are accepted, so that one can be exchanged for another without a gap. They
+// print as their number only.
+type Secrets [][secretSize]byte
+
+// Format keeps secrets out of whatever the package fmt prints.
+func (s Secrets) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "%d not shown", len(s)) }
+
+// MarshalText keeps secrets out of JSON and of logs.
+func (s Secrets) MarshalText() ([]byte, error) { return fmt.Append(nil, s), nil }
+
+// ReadSecrets reads the secret file: one secret of 32 bytes in base64 a line,
+// with empty lines and comments that begin with #. The file must belong to
+// root or to who runs this, and nobody else may read it. The errors are
+// *Error, joined.
+func ReadSecrets(path string) (Secrets, error) {
+	secrets, wrongs := readSecrets(path)
+	var errs []error
+	for _, e := range wrongs {
+		errs = append(errs, e)
+	}
+	return secrets, errors.Join(errs...)
+}
+
+func readSecrets(path string) (Secrets, []*Error) {
+	whole := func(problem, advice string, cause error) (Secrets, []*Error) {
+		return nil, []*Error{{File: path, Problem: problem, Advice: advice, cause: cause}}
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return whole("does not exist", "copy it from another node, or for the first node run: meshd secret new --out "+path, err)
+	} else if err != nil {
+		return whole("can't be opened", err.Error(), err)
+	}
+	defer f.Close()
+	if e := onlyOurs(f); e != nil {
+		return whole(e.Problem, e.Advice, nil)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxSize))
+	if err != nil {
+		return whole("can't be read", err.Error(), err)
+	}
+	secrets, errs := parseSecrets(path, data)
+	if len(secrets) == 0 && len(errs) == 0 {
+		return whole("has no secret in it", "copy it from another node, or for the first node run: meshd secret new --out "+path, nil)
+	}
+	return secrets, errs
+}
+
+// onlyOurs refuses a file that somebody else may read, or may have written.
+func onlyOurs(f *os.File) *Error {
+	info, err := f.Stat()
+	if err != nil {
+		return &Error{Problem: "can't be examined", Advice: err.Error()}
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return wrong(fmt.Sprintf("is open to other users (mode %#o)", mode), "run: chmod 600 "+f.Name())
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return wrong(fmt.Sprintf("belongs to user %d", st.Uid), "run: chown root "+f.Name())
+	}
+	return nil
+}
+
+// parseSecrets parses the content of a secret file. Its errors never show it.
+func parseSecrets(path string, data []byte) (Secrets, []*Error) {
+	const advice = "write 32 random bytes in base64, as meshd secret new prints them"
+	var secrets Secrets
+	var errs []*Error
+	in := bufio.NewScanner(bytes.NewReader(data))
+	in.Buffer(nil, maxSize+1)
+	for line := 1; in.Scan(); line++ {
+		text := bytes.TrimSpace(in.Bytes())
+		if len(text) == 0 || text[0] == '#' {
+			continue
+		}
+		problem := ""
+		b, err := base64.StdEncoding.Strict().AppendDecode(nil, text)
+		switch {
+		case err != nil:
+			problem = "is not base64"
+		case len(b) != secretSize:
+			problem = fmt.Sprintf("has %d bytes instead of %d", len(b), secretSize)
+		case [secretSize]byte(b) == [secretSize]byte{}:
+			problem = "is all zeroes"
+		default:
+			secrets = append(secrets, [secretSize]byte(b))
+			continue
+		}
+		errs = append(errs, &Error{File: path, Line: line, Problem: "the secret " + problem, Advice: advice})
+	}
+	return secrets, errs
+}

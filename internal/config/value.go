@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// labelRule words what label accepts.
+const labelRule = "lower-case letters, digits, dots and dashes, at most 63 characters"
+
+// label parses a name of a node, location or cluster: a DNS subdomain, as
+// Kubernetes wants it of a node's name (RFC 1123), of at most mesh.MaxName
+// characters, as it wants it of a label's value.
+func label(s string) (string, *Error) {
+	if lower := strings.ToLower(s); lower != s && isDomain(lower) && len(s) <= mesh.MaxName {
+		return "", wrong(s+" has upper-case letters", "write "+lower)
+	}
+	if !isDomain(s) || len(s) > mesh.MaxName {
+		return "", wrong(quote(s)+" is not a name", "use "+labelRule)
+	}
+	return s, nil
+}
+
+// domain parses a DNS domain.
+func domain(s string) (string, *Error) {
+	if s = strings.TrimSuffix(s, "."); !isDomain(s) {
+		return "", wrong(quote(s)+" is not a domain", "write one such as cluster.local")
+	}
+	return s, nil
+}
+
+// isDomain says whether s is a DNS subdomain in lower case.
+func isDomain(s string) bool {
+	for part := range strings.SplitSeq(s, ".") {
+		bad := func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }
+		if part == "" || len(part) > 63 || part[0] == '-' || part[len(part)-1] == '-' || strings.ContainsFunc(part, bad) {
+			return false
+		}
+	}
+	return len(s) <= 253
+}
+
+// choice parses one of several words. Some are known but only for later
+// versions.
+func choice[T ~string](supported []T, later ...T) func(string) (T, *Error) {
+	words := make([]string, len(supported))
+	for i, w := range supported {
+		words[i] = string(w)
+	}
+	return func(s string) (T, *Error) {
+		switch {
+		case slices.Contains(supported, T(s)):
+			return T(s), nil
+		case slices.Contains(later, T(s)):
+			return "", wrong(s+" is not supported", "this version supports only "+strings.Join(words, ", "))
+		default:
+			return "", wrong(quote(s)+" is unknown", "write "+strings.Join(words, ", or "))
+		}
+	}
+}
+
+func boolean(s string) (bool, *Error) {
+	if s != "true" && s != "false" {
+		return false, wrong(quote(s)+" is neither true nor false", "write true or false")
+	}
+	return s == "true", nil
+}
+
+// number parses a decimal number within bounds.
+func number(least, most int) func(string) (int, *Error) {
+	advice := fmt.Sprintf("write one from %d to %d", least, most)
+	return func(s string) (int, *Error) {
+		n, err := strconv.Atoi(s)
+		switch {
+		case err != nil || strconv.Itoa(n) != s: // 010 is eight to some readers of YAML, ten to others
+			return 0, wrong(quote(s)+" is not a whole number", advice)
+		case n < least || n > most:
+			return 0, wrong(s+" is out of range", advice)
+		}
+		return n, nil
+	}
+}
+
+// mtu parses a device's MTU, 0 for auto.
+func mtu(s string) (int, *Error) {
+	if s == "auto" {
+		return 0, nil
+	}
+	// Every IPv4 host takes 576 bytes (RFC 791); 9000 is the usual jumbo frame.
+	n, err := number(576, 9000)(s)
+	if err != nil {
+		err.Advice += ", or auto"
+	}
+	return n, err
+}
+
+// generation parses a number that fits into an int on 32-bit hosts, too.
+func generation(s string) (uint64, *Error) {
+	n, err := number(1, 1<<31-1)(s)
+	return uint64(n), err
+}
+
+func gateways(s string) (int, *Error) {
+	n, err := number(1, 1<<10)(s)
+	if err == nil && n != 1 {
+		err = wrong(s+" is not supported", "this version supports only 1")
+	}
+	return n, err
+}
+
+// keepalive parses a duration that WireGuard can express: whole seconds in 16
+// bits.
+func keepalive(s string) (*time.Duration, *Error) {
+	const advice = "write seconds such as 25s, or 0 for never"
+	if _, err := strconv.Atoi(s); err == nil && s != "0" {
+		return nil, wrong(s+" has no unit", "write "+s+"s")
+	}
+	v, err := time.ParseDuration(s)
+	switch {
+	case err != nil:
+		return nil, wrong(quote(s)+" is not a duration", advice)
+	case v < 0 || v > 65535*time.Second || v%time.Second != 0:
+		return nil, wrong(s+" is not a number of whole seconds from 0 to 65535", advice)
+	}
+	return &v, nil
+}
+
+// link parses the name of a network device by the kernel's rules
+// (dev_valid_name in net/core/dev.c), and without %, which it takes for a
+// pattern.
+func link(s string) (string, *Error) {
+	const most = 15 // IFNAMSIZ, without the closing zero
+	bad := func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("/:%", r) }
+	switch {
+	case s == "" || s == "." || s == ".." || strings.ContainsFunc(s, bad):
+		return "", wrong(quote(s)+" is not the name of a network device", "use letters, digits and dashes")
+	case len(s) > most:
+		return "", wrong(fmt.Sprintf("%s has %d characters", quote(s), len(s)), fmt.Sprintf("a network device's name has at most %d", most))
+	}
+	return s, nil
+}
+
+// directory parses an absolute path.
+func directory(s string) (string, *Error) {
+	if !filepath.IsAbs(s) || strings.ContainsFunc(s, unicode.IsControl) {
+		return "", wrong(quote(s)+" is not an absolute path", "write one that begins with /")
+	}
+	return filepath.Clean(s), nil
+}
+
+// secretPath parses the path of the secret file. Its errors don't show the
+// text, since that may be the secret itself.
+func secretPath(s string) (string, *Error) {
+	if b, err := base64.StdEncoding.DecodeString(s); err == nil && len(b) == secretSize {
+		return "", wrong("is a secret, and not the path of a file with one", "write it to "+secretExample+" with mode 0600, and that path here")
+	}
+	if _, err := directory(s); err != nil {
+		return "", wrong("is not an absolute path", "write one such as "+secretExample)
+	}
+	return filepath.Clean(s), nil
+}
+
+// address parses an IP address.
+func address(s string) (netip.Addr, *Error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil || a.Zone() != "" || !usable(a) {
+		return netip.Addr{}, wrong(quote(s)+" is not a usable IP address", "write one such as 10.43.0.10")
+	}
+	return a.Unmap(), nil
+}
+
+// usable says whether an address can be a host's on a network.
+func usable(a netip.Addr) bool {
+	a = a.Unmap()
+	return a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast() && a != broadcast
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// never are ranges that the kernel treats in its own way, so that no cluster
+// can have them.
+var never = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),      // this network (RFC 1122)
+	netip.MustParsePrefix("127.0.0.0/8"),    // loopback
+	netip.MustParsePrefix("169.254.0.0/16"), // link-local, and the clouds' metadata services
+	netip.MustParsePrefix("224.0.0.0/4"),    // multicast
+	netip.MustParsePrefix("::1/128"),        // loopback
+	netip.MustParsePrefix("fe80::/10"),      // link-local
+	netip.MustParsePrefix("ff00::/8"),       // multicast
+}
+
+// network parses a range of addresses.
+func network(s string) (netip.Prefix, *Error) {
+	p, err := prefix(s, 16, 48, "10.42.0.0/16 or fd00:42::/48")
+	if err != nil {
+		return p, err
+	}
+	if p != p.Masked() {
+		return netip.Prefix{}, wrong(fmt.Sprintf("%v has host bits set", p), fmt.Sprintf("write %v", p.Masked()))
+	}
+	for _, n := range never {
+		if n.Overlaps(p) {
+			return netip.Prefix{}, wrong(fmt.Sprintf("%v overlaps %v, which has a meaning of its own", p, n), "write another range")
+		}
+	}
+	return p, nil
+}
+
+// interfaceAddress parses a host's address with the length of its network.
+func interfaceAddress(s string) (netip.Prefix, *Error) {
+	p, err := prefix(s, 24, 64, "192.168.10.1/24 or fd12::1/64")
+	switch {
+	case err != nil:
+		return p, err
+	case !usable(p.Addr()):
+		return netip.Prefix{}, wrong(fmt.Sprintf("%v is not an address on a private network", p.Addr()), "write the node's own, such as 192.168.10.1/24")
+	case p == p.Masked() && p.Addr().BitLen()-p.Bits() > 1:
+		return netip.Prefix{}, wrong(fmt.Sprintf("%v is a network", p), fmt.Sprintf("write the node's own address in it, such as %v/%d", p.Addr().Next(), p.Bits()))
+	}
+	return p, nil
+}
+
+// prefix parses address/length. The usual length in IPv4 and in IPv6, and
+// examples of both, are for advice.
+func prefix(s string, bits4, bits6 int, examples string) (netip.Prefix, *Error) {
+	p, err := netip.ParsePrefix(s)
+	if err == nil && !p.Addr().Is4In6() {
+		return p, nil
+	}
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		bits := bits4
+		if a.Is6() {
+			bits = bits6
+		}
+		return netip.Prefix{}, wrong(s+" has no prefix length", fmt.Sprintf("write %v/%d, if that is its network's", a, bits))
+	}
+	return netip.Prefix{}, wrong(quote(s)+" is not an address with a prefix length", "write one such as "+examples)
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"syscall"
+)
+
+// Client talks to a running daemon.
+type Client struct {
+	http http.Client
+	path string
+}
+
+// NewClient returns a client of the daemon whose run directory this is. It
+// does not connect yet.
+func NewClient(runDir string) *Client {
+	path := SocketPath(runDir)
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}
+	return &Client{path: path, http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+}
+
+// Status asks for the daemon's status.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	return s, c.do(ctx, http.MethodGet, "/v1/status", &s)
+}
+
+// Plan asks what the daemon would change on the host.
+func (c *Client) Plan(ctx context.Context) (Plan, error) {
+	var p Plan
+	return p, c.do(ctx, http.MethodGet, "/v1/plan", &p)
+}
+
+// Forget asks the daemon to drop the records of a node.
+func (c *Client) Forget(ctx context.Context, node string) error {
+	return c.do(ctx, http.MethodPost, "/v1/forget?"+url.Values{"node": {node}}.Encode(), &struct{}{})
+}
+
+// do sends one request. Its errors wrap ErrNotRunning or ErrRefused where they
+// apply.
+func (c *Client) do(ctx context.Context, method, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, nil)
+	if err != nil {
+		return fmt.Errorf("make request: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w: nobody listens at %s", ErrNotRunning, c.path)
+	case err != nil:
+		return fmt.Errorf("ask meshd: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return failed(resp)
+	}
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		return fmt.Errorf("read meshd's answer: %w", err)
+	}
+	return nil
+}
+
+// failed turns an answer that is not 200 into an error.
+func failed(resp *http.Response) error {
+	var f failure
+	if err := json.NewDecoder(resp.Body).Decode(&f); err != nil {
+		return fmt.Errorf("read meshd's answer %s: %w", resp.Status, err)
+	}
+	if resp.StatusCode == http.StatusConflict {
+		// The text already begins with the sentinel's.
+		return refusal(f.Error)
+	}
+	return errors.New(f.Error)
+}
+
+// refusal is an ErrRefused that came over the socket as text.
+type refusal string
+
+func (r refusal) Error() string   { return string(r) }
+func (refusal) Is(err error) bool { return err == ErrRefused }

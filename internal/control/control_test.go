@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/control"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// daemon answers with what it holds.
+type daemon struct {
+	status    control.Status
+	plan      control.Plan
+	planErr   error
+	forgotten []string
+	forgetErr error
+}
+
+func (d *daemon) Status() control.Status                     { return d.status }
+func (d *daemon) Plan(context.Context) (control.Plan, error) { return d.plan, d.planErr }
+func (d *daemon) Forget(node string) error {
+	d.forgotten = append(d.forgotten, node)
+	return d.forgetErr
+}
+
+func serve(t *testing.T, d control.Daemon) (*control.Client, string) {
+	t.Helper()
+	dir := t.TempDir()
+	s, err := control.Listen(dir, d, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(control.SocketPath(dir)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("socket after Close: got %v, want it gone", err)
+		}
+	})
+	return control.NewClient(dir), dir
+}
+
+func TestAnswers(t *testing.T) {
+	d := &daemon{
+		status: control.Status{Version: "1", Counters: map[string]uint64{"seal": 3}},
+		plan:   control.Plan{Changes: []string{"+ route 10.42.1.0/24 dev meshd0"}},
+	}
+	c, dir := serve(t, d)
+	status, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(d.status, status); diff != "" {
+		t.Errorf("status (-want +got):\n%s", diff)
+	}
+	plan, err := c.Plan(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(d.plan, plan); diff != "" {
+		t.Errorf("plan (-want +got):\n%s", diff)
+	}
+	if err := c.Forget(t.Context(), "a b&c"); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"a b&c"}, d.forgotten); diff != "" {
+		t.Errorf("forgotten (-want +got):\n%s", diff)
+	}
+	fi, err := os.Stat(control.SocketPath(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fi.Mode().Perm(); got != 0o600 {
+		t.Errorf("mode of the socket: got %o, want 600", got)
+	}
+}
+
+func TestErrorsCrossTheSocket(t *testing.T) {
+	d := &daemon{
+		planErr:   errors.New("observe host: no permission"),
+		forgetErr: fmt.Errorf("%w: node x is alive", control.ErrRefused),
+	}
+	c, _ := serve(t, d)
+	if _, err := c.Plan(t.Context()); err == nil || err.Error() != d.planErr.Error() {
+		t.Errorf("plan: got %v, want %v", err, d.planErr)
+	}
+	err := c.Forget(t.Context(), "x")
+	if !errors.Is(err, control.ErrRefused) || err.Error() != "refused: node x is alive" {
+		t.Errorf("forget: got %v, want %v", err, d.forgetErr)
+	}
+}
+
+func TestNotRunning(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := control.NewClient(dir).Status(t.Context()); !errors.Is(err, control.ErrNotRunning) {
+		t.Errorf("no socket: got %v, want %v", err, control.ErrNotRunning)
+	}
+	leaveStaleSocket(t, dir)
+	if _, err := control.NewClient(dir).Status(t.Context()); !errors.Is(err, control.ErrNotRunning) {
+		t.Errorf("stale socket: got %v, want %v", err, control.ErrNotRunning)
+	}
+	s, err := control.Listen(dir, &daemon{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatalf("take over the stale socket: %v", err)
+	}
+	if _, err := control.NewClient(dir).Status(t.Context()); err != nil {
+		t.Errorf("after the takeover: %v", err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// leaveStaleSocket does what a killed daemon does.
+func leaveStaleSocket(t *testing.T, dir string) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: control.SocketPath(dir), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

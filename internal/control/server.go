@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// Server answers at the control socket.
+type Server struct {
+	http *http.Server
+	done sync.WaitGroup
+}
+
+// Listen opens the control socket in runDir, mode 0600, and answers there until
+// Close. A socket that a killed daemon left behind is taken over; that no
+// other daemon runs is for the caller to know (package state holds a lock).
+func Listen(runDir string, d Daemon, log *slog.Logger) (*Server, error) {
+	if err := os.MkdirAll(runDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make run directory: %w", err)
+	}
+	l, err := listen(SocketPath(runDir))
+	if err != nil {
+		return nil, fmt.Errorf("open control socket: %w", err)
+	}
+	s := &Server{http: &http.Server{
+		Handler:           handler(d),
+		ReadHeaderTimeout: 5 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}}
+	s.done.Go(func() {
+		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("control socket closed", "err", err)
+		}
+	})
+	return s, nil
+}
+
+// Close stops answering and waits for requests under way, at most as long as
+// ctx lives. The socket is removed.
+func (s *Server) Close(ctx context.Context) error {
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(err, s.http.Close())
+	}
+	s.done.Wait()
+	return err
+}
+
+// listen binds under a name of its own and renames, so that the socket never
+// stands there with a mode wider than 0600.
+func listen(path string) (net.Listener, error) {
+	temp := filepath.Join(filepath.Dir(path), ".meshd.sock.new")
+	for _, p := range []string{temp, path} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	err = errors.Join(os.Chmod(temp, 0o600), os.Rename(temp, path))
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return &unlinking{Listener: l, path: path}, nil
+}
+
+// unlinking removes its socket when it is closed.
+type unlinking struct {
+	net.Listener
+	path string
+	once sync.Once
+}
+
+func (u *unlinking) Close() error {
+	err := u.Listener.Close()
+	u.once.Do(func() { err = errors.Join(err, os.Remove(u.path)) })
+	return err
+}
+
+// handler maps the API's paths to the daemon.
+func handler(d Daemon) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, d.Status(), nil)
+	})
+	mux.HandleFunc("GET /v1/plan", func(w http.ResponseWriter, r *http.Request) {
+		plan, err := d.Plan(r.Context())
+		reply(w, plan, err)
+	})
+	mux.HandleFunc("POST /v1/forget", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, struct{}{}, d.Forget(r.URL.Query().Get("node")))
+	})
+	return mux
+}
+
+// failure is the body of an answer that is not 200.
+type failure struct {
+	Error string `json:"error"`
+}
+
+func reply(w http.ResponseWriter, body any, err error) {
+	code := http.StatusOK
+	switch {
+	case errors.Is(err, ErrRefused):
+		code, body = http.StatusConflict, failure{err.Error()}
+	case err != nil:
+		code, body = http.StatusInternalServerError, failure{err.Error()}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	// The other end is gone when this fails; there is nobody to tell.
+	_ = json.NewEncoder(w).Encode(body)
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package daemon is the one loop that turns what nodes tell each other into
+// what this host needs. Each turn of it looks at everything anew:
+//
+//	gossip.View ─► own record ─► mesh.Derive ─► netcfg.Desired
+//	                                                 │
+//	             host.Observe ─► netcfg.Diff ◄───────┘
+//	                                 └─► host.Apply, cni.Install, status
+//
+// Whatever happens (gossip, netlink, a timer, a signal) only makes the loop
+// take another turn; nothing acts on the payload of an event. A turn that
+// finds all as it should be writes nothing.
+//
+// The files tell one story each: daemon.go starts and stops, loop.go is the
+// loop, record.go makes what this node says of itself, tunnels.go decides which
+// endpoint is tried and who speaks first, names.go resolves, ready.go says when
+// k3s may start, status.go is what a person sees.
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/state"
+)
+
+// Options says where a daemon finds its things.
+type Options struct {
+	Config   string // path of the configuration file
+	StateDir string
+	RunDir   string
+	Version  string
+	Logger   *slog.Logger
+	Reload   <-chan os.Signal // "look again"
+}
+
+// machineIDFile names this installation of the system, see machine-id(5).
+const machineIDFile = "/etc/machine-id"
+
+// shutdownTimeout bounds how long the end waits for requests at the control
+// socket.
+const shutdownTimeout = 2 * time.Second
+
+// daemon is what the turns of the loop share.
+type daemon struct {
+	opt      Options
+	cfg      config.Config
+	log      *slog.Logger
+	started  time.Time
+	instance uint64
+
+	dir      *state.Dir
+	identity state.Identity
+	node     state.Node // as on disk
+
+	host   *netcfg.Host
+	gossip *gossip.Gossip
+	names  *names
+
+	own       mesh.Record // as published last
+	tunnels   tunnels
+	readiness readiness
+	memory    memory
+
+	published snapshot
+}
+
+// Run runs a daemon until ctx ends. It returns nil then, and an error when it
+// could not start. Stopping changes nothing on the host.
+func Run(ctx context.Context, opt Options) (err error) {
+	cfg, err := config.Load(opt.Config)
+	if err != nil {
+		return err
+	}
+	d := &daemon{opt: opt, cfg: cfg, log: opt.Logger, started: time.Now(), tunnels: newTunnels()}
+	if d.dir, err = state.Open(opt.StateDir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.dir.Close()) }()
+	remembered, err := d.recall()
+	if err != nil {
+		return err
+	}
+	d.host, err = netcfg.NewHost(netcfg.HostOptions{Logger: d.log, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	if err != nil {
+		return fmt.Errorf("open host: %w", err)
+	}
+	defer func() { err = errors.Join(err, d.host.Close()) }()
+	if d.gossip, err = d.startGossip(ctx, remembered); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.gossip.Stop()) }()
+	d.names = newNames(ctx)
+	defer d.names.wait()
+	d.published.set(d.status(turn{}), turn{})
+	server, err := control.Listen(opt.RunDir, d, d.log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+		defer cancel()
+		err = errors.Join(err, server.Close(ctx))
+	}()
+	return d.loop(ctx)
+}
+
+// recall reads the state directory: who this node is, what it has promised, and
+// what it knew of the others.
+func (d *daemon) recall() (gossip.Remembered, error) {
+	machineID, err := os.ReadFile(machineIDFile)
+	if err != nil {
+		return gossip.Remembered{}, fmt.Errorf("read machine id: %w: run systemd-machine-id-setup", err)
+	}
+	identity, origin, err := d.dir.Identity(strings.TrimSpace(string(machineID)), rand.Reader)
+	if err != nil {
+		return gossip.Remembered{}, err
+	}
+	d.identity = identity
+	d.log = d.log.With("node", d.cfg.Node.Name)
+	d.log.Info("identity", "id", identity.ID(), "origin", origin)
+	if d.node, err = d.dir.Node(); err != nil {
+		return gossip.Remembered{}, err
+	}
+	var instance [8]byte
+	if _, err := rand.Read(instance[:]); err != nil {
+		return gossip.Remembered{}, fmt.Errorf("draw instance: %w", err)
+	}
+	d.instance = binary.BigEndian.Uint64(instance[:])
+	// A start that is not on disk would let old packets of ours pass for new
+	// ones; so a disk that takes nothing is an error here, and only here.
+	d.node.Boot++
+	if err := d.dir.SaveNode(d.node); err != nil {
+		return gossip.Remembered{}, err
+	}
+	return d.recallObjects()
+}
+
+// bindAddress is what net.Listen takes: an address that is not set means all.
+func bindAddress(a netip.AddrPort) string {
+	if !a.Addr().IsValid() {
+		return fmt.Sprintf(":%d", a.Port())
+	}
+	return a.String()
+}
+
+// startGossip opens the gossip port and begins to look for the others.
+func (d *daemon) startGossip(ctx context.Context, remembered gossip.Remembered) (*gossip.Gossip, error) {
+	join := make([]string, 0, len(d.cfg.Join))
+	for _, j := range d.cfg.Join {
+		join = append(join, j.String())
+	}
+	g, err := gossip.Start(ctx, gossip.Options{
+		Identity:   d.identity.Key,
+		Cluster:    d.cfg.Cluster,
+		Secrets:    d.cfg.Secrets,
+		Boot:       d.node.Boot,
+		Instance:   d.instance,
+		Bind:       bindAddress(d.cfg.Gossip.Bind),
+		Join:       join,
+		Remembered: remembered,
+		Logger:     d.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start gossip: %w", err)
+	}
+	return g, nil
+}

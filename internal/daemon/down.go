@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// Down removes from the host all that a daemon has put there: device, routes,
+// nft table, CNI configuration. It says what it removed, a line each. The state
+// directory stays, so that the node comes back as itself; and so do kernel
+// parameters, on which others may rely by now. Errors wrap control.ErrRefused
+// while a daemon runs, which would only put everything back.
+func Down(ctx context.Context, opt Options) (removed []string, err error) {
+	cfg, err := readConfig(opt.Config)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := control.NewClient(opt.RunDir).Status(ctx); !errors.Is(err, control.ErrNotRunning) {
+		return nil, fmt.Errorf("%w: meshd is running; stop it first: systemctl stop meshd", control.ErrRefused)
+	}
+	host, err := netcfg.NewHost(netcfg.HostOptions{Logger: opt.Logger, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	if err != nil {
+		return nil, fmt.Errorf("open host: %w", err)
+	}
+	defer func() { err = errors.Join(err, host.Close()) }()
+	// The CNI configuration goes first: no pod is started on a bridge that
+	// leads nowhere.
+	if cfg.CNI.Enabled {
+		if removed, err = removeCNI(cfg.CNI); err != nil {
+			return removed, err
+		}
+	}
+	fromHost, err := host.Remove(ctx)
+	return append(removed, fromHost...), err
+}
+
+func removeCNI(c config.CNI) ([]string, error) {
+	cfg := cni.Config{ConfDir: c.ConfDir, BinDir: c.BinDir, PluginSource: c.PluginSource, Bridge: c.Bridge}
+	observed, err := cni.Observe(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("observe CNI: %w", err)
+	}
+	changes := cni.PlanRemoval(cfg, observed)
+	removed := make([]string, 0, len(changes))
+	for _, c := range changes {
+		if err := cni.Apply([]cni.Change{c}); err != nil {
+			return removed, fmt.Errorf("remove CNI configuration: %w", err)
+		}
+		removed = append(removed, c.String())
+	}
+	return removed, nil
+}
+
+// readConfig reads the configuration without the secret, which may be gone
+// already when a host is cleared.
+func readConfig(path string) (config.Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return config.Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	return config.Parse(path, data)
+}

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+const (
+	// resync is how often the loop looks again without being told to.
+	resync = 10 * time.Second
+	// gather is how long a first event waits for more of its kind. A node that
+	// joins makes several.
+	gather = 10 * time.Millisecond
+	// settle is how long after a start the last known members stand in for
+	// those that have not been heard of.
+	settle = time.Minute
+	// retryMin and retryMax bound how soon a turn that failed is taken again.
+	retryMin = 250 * time.Millisecond
+	retryMax = resync
+)
+
+// turn is what one turn of the loop saw and did.
+type turn struct {
+	now      time.Time
+	view     gossip.View
+	topology mesh.Topology
+	desired  netcfg.State
+	observed netcfg.State // after the turn's changes
+	device   bool         // addresses and peers are in place
+	cni      bool         // so is the CNI configuration
+	problems []mesh.Problem
+	again    time.Time // when to look again at the latest
+	err      error
+}
+
+// loop takes turns until ctx ends.
+func (d *daemon) loop(ctx context.Context) error {
+	events, err := d.host.Watch(ctx)
+	if err != nil {
+		return fmt.Errorf("watch host: %w", err)
+	}
+	var retry time.Duration
+	for {
+		t := d.turn(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		retry = d.conclude(t, retry)
+		wake := time.NewTimer(nextWake(t, retry))
+		select {
+		case <-ctx.Done():
+		case <-wake.C:
+		case <-events:
+		case <-d.gossip.Changed():
+		case <-d.names.changed:
+		case <-d.opt.Reload:
+		}
+		wake.Stop()
+		if sleep(ctx, gather) != nil {
+			break
+		}
+	}
+	d.log.Info("stopping; the host stays as it is")
+	notify("STOPPING=1")
+	return d.remember(time.Now(), true)
+}
+
+// nextWake says how long to sleep after a turn.
+func nextWake(t turn, retry time.Duration) time.Duration {
+	d := resync
+	if t.err != nil {
+		d = retry
+	}
+	if !t.again.IsZero() {
+		d = min(d, max(t.again.Sub(t.now), gather))
+	}
+	return d
+}
+
+// turn looks at everything and does what there is to do. Its parts do not
+// depend on each other's success where they need not: a full disk stops no
+// tunnel, and a broken CNI directory no route.
+func (d *daemon) turn(ctx context.Context) turn {
+	t := turn{now: time.Now(), view: d.gossip.View()}
+	facts, err := d.host.Facts(ctx)
+	if err != nil {
+		t.err = err
+		return t
+	}
+	problems, err := d.publish(facts, t.view, t.now)
+	t.err = errors.Join(t.err, err)
+	t.problems = append(t.problems, problems...)
+	t.view = d.gossip.View() // with the own record
+	d.derive(&t, facts)
+	d.gossip.SetPaths(d.paths(t))
+	t.err = errors.Join(t.err, d.applyHost(ctx, &t))
+	t.err = errors.Join(t.err, d.applyCNI(&t))
+	t.err = errors.Join(t.err, d.remember(t.now, false))
+	return t
+}
+
+// derive works out the topology, with the names of endpoints resolved.
+func (d *daemon) derive(t *turn, facts netcfg.Facts) {
+	t.topology = mesh.Derive(mesh.Input{
+		Cluster:   d.cfg.Cluster,
+		Self:      d.identity.ID(),
+		Records:   t.view.Records,
+		Resolved:  d.names.resolve(hostNames(t.view.Records), t.now),
+		Underlay:  facts.Addresses,
+		Keepalive: keepalive(d.cfg, d.own),
+	})
+	t.problems = append(t.problems, t.topology.Problems...)
+	t.problems = append(t.problems, t.view.Problems...)
+	if d.own.Location != "" && len(d.own.InternalIPs) == 0 {
+		t.problems = append(t.problems, mesh.Problem{
+			Kind: mesh.ProblemAddress, Node: d.own.Name,
+			Text:   fmt.Sprintf("node.location is %s, but this host has no private address", d.own.Location),
+			Advice: "set node.internal-ip to this host's address in that location's network, as 192.168.10.1/24",
+		})
+	}
+}
+
+// settings are what netcfg has to know beside the topology.
+func (d *daemon) settings(t turn) netcfg.Settings {
+	bridge := ""
+	if d.cfg.CNI.Enabled {
+		bridge = d.cfg.CNI.Bridge
+	}
+	return netcfg.Settings{
+		Interface:      d.cfg.WireGuard.Interface,
+		Implementation: netcfg.Implementation(d.cfg.WireGuard.Implementation),
+		ListenPort:     d.cfg.WireGuard.ListenPort,
+		PrivateKey:     d.identity.WireGuard,
+		MTU:            d.own.MTU,
+		Bridge:         bridge,
+		LocationIPs:    t.topology.Serves,
+		Pick:           d.tunnels.pick(),
+	}
+}
+
+// applyHost brings device, peers, routes and rules to where they should be.
+func (d *daemon) applyHost(ctx context.Context, t *turn) error {
+	t.desired = netcfg.Desired(t.topology, d.settings(*t))
+	observed, err := d.host.Observe(ctx, t.desired)
+	if err != nil {
+		return fmt.Errorf("observe host: %w", err)
+	}
+	t.observed = observed
+	plan := netcfg.Diff(observed, t.desired, d.diffOptions(*t))
+	if !plan.Empty() {
+		if err := d.host.Apply(ctx, plan); err != nil {
+			return fmt.Errorf("apply plan: %w", err)
+		}
+		// What the device has now is what there is to speak to.
+		if t.observed, err = d.host.Observe(ctx, t.desired); err != nil {
+			return fmt.Errorf("observe host: %w", err)
+		}
+	}
+	t.device = len(t.topology.Addresses) > 0
+	speak, again := d.tunnels.next(t.topology, d.identity.WireGuard.PublicKey(), t.observed, t.view.Alive, t.now)
+	t.again = again
+	for _, a := range speak {
+		if err := d.host.Speak(ctx, a); err != nil {
+			d.log.Debug("speak to peer", "addr", a, "err", err)
+		}
+	}
+	return nil
+}
+
+// diffOptions: nothing is taken away before gossip has had time to say who is
+// there.
+func (d *daemon) diffOptions(t turn) netcfg.Options {
+	return netcfg.Options{Now: t.now, Prune: t.view.Merged || t.now.Sub(d.started) >= settle}
+}
+
+// cniConfig is what the CNI configuration follows from.
+func (d *daemon) cniConfig(t turn) cni.Config {
+	return cni.Config{
+		ConfDir: d.cfg.CNI.ConfDir, BinDir: d.cfg.CNI.BinDir, PluginSource: d.cfg.CNI.PluginSource,
+		Bridge: d.cfg.CNI.Bridge, PodCIDRs: t.topology.PodCIDRs, MTU: d.own.MTU,
+	}
+}
+
+// applyCNI puts the CNI configuration and plugins in place, once there are pod
+// CIDRs to write into it.
+func (d *daemon) applyCNI(t *turn) error {
+	if !d.cfg.CNI.Enabled || len(t.topology.PodCIDRs) == 0 {
+		t.cni = !d.cfg.CNI.Enabled
+		return nil
+	}
+	cfg := d.cniConfig(*t)
+	observed, err := cni.Observe(cfg)
+	if err != nil {
+		return fmt.Errorf("observe CNI: %w", err)
+	}
+	for _, p := range cni.Problems(cfg, observed) {
+		p.Node = d.cfg.Node.Name
+		t.problems = append(t.problems, p)
+	}
+	changes, err := cni.Plan(cfg, observed)
+	if err = errors.Join(err, cni.Apply(changes)); err != nil {
+		return fmt.Errorf("install CNI configuration: %w", err)
+	}
+	t.cni = true
+	return nil
+}
+
+// conclude publishes what a turn saw and says how soon a failed one is taken
+// again.
+func (d *daemon) conclude(t turn, retry time.Duration) time.Duration {
+	if t.err != nil {
+		retry = min(max(2*retry, retryMin), retryMax)
+		d.log.Error("reconcile", "err", t.err, "retry", retry)
+	} else if retry > 0 {
+		retry = 0
+		d.log.Info("reconcile works again")
+	}
+	if wait := d.ready(t); wait > 0 {
+		d.log.Debug("not ready yet", "again", wait)
+	}
+	status := d.status(t)
+	d.published.set(status, t)
+	notify("STATUS=" + sentence(status))
+	return retry
+}
+
+// paths are the addresses under which each node's gossip port may be reached.
+// The underlay comes first, also where the tunnel works: a node learns from its
+// peers under which address they see it, and through the tunnel they don't.
+func (d *daemon) paths(t turn) map[mesh.ID][]netip.AddrPort {
+	resolved := d.names.resolve(hostNames(t.view.Records), t.now)
+	paths := make(map[mesh.ID][]netip.AddrPort, len(t.view.Records))
+	for _, r := range t.view.Records {
+		id := r.ID()
+		if id == d.identity.ID() {
+			continue
+		}
+		var list []netip.AddrPort
+		if host, port, err := net.SplitHostPort(r.GossipAddr); err == nil {
+			if p, err := net.LookupPort("udp", port); err == nil {
+				list = append(list, at(addrsOf(host, resolved), uint16(p))...)
+			}
+		}
+		if r.Location != "" && r.Location == d.own.Location {
+			list = append(list, lan(r)...)
+		}
+		for _, e := range r.Endpoints {
+			list = append(list, at(addrsOf(e.Host, resolved), r.GossipPort)...)
+		}
+		if r.Location == "" || r.Location != d.own.Location {
+			list = append(list, lan(r)...)
+		}
+		if r.Claim.Slot != mesh.None && r.Claim.Slot < d.cfg.Cluster.Slots() {
+			list = append(list, at(d.cfg.Cluster.Overlays(r.Claim.Slot), r.GossipPort)...)
+		}
+		paths[id] = list
+	}
+	return paths
+}
+
+// lan are the gossip addresses of a node on its private network.
+func lan(r mesh.Record) []netip.AddrPort {
+	var list []netip.AddrPort
+	for _, ip := range r.InternalIPs {
+		list = append(list, netip.AddrPortFrom(ip.Addr(), r.GossipPort))
+	}
+	return list
+}
+
+func at(addrs []netip.Addr, port uint16) []netip.AddrPort {
+	list := make([]netip.AddrPort, 0, len(addrs))
+	for _, a := range addrs {
+		list = append(list, netip.AddrPortFrom(a, port))
+	}
+	return list
+}
+
+// addrsOf returns the addresses of a host that is an address or a name.
+func addrsOf(host string, resolved map[string][]netip.Addr) []netip.Addr {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a}
+	}
+	return resolved[host]
+}
+
+// hostNames are those hosts in the records that have to be resolved.
+func hostNames(records []mesh.Record) []string {
+	var hosts []string
+	add := func(host string) {
+		if _, err := netip.ParseAddr(host); err != nil && host != "" {
+			hosts = append(hosts, host)
+		}
+	}
+	for _, r := range records {
+		for _, e := range r.Endpoints {
+			add(e.Host)
+		}
+		if host, _, err := net.SplitHostPort(r.GossipAddr); err == nil {
+			add(host)
+		}
+	}
+	return hosts
+}
+
+// sleep waits for d or the end of ctx, whose error it then returns.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

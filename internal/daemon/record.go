@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"crypto/ed25519"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// natKeepalive is how often a node behind NAT speaks to its peers: NATs forget
+// a UDP mapping after 30 s at the earliest (RFC 4787, REQ-5 asks for two
+// minutes; many grant less), and 25 s is WireGuard's own advice.
+const natKeepalive = 25 * time.Second
+
+// listenFirst is how long a node with a join list waits for somebody's state
+// before it takes itself for the first one.
+const listenFirst = time.Minute
+
+// nextRecord makes what this node says of itself now. The sequence is that of
+// the last record; publish raises it if the content differs.
+func nextRecord(cfg config.Config, facts netcfg.Facts, view gossip.View, last mesh.Record) mesh.Record {
+	r := last
+	r.Name = cfg.Node.Name
+	r.Settings = cfg.Cluster.Hash()
+	r.Location = cfg.Node.Location
+	r.Gateway = cfg.Node.Gateway
+	r.ListenPort = uint16(cfg.WireGuard.ListenPort)
+	r.GossipPort = cfg.Gossip.Bind.Port()
+	r.GossipAddr = cfg.Gossip.Advertise.String()
+	r.AllowedLocationIPs = slices.Clone(cfg.Node.AllowedLocationIPs)
+	r.InternalIPs = internalIPs(cfg, facts)
+	r.MTU = deviceMTU(cfg, facts)
+	// A node that nobody sees just now is still where it was seen last.
+	if len(view.Observed) > 0 || len(last.Endpoints) == 0 {
+		r.Endpoints, r.NAT = mesh.OwnEndpoints(mesh.EndpointInput{
+			Cluster:    cfg.Cluster,
+			Configured: mesh.Endpoint{Host: cfg.Node.Endpoint.Host, Port: cfg.Node.Endpoint.Port, Source: mesh.EndpointConfigured},
+			Own:        facts.Addresses,
+			Observed:   view.Observed,
+			ListenPort: r.ListenPort,
+			GossipPort: r.GossipPort,
+		})
+	}
+	return r
+}
+
+// internalIPs are the configured one, or those found out.
+func internalIPs(cfg config.Config, facts netcfg.Facts) []netip.Prefix {
+	ips := facts.InternalIPs
+	if cfg.Node.InternalIP.IsValid() {
+		ips = []netip.Prefix{cfg.Node.InternalIP}
+	}
+	return slices.Clone(ips[:min(len(ips), mesh.MaxInternalIPs)])
+}
+
+// deviceMTU is the configured one, or what fits through the uplink.
+func deviceMTU(cfg config.Config, facts netcfg.Facts) int {
+	if cfg.WireGuard.MTU != 0 {
+		return cfg.WireGuard.MTU
+	}
+	_, v6 := cfg.Cluster.Families()
+	return netcfg.MTU(facts.MTU, v6)
+}
+
+// keepalive is how often this node speaks to each peer; 0 is never.
+func keepalive(cfg config.Config, own mesh.Record) time.Duration {
+	switch {
+	case cfg.Node.Keepalive != nil:
+		return *cfg.Node.Keepalive
+	case own.NAT:
+		return natKeepalive
+	}
+	return 0
+}
+
+// staticSlot is the slot that the configuration names, or mesh.None.
+func staticSlot(cfg config.Config) int {
+	for _, p := range cfg.Node.PodCIDR {
+		if slot, ok := cfg.Cluster.SlotOf(p); ok {
+			return slot
+		}
+	}
+	return mesh.None
+}
+
+// publish makes and tells what this node says of itself, if that is news. What
+// is told is on disk before: after a crash the node still stands by it.
+func (d *daemon) publish(facts netcfg.Facts, view gossip.View, now time.Time) ([]mesh.Problem, error) {
+	claim, problems := mesh.NextClaim(mesh.Situation{
+		Cluster:  d.cfg.Cluster,
+		Self:     d.identity.ID(),
+		Name:     d.cfg.Node.Name,
+		Records:  view.Records,
+		Current:  d.node.Claim,
+		Ready:    d.node.Ready,
+		Static:   staticSlot(d.cfg),
+		Listened: view.Merged || view.JoinEmpty || now.Sub(d.started) >= listenFirst,
+		Now:      now.UnixMilli(),
+	})
+	if d.own.Identity == nil {
+		d.own = d.firstRecord(view)
+	}
+	next := nextRecord(d.cfg, facts, view, d.own)
+	next.Claim = claim
+	if reflect.DeepEqual(next, d.own) && d.own.Sequence >= view.OwnSequence && d.own.Sequence > 0 {
+		return problems, nil
+	}
+	next.Sequence = max(d.node.Sequence, view.OwnSequence) + 1
+	promised := d.node
+	promised.Sequence, promised.Claim = next.Sequence, next.Claim
+	if claim != d.node.Claim {
+		promised.Ready = false
+	}
+	if err := d.dir.SaveNode(promised); err != nil {
+		return problems, err
+	}
+	if claim != d.node.Claim {
+		d.log.Info("claimed slot", "slot", claim.Slot, "overlay", d.cfg.Cluster.Overlays(max(claim.Slot, 0)))
+	}
+	d.node = promised
+	if err := d.gossip.Publish(next); err != nil {
+		return problems, err
+	}
+	d.own = next
+	return problems, nil
+}
+
+// firstRecord is the record to start from: what this node said of itself in its
+// former life, as far as that says where it was seen.
+func (d *daemon) firstRecord(view gossip.View) mesh.Record {
+	r := mesh.Record{Identity: d.identity.Key.Public().(ed25519.PublicKey), Key: d.identity.WireGuard.PublicKey(), Instance: d.instance}
+	for _, old := range view.Records {
+		if old.ID() == d.identity.ID() {
+			r.Endpoints, r.NAT = old.Endpoints, old.NAT
+		}
+	}
+	return r
+}

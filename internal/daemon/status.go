@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// snapshot is what the loop leaves for the control socket.
+type snapshot struct {
+	mu     sync.Mutex
+	status control.Status
+	turn   turn
+}
+
+func (s *snapshot) set(status control.Status, t turn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status, s.turn = status, t
+}
+
+func (s *snapshot) get() (control.Status, turn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status, s.turn
+}
+
+// Status implements control.Daemon.
+func (d *daemon) Status() control.Status {
+	s, _ := d.published.get()
+	return s
+}
+
+// Plan implements control.Daemon: what the next turn would change.
+func (d *daemon) Plan(ctx context.Context) (control.Plan, error) {
+	_, t := d.published.get()
+	return d.plan(ctx, t)
+}
+
+// plan compares the host with what the turn found to be wanted.
+func (d *daemon) plan(ctx context.Context, t turn) (control.Plan, error) {
+	out := control.Plan{Changes: []string{}}
+	observed, err := d.host.Observe(ctx, t.desired)
+	if err != nil {
+		return out, fmt.Errorf("observe host: %w", err)
+	}
+	if plan := netcfg.Diff(observed, t.desired, d.diffOptions(t)); !plan.Empty() {
+		out.Changes = append(out.Changes, strings.Split(strings.TrimSpace(plan.String()), "\n")...)
+	}
+	if d.cfg.CNI.Enabled && len(t.topology.PodCIDRs) > 0 {
+		lines, err := planCNI(d.cniConfig(t))
+		if err != nil {
+			return out, fmt.Errorf("plan CNI: %w", err)
+		}
+		out.Changes = append(out.Changes, lines...)
+	}
+	return out, nil
+}
+
+// planCNI lists what would change of the CNI configuration.
+func planCNI(cfg cni.Config) ([]string, error) {
+	observed, err := cni.Observe(cfg)
+	if err != nil {
+		return nil, err
+	}
+	changes, err := cni.Plan(cfg, observed)
+	lines := make([]string, 0, len(changes))
+	for _, c := range changes {
+		lines = append(lines, c.String())
+	}
+	return lines, err
+}
+
+// Forget implements control.Daemon.
+func (d *daemon) Forget(node string) error {
+	view := d.gossip.View()
+	var found []mesh.Record
+	for _, r := range view.Records {
+		if r.Name == node || r.ID().String() == node {
+			found = append(found, r)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return fmt.Errorf("%w: no node is named %s; meshd status lists them", control.ErrRefused, node)
+	case len(found) > 1:
+		return fmt.Errorf("%w: %d nodes are named %s; give the fingerprint of one, from meshd status -o json", control.ErrRefused, len(found), node)
+	}
+	id := found[0].ID()
+	switch {
+	case id == d.identity.ID():
+		return fmt.Errorf("%w: %s is this node", control.ErrRefused, node)
+	case view.Alive[id]:
+		return fmt.Errorf("%w: node %s is alive; stop meshd there first, else it comes back at once", control.ErrRefused, node)
+	}
+	return d.gossip.Forget(id, found[0].Sequence)
+}
+
+// status makes what a person sees of a turn.
+func (d *daemon) status(t turn) control.Status {
+	s := control.Status{
+		Version:  d.opt.Version,
+		Node:     d.nodeStatus(t),
+		Peers:    d.peerStatus(t),
+		Problems: slices.Clone(t.problems),
+		Counters: t.view.Counters,
+	}
+	if dev := t.observed.Device; dev != nil {
+		s.Device = control.Device{Name: dev.Name, Implementation: dev.Implementation, ListenPort: dev.ListenPort, MTU: dev.MTU}
+	}
+	slices.SortFunc(s.Problems, mesh.Problem.Compare)
+	s.Problems = append([]mesh.Problem{}, slices.Compact(s.Problems)...)
+	last, _ := d.published.get()
+	s.Reconcile = last.Reconcile
+	s.Reconcile.Error = ""
+	s.Reconcile.Writes = d.host.Writes()
+	switch {
+	case t.now.IsZero():
+		return s // no turn was taken yet
+	case t.err != nil:
+		s.Reconcile.Error = t.err.Error()
+	default:
+		s.Reconcile.LastSuccess = t.now.UTC().Format(time.RFC3339)
+	}
+	s.Reconcile.Runs++
+	return s
+}
+
+func (d *daemon) nodeStatus(t turn) control.Node {
+	n := control.Node{
+		ID: d.identity.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location,
+		Slot: d.node.Claim.Slot, NAT: d.own.NAT, Ready: d.readiness.told,
+		Overlay:   append([]netip.Addr{}, t.topology.Addresses...),
+		PodCIDRs:  append([]netip.Prefix{}, t.topology.PodCIDRs...),
+		Endpoints: []string{},
+	}
+	for _, e := range d.own.Endpoints {
+		n.Endpoints = append(n.Endpoints, net.JoinHostPort(e.Host, strconv.Itoa(int(e.Port))))
+	}
+	return n
+}
+
+// peerStatus joins what gossip says of the others with what WireGuard does.
+func (d *daemon) peerStatus(t turn) []control.Peer {
+	onDevice := make(map[wgtypes.Key]netcfg.Peer, len(t.observed.Peers))
+	for _, p := range t.observed.Peers {
+		onDevice[p.Key] = p
+	}
+	derived := make(map[mesh.ID]mesh.Peer, len(t.topology.Peers))
+	for _, p := range t.topology.Peers {
+		derived[p.ID] = p
+	}
+	peers := []control.Peer{}
+	for _, r := range t.view.Records {
+		id := r.ID()
+		if id == d.identity.ID() {
+			continue
+		}
+		p := control.Peer{ID: id, Name: r.Name, Location: r.Location, Alive: t.view.Alive[id]}
+		p.Overlay, p.PodCIDRs, p.InternalIPs = d.split(derived[id].AllowedIPs)
+		if rtt := t.view.RTT[id]; rtt > 0 {
+			p.RTT = rtt.Round(10 * time.Microsecond).String()
+		}
+		if w, ok := onDevice[r.Key]; ok {
+			p.Received, p.Sent = w.Received, w.Sent
+			if w.Endpoint.IsValid() {
+				p.Endpoint = w.Endpoint.String()
+			}
+			if !w.LastHandshake.IsZero() {
+				p.LastHandshake = w.LastHandshake.UTC().Format(time.RFC3339)
+			}
+		}
+		peers = append(peers, p)
+	}
+	slices.SortFunc(peers, func(a, b control.Peer) int { return cmp.Or(cmp.Compare(a.Name, b.Name), a.ID.Compare(b.ID)) })
+	return peers
+}
+
+// split sorts a peer's allowed IPs by what they are.
+func (d *daemon) split(ips []netip.Prefix) (overlay []netip.Addr, pods []netip.Prefix, internal []netip.Addr) {
+	overlay, pods, internal = []netip.Addr{}, []netip.Prefix{}, []netip.Addr{}
+	in := func(ranges []netip.Prefix, p netip.Prefix) bool {
+		return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(p.Addr()) })
+	}
+	for _, p := range ips {
+		switch {
+		case in(d.cfg.Cluster.Overlay, p):
+			overlay = append(overlay, p.Addr())
+		case in(d.cfg.Cluster.Pods, p):
+			pods = append(pods, p)
+		case p.IsSingleIP():
+			internal = append(internal, p.Addr())
+		}
+	}
+	return overlay, pods, internal
+}
+
+// sentence is the daemon's state in the words of systemctl status.
+func sentence(s control.Status) string {
+	alive := 0
+	for _, p := range s.Peers {
+		if p.Alive {
+			alive++
+		}
+	}
+	switch {
+	case s.Reconcile.Error != "":
+		return "reconcile fails: " + strings.ReplaceAll(s.Reconcile.Error, "\n", "; ")
+	case s.Node.Slot == mesh.None:
+		return "looking for the mesh: no member of the join list has answered yet"
+	case len(s.Problems) > 0:
+		return fmt.Sprintf("%d of %d other nodes alive, %d problems: see meshd status", alive, len(s.Peers), len(s.Problems))
+	}
+	return fmt.Sprintf("%d of %d other nodes alive", alive, len(s.Peers))
+}

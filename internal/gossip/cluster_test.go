@@ -1,0 +1,472 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m)
+}
+
+// patience is far beyond what anything here takes on an idle machine.
+const patience = 60 * time.Second
+
+var testSecret = [32]byte{1, 2, 3}
+
+// identity returns the n-th of a fixed row of keys.
+func identity(n int) ed25519.PrivateKey {
+	seed := sha256.Sum256(fmt.Append(nil, "identity ", n))
+	return ed25519.NewKeyFromSeed(seed[:])
+}
+
+func testCluster() mesh.Cluster {
+	return mesh.Cluster{
+		Name: "default", Generation: 1, Trust: "open", Mode: mesh.ModeLocation, Encapsulation: "always", Gateways: 1,
+		Overlay:   []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")},
+		Pods:      []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		PodPrefix: []int{24},
+		Services:  []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+	}
+}
+
+// testRecord is a valid record of the n-th identity.
+func testRecord(n int, sequence uint64) mesh.Record {
+	return mesh.Record{
+		Identity: identity(n).Public().(ed25519.PublicKey), Sequence: sequence, Instance: 1,
+		Name: fmt.Sprintf("node-%d", n), Key: wgtypes.Key{byte(n + 1)}, Claim: mesh.Claim{Slot: n, Time: 1},
+		Settings: testCluster().Hash(), Gateway: mesh.GatewayAuto, MTU: 1420, GossipPort: 7946,
+	}
+}
+
+// testNode is a Gossip with as much of a daemon as it needs: it turns records
+// into paths.
+type testNode struct {
+	*Gossip
+	t       *testing.T
+	n       int
+	blocked atomic.Pointer[map[uint16]bool] // ports that can't be reached
+	stop    func()
+}
+
+func startNode(t *testing.T, n int, change func(*Options)) *testNode {
+	t.Helper()
+	node := &testNode{t: t, n: n}
+	node.blocked.Store(&map[uint16]bool{})
+	o := Options{
+		Identity: identity(n), Cluster: testCluster(), Secrets: [][32]byte{testSecret},
+		Boot: 1, Instance: uint64(n + 1), Bind: "127.0.0.1:0",
+		filter: func(a netip.AddrPort) bool { return !(*node.blocked.Load())[a.Port()] },
+	}
+	if change != nil {
+		change(&o)
+	}
+	var err error
+	if node.Gossip, err = Start(context.Background(), o); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { node.followPaths(done) })
+	node.stop = sync.OnceFunc(func() {
+		close(done)
+		wg.Wait()
+		if err := node.Stop(); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+	})
+	t.Cleanup(node.stop)
+	return node
+}
+
+// followPaths sets each record's gossip port on the loopback as its path.
+func (n *testNode) followPaths(done <-chan struct{}) {
+	for {
+		paths := make(map[mesh.ID][]netip.AddrPort)
+		for _, r := range n.View().Records {
+			paths[r.ID()] = []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.GossipPort)}
+		}
+		n.SetPaths(paths)
+		select {
+		case <-n.Changed():
+		case <-done:
+			return
+		}
+	}
+}
+
+func (n *testNode) publish(sequence uint64) {
+	n.t.Helper()
+	r := testRecord(n.n, sequence)
+	r.Instance, r.GossipPort = uint64(n.n+1), n.Addr().Port()
+	if err := n.Publish(r); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// block cuts a node off from others, as far as what it sends goes.
+func (n *testNode) block(others ...*testNode) {
+	ports := make(map[uint16]bool)
+	for _, o := range others {
+		ports[o.Addr().Port()] = true
+	}
+	n.blocked.Store(&ports)
+}
+
+func joining(nodes ...*testNode) func(*Options) {
+	return func(o *Options) {
+		for _, n := range nodes {
+			o.Join = append(o.Join, n.Addr().String())
+		}
+	}
+}
+
+// eventually waits until a condition holds for all nodes.
+func eventually(t *testing.T, what string, nodes []*testNode, holds func(View) bool) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		i := slices.IndexFunc(nodes, func(n *testNode) bool { return !holds(n.View()) })
+		if i < 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not so on node %d: %+v", what, nodes[i].n, nodes[i].View())
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// startCluster starts nodes that join the first one and publish a record each.
+func startCluster(t *testing.T, count int) []*testNode {
+	t.Helper()
+	nodes := []*testNode{startNode(t, 0, nil)}
+	for n := 1; n < count; n++ {
+		nodes = append(nodes, startNode(t, n, joining(nodes[0])))
+	}
+	for _, n := range nodes {
+		n.publish(1)
+	}
+	eventually(t, "all see all", nodes, func(v View) bool { return len(v.Alive) == count && len(v.Records) == count })
+	return nodes
+}
+
+// sequenceOf returns the sequence of a node's record in a view.
+func sequenceOf(v View, id mesh.ID) uint64 {
+	for _, r := range v.Records {
+		if r.ID() == id {
+			return r.Sequence
+		}
+	}
+	return 0
+}
+
+func hasProblem(v View, kind mesh.ProblemKind, text string) bool {
+	return slices.ContainsFunc(v.Problems, func(p mesh.Problem) bool {
+		return p.Kind == kind && strings.Contains(p.Text, text)
+	})
+}
+
+func TestClusterConvergesAndUpdates(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 5)
+	nodes[3].publish(2)
+	eventually(t, "the update reaches all", nodes, func(v View) bool { return sequenceOf(v, nodes[3].self) == 2 })
+	eventually(t, "observed", nodes, func(v View) bool { return len(v.Observed) >= 1 && len(v.Paths) >= 1 && len(v.RTT) >= 1 })
+	for _, n := range nodes {
+		v := n.View()
+		for _, o := range v.Observed {
+			if o.Addr != n.Addr() {
+				t.Errorf("node %d observed at %v, want %v", n.n, o.Addr, n.Addr())
+			}
+		}
+		if n.n > 0 && (!v.Merged || v.JoinEmpty || v.Alone) {
+			t.Errorf("node %d: merged %v, join empty %v, alone %v", n.n, v.Merged, v.JoinEmpty, v.Alone)
+		}
+		if len(v.Problems) > 0 {
+			t.Errorf("node %d: problems %v", n.n, v.Problems)
+		}
+	}
+}
+
+func TestDeadNodeIsNoticedAndItsRecordStays(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 4)
+	dead := nodes[2]
+	dead.stop()
+	rest := []*testNode{nodes[0], nodes[1], nodes[3]}
+	eventually(t, "death noticed", rest, func(v View) bool { return !v.Alive[dead.self] })
+	eventually(t, "record kept", rest, func(v View) bool { return sequenceOf(v, dead.self) == 1 })
+}
+
+func TestSplitHeals(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 4)
+	left, right := nodes[:2], nodes[2:]
+	for _, n := range left {
+		n.block(right...)
+	}
+	for _, n := range right {
+		n.block(left...)
+	}
+	eventually(t, "split noticed", nodes, func(v View) bool { return len(v.Alive) == 2 })
+	left[0].publish(7)
+	right[1].publish(8)
+	for _, n := range nodes {
+		n.block()
+	}
+	eventually(t, "healed", nodes, func(v View) bool {
+		return len(v.Alive) == 4 && sequenceOf(v, left[0].self) == 7 && sequenceOf(v, right[1].self) == 8
+	})
+}
+
+// A node that is restarted without its seed finds back by what it remembers.
+func TestRememberedNodesAreSeeds(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 3)
+	remembered := nodes[2].Remember()
+	nodes[2].stop()
+	nodes[0].stop()
+	again := startNode(t, 2, func(o *Options) {
+		joining(nodes[0])(o)
+		o.Boot, o.Remembered = 2, remembered
+	})
+	if got, want := again.View().OwnSequence, uint64(1); got != want {
+		t.Errorf("own sequence %d, want %d", got, want)
+	}
+	eventually(t, "found back", []*testNode{again}, func(v View) bool { return v.Alive[nodes[1].self] && v.Merged })
+	again.publish(2)
+	eventually(t, "update arrives", nodes[1:2], func(v View) bool { return sequenceOf(v, again.self) == 2 })
+}
+
+func TestForgottenNodeDisappearsEverywhere(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 3)
+	gone := nodes[2]
+	gone.stop()
+	if err := nodes[0].Forget(gone.self, 5); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "forgotten", nodes[:2], func(v View) bool { return sequenceOf(v, gone.self) == 0 })
+
+	// It comes back by going beyond what is buried.
+	again := startNode(t, 2, func(o *Options) {
+		joining(nodes[0])(o)
+		o.Boot = 2
+	})
+	eventually(t, "knows of it", []*testNode{again}, func(v View) bool { return v.OwnSequence == 5 })
+	r := testRecord(2, 5)
+	if err := again.Publish(r); !errors.Is(err, ErrStale) {
+		t.Errorf("publish of a buried sequence: got %v, want %v", err, ErrStale)
+	}
+	again.publish(6)
+	eventually(t, "back", nodes[:2], func(v View) bool { return sequenceOf(v, gone.self) == 6 })
+
+	if err := nodes[1].Forget(gone.self, Forever); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "revoked", []*testNode{again}, func(v View) bool { return hasProblem(v, ProblemRevoked, "revoked") })
+}
+
+func TestWrongSecretLearnsNothing(t *testing.T) {
+	t.Parallel()
+	inside := startNode(t, 0, nil)
+	inside.publish(1)
+	outside := startNode(t, 1, func(o *Options) {
+		joining(inside)(o)
+		o.Secrets = [][32]byte{{9}}
+	})
+	outside.publish(1)
+	want := inside.Addr().String() + " closed the connection without an answer: its secret is another one"
+	eventually(t, "problem named", []*testNode{outside}, func(v View) bool { return hasProblem(v, ProblemSecret, want) })
+	eventually(t, "counted", []*testNode{inside}, func(v View) bool { return v.Counters["stream-sealed"] > 0 })
+	for _, n := range []*testNode{inside, outside} {
+		if v := n.View(); len(v.Records) != 1 || len(v.Alive) != 1 || v.Merged || len(v.Observed) > 0 {
+			t.Errorf("node %d learned something: %+v", n.n, v)
+		}
+	}
+}
+
+// While a secret is being changed, nodes that seal with the old one and nodes
+// that seal with the new one understand each other.
+func TestSecretIsRolledWithoutGap(t *testing.T) {
+	t.Parallel()
+	newSecret := [32]byte{7}
+	old := startNode(t, 0, func(o *Options) { o.Secrets = [][32]byte{testSecret, newSecret} })
+	changed := startNode(t, 1, func(o *Options) {
+		joining(old)(o)
+		o.Secrets = [][32]byte{newSecret, testSecret}
+	})
+	old.publish(1)
+	changed.publish(1)
+	eventually(t, "together", []*testNode{old, changed}, func(v View) bool { return len(v.Records) == 2 && !v.Alone })
+}
+
+func TestDifferentClustersAreNamedOnBothSides(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name   string
+		change func(*mesh.Cluster)
+		texts  [2]string // on the node that is joined, on the one that joins
+	}{
+		{
+			"name", func(c *mesh.Cluster) { c.Name = "other" },
+			[2]string{`cluster "default" here, "other" on`, `cluster "other" here, "default" on`},
+		},
+		{
+			"pods",
+			func(c *mesh.Cluster) { c.Pods = []netip.Prefix{netip.MustParsePrefix("10.44.0.0/16")} },
+			[2]string{"cluster.pods is [10.42.0.0/16] here, [10.44.0.0/16] on", "cluster.pods is [10.44.0.0/16] here, [10.42.0.0/16] on"},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			a := startNode(t, 0, nil)
+			b := startNode(t, 1, func(o *Options) {
+				joining(a)(o)
+				tt.change(&o.Cluster)
+			})
+			eventually(t, "named there", []*testNode{a}, func(v View) bool { return hasProblem(v, ProblemCluster, tt.texts[0]) })
+			eventually(t, "named here", []*testNode{b}, func(v View) bool { return hasProblem(v, ProblemCluster, tt.texts[1]) })
+			if v := b.View(); v.Merged || !v.Alone {
+				t.Errorf("merged %v, alone %v", v.Merged, v.Alone)
+			}
+		})
+	}
+}
+
+func TestLesserDifferenceIsOnlyReported(t *testing.T) {
+	t.Parallel()
+	a := startNode(t, 0, nil)
+	b := startNode(t, 1, func(o *Options) {
+		joining(a)(o)
+		o.Cluster.Mode = mesh.ModeFull
+	})
+	both := []*testNode{a, b}
+	eventually(t, "reported", both, func(v View) bool { return hasProblem(v, ProblemSettings, "cluster.mode is ") && !v.Alone })
+}
+
+func TestRecordOfOtherRangesIsLeftOut(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 2)
+	r := testRecord(1, 2)
+	r.Settings++
+	if err := nodes[1].Publish(r); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "left out", nodes, func(v View) bool {
+		return sequenceOf(v, nodes[1].self) == 0 && hasProblem(v, ProblemSettings, "node-1 has other address ranges")
+	})
+}
+
+// fakeResolver knows some names.
+type fakeResolver map[string][]netip.Addr
+
+func (r fakeResolver) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
+	if addrs, ok := r[host]; ok {
+		return addrs, nil
+	}
+	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+}
+
+func TestJoinListOfOneselfIsEmpty(t *testing.T) {
+	t.Parallel()
+	port := freePort(t)
+	local := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+	n := startNode(t, 0, func(o *Options) {
+		o.Bind = "127.0.0.1:" + port
+		o.Join = []string{"me.example.com:" + port}
+		o.Resolver = fakeResolver{"me.example.com": local}
+	})
+	eventually(t, "empty", []*testNode{n}, func(v View) bool { return v.JoinEmpty && v.Alone })
+	want := []mesh.Observation{{By: n.self, Addr: n.Addr()}}
+	if got := n.View().Observed; !slices.Equal(got, want) {
+		t.Errorf("observed %v, want %v", got, want)
+	}
+}
+
+func TestJoinListThatDoesNotResolveIsNotEmpty(t *testing.T) {
+	t.Parallel()
+	asked := make(chan struct{}, 100)
+	n := startNode(t, 0, func(o *Options) {
+		o.Join = []string{"nobody.example.com:7946"}
+		o.Resolver = resolverFunc(func() { asked <- struct{}{} })
+	})
+	for range 3 { // it is asked again and again
+		select {
+		case <-asked:
+		case <-time.After(patience):
+			t.Fatal("not resolved again")
+		}
+	}
+	if n.View().JoinEmpty {
+		t.Error("join list counts as empty")
+	}
+}
+
+type resolverFunc func()
+
+func (f resolverFunc) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) {
+	f()
+	return nil, errors.New("no answer")
+}
+
+// freePort returns a port that nothing listened on a moment ago.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+func TestTwinIsFound(t *testing.T) {
+	t.Parallel()
+	a := startNode(t, 0, nil)
+	twin := startNode(t, 0, func(o *Options) {
+		joining(a)(o)
+		o.Instance = 99
+	})
+	eventually(t, "twin found", []*testNode{a, twin}, func(v View) bool { return hasProblem(v, ProblemTwin, "identity") })
+}
+
+func TestBindErrorsNameTheSetting(t *testing.T) {
+	t.Parallel()
+	n := startNode(t, 0, nil)
+	for bind, want := range map[string]string{
+		n.Addr().String(): "port is used by another program",
+		"7946":            "want host:port",
+	} {
+		_, err := Start(context.Background(), Options{
+			Identity: identity(1), Cluster: testCluster(), Secrets: [][32]byte{testSecret}, Bind: bind,
+		})
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "gossip.bind") {
+			t.Errorf("bind %s: got %v, want an error with gossip.bind and %q", bind, err, want)
+		}
+	}
+}

@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gossip tells all nodes what each of them says, and who is alive.
+//
+// Membership and failure detection are hashicorp/memberlist's. What nodes have
+// to say travels beside it, as signed objects in a store that every node has a
+// copy of: see [Gossip.Publish] and [Gossip.Forget]. Below both is a transport
+// of our own, which seals every packet and stream with keys of the cluster's
+// secret and finds the way to a node by its fingerprint.
+//
+// So there are three layers of trust. Without the secret nobody is heard at
+// all. With it, one takes part in gossip, and may lie about who is alive. What
+// a node says of itself only the node can say, because it is signed with the
+// node's identity and numbered.
+//
+// Nobody acts on an event here. [Gossip.Changed] says that something is
+// different, and [Gossip.View] is all there is to know, as one value.
+package gossip
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// ErrStale is returned by Publish for a sequence that others have seen
+// already, or that is forgotten. View.OwnSequence says what to go beyond.
+var ErrStale = errors.New("the sequence is not new")
+
+// Options say who we are and where to begin. Identity, Cluster, Secrets, Boot,
+// Instance and Bind are needed.
+type Options struct {
+	Identity ed25519.PrivateKey
+	Cluster  mesh.Cluster
+	Secrets  [][32]byte // the first one seals, all of them open
+
+	// Boot rises with each start of the daemon, and is on disk before Start is
+	// called: others take packets of a lower one for replays.
+	Boot     uint64
+	Instance uint64 // random, drawn at each start
+
+	Bind       string   // host:port; without a host, all addresses of both families
+	Join       []string // host:port, names or addresses
+	Remembered Remembered
+
+	Resolver Resolver         // default: net.DefaultResolver
+	Logger   *slog.Logger     // default: no logging
+	Now      func() time.Time // default: time.Now
+	Rand     io.Reader        // default: crypto/rand; for nonces and stream keys
+
+	filter func(netip.AddrPort) bool // see transport
+}
+
+// Remembered is what survives a restart: on disk it makes every node a seed,
+// and replays useless.
+type Remembered struct {
+	Objects [][]byte  // signed envelopes, as they came
+	Highest []Highest // sorted by key
+}
+
+// Highest is the highest sequence that was seen of an object.
+type Highest struct {
+	Key      string // names the object; any bytes
+	Sequence uint64
+}
+
+// View is what a node knows at one moment. It shares nothing with the Gossip
+// that it came from.
+type View struct {
+	Records []mesh.Record // that count, ours among them, by fingerprint
+	Alive   map[mesh.ID]bool
+
+	// OwnSequence is the highest sequence of a record of ours that anybody has
+	// shown, or up to which we are forgotten. A record must go beyond it.
+	OwnSequence uint64
+
+	Observed []mesh.Observation         // where others see us, by observer; our own stands for an address that we dialled and found to be ours
+	Paths    map[mesh.ID]netip.AddrPort // where nodes were seen of late, outside of the mesh
+	RTT      map[mesh.ID]time.Duration
+
+	Alone     bool // nobody else is alive
+	JoinEmpty bool // the join list names nobody, or only ourselves
+	Merged    bool // the state of some member was taken in since the start
+
+	Problems []mesh.Problem    // sorted
+	Counters map[string]uint64 // what was dropped, by reason
+}
+
+// Gossip is a running node of the gossip network.
+type Gossip struct {
+	identity ed25519.PrivateKey
+	self     mesh.ID
+	cluster  mesh.Cluster
+	settings uint64
+	instance uint64
+	joinList []string
+	resolver Resolver
+	now      func() time.Time
+
+	log       *limitedLog
+	notices   *notices
+	counters  *counters
+	changed   chan struct{}
+	members   *members
+	transport *transport
+	list      *memberlist.Memberlist
+	queue     *memberlist.TransmitLimitedQueue
+
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+
+	mu        sync.Mutex // never held while memberlist is called
+	store     *store
+	published uint64    // sequence of the record that we published last
+	foreign   foreign
+	merged    bool
+	joinEmpty bool
+}
+
+// foreign is what we have met of records of ours that another instance made.
+type foreign struct {
+	at       time.Time // first
+	sequence uint64    // last
+	times    int       // that one went beyond a record which we had published
+}
+
+// Start binds the sockets and begins to gossip. It does not wait for anybody
+// to answer. Stop ends it; so does the end of ctx, except that sockets stay
+// open until Stop.
+func Start(ctx context.Context, o Options) (*Gossip, error) {
+	g, err := newGossip(o)
+	if err != nil {
+		return nil, fmt.Errorf("start gossip: %w", err)
+	}
+	if err := g.transport.listen(ctx, o.Bind); err != nil {
+		return nil, fmt.Errorf("start gossip: %w", err)
+	}
+	g.list, err = memberlist.Create(g.memberlistConfig())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start gossip: %w", err), g.transport.Shutdown())
+	}
+	ctx, g.cancel = context.WithCancel(ctx)
+	for _, task := range []func(context.Context){
+		g.handleLoop, g.joinLoop, g.rejoinLoop, g.followUpLoop, g.compareLoop,
+	} {
+		g.tasks.Go(func() { task(ctx) })
+	}
+	return g, nil
+}
+
+// newGossip sets up everything that needs no network.
+func newGossip(o Options) (*Gossip, error) {
+	if len(o.Identity) != ed25519.PrivateKeySize {
+		return nil, errors.New("no identity given")
+	}
+	ring, err := newKeyring(o.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	if o.Resolver == nil {
+		o.Resolver = net.DefaultResolver
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Reader
+	}
+	self := mesh.IDOf(o.Identity.Public().(ed25519.PublicKey))
+	g := &Gossip{
+		identity: o.Identity, self: self, cluster: o.Cluster, settings: o.Cluster.Hash(), instance: o.Instance,
+		joinList: o.Join, resolver: o.Resolver, now: o.Now,
+		log:       newLimitedLog(o.Logger),
+		notices:   &notices{now: o.Now, met: make(map[notice]time.Time)},
+		counters:  &counters{counts: make(map[string]uint64)},
+		changed:   make(chan struct{}, 1),
+		store:     newStore(),
+		joinEmpty: len(o.Join) == 0,
+	}
+	g.members = &members{self: self, signal: g.signal, alive: make(map[mesh.ID]bool), rtt: make(map[mesh.ID]time.Duration)}
+	g.queue = &memberlist.TransmitLimitedQueue{NumNodes: g.members.count, RetransmitMult: retransmitMult}
+	g.transport = &transport{
+		ring: ring, random: o.Rand, now: o.Now, log: g.log, notices: g.notices, counters: g.counters,
+		self: hello{id: self, instance: o.Instance, cluster: o.Cluster},
+		boot: o.Boot, label: labelOf(o.Cluster), filter: o.filter,
+		paths: newPaths(o.Cluster.Overlay),
+	}
+	if _, err := g.transport.self.marshal(); err != nil {
+		return nil, err
+	}
+	g.restore(o.Remembered)
+	return g, nil
+}
+
+// retransmitMult makes gossip repeat an object often enough that it misses few
+// nodes, at some loss.
+const retransmitMult = 7
+
+// memberlistConfig holds the timings with which a dead node is noticed within
+// ten seconds, and no living one suspected at a round trip of 300 ms and a loss
+// of one packet in ten.
+func (g *Gossip) memberlistConfig() *memberlist.Config {
+	c := memberlist.DefaultLANConfig()
+	c.Name = nodeName(g.self)
+	c.Transport = g.transport
+	c.Delegate = delegate{g}
+	c.Events, c.Alive, c.Ping = g.members, g.members, g.members
+	c.Logger = log.New(memberlistLog{g.log}, "", 0)
+
+	c.ProbeInterval = 1200 * time.Millisecond
+	c.ProbeTimeout = 350 * time.Millisecond
+	c.SuspicionMult = 3
+	c.IndirectChecks = 4
+	c.GossipNodes = 4
+	c.GossipInterval = 200 * time.Millisecond
+	c.PushPullInterval = 25 * time.Second
+	c.DeadNodeReclaimTime = time.Second
+	c.RetransmitMult = retransmitMult
+	c.TCPTimeout = dialTimeout
+
+	// With compression on, 500 nodes are busy with nothing else.
+	c.EnableCompression = false
+	// memberlist prepends a checksum of five bytes without counting it.
+	c.UDPBufferSize = maxPayload - 5
+	// The transport seals; a name or label of memberlist's own is not needed.
+	c.SecretKey, c.Label = nil, ""
+	// A node that UDP does not reach for a moment is asked over a stream before
+	// it is suspected: the transport tries all of its paths at once.
+	c.DisableTcpPings = false
+	return c
+}
+
+// restore fills the store with what was remembered. What does not count any
+// more, after an update for example, is left out.
+func (g *Gossip) restore(r Remembered) {
+	for _, h := range r.Highest {
+		key, err := parseObjectKey(h.Key)
+		if err != nil {
+			g.counters.add("remembered-content")
+			continue
+		}
+		g.store.raise(key, h.Sequence)
+	}
+	for _, raw := range r.Objects {
+		o, err := decodeObject(g.cluster.Name, slices.Clone(raw))
+		if err != nil {
+			g.counters.add("remembered-content")
+			g.log.at(slog.LevelWarn, "remembered object refused", "err", err)
+			continue
+		}
+		g.store.put(o)
+	}
+}
+
+// handleLoop takes in what the transport receives.
+func (g *Gossip) handleLoop(ctx context.Context) {
+	for {
+		select {
+		case m := <-g.transport.inbound:
+			g.handle(m)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// signal makes Changed fire; it never waits.
+func (g *Gossip) signal() {
+	select {
+	case g.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Stop ends everything and waits for it. It tells nobody: a restart must not
+// look like a departure.
+func (g *Gossip) Stop() error {
+	g.cancel()
+	err := g.list.Shutdown()
+	g.tasks.Wait()
+	if err != nil {
+		return fmt.Errorf("stop gossip: %w", err)
+	}
+	return nil
+}
+
+// Changed fires when a View has become different, at least once after the last
+// change.
+func (g *Gossip) Changed() <-chan struct{} { return g.changed }
+
+// Addr is the address to which the sockets are bound.
+func (g *Gossip) Addr() netip.AddrPort { return g.transport.bound() }
+
+// SetPaths says where nodes may be reached, the best address first. It
+// replaces what was said before.
+func (g *Gossip) SetPaths(candidates map[mesh.ID][]netip.AddrPort) {
+	g.transport.mu.Lock()
+	defer g.transport.mu.Unlock()
+	g.transport.paths.set(candidates)
+}
+
+// Publish signs a record of ours and makes it known. Its sequence must be
+// above everything published before, else the error is ErrStale.
+func (g *Gossip) Publish(r mesh.Record) error {
+	if r.ID() != g.self {
+		return fmt.Errorf("publish record: it is of %v", r.ID())
+	}
+	payload, err := encodeRecord(r)
+	if err != nil {
+		return fmt.Errorf("publish record: %w", err)
+	}
+	o, err := g.sign(kindRecord, payload)
+	if err != nil {
+		return fmt.Errorf("publish record: %w", err)
+	}
+	g.mu.Lock()
+	if own := g.ownSequence(); r.Sequence <= own {
+		g.mu.Unlock()
+		return fmt.Errorf("publish record: sequence %d, %d was seen: %w", r.Sequence, own, ErrStale)
+	}
+	result := g.store.put(o)
+	if result == fresh {
+		g.published = r.Sequence
+	}
+	g.mu.Unlock()
+	if result != fresh {
+		return errors.New("publish record: the store is full")
+	}
+	g.signal()
+	g.spread([]object{o})
+	return nil
+}
+
+// Forget buries a node's records up to a sequence; up to Forever, its identity
+// is revoked. It can't be taken back. It has no effect if we have buried as
+// much before.
+func (g *Gossip) Forget(target mesh.ID, upTo uint64) error {
+	payload, err := encodeTombstone(tombstone{g.identity.Public().(ed25519.PublicKey), target, upTo})
+	if err != nil {
+		return fmt.Errorf("forget %v: %w", target, err)
+	}
+	o, err := g.sign(kindTombstone, payload)
+	if err != nil {
+		return fmt.Errorf("forget %v: %w", target, err)
+	}
+	g.mu.Lock()
+	result := g.store.put(o)
+	g.mu.Unlock()
+	if result == full {
+		return fmt.Errorf("forget %v: the store is full", target)
+	}
+	if result == fresh {
+		g.signal()
+		g.spread([]object{o})
+	}
+	return nil
+}
+
+// sign makes an object of ours, by the checks that everybody else makes.
+func (g *Gossip) sign(kind objectKind, payload []byte) (object, error) {
+	raw, err := signObject(g.identity, g.cluster.Name, kind, payload)
+	if err != nil {
+		return object{}, err
+	}
+	return decodeObject(g.cluster.Name, raw)
+}
+
+// ownSequence is what a new record of ours must go beyond.
+func (g *Gossip) ownSequence() uint64 {
+	return max(g.store.highest[objectKey{kindRecord, g.self, g.self}], g.store.buried[g.self])
+}
+
+// Remember returns what to keep on disk.
+func (g *Gossip) Remember() Remembered {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var r Remembered
+	for _, raw := range g.store.raws() {
+		r.Objects = append(r.Objects, slices.Clone(raw))
+	}
+	for key, sequence := range g.store.highest {
+		r.Highest = append(r.Highest, Highest{string(key.bytes()), sequence})
+	}
+	slices.SortFunc(r.Highest, func(a, b Highest) int {
+		return strings.Compare(a.Key, b.Key)
+	})
+	return r
+}
+
+// View returns what is known now.
+func (g *Gossip) View() View {
+	v := View{Counters: g.counters.snapshot(), Problems: g.notices.problems()}
+	v.Alive, v.RTT = g.members.snapshot()
+	v.Alone = len(v.Alive) == 1
+	v.Observed, v.Paths = g.transport.sightings()
+	g.mu.Lock()
+	records := g.store.records()
+	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty
+	revoked := g.store.buried[g.self] == Forever
+	g.mu.Unlock()
+	for _, r := range records {
+		if r.Settings != g.settings {
+			v.Problems = append(v.Problems, mesh.Problem{
+				Kind: ProblemSettings, Node: r.Name, Text: fmt.Sprintf("%s has other address ranges; its record is left out", r.Name),
+				Advice: "write the same cluster.overlay, cluster.pods and cluster.pod-prefix on all nodes, and restart meshd there",
+			})
+			continue
+		}
+		v.Records = append(v.Records, clone(r))
+	}
+	if revoked {
+		v.Problems = append(v.Problems, mesh.Problem{
+			Kind: ProblemRevoked, Node: g.self.String(), Text: "this node's identity was revoked",
+			Advice: "remove the state directory, so that the node makes a new identity, if it is to come back",
+		})
+	}
+	slices.SortFunc(v.Problems, mesh.Problem.Compare)
+	v.Problems = slices.Compact(v.Problems)
+	return v
+}
+
+// clone copies a record with its lists.
+func clone(r mesh.Record) mesh.Record {
+	r.Identity = slices.Clone(r.Identity)
+	r.Endpoints = slices.Clone(r.Endpoints)
+	r.InternalIPs = slices.Clone(r.InternalIPs)
+	r.AllowedLocationIPs = slices.Clone(r.AllowedLocationIPs)
+	return r
+}
+
+// sightings returns where others see us, and where they were seen of late.
+func (t *transport) sightings() ([]mesh.Observation, map[mesh.ID]netip.AddrPort) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.now()
+	maps.DeleteFunc(t.observed, func(_ mesh.ID, o observation) bool { return now.Sub(o.at) > observedFor })
+	var observed []mesh.Observation
+	for by, o := range t.observed {
+		observed = append(observed, mesh.Observation{By: by, Addr: o.addr})
+	}
+	slices.SortFunc(observed, func(a, b mesh.Observation) int { return a.By.Compare(b.By) })
+	seen := make(map[mesh.ID]netip.AddrPort)
+	for id := range t.paths.nodes {
+		if addr, at := t.paths.underlay(id, now); now.Sub(at) <= viewPathFor {
+			seen[id] = addr
+		}
+	}
+	return observed, seen
+}
+
+// reachable says whether there is an address to try for a node.
+func (t *transport) reachable(id mesh.ID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.paths.order(id, t.now())) > 0
+}

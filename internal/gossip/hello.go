@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// hello is what each side of a stream says first. It is sealed with a key of
+// the secret alone; the cluster's name is in it rather than in the key, so that
+// two clusters which were given each other's addresses can say so.
+type hello struct {
+	id       mesh.ID
+	instance uint64
+	port     uint16 // of the sender's gossip socket
+	random   [32]byte
+	echo     [32]byte       // the dialer's random, in the acceptor's hello
+	you      netip.AddrPort // in the dialer's hello, the address that it dialled
+	cluster  mesh.Cluster
+}
+
+type wireHello struct {
+	ID       []byte       `cbor:"1,keyasint"`
+	Instance uint64       `cbor:"2,keyasint"`
+	Port     uint16       `cbor:"3,keyasint"`
+	Random   []byte       `cbor:"4,keyasint"`
+	Echo     []byte       `cbor:"5,keyasint"`
+	You      []byte       `cbor:"6,keyasint"`
+	Cluster  wireSettings `cbor:"7,keyasint"`
+}
+
+type wireSettings struct {
+	Name          string         `cbor:"1,keyasint"`
+	Generation    uint64         `cbor:"2,keyasint"`
+	Trust         string         `cbor:"3,keyasint"`
+	Mode          string         `cbor:"4,keyasint"`
+	Encapsulation string         `cbor:"5,keyasint"`
+	Gateways      int64          `cbor:"6,keyasint"`
+	Overlay       []netip.Prefix `cbor:"7,keyasint"`
+	Pods          []netip.Prefix `cbor:"8,keyasint"`
+	PodPrefix     []int64        `cbor:"9,keyasint"`
+	Services      []netip.Prefix `cbor:"10,keyasint"`
+	DNSAddress    netip.Addr     `cbor:"11,keyasint"`
+	DNSDomain     string         `cbor:"12,keyasint"`
+}
+
+func (h hello) marshal() ([]byte, error) {
+	c := h.cluster
+	w := wireHello{
+		ID: h.id[:], Instance: h.instance, Port: h.port,
+		Random: h.random[:], Echo: h.echo[:], You: appendAddrPort(nil, h.you),
+		Cluster: wireSettings{
+			Name: c.Name, Generation: c.Generation, Trust: c.Trust,
+			Mode: string(c.Mode), Encapsulation: c.Encapsulation, Gateways: int64(c.Gateways),
+			Overlay: c.Overlay, Pods: c.Pods, Services: c.Services,
+			DNSAddress: c.DNS.Address, DNSDomain: c.DNS.Domain,
+		},
+	}
+	for _, n := range c.PodPrefix {
+		w.Cluster.PodPrefix = append(w.Cluster.PodPrefix, int64(n))
+	}
+	b, err := encoding.Marshal(w)
+	if err != nil {
+		return nil, fmt.Errorf("encode hello: %w", err)
+	}
+	if len(b)+sealOverhead > maxHello {
+		return nil, fmt.Errorf("encode hello: %d bytes of cluster settings are too many", len(b))
+	}
+	return b, nil
+}
+
+func parseHello(b []byte) (hello, error) {
+	var w wireHello
+	if err := decoding.Unmarshal(b, &w); err != nil {
+		return hello{}, fmt.Errorf("decode hello: %w", err)
+	}
+	if len(w.ID) != len(mesh.ID{}) || len(w.Random) != 32 || len(w.Echo) != 32 {
+		return hello{}, errors.New("decode hello: a field has the wrong size")
+	}
+	you, rest, err := cutAddrPort(w.You)
+	if err != nil || len(rest) > 0 {
+		return hello{}, errors.New("decode hello: not an address")
+	}
+	s := w.Cluster
+	c := mesh.Cluster{
+		Name: s.Name, Generation: s.Generation, Trust: s.Trust,
+		Mode: mesh.Mode(s.Mode), Encapsulation: s.Encapsulation, Gateways: int(s.Gateways),
+		Overlay: s.Overlay, Pods: s.Pods, Services: s.Services,
+		DNS: mesh.DNS{Address: s.DNSAddress, Domain: s.DNSDomain},
+	}
+	for _, n := range s.PodPrefix {
+		c.PodPrefix = append(c.PodPrefix, int(n))
+	}
+	return hello{mesh.ID(w.ID), w.Instance, w.Port, [32]byte(w.Random), [32]byte(w.Echo), you, c}, nil
+}
+
+// labelOf is what packets show of a cluster: settings under which nodes can't
+// talk to one another at all.
+func labelOf(c mesh.Cluster) label {
+	b := binary.BigEndian.AppendUint64([]byte("meshd label v1\x00"), c.Hash())
+	sum := sha256.Sum256(append(b, c.Name...))
+	return label(sum[:])
+}
+
+// difference is a cluster setting that two nodes do not share.
+type difference struct {
+	text  string
+	fatal bool // the nodes can't be in one mesh
+}
+
+// differences compares our settings with those of the node at a place.
+func differences(here, there mesh.Cluster, place string) []difference {
+	var all []difference
+	compare := func(key string, a, b any, fatal bool) {
+		if x, y := fmt.Sprint(a), fmt.Sprint(b); x != y {
+			all = append(all, difference{fmt.Sprintf("%s is %s here, %s on %s", key, x, y, place), fatal})
+		}
+	}
+	if here.Name != there.Name {
+		return []difference{{fmt.Sprintf("cluster %q here, %q on %s", here.Name, there.Name, place), true}}
+	}
+	compare("cluster.overlay", here.Overlay, there.Overlay, true)
+	compare("cluster.pods", here.Pods, there.Pods, true)
+	compare("cluster.pod-prefix", here.PodPrefix, there.PodPrefix, true)
+	compare("cluster.services", here.Services, there.Services, false)
+	compare("cluster.dns", here.DNS, there.DNS, false)
+	compare("cluster.trust", here.Trust, there.Trust, false)
+	compare("cluster.generation", here.Generation, there.Generation, false)
+	compare("cluster.mode", here.Mode, there.Mode, false)
+	compare("cluster.encapsulation", here.Encapsulation, there.Encapsulation, false)
+	compare("cluster.gateways", here.Gateways, there.Gateways, false)
+	return all
+}
+
+func isFatal(all []difference) bool {
+	return slices.ContainsFunc(all, func(d difference) bool { return d.fatal })
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// Resolver looks up addresses; *net.Resolver is one.
+type Resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+}
+
+// joinLoop asks the join list, again and again while we are alone, with
+// growing pauses; afterwards only addresses that have never answered, slowly.
+func (g *Gossip) joinLoop(ctx context.Context) {
+	if len(g.joinList) == 0 && len(g.remembered()) == 0 {
+		return
+	}
+	reached := make(map[netip.AddrPort]bool)
+	pause := joinBackoffMin
+	for {
+		g.joinOnce(ctx, reached)
+		wait := joinUnreached
+		if g.members.alone() {
+			wait, pause = pause, min(2*pause, joinBackoffMax)
+		} else {
+			pause = joinBackoffMin
+		}
+		if !g.sleepUntilAlone(ctx, jitter(wait)) {
+			return
+		}
+	}
+}
+
+// sleepUntilAlone waits, but not longer than it takes until we have lost
+// everybody. It returns false when it is time to stop.
+func (g *Gossip) sleepUntilAlone(ctx context.Context, d time.Duration) bool {
+	was := g.members.alone()
+	end := time.After(d)
+	for {
+		step := time.After(time.Second)
+		select {
+		case <-end:
+			return ctx.Err() == nil
+		case <-ctx.Done():
+			return false
+		case <-step:
+			if !was && g.members.alone() {
+				return true
+			}
+		}
+	}
+}
+
+// joinOnce asks all addresses of the list that are due, at the same time, and
+// while we are alone a few remembered nodes as well.
+func (g *Gossip) joinOnce(ctx context.Context, reached map[netip.AddrPort]bool) {
+	addrs, complete := g.resolve(ctx)
+	alone := g.members.alone()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	others := 0
+	for _, addr := range addrs {
+		if !alone && reached[addr] {
+			continue
+		}
+		wg.Go(func() {
+			err := g.joinAddr(ctx, addr)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil || errors.Is(err, errSelf) {
+				reached[addr] = true
+			}
+			if !errors.Is(err, errSelf) {
+				others++
+			}
+		})
+	}
+	if alone {
+		for _, id := range firstN(g.absent(), 3) {
+			wg.Go(func() { g.joinNode(ctx, id) })
+		}
+	}
+	wg.Wait()
+	if alone && ctx.Err() == nil {
+		g.setJoinEmpty(complete && others == 0)
+	}
+}
+
+// setJoinEmpty notes whether the join list names nobody but ourselves.
+func (g *Gossip) setJoinEmpty(empty bool) {
+	g.mu.Lock()
+	changed := g.joinEmpty != empty
+	g.joinEmpty = empty
+	g.mu.Unlock()
+	if changed {
+		g.signal()
+	}
+}
+
+// resolve returns the addresses of the join list, and whether that was
+// possible for all of it.
+func (g *Gossip) resolve(ctx context.Context) (addrs []netip.AddrPort, complete bool) {
+	var wg sync.WaitGroup
+	found := make([][]netip.AddrPort, len(g.joinList))
+	errs := make([]error, len(g.joinList))
+	for i, target := range g.joinList {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+			defer cancel()
+			found[i], errs[i] = lookup(ctx, g.resolver, target)
+		})
+	}
+	wg.Wait()
+	seen := make(map[netip.AddrPort]bool)
+	for _, list := range found {
+		for _, a := range list {
+			if !seen[a] {
+				seen[a] = true
+				addrs = append(addrs, a)
+			}
+		}
+	}
+	err := errors.Join(errs...)
+	if err != nil && ctx.Err() == nil {
+		g.log.at(slog.LevelWarn, "join list not resolved", "err", err)
+	}
+	return addrs, err == nil
+}
+
+// lookup resolves one entry of the join list.
+func lookup(ctx context.Context, r Resolver, target string) ([]netip.AddrPort, error) {
+	host, port, err := net.SplitHostPort(target)
+	if err != nil {
+		return nil, fmt.Errorf("resolve join address: %w", err)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("resolve join address %s: %w", target, err)
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return []netip.AddrPort{netip.AddrPortFrom(ip.Unmap(), uint16(n))}, nil
+	}
+	ips, err := r.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, fmt.Errorf("resolve join address %s: %w", target, err)
+	}
+	var addrs []netip.AddrPort
+	for _, ip := range ips {
+		addrs = append(addrs, netip.AddrPortFrom(ip.Unmap(), uint16(n)))
+	}
+	return addrs, nil
+}
+
+// joinAddr joins whoever is at an address.
+func (g *Gossip) joinAddr(ctx context.Context, addr netip.AddrPort) error {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	s, err := g.transport.dial(ctx, addr)
+	if err != nil {
+		g.log.at(slog.LevelDebug, "join address not reached", "addr", addr, "err", err)
+		return err
+	}
+	return g.join(s)
+}
+
+// joinNode joins a node over whichever of its paths works.
+func (g *Gossip) joinNode(ctx context.Context, id mesh.ID) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	s, err := g.transport.dialNode(ctx, id)
+	if err == nil {
+		err = g.join(s)
+	}
+	if err != nil {
+		g.log.at(slog.LevelDebug, "remembered node not reached", "node", id, "err", err)
+	}
+}
+
+// join exchanges all state over an open stream.
+func (g *Gossip) join(s *stream) error {
+	target, withdraw := g.transport.offer(s)
+	defer withdraw()
+	if _, err := g.list.Join([]string{target}); err != nil {
+		return fmt.Errorf("join %v: %w", s.peer.id, err)
+	}
+	return nil
+}
+
+// rejoinLoop asks one remembered node that is not alive, every now and then.
+// It is what heals a split.
+func (g *Gossip) rejoinLoop(ctx context.Context) {
+	for sleep(ctx, jitter(rejoinInterval)) {
+		for _, id := range firstN(g.absent(), 1) {
+			g.joinNode(ctx, id)
+		}
+	}
+}
+
+// followUpLoop joins a random member a few times after the start.
+func (g *Gossip) followUpLoop(ctx context.Context) {
+	var before time.Duration
+	for _, at := range followUps {
+		if !sleep(ctx, at-before) {
+			return
+		}
+		before = at
+		for _, id := range firstN(g.members.others(), 1) {
+			g.joinNode(ctx, id)
+		}
+	}
+}
+
+// compareLoop compares our store with that of a random member.
+func (g *Gossip) compareLoop(ctx context.Context) {
+	for sleep(ctx, jitter(antiEntropy)) {
+		g.mu.Lock()
+		root := g.store.rootMessage()
+		g.mu.Unlock()
+		for _, id := range firstN(g.members.others(), 1) {
+			g.transport.send(id, kindSync, root)
+		}
+	}
+}
+
+// absent returns the nodes that we remember, that are not alive, and whose
+// whereabouts we know something of, in random order.
+func (g *Gossip) absent() []mesh.ID {
+	alive, _ := g.members.snapshot()
+	var ids []mesh.ID
+	for _, id := range g.remembered() {
+		if !alive[id] && g.transport.reachable(id) {
+			ids = append(ids, id)
+		}
+	}
+	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+	return ids
+}
+
+// remembered returns the nodes whose records we hold.
+func (g *Gossip) remembered() []mesh.ID {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var ids []mesh.ID
+	for _, r := range g.store.records() {
+		if id := r.ID(); id != g.self {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func firstN[T any](s []T, n int) []T { return s[:min(n, len(s))] }
+
+// jitter spreads what would otherwise happen on all nodes at once, from half
+// to one and a half.
+func jitter(d time.Duration) time.Duration {
+	return d/2 + rand.N(d)
+}
+
+// sleep waits, and returns false when it is time to stop.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

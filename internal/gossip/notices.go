@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// Kinds of problems that gossip reports in its View.
+const (
+	// ProblemSecret: a node that we tried to join has another secret.
+	ProblemSecret mesh.ProblemKind = "wrong-secret"
+	// ProblemCluster: a node has another cluster name or other ranges, and is
+	// refused.
+	ProblemCluster mesh.ProblemKind = "cluster-differs"
+	// ProblemSettings: a node has other settings that matter less, or its record
+	// was made with other ranges and is left out.
+	ProblemSettings mesh.ProblemKind = "settings-differ"
+	// ProblemSequence: one identity has signed two objects with one sequence.
+	ProblemSequence mesh.ProblemKind = "sequence-conflict"
+	// ProblemTwin: our own identity is used by another running daemon.
+	ProblemTwin mesh.ProblemKind = "identity-elsewhere"
+	// ProblemRevoked: our own identity was revoked.
+	ProblemRevoked mesh.ProblemKind = "revoked"
+)
+
+// notices are problems that were met on the network. Each is shown until it
+// has not been met for noticeFor.
+type notices struct {
+	now func() time.Time
+
+	mu  sync.Mutex
+	met map[notice]time.Time
+}
+
+type notice struct {
+	problem mesh.Problem
+	where   string // what it was met at, by which it is taken back
+}
+
+// maxNotices is more than a person would read.
+const maxNotices = 64
+
+// meet notes a problem, and says whether it is a new one.
+func (n *notices) meet(where string, p mesh.Problem) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.expire()
+	key := notice{p, where}
+	_, old := n.met[key]
+	if old || len(n.met) < maxNotices {
+		n.met[key] = n.now()
+	}
+	return !old
+}
+
+// settle takes back what was met at a place, except for the kinds in keep.
+func (n *notices) settle(where string, kinds ...mesh.ProblemKind) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	maps.DeleteFunc(n.met, func(k notice, _ time.Time) bool {
+		return k.where == where && slices.Contains(kinds, k.problem.Kind)
+	})
+}
+
+func (n *notices) problems() []mesh.Problem {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.expire()
+	var all []mesh.Problem
+	for k := range n.met {
+		all = append(all, k.problem)
+	}
+	return all
+}
+
+func (n *notices) expire() {
+	now := n.now()
+	maps.DeleteFunc(n.met, func(_ notice, at time.Time) bool { return now.Sub(at) > noticeFor })
+}
+
+// counters count what was dropped, by reason.
+type counters struct {
+	mu     sync.Mutex
+	counts map[string]uint64
+}
+
+func (c *counters) add(reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.counts[reason]++
+}
+
+func (c *counters) snapshot() map[string]uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.counts)
+}
+
+// limitedLog logs what strangers can cause, so that they can't fill a disk.
+type limitedLog struct {
+	log     *slog.Logger
+	limiter *rate.Limiter
+}
+
+func newLimitedLog(log *slog.Logger) *limitedLog {
+	return &limitedLog{log, rate.NewLimiter(rate.Every(time.Second), 10)}
+}
+
+func (l *limitedLog) at(level slog.Level, message string, args ...any) {
+	if l.log.Enabled(context.Background(), level) && l.limiter.Allow() {
+		l.log.Log(context.Background(), level, message, args...)
+	}
+}
+
+// memberlistLog takes memberlist's lines. To it, an unreachable node is an
+// error; to a mesh it is everyday life.
+type memberlistLog struct{ log *limitedLog }
+
+var _ io.Writer = memberlistLog{}
+
+// Write takes one line, as package log hands them over.
+func (m memberlistLog) Write(line []byte) (int, error) {
+	level := slog.LevelDebug
+	text := bytes.TrimSpace(line)
+	for prefix, l := range map[string]slog.Level{"[WARN]": slog.LevelInfo, "[ERR]": slog.LevelInfo, "[ERROR]": slog.LevelInfo} {
+		if rest, ok := bytes.CutPrefix(text, []byte(prefix)); ok {
+			level, text = l, rest
+			break
+		}
+	}
+	text = bytes.TrimSpace(bytes.TrimPrefix(bytes.TrimSpace(text), []byte("memberlist:")))
+	m.log.at(level, "memberlist reports", "text", string(text))
+	return len(line), nil
+}

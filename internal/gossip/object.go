@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// Reasons for which an object is refused.
+var (
+	errObjectSize      = errors.New("object has an impossible size")
+	errObjectVersion   = errors.New("object has an unknown version")
+	errObjectKind      = errors.New("object has an unknown kind")
+	errObjectSignature = errors.New("object's signature does not hold")
+	errObjectContent   = errors.New("object's content is not valid")
+)
+
+// objectKind says what an object tells. Kinds 2 and 3 are kept for clients and
+// verdicts.
+type objectKind byte
+
+const (
+	kindRecord    objectKind = 1
+	kindTombstone objectKind = 4
+)
+
+// codecs tells for each kind how its payload is read. A node passes on only
+// what it can check, so a kind that is not here is refused.
+var codecs = map[objectKind]func(payload []byte) (body, error){
+	kindRecord:    decodeRecord,
+	kindTombstone: decodeTombstone,
+}
+
+// body is a decoded payload.
+type body interface {
+	// author is who must have signed it.
+	author() ed25519.PublicKey
+	// subject is the node that it is about; an author has one object of a kind
+	// about each subject.
+	subject() mesh.ID
+	// sequence orders the versions of one object, the highest counts.
+	sequence() uint64
+}
+
+// objectKey names an object in all its versions.
+type objectKey struct {
+	kind            objectKind
+	author, subject mesh.ID
+}
+
+const objectKeySize = 1 + 2*len(mesh.ID{})
+
+// bytes is the form in which a key is hashed and stored.
+func (k objectKey) bytes() []byte {
+	return append(append([]byte{byte(k.kind)}, k.author[:]...), k.subject[:]...)
+}
+
+func parseObjectKey(s string) (objectKey, error) {
+	if len(s) != objectKeySize {
+		return objectKey{}, fmt.Errorf("parse the key of an object: %d bytes", len(s))
+	}
+	k := objectKey{kind: objectKind(s[0])}
+	copy(k.author[:], s[1:])
+	copy(k.subject[:], s[1+len(mesh.ID{}):])
+	return k, nil
+}
+
+// hash places a key in the ordered space that synchronisation compares.
+func (k objectKey) hash() uint64 {
+	sum := sha256.Sum256(k.bytes())
+	return binary.BigEndian.Uint64(sum[:])
+}
+
+// object is a checked object. Its raw bytes are what is stored and passed on,
+// so that fields which a newer version added survive on an older node.
+//
+//	version and kind 1 | signature 64 | payload
+type object struct {
+	key  objectKey
+	body body
+	raw  []byte
+	sum  [sha256.Size]byte // of raw
+}
+
+const (
+	objectVersion = 1
+	objectHeader  = 1 + ed25519.SignatureSize
+)
+
+// signedBytes is what the signature covers. It holds the cluster's name, so
+// that an object of one cluster is worthless in another with the same nodes.
+func signedBytes(cluster string, kind objectKind, payload []byte) []byte {
+	b := append([]byte("meshd object v1\x00"), cluster...)
+	return append(append(b, 0, byte(kind)), payload...)
+}
+
+// signObject makes the envelope around a payload.
+func signObject(key ed25519.PrivateKey, cluster string, kind objectKind, payload []byte) ([]byte, error) {
+	raw := append([]byte{objectVersion<<4 | byte(kind)}, ed25519.Sign(key, signedBytes(cluster, kind, payload))...)
+	raw = append(raw, payload...)
+	if len(raw) > maxObject {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d fit a packet", errObjectSize, len(raw), maxObject)
+	}
+	return raw, nil
+}
+
+// decodeObject checks everything about an object that can be checked without
+// knowing other objects.
+func decodeObject(cluster string, raw []byte) (object, error) {
+	if len(raw) <= objectHeader || len(raw) > maxObject {
+		return object{}, fmt.Errorf("%w: %d bytes", errObjectSize, len(raw))
+	}
+	if raw[0]>>4 != objectVersion {
+		return object{}, fmt.Errorf("%w: %d", errObjectVersion, raw[0]>>4)
+	}
+	kind := objectKind(raw[0] & 0x0f)
+	decode, ok := codecs[kind]
+	if !ok {
+		return object{}, fmt.Errorf("%w: %d", errObjectKind, kind)
+	}
+	signature, payload := raw[1:objectHeader], raw[objectHeader:]
+	content, err := decode(payload)
+	if err != nil {
+		return object{}, fmt.Errorf("%w: %w", errObjectContent, err)
+	}
+	if !ed25519.Verify(content.author(), signedBytes(cluster, kind, payload), signature) {
+		return object{}, errObjectSignature
+	}
+	return object{
+		key:  objectKey{kind, mesh.IDOf(content.author()), content.subject()},
+		body: content,
+		raw:  raw,
+		sum:  sha256.Sum256(raw),
+	}, nil
+}
+
+// packObjects appends as many objects to b as fit into limit bytes, each after
+// its length, and returns the rest.
+func packObjects(b []byte, raws [][]byte, limit int) (packed []byte, rest [][]byte) {
+	for i, raw := range raws {
+		if len(b)+2+len(raw) > limit {
+			return b, raws[i:]
+		}
+		b = append(binary.BigEndian.AppendUint16(b, uint16(len(raw))), raw...)
+	}
+	return b, nil
+}
+
+// unpackObjects is the reverse of packObjects. The objects share b's memory.
+func unpackObjects(b []byte) ([][]byte, error) {
+	var raws [][]byte
+	for len(b) > 0 {
+		if len(b) < 2 || len(b)-2 < int(binary.BigEndian.Uint16(b)) {
+			return raws, fmt.Errorf("unpack objects: %w", errShort)
+		}
+		n := 2 + int(binary.BigEndian.Uint16(b))
+		raws = append(raws, b[2:n:n])
+		b = b[n:]
+	}
+	return raws, nil
+}
+
+// The one way in which payloads and hellos are encoded (RFC 8949, section
+// 4.2.1), and the strict one in which they are read. Unknown fields are
+// ignored: a newer node may have added them.
+var (
+	encoding = must(cbor.CoreDetEncOptions().EncMode())
+	decoding = must(cbor.DecOptions{
+		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
+		IndefLength:      cbor.IndefLengthForbidden,
+		TagsMd:           cbor.TagsForbidden,
+		MaxNestedLevels:  6,
+		MaxArrayElements: 64,
+		MaxMapPairs:      64,
+	}.DecMode())
+)
+
+// must is for options that are constants of this file.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}

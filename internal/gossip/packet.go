@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// packetKind says what a packet carries.
+type packetKind byte
+
+const (
+	kindMemberlist packetKind = 1 // a packet of memberlist's
+	kindObjects    packetKind = 2 // signed objects, see packObjects
+	kindSync       packetKind = 3 // a step of the comparison of two stores
+	kindHere       packetKind = 4 // nothing; the answer to a wanted sign of life
+)
+
+// wantFlag in the kind's byte asks for a sign of life: the sender has not heard
+// from the receiver of late, and can't know whether its path works.
+const wantFlag = 0x80
+
+// label is what a packet shows of the sender's cluster: its name and ranges,
+// hashed. It is inside the sealed part.
+type label [8]byte
+
+// packet is the sealed part of a UDP packet.
+//
+//	kind 1 | label 8 | sender 16 | boot 8 | counter 8 | you 1, 7 or 19 | payload
+type packet struct {
+	kind    packetKind
+	want    bool
+	label   label
+	from    mesh.ID
+	boot    uint64
+	counter uint64
+	// you is where the sender last saw the receiver; invalid if nowhere. A node
+	// behind a cloud's one-to-one NAT learns its public address from it.
+	you     netip.AddrPort
+	payload []byte
+}
+
+const (
+	fixedHeader = 1 + len(label{}) + len(mesh.ID{}) + 8 + 8
+	maxHeader   = fixedHeader + 1 + 16 + 2
+	// maxPayload is what remains of a packet for its payload.
+	maxPayload = maxPacket - 1 - sealOverhead - maxHeader
+)
+
+// errShort means that a message ends too early.
+var errShort = errors.New("message is cut off")
+
+func (p packet) append(b []byte) []byte {
+	kind := byte(p.kind)
+	if p.want {
+		kind |= wantFlag
+	}
+	b = append(b, kind)
+	b = append(b, p.label[:]...)
+	b = append(b, p.from[:]...)
+	b = binary.BigEndian.AppendUint64(b, p.boot)
+	b = binary.BigEndian.AppendUint64(b, p.counter)
+	b = appendAddrPort(b, p.you)
+	return append(b, p.payload...)
+}
+
+func parsePacket(b []byte) (packet, error) {
+	if len(b) < fixedHeader {
+		return packet{}, fmt.Errorf("parse packet: %w", errShort)
+	}
+	p := packet{kind: packetKind(b[0] &^ wantFlag), want: b[0]&wantFlag != 0}
+	b = b[1:]
+	b = b[copy(p.label[:], b):]
+	b = b[copy(p.from[:], b):]
+	p.boot, b = binary.BigEndian.Uint64(b), b[8:]
+	p.counter, b = binary.BigEndian.Uint64(b), b[8:]
+	var err error
+	if p.you, p.payload, err = cutAddrPort(b); err != nil {
+		return packet{}, fmt.Errorf("parse packet: %w", err)
+	}
+	return p, nil
+}
+
+// appendAddrPort writes the length of the address, the address, and the port;
+// only a zero length if there is none.
+func appendAddrPort(b []byte, a netip.AddrPort) []byte {
+	ip := a.Addr().WithZone("").AsSlice()
+	b = append(b, byte(len(ip)))
+	if len(ip) == 0 {
+		return b
+	}
+	return binary.BigEndian.AppendUint16(append(b, ip...), a.Port())
+}
+
+func cutAddrPort(b []byte) (netip.AddrPort, []byte, error) {
+	if len(b) == 0 {
+		return netip.AddrPort{}, nil, errShort
+	}
+	n := int(b[0])
+	b = b[1:]
+	switch {
+	case n == 0:
+		return netip.AddrPort{}, b, nil
+	case n != 4 && n != 16:
+		return netip.AddrPort{}, nil, fmt.Errorf("an address of %d bytes", n)
+	case len(b) < n+2:
+		return netip.AddrPort{}, nil, errShort
+	}
+	ip, _ := netip.AddrFromSlice(b[:n])
+	return netip.AddrPortFrom(ip.Unmap(), binary.BigEndian.Uint16(b[n:])), b[n+2:], nil
+}
+
+// unmapped writes an IPv4 address that a dual-stack socket shows as IPv6 in
+// its own form, so that one address has one spelling.
+func unmapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+const (
+	maxHost = 253     // RFC 1035, section 2.3.4, in text form
+	maxSlot = 1 << 20 // peers of a WireGuard device
+)
+
+// wireRecord is a record's payload. Numbers that are in use are never given to
+// other fields.
+type wireRecord struct {
+	Identity    []byte         `cbor:"1,keyasint"`
+	Sequence    uint64         `cbor:"2,keyasint"`
+	Instance    uint64         `cbor:"3,keyasint,omitempty"`
+	Name        string         `cbor:"4,keyasint"`
+	Key         []byte         `cbor:"5,keyasint"`
+	Slot        int64          `cbor:"6,keyasint"`
+	ClaimTime   int64          `cbor:"7,keyasint,omitempty"`
+	Settings    uint64         `cbor:"8,keyasint"`
+	Location    string         `cbor:"9,keyasint,omitempty"`
+	Gateway     string         `cbor:"10,keyasint,omitempty"`
+	MTU         int64          `cbor:"11,keyasint,omitempty"`
+	NAT         bool           `cbor:"12,keyasint,omitempty"`
+	ListenPort  uint16         `cbor:"13,keyasint,omitempty"`
+	GossipPort  uint16         `cbor:"14,keyasint,omitempty"`
+	GossipAddr  string         `cbor:"15,keyasint,omitempty"`
+	Endpoints   []wireEndpoint `cbor:"16,keyasint,omitempty"`
+	InternalIPs []netip.Prefix `cbor:"17,keyasint,omitempty"`
+	Allowed     []netip.Prefix `cbor:"18,keyasint,omitempty"`
+}
+
+type wireEndpoint struct {
+	_      struct{} `cbor:",toarray"`
+	Host   string
+	Port   uint16
+	Source string
+}
+
+// recordBody is a record as the content of an object.
+type recordBody struct{ mesh.Record }
+
+func (b recordBody) author() ed25519.PublicKey { return b.Identity }
+func (b recordBody) subject() mesh.ID          { return b.ID() }
+func (b recordBody) sequence() uint64          { return b.Sequence }
+
+func encodeRecord(r mesh.Record) ([]byte, error) {
+	if err := checkRecord(r); err != nil {
+		return nil, err
+	}
+	w := wireRecord{
+		Identity: r.Identity, Sequence: r.Sequence, Instance: r.Instance,
+		Name: r.Name, Key: r.Key[:], Slot: int64(r.Claim.Slot), ClaimTime: r.Claim.Time,
+		Settings: r.Settings, Location: r.Location, Gateway: string(r.Gateway),
+		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
+		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr,
+		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs,
+	}
+	for _, e := range r.Endpoints {
+		w.Endpoints = append(w.Endpoints, wireEndpoint{Host: e.Host, Port: e.Port, Source: string(e.Source)})
+	}
+	payload, err := encoding.Marshal(w)
+	if err != nil {
+		return nil, fmt.Errorf("encode record: %w", err)
+	}
+	return payload, nil
+}
+
+func decodeRecord(payload []byte) (body, error) {
+	var w wireRecord
+	if err := decoding.Unmarshal(payload, &w); err != nil {
+		return nil, fmt.Errorf("decode record: %w", err)
+	}
+	if len(w.Key) != wgtypes.KeyLen {
+		return nil, fmt.Errorf("decode record: a WireGuard key of %d bytes", len(w.Key))
+	}
+	r := mesh.Record{
+		Identity: w.Identity, Sequence: w.Sequence, Instance: w.Instance,
+		Name: w.Name, Key: wgtypes.Key(w.Key), Settings: w.Settings, Location: w.Location,
+		Gateway: mesh.GatewayWish(w.Gateway), NAT: w.NAT, ListenPort: w.ListenPort,
+		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr,
+		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed,
+	}
+	if w.Slot < mesh.None || w.Slot >= maxSlot || w.MTU < 0 || w.MTU > math.MaxUint16 {
+		return nil, fmt.Errorf("decode record: slot %d, MTU %d", w.Slot, w.MTU)
+	}
+	r.Claim, r.MTU = mesh.Claim{Slot: int(w.Slot), Time: w.ClaimTime}, int(w.MTU)
+	for _, e := range w.Endpoints {
+		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: e.Host, Port: e.Port, Source: mesh.EndpointSource(e.Source)})
+	}
+	if err := checkRecord(r); err != nil {
+		return nil, err
+	}
+	return recordBody{r}, nil
+}
+
+// checkRecord holds for every record, ours and others'.
+func checkRecord(r mesh.Record) error {
+	switch {
+	case len(r.Identity) != ed25519.PublicKeySize:
+		return fmt.Errorf("check record: an identity of %d bytes", len(r.Identity))
+	case r.Sequence == 0:
+		return errors.New("check record: sequence 0")
+	case !validName(r.Name):
+		return fmt.Errorf("check record: name %q is not a host name", r.Name)
+	case r.Key == wgtypes.Key{}:
+		return errors.New("check record: no WireGuard key")
+	case r.Claim.Slot < mesh.None || r.Claim.Slot >= maxSlot || r.Claim.Time < 0:
+		return fmt.Errorf("check record: slot %d claimed at %d", r.Claim.Slot, r.Claim.Time)
+	case !validText(r.Location, mesh.MaxName):
+		return fmt.Errorf("check record: location %q", r.Location)
+	case r.Gateway != "" && r.Gateway != mesh.GatewayAuto && r.Gateway != mesh.GatewayPrefer && r.Gateway != mesh.GatewayNever:
+		return fmt.Errorf("check record: gateway %q", r.Gateway)
+	case r.MTU < 0 || r.MTU > math.MaxUint16:
+		return fmt.Errorf("check record: MTU %d", r.MTU)
+	}
+	return checkAddresses(r)
+}
+
+func checkAddresses(r mesh.Record) error {
+	if r.GossipAddr != "" {
+		host, port, err := net.SplitHostPort(r.GossipAddr)
+		if err != nil || !validHost(host) {
+			return fmt.Errorf("check record: gossip address %q", r.GossipAddr)
+		}
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return fmt.Errorf("check record: gossip address %q", r.GossipAddr)
+		}
+	}
+	if len(r.Endpoints) > mesh.MaxEndpoints || len(r.InternalIPs) > mesh.MaxInternalIPs || len(r.AllowedLocationIPs) > mesh.MaxCIDRs {
+		return fmt.Errorf("check record: %d endpoints, %d internal IPs, %d allowed-location-ips; at most %d, %d, %d",
+			len(r.Endpoints), len(r.InternalIPs), len(r.AllowedLocationIPs), mesh.MaxEndpoints, mesh.MaxInternalIPs, mesh.MaxCIDRs)
+	}
+	for _, e := range r.Endpoints {
+		if !validHost(e.Host) || e.Port == 0 || !validText(string(e.Source), 16) {
+			return fmt.Errorf("check record: endpoint %q port %d", e.Host, e.Port)
+		}
+	}
+	for _, p := range r.InternalIPs {
+		if !validPrefix(p) {
+			return fmt.Errorf("check record: internal IP %v", p)
+		}
+	}
+	for _, p := range r.AllowedLocationIPs {
+		if !validPrefix(p) || p != p.Masked() {
+			return fmt.Errorf("check record: allowed-location-ips %v", p)
+		}
+	}
+	return nil
+}
+
+func validPrefix(p netip.Prefix) bool { return p.IsValid() && !p.Addr().Is4In6() }
+
+// validName accepts host names, also of several labels.
+func validName(s string) bool {
+	return len(s) <= mesh.MaxName && validHostName(s)
+}
+
+func validHostName(s string) bool {
+	if s == "" || strings.Trim(s, "-.") != s {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '.' && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+// validHost accepts an IP address or a name for one.
+func validHost(s string) bool {
+	if len(s) > maxHost {
+		return false
+	}
+	if a, err := netip.ParseAddr(s); err == nil {
+		return a.Zone() == ""
+	}
+	return validHostName(strings.TrimSuffix(s, "."))
+}
+
+// validText accepts what can be shown to a person without harm.
+func validText(s string, limit int) bool {
+	return len(s) <= limit && utf8.ValidString(s) &&
+		strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+}

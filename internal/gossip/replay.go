@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import "github.com/meshd/meshd/internal/mesh"
+
+// windowSize is how far a packet may fall behind later ones and still count.
+const windowSize = 1024
+
+// window remembers which packets of one sender have come. A sender counts its
+// packets from each of its starts, and its starts on disk, so that (boot,
+// counter) never comes twice. The bits are a ring (RFC 6479).
+type window struct {
+	boot, top uint64
+	seen      [windowSize / 64]uint64
+	used      uint64 // when, by the count of admitted packets
+}
+
+// admit says whether a packet is new, and remembers it.
+func (w *window) admit(boot, counter uint64) bool {
+	switch {
+	case boot < w.boot:
+		return false
+	case boot > w.boot:
+		*w = window{boot: boot, top: counter}
+	case counter > w.top:
+		for n := w.top + 1; n < counter && n-w.top < windowSize; n++ {
+			w.clear(n)
+		}
+		w.top = counter
+		w.clear(counter)
+	case w.top-counter >= windowSize:
+		return false
+	}
+	word, bit := counter/64%uint64(len(w.seen)), uint64(1)<<(counter%64)
+	if w.seen[word]&bit != 0 {
+		return false
+	}
+	w.seen[word] |= bit
+	return true
+}
+
+func (w *window) clear(counter uint64) {
+	w.seen[counter/64%uint64(len(w.seen))] &^= 1 << (counter % 64)
+}
+
+// replays holds the windows of all senders, at most maxSenders of them.
+type replays struct {
+	windows map[mesh.ID]*window
+	clock   uint64
+}
+
+func (r *replays) admit(from mesh.ID, boot, counter uint64) bool {
+	w := r.windows[from]
+	if w == nil {
+		if len(r.windows) >= maxSenders {
+			r.evict()
+		}
+		w = &window{boot: boot, top: counter}
+		r.windows[from] = w
+	}
+	ok := w.admit(boot, counter)
+	if ok {
+		r.clock++
+		w.used = r.clock
+	}
+	return ok
+}
+
+// evict forgets the sender that has been silent for longest.
+func (r *replays) evict() {
+	var oldest mesh.ID
+	least := ^uint64(0)
+	for id, w := range r.windows {
+		if w.used < least {
+			oldest, least = id, w.used
+		}
+	}
+	delete(r.windows, oldest)
+}

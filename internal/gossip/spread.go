@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// An object travels in three ways. Whoever sees it for the first time sends it
+// on at once to a few nodes, and gives it to memberlist to gossip along with
+// its own messages: that reaches nearly everybody within one or two round
+// trips. A comparison with a random node every second or so finds what was
+// missed. And a push/pull carries everything, for whoever has nothing yet.
+
+// source says how objects came in.
+type source int
+
+const (
+	fromGossip source = iota // pushed or gossiped: others may not have it
+	fromSync                 // asked for: the others have it, or will ask too
+)
+
+// accept checks objects, stores those that count and spreads those that are
+// new.
+func (g *Gossip) accept(raws [][]byte, from source) {
+	var news []object
+	for _, raw := range raws {
+		g.mu.Lock()
+		old := g.store.has(raw)
+		g.mu.Unlock()
+		if old {
+			continue
+		}
+		o, err := decodeObject(g.cluster.Name, raw)
+		if err != nil {
+			g.counters.add(objectReason(err))
+			g.log.at(slog.LevelWarn, "object refused", "err", err)
+			continue
+		}
+		if g.admit(o) {
+			news = append(news, o)
+		}
+	}
+	if len(news) == 0 {
+		return
+	}
+	g.signal()
+	if from == fromGossip {
+		g.spread(news)
+	}
+}
+
+// admit puts a checked object into the store and says whether that changed it.
+func (g *Gossip) admit(o object) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	result := g.store.put(o)
+	if o.key.author == g.self && o.key.kind == kindRecord && result != known {
+		g.meetOwn(o.body.(recordBody).Record)
+	}
+	switch result {
+	case fresh:
+		return true
+	case conflict:
+		g.counters.add("object-conflict")
+		g.transport.meet(o.key.author.String(), mesh.Problem{
+			Kind: ProblemSequence, Node: g.nameOf(o.key.author),
+			Text:   fmt.Sprintf("two objects of %v have the sequence %d", o.key.author, o.body.sequence()),
+			Advice: "find out whether two machines run with one identity",
+		})
+		return g.store.has(o.raw)
+	case full:
+		g.counters.add("object-full")
+	case stale:
+		g.counters.add("object-stale")
+	case buried:
+		g.counters.add("object-buried")
+	}
+	return false
+}
+
+// meetOwn deals with a record of ours that somebody else has brought. After a
+// lost disk it has a higher sequence than ours. If one comes again and again
+// from another instance, then that instance is running.
+func (g *Gossip) meetOwn(r mesh.Record) {
+	if r.Instance == g.instance || r.Sequence <= g.published {
+		return
+	}
+	if g.foreign.at.IsZero() {
+		g.foreign.at = g.now()
+	}
+	if g.published > g.foreign.sequence {
+		g.foreign.times++ // we had jumped past the last one
+	}
+	g.foreign.sequence = r.Sequence
+	if g.foreign.times < duplicateTimes || g.now().Sub(g.foreign.at) < duplicateAfter {
+		return
+	}
+	g.transport.meet(g.self.String(), mesh.Problem{
+		Kind: ProblemTwin, Node: r.Name, Text: "records of this node's identity keep coming from another instance",
+		Advice: "stop one of them and remove its state directory, so that it makes an identity of its own",
+	})
+}
+
+// nameOf returns the host name that a node claims, or its fingerprint.
+func (g *Gossip) nameOf(id mesh.ID) string {
+	if r, ok := g.store.objects[objectKey{kindRecord, id, id}].body.(recordBody); ok {
+		return r.Name
+	}
+	return id.String()
+}
+
+// objectReason names a counter.
+func objectReason(err error) string {
+	for reason, sentinel := range map[string]error{
+		"object-size": errObjectSize, "object-version": errObjectVersion, "object-kind": errObjectKind,
+		"object-signature": errObjectSignature,
+	} {
+		if errors.Is(err, sentinel) {
+			return reason
+		}
+	}
+	return "object-content"
+}
+
+// spread sends new objects to some nodes at once, and leaves them to gossip.
+func (g *Gossip) spread(news []object) {
+	raws := make([][]byte, 0, len(news))
+	for _, o := range news {
+		raws = append(raws, o.raw)
+		g.queue.QueueBroadcast(broadcast{o})
+	}
+	others := g.members.others()
+	if len(others) > pushAll {
+		others = others[:pushSome]
+	}
+	for _, id := range others {
+		g.sendObjects(id, raws, fromGossip)
+	}
+}
+
+// sendObjects sends objects in as few packets as they fit.
+func (g *Gossip) sendObjects(to mesh.ID, raws [][]byte, how source) {
+	for len(raws) > 0 {
+		var payload []byte
+		payload, raws = packObjects([]byte{byte(how)}, raws, maxPayload)
+		g.transport.send(to, kindObjects, payload)
+	}
+}
+
+// handle takes in one packet's payload that is not memberlist's.
+func (g *Gossip) handle(m message) {
+	switch m.kind {
+	case kindObjects:
+		if len(m.payload) == 0 {
+			g.counters.add("packet-content")
+			return
+		}
+		raws, err := unpackObjects(m.payload[1:])
+		if err != nil {
+			g.counters.add("packet-content")
+		}
+		how := fromSync
+		if m.payload[0] == byte(fromGossip) {
+			how = fromGossip
+		}
+		g.accept(raws, how)
+	case kindSync:
+		g.mu.Lock()
+		steps, objects, err := g.store.answer(m.payload)
+		g.mu.Unlock()
+		if err != nil {
+			g.counters.add("packet-content")
+			return
+		}
+		for _, step := range steps {
+			g.transport.send(m.from, kindSync, step)
+		}
+		g.sendObjects(m.from, objects, fromSync)
+	}
+}
+
+// broadcast is an object in memberlist's queue. A newer version of the same
+// object takes its place.
+type broadcast struct{ object }
+
+var _ memberlist.NamedBroadcast = broadcast{}
+
+func (b broadcast) Name() string                           { return string(b.key.bytes()) }
+func (b broadcast) Invalidates(memberlist.Broadcast) bool { return false } // the name does it
+func (b broadcast) Message() []byte                        { return b.raw }
+func (b broadcast) Finished()                              {}
+
+// delegate is what memberlist asks of us.
+type delegate struct{ g *Gossip }
+
+var _ memberlist.Delegate = delegate{}
+
+// NodeMeta is empty: a mass start takes many times longer with metadata of
+// some hundred bytes, so everything is in objects.
+func (d delegate) NodeMeta(int) []byte { return nil }
+
+// NotifyMsg takes in an object that was gossiped.
+func (d delegate) NotifyMsg(b []byte) {
+	payload, _ := packObjects([]byte{byte(fromGossip)}, [][]byte{b}, len(b)+3)
+	select {
+	case d.g.transport.inbound <- message{kind: kindObjects, payload: payload}:
+	default:
+		d.g.counters.add("packet-overload")
+	}
+}
+
+// GetBroadcasts hands out what is to be gossiped.
+func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
+	return d.g.queue.GetBroadcasts(overhead, limit)
+}
+
+// LocalState returns everything, for a push/pull.
+func (d delegate) LocalState(bool) []byte {
+	d.g.mu.Lock()
+	defer d.g.mu.Unlock()
+	state, _ := packObjects([]byte{formatVersion}, d.g.store.raws(), maxState/2)
+	return state
+}
+
+// MergeRemoteState takes in everything that another node has.
+func (d delegate) MergeRemoteState(b []byte, _ bool) {
+	g := d.g
+	if len(b) == 0 || b[0] != formatVersion || len(b) > maxState {
+		g.counters.add("state-content")
+		return
+	}
+	raws, err := unpackObjects(b[1:])
+	if err != nil {
+		g.counters.add("state-content")
+	}
+	g.mu.Lock()
+	first := !g.merged
+	g.mu.Unlock()
+	how := fromGossip
+	if first {
+		how = fromSync // what a newcomer learns is new to nobody else
+	}
+	g.accept(raws, how)
+	g.mu.Lock()
+	g.merged = true
+	g.mu.Unlock()
+	g.signal()
+}

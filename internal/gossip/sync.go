@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"slices"
+	"sort"
+)
+
+// Two stores are compared in at most four steps, each one packet that is
+// answered from the packet and the store alone; nobody remembers an exchange.
+//
+//	A                      B
+//	stepRoot    ────────►        equal: it ends here, which is the rule
+//	            ◄────────  stepBuckets
+//	stepList    ────────►        what A has in the buckets that differ
+//	            ◄────────  stepWant and objects that A lacks
+//	objects     ────────►
+const (
+	stepRoot    = 1 // digest.root
+	stepBuckets = 2 // digest
+	stepList    = 3 // ranges, each with entries
+	stepWant    = 4 // hashes of keys
+)
+
+// Bounds of the work that one packet causes. What remains is done next time.
+const (
+	maxListPackets = 8
+	maxReplyBytes  = 16 * maxPayload
+)
+
+// entry is an object in a list: the hash of its key, its sequence, and the
+// beginning of its own hash for when two have the same sequence.
+type entry struct {
+	key      uint64
+	sequence uint64
+	sum      uint32
+}
+
+const (
+	entrySize  = 8 + 8 + 4
+	rangeSize  = 8 + 8 + 1 // first key, last key, number of entries
+	maxEntries = (maxPayload - 1 - rangeSize) / entrySize
+)
+
+func entryOf(o object) entry {
+	return entry{o.key.hash(), o.body.sequence(), binary.BigEndian.Uint32(o.sum[:])}
+}
+
+// newer says whether e counts rather than o.
+func (e entry) newer(o entry) bool {
+	return e.sequence > o.sequence || e.sequence == o.sequence && e.sum < o.sum
+}
+
+// rootMessage begins a comparison.
+func (s *store) rootMessage() []byte { return append([]byte{stepRoot}, s.digest.root()...) }
+
+// answer returns what to send in reply to a step: further steps, and objects.
+func (s *store) answer(message []byte) (steps, objects [][]byte, err error) {
+	if len(message) == 0 {
+		return nil, nil, fmt.Errorf("read step: %w", errShort)
+	}
+	content := message[1:]
+	switch message[0] {
+	case stepRoot:
+		if len(content) != rootSize {
+			return nil, nil, fmt.Errorf("read root: %d bytes", len(content))
+		}
+		if !bytes.Equal(content, s.digest.root()) {
+			steps = [][]byte{append([]byte{stepBuckets}, s.digest.bytes()...)}
+		}
+		return steps, nil, nil
+	case stepBuckets:
+		if len(content) != 8*buckets {
+			return nil, nil, fmt.Errorf("read buckets: %d bytes", len(content))
+		}
+		return s.lists(content), nil, nil
+	case stepList:
+		return s.compare(content)
+	case stepWant:
+		objects, err = s.wanted(content)
+		return nil, objects, err
+	}
+	return nil, nil, fmt.Errorf("read step: unknown step %d", message[0])
+}
+
+// lists enumerates our objects in the buckets that differ from theirs.
+func (s *store) lists(theirs []byte) [][]byte {
+	all := s.sorted()
+	var messages [][]byte
+	for b := range buckets {
+		if binary.BigEndian.Uint64(theirs[8*b:]) == s.digest[b] {
+			continue
+		}
+		first, last := uint64(b)<<58, uint64(b)<<58|math.MaxUint64>>6
+		lo := sort.Search(len(all), func(i int) bool { return all[i].key.hash() >= first })
+		hi := sort.Search(len(all), func(i int) bool { return all[i].key.hash() > last })
+		messages = appendRanges(messages, all[lo:hi], first, last)
+		if len(messages) > maxListPackets {
+			return messages[:maxListPackets]
+		}
+	}
+	return messages
+}
+
+// appendRanges writes a range of keys with all our objects in it. A range that
+// does not fit one packet is cut into several that follow one another.
+func appendRanges(messages [][]byte, objects []object, first, last uint64) [][]byte {
+	for {
+		n := min(len(objects), maxEntries)
+		end := last
+		if n < len(objects) {
+			end = objects[n-1].key.hash()
+		}
+		need := rangeSize + n*entrySize
+		if len(messages) == 0 || len(messages[len(messages)-1])+need > maxPayload {
+			messages = append(messages, []byte{stepList})
+		}
+		m := messages[len(messages)-1]
+		m = binary.BigEndian.AppendUint64(m, first)
+		m = binary.BigEndian.AppendUint64(m, end)
+		m = append(m, byte(n))
+		for _, o := range objects[:n] {
+			e := entryOf(o)
+			m = binary.BigEndian.AppendUint64(m, e.key)
+			m = binary.BigEndian.AppendUint64(m, e.sequence)
+			m = binary.BigEndian.AppendUint32(m, e.sum)
+		}
+		messages[len(messages)-1] = m
+		if end == last {
+			return messages
+		}
+		objects, first = objects[n:], end+1
+	}
+}
+
+// keyRange is a range of keys with all that the other side has in it.
+type keyRange struct {
+	first, last uint64
+	entries     []entry
+}
+
+func parseRanges(b []byte) ([]keyRange, error) {
+	var ranges []keyRange
+	for len(b) > 0 {
+		if len(b) < rangeSize || len(b) < rangeSize+int(b[16])*entrySize {
+			return nil, fmt.Errorf("read list: %w", errShort)
+		}
+		r := keyRange{first: binary.BigEndian.Uint64(b), last: binary.BigEndian.Uint64(b[8:])}
+		n := int(b[16])
+		b = b[rangeSize:]
+		for range n {
+			e := entry{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint32(b[16:])}
+			r.entries, b = append(r.entries, e), b[entrySize:]
+		}
+		ranges = append(ranges, r)
+	}
+	return ranges, nil
+}
+
+// compare returns what the other side lacks, and asks for what we lack.
+func (s *store) compare(list []byte) (steps, objects [][]byte, err error) {
+	ranges, err := parseRanges(list)
+	if err != nil {
+		return nil, nil, err
+	}
+	ours := make(map[uint64]entry, len(s.objects))
+	for _, o := range s.objects {
+		e := entryOf(o)
+		ours[e.key] = e
+	}
+	theirs := make(map[uint64]entry)
+	want := []byte{stepWant}
+	for _, r := range ranges {
+		for _, e := range r.entries {
+			theirs[e.key] = e
+			if our, ok := ours[e.key]; (!ok || e.newer(our)) && len(want)+8 <= maxPayload {
+				want = binary.BigEndian.AppendUint64(want, e.key)
+			}
+		}
+	}
+	size := 0
+	for _, o := range s.sorted() {
+		e := entryOf(o)
+		their, ok := theirs[e.key]
+		inside := slices.ContainsFunc(ranges, func(r keyRange) bool { return r.first <= e.key && e.key <= r.last })
+		if !inside || ok && !e.newer(their) {
+			continue
+		}
+		if size += len(o.raw); size > maxReplyBytes {
+			break
+		}
+		objects = append(objects, o.raw)
+	}
+	if len(want) > 1 {
+		steps = [][]byte{want}
+	}
+	return steps, objects, nil
+}
+
+// wanted returns the objects that were asked for.
+func (s *store) wanted(b []byte) ([][]byte, error) {
+	if len(b)%8 != 0 || len(b) > maxPayload {
+		return nil, fmt.Errorf("read wanted keys: %d bytes", len(b))
+	}
+	wanted := make(map[uint64]bool)
+	for ; len(b) > 0; b = b[8:] {
+		wanted[binary.BigEndian.Uint64(b)] = true
+	}
+	var objects [][]byte
+	size := 0
+	for _, o := range s.sorted() {
+		if !wanted[o.key.hash()] {
+			continue
+		}
+		if size += len(o.raw); size > maxReplyBytes {
+			break
+		}
+		objects = append(objects, o.raw)
+	}
+	return objects, nil
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// Forever is, as the sequence up to which a node is forgotten, its revocation:
+// no record of its identity counts any more.
+const Forever = ^uint64(0)
+
+// tombstone buries the records of a node up to a sequence. That sequence is at
+// the same time the tombstone's own, so that of two tombstones of one author
+// the stronger counts, and what is buried stays buried.
+type tombstone struct {
+	identity ed25519.PublicKey
+	target   mesh.ID
+	upTo     uint64
+}
+
+type wireTombstone struct {
+	Identity []byte `cbor:"1,keyasint"`
+	UpTo     uint64 `cbor:"2,keyasint"`
+	Target   []byte `cbor:"3,keyasint"`
+}
+
+func (t tombstone) author() ed25519.PublicKey { return t.identity }
+func (t tombstone) subject() mesh.ID          { return t.target }
+func (t tombstone) sequence() uint64          { return t.upTo }
+
+func encodeTombstone(t tombstone) ([]byte, error) {
+	payload, err := encoding.Marshal(wireTombstone{t.identity, t.upTo, t.target[:]})
+	if err != nil {
+		return nil, fmt.Errorf("encode tombstone: %w", err)
+	}
+	return payload, nil
+}
+
+func decodeTombstone(payload []byte) (body, error) {
+	var w wireTombstone
+	if err := decoding.Unmarshal(payload, &w); err != nil {
+		return nil, fmt.Errorf("decode tombstone: %w", err)
+	}
+	switch {
+	case len(w.Identity) != ed25519.PublicKeySize:
+		return nil, fmt.Errorf("decode tombstone: an identity of %d bytes", len(w.Identity))
+	case len(w.Target) != len(mesh.ID{}):
+		return nil, fmt.Errorf("decode tombstone: a fingerprint of %d bytes", len(w.Target))
+	case w.UpTo == 0:
+		return nil, errors.New("decode tombstone: sequence 0")
+	}
+	return tombstone{w.Identity, mesh.ID(w.Target), w.UpTo}, nil
+}

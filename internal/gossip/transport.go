@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// transport carries memberlist's packets and streams, and ours. Everything is
+// sealed, so that nothing which somebody without the secret sends reaches
+// memberlist's parsers. Towards memberlist each node has one constant synthetic
+// address, made of its fingerprint; where it really is, is looked up here for
+// each packet. So a node may roam, have several addresses of both families, or
+// sit behind NAT, and memberlist sees nothing of it.
+//
+// The sender of a packet is a claim of somebody who has the secret. What nodes
+// say of themselves is believed only in signed objects.
+type transport struct {
+	ring     keyring
+	random   io.Reader
+	now      func() time.Time
+	log      *limitedLog
+	notices  *notices
+	counters *counters
+	self     hello // with everything but random, echo and you
+	boot     uint64
+	label    label
+	filter   func(netip.AddrPort) bool // tests: whether an address can be reached
+
+	udp *net.UDPConn
+	tcp *net.TCPListener
+
+	packets chan *memberlist.Packet
+	streams chan net.Conn
+	inbound chan message
+	counter atomic.Uint64
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+
+	mu       sync.Mutex
+	paths    *paths
+	replays  replays
+	observed map[mesh.ID]observation
+	offers   map[string]*stream      // joined streams that memberlist is to take
+	pending  map[netip.Addr]int      // inbound streams that are not authenticated
+	waiting  int                     // the sum of pending
+	accepted int                     // inbound streams that are
+	open     map[net.Conn]struct{}
+}
+
+// message is a packet's payload that is not memberlist's.
+type message struct {
+	from    mesh.ID
+	kind    packetKind
+	payload []byte
+}
+
+// observation is where a node says that it sees us.
+type observation struct {
+	addr netip.AddrPort
+	at   time.Time
+}
+
+var _ memberlist.NodeAwareTransport = (*transport)(nil)
+
+// listen opens the UDP socket and the TCP listener on one port and starts the
+// transport's tasks.
+func (t *transport) listen(ctx context.Context, bind string) error {
+	udp, tcp, err := bindBoth(ctx, bind)
+	if err != nil {
+		return err
+	}
+	t.udp, t.tcp = udp, tcp
+	_ = udp.SetReadBuffer(receiveBuffer) // as much as the system allows
+	t.self.port = t.bound().Port()
+	t.packets = make(chan *memberlist.Packet)
+	t.streams = make(chan net.Conn)
+	t.inbound = make(chan message, 256)
+	t.replays.windows = make(map[mesh.ID]*window)
+	t.observed = make(map[mesh.ID]observation)
+	t.offers = make(map[string]*stream)
+	t.pending = make(map[netip.Addr]int)
+	t.open = make(map[net.Conn]struct{})
+	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	t.tasks.Go(t.readPackets)
+	t.tasks.Go(t.acceptStreams)
+	return nil
+}
+
+// bindBoth binds UDP and TCP to the same port. If the kernel chooses the port,
+// the second may be taken, so that takes a few tries.
+func bindBoth(ctx context.Context, bind string) (*net.UDPConn, *net.TCPListener, error) {
+	host, port, err := net.SplitHostPort(bind)
+	if err != nil {
+		return nil, nil, fmt.Errorf("gossip.bind %q: want host:port or :port: %w", bind, err)
+	}
+	var lc net.ListenConfig
+	for try := 0; ; try++ {
+		udp, err := lc.ListenPacket(ctx, "udp", bind)
+		if err != nil {
+			return nil, nil, bindError(bind, "udp", err)
+		}
+		at := strconv.Itoa(udp.LocalAddr().(*net.UDPAddr).Port)
+		tcp, err := lc.Listen(ctx, "tcp", net.JoinHostPort(host, at))
+		if err == nil {
+			return udp.(*net.UDPConn), tcp.(*net.TCPListener), nil
+		}
+		udp.Close()
+		if port != "0" || try == 10 {
+			return nil, nil, bindError(bind, "tcp", err)
+		}
+	}
+}
+
+func bindError(bind, network string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("gossip.bind %s: the %s port is used by another program; stop it, or choose another port: %w", bind, network, err)
+	}
+	return fmt.Errorf("gossip.bind %s: %w", bind, err)
+}
+
+// bound is the address of the sockets.
+func (t *transport) bound() netip.AddrPort {
+	return unmapped(t.udp.LocalAddr().(*net.UDPAddr).AddrPort())
+}
+
+// readPackets takes packets in, until the socket is closed.
+func (t *transport) readPackets() {
+	buf := make([]byte, 2*maxPacket)
+	for {
+		n, from, err := t.udp.ReadFromUDPAddrPort(buf)
+		if t.ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			t.log.at(slog.LevelWarn, "read gossip packet", "err", err)
+			t.pause()
+			continue
+		}
+		t.receive(buf[:n], unmapped(from))
+	}
+}
+
+// pause keeps a broken socket from turning a loop into a busy one.
+func (t *transport) pause() {
+	select {
+	case <-time.After(10 * time.Millisecond):
+	case <-t.ctx.Done():
+	}
+}
+
+// receive checks one packet and hands its payload on.
+func (t *transport) receive(b []byte, from netip.AddrPort) {
+	p, err := t.ring.openPacket(b, t.self.id)
+	switch {
+	case err != nil:
+		t.counters.add("packet-sealed")
+		t.log.at(slog.LevelDebug, "packet dropped", "from", from, "err", err)
+		return
+	case p.label != t.label:
+		t.counters.add("packet-cluster")
+		return
+	case p.from == t.self.id:
+		t.counters.add("packet-own")
+		return
+	case !t.admit(p, from):
+		t.counters.add("packet-replayed")
+		return
+	}
+	if p.want {
+		t.send(p.from, kindHere, nil)
+	}
+	switch p.kind {
+	case kindHere:
+	case kindMemberlist:
+		select {
+		case t.packets <- &memberlist.Packet{Buf: p.payload, From: net.UDPAddrFromAddrPort(from), Timestamp: time.Now()}:
+		case <-t.ctx.Done():
+		}
+	case kindObjects, kindSync:
+		select {
+		case t.inbound <- message{p.from, p.kind, p.payload}:
+		default:
+			t.counters.add("packet-overload")
+		}
+	default:
+		t.counters.add("packet-kind")
+	}
+}
+
+// admit checks that a packet is new, and learns from where it came.
+func (t *transport) admit(p packet, from netip.AddrPort) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.replays.admit(p.from, p.boot, p.counter) {
+		return false
+	}
+	now := t.now()
+	t.paths.hear(p.from, from, now)
+	t.observe(p.from, p.you, now)
+	return true
+}
+
+// observe notes where a node says that it sees us, if that is outside of the
+// mesh.
+func (t *transport) observe(by mesh.ID, you netip.AddrPort, now time.Time) {
+	if !you.IsValid() || t.paths.inside(you.Addr()) {
+		return
+	}
+	if _, ok := t.observed[by]; ok || len(t.observed) < maxSenders {
+		t.observed[by] = observation{you, now}
+	}
+}
+
+// send seals a payload and sends it over the path that is due. A packet that
+// can't be sent is a lost packet: those above find out that no answer comes,
+// and have other ways.
+func (t *transport) send(to mesh.ID, kind packetKind, payload []byte) {
+	if len(payload) > maxPayload {
+		t.counters.add("packet-size")
+		return
+	}
+	now := t.now()
+	t.mu.Lock()
+	addr, want, ok := t.paths.next(to, now)
+	you, _ := t.paths.underlay(to, now)
+	t.mu.Unlock()
+	if !ok {
+		t.counters.add("packet-no-path")
+		return
+	}
+	p := packet{
+		kind: kind, want: want, label: t.label, from: t.self.id,
+		boot: t.boot, counter: t.counter.Add(1), you: you, payload: payload,
+	}
+	b, err := t.ring.sealPacket(t.random, p, to)
+	if err != nil {
+		t.log.at(slog.LevelError, "seal packet", "err", err)
+		return
+	}
+	if t.filter != nil && !t.filter(addr) {
+		return
+	}
+	if _, err := t.udp.WriteToUDPAddrPort(b, addr); err != nil {
+		t.counters.add("packet-unsent")
+		t.mu.Lock()
+		t.paths.fail(to, addr)
+		t.mu.Unlock()
+	}
+}
+
+// nodeName is a node's name in memberlist.
+func nodeName(id mesh.ID) string { return id.String() }
+
+// nodeID is the reverse of nodeName.
+func nodeID(name string) (mesh.ID, error) { return mesh.ParseID(name) }
+
+// syntheticIP is a node's address in memberlist: a unique local one (RFC 4193)
+// of the first 120 bits of its fingerprint.
+func syntheticIP(id mesh.ID) net.IP {
+	ip := make(net.IP, 0, net.IPv6len)
+	return append(append(ip, 0xfd), id[:15]...)
+}
+
+// FinalAdvertiseAddr returns our synthetic address.
+func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
+	return syntheticIP(t.self.id), syntheticPort, nil
+}
+
+// WriteTo is not used by memberlist where nodes have names.
+func (t *transport) WriteTo([]byte, string) (time.Time, error) {
+	return time.Time{}, errors.New("send packet: the node has no name")
+}
+
+// WriteToAddress sends one of memberlist's packets to the node of that name.
+func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
+	id, err := nodeID(a.Name)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("send packet: %w", err)
+	}
+	t.send(id, kindMemberlist, b)
+	return time.Now(), nil
+}
+
+// PacketCh gives memberlist its packets.
+func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
+
+// StreamCh gives memberlist the inbound streams.
+func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
+
+// Shutdown closes everything and waits for the transport's tasks.
+func (t *transport) Shutdown() error {
+	t.cancel()
+	err := errors.Join(t.udp.Close(), t.tcp.Close())
+	t.mu.Lock()
+	for conn := range t.open {
+		conn.Close()
+	}
+	t.mu.Unlock()
+	t.tasks.Wait()
+	return err
+}

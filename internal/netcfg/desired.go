@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// Settings is what a host's desired state follows from besides the topology.
+type Settings struct {
+	Interface      string // name of the WireGuard device
+	Implementation Implementation
+	PrivateKey     wgtypes.Key `json:"-"`
+	ListenPort     int
+	MTU            int    // of the device, see MTU
+	Bridge         string // name of the bridge that the pods are on; "" if others do the CNI
+
+	// LocationIPs are networks behind this node that it serves to the mesh.
+	// Their hosts have no route back, so what goes there is masqueraded.
+	LocationIPs []netip.Prefix
+
+	// Pick says which of a peer's endpoints to use, counted round its list;
+	// the first one if it says nothing.
+	Pick map[mesh.ID]int
+}
+
+// MTU returns the MTU of a WireGuard device on a host whose way out has the
+// MTU egress. Where IPv6 runs inside it is at least 1280, even if the outer
+// packets then come in fragments.
+func MTU(egress int, ipv6 bool) int {
+	mtu := min(egress, ethernetMTU) - overhead
+	if ipv6 {
+		mtu = max(mtu, minIPv6MTU)
+	}
+	return mtu
+}
+
+// Desired returns the state that a topology asks for. The topology's peers must
+// not share keys or allowed IPs, which mesh.Derive sees to.
+//
+// A node without an overlay address of some family, because it holds no slot
+// yet, has no routes of that family: they could not name their source, and the
+// far side would drop what comes from any other. Its peers have their allowed
+// IPs all the same, so that no peer changes when the node gets its slot.
+func Desired(t mesh.Topology, s Settings) State {
+	return State{
+		Device:    s.device(),
+		Peers:     s.peers(t.Peers),
+		Addresses: hostPrefixes(t.Addresses),
+		Routes:    s.routes(t),
+		Firewall:  s.firewall(t),
+		Sysctls:   s.sysctls(t),
+	}
+}
+
+func (s Settings) device() *Device {
+	return &Device{
+		Name:           s.Interface,
+		Implementation: s.Implementation,
+		PublicKey:      s.PrivateKey.PublicKey(),
+		ListenPort:     s.ListenPort,
+		MTU:            s.MTU,
+		Up:             true,
+		privateKey:     s.PrivateKey,
+	}
+}
+
+func (s Settings) peers(peers []mesh.Peer) []Peer {
+	var out []Peer
+	for _, p := range peers {
+		out = append(out, Peer{
+			Key:        p.Key,
+			Name:       p.Name,
+			Endpoint:   s.endpoint(p),
+			AllowedIPs: normal(p.AllowedIPs),
+			Keepalive:  p.Keepalive,
+		})
+	}
+	slices.SortFunc(out, func(a, b Peer) int { return compareKeys(a.Key, b.Key) })
+	return out
+}
+
+// endpoint returns the picked one of a peer's endpoints, none if it has none.
+func (s Settings) endpoint(p mesh.Peer) netip.AddrPort {
+	if len(p.Endpoints) == 0 {
+		return netip.AddrPort{}
+	}
+	return unmapPort(p.Endpoints[uint(s.Pick[p.ID])%uint(len(p.Endpoints))])
+}
+
+// routes returns one route for each allowed IP, and one for each guarded range
+// as a whole. The latter catch what belongs to no peer, or to none that we know
+// yet: it ends at the device, where WireGuard refuses it, instead of leaving by
+// the default route in clear text. They also make the guard strict, because the
+// default route is then no way back to any guarded source.
+func (s Settings) routes(t mesh.Topology) []Route {
+	to := make(map[netip.Prefix]Route)
+	add := func(dst netip.Prefix, mtu int) {
+		if src := sourceFor(dst.Addr(), t.Addresses); src.IsValid() {
+			to[dst] = Route{Destination: dst, Link: s.Interface, Source: src, MTU: mtu}
+		}
+	}
+	for _, dst := range normal(t.Guarded) {
+		add(dst, 0)
+	}
+	for _, p := range t.Peers {
+		mtu := p.MTU
+		if mtu >= s.MTU {
+			mtu = 0
+		}
+		for _, dst := range normal(p.AllowedIPs) {
+			add(dst, mtu)
+		}
+	}
+	var out []Route
+	for _, r := range to {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, compareRoutes)
+	return out
+}
+
+// sysctls returns the kernel parameters that the mesh needs.
+func (s Settings) sysctls(t mesh.Topology) []Sysctl {
+	// As in sysctl(8), a slash stands for a dot inside a name.
+	conf := "net.ipv4.conf." + strings.ReplaceAll(s.Interface, ".", "/")
+	out := []Sysctl{
+		{"net.ipv4.ip_forward", "1"},
+		// The way back may differ from the way there: loose. The higher of
+		// this and conf.all counts.
+		{conf + ".rp_filter", "2"},
+		// A packet from one peer to another leaves by the device by which it
+		// came, which is no reason for a redirect. The kernel sends one unless
+		// both are off; its own WireGuard does the same (wg_open).
+		{"net.ipv4.conf.all.send_redirects", "0"},
+		{conf + ".send_redirects", "0"},
+	}
+	if usesIPv6(t) {
+		out = append(out, Sysctl{"net.ipv6.conf.all.forwarding", "1"})
+	}
+	if s.Bridge != "" {
+		// kube-proxy and NetworkPolicy have to see what pods of one node send
+		// each other.
+		out = append(out, Sysctl{"net.bridge.bridge-nf-call-iptables", "1"})
+		if usesIPv6(t) {
+			out = append(out, Sysctl{"net.bridge.bridge-nf-call-ip6tables", "1"})
+		}
+	}
+	slices.SortFunc(out, func(a, b Sysctl) int { return strings.Compare(a.Key, b.Key) })
+	return out
+}
+
+// usesIPv6 says whether any range of the mesh is of IPv6.
+func usesIPv6(t mesh.Topology) bool {
+	return slices.ContainsFunc(slices.Concat(t.Inside, t.Guarded, t.PodCIDRs, hostPrefixes(t.Addresses)),
+		func(p netip.Prefix) bool { return unmap(p).Addr().Is6() })
+}
+
+// sourceFor returns the own address of the family of dst, the zero Addr if
+// there is none.
+func sourceFor(dst netip.Addr, own []netip.Addr) netip.Addr {
+	for _, a := range own {
+		if a = a.Unmap(); a.Is4() == dst.Is4() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// hostPrefixes returns addresses as sorted /32 and /128.
+func hostPrefixes(addrs []netip.Addr) []netip.Prefix {
+	var out []netip.Prefix
+	for _, a := range addrs {
+		a = a.Unmap()
+		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return normal(out)
+}
+
+// normal returns prefixes masked, sorted and without doubles, and those of
+// IPv4 as such even if they are written as IPv6.
+func normal(prefixes []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range prefixes {
+		out = append(out, unmap(p).Masked())
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+// unmap turns an IPv4-mapped IPv6 prefix into the one of IPv4 that it means.
+// One that is shorter than the mapping's 96 bits means none, and is kept.
+func unmap(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p
+}
+
+// unmapPort does for an endpoint what unmap does for a prefix.
+func unmapPort(e netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(e.Addr().Unmap(), e.Port())
+}

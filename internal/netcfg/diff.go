@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// Options are what Diff needs to know besides the two states.
+type Options struct {
+	// Now is the time of the observation, for the age of handshakes.
+	Now time.Time
+	// Prune allows to take things away. It is off until gossip has settled:
+	// what isn't desired may only not be known yet.
+	Prune bool
+}
+
+// Diff returns what turns the observed state into the desired one. The observed
+// peers, addresses, routes and so on must be ours: whatever is observed and not
+// desired is removed if o.Prune is set, and left alone otherwise. The only thing
+// removed in any case is a throwaway peer that an interrupted change has left.
+//
+// A desired state without a device, as the zero State is, asks for the removal
+// of the device that is there.
+func Diff(observed, desired State, o Options) Plan {
+	var p Plan
+	if d := cmp.Or(desired.Device, observed.Device); d != nil {
+		p.link = d.Name
+	}
+	p.Device = diffDevice(observed.Device, desired.Device)
+	if p.Device != nil && p.Device.Create {
+		observed = observed.without(desired.Device.Name)
+	}
+	p.Sysctls = missing(observed.Sysctls, desired.Sysctls)
+	if !observed.Firewall.equal(desired.Firewall) {
+		switch {
+		case !desired.Firewall.empty():
+			p.Firewall = &desired.Firewall
+		case o.Prune:
+			p.StaleFirewall = true
+		}
+	}
+	p.Routes = diffRoutes(observed.Routes, desired.Routes)
+	if o.Prune {
+		p.StaleRoutes = staleRoutes(observed.Routes, desired.Routes)
+	}
+	if desired.Device == nil {
+		if o.Prune && observed.Device != nil {
+			p.StaleDevice = observed.Device.Name
+		}
+		return p // peers and addresses exist on a device only
+	}
+	p.Addresses = missing(observed.Addresses, desired.Addresses)
+	if o.Prune {
+		p.StaleAddresses = missing(desired.Addresses, observed.Addresses)
+	}
+	p.Peers = diffPeers(observed.Peers, desired.Peers, o)
+	return p
+}
+
+// missing returns the elements of want that have lacks.
+func missing[T comparable](have, want []T) []T {
+	var out []T
+	for _, w := range want {
+		if !slices.Contains(have, w) {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+// without returns what remains of the state when the device goes, or if it has
+// never been there: nothing that is on it.
+func (s State) without(device string) State {
+	s.Peers, s.Addresses = nil, nil
+	s.Routes = slices.DeleteFunc(slices.Clone(s.Routes), func(r Route) bool { return r.Link == device })
+	part := "." + strings.ReplaceAll(device, ".", "/") + "."
+	s.Sysctls = slices.DeleteFunc(slices.Clone(s.Sysctls), func(c Sysctl) bool { return strings.Contains(c.Key, part) })
+	return s
+}
+
+func diffDevice(observed, desired *Device) *DeviceChange {
+	if desired == nil {
+		return nil
+	}
+	c := DeviceChange{Device: *desired}
+	if observed != nil && desired.Implementation != Auto && observed.Implementation != desired.Implementation {
+		c.Replace = true
+	}
+	if observed == nil || c.Replace {
+		c.Create, c.SetKey, c.SetPort, c.SetMTU, c.SetUp = true, true, true, true, true
+		return &c
+	}
+	c.SetKey = observed.PublicKey != desired.PublicKey
+	c.SetPort = observed.ListenPort != desired.ListenPort
+	c.SetMTU = observed.MTU != desired.MTU
+	c.SetUp = observed.Up != desired.Up
+	if !c.SetKey && !c.SetPort && !c.SetMTU && !c.SetUp {
+		return nil
+	}
+	return &c
+}
+
+// diffRoutes returns the routes to add or to change. The kernel may hold several
+// routes to one destination, which differ in what a Route doesn't tell.
+func diffRoutes(observed, desired []Route) []RouteChange {
+	var out []RouteChange
+	for _, r := range missing(observed, desired) {
+		c := RouteChange{Route: r}
+		if i := slices.IndexFunc(observed, func(o Route) bool { return o.Destination == r.Destination }); i >= 0 {
+			c.Old = &observed[i]
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// staleRoutes returns the routes to delete. One that has a desired route's
+// destination and link, or that destination and no link, is not among them:
+// either it is being replaced, or the kernel could not tell which of the two is
+// meant.
+func staleRoutes(observed, desired []Route) []Route {
+	type path struct {
+		to   netip.Prefix
+		link string
+	}
+	wanted := make(map[path]bool, len(desired))
+	for _, r := range desired {
+		wanted[path{r.Destination, r.Link}] = true
+		wanted[path{r.Destination, ""}] = true
+	}
+	var out []Route
+	for _, r := range observed {
+		if !wanted[path{r.Destination, r.Link}] {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// diffPeers returns the changes to peers: first what is added or moved, then
+// what is taken away. An allowed IP that moves is only added at its new peer,
+// and never absent; what is taken away has by then lost whatever moves.
+func diffPeers(observed, desired []Peer, o Options) []PeerChange {
+	have, want := byKey(observed), byKey(desired)
+	wanted := make(map[netip.Prefix]bool) // by anyone
+	for _, p := range desired {
+		for _, ip := range p.AllowedIPs {
+			wanted[ip] = true
+		}
+	}
+	var out []PeerChange
+	for _, p := range desired {
+		old, ok := have[p.Key]
+		if c := diffPeer(old, p, !ok, o.Now); !c.empty() {
+			out = append(out, c)
+		}
+	}
+
+	var dropped []netip.Prefix // by peers that stay, to nobody
+	var removed []PeerChange
+	for _, p := range observed {
+		_, stays := want[p.Key]
+		switch {
+		case p.Key == Throwaway: // below
+		case !stays && o.Prune:
+			removed = append(removed, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
+		case stays && o.Prune:
+			for _, ip := range p.AllowedIPs {
+				if !wanted[ip] {
+					dropped = append(dropped, ip)
+				}
+			}
+		}
+	}
+	_, leftover := have[Throwaway]
+	if len(dropped) > 0 {
+		slices.SortFunc(dropped, netip.Prefix.Compare)
+		out = append(out, PeerChange{Key: Throwaway, Add: true, AllowedIPs: dropped})
+	}
+	if len(dropped) > 0 || leftover {
+		out = append(out, PeerChange{Key: Throwaway, Remove: true})
+	}
+	return append(out, removed...)
+}
+
+// diffPeer returns the change to one desired peer.
+func diffPeer(old, p Peer, add bool, now time.Time) PeerChange {
+	c := PeerChange{Key: p.Key, Name: p.Name, Add: add, AllowedIPs: missing(old.AllowedIPs, p.AllowedIPs)}
+	// While a session may be alive, the kernel has the endpoint from packets
+	// that the peer has authenticated, and knows better than any record.
+	live := !old.LastHandshake.IsZero() && now.Sub(old.LastHandshake) < HandshakeFresh
+	if p.Endpoint.IsValid() && !live && unmapPort(old.Endpoint) != unmapPort(p.Endpoint) {
+		c.Endpoint = p.Endpoint
+	}
+	// Switching it on sends a packet at once, see the package comment;
+	// switching it off sends none.
+	if old.Keepalive != p.Keepalive && (!old.LastHandshake.IsZero() || p.Keepalive == 0) {
+		c.Keepalive = &p.Keepalive
+	}
+	return c
+}
+
+// empty reports whether the change changes nothing.
+func (pc PeerChange) empty() bool {
+	return !pc.Add && !pc.Remove && !pc.Endpoint.IsValid() && pc.Keepalive == nil && len(pc.AllowedIPs) == 0
+}
+
+func byKey(peers []Peer) map[wgtypes.Key]Peer {
+	m := make(map[wgtypes.Key]Peer, len(peers))
+	for _, p := range peers {
+		m[p.Key] = p
+	}
+	return m
+}
+
+func (f Firewall) empty() bool { return len(f.Sets) == 0 && len(f.Chains) == 0 }
+
+// equal compares tables by what the kernel keeps: of a rule, the hash.
+func (f Firewall) equal(o Firewall) bool {
+	return slices.EqualFunc(f.Sets, o.Sets, func(a, b Set) bool {
+		return a.Name == b.Name && a.Type == b.Type && slices.Equal(a.Elements, b.Elements)
+	}) && slices.EqualFunc(f.Chains, o.Chains, func(a, b Chain) bool {
+		return a.Name == b.Name && a.Type == b.Type && a.Hook == b.Hook && a.Priority == b.Priority &&
+			slices.EqualFunc(a.Rules, b.Rules, func(a, b Rule) bool { return a.Hash == b.Hash })
+	})
+}
+
+func compareKeys(a, b wgtypes.Key) int { return slices.Compare(a[:], b[:]) }
+
+func compareRoutes(a, b Route) int {
+	return cmp.Or(a.Destination.Compare(b.Destination), strings.Compare(a.Link, b.Link))
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Facts is what the daemon has to know of the host it runs on, beyond what is
+// ours there.
+type Facts struct {
+	// Addresses are the host's own lasting unicast addresses: none of the mesh,
+	// of containers, or of a link alone. Sorted.
+	Addresses []netip.Addr
+	// Uplinks are the ways out to the internet, at most one a family, IPv4 first.
+	Uplinks []Uplink
+	// InternalIPs are the uplinks' sources that are private, with the length of
+	// the network that they are in.
+	InternalIPs []netip.Prefix
+	// MTU is the lowest of the uplinks', in bytes; 0 without an uplink.
+	MTU int
+}
+
+// Uplink is where the default route of a family leads.
+type Uplink struct {
+	Link   string
+	Source netip.Prefix // the address that connections come from, with its network's length
+	MTU    int          // of the link, bytes
+}
+
+// foreignLinks are beginnings of the names of links that belong to containers:
+// their addresses are not the host's to announce.
+var foreignLinks = []string{"br-", "cali", "cilium", "cni", "docker", "flannel", "kube-", "veth", "virbr"}
+
+// rawFacts is what the kernel says, before anything is chosen.
+type rawFacts struct {
+	links   []rawLink
+	addrs   []rawAddr
+	sources []rawSource
+}
+
+type rawLink struct {
+	index int
+	name  string
+	mtu   int
+}
+
+type rawAddr struct {
+	link   int // index
+	prefix netip.Prefix
+	flags  int // IFA_F_…
+}
+
+// rawSource is the kernel's choice of link and source for what goes to the internet.
+type rawSource struct {
+	link int // index
+	addr netip.Addr
+}
+
+// Facts reads what there is to know of the host.
+func (h *Host) Facts(ctx context.Context) (Facts, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	raw, err := h.readFacts()
+	if err != nil {
+		return Facts{}, err
+	}
+	return chooseFacts(raw, h.name, h.bridge), ctx.Err()
+}
+
+// faraway are addresses by which the kernel is asked for its default route. They
+// are for documentation (RFC 5737, RFC 3849), so nobody has a route of their own to
+// them, and nothing is sent.
+var faraway = []string{"192.0.2.1", "2001:db8::1"}
+
+func (h *Host) readFacts() (rawFacts, error) {
+	var raw rawFacts
+	links, err := retryInterrupted(h.nl.LinkList)
+	if err != nil {
+		return raw, fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		raw.links = append(raw.links, rawLink{index: l.Attrs().Index, name: l.Attrs().Name, mtu: l.Attrs().MTU})
+	}
+	addrs, err := retryInterrupted(func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return raw, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		raw.addrs = append(raw.addrs, rawAddr{link: a.LinkIndex, prefix: prefixOf(a.IPNet), flags: a.Flags})
+	}
+	for _, dst := range faraway {
+		routes, err := h.nl.RouteGet(net.ParseIP(dst))
+		if err != nil || len(routes) == 0 {
+			continue // no default route in this family
+		}
+		if src, ok := netip.AddrFromSlice(routes[0].Src); ok && routes[0].Type == unix.RTN_UNICAST {
+			raw.sources = append(raw.sources, rawSource{link: routes[0].LinkIndex, addr: src.Unmap()})
+		}
+	}
+	return raw, nil
+}
+
+// chooseFacts picks from what the kernel says. The device and the bridge are
+// ours, their addresses are no facts about the host.
+func chooseFacts(raw rawFacts, device, bridge string) Facts {
+	var f Facts
+	links := make(map[int]rawLink)
+	for _, l := range raw.links {
+		if l.name != device && l.name != bridge && !foreign(l.name) {
+			links[l.index] = l
+		}
+	}
+	for _, a := range raw.addrs {
+		if _, ok := links[a.link]; ok && lasting(a) {
+			f.Addresses = append(f.Addresses, a.prefix.Addr())
+		}
+	}
+	slices.SortFunc(f.Addresses, netip.Addr.Compare)
+	f.Addresses = slices.Compact(f.Addresses)
+
+	for _, s := range raw.sources {
+		link, ok := links[s.link]
+		if !ok || !s.addr.IsGlobalUnicast() {
+			continue
+		}
+		up := Uplink{Link: link.name, Source: netip.PrefixFrom(s.addr, s.addr.BitLen()), MTU: link.mtu}
+		for _, a := range raw.addrs {
+			if a.link == s.link && a.prefix.Addr() == s.addr {
+				up.Source = a.prefix
+			}
+		}
+		f.Uplinks = append(f.Uplinks, up)
+		if private(s.addr) {
+			f.InternalIPs = append(f.InternalIPs, up.Source)
+		}
+		if f.MTU == 0 || up.MTU < f.MTU {
+			f.MTU = up.MTU
+		}
+	}
+	slices.SortFunc(f.Uplinks, func(a, b Uplink) int { return a.Source.Compare(b.Source) })
+	slices.SortFunc(f.InternalIPs, netip.Prefix.Compare)
+	return f
+}
+
+// foreign says whether a link belongs to containers, by its name.
+func foreign(name string) bool {
+	return slices.ContainsFunc(foreignLinks, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+}
+
+// lasting says whether others may rely on an address: it works, and it is neither
+// about to go nor one of IPv6's temporary ones, which change daily (RFC 8981).
+func lasting(a rawAddr) bool {
+	unusable := unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED
+	if a.prefix.Addr().Is6() {
+		unusable |= unix.IFA_F_TEMPORARY // in IPv4 this bit means "secondary"
+	}
+	return a.prefix.Addr().IsGlobalUnicast() && a.flags&unusable == 0
+}
+
+// sharedSpace is what carriers number their customers from (RFC 6598).
+var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
+
+// private says whether an address is of a network of its own: RFC 1918, RFC 4193,
+// or behind a carrier's NAT.
+func private(a netip.Addr) bool { return a.IsPrivate() || sharedSpace.Contains(a) }

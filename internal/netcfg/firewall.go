@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// family is what differs in our rules between IPv4 and IPv6.
+type family struct {
+	keyword string // in rules: ip | ip6
+	suffix  string // of our sets' names: 4 | 6
+	setType string
+	is4     bool
+}
+
+var families = []family{
+	{keyword: "ip", suffix: "4", setType: "ipv4_addr", is4: true},
+	{keyword: "ip6", suffix: "6", setType: "ipv6_addr"},
+}
+
+// firewall builds our table. The sets are
+//
+//	inside    what belongs to the mesh, for which nothing is masqueraded
+//	guarded   what only the mesh may use as a source
+//	location  the networks behind this node
+//
+// each for one family; a set that would be empty isn't made, nor are the rules
+// that name it.
+func (s Settings) firewall(t mesh.Topology) Firewall {
+	sets := make(map[string][]netip.Prefix)
+	for _, f := range families {
+		sets["inside"+f.suffix] = f.merged(t.Inside)
+		sets["guarded"+f.suffix] = f.merged(t.Guarded)
+		sets["location"+f.suffix] = f.merged(s.LocationIPs)
+	}
+	var fw Firewall
+	for _, name := range []string{"guarded", "inside", "location"} {
+		for _, f := range families {
+			if elements := sets[name+f.suffix]; len(elements) > 0 {
+				fw.Sets = append(fw.Sets, Set{Name: name + f.suffix, Type: f.setType, Elements: elements})
+			}
+		}
+	}
+	var guard, nat []Rule
+	for _, f := range families {
+		if len(sets["guarded"+f.suffix]) > 0 {
+			guard = append(guard, f.guard())
+		}
+		if len(sets["inside"+f.suffix]) > 0 {
+			nat = append(nat, s.snat(f, t)...)
+			nat = append(nat, s.masquerade(f, t)...)
+		}
+		if len(sets["location"+f.suffix]) > 0 && len(sets["guarded"+f.suffix]) > 0 {
+			nat = append(nat, s.masqueradeLocation(f))
+		}
+	}
+	fw.Chains = []Chain{
+		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: s.clampMSS()},
+		{Name: chainGuard, Type: "filter", Hook: "prerouting", Priority: priorityGuard, Rules: guard},
+		{Name: chainPostrouting, Type: "nat", Hook: "postrouting", Priority: prioritySNAT, Rules: nat},
+	}
+	return fw
+}
+
+// guard drops packets with a source of the mesh that come in by another link
+// than the one by which we would answer. The lookup finds nothing in two cases:
+// the route to the source points elsewhere, or the source is an address of our
+// own. What comes in by the loopback device always passes (nft_fib_ipv4.c,
+// nft_fib_is_loopback), and a bridged frame that br_netfilter shows to us comes
+// in by its bridge, where the route to the pod points.
+func (f family) guard() Rule {
+	return rule("%[1]s saddr @guarded%[2]s fib saddr . iif oif missing counter drop", f.keyword, f.suffix)
+}
+
+// snat gives the overlay address to what this host sends into the mesh under an
+// address that the far side doesn't take from us. That is what kube-proxy has
+// marked for its own MASQUERADE, which would choose the address of whatever link
+// the packet leaves by, and what local programs send from another address: they
+// got it from the route to a Service's address, before kube-proxy replaced that
+// by a pod's. kube-proxy's mark is cleared, as it does itself, lest a packet be
+// masqueraded again after an encapsulation.
+func (s Settings) snat(f family, t mesh.Topology) []Rule {
+	own := f.first(hostPrefixes(t.Addresses))
+	if !own.IsValid() {
+		return nil
+	}
+	away := notBy("lo", s.Bridge)
+	return []Rule{
+		rule("%[1]s %[2]s daddr @inside%[3]s meta mark & %#[4]x == %#[4]x meta mark set meta mark & %#[5]x snat %[2]s to %[6]s",
+			away, f.keyword, f.suffix, masqueradeMark, ^uint32(masqueradeMark), own.Addr()),
+		rule("%[1]s %[2]s daddr @inside%[3]s %[2]s saddr != @inside%[3]s fib saddr type local snat %[2]s to %[4]s",
+			away, f.keyword, f.suffix, own.Addr()),
+		rule("oifname %[1]q %[2]s saddr != @inside%[3]s fib saddr type local snat %[2]s to %[4]s",
+			s.Interface, f.keyword, f.suffix, own.Addr()),
+	}
+}
+
+// masquerade lets this node's pods out of the mesh.
+func (s Settings) masquerade(f family, t mesh.Topology) []Rule {
+	var out []Rule
+	for _, pods := range f.merged(t.PodCIDRs) {
+		out = append(out, rule("%[1]s %[2]s saddr %[4]s %[2]s daddr != @inside%[3]s masquerade",
+			notBy("lo", s.Bridge), f.keyword, f.suffix, pods))
+	}
+	return out
+}
+
+// masqueradeLocation lets the mesh reach the networks behind this node.
+func (s Settings) masqueradeLocation(f family) Rule {
+	return rule("%[1]s %[2]s saddr @guarded%[3]s %[2]s daddr @location%[3]s masquerade",
+		notBy("lo", s.Bridge, s.Interface), f.keyword, f.suffix)
+}
+
+// clampMSS bounds the segments of forwarded TCP connections to what fits
+// through the device. `rt mtu` is the lower of both directions' routes
+// (nft_rt.c, get_tcpmss), but each end announces for itself.
+func (s Settings) clampMSS() []Rule {
+	const clamp = " %q tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+	return []Rule{rule("iifname"+clamp, s.Interface), rule("oifname"+clamp, s.Interface)}
+}
+
+// notBy matches what leaves by none of the links; empty names are none.
+func notBy(links ...string) string {
+	var quoted []string
+	for _, l := range links {
+		if l != "" {
+			quoted = append(quoted, fmt.Sprintf("%q", l))
+		}
+	}
+	return "oifname != { " + strings.Join(quoted, ", ") + " }"
+}
+
+// merged returns the prefixes of the family without those that lie in another
+// one: the elements of an nft set must not overlap.
+func (f family) merged(prefixes []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range normal(prefixes) { // a range comes before what lies in it
+		if p.Addr().Is4() != f.is4 || len(out) > 0 && out[len(out)-1].Overlaps(p) {
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// first returns the first prefix of the family, the zero Prefix if there is
+// none.
+func (f family) first(prefixes []netip.Prefix) netip.Prefix {
+	for _, p := range prefixes {
+		if p.Addr().Is4() == f.is4 {
+			return p
+		}
+	}
+	return netip.Prefix{}
+}
+
+// rule formats a rule and hashes it. Twelve digits are enough to tell a few
+// rules apart, and nobody gains from a collision in their own table.
+func rule(format string, args ...any) Rule {
+	text := fmt.Sprintf(format, args...)
+	sum := sha256.Sum256([]byte(text))
+	return Rule{Text: text, Hash: hex.EncodeToString(sum[:6])}
+}

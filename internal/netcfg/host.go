@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// deviceAlias is the link alias (ip link: "alias meshd") that marks a device as
+// ours. A link that merely has our name may be anybody's, so it is never touched.
+const deviceAlias = "meshd"
+
+// netlinkTimeout bounds a request to the kernel, which answers in milliseconds.
+const netlinkTimeout = 30 * time.Second
+
+// ErrForeignDevice says that a link has the name that is meant for our device
+// and is not ours: it doesn't carry the alias "meshd".
+var ErrForeignDevice = errors.New("the link is not meshd's; delete it, or choose another name with `wireguard.interface`")
+
+// HostOptions says what a Host works on.
+type HostOptions struct {
+	Logger    *slog.Logger // nil for none
+	Interface string       // name of the WireGuard device
+	Bridge    string       // name of the CNI bridge
+}
+
+// Host is the edge to the kernel: it observes what is ours on this host, in the
+// network namespace of the calling process, and applies plans to it. It holds
+// no memory of what it did before; the kernel is asked each time.
+//
+// Methods may be called from several goroutines.
+type Host struct {
+	log    *slog.Logger
+	name   string
+	bridge string
+
+	writes atomic.Uint64
+
+	mu       sync.Mutex // one reader or writer of the host at a time
+	nl       *netlink.Handle
+	nft      *nftables.Conn
+	firewall firewallWriter
+	tun      *userspace // nil unless this process speaks WireGuard itself
+}
+
+// NewHost opens what Host needs of the kernel and changes nothing. It needs
+// CAP_NET_ADMIN.
+func NewHost(o HostOptions) (*Host, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	if err := nl.SetSocketTimeout(netlinkTimeout); err != nil {
+		nl.Close()
+		return nil, fmt.Errorf("set timeout of rtnetlink: %w", err)
+	}
+	nft, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		nl.Close()
+		return nil, fmt.Errorf("open nftables netlink (does the kernel have nf_tables?): %w", err)
+	}
+	return &Host{log: o.Logger, name: o.Interface, bridge: o.Bridge, nl: nl, nft: nft}, nil
+}
+
+// Close ends this process's part. The host stays as it is: device, addresses,
+// routes and rules remain. Only a userspace device stops to carry packets.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closeTUN()
+	h.nl.Close()
+	if err := h.nft.CloseLasting(); err != nil {
+		return fmt.Errorf("close nftables netlink: %w", err)
+	}
+	return nil
+}
+
+// Writes returns how often the host was written to: netlink requests that
+// change something, nft transactions, WireGuard configurations, sysctls. A host
+// that is as it should be costs none.
+func (h *Host) Writes() uint64 { return h.writes.Load() }
+
+// Observe reads everything of ours from the host. Of the kernel parameters it
+// reads those that want names. Errors match ErrForeignDevice when the device's
+// name is taken.
+func (h *Host) Observe(ctx context.Context, want State) (State, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	var s State
+	link, err := h.ownLink()
+	if err != nil {
+		return State{}, err
+	}
+	if link != nil {
+		if s.Device, s.Peers, err = h.observeDevice(link); err != nil {
+			return State{}, err
+		}
+		if s.Addresses, err = h.observeAddresses(link); err != nil {
+			return State{}, err
+		}
+	}
+	if s.Routes, err = h.observeRoutes(); err != nil {
+		return State{}, err
+	}
+	if s.Firewall, err = h.observeFirewall(); err != nil {
+		return State{}, err
+	}
+	if s.Sysctls, err = observeSysctls(want.Sysctls); err != nil {
+		return State{}, err
+	}
+	return s, ctx.Err()
+}
+
+// ownLink returns our device's link, nil if there is none.
+//
+// A kernel WireGuard device can't be made and marked in one step. One of our
+// name that has no private key carries nobody's traffic and is taken for the
+// remains of a daemon that was killed between the two.
+func (h *Host) ownLink() (netlink.Link, error) {
+	link, err := h.linkByName(h.name)
+	if err != nil || link == nil {
+		return nil, err
+	}
+	kind, alias := link.Type(), link.Attrs().Alias
+	known := kind == "wireguard" || kind == "tuntap"
+	switch {
+	case known && alias == deviceAlias:
+		return link, nil
+	case kind == "wireguard" && alias == "":
+		d, err := wireguardDevice(h.name)
+		if err != nil {
+			return nil, err
+		}
+		if d.PrivateKey == (wgtypes.Key{}) {
+			return link, nil
+		}
+	}
+	return nil, fmt.Errorf("use link %s of kind %s: %w", h.name, kind, ErrForeignDevice)
+}
+
+// linkByName returns a link, nil if there is none of that name.
+func (h *Host) linkByName(name string) (netlink.Link, error) {
+	link, err := h.nl.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read link %s: %w", name, err)
+	}
+	return link, nil
+}
+
+// observeDevice reads the device and its peers. A TUN that nobody serves, since
+// the daemon that did is gone, is a device without key, port and peers.
+func (h *Host) observeDevice(link netlink.Link) (*Device, []Peer, error) {
+	dev := &Device{
+		Name:           h.name,
+		Implementation: Kernel,
+		MTU:            link.Attrs().MTU,
+		Up:             link.Attrs().Flags&net.FlagUp != 0,
+	}
+	if link.Type() == "tuntap" {
+		dev.Implementation = Userspace
+	}
+	d, err := wireguardDevice(h.name)
+	unserved := errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
+	if dev.Implementation == Userspace && unserved {
+		return dev, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	dev.PublicKey, dev.ListenPort = d.PublicKey, d.ListenPort
+
+	peers := make([]Peer, 0, len(d.Peers))
+	for _, p := range d.Peers {
+		peers = append(peers, peerOf(p))
+	}
+	slices.SortFunc(peers, func(a, b Peer) int { return slices.Compare(a.Key[:], b.Key[:]) })
+	return dev, peers, nil
+}
+
+// peerOf brings a peer into our types. Userspace devices may report an IPv4
+// endpoint in its IPv6-mapped form.
+func peerOf(p wgtypes.Peer) Peer {
+	out := Peer{
+		Key:           p.PublicKey,
+		Keepalive:     p.PersistentKeepaliveInterval,
+		LastHandshake: p.LastHandshakeTime,
+		Received:      p.ReceiveBytes,
+		Sent:          p.TransmitBytes,
+	}
+	if p.Endpoint != nil {
+		ap := p.Endpoint.AddrPort()
+		out.Endpoint = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	for _, n := range p.AllowedIPs {
+		out.AllowedIPs = append(out.AllowedIPs, prefixOf(&n))
+	}
+	slices.SortFunc(out.AllowedIPs, netip.Prefix.Compare)
+	return out
+}
+
+// wireguardDevice reads a WireGuard device of either implementation. The client
+// is opened each time because it finds out only then whether the kernel speaks
+// WireGuard, and the module may have been loaded since.
+func wireguardDevice(name string) (*wgtypes.Device, error) {
+	c, err := wgctrl.New()
+	if err != nil {
+		return nil, fmt.Errorf("open WireGuard control: %w", err)
+	}
+	defer c.Close()
+	d, err := c.Device(name)
+	if err != nil {
+		return nil, fmt.Errorf("read WireGuard device %s: %w", name, err)
+	}
+	return d, nil
+}
+
+// observeAddresses reads the device's addresses. Link-local ones are the
+// kernel's.
+func (h *Host) observeAddresses(link netlink.Link) ([]netip.Prefix, error) {
+	list, err := retryInterrupted(func() ([]netlink.Addr, error) { return h.nl.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %s: %w", h.name, err)
+	}
+	var out []netip.Prefix
+	for _, a := range list {
+		if p := prefixOf(a.IPNet); !p.Addr().IsLinkLocalUnicast() {
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return out, nil
+}
+
+// observeRoutes reads the routes of our protocol in the main table, the only one
+// that we write to.
+func (h *Host) observeRoutes() ([]Route, error) {
+	list, err := h.ownRoutes()
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[int]string)
+	var out []Route
+	for _, r := range list {
+		if r.Table != unix.RT_TABLE_MAIN {
+			continue
+		}
+		name, ok := names[r.LinkIndex]
+		if !ok && r.LinkIndex != 0 {
+			link, err := h.nl.LinkByIndex(r.LinkIndex)
+			if errors.As(err, new(netlink.LinkNotFoundError)) {
+				continue // gone since, and the route with it
+			}
+			if err != nil {
+				return nil, fmt.Errorf("read link %d: %w", r.LinkIndex, err)
+			}
+			name = link.Attrs().Name
+			names[r.LinkIndex] = name
+		}
+		src, _ := netip.AddrFromSlice(r.Src)
+		out = append(out, Route{Destination: destination(r), Link: name, Source: src.Unmap(), MTU: r.MTU})
+	}
+	slices.SortFunc(out, func(a, b Route) int { return a.Destination.Compare(b.Destination) })
+	return out, nil
+}
+
+// ownRoutes lists the routes of our protocol, of both families, in all tables.
+func (h *Host) ownRoutes() ([]netlink.Route, error) {
+	var out []netlink.Route
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		list, err := retryInterrupted(func() ([]netlink.Route, error) {
+			return h.nl.RouteListFiltered(family,
+				&netlink.Route{Protocol: RouteProtocol, Table: unix.RT_TABLE_UNSPEC},
+				netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		})
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		out = append(out, list...)
+	}
+	return out, nil
+}
+
+// dumpTries is how often an interrupted dump is repeated before its error counts.
+const dumpTries = 10
+
+// retryInterrupted repeats a netlink dump that the kernel marked as inconsistent
+// because something changed while it was taken.
+func retryInterrupted[T any](dump func() ([]T, error)) ([]T, error) {
+	var out []T
+	var err error
+	for range dumpTries {
+		if out, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}
+
+// destination is a route's destination, with the default route spelled out.
+func destination(r netlink.Route) netip.Prefix {
+	switch {
+	case r.Dst != nil:
+		return prefixOf(r.Dst)
+	case r.Family == unix.AF_INET6:
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	default:
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+}
+
+// prefixOf brings a prefix into our type.
+func prefixOf(n *net.IPNet) netip.Prefix {
+	addr, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), bits)
+}
+
+// ipNetOf is the reverse of prefixOf.
+func ipNetOf(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// Speak makes WireGuard start its handshake with the peer that has the overlay
+// address, by sending one byte to the discard port (RFC 863) there. A handshake
+// that arrives before the other side knows us is lost and repeated after 5 s
+// only, so who adds a peer speaks once both sides have had the time to.
+func (h *Host) Speak(ctx context.Context, addr netip.Addr) error {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "udp", netip.AddrPortFrom(addr, 9).String())
+	if err != nil {
+		return fmt.Errorf("speak to %s: %w", addr, err)
+	}
+	_, err = c.Write([]byte{0})
+	if err := errors.Join(err, c.Close()); err != nil {
+		return fmt.Errorf("speak to %s: %w", addr, err)
+	}
+	return nil
+}

@@ -1,0 +1,546 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// key makes a private key from a number.
+func key(n byte) wgtypes.Key {
+	k := [32]byte{0: n &^ 7, 30: n, 31: 64}
+	return k
+}
+
+// stateOf is the state of one of two hosts, by hand. Host n has the overlay
+// addresses 10.4.0.n and fd00:4::n and the pod CIDRs 10.42.n.0/24 and
+// fd00:42:n::/64.
+func stateOf(s peerSpec) State {
+	ip := func(format string, n int) netip.Prefix { return netip.MustParsePrefix(fmt.Sprintf(format, n)) }
+	self4, self6 := ip("10.4.0.%d/32", s.Self), ip("fd00:4::%d/128", s.Self)
+	theirs := []netip.Prefix{
+		ip("10.4.0.%d/32", s.Remote), ip("10.42.%d.0/24", s.Remote),
+		ip("fd00:4::%d/128", s.Remote), ip("fd00:42:%d::/64", s.Remote),
+	}
+	state := State{
+		Device: &Device{
+			Name: "meshd0", Implementation: Auto, ListenPort: 51820, MTU: 1400, Up: true,
+			PublicKey: wgtypes.Key(s.Private).PublicKey(), privateKey: s.Private,
+		},
+		Peers:     []Peer{{Key: s.RemotePublic, Endpoint: s.Endpoint, AllowedIPs: theirs}},
+		Addresses: []netip.Prefix{self4, self6},
+		Firewall: Firewall{
+			Sets: []Set{
+				{Name: "inside4", Type: "ipv4_addr", Elements: []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16"), netip.MustParsePrefix("10.42.0.0/15")}},
+				{Name: "inside6", Type: "ipv6_addr", Elements: []netip.Prefix{netip.MustParsePrefix("fd00:4::/32"), netip.MustParsePrefix("fd00:42::/32")}},
+			},
+			Chains: []Chain{
+				{Name: "guard", Type: "filter", Hook: "prerouting", Priority: -300, Rules: []Rule{
+					{Text: "iifname lo accept", Hash: "a1"},
+					{Text: "ip saddr @inside4 fib saddr . iif oif missing drop", Hash: "a2"},
+				}},
+				{Name: "mss", Type: "filter", Hook: "forward", Priority: -150, Rules: []Rule{
+					{Text: "oifname meshd0 tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu", Hash: "c1"},
+				}},
+				{Name: "nat", Type: "nat", Hook: "postrouting", Priority: 90, Rules: []Rule{
+					{Text: "ip saddr @inside4 ip daddr != @inside4 masquerade", Hash: "b1"},
+					{Text: "ip6 saddr @inside6 ip6 daddr != @inside6 masquerade", Hash: "b2"},
+				}},
+			},
+		},
+		Sysctls: []Sysctl{
+			{Key: "net.ipv4.conf.meshd0.rp_filter", Value: "2"},
+			{Key: "net.ipv4.ip_forward", Value: "1"},
+			{Key: "net.ipv6.conf.all.forwarding", Value: "1"},
+		},
+	}
+	for i, p := range theirs {
+		src := self4
+		if p.Addr().Is6() {
+			src = self6
+		}
+		state.Routes = append(state.Routes, Route{Destination: p, Link: "meshd0", Source: src.Addr(), MTU: 1300 + 10*i})
+	}
+	return state
+}
+
+// alone is a host whose peer nobody plays.
+func alone() State {
+	return stateOf(peerSpec{
+		Private: key(8), RemotePublic: key(16).PublicKey(), Self: 1, Remote: 2,
+		Endpoint: netip.MustParseAddrPort("192.0.2.7:51820"),
+	})
+}
+
+// reconcile is the daemon's loop, once.
+func reconcile(h *Host, want State) error {
+	got, err := h.Observe(context.Background(), want)
+	if err != nil {
+		return err
+	}
+	return h.Apply(context.Background(), diff(got, want))
+}
+
+// diff is Diff after gossip has settled.
+func diff(got, want State) Plan { return Diff(got, want, Options{Now: time.Now(), Prune: true}) }
+
+func newHost(t *testing.T) *Host {
+	t.Helper()
+	h, err := NewHost(HostOptions{Interface: "meshd0", Bridge: "kube-bridge"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+func mustReconcile(t *testing.T, h *Host, want State) {
+	t.Helper()
+	if err := reconcile(h, want); err != nil {
+		t.Fatalf("reconcile: %v", err)
+	}
+}
+
+// checkState compares the host with what is wanted, and holds Observe and Apply
+// to writing nothing where nothing is to be done.
+func checkState(t *testing.T, h *Host, want State) {
+	t.Helper()
+	got, err := h.Observe(t.Context(), want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Device = new(*want.Device)
+	want.Device.Implementation = Userspace
+	opts := cmp.Options{
+		cmpopts.EquateEmpty(),
+		cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}),
+		cmpopts.IgnoreUnexported(Device{}),
+		cmpopts.IgnoreFields(Peer{}, "LastHandshake", "Received", "Sent"),
+		cmpopts.IgnoreFields(Rule{}, "Text"),
+	}
+	if d := cmp.Diff(want, got, opts); d != "" {
+		t.Errorf("observed state (-want +got):\n%s", d)
+	}
+	before := h.Writes()
+	mustReconcile(t, h, want)
+	if n := h.Writes() - before; n != 0 {
+		t.Errorf("second reconcile: got %d writes, want 0", n)
+	}
+}
+
+func TestTwoHosts(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	run(t, "ip link add lan0 type veth peer name lan1")
+	run(t, "ip addr add 192.0.2.1/24 dev lan0")
+	run(t, "ip link set lan0 up")
+	startPeer(t, "apart", peerSpec{
+		Private: key(16), RemotePublic: key(8).PublicKey(), Self: 2, Remote: 1,
+	}, func(pid int) {
+		run(t, fmt.Sprintf("ip link set lan1 netns %d", pid))
+		run(t, fmt.Sprintf("nsenter -t %d -n ip link set lo up", pid))
+		run(t, fmt.Sprintf("nsenter -t %d -n ip link set lan1 up", pid))
+		run(t, fmt.Sprintf("nsenter -t %d -n ip addr add 192.0.2.2/24 dev lan1", pid))
+	})
+
+	h := newHost(t)
+	want := stateOf(peerSpec{
+		Private: key(8), RemotePublic: key(16).PublicKey(), Self: 1, Remote: 2,
+		Endpoint: netip.MustParseAddrPort("192.0.2.2:51820"),
+	})
+	mustReconcile(t, h, want)
+	checkState(t, h, want)
+
+	if err := h.Speak(t.Context(), netip.MustParseAddr("10.4.0.2")); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "handshake", func() bool {
+		got, err := h.Observe(t.Context(), want)
+		return err == nil && !got.Peers[0].LastHandshake.IsZero() && got.Peers[0].Received > 0 && got.Peers[0].Sent > 0
+	})
+	for _, addr := range []string{"10.4.0.2", "fd00:4::2"} {
+		eventually(t, "ping "+addr, func() bool { return exec.Command("ping", "-c1", "-W1", addr).Run() == nil })
+	}
+	checkState(t, h, want)
+	if out := run(t, "wg show meshd0 listen-port"); out != "51820\n" {
+		t.Errorf("wg show: got %q, want 51820", out)
+	}
+}
+
+func TestRestore(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	peer := key(16).PublicKey().String()
+	tests := []struct {
+		name   string
+		damage string
+		silent bool // the kernel announces nothing
+	}{
+		{name: "route", damage: "ip route del 10.42.2.0/24"},
+		{name: "route of IPv6", damage: "ip -6 route del fd00:42:2::/64"},
+		{name: "route changed", damage: fmt.Sprintf("ip route replace 10.42.2.0/24 dev lo proto %d", RouteProtocol)},
+		{name: "address", damage: "ip addr del 10.4.0.1/32 dev meshd0"},
+		{name: "address of IPv6", damage: "ip addr del fd00:4::1/128 dev meshd0"},
+		{name: "extra address", damage: "ip addr add 10.9.9.9/32 dev meshd0"},
+		{name: "down", damage: "ip link set meshd0 down"},
+		{name: "MTU", damage: "ip link set meshd0 mtu 1380"},
+		{name: "device", damage: "ip link del meshd0"},
+		{name: "table", damage: "nft delete table inet meshd"},
+		{name: "table off", damage: "nft add table inet meshd { flags dormant ; }"},
+		{name: "rules", damage: "nft flush chain inet meshd guard"},
+		{name: "extra rule", damage: "nft insert rule inet meshd mss accept"},
+		{name: "policy", damage: "nft add chain inet meshd mss { policy drop ; }"},
+		{name: "set", damage: "nft delete element inet meshd inside4 { 10.4.0.0/16 }"},
+		{name: "sysctl", damage: "sysctl -qw net.ipv4.ip_forward=0", silent: true},
+		{name: "peer", damage: "wg set meshd0 peer " + peer + " remove", silent: true},
+		{name: "port", damage: "wg set meshd0 listen-port 51821", silent: true},
+		{name: "control socket", damage: "rm /run/wireguard/meshd0.sock", silent: true},
+	}
+	h, want := newHost(t), alone()
+	mustReconcile(t, h, want)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			changed, err := h.Watch(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			run(t, tt.damage)
+			if !tt.silent {
+				select {
+				case <-changed:
+				case <-time.After(patience):
+					t.Error("Watch says nothing")
+				}
+			}
+			mustReconcile(t, h, want)
+			checkState(t, h, want)
+		})
+	}
+}
+
+func TestTakeover(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	spec := peerSpec{
+		Private: key(8), RemotePublic: key(16).PublicKey(), Self: 1, Remote: 2,
+		Endpoint: netip.MustParseAddrPort("192.0.2.7:51820"),
+	}
+	first := startPeer(t, "beside", spec, nil)
+	h, want := newHost(t), stateOf(spec)
+	checkState(t, h, want) // what another process serves can be read
+
+	if err := first.Process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = first.Wait()
+	if _, err := os.Stat("/run/wireguard/meshd0.sock"); err != nil {
+		t.Errorf("stale socket: %v", err)
+	}
+	index := linkIndex(t, "meshd0")
+	left, err := h.Observe(t.Context(), want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(left.Routes) != len(want.Routes) || len(left.Addresses) != len(want.Addresses) || len(left.Peers) != 0 {
+		t.Errorf("after the kill: got %d routes, %d addresses, %d peers, want %d, %d, 0",
+			len(left.Routes), len(left.Addresses), len(left.Peers), len(want.Routes), len(want.Addresses))
+	}
+	mustReconcile(t, h, want)
+	checkState(t, h, want)
+
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := newHost(t)
+	mustReconcile(t, again, want)
+	checkState(t, again, want)
+	if got := linkIndex(t, "meshd0"); got != index {
+		t.Errorf("link index: got %d, want %d, the same link", got, index)
+	}
+}
+
+func linkIndex(t *testing.T, name string) int {
+	t.Helper()
+	link, err := net.InterfaceByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return link.Index
+}
+
+func TestForeignDevice(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	for _, kind := range []string{"ip link add meshd0 type bridge", "ip tuntap add meshd0 mode tun"} {
+		t.Run(kind, func(t *testing.T) {
+			h := newHost(t)
+			run(t, kind)
+			defer run(t, "ip link del meshd0")
+			if _, err := h.Observe(t.Context(), State{}); !errors.Is(err, ErrForeignDevice) || !strings.Contains(err.Error(), "meshd0") {
+				t.Errorf("Observe: got %v, want ErrForeignDevice", err)
+			}
+			if err := h.Apply(t.Context(), diff(State{}, alone())); !errors.Is(err, ErrForeignDevice) {
+				t.Errorf("Apply: got %v, want ErrForeignDevice", err)
+			}
+			linkIndex(t, "meshd0")
+			if _, err := h.Remove(t.Context()); err != nil {
+				t.Errorf("Remove: %v", err)
+			}
+			linkIndex(t, "meshd0")
+		})
+	}
+}
+
+func TestRemove(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	for _, line := range []string{
+		"ip link add lan0 type bridge", "ip link set lan0 up", "ip addr add 10.4.7.1/32 dev lan0",
+		"ip route add 10.42.99.0/24 dev lan0", "ip route add 10.42.98.0/24 dev lan0 proto 99 table 100",
+		"nft add table inet other", "nft add table ip meshd", "ip link add kube-bridge type bridge",
+		"ip link add port0 master kube-bridge type bridge_slave",
+	} {
+		if !strings.HasSuffix(line, "bridge_slave") {
+			run(t, line)
+		}
+	}
+	run(t, "ip link add port0 type veth peer name port1")
+	run(t, "ip link set port0 master kube-bridge")
+	snapshot := func() string {
+		return run(t, "ip -o link show") + run(t, "ip -o addr show scope global") + run(t, "ip route show table all proto boot") +
+			run(t, "ip route show table 100") + run(t, "nft list tables")
+	}
+	before := snapshot()
+	h, want := newHost(t), alone()
+	mustReconcile(t, h, want)
+	run(t, fmt.Sprintf("ip route add 10.42.97.0/24 dev lan0 proto %d table 100", RouteProtocol))
+
+	removed, err := h.Remove(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantRemoved := []string{
+		"device meshd0", "nft table inet meshd", "route 10.4.0.2/32", "route 10.42.2.0/24", "route 10.42.97.0/24",
+		"route fd00:42:2::/64", "route fd00:4::2/128",
+	}
+	if d := cmp.Diff(wantRemoved, removed, cmpopts.SortSlices(strings.Compare)); d != "" {
+		t.Errorf("removed (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(before, snapshot()); d != "" {
+		t.Errorf("the host after Remove (-before +after):\n%s", d)
+	}
+	if _, err := os.Stat("/run/wireguard/meshd0.sock"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("control socket: got %v, want none", err)
+	}
+
+	run(t, "ip link del port0")
+	removed, err = h.Remove(t.Context())
+	if d := cmp.Diff([]string{"bridge kube-bridge"}, removed); err != nil || d != "" {
+		t.Errorf("Remove of an empty bridge: %v, removed (-want +got):\n%s", err, d)
+	}
+	if removed, err := h.Remove(t.Context()); err != nil || len(removed) != 0 {
+		t.Errorf("Remove of nothing: got %v, %v", removed, err)
+	}
+}
+
+func TestForeignRoute(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	foreign := []string{
+		"10.42.2.0/24 dev lo",
+		"fd00:42:2::/64 dev lo metric 1024", // what the kernel takes for none
+		"10.4.0.2 dev lo metric 5",
+	}
+	for _, r := range foreign {
+		run(t, "ip route add "+r)
+	}
+	h, want := newHost(t), alone()
+	err := reconcile(h, want)
+	for _, text := range []string{"add route 10.42.2.0/24: ", "add route fd00:42:2::/64: "} {
+		if err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("got %v, want %q in it", err, text)
+		}
+	}
+	got, err := h.Observe(t.Context(), want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Routes) != 2 || len(got.Peers) != 1 {
+		t.Errorf("got %d routes and %d peers, want the 2 and 1 that nothing stands in the way of", len(got.Routes), len(got.Peers))
+	}
+	for _, r := range foreign {
+		run(t, "ip route del "+r) // fails if it is gone
+	}
+}
+
+func TestApplyErrors(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	h, want := newHost(t), alone()
+
+	t.Run("port in use", func(t *testing.T) {
+		c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 51820})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		err = reconcile(h, want)
+		if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "51820") {
+			t.Errorf("got %v, want EADDRINUSE and the port", err)
+		}
+	})
+	t.Run("port is free again", func(t *testing.T) {
+		mustReconcile(t, h, want)
+		checkState(t, h, want)
+	})
+	t.Run("kernel without WireGuard", func(t *testing.T) {
+		want := alone()
+		want.Device.Implementation = Kernel
+		other, err := NewHost(HostOptions{Interface: "meshd1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		if err := other.Apply(t.Context(), diff(State{}, want)); !errors.Is(err, unix.EOPNOTSUPP) || !strings.Contains(err.Error(), "modprobe wireguard") {
+			t.Errorf("got %v, want EOPNOTSUPP and advice", err)
+		}
+	})
+	t.Run("rule refused", func(t *testing.T) {
+		bad := alone()
+		bad.Firewall.Chains[0].Rules = []Rule{{Text: "no such thing", Hash: "x"}}
+		if err := reconcile(h, bad); err == nil || !strings.Contains(err.Error(), "replace table meshd") {
+			t.Errorf("got %v, want an error about the table", err)
+		}
+		checkState(t, h, want) // the transaction left the old table alone
+	})
+	t.Run("parameter missing", func(t *testing.T) {
+		bad := alone()
+		bad.Sysctls = append(bad.Sysctls, Sysctl{Key: "net.ipv4.no_such_thing", Value: "1"})
+		if err := reconcile(h, bad); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "no_such_thing") {
+			t.Errorf("got %v, want ErrNotExist and the key", err)
+		}
+	})
+	t.Run("removing what is gone", func(t *testing.T) {
+		p := diff(want, State{})
+		for range 2 {
+			if err := h.Apply(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+		}
+		stale := Plan{StaleRoutes: want.Routes, StaleAddresses: want.Addresses}
+		if err := h.Apply(t.Context(), stale); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("no nft", func(t *testing.T) {
+		t.Setenv("PATH", "")
+		other, err := NewHost(HostOptions{Interface: "meshd1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		if err := other.Apply(t.Context(), Plan{Firewall: &want.Firewall}); !errors.Is(err, exec.ErrNotFound) || !strings.Contains(err.Error(), "apt install nftables") {
+			t.Errorf("got %v, want ErrNotFound and advice", err)
+		}
+	})
+}
+
+func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	run(t, "ip link add on.1 type veth peer name off0")
+	run(t, "sysctl -qw net/ipv6/conf/on.1/accept_ra=1")
+	run(t, "sysctl -qw net/ipv6/conf/off0/accept_ra=0")
+	h, want := newHost(t), State{Sysctls: []Sysctl{{Key: "net.ipv6.conf.all.forwarding", Value: "1"}}}
+	mustReconcile(t, h, want)
+	wanted := []Sysctl{
+		{Key: "net.ipv6.conf.all.forwarding", Value: "1"},
+		{Key: "net.ipv6.conf.off0.accept_ra", Value: "0"},
+		{Key: "net.ipv6.conf.on/1.accept_ra", Value: "2"},
+	}
+	got, err := observeSysctls(wanted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(wanted, got); d != "" {
+		t.Errorf("sysctls (-want +got):\n%s", d)
+	}
+}
+
+func TestWatchEnds(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	h := newHost(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	changed, err := h.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	for range changed { // until it is closed
+	}
+}
+
+func TestFactsOfHost(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	h := newHost(t)
+	got, err := h.Facts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(Facts{}, got); d != "" {
+		t.Errorf("facts of a host without network (-want +got):\n%s", d)
+	}
+	for _, line := range []string{
+		"ip link add lan0 mtu 1450 type bridge", "ip link set lan0 up",
+		"ip addr add 192.168.7.2/24 dev lan0", "ip addr add fd07::2/64 dev lan0 nodad",
+		"ip route add default via 192.168.7.1", "ip route add default via fd07::1",
+	} {
+		run(t, line)
+	}
+	mustReconcile(t, h, alone())
+	got, err = h.Facts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lan4, lan6 := netip.MustParsePrefix("192.168.7.2/24"), netip.MustParsePrefix("fd07::2/64")
+	want := Facts{
+		Addresses:   []netip.Addr{lan4.Addr(), lan6.Addr()},
+		Uplinks:     []Uplink{{Link: "lan0", Source: lan4, MTU: 1450}, {Link: "lan0", Source: lan6, MTU: 1450}},
+		InternalIPs: []netip.Prefix{lan4, lan6},
+		MTU:         1450,
+	}
+	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
+		t.Errorf("facts (-want +got):\n%s", d)
+	}
+}

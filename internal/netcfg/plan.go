@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// Plan is what has to be done on a host. Its fields are applied in the order in
+// which they stand here, each one whole before the next one begins:
+//
+//   - The firewall comes first. It names links and needs none of them, so the
+//     guard holds before the device carries a packet, and a flow's first packet,
+//     which decides about its NAT, already meets the right rules.
+//   - The device, and after it the kernel parameters, some of which belong to it.
+//   - Addresses before the routes that name them as their source.
+//   - Routes before peers: a packet for which there is a route and no peer yet is
+//     refused by WireGuard, one for which there is a peer and no route leaves by
+//     the default route, in clear text.
+//   - Only then is anything taken away, the routes before the addresses, because
+//     the kernel drops routes together with their source address, and the
+//     firewall last of all.
+//
+// Everything in a plan may be applied twice: setting what is set and removing
+// what is gone succeed.
+type Plan struct {
+	Firewall  *Firewall      // the whole table, in one transaction; nil to leave it
+	Device    *DeviceChange  // nil to leave it
+	Sysctls   []Sysctl       // to set
+	Addresses []netip.Prefix // to add to the device
+	Routes    []RouteChange  // to add or to replace
+	Peers     []PeerChange   // in this order, by one ConfigureDevice; see Plan.Config
+
+	StaleRoutes    []Route        // to delete
+	StaleAddresses []netip.Prefix // to delete from the device
+	StaleDevice    string         // name of the device to delete, with all that is on it; "" for none
+	StaleFirewall  bool           // delete the table
+
+	link string // name of the device, for String
+}
+
+// DeviceChange says what to do to the device.
+type DeviceChange struct {
+	Device  Device // as it is to be
+	Replace bool   // first delete the device of this name: it is of the wrong implementation
+	Create  bool   // make the device; the fields below are then all set
+
+	SetKey  bool
+	SetPort bool
+	SetMTU  bool
+	SetUp   bool
+}
+
+// RouteChange is a route to add, or to put in the place of the one to the same
+// destination, in one step (NLM_F_REPLACE).
+type RouteChange struct {
+	Route Route
+	Old   *Route // what it replaces; nil if there is none
+}
+
+// PeerChange says what to do to one peer. What is zero stays as it is.
+type PeerChange struct {
+	Key        wgtypes.Key
+	Name       string         // of the node, if it is known
+	Add        bool           // the device does not have this peer yet
+	Remove     bool           // nothing else is set then
+	Endpoint   netip.AddrPort // invalid to leave it
+	Keepalive  *time.Duration // nil to leave it, 0 to switch it off
+	AllowedIPs []netip.Prefix // to add; the kernel takes each from the peer that has it
+}
+
+// Empty reports whether there is nothing to do.
+func (p Plan) Empty() bool {
+	return p.Firewall == nil && p.Device == nil && len(p.Sysctls) == 0 &&
+		len(p.Addresses) == 0 && len(p.Routes) == 0 && len(p.Peers) == 0 &&
+		len(p.StaleRoutes) == 0 && len(p.StaleAddresses) == 0 &&
+		p.StaleDevice == "" && !p.StaleFirewall
+}
+
+// Config returns the peers' changes in the form in which wgctrl wants them. It
+// never replaces the device's peers or a peer's allowed IPs, because both drop
+// packets of peers that have nothing to do with the change.
+func (p Plan) Config() wgtypes.Config {
+	var c wgtypes.Config
+	for _, pc := range p.Peers {
+		c.Peers = append(c.Peers, pc.config())
+	}
+	return c
+}
+
+// config is one peer of Plan.Config.
+func (pc PeerChange) config() wgtypes.PeerConfig {
+	c := wgtypes.PeerConfig{
+		PublicKey: pc.Key,
+		Remove:    pc.Remove,
+		// A peer that someone removed since we looked must not come back
+		// half configured: the next look adds it whole.
+		UpdateOnly:                  !pc.Add,
+		PersistentKeepaliveInterval: pc.Keepalive,
+	}
+	if pc.Endpoint.IsValid() {
+		c.Endpoint = net.UDPAddrFromAddrPort(pc.Endpoint)
+	}
+	for _, ip := range pc.AllowedIPs {
+		c.AllowedIPs = append(c.AllowedIPs, net.IPNet{
+			IP:   ip.Addr().AsSlice(),
+			Mask: net.CIDRMask(ip.Bits(), ip.Addr().BitLen()),
+		})
+	}
+	return c
+}

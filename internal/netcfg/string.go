@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// Format prints the device as String does, whatever the verb, so that no way of
+// printing a state or a plan shows the private key.
+func (d Device) Format(f fmt.State, _ rune) { fmt.Fprint(f, d.String()) }
+
+// String returns the device as one line in the manner of ip(8) and wg(8).
+func (d Device) String() string {
+	up := "down"
+	if d.Up {
+		up = "up"
+	}
+	return fmt.Sprintf("link %s wireguard %s mtu %d listen-port %d public-key %s %s",
+		d.Name, d.Implementation, d.MTU, d.ListenPort, d.PublicKey, up)
+}
+
+// Format prints the settings without the private key, whatever the verb.
+func (s Settings) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
+
+// String returns the settings as one line, without the private key.
+func (s Settings) String() string {
+	return fmt.Sprintf("%s bridge %s location %s pick %v", s.device(), orNone(s.Bridge), list(s.LocationIPs), s.Pick)
+}
+
+// String returns the state as lines in the manner of ip(8), wg(8), nft(8) and
+// sysctl(8). A state without anything is the empty string.
+func (s State) String() string {
+	var b lines
+	link := ""
+	if s.Device != nil {
+		link = s.Device.Name
+		b.add("%s", s.Device)
+	}
+	for _, a := range s.Addresses {
+		b.add("addr %s dev %s", a, link)
+	}
+	for _, p := range s.Peers {
+		b.add("%s", p)
+	}
+	for _, r := range s.Routes {
+		b.add("%s", r)
+	}
+	if !s.Firewall.empty() {
+		b.add("%s", s.Firewall)
+	}
+	for _, c := range s.Sysctls {
+		b.add("%s", c)
+	}
+	return b.String()
+}
+
+// String returns the peer as one line.
+func (p Peer) String() string {
+	s := peerName(p.Key, p.Name)
+	if p.Endpoint.IsValid() {
+		s += " endpoint " + p.Endpoint.String()
+	}
+	s += " allowed-ips " + list(p.AllowedIPs)
+	if p.Keepalive > 0 {
+		s += " keepalive " + p.Keepalive.String()
+	}
+	if !p.LastHandshake.IsZero() {
+		s += " latest-handshake " + p.LastHandshake.UTC().Format(time.RFC3339)
+	}
+	return s
+}
+
+// String returns the route as one line.
+func (r Route) String() string {
+	s := fmt.Sprintf("route %s dev %s", r.Destination, orNone(r.Link))
+	if r.Source.IsValid() {
+		s += " src " + r.Source.String()
+	}
+	if r.MTU != 0 {
+		s += fmt.Sprintf(" mtu %d", r.MTU)
+	}
+	return s
+}
+
+// String returns the table as the nft(8) that makes it, with hashes left out.
+func (f Firewall) String() string {
+	var b lines
+	b.add("nft table inet %s", FirewallTable)
+	for _, s := range f.Sets {
+		b.add("nft set %s type %s flags interval { %s }", s.Name, s.Type, list(s.Elements))
+	}
+	for _, c := range f.Chains {
+		b.add("nft chain %s type %s hook %s priority %d", c.Name, c.Type, c.Hook, c.Priority)
+		for _, r := range c.Rules {
+			b.add("nft rule %s %s", c.Name, r.Text)
+		}
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// String returns the parameter as sysctl(8) does.
+func (s Sysctl) String() string { return fmt.Sprintf("sysctl %s = %s", s.Key, s.Value) }
+
+// String returns the plan for a person to read, one change a line, in the order
+// in which they are applied: + adds, ~ changes, - removes. A plan with nothing
+// to do is the empty string.
+func (p Plan) String() string {
+	var b lines
+	if p.Firewall != nil {
+		b.add("~ %s", strings.ReplaceAll(p.Firewall.String(), "\n", "\n  "))
+	}
+	if p.Device != nil {
+		b.add("%s", p.Device)
+	}
+	for _, s := range p.Sysctls {
+		b.add("~ %s", s)
+	}
+	for _, a := range p.Addresses {
+		b.add("+ addr %s dev %s", a, p.link)
+	}
+	for _, r := range p.Routes {
+		b.add("%s", r)
+	}
+	for _, pc := range p.Peers {
+		b.add("%s", pc)
+	}
+	for _, r := range p.StaleRoutes {
+		b.add("- %s", r)
+	}
+	for _, a := range p.StaleAddresses {
+		b.add("- addr %s dev %s", a, p.link)
+	}
+	if p.StaleDevice != "" {
+		b.add("- link %s", p.StaleDevice)
+	}
+	if p.StaleFirewall {
+		b.add("- nft table inet %s", FirewallTable)
+	}
+	return b.String()
+}
+
+// String returns the change as a line, or two if the device is made anew.
+func (c DeviceChange) String() string {
+	switch {
+	case c.Replace:
+		return fmt.Sprintf("- link %s\n+ %s", c.Device.Name, c.Device)
+	case c.Create:
+		return "+ " + c.Device.String()
+	}
+	s := "~ link " + c.Device.Name
+	if c.SetMTU {
+		s += fmt.Sprintf(" mtu %d", c.Device.MTU)
+	}
+	if c.SetPort {
+		s += fmt.Sprintf(" listen-port %d", c.Device.ListenPort)
+	}
+	if c.SetKey {
+		s += " public-key " + c.Device.PublicKey.String()
+	}
+	if c.SetUp {
+		s += " up"
+	}
+	return s
+}
+
+// String returns the change as one line.
+func (c RouteChange) String() string {
+	if c.Old == nil {
+		return "+ " + c.Route.String()
+	}
+	return fmt.Sprintf("~ %s (was %s)", c.Route, c.Old)
+}
+
+// String returns the change as one line.
+func (pc PeerChange) String() string {
+	sign := "~ "
+	switch {
+	case pc.Remove:
+		sign = "- "
+	case pc.Add:
+		sign = "+ "
+	}
+	s := sign + peerName(pc.Key, pc.Name)
+	if pc.Endpoint.IsValid() {
+		s += " endpoint " + pc.Endpoint.String()
+	}
+	if len(pc.AllowedIPs) > 0 {
+		s += " allowed-ips +" + strings.ReplaceAll(list(pc.AllowedIPs), " ", " +")
+	}
+	if pc.Keepalive != nil {
+		s += " keepalive " + pc.Keepalive.String()
+	}
+	return s
+}
+
+// peerName is how a peer is called in lines: by its key, and what is known
+// besides.
+func peerName(key wgtypes.Key, name string) string {
+	switch {
+	case key == Throwaway:
+		return fmt.Sprintf("peer %s (throwaway)", key)
+	case name != "":
+		return fmt.Sprintf("peer %s (%s)", key, name)
+	}
+	return "peer " + key.String()
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+// list returns prefixes as nft and wg take them, with commas.
+func list(prefixes []netip.Prefix) string {
+	if len(prefixes) == 0 {
+		return "none"
+	}
+	var out []string
+	for _, p := range prefixes {
+		out = append(out, p.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+// lines builds a text of lines.
+type lines struct{ strings.Builder }
+
+func (l *lines) add(format string, args ...any) {
+	fmt.Fprintf(l, format, args...)
+	l.WriteByte('\n')
+}

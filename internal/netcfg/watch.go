@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// watched are the netlink multicast groups that tell of changes to what Observe
+// reads. WireGuard itself announces nothing: a peer that somebody removes by
+// hand is seen at the next resync only.
+var watched = []struct {
+	family int
+	groups uint32 // the old bit mask: group n is bit n-1
+}{
+	{unix.NETLINK_ROUTE, unix.RTMGRP_LINK |
+		unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
+		unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE},
+	{unix.NETLINK_NETFILTER, 1 << (unix.NFNLGRP_NFTABLES - 1)},
+}
+
+// reopenDelay is how long Watch waits before it opens a broken socket again.
+const reopenDelay = time.Second
+
+// Watch returns a channel that receives when a link, an address, a route or the
+// nftables ruleset has changed, whoever changed it. It says "look again" and no
+// more: many changes give one value, and our own writes give one too. The
+// channel is closed when ctx has ended and nothing of Watch runs any more.
+func (h *Host) Watch(ctx context.Context) (<-chan struct{}, error) {
+	changed := make(chan struct{}, 1)
+	var conns []*netlink.Conn
+	for _, w := range watched {
+		c, err := netlink.Dial(w.family, &netlink.Config{Groups: w.groups})
+		if err != nil {
+			for _, c := range conns {
+				_ = c.Close()
+			}
+			return nil, fmt.Errorf("subscribe to netlink events: %w", err)
+		}
+		conns = append(conns, c)
+	}
+
+	var wg sync.WaitGroup
+	for i, w := range watched {
+		wg.Go(func() { h.watch(ctx, conns[i], w.family, w.groups, changed) })
+	}
+	go func() {
+		wg.Wait()
+		close(changed)
+	}()
+	return changed, nil
+}
+
+// watch reads one socket until ctx ends. It opens it again when it breaks.
+func (h *Host) watch(ctx context.Context, c *netlink.Conn, family int, groups uint32, changed chan<- struct{}) {
+	for {
+		err := receive(ctx, c, changed)
+		if ctx.Err() != nil {
+			return
+		}
+		h.log.Warn("netlink event socket broke", "err", err)
+		for c = nil; c == nil; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(reopenDelay):
+			}
+			if c, err = netlink.Dial(family, &netlink.Config{Groups: groups}); err != nil {
+				h.log.Warn("netlink event socket does not open", "err", err)
+				c = nil
+			}
+		}
+		signal(changed) // for what was missed in between
+	}
+}
+
+// receive signals every arrival on c until c fails or ctx ends; it closes c.
+func receive(ctx context.Context, c *netlink.Conn, changed chan<- struct{}) error {
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer func() {
+		if stop() {
+			_ = c.Close()
+		}
+	}()
+	for {
+		// ENOBUFS: the kernel dropped events, so something has changed.
+		if _, err := c.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return err
+		}
+		signal(changed)
+	}
+}
+
+// signal leaves one value in the channel, unless there is one already.
+func signal(changed chan<- struct{}) {
+	select {
+	case changed <- struct{}{}:
+	default:
+	}
+}

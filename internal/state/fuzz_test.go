@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// What one of the parsers takes, it must say again in the same way; what it
+// doesn't take is damaged or newer.
+
+func FuzzDecodeIdentity(f *testing.F) {
+	id, err := newIdentity(rand.NewChaCha8([32]byte{}))
+	if err != nil {
+		f.Fatal(err)
+	}
+	seed(f, func() ([]byte, error) { return encodeIdentity(id, machineHash("machine")) })
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, machine, err := decodeIdentity(data)
+		if refused(t, err) {
+			return
+		}
+		data, err = encodeIdentity(got, machine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, machineAgain, err := decodeIdentity(data)
+		if err != nil || machineAgain != machine || !cmp.Equal(got, again) {
+			t.Errorf("got %v bound to %q, %v, want %v bound to %q", again, machineAgain, err, got, machine)
+		}
+	})
+}
+
+func FuzzDecodeNode(f *testing.F) {
+	for _, n := range []Node{
+		{Claim: mesh.Claim{Slot: mesh.None}},
+		{Boot: 1, Sequence: 2, Claim: mesh.Claim{Slot: 3, Time: 4}, Ready: true},
+	} {
+		seed(f, func() ([]byte, error) { return encodeNode(n) })
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, err := decodeNode(data)
+		if refused(t, err) {
+			return
+		}
+		data, err = encodeNode(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decodeNode(data)
+		if err != nil || got != again {
+			t.Errorf("got %v, %v, want %v", again, err, got)
+		}
+	})
+}
+
+func FuzzDecodeObjects(f *testing.F) {
+	for _, r := range []Remembered{
+		{},
+		{Objects: [][]byte{{1, 2, 3}}, Highest: []Highest{{Key: "\xff", Sequence: 1}}},
+	} {
+		seed(f, func() ([]byte, error) { return encodeObjects(r) })
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, err := decodeObjects(data)
+		if refused(t, err) {
+			return
+		}
+		first, err := encodeObjects(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decodeObjects(first)
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := encodeObjects(again)
+		if err != nil || !bytes.Equal(first, second) {
+			t.Errorf("got %x, %v, want %x", second, err, first)
+		}
+	})
+}
+
+func seed(f *testing.F, encode func() ([]byte, error)) {
+	data, err := encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Add(data[:len(data)/2])
+	f.Add(bytes.Replace(data, []byte("1"), []byte("2"), 1))
+}
+
+func refused(t *testing.T, err error) bool {
+	if err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNewer) {
+		t.Errorf("got %v, want %v or %v", err, ErrDamaged, ErrNewer)
+	}
+	return err != nil
+}

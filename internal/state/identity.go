@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/atomicfile"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// Identity is who a node is.
+type Identity struct {
+	Key       ed25519.PrivateKey // signs what the node says
+	WireGuard wgtypes.Key        // private key of the WireGuard device
+}
+
+// ID returns the identity's fingerprint.
+func (i Identity) ID() mesh.ID {
+	return mesh.IDOf(i.Key.Public().(ed25519.PublicKey))
+}
+
+// String returns the fingerprint, so that printing an identity never prints its
+// keys.
+func (i Identity) String() string { return i.ID().String() }
+
+// Origin says how Identity came by an identity.
+type Origin string
+
+// The origins.
+const (
+	Loaded Origin = "loaded" // it was there
+	Made   Origin = "made"   // the first start
+	Cloned Origin = "cloned" // made, because the one that was there is another machine's
+)
+
+// Identity returns the node's identity, and makes one from random if there is
+// none. machineID is the content of /etc/machine-id; it must not be empty.
+//
+// An identity is bound to its machine. Where the machine-id differs, the disk
+// is a copy of another node's, and two nodes with one identity would fight over
+// everything. So the copied identity and what it had promised are set aside as
+// *.cloned-<start of its fingerprint>, and a new identity is made.
+//
+// A file that can't be read is an error, which wraps ErrDamaged or ErrNewer if
+// it is due to the content: to become another node is a person's decision.
+func (d *Dir) Identity(machineID string, random io.Reader) (Identity, Origin, error) {
+	machineID = strings.TrimSpace(machineID)
+	if machineID == "" {
+		return Identity{}, "", errors.New("read identity: this machine has no machine-id to bind it to; systemd-machine-id-setup makes one")
+	}
+	machine := machineHash(machineID)
+	data, err := os.ReadFile(d.file(IdentityFile))
+	if errors.Is(err, os.ErrNotExist) {
+		id, err := d.makeIdentity(machine, random)
+		return id, Made, err
+	}
+	if err != nil {
+		return Identity{}, "", fmt.Errorf("read identity: %w", err)
+	}
+	id, boundTo, err := decodeIdentity(data)
+	if err != nil {
+		return Identity{}, "", fmt.Errorf("read identity %s: %w; restore the file from a backup, or move it away and the node makes itself a new identity", d.file(IdentityFile), err)
+	}
+	if boundTo == machine {
+		return id, Loaded, nil
+	}
+	if err := d.setCloneAside(id.ID()); err != nil {
+		return Identity{}, "", err
+	}
+	id, err = d.makeIdentity(machine, random)
+	return id, Cloned, err
+}
+
+// setCloneAside does so with the identity last: if it is interrupted, the next
+// start finds a clone again.
+func (d *Dir) setCloneAside(id mesh.ID) error {
+	reason := "cloned-" + id.String()[:8]
+	for _, name := range []string{NodeFile, IdentityFile} {
+		if _, err := d.setAside(name, reason); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Dir) makeIdentity(machine string, random io.Reader) (Identity, error) {
+	id, err := newIdentity(random)
+	if err != nil {
+		return Identity{}, fmt.Errorf("make identity: %w", err)
+	}
+	data, err := encodeIdentity(id, machine)
+	if err != nil {
+		return Identity{}, fmt.Errorf("make identity: %w", err)
+	}
+	if err := atomicfile.Write(d.file(IdentityFile), data, fileMode); err != nil {
+		return Identity{}, fmt.Errorf("make identity: %w", err)
+	}
+	return id, nil
+}
+
+// newIdentity reads the key material itself: the GenerateKey functions of the
+// standard library and of wgtypes draw on a source of their own.
+func newIdentity(random io.Reader) (Identity, error) {
+	var seed [ed25519.SeedSize]byte
+	var key wgtypes.Key
+	for _, b := range [][]byte{seed[:], key[:]} {
+		if _, err := io.ReadFull(random, b); err != nil {
+			return Identity{}, fmt.Errorf("read random bytes: %w", err)
+		}
+	}
+	// RFC 7748, section 5. The kernel does it too, and a key that it would
+	// change would never be equal to the one that is observed.
+	key[0] &= 248
+	key[31] = key[31]&127 | 64
+	return Identity{Key: ed25519.NewKeyFromSeed(seed[:]), WireGuard: key}, nil
+}
+
+// machineHash stands for the machine-id in the identity file. machine-id(5)
+// wants it to be kept confidential and hashed with a key of the application's.
+func machineHash(machineID string) string {
+	sum := sha256.Sum256([]byte("meshd machine-id v1\x00" + machineID))
+	return hex.EncodeToString(sum[:])
+}
+
+// identityFile is the content of identity.json. Of each key it has the public
+// half as well: people can read that, and it shows a damaged private half.
+type identityFile struct {
+	Version     int     `json:"version"`
+	Machine     string  `json:"machine"`
+	Fingerprint mesh.ID `json:"fingerprint"`
+	Seed        []byte  `json:"ed25519-seed"`
+	PublicKey   []byte  `json:"wireguard-public-key"`
+	PrivateKey  []byte  `json:"wireguard-private-key"`
+}
+
+func encodeIdentity(id Identity, machine string) ([]byte, error) {
+	public := id.WireGuard.PublicKey()
+	return encodeJSON(identityFile{
+		Version:     version,
+		Machine:     machine,
+		Fingerprint: id.ID(),
+		Seed:        id.Key.Seed(),
+		PublicKey:   public[:],
+		PrivateKey:  id.WireGuard[:],
+	})
+}
+
+// decodeIdentity returns an identity and the hash of the machine that it is
+// bound to. Its errors say nothing of the keys.
+func decodeIdentity(data []byte) (Identity, string, error) {
+	var f identityFile
+	if err := decodeJSON(data, &f); err != nil {
+		return Identity{}, "", err
+	}
+	if len(f.Seed) != ed25519.SeedSize {
+		return Identity{}, "", fmt.Errorf("%w: ed25519-seed has %d bytes, not %d", ErrDamaged, len(f.Seed), ed25519.SeedSize)
+	}
+	key, err := wgtypes.NewKey(f.PrivateKey)
+	if err != nil {
+		return Identity{}, "", fmt.Errorf("%w: wireguard-private-key: %w", ErrDamaged, err)
+	}
+	id := Identity{Key: ed25519.NewKeyFromSeed(f.Seed), WireGuard: key}
+	if id.ID() != f.Fingerprint {
+		return Identity{}, "", fmt.Errorf("%w: ed25519-seed does not belong to fingerprint", ErrDamaged)
+	}
+	if public := key.PublicKey(); string(public[:]) != string(f.PublicKey) {
+		return Identity{}, "", fmt.Errorf("%w: wireguard-private-key does not belong to wireguard-public-key", ErrDamaged)
+	}
+	if len(f.Machine) != 2*sha256.Size {
+		return Identity{}, "", fmt.Errorf("%w: machine is not a hash", ErrDamaged)
+	}
+	return id, f.Machine, nil
+}

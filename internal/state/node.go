@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/meshd/meshd/internal/atomicfile"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// Node is what a node has told others of itself and has to stand by after a
+// restart.
+type Node struct {
+	Boot     uint64     // how often the daemon has started
+	Sequence uint64     // the last one that its own record had
+	Claim    mesh.Claim // Slot is mesh.None for none
+	Ready    bool       // it has been ready with this claim, so there may be pods
+}
+
+// Node returns what SaveNode wrote last, or a Node without a claim if there was
+// nothing. The error wraps ErrDamaged or ErrNewer if it is due to the content.
+func (d *Dir) Node() (Node, error) {
+	data, err := os.ReadFile(d.file(NodeFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return Node{Claim: mesh.Claim{Slot: mesh.None}}, nil
+	}
+	if err != nil {
+		return Node{}, fmt.Errorf("read node state: %w", err)
+	}
+	n, err := decodeNode(data)
+	if err != nil {
+		return Node{}, fmt.Errorf("read node state %s: %w; restore the file from a backup, or move it away and the node claims a new slot", d.file(NodeFile), err)
+	}
+	return n, nil
+}
+
+// SaveNode makes n what Node returns, now and after a crash. On an error, the
+// old state stays.
+func (d *Dir) SaveNode(n Node) error {
+	data, err := encodeNode(n)
+	if err != nil {
+		return fmt.Errorf("save node state: %w", err)
+	}
+	if err := atomicfile.Write(d.file(NodeFile), data, fileMode); err != nil {
+		return fmt.Errorf("save node state: %w", err)
+	}
+	return nil
+}
+
+// nodeFile is the content of node.json. All keys are always there.
+type nodeFile struct {
+	Version  int        `json:"version"`
+	Boot     *uint64    `json:"boot"`
+	Sequence *uint64    `json:"sequence"`
+	Claim    *claimFile `json:"claim"` // null for none
+}
+
+type claimFile struct {
+	Slot  *int   `json:"slot"`
+	Time  *int64 `json:"time"` // milliseconds since 1970
+	Ready *bool  `json:"ready"`
+}
+
+func encodeNode(n Node) ([]byte, error) {
+	f := nodeFile{Version: version, Boot: &n.Boot, Sequence: &n.Sequence}
+	if n.Claim.Slot != mesh.None {
+		f.Claim = &claimFile{Slot: &n.Claim.Slot, Time: &n.Claim.Time, Ready: &n.Ready}
+	}
+	return encodeJSON(f)
+}
+
+func decodeNode(data []byte) (Node, error) {
+	var f nodeFile
+	if err := decodeJSON(data, &f); err != nil {
+		return Node{}, err
+	}
+	if f.Boot == nil || f.Sequence == nil {
+		return Node{}, fmt.Errorf("%w: boot and sequence must be there", ErrDamaged)
+	}
+	n := Node{Boot: *f.Boot, Sequence: *f.Sequence, Claim: mesh.Claim{Slot: mesh.None}}
+	if f.Claim == nil {
+		return n, nil
+	}
+	c := *f.Claim
+	if c.Slot == nil || c.Time == nil || c.Ready == nil {
+		return Node{}, fmt.Errorf("%w: a claim has slot, time and ready", ErrDamaged)
+	}
+	if *c.Slot < 0 {
+		return Node{}, fmt.Errorf("%w: slot %d", ErrDamaged, *c.Slot)
+	}
+	n.Claim = mesh.Claim{Slot: *c.Slot, Time: *c.Time}
+	n.Ready = *c.Ready
+	return n, nil
+}

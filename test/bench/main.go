@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures meshd on the hosts of a lab and prints one line
+// "bench NAME VALUE UNIT" for each figure. A value is the median of five runs;
+// that of a figure about failure is the worst of ten. Every run has a lab and
+// daemons of its own, with nothing remembered. What it does meanwhile goes to
+// standard error.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/meshd/meshd/test/lab"
+)
+
+func main() {
+	lab.Main()
+	os.Exit(run())
+}
+
+func run() int {
+	binary := flag.String("meshd", "bin/meshd", "the meshd to measure")
+	flag.Parse()
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer cancel()
+	if err := bench(ctx, *binary); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	return 0
+}
+
+const (
+	runs  = 5
+	kills = 2 // a run; ten in all
+	limit = 20 * time.Minute
+)
+
+// figure is something that is measured several times.
+type figure struct {
+	name, unit string
+	reduce     func(samples []float64) float64
+}
+
+// figures are printed in this order.
+var figures = []figure{
+	{"start_all_pairs_ms_8", "ms", median},
+	{"join_all_pairs_ms", "ms", median},
+	{"kill_noticed_ms", "ms", slices.Max[[]float64]},
+	{"derive_full_1000_us", "us", median},
+	{"rss_mb", "MB", median},
+	{"idle_cpu_percent", "%", median},
+	{"idle_bytes_per_s", "B/s", median},
+	{"idle_received_bytes_per_s", "B/s", median},
+	{"idle_sent_bytes_per_s", "B/s", median},
+}
+
+func median(samples []float64) float64 {
+	s := slices.Sorted(slices.Values(samples))
+	return s[len(s)/2]
+}
+
+// samples are what was measured, by the figure's name.
+type samples map[string][]float64
+
+func (s samples) add(name string, value float64) {
+	fmt.Fprintf(os.Stderr, "  %s %.1f\n", name, value)
+	s[name] = append(s[name], value)
+}
+
+func bench(ctx context.Context, binary string) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	s := samples{}
+	if err := measureDerive(ctx, s); err != nil {
+		return err
+	}
+	for i := range runs {
+		fmt.Fprintf(os.Stderr, "run %d of %d\n", i+1, runs)
+		if err := measureMesh(ctx, binary, i, s); err != nil {
+			return err
+		}
+	}
+	for _, f := range figures {
+		fmt.Printf("bench %s %.1f %s\n", f.name, f.reduce(s[f.name]), f.unit)
+	}
+	return nil
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/meshd/meshd/test/lab"
+)
+
+// measureDerive runs the benchmark of mesh.Derive, which knows what a large
+// cluster looks like.
+func measureDerive(ctx context.Context, s samples) error {
+	const name = "BenchmarkDeriveFull1000"
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^"+name+"$", "-count", strconv.Itoa(runs), "./internal/mesh")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("run %s: %w: %s", name, err, out)
+	}
+	found := 0
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line) // BenchmarkX-2 500 2412345 ns/op …
+		if len(f) < 4 || !strings.HasPrefix(f[0], name) || f[3] != "ns/op" {
+			continue
+		}
+		ns, err := strconv.ParseFloat(f[2], 64)
+		if err != nil {
+			return fmt.Errorf("read result of %s: %w", name, err)
+		}
+		s.add("derive_full_1000_us", ns/1000)
+		found++
+	}
+	if found != runs {
+		return fmt.Errorf("run %s: got %d results, want %d", name, found, runs)
+	}
+	return nil
+}
+
+const (
+	calmTime = 15 * time.Second // from the start until joining and its follow-ups are over
+	idleTime = 30 * time.Second
+)
+
+// measureIdle lets the mesh alone. Of memory and CPU time the greediest daemon
+// counts; bytes are the mean over the nodes' underlay links.
+func measureIdle(ctx context.Context, nodes []*lab.Node, s samples) error {
+	if err := sleep(ctx, calmTime); err != nil {
+		return err
+	}
+	before, err := readAll(nodes)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := sleep(ctx, idleTime); err != nil {
+		return err
+	}
+	after, err := readAll(nodes)
+	if err != nil {
+		return err
+	}
+	seconds := time.Since(began).Seconds()
+
+	var rss, cpu, received, sent float64
+	for i := range nodes {
+		rss = max(rss, after[i].rss)
+		cpu = max(cpu, after[i].cpu-before[i].cpu)
+		received += after[i].received - before[i].received
+		sent += after[i].sent - before[i].sent
+	}
+	perNode := seconds * float64(len(nodes))
+	s.add("rss_mb", rss/1e6)
+	s.add("idle_cpu_percent", 100*cpu/seconds)
+	s.add("idle_bytes_per_s", (received+sent)/perNode)
+	s.add("idle_received_bytes_per_s", received/perNode)
+	s.add("idle_sent_bytes_per_s", sent/perNode)
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// usage is what a daemon and its host's link have used so far.
+type usage struct {
+	rss            float64 // bytes
+	cpu            float64 // seconds
+	received, sent float64 // bytes
+}
+
+func readAll(nodes []*lab.Node) ([]usage, error) {
+	all := make([]usage, len(nodes))
+	for i, n := range nodes {
+		u, err := readUsage(n.PID())
+		if err != nil {
+			return nil, fmt.Errorf("read usage of %s: %w", n.Name, err)
+		}
+		all[i] = u
+	}
+	return all, nil
+}
+
+// ticks are USER_HZ, which is 100 on every architecture that Go runs on.
+const ticks = 100
+
+// readUsage reads a process and the network that it is in; see proc(5).
+func readUsage(pid int) (usage, error) {
+	var u usage
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return u, err
+	}
+	// The second field is a name in parentheses; utime and stime are 14 and 15.
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	status, err := lineOf(fmt.Sprintf("/proc/%d/status", pid), "VmRSS:")
+	if err != nil {
+		return u, err
+	}
+	link, err := lineOf(fmt.Sprintf("/proc/%d/net/dev", pid), lab.HostLink+":")
+	if err != nil {
+		return u, err
+	}
+	var utime, stime, kilobytes float64
+	_, err = fmt.Sscan(strings.Join([]string{f[11], f[12], status[0], link[0], link[8]}, " "),
+		&utime, &stime, &kilobytes, &u.received, &u.sent)
+	u.cpu, u.rss = (utime+stime)/ticks, kilobytes*1024
+	return u, err
+}
+
+// lineOf returns the fields of the line whose first field is name.
+func lineOf(path, name string) ([]string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == name {
+			return f[1:], nil
+		}
+	}
+	return nil, errors.New("no " + name + " in " + path)
+}

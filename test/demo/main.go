@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command demo shows meshd at work on one machine. It makes cloud hosts out of
+// namespaces, each with a private address behind a 1:1 NAT of its own, starts a
+// meshd on every one of them, with one seed address to find each other, gives
+// each a pod through the CNI configuration that meshd installed, and pings
+// everything from everything. It exits with 0 only if every ping was answered,
+// and leaves nothing behind, however it ends.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshd/meshd/test/lab"
+)
+
+func main() {
+	lab.Main()
+	os.Exit(run())
+}
+
+func run() int {
+	count := flag.Int("nodes", 4, "how many hosts to make")
+	binary := flag.String("meshd", "bin/meshd", "the meshd to run on them")
+	flag.Parse()
+	if *count < 2 || *count > maxNodes {
+		fmt.Fprintf(os.Stderr, "demo: -nodes: got %d, want 2 to %d\n", *count, maxNodes)
+		return 2
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer cancel()
+	if err := demo(ctx, *binary, *count); err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		return 1
+	}
+	return 0
+}
+
+// clouds are the names of the first hosts; further ones are numbered.
+var clouds = []string{"aws", "gcp", "azure", "aliyun", "hetzner", "oracle", "linode", "ovh"}
+
+// maxNodes is what the lab's address plan and one machine can carry.
+const maxNodes = 50
+
+func names(count int) []string {
+	var all []string
+	for i := range count {
+		if i < len(clouds) {
+			all = append(all, clouds[i])
+		} else {
+			all = append(all, fmt.Sprintf("cloud-%d", i+1))
+		}
+	}
+	return all
+}
+
+// Limits are generous: they only have to tell slow from never.
+const (
+	settleLimit = 60 * time.Second // for daemons to be ready and to see each other
+	pingLimit   = 20 * time.Second // for one ping to be answered
+)
+
+func demo(ctx context.Context, binary string, count int) (err error) {
+	l, err := lab.New(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+
+	nodes, err := l.Nodes(ctx, binary, lab.NAT, names(count)...)
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		fmt.Printf("host %-8s %s behind %s\n", n.Name, n.Address(), n.Public())
+	}
+	stations, err := start(ctx, nodes)
+	if err != nil {
+		return withLogs(err, nodes...)
+	}
+	status, err := nodes[0].Meshd(ctx, "status")
+	if err != nil {
+		return withLogs(err, nodes[0])
+	}
+	fmt.Printf("\n%s# meshd status\n%s\n", nodes[0].Name, status)
+	return pingAll(ctx, stations)
+}
+
+// station is a node with the addresses by which others ping it.
+type station struct {
+	*lab.Node
+	overlay, internal netip.Addr
+	pod               *lab.Pod
+}
+
+// start starts the daemons and makes a pod on every host that is ready.
+func start(ctx context.Context, nodes []*lab.Node) ([]station, error) {
+	for _, n := range nodes {
+		if err := n.Start(); err != nil {
+			return nil, err
+		}
+	}
+	settle, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+	stations := make([]station, len(nodes))
+	g, settle := errgroup.WithContext(settle)
+	for i, n := range nodes {
+		g.Go(func() error {
+			s, err := n.Await(settle, fmt.Sprintf("ready and sees %d peers", len(nodes)-1), lab.Sees(len(nodes)-1))
+			if err != nil {
+				return err
+			}
+			pod, err := n.Pod(settle, lab.Network, n.Name+"-pod")
+			if err != nil {
+				return err
+			}
+			stations[i] = station{Node: n, overlay: s.Node.Overlay[0], internal: n.Address(), pod: pod}
+			return nil
+		})
+	}
+	return stations, g.Wait()
+}
+
+// withLogs adds the last lines of the nodes' logs to an error.
+func withLogs(err error, nodes ...*lab.Node) error {
+	var b strings.Builder
+	for _, n := range nodes {
+		fmt.Fprintf(&b, "\n--- last of %s's log\n%s", n.Name, lastLines(n.Log(), 15))
+	}
+	return fmt.Errorf("%w%s", err, b.String())
+}
+
+func lastLines(text string, count int) string {
+	lines := strings.SplitAfter(strings.TrimRight(text, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-count):], "")
+}

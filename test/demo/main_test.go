@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshd/meshd/test/lab"
+)
+
+// asDemo in the environment makes the test binary the demo.
+const asDemo = "DEMO_TEST_AS_DEMO"
+
+func TestMain(m *testing.M) {
+	lab.Main()
+	if os.Getenv(asDemo) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// demoCommand runs the demo with the meshd that MESHD names, or one built here.
+func demoCommand(ctx context.Context, t *testing.T, nodes int) *exec.Cmd {
+	t.Helper()
+	binary := os.Getenv("MESHD")
+	if binary == "" {
+		binary = filepath.Join(t.TempDir(), "meshd")
+		if out, err := exec.CommandContext(ctx, "go", "build", "-o", binary, "../../cmd/meshd").CombinedOutput(); err != nil {
+			t.Fatalf("build meshd: %v: %s", err, out)
+		}
+	}
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-meshd", binary, "-nodes", fmt.Sprint(nodes))
+	cmd.Env = append(os.Environ(), asDemo+"=1")
+	cmd.WaitDelay = 10 * time.Second
+	return cmd
+}
+
+func TestTwoDemosAtOnce(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	var g errgroup.Group
+	for nodes, last := range map[int]string{
+		4: "demo: ok, 12 of 12 node pairs, 12 of 12 pod pairs",
+		3: "demo: ok, 6 of 6 node pairs, 6 of 6 pod pairs",
+	} {
+		cmd := demoCommand(ctx, t, nodes)
+		g.Go(func() error {
+			out, err := cmd.CombinedOutput()
+			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+			if got := lines[len(lines)-1]; err != nil || got != last {
+				return fmt.Errorf("demo with %d nodes: got %w and last line %q, want %q; all of it:\n%s", nodes, err, got, last, out)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestInterruptedDemoLeavesNothing interrupts a demo in the middle. All that a
+// lab has hangs on its holders, so it is enough that these are gone.
+func TestInterruptedDemoLeavesNothing(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := demoCommand(ctx, t, 4)
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var holders []string
+	for len(holders) < 3 { // the router and two hosts: in the middle of it
+		if err := ctx.Err(); err != nil {
+			t.Fatalf("wait for hosts: %v", err)
+		}
+		holders = children(t, cmd.Process.Pid)
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("interrupted demo: got %v, want exit status 1\n%s", err, output.String())
+	}
+	for _, pid := range holders {
+		if _, err := os.Stat(filepath.Join("/proc", pid)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("process %s is left", pid)
+		}
+	}
+}
+
+// children returns the process numbers of a process's children.
+func children(t *testing.T, pid int) []string {
+	t.Helper()
+	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ESRCH) {
+			t.Fatal(err)
+		}
+		all = append(all, strings.Fields(string(b))...)
+	}
+	return all
+}
+
+func TestNames(t *testing.T) {
+	got := names(10)[6:]
+	if diff := cmp.Diff([]string{"linode", "ovh", "cloud-9", "cloud-10"}, got); diff != "" {
+		t.Errorf("names (-want +got):\n%s", diff)
+	}
+}
+
+func TestLastLines(t *testing.T) {
+	for name, test := range map[string]struct{ text, want string }{
+		"none":  {"", ""},
+		"fewer": {"a\n", "a"},
+		"more":  {"a\nb\nc\n", "b\nc"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := lastLines(test.text, 2); got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/test/lab"
+)
+
+func TestStatusAndPlan(t *testing.T) {
+	t.Parallel()
+	m := settledMesh(t, lab.NAT, 3)
+	m.connected(pingLimit, m.nodes...)
+	n := m.nodes[0]
+
+	var s control.Status
+	m.must(json.Unmarshal([]byte(m.run(n, binary, "status", "-o", "json")), &s))
+	if s.Node.Name != n.Name || !lab.Sees(2)(s) {
+		t.Errorf("status: got %+v, want two live peers of %s", s, n.Name)
+	}
+	table := m.run(n, binary, "status")
+	for _, want := range []string{"b", "c", s.Node.Overlay[0].String(), s.Peers[0].Overlay[0].String(), device} {
+		if !strings.Contains(table, want) {
+			t.Errorf("status: got %s, want %q in it", table, want)
+		}
+	}
+	if s.Device.Name != device || s.Device.Implementation == "" {
+		t.Errorf("device: got %+v, want %s and who implements it", s.Device, device)
+	}
+	m.eventually(settleLimit, func() error {
+		var p control.Plan
+		m.must(json.Unmarshal([]byte(m.run(n, binary, "plan", "-o", "json")), &p))
+		if len(p.Changes) > 0 {
+			return fmt.Errorf("plan of a settled node: got %q, want none", p.Changes)
+		}
+		return nil
+	})
+}
+
+func TestForget(t *testing.T) {
+	t.Parallel()
+	m := settledMesh(t, lab.NAT, 3)
+	gone, rest := m.nodes[2], m.nodes[:2]
+	m.must(gone.Kill())
+	m.await(settleLimit, "aware of one dead peer", lab.Sees(1), rest...)
+	m.run(rest[0], binary, "forget", gone.Name)
+	m.await(settleLimit, "rid of the forgotten node", func(s control.Status) bool { return len(s.Peers) == 1 }, rest...)
+	m.connected(pingLimit, rest...)
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshd/meshd/test/lab"
+)
+
+// mentionsSecret returns nil once the node's log names the secret as the reason
+// why it joins nobody.
+func mentionsSecret(_ *mesh, n *lab.Node) error {
+	for line := range strings.Lines(n.Log()) {
+		if strings.Contains(line, "secret") && strings.Contains(line, "differ") {
+			return nil
+		}
+	}
+	return fmt.Errorf("the log of %s does not say that secrets differ", n.Name)
+}
+
+func TestKilledNodeReturns(t *testing.T) {
+	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
+		m := settledMesh(t, u, 3)
+		before := addresses(t, m.settle(settleLimit, m.nodes...))
+		victim, others := m.nodes[1], []*lab.Node{m.nodes[0], m.nodes[2]}
+
+		m.must(victim.Kill())
+		m.await(settleLimit, "aware of one dead peer", lab.Sees(1), others...)
+		m.connected(pingLimit, others...)
+
+		m.start(victim)
+		after := addresses(t, m.settle(settleLimit, m.nodes...))
+		m.connected(pingLimit, m.nodes...)
+		if diff := cmp.Diff(before, after); diff != "" {
+			t.Errorf("addresses moved over a kill (-before +after):\n%s", diff)
+		}
+	})
+}
+
+// The network is away for splitTime, and what is whole again healTime after its
+// return is what the project promises.
+const (
+	splitTime = 60 * time.Second
+	healTime  = 15 * time.Second
+)
+
+func TestSplitIntoHalvesHeals(t *testing.T) {
+	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
+		m := settledMesh(t, u, 4)
+		before := addresses(t, m.settle(settleLimit, m.nodes...))
+		left, right := m.nodes[:2], m.nodes[2:]
+
+		m.must(m.lab.Partition(m.ctx, hosts(left), hosts(right)))
+		end := time.After(splitTime)
+		for _, half := range [][]*lab.Node{left, right} {
+			m.await(splitTime, "aware of its own half only", lab.Sees(1), half...)
+			m.connected(splitTime, half...)
+		}
+		<-end // the length of the split is the condition here
+		m.connected(pingLimit, left...)
+		m.connected(pingLimit, right...)
+
+		m.must(m.lab.Heal(m.ctx))
+		returned := time.Now()
+		after := addresses(t, m.settle(healTime, m.nodes...))
+		m.connected(healTime-time.Since(returned), m.nodes...)
+		if diff := cmp.Diff(before, after); diff != "" {
+			t.Errorf("addresses moved over a split (-before +after):\n%s", diff)
+		}
+	})
+}
+
+func hosts(nodes []*lab.Node) []*lab.Host {
+	var all []*lab.Host
+	for _, n := range nodes {
+		all = append(all, n.Host)
+	}
+	return all
+}
+
+// TestRestartWithoutSeeds takes the only seed away for good while everybody is
+// stopped; the remembered nodes have to do.
+func TestRestartWithoutSeeds(t *testing.T) {
+	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
+		m := settledMesh(t, u, 4)
+		seed, rest := m.nodes[0], m.nodes[1:]
+		before := addresses(t, m.settle(settleLimit, m.nodes...)[1:])
+		for _, n := range m.nodes {
+			m.must(n.Stop())
+		}
+		m.must(seed.Cut(m.ctx))
+
+		m.start(rest...)
+		after := addresses(t, m.settle(settleLimit, rest...))
+		m.connected(pingLimit, rest...)
+		if diff := cmp.Diff(before, after); diff != "" {
+			t.Errorf("addresses moved over a restart (-before +after):\n%s", diff)
+		}
+	})
+}

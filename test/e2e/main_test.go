@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package e2e tests meshd from outside: its executable, on the hosts of a
+// [lab.Lab], with real WireGuard, nft, netlink and CNI plugins. What a test knows
+// of a daemon it has from the command line or from the host's kernel.
+//
+// The executable is the one that MESHD names, or one built from the tree. When a
+// test fails, the daemons' logs are printed.
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// binary is the meshd under test.
+var binary = os.Getenv("MESHD")
+
+func TestMain(m *testing.M) {
+	lab.Main()
+	if binary == "" {
+		var err error
+		if binary, err = build(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func build() (string, error) {
+	path, err := filepath.Abs("../../bin/meshd")
+	if err != nil {
+		return "", fmt.Errorf("find bin: %w", err)
+	}
+	if out, err := exec.Command("go", "build", "-o", path, "../../cmd/meshd").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build meshd: %w: %s", err, out)
+	}
+	return path, nil
+}
+
+// Limits only tell slow from never, unless a test says otherwise.
+const (
+	testLimit   = 5 * time.Minute
+	settleLimit = 90 * time.Second
+	pingLimit   = 60 * time.Second
+)
+
+// underlays are what most tests run on.
+var underlays = []lab.Underlay{lab.NAT, lab.Routed}
+
+// onUnderlays runs a test once on each underlay.
+func onUnderlays(t *testing.T, test func(t *testing.T, u lab.Underlay)) {
+	t.Parallel()
+	for _, u := range underlays {
+		t.Run(string(u), func(t *testing.T) {
+			t.Parallel()
+			test(t, u)
+		})
+	}
+}
+
+// mesh is a lab whose hosts all have a meshd and one secret.
+type mesh struct {
+	t      *testing.T
+	ctx    context.Context
+	lab    *lab.Lab
+	nodes  []*lab.Node
+	secret string
+}
+
+// newMesh makes the nodes a, b, c and so on. Each is configured to join the first
+// one; no daemon runs yet.
+func newMesh(t *testing.T, u lab.Underlay, count int) *mesh {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
+	l, err := lab.New(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mesh{t: t, ctx: ctx, lab: l}
+	t.Cleanup(func() {
+		m.printLogs()
+		cancel()
+		if err := l.Close(); err != nil {
+			t.Errorf("close lab: %v", err)
+		}
+	})
+	var names []string
+	for i := range count {
+		names = append(names, string(rune('a'+i)))
+	}
+	if m.nodes, err = l.Nodes(ctx, binary, u, names...); err != nil {
+		t.Fatal(err)
+	}
+	if m.secret, err = m.nodes[0].Run(ctx, "cat", lab.SecretPath); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// settledMesh makes a mesh whose nodes have all started and see each other.
+func settledMesh(t *testing.T, u lab.Underlay, count int) *mesh {
+	t.Helper()
+	m := newMesh(t, u, count)
+	m.start(m.nodes...)
+	m.settle(settleLimit, m.nodes...)
+	return m
+}
+
+func (m *mesh) printLogs() {
+	if !m.t.Failed() {
+		return
+	}
+	for _, n := range m.nodes {
+		m.t.Logf("log of %s:\n%s", n.Name, n.Log())
+	}
+}
+
+func (m *mesh) must(err error) {
+	m.t.Helper()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *mesh) run(h interface {
+	Run(ctx context.Context, name string, args ...string) (string, error)
+}, name string, args ...string,
+) string {
+	m.t.Helper()
+	out, err := h.Run(m.ctx, name, args...)
+	m.must(err)
+	return out
+}
+
+// start starts the daemons all at once.
+func (m *mesh) start(nodes ...*lab.Node) {
+	m.t.Helper()
+	var g errgroup.Group
+	for _, n := range nodes {
+		g.Go(n.Start)
+	}
+	m.must(g.Wait())
+}
+
+// settle waits until the nodes all see each other as alive, and returns what
+// each says of itself then.
+func (m *mesh) settle(limit time.Duration, nodes ...*lab.Node) []control.Status {
+	m.t.Helper()
+	what := fmt.Sprintf("ready with %d live peers", len(nodes)-1)
+	return m.await(limit, what, lab.Sees(len(nodes)-1), nodes...)
+}
+
+// await waits until the status of every node is as wanted.
+func (m *mesh) await(limit time.Duration, what string, ok func(control.Status) bool, nodes ...*lab.Node) []control.Status {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(m.ctx, limit)
+	defer cancel()
+	all := make([]control.Status, len(nodes))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, n := range nodes {
+		g.Go(func() (err error) {
+			all[i], err = n.Await(ctx, what, ok)
+			return err
+		})
+	}
+	m.must(g.Wait())
+	return all
+}
+
+// connected pings every node from every other, by overlay address and, where
+// there is one that the underlay does not route, by internal IP.
+func (m *mesh) connected(limit time.Duration, nodes ...*lab.Node) {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(m.ctx, limit)
+	defer cancel()
+	addrs := map[*lab.Node][]netip.Addr{}
+	for i, s := range m.await(limit, "ready", lab.Ready, nodes...) {
+		n := nodes[i]
+		addrs[n] = s.Node.Overlay
+		if n.Address() != n.Public() {
+			addrs[n] = append(addrs[n], n.Address())
+		}
+	}
+	var g errgroup.Group
+	for _, from := range nodes {
+		var others []netip.Addr
+		for _, to := range nodes {
+			if to != from {
+				others = append(others, addrs[to]...)
+			}
+		}
+		g.Go(func() error { return from.AwaitPings(ctx, others) })
+	}
+	m.must(g.Wait())
+}
+
+// addresses are the overlay addresses and pod CIDRs of nodes, which have to be
+// different ones.
+func addresses(t *testing.T, all []control.Status) []string {
+	t.Helper()
+	var list []string
+	for _, s := range all {
+		for _, a := range s.Node.Overlay {
+			list = append(list, a.String())
+		}
+		for _, p := range s.Node.PodCIDRs {
+			list = append(list, p.String())
+		}
+	}
+	sorted := slices.Sorted(slices.Values(list))
+	if len(slices.Compact(sorted)) != len(list) {
+		t.Errorf("addresses: got %v, want no two the same", list)
+	}
+	return list
+}
+
+// eventually polls until check returns nil.
+func (m *mesh) eventually(limit time.Duration, check func() error) {
+	m.t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) || m.ctx.Err() != nil {
+			m.t.Fatal(errors.Join(err, m.ctx.Err()))
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// device is the name of meshd's WireGuard device.
+const device = "meshd0"
+
+// hostState is what a person would look at to see what is configured on a host.
+func (m *mesh) hostState(h *lab.Host) map[string]string {
+	m.t.Helper()
+	state := map[string]string{}
+	for _, command := range []string{
+		"ip -br link", "ip -br address", "ip -4 route show table all", "ip -6 route show table all",
+		"ip rule", "ip -6 rule", "nft -s list ruleset", "ls " + lab.ConfDir,
+	} {
+		words := strings.Fields(command)
+		out, err := h.Run(m.ctx, words[0], words[1:]...)
+		if err != nil && words[0] != "ls" {
+			m.t.Fatal(err)
+		}
+		state[command] = out
+	}
+	return state
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+)
+
+// Place runs a function on a thread that is somewhere: [Host.Do] or [Pod.Do].
+type Place func(f func() error) error
+
+// ListenEcho serves TCP on a port of the place. It tells each client the address
+// that it sees it under, until it is closed.
+func ListenEcho(at Place, port uint16) (io.Closer, error) {
+	var l *net.TCPListener
+	if err := at(func() (err error) {
+		l, err = net.ListenTCP("tcp4", &net.TCPAddr{Port: int(port)})
+		return err
+	}); err != nil {
+		return nil, fmt.Errorf("listen for echo: %w", err)
+	}
+	e := &echo{listener: l, done: make(chan struct{})}
+	go e.serve()
+	return e, nil
+}
+
+type echo struct {
+	listener *net.TCPListener
+	done     chan struct{}
+}
+
+func (e *echo) serve() {
+	defer close(e.done)
+	for {
+		conn, err := e.listener.AcceptTCP()
+		if err != nil {
+			return
+		}
+		_, _ = io.WriteString(conn, conn.RemoteAddr().String()) // who doesn't read it misses it
+		_ = conn.Close()
+	}
+}
+
+// Close stops serving.
+func (e *echo) Close() error {
+	err := e.listener.Close()
+	<-e.done
+	return err
+}
+
+// SourceSeen connects from the place to an echo server and returns the address
+// that the server saw.
+func SourceSeen(ctx context.Context, from Place, server netip.AddrPort) (netip.Addr, error) {
+	var seen []byte
+	err := from(func() error {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp4", server.String())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+		seen, err = io.ReadAll(conn)
+		return err
+	})
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("ask echo server: %w", err)
+	}
+	ap, err := netip.ParseAddrPort(string(seen))
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("read echo server's answer: %w", err)
+	}
+	return ap.Addr(), nil
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/meshd/meshd/internal/control"
+)
+
+// Paths that meshd uses unless told otherwise.
+const (
+	ConfigPath = "/etc/meshd.yaml"
+	SecretPath = "/etc/meshd/secret"
+	StateDir   = "/var/lib/meshd"
+	RunDir     = "/run/meshd"
+)
+
+// Network is the name of the CNI network that meshd installs.
+const Network = "meshd"
+
+// Node is a host with a daemon.
+type Node struct {
+	*Host
+	binary string
+
+	mu      sync.Mutex
+	log     logBuffer
+	running *Cmd
+	exited  chan struct{}
+	exit    error
+}
+
+// NewNode makes a node of a host; nothing is written or started yet.
+func NewNode(h *Host, binary string) *Node { return &Node{Host: h, binary: binary} }
+
+// Config is the text of a configuration file: the secret's path, what to join,
+// the node's name, and whatever further lines are given.
+func Config(name string, join []string, more ...string) string {
+	lines := []string{"secret-file: " + SecretPath}
+	if len(join) > 0 {
+		lines = append(lines, "join: ["+strings.Join(join, ", ")+"]")
+	}
+	if name != "" {
+		lines = append(lines, "node:", "  name: "+name)
+	}
+	return strings.Join(append(lines, more...), "\n") + "\n"
+}
+
+// Configure writes the node's configuration file and its secret.
+func (n *Node) Configure(config, secret string) error {
+	return errors.Join(
+		n.WriteFile(ConfigPath, config, 0o644),
+		n.WriteFile(SecretPath, secret, 0o600))
+}
+
+// NewSecret has meshd make a secret.
+func (n *Node) NewSecret(ctx context.Context) (string, error) {
+	const path = "/run/new-secret"
+	if _, err := n.Meshd(ctx, "secret", "new", "--out", path); err != nil {
+		return "", err
+	}
+	return n.Run(ctx, "cat", path)
+}
+
+// Meshd runs one of meshd's commands on the host and returns what it printed.
+func (n *Node) Meshd(ctx context.Context, args ...string) (string, error) {
+	return n.Run(ctx, n.binary, args...)
+}
+
+// Start starts the daemon. It does not wait for anything.
+func (n *Node) Start() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.running != nil {
+		return fmt.Errorf("start meshd on %s: it runs already", n.Name)
+	}
+	c := n.Command(context.Background(), n.binary, "run")
+	c.cmd.Stdout, c.cmd.Stderr = &n.log, &n.log
+	if err := c.Start(); err != nil {
+		return fmt.Errorf("start meshd on %s: %w", n.Name, err)
+	}
+	exited := make(chan struct{})
+	n.running, n.exited = c, exited
+	go func() {
+		n.exit = c.Wait()
+		close(exited)
+	}()
+	return nil
+}
+
+// Stop ends the daemon as systemd does, and fails unless it exits with 0.
+func (n *Node) Stop() error {
+	if err := n.end(syscall.SIGTERM); err != nil {
+		return fmt.Errorf("stop meshd on %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// Kill ends the daemon with SIGKILL.
+func (n *Node) Kill() error {
+	err := n.end(syscall.SIGKILL)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
+		return nil
+	}
+	return fmt.Errorf("kill meshd on %s: %w", n.Name, err)
+}
+
+// stopTimeout is more than any daemon needs to stop; one that hangs is killed.
+const stopTimeout = 20 * time.Second
+
+func (n *Node) end(sig syscall.Signal) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.running == nil {
+		return errors.New("it does not run")
+	}
+	process := n.running.cmd.Process
+	if err := process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	hung := time.AfterFunc(stopTimeout, func() { _ = process.Kill() })
+	<-n.exited
+	hung.Stop()
+	n.running = nil
+	return n.exit
+}
+
+// Exited is closed when the daemon that Start started has ended, whoever ended it.
+func (n *Node) Exited() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.exited
+}
+
+// PID returns the daemon's process number on the machine, 0 if it does not run.
+func (n *Node) PID() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.running == nil {
+		return 0
+	}
+	return n.running.cmd.Process.Pid
+}
+
+// Log returns everything that the node's daemons have printed.
+func (n *Node) Log() string { return n.log.String() }
+
+// Status asks the daemon how it is, through its control socket and without a
+// process for it, so that one can ask often.
+func (n *Node) Status(ctx context.Context) (control.Status, error) {
+	s, err := control.NewClient(n.Path(RunDir)).Status(ctx)
+	if err != nil {
+		return s, fmt.Errorf("ask %s: %w", n.Name, err)
+	}
+	return s, nil
+}
+
+// logBuffer collects what several processes print, one after another.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}

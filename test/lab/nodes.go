@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/meshd/meshd/internal/control"
+)
+
+// Nodes makes a node of each name, all with one secret, which the first one's
+// meshd made. They are configured to join the first one at its public address.
+func (l *Lab) Nodes(ctx context.Context, binary string, u Underlay, names ...string) ([]*Node, error) {
+	var (
+		nodes  []*Node
+		secret string
+	)
+	for _, name := range names {
+		h, err := l.Host(ctx, name, u)
+		if err != nil {
+			return nil, err
+		}
+		n := NewNode(h, binary)
+		var seed []string
+		if len(nodes) > 0 {
+			seed = append(seed, nodes[0].Public().String())
+		} else if secret, err = n.NewSecret(ctx); err != nil {
+			return nil, err
+		}
+		if err := n.Configure(Config(name, seed), secret); err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes, nil
+}
+
+// pollPeriod is how often a status is asked for while it is not yet as wanted.
+const pollPeriod = 100 * time.Millisecond
+
+// Await asks for the daemon's status until ok is content with it and returns
+// that status. If the daemon or ctx ends first, the error says what the last
+// answer was.
+func (n *Node) Await(ctx context.Context, what string, ok func(control.Status) bool) (control.Status, error) {
+	tick := time.NewTicker(pollPeriod)
+	defer tick.Stop()
+	exited := n.Exited()
+	for {
+		s, err := n.Status(ctx)
+		if err == nil && ok(s) {
+			return s, nil
+		}
+		select {
+		case <-exited:
+			return s, fmt.Errorf("wait until %s is %s: the daemon has ended: %w", n.Name, what, n.exit)
+		case <-ctx.Done():
+			if err == nil {
+				err = fmt.Errorf("status is %+v", s)
+			}
+			return s, fmt.Errorf("wait until %s is %s: %w: %w", n.Name, what, ctx.Err(), err)
+		case <-tick.C:
+		}
+	}
+}
+
+// Ready is for Await: the daemon says that the host can be used.
+func Ready(s control.Status) bool { return s.Node.Ready && len(s.Node.Overlay) > 0 }
+
+// Sees returns a function for Await: so many peers are alive.
+func Sees(peers int) func(control.Status) bool {
+	return func(s control.Status) bool {
+		alive := 0
+		for _, p := range s.Peers {
+			if p.Alive {
+				alive++
+			}
+		}
+		return Ready(s) && alive == peers
+	}
+}

@@ -1,0 +1,45 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Installs the Debian packages that labs and tests lack. Arguments are further
+# commands to provide, beside what every lab uses.
+set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
+
+# What a lab uses, and the package it comes in.
+declare -A package=(
+	[ip]=iproute2
+	[ping]=iputils-ping
+	[nft]=nftables
+	[iptables]=iptables # the portmap plugin runs it
+	[wg]=wireguard-tools
+	[/usr/lib/cni/bridge]=containernetworking-plugins
+	[/etc/ssl/certs/ca-certificates.crt]=ca-certificates # for Go modules
+	[gcc]='gcc libc6-dev' # for the race detector
+)
+wanted=(ip ping nft iptables wg /usr/lib/cni/bridge /etc/ssl/certs/ca-certificates.crt "$@")
+
+if ! command -v go >/dev/null; then
+	echo "setup: go is missing: install Go $(sed -n 's/^go //p' "$(dirname "$0")/../go.mod") or later from https://go.dev/dl" >&2
+	exit 1
+fi
+
+missing=()
+for what in "${wanted[@]}"; do
+	if [[ $what == /* ]]; then
+		[[ -e $what ]] || missing+=(${package[$what]})
+	else
+		command -v "$what" >/dev/null || missing+=(${package[$what]})
+	fi
+done
+[[ ${#missing[@]} -gt 0 ]] || exit 0
+
+if [[ $EUID -ne 0 ]]; then
+	echo "setup: as root, run: apt-get install --no-install-recommends ${missing[*]}" >&2
+	exit 1
+fi
+echo "setup: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+install=(apt-get install -qq -y --no-install-recommends "${missing[@]}")
+# The lists of a fresh machine are empty, those of an old one may be outdated.
+"${install[@]}" >/dev/null 2>&1 || { apt-get update -qq && "${install[@]}" >/dev/null; }
