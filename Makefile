@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 NODES ?= 4
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 BUILD := go build -trimpath -ldflags '-X main.version=$(VERSION)'
 export MESHD := $(CURDIR)/bin/meshd
 

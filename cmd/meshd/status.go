@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/internal/control"
-	"github.com/meshd/meshd/internal/mesh"
 )
 
 // printStatus writes what a person wants to know first: who this node is, who
@@ -43,7 +42,7 @@ func printNode(w io.Writer, s control.Status) {
 	n := s.Node
 	state := "ready"
 	switch {
-	case n.Slot == mesh.None:
+	case len(n.Overlay) == 0:
 		state = "looking for the mesh"
 	case !n.Ready:
 		state = "not ready yet"
@@ -60,7 +59,11 @@ func printNode(w io.Writer, s control.Status) {
 	fmt.Fprintf(t, "Overlay:\t%s\n", join(n.Overlay))
 	fmt.Fprintf(t, "Pods:\t%s\n", join(n.PodCIDRs))
 	fmt.Fprintf(t, "Endpoint:\t%s%s\n", join(n.Endpoints), nat)
-	fmt.Fprintf(t, "Device:\t%s, %s WireGuard, port %d, MTU %d\n", s.Device.Name, s.Device.Implementation, s.Device.ListenPort, s.Device.MTU)
+	device := "-"
+	if d := s.Device; d.Name != "" {
+		device = fmt.Sprintf("%s, %s WireGuard, port %d, MTU %d", d.Name, d.Implementation, d.ListenPort, d.MTU)
+	}
+	fmt.Fprintf(t, "Device:\t%s\n", device)
 	t.Flush() // to a strings.Builder, which takes everything
 }
 

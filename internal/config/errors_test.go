@@ -200,6 +200,10 @@ var badFiles = []struct {
 		"13: join[10]: fe80::1%eth0 is not an address that other hosts can reach: write another one, or a name",
 		`14: join[11]: "a b" is neither an IP address nor a host name: write one such as 203.0.113.7, 2001:db8::7 or aws.example.com`,
 	}},
+	{"line break in a zone", false, "join: [\"fe80::1%\\n\"]\ngossip: {bind: \"[fe80::1%\\n]:1\"}\n", []string{
+		`2: join[0]: "fe80::1%\n" is not an address that other hosts can reach: write another one, or a name`,
+		`3: gossip.bind: "[fe80::1%\n]:1" is nothing to listen on: write one such as :7946, 192.0.2.1:7946 or [2001:db8::1]:7946`,
+	}},
 	{"endpoint", false, "node: {endpoint: \"127.0.0.1:51820\"}\n", []string{
 		"2: node.endpoint: 127.0.0.1 is not an address that other hosts can reach: write the node's public address or name",
 	}},
@@ -341,6 +345,9 @@ var badFiles = []struct {
 	}},
 	{"overlap", false, "cluster:\n  services: [10.96.0.0/12]\n  pods: [10.100.0.0/16]\n  dns: {address: 10.96.0.10}\n", []string{
 		"4: cluster.pods[0]: 10.100.0.0/16 overlaps cluster.services[0], 10.96.0.0/12: choose ranges that share no address",
+	}},
+	{"overlap with what stands above", false, "cluster:\n  pods: [10.50.0.0/16]\n  overlay: [10.50.128.0/17]\n", []string{
+		"4: cluster.overlay[0]: 10.50.128.0/17 overlaps cluster.pods[0], 10.50.0.0/16: choose ranges that share no address",
 	}},
 	{"overlay without room", false, "cluster: {overlay: [10.4.0.0/31]}\n", []string{
 		"2: cluster.overlay[0]: 10.4.0.0/31 has no room for nodes and clients: write a range of /30 or wider",

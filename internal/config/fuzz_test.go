@@ -60,6 +60,12 @@ func checkInvariants(t *testing.T, c Config) {
 		if (h.Host == "") != (h.Port == 0) {
 			t.Errorf("accepted %+v", h)
 		}
+		if h.Host == "" {
+			continue
+		}
+		if again, err := hostPort(h.String()); err != nil || again != h {
+			t.Errorf("%v reads as %v, %v", h, again, err)
+		}
 	}
 	for _, p := range c.Node.PodCIDR {
 		if _, ok := c.Cluster.SlotOf(p); !ok {

@@ -3,7 +3,6 @@
 package config
 
 import (
-	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -50,7 +49,7 @@ func hostPort(s string) (HostPort, *Error) {
 func literal(a netip.Addr, port uint16) (HostPort, *Error) {
 	a = a.Unmap()
 	if a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a == broadcast {
-		return HostPort{}, wrong(a.String()+" is not an address that other hosts can reach", "write another one, or a name")
+		return HostPort{}, wrong(printable(a.String())+" is not an address that other hosts can reach", "write another one, or a name")
 	}
 	return HostPort{Host: a.String(), Port: port}, nil
 }
@@ -124,7 +123,7 @@ func bind(s string) (netip.AddrPort, *Error) {
 	case err != nil:
 		return netip.AddrPort{}, wrong(quote(s)+" is not an IP address and a port", advice)
 	case a.Port() == 0 || a.Addr().IsMulticast() || a.Addr().Zone() != "":
-		return netip.AddrPort{}, wrong(fmt.Sprintf("%v is nothing to listen on", a), advice)
+		return netip.AddrPort{}, wrong(printable(s)+" is nothing to listen on", advice)
 	case a.Addr().IsUnspecified():
 		return netip.AddrPortFrom(netip.Addr{}, a.Port()), nil
 	}

@@ -119,9 +119,6 @@ func lookup(path string) (key, bool) {
 	return key{}, false
 }
 
-// isSection says whether keys stand below the path.
-func isSection(path string) bool { return len(children(path)) > 0 }
-
 // children are the names that may stand in a section, in the table's order.
 func children(section string) []string {
 	if section != "" {

@@ -72,6 +72,7 @@ type daemon struct {
 	names  *names
 
 	own       mesh.Record // as published last
+	claimed   time.Time   // when this run made a claim; zero if it came from disk
 	tunnels   tunnels
 	readiness readiness
 	memory    memory

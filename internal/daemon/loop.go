@@ -40,7 +40,7 @@ type turn struct {
 	device   bool         // addresses and peers are in place
 	cni      bool         // so is the CNI configuration
 	problems []mesh.Problem
-	again    time.Time // when to look again at the latest
+	again    time.Duration // how soon to look again at the latest; 0 for no wish
 	err      error
 }
 
@@ -82,10 +82,18 @@ func nextWake(t turn, retry time.Duration) time.Duration {
 	if t.err != nil {
 		d = retry
 	}
-	if !t.again.IsZero() {
-		d = min(d, max(t.again.Sub(t.now), gather))
+	if t.again > 0 {
+		d = min(d, t.again)
 	}
 	return d
+}
+
+// wakeIn asks for another turn in d at the latest.
+func (t *turn) wakeIn(d time.Duration) {
+	d = max(d, gather)
+	if t.again == 0 || d < t.again {
+		t.again = d
+	}
 }
 
 // turn looks at everything and does what there is to do. Its parts do not
@@ -106,6 +114,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	d.gossip.SetPaths(d.paths(t))
 	t.err = errors.Join(t.err, d.applyHost(ctx, &t))
 	t.err = errors.Join(t.err, d.applyCNI(&t))
+	t.err = errors.Join(t.err, d.ready(&t))
 	t.err = errors.Join(t.err, d.remember(t.now, false))
 	return t
 }
@@ -168,8 +177,10 @@ func (d *daemon) applyHost(ctx context.Context, t *turn) error {
 		}
 	}
 	t.device = len(t.topology.Addresses) > 0
-	speak, again := d.tunnels.next(t.topology, d.identity.WireGuard.PublicKey(), t.observed, t.view.Alive, t.now)
-	t.again = again
+	speak, again := d.tunnels.next(*t, d.identity.WireGuard.PublicKey())
+	if again > 0 {
+		t.wakeIn(again)
+	}
 	for _, a := range speak {
 		if err := d.host.Speak(ctx, a); err != nil {
 			d.log.Debug("speak to peer", "addr", a, "err", err)
@@ -199,6 +210,14 @@ func (d *daemon) applyCNI(t *turn) error {
 		t.cni = !d.cfg.CNI.Enabled
 		return nil
 	}
+	if wait := d.settled(*t); wait > 0 {
+		t.wakeIn(wait)
+		return nil
+	}
+	// Pods start as soon as containerd sees the file, and can't move then.
+	if err := d.promiseReady(); err != nil {
+		return err
+	}
 	cfg := d.cniConfig(*t)
 	observed, err := cni.Observe(cfg)
 	if err != nil {
@@ -225,9 +244,6 @@ func (d *daemon) conclude(t turn, retry time.Duration) time.Duration {
 	} else if retry > 0 {
 		retry = 0
 		d.log.Info("reconcile works again")
-	}
-	if wait := d.ready(t); wait > 0 {
-		d.log.Debug("not ready yet", "again", wait)
 	}
 	status := d.status(t)
 	d.published.set(status, t)

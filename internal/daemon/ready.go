@@ -13,33 +13,58 @@ import (
 // starts best when the others are there.
 const aloneFor = 20 * time.Second
 
+// contestable is how long a new claim may still turn out to be somebody else's:
+// a node that starts at the same moment takes that long to be heard of, at the
+// most. Until then no pod may start, because pods can't move to other addresses.
+const contestable = 3 * time.Second
+
+// settled says how long it takes until the claim can be relied on.
+func (d *daemon) settled(t turn) (wait time.Duration) {
+	if d.claimed.IsZero() || t.view.JoinEmpty {
+		return 0
+	}
+	return max(contestable-t.now.Sub(d.claimed), 0)
+}
+
 // readiness is whether systemd and the state directory have been told.
 type readiness struct{ told bool }
 
 // ready tells systemd that k3s may start, once the node can carry pods: its
 // overlay address is on the device, the CNI configuration is in place, and
-// first peers are set, or there is nobody to wait for. It returns how long there
-// is still to wait, if time alone is missing.
-func (d *daemon) ready(t turn) time.Duration {
+// first peers are set, or there is nobody to wait for.
+func (d *daemon) ready(t *turn) error {
 	if d.readiness.told || t.err != nil || !t.device || !t.cni {
-		return 0
+		return nil
 	}
-	if wait := aloneFor - t.now.Sub(d.started); len(t.topology.Peers) == 0 && !t.view.JoinEmpty && wait > 0 {
-		return wait
+	wait := d.settled(*t)
+	if len(t.topology.Peers) == 0 && !t.view.JoinEmpty {
+		wait = max(wait, aloneFor-t.now.Sub(d.started))
 	}
-	if !d.node.Ready {
-		promised := d.node
-		promised.Ready = true
-		if err := d.dir.SaveNode(promised); err != nil {
-			d.log.Error("ready, but can't write that down", "err", err)
-			return retryMax
-		}
-		d.node = promised
+	if wait > 0 {
+		t.wakeIn(wait)
+		return nil
+	}
+	if err := d.promiseReady(); err != nil {
+		return err
 	}
 	d.readiness.told = true
 	d.log.Info("ready", "overlay", t.topology.Addresses, "pods", t.topology.PodCIDRs, "peers", len(t.topology.Peers))
 	notify(sd.SdNotifyReady)
-	return 0
+	return nil
+}
+
+// promiseReady writes down that pods may run on the claimed addresses.
+func (d *daemon) promiseReady() error {
+	if d.node.Ready {
+		return nil
+	}
+	promised := d.node
+	promised.Ready = true
+	if err := d.dir.SaveNode(promised); err != nil {
+		return err
+	}
+	d.node = promised
+	return nil
 }
 
 // notify tells systemd something; without systemd it does nothing.

@@ -123,7 +123,8 @@ func (d *daemon) publish(facts netcfg.Facts, view gossip.View, now time.Time) ([
 		return problems, err
 	}
 	if claim != d.node.Claim {
-		d.log.Info("claimed slot", "slot", claim.Slot, "overlay", d.cfg.Cluster.Overlays(max(claim.Slot, 0)))
+		d.claimed = now
+		d.log.Info("claim", "slot", claim.Slot, "former", d.node.Claim.Slot)
 	}
 	d.node = promised
 	if err := d.gossip.Publish(next); err != nil {

@@ -55,16 +55,17 @@ func (t tunnels) pick() map[mesh.ID]int {
 	return pick
 }
 
-// next says to which overlay addresses to send something now, and when to ask
-// again (zero for never). It takes into account the peers that the device has,
-// who of them has answered, and who is alive.
-func (t tunnels) next(top mesh.Topology, self wgtypes.Key, observed netcfg.State, alive map[mesh.ID]bool, now time.Time) (speak []netip.Addr, again time.Time) {
-	handshakes := make(map[wgtypes.Key]time.Time, len(observed.Peers))
-	for _, p := range observed.Peers {
+// next says to which addresses to send something now, and how soon to ask again
+// (0 for not before something happens). It takes into account the peers that
+// the device has, who of them has answered, and who is alive.
+func (t tunnels) next(turn turn, self wgtypes.Key) (speak []netip.Addr, again time.Duration) {
+	now := turn.now
+	handshakes := make(map[wgtypes.Key]time.Time, len(turn.observed.Peers))
+	for _, p := range turn.observed.Peers {
 		handshakes[p.Key] = p.LastHandshake
 	}
-	wanted := make(map[mesh.ID]bool, len(top.Peers))
-	for _, p := range top.Peers {
+	wanted := make(map[mesh.ID]bool, len(turn.topology.Peers))
+	for _, p := range turn.topology.Peers {
 		wanted[p.ID] = true
 		handshake, there := handshakes[p.Key]
 		if !there || !handshake.IsZero() && now.Sub(handshake) < netcfg.HandshakeFresh {
@@ -75,7 +76,7 @@ func (t tunnels) next(top mesh.Topology, self wgtypes.Key, observed netcfg.State
 			}
 			continue
 		}
-		if !alive[p.ID] {
+		if !turn.view.Alive[p.ID] {
 			continue
 		}
 		a := t.attempt(p, self, now)
@@ -84,10 +85,10 @@ func (t tunnels) next(top mesh.Topology, self wgtypes.Key, observed netcfg.State
 		}
 		if !now.Before(a.speakAt) {
 			a.speakAt = now.Add(speakAgain)
-			speak = append(speak, overlayOf(p)...)
+			speak = append(speak, anyAddress(p)...)
 		}
-		if again.IsZero() || a.speakAt.Before(again) {
-			again = a.speakAt
+		if wait := a.speakAt.Sub(now); again == 0 || wait < again {
+			again = wait
 		}
 	}
 	for id := range t.peers {
@@ -114,8 +115,8 @@ func (t tunnels) attempt(p mesh.Peer, self wgtypes.Key, now time.Time) *attempt 
 	return a
 }
 
-// overlayOf returns one overlay address of the peer, to send something to.
-func overlayOf(p mesh.Peer) []netip.Addr {
+// anyAddress returns one address at the far end of the peer's tunnel, or none.
+func anyAddress(p mesh.Peer) []netip.Addr {
 	for _, prefix := range p.AllowedIPs {
 		if prefix.IsSingleIP() {
 			return []netip.Addr{prefix.Addr()}

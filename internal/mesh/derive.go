@@ -373,13 +373,12 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 	return endpoints, nat
 }
 
-// sharedSpace is for carriers' NAT (RFC 6598): public in form, private in use.
-var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
-
 // Private says whether an address is used on private networks only: RFC 1918,
 // unique local (RFC 4193), shared space (RFC 6598), link-local, loopback.
 func Private(a netip.Addr) bool {
-	return a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsLoopback() || sharedSpace.Contains(a)
+	// For carriers' NAT: public in form, private in use.
+	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
+	return a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsLoopback() || shared.Contains(a)
 }
 
 // FormatPrefixes prints prefixes for a person.

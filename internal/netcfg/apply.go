@@ -11,6 +11,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/ipc"
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
@@ -81,7 +82,7 @@ func (h *Host) applyDevice(c DeviceChange) error {
 	}
 	if c.SetKey || c.SetPort {
 		if err := h.configure(cfg); err != nil {
-			return err
+			return explainPort(err, c.Device.ListenPort)
 		}
 	}
 	if c.SetMTU {
@@ -90,19 +91,45 @@ func (h *Host) applyDevice(c DeviceChange) error {
 			return fmt.Errorf("set MTU of %s to %d: %w", h.name, c.Device.MTU, err)
 		}
 	}
-	if c.SetUp {
+	if !c.Device.Up {
+		return nil
+	}
+	return explainPort(h.start(link, c.SetUp), c.Device.ListenPort)
+}
+
+// start sets the device up, which opens its UDP port. A userspace device would
+// see by itself that its link is up, but keep to itself why it can't open the
+// port, and stay deaf: then the link is set down again, as the kernel leaves its
+// own in that case, so that the next look finds something to do.
+func (h *Host) start(link netlink.Link, setUp bool) error {
+	if setUp {
 		h.writes.Add(1)
 		if err := h.nl.LinkSetUp(link); err != nil {
 			return fmt.Errorf("set %s up: %w", h.name, err)
 		}
 	}
-	if h.tun != nil && c.Device.Up {
-		// It would notice the link by itself, and keep to itself why it can't open its port.
-		if err := h.tun.dev.Up(); err != nil {
-			return fmt.Errorf("start userspace device %s on port %d: %w", h.name, c.Device.ListenPort, err)
-		}
+	if h.tun == nil {
+		return nil
+	}
+	if err := h.tun.dev.Up(); err != nil {
+		h.writes.Add(1)
+		return errors.Join(fmt.Errorf("start userspace device %s: %w", h.name, err), h.nl.LinkSetDown(link))
 	}
 	return nil
+}
+
+// explainPort adds to an error that is about the UDP port which port it is.
+// wgctrl gives the error number of a userspace device as text only.
+func explainPort(err error, port int) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("listen on UDP port %d (`wireguard.listen-port`): %w", port, err)
+	case strings.HasSuffix(err.Error(), fmt.Sprintf("errno=%d", ipc.IpcErrorPortInUse)):
+		return fmt.Errorf("listen on UDP port %d (`wireguard.listen-port`): %w: %w", port, unix.EADDRINUSE, err)
+	}
+	return err
 }
 
 // ensureDevice returns the link of our device, after it has made the device if
@@ -223,13 +250,6 @@ func (h *Host) configure(cfg wgtypes.Config) error {
 	defer c.Close()
 	h.writes.Add(1)
 	if err := c.ConfigureDevice(h.name, cfg); err != nil {
-		// wgctrl gives the error number of a userspace device as text only.
-		if cfg.ListenPort != nil && strings.HasSuffix(err.Error(), fmt.Sprintf("errno=-%d", unix.EADDRINUSE)) {
-			err = unix.EADDRINUSE
-		}
-		if errors.Is(err, unix.EADDRINUSE) {
-			return fmt.Errorf("configure device %s: listen on UDP port %d (`wireguard.listen-port`): %w", h.name, *cfg.ListenPort, err)
-		}
 		return fmt.Errorf("configure device %s: %w", h.name, err)
 	}
 	return nil

@@ -17,8 +17,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // key makes a private key from a number.
@@ -367,6 +370,52 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+// What Desired writes in nft's language is read back as it was meant.
+func TestFirewallOfDesired(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	inside := []netip.Prefix{
+		netip.MustParsePrefix("10.4.0.0/16"), netip.MustParsePrefix("10.5.0.0/16"), netip.MustParsePrefix("10.42.0.0/16"),
+		netip.MustParsePrefix("fd00:4::/64"), netip.MustParsePrefix("fd00:42::/48"),
+	}
+	want := Desired(mesh.Topology{
+		Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1"), netip.MustParseAddr("fd00:4::1")},
+		PodCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24"), netip.MustParsePrefix("fd00:42::/64")},
+		Inside:    inside, Guarded: inside,
+	}, Settings{
+		Interface: "meshd0", Implementation: Auto, PrivateKey: key(8), ListenPort: 51820, MTU: 1400, Bridge: "kube-bridge",
+		LocationIPs: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd07::/64"), netip.MustParsePrefix("255.255.255.0/24")},
+	})
+	h := newHost(t)
+	mustReconcile(t, h, want)
+	checkState(t, h, want)
+}
+
+func TestPeerOf(t *testing.T) {
+	got := peerOf(wgtypes.Peer{
+		PublicKey:                   key(8),
+		Endpoint:                    &net.UDPAddr{IP: net.ParseIP("::ffff:192.0.2.1"), Port: 7},
+		PersistentKeepaliveInterval: 25 * time.Second,
+		LastHandshakeTime:           time.Unix(9, 0),
+		ReceiveBytes:                1,
+		TransmitBytes:               2,
+		AllowedIPs:                  []net.IPNet{{IP: net.ParseIP("fd00::"), Mask: net.CIDRMask(64, 128)}, {IP: net.ParseIP("10.0.0.0"), Mask: net.CIDRMask(8, 32)}},
+	})
+	want := Peer{
+		Key:           key(8),
+		Endpoint:      netip.MustParseAddrPort("192.0.2.1:7"),
+		AllowedIPs:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/64")},
+		Keepalive:     25 * time.Second,
+		LastHandshake: time.Unix(9, 0),
+		Received:      1,
+		Sent:          2,
+	}
+	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})); d != "" {
+		t.Errorf("peerOf (-want +got):\n%s", d)
+	}
+}
+
 func TestForeignRoute(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -418,6 +467,24 @@ func TestApplyErrors(t *testing.T) {
 	t.Run("port is free again", func(t *testing.T) {
 		mustReconcile(t, h, want)
 		checkState(t, h, want)
+		if c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 51820}); err == nil {
+			_ = c.Close()
+			t.Error("nobody listens on the port")
+		}
+	})
+	t.Run("other port in use", func(t *testing.T) {
+		c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 51821})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		bad := alone()
+		bad.Device.ListenPort = 51821
+		if err := reconcile(h, bad); !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "51821") {
+			t.Errorf("got %v, want EADDRINUSE and the port", err)
+		}
+		mustReconcile(t, h, want)
+		checkState(t, h, want)
 	})
 	t.Run("kernel without WireGuard", func(t *testing.T) {
 		want := alone()
@@ -444,6 +511,13 @@ func TestApplyErrors(t *testing.T) {
 		bad.Sysctls = append(bad.Sysctls, Sysctl{Key: "net.ipv4.no_such_thing", Value: "1"})
 		if err := reconcile(h, bad); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "no_such_thing") {
 			t.Errorf("got %v, want ErrNotExist and the key", err)
+		}
+	})
+	t.Run("no br_netfilter", func(t *testing.T) {
+		t.Setenv("PATH", "")
+		bad := Plan{Sysctls: []Sysctl{{Key: "net.bridge.no_such_thing", Value: "1"}}}
+		if err := h.Apply(t.Context(), bad); !errors.Is(err, ErrNoBridgeNetfilter) {
+			t.Errorf("got %v, want ErrNoBridgeNetfilter", err)
 		}
 	})
 	t.Run("removing what is gone", func(t *testing.T) {
@@ -506,6 +580,41 @@ func TestWatchEnds(t *testing.T) {
 	}
 	cancel()
 	for range changed { // until it is closed
+	}
+}
+
+func TestRetryInterrupted(t *testing.T) {
+	tests := []struct {
+		name      string
+		interrupt int // dumps that are interrupted
+		want      error
+	}{
+		{name: "never"},
+		{name: "twice", interrupt: 2},
+		{name: "always", interrupt: dumpTries, want: netlink.ErrDumpInterrupted},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			n := 0
+			got, err := retryInterrupted(func() ([]int, error) {
+				if n++; n <= tt.interrupt {
+					return nil, netlink.ErrDumpInterrupted
+				}
+				return []int{n}, nil
+			})
+			if !errors.Is(err, tt.want) || err == nil && got[0] != tt.interrupt+1 {
+				t.Errorf("got %v, %v, want error %v", got, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestSpeakNowhere(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	if err := newHost(t).Speak(t.Context(), netip.MustParseAddr("10.4.0.2")); !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("got %v, want ENETUNREACH", err)
 	}
 }
 

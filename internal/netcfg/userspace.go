@@ -37,19 +37,22 @@ type userspace struct {
 // before the link is made to outlive the process, so that no unmarked link can
 // be left behind.
 func openUserspace(name string, mtu int, log *slog.Logger, adopt func() error) (*userspace, error) {
-	t, err := openTUN(name, mtu)
+	// The socket comes first: it fails if another process serves this name
+	// already, and removes what a killed one has left behind.
+	l, err := listenControl(name)
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(adopt(), persist(t.File())); err != nil {
-		return nil, errors.Join(err, t.Close())
-	}
-
-	// The socket comes before the device: it fails if another process serves
-	// this name already, and removes what a killed one has left behind.
-	l, err := listenControl(name)
+	t, err := openTUN(name, mtu)
 	if err != nil {
-		return nil, errors.Join(err, t.Close())
+		return nil, errors.Join(err, l.Close())
+	}
+	err = adopt()
+	if err == nil {
+		err = persist(t.File())
+	}
+	if err != nil {
+		return nil, errors.Join(err, t.Close(), l.Close())
 	}
 
 	u := &userspace{
@@ -162,19 +165,18 @@ func (u *userspace) Close() {
 	u.wg.Wait()
 }
 
-// deviceLogger bridges wireguard-go's logger. Its errors are mostly about single
-// packets from the network, so they are not errors of the daemon.
+// deviceLogger bridges wireguard-go's logger. Even what it calls errors is about
+// single packets, "no known endpoint for peer" among them, and comes as often as
+// these; what concerns the device as a whole comes back from calls, or is
+// observed. So all of it is for debugging.
 func deviceLogger(log *slog.Logger) *device.Logger {
-	l := &device.Logger{
-		Verbosef: device.DiscardLogf,
-		Errorf: func(format string, args ...any) {
-			log.Warn("userspace wireguard", "text", fmt.Sprintf(format, args...))
-		},
+	if !log.Enabled(context.Background(), slog.LevelDebug) {
+		return &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf}
 	}
-	if log.Enabled(context.Background(), slog.LevelDebug) {
-		l.Verbosef = func(format string, args ...any) {
-			log.Debug("userspace wireguard", "text", fmt.Sprintf(format, args...))
+	logf := func(kind string) func(string, ...any) {
+		return func(format string, args ...any) {
+			log.Debug("userspace wireguard", "kind", kind, "text", fmt.Sprintf(format, args...))
 		}
 	}
-	return l
+	return &device.Logger{Verbosef: logf("verbose"), Errorf: logf("error")}
 }

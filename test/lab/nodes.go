@@ -5,6 +5,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/meshd/meshd/internal/control"
@@ -13,6 +14,10 @@ import (
 // Nodes makes a node of each name, all with one secret, which the first one's
 // meshd made. They are configured to join the first one at its public address.
 func (l *Lab) Nodes(ctx context.Context, binary string, u Underlay, names ...string) ([]*Node, error) {
+	binary, err := filepath.Abs(binary) // commands on hosts run in /
+	if err != nil {
+		return nil, fmt.Errorf("find meshd: %w", err)
+	}
 	var (
 		nodes  []*Node
 		secret string

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"meshd": main})
+}
+
+// TestScripts runs the command as a person would, its failures above all.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		// exit runs a command and checks its exit code.
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"mode": func(ts *testscript.TestScript, _ bool, args []string) {
+				info, err := os.Stat(ts.MkAbs(args[1]))
+				ts.Check(err)
+				if got := info.Mode().Perm().String(); got != args[0] {
+					ts.Fatalf("mode of %s: got %s, want %s", args[1], got, args[0])
+				}
+			},
+		},
+		UpdateScripts: *update,
+	})
+}
+
+func TestPrintStatus(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	addrs := func(s ...string) (as []netip.Addr) {
+		for _, a := range s {
+			as = append(as, netip.MustParseAddr(a))
+		}
+		return as
+	}
+	full := control.Status{
+		Node:   control.Node{Name: "aws-1", Location: "aws", Overlay: addrs("10.4.0.1", "fd04::1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Endpoints: []string{"198.51.100.1:51820"}, NAT: true, Ready: true},
+		Device: control.Device{Name: "meshd0", Implementation: "kernel", ListenPort: 51820, MTU: 1420},
+		Peers: []control.Peer{
+			{Name: "gcp-1", Alive: true, Overlay: addrs("10.4.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}, InternalIPs: addrs("192.168.2.1"), Endpoint: "198.51.100.2:51820", LastHandshake: "2026-01-02T03:03:00Z", Received: 1023, Sent: 5 << 30, RTT: "1.5ms"},
+			{Name: "home", Location: "attic"},
+		},
+		Problems:  []mesh.Problem{{Kind: mesh.ProblemName, Node: "home", Text: "two nodes are named home", Advice: "set another node.name"}},
+		Reconcile: control.Reconcile{Error: "apply plan: add route 10.42.1.0/24: no\nadd address: no"},
+	}
+	tests := []struct {
+		name   string
+		status control.Status
+	}{
+		{"full", full},
+		{"starting", control.Status{Node: control.Node{Name: "aws-1", Slot: mesh.None}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var got bytes.Buffer
+			if err := printStatus(&got, tt.status, now); err != nil {
+				t.Fatal(err)
+			}
+			golden := filepath.Join("testdata", "status-"+tt.name+".golden")
+			if *update {
+				if err := os.WriteFile(golden, got.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got.String()); diff != "" {
+				t.Errorf("status (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

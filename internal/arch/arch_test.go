@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package arch_test holds the rules of the house that a compiler doesn't: who
+// may import whom, and what keeps package mesh pure. Nothing else is in it.
+package arch_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/meshd/meshd"
+
+// mayImport has a row for each room of the house: the packages in a directory
+// of internal or cmd, and which other rooms they may import.
+var mayImport = map[string][]string{
+	"cmd/meshd":           {"internal/config", "internal/control", "internal/daemon"},
+	"internal/atomicfile": {},
+	"internal/cni":        {"internal/atomicfile", "internal/mesh"},
+	"internal/config":     {"internal/mesh"},
+	"internal/control":    {"internal/mesh", "internal/netcfg"},
+	"internal/daemon": {
+		"internal/atomicfile", "internal/cni", "internal/config", "internal/control",
+		"internal/gossip", "internal/mesh", "internal/netcfg", "internal/state",
+	},
+	"internal/gossip": {"internal/mesh"},
+	"internal/mesh":   {},
+	"internal/netcfg": {"internal/mesh"},
+	"internal/state":  {"internal/atomicfile", "internal/mesh"},
+}
+
+func TestImports(t *testing.T) {
+	for _, p := range packages(t) {
+		from, ok := room(p.ImportPath)
+		if !ok || len(p.GoFiles) == 0 { // tests alone are no room
+			continue
+		}
+		allowed, ok := mayImport[from]
+		if !ok {
+			t.Errorf("%s has no row in mayImport", from)
+		}
+		for _, path := range p.Imports {
+			to, ok := room(path)
+			if ok && to != from && !slices.Contains(allowed, to) {
+				t.Errorf("%s imports %s, but %s may import no more than %q", p.ImportPath, path, from, allowed)
+			}
+		}
+	}
+}
+
+// Gossip knows nothing of the host and the host nothing of gossip, not even
+// through others: they meet in package daemon.
+func TestStrangers(t *testing.T) {
+	strangers := []string{"internal/cni", "internal/gossip", "internal/netcfg"}
+	for _, p := range packages(t) {
+		from, _ := room(p.ImportPath)
+		if !slices.Contains(strangers, from) {
+			continue
+		}
+		for _, path := range p.Deps {
+			if to, _ := room(path); to != from && slices.Contains(strangers, to) {
+				t.Errorf("%s depends on %s", p.ImportPath, path)
+			}
+		}
+	}
+}
+
+// impure are the packages that read or write something outside the process,
+// with all below them. Package time is not one of them, see impureNames.
+var impure = []string{
+	"crypto/rand", "database", "embed", "expvar", "io/fs", "io/ioutil", "log",
+	"math/rand", "net", "os", "path/filepath", "plugin", "runtime", "syscall", "testing", "unsafe",
+}
+
+// pureBelow are exceptions from impure.
+var pureBelow = []string{"net/netip"}
+
+// impureNames are what packages that mesh needs have besides.
+var impureNames = map[string][]string{
+	"fmt": {
+		"Fprint", "Fprintf", "Fprintln", "Fscan", "Fscanf", "Fscanln",
+		"Print", "Printf", "Println", "Scan", "Scanf", "Scanln",
+	},
+	"time": {
+		"After", "AfterFunc", "LoadLocation", "Local", "NewTicker", "NewTimer",
+		"Now", "Since", "Sleep", "Tick", "Until",
+	},
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes": {"GenerateKey", "GeneratePrivateKey"},
+}
+
+// Package mesh decides the same from the same input, always and everywhere.
+func TestMeshIsPure(t *testing.T) {
+	for _, p := range packages(t) {
+		if r, _ := room(p.ImportPath); r != "internal/mesh" {
+			continue
+		}
+		for _, name := range p.GoFiles {
+			checkPure(t, filepath.Join(p.Dir, name))
+		}
+	}
+}
+
+func checkPure(t *testing.T, path string) {
+	t.Helper()
+	files := token.NewFileSet()
+	file, err := parser.ParseFile(files, path, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	report := func(n ast.Node, what string) { t.Errorf("%s: %s", files.Position(n.Pos()), what) }
+
+	imported := map[string]string{} // the name in this file to the path
+	for _, spec := range file.Imports {
+		path, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !mayMeshImport(path) {
+			report(spec, "package mesh imports "+path)
+		}
+		name := path[strings.LastIndex(path, "/")+1:]
+		if spec.Name != nil {
+			name = spec.Name.Name
+		}
+		if name == "." || name == "_" {
+			report(spec, "package mesh imports "+path+" as "+name)
+		}
+		imported[name] = path
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		if s, ok := n.(*ast.SelectorExpr); ok {
+			if x, ok := s.X.(*ast.Ident); ok && slices.Contains(impureNames[imported[x.Name]], s.Sel.Name) {
+				report(s, "package mesh uses "+x.Name+"."+s.Sel.Name)
+			}
+		}
+		return true
+	})
+	for _, decl := range file.Decls {
+		if d, ok := decl.(*ast.GenDecl); ok && d.Tok == token.VAR {
+			for _, name := range variables(d) {
+				report(name, "package mesh has the variable "+name.Name)
+			}
+		}
+		if d, ok := decl.(*ast.FuncDecl); ok && d.Recv == nil && d.Name.Name == "init" {
+			report(d, "package mesh has an init function")
+		}
+	}
+}
+
+func mayMeshImport(path string) bool {
+	under := func(dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+	switch {
+	case path == "golang.zx2c4.com/wireguard/wgctrl/wgtypes":
+		return true
+	case strings.Contains(strings.Split(path, "/")[0], "."):
+		return false
+	}
+	return slices.ContainsFunc(pureBelow, under) || !slices.ContainsFunc(impure, under)
+}
+
+// variables returns those that a declaration has besides sentinel errors and
+// assertions.
+func variables(d *ast.GenDecl) []*ast.Ident {
+	var names []*ast.Ident
+	for _, spec := range d.Specs {
+		for _, name := range spec.(*ast.ValueSpec).Names {
+			if name.Name != "_" && !strings.HasPrefix(strings.ToLower(name.Name), "err") {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+func TestLicense(t *testing.T) {
+	const want = "// SPDX-License-Identifier: Apache-2.0\n"
+	walk(t, func(path string, content []byte) {
+		if filepath.Ext(path) == ".go" && !bytes.HasPrefix(content, []byte(want)) {
+			t.Errorf("%s: got no %q as its first line", path, strings.TrimSpace(want))
+		}
+	})
+}
+
+// Where the project was built is nobody's business, and a path that is only
+// there works only there.
+func TestNoBuildPaths(t *testing.T) {
+	var paths []string
+	for _, name := range []string{"GOCACHE", "GOMODCACHE"} {
+		paths = append(paths, strings.TrimSpace(string(goTool(t, "env", name))))
+	}
+	paths = append(paths, checkout(root(t)))
+	walk(t, func(path string, content []byte) {
+		for _, p := range paths {
+			if bytes.Contains(content, []byte(p+"/")) {
+				t.Errorf("%s contains %s, a path of the machine it was built on", path, p)
+			}
+		}
+	})
+}
+
+// checkout returns the directory that stands for the machine's own: the
+// uppermost one that the checkout is in, unless hier(7) has it on every machine.
+func checkout(root string) string {
+	top, _, deeper := strings.Cut(strings.TrimPrefix(root, "/"), "/")
+	common := []string{"home", "media", "mnt", "opt", "root", "run", "srv", "tmp", "usr", "var"}
+	if !deeper || slices.Contains(common, top) {
+		return root
+	}
+	return "/" + top
+}
+
+// goPackage is what go list says of a package, see go help list.
+type goPackage struct {
+	ImportPath string
+	Dir        string
+	GoFiles    []string
+	Imports    []string
+	Deps       []string
+}
+
+// packages returns those of the module, also ones that don't compile.
+func packages(t *testing.T) []goPackage {
+	t.Helper()
+	d := json.NewDecoder(bytes.NewReader(goTool(t, "list", "-e", "-json=ImportPath,Dir,GoFiles,Imports,Deps", "./...")))
+	var packages []goPackage
+	for {
+		var p goPackage
+		err := d.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return packages
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+}
+
+// room returns the directory of internal or cmd that a package is in.
+func room(importPath string) (string, bool) {
+	path, ours := strings.CutPrefix(importPath, module+"/")
+	parts := strings.Split(path, "/")
+	if !ours || len(parts) < 2 || parts[0] != "internal" && parts[0] != "cmd" {
+		return "", false
+	}
+	return parts[0] + "/" + parts[1], true
+}
+
+// walk calls f for each file of the project. /bin, which .gitignore has, is for
+// programs that were built from it.
+func walk(t *testing.T, f func(path string, content []byte)) {
+	t.Helper()
+	err := fs.WalkDir(os.DirFS(root(t)), ".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // another test's temporary file
+			return nil
+		case err != nil:
+			return err
+		case path == ".git" || path == "bin":
+			return fs.SkipDir
+		case !d.Type().IsRegular():
+			return nil
+		}
+		content, err := os.ReadFile(filepath.Join(root(t), path))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil {
+			f(path, content)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// root returns the directory that go.mod is in. A test runs in its package's.
+func root(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func goTool(t *testing.T, args ...string) []byte {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", args...)
+	cmd.Dir = root(t)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, &stderr)
+	}
+	return out
+}

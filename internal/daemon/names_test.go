@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestNames(t *testing.T) {
+	answers := make(chan []netip.Addr)
+	n := newNames(t.Context())
+	n.lookup = func(_ context.Context, _, host string) ([]netip.Addr, error) {
+		addrs := <-answers
+		if addrs == nil {
+			return nil, errors.New("no such host")
+		}
+		return addrs, nil
+	}
+	hosts := []string{"a.example.com"}
+	first, second := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("::ffff:203.0.113.2")
+	now := time.Unix(1000, 0)
+
+	if got := n.resolve(hosts, now); len(got) != 0 {
+		t.Errorf("before any answer: got %v, want nothing", got)
+	}
+	answers <- []netip.Addr{second, first}
+	<-n.changed
+	want := map[string][]netip.Addr{"a.example.com": {first, second.Unmap()}}
+	if diff := cmp.Diff(want, n.resolve(hosts, now), compareNet); diff != "" {
+		t.Errorf("answer (-want +got):\n%s", diff)
+	}
+
+	now = now.Add(resolveEvery) // asked again; the answer is an error
+	n.resolve(hosts, now)
+	answers <- nil
+	n.wait()
+	if diff := cmp.Diff(want, n.resolve(hosts, now), compareNet); diff != "" {
+		t.Errorf("after a resolver that fails (-want +got):\n%s", diff)
+	}
+
+	now = now.Add(resolveEvery) // the same again is no news
+	n.resolve(hosts, now)
+	answers <- []netip.Addr{first, second}
+	n.wait()
+	select {
+	case <-n.changed:
+		t.Error("got a signal for an answer that is no news")
+	default:
+	}
+	if got := n.resolve(nil, now); len(got) != 0 {
+		t.Errorf("when nobody asks: got %v, want nothing", got)
+	}
+}
+
+func TestHostNamesAndAddresses(t *testing.T) {
+	resolved := map[string][]netip.Addr{"a.example.com": {netip.MustParseAddr("203.0.113.1")}}
+	if got := at(addrsOf("a.example.com", resolved), 7946); len(got) != 1 || got[0].String() != "203.0.113.1:7946" {
+		t.Errorf("a name: got %v", got)
+	}
+	if got := at(addrsOf("203.0.113.9", resolved), 7946); len(got) != 1 || got[0].String() != "203.0.113.9:7946" {
+		t.Errorf("an address: got %v", got)
+	}
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+func parse(t *testing.T, text string) config.Config {
+	t.Helper()
+	cfg, err := config.Parse("meshd.yaml", []byte("secret-file: /etc/meshd/secret\n"+text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+var compareNet = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+}
+
+func TestNextRecord(t *testing.T) {
+	facts := netcfg.Facts{
+		Addresses:   []netip.Addr{netip.MustParseAddr("192.168.1.5")},
+		InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")},
+		MTU:         1500,
+	}
+	seen := []mesh.Observation{{Addr: netip.MustParseAddrPort("203.0.113.5:7946")}}
+	last := mesh.Record{Endpoints: []mesh.Endpoint{{Host: "203.0.113.9", Port: 51820, Source: mesh.EndpointObserved}}, NAT: true}
+	tests := []struct {
+		name   string
+		config string
+		view   gossip.View
+		last   mesh.Record
+		change func(*mesh.Record) // of what the first case wants
+	}{
+		{"found out", "node: {name: a}", gossip.View{Observed: seen}, mesh.Record{}, func(*mesh.Record) {}},
+		{"configured", "node: {name: b, location: home, endpoint: a.example.com:443, internal-ip: 192.168.1.6/25, allowed-location-ips: [192.168.1.0/24]}\nwireguard: {listen-port: 4500, mtu: 1300}\ngossip: {bind: ':7000', advertise: 'g.example.com:7001'}", gossip.View{Observed: seen}, last, func(r *mesh.Record) {
+			r.Name, r.Location, r.ListenPort, r.GossipPort, r.GossipAddr, r.MTU = "b", "home", 4500, 7000, "g.example.com:7001", 1300
+			r.Endpoints = []mesh.Endpoint{{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}}
+			r.InternalIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.6/25")}
+			r.AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}
+		}},
+		{"nobody sees it now", "node: {name: a}", gossip.View{}, last, func(r *mesh.Record) { r.Endpoints = last.Endpoints }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := parse(t, tt.config)
+			want := mesh.Record{
+				Name: "a", Settings: cfg.Cluster.Hash(), Gateway: mesh.GatewayAuto, MTU: 1420, NAT: true, ListenPort: 51820, GossipPort: 7946,
+				Endpoints:   []mesh.Endpoint{{Host: "203.0.113.5", Port: 51820, Source: mesh.EndpointObserved}},
+				InternalIPs: facts.InternalIPs,
+			}
+			tt.change(&want)
+			got := nextRecord(cfg, facts, tt.view, tt.last)
+			if diff := cmp.Diff(want, got, compareNet); diff != "" {
+				t.Errorf("record (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestKeepalive(t *testing.T) {
+	tests := []struct {
+		name, config string
+		nat          bool
+		want         time.Duration
+	}{
+		{"not behind NAT", "", false, 0},
+		{"behind NAT", "", true, natKeepalive},
+		{"switched off", "node: {keepalive: 0s}", true, 0},
+		{"configured", "node: {keepalive: 10s}", false, 10 * time.Second},
+	}
+	for _, tt := range tests {
+		if got := keepalive(parse(t, tt.config), mesh.Record{NAT: tt.nat}); got != tt.want {
+			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestStaticSlot(t *testing.T) {
+	if got := staticSlot(parse(t, "node: {pod-cidr: [10.42.7.0/24]}")); got != 7 {
+		t.Errorf("got slot %d, want 7", got)
+	}
+	if got := staticSlot(parse(t, "")); got != mesh.None {
+		t.Errorf("got slot %d, want none", got)
+	}
+}

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/hex"
+	"errors"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+func signRecord(t testing.TB, n int, r mesh.Record) []byte {
+	t.Helper()
+	payload, err := encodeRecord(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := signObject(identity(n), "default", kindRecord, payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func signTombstone(t testing.TB, n int, target mesh.ID, upTo uint64) []byte {
+	t.Helper()
+	payload, err := encodeTombstone(tombstone{identity(n).Public().(ed25519.PublicKey), target, upTo})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := signObject(identity(n), "default", kindTombstone, payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// fullRecord has something in every field.
+func fullRecord() mesh.Record {
+	r := testRecord(0, 5)
+	r.Location, r.NAT, r.ListenPort, r.GossipAddr = "aws", true, 51820, "gossip.example.com:7946"
+	r.Endpoints = []mesh.Endpoint{
+		{Host: "aws.example.com", Port: 51820, Source: mesh.EndpointConfigured},
+		{Host: "2001:db8::1", Port: 51820, Source: mesh.EndpointOwn},
+	}
+	r.InternalIPs = []netip.Prefix{netip.MustParsePrefix("192.168.10.1/24")}
+	r.AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("192.168.10.0/24"), netip.MustParsePrefix("fd01::/48")}
+	return r
+}
+
+var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+
+// The format is a contract with nodes of other versions: what was signed once
+// must be readable, and signed the same way, for ever.
+func TestObjectGolden(t *testing.T) {
+	golden, err := os.ReadFile("testdata/objects.hex")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Fields(string(golden))
+	made := [][]byte{signRecord(t, 0, fullRecord()), signTombstone(t, 0, mesh.ID{1, 2, 3}, 9)}
+	for i, raw := range made {
+		if got := hex.EncodeToString(raw); got != lines[i] {
+			t.Errorf("object %d: got\n%s\nwant\n%s", i, got, lines[i])
+		}
+	}
+	o, err := decodeObject("default", made[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(fullRecord(), o.body.(recordBody).Record, comparePrefixes); diff != "" {
+		t.Errorf("record (-want +got):\n%s", diff)
+	}
+	if got := len(made[0]); got > 400 {
+		t.Errorf("a usual record takes %d bytes", got)
+	}
+}
+
+func TestObjectRefused(t *testing.T) {
+	good := signRecord(t, 0, testRecord(0, 1))
+	changed := func(i int, b byte) []byte {
+		c := bytes.Clone(good)
+		c[i] = b
+		return c
+	}
+	signed := func(kind objectKind, payload []byte) []byte {
+		raw, err := signObject(identity(0), "default", kind, payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	other, err := signObject(identity(1), "default", kindRecord, good[objectHeader:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name    string
+		cluster string
+		raw     []byte
+		want    error
+	}{
+		{"good", "default", good, nil},
+		{"other cluster", "other", good, errObjectSignature},
+		{"signed by another", "default", other, errObjectSignature},
+		{"signature changed", "default", changed(5, good[5]^1), errObjectSignature},
+		{"kind changed", "default", changed(0, objectVersion<<4|byte(kindTombstone)), errObjectContent},
+		{"unknown kind", "default", changed(0, objectVersion<<4|2), errObjectKind},
+		{"unknown version", "default", changed(0, 0xf1), errObjectVersion},
+		{"empty", "default", nil, errObjectSize},
+		{"header only", "default", good[:objectHeader], errObjectSize},
+		{"too long", "default", append(bytes.Clone(good), make([]byte, maxObject)...), errObjectSize},
+		{"more behind", "default", signed(kindRecord, append(bytes.Clone(good[objectHeader:]), 0)), errObjectContent},
+		{"field twice", "default", signed(kindRecord, []byte{0xa2, 1, 0x41, 0, 1, 0x41, 0}), errObjectContent},
+		{"indefinite length", "default", signed(kindRecord, []byte{0xbf, 0xff}), errObjectContent},
+		{"nested", "default", signed(kindRecord, append([]byte{0xa1, 0x18, 99}, append(bytes.Repeat([]byte{0x81}, 20), 0)...)), errObjectContent},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := decodeObject(tt.cluster, tt.raw); !errors.Is(err, tt.want) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+		})
+	}
+}
+
+// A field that only newer nodes know is signed, passed on and ignored.
+func TestUnknownFieldsSurvive(t *testing.T) {
+	var fields map[int]any
+	payload, err := encodeRecord(testRecord(0, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cbor.Unmarshal(payload, &fields); err != nil {
+		t.Fatal(err)
+	}
+	fields[200] = "news"
+	if payload, err = encoding.Marshal(fields); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := signObject(identity(0), "default", kindRecord, payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := decodeObject("default", raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStore()
+	if got := s.put(o); got != fresh || !bytes.Contains(s.raws()[0], []byte("news")) {
+		t.Errorf("got %v, raw %q", got, s.raws()[0])
+	}
+}
+
+func TestRecordLimits(t *testing.T) {
+	prefix := netip.MustParsePrefix
+	tests := []struct {
+		name   string
+		change func(*mesh.Record)
+		ok     bool
+	}{
+		{"plain", func(*mesh.Record) {}, true},
+		{"no slot", func(r *mesh.Record) { r.Claim.Slot = mesh.None }, true},
+		{"slot below none", func(r *mesh.Record) { r.Claim.Slot = -2 }, false},
+		{"slot too high", func(r *mesh.Record) { r.Claim.Slot = maxSlot }, false},
+		{"claim before 1970", func(r *mesh.Record) { r.Claim.Time = -1 }, false},
+		{"sequence 0", func(r *mesh.Record) { r.Sequence = 0 }, false},
+		{"no identity", func(r *mesh.Record) { r.Identity = nil }, false},
+		{"no key", func(r *mesh.Record) { r.Key = [32]byte{} }, false},
+		{"no name", func(r *mesh.Record) { r.Name = "" }, false},
+		{"name of two labels", func(r *mesh.Record) { r.Name = "a.example.com" }, true},
+		{"long name", func(r *mesh.Record) { r.Name = strings.Repeat("a", 64) }, false},
+		{"name with a space", func(r *mesh.Record) { r.Name = "a b" }, false},
+		{"name with an escape", func(r *mesh.Record) { r.Name = "a\x1b[31m" }, false},
+		{"location with a newline", func(r *mesh.Record) { r.Location = "a\nb" }, false},
+		{"location of letters", func(r *mesh.Record) { r.Location = "Zürich" }, true},
+		{"gateway wish", func(r *mesh.Record) { r.Gateway = "perhaps" }, false},
+		{"MTU", func(r *mesh.Record) { r.MTU = 1 << 16 }, false},
+		{"gossip address", func(r *mesh.Record) { r.GossipAddr = "[2001:db8::1]:7946" }, true},
+		{"gossip address without port", func(r *mesh.Record) { r.GossipAddr = "example.com" }, false},
+		{"gossip address port 0", func(r *mesh.Record) { r.GossipAddr = "example.com:0" }, false},
+		{"endpoint host", func(r *mesh.Record) { r.Endpoints = []mesh.Endpoint{{Host: "a/b", Port: 1}} }, false},
+		{"endpoint zone", func(r *mesh.Record) { r.Endpoints = []mesh.Endpoint{{Host: "fe80::1%eth0", Port: 1}} }, false},
+		{"endpoint port", func(r *mesh.Record) { r.Endpoints = []mesh.Endpoint{{Host: "a.example"}} }, false},
+		{"many endpoints", func(r *mesh.Record) { r.Endpoints = make([]mesh.Endpoint, mesh.MaxEndpoints+1) }, false},
+		{"internal IP", func(r *mesh.Record) { r.InternalIPs = []netip.Prefix{prefix("10.0.0.5/24")} }, true},
+		{"internal IP mapped", func(r *mesh.Record) { r.InternalIPs = []netip.Prefix{prefix("::ffff:10.0.0.5/120")} }, false},
+		{"allowed", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.0/24")} }, true},
+		{"allowed with host bits", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.5/24")} }, false},
+		{"invalid prefix", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{{}} }, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := testRecord(0, 1)
+			tt.change(&r)
+			if _, err := encodeRecord(r); (err == nil) != tt.ok {
+				t.Errorf("got %v, want ok %v", err, tt.ok)
+			}
+		})
+	}
+}
+
+func TestRecordThatFitsNoPacket(t *testing.T) {
+	r := testRecord(0, 1)
+	for range mesh.MaxEndpoints {
+		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: strings.Repeat("a", maxHost), Port: 1, Source: mesh.EndpointOwn})
+	}
+	payload, err := encodeRecord(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := signObject(identity(0), "default", kindRecord, payload); !errors.Is(err, errObjectSize) {
+		t.Errorf("got %v, want %v", err, errObjectSize)
+	}
+}
+
+func FuzzDecodeObject(f *testing.F) {
+	f.Add(signRecord(f, 0, fullRecord()))
+	f.Add(signTombstone(f, 0, mesh.ID{1}, 1))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if o, err := decodeObject("default", raw); err == nil && !bytes.Equal(o.raw, raw) {
+			t.Error("raw bytes changed")
+		}
+	})
+}
+
+// FuzzDecodeRecord feeds the payload, which stands behind the signature. What
+// is accepted can be encoded again.
+func FuzzDecodeRecord(f *testing.F) {
+	f.Add(signRecord(f, 0, fullRecord())[objectHeader:])
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		b, err := decodeRecord(payload)
+		if err != nil {
+			return
+		}
+		again, err := encodeRecord(b.(recordBody).Record)
+		if err != nil {
+			t.Fatalf("encode what was decoded: %v", err)
+		}
+		c, err := decodeRecord(again)
+		if err != nil {
+			t.Fatalf("decode what was encoded: %v", err)
+		}
+		if diff := cmp.Diff(b.(recordBody).Record, c.(recordBody).Record, comparePrefixes); diff != "" {
+			t.Errorf("record (-first +second):\n%s", diff)
+		}
+	})
+}
+
+func FuzzDecodeTombstone(f *testing.F) {
+	f.Add(signTombstone(f, 0, mesh.ID{1}, 1)[objectHeader:])
+	f.Fuzz(func(_ *testing.T, payload []byte) { _, _ = decodeTombstone(payload) })
+}
+
+func FuzzUnpackObjects(f *testing.F) {
+	packed, _ := packObjects(nil, [][]byte{[]byte("one"), {}, []byte("three")}, 100)
+	f.Add(packed)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		raws, err := unpackObjects(b)
+		if err != nil {
+			return
+		}
+		if again, rest := packObjects(nil, raws, len(b)); len(rest) > 0 || !bytes.Equal(again, b) {
+			t.Errorf("%x became %x", b, again)
+		}
+	})
+}

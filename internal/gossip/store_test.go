@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+func mustDecode(t testing.TB, raw []byte) object {
+	t.Helper()
+	o, err := decodeObject("default", raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// twin is a record with the same sequence as testRecord's, but other content.
+func twin(t testing.TB, n int, sequence uint64) []byte {
+	r := testRecord(n, sequence)
+	r.Location = "elsewhere"
+	return signRecord(t, n, r)
+}
+
+func TestStorePut(t *testing.T) {
+	id := testRecord(0, 1).ID()
+	record := func(sequence uint64) []byte { return signRecord(t, 0, testRecord(0, sequence)) }
+	type step struct {
+		raw  []byte
+		want outcome
+	}
+	tests := []struct {
+		name  string
+		steps []step
+		left  int
+	}{
+		{"highest counts", []step{{record(2), fresh}, {record(1), stale}, {record(3), fresh}, {record(3), known}}, 1},
+		{"same sequence, other bytes", []step{{record(2), fresh}, {twin(t, 0, 2), conflict}}, 1},
+		{"buried", []step{{record(2), fresh}, {signTombstone(t, 1, id, 2), fresh}, {record(2), buried}, {record(3), fresh}}, 2},
+		{"buried before it came", []step{{signTombstone(t, 1, id, 5), fresh}, {record(4), buried}, {record(6), fresh}}, 2},
+		{"burial does not shrink", []step{{signTombstone(t, 1, id, 5), fresh}, {signTombstone(t, 1, id, 3), stale}, {record(4), buried}}, 1},
+		{"revoked", []step{{record(2), fresh}, {signTombstone(t, 1, id, Forever), fresh}, {record(1 << 60), buried}}, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newStore()
+			for i, step := range tt.steps {
+				if got := s.put(mustDecode(t, step.raw)); got != step.want {
+					t.Errorf("step %d: got %v, want %v", i, got, step.want)
+				}
+			}
+			if len(s.objects) != tt.left || len(s.sums) != tt.left {
+				t.Errorf("%d objects and %d sums are left, want %d", len(s.objects), len(s.sums), tt.left)
+			}
+		})
+	}
+}
+
+func TestReplayFailsAfterRestart(t *testing.T) {
+	s := newStore()
+	old, recent := mustDecode(t, signRecord(t, 0, testRecord(0, 3))), mustDecode(t, signRecord(t, 0, testRecord(0, 4)))
+	s.raise(old.key, 4)
+	if got := s.put(old); got != stale {
+		t.Errorf("old record: got %v, want %v", got, stale)
+	}
+	if got := s.put(recent); got != fresh {
+		t.Errorf("recent record: got %v, want %v", got, fresh)
+	}
+}
+
+// pool is what the property tests deliver: versions of some records, two with
+// the same sequence, and tombstones.
+func pool(t testing.TB) []object {
+	var all []object
+	for n := range 3 {
+		for sequence := range uint64(4) {
+			all = append(all, mustDecode(t, signRecord(t, n, testRecord(n, sequence+1))))
+		}
+		all = append(all,
+			mustDecode(t, twin(t, n, 2)), mustDecode(t, twin(t, n, 4)),
+			mustDecode(t, signTombstone(t, n, testRecord((n+1)%3, 1).ID(), 1)),
+			mustDecode(t, signTombstone(t, n, testRecord((n+1)%3, 1).ID(), 3)))
+	}
+	return append(all, mustDecode(t, signTombstone(t, 2, testRecord(1, 1).ID(), Forever)))
+}
+
+// exchange runs one comparison that a begins, over packets that arrive.
+func exchange(t *rapid.T, a, b *store) {
+	type packet struct {
+		to, from *store
+		step     []byte
+		objects  [][]byte
+	}
+	queue := []packet{{to: b, from: a, step: a.rootMessage()}}
+	for n := 0; len(queue) > 0; n++ {
+		if n > 1000 {
+			t.Fatal("the exchange does not end")
+		}
+		p := queue[0]
+		queue = queue[1:]
+		for _, raw := range p.objects {
+			o, err := decodeObject("default", raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.to.put(o)
+		}
+		if p.step == nil {
+			continue
+		}
+		if len(p.step) > maxPayload {
+			t.Fatalf("a step of %d bytes", len(p.step))
+		}
+		steps, objects, err := p.to.answer(p.step)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(objects) > 0 {
+			queue = append(queue, packet{to: p.from, from: p.to, objects: objects})
+		}
+		for _, s := range steps {
+			queue = append(queue, packet{to: p.from, from: p.to, step: s})
+		}
+	}
+}
+
+func equalStores(a, b *store) bool {
+	return slices.EqualFunc(a.raws(), b.raws(), bytes.Equal) && bytes.Equal(a.digest.root(), b.digest.root())
+}
+
+// Whatever arrives where, in any order, twice or not at all: once the stores
+// have been compared, they are equal, and equal to a store that got everything.
+func TestStoresConverge(t *testing.T) {
+	objects := pool(t)
+	rapid.Check(t, func(t *rapid.T) {
+		stores := []*store{newStore(), newStore(), newStore()}
+		everything := newStore()
+		for i := range stores {
+			for _, o := range rapid.SliceOfN(rapid.SampledFrom(objects), 0, 20).Draw(t, fmt.Sprint("delivered", i)) {
+				stores[i].put(o)
+				everything.put(o)
+			}
+		}
+		for range 2 * len(stores) {
+			exchange(t, stores[0], stores[1])
+			exchange(t, stores[1], stores[2])
+			exchange(t, stores[2], stores[0])
+		}
+		for i, s := range stores {
+			if !equalStores(s, everything) {
+				t.Errorf("store %d: %d objects, want %d", i, len(s.objects), len(everything.objects))
+			}
+		}
+	})
+}
+
+// The order of delivery does not matter, nor repetition.
+func TestStoreIsAFunctionOfTheSet(t *testing.T) {
+	objects := pool(t)
+	rapid.Check(t, func(t *rapid.T) {
+		delivered := rapid.SliceOf(rapid.SampledFrom(objects)).Draw(t, "delivered")
+		again := rapid.Permutation(delivered).Draw(t, "again")
+		a, b := newStore(), newStore()
+		for _, o := range delivered {
+			a.put(o)
+		}
+		for _, o := range append(again, delivered...) {
+			b.put(o)
+		}
+		if !equalStores(a, b) {
+			t.Errorf("%d objects and %d objects", len(a.objects), len(b.objects))
+		}
+	})
+}
+
+// A store of many objects is compared in several packets and rounds.
+func TestLargeStoresConverge(t *testing.T) {
+	a, b := newStore(), newStore()
+	for n := range 600 {
+		a.put(mustDecode(t, signTombstone(t, 0, mesh.ID{byte(n), byte(n >> 8)}, 1)))
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		for range 50 {
+			if equalStores(a, b) {
+				return
+			}
+			exchange(t, b, a)
+		}
+		t.Fatalf("%d of %d objects arrived", len(b.objects), len(a.objects))
+	})
+}
+
+func TestStoreIsBounded(t *testing.T) {
+	s := newStore()
+	for n := range maxObjects + 1 {
+		s.raise(objectKey{kind: kindTombstone, subject: mesh.ID{byte(n), byte(n >> 8)}}, 1)
+	}
+	if got := s.put(mustDecode(t, signRecord(t, 0, testRecord(0, 1)))); got != full {
+		t.Errorf("got %v, want %v", got, full)
+	}
+}
+
+func FuzzAnswer(f *testing.F) {
+	s := newStore()
+	for _, o := range pool(f) {
+		s.put(o)
+	}
+	f.Add(newStore().rootMessage())
+	f.Add(append([]byte{stepBuckets}, make([]byte, 8*buckets)...))
+	for _, m := range s.lists(make([]byte, 8*buckets)) {
+		f.Add(m)
+	}
+	f.Add([]byte{stepWant, 1, 2, 3, 4, 5, 6, 7, 8})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		steps, objects, err := s.answer(b)
+		if err != nil {
+			return
+		}
+		size := 0
+		for _, o := range objects {
+			size += len(o)
+		}
+		if len(steps) > maxListPackets || size > maxReplyBytes {
+			t.Errorf("%d steps and %d bytes of objects in reply", len(steps), size)
+		}
+	})
+}

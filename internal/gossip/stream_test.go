@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+func testHello(n int) hello {
+	return hello{id: testRecord(n, 1).ID(), instance: 5, port: 7946, you: viaEndpoint, cluster: testCluster()}
+}
+
+// handshake runs both halves over a connection, and closes what is left open
+// by an error.
+func handshake(t *testing.T, dialer, acceptor keyring) (d, a *stream, dialErr, acceptErr error) {
+	t.Helper()
+	near, far := net.Pipe()
+	t.Cleanup(func() { near.Close(); far.Close() })
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if a, acceptErr = welcome(far, acceptor, rand.Reader, testHello(1)); acceptErr != nil {
+			far.Close()
+		}
+	}()
+	if d, dialErr = greet(near, dialer, rand.Reader, testHello(0)); dialErr != nil {
+		near.Close()
+	}
+	<-done
+	return d, a, dialErr, acceptErr
+}
+
+func TestHandshake(t *testing.T) {
+	other := [32]byte{8}
+	tests := []struct {
+		name             string
+		dialer, acceptor keyring
+		dialErr, accept  error
+	}{
+		{"same secret", testRing(t, testSecret), testRing(t, testSecret), nil, nil},
+		{"other secret", testRing(t, other), testRing(t, testSecret), errRejected, errSealed},
+		{"dialer is ahead", testRing(t, other, testSecret), testRing(t, testSecret, other), nil, nil},
+		{"acceptor has more", testRing(t, testSecret), testRing(t, other, testSecret), nil, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			d, a, dialErr, acceptErr := handshake(t, tt.dialer, tt.acceptor)
+			if !errors.Is(dialErr, tt.dialErr) || !errors.Is(acceptErr, tt.accept) {
+				t.Fatalf("got %v and %v, want %v and %v", dialErr, acceptErr, tt.dialErr, tt.accept)
+			}
+			if dialErr != nil {
+				return
+			}
+			if d.peer.id != testHello(1).id || a.peer.id != testHello(0).id || a.peer.you != viaEndpoint {
+				t.Errorf("dialer met %v, acceptor met %v at %v", d.peer.id, a.peer.id, a.peer.you)
+			}
+		})
+	}
+}
+
+func TestStreamCarriesBothWays(t *testing.T) {
+	d, a, err, _ := handshake(t, testRing(t, testSecret), testRing(t, testSecret))
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := bytes.Repeat([]byte("0123456789abcdef"), 3*maxFrame/16)
+	for _, way := range []struct{ from, to *stream }{{d, a}, {a, d}} {
+		sent := make(chan error, 1)
+		go func() {
+			_, err := way.from.Write(long)
+			sent <- err
+		}()
+		got := make([]byte, len(long))
+		if _, err := io.ReadFull(way.to, got); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-sent; err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, long) {
+			t.Error("other bytes arrived")
+		}
+	}
+	go d.Close()
+	if _, err := a.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("after the end: got %v, want %v", err, io.EOF)
+	}
+}
+
+// recorder keeps what is read from a connection.
+type recorder struct {
+	net.Conn
+	read bytes.Buffer
+}
+
+func (r *recorder) Read(b []byte) (int, error) {
+	n, err := r.Conn.Read(b)
+	r.read.Write(b[:n])
+	return n, err
+}
+
+// Whoever plays a recorded stream again gets an answer to the hello, but
+// nothing that follows is believed.
+func TestReplayedStreamFails(t *testing.T) {
+	ring := testRing(t, testSecret)
+	near, far := net.Pipe()
+	tape := &recorder{Conn: far}
+	go func() {
+		if s, err := greet(near, ring, rand.Reader, testHello(0)); err == nil {
+			_, _ = s.Write([]byte("push/pull"))
+		}
+	}()
+	s, err := welcome(tape, ring, rand.Reader, testHello(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Read(make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	near.Close()
+
+	near, far = net.Pipe()
+	defer near.Close()
+	go func() { _, _ = io.Copy(io.Discard, near) }()
+	go func() { _, _ = near.Write(tape.read.Bytes()) }()
+	if _, err := welcome(far, ring, rand.Reader, testHello(1)); !errors.Is(err, errSealed) {
+		t.Errorf("replayed stream: got %v, want %v", err, errSealed)
+	}
+	far.Close()
+}
+
+// A dialer whose own hello is sent back to it is not fooled.
+func TestReflectedHelloFails(t *testing.T) {
+	near, far := net.Pipe()
+	go func() {
+		_, _ = io.Copy(far, far)
+		far.Close()
+	}()
+	defer far.Close()
+	if _, err := greet(near, testRing(t, testSecret), rand.Reader, testHello(0)); !errors.Is(err, errSealed) {
+		t.Errorf("got %v, want %v", err, errSealed)
+	}
+	near.Close()
+}
+
+func TestGarbageHelloFails(t *testing.T) {
+	for name, b := range map[string][]byte{
+		"http":     []byte("GET / HTTP/1.1\r\n\r\n"),
+		"too long": {formatVersion, 0xff, 0xff, 0, 0},
+		"zeroes":   append([]byte{formatVersion, 0, 100}, make([]byte, 100)...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			near, far := net.Pipe()
+			defer near.Close()
+			go func() { _, _ = near.Write(b) }()
+			if _, err := welcome(far, testRing(t, testSecret), rand.Reader, testHello(0)); !errors.Is(err, errSealed) {
+				t.Errorf("got %v, want %v", err, errSealed)
+			}
+			far.Close()
+		})
+	}
+}
+
+func TestStreamBudget(t *testing.T) {
+	d, a, err, _ := handshake(t, testRing(t, testSecret), testRing(t, testSecret))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.budget = maxFrame
+	go func() { _, _ = d.Write(make([]byte, 3*maxFrame)) }()
+	if _, err := io.Copy(io.Discard, a); err == nil {
+		t.Error("more than the budget was read")
+	}
+}
+
+func TestHelloRoundTrip(t *testing.T) {
+	want := testHello(0)
+	want.cluster.DNS = mesh.DNS{Address: netip.MustParseAddr("10.43.0.10"), Domain: "cluster.local"}
+	want.random, want.echo = [32]byte{1}, [32]byte{2}
+	b, err := want.marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := parseHello(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(hello{}), comparePrefixes,
+		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("hello (-want +got):\n%s", diff)
+	}
+	if d := differences(want.cluster, got.cluster, "there"); len(d) > 0 {
+		t.Errorf("differences of the same settings: %v", d)
+	}
+}
+
+func FuzzParseHello(f *testing.F) {
+	b, err := testHello(0).marshal()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Fuzz(func(_ *testing.T, b []byte) {
+		if h, err := parseHello(b); err == nil {
+			differences(testCluster(), h.cluster, "there")
+		}
+	})
+}
+
+func FuzzWelcome(f *testing.F) {
+	f.Add([]byte{formatVersion, 0, 50})
+	ring := testRing(f, testSecret)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		near, far := net.Pipe()
+		defer far.Close()
+		go func() {
+			_, _ = near.Write(b)
+			near.Close()
+		}()
+		if _, err := welcome(far, ring, rand.Reader, testHello(0)); err == nil {
+			t.Error("garbage is welcome")
+		}
+	})
+}
+
+// Connections that say nothing take no more than their share, and others get
+// through when they are gone.
+func TestSilentStreamsAreCapped(t *testing.T) {
+	t.Parallel()
+	n := startNode(t, 0, nil)
+	var silent []net.Conn
+	for range maxPendingPerSource + 3 {
+		conn, err := net.Dial("tcp", n.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		silent = append(silent, conn)
+	}
+	eventually(t, "capped", []*testNode{n}, func(v View) bool { return v.Counters["stream-limit"] == 3 })
+	// The deadline of a hello frees their places.
+	for _, conn := range silent {
+		if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Read(make([]byte, 1)); err == nil {
+			t.Errorf("silent stream: got %v, want it closed", err)
+		}
+	}
+	other := startNode(t, 1, joining(n))
+	eventually(t, "joined", []*testNode{n, other}, func(v View) bool { return !v.Alone })
+}
+
+func TestGarbagePacketsAreDropped(t *testing.T) {
+	t.Parallel()
+	n := startNode(t, 0, nil)
+	conn, err := net.Dial("udp", n.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for size := range 60 {
+		if _, err := conn.Write(bytes.Repeat([]byte{formatVersion}, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "counted", []*testNode{n}, func(v View) bool { return v.Counters["packet-sealed"] >= 10 })
+	if v := n.View(); len(v.Alive) != 1 || len(v.Paths) > 0 {
+		t.Errorf("alive %v, paths %v", v.Alive, v.Paths)
+	}
+}
