@@ -127,7 +127,7 @@ type Gossip struct {
 
 	mu        sync.Mutex // never held while memberlist is called
 	store     *store
-	published uint64    // sequence of the record that we published last
+	published uint64 // sequence of the record that we published last
 	foreign   foreign
 	merged    bool
 	joinEmpty bool

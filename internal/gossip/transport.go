@@ -58,10 +58,10 @@ type transport struct {
 	paths    *paths
 	replays  replays
 	observed map[mesh.ID]observation
-	offers   map[string]*stream      // joined streams that memberlist is to take
-	pending  map[netip.Addr]int      // inbound streams that are not authenticated
-	waiting  int                     // the sum of pending
-	accepted int                     // inbound streams that are
+	offers   map[string]*stream // joined streams that memberlist is to take
+	pending  map[netip.Addr]int // inbound streams that are not authenticated
+	waiting  int                // the sum of pending
+	accepted int                // inbound streams that are
 	open     map[net.Conn]struct{}
 }
 

@@ -97,23 +97,20 @@ func (h *Host) applyDevice(c DeviceChange) error {
 	return explainPort(h.start(link, c.SetUp), c.Device.ListenPort)
 }
 
-// start sets the device up, which opens its UDP port. A userspace device would
-// see by itself that its link is up, but keep to itself why it can't open the
-// port, and stay deaf: then the link is set down again, as the kernel leaves its
-// own in that case, so that the next look finds something to do.
+// start sets the device up, which opens its UDP port. A userspace device does so
+// by itself when its link comes up, but keeps to itself why it can't and goes on
+// with another port; asked before, it answers.
 func (h *Host) start(link netlink.Link, setUp bool) error {
+	if h.tun != nil {
+		if err := h.tun.dev.Up(); err != nil {
+			return fmt.Errorf("start userspace device %s: %w", h.name, err)
+		}
+	}
 	if setUp {
 		h.writes.Add(1)
 		if err := h.nl.LinkSetUp(link); err != nil {
 			return fmt.Errorf("set %s up: %w", h.name, err)
 		}
-	}
-	if h.tun == nil {
-		return nil
-	}
-	if err := h.tun.dev.Up(); err != nil {
-		h.writes.Add(1)
-		return errors.Join(fmt.Errorf("start userspace device %s: %w", h.name, err), h.nl.LinkSetDown(link))
 	}
 	return nil
 }
