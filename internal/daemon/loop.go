@@ -19,9 +19,11 @@ import (
 const (
 	// resync is how often the loop looks again without being told to.
 	resync = 10 * time.Second
-	// gather is how long a first event waits for more of its kind. A node that
-	// joins makes several.
-	gather = 10 * time.Millisecond
+	// gather is how long a first event waits for more of its kind, and spacing
+	// the least time from turn to turn: a node that joins makes several events,
+	// and pods that start on a busy host make them without end.
+	gather  = 5 * time.Millisecond
+	spacing = 50 * time.Millisecond
 	// settle is how long after a start the last known members stand in for
 	// those that have not been heard of.
 	settle = time.Minute
@@ -37,7 +39,6 @@ type turn struct {
 	topology mesh.Topology
 	desired  netcfg.State
 	observed netcfg.State // after the turn's changes
-	device   bool         // addresses and peers are in place
 	cni      bool         // so is the CNI configuration
 	problems []mesh.Problem
 	again    time.Duration // how soon to look again at the latest; 0 for no wish
@@ -67,7 +68,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		case <-d.opt.Reload:
 		}
 		wake.Stop()
-		if sleep(ctx, gather) != nil {
+		if sleep(ctx, pause(t, retry)) != nil {
 			break
 		}
 	}
@@ -86,6 +87,16 @@ func nextWake(t turn, retry time.Duration) time.Duration {
 		d = min(d, t.again)
 	}
 	return d
+}
+
+// pause says how long to wait after an event. A turn that has failed may be the
+// cause of the events that follow it, and must not chase itself.
+func pause(t turn, retry time.Duration) time.Duration {
+	least := spacing
+	if t.err != nil {
+		least = min(retry, time.Second)
+	}
+	return max(gather, least-time.Since(t.now))
 }
 
 // wakeIn asks for another turn in d at the latest.
@@ -166,17 +177,16 @@ func (d *daemon) applyHost(ctx context.Context, t *turn) error {
 		return fmt.Errorf("observe host: %w", err)
 	}
 	t.observed = observed
-	plan := netcfg.Diff(observed, t.desired, d.diffOptions(*t))
-	if !plan.Empty() {
-		if err := d.host.Apply(ctx, plan); err != nil {
-			return fmt.Errorf("apply plan: %w", err)
+	if plan := netcfg.Diff(observed, t.desired, d.diffOptions(*t)); !plan.Empty() {
+		// Apply does what can be done. What the host has afterwards is what
+		// there is to speak to and to be ready with.
+		err := d.host.Apply(ctx, plan)
+		observed, observeErr := d.host.Observe(ctx, t.desired)
+		if err = errors.Join(err, observeErr); err != nil {
+			t.err = errors.Join(t.err, fmt.Errorf("apply plan: %w", err))
 		}
-		// What the device has now is what there is to speak to.
-		if t.observed, err = d.host.Observe(ctx, t.desired); err != nil {
-			return fmt.Errorf("observe host: %w", err)
-		}
+		t.observed = observed
 	}
-	t.device = len(t.topology.Addresses) > 0
 	speak, again := d.tunnels.next(*t, d.identity.WireGuard.PublicKey())
 	if again > 0 {
 		t.wakeIn(again)

@@ -3,9 +3,12 @@
 package daemon
 
 import (
+	"net/netip"
+	"slices"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // aloneFor is how long a node waits for its first peer before it is ready
@@ -33,7 +36,7 @@ type readiness struct{ told bool }
 // overlay address is on the device, the CNI configuration is in place, and
 // first peers are set, or there is nobody to wait for.
 func (d *daemon) ready(t *turn) error {
-	if d.readiness.told || t.err != nil || !t.device || !t.cni {
+	if d.readiness.told || !t.cni || !hasAddresses(t.observed, t.desired) {
 		return nil
 	}
 	wait := d.settled(*t)
@@ -51,6 +54,13 @@ func (d *daemon) ready(t *turn) error {
 	d.log.Info("ready", "overlay", t.topology.Addresses, "pods", t.topology.PodCIDRs, "peers", len(t.topology.Peers))
 	notify(sd.SdNotifyReady)
 	return nil
+}
+
+// hasAddresses says whether the device is up with the wanted addresses, of which
+// there has to be one.
+func hasAddresses(observed, desired netcfg.State) bool {
+	missing := func(a netip.Prefix) bool { return !slices.Contains(observed.Addresses, a) }
+	return observed.Device != nil && observed.Device.Up && len(desired.Addresses) > 0 && !slices.ContainsFunc(desired.Addresses, missing)
 }
 
 // promiseReady writes down that pods may run on the claimed addresses.

@@ -49,7 +49,16 @@ func nextRecord(cfg config.Config, facts netcfg.Facts, view gossip.View, last me
 			GossipPort: r.GossipPort,
 		})
 	}
+	// Votes come and go; that alone is no reason to tell everybody.
+	if sameEndpoints(r.Endpoints, last.Endpoints) {
+		r.Endpoints = last.Endpoints
+	}
 	return r
+}
+
+// sameEndpoints says whether the lists differ in their order at most.
+func sameEndpoints(a, b []mesh.Endpoint) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(e mesh.Endpoint) bool { return !slices.Contains(b, e) })
 }
 
 // internalIPs are the configured one, or those found out.

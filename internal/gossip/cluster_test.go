@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -79,6 +80,7 @@ type testNode struct {
 	t       *testing.T
 	n       int
 	blocked atomic.Pointer[map[uint16]bool] // ports that can't be reached
+	dead    atomic.Pointer[netip.AddrPort]  // a path that leads nowhere, tried first
 	stop    func()
 }
 
@@ -117,7 +119,11 @@ func (n *testNode) followPaths(done <-chan struct{}) {
 	for {
 		paths := make(map[mesh.ID][]netip.AddrPort)
 		for _, r := range n.View().Records {
-			paths[r.ID()] = []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.GossipPort)}
+			addrs := []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.GossipPort)}
+			if dead := n.dead.Load(); dead != nil {
+				addrs = slices.Insert(addrs, 0, *dead)
+			}
+			paths[r.ID()] = addrs
 		}
 		n.SetPaths(paths)
 		select {
@@ -250,6 +256,31 @@ func TestSplitHeals(t *testing.T) {
 	}
 	eventually(t, "healed", nodes, func(v View) bool {
 		return len(v.Alive) == 4 && sequenceOf(v, left[0].self) == 7 && sequenceOf(v, right[1].self) == 8
+	})
+}
+
+// A path that swallows everything, as a tunnel with old keys does, costs time
+// but no member.
+func TestDeadPathIsPassedBy(t *testing.T) {
+	t.Parallel()
+	sink, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	dead := sink.LocalAddr().(*net.UDPAddr).AddrPort()
+	nodes := []*testNode{startNode(t, 0, nil)}
+	for n := 1; n < 4; n++ {
+		nodes = append(nodes, startNode(t, n, joining(nodes[0])))
+	}
+	for _, n := range nodes {
+		n.dead.Store(&dead)
+		n.publish(1)
+	}
+	eventually(t, "all see all", nodes, func(v View) bool { return len(v.Alive) == 4 && len(v.Records) == 4 })
+	nodes[2].publish(2)
+	eventually(t, "the update reaches all", nodes, func(v View) bool {
+		return len(v.Alive) == 4 && sequenceOf(v, nodes[2].self) == 2 && !slices.Contains(slices.Collect(maps.Values(v.Paths)), dead)
 	})
 }
 
@@ -483,5 +514,25 @@ func TestBindErrorsNameTheSetting(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "gossip.bind") {
 			t.Errorf("bind %s: got %v, want an error with gossip.bind and %q", bind, err, want)
 		}
+	}
+}
+
+// A node without a host in its bind address is reached over both families, and
+// sees every address in its own spelling.
+func TestDualStack(t *testing.T) {
+	t.Parallel()
+	seed := startNode(t, 0, func(o *Options) { o.Bind = ":0" })
+	port := seed.Addr().Port()
+	for i, host := range []string{"127.0.0.1", "::1"} {
+		bind := net.JoinHostPort(host, "0")
+		n := startNode(t, i+1, func(o *Options) {
+			o.Bind = bind
+			o.Join = []string{netip.AddrPortFrom(netip.MustParseAddr(host), port).String()}
+		})
+		eventually(t, "seen", []*testNode{seed}, func(v View) bool { return v.Paths[n.self] == n.Addr() })
+		want := netip.AddrPortFrom(netip.MustParseAddr(host), port)
+		eventually(t, "observed", []*testNode{seed}, func(v View) bool {
+			return slices.Contains(v.Observed, mesh.Observation{By: n.self, Addr: want})
+		})
 	}
 }

@@ -26,7 +26,6 @@ import (
 	"io"
 	"log"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -146,14 +145,14 @@ type foreign struct {
 func Start(ctx context.Context, o Options) (*Gossip, error) {
 	g, err := newGossip(o)
 	if err != nil {
-		return nil, fmt.Errorf("start gossip: %w", err)
+		return nil, fmt.Errorf("set up gossip: %w", err)
 	}
 	if err := g.transport.listen(ctx, o.Bind); err != nil {
-		return nil, fmt.Errorf("start gossip: %w", err)
+		return nil, err // it begins with the setting that is to blame
 	}
 	g.list, err = memberlist.Create(g.memberlistConfig())
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start gossip: %w", err), g.transport.Shutdown())
+		return nil, errors.Join(fmt.Errorf("set up memberlist: %w", err), g.transport.Shutdown())
 	}
 	ctx, g.cancel = context.WithCancel(ctx)
 	for _, task := range []func(context.Context){
@@ -445,31 +444,4 @@ func clone(r mesh.Record) mesh.Record {
 	r.InternalIPs = slices.Clone(r.InternalIPs)
 	r.AllowedLocationIPs = slices.Clone(r.AllowedLocationIPs)
 	return r
-}
-
-// sightings returns where others see us, and where they were seen of late.
-func (t *transport) sightings() ([]mesh.Observation, map[mesh.ID]netip.AddrPort) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	now := t.now()
-	maps.DeleteFunc(t.observed, func(_ mesh.ID, o observation) bool { return now.Sub(o.at) > observedFor })
-	var observed []mesh.Observation
-	for by, o := range t.observed {
-		observed = append(observed, mesh.Observation{By: by, Addr: o.addr})
-	}
-	slices.SortFunc(observed, func(a, b mesh.Observation) int { return a.By.Compare(b.By) })
-	seen := make(map[mesh.ID]netip.AddrPort)
-	for id := range t.paths.nodes {
-		if addr, at := t.paths.underlay(id, now); now.Sub(at) <= viewPathFor {
-			seen[id] = addr
-		}
-	}
-	return observed, seen
-}
-
-// reachable says whether there is an address to try for a node.
-func (t *transport) reachable(id mesh.ID) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.paths.order(id, t.now())) > 0
 }

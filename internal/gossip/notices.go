@@ -65,7 +65,7 @@ func (n *notices) meet(where string, p mesh.Problem) bool {
 	return !old
 }
 
-// settle takes back what was met at a place, except for the kinds in keep.
+// settle takes back what was met at a place, of the given kinds.
 func (n *notices) settle(where string, kinds ...mesh.ProblemKind) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -109,19 +109,36 @@ func (c *counters) snapshot() map[string]uint64 {
 }
 
 // limitedLog logs what strangers can cause, so that they can't fill a disk.
+// Each message has a limit of its own: a flood of one hides no other.
 type limitedLog struct {
-	log     *slog.Logger
-	limiter *rate.Limiter
+	log *slog.Logger
+
+	mu       sync.Mutex
+	limiters map[string]*rate.Limiter // by message, of which there are few
 }
 
 func newLimitedLog(log *slog.Logger) *limitedLog {
-	return &limitedLog{log, rate.NewLimiter(rate.Every(time.Second), 10)}
+	return &limitedLog{log: log, limiters: make(map[string]*rate.Limiter)}
 }
 
+// logBurst lines of one message may come at once, then one a second.
+const logBurst = 10
+
 func (l *limitedLog) at(level slog.Level, message string, args ...any) {
-	if l.log.Enabled(context.Background(), level) && l.limiter.Allow() {
+	if l.log.Enabled(context.Background(), level) && l.allow(message) {
 		l.log.Log(context.Background(), level, message, args...)
 	}
+}
+
+func (l *limitedLog) allow(message string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	limiter := l.limiters[message]
+	if limiter == nil {
+		limiter = rate.NewLimiter(rate.Every(time.Second), logBurst)
+		l.limiters[message] = limiter
+	}
+	return limiter.Allow()
 }
 
 // memberlistLog takes memberlist's lines. To it, an unreachable node is an

@@ -84,10 +84,11 @@ func (k objectKey) hash() uint64 {
 //
 //	version and kind 1 | signature 64 | payload
 type object struct {
-	key  objectKey
-	body body
-	raw  []byte
-	sum  [sha256.Size]byte // of raw
+	key   objectKey
+	place uint64 // key.hash()
+	body  body
+	raw   []byte
+	sum   [sha256.Size]byte // of raw
 }
 
 const (
@@ -134,12 +135,8 @@ func decodeObject(cluster string, raw []byte) (object, error) {
 	if !ed25519.Verify(content.author(), signedBytes(cluster, kind, payload), signature) {
 		return object{}, errObjectSignature
 	}
-	return object{
-		key:  objectKey{kind, mesh.IDOf(content.author()), content.subject()},
-		body: content,
-		raw:  raw,
-		sum:  sha256.Sum256(raw),
-	}, nil
+	key := objectKey{kind, mesh.IDOf(content.author()), content.subject()}
+	return object{key: key, place: key.hash(), body: content, raw: raw, sum: sha256.Sum256(raw)}, nil
 }
 
 // packObjects appends as many objects to b as fit into limit bytes, each after

@@ -112,13 +112,13 @@ func (s *store) raise(key objectKey, sequence uint64) {
 
 // records returns the records that count, by fingerprint.
 func (s *store) records() []mesh.Record {
+	objects := slices.SortedFunc(maps.Values(s.objects), func(a, b object) int { return a.key.author.Compare(b.key.author) })
 	var all []mesh.Record
-	for _, o := range s.objects {
+	for _, o := range objects {
 		if r, ok := o.body.(recordBody); ok {
 			all = append(all, r.Record)
 		}
 	}
-	slices.SortFunc(all, func(a, b mesh.Record) int { return a.ID().Compare(b.ID()) })
 	return all
 }
 
@@ -134,7 +134,7 @@ func (s *store) raws() [][]byte {
 // sorted returns all objects in the order of their keys' hashes.
 func (s *store) sorted() []object {
 	return slices.SortedFunc(maps.Values(s.objects), func(a, b object) int {
-		return cmp.Or(cmp.Compare(a.key.hash(), b.key.hash()), bytes.Compare(a.sum[:], b.sum[:]))
+		return cmp.Or(cmp.Compare(a.place, b.place), bytes.Compare(a.sum[:], b.sum[:]))
 	})
 }
 
@@ -149,7 +149,7 @@ type digest [buckets]uint64
 func bucketOf(keyHash uint64) int { return int(keyHash >> 58) }
 
 func (d *digest) toggle(o object) {
-	d[bucketOf(o.key.hash())] ^= binary.BigEndian.Uint64(o.sum[:])
+	d[bucketOf(o.place)] ^= binary.BigEndian.Uint64(o.sum[:])
 }
 
 func (d *digest) bytes() []byte {

@@ -48,7 +48,7 @@ const (
 )
 
 func entryOf(o object) entry {
-	return entry{o.key.hash(), o.body.sequence(), binary.BigEndian.Uint32(o.sum[:])}
+	return entry{o.place, o.body.sequence(), binary.BigEndian.Uint32(o.sum[:])}
 }
 
 // newer says whether e counts rather than o.
@@ -97,8 +97,8 @@ func (s *store) lists(theirs []byte) [][]byte {
 			continue
 		}
 		first, last := uint64(b)<<58, uint64(b)<<58|math.MaxUint64>>6
-		lo := sort.Search(len(all), func(i int) bool { return all[i].key.hash() >= first })
-		hi := sort.Search(len(all), func(i int) bool { return all[i].key.hash() > last })
+		lo := sort.Search(len(all), func(i int) bool { return all[i].place >= first })
+		hi := sort.Search(len(all), func(i int) bool { return all[i].place > last })
 		messages = appendRanges(messages, all[lo:hi], first, last)
 		if len(messages) > maxListPackets {
 			return messages[:maxListPackets]
@@ -114,7 +114,7 @@ func appendRanges(messages [][]byte, objects []object, first, last uint64) [][]b
 		n := min(len(objects), maxEntries)
 		end := last
 		if n < len(objects) {
-			end = objects[n-1].key.hash()
+			end = objects[n-1].place
 		}
 		need := rangeSize + n*entrySize
 		if len(messages) == 0 || len(messages[len(messages)-1])+need > maxPayload {
@@ -214,7 +214,7 @@ func (s *store) wanted(b []byte) ([][]byte, error) {
 	var objects [][]byte
 	size := 0
 	for _, o := range s.sorted() {
-		if !wanted[o.key.hash()] {
+		if !wanted[o.place] {
 			continue
 		}
 		if size += len(o.raw); size > maxReplyBytes {

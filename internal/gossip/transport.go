@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -264,6 +266,33 @@ func (t *transport) send(to mesh.ID, kind packetKind, payload []byte) {
 		t.paths.fail(to, addr)
 		t.mu.Unlock()
 	}
+}
+
+// sightings returns where others see us, and where they were seen of late.
+func (t *transport) sightings() ([]mesh.Observation, map[mesh.ID]netip.AddrPort) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.now()
+	maps.DeleteFunc(t.observed, func(_ mesh.ID, o observation) bool { return now.Sub(o.at) > observedFor })
+	var observed []mesh.Observation
+	for by, o := range t.observed {
+		observed = append(observed, mesh.Observation{By: by, Addr: o.addr})
+	}
+	slices.SortFunc(observed, func(a, b mesh.Observation) int { return a.By.Compare(b.By) })
+	seen := make(map[mesh.ID]netip.AddrPort)
+	for id := range t.paths.nodes {
+		if addr, at := t.paths.underlay(id, now); now.Sub(at) <= viewPathFor {
+			seen[id] = addr
+		}
+	}
+	return observed, seen
+}
+
+// reachable says whether there is an address to try for a node.
+func (t *transport) reachable(id mesh.ID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.paths.order(id, t.now())) > 0
 }
 
 // nodeName is a node's name in memberlist.

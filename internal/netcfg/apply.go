@@ -91,28 +91,32 @@ func (h *Host) applyDevice(c DeviceChange) error {
 			return fmt.Errorf("set MTU of %s to %d: %w", h.name, c.Device.MTU, err)
 		}
 	}
-	if !c.Device.Up {
-		return nil
-	}
-	return explainPort(h.start(link, c.SetUp), c.Device.ListenPort)
-}
-
-// start sets the device up, which opens its UDP port. A userspace device does so
-// by itself when its link comes up, but keeps to itself why it can't and goes on
-// with another port; asked before, it answers.
-func (h *Host) start(link netlink.Link, setUp bool) error {
-	if h.tun != nil {
-		if err := h.tun.dev.Up(); err != nil {
-			return fmt.Errorf("start userspace device %s: %w", h.name, err)
-		}
-	}
-	if setUp {
+	if c.SetUp {
 		h.writes.Add(1)
 		if err := h.nl.LinkSetUp(link); err != nil {
-			return fmt.Errorf("set %s up: %w", h.name, err)
+			return explainPort(fmt.Errorf("set %s up: %w", h.name, err), c.Device.ListenPort)
 		}
 	}
+	if h.tun != nil && c.Device.Up {
+		return explainPort(h.checkPort(c.Device.ListenPort), c.Device.ListenPort)
+	}
 	return nil
+}
+
+// checkPort sees to it that a userspace device listens on its port. The kernel's
+// refuses to come up if it can't. Wireguard-go follows its link instead, on a
+// goroutine of its own: it forgets a port that it can't open, tells nobody, and
+// takes any other the next time. To set the port of a device that is up gives
+// the reason.
+func (h *Host) checkPort(port int) error {
+	if err := h.tun.dev.Up(); err != nil {
+		return fmt.Errorf("start userspace device %s: %w", h.name, err)
+	}
+	d, err := wireguardDevice(h.name)
+	if err != nil || d.ListenPort == port {
+		return err
+	}
+	return h.configure(wgtypes.Config{ListenPort: &port})
 }
 
 // explainPort adds to an error that is about the UDP port which port it is.

@@ -16,7 +16,7 @@
 // else made to the host is a difference like any other, and a plan that was
 // applied by half is continued by the next one.
 //
-// What is ours is known by its mark: the device by its name, routes by
+// What is ours is known by its mark: the device by its link alias, routes by
 // [RouteProtocol], firewall rules by the table [FirewallTable]. Nothing else is
 // observed, and so nothing else is ever changed or removed.
 //

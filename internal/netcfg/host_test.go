@@ -42,7 +42,7 @@ func stateOf(s peerSpec) State {
 	}
 	state := State{
 		Device: &Device{
-			Name: "meshd0", Implementation: Auto, ListenPort: 51820, MTU: 1400, Up: true,
+			Name: "meshd0", Implementation: s.Implementation, ListenPort: 51820, MTU: 1400, Up: true,
 			PublicKey: wgtypes.Key(s.Private).PublicKey(), privateKey: s.Private,
 		},
 		Peers:     []Peer{{Key: s.RemotePublic, Endpoint: s.Endpoint, AllowedIPs: theirs}},
@@ -71,6 +71,9 @@ func stateOf(s peerSpec) State {
 			{Key: "net.ipv4.ip_forward", Value: "1"},
 			{Key: "net.ipv6.conf.all.forwarding", Value: "1"},
 		},
+	}
+	if s.Implementation == "" {
+		state.Device.Implementation = Auto
 	}
 	for i, p := range theirs {
 		src := self4
@@ -131,8 +134,9 @@ func checkState(t *testing.T, h *Host, want State) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want.Device = new(*want.Device)
-	want.Device.Implementation = Userspace
+	if want.Device = new(*want.Device); want.Device.Implementation == Auto && got.Device != nil {
+		want.Device.Implementation = got.Device.Implementation
+	}
 	opts := cmp.Options{
 		cmpopts.EquateEmpty(),
 		cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}),
@@ -218,7 +222,6 @@ func TestRestore(t *testing.T) {
 		{name: "sysctl", damage: "sysctl -qw net.ipv4.ip_forward=0", silent: true},
 		{name: "peer", damage: "wg set meshd0 peer " + peer + " remove", silent: true},
 		{name: "port", damage: "wg set meshd0 listen-port 51821", silent: true},
-		{name: "control socket", damage: "rm /run/wireguard/meshd0.sock", silent: true},
 	}
 	h, want := newHost(t), alone()
 	mustReconcile(t, h, want)
@@ -247,8 +250,12 @@ func TestTakeover(t *testing.T) {
 		return
 	}
 	spec := peerSpec{
-		Private: key(8), RemotePublic: key(16).PublicKey(), Self: 1, Remote: 2,
-		Endpoint: netip.MustParseAddrPort("192.0.2.7:51820"),
+		Implementation: Userspace,
+		Private:        key(8),
+		RemotePublic:   key(16).PublicKey(),
+		Self:           1,
+		Remote:         2,
+		Endpoint:       netip.MustParseAddrPort("192.0.2.7:51820"),
 	}
 	first := startPeer(t, "beside", spec, nil)
 	h, want := newHost(t), stateOf(spec)
@@ -270,6 +277,10 @@ func TestTakeover(t *testing.T) {
 		t.Errorf("after the kill: got %d routes, %d addresses, %d peers, want %d, %d, 0",
 			len(left.Routes), len(left.Addresses), len(left.Peers), len(want.Routes), len(want.Addresses))
 	}
+	mustReconcile(t, h, want)
+	checkState(t, h, want)
+
+	run(t, "rm /run/wireguard/meshd0.sock")
 	mustReconcile(t, h, want)
 	checkState(t, h, want)
 

@@ -115,6 +115,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // peerSpec is what the other host has to apply.
 type peerSpec struct {
+	Implementation        Implementation // "" for Auto
 	Private, RemotePublic [32]byte
 	Self, Remote          int            // numbers of the hosts, for addresses
 	Endpoint              netip.AddrPort // of the remote host; invalid for none

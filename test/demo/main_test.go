@@ -83,7 +83,7 @@ func TestInterruptedDemoLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	var holders []string
-	for len(holders) < 3 { // the router and two hosts: in the middle of it
+	for len(holders) < 7 { // the router, four hosts and some daemons
 		if err := ctx.Err(); err != nil {
 			t.Fatalf("wait for hosts: %v", err)
 		}

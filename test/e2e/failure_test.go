@@ -3,8 +3,6 @@
 package e2e
 
 import (
-	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -12,17 +10,6 @@ import (
 
 	"github.com/meshd/meshd/test/lab"
 )
-
-// mentionsSecret returns nil once the node's log names the secret as the reason
-// why it joins nobody.
-func mentionsSecret(_ *mesh, n *lab.Node) error {
-	for line := range strings.Lines(n.Log()) {
-		if strings.Contains(line, "secret") && strings.Contains(line, "differ") {
-			return nil
-		}
-	}
-	return fmt.Errorf("the log of %s does not say that secrets differ", n.Name)
-}
 
 func TestKilledNodeReturns(t *testing.T) {
 	onUnderlays(t, func(t *testing.T, u lab.Underlay) {

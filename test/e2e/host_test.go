@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,7 +20,7 @@ import (
 
 // carrier is how the kernel shows that nobody serves a persistent TUN device:
 // its configuration stays, traffic waits.
-var carrier = regexp.MustCompile(` linkdown|NO-CARRIER,|,LOWER_UP|(?m)(^` + device + `\s+)(UNKNOWN|DOWN|UP)`)
+var carrier = regexp.MustCompile(`(?m) linkdown|NO-CARRIER,|,LOWER_UP|(^` + device + `) +(UNKNOWN|DOWN|UP) +`)
 
 func withoutCarrier(state map[string]string) map[string]string {
 	for k, v := range state {
@@ -109,6 +110,7 @@ func TestDeletedByHandIsBack(t *testing.T) {
 			{"device", "ip link delete " + device},
 		} {
 			t.Run(test.name, func(t *testing.T) {
+				m := m.in(t)
 				words := strings.Fields(test.command)
 				m.run(n, words[0], words[1:]...)
 				m.eventually(settleLimit, func() error {
@@ -125,22 +127,21 @@ func TestDeletedByHandIsBack(t *testing.T) {
 
 // observed is the host's state with its peers, and without what differs from
 // one device of the same name to the next.
-func (m *mesh) observed(n *lab.Node) map[string]string {
+func (m *testbed) observed(n *lab.Node) map[string]string {
 	state := m.hostState(n.Host)
-	delete(state, "ip -br link") // a new device is another one
-	for k, v := range state {
-		state[k] = linkLocal.ReplaceAllString(v, "")
-	}
+	delete(state, "ip -br link")
 	// Without the device there are none, which is a state as well.
-	state["allowed IPs"], _ = n.Run(m.ctx, "wg", "show", device, "allowed-ips")
+	peers, _ := n.Run(m.ctx, "wg", "show", device, "allowed-ips")
+	for line := range strings.Lines(peers) {
+		f := strings.Fields(line)
+		slices.Sort(f[1:])
+		state["allowed IPs of "+f[0]] = strings.Join(f[1:], " ")
+	}
 	return state
 }
 
-// linkLocal are the random addresses that the kernel gives to a TUN device.
-var linkLocal = regexp.MustCompile(`(?m)^local fe80::.*$|fe80::[0-9a-f:]+/64 |^ff00::/8.*$|^multicast.*$|^fe80::/64.*$`)
-
 // table returns family and name of meshd's nft table.
-func table(m *mesh, n *lab.Node) string {
+func table(m *testbed, n *lab.Node) string {
 	m.t.Helper()
 	for line := range strings.Lines(m.run(n, "nft", "list", "tables")) {
 		if family, ok := strings.CutSuffix(strings.TrimSpace(line), " meshd"); ok {
@@ -152,7 +153,7 @@ func table(m *mesh, n *lab.Node) string {
 }
 
 // deleteRule returns the command that deletes the first rule of meshd's table.
-func deleteRule(m *mesh, n *lab.Node) string {
+func deleteRule(m *testbed, n *lab.Node) string {
 	m.t.Helper()
 	chain := ""
 	for line := range strings.Lines(m.run(n, "nft", append([]string{"-a", "list", "table"}, strings.Fields(table(m, n))...)...)) {

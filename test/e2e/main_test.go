@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -74,8 +75,8 @@ func onUnderlays(t *testing.T, test func(t *testing.T, u lab.Underlay)) {
 	}
 }
 
-// mesh is a lab whose hosts all have a meshd and one secret.
-type mesh struct {
+// testbed is a lab whose hosts all have a meshd and one secret.
+type testbed struct {
 	t      *testing.T
 	ctx    context.Context
 	lab    *lab.Lab
@@ -85,14 +86,14 @@ type mesh struct {
 
 // newMesh makes the nodes a, b, c and so on. Each is configured to join the first
 // one; no daemon runs yet.
-func newMesh(t *testing.T, u lab.Underlay, count int) *mesh {
+func newMesh(t *testing.T, u lab.Underlay, count int) *testbed {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	l, err := lab.New(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &mesh{t: t, ctx: ctx, lab: l}
+	m := &testbed{t: t, ctx: ctx, lab: l}
 	t.Cleanup(func() {
 		m.printLogs()
 		cancel()
@@ -114,7 +115,7 @@ func newMesh(t *testing.T, u lab.Underlay, count int) *mesh {
 }
 
 // settledMesh makes a mesh whose nodes have all started and see each other.
-func settledMesh(t *testing.T, u lab.Underlay, count int) *mesh {
+func settledMesh(t *testing.T, u lab.Underlay, count int) *testbed {
 	t.Helper()
 	m := newMesh(t, u, count)
 	m.start(m.nodes...)
@@ -122,7 +123,14 @@ func settledMesh(t *testing.T, u lab.Underlay, count int) *mesh {
 	return m
 }
 
-func (m *mesh) printLogs() {
+// in returns the mesh for use in a subtest.
+func (m *testbed) in(t *testing.T) *testbed {
+	sub := *m
+	sub.t = t
+	return &sub
+}
+
+func (m *testbed) printLogs() {
 	if !m.t.Failed() {
 		return
 	}
@@ -131,14 +139,14 @@ func (m *mesh) printLogs() {
 	}
 }
 
-func (m *mesh) must(err error) {
+func (m *testbed) must(err error) {
 	m.t.Helper()
 	if err != nil {
 		m.t.Fatal(err)
 	}
 }
 
-func (m *mesh) run(h interface {
+func (m *testbed) run(h interface {
 	Run(ctx context.Context, name string, args ...string) (string, error)
 }, name string, args ...string,
 ) string {
@@ -149,7 +157,7 @@ func (m *mesh) run(h interface {
 }
 
 // start starts the daemons all at once.
-func (m *mesh) start(nodes ...*lab.Node) {
+func (m *testbed) start(nodes ...*lab.Node) {
 	m.t.Helper()
 	var g errgroup.Group
 	for _, n := range nodes {
@@ -160,14 +168,14 @@ func (m *mesh) start(nodes ...*lab.Node) {
 
 // settle waits until the nodes all see each other as alive, and returns what
 // each says of itself then.
-func (m *mesh) settle(limit time.Duration, nodes ...*lab.Node) []control.Status {
+func (m *testbed) settle(limit time.Duration, nodes ...*lab.Node) []control.Status {
 	m.t.Helper()
 	what := fmt.Sprintf("ready with %d live peers", len(nodes)-1)
 	return m.await(limit, what, lab.Sees(len(nodes)-1), nodes...)
 }
 
 // await waits until the status of every node is as wanted.
-func (m *mesh) await(limit time.Duration, what string, ok func(control.Status) bool, nodes ...*lab.Node) []control.Status {
+func (m *testbed) await(limit time.Duration, what string, ok func(control.Status) bool, nodes ...*lab.Node) []control.Status {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(m.ctx, limit)
 	defer cancel()
@@ -185,7 +193,7 @@ func (m *mesh) await(limit time.Duration, what string, ok func(control.Status) b
 
 // connected pings every node from every other, by overlay address and, where
 // there is one that the underlay does not route, by internal IP.
-func (m *mesh) connected(limit time.Duration, nodes ...*lab.Node) {
+func (m *testbed) connected(limit time.Duration, nodes ...*lab.Node) {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(m.ctx, limit)
 	defer cancel()
@@ -231,7 +239,7 @@ func addresses(t *testing.T, all []control.Status) []string {
 }
 
 // eventually polls until check returns nil.
-func (m *mesh) eventually(limit time.Duration, check func() error) {
+func (m *testbed) eventually(limit time.Duration, check func() error) {
 	m.t.Helper()
 	deadline := time.Now().Add(limit)
 	for {
@@ -250,7 +258,7 @@ func (m *mesh) eventually(limit time.Duration, check func() error) {
 const device = "meshd0"
 
 // hostState is what a person would look at to see what is configured on a host.
-func (m *mesh) hostState(h *lab.Host) map[string]string {
+func (m *testbed) hostState(h *lab.Host) map[string]string {
 	m.t.Helper()
 	state := map[string]string{}
 	for _, command := range []string{
@@ -262,7 +270,11 @@ func (m *mesh) hostState(h *lab.Host) map[string]string {
 		if err != nil && words[0] != "ls" {
 			m.t.Fatal(err)
 		}
-		state[command] = out
+		state[command] = linkLocal.ReplaceAllString(out, "")
 	}
 	return state
 }
+
+// linkLocal are addresses and routes that the kernel adds by itself, some of
+// them only seconds after a link is up.
+var linkLocal = regexp.MustCompile(`(?m)^(local |multicast |anycast )?(fe80:|ff00:).*\n|fe80:[0-9a-f:]+/64 `)

@@ -15,7 +15,7 @@ import (
 const port = 7000
 
 // pod makes a pod with what meshd installed.
-func (m *mesh) pod(n *lab.Node, name string) *lab.Pod {
+func (m *testbed) pod(n *lab.Node, name string) *lab.Pod {
 	m.t.Helper()
 	p, err := n.Pod(m.ctx, lab.Network, name)
 	m.must(err)

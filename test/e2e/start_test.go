@@ -3,10 +3,15 @@
 package e2e
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -19,8 +24,8 @@ func TestStartThroughOneSeed(t *testing.T) {
 }
 
 func TestSimultaneousStart(t *testing.T) {
-	for name, config := range map[string]func(m *mesh, n *lab.Node) string{
-		"every node names every other": func(m *mesh, n *lab.Node) string {
+	for name, config := range map[string]func(m *testbed, n *lab.Node) string{
+		"every node names every other": func(m *testbed, n *lab.Node) string {
 			var others []string
 			for _, o := range m.nodes {
 				if o != n {
@@ -29,7 +34,7 @@ func TestSimultaneousStart(t *testing.T) {
 			}
 			return lab.Config(n.Name, others)
 		},
-		"one file for all names the first": func(m *mesh, _ *lab.Node) string {
+		"one file for all names the first": func(m *testbed, _ *lab.Node) string {
 			return lab.Config("", []string{m.nodes[0].Public().String()})
 		},
 	} {
@@ -79,10 +84,7 @@ func TestWrongSecretLearnsNothing(t *testing.T) {
 		m.must(stranger.Configure(lab.Config(stranger.Name, []string{members[0].Public().String()}), other))
 		m.start(m.nodes...)
 		m.settle(settleLimit, members...)
-		m.eventually(settleLimit, func() error { return mentionsSecret(m, stranger) })
-
-		s, err := stranger.Status(m.ctx)
-		m.must(err)
+		s := m.await(settleLimit, "aware that its secret is another", wrongSecret, stranger)[0]
 		if len(s.Peers) > 0 {
 			t.Errorf("the stranger knows peers: %+v", s.Peers)
 		}
@@ -93,5 +95,13 @@ func TestWrongSecretLearnsNothing(t *testing.T) {
 				t.Errorf("peers of %s: got %+v, want the other member alone", n.Name, s.Peers)
 			}
 		}
+	})
+}
+
+// wrongSecret reports whether a person would learn from the status that the
+// secret is wrong, and what to do.
+func wrongSecret(s control.Status) bool {
+	return slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool {
+		return p.Kind == gossip.ProblemSecret && strings.Contains(p.Text, "secret") && strings.Contains(p.Advice, "same secret")
 	})
 }

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"bytes"
+	"crypto/rand"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// What is wrong with a sealed packet is counted, and nothing is learned of it.
+func TestPacketsThatAreDropped(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		reason string
+		change func(*packet, mesh.ID)
+		times  int
+	}{
+		{"packet-cluster", func(p *packet, _ mesh.ID) { p.label = label{1} }, 1},
+		{"packet-own", func(p *packet, self mesh.ID) { p.from = self }, 1},
+		{"packet-replayed", func(*packet, mesh.ID) {}, 2},
+		{"packet-kind", func(p *packet, _ mesh.ID) { p.kind = 99 }, 1},
+		{"packet-content", func(p *packet, _ mesh.ID) { p.payload = []byte{99} }, 1},
+		{"packet-content", func(p *packet, _ mesh.ID) { p.kind, p.payload = kindObjects, nil }, 1},
+		{"packet-content", func(p *packet, _ mesh.ID) { p.kind, p.payload = kindObjects, []byte{0, 9, 9} }, 1},
+		{"object-size", func(p *packet, _ mesh.ID) { p.kind, p.payload = kindObjects, []byte{0, 0, 1, 7} }, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.reason, func(t *testing.T) {
+			t.Parallel()
+			n := startNode(t, 0, nil)
+			conn, err := net.Dial("udp", n.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			p := packet{kind: kindSync, label: labelOf(testCluster()), from: mesh.ID{9}, boot: 1, counter: 1, payload: newStore().rootMessage()}
+			tt.change(&p, n.self)
+			b, err := testRing(t, testSecret).sealPacket(rand.Reader, p, n.self)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range tt.times {
+				if _, err := conn.Write(b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			eventually(t, "counted", []*testNode{n}, func(v View) bool { return v.Counters[tt.reason] == 1 })
+		})
+	}
+}
+
+// Whoever asks for a sign of life gets one, at the address that it asked from,
+// and is told that address.
+func TestSignOfLife(t *testing.T) {
+	t.Parallel()
+	n := startNode(t, 0, nil)
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(n.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ring, us := testRing(t, testSecret), mesh.ID{9}
+	p := packet{kind: kindHere, want: true, label: labelOf(testCluster()), from: us, boot: 1, counter: 1, you: viaEndpoint}
+	b, err := ring.sealPacket(rand.Reader, p, n.self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 2*maxPacket)
+	size, err := conn.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := ring.openPacket(buf[:size], us)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := conn.LocalAddr().(*net.UDPAddr).AddrPort(); got.kind != kindHere || got.you != want || got.want {
+		t.Errorf("got %+v, want a sign of life for %v", got, want)
+	}
+	if got, want := n.View().Observed, []mesh.Observation{{By: us, Addr: viaEndpoint}}; !slices.Equal(got, want) {
+		t.Errorf("observed %v, want %v", got, want)
+	}
+}
+
+func TestMembersOfForeignAddressAreRefused(t *testing.T) {
+	m := &members{alive: make(map[mesh.ID]bool)}
+	id := mesh.ID{1, 2, 3}
+	tests := []struct {
+		name string
+		node memberlist.Node
+		ok   bool
+	}{
+		{"good", memberlist.Node{Name: nodeName(id), Addr: syntheticIP(id), Port: syntheticPort}, true},
+		{"no fingerprint", memberlist.Node{Name: "host", Addr: syntheticIP(id), Port: syntheticPort}, false},
+		{"other address", memberlist.Node{Name: nodeName(id), Addr: syntheticIP(mesh.ID{4}), Port: syntheticPort}, false},
+		{"other port", memberlist.Node{Name: nodeName(id), Addr: syntheticIP(id), Port: 1}, false},
+		{"metadata", memberlist.Node{Name: nodeName(id), Addr: syntheticIP(id), Port: syntheticPort, Meta: []byte{1}}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := m.NotifyAlive(&tt.node); (err == nil) != tt.ok {
+				t.Errorf("got %v, want ok %v", err, tt.ok)
+			}
+		})
+	}
+}
+
+func TestMemberlistLog(t *testing.T) {
+	var out bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+	w := memberlistLog{newLimitedLog(log)}
+	for _, line := range []string{"[DEBUG] memberlist: not shown\n", "[ERR] memberlist: Push/Pull failed\n"} {
+		if _, err := w.Write([]byte(line)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := out.String(), "level=INFO msg=\"memberlist reports\" text=\"Push/Pull failed\"\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for range 10 * logBurst {
+		_, _ = w.Write([]byte("[WARN] memberlist: again\n"))
+	}
+	if got := strings.Count(out.String(), "\n"); got > 2*logBurst {
+		t.Errorf("%d lines are logged of a flood", got)
+	}
+}
+
+// idle is a Gossip without a network, for what only its store has to do with.
+func idle(t *testing.T, now *time.Time) *Gossip {
+	t.Helper()
+	g, err := newGossip(Options{
+		Identity: identity(0), Cluster: testCluster(), Secrets: [][32]byte{testSecret}, Instance: 1,
+		Now: func() time.Time { return *now },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// foreignRecord is a record of node 0's identity, made by another instance.
+func foreignRecord(t *testing.T, sequence uint64) []byte {
+	r := testRecord(0, sequence)
+	r.Instance = 2
+	return signRecord(t, 0, r)
+}
+
+func TestLostDiskIsJumpedPast(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	for _, sequence := range []uint64{50, 52} { // from two nodes, one of them out of date
+		g.accept([][]byte{foreignRecord(t, sequence)}, fromSync)
+	}
+	if got, want := g.View().OwnSequence, uint64(52); got != want {
+		t.Errorf("own sequence %d, want %d", got, want)
+	}
+	if err := g.Publish(testRecord(0, 53)); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(time.Minute)
+	if p := g.View().Problems; len(p) > 0 {
+		t.Errorf("problems %v, want none", p)
+	}
+}
+
+func TestRunningTwinIsFoundByItsRecords(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	for sequence := uint64(1); sequence < 8; sequence += 2 {
+		if err := g.Publish(testRecord(0, sequence)); err != nil {
+			t.Fatal(err)
+		}
+		g.accept([][]byte{foreignRecord(t, sequence+1)}, fromGossip)
+		now = now.Add(duplicateAfter)
+	}
+	if v := g.View(); !hasProblem(v, ProblemTwin, "another instance") {
+		t.Errorf("problems %v, want %s", v.Problems, ProblemTwin)
+	}
+}
+
+func TestSequenceConflictIsReported(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	g.accept([][]byte{signRecord(t, 1, testRecord(1, 3)), twin(t, 1, 3)}, fromGossip)
+	if v := g.View(); !hasProblem(v, ProblemSequence, "sequence 3") || v.Counters["object-conflict"] != 1 || len(v.Records) != 1 {
+		t.Errorf("view %+v, want one record and %s", v, ProblemSequence)
+	}
+}
+
+func TestPublishRefuses(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	if err := g.Publish(testRecord(1, 1)); err == nil {
+		t.Error("a record of another node is published")
+	}
+	if err := g.Publish(testRecord(0, 0)); err == nil {
+		t.Error("a record without a sequence is published")
+	}
+}
+
+func TestRememberedObjectsAreChecked(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	forged := signRecord(t, 1, testRecord(1, 1))
+	forged[10] ^= 1
+	g.restore(Remembered{
+		Objects: [][]byte{signRecord(t, 2, testRecord(2, 1)), forged},
+		Highest: []Highest{{"nonsense", 3}},
+	})
+	v := g.View()
+	if len(v.Records) != 1 || v.Counters["remembered-content"] != 2 {
+		t.Errorf("%d records, counters %v; want 1 record, 2 refused", len(v.Records), v.Counters)
+	}
+}
+
+func TestSourceOf(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.1": "192.0.2.1", "2001:db8::1:2:3:4": "2001:db8::", "fe80::1%lo": "fe80::",
+	} {
+		if got := sourceOf(netip.MustParseAddr(in)); got != netip.MustParseAddr(want) {
+			t.Errorf("source of %s is %v, want %s", in, got, want)
+		}
+	}
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// addrList parses addresses.
+func addrList(list ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+// meshPeer is a peer as mesh.Derive makes it. Node n has the key of number n.
+func meshPeer(n byte, name string, allowed ...string) mesh.Peer {
+	return mesh.Peer{
+		ID: mesh.ID{n}, Name: name, Key: key(n).PublicKey(), MTU: 1420,
+		Endpoints:  []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, n}), 51820)},
+		AllowedIPs: prefixList(allowed...),
+	}
+}
+
+// topology4 is the view of a node in slot 0.
+func topology4(peers ...mesh.Peer) mesh.Topology {
+	return mesh.Topology{
+		Addresses: addrList("10.4.0.1"),
+		PodCIDRs:  prefixList("10.42.0.0/24"),
+		Inside:    prefixList("10.4.0.0/16", "10.42.0.0/16"),
+		Guarded:   prefixList("10.4.0.0/16", "10.42.0.0/16"),
+		Peers:     peers,
+	}
+}
+
+func settings() Settings {
+	return Settings{
+		Interface: "meshd0", Implementation: Kernel, PrivateKey: key(1),
+		ListenPort: 51820, MTU: 1420, Bridge: "kube-bridge",
+	}
+}
+
+func TestDesired(t *testing.T) {
+	two := topology4(meshPeer(2, "aws-1", "10.4.0.2/32", "10.42.1.0/24"))
+
+	dual := topology4(meshPeer(2, "aws-1", "10.4.0.2/32", "10.42.1.0/24", "fd00:4::2/128", "fd00:42:0:1::/64"))
+	dual.Addresses = append(dual.Addresses, netip.MustParseAddr("fd00:4::1"))
+	dual.PodCIDRs = append(dual.PodCIDRs, netip.MustParsePrefix("fd00:42::/64"))
+	dual.Inside = append(dual.Inside, prefixList("fd00:4::/64", "fd00:42::/48")...)
+	dual.Guarded = append(dual.Guarded, prefixList("fd00:4::/64", "fd00:42::/48")...)
+
+	nat := meshPeer(3, "laptop", "10.4.128.1/32")
+	nat.Endpoints = nil
+	small := meshPeer(4, "pppoe", "10.4.0.4/32", "10.42.3.0/24", "192.168.20.5/32")
+	small.MTU, small.Keepalive = 1412, 25*time.Second
+	small.Endpoints = append(small.Endpoints, netip.MustParseAddrPort("[::ffff:192.0.2.9]:4500"))
+	natted := topology4(nat, small, meshPeer(2, "aws-1", "10.4.0.2/32", "10.42.1.0/24"))
+	natted.Inside = append(natted.Inside, prefixList("192.168.20.5/32", "10.42.3.0/24")...)
+	picked := settings()
+	picked.Pick = map[mesh.ID]int{small.ID: 3, nat.ID: 1}
+	picked.LocationIPs = prefixList("192.168.10.0/24")
+
+	waiting := two
+	waiting.Addresses, waiting.PodCIDRs = nil, nil
+	bare := settings()
+	bare.Bridge, bare.Implementation, bare.Interface = "", Auto, "mesh.0"
+
+	for _, tt := range []struct {
+		name     string
+		topology mesh.Topology
+		settings Settings
+	}{
+		{"one-node", topology4(), settings()},
+		{"two-nodes", two, settings()},
+		{"dual-stack", dual, settings()},
+		{"nat", natted, picked},
+		{"no-slot", waiting, settings()},
+		{"no-cni", two, bare},
+		{"nothing", mesh.Topology{}, settings()},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := Desired(tt.topology, tt.settings).String()
+			golden := filepath.Join("testdata", tt.name+".golden")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(string(want), got); d != "" {
+				t.Errorf("desired state (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+// TestDesiredOrder holds Desired to one answer for one topology, in whatever
+// order its lists come, and to one route for each destination.
+func TestDesiredOrder(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		peers := []mesh.Peer{
+			meshPeer(2, "a", "10.4.0.2/32", "10.42.1.0/24", "::ffff:10.99.0.0/112"),
+			meshPeer(3, "b", "10.4.0.3/32", "10.42.2.0/24"),
+			meshPeer(4, "c", "10.4.0.4/32", "10.42.0.0/16"),
+		}
+		top := topology4(peers...)
+		shuffled := top
+		shuffled.Peers = rapid.Permutation(top.Peers).Draw(t, "peers")
+		shuffled.Inside = rapid.Permutation(top.Inside).Draw(t, "inside")
+		shuffled.Guarded = rapid.Permutation(slices.Concat(top.Guarded, top.Guarded)).Draw(t, "guarded")
+		want, got := Desired(top, settings()), Desired(shuffled, settings())
+		if d := cmp.Diff(want.String(), got.String()); d != "" {
+			t.Fatalf("in another order (-want +got):\n%s", d)
+		}
+		for i, r := range got.Routes {
+			if r.Destination.Addr().Is4In6() {
+				t.Errorf("route %s is mapped", r)
+			}
+			if i > 0 && got.Routes[i-1].Destination == r.Destination {
+				t.Errorf("two routes to %s", r.Destination)
+			}
+		}
+	})
+}
+
+func TestMerged(t *testing.T) {
+	got := families[0].merged(prefixList("10.42.1.0/24", "10.42.0.0/16", "10.42.0.0/24", "fd00::/8", "::ffff:10.4.0.0/112", "10.43.0.0/16"))
+	want := prefixList("10.4.0.0/16", "10.42.0.0/16", "10.43.0.0/16")
+	if !slices.Equal(got, want) {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestMTU(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		egress int
+		ipv6   bool
+		want   int
+	}{
+		{"Ethernet", 1500, true, 1420},
+		{"jumbo frames", 9000, false, 1420},
+		{"PPPoE", 1492, true, 1412},
+		{"narrow", 1300, false, 1220},
+		{"narrow with IPv6", 1300, true, 1280},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := MTU(tt.egress, tt.ipv6); got != tt.want {
+				t.Errorf("got %d, want %d", got, tt.want)
+			}
+		})
+	}
+}

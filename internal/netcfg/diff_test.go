@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// now is when the tests' observations are made.
+var now = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func TestDiff(t *testing.T) {
+	base := func() State {
+		return Desired(topology4(
+			meshPeer(2, "a", "10.4.0.2/32", "10.42.1.0/24"),
+			meshPeer(3, "b", "10.4.0.3/32", "10.42.2.0/24"),
+		), settings())
+	}
+	// replace stands for keys, which tell a reader nothing.
+	names := strings.NewReplacer(
+		key(1).PublicKey().String(), "OWN", key(9).PublicKey().String(), "NEW",
+		key(2).PublicKey().String(), "A", key(3).PublicKey().String(), "B", Throwaway.String(), "T")
+	peer := func(s *State, n byte) *Peer {
+		for i := range s.Peers {
+			if s.Peers[i].Key == key(n).PublicKey() {
+				return &s.Peers[i]
+			}
+		}
+		t.Fatalf("no peer %d", n)
+		return nil
+	}
+	elsewhere := netip.MustParseAddrPort("198.51.100.1:4500")
+
+	for _, tt := range []struct {
+		name  string
+		edit  func(observed, desired *State)
+		prune string // the plan with Prune
+		keep  string // and without, "same" if it is the same
+	}{
+		{name: "nothing", edit: func(_, _ *State) {}, keep: "same"},
+		{
+			name:  "MTU and down",
+			edit:  func(o, _ *State) { o.Device.MTU, o.Device.Up = 1500, false },
+			prune: "~ link meshd0 mtu 1420 up\n", keep: "same",
+		},
+		{
+			name:  "key and port",
+			edit:  func(_, d *State) { d.Device.PublicKey, d.Device.ListenPort = key(9).PublicKey(), 4500 },
+			prune: "~ link meshd0 listen-port 4500 public-key NEW\n", keep: "same",
+		},
+		{
+			name: "any implementation will do",
+			edit: func(o, d *State) { o.Device.Implementation, d.Device.Implementation = Userspace, Auto },
+			keep: "same",
+		},
+		{
+			name:  "live session, endpoint is the kernel's",
+			edit:  func(o, _ *State) { peer(o, 2).Endpoint, peer(o, 2).LastHandshake = elsewhere, now.Add(-179*time.Second) },
+			prune: "", keep: "same",
+		},
+		{
+			name:  "dead session, endpoint is ours",
+			edit:  func(o, _ *State) { peer(o, 2).Endpoint, peer(o, 2).LastHandshake = elsewhere, now.Add(-180*time.Second) },
+			prune: "~ peer A (a) endpoint 203.0.113.2:51820\n", keep: "same",
+		},
+		{
+			name: "no session and no endpoint to give",
+			edit: func(o, d *State) { peer(o, 2).Endpoint, peer(d, 2).Endpoint = elsewhere, netip.AddrPort{} },
+			keep: "same",
+		},
+		{
+			name: "endpoint of IPv4 as IPv6",
+			edit: func(o, _ *State) {
+				peer(o, 2).Endpoint = netip.MustParseAddrPort("[::ffff:203.0.113.2]:51820")
+			},
+			keep: "same",
+		},
+		{
+			name: "keepalive waits for a handshake",
+			edit: func(_, d *State) { peer(d, 2).Keepalive = 25 * time.Second },
+			keep: "same",
+		},
+		{
+			name: "keepalive after a handshake, however old",
+			edit: func(o, d *State) {
+				peer(d, 2).Keepalive, peer(o, 2).LastHandshake = 25*time.Second, now.Add(-24*time.Hour)
+			},
+			prune: "~ peer A (a) keepalive 25s\n", keep: "same",
+		},
+		{
+			name:  "keepalive off needs no handshake",
+			edit:  func(o, _ *State) { peer(o, 2).Keepalive = 25 * time.Second },
+			prune: "~ peer A (a) keepalive 0s\n", keep: "same",
+		},
+		{
+			name: "new peer",
+			edit: func(o, d *State) {
+				peer(d, 2).Keepalive = 25 * time.Second
+				o.Peers = without(o.Peers, *peer(o, 2))
+			},
+			prune: "+ peer A (a) endpoint 203.0.113.2:51820 allowed-ips +10.4.0.2/32, +10.42.1.0/24\n", keep: "same",
+		},
+		{
+			name: "allowed IP moves between peers that stay",
+			edit: func(_, d *State) {
+				peer(d, 2).AllowedIPs = prefixList("10.4.0.2/32")
+				peer(d, 3).AllowedIPs = prefixList("10.4.0.3/32", "10.42.1.0/24", "10.42.2.0/24")
+			},
+			prune: "~ peer B (b) allowed-ips +10.42.1.0/24\n", keep: "same",
+		},
+		{
+			name: "allowed IP goes to nobody",
+			edit: func(_, d *State) { peer(d, 2).AllowedIPs = prefixList("10.4.0.2/32") },
+			prune: "+ peer T (throwaway) allowed-ips +10.42.1.0/24\n" +
+				"- peer T (throwaway)\n",
+		},
+		{
+			name: "new key takes over before the old one goes",
+			edit: func(_, d *State) { peer(d, 2).Key = key(9).PublicKey() },
+			prune: "+ peer NEW (a) endpoint 203.0.113.2:51820 allowed-ips +10.4.0.2/32, +10.42.1.0/24\n" +
+				"- peer A (a)\n",
+			keep: "+ peer NEW (a) endpoint 203.0.113.2:51820 allowed-ips +10.4.0.2/32, +10.42.1.0/24\n",
+		},
+		{
+			name:  "throwaway peer of a crash",
+			edit:  func(o, _ *State) { o.Peers = append(o.Peers, Peer{Key: Throwaway}) },
+			prune: "- peer T (throwaway)\n", keep: "same",
+		},
+		{
+			name:  "route changed",
+			edit:  func(o, _ *State) { o.Routes[2].Link, o.Routes[2].MTU = "eth0", 1300 },
+			prune: "~ route 10.42.0.0/16 dev meshd0 src 10.4.0.1 (was route 10.42.0.0/16 dev eth0 src 10.4.0.1 mtu 1300)\n- route 10.42.0.0/16 dev eth0 src 10.4.0.1 mtu 1300\n",
+			keep:  "~ route 10.42.0.0/16 dev meshd0 src 10.4.0.1 (was route 10.42.0.0/16 dev eth0 src 10.4.0.1 mtu 1300)\n",
+		},
+		{
+			name:  "route to nowhere in the place of ours",
+			edit:  func(o, _ *State) { o.Routes[2] = Route{Destination: o.Routes[2].Destination} },
+			prune: "~ route 10.42.0.0/16 dev meshd0 src 10.4.0.1 (was route 10.42.0.0/16 dev none)\n", keep: "same",
+		},
+		{
+			name: "route and address gone from the wish",
+			edit: func(o, _ *State) {
+				o.Routes = append(o.Routes, Route{Destination: netip.MustParsePrefix("10.42.9.0/24"), Link: "meshd0"})
+				o.Addresses = append(o.Addresses, netip.MustParsePrefix("10.4.0.99/32"))
+			},
+			prune: "- route 10.42.9.0/24 dev meshd0\n- addr 10.4.0.99/32 dev meshd0\n",
+		},
+		{
+			name:  "sysctl",
+			edit:  func(o, _ *State) { o.Sysctls[len(o.Sysctls)-1].Value = "0" },
+			prune: "~ sysctl net.ipv4.ip_forward = 1\n", keep: "same",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			observed, desired := base(), base()
+			tt.edit(&observed, &desired)
+			if tt.keep == "same" {
+				tt.keep = tt.prune
+			}
+			for prune, want := range map[bool]string{true: tt.prune, false: tt.keep} {
+				p := Diff(observed, desired, Options{Now: now, Prune: prune})
+				if d := cmp.Diff(want, names.Replace(p.String())); d != "" {
+					t.Errorf("plan, prune %v (-want +got):\n%s", prune, d)
+				}
+				if p.Empty() != (want == "") {
+					t.Errorf("prune %v: Empty() = %v", prune, p.Empty())
+				}
+			}
+		})
+	}
+}
+
+// without returns the peers but one.
+func without(peers []Peer, p Peer) []Peer {
+	var out []Peer
+	for _, o := range peers {
+		if o.Key != p.Key {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// TestDiffDevice checks what a device takes with it.
+func TestDiffDevice(t *testing.T) {
+	desired := Desired(topology4(meshPeer(2, "a", "10.4.0.2/32")), settings())
+	other := desired
+	other.Device = new(*desired.Device)
+	other.Device.Implementation = Userspace
+	other.Routes = append([]Route{{Destination: netip.MustParsePrefix("10.42.9.0/24"), Link: "eth0"}}, desired.Routes...)
+
+	all := Diff(State{}, desired, Options{Now: now})
+	if all.Firewall == nil || len(all.Sysctls) != len(desired.Sysctls) || len(all.Routes) != len(desired.Routes) {
+		t.Errorf("from nothing, got:\n%s", all)
+	}
+	again := Diff(other, desired, Options{Now: now, Prune: true})
+	if !again.Device.Replace || !again.Device.Create {
+		t.Errorf("other implementation: got %s", again.Device)
+	}
+	if len(again.Addresses) != 1 || len(again.Peers) != 1 || len(again.Routes) != len(desired.Routes) || len(again.StaleRoutes) != 1 {
+		t.Errorf("other implementation, got:\n%s", again)
+	}
+	if got := len(again.Sysctls); got != 2 {
+		t.Errorf("other implementation: got %d kernel parameters to set, want those 2 of the device", got)
+	}
+}
+
+// TestDiffFirewall changes one thing at a time in the table that is there.
+func TestDiffFirewall(t *testing.T) {
+	desired := Desired(topology4(), settings())
+	for name, edit := range map[string]func(*Firewall){
+		"no table":      func(f *Firewall) { *f = Firewall{} },
+		"rule missing":  func(f *Firewall) { f.Chains[2].Rules = f.Chains[2].Rules[1:] },
+		"rules swapped": func(f *Firewall) { r := f.Chains[2].Rules; r[0], r[1] = r[1], r[0] },
+		"foreign rule":  func(f *Firewall) { f.Chains[0].Rules = append(f.Chains[0].Rules, Rule{}) },
+		"priority":      func(f *Firewall) { f.Chains[1].Priority++ },
+		"hook":          func(f *Firewall) { f.Chains[1].Hook = "output" },
+		"foreign chain": func(f *Firewall) { f.Chains = append(f.Chains, Chain{Name: "x"}) },
+		"element":       func(f *Firewall) { f.Sets[0].Elements = f.Sets[0].Elements[1:] },
+		"set missing":   func(f *Firewall) { f.Sets = f.Sets[1:] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			observed := Desired(topology4(), settings())
+			edit(&observed.Firewall)
+			got := Diff(observed, desired, Options{Now: now})
+			want := Plan{Firewall: &desired.Firewall, link: "meshd0"}
+			if d := cmp.Diff(want.String(), got.String()); d != "" {
+				t.Errorf("plan (-want +got):\n%s", d)
+			}
+		})
+	}
+	observed := Desired(topology4(), settings())
+	for i := range observed.Firewall.Chains {
+		for j := range observed.Firewall.Chains[i].Rules {
+			observed.Firewall.Chains[i].Rules[j].Text = "" // the kernel doesn't keep it
+		}
+	}
+	if got := Diff(observed, desired, Options{Now: now, Prune: true}); !got.Empty() {
+		t.Errorf("same hashes, got:\n%s", got)
+	}
+}
+
+// TestDiffRemoval asks for nothing at all.
+func TestDiffRemoval(t *testing.T) {
+	observed := Desired(mesh.Topology{}, settings())
+	observed.Routes = []Route{{Destination: netip.MustParsePrefix("10.42.9.0/24"), Link: "eth0"}}
+	want := "- route 10.42.9.0/24 dev eth0\n- link meshd0\n- nft table inet meshd\n"
+	if got := Diff(observed, State{}, Options{Now: now, Prune: true}).String(); got != want {
+		t.Errorf("got:\n%swant:\n%s", got, want)
+	}
+	if got := Diff(observed, State{}, Options{Now: now}); !got.Empty() {
+		t.Errorf("without Prune, got:\n%s", got)
+	}
+}
