@@ -113,6 +113,7 @@ func TestWindow(t *testing.T) {
 		{"edge of the window", []arrival{{1, 2000, true}, {1, 2000 - windowSize + 1, true}, {1, 2000 - windowSize, false}}},
 		{"jump clears the ring", []arrival{{1, 1, true}, {1, 1 + windowSize, true}, {1, 2 + windowSize, true}, {1, 2, false}, {1, 3, true}, {1, 3, false}}},
 		{"far jump", []arrival{{1, 1, true}, {1, 1 << 40, true}, {1, 1<<40 - 5, true}, {1, 1 << 40, false}}},
+		{"jump by twice the ring", []arrival{{1, 2, true}, {1, 3 + 2*windowSize, true}, {1, 2 + 2*windowSize, true}}},
 		{"restart", []arrival{{1, 100, true}, {2, 1, true}, {1, 101, false}, {2, 1, false}, {2, 2, true}}},
 	}
 	for _, tt := range tests {

@@ -24,11 +24,7 @@ func (w *window) admit(boot, counter uint64) bool {
 	case boot > w.boot:
 		*w = window{boot: boot, top: counter}
 	case counter > w.top:
-		for n := w.top + 1; n < counter && n-w.top < windowSize; n++ {
-			w.clear(n)
-		}
-		w.top = counter
-		w.clear(counter)
+		w.advance(counter)
 	case w.top-counter >= windowSize:
 		return false
 	}
@@ -40,8 +36,16 @@ func (w *window) admit(boot, counter uint64) bool {
 	return true
 }
 
-func (w *window) clear(counter uint64) {
-	w.seen[counter/64%uint64(len(w.seen))] &^= 1 << (counter % 64)
+// advance moves the top up, and clears the bits of the counters in between.
+func (w *window) advance(counter uint64) {
+	if counter-w.top >= windowSize {
+		clear(w.seen[:])
+	} else {
+		for n := w.top + 1; n <= counter; n++ {
+			w.seen[n/64%uint64(len(w.seen))] &^= 1 << (n % 64)
+		}
+	}
+	w.top = counter
 }
 
 // replays holds the windows of all senders, at most maxSenders of them.
