@@ -61,13 +61,17 @@ func TestDiff(t *testing.T) {
 			keep: "same",
 		},
 		{
-			name:  "live session, endpoint is the kernel's",
-			edit:  func(o, _ *State) { peer(o, 2).Endpoint, peer(o, 2).LastHandshake = elsewhere, now.Add(-179*time.Second) },
+			name: "live session, endpoint is the kernel's",
+			edit: func(o, _ *State) {
+				peer(o, 2).Endpoint, peer(o, 2).LastHandshake = elsewhere, now.Add(-179*time.Second)
+			},
 			prune: "", keep: "same",
 		},
 		{
-			name:  "dead session, endpoint is ours",
-			edit:  func(o, _ *State) { peer(o, 2).Endpoint, peer(o, 2).LastHandshake = elsewhere, now.Add(-180*time.Second) },
+			name: "dead session, endpoint is ours",
+			edit: func(o, _ *State) {
+				peer(o, 2).Endpoint, peer(o, 2).LastHandshake = elsewhere, now.Add(-180*time.Second)
+			},
 			prune: "~ peer A (a) endpoint 203.0.113.2:51820\n", keep: "same",
 		},
 		{
@@ -135,13 +139,13 @@ func TestDiff(t *testing.T) {
 		},
 		{
 			name:  "route changed",
-			edit:  func(o, _ *State) { o.Routes[2].Link, o.Routes[2].MTU = "eth0", 1300 },
+			edit:  func(o, _ *State) { o.Routes[3].Link, o.Routes[3].MTU = "eth0", 1300 },
 			prune: "~ route 10.42.0.0/16 dev meshd0 src 10.4.0.1 (was route 10.42.0.0/16 dev eth0 src 10.4.0.1 mtu 1300)\n- route 10.42.0.0/16 dev eth0 src 10.4.0.1 mtu 1300\n",
 			keep:  "~ route 10.42.0.0/16 dev meshd0 src 10.4.0.1 (was route 10.42.0.0/16 dev eth0 src 10.4.0.1 mtu 1300)\n",
 		},
 		{
 			name:  "route to nowhere in the place of ours",
-			edit:  func(o, _ *State) { o.Routes[2] = Route{Destination: o.Routes[2].Destination} },
+			edit:  func(o, _ *State) { o.Routes[3] = Route{Destination: o.Routes[3].Destination} },
 			prune: "~ route 10.42.0.0/16 dev meshd0 src 10.4.0.1 (was route 10.42.0.0/16 dev none)\n", keep: "same",
 		},
 		{
