@@ -177,26 +177,44 @@ func (d *daemon) applyHost(ctx context.Context, t *turn) error {
 		return fmt.Errorf("observe host: %w", err)
 	}
 	t.observed = observed
-	if plan := netcfg.Diff(observed, t.desired, d.diffOptions(*t)); !plan.Empty() {
-		// Apply does what can be done. What the host has afterwards is what
-		// there is to speak to and to be ready with.
-		err := d.host.Apply(ctx, plan)
-		observed, observeErr := d.host.Observe(ctx, t.desired)
-		if err = errors.Join(err, observeErr); err != nil {
-			t.err = errors.Join(t.err, fmt.Errorf("apply plan: %w", err))
-		}
-		t.observed = observed
+	err = d.change(ctx, t, d.diffOptions(*t))
+	return errors.Join(err, d.reachOut(ctx, t))
+}
+
+// change applies the difference between observed and desired. It does what can
+// be done; what the host has afterwards is what there is to go on with.
+func (d *daemon) change(ctx context.Context, t *turn, o netcfg.Options) error {
+	plan := netcfg.Diff(t.observed, t.desired, o)
+	if plan.Empty() {
+		return nil
 	}
-	speak, again := d.tunnels.next(*t, d.identity.WireGuard.PublicKey())
-	if again > 0 {
-		t.wakeIn(again)
+	err := d.host.Apply(ctx, plan)
+	observed, observeErr := d.host.Observe(ctx, t.desired)
+	if err = errors.Join(err, observeErr); err != nil {
+		err = fmt.Errorf("apply plan: %w", err)
 	}
-	for _, a := range speak {
+	t.observed = observed
+	return err
+}
+
+// reachOut brings about handshakes with peers that have none.
+func (d *daemon) reachOut(ctx context.Context, t *turn) error {
+	out := d.tunnels.next(*t, d.own)
+	if out.again > 0 {
+		t.wakeIn(out.again)
+	}
+	var err error
+	if len(out.renew) > 0 {
+		options := d.diffOptions(*t)
+		options.Renew = out.renew
+		err = d.change(ctx, t, options)
+	}
+	for _, a := range out.speak {
 		if err := d.host.Speak(ctx, a); err != nil {
 			d.log.Debug("speak to peer", "addr", a, "err", err)
 		}
 	}
-	return nil
+	return err
 }
 
 // diffOptions: nothing is taken away before gossip has had time to say who is

@@ -17,6 +17,7 @@ import (
 // TestWhoSpeaks follows one peer over time. Times count from the first turn.
 func TestWhoSpeaks(t *testing.T) {
 	const low, high = 1, 9 // of keys; the peer has 5
+	reachable := []mesh.Endpoint{{Host: "203.0.113.1", Port: 51820}}
 	type step struct {
 		at        time.Duration
 		there     bool
@@ -25,41 +26,52 @@ func TestWhoSpeaks(t *testing.T) {
 		want      string        // speaks?, how soon again
 	}
 	tests := []struct {
-		name  string
-		self  byte
-		steps []step
+		name      string
+		self      byte
+		endpoints []mesh.Endpoint
+		steps     []step
 	}{
-		{"lower key speaks at once, and again until it is answered", low, []step{
-			{0, true, true, 0, "speaks, 5s"},
-			{time.Second, true, true, 0, "silent, 4s"},
-			{5 * time.Second, true, true, 0, "speaks, 5s"},
-			{6 * time.Second, true, true, time.Second, "silent, 0s"},
+		{"lower key speaks at once, and renews the peer until it is answered", low, reachable, []step{
+			{0, true, true, 0, "speaks, 400ms"},
+			{100 * time.Millisecond, true, true, 0, "silent, 300ms"},
+			{400 * time.Millisecond, true, true, 0, "renews, 800ms"},
+			{1200 * time.Millisecond, true, true, 0, "renews, 1.6s"},
+			{2800 * time.Millisecond, true, true, 0, "renews, 3.2s"},
+			{6 * time.Second, true, true, 0, "renews, 5s"},
+			{11 * time.Second, true, true, 0, "renews, 5s"},
+			{12 * time.Second, true, true, time.Second, "silent, 0s"},
 		}},
-		{"higher key waits for the other", high, []step{
+		{"who has no endpoint leads, whatever its key", high, nil, []step{
+			{0, true, true, 0, "speaks, 400ms"},
+			{400 * time.Millisecond, true, true, 0, "renews, 800ms"},
+		}},
+		{"higher key waits for the other", high, reachable, []step{
 			{0, true, true, 0, "silent, 200ms"},
 			{100 * time.Millisecond, true, true, time.Millisecond, "silent, 0s"},
 		}},
-		{"higher key speaks when it has not been spoken to", high, []step{
+		{"higher key speaks when it has not been spoken to", high, reachable, []step{
 			{0, true, true, 0, "silent, 200ms"},
 			{200 * time.Millisecond, true, true, 0, "speaks, 5s"},
+			{5200 * time.Millisecond, true, true, 0, "speaks, 5s"},
 		}},
-		{"nobody speaks to the dead", low, []step{
+		{"nobody speaks to the dead", low, reachable, []step{
 			{0, true, false, 0, "silent, 0s"},
 			{time.Hour, true, false, time.Hour, "silent, 0s"},
-			{2 * time.Hour, true, true, 2 * time.Hour, "speaks, 5s"},
+			{2 * time.Hour, true, true, 2 * time.Hour, "speaks, 400ms"},
+			{2*time.Hour + time.Second, true, true, 2 * time.Hour, "speaks, 800ms"},
 		}},
-		{"a peer that is not on the device yet", low, []step{
+		{"a peer that is not on the device yet", low, reachable, []step{
 			{0, false, true, 0, "silent, 0s"},
-			{time.Second, true, true, 0, "speaks, 5s"},
+			{time.Second, true, true, 0, "speaks, 400ms"},
 		}},
-		{"a session that ran out is renewed", high, []step{
+		{"a session that ran out is renewed", high, reachable, []step{
 			{0, true, true, time.Second, "silent, 0s"},
 			{time.Hour, true, true, netcfg.HandshakeFresh, "silent, 200ms"},
 		}},
-		{"a device that was made anew begins anew", low, []step{
-			{0, true, true, 0, "speaks, 5s"},
+		{"a device that was made anew begins anew", low, reachable, []step{
+			{0, true, true, 0, "speaks, 400ms"},
 			{time.Second, true, true, time.Second, "silent, 0s"},
-			{2 * time.Second, true, true, 0, "speaks, 5s"},
+			{2 * time.Second, true, true, 0, "speaks, 400ms"},
 		}},
 	}
 	for _, tt := range tests {
@@ -68,12 +80,15 @@ func TestWhoSpeaks(t *testing.T) {
 			tun := newTunnels()
 			for _, s := range tt.steps {
 				now := start.Add(s.at)
-				speak, again := tun.next(turnWithPeer(now, s.there, s.alive, s.handshake), wgtypes.Key{tt.self})
+				out := tun.next(turnWithPeer(now, s.there, s.alive, s.handshake), mesh.Record{Key: wgtypes.Key{tt.self}, Endpoints: tt.endpoints})
 				got := "silent"
-				if len(speak) > 0 {
+				switch {
+				case len(out.renew) > 0:
+					got = "renews"
+				case len(out.speak) > 0:
 					got = "speaks"
 				}
-				if got = fmt.Sprintf("%s, %v", got, again); got != s.want {
+				if got = fmt.Sprintf("%s, %v", got, out.again); got != s.want {
 					t.Errorf("after %v: got %s, want %s", s.at, got, s.want)
 				}
 			}
@@ -107,12 +122,12 @@ func TestEndpointsTakeTurns(t *testing.T) {
 		if i == 3 {
 			handshake = time.Second // the third try has worked
 		}
-		tun.next(turnWithPeer(now, true, true, handshake), wgtypes.Key{1})
+		tun.next(turnWithPeer(now, true, true, handshake), mesh.Record{})
 		if got := tun.pick()[mesh.ID{5}]; got != want {
 			t.Errorf("after %d intervals: got endpoint %d, want %d", i, got, want)
 		}
 	}
-	tun.next(turn{now: start}, wgtypes.Key{1})
+	tun.next(turn{now: start}, mesh.Record{})
 	if len(tun.peers) != 0 {
 		t.Errorf("peers that are gone: got %v, want none remembered", tun.peers)
 	}

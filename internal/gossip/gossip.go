@@ -228,6 +228,10 @@ func (g *Gossip) memberlistConfig() *memberlist.Config {
 	c.ProbeInterval = 1200 * time.Millisecond
 	c.ProbeTimeout = 350 * time.Millisecond
 	c.SuspicionMult = 3
+	// A suspicion ends after 3.6 s, whether others confirm it or not: who is
+	// alive has refuted it by then, and who waits for others waits three times
+	// as long for the dead.
+	c.SuspicionMaxTimeoutMult = 1
 	c.IndirectChecks = 4
 	c.GossipNodes = 4
 	c.GossipInterval = 200 * time.Millisecond

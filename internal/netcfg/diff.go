@@ -19,6 +19,10 @@ type Options struct {
 	// Prune allows to take things away. It is off until gossip has settled:
 	// what isn't desired may only not be known yet.
 	Prune bool
+	// Renew names peers to remove and to add again in the same change, if they
+	// never had a handshake. WireGuard sends the first message of a handshake
+	// once in five seconds (REKEY_TIMEOUT); a new peer has none behind it.
+	Renew map[wgtypes.Key]bool
 }
 
 // Diff returns what turns the observed state into the desired one. The observed
@@ -158,6 +162,10 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 	var out []PeerChange
 	for _, p := range desired {
 		old, ok := have[p.Key]
+		if ok && o.Renew[p.Key] && old.LastHandshake.IsZero() {
+			out = append(out, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
+			old, ok = Peer{}, false
+		}
 		if c := diffPeer(old, p, !ok, o.Now); !c.empty() {
 			out = append(out, c)
 		}
