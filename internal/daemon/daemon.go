@@ -87,7 +87,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	d := &daemon{opt: opt, cfg: cfg, log: opt.Logger, started: time.Now(), tunnels: newTunnels()}
+	d := &daemon{opt: opt, cfg: cfg, log: opt.Logger, started: time.Now()}
 	if d.dir, err = state.Open(opt.StateDir); err != nil {
 		return err
 	}
@@ -105,6 +105,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.gossip.Stop()) }()
+	d.tunnels = newTunnels(d.gossip.View().Records)
 	d.names = newNames(ctx)
 	defer d.names.wait()
 	d.published.set(d.status(turn{}), turn{})

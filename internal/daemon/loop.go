@@ -165,7 +165,7 @@ func (d *daemon) settings(t turn) netcfg.Settings {
 		MTU:            d.own.MTU,
 		Bridge:         bridge,
 		LocationIPs:    t.topology.Serves,
-		Pick:           d.tunnels.pick(),
+		Pick:           d.tunnels.pick(t.topology.Peers, d.own),
 	}
 }
 

@@ -13,16 +13,19 @@ import (
 )
 
 const (
-	// speakSecond is how long the node with the higher key gives the other one
-	// to speak first; see tunnels.
-	speakSecond = 200 * time.Millisecond
+	// followerWaits is how long a node leaves it to the leader of the two to
+	// bring about their first handshake.
+	followerWaits = 3 * time.Second
+	// roleSettles is how long a node that finds itself the leader later gives
+	// what the other one may have sent meanwhile.
+	roleSettles = 200 * time.Millisecond
+	// renewFirst is how long the leader waits for the first handshake before it
+	// renews the peer; each time after that it waits twice as long, up to
+	// speakAgain. A round trip of half a second delays a second.
+	renewFirst = 400 * time.Millisecond
 	// speakAgain is how soon a node speaks again to a living peer that has not
 	// answered: WireGuard itself tries every 5 s once it has something to send.
 	speakAgain = 5 * time.Second
-	// renewFirst is how long the leading node waits for its first handshake
-	// before it renews the peer; each time after that it waits twice as long, up
-	// to speakAgain. A round trip of half a second delays a second.
-	renewFirst = 400 * time.Millisecond
 	// tryNext is how long an endpoint has to bring a handshake about before the
 	// peer's next one is tried.
 	tryNext = 8 * time.Second
@@ -32,42 +35,75 @@ const (
 //
 // WireGuard drops a handshake's first message when it comes from a key that it
 // does not know, and sends the next one only 5 s later. So whoever adds a peer
-// last has to speak, and since nobody knows who is last, both do. But two first
-// messages that cross each other on the way are both in vain: each side answers
-// the other's and thereby forgets its own, so no answer finds the state it
-// belongs to. Therefore one of the two leads. It speaks at once, and the other
-// one only when that has not helped after speakSecond. Since anybody's packet
-// into the tunnel makes a node speak too, first messages cross and get lost all
-// the same; so the leader does not wait out the 5 s, but renews the peer, which
-// has no session to lose, and speaks again.
+// last would have to speak first, and nobody knows who is last. If both speak,
+// their messages cross, and both are in vain: each side answers the other's and
+// thereby forgets its own, so no answer finds the state it belongs to. Then
+// they wait 5 s and may cross again.
 //
-// Who can be reached leads not: a node without an endpoint does, since the other
-// one can't speak to it. Between equals it is the one with the lower key.
+// Therefore one of the two leads, in their first handshake. It speaks at once,
+// and when nothing comes back it renews the peer, which has no session to lose,
+// and speaks again. The other one follows: its peer has no endpoint for a while,
+// so that nobody's packet into the tunnel can make it speak; WireGuard learns the
+// endpoint from the leader's message.
+//
+// A node that can't be spoken to leads; between equals it is the one with the
+// lower key. Nodes that knew each other before this daemon started have no first
+// handshake: whoever has lost its sessions speaks at once.
 type tunnels struct {
 	peers map[mesh.ID]*attempt
+	known map[mesh.ID]bool // from before this daemon started
 }
 
-// attempt is the state of one peer that has no handshake yet.
+// attempt is the state of one peer.
 type attempt struct {
-	speakAt  time.Time     // when to speak next
-	wait     time.Duration // before speaking again
-	spoken   bool
-	endpoint int       // index of the endpoint in use
-	tried    time.Time // since when
+	role     role
+	met      bool          // the first handshake is over, or left to chance
+	spoken   bool          // something was sent that WireGuard may be waiting on
+	speakAt  time.Time     // when to speak next; zero while there is a session
+	wait     time.Duration // from then until the next time
+	endpoint int           // index of the endpoint in use, counted round the list
+	tried    time.Time     // since when
 }
 
-func newTunnels() tunnels { return tunnels{peers: make(map[mesh.ID]*attempt)} }
+// role is what a schedule depends on: when it changes, the schedule does.
+type role struct {
+	leads     bool
+	reachable bool // the peer has an endpoint
+}
 
-// pick says which of each peer's endpoints to use, counted round its list.
-func (t tunnels) pick() map[mesh.ID]int {
-	pick := make(map[mesh.ID]int, len(t.peers))
-	for id, a := range t.peers {
-		pick[id] = a.endpoint
+// roleOf returns this node's role towards a peer.
+func roleOf(self mesh.Record, p mesh.Peer) role {
+	r := role{leads: bytes.Compare(self.Key[:], p.Key[:]) < 0, reachable: len(p.Endpoints) > 0}
+	if selfReachable := len(self.Endpoints) > 0; selfReachable != r.reachable {
+		r.leads = r.reachable
+	}
+	return r
+}
+
+// newTunnels begins with the records that were known before.
+func newTunnels(records []mesh.Record) tunnels {
+	t := tunnels{peers: make(map[mesh.ID]*attempt), known: make(map[mesh.ID]bool)}
+	for _, r := range records {
+		t.known[r.ID()] = true
+	}
+	return t
+}
+
+// pick says which of each peer's endpoints to use, counted round its list; a
+// negative number means none yet.
+func (t tunnels) pick(peers []mesh.Peer, self mesh.Record) map[mesh.ID]int {
+	pick := make(map[mesh.ID]int, len(peers))
+	for _, p := range peers {
+		a := t.attempt(p.ID)
+		pick[p.ID] = a.endpoint
+		if !a.met && !roleOf(self, p).leads {
+			pick[p.ID] = -1
+		}
 	}
 	return pick
 }
 
-// outreach is what there is to do about peers without a handshake.
+// outreach is what there is to do about peers without a session.
 type outreach struct {
 	renew map[wgtypes.Key]bool // peers to renew first
 	speak []netip.Addr         // addresses to send something to
@@ -77,7 +113,6 @@ type outreach struct {
 // next says what to do now. It takes into account the peers that the device
 // has, who of them has answered, and who is alive.
 func (t tunnels) next(turn turn, self mesh.Record) outreach {
-	now := turn.now
 	out := outreach{renew: make(map[wgtypes.Key]bool)}
 	handshakes := make(map[wgtypes.Key]time.Time, len(turn.observed.Peers))
 	for _, p := range turn.observed.Peers {
@@ -87,31 +122,15 @@ func (t tunnels) next(turn turn, self mesh.Record) outreach {
 	for _, p := range turn.topology.Peers {
 		wanted[p.ID] = true
 		handshake, there := handshakes[p.Key]
-		if !there || !handshake.IsZero() && now.Sub(handshake) < netcfg.HandshakeFresh {
-			// Not ours to speak to yet, or not any more: a peer that comes back
-			// begins anew.
-			if a, ok := t.peers[p.ID]; ok {
-				*a = attempt{endpoint: a.endpoint}
-			}
-			continue
-		}
-		if !turn.view.Alive[p.ID] {
-			continue
-		}
-		leads := leads(self, p)
-		a := t.attempt(p, leads, now)
-		if now.Sub(a.tried) >= tryNext {
-			a.endpoint, a.tried = a.endpoint+1, now
-		}
-		if !now.Before(a.speakAt) {
-			if leads && a.spoken && handshake.IsZero() {
-				out.renew[p.Key] = true
-			}
-			out.speak = append(out.speak, anyAddress(p)...)
-			a.spoken, a.speakAt, a.wait = true, now.Add(a.wait), min(2*a.wait, speakAgain)
-		}
-		if wait := a.speakAt.Sub(now); out.again == 0 || wait < out.again {
-			out.again = wait
+		a := t.attempt(p.ID)
+		switch {
+		case !there || !turn.view.Alive[p.ID]:
+			a.speakAt = time.Time{}
+		case !handshake.IsZero() && turn.now.Sub(handshake) < netcfg.HandshakeFresh:
+			*a = attempt{met: true, endpoint: a.endpoint}
+		default:
+			a.plan(roleOf(self, p), turn.now)
+			out.add(p, a, handshake.IsZero(), turn.now)
 		}
 	}
 	for id := range t.peers {
@@ -122,28 +141,57 @@ func (t tunnels) next(turn turn, self mesh.Record) outreach {
 	return out
 }
 
-// leads says whether this node is the one of the two to speak first.
-func leads(self mesh.Record, p mesh.Peer) bool {
-	if reachable := len(self.Endpoints) > 0; reachable != (len(p.Endpoints) > 0) {
-		return !reachable
-	}
-	return bytes.Compare(self.Key[:], p.Key[:]) < 0
-}
-
 // attempt returns the peer's state, a fresh one when it has none.
-func (t tunnels) attempt(p mesh.Peer, leads bool, now time.Time) *attempt {
-	a, ok := t.peers[p.ID]
+func (t tunnels) attempt(id mesh.ID) *attempt {
+	a, ok := t.peers[id]
 	if !ok {
-		a = &attempt{}
-		t.peers[p.ID] = a
-	}
-	if a.speakAt.IsZero() {
-		a.speakAt, a.tried, a.wait = now, now, renewFirst
-		if !leads {
-			a.speakAt, a.wait = now.Add(speakSecond), speakAgain
-		}
+		a = &attempt{met: t.known[id]}
+		t.peers[id] = a
 	}
 	return a
+}
+
+// plan makes a schedule where there is none for this role.
+func (a *attempt) plan(r role, now time.Time) {
+	if !a.speakAt.IsZero() && a.role == r {
+		return
+	}
+	changed := !a.speakAt.IsZero()
+	a.role, a.tried, a.speakAt, a.wait = r, now, now, speakAgain
+	if r.leads {
+		a.wait = renewFirst
+	}
+	switch {
+	case changed:
+		// WireGuard may have tried to speak while the peer had no endpoint.
+		a.speakAt, a.spoken = now.Add(roleSettles), true
+	case !r.leads && !a.met:
+		a.speakAt = now.Add(followerWaits)
+	case !r.leads:
+		a.speakAt = now.Add(roleSettles)
+	}
+}
+
+// add does what is due for a peer without a session.
+func (o *outreach) add(p mesh.Peer, a *attempt, never bool, now time.Time) {
+	if now.Sub(a.tried) >= tryNext {
+		a.endpoint, a.tried = a.endpoint+1, now
+	}
+	switch due := !now.Before(a.speakAt); {
+	case due && !a.role.leads && !a.met:
+		// The leader has had its time. The next turn gives the peer its
+		// endpoint, and then there is somebody to speak to.
+		a.met, a.speakAt = true, now.Add(spacing)
+	case due:
+		if a.role.leads && a.spoken && never {
+			o.renew[p.Key] = true
+		}
+		o.speak = append(o.speak, anyAddress(p)...)
+		a.spoken, a.speakAt, a.wait = true, now.Add(a.wait), min(2*a.wait, speakAgain)
+	}
+	if wait := a.speakAt.Sub(now); o.again == 0 || wait < o.again {
+		o.again = wait
+	}
 }
 
 // anyAddress returns one address at the far end of the peer's tunnel, or none.

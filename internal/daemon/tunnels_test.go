@@ -23,64 +23,76 @@ func TestWhoSpeaks(t *testing.T) {
 		there     bool
 		alive     bool
 		handshake time.Duration // age; 0 for never
-		want      string        // speaks?, how soon again
+		want      string        // endpoint, speaks?, how soon again
 	}
 	tests := []struct {
 		name      string
 		self      byte
 		endpoints []mesh.Endpoint
+		known     bool
 		steps     []step
 	}{
-		{"lower key speaks at once, and renews the peer until it is answered", low, reachable, []step{
-			{0, true, true, 0, "speaks, 400ms"},
-			{100 * time.Millisecond, true, true, 0, "silent, 300ms"},
-			{400 * time.Millisecond, true, true, 0, "renews, 800ms"},
-			{1200 * time.Millisecond, true, true, 0, "renews, 1.6s"},
-			{2800 * time.Millisecond, true, true, 0, "renews, 3.2s"},
-			{6 * time.Second, true, true, 0, "renews, 5s"},
-			{11 * time.Second, true, true, 0, "renews, 5s"},
-			{12 * time.Second, true, true, time.Second, "silent, 0s"},
+		{"the lower key leads: it speaks at once, and renews the peer until it is answered", low, reachable, false, []step{
+			{0, true, true, 0, "0 speaks, 400ms"},
+			{100 * time.Millisecond, true, true, 0, "0 silent, 300ms"},
+			{400 * time.Millisecond, true, true, 0, "0 renews, 800ms"},
+			{1200 * time.Millisecond, true, true, 0, "0 renews, 1.6s"},
+			{2800 * time.Millisecond, true, true, 0, "0 renews, 3.2s"},
+			{6 * time.Second, true, true, 0, "0 renews, 5s"},
+			{11 * time.Second, true, true, 0, "0 renews, 5s"},
+			{12 * time.Second, true, true, time.Second, "1 silent, 0s"},
 		}},
-		{"who has no endpoint leads, whatever its key", high, nil, []step{
-			{0, true, true, 0, "speaks, 400ms"},
-			{400 * time.Millisecond, true, true, 0, "renews, 800ms"},
+		{"who can't be spoken to leads, whatever its key", high, nil, false, []step{
+			{0, true, true, 0, "0 speaks, 400ms"},
+			{400 * time.Millisecond, true, true, 0, "0 renews, 800ms"},
 		}},
-		{"higher key waits for the other", high, reachable, []step{
-			{0, true, true, 0, "silent, 200ms"},
-			{100 * time.Millisecond, true, true, time.Millisecond, "silent, 0s"},
+		{"the higher key follows: no endpoint until the leader has spoken", high, reachable, false, []step{
+			{0, true, true, 0, "-1 silent, 3s"},
+			{100 * time.Millisecond, true, true, time.Millisecond, "-1 silent, 0s"},
+			{time.Second, true, true, time.Second, "0 silent, 0s"},
 		}},
-		{"higher key speaks when it has not been spoken to", high, reachable, []step{
-			{0, true, true, 0, "silent, 200ms"},
-			{200 * time.Millisecond, true, true, 0, "speaks, 5s"},
-			{5200 * time.Millisecond, true, true, 0, "speaks, 5s"},
+		{"the follower speaks when it was not spoken to, and never renews", high, reachable, false, []step{
+			{0, true, true, 0, "-1 silent, 3s"},
+			{3 * time.Second, true, true, 0, "-1 silent, 50ms"},
+			{3050 * time.Millisecond, true, true, 0, "0 speaks, 5s"},
+			{8050 * time.Millisecond, true, true, 0, "0 speaks, 5s"},
 		}},
-		{"nobody speaks to the dead", low, reachable, []step{
-			{0, true, false, 0, "silent, 0s"},
-			{time.Hour, true, false, time.Hour, "silent, 0s"},
-			{2 * time.Hour, true, true, 2 * time.Hour, "speaks, 400ms"},
-			{2*time.Hour + time.Second, true, true, 2 * time.Hour, "speaks, 800ms"},
+		{"after a restart nobody waits for who may not have noticed", high, reachable, true, []step{
+			{0, true, true, 0, "0 silent, 200ms"},
+			{200 * time.Millisecond, true, true, 0, "0 speaks, 5s"},
 		}},
-		{"a peer that is not on the device yet", low, reachable, []step{
-			{0, false, true, 0, "silent, 0s"},
-			{time.Second, true, true, 0, "speaks, 400ms"},
+		{"nobody speaks to the dead", low, reachable, false, []step{
+			{0, true, false, 0, "0 silent, 0s"},
+			{time.Hour, true, false, time.Hour, "0 silent, 0s"},
+			{2 * time.Hour, true, true, 2 * time.Hour, "0 speaks, 400ms"},
+			{2*time.Hour + time.Second, true, true, 2 * time.Hour, "0 speaks, 800ms"},
 		}},
-		{"a session that ran out is renewed", high, reachable, []step{
-			{0, true, true, time.Second, "silent, 0s"},
-			{time.Hour, true, true, netcfg.HandshakeFresh, "silent, 200ms"},
+		{"a peer that is not on the device yet", low, reachable, false, []step{
+			{0, false, true, 0, "0 silent, 0s"},
+			{time.Second, true, true, 0, "0 speaks, 400ms"},
 		}},
-		{"a device that was made anew begins anew", low, reachable, []step{
-			{0, true, true, 0, "speaks, 400ms"},
-			{time.Second, true, true, time.Second, "silent, 0s"},
-			{2 * time.Second, true, true, 0, "speaks, 400ms"},
+		{"a session that ran out is renewed", high, reachable, false, []step{
+			{0, true, true, time.Second, "-1 silent, 0s"},
+			{time.Hour, true, true, netcfg.HandshakeFresh, "0 silent, 200ms"},
+			{time.Hour + time.Second, true, true, netcfg.HandshakeFresh, "0 speaks, 5s"},
+		}},
+		{"a device that was made anew begins anew", low, reachable, false, []step{
+			{0, true, true, 0, "0 speaks, 400ms"},
+			{time.Second, true, true, time.Second, "0 silent, 0s"},
+			{2 * time.Second, true, true, 0, "0 speaks, 400ms"},
 		}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			start := time.Unix(1000, 0)
-			tun := newTunnels()
+			tun := newTunnels(nil)
+			tun.known[mesh.ID{5}] = tt.known
 			for _, s := range tt.steps {
 				now := start.Add(s.at)
-				out := tun.next(turnWithPeer(now, s.there, s.alive, s.handshake), mesh.Record{Key: wgtypes.Key{tt.self}, Endpoints: tt.endpoints})
+				self := mesh.Record{Key: wgtypes.Key{tt.self}, Endpoints: tt.endpoints}
+				tn := turnWithPeer(now, s.there, s.alive, s.handshake)
+				pick := tun.pick(tn.topology.Peers, self)[mesh.ID{5}]
+				out := tun.next(tn, self)
 				got := "silent"
 				switch {
 				case len(out.renew) > 0:
@@ -88,11 +100,34 @@ func TestWhoSpeaks(t *testing.T) {
 				case len(out.speak) > 0:
 					got = "speaks"
 				}
-				if got = fmt.Sprintf("%s, %v", got, out.again); got != s.want {
+				if got = fmt.Sprintf("%d %s, %v", pick, got, out.again); got != s.want {
 					t.Errorf("after %v: got %s, want %s", s.at, got, s.want)
 				}
 			}
 		})
+	}
+}
+
+// When an endpoint becomes known, who leads then gives what the other one may
+// have sent some time. After that it renews the peer: what it sent before went
+// nowhere, and makes WireGuard wait.
+func TestRoleChanges(t *testing.T) {
+	start := time.Unix(1000, 0)
+	tun := newTunnels(nil)
+	self := mesh.Record{Key: wgtypes.Key{1}, Endpoints: []mesh.Endpoint{{Host: "203.0.113.1", Port: 51820}}}
+	tn := turnWithPeer(start, true, true, 0)
+	endpoints := tn.topology.Peers[0].Endpoints
+	tn.topology.Peers[0].Endpoints = nil // the peer leads now, it can't be spoken to
+	if out := tun.next(tn, self); len(out.speak) > 0 || out.again != followerWaits {
+		t.Errorf("without endpoint: got %+v, want silence", out)
+	}
+	tn.topology.Peers[0].Endpoints = endpoints
+	if out := tun.next(tn, self); len(out.speak) > 0 || out.again != roleSettles {
+		t.Errorf("with endpoint: got %+v, want silence for a moment", out)
+	}
+	tn.now = start.Add(roleSettles)
+	if out := tun.next(tn, self); len(out.speak) == 0 || len(out.renew) == 0 || out.again != renewFirst {
+		t.Errorf("a moment later: got %+v, want to speak after a renewal", out)
 	}
 }
 
@@ -115,15 +150,16 @@ func turnWithPeer(now time.Time, there, alive bool, handshake time.Duration) tur
 
 func TestEndpointsTakeTurns(t *testing.T) {
 	start := time.Unix(1000, 0)
-	tun := newTunnels()
+	tun := newTunnels(nil)
+	self := mesh.Record{}
 	for i, want := range []int{0, 1, 2, 2} {
 		now := start.Add(time.Duration(i) * tryNext)
 		handshake := time.Duration(0)
 		if i == 3 {
 			handshake = time.Second // the third try has worked
 		}
-		tun.next(turnWithPeer(now, true, true, handshake), mesh.Record{})
-		if got := tun.pick()[mesh.ID{5}]; got != want {
+		tun.next(turnWithPeer(now, true, true, handshake), self)
+		if got := tun.pick(turnWithPeer(now, true, true, 0).topology.Peers, self)[mesh.ID{5}]; got != want {
 			t.Errorf("after %d intervals: got endpoint %d, want %d", i, got, want)
 		}
 	}

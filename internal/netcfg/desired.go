@@ -25,7 +25,8 @@ type Settings struct {
 	// Their hosts have no route back, so what goes there is masqueraded.
 	LocationIPs []netip.Prefix
 
-	// Pick says which of a peer's endpoints to use, counted round its list;
+	// Pick says which of a peer's endpoints to use, counted round its list, or
+	// with a negative number that it is to have none for now;
 	// the first one if it says nothing.
 	Pick map[mesh.ID]int
 }
@@ -88,10 +89,11 @@ func (s Settings) peers(peers []mesh.Peer) []Peer {
 
 // endpoint returns the picked one of a peer's endpoints, none if it has none.
 func (s Settings) endpoint(p mesh.Peer) netip.AddrPort {
-	if len(p.Endpoints) == 0 {
+	pick := s.Pick[p.ID]
+	if len(p.Endpoints) == 0 || pick < 0 {
 		return netip.AddrPort{}
 	}
-	return unmapPort(p.Endpoints[uint(s.Pick[p.ID])%uint(len(p.Endpoints))])
+	return unmapPort(p.Endpoints[pick%len(p.Endpoints)])
 }
 
 // routes returns one route for each allowed IP, and one for each guarded range
