@@ -110,6 +110,7 @@ func (d *daemon) publish(facts netcfg.Facts, view gossip.View, now time.Time) ([
 		Records:  view.Records,
 		Current:  d.node.Claim,
 		Ready:    d.node.Ready,
+		Void:     d.node.Claim.Since <= view.Forgotten && view.Forgotten > 0,
 		Static:   staticSlot(d.cfg),
 		Listened: view.Merged || view.JoinEmpty || now.Sub(d.started) >= listenFirst,
 		Now:      now.UnixMilli(),
@@ -124,14 +125,18 @@ func (d *daemon) publish(facts netcfg.Facts, view gossip.View, now time.Time) ([
 	}
 	next.Sequence = max(d.node.Sequence, view.OwnSequence) + 1
 	promised := d.node
-	promised.Sequence, promised.Claim = next.Sequence, next.Claim
-	if claim != d.node.Claim {
-		promised.Ready = false
+	claimed := claim != d.node.Claim
+	if claimed && claim.Slot != mesh.None {
+		next.Claim.Since = next.Sequence
 	}
+	if claimed {
+		promised.Ready = d.node.Ready && claim.Slot == d.node.Claim.Slot
+	}
+	promised.Sequence, promised.Claim = next.Sequence, next.Claim
 	if err := d.dir.SaveNode(promised); err != nil {
 		return problems, err
 	}
-	if claim != d.node.Claim {
+	if claimed {
 		d.claimed = now
 		d.log.Info("claim", "slot", claim.Slot, "former", d.node.Claim.Slot)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -26,7 +27,7 @@ func (t *transport) acceptStreams() {
 			continue
 		}
 		source := sourceOf(remote(conn).Addr())
-		if !t.admitStream(source) {
+		if !t.admitStream(conn, source) {
 			t.counters.add("stream-limit")
 			reset(conn)
 			continue
@@ -35,15 +36,15 @@ func (t *transport) acceptStreams() {
 			conn.Close()
 			return
 		}
-		t.tasks.Go(func() { t.accept(conn, source) })
+		t.tasks.Go(func() { t.accept(conn) })
 	}
 }
 
 // accept shakes hands with whoever has connected, and hands the stream to
 // memberlist.
-func (t *transport) accept(conn *net.TCPConn, source netip.Addr) {
+func (t *transport) accept(conn *net.TCPConn) {
 	s, err := t.welcome(conn)
-	if !t.finish(source, err == nil) && err == nil {
+	if !t.finish(conn, err == nil) && err == nil {
 		t.counters.add("stream-limit")
 		reset(conn)
 		t.forget(conn)
@@ -73,7 +74,7 @@ func (t *transport) welcome(conn *net.TCPConn) (*stream, error) {
 	if err := conn.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return nil, err
 	}
-	s, err := welcome(conn, t.ring, t.random, t.self)
+	s, err := welcome(conn, t.ring, t.random, t.ourHello())
 	if errors.Is(err, errSealed) {
 		t.counters.add("stream-sealed")
 		t.log.at(slog.LevelWarn, "stream does not open with our secret", "from", from)
@@ -91,6 +92,7 @@ func (t *transport) welcome(conn *net.TCPConn) (*stream, error) {
 		return nil, err
 	}
 	t.mu.Lock()
+	t.replays.resume(s.peer.id, s.peer.boot, s.peer.counter)
 	t.paths.suppose(s.peer.id, place)
 	t.observe(s.peer.id, s.peer.you, t.now())
 	t.mu.Unlock()
@@ -106,27 +108,42 @@ func sourceOf(a netip.Addr) netip.Addr {
 	return must(a.WithZone("").Prefix(64)).Addr()
 }
 
+// pendingStream is a stream that has yet to prove itself.
+type pendingStream struct {
+	conn   *net.TCPConn
+	source netip.Addr
+}
+
 // admitStream reserves a place among the streams that have yet to prove
-// themselves.
-func (t *transport) admitStream(source netip.Addr) bool {
+// themselves. If all are taken, the oldest one loses its own: an honest stream
+// needs it for a round trip or two, so that those who sit there in silence,
+// from however many addresses, don't keep it out.
+func (t *transport) admitStream(conn *net.TCPConn, source netip.Addr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.waiting >= maxPendingStreams || t.pending[source] >= maxPendingPerSource {
+	same := 0
+	for _, p := range t.pending {
+		if p.source == source {
+			same++
+		}
+	}
+	if same >= maxPendingPerSource {
 		return false
 	}
-	t.waiting++
-	t.pending[source]++
+	if len(t.pending) >= maxPendingStreams {
+		t.counters.add("stream-limit")
+		reset(t.pending[0].conn) // which ends its accept
+		t.pending = slices.Delete(t.pending, 0, 1)
+	}
+	t.pending = append(t.pending, pendingStream{conn, source})
 	return true
 }
 
 // finish gives that place back, and takes one among the streams that have.
-func (t *transport) finish(source netip.Addr, proved bool) bool {
+func (t *transport) finish(conn *net.TCPConn, proved bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.waiting--
-	if t.pending[source]--; t.pending[source] == 0 {
-		delete(t.pending, source)
-	}
+	t.pending = slices.DeleteFunc(t.pending, func(p pendingStream) bool { return p.conn == conn })
 	if !proved || t.accepted >= maxStreams {
 		return false
 	}

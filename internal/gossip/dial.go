@@ -55,7 +55,7 @@ func (t *transport) greet(ctx context.Context, conn net.Conn, addr netip.AddrPor
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	ours := t.self
+	ours := t.ourHello()
 	ours.you = addr
 	s, err := greet(conn, t.ring, t.random, ours)
 	if errors.Is(err, errRejected) || errors.Is(err, errSealed) {
@@ -76,6 +76,7 @@ func (t *transport) greet(ctx context.Context, conn net.Conn, addr netip.AddrPor
 		return nil, fmt.Errorf("greet %v: %w", addr, err)
 	}
 	t.mu.Lock()
+	t.replays.resume(s.peer.id, s.peer.boot, s.peer.counter)
 	t.paths.hear(s.peer.id, addr, t.now())
 	t.mu.Unlock()
 	return s, conn.SetDeadline(time.Time{})

@@ -88,6 +88,9 @@ type View struct {
 	// OwnSequence is the highest sequence of a record of ours that anybody has
 	// shown, or up to which we are forgotten. A record must go beyond it.
 	OwnSequence uint64
+	// Forgotten is the sequence up to which we are forgotten, and with our
+	// records the claims that they made; 0 for not at all.
+	Forgotten uint64
 
 	Observed []mesh.Observation         // where others see us, by observer; our own stands for an address that we dialled and found to be ours
 	Paths    map[mesh.ID]netip.AddrPort // where nodes were seen of late, outside of the mesh
@@ -199,8 +202,8 @@ func newGossip(o Options) (*Gossip, error) {
 	g.queue = &memberlist.TransmitLimitedQueue{NumNodes: g.members.count, RetransmitMult: retransmitMult}
 	g.transport = &transport{
 		ring: ring, random: o.Rand, now: o.Now, log: g.log, notices: g.notices, counters: g.counters,
-		self: hello{id: self, instance: o.Instance, cluster: o.Cluster},
-		boot: o.Boot, label: labelOf(o.Cluster), filter: o.filter,
+		self:  hello{id: self, instance: o.Instance, boot: o.Boot, cluster: o.Cluster},
+		label: labelOf(o.Cluster), filter: o.filter,
 		paths: newPaths(o.Cluster.Overlay),
 	}
 	if _, err := g.transport.self.marshal(); err != nil {
@@ -418,7 +421,8 @@ func (g *Gossip) View() View {
 	g.mu.Lock()
 	records := g.store.records()
 	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty
-	revoked := g.store.buried[g.self] == Forever
+	v.Forgotten = g.store.buried[g.self]
+	revoked := v.Forgotten == Forever
 	g.mu.Unlock()
 	for _, r := range records {
 		if r.Settings != g.settings {

@@ -20,6 +20,8 @@ type hello struct {
 	id       mesh.ID
 	instance uint64
 	port     uint16 // of the sender's gossip socket
+	boot     uint64 // of the sender's packets
+	counter  uint64 // of the packet that it sent last
 	random   [32]byte
 	echo     [32]byte       // the dialer's random, in the acceptor's hello
 	you      netip.AddrPort // in the dialer's hello, the address that it dialled
@@ -34,6 +36,8 @@ type wireHello struct {
 	Echo     []byte       `cbor:"5,keyasint"`
 	You      []byte       `cbor:"6,keyasint"`
 	Cluster  wireSettings `cbor:"7,keyasint"`
+	Boot     uint64       `cbor:"8,keyasint"`
+	Counter  uint64       `cbor:"9,keyasint"`
 }
 
 type wireSettings struct {
@@ -54,7 +58,7 @@ type wireSettings struct {
 func (h hello) marshal() ([]byte, error) {
 	c := h.cluster
 	w := wireHello{
-		ID: h.id[:], Instance: h.instance, Port: h.port,
+		ID: h.id[:], Instance: h.instance, Port: h.port, Boot: h.boot, Counter: h.counter,
 		Random: h.random[:], Echo: h.echo[:], You: appendAddrPort(nil, h.you),
 		Cluster: wireSettings{
 			Name: c.Name, Generation: c.Generation, Trust: c.Trust,
@@ -98,7 +102,10 @@ func parseHello(b []byte) (hello, error) {
 	for _, n := range s.PodPrefix {
 		c.PodPrefix = append(c.PodPrefix, int(n))
 	}
-	return hello{mesh.ID(w.ID), w.Instance, w.Port, [32]byte(w.Random), [32]byte(w.Echo), you, c}, nil
+	return hello{
+		id: mesh.ID(w.ID), instance: w.Instance, port: w.Port, boot: w.Boot, counter: w.Counter,
+		random: [32]byte(w.Random), echo: [32]byte(w.Echo), you: you, cluster: c,
+	}, nil
 }
 
 // labelOf is what packets show of a cluster: settings under which nodes can't

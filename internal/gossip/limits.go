@@ -40,7 +40,7 @@ const (
 
 // Limits of inbound streams. A stream that is over one of them is reset.
 const (
-	maxPendingStreams   = 64 // in all, that have not authenticated themselves
+	maxPendingStreams   = 64 // in all, that have not authenticated themselves; one more, and the oldest goes
 	maxPendingPerSource = 8  // the same, of one source address
 	maxStreams          = 64 // that have
 )

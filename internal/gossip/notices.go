@@ -29,6 +29,8 @@ const (
 	ProblemSettings mesh.ProblemKind = "settings-differ"
 	// ProblemSequence: one identity has signed two objects with one sequence.
 	ProblemSequence mesh.ProblemKind = "sequence-conflict"
+	// ProblemFull: there are more objects than a node keeps.
+	ProblemFull mesh.ProblemKind = "store-full"
 	// ProblemTwin: our own identity is used by another running daemon.
 	ProblemTwin mesh.ProblemKind = "identity-elsewhere"
 	// ProblemRevoked: our own identity was revoked.

@@ -45,6 +45,7 @@ type wireRecord struct {
 	Endpoints   []wireEndpoint `cbor:"16,keyasint,omitempty"`
 	InternalIPs []netip.Prefix `cbor:"17,keyasint,omitempty"`
 	Allowed     []netip.Prefix `cbor:"18,keyasint,omitempty"`
+	ClaimSince  uint64         `cbor:"19,keyasint,omitempty"`
 }
 
 type wireEndpoint struct {
@@ -67,7 +68,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 	}
 	w := wireRecord{
 		Identity: r.Identity, Sequence: r.Sequence, Instance: r.Instance,
-		Name: r.Name, Key: r.Key[:], Slot: int64(r.Claim.Slot), ClaimTime: r.Claim.Time,
+		Name: r.Name, Key: r.Key[:], Slot: int64(r.Claim.Slot), ClaimTime: r.Claim.Time, ClaimSince: r.Claim.Since,
 		Settings: r.Settings, Location: r.Location, Gateway: string(r.Gateway),
 		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
 		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr,
@@ -101,7 +102,7 @@ func decodeRecord(payload []byte) (body, error) {
 	if w.Slot < mesh.None || w.Slot >= maxSlot || w.MTU < 0 || w.MTU > math.MaxUint16 {
 		return nil, fmt.Errorf("decode record: slot %d, MTU %d", w.Slot, w.MTU)
 	}
-	r.Claim, r.MTU = mesh.Claim{Slot: int(w.Slot), Time: w.ClaimTime}, int(w.MTU)
+	r.Claim, r.MTU = mesh.Claim{Slot: int(w.Slot), Time: w.ClaimTime, Since: w.ClaimSince}, int(w.MTU)
 	for _, e := range w.Endpoints {
 		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: e.Host, Port: e.Port, Source: mesh.EndpointSource(e.Source)})
 	}
@@ -122,8 +123,8 @@ func checkRecord(r mesh.Record) error {
 		return fmt.Errorf("check record: name %q is not a host name", r.Name)
 	case r.Key == wgtypes.Key{}:
 		return errors.New("check record: no WireGuard key")
-	case r.Claim.Slot < mesh.None || r.Claim.Slot >= maxSlot || r.Claim.Time < 0:
-		return fmt.Errorf("check record: slot %d claimed at %d", r.Claim.Slot, r.Claim.Time)
+	case r.Claim.Slot < mesh.None || r.Claim.Slot >= maxSlot || r.Claim.Time < 0 || r.Claim.Since > r.Sequence:
+		return fmt.Errorf("check record: slot %d claimed at %d, since sequence %d", r.Claim.Slot, r.Claim.Time, r.Claim.Since)
 	case !validText(r.Location, mesh.MaxName):
 		return fmt.Errorf("check record: location %q", r.Location)
 	case r.Gateway != "" && r.Gateway != mesh.GatewayAuto && r.Gateway != mesh.GatewayPrefer && r.Gateway != mesh.GatewayNever:

@@ -71,6 +71,22 @@ func (r *replays) admit(from mesh.ID, boot, counter uint64) bool {
 	return ok
 }
 
+// resume takes a sender's own word for where it counts, after a handshake that
+// has proved it to be there. A node whose disk was put back to an earlier state
+// begins again at a lower boot, and so does one under whose name somebody has
+// sent a boot that is too high: without this, all that it sends would be a
+// replay for as long as we run. What it counted before stays refused.
+func (r *replays) resume(from mesh.ID, boot, counter uint64) {
+	w := r.windows[from]
+	if w == nil || boot > w.boot || boot == w.boot && (counter >= w.top || w.top-counter < windowSize) {
+		return
+	}
+	w.boot, w.top = boot, counter
+	for i := range w.seen {
+		w.seen[i] = ^uint64(0)
+	}
+}
+
 // evict forgets the sender that has been silent for longest.
 func (r *replays) evict() {
 	var oldest mesh.ID

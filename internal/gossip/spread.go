@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/hashicorp/memberlist"
 
@@ -37,7 +38,9 @@ func (g *Gossip) accept(raws [][]byte, from source) {
 		if old {
 			continue
 		}
-		o, err := decodeObject(g.cluster.Name, raw)
+		// A copy, because an object may stay for years, and raw would keep all
+		// of the state alive that it came with.
+		o, err := decodeObject(g.cluster.Name, slices.Clone(raw))
 		if err != nil {
 			g.counters.add(objectReason(err))
 			g.log.at(slog.LevelWarn, "object refused", "err", err)
@@ -77,6 +80,11 @@ func (g *Gossip) admit(o object) bool {
 		return g.store.has(o.raw)
 	case full:
 		g.counters.add("object-full")
+		g.transport.meet("store", mesh.Problem{
+			Kind: ProblemFull, Node: g.nameOf(g.self),
+			Text:   fmt.Sprintf("this node knows of %d objects and takes in no more: nodes that are new are not seen", maxObjects),
+			Advice: "run meshd forget for nodes that are gone; if there are many that you don't know, change the secret",
+		})
 	case stale:
 		g.counters.add("object-stale")
 	case buried:
@@ -248,8 +256,10 @@ func (d delegate) MergeRemoteState(b []byte, _ bool) {
 		how = fromSync // what a newcomer learns is new to nobody else
 	}
 	g.accept(raws, how)
-	g.mu.Lock()
-	g.merged = true
-	g.mu.Unlock()
-	g.signal()
+	if first {
+		g.mu.Lock()
+		g.merged = true
+		g.mu.Unlock()
+		g.signal()
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"maps"
 	"slices"
+	"sort"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -34,6 +35,7 @@ type store struct {
 	highest map[objectKey]uint64           // also of what is gone, against replay
 	buried  map[mesh.ID]uint64             // by target, the highest sequence of its tombstones
 	digest  digest
+	order   []object // what sorted returned; nil after a change
 }
 
 func newStore() *store {
@@ -67,7 +69,7 @@ func (s *store) put(o object) outcome {
 			s.replace(o)
 		}
 		return conflict
-	case highest == 0 && len(s.highest) >= maxObjects:
+	case highest == 0 && len(s.highest) >= maxObjects && !s.frees(o):
 		return full
 	}
 	s.highest[o.key] = sequence
@@ -78,13 +80,26 @@ func (s *store) put(o object) outcome {
 	return fresh
 }
 
-// bury drops the records that a tombstone covers.
+// bury drops the records that a tombstone covers, and what was remembered of
+// them: from now on the tombstone refuses them. So a node that is forgotten
+// takes one place, not two.
 func (s *store) bury(t tombstone) {
 	s.buried[t.target] = max(s.buried[t.target], t.upTo)
 	key := objectKey{kindRecord, t.target, t.target}
 	if o, ok := s.objects[key]; ok && o.body.sequence() <= t.upTo {
 		s.drop(o)
 	}
+	if s.highest[key] <= t.upTo {
+		delete(s.highest, key)
+	}
+}
+
+// frees says whether an object makes as much room as it takes. It is how a
+// store that is full becomes useful again.
+func (s *store) frees(o object) bool {
+	t, ok := o.body.(tombstone)
+	highest := s.highest[objectKey{kindRecord, o.key.subject, o.key.subject}]
+	return ok && highest > 0 && highest <= t.upTo
 }
 
 func (s *store) replace(o object) {
@@ -92,12 +107,14 @@ func (s *store) replace(o object) {
 		s.drop(old)
 	}
 	s.objects[o.key] = o
+	s.order = nil
 	s.sums[o.sum] = struct{}{}
 	s.digest.toggle(o)
 }
 
 func (s *store) drop(o object) {
 	delete(s.objects, o.key)
+	s.order = nil
 	delete(s.sums, o.sum)
 	s.digest.toggle(o)
 }
@@ -116,6 +133,10 @@ func (s *store) records() []mesh.Record {
 	var all []mesh.Record
 	for _, o := range objects {
 		if r, ok := o.body.(recordBody); ok {
+			// A claim is forgotten with the record that made it.
+			if up := s.buried[o.key.author]; up > 0 && r.Claim.Since <= up {
+				r.Claim = mesh.Claim{Slot: mesh.None}
+			}
 			all = append(all, r.Record)
 		}
 	}
@@ -133,9 +154,20 @@ func (s *store) raws() [][]byte {
 
 // sorted returns all objects in the order of their keys' hashes.
 func (s *store) sorted() []object {
-	return slices.SortedFunc(maps.Values(s.objects), func(a, b object) int {
-		return cmp.Or(cmp.Compare(a.place, b.place), bytes.Compare(a.sum[:], b.sum[:]))
-	})
+	if s.order == nil {
+		s.order = slices.SortedFunc(maps.Values(s.objects), func(a, b object) int {
+			return cmp.Or(cmp.Compare(a.place, b.place), bytes.Compare(a.sum[:], b.sum[:]))
+		})
+	}
+	return s.order
+}
+
+// within returns the objects whose keys' hashes lie between two, both included.
+func (s *store) within(first, last uint64) []object {
+	all := s.sorted()
+	lo := sort.Search(len(all), func(i int) bool { return all[i].place >= first })
+	hi := lo + sort.Search(len(all)-lo, func(i int) bool { return all[lo+i].place > last })
+	return all[lo:hi]
 }
 
 // buckets is the number of parts in which two stores are compared: their

@@ -29,6 +29,35 @@ func twin(t testing.TB, n int, sequence uint64) []byte {
 	return signRecord(t, n, r)
 }
 
+// Whoever comes back after it was forgotten has no claim from before, however
+// new its records are: its slot may be somebody else's by now.
+func TestClaimsAreForgottenWithTheirRecord(t *testing.T) {
+	record := func(sequence, since uint64) []byte {
+		r := testRecord(0, sequence)
+		r.Claim.Since = since
+		return signRecord(t, 0, r)
+	}
+	s := newStore()
+	for _, step := range []struct {
+		raw  []byte
+		want int // the slot
+	}{
+		{record(4, 3), 0},
+		{signTombstone(t, 1, testRecord(0, 1).ID(), 5), mesh.None}, // no record is left
+		{record(6, 3), mesh.None},
+		{record(7, 7), 0},
+	} {
+		s.put(mustDecode(t, step.raw))
+		got := mesh.None
+		for _, r := range s.records() {
+			got = r.Claim.Slot
+		}
+		if got != step.want {
+			t.Errorf("slot: got %d, want %d", got, step.want)
+		}
+	}
+}
+
 func TestStorePut(t *testing.T) {
 	id := testRecord(0, 1).ID()
 	record := func(sequence uint64) []byte { return signRecord(t, 0, testRecord(0, sequence)) }

@@ -5,10 +5,11 @@ package gossip
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
-	"sort"
 )
 
 // Two stores are compared in at most four steps, each one packet that is
@@ -88,18 +89,22 @@ func (s *store) answer(message []byte) (steps, objects [][]byte, err error) {
 	return nil, nil, fmt.Errorf("read step: unknown step %d", message[0])
 }
 
-// lists enumerates our objects in the buckets that differ from theirs.
+// lists enumerates our objects in the buckets that differ from theirs. It
+// begins anywhere, so that no difference which stays for good, as between
+// stores that are full, hides those behind it for ever.
 func (s *store) lists(theirs []byte) [][]byte {
-	all := s.sorted()
 	var messages [][]byte
-	for b := range buckets {
+	begin := rand.IntN(buckets)
+	for i := range buckets {
+		b := (begin + i) % buckets
+		if b == 0 && len(messages) > 0 {
+			messages = append(messages, []byte{stepList}) // ranges of a list ascend
+		}
 		if binary.BigEndian.Uint64(theirs[8*b:]) == s.digest[b] {
 			continue
 		}
 		first, last := uint64(b)<<58, uint64(b)<<58|math.MaxUint64>>6
-		lo := sort.Search(len(all), func(i int) bool { return all[i].place >= first })
-		hi := sort.Search(len(all), func(i int) bool { return all[i].place > last })
-		messages = appendRanges(messages, all[lo:hi], first, last)
+		messages = appendRanges(messages, s.within(first, last), first, last)
 		if len(messages) > maxListPackets {
 			return messages[:maxListPackets]
 		}
@@ -157,49 +162,42 @@ func parseRanges(b []byte) ([]keyRange, error) {
 			e := entry{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint32(b[16:])}
 			r.entries, b = append(r.entries, e), b[entrySize:]
 		}
+		if len(ranges) > 0 && r.first <= ranges[len(ranges)-1].last || r.first > r.last {
+			return nil, errors.New("read list: its ranges do not ascend") // each object is looked at once
+		}
 		ranges = append(ranges, r)
 	}
 	return ranges, nil
 }
 
-// compare returns what the other side lacks, and asks for what we lack.
+// compare returns what the other side lacks, and asks for what we lack. It
+// begins with any of the ranges, as lists does with the buckets.
 func (s *store) compare(list []byte) (steps, objects [][]byte, err error) {
 	ranges, err := parseRanges(list)
-	if err != nil {
+	if err != nil || len(ranges) == 0 {
 		return nil, nil, err
 	}
-	ours := make(map[uint64]entry, len(s.objects))
-	for _, o := range s.objects {
-		e := entryOf(o)
-		ours[e.key] = e
-	}
-	theirs := make(map[uint64]entry)
+	begin := rand.IntN(len(ranges))
 	want := []byte{stepWant}
-	for _, r := range ranges {
+	var reply reply
+	for _, r := range slices.Concat(ranges[begin:], ranges[:begin]) {
+		theirs := make(map[uint64]entry, len(r.entries))
 		for _, e := range r.entries {
 			theirs[e.key] = e
-			if our, ok := ours[e.key]; (!ok || e.newer(our)) && len(want)+8 <= maxPayload {
+			if our := s.within(e.key, e.key); (len(our) == 0 || e.newer(entryOf(our[0]))) && len(want)+8 <= maxPayload {
 				want = binary.BigEndian.AppendUint64(want, e.key)
 			}
 		}
-	}
-	size := 0
-	for _, o := range s.sorted() {
-		e := entryOf(o)
-		their, ok := theirs[e.key]
-		inside := slices.ContainsFunc(ranges, func(r keyRange) bool { return r.first <= e.key && e.key <= r.last })
-		if !inside || ok && !e.newer(their) {
-			continue
+		for _, o := range s.within(r.first, r.last) {
+			if their, ok := theirs[o.place]; !ok || entryOf(o).newer(their) {
+				reply.add(o)
+			}
 		}
-		if size += len(o.raw); size > maxReplyBytes {
-			break
-		}
-		objects = append(objects, o.raw)
 	}
 	if len(want) > 1 {
 		steps = [][]byte{want}
 	}
-	return steps, objects, nil
+	return steps, reply.objects, nil
 }
 
 // wanted returns the objects that were asked for.
@@ -207,20 +205,24 @@ func (s *store) wanted(b []byte) ([][]byte, error) {
 	if len(b)%8 != 0 || len(b) > maxPayload {
 		return nil, fmt.Errorf("read wanted keys: %d bytes", len(b))
 	}
-	wanted := make(map[uint64]bool)
+	var reply reply
 	for ; len(b) > 0; b = b[8:] {
-		wanted[binary.BigEndian.Uint64(b)] = true
-	}
-	var objects [][]byte
-	size := 0
-	for _, o := range s.sorted() {
-		if !wanted[o.place] {
-			continue
+		key := binary.BigEndian.Uint64(b)
+		for _, o := range s.within(key, key) {
+			reply.add(o)
 		}
-		if size += len(o.raw); size > maxReplyBytes {
-			break
-		}
-		objects = append(objects, o.raw)
 	}
-	return objects, nil
+	return reply.objects, nil
+}
+
+// reply gathers objects, as many as one packet may cause to be sent.
+type reply struct {
+	objects [][]byte
+	size    int
+}
+
+func (r *reply) add(o object) {
+	if r.size+len(o.raw) <= maxReplyBytes {
+		r.objects, r.size = append(r.objects, o.raw), r.size+len(o.raw)
+	}
 }

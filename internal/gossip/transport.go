@@ -39,8 +39,7 @@ type transport struct {
 	log      *limitedLog
 	notices  *notices
 	counters *counters
-	self     hello // with everything but random, echo and you
-	boot     uint64
+	self     hello // with everything but counter, random, echo and you
 	label    label
 	filter   func(netip.AddrPort) bool // tests: whether an address can be reached
 
@@ -61,8 +60,7 @@ type transport struct {
 	replays  replays
 	observed map[mesh.ID]observation
 	offers   map[string]*stream // joined streams that memberlist is to take
-	pending  map[netip.Addr]int // inbound streams that are not authenticated
-	waiting  int                // the sum of pending
+	pending  []pendingStream    // inbound streams that are not authenticated, the oldest first
 	accepted int                // inbound streams that are
 	open     map[net.Conn]struct{}
 }
@@ -98,7 +96,6 @@ func (t *transport) listen(ctx context.Context, bind string) error {
 	t.replays.windows = make(map[mesh.ID]*window)
 	t.observed = make(map[mesh.ID]observation)
 	t.offers = make(map[string]*stream)
-	t.pending = make(map[netip.Addr]int)
 	t.open = make(map[net.Conn]struct{})
 	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	t.tasks.Go(t.readPackets)
@@ -220,6 +217,13 @@ func (t *transport) admit(p packet, from netip.AddrPort) bool {
 	return true
 }
 
+// ourHello is what we say at the beginning of a stream now.
+func (t *transport) ourHello() hello {
+	h := t.self
+	h.counter = t.counter.Load()
+	return h
+}
+
 // observe notes where a node says that it sees us, if that is outside of the
 // mesh.
 func (t *transport) observe(by mesh.ID, you netip.AddrPort, now time.Time) {
@@ -250,7 +254,7 @@ func (t *transport) send(to mesh.ID, kind packetKind, payload []byte) {
 	}
 	p := packet{
 		kind: kind, want: want, label: t.label, from: t.self.id,
-		boot: t.boot, counter: t.counter.Add(1), you: you, payload: payload,
+		boot: t.self.boot, counter: t.counter.Add(1), you: you, payload: payload,
 	}
 	b, err := t.ring.sealPacket(t.random, p, to)
 	if err != nil {

@@ -111,6 +111,9 @@ func (r Record) ID() ID { return IDOf(r.Identity) }
 type Claim struct {
 	Slot int   // None while nothing is claimed
 	Time int64 // of the claim, milliseconds since 1970, by the claiming node's clock
+	// Since is the sequence of the record that made the claim. A node that is
+	// forgotten up to there has lost it, even if it comes back with newer records.
+	Since uint64
 }
 
 // None is the Slot of a claim that has not been made.

@@ -180,6 +180,7 @@ type Situation struct {
 	Records []Record // of all nodes; the own one doesn't matter
 	Current Claim    // what this node has claimed, from disk after a start
 	Ready   bool     // it has been READY with Current: pods may run on its addresses
+	Void    bool     // Current was forgotten with the node; it has to be made anew
 	Static  int      // the slot that the configuration names, or None
 	// Listened is true once the state of some member has been merged, or when
 	// there is nobody to wait for. A node that has not listened claims nothing.
@@ -202,6 +203,10 @@ func NextClaim(s Situation) (Claim, []Problem) {
 		}
 	}
 	taken := claimOwners(others)
+	if s.Void {
+		// Whoever has taken the slot meanwhile was first.
+		s.Current.Time = s.Now
+	}
 	self := &node{Record: Record{Claim: s.Current}, id: s.Self}
 
 	if s.Current.Slot != None {

@@ -477,7 +477,7 @@ func TestDiskFull(t *testing.T) {
 
 var (
 	unclaimed  = state.Node{Claim: mesh.Claim{Slot: mesh.None}}
-	claimed    = state.Node{Boot: 7, Sequence: 123456789, Claim: mesh.Claim{Slot: 12, Time: 1767225600123}, Ready: true}
+	claimed    = state.Node{Boot: 7, Sequence: 123456789, Claim: mesh.Claim{Slot: 12, Time: 1767225600123, Since: 17}, Ready: true}
 	remembered = state.Remembered{
 		Objects: [][]byte{[]byte("one object"), {}, bytes.Repeat([]byte{0xff}, 300)},
 		Highest: []state.Highest{{Key: "\x00\xff not UTF-8", Sequence: math.MaxUint64}, {Key: "", Sequence: 0}},
@@ -573,6 +573,7 @@ func Example() {
 	//   "claim": {
 	//     "slot": 3,
 	//     "time": 1767225600000,
+	//     "since": 0,
 	//     "ready": false
 	//   }
 	// }

@@ -5,10 +5,12 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -51,4 +53,26 @@ func TestForget(t *testing.T) {
 	m.run(rest[0], binary, "forget", gone.Name)
 	m.await(settleLimit, "rid of the forgotten node", func(s control.Status) bool { return len(s.Peers) == 1 }, rest...)
 	m.connected(pingLimit, rest...)
+
+	// The slot is free for whoever comes next, and stays the newcomer's when the
+	// old node returns with its older claim.
+	slot := func(n *lab.Node) int {
+		s, err := n.Status(m.ctx)
+		m.must(err)
+		return s.Node.Slot
+	}
+	taken := slot(rest[1])
+	m.must(rest[1].Kill())
+	m.await(settleLimit, "aware of a dead peer", lab.Sees(0), rest[0])
+	m.run(rest[0], binary, "forget", rest[1].Name)
+	podCIDR := fmt.Sprintf("  pod-cidr: [10.42.%d.0/24]", taken)
+	m.must(gone.Configure(lab.Config(gone.Name, []string{rest[0].Public().String()}, podCIDR), m.secret))
+	m.run(gone, "rm", "-r", lab.StateDir)
+	m.must(gone.Start())
+	m.await(settleLimit, "ready on the freed slot", func(s control.Status) bool { return s.Node.Ready && s.Node.Slot == taken }, gone)
+	m.must(rest[1].Start())
+	m.await(settleLimit, "told that its slot is taken", func(s control.Status) bool {
+		return slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool { return p.Kind == mesh.ProblemSlot && p.Node == rest[1].Name })
+	}, rest[1])
+	m.connected(pingLimit, rest[0], gone)
 }

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// job is what a virtual machine is started for.
+type job struct {
+	Commands []command
+	Files    []string // in the virtual machine they have the same paths
+	Shell    bool     // runs nothing; a person does
+}
+
+// command is one program to run.
+type command struct {
+	Package string // of a test; "" for anything else
+	Args    []string
+	Dir     string
+	Env     []string // beside what every command has
+}
+
+// run does the job where this process is, and returns the exit code of the
+// first command that fails. Tests end with a line like those of go test.
+func (j job) run(ctx context.Context, output *os.File) int {
+	code := 0
+	for _, c := range j.Commands {
+		began := time.Now()
+		cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)
+		cmd.Dir, cmd.Env = c.Dir, append(os.Environ(), c.Env...)
+		cmd.Stdout, cmd.Stderr = output, output // no pipe: what is printed is out at once
+		cmd.WaitDelay = 10 * time.Second
+		verdict := "ok  "
+		if err := cmd.Run(); err != nil {
+			verdict = "FAIL"
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) {
+				fmt.Fprintln(output, err)
+			}
+			if code == 0 {
+				code = exitFailed
+			}
+		}
+		if c.Package != "" {
+			fmt.Fprintf(output, "%s\t%s\t%.1fs\n", verdict, c.Package, time.Since(began).Seconds())
+		}
+	}
+	return code
+}
+
+// addCommand adds a command, whose program is looked up here.
+func (j *job) addCommand(args []string) error {
+	path, err := exec.LookPath(args[0])
+	if err != nil {
+		return fmt.Errorf("find command: %w", err)
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return fmt.Errorf("find command: %w", err)
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return fmt.Errorf("find working directory: %w", err)
+	}
+	j.Files = append(j.Files, path)
+	j.Commands = append(j.Commands, command{Args: append([]string{path}, args[1:]...), Dir: dir})
+	return nil
+}
+
+// testTimeout bounds one package's tests, so that a hanging one shows its stacks.
+const testTimeout = "25m"
+
+// testTag is the build tag of tests that only a kernel with WireGuard and netem
+// can run.
+const testTag = "kernel"
+
+// addTests builds the tests of packages in dir, and whatever tests want to run
+// beside them: meshd, a later build of it, and cnitool.
+func (j *job) addTests(ctx context.Context, dir, run string, packages []string) error {
+	env, err := j.addPrograms(ctx, dir)
+	if err != nil {
+		return err
+	}
+	list, err := goTool(ctx, "list", append([]string{"-f", "{{.ImportPath}} {{.Dir}}"}, packages...)...)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(list) {
+		path, src, _ := strings.Cut(strings.TrimSpace(line), " ")
+		binary := filepath.Join(dir, strings.ReplaceAll(path, "/", "_")+".test")
+		if _, err := goTool(ctx, "test", "-c", "-tags", testTag, "-ldflags", "-s -w", "-o", binary, path); err != nil {
+			return err
+		}
+		if ok, err := hasTests(ctx, binary, run, env); err != nil || !ok {
+			if err != nil {
+				return fmt.Errorf("list tests of %s: %w", path, err)
+			}
+			continue
+		}
+		j.Files = append(j.Files, binary)
+		if testdata := filepath.Join(src, "testdata"); exists(testdata) {
+			j.Files = append(j.Files, testdata)
+		}
+		j.Commands = append(j.Commands, command{
+			Package: path,
+			Args:    []string{binary, "-test.v", "-test.run=" + run, "-test.timeout=" + testTimeout},
+			Dir:     src,
+			Env:     env,
+		})
+	}
+	if len(j.Commands) == 0 {
+		return fmt.Errorf("no test in %s is named like %q", strings.Join(packages, " "), run)
+	}
+	return nil
+}
+
+// addPrograms adds the programs that tests run, and returns the environment that
+// tells tests of them.
+func (j *job) addPrograms(ctx context.Context, dir string) ([]string, error) {
+	meshd, next := filepath.Join(dir, "meshd"), filepath.Join(dir, "meshd-next")
+	if built := os.Getenv("MESHD"); built != "" {
+		meshd = built
+	} else if _, err := goTool(ctx, "build", "-o", meshd, "./cmd/meshd"); err != nil {
+		return nil, err
+	}
+	if _, err := goTool(ctx, "build", "-ldflags", "-X main.version=next", "-o", next, "./cmd/meshd"); err != nil {
+		return nil, err
+	}
+	cnitool, err := goTool(ctx, "tool", "-n", "cnitool")
+	if err != nil {
+		return nil, err
+	}
+	cnitool = strings.TrimSpace(cnitool)
+	j.Files = append(j.Files, meshd, next, cnitool)
+	return []string{"MESHD=" + meshd, "MESHD_NEXT=" + next, "CNITOOL=" + cnitool}, nil
+}
+
+// hasTests asks a test binary whether the pattern, without what is for subtests,
+// matches any of its tests.
+func hasTests(ctx context.Context, binary, run string, env []string) (bool, error) {
+	top, _, _ := strings.Cut(run, "/")
+	if _, err := regexp.Compile(top); err != nil {
+		return false, err
+	}
+	if top == "" {
+		top = "."
+	}
+	cmd := exec.CommandContext(ctx, binary, "-test.list="+top)
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.Output()
+	return strings.Contains(string(out), "Test"), err
+}
+
+// goTool runs a subcommand of go and returns what it printed. What it builds is
+// static, so that it runs on any kernel without a library.
+func goTool(ctx context.Context, verb string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", append([]string{verb}, args...)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("run go %s: %w: %s", verb, err, out)
+	}
+	return string(out), nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// ownKernelWillDo tries, in a network namespace that ends with the trial,
+// whether this machine has what the virtual machine is for.
+func ownKernelWillDo(ctx context.Context) bool {
+	cmd := exec.CommandContext(ctx, "sh", "-c", "ip link add wg-trial type wireguard && tc qdisc add dev lo root netem delay 1ms")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	cmd.Stdout, cmd.Stderr = io.Discard, io.Discard
+	return cmd.Run() == nil
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Names that both sides of the virtual machine know.
+const (
+	jobPath     = "/job.json"
+	resultsPort = "results"
+	// exitLine is the last line of the results; the exit code follows. Without
+	// it nothing that went before counts.
+	exitLine = "meshd kernel lab: exit "
+)
+
+// machine is one virtual machine, which does one job.
+type machine struct {
+	dir    string // for what belongs to this run
+	job    job
+	output io.Writer
+}
+
+// memory is what 20 nodes and the image need, with room; QEMU takes it from the
+// real machine as it is used.
+const memory = "3072"
+
+// run starts the machine, passes on what the job prints, and returns its exit
+// code. An error says that the job was not done to its end.
+func (m *machine) run(ctx context.Context) (int, error) {
+	img, err := getImage(ctx)
+	if err != nil {
+		return 0, err
+	}
+	initrd := filepath.Join(m.dir, "initrd")
+	if err := m.writeInitrd(initrd, img); err != nil {
+		return 0, err
+	}
+	console := filepath.Join(m.dir, "console")
+	args := []string{
+		"-machine", "q35", "-accel", "tcg,thread=multi", "-smp", "2", "-m", memory,
+		"-cpu", "qemu64,+rdrand", // without rdrand the first random number takes a second
+		"-nodefaults", "-no-reboot", "-display", "none", // and no network device
+		"-kernel", img.vmlinuz, "-initrd", initrd,
+		// A kernel that finds itself in error stops at once, and QEMU with it.
+		"-append", "console=ttyS0 quiet panic=-1 oops=panic mitigations=off",
+	}
+	if m.job.Shell {
+		return 0, m.interact(ctx, append(args, "-serial", "mon:stdio"))
+	}
+	args = append(args,
+		"-serial", "file:"+console,
+		"-chardev", "stdio,id=results,signal=off",
+		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=results,name="+resultsPort)
+	code, err := m.follow(ctx, args)
+	if err != nil {
+		return 0, fmt.Errorf("%w; the console's last lines:\n%s", err, lastLines(console, 40))
+	}
+	return code, nil
+}
+
+// qemu is the program that emulates the machine.
+const qemu = "qemu-system-x86_64"
+
+// follow runs QEMU and reads results until there are no more.
+func (m *machine) follow(ctx context.Context, args []string) (int, error) {
+	cmd := exec.CommandContext(ctx, qemu, args...)
+	// If this program is killed, so is QEMU. The kernel sends the signal when the
+	// thread ends that started it, prctl(2).
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return 0, fmt.Errorf("make pipe for results: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, fmt.Errorf("start QEMU: %w", err)
+	}
+	code, readErr := passOn(stdout, m.output)
+	err = cmd.Wait()
+	switch {
+	case ctx.Err() != nil:
+		return 0, fmt.Errorf("the virtual machine did not end in time: %w", context.Cause(ctx))
+	case err != nil:
+		return 0, fmt.Errorf("run QEMU: %w: %s", err, stderr.String())
+	case readErr != nil:
+		return 0, readErr
+	}
+	return code, nil
+}
+
+// errNoExit says that the results just stop.
+var errNoExit = errors.New("the virtual machine ended without saying how the job went")
+
+// passOn copies lines until the results end, and returns the exit code from
+// their last one.
+func passOn(results io.Reader, w io.Writer) (int, error) {
+	r := bufio.NewReader(results)
+	for {
+		line, err := r.ReadString('\n')
+		if code, ok := strings.CutPrefix(line, exitLine); ok && err == nil {
+			_, _ = io.Copy(io.Discard, r)
+			n, err := strconv.Atoi(strings.TrimSpace(code))
+			if err != nil {
+				return 0, fmt.Errorf("read exit code: %w", err)
+			}
+			return n, nil
+		}
+		if _, werr := io.WriteString(w, line); werr != nil {
+			return 0, fmt.Errorf("pass on results: %w", werr)
+		}
+		if err == io.EOF {
+			return 0, errNoExit
+		}
+		if err != nil {
+			return 0, fmt.Errorf("read results: %w", err)
+		}
+	}
+}
+
+// interact connects the machine's console with this program's terminal.
+func (m *machine) interact(ctx context.Context, args []string) error {
+	cmd := exec.CommandContext(ctx, qemu, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("run QEMU: %w", err)
+	}
+	return nil
+}
+
+// writeInitrd writes the image, and behind it what this run adds: the job, its
+// files, and this program as the first process.
+func (m *machine) writeInitrd(path string, img image) (err error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("make initrd: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	base, err := os.Open(img.initrd)
+	if err != nil {
+		return fmt.Errorf("make initrd: %w", err)
+	}
+	defer base.Close()
+	if _, err := io.Copy(f, base); err != nil {
+		return fmt.Errorf("make initrd: %w", err)
+	}
+	text, err := json.Marshal(m.job)
+	if err != nil {
+		return fmt.Errorf("write job: %w", err)
+	}
+	a := newArchive(f)
+	if err := errors.Join(a.bytes(jobPath, 0o644, text), a.copy("/init", "/proc/self/exe")); err != nil {
+		return err
+	}
+	for _, c := range m.job.Commands {
+		if err := a.dir(c.Dir); err != nil {
+			return err
+		}
+	}
+	for _, file := range m.job.Files {
+		to, err := place(file)
+		if err != nil {
+			return err
+		}
+		if err := a.copy(to, file); err != nil {
+			return err
+		}
+	}
+	return a.Close()
+}
+
+// lastLines returns the end of a file, or why there is none.
+func lastLines(path string, count int) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.SplitAfter(strings.ReplaceAll(string(b), "\r", ""), "\n")
+	return strings.Join(lines[max(0, len(lines)-count):], "")
+}

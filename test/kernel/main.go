@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command kernel runs tests on the kernel that users run: Debian's cloud kernel,
+// with WireGuard and netem, in a virtual machine that QEMU emulates. It takes the
+// kernel from Debian's package, without installing it, and the programs that
+// tests call from the machine it runs on.
+//
+//	kernel [-run REGEXP] test PACKAGE...      the tests of packages
+//	kernel [-file PATH]... exec COMMAND ...   one command
+//	kernel shell [PACKAGE...]                 bash on the console, to look around
+//
+// The files of a job are in the virtual machine where they are on the real one,
+// so neither tests nor commands need to know where they run. Output comes as it
+// is printed, and kernel exits with 1 if a test or the command fails. If the
+// virtual machine hangs, panics or ends early, it says so, shows the last lines
+// of the console, and exits with 2.
+//
+// On a machine whose own kernel has WireGuard and netem, test and exec run
+// directly.
+//
+// The program is also what it starts: as process 1 of the virtual machine, see
+// inside.go, it does the job and turns the machine off.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if os.Getpid() == 1 {
+		inside()
+	}
+	os.Exit(run())
+}
+
+// Exit codes.
+const (
+	exitFailed = 1 // what ran in the virtual machine failed
+	exitBroken = 2 // it could not be run, or not to its end
+)
+
+// files is a flag that may be given several times.
+type files []string
+
+func (f *files) String() string { return strings.Join(*f, " ") }
+
+func (f *files) Set(path string) error {
+	*f = append(*f, path)
+	return nil
+}
+
+func run() int {
+	var with files
+	pattern := flag.String("run", "", "regular expression: which tests to run")
+	timeout := flag.Duration("timeout", 30*time.Minute, "how long the virtual machine may live")
+	flag.Var(&with, "file", "a `path` to have in the virtual machine, for exec")
+	flag.Parse()
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer cancel()
+
+	code, err := do(ctx, options{run: *pattern, timeout: *timeout, files: with}, flag.Args())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kernel:", err)
+		return exitBroken
+	}
+	return code
+}
+
+type options struct {
+	run     string
+	timeout time.Duration
+	files   []string
+}
+
+var errUsage = errors.New("want one of: test PACKAGE..., exec COMMAND ARGUMENT..., shell [PACKAGE...]")
+
+func do(ctx context.Context, o options, args []string) (int, error) {
+	if len(args) == 0 {
+		return 0, errUsage
+	}
+	dir, err := os.MkdirTemp("", "meshd-kernel-")
+	if err != nil {
+		return 0, fmt.Errorf("make directory for the run: %w", err)
+	}
+	defer os.RemoveAll(dir)
+
+	j := job{Files: o.files}
+	switch verb, rest := args[0], args[1:]; {
+	case verb == "test" && len(rest) > 0:
+		err = j.addTests(ctx, dir, o.run, rest)
+	case verb == "exec" && len(rest) > 0:
+		err = j.addCommand(rest)
+	case verb == "shell":
+		if len(rest) > 0 {
+			err = j.addTests(ctx, dir, o.run, rest)
+		}
+		j.Shell = true
+	default:
+		return 0, errUsage
+	}
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	if !j.Shell && ownKernelWillDo(ctx) {
+		return j.run(ctx, os.Stdout), ctx.Err()
+	}
+	m := machine{dir: dir, job: j, output: os.Stdout}
+	return m.run(ctx)
+}
