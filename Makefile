@@ -6,12 +6,15 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 NODES ?= 4
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
+# What test-kernel runs; RUN is a regular expression for names of tests.
+KERNEL_TESTS := ./test/e2e ./test/lab ./test/demo ./internal/netcfg ./internal/cni
+RUN ?=
 BUILD := go build -trimpath -ldflags '-X main.version=$(VERSION)'
 export MESHD := $(CURDIR)/bin/meshd
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/meshd
@@ -24,18 +27,30 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -nodes $(NODES)
 
 .PHONY: test
-test: test-unit test-e2e ## everything
+test: test-unit test-e2e test-kernel ## everything
 
 .PHONY: test-unit
 test-unit: setup-race ## vet, lint, format, unit tests with the race detector, fuzz seeds
 	go vet ./...
+	go vet -tags kernel ./test/...
 	go tool staticcheck -checks all ./...
+	go tool staticcheck -checks all -tags kernel ./test/...
 	@unformatted=$$(go tool gofumpt -l .); if [ -n "$$unformatted" ]; then echo "not formatted, run make fmt:" $$unformatted; exit 1; fi
 	go test -race ./cmd/... ./internal/...
 
 .PHONY: test-e2e
 test-e2e: setup build ## end-to-end tests on namespaces, needs root
 	go test -count=1 -p 1 -timeout 30m -v ./test/...
+
+.PHONY: test-kernel
+test-kernel: setup-kernel build ## the same tests on a kernel with WireGuard and netem, in QEMU; RUN=TestName for one
+	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
+	@exec bin/kernel -run '$(RUN)' test $(KERNEL_TESTS)
+
+.PHONY: kernel-shell
+kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
+	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
+	@exec bin/kernel shell $(KERNEL_TESTS)
 
 .PHONY: bench
 bench: setup build ## measure; prints lines "bench NAME VALUE UNIT"
@@ -57,3 +72,7 @@ setup:
 .PHONY: setup-race
 setup-race:
 	@test/setup.sh gcc
+
+.PHONY: setup-kernel
+setup-kernel:
+	@test/setup.sh qemu-system-x86_64 depmod sysctl awk

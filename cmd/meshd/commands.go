@@ -54,7 +54,7 @@ Exit codes: 0 success, 1 failure, 2 wrong command line or configuration,
 	flags.StringVar(&p.config, "config", "/etc/meshd.yaml", "configuration `file`")
 	flags.StringVar(&p.stateDir, "state-dir", "/var/lib/meshd", "`directory` of what the node must not forget")
 	flags.StringVar(&p.runDir, "run-dir", "/run/meshd", "`directory` of the control socket")
-	root.AddCommand(newRun(&p), newStatus(&p), newPlan(&p), newForget(&p), newDown(&p), newSecret(), newVersion())
+	root.AddCommand(newRun(&p), newStatus(&p), newPlan(&p), newCheck(&p), newForget(&p), newDown(&p), newSecret(), newVersion())
 	checkArgs(root)
 	return root
 }
@@ -187,7 +187,7 @@ must not forget, in the state directory, stays; so do kernel parameters.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			removed, err := daemon.Down(cmd.Context(), daemon.Options{
-				Config: p.config, RunDir: p.runDir, Logger: newLogger(cmd.ErrOrStderr(), false),
+				Config: p.config, StateDir: p.stateDir, RunDir: p.runDir, Logger: newLogger(cmd.ErrOrStderr(), false),
 			})
 			for _, line := range removed {
 				fmt.Fprintln(cmd.OutOrStdout(), line)

@@ -27,8 +27,9 @@ const module = "github.com/meshd/meshd"
 // mayImport has a row for each room of the house: the packages in a directory
 // of internal or cmd, and which other rooms they may import.
 var mayImport = map[string][]string{
-	"cmd/meshd":           {"internal/config", "internal/control", "internal/daemon"},
+	"cmd/meshd":           {"internal/check", "internal/config", "internal/control", "internal/daemon"},
 	"internal/atomicfile": {},
+	"internal/check":      {"internal/cni", "internal/config", "internal/mesh", "internal/netcfg", "internal/state"},
 	"internal/cni":        {"internal/atomicfile", "internal/mesh"},
 	"internal/config":     {"internal/mesh"},
 	"internal/control":    {"internal/mesh", "internal/netcfg"},

@@ -14,6 +14,7 @@ package atomicfile
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,12 +28,22 @@ import (
 func Write(path string, data []byte, mode os.FileMode) error {
 	dir := filepath.Dir(path)
 	if err := replace(dir, path, data, mode); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", path, withoutPath(err))
 	}
 	if err := syncDir(dir); err != nil {
 		return fmt.Errorf("write %s: sync its directory: %w", path, err)
 	}
 	return nil
+}
+
+// withoutPath leaves out which file it was: the temporary one's name is another
+// each time, and tells nobody anything.
+func withoutPath(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return fmt.Errorf("%s: %w", p.Op, p.Err)
+	}
+	return err
 }
 
 func replace(dir, path string, data []byte, mode os.FileMode) error {

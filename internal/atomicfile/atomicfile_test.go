@@ -125,6 +125,10 @@ func TestWriteDiskFull(t *testing.T) {
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("got %v, want %v", err, unix.ENOSPC)
 	}
+	// The same words each time: the temporary file's name is not among them.
+	if want := "write " + path + ": write: no space left on device"; err.Error() != want {
+		t.Errorf("got %q, want %q", err, want)
+	}
 	got, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -133,5 +134,31 @@ func leaveStaleSocket(t *testing.T, dir string) {
 	l.SetUnlinkOnClose(false)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestDeletedSocketIsBack deletes the socket and its directory under a server.
+func TestDeletedSocketIsBack(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	s, err := control.Listen(dir, &daemon{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Keep(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := control.NewClient(dir).Status(t.Context()); err != nil {
+			t.Errorf("after Keep: %v", err)
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Errorf("close without the socket's file: %v", err)
 	}
 }

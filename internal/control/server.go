@@ -18,33 +18,54 @@ import (
 
 // Server answers at the control socket.
 type Server struct {
-	http *http.Server
-	done sync.WaitGroup
+	http   *http.Server
+	log    *slog.Logger
+	runDir string
+	socket net.Listener // changed by Keep
+	done   sync.WaitGroup
 }
 
 // Listen opens the control socket in runDir, mode 0600, and answers there until
 // Close. A socket that a killed daemon left behind is taken over; that no
 // other daemon runs is for the caller to know (package state holds a lock).
 func Listen(runDir string, d Daemon, log *slog.Logger) (*Server, error) {
-	if err := os.MkdirAll(runDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make run directory: %w", err)
-	}
-	l, err := listen(SocketPath(runDir))
-	if err != nil {
-		return nil, fmt.Errorf("open control socket: %w", err)
-	}
-	s := &Server{http: &http.Server{
+	s := &Server{log: log, runDir: runDir, http: &http.Server{
 		Handler:           handler(d),
 		ReadHeaderTimeout: 5 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}}
+	return s, s.open()
+}
+
+// open opens the socket and answers there.
+func (s *Server) open() error {
+	if err := os.MkdirAll(s.runDir, 0o700); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	l, err := listen(SocketPath(s.runDir))
+	if err != nil {
+		return fmt.Errorf("open control socket: %w", err)
+	}
+	s.socket = l
 	s.done.Go(func() {
-		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("control socket closed", "err", err)
+		err := s.http.Serve(l)
+		if !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			s.log.Error("control socket closed", "err", err)
 		}
 	})
-	return s, nil
+	return nil
+}
+
+// Keep opens the socket again if somebody has deleted its file: without it,
+// everybody would take a living daemon for a stopped one. Keep must not be called
+// by several goroutines, nor after Close.
+func (s *Server) Keep() error {
+	if _, err := os.Lstat(SocketPath(s.runDir)); !errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	_ = s.socket.Close() // nobody can reach it any more
+	return s.open()
 }
 
 // Close stops answering and waits for requests under way, at most as long as
@@ -88,7 +109,11 @@ type unlinking struct {
 
 func (u *unlinking) Close() error {
 	err := u.Listener.Close()
-	u.once.Do(func() { err = errors.Join(err, os.Remove(u.path)) })
+	u.once.Do(func() {
+		if removeErr := os.Remove(u.path); !errors.Is(removeErr, os.ErrNotExist) {
+			err = errors.Join(err, removeErr)
+		}
+	})
 	return err
 }
 

@@ -70,12 +70,14 @@ type daemon struct {
 	host   *netcfg.Host
 	gossip *gossip.Gossip
 	names  *names
+	server *control.Server
 
 	own       mesh.Record // as published last
 	claimed   time.Time   // when this run made a claim; zero if it came from disk
 	tunnels   tunnels
 	readiness readiness
 	memory    memory
+	complaint complaint
 
 	published snapshot
 }
@@ -109,14 +111,13 @@ func Run(ctx context.Context, opt Options) (err error) {
 	d.names = newNames(ctx)
 	defer d.names.wait()
 	d.published.set(d.status(turn{}), turn{})
-	server, err := control.Listen(opt.RunDir, d, d.log)
-	if err != nil {
+	if d.server, err = control.Listen(opt.RunDir, d, d.log); err != nil {
 		return err
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 		defer cancel()
-		err = errors.Join(err, server.Close(ctx))
+		err = errors.Join(err, d.server.Close(ctx))
 	}()
 	return d.loop(ctx)
 }
@@ -145,11 +146,18 @@ func (d *daemon) recall() (gossip.Remembered, error) {
 	d.instance = binary.BigEndian.Uint64(instance[:])
 	// A start that is not on disk would let old packets of ours pass for new
 	// ones; so a disk that takes nothing is an error here, and only here.
-	d.node.Boot++
+	d.node.Boot = nextBoot(d.node.Boot, time.Now())
 	if err := d.dir.SaveNode(d.node); err != nil {
 		return gossip.Remembered{}, err
 	}
 	return d.recallObjects()
+}
+
+// nextBoot numbers a start. The others take no packet of a start that has a lower
+// number than one that they have seen; so a node whose count was lost, or put
+// back from a backup, must not begin anew. The clock is ahead of any count.
+func nextBoot(last uint64, now time.Time) uint64 {
+	return max(last+1, uint64(max(now.Unix(), 0)))
 }
 
 // bindAddress is what net.Listen takes: an address that is not set means all.

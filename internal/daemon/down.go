@@ -12,6 +12,7 @@ import (
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/state"
 )
 
 // Down removes from the host all that a daemon has put there: device, routes,
@@ -24,7 +25,17 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := control.NewClient(opt.RunDir).Status(ctx); !errors.Is(err, control.ErrNotRunning) {
+	// The lock also tells of a daemon whose socket is gone, and keeps one from
+	// starting meanwhile.
+	lock, err := state.Lock(opt.StateDir)
+	if err != nil && !errors.Is(err, state.ErrLocked) {
+		return nil, err
+	}
+	if err == nil {
+		defer func() { err = errors.Join(err, lock.Close()) }()
+		_, err = control.NewClient(opt.RunDir).Status(ctx)
+	}
+	if !errors.Is(err, control.ErrNotRunning) {
 		return nil, fmt.Errorf("%w: meshd is running; stop it first: systemctl stop meshd", control.ErrRefused)
 	}
 	host, err := netcfg.NewHost(netcfg.HostOptions{Logger: opt.Logger, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})

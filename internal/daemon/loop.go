@@ -112,9 +112,10 @@ func (t *turn) wakeIn(d time.Duration) {
 // tunnel, and a broken CNI directory no route.
 func (d *daemon) turn(ctx context.Context) turn {
 	t := turn{now: time.Now(), view: d.gossip.View()}
+	t.err = d.server.Keep()
 	facts, err := d.host.Facts(ctx)
 	if err != nil {
-		t.err = err
+		t.err = errors.Join(t.err, err)
 		return t
 	}
 	problems, err := d.publish(facts, t.view, t.now)
@@ -223,11 +224,12 @@ func (d *daemon) diffOptions(t turn) netcfg.Options {
 	return netcfg.Options{Now: t.now, Prune: t.view.Merged || t.now.Sub(d.started) >= settle}
 }
 
-// cniConfig is what the CNI configuration follows from.
+// cniConfig is what the CNI configuration follows from. It is for the control
+// socket's goroutines too, and takes what changes from the turn.
 func (d *daemon) cniConfig(t turn) cni.Config {
 	return cni.Config{
 		ConfDir: d.cfg.CNI.ConfDir, BinDir: d.cfg.CNI.BinDir, PluginSource: d.cfg.CNI.PluginSource,
-		Bridge: d.cfg.CNI.Bridge, PodCIDRs: t.topology.PodCIDRs, MTU: d.own.MTU,
+		Bridge: d.cfg.CNI.Bridge, PodCIDRs: t.topology.PodCIDRs, MTU: t.desired.Device.MTU,
 	}
 }
 
@@ -268,15 +270,36 @@ func (d *daemon) applyCNI(t *turn) error {
 func (d *daemon) conclude(t turn, retry time.Duration) time.Duration {
 	if t.err != nil {
 		retry = min(max(2*retry, retryMin), retryMax)
-		d.log.Error("reconcile", "err", t.err, "retry", retry)
+		if d.complaint.isNew(t.err, t.now) {
+			d.log.Error("reconcile", "err", t.err)
+		}
 	} else if retry > 0 {
-		retry = 0
+		retry, d.complaint = 0, complaint{}
 		d.log.Info("reconcile works again")
 	}
 	status := d.status(t)
 	d.published.set(status, t)
 	notify("STATUS=" + sentence(status))
 	return retry
+}
+
+// complainAgain is how often an error that stays is logged; meshd status shows it
+// all the time.
+const complainAgain = time.Hour
+
+// complaint is what was logged last of turns that fail, until one succeeds.
+type complaint struct {
+	text string
+	at   time.Time
+}
+
+// isNew says whether an error is worth a line in the log.
+func (c *complaint) isNew(err error, now time.Time) bool {
+	if text := err.Error(); text != c.text || now.Sub(c.at) >= complainAgain {
+		c.text, c.at = text, now
+		return true
+	}
+	return false
 }
 
 // paths are the addresses under which each node's gossip port may be reached.

@@ -36,8 +36,11 @@ func nextRecord(cfg config.Config, facts netcfg.Facts, view gossip.View, last me
 	r.GossipPort = cfg.Gossip.Bind.Port()
 	r.GossipAddr = cfg.Gossip.Advertise.String()
 	r.AllowedLocationIPs = slices.Clone(cfg.Node.AllowedLocationIPs)
-	r.InternalIPs = internalIPs(cfg, facts)
-	r.MTU = deviceMTU(cfg, facts)
+	// A host that has lost its way out will most likely have the same one again.
+	if len(facts.Uplinks) > 0 || last.MTU == 0 {
+		r.InternalIPs = internalIPs(cfg, facts)
+		r.MTU = deviceMTU(cfg, facts)
+	}
 	// A node that nobody sees just now is still where it was seen last.
 	if len(view.Observed) > 0 || len(last.Endpoints) == 0 {
 		r.Endpoints, r.NAT = mesh.OwnEndpoints(mesh.EndpointInput{

@@ -32,6 +32,7 @@ var compareNet = cmp.Options{
 func TestNextRecord(t *testing.T) {
 	facts := netcfg.Facts{
 		Addresses:   []netip.Addr{netip.MustParseAddr("192.168.1.5")},
+		Uplinks:     []netcfg.Uplink{{Link: "eth0", Source: netip.MustParsePrefix("192.168.1.5/24"), MTU: 1500}},
 		InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")},
 		MTU:         1500,
 	}
@@ -67,6 +68,20 @@ func TestNextRecord(t *testing.T) {
 				t.Errorf("record (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A node without a default route, at its start or for a while, says what can be
+// said, and goes on saying what it said.
+func TestNextRecordWithoutUplink(t *testing.T) {
+	cfg := parse(t, "node: {name: a}")
+	if first := nextRecord(cfg, netcfg.Facts{}, gossip.View{}, mesh.Record{}); first.MTU != 1420 || len(first.InternalIPs) > 0 {
+		t.Errorf("at its start: got MTU %d and internal IPs %v, want 1420 and none", first.MTU, first.InternalIPs)
+	}
+	last := mesh.Record{MTU: 1300, InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}}
+	got := nextRecord(cfg, netcfg.Facts{}, gossip.View{}, last)
+	if diff := cmp.Diff(last, mesh.Record{MTU: got.MTU, InternalIPs: got.InternalIPs}, compareNet); diff != "" {
+		t.Errorf("later (-want +got):\n%s", diff)
 	}
 }
 

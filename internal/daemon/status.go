@@ -5,6 +5,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -55,6 +56,9 @@ func (d *daemon) Plan(ctx context.Context) (control.Plan, error) {
 // plan compares the host with what the turn found to be wanted.
 func (d *daemon) plan(ctx context.Context, t turn) (control.Plan, error) {
 	out := control.Plan{Changes: []string{}}
+	if t.desired.Device == nil {
+		return out, errors.Join(errors.New("it is not known yet what this host should have"), t.err)
+	}
 	observed, err := d.host.Observe(ctx, t.desired)
 	if err != nil {
 		return out, fmt.Errorf("observe host: %w", err)

@@ -26,6 +26,9 @@ const (
 	// speakAgain is how soon a node speaks again to a living peer that has not
 	// answered: WireGuard itself tries every 5 s once it has something to send.
 	speakAgain = 5 * time.Second
+	// lookFor is how often to look for a handshake that has just been begun:
+	// WireGuard does not tell when it is there.
+	lookFor = 500 * time.Millisecond
 	// tryNext is how long an endpoint has to bring a handshake about before the
 	// peer's next one is tried.
 	tryNext = 8 * time.Second
@@ -63,6 +66,7 @@ type attempt struct {
 	wait     time.Duration // from then until the next time
 	endpoint int           // index of the endpoint in use, counted round the list
 	tried    time.Time     // since when
+	begun    time.Time     // the schedule
 }
 
 // role is what a schedule depends on: when it changes, the schedule does.
@@ -157,7 +161,7 @@ func (a *attempt) plan(r role, now time.Time) {
 		return
 	}
 	changed := !a.speakAt.IsZero()
-	a.role, a.tried, a.speakAt, a.wait = r, now, now, speakAgain
+	a.role, a.begun, a.tried, a.speakAt, a.wait = r, now, now, now, speakAgain
 	if r.leads {
 		a.wait = renewFirst
 	}
@@ -189,7 +193,11 @@ func (o *outreach) add(p mesh.Peer, a *attempt, never bool, now time.Time) {
 		o.speak = append(o.speak, anyAddress(p)...)
 		a.spoken, a.speakAt, a.wait = true, now.Add(a.wait), min(2*a.wait, speakAgain)
 	}
-	if wait := a.speakAt.Sub(now); o.again == 0 || wait < o.again {
+	wait := a.speakAt.Sub(now)
+	if now.Sub(a.begun) < speakAgain {
+		wait = min(wait, lookFor)
+	}
+	if o.again == 0 || wait < o.again {
 		o.again = wait
 	}
 }

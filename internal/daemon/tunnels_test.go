@@ -35,37 +35,38 @@ func TestWhoSpeaks(t *testing.T) {
 		{"the lower key leads: it speaks at once, and renews the peer until it is answered", low, reachable, false, []step{
 			{0, true, true, 0, "0 speaks, 400ms"},
 			{100 * time.Millisecond, true, true, 0, "0 silent, 300ms"},
-			{400 * time.Millisecond, true, true, 0, "0 renews, 800ms"},
-			{1200 * time.Millisecond, true, true, 0, "0 renews, 1.6s"},
-			{2800 * time.Millisecond, true, true, 0, "0 renews, 3.2s"},
+			{400 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
+			{900 * time.Millisecond, true, true, 0, "0 silent, 300ms"},
+			{1200 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
+			{2800 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
 			{6 * time.Second, true, true, 0, "0 renews, 5s"},
 			{11 * time.Second, true, true, 0, "0 renews, 5s"},
 			{12 * time.Second, true, true, time.Second, "1 silent, 0s"},
 		}},
 		{"who can't be spoken to leads, whatever its key", high, nil, false, []step{
 			{0, true, true, 0, "0 speaks, 400ms"},
-			{400 * time.Millisecond, true, true, 0, "0 renews, 800ms"},
+			{400 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
 		}},
 		{"the higher key follows: no endpoint until the leader has spoken", high, reachable, false, []step{
-			{0, true, true, 0, "-1 silent, 3s"},
+			{0, true, true, 0, "-1 silent, 500ms"},
 			{100 * time.Millisecond, true, true, time.Millisecond, "-1 silent, 0s"},
 			{time.Second, true, true, time.Second, "0 silent, 0s"},
 		}},
 		{"the follower speaks when it was not spoken to, and never renews", high, reachable, false, []step{
-			{0, true, true, 0, "-1 silent, 3s"},
+			{0, true, true, 0, "-1 silent, 500ms"},
 			{3 * time.Second, true, true, 0, "-1 silent, 50ms"},
-			{3050 * time.Millisecond, true, true, 0, "0 speaks, 5s"},
+			{3050 * time.Millisecond, true, true, 0, "0 speaks, 500ms"},
 			{8050 * time.Millisecond, true, true, 0, "0 speaks, 5s"},
 		}},
 		{"after a restart nobody waits for who may not have noticed", high, reachable, true, []step{
 			{0, true, true, 0, "0 silent, 200ms"},
-			{200 * time.Millisecond, true, true, 0, "0 speaks, 5s"},
+			{200 * time.Millisecond, true, true, 0, "0 speaks, 500ms"},
 		}},
 		{"nobody speaks to the dead", low, reachable, false, []step{
 			{0, true, false, 0, "0 silent, 0s"},
 			{time.Hour, true, false, time.Hour, "0 silent, 0s"},
 			{2 * time.Hour, true, true, 2 * time.Hour, "0 speaks, 400ms"},
-			{2*time.Hour + time.Second, true, true, 2 * time.Hour, "0 speaks, 800ms"},
+			{2*time.Hour + time.Second, true, true, 2 * time.Hour, "0 speaks, 500ms"},
 		}},
 		{"a peer that is not on the device yet", low, reachable, false, []step{
 			{0, false, true, 0, "0 silent, 0s"},
@@ -74,7 +75,7 @@ func TestWhoSpeaks(t *testing.T) {
 		{"a session that ran out is renewed", high, reachable, false, []step{
 			{0, true, true, time.Second, "-1 silent, 0s"},
 			{time.Hour, true, true, netcfg.HandshakeFresh, "0 silent, 200ms"},
-			{time.Hour + time.Second, true, true, netcfg.HandshakeFresh, "0 speaks, 5s"},
+			{time.Hour + time.Second, true, true, netcfg.HandshakeFresh, "0 speaks, 500ms"},
 		}},
 		{"a device that was made anew begins anew", low, reachable, false, []step{
 			{0, true, true, 0, "0 speaks, 400ms"},
@@ -118,7 +119,7 @@ func TestRoleChanges(t *testing.T) {
 	tn := turnWithPeer(start, true, true, 0)
 	endpoints := tn.topology.Peers[0].Endpoints
 	tn.topology.Peers[0].Endpoints = nil // the peer leads now, it can't be spoken to
-	if out := tun.next(tn, self); len(out.speak) > 0 || out.again != followerWaits {
+	if out := tun.next(tn, self); len(out.speak) > 0 || out.again != lookFor {
 		t.Errorf("without endpoint: got %+v, want silence", out)
 	}
 	tn.topology.Peers[0].Endpoints = endpoints

@@ -228,10 +228,10 @@ func (g *Gossip) memberlistConfig() *memberlist.Config {
 	c.Events, c.Alive, c.Ping = g.members, g.members, g.members
 	c.Logger = log.New(memberlistLog{g.log}, "", 0)
 
-	c.ProbeInterval = 1200 * time.Millisecond
+	c.ProbeInterval = time.Second
 	c.ProbeTimeout = 350 * time.Millisecond
 	c.SuspicionMult = 3
-	// A suspicion ends after 3.6 s, whether others confirm it or not: who is
+	// A suspicion ends after 3 s, whether others confirm it or not: who is
 	// alive has refuted it by then, and who waits for others waits three times
 	// as long for the dead.
 	c.SuspicionMaxTimeoutMult = 1

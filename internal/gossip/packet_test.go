@@ -98,11 +98,12 @@ func FuzzOpenPacket(f *testing.F) {
 	})
 }
 
+type arrival struct {
+	boot, counter uint64
+	want          bool
+}
+
 func TestWindow(t *testing.T) {
-	type arrival struct {
-		boot, counter uint64
-		want          bool
-	}
 	tests := []struct {
 		name     string
 		arrivals []arrival
@@ -156,5 +157,51 @@ func TestReplaysAreBounded(t *testing.T) {
 	}
 	if r.admit(mesh.ID{byte((maxSenders + 9) & 0xff), byte((maxSenders + 9) >> 8)}, 1, 1) {
 		t.Error("the last sender was forgotten before the first")
+	}
+}
+
+// Whoever has proved to be there counts from where it says, and nothing counts
+// that it has sent before.
+func TestWindowResumes(t *testing.T) {
+	from := mesh.ID{1}
+	tests := []struct {
+		name          string
+		boot, counter uint64
+		arrivals      []arrival
+	}{
+		{"lower boot", 3, 40, []arrival{{3, 40, false}, {3, 39, false}, {3, 41, true}, {3, 41, false}}},
+		{"lower boot, replay of the higher one", 3, 40, []arrival{{9, 5001, false}, {9, 1, false}, {3, 41, true}}},
+		{"lower boot, restart beyond", 3, 40, []arrival{{10, 1, true}, {3, 41, false}}},
+		{"same boot, begins again", 9, 7, []arrival{{9, 7, false}, {9, 8, true}}},
+		{"same boot, goes on", 9, 4999, []arrival{{9, 5000, false}, {9, 4990, true}, {9, 5001, true}}},
+		{"higher boot", 10, 7, []arrival{{10, 7, true}, {9, 5001, false}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := replays{windows: make(map[mesh.ID]*window)}
+			r.resume(from, 1, 1) // of one that has never been heard
+			r.admit(from, 9, 5000)
+			r.resume(from, tt.boot, tt.counter)
+			for i, a := range tt.arrivals {
+				if got := r.admit(from, a.boot, a.counter); got != a.want {
+					t.Errorf("arrival %d (%d, %d): got %v, want %v", i, a.boot, a.counter, got, a.want)
+				}
+			}
+		})
+	}
+}
+
+// A node that was put back starts again and again until it is where it was.
+func TestWindowResumesAtEachStart(t *testing.T) {
+	from := mesh.ID{1}
+	r := replays{windows: make(map[mesh.ID]*window)}
+	r.admit(from, 9, 5000)
+	for boot := uint64(3); boot < 12; boot++ {
+		r.resume(from, boot, 0)
+		for _, a := range []arrival{{boot, 1, true}, {boot, 1, false}, {boot - 1, 2, false}} {
+			if got := r.admit(from, a.boot, a.counter); got != a.want {
+				t.Errorf("start %d: packet (%d, %d): got %v, want %v", boot, a.boot, a.counter, got, a.want)
+			}
+		}
 	}
 }

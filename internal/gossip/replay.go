@@ -14,12 +14,13 @@ type window struct {
 	boot, top uint64
 	seen      [windowSize / 64]uint64
 	used      uint64 // when, by the count of admitted packets
+	replaced  uint64 // the highest boot of resume; up to it, only resume goes
 }
 
 // admit says whether a packet is new, and remembers it.
 func (w *window) admit(boot, counter uint64) bool {
 	switch {
-	case boot < w.boot:
+	case boot < w.boot, boot > w.boot && boot <= w.replaced:
 		return false
 	case boot > w.boot:
 		*w = window{boot: boot, top: counter}
@@ -75,14 +76,20 @@ func (r *replays) admit(from mesh.ID, boot, counter uint64) bool {
 // has proved it to be there. A node whose disk was put back to an earlier state
 // begins again at a lower boot, and so does one under whose name somebody has
 // sent a boot that is too high: without this, all that it sends would be a
-// replay for as long as we run. What it counted before stays refused.
+// replay for as long as we run.
 func (r *replays) resume(from mesh.ID, boot, counter uint64) {
 	w := r.windows[from]
-	if w == nil || boot > w.boot || boot == w.boot && (counter >= w.top || w.top-counter < windowSize) {
+	switch {
+	case w == nil:
+		return
+	case boot > w.boot && boot > w.replaced:
+		return // its packets say so themselves
+	case boot == w.boot && (counter >= w.top || w.top-counter < windowSize):
 		return
 	}
+	w.replaced = max(w.replaced, w.boot)
 	w.boot, w.top = boot, counter
-	for i := range w.seen {
+	for i := range w.seen { // what it counted before stays refused
 		w.seen[i] = ^uint64(0)
 	}
 }

@@ -4,9 +4,12 @@ package gossip
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -121,7 +124,7 @@ func pool(t testing.TB) []object {
 }
 
 // exchange runs one comparison that a begins, over packets that arrive.
-func exchange(t *rapid.T, a, b *store) {
+func exchange(t rapid.TB, a, b *store) {
 	type packet struct {
 		to, from *store
 		step     []byte
@@ -258,6 +261,135 @@ func FuzzAnswer(f *testing.F) {
 		}
 		if len(steps) > maxListPackets || size > maxReplyBytes {
 			t.Errorf("%d steps and %d bytes of objects in reply", len(steps), size)
+		}
+	})
+}
+
+// Burying takes the place of what it buries, so that a store which is full of
+// nodes that are gone can be emptied of them.
+func TestForgettingFreesAFullStore(t *testing.T) {
+	s := newStore()
+	gone, news := mustDecode(t, signRecord(t, 1, testRecord(1, 7))), mustDecode(t, signRecord(t, 0, testRecord(0, 1)))
+	if got := s.put(gone); got != fresh {
+		t.Fatalf("first record: got %v, want %v", got, fresh)
+	}
+	for n := 0; len(s.highest) < maxObjects; n++ {
+		s.raise(objectKey{kind: kindTombstone, subject: mesh.ID{byte(n), byte(n >> 8)}}, 1)
+	}
+	if got := s.put(mustDecode(t, signTombstone(t, 0, gone.key.author, 6))); got != full {
+		t.Errorf("tombstone that buries nothing: got %v, want %v", got, full)
+	}
+	if got := s.put(mustDecode(t, signTombstone(t, 0, gone.key.author, 7))); got != fresh || len(s.highest) != maxObjects {
+		t.Errorf("tombstone: got %v and %d places taken, want %v and %d", got, len(s.highest), fresh, maxObjects)
+	}
+	if got := s.put(gone); got != buried {
+		t.Errorf("buried record: got %v, want %v", got, buried)
+	}
+	if got := s.put(news); got != full {
+		t.Errorf("new record: got %v, want %v", got, full)
+	}
+}
+
+// Objects that the other side refuses for good, here because it has seen later
+// ones, don't hide those that it would take.
+func TestLastingDifferenceHidesNothing(t *testing.T) {
+	const refused = 900
+	a := newStore()
+	seen := make(map[objectKey]uint64)
+	for n := range refused {
+		o := mustDecode(t, signTombstone(t, 0, mesh.ID{byte(n), byte(n >> 8)}, 1))
+		a.put(o)
+		seen[o.key] = 2
+	}
+	const wanted = 20
+	for n := range wanted {
+		a.put(mustDecode(t, signRecord(t, n, testRecord(n, 1))))
+	}
+	for _, begins := range []string{"the one that has", "the one that lacks"} {
+		t.Run(begins, func(t *testing.T) {
+			b := newStore()
+			for key, sequence := range seen {
+				b.raise(key, sequence)
+			}
+			first, second := a, b
+			if begins == "the one that lacks" {
+				first, second = b, a
+			}
+			for range 300 {
+				if len(b.objects) == wanted {
+					return
+				}
+				exchange(t, first, second)
+			}
+			t.Errorf("%d of %d records arrived", len(b.objects), wanted)
+		})
+	}
+}
+
+func TestListMustAscend(t *testing.T) {
+	list := func(ranges ...[2]uint64) []byte {
+		var b []byte
+		for _, r := range ranges {
+			b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, r[0]), r[1])
+			b = append(b, 0)
+		}
+		return b
+	}
+	tests := []struct {
+		name   string
+		ranges [][2]uint64
+		ok     bool
+	}{
+		{"ascending", [][2]uint64{{0, 5}, {6, 6}, {9, math.MaxUint64}}, true},
+		{"the same again", [][2]uint64{{0, math.MaxUint64}, {0, math.MaxUint64}}, false},
+		{"overlapping", [][2]uint64{{0, 5}, {5, 9}}, false},
+		{"backwards", [][2]uint64{{5, 0}}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := parseRanges(list(tt.ranges...)); (err == nil) != tt.ok {
+				t.Errorf("got %v, want ok %v", err, tt.ok)
+			}
+		})
+	}
+}
+
+// largeStore is a store of a thousand records.
+func largeStore(b *testing.B) *store {
+	s := newStore()
+	for n := range 1000 {
+		r := testRecord(n, 1)
+		r.Key = [32]byte{1}
+		s.put(mustDecode(b, signRecord(b, n, r)))
+	}
+	return s
+}
+
+// BenchmarkCompare is what the largest list costs that one packet may hold.
+func BenchmarkCompare(b *testing.B) {
+	s := largeStore(b)
+	list := s.lists(make([]byte, 8*buckets))[0]
+	for b.Loop() {
+		if _, _, err := s.answer(list); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkViewAndRemember(b *testing.B) {
+	now := time.Unix(1700000000, 0)
+	g := idle(b, &now)
+	g.store = largeStore(b)
+	b.Run("view", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			g.View()
+		}
+	})
+	b.Run("remember", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			g.Remember()
 		}
 	})
 }

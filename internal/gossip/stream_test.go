@@ -4,11 +4,13 @@ package gossip
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -280,4 +282,70 @@ func TestGarbagePacketsAreDropped(t *testing.T) {
 	if v := n.View(); len(v.Alive) != 1 || len(v.Paths) > 0 {
 		t.Errorf("alive %v, paths %v", v.Alive, v.Paths)
 	}
+}
+
+// Silent streams from many addresses don't keep an honest one out.
+func TestOldestSilentStreamGivesWay(t *testing.T) {
+	t.Parallel()
+	n := startNode(t, 0, nil)
+	for i := range maxPendingStreams {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i/maxPendingPerSource))}}
+		conn, err := d.Dial("tcp", n.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	eventually(t, "all places taken", []*testNode{n}, func(View) bool {
+		n.transport.mu.Lock()
+		defer n.transport.mu.Unlock()
+		return len(n.transport.pending) == maxPendingStreams
+	})
+	s, err := startNode(t, 1, nil).transport.dial(context.Background(), n.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	eventually(t, "counted", []*testNode{n}, func(v View) bool { return v.Counters["stream-limit"] == 1 })
+}
+
+// openFiles counts this process's file descriptors.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// A thousand streams, half of them refused, leave nothing behind. TestMain
+// counts the goroutines.
+func TestDialsLeaveNothing(t *testing.T) { // not parallel: it counts files
+	a, b := startNode(t, 0, nil), startNode(t, 1, nil)
+	stranger := startNode(t, 2, func(o *Options) { o.Secrets = [][32]byte{{9}} })
+	before := openFiles(t)
+	for range 500 {
+		s, err := a.transport.dial(context.Background(), b.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		if s, err := stranger.transport.dial(context.Background(), b.Addr()); err == nil {
+			s.Close()
+			t.Fatal("a stranger was let in")
+		}
+	}
+	nodes := []*testNode{a, b, stranger}
+	eventually(t, "all closed", nodes, func(View) bool {
+		for _, n := range nodes {
+			n.transport.mu.Lock()
+			left := len(n.transport.open) + len(n.transport.pending) + n.transport.accepted
+			n.transport.mu.Unlock()
+			if left > 0 {
+				return false
+			}
+		}
+		return openFiles(t) <= before
+	})
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"slices"
 )
 
 // Two stores are compared in at most four steps, each one packet that is
@@ -93,20 +92,17 @@ func (s *store) answer(message []byte) (steps, objects [][]byte, err error) {
 // begins anywhere, so that no difference which stays for good, as between
 // stores that are full, hides those behind it for ever.
 func (s *store) lists(theirs []byte) [][]byte {
-	var messages [][]byte
 	begin := rand.IntN(buckets)
-	for i := range buckets {
-		b := (begin + i) % buckets
-		if b == 0 && len(messages) > 0 {
-			messages = append(messages, []byte{stepList}) // ranges of a list ascend
-		}
-		if binary.BigEndian.Uint64(theirs[8*b:]) == s.digest[b] {
-			continue
-		}
-		first, last := uint64(b)<<58, uint64(b)<<58|math.MaxUint64>>6
-		messages = appendRanges(messages, s.within(first, last), first, last)
-		if len(messages) > maxListPackets {
-			return messages[:maxListPackets]
+	messages := append(s.listsOf(theirs, begin, buckets), s.listsOf(theirs, 0, begin)...)
+	return messages[:min(len(messages), maxListPackets)]
+}
+
+// listsOf does it for the buckets from first up to, but not including, end.
+func (s *store) listsOf(theirs []byte, first, end int) (messages [][]byte) {
+	for b := first; b < end && len(messages) <= maxListPackets; b++ {
+		if binary.BigEndian.Uint64(theirs[8*b:]) != s.digest[b] {
+			lo, hi := uint64(b)<<58, uint64(b)<<58|math.MaxUint64>>6
+			messages = appendRanges(messages, s.within(lo, hi), lo, hi)
 		}
 	}
 	return messages
@@ -170,17 +166,15 @@ func parseRanges(b []byte) ([]keyRange, error) {
 	return ranges, nil
 }
 
-// compare returns what the other side lacks, and asks for what we lack. It
-// begins with any of the ranges, as lists does with the buckets.
+// compare returns what the other side lacks, and asks for what we lack.
 func (s *store) compare(list []byte) (steps, objects [][]byte, err error) {
 	ranges, err := parseRanges(list)
-	if err != nil || len(ranges) == 0 {
+	if err != nil {
 		return nil, nil, err
 	}
-	begin := rand.IntN(len(ranges))
 	want := []byte{stepWant}
 	var reply reply
-	for _, r := range slices.Concat(ranges[begin:], ranges[:begin]) {
+	for _, r := range ranges {
 		theirs := make(map[uint64]entry, len(r.entries))
 		for _, e := range r.entries {
 			theirs[e.key] = e

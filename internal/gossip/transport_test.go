@@ -4,12 +4,14 @@ package gossip
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -150,7 +152,7 @@ func TestMemberlistLog(t *testing.T) {
 }
 
 // idle is a Gossip without a network, for what only its store has to do with.
-func idle(t *testing.T, now *time.Time) *Gossip {
+func idle(t testing.TB, now *time.Time) *Gossip {
 	t.Helper()
 	g, err := newGossip(Options{
 		Identity: identity(0), Cluster: testCluster(), Secrets: [][32]byte{testSecret}, Instance: 1,
@@ -244,5 +246,87 @@ func TestSourceOf(t *testing.T) {
 		if got := sourceOf(netip.MustParseAddr(in)); got != netip.MustParseAddr(want) {
 			t.Errorf("source of %s is %v, want %s", in, got, want)
 		}
+	}
+}
+
+// An object outlives the message that it came in, and must not keep all of it.
+func TestObjectsDoNotKeepTheirMessage(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	want := signRecord(t, 1, testRecord(1, 1))
+	state, _ := packObjects([]byte{formatVersion}, [][]byte{want}, maxState)
+	delegate{g}.MergeRemoteState(state, true)
+	clear(state)
+	if got := g.Remember().Objects; len(got) != 1 || !bytes.Equal(got[0], want) {
+		t.Errorf("objects %x, want %x", got, want)
+	}
+}
+
+// A push/pull that brings nothing new wakes nobody, except the first one.
+func TestMergeOfWhatIsKnownWakesNobody(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	state, _ := packObjects([]byte{formatVersion}, [][]byte{signRecord(t, 1, testRecord(1, 1))}, maxState)
+	for i, want := range []int{1, 0, 0} {
+		delegate{g}.MergeRemoteState(state, false)
+		if got := len(g.Changed()); got != want {
+			t.Errorf("merge %d: signalled %d times, want %d", i, got, want)
+		}
+		for range len(g.Changed()) {
+			<-g.Changed()
+		}
+	}
+}
+
+func TestFullStoreIsReported(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	for n := range maxObjects {
+		g.store.raise(objectKey{kind: kindRecord, author: mesh.ID{byte(n), byte(n >> 8)}}, 1)
+	}
+	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromGossip)
+	if v := g.View(); !hasProblem(v, ProblemFull, "8192 objects") || v.Counters["object-full"] != 1 {
+		t.Errorf("problems %v, counters %v; want %s", v.Problems, v.Counters, ProblemFull)
+	}
+}
+
+// countingHandler counts lines of all levels.
+type countingHandler struct {
+	slog.Handler
+	lines *atomic.Int64
+}
+
+func (h countingHandler) Enabled(context.Context, slog.Level) bool { return true }
+func (h countingHandler) Handle(context.Context, slog.Record) error {
+	h.lines.Add(1)
+	return nil
+}
+
+// However much garbage comes, it leaves few lines and nothing in memory.
+func TestFloodOfGarbageLeavesLittle(t *testing.T) {
+	var lines atomic.Int64
+	n := startNode(t, 0, func(o *Options) {
+		o.Logger = slog.New(countingHandler{slog.DiscardHandler, &lines})
+	})
+	const flood = 10000
+	b := make([]byte, maxPacket)
+	for i := range flood {
+		b[0], b[1], b[2] = formatVersion, byte(i), byte(i>>8)
+		n.transport.receive(b, netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 1))
+		n.log.at(slog.LevelWarn, "stream does not open with our secret", "from", i)
+	}
+	if got := n.View().Counters["packet-sealed"]; got != flood {
+		t.Errorf("%d packets counted, want %d", got, flood)
+	}
+	if got := lines.Load(); got > flood/100 {
+		t.Errorf("%d lines are logged of %d packets", got, flood)
+	}
+	n.transport.mu.Lock()
+	defer n.transport.mu.Unlock()
+	if got := len(n.transport.paths.nodes) + len(n.transport.replays.windows) + len(n.transport.observed); got > 0 {
+		t.Errorf("%d senders of garbage are remembered", got)
+	}
+	if got := len(n.log.limiters); got > 5 {
+		t.Errorf("%d limiters", got)
 	}
 }

@@ -17,13 +17,6 @@ import (
 // Cilium, flannel, Kilo and Tailscale use 2 to 4. 77 is in none of these lists.
 const RouteProtocol = 77
 
-// RouteMetric is our routes' metric, in both families. Between routes to one
-// destination the lowest metric wins, and replacing a route means one of the
-// same metric. Connected routes have 0 or 256, those of NetworkManager 100 and
-// more, those of systemd-networkd 1024: with 4096 a host whose own network is
-// the mesh's by mistake keeps its own.
-const RouteMetric = 4096
-
 // FirewallTable is the name of our nft table, of family inet.
 const FirewallTable = "meshd"
 

@@ -32,9 +32,12 @@ type Settings struct {
 }
 
 // MTU returns the MTU of a WireGuard device on a host whose way out has the
-// MTU egress. Where IPv6 runs inside it is at least 1280, even if the outer
+// MTU egress, or 0 if it has none just now: that of Ethernet then. Where IPv6 runs inside it is at least 1280, even if the outer
 // packets then come in fragments.
 func MTU(egress int, ipv6 bool) int {
+	if egress == 0 {
+		egress = ethernetMTU
+	}
 	mtu := min(egress, ethernetMTU) - overhead
 	if ipv6 {
 		mtu = max(mtu, minIPv6MTU)
@@ -144,14 +147,21 @@ func (s Settings) sysctls(t mesh.Topology) []Sysctl {
 		{conf + ".send_redirects", "0"},
 	}
 	if usesIPv6(t) {
-		out = append(out, Sysctl{"net.ipv6.conf.all.forwarding", "1"})
+		out = append(out,
+			Sysctl{"net.ipv6.conf.all.forwarding", "1"},
+			// Hosts without IPv6 of their own often have it switched off for all links.
+			Sysctl{strings.Replace(conf, "ipv4", "ipv6", 1) + ".disable_ipv6", "0"},
+		)
 	}
 	if s.Bridge != "" {
 		// kube-proxy and NetworkPolicy have to see what pods of one node send
 		// each other.
 		out = append(out, Sysctl{"net.bridge.bridge-nf-call-iptables", "1"})
 		if usesIPv6(t) {
-			out = append(out, Sysctl{"net.bridge.bridge-nf-call-ip6tables", "1"})
+			out = append(out,
+				Sysctl{"net.bridge.bridge-nf-call-ip6tables", "1"},
+				// The CNI plugin makes the bridge later, and gives it an address.
+				Sysctl{"net.ipv6.conf.default.disable_ipv6", "0"})
 		}
 	}
 	slices.SortFunc(out, func(a, b Sysctl) int { return strings.Compare(a.Key, b.Key) })

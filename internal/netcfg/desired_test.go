@@ -161,6 +161,7 @@ func TestMTU(t *testing.T) {
 		{"PPPoE", 1492, true, 1412},
 		{"narrow", 1300, false, 1220},
 		{"narrow with IPv6", 1300, true, 1280},
+		{"no way out", 0, false, 1420},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := MTU(tt.egress, tt.ipv6); got != tt.want {

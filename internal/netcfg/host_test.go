@@ -664,3 +664,30 @@ func TestFactsOfHost(t *testing.T) {
 		t.Errorf("facts (-want +got):\n%s", d)
 	}
 }
+
+// Servers without IPv6 of their own often have it switched off as a whole. The
+// mesh's works inside its device all the same.
+func TestIPv6SwitchedOff(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	h, s, topology := newHost(t), settings(), topology4(meshPeer(2, "b", "10.4.0.2/32", "fd00:4::2/128"))
+	s.Implementation, s.Bridge = Auto, ""
+	topology.Addresses = addrList("10.4.0.1", "fd00:4::1")
+	for _, when := range []string{"before", "while it runs"} {
+		for _, link := range []string{"all", "default"} {
+			if err := os.WriteFile(sysctlPath("net.ipv6.conf."+link+".disable_ipv6"), []byte("1"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := Desired(topology, s)
+		mustReconcile(t, h, want)
+		got, err := h.Observe(t.Context(), want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := diff(got, want); !p.Empty() {
+			t.Errorf("%s: the next plan is %s, want none", when, p)
+		}
+	}
+}

@@ -67,9 +67,9 @@ func (d *Dir) Identity(machineID string, random io.Reader) (Identity, Origin, er
 	if err != nil {
 		return Identity{}, "", fmt.Errorf("read identity: %w", err)
 	}
-	id, boundTo, err := decodeIdentity(data)
+	id, boundTo, err := d.parseIdentity(data)
 	if err != nil {
-		return Identity{}, "", fmt.Errorf("read identity %s: %w; restore the file from a backup, or move it away and the node makes itself a new identity", d.file(IdentityFile), err)
+		return Identity{}, "", err
 	}
 	if boundTo == machine {
 		return id, Loaded, nil
@@ -79,6 +79,15 @@ func (d *Dir) Identity(machineID string, random io.Reader) (Identity, Origin, er
 	}
 	id, err = d.makeIdentity(machine, random)
 	return id, Cloned, err
+}
+
+// parseIdentity is decodeIdentity with errors that say what to do.
+func (d *Dir) parseIdentity(data []byte) (Identity, string, error) {
+	id, boundTo, err := decodeIdentity(data)
+	if err != nil {
+		return Identity{}, "", fmt.Errorf("read identity %s: %w; restore the file from a backup, or move it away and the node makes itself a new identity", d.file(IdentityFile), err)
+	}
+	return id, boundTo, nil
 }
 
 // setCloneAside does so with the identity last: if it is interrupted, the next

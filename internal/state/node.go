@@ -14,7 +14,7 @@ import (
 // Node is what a node has told others of itself and has to stand by after a
 // restart.
 type Node struct {
-	Boot     uint64     // how often the daemon has started
+	Boot     uint64     // the number of the daemon's last start, higher than those of all before
 	Sequence uint64     // the last one that its own record had
 	Claim    mesh.Claim // Slot is mesh.None for none
 	Ready    bool       // it has been ready with this claim, so there may be pods

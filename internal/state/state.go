@@ -20,6 +20,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -72,7 +73,7 @@ func Open(path string) (*Dir, error) {
 	if err := os.Chmod(path, dirMode); err != nil {
 		return nil, fmt.Errorf("close state directory to others: %w", err)
 	}
-	lock, err := takeLock(filepath.Join(path, lockFile))
+	lock, err := lockFileOf(path, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, fmt.Errorf("open state directory %s: %w", path, err)
 	}
@@ -83,8 +84,23 @@ func Open(path string) (*Dir, error) {
 	return d, nil
 }
 
-func takeLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, fileMode)
+// Lock keeps daemons from using the directory at path until the returned Closer
+// is closed, and makes nothing there: without a directory there is nothing to
+// lock. The error wraps ErrLocked if a daemon uses it.
+func Lock(path string) (io.Closer, error) {
+	f, err := lockFileOf(path, os.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return io.NopCloser(nil), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock state directory %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// lockFileOf opens the lock file of a directory and takes the lock.
+func lockFileOf(dir string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), flags, fileMode)
 	if err != nil {
 		return nil, err
 	}

@@ -578,3 +578,35 @@ func Example() {
 	//   }
 	// }
 }
+
+func TestLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "meshd")
+	nothing, err := state.Lock(path)
+	if err != nil {
+		t.Fatalf("no directory: %v", err)
+	}
+	if err := nothing.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no directory: got %v, want none made", err)
+	}
+
+	d := open(t, path)
+	if _, err := state.Lock(path); !errors.Is(err, state.ErrLocked) {
+		t.Errorf("a daemon runs: got %v, want %v", err, state.ErrLocked)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := state.Lock(path)
+	if err != nil {
+		t.Fatalf("no daemon runs: %v", err)
+	}
+	if _, err := state.Open(path); !errors.Is(err, state.ErrLocked) {
+		t.Errorf("open while locked: got %v, want %v", err, state.ErrLocked)
+	}
+	if err := lock.Close(); err != nil {
+		t.Error(err)
+	}
+}

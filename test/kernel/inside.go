@@ -71,7 +71,6 @@ func mountAll() error {
 		{"devpts", "/dev/pts"},
 		{"tmpfs", "/dev/shm"},
 		{"tmpfs", "/run"},
-		{"tmpfs", "/tmp"},
 	} {
 		if err := os.MkdirAll(m.target, 0o755); err != nil {
 			return fmt.Errorf("make mount point: %w", err)

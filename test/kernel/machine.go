@@ -63,7 +63,7 @@ func (m *machine) run(ctx context.Context) (int, error) {
 	}
 	args = append(args,
 		"-serial", "file:"+console,
-		"-chardev", "stdio,id=results,signal=off",
+		"-chardev", "file,id=results,path=/proc/self/fd/3",
 		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=results,name="+resultsPort)
 	code, err := m.follow(ctx, args)
 	if err != nil {
@@ -85,14 +85,18 @@ func (m *machine) follow(ctx context.Context, args []string) (int, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
-	stdout, err := cmd.StdoutPipe()
+	results, end, err := os.Pipe()
 	if err != nil {
 		return 0, fmt.Errorf("make pipe for results: %w", err)
 	}
-	if err := cmd.Start(); err != nil {
+	defer results.Close()
+	cmd.ExtraFiles = []*os.File{end} // descriptor 3
+	err = cmd.Start()
+	_ = end.Close()
+	if err != nil {
 		return 0, fmt.Errorf("start QEMU: %w", err)
 	}
-	code, readErr := passOn(stdout, m.output)
+	code, readErr := passOn(results, m.output)
 	err = cmd.Wait()
 	switch {
 	case ctx.Err() != nil:
@@ -112,6 +116,7 @@ var errNoExit = errors.New("the virtual machine ended without saying how the job
 // their last one.
 func passOn(results io.Reader, w io.Writer) (int, error) {
 	r := bufio.NewReader(results)
+	held := "" // an empty line, which may be the one before the exit code
 	for {
 		line, err := r.ReadString('\n')
 		if code, ok := strings.CutPrefix(line, exitLine); ok && err == nil {
@@ -122,7 +127,11 @@ func passOn(results io.Reader, w io.Writer) (int, error) {
 			}
 			return n, nil
 		}
-		if _, werr := io.WriteString(w, line); werr != nil {
+		text := held + line
+		if held = ""; line == "\n" {
+			text, held = text[:len(text)-1], line
+		}
+		if _, werr := io.WriteString(w, text); werr != nil {
 			return 0, fmt.Errorf("pass on results: %w", werr)
 		}
 		if err == io.EOF {

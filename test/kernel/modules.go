@@ -19,7 +19,7 @@ var wantedModules = []string{
 	"drivers/net/dummy.ko", "drivers/net/ifb.ko", "drivers/net/tun.ko", "drivers/net/veth.ko",
 	"drivers/net/vxlan", "drivers/net/wireguard",
 	"fs/overlayfs",
-	"net/802", "net/8021q", "net/bridge", "net/core", "net/ipv4", "net/ipv6", "net/llc", "net/netfilter", "net/sched",
+	"net/802", "net/8021q", "net/bridge", "net/core", "net/ipv4", "net/ipv6", "net/llc", "net/netfilter", "net/sched", "net/xfrm",
 }
 
 // selectModules reads modules.dep(5), whose lines are "module: what it needs",

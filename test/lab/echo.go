@@ -18,7 +18,7 @@ type Place func(f func() error) error
 func ListenEcho(at Place, port uint16) (io.Closer, error) {
 	var l *net.TCPListener
 	if err := at(func() (err error) {
-		l, err = net.ListenTCP("tcp4", &net.TCPAddr{Port: int(port)})
+		l, err = net.ListenTCP("tcp", &net.TCPAddr{Port: int(port)})
 		return err
 	}); err != nil {
 		return nil, fmt.Errorf("listen for echo: %w", err)
@@ -57,7 +57,7 @@ func (e *echo) Close() error {
 func SourceSeen(ctx context.Context, from Place, server netip.AddrPort) (netip.Addr, error) {
 	var seen []byte
 	err := from(func() error {
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp4", server.String())
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", server.String())
 		if err != nil {
 			return err
 		}
@@ -73,5 +73,5 @@ func SourceSeen(ctx context.Context, from Place, server netip.AddrPort) (netip.A
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("read echo server's answer: %w", err)
 	}
-	return ap.Addr(), nil
+	return ap.Addr().Unmap(), nil
 }

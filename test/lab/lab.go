@@ -98,6 +98,25 @@ func (l *Lab) Partition(ctx context.Context, a, b []*Host) error {
 // Heal undoes every Partition.
 func (l *Lab) Heal(ctx context.Context) error { return l.nft(ctx, "flush set inet lab cut\n") }
 
+// BlockPathMTU makes the internet one where path MTU discovery does not work and
+// fragments are lost: packets that are too big vanish and nobody is told.
+func (l *Lab) BlockPathMTU(ctx context.Context) error {
+	return l.nft(ctx, `
+table inet lab-mtu {
+	chain enter {
+		type filter hook prerouting priority -450 # before anything could put fragments together
+		ip frag-off & 0x3fff != 0 counter drop
+		exthdr frag exists counter drop
+	}
+	chain own {
+		type filter hook output priority filter
+		icmp type destination-unreachable counter drop
+		icmpv6 type packet-too-big counter drop
+	}
+}
+`)
+}
+
 // Close removes all hosts with everything that runs on them.
 func (l *Lab) Close() error {
 	l.mu.Lock()

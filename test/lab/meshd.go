@@ -56,6 +56,10 @@ func Config(name string, join []string, more ...string) string {
 	return strings.Join(append(lines, more...), "\n") + "\n"
 }
 
+// Upgrade replaces the node's executable. A running daemon goes on with the old
+// one.
+func (n *Node) Upgrade(binary string) { n.binary = binary }
+
 // Configure writes the node's configuration file and its secret.
 func (n *Node) Configure(config, secret string) error {
 	return errors.Join(

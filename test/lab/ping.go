@@ -4,7 +4,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,39 +13,66 @@ import (
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 )
 
 // pingPeriod is the time between two echo requests to one address, and so the
 // precision of what [Host.AwaitPings] finds.
 const pingPeriod = 10 * time.Millisecond
 
-// AwaitPings sends IPv4 echo requests from the host to every address, each
+// AwaitPings sends echo requests from the host to every address, each
 // pingPeriod, until each has answered at least once. If ctx ends first, the error
 // names those that did not. No process is started for it, so that the moment of
 // its return is a measurement.
 func (h *Host) AwaitPings(ctx context.Context, addrs []netip.Addr) error {
-	var conn *icmp.PacketConn
-	if err := h.Do(func() (err error) {
-		conn, err = icmp.ListenPacket("ip4:icmp", "0.0.0.0")
-		return err
-	}); err != nil {
-		return fmt.Errorf("open ping socket on %s: %w", h.Name, err)
+	p := &pings{silent: slices.Clone(addrs), done: make(chan struct{})}
+	if len(addrs) == 0 {
+		return nil
 	}
-	p := &pings{conn: conn, silent: slices.Clone(addrs), done: make(chan struct{})}
-	var reader sync.WaitGroup
-	reader.Go(p.read)
-	err := p.send(ctx)
-	err = errors.Join(err, conn.Close())
-	reader.Wait()
-	if err != nil {
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	for _, f := range []family{family4, family6} {
+		if !slices.ContainsFunc(addrs, f.has) {
+			continue
+		}
+		var conn *icmp.PacketConn
+		if err := h.Do(func() (err error) {
+			conn, err = icmp.ListenPacket(f.network, f.any)
+			return err
+		}); err != nil {
+			return fmt.Errorf("open ping socket on %s: %w", h.Name, err)
+		}
+		defer conn.Close()
+		p.conns = append(p.conns, echoConn{f, conn})
+		readers.Go(func() { p.read(f, conn) })
+	}
+	if err := p.send(ctx); err != nil {
 		return fmt.Errorf("ping from %s: %w", h.Name, err)
 	}
 	return nil
 }
 
+// family is what differs between ICMP of IPv4 and of IPv6.
+type family struct {
+	network, any   string
+	protocol       int
+	request, reply icmp.Type
+	has            func(netip.Addr) bool
+}
+
+var (
+	family4 = family{"ip4:icmp", "0.0.0.0", 1, ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply, netip.Addr.Is4}
+	family6 = family{"ip6:ipv6-icmp", "::", 58, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply, netip.Addr.Is6}
+)
+
+type echoConn struct {
+	family
+	*icmp.PacketConn
+}
+
 type pings struct {
-	conn *icmp.PacketConn
-	done chan struct{} // closed when all have answered
+	conns []echoConn
+	done  chan struct{} // closed when all have answered
 
 	mu     sync.Mutex
 	silent []netip.Addr
@@ -54,19 +80,16 @@ type pings struct {
 
 // send sends to all that have not answered, until there are none.
 func (p *pings) send(ctx context.Context) error {
-	request, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: 1, Seq: 1}}).Marshal(nil)
-	if err != nil {
-		return fmt.Errorf("make echo request: %w", err)
-	}
 	tick := time.NewTicker(pingPeriod)
 	defer tick.Stop()
 	for {
 		p.mu.Lock()
 		silent := slices.Clone(p.silent)
 		p.mu.Unlock()
-		for _, a := range silent {
-			// There may be no route yet: then this request is one that was lost.
-			_, _ = p.conn.WriteTo(request, &net.IPAddr{IP: a.AsSlice()})
+		for _, c := range p.conns {
+			if err := c.requestOnce(silent); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-p.done:
@@ -78,20 +101,31 @@ func (p *pings) send(ctx context.Context) error {
 	}
 }
 
-// read strikes out who answers, until the socket is closed.
-func (p *pings) read() {
-	if len(p.silent) == 0 {
-		close(p.done)
-		return
+// requestOnce sends one request to each address of its family.
+func (c echoConn) requestOnce(addrs []netip.Addr) error {
+	request, err := (&icmp.Message{Type: c.request, Body: &icmp.Echo{ID: 1, Seq: 1}}).Marshal(nil)
+	if err != nil {
+		return fmt.Errorf("make echo request: %w", err)
 	}
+	for _, a := range addrs {
+		if c.has(a) {
+			// There may be no route yet: then this request is one that was lost.
+			_, _ = c.WriteTo(request, &net.IPAddr{IP: a.AsSlice()})
+		}
+	}
+	return nil
+}
+
+// read strikes out who answers, until the socket is closed.
+func (p *pings) read(f family, conn *icmp.PacketConn) {
 	buf := make([]byte, 1500)
 	for {
-		n, from, err := p.conn.ReadFrom(buf)
+		n, from, err := conn.ReadFrom(buf)
 		if err != nil {
 			return
 		}
-		m, err := icmp.ParseMessage(1, buf[:n]) // 1 is ICMP for IPv4
-		if err != nil || m.Type != ipv4.ICMPTypeEchoReply {
+		m, err := icmp.ParseMessage(f.protocol, buf[:n])
+		if err != nil || m.Type != f.reply {
 			continue
 		}
 		a, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)

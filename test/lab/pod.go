@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -81,8 +82,12 @@ func (p *Pod) cnitool(ctx context.Context, verb string) (string, error) {
 	return c.Output()
 }
 
-// cnitoolPath has Go build the tool that go.mod pins, into Go's own cache.
+// cnitoolPath is the tool that CNITOOL names, or else the one that go.mod pins,
+// which Go builds into its own cache.
 var cnitoolPath = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv("CNITOOL"); path != "" {
+		return path, nil
+	}
 	out, err := exec.Command("go", "tool", "-n", "cnitool").Output()
 	if err != nil {
 		var exit *exec.ExitError

@@ -4,6 +4,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
@@ -25,12 +26,15 @@ const (
 	// Routed is a server with addresses of its own on the internet, 203.0.113.N/32
 	// and 2001:db8::N/128. Foreign sources are dropped here too.
 	Routed Underlay = "routed"
+	// Routed6 is Routed without IPv4.
+	Routed6 Underlay = "routed6"
 )
 
 // OutsideAddr is the address of [Lab.Outside].
 var OutsideAddr = netip.MustParseAddr("192.0.2.1")
 
-// UnderlayMTU is the MTU of every link between a host and the router.
+// UnderlayMTU is the MTU of every link between a host and the router, until
+// [Host.SetMTU] changes it.
 const UnderlayMTU = 1500
 
 // HostLink is the name of a host's only link.
@@ -51,7 +55,7 @@ func newLink(router, host *Host, u Underlay, number int) *link {
 	return &link{router: router, host: host, underlay: u, number: number, routerEnd: "host" + strconv.Itoa(number)}
 }
 
-// Address returns the IPv4 address on the host's link.
+// Address returns the address on the host's link, of IPv4 if it has one.
 func (h *Host) Address() netip.Addr {
 	if h.link.underlay == NAT {
 		return netip.AddrFrom4([4]byte{192, 168, byte(h.link.number), 1})
@@ -59,15 +63,20 @@ func (h *Host) Address() netip.Addr {
 	return h.Public()
 }
 
-// Public returns the IPv4 address under which other hosts reach this one.
+// Public returns the address under which other hosts reach this one, of IPv4 if
+// it has one.
 func (h *Host) Public() netip.Addr {
-	if h.link.underlay == NAT {
+	switch h.link.underlay {
+	case NAT:
 		return netip.AddrFrom4([4]byte{198, 51, 100, byte(h.link.number)})
+	case Routed:
+		return netip.AddrFrom4([4]byte{203, 0, 113, byte(h.link.number)})
+	default:
+		return h.Public6()
 	}
-	return netip.AddrFrom4([4]byte{203, 0, 113, byte(h.link.number)})
 }
 
-// Public6 returns the IPv6 address of a Routed host.
+// Public6 returns the IPv6 address of a Routed or Routed6 host.
 func (h *Host) Public6() netip.Addr {
 	a := netip.MustParseAddr("2001:db8::").As16()
 	a[15] = byte(h.link.number)
@@ -82,6 +91,21 @@ func (h *Host) Cut(ctx context.Context) error {
 
 // Restore undoes Cut.
 func (h *Host) Restore(ctx context.Context) error { return h.link.wireRouter(ctx) }
+
+// SetMTU sets the MTU of both ends of the host's link.
+func (h *Host) SetMTU(ctx context.Context, mtu int) error {
+	return errors.Join(
+		h.link.router.ip(ctx, fmt.Sprintf("link set %s mtu %d", h.link.routerEnd, mtu)),
+		h.ip(ctx, fmt.Sprintf("link set %s mtu %d", HostLink, mtu)))
+}
+
+// Impair has what the internet sends to the host suffer from netem, in the words
+// of tc-netem(8): "loss 5%". The kernel must have netem.
+func (h *Host) Impair(ctx context.Context, netem string) error {
+	args := append([]string{"qdisc", "replace", "dev", h.link.routerEnd, "root", "netem", "limit", "10000"}, strings.Fields(netem)...)
+	_, err := h.link.router.Run(ctx, "tc", args...)
+	return err
+}
 
 // create makes the link and configures both ends. The kernel makes it inside
 // the two namespaces, so that the machine's own never has it.
@@ -107,9 +131,12 @@ func (l *link) wireHost(ctx context.Context) error {
 	case Routed:
 		commands = append(commands,
 			fmt.Sprintf("addr add %s/32 dev %s", l.host.Public(), HostLink),
-			fmt.Sprintf("addr add %s/128 dev %s nodad", l.host.Public6(), HostLink),
 			fmt.Sprintf("route add %s dev %s", gateway4, HostLink),
-			fmt.Sprintf("route add default via %s src %s", gateway4, l.host.Public()),
+			fmt.Sprintf("route add default via %s src %s", gateway4, l.host.Public()))
+	}
+	if l.underlay != NAT {
+		commands = append(commands,
+			fmt.Sprintf("addr add %s/128 dev %s nodad", l.host.Public6(), HostLink),
 			fmt.Sprintf("route add default via fe80::1 dev %s", HostLink))
 	}
 	return l.host.ip(ctx, commands...)
@@ -119,7 +146,10 @@ func (l *link) wireHost(ctx context.Context) error {
 func (l *link) wireRouter(ctx context.Context) error {
 	dev, public, address := l.routerEnd, l.host.Public(), l.host.Address()
 	commands := []string{"link set " + dev + " up"}
-	sources := fmt.Sprintf("add element inet lab sources { %s . %s }\n", dev, address)
+	sources := ""
+	if address.Is4() {
+		sources = fmt.Sprintf("add element inet lab sources { %s . %s }\n", dev, address)
+	}
 	switch l.underlay {
 	case NAT:
 		commands = append(commands,
@@ -130,8 +160,11 @@ func (l *link) wireRouter(ctx context.Context) error {
 	case Routed:
 		commands = append(commands,
 			fmt.Sprintf("addr replace %s/32 dev %s", gateway4, dev),
+			fmt.Sprintf("route replace %s dev %s", public, dev))
+	}
+	if l.underlay != NAT {
+		commands = append(commands,
 			fmt.Sprintf("addr replace fe80::1/64 dev %s nodad", dev),
-			fmt.Sprintf("route replace %s dev %s", public, dev),
 			fmt.Sprintf("route replace %s dev %s", l.host.Public6(), dev))
 		sources += fmt.Sprintf("add element inet lab sources6 { %s . %s }\n", dev, l.host.Public6())
 	}

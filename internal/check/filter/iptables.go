@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package filter
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Parse reads what `iptables -S` or `ip6tables -S` prints of the table filter.
+// Lines that it can't make sense of are left out, and so is what they would do:
+// the program's own output has none.
+func Parse(b Backend, family, text string) Table {
+	t := Table{Backend: b, Family: family, Name: "filter", Chains: map[string]Chain{}}
+	for line := range strings.Lines(text) {
+		words := split(line)
+		if len(words) < 2 {
+			continue
+		}
+		name := words[1]
+		chain := t.Chains[name]
+		switch words[0] {
+		case "-P":
+			chain.Hook = strings.ToLower(name)
+			chain.Drops = len(words) > 2 && words[2] == "DROP"
+		case "-A":
+			chain.Rules = append(chain.Rules, parseRule(words[2:]))
+		case "-N":
+		default:
+			continue
+		}
+		t.Chains[name] = chain
+	}
+	// A target is a chain of that name, or else something with the packet
+	// that does not decide about it, such as LOG.
+	for name, chain := range t.Chains {
+		for i, r := range chain.Rules {
+			if _, ok := t.Chains[r.Chain]; !ok && r.Chain != "" {
+				t.Chains[name].Rules[i].Action, t.Chains[name].Rules[i].Chain = None, ""
+			}
+		}
+	}
+	return t
+}
+
+// parseRule reads the words of a rule. iptables always prints the matches first
+// and the target last.
+func parseRule(words []string) Rule {
+	var r Rule
+	not := false
+	for len(words) > 0 {
+		option := words[0]
+		words = words[1:]
+		if option == "!" {
+			not = true
+			continue
+		}
+		arg := ""
+		if len(words) > 0 && !isOption(words[0]) {
+			arg = words[0]
+		}
+		switch option {
+		case "-j", "-g":
+			r.Action, r.Chain = target(option, arg)
+			return r
+		case "-m", "--comment": // which extension is asked, or nothing at all
+		default:
+			c := parseCondition(option, arg)
+			c.Not = not
+			r.Conditions = append(r.Conditions, c)
+		}
+		not = false
+		for len(words) > 0 && !isOption(words[0]) {
+			words = words[1:]
+			if option == "--comment" {
+				break // its text may look like anything
+			}
+		}
+	}
+	return r
+}
+
+// isOption says whether a word begins something new: an option or a negation.
+func isOption(word string) bool { return strings.HasPrefix(word, "-") || word == "!" }
+
+func target(option, name string) (Action, string) {
+	switch name {
+	case "ACCEPT":
+		return Accept, ""
+	case "DROP", "REJECT":
+		return Drop, ""
+	case "RETURN":
+		return Return, ""
+	}
+	if option == "-g" {
+		return Goto, name
+	}
+	return Jump, name
+}
+
+func parseCondition(option, arg string) Condition {
+	switch option {
+	case "-i":
+		return Condition{Field: In, Values: []string{wildcard(arg)}}
+	case "-o":
+		return Condition{Field: Out, Values: []string{wildcard(arg)}}
+	case "-p":
+		return Condition{Field: Protocol, Values: []string{arg}}
+	case "--dport", "--dports":
+		return Condition{Field: Port, Values: strings.Split(strings.ReplaceAll(arg, ":", "-"), ",")}
+	case "-s":
+		return prefixCondition(Source, arg)
+	case "-d":
+		return prefixCondition(Destination, arg)
+	case "--mark":
+		return markCondition(arg)
+	case "--ctstate", "--state":
+		return Condition{Field: State, Values: strings.Split(strings.ToLower(arg), ",")}
+	}
+	return Condition{Field: Unknown}
+}
+
+// markCondition reads value/mask.
+func markCondition(arg string) Condition {
+	value, _, _ := strings.Cut(arg, "/")
+	n, err := strconv.ParseUint(value, 0, 32)
+	if err != nil {
+		return Condition{Field: Unknown}
+	}
+	return Condition{Field: Mark, Values: []string{strconv.FormatUint(n, 10)}}
+}
+
+// wildcard turns iptables' sign for any ending into nft's.
+func wildcard(link string) string {
+	if start, ok := strings.CutSuffix(link, "+"); ok {
+		return start + "*"
+	}
+	return link
+}
+
+// prefixCondition is one of an address with a length. A netmask with holes is
+// not understood.
+func prefixCondition(f Field, arg string) Condition {
+	if _, err := netip.ParsePrefix(arg); err != nil {
+		return Condition{Field: Unknown}
+	}
+	return Condition{Field: f, Values: []string{arg}}
+}
+
+// split cuts a line into words as a shell would: iptables puts words with blanks
+// in them into double quotes, with backslashes before quotes inside.
+func split(line string) []string {
+	var words []string
+	var word []rune
+	inside, quoted, escaped := false, false, false
+	for _, r := range line {
+		switch {
+		case escaped:
+			word, escaped = append(word, r), false
+		case r == '\\' && quoted:
+			escaped = true
+		case r == '"':
+			inside, quoted = true, !quoted
+		case !quoted && strings.ContainsRune(" \t\r\n", r):
+			if inside {
+				words, word, inside = append(words, string(word)), nil, false
+			}
+		default:
+			word, inside = append(word, r), true
+		}
+	}
+	if inside {
+		words = append(words, string(word))
+	}
+	return slices.Clip(words)
+}

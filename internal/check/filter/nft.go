@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package filter
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+	"strconv"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Decoder reads rules of an nftables table.
+type Decoder struct {
+	Sets  map[string][]nftables.SetElement // the table's, by name
+	Links map[uint32]string                // names of the host's links by index
+}
+
+// Decode reads a rule of nftables. A verdict map is a rule for each of its
+// elements, hence several may come of one.
+//
+// A rule is a small program for registers: it loads something of the packet into
+// one, changes it perhaps, and compares it. nft and iptables-nft compare what
+// they have just loaded, so only the last load is kept here.
+func (d Decoder) Decode(exprs []expr.Any) []Rule {
+	var r Rule
+	var l load
+	for _, e := range exprs {
+		switch e := e.(type) {
+		case *expr.Meta:
+			l = d.loadMeta(e.Key)
+		case *expr.Ct:
+			l = load{}
+			if e.Key == expr.CtKeySTATE {
+				l.field = State
+			}
+		case *expr.Payload:
+			l = loadPayload(e)
+		case *expr.Bitwise:
+			l.mask = e.Mask
+		case *expr.Cmp:
+			r.Conditions = append(r.Conditions, l.compare(e))
+		case *expr.Range:
+			r.Conditions = append(r.Conditions, l.between(e))
+		case *expr.Lookup:
+			if e.IsDestRegSet {
+				return l.verdicts(r, d.Sets[e.SetName])
+			}
+			r.Conditions = append(r.Conditions, l.lookUp(e, d.Sets[e.SetName]))
+		case *expr.Verdict:
+			r.Action, r.Chain = verdict(e)
+		case *expr.Reject:
+			r.Action = Drop
+		case *expr.Target:
+			if e.Name == "REJECT" {
+				r.Action = Drop
+			}
+		case *expr.Counter, *expr.Log:
+		case *expr.Match:
+			if e.Name != "comment" {
+				r.Conditions = append(r.Conditions, Condition{Field: Unknown})
+			}
+		default:
+			l = load{}
+			r.Conditions = append(r.Conditions, Condition{Field: Unknown})
+		}
+	}
+	return []Rule{r}
+}
+
+func verdict(v *expr.Verdict) (Action, string) {
+	switch v.Kind {
+	case expr.VerdictAccept:
+		return Accept, ""
+	case expr.VerdictDrop:
+		return Drop, ""
+	case expr.VerdictReturn:
+		return Return, ""
+	case expr.VerdictJump:
+		return Jump, v.Chain
+	case expr.VerdictGoto:
+		return Goto, v.Chain
+	}
+	return None, ""
+}
+
+// load is what a register holds: a field of the packet, of which the bits of the
+// mask are kept.
+type load struct {
+	field Field // "" if it is none that is understood
+	mask  []byte
+	size  int               // of an address of this family, bytes
+	links map[uint32]string // for a link that is compared by its index
+}
+
+func (d Decoder) loadMeta(key expr.MetaKey) load {
+	switch key {
+	case expr.MetaKeyIIFNAME:
+		return load{field: In}
+	case expr.MetaKeyOIFNAME:
+		return load{field: Out}
+	case expr.MetaKeyIIF:
+		return load{field: In, links: d.Links}
+	case expr.MetaKeyOIF:
+		return load{field: Out, links: d.Links}
+	case expr.MetaKeyL4PROTO:
+		return load{field: Protocol}
+	case expr.MetaKeyNFPROTO:
+		return load{field: Family}
+	case expr.MetaKeyMARK:
+		return load{field: Mark}
+	}
+	return load{}
+}
+
+// loadPayload knows addresses and the destination port by where they stand in
+// the headers. An address of IPv4 stands where none of IPv6 begins. Of an
+// address, nft loads no more bytes than it compares.
+func loadPayload(e *expr.Payload) load {
+	type place struct {
+		base   expr.PayloadBase
+		offset uint32
+	}
+	switch (place{e.Base, e.Offset}) {
+	case place{expr.PayloadBaseTransportHeader, 2}:
+		return load{field: Port}
+	case place{expr.PayloadBaseNetworkHeader, 12}:
+		return load{field: Source, size: 4}
+	case place{expr.PayloadBaseNetworkHeader, 16}:
+		return load{field: Destination, size: 4}
+	case place{expr.PayloadBaseNetworkHeader, 8}:
+		return load{field: Source, size: 16}
+	case place{expr.PayloadBaseNetworkHeader, 24}:
+		return load{field: Destination, size: 16}
+	}
+	return load{}
+}
+
+// compare is the condition of a comparison with one value.
+func (l load) compare(e *expr.Cmp) Condition {
+	if l.field == State && l.mask != nil && e.Op == expr.CmpOpNeq {
+		return Condition{Field: State, Values: states(l.mask)} // (state & mask) != 0
+	}
+	value, ok := l.value(e.Data)
+	if !ok || e.Op != expr.CmpOpEq && e.Op != expr.CmpOpNeq {
+		return Condition{Field: Unknown}
+	}
+	return Condition{Field: l.field, Not: e.Op == expr.CmpOpNeq, Values: []string{value}}
+}
+
+// between is the condition of a comparison with a range, of ports only.
+func (l load) between(e *expr.Range) Condition {
+	from, ok1 := l.value(e.FromData)
+	to, ok2 := l.value(e.ToData)
+	if l.field != Port || !ok1 || !ok2 {
+		return Condition{Field: Unknown}
+	}
+	return Condition{Field: Port, Not: e.Op == expr.CmpOpNeq, Values: []string{from + "-" + to}}
+}
+
+// lookUp is the condition of a look into a set. Intervals are not understood.
+func (l load) lookUp(e *expr.Lookup, elements []nftables.SetElement) Condition {
+	c := Condition{Field: l.field, Not: e.Invert}
+	for _, element := range elements {
+		value, ok := l.value(element.Key)
+		if !ok || element.IntervalEnd || len(element.KeyEnd) > 0 {
+			return Condition{Field: Unknown}
+		}
+		c.Values = append(c.Values, value)
+	}
+	if len(c.Values) == 0 {
+		return Condition{Field: Unknown}
+	}
+	return c
+}
+
+// verdicts are the rules that a verdict map stands for.
+func (l load) verdicts(r Rule, elements []nftables.SetElement) []Rule {
+	var rules []Rule
+	for _, e := range elements {
+		if e.VerdictData == nil {
+			continue
+		}
+		c := Condition{Field: Unknown}
+		if value, ok := l.value(e.Key); ok && !e.IntervalEnd {
+			c = Condition{Field: l.field, Values: []string{value}}
+		}
+		one := Rule{Conditions: append(append([]Condition{}, r.Conditions...), c)}
+		one.Action, one.Chain = verdict(e.VerdictData)
+		rules = append(rules, one)
+	}
+	return rules
+}
+
+// value writes the bytes that a field is compared with as a condition has them.
+func (l load) value(data []byte) (value string, ok bool) {
+	switch {
+	case l.links != nil && len(data) == 4:
+		value, ok = l.links[binary.NativeEndian.Uint32(data)]
+	case l.links != nil:
+	case l.field == In || l.field == Out:
+		return linkPattern(data), true
+	case l.field == Family && len(data) == 1:
+		value, ok = families[data[0]]
+	case l.field == Protocol && len(data) == 1:
+		if value, ok = protocols[data[0]]; !ok {
+			value, ok = strconv.Itoa(int(data[0])), true
+		}
+	case l.field == Port && len(data) == 2:
+		value, ok = strconv.Itoa(int(binary.BigEndian.Uint16(data))), true
+	case l.field == Source || l.field == Destination:
+		return l.prefix(data)
+	case l.field == Mark && len(data) == 4:
+		value, ok = strconv.Itoa(int(binary.NativeEndian.Uint32(data))), true
+	case l.field == State:
+		if s := states(data); len(s) == 1 {
+			value, ok = s[0], true
+		}
+	}
+	return value, ok
+}
+
+// linkPattern reads a link's name. Without a zero behind it, it is compared up to
+// its end only.
+func linkPattern(data []byte) string {
+	name, _, whole := bytes.Cut(data, []byte{0})
+	if !whole && len(data) < unix.IFNAMSIZ {
+		return string(name) + "*"
+	}
+	return string(name)
+}
+
+var (
+	families  = map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6"}
+	protocols = map[byte]string{unix.IPPROTO_ICMP: "icmp", unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp", unix.IPPROTO_ICMPV6: "ipv6-icmp"}
+)
+
+// prefix reads an address, of which trailing bytes that don't count may be
+// missing.
+func (l load) prefix(data []byte) (string, bool) {
+	length := 8 * len(data)
+	if l.mask != nil {
+		length = 0
+		for _, b := range l.mask {
+			length += bits.OnesCount8(b)
+		}
+	}
+	whole := make([]byte, l.size)
+	if copy(whole, data) < len(data) {
+		return "", false
+	}
+	addr, _ := netip.AddrFromSlice(whole)
+	p, err := addr.Prefix(length)
+	return p.String(), err == nil && p.Addr() == addr
+}
+
+// states are the names of connection tracking's states in a mask, which is in
+// the byte order of the host.
+func states(mask []byte) []string {
+	if len(mask) != 4 {
+		return nil
+	}
+	var names []string
+	for _, s := range []struct {
+		bit  uint32
+		name string
+	}{
+		{expr.CtStateBitINVALID, "invalid"},
+		{expr.CtStateBitESTABLISHED, "established"},
+		{expr.CtStateBitRELATED, "related"},
+		{expr.CtStateBitNEW, "new"},
+		{expr.CtStateBitUNTRACKED, "untracked"},
+	} {
+		if binary.NativeEndian.Uint32(mask)&s.bit != 0 {
+			names = append(names, s.name)
+		}
+	}
+	return names
+}

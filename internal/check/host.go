@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/state"
+)
+
+// Disk space in bytes that the state directory should have, and must have. It
+// takes some hundred kilobytes in a mesh of a hundred nodes.
+const (
+	wantedSpace = 32 << 20
+	leastSpace  = 1 << 20
+)
+
+// state judges the state directory: who this node is, and whether it can keep
+// what it promises.
+func (f Facts) state() []Finding {
+	const what = "state"
+	s := f.State
+	var out []Finding
+	add := func(level Level, advice, format string, args ...any) {
+		out = append(out, Finding{level, what, fmt.Sprintf(format, args...), advice})
+	}
+	if !s.MachineID {
+		add(Error, "run: systemd-machine-id-setup", "/etc/machine-id is missing or empty, and the node's identity is bound to it")
+	}
+	if s.Err != nil {
+		add(Error, "restore the file from a backup, or move it away; then this is a new node", "%v", s.Err)
+	}
+	if s.Seen.Origin == state.Cloned {
+		add(Warning, "none needed if this machine is a copy; if it is not, restore the old /etc/machine-id", "%s is another machine's: this node will make itself a new identity", filepath.Join(s.Path, state.IdentityFile))
+	}
+	if s.WriteErr != nil {
+		add(Error, "make the directory writable: is its file system mounted read-only?", "%s can't be written to: %v", s.Path, s.WriteErr)
+	}
+	switch {
+	case s.Free < 0:
+	case s.Free < leastSpace:
+		add(Error, "free some space", "%s has %d KiB of disk space left", s.Path, s.Free>>10)
+	case s.Free < wantedSpace:
+		add(Warning, "free some space", "%s has %d MiB of disk space left", s.Path, s.Free>>20)
+	}
+	switch {
+	case out != nil:
+		return out
+	case s.Seen.Origin == state.Loaded:
+		return ok(what, "this is node %s%s", s.Seen.ID, f.running())
+	}
+	return ok(what, "%s is ready for the first start", s.Path)
+}
+
+func (f Facts) running() string {
+	if f.Running {
+		return ", whose daemon runs"
+	}
+	return ""
+}
+
+// kernel judges what the kernel can do.
+func (f Facts) kernel(cfg config.Config) []Finding {
+	if !f.Capable {
+		return nil
+	}
+	out := append(f.wireguard(cfg), f.nft()...)
+	k := f.Kernel
+	if cfg.CNI.Enabled && !k.BridgeFilter {
+		out = append(out, Finding{Warning, "kernel", "the module br_netfilter is not to be had: pods of one node may not reach each other through Services", "install a kernel with br_netfilter, and run: modprobe br_netfilter"})
+	}
+	if _, v6 := cfg.Cluster.Families(); v6 && !k.IPv6 {
+		out = append(out, Finding{Error, "kernel", "the cluster has IPv6 ranges, and IPv6 is off on this host", "switch it on (no ipv6.disable=1 at boot; sysctl net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0), or leave IPv6 ranges out"})
+	}
+	return out
+}
+
+func (f Facts) wireguard(cfg config.Config) []Finding {
+	const what = "wireguard"
+	const install = "install a kernel with WireGuard (Linux 5.6 and later have it), and run: modprobe wireguard"
+	wish := netcfg.Implementation(cfg.WireGuard.Implementation)
+	switch {
+	case f.Kernel.WireGuard && wish != netcfg.Userspace:
+		return ok(what, "the kernel has it")
+	case wish == netcfg.Kernel:
+		return []Finding{{Error, what, "the kernel has none, and wireguard.implementation is kernel", install + "; or set wireguard.implementation to auto"}}
+	case !f.Kernel.TUN:
+		return []Finding{{Error, what, "neither the kernel has it nor is there /dev/net/tun, which meshd's own needs", install + "; or run: modprobe tun"}}
+	case wish == netcfg.Userspace:
+		return ok(what, "/dev/net/tun is there, as wireguard.implementation wants")
+	}
+	return []Finding{{Warning, what, "the kernel has none; meshd will speak it: slower, and traffic pauses while the daemon restarts", install}}
+}
+
+func (f Facts) nft() []Finding {
+	const what = "nftables"
+	switch {
+	case !f.Kernel.NFT:
+		return []Finding{{Error, what, "the program nft is not installed, or not in the PATH", "run: apt install nftables"}}
+	case f.Kernel.FirewallErr != nil:
+		return []Finding{{Error, what, fmt.Sprintf("this kernel doesn't take meshd's rules: %v", f.Kernel.FirewallErr), "run: modprobe -a nf_tables nft_fib_inet nft_masq nft_ct; a kernel that has none of these needs replacing"}}
+	}
+	return ok(what, "kernel and nft take meshd's rules")
+}
+
+// cni judges what containerd needs for pods.
+func (f Facts) cni(cfg config.Config) []Finding {
+	const what = "cni"
+	if !cfg.CNI.Enabled || !f.CNI.Read {
+		return nil
+	}
+	var out []Finding
+	var missing []string
+	for _, p := range f.CNI.Status.Plugins {
+		if !p.Works && !p.InSource {
+			missing = append(missing, p.Name)
+		}
+	}
+	if missing != nil {
+		out = append(out, Finding{Error, what, fmt.Sprintf("the plugins %s are neither in %s nor in %s", strings.Join(missing, ", "), cfg.CNI.BinDir, cfg.CNI.PluginSource), "run: apt install containernetworking-plugins"})
+	} else if _, err := cni.Plan(f.CNI.Config, f.CNI.Status); err != nil {
+		out = append(out, Finding{Error, what, err.Error(), "move the file away"})
+	}
+	for _, p := range cni.Problems(f.CNI.Config, f.CNI.Status) {
+		out = append(out, Finding{Error, what, p.Text, p.Advice})
+	}
+	for _, dir := range f.CNI.Unwritable {
+		out = append(out, Finding{Error, what, dir + " can't be written to", "make it writable, or name another one with cni.conf-dir and cni.bin-dir"})
+	}
+	if out == nil {
+		return ok(what, "plugins and directories are in order")
+	}
+	return out
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/state"
+)
+
+// Options are what Look needs to know besides the configuration.
+type Options struct {
+	StateDir string
+	Running  bool    // a daemon answers at the control socket
+	Nodes    int     // how many nodes it knows, with its own
+	Config   []error // what config.Load has to say of files that the configuration names
+}
+
+// machineIDFile names this installation of the system, see machine-id(5).
+const machineIDFile = "/etc/machine-id"
+
+// Look reads the facts, and changes nothing that outlives it: it binds ports for
+// a moment, and a module that the kernel is asked about may get loaded. What it
+// can't read is in Facts.Unread.
+func Look(ctx context.Context, cfg config.Config, o Options) Facts {
+	f := Facts{Root: os.Geteuid() == 0, Running: o.Running, Nodes: o.Nodes, Config: o.Config}
+	f.read("permission", func() (err error) { f.Capable, err = capable(); return err })
+	f.lookState(o.StateDir)
+	f.read("links", f.lookLinks)
+	f.read("networks", f.lookNetworks)
+	f.read("clock", f.lookClock)
+	if cfg.CNI.Enabled {
+		f.read("cni", func() error { return f.lookCNI(cfg) })
+	}
+	if f.Capable {
+		f.read("kernel", func() error { return f.lookKernel(ctx, cfg) })
+		f.read("firewall", func() error { return f.lookFilters(ctx) })
+	}
+	device := f.lookDevice(ctx, cfg)
+	f.read("ports", func() error { return f.lookPorts(cfg, device) })
+	f.Reach = reach(ctx, cfg, f.Host.Addresses)
+	return f
+}
+
+// read notes what could not be looked at.
+func (f *Facts) read(what string, look func() error) {
+	if err := look(); err != nil {
+		f.Unread = append(f.Unread, Unread{what, err})
+	}
+}
+
+// capable says whether the process may configure the network and make a network
+// namespace (capabilities(7)).
+func capable() (bool, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData // of 32 capabilities each
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false, fmt.Errorf("read capabilities: %w", err)
+	}
+	const want = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_ADMIN
+	return data[0].Effective&want == want, nil
+}
+
+func (f *Facts) lookState(dir string) {
+	f.State = State{Path: dir, Free: -1}
+	id, err := os.ReadFile(machineIDFile)
+	f.State.MachineID = err == nil && strings.TrimSpace(string(id)) != ""
+	f.State.Seen, f.State.Err = state.Look(dir, string(id))
+	if errors.Is(f.State.Err, fs.ErrPermission) {
+		f.Unread = append(f.Unread, Unread{"state", f.State.Err})
+		f.State.Err = nil
+	}
+	f.Running = f.Running || f.State.Seen.Locked
+	parent := existing(dir)
+	if f.Root { // the daemon's right to write is not that of anybody else
+		f.State.WriteErr = writable(parent)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(parent, &st); err == nil {
+		f.State.Free = int64(st.Bavail) * st.Bsize
+	}
+}
+
+// existing is the directory itself, or the one above it in which it would be made.
+func existing(dir string) string {
+	for {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// writable says why files can't be made in a directory.
+func writable(dir string) error {
+	info, err := os.Stat(dir)
+	switch {
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return fmt.Errorf("%s: %w", dir, unix.ENOTDIR)
+	}
+	return unix.Access(dir, unix.W_OK|unix.X_OK)
+}
+
+func (f *Facts) lookClock() error {
+	var t unix.Timex // no modes: only asks
+	if _, err := unix.Adjtimex(&t); err != nil {
+		return fmt.Errorf("read clock: %w", err)
+	}
+	f.ClockRead, f.ClockSynced = true, t.Status&unix.STA_UNSYNC == 0
+	return nil
+}
+
+func (f *Facts) lookCNI(cfg config.Config) error {
+	c := cfg.CNI
+	f.CNI.Config = cni.Config{
+		ConfDir: c.ConfDir, BinDir: c.BinDir, PluginSource: c.PluginSource, Bridge: c.Bridge,
+		PodCIDRs: cfg.Cluster.PodCIDRs(max(0, slot(cfg))), // any will do
+	}
+	s, err := cni.Observe(f.CNI.Config)
+	if errors.Is(err, unix.ENOTDIR) {
+		f.CNI.Unwritable = []string{c.ConfDir}
+		f.CNI.Read = true
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	f.CNI.Status, f.CNI.Read = s, true
+	if !f.Root {
+		return nil
+	}
+	dirs := []string{c.ConfDir}
+	for _, p := range s.Plugins {
+		if !p.Works { // and so has to be linked
+			dirs = append(dirs, c.BinDir)
+			break
+		}
+	}
+	for _, dir := range dirs {
+		if writable(existing(dir)) != nil {
+			f.CNI.Unwritable = append(f.CNI.Unwritable, dir)
+		}
+	}
+	return nil
+}
+
+// slot is the one that the configuration names, or mesh.None.
+func slot(cfg config.Config) int {
+	for _, p := range cfg.Node.PodCIDR {
+		if s, ok := cfg.Cluster.SlotOf(p); ok {
+			return s
+		}
+	}
+	return mesh.None
+}

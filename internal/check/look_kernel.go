@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// lookKernel tries what it can't read. It does so in a network namespace of its
+// own.
+func (f *Facts) lookKernel(ctx context.Context, cfg config.Config) error {
+	k := &f.Kernel
+	if tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err == nil {
+		k.TUN = true
+		_ = tun.Close()
+	}
+	_, err := exec.LookPath("nft")
+	k.NFT = err == nil
+	k.BridgeFilter = hasBridgeFilter(ctx)
+	k.IPv6 = sysctl("net/ipv6/conf/all/disable_ipv6") == "0" && sysctl("net/ipv6/conf/default/disable_ipv6") == "0"
+	return inNamespace(func() error {
+		if k.NFT {
+			k.FirewallErr = tryFirewall(ctx, cfg)
+		}
+		k.WireGuard, err = tryWireGuard()
+		return err
+	})
+}
+
+// inNamespace runs f in a network namespace that is made for it. The namespace
+// ends with its thread, which is never given back for others to run on.
+func inNamespace(f func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			result <- fmt.Errorf("make network namespace: %w", err)
+			return
+		}
+		result <- f()
+	}()
+	return <-result
+}
+
+// tryWireGuard makes a device of the kernel's WireGuard.
+func tryWireGuard() (bool, error) {
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return false, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	defer nl.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "wg0"
+	err = nl.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
+	if errors.Is(err, unix.EOPNOTSUPP) { // what rtnetlink says to an unknown kind of link
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("try kernel WireGuard: %w", err)
+	}
+	return true, nil
+}
+
+// tryFirewall has the kernel take the rules that a node of this cluster has.
+func tryFirewall(ctx context.Context, cfg config.Config) (err error) {
+	host, err := netcfg.NewHost(netcfg.HostOptions{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, host.Close()) }()
+	c := cfg.Cluster
+	t := mesh.Topology{
+		Addresses: c.Overlays(0), PodCIDRs: c.PodCIDRs(0), Serves: cfg.Node.AllowedLocationIPs,
+		Inside: slices.Concat(c.Overlay, c.Pods), Guarded: slices.Concat(c.Overlay, c.Pods),
+	}
+	want := netcfg.Desired(t, netcfg.Settings{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge, LocationIPs: t.Serves})
+	return host.Apply(ctx, netcfg.Diff(netcfg.State{}, netcfg.State{Firewall: want.Firewall}, netcfg.Options{}))
+}
+
+// hasBridgeFilter says whether bridged packets can be shown to iptables. modprobe
+// -n says what would be loaded, and loads nothing.
+func hasBridgeFilter(ctx context.Context) bool {
+	if _, err := os.Stat("/proc/sys/net/bridge"); err == nil {
+		return true
+	}
+	return exec.CommandContext(ctx, "modprobe", "-n", "-q", "br_netfilter").Run() == nil
+}
+
+// sysctl reads a kernel parameter, "" for none.
+func sysctl(path string) string {
+	b, _ := os.ReadFile("/proc/sys/" + path)
+	return strings.TrimSpace(string(b))
+}

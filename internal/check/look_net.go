@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// lookDevice reads what netcfg knows of the host, and returns the UDP port of our
+// device, 0 without one.
+func (f *Facts) lookDevice(ctx context.Context, cfg config.Config) int {
+	host, err := netcfg.NewHost(netcfg.HostOptions{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	if err != nil {
+		f.Unread = append(f.Unread, Unread{"host", err})
+		return 0
+	}
+	defer host.Close()
+	f.read("uplink", func() (err error) { f.Host, err = host.Facts(ctx); return err })
+	if !f.Capable {
+		return 0
+	}
+	observed, err := host.Observe(ctx, netcfg.State{})
+	switch {
+	case errors.Is(err, netcfg.ErrForeignDevice):
+		f.ForeignDevice = true
+	case err != nil:
+		f.Unread = append(f.Unread, Unread{"device", err})
+	case observed.Device != nil:
+		return observed.Device.ListenPort
+	}
+	return 0
+}
+
+func (f *Facts) lookLinks() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		f.Links = append(f.Links, Link{Name: l.Attrs().Name, Kind: l.Type(), index: l.Attrs().Index})
+	}
+	return nil
+}
+
+// lookNetworks reads addresses, and the routes that stand for more than an
+// address's own network: the kernel's have the protocol RTPROT_KERNEL.
+func (f *Facts) lookNetworks() error {
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		f.addNetwork(a.IPNet, a.LinkIndex, true)
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL) // of the main table
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Protocol != unix.RTPROT_KERNEL && r.Protocol != netcfg.RouteProtocol {
+			f.addNetwork(r.Dst, r.LinkIndex, false)
+		}
+	}
+	slices.SortFunc(f.Networks, func(a, b Network) int {
+		return a.Prefix.Compare(b.Prefix)
+	})
+	return nil
+}
+
+// addNetwork leaves out default routes and what never is a network's.
+func (f *Facts) addNetwork(n *net.IPNet, link int, own bool) {
+	if n == nil {
+		return
+	}
+	addr, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	p := netip.PrefixFrom(addr.Unmap(), bits)
+	if bits == 0 || !p.IsValid() || p.Addr().IsLinkLocalUnicast() || p.Addr().IsLoopback() || p.Addr().IsMulticast() {
+		return
+	}
+	name := "no link"
+	if i := slices.IndexFunc(f.Links, func(l Link) bool { return l.index == link }); i >= 0 {
+		name = f.Links[i].Name
+	}
+	f.Networks = append(f.Networks, Network{Prefix: p, Link: name, Own: own})
+}
+
+// lookPorts tries to listen on the ports that meshd needs.
+func (f *Facts) lookPorts(cfg config.Config, device int) error {
+	bind := cfg.Gossip.Bind
+	address := ""
+	if bind.Addr().IsValid() {
+		address = bind.Addr().String()
+	}
+	f.Ports = []Port{
+		{Network: "udp", Port: uint16(cfg.WireGuard.ListenPort), Key: "wireguard.listen-port"},
+		{Network: "udp", Address: address, Port: bind.Port(), Key: "gossip.bind"},
+		{Network: "tcp", Address: address, Port: bind.Port(), Key: "gossip.bind"},
+	}
+	own, _ := os.ReadFile("/proc/self/comm")
+	var errs []error
+	for i := range f.Ports {
+		p := &f.Ports[i]
+		err := listen(p.Network, net.JoinHostPort(p.Address, strconv.Itoa(int(p.Port))))
+		switch {
+		case err == nil:
+			p.State = PortFree
+		case errors.Is(err, unix.EADDRNOTAVAIL):
+			p.State = PortForeign
+		case errors.Is(err, unix.EADDRINUSE):
+			name, pid := holder(p.Network, p.Port)
+			p.State = PortTaken
+			if pid != 0 {
+				p.Holder = fmt.Sprintf("%s (pid %d)", name, pid)
+			}
+			p.Ours = f.Running && name == strings.TrimSpace(string(own)) || p.Network == "udp" && int(p.Port) == device
+		default:
+			p.State = PortFree // as far as anybody can say
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// listen takes a port and gives it back at once.
+func listen(network, address string) error {
+	if network == "tcp" {
+		l, err := net.Listen(network, address)
+		if err != nil {
+			return err
+		}
+		return l.Close()
+	}
+	c, err := net.ListenPacket(network, address)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// holder finds the process that has a port by the number of its socket, 0 for
+// the kernel or one that can't be seen.
+func holder(network string, port uint16) (name string, pid int) {
+	var sockets []string
+	for _, path := range []string{"/proc/net/" + network, "/proc/net/" + network + "6"} {
+		sockets = append(sockets, socketsOn(path, port)...)
+	}
+	files, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return "", 0
+	}
+	for _, file := range files {
+		target, err := os.Readlink(file)
+		if err != nil || !slices.Contains(sockets, target) {
+			continue
+		}
+		proc := filepath.Dir(filepath.Dir(file))
+		comm, _ := os.ReadFile(filepath.Join(proc, "comm"))
+		pid, _ := strconv.Atoi(filepath.Base(proc))
+		return strings.TrimSpace(string(comm)), pid
+	}
+	return "", 0
+}
+
+// socketsOn lists the sockets of a file such as /proc/net/udp (proc_net(5)) that
+// are bound to a port, as links in /proc/PID/fd name them. TCP connections from
+// that port are none.
+func socketsOn(path string, port uint16) []string {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer file.Close()
+	const listening, unconnected = "0A", "07"
+	var sockets []string
+	for in := bufio.NewScanner(file); in.Scan(); {
+		f := strings.Fields(in.Text())
+		if len(f) > 9 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) && (f[3] == listening || f[3] == unconnected) {
+			sockets = append(sockets, "socket:["+f[9]+"]")
+		}
+	}
+	return sockets
+}
+
+// reachTimeout bounds how long other hosts are waited for, all at once.
+const reachTimeout = 3 * time.Second
+
+// reach looks up the names in the configuration and connects to the join list.
+func reach(ctx context.Context, cfg config.Config, own []netip.Addr) []Reach {
+	var all []Reach
+	for i, j := range cfg.Join {
+		all = append(all, Reach{Key: fmt.Sprintf("join[%d]", i), Host: j.Host, Port: j.Port})
+	}
+	if cfg.Node.Endpoint.Host != "" {
+		all = append(all, Reach{Key: "node.endpoint", Host: cfg.Node.Endpoint.Host})
+	}
+	if cfg.Gossip.Advertise.Host != "" {
+		all = append(all, Reach{Key: "gossip.advertise", Host: cfg.Gossip.Advertise.Host})
+	}
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i := range all {
+		wg.Go(func() { all[i].try(ctx, own) })
+	}
+	wg.Wait()
+	return all
+}
+
+// try fills in what came of it. One of several addresses that answers is enough;
+// this host's own need not answer.
+func (r *Reach) try(ctx context.Context, own []netip.Addr) {
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", r.Host)
+	if err != nil {
+		r.ResolveErr = err
+		return
+	}
+	if r.Port == 0 || slices.ContainsFunc(addrs, func(a netip.Addr) bool { return slices.Contains(own, a.Unmap()) }) {
+		return
+	}
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(r.Host, strconv.Itoa(int(r.Port))))
+	if err != nil {
+		r.DialErr = err
+		return
+	}
+	_ = c.Close()
+}

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"testing"
+	"time"
+)
+
+func TestNextBoot(t *testing.T) {
+	const now = 1_800_000_000
+	tests := []struct {
+		name string
+		last uint64
+		now  int64
+		want uint64
+	}{
+		{"first start, or the count was lost", 0, now, now},
+		{"restart", now - 60, now, now},
+		{"restart within the second", now, now, now + 1},
+		{"the clock went back", now, now - 3600, now + 1},
+		{"no clock at all", 3, 0, 4},
+		{"a clock before its time", 3, -1, 4},
+	}
+	for _, tt := range tests {
+		if got := nextBoot(tt.last, time.Unix(tt.now, 0)); got != tt.want {
+			t.Errorf("%s: got %d, want %d", tt.name, got, tt.want)
+		}
+	}
+}

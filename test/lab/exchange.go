@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Party is one of two that exchange datagrams.
+type Party struct {
+	At   Place
+	Addr netip.Addr // its own, under which the other one reaches it
+}
+
+// Exchange is a conversation of numbered UDP datagrams, sent both ways at a
+// steady rate and counted on both ends.
+type Exchange struct {
+	ends    [2]*exchangeEnd
+	stop    chan struct{}
+	senders sync.WaitGroup
+	readers sync.WaitGroup
+}
+
+// exchangePort is where both ends of an exchange listen.
+const exchangePort = 7001
+
+// StartExchange has each of two parties send the other one a datagram each
+// period, until Stop.
+func StartExchange(a, b Party, period time.Duration) (*Exchange, error) {
+	e := &Exchange{stop: make(chan struct{})}
+	for i, p := range []Party{a, b} {
+		conn, err := listenExchange(p)
+		if err != nil {
+			for _, end := range e.ends[:i] {
+				_ = end.conn.Close()
+			}
+			return nil, err
+		}
+		e.ends[i] = &exchangeEnd{conn: conn, seen: map[uint64]bool{}}
+	}
+	e.ends[0].to, e.ends[1].to = netip.AddrPortFrom(b.Addr, exchangePort), netip.AddrPortFrom(a.Addr, exchangePort)
+	for _, end := range e.ends {
+		e.readers.Go(end.read)
+		e.senders.Go(func() { end.send(period, e.stop) })
+	}
+	return e, nil
+}
+
+// exchangeBuffer holds what arrives while a test is not scheduled: many seconds.
+const exchangeBuffer = 4 << 20
+
+func listenExchange(p Party) (*net.UDPConn, error) {
+	var conn *net.UDPConn
+	err := p.At(func() (err error) {
+		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, exchangePort)))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen for exchange: %w", err)
+	}
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		var optErr error
+		err = errors.Join(raw.Control(func(fd uintptr) {
+			// The plain option stops at the machine's limit.
+			optErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, exchangeBuffer)
+		}), optErr)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("enlarge receive buffer: %w", err), conn.Close())
+	}
+	return conn, nil
+}
+
+type exchangeEnd struct {
+	conn     *net.UDPConn
+	to       netip.AddrPort
+	sent     atomic.Uint64
+	received atomic.Uint64
+	seen     map[uint64]bool // the reader's own
+}
+
+func (e *exchangeEnd) send(period time.Duration, stop <-chan struct{}) {
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+			// A datagram that can't be sent is one that is lost.
+			number := e.sent.Add(1)
+			_, _ = e.conn.WriteToUDPAddrPort(binary.BigEndian.AppendUint64(nil, number), e.to)
+		}
+	}
+}
+
+func (e *exchangeEnd) read() {
+	buf := make([]byte, 64)
+	for {
+		n, _, err := e.conn.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return
+		}
+		if n != 8 {
+			continue
+		}
+		if number := binary.BigEndian.Uint64(buf); !e.seen[number] {
+			e.seen[number] = true
+			e.received.Add(1)
+		}
+	}
+}
+
+// Received returns how many different datagrams each party has received so far:
+// those from the first one, and those from the second one.
+func (e *Exchange) Received() (fromFirst, fromSecond uint64) {
+	return e.ends[1].received.Load(), e.ends[0].received.Load()
+}
+
+// lastDatagrams is how long the last ones may be on their way. Nothing waits for
+// it unless some are lost.
+const lastDatagrams = 5 * time.Second
+
+// Stop ends the exchange and returns how many datagrams were sent, both ways
+// together, and how many of them did not arrive.
+func (e *Exchange) Stop() (sent, lost uint64) {
+	close(e.stop)
+	e.senders.Wait()
+	sent = e.ends[0].sent.Load() + e.ends[1].sent.Load()
+	for end := time.Now().Add(lastDatagrams); ; time.Sleep(10 * time.Millisecond) {
+		a, b := e.Received()
+		lost = sent - a - b
+		if lost == 0 || time.Now().After(end) {
+			break
+		}
+	}
+	for _, end := range e.ends {
+		_ = end.conn.Close()
+	}
+	e.readers.Wait()
+	return sent, lost
+}

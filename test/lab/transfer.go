@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// transferPort is where the receiver of a transfer listens.
+const transferPort = 7002
+
+// Transfer sends size bytes over one TCP connection to the party, and fails
+// unless they all arrive as they were sent before ctx ends.
+func Transfer(ctx context.Context, from Place, to Party, size int) error {
+	sent := make([]byte, size)
+	for i := range sent {
+		sent[i] = byte(i % 251) // a prime, so that a missing packet shows
+	}
+	listener, err := listenTransfer(to)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	g, ctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(ctx, func() { _ = listener.Close() })()
+	g.Go(func() error {
+		got, err := receive(ctx, listener)
+		if err == nil && !bytes.Equal(got, sent) {
+			err = fmt.Errorf("got %d bytes, not the %d that were sent", len(got), size)
+		}
+		if err != nil {
+			return fmt.Errorf("receive at %s: %w", to.Addr, err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		if err := from(func() error { return send(ctx, to.Addr, sent) }); err != nil {
+			return fmt.Errorf("send to %s: %w", to.Addr, err)
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+func listenTransfer(p Party) (listener *net.TCPListener, err error) {
+	err = p.At(func() error {
+		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, transferPort)))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen for transfer: %w", err)
+	}
+	return listener, nil
+}
+
+func receive(ctx context.Context, l *net.TCPListener) ([]byte, error) {
+	conn, err := l.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	return io.ReadAll(conn)
+}
+
+func send(ctx context.Context, to netip.Addr, b []byte) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", netip.AddrPortFrom(to, transferPort).String())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	_, err = conn.Write(b)
+	return err
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package swarm
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// isolatedName is argv[0] of a process that has a network namespace of its own.
+const isolatedName = "meshd-swarm"
+
+// Command prepares this same program to run once more, in a network namespace of
+// its own, where [Isolated] is true. The kernel takes the namespace away when the
+// process ends. It needs root.
+func Command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args = append([]string{isolatedName}, args...)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	return cmd
+}
+
+// Isolated says whether the process was started by [Command].
+func Isolated() bool { return os.Args[0] == isolatedName }
+
+// SetUp makes the process's namespace usable.
+func SetUp(ctx context.Context) error {
+	if out, err := exec.CommandContext(ctx, "ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		return fmt.Errorf("set loopback up: %w: %s", err, out)
+	}
+	return nil
+}
+
+// Lose makes the process's namespace lose a percentage of all UDP packets, where
+// they arrive: senders don't learn of it.
+func Lose(ctx context.Context, percent int) error {
+	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(fmt.Sprintf(`
+table inet swarm {
+	chain arrive {
+		type filter hook input priority filter
+		meta l4proto udp numgen random mod 100 < %d counter drop
+	}
+}
+`, percent))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("lose packets: %w: %s", err, out)
+	}
+	return nil
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package swarm runs hundreds of gossip nodes in one process. All is as between
+// hosts, sealed packets over UDP and streams over TCP, but for three things: the
+// nodes talk over the loopback of a network namespace, each at an address of its
+// own; the streams that they open come from one address, 127.0.0.1; and there
+// are no tunnels, hence no paths through them.
+//
+// What a daemon does for its node, a [Node] does too: it publishes a record and
+// turns the records of others into paths, at the daemon's pace.
+//
+// The kernel makes a socket in the namespace of the thread that asks for it, and
+// the nodes' goroutines run on any. So the whole process has to be in the
+// namespace: see [Command].
+package swarm
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// Swarm is a row of nodes, numbered from 0. Node 0 is the seed of all others.
+type Swarm struct {
+	Nodes []*Node
+
+	cluster mesh.Cluster
+	deaths  atomic.Int64
+}
+
+// New makes a swarm of which no node runs yet.
+func New(count int) *Swarm {
+	s := &Swarm{cluster: mesh.Cluster{
+		Name: "swarm", Generation: 1, Trust: "open", Mode: mesh.ModeLocation, Encapsulation: "always", Gateways: 1,
+		Overlay:   []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")},
+		Pods:      []netip.Prefix{netip.MustParsePrefix("10.64.0.0/10")},
+		PodPrefix: []int{24},
+		Services:  []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+	}}
+	for n := range count {
+		seed := sha256.Sum256(fmt.Append(nil, "node ", n))
+		key := ed25519.NewKeyFromSeed(seed[:])
+		s.Nodes = append(s.Nodes, &Node{
+			swarm: s, number: n, identity: key, id: mesh.IDOf(key.Public().(ed25519.PublicKey)),
+			sequences: make([]uint64, count), alive: make([]bool, count),
+		})
+	}
+	return s
+}
+
+// Start starts nodes all at once.
+func (s *Swarm) Start(nodes ...*Node) error {
+	for _, n := range nodes {
+		if err := n.start(); err != nil {
+			return fmt.Errorf("start node %d: %w", n.number, err)
+		}
+	}
+	return nil
+}
+
+// Stop ends all nodes.
+func (s *Swarm) Stop() error {
+	for _, n := range s.Nodes {
+		if err := n.Stop(); err != nil {
+			return fmt.Errorf("stop node %d: %w", n.number, err)
+		}
+	}
+	return nil
+}
+
+// FalseDeaths is how often a node has taken another for dead that was running.
+func (s *Swarm) FalseDeaths() int { return int(s.deaths.Load()) }
+
+// Running are the nodes that run.
+func (s *Swarm) Running() []*Node {
+	return slices.DeleteFunc(slices.Clone(s.Nodes), func(n *Node) bool { return !n.running.Load() })
+}
+
+// pollPeriod is short beside everything that is measured.
+const pollPeriod = 10 * time.Millisecond
+
+// Await waits until a condition holds on all nodes that run.
+func (s *Swarm) Await(ctx context.Context, what string, holds func(*Node) bool) error {
+	tick := time.NewTicker(pollPeriod)
+	defer tick.Stop()
+	for {
+		lacking := slices.DeleteFunc(s.Running(), holds)
+		if len(lacking) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait until %s: %d nodes lack it, as %s: %w", what, len(lacking), lacking[0], ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// AwaitAll waits until every running node has the record of every other and
+// sees it alive, and nobody else.
+func (s *Swarm) AwaitAll(ctx context.Context) error {
+	running := s.Running()
+	return s.Await(ctx, fmt.Sprintf("all see %d", len(running)), func(n *Node) bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.living == len(running) && !slices.ContainsFunc(running, func(o *Node) bool {
+			return n.sequences[o.number] == 0 || !n.alive[o.number]
+		})
+	})
+}
+
+// Node is a gossip node with as much of a daemon around it as it needs.
+type Node struct {
+	swarm    *Swarm
+	number   int
+	identity ed25519.PrivateKey
+	id       mesh.ID
+
+	gossip   *gossip.Gossip
+	running  atomic.Bool
+	sequence uint64
+	done     chan struct{}
+	follower sync.WaitGroup
+
+	mu        sync.Mutex
+	sequences []uint64 // of the records that it has, by number
+	alive     []bool   // by number
+	living    int
+}
+
+// String says what the node sees.
+func (n *Node) String() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	records := len(slices.DeleteFunc(slices.Clone(n.sequences), func(s uint64) bool { return s == 0 }))
+	return fmt.Sprintf("node %d, which has %d records and sees %d alive", n.number, records, n.living)
+}
+
+// port is the gossip port of all nodes.
+const port = 7946
+
+// addr is the node's own address on the loopback.
+func (n *Node) addr() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 1, byte(n.number / 250), byte(n.number%250 + 1)}), port)
+}
+
+func (n *Node) start() error {
+	o := gossip.Options{
+		Identity: n.identity, Cluster: n.swarm.cluster, Secrets: [][32]byte{{1}},
+		Boot: 1, Instance: uint64(n.number + 1), Bind: n.addr().String(),
+	}
+	if n.number > 0 {
+		o.Join = []string{n.swarm.Nodes[0].addr().String()}
+	}
+	g, err := gossip.Start(context.Background(), o)
+	if err != nil {
+		return err
+	}
+	n.gossip, n.done = g, make(chan struct{})
+	n.running.Store(true)
+	n.follower.Go(n.follow)
+	_, err = n.Publish()
+	return err
+}
+
+// Stop ends the node as a kill would: it tells nobody.
+func (n *Node) Stop() error {
+	if !n.running.Swap(false) {
+		return nil
+	}
+	close(n.done)
+	n.follower.Wait()
+	return n.gossip.Stop()
+}
+
+// Publish tells a new record of the node and returns its sequence.
+func (n *Node) Publish() (uint64, error) {
+	n.sequence++
+	return n.sequence, n.gossip.Publish(mesh.Record{
+		Identity: n.identity.Public().(ed25519.PublicKey), Sequence: n.sequence, Instance: uint64(n.number + 1),
+		Name: fmt.Sprintf("node-%d", n.number), Key: wgtypes.Key{byte(n.number), byte(n.number >> 8), 1},
+		Claim: mesh.Claim{Slot: n.number, Time: 1}, Settings: n.swarm.cluster.Hash(),
+		Gateway: mesh.GatewayAuto, MTU: 1420, ListenPort: 51820, GossipPort: port,
+		Endpoints:   []mesh.Endpoint{{Host: n.addr().Addr().String(), Port: 51820, Source: mesh.EndpointConfigured}},
+		InternalIPs: []netip.Prefix{netip.PrefixFrom(n.addr().Addr(), 8)},
+	})
+}
+
+// Has says whether the node has another's record of that sequence.
+func (n *Node) Has(other *Node, sequence uint64) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sequences[other.number] >= sequence
+}
+
+// Sees says whether the node takes another for alive.
+func (n *Node) Sees(other *Node) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.alive[other.number]
+}
+
+// The daemon's pace: how soon it looks again after it has looked, and how late.
+const (
+	spacing = 50 * time.Millisecond
+	resync  = 10 * time.Second
+)
+
+// follow looks at each change.
+func (n *Node) follow() {
+	for {
+		n.turn()
+		rest := time.After(spacing)
+		select {
+		case <-n.gossip.Changed():
+		case <-time.After(resync):
+		case <-n.done:
+			return
+		}
+		select {
+		case <-rest:
+		case <-n.done:
+			return
+		}
+	}
+}
+
+// turn is as much of the daemon's turn as concerns gossip.
+func (n *Node) turn() {
+	v := n.gossip.View()
+	paths := make(map[mesh.ID][]netip.AddrPort, len(v.Records))
+	for _, r := range v.Records {
+		if r.Claim.Slot == n.number {
+			continue
+		}
+		for _, e := range r.Endpoints {
+			id := n.swarm.Nodes[r.Claim.Slot].id
+			paths[id] = append(paths[id], netip.AddrPortFrom(netip.MustParseAddr(e.Host), r.GossipPort))
+		}
+	}
+	n.gossip.SetPaths(paths)
+	n.note(v)
+}
+
+// note keeps what the swarm wants to know of a view.
+func (n *Node) note(v gossip.View) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, r := range v.Records {
+		n.sequences[r.Claim.Slot] = r.Sequence
+	}
+	n.living = len(v.Alive)
+	for i, other := range n.swarm.Nodes {
+		alive := v.Alive[other.id]
+		if n.alive[i] && !alive && other.running.Load() {
+			n.swarm.deaths.Add(1)
+		}
+		n.alive[i] = alive
+	}
+}
