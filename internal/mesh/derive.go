@@ -154,10 +154,12 @@ func (d *deriver) mayPeer(n *node) bool {
 func (d *deriver) allowedIPs(n *node) []netip.Prefix {
 	ps := make([]netip.Prefix, 0, len(d.guarded)+len(n.InternalIPs)+len(n.AllowedLocationIPs))
 	if slot := n.Claim.Slot; slot != None && slot < d.Cluster.Slots() && d.owners[slot] == n && slot != d.self.Claim.Slot {
-		for _, a := range d.Cluster.Overlays(slot) {
-			ps = append(ps, single(a))
+		for _, p := range d.Cluster.Overlay {
+			ps = append(ps, single(overlayAt(p, slot)))
 		}
-		ps = append(ps, d.Cluster.PodCIDRs(slot)...)
+		for i, p := range d.Cluster.Pods {
+			ps = append(ps, podsAt(p, d.Cluster.PodPrefix[i], slot))
+		}
 	}
 	own := len(ps)
 	if d.sameLocation(n) {
@@ -217,7 +219,7 @@ func (d *deriver) holdsEndpoint(p netip.Prefix) bool {
 // first: over the LAN in the same location, then what its record says.
 // Addresses inside the mesh are never endpoints.
 func (d *deriver) endpointsOf(n *node) []netip.AddrPort {
-	var es []netip.AddrPort
+	es := make([]netip.AddrPort, 0, len(n.Endpoints))
 	add := func(a netip.Addr, port uint16) {
 		a = a.Unmap()
 		if !a.IsValid() || port == 0 || !d.hasFamily(a) || contains(d.guarded, a) {

@@ -40,17 +40,24 @@ func (c Cluster) Slots() int {
 func (c Cluster) Overlays(slot int) []netip.Addr {
 	addrs := make([]netip.Addr, 0, len(c.Overlay))
 	for _, p := range c.Overlay {
-		addrs = append(addrs, step(p.Addr(), slot+1, 0))
+		addrs = append(addrs, overlayAt(p, slot))
 	}
 	return addrs
+}
+
+// overlayAt returns a slot's address in one overlay range.
+func overlayAt(p netip.Prefix, slot int) netip.Addr { return step(p.Addr(), slot+1, 0) }
+
+// podsAt returns a slot's pod CIDR, of so many bits, in one pod range.
+func podsAt(p netip.Prefix, bits, slot int) netip.Prefix {
+	return netip.PrefixFrom(step(p.Addr(), slot, p.Addr().BitLen()-bits), bits)
 }
 
 // PodCIDRs returns a slot's pod CIDRs, one for each pod range.
 func (c Cluster) PodCIDRs(slot int) []netip.Prefix {
 	cidrs := make([]netip.Prefix, 0, len(c.Pods))
 	for i, p := range c.Pods {
-		base := step(p.Addr(), slot, p.Addr().BitLen()-c.PodPrefix[i])
-		cidrs = append(cidrs, netip.PrefixFrom(base, c.PodPrefix[i]))
+		cidrs = append(cidrs, podsAt(p, c.PodPrefix[i], slot))
 	}
 	return cidrs
 }
@@ -128,7 +135,7 @@ func before(a, b *node) int {
 
 // node is a record with its ID, which costs a hash.
 type node struct {
-	Record
+	*Record
 	id ID
 }
 
@@ -137,11 +144,11 @@ type node struct {
 func nodes(records []Record) []*node {
 	slab := make([]node, len(records))
 	ns := make([]*node, len(records))
-	for i, r := range records {
-		slab[i] = node{Record: r, id: r.ID()}
+	for i := range records {
+		slab[i] = node{Record: &records[i], id: records[i].ID()}
 		ns[i] = &slab[i]
 	}
-	slices.SortStableFunc(ns, func(a, b *node) int {
+	slices.SortFunc(ns, func(a, b *node) int {
 		return cmp.Or(a.id.Compare(b.id), cmp.Compare(b.Sequence, a.Sequence))
 	})
 	return slices.CompactFunc(ns, func(a, b *node) bool { return a.id == b.id })
@@ -207,7 +214,7 @@ func NextClaim(s Situation) (Claim, []Problem) {
 		// Whoever has taken the slot meanwhile was first.
 		s.Current.Time = s.Now
 	}
-	self := &node{Record: Record{Claim: s.Current}, id: s.Self}
+	self := &node{Record: &Record{Claim: s.Current}, id: s.Self}
 
 	if s.Current.Slot != None {
 		owner, contested := taken[s.Current.Slot]
