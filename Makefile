@@ -9,7 +9,8 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unre
 # What test-kernel runs; RUN is a regular expression for names of tests.
 KERNEL_TESTS := ./test/e2e ./test/lab ./test/demo ./internal/netcfg ./internal/cni
 RUN ?=
-BUILD := go build -trimpath -ldflags '-X main.version=$(VERSION)'
+# Static, so that it runs on any host and in the virtual machine of test-kernel.
+BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION)'
 export MESHD := $(CURDIR)/bin/meshd
 
 .PHONY: help
@@ -39,8 +40,8 @@ test-unit: setup-race ## vet, lint, format, unit tests with the race detector, f
 	go test -race ./cmd/... ./internal/...
 
 .PHONY: test-e2e
-test-e2e: setup build ## end-to-end tests on namespaces, needs root
-	go test -count=1 -p 1 -timeout 30m -v ./test/...
+test-e2e: setup setup-kernel build ## end-to-end tests on namespaces, needs root; RUN=TestName for one
+	go test -count=1 -p 1 -timeout 30m -v -run '$(RUN)' ./test/...
 
 .PHONY: test-kernel
 test-kernel: setup-kernel build ## the same tests on a kernel with WireGuard and netem, in QEMU; RUN=TestName for one
@@ -50,12 +51,13 @@ test-kernel: setup-kernel build ## the same tests on a kernel with WireGuard and
 .PHONY: kernel-shell
 kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
 	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
-	@exec bin/kernel shell $(KERNEL_TESTS)
+	@exec bin/kernel -run '$(RUN)' shell $(KERNEL_TESTS)
 
 .PHONY: bench
-bench: setup build ## measure; prints lines "bench NAME VALUE UNIT"
-	@go build -o bin/ ./test/bench
-	@exec bin/bench -meshd $(MESHD)
+bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"
+	@CGO_ENABLED=0 go build -o bin/ ./test/bench ./test/kernel
+	@bin/bench -meshd $(MESHD)
+	@bin/kernel -file $(MESHD) exec bin/bench -kernel -meshd $(MESHD)
 
 .PHONY: fmt
 fmt: ## format the source

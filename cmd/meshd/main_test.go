@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/check"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -86,5 +87,25 @@ func TestPrintStatus(t *testing.T) {
 				t.Errorf("status (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestPrintReport(t *testing.T) {
+	r := report{[]check.Finding{
+		{Level: check.OK, What: "clock", Text: "synchronised"},
+		{Level: check.Error, What: "nftables", Text: "no rule is taken\nnot one", Advice: "run: apt install nftables"},
+	}}
+	const want = "ok     clock     synchronised\n" +
+		"error  nftables  no rule is taken; not one\n" +
+		"                 → run: apt install nftables\n"
+	var got bytes.Buffer
+	if err := r.print(&got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got.String()); diff != "" {
+		t.Errorf("report (-want +got):\n%s", diff)
+	}
+	if err := r.err(); err == nil || err.Error() != "one error was found" {
+		t.Errorf("error: got %v, want that one was found", err)
 	}
 }

@@ -24,6 +24,7 @@ package check
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"slices"
 	"strings"
@@ -63,6 +64,20 @@ func ok(what, format string, args ...any) []Finding {
 	return []Finding{{Level: OK, What: what, Text: fmt.Sprintf(format, args...)}}
 }
 
+// sayWhatToDo makes findings of errors that end in what to do, as those of the
+// packages that judge files do: what is wrong; what to do.
+func sayWhatToDo(what string, err error) []Finding {
+	var out []Finding
+	for line := range strings.Lines(err.Error()) {
+		text, advice, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "; ")
+		if !ok {
+			advice = "see what is there"
+		}
+		out = append(out, Finding{Error, what, text, advice})
+	}
+	return out
+}
+
 // permission comes first: without it, half of the rest is missing.
 func (f Facts) permission() []Finding {
 	const what = "permission"
@@ -82,11 +97,14 @@ func (f Facts) configuration() []Finding {
 	var out []Finding
 	for _, e := range f.Config {
 		var bad *config.Error
-		if errors.As(e, &bad) {
+		switch {
+		case !f.Root && errors.Is(e, fs.ErrPermission):
+			out = append(out, Finding{Warning, what, e.Error(), "run: sudo meshd check"})
+		case errors.As(e, &bad):
 			text := *bad
 			text.Advice = ""
 			out = append(out, Finding{Error, what, text.Error(), bad.Advice})
-		} else {
+		default:
 			out = append(out, Finding{Error, what, e.Error(), "see that the file can be read"})
 		}
 	}
@@ -108,6 +126,8 @@ func (f Facts) ports() []Finding {
 			free = append(free, name)
 		case p.State == PortForeign:
 			out = append(out, Finding{Error, what, fmt.Sprintf("%s is the port of %s, but %s is no address of this host", name, p.Key, p.Address), "set " + p.Key + " to an address of this host, or to a port alone"})
+		case !f.Root && p.Holder == "": // who it is, only root may see
+			out = append(out, Finding{Warning, what, fmt.Sprintf("%s (%s) is taken, maybe by meshd itself", name, p.Key), "run: sudo meshd check"})
 		default:
 			holder := "another program"
 			if p.Holder != "" {

@@ -46,6 +46,7 @@ type Unread struct {
 type State struct {
 	Path      string
 	MachineID bool // the machine has one
+	Read      bool // what is there could be looked at
 	Seen      state.Seen
 	Err       error // why what is there can't be used
 	WriteErr  error // why nothing can be written there

@@ -33,7 +33,7 @@ func (f Facts) state() []Finding {
 		add(Error, "run: systemd-machine-id-setup", "/etc/machine-id is missing or empty, and the node's identity is bound to it")
 	}
 	if s.Err != nil {
-		add(Error, "restore the file from a backup, or move it away; then this is a new node", "%v", s.Err)
+		out = append(out, sayWhatToDo(what, s.Err)...)
 	}
 	if s.Seen.Origin == state.Cloned {
 		add(Warning, "none needed if this machine is a copy; if it is not, restore the old /etc/machine-id", "%s is another machine's: this node will make itself a new identity", filepath.Join(s.Path, state.IdentityFile))
@@ -49,7 +49,7 @@ func (f Facts) state() []Finding {
 		add(Warning, "free some space", "%s has %d MiB of disk space left", s.Path, s.Free>>20)
 	}
 	switch {
-	case out != nil:
+	case out != nil || !s.Read:
 		return out
 	case s.Seen.Origin == state.Loaded:
 		return ok(what, "this is node %s%s", s.Seen.ID, f.running())
@@ -124,7 +124,7 @@ func (f Facts) cni(cfg config.Config) []Finding {
 	if missing != nil {
 		out = append(out, Finding{Error, what, fmt.Sprintf("the plugins %s are neither in %s nor in %s", strings.Join(missing, ", "), cfg.CNI.BinDir, cfg.CNI.PluginSource), "run: apt install containernetworking-plugins"})
 	} else if _, err := cni.Plan(f.CNI.Config, f.CNI.Status); err != nil {
-		out = append(out, Finding{Error, what, err.Error(), "move the file away"})
+		out = append(out, sayWhatToDo(what, err)...)
 	}
 	for _, p := range cni.Problems(f.CNI.Config, f.CNI.Status) {
 		out = append(out, Finding{Error, what, p.Text, p.Advice})

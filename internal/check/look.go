@@ -77,9 +77,10 @@ func (f *Facts) lookState(dir string) {
 	id, err := os.ReadFile(machineIDFile)
 	f.State.MachineID = err == nil && strings.TrimSpace(string(id)) != ""
 	f.State.Seen, f.State.Err = state.Look(dir, string(id))
+	f.State.Read = true
 	if errors.Is(f.State.Err, fs.ErrPermission) {
 		f.Unread = append(f.Unread, Unread{"state", f.State.Err})
-		f.State.Err = nil
+		f.State.Err, f.State.Read = nil, false
 	}
 	f.Running = f.Running || f.State.Seen.Locked
 	parent := existing(dir)

@@ -18,12 +18,13 @@ import (
 )
 
 // lookFilters reads all tables that filter packets on their way to this host or
-// through it, ours excepted.
+// through it, ours excepted. /proc/net is the network namespace of the process,
+// and a thread may be in another one.
 func (f *Facts) lookFilters(ctx context.Context) error {
 	errs := []error{f.lookNFT(ctx)}
 	for _, x := range []struct{ family, names, program string }{
-		{"ip", "/proc/net/ip_tables_names", "iptables-legacy"},
-		{"ip6", "/proc/net/ip6_tables_names", "ip6tables-legacy"},
+		{"ip", "/proc/thread-self/net/ip_tables_names", "iptables-legacy"},
+		{"ip6", "/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy"},
 	} {
 		// Only a table that is there is asked for: to ask would make it.
 		names, err := os.ReadFile(x.names)

@@ -160,7 +160,7 @@ func listen(network, address string) error {
 // the kernel or one that can't be seen.
 func holder(network string, port uint16) (name string, pid int) {
 	var sockets []string
-	for _, path := range []string{"/proc/net/" + network, "/proc/net/" + network + "6"} {
+	for _, path := range []string{"/proc/thread-self/net/" + network, "/proc/thread-self/net/" + network + "6"} {
 		sockets = append(sockets, socketsOn(path, port)...)
 	}
 	files, err := filepath.Glob("/proc/[0-9]*/fd/*")

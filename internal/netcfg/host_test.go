@@ -497,15 +497,22 @@ func TestApplyErrors(t *testing.T) {
 		mustReconcile(t, h, want)
 		checkState(t, h, want)
 	})
-	t.Run("kernel without WireGuard", func(t *testing.T) {
+	t.Run("kernel's WireGuard or none", func(t *testing.T) {
 		want := alone()
-		want.Device.Implementation = Kernel
+		want.Device.Implementation, want.Device.ListenPort = Kernel, 51822
 		other, err := NewHost(HostOptions{Interface: "meshd1"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer other.Close()
-		if err := other.Apply(t.Context(), diff(State{}, want)); !errors.Is(err, unix.EOPNOTSUPP) || !strings.Contains(err.Error(), "modprobe wireguard") {
+		err = other.Apply(t.Context(), Diff(State{}, State{Device: want.Device}, Options{}))
+		if kernelSpeaksWireGuard(t) {
+			got, observeErr := other.Observe(t.Context(), State{})
+			if err := errors.Join(err, observeErr); err != nil || got.Device == nil || got.Device.Implementation != Kernel {
+				t.Errorf("got %+v, %v, want a device of the kernel", got.Device, err)
+			}
+			run(t, "ip link delete meshd1")
+		} else if !errors.Is(err, unix.EOPNOTSUPP) || !strings.Contains(err.Error(), "modprobe wireguard") {
 			t.Errorf("got %v, want EOPNOTSUPP and advice", err)
 		}
 	})
@@ -554,6 +561,16 @@ func TestApplyErrors(t *testing.T) {
 			t.Errorf("got %v, want ErrNotFound and advice", err)
 		}
 	})
+}
+
+// kernelSpeaksWireGuard makes a device of the kernel and deletes it, if it can.
+func kernelSpeaksWireGuard(t *testing.T) bool {
+	t.Helper()
+	if exec.CommandContext(t.Context(), "ip", "link", "add", "trial", "type", "wireguard").Run() != nil {
+		return false
+	}
+	run(t, "ip link delete trial")
+	return true
 }
 
 func TestForwardingKeepsRouterAdvertisements(t *testing.T) {

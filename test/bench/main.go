@@ -2,7 +2,8 @@
 
 // Command bench measures meshd on the hosts of a lab and prints one line
 // "bench NAME VALUE UNIT" for each figure. A value is the median of five runs;
-// that of a figure about failure is the worst of ten. Every run has a lab and
+// that of a figure about failure is the worst of ten, and those of gossip among a
+// hundred nodes name their own rule below. Every run has a lab and
 // daemons of its own, with nothing remembered. What it does meanwhile goes to
 // standard error.
 package main
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/test/lab"
+	"github.com/meshd/meshd/test/swarm"
 )
 
 func main() {
@@ -27,10 +29,18 @@ func main() {
 
 func run() int {
 	binary := flag.String("meshd", "bin/meshd", "the meshd to measure")
+	kernel := flag.Bool("kernel", false, "measure what needs WireGuard in the kernel, and nothing else")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
-	if err := bench(ctx, *binary); err != nil {
+	measure := func() error { return report(ctx, *binary, bench, figures) }
+	switch {
+	case swarm.Isolated():
+		measure = func() error { return runSwarm(ctx) }
+	case *kernel:
+		measure = func() error { return report(ctx, *binary, benchKernel, kernelFigures) }
+	}
+	if err := measure(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 1
 	}
@@ -60,6 +70,11 @@ var figures = []figure{
 	{"idle_bytes_per_s", "B/s", median},
 	{"idle_received_bytes_per_s", "B/s", median},
 	{"idle_sent_bytes_per_s", "B/s", median},
+	{"gossip_100_mass_start_ms", "ms", slices.Max[[]float64]},
+	{"gossip_100_join_ms", "ms", median},
+	{"gossip_100_update_ms", "ms", slices.Max[[]float64]},
+	{"gossip_100_node_cpu_percent", "%", median},
+	{"gossip_100_node_rss_mb", "MB", median},
 }
 
 func median(samples []float64) float64 {
@@ -71,25 +86,38 @@ func median(samples []float64) float64 {
 type samples map[string][]float64
 
 func (s samples) add(name string, value float64) {
-	fmt.Fprintf(os.Stderr, "  %s %.1f\n", name, value)
+	fmt.Fprintf(os.Stderr, "  %s %.2f\n", name, value)
 	s[name] = append(s[name], value)
 }
 
-func bench(ctx context.Context, binary string) error {
+// report measures and prints the figures.
+func report(ctx context.Context, binary string, measure func(context.Context, string, samples) error, wanted []figure) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	s := samples{}
-	if err := measureDerive(ctx, s); err != nil {
+	if err := measure(ctx, binary, s); err != nil {
 		return err
 	}
-	for i := range runs {
-		fmt.Fprintf(os.Stderr, "run %d of %d\n", i+1, runs)
-		if err := measureMesh(ctx, binary, i, s); err != nil {
-			return err
-		}
-	}
-	for _, f := range figures {
+	for _, f := range wanted {
 		fmt.Printf("bench %s %.1f %s\n", f.name, f.reduce(s[f.name]), f.unit)
 	}
 	return nil
 }
+
+func bench(ctx context.Context, binary string, s samples) error {
+	if err := measureDerive(ctx, s); err != nil {
+		return err
+	}
+	for i := range runs {
+		note(i)
+		if err := measureMesh(ctx, binary, i, s); err != nil {
+			return err
+		}
+		if err := measureGossip(ctx, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func note(run int) { fmt.Fprintf(os.Stderr, "run %d of %d\n", run+1, runs) }

@@ -30,9 +30,6 @@ type Exchange struct {
 	readers sync.WaitGroup
 }
 
-// exchangePort is where both ends of an exchange listen.
-const exchangePort = 7001
-
 // StartExchange has each of two parties send the other one a datagram each
 // period, until Stop.
 func StartExchange(a, b Party, period time.Duration) (*Exchange, error) {
@@ -47,8 +44,8 @@ func StartExchange(a, b Party, period time.Duration) (*Exchange, error) {
 		}
 		e.ends[i] = &exchangeEnd{conn: conn, seen: map[uint64]bool{}}
 	}
-	e.ends[0].to, e.ends[1].to = netip.AddrPortFrom(b.Addr, exchangePort), netip.AddrPortFrom(a.Addr, exchangePort)
-	for _, end := range e.ends {
+	for i, end := range e.ends {
+		end.to = e.ends[1-i].conn.LocalAddr().(*net.UDPAddr).AddrPort()
 		e.readers.Go(end.read)
 		e.senders.Go(func() { end.send(period, e.stop) })
 	}
@@ -61,7 +58,7 @@ const exchangeBuffer = 4 << 20
 func listenExchange(p Party) (*net.UDPConn, error) {
 	var conn *net.UDPConn
 	err := p.At(func() (err error) {
-		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, exchangePort)))
+		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, 0)))
 		return err
 	})
 	if err != nil {

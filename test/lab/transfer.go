@@ -13,9 +13,6 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// transferPort is where the receiver of a transfer listens.
-const transferPort = 7002
-
 // Transfer sends size bytes over one TCP connection to the party, and fails
 // unless they all arrive as they were sent before ctx ends.
 func Transfer(ctx context.Context, from Place, to Party, size int) error {
@@ -41,7 +38,7 @@ func Transfer(ctx context.Context, from Place, to Party, size int) error {
 		return nil
 	})
 	g.Go(func() error {
-		if err := from(func() error { return send(ctx, to.Addr, sent) }); err != nil {
+		if err := from(func() error { return send(ctx, listener.Addr().String(), sent) }); err != nil {
 			return fmt.Errorf("send to %s: %w", to.Addr, err)
 		}
 		return nil
@@ -51,7 +48,7 @@ func Transfer(ctx context.Context, from Place, to Party, size int) error {
 
 func listenTransfer(p Party) (listener *net.TCPListener, err error) {
 	err = p.At(func() error {
-		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, transferPort)))
+		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, 0)))
 		return err
 	})
 	if err != nil {
@@ -70,8 +67,8 @@ func receive(ctx context.Context, l *net.TCPListener) ([]byte, error) {
 	return io.ReadAll(conn)
 }
 
-func send(ctx context.Context, to netip.Addr, b []byte) error {
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", netip.AddrPortFrom(to, transferPort).String())
+func send(ctx context.Context, to string, b []byte) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", to)
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func New(count int) *Swarm {
 	return s
 }
 
-// Start starts nodes all at once.
+// Start starts nodes one right after the other, without waiting for anybody.
 func (s *Swarm) Start(nodes ...*Node) error {
 	for _, n := range nodes {
 		if err := n.start(); err != nil {

@@ -115,59 +115,73 @@ const (
 	undecided Verdict = ""
 )
 
-// maxDepth is how deep chains may jump to each other, as in the kernel
-// (NFT_JUMP_STACK_SIZE).
-const maxDepth = 16
-
 // Judge returns what becomes of a packet in a base chain.
 func (t Table) Judge(chain string, p Packet) Verdict {
-	v, maybe := t.walk(chain, p, 0)
+	o := walk{t, p, map[string]outcome{}}.through(chain)
 	switch {
-	case v == undecided && !t.Chains[chain].Drops:
+	case o.verdict == Accepted, o.verdict == undecided && !t.Chains[chain].Drops:
 		return Accepted
-	case v == Accepted:
-		return Accepted
-	case maybe:
+	case o.maybe:
 		return Unsure
 	}
 	return Dropped
 }
 
-// walk takes a packet through a chain, and says whether a rule that is not
-// understood may have accepted it on the way.
-func (t Table) walk(chain string, p Packet, depth int) (v Verdict, maybe bool) {
-	if depth > maxDepth {
-		return undecided, true
+// walk takes a packet through the chains of a table. What becomes of it in a
+// chain doesn't depend on how it got there, so each is walked once.
+type walk struct {
+	Table
+	packet Packet
+	known  map[string]outcome
+}
+
+// outcome is what comes of a chain, and whether a rule that is not understood may
+// have accepted the packet on the way.
+type outcome struct {
+	verdict Verdict
+	maybe   bool
+}
+
+func (w walk) through(chain string) outcome {
+	if o, ok := w.known[chain]; ok {
+		return o
 	}
-	for _, r := range t.Chains[chain].Rules {
-		met := r.met(p)
+	w.known[chain] = outcome{maybe: true} // for chains that jump in a circle, which no kernel takes
+	o := w.rules(w.Chains[chain].Rules)
+	w.known[chain] = o
+	return o
+}
+
+func (w walk) rules(rules []Rule) outcome {
+	maybe := false
+	for _, r := range rules {
+		met := r.met(w.packet)
 		if met == no || r.Action == None {
 			continue
 		}
-		var perhaps bool
-		switch r.Action {
-		case Return:
-			if met == yes {
-				return undecided, maybe
-			}
-			continue
-		case Accept:
-			v = Accepted
-		case Drop:
-			v = Dropped
-		case Jump, Goto:
-			v, perhaps = t.walk(r.Chain, p, depth+1)
+		if r.Action == Return && met == yes {
+			break
 		}
-		if met == unknown {
-			maybe = maybe || perhaps || v == Accepted
-			continue
-		}
-		maybe = maybe || perhaps
-		if v != undecided || r.Action == Goto {
-			return v, maybe
+		o := w.follow(r)
+		maybe = maybe || o.maybe || met == unknown && o.verdict == Accepted
+		if met == yes && (o.verdict != undecided || r.Action == Goto) {
+			return outcome{o.verdict, maybe}
 		}
 	}
-	return undecided, maybe
+	return outcome{undecided, maybe}
+}
+
+// follow does what a rule says.
+func (w walk) follow(r Rule) outcome {
+	switch r.Action {
+	case Accept:
+		return outcome{verdict: Accepted}
+	case Drop:
+		return outcome{verdict: Dropped}
+	case Jump, Goto:
+		return w.through(r.Chain)
+	}
+	return outcome{}
 }
 
 // answer is whether a condition is met.

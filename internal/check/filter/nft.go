@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -88,6 +89,30 @@ func verdict(v *expr.Verdict) (Action, string) {
 	return None, ""
 }
 
+// elementVerdict reads the verdict of a map's element. The library writes such
+// ones but doesn't read them: what it gives are the kernel's attributes (enum
+// nft_verdict_attributes). An element that can't be read does nothing.
+func elementVerdict(data []byte) (Action, string) {
+	attrs, err := netlink.NewAttributeDecoder(data)
+	if err != nil {
+		return None, ""
+	}
+	attrs.ByteOrder = binary.BigEndian
+	var v expr.Verdict
+	for attrs.Next() {
+		switch attrs.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			v.Kind = expr.VerdictKind(attrs.Int32())
+		case unix.NFTA_VERDICT_CHAIN:
+			v.Chain = attrs.String()
+		}
+	}
+	if attrs.Err() != nil {
+		return None, ""
+	}
+	return verdict(&v)
+}
+
 // load is what a register holds: a field of the packet, of which the bits of the
 // mask are kept.
 type load struct {
@@ -146,10 +171,16 @@ func (l load) compare(e *expr.Cmp) Condition {
 		return Condition{Field: State, Values: states(l.mask)} // (state & mask) != 0
 	}
 	value, ok := l.value(e.Data)
-	if !ok || e.Op != expr.CmpOpEq && e.Op != expr.CmpOpNeq {
-		return Condition{Field: Unknown}
+	switch {
+	case !ok:
+	case e.Op == expr.CmpOpEq || e.Op == expr.CmpOpNeq:
+		return Condition{Field: l.field, Not: e.Op == expr.CmpOpNeq, Values: []string{value}}
+	case e.Op == expr.CmpOpGte && l.field == Port:
+		return Condition{Field: Port, Values: []string{value + "-65535"}}
+	case e.Op == expr.CmpOpLte && l.field == Port:
+		return Condition{Field: Port, Values: []string{"0-" + value}}
 	}
-	return Condition{Field: l.field, Not: e.Op == expr.CmpOpNeq, Values: []string{value}}
+	return Condition{Field: Unknown}
 }
 
 // between is the condition of a comparison with a range, of ports only.
@@ -182,15 +213,12 @@ func (l load) lookUp(e *expr.Lookup, elements []nftables.SetElement) Condition {
 func (l load) verdicts(r Rule, elements []nftables.SetElement) []Rule {
 	var rules []Rule
 	for _, e := range elements {
-		if e.VerdictData == nil {
-			continue
-		}
 		c := Condition{Field: Unknown}
 		if value, ok := l.value(e.Key); ok && !e.IntervalEnd {
 			c = Condition{Field: l.field, Values: []string{value}}
 		}
 		one := Rule{Conditions: append(append([]Condition{}, r.Conditions...), c)}
-		one.Action, one.Chain = verdict(e.VerdictData)
+		one.Action, one.Chain = elementVerdict(e.Val)
 		rules = append(rules, one)
 	}
 	return rules

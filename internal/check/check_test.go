@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/check/filter"
+	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/state"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func parse(t *testing.T, lines ...string) config.Config {
+	t.Helper()
+	cfg, err := config.Parse("meshd.yaml", []byte(strings.Join(append([]string{"secret-file: /s"}, lines...), "\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+// healthy are the facts of a host on which nothing is to be found.
+func healthy() Facts {
+	uplink := netcfg.Uplink{Link: "eth0", Source: netip.MustParsePrefix("192.168.1.1/24"), MTU: 1500}
+	f := Facts{
+		Root: true, Capable: true,
+		State:    State{Path: "/var/lib/meshd", MachineID: true, Read: true, Seen: state.Seen{Origin: state.Made}, Free: 1 << 30},
+		Kernel:   Kernel{WireGuard: true, TUN: true, NFT: true, BridgeFilter: true, IPv6: true},
+		Links:    []Link{{Name: "lo", Kind: "device"}, {Name: "eth0", Kind: "veth"}, {Name: "kube-bridge", Kind: "bridge"}},
+		Networks: []Network{{netip.MustParsePrefix("192.168.1.1/24"), "eth0", true}, {netip.MustParsePrefix("10.42.0.1/24"), "kube-bridge", true}},
+		Host:     netcfg.Facts{Uplinks: []netcfg.Uplink{uplink}, MTU: 1500},
+		Ports: []Port{
+			{Network: "udp", Port: 51820, Key: "wireguard.listen-port", State: PortFree},
+			{Network: "udp", Port: 7946, Key: "gossip.bind", State: PortTaken, Ours: true},
+			{Network: "tcp", Port: 7946, Key: "gossip.bind", State: PortFree},
+		},
+		CNI: CNI{Read: true, Config: cni.Config{
+			ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin", PluginSource: "/usr/lib/cni", Bridge: "kube-bridge",
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")},
+		}},
+		ClockRead: true, ClockSynced: true,
+		Reach: []Reach{{Key: "join[0]", Host: "a.example", Port: 7946}, {Key: "node.endpoint", Host: "b.example"}},
+	}
+	for _, name := range cni.PluginNames() {
+		f.CNI.Status.Plugins = append(f.CNI.Status.Plugins, cni.Plugin{Name: name, InSource: true})
+	}
+	return f
+}
+
+// bad are the findings that are not OK, a line each.
+func bad(findings []Finding) []string {
+	var out []string
+	for _, f := range findings {
+		if f.Level != OK {
+			out = append(out, fmt.Sprintf("%s %s: %s → %s", f.Level, f.What, f.Text, f.Advice))
+		}
+	}
+	return out
+}
+
+func TestJudge(t *testing.T) {
+	v6 := []string{"cluster:", "  overlay: [10.4.0.0/16, fd00:4::/112]", "  pods: [10.42.0.0/16, fd00:42::/48]", "  services: [10.43.0.0/16, fd00:43::/112]"}
+	tests := []struct {
+		name   string
+		config []string
+		change func(f *Facts)
+		want   []string
+	}{
+		{"healthy", nil, func(*Facts) {}, nil},
+		{"healthy, with IPv6", v6, func(*Facts) {}, nil},
+		{"not root", nil, func(f *Facts) { f.Root, f.Capable, f.Kernel = false, false, Kernel{} }, []string{
+			"warning permission: not root: kernel, firewall and device were not looked at → run: sudo meshd check",
+		}},
+		{"a container", nil, func(f *Facts) { f.Capable, f.Kernel = false, Kernel{} }, []string{
+			"error permission: root, but without CAP_NET_ADMIN or CAP_SYS_ADMIN: kernel, firewall and device were not looked at, and meshd can't work → run meshd on the host itself, or grant the container these capabilities",
+		}},
+		{"secret", nil, func(f *Facts) {
+			f.Config = []error{&config.Error{File: "meshd.yaml", Line: 1, Key: "secret-file", Problem: "/s is open to other users", Advice: "run: chmod 600 /s"}, errors.New("read host name: no")}
+		}, []string{
+			"error configuration: meshd.yaml:1: secret-file: /s is open to other users → run: chmod 600 /s",
+			"error configuration: read host name: no → see that the file can be read",
+		}},
+		{"secret that only root may read", nil, func(f *Facts) {
+			f.Root, f.Capable, f.Kernel, f.Config = false, false, Kernel{}, []error{fmt.Errorf("/s can't be opened: %w", unix.EACCES)}
+		}, []string{
+			"warning permission: not root: kernel, firewall and device were not looked at → run: sudo meshd check",
+			"warning configuration: /s can't be opened: permission denied → run: sudo meshd check",
+		}},
+		{"no machine-id", nil, func(f *Facts) { f.State.MachineID = false }, []string{
+			"error state: /etc/machine-id is missing or empty, and the node's identity is bound to it → run: systemd-machine-id-setup",
+		}},
+		{"cloned", nil, func(f *Facts) { f.State.Seen.Origin = state.Cloned }, []string{
+			"warning state: /var/lib/meshd/identity.json is another machine's: this node will make itself a new identity → none needed if this machine is a copy; if it is not, restore the old /etc/machine-id",
+		}},
+		{"damaged, and a disk that is full and read-only", nil, func(f *Facts) {
+			f.State.Err = fmt.Errorf("read identity: %w; restore the file", state.ErrDamaged)
+			f.State.WriteErr, f.State.Free = unix.EROFS, 4096
+		}, []string{
+			"error state: read identity: damaged → restore the file",
+			"error state: /var/lib/meshd can't be written to: read-only file system → make the directory writable: is its file system mounted read-only?",
+			"error state: /var/lib/meshd has 4 KiB of disk space left → free some space",
+		}},
+		{"little space", nil, func(f *Facts) { f.State.Free = 3 << 20 }, []string{
+			"warning state: /var/lib/meshd has 3 MiB of disk space left → free some space",
+		}},
+		{"no WireGuard in the kernel", nil, func(f *Facts) { f.Kernel.WireGuard = false }, []string{
+			"warning wireguard: the kernel has none; meshd will speak it: slower, and traffic pauses while the daemon restarts → install a kernel with WireGuard (Linux 5.6 and later have it), and run: modprobe wireguard",
+		}},
+		{"no WireGuard at all", nil, func(f *Facts) { f.Kernel.WireGuard, f.Kernel.TUN = false, false }, []string{
+			"error wireguard: neither the kernel has it nor is there /dev/net/tun, which meshd's own needs → install a kernel with WireGuard (Linux 5.6 and later have it), and run: modprobe wireguard; or run: modprobe tun",
+		}},
+		{"kernel WireGuard wanted", []string{"wireguard: {implementation: kernel}"}, func(f *Facts) { f.Kernel.WireGuard = false }, []string{
+			"error wireguard: the kernel has none, and wireguard.implementation is kernel → install a kernel with WireGuard (Linux 5.6 and later have it), and run: modprobe wireguard; or set wireguard.implementation to auto",
+		}},
+		{"userspace WireGuard wanted", []string{"wireguard: {implementation: userspace}"}, func(f *Facts) { f.Kernel.WireGuard = false }, nil},
+		{"no nft", nil, func(f *Facts) { f.Kernel.NFT = false }, []string{
+			"error nftables: the program nft is not installed, or not in the PATH → run: apt install nftables",
+		}},
+		{"no nf_tables", nil, func(f *Facts) { f.Kernel.FirewallErr = unix.EOPNOTSUPP }, []string{
+			"error nftables: this kernel doesn't take meshd's rules: operation not supported → run: modprobe -a nf_tables nft_fib_inet nft_masq nft_ct; a kernel that has none of these needs replacing",
+		}},
+		{"no br_netfilter", nil, func(f *Facts) { f.Kernel.BridgeFilter = false }, []string{
+			"warning kernel: the module br_netfilter is not to be had: pods of one node may not reach each other through Services → install a kernel with br_netfilter, and run: modprobe br_netfilter",
+		}},
+		{"no br_netfilter, no pods", []string{"cni: {enabled: false}"}, func(f *Facts) { f.Kernel.BridgeFilter = false }, nil},
+		{"IPv6 off, not wanted", nil, func(f *Facts) { f.Kernel.IPv6 = false }, nil},
+		{"IPv6 off, wanted", v6, func(f *Facts) { f.Kernel.IPv6 = false }, []string{
+			"error kernel: the cluster has IPv6 ranges, and IPv6 is off on this host → switch it on (no ipv6.disable=1 at boot; sysctl net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0), or leave IPv6 ranges out",
+		}},
+		{"foreign links", nil, func(f *Facts) { f.ForeignDevice, f.Links[2].Kind = true, "dummy" }, []string{
+			"error links: there is a link meshd0 which is not meshd's → delete it (ip link delete meshd0), or set wireguard.interface to another name",
+			`error links: the link kube-bridge is of kind "dummy" and not a bridge → delete it (ip link delete kube-bridge), or set cni.bridge to another name`,
+		}},
+		{"ports", nil, func(f *Facts) {
+			f.Ports[0].State = PortTaken
+			f.Ports[1].Ours, f.Ports[1].Holder = false, "serf (pid 7)"
+			f.Ports[2].State, f.Ports[2].Address = PortForeign, "192.0.2.9"
+		}, []string{
+			"error ports: UDP port 51820 (wireguard.listen-port) is taken by another program → stop that program, or set wireguard.listen-port to another port",
+			"error ports: UDP port 7946 (gossip.bind) is taken by serf (pid 7) → stop that program, or set gossip.bind to another port",
+			"error ports: TCP port 7946 is the port of gossip.bind, but 192.0.2.9 is no address of this host → set gossip.bind to an address of this host, or to a port alone",
+		}},
+		{"port of whom only root may see", nil, func(f *Facts) {
+			f.Root, f.Capable, f.Kernel, f.Ports[0].State = false, false, Kernel{}, PortTaken
+		}, []string{
+			"warning permission: not root: kernel, firewall and device were not looked at → run: sudo meshd check",
+			"warning ports: UDP port 51820 (wireguard.listen-port) is taken, maybe by meshd itself → run: sudo meshd check",
+		}},
+		{"no default route", nil, func(f *Facts) { f.Host = netcfg.Facts{} }, []string{
+			"warning mtu: this host has no default route → give it one, so that it reaches the other nodes",
+		}},
+		{"MTU too large", []string{"wireguard: {mtu: 1450}"}, func(*Facts) {}, []string{
+			"warning mtu: wireguard.mtu is 1450, but only 1420 fit through the uplink's 1500 → set wireguard.mtu to auto",
+		}},
+		{"MTU too small for IPv6", v6, func(f *Facts) { f.Host.MTU = 1300 }, []string{
+			"warning mtu: IPv6 needs an MTU of 1280 inside the tunnels, and only 1220 fit through the uplink's 1300: packets will come in fragments → raise the uplink's MTU to 1360, or use IPv4 ranges only",
+		}},
+		{"overlaps", nil, func(f *Facts) {
+			f.Networks = append(f.Networks,
+				Network{netip.MustParsePrefix("10.4.7.9/24"), "eth1", true},
+				Network{netip.MustParsePrefix("10.42.0.1/24"), "cni0", true},
+				Network{netip.MustParsePrefix("10.43.128.0/17"), "tun5", false},
+				Network{netip.MustParsePrefix("10.0.0.0/8"), "tun6", false},
+				Network{netip.MustParsePrefix("10.43.0.1/32"), "kube-ipvs0", true})
+		}, []string{
+			"error ranges: cluster.overlay 10.4.0.0/16 overlaps 10.4.7.0/24, the network of this host's address on eth1 → choose another range for cluster.overlay, the same on all nodes",
+			"warning ranges: cluster.overlay 10.4.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by tun6 → choose another range for cluster.overlay, the same on all nodes",
+			"error ranges: cluster.pods 10.42.0.0/16 overlaps 10.42.0.0/24, the network of this host's address on cni0 → if another pod network was here before, remove what it left: ip link delete cni0",
+			"warning ranges: cluster.pods 10.42.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by tun6 → choose another range for cluster.pods, the same on all nodes",
+			"error ranges: cluster.services 10.43.0.0/16 overlaps 10.43.128.0/17, to which this host has a route by tun5 → choose another range for cluster.services, the same on all nodes",
+			"warning ranges: cluster.services 10.43.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by tun6 → choose another range for cluster.services, the same on all nodes",
+		}},
+		{"no plugins, another network, nowhere to write", nil, func(f *Facts) {
+			f.CNI.Status.Plugins[0].InSource, f.CNI.Status.Plugins[3].InSource = false, false
+			f.CNI.Status.Others = []string{"05-other.conflist", "99-last.conflist"}
+			f.CNI.Unwritable = []string{"/opt/cni/bin"}
+		}, []string{
+			"error cni: the plugins bridge, portmap are neither in /opt/cni/bin nor in /usr/lib/cni → run: apt install containernetworking-plugins",
+			"error cni: containerd uses /etc/cni/net.d/05-other.conflist and not 10-meshd.conflist, which sorts after it → remove that network from the host, or leave the pods to it with cni: {enabled: false}",
+			"error cni: /opt/cni/bin can't be written to → make it writable, or name another one with cni.conf-dir and cni.bin-dir",
+		}},
+		{"a conflist of our name", nil, func(f *Facts) { f.CNI.Status.Conflist = []byte(`{"name": "other"}`) }, []string{
+			`error cni: install conflist: /etc/cni/net.d/10-meshd.conflist is there for the network "other" → move it away`,
+		}},
+		{"clock", nil, func(f *Facts) { f.ClockSynced = false }, []string{
+			"warning clock: the system clock is not synchronised; which of two nodes has an address is decided by who claimed it first → run: timedatectl set-ntp true (apt install systemd-timesyncd), or install chrony",
+		}},
+		{"nobody reached", nil, func(f *Facts) {
+			f.Reach[0].DialErr, f.Reach[1].ResolveErr = unix.ECONNREFUSED, errors.New("no such host")
+		}, []string{
+			"warning join[0]: a.example does not answer on TCP port 7946: connection refused → see that meshd runs there, and open TCP and UDP port 7946 to it; the first node of a mesh needs no join",
+			"warning node.endpoint: b.example does not resolve: no such host → correct the name, or see to the resolver in /etc/resolv.conf",
+		}},
+		{"many nodes, room enough", nil, func(f *Facts) { f.Running, f.Nodes = true, 60 }, nil},
+		{"many nodes, little room", []string{"cluster: {pods: [10.42.0.0/18]}"}, func(f *Facts) { f.Running, f.Nodes = true, 60 }, []string{
+			"warning size: 60 nodes are known, and the ranges have room for 4 more → run meshd forget for nodes that are gone; for a larger mesh, plan one with wider cluster.overlay and cluster.pods",
+		}},
+		{"few nodes, no room", []string{"cluster: {pods: [10.42.0.0/22]}"}, func(f *Facts) { f.Running, f.Nodes = true, 4 }, []string{
+			"warning size: 4 nodes are known, and the ranges have room for 0 more → run meshd forget for nodes that are gone; for a larger mesh, plan one with wider cluster.overlay and cluster.pods",
+		}},
+		{"not to be read", nil, func(f *Facts) { f.Unread = []Unread{{"firewall", unix.EPERM}} }, []string{
+			"warning firewall: could not be looked at: operation not permitted → look at it by hand",
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := healthy()
+			tt.change(&f)
+			findings := Judge(parse(t, tt.config...), f)
+			if diff := cmp.Diff(tt.want, bad(findings)); diff != "" {
+				t.Errorf("findings (-want +got):\n%s", diff)
+			}
+			for _, f := range findings {
+				if (f.Advice == "") != (f.Level == OK) {
+					t.Errorf("advice of %+v: want some for what is wrong and none for what is not", f)
+				}
+			}
+		})
+	}
+}
+
+// rules are tables as the programs print them.
+func rules(b filter.Backend, family, text string) filter.Table { return filter.Parse(b, family, text) }
+
+func TestJudgeFirewall(t *testing.T) {
+	const everyForward = "from the mesh to pods, from pods to the mesh, from pods to the internet, of answers from the internet to pods"
+	nft := func(name, chain string, c filter.Chain) filter.Table {
+		return filter.Table{Backend: filter.NFT, Family: "inet", Name: name, Chains: map[string]filter.Chain{chain: c}}
+	}
+	tests := []struct {
+		name   string
+		config []string
+		table  filter.Table
+		want   []string
+	}{
+		{"open", nil, rules(filter.XTNFT, "ip", "-P INPUT ACCEPT\n-P FORWARD ACCEPT"), nil},
+		{"the other family", nil, rules(filter.XTNFT, "ip6", "-P FORWARD DROP"), nil},
+		{"iptables", nil, rules(filter.XTNFT, "ip", "-P FORWARD DROP"), []string{
+			"error firewall: the chain FORWARD of iptables drops packets " + everyForward +
+				" → run: iptables -I FORWARD -i meshd0 -j ACCEPT; iptables -I FORWARD -i kube-bridge -j ACCEPT; iptables -I FORWARD -o kube-bridge -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT (and add it to what sets up your firewall at boot)",
+		}},
+		{"no pods", []string{"cni: {enabled: false}"}, rules(filter.XTNFT, "ip", "-P FORWARD DROP"), nil},
+		{"iptables, as advised", nil, rules(filter.XTNFT, "ip", "-P FORWARD DROP\n-A FORWARD -o kube-bridge -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -i meshd0 -j ACCEPT"), nil},
+		{"iptables of old with Docker", nil, rules(filter.Legacy, "ip", "-P FORWARD DROP\n-N DOCKER-USER\n-A FORWARD -j DOCKER-USER\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -o kube-bridge -j ACCEPT\n-A FORWARD -i docker0 -j ACCEPT\n-A DOCKER-USER -j RETURN"), nil},
+		{"iptables of old with Docker, one way", nil, rules(filter.Legacy, "ip", "-P FORWARD DROP\n-N DOCKER-USER\n-A FORWARD -j DOCKER-USER\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"), []string{
+			"error firewall: the chain FORWARD of iptables-legacy drops packets from the mesh to pods → run: iptables-legacy -I DOCKER-USER -i meshd0 -j ACCEPT (and add it to what sets up your firewall at boot)",
+		}},
+		{"input", nil, rules(filter.XTNFT, "ip", "-P INPUT ACCEPT\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A INPUT -j REJECT --reject-with icmp-host-prohibited"), []string{
+			"error firewall: the chain INPUT of iptables drops packets from the mesh to this host, from pods to this host, to UDP port 51820, to UDP port 7946, to TCP port 7946" +
+				" → run: iptables -I INPUT -i meshd0 -j ACCEPT; iptables -I INPUT -i kube-bridge -j ACCEPT; iptables -I INPUT -p udp --dport 51820 -j ACCEPT; iptables -I INPUT -p udp --dport 7946 -j ACCEPT; iptables -I INPUT -p tcp --dport 7946 -j ACCEPT (and add it to what sets up your firewall at boot)",
+		}},
+		{"not understood", nil, rules(filter.XTNFT, "ip", "-P FORWARD DROP\n-A FORWARD -m set --match-set friends src -j ACCEPT\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -o kube-bridge -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"), []string{
+			"warning firewall: the chain FORWARD of iptables may drop packets from the mesh to pods → run: iptables -I FORWARD -i meshd0 -j ACCEPT (and add it to what sets up your firewall at boot)",
+		}},
+		{"ufw", nil, rules(filter.XTNFT, "ip", "-P INPUT DROP\n-P FORWARD DROP\n-N ufw-before-forward\n-A FORWARD -j ufw-before-forward\n-A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"), []string{
+			"error firewall: the chain FORWARD of ufw drops packets from the mesh to pods, from pods to the mesh, from pods to the internet → run: ufw route allow in on meshd0; ufw route allow in on kube-bridge",
+			"error firewall: the chain INPUT of ufw drops packets from the mesh to this host, from pods to this host, to UDP port 51820, to UDP port 7946, to TCP port 7946" +
+				" → run: ufw allow in on meshd0; ufw allow in on kube-bridge; ufw allow 51820/udp; ufw allow 7946/udp; ufw allow 7946/tcp",
+		}},
+		{"nft", nil, nft("filter", "through", filter.Chain{Hook: "forward", Drops: true}), []string{
+			"error firewall: the chain through of nft table inet filter drops packets " + everyForward +
+				" → run: nft insert rule inet filter through iifname meshd0 accept; nft insert rule inet filter through iifname kube-bridge accept; nft insert rule inet filter through oifname kube-bridge ct state established,related accept (and add it to what sets up your firewall at boot)",
+		}},
+		{"nft, another hook", nil, nft("filter", "out", filter.Chain{Drops: true}), nil},
+		{"firewalld", nil, nft("firewalld", "filter_INPUT", filter.Chain{Hook: "input", Rules: []filter.Rule{{Action: filter.Drop}}}), []string{
+			"error firewall: the chain filter_INPUT of firewalld drops packets from the mesh to this host, from pods to this host, to UDP port 51820, to UDP port 7946, to TCP port 7946" +
+				" → run: firewall-cmd --permanent --zone=trusted --add-interface=meshd0; firewall-cmd --permanent --zone=trusted --add-interface=kube-bridge; firewall-cmd --permanent --add-port=51820/udp; firewall-cmd --permanent --add-port=7946/udp; firewall-cmd --permanent --add-port=7946/tcp; firewall-cmd --reload",
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := healthy()
+			f.Filters = []filter.Table{tt.table}
+			if diff := cmp.Diff(tt.want, bad(Judge(parse(t, tt.config...), f))); diff != "" {
+				t.Errorf("findings (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"crypto/rand"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestLook looks at a directory through its life, and sees what Identity would
+// say without doing any of it.
+func TestLook(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	look := func(machineID string) Seen {
+		t.Helper()
+		seen, err := Look(path, machineID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seen
+	}
+	if got, want := look("m"), (Seen{Origin: Made}); got != want {
+		t.Errorf("before the first start: got %+v, want %+v", got, want)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a look made the directory: %v", err)
+	}
+
+	d, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _, err := d.Identity("m", rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := look("m\n"), (Seen{Locked: true, Origin: Loaded, ID: id.ID()}); got != want {
+		t.Errorf("while it is open: got %+v, want %+v", got, want)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := look("m"), (Seen{Origin: Loaded, ID: id.ID()}); got != want {
+		t.Errorf("closed: got %+v, want %+v", got, want)
+	}
+	if got, want := look("other"), (Seen{Origin: Cloned, ID: id.ID()}); got != want {
+		t.Errorf("on another machine: got %+v, want %+v", got, want)
+	}
+	if got := look("m"); got.Origin != Loaded {
+		t.Errorf("a look set the identity aside: got %+v", got)
+	}
+	for _, name := range []string{IdentityFile, NodeFile} {
+		if err := os.WriteFile(filepath.Join(path, name), []byte("{"), fileMode); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Look(path, "m"); !errors.Is(err, ErrDamaged) {
+			t.Errorf("damaged %s: got %v, want ErrDamaged", name, err)
+		}
+		if err := os.Remove(filepath.Join(path, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// packetPeriod makes 200 packets a second in each direction.
+const packetPeriod = 5 * time.Millisecond
+
+// conversation is two pods that exchange packets.
+type conversation struct {
+	*lab.Exchange
+	m    *testbed
+	name string
+}
+
+// converse begins a conversation between two pods that reach each other.
+func (m *testbed) converse(a, b *lab.Pod) conversation {
+	m.t.Helper()
+	m.reaches(a, b)
+	e, err := lab.StartExchange(party(a), party(b), packetPeriod)
+	m.must(err)
+	return conversation{e, m, a.Name + " and " + b.Name}
+}
+
+func party(p *lab.Pod) lab.Party { return lab.Party{At: p.Do, Addr: p.Addresses[0]} }
+
+// reaches waits until a pod has had answers from all addresses of another.
+func (m *testbed) reaches(from, to *lab.Pod) {
+	m.t.Helper()
+	for _, a := range to.Addresses {
+		m.run(from, "ping", "-n", "-q", "-c", "1", "-i", "0.2", "-w", "60", a.String())
+	}
+}
+
+// goesOn waits until each side has had half a second's packets from the other.
+func (c conversation) goesOn(t *testing.T) {
+	t.Helper()
+	const enough = 100
+	a, b := c.Received()
+	c.m.in(t).eventually(settleLimit, func() error {
+		nowA, nowB := c.Received()
+		if nowA < a+enough || nowB < b+enough {
+			return fmt.Errorf("between %s: got %d and %d packets since, want %d", c.name, nowA-a, nowB-b, enough)
+		}
+		return nil
+	})
+}
+
+// end ends the conversation. Where the kernel speaks WireGuard, every packet must
+// have arrived.
+func (c conversation) end(implementation netcfg.Implementation) {
+	c.m.t.Helper()
+	sent, lost := c.Stop()
+	c.m.t.Logf("%s WireGuard: %d of %d packets between %s were lost", implementation, lost, sent, c.name)
+	if implementation == netcfg.Kernel && lost > 0 {
+		c.m.t.Errorf("packets between %s: %d of %d were lost, want none", c.name, lost, sent)
+	}
+}
+
+// TestTrafficOverRestarts ends a daemon in every way while its pod talks.
+func TestTrafficOverRestarts(t *testing.T) {
+	t.Parallel()
+	m := settledMesh(t, lab.NAT, 2)
+	n := m.nodes[0]
+	implementation := m.settle(settleLimit, m.nodes...)[0].Device.Implementation
+	talk := m.converse(m.pod(n, "near"), m.pod(m.nodes[1], "far"))
+	next := nextBinary(t, m.ctx)
+	for _, end := range []struct {
+		name string
+		do   func() error
+	}{
+		{"killed", n.Kill},
+		{"restarted", n.Stop},
+		{"upgraded", func() error {
+			err := n.Stop()
+			n.Upgrade(next)
+			return err
+		}},
+	} {
+		t.Run(end.name, func(t *testing.T) {
+			m := m.in(t)
+			talk.goesOn(t)
+			m.must(end.do())
+			if implementation == netcfg.Kernel {
+				talk.goesOn(t) // there is no daemon now
+			}
+			m.start(n)
+			m.settle(settleLimit, m.nodes...)
+			talk.goesOn(t)
+		})
+	}
+	talk.end(implementation)
+	if s := m.settle(settleLimit, m.nodes...)[0]; s.Version != nextVersion {
+		t.Errorf("version after the upgrade: got %q, want %q", s.Version, nextVersion)
+	}
+}
+
+// nextVersion is what the other build of meshd says that it is.
+const nextVersion = "next"
+
+// nextBinary is another build of meshd: the one that MESHD_NEXT names, or one
+// built from the tree.
+func nextBinary(t *testing.T, ctx context.Context) string {
+	t.Helper()
+	if path := os.Getenv("MESHD_NEXT"); path != "" {
+		return path
+	}
+	path := filepath.Join(t.TempDir(), "meshd")
+	out, err := exec.CommandContext(ctx, "go", "build", "-ldflags", "-X main.version="+nextVersion, "-o", path, "../../cmd/meshd").CombinedOutput()
+	if err != nil {
+		t.Fatalf("build another meshd: %v: %s", err, out)
+	}
+	return path
+}
+
+// TestAllowedIPMoves has two nodes of one location serve one network. The one
+// that has it gives it up, so that it moves to the other; then that one does, so
+// that it is gone. The pods of all nodes talk meanwhile.
+func TestAllowedIPMoves(t *testing.T) {
+	t.Parallel()
+	const network = "10.77.0.0/24"
+	m := newMesh(t, lab.Routed, 3)
+	observer, servers := m.nodes[0], m.nodes[1:]
+	configure := func(n *lab.Node, more ...string) {
+		more = append([]string{"  location: office"}, more...)
+		m.must(n.Configure(lab.Config(n.Name, []string{observer.Public().String()}, more...), m.secret))
+	}
+	for _, n := range servers {
+		configure(n, "  allowed-location-ips: ["+network+"]")
+	}
+	m.start(m.nodes...)
+	all := m.settle(settleLimit, m.nodes...)
+	m.connected(pingLimit, observer, servers[0])
+	m.connected(pingLimit, observer, servers[1])
+
+	near := m.pod(observer, "near")
+	var talks []conversation
+	for _, n := range servers {
+		talks = append(talks, m.converse(near, m.pod(n, "far-"+n.Name)))
+	}
+	// whose is the node behind which the observer's device has the network.
+	whose := func() *lab.Node {
+		for line := range strings.Lines(m.run(observer, "wg", "show", device, "allowed-ips")) {
+			for i, s := range all[1:] {
+				if strings.Contains(line, " "+network) && strings.Contains(line, s.Node.Overlay[0].String()+"/32") {
+					return servers[i]
+				}
+			}
+		}
+		return nil
+	}
+	awaitOwner := func(want *lab.Node) {
+		m.eventually(settleLimit, func() error {
+			if got := whose(); got != want {
+				return fmt.Errorf("%s is behind %v, want %v", network, got, want)
+			}
+			return nil
+		})
+	}
+	m.eventually(settleLimit, func() error {
+		if whose() == nil {
+			return fmt.Errorf("%s is behind nobody", network)
+		}
+		return nil
+	})
+	first := whose()
+	second := servers[0]
+	if second == first {
+		second = servers[1]
+	}
+	for _, step := range []struct{ from, to *lab.Node }{{first, second}, {second, nil}} {
+		m.must(step.from.Stop())
+		configure(step.from)
+		m.start(step.from)
+		awaitOwner(step.to)
+		m.settle(settleLimit, m.nodes...)
+		for _, talk := range talks {
+			talk.goesOn(t)
+		}
+	}
+	for _, talk := range talks {
+		talk.end(all[0].Device.Implementation)
+	}
+}

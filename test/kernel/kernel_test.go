@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// The test binary is the first process of the virtual machines that it starts.
+func TestMain(m *testing.M) {
+	if os.Getpid() == 1 {
+		inside()
+	}
+	os.Exit(m.Run())
+}
+
+// bootLimit is for a virtual machine that has little to do, on a busy machine.
+const bootLimit = 3 * time.Minute
+
+// boot runs shell commands in a virtual machine.
+func boot(t *testing.T, ctx context.Context, lines ...string) (code int, output string, err error) {
+	t.Helper()
+	var j job
+	for _, line := range lines {
+		j.Commands = append(j.Commands, command{Args: []string{"/bin/sh", "-c", line}, Dir: "/", Env: []string{"GREETING=hello"}})
+	}
+	var b bytes.Buffer
+	m := machine{dir: t.TempDir(), job: j, output: &b}
+	code, err = m.run(ctx)
+	return code, b.String(), err
+}
+
+func TestJobInVirtualMachine(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	defer cancel()
+	code, output, err := boot(t, ctx,
+		"echo $GREETING; echo; echo",
+		"exit 3",
+		"ip link add wg0 type wireguard && tc qdisc add dev lo root netem loss 5% && printf 'no newline'")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff("hello\n\n\nno newline\n", output); code != exitFailed || diff != "" {
+		t.Errorf("got exit code %d, want %d; output (-want +got):\n%s", code, exitFailed, diff)
+	}
+}
+
+// TestVirtualMachineDies lets several die at once, each in its own way.
+func TestVirtualMachineDies(t *testing.T) {
+	for _, tt := range []struct {
+		name, line string
+		limit      time.Duration
+		want       error
+		console    string // what the error shows of it
+	}{
+		{"panic", "echo c >/proc/sysrq-trigger", bootLimit, errNoExit, "sysrq triggered crash"},
+		{"power off", "echo o >/proc/sysrq-trigger; sleep 600", bootLimit, errNoExit, ""},
+		{"hang", "echo it hangs >/dev/console; sleep 600", 40 * time.Second, context.DeadlineExceeded, "it hangs"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), tt.limit)
+			defer cancel()
+			code, _, err := boot(t, ctx, "echo begun; "+tt.line)
+			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.console) {
+				t.Errorf("got exit code %d, %v, want %v with %q of the console", code, err, tt.want, tt.console)
+			}
+		})
+	}
+}
+
+func TestPassOn(t *testing.T) {
+	for _, tt := range []struct {
+		name, results, want string
+		code                int
+		err                 error
+	}{
+		{"success", "a\n\n" + exitLine + "0\n", "a\n", 0, nil},
+		{"failure", "a\nb\n\n" + exitLine + "1\n", "a\nb\n", 1, nil},
+		{"empty lines", "\n\na\n\n\n" + exitLine + "0\n", "\n\na\n\n", 0, nil},
+		{"cut off", "a\nhalf a li", "a\nhalf a li", 0, errNoExit},
+		{"cut off in the exit line", "a\n\n" + exitLine, "a\n\n" + exitLine, 0, errNoExit},
+		{"nothing", "", "", 0, errNoExit},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got strings.Builder
+			code, err := passOn(strings.NewReader(tt.results), &got)
+			if code != tt.code || !errors.Is(err, tt.err) {
+				t.Errorf("got %d, %v, want %d, %v", code, err, tt.code, tt.err)
+			}
+			if diff := cmp.Diff(tt.want, got.String()); diff != "" {
+				t.Errorf("output (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestCacheOnceForAll has several make one entry at once.
+func TestCacheOnceForAll(t *testing.T) {
+	c := cache{t.TempDir()}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			dir, err := c.get("entry", func(dir string) error {
+				return os.WriteFile(filepath.Join(dir, "file"), []byte("whole"), 0o644)
+			})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if b, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(b) != "whole" {
+				t.Errorf("got %q, %v, want the whole entry", b, err)
+			}
+		})
+	}
+	wg.Wait()
+	if _, err := c.get("broken", func(string) error { return errNoExit }); !errors.Is(err, errNoExit) {
+		t.Errorf("got %v, want the reason why there is no entry", err)
+	}
+	entries, err := os.ReadDir(c.dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("got %v, %v, want one entry and nothing half made", entries, err)
+	}
+}
+
+func TestCacheForgets(t *testing.T) {
+	c := cache{t.TempDir()}
+	old := time.Now().Add(-2 * cacheLife)
+	for _, name := range []string{"unused", "used"} {
+		if err := os.Mkdir(filepath.Join(c.dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(filepath.Join(c.dir, name), old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"used", "new"} {
+		if _, err := c.get(name, func(string) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if exists(filepath.Join(c.dir, "unused")) || !exists(filepath.Join(c.dir, "used")) {
+		t.Error("want the entry gone that nobody uses, and no other")
+	}
+}
+
+func TestSelectModules(t *testing.T) {
+	var dep strings.Builder
+	for _, w := range wantedModules {
+		if strings.HasSuffix(w, ".ko") {
+			dep.WriteString("kernel/" + w + ":\n")
+		} else {
+			dep.WriteString("kernel/" + w + "/one.ko: kernel/lib/needed.ko\n")
+		}
+	}
+	dep.WriteString("kernel/fs/ext4/ext4.ko: kernel/fs/jbd2.ko\nkernel/lib/needed.ko:\n")
+	got, err := selectModules(dep.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := strings.Join(got, " ")
+	if len(got) != len(wantedModules)+1 || !strings.Contains(all, "kernel/lib/needed.ko") || strings.Contains(all, "ext4") {
+		t.Errorf("got %v, want what is wanted, what that needs, and no more", got)
+	}
+	if _, err := selectModules("kernel/crypto/one.ko:\n"); err == nil || !strings.Contains(err.Error(), "the kernel has none at") {
+		t.Errorf("got %v, want an error that names the missing modules", err)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for _, args := range [][]string{{}, {"test"}, {"exec"}, {"nothing"}} {
+		if _, err := do(t.Context(), options{timeout: time.Second}, args); !errors.Is(err, errUsage) {
+			t.Errorf("%q: got %v, want %v", args, err, errUsage)
+		}
+	}
+}
