@@ -14,8 +14,9 @@
 //
 // The files tell one story each: daemon.go starts and stops, loop.go is the
 // loop, record.go makes what this node says of itself, tunnels.go decides which
-// endpoint is tried and who speaks first, names.go resolves, ready.go says when
-// k3s may start, status.go is what a person sees.
+// endpoint is tried and who speaks first, sessions.go tells how old handshakes are,
+// names.go resolves, ready.go says when k3s may start, memory.go keeps what is
+// known of the others, status.go is what a person sees, down.go clears a host.
 package daemon
 
 import (
@@ -75,6 +76,7 @@ type daemon struct {
 	own       mesh.Record // as published last
 	claimed   time.Time   // when this run made a claim; zero if it came from disk
 	tunnels   tunnels
+	sessions  sessions
 	readiness readiness
 	memory    memory
 	complaint complaint

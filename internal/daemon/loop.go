@@ -143,6 +143,7 @@ func (d *daemon) derive(t *turn, facts netcfg.Facts) {
 	})
 	t.problems = append(t.problems, t.topology.Problems...)
 	t.problems = append(t.problems, t.view.Problems...)
+	t.problems = append(t.problems, d.names.problems(t.view.Records)...)
 	if d.own.Location != "" && len(d.own.InternalIPs) == 0 {
 		t.problems = append(t.problems, mesh.Problem{
 			Kind: mesh.ProblemAddress, Node: d.own.Name,
@@ -173,13 +174,23 @@ func (d *daemon) settings(t turn) netcfg.Settings {
 // applyHost brings device, peers, routes and rules to where they should be.
 func (d *daemon) applyHost(ctx context.Context, t *turn) error {
 	t.desired = netcfg.Desired(t.topology, d.settings(*t))
-	observed, err := d.host.Observe(ctx, t.desired)
+	observed, err := d.observe(ctx, *t)
 	if err != nil {
-		return fmt.Errorf("observe host: %w", err)
+		return err
 	}
 	t.observed = observed
 	err = d.change(ctx, t, d.diffOptions(*t))
 	return errors.Join(err, d.reachOut(ctx, t))
+}
+
+// observe looks at what is ours on the host.
+func (d *daemon) observe(ctx context.Context, t turn) (netcfg.State, error) {
+	observed, err := d.host.Observe(ctx, t.desired)
+	if err != nil {
+		return netcfg.State{}, fmt.Errorf("observe host: %w", err)
+	}
+	d.sessions.correct(&observed, time.Now())
+	return observed, nil
 }
 
 // change applies the difference between observed and desired. It does what can
@@ -190,7 +201,7 @@ func (d *daemon) change(ctx context.Context, t *turn, o netcfg.Options) error {
 		return nil
 	}
 	err := d.host.Apply(ctx, plan)
-	observed, observeErr := d.host.Observe(ctx, t.desired)
+	observed, observeErr := d.observe(ctx, *t)
 	if err = errors.Join(err, observeErr); err != nil {
 		err = fmt.Errorf("apply plan: %w", err)
 	}

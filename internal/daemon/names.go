@@ -4,12 +4,15 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 const (
@@ -32,6 +35,7 @@ type names struct {
 	mu    sync.Mutex
 	known map[string][]netip.Addr
 	asked map[string]time.Time
+	lost  map[string]error // whose last question was not answered
 }
 
 func newNames(ctx context.Context) *names {
@@ -41,6 +45,7 @@ func newNames(ctx context.Context) *names {
 		ctx:     ctx,
 		known:   make(map[string][]netip.Addr),
 		asked:   make(map[string]time.Time),
+		lost:    make(map[string]error),
 	}
 }
 
@@ -52,6 +57,7 @@ func (n *names) resolve(hosts []string, now time.Time) map[string][]netip.Addr {
 	unwanted := func(host string) bool { return !slices.Contains(hosts, host) }
 	maps.DeleteFunc(n.known, func(host string, _ []netip.Addr) bool { return unwanted(host) })
 	maps.DeleteFunc(n.asked, func(host string, _ time.Time) bool { return unwanted(host) })
+	maps.DeleteFunc(n.lost, func(host string, _ error) bool { return unwanted(host) })
 	for _, host := range hosts {
 		if asked, ok := n.asked[host]; !ok || now.Sub(asked) >= resolveEvery {
 			n.asked[host] = now
@@ -66,23 +72,46 @@ func (n *names) ask(host string) {
 	ctx, cancel := context.WithTimeout(n.ctx, resolveTimeout)
 	defer cancel()
 	addrs, err := n.lookup(ctx, "ip", host)
-	if err != nil {
-		return // asked again in a minute; the peers' handshakes show what it costs
-	}
 	for i, a := range addrs {
 		addrs[i] = a.Unmap()
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, wanted := n.asked[host]; !wanted || slices.Equal(n.known[host], addrs) {
+	_, wanted := n.asked[host]
+	news := (err == nil) == (n.lost[host] != nil) || err == nil && !slices.Equal(n.known[host], addrs)
+	if !wanted || !news {
 		return
 	}
-	n.known[host] = addrs
+	if err != nil {
+		n.lost[host] = err // asked again in a minute
+	} else {
+		delete(n.lost, host)
+		n.known[host] = addrs
+	}
 	select {
 	case n.changed <- struct{}{}:
 	default:
 	}
+}
+
+// problems reports the endpoints of nodes that can't be resolved.
+func (n *names) problems(records []mesh.Record) []mesh.Problem {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []mesh.Problem
+	for _, r := range records {
+		for _, e := range r.Endpoints {
+			if err := n.lost[e.Host]; err != nil {
+				out = append(out, mesh.Problem{
+					Kind: mesh.ProblemEndpoint, Node: r.Name,
+					Text:   fmt.Sprintf("the endpoint of node %s does not resolve here: %v", r.Name, err),
+					Advice: fmt.Sprintf("check node.endpoint on %s, and this host's resolver", r.Name),
+				})
+			}
+		}
+	}
+	return out
 }
 
 // wait returns when no question is under way any more. The context must have

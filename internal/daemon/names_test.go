@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/mesh"
 	"go.uber.org/goleak"
 )
 
@@ -42,15 +43,25 @@ func TestNames(t *testing.T) {
 	now = now.Add(resolveEvery) // asked again; the answer is an error
 	n.resolve(hosts, now)
 	answers <- nil
+	<-n.changed
 	n.wait()
+	if got := n.problems([]mesh.Record{{Name: "a", Endpoints: []mesh.Endpoint{{Host: hosts[0], Port: 1}}}}); len(got) != 1 || got[0].Kind != mesh.ProblemEndpoint {
+		t.Errorf("problems: got %v, want one %s", got, mesh.ProblemEndpoint)
+	}
 	if diff := cmp.Diff(want, n.resolve(hosts, now), compareNet); diff != "" {
 		t.Errorf("after a resolver that fails (-want +got):\n%s", diff)
 	}
 
-	now = now.Add(resolveEvery) // the same again is no news
-	n.resolve(hosts, now)
-	answers <- []netip.Addr{first, second}
-	n.wait()
+	for range 2 { // found again; the second time that is no news
+		now = now.Add(resolveEvery)
+		n.resolve(hosts, now)
+		answers <- []netip.Addr{first, second}
+		n.wait()
+		if len(n.problems(nil)) > 0 || len(n.lost) > 0 {
+			t.Errorf("after an answer: got %v lost, want none", n.lost)
+		}
+	}
+	<-n.changed
 	select {
 	case <-n.changed:
 		t.Error("got a signal for an answer that is no news")

@@ -59,9 +59,9 @@ func (d *daemon) plan(ctx context.Context, t turn) (control.Plan, error) {
 	if t.desired.Device == nil {
 		return out, errors.Join(errors.New("it is not known yet what this host should have"), t.err)
 	}
-	observed, err := d.host.Observe(ctx, t.desired)
+	observed, err := d.observe(ctx, t)
 	if err != nil {
-		return out, fmt.Errorf("observe host: %w", err)
+		return out, err
 	}
 	if plan := netcfg.Diff(observed, t.desired, d.diffOptions(t)); !plan.Empty() {
 		out.Changes = append(out.Changes, strings.Split(strings.TrimSpace(plan.String()), "\n")...)

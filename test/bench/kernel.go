@@ -243,25 +243,24 @@ func (a *applier) listen() error {
 	return nil
 }
 
-// messages counts the messages to the kernel since it was last called. One
-// packet may carry several.
+// messages counts the requests to the kernel since it was last called. One packet
+// may carry several; answers and notifications lack the flag.
 func (a *applier) messages() (int, error) {
 	buf := make([]byte, 1<<20)
 	count := 0
 	for {
-		n, from, err := unix.Recvfrom(a.socket, buf, 0)
+		n, _, err := unix.Recvfrom(a.socket, buf, 0)
 		if errors.Is(err, unix.EAGAIN) {
 			return count, nil
 		}
 		if err != nil {
 			return count, fmt.Errorf("monitor netlink: %w", err)
 		}
-		if ll, ok := from.(*unix.SockaddrLinklayer); !ok || ll.Pkttype != unix.PACKET_KERNEL {
-			continue
-		}
 		for b := buf[:n]; len(b) >= unix.NLMSG_HDRLEN; {
-			count++
 			length := int(binary.NativeEndian.Uint32(b)+3) &^ 3
+			if binary.NativeEndian.Uint16(b[6:])&unix.NLM_F_REQUEST != 0 {
+				count++
+			}
 			b = b[min(max(length, unix.NLMSG_HDRLEN), len(b)):]
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -154,8 +155,9 @@ func TestAllowedIPMoves(t *testing.T) {
 	// whose is the node behind which the observer's device has the network.
 	whose := func() *lab.Node {
 		for line := range strings.Lines(m.run(observer, "wg", "show", device, "allowed-ips")) {
+			allowed := strings.Fields(line)[1:]
 			for i, s := range all[1:] {
-				if strings.Contains(line, " "+network) && strings.Contains(line, s.Node.Overlay[0].String()+"/32") {
+				if slices.Contains(allowed, network) && slices.Contains(allowed, s.Node.Overlay[0].String()+"/32") {
 					return servers[i]
 				}
 			}
@@ -165,7 +167,7 @@ func TestAllowedIPMoves(t *testing.T) {
 	awaitOwner := func(want *lab.Node) {
 		m.eventually(settleLimit, func() error {
 			if got := whose(); got != want {
-				return fmt.Errorf("%s is behind %v, want %v", network, got, want)
+				return fmt.Errorf("%s is behind %s, want %s", network, nameOf(got), nameOf(want))
 			}
 			return nil
 		})
@@ -194,4 +196,11 @@ func TestAllowedIPMoves(t *testing.T) {
 	for _, talk := range talks {
 		talk.end(all[0].Device.Implementation)
 	}
+}
+
+func nameOf(n *lab.Node) string {
+	if n == nil {
+		return "nobody"
+	}
+	return n.Name
 }

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"sync"
+	"time"
+
+	"github.com/meshd/meshd/internal/netcfg"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// sessions remembers when each peer's last handshake was, by a clock that does
+// not jump. WireGuard tells it in the system's time, and that may be set by hours
+// while a session lives: a small computer without a battery starts in the past.
+type sessions struct {
+	mu     sync.Mutex
+	looked time.Time // when it was looked last
+	peers  map[wgtypes.Key]session
+}
+
+// session is a handshake as it was told, and when it really was.
+type session struct{ told, at time.Time }
+
+// correct puts into the observed state when the handshakes really were, as seen
+// from now, which must have a monotonic reading.
+func (s *sessions) correct(observed *netcfg.State, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	peers := make(map[wgtypes.Key]session, len(observed.Peers))
+	for i := range observed.Peers {
+		p := &observed.Peers[i]
+		if p.LastHandshake.IsZero() {
+			continue
+		}
+		known, ok := s.peers[p.Key]
+		if !ok || !known.told.Equal(p.LastHandshake) {
+			known = session{told: p.LastHandshake, at: now.Add(-s.ageOf(p.LastHandshake, now))}
+		}
+		peers[p.Key] = known
+		p.LastHandshake = now.Add(-now.Sub(known.at))
+	}
+	s.peers, s.looked = peers, now
+}
+
+// ageOf returns the age of a handshake that is new to us. It was no longer ago
+// than our last look; at the first one there is only the system's time to go by.
+func (s *sessions) ageOf(told, now time.Time) time.Duration {
+	age := max(now.Round(0).Sub(told), 0)
+	if !s.looked.IsZero() {
+		age = min(age, now.Sub(s.looked))
+	}
+	return age
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/netcfg"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// TestClockJumps looks at one peer while the system's clock, by which WireGuard
+// tells its handshakes, is set by hours.
+func TestClockJumps(t *testing.T) {
+	start := time.Now()
+	var s sessions
+	for _, step := range []struct {
+		name string
+		at   time.Duration // since the start, as time really goes
+		told time.Time     // the handshake; zero for none
+		age  time.Duration // want; -1 for never
+	}{
+		{"at the first look the system's time counts", 0, start.Add(-10 * time.Second), 10 * time.Second},
+		{"the same session grows older", 20 * time.Second, start.Add(-10 * time.Second), 30 * time.Second},
+		{"a handshake after the clock went an hour back", 30 * time.Second, start.Add(-time.Hour), 10 * time.Second},
+		{"and grows older as it should", 60 * time.Second, start.Add(-time.Hour), 40 * time.Second},
+		{"a handshake after the clock went ahead", 70 * time.Second, start.Add(5 * time.Hour), 0},
+		{"a device that was made anew", 80 * time.Second, time.Time{}, -1},
+	} {
+		now := start.Add(step.at)
+		state := netcfg.State{Peers: []netcfg.Peer{{Key: wgtypes.Key{1}, LastHandshake: step.told}}}
+		s.correct(&state, now)
+		got := time.Duration(-1)
+		if h := state.Peers[0].LastHandshake; !h.IsZero() {
+			got = now.Sub(h)
+		}
+		if got != step.age {
+			t.Errorf("%s: got an age of %v, want %v", step.name, got, step.age)
+		}
+	}
+}
