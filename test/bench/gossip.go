@@ -18,6 +18,7 @@ import (
 
 const (
 	swarmSize  = 100
+	swarmKills = 10
 	updates    = 50 / runs // a run
 	lossRate   = 5         // percent
 	followUps  = 16 * time.Second
@@ -73,6 +74,8 @@ func measureSwarm(ctx context.Context, s samples) error {
 	}
 	s.add("gossip_100_mass_start_ms", milliseconds(time.Since(began)))
 
+	falseDeaths := w.FalseDeaths()
+
 	// The last join of a random member is over by then.
 	if err := sleep(ctx, followUps); err != nil {
 		return err
@@ -96,6 +99,10 @@ func measureSwarm(ctx context.Context, s samples) error {
 			return err
 		}
 	}
+	if err := measureSwarmKill(ctx, w, s); err != nil {
+		return err
+	}
+	s.add("gossip_100_false_deaths", float64(w.FalseDeaths()-falseDeaths))
 	return w.Stop()
 }
 
@@ -112,6 +119,23 @@ func measureUpdate(ctx context.Context, w *swarm.Swarm, s samples) error {
 		return err
 	}
 	s.add("gossip_100_update_ms", milliseconds(time.Since(began)))
+	return nil
+}
+
+// measureSwarmKill kills some nodes at one moment and takes the time until all
+// others have noticed all of them.
+func measureSwarmKill(ctx context.Context, w *swarm.Swarm, s samples) error {
+	killed := w.Nodes[1 : 1+swarmKills]
+	for _, n := range killed {
+		if err := n.Stop(); err != nil {
+			return err
+		}
+	}
+	began := time.Now()
+	if err := w.AwaitGone(ctx, killed...); err != nil {
+		return err
+	}
+	s.add("gossip_100_kill_10_noticed_ms", milliseconds(time.Since(began)))
 	return nil
 }
 

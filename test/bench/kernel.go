@@ -32,6 +32,7 @@ var kernelFigures = []figure{
 	{"apply_one_more_ms", "ms", median},
 	{"apply_one_more_writes", "writes", median},
 	{"apply_one_more_messages", "messages", median},
+	{"idle_reconcile_ms", "ms", median},
 	{"idle_reconcile_writes", "writes", median},
 	{"idle_reconcile_messages", "messages", median},
 }
@@ -208,9 +209,7 @@ func (a *applier) apply(name string, want netcfg.State) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	if name != "idle_reconcile" {
-		a.samples.add(name+"_ms", milliseconds(time.Since(began)))
-	}
+	a.samples.add(name+"_ms", milliseconds(time.Since(began)))
 	a.samples.add(name+"_writes", float64(a.host.Writes()-writes))
 	messages, err := a.messages()
 	a.samples.add(name+"_messages", float64(messages))

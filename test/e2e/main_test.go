@@ -56,8 +56,8 @@ func build() (string, error) {
 
 // Limits only tell slow from never, unless a test says otherwise.
 const (
-	testLimit   = 5 * time.Minute
-	settleLimit = 90 * time.Second
+	testLimit   = 10 * time.Minute
+	settleLimit = 3 * time.Minute
 	pingLimit   = 60 * time.Second
 )
 

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,8 @@ const kernelPackage = "linux-image-cloud-amd64"
 // kernelDependency finds that package in "Depends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)".
 var kernelDependency = regexp.MustCompile(`(?m)^Depends: (linux-image-([0-9][^ ]*)) \(= ([^)]+)\)`)
 
+var errNoKernel = errors.New("its dependency is not in the answer")
+
 // kernel is an unpacked kernel package.
 type kernel struct {
 	dir     string // has boot and lib/modules
@@ -31,44 +34,50 @@ func (k kernel) modules() string { return filepath.Join(k.dir, "lib/modules", k.
 
 func (k kernel) vmlinuz() string { return filepath.Join(k.dir, "boot/vmlinuz-"+k.release) }
 
-// fetchKernel downloads and unpacks the kernel that apt would install, if the
-// cache lacks it.
+// fetchKernel returns the kernel that apt would install, downloaded and unpacked
+// if the cache lacks it. The lists of a fresh machine are empty, and those of an
+// old one name packages that are gone, so a failure is one only with new lists.
 func fetchKernel(ctx context.Context, c cache) (kernel, error) {
-	found, err := findKernel(ctx)
-	if err != nil {
+	k, err := tryKernel(ctx, c)
+	if err == nil {
+		return k, nil
+	}
+	if err := tool(ctx, "/", "apt-get", "update", "-qq"); err != nil {
 		return kernel{}, err
+	}
+	return tryKernel(ctx, c)
+}
+
+func tryKernel(ctx context.Context, c cache) (kernel, error) {
+	out, err := exec.CommandContext(ctx, "apt-cache", "show", "--no-all-versions", kernelPackage).Output()
+	found := kernelDependency.FindStringSubmatch(string(out))
+	if err != nil || found == nil {
+		return kernel{}, fmt.Errorf("find the kernel in apt-cache show %s: %w", kernelPackage, cmp.Or(err, errNoKernel))
 	}
 	name, release, version := found[1], found[2], found[3]
 	dir, err := c.get("linux-"+release+"_"+version, func(dir string) error {
-		fmt.Fprintln(os.Stderr, "kernel: downloading", name, version)
-		if err := tool(ctx, dir, "apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", name+"="+version); err != nil {
-			return err
-		}
-		debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
-		if err != nil || len(debs) != 1 {
-			return fmt.Errorf("find downloaded package: got %q, %w", debs, err)
-		}
-		err = tool(ctx, dir, "dpkg-deb", "-x", debs[0], ".")
-		// Which module needs which others is worked out where a package is
-		// installed.
-		return errors.Join(err, os.Remove(debs[0]), tool(ctx, dir, "depmod", "-b", dir, release))
+		return unpackKernel(ctx, dir, name+"="+version, release)
 	})
 	return kernel{dir: dir, release: release, version: version}, err
 }
 
-// findKernel asks apt for name, release and version of the kernel's package. A
-// fresh machine has no lists to ask.
-func findKernel(ctx context.Context) ([]string, error) {
-	for range 2 {
-		out, err := exec.CommandContext(ctx, "apt-cache", "show", "--no-all-versions", kernelPackage).Output()
-		if found := kernelDependency.FindStringSubmatch(string(out)); err == nil && found != nil {
-			return found, nil
-		}
-		if err := tool(ctx, "/", "apt-get", "update", "-qq"); err != nil {
-			return nil, err
-		}
+func unpackKernel(ctx context.Context, dir, name, release string) error {
+	fmt.Fprintln(os.Stderr, "kernel: downloading", name)
+	if err := tool(ctx, dir, "apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", name); err != nil {
+		return err
 	}
-	return nil, fmt.Errorf("find the kernel: apt knows no package %s", kernelPackage)
+	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if err != nil {
+		return fmt.Errorf("find downloaded package: %w", err)
+	}
+	if len(debs) != 1 {
+		return fmt.Errorf("find downloaded package: got %q, want one", debs)
+	}
+	if err := tool(ctx, dir, "dpkg-deb", "-x", debs[0], "."); err != nil {
+		return err
+	}
+	// Which module needs which others is worked out where a package is installed.
+	return errors.Join(tool(ctx, dir, "depmod", "-b", dir, release), os.Remove(debs[0]))
 }
 
 // tool runs one of the programs that come with Debian.

@@ -25,6 +25,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/gossip"
@@ -38,6 +39,9 @@ type Swarm struct {
 	cluster mesh.Cluster
 	deaths  atomic.Int64
 }
+
+// secrets are what the nodes seal with.
+var secrets = [][32]byte{{1}}
 
 // New makes a swarm of which no node runs yet.
 func New(count int) *Swarm {
@@ -71,12 +75,11 @@ func (s *Swarm) Start(nodes ...*Node) error {
 
 // Stop ends all nodes.
 func (s *Swarm) Stop() error {
+	var g errgroup.Group
 	for _, n := range s.Nodes {
-		if err := n.Stop(); err != nil {
-			return fmt.Errorf("stop node %d: %w", n.number, err)
-		}
+		g.Go(n.Stop)
 	}
-	return nil
+	return g.Wait()
 }
 
 // FalseDeaths is how often a node has taken another for dead that was running.
@@ -120,6 +123,15 @@ func (s *Swarm) AwaitAll(ctx context.Context) error {
 	})
 }
 
+// AwaitGone waits until no running node sees any of the given ones alive.
+func (s *Swarm) AwaitGone(ctx context.Context, gone ...*Node) error {
+	return s.Await(ctx, fmt.Sprintf("%d are gone", len(gone)), func(n *Node) bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return !slices.ContainsFunc(gone, func(o *Node) bool { return n.alive[o.number] })
+	})
+}
+
 // Node is a gossip node with as much of a daemon around it as it needs.
 type Node struct {
 	swarm    *Swarm
@@ -157,7 +169,7 @@ func (n *Node) addr() netip.AddrPort {
 
 func (n *Node) start() error {
 	o := gossip.Options{
-		Identity: n.identity, Cluster: n.swarm.cluster, Secrets: [][32]byte{{1}},
+		Identity: n.identity, Cluster: n.swarm.cluster, Secrets: secrets,
 		Boot: 1, Instance: uint64(n.number + 1), Bind: n.addr().String(),
 	}
 	if n.number > 0 {
@@ -202,13 +214,6 @@ func (n *Node) Has(other *Node, sequence uint64) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.sequences[other.number] >= sequence
-}
-
-// Sees says whether the node takes another for alive.
-func (n *Node) Sees(other *Node) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.alive[other.number]
 }
 
 // The daemon's pace: how soon it looks again after it has looked, and how late.
