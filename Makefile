@@ -28,7 +28,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -nodes $(NODES)
 
 .PHONY: test
-test: test-unit test-e2e test-kernel ## everything
+test: test-unit test-e2e ## everything but the kernel lab and the swarm
 
 .PHONY: test-unit
 test-unit: setup-race ## vet, lint, format, unit tests with the race detector, fuzz seeds
@@ -40,8 +40,12 @@ test-unit: setup-race ## vet, lint, format, unit tests with the race detector, f
 	go test -race ./cmd/... ./internal/...
 
 .PHONY: test-e2e
-test-e2e: setup setup-kernel build ## end-to-end tests on namespaces, needs root; RUN=TestName for one
-	go test -count=1 -p 1 -timeout 30m -v -run '$(RUN)' ./test/...
+test-e2e: setup build ## end-to-end tests on namespaces, needs root; RUN=TestName for one
+	go test -count=1 -p 1 -timeout 30m -v -run '$(RUN)' ./test/lab ./test/demo ./test/e2e
+
+.PHONY: test-swarm
+test-swarm: setup ## gossip among a hundred and two hundred nodes; wants a machine of its own
+	go test -count=1 -timeout 30m -v -run '$(RUN)' ./test/swarm
 
 .PHONY: test-kernel
 test-kernel: setup-kernel build ## the same tests on a kernel with WireGuard and netem, in QEMU; RUN=TestName for one

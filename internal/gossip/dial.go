@@ -25,7 +25,7 @@ func (t *transport) dial(ctx context.Context, addr netip.AddrPort) (*stream, err
 	if t.filter != nil && !t.filter(addr) {
 		return nil, fmt.Errorf("dial %v: %w", addr, errNoPath)
 	}
-	var d net.Dialer
+	d := net.Dialer{LocalAddr: t.source(addr)}
 	conn, err := d.DialContext(ctx, "tcp", addr.String())
 	if err != nil {
 		return nil, err // it names the address
@@ -42,6 +42,16 @@ func (t *transport) dial(ctx context.Context, addr netip.AddrPort) (*stream, err
 	}
 	s.closed = func() { t.forget(conn) }
 	return s, nil
+}
+
+// source is where our streams come from. A node that is bound to one address
+// speaks from there, as its packets do: others learn from it where we are.
+func (t *transport) source(to netip.AddrPort) net.Addr {
+	own := t.bound().Addr()
+	if own.IsUnspecified() || own.Is4() != to.Addr().Is4() {
+		return nil
+	}
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(own, 0))
 }
 
 // greet shakes hands on a dialled connection and judges the answer.

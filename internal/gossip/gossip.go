@@ -424,6 +424,7 @@ func (g *Gossip) View() View {
 	v.Forgotten = g.store.buried[g.self]
 	revoked := v.Forgotten == Forever
 	g.mu.Unlock()
+	v.Records = slices.Grow(v.Records, len(records))
 	for _, r := range records {
 		if r.Settings != g.settings {
 			v.Problems = append(v.Problems, mesh.Problem{

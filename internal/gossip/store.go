@@ -35,7 +35,8 @@ type store struct {
 	highest map[objectKey]uint64           // also of what is gone, against replay
 	buried  map[mesh.ID]uint64             // by target, the highest sequence of its tombstones
 	digest  digest
-	order   []object // what sorted returned; nil after a change
+	order   []object      // what sorted returned; nil after a change
+	counted []mesh.Record // what records returned; nil after a change
 }
 
 func newStore() *store {
@@ -85,6 +86,7 @@ func (s *store) put(o object) outcome {
 // takes one place, not two.
 func (s *store) bury(t tombstone) {
 	s.buried[t.target] = max(s.buried[t.target], t.upTo)
+	s.counted = nil
 	key := objectKey{kindRecord, t.target, t.target}
 	if o, ok := s.objects[key]; ok && o.body.sequence() <= t.upTo {
 		s.drop(o)
@@ -107,14 +109,14 @@ func (s *store) replace(o object) {
 		s.drop(old)
 	}
 	s.objects[o.key] = o
-	s.order = nil
+	s.order, s.counted = nil, nil
 	s.sums[o.sum] = struct{}{}
 	s.digest.toggle(o)
 }
 
 func (s *store) drop(o object) {
 	delete(s.objects, o.key)
-	s.order = nil
+	s.order, s.counted = nil, nil
 	delete(s.sums, o.sum)
 	s.digest.toggle(o)
 }
@@ -127,20 +129,24 @@ func (s *store) raise(key objectKey, sequence uint64) {
 	}
 }
 
-// records returns the records that count, by fingerprint.
+// records returns the records that count, by fingerprint. They are not to be
+// changed.
 func (s *store) records() []mesh.Record {
+	if s.counted != nil {
+		return s.counted
+	}
 	objects := slices.SortedFunc(maps.Values(s.objects), func(a, b object) int { return a.key.author.Compare(b.key.author) })
-	var all []mesh.Record
+	s.counted = make([]mesh.Record, 0, len(objects)) // not nil, even if there are none
 	for _, o := range objects {
 		if r, ok := o.body.(recordBody); ok {
 			// A claim is forgotten with the record that made it.
 			if up := s.buried[o.key.author]; up > 0 && r.Claim.Since <= up {
 				r.Claim = mesh.Claim{Slot: mesh.None}
 			}
-			all = append(all, r.Record)
+			s.counted = append(s.counted, r.Record)
 		}
 	}
-	return all
+	return s.counted
 }
 
 // raws returns all objects, by key, so that equal stores return the same.

@@ -91,9 +91,9 @@ func TestTenOfAHundredAreKilled(t *testing.T) {
 	}
 }
 
-// Two hundred nodes are left alone for two minutes. More of them are too much for
-// two cores: what it costs that one joins grows with the square of their number,
-// and nodes that get no time to answer are taken for dead.
+// Two hundred nodes are left alone for two minutes. Not many more fit one
+// processor core: each that joins costs all others time, and nodes that get no
+// time to answer are taken for dead, which costs still more.
 func TestTwoHundredStay(t *testing.T) {
 	const stay = 2 * time.Minute
 	s := settled(t, 200, 20)
