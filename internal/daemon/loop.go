@@ -315,7 +315,9 @@ func (c *complaint) isNew(err error, now time.Time) bool {
 
 // paths are the addresses under which each node's gossip port may be reached.
 // The underlay comes first, also where the tunnel works: a node learns from its
-// peers under which address they see it, and through the tunnel they don't.
+// peers under which address they see it, and through the tunnel they don't. For
+// the same reason an internal IP counts in its own location only: elsewhere it
+// is reached through the tunnel, and would pass for an endpoint.
 func (d *daemon) paths(t turn) map[mesh.ID][]netip.AddrPort {
 	resolved := d.names.resolve(hostNames(t.view.Records), t.now)
 	paths := make(map[mesh.ID][]netip.AddrPort, len(t.view.Records))
@@ -335,9 +337,6 @@ func (d *daemon) paths(t turn) map[mesh.ID][]netip.AddrPort {
 		}
 		for _, e := range r.Endpoints {
 			list = append(list, at(addrsOf(e.Host, resolved), r.GossipPort)...)
-		}
-		if r.Location == "" || r.Location != d.own.Location {
-			list = append(list, lan(r)...)
 		}
 		if r.Claim.Slot != mesh.None && r.Claim.Slot < d.cfg.Cluster.Slots() {
 			list = append(list, at(d.cfg.Cluster.Overlays(r.Claim.Slot), r.GossipPort)...)

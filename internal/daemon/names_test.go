@@ -4,13 +4,17 @@ package daemon
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/state"
 	"go.uber.org/goleak"
 )
 
@@ -79,5 +83,36 @@ func TestHostNamesAndAddresses(t *testing.T) {
 	}
 	if got := at(addrsOf("203.0.113.9", resolved), 7946); len(got) != 1 || got[0].String() != "203.0.113.9:7946" {
 		t.Errorf("an address: got %v", got)
+	}
+}
+
+// An internal IP is a way to a node of the same location. To any other it leads
+// through the tunnel, and whoever is seen there would take it for an endpoint.
+func TestPaths(t *testing.T) {
+	cfg := parse(t, "node: {name: a}")
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{cfg: cfg, identity: state.Identity{Key: key}, names: newNames(t.Context())}
+	d.own.Location = "home"
+	record := func(id byte, location string) mesh.Record {
+		return mesh.Record{
+			Identity: []byte{id}, Location: location, GossipPort: 7946, Claim: mesh.Claim{Slot: int(id)},
+			Endpoints:   []mesh.Endpoint{{Host: "203.0.113.7", Port: 51820}},
+			InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.7/24")},
+		}
+	}
+	near, far := record(1, "home"), record(2, "")
+	far.GossipAddr = "203.0.113.8:7000"
+	got := d.paths(turn{view: gossip.View{Records: []mesh.Record{near, far}}})
+	want := map[mesh.ID]string{
+		near.ID(): "[192.168.1.7:7946 203.0.113.7:7946 10.4.0.2:7946]",
+		far.ID():  "[203.0.113.8:7000 203.0.113.7:7946 10.4.0.3:7946]",
+	}
+	for id, w := range want {
+		if g := fmt.Sprint(got[id]); g != w {
+			t.Errorf("paths: got %s, want %s", g, w)
+		}
 	}
 }

@@ -20,11 +20,11 @@ import (
 
 // carrier is how the kernel shows that nobody serves a persistent TUN device:
 // its configuration stays, traffic waits.
-var carrier = regexp.MustCompile(`(?m) linkdown|NO-CARRIER,|,LOWER_UP|(^` + device + `) +(UNKNOWN|DOWN|UP) +`)
+var carrier = regexp.MustCompile(` linkdown|,LOWER_UP`)
 
 func withoutCarrier(state map[string]string) map[string]string {
 	for k, v := range state {
-		state[k] = carrier.ReplaceAllString(v, "$1")
+		state[k] = carrier.ReplaceAllString(v, "")
 	}
 	return state
 }

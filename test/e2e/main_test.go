@@ -270,11 +270,17 @@ func (m *testbed) hostState(h *lab.Host) map[string]string {
 		if err != nil && words[0] != "ls" {
 			m.t.Fatal(err)
 		}
-		state[command] = linkLocal.ReplaceAllString(out, "")
+		out = operational.ReplaceAllString(out, "$1 ")
+		state[command] = later.ReplaceAllString(out, "")
 	}
 	return state
 }
 
-// linkLocal are addresses and routes that the kernel adds by itself, some of
-// them only seconds after a link is up.
-var linkLocal = regexp.MustCompile(`(?m)^(local |multicast |anycast )?(fe80:|ff00:).*\n|fe80:[0-9a-f:]+/64 `)
+// later is what the kernel adds or takes back by itself, some of it only seconds
+// after a link is up: link-local addresses and their routes, and the lack of a
+// carrier.
+var later = regexp.MustCompile(`(?m)^(local |multicast |anycast )?(fe80:|ff00:).*\n|fe80:[0-9a-f:]+/64 |NO-CARRIER,`)
+
+// operational finds a link's name and operational state, which follows its
+// carrier when the kernel finds the time.
+var operational = regexp.MustCompile(`(?m)^(\S+) +(?:UNKNOWN|DOWN|UP|LOWERLAYERDOWN) +`)

@@ -82,9 +82,9 @@ func mountAll() error {
 	return nil
 }
 
-// modules are those that nothing asks for by itself. br_netfilter stays out,
-// because loading it is meshd's to do.
-var modules = []string{"virtio_pci", "virtio_console", "tun", "overlay"}
+// modules are those that nothing asks for by itself, and br_netfilter, because
+// its parameters would appear on all hosts when one host's daemon loads it.
+var modules = []string{"virtio_pci", "virtio_console", "tun", "overlay", "br_netfilter"}
 
 // settings are the kernel's. All namespaces share one neighbour table, and its
 // usual size is for one host.
