@@ -36,10 +36,11 @@ const (
 type turn struct {
 	now      time.Time
 	view     gossip.View
+	resolved map[string][]netip.Addr // hosts in the records that are names
 	topology mesh.Topology
 	desired  netcfg.State
 	observed netcfg.State // after the turn's changes
-	cni      bool         // so is the CNI configuration
+	cni      bool         // the CNI configuration is in place, or not wanted
 	problems []mesh.Problem
 	again    time.Duration // how soon to look again at the latest; 0 for no wish
 	err      error
@@ -122,6 +123,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	t.err = errors.Join(t.err, err)
 	t.problems = append(t.problems, problems...)
 	t.view = d.gossip.View() // with the own record
+	t.resolved = d.names.resolve(hostNames(t.view.Records), t.now)
 	d.derive(&t, facts)
 	d.gossip.SetPaths(d.paths(t))
 	t.err = errors.Join(t.err, d.applyHost(ctx, &t))
@@ -137,7 +139,7 @@ func (d *daemon) derive(t *turn, facts netcfg.Facts) {
 		Cluster:   d.cfg.Cluster,
 		Self:      d.identity.ID(),
 		Records:   t.view.Records,
-		Resolved:  d.names.resolve(hostNames(t.view.Records), t.now),
+		Resolved:  t.resolved,
 		Underlay:  facts.Addresses,
 		Keepalive: keepalive(d.cfg, d.own),
 	})
@@ -319,7 +321,6 @@ func (c *complaint) isNew(err error, now time.Time) bool {
 // the same reason an internal IP counts in its own location only: elsewhere it
 // is reached through the tunnel, and would pass for an endpoint.
 func (d *daemon) paths(t turn) map[mesh.ID][]netip.AddrPort {
-	resolved := d.names.resolve(hostNames(t.view.Records), t.now)
 	paths := make(map[mesh.ID][]netip.AddrPort, len(t.view.Records))
 	for _, r := range t.view.Records {
 		id := r.ID()
@@ -329,14 +330,14 @@ func (d *daemon) paths(t turn) map[mesh.ID][]netip.AddrPort {
 		var list []netip.AddrPort
 		if host, port, err := net.SplitHostPort(r.GossipAddr); err == nil {
 			if p, err := net.LookupPort("udp", port); err == nil {
-				list = append(list, at(addrsOf(host, resolved), uint16(p))...)
+				list = append(list, at(addrsOf(host, t.resolved), uint16(p))...)
 			}
 		}
 		if r.Location != "" && r.Location == d.own.Location {
 			list = append(list, lan(r)...)
 		}
 		for _, e := range r.Endpoints {
-			list = append(list, at(addrsOf(e.Host, resolved), r.GossipPort)...)
+			list = append(list, at(addrsOf(e.Host, t.resolved), r.GossipPort)...)
 		}
 		if r.Claim.Slot != mesh.None && r.Claim.Slot < d.cfg.Cluster.Slots() {
 			list = append(list, at(d.cfg.Cluster.Overlays(r.Claim.Slot), r.GossipPort)...)

@@ -94,7 +94,7 @@ func TestPaths(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{cfg: cfg, identity: state.Identity{Key: key}, names: newNames(t.Context())}
+	d := &daemon{cfg: cfg, identity: state.Identity{Key: key}}
 	d.own.Location = "home"
 	record := func(id byte, location string) mesh.Record {
 		return mesh.Record{

@@ -26,7 +26,7 @@ type Settings struct {
 	LocationIPs []netip.Prefix
 
 	// Pick says which of a peer's endpoints to use, counted round its list, or
-	// with a negative number that it is to have none for now;
+	// with a negative number that it is to have none yet;
 	// the first one if it says nothing.
 	Pick map[mesh.ID]int
 }
