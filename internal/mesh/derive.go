@@ -17,6 +17,9 @@ type Input struct {
 	Cluster Cluster
 	Self    ID
 	Records []Record // valid ones, of all nodes, the own one among them
+	// Verdicts on gateways and relays, valid ones; who is gateway follows from
+	// these and the records alone.
+	Verdicts []Verdict
 
 	// Resolved has the addresses of those endpoint hosts that are names.
 	Resolved map[string][]netip.Addr
@@ -33,7 +36,7 @@ type Input struct {
 // and every node that has the same records resolves them the same way.
 func Derive(in Input) Topology {
 	d := newDeriver(in)
-	t := Topology{Guarded: d.guarded}
+	t := Topology{Guarded: d.guarded, Seat: None}
 	if d.self == nil {
 		return t
 	}

@@ -89,6 +89,7 @@ type Record struct {
 	Settings   uint64      // hash of the address settings, see Cluster.Hash
 	Location   string      // "" for a node that stands alone
 	Gateway    GatewayWish // what the node wants to be in its location
+	Office     Office      // as one of its location's gateways; zero for none
 	MTU        int         // of its WireGuard device, bytes
 	NAT        bool        // others see it under an address that it does not have
 	ListenPort uint16      // where its WireGuard socket listens; an endpoint's port may be another
@@ -127,6 +128,50 @@ const (
 	GatewayAuto   GatewayWish = "auto"
 	GatewayPrefer GatewayWish = "prefer"
 	GatewayNever  GatewayWish = "never"
+)
+
+// Office is a node's word that it is one of its location's gateways. It keeps a
+// newcomer from taking the place of a gateway that is well.
+type Office struct {
+	Seat  int   // 0 to Cluster.Gateways-1; who hangs on which gateway goes by seats
+	Since int64 // milliseconds since 1970, by the node's own clock; 0 for not in office
+}
+
+// Verdict is what a node says of how well another one, or itself, carries
+// traffic for others. Each author has one for each subject and role.
+type Verdict struct {
+	Author  ed25519.PublicKey // 32 bytes
+	Subject ID
+	Role    Role
+	State   Health
+	Epoch   uint64 // rises with every verdict on a subject in a role, whoever its author is
+	// Record is the sequence of the subject's record that a verdict of its own
+	// presupposes: without that record the verdict does not count yet. 0 for any.
+	Record uint64
+}
+
+// Role is what somebody carries traffic as.
+type Role string
+
+// The roles.
+const (
+	// RoleGateway: for its location. All verdicts on a gateway are one history:
+	// the highest epoch counts, then the lowest author. Only the gateway says
+	// of itself that it is up or draining.
+	RoleGateway Role = "gateway"
+	// RoleRelay: between two nodes that are both behind NAT. Each verdict
+	// counts for the pairs that its author belongs to.
+	RoleRelay Role = "relay"
+)
+
+// Health is a verdict's content.
+type Health string
+
+// The states. Nobody has a verdict on it at first, which is as good as up.
+const (
+	HealthUp       Health = "up"
+	HealthDraining Health = "draining" // works, and asks to be relieved
+	HealthDown     Health = "down"
 )
 
 // Endpoint is where a node's WireGuard socket may be reached.
@@ -188,6 +233,14 @@ type Topology struct {
 	Addresses []netip.Addr   // own overlay addresses, one a family; empty until a slot is held
 	PodCIDRs  []netip.Prefix // own pod CIDRs, one a family
 	Peers     []Peer         // sorted by ID
+	Neighbors []Neighbor     // sorted by ID; none in mode full
+
+	// Seat is this node's as one of its location's gateways, None if it is
+	// none. A node that stands alone, or any node in the modes full and cross,
+	// is not in office: there is nobody to relieve it.
+	Seat int
+	// Paths tell for every other node how packets get there. Sorted by ID.
+	Paths []Path
 
 	// Inside is what belongs to the mesh: the overlay and pod ranges, and the
 	// internal IPs that are reached through tunnels. Traffic between these is
@@ -214,6 +267,44 @@ type Peer struct {
 	MTU        int              // of the path: the lower of both ends
 }
 
+// Neighbor is a node of this node's location that is reached over the LAN.
+type Neighbor struct {
+	ID         ID
+	Name       string
+	InternalIP netip.Addr   // where it is on the LAN: the outer address, or the next hop
+	Overlay    []netip.Addr // its overlay addresses; inside vxlan the next hops, one a family
+	// Encapsulated says that packets to it travel in vxlan.
+	Encapsulated bool
+	// Prefixes go to it: its own, and, if it is this node's gateway, those of
+	// everything beyond. Sorted, masked; in one neighbor or peer only.
+	Prefixes []netip.Prefix
+	MTU      int // the lower of both ends
+}
+
+// MAC is the address of a node's vxlan device. It follows from the fingerprint,
+// so that nobody has to ask for it.
+func MAC(id ID) [6]byte {
+	// Locally administered, unicast (IEEE 802, section 8.2.2).
+	return [6]byte{0x02, id[0], id[1], id[2], id[3], id[4]}
+}
+
+// Path is how packets get from this node to another one.
+type Path struct {
+	ID   ID
+	Kind PathKind
+	Hops []ID // the nodes between, in order: own gateway, relay, the other one's gateway
+}
+
+// PathKind names the first hop's kind.
+type PathKind string
+
+// Kinds of paths.
+const (
+	PathTunnel PathKind = "tunnel" // the first hop is a WireGuard peer
+	PathLAN    PathKind = "lan"    // the first hop is a neighbor
+	PathNone   PathKind = "none"   // there is no way, and a problem says why
+)
+
 // Problem is a contradiction or a defect that a person has to know of. It is a
 // value: Derive never hides one and never logs one.
 type Problem struct {
@@ -234,6 +325,16 @@ const (
 	ProblemAddress   ProblemKind = "address-conflict"
 	ProblemEndpoint  ProblemKind = "no-endpoint"
 	ProblemExhausted ProblemKind = "no-free-slot"
+	ProblemGateway   ProblemKind = "no-gateway"
+	ProblemNeighbor  ProblemKind = "no-neighbor" // not reachable on the LAN
+	ProblemRelay     ProblemKind = "no-relay"
+)
+
+// Encapsulations inside a location, as they are written in the configuration.
+const (
+	EncapsulationNever       = "never"
+	EncapsulationCrossSubnet = "crosssubnet"
+	EncapsulationAlways      = "always"
 )
 
 // Compare orders problems by kind, node and text.
