@@ -28,7 +28,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -nodes $(NODES)
 
 .PHONY: test
-test: test-unit test-e2e ## everything but the kernel lab and the swarm
+test: test-unit test-e2e test-kernel ## everything but the swarm
 
 .PHONY: test-unit
 test-unit: setup-race ## vet, lint, format, unit tests with the race detector, fuzz seeds
