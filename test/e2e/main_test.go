@@ -56,7 +56,7 @@ func build() (string, error) {
 
 // Limits only tell slow from never, unless a test says otherwise.
 const (
-	testLimit   = 10 * time.Minute
+	testLimit   = 20 * time.Minute
 	settleLimit = 3 * time.Minute
 	pingLimit   = 60 * time.Second
 )
