@@ -131,9 +131,11 @@ const (
 )
 
 // Office is a node's word that it is one of its location's gateways. It keeps a
-// newcomer from taking the place of a gateway that is well.
+// newcomer from taking the place of a gateway that is well. One that was
+// relieved keeps its tunnels as long as it is in office: what is still on its
+// way through it arrives, and its own traffic stays where it is.
 type Office struct {
-	Seat  int   // 0 to Cluster.Gateways-1; who hangs on which gateway goes by seats
+	Seat  int   // 0 to Cluster.Gateways-1, or None; who hangs on which gateway goes by seats
 	Since int64 // milliseconds since 1970, by the node's own clock; 0 for not in office
 }
 
@@ -271,7 +273,8 @@ type Peer struct {
 type Neighbor struct {
 	ID         ID
 	Name       string
-	InternalIP netip.Addr   // where it is on the LAN: the outer address, or the next hop
+	InternalIP netip.Addr   // where it is on the LAN: vxlan's outer address, or the first of NextHops
+	NextHops   []netip.Addr // not encapsulated: its internal IPs, one a family
 	Overlay    []netip.Addr // its overlay addresses; inside vxlan the next hops, one a family
 	// Encapsulated says that packets to it travel in vxlan.
 	Encapsulated bool
@@ -292,7 +295,7 @@ func MAC(id ID) [6]byte {
 type Path struct {
 	ID   ID
 	Kind PathKind
-	Hops []ID // the nodes between, in order: own gateway, relay, the other one's gateway
+	Hops []ID // the nodes between, in order: own gateway, relay, the other one's gateway; shared, not to be changed
 }
 
 // PathKind names the first hop's kind.

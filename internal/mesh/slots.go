@@ -189,6 +189,7 @@ type Situation struct {
 	Ready   bool     // it has been READY with Current: pods may run on its addresses
 	Void    bool     // Current was forgotten with the node; it has to be made anew
 	Static  int      // the slot that the configuration names, or None
+	GiveUp  bool     // a person wants another slot than Current
 	// Listened is true once the state of some member has been merged, or when
 	// there is nobody to wait for. A node that has not listened claims nothing.
 	Listened bool
@@ -201,7 +202,8 @@ type Situation struct {
 //
 // A claim that was lost before the node was ever READY moves to another slot.
 // One with pods behind it stays where it is, since nothing that runs is
-// renumbered behind anyone's back: the problem says what a person can do.
+// renumbered behind anyone's back: the problem says what a person can do. That
+// is to give the claim up, and then this returns another one, or None and why.
 func NextClaim(s Situation) (Claim, []Problem) {
 	others := make([]*node, 0, len(s.Records))
 	for _, n := range nodes(s.Records) {
@@ -216,7 +218,14 @@ func NextClaim(s Situation) (Claim, []Problem) {
 	}
 	self := &node{Record: &Record{Claim: s.Current}, id: s.Self}
 
-	if s.Current.Slot != None {
+	switch {
+	case s.Current.Slot == None:
+	case s.GiveUp:
+		// It takes another one even where nobody contests this.
+		if _, ok := taken[s.Current.Slot]; !ok {
+			taken[s.Current.Slot] = &node{Record: &Record{Name: s.Name}, id: s.Self}
+		}
+	default:
 		owner, contested := taken[s.Current.Slot]
 		fits := s.Current.Slot < s.Cluster.Slots()
 		wanted := s.Static == None || s.Static == s.Current.Slot
@@ -231,17 +240,26 @@ func NextClaim(s Situation) (Claim, []Problem) {
 	if !s.Listened {
 		return Claim{Slot: None}, nil
 	}
-	if s.Static != None {
-		if owner, ok := taken[s.Static]; ok {
-			return Claim{Slot: None}, []Problem{{
-				Kind: ProblemSlot, Node: s.Name,
-				Text:   fmt.Sprintf("node.pod-cidr names slot %d (%v), which belongs to node %s", s.Static, s.Cluster.PodCIDRs(s.Static), owner.Name),
-				Advice: fmt.Sprintf("name another pod-cidr, or leave it out; if node %[1]s is gone for good, run: meshd forget %[1]s", owner.Name),
-			}}
-		}
-		return Claim{Slot: s.Static, Time: s.Now}, nil
+	if s.Static == None {
+		return s.pick(others, taken)
 	}
-	return s.pick(others, taken)
+	if owner, ok := taken[s.Static]; ok {
+		return Claim{Slot: None}, []Problem{s.staticTaken(owner)}
+	}
+	return Claim{Slot: s.Static, Time: s.Now}, nil
+}
+
+// staticTaken words that the slot which the configuration names is not free.
+func (s Situation) staticTaken(owner *node) Problem {
+	p := Problem{Kind: ProblemSlot, Node: s.Name}
+	if owner.id == s.Self {
+		p.Text = fmt.Sprintf("node.pod-cidr names slot %d (%s), which is the one to be given up", s.Static, FormatPrefixes(s.Cluster.PodCIDRs(s.Static)))
+		p.Advice = "name another pod-cidr, or leave it out, and reload meshd"
+		return p
+	}
+	p.Text = fmt.Sprintf("node.pod-cidr names slot %d (%s), which belongs to node %s", s.Static, FormatPrefixes(s.Cluster.PodCIDRs(s.Static)), owner.Name)
+	p.Advice = fmt.Sprintf("name another pod-cidr, or leave it out, and restart meshd; if node %[1]s is gone for good, run: meshd forget %[1]s", owner.Name)
+	return p
 }
 
 // pick chooses a free slot: the lowest one when this node is the only newcomer
@@ -275,17 +293,17 @@ func (s Situation) pick(others []*node, taken map[int]*node) (Claim, []Problem) 
 // cannotStay words what stands against a claim that has pods behind it.
 func (s Situation) cannotStay(owner *node, lost, fits bool) Problem {
 	p := Problem{Kind: ProblemSlot, Node: s.Name}
-	renumber := fmt.Sprintf("to give %s new addresses: drain its pods, stop meshd, run meshd down, delete node.json in meshd's state directory, start meshd", s.Name)
+	renumber := fmt.Sprintf("to give %[1]s and its pods other addresses, run on %[1]s: meshd renumber", s.Name)
 	switch {
 	case !fits:
 		p.Text = fmt.Sprintf("slot %d does not fit into the cluster's ranges any more", s.Current.Slot)
 		p.Advice = "set cluster.pods, cluster.pod-prefix and cluster.overlay back; or, " + renumber
 	case lost:
-		p.Text = fmt.Sprintf("slot %d (%v) belongs to node %s, whose claim is older: other nodes send that traffic there", s.Current.Slot, s.Cluster.PodCIDRs(s.Current.Slot), owner.Name)
+		p.Text = fmt.Sprintf("slot %d (%s) belongs to node %s, whose claim is older: other nodes send that traffic there", s.Current.Slot, FormatPrefixes(s.Cluster.PodCIDRs(s.Current.Slot)), owner.Name)
 		p.Advice = renumber
 	default:
 		p.Text = fmt.Sprintf("node.pod-cidr names slot %d, but the node runs with slot %d", s.Static, s.Current.Slot)
-		p.Advice = fmt.Sprintf("set node.pod-cidr to %v; or, %s", s.Cluster.PodCIDRs(s.Current.Slot), renumber)
+		p.Advice = fmt.Sprintf("set node.pod-cidr to [%s]; or, %s", FormatPrefixes(s.Cluster.PodCIDRs(s.Current.Slot)), renumber)
 	}
 	return p
 }

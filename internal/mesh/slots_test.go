@@ -158,7 +158,7 @@ func TestNextClaim(t *testing.T) {
 	tests := []struct {
 		name    string
 		s       mesh.Situation
-		want    mesh.Claim // Slot -2: any that is free
+		want    mesh.Claim // Slot -2: any that is free; -3: that, but not Current's
 		problem string
 	}{
 		{"has not listened", mesh.Situation{Current: none, Static: mesh.None}, none, ""},
@@ -176,6 +176,12 @@ func TestNextClaim(t *testing.T) {
 		{"static before it was claimed", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Static: 7, Listened: true}, mesh.Claim{Slot: 7, Time: 50}, ""},
 		{"static, taken", mesh.Situation{Current: none, Static: 7, Listened: true, Records: []mesh.Record{other(7, 5)}}, none, "meshd forget n1"},
 		{"static, another one in use", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, Static: 7, Listened: true}, mesh.Claim{Slot: 9, Time: 7}, "runs with slot 9"},
+		{"given up after a conflict", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
+		{"given up without need", mesh.Situation{Current: mesh.Claim{Slot: 0, Time: 7}, Ready: true, GiveUp: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(1, 5)}}, mesh.Claim{Slot: -3, Time: 50}, ""},
+		{"given up for the static one", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true}, mesh.Claim{Slot: 7, Time: 50}, ""},
+		{"given up though it is the static one", mesh.Situation{Current: mesh.Claim{Slot: 7, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true}, none, "to be given up"},
+		{"given up, the static one is taken", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true, Records: []mesh.Record{other(7, 5)}}, none, "meshd forget n1"},
+		{"given up where there is nothing", mesh.Situation{Current: none, GiveUp: true, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 0, Time: 50}, ""},
 		{"ranges shrank", mesh.Situation{Current: mesh.Claim{Slot: 999, Time: 7}, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 0, Time: 50}, ""},
 		{"ranges shrank under pods", mesh.Situation{Current: mesh.Claim{Slot: 999, Time: 7}, Ready: true, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 999, Time: 7}, "does not fit"},
 	}
@@ -184,7 +190,10 @@ func TestNextClaim(t *testing.T) {
 			s := tt.s
 			s.Cluster, s.Self, s.Name, s.Now = cluster(true), self.ID(), "n0", 50
 			got, problems := mesh.NextClaim(s)
-			if tt.want.Slot == -2 {
+			if tt.want.Slot == -3 && got.Slot == s.Current.Slot {
+				t.Errorf("got slot %d, which was to be given up", got.Slot)
+			}
+			if tt.want.Slot < mesh.None {
 				if _, taken := mesh.Owners(s.Records)[got.Slot]; taken || got.Slot < 0 || got.Slot >= s.Cluster.Slots() {
 					t.Errorf("got slot %d, want a free one", got.Slot)
 				}

@@ -26,6 +26,7 @@ import (
 // among them; writes are what netcfg counts as such.
 var kernelFigures = []figure{
 	{"restart_lost_packets", "packets", sum},
+	{"gateway_daemon_killed_lost_packets", "packets", sum},
 	{"apply_1000_peers_ms", "ms", median},
 	{"apply_1000_peers_writes", "writes", median},
 	{"apply_1000_peers_messages", "messages", median},
@@ -47,6 +48,9 @@ func sum(samples []float64) float64 {
 
 func benchKernel(ctx context.Context, binary string, s samples) error {
 	if err := measureRestarts(ctx, binary, s); err != nil {
+		return err
+	}
+	if err := measureGatewayKill(ctx, binary, s); err != nil {
 		return err
 	}
 	for i := range runs {

@@ -2,7 +2,8 @@
 
 // Command bench measures meshd on the hosts of a lab and prints one line
 // "bench NAME VALUE UNIT" for each figure. A value is the median of five runs;
-// that of a figure about failure is the worst of ten, and gossip_100_* that have
+// that of a figure about failure is the worst of ten, or, with failover_* and
+// failback, the worst of all with the median beside it, and gossip_100_* that have
 // a limit are the worst of all samples. Every run has a lab and daemons of its
 // own, with nothing remembered. What it does meanwhile goes to standard error.
 package main
@@ -63,7 +64,18 @@ var figures = []figure{
 	{"start_all_pairs_ms_8", "ms", median},
 	{"join_all_pairs_ms", "ms", median},
 	{"kill_noticed_ms", "ms", slices.Max[[]float64]},
+	{"failover_kill_ms", "ms", slices.Max[[]float64]},
+	{"failover_kill_median_ms", "ms", median},
+	{"failover_blackhole_ms", "ms", slices.Max[[]float64]},
+	{"failover_blackhole_median_ms", "ms", median},
+	{"failover_drain_ms", "ms", slices.Max[[]float64]},
+	{"failover_drain_median_ms", "ms", median},
+	{"failback_ms", "ms", slices.Max[[]float64]},
+	{"failback_median_ms", "ms", median},
 	{"derive_full_1000_us", "us", median},
+	{"derive_location_10000_ms", "ms", median},
+	{"derive_location_10000_mb", "MB", median},
+	{"derive_location_10000_member_ms", "ms", median},
 	{"rss_mb", "MB", median},
 	{"idle_cpu_percent", "%", median},
 	{"idle_bytes_per_s", "B/s", median},
@@ -118,7 +130,7 @@ func bench(ctx context.Context, binary string, s samples) error {
 			return err
 		}
 	}
-	return nil
+	return measureFailover(ctx, binary, s)
 }
 
 func note(run int) { fmt.Fprintf(os.Stderr, "run %d of %d\n", run+1, runs) }

@@ -8,42 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/meshd/meshd/test/lab"
 )
-
-// measureDerive runs the benchmark of mesh.Derive, which knows what a large
-// cluster looks like.
-func measureDerive(ctx context.Context, s samples) error {
-	const name = "BenchmarkDeriveFull1000"
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^"+name+"$", "-count", strconv.Itoa(runs), "./internal/mesh")
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return fmt.Errorf("run %s: %w: %s", name, err, out)
-	}
-	found := 0
-	for line := range strings.Lines(string(out)) {
-		f := strings.Fields(line) // BenchmarkX-2 500 2412345 ns/op …
-		if len(f) < 4 || !strings.HasPrefix(f[0], name) || f[3] != "ns/op" {
-			continue
-		}
-		ns, err := strconv.ParseFloat(f[2], 64)
-		if err != nil {
-			return fmt.Errorf("read result of %s: %w", name, err)
-		}
-		s.add("derive_full_1000_us", ns/1000)
-		found++
-	}
-	if found != runs {
-		return fmt.Errorf("run %s: got %d results, want %d", name, found, runs)
-	}
-	return nil
-}
 
 const (
 	calmTime = 15 * time.Second // from the start until joining and its follow-ups are over

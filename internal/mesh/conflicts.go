@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import "fmt"
+
+// reportNames reports nodes that share a name. The older claim has it.
+func (l *layout) reportNames() {
+	first := make(map[string]*member, len(l.all))
+	for _, n := range l.all {
+		o, ok := first[n.Name]
+		if !ok {
+			first[n.Name] = n
+			continue
+		}
+		if before(n.node, o.node) < 0 {
+			n, o = o, n
+			first[n.Name] = o
+		}
+		l.report(ProblemName, n.Name, fmt.Sprintf("two nodes are named %s: %v has the older claim, %v must change", n.Name, o.id, n.id),
+			fmt.Sprintf("set another node.name on %v; or, if %v is that host before it was reinstalled, run: meshd forget %v", n.id, o.id, o.id))
+	}
+}
+
+// reportSlots reports other nodes whose slot is somebody else's. The own one is
+// NextClaim's to report.
+func (d *deriver) reportSlots() {
+	for _, n := range d.all {
+		if n == d.self || n.Claim.Slot == None {
+			continue
+		}
+		if o := d.owners[n.Claim.Slot]; o != n.node {
+			d.report(ProblemSlot, n.Name, fmt.Sprintf("nodes %s and %s both claim slot %d (%v); %s has the older claim", n.Name, o.Name, n.Claim.Slot, d.Cluster.PodCIDRs(n.Claim.Slot), o.Name),
+				fmt.Sprintf("see meshd status on %s", n.Name))
+		}
+	}
+}
+
+// reportKeys reports nodes with the WireGuard key of another. They get no tunnels.
+func (l *layout) reportKeys() {
+	for _, n := range l.all {
+		if !n.mute {
+			continue
+		}
+		l.report(ProblemKey, n.Name, fmt.Sprintf("nodes %s and %s have the same WireGuard key", n.Name, l.keys[n.Key].Name),
+			fmt.Sprintf("one is a copy of the other: on %s stop meshd, delete its state directory, start meshd", n.Name))
+	}
+}

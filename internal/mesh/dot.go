@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+)
+
+// Above so many tunnels a picture with each of them is a grey spot, and takes
+// minutes to draw. In mode cross those between two locations become one line
+// then, else all of them a star.
+const crowd = 30
+
+// labels is how many lines have a text of their own beside them, at most.
+const labels = 10
+
+// DOT writes the graph in the language of Graphviz. Locations are clusters,
+// which dot draws as boxes; circo, which arranges tunnels in a ring, does not,
+// and so each location has a color too.
+func (g Graph) DOT() string {
+	d := dotWriter{Graph: g, keys: make(map[ID]string), colors: make(map[string]int)}
+	d.line("graph meshd {")
+	d.line("  graph [label=%s labelloc=t fontname=Helvetica fontsize=16 splines=true overlap=false nodesep=0.3 ranksep=0.9 mindist=1.5]", quote(g.title()))
+	d.line("  node [shape=box style=\"rounded,filled\" fillcolor=white fontname=Helvetica fontsize=10 margin=\"0.12,0.06\"]")
+	d.line("  edge [color=\"#9aa0a6\" fontname=Helvetica fontsize=9]")
+	d.name()
+	for i := 0; i < len(g.Nodes); {
+		n := 1
+		for i+n < len(g.Nodes) && g.Nodes[i].Location != "" && g.Nodes[i+n].Location == g.Nodes[i].Location {
+			n++
+		}
+		d.location(g.Nodes[i : i+n])
+		i += n
+	}
+	d.tunnels()
+	d.line("}")
+	return d.String()
+}
+
+func (d *dotWriter) crowded() bool { return len(d.Tunnels) > crowd }
+
+// title says what the picture shows.
+func (g Graph) title() string {
+	s := fmt.Sprintf("%s: %s, mode %s, %s", g.Cluster, count(len(g.Nodes), "node"), g.Mode, count(len(g.Tunnels), "tunnel"))
+	if len(g.Relayed) > 0 {
+		s += fmt.Sprintf(", %s relayed", count(len(g.Relayed), "pair"))
+	}
+	return s
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// dotWriter holds what the parts of a picture share.
+type dotWriter struct {
+	Graph
+	strings.Builder
+	keys   map[ID]string // the nodes' names in the text
+	colors map[string]int
+}
+
+func (d *dotWriter) line(format string, args ...any) {
+	d.WriteString(fmt.Sprintf(format+"\n", args...))
+}
+
+// name chooses what nodes are called in the text: their names, where these are
+// unique.
+func (d *dotWriter) name() {
+	named := make(map[string]int)
+	for _, n := range d.Nodes {
+		named[n.Name]++
+	}
+	for _, n := range d.Nodes {
+		d.keys[n.ID] = quote(n.Name)
+		if named[n.Name] > 1 {
+			d.keys[n.ID] = quote(n.Name + "-" + n.ID.String()[:8])
+		}
+	}
+}
+
+// location draws nodes that share a LAN, or one that stands alone.
+func (d *dotWriter) location(nodes []GraphNode) {
+	name := nodes[0].Location
+	if name == "" {
+		d.node("  ", nodes[0], "white")
+		return
+	}
+	// The palettes of graphviz.org/doc/info/colors.html, light enough for text.
+	color := fmt.Sprintf("/set312/%d", len(d.colors)%12+1)
+	d.colors[name] = len(d.colors)
+	d.line("  subgraph %s {", quote("cluster_"+name))
+	d.line("    graph [label=%s fontname=\"Helvetica-Bold\" fontsize=12 style=\"rounded,filled\" color=\"#bdc1c6\" fillcolor=\"#f8f9fa\" margin=12]", quote(name))
+	for _, n := range nodes {
+		d.node("    ", n, color)
+	}
+	in := make(map[ID]bool)
+	for _, n := range nodes {
+		in[n.ID] = true
+	}
+	for _, p := range d.Links {
+		if in[p.A] {
+			// The gateway stands first, so that dot puts it above.
+			d.line("    %s -- %s", d.keys[p.B], d.keys[p.A])
+		}
+	}
+	if d.Mode == ModeCross && len(nodes) > 1 {
+		d.line("    %s [shape=ellipse style=filled fillcolor=%q label=%s margin=0.05]", quote("LAN of "+name), color, quote(name+" LAN"))
+		for _, n := range nodes {
+			d.line("    %s -- %s", quote("LAN of "+name), d.keys[n.ID])
+		}
+	}
+	d.line("  }")
+}
+
+// node draws one node.
+func (d *dotWriter) node(indent string, n GraphNode, color string) {
+	label := []string{n.Name}
+	var marks []string
+	if n.Gateway {
+		marks = append(marks, "gateway")
+	}
+	if n.NAT {
+		marks = append(marks, "behind NAT")
+	}
+	if len(marks) > 0 {
+		label = append(label, strings.Join(marks, ", "))
+	}
+	for _, a := range n.Overlay {
+		label = append(label, a.String())
+	}
+	for _, p := range n.PodCIDRs {
+		label = append(label, p.String())
+	}
+	more := ""
+	if n.Gateway {
+		more = " penwidth=2.5"
+	}
+	d.line("%s%s [label=%s fillcolor=%q%s]", indent, d.keys[n.ID], quote(strings.Join(label, "\n")), color, more)
+}
+
+// tunnels draws them, and what goes through relays.
+func (d *dotWriter) tunnels() {
+	switch {
+	case d.crowded() && d.Mode == ModeCross:
+		d.bundles()
+	case d.crowded():
+		d.star()
+	default:
+		for _, p := range d.Tunnels {
+			d.line("  %s -- %s [color=\"#1a73e8\" penwidth=1.6]", d.keys[p.A], d.keys[p.B])
+		}
+	}
+	if len(d.Relayed) > crowd {
+		return // the title says how many
+	}
+	names := make(map[ID]string)
+	for _, n := range d.Nodes {
+		names[n.ID] = n.Name
+	}
+	for _, r := range d.Relayed {
+		label := ""
+		if len(d.Relayed) <= labels {
+			label = " label=" + quote("through "+names[r.By])
+		}
+		d.line("  %s -- %s [color=\"#e37400\" style=dashed constraint=false%s]", d.keys[r.A], d.keys[r.B], label)
+	}
+}
+
+// star draws a node for all tunnels together, with a line to each of their ends.
+func (d *dotWriter) star() {
+	d.line("  \"all tunnels\" [shape=ellipse fillcolor=\"#e8f0fe\" color=\"#1a73e8\" label=%s]", quote(count(len(d.Tunnels), "tunnel")+"\namong all of these"))
+	end := make(map[ID]bool)
+	for _, p := range d.Tunnels {
+		end[p.A], end[p.B] = true, true
+	}
+	for _, n := range d.Nodes {
+		if end[n.ID] {
+			d.line("  \"all tunnels\" -- %s [color=\"#1a73e8\" penwidth=1.6]", d.keys[n.ID])
+		}
+	}
+}
+
+// bundles draws the tunnels between two locations as one line.
+func (d *dotWriter) bundles() {
+	location := make(map[ID]string)
+	shared := make(map[string]int)
+	for _, n := range d.Nodes {
+		location[n.ID] = n.Location
+		shared[n.Location]++
+	}
+	place := func(id ID) string {
+		if l := location[id]; l != "" && shared[l] > 1 {
+			return quote("LAN of " + l)
+		}
+		return d.keys[id]
+	}
+	type line struct{ a, b string }
+	tunnels := make(map[line]int)
+	var order []line
+	for _, p := range d.Tunnels {
+		k := line{place(p.A), place(p.B)}
+		if tunnels[k] == 0 {
+			order = append(order, k)
+		}
+		tunnels[k]++
+	}
+	for _, k := range order {
+		label := ""
+		if n := tunnels[k]; n > 1 && len(order) <= labels {
+			label = fmt.Sprintf(" label=%q", count(n, "tunnel"))
+		}
+		d.line("  %s -- %s [color=\"#1a73e8\" penwidth=%.1f%s]", k.a, k.b, min(1+float64(tunnels[k])/20, 4), label)
+	}
+}
+
+// quote writes a string as DOT wants it.
+func quote(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(cmp.Or(s, " ")) + `"`
+}

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"pgregory.net/rapid"
+)
+
+// twoLocations has n0 to n3 in location a, n4 and n5 in b, and n6 alone.
+func twoLocations() mesh.Input {
+	in := clusterOf(7)
+	in.Cluster = cluster(true)
+	in.Cluster.Mode, in.Cluster.Encapsulation = mesh.ModeLocation, mesh.EncapsulationAlways
+	for i := range 6 {
+		location := "a"
+		if i > 3 {
+			location = "b"
+		}
+		in.Records[i].Location = location
+		in.Records[i].InternalIPs = prefixes(fmt.Sprintf("192.168.%d.%d/24", i/4+1, i+1))
+	}
+	return in
+}
+
+func verdict(in mesh.Input, author, subject int, state mesh.Health, epoch uint64) mesh.Verdict {
+	return mesh.Verdict{Author: in.Records[author].Identity, Subject: in.Records[subject].ID(), Role: mesh.RoleGateway, State: state, Epoch: epoch}
+}
+
+// seats says which nodes of location a are in office, in the order of seats.
+func seats(in mesh.Input) string {
+	var s []string
+	for i := range 4 {
+		in.Self = in.Records[i].ID()
+		if seat := mesh.Derive(in).Seat; seat != mesh.None {
+			s = append(s, fmt.Sprintf("%d:%s", seat, in.Records[i].Name))
+		}
+	}
+	slices.Sort(s)
+	return strings.Join(s, " ")
+}
+
+func TestWhoIsGateway(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(in *mesh.Input, rs []mesh.Record)
+		want   string
+	}{
+		{"the oldest claim", func(*mesh.Input, []mesh.Record) {}, "0:n0"},
+		{"in office", func(_ *mesh.Input, rs []mesh.Record) { rs[2].Office = mesh.Office{Seat: 0, Since: 7} }, "0:n2"},
+		{"longer in office", func(_ *mesh.Input, rs []mesh.Record) {
+			rs[2].Office, rs[1].Office = mesh.Office{Since: 7}, mesh.Office{Since: 8}
+		}, "0:n2"},
+		{"an endpoint before office", func(_ *mesh.Input, rs []mesh.Record) {
+			rs[2].Office = mesh.Office{Since: 7}
+			rs[2].Endpoints = nil
+		}, "0:n0"},
+		{"preferred before endpoint and office", func(_ *mesh.Input, rs []mesh.Record) {
+			rs[2].Office, rs[3].Gateway, rs[3].Endpoints = mesh.Office{Since: 7}, mesh.GatewayPrefer, nil
+		}, "0:n3"},
+		{"never", func(_ *mesh.Input, rs []mesh.Record) {
+			rs[0].Gateway, rs[1].Gateway = mesh.GatewayNever, mesh.GatewayNever
+		}, "0:n2"},
+		{"nobody", func(_ *mesh.Input, rs []mesh.Record) {
+			for i := range rs {
+				rs[i].Gateway = mesh.GatewayNever
+			}
+		}, ""},
+		{"without addresses", func(_ *mesh.Input, rs []mesh.Record) { rs[0].Claim.Slot = mesh.None }, "0:n1"},
+		{"two", func(in *mesh.Input, _ []mesh.Record) { in.Cluster.Gateways = 2 }, "0:n0 1:n1"},
+		{"more seats than nodes", func(in *mesh.Input, _ []mesh.Record) { in.Cluster.Gateways = 9 }, "0:n0 1:n1 2:n2 3:n3"},
+		{"a seat is kept", func(in *mesh.Input, rs []mesh.Record) {
+			in.Cluster.Gateways, rs[3].Office = 2, mesh.Office{Seat: 1, Since: 7}
+		}, "0:n0 1:n3"},
+		{"two of one seat", func(in *mesh.Input, rs []mesh.Record) {
+			in.Cluster.Gateways = 2
+			rs[3].Office, rs[2].Office = mesh.Office{Seat: 1, Since: 7}, mesh.Office{Seat: 1, Since: 6}
+		}, "0:n3 1:n2"},
+		{"a seat that is no more", func(in *mesh.Input, rs []mesh.Record) { rs[3].Office = mesh.Office{Seat: 1, Since: 7} }, "0:n3"},
+		{"down", func(in *mesh.Input, _ []mesh.Record) {
+			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 0, mesh.HealthDown, 1)}
+		}, "0:n1"},
+		{"down, and nobody takes its seat", func(in *mesh.Input, rs []mesh.Record) {
+			in.Cluster.Gateways = 4
+			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 1, mesh.HealthDown, 1)}
+		}, "0:n0 1:n2 2:n3"},
+		{"preferred, but down", func(in *mesh.Input, rs []mesh.Record) {
+			rs[0].Gateway = mesh.GatewayPrefer
+			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 0, mesh.HealthDown, 1)}
+		}, "0:n1"},
+		{"draining goes before down", func(in *mesh.Input, rs []mesh.Record) {
+			rs[2].Gateway, rs[3].Gateway = mesh.GatewayNever, mesh.GatewayNever
+			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 0, mesh.HealthDown, 1), verdict(*in, 1, 1, mesh.HealthDraining, 1)}
+		}, "0:n1"},
+		{"draining is relieved, though a seat stays empty", func(in *mesh.Input, rs []mesh.Record) {
+			in.Cluster.Gateways = 4
+			in.Verdicts = []mesh.Verdict{verdict(*in, 0, 0, mesh.HealthDraining, 1)}
+		}, "0:n1 1:n2 2:n3"},
+		{"all down: the best one", func(in *mesh.Input, rs []mesh.Record) {
+			for i := range 4 {
+				in.Verdicts = append(in.Verdicts, verdict(*in, 3, i, mesh.HealthDown, 1))
+			}
+			rs[2].Office = mesh.Office{Since: 7}
+		}, "0:n2"},
+		{"up again", func(in *mesh.Input, _ []mesh.Record) {
+			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 0, mesh.HealthDown, 1), verdict(*in, 0, 0, mesh.HealthUp, 2)}
+		}, "0:n0"},
+		{"up again, said too early", func(in *mesh.Input, _ []mesh.Record) {
+			up := verdict(*in, 0, 0, mesh.HealthUp, 2)
+			up.Record = 2
+			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 0, mesh.HealthDown, 1), up}
+		}, "0:n1"},
+		{"only itself says that it is up", func(in *mesh.Input, _ []mesh.Record) {
+			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 0, mesh.HealthDown, 1), verdict(*in, 2, 0, mesh.HealthUp, 2)}
+		}, "0:n1"},
+		{"as a relay it may be down", func(in *mesh.Input, _ []mesh.Record) {
+			v := verdict(*in, 3, 0, mesh.HealthDown, 1)
+			v.Role = mesh.RoleRelay
+			in.Verdicts = []mesh.Verdict{v}
+		}, "0:n0"},
+		{"other modes have none", func(in *mesh.Input, _ []mesh.Record) { in.Cluster.Mode = mesh.ModeCross }, ""},
+		{"a location of one", func(_ *mesh.Input, rs []mesh.Record) {
+			rs[1].Location, rs[2].Location, rs[3].Location = "x", "y", "z"
+		}, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			in := twoLocations()
+			tt.change(&in, in.Records[:4])
+			if got := seats(in); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// One epoch's verdicts of several authors: the lowest author's counts.
+func TestLowestAuthorOfAnEpoch(t *testing.T) {
+	in := twoLocations()
+	for _, state := range []mesh.Health{mesh.HealthUp, mesh.HealthDraining} {
+		for author := 1; author < 7; author++ {
+			in.Verdicts = []mesh.Verdict{verdict(in, author, 0, mesh.HealthDown, 3), verdict(in, 0, 0, state, 3)}
+			want := "0:n1"
+			if state == mesh.HealthUp && in.Records[0].ID().Compare(in.Records[author].ID()) < 0 {
+				want = "0:n0"
+			}
+			if got := seats(in); got != want {
+				t.Errorf("%s of itself, down of n%d: got %s, want %s", state, author, got, want)
+			}
+		}
+	}
+}
+
+func TestLocationWithoutGateway(t *testing.T) {
+	in := twoLocations()
+	for i := range 4 {
+		in.Records[i].Gateway = mesh.GatewayNever
+	}
+	for i, want := range []struct {
+		kind mesh.PathKind
+		to   int
+	}{{mesh.PathNone, 6}, {mesh.PathLAN, 0}, {mesh.PathLAN, 1}, {mesh.PathLAN, 1}, {mesh.PathNone, 0}, {mesh.PathNone, 0}, {mesh.PathNone, 0}} {
+		in.Self = in.Records[i].ID()
+		top := mesh.Derive(in)
+		j := slices.IndexFunc(top.Paths, func(p mesh.Path) bool { return p.ID == in.Records[want.to].ID() })
+		if got := top.Paths[j].Kind; got != want.kind {
+			t.Errorf("path from n%d to n%d: got %s, want %s", i, want.to, got, want.kind)
+		}
+		if len(top.Problems) != 1 || top.Problems[0].Kind != mesh.ProblemGateway {
+			t.Errorf("problems of n%d: got %v, want one %s", i, top.Problems, mesh.ProblemGateway)
+		}
+	}
+}
+
+// Who was relieved keeps tunnels for itself until it lays down its office.
+func TestRelievedGatewayKeepsItsTunnels(t *testing.T) {
+	in := twoLocations()
+	in.Verdicts = []mesh.Verdict{verdict(in, 0, 0, mesh.HealthDraining, 1)}
+	for _, since := range []int64{7, 0} {
+		in.Records[0].Office.Since = since
+		in.Self = in.Records[0].ID()
+		top := mesh.Derive(in)
+		if got, want := len(top.Peers) > 0, since > 0; got != want || top.Seat != mesh.None {
+			t.Errorf("in office since %d: has peers %v, want %v; seat %d, want none", since, got, want, top.Seat)
+		}
+		in.Self = in.Records[6].ID()
+		for _, p := range mesh.Derive(in).Peers {
+			if got, want := fmt.Sprint(p.AllowedIPs), "[10.4.0.1/32 10.42.0.0/24 192.168.1.1/32]"; p.Name == "n0" && got != want {
+				t.Errorf("in office since %d: n6 takes %s from n0, want %s", since, got, want)
+			}
+		}
+	}
+}
+
+// The failure of a gateway changes only paths through it, and those of its successor.
+func TestFailureOfAGatewayMovesItsShareAlone(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := drawWorld(t)
+		w.cluster.Mode = mesh.ModeLocation
+		w.settle()
+		before := newWalker(w.cluster, w.records, w.verdicts...)
+		var gateways []int
+		for i, r := range w.records {
+			if before.hosts[r.ID()].top.Seat != mesh.None && !w.dead[r.ID()] {
+				gateways = append(gateways, i)
+			}
+		}
+		if len(gateways) == 0 {
+			return
+		}
+		lost := rapid.SampledFrom(gateways).Draw(t, "lost")
+		w.kill(lost)
+		after := newWalker(w.cluster, w.records, w.verdicts...)
+		moved := map[mesh.ID]bool{w.records[lost].ID(): true}
+		for id, h := range before.hosts {
+			if after.hosts[id].top.Seat != h.top.Seat {
+				moved[id] = true
+			}
+		}
+		for id, h := range before.hosts {
+			for _, p := range h.top.Paths {
+				through := p.Kind == mesh.PathNone || moved[id] || moved[p.ID] || slices.Contains(p.Hops, w.records[lost].ID())
+				got := after.hosts[id].path(p.ID)
+				// A successor with an endpoint, where there was none, is one more relay.
+				joins := len(w.records[lost].Endpoints) == 0 && slices.ContainsFunc(got.Hops, func(id mesh.ID) bool { return moved[id] })
+				if !through && !joins && !slices.Equal(got.Hops, p.Hops) {
+					t.Fatalf("%s failed: path from %s to %s went by way of %v, goes by way of %v", w.records[lost].Name, h.Name, before.hosts[p.ID].Name, p.Hops, got.Hops)
+				}
+			}
+		}
+	})
+}
+
+// settle puts those in office who are gateways, and nobody else.
+func (w *world) settle() {
+	for range 2 { // those who lose their office move others' seats
+		k := newWalker(w.cluster, w.records, w.verdicts...)
+		for i := range w.records {
+			r := &w.records[i]
+			switch seat := k.hosts[r.ID()].top.Seat; {
+			case seat == mesh.None:
+				r.Office = mesh.Office{}
+			case r.Office.Since == 0 || r.Office.Seat != seat:
+				r.Office = mesh.Office{Seat: seat, Since: int64(100 + i)}
+			}
+		}
+	}
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// Graph is the cluster as a picture: the same on every node that has the same
+// records and verdicts.
+type Graph struct {
+	Cluster string      `json:"cluster"`
+	Mode    Mode        `json:"mode"`
+	Nodes   []GraphNode `json:"nodes"` // by location, then name
+	// Tunnels are between nodes that exchange WireGuard packets.
+	Tunnels []GraphPair `json:"tunnels"`
+	// Links are what the LAN of a location carries between it and others: each
+	// node with the gateway that it hangs on, and gateways with the first one.
+	// In mode cross there are none, all nodes of a location are equal.
+	Links []GraphPair `json:"links"`
+	// Relayed are pairs without a tunnel, and who passes on what they exchange.
+	Relayed []GraphRelay `json:"relayed"`
+}
+
+// GraphNode is a node in the picture.
+type GraphNode struct {
+	ID       ID             `json:"id"`
+	Name     string         `json:"name"`
+	Location string         `json:"location"`
+	Gateway  bool           `json:"gateway"`
+	Seat     int            `json:"seat"` // as a gateway, else None
+	NAT      bool           `json:"nat"`
+	Overlay  []netip.Addr   `json:"overlay"`
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
+}
+
+// GraphPair is two nodes, in the order of Graph.Nodes.
+type GraphPair struct {
+	A ID `json:"a"`
+	B ID `json:"b"`
+}
+
+// GraphRelay is two nodes and the one between.
+type GraphRelay struct {
+	GraphPair
+	By ID `json:"by"`
+}
+
+// GraphOf draws the cluster. It does not matter whose input it is.
+func GraphOf(in Input) Graph {
+	l := newLayout(in)
+	g := Graph{Cluster: in.Cluster.Name, Mode: in.Cluster.Mode}
+	all := slices.Clone(l.all)
+	slices.SortFunc(all, func(a, b *member) int {
+		return cmp.Or(cmp.Compare(a.Location, b.Location), cmp.Compare(a.Name, b.Name), a.id.Compare(b.id))
+	})
+	for _, m := range all {
+		n := GraphNode{ID: m.id, Name: m.Name, Location: m.Location, Gateway: m.seat != None, Seat: m.seat, NAT: m.NAT}
+		if m.slot != None {
+			n.Overlay, n.PodCIDRs = in.Cluster.Overlays(m.slot), in.Cluster.PodCIDRs(m.slot)
+		}
+		g.Nodes = append(g.Nodes, n)
+	}
+	var ends []*member
+	for _, m := range all {
+		if m.isEnd() {
+			ends = append(ends, m)
+		}
+	}
+	for i, x := range ends {
+		for _, y := range ends[i+1:] {
+			if l.tunnelled(x.group, y.group) {
+				g.join(x, y, l.route(x, y))
+			}
+		}
+	}
+	for _, m := range all {
+		if h := l.hub(m); h != m && l.link(m, h).families != noFamily {
+			g.Links = append(g.Links, GraphPair{m.id, h.id})
+		}
+	}
+	return g
+}
+
+// join draws how two tunnel ends reach each other.
+func (g *Graph) join(x, y, hop *member) {
+	switch pair := (GraphPair{x.id, y.id}); hop {
+	case nil:
+	case y:
+		g.Tunnels = append(g.Tunnels, pair)
+	default:
+		g.Relayed = append(g.Relayed, GraphRelay{pair, hop.id})
+	}
+}
+
+// hub is the node at the other end of m's line on the LAN, m itself for none.
+func (l *layout) hub(m *member) *member {
+	if l.Cluster.Mode != ModeLocation || m.via != nil && !m.isEnd() {
+		return cmp.Or(m.via, m)
+	}
+	for _, o := range m.group.members {
+		if o.seat == 0 {
+			return o
+		}
+	}
+	return m.group.members[0]
+}

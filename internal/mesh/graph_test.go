@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/mesh"
+	"pgregory.net/rapid"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// picture makes a cluster out of locations, as "aws aws gcp -": one word a node,
+// a dash for one that stands alone. Node n has the LAN address n.
+func picture(mode mesh.Mode, places string) mesh.Input {
+	in := mesh.Input{Cluster: cluster(true)}
+	in.Cluster.Mode, in.Cluster.Encapsulation = mode, mesh.EncapsulationAlways
+	nth := map[string]int{}
+	for i, place := range strings.Fields(places) {
+		r := record(i)
+		nth[place]++
+		r.Name = fmt.Sprintf("%s-%d", place, nth[place])
+		if place == "-" {
+			r.Name = fmt.Sprintf("alone-%d", nth[place])
+		} else {
+			r.Location = place
+			r.InternalIPs = prefixes(fmt.Sprintf("192.168.%d.%d/24", place[0], i+1))
+		}
+		in.Records = append(in.Records, r)
+	}
+	in.Self = in.Records[0].ID()
+	return in
+}
+
+// String lists a graph for a person.
+func graphText(g mesh.Graph) string {
+	var b strings.Builder
+	names := map[mesh.ID]string{}
+	for _, n := range g.Nodes {
+		names[n.ID] = n.Name
+		fmt.Fprintf(&b, "node %s in %q gateway %v %v %v\n", n.Name, n.Location, n.Gateway, n.Overlay, n.PodCIDRs)
+	}
+	for _, p := range g.Tunnels {
+		fmt.Fprintf(&b, "tunnel %s %s\n", names[p.A], names[p.B])
+	}
+	for _, p := range g.Links {
+		fmt.Fprintf(&b, "lan %s %s\n", names[p.A], names[p.B])
+	}
+	for _, r := range g.Relayed {
+		fmt.Fprintf(&b, "relayed %s %s by %s\n", names[r.A], names[r.B], names[r.By])
+	}
+	return b.String()
+}
+
+// The clusters that everybody draws first, and what else there is.
+func TestGraphs(t *testing.T) {
+	tests := []struct {
+		name string
+		in   mesh.Input
+	}{
+		{"two-locations", picture(mesh.ModeLocation, "aws aws gcp gcp")},
+		{"full-mesh", picture(mesh.ModeFull, "- - - -")},
+		{"one-location-and-lone-nodes", picture(mesh.ModeLocation, "gcp gcp - -")},
+		{"two-locations-and-lone-nodes", picture(mesh.ModeLocation, "aws aws gcp gcp - -")},
+		{"full-mesh-of-locations", picture(mesh.ModeFull, "aws aws gcp gcp")},
+		{"cross", picture(mesh.ModeCross, "aws aws gcp gcp -")},
+		{"two-gateways", func() mesh.Input {
+			in := picture(mesh.ModeLocation, "aws aws aws aws aws gcp gcp gcp -")
+			in.Cluster.Gateways = 2
+			return in
+		}()},
+		{"relayed", func() mesh.Input {
+			in := picture(mesh.ModeLocation, "home home office office - -")
+			for _, i := range []int{0, 1, 2, 3, 5} {
+				in.Records[i].NAT, in.Records[i].Endpoints = true, nil
+			}
+			return in
+		}()},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			g := mesh.GraphOf(tt.in)
+			golden(t, tt.name+".txt", graphText(g))
+			golden(t, tt.name+".dot", g.DOT())
+		})
+	}
+}
+
+// golden compares with a file of testdata; -update writes it.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", path, diff)
+	}
+}
+
+// The picture shows what the nodes do: its tunnels are everybody's peers, and
+// whose path goes through whom.
+func TestGraphIsWhatNodesDerive(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := drawWorld(t)
+		k := newWalker(w.cluster, w.records, w.verdicts...)
+		g := mesh.GraphOf(mesh.Input{Cluster: w.cluster, Records: w.records, Verdicts: w.verdicts})
+		tunnels := 0
+		for _, n := range g.Nodes {
+			tunnels += len(k.hosts[n.ID].top.Peers)
+			if seat := k.hosts[n.ID].top.Seat; n.Seat != seat || n.Gateway != (seat != mesh.None) {
+				t.Fatalf("%s: seat %d in the picture, %d of itself", n.Name, n.Seat, seat)
+			}
+		}
+		if tunnels != 2*len(g.Tunnels) {
+			t.Fatalf("got %d tunnels, and all nodes together have %d peers", len(g.Tunnels), tunnels)
+		}
+		for _, p := range g.Tunnels {
+			if !slices.ContainsFunc(k.hosts[p.A].top.Peers, func(o mesh.Peer) bool { return k.keys[o.Key] == p.B }) {
+				t.Fatalf("a tunnel from %s to %s that the node has not", k.hosts[p.A].Name, k.hosts[p.B].Name)
+			}
+		}
+		for _, r := range g.Relayed {
+			if path := k.hosts[r.A].path(r.B); !slices.Equal(path.Hops, []mesh.ID{r.By}) {
+				t.Fatalf("%s and %s relayed by %s; the path is %v", k.hosts[r.A].Name, k.hosts[r.B].Name, k.hosts[r.By].Name, path)
+			}
+		}
+		for _, p := range g.Links {
+			if path := k.hosts[p.A].path(p.B); path.Kind != mesh.PathLAN || len(path.Hops) > 0 {
+				t.Fatalf("a link from %s to %s; the path is %v", k.hosts[p.A].Name, k.hosts[p.B].Name, path)
+			}
+		}
+	})
+}
+
+func TestWithout(t *testing.T) {
+	in := picture(mesh.ModeLocation, "aws aws aws gcp gcp -")
+	before := graphText(mesh.GraphOf(in))
+	after := mesh.GraphOf(mesh.Without(in, in.Records[0].ID()))
+	if text := graphText(after); !strings.Contains(text, "node aws-1 in \"aws\" gateway false") || !strings.Contains(text, "node aws-2 in \"aws\" gateway true") {
+		t.Errorf("without the gateway: got\n%s", text)
+	}
+	if got := graphText(mesh.GraphOf(in)); got != before {
+		t.Errorf("the input has changed: got\n%s\nwant\n%s", got, before)
+	}
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+// paths tells how packets get to every other node.
+func (d *deriver) paths() []Path {
+	paths := make([]Path, len(d.all))
+	for i, m := range d.all {
+		paths[i] = Path{ID: m.id, Kind: PathNone}
+	}
+	kind := PathTunnel
+	if !d.self.isEnd() {
+		kind = PathLAN
+	}
+	for _, w := range d.ways {
+		hops := d.hops(w)
+		for _, m := range w.end.carries {
+			if m.passing&d.self.passing&d.inner == noFamily {
+				continue
+			}
+			p := &paths[m.index]
+			p.Kind, p.Hops = kind, hops
+			if m == w.end {
+				p.Hops = hops[:len(hops)-1]
+			}
+		}
+	}
+	if d.Cluster.Mode != ModeFull {
+		for _, m := range d.self.group.members {
+			if m != d.self && d.link(d.self, m).families != noFamily {
+				paths[m.index].Kind = PathLAN
+			}
+		}
+	}
+	return append(paths[:d.self.index], paths[d.self.index+1:]...)
+}
+
+// hops are the nodes on a way, the far end among them. Paths share them.
+func (d *deriver) hops(w way) []ID {
+	hops := make([]ID, 0, 3)
+	if !d.self.isEnd() {
+		hops = append(hops, d.self.via.id)
+	}
+	if w.hop != w.end {
+		hops = append(hops, w.hop.id)
+	}
+	return append(hops, w.end.id)
+}

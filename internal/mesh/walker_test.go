@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// walker follows packets through everybody's tables, as WireGuard, VXLAN, the
+// LAN and the firewall treat them. It knows nothing of how the tables were
+// derived, and looks at nothing but them and what the hosts are.
+type walker struct {
+	encapsulation string
+	hosts         map[mesh.ID]*host
+	keys          map[wgtypes.Key]mesh.ID
+}
+
+// host is one of the walker's world.
+type host struct {
+	mesh.Record
+	id     mesh.ID
+	dead   bool
+	top    mesh.Topology
+	tables *tables
+}
+
+// link is what a packet comes in by.
+type link string
+
+const (
+	fromInside link = "inside"
+	byTunnel   link = "tunnel"
+	byVXLAN    link = "vxlan"
+	byLAN      link = "lan"
+)
+
+// entry is where a prefix goes to.
+type entry struct {
+	to   mesh.ID
+	link link
+}
+
+// tables are a node's: routes, and WireGuard's allowed IPs.
+type tables struct {
+	routes  map[netip.Prefix]entry
+	lengths [2][]int // of the prefixes of IPv4 and IPv6, the longest first
+	peers   map[mesh.ID]mesh.Peer
+	near    map[mesh.ID]mesh.Neighbor
+}
+
+// newTables reads a topology. A prefix that is in two places is an error.
+func (w *walker) newTables(t mesh.Topology) (*tables, error) {
+	tb := &tables{routes: map[netip.Prefix]entry{}, peers: map[mesh.ID]mesh.Peer{}, near: map[mesh.ID]mesh.Neighbor{}}
+	add := func(ps []netip.Prefix, e entry) error {
+		for _, p := range ps {
+			if o, ok := tb.routes[p]; ok {
+				return fmt.Errorf("%v goes to %v and to %v", p, o, e)
+			}
+			tb.routes[p] = e
+			i := family(p.Addr())
+			if !slices.Contains(tb.lengths[i], p.Bits()) {
+				tb.lengths[i] = append(tb.lengths[i], p.Bits())
+			}
+		}
+		return nil
+	}
+	for _, p := range t.Peers {
+		tb.peers[w.keys[p.Key]] = p
+		if err := add(p.AllowedIPs, entry{w.keys[p.Key], byTunnel}); err != nil {
+			return nil, err
+		}
+	}
+	for _, n := range t.Neighbors {
+		tb.near[n.ID] = n
+		by := byLAN
+		if n.Encapsulated {
+			by = byVXLAN
+		}
+		if err := add(n.Prefixes, entry{n.ID, by}); err != nil {
+			return nil, err
+		}
+	}
+	for i := range tb.lengths {
+		slices.Sort(tb.lengths[i])
+		slices.Reverse(tb.lengths[i])
+	}
+	return tb, nil
+}
+
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// lookup finds where an address goes to: the longest prefix wins.
+func (tb *tables) lookup(a netip.Addr) (entry, bool) {
+	for _, bits := range tb.lengths[family(a)] {
+		p, _ := a.Prefix(bits)
+		if e, ok := tb.routes[p]; ok {
+			return e, true
+		}
+	}
+	return entry{}, false
+}
+
+// packet is on its way.
+type packet struct {
+	src, dst netip.Addr
+	at       *host
+	by       link
+	from     *host // that sent it to at
+	hops     []mesh.ID
+	masked   *host // that put its own address for the source
+}
+
+// walk sends a packet and says where it ends.
+func (w *walker) walk(from *host, src, dst netip.Addr) (packet, error) {
+	p := packet{src: src, dst: dst, at: from, by: fromInside}
+	for range 16 {
+		if p.at.dead {
+			return p, p.lost("the host is dead")
+		}
+		if err := p.enter(p.at.tables); err != nil {
+			return p, err
+		}
+		if p.at.holds(dst) {
+			return p, nil
+		}
+		if err := w.forward(&p, p.at.tables); err != nil {
+			return p, err
+		}
+	}
+	return p, p.lost("it goes round and round")
+}
+
+func (p packet) lost(format string, args ...any) error {
+	return fmt.Errorf("%v to %v, by way of %v, at %s: %s", p.src, p.dst, p.hops, p.at.Name, fmt.Sprintf(format, args...))
+}
+
+// enter passes the packet through what stands at a host's door: WireGuard's
+// check that the source is an allowed IP of the peer it came from, and the
+// guard, that drops the mesh's sources unless the way back is by the same link.
+func (p packet) enter(tb *tables) error {
+	if p.by == fromInside || p.masked != nil {
+		return nil
+	}
+	back, ok := tb.lookup(p.src)
+	if p.by == byTunnel && (!ok || back != entry{p.from.id, byTunnel}) {
+		return p.lost("WireGuard takes %v from %v, %v, not from %s", p.src, back, ok, p.from.Name)
+	}
+	guarded := slices.ContainsFunc(p.at.top.Guarded, func(g netip.Prefix) bool { return g.Contains(p.src) })
+	if guarded && (!ok || back.link != p.by) {
+		return p.lost("the guard takes %v from %v, %v, not from %s by %s", p.src, back, ok, p.from.Name, p.by)
+	}
+	return nil
+}
+
+// holds says whether an address is the host's or its pods'.
+func (h *host) holds(a netip.Addr) bool {
+	return slices.Contains(h.top.Addresses, a) ||
+		slices.ContainsFunc(h.top.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(a) }) ||
+		slices.ContainsFunc(h.InternalIPs, func(p netip.Prefix) bool { return p.Addr() == a })
+}
+
+// forward moves the packet to the next host.
+func (w *walker) forward(p *packet, tb *tables) error {
+	e, ok := tb.lookup(p.dst)
+	switch {
+	case !ok && p.by != fromInside:
+		return w.deliver(p)
+	case !ok:
+		return p.lost("no route")
+	}
+	next := w.hosts[e.to]
+	var why string
+	if e.link == byTunnel {
+		why = tunnelFault(tb.peers[next.id], p.at, next)
+	} else {
+		why = w.lanFault(tb.near[next.id], p, next)
+	}
+	if why != "" {
+		return p.lost("to %s: %s", next.Name, why)
+	}
+	p.hops = append(p.hops, next.id)
+	p.from, p.at, p.by = p.at, next, e.link
+	return nil
+}
+
+// deliver hands a packet to a host of the LAN, under the own address there.
+func (w *walker) deliver(p *packet) error {
+	if !slices.ContainsFunc(p.at.top.Serves, func(s netip.Prefix) bool { return s.Contains(p.dst) }) {
+		return p.lost("no route, and it serves %v", p.at.top.Serves)
+	}
+	for _, h := range w.hosts {
+		if h.Location != "" && h.Location == p.at.Location && h.holds(p.dst) {
+			p.hops, p.masked = append(p.hops, h.id), p.at
+			p.from, p.at, p.by = p.at, h, byLAN
+			return nil
+		}
+	}
+	return p.lost("nobody on the LAN has the address")
+}
+
+// tunnelFault says why there can be no tunnel.
+func tunnelFault(p mesh.Peer, from, to *host) string {
+	back, ok := to.tables.peers[from.id]
+	switch {
+	case !ok:
+		return "it has no such peer"
+	case len(p.Endpoints) == 0 && len(back.Endpoints) == 0:
+		return "neither knows where the other is"
+	}
+	return ""
+}
+
+// lanFault says why a packet does not get to a neighbor.
+func (w *walker) lanFault(n mesh.Neighbor, p *packet, to *host) string {
+	from := p.at
+	if from.Location == "" || from.Location != to.Location {
+		return "it is on no LAN of this host"
+	}
+	back, ok := to.tables.near[from.id]
+	switch {
+	case !ok:
+		return "it has no such neighbor"
+	case back.Encapsulated != n.Encapsulated:
+		return "one encapsulates, the other does not"
+	}
+	next := []netip.Addr{n.InternalIP}
+	if !n.Encapsulated {
+		next = n.NextHops
+	} else if n.InternalIP.Is4() != back.InternalIP.Is4() {
+		return "vxlan in different families"
+	} else if !slices.ContainsFunc(n.Overlay, func(a netip.Addr) bool { return a.Is4() == p.dst.Is4() }) {
+		return "no next hop inside vxlan"
+	}
+	i := slices.IndexFunc(next, func(a netip.Addr) bool { return n.Encapsulated || a.Is4() == p.dst.Is4() })
+	if i < 0 {
+		return "no next hop of that family"
+	}
+	if !slices.ContainsFunc(to.InternalIPs, func(q netip.Prefix) bool { return q.Addr() == next[i] }) {
+		return "it has not that address"
+	}
+	onLink := slices.ContainsFunc(from.InternalIPs, func(q netip.Prefix) bool { return q.Contains(next[i]) })
+	if !onLink && (!n.Encapsulated || w.encapsulation == mesh.EncapsulationNever) {
+		return "it is not on link"
+	}
+	return ""
+}
+
+// newWalker derives everybody's tables from what everybody knows.
+func newWalker(c mesh.Cluster, records []mesh.Record, verdicts ...mesh.Verdict) *walker {
+	w := &walker{encapsulation: c.Encapsulation, hosts: map[mesh.ID]*host{}, keys: map[wgtypes.Key]mesh.ID{}}
+	for _, r := range records {
+		if o, ok := w.keys[r.Key]; !ok || older(r, w.hosts[o].Record) {
+			w.keys[r.Key] = r.ID()
+		}
+		w.hosts[r.ID()] = &host{Record: r, id: r.ID()}
+	}
+	for id, h := range w.hosts {
+		h.top = mesh.Derive(mesh.Input{Cluster: c, Self: id, Records: records, Verdicts: verdicts})
+	}
+	return w
+}
+
+// older says whose claims go first.
+func older(a, b mesh.Record) bool {
+	if a.Claim.Time != b.Claim.Time {
+		return a.Claim.Time < b.Claim.Time
+	}
+	return a.ID().Compare(b.ID()) < 0
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"math"
+	"slices"
+)
+
+// Without returns the input as it would be if everybody had found a node down.
+// What Derive makes of it is what the loss of that node changes.
+func Without(in Input, lost ID) Input {
+	in.Verdicts = slices.DeleteFunc(slices.Clone(in.Verdicts), func(v Verdict) bool { return v.Subject == lost })
+	for _, r := range in.Records {
+		for _, role := range []Role{RoleGateway, RoleRelay} {
+			in.Verdicts = append(in.Verdicts, Verdict{
+				Author: r.Identity, Subject: lost, Role: role, State: HealthDown, Epoch: math.MaxUint64,
+			})
+		}
+	}
+	return in
+}
