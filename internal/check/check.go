@@ -18,7 +18,7 @@
 // return paths (net.ipv4.conf.all.rp_filter = 1) is harmless, because the higher
 // of that and the device's own counts, which meshd sets to loose.
 //
-// Package filter, below this one, knows what packet filters do.
+// What packet filters do with a packet is known to package netcfg/filter.
 package check
 
 import (

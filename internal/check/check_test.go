@@ -13,10 +13,10 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/meshd/meshd/internal/check/filter"
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/filter"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -231,11 +231,17 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// rules are tables as the programs print them.
-func rules(b filter.Backend, family, text string) filter.Table { return filter.Parse(b, family, text) }
+// rules are tables as the programs print them. Without the program that writes
+// one, meshd can't.
+func rules(b filter.Backend, program, text string) filter.Table {
+	t := filter.Parse(b, "ip", text)
+	t.Program = program
+	return t
+}
 
 func TestJudgeFirewall(t *testing.T) {
-	const everyForward = "from the mesh to pods, from pods to the mesh, from pods to the internet, of answers from the internet to pods"
+	const everyForward = "from the mesh, to the mesh, from pods, of answers to pods"
+	const everyInput = "to UDP port 51820, to UDP port 7946, to TCP port 7946, of answers to this host, from the mesh to this host, from pods to this host"
 	nft := func(name, chain string, c filter.Chain) filter.Table {
 		return filter.Table{Backend: filter.NFT, Family: "inet", Name: name, Chains: map[string]filter.Chain{chain: c}}
 	}
@@ -245,38 +251,30 @@ func TestJudgeFirewall(t *testing.T) {
 		table  filter.Table
 		want   []string
 	}{
-		{"open", nil, rules(filter.XTNFT, "ip", "-P INPUT ACCEPT\n-P FORWARD ACCEPT"), nil},
-		{"the other family", nil, rules(filter.XTNFT, "ip6", "-P FORWARD DROP"), nil},
-		{"iptables", nil, rules(filter.XTNFT, "ip", "-P FORWARD DROP"), []string{
-			"error firewall: the chain FORWARD of iptables drops packets " + everyForward +
-				" → run: iptables -I FORWARD -i meshd0 -j ACCEPT; iptables -I FORWARD -i kube-bridge -j ACCEPT; iptables -I FORWARD -o kube-bridge -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT (and add it to what sets up your firewall at boot)",
-		}},
-		{"no pods", []string{"cni: {enabled: false}"}, rules(filter.XTNFT, "ip", "-P FORWARD DROP"), nil},
-		{"iptables, as advised", nil, rules(filter.XTNFT, "ip", "-P FORWARD DROP\n-A FORWARD -o kube-bridge -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -i meshd0 -j ACCEPT"), nil},
-		{"iptables of old with Docker", nil, rules(filter.Legacy, "ip", "-P FORWARD DROP\n-N DOCKER-USER\n-A FORWARD -j DOCKER-USER\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -o kube-bridge -j ACCEPT\n-A FORWARD -i docker0 -j ACCEPT\n-A DOCKER-USER -j RETURN"), nil},
-		{"iptables of old with Docker, one way", nil, rules(filter.Legacy, "ip", "-P FORWARD DROP\n-N DOCKER-USER\n-A FORWARD -j DOCKER-USER\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"), []string{
-			"error firewall: the chain FORWARD of iptables-legacy drops packets from the mesh to pods → run: iptables-legacy -I DOCKER-USER -i meshd0 -j ACCEPT (and add it to what sets up your firewall at boot)",
-		}},
-		{"input", nil, rules(filter.XTNFT, "ip", "-P INPUT ACCEPT\n-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A INPUT -j REJECT --reject-with icmp-host-prohibited"), []string{
-			"error firewall: the chain INPUT of iptables drops packets from the mesh to this host, from pods to this host, to UDP port 51820, to UDP port 7946, to TCP port 7946" +
-				" → run: iptables -I INPUT -i meshd0 -j ACCEPT; iptables -I INPUT -i kube-bridge -j ACCEPT; iptables -I INPUT -p udp --dport 51820 -j ACCEPT; iptables -I INPUT -p udp --dport 7946 -j ACCEPT; iptables -I INPUT -p tcp --dport 7946 -j ACCEPT (and add it to what sets up your firewall at boot)",
-		}},
-		{"not understood", nil, rules(filter.XTNFT, "ip", "-P FORWARD DROP\n-A FORWARD -m set --match-set friends src -j ACCEPT\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -o kube-bridge -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"), []string{
-			"warning firewall: the chain FORWARD of iptables may drop packets from the mesh to pods → run: iptables -I FORWARD -i meshd0 -j ACCEPT (and add it to what sets up your firewall at boot)",
-		}},
-		{"ufw", nil, rules(filter.XTNFT, "ip", "-P INPUT DROP\n-P FORWARD DROP\n-N ufw-before-forward\n-A FORWARD -j ufw-before-forward\n-A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"), []string{
-			"error firewall: the chain FORWARD of ufw drops packets from the mesh to pods, from pods to the mesh, from pods to the internet → run: ufw route allow in on meshd0; ufw route allow in on kube-bridge",
-			"error firewall: the chain INPUT of ufw drops packets from the mesh to this host, from pods to this host, to UDP port 51820, to UDP port 7946, to TCP port 7946" +
-				" → run: ufw allow in on meshd0; ufw allow in on kube-bridge; ufw allow 51820/udp; ufw allow 7946/udp; ufw allow 7946/tcp",
+		{"open", nil, rules(filter.XTNFT, "", "-P INPUT ACCEPT\n-P FORWARD ACCEPT"), nil},
+		{"iptables, which meshd writes to", nil, rules(filter.XTNFT, "iptables-nft", "-P FORWARD DROP\n-P INPUT DROP"), nil},
+		{"iptables is missing", []string{"cni: {enabled: false}"}, rules(filter.Legacy, "", "-P FORWARD DROP"), []string{
+			"error firewall: the chain FORWARD of iptables-legacy drops packets from the mesh, to the mesh" +
+				" → install iptables-legacy, with which meshd adds the rules itself (apt install iptables); or run: iptables-legacy -I FORWARD -i meshd0 -j ACCEPT; iptables-legacy -I FORWARD -o meshd0 -j ACCEPT",
 		}},
 		{"nft", nil, nft("filter", "through", filter.Chain{Hook: "forward", Drops: true}), []string{
 			"error firewall: the chain through of nft table inet filter drops packets " + everyForward +
-				" → run: nft insert rule inet filter through iifname meshd0 accept; nft insert rule inet filter through iifname kube-bridge accept; nft insert rule inet filter through oifname kube-bridge ct state established,related accept (and add it to what sets up your firewall at boot)",
+				" → run: nft insert rule inet filter through iifname meshd0 accept; nft insert rule inet filter through oifname meshd0 accept; nft insert rule inet filter through iifname kube-bridge accept;" +
+				" nft insert rule inet filter through oifname kube-bridge ct state established,related accept; nft insert rule inet filter through oifname kube-bridge ct status dnat accept (and add it to what sets up your firewall at boot)",
+		}},
+		{"nft, not understood", nil, nft("filter", "through", filter.Chain{Hook: "forward", Drops: true, Rules: []filter.Rule{
+			{Action: filter.Accept, Conditions: []filter.Condition{{Field: filter.Unknown}}},
+			{Action: filter.Accept, Conditions: []filter.Condition{{Field: filter.In, Values: []string{"meshd0", "kube-bridge"}}}},
+			{Action: filter.Accept, Conditions: []filter.Condition{{Field: filter.Out, Values: []string{"meshd0"}}}},
+		}}), []string{
+			"warning firewall: the chain through of nft table inet filter may drop packets of answers to pods" +
+				" → run: nft insert rule inet filter through oifname kube-bridge ct state established,related accept; nft insert rule inet filter through oifname kube-bridge ct status dnat accept (and add it to what sets up your firewall at boot)",
 		}},
 		{"nft, another hook", nil, nft("filter", "out", filter.Chain{Drops: true}), nil},
 		{"firewalld", nil, nft("firewalld", "filter_INPUT", filter.Chain{Hook: "input", Rules: []filter.Rule{{Action: filter.Drop}}}), []string{
-			"error firewall: the chain filter_INPUT of firewalld drops packets from the mesh to this host, from pods to this host, to UDP port 51820, to UDP port 7946, to TCP port 7946" +
-				" → run: firewall-cmd --permanent --zone=trusted --add-interface=meshd0; firewall-cmd --permanent --zone=trusted --add-interface=kube-bridge; firewall-cmd --permanent --add-port=51820/udp; firewall-cmd --permanent --add-port=7946/udp; firewall-cmd --permanent --add-port=7946/tcp; firewall-cmd --reload",
+			"error firewall: the chain filter_INPUT of firewalld drops packets " + everyInput +
+				" → run: firewall-cmd --permanent --add-port=51820/udp; firewall-cmd --permanent --add-port=7946/udp; firewall-cmd --permanent --add-port=7946/tcp;" +
+				" firewall-cmd --permanent --zone=trusted --add-interface=meshd0; firewall-cmd --permanent --zone=trusted --add-interface=kube-bridge; firewall-cmd --reload",
 		}},
 	}
 	for _, tt := range tests {

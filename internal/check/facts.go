@@ -5,9 +5,9 @@ package check
 import (
 	"net/netip"
 
-	"github.com/meshd/meshd/internal/check/filter"
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/filter"
 	"github.com/meshd/meshd/internal/state"
 )
 

@@ -45,7 +45,7 @@ func Look(ctx context.Context, cfg config.Config, o Options) Facts {
 	}
 	if f.Capable {
 		f.read("kernel", func() error { return f.lookKernel(ctx, cfg) })
-		f.read("firewall", func() error { return f.lookFilters(ctx) })
+		f.read("firewall", func() error { return f.lookFilters(ctx, cfg) })
 	}
 	device := f.lookDevice(ctx, cfg)
 	f.read("ports", func() error { return f.lookPorts(cfg, device) })
@@ -69,7 +69,28 @@ func capable() (bool, error) {
 		return false, fmt.Errorf("read capabilities: %w", err)
 	}
 	const want = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_ADMIN
-	return data[0].Effective&want == want, nil
+	if data[0].Effective&want != want {
+		return false, nil
+	}
+	return ownsNetwork()
+}
+
+// ownsNetwork says whether capabilities mean anything for the network namespace
+// of the process: not in a user namespace below its owner (ioctl_ns(2)).
+func ownsNetwork() (bool, error) {
+	ns, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return false, fmt.Errorf("open network namespace: %w", err)
+	}
+	defer ns.Close()
+	owner, err := unix.IoctlRetInt(int(ns.Fd()), unix.NS_GET_USERNS)
+	if errors.Is(err, unix.EPERM) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("ask for the owner of the network namespace: %w", err)
+	}
+	return true, unix.Close(owner)
 }
 
 func (f *Facts) lookState(dir string) {

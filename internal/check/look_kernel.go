@@ -9,14 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/internal/config"
-	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
@@ -82,12 +80,7 @@ func tryFirewall(ctx context.Context, cfg config.Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
-	c := cfg.Cluster
-	t := mesh.Topology{
-		Addresses: c.Overlays(0), PodCIDRs: c.PodCIDRs(0), Serves: cfg.Node.AllowedLocationIPs,
-		Inside: slices.Concat(c.Overlay, c.Pods), Guarded: slices.Concat(c.Overlay, c.Pods),
-	}
-	want := netcfg.Desired(t, netcfg.Settings{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge, LocationIPs: t.Serves})
+	want := desired(cfg, netcfg.Facts{})
 	return host.Apply(ctx, netcfg.Diff(netcfg.State{}, netcfg.State{Firewall: want.Firewall}, netcfg.Options{}))
 }
 

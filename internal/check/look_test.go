@@ -10,7 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/meshd/meshd/internal/check/filter"
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
 // nftForward is a chain that drops but for the given rules.
@@ -81,7 +82,7 @@ func TestLookNFT(t *testing.T) {
 				if out, err := cmd.CombinedOutput(); err != nil {
 					return fmt.Errorf("%w: %s", err, out)
 				}
-				return errors.Join(f.lookLinks(), f.lookFilters(t.Context()))
+				return errors.Join(f.lookLinks(), f.lookFilters(t.Context(), config.Config{}))
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -108,12 +109,12 @@ func TestLookIPTables(t *testing.T) {
 						return fmt.Errorf("%w: %s", err, out)
 					}
 				}
-				return errors.Join(f.lookLinks(), f.lookFilters(t.Context()))
+				return errors.Join(f.lookLinks(), f.lookFilters(t.Context(), config.Config{}))
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(f.Filters) != 1 || iptables(f.Filters[0]) != strings.Replace(program, "-nft", "", 1) {
+			if len(f.Filters) != 1 || f.Filters[0].Program != program {
 				t.Fatalf("tables: got %+v, want one of %s", f.Filters, program)
 			}
 			for in, want := range map[string]filter.Verdict{"meshd0": filter.Accepted, "eth0": filter.Dropped} {

@@ -29,9 +29,18 @@ func (h *Host) Apply(ctx context.Context, p Plan) error {
 	if p.Firewall != nil {
 		errs = append(errs, h.replaceFirewall(ctx, *p.Firewall))
 	}
+	for _, c := range p.Accepts {
+		errs = append(errs, h.applyAccept(ctx, c))
+	}
 	if p.Device != nil {
 		if err := h.applyDevice(*p.Device); err != nil {
 			return errors.Join(append(errs, err)...)
+		}
+	}
+	if p.VXLAN != nil {
+		if err := h.applyVXLAN(*p.VXLAN); err != nil {
+			errs = append(errs, err)
+			p = p.withoutVXLAN()
 		}
 	}
 	for _, s := range p.Sysctls {
@@ -40,14 +49,29 @@ func (h *Host) Apply(ctx context.Context, p Plan) error {
 	for _, a := range p.Addresses {
 		errs = append(errs, h.addAddress(a))
 	}
+	errs = append(errs, h.addEntries(p.Forwarding, p.Neighbors))
 	for _, r := range p.Routes {
 		errs = append(errs, h.addRoute(r))
 	}
 	if len(p.Peers) > 0 {
 		errs = append(errs, h.configure(p.Config()))
 	}
+	for _, r := range p.MovedRoutes {
+		errs = append(errs, h.addRoute(r))
+	}
+	errs = append(errs, h.prune(ctx, p))
+	return errors.Join(append(errs, ctx.Err())...)
+}
+
+// prune takes away what a plan says.
+func (h *Host) prune(ctx context.Context, p Plan) error {
+	var errs []error
 	for _, r := range p.StaleRoutes {
 		errs = append(errs, h.deleteRoute(r))
+	}
+	errs = append(errs, h.deleteEntries(p.StaleForwarding, p.StaleNeighbors))
+	if p.StaleVXLAN != "" {
+		errs = append(errs, h.deleteVXLAN())
 	}
 	for _, a := range p.StaleAddresses {
 		errs = append(errs, h.deleteAddress(a))
@@ -58,7 +82,7 @@ func (h *Host) Apply(ctx context.Context, p Plan) error {
 	if p.StaleFirewall {
 		errs = append(errs, h.deleteFirewall(ctx))
 	}
-	return errors.Join(append(errs, ctx.Err())...)
+	return errors.Join(errs...)
 }
 
 // applyDevice makes the device, or makes it what it should be.
@@ -323,6 +347,12 @@ func (h *Host) tryAddRoute(c RouteChange) error {
 	if c.Route.Source.IsValid() {
 		r.Src = c.Route.Source.AsSlice()
 	}
+	if c.Route.Via.IsValid() {
+		r.Gw, r.Scope = c.Route.Via.AsSlice(), netlink.SCOPE_UNIVERSE
+	}
+	if c.Route.OnLink {
+		r.Flags = int(netlink.FLAG_ONLINK)
+	}
 	if c.Old == nil {
 		h.writes.Add(1)
 		if err := h.nl.RouteAdd(r); !errors.Is(err, unix.EEXIST) {
@@ -357,6 +387,9 @@ func (h *Host) deleteRoute(r Route) error {
 		Protocol: RouteProtocol,
 		Scope:    netlink.SCOPE_NOWHERE, // any
 		Table:    unix.RT_TABLE_MAIN,
+	}
+	if r.Via.IsValid() {
+		del.Gw = r.Via.AsSlice()
 	}
 	if r.Link != "" {
 		link, err := h.linkByName(r.Link)

@@ -20,10 +20,22 @@ const RouteProtocol = 77
 // FirewallTable is the name of our nft table, of family inet.
 const FirewallTable = "meshd"
 
+// VXLAN inside a location. The port is neither IANA's 4789, which docker swarm
+// and Calico use, nor 8472 of flannel and Cilium: devices share a port only if
+// their flags agree (vxlan_find_sock), and our firewall closes the whole port to
+// all but members. 7947 is next to gossip's port, and below 32768, where Linux
+// begins to take ports for connections. Alone on its port, the device may have
+// any network identifier; this one is that of our routes.
+const (
+	vxlanPort = 7947
+	vxlanID   = RouteProtocol
+)
+
 // The names of the base chains in our table.
 const (
 	chainForward     = "forward"
 	chainGuard       = "guard"
+	chainInput       = "input"
 	chainPostrouting = "postrouting"
 )
 
@@ -31,9 +43,11 @@ const (
 // priority until one has decided about the flow, so 90 is before kube-proxy's
 // MASQUERADE and everybody else's at 100 (srcnat). -150 is where mangle sits.
 // -290 is after raw (-300), whose rules thus see all packets, and before
-// connection tracking (-200): a forged packet leaves no entry behind.
+// connection tracking (-200): a forged packet leaves no entry behind. 0 is where
+// filters sit.
 const (
 	prioritySNAT   = 90
+	priorityFilter = 0
 	priorityMangle = -150
 	priorityGuard  = -290
 )
@@ -47,6 +61,10 @@ const (
 	// overhead is what WireGuard adds to a packet at most: 40 of IPv6, 8 of
 	// UDP, 32 of its own.
 	overhead = 80
+	// vxlanOverhead4 and 6 are what VXLAN adds to a packet: 20 or 40 of IP, 8 of
+	// UDP, 8 of its own, 14 of the inner Ethernet header (RFC 7348, section 5).
+	vxlanOverhead4 = 50
+	vxlanOverhead6 = 70
 	// ethernetMTU bounds the MTU, because a path that begins with jumbo
 	// frames rarely ends so.
 	ethernetMTU = 1500

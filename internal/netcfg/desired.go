@@ -14,16 +14,21 @@ import (
 
 // Settings is what a host's desired state follows from besides the topology.
 type Settings struct {
-	Interface      string // name of the WireGuard device
+	Interface      string  // name of the WireGuard device
+	ID             mesh.ID // own; the VXLAN device's MAC follows from it
 	Implementation Implementation
 	PrivateKey     wgtypes.Key `json:"-"`
 	ListenPort     int
+	GossipPort     int
 	MTU            int    // of the device, see MTU
 	Bridge         string // name of the bridge that the pods are on; "" if others do the CNI
 
-	// LocationIPs are networks behind this node that it serves to the mesh.
-	// Their hosts have no route back, so what goes there is masqueraded.
-	LocationIPs []netip.Prefix
+	// LANs are the links with the internal IPs that this node's record tells, see
+	// Facts.LANs. Without them there are no ways to neighbors.
+	LANs []LAN
+
+	// Uplinks are where packets of the underlay come in, see Facts.Uplinks.
+	Uplinks []Uplink
 
 	// Pick says which of a peer's endpoints to use, counted round its list, or
 	// with a negative number that it is to have none yet;
@@ -53,14 +58,20 @@ func MTU(egress int, ipv6 bool) int {
 // far side would drop what comes from any other. Its peers have their allowed
 // IPs all the same, so that no peer changes when the node gets its slot.
 func Desired(t mesh.Topology, s Settings) State {
-	return State{
+	state := State{
 		Device:    s.device(),
 		Peers:     s.peers(t.Peers),
+		VXLAN:     s.vxlan(t),
 		Addresses: hostPrefixes(t.Addresses),
 		Routes:    s.routes(t),
 		Firewall:  s.firewall(t),
 		Sysctls:   s.sysctls(t),
+		Accepts:   s.accepts(t),
 	}
+	if state.VXLAN != nil {
+		state.Forwarding, state.Neighbors = entries(t)
+	}
+	return state
 }
 
 func (s Settings) device() *Device {
@@ -99,28 +110,30 @@ func (s Settings) endpoint(p mesh.Peer) netip.AddrPort {
 	return unmapPort(p.Endpoints[pick%len(p.Endpoints)])
 }
 
-// routes returns one route for each allowed IP, and one for each guarded range
-// as a whole. The latter catch what belongs to no peer, or to none that we know
+// routes returns one route for each allowed IP, those to the neighbors, and one
+// for each guarded range as a whole. The latter catch what belongs to no peer, or to none that we know
 // yet: it ends at the device, where WireGuard refuses it, instead of leaving by
 // the default route in clear text. They also make the guard strict, because the
 // default route is then no way back to any guarded source.
 func (s Settings) routes(t mesh.Topology) []Route {
 	to := make(map[netip.Prefix]Route)
-	add := func(dst netip.Prefix, mtu int) {
-		if src := sourceFor(dst.Addr(), t.Addresses); src.IsValid() {
-			to[dst] = Route{Destination: dst, Link: s.Interface, Source: src, MTU: mtu}
+	add := func(r Route) {
+		if r.Source = sourceFor(r.Destination.Addr(), t.Addresses); r.Source.IsValid() {
+			to[r.Destination] = r
 		}
 	}
 	for _, dst := range normal(t.Guarded) {
-		add(dst, 0)
+		add(Route{Destination: dst, Link: s.Interface})
 	}
 	for _, p := range t.Peers {
-		mtu := p.MTU
-		if mtu >= s.MTU {
-			mtu = 0
-		}
 		for _, dst := range normal(p.AllowedIPs) {
-			add(dst, mtu)
+			add(Route{Destination: dst, Link: s.Interface, MTU: lower(p.MTU, s.MTU)})
+		}
+	}
+	vx := s.vxlan(t)
+	for _, n := range t.Neighbors {
+		for _, r := range s.neighborRoutes(n, vx) {
+			add(r)
 		}
 	}
 	var out []Route
@@ -163,6 +176,9 @@ func (s Settings) sysctls(t mesh.Topology) []Sysctl {
 				// The CNI plugin makes the bridge later, and gives it an address.
 				Sysctl{"net.ipv6.conf.default.disable_ipv6", "0"})
 		}
+	}
+	if s.vxlan(t) != nil {
+		out = append(out, s.vxlanSysctls(t)...)
 	}
 	slices.SortFunc(out, func(a, b Sysctl) int { return strings.Compare(a.Key, b.Key) })
 	return out

@@ -73,7 +73,7 @@ func TestDesired(t *testing.T) {
 	natted.Inside = append(natted.Inside, prefixList("192.168.20.5/32", "10.42.3.0/24")...)
 	picked := settings()
 	picked.Pick = map[mesh.ID]int{small.ID: 3, nat.ID: 1}
-	picked.LocationIPs = prefixList("192.168.10.0/24")
+	natted.Serves = prefixList("192.168.10.0/24")
 
 	waiting := two
 	waiting.Addresses, waiting.PodCIDRs = nil, nil
@@ -92,6 +92,11 @@ func TestDesired(t *testing.T) {
 		{"no-slot", waiting, settings()},
 		{"no-cni", two, bare},
 		{"nothing", mesh.Topology{}, settings()},
+		{"member", member(), lanSettings()},
+		{"member-ipv6-lan", memberOnIPv6(), lanSettings()},
+		{"member-plain", plain(member()), lanSettings()},
+		{"gateway", gateway(), lanSettings()},
+		{"member-without-lan", member(), settings()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := Desired(tt.topology, tt.settings).String()
@@ -110,6 +115,75 @@ func TestDesired(t *testing.T) {
 			}
 		})
 	}
+}
+
+// neighbor is one as mesh.Derive makes it: node n has 192.168.10.n on the LAN.
+func neighbor(n byte, name string, prefixes ...string) mesh.Neighbor {
+	return mesh.Neighbor{
+		ID: mesh.ID{n}, Name: name, InternalIP: netip.AddrFrom4([4]byte{192, 168, 10, n}), MTU: 1420, Encapsulated: true,
+		Overlay:  []netip.Addr{netip.AddrFrom4([4]byte{10, 4, 0, n}), netip.AddrFrom16([16]byte{0: 0xfd, 3: 4, 15: n})},
+		Prefixes: prefixList(prefixes...),
+	}
+}
+
+// lanSettings are those of node 1, whose location's network is 192.168.10.0/24.
+func lanSettings() Settings {
+	s := settings()
+	s.ID = mesh.ID{1}
+	s.LANs = []LAN{
+		{Link: "eth0", Address: netip.MustParsePrefix("192.168.10.1/24"), MTU: 1500},
+		{Link: "eth1", Address: netip.MustParsePrefix("fd10::1/64"), MTU: 1480},
+	}
+	return s
+}
+
+// dualTopology is topology4 with both families.
+func dualTopology(peers ...mesh.Peer) mesh.Topology {
+	t := topology4(peers...)
+	t.Addresses = addrList("10.4.0.1", "fd00:4::1")
+	t.PodCIDRs = prefixList("10.42.0.0/24", "fd00:42::/64")
+	t.Inside = append(t.Inside, prefixList("fd00:4::/64", "fd00:42::/48")...)
+	t.Guarded = append(t.Guarded, prefixList("fd00:4::/64", "fd00:42::/48")...)
+	return t
+}
+
+// member is the view of a node that is no gateway: node 2 is, and node 3 is like itself.
+func member() mesh.Topology {
+	t := dualTopology()
+	t.Neighbors = []mesh.Neighbor{
+		neighbor(2, "gate", "10.4.0.2/32", "10.42.1.0/24", "fd00:42:0:1::/64", "10.4.0.9/32", "10.42.8.0/24", "fd00:4::9/128", "192.168.20.0/24"),
+		neighbor(3, "next", "10.42.2.0/24", "fd00:42:0:2::/64"),
+	}
+	t.Neighbors[1].MTU = 1400
+	return t
+}
+
+// gateway is the view of the same node in office.
+func gateway() mesh.Topology {
+	t := dualTopology(meshPeer(9, "far", "10.4.0.9/32", "10.42.8.0/24", "fd00:4::9/128", "192.168.20.0/24"))
+	t.Inside = append(t.Inside, prefixList("192.168.20.0/24")...)
+	t.Serves = prefixList("172.20.0.0/16")
+	t.Neighbors = member().Neighbors
+	t.Neighbors[0].Prefixes = prefixList("10.42.1.0/24", "fd00:42:0:1::/64")
+	return t
+}
+
+// plain is a topology without VXLAN.
+func plain(t mesh.Topology) mesh.Topology {
+	t.Neighbors = slices.Clone(t.Neighbors)
+	for i := range t.Neighbors {
+		t.Neighbors[i].Encapsulated = false
+	}
+	return t
+}
+
+// memberOnIPv6 is the member where the LAN has IPv6 only.
+func memberOnIPv6() mesh.Topology {
+	t := member()
+	for i := range t.Neighbors {
+		t.Neighbors[i].InternalIP = netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x10, 15: t.Neighbors[i].ID[0]})
+	}
+	return t
 }
 
 // TestDesiredOrder holds Desired to one answer for one topology, in whatever

@@ -41,7 +41,12 @@ func Diff(observed, desired State, o Options) Plan {
 	if p.Device != nil && p.Device.Create {
 		observed = observed.without(desired.Device.Name)
 	}
+	p.VXLAN = diffVXLAN(observed.VXLAN, desired.VXLAN)
+	if p.VXLAN != nil && p.VXLAN.Create {
+		observed = observed.withoutVXLAN(desired.VXLAN.Name)
+	}
 	p.Sysctls = missing(observed.Sysctls, desired.Sysctls)
+	p.Accepts = diffAccepts(observed.Filters, desired.Accepts, o.Prune)
 	if !observed.Firewall.equal(desired.Firewall) {
 		switch {
 		case !desired.Firewall.empty():
@@ -50,10 +55,11 @@ func Diff(observed, desired State, o Options) Plan {
 			p.StaleFirewall = true
 		}
 	}
-	p.Routes = diffRoutes(observed.Routes, desired.Routes)
+	p.diffRoutes(observed.Routes, desired)
 	if o.Prune {
 		p.StaleRoutes = staleRoutes(observed.Routes, desired.Routes)
 	}
+	p.diffVXLANEntries(observed, desired, o.Prune)
 	if desired.Device == nil {
 		if o.Prune && observed.Device != nil {
 			p.StaleDevice = observed.Device.Name
@@ -80,13 +86,22 @@ func missing[T comparable](have, want []T) []T {
 }
 
 // without returns what remains of the state when the device goes, or if it has
-// never been there: nothing that is on it.
+// never been there: nothing that is on it, and no route that has one of its
+// addresses as source.
 func (s State) without(device string) State {
+	own := s.Addresses
 	s.Peers, s.Addresses = nil, nil
-	s.Routes = slices.DeleteFunc(slices.Clone(s.Routes), func(r Route) bool { return r.Link == device })
-	part := "." + strings.ReplaceAll(device, ".", "/") + "."
-	s.Sysctls = slices.DeleteFunc(slices.Clone(s.Sysctls), func(c Sysctl) bool { return strings.Contains(c.Key, part) })
+	s.Routes = slices.DeleteFunc(slices.Clone(s.Routes), func(r Route) bool {
+		return r.Link == device || r.Source.IsValid() && slices.Contains(own, netip.PrefixFrom(r.Source, r.Source.BitLen()))
+	})
+	s.Sysctls = sysctlsWithout(s.Sysctls, device)
 	return s
+}
+
+// sysctlsWithout returns the parameters that are not a link's.
+func sysctlsWithout(sysctls []Sysctl, link string) []Sysctl {
+	part := "." + strings.ReplaceAll(link, ".", "/") + "."
+	return slices.DeleteFunc(slices.Clone(sysctls), func(c Sysctl) bool { return strings.Contains(c.Key, part) })
 }
 
 func diffDevice(observed, desired *Device) *DeviceChange {
@@ -111,37 +126,51 @@ func diffDevice(observed, desired *Device) *DeviceChange {
 	return &c
 }
 
-// diffRoutes returns the routes to add or to change. The kernel may hold several
+// diffRoutes plans the routes to add or to change. The kernel may hold several
 // routes to one destination, which differ in what a Route doesn't tell.
-func diffRoutes(observed, desired []Route) []RouteChange {
-	var out []RouteChange
-	for _, r := range missing(observed, desired) {
+func (p *Plan) diffRoutes(observed []Route, desired State) {
+	for _, r := range missing(observed, desired.Routes) {
 		c := RouteChange{Route: r}
 		if i := slices.IndexFunc(observed, func(o Route) bool { return o.Destination == r.Destination }); i >= 0 {
 			c.Old = &observed[i]
 		}
-		out = append(out, c)
+		if c.Old != nil && c.Old.Link != r.Link && desired.Device != nil && r.Link == desired.Device.Name {
+			p.MovedRoutes = append(p.MovedRoutes, c)
+		} else {
+			p.Routes = append(p.Routes, c)
+		}
 	}
-	return out
+	slices.SortStableFunc(p.Routes, func(a, b RouteChange) int {
+		return cmp.Compare(a.Route.Via.BitLen(), b.Route.Via.BitLen())
+	})
 }
 
-// staleRoutes returns the routes to delete. One that has a desired route's
-// destination and link, or that destination and no link, is not among them:
-// either it is being replaced, or the kernel could not tell which of the two is
-// meant.
+// staleRoutes returns the routes to delete: those that are neither desired nor
+// replaced. A route to a desired destination by the same link and next hop is
+// not among them, nor one without next hop by the same link, nor one without
+// link: the kernel could not tell it from the desired one.
 func staleRoutes(observed, desired []Route) []Route {
 	type path struct {
 		to   netip.Prefix
 		link string
+		via  netip.Addr
 	}
-	wanted := make(map[path]bool, len(desired))
+	wanted := make(map[path]bool, 3*len(desired))
 	for _, r := range desired {
-		wanted[path{r.Destination, r.Link}] = true
-		wanted[path{r.Destination, ""}] = true
+		wanted[path{r.Destination, r.Link, r.Via}] = true
+		wanted[path{r.Destination, r.Link, netip.Addr{}}] = true
+		wanted[path{to: r.Destination}] = true
+	}
+	replaced := make(map[netip.Prefix]bool)
+	for _, r := range missing(observed, desired) {
+		replaced[r.Destination] = true
 	}
 	var out []Route
 	for _, r := range observed {
-		if !wanted[path{r.Destination, r.Link}] {
+		switch {
+		case replaced[r.Destination]:
+			replaced[r.Destination] = false // only the first, as in diffRoutes
+		case !wanted[path{r.Destination, r.Link, r.Via}]:
 			out = append(out, r)
 		}
 	}
@@ -243,5 +272,5 @@ func (f Firewall) equal(o Firewall) bool {
 func compareKeys(a, b wgtypes.Key) int { return slices.Compare(a[:], b[:]) }
 
 func compareRoutes(a, b Route) int {
-	return cmp.Or(a.Destination.Compare(b.Destination), strings.Compare(a.Link, b.Link))
+	return cmp.Or(a.Destination.Compare(b.Destination), strings.Compare(a.Link, b.Link), a.Via.Compare(b.Via))
 }

@@ -16,9 +16,11 @@
 // else made to the host is a difference like any other, and a plan that was
 // applied by half is continued by the next one.
 //
-// What is ours is known by its mark: the device by its link alias, routes by
+// What is ours is known by its mark: the devices by their link alias, routes by
 // [RouteProtocol], firewall rules by the table [FirewallTable]. Nothing else is
-// observed, and so nothing else is ever changed or removed.
+// ever changed or removed. Others' packet filters are looked at too, because an
+// accept of ours can't undo their drop: where iptables would drop packets of the
+// mesh, [Accept] rules go into its tables, known by their comment.
 //
 // # WireGuard
 //

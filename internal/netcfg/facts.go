@@ -3,6 +3,7 @@
 package netcfg
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -25,6 +26,8 @@ type Facts struct {
 	// InternalIPs are the uplinks' sources that are private, with the length of
 	// the network that they are in.
 	InternalIPs []netip.Prefix
+	// Attached are all lasting addresses but our own, with their links. Sorted.
+	Attached []LAN
 	// MTU is the lowest of the uplinks', in bytes; 0 without an uplink.
 	MTU int
 }
@@ -113,9 +116,10 @@ func (h *Host) readFacts() (rawFacts, error) {
 // ours, their addresses are no facts about the host.
 func chooseFacts(raw rawFacts, device, bridge string) Facts {
 	var f Facts
+	own := func(link string) bool { return link == device || link == VXLANName(device) || link == bridge }
 	links := make(map[int]rawLink)
 	for _, l := range raw.links {
-		if l.name != device && l.name != bridge && !foreign(l.name) {
+		if !own(l.name) && !foreign(l.name) {
 			links[l.index] = l
 		}
 	}
@@ -123,7 +127,13 @@ func chooseFacts(raw rawFacts, device, bridge string) Facts {
 		if _, ok := links[a.link]; ok && lasting(a) {
 			f.Addresses = append(f.Addresses, a.prefix.Addr())
 		}
+		// A person may well name a bridge's address as the internal IP.
+		i := slices.IndexFunc(raw.links, func(l rawLink) bool { return l.index == a.link && !own(l.name) })
+		if i >= 0 && lasting(a) {
+			f.Attached = append(f.Attached, LAN{Link: raw.links[i].name, Address: a.prefix, MTU: raw.links[i].mtu})
+		}
 	}
+	slices.SortFunc(f.Attached, func(a, b LAN) int { return cmp.Or(a.Address.Compare(b.Address), strings.Compare(a.Link, b.Link)) })
 	slices.SortFunc(f.Addresses, netip.Addr.Compare)
 	f.Addresses = slices.Compact(f.Addresses)
 
@@ -149,6 +159,19 @@ func chooseFacts(raw rawFacts, device, bridge string) Facts {
 	slices.SortFunc(f.Uplinks, func(a, b Uplink) int { return a.Source.Compare(b.Source) })
 	slices.SortFunc(f.InternalIPs, netip.Prefix.Compare)
 	return f
+}
+
+// LANs returns where the host has its internal IPs. One that it has on no link is
+// left out.
+func (f Facts) LANs(internalIPs []netip.Prefix) []LAN {
+	var out []LAN
+	for _, ip := range internalIPs {
+		i := slices.IndexFunc(f.Attached, func(l LAN) bool { return l.Address.Addr() == ip.Addr().Unmap() })
+		if i >= 0 {
+			out = append(out, f.Attached[i])
+		}
+	}
+	return out
 }
 
 // foreign says whether a link belongs to containers, by its name.

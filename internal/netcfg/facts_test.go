@@ -29,6 +29,7 @@ func TestChooseFacts(t *testing.T) {
 			want: Facts{
 				Addresses: []netip.Addr{addr("203.0.113.7")},
 				Uplinks:   []Uplink{{"eth0", prefix("203.0.113.7/24"), 1500}},
+				Attached:  []LAN{{"eth0", prefix("203.0.113.7/24"), 1500}},
 				MTU:       1500,
 			},
 		},
@@ -45,14 +46,18 @@ func TestChooseFacts(t *testing.T) {
 				Addresses:   []netip.Addr{addr("100.64.3.4"), addr("192.168.1.9"), addr("fd12::5")},
 				Uplinks:     []Uplink{{"eth0", prefix("100.64.3.4/10"), 9001}, {"ppp0", prefix("fd12::5/64"), 1492}},
 				InternalIPs: []netip.Prefix{prefix("100.64.3.4/10"), prefix("fd12::5/64")},
-				MTU:         1492,
+				Attached: []LAN{
+					{"eth0", prefix("100.64.3.4/10"), 9001}, {"eth0", prefix("192.168.1.9/24"), 9001}, {"ppp0", prefix("fd12::5/64"), 1492},
+				},
+				MTU: 1492,
 			},
 		},
 		{
 			name: "ours and containers'",
 			raw: rawFacts{
-				links: []rawLink{{2, "meshd0", 1420}, {3, "pods", 1420}, {4, "docker0", 1500}, {5, "br-1f2e", 1500}, {6, "kube-ipvs0", 1500}, {7, "vethab", 1500}},
+				links: []rawLink{{1, "meshd0-vx", 1420}, {2, "meshd0", 1420}, {3, "pods", 1420}, {4, "docker0", 1500}, {5, "br-1f2e", 1500}, {6, "kube-ipvs0", 1500}, {7, "vethab", 1500}},
 				addrs: []rawAddr{
+					{1, prefix("10.4.0.1/32"), 0},
 					{2, prefix("10.4.0.1/32"), 0},
 					{3, prefix("10.42.0.1/24"), 0},
 					{4, prefix("172.17.0.1/16"), 0},
@@ -62,6 +67,12 @@ func TestChooseFacts(t *testing.T) {
 				},
 				sources: []rawSource{{2, addr("10.4.0.1")}},
 			},
+			want: Facts{Attached: []LAN{
+				{"kube-ipvs0", prefix("10.43.0.1/32"), 1500},
+				{"docker0", prefix("172.17.0.1/16"), 1500},
+				{"br-1f2e", prefix("172.18.0.1/16"), 1500},
+				{"vethab", prefix("203.0.113.9/32"), 1500},
+			}},
 		},
 		{
 			name: "addresses that do not last",
@@ -76,7 +87,10 @@ func TestChooseFacts(t *testing.T) {
 					{2, prefix("2001:db8::5/128"), 0},
 				},
 			},
-			want: Facts{Addresses: []netip.Addr{addr("2001:db8::5")}},
+			want: Facts{
+				Addresses: []netip.Addr{addr("2001:db8::5")},
+				Attached:  []LAN{{"eth0", prefix("2001:db8::5/64"), 1500}, {"eth0", prefix("2001:db8::5/128"), 1500}},
+			},
 		},
 		{
 			name: "source on another link",
@@ -89,6 +103,7 @@ func TestChooseFacts(t *testing.T) {
 				Addresses:   []netip.Addr{addr("10.0.0.1")},
 				Uplinks:     []Uplink{{"eth0", prefix("10.0.0.1/32"), 1500}},
 				InternalIPs: []netip.Prefix{prefix("10.0.0.1/32")},
+				Attached:    []LAN{{"lo", prefix("10.0.0.1/32"), 65536}},
 				MTU:         1500,
 			},
 		},

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -30,43 +31,70 @@ var families = []family{
 //	inside    what belongs to the mesh, for which nothing is masqueraded
 //	guarded   what only the mesh may use as a source
 //	location  the networks behind this node
+//	members   the neighbors from which VXLAN is accepted
 //
 // each for one family; a set that would be empty isn't made, nor are the rules
 // that name it.
 func (s Settings) firewall(t mesh.Topology) Firewall {
 	sets := make(map[string][]netip.Prefix)
 	for _, f := range families {
-		sets["inside"+f.suffix] = f.merged(t.Inside)
+		sets["inside"+f.suffix] = f.merged(inside(t))
 		sets["guarded"+f.suffix] = f.merged(t.Guarded)
-		sets["location"+f.suffix] = f.merged(s.LocationIPs)
+		sets["location"+f.suffix] = f.merged(t.Serves)
+		sets["members"+f.suffix] = f.merged(s.members(t))
 	}
 	var fw Firewall
-	for _, name := range []string{"guarded", "inside", "location"} {
+	for _, name := range []string{"guarded", "inside", "location", "members"} {
 		for _, f := range families {
 			if elements := sets[name+f.suffix]; len(elements) > 0 {
 				fw.Sets = append(fw.Sets, Set{Name: name + f.suffix, Type: f.setType, Elements: elements})
 			}
 		}
 	}
-	var guard, nat []Rule
+	var guard, input, nat []Rule
 	for _, f := range families {
 		if len(sets["guarded"+f.suffix]) > 0 {
 			guard = append(guard, f.guard())
+		}
+		if len(sets["members"+f.suffix]) > 0 {
+			guard = append(guard, f.guardMembers())
+			input = append(input, f.membersOnly())
 		}
 		if len(sets["inside"+f.suffix]) > 0 {
 			nat = append(nat, s.snat(f, t)...)
 			nat = append(nat, s.masquerade(f, t)...)
 		}
 		if len(sets["location"+f.suffix]) > 0 && len(sets["guarded"+f.suffix]) > 0 {
-			nat = append(nat, s.masqueradeLocation(f))
+			nat = append(nat, s.masqueradeLocation(f, t))
 		}
 	}
 	fw.Chains = []Chain{
-		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: s.clampMSS()},
+		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: s.clampMSS(t)},
 		{Name: chainGuard, Type: "filter", Hook: "prerouting", Priority: priorityGuard, Rules: guard},
 		{Name: chainPostrouting, Type: "nat", Hook: "postrouting", Priority: prioritySNAT, Rules: nat},
 	}
+	if len(input) > 0 {
+		fw.Chains = slices.Insert(fw.Chains, 2, Chain{Name: chainInput, Type: "filter", Hook: "input", Priority: priorityFilter, Rules: input})
+	}
 	return fw
+}
+
+// inside is what belongs to the mesh. What goes to a neighbor does, and should
+// mesh.Derive leave some of it out, it would be masqueraded half way.
+func inside(t mesh.Topology) []netip.Prefix {
+	out := slices.Clone(t.Inside)
+	for _, n := range t.Neighbors {
+		out = append(out, n.Prefixes...)
+	}
+	return out
+}
+
+// devices are the links that carry the mesh's packets and nothing else.
+func (s Settings) devices(t mesh.Topology) []string {
+	if vx := s.vxlan(t); vx != nil {
+		return []string{s.Interface, vx.Name}
+	}
+	return []string{s.Interface}
 }
 
 // guard drops packets with a source of the mesh that come in by another link
@@ -77,6 +105,18 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 // in by its bridge, where the route to the pod points.
 func (f family) guard() Rule {
 	return rule("%[1]s saddr @guarded%[2]s fib saddr . iif oif missing counter drop", f.keyword, f.suffix)
+}
+
+// guardMembers holds the outer packets of VXLAN to the same: an internal IP
+// counts on the link by which we would answer.
+func (f family) guardMembers() Rule {
+	return rule("%[1]s saddr @members%[2]s udp dport %[3]d fib saddr . iif oif missing counter drop", f.keyword, f.suffix, vxlanPort)
+}
+
+// membersOnly keeps everybody else out of our VXLAN: who may send to its port
+// is inside the mesh. The kernel listens there in one family only.
+func (f family) membersOnly() Rule {
+	return rule("%[1]s saddr != @members%[2]s udp dport %[3]d counter drop", f.keyword, f.suffix, vxlanPort)
 }
 
 // snat gives the overlay address to what this host sends into the mesh under an
@@ -97,8 +137,8 @@ func (s Settings) snat(f family, t mesh.Topology) []Rule {
 			away, f.keyword, f.suffix, masqueradeMark, ^uint32(masqueradeMark), own.Addr()),
 		rule("%[1]s %[2]s daddr @inside%[3]s %[2]s saddr != @inside%[3]s fib saddr type local snat %[2]s to %[4]s",
 			away, f.keyword, f.suffix, own.Addr()),
-		rule("oifname %[1]q %[2]s saddr != @inside%[3]s fib saddr type local snat %[2]s to %[4]s",
-			s.Interface, f.keyword, f.suffix, own.Addr()),
+		rule("oifname %[1]s %[2]s saddr != @inside%[3]s fib saddr type local snat %[2]s to %[4]s",
+			oneOf(s.devices(t)), f.keyword, f.suffix, own.Addr()),
 	}
 }
 
@@ -113,28 +153,39 @@ func (s Settings) masquerade(f family, t mesh.Topology) []Rule {
 }
 
 // masqueradeLocation lets the mesh reach the networks behind this node.
-func (s Settings) masqueradeLocation(f family) Rule {
+func (s Settings) masqueradeLocation(f family, t mesh.Topology) Rule {
 	return rule("%[1]s %[2]s saddr @guarded%[3]s %[2]s daddr @location%[3]s masquerade",
-		notBy("lo", s.Bridge, s.Interface), f.keyword, f.suffix)
+		notBy(append([]string{"lo", s.Bridge}, s.devices(t)...)...), f.keyword, f.suffix)
 }
 
 // clampMSS bounds the segments of forwarded TCP connections to what fits
-// through the device. `rt mtu` is the lower of both directions' routes
+// through the devices. `rt mtu` is the lower of both directions' routes
 // (nft_rt.c, get_tcpmss), but each end announces for itself.
-func (s Settings) clampMSS() []Rule {
-	const clamp = " %q tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
-	return []Rule{rule("iifname"+clamp, s.Interface), rule("oifname"+clamp, s.Interface)}
+func (s Settings) clampMSS(t mesh.Topology) []Rule {
+	const clamp = " %s tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+	return []Rule{rule("iifname"+clamp, oneOf(s.devices(t))), rule("oifname"+clamp, oneOf(s.devices(t)))}
+}
+
+// oneOf writes names of links as nft takes them on the right of a match.
+func oneOf(links []string) string {
+	if len(links) == 1 {
+		return fmt.Sprintf("%q", links[0])
+	}
+	return fmt.Sprintf("{ %s }", strings.Join(quote(links), ", "))
+}
+
+func quote(links []string) []string {
+	var out []string
+	for _, l := range links {
+		out = append(out, fmt.Sprintf("%q", l))
+	}
+	return out
 }
 
 // notBy matches what leaves by none of the links; empty names are none.
 func notBy(links ...string) string {
-	var quoted []string
-	for _, l := range links {
-		if l != "" {
-			quoted = append(quoted, fmt.Sprintf("%q", l))
-		}
-	}
-	return "oifname != { " + strings.Join(quoted, ", ") + " }"
+	links = slices.DeleteFunc(links, func(l string) bool { return l == "" })
+	return "oifname != { " + strings.Join(quote(links), ", ") + " }"
 }
 
 // merged returns the prefixes of the family without those that lie in another

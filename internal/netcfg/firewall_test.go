@@ -106,10 +106,8 @@ func startLab(t *testing.T) {
 		PodCIDRs:  prefixList("10.42.0.0/24", "fd00:42::/64"),
 		Inside:    prefixList("10.4.0.0/16", "10.42.0.0/16", "fd00:4::/64", "fd00:42::/48"),
 		Guarded:   prefixList("10.4.0.0/16", "10.42.0.0/16", "fd00:4::/64", "fd00:42::/48"),
-	}, Settings{
-		Interface: "meshd0", Bridge: "kube-bridge", MTU: 1420,
-		LocationIPs: prefixList("198.51.100.0/24", "2001:db8:1::/64"),
-	})
+		Serves:    prefixList("198.51.100.0/24", "2001:db8:1::/64"),
+	}, Settings{Interface: "meshd0", Bridge: "kube-bridge", MTU: 1420})
 	plan := Plan{Firewall: &s.Firewall, Sysctls: s.Sysctls}
 	for _, r := range s.Routes {
 		plan.Routes = append(plan.Routes, RouteChange{Route: r})

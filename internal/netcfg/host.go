@@ -50,12 +50,14 @@ type Host struct {
 	name   string
 	bridge string
 
-	writes atomic.Uint64
+	writes     atomic.Uint64
+	vxlanIndex atomic.Uint32 // of our VXLAN device when it was seen last, for Watch
 
 	mu       sync.Mutex // one reader or writer of the host at a time
 	nl       *netlink.Handle
 	nft      *nftables.Conn
 	firewall firewallWriter
+	filters  filters
 	tun      *userspace // nil unless this process speaks WireGuard itself
 }
 
@@ -119,6 +121,9 @@ func (h *Host) Observe(ctx context.Context, want State) (State, error) {
 			return State{}, err
 		}
 	}
+	if s.VXLAN, s.Forwarding, s.Neighbors, err = h.observeVXLAN(); err != nil {
+		return State{}, err
+	}
 	if s.Routes, err = h.observeRoutes(); err != nil {
 		return State{}, err
 	}
@@ -128,6 +133,8 @@ func (h *Host) Observe(ctx context.Context, want State) (State, error) {
 	if s.Sysctls, err = observeSysctls(want.Sysctls); err != nil {
 		return State{}, err
 	}
+	// What others have broken there stops nothing of ours.
+	s.Filters, s.FilterErr = h.observeFilters(ctx)
 	return s, ctx.Err()
 }
 
@@ -280,9 +287,13 @@ func (h *Host) observeRoutes() ([]Route, error) {
 			names[r.LinkIndex] = name
 		}
 		src, _ := netip.AddrFromSlice(r.Src)
-		out = append(out, Route{Destination: destination(r), Link: name, Source: src.Unmap(), MTU: r.MTU})
+		via, _ := netip.AddrFromSlice(r.Gw)
+		out = append(out, Route{
+			Destination: destination(r), Via: via.Unmap(), OnLink: r.Flags&int(netlink.FLAG_ONLINK) != 0,
+			Link: name, Source: src.Unmap(), MTU: r.MTU,
+		})
 	}
-	slices.SortFunc(out, func(a, b Route) int { return a.Destination.Compare(b.Destination) })
+	slices.SortFunc(out, compareRoutes)
 	return out, nil
 }
 

@@ -394,9 +394,9 @@ func TestFirewallOfDesired(t *testing.T) {
 		Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1"), netip.MustParseAddr("fd00:4::1")},
 		PodCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24"), netip.MustParsePrefix("fd00:42::/64")},
 		Inside:    inside, Guarded: inside,
+		Serves: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd07::/64"), netip.MustParsePrefix("255.255.255.0/24")},
 	}, Settings{
 		Interface: "meshd0", Implementation: Auto, PrivateKey: key(8), ListenPort: 51820, MTU: 1400, Bridge: "kube-bridge",
-		LocationIPs: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd07::/64"), netip.MustParsePrefix("255.255.255.0/24")},
 	})
 	h := newHost(t)
 	mustReconcile(t, h, want)
@@ -675,6 +675,7 @@ func TestFactsOfHost(t *testing.T) {
 		Addresses:   []netip.Addr{lan4.Addr(), lan6.Addr()},
 		Uplinks:     []Uplink{{Link: "lan0", Source: lan4, MTU: 1450}, {Link: "lan0", Source: lan6, MTU: 1450}},
 		InternalIPs: []netip.Prefix{lan4, lan6},
+		Attached:    []LAN{{Link: "lan0", Address: lan4, MTU: 1450}, {Link: "lan0", Address: lan6, MTU: 1450}},
 		MTU:         1450,
 	}
 	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {

@@ -15,12 +15,17 @@ import (
 //
 //   - The firewall comes first. It names links and needs none of them, so the
 //     guard holds before the device carries a packet, and a flow's first packet,
-//     which decides about its NAT, already meets the right rules.
-//   - The device, and after it the kernel parameters, some of which belong to it.
+//     which decides about its NAT, already meets the right rules. With it goes
+//     what keeps others' firewalls from closing our ports.
+//   - The devices, and after them the kernel parameters, some of which belong to them.
 //   - Addresses before the routes that name them as their source.
+//   - Entries of the VXLAN device before the routes that lead there. Among the
+//     routes those without next hop come first: in IPv6 a next hop must not be
+//     routed by another link (ip6_route_check_nh_onlink).
 //   - Routes before peers: a packet for which there is a route and no peer yet is
 //     refused by WireGuard, one for which there is a peer and no route leaves by
-//     the default route, in clear text.
+//     the default route, in clear text. But a route that led elsewhere until now
+//     moves to the device after the peers: no packet is refused then.
 //   - Only then is anything taken away, the routes before the addresses, because
 //     the kernel drops routes together with their source address, and the
 //     firewall last of all.
@@ -28,19 +33,28 @@ import (
 // Everything in a plan may be applied twice: setting what is set and removing
 // what is gone succeed.
 type Plan struct {
-	Firewall  *Firewall      // the whole table, in one transaction; nil to leave it
-	Device    *DeviceChange  // nil to leave it
-	Sysctls   []Sysctl       // to set
-	Addresses []netip.Prefix // to add to the device
-	Routes    []RouteChange  // to add or to replace
-	Peers     []PeerChange   // in this order, by one ConfigureDevice; see Plan.Config
+	Firewall    *Firewall       // the whole table, in one transaction; nil to leave it
+	Accepts     []AcceptChange  // to tables of others, in this order
+	Device      *DeviceChange   // nil to leave it
+	VXLAN       *VXLANChange    // nil to leave it
+	Sysctls     []Sysctl        // to set
+	Addresses   []netip.Prefix  // to add to the device
+	Forwarding  []FDBEntry      // to add or to replace
+	Neighbors   []NeighborEntry // to add or to replace
+	Routes      []RouteChange   // to add or to replace
+	Peers       []PeerChange    // in this order, by one ConfigureDevice; see Plan.Config
+	MovedRoutes []RouteChange   // to replace
 
-	StaleRoutes    []Route        // to delete
-	StaleAddresses []netip.Prefix // to delete from the device
-	StaleDevice    string         // name of the device to delete, with all that is on it; "" for none
-	StaleFirewall  bool           // delete the table
+	StaleRoutes     []Route         // to delete
+	StaleNeighbors  []NeighborEntry // to delete
+	StaleForwarding []FDBEntry      // to delete
+	StaleVXLAN      string          // name of the VXLAN device to delete, with all that is on it; "" for none
+	StaleAddresses  []netip.Prefix  // to delete from the device
+	StaleDevice     string          // name of the device to delete, with all that is on it; "" for none
+	StaleFirewall   bool            // delete the table
 
-	link string // name of the device, for String
+	link      string // name of the device, for String
+	vxlanLink string // and of the VXLAN device
 }
 
 // DeviceChange says what to do to the device.
@@ -75,9 +89,11 @@ type PeerChange struct {
 
 // Empty reports whether there is nothing to do.
 func (p Plan) Empty() bool {
-	return p.Firewall == nil && p.Device == nil && len(p.Sysctls) == 0 &&
-		len(p.Addresses) == 0 && len(p.Routes) == 0 && len(p.Peers) == 0 &&
-		len(p.StaleRoutes) == 0 && len(p.StaleAddresses) == 0 &&
+	return p.Firewall == nil && len(p.Accepts) == 0 && p.Device == nil && p.VXLAN == nil && len(p.Sysctls) == 0 &&
+		len(p.Addresses) == 0 && len(p.Forwarding) == 0 && len(p.Neighbors) == 0 &&
+		len(p.Routes) == 0 && len(p.Peers) == 0 && len(p.MovedRoutes) == 0 &&
+		len(p.StaleRoutes) == 0 && len(p.StaleNeighbors) == 0 && len(p.StaleForwarding) == 0 &&
+		p.StaleVXLAN == "" && len(p.StaleAddresses) == 0 &&
 		p.StaleDevice == "" && !p.StaleFirewall
 }
 

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove takes everything of ours from the host: routes, device, firewall, and
+// Remove takes everything of ours from the host: routes, devices, firewall, and
 // the CNI bridge if no pod is left on it. It returns what it removed, in words,
 // also when some of it could not be. A link that has our device's name and is
 // not ours stays. Kernel parameters stay as they are, because others may have
@@ -23,7 +23,7 @@ func (h *Host) Remove(ctx context.Context) ([]string, error) {
 	var removed []string
 	var errs []error
 	for _, step := range []func(context.Context) ([]string, error){
-		h.removeRoutes, h.removeDevice, h.removeFirewall, h.removeBridge,
+		h.removeRoutes, h.removeVXLAN, h.removeDevice, h.removeFirewall, h.removeAccepts, h.removeBridge,
 	} {
 		what, err := step(ctx)
 		removed, errs = append(removed, what...), append(errs, err)

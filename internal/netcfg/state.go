@@ -7,18 +7,28 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
 // State is everything of ours on a host, as one plain value. What is wanted
 // (Desired) and what is there (Host.Observe) have the same type, so that the
 // difference of the two is all there is to do. Every list is sorted.
 type State struct {
-	Device    *Device        // nil for none
-	Peers     []Peer         // by Key
-	Addresses []netip.Prefix // on the device, /32 and /128
-	Routes    []Route        // of our route protocol
-	Firewall  Firewall       // our nft table; zero for none
-	Sysctls   []Sysctl       // by Key
+	Device     *Device         // nil for none
+	Peers      []Peer          // by Key
+	VXLAN      *VXLAN          // the device to the neighbors; nil for none
+	Forwarding []FDBEntry      // of the VXLAN device, by MAC
+	Neighbors  []NeighborEntry // on the VXLAN device, by Addr
+	Addresses  []netip.Prefix  // on the device, /32 and /128
+	Routes     []Route         // of our route protocol
+	Firewall   Firewall        // our nft table; zero for none
+	Sysctls    []Sysctl        // by Key
+	Accepts    []Accept        // rules that tables of others may need; only in desired states
+
+	// Observed states only.
+	Filters   []filter.Table // of others
+	FilterErr error          // why these are not known
 }
 
 // Device is the WireGuard device. Its private key is in no exported field and
@@ -61,6 +71,8 @@ type Peer struct {
 // Route is a route of ours.
 type Route struct {
 	Destination netip.Prefix
+	Via         netip.Addr // next hop; invalid for none
+	OnLink      bool       // the next hop is on the link, whatever addresses the link has
 	Link        string     // name of the device it points to
 	Source      netip.Addr // preferred source: our overlay address
 	MTU         int        // 0 for the device's

@@ -30,7 +30,7 @@ func (s Settings) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
 
 // String returns the settings as one line, without the private key.
 func (s Settings) String() string {
-	return fmt.Sprintf("%s bridge %s location %s pick %v", s.device(), orNone(s.Bridge), list(s.LocationIPs), s.Pick)
+	return fmt.Sprintf("%s id %s bridge %s lans %v pick %v", s.device(), s.ID, orNone(s.Bridge), s.LANs, s.Pick)
 }
 
 // String returns the state as lines in the manner of ip(8), wg(8), nft(8) and
@@ -47,6 +47,15 @@ func (s State) String() string {
 	}
 	for _, p := range s.Peers {
 		b.add("%s", p)
+	}
+	if s.VXLAN != nil {
+		b.add("%s", s.VXLAN)
+	}
+	for _, e := range s.Forwarding {
+		b.add("%s", e.on(s.VXLAN.Name))
+	}
+	for _, e := range s.Neighbors {
+		b.add("%s", e.on(s.VXLAN.Name))
 	}
 	for _, r := range s.Routes {
 		b.add("%s", r)
@@ -78,7 +87,14 @@ func (p Peer) String() string {
 
 // String returns the route as one line.
 func (r Route) String() string {
-	s := fmt.Sprintf("route %s dev %s", r.Destination, orNone(r.Link))
+	s := "route " + r.Destination.String()
+	if r.Via.IsValid() {
+		s += " via " + r.Via.String()
+	}
+	s += " dev " + orNone(r.Link)
+	if r.OnLink {
+		s += " onlink"
+	}
 	if r.Source.IsValid() {
 		s += " src " + r.Source.String()
 	}
@@ -115,8 +131,14 @@ func (p Plan) String() string {
 	if p.Firewall != nil {
 		b.add("~ %s", strings.ReplaceAll(p.Firewall.String(), "\n", "\n  "))
 	}
+	for _, c := range p.Accepts {
+		b.add("%s", c)
+	}
 	if p.Device != nil {
 		b.add("%s", p.Device)
+	}
+	if p.VXLAN != nil {
+		b.add("%s", p.VXLAN)
 	}
 	for _, s := range p.Sysctls {
 		b.add("~ %s", s)
@@ -124,14 +146,38 @@ func (p Plan) String() string {
 	for _, a := range p.Addresses {
 		b.add("+ addr %s dev %s", a, p.link)
 	}
+	for _, e := range p.Forwarding {
+		b.add("+ %s", e.on(p.vxlanLink))
+	}
+	for _, e := range p.Neighbors {
+		b.add("+ %s", e.on(p.vxlanLink))
+	}
 	for _, r := range p.Routes {
 		b.add("%s", r)
 	}
 	for _, pc := range p.Peers {
 		b.add("%s", pc)
 	}
+	for _, r := range p.MovedRoutes {
+		b.add("%s", r)
+	}
+	p.addStale(&b)
+	return b.String()
+}
+
+// addStale prints what is taken away.
+func (p Plan) addStale(b *lines) {
 	for _, r := range p.StaleRoutes {
 		b.add("- %s", r)
+	}
+	for _, e := range p.StaleNeighbors {
+		b.add("- %s", e.on(p.vxlanLink))
+	}
+	for _, e := range p.StaleForwarding {
+		b.add("- %s", e.on(p.vxlanLink))
+	}
+	if p.StaleVXLAN != "" {
+		b.add("- link %s", p.StaleVXLAN)
 	}
 	for _, a := range p.StaleAddresses {
 		b.add("- addr %s dev %s", a, p.link)
@@ -142,7 +188,6 @@ func (p Plan) String() string {
 	if p.StaleFirewall {
 		b.add("- nft table inet %s", FirewallTable)
 	}
-	return b.String()
 }
 
 // String returns the change as a line, or two if the device is made anew.

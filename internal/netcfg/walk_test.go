@@ -24,7 +24,7 @@ import (
 type kernel struct {
 	t *rapid.T
 	State
-	watch func() // runs after each change of a peer
+	watch func() // runs after each change of a peer or a route
 }
 
 func (k *kernel) apply(p Plan) {
@@ -34,8 +34,11 @@ func (k *kernel) apply(p Plan) {
 	if p.Device != nil {
 		k.applyDevice(*p.Device)
 	}
+	if p.VXLAN != nil {
+		k.applyVXLAN(*p.VXLAN)
+	}
 	for _, s := range p.Sysctls {
-		if strings.Contains(s.Key, ".meshd0.") && k.Device == nil {
+		if strings.Contains(s.Key, ".meshd0.") && k.Device == nil || strings.Contains(s.Key, ".meshd0-vx.") && k.VXLAN == nil {
 			k.t.Fatalf("%s: no such device", s)
 		}
 		k.Sysctls = slices.DeleteFunc(slices.Clone(k.Sysctls), func(o Sysctl) bool { return o.Key == s.Key })
@@ -49,19 +52,25 @@ func (k *kernel) apply(p Plan) {
 		k.Addresses = append(slices.Clone(k.Addresses), a)
 		slices.SortFunc(k.Addresses, netip.Prefix.Compare)
 	}
+	k.addEntries(p)
 	for _, r := range p.Routes {
 		k.replaceRoute(r)
 	}
 	k.configure(p.Config())
+	for _, r := range p.MovedRoutes {
+		k.replaceRoute(r)
+	}
 	for _, r := range p.StaleRoutes {
-		// As the real one, it asks only for the destination and the link.
+		// As the real one, it asks only for the destination, the link and the next hop.
 		i := slices.IndexFunc(k.Routes, func(o Route) bool {
-			return o.Destination == r.Destination && (r.Link == "" || o.Link == r.Link)
+			return o.Destination == r.Destination && (r.Link == "" || o.Link == r.Link) && (!r.Via.IsValid() || o.Via == r.Via)
 		})
 		if i >= 0 {
 			k.Routes = slices.Delete(slices.Clone(k.Routes), i, i+1)
+			k.watch()
 		}
 	}
+	k.deleteEntries(p)
 	for _, a := range p.StaleAddresses {
 		if slices.ContainsFunc(k.Routes, func(r Route) bool { return r.Source == a.Addr() }) {
 			k.t.Fatalf("the kernel drops the routes with source %s", a)
@@ -107,9 +116,9 @@ func (k *kernel) applyDevice(c DeviceChange) {
 
 // deleteDevice deletes the device, and all that lives on it.
 func (k *kernel) deleteDevice() {
-	rest := State{Firewall: k.Firewall}
+	rest := State{Firewall: k.Firewall, VXLAN: k.VXLAN, Forwarding: k.Forwarding, Neighbors: k.Neighbors}
 	for _, r := range k.Routes {
-		if r.Link != "meshd0" {
+		if r.Link != "meshd0" && !slices.Contains(k.Addresses, netip.PrefixFrom(r.Source, r.Source.BitLen())) {
 			rest.Routes = append(rest.Routes, r)
 		}
 	}
@@ -122,9 +131,10 @@ func (k *kernel) deleteDevice() {
 }
 
 func (k *kernel) replaceRoute(c RouteChange) {
-	if k.Device == nil {
+	if r := c.Route; k.Device == nil || r.Link == "meshd0-vx" && k.VXLAN == nil {
 		k.t.Fatalf("%s: no such device", c)
 	}
+	k.checkNextHop(c.Route)
 	if !slices.ContainsFunc(k.Addresses, func(p netip.Prefix) bool { return p.Addr() == c.Route.Source }) {
 		k.t.Fatalf("%s: the source is no address of ours", c)
 	}
@@ -139,6 +149,7 @@ func (k *kernel) replaceRoute(c RouteChange) {
 		k.Routes = append(k.Routes, c.Route)
 	}
 	slices.SortFunc(k.Routes, compareRoutes)
+	k.watch()
 }
 
 // configure does what wg_set_device does, peer by peer.
@@ -205,9 +216,10 @@ func owners(t *rapid.T, peers []Peer) map[netip.Prefix]wgtypes.Key {
 // The small world in which the walks are: few things, which meet often.
 var (
 	walkKeys     = []wgtypes.Key{key(2).PublicKey(), key(3).PublicKey(), key(4).PublicKey(), key(5).PublicKey()}
-	walkPrefixes = prefixList("10.4.0.2/32", "10.4.0.3/32", "10.42.1.0/24", "10.42.2.0/24", "10.42.0.0/16", "fd00:42:0:1::/64", "0.0.0.0/0")
-	walkOwn      = prefixList("10.4.0.1/32", "10.4.0.9/32", "fd00:4::1/128")
-	walkAges     = []time.Duration{0, time.Second, 179 * time.Second, 180 * time.Second, 24 * time.Hour, -time.Hour}
+	walkPrefixes = prefixList("10.4.0.2/32", "10.4.0.3/32", "10.42.1.0/24", "10.42.2.0/24", "10.42.0.0/16",
+		"fd00::2/128", "fd00:4::2/128", "fd00:4::3/128", "fd00:42:0:1::/64", "0.0.0.0/0")
+	walkOwn  = prefixList("10.4.0.1/32", "10.4.0.9/32", "fd00:4::1/128")
+	walkAges = []time.Duration{0, time.Second, 179 * time.Second, 180 * time.Second, 24 * time.Hour, -time.Hour}
 )
 
 // drawState draws a state. An observed one has what no desired one has:
@@ -267,12 +279,13 @@ func drawState(t *rapid.T, observed bool) State {
 			s.Addresses = append(s.Addresses, a)
 		}
 	}
+	drawVXLAN(t, &s, observed)
 	drawRoutes(t, &s, observed)
 	return s
 }
 
 // drawRoutes adds routes, of which a desired state has one for each destination,
-// by the device, with a source.
+// with a source: by the device, or to a neighbor.
 func drawRoutes(t *rapid.T, s *State, observed bool) {
 	var own []netip.Addr
 	for _, a := range s.Addresses {
@@ -286,7 +299,11 @@ func drawRoutes(t *rapid.T, s *State, observed bool) {
 		} else if !r.Source.IsValid() {
 			continue
 		}
-		if rapid.Bool().Draw(t, "route") {
+		wanted := rapid.Bool().Draw(t, "route")
+		if s.VXLAN != nil {
+			wanted = drawVia(t, s, &r) || wanted
+		}
+		if wanted {
 			s.Routes = append(s.Routes, r)
 		}
 	}
@@ -301,7 +318,8 @@ func TestWalk(t *testing.T) {
 			o := Options{Now: now, Prune: rapid.Bool().Draw(t, "prune")}
 			before := k.State
 			plan := Diff(before, desired, o)
-			k.watch = promises(t, k, before, desired, plan)
+			peers, routes := promises(t, k, before, desired, plan), routesStay(t, k, before, desired, plan)
+			k.watch = func() { peers(); routes() }
 			k.apply(plan)
 			if again := Diff(k.State, desired, o); !again.Empty() {
 				t.Fatalf("from\n%sto\n%swith\n%sthere remains\n%s", before, desired, plan, again)
@@ -341,8 +359,10 @@ func promises(t *rapid.T, k *kernel, before, desired State, plan Plan) func() {
 
 // checkReached compares a host with what was desired of it.
 func checkReached(t *rapid.T, before, got, desired State, o Options) {
+	checkVXLAN(t, got, desired, o)
 	if o.Prune {
 		checkSame(t, "device is there", got.Device != nil, desired.Device != nil)
+		checkSame(t, "number of routes", len(got.Routes), len(desired.Routes))
 		checkSame(t, "firewall", got.Firewall.String(), desired.Firewall.String())
 		if desired.Device != nil {
 			checkSame(t, "addresses", fmt.Sprint(got.Addresses), fmt.Sprint(desired.Addresses))

@@ -4,8 +4,10 @@ package netcfg
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,15 +24,16 @@ var watched = []struct {
 }{
 	{unix.NETLINK_ROUTE, unix.RTMGRP_LINK |
 		unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
-		unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE},
+		unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE |
+		unix.RTMGRP_NEIGH},
 	{unix.NETLINK_NETFILTER, 1 << (unix.NFNLGRP_NFTABLES - 1)},
 }
 
 // reopenDelay is how long Watch waits before it opens a broken socket again.
 const reopenDelay = time.Second
 
-// Watch returns a channel that receives when a link, an address, a route or the
-// nftables ruleset has changed, whoever changed it. It says "look again" and no
+// Watch returns a channel that receives when a link, an address, a route, an
+// entry of our VXLAN device or the nftables ruleset has changed, whoever changed it. It says "look again" and no
 // more: many changes give one value, and our own writes give one too. The
 // channel is closed when ctx has ended and nothing of Watch runs any more.
 func (h *Host) Watch(ctx context.Context) (<-chan struct{}, error) {
@@ -41,6 +44,9 @@ func (h *Host) Watch(ctx context.Context) (<-chan struct{}, error) {
 		if err != nil {
 			for _, c := range conns {
 				_ = c.Close()
+			}
+			if errors.Is(err, unix.EPERM) {
+				err = fmt.Errorf("%w: meshd needs CAP_NET_ADMIN on this host: run it as root", err)
 			}
 			return nil, fmt.Errorf("subscribe to netlink events: %w", err)
 		}
@@ -61,7 +67,7 @@ func (h *Host) Watch(ctx context.Context) (<-chan struct{}, error) {
 // watch reads one socket until ctx ends. It opens it again when it breaks.
 func (h *Host) watch(ctx context.Context, c *netlink.Conn, family int, groups uint32, changed chan<- struct{}) {
 	for {
-		err := receive(ctx, c, changed)
+		err := h.receive(ctx, c, changed)
 		if ctx.Err() != nil {
 			return
 		}
@@ -82,7 +88,7 @@ func (h *Host) watch(ctx context.Context, c *netlink.Conn, family int, groups ui
 }
 
 // receive signals every arrival on c until c fails or ctx ends; it closes c.
-func receive(ctx context.Context, c *netlink.Conn, changed chan<- struct{}) error {
+func (h *Host) receive(ctx context.Context, c *netlink.Conn, changed chan<- struct{}) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer func() {
 		if stop() {
@@ -91,11 +97,25 @@ func receive(ctx context.Context, c *netlink.Conn, changed chan<- struct{}) erro
 	}()
 	for {
 		// ENOBUFS: the kernel dropped events, so something has changed.
-		if _, err := c.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) {
+		events, err := c.Receive()
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return err
 		}
-		signal(changed)
+		if err != nil || slices.ContainsFunc(events, h.matters) {
+			signal(changed)
+		}
 	}
+}
+
+// matters says whether an event may be about something of ours. All are taken to
+// be but those of neighbor and forwarding entries of other links, which come
+// without end.
+func (h *Host) matters(event netlink.Message) bool {
+	if t := event.Header.Type; t != unix.RTM_NEWNEIGH && t != unix.RTM_DELNEIGH || len(event.Data) < unix.SizeofNdMsg {
+		return true
+	}
+	// struct ndmsg: family, padding, and from byte 4 on the link's index.
+	return binary.NativeEndian.Uint32(event.Data[4:]) == h.vxlanIndex.Load()
 }
 
 // signal leaves one value in the channel, unless there is one already.

@@ -15,7 +15,7 @@ import (
 func Parse(b Backend, family, text string) Table {
 	t := Table{Backend: b, Family: family, Name: "filter", Chains: map[string]Chain{}}
 	for line := range strings.Lines(text) {
-		words := split(line)
+		words := Words(line)
 		if len(words) < 2 {
 			continue
 		}
@@ -65,7 +65,9 @@ func parseRule(words []string) Rule {
 		case "-j", "-g":
 			r.Action, r.Chain = target(option, arg)
 			return r
-		case "-m", "--comment": // which extension is asked, or nothing at all
+		case "-m": // which extension is asked
+		case "--comment":
+			r.Comment = arg
 		default:
 			c := parseCondition(option, arg)
 			c.Not = not
@@ -116,6 +118,8 @@ func parseCondition(option, arg string) Condition {
 		return prefixCondition(Destination, arg)
 	case "--mark":
 		return markCondition(arg)
+	case "--dst-type":
+		return Condition{Field: Type, Values: strings.Split(strings.ToLower(arg), ",")}
 	case "--ctstate", "--state":
 		return Condition{Field: State, Values: strings.Split(strings.ToLower(arg), ",")}
 	}
@@ -149,9 +153,9 @@ func prefixCondition(f Field, arg string) Condition {
 	return Condition{Field: f, Values: []string{arg}}
 }
 
-// split cuts a line into words as a shell would: iptables puts words with blanks
+// Words cuts a line into words as a shell would: iptables puts words with blanks
 // in them into double quotes, with backslashes before quotes inside.
-func split(line string) []string {
+func Words(line string) []string {
 	var words []string
 	var word []rune
 	inside, quoted, escaped := false, false, false

@@ -8,9 +8,11 @@ import (
 	"math/bits"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -62,15 +64,73 @@ func (d Decoder) Decode(exprs []expr.Any) []Rule {
 			}
 		case *expr.Counter, *expr.Log:
 		case *expr.Match:
-			if e.Name != "comment" {
-				r.Conditions = append(r.Conditions, Condition{Field: Unknown})
+			if text, ok := comment(e); ok {
+				r.Comment = text
+				continue
 			}
+			r.Conditions = append(r.Conditions, extension(e))
 		default:
 			l = load{}
 			r.Conditions = append(r.Conditions, Condition{Field: Unknown})
 		}
 	}
 	return []Rule{r}
+}
+
+// comment reads the text that iptables keeps in a rule, up to its first zero.
+func comment(m *expr.Match) (string, bool) {
+	if m.Name != "comment" {
+		return "", false
+	}
+	info, ok := m.Info.(*xt.Comment)
+	if !ok {
+		return "", true
+	}
+	text, _, _ := strings.Cut(string(*info), "\x00")
+	return text, true
+}
+
+// extension reads those of iptables' own conditions that firewalls are made of:
+// xt_conntrack.h and xt_addrtype.h. Whatever else they ask for at once is not
+// understood.
+func extension(m *expr.Match) Condition {
+	switch info := m.Info.(type) {
+	case *xt.ConntrackMtinfo3:
+		const plain = uint16(xt.ConntrackState | xt.ConntrackStateAlias)
+		if info.MatchFlags&^plain == 0 {
+			return Condition{Field: State, Not: info.InvertFlags&uint16(xt.ConntrackState) != 0, Values: xtStates(info.StateMask)}
+		}
+	case *xt.AddrTypeV1:
+		if info.Source == 0 && info.Flags&^addrTypeInvertDest == 0 {
+			return Condition{Field: Type, Not: info.Flags&addrTypeInvertDest != 0, Values: addrTypes(info.Dest)}
+		}
+	}
+	return Condition{Field: Unknown}
+}
+
+// addrTypeInvertDest is XT_ADDRTYPE_INVERT_DEST.
+const addrTypeInvertDest = 2
+
+// xtStates are the names of the states in a mask of xt_conntrack
+// (XT_CONNTRACK_STATE_BIT and those beside it).
+func xtStates(mask uint16) []string {
+	return bits16(mask, []string{"invalid", "established", "related", "new", "", "", "snat", "dnat", "untracked"})
+}
+
+// addrTypes are the names of the types in a mask of xt_addrtype.
+func addrTypes(mask uint16) []string {
+	return bits16(mask, []string{"unspec", "unicast", "local", "broadcast", "anycast", "multicast"})
+}
+
+// bits16 names the bits of a mask.
+func bits16(mask uint16, names []string) []string {
+	var out []string
+	for i, name := range names {
+		if mask&(1<<i) != 0 {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 func verdict(v *expr.Verdict) (Action, string) {

@@ -48,6 +48,7 @@ func TestJudge(t *testing.T) {
 		{"endless jumps", "-P FORWARD DROP\n-N X\n-A FORWARD -j X\n-A X -j X", forwarded, Unsure},
 		{"log", "-P FORWARD DROP\n-A FORWARD -j LOG --log-prefix \"-j ACCEPT \"", forwarded, Dropped},
 		{"comment", `-P FORWARD DROP` + "\n" + `-A FORWARD -i meshd0 -m comment --comment "! -i \"x" -j ACCEPT`, forwarded, Accepted},
+		{"what is not for this host", "-P FORWARD DROP\n-N X\n-A FORWARD -j X\n-A FORWARD -i meshd0 -j ACCEPT\n-A X -m addrtype --dst-type UNICAST -j RETURN\n-A X -j DROP", forwarded, Accepted},
 		{"may be accepted", "-P FORWARD DROP\n-A FORWARD -m set --match-set friends src -j ACCEPT", forwarded, Unsure},
 		{"may be accepted after a jump", "-P FORWARD DROP\n-N X\n-A FORWARD -j X\n-A X -m set --match-set friends src -j ACCEPT\n-A X -j DROP", forwarded, Unsure},
 		{"may be dropped", "-P FORWARD ACCEPT\n-A FORWARD -m set --match-set foes src -j DROP", forwarded, Accepted},
@@ -74,7 +75,7 @@ func TestParse(t *testing.T) {
 		"INPUT": {Hook: "input"},
 		"FORWARD": {Hook: "forward", Drops: true, Rules: []Rule{
 			{Action: Jump, Chain: "DOCKER-USER"},
-			{Action: Accept, Conditions: []Condition{
+			{Action: Accept, Comment: `a "b" c`, Conditions: []Condition{
 				{Field: Unknown},
 				{Field: Out, Not: true, Values: []string{"docker0"}},
 				{Field: Protocol, Values: []string{"tcp"}},

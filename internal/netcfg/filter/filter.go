@@ -27,6 +27,10 @@ type Table struct {
 	Family  string // ip | ip6 | inet
 	Name    string
 	Chains  map[string]Chain
+
+	// Program writes the table: iptables-nft, ip6tables-legacy. "" if that is not
+	// installed, or the table is not one of iptables.
+	Program string
 }
 
 // Backend is the program whose rules these are.
@@ -51,6 +55,7 @@ type Rule struct {
 	Conditions []Condition
 	Action     Action
 	Chain      string // of Jump and Goto
+	Comment    string // of iptables
 }
 
 // Action is what a rule does.
@@ -87,6 +92,7 @@ const (
 	Port        Field = "port"        // of the destination: 80, 80-90
 	Source      Field = "source"      // prefix
 	Destination Field = "destination" // prefix
+	Type        Field = "type"        // of the destination's address: local | unicast | …
 	State       Field = "state"       // of the connection: new | established | …
 	Mark        Field = "mark"        // number; the packets that are judged have none, 0
 	Unknown     Field = "unknown"
@@ -126,6 +132,18 @@ func (t Table) Judge(chain string, p Packet) Verdict {
 	}
 	return Dropped
 }
+
+// Decides returns what a rule by itself does with a packet: Accepted, Dropped, or
+// "" if the rules behind it decide.
+func (t Table) Decides(r Rule, p Packet) Verdict {
+	if r.met(p) != yes {
+		return undecided
+	}
+	return walk{t, p, map[string]outcome{}}.follow(r).verdict
+}
+
+// Meets says whether a packet meets all of a rule's conditions for sure.
+func (r Rule) Meets(p Packet) bool { return r.met(p) == yes }
 
 // walk takes a packet through the chains of a table. What becomes of it in a
 // chain doesn't depend on how it got there, so each is walked once.
@@ -230,6 +248,8 @@ func (p Packet) has(f Field, value string) bool {
 		return isIn(value, p.Destination)
 	case Mark:
 		return value == "0"
+	case Type:
+		return value == "local" && p.Out == "" || value == "unicast" && p.Out != ""
 	case State:
 		return value == "established" && p.Established || value == "new" && !p.Established
 	}
