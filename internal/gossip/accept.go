@@ -74,7 +74,7 @@ func (t *transport) welcome(conn *net.TCPConn) (*stream, error) {
 	if err := conn.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return nil, err
 	}
-	s, err := welcome(conn, t.ring, t.random, t.ourHello())
+	s, err := welcome(conn, t.keys(), t.random, t.ourHello())
 	if errors.Is(err, errSealed) {
 		t.counters.add("stream-sealed")
 		t.log.at(slog.LevelWarn, "stream does not open with our secret", "from", from)
@@ -84,7 +84,7 @@ func (t *transport) welcome(conn *net.TCPConn) (*stream, error) {
 		t.counters.add("stream-broken")
 		return nil, err
 	}
-	if t.filter != nil && !t.filter(netip.AddrPortFrom(from.Addr(), s.peer.port)) {
+	if t.filter != nil && !t.filter("tcp", netip.AddrPortFrom(from.Addr(), s.peer.port)) {
 		return nil, errNoPath
 	}
 	place := netip.AddrPortFrom(from.Addr(), s.peer.port)

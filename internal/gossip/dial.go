@@ -22,7 +22,7 @@ var errNoPath = errors.New("no address is known")
 
 // dial opens a stream to an address and learns who is there.
 func (t *transport) dial(ctx context.Context, addr netip.AddrPort) (*stream, error) {
-	if t.filter != nil && !t.filter(addr) {
+	if t.filter != nil && !t.filter("tcp", addr) {
 		return nil, fmt.Errorf("dial %v: %w", addr, errNoPath)
 	}
 	d := net.Dialer{LocalAddr: t.source(addr)}
@@ -67,7 +67,7 @@ func (t *transport) greet(ctx context.Context, conn net.Conn, addr netip.AddrPor
 	defer stop()
 	ours := t.ourHello()
 	ours.you = addr
-	s, err := greet(conn, t.ring, t.random, ours)
+	s, err := greet(conn, t.keys(), t.random, ours)
 	if errors.Is(err, errRejected) || errors.Is(err, errSealed) {
 		t.counters.add("dial-rejected")
 		t.meet(addr.String(), mesh.Problem{
@@ -87,7 +87,7 @@ func (t *transport) greet(ctx context.Context, conn net.Conn, addr netip.AddrPor
 	}
 	t.mu.Lock()
 	t.replays.resume(s.peer.id, s.peer.boot, s.peer.counter)
-	t.paths.hear(s.peer.id, addr, t.now())
+	t.paths.meet(s.peer.id, addr, t.now())
 	t.mu.Unlock()
 	return s, conn.SetDeadline(time.Time{})
 }
@@ -104,7 +104,7 @@ func (t *transport) judge(peer hello, place string) error {
 		}
 		return errSelf
 	}
-	all := differences(t.self.cluster, peer.cluster, place)
+	all := differences(t.ourHello().cluster, peer.cluster, place)
 	fatal := isFatal(all)
 	t.notices.settle(place, ProblemCluster, ProblemSettings)
 	for _, d := range all {

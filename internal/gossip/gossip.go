@@ -4,14 +4,16 @@
 //
 // Membership and failure detection are hashicorp/memberlist's. What nodes have
 // to say travels beside it, as signed objects in a store that every node has a
-// copy of: see [Gossip.Publish] and [Gossip.Forget]. Below both is a transport
+// copy of: see [Gossip.Publish], [Gossip.Judge] and [Gossip.Forget]; and see
+// settings for what is agreed upon without a person. Below both is a transport
 // of our own, which seals every packet and stream with keys of the cluster's
 // secret and finds the way to a node by its fingerprint.
 //
 // So there are three layers of trust. Without the secret nobody is heard at
-// all. With it, one takes part in gossip, and may lie about who is alive. What
-// a node says of itself only the node can say, because it is signed with the
-// node's identity and numbered.
+// all. With it, one takes part in gossip, and may lie about who is alive; a node
+// that is called dead comes back, see lent. What a node says of itself only the
+// node can say, because it is signed with the node's identity and numbered; with
+// a list of those who are trusted, others say nothing that counts.
 //
 // Nobody acts on an event here. [Gossip.Changed] says that something is
 // different, and [Gossip.View] is all there is to know, as one value.
@@ -39,7 +41,8 @@ import (
 )
 
 // ErrStale is returned by Publish for a sequence that others have seen
-// already, or that is forgotten. View.OwnSequence says what to go beyond.
+// already, or that is forgotten; View.OwnSequence says what to go beyond. Judge
+// returns it for an epoch that we have gone beyond.
 var ErrStale = errors.New("the sequence is not new")
 
 // Options say who we are and where to begin. Identity, Cluster, Secrets, Boot,
@@ -58,12 +61,15 @@ type Options struct {
 	Join       []string // host:port, names or addresses
 	Remembered Remembered
 
+	Trusted []mesh.ID    // whose word counts if Cluster.Trust is TrustList; we ourselves always do
+	Adopted mesh.Cluster // View.Cluster before a restart; zero for none
+
 	Resolver Resolver         // default: net.DefaultResolver
 	Logger   *slog.Logger     // default: no logging
 	Now      func() time.Time // default: time.Now
 	Rand     io.Reader        // default: crypto/rand; for nonces and stream keys
 
-	filter func(netip.AddrPort) bool // see transport
+	filter func(network string, to netip.AddrPort) bool // see transport
 }
 
 // Remembered is what survives a restart: on disk it makes every node a seed,
@@ -79,39 +85,13 @@ type Highest struct {
 	Sequence uint64
 }
 
-// View is what a node knows at one moment. It shares nothing with the Gossip
-// that it came from.
-type View struct {
-	Records []mesh.Record // that count, ours among them, by fingerprint
-	Alive   map[mesh.ID]bool
-
-	// OwnSequence is the highest sequence of a record of ours that anybody has
-	// shown, or up to which we are forgotten. A record must go beyond it.
-	OwnSequence uint64
-	// Forgotten is the sequence up to which we are forgotten, and with our
-	// records the claims that they made; 0 for not at all.
-	Forgotten uint64
-
-	Observed []mesh.Observation         // where others see us, by observer; our own stands for an address that we dialled and found to be ours
-	Paths    map[mesh.ID]netip.AddrPort // where nodes were seen of late, outside of the mesh
-	RTT      map[mesh.ID]time.Duration
-
-	Alone     bool // nobody else is alive
-	JoinEmpty bool // the join list names nobody, or only ourselves
-	Merged    bool // the state of some member was taken in since the start
-
-	Problems []mesh.Problem    // sorted
-	Counters map[string]uint64 // what was dropped, by reason
-}
-
 // Gossip is a running node of the gossip network.
 type Gossip struct {
 	identity ed25519.PrivateKey
 	self     mesh.ID
-	cluster  mesh.Cluster
-	settings uint64
+	name     string // of the cluster
+	ranges   uint64 // hash of its address settings
 	instance uint64
-	joinList []string
 	resolver Resolver
 	now      func() time.Time
 
@@ -121,13 +101,20 @@ type Gossip struct {
 	changed   chan struct{}
 	members   *members
 	transport *transport
-	list      *memberlist.Memberlist
 	queue     *memberlist.TransmitLimitedQueue
 
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
+	rejoin chan struct{} // the join list has changed
+
 	mu        sync.Mutex // never held while memberlist is called
+	cluster   mesh.Cluster
+	adopted   settings         // from others; they count if they are later than cluster's
+	trusted   map[mesh.ID]bool // nil for everybody
+	joinList  []string
+	list      *memberlist.Memberlist
+	member    lent // what it has of ours
 	store     *store
 	published uint64 // sequence of the record that we published last
 	foreign   foreign
@@ -153,13 +140,12 @@ func Start(ctx context.Context, o Options) (*Gossip, error) {
 	if err := g.transport.listen(ctx, o.Bind); err != nil {
 		return nil, err // it begins with the setting that is to blame
 	}
-	g.list, err = memberlist.Create(g.memberlistConfig())
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("set up memberlist: %w", err), g.transport.Shutdown())
+	if err := g.enter(0); err != nil {
+		return nil, errors.Join(err, g.transport.Shutdown())
 	}
 	ctx, g.cancel = context.WithCancel(ctx)
 	for _, task := range []func(context.Context){
-		g.handleLoop, g.joinLoop, g.rejoinLoop, g.followUpLoop, g.compareLoop,
+		g.handleLoop, g.joinLoop, g.rejoinLoop, g.followUpLoop, g.compareLoop, g.epochLoop,
 	} {
 		g.tasks.Go(func() { task(ctx) })
 	}
@@ -189,8 +175,9 @@ func newGossip(o Options) (*Gossip, error) {
 	}
 	self := mesh.IDOf(o.Identity.Public().(ed25519.PublicKey))
 	g := &Gossip{
-		identity: o.Identity, self: self, cluster: o.Cluster, settings: o.Cluster.Hash(), instance: o.Instance,
-		joinList: o.Join, resolver: o.Resolver, now: o.Now,
+		identity: o.Identity, self: self, name: o.Cluster.Name, ranges: o.Cluster.Hash(), instance: o.Instance,
+		cluster: o.Cluster, joinList: slices.Clone(o.Join), resolver: o.Resolver, now: o.Now,
+		rejoin:    make(chan struct{}, 1),
 		log:       newLimitedLog(o.Logger),
 		notices:   &notices{now: o.Now, met: make(map[notice]time.Time)},
 		counters:  &counters{counts: make(map[string]uint64)},
@@ -198,7 +185,7 @@ func newGossip(o Options) (*Gossip, error) {
 		store:     newStore(),
 		joinEmpty: len(o.Join) == 0,
 	}
-	g.members = &members{self: self, signal: g.signal, alive: make(map[mesh.ID]bool), rtt: make(map[mesh.ID]time.Duration)}
+	g.members = newMembers(self, g.signal)
 	g.queue = &memberlist.TransmitLimitedQueue{NumNodes: g.members.count, RetransmitMult: retransmitMult}
 	g.transport = &transport{
 		ring: ring, random: o.Rand, now: o.Now, log: g.log, notices: g.notices, counters: g.counters,
@@ -209,6 +196,13 @@ func newGossip(o Options) (*Gossip, error) {
 	if _, err := g.transport.self.marshal(); err != nil {
 		return nil, err
 	}
+	if err := settingsOf(o.Cluster).check(); err != nil {
+		return nil, err
+	}
+	if o.Adopted.Name == g.name && o.Adopted.Hash() == g.ranges && settingsOf(o.Adopted).check() == nil {
+		g.adopted = settingsOf(o.Adopted)
+	}
+	g.trust(o.Cluster, o.Trusted)
 	g.restore(o.Remembered)
 	return g, nil
 }
@@ -220,12 +214,11 @@ const retransmitMult = 7
 // memberlistConfig holds the timings with which a dead node is noticed within
 // ten seconds, and no living one suspected at a round trip of 300 ms and a loss
 // of one packet in ten.
-func (g *Gossip) memberlistConfig() *memberlist.Config {
+func (g *Gossip) memberlistConfig(member lent, l listener) *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
-	c.Name = nodeName(g.self)
-	c.Transport = g.transport
+	c.Name, c.Transport = member.name, member
 	c.Delegate = delegate{g}
-	c.Events, c.Alive, c.Ping = g.members, g.members, g.members
+	c.Events, c.Alive, c.Ping = l, l, l
 	c.Logger = log.New(memberlistLog{g.log}, "", 0)
 
 	c.ProbeInterval = time.Second
@@ -267,13 +260,15 @@ func (g *Gossip) restore(r Remembered) {
 		g.store.raise(key, h.Sequence)
 	}
 	for _, raw := range r.Objects {
-		o, err := decodeObject(g.cluster.Name, slices.Clone(raw))
+		o, err := decodeObject(g.name, slices.Clone(raw))
 		if err != nil {
 			g.counters.add("remembered-content")
 			g.log.at(slog.LevelWarn, "remembered object refused", "err", err)
 			continue
 		}
-		g.store.put(o)
+		if g.trusts(o.key.author) {
+			g.store.put(o)
+		}
 	}
 }
 
@@ -301,8 +296,11 @@ func (g *Gossip) signal() {
 // look like a departure.
 func (g *Gossip) Stop() error {
 	g.cancel()
-	err := g.list.Shutdown()
+	list, _ := g.membership()
+	err := errors.Join(list.Shutdown(), g.transport.Shutdown())
 	g.tasks.Wait()
+	list, _ = g.membership() // of a new epoch that was just beginning
+	err = errors.Join(err, list.Shutdown())
 	if err != nil {
 		return fmt.Errorf("stop gossip: %w", err)
 	}
@@ -353,6 +351,7 @@ func (g *Gossip) Publish(r mesh.Record) error {
 	}
 	g.signal()
 	g.spread([]object{o})
+	g.agree()
 	return nil
 }
 
@@ -383,16 +382,16 @@ func (g *Gossip) Forget(target mesh.ID, upTo uint64) error {
 
 // sign makes an object of ours, by the checks that everybody else makes.
 func (g *Gossip) sign(kind objectKind, payload []byte) (object, error) {
-	raw, err := signObject(g.identity, g.cluster.Name, kind, payload)
+	raw, err := signObject(g.identity, g.name, kind, payload)
 	if err != nil {
 		return object{}, err
 	}
-	return decodeObject(g.cluster.Name, raw)
+	return decodeObject(g.name, raw)
 }
 
 // ownSequence is what a new record of ours must go beyond.
 func (g *Gossip) ownSequence() uint64 {
-	return max(g.store.highest[objectKey{kindRecord, g.self, g.self}], g.store.buried[g.self])
+	return max(g.store.highest[recordKey(g.self)], g.store.buried[g.self])
 }
 
 // Remember returns what to keep on disk.
@@ -409,48 +408,5 @@ func (g *Gossip) Remember() Remembered {
 	slices.SortFunc(r.Highest, func(a, b Highest) int {
 		return strings.Compare(a.Key, b.Key)
 	})
-	return r
-}
-
-// View returns what is known now.
-func (g *Gossip) View() View {
-	v := View{Counters: g.counters.snapshot(), Problems: g.notices.problems()}
-	v.Alive, v.RTT = g.members.snapshot()
-	v.Alone = len(v.Alive) == 1
-	v.Observed, v.Paths = g.transport.sightings()
-	g.mu.Lock()
-	records := g.store.records()
-	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty
-	v.Forgotten = g.store.buried[g.self]
-	revoked := v.Forgotten == Forever
-	g.mu.Unlock()
-	v.Records = slices.Grow(v.Records, len(records))
-	for _, r := range records {
-		if r.Settings != g.settings {
-			v.Problems = append(v.Problems, mesh.Problem{
-				Kind: ProblemSettings, Node: r.Name, Text: fmt.Sprintf("%s has other address ranges; its record is left out", r.Name),
-				Advice: "write the same cluster.overlay, cluster.pods and cluster.pod-prefix on all nodes, and restart meshd there",
-			})
-			continue
-		}
-		v.Records = append(v.Records, clone(r))
-	}
-	if revoked {
-		v.Problems = append(v.Problems, mesh.Problem{
-			Kind: ProblemRevoked, Node: g.self.String(), Text: "this node's identity was revoked",
-			Advice: "remove the state directory, so that the node makes a new identity, if it is to come back",
-		})
-	}
-	slices.SortFunc(v.Problems, mesh.Problem.Compare)
-	v.Problems = slices.Compact(v.Problems)
-	return v
-}
-
-// clone copies a record with its lists.
-func clone(r mesh.Record) mesh.Record {
-	r.Identity = slices.Clone(r.Identity)
-	r.Endpoints = slices.Clone(r.Endpoints)
-	r.InternalIPs = slices.Clone(r.InternalIPs)
-	r.AllowedLocationIPs = slices.Clone(r.AllowedLocationIPs)
 	return r
 }

@@ -122,7 +122,8 @@ type difference struct {
 	fatal bool // the nodes can't be in one mesh
 }
 
-// differences compares our settings with those of the node at a place.
+// differences compares our settings with those of the node at a place, except
+// for those that one of both will adopt from the other.
 func differences(here, there mesh.Cluster, place string) []difference {
 	var all []difference
 	compare := func(key string, a, b any, fatal bool) {
@@ -139,10 +140,6 @@ func differences(here, there mesh.Cluster, place string) []difference {
 	compare("cluster.services", here.Services, there.Services, false)
 	compare("cluster.dns", here.DNS, there.DNS, false)
 	compare("cluster.trust", here.Trust, there.Trust, false)
-	compare("cluster.generation", here.Generation, there.Generation, false)
-	compare("cluster.mode", here.Mode, there.Mode, false)
-	compare("cluster.encapsulation", here.Encapsulation, there.Encapsulation, false)
-	compare("cluster.gateways", here.Gateways, there.Gateways, false)
 	return all
 }
 

@@ -25,9 +25,6 @@ type Resolver interface {
 // joinLoop asks the join list, again and again while we are alone, with
 // growing pauses; afterwards only addresses that have never answered, slowly.
 func (g *Gossip) joinLoop(ctx context.Context) {
-	if len(g.joinList) == 0 && len(g.remembered()) == 0 {
-		return
-	}
 	reached := make(map[netip.AddrPort]bool)
 	pause := joinBackoffMin
 	for {
@@ -45,7 +42,7 @@ func (g *Gossip) joinLoop(ctx context.Context) {
 }
 
 // sleepUntilAlone waits, but not longer than it takes until we have lost
-// everybody. It returns false when it is time to stop.
+// everybody or the join list changes. It returns false when it is time to stop.
 func (g *Gossip) sleepUntilAlone(ctx context.Context, d time.Duration) bool {
 	was := g.members.alone()
 	end := time.After(d)
@@ -56,6 +53,8 @@ func (g *Gossip) sleepUntilAlone(ctx context.Context, d time.Duration) bool {
 			return ctx.Err() == nil
 		case <-ctx.Done():
 			return false
+		case <-g.rejoin:
+			return true
 		case <-step:
 			if !was && g.members.alone() {
 				return true
@@ -113,10 +112,13 @@ func (g *Gossip) setJoinEmpty(empty bool) {
 // resolve returns the addresses of the join list, and whether that was
 // possible for all of it.
 func (g *Gossip) resolve(ctx context.Context) (addrs []netip.AddrPort, complete bool) {
+	g.mu.Lock()
+	targets := g.joinList
+	g.mu.Unlock()
 	var wg sync.WaitGroup
-	found := make([][]netip.AddrPort, len(g.joinList))
-	errs := make([]error, len(g.joinList))
-	for i, target := range g.joinList {
+	found := make([][]netip.AddrPort, len(targets))
+	errs := make([]error, len(targets))
+	for i, target := range targets {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 			defer cancel()
@@ -193,7 +195,8 @@ func (g *Gossip) joinNode(ctx context.Context, id mesh.ID) {
 func (g *Gossip) join(s *stream) error {
 	target, withdraw := g.transport.offer(s)
 	defer withdraw()
-	if _, err := g.list.Join([]string{target}); err != nil {
+	list, _ := g.membership()
+	if _, err := list.Join([]string{target}); err != nil {
 		return fmt.Errorf("join %v: %w", s.peer.id, err)
 	}
 	return nil
@@ -223,13 +226,18 @@ func (g *Gossip) followUpLoop(ctx context.Context) {
 	}
 }
 
-// compareLoop compares our store with that of a random member.
+// compareLoop compares our store with that of a random member. With one that
+// packets don't reach, all is exchanged over a stream instead.
 func (g *Gossip) compareLoop(ctx context.Context) {
 	for sleep(ctx, jitter(antiEntropy)) {
+		g.agree()
 		g.mu.Lock()
 		root := g.store.rootMessage()
 		g.mu.Unlock()
 		for _, id := range firstN(g.members.others(), 1) {
+			if g.transport.isSilent(id) {
+				g.joinNode(ctx, id)
+			}
 			g.transport.send(id, kindSync, root)
 		}
 	}

@@ -33,6 +33,10 @@ const (
 	// maxObjects bounds the store, and with it everything derived from it.
 	maxObjects = 8192
 
+	// maxSequence leaves room to go beyond every sequence that is accepted, and
+	// is never reached by counting.
+	maxSequence = 1 << 48
+
 	// maxSenders bounds what is remembered of senders. It is far above the size
 	// of any mesh; only someone with the secret can reach it.
 	maxSenders = 4096
@@ -96,6 +100,9 @@ var followUps = []time.Duration{2 * time.Second, 6 * time.Second, 14 * time.Seco
 const (
 	pushAll  = 8
 	pushSome = 4
+	// pushUrgent is the same for verdicts: while they are on their way, packets
+	// go to a gateway that is not there.
+	pushUrgent = 64
 )
 
 // syntheticPort is the constant port of the synthetic addresses. It is never

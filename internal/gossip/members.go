@@ -15,52 +15,104 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// members is what memberlist tells us. Its methods are called under
-// memberlist's lock: they copy, signal without waiting, and call nothing of
-// memberlist's.
+// members is what memberlist tells us, by fingerprint: a node that has changed
+// its name is for a while two members.
 type members struct {
 	self   mesh.ID
 	signal func()
 
-	mu    sync.Mutex
-	alive map[mesh.ID]bool // without ourselves
-	rtt   map[mesh.ID]time.Duration
+	mu      sync.Mutex
+	current int                  // number of the listener that counts
+	alive   map[mesh.ID]presence // without ourselves
+	rtt     map[mesh.ID]time.Duration
+}
+
+// presence holds the names under which a node is alive, each with the listener
+// that heard so last.
+type presence map[string]int
+
+func newMembers(self mesh.ID, signal func()) *members {
+	return &members{self: self, signal: signal, alive: make(map[mesh.ID]presence), rtt: make(map[mesh.ID]time.Duration)}
+}
+
+// listener hears what one memberlist says, as long as it is the last one. Its
+// methods are called under memberlist's lock: they copy, signal without
+// waiting, and call nothing of memberlist's.
+type listener struct {
+	*members
+	number int
+	name   string // our own in that memberlist
 }
 
 var (
-	_ memberlist.EventDelegate = (*members)(nil)
-	_ memberlist.AliveDelegate = (*members)(nil)
-	_ memberlist.PingDelegate  = (*members)(nil)
+	_ memberlist.EventDelegate = listener{}
+	_ memberlist.AliveDelegate = listener{}
+	_ memberlist.PingDelegate  = listener{}
 )
 
-// NotifyJoin notes that a node is alive.
-func (m *members) NotifyJoin(n *memberlist.Node) { m.set(n.Name, true) }
+// listen returns the listener for a new memberlist. What the one before it has
+// heard stays until settle.
+func (m *members) listen(name string) listener {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.current++
+	return listener{m, m.current, name}
+}
 
-// NotifyLeave notes that a node is not alive any more.
-func (m *members) NotifyLeave(n *memberlist.Node) { m.set(n.Name, false) }
+// settle forgets who is known from earlier listeners alone, and says whether
+// that was anybody.
+func (m *members) settle() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	before := len(m.alive)
+	for id, names := range m.alive {
+		maps.DeleteFunc(names, func(_ string, heard int) bool { return heard < m.current })
+		if len(names) == 0 {
+			delete(m.alive, id)
+			delete(m.rtt, id)
+		}
+	}
+	return len(m.alive) < before
+}
+
+// NotifyJoin notes that a member is alive.
+func (l listener) NotifyJoin(n *memberlist.Node) { l.set(n.Name, true) }
+
+// NotifyLeave notes that a member is not alive any more.
+func (l listener) NotifyLeave(n *memberlist.Node) { l.set(n.Name, false) }
 
 // NotifyUpdate has nothing to note: what nodes say of themselves is in their
 // records.
-func (m *members) NotifyUpdate(*memberlist.Node) {}
+func (listener) NotifyUpdate(*memberlist.Node) {}
 
-func (m *members) set(name string, alive bool) {
+func (l listener) set(name string, alive bool) {
 	id, err := nodeID(name)
-	if err != nil || id == m.self {
+	if err != nil || id == l.self {
 		return
 	}
-	m.mu.Lock()
-	if alive {
-		m.alive[id] = true
-	} else {
-		delete(m.alive, id)
-		delete(m.rtt, id)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.number != l.current {
+		return
 	}
-	m.mu.Unlock()
-	m.signal()
+	names := l.alive[id]
+	switch {
+	case alive && names == nil:
+		l.alive[id] = presence{name: l.number}
+	case alive:
+		names[name] = l.number
+	default:
+		if delete(names, name); len(names) == 0 {
+			delete(l.alive, id)
+			delete(l.rtt, id)
+		}
+	}
+	l.signal()
 }
 
-// NotifyAlive refuses members whose name and address don't belong together.
-func (m *members) NotifyAlive(n *memberlist.Node) error {
+// NotifyAlive refuses members whose name and address don't belong together, and
+// us under our earlier names.
+func (l listener) NotifyAlive(n *memberlist.Node) error {
 	id, err := nodeID(n.Name)
 	if err != nil {
 		return err
@@ -68,27 +120,37 @@ func (m *members) NotifyAlive(n *memberlist.Node) error {
 	if !n.Addr.Equal(syntheticIP(id)) || n.Port != syntheticPort || len(n.Meta) > 0 {
 		return fmt.Errorf("check member %s: its address is not made of its name", n.Name)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !m.alive[id] && len(m.alive) >= maxSenders {
+	if id == l.self && n.Name != l.name {
+		return fmt.Errorf("check member %s: a name that we had", n.Name)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch names := l.alive[id]; {
+	case names == nil && len(l.alive) >= maxSenders:
 		return fmt.Errorf("check member %s: there are too many", n.Name)
+	case len(names) >= maxNames && names[n.Name] == 0:
+		return fmt.Errorf("check member %s: it has too many names", n.Name)
 	}
 	return nil
 }
 
+// maxNames bounds the names of one node that are alive at the same time. A node
+// that changes its name leaves the old ones behind until they are found dead.
+const maxNames = 16
+
 // AckPayload returns nothing.
-func (m *members) AckPayload() []byte { return nil }
+func (listener) AckPayload() []byte { return nil }
 
 // NotifyPingComplete notes a round trip.
-func (m *members) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, _ []byte) {
+func (l listener) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, _ []byte) {
 	id, err := nodeID(n.Name)
 	if err != nil {
 		return
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.alive[id] {
-		m.rtt[id] = rtt
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.alive[id] != nil {
+		l.rtt[id] = rtt
 	}
 }
 
@@ -113,7 +175,9 @@ func (m *members) count() int {
 func (m *members) snapshot() (alive map[mesh.ID]bool, rtt map[mesh.ID]time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	alive = maps.Clone(m.alive)
-	alive[m.self] = true
+	alive = map[mesh.ID]bool{m.self: true}
+	for id := range m.alive {
+		alive[id] = true
+	}
 	return alive, maps.Clone(m.rtt)
 }

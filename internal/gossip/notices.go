@@ -24,8 +24,9 @@ const (
 	// ProblemCluster: a node has another cluster name or other ranges, and is
 	// refused.
 	ProblemCluster mesh.ProblemKind = "cluster-differs"
-	// ProblemSettings: a node has other settings that matter less, or its record
-	// was made with other ranges and is left out.
+	// ProblemSettings: a node has other settings that matter less, of the same
+	// generation or in an older file, or its record was made with other ranges
+	// and is left out.
 	ProblemSettings mesh.ProblemKind = "settings-differ"
 	// ProblemSequence: one identity has signed two objects with one sequence.
 	ProblemSequence mesh.ProblemKind = "sequence-conflict"
@@ -33,6 +34,11 @@ const (
 	ProblemFull mesh.ProblemKind = "store-full"
 	// ProblemTwin: our own identity is used by another running daemon.
 	ProblemTwin mesh.ProblemKind = "identity-elsewhere"
+	// ProblemForged: somebody with the secret sends objects that no node of ours
+	// would make.
+	ProblemForged mesh.ProblemKind = "forged-object"
+	// ProblemUntrusted: a node is not on the list of those whose word counts.
+	ProblemUntrusted mesh.ProblemKind = "untrusted"
 	// ProblemRevoked: our own identity was revoked.
 	ProblemRevoked mesh.ProblemKind = "revoked"
 )
@@ -74,6 +80,12 @@ func (n *notices) settle(where string, kinds ...mesh.ProblemKind) {
 	maps.DeleteFunc(n.met, func(k notice, _ time.Time) bool {
 		return k.where == where && slices.Contains(kinds, k.problem.Kind)
 	})
+}
+
+func (n *notices) clear() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	clear(n.met)
 }
 
 func (n *notices) problems() []mesh.Problem {
@@ -133,12 +145,18 @@ func (l *limitedLog) at(level slog.Level, message string, args ...any) {
 }
 
 func (l *limitedLog) allow(message string) bool {
+	return l.limit(message, time.Second, logBurst)
+}
+
+// limit says whether one more line of a kind may be logged: a few at once, then
+// one in each period.
+func (l *limitedLog) limit(kind string, period time.Duration, burst int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	limiter := l.limiters[message]
+	limiter := l.limiters[kind]
 	if limiter == nil {
-		limiter = rate.NewLimiter(rate.Every(time.Second), logBurst)
-		l.limiters[message] = limiter
+		limiter = rate.NewLimiter(rate.Every(period), burst)
+		l.limiters[kind] = limiter
 	}
 	return limiter.Allow()
 }
@@ -148,6 +166,10 @@ func (l *limitedLog) allow(message string) bool {
 type memberlistLog struct{ log *limitedLog }
 
 var _ io.Writer = memberlistLog{}
+
+// lasting begin the lines that memberlist repeats with each probe, for as long
+// as something lasts.
+var lasting = []string{"Was able to connect to", "Refuting", "Got ping for unexpected node", "ignoring alive message"}
 
 // Write takes one line, as package log hands them over.
 func (m memberlistLog) Write(line []byte) (int, error) {
@@ -160,6 +182,11 @@ func (m memberlistLog) Write(line []byte) (int, error) {
 		}
 	}
 	text = bytes.TrimSpace(bytes.TrimPrefix(bytes.TrimSpace(text), []byte("memberlist:")))
+	for _, begin := range lasting {
+		if bytes.HasPrefix(text, []byte(begin)) && !m.log.limit(begin, time.Minute, 1) {
+			return len(line), nil
+		}
+	}
 	m.log.at(level, "memberlist reports", "text", string(text))
 	return len(line), nil
 }

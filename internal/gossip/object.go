@@ -23,20 +23,25 @@ var (
 	errObjectContent   = errors.New("object's content is not valid")
 )
 
-// objectKind says what an object tells. Kinds 2 and 3 are kept for clients and
-// verdicts.
+// objectKind says what an object tells. Kind 2 is kept for clients.
 type objectKind byte
 
 const (
-	kindRecord    objectKind = 1
-	kindTombstone objectKind = 4
+	kindRecord         objectKind = 1
+	kindGatewayVerdict objectKind = 3
+	kindTombstone      objectKind = 4
+	kindRelayVerdict   objectKind = 5
+	kindSettings       objectKind = 6
 )
 
 // codecs tells for each kind how its payload is read. A node passes on only
 // what it can check, so a kind that is not here is refused.
 var codecs = map[objectKind]func(payload []byte) (body, error){
-	kindRecord:    decodeRecord,
-	kindTombstone: decodeTombstone,
+	kindRecord:         decodeRecord,
+	kindGatewayVerdict: decodeVerdict(mesh.RoleGateway),
+	kindTombstone:      decodeTombstone,
+	kindRelayVerdict:   decodeVerdict(mesh.RoleRelay),
+	kindSettings:       decodeTold,
 }
 
 // body is a decoded payload.
@@ -48,6 +53,9 @@ type body interface {
 	subject() mesh.ID
 	// sequence orders the versions of one object, the highest counts.
 	sequence() uint64
+	// covered says whether it is forgotten, given up to which of its records
+	// each node is.
+	covered(buried map[mesh.ID]uint64) bool
 }
 
 // objectKey names an object in all its versions.
@@ -55,6 +63,9 @@ type objectKey struct {
 	kind            objectKind
 	author, subject mesh.ID
 }
+
+// recordKey is the key of a node's record.
+func recordKey(id mesh.ID) objectKey { return objectKey{kindRecord, id, id} }
 
 const objectKeySize = 1 + 2*len(mesh.ID{})
 
@@ -133,7 +144,7 @@ func decodeObject(cluster string, raw []byte) (object, error) {
 		return object{}, fmt.Errorf("%w: %w", errObjectContent, err)
 	}
 	if !ed25519.Verify(content.author(), signedBytes(cluster, kind, payload), signature) {
-		return object{}, errObjectSignature
+		return object{}, fmt.Errorf("%w: it is not of %v", errObjectSignature, mesh.IDOf(content.author()))
 	}
 	key := objectKey{kind, mesh.IDOf(content.author()), content.subject()}
 	return object{key: key, place: key.hash(), body: content, raw: raw, sum: sha256.Sum256(raw)}, nil

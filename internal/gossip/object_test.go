@@ -68,17 +68,24 @@ func TestObjectGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.Fields(string(golden))
-	made := [][]byte{signRecord(t, 0, fullRecord()), signTombstone(t, 0, mesh.ID{1, 2, 3}, 9)}
+	inOffice := fullRecord()
+	inOffice.Office = mesh.Office{Seat: 1, Since: 1700000000000}
+	relay := verdict{testVerdict(0, 1, mesh.HealthDraining, 7), 8, 9}
+	relay.Role, relay.Record = mesh.RoleRelay, 10
+	made := [][]byte{
+		signRecord(t, 0, fullRecord()), signTombstone(t, 0, mesh.ID{1, 2, 3}, 9),
+		signRecord(t, 0, inOffice), signVerdict(t, 0, verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}), signVerdict(t, 0, relay),
+	}
 	for i, raw := range made {
-		if got := hex.EncodeToString(raw); got != lines[i] {
-			t.Errorf("object %d: got\n%s\nwant\n%s", i, got, lines[i])
+		if got := hex.EncodeToString(raw); i >= len(lines) || got != lines[i] {
+			t.Errorf("object %d: got\n%s\nwant another", i, got)
 		}
 	}
-	o, err := decodeObject("default", made[0])
+	o, err := decodeObject("default", made[2])
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(fullRecord(), o.body.(recordBody).Record, comparePrefixes, cmpopts.EquateEmpty()); diff != "" {
+	if diff := cmp.Diff(inOffice, o.body.(recordBody).Record, comparePrefixes, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("record (-want +got):\n%s", diff)
 	}
 	if got := len(made[0]); got > 400 {
@@ -185,6 +192,11 @@ func TestRecordLimits(t *testing.T) {
 		{"location with a newline", func(r *mesh.Record) { r.Location = "a\nb" }, false},
 		{"location of letters", func(r *mesh.Record) { r.Location = "Zürich" }, true},
 		{"gateway wish", func(r *mesh.Record) { r.Gateway = "perhaps" }, false},
+		{"seat", func(r *mesh.Record) { r.Office.Seat = maxSeats - 1 }, true},
+		{"no such seat", func(r *mesh.Record) { r.Office.Seat = maxSeats }, false},
+		{"seat below 0", func(r *mesh.Record) { r.Office.Seat = -1 }, false},
+		{"in office before 1970", func(r *mesh.Record) { r.Office.Since = -1 }, false},
+		{"absurd sequence", func(r *mesh.Record) { r.Sequence = maxSequence + 1 }, false},
 		{"MTU", func(r *mesh.Record) { r.MTU = 1 << 16 }, false},
 		{"gossip address", func(r *mesh.Record) { r.GossipAddr = "[2001:db8::1]:7946" }, true},
 		{"gossip address without port", func(r *mesh.Record) { r.GossipAddr = "example.com" }, false},
@@ -227,6 +239,8 @@ func TestRecordThatFitsNoPacket(t *testing.T) {
 func FuzzDecodeObject(f *testing.F) {
 	f.Add(signRecord(f, 0, fullRecord()))
 	f.Add(signTombstone(f, 0, mesh.ID{1}, 1))
+	f.Add(signVerdict(f, 0, verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}))
+	f.Add(tellSettings(f, 0, 1, settingsOf(testCluster())))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if o, err := decodeObject("default", raw); err == nil && !bytes.Equal(o.raw, raw) {
 			t.Error("raw bytes changed")

@@ -18,11 +18,12 @@ const (
 	kindMemberlist packetKind = 1 // a packet of memberlist's
 	kindObjects    packetKind = 2 // signed objects, see packObjects
 	kindSync       packetKind = 3 // a step of the comparison of two stores
-	kindHere       packetKind = 4 // nothing; the answer to a wanted sign of life
+	kindHere       packetKind = 4 // an answer: the counter of the question, 8 bytes
+	kindAsk        packetKind = 5 // nothing but a question
 )
 
-// wantFlag in the kind's byte asks for a sign of life: the sender has not heard
-// from the receiver of late, and can't know whether its path works.
+// wantFlag in the kind's byte makes a packet a question: the sender has had no
+// answer over this path of late, and can't know whether it works.
 const wantFlag = 0x80
 
 // label is what a packet shows of the sender's cluster: its name and ranges,

@@ -13,9 +13,14 @@ import (
 // paths knows over which addresses each node may be reached, and which of them
 // to try. It does no I/O and reads no clock.
 //
-// The rule: the address from which something authenticated came within
-// freshPath; else the candidates in turn, beginning with the one that worked
-// last. A packet that has gone unanswered for pathPatience moves the turn on.
+// The rule: the address to which a question was answered within freshPath; else
+// the candidates in turn, beginning with the one that worked last. A packet that
+// has gone unanswered for pathPatience moves the turn on.
+//
+// That something comes from an address does not show that anything gets there.
+// So a packet over a path that is not known to work is a question, and its answer
+// names it: over that path packets pass in both directions. From then on, each
+// packet of a node that hears us shows that this is still so.
 type paths struct {
 	nodes map[mesh.ID]*nodePaths
 	// overlay are the mesh's own ranges. An address in them leads through the
@@ -28,13 +33,27 @@ type nodePaths struct {
 	candidates []netip.AddrPort // set by the daemon, best first
 	guess      netip.AddrPort   // where an inbound stream lets it be supposed
 
-	heard   netip.AddrPort // where something came from last
+	works   netip.AddrPort // where a question was answered last
+	worksAt time.Time      // when something last showed that it works
+	heard   netip.AddrPort // where it was met last
 	heardAt time.Time
 	seen    netip.AddrPort // the same, outside of the mesh
 	seenAt  time.Time
 
 	turn    netip.AddrPort // whose turn it is
 	waiting time.Time      // when the first unanswered packet went there; zero for none
+	silent  time.Time      // when the first packet of all went that is not answered; zero for none
+	probed  time.Time      // when a path that is not in use was last asked
+	asking  time.Time      // since when it asks us without hearing our answers; zero for not at all
+
+	questions [8]question // the last ones, a ring
+	asked     int         // how many there were
+}
+
+// question is a packet that asks for an answer.
+type question struct {
+	counter uint64
+	addr    netip.AddrPort
 }
 
 func newPaths(overlay []netip.Prefix) *paths {
@@ -59,14 +78,77 @@ func (p *paths) set(candidates map[mesh.ID][]netip.AddrPort) {
 	}
 }
 
-// hear notes that something authenticated came from a node.
-func (p *paths) hear(id mesh.ID, from netip.AddrPort, now time.Time) {
+// hear notes that something came from a node that hears us. It returns true if
+// the node should be asked at that address, because it may be the better one:
+// the node has moved, perhaps.
+func (p *paths) hear(id mesh.ID, from netip.AddrPort, now time.Time) (ask bool) {
+	p.meet(id, from, now)
 	n := p.node(id)
-	n.heard, n.heardAt = from, now
-	if !p.inside(from.Addr()) {
-		n.seen, n.seenAt = from, now
+	n.silent, n.asking = time.Time{}, time.Time{}
+	if !n.fresh(now) {
+		return false
 	}
-	n.turn, n.waiting = from, time.Time{}
+	n.worksAt = now
+	if n.works == from || now.Sub(n.probed) < pathPatience {
+		return false
+	}
+	n.probed = now
+	return true
+}
+
+// meet notes an address that a node has been met at. Packets go there first,
+// but for a path that works and for one that was just begun with.
+func (p *paths) meet(id mesh.ID, at netip.AddrPort, now time.Time) {
+	n := p.node(id)
+	known := slices.Contains(n.all(now), at)
+	n.heard, n.heardAt = at, now
+	if !p.inside(at.Addr()) {
+		n.seen, n.seenAt = at, now
+	}
+	if !n.fresh(now) && (n.waiting.IsZero() || !known) {
+		n.turn, n.waiting = at, time.Time{}
+	}
+}
+
+// ask notes that a question goes to an address.
+func (p *paths) ask(id mesh.ID, counter uint64, addr netip.AddrPort) {
+	n := p.node(id)
+	n.questions[n.asked%len(n.questions)] = question{counter, addr}
+	n.asked++
+}
+
+// answered notes that a question was answered.
+func (p *paths) answered(id mesh.ID, counter uint64, now time.Time) {
+	n := p.node(id)
+	for _, q := range n.questions {
+		if q.counter == counter && q.addr.IsValid() {
+			n.works, n.worksAt = q.addr, now
+			n.turn, n.waiting, n.silent = q.addr, time.Time{}, time.Time{}
+		}
+	}
+}
+
+// instead returns over which path to answer a question besides the one that it
+// came over: one that works, or the next one if our answers get lost.
+func (p *paths) instead(id mesh.ID, from netip.AddrPort, now time.Time) (addr netip.AddrPort, want bool) {
+	n := p.node(id)
+	if n.asking.IsZero() {
+		n.asking = now
+	}
+	if n.fresh(now) || now.Sub(n.asking) >= pathPatience {
+		addr, want, _ = p.next(id, now)
+	}
+	if addr == from {
+		return netip.AddrPort{}, false
+	}
+	return addr, want
+}
+
+// isSilent says whether packets to a node go unanswered for longer than it
+// takes to lose one.
+func (p *paths) isSilent(id mesh.ID, now time.Time) bool {
+	n := p.nodes[id]
+	return n != nil && !n.silent.IsZero() && now.Sub(n.silent) >= 2*pathPatience
 }
 
 // suppose notes an address at which a node may listen.
@@ -80,11 +162,14 @@ func (p *paths) next(id mesh.ID, now time.Time) (addr netip.AddrPort, want, ok b
 		return netip.AddrPort{}, false, false
 	}
 	if n.fresh(now) {
-		return n.heard, false, true
+		return n.works, false, true
 	}
 	all := n.all(now)
 	if len(all) == 0 {
 		return netip.AddrPort{}, false, false
+	}
+	if n.silent.IsZero() {
+		n.silent = now
 	}
 	at := max(slices.Index(all, n.turn), 0)
 	switch {
@@ -105,8 +190,8 @@ func (p *paths) fail(id mesh.ID, addr netip.AddrPort) {
 	if n == nil {
 		return
 	}
-	if n.heard == addr {
-		n.heardAt = time.Time{}
+	if n.works == addr {
+		n.worksAt = time.Time{}
 	}
 	if n.turn == addr {
 		n.waiting = time.Unix(0, 1) // long ago
@@ -138,7 +223,7 @@ func (p *paths) inside(a netip.Addr) bool {
 }
 
 func (n *nodePaths) fresh(now time.Time) bool {
-	return n.heard.IsValid() && now.Sub(n.heardAt) <= freshPath
+	return n.works.IsValid() && now.Sub(n.worksAt) <= freshPath
 }
 
 // all returns the candidates, then where the node was seen, then the guess.
@@ -148,6 +233,9 @@ func (n *nodePaths) all(now time.Time) []netip.AddrPort {
 		if a.IsValid() && !slices.Contains(all, a) {
 			all = append(all, a)
 		}
+	}
+	if now.Sub(n.worksAt) <= pathMemory {
+		add(n.works)
 	}
 	if now.Sub(n.heardAt) <= pathMemory {
 		add(n.heard)

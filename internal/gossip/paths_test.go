@@ -25,7 +25,8 @@ func TestPathsNext(t *testing.T) {
 	node := mesh.ID{1}
 	type step struct {
 		at     time.Duration
-		hear   netip.AddrPort // else a packet is sent
+		hear   netip.AddrPort // an answer
+		ask    netip.AddrPort // a question; else a packet is sent
 		fail   bool           // and the system refuses it
 		want   netip.AddrPort
 		unsure bool
@@ -64,6 +65,19 @@ func TestPathsNext(t *testing.T) {
 			{at: time.Minute + time.Second, want: viaMesh, unsure: true},
 			{at: time.Minute + 2*time.Second, want: viaRoaming, unsure: true},
 		}},
+		{"a question is answered where it came from, but then all are tried", all[:2], []step{
+			{ask: viaRoaming},
+			{want: viaRoaming, unsure: true},
+			{at: pathPatience, ask: viaRoaming},
+			{at: pathPatience, want: viaMesh, unsure: true},
+			{at: 2 * pathPatience, ask: viaRoaming},
+			{at: 2 * pathPatience, want: viaEndpoint, unsure: true},
+		}},
+		{"a question does not move a path that works", all, []step{
+			{hear: viaLAN},
+			{at: time.Millisecond, ask: viaRoaming},
+			{at: time.Millisecond, want: viaLAN},
+		}},
 		{"and is forgotten after long", []netip.AddrPort{viaMesh}, []step{
 			{hear: viaRoaming},
 			{at: pathMemory + time.Second, want: viaMesh, unsure: true},
@@ -88,7 +102,11 @@ func TestPathsNext(t *testing.T) {
 			for i, s := range tt.steps {
 				now := start.Add(s.at)
 				if s.hear.IsValid() {
-					p.hear(node, s.hear, now)
+					answer(p, node, s.hear, now)
+					continue
+				}
+				if s.ask.IsValid() {
+					p.meet(node, s.ask, now)
 					continue
 				}
 				got, unsure, ok := p.next(node, now)
@@ -103,12 +121,19 @@ func TestPathsNext(t *testing.T) {
 	}
 }
 
+// answer lets a question that went to an address be answered from there.
+func answer(p *paths, id mesh.ID, addr netip.AddrPort, now time.Time) {
+	p.ask(id, uint64(now.UnixNano()), addr)
+	p.answered(id, uint64(now.UnixNano()), now)
+	p.hear(id, addr, now)
+}
+
 func TestPathsOrderBeginsWithWhatWorked(t *testing.T) {
 	node, now := mesh.ID{1}, time.Unix(1700000000, 0)
 	p := newPaths(nil)
 	p.set(map[mesh.ID][]netip.AddrPort{node: {viaMesh, viaEndpoint, viaEndpoint, viaLAN}})
 	p.suppose(node, viaRoaming)
-	p.hear(node, viaEndpoint, now)
+	answer(p, node, viaEndpoint, now)
 	want := []netip.AddrPort{viaEndpoint, viaLAN, viaRoaming, viaMesh}
 	if diff := cmp.Diff(want, p.order(node, now), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 		t.Errorf("order (-want +got):\n%s", diff)
@@ -118,8 +143,8 @@ func TestPathsOrderBeginsWithWhatWorked(t *testing.T) {
 func TestUnderlayIsNeverInsideTheMesh(t *testing.T) {
 	node, now := mesh.ID{1}, time.Unix(1700000000, 0)
 	p := newPaths(testCluster().Overlay)
-	p.hear(node, viaEndpoint, now)
-	p.hear(node, viaMesh, now.Add(time.Second))
+	answer(p, node, viaEndpoint, now)
+	answer(p, node, viaMesh, now.Add(time.Second))
 	if got, _ := p.underlay(node, now); got != viaEndpoint {
 		t.Errorf("underlay %v, want %v", got, viaEndpoint)
 	}
@@ -141,7 +166,7 @@ func TestPathsFindTheOneThatWorks(t *testing.T) {
 		for range rapid.IntRange(0, 10).Draw(t, "before") {
 			now = now.Add(time.Duration(rapid.IntRange(0, 5000).Draw(t, "ms")) * time.Millisecond)
 			if rapid.Bool().Draw(t, "hear") {
-				p.hear(node, rapid.SampledFrom(candidates).Draw(t, "from"), now)
+				answer(p, node, rapid.SampledFrom(candidates).Draw(t, "from"), now)
 			} else {
 				p.next(node, now)
 			}

@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	maxHost = 253     // RFC 1035, section 2.3.4, in text form
-	maxSlot = 1 << 20 // peers of a WireGuard device
+	maxHost  = 253     // RFC 1035, section 2.3.4, in text form
+	maxSlot  = 1 << 20 // peers of a WireGuard device
+	maxSeats = 64      // far above the gateways that a location can have
 )
 
 // wireRecord is a record's payload. Numbers that are in use are never given to
@@ -46,6 +47,8 @@ type wireRecord struct {
 	InternalIPs []netip.Prefix `cbor:"17,keyasint,omitempty"`
 	Allowed     []netip.Prefix `cbor:"18,keyasint,omitempty"`
 	ClaimSince  uint64         `cbor:"19,keyasint,omitempty"`
+	Seat        int64          `cbor:"20,keyasint,omitempty"`
+	OfficeSince int64          `cbor:"21,keyasint,omitempty"`
 }
 
 type wireEndpoint struct {
@@ -62,6 +65,8 @@ func (b recordBody) author() ed25519.PublicKey { return b.Identity }
 func (b recordBody) subject() mesh.ID          { return b.ID() }
 func (b recordBody) sequence() uint64          { return b.Sequence }
 
+func (b recordBody) covered(buried map[mesh.ID]uint64) bool { return b.Sequence <= buried[b.ID()] }
+
 func encodeRecord(r mesh.Record) ([]byte, error) {
 	if err := checkRecord(r); err != nil {
 		return nil, err
@@ -70,6 +75,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 		Identity: r.Identity, Sequence: r.Sequence, Instance: r.Instance,
 		Name: r.Name, Key: r.Key[:], Slot: int64(r.Claim.Slot), ClaimTime: r.Claim.Time, ClaimSince: r.Claim.Since,
 		Settings: r.Settings, Location: r.Location, Gateway: string(r.Gateway),
+		Seat: int64(r.Office.Seat), OfficeSince: r.Office.Since,
 		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
 		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr,
 		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs,
@@ -99,9 +105,10 @@ func decodeRecord(payload []byte) (body, error) {
 		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr,
 		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed,
 	}
-	if w.Slot < mesh.None || w.Slot >= maxSlot || w.MTU < 0 || w.MTU > math.MaxUint16 {
-		return nil, fmt.Errorf("decode record: slot %d, MTU %d", w.Slot, w.MTU)
+	if w.Slot < mesh.None || w.Slot >= maxSlot || w.MTU < 0 || w.MTU > math.MaxUint16 || w.Seat < 0 || w.Seat >= maxSeats {
+		return nil, fmt.Errorf("decode record: slot %d, MTU %d, seat %d", w.Slot, w.MTU, w.Seat)
 	}
+	r.Office = mesh.Office{Seat: int(w.Seat), Since: w.OfficeSince}
 	r.Claim, r.MTU = mesh.Claim{Slot: int(w.Slot), Time: w.ClaimTime, Since: w.ClaimSince}, int(w.MTU)
 	for _, e := range w.Endpoints {
 		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: e.Host, Port: e.Port, Source: mesh.EndpointSource(e.Source)})
@@ -117,8 +124,8 @@ func checkRecord(r mesh.Record) error {
 	switch {
 	case len(r.Identity) != ed25519.PublicKeySize:
 		return fmt.Errorf("check record: an identity of %d bytes", len(r.Identity))
-	case r.Sequence == 0:
-		return errors.New("check record: sequence 0")
+	case r.Sequence == 0 || r.Sequence > maxSequence:
+		return fmt.Errorf("check record: sequence %d, it goes from 1 to %d", r.Sequence, maxSequence)
 	case !validName(r.Name):
 		return fmt.Errorf("check record: name %q is not a host name", r.Name)
 	case r.Key == wgtypes.Key{}:
@@ -129,6 +136,8 @@ func checkRecord(r mesh.Record) error {
 		return fmt.Errorf("check record: location %q", r.Location)
 	case r.Gateway != "" && r.Gateway != mesh.GatewayAuto && r.Gateway != mesh.GatewayPrefer && r.Gateway != mesh.GatewayNever:
 		return fmt.Errorf("check record: gateway %q", r.Gateway)
+	case r.Office.Seat < 0 || r.Office.Seat >= maxSeats || r.Office.Since < 0:
+		return fmt.Errorf("check record: seat %d since %d", r.Office.Seat, r.Office.Since)
 	case r.MTU < 0 || r.MTU > math.MaxUint16:
 		return fmt.Errorf("check record: MTU %d", r.MTU)
 	}

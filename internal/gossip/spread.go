@@ -40,10 +40,11 @@ func (g *Gossip) accept(raws [][]byte, from source) {
 		}
 		// A copy, because an object may stay for years, and raw would keep all
 		// of the state alive that it came with.
-		o, err := decodeObject(g.cluster.Name, slices.Clone(raw))
+		o, err := decodeObject(g.name, slices.Clone(raw))
 		if err != nil {
 			g.counters.add(objectReason(err))
 			g.log.at(slog.LevelWarn, "object refused", "err", err)
+			g.meetForged(err)
 			continue
 		}
 		if g.admit(o) {
@@ -57,12 +58,19 @@ func (g *Gossip) accept(raws [][]byte, from source) {
 	if from == fromGossip {
 		g.spread(news)
 	}
+	if slices.ContainsFunc(news, func(o object) bool { return o.key.kind == kindRecord || o.key.kind == kindSettings }) {
+		g.agree()
+	}
 }
 
 // admit puts a checked object into the store and says whether that changed it.
 func (g *Gossip) admit(o object) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !g.trusts(o.key.author) {
+		g.meetUntrusted(o)
+		return false
+	}
 	result := g.store.put(o)
 	if o.key.author == g.self && o.key.kind == kindRecord && result != known {
 		g.meetOwn(o.body.(recordBody).Record)
@@ -118,10 +126,23 @@ func (g *Gossip) meetOwn(r mesh.Record) {
 
 // nameOf returns the host name that a node claims, or its fingerprint.
 func (g *Gossip) nameOf(id mesh.ID) string {
-	if r, ok := g.store.objects[objectKey{kindRecord, id, id}].body.(recordBody); ok {
+	if r, ok := g.store.objects[recordKey(id)].body.(recordBody); ok {
 		return r.Name
 	}
 	return id.String()
+}
+
+// meetForged shows that somebody with the secret has made an object that can't
+// be. One of a newer version is not such a thing.
+func (g *Gossip) meetForged(err error) {
+	for _, sentinel := range []error{errObjectSignature, errObjectContent} {
+		if errors.Is(err, sentinel) {
+			g.transport.meet("forged", mesh.Problem{
+				Kind: ProblemForged, Node: g.self.String(), Text: "a node with the secret sends what is refused: " + sentinel.Error(),
+				Advice: "see the log; if all nodes run the same version, somebody else has the secret: change it",
+			})
+		}
+	}
 }
 
 // objectReason names a counter.
@@ -144,8 +165,15 @@ func (g *Gossip) spread(news []object) {
 		raws = append(raws, o.raw)
 		g.queue.QueueBroadcast(broadcast{o})
 	}
-	others := g.members.others()
-	if len(others) > pushAll {
+	others, own := g.members.others(), false
+	for _, o := range news {
+		_, isVerdict := o.body.(verdict)
+		own = own || isVerdict && o.key.author == g.self
+	}
+	switch {
+	case own:
+		others = firstN(others, pushUrgent)
+	case len(others) > pushAll:
 		others = others[:pushSome]
 	}
 	for _, id := range others {

@@ -63,7 +63,7 @@ func (s *store) put(o object) outcome {
 		return known
 	case sequence < highest:
 		return stale
-	case o.key.kind == kindRecord && sequence <= s.buried[o.key.subject]:
+	case o.body.covered(s.buried):
 		return buried
 	case holds && sequence == held.body.sequence():
 		if bytes.Compare(o.sum[:], held.sum[:]) < 0 {
@@ -81,17 +81,19 @@ func (s *store) put(o object) outcome {
 	return fresh
 }
 
-// bury drops the records that a tombstone covers, and what was remembered of
-// them: from now on the tombstone refuses them. So a node that is forgotten
-// takes one place, not two.
+// bury drops what a tombstone covers, the record and what goes with it, and
+// what was remembered of it: from now on the tombstone refuses it. So a node
+// that is forgotten takes one place, not two.
 func (s *store) bury(t tombstone) {
 	s.buried[t.target] = max(s.buried[t.target], t.upTo)
 	s.counted = nil
-	key := objectKey{kindRecord, t.target, t.target}
-	if o, ok := s.objects[key]; ok && o.body.sequence() <= t.upTo {
-		s.drop(o)
+	for key, o := range s.objects {
+		if o.body.covered(s.buried) {
+			s.drop(o)
+			delete(s.highest, key)
+		}
 	}
-	if s.highest[key] <= t.upTo {
+	if key := recordKey(t.target); s.highest[key] <= t.upTo {
 		delete(s.highest, key)
 	}
 }
@@ -100,7 +102,7 @@ func (s *store) bury(t tombstone) {
 // store that is full becomes useful again.
 func (s *store) frees(o object) bool {
 	t, ok := o.body.(tombstone)
-	highest := s.highest[objectKey{kindRecord, o.key.subject, o.key.subject}]
+	highest := s.highest[recordKey(o.key.subject)]
 	return ok && highest > 0 && highest <= t.upTo
 }
 

@@ -78,7 +78,7 @@ func TestStorePut(t *testing.T) {
 		{"buried", []step{{record(2), fresh}, {signTombstone(t, 1, id, 2), fresh}, {record(2), buried}, {record(3), fresh}}, 2},
 		{"buried before it came", []step{{signTombstone(t, 1, id, 5), fresh}, {record(4), buried}, {record(6), fresh}}, 2},
 		{"burial does not shrink", []step{{signTombstone(t, 1, id, 5), fresh}, {signTombstone(t, 1, id, 3), stale}, {record(4), buried}}, 1},
-		{"revoked", []step{{record(2), fresh}, {signTombstone(t, 1, id, Forever), fresh}, {record(1 << 60), buried}}, 1},
+		{"revoked", []step{{record(2), fresh}, {signTombstone(t, 1, id, Forever), fresh}, {record(maxSequence), buried}}, 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -108,12 +108,13 @@ func TestReplayFailsAfterRestart(t *testing.T) {
 }
 
 // pool is what the property tests deliver: versions of some records, two with
-// the same sequence, and tombstones.
+// the same sequence, verdicts of the nodes on each other, and tombstones.
 func pool(t testing.TB) []object {
 	var all []object
 	for n := range 3 {
 		for sequence := range uint64(4) {
-			all = append(all, mustDecode(t, signRecord(t, n, testRecord(n, sequence+1))))
+			v := verdict{testVerdict(n, (n+1)%3, mesh.HealthDown, sequence+1), sequence, sequence + 1}
+			all = append(all, mustDecode(t, signRecord(t, n, testRecord(n, sequence+1))), mustDecode(t, signVerdict(t, n, v)))
 		}
 		all = append(all,
 			mustDecode(t, twin(t, n, 2)), mustDecode(t, twin(t, n, 4)),

@@ -48,6 +48,7 @@ type stream struct {
 	opener  cipher.AEAD
 	opened  uint64
 	rest    []byte // of a frame that was read in part
+	begun   bool   // something was read
 	budget  int    // bytes that may still come
 
 	writing sync.Mutex
@@ -193,6 +194,12 @@ func (s *stream) Read(b []byte) (int, error) {
 		frame, err := s.readFrame()
 		if err != nil {
 			return 0, err
+		}
+		if len(frame) > 0 && !s.begun {
+			if err := checkOpening(frame); err != nil {
+				return 0, err
+			}
+			s.begun = true
 		}
 		s.rest = frame
 	}

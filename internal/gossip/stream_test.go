@@ -76,7 +76,7 @@ func TestStreamCarriesBothWays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	long := bytes.Repeat([]byte("0123456789abcdef"), 3*maxFrame/16)
+	long := append([]byte{memberlistPing}, bytes.Repeat([]byte("0123456789abcdef"), 3*maxFrame/16)...)
 	for _, way := range []struct{ from, to *stream }{{d, a}, {a, d}} {
 		sent := make(chan error, 1)
 		go func() {
@@ -120,7 +120,7 @@ func TestReplayedStreamFails(t *testing.T) {
 	tape := &recorder{Conn: far}
 	go func() {
 		if s, err := greet(near, ring, rand.Reader, testHello(0)); err == nil {
-			_, _ = s.Write([]byte("push/pull"))
+			_, _ = s.Write([]byte{memberlistPing})
 		}
 	}()
 	s, err := welcome(tape, ring, rand.Reader, testHello(1))
@@ -288,15 +288,17 @@ func TestGarbagePacketsAreDropped(t *testing.T) {
 func TestOldestSilentStreamGivesWay(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, 0, nil)
-	for i := range maxPendingStreams {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i/maxPendingPerSource))}}
-		conn, err := d.Dial("tcp", n.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-	}
+	dialled := 0
 	eventually(t, "all places taken", []*testNode{n}, func(View) bool {
+		for range maxPendingPerSource { // on a slow machine, the first ones end meanwhile
+			dialled++
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(1+dialled>>8), byte(dialled))}}
+			conn, err := d.Dial("tcp", n.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { conn.Close() })
+		}
 		n.transport.mu.Lock()
 		defer n.transport.mu.Unlock()
 		return len(n.transport.pending) == maxPendingStreams
@@ -306,7 +308,7 @@ func TestOldestSilentStreamGivesWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
-	eventually(t, "counted", []*testNode{n}, func(v View) bool { return v.Counters["stream-limit"] == 1 })
+	eventually(t, "counted", []*testNode{n}, func(v View) bool { return v.Counters["stream-limit"] > 0 })
 }
 
 // openFiles counts this process's file descriptors.

@@ -33,6 +33,9 @@ func (t tombstone) author() ed25519.PublicKey { return t.identity }
 func (t tombstone) subject() mesh.ID          { return t.target }
 func (t tombstone) sequence() uint64          { return t.upTo }
 
+// covered is false: what was forgotten once stays so, whoever said it.
+func (t tombstone) covered(map[mesh.ID]uint64) bool { return false }
+
 func encodeTombstone(t tombstone) ([]byte, error) {
 	payload, err := encoding.Marshal(wireTombstone{t.identity, t.upTo, t.target[:]})
 	if err != nil {

@@ -4,6 +4,7 @@ package gossip
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -33,15 +34,14 @@ import (
 // The sender of a packet is a claim of somebody who has the secret. What nodes
 // say of themselves is believed only in signed objects.
 type transport struct {
-	ring     keyring
 	random   io.Reader
 	now      func() time.Time
 	log      *limitedLog
 	notices  *notices
 	counters *counters
-	self     hello // with everything but counter, random, echo and you
+	self     hello // with everything but counter, random, echo and you; mu guards its cluster
 	label    label
-	filter   func(netip.AddrPort) bool // tests: whether an address can be reached
+	filter   func(network string, to netip.AddrPort) bool // tests: whether udp or tcp gets there
 
 	udp *net.UDPConn
 	tcp *net.TCPListener
@@ -56,6 +56,7 @@ type transport struct {
 	tasks  sync.WaitGroup
 
 	mu       sync.Mutex
+	ring     keyring
 	paths    *paths
 	replays  replays
 	observed map[mesh.ID]observation
@@ -167,7 +168,7 @@ func (t *transport) pause() {
 
 // receive checks one packet and hands its payload on.
 func (t *transport) receive(b []byte, from netip.AddrPort) {
-	p, err := t.ring.openPacket(b, t.self.id)
+	p, err := t.keys().openPacket(b, t.self.id)
 	switch {
 	case err != nil:
 		t.counters.add("packet-sealed")
@@ -179,16 +180,26 @@ func (t *transport) receive(b []byte, from netip.AddrPort) {
 	case p.from == t.self.id:
 		t.counters.add("packet-own")
 		return
-	case !t.admit(p, from):
+	}
+	admitted, ask := t.admit(p, from)
+	if !admitted {
 		t.counters.add("packet-replayed")
 		return
 	}
+	if ask {
+		t.sendVia(p.from, from, packet{kind: kindAsk, want: true})
+	}
 	if p.want {
-		t.send(p.from, kindHere, nil)
+		t.answer(p, from)
 	}
 	switch p.kind {
-	case kindHere:
+	case kindHere, kindAsk:
 	case kindMemberlist:
+		if err := eachMessage(p.payload, func(byte, []byte) {}); err != nil {
+			t.counters.add("packet-refused")
+			t.log.at(slog.LevelWarn, "packet refused", "from", from, "node", p.from, "err", err)
+			return
+		}
 		select {
 		case t.packets <- &memberlist.Packet{Buf: p.payload, From: net.UDPAddrFromAddrPort(from), Timestamp: time.Now()}:
 		case <-t.ctx.Done():
@@ -204,24 +215,41 @@ func (t *transport) receive(b []byte, from netip.AddrPort) {
 	}
 }
 
-// admit checks that a packet is new, and learns from where it came.
-func (t *transport) admit(p packet, from netip.AddrPort) bool {
+// admit checks that a packet is new, and learns from where it came. It says
+// whether to ask for an answer from there.
+func (t *transport) admit(p packet, from netip.AddrPort) (admitted, ask bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.replays.admit(p.from, p.boot, p.counter) {
-		return false
+		return false, false
 	}
 	now := t.now()
-	t.paths.hear(p.from, from, now)
+	if p.kind == kindHere && len(p.payload) == 8 {
+		t.paths.answered(p.from, binary.BigEndian.Uint64(p.payload), now)
+	}
+	if p.want {
+		t.paths.meet(p.from, from, now)
+	} else {
+		ask = t.paths.hear(p.from, from, now)
+	}
 	t.observe(p.from, p.you, now)
-	return true
+	return true, ask
 }
 
 // ourHello is what we say at the beginning of a stream now.
 func (t *transport) ourHello() hello {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	h := t.self
 	h.counter = t.counter.Load()
 	return h
+}
+
+// keys returns the keys that are in use now.
+func (t *transport) keys() keyring {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ring
 }
 
 // observe notes where a node says that it sees us, if that is outside of the
@@ -252,16 +280,40 @@ func (t *transport) send(to mesh.ID, kind packetKind, payload []byte) {
 		t.counters.add("packet-no-path")
 		return
 	}
-	p := packet{
-		kind: kind, want: want, label: t.label, from: t.self.id,
-		boot: t.self.boot, counter: t.counter.Add(1), you: you, payload: payload,
+	t.sendVia(to, addr, packet{kind: kind, want: want, you: you, payload: payload})
+}
+
+// answer answers a question, back to where it came from, and if need be over
+// another path too. Such an answer may be a question again, but the answer to
+// that is not, so that there is an end.
+func (t *transport) answer(q packet, from netip.AddrPort) {
+	now := t.now()
+	p := packet{kind: kindHere, payload: binary.BigEndian.AppendUint64(nil, q.counter)}
+	t.mu.Lock()
+	p.you, _ = t.paths.underlay(q.from, now)
+	other, want := t.paths.instead(q.from, from, now)
+	t.mu.Unlock()
+	t.sendVia(q.from, from, p)
+	if other.IsValid() && q.kind != kindHere {
+		p.want = want
+		t.sendVia(q.from, other, p)
 	}
-	b, err := t.ring.sealPacket(t.random, p, to)
+}
+
+// sendVia seals a packet and sends it to an address.
+func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
+	p.label, p.from, p.boot, p.counter = t.label, t.self.id, t.self.boot, t.counter.Add(1)
+	if p.want {
+		t.mu.Lock()
+		t.paths.ask(to, p.counter, addr)
+		t.mu.Unlock()
+	}
+	b, err := t.keys().sealPacket(t.random, p, to)
 	if err != nil {
 		t.log.at(slog.LevelError, "seal packet", "err", err)
 		return
 	}
-	if t.filter != nil && !t.filter(addr) {
+	if t.filter != nil && !t.filter("udp", addr) {
 		return
 	}
 	if _, err := t.udp.WriteToUDPAddrPort(b, addr); err != nil {
@@ -292,18 +344,19 @@ func (t *transport) sightings() ([]mesh.Observation, map[mesh.ID]netip.AddrPort)
 	return observed, seen
 }
 
+// isSilent says whether packets to a node go unanswered.
+func (t *transport) isSilent(id mesh.ID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.paths.isSilent(id, t.now())
+}
+
 // reachable says whether there is an address to try for a node.
 func (t *transport) reachable(id mesh.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.paths.order(id, t.now())) > 0
 }
-
-// nodeName is a node's name in memberlist.
-func nodeName(id mesh.ID) string { return id.String() }
-
-// nodeID is the reverse of nodeName.
-func nodeID(name string) (mesh.ID, error) { return mesh.ParseID(name) }
 
 // syntheticIP is a node's address in memberlist: a unique local one (RFC 4193)
 // of the first 120 bits of its fingerprint.

@@ -102,18 +102,20 @@ func TestSignOfLife(t *testing.T) {
 }
 
 func TestMembersOfForeignAddressAreRefused(t *testing.T) {
-	m := &members{alive: make(map[mesh.ID]bool)}
+	m := newMembers(mesh.ID{}, func() {}).listen("")
 	id := mesh.ID{1, 2, 3}
 	tests := []struct {
 		name string
 		node memberlist.Node
 		ok   bool
 	}{
-		{"good", memberlist.Node{Name: nodeName(id), Addr: syntheticIP(id), Port: syntheticPort}, true},
+		{"good", memberlist.Node{Name: nodeName(id, 0), Addr: syntheticIP(id), Port: syntheticPort}, true},
+		{"later epoch", memberlist.Node{Name: nodeName(id, 7), Addr: syntheticIP(id), Port: syntheticPort}, true},
+		{"no epoch", memberlist.Node{Name: nodeName(id, 0) + "-7", Addr: syntheticIP(id), Port: syntheticPort}, false},
 		{"no fingerprint", memberlist.Node{Name: "host", Addr: syntheticIP(id), Port: syntheticPort}, false},
-		{"other address", memberlist.Node{Name: nodeName(id), Addr: syntheticIP(mesh.ID{4}), Port: syntheticPort}, false},
-		{"other port", memberlist.Node{Name: nodeName(id), Addr: syntheticIP(id), Port: 1}, false},
-		{"metadata", memberlist.Node{Name: nodeName(id), Addr: syntheticIP(id), Port: syntheticPort, Meta: []byte{1}}, false},
+		{"other address", memberlist.Node{Name: nodeName(id, 0), Addr: syntheticIP(mesh.ID{4}), Port: syntheticPort}, false},
+		{"other port", memberlist.Node{Name: nodeName(id, 0), Addr: syntheticIP(id), Port: 1}, false},
+		{"metadata", memberlist.Node{Name: nodeName(id, 0), Addr: syntheticIP(id), Port: syntheticPort, Meta: []byte{1}}, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -142,6 +144,17 @@ func TestMemberlistLog(t *testing.T) {
 	}
 	if got, want := out.String(), "level=INFO msg=\"memberlist reports\" text=\"Push/Pull failed\"\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	before := strings.Count(out.String(), "\n")
+	for _, line := range []string{
+		"[WARN] memberlist: Refuting a suspect message (from: a)", "[WARN] memberlist: Refuting a dead message (from: b)",
+		"[WARN] memberlist: Was able to connect to a over TCP but UDP probes failed, network may be misconfigured",
+		"[WARN] memberlist: Was able to connect to b over TCP but UDP probes failed, network may be misconfigured",
+	} {
+		_, _ = w.Write([]byte(line + "\n"))
+	}
+	if got := strings.Count(out.String(), "\n") - before; got != 2 {
+		t.Errorf("%d lines are logged of what lasts, want one of each kind", got)
 	}
 	for range 10 * logBurst {
 		_, _ = w.Write([]byte("[WARN] memberlist: again\n"))

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"cmp"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// verdict is a mesh.Verdict as the content of an object. Its role is in the
+// object's kind, so that an author has one verdict for each subject and role.
+type verdict struct {
+	mesh.Verdict
+	// about and by are the sequences of the subject's and the author's record
+	// at that time, 0 for none. A verdict is forgotten with either of them.
+	about, by uint64
+}
+
+type wireVerdict struct {
+	Identity []byte `cbor:"1,keyasint"`
+	Epoch    uint64 `cbor:"2,keyasint"`
+	Subject  []byte `cbor:"3,keyasint"`
+	State    string `cbor:"4,keyasint"`
+	Record   uint64 `cbor:"5,keyasint,omitempty"`
+	About    uint64 `cbor:"6,keyasint,omitempty"`
+	By       uint64 `cbor:"7,keyasint,omitempty"`
+}
+
+func (v verdict) author() ed25519.PublicKey { return v.Author }
+func (v verdict) subject() mesh.ID          { return v.Subject }
+func (v verdict) sequence() uint64          { return v.Epoch }
+
+func (v verdict) covered(buried map[mesh.ID]uint64) bool {
+	about, by := buried[v.Subject], buried[mesh.IDOf(v.Author)]
+	return about > 0 && v.about <= about || by > 0 && v.by <= by
+}
+
+// verdictKinds are the kinds of objects that verdicts in each role are.
+var verdictKinds = map[mesh.Role]objectKind{
+	mesh.RoleGateway: kindGatewayVerdict,
+	mesh.RoleRelay:   kindRelayVerdict,
+}
+
+func encodeVerdict(v verdict) ([]byte, error) {
+	if err := checkVerdict(v); err != nil {
+		return nil, err
+	}
+	payload, err := encoding.Marshal(wireVerdict{
+		Identity: v.Author, Epoch: v.Epoch, Subject: v.Subject[:], State: string(v.State),
+		Record: v.Record, About: v.about, By: v.by,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode verdict: %w", err)
+	}
+	return payload, nil
+}
+
+// decodeVerdict returns the codec of the verdicts in a role.
+func decodeVerdict(role mesh.Role) func([]byte) (body, error) {
+	return func(payload []byte) (body, error) {
+		var w wireVerdict
+		if err := decoding.Unmarshal(payload, &w); err != nil {
+			return nil, fmt.Errorf("decode verdict: %w", err)
+		}
+		if len(w.Subject) != len(mesh.ID{}) {
+			return nil, fmt.Errorf("decode verdict: a fingerprint of %d bytes", len(w.Subject))
+		}
+		v := verdict{mesh.Verdict{
+			Author: w.Identity, Subject: mesh.ID(w.Subject), Role: role,
+			State: mesh.Health(w.State), Epoch: w.Epoch, Record: w.Record,
+		}, w.About, w.By}
+		if err := checkVerdict(v); err != nil {
+			return nil, err
+		}
+		return v, nil
+	}
+}
+
+// checkVerdict holds for every verdict, ours and others'.
+func checkVerdict(v verdict) error {
+	switch {
+	case len(v.Author) != ed25519.PublicKeySize:
+		return fmt.Errorf("check verdict: an identity of %d bytes", len(v.Author))
+	case verdictKinds[v.Role] == 0:
+		return fmt.Errorf("check verdict: role %q", v.Role)
+	case v.State != mesh.HealthUp && v.State != mesh.HealthDraining && v.State != mesh.HealthDown:
+		return fmt.Errorf("check verdict: state %q", v.State)
+	case v.Epoch == 0:
+		return errors.New("check verdict: epoch 0")
+	case v.Epoch > maxSequence || v.Record > maxSequence || v.about > maxSequence || v.by > maxSequence:
+		return fmt.Errorf("check verdict: epoch %d, record %d: the highest is %d", v.Epoch, v.Record, maxSequence)
+	case v.Role == mesh.RoleGateway && v.State != mesh.HealthDown && v.Subject != mesh.IDOf(v.Author):
+		return fmt.Errorf("check verdict: only the gateway itself may say that it is %s", v.State)
+	}
+	return nil
+}
+
+// Judge signs a verdict of ours and makes it known, to everybody at once. Its
+// author may be left out. Its epoch must be above that of our last verdict on
+// the subject in the role, else the error is ErrStale.
+func (g *Gossip) Judge(v mesh.Verdict) error {
+	own := g.identity.Public().(ed25519.PublicKey)
+	if len(v.Author) == 0 {
+		v.Author = own
+	}
+	if !own.Equal(v.Author) {
+		return fmt.Errorf("judge %v: the author is %v", v.Subject, mesh.IDOf(v.Author))
+	}
+	o, err := g.storeVerdict(v)
+	if err != nil {
+		return fmt.Errorf("judge %v: %w", v.Subject, err)
+	}
+	g.signal()
+	g.spread([]object{o})
+	return nil
+}
+
+func (g *Gossip) storeVerdict(v mesh.Verdict) (object, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	highest := g.store.highest
+	key := objectKey{verdictKinds[v.Role], g.self, v.Subject}
+	if v.Epoch <= highest[key] {
+		return object{}, fmt.Errorf("epoch %d, %d was said: %w", v.Epoch, highest[key], ErrStale)
+	}
+	payload, err := encodeVerdict(verdict{
+		v, max(highest[recordKey(v.Subject)], v.Record), highest[recordKey(g.self)],
+	})
+	if err != nil {
+		return object{}, err
+	}
+	o, err := g.sign(key.kind, payload)
+	if err != nil {
+		return object{}, err
+	}
+	switch g.store.put(o) {
+	case fresh:
+		return o, nil
+	case buried:
+		return object{}, fmt.Errorf("it is forgotten, or we are: %w", ErrStale)
+	}
+	return object{}, errors.New("the store is full")
+}
+
+// verdicts returns all verdicts, by subject, role and author.
+func (s *store) verdicts() []mesh.Verdict {
+	var all []mesh.Verdict
+	for _, o := range s.objects {
+		if v, ok := o.body.(verdict); ok {
+			v.Author = slices.Clone(v.Author)
+			all = append(all, v.Verdict)
+		}
+	}
+	slices.SortFunc(all, func(a, b mesh.Verdict) int {
+		return cmp.Or(a.Subject.Compare(b.Subject), cmp.Compare(a.Role, b.Role), mesh.IDOf(a.Author).Compare(mesh.IDOf(b.Author)))
+	})
+	return all
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+func idOf(n int) mesh.ID { return mesh.IDOf(identity(n).Public().(ed25519.PublicKey)) }
+
+// testVerdict is what node n says of another.
+func testVerdict(n, subject int, state mesh.Health, epoch uint64) mesh.Verdict {
+	return mesh.Verdict{
+		Author: identity(n).Public().(ed25519.PublicKey), Subject: idOf(subject),
+		Role: mesh.RoleGateway, State: state, Epoch: epoch,
+	}
+}
+
+func signVerdict(t testing.TB, n int, v verdict) []byte {
+	t.Helper()
+	payload, err := encodeVerdict(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := signObject(identity(n), "default", verdictKinds[v.Role], payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func TestVerdictLimits(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(*verdict)
+		ok     bool
+	}{
+		{"down", func(*verdict) {}, true},
+		{"up by another", func(v *verdict) { v.State = mesh.HealthUp }, false},
+		{"draining by another", func(v *verdict) { v.State = mesh.HealthDraining }, false},
+		{"up by itself", func(v *verdict) { v.Subject, v.State = idOf(0), mesh.HealthUp }, true},
+		{"draining by itself", func(v *verdict) { v.Subject, v.State = idOf(0), mesh.HealthDraining }, true},
+		{"relay up by another", func(v *verdict) { v.Role, v.State = mesh.RoleRelay, mesh.HealthUp }, true},
+		{"other role", func(v *verdict) { v.Role = "chair" }, false},
+		{"other state", func(v *verdict) { v.State = "tired" }, false},
+		{"epoch 0", func(v *verdict) { v.Epoch = 0 }, false},
+		{"highest epoch", func(v *verdict) { v.Epoch = maxSequence }, true},
+		{"absurd epoch", func(v *verdict) { v.Epoch = maxSequence + 1 }, false},
+		{"absurd record", func(v *verdict) { v.Record = 1 << 63 }, false},
+		{"short author", func(v *verdict) { v.Author = v.Author[1:] }, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			v := verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}
+			tt.change(&v)
+			payload, err := encodeVerdict(v)
+			if (err == nil) != tt.ok {
+				t.Fatalf("got %v, want ok %v", err, tt.ok)
+			}
+			if err != nil {
+				return
+			}
+			b, err := decodeVerdict(v.Role)(payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(v, b, cmp.AllowUnexported(verdict{})); diff != "" {
+				t.Errorf("verdict (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestJudge(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	g.accept([][]byte{signRecord(t, 1, testRecord(1, 7))}, fromSync)
+	if err := g.Publish(testRecord(0, 3)); err != nil {
+		t.Fatal(err)
+	}
+	down := testVerdict(0, 1, mesh.HealthDown, 2)
+	relay := down
+	relay.Role, relay.Author = mesh.RoleRelay, nil
+	older := down
+	older.Epoch = 1
+	for _, step := range []struct {
+		v    mesh.Verdict
+		want error
+	}{{down, nil}, {down, ErrStale}, {older, ErrStale}, {relay, nil}} {
+		if err := g.Judge(step.v); !errors.Is(err, step.want) {
+			t.Errorf("judge %+v: got %v, want %v", step.v, err, step.want)
+		}
+	}
+	if err := g.Judge(testVerdict(1, 0, mesh.HealthDown, 9)); err == nil {
+		t.Error("a verdict of another node is signed")
+	}
+	relay.Author = down.Author
+	if diff := cmp.Diff([]mesh.Verdict{down, relay}, g.View().Verdicts); diff != "" {
+		t.Errorf("verdicts (-want +got):\n%s", diff)
+	}
+
+	// Whoever is forgotten takes its verdicts along, and those on it.
+	if err := g.Forget(idOf(1), 7); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.View().Verdicts; len(got) > 0 || len(g.store.objects) != 3 {
+		t.Errorf("after the tombstone: verdicts %v, %d objects, want our record, our settings and the tombstone", got, len(g.store.objects))
+	}
+	down.Epoch = 3
+	g.accept([][]byte{signRecord(t, 1, testRecord(1, 8))}, fromSync)
+	if err := g.Judge(down); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]mesh.Verdict{down}, g.View().Verdicts); diff != "" {
+		t.Errorf("after it is back (-want +got):\n%s", diff)
+	}
+}
+
+// A verdict counts only if both its author's and its subject's record do.
+func TestVerdictsOfStrangersDoNotCount(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
+	for n, subject := range map[int]int{1: 2, 2: 1} {
+		g.accept([][]byte{signVerdict(t, n, verdict{testVerdict(n, subject, mesh.HealthDown, 1), 0, 0})}, fromSync)
+	}
+	if got := g.View().Verdicts; len(got) > 0 {
+		t.Errorf("verdicts %v, want none", got)
+	}
+	g.accept([][]byte{signRecord(t, 2, testRecord(2, 1))}, fromSync)
+	if got := g.View().Verdicts; len(got) != 2 {
+		t.Errorf("verdicts %v, want two", got)
+	}
+}
+
+func TestVerdictReachesEverybody(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 20)
+	for epoch := range uint64(5) {
+		v := testVerdict(3, 5, mesh.HealthDown, epoch+1)
+		began := time.Now()
+		if err := nodes[3].Judge(v); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the verdict is everywhere", nodes, func(view View) bool {
+			return len(view.Verdicts) == 1 && view.Verdicts[0].Epoch == epoch+1
+		})
+		t.Logf("everywhere after %v", time.Since(began))
+	}
+}
+
+func FuzzDecodeVerdict(f *testing.F) {
+	v := verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}
+	f.Add(signVerdict(f, 0, v)[objectHeader:])
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		b, err := decodeVerdict(mesh.RoleGateway)(payload)
+		if err != nil {
+			return
+		}
+		if _, err := encodeVerdict(b.(verdict)); err != nil {
+			t.Errorf("encode what was decoded: %v", err)
+		}
+	})
+}

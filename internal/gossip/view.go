@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// View is what a node knows at one moment. It shares nothing with the Gossip
+// that it came from.
+type View struct {
+	Records  []mesh.Record  // that count, ours among them, by fingerprint
+	Verdicts []mesh.Verdict // of those nodes on each other, by subject, role and author
+	Alive    map[mesh.ID]bool
+
+	// Cluster are the settings in use: our configuration's, except that
+	// generation, mode, encapsulation and gateways are those of the highest
+	// generation that anybody has told.
+	Cluster mesh.Cluster
+
+	// OwnSequence is the highest sequence of a record of ours that anybody has
+	// shown, or up to which we are forgotten. A record must go beyond it.
+	OwnSequence uint64
+	// Forgotten is the sequence up to which we are forgotten, and with our
+	// records the claims that they made; 0 for not at all.
+	Forgotten uint64
+
+	Observed []mesh.Observation         // where others see us, by observer; our own stands for an address that we dialled and found to be ours
+	Paths    map[mesh.ID]netip.AddrPort // where nodes were seen of late, outside of the mesh
+	RTT      map[mesh.ID]time.Duration
+
+	Alone     bool // nobody else is alive
+	JoinEmpty bool // the join list names nobody, or only ourselves
+	Merged    bool // the state of some member was taken in since the start
+
+	Problems []mesh.Problem    // sorted
+	Counters map[string]uint64 // what was dropped, by reason
+}
+
+// View returns what is known now.
+func (g *Gossip) View() View {
+	v := View{Counters: g.counters.snapshot(), Problems: g.notices.problems()}
+	v.Alive, v.RTT = g.members.snapshot()
+	v.Alone = len(v.Alive) == 1
+	v.Observed, v.Paths = g.transport.sightings()
+	g.mu.Lock()
+	records := g.store.records()
+	v.Verdicts = g.store.verdicts()
+	v.Cluster = g.effective().in(g.cluster)
+	v.Problems = append(v.Problems, g.settingsProblems()...)
+	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty
+	v.Forgotten = g.store.buried[g.self]
+	revoked := v.Forgotten == Forever
+	g.mu.Unlock()
+	v.Records = slices.Grow(v.Records, len(records))
+	counts := make(map[mesh.ID]bool, len(records))
+	for _, r := range records {
+		if r.Settings != g.ranges {
+			v.Problems = append(v.Problems, mesh.Problem{
+				Kind: ProblemSettings, Node: r.Name, Text: fmt.Sprintf("%s has other address ranges; its record is left out", r.Name),
+				Advice: "write the same cluster.overlay, cluster.pods and cluster.pod-prefix on all nodes, and restart meshd there",
+			})
+			continue
+		}
+		counts[r.ID()] = true
+		v.Records = append(v.Records, clone(r))
+	}
+	v.Verdicts = slices.DeleteFunc(v.Verdicts, func(v mesh.Verdict) bool {
+		return !counts[mesh.IDOf(v.Author)] || !counts[v.Subject]
+	})
+	if revoked {
+		v.Problems = append(v.Problems, mesh.Problem{
+			Kind: ProblemRevoked, Node: g.self.String(), Text: "this node's identity was revoked",
+			Advice: "remove the state directory, so that the node makes a new identity, if it is to come back",
+		})
+	}
+	slices.SortFunc(v.Problems, mesh.Problem.Compare)
+	v.Problems = slices.Compact(v.Problems)
+	return v
+}
+
+// clone copies a record with its lists.
+func clone(r mesh.Record) mesh.Record {
+	r.Identity = slices.Clone(r.Identity)
+	r.Endpoints = slices.Clone(r.Endpoints)
+	r.InternalIPs = slices.Clone(r.InternalIPs)
+	r.AllowedLocationIPs = slices.Clone(r.AllowedLocationIPs)
+	return r
+}
