@@ -54,6 +54,7 @@ var checks = []struct {
 	{[]string{"cluster.overlay", "cluster.pods", "cluster.pod-prefix"}, (*decoder).checkRoom},
 	{[]string{"cluster.overlay", "cluster.pods", "cluster.pod-prefix", "node.pod-cidr"}, (*decoder).checkPodCIDR},
 	{[]string{"cluster.services", "cluster.dns.address"}, (*decoder).checkDNS},
+	{[]string{"cluster.trust", "cluster.trusted"}, (*decoder).checkTrust},
 	{[]string{"cluster.overlay", "cluster.pods", "cluster.services"}, (*decoder).checkUnderlay},
 	{[]string{"node.allowed-location-ips"}, (*decoder).checkLocationIPs},
 	{[]string{"cluster.overlay", "cluster.pods", "wireguard.mtu"}, (*decoder).checkMTU},
@@ -228,6 +229,14 @@ func (d *decoder) checkDNS() {
 	key, _ := d.later("cluster.dns.address", "cluster.services")
 	d.report(key, fmt.Sprintf("the resolver %v is not in cluster.services, %s", c.DNS.Address, mesh.FormatPrefixes(c.Services)),
 		"set cluster.dns.address to the address of the Service kube-dns")
+}
+
+// checkTrust finds a list by which nobody would be trusted. One that does not
+// count yet is no mistake: it is how a list is prepared.
+func (d *decoder) checkTrust() {
+	if d.config.Cluster.Trust == TrustList && len(d.config.Trusted) == 0 {
+		d.report("cluster.trust", "is "+TrustList+", but cluster.trusted names nobody", "write the fingerprints of all nodes there; meshd status shows them")
+	}
 }
 
 // checkUnderlay finds addresses that must be reachable without the mesh, but

@@ -46,8 +46,21 @@ type Config struct {
 	Cluster    mesh.Cluster
 	WireGuard  WireGuard
 	Gossip     Gossip
+	Probe      Probe
 	CNI        CNI
+
+	// Trusted are the nodes whose word counts if Cluster.Trust is TrustList. This
+	// node itself need not be among them.
+	Trusted []mesh.ID
+	// ForgetAfter is how long a node may be absent before it loses its slot.
+	ForgetAfter time.Duration
 }
+
+// Whose word counts, as cluster.trust has it.
+const (
+	TrustOpen = "open" // of whoever has the secret
+	TrustList = "list" // of those in cluster.trusted
+)
 
 // Node holds the settings of this node.
 type Node struct {
@@ -77,6 +90,13 @@ type WireGuard struct {
 type Gossip struct {
 	Bind      netip.AddrPort // the Addr is invalid for all addresses of the host
 	Advertise HostPort       // zero: to be found out
+}
+
+// Probe says how a location's gateways are watched: one that has not answered
+// Misses times, asked every Interval, is taken for down.
+type Probe struct {
+	Interval time.Duration
+	Misses   int
 }
 
 // CNI says where the container runtime looks for its network.
@@ -109,9 +129,9 @@ func defaults() Config {
 		Cluster: mesh.Cluster{
 			Name:          "default",
 			Generation:    1,
-			Trust:         "open",
+			Trust:         TrustOpen,
 			Mode:          mesh.ModeFull,
-			Encapsulation: "always",
+			Encapsulation: mesh.EncapsulationAlways,
 			Gateways:      1,
 			// The ranges of pods and Services are those of k3s, and so are the
 			// resolver's address, domain and the length of a pod CIDR.
@@ -123,6 +143,9 @@ func defaults() Config {
 		},
 		WireGuard: WireGuard{Interface: "meshd0", ListenPort: 51820, Implementation: "auto"},
 		Gossip:    Gossip{Bind: netip.AddrPortFrom(netip.Addr{}, DefaultGossipPort)},
+		Probe:     Probe{Interval: 250 * time.Millisecond, Misses: 4},
+		// Longer than any repair or holiday, and short enough that addresses come back.
+		ForgetAfter: 30 * 24 * time.Hour,
 		CNI: CNI{
 			Enabled:      true,
 			ConfDir:      "/etc/cni/net.d",

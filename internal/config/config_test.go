@@ -39,7 +39,10 @@ func defaults() config.Config {
 		},
 		WireGuard: config.WireGuard{Interface: "meshd0", ListenPort: 51820, Implementation: "auto"},
 		Gossip:    config.Gossip{Bind: netip.AddrPortFrom(netip.Addr{}, 7946)},
+		Probe:     config.Probe{Interval: 250 * time.Millisecond, Misses: 4},
 		CNI:       config.CNI{Enabled: true, ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin", PluginSource: "/usr/lib/cni", Bridge: "kube-bridge"},
+
+		ForgetAfter: 720 * time.Hour,
 	}
 }
 
@@ -104,10 +107,12 @@ node:
 cluster:
   name: prod
   generation: 7
-  trust: open
-  mode: full
-  encapsulation: always
-  gateways: 1
+  trust: list
+  trusted: [00112233445566778899aabbccddeeff, FF000000000000000000000000000000]
+  mode: location
+  encapsulation: crosssubnet
+  gateways: 16
+  forget-after: 36h
   overlay: [10.5.0.0/24]
   pods: [10.44.0.0/14]
   pod-prefix: [26]
@@ -115,6 +120,9 @@ cluster:
   dns: {address: 10.96.0.53, domain: k8s.example.}
 `, func(c *config.Config) {
 			c.Cluster.Name, c.Cluster.Generation = "prod", 7
+			c.Cluster.Trust, c.Trusted = config.TrustList, []mesh.ID{{0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff}, {0xff}}
+			c.Cluster.Mode, c.Cluster.Encapsulation, c.Cluster.Gateways = mesh.ModeLocation, mesh.EncapsulationCrossSubnet, 16
+			c.ForgetAfter = 36 * time.Hour
 			c.Cluster.Overlay, c.Cluster.Pods, c.Cluster.PodPrefix = prefixes("10.5.0.0/24"), prefixes("10.44.0.0/14"), []int{26}
 			c.Cluster.Services = prefixes("10.96.0.0/12")
 			c.Cluster.DNS = mesh.DNS{Address: netip.MustParseAddr("10.96.0.53"), Domain: "k8s.example"}
@@ -147,6 +155,12 @@ cluster: {overlay: ["fd00:4::/112"], pods: ["fd00:42::/56"], services: ["fd00:43
 		{"gossip", `gossip: {bind: "[2001:db8::1]:7950", advertise: mesh.example.com}`, func(c *config.Config) {
 			c.Gossip.Bind = netip.MustParseAddrPort("[2001:db8::1]:7950")
 			c.Gossip.Advertise = config.HostPort{Host: "mesh.example.com", Port: 7950}
+		}},
+		{"probe", "probe: {interval: 1s, misses: 2}", func(c *config.Config) {
+			c.Probe = config.Probe{Interval: time.Second, Misses: 2}
+		}},
+		{"gateway wish", "node: {gateway: never}\ncluster: {mode: cross, encapsulation: never}", func(c *config.Config) {
+			c.Node.Gateway, c.Cluster.Mode, c.Cluster.Encapsulation = mesh.GatewayNever, mesh.ModeCross, mesh.EncapsulationNever
 		}},
 		{"gossip on every address", `gossip: {bind: "0.0.0.0:7950", advertise: "192.0.2.7:80"}`, func(c *config.Config) {
 			c.Gossip.Bind = netip.AddrPortFrom(netip.Addr{}, 7950)

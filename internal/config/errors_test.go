@@ -84,7 +84,7 @@ var badFiles = []struct {
 		"2: is not YAML: unknown anchor 'a' referenced: look at its indentation, brackets, quotes and colons",
 	}},
 	{"merge", false, "<<: {join: [a]}\n", []string{
-		"2: <<: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, cni",
+		"2: <<: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni",
 	}},
 	{"tag", false, "node: {name: !!str x}\n", []string{
 		"2: node.name: has a YAML tag (!): write the value alone, in quotes if it begins with this character",
@@ -105,16 +105,16 @@ var badFiles = []struct {
 		"2: node.name: unknown key: did you mean name in the section node?",
 	}},
 	{"unknown", false, "frobnicate: 1\ncluster: {frobnicate: 1}\n", []string{
-		"2: frobnicate: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, cni",
-		"3: cluster.frobnicate: unknown key: known here: name, generation, trust, mode, encapsulation, gateways, overlay, pods, pod-prefix, services, dns",
+		"2: frobnicate: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni",
+		"3: cluster.frobnicate: unknown key: known here: name, generation, trust, trusted, mode, encapsulation, gateways, forget-after, overlay, pods, pod-prefix, services, dns",
 	}},
 	{"strange", false, "\"a\\nb\": 1\n\"\": 1\n1: 1\n", []string{
-		`2: "a\nb": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, cni`,
-		`3: "": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, cni`,
-		"4: 1: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, cni",
+		`2: "a\nb": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni`,
+		`3: "": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni`,
+		"4: 1: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni",
 	}},
 	{"long", false, strings.Repeat("a", 200) + ": 1\n", []string{
-		`2: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"…: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, cni`,
+		`2: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"…: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni`,
 	}},
 	{"no plain text", false, "? [a, b]\n: 1\nnode: {? {a: b} : c}\n", []string{
 		"2: has a key that is not plain text: write name: value",
@@ -130,7 +130,7 @@ var badFiles = []struct {
 		"3: metrics: is not supported by this version: remove it",
 	}},
 	{"near a reserved one", false, "metric: 1\n", []string{
-		"2: metric: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, cni",
+		"2: metric: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni",
 	}},
 
 	// Kinds of values.
@@ -231,11 +231,8 @@ var badFiles = []struct {
 	{"internal IP is text", false, "node: {internal-ip: eth0}\n", []string{
 		`2: node.internal-ip: "eth0" is not an address with a prefix length: write one such as 192.168.10.1/24 or fd12::1/64`,
 	}},
-	{"gateway", false, "node: {gateway: prefer}\n", []string{
-		"2: node.gateway: prefer is not supported: this version supports only auto",
-	}},
 	{"gateway unknown", false, "node: {gateway: yes}\n", []string{
-		`2: node.gateway: "yes" is unknown: write auto`,
+		`2: node.gateway: "yes" is unknown: write auto, or prefer, or never`,
 	}},
 	{"keepalive without unit", false, "node: {keepalive: 25}\n", []string{
 		"2: node.keepalive: 25 has no unit: write 25s",
@@ -249,18 +246,33 @@ var badFiles = []struct {
 	{"keepalive too long", false, "node: {keepalive: 24h}\n", []string{
 		"2: node.keepalive: 24h is not a number of whole seconds from 0 to 65535: write seconds such as 25s, or 0 for never",
 	}},
-	{"later versions", false, "cluster:\n  trust: list\n  mode: location\n  encapsulation: never\n  gateways: 2\n", []string{
-		"3: cluster.trust: list is not supported: this version supports only open",
-		"4: cluster.mode: location is not supported: this version supports only full",
-		"5: cluster.encapsulation: never is not supported: this version supports only always",
-		"6: cluster.gateways: 2 is not supported: this version supports only 1",
-	}},
 	{"unknown words", false, "cluster:\n  trust: none\n  mode: star\n  encapsulation: ipip\n  gateways: many\nwireguard: {implementation: go}\n", []string{
-		`3: cluster.trust: "none" is unknown: write open`,
-		`4: cluster.mode: "star" is unknown: write full`,
-		`5: cluster.encapsulation: "ipip" is unknown: write always`,
-		`6: cluster.gateways: "many" is not a whole number: write one from 1 to 1024`,
+		`3: cluster.trust: "none" is unknown: write open, or list`,
+		`4: cluster.mode: "star" is unknown: write full, or location, or cross`,
+		`5: cluster.encapsulation: "ipip" is unknown: write never, or crosssubnet, or always`,
+		`6: cluster.gateways: "many" is not a whole number: write one from 1 to 16`,
 		`7: wireguard.implementation: "go" is unknown: write auto, or kernel, or userspace`,
+	}},
+	{"gateways", false, "cluster: {gateways: 17}\n", []string{
+		"2: cluster.gateways: 17 is out of range: write one from 1 to 16",
+	}},
+	{"fingerprints", false, "cluster:\n  trust: list\n  trusted: [aws-1, 00112233445566778899aabbccddee]\n", []string{
+		`4: cluster.trusted[0]: "aws-1" is not a fingerprint: write its 32 hexadecimal digits; meshd status shows them`,
+		`4: cluster.trusted[1]: "00112233445566778899aabbccddee" is not a fingerprint: write its 32 hexadecimal digits; meshd status shows them`,
+	}},
+	{"forget after", false, "cluster: {forget-after: 30d}\n", []string{
+		`2: cluster.forget-after: "30d" is not a duration: write one from 1h to 87600h, such as 720h`,
+	}},
+	{"forget at once", false, "cluster: {forget-after: 0s}\n", []string{
+		"2: cluster.forget-after: 0s is out of range: write one from 1h to 87600h, such as 720h",
+	}},
+	{"probe", false, "probe: {interval: 49ms, misses: 1}\n", []string{
+		"2: probe.interval: 49ms is out of range: write one from 50ms to 10s, such as 250ms",
+		"2: probe.misses: 1 is out of range: write one from 2 to 100",
+	}},
+	{"probe without unit", false, "probe: {interval: 250, misses: 101}\n", []string{
+		`2: probe.interval: "250" is not a duration: write one from 50ms to 10s, such as 250ms`,
+		"2: probe.misses: 101 is out of range: write one from 2 to 100",
 	}},
 	{"generation", false, "cluster: {generation: 0}\n", []string{
 		"2: cluster.generation: 0 is out of range: write one from 1 to 2147483647",
@@ -366,6 +378,9 @@ var badFiles = []struct {
 	}},
 	{"resolver outside", false, "cluster: {dns: {address: 10.44.0.10}}\n", []string{
 		"2: cluster.dns.address: the resolver 10.44.0.10 is not in cluster.services, 10.43.0.0/16: set cluster.dns.address to the address of the Service kube-dns",
+	}},
+	{"list of nobody", false, "cluster:\n  trust: list\n", []string{
+		"3: cluster.trust: is list, but cluster.trusted names nobody: write the fingerprints of all nodes there; meshd status shows them",
 	}},
 	{"no room for a resolver", false, "cluster:\n  services: [10.43.0.0/29]\n", []string{
 		"3: cluster.services: the resolver 10.43.0.10 is not in cluster.services, 10.43.0.0/29: set cluster.dns.address to the address of the Service kube-dns",

@@ -16,11 +16,16 @@ import (
 type key struct {
 	path string // cluster.dns.address
 	list bool
+	// restart says that a running daemon can't take a new value: sockets, the
+	// device or others' records depend on it.
+	restart bool
 
 	// set parses one text and stores it, or appends it for a list. It is nil
 	// for keys that are reserved for later versions: accepting what does
 	// nothing would be a lie.
 	set func(*Config, string) *Error
+	// get returns what set has stored.
+	get func(*Config) any
 	// reset empties a list before its first entry is set, and returns how
 	// many entries it had by default.
 	reset func(*Config) int
@@ -28,13 +33,17 @@ type key struct {
 
 // one is a key with a single value.
 func one[T any](path string, field func(*Config) *T, parse func(string) (T, *Error)) key {
-	return key{path: path, set: func(c *Config, text string) *Error {
-		v, err := parse(text)
-		if err == nil {
-			*field(c) = v
-		}
-		return err
-	}}
+	return key{
+		path: path,
+		set: func(c *Config, text string) *Error {
+			v, err := parse(text)
+			if err == nil {
+				*field(c) = v
+			}
+			return err
+		},
+		get: func(c *Config) any { return *field(c) },
+	}
 }
 
 // many is a key with a list of values.
@@ -48,12 +57,19 @@ func many[T any](path string, field func(*Config) *[]T, parse func(string) (T, *
 			}
 			return err
 		},
+		get: func(c *Config) any { return *field(c) },
 		reset: func(c *Config) int {
 			n := len(*field(c))
 			*field(c) = nil
 			return n
 		},
 	}
+}
+
+// fixed is a key whose new value counts only after a restart.
+func fixed(k key) key {
+	k.restart = true
+	return k
 }
 
 // reserved is a key that later versions have.
@@ -65,45 +81,50 @@ var keys = []key{
 	one("secret-file", func(c *Config) *string { return &c.SecretFile }, secretPath),
 	many("join", func(c *Config) *[]HostPort { return &c.Join }, joinAddress),
 
-	one("node.name", func(c *Config) *string { return &c.Node.Name }, label),
+	fixed(one("node.name", func(c *Config) *string { return &c.Node.Name }, label)),
 	one("node.location", func(c *Config) *string { return &c.Node.Location }, label),
 	one("node.endpoint", func(c *Config) *HostPort { return &c.Node.Endpoint }, endpoint),
 	one("node.internal-ip", func(c *Config) *netip.Prefix { return &c.Node.InternalIP }, interfaceAddress),
 	one("node.gateway", func(c *Config) *mesh.GatewayWish { return &c.Node.Gateway },
-		choice([]mesh.GatewayWish{mesh.GatewayAuto}, mesh.GatewayPrefer, mesh.GatewayNever)),
+		choice(mesh.GatewayAuto, mesh.GatewayPrefer, mesh.GatewayNever)),
 	one("node.keepalive", func(c *Config) **time.Duration { return &c.Node.Keepalive }, keepalive),
 	many("node.pod-cidr", func(c *Config) *[]netip.Prefix { return &c.Node.PodCIDR }, network),
 	many("node.allowed-location-ips", func(c *Config) *[]netip.Prefix { return &c.Node.AllowedLocationIPs }, network),
 
-	one("cluster.name", func(c *Config) *string { return &c.Cluster.Name }, label),
+	fixed(one("cluster.name", func(c *Config) *string { return &c.Cluster.Name }, label)),
 	one("cluster.generation", func(c *Config) *uint64 { return &c.Cluster.Generation }, generation),
-	one("cluster.trust", func(c *Config) *string { return &c.Cluster.Trust }, choice([]string{"open"}, "list")),
+	one("cluster.trust", func(c *Config) *string { return &c.Cluster.Trust }, choice(TrustOpen, TrustList)),
+	many("cluster.trusted", func(c *Config) *[]mesh.ID { return &c.Trusted }, fingerprint),
 	one("cluster.mode", func(c *Config) *mesh.Mode { return &c.Cluster.Mode },
-		choice([]mesh.Mode{mesh.ModeFull}, mesh.ModeLocation, mesh.ModeCross)),
+		choice(mesh.ModeFull, mesh.ModeLocation, mesh.ModeCross)),
 	one("cluster.encapsulation", func(c *Config) *string { return &c.Cluster.Encapsulation },
-		choice([]string{"always"}, "never", "crosssubnet")),
-	one("cluster.gateways", func(c *Config) *int { return &c.Cluster.Gateways }, gateways),
-	many("cluster.overlay", func(c *Config) *[]netip.Prefix { return &c.Cluster.Overlay }, network),
-	many("cluster.pods", func(c *Config) *[]netip.Prefix { return &c.Cluster.Pods }, network),
-	many("cluster.pod-prefix", func(c *Config) *[]int { return &c.Cluster.PodPrefix }, number(1, 126)),
+		choice(mesh.EncapsulationNever, mesh.EncapsulationCrossSubnet, mesh.EncapsulationAlways)),
+	one("cluster.gateways", func(c *Config) *int { return &c.Cluster.Gateways }, number(1, 16)),
+	one("cluster.forget-after", func(c *Config) *time.Duration { return &c.ForgetAfter }, span(time.Hour, 10*365*24*time.Hour, "720h")),
+	fixed(many("cluster.overlay", func(c *Config) *[]netip.Prefix { return &c.Cluster.Overlay }, network)),
+	fixed(many("cluster.pods", func(c *Config) *[]netip.Prefix { return &c.Cluster.Pods }, network)),
+	fixed(many("cluster.pod-prefix", func(c *Config) *[]int { return &c.Cluster.PodPrefix }, number(1, 126))),
 	many("cluster.services", func(c *Config) *[]netip.Prefix { return &c.Cluster.Services }, network),
 	one("cluster.dns.address", func(c *Config) *netip.Addr { return &c.Cluster.DNS.Address }, address),
 	one("cluster.dns.domain", func(c *Config) *string { return &c.Cluster.DNS.Domain }, domain),
 
-	one("wireguard.interface", func(c *Config) *string { return &c.WireGuard.Interface }, link),
-	one("wireguard.listen-port", func(c *Config) *int { return &c.WireGuard.ListenPort }, number(1, 65535)),
+	fixed(one("wireguard.interface", func(c *Config) *string { return &c.WireGuard.Interface }, link)),
+	fixed(one("wireguard.listen-port", func(c *Config) *int { return &c.WireGuard.ListenPort }, number(1, 65535))),
 	one("wireguard.mtu", func(c *Config) *int { return &c.WireGuard.MTU }, mtu),
-	one("wireguard.implementation", func(c *Config) *string { return &c.WireGuard.Implementation },
-		choice([]string{"auto", "kernel", "userspace"})),
+	fixed(one("wireguard.implementation", func(c *Config) *string { return &c.WireGuard.Implementation },
+		choice("auto", "kernel", "userspace"))),
 
-	one("gossip.bind", func(c *Config) *netip.AddrPort { return &c.Gossip.Bind }, bind),
+	fixed(one("gossip.bind", func(c *Config) *netip.AddrPort { return &c.Gossip.Bind }, bind)),
 	one("gossip.advertise", func(c *Config) *HostPort { return &c.Gossip.Advertise }, advertise),
 
-	one("cni.enabled", func(c *Config) *bool { return &c.CNI.Enabled }, boolean),
-	one("cni.conf-dir", func(c *Config) *string { return &c.CNI.ConfDir }, directory),
-	one("cni.bin-dir", func(c *Config) *string { return &c.CNI.BinDir }, directory),
-	one("cni.plugin-source", func(c *Config) *string { return &c.CNI.PluginSource }, directory),
-	one("cni.bridge", func(c *Config) *string { return &c.CNI.Bridge }, link),
+	one("probe.interval", func(c *Config) *time.Duration { return &c.Probe.Interval }, span(50*time.Millisecond, 10*time.Second, "250ms")),
+	one("probe.misses", func(c *Config) *int { return &c.Probe.Misses }, number(2, 100)),
+
+	fixed(one("cni.enabled", func(c *Config) *bool { return &c.CNI.Enabled }, boolean)),
+	fixed(one("cni.conf-dir", func(c *Config) *string { return &c.CNI.ConfDir }, directory)),
+	fixed(one("cni.bin-dir", func(c *Config) *string { return &c.CNI.BinDir }, directory)),
+	fixed(one("cni.plugin-source", func(c *Config) *string { return &c.CNI.PluginSource }, directory)),
+	fixed(one("cni.bridge", func(c *Config) *string { return &c.CNI.Bridge }, link)),
 
 	reserved("k3s"),
 	reserved("metrics"),

@@ -51,23 +51,27 @@ func isDomain(s string) bool {
 	return len(s) <= 253
 }
 
-// choice parses one of several words. Some are known but only for later
-// versions.
-func choice[T ~string](supported []T, later ...T) func(string) (T, *Error) {
-	words := make([]string, len(supported))
-	for i, w := range supported {
-		words[i] = string(w)
-	}
+// choice parses one of several words.
+func choice[T ~string](words ...T) func(string) (T, *Error) {
 	return func(s string) (T, *Error) {
-		switch {
-		case slices.Contains(supported, T(s)):
+		if slices.Contains(words, T(s)) {
 			return T(s), nil
-		case slices.Contains(later, T(s)):
-			return "", wrong(s+" is not supported", "this version supports only "+strings.Join(words, ", "))
-		default:
-			return "", wrong(quote(s)+" is unknown", "write "+strings.Join(words, ", or "))
 		}
+		names := make([]string, len(words))
+		for i, w := range words {
+			names[i] = string(w)
+		}
+		return "", wrong(quote(s)+" is unknown", "write "+strings.Join(names, ", or "))
 	}
+}
+
+// fingerprint parses a node's fingerprint.
+func fingerprint(s string) (mesh.ID, *Error) {
+	id, err := mesh.ParseID(s)
+	if err != nil {
+		return id, wrong(quote(s)+" is not a fingerprint", "write its 32 hexadecimal digits; meshd status shows them")
+	}
+	return id, nil
 }
 
 func boolean(s string) (bool, *Error) {
@@ -111,12 +115,30 @@ func generation(s string) (uint64, *Error) {
 	return uint64(n), err
 }
 
-func gateways(s string) (int, *Error) {
-	n, err := number(1, 1<<10)(s)
-	if err == nil && n != 1 {
-		err = wrong(s+" is not supported", "this version supports only 1")
+// span parses a duration within bounds.
+func span(least, most time.Duration, example string) func(string) (time.Duration, *Error) {
+	advice := fmt.Sprintf("write one from %s to %s, such as %s", plain(least), plain(most), example)
+	return func(s string) (time.Duration, *Error) {
+		v, err := time.ParseDuration(s)
+		switch {
+		case err != nil:
+			return 0, wrong(quote(s)+" is not a duration", advice)
+		case v < least || v > most:
+			return 0, wrong(s+" is out of range", advice)
+		}
+		return v, nil
 	}
-	return n, err
+}
+
+// plain prints a duration without parts that are zero.
+func plain(d time.Duration) string {
+	s := d.String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(s, zero) {
+			s = s[:len(s)-2]
+		}
+	}
+	return s
 }
 
 // keepalive parses a duration that WireGuard can express: whole seconds in 16

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"reflect"
+	"slices"
+)
+
+// Changed compares two configurations and returns the keys that differ: those
+// that a running daemon can take over, and those that need a restart. Secrets
+// count as secret-file.
+func Changed(from, to Config) (live, restart []string) {
+	for _, k := range keys {
+		switch {
+		case k.set == nil || reflect.DeepEqual(k.get(&from), k.get(&to)):
+		case k.restart:
+			restart = append(restart, k.path)
+		default:
+			live = append(live, k.path)
+		}
+	}
+	const secret = "secret-file"
+	if !slices.Equal(from.Secrets, to.Secrets) && !slices.Contains(live, secret) {
+		live = append([]string{secret}, live...)
+	}
+	return live, restart
+}
