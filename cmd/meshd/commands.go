@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -42,7 +43,8 @@ k3s can stand on: it gossips with the other hosts, sets up WireGuard, routes
 and firewall rules, and installs the CNI configuration.
 
 Exit codes: 0 success, 1 failure, 2 wrong command line or configuration,
-3 the daemon is not running, 4 the daemon refuses.`,
+3 the daemon is not running, 4 the daemon refuses, 5 this node's identity runs
+elsewhere.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		// A word that is no command is a mistake, not a wish for help.
@@ -54,7 +56,7 @@ Exit codes: 0 success, 1 failure, 2 wrong command line or configuration,
 	flags.StringVar(&p.config, "config", "/etc/meshd.yaml", "configuration `file`")
 	flags.StringVar(&p.stateDir, "state-dir", "/var/lib/meshd", "`directory` of what the node must not forget")
 	flags.StringVar(&p.runDir, "run-dir", "/run/meshd", "`directory` of the control socket")
-	root.AddCommand(newRun(&p), newStatus(&p), newPlan(&p), newCheck(&p), newForget(&p), newDown(&p), newSecret(), newVersion())
+	root.AddCommand(newRun(&p), newStatus(&p), newGraph(&p), newPlan(&p), newCheck(&p), newDrain(&p), newForget(&p), newRevoke(&p), newRenumber(&p), newDown(&p), newSecret(), newMan(), newVersion())
 	checkArgs(root)
 	return root
 }
@@ -81,7 +83,8 @@ func newRun(p *paths) *cobra.Command {
 		Short: "Run the daemon in the foreground",
 		Long: `Run the daemon in the foreground until SIGINT or SIGTERM. Stopping it changes
 nothing on the host: tunnels, routes and rules stay, see meshd down. SIGHUP makes
-it look at everything again.`,
+it read its configuration again; what needs a restart is named, and then nothing
+is taken over.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			reload := make(chan os.Signal, 1)
@@ -115,27 +118,45 @@ func newLogger(w io.Writer, verbose bool) *slog.Logger {
 }
 
 func newStatus(p *paths) *cobra.Command {
-	var out output
+	var (
+		out   output
+		probe bool
+	)
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show this node, the others, and what is wrong",
-		Args:  cobra.NoArgs,
+		Long: `Show this node, the others, and what is wrong.
+
+PATH is how packets get to a node: through a tunnel or over the LAN, and by which
+nodes if it is not direct. HEALTH and the round trip behind it come from echo
+requests along that path. Only those on which a failover depends are sent all the
+time; with --probe, one is sent to every node, and shown is what comes back
+within a second.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
 			defer cancel()
-			s, err := p.client().Status(ctx)
+			ask := p.client().Status
+			if probe {
+				ask = p.client().Probe
+			}
+			s, err := ask(ctx)
 			if err != nil {
 				return err
 			}
 			return out.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return printStatus(w, s, time.Now()) })
 		},
 	}
+	cmd.Flags().BoolVar(&probe, "probe", false, "try every path now")
 	out.register(cmd)
 	return cmd
 }
 
 func newPlan(p *paths) *cobra.Command {
-	var out output
+	var (
+		out     output
+		without string
+	)
 	cmd := &cobra.Command{
 		Use:   "plan",
 		Short: "Show what the daemon would change on this host, and change nothing",
@@ -143,20 +164,25 @@ func newPlan(p *paths) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
 			defer cancel()
-			plan, err := p.client().Plan(ctx)
+			ask := p.client().Plan
+			if without != "" {
+				ask = func(ctx context.Context) (control.Plan, error) { return p.client().PlanWithout(ctx, without) }
+			}
+			plan, err := ask(ctx)
 			if err != nil {
 				return err
 			}
 			return out.print(cmd.OutOrStdout(), plan, func(w io.Writer) error {
-				if len(plan.Changes) == 0 {
-					_, err := fmt.Fprintln(w, "Nothing to change.")
-					return err
+				lines := slices.Concat(plan.Paths, plan.Changes)
+				if len(lines) == 0 {
+					lines = []string{"Nothing to change."}
 				}
-				_, err := fmt.Fprintln(w, strings.Join(plan.Changes, "\n"))
+				_, err := fmt.Fprintln(w, strings.Join(lines, "\n"))
 				return err
 			})
 		},
 	}
+	cmd.Flags().StringVar(&without, "without", "", "show what the loss of this `node` would change, here and on the paths from here")
 	out.register(cmd)
 	return cmd
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/daemon"
 )
 
 // Exit codes, documented in meshd --help.
@@ -23,6 +24,7 @@ const (
 	exitUsage      = 2 // the command line or the configuration is wrong
 	exitNotRunning = 3 // the command needs a running daemon
 	exitRefused    = 4 // the daemon won't do that, and says why
+	exitTwin       = 5 // the daemon's identity runs on another host, too
 )
 
 func main() { os.Exit(run()) }
@@ -50,6 +52,8 @@ func exitCode(err error) int {
 		return exitNotRunning
 	case errors.Is(err, control.ErrRefused):
 		return exitRefused
+	case errors.Is(err, daemon.ErrTwin):
+		return exitTwin
 	}
 	return exitFailure
 }

@@ -5,9 +5,11 @@ package main
 import (
 	"bytes"
 	"flag"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,11 +53,13 @@ func TestPrintStatus(t *testing.T) {
 		return as
 	}
 	full := control.Status{
-		Node:   control.Node{Name: "aws-1", Location: "aws", Overlay: addrs("10.4.0.1", "fd04::1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Endpoints: []string{"198.51.100.1:51820"}, NAT: true, Ready: true},
+		Node:   control.Node{Name: "aws-1", Location: "aws", Role: control.RoleDraining, Overlay: addrs("10.4.0.1", "fd04::1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Endpoints: []string{"198.51.100.1:51820"}, NAT: true, Ready: true},
 		Device: control.Device{Name: "meshd0", Implementation: "kernel", ListenPort: 51820, MTU: 1420},
 		Peers: []control.Peer{
-			{Name: "gcp-1", Alive: true, Overlay: addrs("10.4.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}, InternalIPs: addrs("192.168.2.1"), Endpoint: "198.51.100.2:51820", LastHandshake: "2026-01-02T03:03:00Z", Received: 1023, Sent: 5 << 30, RTT: "1.5ms"},
-			{Name: "home", Location: "attic"},
+			{Name: "aws-2", Location: "aws", Role: control.RoleGateway, Alive: true, Path: control.Path{Kind: mesh.PathLAN, Health: control.PathOK, RTT: "210µs"}},
+			{Name: "far-2", Location: "far", Role: control.RoleMember, Alive: true, Path: control.Path{Kind: mesh.PathLAN, Via: []string{"aws-2", "far-1"}, Health: control.PathSilent}},
+			{Name: "gcp-1", Alive: true, Path: control.Path{Kind: mesh.PathTunnel}, Overlay: addrs("10.4.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}, InternalIPs: addrs("192.168.2.1"), Endpoint: "198.51.100.2:51820", LastHandshake: "2026-01-02T03:03:00Z", Received: 1023, Sent: 5 << 30, RTT: "1.5ms"},
+			{Name: "home", Location: "attic", Role: control.RoleDown, Path: control.Path{Kind: mesh.PathNone}},
 		},
 		Problems:  []mesh.Problem{{Kind: mesh.ProblemName, Node: "home", Text: "two nodes are named home", Advice: "set another node.name"}},
 		Reconcile: control.Reconcile{Error: "apply plan: add route 10.42.1.0/24: no\nadd address: no"},
@@ -85,6 +89,37 @@ func TestPrintStatus(t *testing.T) {
 			}
 			if diff := cmp.Diff(string(want), got.String()); diff != "" {
 				t.Errorf("status (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestPrintAnswers(t *testing.T) {
+	slot := func(n int, overlay, pods string) control.Slot {
+		return control.Slot{Slot: n, Overlay: []netip.Addr{netip.MustParseAddr(overlay)}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(pods)}}
+	}
+	renumbered := control.Renumbered{Former: slot(3, "10.4.0.4", "10.42.3.0/24"), Now: slot(12, "10.4.0.13", "10.42.12.0/24")}
+	tests := []struct {
+		name  string
+		print func(io.Writer) error
+		want  string
+	}{
+		{"revoked", func(w io.Writer) error { return printRevoked(w, control.Revoked{ID: mesh.ID{0xab}, Name: "home"}) }, "Identity ab000000000000000000000000000000, of home, is revoked."},
+		{"revoked unseen", func(w io.Writer) error { return printRevoked(w, control.Revoked{ID: mesh.ID{0xab}}) }, "Identity ab000000000000000000000000000000 is revoked."},
+		{"renumbered", func(w io.Writer) error { return printRenumbered(w, renumbered) }, "" +
+			"        SLOT  OVERLAY    PODS\n" +
+			"former  3     10.4.0.4   10.42.3.0/24\n" +
+			"now     12    10.4.0.13  10.42.12.0/24\n" +
+			"\nPods that ran here"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var got strings.Builder
+			if err := tt.print(&got); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasPrefix(got.String(), tt.want) {
+				t.Errorf("got:\n%s\nwant it to begin:\n%s", got.String(), tt.want)
 			}
 		})
 	}

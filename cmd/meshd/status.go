@@ -53,8 +53,9 @@ func printNode(w io.Writer, s control.Status) {
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "Node:\t%s, %s\n", n.Name, state)
+	fmt.Fprintf(t, "Fingerprint:\t%v\n", n.ID)
 	if n.Location != "" {
-		fmt.Fprintf(t, "Location:\t%s\n", n.Location)
+		fmt.Fprintf(t, "Location:\t%s%s\n", n.Location, role(n.Role))
 	}
 	fmt.Fprintf(t, "Overlay:\t%s\n", join(n.Overlay))
 	fmt.Fprintf(t, "Pods:\t%s\n", join(n.PodCIDRs))
@@ -69,16 +70,41 @@ func printNode(w io.Writer, s control.Status) {
 
 func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tLOCATION\tALIVE\tOVERLAY\tPODS\tINTERNAL IP\tENDPOINT\tHANDSHAKE\tRTT\tRECEIVED\tSENT")
+	fmt.Fprintln(t, "NODE\tLOCATION\tALIVE\tPATH\tHEALTH\tOVERLAY\tPODS\tINTERNAL IP\tENDPOINT\tHANDSHAKE\tRTT\tRECEIVED\tSENT")
 	for _, p := range peers {
 		alive := "no"
 		if p.Alive {
 			alive = "yes"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, orDash(p.Location), alive, join(p.Overlay), join(p.PodCIDRs),
+		fmt.Fprintf(t, "%s\t%s%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, orDash(p.Location), role(p.Role), alive, path(p.Path), health(p.Path), join(p.Overlay), join(p.PodCIDRs),
 			join(p.InternalIPs), orDash(p.Endpoint), age(p.Handshake(), now), orDash(p.RTT), size(p.Received), size(p.Sent))
 	}
 	t.Flush()
+}
+
+// role marks what matters of a node's role: not that it is one of many.
+func role(r control.Role) string {
+	switch r {
+	case "", control.RoleMember, control.RoleNever:
+		return ""
+	}
+	return " (" + string(r) + ")"
+}
+
+// path words how packets get to a node.
+func path(p control.Path) string {
+	if len(p.Via) == 0 {
+		return orDash(string(p.Kind))
+	}
+	return string(p.Kind) + " via " + strings.Join(p.Via, ", ")
+}
+
+// health words how a path fares, with its round trip.
+func health(p control.Path) string {
+	if p.RTT == "" {
+		return orDash(p.Health)
+	}
+	return p.Health + ", " + p.RTT
 }
 
 // join lists values, or writes a dash for none.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"syscall"
 )
 
@@ -45,6 +46,18 @@ func (c *Client) Plan(ctx context.Context) (Plan, error) {
 // Forget asks the daemon to drop the records of a node.
 func (c *Client) Forget(ctx context.Context, node string) error {
 	return c.do(ctx, http.MethodPost, "/v1/forget?"+url.Values{"node": {node}}.Encode(), &struct{}{})
+}
+
+// Revoke asks the daemon to drop the records of a node for ever.
+func (c *Client) Revoke(ctx context.Context, node string) (Revoked, error) {
+	var r Revoked
+	return r, c.do(ctx, http.MethodPost, "/v1/revoke?"+url.Values{"node": {node}}.Encode(), &r)
+}
+
+// Renumber asks the daemon to give up its slot for another one.
+func (c *Client) Renumber(ctx context.Context, force bool) (Renumbered, error) {
+	var r Renumbered
+	return r, c.do(ctx, http.MethodPost, "/v1/renumber?"+url.Values{"force": {strconv.FormatBool(force)}}.Encode(), &r)
 }
 
 // do sends one request. Its errors wrap ErrNotRunning or ErrRefused where they

@@ -37,17 +37,56 @@ type Daemon interface {
 	// Forget drops the records of a node that is gone for good, named by its
 	// name or its fingerprint. It wraps ErrRefused for one that can't be.
 	Forget(node string) error
+	// Revoke drops the records of a node for ever, named by its name or its
+	// fingerprint, which need not be known. It wraps ErrRefused for one that can't be.
+	Revoke(node string) (Revoked, error)
+	// Renumber gives up this node's slot for another one. It wraps ErrRefused if
+	// there is none, or if nothing is wrong with the slot and force is not set.
+	Renumber(ctx context.Context, force bool) (Renumbered, error)
+	// Drain has this node relieved as a gateway, or takes that back, and waits
+	// for what comes of it, at most as long as ctx lives.
+	Drain(ctx context.Context, undo bool) (Drained, error)
+	// Graph returns the network as this node sees it. It wraps ErrRefused as long
+	// as it sees nothing.
+	Graph() (Graph, error)
+	// Probe is Status after one echo request to every node.
+	Probe(ctx context.Context) (Status, error)
+	// PlanWithout says what the loss of a node would change on the host. It wraps
+	// ErrRefused for one that is not known.
+	PlanWithout(ctx context.Context, node string) (Plan, error)
+}
+
+// Revoked is an identity that counts no more.
+type Revoked struct {
+	ID   mesh.ID `json:"id"`
+	Name string  `json:"name"` // "" if no record of it was known
+}
+
+// Renumbered is what became of a node's addresses.
+type Renumbered struct {
+	Former Slot `json:"former"`
+	Now    Slot `json:"now"`
+}
+
+// Slot is a slot with what follows from it.
+type Slot struct {
+	Slot     int            `json:"slot"`
+	Overlay  []netip.Addr   `json:"overlay"`
+	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 }
 
 // Plan is the difference between the host and what it should be.
 type Plan struct {
 	Changes []string `json:"changes"` // one line each; empty when there is nothing to do
+	// Paths that would be others, one line each; only for a plan without a node.
+	Paths []string `json:"paths,omitempty"`
 }
 
 // Status is a node's view of the mesh and of itself.
 type Status struct {
 	Version   string            `json:"version"`
 	Node      Node              `json:"node"`
+	Cluster   Cluster           `json:"cluster"`
 	Device    Device            `json:"device"`
 	Peers     []Peer            `json:"peers"`    // sorted by name
 	Problems  []mesh.Problem    `json:"problems"` // sorted; empty when all is well
@@ -60,12 +99,24 @@ type Node struct {
 	ID        mesh.ID        `json:"id"`
 	Name      string         `json:"name"`
 	Location  string         `json:"location"`
+	Role      Role           `json:"role"` // in its location; "" where there are no gateways
 	Slot      int            `json:"slot"` // -1 for none yet
 	Overlay   []netip.Addr   `json:"overlay"`
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 	Endpoints []string       `json:"endpoints"` // host:port, as told to the others
 	NAT       bool           `json:"nat"`
 	Ready     bool           `json:"ready"`
+}
+
+// Cluster is those settings of the cluster that are in force here. They are this
+// node's own, or those of a node with a higher generation.
+type Cluster struct {
+	Name          string    `json:"name"`
+	Generation    uint64    `json:"generation"`
+	Trust         string    `json:"trust"`
+	Mode          mesh.Mode `json:"mode"`
+	Encapsulation string    `json:"encapsulation"`
+	Gateways      int       `json:"gateways"`
 }
 
 // Device is the WireGuard device.
@@ -81,7 +132,9 @@ type Peer struct {
 	ID            mesh.ID        `json:"id"`
 	Name          string         `json:"name"`
 	Location      string         `json:"location"`
+	Role          Role           `json:"role"`  // in its location; "" where there are no gateways
 	Alive         bool           `json:"alive"` // as gossip sees it
+	Path          Path           `json:"path"`
 	Overlay       []netip.Addr   `json:"overlay"`
 	PodCIDRs      []netip.Prefix `json:"podCIDRs"`
 	InternalIPs   []netip.Addr   `json:"internalIPs"`   // those reached through the tunnel

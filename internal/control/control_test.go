@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
 	"go.uber.org/goleak"
 )
 
@@ -26,6 +27,11 @@ type daemon struct {
 	planErr   error
 	forgotten []string
 	forgetErr error
+
+	revoked     string
+	renumbered  control.Renumbered
+	forced      []bool
+	renumberErr error
 }
 
 func (d *daemon) Status() control.Status                     { return d.status }
@@ -33,6 +39,38 @@ func (d *daemon) Plan(context.Context) (control.Plan, error) { return d.plan, d.
 func (d *daemon) Forget(node string) error {
 	d.forgotten = append(d.forgotten, node)
 	return d.forgetErr
+}
+
+func (d *daemon) Revoke(node string) (control.Revoked, error) {
+	d.revoked = node
+	return control.Revoked{ID: mesh.ID{7}, Name: node}, nil
+}
+
+func (d *daemon) Renumber(_ context.Context, force bool) (control.Renumbered, error) {
+	d.forced = append(d.forced, force)
+	return d.renumbered, d.renumberErr
+}
+
+func TestRevokeAndRenumber(t *testing.T) {
+	d := &daemon{renumbered: control.Renumbered{Former: control.Slot{Slot: 3}, Now: control.Slot{Slot: 4}}}
+	c, _ := serve(t, d)
+	revoked, err := c.Revoke(t.Context(), "a&b")
+	if want := (control.Revoked{ID: mesh.ID{7}, Name: "a&b"}); err != nil || revoked != want || d.revoked != "a&b" {
+		t.Errorf("revoke: got %+v, %v, want %+v", revoked, err, want)
+	}
+	for _, force := range []bool{false, true} {
+		got, err := c.Renumber(t.Context(), force)
+		if diff := cmp.Diff(d.renumbered, got); err != nil || diff != "" {
+			t.Errorf("renumber: got %v (-want +got):\n%s", err, diff)
+		}
+	}
+	if diff := cmp.Diff([]bool{false, true}, d.forced); diff != "" {
+		t.Errorf("force (-want +got):\n%s", diff)
+	}
+	d.renumberErr = fmt.Errorf("%w: no conflict", control.ErrRefused)
+	if _, err := c.Renumber(t.Context(), false); !errors.Is(err, control.ErrRefused) || err.Error() != d.renumberErr.Error() {
+		t.Errorf("renumber without a conflict: got %v, want %v", err, d.renumberErr)
+	}
 }
 
 func serve(t *testing.T, d control.Daemon) (*control.Client, string) {

@@ -120,16 +120,35 @@ func (u *unlinking) Close() error {
 // handler maps the API's paths to the daemon.
 func handler(d Daemon) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("probe") == "true" {
+			status, err := d.Probe(r.Context())
+			reply(w, status, err)
+			return
+		}
 		reply(w, d.Status(), nil)
 	})
 	mux.HandleFunc("GET /v1/plan", func(w http.ResponseWriter, r *http.Request) {
+		if node := r.URL.Query().Get("without"); node != "" {
+			plan, err := d.PlanWithout(r.Context(), node)
+			reply(w, plan, err)
+			return
+		}
 		plan, err := d.Plan(r.Context())
 		reply(w, plan, err)
 	})
 	mux.HandleFunc("POST /v1/forget", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, struct{}{}, d.Forget(r.URL.Query().Get("node")))
 	})
+	mux.HandleFunc("POST /v1/revoke", func(w http.ResponseWriter, r *http.Request) {
+		revoked, err := d.Revoke(r.URL.Query().Get("node"))
+		reply(w, revoked, err)
+	})
+	mux.HandleFunc("POST /v1/renumber", func(w http.ResponseWriter, r *http.Request) {
+		renumbered, err := d.Renumber(r.Context(), r.URL.Query().Get("force") == "true")
+		reply(w, renumbered, err)
+	})
+	handleCarry(mux, d)
 	return mux
 }
 

@@ -16,13 +16,17 @@
 // loop, record.go makes what this node says of itself, tunnels.go decides which
 // endpoint is tried and who speaks first, sessions.go tells how old handshakes are,
 // names.go resolves, ready.go says when k3s may start, memory.go keeps what is
-// known of the others, status.go is what a person sees, down.go clears a host.
+// known of the others, absent.go has those forgotten that are away for long,
+// twin.go finds a second daemon of this identity, generation.go follows others'
+// newer settings, reload.go takes over a changed file, renumber.go and trust.go
+// do what a person asks for, carry.go watches who carries traffic for this node and
+// speaks verdicts, office.go and drain.go are about this node as a gateway, graph.go
+// draws, status.go is what a person sees, down.go clears a host.
 package daemon
 
 import (
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -59,14 +63,15 @@ const shutdownTimeout = 2 * time.Second
 // daemon is what the turns of the loop share.
 type daemon struct {
 	opt      Options
-	cfg      config.Config
+	cfg      config.Config // changed by the loop alone; others take the turn's
 	log      *slog.Logger
 	started  time.Time
 	instance uint64
 
 	dir      *state.Dir
 	identity state.Identity
-	node     state.Node // as on disk
+	node     state.Node   // as on disk
+	used     mesh.Cluster // settings in force, the file's or those of a higher generation
 
 	host   *netcfg.Host
 	gossip *gossip.Gossip
@@ -79,7 +84,13 @@ type daemon struct {
 	sessions  sessions
 	readiness readiness
 	memory    memory
+	absences  absences
+	carriers  carriers
+	twin      twin
 	complaint complaint
+	refused   []mesh.Problem // what stands against the last reload
+
+	asked chan func() // by commands, for the loop to do
 
 	published snapshot
 }
@@ -91,7 +102,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	d := &daemon{opt: opt, cfg: cfg, log: opt.Logger, started: time.Now()}
+	d := &daemon{opt: opt, cfg: cfg, log: opt.Logger, started: time.Now(), asked: make(chan func())}
 	if d.dir, err = state.Open(opt.StateDir); err != nil {
 		return err
 	}
@@ -105,6 +116,13 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return fmt.Errorf("open host: %w", err)
 	}
 	defer func() { err = errors.Join(err, d.host.Close()) }()
+	facts, err := d.host.Facts(ctx)
+	if err != nil {
+		return err
+	}
+	if err := checkLocation(opt.Config, cfg, facts); err != nil {
+		return err
+	}
 	if d.gossip, err = d.startGossip(ctx, remembered); err != nil {
 		return err
 	}
@@ -112,6 +130,8 @@ func Run(ctx context.Context, opt Options) (err error) {
 	d.tunnels = newTunnels(d.gossip.View().Records)
 	d.names = newNames(ctx)
 	defer d.names.wait()
+	d.startProbing(ctx)
+	defer d.carriers.prober.Stop()
 	d.published.set(d.status(turn{}), turn{})
 	if d.server, err = control.Listen(opt.RunDir, d, d.log); err != nil {
 		return err
@@ -141,15 +161,14 @@ func (d *daemon) recall() (gossip.Remembered, error) {
 	if d.node, err = d.dir.Node(); err != nil {
 		return gossip.Remembered{}, err
 	}
-	var instance [8]byte
-	if _, err := rand.Read(instance[:]); err != nil {
-		return gossip.Remembered{}, fmt.Errorf("draw instance: %w", err)
-	}
-	d.instance = binary.BigEndian.Uint64(instance[:])
+	d.used = inForce(d.cfg.Cluster, d.node.Adopted)
 	// A start that is not on disk would let old packets of ours pass for new
 	// ones; so a disk that takes nothing is an error here, and only here.
 	d.node.Boot = nextBoot(d.node.Boot, time.Now())
 	if err := d.dir.SaveNode(d.node); err != nil {
+		return gossip.Remembered{}, err
+	}
+	if d.instance, err = newInstance(d.node.Boot, rand.Reader); err != nil {
 		return gossip.Remembered{}, err
 	}
 	return d.recallObjects()
@@ -172,18 +191,16 @@ func bindAddress(a netip.AddrPort) string {
 
 // startGossip opens the gossip port and begins to look for the others.
 func (d *daemon) startGossip(ctx context.Context, remembered gossip.Remembered) (*gossip.Gossip, error) {
-	join := make([]string, 0, len(d.cfg.Join))
-	for _, j := range d.cfg.Join {
-		join = append(join, j.String())
-	}
 	g, err := gossip.Start(ctx, gossip.Options{
 		Identity:   d.identity.Key,
 		Cluster:    d.cfg.Cluster,
+		Adopted:    d.used,
+		Trusted:    d.cfg.Trusted,
 		Secrets:    d.cfg.Secrets,
 		Boot:       d.node.Boot,
 		Instance:   d.instance,
 		Bind:       bindAddress(d.cfg.Gossip.Bind),
-		Join:       join,
+		Join:       joinList(d.cfg),
 		Remembered: remembered,
 		Logger:     d.log,
 	})

@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/probe"
 )
 
 const (
@@ -35,15 +37,22 @@ const (
 // turn is what one turn of the loop saw and did.
 type turn struct {
 	now      time.Time
+	cfg      config.Config
 	view     gossip.View
 	resolved map[string][]netip.Addr // hosts in the records that are names
+	facts    netcfg.Facts
+	input    mesh.Input
 	topology mesh.Topology
+	settings netcfg.Settings
+	watch    probe.Watch
+	results  map[probe.Target]probe.Result
 	desired  netcfg.State
 	observed netcfg.State // after the turn's changes
 	cni      bool         // the CNI configuration is in place, or not wanted
 	problems []mesh.Problem
 	again    time.Duration // how soon to look again at the latest; 0 for no wish
 	err      error
+	fatal    error // the daemon can't go on
 }
 
 // loop takes turns until ctx ends.
@@ -58,18 +67,30 @@ func (d *daemon) loop(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
+		if t.fatal != nil {
+			notify("STOPPING=1")
+			return errors.Join(t.fatal, d.remember(t.now, true))
+		}
 		retry = d.conclude(t, retry)
 		wake := time.NewTimer(nextWake(t, retry))
+		urgent := false
 		select {
 		case <-ctx.Done():
 		case <-wake.C:
 		case <-events:
 		case <-d.gossip.Changed():
+			urgent = d.newVerdicts(t)
+		case <-d.carriers.prober.Changed():
+			urgent = true
 		case <-d.names.changed:
 		case <-d.opt.Reload:
+			d.reload(ctx)
+		case ask := <-d.asked:
+			ask()
+			urgent = true
 		}
 		wake.Stop()
-		if sleep(ctx, pause(t, retry)) != nil {
+		if !urgent && sleep(ctx, pause(t, retry)) != nil {
 			break
 		}
 	}
@@ -112,40 +133,50 @@ func (t *turn) wakeIn(d time.Duration) {
 // depend on each other's success where they need not: a full disk stops no
 // tunnel, and a broken CNI directory no route.
 func (d *daemon) turn(ctx context.Context) turn {
-	t := turn{now: time.Now(), view: d.gossip.View()}
-	t.err = d.server.Keep()
+	t := turn{now: time.Now(), cfg: d.cfg, view: d.gossip.View()}
+	if t.fatal = d.giveWay(t); t.fatal != nil {
+		return t
+	}
+	t.err = errors.Join(d.server.Keep(), d.adopt(t.view.Cluster))
 	facts, err := d.host.Facts(ctx)
 	if err != nil {
 		t.err = errors.Join(t.err, err)
 		return t
 	}
+	t.facts = facts
 	problems, err := d.publish(facts, t.view, t.now)
 	t.err = errors.Join(t.err, err)
 	t.problems = append(t.problems, problems...)
 	t.view = d.gossip.View() // with the own record
+	t.err = errors.Join(t.err, d.judge(&t))
 	t.resolved = d.names.resolve(hostNames(t.view.Records), t.now)
 	d.derive(&t, facts)
 	d.gossip.SetPaths(d.paths(t))
 	t.err = errors.Join(t.err, d.applyHost(ctx, &t))
+	d.watchCarriers(&t)
 	t.err = errors.Join(t.err, d.applyCNI(&t))
 	t.err = errors.Join(t.err, d.ready(&t))
+	t.err = errors.Join(t.err, d.forgetAbsent(t))
 	t.err = errors.Join(t.err, d.remember(t.now, false))
 	return t
 }
 
 // derive works out the topology, with the names of endpoints resolved.
 func (d *daemon) derive(t *turn, facts netcfg.Facts) {
-	t.topology = mesh.Derive(mesh.Input{
-		Cluster:   d.cfg.Cluster,
+	t.input = mesh.Input{
+		Cluster:   d.cluster(),
 		Self:      d.identity.ID(),
 		Records:   t.view.Records,
+		Verdicts:  t.view.Verdicts,
 		Resolved:  t.resolved,
 		Underlay:  facts.Addresses,
 		Keepalive: keepalive(d.cfg, d.own),
-	})
+	}
+	t.topology = mesh.Derive(t.input)
 	t.problems = append(t.problems, t.topology.Problems...)
 	t.problems = append(t.problems, t.view.Problems...)
 	t.problems = append(t.problems, d.names.problems(t.view.Records)...)
+	t.problems = append(t.problems, d.refused...)
 	if d.own.Location != "" && len(d.own.InternalIPs) == 0 {
 		t.problems = append(t.problems, mesh.Problem{
 			Kind: mesh.ProblemAddress, Node: d.own.Name,
@@ -165,23 +196,31 @@ func (d *daemon) settings(t turn) netcfg.Settings {
 		Interface:      d.cfg.WireGuard.Interface,
 		Implementation: netcfg.Implementation(d.cfg.WireGuard.Implementation),
 		ListenPort:     d.cfg.WireGuard.ListenPort,
+		GossipPort:     int(d.cfg.Gossip.Bind.Port()),
+		LANs:           t.facts.LANs(d.own.InternalIPs),
+		Uplinks:        t.facts.Uplinks,
 		PrivateKey:     d.identity.WireGuard,
 		MTU:            d.own.MTU,
 		Bridge:         bridge,
-		LocationIPs:    t.topology.Serves,
+		ID:             d.identity.ID(),
 		Pick:           d.tunnels.pick(t.topology.Peers, d.own),
 	}
 }
 
 // applyHost brings device, peers, routes and rules to where they should be.
 func (d *daemon) applyHost(ctx context.Context, t *turn) error {
-	t.desired = netcfg.Desired(t.topology, d.settings(*t))
+	t.settings = d.settings(*t)
+	t.desired = netcfg.Desired(t.topology, t.settings)
 	observed, err := d.observe(ctx, *t)
 	if err != nil {
 		return err
 	}
 	t.observed = observed
 	err = d.change(ctx, t, d.diffOptions(*t))
+	for _, p := range netcfg.Problems(t.observed, t.desired) {
+		p.Node = d.cfg.Node.Name
+		t.problems = append(t.problems, p)
+	}
 	return errors.Join(err, d.reachOut(ctx, t))
 }
 
@@ -241,8 +280,8 @@ func (d *daemon) diffOptions(t turn) netcfg.Options {
 // socket's goroutines too, and takes what changes from the turn.
 func (d *daemon) cniConfig(t turn) cni.Config {
 	return cni.Config{
-		ConfDir: d.cfg.CNI.ConfDir, BinDir: d.cfg.CNI.BinDir, PluginSource: d.cfg.CNI.PluginSource,
-		Bridge: d.cfg.CNI.Bridge, PodCIDRs: t.topology.PodCIDRs, MTU: t.desired.Device.MTU,
+		ConfDir: t.cfg.CNI.ConfDir, BinDir: t.cfg.CNI.BinDir, PluginSource: t.cfg.CNI.PluginSource,
+		Bridge: t.cfg.CNI.Bridge, PodCIDRs: t.topology.PodCIDRs, MTU: t.desired.Device.MTU,
 	}
 }
 

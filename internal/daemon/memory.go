@@ -19,7 +19,7 @@ const rememberEvery = 5 * time.Second
 // memory is when objects were written to disk last.
 type memory struct {
 	at    time.Time
-	saved gossip.Remembered
+	saved state.Remembered
 }
 
 // recallObjects reads what this node knew of the others. A damaged file is set
@@ -37,6 +37,7 @@ func (d *daemon) recallObjects() (gossip.Remembered, error) {
 	if err != nil {
 		return gossip.Remembered{}, err
 	}
+	d.absences = newAbsences(saved.Absent)
 	r := gossip.Remembered{Objects: saved.Objects}
 	for _, h := range saved.Highest {
 		r.Highest = append(r.Highest, gossip.Highest(h))
@@ -52,16 +53,16 @@ func (d *daemon) remember(now time.Time, force bool) error {
 	}
 	d.memory.at = now // also after an error: a full disk is not asked more often
 	r := d.gossip.Remember()
-	if reflect.DeepEqual(r, d.memory.saved) {
-		return nil
-	}
-	out := state.Remembered{Objects: r.Objects}
+	out := state.Remembered{Objects: r.Objects, Absent: d.absences.save()}
 	for _, h := range r.Highest {
 		out.Highest = append(out.Highest, state.Highest(h))
+	}
+	if reflect.DeepEqual(out, d.memory.saved) {
+		return nil
 	}
 	if err := d.dir.SaveObjects(out); err != nil {
 		return err
 	}
-	d.memory.saved = r
+	d.memory.saved = out
 	return nil
 }

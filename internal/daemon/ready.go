@@ -8,10 +8,11 @@ import (
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// aloneFor is how long a node waits for its first peer before it is ready
+// aloneFor is how long a node waits for its first peer or neighbor before it is ready
 // without one: k3s must be able to start on a node whose others are down, and
 // starts best when the others are there.
 const aloneFor = 20 * time.Second
@@ -21,12 +22,27 @@ const aloneFor = 20 * time.Second
 // most. Until then no pod may start, because pods can't move to other addresses.
 const contestable = 3 * time.Second
 
-// settled says how long it takes until the claim can be relied on.
+// settled says how long it takes until the claim can be relied on. One from disk
+// under which no pod ever ran may have become another node's meanwhile.
 func (d *daemon) settled(t turn) (wait time.Duration) {
-	if d.claimed.IsZero() || t.view.JoinEmpty {
+	if d.node.Ready || t.view.JoinEmpty {
 		return 0
 	}
-	return max(contestable-t.now.Sub(d.claimed), 0)
+	since := d.claimed
+	if since.IsZero() {
+		since = d.started
+	}
+	wait = contestable - t.now.Sub(since)
+	if !d.listened(t.view, t.now) {
+		wait = max(wait, listenFirst-t.now.Sub(d.started))
+	}
+	return max(wait, 0)
+}
+
+// listened says whether somebody has told what is claimed already, or nobody is
+// there to do so.
+func (d *daemon) listened(view gossip.View, now time.Time) bool {
+	return view.Merged || view.JoinEmpty || now.Sub(d.started) >= listenFirst
 }
 
 // readiness is whether systemd and the state directory have been told.
@@ -34,13 +50,13 @@ type readiness struct{ told bool }
 
 // ready tells systemd that k3s may start, once the node can carry pods: its
 // overlay address is on the device, the CNI configuration is in place, and
-// first peers are set, or there is nobody to wait for.
+// first peers or neighbors are set, or there is nobody to wait for.
 func (d *daemon) ready(t *turn) error {
 	if d.readiness.told || !t.cni || !hasAddresses(t.observed, t.desired) {
 		return nil
 	}
 	wait := d.settled(*t)
-	if len(t.topology.Peers) == 0 && !t.view.JoinEmpty {
+	if len(t.topology.Peers) == 0 && len(t.topology.Neighbors) == 0 && !t.view.JoinEmpty {
 		wait = max(wait, aloneFor-t.now.Sub(d.started))
 	}
 	if wait > 0 {

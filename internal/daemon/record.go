@@ -106,27 +106,20 @@ func staticSlot(cfg config.Config) int {
 // publish makes and tells what this node says of itself, if that is news. What
 // is told is on disk before: after a crash the node still stands by it.
 func (d *daemon) publish(facts netcfg.Facts, view gossip.View, now time.Time) ([]mesh.Problem, error) {
-	claim, problems := mesh.NextClaim(mesh.Situation{
-		Cluster:  d.cfg.Cluster,
-		Self:     d.identity.ID(),
-		Name:     d.cfg.Node.Name,
-		Records:  view.Records,
-		Current:  d.node.Claim,
-		Ready:    d.node.Ready,
-		Void:     d.node.Claim.Since <= view.Forgotten && view.Forgotten > 0,
-		Static:   staticSlot(d.cfg),
-		Listened: view.Merged || view.JoinEmpty || now.Sub(d.started) >= listenFirst,
-		Now:      now.UnixMilli(),
-	})
+	if view.Forgotten == gossip.Forever {
+		return nil, nil // revoked: nobody would listen
+	}
+	claim, problems := mesh.NextClaim(d.situation(view, now))
 	if d.own.Identity == nil {
 		d.own = d.firstRecord(view)
 	}
 	next := nextRecord(d.cfg, facts, view, d.own)
 	next.Claim = claim
+	next.Office = d.carriers.office.stamp(d.own.Office)
 	if reflect.DeepEqual(next, d.own) && d.own.Sequence >= view.OwnSequence && d.own.Sequence > 0 {
 		return problems, nil
 	}
-	next.Sequence = max(d.node.Sequence, view.OwnSequence) + 1
+	next.Sequence = nextSequence(d.node.Sequence, view.OwnSequence, now)
 	promised := d.node
 	claimed := claim != d.node.Claim
 	if claimed && claim.Slot != mesh.None {
@@ -152,12 +145,12 @@ func (d *daemon) publish(facts netcfg.Facts, view gossip.View, now time.Time) ([
 }
 
 // firstRecord is the record to start from: what this node said of itself in its
-// former life, as far as that says where it was seen.
+// former life, as far as that says where it was seen and what office it held.
 func (d *daemon) firstRecord(view gossip.View) mesh.Record {
 	r := mesh.Record{Identity: d.identity.Key.Public().(ed25519.PublicKey), Key: d.identity.WireGuard.PublicKey(), Instance: d.instance}
 	for _, old := range view.Records {
 		if old.ID() == d.identity.ID() {
-			r.Endpoints, r.NAT = old.Endpoints, old.NAT
+			r.Endpoints, r.NAT, r.Office = old.Endpoints, old.NAT, old.Office
 		}
 	}
 	return r

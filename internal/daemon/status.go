@@ -66,7 +66,7 @@ func (d *daemon) plan(ctx context.Context, t turn) (control.Plan, error) {
 	if plan := netcfg.Diff(observed, t.desired, d.diffOptions(t)); !plan.Empty() {
 		out.Changes = append(out.Changes, strings.Split(strings.TrimSpace(plan.String()), "\n")...)
 	}
-	if d.cfg.CNI.Enabled && len(t.topology.PodCIDRs) > 0 {
+	if t.cfg.CNI.Enabled && len(t.topology.PodCIDRs) > 0 {
 		lines, err := planCNI(d.cniConfig(t))
 		if err != nil {
 			return out, fmt.Errorf("plan CNI: %w", err)
@@ -90,36 +90,12 @@ func planCNI(cfg cni.Config) ([]string, error) {
 	return lines, err
 }
 
-// Forget implements control.Daemon.
-func (d *daemon) Forget(node string) error {
-	view := d.gossip.View()
-	var found []mesh.Record
-	for _, r := range view.Records {
-		if r.Name == node || r.ID().String() == node {
-			found = append(found, r)
-		}
-	}
-	switch {
-	case len(found) == 0:
-		return fmt.Errorf("%w: no node is named %s; meshd status lists them", control.ErrRefused, node)
-	case len(found) > 1:
-		return fmt.Errorf("%w: %d nodes are named %s; give the fingerprint of one, from meshd status -o json", control.ErrRefused, len(found), node)
-	}
-	id := found[0].ID()
-	switch {
-	case id == d.identity.ID():
-		return fmt.Errorf("%w: %s is this node", control.ErrRefused, node)
-	case view.Alive[id]:
-		return fmt.Errorf("%w: node %s is alive; stop meshd there first, else it comes back at once", control.ErrRefused, node)
-	}
-	return d.gossip.Forget(id, found[0].Sequence)
-}
-
 // status makes what a person sees of a turn.
 func (d *daemon) status(t turn) control.Status {
 	s := control.Status{
 		Version:  d.opt.Version,
 		Node:     d.nodeStatus(t),
+		Cluster:  clusterStatus(d.cluster()),
 		Peers:    d.peerStatus(t),
 		Problems: slices.Clone(t.problems),
 		Counters: t.view.Counters,
@@ -145,9 +121,16 @@ func (d *daemon) status(t turn) control.Status {
 	return s
 }
 
+func clusterStatus(c mesh.Cluster) control.Cluster {
+	return control.Cluster{
+		Name: c.Name, Generation: c.Generation, Trust: c.Trust,
+		Mode: c.Mode, Encapsulation: c.Encapsulation, Gateways: c.Gateways,
+	}
+}
+
 func (d *daemon) nodeStatus(t turn) control.Node {
 	n := control.Node{
-		ID: d.identity.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location,
+		ID: d.identity.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location, Role: locationRole(t, d.own),
 		Slot: d.node.Claim.Slot, NAT: d.own.NAT, Ready: d.readiness.told,
 		Overlay:   append([]netip.Addr{}, t.topology.Addresses...),
 		PodCIDRs:  append([]netip.Prefix{}, t.topology.PodCIDRs...),
@@ -165,18 +148,23 @@ func (d *daemon) peerStatus(t turn) []control.Peer {
 	for _, p := range t.observed.Peers {
 		onDevice[p.Key] = p
 	}
-	derived := make(map[mesh.ID]mesh.Peer, len(t.topology.Peers))
-	for _, p := range t.topology.Peers {
-		derived[p.ID] = p
-	}
+	owners, inside := mesh.Owners(t.view.Records), tunnelled(t.topology)
 	peers := []control.Peer{}
 	for _, r := range t.view.Records {
 		id := r.ID()
 		if id == d.identity.ID() {
 			continue
 		}
-		p := control.Peer{ID: id, Name: r.Name, Location: r.Location, Alive: t.view.Alive[id]}
-		p.Overlay, p.PodCIDRs, p.InternalIPs = d.split(derived[id].AllowedIPs)
+		p := control.Peer{ID: id, Name: r.Name, Location: r.Location, Role: locationRole(t, r), Alive: t.view.Alive[id], Path: pathTo(t, id)}
+		p.Overlay, p.PodCIDRs, p.InternalIPs = []netip.Addr{}, []netip.Prefix{}, []netip.Addr{}
+		if slot := r.Claim.Slot; p.Path.Kind != mesh.PathNone && owners[slot] == id && slot < t.input.Cluster.Slots() {
+			p.Overlay, p.PodCIDRs = t.input.Cluster.Overlays(slot), t.input.Cluster.PodCIDRs(slot)
+		}
+		for _, ip := range r.InternalIPs {
+			if inside[ip.Addr()] {
+				p.InternalIPs = append(p.InternalIPs, ip.Addr())
+			}
+		}
 		if rtt := t.view.RTT[id]; rtt > 0 {
 			p.RTT = rtt.Round(10 * time.Microsecond).String()
 		}
@@ -195,23 +183,24 @@ func (d *daemon) peerStatus(t turn) []control.Peer {
 	return peers
 }
 
-// split sorts a peer's allowed IPs by what they are.
-func (d *daemon) split(ips []netip.Prefix) (overlay []netip.Addr, pods []netip.Prefix, internal []netip.Addr) {
-	overlay, pods, internal = []netip.Addr{}, []netip.Prefix{}, []netip.Addr{}
-	in := func(ranges []netip.Prefix, p netip.Prefix) bool {
-		return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(p.Addr()) })
-	}
-	for _, p := range ips {
-		switch {
-		case in(d.cfg.Cluster.Overlay, p):
-			overlay = append(overlay, p.Addr())
-		case in(d.cfg.Cluster.Pods, p):
-			pods = append(pods, p)
-		case p.IsSingleIP():
-			internal = append(internal, p.Addr())
+// tunnelled returns the single addresses that go to other nodes, through whatever
+// peer or neighbor.
+func tunnelled(t mesh.Topology) map[netip.Addr]bool {
+	out := make(map[netip.Addr]bool)
+	add := func(ps []netip.Prefix) {
+		for _, p := range ps {
+			if p.IsSingleIP() {
+				out[p.Addr()] = true
+			}
 		}
 	}
-	return overlay, pods, internal
+	for _, p := range t.Peers {
+		add(p.AllowedIPs)
+	}
+	for _, n := range t.Neighbors {
+		add(n.Prefixes)
+	}
+	return out
 }
 
 // sentence is the daemon's state in the words of systemctl status.

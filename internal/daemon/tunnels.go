@@ -21,8 +21,10 @@ const (
 	roleSettles = 200 * time.Millisecond
 	// renewFirst is how long the leader waits for the first handshake before it
 	// renews the peer; each time after that it waits twice as long, up to
-	// speakAgain. A round trip of half a second delays a second.
-	renewFirst = 400 * time.Millisecond
+	// speakAgain. When a gateway takes over, both ends add each other a few
+	// hundredths of a second apart, and nothing passes until they have met. A
+	// round trip of half a second delays a second.
+	renewFirst = 150 * time.Millisecond
 	// speakAgain is how soon a node speaks again to a living peer that has not
 	// answered: WireGuard itself tries every 5 s once it has something to send.
 	speakAgain = 5 * time.Second
@@ -50,11 +52,12 @@ const (
 // endpoint from the leader's message.
 //
 // A node that can't be spoken to leads; between equals it is the one with the
-// lower key. Nodes that knew each other before this daemon started have no first
-// handshake: whoever has lost its sessions speaks at once.
+// lower key. Peers from before this daemon started have no first handshake:
+// whoever has lost its sessions speaks at once. Who becomes a peer later, because
+// one of the two is a gateway now, does, however long they have known each other.
 type tunnels struct {
 	peers map[mesh.ID]*attempt
-	known map[mesh.ID]bool // from before this daemon started
+	known map[mesh.ID]bool // nodes from before this daemon started; none once this node has its peers
 }
 
 // attempt is the state of one peer.
@@ -141,6 +144,9 @@ func (t tunnels) next(turn turn, self mesh.Record) outreach {
 		if !wanted[id] {
 			delete(t.peers, id)
 		}
+	}
+	if len(turn.topology.Addresses) > 0 {
+		clear(t.known)
 	}
 	return out
 }

@@ -33,19 +33,20 @@ func TestWhoSpeaks(t *testing.T) {
 		steps     []step
 	}{
 		{"the lower key leads: it speaks at once, and renews the peer until it is answered", low, reachable, false, []step{
-			{0, true, true, 0, "0 speaks, 400ms"},
-			{100 * time.Millisecond, true, true, 0, "0 silent, 300ms"},
-			{400 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
-			{900 * time.Millisecond, true, true, 0, "0 silent, 300ms"},
-			{1200 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
-			{2800 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
-			{6 * time.Second, true, true, 0, "0 renews, 5s"},
+			{0, true, true, 0, "0 speaks, 150ms"},
+			{100 * time.Millisecond, true, true, 0, "0 silent, 50ms"},
+			{150 * time.Millisecond, true, true, 0, "0 renews, 300ms"},
+			{200 * time.Millisecond, true, true, 0, "0 silent, 250ms"},
+			{450 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
+			{1050 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
+			{2250 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
+			{6 * time.Second, true, true, 0, "0 renews, 4.8s"},
 			{11 * time.Second, true, true, 0, "0 renews, 5s"},
 			{12 * time.Second, true, true, time.Second, "1 silent, 0s"},
 		}},
 		{"who can't be spoken to leads, whatever its key", high, nil, false, []step{
-			{0, true, true, 0, "0 speaks, 400ms"},
-			{400 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
+			{0, true, true, 0, "0 speaks, 150ms"},
+			{150 * time.Millisecond, true, true, 0, "0 renews, 300ms"},
 		}},
 		{"the higher key follows: no endpoint until the leader has spoken", high, reachable, false, []step{
 			{0, true, true, 0, "-1 silent, 500ms"},
@@ -65,12 +66,12 @@ func TestWhoSpeaks(t *testing.T) {
 		{"nobody speaks to the dead", low, reachable, false, []step{
 			{0, true, false, 0, "0 silent, 0s"},
 			{time.Hour, true, false, time.Hour, "0 silent, 0s"},
-			{2 * time.Hour, true, true, 2 * time.Hour, "0 speaks, 400ms"},
-			{2*time.Hour + time.Second, true, true, 2 * time.Hour, "0 speaks, 500ms"},
+			{2 * time.Hour, true, true, 2 * time.Hour, "0 speaks, 150ms"},
+			{2*time.Hour + time.Second, true, true, 2 * time.Hour, "0 speaks, 300ms"},
 		}},
 		{"a peer that is not on the device yet", low, reachable, false, []step{
 			{0, false, true, 0, "0 silent, 0s"},
-			{time.Second, true, true, 0, "0 speaks, 400ms"},
+			{time.Second, true, true, 0, "0 speaks, 150ms"},
 		}},
 		{"a session that ran out is renewed", high, reachable, false, []step{
 			{0, true, true, time.Second, "-1 silent, 0s"},
@@ -78,9 +79,9 @@ func TestWhoSpeaks(t *testing.T) {
 			{time.Hour + time.Second, true, true, netcfg.HandshakeFresh, "0 speaks, 500ms"},
 		}},
 		{"a device that was made anew begins anew", low, reachable, false, []step{
-			{0, true, true, 0, "0 speaks, 400ms"},
+			{0, true, true, 0, "0 speaks, 150ms"},
 			{time.Second, true, true, time.Second, "0 silent, 0s"},
-			{2 * time.Second, true, true, 0, "0 speaks, 400ms"},
+			{2 * time.Second, true, true, 0, "0 speaks, 150ms"},
 		}},
 	}
 	for _, tt := range tests {
@@ -167,5 +168,24 @@ func TestEndpointsTakeTurns(t *testing.T) {
 	tun.next(turn{now: start}, mesh.Record{})
 	if len(tun.peers) != 0 {
 		t.Errorf("peers that are gone: got %v, want none remembered", tun.peers)
+	}
+}
+
+// Two nodes that have known each other for long, and become peers only now, meet
+// as strangers do: both begin at the same moment.
+func TestLatePeersMeetAnew(t *testing.T) {
+	start := time.Unix(1000, 0)
+	tun := newTunnels(nil)
+	tun.known[mesh.ID{5}] = true
+	self := mesh.Record{Key: wgtypes.Key{9}, Endpoints: []mesh.Endpoint{{Host: "203.0.113.1", Port: 51820}}}
+	early := turnWithPeer(start, true, true, 0)
+	if got := tun.pick(early.topology.Peers, self)[mesh.ID{5}]; got != 0 {
+		t.Errorf("a peer from before: got endpoint %d, want the first", got)
+	}
+	tun = newTunnels(nil)
+	tun.known[mesh.ID{5}] = true
+	tun.next(turn{now: start, topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.9")}}}, self)
+	if got := tun.pick(early.topology.Peers, self)[mesh.ID{5}]; got != -1 {
+		t.Errorf("a peer of today: got endpoint %d, want none before the leader has spoken", got)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -42,6 +43,7 @@ func FuzzDecodeNode(f *testing.F) {
 	for _, n := range []Node{
 		{Claim: mesh.Claim{Slot: mesh.None}},
 		{Boot: 1, Sequence: 2, Claim: mesh.Claim{Slot: 3, Time: 4}, Ready: true},
+		{Boot: 1, Sequence: 2, Claim: mesh.Claim{Slot: mesh.None}, Adopted: Adopted{Generation: 1, Mode: mesh.ModeFull, Encapsulation: "always", Gateways: 1}},
 	} {
 		seed(f, func() ([]byte, error) { return encodeNode(n) })
 	}
@@ -65,6 +67,7 @@ func FuzzDecodeObjects(f *testing.F) {
 	for _, r := range []Remembered{
 		{},
 		{Objects: [][]byte{{1, 2, 3}}, Highest: []Highest{{Key: "\xff", Sequence: 1}}},
+		{Absent: []Absence{{ID: mesh.ID{1}, Time: time.Hour}}},
 	} {
 		seed(f, func() ([]byte, error) { return encodeObjects(r) })
 	}

@@ -85,7 +85,7 @@ func (d *Dir) Identity(machineID string, random io.Reader) (Identity, Origin, er
 func (d *Dir) parseIdentity(data []byte) (Identity, string, error) {
 	id, boundTo, err := decodeIdentity(data)
 	if err != nil {
-		return Identity{}, "", fmt.Errorf("read identity %s: %w; restore the file from a backup, or move it away and the node makes itself a new identity", d.file(IdentityFile), err)
+		return Identity{}, "", fmt.Errorf("read identity %s: %w; %s", d.file(IdentityFile), err, wayOut(err, "the node makes itself a new identity"))
 	}
 	return id, boundTo, nil
 }

@@ -5,6 +5,7 @@ package state
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 )
 
@@ -52,4 +53,13 @@ func encodeJSON(file any) ([]byte, error) {
 		return nil, fmt.Errorf("encode: %w", err)
 	}
 	return append(data, '\n'), nil
+}
+
+// wayOut says what a person can do about a file that can't be read, and what
+// follows if it is moved away.
+func wayOut(err error, otherwise string) string {
+	if errors.Is(err, ErrNewer) {
+		return "install that version again, restore the file from a backup, or move it away and " + otherwise
+	}
+	return "restore the file from a backup, or move it away and " + otherwise
 }

@@ -18,6 +18,15 @@ type Node struct {
 	Sequence uint64     // the last one that its own record had
 	Claim    mesh.Claim // Slot is mesh.None for none
 	Ready    bool       // it has been ready with this claim, so there may be pods
+	Adopted  Adopted    // settings that it follows instead of its own file's; zero for none
+}
+
+// Adopted are the settings of another node whose generation is higher.
+type Adopted struct {
+	Generation    uint64
+	Mode          mesh.Mode
+	Encapsulation string
+	Gateways      int
 }
 
 // Node returns what SaveNode wrote last, or a Node without a claim if there was
@@ -32,7 +41,7 @@ func (d *Dir) Node() (Node, error) {
 	}
 	n, err := decodeNode(data)
 	if err != nil {
-		return Node{}, fmt.Errorf("read node state %s: %w; restore the file from a backup, or move it away and the node claims a new slot", d.file(NodeFile), err)
+		return Node{}, fmt.Errorf("read node state %s: %w; %s", d.file(NodeFile), err, wayOut(err, "the node claims a new slot"))
 	}
 	return n, nil
 }
@@ -56,6 +65,8 @@ type nodeFile struct {
 	Boot     *uint64    `json:"boot"`
 	Sequence *uint64    `json:"sequence"`
 	Claim    *claimFile `json:"claim"` // null for none
+	// Adopted is null for none, and a file without it has none.
+	Adopted *adoptedFile `json:"adopted"`
 }
 
 type claimFile struct {
@@ -65,10 +76,20 @@ type claimFile struct {
 	Ready *bool   `json:"ready"`
 }
 
+type adoptedFile struct {
+	Generation    uint64    `json:"generation"`
+	Mode          mesh.Mode `json:"mode"`
+	Encapsulation string    `json:"encapsulation"`
+	Gateways      int       `json:"gateways"`
+}
+
 func encodeNode(n Node) ([]byte, error) {
 	f := nodeFile{Version: version, Boot: &n.Boot, Sequence: &n.Sequence}
 	if n.Claim.Slot != mesh.None {
 		f.Claim = &claimFile{Slot: &n.Claim.Slot, Time: &n.Claim.Time, Since: &n.Claim.Since, Ready: &n.Ready}
+	}
+	if n.Adopted != (Adopted{}) {
+		f.Adopted = (*adoptedFile)(&n.Adopted)
 	}
 	return encodeJSON(f)
 }
@@ -82,6 +103,12 @@ func decodeNode(data []byte) (Node, error) {
 		return Node{}, fmt.Errorf("%w: boot and sequence must be there", ErrDamaged)
 	}
 	n := Node{Boot: *f.Boot, Sequence: *f.Sequence, Claim: mesh.Claim{Slot: mesh.None}}
+	if f.Adopted != nil {
+		n.Adopted = Adopted(*f.Adopted)
+		if a := n.Adopted; a.Generation == 0 || a.Mode == "" || a.Encapsulation == "" || a.Gateways < 1 {
+			return Node{}, fmt.Errorf("%w: adopted settings have generation, mode, encapsulation and gateways", ErrDamaged)
+		}
+	}
 	if f.Claim == nil {
 		return n, nil
 	}

@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/meshd/meshd/internal/atomicfile"
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // Remembered is what a node knows of the mesh, kept for the time when it starts
@@ -19,6 +21,13 @@ import (
 type Remembered struct {
 	Objects [][]byte  `cbor:"1,keyasint"` // signed envelopes, as they came
 	Highest []Highest `cbor:"2,keyasint"` // also of objects that are gone, against their replay
+	Absent  []Absence `cbor:"3,keyasint,omitempty"`
+}
+
+// Absence is how long a node has been away, as far as this one was there to see it.
+type Absence struct {
+	ID   mesh.ID       `cbor:"1,keyasint"`
+	Time time.Duration `cbor:"2,keyasint"` // nanoseconds
 }
 
 // Highest is the highest sequence that was seen of an object.
@@ -70,7 +79,7 @@ type objectsFile struct {
 const maxElements = 1 << 17
 
 func encodeObjects(r Remembered) ([]byte, error) {
-	if len(r.Objects) > maxElements || len(r.Highest) > maxElements {
+	if len(r.Objects) > maxElements || len(r.Highest) > maxElements || len(r.Absent) > maxElements {
 		return nil, fmt.Errorf("more than %d objects", maxElements)
 	}
 	options := cbor.CoreDetEncOptions()

@@ -4,8 +4,10 @@
 //
 //	lock           held while a daemon runs, so that no two share the directory
 //	identity.json  who the node is: its ed25519 identity and its WireGuard key
-//	node.json      what it has promised: its slot, its last sequence
-//	objects.cbor   what it knows of others: their signed objects
+//	node.json      what it has promised: its slot, its last sequence, and the
+//	               settings that it follows instead of its file's
+//	objects.cbor   what it knows of others: their signed objects, and how long
+//	               they have been away
 //
 // They differ in what their loss means. Without its identity a node is another
 // node, without node.json it may take another slot; so a file that can't be

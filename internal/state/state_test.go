@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -250,6 +251,7 @@ func TestNode(t *testing.T) {
 		{"unclaimed", unclaimed},
 		{"claimed", claimed},
 		{"slot 0", state.Node{Boot: 1, Sequence: 1, Claim: mesh.Claim{Slot: 0, Time: 0}}},
+		{"adopted", state.Node{Boot: 1, Sequence: 1, Claim: mesh.Claim{Slot: mesh.None}, Adopted: state.Adopted{Generation: 2, Mode: mesh.ModeLocation, Encapsulation: "never", Gateways: 3}}},
 		{"extremes", state.Node{
 			Boot: math.MaxUint64, Sequence: math.MaxUint64,
 			Claim: mesh.Claim{Slot: math.MaxInt32, Time: math.MinInt64}, Ready: true,
@@ -281,6 +283,7 @@ func TestNodeRefused(t *testing.T) {
 		{"no sequence", `{"version": 1, "boot": 1, "claim": null}`, state.ErrDamaged},
 		{"negative slot", `{"version": 1, "boot": 1, "sequence": 1, "claim": {"slot": -1, "time": 1, "ready": true}}`, state.ErrDamaged},
 		{"half a claim", `{"version": 1, "boot": 1, "sequence": 1, "claim": {"slot": 3, "ready": true}}`, state.ErrDamaged},
+		{"half of adopted settings", `{"version": 1, "boot": 1, "sequence": 1, "claim": null, "adopted": {"generation": 3}}`, state.ErrDamaged},
 		{"fraction", `{"version": 1, "boot": 1, "sequence": 1.5, "claim": null}`, state.ErrDamaged},
 		{"unknown key", `{"version": 1, "boot": 1, "sequence": 1, "claim": null, "reboot": 1}`, state.ErrDamaged},
 	}
@@ -317,6 +320,9 @@ func TestObjectsRoundTrip(t *testing.T) {
 					Sequence: rapid.Uint64().Draw(t, "sequence"),
 				}
 			})).Draw(t, "highest"),
+		}
+		for i := range rapid.IntRange(0, 3).Draw(t, "absent") {
+			want.Absent = append(want.Absent, state.Absence{ID: mesh.ID{byte(i)}, Time: time.Duration(rapid.Int64().Draw(t, "time"))})
 		}
 		if err := d.SaveObjects(want); err != nil {
 			t.Fatal(err)
@@ -575,7 +581,8 @@ func Example() {
 	//     "time": 1767225600000,
 	//     "since": 0,
 	//     "ready": false
-	//   }
+	//   },
+	//   "adopted": null
 	// }
 }
 

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/spf13/cobra"
+)
+
+// format is the -T flag, named as graphviz names it.
+type format string
+
+func (f *format) String() string { return string(*f) }
+
+// Type implements pflag.Value.
+func (*format) Type() string { return "format" }
+
+// Set implements pflag.Value.
+func (f *format) Set(s string) error {
+	if s != "dot" && s != "svg" && s != "json" {
+		return fmt.Errorf("want dot, svg or json, got %q", s)
+	}
+	*f = format(s)
+	return nil
+}
+
+func newGraph(p *paths) *cobra.Command {
+	f := format("dot")
+	cmd := &cobra.Command{
+		Use:   "graph",
+		Short: "Draw the mesh: locations, gateways, tunnels and LANs",
+		Long: `Draw the mesh: locations, gateways, tunnels and LANs. The output is in
+graphviz's language, which its programs dot and circo draw:
+
+  meshd graph | circo -Tpng > mesh.png
+
+With -T svg it is a picture, for which dot must be installed, and with -T json
+what the picture is made of.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+			defer cancel()
+			g, err := p.client().Graph(ctx)
+			if err != nil {
+				return err
+			}
+			return draw(ctx, cmd.OutOrStdout(), g, f)
+		},
+	}
+	cmd.Flags().VarP(&f, "type", "T", "output as `format` dot, svg or json")
+	return cmd
+}
+
+// draw writes a graph in a format.
+func draw(ctx context.Context, w io.Writer, g control.Graph, f format) error {
+	switch f {
+	case "json":
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(g.Graph)
+	case "svg":
+		return drawSVG(ctx, w, g.DOT)
+	}
+	_, err := io.WriteString(w, g.DOT)
+	return err
+}
+
+// drawSVG has graphviz draw.
+func drawSVG(ctx context.Context, w io.Writer, dot string) error {
+	cmd := exec.CommandContext(ctx, "dot", "-Tsvg")
+	cmd.Stdin = strings.NewReader(dot)
+	svg, err := cmd.Output()
+	var exit *exec.ExitError
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return errors.New("draw svg: the program dot is not installed; run: apt install graphviz; or use -T dot, and draw it elsewhere")
+	case errors.As(err, &exit):
+		return fmt.Errorf("draw svg: dot: %w: %s", err, strings.TrimSpace(string(exit.Stderr)))
+	case err != nil:
+		return fmt.Errorf("draw svg: %w", err)
+	}
+	_, err = w.Write(svg)
+	return err
+}

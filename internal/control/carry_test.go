@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+func (d *daemon) Drain(_ context.Context, undo bool) (control.Drained, error) {
+	return control.Drained{Draining: !undo, Successors: []string{"b"}, Text: "Relieved."}, nil
+}
+
+func (d *daemon) Graph() (control.Graph, error) {
+	return control.Graph{DOT: "graph meshd {}", Graph: mesh.Graph{Cluster: "default"}}, nil
+}
+
+func (d *daemon) Probe(context.Context) (control.Status, error) {
+	s := d.status
+	s.Version = "probed"
+	return s, nil
+}
+
+func (d *daemon) PlanWithout(_ context.Context, node string) (control.Plan, error) {
+	if node != "a&b" {
+		return control.Plan{}, fmt.Errorf("%w: no node is named %s", control.ErrRefused, node)
+	}
+	return control.Plan{Changes: []string{}, Paths: []string{"path to x: none, was tunnel"}}, nil
+}
+
+func TestCarriers(t *testing.T) {
+	c, _ := serve(t, &daemon{})
+	for _, undo := range []bool{false, true} {
+		got, err := c.Drain(t.Context(), undo)
+		want := control.Drained{Draining: !undo, Successors: []string{"b"}, Text: "Relieved."}
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("drain: got %v (-want +got):\n%s", err, diff)
+		}
+	}
+	if s, err := c.Probe(t.Context()); err != nil || s.Version != "probed" {
+		t.Errorf("probe: got %+v, %v", s, err)
+	}
+	if g, err := c.Graph(t.Context()); err != nil || g.DOT != "graph meshd {}" || g.Graph.Cluster != "default" {
+		t.Errorf("graph: got %+v, %v", g, err)
+	}
+	plan, err := c.PlanWithout(t.Context(), "a&b")
+	if err != nil || len(plan.Paths) != 1 {
+		t.Errorf("plan without a node: got %+v, %v", plan, err)
+	}
+	if _, err := c.PlanWithout(t.Context(), "x"); !errors.Is(err, control.ErrRefused) {
+		t.Errorf("plan without an unknown node: got %v, want a refusal", err)
+	}
+}

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/probe"
+)
+
+const (
+	// lookAtSelf is how often a gateway that is down looks whether it could work.
+	lookAtSelf = 2 * time.Second
+	// heardFresh is how old a sign of life may be for that.
+	heardFresh = 3 * time.Second
+)
+
+// carriers is what this node knows of those who carry traffic for it, and of
+// itself as one who does so for others.
+type carriers struct {
+	prober *probe.Prober
+	watch  probe.Watch
+	office office
+	hold   probe.Hold
+	// draining is set by meshd drain. A restart ends it.
+	draining bool
+	// undone says that a person took it back, which needs no waiting.
+	undone bool
+}
+
+// judge publishes what this node has to say of those who carry for it, and of
+// itself. It counts from this turn on.
+func (d *daemon) judge(t *turn) error {
+	f := probe.Judge(probe.Situation{
+		Now: t.now, Author: d.identity.Key.Public().(ed25519.PublicKey), Watch: d.carriers.watch, Results: d.carriers.prober.Results(),
+		Pace:  probe.Pace(d.cfg.Probe),
+		Alive: t.view.Alive, Heard: d.heard(t.view, t.now), Verdicts: t.view.Verdicts,
+	})
+	d.ask(f.Ask)
+	if f.Again > 0 {
+		t.wakeIn(f.Again)
+	}
+	verdicts := f.Verdicts
+	if v, ok := d.judgeSelf(t); ok {
+		verdicts = append(verdicts, v)
+	}
+	for _, v := range verdicts {
+		if err := d.say(v); err != nil {
+			return err
+		}
+		d.log.Info("verdict", "role", v.Role, "peer", nameOf(t.view.Records, v.Subject), "state", v.State, "epoch", v.Epoch)
+	}
+	if len(verdicts) > 0 {
+		t.view = d.gossip.View()
+	}
+	return nil
+}
+
+// say publishes a verdict. We may have said more of a node than gossip still
+// shows, before it was forgotten; then the epoch has to go beyond that.
+func (d *daemon) say(v mesh.Verdict) error {
+	err := d.gossip.Judge(v)
+	for tries := 0; errors.Is(err, gossip.ErrStale) && tries < 32; tries++ {
+		v.Epoch *= 2
+		err = d.gossip.Judge(v)
+	}
+	return err
+}
+
+// judgeSelf says that this node is draining, if a person wants that, or that it
+// is up again after it was down. Then its record has said before that it is not
+// in office: the others must not find it there the moment it is up.
+func (d *daemon) judgeSelf(t *turn) (mesh.Verdict, bool) {
+	c, standing := &d.carriers, d.standing(t.view)
+	next := mesh.Verdict{Author: d.identity.Key.Public().(ed25519.PublicKey), Subject: d.identity.ID(), Role: mesh.RoleGateway, Epoch: standing.Epoch + 1}
+	if isUp(standing) {
+		c.hold.Raise(t.now)
+		c.undone = false
+		next.State = mesh.HealthDraining
+		return next, c.draining
+	}
+	if c.draining {
+		return mesh.Verdict{}, false
+	}
+	wait := time.Duration(0)
+	if !c.undone {
+		wait = c.hold.Fall(t.now)
+	}
+	switch {
+	case wait > 0:
+		t.wakeIn(wait)
+	case d.own.Office.Since != 0:
+		t.wakeIn(gather)
+	case !c.undone && !d.fit(*t):
+		t.wakeIn(lookAtSelf)
+	default:
+		next.State, next.Record = mesh.HealthUp, d.own.Sequence
+		return next, true
+	}
+	return mesh.Verdict{}, false
+}
+
+// standing returns the verdict on this node as a gateway that counts.
+func (d *daemon) standing(v gossip.View) mesh.Verdict {
+	return probe.Standing(v.Verdicts, d.identity.ID(), d.identity.ID(), mesh.RoleGateway)
+}
+
+// isUp says whether a verdict, or that there is none, lets a node be a gateway.
+func isUp(v mesh.Verdict) bool { return v.State == "" || v.State == mesh.HealthUp }
+
+// fit says whether this node could be a gateway: it forwards, and hears others
+// of its location and from outside, each on their own network. Who is not alive
+// anyway need not be heard on the LAN.
+func (d *daemon) fit(t turn) bool {
+	_, last := d.published.get()
+	if !forwards(last.desired, last.observed) {
+		return false
+	}
+	heard := d.heard(t.view, t.now)
+	var beside, outside, ask []mesh.ID
+	for _, r := range t.view.Records {
+		switch id := r.ID(); {
+		case id == d.identity.ID():
+		case r.Location != d.own.Location:
+			outside = append(outside, id)
+		case t.view.Alive[id]:
+			beside = append(beside, id)
+		}
+	}
+	hears := func(ids []mesh.ID) bool {
+		ask = append(ask, ids[:min(len(ids), 3)]...)
+		fresh := func(id mesh.ID) bool { return t.now.Sub(heard[id]) <= heardFresh }
+		return len(ids) == 0 || slices.ContainsFunc(ids, fresh)
+	}
+	near, far := hears(beside), hears(outside)
+	d.ask(ask)
+	return near && far
+}
+
+// forwards says whether the kernel forwards as it should, and no firewall that we
+// can't change is known to keep it from that.
+func forwards(desired, observed netcfg.State) bool {
+	if observed.FilterErr == nil && len(netcfg.Problems(observed, desired)) > 0 {
+		return false
+	}
+	return !slices.ContainsFunc(desired.Sysctls, func(s netcfg.Sysctl) bool {
+		return strings.Contains(s.Key, "forward") && !slices.Contains(observed.Sysctls, s)
+	})
+}
+
+// heard returns when something came from each node last, outside of the mesh.
+func (d *daemon) heard(v gossip.View, now time.Time) map[mesh.ID]time.Time {
+	heard := make(map[mesh.ID]time.Time, len(v.Paths))
+	for id := range v.Paths {
+		if v.Alive[id] {
+			heard[id] = now
+		}
+	}
+	return heard
+}
+
+// ask asks nodes for a sign of life outside of the mesh.
+func (d *daemon) ask([]mesh.ID) {}
+
+// watchCarriers says whom to probe from now on, after what the turn has derived,
+// and what the answers tell of the LAN. That is when the host has its routes:
+// without them a probe would leave in plain text, by the default route.
+func (d *daemon) watchCarriers(t *turn) {
+	c := &d.carriers
+	c.watch = probe.Choose(probe.Around{
+		Cluster: t.input.Cluster, Self: t.input.Self, Records: t.view.Records, Topology: t.topology, Alive: t.view.Alive,
+		Blamed: blamed(t.view.Verdicts, t.input.Self),
+	})
+	if !hasAddresses(t.observed, t.desired) {
+		c.watch = probe.Watch{}
+	}
+	c.prober.Aim(c.watch.Aims(), probe.Pace(d.cfg.Probe))
+	t.watch, t.results = c.watch, c.prober.Results()
+	for _, n := range probe.Filtered(t.watch, t.results, t.view.Alive, t.now) {
+		t.problems = append(t.problems, filteredProblem(d.own, nameOf(t.view.Records, n.ID), n))
+	}
+	if err := c.prober.Err(); err != nil {
+		t.problems = append(t.problems, mesh.Problem{
+			Kind: ProblemProbe, Node: d.own.Name, Text: fmt.Sprintf("gateways can't be watched: %v", err),
+			Advice: "give meshd CAP_NET_RAW, as the packaged unit does",
+		})
+	}
+	leave := !isUp(d.standing(t.view)) && !c.draining
+	settled := t.view.Merged || t.view.JoinEmpty
+	if wait := c.office.decide(d.own.Office, t.topology.Seat, officeTerms{leave: leave, settled: settled, now: t.now}); wait > 0 {
+		t.wakeIn(wait)
+	}
+}
+
+// newVerdicts says whether gossip brought one since a turn. That turn is taken at
+// once: until everybody has, packets go to a gateway that is not there.
+func (d *daemon) newVerdicts(t turn) bool {
+	return t.err == nil && !slices.EqualFunc(d.gossip.View().Verdicts, t.view.Verdicts, func(a, b mesh.Verdict) bool {
+		return a.Epoch == b.Epoch && a.State == b.State && a.Subject == b.Subject && a.Role == b.Role && a.Author.Equal(b.Author)
+	})
+}
+
+// ProblemProbe is that nobody watches those who carry traffic for this node.
+const ProblemProbe mesh.ProblemKind = "no-probes"
+
+// filteredProblem words what is wrong with a LAN that drops what it does not
+// know, and what helps.
+func filteredProblem(own mesh.Record, neighbor string, n probe.Neighbor) mesh.Problem {
+	return mesh.Problem{
+		Kind: mesh.ProblemNeighbor, Node: own.Name,
+		Text: fmt.Sprintf("node %s answers at %v and not at its overlay address: the network of location %s drops packets whose addresses it did not give out, so pods don't reach each other there",
+			neighbor, n.Internal, own.Location),
+		Advice: "set cluster.encapsulation: always and a higher cluster.generation on all nodes; or turn off that check in the network (clouds call it source/destination check or IP forwarding)",
+	}
+}
+
+// blamed returns the relays that this node has found down.
+func blamed(verdicts []mesh.Verdict, author mesh.ID) []mesh.ID {
+	var out []mesh.ID
+	for _, v := range verdicts {
+		if v.Role == mesh.RoleRelay && v.State == mesh.HealthDown && mesh.IDOf(v.Author) == author {
+			out = append(out, v.Subject)
+		}
+	}
+	return out
+}
+
+// nameOf returns a node's name, or its fingerprint if nothing is known of it.
+func nameOf(records []mesh.Record, id mesh.ID) string {
+	i := slices.IndexFunc(records, func(r mesh.Record) bool { return r.ID() == id })
+	if i < 0 {
+		return id.String()
+	}
+	return records[i].Name
+}
+
+// startProbing begins to watch; whom, each turn says.
+func (d *daemon) startProbing(ctx context.Context) {
+	d.carriers.prober = probe.Start(ctx, probe.Options{Pace: probe.Pace(d.cfg.Probe), Logger: d.log})
+}

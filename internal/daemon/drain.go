@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/probe"
+)
+
+const (
+	// drainFor bounds how long meshd drain waits for another gateway, and
+	// lookAtDrain is how often it looks.
+	drainFor    = 10 * time.Second
+	lookAtDrain = 20 * time.Millisecond
+)
+
+// Drain implements control.Daemon. The loop does it; here is waited for what
+// comes of it.
+func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) {
+	_, before := d.published.get()
+	if before.input.Self == (mesh.ID{}) {
+		return control.Drained{}, fmt.Errorf("%w: the daemon has only just started", control.ErrRefused)
+	}
+	if text := noGateways(before); text != "" {
+		return control.Drained{Successors: []string{}, Text: text}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, drainFor)
+	defer cancel()
+	wish := func() { d.carriers.draining, d.carriers.undone = !undo, undo }
+	select {
+	case d.asked <- wish:
+	case <-ctx.Done():
+		return control.Drained{}, fmt.Errorf("wait for the loop: %w", ctx.Err())
+	}
+	for {
+		_, now := d.published.get()
+		out, done := drained(before, now, undo)
+		if done || sleep(ctx, lookAtDrain) != nil {
+			return out, nil
+		}
+	}
+}
+
+// noGateways says why a node has nothing to drain, "" if it may have.
+func noGateways(t turn) string {
+	own := recordOf(t)
+	switch {
+	case t.input.Cluster.Mode != mesh.ModeLocation:
+		return fmt.Sprintf("This node is no gateway: there are none in mode %s.", t.input.Cluster.Mode)
+	case own.Location == "":
+		return "This node is no gateway: it has no location."
+	case own.Gateway == mesh.GatewayNever:
+		return "This node is no gateway, and never will be: node.gateway is never."
+	case !slices.ContainsFunc(t.input.Records, func(r mesh.Record) bool {
+		return r.Location == own.Location && r.ID() != t.input.Self
+	}):
+		return fmt.Sprintf("This node is no gateway: nobody else is in location %s.", own.Location)
+	}
+	return ""
+}
+
+// recordOf returns the turn's own record.
+func recordOf(t turn) mesh.Record {
+	for _, r := range t.input.Records {
+		if r.ID() == t.input.Self {
+			return r
+		}
+	}
+	return mesh.Record{}
+}
+
+// drained says how far a wish to drain has come since the turn before it, and
+// whether that is the end. Who takes over says so in its record, and has turned
+// to its own tunnels then.
+func drained(before, now turn, undo bool) (control.Drained, bool) {
+	self, own := now.input.Self, recordOf(now)
+	up := isUp(probe.Standing(now.input.Verdicts, self, self, mesh.RoleGateway))
+	out := control.Drained{Draining: !up, Gateway: now.topology.Seat != mesh.None, Successors: []string{}}
+	for _, r := range now.input.Records {
+		standing := probe.Standing(now.input.Verdicts, self, r.ID(), mesh.RoleGateway)
+		if r.Location == own.Location && r.ID() != self && r.Office.Since != 0 && isUp(standing) {
+			out.Successors = append(out.Successors, r.Name)
+		}
+	}
+	slices.Sort(out.Successors)
+	done := false
+	switch {
+	case undo && up:
+		done, out.Text = true, "This node may be a gateway again."
+		if out.Gateway {
+			out.Text = "This node is a gateway again."
+		}
+	case undo:
+		out.Text = "This node does not say yet that it is up; see meshd status."
+	case up:
+		out.Text = "The daemon has not said yet that this node is draining; see meshd status."
+	case out.Gateway:
+		done, out.Text = true, fmt.Sprintf("Nobody can relieve this node: it stays the gateway of location %s.", own.Location)
+	case before.topology.Seat == mesh.None:
+		done, out.Text = true, "This node was not a gateway, and will not become one before a restart or meshd drain --undo."
+	case len(out.Successors) > 0:
+		done, out.Text = true, fmt.Sprintf("Relieved: the traffic of location %s goes through %s now.", own.Location, strings.Join(out.Successors, ", "))
+	default:
+		out.Text = "This node is relieved, but its successor has not said that it is in office."
+	}
+	return out, done
+}
+
+// locationRole returns what a node is in its location, as the turn sees it.
+func locationRole(t turn, r mesh.Record) control.Role {
+	id := r.ID()
+	if t.input.Cluster.Mode != mesh.ModeLocation || r.Location == "" ||
+		!slices.ContainsFunc(t.input.Records, func(o mesh.Record) bool { return o.Location == r.Location && o.ID() != id }) {
+		return ""
+	}
+	switch probe.Standing(t.input.Verdicts, t.input.Self, id, mesh.RoleGateway).State {
+	case mesh.HealthDraining:
+		return control.RoleDraining
+	case mesh.HealthDown:
+		return control.RoleDown
+	}
+	switch {
+	case id == t.input.Self && t.topology.Seat != mesh.None, id != t.input.Self && r.Office.Since != 0:
+		return control.RoleGateway
+	case r.Gateway == mesh.GatewayNever:
+		return control.RoleNever
+	}
+	return control.RoleMember
+}
+
+// pathTo returns how packets get to another node, and how they fare.
+func pathTo(t turn, id mesh.ID) control.Path {
+	out := control.Path{Kind: mesh.PathNone, Via: []string{}}
+	i, ok := slices.BinarySearchFunc(t.topology.Paths, id, func(p mesh.Path, id mesh.ID) int { return p.ID.Compare(id) })
+	if !ok {
+		return out
+	}
+	out.Kind = t.topology.Paths[i].Kind
+	for _, hop := range t.topology.Paths[i].Hops {
+		out.Via = append(out.Via, nameOf(t.input.Records, hop))
+	}
+	results := t.watch.Of(id, t.results)
+	if len(results) == 0 {
+		return out
+	}
+	// A path is as good as it is in the worse family.
+	worst := slices.MaxFunc(results, func(a, b probe.Result) int { return cmp.Compare(a.Misses, b.Misses) })
+	switch {
+	case worst.Misses >= t.cfg.Probe.Misses:
+		out.Health = control.PathSilent
+	case worst.Misses > 1:
+		out.Health = control.PathLosing
+	case !worst.Answered.IsZero():
+		out.Health = control.PathOK
+	}
+	if !worst.Answered.IsZero() && out.Health != control.PathSilent {
+		out.RTT = worst.RTT.Round(10 * time.Microsecond).String()
+	}
+	return out
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/state"
+)
+
+// adopted are settings in force that are not those of the file, because their
+// generation is higher; zero if the file has its way.
+func adopted(own, used mesh.Cluster) state.Adopted {
+	if used.Generation <= own.Generation {
+		return state.Adopted{}
+	}
+	return state.Adopted{Generation: used.Generation, Mode: used.Mode, Encapsulation: used.Encapsulation, Gateways: used.Gateways}
+}
+
+// inForce is the reverse, after a restart.
+func inForce(own mesh.Cluster, a state.Adopted) mesh.Cluster {
+	if a.Generation > own.Generation {
+		own.Generation, own.Mode, own.Encapsulation, own.Gateways = a.Generation, a.Mode, a.Encapsulation, a.Gateways
+	}
+	return own
+}
+
+// cluster returns the settings in force: the file's, or those of a node with a
+// higher generation.
+func (d *daemon) cluster() mesh.Cluster { return d.used }
+
+// adopt takes over the settings on which the nodes agree. They are kept on disk:
+// a node that fell back to its file at a restart would send packets where nobody
+// takes them.
+func (d *daemon) adopt(used mesh.Cluster) error {
+	d.used = used
+	a := adopted(d.cfg.Cluster, used)
+	if a == d.node.Adopted {
+		return nil
+	}
+	promised := d.node
+	promised.Adopted = a
+	if err := d.dir.SaveNode(promised); err != nil {
+		return err
+	}
+	d.node = promised
+	d.log.Info("cluster settings", "generation", used.Generation, "mode", used.Mode, "encapsulation", used.Encapsulation, "gateways", used.Gateways)
+	return nil
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// Graph implements control.Daemon.
+func (d *daemon) Graph() (control.Graph, error) {
+	_, t := d.published.get()
+	if t.input.Self == (mesh.ID{}) {
+		return control.Graph{}, fmt.Errorf("%w: the daemon has only just started", control.ErrRefused)
+	}
+	g := mesh.GraphOf(t.input)
+	return control.Graph{DOT: g.DOT(), Graph: g}, nil
+}
+
+// PlanWithout implements control.Daemon: what this host would do, and which
+// paths would be others, if a node were lost.
+func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, error) {
+	_, t := d.published.get()
+	lost, err := named(t.input.Records, node)
+	if err != nil {
+		return control.Plan{}, err
+	}
+	if lost.ID() == t.input.Self {
+		return control.Plan{}, fmt.Errorf("%w: %s is this node; ask another one", control.ErrRefused, node)
+	}
+	if t.desired.Device == nil {
+		return control.Plan{}, fmt.Errorf("%w: it is not known yet what this host should have", control.ErrRefused)
+	}
+	after := mesh.Derive(mesh.Without(t.input, lost.ID()))
+	out := control.Plan{Changes: []string{}, Paths: changedPaths(t, after, lost.ID())}
+	plan := netcfg.Diff(t.observed, netcfg.Desired(after, t.settings), netcfg.Options{Now: t.now, Prune: true})
+	if !plan.Empty() {
+		out.Changes = strings.Split(strings.TrimSpace(plan.String()), "\n")
+	}
+	return out, ctx.Err()
+}
+
+// changedPaths lists the paths that the loss of a node changes, the one to the
+// node itself apart.
+func changedPaths(t turn, after mesh.Topology, lost mesh.ID) []string {
+	lines := []string{}
+	for _, p := range t.topology.Paths {
+		if p.ID == lost {
+			continue
+		}
+		was, is := wordPath(t, p), "none"
+		if i := slices.IndexFunc(after.Paths, func(q mesh.Path) bool { return q.ID == p.ID }); i >= 0 {
+			is = wordPath(t, after.Paths[i])
+		}
+		if was != is {
+			lines = append(lines, fmt.Sprintf("path to %s: %s, was %s", nameOf(t.input.Records, p.ID), is, was))
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// wordPath words a path for a person.
+func wordPath(t turn, p mesh.Path) string {
+	if len(p.Hops) == 0 {
+		return string(p.Kind)
+	}
+	hops := make([]string, len(p.Hops))
+	for i, h := range p.Hops {
+		hops[i] = nameOf(t.input.Records, h)
+	}
+	return fmt.Sprintf("%s via %s", p.Kind, strings.Join(hops, ", "))
+}

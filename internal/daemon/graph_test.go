@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/probe"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// village is what a member of location a sees: two more nodes there, of which
+// the first is the gateway, and one far away.
+func village(t *testing.T) turn {
+	t.Helper()
+	_, records := neighborhood()
+	for i := range records {
+		r := &records[i]
+		r.Key, r.MTU, r.ListenPort = wgtypes.Key{byte(i + 1)}, 1420, 51820
+		r.Claim = mesh.Claim{Slot: i, Time: int64(i + 1), Since: 1}
+		r.Endpoints = []mesh.Endpoint{{Host: netip.AddrFrom4([4]byte{203, 0, 113, byte(i + 1)}).String(), Port: 51820}}
+		if r.Location != "" {
+			r.InternalIPs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 1, byte(i + 1)}), 24)}
+		}
+	}
+	in := mesh.Input{Self: records[2].ID(), Records: records, Cluster: mesh.Cluster{
+		Name: "test", Mode: mesh.ModeLocation, Encapsulation: mesh.EncapsulationAlways, Gateways: 1,
+		Overlay: []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")}, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, PodPrefix: []int{24},
+	}}
+	tn := turn{now: time.Unix(1_800_000_000, 0), input: in, topology: mesh.Derive(in)}
+	tn.cfg.Probe.Misses = 4
+	tn.settings = netcfg.Settings{Interface: "meshd0", ID: in.Self, ListenPort: 51820, MTU: 1420}
+	tn.desired = netcfg.Desired(tn.topology, tn.settings)
+	return tn
+}
+
+func TestPlanWithout(t *testing.T) {
+	var d daemon
+	d.published.set(control.Status{}, village(t))
+	plan, err := d.PlanWithout(t.Context(), "a1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"path to far: lan via a2, was lan via a1"}, plan.Paths); diff != "" {
+		t.Errorf("paths (-want +got):\n%s", diff)
+	}
+	plan, err = d.PlanWithout(t.Context(), "far")
+	if err != nil || len(plan.Paths) != 0 {
+		t.Errorf("without who carries nothing: got %+v and %v, want no change of paths", plan, err)
+	}
+	for _, node := range []string{"a3", "nobody"} {
+		if _, err := d.PlanWithout(t.Context(), node); !errors.Is(err, control.ErrRefused) {
+			t.Errorf("without %s: got %v, want a refusal", node, err)
+		}
+	}
+	d.published.set(control.Status{}, turn{})
+	if _, err := d.Graph(); !errors.Is(err, control.ErrRefused) {
+		t.Errorf("graph before the first turn: got %v, want a refusal", err)
+	}
+}
+
+func TestPathTo(t *testing.T) {
+	tn := village(t)
+	tn.watch = probe.Choose(probe.Around{Cluster: tn.input.Cluster, Self: tn.input.Self, Records: tn.input.Records, Topology: tn.topology})
+	ids := make(map[string]mesh.ID)
+	for _, r := range tn.input.Records {
+		ids[r.Name] = r.ID()
+	}
+	answered := tn.now.Add(-time.Second)
+	tn.results = make(map[probe.Target]probe.Result)
+	for _, a := range tn.watch.Aims() {
+		switch r := (probe.Result{Answered: answered, RTT: 21 * time.Millisecond}); a.Addr.String() {
+		case "10.4.0.1": // a1
+			tn.results[a.Target] = r
+		case "10.4.0.2":
+			r.Misses = 3
+			tn.results[a.Target] = r
+		case "10.4.0.4": // far
+			r.Misses = 4
+			tn.results[a.Target] = r
+		}
+	}
+	for _, tt := range []struct {
+		node string
+		want control.Path
+	}{
+		{"a1", control.Path{Kind: mesh.PathLAN, Via: []string{}, Health: control.PathOK, RTT: "21ms"}},
+		{"a2", control.Path{Kind: mesh.PathLAN, Via: []string{}, Health: control.PathLosing, RTT: "21ms"}},
+		{"far", control.Path{Kind: mesh.PathLAN, Via: []string{"a1"}, Health: control.PathSilent}},
+		{"a3", control.Path{Kind: mesh.PathNone, Via: []string{}}}, // itself
+	} {
+		if diff := cmp.Diff(tt.want, pathTo(tn, ids[tt.node])); diff != "" {
+			t.Errorf("path to %s (-want +got):\n%s", tt.node, diff)
+		}
+	}
+}
+
+func TestLocationRole(t *testing.T) {
+	tn := village(t)
+	roles := func() (out []control.Role) {
+		for _, r := range tn.input.Records {
+			out = append(out, locationRole(tn, r))
+		}
+		return out
+	}
+	if diff := cmp.Diff([]control.Role{control.RoleMember, control.RoleMember, control.RoleMember, ""}, roles()); diff != "" {
+		t.Errorf("before anybody has said anything (-want +got):\n%s", diff)
+	}
+	tn.input.Records = slices.Clone(tn.input.Records)
+	tn.input.Records[0].Office.Since = 1
+	tn.input.Records[1].Gateway = mesh.GatewayNever
+	if diff := cmp.Diff([]control.Role{control.RoleGateway, control.RoleNever, control.RoleMember, ""}, roles()); diff != "" {
+		t.Errorf("in office (-want +got):\n%s", diff)
+	}
+	tn.input.Verdicts = []mesh.Verdict{
+		{Author: tn.input.Records[1].Identity, Subject: tn.input.Records[0].ID(), Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1},
+		{Author: tn.input.Records[2].Identity, Subject: tn.input.Records[2].ID(), Role: mesh.RoleGateway, State: mesh.HealthDraining, Epoch: 1},
+	}
+	if diff := cmp.Diff([]control.Role{control.RoleDown, control.RoleNever, control.RoleDraining, ""}, roles()); diff != "" {
+		t.Errorf("after verdicts (-want +got):\n%s", diff)
+	}
+	tn.input.Cluster.Mode = mesh.ModeFull
+	if diff := cmp.Diff([]control.Role{"", "", "", ""}, roles()); diff != "" {
+		t.Errorf("in mode full (-want +got):\n%s", diff)
+	}
+}
+
+func TestSwept(t *testing.T) {
+	a, b := netip.MustParseAddr("10.4.0.1"), netip.MustParseAddr("fd00:4::1")
+	rtt := map[netip.Addr]time.Duration{a: time.Millisecond, b: 2 * time.Millisecond}
+	for _, tt := range []struct {
+		addrs       []netip.Addr
+		health, rtt string
+	}{
+		{nil, "", ""},
+		{[]netip.Addr{a, b}, control.PathOK, "2ms"},
+		{[]netip.Addr{a, netip.MustParseAddr("fd00:4::2")}, control.PathSilent, ""},
+	} {
+		if health, slowest := swept(tt.addrs, rtt); health != tt.health || slowest != tt.rtt {
+			t.Errorf("%v: got %s, %s, want %s, %s", tt.addrs, health, slowest, tt.health, tt.rtt)
+		}
+	}
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// end is one end of a tunnel: the schedule under test, and as much of WireGuard
+// as matters to it. See Noise's IK in the WireGuard paper, and noise.c: a peer has
+// room for one handshake, so that who answers one forgets its own.
+type end struct {
+	self, peer mesh.Record
+	schedule   tunnels
+	addAt      time.Duration // when the daemon learns that there is a peer
+
+	there     bool
+	endpoint  bool          // WireGuard knows where the peer is
+	begun     int           // the own handshake under way; 0 for none
+	last      time.Duration // when it was begun
+	responded bool          // a session that waits for its first packet
+	session   time.Duration // when it was there; 0 for none
+	wake      time.Duration // the daemon's next turn
+}
+
+// wire carries messages between two ends.
+type wire struct {
+	now    time.Duration
+	delay  time.Duration
+	number int
+	queue  map[time.Duration][]func()
+}
+
+func (w *wire) send(f func()) { w.queue[w.now+w.delay] = append(w.queue[w.now+w.delay], f) }
+
+// initiate begins a handshake, as often as WireGuard does.
+func (e *end) initiate(w *wire, to *end) {
+	if !e.there || !e.endpoint || e.last > 0 && w.now-e.last < 5*time.Second {
+		return
+	}
+	w.number++
+	number := w.number
+	e.begun, e.last = number, w.now
+	w.send(func() {
+		if !to.there {
+			return
+		}
+		to.endpoint, to.begun, to.responded = true, 0, true
+		w.send(func() {
+			if e.begun != number {
+				return
+			}
+			e.begun, e.session = 0, w.now
+			w.send(func() {
+				if to.responded {
+					to.session = w.now
+				}
+			})
+		})
+	})
+}
+
+// turn does what the daemon does.
+func (e *end) turn(w *wire, to *end) {
+	if w.now < e.addAt || w.now < e.wake {
+		return
+	}
+	start := time.Unix(1000, 0)
+	peer := mesh.Peer{ID: mesh.ID{e.peer.Key[0]}, Key: e.peer.Key, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.4.0.5/32")}}
+	for range e.peer.Endpoints {
+		peer.Endpoints = append(peer.Endpoints, netip.MustParseAddrPort("203.0.113.5:1"))
+	}
+	tn := turn{now: start.Add(w.now), topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1")}, Peers: []mesh.Peer{peer}}}
+	tn.view = gossip.View{Alive: map[mesh.ID]bool{peer.ID: true}}
+	e.there = true
+	if e.schedule.pick(tn.topology.Peers, e.self)[peer.ID] >= 0 && len(peer.Endpoints) > 0 {
+		e.endpoint = true
+	}
+	onDevice := netcfg.Peer{Key: peer.Key}
+	if e.session > 0 {
+		onDevice.LastHandshake = start.Add(e.session)
+	}
+	tn.observed.Peers = []netcfg.Peer{onDevice}
+	out := e.schedule.next(tn, e.self)
+	if len(out.renew) > 0 && e.session == 0 {
+		e.begun, e.last, e.responded = 0, 0, false
+	}
+	if len(out.speak) > 0 {
+		e.initiate(w, to)
+	}
+	e.wake = w.now + max(out.again, spacing)
+}
+
+// TestTunnelsOfANewGateway lets two nodes learn at different times that they
+// are peers, as when a gateway takes over, and measures how long after the later
+// one the tunnel works for both.
+func TestTunnelsOfANewGateway(t *testing.T) {
+	reachable := []mesh.Endpoint{{Host: "203.0.113.1", Port: 51820}}
+	for _, tt := range []struct {
+		name      string
+		low, high []mesh.Endpoint
+	}{
+		{"both can be reached", reachable, reachable},
+		{"only the lower key", reachable, nil},
+		{"only the higher key", nil, reachable},
+	} {
+		for _, delay := range []time.Duration{5 * time.Millisecond, 25 * time.Millisecond, 75 * time.Millisecond, 150 * time.Millisecond} {
+			var worst, when time.Duration
+			for apart := -200 * time.Millisecond; apart <= 200*time.Millisecond; apart += 10 * time.Millisecond {
+				if took := meet(tt.low, tt.high, delay, apart); took > worst {
+					worst, when = took, apart
+				}
+			}
+			t.Logf("%s, %v one way: %v at the most", tt.name, delay, worst)
+			if most := 300*time.Millisecond + 2*delay; worst > most {
+				t.Errorf("%s, %v one way: got %v when %v apart, want %v at the most", tt.name, delay, worst, when, most)
+			}
+		}
+	}
+}
+
+// meet returns how long after the later of two ends has added its peer both have
+// a session.
+func meet(low, high []mesh.Endpoint, delay, apart time.Duration) time.Duration {
+	w := &wire{delay: delay, queue: make(map[time.Duration][]func())}
+	a := &end{schedule: newTunnels(nil), addAt: time.Second + max(-apart, 0)}
+	b := &end{schedule: newTunnels(nil), addAt: time.Second + max(apart, 0)}
+	a.self = mesh.Record{Key: wgtypes.Key{1}, Endpoints: low}
+	b.self = mesh.Record{Key: wgtypes.Key{2}, Endpoints: high}
+	a.peer, b.peer = b.self, a.self
+	for ; w.now < time.Minute; w.now += 5 * time.Millisecond {
+		for _, f := range w.queue[w.now] {
+			f()
+		}
+		delete(w.queue, w.now)
+		a.turn(w, b)
+		b.turn(w, a)
+		if a.session > 0 && b.session > 0 {
+			return w.now - max(a.addAt, b.addAt)
+		}
+	}
+	return w.now
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// TestOffice follows a node's record over the years.
+func TestOffice(t *testing.T) {
+	start := time.UnixMilli(1_800_000_000_000)
+	const none = mesh.None
+	var o office
+	record := mesh.Office{}
+	if got := o.stamp(mesh.Office{Since: 7}); got != (mesh.Office{Since: 7}) {
+		t.Errorf("before the first turn: got %+v, want what it was", got)
+	}
+	since := func(seat int, after time.Duration) mesh.Office {
+		return mesh.Office{Seat: seat, Since: start.Add(after).UnixMilli()}
+	}
+	for _, s := range []struct {
+		what    string
+		at      time.Duration
+		seat    int
+		leave   bool
+		unheard bool
+		want    mesh.Office
+		again   time.Duration
+	}{
+		{"nobody", 0, none, false, false, mesh.Office{}, 0},
+		{"a seat before anybody was heard may be a mistake", time.Second, 0, false, true, mesh.Office{}, 0},
+		{"elected", 2 * time.Second, 0, false, false, since(0, 2*time.Second), gather},
+		{"in office", time.Minute, 0, false, false, since(0, 2*time.Second), 0},
+		{"still, though nobody is heard", time.Minute, 0, false, true, since(0, 2*time.Second), 0},
+		{"another seat", 2 * time.Minute, 1, false, false, since(1, 2*time.Minute), gather},
+		{"relieved: what is under way arrives", 3 * time.Minute, none, false, false, since(1, 2*time.Minute), layDown},
+		{"a moment later", 3*time.Minute + time.Second, none, false, false, since(1, 2*time.Minute), layDown - time.Second},
+		{"called back", 3*time.Minute + 2*time.Second, 1, false, false, since(1, 2*time.Minute), 0},
+		{"relieved again", 4 * time.Minute, none, false, false, since(1, 2*time.Minute), layDown},
+		{"for good", 4*time.Minute + layDown, none, false, false, mesh.Office{}, gather},
+		{"elected again", 5 * time.Minute, 0, false, false, since(0, 5*time.Minute), gather},
+		{"down, and nobody else is there", 6 * time.Minute, 0, true, false, mesh.Office{}, gather},
+		{"and still", 7 * time.Minute, 0, true, false, mesh.Office{}, 0},
+	} {
+		again := o.decide(record, s.seat, officeTerms{leave: s.leave, settled: !s.unheard, now: start.Add(s.at)})
+		record = o.stamp(record)
+		if record != s.want || again != s.again {
+			t.Errorf("%s: got %+v, again in %v; want %+v, %v", s.what, record, again, s.want, s.again)
+		}
+	}
+}

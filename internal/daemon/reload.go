@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// ProblemConfiguration says that the configuration file has in it what this
+// daemon could not take over.
+const ProblemConfiguration mesh.ProblemKind = "configuration"
+
+// restartError is a reload that needs more than a reload.
+type restartError struct{ keys []string }
+
+func (e restartError) Error() string {
+	return fmt.Sprintf("new values of %s count only after a restart", strings.Join(e.keys, ", "))
+}
+
+// reload reads the configuration again and takes over all of it, or nothing.
+// What stands against it is a problem until a reload succeeds.
+func (d *daemon) reload(ctx context.Context) {
+	if d.readiness.told { // before, READY=1 would say too much
+		notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
+		defer notify(sd.SdNotifyReady)
+	}
+	changed, err := d.takeConfig(ctx)
+	d.refused = reloadProblems(d.cfg.Node.Name, d.opt.Config, err)
+	if err != nil {
+		d.log.Error("configuration not reloaded; the old one stays", "err", err)
+		return
+	}
+	d.log.Info("configuration reloaded", "changed", changed)
+}
+
+// takeConfig takes over the configuration as it is on disk, and says which keys
+// have changed. With an error, nothing is taken over.
+func (d *daemon) takeConfig(ctx context.Context) (changed []string, err error) {
+	next, err := config.Load(d.opt.Config)
+	if err != nil {
+		return nil, err
+	}
+	changed, restart := config.Changed(d.cfg, next)
+	if len(restart) > 0 {
+		return nil, restartError{restart}
+	}
+	facts, err := d.host.Facts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkLocation(d.opt.Config, next, facts); err != nil {
+		return nil, err
+	}
+	if err := d.gossip.Reconfigure(next.Cluster, joinList(next), next.Secrets, next.Trusted); err != nil {
+		return nil, err
+	}
+	d.cfg = next
+	return changed, nil
+}
+
+// checkLocation refuses a location for a host that shares no network with it. A
+// host without any way out may have one later.
+func checkLocation(path string, cfg config.Config, facts netcfg.Facts) error {
+	if cfg.Node.Location == "" || len(facts.Uplinks) == 0 || len(internalIPs(cfg, facts)) > 0 {
+		return nil
+	}
+	return &config.Error{
+		File: path, Key: "node.location",
+		Problem: fmt.Sprintf("is %s, but this host has no private address", cfg.Node.Location),
+		Advice:  "set node.internal-ip to its address in that location's network, as 192.168.10.1/24, or remove node.location",
+	}
+}
+
+// joinList is what gossip takes: host:port.
+func joinList(cfg config.Config) []string {
+	join := make([]string, 0, len(cfg.Join))
+	for _, j := range cfg.Join {
+		join = append(join, j.String())
+	}
+	return join
+}
+
+// reloadProblems words what stands against a reload: each mistake in the file is
+// one.
+func reloadProblems(node, path string, err error) []mesh.Problem {
+	if err == nil {
+		return nil
+	}
+	all := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		all = joined.Unwrap()
+	}
+	problems := make([]mesh.Problem, 0, len(all))
+	for _, err := range all {
+		p := mesh.Problem{Kind: ProblemConfiguration, Node: node, Text: "not reloaded: " + err.Error(), Advice: "see that " + path + " can be read, then run: systemctl reload meshd"}
+		var bad *config.Error
+		var restart restartError
+		switch {
+		case errors.As(err, &bad):
+			text := *bad
+			text.Advice = ""
+			p.Text, p.Advice = "not reloaded: "+text.Error(), bad.Advice+"; then run: systemctl reload meshd"
+		case errors.As(err, &restart):
+			p.Advice = "run: systemctl restart meshd; or put the old values back into " + path + ", and run: systemctl reload meshd"
+		}
+		problems = append(problems, p)
+	}
+	return problems
+}

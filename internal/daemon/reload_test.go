@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// A reload that fails tells systemd that it has begun and ended, as sd_notify(3)
+// wants it, and changes nothing.
+func TestReloadRefused(t *testing.T) {
+	dir := t.TempDir()
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	t.Setenv("NOTIFY_SOCKET", filepath.Join(dir, "notify"))
+	path := filepath.Join(dir, "meshd.yaml")
+	if err := os.WriteFile(path, []byte("secret-file: /nowhere\nnodes: {}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := parse(t, "node: {name: a}")
+	d := &daemon{opt: Options{Config: path}, cfg: before, log: slog.New(slog.DiscardHandler), readiness: readiness{told: true}}
+
+	d.reload(t.Context())
+	for _, want := range []string{`^RELOADING=1\nMONOTONIC_USEC=[1-9]\d*\n?$`, `^READY=1$`} {
+		buf := make([]byte, 256)
+		n, err := socket.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !regexp.MustCompile(want).Match(buf[:n]) {
+			t.Errorf("told systemd %q, want %s", buf[:n], want)
+		}
+	}
+	if diff := cmp.Diff(before, d.cfg, compareNet); diff != "" {
+		t.Errorf("configuration (-before +after):\n%s", diff)
+	}
+	if len(d.refused) != 2 {
+		t.Errorf("problems: got %+v, want one for the key, one for the secret", d.refused)
+	}
+}
+
+func TestReloadProblems(t *testing.T) {
+	bad := &config.Error{File: "/etc/meshd.yaml", Line: 3, Key: "nodes", Problem: "unknown key", Advice: "did you mean node?"}
+	tests := []struct {
+		name string
+		err  error
+		want []mesh.Problem
+	}{
+		{"none", nil, nil},
+		{"mistakes in the file", errors.Join(bad, bad), []mesh.Problem{
+			{Text: "not reloaded: /etc/meshd.yaml:3: nodes: unknown key", Advice: "did you mean node?; then run: systemctl reload meshd"},
+			{Text: "not reloaded: /etc/meshd.yaml:3: nodes: unknown key", Advice: "did you mean node?; then run: systemctl reload meshd"},
+		}},
+		{"needs a restart", restartError{[]string{"node.name", "gossip.bind"}}, []mesh.Problem{
+			{Text: "not reloaded: new values of node.name, gossip.bind count only after a restart", Advice: "run: systemctl restart meshd; or put the old values back into /etc/meshd.yaml, and run: systemctl reload meshd"},
+		}},
+		{"anything else", os.ErrPermission, []mesh.Problem{
+			{Text: "not reloaded: permission denied", Advice: "see that /etc/meshd.yaml can be read, then run: systemctl reload meshd"},
+		}},
+	}
+	for _, tt := range tests {
+		for i := range tt.want {
+			tt.want[i].Kind, tt.want[i].Node = ProblemConfiguration, "a"
+		}
+		if diff := cmp.Diff(tt.want, reloadProblems("a", "/etc/meshd.yaml", tt.err)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}
+
+func TestCheckLocation(t *testing.T) {
+	cfg := parse(t, "node: {name: a, location: aws}")
+	uplinks := []netcfg.Uplink{{Link: "eth0"}}
+	err := checkLocation("/etc/meshd.yaml", cfg, netcfg.Facts{Uplinks: uplinks})
+	var bad *config.Error
+	if !errors.As(err, &bad) || !strings.Contains(bad.Advice, "node.internal-ip") {
+		t.Errorf("without a private address: got %v, want a configuration error that names node.internal-ip", err)
+	}
+	if err := checkLocation("/etc/meshd.yaml", cfg, netcfg.Facts{}); err != nil {
+		t.Errorf("without any way out: got %v, want none", err)
+	}
+	cfg.Node.InternalIP = parse(t, "node: {internal-ip: 192.168.1.6/25}").Node.InternalIP
+	if err := checkLocation("/etc/meshd.yaml", cfg, netcfg.Facts{Uplinks: uplinks}); err != nil {
+		t.Errorf("with a configured one: got %v, want none", err)
+	}
+	cfg.Node.Location = ""
+	if err := checkLocation("/etc/meshd.yaml", cfg, netcfg.Facts{Uplinks: uplinks}); err != nil {
+		t.Errorf("without a location: got %v, want none", err)
+	}
+}

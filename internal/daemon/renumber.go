@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// situation is what this node decides its claim by.
+func (d *daemon) situation(view gossip.View, now time.Time) mesh.Situation {
+	return mesh.Situation{
+		Cluster:  d.cluster(),
+		Self:     d.identity.ID(),
+		Name:     d.cfg.Node.Name,
+		Records:  view.Records,
+		Current:  d.node.Claim,
+		Ready:    d.node.Ready,
+		Void:     d.node.Claim.Since <= view.Forgotten && view.Forgotten > 0,
+		Static:   staticSlot(d.cfg),
+		Listened: d.listened(view, now),
+		Now:      now.UnixMilli(),
+	}
+}
+
+// Renumber implements control.Daemon. The loop does it, between two turns.
+func (d *daemon) Renumber(ctx context.Context, force bool) (r control.Renumbered, err error) {
+	done := make(chan struct{})
+	ask := func() {
+		defer close(done)
+		r, err = d.renumber(force, time.Now())
+	}
+	select {
+	case d.asked <- ask:
+		<-done
+		return r, err
+	case <-ctx.Done():
+		return control.Renumbered{}, fmt.Errorf("wait for the loop: %w", ctx.Err())
+	}
+}
+
+// renumber gives up this node's claim for another one. The next turn publishes
+// it, and moves the host.
+func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error) {
+	view := d.gossip.View()
+	s := d.situation(view, now)
+	if s.Current.Slot == mesh.None {
+		return control.Renumbered{}, fmt.Errorf("%w: this node has no slot yet", control.ErrRefused)
+	}
+	if _, problems := mesh.NextClaim(s); len(problems) == 0 && !force {
+		return control.Renumbered{}, fmt.Errorf("%w: nothing is wrong with slot %d; with --force it is given up all the same", control.ErrRefused, s.Current.Slot)
+	}
+	s.GiveUp, s.Listened = true, true
+	claim, problems := mesh.NextClaim(s)
+	if claim.Slot == mesh.None {
+		return control.Renumbered{}, fmt.Errorf("%w: there is no other slot: %s: %s", control.ErrRefused, problems[0].Text, problems[0].Advice)
+	}
+	claim.Since = nextSequence(d.node.Sequence, view.OwnSequence, now)
+	promised := d.node
+	promised.Claim, promised.Ready = claim, false
+	if err := d.dir.SaveNode(promised); err != nil {
+		return control.Renumbered{}, err
+	}
+	d.log.Info("renumber", "slot", claim.Slot, "former", d.node.Claim.Slot)
+	r := control.Renumbered{Former: slot(s.Cluster, d.node.Claim.Slot), Now: slot(s.Cluster, claim.Slot)}
+	d.node, d.claimed = promised, now
+	return r, nil
+}
+
+// slot is a slot with its addresses; one beyond the cluster's ranges has none.
+func slot(c mesh.Cluster, number int) control.Slot {
+	s := control.Slot{Slot: number}
+	if number < c.Slots() {
+		s.Overlay, s.PodCIDRs = c.Overlays(number), c.PodCIDRs(number)
+	}
+	return s
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"fmt"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// Forget implements control.Daemon.
+func (d *daemon) Forget(node string) error {
+	view := d.gossip.View()
+	found, err := named(view.Records, node)
+	if err != nil {
+		return err
+	}
+	id := found.ID()
+	switch {
+	case id == d.identity.ID():
+		return fmt.Errorf("%w: %s is this node", control.ErrRefused, node)
+	case view.Alive[id]:
+		return fmt.Errorf("%w: node %s is alive; stop meshd there first, else it comes back at once", control.ErrRefused, node)
+	}
+	return d.gossip.Forget(id, found.Sequence)
+}
+
+// Revoke implements control.Daemon. A fingerprint that nobody has a record of
+// may be revoked too: it is what a stolen backup comes back with.
+func (d *daemon) Revoke(node string) (control.Revoked, error) {
+	found, err := named(d.gossip.View().Records, node)
+	revoked := control.Revoked{ID: found.ID(), Name: found.Name}
+	if err != nil {
+		id, parseErr := mesh.ParseID(node)
+		if parseErr != nil {
+			return control.Revoked{}, err
+		}
+		revoked = control.Revoked{ID: id}
+	}
+	if revoked.ID == d.identity.ID() {
+		return control.Revoked{}, fmt.Errorf("%w: %s is this node; run it on another one", control.ErrRefused, node)
+	}
+	if err := d.gossip.Forget(revoked.ID, gossip.Forever); err != nil {
+		return control.Revoked{}, fmt.Errorf("revoke %s: %w", node, err)
+	}
+	d.log.Info("identity revoked", "id", revoked.ID, "name", revoked.Name)
+	return revoked, nil
+}
+
+// named finds the one record of a node, by its name or its fingerprint. Errors
+// wrap control.ErrRefused.
+func named(records []mesh.Record, node string) (mesh.Record, error) {
+	var found []mesh.Record
+	for _, r := range records {
+		if r.Name == node || r.ID().String() == node {
+			found = append(found, r)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return mesh.Record{}, fmt.Errorf("%w: no node is named %s; meshd status lists them", control.ErrRefused, node)
+	case len(found) > 1:
+		return mesh.Record{}, fmt.Errorf("%w: %d nodes are named %s; give the fingerprint of one, from meshd status -o json", control.ErrRefused, len(found), node)
+	}
+	return found[0], nil
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+func TestFiltered(t *testing.T) {
+	a := around(mesh.ModeLocation, mesh.EncapsulationNever, "a1", places("a1", "a2", "lone1"))
+	w := Choose(a)
+	if len(w.Plain) != 1 {
+		t.Fatalf("watched: got %s, want a2 without encapsulation", words(a, w))
+	}
+	now := time.Unix(1_800_000_000, 0)
+	overlay, internal := w.plainTargets(w.Plain[0])
+	ok := Result{Answered: now.Add(-time.Second)}
+	silentFor := func(d time.Duration) Result { return Result{Misses: 1, FirstMiss: now.Add(-d)} }
+	for _, tt := range []struct {
+		name              string
+		overlay, internal Result
+		dead              bool
+		want              int
+	}{
+		{"all is well", ok, ok, false, 0},
+		{"filtered", silentFor(10 * time.Second), ok, false, 1},
+		{"just started", silentFor(9 * time.Second), ok, false, 0},
+		{"pings are not answered at all", silentFor(time.Hour), Result{}, false, 0},
+		{"the host is gone", silentFor(time.Hour), silentFor(time.Hour), false, 0},
+		{"meshd was taken off the host", silentFor(time.Hour), ok, true, 0},
+		{"not asked yet", Result{}, ok, false, 0},
+	} {
+		results := map[Target]Result{overlay[0]: tt.overlay, internal: tt.internal}
+		alive := map[mesh.ID]bool{w.Plain[0].ID: !tt.dead}
+		if got := len(Filtered(w, results, alive, now)); got != tt.want {
+			t.Errorf("%s: got %d neighbors, want %d", tt.name, got, tt.want)
+		}
+	}
+	encapsulated := around(mesh.ModeLocation, mesh.EncapsulationAlways, "a1", places("a1", "a2", "lone1"))
+	if w := Choose(encapsulated); len(w.Plain) != 0 {
+		t.Errorf("in vxlan: got %s, want nobody watched", words(encapsulated, w))
+	}
+}
