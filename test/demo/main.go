@@ -4,8 +4,9 @@
 // namespaces, each with a private address behind a 1:1 NAT of its own, starts a
 // meshd on every one of them, with one seed address to find each other, gives
 // each a pod through the CNI configuration that meshd installed, and pings
-// everything from everything. It exits with 0 only if every ping was answered,
-// and leaves nothing behind, however it ends.
+// everything from everything. With a topology of locations there are six hosts:
+// three share a LAN, two share another one, and one is alone. It exits with 0 only
+// if every ping was answered, and leaves nothing behind, however it ends.
 package main
 
 import (
@@ -16,12 +17,14 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -31,16 +34,22 @@ func main() {
 }
 
 func run() int {
-	count := flag.Int("nodes", 4, "how many hosts to make")
+	count := flag.Int("nodes", 4, "how many hosts to make, with the topology full")
+	topology := flag.String("topology", "full", "who has tunnels to whom: full, location or cross")
 	binary := flag.String("meshd", "bin/meshd", "the meshd to run on them")
 	flag.Parse()
 	if *count < 2 || *count > maxNodes {
 		fmt.Fprintf(os.Stderr, "demo: -nodes: got %d, want 2 to %d\n", *count, maxNodes)
 		return 2
 	}
+	mode := mesh.Mode(*topology)
+	if !slices.Contains([]mesh.Mode{mesh.ModeFull, mesh.ModeLocation, mesh.ModeCross}, mode) {
+		fmt.Fprintf(os.Stderr, "demo: -topology: got %q, want full, location or cross\n", mode)
+		return 2
+	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
-	if err := demo(ctx, *binary, *count); err != nil {
+	if err := demo(ctx, *binary, mode, *count); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		return 1
 	}
@@ -71,19 +80,23 @@ const (
 	pingLimit   = 20 * time.Second // for one ping to be answered
 )
 
-func demo(ctx context.Context, binary string, count int) (err error) {
+func demo(ctx context.Context, binary string, mode mesh.Mode, count int) (err error) {
 	l, err := lab.New(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 
-	nodes, err := l.Nodes(ctx, binary, lab.NAT, names(count)...)
+	nodes, err := hosts(ctx, l, binary, mode, count)
 	if err != nil {
 		return err
 	}
 	for _, n := range nodes {
-		fmt.Printf("host %-8s %s behind %s\n", n.Name, n.Address(), n.Public())
+		where := ""
+		if n.Location() != "" {
+			where = " in location " + n.Location()
+		}
+		fmt.Printf("host %-8s %s behind %s%s\n", n.Name, n.Address(), n.Public(), where)
 	}
 	stations, err := start(ctx, nodes)
 	if err != nil {
@@ -95,6 +108,18 @@ func demo(ctx context.Context, binary string, count int) (err error) {
 	}
 	fmt.Printf("\n%s# meshd status\n%s\n", nodes[0].Name, status)
 	return pingAll(ctx, stations)
+}
+
+// hosts makes the hosts with their files.
+func hosts(ctx context.Context, l *lab.Lab, binary string, mode mesh.Mode, count int) ([]*lab.Node, error) {
+	if mode == mesh.ModeFull {
+		return l.Nodes(ctx, binary, lab.NAT, names(count)...)
+	}
+	six, err := l.Six(ctx, binary, "cluster:", "  mode: "+string(mode))
+	if err != nil {
+		return nil, err
+	}
+	return six.Nodes, nil
 }
 
 // station is a node with the addresses by which others ping it.

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 }
 
 // demoCommand runs the demo with the meshd that MESHD names, or one built here.
-func demoCommand(ctx context.Context, t *testing.T, nodes int) *exec.Cmd {
+func demoCommand(ctx context.Context, t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	binary := os.Getenv("MESHD")
 	if binary == "" {
@@ -42,7 +42,7 @@ func demoCommand(ctx context.Context, t *testing.T, nodes int) *exec.Cmd {
 			t.Fatalf("build meshd: %v: %s", err, out)
 		}
 	}
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-meshd", binary, "-nodes", fmt.Sprint(nodes))
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{"-meshd", binary}, args...)...)
 	cmd.Env = append(os.Environ(), asDemo+"=1")
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
@@ -56,19 +56,35 @@ func TestTwoDemosAtOnce(t *testing.T) {
 		4: "demo: ok, 12 of 12 node pairs, 12 of 12 pod pairs",
 		3: "demo: ok, 6 of 6 node pairs, 6 of 6 pod pairs",
 	} {
-		cmd := demoCommand(ctx, t, nodes)
-		g.Go(func() error {
-			out, err := cmd.CombinedOutput()
-			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-			if got := lines[len(lines)-1]; err != nil || got != last {
-				return fmt.Errorf("demo with %d nodes: got %w and last line %q, want %q; all of it:\n%s", nodes, err, got, last, out)
-			}
-			return nil
-		})
+		cmd := demoCommand(ctx, t, "-nodes", fmt.Sprint(nodes))
+		g.Go(func() error { return endsWith(cmd, last) })
 	}
 	if err := g.Wait(); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestLocations(t *testing.T) {
+	for _, topology := range []string{"location", "cross"} {
+		t.Run(topology, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+			defer cancel()
+			cmd := demoCommand(ctx, t, "-topology", topology)
+			if err := endsWith(cmd, "demo: ok, 30 of 30 node pairs, 30 of 30 pod pairs"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// endsWith runs a demo, which has to succeed and to say so in its last line.
+func endsWith(cmd *exec.Cmd, last string) error {
+	out, err := cmd.CombinedOutput()
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	if got := lines[len(lines)-1]; err != nil || got != last {
+		return fmt.Errorf("%v: got %w and last line %q, want %q; all of it:\n%s", cmd.Args[3:], err, got, last, out)
+	}
+	return nil
 }
 
 // TestInterruptedDemoLeavesNothing interrupts a demo in the middle. All that a
@@ -76,7 +92,7 @@ func TestTwoDemosAtOnce(t *testing.T) {
 func TestInterruptedDemoLeavesNothing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	cmd := demoCommand(ctx, t, 4)
+	cmd := demoCommand(ctx, t, "-nodes", "4")
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Start(); err != nil {

@@ -88,6 +88,24 @@ type testbed struct {
 // one; no daemon runs yet.
 func newMesh(t *testing.T, u lab.Underlay, count int) *testbed {
 	t.Helper()
+	m := newTestbed(t)
+	var names []string
+	for i := range count {
+		names = append(names, string(rune('a'+i)))
+	}
+	var err error
+	if m.nodes, err = m.lab.Nodes(m.ctx, binary, u, names...); err != nil {
+		t.Fatal(err)
+	}
+	if m.secret, err = m.nodes[0].Run(m.ctx, "cat", lab.SecretPath); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// newTestbed makes a lab without nodes.
+func newTestbed(t *testing.T) *testbed {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	l, err := lab.New(ctx)
 	if err != nil {
@@ -101,16 +119,6 @@ func newMesh(t *testing.T, u lab.Underlay, count int) *testbed {
 			t.Errorf("close lab: %v", err)
 		}
 	})
-	var names []string
-	for i := range count {
-		names = append(names, string(rune('a'+i)))
-	}
-	if m.nodes, err = l.Nodes(ctx, binary, u, names...); err != nil {
-		t.Fatal(err)
-	}
-	if m.secret, err = m.nodes[0].Run(ctx, "cat", lab.SecretPath); err != nil {
-		t.Fatal(err)
-	}
 	return m
 }
 

@@ -44,6 +44,7 @@ func StartExchange(a, b Party, period time.Duration) (*Exchange, error) {
 		}
 		e.ends[i] = &exchangeEnd{conn: conn, seen: map[uint64]bool{}}
 	}
+	e.CountGaps()
 	for i, end := range e.ends {
 		end.to = e.ends[1-i].conn.LocalAddr().(*net.UDPAddr).AddrPort()
 		e.readers.Go(end.read)
@@ -84,6 +85,19 @@ type exchangeEnd struct {
 	sent     atomic.Uint64
 	received atomic.Uint64
 	seen     map[uint64]bool // the reader's own
+
+	mu      sync.Mutex
+	last    time.Time     // of the last arrival, or since when gaps count
+	longest time.Duration // between two arrivals
+}
+
+// arrived notes the time since the last arrival.
+func (e *exchangeEnd) arrived() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	e.longest = max(e.longest, now.Sub(e.last))
+	e.last = now
 }
 
 func (e *exchangeEnd) send(period time.Duration, stop <-chan struct{}) {
@@ -114,6 +128,7 @@ func (e *exchangeEnd) read() {
 		if number := binary.BigEndian.Uint64(buf); !e.seen[number] {
 			e.seen[number] = true
 			e.received.Add(1)
+			e.arrived()
 		}
 	}
 }
@@ -122,6 +137,28 @@ func (e *exchangeEnd) read() {
 // those from the first one, and those from the second one.
 func (e *Exchange) Received() (fromFirst, fromSecond uint64) {
 	return e.ends[1].received.Load(), e.ends[0].received.Load()
+}
+
+// CountGaps forgets how long either party has had to wait for a datagram so far.
+func (e *Exchange) CountGaps() {
+	for _, end := range e.ends {
+		end.mu.Lock()
+		end.last, end.longest = time.Now(), 0
+		end.mu.Unlock()
+	}
+}
+
+// LongestGap returns the longest time since CountGaps that either party was
+// without a datagram, the time since its last one included. Its precision is the
+// period.
+func (e *Exchange) LongestGap() time.Duration {
+	var longest time.Duration
+	for _, end := range e.ends {
+		end.mu.Lock()
+		longest = max(longest, end.longest, time.Since(end.last))
+		end.mu.Unlock()
+	}
+	return longest
 }
 
 // lastDatagrams is how long the last ones may be on their way. Nothing waits for

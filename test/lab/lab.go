@@ -24,6 +24,7 @@
 // The internet is a router, with a link to each host and nothing shared between
 // links: all namespaces of a machine share one neighbour table, and a flat
 // bridge would fill it. How a host is seen from the others is its [Underlay].
+// A [Site] is a place where hosts share a LAN, behind a router of its own.
 package lab
 
 import (
@@ -42,6 +43,7 @@ type Lab struct {
 
 	mu    sync.Mutex
 	hosts []*Host
+	sites []*Site
 }
 
 // New makes a lab that has nothing but its router. It needs root. The context
@@ -65,16 +67,19 @@ func (l *Lab) Host(ctx context.Context, name string, u Underlay) (*Host, error) 
 	if err != nil {
 		return nil, fmt.Errorf("make host %s: %w", name, err)
 	}
-	l.mu.Lock()
-	l.hosts = append(l.hosts, h)
-	number := len(l.hosts)
-	l.mu.Unlock()
-
-	h.link = newLink(l.router, h, u, number)
+	h.link = newLink(l.router, h, u, l.add(h))
 	if err := h.link.create(ctx); err != nil {
 		return nil, fmt.Errorf("wire host %s: %w", name, err)
 	}
 	return h, nil
+}
+
+// add returns the host's number.
+func (l *Lab) add(h *Host) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hosts = append(l.hosts, h)
+	return len(l.hosts)
 }
 
 // Outside is a host of the internet that takes no part in any mesh: the router,
@@ -82,21 +87,40 @@ func (l *Lab) Host(ctx context.Context, name string, u Underlay) (*Host, error) 
 func (l *Lab) Outside() *Host { return l.router }
 
 // Partition cuts every path between a host of a and a host of b, both ways.
-// Each call adds to what is cut already.
+// Each call adds to what is cut already. Hosts of one site are cut from each
+// other on their LAN. To other places a site has one link, so that one host of
+// it is cut off there with all the others.
 func (l *Lab) Partition(ctx context.Context, a, b []*Host) error {
-	var pairs []string
+	pairs := map[*Host][]string{} // by the router that has the links
 	for _, x := range a {
 		for _, y := range b {
-			pairs = append(pairs,
-				fmt.Sprintf("%s . %s", x.link.routerEnd, y.link.routerEnd),
-				fmt.Sprintf("%s . %s", y.link.routerEnd, x.link.routerEnd))
+			router, from, to := l.router, x.link.internetEnd(), y.link.internetEnd()
+			if x.link.site != nil && x.link.site == y.link.site {
+				router, from, to = x.link.router, x.link.routerEnd, y.link.routerEnd
+			}
+			pairs[router] = append(pairs[router], from+" . "+to, to+" . "+from)
 		}
 	}
-	return l.nft(ctx, fmt.Sprintf("add element inet lab cut { %s }\n", strings.Join(pairs, ", ")))
+	for router, cut := range pairs {
+		family := "inet"
+		if router != l.router {
+			family = "bridge"
+		}
+		if err := nft(ctx, router, fmt.Sprintf("add element %s lab cut { %s }\n", family, strings.Join(cut, ", "))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Heal undoes every Partition.
-func (l *Lab) Heal(ctx context.Context) error { return l.nft(ctx, "flush set inet lab cut\n") }
+func (l *Lab) Heal(ctx context.Context) error {
+	err := l.nft(ctx, "flush set inet lab cut\n")
+	for _, s := range l.sites {
+		err = errors.Join(err, nft(ctx, s.router, "flush set bridge lab cut\n"))
+	}
+	return err
+}
 
 // BlockPathMTU makes the internet one where path MTU discovery does not work and
 // fragments are lost: packets that are too big vanish and nobody is told.
@@ -124,6 +148,9 @@ func (l *Lab) Close() error {
 	var g errgroup.Group
 	for _, h := range append(l.hosts, l.router) {
 		g.Go(h.Close)
+	}
+	for _, s := range l.sites {
+		g.Go(s.router.Close)
 	}
 	return g.Wait()
 }

@@ -120,6 +120,19 @@ func (n *Node) Kill() error {
 	return fmt.Errorf("kill meshd on %s: %w", n.Name, err)
 }
 
+// Reload has the daemon read its configuration file again.
+func (n *Node) Reload() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.running == nil {
+		return fmt.Errorf("reload meshd on %s: it does not run", n.Name)
+	}
+	if err := n.running.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		return fmt.Errorf("reload meshd on %s: %w", n.Name, err)
+	}
+	return nil
+}
+
 // stopTimeout is more than any daemon needs to stop; one that hangs is killed.
 const stopTimeout = 20 * time.Second
 

@@ -25,6 +25,15 @@ const pingPeriod = 10 * time.Millisecond
 // names those that did not. No process is started for it, so that the moment of
 // its return is a measurement.
 func (h *Host) AwaitPings(ctx context.Context, addrs []netip.Addr) error {
+	return awaitPings(ctx, h.Name, h.Do, addrs)
+}
+
+// AwaitPings does the same from the pod.
+func (p *Pod) AwaitPings(ctx context.Context, addrs []netip.Addr) error {
+	return awaitPings(ctx, p.Host.Name+"/"+p.Name, p.Do, addrs)
+}
+
+func awaitPings(ctx context.Context, name string, from Place, addrs []netip.Addr) error {
 	p := &pings{silent: slices.Clone(addrs), done: make(chan struct{})}
 	if len(addrs) == 0 {
 		return nil
@@ -36,18 +45,18 @@ func (h *Host) AwaitPings(ctx context.Context, addrs []netip.Addr) error {
 			continue
 		}
 		var conn *icmp.PacketConn
-		if err := h.Do(func() (err error) {
+		if err := from(func() (err error) {
 			conn, err = icmp.ListenPacket(f.network, f.any)
 			return err
 		}); err != nil {
-			return fmt.Errorf("open ping socket on %s: %w", h.Name, err)
+			return fmt.Errorf("open ping socket on %s: %w", name, err)
 		}
 		defer conn.Close()
 		p.conns = append(p.conns, echoConn{f, conn})
 		readers.Go(func() { p.read(f, conn) })
 	}
 	if err := p.send(ctx); err != nil {
-		return fmt.Errorf("ping from %s: %w", h.Name, err)
+		return fmt.Errorf("ping from %s: %w", name, err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ package lab_test
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -113,5 +114,128 @@ func TestHostWithoutIPv4(t *testing.T) {
 	}
 	if got := run(ctx, t, a, "ip", "-4", "-o", "address", "show", "scope", "global"); got != "" {
 		t.Errorf("addresses of IPv4: got %q, want none", got)
+	}
+}
+
+// socket is for single datagrams.
+type socket struct{ conn *net.UDPConn }
+
+func datagrams(t *testing.T, h *lab.Host, port int) socket {
+	t.Helper()
+	var s socket
+	if err := h.Do(func() (err error) {
+		s.conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: port})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.conn.Close() })
+	return s
+}
+
+func (s socket) send(t *testing.T, to netip.AddrPort) {
+	t.Helper()
+	if _, err := s.conn.WriteToUDPAddrPort([]byte("x"), to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s socket) read() (netip.AddrPort, error) {
+	_, from, err := s.conn.ReadFromUDPAddrPort(make([]byte, 1))
+	return from, err
+}
+
+// hear waits for a datagram that ask brings about.
+func (s socket) hear(t *testing.T, ask func()) netip.AddrPort {
+	t.Helper()
+	if err := s.conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		t.Fatal(err)
+	}
+	ask()
+	from, err := s.read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return from
+}
+
+func TestLongestGap(t *testing.T) {
+	ctx, l := newLab(t)
+	a, b := newHost(ctx, t, l, "a", lab.Routed), newHost(ctx, t, l, "b", lab.Routed)
+	e, err := lab.StartExchange(party(a), party(b), time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Stop()
+	const cut = 300 * time.Millisecond
+	for name, between := range map[string]func() error{
+		"both ways": func() error { return l.Partition(ctx, []*lab.Host{a}, []*lab.Host{b}) },
+		"one way": func() error {
+			_, err := b.Run(ctx, "nft", "table inet deaf { chain in { type filter hook input priority 0; udp dport 1-65535 drop; }; }")
+			return err
+		},
+	} {
+		e.CountGaps()
+		if err := between(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(cut) // for a gap
+		if got := e.LongestGap(); got < cut*9/10 {
+			t.Errorf("%s: got %s while it lasts, want %s", name, got, cut)
+		}
+		if err := l.Heal(ctx); err != nil {
+			t.Fatal(err)
+		}
+		before, beforeToo := e.Received()
+		for end := time.Now().Add(limit); name == "both ways" && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if x, y := e.Received(); x > before && y > beforeToo {
+				break
+			}
+		}
+		if got := e.LongestGap(); got < cut*9/10 {
+			t.Errorf("%s: got %s afterwards, want %s", name, got, cut)
+		}
+		run(ctx, t, b, "nft", "flush ruleset")
+	}
+}
+
+// TestStream cuts a connection for a while, which it survives, and then breaks it.
+func TestStream(t *testing.T) {
+	ctx, l := newLab(t)
+	a, b := newHost(ctx, t, l, "a", lab.Routed), newHost(ctx, t, l, "b", lab.Routed)
+	flows := func(s *lab.Stream) {
+		t.Helper()
+		before := s.Received()
+		for end := time.Now().Add(limit); s.Received() == before; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("nothing arrives")
+			}
+		}
+	}
+	start := func() *lab.Stream {
+		t.Helper()
+		s, err := lab.StartStream(ctx, a.Do, party(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		flows(s)
+		return s
+	}
+	s := start()
+	if err := l.Partition(ctx, []*lab.Host{a}, []*lab.Host{b}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond) // for something to be lost
+	if err := l.Heal(ctx); err != nil {
+		t.Fatal(err)
+	}
+	flows(s)
+	if err := s.Stop(); err != nil {
+		t.Error(err)
+	}
+	s = start()
+	run(ctx, t, a, "ss", "--tcp", "--kill", "dst", b.Public().String())
+	if err := s.Stop(); err == nil {
+		t.Error("a broken connection ends well")
 	}
 }

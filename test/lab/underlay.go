@@ -28,6 +28,10 @@ const (
 	Routed Underlay = "routed"
 	// Routed6 is Routed without IPv4.
 	Routed6 Underlay = "routed6"
+	// Home is for a [Site] only: all its hosts are behind one public address. The
+	// NAT shows a socket under one port to everybody, and lets in only what answers
+	// from an address and port that the socket has spoken to.
+	Home Underlay = "home"
 )
 
 // OutsideAddr is the address of [Lab.Outside].
@@ -43,45 +47,58 @@ const HostLink = "eth0"
 // gateway4 is the router for hosts whose own address is their only prefix.
 const gateway4 = "172.31.1.1"
 
-// link is the wire between a host and the router.
+// link is the wire between a host and its router: the lab's, or its site's.
 type link struct {
 	router, host *Host
+	site         *Site // nil on the lab's router
 	underlay     Underlay
-	number       int
-	routerEnd    string
+	number       int    // of the host in the lab
+	routerEnd    string // the name of the router's end
+
+	address, public, public6 netip.Addr // public6 is invalid if there is none
 }
 
 func newLink(router, host *Host, u Underlay, number int) *link {
-	return &link{router: router, host: host, underlay: u, number: number, routerEnd: "host" + strconv.Itoa(number)}
+	l := &link{router: router, host: host, underlay: u, number: number, routerEnd: "host" + strconv.Itoa(number)}
+	switch u {
+	case NAT:
+		l.address = netip.AddrFrom4([4]byte{192, 168, byte(number), 1})
+		l.public = publicNAT(number)
+		return l
+	case Routed:
+		l.public = publicRouted(number)
+	}
+	l.public6 = nth(netip.MustParseAddr("2001:db8::"), number)
+	if !l.public.IsValid() {
+		l.public = l.public6
+	}
+	l.address = l.public
+	return l
 }
 
-// Address returns the address on the host's link, of IPv4 if it has one.
-func (h *Host) Address() netip.Addr {
-	if h.link.underlay == NAT {
-		return netip.AddrFrom4([4]byte{192, 168, byte(h.link.number), 1})
-	}
-	return h.Public()
+// publicNAT and publicRouted are the public addresses of IPv4 of host number N.
+func publicNAT(number int) netip.Addr { return netip.AddrFrom4([4]byte{198, 51, 100, byte(number)}) }
+
+func publicRouted(number int) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, byte(number)}) }
+
+// nth returns the address n after base, which ends in a zero.
+func nth(base netip.Addr, n int) netip.Addr {
+	b := base.AsSlice()
+	b[len(b)-1] += byte(n)
+	a, _ := netip.AddrFromSlice(b)
+	return a
 }
+
+// Address returns the address on the host's link, of IPv4 if it has one. On a
+// site that is the one on the LAN.
+func (h *Host) Address() netip.Addr { return h.link.address }
 
 // Public returns the address under which other hosts reach this one, of IPv4 if
-// it has one.
-func (h *Host) Public() netip.Addr {
-	switch h.link.underlay {
-	case NAT:
-		return netip.AddrFrom4([4]byte{198, 51, 100, byte(h.link.number)})
-	case Routed:
-		return netip.AddrFrom4([4]byte{203, 0, 113, byte(h.link.number)})
-	default:
-		return h.Public6()
-	}
-}
+// it has one. Hosts of a Home site share it.
+func (h *Host) Public() netip.Addr { return h.link.public }
 
-// Public6 returns the IPv6 address of a Routed or Routed6 host.
-func (h *Host) Public6() netip.Addr {
-	a := netip.MustParseAddr("2001:db8::").As16()
-	a[15] = byte(h.link.number)
-	return netip.AddrFrom16(a)
-}
+// Public6 returns the public IPv6 address of a host that has one.
+func (h *Host) Public6() netip.Addr { return h.link.public6 }
 
 // Cut takes the router's end of the host's link down. The host sees a link
 // without carrier and keeps its addresses and routes.
@@ -89,8 +106,13 @@ func (h *Host) Cut(ctx context.Context) error {
 	return h.link.router.ip(ctx, "link set "+h.link.routerEnd+" down")
 }
 
-// Restore undoes Cut.
-func (h *Host) Restore(ctx context.Context) error { return h.link.wireRouter(ctx) }
+// Restore undoes Cut, CutLAN and CutWAN.
+func (h *Host) Restore(ctx context.Context) error {
+	if h.link.site != nil {
+		return h.link.site.restore(ctx, h.link)
+	}
+	return h.link.wireRouter(ctx)
+}
 
 // SetMTU sets the MTU of both ends of the host's link.
 func (h *Host) SetMTU(ctx context.Context, mtu int) error {
@@ -107,13 +129,21 @@ func (h *Host) Impair(ctx context.Context, netem string) error {
 	return err
 }
 
-// create makes the link and configures both ends. The kernel makes it inside
-// the two namespaces, so that the machine's own never has it.
-func (l *link) create(ctx context.Context) error {
+// wire makes a link between two hosts. The kernel makes it inside the two
+// namespaces, so that the machine's own never has it.
+func wire(ctx context.Context, a *Host, nameA string, b *Host, nameB string) error {
 	args := fmt.Sprintf("link add %s mtu %d netns %d type veth peer name %s mtu %[2]d netns %[5]d",
-		l.routerEnd, UnderlayMTU, l.router.PID(), HostLink, l.host.PID())
+		nameA, UnderlayMTU, a.PID(), nameB, b.PID())
 	if out, err := exec.CommandContext(ctx, "ip", strings.Fields(args)...).CombinedOutput(); err != nil {
 		return fmt.Errorf("add link: %w: %s", err, out)
+	}
+	return nil
+}
+
+// create makes the link to the lab's router and configures both ends.
+func (l *link) create(ctx context.Context) error {
+	if err := wire(ctx, l.router, l.routerEnd, l.host, HostLink); err != nil {
+		return err
 	}
 	if err := l.wireRouter(ctx); err != nil {
 		return err
@@ -172,77 +202,4 @@ func (l *link) wireRouter(ctx context.Context) error {
 		return err
 	}
 	return nft(ctx, l.router, sources)
-}
-
-// routerRules is the internet. Packets get their public source as they come
-// from a host and their private destination as they leave to one; between the
-// two there are only public addresses. Nothing is tracked: a NAT with state can
-// find a port taken when both ends speak first at the same moment.
-const routerRules = `
-table inet lab {
-	set sources { type ifname . ipv4_addr; }
-	set sources6 { type ifname . ipv6_addr; }
-	set cut { type ifname . ifname; }
-	map public { type ipv4_addr : ipv4_addr; }
-	map private { type ipv4_addr : ipv4_addr; }
-
-	chain enter {
-		type filter hook prerouting priority raw
-		notrack
-		iifname lo accept
-		ip daddr { 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10 } counter drop
-		meta nfproto ipv4 iifname . ip saddr != @sources counter drop
-		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept
-		meta nfproto ipv6 iifname . ip6 saddr != @sources6 counter drop
-		ip saddr set ip saddr map @public
-	}
-	chain between {
-		type filter hook forward priority filter
-		iifname . oifname @cut counter drop
-	}
-	chain leave {
-		type filter hook postrouting priority raw
-		ip daddr set ip daddr map @private
-	}
-	chain own {
-		type filter hook output priority raw
-		notrack
-	}
-}
-`
-
-func (l *Lab) setUpRouter(ctx context.Context) error {
-	if err := l.nft(ctx, routerRules); err != nil {
-		return err
-	}
-	// The reverse path of a packet from a private address is nowhere.
-	for _, s := range []string{
-		"ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1",
-		"ipv4/conf/all/rp_filter=0", "ipv4/conf/default/rp_filter=0",
-		"ipv4/conf/all/send_redirects=0", "ipv4/conf/default/send_redirects=0",
-	} {
-		key, value, _ := strings.Cut(s, "=")
-		if err := l.router.sysctl("net/"+key, value); err != nil {
-			return err
-		}
-	}
-	return l.router.ip(ctx, "link set lo up", fmt.Sprintf("addr add %s/32 dev lo", OutsideAddr))
-}
-
-func (l *Lab) nft(ctx context.Context, rules string) error { return nft(ctx, l.router, rules) }
-
-// nft applies rules on a host in one transaction.
-func nft(ctx context.Context, h *Host, rules string) error {
-	c := h.Command(ctx, "nft", "-f", "-")
-	c.cmd.Stdin = strings.NewReader(rules)
-	_, err := c.Output()
-	return err
-}
-
-// ip runs commands of ip(8) on the host, in one process.
-func (h *Host) ip(ctx context.Context, commands ...string) error {
-	c := h.Command(ctx, "ip", "-batch", "-")
-	c.cmd.Stdin = strings.NewReader(strings.Join(commands, "\n") + "\n")
-	_, err := c.Output()
-	return err
 }

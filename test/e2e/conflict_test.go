@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/daemon"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/state"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// podCIDR is a line of configuration that names a slot.
+func podCIDR(slot int) string { return fmt.Sprintf("  pod-cidr: [10.42.%d.0/24]", slot) }
+
+// TestOneNameTwice starts a node under another one's name.
+func TestOneNameTwice(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.NAT, 3)
+	second := m.nodes[2]
+	join := []string{m.nodes[0].Public().String()}
+	m.start(m.nodes[:2]...)
+	first := m.settle(settleLimit, m.nodes[:2]...)[1].Node.ID.String()
+	m.must(second.Configure(lab.Config("b", join), m.secret))
+	m.start(second)
+	m.settle(settleLimit, m.nodes...)
+	m.await(settleLimit, "aware of the name's two nodes", shows(mesh.ProblemName, first+" has the older claim", "set another node.name on "+m.status(second).Node.ID.String()), m.nodes...)
+	m.connected(pingLimit, m.nodes...)
+
+	// What does it on a running node says so; the name is then its own.
+	m.must(second.Configure(lab.Config("c", join), m.secret))
+	m.must(second.Reload())
+	m.await(settleLimit, "aware that a name needs a restart", shows(daemon.ProblemConfiguration, "node.name", "systemctl restart"), second)
+	m.must(second.Stop())
+	m.start(second)
+	m.settle(settleLimit, m.nodes...)
+	m.await(settleLimit, "content", lacks(mesh.ProblemName), m.nodes...)
+}
+
+// TestStaticSlotTaken names a slot that is another node's.
+func TestStaticSlotTaken(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.NAT, 3)
+	early, late := m.nodes[:2], m.nodes[2]
+	m.start(early...)
+	taken := m.settle(settleLimit, early...)[1].Node.Slot
+	join := []string{m.nodes[0].Public().String()}
+	m.must(late.Configure(lab.Config(late.Name, join, podCIDR(taken)), m.secret))
+	m.start(late)
+	s := m.await(settleLimit, "refused the slot", shows(mesh.ProblemSlot, "belongs to node "+early[1].Name, "name another pod-cidr"), late)[0]
+	if s.Node.Slot != mesh.None || len(s.Node.Overlay) > 0 || s.Node.Ready {
+		t.Errorf("node: got %+v, want no slot and no addresses", s.Node)
+	}
+	m.connected(pingLimit, early...)
+
+	m.rewrite(late, podCIDR(77))
+	m.settle(settleLimit, m.nodes...)
+	if got := m.status(late).Node.Slot; got != 77 {
+		t.Errorf("slot of %s: got %d, want 77", late.Name, got)
+	}
+	m.connected(pingLimit, m.nodes...)
+
+	// Named while it runs, another slot is taken on request only.
+	m.rewrite(late, podCIDR(78))
+	m.await(settleLimit, "aware of what runs", shows(mesh.ProblemSlot, "names slot 78", "runs with slot 77", "meshd renumber"), late)
+	m.run(late, binary, "renumber")
+	m.await(settleLimit, "on the other slot", func(s control.Status) bool { return s.Node.Slot == 78 }, late)
+	m.settle(settleLimit, m.nodes...)
+	m.connected(pingLimit, m.nodes...)
+}
+
+// split makes a mesh of two halves that don't know of each other, a and b, each
+// with a newcomer: c on the side of a, and d, not started yet, on that of b.
+func split(t *testing.T) *testbed {
+	t.Helper()
+	m := newMesh(t, lab.NAT, 4)
+	a, b, c, d := m.nodes[0], m.nodes[1], m.nodes[2], m.nodes[3]
+	m.start(a, b)
+	m.settle(settleLimit, a, b)
+	m.must(d.Configure(lab.Config(d.Name, []string{b.Public().String()}), m.secret))
+	m.must(m.lab.Partition(m.ctx, hosts([]*lab.Node{a, c}), hosts([]*lab.Node{b, d})))
+	m.await(settleLimit, "alone", lab.Sees(0), a, b)
+	m.start(c)
+	m.settle(settleLimit, a, c)
+	return m
+}
+
+// TestConflictAfterReady has two nodes claim one slot in a split, and use it. The
+// later claim loses, keeps its pods, and gets other addresses on request.
+func TestConflictAfterReady(t *testing.T) {
+	t.Parallel()
+	m := split(t)
+	b, c, d := m.nodes[1], m.nodes[2], m.nodes[3]
+	m.start(d)
+	m.settle(settleLimit, b, d)
+	contested := m.status(c).Node.Slot
+	if got := m.status(d).Node.Slot; got != contested {
+		t.Fatalf("slots in the split: got %d and %d, want one", contested, got)
+	}
+	if text := m.refused(d, "renumber"); !strings.Contains(text, "nothing is wrong") || !strings.Contains(text, "--force") {
+		t.Errorf("renumber without a conflict: got %q, want that nothing is wrong", text)
+	}
+	m.must(m.lab.Heal(m.ctx))
+	m.settle(settleLimit, m.nodes...)
+	m.await(settleLimit, "loud about its slot", shows(mesh.ProblemSlot, "belongs to node "+c.Name, "run on "+d.Name+": meshd renumber"), d)
+	m.await(settleLimit, "aware of the conflict", shows(mesh.ProblemSlot, c.Name+" has the older claim"), m.nodes[:3]...)
+	if got := m.status(d).Node; got.Slot != contested || len(got.PodCIDRs) != 1 {
+		t.Errorf("the loser: got %+v, want it to keep slot %d", got, contested)
+	}
+	m.connected(pingLimit, m.nodes[:3]...)
+
+	var r control.Renumbered
+	m.must(json.Unmarshal([]byte(m.run(d, binary, "renumber", "-o", "json")), &r))
+	if r.Former.Slot != contested || r.Now.Slot == contested || len(r.Now.Overlay) != 1 || len(r.Now.PodCIDRs) != 1 {
+		t.Errorf("renumbered: got %+v, want slot %d given up for another", r, contested)
+	}
+	m.await(settleLimit, "on its new slot", func(s control.Status) bool { return s.Node.Slot == r.Now.Slot }, d)
+	m.await(settleLimit, "content", lacks(mesh.ProblemSlot), m.nodes...)
+	addresses(t, m.settle(settleLimit, m.nodes...))
+	m.connected(pingLimit, m.nodes...)
+	m.eventually(settleLimit, func() error {
+		if conflist := m.run(d, "cat", lab.ConfDir+"/10-meshd.conflist"); !strings.Contains(conflist, r.Now.PodCIDRs[0].String()) {
+			return fmt.Errorf("CNI configuration: got %s, want %v in it", conflist, r.Now.PodCIDRs)
+		}
+		return nil
+	})
+	m.reaches(m.pod(d, "new"), m.pod(c, "old"))
+}
+
+// TestConflictBeforeReady is the same, but the later one was stopped before it
+// was ready: it moves by itself.
+func TestConflictBeforeReady(t *testing.T) {
+	t.Parallel()
+	m := split(t)
+	c, d := m.nodes[2], m.nodes[3]
+	claimed := func(s control.Status) bool { return s.Node.Slot != mesh.None }
+	// A claim becomes one that stays after three seconds.
+	m.eventually(settleLimit, func() error {
+		m.run(d, "rm", "-rf", lab.StateDir)
+		m.start(d)
+		m.await(settleLimit, "in possession of a slot", claimed, d)
+		m.must(d.Kill())
+		var node struct {
+			Claim struct {
+				Slot  int
+				Ready bool
+			}
+		}
+		data, err := os.ReadFile(d.Path(lab.StateDir + "/" + state.NodeFile))
+		m.must(err)
+		m.must(json.Unmarshal(data, &node))
+		if node.Claim.Ready || node.Claim.Slot != m.status(c).Node.Slot {
+			return fmt.Errorf("claim when it was killed: got %+v, want that of %s, not yet ready", node.Claim, c.Name)
+		}
+		return nil
+	})
+	m.must(m.lab.Heal(m.ctx))
+	m.settle(settleLimit, m.nodes[:3]...)
+	m.start(d)
+	addresses(t, m.settle(settleLimit, m.nodes...))
+	m.connected(pingLimit, m.nodes...)
+	for _, n := range m.nodes {
+		if s := m.status(n); shows(mesh.ProblemSlot)(s) {
+			t.Errorf("problems of %s: got %+v, want none of slots", n.Name, s.Problems)
+		}
+	}
+}
+
+// TestRenumberByForce gives up a slot that nobody contests.
+func TestRenumberByForce(t *testing.T) {
+	t.Parallel()
+	m := settledMesh(t, lab.NAT, 2)
+	n := m.nodes[1]
+	before := m.status(n).Node.Slot
+	if out := m.run(n, binary, "renumber", "--force"); !strings.Contains(out, "kubectl delete pods") {
+		t.Errorf("renumber: got %s, want what becomes of pods", out)
+	}
+	m.await(settleLimit, "on another slot", func(s control.Status) bool { return s.Node.Slot != before && s.Node.Ready }, n)
+	m.settle(settleLimit, m.nodes...)
+	m.connected(pingLimit, m.nodes...)
+}
+
+// TestInternalIPsClash has two nodes of no common location with one internal IP:
+// nobody routes it, and everybody says why.
+func TestInternalIPsClash(t *testing.T) {
+	t.Parallel()
+	m := settledMesh(t, lab.NAT, 3)
+	clashing := "  internal-ip: 172.20.0.1/24"
+	for _, n := range m.nodes[1:] {
+		m.rewrite(n, clashing)
+	}
+	m.await(settleLimit, "aware of the clash", shows(mesh.ProblemAddress, "172.20.0.1", "nodes of several locations have it"), m.nodes[0])
+	if m.routes(m.nodes[0], "172.20.0.1") {
+		t.Error("the contested address is routed")
+	}
+	m.connected(pingLimit, m.nodes[0])
+	m.rewrite(m.nodes[2], "  internal-ip: 172.20.1.1/24")
+	m.await(settleLimit, "content", lacks(mesh.ProblemAddress), m.nodes[0])
+	m.eventually(settleLimit, func() error {
+		if !m.routes(m.nodes[0], "172.20.0.1") || !m.routes(m.nodes[0], "172.20.1.1") {
+			return fmt.Errorf("got no routes to both internal IPs")
+		}
+		return nil
+	})
+}
+
+// TestOtherRanges has a node whose ranges are not those of the mesh. Both sides
+// refuse each other and say in what they differ, for as long as that lasts.
+func TestOtherRanges(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.NAT, 3)
+	members, stranger := m.nodes[:2], m.nodes[2]
+	m.must(stranger.Configure(lab.Config(stranger.Name, []string{members[0].Public().String()}, "cluster: {pods: [10.50.0.0/16]}"), m.secret))
+	m.start(m.nodes...)
+	m.settle(settleLimit, members...)
+	both := []*lab.Node{members[0], stranger}
+	refused := shows(gossip.ProblemCluster, "cluster.pods", "10.42.0.0/16", "10.50.0.0/16")
+	m.await(settleLimit, "aware of the difference", all(refused, lacks(gossip.ProblemTwin)), both...)
+	for end := time.Now().Add(settleTime); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		for _, n := range both {
+			if s := m.status(n); !refused(s) {
+				t.Fatalf("problems of %s: got %+v, want the difference all the time", n.Name, s.Problems)
+			}
+		}
+	}
+	m.await(settleLimit, "without it", knows(1), members...)
+	m.connected(pingLimit, members...)
+
+	m.must(stranger.Configure(lab.Config(stranger.Name, []string{members[0].Public().String()}), m.secret))
+	m.must(stranger.Stop())
+	m.start(stranger)
+	m.settle(settleLimit, m.nodes...)
+	m.await(settleLimit, "content", lacks(gossip.ProblemCluster), m.nodes...)
+	m.connected(pingLimit, m.nodes...)
+}
+
+// settleTime is how long something must last that may not come and go: longer
+// than any round of gossip's.
+const settleTime = 30 * time.Second

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// noForwarding is somebody else's firewall on a host that lives: it answers, its
+// tunnels work, and it forwards nothing.
+const noForwarding = `
+table inet broken {
+	chain forward {
+		type filter hook forward priority -20; policy drop;
+	}
+}
+`
+
+// TestFailover takes gateways away in every way while pods of two locations talk:
+// by datagrams, and over TCP connections that have to survive all of it.
+func TestFailover(t *testing.T) {
+	t.Parallel()
+	settings := cluster(1, mesh.ModeLocation)
+	v, _ := newSix(t, settings...)
+	preferred := v.node("a1")
+	v.configure(preferred, append([]string{"  gateway: prefer"}, settings...)...)
+	v.live()
+	v.full(v.nodes...)
+	lone := v.node("c")
+	if got := v.gateway(lone, "a"); got != preferred {
+		t.Fatalf("gateway of a: got %s, want %s, which is preferred", got.Name, preferred.Name)
+	}
+	// a3 is the end that stays; whoever of a1 and a2 is in office can go. In b, the
+	// end is who is not in office.
+	near, far := v.pods[v.node("a3")], v.pods[v.without(append(v.members("a"), v.gateway(lone, "b"), lone)...)[0]]
+	never := append([]string{"  gateway: never"}, settings...)
+	v.configure(v.node("a3"), never...)
+	v.must(v.node("a3").Reload())
+	talk := v.converse(near, far)
+	var streams []*lab.Stream
+	for _, ends := range [][2]*lab.Pod{{near, far}, {far, near}} {
+		s, err := lab.StartStream(v.ctx, ends[0].Do, party(ends[1]))
+		v.must(err)
+		streams = append(streams, s)
+	}
+
+	for _, step := range []struct {
+		name string
+		do   func(v *village, gateway *lab.Node)
+		undo func(v *village, gateway *lab.Node)
+	}{
+		{"host loses all links", func(v *village, gateway *lab.Node) {
+			v.must(gateway.Cut(v.ctx))
+		}, func(v *village, gateway *lab.Node) {
+			v.must(gateway.Restore(v.ctx))
+		}},
+		{"host does not forward", func(v *village, gateway *lab.Node) {
+			v.must(nft(v.ctx, gateway, noForwarding))
+		}, func(v *village, gateway *lab.Node) {
+			v.must(nft(v.ctx, gateway, "delete table inet broken\n"))
+		}},
+		{"host is drained", func(v *village, gateway *lab.Node) {
+			v.run(gateway, binary, "drain")
+		}, func(v *village, gateway *lab.Node) {
+			v.run(gateway, binary, "drain", "--undo")
+		}},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			v := v.in(t)
+			gateway := v.gateway(lone, "a")
+			if gateway != preferred {
+				t.Fatalf("gateway of a: got %s, want %s, which is preferred", gateway.Name, preferred.Name)
+			}
+			talk.CountGaps()
+			step.do(v, gateway)
+			v.moves(lone, func(n *lab.Node) bool { return n != gateway })
+			talk.goesOn(t)
+			v.flow(streams)
+			t.Logf("longest gap: %s", talk.LongestGap())
+
+			talk.CountGaps()
+			step.undo(v, gateway)
+			v.moves(lone, func(n *lab.Node) bool { return n == preferred })
+			v.settle(settleLimit, v.nodes...)
+			talk.goesOn(t)
+			t.Logf("longest gap on return: %s", talk.LongestGap())
+			v.full(v.nodes...)
+			v.hidden()
+		})
+	}
+	t.Run("daemon is killed", func(t *testing.T) {
+		v := v.in(t)
+		implementation := v.settle(settleLimit, v.nodes...)[0].Device.Implementation
+		during := v.converse(near, far)
+		v.must(preferred.Kill())
+		during.goesOn(t) // in userspace, over another gateway
+		if implementation == netcfg.Kernel {
+			v.await(settleLimit, "aware of a dead peer", lab.Sees(len(v.nodes)-2), v.without(preferred)...)
+			if got := v.gateway(lone, "a"); got != preferred {
+				t.Errorf("gateway of a without its daemon: got %s, want %s, which forwards as before", got.Name, preferred.Name)
+			}
+		}
+		v.start(preferred)
+		v.settle(settleLimit, v.nodes...)
+		during.goesOn(t)
+		during.end(implementation)
+		v.hidden()
+	})
+	for _, s := range streams {
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
+	}
+	sent, lost := talk.Stop()
+	t.Logf("%d of %d packets were lost", lost, sent)
+}
+
+// moves waits until the location a has a gateway as wanted.
+func (v *village) moves(observer *lab.Node, wanted func(*lab.Node) bool) {
+	v.t.Helper()
+	v.eventually(settleLimit, func() error {
+		if got := v.gateway(observer, "a"); !wanted(got) {
+			return fmt.Errorf("the gateway of a is %s", got.Name)
+		}
+		return nil
+	})
+}
+
+// flow waits until each stream has brought something new.
+func (v *village) flow(streams []*lab.Stream) {
+	v.t.Helper()
+	for i, s := range streams {
+		before := s.Received()
+		v.eventually(settleLimit, func() error {
+			if s.Received() == before {
+				return fmt.Errorf("nothing arrives over stream %d", i)
+			}
+			return nil
+		})
+	}
+}

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// village is a mesh with locations. Every node has a pod.
+type village struct {
+	*testbed
+	pods    map[*lab.Node]*lab.Pod
+	overlay map[*lab.Node][]netip.Addr
+	config  func(n *lab.Node, more ...string) string
+}
+
+// cluster are the lines of the section cluster: ranges of both families, and what
+// may change with the generation.
+func cluster(generation int, mode mesh.Mode, more ...string) []string {
+	return slices.Concat(dualStack, []string{fmt.Sprintf("  generation: %d", generation), "  mode: " + string(mode)}, more)
+}
+
+// newSix makes three nodes on a LAN, two on another one, and one alone.
+func newSix(t *testing.T, lines ...string) (*village, *lab.Six) {
+	t.Helper()
+	m := newTestbed(t)
+	six, err := m.lab.Six(m.ctx, binary, lines...)
+	m.must(err)
+	m.nodes, m.secret = six.Nodes, six.Secret
+	return &village{testbed: m, config: six.Config}, six
+}
+
+// newVillage makes a mesh of hosts; the first one is where the others join.
+func newVillage(t *testing.T, build func(m *testbed) []*lab.Host) *village {
+	t.Helper()
+	m := newTestbed(t)
+	for _, h := range build(m) {
+		m.nodes = append(m.nodes, lab.NewNode(h, binary))
+	}
+	first := m.nodes[0]
+	var err error
+	m.secret, err = first.NewSecret(m.ctx)
+	m.must(err)
+	return &village{testbed: m, config: func(n *lab.Node, more ...string) string {
+		if location := n.Location(); location != "" {
+			more = append([]string{"  location: " + location}, more...)
+		}
+		return lab.Config(n.Name, []string{first.Public().String()}, more...)
+	}}
+}
+
+// site adds a site with hosts of the given names.
+func (m *testbed) site(name string, o lab.SiteOptions, hosts ...string) []*lab.Host {
+	m.t.Helper()
+	s, err := m.lab.Site(m.ctx, name, o)
+	m.must(err)
+	var all []*lab.Host
+	for _, h := range hosts {
+		host, err := s.Host(m.ctx, h)
+		m.must(err)
+		all = append(all, host)
+	}
+	return all
+}
+
+// in returns the village for use in a subtest.
+func (v *village) in(t *testing.T) *village {
+	sub := *v
+	sub.testbed = v.testbed.in(t)
+	return &sub
+}
+
+// configure writes the file of a node.
+func (v *village) configure(n *lab.Node, lines ...string) {
+	v.t.Helper()
+	v.must(n.Configure(v.config(n, lines...), v.secret))
+}
+
+// explain logs what a person would look at first, if the test has failed.
+func (v *village) explain() {
+	if !v.t.Failed() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(v.ctx), pingLimit)
+	defer cancel()
+	for _, n := range v.nodes {
+		for _, command := range [][]string{{binary, "status"}, {"ip", "route"}, {"ip", "-d", "-br", "link"}, {"wg", "show", device, "allowed-ips"}} {
+			out, err := n.Run(ctx, command[0], command[1:]...)
+			v.t.Logf("%s# %s %v\n%s", n.Name, strings.Join(command, " "), err, out)
+		}
+	}
+}
+
+// live starts all nodes, waits until they see each other, and makes the pods.
+func (v *village) live() {
+	v.t.Helper()
+	v.t.Cleanup(v.explain)
+	v.start(v.nodes...)
+	v.pods, v.overlay = map[*lab.Node]*lab.Pod{}, map[*lab.Node][]netip.Addr{}
+	for i, s := range v.settle(settleLimit, v.nodes...) {
+		n := v.nodes[i]
+		v.overlay[n], v.pods[n] = s.Node.Overlay, v.pod(n, "pod-"+n.Name)
+	}
+}
+
+// node returns the node of a name.
+func (v *village) node(name string) *lab.Node {
+	v.t.Helper()
+	for _, n := range v.nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	v.t.Fatalf("no node %s", name)
+	return nil
+}
+
+// without returns the nodes but some.
+func (v *village) without(some ...*lab.Node) []*lab.Node {
+	return slices.DeleteFunc(slices.Clone(v.nodes), func(n *lab.Node) bool { return slices.Contains(some, n) })
+}
+
+// adopt waits until a generation of the cluster's settings is in force on all
+// nodes.
+func (v *village) adopt(generation uint64) {
+	v.t.Helper()
+	v.await(settleLimit, fmt.Sprintf("at generation %d", generation), func(s control.Status) bool {
+		return s.Cluster.Generation == generation
+	}, v.nodes...)
+}
+
+// full checks the whole matrix: every node and every pod has answers from all
+// addresses of every other node and pod, of both families.
+func (v *village) full(nodes ...*lab.Node) {
+	v.t.Helper()
+	v.answered(nodes, func(_, to *lab.Node) []netip.Addr { return slices.Concat(v.overlay[to], v.pods[to].Addresses) })
+}
+
+// answered has the host and the pod of each node ping what targets names for each
+// other node, until all has answered.
+func (v *village) answered(nodes []*lab.Node, targets func(from, to *lab.Node) []netip.Addr) {
+	v.t.Helper()
+	ctx, cancel := context.WithTimeout(v.ctx, pingLimit)
+	defer cancel()
+	var g errgroup.Group
+	for _, from := range nodes {
+		var addrs []netip.Addr
+		for _, to := range nodes {
+			if to != from {
+				addrs = append(addrs, targets(from, to)...)
+			}
+		}
+		g.Go(func() error { return from.AwaitPings(ctx, addrs) })
+		g.Go(func() error { return v.pods[from].AwaitPings(ctx, addrs) })
+	}
+	v.must(g.Wait())
+}
+
+// silent checks that the pods of two nodes do not reach each other.
+func (v *village) silent(a, b *lab.Node) {
+	v.t.Helper()
+	ctx, cancel := context.WithTimeout(v.ctx, time.Second)
+	defer cancel()
+	for from, to := range map[*lab.Node]*lab.Node{a: b, b: a} {
+		if err := v.pods[from].AwaitPings(ctx, v.pods[to].Addresses[:1]); err == nil {
+			v.t.Errorf("%s reaches %s", from.Name, to.Name)
+		}
+	}
+}
+
+// hidden checks that no packet has been on its way in plain text.
+func (v *village) hidden() {
+	v.t.Helper()
+	n, err := v.lab.PlainText(v.ctx)
+	v.must(err)
+	if n > 0 {
+		v.t.Errorf("packets in plain text between places: got %d, want none", n)
+	}
+}
+
+// peers are the nodes that a node has tunnels to, with their allowed IPs.
+func (v *village) peers(n *lab.Node) map[*lab.Node][]netip.Prefix {
+	v.t.Helper()
+	tunnels, err := lab.Tunnels(v.ctx, n, v.nodes)
+	v.must(err)
+	return tunnels
+}
+
+// carrier is the node through which another one reaches an address by a tunnel of
+// its own, nil if there is none.
+func (v *village) carrier(from *lab.Node, a netip.Addr) *lab.Node {
+	v.t.Helper()
+	n, err := lab.Carrier(v.ctx, from, v.nodes, a)
+	v.must(err)
+	return n
+}
+
+// gateway waits until the observer reaches all nodes of a location through one of
+// them, and returns that one.
+func (v *village) gateway(observer *lab.Node, location string) *lab.Node {
+	v.t.Helper()
+	var (
+		gateway *lab.Node
+		addrs   []netip.Addr
+	)
+	for _, n := range v.members(location) {
+		addrs = append(addrs, v.overlay[n]...)
+	}
+	v.eventually(settleLimit, func() (err error) {
+		gateway, err = lab.Gateway(v.ctx, observer, v.nodes, addrs)
+		return err
+	})
+	return gateway
+}
+
+func (v *village) members(location string) []*lab.Node {
+	return slices.DeleteFunc(slices.Clone(v.nodes), func(n *lab.Node) bool { return n.Location() != location })
+}
+
+// names is for comparing.
+func names(nodes []*lab.Node) []string {
+	var all []string
+	for _, n := range nodes {
+		all = append(all, n.Name)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// has reports whether a status has a problem of a kind that names a node, and
+// what to do about it.
+func has(kind mesh.ProblemKind, node, advice string) func(control.Status) bool {
+	return func(s control.Status) bool {
+		return slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool {
+			return p.Kind == kind && (p.Node == node || strings.Contains(p.Text, node)) && strings.Contains(p.Advice, advice)
+		})
+	}
+}
+
+// fine reports that a status has no problem of a kind.
+func fine(kind mesh.ProblemKind) func(control.Status) bool {
+	return func(s control.Status) bool {
+		return !slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool { return p.Kind == kind })
+	}
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// TestModes changes the mode of a living mesh file by file, through all modes and
+// back to the first one, while pods talk. Afterwards the hosts are as they were.
+func TestModes(t *testing.T) {
+	t.Parallel()
+	v, _ := newSix(t, cluster(1, mesh.ModeFull)...)
+	v.live()
+	v.full(v.nodes...)
+	v.hidden()
+	a, b, lone := v.members("a"), v.members("b"), v.node("c")
+	talks := []conversation{
+		v.converse(v.pods[a[1]], v.pods[b[1]]),
+		v.converse(v.pods[a[2]], v.pods[lone]),
+		v.converse(v.pods[a[0]], v.pods[a[1]]),
+	}
+	before := v.state()
+
+	for i, step := range []struct {
+		mode mesh.Mode
+		more string
+		// tunnels are how many peers the lone node has, and all nodes together.
+		lone, all int
+	}{
+		{mode: mesh.ModeLocation, lone: 2, all: 6},
+		{mode: mesh.ModeLocation, more: "  gateways: 2", lone: 4, all: 16},
+		{mode: mesh.ModeCross, lone: 5, all: 22},
+		{mode: mesh.ModeFull, lone: 5, all: 30},
+	} {
+		t.Run(fmt.Sprintf("%d %s%s", i+2, step.mode, step.more), func(t *testing.T) {
+			v := v.in(t)
+			lines := cluster(i+2, step.mode, step.more)
+			for j, n := range v.nodes {
+				v.configure(n, lines...)
+				v.must(n.Reload())
+				if j == 0 {
+					v.adopt(uint64(i + 2)) // from the only file that has it
+				}
+			}
+			v.eventually(settleLimit, func() error { return v.tunnels(lone, step.lone, step.all) })
+			v.full(v.nodes...)
+			for _, talk := range talks {
+				talk.goesOn(t)
+			}
+			v.hidden()
+		})
+	}
+	v.eventually(settleLimit, func() error {
+		if diff := cmp.Diff(before, v.state()); diff != "" {
+			return fmt.Errorf("hosts after all modes (-before +after):\n%s", diff)
+		}
+		return nil
+	})
+	var ends sync.WaitGroup // each may wait for what was lost
+	for _, talk := range talks {
+		t.Logf("%s: longest pause %s", talk.name, talk.LongestGap())
+		ends.Go(func() { talk.Stop() })
+	}
+	ends.Wait()
+}
+
+// tunnels compares numbers of peers.
+func (v *village) tunnels(lone *lab.Node, wantLone, wantAll int) error {
+	total := 0
+	for _, n := range v.nodes {
+		total += len(v.peers(n))
+	}
+	if got := len(v.peers(lone)); got != wantLone || total != wantAll {
+		return fmt.Errorf("tunnels: got %d at %s and %d in all, want %d and %d", got, lone.Name, total, wantLone, wantAll)
+	}
+	return nil
+}
+
+// state is what is configured on all hosts, the allowed IPs among it.
+func (v *village) state() map[string]map[string]string {
+	v.t.Helper()
+	all := map[string]map[string]string{}
+	for _, n := range v.nodes {
+		state := v.hostState(n.Host)
+		for p, allowed := range v.peers(n) {
+			state["peer "+p.Name] = fmt.Sprint(allowed)
+		}
+		all[n.Name] = maps.Clone(state)
+	}
+	return all
+}

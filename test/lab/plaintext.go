@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// plainTextRules count at a hook what nobody on the way may see, wherever it is
+// going: packets that have an address of the mesh's ranges, themselves or inside
+// vxlan, and whatever else carries IP without hiding it. The ranges are those that
+// meshd has by default and those that tests use for IPv6.
+//
+// VXLAN is known by its flags and the inner EtherType, because its port may be
+// any; a WireGuard packet begins with another number. See RFC 7348, section 5.
+func plainTextRules(hook, match string) string {
+	return fmt.Sprintf(`
+table inet lab-plain {
+	counter plain { }
+	chain count {
+		type filter hook %[1]s priority -500
+		%[2]s ip saddr { 10.4.0.0/16, 10.42.0.0/16 } counter name plain
+		%[2]s ip daddr { 10.4.0.0/16, 10.42.0.0/16 } counter name plain
+		%[2]s ip6 saddr { fd00:4::/32, fd00:42::/32 } counter name plain
+		%[2]s ip6 daddr { fd00:4::/32, fd00:42::/32 } counter name plain
+		%[2]s meta l4proto { 4, 41, 47 } counter name plain
+		%[2]s meta l4proto udp @th,64,32 0x08000000 @th,224,16 { 0x0800, 0x86dd } counter name plain
+	}
+}
+`, hook, match)
+}
+
+// PlainText counts packets in plain text that were on their way between hosts of
+// different places since the lab was made: with overlay or pod addresses, or in
+// an encapsulation without encryption. What stays on a site's LAN is not among
+// them. A packet counts at each router it passes.
+func (l *Lab) PlainText(ctx context.Context) (uint64, error) {
+	routers := []*Host{l.router}
+	for _, s := range l.sites {
+		routers = append(routers, s.router)
+	}
+	var total uint64
+	for _, r := range routers {
+		n, err := r.plainText(ctx)
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, nil
+}
+
+func (h *Host) plainText(ctx context.Context) (uint64, error) {
+	out, err := h.Run(ctx, "nft", "-j", "list", "counter", "inet", "lab-plain", "plain")
+	if err != nil {
+		return 0, err
+	}
+	var list struct {
+		Nftables []struct {
+			Counter *struct {
+				Packets uint64 `json:"packets"`
+			} `json:"counter"`
+		} `json:"nftables"`
+	}
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return 0, fmt.Errorf("read counter of %s: %w", h.Name, err)
+	}
+	for _, item := range list.Nftables {
+		if item.Counter != nil {
+			return item.Counter.Packets, nil
+		}
+	}
+	return 0, errors.New("read counter of " + h.Name + ": there is none")
+}

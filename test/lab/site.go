@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// SiteOptions say what a site's network is like.
+type SiteOptions struct {
+	// Underlay is the site's way out: NAT is a cloud's private network with a 1:1
+	// NAT for each host, as [NAT] has it; Home is many hosts behind one address;
+	// with Routed each host has a public address beside its private one.
+	Underlay Underlay
+	// KeepsPorts has the NAT of Home leave a source port as it is while no other
+	// host uses it. Without, it always takes another one.
+	KeepsPorts bool
+	// Subnets of the LAN, at most /29 each; without, there is one that no other
+	// site has. Between them the site's router routes.
+	Subnets []netip.Prefix
+	// ULA gives the hosts private addresses of IPv6, GUA public ones.
+	ULA, GUA bool
+	// AntiSpoofing drops what a host sends from or gets for addresses that are not
+	// its own, as clouds do between the virtual machines of one network.
+	AntiSpoofing bool
+}
+
+// Site is a place where hosts share a LAN and a router. The n-th host of a subnet
+// has the n-th address there.
+type Site struct {
+	Name string
+
+	lab     *Lab
+	router  *Host
+	number  int
+	options SiteOptions
+
+	mu    sync.Mutex
+	count []int // hosts in each subnet
+}
+
+// wan is the site router's link to the internet.
+const wan = "wan"
+
+// routerMAC is a site router's address on its LAN.
+const routerMAC = "02:00:00:00:00:fe"
+
+// Site adds a site without hosts.
+func (l *Lab) Site(ctx context.Context, name string, o SiteOptions) (*Site, error) {
+	router, err := startHost(name)
+	if err != nil {
+		return nil, fmt.Errorf("make site %s: %w", name, err)
+	}
+	l.mu.Lock()
+	s := &Site{Name: name, lab: l, router: router, number: len(l.sites) + 1, options: o}
+	l.sites = append(l.sites, s)
+	l.mu.Unlock()
+	if len(o.Subnets) == 0 {
+		s.options.Subnets = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 20, byte(s.number), 0}), 24)}
+	}
+	s.count = make([]int, len(s.options.Subnets))
+	for _, step := range []func(context.Context) error{s.setUpLAN, s.setUpWAN, s.setUpRules} {
+		if err := step(ctx); err != nil {
+			return nil, fmt.Errorf("make site %s: %w", name, err)
+		}
+	}
+	return s, nil
+}
+
+// Router is the site's router, as a place to look at.
+func (s *Site) Router() *Host { return s.router }
+
+// Host adds a host to the site's first subnet.
+func (s *Site) Host(ctx context.Context, name string) (*Host, error) { return s.HostIn(ctx, 0, name) }
+
+// HostIn adds a host to one of the site's subnets.
+func (s *Site) HostIn(ctx context.Context, subnet int, name string) (*Host, error) {
+	h, err := startHost(name)
+	if err != nil {
+		return nil, fmt.Errorf("make host %s: %w", name, err)
+	}
+	number := s.lab.add(h)
+	s.mu.Lock()
+	s.count[subnet]++
+	place := s.count[subnet]
+	s.mu.Unlock()
+
+	h.link = &link{
+		router: s.router, host: h, site: s, underlay: s.options.Underlay, number: number, routerEnd: "port" + strconv.Itoa(number),
+		address: nth(s.options.Subnets[subnet].Addr(), place), public: s.publicOf(number),
+	}
+	if s.options.GUA {
+		h.link.public6 = nth(s.prefix6("2001:db8::").Addr(), number)
+	}
+	if err := s.connect(ctx, h.link, subnet); err != nil {
+		return nil, fmt.Errorf("wire host %s: %w", name, err)
+	}
+	return h, nil
+}
+
+// ULA is the private IPv6 address of a site's host; see [SiteOptions].
+func (h *Host) ULA() netip.Addr { return nth(h.link.site.prefix6("fdaa::").Addr(), h.link.number) }
+
+// Prefix is the host's address on its LAN with the length of its subnet.
+func (h *Host) Prefix() netip.Prefix {
+	for _, p := range h.link.site.options.Subnets {
+		if p.Contains(h.Address()) {
+			return netip.PrefixFrom(h.Address(), p.Bits())
+		}
+	}
+	return netip.Prefix{}
+}
+
+// publicOf is the public address of a host, by the host's number.
+func (s *Site) publicOf(number int) netip.Addr {
+	switch s.options.Underlay {
+	case Home:
+		return publicNAT(200 + s.number)
+	case Routed:
+		return publicRouted(number)
+	default:
+		return publicNAT(number)
+	}
+}
+
+// prefix6 is the site's network in a range of IPv6.
+func (s *Site) prefix6(of string) netip.Prefix {
+	a := netip.MustParseAddr(of).As16()
+	a[7] = byte(s.number)
+	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
+}
+
+// end is the site's link on the internet's router.
+func (s *Site) end() string { return "site" + strconv.Itoa(s.number) }
+
+// inside is the site's address on that link, which nobody else uses.
+func (s *Site) inside() netip.Addr { return netip.AddrFrom4([4]byte{100, 64, 0, byte(s.number)}) }
+
+// internetEnd is the internet's end of the link over which a host is reached.
+func (l *link) internetEnd() string {
+	if l.site != nil {
+		return l.site.end()
+	}
+	return l.routerEnd
+}
+
+// setUpLAN makes a bridge for each subnet, with the router's addresses.
+func (s *Site) setUpLAN(ctx context.Context) error {
+	if err := s.router.route(); err != nil {
+		return err
+	}
+	commands := []string{"link set lo up"}
+	for i, subnet := range s.options.Subnets {
+		commands = append(commands,
+			fmt.Sprintf("link add lan%d address %s type bridge mcast_snooping 0", i, routerMAC),
+			fmt.Sprintf("link set lan%d up", i),
+			fmt.Sprintf("addr add %s/%d dev lan%d", routerOf(subnet), subnet.Bits(), i),
+			fmt.Sprintf("addr add fe80::1/64 dev lan%d nodad", i))
+	}
+	if err := s.router.ip(ctx, commands...); err != nil {
+		return err
+	}
+	// What one host sends another is none of the router's rules' business, even if
+	// somebody has loaded br_netfilter.
+	for _, family := range []string{"iptables", "ip6tables", "arptables"} {
+		_ = s.router.sysctl("net/bridge/bridge-nf-call-"+family, "0") // fails if nobody has
+	}
+	return nil
+}
+
+// routerOf is the last address of a subnet but the broadcast address.
+func routerOf(subnet netip.Prefix) netip.Addr {
+	a := subnet.Addr().As4()
+	a[3] += byte(1<<min(8, 32-subnet.Bits()) - 2)
+	return netip.AddrFrom4(a)
+}
+
+// setUpWAN links the site to the internet.
+func (s *Site) setUpWAN(ctx context.Context) error {
+	if err := wire(ctx, s.lab.router, s.end(), s.router, wan); err != nil {
+		return err
+	}
+	internet := []string{
+		fmt.Sprintf("link set %s up", s.end()),
+		fmt.Sprintf("addr add %s/32 dev %s", gateway4, s.end()),
+		fmt.Sprintf("addr add fe80::1/64 dev %s nodad", s.end()),
+		fmt.Sprintf("route add %s dev %s", s.inside(), s.end()),
+		fmt.Sprintf("route add %s via fe80::2 dev %s", s.prefix6("2001:db8::"), s.end()),
+	}
+	site := []string{
+		"link set wan up",
+		fmt.Sprintf("addr add %s/32 dev wan", s.inside()),
+		"addr add fe80::2/64 dev wan nodad",
+		fmt.Sprintf("route add %s dev wan", gateway4),
+		fmt.Sprintf("route add default via %s", gateway4),
+		"route add default via fe80::1 dev wan",
+	}
+	if s.options.Underlay == Home {
+		site = append(site, fmt.Sprintf("addr add %s/32 dev lo", s.publicOf(0)))
+	}
+	return errors.Join(s.lab.router.ip(ctx, internet...), s.router.ip(ctx, site...))
+}
+
+// connect plugs a host into its LAN and makes it known.
+func (s *Site) connect(ctx context.Context, l *link, subnet int) error {
+	if err := wire(ctx, s.router, l.routerEnd, l.host, HostLink); err != nil {
+		return err
+	}
+	bits := s.options.Subnets[subnet].Bits()
+	router := []string{fmt.Sprintf("link set %s master lan%d up", l.routerEnd, subnet)}
+	host := []string{
+		"link set lo up", "link set " + HostLink + " up",
+		fmt.Sprintf("addr add %s/%d dev %s", l.address, bits, HostLink),
+	}
+	way := fmt.Sprintf("route add default via %s", routerOf(s.options.Subnets[subnet]))
+	if s.options.Underlay == Routed {
+		host = append(host, fmt.Sprintf("addr add %s/32 dev %s", l.public, HostLink))
+		way += " src " + l.public.String()
+	}
+	if s.options.Underlay != Home {
+		router = append(router, fmt.Sprintf("route add %s via %s dev lan%d", l.public, l.address, subnet))
+	}
+	host = append(host, way)
+	for _, a := range l.addresses6() {
+		host = append(host, fmt.Sprintf("addr add %s/64 dev %s nodad", a, HostLink))
+		router = append(router, fmt.Sprintf("route add %s dev lan%d", a, subnet))
+	}
+	if l.public6.IsValid() {
+		host = append(host, "route add default via fe80::1 dev "+HostLink)
+	}
+	internet := fmt.Sprintf("route replace %s via %s dev %s", l.public, s.inside(), s.end())
+	if err := errors.Join(s.router.ip(ctx, router...), l.host.ip(ctx, host...), s.lab.router.ip(ctx, internet)); err != nil {
+		return err
+	}
+	return s.know(ctx, l)
+}
+
+// addresses6 are the host's addresses of IPv6 on its LAN.
+func (l *link) addresses6() []netip.Addr {
+	var all []netip.Addr
+	if l.site.options.ULA {
+		all = append(all, l.host.ULA())
+	}
+	if l.public6.IsValid() {
+		all = append(all, l.public6)
+	}
+	return all
+}
+
+// know enters the host's addresses in the routers' tables.
+func (s *Site) know(ctx context.Context, l *link) error {
+	var site, internet strings.Builder
+	fmt.Fprintf(&internet, "add element inet lab sources { %s . %s }\n", s.end(), l.public)
+	fmt.Fprintf(&site, "add element bridge lab sources { %s . %s }\n", l.routerEnd, l.address)
+	switch s.options.Underlay {
+	case NAT:
+		fmt.Fprintf(&site, "add element inet lab public { %s : %s }\n", l.address, l.public)
+		fmt.Fprintf(&site, "add element inet lab private { %s : %s }\n", l.public, l.address)
+	case Routed:
+		fmt.Fprintf(&site, "add element bridge lab sources { %s . %s }\n", l.routerEnd, l.public)
+	}
+	for _, a := range l.addresses6() {
+		fmt.Fprintf(&site, "add element bridge lab sources6 { %s . %s }\n", l.routerEnd, a)
+	}
+	if l.public6.IsValid() {
+		fmt.Fprintf(&internet, "add element inet lab sources6 { %s . %s }\n", s.end(), l.public6)
+	}
+	return errors.Join(nft(ctx, s.router, site.String()), nft(ctx, s.lab.router, internet.String()))
+}

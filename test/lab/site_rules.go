@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// lanRules watch the frames at the ports of a site's LAN. Neighbours find each
+// other's hardware addresses whatever is cut: an ARP answer says nothing about
+// what else arrives.
+const lanRules = `
+table bridge lab {
+	set sources { type ifname . ipv4_addr; }
+	set sources6 { type ifname . ipv6_addr; }
+	set cut { type ifname . ifname; }
+	set nolan { type ifname; }
+	set nowan { type ifname; }
+
+	chain enter {
+		type filter hook prerouting priority filter
+		ether type arp accept
+		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert } accept
+		iifname @nowan ether daddr ROUTER counter drop
+		iifname @nolan ether daddr != ROUTER counter drop
+		jump spoofed
+	}
+	chain between {
+		type filter hook forward priority filter
+		iifname . oifname @cut counter drop
+	}
+	chain leave {
+		type filter hook postrouting priority filter
+		ether type arp accept
+		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert } accept
+		oifname @nowan ether saddr ROUTER counter drop
+		oifname @nolan ether saddr != ROUTER counter drop
+		jump astray
+	}
+	chain spoofed {
+	}
+	chain astray {
+	}
+}
+`
+
+// antiSpoofingRules are for addresses that are not those of the port.
+const antiSpoofingRules = `
+add rule bridge lab spoofed ether type ip iifname . ip saddr != @sources counter drop
+add rule bridge lab spoofed ip6 saddr != fe80::/10 iifname . ip6 saddr != @sources6 counter drop
+add rule bridge lab astray ether type ip oifname . ip daddr != @sources counter drop
+add rule bridge lab astray ip6 daddr != { fe80::/10, ff00::/8 } oifname . ip6 daddr != @sources6 counter drop
+`
+
+// natRules are the 1:1 NAT of a site, which keeps no state, as that of the
+// internet's router for single hosts.
+const natRules = `
+table inet lab {
+	map public { type ipv4_addr : ipv4_addr; }
+	map private { type ipv4_addr : ipv4_addr; }
+
+	chain enter {
+		type filter hook prerouting priority raw
+		notrack
+		fib daddr type local accept
+		ip daddr LAN accept # another subnet of the site
+		iifname "lan*" ip saddr set ip saddr map @public
+	}
+	chain leave {
+		type filter hook postrouting priority raw
+		oifname "lan*" ip daddr set ip daddr map @private
+	}
+	chain own {
+		type filter hook output priority raw
+		notrack
+	}
+}
+`
+
+// homeRules are what every home router does. A range of ports to choose from
+// changes nothing about a mapping that exists: as long as it can, the kernel gives
+// packets from one socket to everybody the same source port, see
+// find_appropriate_src in net/netfilter/nf_nat_core.c. What comes unasked is
+// dropped before connection tracking remembers it, which would cost a host its
+// source port.
+const homeRules = `
+table inet lab {
+	chain leave {
+		type nat hook postrouting priority srcnat
+		oifname wan meta l4proto { tcp, udp } snat ip to PUBLICPORTS
+		meta nfproto ipv4 oifname wan snat ip to PUBLIC
+	}
+	chain own {
+		type filter hook input priority filter
+		iifname wan meta l4proto { tcp, udp } ct state new counter drop
+	}
+}
+`
+
+func (s *Site) setUpRules(ctx context.Context) error {
+	rules := lanRules + plainTextRules("forward", "oifname wan")
+	switch s.options.Underlay {
+	case NAT:
+		rules += natRules
+	case Home:
+		rules += homeRules
+	}
+	if s.options.AntiSpoofing {
+		rules += antiSpoofingRules
+	}
+	lan := ""
+	for _, p := range s.options.Subnets {
+		lan += p.String() + ", "
+	}
+	ports := ":20000-59999" // without those that daemons like
+	if s.options.KeepsPorts {
+		ports = ""
+	}
+	words := strings.NewReplacer("ROUTER", routerMAC, "PORTS", ports, "PUBLIC", s.publicOf(0).String(), "LAN", "{ "+lan+"}")
+	if err := nft(ctx, s.router, words.Replace(rules)); err != nil {
+		return fmt.Errorf("add rules: %w", err)
+	}
+	return nil
+}
+
+// CutLAN drops all frames between a site's host and the others of its subnet. The
+// host keeps its carrier and its way out.
+func (h *Host) CutLAN(ctx context.Context) error { return h.cut(ctx, "nolan") }
+
+// CutWAN drops all packets between a site's host and the site's router. The host
+// keeps its carrier and its neighbours.
+func (h *Host) CutWAN(ctx context.Context) error { return h.cut(ctx, "nowan") }
+
+func (h *Host) cut(ctx context.Context, set string) error {
+	if h.link.site == nil {
+		return fmt.Errorf("cut %s: it is on no site", h.Name)
+	}
+	return nft(ctx, h.link.router, fmt.Sprintf("add element bridge lab %s { %s }\n", set, h.link.routerEnd))
+}
+
+// restore undoes every cut of one host. What is deleted has to be there.
+func (s *Site) restore(ctx context.Context, l *link) error {
+	var rules strings.Builder
+	for _, set := range []string{"nolan", "nowan"} {
+		for _, verb := range []string{"add", "delete"} {
+			fmt.Fprintf(&rules, "%s element bridge lab %s { %s }\n", verb, set, l.routerEnd)
+		}
+	}
+	return errors.Join(s.router.ip(ctx, "link set "+l.routerEnd+" up"), nft(ctx, s.router, rules.String()))
+}
