@@ -5,6 +5,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 NODES ?= 4
+TOPOLOGY ?= full
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 # What test-kernel runs; RUN is a regular expression for names of tests.
 KERNEL_TESTS := ./test/e2e ./test/lab ./test/demo ./internal/netcfg ./internal/cni
@@ -21,11 +22,19 @@ help: ## show this list
 build: ## build bin/meshd
 	$(BUILD) -o bin/ ./cmd/meshd
 
+.PHONY: deb
+deb: ## build the Debian packages in dist, for amd64, arm64 and armhf
+	@VERSION='$(VERSION)' packaging/deb/build.sh
+
+.PHONY: repo
+repo: setup-deb deb ## make the apt repository dist/apt, signed with KEY=FINGERPRINT; URL=https://... is where it will be
+	@URL='$(URL)' packaging/deb/repo.sh '$(KEY)'
+
 .PHONY: demo
-demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 for more
+demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 for more, or TOPOLOGY=location, or cross
 	@go tool -n cnitool >/dev/null
 	@go build -o bin/ ./test/demo
-	@exec bin/demo -meshd $(MESHD) -nodes $(NODES)
+	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES)
 
 .PHONY: test
 test: test-unit test-e2e test-kernel ## everything but the swarm
@@ -51,6 +60,11 @@ test-swarm: setup ## gossip among a hundred and two hundred nodes; wants a machi
 test-kernel: setup-kernel build ## the same tests on a kernel with WireGuard and netem, in QEMU; RUN=TestName for one
 	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
 	@exec bin/kernel -run '$(RUN)' test $(KERNEL_TESTS)
+
+.PHONY: test-vm
+test-vm: setup-deb setup-vm ## the package: what is in it, then in three virtual machines with systemd; RUN=TestName for one
+	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/deb
+	go test -count=1 -timeout 60m -v -run '$(RUN)' ./test/vm
 
 .PHONY: kernel-shell
 kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
@@ -82,3 +96,11 @@ setup-race:
 .PHONY: setup-kernel
 setup-kernel:
 	@test/setup.sh qemu-system-x86_64 depmod sysctl awk
+
+.PHONY: setup-deb
+setup-deb:
+	@test/setup.sh apt-ftparchive lintian gpg man systemd-analyze
+
+.PHONY: setup-vm
+setup-vm:
+	@test/setup.sh qemu-system-x86_64 qemu-img mmdebstrap mkfs.ext4 depmod gpg apt-ftparchive

@@ -21,6 +21,16 @@ declare -A package=(
 	[depmod]=kmod
 	[sysctl]=procps
 	[awk]=mawk
+	# What packages are made and tested with.
+	[apt-ftparchive]=apt-utils
+	[lintian]=lintian
+	[gpg]='gpg gpg-agent'
+	[man]=man-db
+	[systemd-analyze]=systemd
+	# What the image of the systemd machines is made with.
+	[mmdebstrap]=mmdebstrap
+	[mkfs.ext4]=e2fsprogs
+	[qemu-img]=qemu-utils
 )
 wanted=(ip ping nft iptables wg /usr/lib/cni/bridge /etc/ssl/certs/ca-certificates.crt "$@")
 

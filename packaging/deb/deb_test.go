@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package deb holds what makes the Debian packages and the apt repository; its
+// Go files are tests of it alone.
+package deb
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// built is where TestMain's packages are.
+var built string
+
+var architectures = []string{"amd64", "arm64", "armhf"}
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "meshd-deb-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		built = filepath.Join(dir, "dist")
+		err = build(built)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// build makes the packages of a made-up release.
+func build(dist string, env ...string) error {
+	cmd := exec.Command("./build.sh")
+	cmd.Env = append(os.Environ(), "DIST="+dist, "VERSION=v1.2.3", "SOURCE_DATE_EPOCH=1700000000")
+	cmd.Env = append(cmd.Env, env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build packages: %w: %s", err, out)
+	}
+	return nil
+}
+
+func deb(arch string) string { return filepath.Join(built, "meshd_1.2.3-1_"+arch+".deb") }
+
+// output runs a program that has to succeed.
+func output(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	var stderr bytes.Buffer
+	cmd := exec.Command(name, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, &stderr)
+	}
+	return string(out)
+}
+
+// unpack unpacks the package for this machine.
+func unpack(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	output(t, "dpkg-deb", "-R", deb(strings.TrimSpace(output(t, "dpkg", "--print-architecture"))), dir)
+	return dir
+}
+
+func TestTwoBuildsAreTheSame(t *testing.T) {
+	again := filepath.Join(t.TempDir(), "dist")
+	if err := build(again, "TZ=Asia/Tokyo", "TMPDIR="+t.TempDir(), "LANG=C.UTF-8"); err != nil {
+		t.Fatal(err)
+	}
+	for _, arch := range architectures {
+		first, err := os.ReadFile(deb(arch))
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := os.ReadFile(filepath.Join(again, filepath.Base(deb(arch))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(first, second) {
+			t.Errorf("%s: two builds differ", arch)
+		}
+	}
+	cmd := exec.Command("sha256sum", "--strict", "--check", "SHA256SUMS")
+	cmd.Dir = again
+	if out, err := cmd.CombinedOutput(); err != nil || strings.Count(string(out), ": OK\n") != len(architectures) {
+		t.Errorf("SHA256SUMS: got %v: %s", err, out)
+	}
+}
+
+func TestLintian(t *testing.T) {
+	for _, arch := range architectures {
+		out, err := exec.Command("lintian", "--allow-root", "--tag-display-limit", "0", "--fail-on", "error,warning", deb(arch)).CombinedOutput()
+		if err != nil || len(out) > 0 {
+			t.Errorf("%s: %v\n%s", arch, err, out)
+		}
+	}
+	// An override that nothing needs any more would hide what comes later.
+	overridden := output(t, "lintian", "--allow-root", "--fail-on", "none", "--show-overrides", deb("amd64"))
+	overrides, err := os.ReadFile("lintian-overrides")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Count(overridden, "O: "), strings.Count(string(overrides), "\nmeshd: "); got != want {
+		t.Errorf("overridden tags: got %d, want %d\n%s", got, want, overridden)
+	}
+}
+
+func TestContents(t *testing.T) {
+	want := []string{
+		"-rw-r--r-- etc/meshd.yaml",
+		"-rw-r--r-- usr/lib/systemd/network/10-meshd.network",
+		"-rw-r--r-- usr/lib/systemd/system/k3s-agent.service.d/meshd.conf",
+		"-rw-r--r-- usr/lib/systemd/system/k3s.service.d/meshd.conf",
+		"-rw-r--r-- usr/lib/systemd/system/meshd-drain.service",
+		"-rw-r--r-- usr/lib/systemd/system/meshd.service",
+		"-rw-r--r-- usr/share/bash-completion/completions/meshd",
+		"-rw-r--r-- usr/share/doc/meshd/changelog.Debian.gz",
+		"-rw-r--r-- usr/share/doc/meshd/changelog.gz",
+		"-rw-r--r-- usr/share/doc/meshd/copyright",
+		"-rw-r--r-- usr/share/doc/meshd/meshd-minimal.yaml",
+		"-rw-r--r-- usr/share/doc/meshd/notices.gz",
+		"-rw-r--r-- usr/share/fish/vendor_completions.d/meshd.fish",
+		"-rw-r--r-- usr/share/lintian/overrides/meshd",
+		"-rw-r--r-- usr/share/man/man5/meshd.yaml.5.gz",
+		"-rw-r--r-- usr/share/man/man8/meshd.8.gz",
+		"-rw-r--r-- usr/share/zsh/vendor-completions/_meshd",
+		"-rwxr-xr-x usr/bin/meshd",
+		"drwx------ etc/meshd/",
+	}
+	for _, arch := range architectures {
+		var got []string
+		for line := range strings.Lines(output(t, "dpkg-deb", "-c", deb(arch))) {
+			f := strings.Fields(line) // mode, owner, size, day, time, ./path
+			if f[1] != "root/root" {
+				t.Errorf("%s: owner of %s: got %s, want root/root", arch, f[5], f[1])
+			}
+			if f[0] != "drwxr-xr-x" {
+				got = append(got, f[0]+" "+strings.TrimPrefix(f[5], "./"))
+			}
+		}
+		slices.Sort(got)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", arch, diff)
+		}
+		if got := strings.TrimSpace(output(t, "dpkg-deb", "-f", deb(arch), "Architecture")); got != arch {
+			t.Errorf("architecture: got %s, want %s", got, arch)
+		}
+		if got := output(t, "dpkg-deb", "-I", deb(arch), "conffiles"); got != "/etc/meshd.yaml\n" {
+			t.Errorf("%s: conffiles: got %q", arch, got)
+		}
+	}
+}
+
+// TestManual looks for each command and for what man(1) would
+// complain about.
+func TestManual(t *testing.T) {
+	dir := unpack(t)
+	for page, wants := range map[string][]string{
+		"man8/meshd.8.gz":      {"meshd status", "meshd secret new", "--state-dir", "/var/lib/meshd", "10-meshd.conflist"},
+		"man5/meshd.yaml.5.gz": {"secret-file: /etc/meshd/secret", "listen-port: 51820"},
+	} {
+		cmd := exec.Command("man", "--local-file", "--warnings", filepath.Join(dir, "usr/share/man", page))
+		cmd.Env = append(os.Environ(), "MANWIDTH=200", "LC_ALL=C.UTF-8")
+		var stdout, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		if err := cmd.Run(); err != nil || stderr.Len() > 0 {
+			t.Errorf("%s: %v: %s", page, err, &stderr)
+		}
+		for _, want := range wants {
+			if !strings.Contains(stdout.String(), want) {
+				t.Errorf("%s says nothing of %q:\n%s", page, want, &stdout)
+			}
+		}
+	}
+}
+
+// TestNotConfiguredDoesNotStart: the file that the package installs is no
+// configuration yet, and the daemon says what is missing. Its exit code is the one
+// after which systemd doesn't try again.
+func TestNotConfiguredDoesNotStart(t *testing.T) {
+	dir := unpack(t)
+	out, err := exec.Command(filepath.Join(dir, "usr/bin/meshd"), "run",
+		"--config", filepath.Join(dir, "etc/meshd.yaml"), "--state-dir", filepath.Join(dir, "state"), "--run-dir", filepath.Join(dir, "run")).CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 2 || !bytes.Contains(out, []byte("meshd secret new")) {
+		t.Errorf("got %v: %s; want exit code 2 and the advice to make a secret", err, out)
+	}
+}
+
+// exposure is the last line of systemd-analyze security.
+var exposure = regexp.MustCompile(`Overall exposure level for (\S+): ([0-9.]+)`)
+
+func TestUnits(t *testing.T) {
+	dir := unpack(t)
+	units, err := filepath.Glob(filepath.Join(dir, "usr/lib/systemd/system/*.service"))
+	if err != nil || len(units) != 2 {
+		t.Fatalf("units: got %v, %v, want two", units, err)
+	}
+	for _, unit := range units {
+		output(t, "systemd-analyze", "security", "--offline=true", "--threshold=30", unit)
+		out := output(t, "systemd-analyze", "security", "--offline=true", unit)
+		if m := exposure.FindStringSubmatch(out); m == nil {
+			t.Errorf("%s: no exposure level in %s", unit, out)
+		} else {
+			t.Logf("exposure of %s is %s", m[1], m[2])
+		}
+		content, err := os.ReadFile(unit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The programs are looked for where they will be; this one is in dir.
+		content = bytes.ReplaceAll(content, []byte("/usr/bin/meshd"), []byte(filepath.Join(dir, "usr/bin/meshd")))
+		if err := os.WriteFile(unit, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.Command("systemd-analyze", append([]string{"verify", "--man=no", "--recursive-errors=one"}, units...)...).CombinedOutput()
+	if err != nil || len(out) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}

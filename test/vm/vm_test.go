@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// node is a machine with what meshd and containerd have given it.
+type node struct {
+	*machine
+	overlay string
+	pod     string // the pod's address
+	netns   string // its network namespace
+}
+
+// hostPort is the port of every node that leads to its pod.
+const hostPort = 30080
+
+// TestPackage is a day in the life of three hosts. Each part goes on from where
+// the one before has left them.
+func TestPackage(t *testing.T) {
+	var nodes []*node
+	for _, m := range start(t, 3) {
+		m.waitBooted(t)
+		nodes = append(nodes, &node{machine: m})
+	}
+	for _, part := range []struct {
+		name string
+		run  func(*testing.T, []*node)
+	}{
+		{"install", testInstall},
+		{"start", testStart},
+		{"pods", testPods},
+		{"restart", testRestart},
+		{"networkd", testNetworkd},
+		{"upgrade", testUpgrade},
+		{"reboot", testReboot},
+		{"purge", testPurge},
+	} {
+		if !t.Run(part.name, func(t *testing.T) { part.run(t, nodes) }) {
+			return
+		}
+	}
+}
+
+// testInstall: apt finds the package by its name; it starts nothing, and says what
+// to do.
+func testInstall(t *testing.T, nodes []*node) {
+	for _, n := range nodes {
+		useRepository(t, n, "old")
+		out := n.sh(t, "apt-get install -y meshd 2>&1 </dev/null")
+		if got := strings.Count(out, "\nmeshd: "); got != 3 || !strings.Contains(out, "systemctl enable --now meshd") {
+			t.Errorf("%s: got %d lines of advice, want 3:\n%s", n.name, got, out)
+		}
+		if got := n.sh(t, "systemctl is-enabled meshd; systemctl is-active meshd; stat -c %a /etc/meshd; true"); got != "disabled\ninactive\n700" {
+			t.Errorf("%s: after installation meshd is %q, want disabled, inactive, with /etc/meshd for root alone", n.name, got)
+		}
+	}
+	// Started all the same, it fails once and says why.
+	n := nodes[0]
+	if out, err := n.try("systemctl start meshd"); err == nil {
+		t.Errorf("meshd starts without a secret: %s", out)
+	}
+	if got := n.sh(t, "for p in ExecMainStatus ActiveState NRestarts; do systemctl show -P $p meshd; done"); got != "2\nfailed\n0" {
+		t.Errorf("without a secret: got exit status, state and restarts %q, want 2, failed, 0", got)
+	}
+	n.sh(t, "systemctl reset-failed meshd")
+}
+
+// useRepository makes apt look at one of the payload's repositories.
+func useRepository(t *testing.T, n *node, name string) {
+	t.Helper()
+	n.sh(t, fmt.Sprintf(`set -e
+		rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*
+		mkdir -p /etc/apt/keyrings
+		cp /payload/%[1]s/apt/meshd.gpg /etc/apt/keyrings/
+		cp /payload/%[1]s/apt/meshd.sources /etc/apt/sources.list.d/
+		apt-get update --error-on=any`, name))
+}
+
+// testStart: four lines of configuration make a mesh.
+func testStart(t *testing.T, nodes []*node) {
+	nodes[0].sh(t, "meshd secret new --out /etc/meshd/secret")
+	secret := nodes[0].sh(t, "cat /etc/meshd/secret")
+	for i, n := range nodes {
+		if i > 0 {
+			n.sh(t, "umask 077; echo '"+secret+"' > /etc/meshd/secret")
+		}
+		config := fmt.Sprintf("secret-file: /etc/meshd/secret\njoin: [%s]\nnode:\n  name: %s", address(1+i%2), n.name)
+		if i == 0 {
+			config = "secret-file: /etc/meshd/secret\nnode:\n  name: " + n.name
+		}
+		n.sh(t, fmt.Sprintf("cat >/etc/meshd.yaml <<'END'\n%s\nEND\nsystemctl enable --now meshd", config))
+	}
+	for _, n := range nodes {
+		waitMesh(t, n, len(nodes)-1)
+		if got := n.sh(t, "for p in WatchdogUSec CPUWeight; do systemctl show -P $p meshd; done"); got != "1min 30s\n1000" {
+			t.Errorf("%s: got watchdog and CPU weight %q", n.name, got)
+		}
+		if got := n.sh(t, "readlink /opt/cni/bin/bridge; stat -c %a /etc/cni/net.d/10-meshd.conflist; stat -c %a /run/meshd/meshd.sock"); got != "/usr/lib/cni/bridge\n644\n600" {
+			t.Errorf("%s: plugin, conflist, socket: got %q", n.name, got)
+		}
+	}
+	reachNodes(t, nodes)
+}
+
+// status is what tests read of meshd status -o json.
+type status struct {
+	Node struct {
+		Overlay []string
+		Ready   bool
+	}
+	Peers []struct {
+		Name          string
+		Alive         bool
+		LastHandshake string
+	}
+	Reconcile struct{ Error string }
+}
+
+// waitMesh waits until a node has a tunnel to that many others, and notes its
+// address.
+func waitMesh(t *testing.T, n *node, peers int) {
+	t.Helper()
+	eventually(t, n.name+" has its tunnels", func() error {
+		out, err := n.try("meshd status -o json")
+		if err != nil {
+			return err
+		}
+		var s status
+		if err := json.Unmarshal([]byte(out), &s); err != nil {
+			return fmt.Errorf("read status: %w", err)
+		}
+		up := 0
+		for _, p := range s.Peers {
+			if p.Alive && p.LastHandshake != "" {
+				up++
+			}
+		}
+		if up != peers || !s.Node.Ready || s.Reconcile.Error != "" {
+			return fmt.Errorf("got %d tunnels, want %d: %s", up, peers, out)
+		}
+		n.overlay = s.Node.Overlay[0]
+		return nil
+	})
+}
+
+// reachNodes pings every node from every node, over the mesh.
+func reachNodes(t *testing.T, nodes []*node) {
+	t.Helper()
+	for _, from := range nodes {
+		for _, to := range nodes {
+			reach(t, from, "", to.overlay)
+		}
+	}
+}
+
+// reach pings until an answer comes; prefix may enter a namespace.
+func reach(t *testing.T, from *node, prefix, to string) {
+	t.Helper()
+	eventually(t, from.name+" reaches "+to, func() error {
+		_, err := from.try(prefix + "ping -c 1 -W 2 " + to)
+		return err
+	})
+}
+
+// testPods: containerd makes pods with the configuration that meshd has written.
+func testPods(t *testing.T, nodes []*node) {
+	for _, n := range nodes {
+		n.sh(t, "systemctl start containerd && ctr -n k8s.io images import /payload/pod.tar")
+		runPod(t, n)
+	}
+	reachAll(t, nodes)
+}
+
+// runPod makes the node's pod, after a reboot anew.
+func runPod(t *testing.T, n *node) {
+	t.Helper()
+	eventually(t, n.name+" runs a pod", func() error {
+		out, err := n.try(fmt.Sprintf("/payload/pod remove pod-%[1]s && /payload/pod run pod-%[1]s %[2]d", n.name, hostPort))
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Sscan(out, &n.pod, &n.netns); err != nil {
+			return fmt.Errorf("read address of pod from %q: %w", out, err)
+		}
+		return nil
+	})
+}
+
+// reachAll reaches every node and every pod from every node and every pod, and
+// each pod through the port of its host.
+func reachAll(t *testing.T, nodes []*node) {
+	t.Helper()
+	reachNodes(t, nodes)
+	for _, from := range nodes {
+		inPod := "nsenter --net=" + from.netns + " "
+		for _, to := range nodes {
+			reach(t, from, "", to.pod)
+			reach(t, from, inPod, to.pod)
+			reach(t, from, inPod, to.overlay)
+			if from == to {
+				continue
+			}
+			for _, prefix := range []string{"", inPod} {
+				eventually(t, from.name+" reaches the host port of "+to.name, func() error {
+					out, err := from.try(fmt.Sprintf("%stimeout 10 bash -c 'exec 3<>/dev/tcp/%s/%d; cat <&3'", prefix, to.overlay, hostPort))
+					if want := "pod-" + to.name + "\n"; err == nil && out != want {
+						return fmt.Errorf("got answer %q, want %q", out, want)
+					}
+					return err
+				})
+			}
+		}
+	}
+}
+
+// pinged is the summary of ping.
+var pinged = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`)
+
+// whilePinging sends packets between the pods of two nodes while f runs. None may
+// be lost but the one that is on its way in the end.
+func whilePinging(t *testing.T, from, to *node, f func()) {
+	t.Helper()
+	from.sh(t, fmt.Sprintf("nsenter --net=%s ping -i 0.05 %s >/run/ping 2>&1 & echo $! >/run/ping.pid", from.netns, to.pod))
+	answered := func(least int) {
+		eventually(t, from.name+" pings", func() error {
+			out, err := from.try("grep -c 'bytes from' /run/ping")
+			if n, _ := strconv.Atoi(strings.TrimSpace(out)); err == nil && n < least {
+				err = fmt.Errorf("%d answers", n)
+			}
+			return err
+		})
+	}
+	answered(20)
+	f()
+	before, _ := strconv.Atoi(from.sh(t, "grep -c 'bytes from' /run/ping"))
+	answered(before + 20)
+	from.sh(t, "kill -INT $(cat /run/ping.pid)")
+	eventually(t, from.name+" stops pinging", func() error {
+		out := from.sh(t, "tail -n 3 /run/ping")
+		m := pinged.FindStringSubmatch(out)
+		if m == nil {
+			return fmt.Errorf("no summary in %s", out)
+		}
+		sent, _ := strconv.Atoi(m[1])
+		received, _ := strconv.Atoi(m[2])
+		t.Logf("%d packets sent, %d answered", sent, received)
+		if sent-received > 1 {
+			t.Errorf("packets were lost: %s", from.sh(t, "cat /run/ping"))
+		}
+		return nil
+	})
+}
+
+// testRestart: neither restart nor reload loses a packet.
+func testRestart(t *testing.T, nodes []*node) {
+	n := nodes[1]
+	const pid = "systemctl show -P MainPID meshd"
+	whilePinging(t, nodes[0], n, func() {
+		before := n.sh(t, pid)
+		n.sh(t, "systemctl restart meshd")
+		after := n.sh(t, pid)
+		if after == before {
+			t.Errorf("after a restart the process is the same, %s", after)
+		}
+		waitMesh(t, n, len(nodes)-1)
+		n.sh(t, "systemctl reload meshd")
+		if got := n.sh(t, pid); got != after {
+			t.Errorf("after a reload the process is %s, want %s", got, after)
+		}
+		n.sh(t, "kill -KILL "+after)
+		eventually(t, "systemd starts meshd again", func() error {
+			if got := n.sh(t, pid); got == after || got == "0" {
+				return fmt.Errorf("the process is %s", got)
+			}
+			return nil
+		})
+		waitMesh(t, n, len(nodes)-1)
+	})
+	// The restarts handed over nothing.
+	if got := n.sh(t, "systemctl is-active meshd-drain"); got != "active" {
+		t.Errorf("meshd-drain is %s, want active", got)
+	}
+}
+
+// testNetworkd: systemd-networkd takes no route away, nor any address, when it
+// starts or is told to look again; not even with a file that matches every device.
+func testNetworkd(t *testing.T, nodes []*node) {
+	n := nodes[0]
+	n.sh(t, `printf '[Match]\nName=*\n[Network]\nLinkLocalAddressing=no\n' >/etc/systemd/network/99-all.network
+		ip monitor route address >/run/monitor 2>&1 & echo $! >/run/monitor.pid`)
+	for _, script := range []string{"systemctl restart systemd-networkd", "networkctl reload", "networkctl reconfigure eth0", "systemctl restart systemd-networkd"} {
+		n.sh(t, script+" && /lib/systemd/systemd-networkd-wait-online --interface=eth0")
+	}
+	n.sh(t, "kill $(cat /run/monitor.pid)")
+	for line := range strings.Lines(n.sh(t, "cat /run/monitor")) {
+		if strings.HasPrefix(line, "Deleted") && (strings.Contains(line, "meshd0") || strings.Contains(line, "kube-bridge") || strings.Contains(line, "proto 77")) {
+			t.Errorf("systemd-networkd made the kernel say: %s", line)
+		}
+	}
+	if got := n.sh(t, "networkctl list --no-legend meshd0 kube-bridge | awk '{print $2, $5}'"); got != "meshd0 unmanaged\nkube-bridge unmanaged" && got != "kube-bridge unmanaged\nmeshd0 unmanaged" {
+		t.Errorf("for systemd-networkd our devices are %q, want unmanaged", got)
+	}
+	n.sh(t, "rm /etc/systemd/network/99-all.network")
+	reachAll(t, nodes)
+}
+
+// testUpgrade: apt brings the new release, which runs at once; no packet is lost.
+func testUpgrade(t *testing.T, nodes []*node) {
+	for i, n := range nodes {
+		useRepository(t, n, "new")
+		from := nodes[(i+1)%len(nodes)]
+		whilePinging(t, from, n, func() {
+			out := n.sh(t, "apt-get upgrade -y 2>&1 </dev/null")
+			if strings.Contains(out, "\nmeshd: ") {
+				t.Errorf("%s: an upgrade gives advice to a host that needs none:\n%s", n.name, out)
+			}
+			if got := n.sh(t, "dpkg-query -W -f '${Version}' meshd; systemctl is-active meshd; readlink /proc/$(systemctl show -P MainPID meshd)/exe"); got != newRelease+"-1active\n/usr/bin/meshd" {
+				t.Errorf("%s: after the upgrade got %q, want the new release to run", n.name, got)
+			}
+			waitMesh(t, n, len(nodes)-1)
+		})
+		// What the user wrote is what there is.
+		if got := n.sh(t, "grep -c '' /etc/meshd.yaml"); got != strconv.Itoa(min(3+i, 4)) {
+			t.Errorf("%s: the configuration has %s lines after the upgrade", n.name, got)
+		}
+	}
+	reachAll(t, nodes)
+}
+
+// testReboot: a host comes back with its addresses, before anybody logs in.
+func testReboot(t *testing.T, nodes []*node) {
+	n := nodes[2]
+	overlay := n.overlay
+	n.reboot(t)
+	waitMesh(t, n, len(nodes)-1)
+	if n.overlay != overlay {
+		t.Errorf("after a reboot the address is %s, want %s", n.overlay, overlay)
+	}
+	n.sh(t, "systemctl start containerd")
+	runPod(t, n)
+	reachAll(t, nodes)
+	// On the way down it has handed over while the daemon still ran.
+	log := n.sh(t, "journalctl --boot=-1 -o cat -u meshd -u meshd-drain")
+	drained, stopped := strings.Index(log, "Stopping meshd-drain.service"), strings.Index(log, "Stopping meshd.service")
+	if drained < 0 || stopped < drained {
+		t.Errorf("meshd-drain did not stop before meshd:\n%s", log)
+	}
+}
+
+// testPurge: a removed package leaves the network, a purged one nothing.
+func testPurge(t *testing.T, nodes []*node) {
+	n := nodes[2]
+	whilePinging(t, nodes[0], n, func() {
+		n.sh(t, "apt-get remove -y meshd 2>&1 </dev/null")
+		if _, err := n.try("pgrep -x meshd"); err == nil {
+			t.Errorf("meshd runs although its package was removed")
+		}
+	})
+	n.sh(t, "/payload/pod remove pod-"+n.name+" && systemctl stop containerd")
+	out := n.sh(t, "apt-get purge -y meshd 2>&1 </dev/null")
+	left := n.sh(t, `
+		ip -o link show | grep -E 'meshd|kube-bridge|wireguard'
+		ip route show table all proto 77; ip -6 route show table all proto 77
+		nft list tables | grep meshd; iptables-save | grep -i meshd
+		ls /opt/cni/bin /etc/cni/net.d
+		find / -xdev -name '*meshd*' -not -path '/etc/apt/*' -not -path '/var/log/*' -not -path '/var/lib/apt/*' -not -path '/var/cache/*'
+		find /run -name '*meshd*' -not -path '/run/systemd/*'
+		dpkg-query -W meshd
+		true`)
+	if left != "" {
+		t.Errorf("after the purge there still is:\n%s\napt printed:\n%s", left, out)
+	}
+	// The others go on.
+	reach(t, nodes[0], "nsenter --net="+nodes[0].netns+" ", nodes[1].pod)
+}
