@@ -110,7 +110,7 @@ func (f *Facts) lookState(dir string) {
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(parent, &st); err == nil {
-		f.State.Free = int64(st.Bavail) * st.Bsize
+		f.State.Free = int64(st.Bavail) * int64(st.Bsize) // of another type on other architectures
 	}
 }
 

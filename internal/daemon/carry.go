@@ -43,9 +43,8 @@ func (d *daemon) judge(t *turn) error {
 	f := probe.Judge(probe.Situation{
 		Now: t.now, Author: d.identity.Key.Public().(ed25519.PublicKey), Watch: d.carriers.watch, Results: d.carriers.prober.Results(),
 		Pace:  probe.Pace(d.cfg.Probe),
-		Alive: t.view.Alive, Heard: d.heard(t.view, t.now), Verdicts: t.view.Verdicts,
+		Alive: t.view.Alive, Heard: t.heard, Verdicts: t.view.Verdicts,
 	})
-	d.ask(f.Ask)
 	if f.Again > 0 {
 		t.wakeIn(f.Again)
 	}
@@ -53,6 +52,7 @@ func (d *daemon) judge(t *turn) error {
 	if v, ok := d.judgeSelf(t); ok {
 		verdicts = append(verdicts, v)
 	}
+	d.gossip.Ask(append(f.Ask, t.ask...))
 	for _, v := range verdicts {
 		if err := d.say(v); err != nil {
 			return err
@@ -100,7 +100,7 @@ func (d *daemon) judgeSelf(t *turn) (mesh.Verdict, bool) {
 		t.wakeIn(wait)
 	case d.own.Office.Since != 0:
 		t.wakeIn(gather)
-	case !c.undone && !d.fit(*t):
+	case !c.undone && !d.fit(t):
 		t.wakeIn(lookAtSelf)
 	default:
 		next.State, next.Record = mesh.HealthUp, d.own.Sequence
@@ -120,13 +120,12 @@ func isUp(v mesh.Verdict) bool { return v.State == "" || v.State == mesh.HealthU
 // fit says whether this node could be a gateway: it forwards, and hears others
 // of its location and from outside, each on their own network. Who is not alive
 // anyway need not be heard on the LAN.
-func (d *daemon) fit(t turn) bool {
+func (d *daemon) fit(t *turn) bool {
 	_, last := d.published.get()
 	if !forwards(last.desired, last.observed) {
 		return false
 	}
-	heard := d.heard(t.view, t.now)
-	var beside, outside, ask []mesh.ID
+	var beside, outside []mesh.ID
 	for _, r := range t.view.Records {
 		switch id := r.ID(); {
 		case id == d.identity.ID():
@@ -137,12 +136,11 @@ func (d *daemon) fit(t turn) bool {
 		}
 	}
 	hears := func(ids []mesh.ID) bool {
-		ask = append(ask, ids[:min(len(ids), 3)]...)
-		fresh := func(id mesh.ID) bool { return t.now.Sub(heard[id]) <= heardFresh }
+		t.ask = append(t.ask, ids[:min(len(ids), 3)]...)
+		fresh := func(id mesh.ID) bool { return t.now.Sub(t.heard[id]) <= heardFresh }
 		return len(ids) == 0 || slices.ContainsFunc(ids, fresh)
 	}
 	near, far := hears(beside), hears(outside)
-	d.ask(ask)
 	return near && far
 }
 
@@ -156,20 +154,6 @@ func forwards(desired, observed netcfg.State) bool {
 		return strings.Contains(s.Key, "forward") && !slices.Contains(observed.Sysctls, s)
 	})
 }
-
-// heard returns when something came from each node last, outside of the mesh.
-func (d *daemon) heard(v gossip.View, now time.Time) map[mesh.ID]time.Time {
-	heard := make(map[mesh.ID]time.Time, len(v.Paths))
-	for id := range v.Paths {
-		if v.Alive[id] {
-			heard[id] = now
-		}
-	}
-	return heard
-}
-
-// ask asks nodes for a sign of life outside of the mesh.
-func (d *daemon) ask([]mesh.ID) {}
 
 // watchCarriers says whom to probe from now on, after what the turn has derived,
 // and what the answers tell of the LAN. That is when the host has its routes:

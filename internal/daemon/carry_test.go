@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"fmt"
-	"net/netip"
 	"testing"
 	"time"
 
@@ -37,9 +36,9 @@ func neighborhood() (*daemon, []mesh.Record) {
 
 // viewOf is what gossip knows if all of these nodes are alive and heard.
 func viewOf(records []mesh.Record, heard ...mesh.Record) gossip.View {
-	v := gossip.View{Records: records, Alive: make(map[mesh.ID]bool), Paths: make(map[mesh.ID]netip.AddrPort)}
+	v := gossip.View{Records: records, Alive: make(map[mesh.ID]bool)}
 	for _, r := range heard {
-		v.Alive[r.ID()], v.Paths[r.ID()] = true, netip.AddrPort{}
+		v.Alive[r.ID()] = true
 	}
 	return v
 }
@@ -56,7 +55,10 @@ func TestRaise(t *testing.T) {
 	heard := records[1:]
 	step := func(at time.Duration, want string) {
 		t.Helper()
-		tn := turn{now: start.Add(at), view: viewOf(records, heard...)}
+		tn := turn{now: start.Add(at), view: viewOf(records, heard...), heard: make(map[mesh.ID]time.Time)}
+		for _, r := range heard {
+			tn.heard[r.ID()] = tn.now
+		}
 		tn.view.Verdicts = verdicts
 		v, ok := d.judgeSelf(&tn)
 		got := fmt.Sprintf("again in %v", tn.again)

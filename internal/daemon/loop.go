@@ -39,6 +39,8 @@ type turn struct {
 	now      time.Time
 	cfg      config.Config
 	view     gossip.View
+	heard    map[mesh.ID]time.Time   // when something came from each node, outside of the mesh
+	ask      []mesh.ID               // whom to ask for a sign of life
 	resolved map[string][]netip.Addr // hosts in the records that are names
 	facts    netcfg.Facts
 	input    mesh.Input
@@ -133,7 +135,7 @@ func (t *turn) wakeIn(d time.Duration) {
 // depend on each other's success where they need not: a full disk stops no
 // tunnel, and a broken CNI directory no route.
 func (d *daemon) turn(ctx context.Context) turn {
-	t := turn{now: time.Now(), cfg: d.cfg, view: d.gossip.View()}
+	t := turn{now: time.Now(), cfg: d.cfg, view: d.gossip.View(), heard: d.gossip.Heard()}
 	if t.fatal = d.giveWay(t); t.fatal != nil {
 		return t
 	}
@@ -151,8 +153,10 @@ func (d *daemon) turn(ctx context.Context) turn {
 	t.err = errors.Join(t.err, d.judge(&t))
 	t.resolved = d.names.resolve(hostNames(t.view.Records), t.now)
 	d.derive(&t, facts)
-	d.gossip.SetPaths(d.paths(t))
 	t.err = errors.Join(t.err, d.applyHost(ctx, &t))
+	// Only now: before the host has its routes, what goes to an address in the mesh
+	// would leave by the default route.
+	d.gossip.SetPaths(d.paths(t))
 	d.watchCarriers(&t)
 	t.err = errors.Join(t.err, d.applyCNI(&t))
 	t.err = errors.Join(t.err, d.ready(&t))
@@ -332,6 +336,7 @@ func (d *daemon) conclude(t turn, retry time.Duration) time.Duration {
 	status := d.status(t)
 	d.published.set(status, t)
 	notify("STATUS=" + sentence(status))
+	feedWatchdog()
 	return retry
 }
 

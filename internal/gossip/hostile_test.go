@@ -329,11 +329,9 @@ func TestManyNodesBehindOneAddress(t *testing.T) {
 
 	// Also if somebody there holds all places for as long as he may.
 	for range maxPendingPerSource {
-		conn, err := net.Dial("tcp", seed.Addr().String())
-		if err != nil {
-			t.Fatal(err)
+		if conn, err := net.Dial("tcp", seed.Addr().String()); err == nil { // else it is over the limit
+			t.Cleanup(func() { conn.Close() })
 		}
-		t.Cleanup(func() { conn.Close() })
 	}
 	late := startNode(t, len(nodes), joining(seed))
 	late.publish(1)

@@ -35,7 +35,7 @@ const (
 
 	// maxSequence leaves room to go beyond every sequence that is accepted, and
 	// is never reached by counting.
-	maxSequence = 1 << 48
+	maxSequence uint64 = 1 << 48
 
 	// maxSenders bounds what is remembered of senders. It is far above the size
 	// of any mesh; only someone with the secret can reach it.

@@ -26,7 +26,7 @@ func (l *layout) reportNames() {
 // NextClaim's to report.
 func (d *deriver) reportSlots() {
 	for _, n := range d.all {
-		if n == d.self || n.Claim.Slot == None {
+		if n == d.self || n.slot != None || n.Claim.Slot == None {
 			continue
 		}
 		if o := d.owners[n.Claim.Slot]; o != n.node {

@@ -279,6 +279,7 @@ func TestOwnEndpoints(t *testing.T) {
 		{"public address", mesh.EndpointInput{Own: own("192.168.1.5", "203.0.113.5")}, "[{203.0.113.5 51820 own}]", false},
 		{"1:1 NAT", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.5:7946")}, "[{203.0.113.5 51820 observed}]", true},
 		{"NAT that changes the port", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.5:40001")}, "[]", true},
+		{"such a NAT, and a neighbor behind it", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.5:40001", "192.168.1.5:7946")}, "[]", true},
 		{"private underlay", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("192.168.1.5:7946")}, "[{192.168.1.5 51820 observed}]", false},
 		{"seen from inside and outside", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("192.168.1.5:7946", "192.168.1.5:7946", "203.0.113.5:7946")}, "[{203.0.113.5 51820 observed}]", true},
 		{"most observers first", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.4:7946", "203.0.113.5:7946", "203.0.113.5:7946")}, "[{203.0.113.5 51820 observed} {203.0.113.4 51820 observed}]", true},

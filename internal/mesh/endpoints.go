@@ -111,7 +111,9 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 			addrs = append(addrs, a)
 		}
 	}
-	if configured || slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !Private(a) }) {
+	// Behind NAT, a private address is for the own LAN, where it is known as an
+	// internal IP.
+	if configured || nat || slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !Private(a) }) {
 		addrs = slices.DeleteFunc(addrs, Private)
 	}
 	if configured {

@@ -109,9 +109,10 @@ func (l *layout) gather(ns []*node) {
 	alone := make([]group, 0, len(ns))
 	l.all = make([]*member, len(ns))
 	located := make(map[string]*group)
+	copies := len(l.keys) < len(ns)
 	for i, n := range ns {
 		m := &slab[i]
-		*m = member{node: n, index: i, slot: None, seat: None, mute: l.keys[n.Key] != n}
+		*m = member{node: n, index: i, slot: None, seat: None, mute: copies && l.keys[n.Key] != n}
 		l.all[i] = m
 		if s := n.Claim.Slot; s != None && s < l.Cluster.Slots() && l.owners[s] == n {
 			m.slot = s

@@ -172,7 +172,7 @@ func gateway() mesh.Topology {
 func plain(t mesh.Topology) mesh.Topology {
 	t.Neighbors = slices.Clone(t.Neighbors)
 	for i := range t.Neighbors {
-		t.Neighbors[i].Encapsulated = false
+		t.Neighbors[i].Encapsulated, t.Neighbors[i].NextHops = false, []netip.Addr{t.Neighbors[i].InternalIP}
 	}
 	return t
 }

@@ -82,14 +82,14 @@ func VXLANName(iface string) string {
 	return fmt.Sprintf("vx-%x", sum[:6])
 }
 
-// lan returns where the host is on the network of a neighbor; a zero LAN if it
-// is on none of that family.
-func (s Settings) lan(n mesh.Neighbor) LAN {
+// lan returns where the host is on the network of a neighbor's internal IP; a
+// zero LAN if it is on none of that family.
+func (s Settings) lan(internal netip.Addr) LAN {
 	var same LAN
 	for _, l := range s.LANs {
 		switch {
-		case l.Address.Addr().Is4() != n.InternalIP.Unmap().Is4():
-		case l.Address.Contains(n.InternalIP.Unmap()):
+		case l.Address.Addr().Is4() != internal.Unmap().Is4():
+		case l.Address.Contains(internal.Unmap()):
 			return l
 		case same == LAN{}:
 			same = l
@@ -104,7 +104,7 @@ func (s Settings) lan(n mesh.Neighbor) LAN {
 // could not come from it, and the others would drop them.
 func (s Settings) vxlan(t mesh.Topology) *VXLAN {
 	for _, n := range t.Neighbors {
-		lan := s.lan(n)
+		lan := s.lan(n.InternalIP)
 		if !n.Encapsulated || lan.Link == "" {
 			continue
 		}
@@ -145,8 +145,8 @@ func entries(t mesh.Topology) (forwarding []FDBEntry, neighbors []NeighborEntry)
 
 // neighborRoutes returns the routes to a neighbor and to what is behind it. In
 // VXLAN its overlay address is on the link, and the next hop of the rest.
-// Without, its internal IP is the next hop of everything, and what is of another
-// family has no route: it ends at the WireGuard device, as what belongs to nobody.
+// Without, its internal IPs are the next hops, and what is of another family than
+// these has no route: it ends at the WireGuard device, as what belongs to nobody.
 func (s Settings) neighborRoutes(n mesh.Neighbor, vx *VXLAN) []Route {
 	var out []Route
 	if n.Encapsulated {
@@ -163,9 +163,9 @@ func (s Settings) neighborRoutes(n mesh.Neighbor, vx *VXLAN) []Route {
 		}
 		return out
 	}
-	lan, via := s.lan(n), n.InternalIP.Unmap()
 	for _, dst := range normal(slices.Concat(hostPrefixes(n.Overlay), n.Prefixes)) {
-		if lan.Link != "" && dst.Addr().Is4() == via.Is4() {
+		via := sourceFor(dst.Addr(), n.NextHops)
+		if lan := s.lan(via); via.IsValid() && lan.Link != "" {
 			out = append(out, Route{Destination: dst, Via: via, Link: lan.Link, MTU: lower(n.MTU, lan.MTU)})
 		}
 	}
