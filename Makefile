@@ -64,7 +64,7 @@ test-kernel: setup-kernel build ## the same tests on a kernel with WireGuard and
 .PHONY: test-vm
 test-vm: setup-deb setup-vm ## the package: what is in it, then in three virtual machines with systemd; RUN=TestName for one
 	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/deb
-	go test -count=1 -timeout 60m -v -run '$(RUN)' ./test/vm
+	go test -count=1 -timeout 120m -v -run '$(RUN)' ./test/vm
 
 .PHONY: kernel-shell
 kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
@@ -103,4 +103,4 @@ setup-deb:
 
 .PHONY: setup-vm
 setup-vm:
-	@test/setup.sh qemu-system-x86_64 qemu-img mmdebstrap mkfs.ext4 depmod gpg apt-ftparchive
+	@test/setup.sh qemu-system-x86_64 mmdebstrap mkfs.ext4 gpg apt-ftparchive

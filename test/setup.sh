@@ -30,7 +30,7 @@ declare -A package=(
 	# What the image of the systemd machines is made with.
 	[mmdebstrap]=mmdebstrap
 	[mkfs.ext4]=e2fsprogs
-	[qemu-img]=qemu-utils
+	[vagrant]='vagrant vagrant-libvirt'
 )
 wanted=(ip ping nft iptables wg /usr/lib/cni/bridge /etc/ssl/certs/ca-certificates.crt "$@")
 

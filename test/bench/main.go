@@ -126,11 +126,14 @@ func bench(ctx context.Context, binary string, s samples) error {
 		if err := measureMesh(ctx, binary, i, s); err != nil {
 			return err
 		}
+		if err := measureFailover(ctx, binary, s); err != nil {
+			return err
+		}
 		if err := measureGossip(ctx, s); err != nil {
 			return err
 		}
 	}
-	return measureFailover(ctx, binary, s)
+	return nil
 }
 
 func note(run int) { fmt.Fprintf(os.Stderr, "run %d of %d\n", run+1, runs) }

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -61,7 +62,9 @@ func TestNodePortAwayFromGateway(t *testing.T) {
 			v.must(err)
 			defer echo.Close()
 			for name, from := range map[string]lab.Place{"pod": v.pods[remote].Do, "host": remote.Do} {
-				got, err := lab.SourceSeen(v.ctx, from, netip.AddrPortFrom(asked, 30080))
+				ctx, cancel := context.WithTimeout(v.ctx, pingLimit)
+				got, err := lab.SourceSeen(ctx, from, netip.AddrPortFrom(asked, 30080))
+				cancel()
 				switch {
 				case err != nil:
 					t.Errorf("%s: %v", name, err)

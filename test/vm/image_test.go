@@ -36,7 +36,6 @@ var source embed.FS
 // files are what the image has beside its packages.
 var files = map[string]string{
 	"etc/machine-id": "", // made at the first start, so each machine has its own
-	"etc/fstab":      "/dev/vdb /payload ext4 ro,nofail 0 0\n",
 	// Which of the three this is, the network card's address says.
 	"etc/systemd/network/20-vm1.network": network(1),
 	"etc/systemd/network/20-vm2.network": network(2),
