@@ -20,6 +20,9 @@ const (
 	manualPath    = "../../docs/configuration.md"
 )
 
+// pages have examples of the file, beside other YAML.
+var pages = []string{"../../README.md", manualPath, "../../docs/k3s.md", "../../docs/security.md"}
+
 // supported are the paths of all keys but the reserved ones.
 func supported() []string {
 	var paths []string
@@ -88,15 +91,33 @@ func TestManualHasEveryKey(t *testing.T) {
 	}
 }
 
-func TestManualExamples(t *testing.T) {
-	block := regexp.MustCompile("(?s)```yaml\n(.*?)```")
-	examples := block.FindAllSubmatch(read(t, manualPath), -1)
-	if len(examples) == 0 {
-		t.Error("got no examples, want some")
-	}
-	for _, m := range examples {
-		if _, err := Parse("example", m[1]); err != nil {
-			t.Errorf("%v\n%s", err, m[1])
+// TestExamples parses what the pages tell people to write. A part of a file has no
+// secret; YAML that begins with none of our sections is somebody
+// else's, but for the manual, which has no other.
+func TestExamples(t *testing.T) {
+	block := regexp.MustCompile("(?s)```yaml\n(.*?)\n *```")
+	indent := regexp.MustCompile("(?m)^   ")
+	ours := regexp.MustCompile("^(secret-file|join|node|cluster|wireguard|gossip|probe|cni):")
+	for _, path := range pages {
+		parsed := 0
+		for _, m := range block.FindAllSubmatch(read(t, path), -1) {
+			example := string(m[1])
+			if strings.HasPrefix(example, "   ") { // in a list
+				example = indent.ReplaceAllString(example, "")
+			}
+			if path != manualPath && !ours.MatchString(example) {
+				continue
+			}
+			if !strings.HasPrefix(example, "secret-file:") {
+				example = "secret-file: " + secretExample + "\n" + example
+			}
+			if _, err := Parse("example", []byte(example)); err != nil {
+				t.Errorf("%s: %v\n%s", path, err, example)
+			}
+			parsed++
+		}
+		if parsed == 0 {
+			t.Errorf("%s: got no examples, want some", path)
 		}
 	}
 }
