@@ -136,7 +136,8 @@ func TestAllowedIPMoves(t *testing.T) {
 	m := newMesh(t, lab.Routed, 3)
 	observer, servers := m.nodes[0], m.nodes[1:]
 	configure := func(n *lab.Node, more ...string) {
-		more = append([]string{"  location: office"}, more...)
+		// Their LAN is the internet itself.
+		more = append([]string{"  location: office", fmt.Sprintf("  internal-ip: %s/32", n.Public())}, more...)
 		m.must(n.Configure(lab.Config(n.Name, []string{observer.Public().String()}, more...), m.secret))
 	}
 	for _, n := range servers {
