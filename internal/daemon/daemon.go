@@ -6,7 +6,7 @@
 //	gossip.View ─► own record ─► mesh.Derive ─► netcfg.Desired
 //	                                                 │
 //	             host.Observe ─► netcfg.Diff ◄───────┘
-//	                                 └─► host.Apply, cni.Install, status
+//	                                 └─► host.Apply, cni.Apply, status
 //
 // Whatever happens (gossip, netlink, a timer, a signal) only makes the loop
 // take another turn; nothing acts on the payload of an event. A turn that
