@@ -76,8 +76,8 @@ func names(count int) []string {
 
 // Limits are generous: they only have to tell slow from never.
 const (
-	settleLimit = 60 * time.Second // for daemons to be ready and to see each other
-	pingLimit   = 20 * time.Second // for one ping to be answered
+	settleLimit = 3 * time.Minute // for daemons to be ready and to see each other
+	pingLimit   = 1 * time.Minute // for one ping to be answered
 )
 
 func demo(ctx context.Context, binary string, mode mesh.Mode, count int) (err error) {

@@ -57,8 +57,8 @@ func build() (string, error) {
 // Limits only tell slow from never, unless a test says otherwise.
 const (
 	testLimit   = 20 * time.Minute
-	settleLimit = 3 * time.Minute
-	pingLimit   = 60 * time.Second
+	settleLimit = 5 * time.Minute
+	pingLimit   = 3 * time.Minute
 )
 
 // underlays are what most tests run on.

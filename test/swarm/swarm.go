@@ -220,13 +220,22 @@ func (n *Node) Has(other *Node, sequence uint64) bool {
 const (
 	spacing = 50 * time.Millisecond
 	resync  = 10 * time.Second
+	// A look costs as much as there are records, and here all nodes' looks are one
+	// machine's: beyond this many they are made as much rarer.
+	crowd = 100
 )
+
+// pace is how soon the node looks again.
+func (n *Node) pace() time.Duration {
+	crowds := max(1, len(n.sequences)/crowd)
+	return time.Duration(crowds*crowds) * spacing
+}
 
 // follow looks at each change.
 func (n *Node) follow() {
 	for {
 		n.turn()
-		rest := time.After(spacing)
+		rest := time.After(n.pace())
 		select {
 		case <-n.gossip.Changed():
 		case <-time.After(resync):

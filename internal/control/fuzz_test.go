@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"testing"
+)
+
+// FuzzHandler sends what any local program may send. Each answer is of a known
+// code, JSON if it is from us, and whatever is not a command leaves the daemon
+// alone.
+func FuzzHandler(f *testing.F) {
+	for _, path := range []string{"status", "plan", "forget", "revoke", "renumber", "drain", "graph", "nothing"} {
+		f.Add(http.MethodGet, "/v1/"+path, "node=a&force=true&probe=true", []byte("{}"))
+		f.Add(http.MethodPost, "/v1/"+path, "node=%00&without=b", []byte(nil))
+	}
+	f.Add("", "/v1/../v1/forget", "node", []byte("x"))
+	f.Fuzz(func(t *testing.T, method, path, query string, body []byte) {
+		d := &counting{}
+		w := httptest.NewRecorder()
+		r := &http.Request{
+			Method: method, URL: &url.URL{Path: path, RawQuery: query}, Host: "meshd",
+			Header: http.Header{}, Body: http.NoBody, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		}
+		if len(body) > 0 {
+			r = httptest.NewRequest(http.MethodPost, "/", bytes.NewReader(body))
+			r.Method, r.URL = method, &url.URL{Path: path, RawQuery: query}
+		}
+		handler(d).ServeHTTP(w, r.WithContext(t.Context()))
+		switch w.Code {
+		case http.StatusOK, http.StatusConflict, http.StatusInternalServerError:
+			if !json.Valid(w.Body.Bytes()) {
+				t.Errorf("%s %q?%q: got code %d with %q, want JSON", method, path, query, w.Code, w.Body)
+			}
+		default:
+			if d.asked+d.told > 0 {
+				t.Errorf("%s %q?%q: got code %d, and the daemon was asked", method, path, query, w.Code)
+			}
+		}
+		if method != http.MethodPost && d.told > 0 {
+			t.Errorf("%s %q?%q is a command", method, path, query)
+		}
+	})
+}
+
+// counting is a daemon that counts what it is asked and told.
+type counting struct{ asked, told int }
+
+func (d *counting) Status() Status { d.asked++; return Status{} }
+
+func (d *counting) Plan(context.Context) (Plan, error) { d.asked++; return Plan{}, nil }
+
+func (d *counting) PlanWithout(context.Context, string) (Plan, error) { d.asked++; return Plan{}, nil }
+
+func (d *counting) Probe(context.Context) (Status, error) { d.asked++; return Status{}, nil }
+
+func (d *counting) Graph() (Graph, error) { d.asked++; return Graph{}, nil }
+
+func (d *counting) Forget(string) error { d.told++; return ErrRefused }
+
+func (d *counting) Revoke(string) (Revoked, error) { d.told++; return Revoked{}, nil }
+
+func (d *counting) Renumber(context.Context, bool) (Renumbered, error) {
+	d.told++
+	return Renumbered{}, nil
+}
+
+func (d *counting) Drain(context.Context, bool) (Drained, error) { d.told++; return Drained{}, nil }

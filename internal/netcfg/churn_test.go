@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"os"
+	"testing"
+)
+
+// TestJoinsAndLeavesLeaveNothing has a thousand nodes come and go. What the host has
+// at the end is what it had at first, and no file is open that was not.
+func TestJoinsAndLeavesLeaveNothing(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	s := settings()
+	s.Implementation, s.Bridge = Auto, "" // whatever this kernel has
+	with := Desired(topology4(meshPeer(2, "a", "10.4.0.2/32", "10.42.1.0/24")), s)
+	without := Desired(topology4(), s)
+	with.Accepts, without.Accepts = nil, nil // no other firewall stands in the way here
+	h := newHost(t)
+	round := func() {
+		mustReconcile(t, h, with)
+		mustReconcile(t, h, without)
+	}
+	round()
+	files := openFiles(t)
+	for range 1000 {
+		round()
+	}
+	checkState(t, h, without)
+	if got := openFiles(t); got > files {
+		t.Errorf("%d files are open, %d were after the first node had left", got, files)
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
