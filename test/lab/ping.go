@@ -16,12 +16,17 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// pingPeriod is the time between two echo requests to one address, and so the
-// precision of what [Host.AwaitPings] finds.
-const pingPeriod = 10 * time.Millisecond
+// The time between two echo requests to one address begins with pingPeriod and
+// grows with the time that has passed, to a twentieth of it: that is the
+// precision of what [Host.AwaitPings] finds, and requests that are sent faster
+// than a slow machine answers them would be all that it does.
+const (
+	pingPeriod    = 10 * time.Millisecond
+	pingPrecision = 20
+)
 
-// AwaitPings sends echo requests from the host to every address, each
-// pingPeriod, until each has answered at least once. If ctx ends first, the error
+// AwaitPings sends echo requests from the host to every address, again and
+// again, until each has answered at least once. If ctx ends first, the error
 // names those that did not. No process is started for it, so that the moment of
 // its return is a measurement.
 func (h *Host) AwaitPings(ctx context.Context, addrs []netip.Addr) error {
@@ -89,8 +94,7 @@ type pings struct {
 
 // send sends to all that have not answered, until there are none.
 func (p *pings) send(ctx context.Context) error {
-	tick := time.NewTicker(pingPeriod)
-	defer tick.Stop()
+	began := time.Now()
 	for {
 		p.mu.Lock()
 		silent := slices.Clone(p.silent)
@@ -105,7 +109,7 @@ func (p *pings) send(ctx context.Context) error {
 			return nil
 		case <-ctx.Done():
 			return fmt.Errorf("no answer from %v: %w", silent, ctx.Err())
-		case <-tick.C:
+		case <-time.After(max(pingPeriod, time.Since(began)/pingPrecision)):
 		}
 	}
 }
