@@ -32,16 +32,6 @@ func cluster(generation int, mode mesh.Mode, more ...string) []string {
 	return slices.Concat(dualStack, []string{fmt.Sprintf("  generation: %d", generation), "  mode: " + string(mode)}, more)
 }
 
-// newSix makes three nodes on a LAN, two on another one, and one alone.
-func newSix(t *testing.T, lines ...string) (*village, *lab.Six) {
-	t.Helper()
-	m := newTestbed(t)
-	six, err := m.lab.Six(m.ctx, binary, lines...)
-	m.must(err)
-	m.nodes, m.secret = six.Nodes, six.Secret
-	return &village{testbed: m, config: six.Config}, six
-}
-
 // newVillage makes a mesh of hosts; the first one is where the others join.
 func newVillage(t *testing.T, build func(m *testbed) []*lab.Host) *village {
 	t.Helper()
@@ -190,14 +180,6 @@ func (v *village) hidden() {
 	}
 }
 
-// peers are the nodes that a node has tunnels to, with their allowed IPs.
-func (v *village) peers(n *lab.Node) map[*lab.Node][]netip.Prefix {
-	v.t.Helper()
-	tunnels, err := lab.Tunnels(v.ctx, n, v.nodes)
-	v.must(err)
-	return tunnels
-}
-
 // carrier is the node through which another one reaches an address by a tunnel of
 // its own, nil if there is none.
 func (v *village) carrier(from *lab.Node, a netip.Addr) *lab.Node {
@@ -227,16 +209,6 @@ func (v *village) gateway(observer *lab.Node, location string) *lab.Node {
 
 func (v *village) members(location string) []*lab.Node {
 	return slices.DeleteFunc(slices.Clone(v.nodes), func(n *lab.Node) bool { return n.Location() != location })
-}
-
-// names is for comparing.
-func names(nodes []*lab.Node) []string {
-	var all []string
-	for _, n := range nodes {
-		all = append(all, n.Name)
-	}
-	slices.Sort(all)
-	return all
 }
 
 // has reports whether a status has a problem of a kind that names a node, and

@@ -78,7 +78,7 @@ func (j *job) addCommand(args []string) error {
 }
 
 // testTimeout bounds one package's tests, so that a hanging one shows its stacks.
-const testTimeout = "25m"
+const testTimeout = "35m"
 
 // testTag is the build tag of tests that only a kernel with WireGuard and netem
 // can run.
