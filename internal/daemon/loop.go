@@ -363,8 +363,10 @@ func (c *complaint) isNew(err error, now time.Time) bool {
 // The underlay comes first, also where the tunnel works: a node learns from its
 // peers under which address they see it, and through the tunnel they don't. For
 // the same reason an internal IP counts in its own location only: elsewhere it
-// is reached through the tunnel, and would pass for an endpoint.
+// is reached through the tunnel, and would pass for an endpoint. Overlay addresses
+// come last, and only once this host has routes to them.
 func (d *daemon) paths(t turn) map[mesh.ID][]netip.AddrPort {
+	through := hasAddresses(t.observed, t.desired)
 	paths := make(map[mesh.ID][]netip.AddrPort, len(t.view.Records))
 	for _, r := range t.view.Records {
 		id := r.ID()
@@ -383,7 +385,7 @@ func (d *daemon) paths(t turn) map[mesh.ID][]netip.AddrPort {
 		for _, e := range r.Endpoints {
 			list = append(list, at(addrsOf(e.Host, t.resolved), r.GossipPort)...)
 		}
-		if r.Claim.Slot != mesh.None && r.Claim.Slot < d.cfg.Cluster.Slots() {
+		if through && r.Claim.Slot != mesh.None && r.Claim.Slot < d.cfg.Cluster.Slots() {
 			list = append(list, at(d.cfg.Cluster.Overlays(r.Claim.Slot), r.GossipPort)...)
 		}
 		paths[id] = list

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/google/nftables"
@@ -360,9 +361,15 @@ func ipNetOf(p netip.Prefix) *net.IPNet {
 // Speak makes WireGuard start its handshake with the peer that has the overlay
 // address, by sending one byte to the discard port (RFC 863) there. A handshake
 // that arrives before the other side knows us is lost and repeated after 5 s
-// only, so who adds a peer speaks once both sides have had the time to.
+// only, so who adds a peer speaks once both sides have had the time to. The byte
+// leaves by the device even before there is a route: by the default route it
+// would do nothing, in plain text.
 func (h *Host) Speak(ctx context.Context, addr netip.Addr) error {
-	var d net.Dialer
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var bindErr error
+		err := c.Control(func(fd uintptr) { bindErr = unix.BindToDevice(int(fd), h.name) })
+		return errors.Join(err, bindErr)
+	}}
 	c, err := d.DialContext(ctx, "udp", netip.AddrPortFrom(addr, 9).String())
 	if err != nil {
 		return fmt.Errorf("speak to %s: %w", addr, err)

@@ -5,12 +5,15 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // Transfer sends size bytes over one TCP connection to the party, and fails
@@ -67,8 +70,20 @@ func receive(ctx context.Context, l *net.TCPListener) ([]byte, error) {
 	return io.ReadAll(conn)
 }
 
+// dial tries again where the network says that there is no way: one that is just
+// moving may be there a moment later.
+func dial(ctx context.Context, to string) (net.Conn, error) {
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", to)
+		if err == nil || ctx.Err() != nil || !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENETUNREACH) {
+			return conn, err
+		}
+		time.Sleep(pollPeriod)
+	}
+}
+
 func send(ctx context.Context, to string, b []byte) error {
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", to)
+	conn, err := dial(ctx, to)
 	if err != nil {
 		return err
 	}
