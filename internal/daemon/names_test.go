@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/state"
 	"go.uber.org/goleak"
 )
@@ -88,6 +89,7 @@ func TestHostNamesAndAddresses(t *testing.T) {
 
 // An internal IP is a way to a node of the same location. To any other it leads
 // through the tunnel, and whoever is seen there would take it for an endpoint.
+// Overlay addresses are ways only once the host has its own.
 func TestPaths(t *testing.T) {
 	cfg := parse(t, "node: {name: a}")
 	_, key, err := ed25519.GenerateKey(nil)
@@ -105,14 +107,27 @@ func TestPaths(t *testing.T) {
 	}
 	near, far := record(1, "home"), record(2, "")
 	far.GossipAddr = "203.0.113.8:7000"
-	got := d.paths(turn{view: gossip.View{Records: []mesh.Record{near, far}}})
-	want := map[mesh.ID]string{
-		near.ID(): "[192.168.1.7:7946 203.0.113.7:7946 10.4.0.2:7946]",
-		far.ID():  "[203.0.113.8:7000 203.0.113.7:7946 10.4.0.3:7946]",
-	}
-	for id, w := range want {
-		if g := fmt.Sprint(got[id]); g != w {
-			t.Errorf("paths: got %s, want %s", g, w)
+	before := turn{view: gossip.View{Records: []mesh.Record{near, far}}}
+	before.desired.Addresses = []netip.Prefix{netip.MustParsePrefix("10.4.0.1/16")}
+	after := before
+	after.observed = netcfg.State{Device: &netcfg.Device{Up: true}, Addresses: before.desired.Addresses}
+	for _, step := range []struct {
+		name      string
+		turn      turn
+		near, far string
+	}{
+		{"before there are addresses", before, "[192.168.1.7:7946 203.0.113.7:7946]", "[203.0.113.8:7000 203.0.113.7:7946]"},
+		{
+			"after", after,
+			"[192.168.1.7:7946 203.0.113.7:7946 10.4.0.2:7946]", "[203.0.113.8:7000 203.0.113.7:7946 10.4.0.3:7946]",
+		},
+	} {
+		got := d.paths(step.turn)
+		if g := fmt.Sprint(got[near.ID()]); g != step.near {
+			t.Errorf("%s, to a neighbor: got %s, want %s", step.name, g, step.near)
+		}
+		if g := fmt.Sprint(got[far.ID()]); g != step.far {
+			t.Errorf("%s, to elsewhere: got %s, want %s", step.name, g, step.far)
 		}
 	}
 }
