@@ -10,6 +10,8 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unre
 # What test-kernel runs; RUN is a regular expression for names of tests.
 KERNEL_TESTS := ./test/e2e ./test/lab ./test/demo ./internal/netcfg ./internal/cni
 RUN ?=
+# Unit tests that are shorter with -short.
+LONG_TESTS := ./internal/gossip ./internal/mesh ./internal/netcfg ./internal/state
 # Static, so that it runs on any host and in the virtual machine of test-kernel.
 BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION)'
 export MESHD := $(CURDIR)/bin/meshd
@@ -37,7 +39,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES)
 
 .PHONY: test
-test: test-unit test-e2e ## everything but the kernel lab, the swarm and the package
+test: test-unit test-long test-e2e test-kernel ## everything but the swarm and the package
 
 .PHONY: test-unit
 test-unit: setup-race ## vet, lint, format, unit tests with the race detector, fuzz seeds
@@ -46,7 +48,11 @@ test-unit: setup-race ## vet, lint, format, unit tests with the race detector, f
 	go tool staticcheck -checks all ./...
 	go tool staticcheck -checks all -tags kernel ./test/...
 	@unformatted=$$(go tool gofumpt -l .); if [ -n "$$unformatted" ]; then echo "not formatted, run make fmt:" $$unformatted; exit 1; fi
-	go test -race ./cmd/... ./internal/...
+	go test -race -short ./cmd/... ./internal/...
+
+.PHONY: test-long
+test-long: setup ## the unit tests that test-unit cuts short: more random cases, a thousand joins, a flood of packets
+	go test $(LONG_TESTS)
 
 .PHONY: test-e2e
 test-e2e: setup build ## end-to-end tests on namespaces, needs root; RUN=TestName for one
@@ -58,6 +64,7 @@ test-swarm: setup ## gossip among a hundred and two hundred nodes; wants a machi
 
 .PHONY: test-kernel
 test-kernel: setup-kernel build ## the same tests on a kernel with WireGuard and netem, in QEMU; RUN=TestName for one
+	go test -run '$(RUN)' ./test/kernel
 	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
 	@exec bin/kernel -run '$(RUN)' test $(KERNEL_TESTS)
 

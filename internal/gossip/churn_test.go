@@ -4,8 +4,9 @@ package gossip
 
 import "testing"
 
-// A thousand nodes come and go, and leave nothing behind in one that stays:
-// no file, no stream, and little memory. TestMain counts the goroutines.
+// A thousand nodes, with -short a hundred, come and go, and leave nothing behind in
+// one that stays: no file, no stream, and little memory. TestMain counts the
+// goroutines.
 func TestJoinsAndLeavesLeaveNothing(t *testing.T) { // not parallel: it counts files
 	stays := startNode(t, 0, nil)
 	stays.publish(1)
@@ -20,23 +21,68 @@ func TestJoinsAndLeavesLeaveNothing(t *testing.T) { // not parallel: it counts f
 		eventually(t, "heard", []*testNode{stays}, func(v View) bool { return sequenceOf(v, comes.self) == boot })
 		comes.stop()
 	}
-	boot := uint64(1)
+	boot, rounds := uint64(1), uint64(1000)
+	if testing.Short() {
+		rounds = 100
+	}
 	for ; boot <= 20; boot++ {
 		round(boot)
 	}
 	files, memory := openFiles(t), heap()
-	for ; boot <= 1020; boot++ {
+	for ; boot <= 20+rounds; boot++ {
 		round(boot)
 	}
 	eventually(t, "all closed", []*testNode{stays}, func(View) bool { return openFiles(t) <= files })
 	// What was stopped a moment ago still has timers. A leak of all that a node
 	// has would be several times as much.
 	if grown := int64(heap()) - int64(memory); grown > 8<<20 {
-		t.Errorf("the heap has grown by %d bytes over 1000 joins", grown)
+		t.Errorf("the heap has grown by %d bytes over %d joins", grown, rounds)
 	}
 	stays.transport.mu.Lock()
 	defer stays.transport.mu.Unlock()
 	if got := len(stays.transport.paths.nodes) + len(stays.transport.replays.windows) + len(stays.transport.observed); got > 6 {
 		t.Errorf("%d entries are kept of two nodes", got)
+	}
+}
+
+// Nodes come under an identity of their own each, go, and are forgotten. What is
+// kept of each is its tombstone and where it was, nothing more.
+func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
+	t.Parallel()
+	const rounds = 30
+	stays := startNode(t, 0, nil)
+	stays.publish(1)
+	for n := 1; n <= rounds; n++ {
+		comes := startNode(t, n, joining(stays))
+		comes.publish(1)
+		eventually(t, "heard", []*testNode{stays}, func(v View) bool { return sequenceOf(v, comes.self) == 1 })
+		comes.stop()
+		if err := stays.Forget(comes.self, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v := stays.View(); len(v.Records) != 1 || v.Records[0].ID() != stays.self {
+		t.Errorf("records: got %v, want the own one", v.Records)
+	}
+	stays.mu.Lock()
+	s := stays.store
+	objects, buried := max(len(s.objects), len(s.sums), len(s.highest)), len(s.buried)
+	stays.mu.Unlock()
+	if objects != rounds+1 || buried != rounds {
+		t.Errorf("got %d objects and %d buried, want %d tombstones and a record", objects, buried, rounds)
+	}
+	eventually(t, "rid of all streams", []*testNode{stays}, func(View) bool {
+		stays.transport.mu.Lock()
+		defer stays.transport.mu.Unlock()
+		return len(stays.transport.offers)+len(stays.transport.pending)+len(stays.transport.open)+stays.transport.accepted == 0
+	})
+	stays.transport.mu.Lock()
+	defer stays.transport.mu.Unlock()
+	for what, count := range map[string]int{
+		"paths": len(stays.transport.paths.nodes), "windows": len(stays.transport.replays.windows), "observations": len(stays.transport.observed),
+	} {
+		if count > rounds {
+			t.Errorf("%s: %d are kept of %d nodes", what, count, rounds)
+		}
 	}
 }

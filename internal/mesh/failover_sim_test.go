@@ -436,13 +436,17 @@ func TestFailoverSimulation(t *testing.T) {
 		{"up again, not preferred", simCase{state: mesh.HealthUp, returns: true}},
 		{"up again, preferred", simCase{state: mesh.HealthUp, returns: true, prefer: true}},
 	}
+	seeds := uint64(6)
+	if testing.Short() {
+		seeds = 2
+	}
 	for _, tt := range tests {
 		for _, k := range []int{1, 2} {
 			for _, standby := range []bool{false, true} {
 				c := tt.c
 				c.k, c.standby = k, standby
 				var ws windows
-				for seed := range uint64(6) {
+				for seed := range seeds {
 					c.simulate(seed).measure(t, c, &ws)
 				}
 				t.Logf("%-24s gateways %d, standby %-5v lost out of the location %s, into it %s", tt.name, k, standby, spread(ws.out), spread(ws.in))

@@ -7,8 +7,9 @@ import (
 	"testing"
 )
 
-// TestJoinsAndLeavesLeaveNothing has a thousand nodes come and go. What the host has
-// at the end is what it had at first, and no file is open that was not.
+// TestJoinsAndLeavesLeaveNothing has a thousand nodes come and go, with -short a
+// hundred. What the host has at the end is what it had at first, and no file is open
+// that was not.
 func TestJoinsAndLeavesLeaveNothing(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -25,7 +26,11 @@ func TestJoinsAndLeavesLeaveNothing(t *testing.T) {
 	}
 	round()
 	files := openFiles(t)
-	for range 1000 {
+	rounds := 1000
+	if testing.Short() {
+		rounds = 100
+	}
+	for range rounds {
 		round()
 	}
 	checkState(t, h, without)

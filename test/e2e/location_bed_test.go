@@ -27,9 +27,9 @@ type village struct {
 }
 
 // cluster are the lines of the section cluster: ranges of both families, and what
-// may change with the generation.
+// may change with the generation. Before it is how gateways are watched.
 func cluster(generation int, mode mesh.Mode, more ...string) []string {
-	return slices.Concat(dualStack, []string{fmt.Sprintf("  generation: %d", generation), "  mode: " + string(mode)}, more)
+	return slices.Concat(probes, dualStack, []string{fmt.Sprintf("  generation: %d", generation), "  mode: " + string(mode)}, more)
 }
 
 // newVillage makes a mesh of hosts; the first one is where the others join.
@@ -145,6 +145,7 @@ func (v *village) answered(nodes []*lab.Node, targets func(from, to *lab.Node) [
 	ctx, cancel := context.WithTimeout(v.ctx, pingLimit)
 	defer cancel()
 	var g errgroup.Group
+	g.SetLimit(4) // all at once would be what a slow machine is busy with
 	for _, from := range nodes {
 		var addrs []netip.Addr
 		for _, to := range nodes {

@@ -1,10 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Six hosts with traffic between all their pods are more than the emulated
-// machine carries: this test runs on the machine's own kernel.
-//
-//go:build !kernel
-
 package e2e
 
 import (
@@ -23,8 +18,7 @@ import (
 // TestLocations takes a mesh with locations through what happens to one: splits,
 // hosts that go, and hosts that move. On one LAN the hosts' firewalls drop what
 // they forward unless somebody accepts it.
-func TestLocations(t *testing.T) {
-	t.Parallel()
+func TestLocations(t *testing.T) { // not parallel: six hosts are a load
 	settings := cluster(1, mesh.ModeLocation)
 	v, six := newSix(t, settings...)
 	for _, n := range six.Nodes[:3] {

@@ -249,16 +249,16 @@ func addresses(t *testing.T, all []control.Status) []string {
 // eventually polls until check returns nil.
 func (m *testbed) eventually(limit time.Duration, check func() error) {
 	m.t.Helper()
-	deadline := time.Now().Add(limit)
+	began := time.Now()
 	for {
 		err := check()
 		if err == nil {
 			return
 		}
-		if time.Now().After(deadline) || m.ctx.Err() != nil {
+		if time.Since(began) > limit || m.ctx.Err() != nil {
 			m.t.Fatal(errors.Join(err, m.ctx.Err()))
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(max(50*time.Millisecond, time.Since(began)/20)) // as lab.Await
 	}
 }
 

@@ -20,6 +20,9 @@ import (
 // packetPeriod makes 200 packets a second in each direction.
 const packetPeriod = 5 * time.Millisecond
 
+// slowPeriod leaves a slow machine time for six hosts and several conversations.
+const slowPeriod = 20 * time.Millisecond
+
 // conversation is two pods that exchange packets.
 type conversation struct {
 	*lab.Exchange
@@ -30,8 +33,14 @@ type conversation struct {
 // converse begins a conversation between two pods that reach each other.
 func (m *testbed) converse(a, b *lab.Pod) conversation {
 	m.t.Helper()
+	return m.converseEach(packetPeriod, a, b)
+}
+
+// converseEach is a conversation at another pace.
+func (m *testbed) converseEach(period time.Duration, a, b *lab.Pod) conversation {
+	m.t.Helper()
 	m.reaches(a, b)
-	e, err := lab.StartExchange(party(a), party(b), packetPeriod)
+	e, err := lab.StartExchange(party(a), party(b), period)
 	m.must(err)
 	return conversation{e, m, a.Name + " and " + b.Name}
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -59,6 +60,15 @@ func (j job) run(ctx context.Context, output *os.File) int {
 	return code
 }
 
+// split returns jobs of one command each.
+func (j job) split() []job {
+	var out []job
+	for _, c := range j.Commands {
+		out = append(out, job{Commands: []command{c}, Files: j.Files})
+	}
+	return out
+}
+
 // addCommand adds a command, whose program is looked up here.
 func (j *job) addCommand(args []string) error {
 	path, err := exec.LookPath(args[0])
@@ -78,11 +88,20 @@ func (j *job) addCommand(args []string) error {
 }
 
 // testTimeout bounds one package's tests, so that a hanging one shows its stacks.
-const testTimeout = "35m"
+const testTimeout = "20m"
+
+// testParallel is one more than the machine has processors, for the test that
+// does nothing but wait for ten minutes.
+const testParallel = "3"
 
 // testTag is the build tag of tests that only a kernel with WireGuard and netem
 // can run.
 const testTag = "kernel"
+
+// perMachine is how many tests of one package a virtual machine runs before the
+// next one takes over, so that none gets old: what one leaves behind in its kernel
+// slows down all that come after.
+const perMachine = 20
 
 // addTests builds the tests of packages in dir, and whatever tests want to run
 // beside them: meshd, a later build of it, and cnitool.
@@ -101,22 +120,29 @@ func (j *job) addTests(ctx context.Context, dir, run string, packages []string) 
 		if _, err := goTool(ctx, "test", "-c", "-tags", testTag, "-ldflags", "-s -w", "-o", binary, path); err != nil {
 			return err
 		}
-		if ok, err := hasTests(ctx, binary, run, env); err != nil || !ok {
-			if err != nil {
-				return fmt.Errorf("list tests of %s: %w", path, err)
-			}
+		tests, err := testsOf(ctx, binary, run, env)
+		if err != nil {
+			return fmt.Errorf("list tests of %s: %w", path, err)
+		}
+		if len(tests) == 0 {
 			continue
 		}
 		j.Files = append(j.Files, binary)
 		if testdata := filepath.Join(src, "testdata"); exists(testdata) {
 			j.Files = append(j.Files, testdata)
 		}
-		j.Commands = append(j.Commands, command{
-			Package: path,
-			Args:    []string{binary, "-test.v", "-test.run=" + run, "-test.timeout=" + testTimeout},
-			Dir:     src,
-			Env:     env,
-		})
+		_, below, _ := strings.Cut(run, "/")
+		for some := range slices.Chunk(tests, perMachine) {
+			j.Commands = append(j.Commands, command{
+				Package: path,
+				Args: []string{
+					binary, "-test.v", "-test.timeout=" + testTimeout, "-test.parallel=" + testParallel,
+					"-test.run=^(" + strings.Join(some, "|") + ")$/" + below,
+				},
+				Dir: src,
+				Env: env,
+			})
+		}
 	}
 	if len(j.Commands) == 0 {
 		return fmt.Errorf("no test in %s is named like %q", strings.Join(packages, " "), run)
@@ -145,12 +171,12 @@ func (j *job) addPrograms(ctx context.Context, dir string) ([]string, error) {
 	return []string{"MESHD=" + meshd, "MESHD_NEXT=" + next, "CNITOOL=" + cnitool}, nil
 }
 
-// hasTests asks a test binary whether the pattern, without what is for subtests,
-// matches any of its tests.
-func hasTests(ctx context.Context, binary, run string, env []string) (bool, error) {
+// testsOf asks a test binary for its tests and fuzz targets that the pattern,
+// without what is for subtests, matches.
+func testsOf(ctx context.Context, binary, run string, env []string) ([]string, error) {
 	top, _, _ := strings.Cut(run, "/")
 	if _, err := regexp.Compile(top); err != nil {
-		return false, err
+		return nil, err
 	}
 	if top == "" {
 		top = "."
@@ -158,7 +184,8 @@ func hasTests(ctx context.Context, binary, run string, env []string) (bool, erro
 	cmd := exec.CommandContext(ctx, binary, "-test.list="+top)
 	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.Output()
-	return strings.Contains(string(out), "Test"), err
+	isTest := func(name string) bool { return strings.HasPrefix(name, "Test") || strings.HasPrefix(name, "Fuzz") }
+	return slices.DeleteFunc(strings.Fields(string(out)), func(name string) bool { return !isTest(name) }), err
 }
 
 // goTool runs a subcommand of go and returns what it printed. What it builds is

@@ -90,6 +90,29 @@ func TestVirtualMachineDies(t *testing.T) {
 	}
 }
 
+// TestDeadMachineIsStartedAgain has a machine die twice, which is an error, and
+// lets one live, which is not run twice.
+func TestDeadMachineIsStartedAgain(t *testing.T) {
+	for _, tt := range []struct {
+		name, line string
+		want       error
+		began      int
+	}{
+		{"dies", "echo o >/proc/sysrq-trigger; sleep 600", errNoExit, 2},
+		{"lives", "true", nil, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var b bytes.Buffer
+			line := command{Args: []string{"/bin/sh", "-c", "echo began; " + tt.line}, Dir: "/"}
+			m := machine{dir: t.TempDir(), job: job{Commands: []command{line}}, output: &b}
+			code, err := m.runTwice(t.Context(), bootLimit)
+			if n := strings.Count(b.String(), "began\n"); code != 0 || !errors.Is(err, tt.want) || n != tt.began {
+				t.Errorf("got exit code %d, %v after %d starts, want %v after %d", code, err, n, tt.want, tt.began)
+			}
+		})
+	}
+}
+
 type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

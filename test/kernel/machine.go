@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Names that both sides of the virtual machine know.
@@ -38,6 +39,21 @@ type machine struct {
 // real machine as it is used.
 const memory = "3072"
 
+// runTwice runs the machine, and if it dies itself, a second time.
+func (m *machine) runTwice(ctx context.Context, limit time.Duration) (int, error) {
+	one := func() (int, error) {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		return m.run(ctx)
+	}
+	code, err := one()
+	if err == nil || ctx.Err() != nil {
+		return code, err
+	}
+	fmt.Fprintf(os.Stderr, "kernel: %v\nkernel: once more, in a new virtual machine\n", err)
+	return one()
+}
+
 // run starts the machine, passes on what the job prints, and returns its exit
 // code. An error says that the job was not done to its end.
 func (m *machine) run(ctx context.Context) (int, error) {
@@ -56,7 +72,7 @@ func (m *machine) run(ctx context.Context) (int, error) {
 		"-nodefaults", "-no-reboot", "-display", "none", // and no network device
 		"-kernel", img.vmlinuz, "-initrd", initrd,
 		// A kernel that finds itself in error stops at once, and QEMU with it.
-		"-append", "console=ttyS0 quiet panic=-1 oops=panic mitigations=off",
+		"-append", "console=ttyS0 quiet panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=30 mitigations=off",
 	}
 	if m.job.Shell {
 		return 0, m.interact(ctx, append(args, "-serial", "mon:stdio"))
@@ -67,7 +83,7 @@ func (m *machine) run(ctx context.Context) (int, error) {
 		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=results,name="+resultsPort)
 	code, err := m.follow(ctx, args)
 	if err != nil {
-		return 0, fmt.Errorf("%w; the console's last lines:\n%s", err, lastLines(console, 40))
+		return 0, fmt.Errorf("%w; the console's last lines:\n%s", err, lastLines(console, 60))
 	}
 	return code, nil
 }

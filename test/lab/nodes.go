@@ -42,16 +42,15 @@ func (l *Lab) Nodes(ctx context.Context, binary string, u Underlay, names ...str
 	return nodes, nil
 }
 
-// pollPeriod is how often a status is asked for while it is not yet as wanted.
+// pollPeriod is how often a status is asked for at first while it is not yet as
+// wanted. Then it grows with the time that has passed, as between pings.
 const pollPeriod = 100 * time.Millisecond
 
 // Await asks for the daemon's status until ok is content with it and returns
 // that status. If the daemon or ctx ends first, the error says what the last
 // answer was.
 func (n *Node) Await(ctx context.Context, what string, ok func(control.Status) bool) (control.Status, error) {
-	tick := time.NewTicker(pollPeriod)
-	defer tick.Stop()
-	exited := n.Exited()
+	exited, began := n.Exited(), time.Now()
 	for {
 		s, err := n.Status(ctx)
 		if err == nil && ok(s) {
@@ -65,7 +64,7 @@ func (n *Node) Await(ctx context.Context, what string, ok func(control.Status) b
 				err = fmt.Errorf("status is %+v", s)
 			}
 			return s, fmt.Errorf("wait until %s is %s: %w: %w", n.Name, what, ctx.Err(), err)
-		case <-tick.C:
+		case <-time.After(max(pollPeriod, time.Since(began)/pingPrecision)):
 		}
 	}
 }

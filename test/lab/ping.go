@@ -18,11 +18,13 @@ import (
 
 // The time between two echo requests to one address begins with pingPeriod and
 // grows with the time that has passed, to a twentieth of it: that is the
-// precision of what [Host.AwaitPings] finds, and requests that are sent faster
-// than a slow machine answers them would be all that it does.
+// precision of what [Host.AwaitPings] finds. Nor does sending take more than a
+// part of the time: requests that are sent faster than a slow machine answers them
+// would be all that it does.
 const (
 	pingPeriod    = 10 * time.Millisecond
 	pingPrecision = 20
+	pingShare     = 5
 )
 
 // AwaitPings sends echo requests from the host to every address, again and
@@ -99,6 +101,7 @@ func (p *pings) send(ctx context.Context) error {
 		p.mu.Lock()
 		silent := slices.Clone(p.silent)
 		p.mu.Unlock()
+		round := time.Now()
 		for _, c := range p.conns {
 			if err := c.requestOnce(silent); err != nil {
 				return err
@@ -109,7 +112,7 @@ func (p *pings) send(ctx context.Context) error {
 			return nil
 		case <-ctx.Done():
 			return fmt.Errorf("no answer from %v: %w", silent, ctx.Err())
-		case <-time.After(max(pingPeriod, time.Since(began)/pingPrecision)):
+		case <-time.After(max(pingPeriod, time.Since(began)/pingPrecision, pingShare*time.Since(round))):
 		}
 	}
 }
