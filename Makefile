@@ -56,7 +56,7 @@ test-long: setup ## the unit tests that test-unit cuts short: more random cases,
 
 .PHONY: test-e2e
 test-e2e: setup build ## end-to-end tests on namespaces, needs root; RUN=TestName for one
-	go test -count=1 -p 1 -timeout 30m -v -run '$(RUN)' ./test/lab ./test/demo ./test/e2e
+	go test -count=1 -p 1 -timeout 30m -v -run '$(RUN)' ./test/bench ./test/lab ./test/demo ./test/e2e
 
 .PHONY: test-swarm
 test-swarm: setup ## gossip among a hundred and two hundred nodes; wants a machine of its own
@@ -81,8 +81,8 @@ kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
 .PHONY: bench
 bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"
 	@CGO_ENABLED=0 go build -o bin/ ./test/bench ./test/kernel
-	@bin/bench -meshd $(MESHD)
-	@bin/kernel -file $(MESHD) exec bin/bench -kernel -meshd $(MESHD)
+	@bin/bench -meshd $(MESHD); code=$$?; \
+	bin/kernel -file $(MESHD) exec bin/bench -kernel -meshd $(MESHD) && exit $$code
 
 .PHONY: fmt
 fmt: ## format the source

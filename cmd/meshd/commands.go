@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -188,7 +189,8 @@ func newPlan(p *paths) *cobra.Command {
 }
 
 func newForget(p *paths) *cobra.Command {
-	return &cobra.Command{
+	var out output
+	cmd := &cobra.Command{
 		Use:   "forget NODE",
 		Short: "Drop the records of a node that is gone for good, and free its addresses",
 		Long: `Drop the records of a node that is gone for good, on all nodes, and free its
@@ -198,13 +200,22 @@ one that comes back later is known again.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
 			defer cancel()
-			return p.client().Forget(ctx, args[0])
+			if err := p.client().Forget(ctx, args[0]); err != nil {
+				return err
+			}
+			done := struct {
+				Node string `json:"node"` // as it was named
+			}{args[0]}
+			return out.print(cmd.OutOrStdout(), done, func(io.Writer) error { return nil })
 		},
 	}
+	out.register(cmd)
+	return cmd
 }
 
 func newDown(p *paths) *cobra.Command {
-	return &cobra.Command{
+	var out output
+	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "Remove from this host all that meshd has put there",
 		Long: `Remove from this host all that meshd has put there: device, routes, nft table,
@@ -215,12 +226,19 @@ must not forget, in the state directory, stays; so do kernel parameters.`,
 			removed, err := daemon.Down(cmd.Context(), daemon.Options{
 				Config: p.config, StateDir: p.stateDir, RunDir: p.runDir, Logger: newLogger(cmd.ErrOrStderr(), false),
 			})
-			for _, line := range removed {
-				fmt.Fprintln(cmd.OutOrStdout(), line)
-			}
-			return err
+			done := struct {
+				Removed []string `json:"removed"` // also before an error; empty when there was nothing
+			}{append([]string{}, removed...)}
+			return errors.Join(err, out.print(cmd.OutOrStdout(), done, func(w io.Writer) error {
+				for _, line := range removed {
+					fmt.Fprintln(w, line)
+				}
+				return nil
+			}))
 		},
 	}
+	out.register(cmd)
+	return cmd
 }
 
 func newVersion() *cobra.Command {

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -24,7 +25,10 @@ func newSecret() *cobra.Command {
 }
 
 func newSecretNew() *cobra.Command {
-	var out string
+	var (
+		out  output
+		file string
+	)
 	cmd := &cobra.Command{
 		Use:   "new",
 		Short: "Make a new secret: 32 random bytes in base64",
@@ -34,15 +38,27 @@ func newSecretNew() *cobra.Command {
 			if _, err := rand.Read(secret[:]); err != nil {
 				return fmt.Errorf("draw secret: %w", err)
 			}
-			line := base64.StdEncoding.EncodeToString(secret[:]) + "\n"
-			if out == "" {
-				_, err := fmt.Fprint(cmd.OutOrStdout(), line)
+			made := struct {
+				Secret string `json:"secret,omitempty"` // unless it is in the file
+				File   string `json:"file,omitempty"`
+			}{File: file}
+			line := base64.StdEncoding.EncodeToString(secret[:])
+			if file == "" {
+				made.Secret = line
+			} else if err := writeSecret(file, line+"\n"); err != nil {
 				return err
 			}
-			return writeSecret(out, line)
+			return out.print(cmd.OutOrStdout(), made, func(w io.Writer) error {
+				if file != "" {
+					return nil
+				}
+				_, err := fmt.Fprintln(w, line)
+				return err
+			})
 		},
 	}
-	cmd.Flags().StringVar(&out, "out", "", "write to this new `file`, mode 0600, instead of standard output")
+	out.register(cmd)
+	cmd.Flags().StringVar(&file, "out", "", "write to this new `file`, mode 0600, instead of standard output")
 	return cmd
 }
 

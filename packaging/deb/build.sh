@@ -71,11 +71,11 @@ yaml_manual() {
 		.I /etc/meshd.yaml
 		is read when
 		.BR meshd (8)
-		starts. Everything in it but
+		starts, and again when it is reloaded. Everything in it but
 		.B secret\-file
 		has a default. Keys that meshd does not know are errors, as are keys written
 		twice and values of another kind: meshd reports all of them with their lines
-		and does not start. \fBmeshd check\fR looks at the file and the host without
+		and does not start, or goes on with what it had. \fBmeshd check\fR looks at the file and the host without
 		changing anything.
 		.PP
 		This is the whole file, with every key, its meaning and its default:

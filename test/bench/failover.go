@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -19,6 +21,25 @@ import (
 
 // datagramPeriod makes a hundred a second in each direction.
 const datagramPeriod = 10 * time.Millisecond
+
+// measureFailovers measures several meshes at once, which wait most of the time.
+func measureFailovers(ctx context.Context, binary string, s samples) error {
+	meshes := make([]samples, kills)
+	g, ctx := errgroup.WithContext(ctx)
+	for i := range meshes {
+		meshes[i] = samples{}
+		g.Go(func() error { return measureFailover(ctx, binary, meshes[i]) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, one := range meshes {
+		for name, values := range one {
+			s[name] = append(s[name], values...)
+		}
+	}
+	return nil
+}
 
 // measureFailover makes one mesh of two locations and a lone node. The preferred
 // gateway of one of them goes in each of three ways, and comes back each time. Each
@@ -50,6 +71,7 @@ type failover struct {
 	preferred *lab.Node // of location a; the first one
 	observer  *lab.Node // the lone one
 	location  []netip.Addr
+	parties   []lab.Party // who talk
 	talk      *lab.Exchange
 	streams   []*lab.Stream
 }
@@ -90,31 +112,30 @@ func startFailover(ctx context.Context, l *lab.Lab, binary string) (*failover, e
 // begin has a pod on each of two nodes talk to the other one: by datagrams, and
 // over a connection each way.
 func (f *failover) begin(ctx context.Context, a, b *lab.Node) error {
-	var parties []lab.Party
 	var pods []*lab.Pod
 	for _, n := range []*lab.Node{a, b} {
 		p, err := n.Pod(ctx, lab.Network, "pod-"+n.Name)
 		if err != nil {
 			return err
 		}
-		pods, parties = append(pods, p), append(parties, lab.Party{At: p.Do, Addr: p.Addresses[0]})
+		pods, f.parties = append(pods, p), append(f.parties, lab.Party{At: p.Do, Addr: p.Addresses[0]})
 	}
 	reach, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for i, p := range pods {
-		if err := p.AwaitPings(reach, []netip.Addr{parties[1-i].Addr}); err != nil {
+		if err := p.AwaitPings(reach, []netip.Addr{f.parties[1-i].Addr}); err != nil {
 			return err
 		}
 	}
-	for i, p := range parties {
-		s, err := lab.StartStream(ctx, p.At, parties[1-i])
+	for i, p := range f.parties {
+		s, err := lab.StartStream(ctx, p.At, f.parties[1-i])
 		if err != nil {
 			return err
 		}
 		f.streams = append(f.streams, s)
 	}
 	var err error
-	f.talk, err = lab.StartExchange(parties[0], parties[1], datagramPeriod)
+	f.talk, err = lab.StartExchange(f.parties[0], f.parties[1], datagramPeriod)
 	return err
 }
 
@@ -224,20 +245,31 @@ func measureGatewayKill(ctx context.Context, binary string, s samples) (err erro
 	if status.Device.Implementation != netcfg.Kernel {
 		return errors.New("measure gateway without daemon: WireGuard is not in the kernel")
 	}
-	for range runs {
-		if err := f.preferred.Kill(); err != nil {
+	for range failures {
+		err := f.killDaemon(ctx)
+		_, lost := f.talk.Stop()
+		if err == nil {
+			f.talk, err = lab.StartExchange(f.parties[0], f.parties[1], datagramPeriod)
+		}
+		if err != nil {
 			return err
 		}
-		for _, n := range f.nodes[1:] {
-			if err := poll(ctx, n, lab.Sees(len(f.nodes)-2)); err != nil {
-				return err
-			}
-		}
-		if err := errors.Join(f.awaitGateway(ctx, true), f.flows(ctx), f.preferred.Start(), settle(ctx, f.nodes)); err != nil {
+		s.add("gateway_daemon_killed_lost_packets", float64(lost))
+	}
+	f.talk.Stop()
+	return f.stop()
+}
+
+// killDaemon kills the daemon of the preferred gateway, and starts it again when
+// all have noticed.
+func (f *failover) killDaemon(ctx context.Context) error {
+	if err := f.preferred.Kill(); err != nil {
+		return err
+	}
+	for _, n := range f.nodes[1:] {
+		if err := poll(ctx, n, lab.Sees(len(f.nodes)-2)); err != nil {
 			return err
 		}
 	}
-	_, lost := f.talk.Stop()
-	s.add("gateway_daemon_killed_lost_packets", float64(lost))
-	return f.stop()
+	return errors.Join(f.awaitGateway(ctx, true), f.flows(ctx), f.preferred.Start(), settle(ctx, f.nodes))
 }

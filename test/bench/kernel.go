@@ -25,25 +25,17 @@ import (
 // apply. Messages are those from the daemon to the kernel by netlink, questions
 // among them; writes are what netcfg counts as such.
 var kernelFigures = []figure{
-	{"restart_lost_packets", "packets", sum},
-	{"gateway_daemon_killed_lost_packets", "packets", sum},
-	{"apply_1000_peers_ms", "ms", median},
-	{"apply_1000_peers_writes", "writes", median},
-	{"apply_1000_peers_messages", "messages", median},
-	{"apply_one_more_ms", "ms", median},
-	{"apply_one_more_writes", "writes", median},
-	{"apply_one_more_messages", "messages", median},
-	{"idle_reconcile_ms", "ms", median},
-	{"idle_reconcile_writes", "writes", median},
-	{"idle_reconcile_messages", "messages", median},
-}
-
-func sum(samples []float64) float64 {
-	total := 0.0
-	for _, s := range samples {
-		total += s
-	}
-	return total
+	{name: "restart_lost_packets", unit: "packets", reduce: worst, bound: atMost(0)},
+	{name: "gateway_daemon_killed_lost_packets", unit: "packets", reduce: worst, bound: atMost(0)},
+	{name: "apply_1000_peers_ms", unit: "ms", reduce: median},
+	{name: "apply_1000_peers_writes", unit: "writes", reduce: median},
+	{name: "apply_1000_peers_messages", unit: "messages", reduce: median},
+	{name: "apply_one_more_ms", unit: "ms", reduce: median},
+	{name: "apply_one_more_writes", unit: "writes", reduce: median},
+	{name: "apply_one_more_messages", unit: "messages", reduce: median},
+	{name: "idle_reconcile_ms", unit: "ms", reduce: median},
+	{name: "idle_reconcile_writes", unit: "writes", reduce: median},
+	{name: "idle_reconcile_messages", unit: "messages", reduce: median},
 }
 
 func benchKernel(ctx context.Context, binary string, s samples) error {
@@ -89,23 +81,24 @@ func measureRestarts(ctx context.Context, binary string, s samples) (err error) 
 	if err := awaitPairs(ctx, nodes); err != nil {
 		return err
 	}
-	e, err := lab.StartExchange(
-		lab.Party{At: nodes[0].Do, Addr: addrs[0]}, lab.Party{At: nodes[1].Do, Addr: addrs[1]}, packetPeriod)
-	if err != nil {
-		return err
-	}
-	for i := range runs {
+	for i := range failures {
 		n := nodes[i%2]
 		end := n.Stop
-		if i >= runs/2 {
+		if i >= failures/2 {
 			end = n.Kill
 		}
-		if err := errors.Join(end(), n.Start(), poll(ctx, n, reconciled)); err != nil {
+		e, err := lab.StartExchange(
+			lab.Party{At: nodes[0].Do, Addr: addrs[0]}, lab.Party{At: nodes[1].Do, Addr: addrs[1]}, packetPeriod)
+		if err != nil {
 			return err
 		}
+		err = errors.Join(end(), n.Start(), poll(ctx, n, reconciled))
+		_, lost := e.Stop()
+		if err != nil {
+			return err
+		}
+		s.add("restart_lost_packets", float64(lost))
 	}
-	_, lost := e.Stop()
-	s.add("restart_lost_packets", float64(lost))
 	return nil
 }
 

@@ -49,7 +49,12 @@ func run() int {
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
-	if err := demo(ctx, *binary, mode, *count); err != nil {
+	return exitCode(demo(ctx, *binary, mode, *count))
+}
+
+// exitCode says what went wrong with a demo, and returns what it exits with.
+func exitCode(err error) int {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		return 1
 	}

@@ -49,6 +49,7 @@ func demoCommand(ctx context.Context, t *testing.T, args ...string) *exec.Cmd {
 }
 
 func TestTwoDemosAtOnce(t *testing.T) {
+	leavesNothing(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	var g errgroup.Group
@@ -67,6 +68,7 @@ func TestTwoDemosAtOnce(t *testing.T) {
 func TestLocations(t *testing.T) {
 	for _, topology := range []string{"location", "cross"} {
 		t.Run(topology, func(t *testing.T) {
+			leavesNothing(t)
 			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 			defer cancel()
 			cmd := demoCommand(ctx, t, "-topology", topology)
@@ -87,9 +89,9 @@ func endsWith(cmd *exec.Cmd, last string) error {
 	return nil
 }
 
-// TestInterruptedDemoLeavesNothing interrupts a demo in the middle. All that a
-// lab has hangs on its holders, so it is enough that these are gone.
+// TestInterruptedDemoLeavesNothing interrupts a demo in the middle.
 func TestInterruptedDemoLeavesNothing(t *testing.T) {
+	leavesNothing(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := demoCommand(ctx, t, "-nodes", "4")
@@ -136,6 +138,73 @@ func children(t *testing.T, pid int) []string {
 		all = append(all, strings.Fields(string(b))...)
 	}
 	return all
+}
+
+// TestCommandLine has what is wrong be said before anything is made.
+func TestCommandLine(t *testing.T) {
+	for _, args := range [][]string{
+		{"-nodes", "1"}, {"-nodes", "51"}, {"-nodes", "many"}, {"-topology", "ring"}, {"-hosts", "4"},
+	} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			out, err := demoCommand(t.Context(), t, args...).CombinedOutput()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != 2 {
+				t.Errorf("got %v, want exit status 2", err)
+			}
+			if !strings.Contains(string(out), args[0]) {
+				t.Errorf("got %q, want a message about %s", out, args[0])
+			}
+		})
+	}
+}
+
+func TestReport(t *testing.T) {
+	var stations []station
+	for _, name := range []string{"aws", "gcp", "azure"} {
+		stations = append(stations, station{Node: lab.NewNode(&lab.Host{Name: name}, "")})
+	}
+	aws, gcp, azure := stations[0], stations[1], stations[2]
+	lost := errors.New("pod 10.42.1.2: 100% packet loss")
+	for name, test := range map[string]struct {
+		pairs       []*pair
+		out, failed string // what is printed, and what the error says
+		without     string // what it doesn't
+	}{
+		"all answered": {
+			pairs: []*pair{{from: aws, to: gcp}, {from: gcp, to: aws}},
+			out:   "demo: ok, 2 of 2 node pairs, 2 of 2 pod pairs\n",
+		},
+		"a pod did not": {
+			pairs:   []*pair{{from: aws, to: gcp, pod: lost}, {from: gcp, to: azure}},
+			failed:  "failed, 2 of 2 node pairs, 1 of 2 pod pairs\naws to gcp: " + lost.Error() + "\n",
+			without: "azure",
+		},
+		"a node did not": {
+			pairs:   []*pair{{from: aws, to: gcp}, {from: azure, to: gcp, node: errors.New("overlay address 10.4.0.2: no answer")}},
+			failed:  "failed, 1 of 2 node pairs, 2 of 2 pod pairs\nazure to gcp: overlay address 10.4.0.2: no answer\n",
+			without: "aws",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out strings.Builder
+			err := report(&out, test.pairs)
+			if out.String() != test.out {
+				t.Errorf("printed: got %q, want %q", out.String(), test.out)
+			}
+			if test.failed == "" {
+				if err != nil || exitCode(err) != 0 {
+					t.Errorf("got error %v and exit code %d, want none", err, exitCode(err))
+				}
+				return
+			}
+			if err == nil || !strings.HasPrefix(err.Error(), test.failed) || strings.Contains(err.Error(), test.without) {
+				t.Errorf("got error %q, want one that begins with %q and doesn't blame %s", err, test.failed, test.without)
+			}
+			if got := exitCode(err); got != 1 {
+				t.Errorf("exit code: got %d, want 1", got)
+			}
+		})
+	}
 }
 
 func TestNames(t *testing.T) {

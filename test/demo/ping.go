@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 
@@ -61,7 +63,7 @@ func pingAll(ctx context.Context, stations []station) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return report(pairs)
+	return report(os.Stdout, pairs)
 }
 
 // ping waits for one answer; what ping(8) printed is in the error.
@@ -74,9 +76,9 @@ func ping(ctx context.Context, from runner, what string, to netip.Addr) error {
 	return nil
 }
 
-// report prints the last line of a demo, or returns an error that names every
+// report writes the last line of a demo, or returns an error that names every
 // pair that failed.
-func report(pairs []*pair) error {
+func report(w io.Writer, pairs []*pair) error {
 	var nodesOK, podsOK int
 	var failures []error
 	blamed := map[string]*lab.Node{}
@@ -94,8 +96,8 @@ func report(pairs []*pair) error {
 	}
 	verdict := fmt.Sprintf("%d of %d node pairs, %d of %[2]d pod pairs", nodesOK, len(pairs), podsOK)
 	if len(failures) == 0 {
-		fmt.Println("demo: ok,", verdict)
-		return nil
+		_, err := fmt.Fprintln(w, "demo: ok,", verdict)
+		return err
 	}
 	err := fmt.Errorf("failed, %s\n%w", verdict, errors.Join(failures...))
 	var nodes []*lab.Node

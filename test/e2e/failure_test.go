@@ -3,10 +3,13 @@
 package e2e
 
 import (
+	"context"
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/meshd/meshd/test/lab"
 )
@@ -51,6 +54,11 @@ func TestSplitIntoHalvesHeals(t *testing.T) {
 		m := settledMesh(t, u, 4)
 		before := addresses(t, m.settle(settleLimit, m.nodes...))
 		left, right := m.nodes[:2], m.nodes[2:]
+		var pods []*lab.Pod
+		for _, n := range m.nodes {
+			pods = append(pods, m.pod(n, "pod-"+n.Name))
+		}
+		m.podsConnected(pods...)
 
 		m.must(m.lab.Partition(m.ctx, hosts(left), hosts(right)))
 		end := time.After(splitTime)
@@ -61,10 +69,31 @@ func TestSplitIntoHalvesHeals(t *testing.T) {
 		<-end // the length of the split is the condition here
 		m.connected(pingLimit, left...)
 		m.connected(pingLimit, right...)
+		m.podsConnected(pods[:2]...)
+		m.podsConnected(pods[2:]...)
 
 		m.must(m.lab.Heal(m.ctx))
 		m.heals(before)
+		m.podsConnected(pods...)
 	})
+}
+
+// podsConnected pings every pod from every other.
+func (m *testbed) podsConnected(pods ...*lab.Pod) {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(m.ctx, pingLimit)
+	defer cancel()
+	var g errgroup.Group
+	for _, from := range pods {
+		var others []netip.Addr
+		for _, to := range pods {
+			if to != from {
+				others = append(others, to.Addresses...)
+			}
+		}
+		g.Go(func() error { return from.AwaitPings(ctx, others) })
+	}
+	m.must(g.Wait())
 }
 
 func hosts(nodes []*lab.Node) []*lab.Host {

@@ -3,9 +3,10 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -29,13 +31,71 @@ func withoutCarrier(state map[string]string) map[string]string {
 	return state
 }
 
+// wholeHost is the host's state with its CNI plugins, and what [parameters] and
+// [tunnels] give.
+func (m *testbed) wholeHost(n *lab.Node) map[string]string {
+	m.t.Helper()
+	state := withoutCarrier(m.hostState(n.Host))
+	plugins, _ := n.Run(m.ctx, "find", lab.BinDir, "-printf", "%p %y %l\n") // it need not exist
+	state["plugins"] = strings.Join(slices.Sorted(strings.Lines(plugins)), "")
+	maps.Copy(state, m.parameters(n))
+	maps.Copy(state, m.tunnels(n))
+	return state
+}
+
+// parameterRoots are where those kernel parameters are that a mesh could care for.
+var parameterRoots = []string{
+	"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf", "/proc/sys/net/bridge",
+}
+
+// parameters are the host's kernel parameters, by path.
+func (m *testbed) parameters(n *lab.Node) map[string]string {
+	m.t.Helper()
+	all := map[string]string{}
+	// Some can't be read, and bridges may have none.
+	out, _ := n.Run(m.ctx, "grep", append([]string{"-rs", "."}, parameterRoots...)...)
+	for line := range strings.Lines(out) {
+		path, value, _ := strings.Cut(line, ":")
+		all[path] = value
+	}
+	if len(all) == 0 {
+		m.t.Fatal("no kernel parameter can be read")
+	}
+	return all
+}
+
+// tunnels are keys and peers of all of the host's WireGuard devices.
+func (m *testbed) tunnels(n *lab.Node) map[string]string {
+	m.t.Helper()
+	all := map[string]string{}
+	for _, what := range []string{"public-key", "listen-port", "fwmark", "preshared-keys", "endpoints", "allowed-ips", "persistent-keepalive"} {
+		if out := m.run(n, "wg", "show", "all", what); out != "" {
+			all["wg show all "+what] = strings.Join(slices.Sorted(strings.Lines(out)), "")
+		}
+	}
+	return all
+}
+
 func TestStopChangesNothing(t *testing.T) {
 	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
 		m := settledMesh(t, u, 2)
 		n := m.nodes[0]
-		before := withoutCarrier(m.hostState(n.Host))
+		m.pod(n, "one")
+		status, err := n.Status(m.ctx)
+		m.must(err)
+		before := m.wholeHost(n)
+		if len(m.tunnels(n)) == 0 {
+			t.Fatal("the test sees no tunnel")
+		}
 		m.must(n.Stop())
-		if diff := cmp.Diff(before, withoutCarrier(m.hostState(n.Host))); diff != "" {
+		after := m.wholeHost(n)
+		if status.Device.Implementation == netcfg.Userspace {
+			// The peers are in the daemon there.
+			for _, state := range []map[string]string{before, after} {
+				maps.DeleteFunc(state, func(k, _ string) bool { return strings.HasPrefix(k, "wg ") })
+			}
+		}
+		if diff := cmp.Diff(before, after); diff != "" {
 			t.Errorf("the host after a stop (-before +after):\n%s", diff)
 		}
 		m.start(n)
@@ -64,6 +124,27 @@ var foreign = []string{
 	"touch /etc/cni/net.d/20-foreign.conflist /opt/cni/bin/foreign",
 }
 
+// foreignWireGuard is a device of somebody else, for kernels with WireGuard.
+var foreignWireGuard = []string{
+	"umask 077; wg genkey > /run/foreign.key",
+	"wg set foreign-wg listen-port 51999 private-key /run/foreign.key",
+	"wg set foreign-wg peer $(wg genkey | wg pubkey) allowed-ips 10.95.0.0/24 endpoint 192.0.2.7:51820 persistent-keepalive 25",
+	"ip address add 10.95.0.1/24 dev foreign-wg",
+	"ip link set foreign-wg up",
+}
+
+// down runs meshd down and returns what that says it removed.
+func (m *testbed) down(n *lab.Node) []string {
+	m.t.Helper()
+	var down struct{ Removed []string }
+	m.must(json.Unmarshal([]byte(m.run(n, binary, "down", "-o", "json")), &down))
+	return down.Removed
+}
+
+// lasting are the kernel parameters that stay after down, and those that the
+// kernel sets with them.
+var lasting = regexp.MustCompile(`^/proc/sys/net/(ipv4/(ip_forward|conf/[^/]+/forwarding|conf/all/(send|accept)_redirects)|bridge/.*)$`)
+
 func TestDownRemovesExactlyOurs(t *testing.T) {
 	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
 		m := newMesh(t, u, 2)
@@ -72,23 +153,43 @@ func TestDownRemovesExactlyOurs(t *testing.T) {
 			words := strings.Fields(command)
 			m.run(n, words[0], words[1:]...)
 		}
-		before := withoutCarrier(m.hostState(n.Host))
+		// Without WireGuard in the kernel the foreign TUN device has to do.
+		_, err := n.Run(m.ctx, "ip", "link", "add", "foreign-wg", "type", "wireguard")
+		inKernel := err == nil
+		if inKernel {
+			for _, command := range foreignWireGuard {
+				m.run(n, "sh", "-c", command)
+			}
+		}
+		whole := func() map[string]string {
+			state := m.wholeHost(n)
+			maps.DeleteFunc(state, func(k, _ string) bool { return lasting.MatchString(k) })
+			return state
+		}
+		before := whole()
 
 		m.start(m.nodes...)
-		m.settle(settleLimit, m.nodes...)
+		status := m.settle(settleLimit, m.nodes...)[0]
 		m.connected(pingLimit, m.nodes...)
+		if got := status.Device.Implementation == netcfg.Kernel; got != inKernel {
+			t.Errorf("WireGuard in the kernel: meshd says %t, ip %t", got, inKernel)
+		}
+		m.must(m.pod(n, "one").Delete(m.ctx))
 		m.must(n.Stop())
-		if cmp.Equal(before, withoutCarrier(m.hostState(n.Host))) {
-			t.Fatal("a running meshd changes nothing that the test sees")
+		running := whole()
+		for _, k := range []string{"ip -br link", "ip -4 route show table all", "nft -s list ruleset", "ls " + lab.ConfDir, "plugins"} {
+			if running[k] == before[k] {
+				t.Errorf("%s: a running meshd changes nothing that the test sees", k)
+			}
 		}
-		if _, err := n.Meshd(m.ctx, "down"); err != nil {
-			t.Fatal(err)
+		if removed := m.down(n); len(removed) == 0 {
+			t.Error("down says that it removed nothing")
 		}
-		if diff := cmp.Diff(before, withoutCarrier(m.hostState(n.Host))); diff != "" {
+		if removed := m.down(n); len(removed) > 0 {
+			t.Errorf("down once more: got %q, want that nothing is left to remove", removed)
+		}
+		if diff := cmp.Diff(before, whole()); diff != "" {
 			t.Errorf("the host after down (-before +after):\n%s", diff)
-		}
-		if _, err := os.Stat(n.Path("/opt/cni/bin/foreign")); err != nil {
-			t.Errorf("foreign plugin: %v", err)
 		}
 	})
 }

@@ -34,12 +34,6 @@ func TestSourceAddresses(t *testing.T) {
 		one, two, far := m.pod(a, "one"), m.pod(a, "two"), m.pod(b, "far")
 		podOne, podTwo, podFar := one.Addresses[0], two.Addresses[0], far.Addresses[0]
 
-		type connection struct {
-			name     string
-			from, to lab.Place
-			addr     netip.Addr
-			want     netip.Addr
-		}
 		connections := []connection{
 			{"pod to the outside", one.Do, m.lab.Outside().Do, lab.OutsideAddr, a.Public()},
 			{"host to the outside", a.Do, m.lab.Outside().Do, lab.OutsideAddr, a.Public()},
@@ -56,22 +50,66 @@ func TestSourceAddresses(t *testing.T) {
 				connection{"pod to another node's internal IP", one.Do, b.Do, b.Address(), podOne},
 				connection{"host to another node's internal IP", a.Do, b.Do, b.Address(), overlayA})
 		}
-		for _, c := range connections {
-			t.Run(c.name, func(t *testing.T) {
-				echo, err := lab.ListenEcho(c.to, port)
-				if err != nil {
-					t.Fatal(err)
-				}
-				got, err := lab.SourceSeen(m.ctx, c.from, netip.AddrPortFrom(c.addr, port))
-				if err := errors.Join(err, echo.Close()); err != nil {
-					t.Fatal(err)
-				}
-				if got != c.want {
-					t.Errorf("source seen: got %s, want %s", got, c.want)
-				}
-			})
-		}
+		m.sources(connections)
 		m.must(one.Delete(m.ctx))
+	})
+}
+
+// connection is from a place to an address of another one.
+type connection struct {
+	name     string
+	from, to lab.Place
+	addr     netip.Addr
+	want     netip.Addr // the source that the other one sees
+}
+
+func (m *testbed) sources(connections []connection) {
+	for _, c := range connections {
+		m.t.Run(c.name, func(t *testing.T) {
+			echo, err := lab.ListenEcho(c.to, port)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := lab.SourceSeen(m.ctx, c.from, netip.AddrPortFrom(c.addr, port))
+			if err := errors.Join(err, echo.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if got != c.want {
+				t.Errorf("source seen: got %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+// outside6 is an address of the lab's outside.
+var outside6 = netip.MustParseAddr("2001:db8:0:1::1")
+
+// TestSourceAddresses6 is the same for IPv6, of which the router lets nothing pass
+// but under a host's own address.
+func TestSourceAddresses6(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.Routed, 2)
+	a, b := m.nodes[0], m.nodes[1]
+	m.run(m.lab.Outside(), "ip", "address", "add", outside6.String()+"/128", "dev", "lo")
+	m.must(a.Configure(lab.Config(a.Name, nil, dualStack...), m.secret))
+	m.must(b.Configure(lab.Config(b.Name, []string{a.Public().String()}, dualStack...), m.secret))
+	m.start(a, b)
+	all := m.settle(settleLimit, a, b)
+	m.connected(pingLimit, a, b)
+	overlayA, overlayB := all[0].Node.Overlay[1], all[1].Node.Overlay[1]
+	one, two, far := m.pod(a, "one"), m.pod(a, "two"), m.pod(b, "far")
+	m.podsConnected(one, two, far)
+	podOne, podTwo, podFar := one.Addresses[1], two.Addresses[1], far.Addresses[1]
+	m.sources([]connection{
+		{"pod to the outside", one.Do, m.lab.Outside().Do, outside6, a.Public6()},
+		{"host to the outside", a.Do, m.lab.Outside().Do, outside6, a.Public6()},
+		{"pod to another node's public address", one.Do, b.Do, b.Public6(), a.Public6()},
+		{"pod to pod on the same host", one.Do, two.Do, podTwo, podOne},
+		{"pod to pod on another host", one.Do, far.Do, podFar, podOne},
+		{"pod to another node's overlay address", one.Do, b.Do, overlayB, podOne},
+		{"pod to its own node's overlay address", one.Do, a.Do, overlayA, podOne},
+		{"host to a pod on another host", a.Do, far.Do, podFar, overlayA},
+		{"host to another node's overlay address", a.Do, b.Do, overlayB, overlayA},
 	})
 }
 

@@ -4,9 +4,13 @@ package e2e
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -104,4 +108,105 @@ func TestDualStackPods(t *testing.T) {
 			}
 		}
 	})
+}
+
+// portMapping is a router that leads two ports of host 2 to others inside, and
+// lets in nothing else for these. Like the lab's NAT it keeps no state.
+const portMapping = `
+table ip mapping {
+	chain enter {
+		type filter hook prerouting priority raw + 10
+		ip saddr 198.51.100.2 udp sport 51999 udp sport set 40000
+		ip saddr 198.51.100.2 udp sport 7999 udp sport set 40001
+		ip saddr 198.51.100.2 tcp sport 7999 tcp sport set 40001
+	}
+	chain between {
+		type filter hook forward priority filter
+		ip daddr 198.51.100.2 udp dport { 51999, 7999, 51820, 7946 } counter drop
+		ip daddr 198.51.100.2 tcp dport { 7999, 7946 } counter drop
+	}
+	chain leave {
+		type filter hook postrouting priority raw - 10
+		ip daddr 198.51.100.2 udp dport 40000 udp dport set 51999
+		ip daddr 198.51.100.2 udp dport 40001 udp dport set 7999
+		ip daddr 198.51.100.2 tcp dport 40001 tcp dport set 7999
+	}
+}
+`
+
+// TestMappedPorts has a node whose sockets are on other ports than usual, and are
+// reached under others again. It is the seed of one that joins later.
+func TestMappedPorts(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.NAT, 3)
+	a, mapped, late := m.nodes[0], m.nodes[1], m.nodes[2]
+	m.must(m.lab.Outside().WriteFile("/run/mapping.nft", portMapping, 0o600))
+	m.run(m.lab.Outside(), "nft", "-f", "/run/mapping.nft")
+	outside := netip.AddrPortFrom(mapped.Public(), 40000)
+	seed := netip.AddrPortFrom(mapped.Public(), 40001)
+	m.must(mapped.Configure(lab.Config(mapped.Name, []string{a.Public().String()},
+		"  endpoint: "+outside.String(), "  keepalive: 7s",
+		"wireguard:", "  listen-port: 51999",
+		"gossip:", "  bind: :7999", "  advertise: "+seed.String()), m.secret))
+	m.must(late.Configure(lab.Config(late.Name, []string{seed.String()}), m.secret))
+	m.start(a, mapped)
+	m.settle(settleLimit, a, mapped)
+	m.connected(pingLimit, a, mapped)
+	m.start(late)
+	m.settle(settleLimit, m.nodes...)
+	m.connected(pingLimit, m.nodes...)
+
+	m.endpoint(a, mapped, outside)
+	m.endpoint(late, mapped, outside)
+	m.endpoint(mapped, a, netip.AddrPortFrom(a.Public(), 51820))
+	if got := strings.TrimSpace(m.run(mapped, "wg", "show", device, "listen-port")); got != "51999" {
+		t.Errorf("listen port: got %s, want 51999", got)
+	}
+	m.eventually(settleLimit, func() error {
+		intervals := strings.Fields(m.run(mapped, "wg", "show", device, "persistent-keepalive"))
+		if len(intervals) != 4 || intervals[1] != "7" || intervals[3] != "7" {
+			return fmt.Errorf("keepalive of both peers: got %q, want 7 seconds", intervals)
+		}
+		return nil
+	})
+}
+
+// endpoint waits until the WireGuard of a host sends to another node there.
+func (m *testbed) endpoint(from, to *lab.Node, want netip.AddrPort) {
+	m.t.Helper()
+	key := strings.TrimSpace(m.run(to, "wg", "show", device, "public-key"))
+	m.eventually(settleLimit, func() error {
+		for line := range strings.Lines(m.run(from, "wg", "show", device, "endpoints")) {
+			if f := strings.Fields(line); f[0] == key && f[1] == want.String() {
+				return nil
+			} else if f[0] == key {
+				return fmt.Errorf("endpoint of %s at %s: got %s, want %s", to.Name, from.Name, f[1], want)
+			}
+		}
+		return fmt.Errorf("%s is no peer of %s", to.Name, from.Name)
+	})
+}
+
+// TestFullModeOverTheLAN has two nodes of one location, whose tunnel goes over their
+// LAN, and one elsewhere, which they reach at its public address.
+func TestFullModeOverTheLAN(t *testing.T) {
+	t.Parallel()
+	v := newVillage(t, func(m *testbed) []*lab.Host {
+		far, err := m.lab.Host(m.ctx, "far", lab.NAT)
+		m.must(err)
+		return append(m.site("a", lab.SiteOptions{Underlay: lab.NAT}, "a1", "a2"), far)
+	})
+	for _, n := range v.nodes {
+		v.configure(n, cluster(1, mesh.ModeFull)...)
+	}
+	v.live()
+	v.full(v.nodes...)
+	a1, a2, far := v.nodes[0], v.nodes[1], v.nodes[2]
+	at := func(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, 51820) }
+	v.endpoint(a1, a2, at(a2.Address()))
+	v.endpoint(a2, a1, at(a1.Address()))
+	v.endpoint(far, a1, at(a1.Public()))
+	v.endpoint(far, a2, at(a2.Public()))
+	v.endpoint(a1, far, at(far.Public()))
+	v.hidden()
 }

@@ -69,6 +69,17 @@ func (j job) split() []job {
 	return out
 }
 
+// again returns the job of running tests once more, one at a time. It says whether
+// there are any: a test binary may also end without the name of a test that failed.
+func (j job) again(tests []string) (job, bool) {
+	if len(tests) == 0 {
+		return job{}, false
+	}
+	c := j.Commands[0]
+	c.Args = append(slices.Clone(c.Args), "-test.parallel=1", "-test.run=^("+strings.Join(tests, "|")+")$") // the last ones count
+	return job{Commands: []command{c}, Files: j.Files}, true
+}
+
 // addCommand adds a command, whose program is looked up here.
 func (j *job) addCommand(args []string) error {
 	path, err := exec.LookPath(args[0])

@@ -113,6 +113,26 @@ func TestDeadMachineIsStartedAgain(t *testing.T) {
 	}
 }
 
+// TestFailedTestsAreNamed is what runs a second time.
+func TestFailedTestsAreNamed(t *testing.T) {
+	var got failures
+	results := "=== RUN   TestA\n    --- FAIL: TestA/sub (1s)\n--- PASS: TestB (0.1s)\n\n--- FAIL: TestA (2.00s)\n--- FAIL: TestC (0.00s)\nFAIL\n" + exitLine + "1\n"
+	if _, err := passOn(strings.NewReader(results), &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(failures{"TestA", "TestC"}, got); diff != "" {
+		t.Errorf("failed tests (-want +got):\n%s", diff)
+	}
+	j, ok := job{Commands: []command{{Args: []string{"x.test", "-test.run=^(TestA|TestB)$/"}}}}.again(got)
+	want := []string{"x.test", "-test.run=^(TestA|TestB)$/", "-test.parallel=1", "-test.run=^(TestA|TestC)$"}
+	if diff := cmp.Diff(want, j.Commands[0].Args); !ok || diff != "" {
+		t.Errorf("command (-want +got):\n%s", diff)
+	}
+	if _, ok := j.again(nil); ok {
+		t.Error("nothing failed, and is run again")
+	}
+}
+
 type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

@@ -33,6 +33,7 @@ type machine struct {
 	dir    string // for what belongs to this run
 	job    job
 	output io.Writer
+	failed []string // tests that did, after run
 }
 
 // memory is what 20 nodes and the image need, with room; QEMU takes it from the
@@ -112,7 +113,9 @@ func (m *machine) follow(ctx context.Context, args []string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("start QEMU: %w", err)
 	}
-	code, readErr := passOn(results, m.output)
+	var failed failures
+	code, readErr := passOn(results, io.MultiWriter(m.output, &failed))
+	m.failed = failed
 	err = cmd.Wait()
 	switch {
 	case ctx.Err() != nil:
@@ -123,6 +126,18 @@ func (m *machine) follow(ctx context.Context, args []string) (int, error) {
 		return 0, readErr
 	}
 	return code, nil
+}
+
+// failures are the names of tests that have failed, taken from lines.
+type failures []string
+
+func (f *failures) Write(line []byte) (int, error) {
+	// Subtests are indented.
+	if rest, ok := strings.CutPrefix(strings.TrimPrefix(string(line), "\n"), "--- FAIL: "); ok {
+		name, _, _ := strings.Cut(rest, " ")
+		*f = append(*f, name)
+	}
+	return len(line), nil
 }
 
 // errNoExit says that the results just stop.

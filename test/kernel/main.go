@@ -15,7 +15,10 @@
 // tests have a virtual machine of their own. If one hangs, panics or ends early,
 // it says so, shows the last lines of the console, and starts that machine once
 // more, because an emulated kernel locks up now and then; a second time it exits
-// with 2.
+// with 2. A test that fails is run once more as well, with others that have failed
+// and one at a time, because an emulated machine stops for seconds when it has too
+// much to do. What is said of it stays in the output, and a test that fails twice
+// has failed.
 //
 // On a machine whose own kernel has WireGuard and netem, test and exec run
 // directly.
@@ -121,6 +124,11 @@ func do(ctx context.Context, o options, args []string) (int, error) {
 	for _, part := range j.split() {
 		m := machine{dir: dir, job: part, output: os.Stdout}
 		c, err := m.runTwice(ctx, o.timeout)
+		if again, ok := part.again(m.failed); err == nil && c == exitFailed && ok {
+			fmt.Fprintln(os.Stderr, "kernel: once more, one at a time:", strings.Join(m.failed, " "))
+			m = machine{dir: dir, job: again, output: os.Stdout}
+			c, err = m.runTwice(ctx, o.timeout)
+		}
 		if err != nil {
 			return 0, err
 		}
