@@ -4,10 +4,14 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Place runs a function on a thread that is somewhere: [Host.Do] or [Pod.Do].
@@ -16,9 +20,18 @@ type Place func(f func() error) error
 // ListenEcho serves TCP on a port of the place. It tells each client the address
 // that it sees it under, until it is closed.
 func ListenEcho(at Place, port uint16) (io.Closer, error) {
-	var l *net.TCPListener
+	// Package net asks once whether there is IPv6, wherever the process happens to
+	// be then. A host has both families, whatever the answer was.
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var optErr error
+		err := c.Control(func(fd uintptr) {
+			optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
+		})
+		return errors.Join(err, optErr)
+	}}
+	var l net.Listener
 	if err := at(func() (err error) {
-		l, err = net.ListenTCP("tcp", &net.TCPAddr{Port: int(port)})
+		l, err = config.Listen(context.Background(), "tcp6", fmt.Sprintf("[::]:%d", port))
 		return err
 	}); err != nil {
 		return nil, fmt.Errorf("listen for echo: %w", err)
@@ -29,14 +42,14 @@ func ListenEcho(at Place, port uint16) (io.Closer, error) {
 }
 
 type echo struct {
-	listener *net.TCPListener
+	listener net.Listener
 	done     chan struct{}
 }
 
 func (e *echo) serve() {
 	defer close(e.done)
 	for {
-		conn, err := e.listener.AcceptTCP()
+		conn, err := e.listener.Accept()
 		if err != nil {
 			return
 		}
