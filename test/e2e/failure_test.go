@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sync/errgroup"
-
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -83,17 +81,7 @@ func (m *testbed) podsConnected(pods ...*lab.Pod) {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(m.ctx, pingLimit)
 	defer cancel()
-	var g errgroup.Group
-	for _, from := range pods {
-		var others []netip.Addr
-		for _, to := range pods {
-			if to != from {
-				others = append(others, to.Addresses...)
-			}
-		}
-		g.Go(func() error { return from.AwaitPings(ctx, others) })
-	}
-	m.must(g.Wait())
+	m.must(awaitEachOther(ctx, pods, func(p *lab.Pod) []netip.Addr { return p.Addresses }))
 }
 
 func hosts(nodes []*lab.Node) []*lab.Host {

@@ -143,7 +143,21 @@ func (m *testbed) printLogs() {
 		return
 	}
 	for _, n := range m.nodes {
+		if n.PID() != 0 {
+			m.printState(n)
+		}
 		m.t.Logf("log of %s:\n%s", n.Name, n.Log())
+	}
+}
+
+// printState prints what a person would ask first of a node that does not do what
+// it should.
+func (m *testbed) printState(n *lab.Node) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, command := range [][]string{{binary, "status"}, {binary, "plan"}, {"ip", "route"}, {"ip", "-s", "link", "show", device}} {
+		out, err := n.Run(ctx, command[0], command[1:]...)
+		m.t.Logf("%s: %s: %v\n%s", n.Name, strings.Join(command, " "), err, out)
 	}
 }
 
@@ -213,17 +227,28 @@ func (m *testbed) connected(limit time.Duration, nodes ...*lab.Node) {
 			addrs[n] = append(addrs[n], n.Address())
 		}
 	}
+	m.must(awaitEachOther(ctx, nodes, func(n *lab.Node) []netip.Addr { return addrs[n] }))
+}
+
+// pinger is a node or a pod.
+type pinger interface {
+	comparable
+	AwaitPings(ctx context.Context, addrs []netip.Addr) error
+}
+
+// awaitEachOther pings every one's addresses from every other.
+func awaitEachOther[P pinger](ctx context.Context, all []P, addrs func(P) []netip.Addr) error {
 	var g errgroup.Group
-	for _, from := range nodes {
+	for _, from := range all {
 		var others []netip.Addr
-		for _, to := range nodes {
+		for _, to := range all {
 			if to != from {
-				others = append(others, addrs[to]...)
+				others = append(others, addrs(to)...)
 			}
 		}
 		g.Go(func() error { return from.AwaitPings(ctx, others) })
 	}
-	m.must(g.Wait())
+	return g.Wait()
 }
 
 // addresses are the overlay addresses and pod CIDRs of nodes, which have to be
@@ -258,7 +283,7 @@ func (m *testbed) eventually(limit time.Duration, check func() error) {
 		if time.Since(began) > limit || m.ctx.Err() != nil {
 			m.t.Fatal(errors.Join(err, m.ctx.Err()))
 		}
-		time.Sleep(max(50*time.Millisecond, time.Since(began)/20)) // as lab.Await
+		time.Sleep(lab.Pause(50*time.Millisecond, began))
 	}
 }
 

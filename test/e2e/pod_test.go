@@ -29,28 +29,8 @@ func TestSourceAddresses(t *testing.T) {
 		m := settledMesh(t, u, 2)
 		m.connected(pingLimit, m.nodes...)
 		a, b := m.nodes[0], m.nodes[1]
-		all := m.settle(settleLimit, a, b)
-		overlayA, overlayB := all[0].Node.Overlay[0], all[1].Node.Overlay[0]
 		one, two, far := m.pod(a, "one"), m.pod(a, "two"), m.pod(b, "far")
-		podOne, podTwo, podFar := one.Addresses[0], two.Addresses[0], far.Addresses[0]
-
-		connections := []connection{
-			{"pod to the outside", one.Do, m.lab.Outside().Do, lab.OutsideAddr, a.Public()},
-			{"host to the outside", a.Do, m.lab.Outside().Do, lab.OutsideAddr, a.Public()},
-			{"pod to another node's public address", one.Do, b.Do, b.Public(), a.Public()},
-			{"pod to pod on the same host", one.Do, two.Do, podTwo, podOne},
-			{"pod to pod on another host", one.Do, far.Do, podFar, podOne},
-			{"pod to another node's overlay address", one.Do, b.Do, overlayB, podOne},
-			{"pod to its own node's overlay address", one.Do, a.Do, overlayA, podOne},
-			{"host to a pod on another host", a.Do, far.Do, podFar, overlayA},
-			{"host to another node's overlay address", a.Do, b.Do, overlayB, overlayA},
-		}
-		if u == lab.NAT {
-			connections = append(connections,
-				connection{"pod to another node's internal IP", one.Do, b.Do, b.Address(), podOne},
-				connection{"host to another node's internal IP", a.Do, b.Do, b.Address(), overlayA})
-		}
-		m.sources(connections)
+		m.sources(m.connections(0, one, two, far, lab.OutsideAddr, a.Public(), b.Public()))
 		m.must(one.Delete(m.ctx))
 	})
 }
@@ -61,6 +41,34 @@ type connection struct {
 	from, to lab.Place
 	addr     netip.Addr
 	want     netip.Addr // the source that the other one sees
+}
+
+// connections are all sorts of them between the outside, a mesh of two nodes, two
+// pods of the first one and one of the other, in a family: the i-th of everybody's
+// addresses.
+func (m *testbed) connections(i int, one, two, far *lab.Pod, outside, publicA, publicB netip.Addr) []connection {
+	m.t.Helper()
+	a, b := m.nodes[0], m.nodes[1]
+	all := m.settle(settleLimit, a, b)
+	overlayA, overlayB := all[0].Node.Overlay[i], all[1].Node.Overlay[i]
+	podOne, podTwo, podFar := one.Addresses[i], two.Addresses[i], far.Addresses[i]
+	list := []connection{
+		{"pod to the outside", one.Do, m.lab.Outside().Do, outside, publicA},
+		{"host to the outside", a.Do, m.lab.Outside().Do, outside, publicA},
+		{"pod to another node's public address", one.Do, b.Do, publicB, publicA},
+		{"pod to pod on the same host", one.Do, two.Do, podTwo, podOne},
+		{"pod to pod on another host", one.Do, far.Do, podFar, podOne},
+		{"pod to another node's overlay address", one.Do, b.Do, overlayB, podOne},
+		{"pod to its own node's overlay address", one.Do, a.Do, overlayA, podOne},
+		{"host to a pod on another host", a.Do, far.Do, podFar, overlayA},
+		{"host to another node's overlay address", a.Do, b.Do, overlayB, overlayA},
+	}
+	if b.Address() != b.Public() {
+		list = append(list,
+			connection{"pod to another node's internal IP", one.Do, b.Do, b.Address(), podOne},
+			connection{"host to another node's internal IP", a.Do, b.Do, b.Address(), overlayA})
+	}
+	return list
 }
 
 func (m *testbed) sources(connections []connection) {
@@ -94,23 +102,10 @@ func TestSourceAddresses6(t *testing.T) {
 	m.must(a.Configure(lab.Config(a.Name, nil, dualStack...), m.secret))
 	m.must(b.Configure(lab.Config(b.Name, []string{a.Public().String()}, dualStack...), m.secret))
 	m.start(a, b)
-	all := m.settle(settleLimit, a, b)
 	m.connected(pingLimit, a, b)
-	overlayA, overlayB := all[0].Node.Overlay[1], all[1].Node.Overlay[1]
 	one, two, far := m.pod(a, "one"), m.pod(a, "two"), m.pod(b, "far")
 	m.podsConnected(one, two, far)
-	podOne, podTwo, podFar := one.Addresses[1], two.Addresses[1], far.Addresses[1]
-	m.sources([]connection{
-		{"pod to the outside", one.Do, m.lab.Outside().Do, outside6, a.Public6()},
-		{"host to the outside", a.Do, m.lab.Outside().Do, outside6, a.Public6()},
-		{"pod to another node's public address", one.Do, b.Do, b.Public6(), a.Public6()},
-		{"pod to pod on the same host", one.Do, two.Do, podTwo, podOne},
-		{"pod to pod on another host", one.Do, far.Do, podFar, podOne},
-		{"pod to another node's overlay address", one.Do, b.Do, overlayB, podOne},
-		{"pod to its own node's overlay address", one.Do, a.Do, overlayA, podOne},
-		{"host to a pod on another host", a.Do, far.Do, podFar, overlayA},
-		{"host to another node's overlay address", a.Do, b.Do, overlayB, overlayA},
-	})
+	m.sources(m.connections(1, one, two, far, outside6, a.Public6(), b.Public6()))
 }
 
 // wireguardOverhead is what meshd leaves for WireGuard's and the outer headers:

@@ -114,11 +114,11 @@ func do(ctx context.Context, o options, args []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if !j.Shell && ownKernelWillDo(ctx) {
-		return j.run(ctx, os.Stdout), ctx.Err()
-	}
-	if j.Shell {
+	switch {
+	case j.Shell:
 		return (&machine{dir: dir, job: j}).run(ctx)
+	case ownKernelWillDo(ctx):
+		return j.run(ctx, os.Stdout), ctx.Err()
 	}
 	code := 0
 	for _, part := range j.split() {

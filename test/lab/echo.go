@@ -4,7 +4,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,11 +22,7 @@ func ListenEcho(at Place, port uint16) (io.Closer, error) {
 	// Package net asks once whether there is IPv6, wherever the process happens to
 	// be then. A host has both families, whatever the answer was.
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var optErr error
-		err := c.Control(func(fd uintptr) {
-			optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
-		})
-		return errors.Join(err, optErr)
+		return setsockopt(c, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
 	}}
 	var l net.Listener
 	if err := at(func() (err error) {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -67,16 +68,19 @@ func listenExchange(p Party) (*net.UDPConn, error) {
 	}
 	raw, err := conn.SyscallConn()
 	if err == nil {
-		var optErr error
-		err = errors.Join(raw.Control(func(fd uintptr) {
-			// The plain option stops at the machine's limit.
-			optErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, exchangeBuffer)
-		}), optErr)
+		// The plain option stops at the machine's limit.
+		err = setsockopt(raw, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, exchangeBuffer)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("enlarge receive buffer: %w", err), conn.Close())
 	}
 	return conn, nil
+}
+
+func setsockopt(c syscall.RawConn, level, option, value int) error {
+	var optErr error
+	err := c.Control(func(fd uintptr) { optErr = unix.SetsockoptInt(int(fd), level, option, value) })
+	return errors.Join(err, optErr)
 }
 
 type exchangeEnd struct {

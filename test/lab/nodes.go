@@ -42,9 +42,17 @@ func (l *Lab) Nodes(ctx context.Context, binary string, u Underlay, names ...str
 	return nodes, nil
 }
 
-// pollPeriod is how often a status is asked for at first while it is not yet as
-// wanted. Then it grows with the time that has passed, as between pings.
+// pollPeriod is the first pause between two questions for a status that is not yet
+// as wanted.
 const pollPeriod = 100 * time.Millisecond
+
+// Pause is how long to wait before looking again at what has been waited for since
+// it began: first, and later a twentieth of the time that has passed. That is the
+// precision of what is found, and looking does not become all that a slow machine
+// does.
+func Pause(first time.Duration, began time.Time) time.Duration {
+	return max(first, time.Since(began)/20)
+}
 
 // Await asks for the daemon's status until ok is content with it and returns
 // that status. If the daemon or ctx ends first, the error says what the last
@@ -64,7 +72,7 @@ func (n *Node) Await(ctx context.Context, what string, ok func(control.Status) b
 				err = fmt.Errorf("status is %+v", s)
 			}
 			return s, fmt.Errorf("wait until %s is %s: %w: %w", n.Name, what, ctx.Err(), err)
-		case <-time.After(max(pollPeriod, time.Since(began)/pingPrecision)):
+		case <-time.After(Pause(pollPeriod, began)):
 		}
 	}
 }

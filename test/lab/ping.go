@@ -16,15 +16,12 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// The time between two echo requests to one address begins with pingPeriod and
-// grows with the time that has passed, to a twentieth of it: that is the
-// precision of what [Host.AwaitPings] finds. Nor does sending take more than a
-// part of the time: requests that are sent faster than a slow machine answers them
-// would be all that it does.
+// pingPeriod is the first [Pause] between two echo requests to one address. A pause
+// is at least pingShare times as long as sending took: requests that are sent faster
+// than a slow machine answers them would be all that it does.
 const (
-	pingPeriod    = 10 * time.Millisecond
-	pingPrecision = 20
-	pingShare     = 5
+	pingPeriod = 10 * time.Millisecond
+	pingShare  = 5
 )
 
 // AwaitPings sends echo requests from the host to every address, again and
@@ -41,7 +38,7 @@ func (p *Pod) AwaitPings(ctx context.Context, addrs []netip.Addr) error {
 }
 
 func awaitPings(ctx context.Context, name string, from Place, addrs []netip.Addr) error {
-	p := &pings{silent: slices.Clone(addrs), done: make(chan struct{})}
+	p := &pings{silent: slices.Clone(addrs), done: make(chan struct{}), broken: make(chan error, 2)}
 	if len(addrs) == 0 {
 		return nil
 	}
@@ -87,8 +84,9 @@ type echoConn struct {
 }
 
 type pings struct {
-	conns []echoConn
-	done  chan struct{} // closed when all have answered
+	conns  []echoConn
+	done   chan struct{} // closed when all have answered
+	broken chan error    // why a socket reads no longer
 
 	mu     sync.Mutex
 	silent []netip.Addr
@@ -110,9 +108,11 @@ func (p *pings) send(ctx context.Context) error {
 		select {
 		case <-p.done:
 			return nil
+		case err := <-p.broken:
+			return err
 		case <-ctx.Done():
 			return fmt.Errorf("no answer from %v: %w", silent, ctx.Err())
-		case <-time.After(max(pingPeriod, time.Since(began)/pingPrecision, pingShare*time.Since(round))):
+		case <-time.After(max(Pause(pingPeriod, began), pingShare*time.Since(round))):
 		}
 	}
 }
@@ -138,6 +138,7 @@ func (p *pings) read(f family, conn *icmp.PacketConn) {
 	for {
 		n, from, err := conn.ReadFrom(buf)
 		if err != nil {
+			p.broken <- err // nobody cares once the socket is closed
 			return
 		}
 		m, err := icmp.ParseMessage(f.protocol, buf[:n])
