@@ -62,6 +62,7 @@ func TestPrintStatus(t *testing.T) {
 			{Name: "home", Location: "attic", Role: control.RoleDown, Path: control.Path{Kind: mesh.PathNone}},
 		},
 		Problems:  []mesh.Problem{{Kind: mesh.ProblemName, Node: "home", Text: "two nodes are named home", Advice: "set another node.name"}},
+		Counters:  map[string]uint64{"stream-limit": 2, "packet-sealed": 4711},
 		Reconcile: control.Reconcile{Error: "apply plan: add route 10.42.1.0/24: no\nadd address: no"},
 	}
 	tests := []struct {

@@ -5,7 +5,9 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -34,8 +36,21 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 			fmt.Fprintf(&b, "  %s: %s\n    → %s\n", p.Node, p.Text, p.Advice)
 		}
 	}
+	printCounters(&b, s.Counters)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// printCounters lists what gossip has dropped, by reason.
+func printCounters(w io.Writer, counters map[string]uint64) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if len(counters) > 0 {
+		fmt.Fprintf(t, "\nDropped by gossip since the start:\n")
+	}
+	for _, reason := range slices.Sorted(maps.Keys(counters)) {
+		fmt.Fprintf(t, "  %s\t%d\n", reason, counters[reason])
+	}
+	t.Flush()
 }
 
 func printNode(w io.Writer, s control.Status) {

@@ -30,6 +30,7 @@ import (
 	"strings"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // Finding is one thing that was looked at, and what is to be said of it.
@@ -56,7 +57,7 @@ const (
 func Judge(cfg config.Config, f Facts) []Finding {
 	return slices.Concat(
 		f.permission(), f.configuration(), f.state(), f.kernel(cfg), f.names(cfg), f.ports(),
-		f.firewall(cfg), f.mtu(cfg), f.overlaps(cfg), f.cni(cfg), f.clock(), f.reach(), f.size(cfg), f.unread(),
+		f.firewall(cfg), f.mtu(cfg), f.location(cfg), f.overlaps(cfg), f.cni(cfg), f.clock(), f.reach(), f.size(cfg), f.unread(),
 	)
 }
 
@@ -133,7 +134,11 @@ func (f Facts) ports() []Finding {
 			if p.Holder != "" {
 				holder = p.Holder
 			}
-			out = append(out, Finding{Error, what, fmt.Sprintf("%s (%s) is taken by %s", name, p.Key, holder), "stop that program, or set " + p.Key + " to another port"})
+			advice := "stop that program, or set " + p.Key + " to another port"
+			if p.Key == vxlanKey {
+				advice = "stop that program, or set " + p.Key + " to never on all nodes"
+			}
+			out = append(out, Finding{Error, what, fmt.Sprintf("%s (%s) is taken by %s", name, p.Key, holder), advice})
 		}
 	}
 	if out == nil && len(free) > 0 {
@@ -148,6 +153,10 @@ func (f Facts) names(cfg config.Config) []Finding {
 	var out []Finding
 	if f.ForeignDevice {
 		out = append(out, Finding{Error, what, fmt.Sprintf("there is a link %s which is not meshd's", cfg.WireGuard.Interface), fmt.Sprintf("delete it (ip link delete %s), or set wireguard.interface to another name", cfg.WireGuard.Interface)})
+	}
+	if f.ForeignVXLAN && wantsVXLAN(cfg) {
+		name := netcfg.VXLANName(cfg.WireGuard.Interface)
+		out = append(out, Finding{Error, what, fmt.Sprintf("there is a link %s which is not meshd's", name), fmt.Sprintf("delete it (ip link delete %s), or set wireguard.interface to another name", name)})
 	}
 	for _, l := range f.Links {
 		if cfg.CNI.Enabled && l.Name == cfg.CNI.Bridge && l.Kind != "bridge" {
@@ -180,6 +189,19 @@ func (f Facts) mtu(cfg config.Config) []Finding {
 		return []Finding{{Warning, what, fmt.Sprintf("IPv6 needs an MTU of %d inside the tunnels, and only %d fit through the uplink's %d: packets will come in fragments", leastIPv6, fits, f.Host.MTU), fmt.Sprintf("raise the uplink's MTU to %d, or use IPv4 ranges only", leastIPv6+overhead)}}
 	}
 	return ok(what, "%d on the uplink leave %d for the tunnels", f.Host.MTU, fits)
+}
+
+// location judges whether this host shares a network with the others of its
+// location. Where there is no way out at all, that is what is to be said.
+func (f Facts) location(cfg config.Config) []Finding {
+	const what = "location"
+	if cfg.Node.Location == "" || len(f.Host.Uplinks) == 0 {
+		return nil
+	}
+	if !cfg.Node.InternalIP.IsValid() && len(f.Host.InternalIPs) == 0 {
+		return []Finding{{Error, what, fmt.Sprintf("node.location is %s, but this host has no private address", cfg.Node.Location), "set node.internal-ip to its address in that location's network, as 192.168.10.1/24, or remove node.location"}}
+	}
+	return ok(what, "this host has an address in the network of %s", cfg.Node.Location)
 }
 
 // overlaps finds networks that this host is in or has a route to, and that share

@@ -72,6 +72,7 @@ func bad(findings []Finding) []string {
 
 func TestJudge(t *testing.T) {
 	v6 := []string{"cluster:", "  overlay: [10.4.0.0/16, fd00:4::/112]", "  pods: [10.42.0.0/16, fd00:42::/48]", "  services: [10.43.0.0/16, fd00:43::/112]"}
+	located := []string{"cluster: {mode: location}", "node:", "  location: aws", "  internal-ip: 192.168.1.1/24"}
 	tests := []struct {
 		name   string
 		config []string
@@ -151,6 +152,17 @@ func TestJudge(t *testing.T) {
 			"error ports: UDP port 51820 (wireguard.listen-port) is taken by another program → stop that program, or set wireguard.listen-port to another port",
 			"error ports: UDP port 7946 (gossip.bind) is taken by serf (pid 7) → stop that program, or set gossip.bind to another port",
 			"error ports: TCP port 7946 is the port of gossip.bind, but 192.0.2.9 is no address of this host → set gossip.bind to an address of this host, or to a port alone",
+		}},
+		{"vxlan", located, func(f *Facts) {
+			f.ForeignVXLAN = true
+			f.Ports = append(f.Ports, Port{Network: "udp", Port: 7947, Key: vxlanKey, State: PortTaken, Holder: "flanneld (pid 7)"})
+		}, []string{
+			"error links: there is a link meshd0-vx which is not meshd's → delete it (ip link delete meshd0-vx), or set wireguard.interface to another name",
+			"error ports: UDP port 7947 (cluster.encapsulation) is taken by flanneld (pid 7) → stop that program, or set cluster.encapsulation to never on all nodes",
+		}},
+		{"vxlan, not wanted", located[1:], func(f *Facts) { f.ForeignVXLAN = true }, nil},
+		{"location without a private address", located[:3], func(*Facts) {}, []string{
+			"error location: node.location is aws, but this host has no private address → set node.internal-ip to its address in that location's network, as 192.168.10.1/24, or remove node.location",
 		}},
 		{"port of whom only root may see", nil, func(f *Facts) {
 			f.Root, f.Capable, f.Kernel, f.Ports[0].State = false, false, Kernel{}, PortTaken

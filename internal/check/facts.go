@@ -23,6 +23,7 @@ type Facts struct {
 	State         State
 	Kernel        Kernel
 	ForeignDevice bool   // a link has our device's name and is not ours
+	ForeignVXLAN  bool   // the same of our vxlan device
 	Links         []Link // all of the host's
 	Networks      []Network
 	Host          netcfg.Facts

@@ -47,8 +47,8 @@ func Look(ctx context.Context, cfg config.Config, o Options) Facts {
 		f.read("kernel", func() error { return f.lookKernel(ctx, cfg) })
 		f.read("firewall", func() error { return f.lookFilters(ctx, cfg) })
 	}
-	device := f.lookDevice(ctx, cfg)
-	f.read("ports", func() error { return f.lookPorts(cfg, device) })
+	ours := f.lookDevices(ctx, cfg)
+	f.read("ports", func() error { return f.lookPorts(cfg, ours) })
 	f.Reach = reach(ctx, cfg, f.Host.Addresses)
 	return f
 }

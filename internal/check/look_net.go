@@ -21,32 +21,41 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// lookDevice reads what netcfg knows of the host, and returns the UDP port of our
-// device, 0 without one.
-func (f *Facts) lookDevice(ctx context.Context, cfg config.Config) int {
+// lookDevices reads what netcfg knows of the host, and returns the UDP ports that
+// our devices have.
+func (f *Facts) lookDevices(ctx context.Context, cfg config.Config) (ours []int) {
 	host, err := netcfg.NewHost(netcfg.HostOptions{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
 		f.Unread = append(f.Unread, Unread{"host", err})
-		return 0
+		return nil
 	}
 	defer host.Close()
 	f.read("uplink", func() (err error) { f.Host, err = host.Facts(ctx); return err })
 	if !f.Capable {
-		return 0
+		return nil
 	}
 	observed, err := host.Observe(ctx, netcfg.State{})
 	switch {
 	case errors.Is(err, netcfg.ErrForeignDevice):
 		f.ForeignDevice = true
+		return nil
 	case err != nil:
 		f.Unread = append(f.Unread, Unread{"device", err})
-	case observed.Device != nil:
-		return observed.Device.ListenPort
+		return nil
 	}
-	return 0
+	if observed.Device != nil {
+		ours = append(ours, observed.Device.ListenPort)
+	}
+	if observed.VXLAN != nil {
+		return append(ours, observed.VXLAN.Port)
+	}
+	name := netcfg.VXLANName(cfg.WireGuard.Interface)
+	f.ForeignVXLAN = slices.ContainsFunc(f.Links, func(l Link) bool { return l.Name == name })
+	return ours
 }
 
 func (f *Facts) lookLinks() error {
@@ -104,7 +113,7 @@ func (f *Facts) addNetwork(n *net.IPNet, link int, own bool) {
 }
 
 // lookPorts tries to listen on the ports that meshd needs.
-func (f *Facts) lookPorts(cfg config.Config, device int) error {
+func (f *Facts) lookPorts(cfg config.Config, ours []int) error {
 	bind := cfg.Gossip.Bind
 	address := ""
 	if bind.Addr().IsValid() {
@@ -114,6 +123,9 @@ func (f *Facts) lookPorts(cfg config.Config, device int) error {
 		{Network: "udp", Port: uint16(cfg.WireGuard.ListenPort), Key: "wireguard.listen-port"},
 		{Network: "udp", Address: address, Port: bind.Port(), Key: "gossip.bind"},
 		{Network: "tcp", Address: address, Port: bind.Port(), Key: "gossip.bind"},
+	}
+	if wantsVXLAN(cfg) {
+		f.Ports = append(f.Ports, Port{Network: "udp", Port: vxlanPort, Key: vxlanKey})
 	}
 	own, _ := os.ReadFile("/proc/self/comm")
 	var errs []error
@@ -131,13 +143,25 @@ func (f *Facts) lookPorts(cfg config.Config, device int) error {
 			if pid != 0 {
 				p.Holder = fmt.Sprintf("%s (pid %d)", name, pid)
 			}
-			p.Ours = f.Running && name == strings.TrimSpace(string(own)) || p.Network == "udp" && int(p.Port) == device
+			p.Ours = f.Running && name == strings.TrimSpace(string(own)) || p.Network == "udp" && slices.Contains(ours, int(p.Port))
 		default:
 			p.State = PortFree // as far as anybody can say
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// vxlanPort is where vxlan is received; see package netcfg.
+const vxlanPort = 7947
+
+// vxlanKey is the setting by which that port is needed or not.
+const vxlanKey = "cluster.encapsulation"
+
+// wantsVXLAN says whether this node has a vxlan device as soon as there is another
+// one of its location.
+func wantsVXLAN(cfg config.Config) bool {
+	return cfg.Node.Location != "" && cfg.Cluster.Mode != mesh.ModeFull && cfg.Cluster.Encapsulation != mesh.EncapsulationNever
 }
 
 // listen takes a port and gives it back at once.

@@ -3,9 +3,13 @@
 package check
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/meshd/meshd/internal/config"
@@ -34,6 +38,53 @@ func TestHolder(t *testing.T) {
 	}
 	if name, pid := holder("tcp", uint16(tcp)); pid != 0 {
 		t.Errorf("holder of a closed port: got %q, pid %d, want none", name, pid)
+	}
+}
+
+// TestLookVXLAN has the vxlan port and the vxlan device's name be taken by others,
+// and then by what is meshd's.
+func TestLookVXLAN(t *testing.T) {
+	cfg := parse(t, "cluster: {mode: location}", "node:", "  location: aws", "  internal-ip: 192.168.1.1/24")
+	tests := []struct {
+		name          string
+		links         []string
+		listens       bool // somebody has the port
+		foreign, ours bool
+		state         PortState
+	}{
+		{name: "free", state: PortFree},
+		{name: "another program", listens: true, state: PortTaken},
+		{name: "another's vxlan", links: []string{"link add theirs type vxlan id 5 dstport 7947", "link set theirs up"}, state: PortTaken},
+		{name: "a bridge of that name", links: []string{"link add meshd0-vx type bridge"}, foreign: true, state: PortFree},
+		{name: "another's vxlan of that name", links: []string{"link add meshd0-vx type vxlan id 5 dstport 7947", "link set meshd0-vx up"}, foreign: true, state: PortTaken},
+		{name: "ours", links: []string{"link add meshd0-vx type vxlan id 77 dstport 7947", "link set meshd0-vx alias meshd up"}, ours: true, state: PortTaken},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := Facts{Capable: true}
+			err := inNamespace(func() error {
+				for _, args := range tt.links {
+					if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+						return fmt.Errorf("ip %s: %w: %s", args, err, out)
+					}
+				}
+				if tt.listens {
+					c, err := net.ListenPacket("udp", ":7947")
+					if err != nil {
+						return err
+					}
+					defer c.Close()
+				}
+				return errors.Join(f.lookLinks(), f.lookPorts(cfg, f.lookDevices(t.Context(), cfg)))
+			})
+			if err != nil || f.Unread != nil {
+				t.Fatal(err, f.Unread)
+			}
+			last := f.Ports[len(f.Ports)-1]
+			if f.ForeignVXLAN != tt.foreign || last.Port != 7947 || last.State != tt.state || last.Ours != tt.ours {
+				t.Errorf("got a foreign device %t, port %+v; want %t, %s, ours %t", f.ForeignVXLAN, last, tt.foreign, tt.state, tt.ours)
+			}
+		})
 	}
 }
 

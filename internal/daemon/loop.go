@@ -181,6 +181,7 @@ func (d *daemon) derive(t *turn, facts netcfg.Facts) {
 	t.problems = append(t.problems, t.view.Problems...)
 	t.problems = append(t.problems, d.names.problems(t.view.Records)...)
 	t.problems = append(t.problems, d.refused...)
+	t.problems = append(t.problems, uplinkProblems(*t)...)
 	if d.own.Location != "" && len(d.own.InternalIPs) == 0 {
 		t.problems = append(t.problems, mesh.Problem{
 			Kind: mesh.ProblemAddress, Node: d.own.Name,

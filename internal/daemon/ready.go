@@ -20,12 +20,14 @@ const aloneFor = 20 * time.Second
 // contestable is how long a new claim may still turn out to be somebody else's:
 // a node that starts at the same moment takes that long to be heard of, at the
 // most. Until then no pod may start, because pods can't move to other addresses.
+// That goes for the first node of a mesh too: one that joins it may have merged
+// its state before it claimed, and then wants the same slot.
 const contestable = 3 * time.Second
 
 // settled says how long it takes until the claim can be relied on. One from disk
 // under which no pod ever ran may have become another node's meanwhile.
 func (d *daemon) settled(t turn) (wait time.Duration) {
-	if d.node.Ready || t.view.JoinEmpty {
+	if d.node.Ready {
 		return 0
 	}
 	since := d.claimed

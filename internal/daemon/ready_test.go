@@ -22,7 +22,8 @@ func TestSettled(t *testing.T) {
 		want    time.Duration
 	}{
 		{"has had pods", true, time.Time{}, gossip.View{}, at(0), 0},
-		{"first of all", false, at(0), gossip.View{JoinEmpty: true}, at(0), 0},
+		{"first of all", false, at(0), gossip.View{JoinEmpty: true}, at(0), contestable},
+		{"first of all, from disk", false, time.Time{}, gossip.View{JoinEmpty: true}, at(contestable), 0},
 		{"new", false, at(time.Second), gossip.View{Merged: true}, at(2 * time.Second), contestable - time.Second},
 		{"not new", false, at(time.Second), gossip.View{Merged: true}, at(time.Second + contestable), 0},
 		{"from disk, nobody heard", false, time.Time{}, gossip.View{}, at(contestable), listenFirst - contestable},

@@ -44,3 +44,48 @@ func TestJoinsAndLeavesLeaveNothing(t *testing.T) { // not parallel: it counts f
 		t.Errorf("%d entries are kept of two nodes", got)
 	}
 }
+
+// Nodes come under an identity of their own each, go, and are forgotten. What is
+// kept of each is its tombstone and where it was, nothing more.
+func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
+	t.Parallel()
+	const rounds = 30
+	stays := startNode(t, 0, nil)
+	stays.publish(1)
+	for n := 1; n <= rounds; n++ {
+		comes := startNode(t, n, nil)
+		comes.publish(1) // before it joins, so that it comes at once
+		if err := comes.Reconfigure(testCluster(), []string{stays.Addr().String()}, [][32]byte{testSecret}, nil); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "heard", []*testNode{stays}, func(v View) bool { return sequenceOf(v, comes.self) == 1 })
+		comes.stop()
+		if err := stays.Forget(comes.self, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v := stays.View(); len(v.Records) != 1 || v.Records[0].ID() != stays.self {
+		t.Errorf("records: got %v, want the own one", v.Records)
+	}
+	stays.mu.Lock()
+	s := stays.store
+	objects, buried := max(len(s.objects), len(s.sums), len(s.highest)), len(s.buried)
+	stays.mu.Unlock()
+	if objects != rounds+2 || buried != rounds {
+		t.Errorf("got %d objects and %d buried, want %d tombstones, a record and the settings", objects, buried, rounds)
+	}
+	eventually(t, "rid of all streams", []*testNode{stays}, func(View) bool {
+		stays.transport.mu.Lock()
+		defer stays.transport.mu.Unlock()
+		return len(stays.transport.offers)+len(stays.transport.pending)+len(stays.transport.open)+stays.transport.accepted == 0
+	})
+	stays.transport.mu.Lock()
+	defer stays.transport.mu.Unlock()
+	for what, count := range map[string]int{
+		"paths": len(stays.transport.paths.nodes), "windows": len(stays.transport.replays.windows), "observations": len(stays.transport.observed),
+	} {
+		if count > rounds+1 { // with its own
+			t.Errorf("%s: %d are kept of %d nodes", what, count, rounds)
+		}
+	}
+}

@@ -443,7 +443,7 @@ func TestJoinListOfOneselfIsEmpty(t *testing.T) {
 		o.Join = []string{"me.example.com:" + port}
 		o.Resolver = fakeResolver{"me.example.com": local}
 	})
-	eventually(t, "empty", []*testNode{n}, func(v View) bool { return v.JoinEmpty && v.Alone })
+	eventually(t, "empty", []*testNode{n}, func(v View) bool { return v.JoinEmpty && v.Alone && len(v.Problems) == 0 })
 	want := []mesh.Observation{{By: n.self, Addr: n.Addr()}}
 	if got := n.View().Observed; !slices.Equal(got, want) {
 		t.Errorf("observed %v, want %v", got, want)
@@ -467,6 +467,9 @@ func TestJoinListThatDoesNotResolveIsNotEmpty(t *testing.T) {
 	if n.View().JoinEmpty {
 		t.Error("join list counts as empty")
 	}
+	eventually(t, "aware that nobody answers", []*testNode{n}, func(v View) bool { return hasProblem(v, ProblemJoin, "nobody.example.com") })
+	startNode(t, 1, joining(n))
+	eventually(t, "content with another's company", []*testNode{n}, func(v View) bool { return !v.Alone && !hasProblem(v, ProblemJoin, "") })
 }
 
 type resolverFunc func()

@@ -120,6 +120,9 @@ type Gossip struct {
 	foreign   foreign
 	merged    bool
 	joinEmpty bool
+	// joinFailure is why nobody of the join list answered when it was asked last;
+	// "" if somebody did.
+	joinFailure string
 }
 
 // foreign is what we have met of records of ours that another instance made.

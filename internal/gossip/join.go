@@ -10,7 +10,9 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -66,26 +68,14 @@ func (g *Gossip) sleepUntilAlone(ctx context.Context, d time.Duration) bool {
 // joinOnce asks all addresses of the list that are due, at the same time, and
 // while we are alone a few remembered nodes as well.
 func (g *Gossip) joinOnce(ctx context.Context, reached map[netip.AddrPort]bool) {
-	addrs, complete := g.resolve(ctx)
+	addrs, unresolved := g.resolve(ctx)
 	alone := g.members.alone()
 	var wg sync.WaitGroup
-	var mu sync.Mutex
-	others := 0
-	for _, addr := range addrs {
-		if !alone && reached[addr] {
-			continue
+	errs := make([]error, len(addrs))
+	for i, addr := range addrs {
+		if alone || !reached[addr] {
+			wg.Go(func() { errs[i] = g.joinAddr(ctx, addr) })
 		}
-		wg.Go(func() {
-			err := g.joinAddr(ctx, addr)
-			mu.Lock()
-			defer mu.Unlock()
-			if err == nil || errors.Is(err, errSelf) {
-				reached[addr] = true
-			}
-			if !errors.Is(err, errSelf) {
-				others++
-			}
-		})
 	}
 	if alone {
 		for _, id := range firstN(g.absent(), 3) {
@@ -93,25 +83,36 @@ func (g *Gossip) joinOnce(ctx context.Context, reached map[netip.AddrPort]bool) 
 		}
 	}
 	wg.Wait()
+	for i, addr := range addrs {
+		if errs[i] == nil || errors.Is(errs[i], errSelf) {
+			reached[addr] = true
+		}
+	}
 	if alone && ctx.Err() == nil {
-		g.setJoinEmpty(complete && others == 0)
+		g.noteJoin(append(errs, unresolved...))
 	}
 }
 
-// setJoinEmpty notes whether the join list names nobody but ourselves.
-func (g *Gossip) setJoinEmpty(empty bool) {
+// noteJoin notes what came of asking the whole join list: whether it names nobody
+// but ourselves, and why nobody has answered, if that is so.
+func (g *Gossip) noteJoin(errs []error) {
+	others := slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, errSelf) })
+	failure := ""
+	if !slices.Contains(others, nil) && len(others) > 0 {
+		failure = strings.ReplaceAll(errors.Join(others...).Error(), "\n", "; ")
+	}
 	g.mu.Lock()
-	changed := g.joinEmpty != empty
-	g.joinEmpty = empty
+	changed := g.joinEmpty != (len(others) == 0) || g.joinFailure != failure
+	g.joinEmpty, g.joinFailure = len(others) == 0, failure
 	g.mu.Unlock()
 	if changed {
 		g.signal()
 	}
 }
 
-// resolve returns the addresses of the join list, and whether that was
-// possible for all of it.
-func (g *Gossip) resolve(ctx context.Context) (addrs []netip.AddrPort, complete bool) {
+// resolve returns the addresses of the join list, and an error for each entry
+// that has none.
+func (g *Gossip) resolve(ctx context.Context) (addrs []netip.AddrPort, unresolved []error) {
 	g.mu.Lock()
 	targets := g.joinList
 	g.mu.Unlock()
@@ -135,11 +136,11 @@ func (g *Gossip) resolve(ctx context.Context) (addrs []netip.AddrPort, complete 
 			}
 		}
 	}
-	err := errors.Join(errs...)
-	if err != nil && ctx.Err() == nil {
-		g.log.at(slog.LevelWarn, "join list not resolved", "err", err)
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(errs) > 0 && ctx.Err() == nil {
+		g.log.at(slog.LevelWarn, "join list not resolved", "err", errors.Join(errs...))
 	}
-	return addrs, err == nil
+	return addrs, errs
 }
 
 // lookup resolves one entry of the join list.

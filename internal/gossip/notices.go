@@ -39,6 +39,8 @@ const (
 	ProblemForged mesh.ProblemKind = "forged-object"
 	// ProblemUntrusted: a node is not on the list of those whose word counts.
 	ProblemUntrusted mesh.ProblemKind = "untrusted"
+	// ProblemJoin: nobody of the join list answers, and nobody else is alive.
+	ProblemJoin mesh.ProblemKind = "no-seed"
 	// ProblemRevoked: our own identity was revoked.
 	ProblemRevoked mesh.ProblemKind = "revoked"
 )

@@ -55,7 +55,7 @@ func (g *Gossip) View() View {
 	v.Problems = append(v.Problems, g.settingsProblems()...)
 	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty
 	v.Forgotten = g.store.buried[g.self]
-	revoked := v.Forgotten == Forever
+	revoked, joinFailure := v.Forgotten == Forever, g.joinFailure
 	g.mu.Unlock()
 	v.Records = slices.Grow(v.Records, len(records))
 	counts := make(map[mesh.ID]bool, len(records))
@@ -77,6 +77,12 @@ func (g *Gossip) View() View {
 		v.Problems = append(v.Problems, mesh.Problem{
 			Kind: ProblemRevoked, Node: g.self.String(), Text: "this node's identity was revoked",
 			Advice: "remove the state directory, so that the node makes a new identity, if it is to come back",
+		})
+	}
+	if v.Alone && joinFailure != "" {
+		v.Problems = append(v.Problems, mesh.Problem{
+			Kind: ProblemJoin, Node: g.self.String(), Text: "nobody of the join list answers: " + joinFailure,
+			Advice: "see that `join` names nodes of the mesh, that meshd runs there, and that its gossip port is open for UDP and TCP; the first node needs no join",
 		})
 	}
 	slices.SortFunc(v.Problems, mesh.Problem.Compare)

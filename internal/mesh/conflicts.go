@@ -22,11 +22,16 @@ func (l *layout) reportNames() {
 	}
 }
 
-// reportSlots reports other nodes whose slot is somebody else's. The own one is
-// NextClaim's to report.
+// reportSlots reports other nodes whose slot is somebody else's, or beyond the
+// cluster's ranges. The own one is NextClaim's to report.
 func (d *deriver) reportSlots() {
 	for _, n := range d.all {
 		if n == d.self || n.slot != None || n.Claim.Slot == None {
+			continue
+		}
+		if n.Claim.Slot >= d.Cluster.Slots() {
+			d.report(ProblemSlot, n.Name, fmt.Sprintf("node %s claims slot %d, and the cluster's ranges have room for %d: nothing is routed to its pods", n.Name, n.Claim.Slot, d.Cluster.Slots()),
+				fmt.Sprintf("see meshd status on %s", n.Name))
 			continue
 		}
 		if o := d.owners[n.Claim.Slot]; o != n.node {

@@ -167,6 +167,15 @@ func TestDeriveCases(t *testing.T) {
 			problem:   "overlaps the cluster's range 10.42.0.0/16",
 		},
 		{
+			name: "a network out of the pod range",
+			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.AllowedLocationIPs = prefixes("10.42.1.0/25")
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
+			problem:   "overlaps the cluster's range 10.42.0.0/16",
+		},
+		{
 			name: "one network, served twice in one location: the older claim",
 			change: func(_ *mesh.Input, _, n1, n2 *mesh.Record) {
 				n1.Location, n2.Location = "gcp", "gcp"
@@ -184,6 +193,15 @@ func TestDeriveCases(t *testing.T) {
 			endpoints: "[198.51.0.2:51820]",
 			allowed:   "[172.16.1.5/32]",
 			problem:   "n2 has the older claim",
+		},
+		{
+			name: "slot beyond the ranges",
+			change: func(in *mesh.Input, _, n1, _ *mesh.Record) {
+				n1.Claim.Slot = in.Cluster.Slots()
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[172.16.1.5/32]",
+			problem:   "claims slot 256",
 		},
 		{
 			name: "our own slot, claimed earlier: our traffic to it is ours",

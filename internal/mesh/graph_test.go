@@ -84,6 +84,10 @@ func TestGraphs(t *testing.T) {
 			}
 			return in
 		}()},
+		// Too many tunnels to draw each.
+		{"crowded-full", picture(mesh.ModeFull, strings.Repeat("- ", 12))},
+		{"crowded-cross", picture(mesh.ModeCross, strings.Repeat("aws gcp ovh ", 4))},
+		{"crowded-location", picture(mesh.ModeLocation, strings.Repeat("aws gcp ovh hetzner - ", 8))},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

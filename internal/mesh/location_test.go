@@ -78,6 +78,14 @@ func TestTopologies(t *testing.T) {
 			in.Verdicts = []mesh.Verdict{{Author: in.Records[1].Identity, Subject: in.Records[2].ID(), Role: mesh.RoleRelay, State: mesh.HealthDown, Epoch: 1}}
 			return in
 		}()},
+		{"relayed-by-a-neighbor", func() mesh.Input {
+			in := picture(mesh.ModeFull, "home home -")
+			for _, i := range []int{0, 2} {
+				in.Records[i].NAT, in.Records[i].Endpoints = true, nil
+			}
+			in.Records[0].AllowedLocationIPs = prefixes("172.30.0.0/24")
+			return in
+		}()},
 		{"clashing-internal-ips", func() mesh.Input {
 			in := picture(mesh.ModeLocation, "aws aws gcp gcp")
 			in.Records[3].InternalIPs = in.Records[1].InternalIPs

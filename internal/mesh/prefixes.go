@@ -91,7 +91,7 @@ func (c Cluster) spans() []span {
 // them, as far as all that the packets pass on the way may route them.
 func (d *deriver) locationPrefixes(ps []netip.Prefix, w way) []netip.Prefix {
 	networks := d.networks
-	if w.hop != w.end {
+	if w.hop.group != w.end.group {
 		networks = append(slices.Clip(networks), groupNetworks(w.hop.group)...)
 	}
 	for _, m := range w.end.carries {
@@ -168,10 +168,11 @@ func (l *layout) holdsEndpoint(p netip.Prefix) bool {
 // serves lists what this node reaches on its LAN for others: the networks
 // behind it and behind the nodes that hang on it, and those nodes' internal IPs.
 // A node that hangs on it would drop a packet from the mesh that comes by the
-// LAN as it is; one from this node's own address it answers.
+// LAN as it is; one from this node's own address it answers. The same goes for
+// nodes of the own location that others can only reach through this one.
 func (d *deriver) serves() []netip.Prefix {
 	var ps []netip.Prefix
-	for _, m := range d.self.carries {
+	for _, m := range append(slices.Clip(d.self.carries), d.relayed()...) {
 		for _, p := range m.AllowedLocationIPs {
 			ps = append(ps, p.Masked())
 		}
@@ -182,6 +183,15 @@ func (d *deriver) serves() []netip.Prefix {
 		}
 	}
 	return sortedPrefixes(ps)
+}
+
+// relayed are the nodes of the own location that this node passes packets on to
+// when nodes elsewhere choose it as a relay.
+func (d *deriver) relayed() []*member {
+	if d.Cluster.Mode != ModeFull || !slices.ContainsFunc(d.relays, func(r relay) bool { return r.member == d.self }) {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(d.self.group.members), func(m *member) bool { return m == d.self || !hidden(m) })
 }
 
 // mergeSorted sorts a list of which the first n are sorted and the rest is.

@@ -118,6 +118,7 @@ type packet struct {
 	from     *host // that sent it to at
 	hops     []mesh.ID
 	masked   *host // that put its own address for the source
+	outside  bool  // it is at a host without meshd, behind the one that masked it
 }
 
 // walk sends a packet and says where it ends.
@@ -130,7 +131,7 @@ func (w *walker) walk(from *host, src, dst netip.Addr) (packet, error) {
 		if err := p.enter(p.at.tables); err != nil {
 			return p, err
 		}
-		if p.at.holds(dst) {
+		if p.outside || p.at.holds(dst) {
 			return p, nil
 		}
 		if err := w.forward(&p, p.at.tables); err != nil {
@@ -193,20 +194,33 @@ func (w *walker) forward(p *packet, tb *tables) error {
 	return nil
 }
 
-// deliver hands a packet to a host of the LAN, under the own address there.
+// deliver hands a packet to a host of the LAN, or to one of the networks behind
+// it, under the own address there.
 func (w *walker) deliver(p *packet) error {
 	if !slices.ContainsFunc(p.at.top.Serves, func(s netip.Prefix) bool { return s.Contains(p.dst) }) {
 		return p.lost("no route, and it serves %v", p.at.top.Serves)
 	}
+	behind := false
 	for _, h := range w.hosts {
-		if h.Location != "" && h.Location == p.at.Location && h.holds(p.dst) {
+		if h != p.at && !p.at.near(h) {
+			continue
+		}
+		if h.holds(p.dst) {
 			p.hops, p.masked = append(p.hops, h.id), p.at
 			p.from, p.at, p.by = p.at, h, byLAN
 			return nil
 		}
+		behind = behind || slices.ContainsFunc(h.AllowedLocationIPs, func(q netip.Prefix) bool { return q.Contains(p.dst) })
 	}
-	return p.lost("nobody on the LAN has the address")
+	if !behind {
+		return p.lost("nobody on the LAN has the address")
+	}
+	p.masked, p.outside = p.at, true
+	return nil
 }
+
+// near says whether two hosts are of one location.
+func (h *host) near(o *host) bool { return h.Location != "" && h.Location == o.Location }
 
 // tunnelFault says why there can be no tunnel.
 func tunnelFault(p mesh.Peer, from, to *host) string {

@@ -22,10 +22,10 @@ type Seen struct {
 	ID     mesh.ID // of the identity that is there; zero if Origin is Made
 }
 
-// Look reads what Open, Identity and Node would read, and changes nothing: it
-// makes, moves and repairs no file. A directory that does not exist is one
-// before the first start. Errors wrap ErrDamaged or ErrNewer if they are due to
-// a file's content.
+// Look reads what Open, Identity, Node and Objects would read, and changes
+// nothing: it makes, moves and repairs no file. A directory that does not exist is
+// one before the first start. Errors wrap ErrDamaged or ErrNewer if they are due to
+// a file's content. Damaged objects are no error: a daemon does without them.
 func Look(path, machineID string) (Seen, error) {
 	d := &Dir{path: path}
 	seen := Seen{Origin: Made}
@@ -34,6 +34,9 @@ func Look(path, machineID string) (Seen, error) {
 		return seen, fmt.Errorf("look at state directory: %w", err)
 	}
 	if _, err := d.Node(); err != nil {
+		return seen, err
+	}
+	if _, err := d.Objects(); err != nil && !errors.Is(err, ErrDamaged) {
 		return seen, err
 	}
 	data, err := os.ReadFile(d.file(IdentityFile))

@@ -63,4 +63,15 @@ func TestLook(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for content, want := range map[string]error{
+		"{":                nil,      // damaged
+		"\xa1\x01\x18\x63": ErrNewer, // version 99
+	} {
+		if err := os.WriteFile(filepath.Join(path, ObjectsFile), []byte(content), fileMode); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Look(path, "m"); !errors.Is(err, want) {
+			t.Errorf("%s is %q: got %v, want %v", ObjectsFile, content, err, want)
+		}
+	}
 }

@@ -48,6 +48,9 @@ func (d *Dir) Objects() (Remembered, error) {
 		return Remembered{}, fmt.Errorf("read remembered objects: %w", err)
 	}
 	r, err := decodeObjects(data)
+	if errors.Is(err, ErrNewer) {
+		return Remembered{}, fmt.Errorf("read remembered objects %s: %w; %s", d.file(ObjectsFile), err, wayOut(err, "the node asks the join list"))
+	}
 	if err != nil {
 		return Remembered{}, fmt.Errorf("read remembered objects %s: %w", d.file(ObjectsFile), err)
 	}

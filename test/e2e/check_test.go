@@ -115,18 +115,23 @@ var dualStack = []string{"cluster:", "  overlay: [10.4.0.0/16, fd00:4::/112]", "
 func TestCheckFinds(t *testing.T) {
 	t.Parallel()
 	noPrograms := t.TempDir()
+	located := []string{"  location: aws", "cluster: {mode: location}"}
 	tests := []struct {
-		name   string
-		config []string // further lines
-		breaks []string // commands
-		env    string
-		what   string
-		text   string // a part of it
-		advice string // a part of it
-		undo   bool   // the advice is commands that put it right
+		name     string
+		underlay lab.Underlay // NAT if it is ""
+		config   []string     // further lines
+		breaks   []string     // commands
+		env      string
+		what     string
+		text     string // a part of it
+		advice   string // a part of it
+		undo     bool   // the advice is commands that put it right
 	}{
 		{name: "foreign device", breaks: []string{"ip link add meshd0 type bridge"}, what: "links", text: "a link meshd0 which is not meshd's", advice: "ip link delete meshd0"},
 		{name: "foreign tun", breaks: []string{"ip tuntap add meshd0 mode tun"}, what: "links", text: "a link meshd0 which is not meshd's", advice: "wireguard.interface"},
+		{name: "foreign vxlan device", config: located, breaks: []string{"ip link add meshd0-vx type bridge"}, what: "links", text: "a link meshd0-vx which is not meshd's", advice: "ip link delete meshd0-vx"},
+		{name: "taken vxlan port", config: located, breaks: []string{"ip link add theirs type vxlan id 5 dstport 7947", "ip link set theirs up"}, what: "ports", text: "UDP port 7947", advice: "cluster.encapsulation"},
+		{name: "location without a network", config: located, underlay: lab.Routed, what: "location", text: "no private address", advice: "node.internal-ip"},
 		{name: "bridge that is none", breaks: []string{"ip tuntap add kube-bridge mode tap"}, what: "links", text: "kube-bridge", advice: "cni.bridge"},
 		{name: "IPv6 off", config: dualStack, breaks: []string{"sysctl -q -w net.ipv6.conf.all.disable_ipv6=1"}, what: "kernel", text: "IPv6 is off", advice: "disable_ipv6=0"},
 		{name: "overlapping IPv6 route", config: dualStack, breaks: []string{"ip -6 route add fd00:42::/64 dev " + lab.HostLink}, what: "ranges", text: "cluster.pods fd00:42::/48 overlaps fd00:42::/64", advice: "another range for cluster.pods"},
@@ -145,7 +150,11 @@ func TestCheckFinds(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			m := newMesh(t, lab.NAT, 1)
+			underlay := lab.NAT
+			if tt.underlay != "" {
+				underlay = tt.underlay
+			}
+			m := newMesh(t, underlay, 1)
 			n := m.nodes[0]
 			m.must(n.Configure(lab.Config(n.Name, nil, tt.config...), m.secret))
 			for _, command := range tt.breaks {

@@ -18,6 +18,8 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/daemon"
+	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -62,7 +64,7 @@ func TestFaultsAreMended(t *testing.T) {
 			texts: []string{"meshd0", "not meshd's", "wireguard.interface"}, what: "links",
 		},
 		{
-			name:   "WireGuard of somebody else",
+			name:   "TUN of somebody else",
 			breaks: []string{"ip tuntap add meshd0 mode tun"}, mends: []string{"ip link delete meshd0"},
 			texts: []string{"meshd0", "not meshd's", "wireguard.interface"}, what: "links",
 		},
@@ -122,7 +124,7 @@ func (m *testbed) commands(n *lab.Node, commands []string) {
 // what a person can do.
 func TestRefusesToStart(t *testing.T) {
 	t.Parallel()
-	identity, node := lab.StateDir+"/identity.json", lab.StateDir+"/node.json"
+	identity, node, objects := lab.StateDir+"/identity.json", lab.StateDir+"/node.json", lab.StateDir+"/objects.cbor"
 	tests := []struct {
 		name  string
 		file  string // of a node that has run
@@ -134,6 +136,7 @@ func TestRefusesToStart(t *testing.T) {
 		{"identity from a newer version", identity, `{"version": 99}`, []string{identity, "written by a newer meshd", "install that version again"}},
 		{"claim torn", node, "", []string{node, "damaged", "move it away"}},
 		{"claim from a newer version", node, `{"version": 99}`, []string{node, "written by a newer meshd", "install that version again"}},
+		{"objects from a newer version", objects, "\xa1\x01\x18\x63", []string{objects, "written by a newer meshd", "install that version again"}}, // {1: 99}
 		{"no machine-id", "/etc/machine-id", "", []string{"machine-id", "systemd-machine-id-setup"}},
 	}
 	for _, tt := range tests {
@@ -332,7 +335,7 @@ func TestUplinkGoesAndComes(t *testing.T) {
 	n := m.nodes[1]
 	m.run(n, "ip", "link", "set", lab.HostLink, "down")
 	m.await(settleLimit, "aware of one dead peer", lab.Sees(1), m.nodes[0], m.nodes[2])
-	m.await(settleLimit, "alone", lab.Sees(0), n)
+	m.await(settleLimit, "alone, and aware of why", all(lab.Sees(0), shows(daemon.ProblemUplink, "no default route"), shows(gossip.ProblemJoin, "nobody of the join list answers", "gossip port")), n)
 	m.commands(n, []string{"ip link set " + lab.HostLink + " up", "ip route add default via 192.168.2.254"})
 	after := addresses(t, m.settle(settleLimit, m.nodes...))
 	m.connected(pingLimit, m.nodes...)
@@ -348,12 +351,13 @@ type resolver struct {
 	mu    sync.Mutex
 	names map[string]netip.Addr // what is not in it does not exist
 	mute  map[string]bool       // names that are never answered
+	told  map[string]netip.Addr // with which addresses names were answered last
 }
 
 // resolver starts a name server at the outside of the lab, which the nodes ask.
 func (m *testbed) resolver(nodes ...*lab.Node) *resolver {
 	m.t.Helper()
-	r := &resolver{names: map[string]netip.Addr{}, mute: map[string]bool{}}
+	r := &resolver{names: map[string]netip.Addr{}, mute: map[string]bool{}, told: map[string]netip.Addr{}}
 	m.must(m.lab.Outside().Do(func() (err error) {
 		r.conn, err = net.ListenPacket("udp", netip.AddrPortFrom(lab.OutsideAddr, 53).String())
 		return err
@@ -408,6 +412,7 @@ func (r *resolver) answer(q dnsmessage.Message) ([]byte, bool) {
 		a.RCode = dnsmessage.RCodeNameError
 	}
 	if addr.Is4() && question.Type == dnsmessage.TypeA {
+		r.told[name] = addr
 		a.Answers = []dnsmessage.Resource{{
 			Header: dnsmessage.ResourceHeader{Name: question.Name, Type: question.Type, Class: question.Class, TTL: 1},
 			Body:   &dnsmessage.AResource{A: addr.As4()},
@@ -415,6 +420,17 @@ func (r *resolver) answer(q dnsmessage.Message) ([]byte, bool) {
 	}
 	packed, err := a.Pack()
 	return packed, err == nil
+}
+
+// saw returns an error until somebody has been told that the name leads to the
+// address.
+func (r *resolver) saw(name string, a netip.Addr) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if got := r.told[name]; got != a {
+		return fmt.Errorf("answer to who asked for %s: got %s, want %s", name, got, a)
+	}
+	return nil
 }
 
 // TestSeedsByName joins by names of which one does not exist at first, then leads
@@ -436,6 +452,7 @@ func TestSeedsByName(t *testing.T) {
 		t.Fatalf("node whose seeds don't resolve: got %+v, %v, want one without a slot", s.Node, err)
 	}
 	names.set("changes.example", lab.OutsideAddr) // where nobody listens
+	m.eventually(settleLimit, func() error { return names.saw("changes.example", lab.OutsideAddr) })
 	names.set("changes.example", m.nodes[0].Public())
 	m.settle(settleLimit, m.nodes...)
 	m.connected(pingLimit, m.nodes...)

@@ -78,25 +78,9 @@ func (v *village) configure(n *lab.Node, lines ...string) {
 	v.must(n.Configure(v.config(n, lines...), v.secret))
 }
 
-// explain logs what a person would look at first, if the test has failed.
-func (v *village) explain() {
-	if !v.t.Failed() {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(v.ctx), pingLimit)
-	defer cancel()
-	for _, n := range v.nodes {
-		for _, command := range [][]string{{binary, "status"}, {"ip", "route"}, {"ip", "-d", "-br", "link"}, {"wg", "show", device, "allowed-ips"}} {
-			out, err := n.Run(ctx, command[0], command[1:]...)
-			v.t.Logf("%s# %s %v\n%s", n.Name, strings.Join(command, " "), err, out)
-		}
-	}
-}
-
 // live starts all nodes, waits until they see each other, and makes the pods.
 func (v *village) live() {
 	v.t.Helper()
-	v.t.Cleanup(v.explain)
 	v.start(v.nodes...)
 	v.pods, v.overlay = map[*lab.Node]*lab.Pod{}, map[*lab.Node][]netip.Addr{}
 	for i, s := range v.settle(settleLimit, v.nodes...) {

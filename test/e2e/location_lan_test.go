@@ -6,9 +6,11 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -25,7 +27,8 @@ func nft(ctx context.Context, n *lab.Node, rules string) error {
 
 // TestEncapsulation has a location with two subnets, whose router knows no pods,
 // and one whose LAN speaks IPv6, which can't carry the pods' IPv4 as it is, and
-// changes the encapsulation of the living mesh.
+// changes the encapsulation of the living mesh. Some of the LANs carry less than the
+// others: whatever fits the smaller one passes.
 func TestEncapsulation(t *testing.T) {
 	t.Parallel()
 	v := newVillage(t, func(m *testbed) []*lab.Host {
@@ -50,8 +53,14 @@ func TestEncapsulation(t *testing.T) {
 			v.configure(n, lines...)
 		}
 	}
+	for _, n := range v.nodes[2:] {
+		v.must(n.SetMTU(v.ctx, smallFrames)) // the second subnet, and b
+	}
 	configure(v, 1, mesh.EncapsulationCrossSubnet)
 	v.live()
+	v.await(settleLimit, "aware of the smaller frames", func(s control.Status) bool {
+		return s.Device.MTU == smallFrames-wireguardOverhead
+	}, v.nodes[2:]...)
 	a1, a2, a3, b1, b2 := v.nodes[0], v.nodes[1], v.nodes[2], v.nodes[3], v.nodes[4]
 
 	for i, step := range []struct {
@@ -80,9 +89,10 @@ func TestEncapsulation(t *testing.T) {
 					}
 					return nil
 				})
-				v.must(lab.Transfer(v.ctx, v.pods[p.from].Do, party(v.pods[p.to]), transferSize))
+				v.fits(p.from, p.to)
 			}
-			v.must(lab.Transfer(v.ctx, v.pods[a3].Do, party(v.pods[b2]), transferSize))
+			v.fits(a3, b2)
+			v.fits(a1, b2)
 			v.hidden()
 		})
 	}
@@ -94,8 +104,30 @@ func TestEncapsulation(t *testing.T) {
 		v.await(settleLimit, "aware that the other subnet can't be reached so", has(mesh.ProblemNeighbor, a3.Name, "encapsulation"), a1)
 		v.await(settleLimit, "aware that the LAN has no IPv4", has(mesh.ProblemNeighbor, b2.Name, "encapsulation"), b1)
 		v.full(a1, a2)
+		v.fits(a1, a2)
 		v.hidden()
 	})
+}
+
+// smallFrames is the MTU of a LAN that carries less than others.
+const smallFrames = 1400
+
+// fits checks that packets that are as large as any between two nodes' pods may be
+// arrive in one piece, both ways, and so do many of them.
+func (v *village) fits(a, b *lab.Node) {
+	v.t.Helper()
+	size := lab.UnderlayMTU - wireguardOverhead
+	for _, n := range []*lab.Node{a, b} {
+		s, err := n.Status(v.ctx)
+		v.must(err)
+		size = min(size, s.Device.MTU)
+	}
+	const headers = 20 + 8 // of IPv4 and of ICMP
+	for _, way := range [][2]*lab.Node{{a, b}, {b, a}} {
+		from, to := v.pods[way[0]], v.pods[way[1]]
+		v.run(from, "ping", "-q", "-c", "1", "-w", "60", "-M", "do", "-s", strconv.Itoa(size-headers), to.Addresses[0].String())
+		v.must(lab.Transfer(v.ctx, from.Do, party(to), transferSize))
+	}
 }
 
 // TestAntiSpoofing has a LAN that drops packets with addresses that are not the

@@ -4,10 +4,14 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -32,13 +36,25 @@ table ip kube {
 // TestNodePortAwayFromGateway has three nodes share a LAN, and a fourth one be
 // elsewhere, with the same private range and the same address in it as one of the
 // three. A pod there asks for a NodePort on a node that is no gateway. Its
-// MASQUERADE picks the LAN's address, with which no answer would come back.
+// MASQUERADE picks the LAN's address, with which no answer would come back. Beside
+// the three there is a host without meshd, in another subnet, that one of them
+// names as a network behind it.
 func TestNodePortAwayFromGateway(t *testing.T) {
 	t.Parallel()
-	same := []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}
+	same := netip.MustParsePrefix("192.168.1.0/24")
+	var printer *lab.Host
 	v := newVillage(t, func(m *testbed) []*lab.Host {
-		return append(m.site("a", lab.SiteOptions{Underlay: lab.NAT, Subnets: same}, "a1", "a2", "a3"),
-			m.site("far", lab.SiteOptions{Underlay: lab.NAT, Subnets: same}, "r")...)
+		a, err := m.lab.Site(m.ctx, "a", lab.SiteOptions{Underlay: lab.NAT, Subnets: []netip.Prefix{same, netip.MustParsePrefix("172.30.1.0/24")}})
+		m.must(err)
+		var all []*lab.Host
+		for _, name := range []string{"a1", "a2", "a3"} {
+			h, err := a.Host(m.ctx, name)
+			m.must(err)
+			all = append(all, h)
+		}
+		printer, err = a.HostIn(m.ctx, 1, "printer")
+		m.must(err)
+		return append(all, m.site("far", lab.SiteOptions{Underlay: lab.NAT, Subnets: []netip.Prefix{same}}, "r")...)
 	})
 	for _, n := range v.nodes {
 		v.configure(n, cluster(1, mesh.ModeLocation)...)
@@ -71,5 +87,86 @@ func TestNodePortAwayFromGateway(t *testing.T) {
 			}
 		})
 	}
+	t.Run("network behind it", func(t *testing.T) { v.in(t).behind(port, gateway, remote, printer) })
+	t.Run("what a person sees", func(t *testing.T) { v.in(t).seen(port, gateway, remote) })
 	v.hidden()
+}
+
+// behind has a node name a host without meshd as a network behind its location. The
+// host and the pod elsewhere reach it, through the gateway, under whose address they
+// come, since it knows no other way back.
+func (v *village) behind(n, gateway, remote *lab.Node, bare *lab.Host) {
+	v.t.Helper()
+	line := fmt.Sprintf("  allowed-location-ips: [%s/32]", bare.Address())
+	v.configure(n, append([]string{line}, cluster(1, mesh.ModeLocation)...)...)
+	v.must(n.Reload())
+	echo, err := lab.ListenEcho(bare.Do, 7000)
+	v.must(err)
+	defer echo.Close()
+	for name, from := range map[string]lab.Place{"pod": v.pods[remote].Do, "host": remote.Do} {
+		v.eventually(settleLimit, func() error {
+			if got := v.carrier(remote, bare.Address()); got != gateway {
+				return fmt.Errorf("%s reaches %s through %s, want %s", remote.Name, bare.Name, nameOf(got), gateway.Name)
+			}
+			// What began before the gateway knew goes on as it began.
+			ctx, cancel := context.WithTimeout(v.ctx, pingLimit/6)
+			defer cancel()
+			got, err := lab.SourceSeen(ctx, from, netip.AddrPortFrom(bare.Address(), 7000))
+			if err == nil && got != gateway.Address() {
+				err = fmt.Errorf("source seen: got %s, want the gateway's address %s", got, gateway.Address())
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+}
+
+// seen checks what the commands say of the gateway of n's location, here and from
+// elsewhere.
+func (v *village) seen(n, gateway, remote *lab.Node) {
+	v.t.Helper()
+	ask := func(from *lab.Node, into any, args ...string) {
+		v.t.Helper()
+		v.must(json.Unmarshal([]byte(v.run(from, binary, args...)), into))
+	}
+	v.eventually(settleLimit, func() error {
+		var s control.Status
+		ask(n, &s, "status", "-o", "json", "--probe")
+		if s.Node.Role != control.RoleMember {
+			return fmt.Errorf("role of %s: got %q, want %q", n.Name, s.Node.Role, control.RoleMember)
+		}
+		for _, p := range s.Peers {
+			role, via := control.RoleMember, []string{}
+			switch p.Name {
+			case gateway.Name:
+				role = control.RoleGateway
+			case remote.Name:
+				role, via = "", []string{gateway.Name}
+			}
+			if p.Role != role || p.Path.Kind != mesh.PathLAN || !slices.Equal(p.Path.Via, via) || p.Path.Health != control.PathOK || p.Path.RTT == "" {
+				return fmt.Errorf("%s, seen by %s: got %q by %+v, want %q through %v, and its round trip", p.Name, n.Name, p.Role, p.Path, role, via)
+			}
+		}
+		return nil
+	})
+	v.eventually(settleLimit, func() error {
+		var p control.Plan
+		ask(remote, &p, "plan", "--without", gateway.Name, "-o", "json")
+		// The path to whoever takes over is another one as well.
+		if len(p.Paths) != 2 || !slices.ContainsFunc(p.Paths, func(s string) bool { return strings.HasSuffix(s, "tunnel, was tunnel via "+gateway.Name) }) || len(p.Changes) == 0 {
+			return fmt.Errorf("plan of %s without %s: got %+v, want changes, and the paths to the others of a", remote.Name, gateway.Name, p)
+		}
+		return nil
+	})
+	if got := v.gateway(remote, "a"); got != gateway {
+		v.t.Errorf("the gateway of a after the plan: got %s, want %s still", got.Name, gateway.Name)
+	}
+	var g mesh.Graph
+	ask(remote, &g, "graph", "-T", "json")
+	marked := slices.IndexFunc(g.Nodes, func(n mesh.GraphNode) bool { return n.Gateway })
+	if len(g.Nodes) != len(v.nodes) || len(g.Tunnels) != 1 || len(g.Links) != 2 || marked < 0 || g.Nodes[marked].Name != gateway.Name {
+		v.t.Errorf("graph: got %+v, want %d nodes, the gateway %s, one tunnel, two links on the LAN", g, len(v.nodes), gateway.Name)
+	}
 }

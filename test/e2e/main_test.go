@@ -150,14 +150,18 @@ func (m *testbed) printLogs() {
 	}
 }
 
-// printState prints what a person would ask first of a node that does not do what
-// it should.
+// printState prints what a person would look at first on a node that does not do
+// what it should.
 func (m *testbed) printState(n *lab.Node) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), pingLimit)
 	defer cancel()
-	for _, command := range [][]string{{binary, "status"}, {binary, "plan"}, {"ip", "route"}, {"ip", "-s", "link", "show", device}} {
-		out, err := n.Run(ctx, command[0], command[1:]...)
-		m.t.Logf("%s: %s: %v\n%s", n.Name, strings.Join(command, " "), err, out)
+	for _, command := range []string{
+		binary + " status", binary + " plan", "ip route", "ip -s -d link show type tun", "ip -s -d link show type wireguard",
+		"ip -s -d link show type vxlan", "wg show " + device + " endpoints", "wg show " + device + " allowed-ips",
+	} {
+		words := strings.Fields(command)
+		out, err := n.Run(ctx, words[0], words[1:]...)
+		m.t.Logf("%s# %s %v\n%s", n.Name, command, err, out)
 	}
 }
 

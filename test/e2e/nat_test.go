@@ -3,49 +3,89 @@
 package e2e
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestHomesAndClouds has three clouds with 1:1 NAT, a home of two hosts behind one
-// address, and a host behind another home's router. Three of the places have the
-// same private range, and the same addresses in it. The homes reach each other
-// through somebody whom both reach.
-func TestHomesAndClouds(t *testing.T) {
-	t.Parallel()
+// newHomes has clouds with 1:1 NAT, a home of some hosts behind one address, and a
+// host behind another home's router. Three of the places have the same private
+// range, and the same addresses in it.
+func newHomes(t *testing.T, keepsPorts bool, clouds []string, inside ...string) *village {
+	t.Helper()
 	same := []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}
 	v := newVillage(t, func(m *testbed) []*lab.Host {
 		all := m.site("aws", lab.SiteOptions{Underlay: lab.NAT, Subnets: same}, "aws-1")
-		for _, name := range []string{"gcp", "azure"} {
+		for _, name := range clouds {
 			h, err := m.lab.Host(m.ctx, name, lab.NAT)
 			m.must(err)
 			all = append(all, h)
 		}
-		all = append(all, m.site("home", lab.SiteOptions{Underlay: lab.Home, Subnets: same}, "home-1", "home-2")...)
-		return append(all, m.site("shed", lab.SiteOptions{Underlay: lab.Home, Subnets: same}, "shed-1")...)
+		home := lab.SiteOptions{Underlay: lab.Home, Subnets: same, KeepsPorts: keepsPorts}
+		all = append(all, m.site("home", home, inside...)...)
+		return append(all, m.site("shed", home, "shed-1")...)
 	})
 	for _, n := range v.nodes {
 		v.configure(n, cluster(1, mesh.ModeLocation)...)
 	}
 	v.live()
 	v.full(v.nodes...)
+	v.await(settleLimit, "aware of the NAT", func(s control.Status) bool { return s.Node.NAT }, append(v.members("home"), v.node("shed-1"))...)
+	return v
+}
 
-	for _, name := range []string{"home-1", "home-2", "shed-1"} {
-		if s, err := v.node(name).Status(v.ctx); err != nil || !s.Node.NAT {
-			t.Errorf("%s: got %+v, %v, want that it knows of the NAT", name, s.Node, err)
+// between is through whom the gateway of a location and a node elsewhere reach each
+// other: the node itself, if they have a tunnel. It is an error while they don't
+// agree.
+func (v *village) between(location string, far *lab.Node) (*lab.Node, error) {
+	gateway := v.gateway(v.nodes[0], location)
+	there, back := v.carrier(gateway, v.overlay[far][0]), v.carrier(far, v.overlay[gateway][0])
+	if there == far && back == gateway {
+		return far, nil
+	}
+	if there == nil || there != back {
+		return nil, fmt.Errorf("%s reaches %s through %s, and is reached through %s", gateway.Name, far.Name, nameOf(there), nameOf(back))
+	}
+	return there, nil
+}
+
+// TestHomesAndClouds has homes whose routers give every socket another port, so
+// that nobody there can be reached by who is not spoken to. They reach each other
+// through somebody whom both reach.
+func TestHomesAndClouds(t *testing.T) {
+	t.Parallel()
+	v := newHomes(t, false, []string{"gcp", "azure"}, "home-1", "home-2")
+	shed := v.node("shed-1")
+	v.eventually(settleLimit, func() error {
+		relay, err := v.between("home", shed)
+		if err == nil && (relay == shed || relay.Location() == "home") {
+			err = fmt.Errorf("the home and %s reach each other through %s, want one of the clouds", shed.Name, relay.Name)
 		}
-	}
-	home, shed := v.gateway(v.node("gcp"), "home"), v.node("shed-1")
-	relay := v.carrier(home, v.overlay[shed][0])
-	if relay == nil || relay == shed || relay.Location() == "home" {
-		t.Errorf("%s reaches %s through %s, want one of the clouds", home.Name, shed.Name, nameOf(relay))
-	}
-	if back := v.carrier(shed, v.overlay[home][0]); back != relay {
-		t.Errorf("%s reaches %s through %s, but %s is what the other one uses", shed.Name, home.Name, nameOf(back), nameOf(relay))
-	}
+		return err
+	})
 	v.must(lab.Transfer(v.ctx, v.pods[v.node("home-2")].Do, party(v.pods[shed]), transferSize))
+	v.hidden()
+}
+
+// TestHomesThatKeepPorts has homes of one host, whose routers leave source ports as
+// they are, and let nobody in who was not spoken to. Both ends know the other's port and
+// speak to it, which opens the routers: they need nobody between them.
+func TestHomesThatKeepPorts(t *testing.T) {
+	t.Parallel()
+	v := newHomes(t, true, nil, "home-1")
+	shed := v.node("shed-1")
+	v.eventually(settleLimit, func() error {
+		through, err := v.between("home", shed)
+		if err == nil && through != shed {
+			err = fmt.Errorf("the home and %s reach each other through %s, want a tunnel", shed.Name, through.Name)
+		}
+		return err
+	})
+	v.full(v.nodes...)
+	v.must(lab.Transfer(v.ctx, v.pods[v.node("home-1")].Do, party(v.pods[shed]), transferSize))
 	v.hidden()
 }

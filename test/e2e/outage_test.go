@@ -3,9 +3,12 @@
 package e2e
 
 import (
+	"context"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -26,7 +29,10 @@ func TestGossipWithoutUDP(t *testing.T) {
 	m.run(mute, "nft", "-f", "/run/outage.nft")
 	m.start(m.nodes...)
 	m.settle(settleLimit, m.nodes...)
+	stop := m.never("one less alive", not(lab.Sees(2)), m.nodes...)
 	m.connected(pingLimit, m.nodes...)
+	time.Sleep(settleTime) // what must not happen takes so long
+	stop()
 
 	// Streams bring news, too.
 	m.must(m.nodes[2].Kill())
@@ -36,8 +42,8 @@ func TestGossipWithoutUDP(t *testing.T) {
 	m.connected(pingLimit, m.nodes...)
 }
 
-// TestBlockedPaths blocks some pairs for splitTime. Nobody is taken for dead for it,
-// and all other pairs talk.
+// TestBlockedPaths blocks some pairs for half of splitTime. Nobody is taken for dead
+// for it, and all other pairs talk.
 func TestBlockedPaths(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.Routed, 5)
@@ -53,9 +59,10 @@ func TestBlockedPaths(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			m := m.in(t)
+			stop := m.never("one less alive", not(lab.Sees(4)), m.nodes...)
 			m.must(m.lab.Partition(m.ctx, hosts(tt.one), hosts(tt.two)))
 			time.Sleep(splitTime / 2) // what must not happen takes so long
-			m.settle(settleLimit, m.nodes...)
+			stop()
 			for _, clique := range tt.cliques {
 				m.connected(pingLimit, clique...)
 			}
@@ -63,4 +70,37 @@ func TestBlockedPaths(t *testing.T) {
 			m.connected(pingLimit, m.nodes...)
 		})
 	}
+}
+
+// never asks nodes again and again how they are, until the function that it returns
+// is called. The test fails as soon as one answers with what must not be.
+func (m *testbed) never(what string, bad func(control.Status) bool, nodes ...*lab.Node) (stop func()) {
+	m.t.Helper()
+	ctx, cancel := context.WithCancel(m.ctx)
+	var watching sync.WaitGroup
+	for _, n := range nodes {
+		watching.Go(func() {
+			for ctx.Err() == nil {
+				if s, err := n.Status(ctx); err == nil && bad(s) {
+					m.t.Errorf("%s has had %s for a moment: %+v", n.Name, what, s)
+					return
+				}
+				select {
+				case <-time.After(100 * time.Millisecond):
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	stop = func() {
+		cancel()
+		watching.Wait()
+	}
+	m.t.Cleanup(stop)
+	return stop
+}
+
+// not is for never and await: the contrary.
+func not(ok func(control.Status) bool) func(control.Status) bool {
+	return func(s control.Status) bool { return !ok(s) }
 }

@@ -31,9 +31,7 @@ func shows(kind mesh.ProblemKind, words ...string) func(control.Status) bool {
 }
 
 // lacks is the contrary of shows.
-func lacks(kind mesh.ProblemKind) func(control.Status) bool {
-	return func(s control.Status) bool { return !shows(kind)(s) }
-}
+func lacks(kind mesh.ProblemKind) func(control.Status) bool { return not(shows(kind)) }
 
 // all is for await: every one of the conditions holds.
 func all(conditions ...func(control.Status) bool) func(control.Status) bool {

@@ -94,11 +94,18 @@ func TestTenOfAHundredAreKilled(t *testing.T) {
 // Two hundred nodes are left alone for two minutes. Not many more fit one
 // processor core: each that joins costs all others time, and nodes that get no
 // time to answer are taken for dead, which costs still more.
-func TestTwoHundredStay(t *testing.T) {
-	const stay = 2 * time.Minute
-	s := settled(t, 200, 20)
+func TestTwoHundredStay(t *testing.T) { stay(t, 200) }
+
+// Five hundred nodes do the same. They want some eight processor cores.
+func TestFiveHundredStay(t *testing.T) { stay(t, 500) }
+
+// stay starts nodes, and fails if any of them is taken for dead in two minutes.
+func stay(t *testing.T, count int) {
+	t.Helper()
+	const length = 2 * time.Minute
+	s := settled(t, count, 20)
 	before := s.FalseDeaths()
-	for end := time.Now().Add(stay); time.Now().Before(end); {
+	for end := time.Now().Add(length); time.Now().Before(end); {
 		if deaths := s.FalseDeaths() - before; deaths > 0 {
 			t.Fatalf("%d false deaths, want none", deaths)
 		}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"pgregory.net/rapid"
+)
+
+// world is a random cluster: what is told, and who does not live any more.
+type world struct {
+	cluster  mesh.Cluster
+	records  []mesh.Record
+	verdicts []mesh.Verdict
+	dead     map[mesh.ID]bool
+}
+
+func drawWorld(t *rapid.T) world {
+	w := world{cluster: drawCluster(t), dead: map[mesh.ID]bool{}}
+	for i := range rapid.IntRange(2, 60).Draw(t, "nodes") {
+		w.records = append(w.records, drawRecord(t, i))
+	}
+	w.drawCopies(t)
+	for i := range w.records {
+		if rapid.IntRange(0, 9).Draw(t, "spoken of") == 0 {
+			w.drawVerdicts(t, i)
+		}
+	}
+	for i := range w.records {
+		if rapid.IntRange(0, 9).Draw(t, "dead") == 0 {
+			w.kill(i)
+		}
+	}
+	return w
+}
+
+func drawCluster(t *rapid.T) mesh.Cluster {
+	c := cluster(false)
+	switch rapid.IntRange(0, 3).Draw(t, "families") {
+	case 0:
+		c = cluster(true)
+	case 1:
+		c.Overlay, c.Pods, c.PodPrefix = c.Overlay[1:], c.Pods[1:], c.PodPrefix[1:]
+	}
+	c.Mode = rapid.SampledFrom([]mesh.Mode{mesh.ModeFull, mesh.ModeLocation, mesh.ModeLocation, mesh.ModeCross}).Draw(t, "mode")
+	c.Gateways = rapid.IntRange(1, 4).Draw(t, "gateways")
+	c.Encapsulation = rapid.SampledFrom([]string{mesh.EncapsulationAlways, mesh.EncapsulationCrossSubnet, mesh.EncapsulationAlways, mesh.EncapsulationNever}).Draw(t, "encapsulation")
+	return c
+}
+
+// drawRecord draws a node. Every location has two subnets, and they are the same
+// in the locations c and d; some nodes have IPv6 on the LAN, some only that.
+func drawRecord(t *rapid.T, i int) mesh.Record {
+	r := record(i)
+	r.MTU = rapid.IntRange(1280, 8920).Draw(t, "mtu")
+	r.Location = rapid.SampledFrom([]string{"", "", "a", "a", "b", "c", "d"}).Draw(t, "location")
+	r.Gateway = rapid.SampledFrom([]mesh.GatewayWish{mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayPrefer, mesh.GatewayNever}).Draw(t, "wish")
+	if rapid.IntRange(0, 3).Draw(t, "in office") == 0 {
+		r.Office = mesh.Office{Seat: rapid.IntRange(-1, 4).Draw(t, "seat"), Since: rapid.Int64Range(1, 9).Draw(t, "since")}
+	}
+	if r.Location != "" {
+		net := strings.Index("abcc", strings.Replace(r.Location, "d", "c", 1)) + 1
+		subnet := rapid.SampledFrom([]int{0, 0, 0, 100}).Draw(t, "subnet")
+		v4 := fmt.Sprintf("192.168.%d.%d/24", net+subnet, i+1)
+		v6 := fmt.Sprintf("fd00:%d:%d::%x/64", net, subnet, i+1)
+		r.InternalIPs = rapid.SampledFrom(slices.Concat(
+			slices.Repeat([][]netip.Prefix{prefixes(v4), prefixes(v4, v6)}, 10), [][]netip.Prefix{prefixes(v6), nil})).Draw(t, "internal IPs")
+	} else if rapid.Bool().Draw(t, "as half the world") {
+		r.InternalIPs = prefixes("192.168.1.7/24")
+	}
+	switch rapid.IntRange(0, 5).Draw(t, "endpoint") {
+	case 0, 1:
+		r.NAT, r.Endpoints = true, nil
+	case 2:
+		r.NAT = true
+	case 3:
+		if len(r.InternalIPs) > 0 {
+			r.Endpoints = []mesh.Endpoint{{Host: r.InternalIPs[0].Addr().String(), Port: 51820}}
+		}
+	}
+	if rapid.IntRange(0, 7).Draw(t, "networks behind it") == 0 {
+		r.AllowedLocationIPs = prefixes(rapid.SampledFrom([]string{"192.168.0.0/16", "172.30.1.0/24", "172.30.2.0/24", "fd99::/48"}).Draw(t, "network"))
+	}
+	return r
+}
+
+// drawCopies makes a few nodes that claim what is another's.
+func (w *world) drawCopies(t *rapid.T) {
+	for range rapid.SampledFrom([]int{0, 0, 0, 1, 2}).Draw(t, "copies") {
+		i := rapid.IntRange(1, len(w.records)-1).Draw(t, "copy")
+		switch rapid.IntRange(0, 2).Draw(t, "copied") {
+		case 0:
+			w.records[i].Key = w.records[0].Key
+		case 1:
+			w.records[i].Claim.Slot = 0
+		case 2:
+			w.records[i].InternalIPs = w.records[0].InternalIPs
+		}
+	}
+}
+
+// drawVerdicts has a node that lives be spoken of, by itself and by others, who
+// may be wrong.
+func (w *world) drawVerdicts(t *rapid.T, i int) {
+	all := []mesh.Health{mesh.HealthUp, mesh.HealthDraining, mesh.HealthDown}
+	for range rapid.IntRange(1, 3).Draw(t, "verdicts") {
+		author := i
+		if rapid.Bool().Draw(t, "by another") {
+			author = rapid.IntRange(0, len(w.records)-1).Draw(t, "author")
+		}
+		w.verdicts = append(w.verdicts, mesh.Verdict{
+			Author: w.records[author].Identity, Subject: w.records[i].ID(),
+			Role:   rapid.SampledFrom([]mesh.Role{mesh.RoleGateway, mesh.RoleGateway, mesh.RoleRelay}).Draw(t, "role"),
+			State:  rapid.SampledFrom(all).Draw(t, "state"),
+			Epoch:  rapid.Uint64Range(0, lastWords-1).Draw(t, "epoch"),
+			Record: rapid.Uint64Range(0, 2).Draw(t, "record"),
+		})
+	}
+}
+
+// lastWords is the first epoch of the verdicts on the dead.
+const lastWords = 10
+
+// kill lets a node die, and everybody who could notice say so.
+func (w *world) kill(i int) {
+	id := w.records[i].ID()
+	w.dead[id] = true
+	for j, r := range w.records {
+		if j == i {
+			continue
+		}
+		w.verdicts = append(w.verdicts, mesh.Verdict{Author: r.Identity, Subject: id, Role: mesh.RoleRelay, State: mesh.HealthDown, Epoch: lastWords + uint64(j)})
+		if r.Location != "" && r.Location == w.records[i].Location {
+			w.verdicts = append(w.verdicts, mesh.Verdict{Author: r.Identity, Subject: id, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: lastWords + uint64(j%3)})
+		}
+	}
+}
+
+// walk makes a walker for the world.
+func (w world) walk(t *rapid.T) *walker {
+	k := newWalker(w.cluster, w.records, w.verdicts...)
+	for id, h := range k.hosts {
+		h.dead = w.dead[id]
+		var err error
+		if h.tables, err = k.newTables(h.top); err != nil {
+			t.Fatalf("tables of %s: %v", h.Name, err)
+		}
+	}
+	return k
+}

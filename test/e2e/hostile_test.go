@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/state"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// TestHostile has a mesh of three be bothered by an insider and then by an
+// outsider, while pods of two nodes talk.
+func TestHostile(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.NAT, 4)
+	rest, insider := m.nodes[:3], m.nodes[3]
+	m.start(rest...)
+	implementation := m.settle(settleLimit, rest...)[0].Device.Implementation
+	b, c := rest[1], rest[2]
+	talk := m.converse(m.pod(b, "near"), m.pod(c, "far"))
+	t.Run("another's slot", func(t *testing.T) {
+		m := m.in(t)
+		m.usurp(insider, m.status(b).Node.Slot)
+		m.await(settleLimit, "loud about its slot", shows(mesh.ProblemSlot, "belongs to node "+b.Name), insider)
+		m.await(settleLimit, "aware of the conflict", shows(mesh.ProblemSlot, b.Name+" has the older claim"), rest...)
+		talk.goesOn(t)
+	})
+	t.Run("garbage", func(t *testing.T) {
+		m := m.in(t)
+		m.bombard(b)
+		talk.goesOn(t)
+	})
+	m.connected(pingLimit, rest...)
+	talk.end(implementation)
+}
+
+// usurp starts a node whose state file says that it has another one's slot, since
+// just now, and that there are pods behind it.
+func (m *testbed) usurp(n *lab.Node, slot int) {
+	m.t.Helper()
+	m.must(n.Configure(lab.Config(n.Name, nil), m.secret))
+	m.start(n)
+	m.await(settleLimit, "ready alone", lab.Ready, n)
+	m.must(n.Stop())
+	path := lab.StateDir + "/" + state.NodeFile
+	data, err := os.ReadFile(n.Path(path))
+	m.must(err)
+	var file struct {
+		Version  int             `json:"version"`
+		Boot     uint64          `json:"boot"`
+		Sequence uint64          `json:"sequence"`
+		Claim    map[string]any  `json:"claim"`
+		Adopted  json.RawMessage `json:"adopted"`
+	}
+	m.must(json.Unmarshal(data, &file))
+	file.Claim = map[string]any{"slot": slot, "time": time.Now().UnixMilli(), "since": file.Sequence, "ready": true}
+	data, err = json.Marshal(file)
+	m.must(err)
+	m.must(n.WriteFile(path, string(data), 0o600))
+	m.must(n.Configure(lab.Config(n.Name, []string{m.nodes[0].Public().String()}), m.secret))
+	m.start(n)
+}
+
+// What somebody without the secret sends: so many packets, and so many streams.
+const (
+	garbagePackets = 5000
+	garbageStreams = 500
+)
+
+// bombard sends garbage to a node's gossip port from outside, and finds the daemon
+// as it was: the same process, with little more memory and few more lines in its
+// log, which has counted what it refused.
+func (m *testbed) bombard(n *lab.Node) {
+	m.t.Helper()
+	pid, memory, lines, began := n.PID(), m.peakMemory(n), strings.Count(n.Log(), "\n"), time.Now()
+	at := netip.AddrPortFrom(n.Public(), 7946).String()
+	chance := rand.New(rand.NewPCG(1, 2))
+	m.must(m.lab.Outside().Do(func() error { return errors.Join(sendPackets(chance, at), openStreams(chance, at)) }))
+	m.await(settleLimit, "aware of what it refused", func(s control.Status) bool {
+		return s.Counters["packet-sealed"] >= garbagePackets/2 && s.Counters["stream-sealed"] > 0 && s.Counters["stream-broken"] > 0 && s.Counters["stream-limit"] > 0
+	}, n)
+	if now := n.PID(); now != pid || now == 0 {
+		m.t.Errorf("process of %s: got %d, want %d as before", n.Name, now, pid)
+	}
+	if grown := m.peakMemory(n) - memory; grown > 32<<10 {
+		m.t.Errorf("peak memory of %s: it has grown by %d KiB, want 32 MiB at most", n.Name, grown)
+	}
+	// Ten at once of each kind, of which there are a handful, then one a second.
+	most := 5 * (10 + int(time.Since(began)/time.Second) + 1)
+	if grown := strings.Count(n.Log(), "\n") - lines; grown > most {
+		m.t.Errorf("log of %s: it has grown by %d lines, want %d at most", n.Name, grown, most)
+	}
+}
+
+// garbage is what may come in a packet or a stream: nothing in particular, what
+// begins as meshd's do, and what crashes memberlist 0.7, which takes encryption
+// version 0 with a padding longer than the text for its own, and so a frame that is
+// shorter than its header.
+func garbage(chance *rand.Rand) []byte {
+	random := make([]byte, chance.IntN(1400))
+	for i := range random {
+		random[i] = byte(chance.Uint32())
+	}
+	size := chance.IntN(30)
+	return [][]byte{
+		random,
+		append([]byte{1}, random...),
+		append([]byte{0}, []byte(strings.Repeat("\xff", 44))...),
+		append([]byte{10, 0, 0, 0, byte(size)}, make([]byte, size)...),
+		{1, 0xff, 0xff}, // meshd's hello, with a length that none has
+	}[chance.IntN(5)]
+}
+
+func sendPackets(chance *rand.Rand, at string) error {
+	dialer := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(lab.OutsideAddr, 0))}
+	conn, err := dialer.Dial("udp", at)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	for i := range garbagePackets {
+		if i%50 == 0 {
+			time.Sleep(time.Millisecond) // the receive buffer is not to overflow
+		}
+		if _, err := conn.Write(garbage(chance)); err != nil {
+			return fmt.Errorf("send packet %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// openStreams leaves the last streams open for a moment, more than one source may
+// have.
+func openStreams(chance *rand.Rand, at string) error {
+	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(lab.OutsideAddr, 0))}
+	for i := range garbageStreams {
+		conn, err := dialer.Dial("tcp", at)
+		if errors.Is(err, unix.ECONNRESET) {
+			continue // over the limit
+		}
+		if err != nil {
+			return fmt.Errorf("open stream %d: %w", i, err)
+		}
+		_, _ = conn.Write(garbage(chance)) // fails where the stream is over the limit
+		if i >= garbageStreams-20 {
+			defer conn.Close()
+			continue
+		}
+		_ = conn.Close()
+	}
+	return nil
+}
+
+// peakMemory is the most that a node's daemon has had of memory, in KiB.
+func (m *testbed) peakMemory(n *lab.Node) int {
+	m.t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.PID()))
+	m.must(err)
+	for line := range strings.Lines(string(data)) {
+		var kib int
+		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &kib); err == nil {
+			return kib
+		}
+	}
+	m.t.Fatalf("status of %s's process: got %s, want VmHWM", n.Name, data)
+	return 0
+}
