@@ -70,12 +70,13 @@ func (j job) split() []job {
 }
 
 // again returns the job of running tests once more, one at a time. It says whether
-// there are any: a test binary may also end without the name of a test that failed.
+// there are any: a test binary may also end without the name of a test that failed,
+// and another program may print what looks like one.
 func (j job) again(tests []string) (job, bool) {
-	if len(tests) == 0 {
+	c := j.Commands[0]
+	if len(tests) == 0 || c.Package == "" {
 		return job{}, false
 	}
-	c := j.Commands[0]
 	c.Args = append(slices.Clone(c.Args), "-test.parallel=1", "-test.run=^("+strings.Join(tests, "|")+")$") // the last ones count
 	return job{Commands: []command{c}, Files: j.Files}, true
 }
@@ -99,7 +100,7 @@ func (j *job) addCommand(args []string) error {
 }
 
 // testTimeout bounds one package's tests, so that a hanging one shows its stacks.
-const testTimeout = "20m"
+const testTimeout = "30m"
 
 // testParallel is one more than the machine has processors, for the test that
 // does nothing but wait for ten minutes.
@@ -112,7 +113,7 @@ const testTag = "kernel"
 // perMachine is how many tests of one package a virtual machine runs before the
 // next one takes over, so that none gets old: what one leaves behind in its kernel
 // slows down all that come after.
-const perMachine = 20
+const perMachine = 30
 
 // addTests builds the tests of packages in dir, and whatever tests want to run
 // beside them: meshd, a later build of it, and cnitool.

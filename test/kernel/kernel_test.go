@@ -123,13 +123,18 @@ func TestFailedTestsAreNamed(t *testing.T) {
 	if diff := cmp.Diff(failures{"TestA", "TestC"}, got); diff != "" {
 		t.Errorf("failed tests (-want +got):\n%s", diff)
 	}
-	j, ok := job{Commands: []command{{Args: []string{"x.test", "-test.run=^(TestA|TestB)$/"}}}}.again(got)
+	c := command{Package: "x", Args: []string{"x.test", "-test.run=^(TestA|TestB)$/"}}
+	j, ok := job{Commands: []command{c}}.again(got)
 	want := []string{"x.test", "-test.run=^(TestA|TestB)$/", "-test.parallel=1", "-test.run=^(TestA|TestC)$"}
 	if diff := cmp.Diff(want, j.Commands[0].Args); !ok || diff != "" {
 		t.Errorf("command (-want +got):\n%s", diff)
 	}
 	if _, ok := j.again(nil); ok {
 		t.Error("nothing failed, and is run again")
+	}
+	other := job{Commands: []command{{Args: []string{"program"}}}}
+	if _, ok := other.again(got); ok {
+		t.Error("what is no test is run again")
 	}
 }
 

@@ -65,7 +65,7 @@ func (f *files) Set(path string) error {
 func run() int {
 	var with files
 	pattern := flag.String("run", "", "regular expression: which tests to run")
-	timeout := flag.Duration("timeout", 25*time.Minute, "how long one virtual machine may live")
+	timeout := flag.Duration("timeout", 35*time.Minute, "how long one virtual machine may live")
 	flag.Var(&with, "file", "a `path` to have in the virtual machine, for exec")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
