@@ -22,6 +22,7 @@ type end struct {
 	addAt      time.Duration // when the daemon learns that there is a peer
 
 	there     bool
+	refuses   bool          // WireGuard has had a handshake of a later time
 	endpoint  bool          // WireGuard knows where the peer is
 	begun     int           // the own handshake under way; 0 for none
 	last      time.Duration // when it was begun
@@ -49,7 +50,7 @@ func (e *end) initiate(w *wire, to *end) {
 	number := w.number
 	e.begun, e.last = number, w.now
 	w.send(func() {
-		if !to.there {
+		if !to.there || to.refuses {
 			return
 		}
 		to.endpoint, to.begun, to.responded = true, 0, true
@@ -89,8 +90,8 @@ func (e *end) turn(w *wire, to *end) {
 	}
 	tn.observed.Peers = []netcfg.Peer{onDevice}
 	out := e.schedule.next(tn, e.self)
-	if len(out.renew) > 0 && e.session == 0 {
-		e.begun, e.last, e.responded = 0, 0, false
+	if len(out.renew) > 0 && (e.session == 0 || w.now-e.session >= netcfg.HandshakeFresh) {
+		e.begun, e.last, e.responded, e.session, e.refuses = 0, 0, false, 0, false
 	}
 	if len(out.speak) > 0 {
 		e.initiate(w, to)
@@ -147,4 +148,32 @@ func meet(low, high []mesh.Endpoint, delay, apart time.Duration) time.Duration {
 		}
 	}
 	return w.now
+}
+
+// TestTunnelsOfClocksSetBack has two nodes whose session runs out while each
+// refuses the other's handshakes, because they carry an earlier time than the last
+// one did.
+func TestTunnelsOfClocksSetBack(t *testing.T) {
+	w := &wire{delay: 25 * time.Millisecond, queue: make(map[time.Duration][]func())}
+	var ends [2]*end
+	for i := range ends {
+		self, peer := mesh.Record{Key: wgtypes.Key{byte(1 + i)}}, mesh.Record{Key: wgtypes.Key{byte(2 - i)}}
+		self.Endpoints, peer.Endpoints = make([]mesh.Endpoint, 1), make([]mesh.Endpoint, 1)
+		ends[i] = &end{self: self, peer: peer, schedule: newTunnels([]mesh.Record{peer}), refuses: true, session: time.Second}
+		ends[i].schedule.peers[mesh.ID{peer.Key[0]}] = &attempt{met: true}
+	}
+	limit := netcfg.HandshakeFresh + time.Minute
+	for w.now = time.Second; w.now < limit; w.now += 5 * time.Millisecond {
+		for _, f := range w.queue[w.now] {
+			f()
+		}
+		delete(w.queue, w.now)
+		ends[0].turn(w, ends[1])
+		ends[1].turn(w, ends[0])
+		if ends[0].session > netcfg.HandshakeFresh && ends[1].session > netcfg.HandshakeFresh {
+			t.Logf("%v without a session", w.now-netcfg.HandshakeFresh-time.Second)
+			return
+		}
+	}
+	t.Error("no session any more")
 }

@@ -23,7 +23,8 @@ const (
 	// renews the peer; each time after that it waits twice as long, up to
 	// speakAgain. When a gateway takes over, both ends add each other a few
 	// hundredths of a second apart, and nothing passes until they have met. A
-	// round trip of half a second delays a second.
+	// round trip of half a second delays a second. Later handshakes have speakAgain
+	// from the beginning.
 	renewFirst = 150 * time.Millisecond
 	// speakAgain is how soon a node speaks again to a living peer that has not
 	// answered: WireGuard itself tries every 5 s once it has something to send.
@@ -55,6 +56,11 @@ const (
 // lower key. Peers from before this daemon started have no first handshake:
 // whoever has lost its sessions speaks at once. Who becomes a peer later, because
 // one of the two is a gateway now, does, however long they have known each other.
+//
+// The leader also renews a living peer whose session has run out and which does
+// not answer. WireGuard remembers the time that a peer's last handshake carried and
+// refuses older ones, so two hosts whose clocks were both set back refuse each
+// other until the clocks are past that time again.
 type tunnels struct {
 	peers map[mesh.ID]*attempt
 	known map[mesh.ID]bool // nodes from before this daemon started; none once this node has its peers
@@ -136,8 +142,8 @@ func (t tunnels) next(turn turn, self mesh.Record) outreach {
 		case !handshake.IsZero() && turn.now.Sub(handshake) < netcfg.HandshakeFresh:
 			*a = attempt{met: true, endpoint: a.endpoint}
 		default:
-			a.plan(roleOf(self, p), turn.now)
-			out.add(p, a, handshake.IsZero(), turn.now)
+			a.plan(roleOf(self, p), handshake.IsZero(), turn.now)
+			out.add(p, a, turn.now)
 		}
 	}
 	for id := range t.peers {
@@ -161,14 +167,15 @@ func (t tunnels) attempt(id mesh.ID) *attempt {
 	return a
 }
 
-// plan makes a schedule where there is none for this role.
-func (a *attempt) plan(r role, now time.Time) {
+// plan makes a schedule where there is none for this role. It depends on whether
+// the two have never had a handshake.
+func (a *attempt) plan(r role, never bool, now time.Time) {
 	if !a.speakAt.IsZero() && a.role == r {
 		return
 	}
 	changed := !a.speakAt.IsZero()
 	a.role, a.begun, a.tried, a.speakAt, a.wait = r, now, now, now, speakAgain
-	if r.leads {
+	if r.leads && never {
 		a.wait = renewFirst
 	}
 	switch {
@@ -183,7 +190,7 @@ func (a *attempt) plan(r role, now time.Time) {
 }
 
 // add does what is due for a peer without a session.
-func (o *outreach) add(p mesh.Peer, a *attempt, never bool, now time.Time) {
+func (o *outreach) add(p mesh.Peer, a *attempt, now time.Time) {
 	if now.Sub(a.tried) >= tryNext {
 		a.endpoint, a.tried = a.endpoint+1, now
 	}
@@ -193,7 +200,7 @@ func (o *outreach) add(p mesh.Peer, a *attempt, never bool, now time.Time) {
 		// endpoint, and then there is somebody to speak to.
 		a.met, a.speakAt = true, now.Add(spacing)
 	case due:
-		if a.role.leads && a.spoken && never {
+		if a.role.leads && a.spoken {
 			o.renew[p.Key] = true
 		}
 		o.speak = append(o.speak, anyAddress(p)...)

@@ -11,7 +11,6 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-
 // A host that lost its way out says so, unless it reaches others all the same.
 func TestUplinkProblems(t *testing.T) {
 	lost := turn{view: gossip.View{Alone: true, Records: make([]mesh.Record, 2)}}

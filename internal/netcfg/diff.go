@@ -20,8 +20,9 @@ type Options struct {
 	// what isn't desired may only not be known yet.
 	Prune bool
 	// Renew names peers to remove and to add again in the same change, if they
-	// never had a handshake. WireGuard sends the first message of a handshake
-	// once in five seconds (REKEY_TIMEOUT); a new peer has none behind it.
+	// have no session. WireGuard sends the first message of a handshake once in
+	// five seconds (REKEY_TIMEOUT), and answers none that is older than the last
+	// one; a new peer has none behind it.
 	Renew map[wgtypes.Key]bool
 }
 
@@ -191,7 +192,7 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 	var out []PeerChange
 	for _, p := range desired {
 		old, ok := have[p.Key]
-		if ok && o.Renew[p.Key] && old.LastHandshake.IsZero() {
+		if ok && o.Renew[p.Key] && !old.live(o.Now) {
 			out = append(out, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
 			old, ok = Peer{}, false
 		}
@@ -232,8 +233,7 @@ func diffPeer(old, p Peer, add bool, now time.Time) PeerChange {
 	c := PeerChange{Key: p.Key, Name: p.Name, Add: add, AllowedIPs: missing(old.AllowedIPs, p.AllowedIPs)}
 	// While a session may be alive, the kernel has the endpoint from packets
 	// that the peer has authenticated, and knows better than any record.
-	live := !old.LastHandshake.IsZero() && now.Sub(old.LastHandshake) < HandshakeFresh
-	if p.Endpoint.IsValid() && !live && unmapPort(old.Endpoint) != unmapPort(p.Endpoint) {
+	if p.Endpoint.IsValid() && !old.live(now) && unmapPort(old.Endpoint) != unmapPort(p.Endpoint) {
 		c.Endpoint = p.Endpoint
 	}
 	// Switching it on sends a packet at once, see the package comment;
@@ -273,4 +273,9 @@ func compareKeys(a, b wgtypes.Key) int { return slices.Compare(a[:], b[:]) }
 
 func compareRoutes(a, b Route) int {
 	return cmp.Or(a.Destination.Compare(b.Destination), strings.Compare(a.Link, b.Link), a.Via.Compare(b.Via))
+}
+
+// live says whether the peer may have a session.
+func (p Peer) live(now time.Time) bool {
+	return !p.LastHandshake.IsZero() && now.Sub(p.LastHandshake) < HandshakeFresh
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -260,5 +261,35 @@ func TestDiffRemoval(t *testing.T) {
 	}
 	if got := Diff(observed, State{}, Options{Now: now}); !got.Empty() {
 		t.Errorf("without Prune, got:\n%s", got)
+	}
+}
+
+// TestDiffRenews removes a peer and adds it again, unless that would end a session.
+func TestDiffRenews(t *testing.T) {
+	desired := Desired(topology4(meshPeer(2, "a", "10.4.0.2/32")), settings())
+	renew := map[wgtypes.Key]bool{key(2).PublicKey(): true}
+	for _, tt := range []struct {
+		name      string
+		handshake time.Time
+		want      bool
+	}{
+		{"never", time.Time{}, true},
+		{"just now", now, false},
+		{"session may live", now.Add(-179 * time.Second), false},
+		{"session is over", now.Add(-180 * time.Second), true},
+	} {
+		observed := Desired(topology4(meshPeer(2, "a", "10.4.0.2/32")), settings())
+		observed.Peers[0].LastHandshake = tt.handshake
+		var got []bool // whether it removes
+		for _, c := range Diff(observed, desired, Options{Now: now, Renew: renew}).Peers {
+			got = append(got, c.Remove)
+		}
+		var want []bool
+		if tt.want {
+			want = []bool{true, false}
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s: removals (-want +got):\n%s", tt.name, d)
+		}
 	}
 }
