@@ -10,6 +10,8 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unre
 # What test-kernel runs; RUN is a regular expression for names of tests.
 KERNEL_TESTS := ./test/e2e ./test/lab ./test/demo ./internal/netcfg ./internal/cni
 RUN ?=
+# How long fuzz runs each target.
+TIME ?= 30s
 # Unit tests that are shorter with -short.
 LONG_TESTS := ./internal/gossip ./internal/mesh ./internal/netcfg ./internal/state
 # Static, so that it runs on any host and in the virtual machine of test-kernel.
@@ -53,6 +55,14 @@ test-unit: setup-race ## vet, lint, format, unit tests with the race detector, f
 .PHONY: test-long
 test-long: setup ## the unit tests that test-unit cuts short: more random cases, a thousand joins, a flood of packets
 	go test $(LONG_TESTS)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for TIME=30s; what it finds stays in testdata/fuzz
+	@set -e; for package in $$(go list ./internal/...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep ^Fuzz); do \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(TIME) $$package; \
+		done; \
+	done
 
 .PHONY: test-e2e
 test-e2e: setup build ## end-to-end tests on namespaces, needs root; RUN=TestName for one
