@@ -65,8 +65,10 @@ fuzz: ## every fuzz target for TIME=30s; what it finds stays in testdata/fuzz
 	done
 
 .PHONY: test-e2e
-test-e2e: setup build ## end-to-end tests on namespaces, needs root; RUN=TestName for one
-	go test -count=1 -p 1 -timeout 30m -v -run '$(RUN)' ./test/bench ./test/lab ./test/demo ./test/e2e
+test-e2e: setup-race ## end-to-end tests on namespaces, with the race detector in meshd, needs root; RUN=TestName for one
+	go build -race -o bin/meshd-race ./cmd/meshd
+	MESHD=$(CURDIR)/bin/meshd-race GORACE=halt_on_error=1 \
+		go test -count=1 -p 1 -parallel 4 -timeout 30m -v -run '$(RUN)' ./test/bench ./test/lab ./test/demo ./test/e2e
 
 .PHONY: test-swarm
 test-swarm: setup ## gossip among a hundred and two hundred nodes; wants a machine of its own
