@@ -102,7 +102,7 @@ fmt: ## format the source
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist
 
 .PHONY: setup
 setup:

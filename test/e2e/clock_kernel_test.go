@@ -18,14 +18,24 @@ import (
 // sends now, and refuses them until meshd has the two forget each other.
 func TestClocksSetBack(t *testing.T) { // not parallel: all hosts of the machine have one clock
 	m := settledMesh(t, lab.NAT, 2)
+	for _, n := range m.nodes {
+		m.connected(pingLimit, m.nodes...)
+		m.dropSessions(n) // so each has begun a handshake once
+	}
 	m.connected(pingLimit, m.nodes...)
 	setClock(t, -time.Hour)
 	t.Cleanup(func() { setClock(t, time.Hour) })
 	for _, n := range m.nodes {
-		// The kernel drops the sessions of a device that goes down.
-		m.run(n, "ip", "link", "set", device, "down")
+		m.dropSessions(n)
 	}
+	// A handshake counts as fresh for three minutes.
 	m.connected(settleLimit, m.nodes...)
+}
+
+// dropSessions takes a node's device down, which meshd takes up again. The kernel
+// keeps its peers and nothing of their sessions.
+func (m *testbed) dropSessions(n *lab.Node) {
+	m.run(n, "ip", "link", "set", device, "down")
 }
 
 // setClock moves the machine's clock.

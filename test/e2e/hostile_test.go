@@ -143,8 +143,10 @@ func sendPackets(chance *rand.Rand, at string) error {
 	return nil
 }
 
-// openStreams leaves the last streams open for a moment, more than one source may
-// have.
+// idleStreams are more than one source may have.
+const idleStreams = 20
+
+// openStreams sends nothing over the last streams and leaves them open for a moment.
 func openStreams(chance *rand.Rand, at string) error {
 	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(lab.OutsideAddr, 0))}
 	for i := range garbageStreams {
@@ -155,11 +157,11 @@ func openStreams(chance *rand.Rand, at string) error {
 		if err != nil {
 			return fmt.Errorf("open stream %d: %w", i, err)
 		}
-		_, _ = conn.Write(garbage(chance)) // fails where the stream is over the limit
-		if i >= garbageStreams-20 {
+		if i >= garbageStreams-idleStreams {
 			defer conn.Close()
 			continue
 		}
+		_, _ = conn.Write(garbage(chance)) // fails where the stream is over the limit
 		_ = conn.Close()
 	}
 	return nil
