@@ -36,7 +36,7 @@ func TestNextRecord(t *testing.T) {
 		InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")},
 		MTU:         1500,
 	}
-	seen := []mesh.Observation{{Addr: netip.MustParseAddrPort("203.0.113.5:7946")}}
+	seen := []mesh.Observation{{Addr: netip.MustParseAddrPort("203.0.113.5:7946"), Open: true}}
 	last := mesh.Record{Endpoints: []mesh.Endpoint{{Host: "203.0.113.9", Port: 51820, Source: mesh.EndpointObserved}}, NAT: true}
 	tests := []struct {
 		name   string

@@ -444,7 +444,7 @@ func TestJoinListOfOneselfIsEmpty(t *testing.T) {
 		o.Resolver = fakeResolver{"me.example.com": local}
 	})
 	eventually(t, "empty", []*testNode{n}, func(v View) bool { return v.JoinEmpty && v.Alone && len(v.Problems) == 0 })
-	want := []mesh.Observation{{By: n.self, Addr: n.Addr()}}
+	want := []mesh.Observation{{By: n.self, Addr: n.Addr(), Open: true}}
 	if got := n.View().Observed; !slices.Equal(got, want) {
 		t.Errorf("observed %v, want %v", got, want)
 	}
@@ -534,8 +534,8 @@ func TestDualStack(t *testing.T) {
 		})
 		eventually(t, "seen", []*testNode{seed}, func(v View) bool { return v.Paths[n.self] == n.Addr() })
 		want := netip.AddrPortFrom(netip.MustParseAddr(host), port)
-		eventually(t, "observed", []*testNode{seed}, func(v View) bool {
-			return slices.Contains(v.Observed, mesh.Observation{By: n.self, Addr: want})
+		eventually(t, "observed, and that strangers get in", []*testNode{seed}, func(v View) bool {
+			return slices.Contains(v.Observed, mesh.Observation{By: n.self, Addr: want, Open: true})
 		})
 	}
 }

@@ -194,7 +194,7 @@ func newGossip(o Options) (*Gossip, error) {
 		ring: ring, random: o.Rand, now: o.Now, log: g.log, notices: g.notices, counters: g.counters,
 		self:  hello{id: self, instance: o.Instance, boot: o.Boot, cluster: o.Cluster},
 		label: labelOf(o.Cluster), filter: o.filter,
-		paths: newPaths(o.Cluster.Overlay),
+		paths: newPaths(o.Cluster.Overlay), changed: g.signal, knocked: make(map[netip.AddrPort]time.Time),
 	}
 	if _, err := g.transport.self.marshal(); err != nil {
 		return nil, err
@@ -207,6 +207,11 @@ func newGossip(o Options) (*Gossip, error) {
 	}
 	g.trust(o.Cluster, o.Trusted)
 	g.restore(o.Remembered)
+	for _, r := range g.store.records() {
+		if r.ID() == self {
+			g.transport.remember(r)
+		}
+	}
 	return g, nil
 }
 

@@ -40,6 +40,8 @@ const (
 	// maxSenders bounds what is remembered of senders. It is far above the size
 	// of any mesh; only someone with the secret can reach it.
 	maxSenders = 4096
+	// maxOwnAddresses bounds what is remembered of own addresses.
+	maxOwnAddresses = 64
 )
 
 // Limits of inbound streams. A stream that is over one of them is reset.
@@ -61,6 +63,10 @@ const (
 	pathMemory = 10 * time.Minute
 	// observedFor is how long others' words about our own address count.
 	observedFor = 3 * time.Minute
+	// knockPeriod is how often a node is knocked at, and openFor how long it
+	// remembers such a packet. Some may be lost.
+	knockPeriod = time.Minute
+	openFor     = 10 * time.Minute
 	// viewPathFor is how long an address is shown as a node's path.
 	viewPathFor = 30 * time.Second
 	// noticeFor is how long a problem is shown after it was last met.

@@ -20,6 +20,7 @@ const (
 	kindSync       packetKind = 3 // a step of the comparison of two stores
 	kindHere       packetKind = 4 // an answer: the counter of the question, 8 bytes
 	kindAsk        packetKind = 5 // nothing but a question
+	kindKnock      packetKind = 6 // nothing; it comes from a port to which the receiver has sent nothing
 )
 
 // wantFlag in the kind's byte makes a packet a question: the sender has had no

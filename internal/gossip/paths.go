@@ -48,6 +48,10 @@ type nodePaths struct {
 
 	questions [8]question // the last ones, a ring
 	asked     int         // how many there were
+
+	knockedAt netip.AddrPort // where it was knocked at last
+	knocked   time.Time      // when
+	knocks    int            // how often, at that address
 }
 
 // question is a packet that asks for an answer.
@@ -258,6 +262,28 @@ func (p *paths) node(id mesh.ID) *nodePaths {
 		p.nodes[id] = n
 	}
 	return n
+}
+
+// knock says whether to knock at an address where a node was met outside of the
+// mesh: a few times within seconds, since packets get lost, and then now and then.
+func (p *paths) knock(id mesh.ID, at netip.AddrPort, now time.Time) bool {
+	if p.inside(at.Addr()) {
+		return false
+	}
+	n := p.node(id)
+	wait := time.Second
+	if n.knockedAt == at {
+		wait = min(wait<<min(n.knocks, 6), knockPeriod)
+	}
+	if !n.knocked.IsZero() && now.Sub(n.knocked) < wait {
+		return false
+	}
+	if n.knockedAt != at {
+		n.knockedAt, n.knocks = at, 0
+	}
+	n.knocked = now
+	n.knocks++
+	return true
 }
 
 // evict forgets the node that has been silent for longest, if possible one of

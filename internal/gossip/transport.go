@@ -41,10 +41,12 @@ type transport struct {
 	counters *counters
 	self     hello // with everything but counter, random, echo and you; mu guards its cluster
 	label    label
+	changed  func()                                       // called when there is news for the view, under mu
 	filter   func(network string, to netip.AddrPort) bool // tests: whether udp or tcp gets there
 
-	udp *net.UDPConn
-	tcp *net.TCPListener
+	udp      *net.UDPConn
+	tcp      *net.TCPListener
+	stranger *net.UDPConn // to knock from; nothing is read from it
 
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -60,9 +62,10 @@ type transport struct {
 	paths    *paths
 	replays  replays
 	observed map[mesh.ID]observation
-	offers   map[string]*stream // joined streams that memberlist is to take
-	pending  []pendingStream    // inbound streams that are not authenticated, the oldest first
-	accepted int                // inbound streams that are
+	knocked  map[netip.AddrPort]time.Time // own addresses at which strangers get in
+	offers   map[string]*stream           // joined streams that memberlist is to take
+	pending  []pendingStream              // inbound streams that are not authenticated, the oldest first
+	accepted int                          // inbound streams that are
 	open     map[net.Conn]struct{}
 }
 
@@ -87,6 +90,9 @@ func (t *transport) listen(ctx context.Context, bind string) error {
 	udp, tcp, err := bindBoth(ctx, bind)
 	if err != nil {
 		return err
+	}
+	if t.stranger, err = bindAny(ctx, bind); err != nil {
+		return errors.Join(err, udp.Close(), tcp.Close())
 	}
 	t.udp, t.tcp = udp, tcp
 	_ = udp.SetReadBuffer(receiveBuffer) // as much as the system allows
@@ -127,6 +133,20 @@ func bindBoth(ctx context.Context, bind string) (*net.UDPConn, *net.TCPListener,
 			return nil, nil, bindError(bind, "tcp", err)
 		}
 	}
+}
+
+// bindAny binds UDP to any port of the same host.
+func bindAny(ctx context.Context, bind string) (*net.UDPConn, error) {
+	host, _, err := net.SplitHostPort(bind)
+	if err != nil {
+		return nil, fmt.Errorf("gossip.bind %q: want host:port or :port: %w", bind, err)
+	}
+	var lc net.ListenConfig
+	udp, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return nil, bindError(bind, "udp", err)
+	}
+	return udp.(*net.UDPConn), nil
 }
 
 func bindError(bind, network string, err error) error {
@@ -186,6 +206,10 @@ func (t *transport) receive(b []byte, from netip.AddrPort) {
 		t.counters.add("packet-replayed")
 		return
 	}
+	if p.kind == kindKnock {
+		return
+	}
+	t.knock(p.from, from)
 	if ask {
 		t.sendVia(p.from, from, packet{kind: kindAsk, want: true})
 	}
@@ -224,6 +248,12 @@ func (t *transport) admit(p packet, from netip.AddrPort) (admitted, ask bool) {
 		return false, false
 	}
 	now := t.now()
+	if p.kind == kindKnock {
+		if p.you.IsValid() {
+			t.letIn(p.you, now)
+		}
+		return true, false
+	}
 	if p.kind == kindHere && len(p.payload) == 8 {
 		t.paths.answered(p.from, binary.BigEndian.Uint64(p.payload), now)
 	}
@@ -260,6 +290,49 @@ func (t *transport) observe(by mesh.ID, you netip.AddrPort, now time.Time) {
 	}
 	if _, ok := t.observed[by]; ok || len(t.observed) < maxSenders {
 		t.observed[by] = observation{you, now}
+	}
+}
+
+// letIn notes that a stranger's packet came in at an address of ours.
+func (t *transport) letIn(at netip.AddrPort, now time.Time) {
+	maps.DeleteFunc(t.knocked, func(_ netip.AddrPort, last time.Time) bool { return now.Sub(last) > openFor })
+	_, known := t.knocked[at]
+	if known || len(t.knocked) < maxOwnAddresses {
+		t.knocked[at] = now
+	}
+	if !known {
+		t.changed()
+	}
+}
+
+// remember takes the addresses in our last record for open, until no stranger's
+// packet has come in there for a while: a restart must not look like a change.
+func (t *transport) remember(own mesh.Record) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, e := range own.Endpoints {
+		if a, err := netip.ParseAddr(e.Host); err == nil && e.Source == mesh.EndpointObserved {
+			t.letIn(netip.AddrPortFrom(a, own.GossipPort), t.now())
+		}
+	}
+}
+
+// isOpen says whether strangers get in at an address that somebody sees us at. We
+// ourselves have seen us there without having been spoken to.
+func (t *transport) isOpen(by mesh.ID, at netip.AddrPort, now time.Time) bool {
+	last, ok := t.knocked[at]
+	return by == t.self.id || ok && now.Sub(last) <= openFor
+}
+
+// knock sends a packet from another port to where a node was met, if that is due.
+// If it arrives, there is no NAT in between that lets in only who was spoken to, and
+// the node's address is one for everybody.
+func (t *transport) knock(to mesh.ID, at netip.AddrPort) {
+	t.mu.Lock()
+	due := t.paths.knock(to, at, t.now())
+	t.mu.Unlock()
+	if due {
+		_ = t.sendFrom(t.stranger, to, at, packet{kind: kindKnock, you: at}) // as good as lost
 	}
 }
 
@@ -302,6 +375,16 @@ func (t *transport) answer(q packet, from netip.AddrPort) {
 
 // sendVia seals a packet and sends it to an address.
 func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
+	if err := t.sendFrom(t.udp, to, addr, p); err != nil {
+		t.counters.add("packet-unsent")
+		t.mu.Lock()
+		t.paths.fail(to, addr)
+		t.mu.Unlock()
+	}
+}
+
+// sendFrom does it from one of the sockets. The error is the system's.
+func (t *transport) sendFrom(conn *net.UDPConn, to mesh.ID, addr netip.AddrPort, p packet) error {
 	p.label, p.from, p.boot, p.counter = t.label, t.self.id, t.self.boot, t.counter.Add(1)
 	if p.want {
 		t.mu.Lock()
@@ -311,17 +394,13 @@ func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
 	b, err := t.keys().sealPacket(t.random, p, to)
 	if err != nil {
 		t.log.at(slog.LevelError, "seal packet", "err", err)
-		return
+		return nil
 	}
 	if t.filter != nil && !t.filter("udp", addr) {
-		return
+		return nil
 	}
-	if _, err := t.udp.WriteToUDPAddrPort(b, addr); err != nil {
-		t.counters.add("packet-unsent")
-		t.mu.Lock()
-		t.paths.fail(to, addr)
-		t.mu.Unlock()
-	}
+	_, err = conn.WriteToUDPAddrPort(b, addr)
+	return err
 }
 
 // sightings returns where others see us, and where they were seen of late.
@@ -332,7 +411,7 @@ func (t *transport) sightings() ([]mesh.Observation, map[mesh.ID]netip.AddrPort)
 	maps.DeleteFunc(t.observed, func(_ mesh.ID, o observation) bool { return now.Sub(o.at) > observedFor })
 	var observed []mesh.Observation
 	for by, o := range t.observed {
-		observed = append(observed, mesh.Observation{By: by, Addr: o.addr})
+		observed = append(observed, mesh.Observation{By: by, Addr: o.addr, Open: t.isOpen(by, o.addr, now)})
 	}
 	slices.SortFunc(observed, func(a, b mesh.Observation) int { return a.By.Compare(b.By) })
 	seen := make(map[mesh.ID]netip.AddrPort)
@@ -394,7 +473,7 @@ func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
 // Shutdown closes everything and waits for the transport's tasks.
 func (t *transport) Shutdown() error {
 	t.cancel()
-	err := errors.Join(t.udp.Close(), t.tcp.Close())
+	err := errors.Join(t.udp.Close(), t.tcp.Close(), t.stranger.Close())
 	t.mu.Lock()
 	for conn := range t.open {
 		conn.Close()

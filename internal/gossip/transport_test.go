@@ -343,3 +343,28 @@ func TestFloodOfGarbageLeavesLittle(t *testing.T) {
 		t.Errorf("%d limiters", got)
 	}
 }
+
+// An address at which strangers got in counts as open after a restart, for a while.
+func TestOpenAddressIsRemembered(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	r := testRecord(0, 1)
+	open, other := netip.MustParseAddrPort("203.0.113.5:7946"), netip.MustParseAddrPort("203.0.113.6:7946")
+	r.Endpoints = []mesh.Endpoint{
+		{Host: "203.0.113.5", Port: 51820, Source: mesh.EndpointObserved},
+		{Host: "203.0.113.6", Port: 51820, Source: mesh.EndpointConfigured},
+	}
+	g, err := newGossip(Options{
+		Identity: identity(0), Cluster: testCluster(), Secrets: [][32]byte{testSecret}, Instance: 1,
+		Now: func() time.Time { return now }, Remembered: Remembered{Objects: [][]byte{signRecord(t, 0, r)}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	by := mesh.ID{9}
+	if at := openFor; !g.transport.isOpen(by, open, now.Add(at)) || g.transport.isOpen(by, open, now.Add(at+1)) {
+		t.Errorf("%v is not open for just %v", open, at)
+	}
+	if g.transport.isOpen(by, other, now) {
+		t.Errorf("%v is open, which nobody has shown", other)
+	}
+}

@@ -283,7 +283,13 @@ func TestOwnEndpoints(t *testing.T) {
 	}
 	seen := func(s ...string) (os []mesh.Observation) {
 		for i, a := range s {
-			os = append(os, mesh.Observation{By: mesh.ID{byte(i)}, Addr: netip.MustParseAddrPort(a)})
+			os = append(os, mesh.Observation{By: mesh.ID{byte(i)}, Addr: netip.MustParseAddrPort(a), Open: true})
+		}
+		return os
+	}
+	shut := func(os []mesh.Observation) []mesh.Observation {
+		for i := range os {
+			os[i].Open = false
 		}
 		return os
 	}
@@ -297,6 +303,9 @@ func TestOwnEndpoints(t *testing.T) {
 		{"public address", mesh.EndpointInput{Own: own("192.168.1.5", "203.0.113.5")}, "[{203.0.113.5 51820 own}]", false},
 		{"1:1 NAT", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.5:7946")}, "[{203.0.113.5 51820 observed}]", true},
 		{"NAT that changes the port", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.5:40001")}, "[]", true},
+		{"NAT that keeps the port and lets no stranger in", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: shut(seen("203.0.113.5:7946", "203.0.113.5:7946"))}, "[]", true},
+		{"one stranger was let in", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: append(shut(seen("203.0.113.5:7946")), seen("203.0.113.5:7946")...)}, "[{203.0.113.5 51820 observed}]", true},
+		{"own address behind a firewall", mesh.EndpointInput{Own: own("203.0.113.5"), Observed: shut(seen("203.0.113.5:7946"))}, "[{203.0.113.5 51820 observed}]", false},
 		{"such a NAT, and a neighbor behind it", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.5:40001", "192.168.1.5:7946")}, "[]", true},
 		{"private underlay", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("192.168.1.5:7946")}, "[{192.168.1.5 51820 observed}]", false},
 		{"seen from inside and outside", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("192.168.1.5:7946", "192.168.1.5:7946", "203.0.113.5:7946")}, "[{203.0.113.5 51820 observed}]", true},

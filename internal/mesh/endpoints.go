@@ -80,10 +80,11 @@ type EndpointInput struct {
 // OwnEndpoints works out a node's endpoints, best first, and whether it sits
 // behind NAT, which is when others see it under an address that it has not.
 //
-// A NAT that keeps the gossip port (a cloud's 1:1 NAT, a port forwarded as it
-// is) keeps the WireGuard port too, so that address is an endpoint. One that
-// changes the port has no address that a stranger could use: such a node has
-// no endpoint, and speaks first.
+// A NAT that keeps the gossip port and lets strangers in (a cloud's 1:1 NAT, a port
+// forwarded as it is) does so with the WireGuard port too, so that address is an
+// endpoint. One that changes the port, or is open only to who was spoken to, as at
+// home, has no address that a stranger could use: such a node has no endpoint, and
+// speaks first.
 //
 // A configured endpoint goes before all others. Public addresses that others
 // see follow it, for peers that can't resolve its name.
@@ -96,7 +97,7 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 		}
 		own := slices.Contains(in.Own, a)
 		nat = nat || !own
-		if own || o.Addr.Port() == in.GossipPort {
+		if own || o.Open && o.Addr.Port() == in.GossipPort {
 			votes[a]++
 		}
 	}

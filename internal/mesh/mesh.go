@@ -197,6 +197,7 @@ const (
 type Observation struct {
 	By   ID
 	Addr netip.AddrPort
+	Open bool // packets get there from ports to which we have sent nothing
 }
 
 // Mode says between whom tunnels run.
