@@ -44,13 +44,13 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 test: test-unit test-long test-e2e test-kernel ## everything but the swarm and the package
 
 .PHONY: test-unit
-test-unit: setup-race ## vet, lint, format, unit tests with the race detector, fuzz seeds
+test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, fuzz seeds
 	go vet ./...
 	go vet -tags kernel ./test/...
 	go tool staticcheck -checks all ./...
 	go tool staticcheck -checks all -tags kernel ./test/...
 	@unformatted=$$(go tool gofumpt -l .); if [ -n "$$unformatted" ]; then echo "not formatted, run make fmt:" $$unformatted; exit 1; fi
-	go test -race -short -parallel 4 ./cmd/... ./internal/...
+	go test -race -short -cover -parallel 4 ./cmd/... ./internal/...
 
 .PHONY: test-long
 test-long: setup ## the unit tests that test-unit cuts short: more random cases, a thousand joins, a flood of packets
@@ -107,6 +107,10 @@ clean: ## remove what was built
 .PHONY: setup
 setup:
 	@test/setup.sh
+
+.PHONY: setup-unit
+setup-unit:
+	@test/setup.sh gcc dot
 
 .PHONY: setup-race
 setup-race:

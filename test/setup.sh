@@ -16,6 +16,7 @@ declare -A package=(
 	[/usr/lib/cni/bridge]=containernetworking-plugins
 	[/etc/ssl/certs/ca-certificates.crt]=ca-certificates # for Go modules
 	[gcc]='gcc libc6-dev' # for the race detector
+	[dot]=graphviz # graphs are drawn, too
 	# What the kernel lab is made with, and the programs in it.
 	[qemu-system-x86_64]=qemu-system-x86
 	[depmod]=kmod

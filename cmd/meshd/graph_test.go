@@ -5,13 +5,46 @@ package main
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 )
+
+// TestGraphviz has graphviz draw all graphs that are kept as examples: without a
+// word of complaint, and with every node and every line.
+func TestGraphviz(t *testing.T) {
+	t.Parallel()
+	examples, err := filepath.Glob("../../internal/mesh/testdata/*.dot")
+	if err != nil || len(examples) == 0 {
+		t.Fatalf("examples: got %v, %v", examples, err)
+	}
+	node, edge := regexp.MustCompile(`(?m)^ *"[^"]+" \[`), regexp.MustCompile(`(?m)^ *"[^"]+" -- `)
+	for _, path := range examples {
+		for _, program := range []string{"dot", "circo"} {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var stderr bytes.Buffer
+			cmd := exec.CommandContext(t.Context(), program, "-Tsvg", path)
+			cmd.Stderr = &stderr
+			svg, err := cmd.Output()
+			if err != nil || stderr.Len() > 0 {
+				t.Errorf("%s: %s: %v: %s", path, program, err, &stderr)
+			}
+			for class, lines := range map[string]*regexp.Regexp{"node": node, "edge": edge} {
+				if got, want := bytes.Count(svg, []byte(`class="`+class+`"`)), len(lines.FindAll(text, -1)); got != want {
+					t.Errorf("%s: %s draws %d of %d: %s", path, program, got, want, class)
+				}
+			}
+		}
+	}
+}
 
 // TestDraw has a program dot of its own, so that it needs no graphviz.
 func TestDraw(t *testing.T) {

@@ -288,7 +288,7 @@ func walk(t *testing.T, f func(path string, content []byte)) {
 			return nil
 		case err != nil:
 			return err
-		case path == ".git" || path == "bin":
+		case d.IsDir() && (path == ".git" || path == "bin"):
 			return fs.SkipDir
 		case !d.Type().IsRegular():
 			return nil
@@ -328,4 +328,24 @@ func goTool(t *testing.T, args ...string) []byte {
 		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, &stderr)
 	}
 	return out
+}
+
+// TestNamedTestsExist looks for the tests that docs/testing.md names, which may be
+// the beginnings of names.
+func TestNamedTestsExist(t *testing.T) {
+	text, err := os.ReadFile("../../docs/testing.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var declared bytes.Buffer
+	walk(t, func(path string, content []byte) {
+		if strings.HasSuffix(path, "_test.go") {
+			declared.Write(content)
+		}
+	})
+	for _, name := range regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(string(text), -1) {
+		if !bytes.Contains(declared.Bytes(), []byte("\nfunc "+name)) {
+			t.Errorf("docs/testing.md names %s, which does not exist", name)
+		}
+	}
 }

@@ -66,8 +66,9 @@ func TestWhoSpeaks(t *testing.T) {
 		{"nobody speaks to the dead", low, reachable, false, []step{
 			{0, true, false, 0, "0 silent, 0s"},
 			{time.Hour, true, false, time.Hour, "0 silent, 0s"},
-			{2 * time.Hour, true, true, 2 * time.Hour, "0 speaks, 150ms"},
-			{2*time.Hour + time.Second, true, true, 2 * time.Hour, "0 speaks, 300ms"},
+			{2 * time.Hour, true, true, 2 * time.Hour, "0 speaks, 500ms"},
+			{2*time.Hour + time.Second, true, true, 2 * time.Hour, "0 silent, 500ms"},
+			{2*time.Hour + 5*time.Second, true, true, 2 * time.Hour, "0 renews, 5s"},
 		}},
 		{"a peer that is not on the device yet", low, reachable, false, []step{
 			{0, false, true, 0, "0 silent, 0s"},

@@ -161,7 +161,8 @@ func (v *village) hidden() {
 	n, err := v.lab.PlainText(v.ctx)
 	v.must(err)
 	if n > 0 {
-		v.t.Errorf("packets in plain text between places: got %d, want none", n)
+		seen, err := v.lab.PlainTextSeen(v.ctx)
+		v.t.Errorf("packets in plain text between places: got %d, want none: %v %s", n, err, seen)
 	}
 }
 

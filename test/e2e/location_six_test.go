@@ -93,9 +93,9 @@ func TestLocations(t *testing.T) { // not parallel: six hosts are a load
 			v.must(gone.Restore(v.ctx))
 			v.start(gone)
 		}},
-		{"node moves out of its location", func(v *village) {
+		{"node moves to another location", func(v *village) {
 			moved := b[1]
-			v.must(moved.Configure(lab.Config(moved.Name, six.Join, settings...), v.secret))
+			v.must(moved.Configure(lab.Config(moved.Name, six.Join, append([]string{"  location: elsewhere"}, settings...)...), v.secret))
 			v.must(moved.Reload())
 			v.eventually(settleLimit, func() error {
 				if got := v.carrier(lone, v.overlay[moved][0]); got != moved {

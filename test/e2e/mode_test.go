@@ -34,9 +34,10 @@ func TestModes(t *testing.T) { // not parallel: six hosts are a load
 		more string
 		// tunnels are how many peers the lone node has, and all nodes together.
 		lone, all int
+		then      func(v *village)
 	}{
 		{mode: mesh.ModeLocation, lone: 2, all: 6},
-		{mode: mesh.ModeLocation, more: "  gateways: 2", lone: 4, all: 16},
+		{mode: mesh.ModeLocation, more: "  gateways: 2", lone: 4, all: 16, then: (*village).loseOneOfTwo},
 		{mode: mesh.ModeCross, lone: 5, all: 22},
 		{mode: mesh.ModeFull, lone: 5, all: 30},
 	} {
@@ -52,6 +53,9 @@ func TestModes(t *testing.T) { // not parallel: six hosts are a load
 			}
 			v.eventually(settleLimit, func() error { return v.tunnels(lone, step.lone, step.all) })
 			v.full(v.nodes...)
+			if step.then != nil {
+				step.then(v)
+			}
 			for _, talk := range talks {
 				talk.goesOn(t)
 			}
@@ -70,6 +74,37 @@ func TestModes(t *testing.T) { // not parallel: six hosts are a load
 		ends.Go(func() { talk.Stop() })
 	}
 	ends.Wait()
+}
+
+// loseOneOfTwo takes away the gateway that carries two of three nodes of a
+// location. What it carried moves to the other one, and nothing else does.
+func (v *village) loseOneOfTwo() {
+	v.t.Helper()
+	lone := v.node("c")
+	carriers := func() map[*lab.Node]*lab.Node {
+		through := map[*lab.Node]*lab.Node{}
+		for _, n := range v.without(lone) {
+			through[n] = v.carrier(lone, v.overlay[n][0])
+		}
+		return through
+	}
+	before := carriers()
+	var gone *lab.Node
+	for _, n := range v.members("a") {
+		if before[n] != n {
+			gone = before[n]
+		}
+	}
+	v.must(gone.Cut(v.ctx))
+	v.full(v.without(gone)...)
+	for n, through := range carriers() {
+		if moved := through != before[n]; n != gone && moved != (before[n] == gone) {
+			v.t.Errorf("gateway of %s: got %s, was %s before %s was lost", n.Name, nameOf(through), nameOf(before[n]), gone.Name)
+		}
+	}
+	v.must(gone.Restore(v.ctx))
+	v.settle(settleLimit, v.nodes...)
+	v.full(v.nodes...)
 }
 
 // tunnels compares numbers of peers.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // plainTextRules count at a hook what nobody on the way may see, wherever it is
@@ -20,17 +21,45 @@ func plainTextRules(hook, match string) string {
 	return fmt.Sprintf(`
 table inet lab-plain {
 	counter plain { }
+	set seen {
+		typeof ip saddr . ip daddr . ip protocol . ip length
+		flags dynamic
+		size 32
+	}
 	chain count {
 		type filter hook %[1]s priority -500
-		%[2]s ip saddr { 10.4.0.0/16, 10.42.0.0/16 } counter name plain
-		%[2]s ip daddr { 10.4.0.0/16, 10.42.0.0/16 } counter name plain
+		%[2]s ip saddr { 10.4.0.0/16, 10.42.0.0/16 } add @seen { ip saddr . ip daddr . ip protocol . ip length } counter name plain
+		%[2]s ip daddr { 10.4.0.0/16, 10.42.0.0/16 } add @seen { ip saddr . ip daddr . ip protocol . ip length } counter name plain
 		%[2]s ip6 saddr { fd00:4::/32, fd00:42::/32 } counter name plain
 		%[2]s ip6 daddr { fd00:4::/32, fd00:42::/32 } counter name plain
 		%[2]s meta l4proto { 4, 41, 47 } counter name plain
-		%[2]s meta l4proto udp @th,64,32 0x08000000 @th,224,16 { 0x0800, 0x86dd } counter name plain
+		%[2]s meta l4proto udp @th,64,32 0x08000000 @th,224,16 { 0x0800, 0x86dd } add @seen { ip saddr . ip daddr . ip protocol . ip length } counter name plain
 	}
 }
 `, hook, match)
+}
+
+// PlainTextSeen is what the routers of PlainText have seen of such packets: source,
+// destination, protocol and length of the first ones of IPv4.
+func (l *Lab) PlainTextSeen(ctx context.Context) (string, error) {
+	var all strings.Builder
+	for _, r := range l.routers() {
+		out, err := r.Run(ctx, "nft", "list", "set", "inet", "lab-plain", "seen")
+		if err != nil {
+			return "", err
+		}
+		all.WriteString(r.Name + ": " + out)
+	}
+	return all.String(), nil
+}
+
+// routers are those between places.
+func (l *Lab) routers() []*Host {
+	all := []*Host{l.router}
+	for _, s := range l.sites {
+		all = append(all, s.router)
+	}
+	return all
 }
 
 // PlainText counts packets in plain text that were on their way between hosts of
@@ -38,12 +67,8 @@ table inet lab-plain {
 // an encapsulation without encryption. What stays on a site's LAN is not among
 // them. A packet counts at each router it passes.
 func (l *Lab) PlainText(ctx context.Context) (uint64, error) {
-	routers := []*Host{l.router}
-	for _, s := range l.sites {
-		routers = append(routers, s.router)
-	}
 	var total uint64
-	for _, r := range routers {
+	for _, r := range l.routers() {
 		n, err := r.plainText(ctx)
 		if err != nil {
 			return 0, err
