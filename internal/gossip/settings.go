@@ -160,7 +160,13 @@ func (g *Gossip) agree() {
 // and all who tell it agree. What was adopted stays so until a higher one comes
 // or our own file has caught up: nodes that came from it are not to go back
 // when the one that told them is gone.
+//
+// A newcomer first takes in all that some member knows: of two that tell
+// different things, it may have heard one before the other.
 func (g *Gossip) adopt() {
+	if !g.merged {
+		return
+	}
 	all := g.store.told(g.ranges)
 	if len(all) == 0 {
 		return

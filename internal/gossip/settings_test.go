@@ -171,6 +171,7 @@ func TestAdoptedSettingsAreRemembered(t *testing.T) {
 func TestSettingsOfStrangersAreNotAdopted(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
+	g.merged = true
 	g.accept([][]byte{tellSettings(t, 1, 1, settings{9, mesh.ModeFull, mesh.EncapsulationNever, 1})}, fromSync)
 	if v := g.View(); !follows(1, mesh.ModeLocation)(v) {
 		t.Errorf("follows %+v", v.Cluster)
@@ -178,6 +179,31 @@ func TestSettingsOfStrangersAreNotAdopted(t *testing.T) {
 	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
 	if v := g.View(); !follows(9, mesh.ModeFull)(v) {
 		t.Errorf("a member's settings are not followed: %+v", v.Cluster)
+	}
+}
+
+// A newcomer that has heard one of two who contradict each other waits until
+// it knows what a member knows.
+func TestNewcomerHearsBothSides(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	all := [][]byte{
+		signRecord(t, 1, testRecord(1, 1)), tellSettings(t, 1, 1, settings{9, mesh.ModeFull, mesh.EncapsulationNever, 1}),
+		signRecord(t, 2, testRecord(2, 1)), tellSettings(t, 2, 1, settings{9, mesh.ModeCross, mesh.EncapsulationNever, 1}),
+	}
+	for _, tt := range []struct {
+		state [][]byte
+		want  uint64
+	}{{all, 1}, {all[:2], 9}} {
+		g := idle(t, &now)
+		g.accept(all[:2], fromGossip)
+		if v := g.View(); !follows(1, mesh.ModeLocation)(v) {
+			t.Errorf("before it has met a member it follows %+v", v.Cluster)
+		}
+		state, _ := packObjects([]byte{formatVersion}, tt.state, maxState)
+		delegate{g}.MergeRemoteState(state, true)
+		if got := g.View().Cluster.Generation; got != tt.want {
+			t.Errorf("member with %d objects: it follows generation %d, want %d", len(tt.state), got, tt.want)
+		}
 	}
 }
 

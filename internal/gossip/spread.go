@@ -289,5 +289,6 @@ func (d delegate) MergeRemoteState(b []byte, _ bool) {
 		g.merged = true
 		g.mu.Unlock()
 		g.signal()
+		g.agree()
 	}
 }
