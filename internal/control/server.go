@@ -107,9 +107,11 @@ type unlinking struct {
 	once sync.Once
 }
 
+// Close closes once: the server may close a listener again that Keep has replaced.
 func (u *unlinking) Close() error {
-	err := u.Listener.Close()
+	var err error
 	u.once.Do(func() {
+		err = u.Listener.Close()
 		if removeErr := os.Remove(u.path); !errors.Is(removeErr, os.ErrNotExist) {
 			err = errors.Join(err, removeErr)
 		}
