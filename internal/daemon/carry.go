@@ -178,6 +178,7 @@ func (d *daemon) watchCarriers(t *turn) {
 			Advice: "give meshd CAP_NET_RAW, as the packaged unit does",
 		})
 	}
+	t.problems = append(t.problems, lostGateways(t)...)
 	leave := !isUp(d.standing(t.view)) && !c.draining
 	settled := t.view.Merged || t.view.JoinEmpty
 	if wait := c.office.decide(d.own.Office, t.topology.Seat, officeTerms{leave: leave, settled: settled, now: t.now}); wait > 0 {
@@ -195,6 +196,36 @@ func (d *daemon) newVerdicts(t turn) bool {
 
 // ProblemProbe is that nobody watches those who carry traffic for this node.
 const ProblemProbe mesh.ProblemKind = "no-probes"
+
+// lostGateways finds locations whose gateway does not live, as gossip sees it, and
+// that nobody has relieved: no other node there may be one, or none could say so.
+func lostGateways(t *turn) []mesh.Problem {
+	if t.input.Cluster.Mode != mesh.ModeLocation {
+		return nil
+	}
+	records := make(map[mesh.ID]mesh.Record, len(t.input.Records))
+	for _, r := range t.input.Records {
+		records[r.ID()] = r
+	}
+	own := records[t.input.Self].Location
+	lost := make(map[mesh.ID]bool)
+	var problems []mesh.Problem
+	for _, p := range t.topology.Paths {
+		for _, hop := range p.Hops {
+			r, seen := records[hop], lost[hop]
+			if t.view.Alive[hop] || seen || r.Location == "" || r.Location != own && r.Location != records[p.ID].Location {
+				continue
+			}
+			lost[hop] = true
+			problems = append(problems, mesh.Problem{
+				Kind: mesh.ProblemGateway, Node: r.Name,
+				Text:   fmt.Sprintf("location %s has no gateway: %s does not live, and no other node there has taken over", r.Location, r.Name),
+				Advice: fmt.Sprintf("start %s again, or set node.gateway to auto on another node of %s", r.Name, r.Location),
+			})
+		}
+	}
+	return problems
+}
 
 // filteredProblem words what is wrong with a LAN that drops what it does not
 // know, and what helps.

@@ -167,3 +167,42 @@ func TestNoGateways(t *testing.T) {
 		}
 	}
 }
+
+// A gateway that is gone and that nobody relieves is named on both ends.
+func TestLostGateways(t *testing.T) {
+	_, records := neighborhood()
+	id := func(i int) mesh.ID { return records[i].ID() }
+	for _, tt := range []struct {
+		name   string
+		change func(tn *turn)
+		want   []string
+	}{
+		{"all live", func(*turn) {}, nil},
+		{"a member that is gone", func(tn *turn) { delete(tn.view.Alive, id(1)) }, nil},
+		{"gone, as its members see it", func(tn *turn) { delete(tn.view.Alive, id(0)) }, []string{"a1"}},
+		{"gone, from elsewhere", func(tn *turn) {
+			delete(tn.view.Alive, id(0))
+			tn.input.Self = id(3)
+			tn.topology.Paths = []mesh.Path{{ID: id(0)}, {ID: id(1), Hops: []mesh.ID{id(0)}}, {ID: id(2), Hops: []mesh.ID{id(0)}}}
+		}, []string{"a1"}},
+		{"a relay that is gone", func(tn *turn) {
+			delete(tn.view.Alive, id(3))
+			tn.topology.Paths = []mesh.Path{{ID: id(1), Hops: []mesh.ID{id(3)}}}
+		}, nil},
+		{"another mode", func(tn *turn) { delete(tn.view.Alive, id(0)); tn.input.Cluster.Mode = mesh.ModeCross }, nil},
+	} {
+		tn := &turn{
+			input:    mesh.Input{Self: id(1), Records: records, Cluster: mesh.Cluster{Mode: mesh.ModeLocation}},
+			view:     viewOf(records, records...),
+			topology: mesh.Topology{Paths: []mesh.Path{{ID: id(0)}, {ID: id(2)}, {ID: id(3), Hops: []mesh.ID{id(0)}}}},
+		}
+		tt.change(tn)
+		var got []string
+		for _, p := range lostGateways(tn) {
+			got = append(got, p.Node)
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}

@@ -36,9 +36,13 @@ func nextRecord(cfg config.Config, facts netcfg.Facts, view gossip.View, last me
 	r.GossipPort = cfg.Gossip.Bind.Port()
 	r.GossipAddr = cfg.Gossip.Advertise.String()
 	r.AllowedLocationIPs = slices.Clone(cfg.Node.AllowedLocationIPs)
-	// A host that has lost its way out will most likely have the same one again.
-	if len(facts.Uplinks) > 0 || last.MTU == 0 {
+	// A host that has lost its way out will most likely have the same one again,
+	// unless it is on its way to another place.
+	online := len(facts.Uplinks) > 0 || last.MTU == 0
+	if online || r.Location != last.Location || cfg.Node.InternalIP.IsValid() {
 		r.InternalIPs = internalIPs(cfg, facts)
+	}
+	if online {
 		r.MTU = deviceMTU(cfg, facts)
 	}
 	// A node that nobody sees just now is still where it was seen last.

@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -82,6 +83,14 @@ func TestNextRecordWithoutUplink(t *testing.T) {
 	got := nextRecord(cfg, netcfg.Facts{}, gossip.View{}, last)
 	if diff := cmp.Diff(last, mesh.Record{MTU: got.MTU, InternalIPs: got.InternalIPs}, compareNet); diff != "" {
 		t.Errorf("later (-want +got):\n%s", diff)
+	}
+	for config, want := range map[string][]netip.Prefix{
+		"node: {name: a, location: home}":           nil, // what it had is of another network
+		"node: {name: a, internal-ip: 10.1.2.3/24}": {netip.MustParsePrefix("10.1.2.3/24")},
+	} {
+		if got := nextRecord(parse(t, config), netcfg.Facts{}, gossip.View{}, last).InternalIPs; !slices.Equal(got, want) {
+			t.Errorf("%s: got internal IPs %v, want %v", config, got, want)
+		}
 	}
 }
 

@@ -33,6 +33,7 @@ const (
 
 // The names of the base chains in our table.
 const (
+	chainExit        = "exit"
 	chainForward     = "forward"
 	chainGuard       = "guard"
 	chainInput       = "input"
@@ -44,8 +45,10 @@ const (
 // MASQUERADE and everybody else's at 100 (srcnat). -150 is where mangle sits.
 // -290 is after raw (-300), whose rules thus see all packets, and before
 // connection tracking (-200): a forged packet leaves no entry behind. 0 is where
-// filters sit.
+// filters sit. 200 is after all NAT (100): a source address there is the one that
+// the network will see.
 const (
+	priorityExit   = 200
 	prioritySNAT   = 90
 	priorityFilter = 0
 	priorityMangle = -150

@@ -221,8 +221,8 @@ func TestDiffFirewall(t *testing.T) {
 	desired := Desired(topology4(), settings())
 	for name, edit := range map[string]func(*Firewall){
 		"no table":      func(f *Firewall) { *f = Firewall{} },
-		"rule missing":  func(f *Firewall) { f.Chains[2].Rules = f.Chains[2].Rules[1:] },
-		"rules swapped": func(f *Firewall) { r := f.Chains[2].Rules; r[0], r[1] = r[1], r[0] },
+		"rule missing":  func(f *Firewall) { f.Chains[3].Rules = f.Chains[3].Rules[1:] },
+		"rules swapped": func(f *Firewall) { r := f.Chains[3].Rules; r[0], r[1] = r[1], r[0] },
 		"foreign rule":  func(f *Firewall) { f.Chains[0].Rules = append(f.Chains[0].Rules, Rule{}) },
 		"priority":      func(f *Firewall) { f.Chains[1].Priority++ },
 		"hook":          func(f *Firewall) { f.Chains[1].Hook = "output" },

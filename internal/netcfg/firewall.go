@@ -32,6 +32,7 @@ var families = []family{
 //	guarded   what only the mesh may use as a source
 //	location  the networks behind this node
 //	members   the neighbors from which VXLAN is accepted
+//	plain     the neighbors to which packets go as they are
 //
 // each for one family; a set that would be empty isn't made, nor are the rules
 // that name it.
@@ -42,18 +43,20 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 		sets["guarded"+f.suffix] = f.merged(t.Guarded)
 		sets["location"+f.suffix] = f.merged(t.Serves)
 		sets["members"+f.suffix] = f.merged(s.members(t))
+		sets["plain"+f.suffix] = f.merged(plainly(t))
 	}
 	var fw Firewall
-	for _, name := range []string{"guarded", "inside", "location", "members"} {
+	for _, name := range []string{"guarded", "inside", "location", "members", "plain"} {
 		for _, f := range families {
 			if elements := sets[name+f.suffix]; len(elements) > 0 {
 				fw.Sets = append(fw.Sets, Set{Name: name + f.suffix, Type: f.setType, Elements: elements})
 			}
 		}
 	}
-	var guard, input, nat []Rule
+	var exit, guard, input, nat []Rule
 	for _, f := range families {
 		if len(sets["guarded"+f.suffix]) > 0 {
+			exit = append(exit, s.closed(f, t))
 			guard = append(guard, f.guard())
 		}
 		if len(sets["members"+f.suffix]) > 0 {
@@ -69,12 +72,13 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 		}
 	}
 	fw.Chains = []Chain{
+		{Name: chainExit, Type: "filter", Hook: "postrouting", Priority: priorityExit, Rules: exit},
 		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: s.clampMSS(t)},
 		{Name: chainGuard, Type: "filter", Hook: "prerouting", Priority: priorityGuard, Rules: guard},
 		{Name: chainPostrouting, Type: "nat", Hook: "postrouting", Priority: prioritySNAT, Rules: nat},
 	}
 	if len(input) > 0 {
-		fw.Chains = slices.Insert(fw.Chains, 2, Chain{Name: chainInput, Type: "filter", Hook: "input", Priority: priorityFilter, Rules: input})
+		fw.Chains = slices.Insert(fw.Chains, 3, Chain{Name: chainInput, Type: "filter", Hook: "input", Priority: priorityFilter, Rules: input})
 	}
 	return fw
 }
@@ -105,6 +109,32 @@ func (s Settings) devices(t mesh.Topology) []string {
 // in by its bridge, where the route to the pod points.
 func (f family) guard() Rule {
 	return rule("%[1]s saddr @guarded%[2]s fib saddr . iif oif missing counter drop", f.keyword, f.suffix)
+}
+
+// closed keeps what belongs to the mesh from leaving in plain text. A connection
+// to a node's internal IP has a source of the mesh from its first packet on; when
+// the route to it is gone, because the node or its gateway is, the next packet
+// would take the default route. Only neighbors without encapsulation get such
+// packets. Answers pass: a network that has a route to the pods through this host
+// has asked for them.
+func (s Settings) closed(f family, t mesh.Topology) Rule {
+	hop := ""
+	if len(f.merged(plainly(t))) > 0 {
+		hop = fmt.Sprintf(" rt %s nexthop != @plain%s", f.keyword, f.suffix)
+	}
+	return rule("%[1]s %[2]s saddr @guarded%[3]s%[4]s ct direction original counter drop",
+		notBy(append([]string{"lo", s.Bridge}, s.devices(t)...)...), f.keyword, f.suffix, hop)
+}
+
+// plainly are the addresses of neighbors to which packets of the mesh go as they are.
+func plainly(t mesh.Topology) []netip.Prefix {
+	var out []netip.Addr
+	for _, n := range t.Neighbors {
+		if !n.Encapsulated {
+			out = append(out, n.NextHops...)
+		}
+	}
+	return hostPrefixes(out)
 }
 
 // guardMembers holds the outer packets of VXLAN to the same: an internal IP

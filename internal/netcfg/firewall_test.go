@@ -3,15 +3,19 @@
 package netcfg
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -150,7 +154,9 @@ func TestFirewall(t *testing.T) {
 		{name: "marked by others", src: "10.42.0.1", to: "mesh", dst: "10.42.1.5", mark: 0x8000, want: "10.42.0.1"},
 
 		{name: "pod to the world", from: "pod1", src: "10.42.0.5", to: "outside", dst: "192.0.2.254", want: "192.0.2.1"},
-		{name: "mesh to the world", from: "mesh", src: "10.42.1.5", to: "outside", dst: "192.0.2.254", want: "10.42.1.5"},
+		{name: "mesh to the world", from: "mesh", src: "10.42.1.5", to: "outside", dst: "192.0.2.254"},
+		{name: "host to the world as one of the mesh", src: "10.4.0.1", to: "outside", dst: "192.0.2.254"},
+		{name: "former pod to the world", src: "10.42.9.9", to: "outside", dst: "192.0.2.254"},
 		{name: "mesh to a network behind us", from: "mesh", src: "10.42.1.5", to: "outside", dst: "198.51.100.7", want: "192.0.2.1"},
 		{name: "pod to a network behind us", from: "pod1", src: "10.42.0.5", to: "outside", dst: "198.51.100.7", want: "192.0.2.1"},
 
@@ -180,12 +186,76 @@ func TestFirewall(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				s := newSender(t, tt.from, addr(tt.src), tt.mark)
-				marker := newSender(t, tt.from, addr(honest[tt.from]), 0)
+				from := tt.from
+				if tt.to == "outside" {
+					from = "pod1" // who is let out
+				}
+				marker := newSender(t, from, addr(honest[from]), 0)
 				got := arrival(t, tt.to, addr(tt.dst), s, marker)
 				if want := addr(tt.want); got != want {
 					t.Errorf("arrives from %s, want %s\n%s", got, want, run(t, "nft list table inet meshd"))
 				}
 			})
+		}
+	}
+}
+
+// TestForgetTranslated has connections to a destination with and without NAT, and
+// one elsewhere.
+func TestForgetTranslated(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	startLab(t)
+	h, err := NewHost(HostOptions{Interface: "meshd0", Bridge: "kube-bridge"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	for _, six := range []bool{false, true} {
+		addr := func(s string) netip.Addr {
+			if six {
+				s = inIPv6[s]
+			}
+			return netip.MustParseAddr(s)
+		}
+		families := map[bool]netlink.InetFamily{false: unix.AF_INET, true: unix.AF_INET6}
+		there := func() []string {
+			flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, families[six])
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out []string
+			for _, f := range flows {
+				if f.Forward.Protocol == unix.IPPROTO_UDP {
+					out = append(out, f.Forward.SrcIP.String()+" to "+f.Forward.DstIP.String())
+				}
+			}
+			slices.Sort(out)
+			return out
+		}
+		var all []string
+		for _, flow := range [][2]string{{"10.4.0.1", "10.42.1.5"}, {"192.0.2.1", "10.42.1.5"}, {"192.0.2.1", "10.4.0.2"}} {
+			src, dst := addr(flow[0]), addr(flow[1])
+			s := newSender(t, "", src, 0)
+			if _, err := s.WriteToUDPAddrPort([]byte("try"), netip.AddrPortFrom(dst, 9)); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, src.String()+" to "+dst.String())
+		}
+		slices.Sort(all)
+		if diff := cmp.Diff(all, there()); diff != "" {
+			t.Errorf("connections before (-want +got):\n%s", diff)
+		}
+		gone := netip.PrefixFrom(addr("10.42.1.5"), addr("10.42.1.5").BitLen())
+		if err := h.forgetTranslated([]Route{{Destination: gone}}); err != nil {
+			t.Error(err)
+		}
+		want := slices.DeleteFunc(all, func(s string) bool {
+			return s == addr("192.0.2.1").String()+" to "+addr("10.42.1.5").String()
+		})
+		if diff := cmp.Diff(want, there()); diff != "" {
+			t.Errorf("connections after (-want +got):\n%s", diff)
 		}
 	}
 }
@@ -328,7 +398,7 @@ func arrival(t *testing.T, ns string, dst netip.Addr, s, marker *net.UDPConn) ne
 	}
 	defer c.Close()
 	to := c.LocalAddr().(*net.UDPAddr).AddrPort()
-	if _, err := s.WriteToUDPAddrPort([]byte("try"), to); err != nil {
+	if _, err := s.WriteToUDPAddrPort([]byte("try"), to); err != nil && !errors.Is(err, unix.EPERM) { // dropped
 		t.Fatal(err)
 	}
 	buf := make([]byte, 16)

@@ -465,7 +465,7 @@ func TestPlanString(t *testing.T) {
 	desired := Desired(topology4(meshPeer(2, "aws-1", "10.4.0.2/32")), Settings{
 		Interface: "meshd0", PrivateKey: key(1), ListenPort: 51820, MTU: 1420, Implementation: Userspace,
 	})
-	desired.Firewall.Sets, desired.Firewall.Chains = nil, desired.Firewall.Chains[1:2]
+	desired.Firewall.Sets, desired.Firewall.Chains = nil, desired.Firewall.Chains[2:3]
 	observed := desired
 	observed.Device = new(*desired.Device)
 	observed.Device.Implementation = Kernel

@@ -13,6 +13,7 @@ import (
 type book struct {
 	Pace
 	tracks   map[Target]*track
+	known    map[netip.Addr]bool // addresses that have ever answered
 	sequence uint16
 }
 
@@ -34,7 +35,9 @@ type request struct {
 	at       time.Time
 }
 
-func newBook(pace Pace) *book { return &book{Pace: pace, tracks: make(map[Target]*track)} }
+func newBook(pace Pace) *book {
+	return &book{Pace: pace, tracks: make(map[Target]*track), known: make(map[netip.Addr]bool)}
+}
 
 // aim replaces the targets. Those that stay keep what is known of them.
 func (b *book) aim(aims []Aim) {
@@ -96,6 +99,7 @@ func (b *book) answer(from netip.Addr, sequence uint16, now time.Time) bool {
 		if k.since.IsZero() {
 			k.since = now
 		}
+		b.known[from] = true
 		return true
 	}
 	return false
@@ -117,7 +121,7 @@ func (b *book) overdue(k *track, now time.Time) int {
 func (b *book) results(now time.Time) map[Target]Result {
 	out := make(map[Target]Result, len(b.tracks))
 	for t, k := range b.tracks {
-		r := Result{Misses: b.overdue(k, now), Answered: k.answered, RTT: k.rtt, Since: k.since}
+		r := Result{Misses: b.overdue(k, now), Answered: k.answered, RTT: k.rtt, Since: k.since, Known: b.known[t.Addr]}
 		if r.Misses > 0 {
 			r.FirstMiss, r.LastMiss = k.first, k.pending[max(r.Misses-k.dropped-1, 0)].at
 		}

@@ -30,16 +30,16 @@ func TestBook(t *testing.T) {
 	check("under way", fast, at(99), Result{})
 	check("overdue", fast, at(100), Result{Misses: 1, FirstMiss: at(0), LastMiss: at(0)})
 	b.answer(fast.Addr, first[fast].sequence, at(150))
-	well := Result{Answered: at(0), Since: at(150), RTT: 150 * time.Millisecond}
+	well := Result{Answered: at(0), Since: at(150), RTT: 150 * time.Millisecond, Known: true}
 	check("late", fast, at(150), well)
 	if second := b.due(at(250)); len(second) != 1 {
 		t.Errorf("second requests: got %v, want one to the fast target", second)
 	}
 	third := b.due(at(500))
 	// Two round trips and patience are 400 ms now.
-	check("one is overdue", fast, at(899), Result{Misses: 1, FirstMiss: at(250), LastMiss: at(250), Answered: at(0), Since: at(150), RTT: well.RTT})
+	check("one is overdue", fast, at(899), Result{Misses: 1, FirstMiss: at(250), LastMiss: at(250), Answered: at(0), Since: at(150), RTT: well.RTT, Known: true})
 	b.answer(fast.Addr, third[fast].sequence, at(900))
-	check("a later one was answered", fast, at(900), Result{Answered: at(500), Since: at(150), RTT: 400 * time.Millisecond})
+	check("a later one was answered", fast, at(900), Result{Answered: at(500), Since: at(150), RTT: 400 * time.Millisecond, Known: true})
 	for ms := 2000; ms < 2000+250*maxPending*2; ms += 250 {
 		b.due(at(ms))
 	}
@@ -49,5 +49,5 @@ func TestBook(t *testing.T) {
 	}
 	b.aim([]Aim{{slow, true}})
 	b.aim([]Aim{{fast, false}})
-	check("new again", fast, at(70_000), Result{})
+	check("new again", fast, at(70_000), Result{Known: true})
 }

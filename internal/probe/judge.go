@@ -20,6 +20,9 @@ const (
 	// make a target silent there is no haste any more: the far end is dead.
 	lookSoon = 50 * time.Millisecond
 	lookLong = 8
+	// unproven is how many times as many misses a gateway gets that has never
+	// worked: its tunnels have to come up first.
+	unproven = 10
 	// relaySteady is how long a relay has to answer again before it is used.
 	relaySteady = 10 * time.Second
 )
@@ -51,7 +54,7 @@ type Findings struct {
 func Judge(s Situation) Findings {
 	var f Findings
 	if g := s.Watch.Gateway; g != (mesh.ID{}) && s.standing(g, mesh.RoleGateway).State != mesh.HealthDown {
-		if s.dead(&f) || s.blackhole(&f) {
+		if s.dead(&f) || s.blackhole(&f) || s.useless(&f) {
 			f.Verdicts = append(f.Verdicts, s.verdict(g, mesh.RoleGateway, mesh.HealthDown))
 		}
 	}
@@ -110,20 +113,22 @@ func (s Situation) dead(f *Findings) bool {
 	if quiet.misses < s.Misses {
 		return false
 	}
-	witnesses := 0
-	for _, id := range w.Beside {
-		for _, t := range w.targets(id, mesh.ID{}) {
-			r := s.Results[t]
-			if r.Answered.IsZero() {
-				continue
-			}
-			witnesses++
-			if !r.Answered.Before(quiet.last) {
-				return true
+	witnesses, answer := s.witnesses(quiet)
+	return answer || (witnesses == 0 || buried) && s.hears(w.Outside, quiet)
+}
+
+// witnesses counts the addresses of the rest of the LAN that have ever answered,
+// and says whether one has since a silence.
+func (s Situation) witnesses(quiet silence) (n int, answer bool) {
+	for _, id := range s.Watch.Beside {
+		for _, t := range s.Watch.targets(id, mesh.ID{}) {
+			if r := s.Results[t]; !r.Answered.IsZero() {
+				n++
+				answer = answer || !r.Answered.Before(quiet.last)
 			}
 		}
 	}
-	return (witnesses == 0 || buried) && s.hears(w.Outside, quiet)
+	return n, answer
 }
 
 // blackhole says whether the gateway lives and does not forward: nothing beyond
@@ -134,24 +139,46 @@ func (s Situation) blackhole(f *Findings) bool {
 		return false
 	}
 	for _, v4 := range []bool{true, false} {
-		var targets []Target
-		for _, id := range s.Watch.Beyond {
-			for _, t := range s.Watch.targets(id, s.Watch.Gateway) {
-				if t.Addr.Is4() == v4 {
-					targets = append(targets, t)
-				}
-			}
-		}
+		targets := slices.DeleteFunc(s.beyond(), func(t Target) bool { return t.Addr.Is4() != v4 })
 		quiet, ok := s.silenceOf(targets, false)
 		if !ok || quiet.misses < suspicion {
 			continue
 		}
 		s.ask(f, s.Watch.Beyond, quiet)
-		if quiet.misses >= s.Misses && s.hears(s.answering(targets), quiet) {
+		if quiet.misses >= s.Misses && s.hears(s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() }), quiet) {
 			return true
 		}
 	}
 	return false
+}
+
+// useless says whether the gateway has never worked for this node, and another
+// one may: it answers and nothing beyond it ever did, though a node there is
+// heard outside of the mesh and answers pings; or it has never answered itself,
+// and that of the whole LAN only it has not.
+func (s Situation) useless(f *Findings) bool {
+	targets := s.beyond()
+	quiet, ok := s.silenceOf(targets, true)
+	if !ok || quiet.misses < unproven*s.Misses || len(s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() })) > 0 {
+		return false
+	}
+	gateway := s.Watch.targets(s.Watch.Gateway, mesh.ID{})
+	if near, ok := s.silenceOf(gateway, false); ok {
+		s.ask(f, s.Watch.Beyond, quiet)
+		return near.misses < suspicion && s.hears(s.beyondWith(targets, func(r Result) bool { return r.Known }), quiet)
+	}
+	near, ok := s.silenceOf(gateway, true)
+	_, answer := s.witnesses(near)
+	return ok && near.misses >= unproven*s.Misses && answer
+}
+
+// beyond returns the targets that are reached through the gateway.
+func (s Situation) beyond() []Target {
+	var out []Target
+	for _, id := range s.Watch.Beyond {
+		out = append(out, s.Watch.targets(id, s.Watch.Gateway)...)
+	}
+	return out
 }
 
 // ask has nodes asked for a sign of life because others are silent.
@@ -166,12 +193,13 @@ func (s Situation) ask(f *Findings, ids []mesh.ID, quiet silence) {
 	}
 }
 
-// answering returns the nodes whose targets have answered before.
-func (s Situation) answering(targets []Target) []mesh.ID {
+// beyondWith returns the nodes beyond of which one of the targets has such a
+// result.
+func (s Situation) beyondWith(targets []Target, such func(Result) bool) []mesh.ID {
 	var out []mesh.ID
 	for _, id := range s.Watch.Beyond {
 		for _, t := range s.Watch.targets(id, s.Watch.Gateway) {
-			if slices.Contains(targets, t) && !s.Results[t].Answered.IsZero() {
+			if slices.Contains(targets, t) && such(s.Results[t]) {
 				out = append(out, id)
 			}
 		}

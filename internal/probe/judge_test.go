@@ -197,6 +197,34 @@ func TestTimelines(t *testing.T) {
 				return now
 			},
 		}, []string{"10.9s gateway a is down, epoch 1"}},
+		{"an heir that this node is cut off from", three, world{
+			pings: func(t Target, _ time.Duration) bool { return to(t, b) }, hears: func(mesh.ID, time.Duration) bool { return false },
+		}, []string{"9.9s gateway a is down, epoch 1"}},
+		{"the same, and this node from the whole LAN", three, world{
+			pings: func(Target, time.Duration) bool { return false }, hears: always,
+		}, nil},
+		{"an heir that filters pings", three, world{pings: func(t Target, _ time.Duration) bool { return !to(t, a) }, hears: always}, nil},
+		{"an heir without a way out", watch(1, Watch{Gateway: b, Beyond: three.Beyond}), world{
+			pings: func(t Target, _ time.Duration) bool { return t.Via != a }, hears: always,
+			watch: func(now Watch, at time.Duration) Watch {
+				if at == time.Second {
+					return watch(1, Watch{Gateway: a, Beyond: now.Beyond})
+				}
+				return now
+			},
+		}, []string{"10.95s gateway a is down, epoch 1"}},
+		{"the same, and nobody is beyond any more", watch(1, Watch{Gateway: b, Beyond: three.Beyond}), world{
+			pings: func(t Target, _ time.Duration) bool { return t.Via != a },
+			watch: func(now Watch, at time.Duration) Watch {
+				if at == time.Second {
+					return watch(1, Watch{Gateway: a, Beyond: now.Beyond})
+				}
+				return now
+			},
+		}, nil},
+		{"those beyond have never answered through any gateway", three, world{
+			pings: func(t Target, _ time.Duration) bool { return !to(t, x, y) }, hears: always,
+		}, nil},
 		{"a relay dies", relayed, world{pings: until(r)}, []string{"10.9s relay r is down, epoch 1"}},
 		{"all peers die, which is us", relayed, world{pings: until(r, p)}, nil},
 		{"a relay comes back after 30 s", relayed, world{

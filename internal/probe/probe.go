@@ -40,6 +40,12 @@
 // That is n intervals and patience at the most, and one interval less at the
 // least. For those beyond, two round trips come on top.
 //
+// A gateway that has never worked for this node gets ten times as long, since
+// its tunnels have to come up, and firewalls may drop echo requests. Nothing
+// beyond it has ever answered through it, and either it answers itself, and gossip
+// hears a node beyond that has answered through another gateway, or it does not,
+// while the rest of the LAN does.
+//
 // # Why it does not flap
 //
 // Only the gateway itself says that it is up again. See [Hold]: it waits 10 s
@@ -82,6 +88,9 @@ type Result struct {
 	// misses as make a target silent; zero while it is silent.
 	Since time.Time
 	RTT   time.Duration // of the last answer
+	// Known says that the address has answered before, along whatever way: who
+	// is silent there does not filter echo requests.
+	Known bool
 }
 
 const (

@@ -23,6 +23,7 @@ func TestLocations(t *testing.T) { // not parallel: six hosts are a load
 	v, six := newSix(t, settings...)
 	for _, n := range six.Nodes[:3] {
 		v.run(n, "iptables", "-P", "FORWARD", "DROP")
+		v.run(n, "ip6tables", "-P", "FORWARD", "DROP")
 	}
 	v.live()
 	v.full(v.nodes...)
@@ -35,25 +36,14 @@ func TestLocations(t *testing.T) { // not parallel: six hosts are a load
 		do   func(v *village)
 	}{
 		{"only gateways have tunnels", func(v *village) {
-			ga, gb := v.gateway(lone, "a"), v.gateway(lone, "b")
-			want := map[*lab.Node][]string{
-				ga: {gb.Name, lone.Name}, gb: {lone.Name, ga.Name}, lone: {ga.Name, gb.Name},
-			}
-			for _, n := range v.nodes {
-				var got []*lab.Node
-				for p := range v.peers(n) {
-					got = append(got, p)
-				}
-				if diff := cmp.Diff(names(named(v, want[n])), names(got)); diff != "" {
-					v.t.Errorf("tunnels of %s (-want +got):\n%s", n.Name, diff)
-				}
-			}
+			v.must(v.onlyGateways(lone))
 		}},
 		{"split between locations", func(v *village) {
 			v.must(v.lab.Partition(v.ctx, hosts(a), hosts(b)))
 			v.silent(a[0], b[0])
 			v.full(append([]*lab.Node{lone}, a...)...)
 			v.full(append([]*lab.Node{lone}, b...)...)
+			v.told(append([]*lab.Node{lone}, a...), append([]*lab.Node{lone}, b...))
 			v.must(v.lab.Heal(v.ctx))
 		}},
 		{"split inside a location", func(v *village) {
@@ -62,13 +52,18 @@ func TestLocations(t *testing.T) { // not parallel: six hosts are a load
 			v.must(cut.CutLAN(v.ctx))
 			v.silent(cut, gateway)
 			v.full(v.without(cut)...)
+			v.told(v.without(cut), []*lab.Node{cut})
 			v.must(cut.Restore(v.ctx))
 		}},
+		{"split between two members", func(v *village) { v.splitPair(lone) }},
+		{"split between a member and the gateway", func(v *village) { v.splitFromGateway(lone) }},
+		{"gateway and a member without a way out", func(v *village) { v.loseWaysOut(lone) }},
 		{"location without a way out", func(v *village) {
 			v.must(errors.Join(b[0].CutWAN(v.ctx), b[1].CutWAN(v.ctx)))
 			v.silent(b[0], lone)
 			v.full(b...)
 			v.full(append([]*lab.Node{lone}, a...)...)
+			v.told(b, append([]*lab.Node{lone}, a...))
 			v.must(errors.Join(b[0].Restore(v.ctx), b[1].Restore(v.ctx)))
 		}},
 		{"location without a gateway", func(v *village) {
@@ -84,6 +79,7 @@ func TestLocations(t *testing.T) { // not parallel: six hosts are a load
 				v.must(n.Reload())
 			}
 		}},
+		{"location loses its last gateway", func(v *village) { v.loseLastGateway(lone, settings) }},
 		{"location shrinks to one node", func(v *village) {
 			gone := v.gateway(lone, "b")
 			v.must(errors.Join(gone.Kill(), gone.Cut(v.ctx)))
@@ -109,6 +105,7 @@ func TestLocations(t *testing.T) { // not parallel: six hosts are a load
 			v.start(moved)
 			v.gateway(lone, "b")
 		}},
+		{"gateway is carried to another location", func(v *village) { v.carryOver(lone, six, settings) }},
 	} {
 		t.Run(step.name, func(t *testing.T) {
 			v := v.in(t)
@@ -121,14 +118,6 @@ func TestLocations(t *testing.T) { // not parallel: six hosts are a load
 	if diff := cmp.Diff(before, addresses(t, v.settle(settleLimit, v.nodes...))); diff != "" {
 		t.Errorf("addresses moved (-before +after):\n%s", diff)
 	}
-}
-
-func named(v *village, list []string) []*lab.Node {
-	var nodes []*lab.Node
-	for _, name := range list {
-		nodes = append(nodes, v.node(name))
-	}
-	return nodes
 }
 
 // newSix makes three nodes on a LAN, two on another one, and one alone.

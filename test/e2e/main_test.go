@@ -157,7 +157,7 @@ func (m *testbed) printState(n *lab.Node) {
 	defer cancel()
 	for _, command := range []string{
 		binary + " status", binary + " plan", "ip route", "ip -s -d link show type tun", "ip -s -d link show type wireguard",
-		"ip -s -d link show type vxlan", "wg show " + device + " endpoints", "wg show " + device + " allowed-ips",
+		"ip -s -d link show type vxlan", "bridge fdb show", "nft list table inet meshd", "wg show " + device + " endpoints", "wg show " + device + " allowed-ips",
 	} {
 		words := strings.Fields(command)
 		out, err := n.Run(ctx, words[0], words[1:]...)

@@ -31,6 +31,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -41,9 +42,10 @@ import (
 type Lab struct {
 	router *Host
 
-	mu    sync.Mutex
-	hosts []*Host
-	sites []*Site
+	mu     sync.Mutex
+	hosts  []*Host
+	sites  []*Site
+	number int // the last one that a host was given
 }
 
 // New makes a lab that has nothing but its router. It needs root. The context
@@ -74,12 +76,15 @@ func (l *Lab) Host(ctx context.Context, name string, u Underlay) (*Host, error) 
 	return h, nil
 }
 
-// add returns the host's number.
+// add returns the host's number, another one for a host that is there already.
 func (l *Lab) add(h *Host) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.hosts = append(l.hosts, h)
-	return len(l.hosts)
+	if !slices.Contains(l.hosts, h) {
+		l.hosts = append(l.hosts, h)
+	}
+	l.number++
+	return l.number
 }
 
 // Outside is a host of the internet that takes no part in any mesh: the router,

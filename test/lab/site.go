@@ -85,6 +85,15 @@ func (s *Site) HostIn(ctx context.Context, subnet int, name string) (*Host, erro
 	if err != nil {
 		return nil, fmt.Errorf("make host %s: %w", name, err)
 	}
+	s.assign(h, subnet)
+	if err := s.connect(ctx, h.link, subnet); err != nil {
+		return nil, fmt.Errorf("wire host %s: %w", name, err)
+	}
+	return h, nil
+}
+
+// assign gives a host the next address of a subnet.
+func (s *Site) assign(h *Host, subnet int) {
 	number := s.lab.add(h)
 	s.mu.Lock()
 	s.count[subnet]++
@@ -98,10 +107,35 @@ func (s *Site) HostIn(ctx context.Context, subnet int, name string) (*Host, erro
 	if s.options.GUA {
 		h.link.public6 = nth(s.prefix6("2001:db8::").Addr(), number)
 	}
-	if err := s.connect(ctx, h.link, subnet); err != nil {
-		return nil, fmt.Errorf("wire host %s: %w", name, err)
+}
+
+// Move carries a site's host to the first subnet of another site. What runs on it
+// sees its link go, and another one come. On the way, where it has no link, there is
+// time to do something; the addresses are the new ones by then, and the former ones
+// nobody's.
+func (h *Host) Move(ctx context.Context, to *Site, underWay func() error) error {
+	if h.link.site == nil {
+		return fmt.Errorf("move %s: it is on no site", h.Name)
 	}
-	return h, nil
+	if err := h.link.site.unplug(ctx, h.link); err != nil {
+		return fmt.Errorf("move host %s: %w", h.Name, err)
+	}
+	to.assign(h, 0)
+	return errors.Join(underWay(), to.connect(ctx, h.link, 0))
+}
+
+// unplug takes a host's link away, and its addresses out of the routers' tables.
+func (s *Site) unplug(ctx context.Context, l *link) error {
+	router := []string{"link del " + l.routerEnd}
+	for _, a := range l.addresses6() {
+		router = append(router, fmt.Sprintf("route del %s", a))
+	}
+	var internet []string
+	if s.options.Underlay != Home {
+		way := fmt.Sprintf("route del %s", l.public)
+		router, internet = append(router, way), append(internet, way)
+	}
+	return errors.Join(s.know(ctx, l, "delete"), s.router.ip(ctx, router...), s.lab.router.ip(ctx, internet...))
 }
 
 // ULA is the private IPv6 address of a site's host; see [SiteOptions].
@@ -238,7 +272,7 @@ func (s *Site) connect(ctx context.Context, l *link, subnet int) error {
 	if err := errors.Join(s.router.ip(ctx, router...), l.host.ip(ctx, host...), s.lab.router.ip(ctx, internet)); err != nil {
 		return err
 	}
-	return s.know(ctx, l)
+	return s.know(ctx, l, "add")
 }
 
 // addresses6 are the host's addresses of IPv6 on its LAN.
@@ -253,23 +287,28 @@ func (l *link) addresses6() []netip.Addr {
 	return all
 }
 
-// know enters the host's addresses in the routers' tables.
-func (s *Site) know(ctx context.Context, l *link) error {
+// know adds the host's addresses to the routers' tables, or deletes them there.
+func (s *Site) know(ctx context.Context, l *link, verb string) error {
 	var site, internet strings.Builder
-	fmt.Fprintf(&internet, "add element inet lab sources { %s . %s }\n", s.end(), l.public)
-	fmt.Fprintf(&site, "add element bridge lab sources { %s . %s }\n", l.routerEnd, l.address)
+	enter := func(b *strings.Builder, set, format string, a ...any) {
+		fmt.Fprintf(b, "%s element %s { %s }\n", verb, set, fmt.Sprintf(format, a...))
+	}
+	if verb == "add" || s.options.Underlay != Home { // where the others still have it
+		enter(&internet, "inet lab sources", "%s . %s", s.end(), l.public)
+	}
+	enter(&site, "bridge lab sources", "%s . %s", l.routerEnd, l.address)
 	switch s.options.Underlay {
 	case NAT:
-		fmt.Fprintf(&site, "add element inet lab public { %s : %s }\n", l.address, l.public)
-		fmt.Fprintf(&site, "add element inet lab private { %s : %s }\n", l.public, l.address)
+		enter(&site, "inet lab public", "%s : %s", l.address, l.public)
+		enter(&site, "inet lab private", "%s : %s", l.public, l.address)
 	case Routed:
-		fmt.Fprintf(&site, "add element bridge lab sources { %s . %s }\n", l.routerEnd, l.public)
+		enter(&site, "bridge lab sources", "%s . %s", l.routerEnd, l.public)
 	}
 	for _, a := range l.addresses6() {
-		fmt.Fprintf(&site, "add element bridge lab sources6 { %s . %s }\n", l.routerEnd, a)
+		enter(&site, "bridge lab sources6", "%s . %s", l.routerEnd, a)
 	}
 	if l.public6.IsValid() {
-		fmt.Fprintf(&internet, "add element inet lab sources6 { %s . %s }\n", s.end(), l.public6)
+		enter(&internet, "inet lab sources6", "%s . %s", s.end(), l.public6)
 	}
 	return errors.Join(nft(ctx, s.router, site.String()), nft(ctx, s.lab.router, internet.String()))
 }

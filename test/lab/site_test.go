@@ -205,6 +205,34 @@ func TestCutsOfASite(t *testing.T) {
 	reach(ctx, t, true, a, b.Address(), far.Public())
 }
 
+// TestMovedHost has a host leave a site for another one, and come back.
+func TestMovedHost(t *testing.T) {
+	t.Parallel()
+	ctx, l := newLab(t)
+	sites := []*lab.Site{
+		newSite(ctx, t, l, "old", lab.SiteOptions{Underlay: lab.NAT, ULA: true, GUA: true}),
+		newSite(ctx, t, l, "new", lab.SiteOptions{Underlay: lab.NAT, ULA: true, GUA: true}),
+	}
+	beside := []*lab.Host{siteHost(ctx, t, sites[0], "stays"), siteHost(ctx, t, sites[1], "there")}
+	far := newHost(ctx, t, l, "far", lab.NAT)
+	h := siteHost(ctx, t, sites[0], "moved")
+	for i := range 2 {
+		from, to := beside[i], beside[1-i]
+		before := []netip.Addr{h.Address(), h.Public(), h.ULA(), h.Public6()}
+		reach(ctx, t, true, from, before...)
+		if err := h.Move(ctx, sites[1-i], func() error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if h.Location() != sites[1-i].Name || !h.Prefix().Contains(to.Address()) {
+			t.Errorf("after the move: got %s and %s, want to be on %s, beside %s", h.Location(), h.Prefix(), sites[1-i].Name, to.Address())
+		}
+		reach(ctx, t, false, from, before...)
+		reach(ctx, t, true, h, to.Address(), to.ULA(), from.Public(), far.Public(), lab.OutsideAddr)
+		reach(ctx, t, true, to, h.Address(), h.ULA(), h.Public())
+		reach(ctx, t, true, far, h.Public())
+	}
+}
+
 // TestPlainText sends what has to be counted, and what has not.
 func TestPlainText(t *testing.T) {
 	t.Parallel()
