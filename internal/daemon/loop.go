@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -205,7 +206,7 @@ func (d *daemon) settings(t turn) netcfg.Settings {
 		LANs:           t.facts.LANs(d.own.InternalIPs),
 		Uplinks:        t.facts.Uplinks,
 		PrivateKey:     d.identity.WireGuard,
-		MTU:            d.own.MTU,
+		MTU:            cmp.Or(d.own.MTU, deviceMTU(d.cfg, t.facts)), // a revoked node has no record
 		Bridge:         bridge,
 		ID:             d.identity.ID(),
 		Pick:           d.tunnels.pick(t.topology.Peers, d.own),

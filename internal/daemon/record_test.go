@@ -94,6 +94,15 @@ func TestNextRecordWithoutUplink(t *testing.T) {
 	}
 }
 
+// A node that is revoked says nothing of itself, and needs a device all the same.
+func TestDeviceWithoutRecord(t *testing.T) {
+	d, _ := neighborhood()
+	d.cfg, d.own = parse(t, ""), mesh.Record{}
+	if got := d.settings(turn{facts: netcfg.Facts{MTU: 1500}}).MTU; got != 1420 {
+		t.Errorf("got MTU %d, want 1420", got)
+	}
+}
+
 func TestKeepalive(t *testing.T) {
 	tests := []struct {
 		name, config string

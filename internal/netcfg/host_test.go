@@ -498,6 +498,19 @@ func TestApplyErrors(t *testing.T) {
 		mustReconcile(t, h, want)
 		checkState(t, h, want)
 	})
+	t.Run("no MTU", func(t *testing.T) {
+		other, err := NewHost(HostOptions{Interface: "meshd1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		bad := *alone().Device
+		bad.Implementation, bad.MTU = Userspace, 0
+		err = other.Apply(t.Context(), Diff(State{}, State{Device: &bad}, Options{}))
+		if err == nil || !strings.Contains(err.Error(), "MTU 0 is below 68") {
+			t.Errorf("got %v, want an error about the MTU", err)
+		}
+	})
 	t.Run("kernel's WireGuard or none", func(t *testing.T) {
 		want := alone()
 		want.Device.Implementation, want.Device.ListenPort = Kernel, 51822

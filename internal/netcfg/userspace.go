@@ -64,8 +64,17 @@ func openUserspace(name string, mtu int, log *slog.Logger, adopt func() error) (
 	return u, nil
 }
 
-// openTUN opens the TUN device with the flags that wireguard-go wants.
+// minMTU is the lowest of an IPv4 link, see RFC 791.
+const minMTU = 68
+
+// openTUN opens the TUN device with the flags that wireguard-go wants. An MTU that
+// the kernel refuses must not get there: wireguard-go then closes a netlink socket
+// from which it goes on reading, by its number. The next socket of this process has
+// that number, and the answers to it are lost.
 func openTUN(name string, mtu int) (tun.Device, error) {
+	if mtu < minMTU {
+		return nil, fmt.Errorf("open TUN device %s: MTU %d is below %d", name, mtu, minMTU)
+	}
 	t, err := tun.CreateTUN(name, mtu)
 	switch {
 	case errors.Is(err, unix.EBUSY):
