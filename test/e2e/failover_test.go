@@ -64,7 +64,10 @@ func TestFailover(t *testing.T) { // not parallel: six hosts are a load
 			v.must(nft(v.ctx, gateway, "delete table inet broken\n"))
 		}},
 		{"host is drained", func(v *village, gateway *lab.Node) {
-			v.run(gateway, binary, "drain")
+			v.eventually(settleLimit, func() error { // a slow machine takes longer than drain waits
+				_, err := gateway.Meshd(v.ctx, "drain")
+				return err
+			})
 		}, func(v *village, gateway *lab.Node) {
 			v.run(gateway, binary, "drain", "--undo")
 		}},
