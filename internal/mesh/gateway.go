@@ -14,7 +14,7 @@ import (
 // node itself can say that it is up or draining, and a verdict that
 // presupposes a record of its subject waits for it. Until then the highest of
 // the others counts.
-func (l *layout) gatewayVerdicts() map[ID]Health {
+func (l *layout) gatewayVerdicts() map[ID]*Verdict {
 	type ranked struct {
 		*Verdict
 		author ID
@@ -30,11 +30,11 @@ func (l *layout) gatewayVerdicts() map[ID]Health {
 			best[v.Subject] = v
 		}
 	}
-	health := make(map[ID]Health, len(best))
+	out := make(map[ID]*Verdict, len(best))
 	for id, v := range best {
-		health[id] = v.State
+		out[id] = v.Verdict
 	}
-	return health
+	return out
 }
 
 func (l *layout) counts(v *Verdict, author ID) bool {
@@ -46,10 +46,13 @@ func (l *layout) counts(v *Verdict, author ID) bool {
 }
 
 // appoint chooses a location's gateways and who hangs on which of them.
-func (l *layout) appoint(g *group, verdicts map[ID]Health) {
+func (l *layout) appoint(g *group, verdicts map[ID]*Verdict) {
 	var candidates []*member
 	for _, m := range g.members {
-		m.health = cmp.Or(verdicts[m.id], HealthUp)
+		m.health = HealthUp
+		if v := verdicts[m.id]; v != nil {
+			m.health, m.epoch = v.State, v.Epoch
+		}
 		if m.Gateway != GatewayNever && !m.mute && m.slot != None {
 			candidates = append(candidates, m)
 		}
@@ -118,11 +121,14 @@ func compareCandidates(a, b *member) int {
 }
 
 // compareOffices orders by seniority: in office before not, then the older
-// office, then the older claim.
+// office, then who has been relieved less often, then the older claim. Of two that
+// come back in turn and serve only some of the others, neither is to keep a third
+// one waiting.
 func compareOffices(a, b *member) int {
 	return cmp.Or(
 		first(a.Office.Since > 0, b.Office.Since > 0),
 		cmp.Compare(a.Office.Since, b.Office.Since),
+		cmp.Compare(a.epoch, b.epoch),
 		before(a.node, b.node),
 	)
 }

@@ -107,9 +107,18 @@ func TestWhoIsGateway(t *testing.T) {
 			}
 			rs[2].Office = mesh.Office{Since: 7}
 		}, "0:n2"},
-		{"up again", func(in *mesh.Input, _ []mesh.Record) {
+		{"up again, and preferred", func(in *mesh.Input, rs []mesh.Record) {
+			rs[0].Gateway = mesh.GatewayPrefer
 			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 0, mesh.HealthDown, 1), verdict(*in, 0, 0, mesh.HealthUp, 2)}
 		}, "0:n0"},
+		{"up again, and so is another one", func(in *mesh.Input, rs []mesh.Record) {
+			rs[2].Gateway, rs[3].Gateway = mesh.GatewayNever, mesh.GatewayNever
+			in.Verdicts = []mesh.Verdict{verdict(*in, 0, 0, mesh.HealthUp, 2), verdict(*in, 1, 1, mesh.HealthUp, 4)}
+		}, "0:n0"},
+		{"up again, and another one has never been down", func(in *mesh.Input, rs []mesh.Record) {
+			rs[1].Gateway = mesh.GatewayNever
+			in.Verdicts = []mesh.Verdict{verdict(*in, 0, 0, mesh.HealthUp, 2)}
+		}, "0:n2"},
 		{"up again, said too early", func(in *mesh.Input, _ []mesh.Record) {
 			up := verdict(*in, 0, 0, mesh.HealthUp, 2)
 			up.Record = 2
@@ -142,6 +151,7 @@ func TestWhoIsGateway(t *testing.T) {
 // One epoch's verdicts of several authors: the lowest author's counts.
 func TestLowestAuthorOfAnEpoch(t *testing.T) {
 	in := twoLocations()
+	in.Records[0].Gateway = mesh.GatewayPrefer
 	for _, state := range []mesh.Health{mesh.HealthUp, mesh.HealthDraining} {
 		for author := 1; author < 7; author++ {
 			in.Verdicts = []mesh.Verdict{verdict(in, author, 0, mesh.HealthDown, 3), verdict(in, 0, 0, state, 3)}
