@@ -11,10 +11,9 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestCutOffForTenMinutes is for the virtual machine, where other tests take as
-// long beside it.
+// TestCutOffForTenMinutes is for the virtual machine that runs beside that of the
+// other tests.
 func TestCutOffForTenMinutes(t *testing.T) {
-	t.Parallel()
 	const length = 10 * time.Minute
 	m := settledMesh(t, lab.NAT, 3)
 	before := addresses(t, m.settle(settleLimit, m.nodes...))

@@ -30,6 +30,7 @@ type command struct {
 	Args    []string
 	Dir     string
 	Env     []string // beside what every command has
+	Waits   bool     // hardly does anything
 }
 
 // run does the job where this process is, and returns the exit code of the
@@ -60,13 +61,17 @@ func (j job) run(ctx context.Context, output *os.File) int {
 	return code
 }
 
-// split returns jobs of one command each.
-func (j job) split() []job {
-	var out []job
+// split returns jobs of one command each, those that wait apart from the others.
+func (j job) split() (busy, wait []job) {
 	for _, c := range j.Commands {
-		out = append(out, job{Commands: []command{c}, Files: j.Files})
+		one := job{Commands: []command{c}, Files: j.Files}
+		if c.Waits {
+			wait = append(wait, one)
+		} else {
+			busy = append(busy, one)
+		}
 	}
-	return out
+	return busy, wait
 }
 
 // again returns the job of running tests once more, one at a time. It says whether
@@ -102,9 +107,13 @@ func (j *job) addCommand(args []string) error {
 // testTimeout bounds one package's tests, so that a hanging one shows its stacks.
 const testTimeout = "30m"
 
-// testParallel is one more than the machine has processors, for the test that
-// does nothing but wait for ten minutes.
+// testParallel is one more than the machine has processors, because every test
+// waits now and then.
 const testParallel = "3"
+
+// waiting names the tests that do little but wait for minutes. They have a virtual
+// machine of their own, beside the others'.
+var waiting = regexp.MustCompile(`^Test(ClocksSetBack|CutOffForTenMinutes)$`)
 
 // testTag is the build tag of tests that only a kernel with WireGuard and netem
 // can run.
@@ -144,16 +153,31 @@ func (j *job) addTests(ctx context.Context, dir, run string, packages []string) 
 			j.Files = append(j.Files, testdata)
 		}
 		_, below, _ := strings.Cut(run, "/")
-		for some := range slices.Chunk(tests, perMachine) {
+		add := func(waits bool, tests []string) {
 			j.Commands = append(j.Commands, command{
 				Package: path,
 				Args: []string{
 					binary, "-test.v", "-test.timeout=" + testTimeout, "-test.parallel=" + testParallel,
-					"-test.run=^(" + strings.Join(some, "|") + ")$/" + below,
+					"-test.run=^(" + strings.Join(tests, "|") + ")$/" + below,
 				},
-				Dir: src,
-				Env: env,
+				Dir:   src,
+				Env:   env,
+				Waits: waits,
 			})
+		}
+		var busy, wait []string
+		for _, test := range tests {
+			if waiting.MatchString(test) {
+				wait = append(wait, test)
+			} else {
+				busy = append(busy, test)
+			}
+		}
+		for some := range slices.Chunk(busy, perMachine) {
+			add(false, some)
+		}
+		if len(wait) > 0 {
+			add(true, wait)
 		}
 	}
 	if len(j.Commands) == 0 {

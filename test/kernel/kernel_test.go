@@ -138,6 +138,17 @@ func TestFailedTestsAreNamed(t *testing.T) {
 	}
 }
 
+// TestSplit has every command in a job of its own, those that wait apart.
+func TestSplit(t *testing.T) {
+	a, b, c := command{Package: "a"}, command{Package: "b", Waits: true}, command{Package: "c"}
+	files := []string{"x"}
+	busy, wait := job{Commands: []command{a, b, c}, Files: files}.split()
+	one := func(c command) job { return job{Commands: []command{c}, Files: files} }
+	if diff := cmp.Diff([][]job{{one(a), one(c)}, {one(b)}}, [][]job{busy, wait}); diff != "" {
+		t.Errorf("jobs (-want +got):\n%s", diff)
+	}
+}
+
 type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

@@ -12,7 +12,8 @@
 // The files of a job are in the virtual machine where they are on the real one,
 // so neither tests nor commands need to know where they run. Output comes as it
 // is printed, and kernel exits with 1 if a test or the command fails. Every few
-// tests have a virtual machine of their own. If one hangs, panics or ends early,
+// tests have a virtual machine of their own, and those that only wait have one
+// beside the others'. If one hangs, panics or ends early,
 // it says so, shows the last lines of the console, and starts that machine once
 // more, because an emulated kernel locks up now and then; a second time it exits
 // with 2. A test that fails is run once more as well, with others that have failed
@@ -28,13 +29,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -120,14 +125,41 @@ func do(ctx context.Context, o options, args []string) (int, error) {
 	case ownKernelWillDo(ctx):
 		return j.run(ctx, os.Stdout), ctx.Err()
 	}
+	return runAll(ctx, dir, j, o.timeout)
+}
+
+// runAll does a job in virtual machines, one after the other, and beside them what
+// only waits, whose output comes at the end.
+func runAll(ctx context.Context, dir string, j job, limit time.Duration) (int, error) {
+	beside := filepath.Join(dir, "beside")
+	if err := os.Mkdir(beside, 0o755); err != nil {
+		return 0, fmt.Errorf("make directory for the run: %w", err)
+	}
+	busy, wait := j.split()
+	var (
+		output bytes.Buffer
+		code   int
+		err    error
+		wg     sync.WaitGroup
+	)
+	wg.Go(func() { code, err = runEach(ctx, beside, wait, limit, &output) })
+	codeBusy, errBusy := runEach(ctx, dir, busy, limit, os.Stdout)
+	wg.Wait()
+	_, errWrite := output.WriteTo(os.Stdout)
+	return max(code, codeBusy), errors.Join(errBusy, err, errWrite)
+}
+
+// runEach does each of the jobs in a virtual machine of its own, and the tests that
+// fail once more.
+func runEach(ctx context.Context, dir string, jobs []job, limit time.Duration, output io.Writer) (int, error) {
 	code := 0
-	for _, part := range j.split() {
-		m := machine{dir: dir, job: part, output: os.Stdout}
-		c, err := m.runTwice(ctx, o.timeout)
-		if again, ok := part.again(m.failed); err == nil && c == exitFailed && ok {
+	for _, one := range jobs {
+		m := machine{dir: dir, job: one, output: output}
+		c, err := m.runTwice(ctx, limit)
+		if again, ok := one.again(m.failed); err == nil && c == exitFailed && ok {
 			fmt.Fprintln(os.Stderr, "kernel: once more, one at a time:", strings.Join(m.failed, " "))
-			m = machine{dir: dir, job: again, output: os.Stdout}
-			c, err = m.runTwice(ctx, o.timeout)
+			m = machine{dir: dir, job: again, output: output}
+			c, err = m.runTwice(ctx, limit)
 		}
 		if err != nil {
 			return 0, err
