@@ -12,6 +12,9 @@ KERNEL_TESTS := ./test/e2e ./test/lab ./test/demo ./internal/netcfg ./internal/c
 RUN ?=
 # How long fuzz runs each target.
 TIME ?= 30s
+# How long chaos begins new faults, and which ones.
+DURATION ?= 10m
+SEED ?= 1
 # Unit tests that are shorter with -short.
 LONG_TESTS := ./internal/gossip ./internal/mesh ./internal/netcfg ./internal/state
 # Static, so that it runs on any host and in the virtual machine of test-kernel.
@@ -41,7 +44,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES)
 
 .PHONY: test
-test: test-unit test-long test-e2e test-kernel ## everything but the swarm and the package
+test: test-unit test-long test-e2e test-kernel ## everything but chaos, the swarm and the package
 
 .PHONY: test-unit
 test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, fuzz seeds
@@ -85,6 +88,12 @@ test-vm: setup-deb setup-vm ## the package: what is in it, then in three virtual
 	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/deb
 	go test -count=1 -timeout 120m -v -run '$(RUN)' ./test/vm
 
+.PHONY: chaos
+chaos: setup-kernel build ## faults at random for DURATION=10m, SEED=1, on a kernel with WireGuard and netem
+	@CGO_ENABLED=0 go build -o bin/ ./test/chaos ./test/kernel
+	@CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel -timeout 12h exec \
+		bin/chaos -meshd $(MESHD) -clock -duration $(DURATION) -seed $(SEED)
+
 .PHONY: kernel-shell
 kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
 	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
@@ -94,7 +103,7 @@ kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
 bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"
 	@CGO_ENABLED=0 go build -o bin/ ./test/bench ./test/kernel
 	@bin/bench -meshd $(MESHD); code=$$?; \
-	bin/kernel -file $(MESHD) exec bin/bench -kernel -meshd $(MESHD) && exit $$code
+	CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel exec bin/bench -kernel -meshd $(MESHD) && exit $$code
 
 .PHONY: fmt
 fmt: ## format the source

@@ -24,18 +24,48 @@ import (
 // apply is that of one turn of the daemon's loop on the host: observe, diff,
 // apply. Messages are those from the daemon to the kernel by netlink, questions
 // among them; writes are what netcfg counts as such.
-var kernelFigures = []figure{
+var kernelFigures = append([]figure{
 	{name: "restart_lost_packets", unit: "packets", reduce: worst, bound: atMost(0)},
 	{name: "gateway_daemon_killed_lost_packets", unit: "packets", reduce: worst, bound: atMost(0)},
-	{name: "apply_1000_peers_ms", unit: "ms", reduce: median},
-	{name: "apply_1000_peers_writes", unit: "writes", reduce: median},
-	{name: "apply_1000_peers_messages", unit: "messages", reduce: median},
-	{name: "apply_one_more_ms", unit: "ms", reduce: median},
-	{name: "apply_one_more_writes", unit: "writes", reduce: median},
-	{name: "apply_one_more_messages", unit: "messages", reduce: median},
-	{name: "idle_reconcile_ms", unit: "ms", reduce: median},
-	{name: "idle_reconcile_writes", unit: "writes", reduce: median},
-	{name: "idle_reconcile_messages", unit: "messages", reduce: median},
+	{name: "throughput_ratio_to_plain_wireguard", unit: ratio, reduce: median, bound: atLeast(0.98)},
+	{name: "latency_ratio_to_plain_wireguard", unit: ratio, reduce: median},
+	{name: "throughput_meshd_mbit_per_s", unit: "Mbit/s", reduce: median},
+	{name: "throughput_plain_mbit_per_s", unit: "Mbit/s", reduce: median},
+	{name: "throughput_bare_mbit_per_s", unit: "Mbit/s", reduce: median},
+	{name: "throughput_daemon_cpu_percent", unit: "%", reduce: median},
+	{name: "round_trip_meshd_us", unit: "us", reduce: median},
+	{name: "round_trip_plain_us", unit: "us", reduce: median},
+	{name: "round_trip_bare_us", unit: "us", reduce: median},
+	{name: "know_1000_ready_ms", unit: "ms", reduce: median},
+	{name: "know_1000_rss_mb", unit: "MB", reduce: median},
+	{name: "know_1000_idle_cpu_percent", unit: "%", reduce: median},
+	{name: "know_1000_status_ms", unit: "ms", reduce: median},
+	{name: "know_1000_graph_ms", unit: "ms", reduce: median},
+}, applyFigures()...)
+
+// size is a mesh that is applied, and what the figures are called.
+type size struct {
+	peers                 int
+	first, more, less, no string
+}
+
+// sizes are those that are measured.
+var sizes = []size{
+	{1000, "apply_1000_peers", "apply_one_more", "apply_one_less", "idle_reconcile"},
+	{5000, "apply_5000_peers", "apply_5000_one_more", "apply_5000_one_less", "idle_5000_reconcile"},
+}
+
+// applyFigures are four for each size: from nothing, one more, one less, no change.
+func applyFigures() (out []figure) {
+	for _, size := range sizes {
+		for _, name := range []string{size.first, size.more, size.less, size.no} {
+			out = append(out,
+				figure{name: name + "_ms", unit: "ms", reduce: median},
+				figure{name: name + "_writes", unit: "writes", reduce: median},
+				figure{name: name + "_messages", unit: "messages", reduce: median})
+		}
+	}
+	return out
 }
 
 func benchKernel(ctx context.Context, binary string, s samples) error {
@@ -45,10 +75,18 @@ func benchKernel(ctx context.Context, binary string, s samples) error {
 	if err := measureGatewayKill(ctx, binary, s); err != nil {
 		return err
 	}
+	if err := measureDataPath(ctx, binary, s); err != nil {
+		return err
+	}
 	for i := range runs {
 		note(i)
-		if err := measureApply(ctx, s); err != nil {
+		if err := measureMany(ctx, binary, s); err != nil {
 			return err
+		}
+		for _, size := range sizes {
+			if err := measureApply(ctx, size, s); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -107,12 +145,9 @@ func reconciled(s control.Status) bool {
 	return lab.Sees(1)(s) && s.Reconcile.LastSuccess != "" && s.Reconcile.Error == ""
 }
 
-// peers is how many nodes a full mesh of 1001 has beside a node itself.
-const peers = 1000
-
-// measureApply gives a fresh host a mesh of 1001 nodes, then one more, then
-// nothing new.
-func measureApply(ctx context.Context, s samples) (err error) {
+// measureApply gives a fresh host a mesh with so many other nodes, then one more, then
+// one less, then nothing new.
+func measureApply(ctx context.Context, size size, s samples) (err error) {
 	l, err := lab.New(ctx)
 	if err != nil {
 		return err
@@ -126,12 +161,12 @@ func measureApply(ctx context.Context, s samples) (err error) {
 	if err != nil {
 		return err
 	}
-	all, err := topology(peers + 1)
+	all, err := topology(size.peers + 1)
 	if err != nil {
 		return err
 	}
 	most := all
-	most.Peers = all.Peers[:peers]
+	most.Peers = all.Peers[:size.peers]
 	if _, err := h.Run(ctx, "ip", "link", "add", monitor, "up", "type", "nlmon"); err != nil {
 		return err
 	}
@@ -144,9 +179,10 @@ func measureApply(ctx context.Context, s samples) (err error) {
 		a := applier{ctx: ctx, host: host, samples: s}
 		err = errors.Join(
 			a.listen(),
-			a.apply("apply_1000_peers", netcfg.Desired(most, settings)),
-			a.apply("apply_one_more", netcfg.Desired(all, settings)),
-			a.apply("idle_reconcile", netcfg.Desired(all, settings)))
+			a.apply(size.first, netcfg.Desired(most, settings)),
+			a.apply(size.more, netcfg.Desired(all, settings)),
+			a.apply(size.less, netcfg.Desired(most, settings)),
+			a.apply(size.no, netcfg.Desired(most, settings)))
 		return errors.Join(err, unix.Close(a.socket), host.Close())
 	})
 }
@@ -164,7 +200,7 @@ func settingsOf() (netcfg.Settings, error) {
 // topology is what Derive would make of a cluster with so many other nodes, each
 // with an overlay address and a pod CIDR.
 func topology(others int) (mesh.Topology, error) {
-	overlay, pods := netip.MustParsePrefix("10.4.0.0/16"), netip.MustParsePrefix("10.64.0.0/12")
+	overlay, pods := netip.MustParsePrefix("10.4.0.0/16"), netip.MustParsePrefix("10.64.0.0/10")
 	c := mesh.Cluster{Overlay: []netip.Prefix{overlay}, Pods: []netip.Prefix{pods}, PodPrefix: []int{24}}
 	inside := []netip.Prefix{overlay, pods}
 	t := mesh.Topology{Addresses: c.Overlays(0), PodCIDRs: c.PodCIDRs(0), Inside: inside, Guarded: inside}

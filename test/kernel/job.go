@@ -86,6 +86,10 @@ func (j job) again(tests []string) (job, bool) {
 	return job{Commands: []command{c}, Files: j.Files}, true
 }
 
+// programs are the variables that tell labs of programs. A command gets them as
+// they are here, with the programs.
+var programs = []string{"MESHD", "CNITOOL"}
+
 // addCommand adds a command, whose program is looked up here.
 func (j *job) addCommand(args []string) error {
 	path, err := exec.LookPath(args[0])
@@ -100,7 +104,14 @@ func (j *job) addCommand(args []string) error {
 		return fmt.Errorf("find working directory: %w", err)
 	}
 	j.Files = append(j.Files, path)
-	j.Commands = append(j.Commands, command{Args: append([]string{path}, args[1:]...), Dir: dir})
+	c := command{Args: append([]string{path}, args[1:]...), Dir: dir}
+	for _, name := range programs {
+		if program := os.Getenv(name); program != "" {
+			j.Files = append(j.Files, program)
+			c.Env = append(c.Env, name+"="+program)
+		}
+	}
+	j.Commands = append(j.Commands, c)
 	return nil
 }
 

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/test/lab"
+)
+
+const (
+	dataRounds   = 10
+	transferSize = 16 << 20 // bytes
+	roundTrips   = 300
+)
+
+// dataPath is two ends that reach each other.
+type dataPath struct {
+	name     string
+	from, to lab.Party
+}
+
+// measureDataPath compares the way between two pods of a mesh that meshd made with
+// that of one made by hand, and with that of two hosts without any tunnel. All are
+// in one lab and take turns.
+func measureDataPath(ctx context.Context, binary string, s samples) (err error) {
+	l, err := lab.New(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	nodes, err := l.Nodes(ctx, binary, lab.NAT, "first", "second")
+	if err != nil {
+		return err
+	}
+	meshd, err := meshdPath(ctx, nodes)
+	if err != nil {
+		return err
+	}
+	plain, err := plainPath(ctx, l)
+	if err != nil {
+		return err
+	}
+	bare, err := barePath(ctx, l)
+	if err != nil {
+		return err
+	}
+	ways := []dataPath{meshd, plain, bare}
+	for range dataRounds {
+		before, err := readAll(nodes)
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		rates, times := map[string]float64{}, map[string]float64{}
+		for _, w := range ways {
+			if rates[w.name], err = throughput(ctx, w); err != nil {
+				return err
+			}
+			if times[w.name], err = roundTrip(w); err != nil {
+				return err
+			}
+			s.add("throughput_"+w.name+"_mbit_per_s", rates[w.name])
+			s.add("round_trip_"+w.name+"_us", times[w.name])
+		}
+		after, err := readAll(nodes)
+		if err != nil {
+			return err
+		}
+		s.add("throughput_ratio_to_plain_wireguard", rates[meshd.name]/rates[plain.name])
+		s.add("latency_ratio_to_plain_wireguard", times[meshd.name]/times[plain.name])
+		s.add("throughput_daemon_cpu_percent", 100*(after[0].cpu-before[0].cpu)/time.Since(began).Seconds())
+		ways = append(ways[1:], ways[0]) // nobody is always first
+	}
+	return nil
+}
+
+// meshdPath starts the nodes, with a pod on each.
+func meshdPath(ctx context.Context, nodes []*lab.Node) (dataPath, error) {
+	for _, n := range nodes {
+		if err := n.Start(); err != nil {
+			return dataPath{}, err
+		}
+	}
+	if err := awaitPairs(ctx, nodes); err != nil {
+		return dataPath{}, err
+	}
+	var ends []lab.Party
+	for _, n := range nodes {
+		if err := poll(ctx, n, lab.Ready); err != nil {
+			return dataPath{}, err
+		}
+		p, err := n.Pod(ctx, "meshd", "pod")
+		if err != nil {
+			return dataPath{}, err
+		}
+		ends = append(ends, lab.Party{At: p.Do, Addr: p.Addresses[0]})
+	}
+	return dataPath{"meshd", ends[0], ends[1]}, nil
+}
+
+// plainPath makes two hosts with what a person would make by hand: a WireGuard
+// device, a route, a bridge, and a pod on it.
+func plainPath(ctx context.Context, l *lab.Lab) (dataPath, error) {
+	const port = 51820
+	var (
+		hosts []*lab.Host
+		keys  []wgtypes.Key
+		ends  []lab.Party
+	)
+	for _, name := range []string{"third", "fourth"} {
+		h, err := l.Host(ctx, name, lab.NAT)
+		if err != nil {
+			return dataPath{}, err
+		}
+		key, err := wgtypes.GeneratePrivateKey()
+		if err != nil {
+			return dataPath{}, fmt.Errorf("make key: %w", err)
+		}
+		hosts, keys = append(hosts, h), append(keys, key)
+	}
+	for i, h := range hosts {
+		gateway, pod := netip.AddrFrom4([4]byte{10, 99, byte(i), 1}), netip.AddrFrom4([4]byte{10, 99, byte(i), 2})
+		other := 1 - i
+		if err := h.WriteFile("/run/key", keys[i].String(), 0o600); err != nil {
+			return dataPath{}, err
+		}
+		script := fmt.Sprintf(`set -e
+			sysctl -qw net.ipv4.ip_forward=1
+			ip link add wg0 mtu 1420 type wireguard
+			wg set wg0 listen-port %[1]d private-key /run/key peer %[2]s endpoint %[3]s:%[1]d allowed-ips 10.99.%[4]d.0/24
+			ip link set wg0 up
+			ip route add 10.99.%[4]d.0/24 dev wg0
+			ip link add br0 mtu 1420 type bridge
+			ip address add %[5]s/24 dev br0
+			ip netns add pod
+			ip link add veth0 mtu 1420 type veth peer name eth0 mtu 1420 netns pod
+			ip link set veth0 master br0 up
+			ip link set br0 up
+			ip -n pod address add %[6]s/24 dev eth0
+			ip -n pod link set lo up
+			ip -n pod link set eth0 up
+			ip -n pod route add default via %[5]s`,
+			port, keys[other].PublicKey(), hosts[other].Public(), other, gateway, pod)
+		if _, err := h.Run(ctx, "sh", "-c", script); err != nil {
+			return dataPath{}, err
+		}
+		ends = append(ends, lab.Party{At: (&lab.Pod{Name: "pod", Host: h}).Do, Addr: pod})
+	}
+	return dataPath{"plain", ends[0], ends[1]}, nil
+}
+
+// barePath makes two hosts that reach each other over the underlay.
+func barePath(ctx context.Context, l *lab.Lab) (dataPath, error) {
+	var ends []lab.Party
+	for _, name := range []string{"fifth", "sixth"} {
+		h, err := l.Host(ctx, name, lab.Routed)
+		if err != nil {
+			return dataPath{}, err
+		}
+		ends = append(ends, lab.Party{At: h.Do, Addr: h.Public()})
+	}
+	return dataPath{"bare", ends[0], ends[1]}, nil
+}
+
+// throughput returns the megabits a second of one TCP connection.
+func throughput(ctx context.Context, w dataPath) (float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	began := time.Now()
+	if err := lab.Transfer(ctx, w.from.At, w.to, transferSize); err != nil {
+		return 0, fmt.Errorf("%s: %w", w.name, err)
+	}
+	return 8 * transferSize / 1e6 / time.Since(began).Seconds(), nil
+}
+
+// roundTrip returns the median microseconds from a datagram to its answer.
+func roundTrip(w dataPath) (float64, error) {
+	times, err := roundTripsOf(w)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", w.name, err)
+	}
+	slices.Sort(times)
+	return float64(times[len(times)/2].Nanoseconds()) / 1000, nil
+}
+
+func roundTripsOf(w dataPath) ([]time.Duration, error) {
+	server, err := listenUDP(w.to)
+	if err != nil {
+		return nil, err
+	}
+	defer server.Close()
+	go echo(server)
+	client, err := listenUDP(w.from)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	to := server.LocalAddr().(*net.UDPAddr).AddrPort()
+	buf := make([]byte, 64)
+	var times []time.Duration
+	for range roundTrips {
+		began := time.Now()
+		if err := client.SetDeadline(began.Add(patience)); err != nil {
+			return nil, err
+		}
+		if _, err := client.WriteToUDPAddrPort(buf[:8], to); err != nil {
+			return nil, err
+		}
+		if _, _, err := client.ReadFromUDPAddrPort(buf); err != nil {
+			return nil, err
+		}
+		times = append(times, time.Since(began))
+	}
+	return times, nil
+}
+
+func listenUDP(p lab.Party) (conn *net.UDPConn, err error) {
+	err = p.At(func() error {
+		conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, 0)))
+		return err
+	})
+	return conn, err
+}
+
+// echo returns datagrams to their senders until the socket is closed.
+func echo(conn *net.UDPConn) {
+	buf := make([]byte, 64)
+	for {
+		n, from, err := conn.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			return
+		}
+		_, _ = conn.WriteToUDPAddrPort(buf[:n], from)
+	}
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// suffer has the events of a round happen and pass.
+func (t *town) suffer(ctx context.Context, events []event) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, e := range events {
+		g.Go(func() error {
+			if err := pause(ctx, e.at); err != nil {
+				return err
+			}
+			t.note("%s begins", e)
+			pass, err := t.begin(ctx, e)
+			if err != nil {
+				return fmt.Errorf("%s: %w", e, err)
+			}
+			if err := pause(ctx, e.lasts); err != nil {
+				return err
+			}
+			if pass != nil {
+				if err := pass(); err != nil {
+					return fmt.Errorf("%s passes: %w", e, err)
+				}
+			}
+			t.note("%s has passed", e)
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// begin has an event happen, and returns what makes it pass, nil if it needs
+// nothing.
+func (t *town) begin(ctx context.Context, e event) (pass func() error, err error) {
+	var n, other *lab.Node
+	if len(e.targets) > 0 {
+		n = t.nodes[e.targets[0]]
+	}
+	if len(e.targets) > 1 {
+		other = t.nodes[e.targets[1]]
+	}
+	restored := func() error { return n.Restore(ctx) }
+	run := func(script string) error {
+		_, err := n.Run(ctx, "sh", "-c", script)
+		return err
+	}
+	switch e.kind {
+	case kill:
+		return n.Start, n.Kill()
+	case restart:
+		return n.Start, n.Stop()
+	case power:
+		return func() error { return errors.Join(n.Restore(ctx), n.Start()) }, errors.Join(n.Cut(ctx), n.Kill())
+	case unplugged:
+		return restored, n.Cut(ctx)
+	case noLAN:
+		return restored, n.CutLAN(ctx)
+	case noWAN:
+		return restored, n.CutWAN(ctx)
+	case pair:
+		return t.heal(ctx), t.lab.Partition(ctx, []*lab.Host{n.Host}, []*lab.Host{other.Host})
+	case sites:
+		if n.Location() == other.Location() {
+			return nil, nil
+		}
+		return t.heal(ctx), t.lab.Partition(ctx, t.hosts(n.Location()), t.hosts(other.Location()))
+	case deaf:
+		addrs := fmt.Sprintf("%s, %s", other.Address(), other.Public())
+		return func() error { return run("nft delete table ip chaos") }, run(
+			"nft 'table ip chaos { chain input { type filter hook prerouting priority -400; ip saddr { " + addrs + " } drop; } }'")
+	case loss:
+		return func() error { return n.Impair(ctx, "loss 0%") }, n.Impair(ctx, fmt.Sprintf("loss %d%%", e.amount))
+	case delay:
+		return func() error { return n.Impair(ctx, "loss 0%") }, n.Impair(ctx, fmt.Sprintf("delay %dms %dms", e.amount, e.amount/3))
+	case noRoutes:
+		return nil, run("ip route flush proto 77; ip -6 route flush proto 77")
+	case noRules:
+		return nil, run("nft delete table inet meshd")
+	case noDevice:
+		return nil, run("ip link delete meshd0")
+	case fullDisk:
+		return func() error { return run("rm " + lab.StateDir + "/fill") }, run("cat /dev/zero > " + lab.StateDir + "/fill || true")
+	case newSecret:
+		return nil, t.rollSecret(ctx)
+	case otherMode:
+		return nil, t.changeMode(n, []mesh.Mode{mesh.ModeFull, mesh.ModeLocation, mesh.ModeCross}[e.amount-1])
+	case newcomer:
+		return func() error { return t.leave(ctx, n) }, errors.Join(t.configure(t.ninth), t.ninth.Start())
+	case clockMoved:
+		by := time.Duration(e.amount-3600) * time.Second
+		return func() error { return moveClock(-by) }, moveClock(by)
+	}
+	return nil, fmt.Errorf("nobody knows how to do %q", e.kind)
+}
+
+func (t *town) heal(ctx context.Context) func() error {
+	return func() error { return t.lab.Heal(ctx) }
+}
+
+func (t *town) hosts(location string) []*lab.Host {
+	var out []*lab.Host
+	for _, n := range t.nodes {
+		if n.Location() == location {
+			out = append(out, n.Host)
+		}
+	}
+	return out
+}
+
+// rewrite writes everybody's files and has those read them that run. The others do
+// so when they start.
+func (t *town) rewrite() error {
+	var errs []error
+	for _, n := range t.all() {
+		errs = append(errs, t.configure(n))
+		_ = n.Reload() // it may not run
+	}
+	return errors.Join(errs...)
+}
+
+// rollSecret replaces the secret as docs/security.md says.
+func (t *town) rollSecret(ctx context.Context) error {
+	next, err := t.nodes[0].NewSecret(ctx)
+	if err != nil {
+		return err
+	}
+	old := t.secret
+	for _, secret := range []string{old + next, next + old, next} {
+		t.mu.Lock()
+		t.secret = secret
+		t.mu.Unlock()
+		if err := errors.Join(t.rewrite(), pause(ctx, time.Second)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// changeMode writes another mode into the files, and has one node read its own.
+func (t *town) changeMode(n *lab.Node, mode mesh.Mode) error {
+	t.mu.Lock()
+	t.generation++
+	t.mode = mode
+	t.mu.Unlock()
+	var errs []error
+	for _, o := range t.all() {
+		errs = append(errs, t.configure(o))
+	}
+	_ = n.Reload() // it may not run, and then reads it when it starts
+	return errors.Join(errs...)
+}
+
+// leave has the ninth node go for good.
+func (t *town) leave(ctx context.Context, by *lab.Node) error {
+	if err := t.ninth.Stop(); err != nil {
+		return err
+	}
+	_, err := t.ninth.Meshd(ctx, "down")
+	if err != nil {
+		return err
+	}
+	// Whoever has not heard of it yet has nothing to forget.
+	out, err := by.Meshd(ctx, "forget", t.ninth.Name)
+	if err != nil && !strings.Contains(out+err.Error(), "no node is named") {
+		return err
+	}
+	return nil
+}
+
+// moveClock moves the clock of the whole machine.
+func moveClock(by time.Duration) error {
+	now := unix.NsecToTimespec(time.Now().Add(by).UnixNano())
+	return unix.ClockSettime(unix.CLOCK_REALTIME, &now)
+}

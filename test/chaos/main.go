@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command chaos lets everything go wrong in a mesh that can go wrong, and looks
+// after each round whether all is well again. Eight nodes are in three locations,
+// one of which is a home behind NAT. Rounds follow each other for as long as is
+// wanted: some faults at once, each of which passes, then calm. The same seed
+// brings the same faults in the same order. It exits with 1 if after the calm not
+// everything is whole, and prints the seed, what was done when, and what the nodes
+// say.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/meshd/meshd/test/lab"
+)
+
+func main() {
+	lab.Main()
+	os.Exit(run())
+}
+
+func run() int {
+	binary := flag.String("meshd", "bin/meshd", "the meshd to run")
+	duration := flag.Duration("duration", 10*time.Minute, "how long to begin new rounds")
+	seed := flag.Uint64("seed", 1, "which series of faults")
+	clock := flag.Bool("clock", false, "also move this machine's clock")
+	netem := flag.Bool("netem", true, "also lose and delay packets, for which the kernel needs netem")
+	flag.Parse()
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer cancel()
+	o := options{seed: *seed, clock: *clock, netem: *netem}
+	if err := chaos(ctx, *binary, *duration, o); err != nil {
+		fmt.Fprintf(os.Stderr, "chaos: seed %d: %v\n", *seed, err)
+		return 1
+	}
+	return 0
+}
+
+func chaos(ctx context.Context, binary string, duration time.Duration, o options) (err error) {
+	t, err := newTown(ctx, binary)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.lab.Close()) }()
+	began := time.Now()
+	if err := t.whole(ctx); err != nil {
+		return fmt.Errorf("before anything was done: %w\n%s", err, t.report(ctx))
+	}
+	if err := t.remember(ctx); err != nil {
+		return err
+	}
+	series := newSeries(o, t.names())
+	rounds := 0
+	for ; time.Since(began) < duration; rounds++ {
+		events := series.next()
+		for _, e := range events {
+			t.note("round %d will have: %s", rounds+1, e)
+		}
+		err := t.suffer(ctx, events)
+		calm := time.Now()
+		if err == nil {
+			err = t.whole(ctx)
+		}
+		if err == nil {
+			err = t.unchanged(ctx)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			return fmt.Errorf("round %d: %w\n%s", rounds+1, err, t.report(ctx))
+		}
+		t.note("round %d is over, whole after %v", rounds+1, time.Since(calm).Round(time.Millisecond))
+	}
+	fmt.Printf("chaos: ok, seed %d, %d rounds in %v, longest until whole %v\n", o.seed, rounds, time.Since(began).Round(time.Second), t.longest.Round(time.Millisecond))
+	return nil
+}
