@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -66,14 +67,21 @@ func pingAll(ctx context.Context, stations []station) error {
 	return report(os.Stdout, pairs)
 }
 
-// ping waits for one answer; what ping(8) printed is in the error.
+// ping waits for one answer; what ping(8) printed last is in the error. It ends with
+// the first error that comes back from the network, as while another gateway takes
+// over, and is then started again.
 func ping(ctx context.Context, from runner, what string, to netip.Addr) error {
-	seconds := strconv.Itoa(int(pingLimit.Seconds()))
-	out, err := from.Run(ctx, "ping", "-n", "-q", "-c", "1", "-i", "0.2", "-w", seconds, to.String())
-	if err != nil {
-		return fmt.Errorf("%s %s: %w\n%s", what, to, err, strings.TrimSpace(out))
+	for end := time.Now().Add(pingLimit); ; {
+		seconds := strconv.Itoa(1 + int(time.Until(end).Seconds()))
+		out, err := from.Run(ctx, "ping", "-n", "-q", "-c", "1", "-i", "0.2", "-w", seconds, to.String())
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || time.Until(end) < 0 {
+			return fmt.Errorf("%s %s: %w\n%s", what, to, err, strings.TrimSpace(out))
+		}
+		time.Sleep(200 * time.Millisecond) // what ping waits
 	}
-	return nil
 }
 
 // report writes the last line of a demo, or returns an error that names every
