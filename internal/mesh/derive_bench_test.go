@@ -4,6 +4,7 @@ package mesh_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -55,5 +56,6 @@ func manyLocations(nodes, locations int) mesh.Input {
 		in.Records[i].Location = fmt.Sprintf("l%d", l)
 		in.Records[i].InternalIPs = prefixes(fmt.Sprintf("172.%d.%d.%d/16", 16+l, i/locations/250, i/locations%250+1))
 	}
+	slices.SortFunc(in.Records, func(a, b mesh.Record) int { return a.ID().Compare(b.ID()) }) // as gossip has them
 	return in
 }
