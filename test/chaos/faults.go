@@ -91,7 +91,7 @@ func (t *town) begin(ctx context.Context, e event) (pass func() error, err error
 	case deaf:
 		addrs := fmt.Sprintf("%s, %s", other.Address(), other.Public())
 		return func() error { return run("nft delete table ip chaos") }, run(
-			"nft 'table ip chaos { chain input { type filter hook prerouting priority -400; ip saddr { " + addrs + " } drop; } }'")
+			"nft 'table ip chaos { chain input { type filter hook prerouting priority -400; ip saddr { " + addrs + " } drop; }; }'")
 	case loss:
 		return func() error { return n.Impair(ctx, "loss 0%") }, n.Impair(ctx, fmt.Sprintf("loss %d%%", e.amount))
 	case delay:
@@ -99,15 +99,15 @@ func (t *town) begin(ctx context.Context, e event) (pass func() error, err error
 	case noRoutes:
 		return nil, run("ip route flush proto 77; ip -6 route flush proto 77")
 	case noRules:
-		return nil, run("nft delete table inet meshd")
+		return nil, run("nft delete table inet meshd || true")
 	case noDevice:
-		return nil, run("ip link delete meshd0")
+		return nil, run("ip link delete meshd0 || true")
 	case fullDisk:
 		return func() error { return run("rm " + lab.StateDir + "/fill") }, run("cat /dev/zero > " + lab.StateDir + "/fill || true")
 	case newSecret:
 		return nil, t.rollSecret(ctx)
 	case otherMode:
-		return nil, t.changeMode(n, []mesh.Mode{mesh.ModeFull, mesh.ModeLocation, mesh.ModeCross}[e.amount-1])
+		return t.rewrite, t.changeMode(n, []mesh.Mode{mesh.ModeFull, mesh.ModeLocation, mesh.ModeCross}[e.amount-1])
 	case newcomer:
 		return func() error { return t.leave(ctx, n) }, errors.Join(t.configure(t.ninth), t.ninth.Start())
 	case clockMoved:
@@ -160,7 +160,8 @@ func (t *town) rollSecret(ctx context.Context) error {
 	return nil
 }
 
-// changeMode writes another mode into the files, and has one node read its own.
+// changeMode writes another mode into the files, and has one node read its own, which
+// all others follow.
 func (t *town) changeMode(n *lab.Node, mode mesh.Mode) error {
 	t.mu.Lock()
 	t.generation++

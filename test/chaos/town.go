@@ -163,15 +163,20 @@ func (t *town) whole(ctx context.Context) error {
 	if err := t.connected(ctx); err != nil {
 		return err
 	}
+	said := ""
 	for {
 		err := t.calm(ctx)
 		if err == nil {
 			t.longest = max(t.longest, time.Since(began))
 			return nil
 		}
+		if ctx.Err() == nil && err.Error() != said {
+			said = err.Error()
+			t.note("not whole yet: %s", said)
+		}
 		select {
 		case <-ctx.Done():
-			return err
+			return errors.New(said)
 		case <-time.After(lab.Pause(time.Second, began)):
 		}
 	}

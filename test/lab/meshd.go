@@ -73,7 +73,7 @@ func (n *Node) NewSecret(ctx context.Context) (string, error) {
 	if _, err := n.Meshd(ctx, "secret", "new", "--out", path); err != nil {
 		return "", err
 	}
-	return n.Run(ctx, "cat", path)
+	return n.Run(ctx, "sh", "-c", "cat "+path+" && rm "+path)
 }
 
 // Meshd runs one of meshd's commands on the host and returns what it printed.
