@@ -36,13 +36,14 @@ var mayImport = map[string][]string{
 	"internal/control":    {"internal/mesh", "internal/netcfg"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/control",
-		"internal/gossip", "internal/mesh", "internal/netcfg", "internal/probe", "internal/state",
+		"internal/gossip", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/probe", "internal/state",
 	},
-	"internal/gossip": {"internal/mesh"},
-	"internal/mesh":   {},
-	"internal/netcfg": {"internal/mesh"},
-	"internal/probe":  {"internal/mesh"},
-	"internal/state":  {"internal/atomicfile", "internal/mesh"},
+	"internal/gossip":  {"internal/mesh"},
+	"internal/mesh":    {},
+	"internal/metrics": {"internal/control"},
+	"internal/netcfg":  {"internal/mesh"},
+	"internal/probe":   {"internal/mesh"},
+	"internal/state":   {"internal/atomicfile", "internal/mesh"},
 }
 
 func TestImports(t *testing.T) {

@@ -48,6 +48,7 @@ type Config struct {
 	Gossip     Gossip
 	Probe      Probe
 	CNI        CNI
+	Metrics    Metrics
 
 	// Trusted are the nodes whose word counts if Cluster.Trust is TrustList. This
 	// node itself need not be among them.
@@ -108,6 +109,11 @@ type CNI struct {
 	Bridge       string
 }
 
+// Metrics says where metrics and health are served.
+type Metrics struct {
+	Listen netip.AddrPort // zero for nowhere
+}
+
 // HostPort is a host, as an IP address or a name, and a port.
 type HostPort struct {
 	Host string
@@ -153,6 +159,7 @@ func defaults() Config {
 			PluginSource: "/usr/lib/cni",
 			Bridge:       "kube-bridge",
 		},
+		Metrics: Metrics{Listen: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 9586)},
 	}
 }
 

@@ -41,6 +41,7 @@ func defaults() config.Config {
 		Gossip:    config.Gossip{Bind: netip.AddrPortFrom(netip.Addr{}, 7946)},
 		Probe:     config.Probe{Interval: 250 * time.Millisecond, Misses: 4},
 		CNI:       config.CNI{Enabled: true, ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin", PluginSource: "/usr/lib/cni", Bridge: "kube-bridge"},
+		Metrics:   config.Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9586")},
 
 		ForgetAfter: 720 * time.Hour,
 	}
@@ -169,6 +170,10 @@ cluster: {overlay: ["fd00:4::/112"], pods: ["fd00:42::/56"], services: ["fd00:43
 		{"cni", "cni: {enabled: false, conf-dir: /a/, bin-dir: /b, plugin-source: /c, bridge: br0}", func(c *config.Config) {
 			c.CNI = config.CNI{ConfDir: "/a", BinDir: "/b", PluginSource: "/c", Bridge: "br0"}
 		}},
+		{"metrics elsewhere", "metrics: {listen: \"[::]:80\"}", func(c *config.Config) {
+			c.Metrics.Listen = netip.MustParseAddrPort("[::]:80")
+		}},
+		{"no metrics", "metrics: {listen: \"\"}", func(c *config.Config) { c.Metrics.Listen = netip.AddrPort{} }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -84,7 +84,7 @@ var badFiles = []struct {
 		"2: is not YAML: unknown anchor 'a' referenced: look at its indentation, brackets, quotes and colons",
 	}},
 	{"merge", false, "<<: {join: [a]}\n", []string{
-		"2: <<: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni",
+		"2: <<: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics",
 	}},
 	{"tag", false, "node: {name: !!str x}\n", []string{
 		"2: node.name: has a YAML tag (!): write the value alone, in quotes if it begins with this character",
@@ -105,16 +105,16 @@ var badFiles = []struct {
 		"2: node.name: unknown key: did you mean name in the section node?",
 	}},
 	{"unknown", false, "frobnicate: 1\ncluster: {frobnicate: 1}\n", []string{
-		"2: frobnicate: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni",
+		"2: frobnicate: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics",
 		"3: cluster.frobnicate: unknown key: known here: name, generation, trust, trusted, mode, encapsulation, gateways, forget-after, overlay, pods, pod-prefix, services, dns",
 	}},
 	{"strange", false, "\"a\\nb\": 1\n\"\": 1\n1: 1\n", []string{
-		`2: "a\nb": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni`,
-		`3: "": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni`,
-		"4: 1: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni",
+		`2: "a\nb": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics`,
+		`3: "": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics`,
+		"4: 1: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics",
 	}},
 	{"long", false, strings.Repeat("a", 200) + ": 1\n", []string{
-		`2: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"…: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni`,
+		`2: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"…: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics`,
 	}},
 	{"no plain text", false, "? [a, b]\n: 1\nnode: {? {a: b} : c}\n", []string{
 		"2: has a key that is not plain text: write name: value",
@@ -125,12 +125,11 @@ var badFiles = []struct {
 		"4: node: is here a second time, after line 2: keep one of the two",
 		"5: secret-file: is here a second time, after line 1: keep one of the two",
 	}},
-	{"reserved", false, "k3s: {write-config: true}\nmetrics:\n  listen: 127.0.0.1:9586\n", []string{
+	{"reserved", false, "k3s: {write-config: true}\n", []string{
 		"2: k3s: is not supported by this version: remove it",
-		"3: metrics: is not supported by this version: remove it",
 	}},
-	{"near a reserved one", false, "metric: 1\n", []string{
-		"2: metric: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni",
+	{"near a reserved one", false, "k3d: 1\n", []string{
+		"2: k3d: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics",
 	}},
 
 	// Kinds of values.
@@ -273,6 +272,12 @@ var badFiles = []struct {
 	{"probe without unit", false, "probe: {interval: 250, misses: 101}\n", []string{
 		`2: probe.interval: "250" is not a duration: write one from 50ms to 10s, such as 250ms`,
 		"2: probe.misses: 101 is out of range: write one from 2 to 100",
+	}},
+	{"metrics anywhere", false, "metrics: {listen: \":9586\"}\n", []string{
+		`2: metrics.listen: ":9586" is not an IP address and a port: write one such as 127.0.0.1:9586 or [::1]:9586, or "" for none`,
+	}},
+	{"metrics nowhere", false, "metrics: {listen: \"127.0.0.1:0\"}\n", []string{
+		`2: metrics.listen: 127.0.0.1:0 is nothing to listen on: write one such as 127.0.0.1:9586 or [::1]:9586, or "" for none`,
 	}},
 	{"generation", false, "cluster: {generation: 0}\n", []string{
 		"2: cluster.generation: 0 is out of range: write one from 1 to 2147483647",

@@ -129,3 +129,19 @@ func bind(s string) (netip.AddrPort, *Error) {
 	}
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), nil
 }
+
+// listen parses an address to serve on, "" for none.
+func listen(s string) (netip.AddrPort, *Error) {
+	const advice = "write one such as 127.0.0.1:9586 or [::1]:9586, or \"\" for none"
+	if s == "" {
+		return netip.AddrPort{}, nil
+	}
+	a, err := netip.ParseAddrPort(s)
+	switch {
+	case err != nil:
+		return netip.AddrPort{}, wrong(quote(s)+" is not an IP address and a port", advice)
+	case a.Port() == 0 || a.Addr().IsMulticast() || a.Addr().Zone() != "":
+		return netip.AddrPort{}, wrong(printable(s)+" is nothing to listen on", advice)
+	}
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), nil
+}

@@ -126,8 +126,9 @@ var keys = []key{
 	fixed(one("cni.plugin-source", func(c *Config) *string { return &c.CNI.PluginSource }, directory)),
 	fixed(one("cni.bridge", func(c *Config) *string { return &c.CNI.Bridge }, link)),
 
+	one("metrics.listen", func(c *Config) *netip.AddrPort { return &c.Metrics.Listen }, listen),
+
 	reserved("k3s"),
-	reserved("metrics"),
 }
 
 // lookup finds a key by its path.

@@ -21,7 +21,7 @@
 // newer settings, reload.go takes over a changed file, renumber.go and trust.go
 // do what a person asks for, carry.go watches who carries traffic for this node and
 // speaks verdicts, office.go and drain.go are about this node as a gateway, graph.go
-// draws, status.go is what a person sees, down.go clears a host.
+// draws, status.go is what a person sees, story.go what the journal tells, down.go clears a host.
 package daemon
 
 import (
@@ -35,10 +35,13 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -57,7 +60,7 @@ type Options struct {
 const machineIDFile = "/etc/machine-id"
 
 // shutdownTimeout bounds how long the end waits for requests at the control
-// socket.
+// socket, and for those for metrics.
 const shutdownTimeout = 2 * time.Second
 
 // daemon is what the turns of the loop share.
@@ -77,6 +80,11 @@ type daemon struct {
 	gossip *gossip.Gossip
 	names  *names
 	server *control.Server
+
+	metrics *metrics.Metrics
+	monitor *metrics.Server
+
+	storyLimit *rate.Limiter
 
 	own       mesh.Record // as published last
 	claimed   time.Time   // when this run made a claim; zero if it came from disk
@@ -102,7 +110,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	d := &daemon{opt: opt, cfg: cfg, log: opt.Logger, started: time.Now(), asked: make(chan func())}
+	d := &daemon{opt: opt, cfg: cfg, log: opt.Logger, started: time.Now(), asked: make(chan func()), storyLimit: newStoryLimit()}
 	if d.dir, err = state.Open(opt.StateDir); err != nil {
 		return err
 	}
@@ -140,6 +148,13 @@ func Run(ctx context.Context, opt Options) (err error) {
 		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 		defer cancel()
 		err = errors.Join(err, d.server.Close(ctx))
+	}()
+	d.metrics = metrics.New(opt.Version)
+	d.monitor = metrics.NewServer(d.metrics, d.log)
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+		defer cancel()
+		err = errors.Join(err, d.monitor.Close(ctx))
 	}()
 	return d.loop(ctx)
 }

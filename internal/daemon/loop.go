@@ -152,6 +152,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	t.problems = append(t.problems, problems...)
 	t.view = d.gossip.View() // with the own record
 	t.err = errors.Join(t.err, d.judge(&t))
+	d.serveMetrics(&t)
 	t.resolved = d.names.resolve(hostNames(t.view.Records), t.now)
 	d.derive(&t, facts)
 	t.err = errors.Join(t.err, d.applyHost(ctx, &t))
@@ -188,6 +189,19 @@ func (d *daemon) derive(t *turn, facts netcfg.Facts) {
 			Kind: mesh.ProblemAddress, Node: d.own.Name,
 			Text:   fmt.Sprintf("node.location is %s, but this host has no private address", d.own.Location),
 			Advice: "set node.internal-ip to this host's address in that location's network, as 192.168.10.1/24",
+		})
+	}
+}
+
+// ProblemMetrics says that metrics can't be served.
+const ProblemMetrics mesh.ProblemKind = "metrics"
+
+// serveMetrics sees that metrics are served. The mesh does not wait for it.
+func (d *daemon) serveMetrics(t *turn) {
+	if err := d.monitor.Keep(t.cfg.Metrics.Listen); err != nil {
+		t.problems = append(t.problems, mesh.Problem{
+			Kind: ProblemMetrics, Node: t.cfg.Node.Name, Text: err.Error(),
+			Advice: `set metrics.listen to an address and port of this host that nobody uses, or to "" for no metrics; then run: systemctl reload meshd`,
 		})
 	}
 }
@@ -336,7 +350,10 @@ func (d *daemon) conclude(t turn, retry time.Duration) time.Duration {
 		d.log.Info("reconcile works again")
 	}
 	status := d.status(t)
+	before, _ := d.published.get()
 	d.published.set(status, t)
+	d.tell(before, status)
+	d.metrics.Turn(status, time.Since(t.now))
 	notify("STATUS=" + sentence(status))
 	feedWatchdog()
 	return retry

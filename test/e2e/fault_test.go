@@ -227,6 +227,15 @@ func TestTakenPorts(t *testing.T) {
 		m.must(taken.Close())
 		m.await(settleLimit, "well", well, n)
 	})
+	t.Run("metrics", func(t *testing.T) {
+		m := m.in(t)
+		m.must(n.Stop())
+		taken := m.listen(n, "tcp", metricsAddress)
+		m.start(n)
+		m.await(settleLimit, "aware that its port is taken", func(s control.Status) bool { return says(s, "9586", "metrics.listen") }, n)
+		m.must(taken.Close())
+		m.await(settleLimit, "well", well, n)
+	})
 }
 
 func (m *testbed) listen(n *lab.Node, network, address string) io.Closer {

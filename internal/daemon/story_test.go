@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+func TestStory(t *testing.T) {
+	peer := func(n byte, alive bool, via ...string) control.Peer {
+		return control.Peer{ID: mesh.ID{n}, Name: fmt.Sprint("n", n), Alive: alive, Path: control.Path{Kind: "direct", Via: via}}
+	}
+	peers := func(ps ...control.Peer) control.Status { return control.Status{Peers: ps} }
+	many := func(alive bool) (out control.Status) {
+		for n := range byte(9) {
+			out.Peers = append(out.Peers, peer(n, alive))
+		}
+		return out
+	}
+	sick := control.Status{Problems: []mesh.Problem{{Kind: "k", Node: "n1", Text: "bad", Advice: "mend it"}}}
+	for name, test := range map[string]struct {
+		before, after control.Status
+		want          []string
+	}{
+		"nothing":       {before: many(true), after: many(true)},
+		"newcomer":      {before: peers(), after: peers(peer(1, true)), want: []string{"alive [peers n1 others 1 alive 1]"}},
+		"of old":        {before: peers(), after: peers(peer(1, false))},
+		"comes back":    {before: peers(peer(1, false)), after: peers(peer(1, true)), want: []string{"alive [peers n1 others 1 alive 1]"}},
+		"goes":          {before: peers(peer(1, true), peer(2, true)), after: peers(peer(1, false), peer(2, true)), want: []string{"absent [peers n1 others 2 alive 1]"}},
+		"is forgotten":  {before: peers(peer(1, false)), after: peers(), want: []string{"forgotten [peers n1 others 0 alive 0]"}},
+		"many at once":  {before: many(false), after: many(true), want: []string{"alive [peers n0, n1, n2, n3, n4 and 4 more others 9 alive 9]"}},
+		"paths":         {before: peers(peer(1, true, "a"), peer(2, true, "a"), peer(3, true, "c")), after: peers(peer(1, true, "b"), peer(2, true, "b"), peer(3, true)), want: []string{"path changed [peers n3 path direct]", "path changed [peers n1, n2 path via b]"}},
+		"a problem":     {before: control.Status{}, after: sick, want: []string{"problem [kind k subject n1 text bad advice mend it]"}},
+		"it stays":      {before: sick, after: sick},
+		"and goes":      {before: sick, after: control.Status{}, want: []string{"problem is gone [kind k subject n1 text bad]"}},
+		"takes office":  {before: control.Status{}, after: control.Status{Node: control.Node{Role: control.RoleGateway}}, want: []string{"role [role gateway]"}},
+		"has no office": {before: control.Status{Node: control.Node{Role: control.RoleGateway}}, after: control.Status{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			for _, l := range story(test.before, test.after) {
+				got = append(got, fmt.Sprint(l.text, " ", l.args))
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("lines (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshd/meshd/internal/control"
+)
+
+// describe makes a metric's description.
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+// What follows from a status.
+var (
+	descReady     = describe("meshd_node_ready", "Whether this node can carry pods.")
+	descRole      = describe("meshd_node_role", "1 for what this node is in its location, where there are gateways.", "role")
+	descPeers     = describe("meshd_peers", "Other nodes, by what gossip says of them.", "state")
+	descProblems  = describe("meshd_problems", "What meshd status names as problems, by kind.", "kind")
+	descDropped   = describe("meshd_dropped_total", "Packets, streams and objects that were dropped, by reason.", "reason")
+	descWrites    = describe("meshd_host_writes_total", "Calls that changed something on the host.")
+	descHandshake = describe("meshd_peer_last_handshake_age_seconds", "Time since WireGuard's last handshake with a peer.", "peer")
+	descReceived  = describe("meshd_peer_received_bytes_total", "What WireGuard has received from a peer.", "peer")
+	descSent      = describe("meshd_peer_sent_bytes_total", "What WireGuard has sent to a peer.", "peer")
+	descRTT       = describe("meshd_gossip_round_trip_seconds", "The last round trip of gossip to a node.", "peer")
+)
+
+// statusCollector makes metrics of the last status.
+type statusCollector struct{ m *Metrics }
+
+// Describe implements prometheus.Collector.
+func (statusCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		descReady, descRole, descPeers, descProblems, descDropped, descWrites,
+		descHandshake, descReceived, descSent, descRTT,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
+	s, turned := c.m.last()
+	if turned.IsZero() {
+		return
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+	}
+	gauge(descReady, number(s.Node.Ready))
+	if s.Node.Role != "" {
+		gauge(descRole, 1, string(s.Node.Role))
+	}
+	states := map[string]int{"alive": 0, "absent": 0}
+	for _, p := range s.Peers {
+		states[stateOf(p)]++
+	}
+	for state, n := range states {
+		gauge(descPeers, float64(n), state)
+	}
+	kinds := make(map[string]int)
+	for _, p := range s.Problems {
+		kinds[string(p.Kind)]++
+	}
+	for kind, n := range kinds {
+		gauge(descProblems, float64(n), kind)
+	}
+	for reason, n := range s.Counters {
+		counter(descDropped, float64(n), reason)
+	}
+	counter(descWrites, float64(s.Reconcile.Writes))
+	for name, p := range byName(s.Peers) {
+		if rtt, err := time.ParseDuration(p.RTT); err == nil {
+			gauge(descRTT, rtt.Seconds(), name)
+		}
+		if p.Endpoint == "" {
+			continue // no peer of WireGuard
+		}
+		counter(descReceived, float64(p.Received), name)
+		counter(descSent, float64(p.Sent), name)
+		if h := p.Handshake(); !h.IsZero() {
+			gauge(descHandshake, time.Since(h).Seconds(), name)
+		}
+	}
+}
+
+// byName gives each node a label of its own: of several with one name, all but the
+// first one also have their fingerprint in it.
+func byName(peers []control.Peer) map[string]control.Peer {
+	out := make(map[string]control.Peer, len(peers))
+	for _, p := range peers {
+		name := p.Name
+		if _, taken := out[name]; taken {
+			name += " " + p.ID.String()
+		}
+		out[name] = p
+	}
+	return out
+}
+
+func stateOf(p control.Peer) string {
+	if p.Alive {
+		return "alive"
+	}
+	return "absent"
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

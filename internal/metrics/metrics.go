@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package metrics tells monitoring how a daemon fares, over HTTP: /metrics has what
+// meshd status shows, and some counts, in Prometheus' text format; /healthz says
+// whether the daemon's loop goes on, and /readyz whether this node can carry pods.
+package metrics
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/meshd/meshd/internal/control"
+)
+
+// Metrics collects what the turns of the daemon's loop leave. The zero value is not
+// usable; see [New].
+type Metrics struct {
+	registry  *prometheus.Registry
+	durations prometheus.Histogram
+	results   *prometheus.CounterVec
+	paths     prometheus.Counter
+
+	mu     sync.Mutex
+	status control.Status
+	turned time.Time // when the last turn ended
+}
+
+// New returns Metrics of a daemon of the given version that has not taken a turn.
+func New(version string) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		durations: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "meshd_reconcile_duration_seconds", Help: "How long turns of the loop took.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}),
+		results: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshd_reconciles_total", Help: "Turns of the loop, by result: ok or error.",
+		}, []string{"result"}),
+		paths: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshd_path_changes_total", Help: "How often packets to another node have got another way: by another gateway or relay, or none.",
+		}),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "meshd_build_info", Help: "1, with the version.", ConstLabels: prometheus.Labels{"version": version},
+	})
+	build.Set(1)
+	for _, result := range []string{resultOK, resultError} {
+		m.results.WithLabelValues(result) // shown from the start
+	}
+	m.registry.MustRegister(build, m.durations, m.results, m.paths, statusCollector{m},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Values of the label result.
+const (
+	resultOK    = "ok"
+	resultError = "error"
+)
+
+// Turn takes note of a turn of the loop: what it left, and how long it took.
+func (m *Metrics) Turn(s control.Status, took time.Duration) {
+	result := resultOK
+	if s.Reconcile.Error != "" {
+		result = resultError
+	}
+	m.results.WithLabelValues(result).Inc()
+	m.durations.Observe(took.Seconds())
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.paths.Add(float64(changedPaths(m.status.Peers, s.Peers)))
+	m.status, m.turned = s, time.Now()
+}
+
+// changedPaths counts the nodes on both lists to which the way is another one.
+func changedPaths(before, after []control.Peer) int {
+	paths := make(map[string]control.Path, len(before))
+	for _, p := range before {
+		paths[p.ID.String()] = p.Path
+	}
+	changed := 0
+	for _, p := range after {
+		old, ok := paths[p.ID.String()]
+		if ok && (old.Kind != p.Path.Kind || !slices.Equal(old.Via, p.Path.Via)) {
+			changed++
+		}
+	}
+	return changed
+}
+
+// last returns what the last turn left, and when it ended.
+func (m *Metrics) last() (control.Status, time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.status, m.turned
+}

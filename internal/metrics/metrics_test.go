@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package metrics
+
+import (
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"go.uber.org/goleak"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// get asks the handler and returns the answer's code and text.
+func get(t *testing.T, m *Metrics, path string) (int, string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	handler(m).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return w.Code, w.Body.String()
+}
+
+// own returns the samples whose names begin with meshd, without those of time.
+func own(t *testing.T, m *Metrics) []string {
+	t.Helper()
+	code, text := get(t, m, "/metrics")
+	if code != http.StatusOK {
+		t.Fatalf("got %d, want 200:\n%s", code, text)
+	}
+	var out []string
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "meshd_") && !strings.Contains(line, "_duration_") && !strings.Contains(line, "_age_") {
+			out = append(out, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	return out
+}
+
+func TestMetrics(t *testing.T) {
+	m := New("1.0")
+	if diff := cmp.Diff([]string{
+		`meshd_build_info{version="1.0"} 1`,
+		`meshd_path_changes_total 0`,
+		`meshd_reconciles_total{result="error"} 0`,
+		`meshd_reconciles_total{result="ok"} 0`,
+	}, own(t, m)); diff != "" {
+		t.Errorf("before the first turn (-want +got):\n%s", diff)
+	}
+	direct, relayed := control.Path{Kind: "direct"}, control.Path{Kind: "direct", Via: []string{"b"}}
+	s := control.Status{
+		Node: control.Node{Ready: true, Role: control.RoleGateway},
+		Peers: []control.Peer{
+			{ID: mesh.ID{1}, Name: "a", Alive: true, Path: direct, Endpoint: "192.0.2.1:51820", Received: 10, Sent: 20, LastHandshake: time.Now().UTC().Format(time.RFC3339), RTT: "1.5ms"},
+			{ID: mesh.ID{2}, Name: "a", Path: direct},
+			{ID: mesh.ID{3}, Name: "c", Alive: true, Path: direct},
+		},
+		Problems:  []mesh.Problem{{Kind: mesh.ProblemAddress}, {Kind: mesh.ProblemAddress}},
+		Reconcile: control.Reconcile{Writes: 7, Error: "no"},
+		Counters:  map[string]uint64{"replayed": 3},
+	}
+	m.Turn(s, time.Millisecond)
+	s.Reconcile.Error = ""
+	s.Peers = append([]control.Peer{}, s.Peers...)
+	s.Peers[1].Path, s.Peers[2].ID = relayed, mesh.ID{4} // another way, and another node
+	m.Turn(s, time.Second)
+	if diff := cmp.Diff([]string{
+		`meshd_build_info{version="1.0"} 1`,
+		`meshd_dropped_total{reason="replayed"} 3`,
+		`meshd_gossip_round_trip_seconds{peer="a"} 0.0015`,
+		`meshd_host_writes_total 7`,
+		`meshd_node_ready 1`,
+		`meshd_node_role{role="gateway"} 1`,
+		`meshd_path_changes_total 1`,
+		`meshd_peer_received_bytes_total{peer="a"} 10`,
+		`meshd_peer_sent_bytes_total{peer="a"} 20`,
+		`meshd_peers{state="absent"} 1`,
+		`meshd_peers{state="alive"} 2`,
+		`meshd_problems{kind="` + string(mesh.ProblemAddress) + `"} 2`,
+		`meshd_reconciles_total{result="error"} 1`,
+		`meshd_reconciles_total{result="ok"} 1`,
+	}, own(t, m)); diff != "" {
+		t.Errorf("after two turns (-want +got):\n%s", diff)
+	}
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	problems, err := promlint.NewWithMetricFamilies(families).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	m := New("1.0")
+	check := func(path string, code int, text string) {
+		t.Helper()
+		if gotCode, got := get(t, m, path); gotCode != code || !strings.Contains(got, text) {
+			t.Errorf("%s: got %d %q, want %d %q", path, gotCode, got, code, text)
+		}
+	}
+	check("/healthz", http.StatusServiceUnavailable, "no turn")
+	check("/readyz", http.StatusServiceUnavailable, "no turn")
+	m.Turn(control.Status{}, 0)
+	check("/healthz", http.StatusOK, "ok")
+	check("/readyz", http.StatusServiceUnavailable, "not ready")
+	ready := control.Status{Node: control.Node{Ready: true}}
+	m.Turn(ready, 0)
+	check("/readyz", http.StatusOK, "ok")
+	failing := ready
+	failing.Reconcile.Error = "the disk is full"
+	m.Turn(failing, 0)
+	check("/healthz", http.StatusOK, "ok")
+	check("/readyz", http.StatusServiceUnavailable, "the disk is full")
+	m.turned = time.Now().Add(-2 * stale)
+	check("/healthz", http.StatusServiceUnavailable, "ago")
+	check("/readyz", http.StatusServiceUnavailable, "ago")
+	check("/", http.StatusNotFound, "")
+}
+
+// TestServer moves a server from address to address, among them one that is taken.
+func TestServer(t *testing.T) {
+	m := New("1.0")
+	m.Turn(control.Status{}, 0)
+	s := NewServer(m, slog.New(slog.DiscardHandler))
+	one, two, taken := free(t), free(t), free(t)
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(taken))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, step := range []struct {
+		keep   netip.AddrPort
+		fails  bool
+		serves []netip.AddrPort
+	}{
+		{netip.AddrPort{}, false, nil},
+		{one, false, []netip.AddrPort{one}},
+		{one, false, []netip.AddrPort{one}},
+		{two, false, []netip.AddrPort{two}},
+		{taken, true, nil},
+		{taken, true, nil},
+		{one, false, []netip.AddrPort{one}},
+		{netip.AddrPort{}, false, nil},
+		{two, false, []netip.AddrPort{two}},
+	} {
+		if err := s.Keep(step.keep); (err != nil) != step.fails {
+			t.Errorf("keep %v: got %v, want an error: %t", step.keep, err, step.fails)
+		}
+		var serves []netip.AddrPort
+		for _, a := range []netip.AddrPort{one, two} {
+			if answers(a) {
+				serves = append(serves, a)
+			}
+		}
+		if diff := cmp.Diff(step.serves, serves, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+			t.Errorf("addresses that answer after keep %v (-want +got):\n%s", step.keep, diff)
+		}
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	if answers(two) {
+		t.Error("a closed server answers")
+	}
+}
+
+// free finds an address that nobody listens on.
+func free(t *testing.T) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).AddrPort()
+}
+
+func answers(a netip.AddrPort) bool {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	r, err := client.Get("http://" + a.String() + "/healthz")
+	if err != nil {
+		return false
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	return err == nil && r.StatusCode == http.StatusOK && string(text) == "ok\n"
+}

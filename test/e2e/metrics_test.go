@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/meshd/meshd/test/lab"
+)
+
+// metricsAddress is where metrics are served by default.
+const metricsAddress = "127.0.0.1:9586"
+
+// TestMetrics asks a node how it is, before and after another one dies.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	m := settledMesh(t, lab.NAT, 2)
+	n, other := m.nodes[0], m.nodes[1]
+	shows := func(path string, lines ...string) {
+		t.Helper()
+		m.eventually(settleLimit, func() error {
+			got := m.get(n, path)
+			for _, line := range lines {
+				if !strings.Contains(got, line) {
+					return fmt.Errorf("%s has no %q:\n%s", path, line, got)
+				}
+			}
+			return nil
+		})
+	}
+	shows("/metrics", "meshd_node_ready 1\n", `meshd_peers{state="alive"} 1`+"\n", `meshd_peers{state="absent"} 0`+"\n",
+		`meshd_peer_last_handshake_age_seconds{peer="`+other.Name+`"} `, "go_goroutines ", "process_open_fds ")
+	shows("/healthz", " 200 OK\r\n")
+	shows("/readyz", " 200 OK\r\n")
+	m.must(other.Kill())
+	shows("/metrics", `meshd_peers{state="alive"} 0`+"\n", `meshd_peers{state="absent"} 1`+"\n")
+	shows("/readyz", " 200 OK\r\n")
+}
+
+// get asks a node's own web server and returns the whole answer.
+func (m *testbed) get(n *lab.Node, path string) string {
+	m.t.Helper()
+	var answer []byte
+	m.must(n.Do(func() error {
+		conn, err := new(net.Dialer).DialContext(m.ctx, "tcp", metricsAddress)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.0\r\n\r\n", path); err != nil {
+			return err
+		}
+		answer, err = io.ReadAll(conn)
+		return err
+	}))
+	return string(answer)
+}
