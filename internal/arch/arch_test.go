@@ -30,15 +30,16 @@ const module = "github.com/meshd/meshd"
 var mayImport = map[string][]string{
 	"cmd/meshd":           {"internal/check", "internal/config", "internal/control", "internal/daemon"},
 	"internal/atomicfile": {},
-	"internal/check":      {"internal/cni", "internal/config", "internal/mesh", "internal/netcfg", "internal/state"},
+	"internal/check":      {"internal/cni", "internal/config", "internal/k3s", "internal/mesh", "internal/netcfg", "internal/state"},
 	"internal/cni":        {"internal/atomicfile", "internal/mesh"},
 	"internal/config":     {"internal/mesh"},
 	"internal/control":    {"internal/mesh", "internal/netcfg"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/control",
-		"internal/gossip", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/probe", "internal/state",
+		"internal/gossip", "internal/k3s", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/probe", "internal/state",
 	},
 	"internal/gossip":  {"internal/mesh"},
+	"internal/k3s":     {"internal/atomicfile", "internal/mesh"},
 	"internal/mesh":    {},
 	"internal/metrics": {"internal/control"},
 	"internal/netcfg":  {"internal/mesh"},

@@ -5,6 +5,7 @@ package check
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/filter"
 	"github.com/meshd/meshd/internal/state"
@@ -249,6 +251,66 @@ func rules(b filter.Backend, program, text string) filter.Table {
 	t := filter.Parse(b, "ip", text)
 	t.Program = program
 	return t
+}
+
+func TestJudgeK3s(t *testing.T) {
+	const unit, file, own = "/etc/systemd/system/k3s.service", "/etc/rancher/k3s/config.yaml", "/etc/rancher/k3s/config.yaml.d/10-meshd.yaml"
+	good := map[string]k3s.Value{"node-ip": {Text: "10.4.0.1", From: file}, "flannel-backend": {Text: "none", From: file}}
+	with := func(more map[string]k3s.Value) map[string]k3s.Value {
+		all := maps.Clone(good)
+		maps.Copy(all, more)
+		return all
+	}
+	writes := []string{"k3s: {write-config: true}"}
+	overlay := []netip.Addr{netip.MustParseAddr("10.4.0.1")}
+	for _, tt := range []struct {
+		name     string
+		config   []string
+		overlay  []netip.Addr
+		settings k3s.Settings
+		want     []string
+	}{
+		{"none", nil, overlay, k3s.Settings{}, nil},
+		{"a good server", nil, overlay, k3s.Settings{Role: k3s.Server, Values: good}, nil},
+		{"a good agent", nil, overlay, k3s.Settings{Role: k3s.Agent, Values: map[string]k3s.Value{"node-ip": good["node-ip"]}}, nil},
+		{"told nothing", nil, overlay, k3s.Settings{Role: k3s.Server}, []string{
+			"warning k3s: node-ip is not set: k3s will use an address of this host that other nodes may not reach → write into " + own + ": node-ip: 10.4.0.1; or set k3s.write-config to true",
+			"error k3s: flannel-backend is vxlan, and has to be none (meshd is the pods' network) → write into " + own + ": flannel-backend: none; or set k3s.write-config to true",
+		}},
+		{"an agent that is told nothing, no daemon", nil, nil, k3s.Settings{Role: k3s.Agent}, []string{
+			"warning k3s: node-ip is not set: k3s will use an address of this host that other nodes may not reach → write into " + own +
+				": node-ip: ADDRESS, this node's overlay address as meshd status shows it; or set k3s.write-config to true",
+		}},
+		{"all will be written", writes, overlay, k3s.Settings{Role: k3s.Server}, nil},
+		{"no role yet", writes, overlay, k3s.Settings{}, []string{
+			"warning k3s: k3s is not installed yet, and k3s.role is auto: only node-ip is written for it → set k3s.role to server or agent before you install k3s",
+		}},
+		{"a role before k3s", []string{"k3s: {write-config: true, role: server}"}, overlay, k3s.Settings{}, nil},
+		{"the command line counts more", writes, overlay, k3s.Settings{Role: k3s.Server, Values: map[string]k3s.Value{"node-ip": {Text: "192.0.2.1", From: unit}}}, []string{
+			"error k3s: node-ip is 192.0.2.1, which is not this node's overlay address → write --node-ip=10.4.0.1 into " + unit,
+		}},
+		{"another address, no daemon", nil, nil, k3s.Settings{Role: k3s.Agent, Values: map[string]k3s.Value{"node-ip": {Text: "192.0.2.1", From: file}}}, []string{
+			"error k3s: node-ip is 192.0.2.1, which is not this node's overlay address → write into " + file + ": node-ip: ADDRESS, this node's overlay address as meshd status shows it",
+		}},
+		{"other ranges", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"cluster-cidr": {Text: "10.52.0.0/16", From: file}, "service-cidr": {Text: "10.53.0.0/16", From: file}})}, []string{
+			"error k3s: cluster-cidr is 10.52.0.0/16, and has to be 10.42.0.0/16 (cluster.pods) → write into " + file + ": cluster-cidr: 10.42.0.0/16",
+			"error k3s: service-cidr is 10.53.0.0/16, and has to be 10.43.0.0/16 (cluster.services) → write into " + file + ": service-cidr: 10.43.0.0/16",
+		}},
+		{"outside of the mesh", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"advertise-address": {Text: "192.0.2.1", From: file}})}, []string{
+			"warning k3s: advertise-address is 192.0.2.1, which is not in the mesh: agents will talk to this server outside of it → write into " + file + ": advertise-address: the node's overlay address",
+		}},
+		{"external address", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"node-external-ip": {Text: "192.0.2.1", From: file}})}, []string{
+			"error k3s: node-external-ip is set without advertise-address, and pulls the agents out of the mesh → write into " + own + ": advertise-address: the node's overlay address; or set k3s.write-config to true",
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := healthy()
+			f.K3s, f.Overlay = tt.settings, tt.overlay
+			if diff := cmp.Diff(tt.want, bad(Judge(parse(t, tt.config...), f))); diff != "" {
+				t.Errorf("findings (-want +got):\n%s", diff)
+			}
+		})
+	}
 }
 
 func TestJudgeFirewall(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/filter"
 	"github.com/meshd/meshd/internal/state"
@@ -30,6 +31,8 @@ type Facts struct {
 	Ports         []Port
 	Filters       []filter.Table
 	CNI           CNI
+	K3s           k3s.Settings
+	Overlay       []netip.Addr // this node's, if the daemon was asked
 	ClockRead     bool
 	ClockSynced   bool
 	Reach         []Reach

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -22,9 +24,10 @@ import (
 // Options are what Look needs to know besides the configuration.
 type Options struct {
 	StateDir string
-	Running  bool    // a daemon answers at the control socket
-	Nodes    int     // how many nodes it knows, with its own
-	Config   []error // what config.Load has to say of files that the configuration names
+	Running  bool         // a daemon answers at the control socket
+	Overlay  []netip.Addr // this node's, as the daemon says
+	Nodes    int          // how many nodes it knows, with its own
+	Config   []error      // what config.Load has to say of files that the configuration names
 }
 
 // machineIDFile names this installation of the system, see machine-id(5).
@@ -34,12 +37,13 @@ const machineIDFile = "/etc/machine-id"
 // a moment, and a module that the kernel is asked about may get loaded. What it
 // can't read is in Facts.Unread.
 func Look(ctx context.Context, cfg config.Config, o Options) Facts {
-	f := Facts{Root: os.Geteuid() == 0, Running: o.Running, Nodes: o.Nodes, Config: o.Config}
+	f := Facts{Root: os.Geteuid() == 0, Running: o.Running, Nodes: o.Nodes, Overlay: o.Overlay, Config: o.Config}
 	f.read("permission", func() (err error) { f.Capable, err = capable(); return err })
 	f.lookState(o.StateDir)
 	f.read("links", f.lookLinks)
 	f.read("networks", f.lookNetworks)
 	f.read("clock", f.lookClock)
+	f.read("k3s", func() (err error) { f.K3s, err = k3s.Look("/"); return err })
 	if cfg.CNI.Enabled {
 		f.read("cni", func() error { return f.lookCNI(cfg) })
 	}

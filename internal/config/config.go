@@ -48,6 +48,7 @@ type Config struct {
 	Gossip     Gossip
 	Probe      Probe
 	CNI        CNI
+	K3s        K3s
 	Metrics    Metrics
 
 	// Trusted are the nodes whose word counts if Cluster.Trust is TrustList. This
@@ -109,6 +110,19 @@ type CNI struct {
 	Bridge       string
 }
 
+// K3s says what meshd does for k3s, beside the pods' network.
+type K3s struct {
+	WriteConfig bool   // writes the drop-in that puts k3s on the mesh
+	Role        string // RoleAuto | RoleServer | RoleAgent
+}
+
+// What k3s is on this host, as k3s.role has it.
+const (
+	RoleAuto   = "auto" // what it is installed as
+	RoleServer = "server"
+	RoleAgent  = "agent"
+)
+
 // Metrics says where metrics and health are served.
 type Metrics struct {
 	Listen netip.AddrPort // zero for nowhere
@@ -159,6 +173,7 @@ func defaults() Config {
 			PluginSource: "/usr/lib/cni",
 			Bridge:       "kube-bridge",
 		},
+		K3s:     K3s{Role: RoleAuto},
 		Metrics: Metrics{Listen: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 9586)},
 	}
 }

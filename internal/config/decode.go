@@ -130,12 +130,8 @@ func (d *decoder) section(path string, n *yaml.Node) {
 func (d *decoder) pair(section string, name, value *yaml.Node) {
 	path := pathOf(section, name.Value)
 	k, isKey := lookup(path)
-	switch {
-	case !slices.Contains(children(section), name.Value):
+	if !slices.Contains(children(section), name.Value) {
 		d.fail(name.Line, printable(path), wrong("unknown key", suggest(section, name.Value)))
-		return
-	case isKey && k.set == nil:
-		d.fail(name.Line, path, wrong("is not supported by this version", "remove it"))
 		return
 	}
 	d.lines[path] = name.Line

@@ -23,13 +23,11 @@ const (
 // pages have examples of the file, beside other YAML.
 var pages = []string{"../../README.md", manualPath, "../../docs/k3s.md", "../../docs/security.md"}
 
-// supported are the paths of all keys but the reserved ones.
+// supported are the paths of all keys.
 func supported() []string {
 	var paths []string
 	for _, k := range keys {
-		if k.set != nil {
-			paths = append(paths, k.path)
-		}
+		paths = append(paths, k.path)
 	}
 	return paths
 }

@@ -84,7 +84,7 @@ var badFiles = []struct {
 		"2: is not YAML: unknown anchor 'a' referenced: look at its indentation, brackets, quotes and colons",
 	}},
 	{"merge", false, "<<: {join: [a]}\n", []string{
-		"2: <<: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics",
+		"2: <<: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics",
 	}},
 	{"tag", false, "node: {name: !!str x}\n", []string{
 		"2: node.name: has a YAML tag (!): write the value alone, in quotes if it begins with this character",
@@ -105,16 +105,16 @@ var badFiles = []struct {
 		"2: node.name: unknown key: did you mean name in the section node?",
 	}},
 	{"unknown", false, "frobnicate: 1\ncluster: {frobnicate: 1}\n", []string{
-		"2: frobnicate: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics",
+		"2: frobnicate: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics",
 		"3: cluster.frobnicate: unknown key: known here: name, generation, trust, trusted, mode, encapsulation, gateways, forget-after, overlay, pods, pod-prefix, services, dns",
 	}},
 	{"strange", false, "\"a\\nb\": 1\n\"\": 1\n1: 1\n", []string{
-		`2: "a\nb": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics`,
-		`3: "": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics`,
-		"4: 1: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics",
+		`2: "a\nb": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics`,
+		`3: "": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics`,
+		"4: 1: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics",
 	}},
 	{"long", false, strings.Repeat("a", 200) + ": 1\n", []string{
-		`2: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"…: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics`,
+		`2: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"…: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics`,
 	}},
 	{"no plain text", false, "? [a, b]\n: 1\nnode: {? {a: b} : c}\n", []string{
 		"2: has a key that is not plain text: write name: value",
@@ -125,11 +125,12 @@ var badFiles = []struct {
 		"4: node: is here a second time, after line 2: keep one of the two",
 		"5: secret-file: is here a second time, after line 1: keep one of the two",
 	}},
-	{"reserved", false, "k3s: {write-config: true}\n", []string{
-		"2: k3s: is not supported by this version: remove it",
+	{"k3s", false, "k3s: {write-config: yes, role: master}\n", []string{
+		`2: k3s.write-config: "yes" is neither true nor false: write true or false`,
+		`2: k3s.role: "master" is unknown: write auto, or server, or agent`,
 	}},
-	{"near a reserved one", false, "k3d: 1\n", []string{
-		"2: k3d: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, metrics",
+	{"nothing like it", false, "zzz: 1\n", []string{
+		"2: zzz: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics",
 	}},
 
 	// Kinds of values.

@@ -4,7 +4,6 @@ package config
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -20,9 +19,7 @@ type key struct {
 	// device or others' records depend on it.
 	restart bool
 
-	// set parses one text and stores it, or appends it for a list. It is nil
-	// for keys that are reserved for later versions: accepting what does
-	// nothing would be a lie.
+	// set parses one text and stores it, or appends it for a list.
 	set func(*Config, string) *Error
 	// get returns what set has stored.
 	get func(*Config) any
@@ -71,9 +68,6 @@ func fixed(k key) key {
 	k.restart = true
 	return k
 }
-
-// reserved is a key that later versions have.
-func reserved(path string) key { return key{path: path} }
 
 // keys are all keys of the file, in the order in which docs/configuration.md
 // and packaging/meshd.yaml have them.
@@ -126,9 +120,10 @@ var keys = []key{
 	fixed(one("cni.plugin-source", func(c *Config) *string { return &c.CNI.PluginSource }, directory)),
 	fixed(one("cni.bridge", func(c *Config) *string { return &c.CNI.Bridge }, link)),
 
-	one("metrics.listen", func(c *Config) *netip.AddrPort { return &c.Metrics.Listen }, listen),
+	one("k3s.write-config", func(c *Config) *bool { return &c.K3s.WriteConfig }, boolean),
+	one("k3s.role", func(c *Config) *string { return &c.K3s.Role }, choice(RoleAuto, RoleServer, RoleAgent)),
 
-	reserved("k3s"),
+	one("metrics.listen", func(c *Config) *netip.AddrPort { return &c.Metrics.Listen }, listen),
 }
 
 // lookup finds a key by its path.
@@ -164,10 +159,7 @@ func children(section string) []string {
 // have meant: a key that is spelled nearly so, one of that name in another
 // section, or, failing these, any of the section's.
 func suggest(section, name string) string {
-	known := slices.DeleteFunc(children(section), func(child string) bool {
-		k, isKey := lookup(pathOf(section, child))
-		return isKey && k.set == nil
-	})
+	known := children(section)
 	nearest, best := "", 1+min(len(name), maxQuoted)/3
 	for _, child := range known {
 		if n := distance(name, child); n <= best && (nearest == "" || n < best) {
@@ -179,7 +171,7 @@ func suggest(section, name string) string {
 	}
 	for _, k := range keys {
 		i := strings.LastIndexByte(k.path, '.')
-		if i < 0 || k.set == nil {
+		if i < 0 {
 			continue
 		}
 		if parent, last := k.path[:i], k.path[i+1:]; last == name || k.path == name {

@@ -13,7 +13,7 @@ import (
 func Changed(from, to Config) (live, restart []string) {
 	for _, k := range keys {
 		switch {
-		case k.set == nil || reflect.DeepEqual(k.get(&from), k.get(&to)):
+		case reflect.DeepEqual(k.get(&from), k.get(&to)):
 		case k.restart:
 			restart = append(restart, k.path)
 		default:

@@ -26,12 +26,13 @@ cluster: {generation: 2, trust: list, trusted: [00112233445566778899aabbccddeeff
 wireguard: {mtu: 1400}
 gossip: {advertise: b}
 probe: {interval: 1s, misses: 3}
+k3s: {write-config: true, role: server}
 metrics: {listen: ""}
 `,
 			[]string{
 				"join", "node.location", "node.endpoint", "node.internal-ip", "node.gateway", "node.keepalive", "node.pod-cidr", "node.allowed-location-ips",
 				"cluster.generation", "cluster.trust", "cluster.trusted", "cluster.mode", "cluster.encapsulation", "cluster.gateways", "cluster.forget-after",
-				"cluster.services", "cluster.dns.address", "wireguard.mtu", "gossip.advertise", "probe.interval", "probe.misses", "metrics.listen",
+				"cluster.services", "cluster.dns.address", "wireguard.mtu", "gossip.advertise", "probe.interval", "probe.misses", "k3s.write-config", "k3s.role", "metrics.listen",
 			},
 			nil,
 		},

@@ -21,7 +21,7 @@
 // newer settings, reload.go takes over a changed file, renumber.go and trust.go
 // do what a person asks for, carry.go watches who carries traffic for this node and
 // speaks verdicts, office.go and drain.go are about this node as a gateway, graph.go
-// draws, status.go is what a person sees, story.go what the journal tells, down.go clears a host.
+// draws, status.go is what a person sees, story.go what the journal tells, k3s.go is for k3s, down.go clears a host.
 package daemon
 
 import (

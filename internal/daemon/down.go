@@ -11,12 +11,13 @@ import (
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/state"
 )
 
 // Down removes from the host all that a daemon has put there: device, routes,
-// nft table, CNI configuration. It says what it removed, a line each. The state
+// nft table, configuration of CNI and k3s. It says what it removed, a line each. The state
 // directory stays, so that the node comes back as itself; and so do kernel
 // parameters, on which others may rely by now. Errors wrap control.ErrRefused
 // while a daemon runs, which would only put everything back.
@@ -49,6 +50,11 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 		if removed, err = removeCNI(cfg.CNI); err != nil {
 			return removed, err
 		}
+	}
+	if ours, err := k3s.Remove("/"); err != nil {
+		return removed, err
+	} else if ours {
+		removed = append(removed, "delete "+k3s.DropIn)
 	}
 	fromHost, err := host.Remove(ctx)
 	return append(removed, fromHost...), err

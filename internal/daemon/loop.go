@@ -52,6 +52,7 @@ type turn struct {
 	desired  netcfg.State
 	observed netcfg.State // after the turn's changes
 	cni      bool         // the CNI configuration is in place, or not wanted
+	k3s      bool         // k3s's configuration is in place, or not wanted
 	problems []mesh.Problem
 	again    time.Duration // how soon to look again at the latest; 0 for no wish
 	err      error
@@ -161,6 +162,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	d.gossip.SetPaths(d.paths(t))
 	d.watchCarriers(&t)
 	t.err = errors.Join(t.err, d.applyCNI(&t))
+	t.err = errors.Join(t.err, d.applyK3s(&t))
 	t.err = errors.Join(t.err, d.ready(&t))
 	t.err = errors.Join(t.err, d.forgetAbsent(t))
 	t.err = errors.Join(t.err, d.remember(t.now, false))

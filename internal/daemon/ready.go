@@ -54,7 +54,7 @@ type readiness struct{ told bool }
 // overlay address is on the device, the CNI configuration is in place, and
 // first peers or neighbors are set, or there is nobody to wait for.
 func (d *daemon) ready(t *turn) error {
-	if d.readiness.told || !t.cni || !hasAddresses(t.observed, t.desired) {
+	if d.readiness.told || !t.cni || !t.k3s || !hasAddresses(t.observed, t.desired) {
 		return nil
 	}
 	wait := d.settled(*t)

@@ -73,7 +73,9 @@ func (d *daemon) plan(ctx context.Context, t turn) (control.Plan, error) {
 		}
 		out.Changes = append(out.Changes, lines...)
 	}
-	return out, nil
+	lines, err := planK3s(t)
+	out.Changes = append(out.Changes, lines...)
+	return out, err
 }
 
 // planCNI lists what would change of the CNI configuration.

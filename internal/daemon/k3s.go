@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/k3s"
+)
+
+// k3sWanted is what k3s's configuration follows from, and whether it can be written.
+func k3sWanted(t turn) (k3s.Wanted, bool) {
+	role := k3s.Role(t.cfg.K3s.Role)
+	if t.cfg.K3s.Role == config.RoleAuto {
+		role = k3s.RoleOf("/")
+	}
+	w := k3s.Wanted{Role: role, Overlay: t.topology.Addresses, Cluster: t.cfg.Cluster}
+	return w, t.cfg.K3s.WriteConfig && len(w.Overlay) > 0
+}
+
+// applyK3s writes k3s's configuration, if that is wanted and this node's address is
+// one to rely on.
+func (d *daemon) applyK3s(t *turn) error {
+	wanted, can := k3sWanted(*t)
+	if !can {
+		t.k3s = !t.cfg.K3s.WriteConfig
+		return nil
+	}
+	if wait := d.settled(*t); wait > 0 {
+		t.wakeIn(wait)
+		return nil
+	}
+	if err := d.promiseReady(); err != nil {
+		return err
+	}
+	changed, err := k3s.Write("/", wanted)
+	if err != nil {
+		return err
+	}
+	t.k3s = true
+	if changed {
+		d.log.Info("k3s's configuration written; k3s reads it when it starts", "path", k3s.DropIn, "role", wanted.Role)
+	}
+	return nil
+}
+
+// planK3s says whether k3s's configuration would be written.
+func planK3s(t turn) ([]string, error) {
+	wanted, can := k3sWanted(t)
+	if !can {
+		return nil, nil
+	}
+	differs, err := k3s.Differs("/", wanted)
+	if !differs {
+		return nil, err
+	}
+	return []string{"write " + k3s.DropIn}, nil
+}

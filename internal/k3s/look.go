@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package k3s
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+)
+
+// configFile is what k3s reads first.
+const configFile = "/etc/rancher/k3s/config.yaml"
+
+// Look reads what k3s has been told: by its configuration file, the drop-ins and, what
+// counts most, the command line of its unit.
+func Look(root string) (Settings, error) {
+	s := Settings{Role: RoleOf(root), Values: make(map[string]Value)}
+	paths := []string{configFile}
+	for _, pattern := range []string{"*.yaml", "*.yml"} {
+		found, err := filepath.Glob(filepath.Join(root, filepath.Dir(DropIn), pattern)) // sorted
+		if err != nil {
+			return s, fmt.Errorf("read k3s's configuration: %w", err)
+		}
+		for _, path := range found {
+			paths = append(paths, filepath.Join(filepath.Dir(DropIn), filepath.Base(path)))
+		}
+	}
+	for _, path := range paths {
+		if err := s.readFile(root, path); err != nil {
+			return s, fmt.Errorf("read k3s's configuration %s: %w", path, err)
+		}
+	}
+	if s.Role == Unknown {
+		return s, nil
+	}
+	unit := units[s.Role]
+	text, err := os.ReadFile(filepath.Join(root, unit))
+	if err != nil {
+		return s, fmt.Errorf("read k3s's unit: %w", err)
+	}
+	for _, arg := range arguments(string(text)) {
+		s.Values[arg.key] = Value{arg.value, unit}
+	}
+	return s, nil
+}
+
+func (s Settings) readFile(root, path string) error {
+	text, err := os.ReadFile(filepath.Join(root, path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var values map[string]any
+	if err := yaml.Unmarshal(text, &values); err != nil {
+		return err
+	}
+	for key, v := range values {
+		text := plain(v)
+		// A key that ends in + adds to what was said before.
+		if name, adds := strings.CutSuffix(key, "+"); adds {
+			if old, ok := s.Values[name]; ok {
+				text = old.Text + "," + text
+			}
+			key = name
+		}
+		s.Values[key] = Value{text, path}
+	}
+	return nil
+}
+
+// plain is a value as it would stand on the command line.
+func plain(v any) string {
+	list, ok := v.([]any)
+	if !ok {
+		return fmt.Sprint(v)
+	}
+	words := make([]string, len(list))
+	for i, v := range list {
+		words[i] = fmt.Sprint(v)
+	}
+	return strings.Join(words, ",")
+}
+
+// arguments are the flags of a unit's ExecStart=. k3s's installer writes each into a
+// line of its own, in quotes. A flag that is given several times adds up.
+func arguments(unit string) []setting {
+	_, command, ok := strings.Cut(strings.ReplaceAll(unit, "\\\n", " "), "\nExecStart=")
+	if !ok {
+		return nil
+	}
+	command, _, _ = strings.Cut(command, "\n")
+	var out []setting
+	words := strings.Fields(command)
+	for i := 0; i < len(words); i++ {
+		key, isFlag := strings.CutPrefix(unquote(words[i]), "--")
+		if !isFlag {
+			continue
+		}
+		key, value, has := strings.Cut(key, "=")
+		if !has && i+1 < len(words) && !strings.HasPrefix(unquote(words[i+1]), "-") {
+			i++
+			value = unquote(words[i])
+		}
+		for _, o := range out {
+			if o.key == key {
+				value = o.value + "," + value
+			}
+		}
+		out = append(out, setting{key, value})
+	}
+	return out
+}
+
+func unquote(word string) string { return strings.Trim(word, `'"`) }

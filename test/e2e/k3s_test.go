@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/k3s"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// TestK3sConfiguration follows the file that meshd writes for k3s: somebody else's in
+// its place, deleted, of another role, and after meshd.
+func TestK3sConfiguration(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.NAT, 1)
+	n := m.nodes[0]
+	has := func(lines ...string) {
+		t.Helper()
+		m.eventually(settleLimit, func() error {
+			text, err := os.ReadFile(n.Path(k3s.DropIn))
+			for _, line := range lines {
+				if err == nil && !strings.Contains(string(text), line+"\n") {
+					err = fmt.Errorf("no %q in %s", line, text)
+				}
+			}
+			return err
+		})
+	}
+	m.must(n.WriteFile(k3s.DropIn, "node-ip: 192.0.2.1\n", 0o600))
+	m.must(n.Configure(lab.Config(n.Name, nil, "k3s: {write-config: true, role: server}"), m.secret))
+	m.must(n.Start())
+	m.await(settleLimit, "unable to write", func(s control.Status) bool { return strings.Contains(s.Reconcile.Error, k3s.DropIn) }, n)
+	if m.status(n).Node.Ready {
+		t.Error("k3s may start, and its configuration is missing")
+	}
+	m.run(n, "rm", k3s.DropIn)
+	s := m.settle(settleLimit, n)[0]
+	overlay := s.Node.Overlay[0].String()
+	has(fmt.Sprintf("node-ip: %q", overlay), `flannel-backend: "none"`)
+
+	m.run(n, "rm", k3s.DropIn)
+	has(fmt.Sprintf("advertise-address: %q", overlay))
+	m.rewrite(n, "k3s: {write-config: true, role: agent}")
+	m.eventually(settleLimit, func() error {
+		text, err := os.ReadFile(n.Path(k3s.DropIn))
+		if err == nil && strings.Contains(string(text), "flannel") {
+			err = fmt.Errorf("an agent has %s", text)
+		}
+		return err
+	})
+	m.must(n.Stop())
+	if removed := m.down(n); !slices.Contains(removed, "delete "+k3s.DropIn) {
+		t.Errorf("down removed %q, want %s among it", removed, k3s.DropIn)
+	}
+	if _, err := os.Stat(n.Path(k3s.DropIn)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after down: got %v, want the file gone", err)
+	}
+}
