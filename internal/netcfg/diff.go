@@ -77,9 +77,13 @@ func Diff(observed, desired State, o Options) Plan {
 
 // missing returns the elements of want that have lacks.
 func missing[T comparable](have, want []T) []T {
+	held := make(map[T]bool, len(have))
+	for _, h := range have {
+		held[h] = true
+	}
 	var out []T
 	for _, w := range want {
-		if !slices.Contains(have, w) {
+		if !held[w] {
 			out = append(out, w)
 		}
 	}
@@ -130,11 +134,12 @@ func diffDevice(observed, desired *Device) *DeviceChange {
 // diffRoutes plans the routes to add or to change. The kernel may hold several
 // routes to one destination, which differ in what a Route doesn't tell.
 func (p *Plan) diffRoutes(observed []Route, desired State) {
+	first := make(map[netip.Prefix]*Route, len(observed))
+	for i, o := range slices.Backward(observed) {
+		first[o.Destination] = &observed[i]
+	}
 	for _, r := range missing(observed, desired.Routes) {
-		c := RouteChange{Route: r}
-		if i := slices.IndexFunc(observed, func(o Route) bool { return o.Destination == r.Destination }); i >= 0 {
-			c.Old = &observed[i]
-		}
+		c := RouteChange{Route: r, Old: first[r.Destination]}
 		if c.Old != nil && c.Old.Link != r.Link && desired.Device != nil && r.Link == desired.Device.Name {
 			p.MovedRoutes = append(p.MovedRoutes, c)
 		} else {
