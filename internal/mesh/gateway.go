@@ -112,12 +112,16 @@ func choose(candidates []*member, k int) []*member {
 
 // compareCandidates orders those that may be gateways of a location.
 func compareCandidates(a, b *member) int {
-	return cmp.Or(
-		cmp.Compare(rank(a.health), rank(b.health)),
-		first(a.Gateway == GatewayPrefer, b.Gateway == GatewayPrefer),
-		first(len(a.Endpoints) > 0, len(b.Endpoints) > 0),
-		compareOffices(a, b),
-	)
+	if c := cmp.Compare(rank(a.health), rank(b.health)); c != 0 {
+		return c
+	}
+	if c := first(a.Gateway == GatewayPrefer, b.Gateway == GatewayPrefer); c != 0 {
+		return c
+	}
+	if c := first(len(a.Endpoints) > 0, len(b.Endpoints) > 0); c != 0 {
+		return c
+	}
+	return compareOffices(a, b)
 }
 
 // compareOffices orders by seniority: in office before not, then the older
@@ -125,12 +129,13 @@ func compareCandidates(a, b *member) int {
 // come back in turn and serve only some of the others, neither is to keep a third
 // one waiting.
 func compareOffices(a, b *member) int {
-	return cmp.Or(
-		first(a.Office.Since > 0, b.Office.Since > 0),
-		cmp.Compare(a.Office.Since, b.Office.Since),
-		cmp.Compare(a.epoch, b.epoch),
-		before(a.node, b.node),
-	)
+	if c := first(a.Office.Since > 0, b.Office.Since > 0); c != 0 {
+		return c
+	}
+	if c := cmp.Or(cmp.Compare(a.Office.Since, b.Office.Since), cmp.Compare(a.epoch, b.epoch)); c != 0 {
+		return c
+	}
+	return before(a.node, b.node)
 }
 
 // first orders what is true before what is not.

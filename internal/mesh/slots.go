@@ -130,7 +130,10 @@ func step(a netip.Addr, n, shift int) netip.Addr {
 // first, and the lower ID between equals. It is a total order, so every node
 // that has the same records agrees on every owner.
 func before(a, b *node) int {
-	return cmp.Or(cmp.Compare(a.Claim.Time, b.Claim.Time), a.id.Compare(b.id))
+	if c := cmp.Compare(a.Claim.Time, b.Claim.Time); c != 0 {
+		return c
+	}
+	return a.id.Compare(b.id)
 }
 
 // node is a record with its ID, which costs a hash.
