@@ -4,6 +4,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -53,9 +54,18 @@ func (e *echo) serve() {
 	}
 }
 
-// Close stops serving.
+// Close stops serving. The port is free then, also if a process that is being
+// started still has the listener's descriptor, as all have until they execute.
 func (e *echo) Close() error {
-	err := e.listener.Close()
+	conn, err := e.listener.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		return fmt.Errorf("close echo: %w", err)
+	}
+	var shut error
+	if err := conn.Control(func(fd uintptr) { shut = unix.Shutdown(int(fd), unix.SHUT_RD) }); err != nil {
+		return fmt.Errorf("close echo: %w", err)
+	}
+	err = errors.Join(shut, e.listener.Close())
 	<-e.done
 	return err
 }
