@@ -16,6 +16,7 @@ type Input struct {
 	// Verdicts on gateways and relays, valid ones; who is gateway follows from
 	// these and the records alone.
 	Verdicts []Verdict
+	Clients  []Client // valid ones
 
 	// Resolved has the addresses of those endpoint hosts that are names.
 	Resolved map[string][]netip.Addr
@@ -55,10 +56,12 @@ func Derive(in Input) Topology {
 	t.Paths = d.paths()
 	t.Inside = MergePrefixes(append(d.routed, d.guarded...))
 	t.Serves = d.serves()
+	d.sendClients(&t)
 	d.reportNames()
 	d.reportSlots()
 	d.reportKeys()
 	d.reportSilent()
+	d.reportStranded()
 	slices.SortFunc(d.problems, Problem.Compare)
 	t.Problems = slices.Compact(d.problems)
 	return t

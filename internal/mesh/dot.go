@@ -35,6 +35,7 @@ func (g Graph) DOT() string {
 		i += n
 	}
 	d.tunnels()
+	d.clients()
 	d.line("}")
 	return d.String()
 }
@@ -44,6 +45,9 @@ func (d *dotWriter) crowded() bool { return len(d.Tunnels) > crowd }
 // title says what the picture shows.
 func (g Graph) title() string {
 	s := fmt.Sprintf("%s: %s, mode %s, %s", g.Cluster, count(len(g.Nodes), "node"), g.Mode, count(len(g.Tunnels), "tunnel"))
+	if len(g.Clients) > 0 {
+		s += ", " + count(len(g.Clients), "client")
+	}
 	if len(g.Relayed) > 0 {
 		s += fmt.Sprintf(", %s relayed", count(len(g.Relayed), "pair"))
 	}
@@ -169,6 +173,30 @@ func (d *dotWriter) tunnels() {
 			label = " label=" + quote("through "+names[r.By])
 		}
 		d.line("  %s -- %s [color=\"#e37400\" style=dashed constraint=false%s]", d.keys[r.A], d.keys[r.B], label)
+	}
+}
+
+// clients draws them, with a line to each of their homes. If that were a crowd, one
+// line to the word for all homes stands for them.
+func (d *dotWriter) clients() {
+	crowded := len(d.Clients) > 0 && len(d.Clients)*len(d.Clients[0].Homes) > crowd
+	for _, c := range d.Clients {
+		label := []string{c.Name, "client"}
+		for _, a := range c.Overlay {
+			label = append(label, a.String())
+		}
+		key := quote("client " + c.Name)
+		d.line("  %s [shape=box style=\"rounded,dashed\" label=%s]", key, quote(strings.Join(label, "\n")))
+		if crowded {
+			d.line("  \"all clients\" -- %s [color=\"#188038\" style=dashed]", key)
+			continue
+		}
+		for _, h := range c.Homes {
+			d.line("  %s -- %s [color=\"#188038\" style=dashed constraint=false]", d.keys[h], key)
+		}
+	}
+	if crowded {
+		d.line("  \"all clients\" [shape=ellipse fillcolor=\"#e6f4ea\" color=\"#188038\" label=%s]", quote(fmt.Sprintf("%s\nwith a tunnel to each of %s", count(len(d.Clients), "client"), count(len(d.Clients[0].Homes), "node"))))
 	}
 }
 

@@ -22,6 +22,16 @@ type Graph struct {
 	Links []GraphPair `json:"links"`
 	// Relayed are pairs without a tunnel, and who passes on what they exchange.
 	Relayed []GraphRelay `json:"relayed"`
+	// Clients are those that count, by name.
+	Clients []GraphClient `json:"clients"`
+}
+
+// GraphClient is a client in the picture.
+type GraphClient struct {
+	ID      ID           `json:"id"`
+	Name    string       `json:"name"`
+	Overlay []netip.Addr `json:"overlay"`
+	Homes   []ID         `json:"homes"` // the nodes to which it may have tunnels, in the order of Graph.Nodes
 }
 
 // GraphNode is a node in the picture.
@@ -81,7 +91,24 @@ func GraphOf(in Input) Graph {
 			g.Links = append(g.Links, GraphPair{m.id, h.id})
 		}
 	}
+	g.Clients = l.graphClients(all)
 	return g
+}
+
+// graphClients are the clients, with those of all nodes that are their homes.
+func (l *layout) graphClients(all []*member) []GraphClient {
+	var homes []ID
+	for _, m := range all {
+		if m.isHome() {
+			homes = append(homes, m.id)
+		}
+	}
+	clients := make([]GraphClient, 0, len(l.clients))
+	for _, c := range l.clients {
+		clients = append(clients, GraphClient{ID: c.ID, Name: c.Name, Overlay: l.Cluster.ClientAddresses(c.Index), Homes: homes})
+	}
+	slices.SortFunc(clients, func(a, b GraphClient) int { return cmp.Compare(a.Name, b.Name) })
+	return clients
 }
 
 // join draws how two tunnel ends reach each other.

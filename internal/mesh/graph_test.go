@@ -54,6 +54,9 @@ func graphText(g mesh.Graph) string {
 	for _, p := range g.Links {
 		fmt.Fprintf(&b, "lan %s %s\n", names[p.A], names[p.B])
 	}
+	for _, c := range g.Clients {
+		fmt.Fprintf(&b, "client %s %v\n", c.Name, c.Overlay)
+	}
 	for _, r := range g.Relayed {
 		fmt.Fprintf(&b, "relayed %s %s by %s\n", names[r.A], names[r.B], names[r.By])
 	}
@@ -85,6 +88,18 @@ func TestGraphs(t *testing.T) {
 			return in
 		}()},
 		// Too many tunnels to draw each.
+		{"clients", func() mesh.Input {
+			in := picture(mesh.ModeLocation, "aws aws -")
+			in.Clients = []mesh.Client{client(in.Records[0], 1), client(in.Records[0], 0)}
+			return in
+		}()},
+		{"crowded-clients", func() mesh.Input {
+			in := picture(mesh.ModeFull, "- - - -")
+			for i := range 8 {
+				in.Clients = append(in.Clients, client(in.Records[0], i))
+			}
+			return in
+		}()},
 		{"crowded-full", picture(mesh.ModeFull, strings.Repeat("- ", 12))},
 		{"crowded-cross", picture(mesh.ModeCross, strings.Repeat("aws gcp ovh ", 4))},
 		{"crowded-location", picture(mesh.ModeLocation, strings.Repeat("aws gcp ovh hetzner - ", 8))},

@@ -21,7 +21,7 @@ import (
 // endpoint lies in a tunnel; networks behind a location are not routed inside it;
 // only gateways have tunnels; the order of what was told changes nothing.
 func TestLawsOfDerive(t *testing.T) {
-	var all tally
+	var all, clients tally
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawWorld(t)
 		k := w.walk(t)
@@ -33,6 +33,9 @@ func TestLawsOfDerive(t *testing.T) {
 		for _, pair := range w.drawPairs(t) {
 			checkPair(t, k, k.hosts[w.records[pair[0]].ID()], k.hosts[w.records[pair[1]].ID()], &all)
 		}
+		for _, c := range k.clients {
+			w.checkClient(t, k, c, &clients)
+		}
 	})
 	want := 80
 	if testing.Short() {
@@ -42,6 +45,9 @@ func TestLawsOfDerive(t *testing.T) {
 		t.Errorf("of %d ways between living nodes %d %% were walked, want %d %%: problems excuse the others", all.walked+all.excused, share, want)
 	} else {
 		t.Logf("of %d ways between living nodes %d %% were walked", all.walked+all.excused, share)
+	}
+	if share := 100 * clients.walked / max(1, clients.walked+clients.excused); share < want {
+		t.Errorf("of %d ways between clients and nodes %d %% were walked, want %d %%: problems excuse the others", clients.walked+clients.excused, share, want)
 	}
 }
 
@@ -74,6 +80,7 @@ func (w world) checkOrder(t *rapid.T, k *walker) {
 	in := mesh.Input{Cluster: w.cluster, Self: w.records[0].ID()}
 	in.Records = rapid.Permutation(w.records).Draw(t, "order of records")
 	in.Verdicts = rapid.Permutation(w.verdicts).Draw(t, "order of verdicts")
+	in.Clients = rapid.Permutation(w.clients).Draw(t, "order of clients")
 	want := k.hosts[in.Self].top
 	if got := mesh.Derive(in); !reflect.DeepEqual(got, want) { // cmp takes a minute here
 		t.Fatalf("the same in another order (-want +got):\n%s", cmp.Diff(want, got, compareTopologies))

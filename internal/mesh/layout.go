@@ -29,6 +29,8 @@ type layout struct {
 
 	relays    []relay // those that can be one
 	relayDown map[blame]bool
+	clients   []*Client      // those that count, by address
+	nodes     []netip.Prefix // where nodes have addresses, if there are clients
 	problems  []Problem
 }
 
@@ -101,6 +103,7 @@ func newLayout(in Input) *layout {
 	l.reachEndpoints()
 	l.assign()
 	l.findRelays()
+	l.admitClients()
 	return l
 }
 

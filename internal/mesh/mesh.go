@@ -256,7 +256,25 @@ type Topology struct {
 	// allowed-location-ips. Hosts there have no route back to the mesh.
 	Serves []netip.Prefix
 
+	// Clients are those whose tunnels end here, by address. ClientRanges are where
+	// the addresses of all clients lie, Nodes where nodes have theirs, and
+	// GossipPorts what is closed to clients there; none without clients.
+	Clients      []ClientTunnel
+	ClientRanges []netip.Prefix
+	Nodes        []netip.Prefix
+	GossipPorts  []uint16
+
 	Problems []Problem // sorted
+}
+
+// ClientTunnel is a client's tunnel that ends on this node.
+type ClientTunnel struct {
+	ID           ID
+	Name         string
+	Key          wgtypes.Key
+	PresharedKey PresharedKey
+	Addresses    []netip.Addr // the client's own, one a family: its allowed IPs
+	Allowed      []Allowance  // what it may reach; sorted
 }
 
 // Peer is a WireGuard peer that this node needs.
@@ -332,6 +350,7 @@ const (
 	ProblemGateway   ProblemKind = "no-gateway"
 	ProblemNeighbor  ProblemKind = "no-neighbor" // not reachable on the LAN
 	ProblemRelay     ProblemKind = "no-relay"
+	ProblemClient    ProblemKind = "client-conflict"
 )
 
 // Encapsulations inside a location, as they are written in the configuration.

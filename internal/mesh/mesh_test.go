@@ -43,6 +43,14 @@ func record(i int) mesh.Record {
 	}
 }
 
+// client makes the i-th client, added by a node.
+func client(author mesh.Record, i int) mesh.Client {
+	return mesh.Client{
+		ID: mesh.IDOf(fmt.Append(nil, "client", i)), Author: author.Identity, Name: fmt.Sprintf("c%d", i),
+		Key: wgtypes.Key(sha256.Sum256(fmt.Append(nil, "client key", i))), Index: i, Added: int64(5000 + i), Access: mesh.DefaultAccess(),
+	}
+}
+
 func clusterOf(n int) mesh.Input {
 	in := mesh.Input{Cluster: cluster(false)}
 	for i := range n {

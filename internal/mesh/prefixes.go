@@ -95,18 +95,24 @@ func (d *deriver) locationPrefixes(ps []netip.Prefix, w way) []netip.Prefix {
 		networks = append(slices.Clip(networks), groupNetworks(w.hop.group)...)
 	}
 	for _, m := range w.end.carries {
-		passing := m.passing & d.self.passing
-		for _, ip := range m.InternalIPs {
-			p := single(ip.Addr())
-			if passing&familyOf(p.Addr()) != 0 && !d.holdsEndpoint(p) && d.mayRoute(m, p, "internal IP", networks) {
-				ps = append(ps, p)
-			}
+		ps = d.networksOf(ps, m, m.passing&d.self.passing, networks)
+	}
+	return ps
+}
+
+// networksOf appends one node's internal IPs and the networks behind it, in the
+// families that pass, unless they overlap networks on the way.
+func (d *deriver) networksOf(ps []netip.Prefix, m *member, passing families, networks []network) []netip.Prefix {
+	for _, ip := range m.InternalIPs {
+		p := single(ip.Addr())
+		if passing&familyOf(p.Addr()) != 0 && !d.holdsEndpoint(p) && d.mayRoute(m, p, "internal IP", networks) {
+			ps = append(ps, p)
 		}
-		for _, p := range m.AllowedLocationIPs {
-			p = p.Masked()
-			if passing&familyOf(p.Addr()) != 0 && d.mayRoute(m, p, "allowed-location-ips", networks) && d.clearOfEndpoints(m, p) {
-				ps = append(ps, p)
-			}
+	}
+	for _, p := range m.AllowedLocationIPs {
+		p = p.Masked()
+		if passing&familyOf(p.Addr()) != 0 && d.mayRoute(m, p, "allowed-location-ips", networks) && d.clearOfEndpoints(m, p) {
+			ps = append(ps, p)
 		}
 	}
 	return ps
@@ -172,7 +178,7 @@ func (l *layout) holdsEndpoint(p netip.Prefix) bool {
 // nodes of the own location that others can only reach through this one.
 func (d *deriver) serves() []netip.Prefix {
 	var ps []netip.Prefix
-	for _, m := range append(slices.Clip(d.self.carries), d.relayed()...) {
+	for _, m := range slices.Concat(d.self.carries, d.relayed(), d.lodgers()) {
 		for _, p := range m.AllowedLocationIPs {
 			ps = append(ps, p.Masked())
 		}
@@ -192,6 +198,14 @@ func (d *deriver) relayed() []*member {
 		return nil
 	}
 	return slices.DeleteFunc(slices.Clone(d.self.group.members), func(m *member) bool { return m == d.self || !hidden(m) })
+}
+
+// lodgers are other nodes of the own location that clients reach through this one.
+func (d *deriver) lodgers() []*member {
+	if _, own := d.clientWay(); !own {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(d.self.group.members), func(m *member) bool { return m == d.self || d.home(m) != d.self })
 }
 
 // mergeSorted sorts a list of which the first n are sorted and the rest is.
@@ -215,6 +229,14 @@ func contains(ps []netip.Prefix, a netip.Addr) bool {
 
 // single is the prefix of one address.
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func singles(as []netip.Addr) []netip.Prefix {
+	ps := make([]netip.Prefix, len(as))
+	for i, a := range as {
+		ps[i] = single(a)
+	}
+	return ps
+}
 
 func sortedPrefixes(ps []netip.Prefix) []netip.Prefix {
 	ps = slices.Clone(ps)

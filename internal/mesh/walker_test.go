@@ -18,6 +18,7 @@ type walker struct {
 	encapsulation string
 	hosts         map[mesh.ID]*host
 	keys          map[wgtypes.Key]mesh.ID
+	clients       map[mesh.ID]*host
 }
 
 // host is one of the walker's world.
@@ -73,6 +74,14 @@ func (w *walker) newTables(t mesh.Topology) (*tables, error) {
 		tb.peers[w.keys[p.Key]] = p
 		if err := add(p.AllowedIPs, entry{w.keys[p.Key], byTunnel}); err != nil {
 			return nil, err
+		}
+	}
+	for _, c := range t.Clients {
+		tb.peers[c.ID] = mesh.Peer{ID: c.ID, Key: c.Key}
+		for _, a := range c.Addresses {
+			if err := add([]netip.Prefix{netip.PrefixFrom(a, a.BitLen())}, entry{c.ID, byTunnel}); err != nil {
+				return nil, err
+			}
 		}
 	}
 	for _, n := range t.Neighbors {
@@ -179,7 +188,10 @@ func (w *walker) forward(p *packet, tb *tables) error {
 	case !ok:
 		return p.lost("no route")
 	}
-	next := w.hosts[e.to]
+	next, ok := w.hosts[e.to]
+	if !ok {
+		next = w.clients[e.to]
+	}
 	var why string
 	if e.link == byTunnel {
 		why = tunnelFault(tb.peers[next.id], p.at, next)
@@ -271,17 +283,39 @@ func (w *walker) lanFault(n mesh.Neighbor, p *packet, to *host) string {
 
 // newWalker derives everybody's tables from what everybody knows.
 func newWalker(c mesh.Cluster, records []mesh.Record, verdicts ...mesh.Verdict) *walker {
-	w := &walker{encapsulation: c.Encapsulation, hosts: map[mesh.ID]*host{}, keys: map[wgtypes.Key]mesh.ID{}}
-	for _, r := range records {
+	return newWalkerOf(mesh.Input{Cluster: c, Records: records, Verdicts: verdicts})
+}
+
+func newWalkerOf(in mesh.Input) *walker {
+	w := &walker{encapsulation: in.Cluster.Encapsulation, hosts: map[mesh.ID]*host{}, keys: map[wgtypes.Key]mesh.ID{}}
+	for _, r := range in.Records {
 		if o, ok := w.keys[r.Key]; !ok || older(r, w.hosts[o].Record) {
 			w.keys[r.Key] = r.ID()
 		}
 		w.hosts[r.ID()] = &host{Record: r, id: r.ID()}
 	}
 	for id, h := range w.hosts {
-		h.top = mesh.Derive(mesh.Input{Cluster: c, Self: id, Records: records, Verdicts: verdicts})
+		in.Self = id
+		h.top = mesh.Derive(in)
 	}
+	w.addClients(in)
 	return w
+}
+
+// addClients makes hosts of the clients that count, set up as their configurations say.
+func (w *walker) addClients(in mesh.Input) {
+	w.clients = map[mesh.ID]*host{}
+	for _, c := range mesh.Clients(in) {
+		config := mesh.ConfigOf(in, c, nil)
+		h := &host{Record: mesh.Record{Name: "client-" + c.Name, Key: c.Key}, id: c.ID}
+		h.top.Addresses = config.Addresses
+		for _, p := range config.Peers {
+			h.top.Peers = append(h.top.Peers, mesh.Peer{
+				ID: p.ID, Key: p.Key, AllowedIPs: p.AllowedIPs, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")},
+			})
+		}
+		w.clients[c.ID], w.keys[c.Key] = h, c.ID
+	}
 }
 
 // older says whose claims go first.

@@ -17,6 +17,7 @@ type world struct {
 	cluster  mesh.Cluster
 	records  []mesh.Record
 	verdicts []mesh.Verdict
+	clients  []mesh.Client
 	dead     map[mesh.ID]bool
 }
 
@@ -26,6 +27,7 @@ func drawWorld(t *rapid.T) world {
 		w.records = append(w.records, drawRecord(t, i))
 	}
 	w.drawCopies(t)
+	w.drawClients(t)
 	for i := range w.records {
 		if rapid.IntRange(0, 9).Draw(t, "spoken of") == 0 {
 			w.drawVerdicts(t, i)
@@ -143,13 +145,26 @@ func (w *world) kill(i int) {
 
 // walk makes a walker for the world.
 func (w world) walk(t *rapid.T) *walker {
-	k := newWalker(w.cluster, w.records, w.verdicts...)
-	for id, h := range k.hosts {
-		h.dead = w.dead[id]
-		var err error
-		if h.tables, err = k.newTables(h.top); err != nil {
-			t.Fatalf("tables of %s: %v", h.Name, err)
+	k := newWalkerOf(mesh.Input{Cluster: w.cluster, Records: w.records, Verdicts: w.verdicts, Clients: w.clients})
+	for _, hosts := range []map[mesh.ID]*host{k.hosts, k.clients} {
+		for id, h := range hosts {
+			h.dead = w.dead[id]
+			var err error
+			if h.tables, err = k.newTables(h.top); err != nil {
+				t.Fatalf("tables of %s: %v", h.Name, err)
+			}
 		}
 	}
 	return k
+}
+
+// drawClients adds clients, some of which claim what is another's.
+func (w *world) drawClients(t *rapid.T) {
+	for i := range rapid.IntRange(0, 4).Draw(t, "clients") {
+		c := client(w.records[rapid.IntRange(0, len(w.records)-1).Draw(t, "added by")], i)
+		if rapid.IntRange(0, 5).Draw(t, "conflict") == 0 {
+			c.Name, c.Index = "c0", rapid.IntRange(0, 1).Draw(t, "index")
+		}
+		w.clients = append(w.clients, c)
+	}
 }

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Access is one thing that a client may reach.
+type Access struct {
+	Protocol string       // tcp | udp; "" for all
+	Port     uint16       // of the protocol; 0 without one
+	Target   AccessTarget // "" if it is Prefix
+	Prefix   netip.Prefix
+}
+
+// AccessTarget is a word for ranges of the cluster.
+type AccessTarget string
+
+// The words.
+const (
+	AccessPods     AccessTarget = "pods"
+	AccessServices AccessTarget = "services"
+	AccessNodes    AccessTarget = "nodes" // overlay addresses and internal IPs
+)
+
+// DefaultAccess is what a client may reach unless it is told otherwise.
+func DefaultAccess() []Access {
+	return []Access{{Target: AccessPods}, {Target: AccessServices}, {Target: AccessNodes}}
+}
+
+// ParseAccess reads what String writes: a target, which is a word, an address or a
+// network, or PROTOCOL/PORT@TARGET.
+func ParseAccess(s string) (Access, error) {
+	var a Access
+	target := s
+	if what, to, ok := strings.Cut(s, "@"); ok {
+		protocol, port, _ := strings.Cut(what, "/")
+		n, err := strconv.ParseUint(port, 10, 16)
+		if protocol != "tcp" && protocol != "udp" || err != nil || n == 0 {
+			return Access{}, fmt.Errorf("parse access %q: before the @ goes tcp/PORT or udp/PORT, as in tcp/443@services", s)
+		}
+		a.Protocol, a.Port, target = protocol, uint16(n), to
+	}
+	if t := AccessTarget(target); t == AccessPods || t == AccessServices || t == AccessNodes {
+		a.Target = t
+		return a, nil
+	}
+	p, err := netip.ParsePrefix(target)
+	if err != nil {
+		addr, addrErr := netip.ParseAddr(target)
+		if addrErr != nil || addr.Zone() != "" {
+			return Access{}, fmt.Errorf("parse access %q: want pods, services, nodes, an address or a network, as in 10.43.0.0/16", s)
+		}
+		p = single(addr)
+	}
+	if p != p.Masked() || p.Addr().Is4In6() {
+		return Access{}, fmt.Errorf("parse access %q: %v has bits behind its prefix, write %v", s, p, p.Masked())
+	}
+	a.Prefix = p
+	return a, nil
+}
+
+// String returns the access as ParseAccess takes it.
+func (a Access) String() string {
+	s := string(a.Target)
+	if s == "" {
+		s = a.Prefix.String()
+	}
+	if a.Protocol != "" {
+		s = fmt.Sprintf("%s/%d@%s", a.Protocol, a.Port, s)
+	}
+	return s
+}
+
+// Allowance is an access with its words resolved.
+type Allowance struct {
+	Protocol     string // tcp | udp; "" for all
+	Port         uint16 // 0 without Protocol
+	Destinations []netip.Prefix
+}
+
+// allowances resolves an access list. Those of one protocol and port become one.
+func (l *layout) allowances(list []Access) []Allowance {
+	var out []Allowance
+	for _, a := range list {
+		i := slices.IndexFunc(out, func(o Allowance) bool { return o.Protocol == a.Protocol && o.Port == a.Port })
+		if i < 0 {
+			out, i = append(out, Allowance{Protocol: a.Protocol, Port: a.Port}), len(out)
+		}
+		out[i].Destinations = MergePrefixes(append(out[i].Destinations, l.destinations(a)...))
+	}
+	slices.SortFunc(out, func(a, b Allowance) int {
+		return strings.Compare(fmt.Sprint(a.Protocol, a.Port), fmt.Sprint(b.Protocol, b.Port))
+	})
+	return out
+}
+
+// destinations are the networks that an access opens.
+func (l *layout) destinations(a Access) []netip.Prefix {
+	switch a.Target {
+	case AccessPods:
+		return l.Cluster.Pods
+	case AccessServices:
+		return l.Cluster.Services
+	case AccessNodes:
+		return l.nodes
+	}
+	return []netip.Prefix{a.Prefix}
+}
+
+// opens says whether a list lets packets of a protocol to a port of an address.
+func opens(list []Allowance, protocol string, port uint16, to netip.Addr) bool {
+	return slices.ContainsFunc(list, func(a Allowance) bool {
+		return (a.Protocol == "" || a.Protocol == protocol && a.Port == port) && contains(a.Destinations, to)
+	})
+}
+
+// opened returns those prefixes into which a list opens any way.
+func opened(ps []netip.Prefix, list []Allowance) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range ps {
+		if slices.ContainsFunc(list, func(a Allowance) bool {
+			return slices.ContainsFunc(a.Destinations, p.Overlaps)
+		}) {
+			out = append(out, p)
+		}
+	}
+	return out
+}

@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"cmp"
+	"crypto/ed25519"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// MaxAccess bounds a client's access list.
+const MaxAccess = 16
+
+// Client is a WireGuard device that is no node: a laptop, a phone. A node adds it,
+// signs it, and tells all others. It never changes; it is only removed.
+type Client struct {
+	ID             ID                // a hash of all that follows
+	Author         ed25519.PublicKey // of the node that added it, 32 bytes
+	Name           string            // as a host name
+	Key            wgtypes.Key       // WireGuard public key
+	PresharedKey   PresharedKey      // zero for none
+	Index          int               // of its addresses, see Cluster.ClientAddresses
+	Added          int64             // milliseconds since 1970, by the author's clock
+	Access         []Access          // what it may reach; at most MaxAccess
+	ServiceGateway ID                // the node that carries Services for it; zero for any
+}
+
+// PresharedKey is WireGuard's additional symmetric key. However it is printed, it
+// does not show.
+type PresharedKey wgtypes.Key
+
+const notShown = "(hidden)"
+
+// Format implements fmt.Formatter.
+func (PresharedKey) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(notShown)) }
+
+// MarshalText hides the key in JSON too.
+func (PresharedKey) MarshalText() ([]byte, error) { return []byte(notShown), nil }
+
+// ClientSlots returns how many clients the overlay ranges have room for: the
+// upper half of the smallest, less its first address and its last, which in IPv4
+// is the broadcast address; at most MaxSlots.
+func (c Cluster) ClientSlots() int {
+	n := MaxSlots
+	for _, p := range c.Overlay {
+		if host := p.Addr().BitLen() - p.Bits(); host < 22 {
+			n = min(n, 1<<max(host-1, 0)-2)
+		}
+	}
+	if len(c.Overlay) == 0 {
+		return 0
+	}
+	return max(n, 0)
+}
+
+// ClientAddresses returns a client's overlay addresses, one a family.
+func (c Cluster) ClientAddresses(index int) []netip.Addr {
+	addrs := make([]netip.Addr, 0, len(c.Overlay))
+	for _, p := range c.clientRanges() {
+		addrs = append(addrs, step(p.Addr(), index+1, 0))
+	}
+	return addrs
+}
+
+// clientRanges are the upper halves of the overlay ranges, nodeRanges the lower
+// ones.
+func (c Cluster) clientRanges() []netip.Prefix {
+	return halves(c.Overlay, 1)
+}
+
+func (c Cluster) nodeRanges() []netip.Prefix {
+	return halves(c.Overlay, 0)
+}
+
+func halves(ps []netip.Prefix, which int) []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(ps))
+	for _, p := range ps {
+		if p.IsSingleIP() {
+			continue
+		}
+		base := step(p.Masked().Addr(), which, p.Addr().BitLen()-p.Bits()-1)
+		out = append(out, netip.PrefixFrom(base, p.Bits()+1))
+	}
+	return out
+}
+
+// FreeClientIndex returns an index that no client has. Which one depends on the
+// new client's key, so that two halves of a split seldom choose the same; ok is
+// false if all are taken.
+func FreeClientIndex(c Cluster, clients []Client, key wgtypes.Key) (index int, ok bool) {
+	taken := make(map[int]bool, len(clients))
+	for _, o := range clients {
+		taken[o.Index] = true
+	}
+	n := c.ClientSlots()
+	if n == 0 {
+		return 0, false
+	}
+	first := int(binary.BigEndian.Uint64(key[:]) % uint64(n))
+	for i := range n {
+		if index := (first + i) % n; !taken[index] {
+			return index, true
+		}
+	}
+	return 0, false
+}
+
+// admitClients decides which clients count. What two of them claim, a name, a key
+// or an address, the older one has, and of two of one age the lower ID. So all nodes
+// that know the same clients agree on them.
+func (l *layout) admitClients() {
+	all := slices.Clone(l.Input.Clients)
+	slices.SortFunc(all, func(a, b Client) int { return cmp.Or(cmp.Compare(a.Added, b.Added), a.ID.Compare(b.ID)) })
+	all = slices.CompactFunc(all, func(a, b Client) bool { return a.ID == b.ID })
+	names := make(map[string]*Client)
+	keys := make(map[wgtypes.Key]*Client)
+	indices := make(map[int]*Client)
+	for i := range all {
+		c := &all[i]
+		switch n, room := l.keys[c.Key], l.Cluster.ClientSlots(); {
+		case c.Index >= room:
+			l.reportClient(c, fmt.Sprintf("its address is beyond cluster.overlay, which has room for %d clients", room))
+		case n != nil:
+			l.reportClient(c, fmt.Sprintf("node %s has the same WireGuard key", n.Name))
+		case names[c.Name] != nil:
+			l.reportClient(c, l.wordOlder(names[c.Name], "name"))
+		case keys[c.Key] != nil:
+			l.reportClient(c, l.wordOlder(keys[c.Key], "WireGuard key"))
+		case indices[c.Index] != nil:
+			l.reportClient(c, l.wordOlder(indices[c.Index], "address"))
+		default:
+			names[c.Name], keys[c.Key], indices[c.Index] = c, c, c
+			l.clients = append(l.clients, c)
+		}
+	}
+	slices.SortFunc(l.clients, func(a, b *Client) int { return cmp.Compare(a.Index, b.Index) })
+	if len(l.clients) > 0 {
+		l.nodes = l.nodePrefixes()
+	}
+}
+
+func (l *layout) wordOlder(o *Client, what string) string {
+	return fmt.Sprintf("client %s that %s added before has the same %s", o.Name, l.nameOf(IDOf(o.Author)), what)
+}
+
+func (l *layout) reportClient(c *Client, why string) {
+	author := l.nameOf(IDOf(c.Author))
+	l.report(ProblemClient, author, fmt.Sprintf("client %s (%v) that %s added is not connected: %s", c.Name, c.ID, author, why),
+		fmt.Sprintf("run: meshd client remove %v; then add it again", c.ID))
+}
+
+// nameOf names a node for a person.
+func (l *layout) nameOf(id ID) string {
+	if m := l.find(id); m != nil {
+		return m.Name
+	}
+	return id.String()
+}
+
+// Clients returns those that count, by address.
+func Clients(in Input) []Client {
+	l := newLayout(in)
+	out := make([]Client, 0, len(l.clients))
+	for _, c := range l.clients {
+		out = append(out, *c)
+	}
+	return out
+}
+
+// isHome says whether clients have a tunnel to a node: it has tunnels itself, and
+// can be reached by strangers.
+func (m *member) isHome() bool { return m.isEnd() && len(m.Endpoints) > 0 && m.slot != None }
+
+// home is the node through which clients reach a node, and it them. It is the node
+// itself, or the one that has the tunnels for it, or, if that one can't be
+// reached by strangers, another one that both reach; nil if there is none. Both
+// ends need it to be the same: WireGuard takes a source from one peer only.
+func (l *layout) home(m *member) *member {
+	end := m.via
+	if end == nil || end.slot == None || end.isHome() {
+		return end.orNone()
+	}
+	var best *member
+	var highest uint64
+	for _, r := range l.relays {
+		near := r.group == end.group
+		if near && !l.tunnelled(r.group, end.group) && l.link(end, r.member).families == noFamily || l.relayDown[blame{end.id, r.id}] {
+			continue
+		}
+		bestNear := best != nil && best.group == end.group
+		if w := mix(low(end.id) + r.key); best == nil || near && !bestNear || near == bestNear && w > highest {
+			best, highest = r.member, w
+		}
+	}
+	return best
+}
+
+// orNone is a member that owns its slot, else nil.
+func (m *member) orNone() *member {
+	if m == nil || m.slot == None {
+		return nil
+	}
+	return m
+}
+
+// clientWay is where a node sends what is for clients: to themselves, if it is
+// their home, else to a peer or a neighbor, or nowhere.
+func (d *deriver) clientWay() (hop *member, own bool) {
+	h := d.home(d.self)
+	switch {
+	case h == nil || len(d.clients) == 0:
+		return nil, false
+	case h == d.self:
+		return nil, true
+	case d.self.isEnd() || h.group == d.self.group && d.link(d.self, h).families != noFamily:
+		return h, false
+	}
+	return d.self.via, false
+}
+
+// clientPrefixes are the addresses of all clients in some families, sorted.
+func (l *layout) clientPrefixes(f families) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, c := range l.clients {
+		for _, p := range singles(l.Cluster.ClientAddresses(c.Index)) {
+			if familyOf(p.Addr())&f != 0 {
+				ps = append(ps, p)
+			}
+		}
+	}
+	slices.SortFunc(ps, ComparePrefix)
+	return ps
+}
+
+// sendClients adds the clients' addresses to the peer or the neighbor through
+// which this node reaches them.
+func (d *deriver) sendClients(t *Topology) {
+	hop, own := d.clientWay()
+	if own {
+		t.Clients = d.tunnelsToClients()
+	}
+	if len(d.clients) > 0 {
+		t.ClientRanges = d.Cluster.clientRanges()
+		t.GossipPorts = d.gossipPorts()
+		t.Nodes = d.nodes
+	}
+	if hop == nil {
+		return
+	}
+	for i := range t.Peers {
+		if p := &t.Peers[i]; p.ID == hop.id {
+			p.AllowedIPs = merge(p.AllowedIPs, d.clientPrefixes(family4|family6))
+		}
+	}
+	for i := range t.Neighbors {
+		if n := &t.Neighbors[i]; n.ID == hop.id {
+			n.Prefixes = merge(n.Prefixes, d.clientPrefixes(d.link(d.self, hop).families))
+		}
+	}
+}
+
+// merge returns two sorted lists as one.
+func merge(a, b []netip.Prefix) []netip.Prefix {
+	return mergeSorted(slices.Concat(a, b), len(a))
+}
+
+// tunnelsToClients are those of a node that is their home.
+func (d *deriver) tunnelsToClients() []ClientTunnel {
+	out := make([]ClientTunnel, 0, len(d.clients))
+	for _, c := range d.clients {
+		out = append(out, ClientTunnel{
+			ID: c.ID, Name: c.Name, Key: c.Key, PresharedKey: c.PresharedKey,
+			Addresses: d.Cluster.ClientAddresses(c.Index),
+			Allowed:   d.allowances(c.Access),
+		})
+	}
+	return out
+}
+
+// gossipPorts are those of all nodes, sorted.
+func (l *layout) gossipPorts() []uint16 {
+	var ports []uint16
+	for _, m := range l.all {
+		if m.GossipPort != 0 {
+			ports = append(ports, m.GossipPort)
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
+// nodePrefixes are where nodes have addresses of their own: what access to nodes
+// opens.
+func (l *layout) nodePrefixes() []netip.Prefix {
+	ps := l.Cluster.nodeRanges()
+	for _, m := range l.all {
+		for _, ip := range m.InternalIPs {
+			ps = append(ps, single(ip.Addr()))
+		}
+	}
+	return MergePrefixes(ps)
+}
+
+// reportStranded reports nodes that no client reaches.
+func (d *deriver) reportStranded() {
+	if len(d.clients) == 0 {
+		return
+	}
+	for _, m := range d.all {
+		if m.slot != None && m.via != nil && d.home(m) == nil {
+			d.report(ProblemClient, m.Name, fmt.Sprintf("clients don't reach node %s: neither it nor any node that could pass on its packets has an endpoint", m.Name),
+				"set node.endpoint on a node, and forward that port to it")
+		}
+	}
+}

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/mesh"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+	"pgregory.net/rapid"
+)
+
+// checkClient sends packets from a client to every living node and its pods, and the
+// answers. Each goes there and back through one node, the one that the client's
+// configuration names.
+func (w world) checkClient(t *rapid.T, k *walker, c *host, all *tally) {
+	owners := mesh.Owners(w.records)
+	for _, r := range w.records {
+		b := k.hosts[r.ID()]
+		if b.dead || owners[r.Claim.Slot] != b.id {
+			continue
+		}
+		for i, addr := range b.top.Addresses {
+			for _, dst := range []netip.Addr{addr, b.top.PodCIDRs[i].Addr().Next()} {
+				src := c.top.Addresses[slices.IndexFunc(c.top.Addresses, func(a netip.Addr) bool { return a.Is4() == dst.Is4() })]
+				if err := k.thereAndBack(c, b, src, dst); err != nil {
+					if !w.excuse(k, c, b, dst) {
+						t.Fatalf("%s and %s: %v; problems %v", c.Name, b.Name, err, b.top.Problems)
+					}
+					all.excused++
+					continue
+				}
+				all.walked++
+			}
+		}
+	}
+}
+
+// thereAndBack sends a packet from a client to a node, and one back.
+func (k *walker) thereAndBack(c, b *host, src, dst netip.Addr) error {
+	there, err := k.walk(c, src, dst)
+	if err != nil {
+		return err
+	}
+	back, err := k.walk(b, dst, src)
+	if err != nil {
+		return err
+	}
+	if there.at != b || back.at != c {
+		return fmt.Errorf("ended at %s and at %s", there.at.Name, back.at.Name)
+	}
+	if first, last := there.hops[0], back.from.id; first != last {
+		return fmt.Errorf("went in by %v and came out by %v", first, last)
+	}
+	return nil
+}
+
+// excuse says whether there is a reason for a client not to reach a node: a problem
+// of the node or of what is between, or somebody dead on the way.
+func (w world) excuse(k *walker, c, b *host, dst netip.Addr) bool {
+	e, ok := c.tables.lookup(dst)
+	if ok && k.hosts[e.to].dead {
+		return true
+	}
+	for _, p := range b.top.Problems {
+		words := strings.FieldsFunc(p.Text, func(r rune) bool { return strings.ContainsRune(" ,:;", r) })
+		switch p.Kind {
+		case mesh.ProblemClient, mesh.ProblemKey, mesh.ProblemNeighbor:
+			if slices.Contains(words, b.Name) {
+				return true
+			}
+		case mesh.ProblemGateway:
+			if slices.Contains(words, b.Location) {
+				return true
+			}
+		}
+	}
+	if !ok {
+		return false
+	}
+	// Its gateway may not reach whom it needs, or be dead.
+	path := k.hosts[e.to].path
+	if e.to != b.id {
+		p := path(b.id)
+		if p.Kind == mesh.PathNone || slices.ContainsFunc(p.Hops, func(id mesh.ID) bool { return k.hosts[id].dead }) {
+			return true
+		}
+		for _, id := range p.Hops {
+			if hasProblem(k.hosts[id], mesh.ProblemNeighbor) {
+				return true
+			}
+		}
+	}
+	return hasProblem(k.hosts[e.to], mesh.ProblemNeighbor)
+}
+
+func hasProblem(h *host, kind mesh.ProblemKind) bool {
+	return slices.ContainsFunc(h.top.Problems, func(p mesh.Problem) bool { return p.Kind == kind && strings.Contains(p.Text, h.Name) })
+}
+
+// withClient is a cluster of n nodes with one client, added by the last node.
+func withClient(n int) mesh.Input {
+	in := clusterOf(n)
+	in.Cluster = cluster(true)
+	in.Clients = []mesh.Client{client(in.Records[n-1], 0)}
+	return in
+}
+
+func TestDeriveClient(t *testing.T) {
+	in := withClient(2)
+	in.Records[1].Endpoints, in.Records[1].NAT = nil, true
+	home := mesh.Derive(in)
+	want := []mesh.ClientTunnel{{
+		ID: in.Clients[0].ID, Name: "c0", Key: in.Clients[0].Key, Addresses: []netip.Addr{netip.MustParseAddr("10.4.128.1")},
+		Allowed: []mesh.Allowance{{Destinations: prefixes("10.4.0.0/17", "10.42.0.0/16", "10.43.0.0/16", "172.16.0.5/32", "172.16.1.5/32")}},
+	}}
+	if d := cmp.Diff(want, home.Clients, compareTopologies); d != "" {
+		t.Errorf("clients of the node with an endpoint (-want +got):\n%s", d)
+	}
+	if got, want := fmt.Sprint(home.ClientRanges, home.Nodes, home.GossipPorts), "[10.4.128.0/17] [10.4.0.0/17 172.16.0.5/32 172.16.1.5/32] [7946]"; got != want {
+		t.Errorf("ranges of clients and nodes, ports: got %s, want %s", got, want)
+	}
+	in.Self = in.Records[1].ID()
+	away := mesh.Derive(in)
+	if len(away.Clients) > 0 {
+		t.Errorf("clients of the node without endpoint: got %v, want none", away.Clients)
+	}
+	if got, want := fmt.Sprint(away.Peers[0].AllowedIPs), "[10.4.0.1/32 10.4.128.1/32 10.42.0.0/24 172.16.0.5/32]"; got != want {
+		t.Errorf("allowed IPs of its only peer: got %s, want %s", got, want)
+	}
+}
+
+// In a location the client's address goes to the gateway that one hangs on.
+func TestDeriveClientInLocation(t *testing.T) {
+	in := withClient(3)
+	in.Cluster.Mode, in.Cluster.Encapsulation = mesh.ModeLocation, mesh.EncapsulationAlways
+	for i := range 2 {
+		in.Records[i].Location = "a"
+		in.Records[i].InternalIPs = prefixes(fmt.Sprintf("192.168.1.%d/24", i+1))
+	}
+	in.Self = in.Records[1].ID()
+	got := mesh.Derive(in)
+	if s := fmt.Sprint(got.Neighbors[0].Prefixes); len(got.Clients) > 0 || !strings.Contains(s, "10.4.128.1/32") {
+		t.Errorf("a member has %d clients, and its gateway %s", len(got.Clients), s)
+	}
+	config := mesh.ConfigOf(in, in.Clients[0], nil)
+	var peers []string
+	for _, p := range config.Peers {
+		peers = append(peers, fmt.Sprint(p.Name, p.AllowedIPs))
+	}
+	if len(peers) != 2 || !strings.HasPrefix(peers[0], "n0[10.4.0.1/32 10.4.0.2/32 10.42.0.0/24 10.42.1.0/24") || !strings.Contains(peers[0], "192.168.1.2/32") {
+		t.Errorf("peers of the client: got %q", peers)
+	}
+}
+
+func TestClientConflicts(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(in *mesh.Input, c *mesh.Client)
+		want   string // in the problem
+	}{
+		{"name", func(_ *mesh.Input, c *mesh.Client) { c.Name = "c0" }, "client c0 that n1 added before has the same name"},
+		{"address", func(_ *mesh.Input, c *mesh.Client) { c.Index = 0 }, "the same address"},
+		{"key", func(in *mesh.Input, c *mesh.Client) { c.Key = in.Clients[0].Key }, "the same WireGuard key"},
+		{"key of a node", func(in *mesh.Input, c *mesh.Client) { c.Key = in.Records[0].Key }, "node n0 has the same WireGuard key"},
+		{"beyond the range", func(in *mesh.Input, c *mesh.Client) { c.Index = in.Cluster.ClientSlots() }, "room for 32766 clients"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			in := withClient(2)
+			c := client(in.Records[0], 1)
+			tt.change(&in, &c)
+			in.Clients = []mesh.Client{c, in.Clients[0]}
+			top := mesh.Derive(in)
+			if len(top.Clients) != 1 || top.Clients[0].ID != in.Clients[1].ID {
+				t.Fatalf("got %v, want the older client alone", top.Clients)
+			}
+			if len(top.Problems) != 1 || top.Problems[0].Kind != mesh.ProblemClient || top.Problems[0].Node != "n0" ||
+				!strings.Contains(top.Problems[0].Text, tt.want) || !strings.Contains(top.Problems[0].Advice, c.ID.String()) {
+				t.Errorf("problems %+v, want one of n0 with %q", top.Problems, tt.want)
+			}
+		})
+	}
+}
+
+func TestFreeClientIndex(t *testing.T) {
+	c := cluster(true)
+	c.Overlay = prefixes("10.4.0.0/29", "fd04::/120")
+	if n := c.ClientSlots(); n != 2 {
+		t.Fatalf("room for %d clients, want 2", n)
+	}
+	var clients []mesh.Client
+	for i := range 2 {
+		index, ok := mesh.FreeClientIndex(c, clients, wgtypes.Key{byte(i)})
+		if !ok {
+			t.Fatalf("client %d: no address", i)
+		}
+		clients = append(clients, mesh.Client{Index: index})
+	}
+	if _, ok := mesh.FreeClientIndex(c, clients, wgtypes.Key{}); ok {
+		t.Error("a third address of two")
+	}
+	if got := fmt.Sprint(c.ClientAddresses(1)); got != "[10.4.0.6 fd04::82]" {
+		t.Errorf("addresses of the last one: %s", got)
+	}
+}
+
+func TestConfigOfRestrictedClient(t *testing.T) {
+	in := withClient(2)
+	in.Cluster.DNS = mesh.DNS{Address: netip.MustParseAddr("10.43.0.10"), Domain: "cluster.local"}
+	c := in.Clients[0]
+	c.ServiceGateway = in.Records[1].ID()
+	for _, tt := range []struct {
+		access  string
+		allowed string // all of n0, and all of n1
+		dns     string
+	}{
+		{"pods", "[10.42.0.0/24] [10.42.1.0/24]", ""},
+		{"services", "[10.43.0.0/16]", "10.43.0.10"},
+		{"tcp/443@10.43.0.0/16", "[10.43.0.0/16]", ""},
+		{"udp/53@services 10.4.0.1", "[10.4.0.1/32] [10.43.0.0/16]", "10.43.0.10"},
+		{"nodes", "[10.4.0.1/32 172.16.0.5/32] [10.4.0.2/32 172.16.1.5/32]", ""},
+	} {
+		c.Access = nil
+		for _, s := range strings.Fields(tt.access) {
+			a, err := mesh.ParseAccess(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Access = append(c.Access, a)
+		}
+		got := mesh.ConfigOf(in, c, nil)
+		var allowed []string
+		for _, p := range got.Peers {
+			allowed = append(allowed, fmt.Sprint(p.AllowedIPs))
+		}
+		if strings.Join(allowed, " ") != tt.allowed {
+			t.Errorf("%s: allowed IPs %s, want %s", tt.access, allowed, tt.allowed)
+		}
+		if dns := got.Resolver; dns.IsValid() != (tt.dns != "") || dns.IsValid() && dns.String() != tt.dns {
+			t.Errorf("%s: resolver %v, want %q", tt.access, dns, tt.dns)
+		}
+	}
+}
+
+// Only the clients of a service gateway that dies get another one.
+func TestServiceGatewayMoves(t *testing.T) {
+	in := clusterOf(5)
+	of := func(c mesh.Client, alive map[mesh.ID]bool) mesh.ID {
+		for _, p := range mesh.ConfigOf(in, c, alive).Peers {
+			if p.ServiceGateway {
+				return p.ID
+			}
+		}
+		return mesh.ID{}
+	}
+	alive := make(map[mesh.ID]bool)
+	for _, r := range in.Records {
+		alive[r.ID()] = true
+	}
+	dead := in.Records[2].ID()
+	used := make(map[mesh.ID]bool)
+	for i := range 40 {
+		c := client(in.Records[0], i)
+		delete(alive, dead)
+		after := of(c, alive)
+		alive[dead] = true
+		before := of(c, alive)
+		used[before] = true
+		if after == dead || before != dead && before != after {
+			t.Errorf("client %d: from %v to %v when %v died", i, before, after, dead)
+		}
+	}
+	if len(used) != 5 {
+		t.Errorf("%d of 5 nodes carry Services", len(used))
+	}
+}
+
+func TestParseAccess(t *testing.T) {
+	for _, s := range []string{"pods", "services", "nodes", "10.43.0.0/16", "tcp/443@services", "udp/53@10.43.0.10/32", "fd00::/64"} {
+		if a, err := mesh.ParseAccess(s); err != nil || a.String() != s {
+			t.Errorf("%s: got %v, %v", s, a, err)
+		}
+	}
+	for _, s := range []string{"", "pod", "tcp@pods", "tcp/0@pods", "icmp/1@pods", "tcp/443", "10.43.0.1/16", "fe80::1%eth0", "::ffff:10.0.0.0/104", "pods@pods"} {
+		if a, err := mesh.ParseAccess(s); err == nil {
+			t.Errorf("%q: got %v, want an error", s, a)
+		}
+	}
+}
+
+func TestPresharedKeyIsHidden(t *testing.T) {
+	c := mesh.Client{PresharedKey: mesh.PresharedKey{1, 2, 3}}
+	j, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{fmt.Sprintf("%v %+v %#v %s %x", c, c, c, c.PresharedKey, c.PresharedKey), string(j)} {
+		if strings.Contains(s, "010203") || strings.Contains(s, "AQID") || strings.Contains(s, "1 2 3") || strings.Contains(s, "0x1, 0x2") {
+			t.Errorf("the key shows in %s", s)
+		}
+	}
+}

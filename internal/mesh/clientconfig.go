@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+const (
+	// clientKeepalive keeps the ways through most NATs open.
+	clientKeepalive = 25 * time.Second
+	// clientMTU is WireGuard's on an Ethernet: what a client's own link has is not
+	// known.
+	clientMTU = 1420
+)
+
+// ClientConfig is what a client needs to know to reach the cluster.
+type ClientConfig struct {
+	Client
+	Addresses []netip.Addr // its own, one a family
+	Resolver  netip.Addr   // the cluster's; invalid if it may not be asked
+	Search    []string     // domains
+	MTU       int
+	Keepalive time.Duration
+	Peers     []ClientPeer // by name
+}
+
+// ClientPeer is a node to which a client has a tunnel.
+type ClientPeer struct {
+	ID             ID
+	Name           string
+	Key            wgtypes.Key
+	Endpoints      []Endpoint // best first, at least one
+	AllowedIPs     []netip.Prefix
+	ServiceGateway bool // Services go through it
+}
+
+// ConfigOf works out a client's configuration: one peer for each node to which
+// clients have tunnels, each with what is reached through it, as far as the
+// client may reach it. Services go through the node that the client names, else
+// through one of those that are alive; a nil map means all of them.
+func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
+	l := newLayout(in)
+	l.nodes = l.nodePrefixes() // also of a client that does not count
+	allowed := l.allowances(c.Access)
+	out := ClientConfig{
+		Client: c, Addresses: in.Cluster.ClientAddresses(c.Index),
+		MTU: clientMTU, Keepalive: clientKeepalive,
+	}
+	services := l.serviceGateway(c, alive)
+	for _, h := range l.all {
+		if !h.isHome() {
+			continue
+		}
+		p := ClientPeer{ID: h.id, Name: h.Name, Key: h.Key, Endpoints: h.Endpoints, AllowedIPs: opened(l.through(h), allowed)}
+		if h == services {
+			p.ServiceGateway = true
+			p.AllowedIPs = MergePrefixes(append(p.AllowedIPs, opened(in.Cluster.Services, allowed)...))
+		}
+		if len(p.AllowedIPs) > 0 {
+			out.Peers = append(out.Peers, p)
+			out.MTU = min(out.MTU, cmp.Or(h.MTU, clientMTU))
+		}
+	}
+	slices.SortFunc(out.Peers, func(a, b ClientPeer) int { return cmp.Or(strings.Compare(a.Name, b.Name), a.ID.Compare(b.ID)) })
+	if dns := in.Cluster.DNS; dns.Address.IsValid() && opens(allowed, "udp", 53, dns.Address) {
+		out.Resolver = dns.Address
+		if dns.Domain != "" {
+			out.Search = []string{"default.svc." + dns.Domain, "svc." + dns.Domain, dns.Domain}
+		}
+	}
+	return out
+}
+
+// through are the prefixes of all nodes whose home h is.
+func (l *layout) through(h *member) []netip.Prefix {
+	d := &deriver{layout: l, self: h, ranges: l.Cluster.spans(), networks: groupNetworks(h.group)}
+	var ps []netip.Prefix
+	for _, m := range l.all {
+		if l.home(m) != h {
+			continue
+		}
+		reached, networks := m.passing, d.networks
+		if m.group == h.group {
+			networks = nil // it is on their LAN
+			if m != h && !l.tunnelled(m.group, h.group) {
+				reached = l.link(h, m).families
+			}
+		}
+		if m.slot != None {
+			ps = d.prefixesOf(ps, m, reached)
+		}
+		ps = d.networksOf(ps, m, reached, networks)
+	}
+	return MergePrefixes(ps)
+}
+
+// prefixesOf appends what follows from a node's slot, in some families.
+func (d *deriver) prefixesOf(ps []netip.Prefix, m *member, f families) []netip.Prefix {
+	for _, p := range slices.Concat(singles(d.Cluster.Overlays(m.slot)), d.Cluster.PodCIDRs(m.slot)) {
+		if familyOf(p.Addr())&f != 0 {
+			ps = append(ps, p)
+		}
+	}
+	return ps
+}
+
+// serviceGateway chooses who carries Services for a client: whom it names, else of
+// the homes that are alive one that wants to be a gateway, by rendezvous hashing,
+// so that clients are spread over them.
+func (l *layout) serviceGateway(c Client, alive map[ID]bool) *member {
+	var best *member
+	var rank int
+	var highest uint64
+	for _, h := range l.all {
+		if !h.isHome() {
+			continue
+		}
+		if h.id == c.ServiceGateway {
+			return h
+		}
+		r := 0
+		if alive == nil || alive[h.id] {
+			r += 2
+		}
+		if h.Gateway == GatewayPrefer {
+			r++
+		}
+		if w := mix(low(c.ID) ^ low(h.id)); best == nil || r > rank || r == rank && w > highest {
+			best, rank, highest = h, r, w
+		}
+	}
+	return best
+}
