@@ -4,7 +4,7 @@
 //
 // Membership and failure detection are hashicorp/memberlist's. What nodes have
 // to say travels beside it, as signed objects in a store that every node has a
-// copy of: see [Gossip.Publish], [Gossip.Judge] and [Gossip.Forget]; and see
+// copy of: see [Gossip.Publish], [Gossip.Judge], [Gossip.AddClient] and [Gossip.Forget]; and see
 // settings for what is agreed upon without a person. Below both is a transport
 // of our own, which seals every packet and stream with keys of the cluster's
 // secret and finds the way to a node by its fingerprint.

@@ -23,11 +23,12 @@ var (
 	errObjectContent   = errors.New("object's content is not valid")
 )
 
-// objectKind says what an object tells. Kind 2 is kept for clients.
+// objectKind says what an object tells.
 type objectKind byte
 
 const (
 	kindRecord         objectKind = 1
+	kindClient         objectKind = 2
 	kindGatewayVerdict objectKind = 3
 	kindTombstone      objectKind = 4
 	kindRelayVerdict   objectKind = 5
@@ -38,6 +39,7 @@ const (
 // what it can check, so a kind that is not here is refused.
 var codecs = map[objectKind]func(payload []byte) (body, error){
 	kindRecord:         decodeRecord,
+	kindClient:         decodeClient,
 	kindGatewayVerdict: decodeVerdict(mesh.RoleGateway),
 	kindTombstone:      decodeTombstone,
 	kindRelayVerdict:   decodeVerdict(mesh.RoleRelay),
@@ -48,7 +50,7 @@ var codecs = map[objectKind]func(payload []byte) (body, error){
 type body interface {
 	// author is who must have signed it.
 	author() ed25519.PublicKey
-	// subject is the node that it is about; an author has one object of a kind
+	// subject is the node or the client that it is about; an author has one object of a kind
 	// about each subject.
 	subject() mesh.ID
 	// sequence orders the versions of one object, the highest counts.

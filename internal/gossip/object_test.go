@@ -122,7 +122,7 @@ func TestObjectRefused(t *testing.T) {
 		{"signed by another", "default", other, errObjectSignature},
 		{"signature changed", "default", changed(5, good[5]^1), errObjectSignature},
 		{"kind changed", "default", changed(0, objectVersion<<4|byte(kindTombstone)), errObjectContent},
-		{"unknown kind", "default", changed(0, objectVersion<<4|2), errObjectKind},
+		{"unknown kind", "default", changed(0, objectVersion<<4|15), errObjectKind},
 		{"unknown version", "default", changed(0, 0xf1), errObjectVersion},
 		{"empty", "default", nil, errObjectSize},
 		{"header only", "default", good[:objectHeader], errObjectSize},

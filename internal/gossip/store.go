@@ -102,8 +102,13 @@ func (s *store) bury(t tombstone) {
 // store that is full becomes useful again.
 func (s *store) frees(o object) bool {
 	t, ok := o.body.(tombstone)
-	highest := s.highest[recordKey(o.key.subject)]
-	return ok && highest > 0 && highest <= t.upTo
+	if !ok {
+		return false
+	}
+	highest := s.highest[recordKey(t.target)]
+	return highest > 0 && highest <= t.upTo || slices.ContainsFunc(s.sorted(), func(o object) bool {
+		return o.key.kind == kindClient && o.key.subject == t.target
+	})
 }
 
 func (s *store) replace(o object) {

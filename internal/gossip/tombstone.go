@@ -14,7 +14,7 @@ import (
 // no record of its identity counts any more.
 const Forever = ^uint64(0)
 
-// tombstone buries the records of a node up to a sequence. That sequence is at
+// tombstone buries the records of a node up to a sequence, or a client. That sequence is at
 // the same time the tombstone's own, so that of two tombstones of one author
 // the stronger counts, and what is buried stays buried.
 type tombstone struct {

@@ -16,6 +16,7 @@ import (
 type View struct {
 	Records  []mesh.Record  // that count, ours among them, by fingerprint
 	Verdicts []mesh.Verdict // of those nodes on each other, by subject, role and author
+	Clients  []mesh.Client  // those that were not removed, by ID
 	Alive    map[mesh.ID]bool
 
 	// Cluster are the settings in use: our configuration's, except that
@@ -50,7 +51,7 @@ func (g *Gossip) View() View {
 	v.Observed, v.Paths = g.transport.sightings()
 	g.mu.Lock()
 	records := g.store.records()
-	v.Verdicts = g.store.verdicts()
+	v.Verdicts, v.Clients = g.store.verdicts(), g.store.clients()
 	v.Cluster = g.effective().in(g.cluster)
 	v.Problems = append(v.Problems, g.settingsProblems()...)
 	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// clientSequence is that of every client: one is never changed, only buried.
+const clientSequence = 1
+
+// clientBody is a client as the content of an object.
+type clientBody struct{ mesh.Client }
+
+type wireClient struct {
+	Identity       []byte   `cbor:"1,keyasint"`
+	Added          int64    `cbor:"2,keyasint"`
+	Name           string   `cbor:"3,keyasint"`
+	Key            []byte   `cbor:"4,keyasint"`
+	PresharedKey   []byte   `cbor:"5,keyasint,omitempty"`
+	Index          int64    `cbor:"6,keyasint"`
+	Access         []string `cbor:"7,keyasint"`
+	ServiceGateway []byte   `cbor:"8,keyasint,omitempty"`
+}
+
+func (b clientBody) author() ed25519.PublicKey { return b.Author }
+func (b clientBody) subject() mesh.ID          { return b.ID }
+func (b clientBody) sequence() uint64          { return clientSequence }
+
+// covered: a client outlives the record of the node that added it, and goes with
+// an identity that is revoked.
+func (b clientBody) covered(buried map[mesh.ID]uint64) bool {
+	return buried[b.ID] >= clientSequence || buried[mesh.IDOf(b.Author)] == Forever
+}
+
+func encodeClient(c mesh.Client) ([]byte, error) {
+	w := wireClient{Identity: c.Author, Added: c.Added, Name: c.Name, Key: c.Key[:], Index: int64(c.Index), Access: []string{}}
+	if c.PresharedKey != (mesh.PresharedKey{}) {
+		w.PresharedKey = c.PresharedKey[:]
+	}
+	if c.ServiceGateway != (mesh.ID{}) {
+		w.ServiceGateway = c.ServiceGateway[:]
+	}
+	for _, a := range c.Access {
+		w.Access = append(w.Access, a.String())
+	}
+	payload, err := encoding.Marshal(w)
+	if err != nil {
+		return nil, fmt.Errorf("encode client: %w", err)
+	}
+	return payload, nil
+}
+
+// decodeClient reads a client. Its ID is a hash of the payload, so that nobody can
+// give two clients one.
+func decodeClient(payload []byte) (body, error) {
+	var w wireClient
+	if err := decoding.Unmarshal(payload, &w); err != nil {
+		return nil, fmt.Errorf("decode client: %w", err)
+	}
+	sum := sha256.Sum256(payload)
+	c := mesh.Client{ID: mesh.ID(sum[:len(mesh.ID{})]), Author: w.Identity, Name: w.Name, Index: int(w.Index), Added: w.Added}
+	switch {
+	case len(w.Identity) != ed25519.PublicKeySize:
+		return nil, fmt.Errorf("decode client: an identity of %d bytes", len(w.Identity))
+	case !validName(w.Name):
+		return nil, fmt.Errorf("decode client: name %q is not a host name", w.Name)
+	case len(w.Key) != wgtypes.KeyLen || wgtypes.Key(w.Key) == wgtypes.Key{}:
+		return nil, errors.New("decode client: no WireGuard key")
+	case len(w.PresharedKey) != 0 && len(w.PresharedKey) != wgtypes.KeyLen:
+		return nil, fmt.Errorf("decode client: a preshared key of %d bytes", len(w.PresharedKey))
+	case len(w.ServiceGateway) != 0 && len(w.ServiceGateway) != len(mesh.ID{}):
+		return nil, fmt.Errorf("decode client: a fingerprint of %d bytes", len(w.ServiceGateway))
+	case w.Index < 0 || w.Index >= mesh.MaxSlots || w.Added <= 0:
+		return nil, fmt.Errorf("decode client: address %d, added at %d", w.Index, w.Added)
+	case len(w.Access) == 0 || len(w.Access) > mesh.MaxAccess:
+		return nil, fmt.Errorf("decode client: %d access rules, it may have 1 to %d", len(w.Access), mesh.MaxAccess)
+	}
+	c.Key = wgtypes.Key(w.Key)
+	if len(w.PresharedKey) > 0 {
+		c.PresharedKey = mesh.PresharedKey(w.PresharedKey)
+	}
+	if len(w.ServiceGateway) > 0 {
+		c.ServiceGateway = mesh.ID(w.ServiceGateway)
+	}
+	for _, s := range w.Access {
+		a, err := mesh.ParseAccess(s)
+		if err != nil {
+			return nil, fmt.Errorf("decode client: %w", err)
+		}
+		c.Access = append(c.Access, a)
+	}
+	return clientBody{c}, nil
+}
+
+// AddClient signs a client and makes it known. Its author and ID are filled in.
+func (g *Gossip) AddClient(c mesh.Client) (mesh.Client, error) {
+	c.Author = g.identity.Public().(ed25519.PublicKey)
+	payload, err := encodeClient(c)
+	if err != nil {
+		return mesh.Client{}, fmt.Errorf("add client %s: %w", c.Name, err)
+	}
+	o, err := g.sign(kindClient, payload)
+	if err != nil {
+		return mesh.Client{}, fmt.Errorf("add client %s: %w", c.Name, err)
+	}
+	g.mu.Lock()
+	result := g.store.put(o)
+	g.mu.Unlock()
+	switch result {
+	case fresh:
+	case full:
+		return mesh.Client{}, fmt.Errorf("add client %s: the store is full", c.Name)
+	default:
+		return mesh.Client{}, fmt.Errorf("add client %s: %w", c.Name, ErrStale)
+	}
+	g.signal()
+	g.spread([]object{o})
+	return o.body.(clientBody).Client, nil
+}
+
+// RemoveClient buries a client, for ever and on all nodes. That whoever had its key
+// may be added again makes it another client.
+func (g *Gossip) RemoveClient(id mesh.ID) error { return g.Forget(id, clientSequence) }
+
+// clients returns all clients, by ID.
+func (s *store) clients() []mesh.Client {
+	var all []mesh.Client
+	for _, o := range s.objects {
+		if b, ok := o.body.(clientBody); ok {
+			c := b.Client
+			c.Author, c.Access = slices.Clone(c.Author), slices.Clone(c.Access)
+			all = append(all, c)
+		}
+	}
+	slices.SortFunc(all, func(a, b mesh.Client) int { return a.ID.Compare(b.ID) })
+	return all
+}

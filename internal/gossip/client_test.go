@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"crypto/ed25519"
+	"encoding/hex"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// testClient has something in every field.
+func testClient(name string) mesh.Client {
+	return mesh.Client{
+		Name: name, Key: wgtypes.Key{1, 2}, PresharedKey: mesh.PresharedKey{3}, Index: 77, Added: 1700000000000,
+		Access:         []mesh.Access{{Target: mesh.AccessPods}, {Protocol: "tcp", Port: 443, Target: mesh.AccessServices}},
+		ServiceGateway: mesh.ID{4},
+	}
+}
+
+func signClient(t testing.TB, n int, c mesh.Client) []byte {
+	t.Helper()
+	c.Author = identity(n).Public().(ed25519.PublicKey)
+	payload, err := encodeClient(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := signObject(identity(n), "default", kindClient, payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func TestClientGolden(t *testing.T) {
+	golden, err := os.ReadFile("testdata/client.hex")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := signClient(t, 0, testClient("laptop"))
+	if got := hex.EncodeToString(raw); got != strings.TrimSpace(string(golden)) {
+		t.Errorf("got\n%s\nwant another", got)
+	}
+	got := mustDecode(t, raw).body.(clientBody).Client
+	want := testClient("laptop")
+	want.Author, want.ID = identity(0).Public().(ed25519.PublicKey), got.ID
+	if d := cmp.Diff(want, got, comparePrefixes); d != "" {
+		t.Errorf("client (-want +got):\n%s", d)
+	}
+}
+
+func TestClientRefused(t *testing.T) {
+	for what, change := range map[string]func(*mesh.Client){
+		"name":      func(c *mesh.Client) { c.Name = "a b" },
+		"key":       func(c *mesh.Client) { c.Key = wgtypes.Key{} },
+		"index":     func(c *mesh.Client) { c.Index = -1 },
+		"time":      func(c *mesh.Client) { c.Added = 0 },
+		"no access": func(c *mesh.Client) { c.Access = nil },
+		"access":    func(c *mesh.Client) { c.Access = []mesh.Access{{Target: "everything"}} },
+	} {
+		c := testClient("laptop")
+		change(&c)
+		if _, err := decodeObject("default", signClient(t, 0, c)); err == nil {
+			t.Errorf("wrong %s: no error", what)
+		}
+	}
+}
+
+// A removed client stays so, whoever removed it and in whatever order it comes; its
+// author may be forgotten, but not revoked.
+func TestClientIsRemovedForEver(t *testing.T) {
+	client := mustDecode(t, signClient(t, 0, testClient("laptop")))
+	author, id := client.key.author, client.key.subject
+	removal := mustDecode(t, signTombstone(t, 1, id, clientSequence))
+	for _, order := range [][]object{{client, removal}, {removal, client}, {client, removal, client}} {
+		s := newStore()
+		for _, o := range order {
+			s.put(o)
+		}
+		if got := s.clients(); len(got) != 0 {
+			t.Errorf("got %v, want none", got)
+		}
+	}
+	s := newStore()
+	s.put(client)
+	s.put(mustDecode(t, signTombstone(t, 1, author, 9)))
+	if len(s.clients()) != 1 {
+		t.Error("the client went with the record of its author")
+	}
+	s.put(mustDecode(t, signTombstone(t, 1, author, Forever)))
+	if len(s.clients()) != 0 {
+		t.Error("the client of a revoked identity counts")
+	}
+}
+
+func TestRemovalFreesAFullStore(t *testing.T) {
+	s := newStore()
+	client := mustDecode(t, signClient(t, 0, testClient("laptop")))
+	s.put(client)
+	for i := 0; len(s.highest) < maxObjects; i++ {
+		s.raise(recordKey(mesh.ID{0xff, byte(i >> 8), byte(i)}), 1)
+	}
+	if got := s.put(mustDecode(t, signTombstone(t, 1, client.key.subject, clientSequence))); got != fresh {
+		t.Errorf("removal in a full store: %v, want it taken in", got)
+	}
+}
+
+func TestClientsReachEverybody(t *testing.T) {
+	nodes := startCluster(t, 3)
+	c, err := nodes[0].AddClient(testClient("laptop"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the client is known", nodes, func(v View) bool { return len(v.Clients) == 1 && v.Clients[0].ID == c.ID })
+	if err := nodes[2].RemoveClient(c.ID); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the client is gone", nodes, func(v View) bool { return len(v.Clients) == 0 })
+}
