@@ -29,7 +29,7 @@ func (w world) checkClient(t *rapid.T, k *walker, c *host, all *tally) {
 		for i, addr := range b.top.Addresses {
 			for _, dst := range []netip.Addr{addr, b.top.PodCIDRs[i].Addr().Next()} {
 				src := c.top.Addresses[slices.IndexFunc(c.top.Addresses, func(a netip.Addr) bool { return a.Is4() == dst.Is4() })]
-				if err := k.thereAndBack(c, b, src, dst); err != nil {
+				if err := thereAndBack(k, c, b, src, dst); err != nil {
 					if !w.excuse(k, c, b, dst) {
 						t.Fatalf("%s and %s: %v; problems %v", c.Name, b.Name, err, b.top.Problems)
 					}
@@ -43,7 +43,7 @@ func (w world) checkClient(t *rapid.T, k *walker, c *host, all *tally) {
 }
 
 // thereAndBack sends a packet from a client to a node, and one back.
-func (k *walker) thereAndBack(c, b *host, src, dst netip.Addr) error {
+func thereAndBack(k *walker, c, b *host, src, dst netip.Addr) error {
 	there, err := k.walk(c, src, dst)
 	if err != nil {
 		return err

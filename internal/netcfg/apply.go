@@ -69,7 +69,7 @@ func (h *Host) prune(ctx context.Context, p Plan) error {
 	for _, r := range p.StaleRoutes {
 		errs = append(errs, h.deleteRoute(r))
 	}
-	errs = append(errs, h.forgetTranslated(p.StaleRoutes))
+	errs = append(errs, h.forgetStranded(p.StaleRoutes))
 	errs = append(errs, h.deleteEntries(p.StaleForwarding, p.StaleNeighbors))
 	if p.StaleVXLAN != "" {
 		errs = append(errs, h.deleteVXLAN())

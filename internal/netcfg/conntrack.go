@@ -11,31 +11,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// translated matches connections to destinations that began with a source
-// address which NAT has replaced. See netlink.CustomConntrackFilter.
-type translated []netip.Prefix
+// stranded matches connections to destinations that began with a source address
+// which NAT has replaced, and all of a single address. See
+// netlink.CustomConntrackFilter.
+type stranded []netip.Prefix
 
 // MatchConntrackFlow implements [netlink.CustomConntrackFilter].
-func (t translated) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	to, ok := netip.AddrFromSlice(flow.Forward.DstIP)
-	if !ok || flow.Forward.SrcIP.Equal(flow.Reverse.DstIP) {
+func (s stranded) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	from, fromOK := netip.AddrFromSlice(flow.Forward.SrcIP)
+	to, toOK := netip.AddrFromSlice(flow.Forward.DstIP)
+	if !fromOK || !toOK {
 		return false
 	}
-	for _, p := range t {
-		if p.Contains(to.Unmap()) {
+	translated := !flow.Forward.SrcIP.Equal(flow.Reverse.DstIP)
+	for _, p := range s {
+		there := p.Contains(to.Unmap())
+		if there && translated || p.IsSingleIP() && (there || p.Contains(from.Unmap())) {
 			return true
 		}
 	}
 	return false
 }
 
-// forgetTranslated deletes connections to destinations whose routes are gone, if
+// forgetStranded deletes connections to destinations whose routes are gone, if
 // they began with a translated source. Translation is decided once: a
 // conversation that does not end, as between two sockets of WireGuard or in vxlan,
 // would keep the overlay address where it goes by the LAN from now on, and nobody
 // would answer. What has no connection tracking translates nothing.
-func (h *Host) forgetTranslated(gone []Route) error {
-	byFamily := make(map[netlink.InetFamily]translated)
+func (h *Host) forgetStranded(gone []Route) error {
+	byFamily := make(map[netlink.InetFamily]stranded)
 	for _, r := range gone {
 		family := netlink.InetFamily(unix.AF_INET6)
 		if r.Destination.Addr().Is4() {

@@ -33,6 +33,7 @@ const (
 
 // The names of the base chains in our table.
 const (
+	chainAccess      = "access"
 	chainExit        = "exit"
 	chainForward     = "forward"
 	chainGuard       = "guard"
@@ -42,7 +43,8 @@ const (
 
 // Priorities of our chains. nf_nat runs the nat chains of a hook in order of
 // priority until one has decided about the flow, so 90 is before kube-proxy's
-// MASQUERADE and everybody else's at 100 (srcnat). -150 is where mangle sits.
+// MASQUERADE and everybody else's at 100 (srcnat). -150 is where mangle sits, between
+// connection tracking and DNAT (-100).
 // -290 is after raw (-300), whose rules thus see all packets, and before
 // connection tracking (-200): a forged packet leaves no entry behind. 0 is where
 // filters sit. 200 is after all NAT (100): a source address there is the one that

@@ -60,7 +60,7 @@ func MTU(egress int, ipv6 bool) int {
 func Desired(t mesh.Topology, s Settings) State {
 	state := State{
 		Device:    s.device(),
-		Peers:     s.peers(t.Peers),
+		Peers:     s.peers(t),
 		VXLAN:     s.vxlan(t),
 		Addresses: hostPrefixes(t.Addresses),
 		Routes:    s.routes(t),
@@ -86,9 +86,9 @@ func (s Settings) device() *Device {
 	}
 }
 
-func (s Settings) peers(peers []mesh.Peer) []Peer {
-	var out []Peer
-	for _, p := range peers {
+func (s Settings) peers(t mesh.Topology) []Peer {
+	out := clientPeers(t.Clients)
+	for _, p := range t.Peers {
 		out = append(out, Peer{
 			Key:        p.Key,
 			Name:       p.Name,
@@ -110,7 +110,7 @@ func (s Settings) endpoint(p mesh.Peer) netip.AddrPort {
 	return unmapPort(p.Endpoints[pick%len(p.Endpoints)])
 }
 
-// routes returns one route for each allowed IP, those to the neighbors, and one
+// routes returns one route for each allowed IP, of nodes and clients, those to the neighbors, and one
 // for each guarded range as a whole. The latter catch what belongs to no peer, or to none that we know
 // yet: it ends at the device, where WireGuard refuses it, instead of leaving by
 // the default route in clear text. They also make the guard strict, because the
@@ -129,6 +129,9 @@ func (s Settings) routes(t mesh.Topology) []Route {
 		for _, dst := range normal(p.AllowedIPs) {
 			add(Route{Destination: dst, Link: s.Interface, MTU: lower(p.MTU, s.MTU)})
 		}
+	}
+	for _, dst := range normal(addressesOf(t.Clients)) {
+		add(Route{Destination: dst, Link: s.Interface})
 	}
 	vx := s.vxlan(t)
 	for _, n := range t.Neighbors {

@@ -97,6 +97,8 @@ func TestDesired(t *testing.T) {
 		{"member-plain", plain(member()), lanSettings()},
 		{"gateway", gateway(), lanSettings()},
 		{"member-without-lan", member(), settings()},
+		{"clients", withClients(dual), settings()},
+		{"clients-elsewhere", withoutTunnels(withClients(two)), settings()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := Desired(tt.topology, tt.settings).String()
@@ -115,6 +117,37 @@ func TestDesired(t *testing.T) {
 			}
 		})
 	}
+}
+
+// withClients adds two clients that may reach what clients usually may, and one that
+// may reach less.
+func withClients(t mesh.Topology) mesh.Topology {
+	usual := []mesh.Allowance{{Destinations: prefixList("10.4.0.0/17", "10.42.0.0/16", "10.43.0.0/16", "fd00:42::/48")}}
+	for i, name := range []string{"laptop", "tablet", "kiosk"} {
+		c := mesh.ClientTunnel{
+			ID: mesh.ID{0xc0, byte(i)}, Name: name, Key: key(byte(20 + i)).PublicKey(), Allowed: usual,
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 4, 128, byte(i + 1)})},
+		}
+		if len(t.Addresses) > 1 {
+			c.Addresses = append(c.Addresses, netip.AddrFrom16([16]byte{0: 0xfd, 3: 4, 8: 0x80, 15: byte(i + 1)}))
+		}
+		t.Clients = append(t.Clients, c)
+	}
+	t.Clients[0].PresharedKey = mesh.PresharedKey{7}
+	t.Clients[2].Allowed = []mesh.Allowance{
+		{Protocol: "tcp", Port: 443, Destinations: prefixList("10.43.0.0/16")},
+		{Protocol: "udp", Port: 53, Destinations: prefixList("10.43.0.10/32")},
+	}
+	t.ClientRanges = prefixList("10.4.128.0/17")
+	t.Nodes = prefixList("10.4.0.0/17", "192.168.20.5/32")
+	t.GossipPorts = []uint16{7946, 17946}
+	return t
+}
+
+// withoutTunnels is a node that is nobody's home.
+func withoutTunnels(t mesh.Topology) mesh.Topology {
+	t.Clients = nil
+	return t
 }
 
 // neighbor is one as mesh.Derive makes it: node n has 192.168.10.n on the LAN.

@@ -241,6 +241,9 @@ func diffPeer(old, p Peer, add bool, now time.Time) PeerChange {
 	if p.Endpoint.IsValid() && !old.live(now) && unmapPort(old.Endpoint) != unmapPort(p.Endpoint) {
 		c.Endpoint = p.Endpoint
 	}
+	if old.PresharedKey != p.PresharedKey {
+		c.PresharedKey = &p.PresharedKey
+	}
 	// Switching it on sends a packet at once, see the package comment;
 	// switching it off sends none.
 	if old.Keepalive != p.Keepalive && (!old.LastHandshake.IsZero() || p.Keepalive == 0) {
@@ -251,7 +254,7 @@ func diffPeer(old, p Peer, add bool, now time.Time) PeerChange {
 
 // empty reports whether the change changes nothing.
 func (pc PeerChange) empty() bool {
-	return !pc.Add && !pc.Remove && !pc.Endpoint.IsValid() && pc.Keepalive == nil && len(pc.AllowedIPs) == 0
+	return !pc.Add && !pc.Remove && !pc.Endpoint.IsValid() && pc.Keepalive == nil && pc.PresharedKey == nil && len(pc.AllowedIPs) == 0
 }
 
 func byKey(peers []Peer) map[wgtypes.Key]Peer {

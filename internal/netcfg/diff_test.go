@@ -134,6 +134,11 @@ func TestDiff(t *testing.T) {
 			keep: "+ peer NEW (a) endpoint 203.0.113.2:51820 allowed-ips +10.4.0.2/32, +10.42.1.0/24\n",
 		},
 		{
+			name:  "preshared key",
+			edit:  func(_, d *State) { peer(d, 2).PresharedKey = mesh.PresharedKey{7} },
+			prune: "~ peer A (a) preshared-key (hidden)\n", keep: "same",
+		},
+		{
 			name:  "throwaway peer of a crash",
 			edit:  func(o, _ *State) { o.Peers = append(o.Peers, Peer{Key: Throwaway}) },
 			prune: "- peer T (throwaway)\n", keep: "same",

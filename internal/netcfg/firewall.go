@@ -33,6 +33,7 @@ var families = []family{
 //	location  the networks behind this node
 //	members   the neighbors from which VXLAN is accepted
 //	plain     the neighbors to which packets go as they are
+//	clientranges  where the clients of all nodes have their addresses
 //
 // each for one family; a set that would be empty isn't made, nor are the rules
 // that name it.
@@ -44,9 +45,10 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 		sets["location"+f.suffix] = f.merged(t.Serves)
 		sets["members"+f.suffix] = f.merged(s.members(t))
 		sets["plain"+f.suffix] = f.merged(plainly(t))
+		sets["clientranges"+f.suffix] = f.merged(t.ClientRanges)
 	}
 	var fw Firewall
-	for _, name := range []string{"guarded", "inside", "location", "members", "plain"} {
+	for _, name := range []string{"clientranges", "guarded", "inside", "location", "members", "plain"} {
 		for _, f := range families {
 			if elements := sets[name+f.suffix]; len(elements) > 0 {
 				fw.Sets = append(fw.Sets, Set{Name: name + f.suffix, Type: f.setType, Elements: elements})
@@ -65,6 +67,7 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 		}
 		if len(sets["inside"+f.suffix]) > 0 {
 			nat = append(nat, s.snat(f, t)...)
+			nat = append(nat, s.snatClients(f, t)...)
 			nat = append(nat, s.masquerade(f, t)...)
 		}
 		if len(sets["location"+f.suffix]) > 0 && len(sets["guarded"+f.suffix]) > 0 {
@@ -80,6 +83,9 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 	if len(input) > 0 {
 		fw.Chains = slices.Insert(fw.Chains, 3, Chain{Name: chainInput, Type: "filter", Hook: "input", Priority: priorityFilter, Rules: input})
 	}
+	more, access := s.access(t)
+	fw.Sets, fw.Chains = append(fw.Sets, more...), append(access, fw.Chains...)
+	slices.SortFunc(fw.Sets, func(a, b Set) int { return strings.Compare(a.Name, b.Name) })
 	return fw
 }
 

@@ -83,7 +83,7 @@ var inIPv6 = map[string]string{
 
 // startLab builds the lab and gives the host its desired firewall, routes and
 // kernel parameters.
-func startLab(t *testing.T) {
+func startLab(t *testing.T, changes ...func(*mesh.Topology)) {
 	t.Helper()
 	quiet := func() {
 		for key, value := range map[string]string{
@@ -105,13 +105,17 @@ func startLab(t *testing.T) {
 	for line := range strings.Lines(strings.TrimSpace(labHost)) {
 		run(t, line)
 	}
-	s := Desired(mesh.Topology{
+	topology := mesh.Topology{
 		Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1"), netip.MustParseAddr("fd00:4::1")},
 		PodCIDRs:  prefixList("10.42.0.0/24", "fd00:42::/64"),
 		Inside:    prefixList("10.4.0.0/16", "10.42.0.0/16", "fd00:4::/64", "fd00:42::/48"),
 		Guarded:   prefixList("10.4.0.0/16", "10.42.0.0/16", "fd00:4::/64", "fd00:42::/48"),
 		Serves:    prefixList("198.51.100.0/24", "2001:db8:1::/64"),
-	}, Settings{Interface: "meshd0", Bridge: "kube-bridge", MTU: 1420})
+	}
+	for _, change := range changes {
+		change(&topology)
+	}
+	s := Desired(topology, Settings{Interface: "meshd0", Bridge: "kube-bridge", MTU: 1420})
 	plan := Plan{Firewall: &s.Firewall, Sysctls: s.Sysctls}
 	for _, r := range s.Routes {
 		plan.Routes = append(plan.Routes, RouteChange{Route: r})
@@ -200,9 +204,10 @@ func TestFirewall(t *testing.T) {
 	}
 }
 
-// TestForgetTranslated has connections to a destination with and without NAT, and
-// one elsewhere.
-func TestForgetTranslated(t *testing.T) {
+// TestForgetStranded has connections to a destination with and without NAT, and one
+// elsewhere. When a network goes, the one with NAT goes; when the address itself does,
+// both do.
+func TestForgetStranded(t *testing.T) {
 	if !namespaced(t) {
 		return
 	}
@@ -247,15 +252,22 @@ func TestForgetTranslated(t *testing.T) {
 		if diff := cmp.Diff(all, there()); diff != "" {
 			t.Errorf("connections before (-want +got):\n%s", diff)
 		}
-		gone := netip.PrefixFrom(addr("10.42.1.5"), addr("10.42.1.5").BitLen())
-		if err := h.forgetTranslated([]Route{{Destination: gone}}); err != nil {
-			t.Error(err)
-		}
-		want := slices.DeleteFunc(all, func(s string) bool {
-			return s == addr("192.0.2.1").String()+" to "+addr("10.42.1.5").String()
-		})
-		if diff := cmp.Diff(want, there()); diff != "" {
-			t.Errorf("connections after (-want +got):\n%s", diff)
+		to := addr("10.42.1.5")
+		network, _ := to.Prefix(to.BitLen() - 8)
+		for _, end := range []struct {
+			of   netip.Prefix
+			took string // of flows, the end
+		}{
+			{network, addr("192.0.2.1").String() + " to " + to.String()},
+			{netip.PrefixFrom(to, to.BitLen()), " to " + to.String()},
+		} {
+			if err := h.forgetStranded([]Route{{Destination: end.of}}); err != nil {
+				t.Error(err)
+			}
+			all = slices.DeleteFunc(all, func(s string) bool { return strings.HasSuffix(s, end.took) })
+			if diff := cmp.Diff(all, there()); diff != "" {
+				t.Errorf("connections after the end of %s (-want +got):\n%s", end.of, diff)
+			}
 		}
 	}
 }

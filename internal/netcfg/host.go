@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl"
@@ -214,6 +215,7 @@ func peerOf(p wgtypes.Peer) Peer {
 	out := Peer{
 		Key:           p.PublicKey,
 		Keepalive:     p.PersistentKeepaliveInterval,
+		PresharedKey:  mesh.PresharedKey(p.PresharedKey),
 		LastHandshake: p.LastHandshakeTime,
 		Received:      p.ReceiveBytes,
 		Sent:          p.TransmitBytes,

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/meshd/meshd/internal/mesh"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
@@ -79,12 +80,14 @@ type RouteChange struct {
 // PeerChange says what to do to one peer. What is zero stays as it is.
 type PeerChange struct {
 	Key        wgtypes.Key
-	Name       string         // of the node, if it is known
+	Name       string         // of the node or client, if it is known
 	Add        bool           // the device does not have this peer yet
 	Remove     bool           // nothing else is set then
 	Endpoint   netip.AddrPort // invalid to leave it
 	Keepalive  *time.Duration // nil to leave it, 0 to switch it off
 	AllowedIPs []netip.Prefix // to add; the kernel takes each from the peer that has it
+
+	PresharedKey *mesh.PresharedKey // nil to leave it, zero for none
 }
 
 // Empty reports whether there is nothing to do.
@@ -117,6 +120,7 @@ func (pc PeerChange) config() wgtypes.PeerConfig {
 		// half configured: the next look adds it whole.
 		UpdateOnly:                  !pc.Add,
 		PersistentKeepaliveInterval: pc.Keepalive,
+		PresharedKey:                (*wgtypes.Key)(pc.PresharedKey),
 	}
 	if pc.Endpoint.IsValid() {
 		c.Endpoint = net.UDPAddrFromAddrPort(pc.Endpoint)

@@ -8,6 +8,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
@@ -57,10 +58,13 @@ const (
 // Peer is a WireGuard peer.
 type Peer struct {
 	Key        wgtypes.Key
-	Name       string         // of the node; only in desired states
+	Name       string         // of the node or client; only in desired states
 	Endpoint   netip.AddrPort // invalid for none
 	AllowedIPs []netip.Prefix
 	Keepalive  time.Duration
+
+	// PresharedKey is zero for none. It is never printed.
+	PresharedKey mesh.PresharedKey
 
 	// Observed states only.
 	LastHandshake time.Time // zero for never

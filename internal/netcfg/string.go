@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshd/meshd/internal/mesh"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
@@ -78,6 +79,9 @@ func (p Peer) String() string {
 	s += " allowed-ips " + list(p.AllowedIPs)
 	if p.Keepalive > 0 {
 		s += " keepalive " + p.Keepalive.String()
+	}
+	if p.PresharedKey != (mesh.PresharedKey{}) {
+		s += fmt.Sprintf(" preshared-key %v", p.PresharedKey)
 	}
 	if !p.LastHandshake.IsZero() {
 		s += " latest-handshake " + p.LastHandshake.UTC().Format(time.RFC3339)
@@ -240,6 +244,9 @@ func (pc PeerChange) String() string {
 	}
 	if pc.Keepalive != nil {
 		s += " keepalive " + pc.Keepalive.String()
+	}
+	if pc.PresharedKey != nil {
+		s += fmt.Sprintf(" preshared-key %v", *pc.PresharedKey)
 	}
 	return s
 }

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netcfg
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// A client's packets are looked at once, on the node where its tunnel ends, before
+// kube-proxy replaces a Service's address by a pod's: there the packet shows what
+// the client has asked for. What got through may travel on to other nodes.
+
+// access builds the chain that holds clients to what they may reach, and its sets.
+// There is none on a node where no client's tunnel ends.
+func (s Settings) access(t mesh.Topology) (sets []Set, chain []Chain) {
+	var rules []Rule
+	for _, f := range families {
+		clients := f.merged(addressesOf(t.Clients))
+		if len(clients) == 0 {
+			continue
+		}
+		sets = append(sets, f.set("clients", clients))
+		from := fmt.Sprintf("iifname %q %s saddr @", s.Interface, f.keyword)
+		// What others have begun is theirs to end.
+		rules = append(rules, rule("%sclients%s ct direction reply accept", from, f.suffix))
+		if nodes := f.merged(t.Nodes); len(nodes) > 0 && len(t.GossipPorts) > 0 {
+			sets = append(sets, f.set("nodes", nodes))
+			rules = append(rules, rule("%sclients%s %s daddr @nodes%s meta l4proto { tcp, udp } th dport { %s } counter drop",
+				from, f.suffix, f.keyword, f.suffix, ports(t.GossipPorts)))
+		}
+		for i, group := range equallyAllowed(t.Clients) {
+			name := fmt.Sprintf("access%d", i)
+			sets = append(sets, f.set(name+"from", f.merged(addressesOf(group))))
+			for _, a := range group[0].Allowed {
+				to := f.merged(a.Destinations)
+				if len(to) == 0 {
+					continue
+				}
+				service := ""
+				if a.Protocol != "" {
+					service = fmt.Sprintf("%s%d", a.Protocol, a.Port)
+				}
+				set := f.set(name+service+"to", to)
+				sets = append(sets, set)
+				match := fmt.Sprintf("%s%sfrom%s %s daddr @%s", from, name, f.suffix, f.keyword, set.Name)
+				if a.Protocol != "" {
+					match += fmt.Sprintf(" %s dport %d", a.Protocol, a.Port)
+				}
+				rules = append(rules, rule("%s accept", match))
+			}
+		}
+		rules = append(rules, rule("%sclients%s counter drop", from, f.suffix))
+	}
+	if len(rules) == 0 {
+		return nil, nil
+	}
+	return sets, []Chain{{Name: chainAccess, Type: "filter", Hook: "prerouting", Priority: priorityMangle, Rules: rules}}
+}
+
+func (f family) set(name string, elements []netip.Prefix) Set {
+	return Set{Name: name + f.suffix, Type: f.setType, Elements: elements}
+}
+
+func ports(list []uint16) string {
+	var out []string
+	for _, p := range list {
+		out = append(out, strconv.Itoa(int(p)))
+	}
+	return strings.Join(out, ", ")
+}
+
+func addressesOf(clients []mesh.ClientTunnel) []netip.Prefix {
+	var out []netip.Prefix
+	for _, c := range clients {
+		out = append(out, hostPrefixes(c.Addresses)...)
+	}
+	return out
+}
+
+// equallyAllowed groups clients that may reach the same, in the order of each
+// group's first one.
+func equallyAllowed(clients []mesh.ClientTunnel) [][]mesh.ClientTunnel {
+	var groups [][]mesh.ClientTunnel
+	place := make(map[string]int)
+	for _, c := range clients {
+		key := fmt.Sprint(c.Allowed)
+		i, ok := place[key]
+		if !ok {
+			i, place[key] = len(groups), len(groups)
+			groups = append(groups, nil)
+		}
+		groups[i] = append(groups[i], c)
+	}
+	return groups
+}
+
+// snatClients gives the overlay address to what clients send to Services, whoever
+// translates these: the answer has to come back here, and the backend would send it
+// to the client's home for that node.
+func (s Settings) snatClients(f family, t mesh.Topology) []Rule {
+	own := f.first(hostPrefixes(t.Addresses))
+	if !own.IsValid() || len(f.merged(t.ClientRanges)) == 0 {
+		return nil
+	}
+	return []Rule{rule("%[1]s saddr @clientranges%[2]s %[1]s daddr @inside%[2]s ct status dnat snat %[1]s to %[3]s", f.keyword, f.suffix, own.Addr())}
+}
+
+// clientPeers are the WireGuard peers of clients whose tunnels end here.
+func clientPeers(clients []mesh.ClientTunnel) []Peer {
+	var out []Peer
+	for _, c := range clients {
+		out = append(out, Peer{Key: c.Key, Name: "client " + c.Name, PresharedKey: c.PresharedKey, AllowedIPs: hostPrefixes(c.Addresses)})
+	}
+	return out
+}
