@@ -61,6 +61,10 @@ func TestPrintStatus(t *testing.T) {
 			{Name: "gcp-1", Alive: true, Path: control.Path{Kind: mesh.PathTunnel}, Overlay: addrs("10.4.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}, InternalIPs: addrs("192.168.2.1"), Endpoint: "198.51.100.2:51820", LastHandshake: "2026-01-02T03:03:00Z", Received: 1023, Sent: 5 << 30, RTT: "1.5ms"},
 			{Name: "home", Location: "attic", Role: control.RoleDown, Path: control.Path{Kind: mesh.PathNone}},
 		},
+		Clients: []control.ClientStatus{
+			{Name: "laptop", Overlay: addrs("10.4.128.1", "fd04:0:0:0:8000::1"), Access: []string{"pods", "tcp/443@services"}, AddedBy: "gcp-1", Endpoint: "203.0.113.9:1234", LastHandshake: "2026-01-02T03:03:00Z", Received: 1023, Sent: 5 << 30},
+			{Name: "phone", Overlay: addrs("10.4.200.7"), Access: []string{"pods", "services", "nodes"}, AddedBy: "aws-1"},
+		},
 		Problems:  []mesh.Problem{{Kind: mesh.ProblemName, Node: "home", Text: "two nodes are named home", Advice: "set another node.name"}},
 		Counters:  map[string]uint64{"stream-limit": 2, "packet-sealed": 4711},
 		Reconcile: control.Reconcile{Error: "apply plan: add route 10.42.1.0/24: no\nadd address: no"},

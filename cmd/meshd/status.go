@@ -24,6 +24,12 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 		b.WriteString("\n")
 		printPeers(&b, s.Peers, now)
 	}
+	if len(s.Clients) > 0 {
+		b.WriteString("\n")
+		if err := printClients(&b, s.Clients, now); err != nil {
+			return err
+		}
+	}
 	if s.Reconcile.Error != "" {
 		fmt.Fprintf(&b, "\nThe last turn failed:\n")
 		for line := range strings.Lines(s.Reconcile.Error) {

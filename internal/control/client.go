@@ -3,6 +3,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -63,7 +64,12 @@ func (c *Client) Renumber(ctx context.Context, force bool) (Renumbered, error) {
 // do sends one request. Its errors wrap ErrNotRunning or ErrRefused where they
 // apply.
 func (c *Client) do(ctx context.Context, method, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, nil)
+	return c.send(ctx, method, path, nil, into)
+}
+
+// send sends one request with a body.
+func (c *Client) send(ctx context.Context, method, path string, body []byte, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, bytes.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("make request: %w", err)
 	}

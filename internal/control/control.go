@@ -54,6 +54,13 @@ type Daemon interface {
 	// PlanWithout says what the loss of a node would change on the host. It wraps
 	// ErrRefused for one that is not known.
 	PlanWithout(ctx context.Context, node string) (Plan, error)
+	// AddClient adds a client for all nodes. It wraps ErrRefused for one that can't be.
+	AddClient(ctx context.Context, r ClientRequest) (ClientConfig, error)
+	// ClientConfig says how a client, given by its name or its ID, is to be configured
+	// now. It wraps ErrRefused for one that is not known, as does RemoveClient.
+	ClientConfig(client string) (ClientConfig, error)
+	// RemoveClient removes a client from all nodes.
+	RemoveClient(ctx context.Context, client string) (RemovedClient, error)
 }
 
 // Revoked is an identity that counts no more.
@@ -89,6 +96,7 @@ type Status struct {
 	Cluster   Cluster           `json:"cluster"`
 	Device    Device            `json:"device"`
 	Peers     []Peer            `json:"peers"`    // sorted by name
+	Clients   []ClientStatus    `json:"clients"`  // sorted by name
 	Problems  []mesh.Problem    `json:"problems"` // sorted; empty when all is well
 	Reconcile Reconcile         `json:"reconcile"`
 	Counters  map[string]uint64 `json:"counters"` // packets and objects that were dropped, by reason

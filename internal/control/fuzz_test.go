@@ -16,7 +16,7 @@ import (
 // code, JSON if it is from us, and whatever is not a command leaves the daemon
 // alone.
 func FuzzHandler(f *testing.F) {
-	for _, path := range []string{"status", "plan", "forget", "revoke", "renumber", "drain", "graph", "nothing"} {
+	for _, path := range []string{"status", "plan", "forget", "revoke", "renumber", "drain", "graph", "clients", "clients/add", "clients/remove", "nothing"} {
 		f.Add(http.MethodGet, "/v1/"+path, "node=a&force=true&probe=true", []byte("{}"))
 		f.Add(http.MethodPost, "/v1/"+path, "node=%00&without=b", []byte(nil))
 	}
@@ -72,3 +72,15 @@ func (d *counting) Renumber(context.Context, bool) (Renumbered, error) {
 }
 
 func (d *counting) Drain(context.Context, bool) (Drained, error) { d.told++; return Drained{}, nil }
+
+func (d *counting) AddClient(context.Context, ClientRequest) (ClientConfig, error) {
+	d.told++
+	return ClientConfig{}, nil
+}
+
+func (d *counting) ClientConfig(string) (ClientConfig, error) { d.asked++; return ClientConfig{}, nil }
+
+func (d *counting) RemoveClient(context.Context, string) (RemovedClient, error) {
+	d.told++
+	return RemovedClient{}, nil
+}

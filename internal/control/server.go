@@ -151,6 +151,7 @@ func handler(d Daemon) http.Handler {
 		reply(w, renumbered, err)
 	})
 	handleCarry(mux, d)
+	handleClients(mux, d)
 	return mux
 }
 

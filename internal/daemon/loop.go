@@ -176,6 +176,7 @@ func (d *daemon) derive(t *turn, facts netcfg.Facts) {
 		Self:      d.identity.ID(),
 		Records:   t.view.Records,
 		Verdicts:  t.view.Verdicts,
+		Clients:   t.view.Clients,
 		Resolved:  t.resolved,
 		Underlay:  facts.Addresses,
 		Keepalive: keepalive(d.cfg, d.own),

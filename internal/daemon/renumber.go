@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -30,18 +31,8 @@ func (d *daemon) situation(view gossip.View, now time.Time) mesh.Situation {
 
 // Renumber implements control.Daemon. The loop does it, between two turns.
 func (d *daemon) Renumber(ctx context.Context, force bool) (r control.Renumbered, err error) {
-	done := make(chan struct{})
-	ask := func() {
-		defer close(done)
-		r, err = d.renumber(force, time.Now())
-	}
-	select {
-	case d.asked <- ask:
-		<-done
-		return r, err
-	case <-ctx.Done():
-		return control.Renumbered{}, fmt.Errorf("wait for the loop: %w", ctx.Err())
-	}
+	wait := d.inLoop(ctx, func() { r, err = d.renumber(force, time.Now()) })
+	return r, errors.Join(wait, err)
 }
 
 // renumber gives up this node's claim for another one. The next turn publishes

@@ -99,6 +99,7 @@ func (d *daemon) status(t turn) control.Status {
 		Node:     d.nodeStatus(t),
 		Cluster:  clusterStatus(d.cluster()),
 		Peers:    d.peerStatus(t),
+		Clients:  clientStatus(t),
 		Problems: slices.Clone(t.problems),
 		Counters: t.view.Counters,
 	}

@@ -176,6 +176,17 @@ func Clients(in Input) []Client {
 // can be reached by strangers.
 func (m *member) isHome() bool { return m.isEnd() && len(m.Endpoints) > 0 && m.slot != None }
 
+// Homes returns the nodes to which clients have tunnels, sorted.
+func Homes(in Input) []ID {
+	var out []ID
+	for _, m := range newLayout(in).all {
+		if m.isHome() {
+			out = append(out, m.id)
+		}
+	}
+	return out
+}
+
 // home is the node through which clients reach a node, and it them. It is the node
 // itself, or the one that has the tunnels for it, or, if that one can't be
 // reached by strangers, another one that both reach; nil if there is none. Both

@@ -20,6 +20,7 @@ var (
 	descReady     = describe("meshd_node_ready", "Whether this node can carry pods.")
 	descRole      = describe("meshd_node_role", "1 for what this node is in its location, where there are gateways.", "role")
 	descPeers     = describe("meshd_peers", "Other nodes, by what gossip says of them.", "state")
+	descClients   = describe("meshd_clients", "Clients that were added and not removed.")
 	descProblems  = describe("meshd_problems", "What meshd status names as problems, by kind.", "kind")
 	descDropped   = describe("meshd_dropped_total", "Packets, streams and objects that were dropped, by reason.", "reason")
 	descWrites    = describe("meshd_host_writes_total", "Calls that changed something on the host.")
@@ -35,7 +36,7 @@ type statusCollector struct{ m *Metrics }
 // Describe implements prometheus.Collector.
 func (statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descReady, descRole, descPeers, descProblems, descDropped, descWrites,
+		descReady, descRole, descPeers, descClients, descProblems, descDropped, descWrites,
 		descHandshake, descReceived, descSent, descRTT,
 	} {
 		ch <- d
@@ -65,6 +66,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	for state, n := range states {
 		gauge(descPeers, float64(n), state)
 	}
+	gauge(descClients, float64(len(s.Clients)))
 	kinds := make(map[string]int)
 	for _, p := range s.Problems {
 		kinds[string(p.Kind)]++

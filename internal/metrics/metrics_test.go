@@ -65,6 +65,7 @@ func TestMetrics(t *testing.T) {
 			{ID: mesh.ID{2}, Name: "a", Path: direct},
 			{ID: mesh.ID{3}, Name: "c", Alive: true, Path: direct},
 		},
+		Clients:   []control.ClientStatus{{Name: "laptop"}},
 		Problems:  []mesh.Problem{{Kind: mesh.ProblemAddress}, {Kind: mesh.ProblemAddress}},
 		Reconcile: control.Reconcile{Writes: 7, Error: "no"},
 		Counters:  map[string]uint64{"replayed": 3},
@@ -76,6 +77,7 @@ func TestMetrics(t *testing.T) {
 	m.Turn(s, time.Second)
 	if diff := cmp.Diff([]string{
 		`meshd_build_info{version="1.0"} 1`,
+		`meshd_clients 1`,
 		`meshd_dropped_total{reason="replayed"} 3`,
 		`meshd_gossip_round_trip_seconds{peer="a"} 0.0015`,
 		`meshd_host_writes_total 7`,

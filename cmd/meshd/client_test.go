@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"image"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/control"
+)
+
+func TestWGQuick(t *testing.T) {
+	prefixes := func(list ...string) (out []netip.Prefix) {
+		for _, s := range list {
+			out = append(out, netip.MustParsePrefix(s))
+		}
+		return out
+	}
+	full := control.ClientConfig{
+		Cluster: "default", Name: "laptop", PresharedKey: true,
+		Overlay:  []netip.Addr{netip.MustParseAddr("10.4.128.1"), netip.MustParseAddr("fd04::8000:0:0:1")},
+		Resolver: "10.43.0.10", Search: []string{"default.svc.cluster.local", "svc.cluster.local", "cluster.local"},
+		MTU: 1420, Keepalive: 25,
+		Peers: []control.ClientPeer{
+			{Name: "aws-1", PublicKey: "kdIC9UK1+fCNYgyZJ4YzXCGBEH1FqX2lFr3/Q2NAoho=", Endpoint: "aws.example.com:51820", AllowedIPs: prefixes("10.4.0.1/32", "10.42.0.0/24", "10.43.0.0/16"), ServiceGateway: true},
+			{Name: "gcp-1", PublicKey: "1R1XnZkSqCmzKQv3gk3OCpKTR9zhqnFHMyDNPWDsdSE=", Endpoint: "[2001:db8::2]:51820", AllowedIPs: prefixes("10.4.0.2/32", "10.42.1.0/24", "fd04::2/128")},
+		},
+	}
+	restricted := full
+	restricted.PresharedKey, restricted.Resolver, restricted.Search = false, "", nil
+	for name, got := range map[string]string{
+		"full":        wgQuick(full, "gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", "FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE="),
+		"placeholder": wgQuick(full, "", ""),
+		"restricted":  wgQuick(restricted, "gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", ""),
+	} {
+		t.Run(name, func(t *testing.T) {
+			golden := filepath.Join("testdata", "client-"+name+".conf")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("configuration (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// The corners of a code are squares of 7 modules with a light ring inside.
+func TestPrintQR(t *testing.T) {
+	var b bytes.Buffer
+	if err := printQR(&b, "[Interface]\nPrivateKey = x\n"); err != nil {
+		t.Fatal(err)
+	}
+	var rows [][]rune
+	for line := range strings.Lines(b.String()) {
+		rows = append(rows, []rune(strings.TrimSuffix(line, "\n")))
+	}
+	dark := func(p image.Point) bool {
+		p = p.Add(image.Pt(quietZone, quietZone))
+		r := rows[p.Y/2][p.X]
+		return r == ' ' || p.Y%2 == 0 && r == '▄' || p.Y%2 == 1 && r == '▀'
+	}
+	size := len(rows[0]) - 2*quietZone
+	for _, corner := range []image.Point{{}, {X: size - 7}, {Y: size - 7}} {
+		for y := range 7 {
+			for x := range 7 {
+				ring := max(max(x, 6-x), max(y, 6-y)) - 3 // 0 in the middle, 3 at the edge
+				if want := ring != 2; dark(corner.Add(image.Pt(x, y))) != want {
+					t.Errorf("module %d, %d of the corner at %v: dark is %v\n%s", x, y, corner, !want, b.String())
+				}
+			}
+		}
+	}
+	if err := printQR(&b, strings.Repeat("x", 3000)); err == nil || !strings.Contains(err.Error(), "3000 bytes") {
+		t.Errorf("too long a text: got %v", err)
+	}
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// ClientRequest asks for a client. The private key stays with who asks.
+type ClientRequest struct {
+	Name           string   `json:"name"`
+	PublicKey      string   `json:"publicKey"`      // base64
+	PresharedKey   string   `json:"presharedKey"`   // base64; "" for none
+	Access         []string `json:"access"`         // as mesh.ParseAccess takes them; empty for the default
+	ServiceGateway string   `json:"serviceGateway"` // a node's name or fingerprint; "" for any
+}
+
+// ClientConfig is what a client needs to know, except for its secrets.
+type ClientConfig struct {
+	Cluster      string       `json:"cluster"`
+	ID           mesh.ID      `json:"id"`
+	Name         string       `json:"name"`
+	PublicKey    string       `json:"publicKey"`    // base64
+	PresharedKey bool         `json:"presharedKey"` // it has one
+	Overlay      []netip.Addr `json:"overlay"`
+	Access       []string     `json:"access"`
+	Resolver     string       `json:"resolver"` // address; "" if it may not ask the cluster's
+	Search       []string     `json:"search"`   // domains
+	MTU          int          `json:"mtu"`
+	Keepalive    int          `json:"keepalive"` // seconds
+	Peers        []ClientPeer `json:"peers"`     // by name
+}
+
+// ClientPeer is a node to which a client has a tunnel.
+type ClientPeer struct {
+	Name           string         `json:"name"`
+	PublicKey      string         `json:"publicKey"` // base64
+	Endpoint       string         `json:"endpoint"`  // host:port
+	AllowedIPs     []netip.Prefix `json:"allowedIPs"`
+	ServiceGateway bool           `json:"serviceGateway"` // Services go through it
+}
+
+// ClientStatus is a client as this node sees it.
+type ClientStatus struct {
+	ID             mesh.ID      `json:"id"`
+	Name           string       `json:"name"`
+	Overlay        []netip.Addr `json:"overlay"`
+	Access         []string     `json:"access"`
+	AddedBy        string       `json:"addedBy"`        // a node's name, or its fingerprint if it is gone
+	Added          string       `json:"added"`          // RFC 3339
+	ServiceGateway string       `json:"serviceGateway"` // a node's name; "" for any
+	PresharedKey   bool         `json:"presharedKey"`   // it has one
+	// What follows is of its tunnel to this node; "" and 0 where it has none.
+	Endpoint      string `json:"endpoint"`      // where it was seen
+	LastHandshake string `json:"lastHandshake"` // RFC 3339; "" for never
+	Received      int64  `json:"received"`      // bytes
+	Sent          int64  `json:"sent"`          // bytes
+}
+
+// RemovedClient is a client that is no more.
+type RemovedClient struct {
+	ID   mesh.ID `json:"id"`
+	Name string  `json:"name"`
+}
+
+// AddClient asks the daemon to add a client, and returns what it is to be configured
+// with.
+func (c *Client) AddClient(ctx context.Context, r ClientRequest) (ClientConfig, error) {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return ClientConfig{}, fmt.Errorf("make request: %w", err)
+	}
+	var config ClientConfig
+	return config, c.send(ctx, http.MethodPost, "/v1/clients/add", body, &config)
+}
+
+// ClientConfig asks for the configuration of a client, as it would be now.
+func (c *Client) ClientConfig(ctx context.Context, client string) (ClientConfig, error) {
+	var config ClientConfig
+	return config, c.do(ctx, http.MethodGet, "/v1/clients?"+url.Values{"client": {client}}.Encode(), &config)
+}
+
+// RemoveClient asks the daemon to remove a client, named by its name or its ID.
+func (c *Client) RemoveClient(ctx context.Context, client string) (RemovedClient, error) {
+	var r RemovedClient
+	return r, c.do(ctx, http.MethodPost, "/v1/clients/remove?"+url.Values{"client": {client}}.Encode(), &r)
+}
+
+// maxRequest is far above what a request takes.
+const maxRequest = 64 << 10
+
+// handleClients maps the paths of what is about clients.
+func handleClients(mux *http.ServeMux, d Daemon) {
+	mux.HandleFunc("POST /v1/clients/add", func(w http.ResponseWriter, r *http.Request) {
+		var request ClientRequest
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(&request); err != nil {
+			reply(w, nil, fmt.Errorf("%w: the request can't be read: %w", ErrRefused, err))
+			return
+		}
+		config, err := d.AddClient(r.Context(), request)
+		reply(w, config, err)
+	})
+	mux.HandleFunc("GET /v1/clients", func(w http.ResponseWriter, r *http.Request) {
+		config, err := d.ClientConfig(r.URL.Query().Get("client"))
+		reply(w, config, err)
+	})
+	mux.HandleFunc("POST /v1/clients/remove", func(w http.ResponseWriter, r *http.Request) {
+		removed, err := d.RemoveClient(r.Context(), r.URL.Query().Get("client"))
+		reply(w, removed, err)
+	})
+}

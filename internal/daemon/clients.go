@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// inLoop runs f between two turns of the loop, and waits for it.
+func (d *daemon) inLoop(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case d.asked <- func() { defer close(done); f() }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the loop: %w", ctx.Err())
+	}
+}
+
+// AddClient implements control.Daemon. The loop does it, so that of two at once the
+// second sees the first.
+func (d *daemon) AddClient(ctx context.Context, r control.ClientRequest) (config control.ClientConfig, err error) {
+	wait := d.inLoop(ctx, func() { config, err = d.addClient(r, time.Now()) })
+	return config, errors.Join(wait, err)
+}
+
+func (d *daemon) addClient(r control.ClientRequest, now time.Time) (control.ClientConfig, error) {
+	in, alive, err := d.clientInput()
+	if err != nil {
+		return control.ClientConfig{}, err
+	}
+	c, err := newClient(in, r, now)
+	if err != nil {
+		return control.ClientConfig{}, fmt.Errorf("%w: %w", control.ErrRefused, err)
+	}
+	if c, err = d.gossip.AddClient(c); err != nil {
+		return control.ClientConfig{}, fmt.Errorf("%w: %w", control.ErrRefused, err)
+	}
+	d.log.Info("client added", "client", c.Name, "id", c.ID, "overlay", in.Cluster.ClientAddresses(c.Index))
+	in.Clients = append(in.Clients, c)
+	d.keepClients(now)
+	return clientConfig(in, c, alive), nil
+}
+
+// keepClients writes what is known to disk at once: a client whose configuration is
+// out, or that was removed, is to be so after this daemon's end, too. The loop tries
+// again, and complains, if that fails.
+func (d *daemon) keepClients(now time.Time) {
+	if err := d.remember(now, true); err != nil {
+		d.log.Warn("clients are not on disk yet", "err", err)
+	}
+}
+
+// clientInput is what the last turn knew, with the clients that are known now, and
+// who is alive.
+func (d *daemon) clientInput() (mesh.Input, map[mesh.ID]bool, error) {
+	_, t := d.published.get()
+	if len(t.topology.Addresses) == 0 {
+		return mesh.Input{}, nil, fmt.Errorf("%w: this node has no place in the mesh yet; see meshd status", control.ErrRefused)
+	}
+	view := d.gossip.View()
+	t.input.Clients = view.Clients
+	return t.input, view.Alive, nil
+}
+
+// newClient makes the client that is asked for, without author and ID.
+func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Client, error) {
+	c := mesh.Client{Name: r.Name, Added: now.UnixMilli(), Access: mesh.DefaultAccess()}
+	var err error
+	if c.Key, err = wgtypes.ParseKey(r.PublicKey); err != nil || c.Key == (wgtypes.Key{}) {
+		return c, fmt.Errorf("%q is no WireGuard public key", r.PublicKey)
+	}
+	if r.PresharedKey != "" {
+		key, err := wgtypes.ParseKey(r.PresharedKey)
+		if err != nil {
+			return c, errors.New("the preshared key is no WireGuard key")
+		}
+		c.PresharedKey = mesh.PresharedKey(key)
+	}
+	if len(r.Access) > 0 {
+		c.Access = nil
+	}
+	for _, s := range r.Access {
+		a, err := mesh.ParseAccess(s)
+		if err != nil {
+			return c, err
+		}
+		c.Access = append(c.Access, a)
+	}
+	for _, o := range in.Clients {
+		switch {
+		case o.Name == c.Name:
+			return c, fmt.Errorf("there is a client %s; choose another name, or run: meshd client remove %s", o.Name, o.Name)
+		case o.Key == c.Key:
+			return c, fmt.Errorf("client %s has this public key; run: meshd client remove %s", o.Name, o.Name)
+		}
+	}
+	for _, n := range in.Records {
+		if n.Key == c.Key {
+			return c, fmt.Errorf("node %s has this public key", n.Name)
+		}
+	}
+	return c, place(in, &c, r.ServiceGateway)
+}
+
+// place gives a client an address, and the service gateway that it asks for.
+func place(in mesh.Input, c *mesh.Client, gateway string) error {
+	var ok bool
+	if c.Index, ok = mesh.FreeClientIndex(in.Cluster, in.Clients, c.Key); !ok {
+		return fmt.Errorf("all %d addresses for clients are taken: run meshd client remove for those that are not needed; for more, cluster.overlay must be wider", in.Cluster.ClientSlots())
+	}
+	for _, n := range in.Records {
+		if gateway != "" && (n.Name == gateway || n.ID().String() == gateway) {
+			c.ServiceGateway = n.ID()
+		}
+	}
+	homes := mesh.Homes(in)
+	switch {
+	case len(homes) == 0:
+		return errors.New("no node has an endpoint, so no client could reach one; set node.endpoint on a node, and forward that port to it")
+	case gateway != "" && c.ServiceGateway == mesh.ID{}:
+		return fmt.Errorf("no node is named %s; meshd status lists them", gateway)
+	case gateway != "" && !slices.Contains(homes, c.ServiceGateway):
+		return fmt.Errorf("clients have no tunnels to node %s: it has no endpoint, or is no gateway of its location", gateway)
+	}
+	return nil
+}
+
+// ClientConfig implements control.Daemon.
+func (d *daemon) ClientConfig(client string) (control.ClientConfig, error) {
+	in, alive, err := d.clientInput()
+	if err != nil {
+		return control.ClientConfig{}, err
+	}
+	c, err := namedClient(in.Clients, client)
+	if err != nil {
+		return control.ClientConfig{}, err
+	}
+	return clientConfig(in, c, alive), nil
+}
+
+// RemoveClient implements control.Daemon.
+func (d *daemon) RemoveClient(ctx context.Context, client string) (removed control.RemovedClient, err error) {
+	wait := d.inLoop(ctx, func() {
+		var c mesh.Client
+		if c, err = namedClient(d.gossip.View().Clients, client); err != nil {
+			return
+		}
+		if err = d.gossip.RemoveClient(c.ID); err != nil {
+			return
+		}
+		d.log.Info("client removed", "client", c.Name, "id", c.ID)
+		removed = control.RemovedClient{ID: c.ID, Name: c.Name}
+		d.keepClients(time.Now())
+	})
+	return removed, errors.Join(wait, err)
+}
+
+// namedClient finds the one client of a name or an ID. Errors wrap
+// control.ErrRefused.
+func namedClient(clients []mesh.Client, name string) (mesh.Client, error) {
+	var found []mesh.Client
+	for _, c := range clients {
+		if c.Name == name || c.ID.String() == name {
+			found = append(found, c)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return mesh.Client{}, fmt.Errorf("%w: no client is named %s; meshd client list shows them", control.ErrRefused, name)
+	case len(found) > 1:
+		return mesh.Client{}, fmt.Errorf("%w: %d clients are named %s; give the ID of one, from meshd status", control.ErrRefused, len(found), name)
+	}
+	return found[0], nil
+}
+
+// clientConfig works out what a client is to be configured with.
+func clientConfig(in mesh.Input, c mesh.Client, alive map[mesh.ID]bool) control.ClientConfig {
+	m := mesh.ConfigOf(in, c, alive)
+	out := control.ClientConfig{
+		Cluster: in.Cluster.Name, ID: c.ID, Name: c.Name, PublicKey: c.Key.String(), PresharedKey: c.PresharedKey != mesh.PresharedKey{},
+		Overlay: m.Addresses, Access: wordAccess(c.Access), Search: append([]string{}, m.Search...),
+		MTU: m.MTU, Keepalive: int(m.Keepalive.Seconds()), Peers: []control.ClientPeer{},
+	}
+	if m.Resolver.IsValid() {
+		out.Resolver = m.Resolver.String()
+	}
+	for _, p := range m.Peers {
+		out.Peers = append(out.Peers, control.ClientPeer{
+			Name: p.Name, PublicKey: p.Key.String(), Endpoint: clientEndpoint(p.Endpoints),
+			AllowedIPs: p.AllowedIPs, ServiceGateway: p.ServiceGateway,
+		})
+	}
+	return out
+}
+
+// clientEndpoint chooses the one endpoint that a client's configuration has room
+// for: what a person has configured, else IPv4, which most networks have.
+func clientEndpoint(endpoints []mesh.Endpoint) string {
+	best := slices.MinFunc(endpoints, func(a, b mesh.Endpoint) int { return cmp.Compare(rankEndpoint(a), rankEndpoint(b)) })
+	return net.JoinHostPort(best.Host, strconv.Itoa(int(best.Port)))
+}
+
+func rankEndpoint(e mesh.Endpoint) int {
+	a, err := netip.ParseAddr(e.Host)
+	switch {
+	case e.Source == mesh.EndpointConfigured:
+		return 0
+	case err == nil && a.Is4():
+		return 1
+	}
+	return 2
+}
+
+func wordAccess(list []mesh.Access) []string {
+	out := []string{}
+	for _, a := range list {
+		out = append(out, a.String())
+	}
+	return out
+}
+
+// clientStatus joins what is known of the clients that count with what WireGuard
+// knows of their tunnels to this node.
+func clientStatus(t turn) []control.ClientStatus {
+	out := []control.ClientStatus{}
+	if len(t.view.Clients) == 0 {
+		return out
+	}
+	onDevice := make(map[wgtypes.Key]netcfg.Peer, len(t.observed.Peers))
+	for _, p := range t.observed.Peers {
+		onDevice[p.Key] = p
+	}
+	for _, c := range mesh.Clients(t.input) {
+		s := control.ClientStatus{
+			ID: c.ID, Name: c.Name, Overlay: t.input.Cluster.ClientAddresses(c.Index), Access: wordAccess(c.Access),
+			AddedBy: nameOf(t.input.Records, mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC().Format(time.RFC3339),
+			PresharedKey: c.PresharedKey != mesh.PresharedKey{},
+		}
+		if c.ServiceGateway != (mesh.ID{}) {
+			s.ServiceGateway = nameOf(t.input.Records, c.ServiceGateway)
+		}
+		if w, ok := onDevice[c.Key]; ok {
+			s.Received, s.Sent = w.Received, w.Sent
+			if w.Endpoint.IsValid() {
+				s.Endpoint = w.Endpoint.String()
+			}
+			if !w.LastHandshake.IsZero() {
+				s.LastHandshake = w.LastHandshake.UTC().Format(time.RFC3339)
+			}
+		}
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b control.ClientStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}

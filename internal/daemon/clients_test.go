@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// clientMesh has a node that strangers reach, one that they don't, and room for two
+// clients.
+func clientMesh() mesh.Input {
+	return mesh.Input{
+		Cluster: mesh.Cluster{
+			Name: "default", Mode: mesh.ModeFull, Overlay: []netip.Prefix{netip.MustParsePrefix("10.4.0.0/29")},
+			Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, PodPrefix: []int{24},
+		},
+		Records: []mesh.Record{
+			{Identity: make([]byte, 32), Name: "open", Key: wgtypes.Key{1}, Endpoints: []mesh.Endpoint{{Host: "192.0.2.1", Port: 1}}},
+			{Identity: []byte("hidden"), Name: "hidden", Key: wgtypes.Key{2}, Claim: mesh.Claim{Slot: 1}, NAT: true},
+		},
+	}
+}
+
+func TestNewClient(t *testing.T) {
+	key := func(n byte) string { return wgtypes.Key{n}.String() }
+	taken := mesh.Client{Name: "taken", Key: wgtypes.Key{3}, Index: 1}
+	for _, tt := range []struct {
+		name    string
+		change  func(in *mesh.Input, r *control.ClientRequest)
+		refusal string // "" for none
+	}{
+		{"usual", func(*mesh.Input, *control.ClientRequest) {}, ""},
+		{"all that can be asked for", func(_ *mesh.Input, r *control.ClientRequest) {
+			r.PresharedKey, r.Access, r.ServiceGateway = key(9), []string{"tcp/443@services", "10.0.0.0/8"}, "open"
+		}, ""},
+		{"no key", func(_ *mesh.Input, r *control.ClientRequest) { r.PublicKey = "x" }, "no WireGuard public key"},
+		{"preshared key", func(_ *mesh.Input, r *control.ClientRequest) { r.PresharedKey = "secret" }, "the preshared key is no WireGuard key"},
+		{"access", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{"all"} }, "want pods, services, nodes"},
+		{"name", func(_ *mesh.Input, r *control.ClientRequest) { r.Name = "taken" }, "meshd client remove taken"},
+		{"key of a client", func(_ *mesh.Input, r *control.ClientRequest) { r.PublicKey = key(3) }, "client taken has this public key"},
+		{"key of a node", func(_ *mesh.Input, r *control.ClientRequest) { r.PublicKey = key(2) }, "node hidden has this public key"},
+		{"exhausted", func(in *mesh.Input, _ *control.ClientRequest) {
+			in.Clients = append(in.Clients, mesh.Client{Name: "b", Index: 0})
+		}, "all 2 addresses for clients are taken"},
+		{"gateway that is none", func(_ *mesh.Input, r *control.ClientRequest) { r.ServiceGateway = "hidden" }, "no tunnels to node hidden"},
+		{"gateway that nobody knows", func(_ *mesh.Input, r *control.ClientRequest) { r.ServiceGateway = "x" }, "no node is named x"},
+		{"no endpoint anywhere", func(in *mesh.Input, _ *control.ClientRequest) { in.Records = in.Records[1:] }, "no node has an endpoint"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			in, r := clientMesh(), control.ClientRequest{Name: "laptop", PublicKey: key(7)}
+			in.Clients = []mesh.Client{taken}
+			tt.change(&in, &r)
+			c, err := newClient(in, r, time.UnixMilli(5))
+			switch {
+			case tt.refusal == "" && (err != nil || c.Index != 0 || c.Added != 5 || len(c.Access) == 0):
+				t.Errorf("got %+v, %v", c, err)
+			case tt.refusal != "" && (err == nil || !strings.Contains(err.Error(), tt.refusal)):
+				t.Errorf("got %v, want %q", err, tt.refusal)
+			case err != nil && r.PresharedKey != "" && strings.Contains(err.Error(), r.PresharedKey):
+				t.Errorf("the error shows a secret: %v", err)
+			}
+		})
+	}
+}
+
+func TestClientEndpoint(t *testing.T) {
+	for want, list := range map[string][]mesh.Endpoint{
+		"192.0.2.1:1":     {{Host: "2001:db8::1", Port: 1}, {Host: "192.0.2.1", Port: 1}},
+		"[2001:db8::1]:1": {{Host: "2001:db8::1", Port: 1}},
+		"a.example.com:2": {{Host: "192.0.2.1", Port: 1}, {Host: "a.example.com", Port: 2, Source: mesh.EndpointConfigured}},
+	} {
+		if got := clientEndpoint(list); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
+func TestNamedClient(t *testing.T) {
+	clients := []mesh.Client{{ID: mesh.ID{1}, Name: "a"}, {ID: mesh.ID{2}, Name: "b"}, {ID: mesh.ID{3}, Name: "b"}}
+	if c, err := namedClient(clients, "a"); err != nil || c.ID != clients[0].ID {
+		t.Errorf("a: got %v, %v", c.ID, err)
+	}
+	if c, err := namedClient(clients, clients[2].ID.String()); err != nil || c.ID != clients[2].ID {
+		t.Errorf("an ID: got %v, %v", c.ID, err)
+	}
+	for _, name := range []string{"b", "c"} {
+		if _, err := namedClient(clients, name); err == nil {
+			t.Errorf("%s: want a refusal", name)
+		}
+	}
+}
