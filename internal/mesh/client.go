@@ -263,6 +263,9 @@ func (d *deriver) sendClients(t *Topology) {
 	if hop == nil {
 		return
 	}
+	if d.self.isEnd() && d.tunnelled(d.self.group, hop.group) {
+		t.ClientHome = hop.id
+	}
 	for i := range t.Peers {
 		if p := &t.Peers[i]; p.ID == hop.id {
 			p.AllowedIPs = merge(p.AllowedIPs, d.clientPrefixes(family4|family6))

@@ -131,6 +131,9 @@ func TestDeriveClient(t *testing.T) {
 	if len(away.Clients) > 0 {
 		t.Errorf("clients of the node without endpoint: got %v, want none", away.Clients)
 	}
+	if away.ClientHome != in.Records[0].ID() || home.ClientHome != (mesh.ID{}) {
+		t.Errorf("homes of clients: got %v and %v", away.ClientHome, home.ClientHome)
+	}
 	if got, want := fmt.Sprint(away.Peers[0].AllowedIPs), "[10.4.0.1/32 10.4.128.1/32 10.42.0.0/24 172.16.0.5/32]"; got != want {
 		t.Errorf("allowed IPs of its only peer: got %s, want %s", got, want)
 	}

@@ -263,6 +263,8 @@ type Topology struct {
 	ClientRanges []netip.Prefix
 	Nodes        []netip.Prefix
 	GossipPorts  []uint16
+	// ClientHome is the peer through which clients reach this node, zero for none.
+	ClientHome ID
 
 	Problems []Problem // sorted
 }

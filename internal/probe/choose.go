@@ -40,7 +40,7 @@ type Watch struct {
 	Beside  []mesh.ID  // other nodes of the LAN
 	Beyond  []mesh.ID  // nodes whose tunnels end at the gateway
 	Outside []mesh.ID  // nodes that are not of this location, heard by gossip alone
-	Relays  []mesh.ID  // that this node talks through, or did
+	Relays  []mesh.ID  // that this node or its clients talk through, or did
 	Peers   []mesh.ID  // nodes at the end of own tunnels, to compare relays with
 	Plain   []Neighbor // nodes of the LAN that are reached without encapsulation
 
@@ -154,6 +154,9 @@ func (c chooser) relays(w *Watch) {
 		} else if c.isRelay(p) {
 			relays = append(relays, p.Hops[0])
 		}
+	}
+	if home := c.Topology.ClientHome; home != (mesh.ID{}) {
+		relays = append(relays, home)
 	}
 	slices.SortFunc(relays, mesh.ID.Compare)
 	relays = slices.Compact(relays)

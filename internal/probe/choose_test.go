@@ -171,3 +171,15 @@ func TestChooseBlamed(t *testing.T) {
 		t.Errorf("aims (-want +got):\n%s", diff)
 	}
 }
+
+// A node that strangers can't speak to watches the one through which its clients come.
+func TestChooseWatchesTheHomeOfClients(t *testing.T) {
+	a := around(mesh.ModeFull, mesh.EncapsulationAlways, "lone1", []place{{name: "lone1", hidden: true}, {name: "lone2"}, {name: "lone3"}})
+	if w := Choose(a); len(w.Relays) > 0 {
+		t.Errorf("without clients it watches %v", w.Relays)
+	}
+	a.Topology.ClientHome = a.Records[2].ID()
+	if w := Choose(a); !slices.Equal(w.Relays, []mesh.ID{a.Topology.ClientHome}) || len(w.Peers) != 1 {
+		t.Errorf("it watches %v and %v, want the home, and another peer to compare", w.Relays, w.Peers)
+	}
+}

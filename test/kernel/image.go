@@ -38,7 +38,7 @@ var userland = []string{
 	"bridge", "ip", "ss", "tc", "ping",
 	"nft", "iptables", "iptables-restore", "iptables-save", "ip6tables", "ip6tables-restore", "ip6tables-save",
 	"iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy",
-	"wg",
+	"wg", "wg-quick",
 	"/usr/lib/cni/bridge", "/usr/lib/cni/host-local", "/usr/lib/cni/loopback", "/usr/lib/cni/portmap",
 }
 

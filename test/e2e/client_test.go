@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// TestClient has a laptop behind NAT reach every node, pod and Service, in each mode,
+// with the configuration that meshd client add prints.
+func TestClient(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []mesh.Mode{mesh.ModeFull, mesh.ModeLocation, mesh.ModeCross} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			v, host := newClientVillage(t, cluster(1, mode)...)
+			v.full(v.nodes...)
+			c := v.laptop(v.node("aws-2"), host, "laptop", "--psk")
+			v.knows(1, v.nodes...)
+			c.reaches(v.nodes...)
+			for _, n := range v.nodes {
+				c.sees(v.pods[n].Do, netip.AddrPortFrom(v.pods[n].Addresses[0], port), c.overlay[0])
+				c.sees(n.Do, netip.AddrPortFrom(v.overlay[n][0], port), c.overlay[0])
+			}
+			c.services()
+			for _, n := range v.nodes {
+				for _, a := range v.overlay[n] {
+					c.refused(netip.AddrPortFrom(a, 7946)) // gossip's
+				}
+			}
+			if resolver, err := c.Resolver(); err != nil || !strings.Contains(resolver, "nameserver 10.43.0.10") || !strings.Contains(resolver, "default.svc.cluster.local") {
+				t.Errorf("resolver of the client: got %q, %v", resolver, err)
+			}
+			v.hidden()
+
+			t.Run("restart of all daemons", func(t *testing.T) {
+				for _, n := range v.nodes {
+					v.must(n.Stop())
+				}
+				v.start(v.nodes...)
+				v.settle(settleLimit, v.nodes...)
+				c.reaches(v.nodes...)
+			})
+			t.Run("removed", func(t *testing.T) {
+				v := v.in(t)
+				gone := control.ClientConfig{Overlay: c.overlay, PublicKey: publicKey(c.config, v)}
+				v.run(v.node("aws-3"), binary, "client", "remove", "laptop")
+				v.knows(0, v.nodes...)
+				v.unknown(gone, v.nodes...)
+				c.silent(v.pods[v.nodes[0]].Addresses[0])
+			})
+		})
+	}
+}
+
+// publicKey is the one that belongs to the private key of a configuration.
+func publicKey(config string, v *village) string {
+	v.t.Helper()
+	for line := range strings.Lines(config) {
+		if key, ok := strings.CutPrefix(line, "PrivateKey = "); ok {
+			return strings.TrimSpace(v.run(v.nodes[0], "sh", "-c", "echo "+strings.TrimSpace(key)+" | wg pubkey"))
+		}
+	}
+	v.t.Fatal("no private key in the configuration")
+	return ""
+}
+
+// TestClientMoves has a laptop go from one place to another, and its configuration be
+// used in two places at once: the one that spoke last has the answers.
+func TestClientMoves(t *testing.T) {
+	t.Parallel()
+	v, host := newClientVillage(t, cluster(1, mesh.ModeFull)...)
+	other := v.site("hotel", lab.SiteOptions{Underlay: lab.Home}, "other")[0]
+	c := v.laptop(v.nodes[0], host, "laptop")
+	c.reaches(v.nodes...)
+	train, err := v.lab.Site(v.ctx, "train", lab.SiteOptions{Underlay: lab.Home})
+	v.must(err)
+	v.must(host.Move(v.ctx, train, func() error { return nil }))
+	c.reaches(v.nodes...)
+	first := *c
+	for range 2 {
+		c.install(other)
+		c.reaches(v.nodes...)
+		v.must(c.Down(v.ctx))
+		first.reaches(v.nodes...)
+	}
+	v.settle(settleLimit, v.nodes...)
+}
+
+// TestClientAccess has clients that may reach little.
+func TestClientAccess(t *testing.T) {
+	t.Parallel()
+	v, host := newClientVillage(t, cluster(1, mesh.ModeLocation)...)
+	pod := func(n *lab.Node) netip.AddrPort { return netip.AddrPortFrom(v.pods[n].Addresses[0], port) }
+	gateway := v.gateway(v.node("attic-1"), "aws")
+	kiosk := v.laptop(v.nodes[0], host, "kiosk", "--access", fmt.Sprintf("tcp/80@%s/32", serviceAddr), "--service-gateway", gateway.Name)
+	if strings.Contains(kiosk.config, "DNS") {
+		t.Errorf("a client that may not ask the resolver is told of it: %s", kiosk.config)
+	}
+	if got := kiosk.servesThrough(); got != gateway {
+		t.Errorf("service gateway: got %s, want %s", got.Name, gateway.Name)
+	}
+	v.knows(1, v.nodes...)
+	kiosk.services()
+	// A client can send what it likes: it is the node that refuses it.
+	v.must(kiosk.Down(v.ctx))
+	kiosk.config = strings.Replace(kiosk.config, "AllowedIPs = ", "AllowedIPs = 10.42.0.0/16, 10.4.0.0/16, ", 1)
+	kiosk.install(host)
+	kiosk.services()
+	for _, n := range v.nodes {
+		echo, err := lab.ListenEcho(v.pods[n].Do, port)
+		v.must(err)
+		kiosk.refused(pod(n))
+		v.must(echo.Close())
+		kiosk.silent(v.overlay[n][0])
+	}
+	v.run(v.nodes[0], binary, "client", "remove", "kiosk")
+	v.must(kiosk.Down(v.ctx))
+	admin := v.laptop(v.nodes[0], host, "admin", "--access", "nodes")
+	v.knows(1, v.nodes...)
+	for _, n := range v.nodes {
+		admin.sees(n.Do, netip.AddrPortFrom(v.overlay[n][0], port), admin.overlay[0])
+	}
+}
+
+// TestClientWhileNodeIsDown adds and removes clients while a node is down.
+func TestClientWhileNodeIsDown(t *testing.T) {
+	t.Parallel()
+	v, host := newClientVillage(t, cluster(1, mesh.ModeFull)...)
+	old := v.addClient(v.nodes[0], "old")
+	v.knows(1, v.nodes...)
+	away := v.node("aws-3")
+	if away == v.home(old, v.node("attic-1")) {
+		away = v.node("aws-2")
+	}
+	v.must(away.Kill())
+	v.run(v.nodes[1], binary, "client", "remove", "old")
+	c := v.laptop(v.nodes[0], host, "laptop")
+	v.knows(1, v.without(away)...)
+	c.reaches(v.without(away)...)
+	v.start(away)
+	v.settle(settleLimit, v.nodes...)
+	c.reaches(away)
+	v.unknown(old, v.nodes...)
+}
+
+// TestClientHomeDies kills the node through which clients reach another one, which no
+// stranger can speak to. Another node takes its place, as a new configuration says.
+func TestClientHomeDies(t *testing.T) {
+	t.Parallel()
+	v, host := newClientVillage(t, cluster(1, mesh.ModeFull)...)
+	attic := v.node("attic-1")
+	c := v.laptop(attic, host, "laptop")
+	c.reaches(v.nodes...)
+	home := v.home(c.shown(attic), attic)
+	v.must(home.Kill())
+	v.must(home.Cut(v.ctx)) // the device goes on without the daemon
+	v.eventually(settleLimit, func() error {
+		if v.home(c.shown(attic), attic) == home {
+			return fmt.Errorf("clients reach %s through %s still", attic.Name, home.Name)
+		}
+		return nil
+	})
+	v.must(c.Down(v.ctx))
+	key := regexp.MustCompile(`PrivateKey = .*`)
+	c.config = key.ReplaceAllLiteralString(v.run(attic, binary, "client", "show", "laptop"), key.FindString(c.config))
+	c.install(host)
+	c.reaches(v.without(home)...)
+}
+
+// TestClientsOfASplit has both halves of a split add a client of one name. The older
+// one stays; the other half is told, and what to do.
+func TestClientsOfASplit(t *testing.T) {
+	t.Parallel()
+	v, _ := newClientVillage(t, cluster(1, mesh.ModeFull)...)
+	near, far := v.nodes[:3], v.nodes[3:] // a site has one link
+	v.must(v.lab.Partition(v.ctx, hosts(near), hosts(far)))
+	v.await(settleLimit, "alone", lab.Sees(0), far...)
+	older := v.addClient(near[0], "laptop")
+	time.Sleep(10 * time.Millisecond) // the clocks are one
+	younger := v.addClient(far[0], "laptop")
+	v.must(v.lab.Heal(v.ctx))
+	v.settle(settleLimit, v.nodes...)
+	v.await(settleLimit, "told of the conflict", has(mesh.ProblemClient, far[0].Name, "meshd client remove "+younger.ID.String()), v.nodes...)
+	for _, s := range v.await(settleLimit, "agreed", func(s control.Status) bool { return len(s.Clients) == 1 }, v.nodes...) {
+		if s.Clients[0].ID != older.ID {
+			t.Errorf("%s has the client %v, want the older one, %v", s.Node.Name, s.Clients[0].ID, older.ID)
+		}
+	}
+	v.unknown(younger, v.nodes...)
+	v.run(near[1], binary, "client", "remove", younger.ID.String())
+	v.await(settleLimit, "rid of the conflict", fine(mesh.ProblemClient), v.nodes...)
+	v.knows(1, v.nodes...)
+}
+
+// TestClientsExhausted has room for two clients.
+func TestClientsExhausted(t *testing.T) {
+	t.Parallel()
+	v := newVillage(t, func(m *testbed) []*lab.Host {
+		h, err := m.lab.Host(m.ctx, "only", lab.NAT)
+		m.must(err)
+		return []*lab.Host{h}
+	})
+	n := v.nodes[0]
+	v.configure(n, "  endpoint: "+n.Public().String()+":51820", "cluster: {overlay: [10.4.0.0/29]}")
+	v.live()
+	for _, name := range []string{"one", "two"} {
+		v.addClient(n, name)
+	}
+	v.knows(2, n)
+	out, err := n.Meshd(v.ctx, "client", "add", "three")
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 4 || !strings.Contains(err.Error(), "all 2 addresses for clients are taken") || out != "" {
+		t.Errorf("a third client: got %q, %v, want a refusal", out, err)
+	}
+	v.run(n, binary, "client", "remove", "one")
+	v.addClient(n, "three")
+	v.must(n.Kill()) // what was printed must not be forgotten
+	v.start(n)
+	v.knows(2, n)
+	if list := v.run(n, binary, "client", "list"); strings.Contains(list, "one") || !strings.Contains(list, "three") {
+		t.Errorf("clients after a restart: got %s", list)
+	}
+}

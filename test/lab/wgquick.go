@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// WGQuick is a WireGuard interface that wg-quick(8) sets up on a host without meshd.
+type WGQuick struct {
+	host      *Host
+	name      string
+	userspace string
+}
+
+// quickDir has what wg-quick calls on a host, and what that leaves behind.
+const quickDir = "/opt/wg-quick"
+
+// resolvconf stands for the program that most systems have: the nameservers and
+// search domains that it is told are what the host uses.
+const resolvconf = `#!/bin/sh
+case "$1" in
+-a) cat >` + quickDir + `/resolv.conf ;;
+-d) : >` + quickDir + `/resolv.conf ;;
+esac
+`
+
+// WGQuick writes a configuration, by which wg-quick is to set up an interface of the
+// given name. Where the kernel has no WireGuard, wg-quick starts userspace, the path
+// of wireguard-go.
+func (h *Host) WGQuick(name, config, userspace string) (*WGQuick, error) {
+	if err := h.WriteFile(filepath.Join(quickDir, "resolvconf"), resolvconf, 0o755); err != nil {
+		return nil, err
+	}
+	if err := h.WriteFile(filepath.Join("/etc/wireguard", name+".conf"), config, 0o600); err != nil {
+		return nil, err
+	}
+	return &WGQuick{host: h, name: name, userspace: userspace}, nil
+}
+
+// Up sets the interface up.
+func (q *WGQuick) Up(ctx context.Context) error { return q.run(ctx, "up") }
+
+// Down takes it down.
+func (q *WGQuick) Down(ctx context.Context) error { return q.run(ctx, "down") }
+
+func (q *WGQuick) run(ctx context.Context, verb string) error {
+	c := q.host.Command(ctx, "wg-quick", verb, q.name)
+	c.Env("PATH="+quickDir+":"+os.Getenv("PATH"), "WG_QUICK_USERSPACE_IMPLEMENTATION="+q.userspace)
+	_, err := c.Output()
+	return err
+}
+
+// Resolver is what the host would ask for names: the lines of resolv.conf(5) that the
+// interface brought.
+func (q *WGQuick) Resolver() (string, error) {
+	b, err := os.ReadFile(q.host.Path(filepath.Join(quickDir, "resolv.conf")))
+	if err != nil {
+		return "", fmt.Errorf("read what resolvconf was told: %w", err)
+	}
+	return string(b), nil
+}
