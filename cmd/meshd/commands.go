@@ -57,7 +57,7 @@ elsewhere.`,
 	flags.StringVar(&p.config, "config", "/etc/meshd.yaml", "configuration `file`")
 	flags.StringVar(&p.stateDir, "state-dir", "/var/lib/meshd", "`directory` of what the node must not forget")
 	flags.StringVar(&p.runDir, "run-dir", "/run/meshd", "`directory` of the control socket")
-	root.AddCommand(newRun(&p), newStatus(&p), newGraph(&p), newPlan(&p), newCheck(&p), newClient(&p), newDrain(&p), newForget(&p), newRevoke(&p), newRenumber(&p), newDown(&p), newSecret(), newMan(), newVersion())
+	root.AddCommand(newRun(&p), newStatus(&p), newGraph(&p), newPlan(&p), newCheck(&p), newClient(&p), newConnect(&p), newDrain(&p), newForget(&p), newRevoke(&p), newRenumber(&p), newDown(&p), newSecret(), newMan(), newVersion())
 	checkArgs(root)
 	return root
 }

@@ -28,14 +28,15 @@ const module = "github.com/meshd/meshd"
 // mayImport has a row for each room of the house: the packages in a directory
 // of internal or cmd, and which other rooms they may import.
 var mayImport = map[string][]string{
-	"cmd/meshd":           {"internal/check", "internal/config", "internal/control", "internal/daemon"},
+	"cmd/meshd":           {"internal/check", "internal/config", "internal/connect", "internal/control", "internal/daemon"},
 	"internal/atomicfile": {},
 	"internal/check":      {"internal/cni", "internal/config", "internal/k3s", "internal/mesh", "internal/netcfg", "internal/state"},
 	"internal/cni":        {"internal/atomicfile", "internal/mesh"},
 	"internal/config":     {"internal/mesh"},
+	"internal/connect":    {"internal/control", "internal/mesh", "internal/netcfg"},
 	"internal/control":    {"internal/mesh", "internal/netcfg"},
 	"internal/daemon": {
-		"internal/atomicfile", "internal/cni", "internal/config", "internal/control",
+		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",
 		"internal/gossip", "internal/k3s", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/probe", "internal/state",
 	},
 	"internal/gossip":  {"internal/mesh"},

@@ -42,6 +42,7 @@ type ClientConfig struct {
 type ClientPeer struct {
 	Name           string         `json:"name"`
 	PublicKey      string         `json:"publicKey"` // base64
+	Overlay        netip.Addr     `json:"overlay"`   // its own address, the first one
 	Endpoint       string         `json:"endpoint"`  // host:port
 	AllowedIPs     []netip.Prefix `json:"allowedIPs"`
 	ServiceGateway bool           `json:"serviceGateway"` // Services go through it

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -54,7 +55,7 @@ func (d *daemon) addClient(r control.ClientRequest, now time.Time) (control.Clie
 	d.log.Info("client added", "client", c.Name, "id", c.ID, "overlay", in.Cluster.ClientAddresses(c.Index))
 	in.Clients = append(in.Clients, c)
 	d.keepClients(now)
-	return clientConfig(in, c, alive), nil
+	return clientConfig(in, c, withWish(alive, c)), nil
 }
 
 // keepClients writes what is known to disk at once: a client whose configuration is
@@ -151,7 +152,7 @@ func (d *daemon) ClientConfig(client string) (control.ClientConfig, error) {
 	if err != nil {
 		return control.ClientConfig{}, err
 	}
-	return clientConfig(in, c, alive), nil
+	return clientConfig(in, c, withWish(alive, c)), nil
 }
 
 // RemoveClient implements control.Daemon.
@@ -169,6 +170,51 @@ func (d *daemon) RemoveClient(ctx context.Context, client string) (removed contr
 		d.keepClients(time.Now())
 	})
 	return removed, errors.Join(wait, err)
+}
+
+// withWish takes the service gateway that a client names for alive: what is printed
+// is not for this moment alone.
+func withWish(alive map[mesh.ID]bool, c mesh.Client) map[mesh.ID]bool {
+	alive = maps.Clone(alive)
+	alive[c.ServiceGateway] = true
+	return alive
+}
+
+// ProblemAnswer says that clients can't ask this node.
+const ProblemAnswer mesh.ProblemKind = "no-answer"
+
+// answerClients sees that clients get answers under this node's addresses, once there
+// are clients.
+func (d *daemon) answerClients(t *turn) {
+	var addrs []netip.Addr
+	if len(t.view.Clients) > 0 {
+		addrs = t.topology.Addresses
+	}
+	if err := d.answers.Keep(addrs); err != nil {
+		t.problems = append(t.problems, mesh.Problem{
+			Kind: ProblemAnswer, Node: t.cfg.Node.Name, Text: err.Error(),
+			Advice: fmt.Sprintf("see who uses the port: ss -ltnp sport = %d; until then meshd connect asks other nodes", mesh.ClientPort),
+		})
+	}
+}
+
+// tellClient is the source of what clients are told that ask. It goes by the last turn,
+// and is for other goroutines.
+func (d *daemon) tellClient(addr netip.Addr, silent []string) (control.ClientConfig, bool) {
+	_, t := d.published.get()
+	for _, c := range mesh.Clients(t.input) {
+		if !slices.Contains(t.input.Cluster.ClientAddresses(c.Index), addr) {
+			continue
+		}
+		alive := maps.Clone(t.view.Alive)
+		for _, r := range t.input.Records {
+			if slices.Contains(silent, r.Key.String()) {
+				delete(alive, r.ID())
+			}
+		}
+		return clientConfig(t.input, c, alive), true
+	}
+	return control.ClientConfig{}, false
 }
 
 // namedClient finds the one client of a name or an ID. Errors wrap
@@ -202,7 +248,7 @@ func clientConfig(in mesh.Input, c mesh.Client, alive map[mesh.ID]bool) control.
 	}
 	for _, p := range m.Peers {
 		out.Peers = append(out.Peers, control.ClientPeer{
-			Name: p.Name, PublicKey: p.Key.String(), Endpoint: clientEndpoint(p.Endpoints),
+			Name: p.Name, PublicKey: p.Key.String(), Overlay: p.Overlay[0], Endpoint: clientEndpoint(p.Endpoints),
 			AllowedIPs: p.AllowedIPs, ServiceGateway: p.ServiceGateway,
 		})
 	}

@@ -38,6 +38,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
@@ -83,6 +84,7 @@ type daemon struct {
 
 	metrics *metrics.Metrics
 	monitor *metrics.Server
+	answers *connect.Server
 
 	storyLimit *rate.Limiter
 
@@ -155,6 +157,12 @@ func Run(ctx context.Context, opt Options) (err error) {
 		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 		defer cancel()
 		err = errors.Join(err, d.monitor.Close(ctx))
+	}()
+	d.answers = connect.NewServer(d.tellClient, d.log)
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+		defer cancel()
+		err = errors.Join(err, d.answers.Close(ctx))
 	}()
 	return d.loop(ctx)
 }

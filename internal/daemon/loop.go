@@ -157,6 +157,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	t.resolved = d.names.resolve(hostNames(t.view.Records), t.now)
 	d.derive(&t, facts)
 	t.err = errors.Join(t.err, d.applyHost(ctx, &t))
+	d.answerClients(&t)
 	// Only now: before the host has its routes, what goes to an address in the mesh
 	// would leave by the default route.
 	d.gossip.SetPaths(d.paths(t))

@@ -36,15 +36,17 @@ type ClientPeer struct {
 	ID             ID
 	Name           string
 	Key            wgtypes.Key
-	Endpoints      []Endpoint // best first, at least one
+	Overlay        []netip.Addr // its own, one a family; among AllowedIPs whatever the client may reach
+	Endpoints      []Endpoint   // best first, at least one
 	AllowedIPs     []netip.Prefix
 	ServiceGateway bool // Services go through it
 }
 
 // ConfigOf works out a client's configuration: one peer for each node to which
 // clients have tunnels, each with what is reached through it, as far as the
-// client may reach it. Services go through the node that the client names, else
-// through one of those that are alive; a nil map means all of them.
+// client may reach it, and the nodes' own addresses, where it may ask for this.
+// Services go through the node that the client names, if it is alive, else through
+// one of those that are; a nil map means all of them.
 func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 	l := newLayout(in)
 	l.nodes = l.nodePrefixes() // also of a client that does not count
@@ -58,15 +60,14 @@ func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 		if !h.isHome() {
 			continue
 		}
-		p := ClientPeer{ID: h.id, Name: h.Name, Key: h.Key, Endpoints: h.Endpoints, AllowedIPs: opened(l.through(h), allowed)}
-		if h == services {
-			p.ServiceGateway = true
-			p.AllowedIPs = MergePrefixes(append(p.AllowedIPs, opened(in.Cluster.Services, allowed)...))
+		p := ClientPeer{ID: h.id, Name: h.Name, Key: h.Key, Overlay: in.Cluster.Overlays(h.slot), Endpoints: h.Endpoints, ServiceGateway: h == services}
+		p.AllowedIPs = append(singles(p.Overlay), opened(l.through(h), allowed)...)
+		if p.ServiceGateway {
+			p.AllowedIPs = append(p.AllowedIPs, opened(in.Cluster.Services, allowed)...)
 		}
-		if len(p.AllowedIPs) > 0 {
-			out.Peers = append(out.Peers, p)
-			out.MTU = min(out.MTU, cmp.Or(h.MTU, clientMTU))
-		}
+		p.AllowedIPs = MergePrefixes(p.AllowedIPs)
+		out.Peers = append(out.Peers, p)
+		out.MTU = min(out.MTU, cmp.Or(h.MTU, clientMTU))
 	}
 	slices.SortFunc(out.Peers, func(a, b ClientPeer) int { return cmp.Or(strings.Compare(a.Name, b.Name), a.ID.Compare(b.ID)) })
 	if dns := in.Cluster.DNS; dns.Address.IsValid() && opens(allowed, "udp", 53, dns.Address) {
@@ -122,12 +123,12 @@ func (l *layout) serviceGateway(c Client, alive map[ID]bool) *member {
 		if !h.isHome() {
 			continue
 		}
-		if h.id == c.ServiceGateway {
-			return h
-		}
 		r := 0
 		if alive == nil || alive[h.id] {
 			r += 2
+		}
+		if h.id == c.ServiceGateway && r > 0 {
+			return h
 		}
 		if h.Gateway == GatewayPrefer {
 			r++

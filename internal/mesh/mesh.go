@@ -27,6 +27,11 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
+// ClientPort is where nodes answer clients, on their overlay addresses, over TCP. It
+// follows vxlan's, and lies below 32768, where Linux begins to take ports for
+// connections.
+const ClientPort = 7948
+
 // Limits of a record's lists. What exceeds them is a configuration error on
 // the node that writes the record, and a refused record everywhere else.
 const (

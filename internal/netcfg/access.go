@@ -30,6 +30,7 @@ func (s Settings) access(t mesh.Topology) (sets []Set, chain []Chain) {
 		rules = append(rules, rule("%sclients%s ct direction reply accept", from, f.suffix))
 		if nodes := f.merged(t.Nodes); len(nodes) > 0 && len(t.GossipPorts) > 0 {
 			sets = append(sets, f.set("nodes", nodes))
+			rules = append(rules, rule("%sclients%s %s daddr @nodes%s tcp dport %d accept", from, f.suffix, f.keyword, f.suffix, mesh.ClientPort))
 			rules = append(rules, rule("%sclients%s %s daddr @nodes%s meta l4proto { tcp, udp } th dport { %s } counter drop",
 				from, f.suffix, f.keyword, f.suffix, ports(t.GossipPorts)))
 		}

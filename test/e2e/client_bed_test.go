@@ -171,6 +171,12 @@ func (c *client) refused(at netip.AddrPort) {
 	}
 }
 
+// services is the name of the node that a configuration sends to Services.
+func services(c control.ClientConfig) string {
+	i := slices.IndexFunc(c.Peers, func(p control.ClientPeer) bool { return p.ServiceGateway })
+	return c.Peers[i].Name
+}
+
 // servesThrough is the node that the client's configuration sends to Services.
 func (c *client) servesThrough() *lab.Node {
 	c.v.t.Helper()

@@ -16,15 +16,15 @@ type WGQuick struct {
 	userspace string
 }
 
-// quickDir has what wg-quick calls on a host, and what that leaves behind.
-const quickDir = "/opt/wg-quick"
+// QuickDir has what wg-quick calls on a host, resolvconf, and what that leaves behind.
+const QuickDir = "/opt/wg-quick"
 
 // resolvconf stands for the program that most systems have: the nameservers and
 // search domains that it is told are what the host uses.
 const resolvconf = `#!/bin/sh
 case "$1" in
--a) cat >` + quickDir + `/resolv.conf ;;
--d) : >` + quickDir + `/resolv.conf ;;
+-a) cat >` + QuickDir + `/resolv.conf ;;
+-d) : >` + QuickDir + `/resolv.conf ;;
 esac
 `
 
@@ -32,7 +32,7 @@ esac
 // given name. Where the kernel has no WireGuard, wg-quick starts userspace, the path
 // of wireguard-go.
 func (h *Host) WGQuick(name, config, userspace string) (*WGQuick, error) {
-	if err := h.WriteFile(filepath.Join(quickDir, "resolvconf"), resolvconf, 0o755); err != nil {
+	if err := h.WriteFile(filepath.Join(QuickDir, "resolvconf"), resolvconf, 0o755); err != nil {
 		return nil, err
 	}
 	if err := h.WriteFile(filepath.Join("/etc/wireguard", name+".conf"), config, 0o600); err != nil {
@@ -49,7 +49,7 @@ func (q *WGQuick) Down(ctx context.Context) error { return q.run(ctx, "down") }
 
 func (q *WGQuick) run(ctx context.Context, verb string) error {
 	c := q.host.Command(ctx, "wg-quick", verb, q.name)
-	c.Env("PATH="+quickDir+":"+os.Getenv("PATH"), "WG_QUICK_USERSPACE_IMPLEMENTATION="+q.userspace)
+	c.Env("PATH="+QuickDir+":"+os.Getenv("PATH"), "WG_QUICK_USERSPACE_IMPLEMENTATION="+q.userspace)
 	_, err := c.Output()
 	return err
 }
@@ -57,7 +57,7 @@ func (q *WGQuick) run(ctx context.Context, verb string) error {
 // Resolver is what the host would ask for names: the lines of resolv.conf(5) that the
 // interface brought.
 func (q *WGQuick) Resolver() (string, error) {
-	b, err := os.ReadFile(q.host.Path(filepath.Join(quickDir, "resolv.conf")))
+	b, err := os.ReadFile(q.host.Path(filepath.Join(QuickDir, "resolv.conf")))
 	if err != nil {
 		return "", fmt.Errorf("read what resolvconf was told: %w", err)
 	}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package connect
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// printed is what meshd client add prints.
+func printed(t testing.TB) string {
+	t.Helper()
+	text, err := os.ReadFile("../../cmd/meshd/testdata/client-full.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestParseFile(t *testing.T) {
+	f, err := ParseFile(printed(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	prefixes := func(list ...string) (out []netip.Prefix) {
+		for _, s := range list {
+			out = append(out, netip.MustParsePrefix(s))
+		}
+		return out
+	}
+	want := control.ClientConfig{
+		PresharedKey: true, Overlay: []netip.Addr{netip.MustParseAddr("10.4.128.1"), netip.MustParseAddr("fd04::8000:0:0:1")},
+		Resolver: "10.43.0.10", Search: []string{"default.svc.cluster.local", "svc.cluster.local", "cluster.local"}, MTU: 1420, Keepalive: 25,
+		Peers: []control.ClientPeer{
+			{Name: "peer 1", PublicKey: "kdIC9UK1+fCNYgyZJ4YzXCGBEH1FqX2lFr3/Q2NAoho=", Endpoint: "aws.example.com:51820", AllowedIPs: prefixes("10.4.0.1/32", "10.42.0.0/24", "10.43.0.0/16")},
+			{Name: "peer 2", PublicKey: "1R1XnZkSqCmzKQv3gk3OCpKTR9zhqnFHMyDNPWDsdSE=", Endpoint: "[2001:db8::2]:51820", AllowedIPs: prefixes("10.4.0.2/32", "10.42.1.0/24", "fd04::2/128")},
+		},
+	}
+	if d := cmp.Diff(want, f.Config, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
+		t.Errorf("configuration (-want +got):\n%s", d)
+	}
+	if s := fmt.Sprintf("%v %+v %s", f, f, f); strings.Contains(s, f.PrivateKey.String()) {
+		t.Errorf("the private key shows: %s", s)
+	}
+	if addr, ok := nodeAddr(f.Config.Peers[1]); !ok || addr.String() != "10.4.0.2" {
+		t.Errorf("address of the second peer: got %v", addr)
+	}
+}
+
+func TestParseFileErrors(t *testing.T) {
+	good := printed(t)
+	for _, tt := range []struct{ old, new, want string }{
+		{"gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", "<private key of laptop>", "line 3: PrivateKey is no WireGuard key"},
+		{"MTU = 1420", "MTU = large", `line 6: MTU "large" is no number`},
+		{"MTU = 1420", "Table = off", "line 6: Table is not expected in [Interface]"},
+		{"MTU = 1420", "MTU", "line 6: want KEY = VALUE"},
+		{"10.42.0.0/24", "10.42.0.0", "line 13"},
+		{"Endpoint = aws.example.com:51820\n", "", "endpoint of peer 1"},
+	} {
+		if _, err := ParseFile(strings.Replace(good, tt.old, tt.new, 1)); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s for %s: got %v, want %q", tt.new, tt.old, err, tt.want)
+		}
+	}
+	for _, text := range []string{"", "[Interface]\n", good[:strings.Index(good, "# aws-1")]} {
+		if _, err := ParseFile(text); err == nil {
+			t.Errorf("%q: no error", text)
+		}
+	}
+}
+
+func FuzzParseFile(f *testing.F) {
+	f.Add(printed(f))
+	f.Fuzz(func(t *testing.T, text string) {
+		file, err := ParseFile(text)
+		if err == nil && check(file.Config) != nil {
+			t.Errorf("%+v is taken, and can't be put into effect", file.Config)
+		}
+	})
+}
+
+// The server tells a client by its address, and passes on who is silent.
+func TestHandler(t *testing.T) {
+	h := handler(func(client netip.Addr, silent []string) (control.ClientConfig, bool) {
+		return control.ClientConfig{Name: strings.Join(silent, ",")}, client == netip.MustParseAddr("10.4.128.1")
+	})
+	for from, code := range map[string]int{"10.4.128.1:99": http.StatusOK, "[::ffff:10.4.128.1]:99": http.StatusOK, "10.4.128.2:99": http.StatusForbidden, "x": http.StatusBadRequest} {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest(http.MethodGet, configPath+"?silent=a&silent=b", nil)
+		r.RemoteAddr = from
+		h.ServeHTTP(w, r)
+		var got control.ClientConfig
+		if w.Code != code || code == http.StatusOK && (json.Unmarshal(w.Body.Bytes(), &got) != nil || got.Name != "a,b") {
+			t.Errorf("%s: got %d %s, want %d", from, w.Code, w.Body, code)
+		}
+	}
+}
+
+// A client asks the node that Services go through; when that is silent twice, another
+// one, and says who is silent; and it goes back when the first one answers.
+func TestLearn(t *testing.T) {
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	usable, err := ParseFile(printed(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	server := NewServer(func(_ netip.Addr, silent []string) (control.ClientConfig, bool) {
+		told = append(told, strings.Join(silent, ","))
+		return usable.Config, true
+	}, log)
+	defer func() {
+		if err := server.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	first, second := netip.MustParseAddr("127.0.77.1"), netip.MustParseAddr("127.0.77.2")
+	if err := server.Keep([]netip.Addr{second}); err != nil {
+		t.Fatal(err)
+	}
+	c := &client{Options: Options{Logger: log}, missed: make(map[string]int), http: http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	c.config.Peers = []control.ClientPeer{
+		{Name: "first", PublicKey: "f", Overlay: first, ServiceGateway: true}, {Name: "second", PublicKey: "s", Overlay: second},
+	}
+	for range misses {
+		if len(told) > 0 {
+			t.Fatal("the second one was asked too early")
+		}
+		_, _ = c.learn(t.Context())
+	}
+	if diff := cmp.Diff([]string{"f"}, told); diff != "" {
+		t.Errorf("told (-want +got):\n%s", diff)
+	}
+	if err := server.Keep([]netip.Addr{first}); err != nil {
+		t.Fatal(err)
+	}
+	c.tried = c.tried.Add(-tryAgain)
+	_, _ = c.learn(t.Context())
+	if c.silent(c.config.Peers[0]) {
+		t.Error("the first one has answered, and is silent still")
+	}
+	if _, ok := server.listeners[first]; !ok || len(server.listeners) != 1 {
+		t.Errorf("it listens at %v, want %v alone", server.listeners, netip.AddrPortFrom(first, mesh.ClientPort))
+	}
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package connect
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// File is a configuration that meshd client add has written.
+type File struct {
+	PrivateKey   wgtypes.Key
+	PresharedKey mesh.PresharedKey // zero for none
+	Config       control.ClientConfig
+}
+
+// Format implements fmt.Formatter: the private key does not show.
+func (f File) Format(s fmt.State, _ rune) { fmt.Fprintf(s, "configuration of %v", f.Config.Overlay) }
+
+// ParseFile reads what wg-quick(8) takes, as far as meshd writes it. Errors name the
+// line, and no secret.
+func ParseFile(text string) (File, error) {
+	var f File
+	number := 0
+	for line := range strings.Lines(text) {
+		number++
+		line, _, _ = strings.Cut(line, "#")
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "" || line == "[Interface]":
+		case line == "[Peer]":
+			f.Config.Peers = append(f.Config.Peers, control.ClientPeer{Name: fmt.Sprintf("peer %d", len(f.Config.Peers)+1)})
+		default:
+			key, value, ok := strings.Cut(line, "=")
+			if !ok {
+				return File{}, fmt.Errorf("line %d: want KEY = VALUE", number)
+			}
+			if err := f.set(strings.TrimSpace(key), strings.TrimSpace(value)); err != nil {
+				return File{}, fmt.Errorf("line %d: %w", number, err)
+			}
+		}
+	}
+	if f.PrivateKey == (wgtypes.Key{}) {
+		return File{}, errors.New("no PrivateKey")
+	}
+	if err := check(f.Config); err != nil {
+		return File{}, err
+	}
+	return f, nil
+}
+
+// set takes one line.
+func (f *File) set(key, value string) (err error) {
+	c := &f.Config
+	switch key {
+	case "PrivateKey":
+		f.PrivateKey, err = parseKey(key, value)
+		return err
+	case "Address":
+		prefixes, err := parsePrefixes(value)
+		for _, p := range prefixes {
+			c.Overlay = append(c.Overlay, p.Addr())
+		}
+		return err
+	case "DNS":
+		words := strings.Split(strings.ReplaceAll(value, " ", ""), ",")
+		c.Resolver, c.Search = words[0], words[1:]
+		return nil
+	case "MTU":
+		c.MTU, err = parseNumber(key, value)
+		return err
+	}
+	if len(c.Peers) == 0 {
+		return fmt.Errorf("%s is not expected in [Interface]", key)
+	}
+	return f.setPeer(&c.Peers[len(c.Peers)-1], key, value)
+}
+
+func (f *File) setPeer(p *control.ClientPeer, key, value string) error {
+	switch key {
+	case "PublicKey":
+		k, err := parseKey(key, value)
+		p.PublicKey = k.String()
+		return err
+	case "PresharedKey":
+		k, err := parseKey(key, value)
+		f.PresharedKey, f.Config.PresharedKey = mesh.PresharedKey(k), true
+		return err
+	case "Endpoint":
+		p.Endpoint = value
+		return nil
+	case "AllowedIPs":
+		var err error
+		p.AllowedIPs, err = parsePrefixes(value)
+		return err
+	case "PersistentKeepalive":
+		var err error
+		f.Config.Keepalive, err = parseNumber(key, value)
+		return err
+	}
+	return fmt.Errorf("%s is not expected in [Peer]", key)
+}
+
+func parseKey(key, value string) (wgtypes.Key, error) {
+	k, err := wgtypes.ParseKey(value)
+	if err != nil {
+		return wgtypes.Key{}, fmt.Errorf("%s is no WireGuard key", key)
+	}
+	return k, nil
+}
+
+func parseNumber(key, value string) (int, error) {
+	n, err := strconv.ParseUint(value, 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("%s %q is no number", key, value)
+	}
+	return int(n), nil
+}
+
+func parsePrefixes(value string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for s := range strings.SplitSeq(value, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(s))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}

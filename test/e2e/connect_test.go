@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// connect has a host run meshd connect with a client's configuration, and returns what
+// ends it.
+func (c *client) connect() (end func()) {
+	c.v.t.Helper()
+	const path, log = "/etc/laptop.conf", "/run/connect.log"
+	c.v.must(c.Host.WriteFile(path, c.config, 0o600))
+	pid := strings.TrimSpace(c.v.run(c.Host, "sh", "-c", fmt.Sprintf("PATH=%s:$PATH %s connect --verbose %s >%s 2>&1 & echo $!", lab.QuickDir, binary, path, log)))
+	c.v.t.Cleanup(func() {
+		if c.v.t.Failed() {
+			c.v.t.Logf("meshd connect:\n%s", c.v.run(c.Host, "cat", log))
+		}
+	})
+	return func() {
+		c.v.t.Helper()
+		c.v.run(c.Host, "kill", pid)
+		c.v.eventually(settleLimit, func() error {
+			if _, err := c.Host.Run(c.v.ctx, "test", "-e", "/proc/"+pid); err == nil {
+				return errors.New("meshd connect runs still")
+			}
+			return nil
+		})
+	}
+}
+
+// TestConnect has meshd connect follow what happens: a gateway that dies, with the
+// Services that went through it, a node that is new, and the home of another one. When
+// it ends, nothing of it is left.
+func TestConnect(t *testing.T) {
+	t.Parallel()
+	v, host := newClientVillage(t, cluster(1, mesh.ModeLocation)...)
+	late, err := v.lab.Host(v.ctx, "late", lab.NAT)
+	v.must(err)
+	before := v.hostState(host)
+
+	c := v.laptop(v.nodes[0], host, "laptop", "--psk")
+	v.must(c.Down(v.ctx))
+	end := c.connect()
+	c.reaches(v.nodes...)
+
+	if resolver, err := c.Resolver(); err != nil || !strings.Contains(resolver, "nameserver 10.43.0.10") {
+		t.Errorf("resolver: got %q, %v", resolver, err)
+	}
+
+	first := v.gateway(v.node("attic-1"), "aws")
+	n := lab.NewNode(late, binary)
+	v.nodes = append(v.nodes, n)
+	v.configure(n, cluster(1, mesh.ModeLocation)...)
+	v.start(n)
+	v.overlay[n] = v.settle(settleLimit, v.nodes...)[len(v.nodes)-1].Node.Overlay
+	v.pods[n] = v.pod(n, "pod-late")
+	c.reaches(v.nodes...) // the new one has come by itself
+
+	// Whichever carries Services now dies.
+	serving := v.node(services(c.shown(first)))
+	v.must(serving.Kill())
+	v.must(serving.Cut(v.ctx))
+	rest := v.without(serving)
+	for _, r := range rest {
+		v.must(nft(v.ctx, r, fmt.Sprintf(service, netip.AddrPortFrom(v.pods[r].Addresses[0], port))))
+		echo, err := lab.ListenEcho(v.pods[r].Do, port)
+		v.must(err)
+		defer echo.Close()
+	}
+	v.eventually(settleLimit, func() error {
+		ctx, cancel := context.WithTimeout(v.ctx, time.Second)
+		defer cancel()
+		_, err := lab.SourceSeen(ctx, c.Host.Do, netip.AddrPortFrom(serviceAddr, 80))
+		return err
+	})
+	c.reaches(rest...)
+	end()
+	if resolver, err := c.Resolver(); err != nil || strings.Contains(resolver, "nameserver") {
+		t.Errorf("resolver afterwards: got %q, %v, want none", resolver, err)
+	}
+	if after := v.hostState(host); after["ip -br link"] != before["ip -br link"] || after["ip -4 route show table all"] != before["ip -4 route show table all"] {
+		t.Errorf("the host afterwards: got %v, want %v", after, before)
+	}
+}
