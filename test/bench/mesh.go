@@ -44,6 +44,13 @@ func measureMesh(ctx context.Context, binary string, run int, s samples) (err er
 	if err := measureIdle(ctx, mesh, s); err != nil {
 		return err
 	}
+	laptop, err := l.Host(ctx, "laptop", lab.NAT)
+	if err != nil {
+		return err
+	}
+	if err := measureClients(ctx, binary, mesh, laptop, s); err != nil {
+		return err
+	}
 	for i := range kills {
 		if err := measureKill(ctx, mesh, mesh[(run*kills+i)%members], s); err != nil {
 			return err
