@@ -79,7 +79,7 @@ func mountAll() error {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
 	}
-	return nil
+	return os.Symlink("/proc/self/fd", "/dev/fd") // bash's <(command), which wg-quick uses
 }
 
 // modules are those that nothing asks for by itself, and br_netfilter, because
