@@ -23,6 +23,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -68,6 +69,7 @@ type client struct {
 	spoken   time.Time
 	resolved map[string]resolved // by host
 	resolver string              // as resolvconf was told
+	said     string              // to the user
 }
 
 type resolved struct {
@@ -121,49 +123,66 @@ func freePort() (int, error) {
 // turn asks for the configuration, and puts it into effect.
 func (c *client) turn(ctx context.Context) {
 	told, err := c.learn(ctx)
-	switch {
-	case ctx.Err() != nil:
+	if ctx.Err() != nil {
 		return
-	case errors.Is(err, errRefused):
-		c.Logger.Error("the nodes don't know this client any more; it was removed, or another one has its name or address")
-	case err != nil:
-		c.Logger.Debug("ask for the configuration", "err", err)
-	default:
-		if before, after := gatewayOf(c.config), gatewayOf(told); before.PublicKey != after.PublicKey && before.Name != "" {
-			c.Logger.Info("services move", "from", before.Name, "to", after.Name)
+	}
+	if err == nil {
+		if from, to := gatewayOf(c.config), gatewayOf(told); from.ServiceGateway && from.PublicKey != to.PublicKey {
+			c.Logger.Info("services move", "from", from.Name, "to", to.Name)
 		}
 		c.config = told
 	}
+	c.say(err)
 	if err := c.apply(ctx); err != nil && ctx.Err() == nil {
 		c.Logger.Error("set up tunnels", "err", err)
 	}
 }
 
-// learn asks the node that Services go through, and any other one when that stays
-// silent.
-func (c *client) learn(ctx context.Context) (control.ClientConfig, error) {
-	if time.Since(c.tried) >= tryAgain {
-		c.tried = time.Now()
+// say tells the user, once, what came of asking.
+func (c *client) say(err error) {
+	state := "nodes answer"
+	switch {
+	case errors.Is(err, errRefused):
+		state = "the nodes don't know this client any more; it was removed, or another one has its name or address"
+	case c.lost():
+		state = "no node answers; until one does, the system's own resolver is in use; is this client in meshd client list still?"
+	case err != nil:
+		c.Logger.Debug("ask for the configuration", "err", err)
+		return
+	}
+	if state != c.said {
+		c.said = state
+		c.Logger.Info(state)
+	}
+}
+
+// learn asks the node that Services go through, and the others when that stays silent.
+func (c *client) learn(ctx context.Context) (told control.ClientConfig, err error) {
+	others := func(silent bool) (ps []control.ClientPeer) {
 		for _, p := range c.config.Peers {
-			if c.silent(p) {
-				_, _ = c.ask(ctx, p) // it counts whether it answers
+			if c.silent(p) == silent && p.PublicKey != gatewayOf(c.config).PublicKey {
+				ps = append(ps, p)
 			}
 		}
+		return ps
+	}
+	if time.Since(c.tried) >= tryAgain {
+		c.tried = time.Now()
+		_, _ = c.ask(ctx, others(true)) // it counts who answers
 	}
 	gateway := gatewayOf(c.config)
-	told, err := c.ask(ctx, gateway)
-	if err == nil || !c.silent(gateway) {
+	if told, err = c.ask(ctx, []control.ClientPeer{gateway}); err == nil || !c.silent(gateway) {
 		return told, err
 	}
-	for _, p := range c.config.Peers {
-		if p.PublicKey == gateway.PublicKey || c.silent(p) {
-			continue
-		}
-		if told, err = c.ask(ctx, p); err == nil {
-			return told, nil
-		}
+	if c.lost() {
+		return c.ask(ctx, c.config.Standbys)
 	}
-	return told, err
+	return c.ask(ctx, others(false))
+}
+
+// lost says whether no peer answers any more.
+func (c *client) lost() bool {
+	return !slices.ContainsFunc(c.config.Peers, func(p control.ClientPeer) bool { return !c.silent(p) })
 }
 
 // gatewayOf is the node that Services go through, else the first one.
@@ -181,29 +200,47 @@ func (c *client) silent(p control.ClientPeer) bool { return c.missed[p.PublicKey
 // errRefused says that a node answers, and has nothing to tell this client.
 var errRefused = errors.New("refused")
 
-// ask asks one node, and counts its silence.
-func (c *client) ask(ctx context.Context, p control.ClientPeer) (told control.ClientConfig, err error) {
-	addr, ok := nodeAddr(p)
-	if !ok {
-		return told, fmt.Errorf("ask %s: it has no address", p.Name)
+// ask asks nodes at once, and counts their silence. It returns what the first of them
+// says that answers, in their order.
+func (c *client) ask(ctx context.Context, peers []control.ClientPeer) (told control.ClientConfig, err error) {
+	type answer struct {
+		told control.ClientConfig
+		err  error
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	told, err = c.request(ctx, addr)
-	if err != nil && !errors.Is(err, errRefused) {
-		c.missed[p.PublicKey]++
-		return told, fmt.Errorf("ask %s: %w", p.Name, err)
-	}
-	delete(c.missed, p.PublicKey)
-	return told, err
-}
-
-func (c *client) request(ctx context.Context, addr netip.Addr) (told control.ClientConfig, err error) {
 	query := url.Values{}
 	for key, n := range c.missed {
 		if n >= misses {
 			query.Add("silent", key)
 		}
+	}
+	answers := make([]answer, len(peers))
+	var asking sync.WaitGroup
+	for i, p := range peers {
+		asking.Go(func() { answers[i].told, answers[i].err = c.request(ctx, p, query) })
+	}
+	asking.Wait()
+	err = errors.New("no node answers")
+	for i, a := range slices.Backward(answers) {
+		if key := peers[i].PublicKey; a.err == nil || errors.Is(a.err, errRefused) {
+			delete(c.missed, key)
+		} else {
+			c.missed[key]++
+		}
+		if a.err == nil {
+			told, err = a.told, nil
+		} else if err != nil {
+			err = fmt.Errorf("ask %s: %w", peers[i].Name, a.err)
+		}
+	}
+	return told, err
+}
+
+func (c *client) request(ctx context.Context, p control.ClientPeer, query url.Values) (told control.ClientConfig, err error) {
+	addr, ok := nodeAddr(p)
+	if !ok {
+		return told, errors.New("it has no address")
 	}
 	at := url.URL{Scheme: "http", Host: netip.AddrPortFrom(addr, mesh.ClientPort).String(), Path: configPath, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
@@ -244,7 +281,7 @@ func check(c control.ClientConfig) error {
 	if len(c.Peers) == 0 || len(c.Overlay) == 0 {
 		return errors.New("a configuration without peers or addresses")
 	}
-	for _, p := range c.Peers {
+	for _, p := range slices.Concat(c.Peers, c.Standbys) {
 		if _, err := wgtypes.ParseKey(p.PublicKey); err != nil {
 			return fmt.Errorf("public key of %s: %w", p.Name, err)
 		}
@@ -259,13 +296,15 @@ func check(c control.ClientConfig) error {
 func (c *client) apply(ctx context.Context) error {
 	t := c.tunnel
 	t.MTU, t.Addresses = c.config.MTU, c.config.Overlay
-	for _, p := range c.config.Peers {
+	peers := c.peers()
+	c.resolve(ctx, peers)
+	for _, p := range peers {
 		key, err := wgtypes.ParseKey(p.PublicKey)
 		if err != nil {
 			return fmt.Errorf("public key of %s: %w", p.Name, err)
 		}
 		t.Peers = append(t.Peers, netcfg.Peer{
-			Key: key, Name: p.Name, Endpoint: c.resolve(ctx, p.Endpoint), AllowedIPs: p.AllowedIPs,
+			Key: key, Name: p.Name, Endpoint: c.endpoint(p), AllowedIPs: p.AllowedIPs,
 			PresharedKey: c.File.PresharedKey, Keepalive: time.Duration(c.config.Keepalive) * time.Second,
 		})
 	}
@@ -280,7 +319,26 @@ func (c *client) apply(ctx context.Context) error {
 		}
 	}
 	c.speak(ctx, observed)
+	if c.lost() {
+		return c.setResolver(ctx, control.ClientConfig{}) // names of endpoints have to resolve
+	}
 	return c.setResolver(ctx, c.config)
+}
+
+// peers are the nodes to which there are tunnels: those of the configuration and, when
+// none of them answers, those that would take over.
+func (c *client) peers() []control.ClientPeer {
+	if !c.lost() || len(c.config.Standbys) == 0 {
+		return c.config.Peers
+	}
+	peers := slices.Clone(c.config.Standbys)
+	for _, p := range c.config.Peers {
+		p.AllowedIPs = slices.DeleteFunc(slices.Clone(p.AllowedIPs), func(a netip.Prefix) bool {
+			return slices.ContainsFunc(c.config.Standbys, func(s control.ClientPeer) bool { return slices.Contains(s.AllowedIPs, a) })
+		})
+		peers = append(peers, p)
+	}
+	return peers
 }
 
 // speak has WireGuard shake hands where there is no session: pods and nodes can't
@@ -303,28 +361,49 @@ func (c *client) speak(ctx context.Context, observed netcfg.State) {
 	}
 }
 
-// resolve returns the address of an endpoint, the last one that was known if its name
-// does not resolve.
-func (c *client) resolve(ctx context.Context, endpoint string) netip.AddrPort {
-	host, portText, _ := net.SplitHostPort(endpoint)
-	port, _ := strconv.ParseUint(portText, 10, 16)
-	if a, err := netip.ParseAddr(host); err == nil {
-		return netip.AddrPortFrom(a, uint16(port))
-	}
-	last := c.resolved[host]
-	if time.Since(last.at) >= resolveEvery {
-		ctx, cancel := context.WithTimeout(ctx, askTimeout)
-		defer cancel()
-		last.at = time.Now()
-		if found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host); err == nil && len(found) > 0 {
-			last.addr = found[0].Unmap()
-		} else {
-			c.Logger.Debug("resolve endpoint", "host", host, "err", err)
+// resolve looks up the names of endpoints that are due. The last address that was known
+// stays when a name does not resolve.
+func (c *client) resolve(ctx context.Context, peers []control.ClientPeer) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var due []string
+	for _, p := range peers {
+		host, _, _ := net.SplitHostPort(p.Endpoint)
+		if _, err := netip.ParseAddr(host); err != nil && time.Since(c.resolved[host].at) >= resolveEvery && !slices.Contains(due, host) {
+			due = append(due, host)
 		}
-		c.resolved[host] = last
 	}
-	if !last.addr.IsValid() {
+	found := make([]netip.Addr, len(due))
+	var asking sync.WaitGroup
+	for i, host := range due {
+		asking.Go(func() {
+			addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+			if err != nil || len(addrs) == 0 {
+				c.Logger.Debug("resolve endpoint", "host", host, "err", err)
+				return
+			}
+			found[i] = addrs[0].Unmap()
+		})
+	}
+	asking.Wait()
+	for i, host := range due {
+		if !found[i].IsValid() {
+			found[i] = c.resolved[host].addr
+		}
+		c.resolved[host] = resolved{found[i], time.Now()}
+	}
+}
+
+// endpoint is where a node is, as far as that is known.
+func (c *client) endpoint(p control.ClientPeer) netip.AddrPort {
+	host, portText, _ := net.SplitHostPort(p.Endpoint)
+	port, _ := strconv.ParseUint(portText, 10, 16)
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		addr = c.resolved[host].addr
+	}
+	if !addr.IsValid() {
 		return netip.AddrPort{}
 	}
-	return netip.AddrPortFrom(last.addr, uint16(port))
+	return netip.AddrPortFrom(addr, uint16(port))
 }

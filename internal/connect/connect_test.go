@@ -112,6 +112,37 @@ func TestHandler(t *testing.T) {
 	}
 }
 
+// A client that no peer answers has tunnels to those that take over, too, and their
+// addresses are where they can be asked.
+func TestPeersOfALostClient(t *testing.T) {
+	prefixes := func(list ...string) (out []netip.Prefix) {
+		for _, s := range list {
+			out = append(out, netip.MustParsePrefix(s))
+		}
+		return out
+	}
+	c := &client{missed: map[string]int{}, config: control.ClientConfig{
+		Peers:    []control.ClientPeer{{PublicKey: "g", AllowedIPs: prefixes("10.4.0.1/32", "10.4.0.2/32", "10.42.0.0/23")}, {PublicKey: "o", AllowedIPs: prefixes("10.4.0.3/32")}},
+		Standbys: []control.ClientPeer{{PublicKey: "s", AllowedIPs: prefixes("10.4.0.2/32")}},
+	}}
+	c.missed["g"] = misses
+	if got := c.peers(); len(got) != 2 {
+		t.Errorf("while one answers: got %v, want the peers alone", got)
+	}
+	c.missed["o"] = misses
+	want := []control.ClientPeer{
+		{PublicKey: "s", AllowedIPs: prefixes("10.4.0.2/32")},
+		{PublicKey: "g", AllowedIPs: prefixes("10.4.0.1/32", "10.42.0.0/23")},
+		{PublicKey: "o", AllowedIPs: prefixes("10.4.0.3/32")},
+	}
+	if d := cmp.Diff(want, c.peers(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Errorf("when none answers (-want +got):\n%s", d)
+	}
+	if len(c.config.Peers[0].AllowedIPs) != 3 {
+		t.Error("the configuration itself has changed")
+	}
+}
+
 // A client asks the node that Services go through; when that is silent twice, another
 // one, and says who is silent; and it goes back when the first one answers.
 func TestLearn(t *testing.T) {

@@ -36,6 +36,7 @@ type ClientConfig struct {
 	MTU          int          `json:"mtu"`
 	Keepalive    int          `json:"keepalive"` // seconds
 	Peers        []ClientPeer `json:"peers"`     // by name
+	Standbys     []ClientPeer `json:"standbys"`  // who takes over when a peer dies, the next one of a location first
 }
 
 // ClientPeer is a node to which a client has a tunnel.

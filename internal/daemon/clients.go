@@ -241,13 +241,18 @@ func clientConfig(in mesh.Input, c mesh.Client, alive map[mesh.ID]bool) control.
 	out := control.ClientConfig{
 		Cluster: in.Cluster.Name, ID: c.ID, Name: c.Name, PublicKey: c.Key.String(), PresharedKey: c.PresharedKey != mesh.PresharedKey{},
 		Overlay: m.Addresses, Access: wordAccess(c.Access), Search: append([]string{}, m.Search...),
-		MTU: m.MTU, Keepalive: int(m.Keepalive.Seconds()), Peers: []control.ClientPeer{},
+		MTU: m.MTU, Keepalive: int(m.Keepalive.Seconds()), Peers: clientPeers(m.Peers), Standbys: clientPeers(m.Standbys),
 	}
 	if m.Resolver.IsValid() {
 		out.Resolver = m.Resolver.String()
 	}
-	for _, p := range m.Peers {
-		out.Peers = append(out.Peers, control.ClientPeer{
+	return out
+}
+
+func clientPeers(peers []mesh.ClientPeer) []control.ClientPeer {
+	out := []control.ClientPeer{}
+	for _, p := range peers {
+		out = append(out, control.ClientPeer{
 			Name: p.Name, PublicKey: p.Key.String(), Overlay: p.Overlay[0], Endpoint: clientEndpoint(p.Endpoints),
 			AllowedIPs: p.AllowedIPs, ServiceGateway: p.ServiceGateway,
 		})

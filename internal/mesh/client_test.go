@@ -162,6 +162,32 @@ func TestDeriveClientInLocation(t *testing.T) {
 	}
 }
 
+// A client knows beforehand who takes over when its home in a location dies.
+func TestStandbys(t *testing.T) {
+	in := withClient(6)
+	in.Cluster.Mode, in.Cluster.Encapsulation = mesh.ModeLocation, mesh.EncapsulationAlways
+	for i := range 5 {
+		in.Records[i].Location, in.Records[i].Endpoints = "a", in.Records[0].Endpoints
+		in.Records[i].InternalIPs = prefixes(fmt.Sprintf("192.168.1.%d/24", i+1))
+	}
+	in.Records[2].Gateway, in.Records[3].Endpoints = mesh.GatewayNever, nil
+	in.Records[4].Office = mesh.Office{Since: 7}
+	if home := mesh.Homes(in)[0]; home != in.Records[4].ID() {
+		t.Fatalf("home: got %s, want n4, which is in office", home)
+	}
+	var got []string
+	for _, p := range mesh.ConfigOf(in, in.Clients[0], nil).Standbys {
+		got = append(got, fmt.Sprint(p.Name, p.AllowedIPs))
+	}
+	if s := strings.Join(got, " "); s != "n0[10.4.0.1/32] n1[10.4.0.2/32]" {
+		t.Errorf("standbys: got %s, want n0 and n1, which have endpoints and may be gateways", s)
+	}
+	in.Verdicts = []mesh.Verdict{verdict(in, 5, 4, mesh.HealthDown, 1)}
+	if homes := mesh.Homes(in); !slices.Contains(homes, in.Records[0].ID()) {
+		t.Errorf("homes when n4 is down: got %v, want n0 among them", homes)
+	}
+}
+
 func TestClientConflicts(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

@@ -18,6 +18,9 @@ const (
 	// clientMTU is WireGuard's on an Ethernet: what a client's own link has is not
 	// known.
 	clientMTU = 1420
+	// clientStandbys is how many gateways of one location may go one after the other
+	// before a client has heard of it.
+	clientStandbys = 2
 )
 
 // ClientConfig is what a client needs to know to reach the cluster.
@@ -29,6 +32,7 @@ type ClientConfig struct {
 	MTU       int
 	Keepalive time.Duration
 	Peers     []ClientPeer // by name
+	Standbys  []ClientPeer // who takes over when a peer dies, in each location the next one first
 }
 
 // ClientPeer is a node to which a client has a tunnel.
@@ -69,6 +73,12 @@ func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 		out.Peers = append(out.Peers, p)
 		out.MTU = min(out.MTU, cmp.Or(h.MTU, clientMTU))
 	}
+	for _, g := range l.groups {
+		for _, m := range g.standbys() {
+			own := in.Cluster.Overlays(m.slot)
+			out.Standbys = append(out.Standbys, ClientPeer{ID: m.id, Name: m.Name, Key: m.Key, Overlay: own, Endpoints: m.Endpoints, AllowedIPs: singles(own)})
+		}
+	}
 	slices.SortFunc(out.Peers, func(a, b ClientPeer) int { return cmp.Or(strings.Compare(a.Name, b.Name), a.ID.Compare(b.ID)) })
 	if dns := in.Cluster.DNS; dns.Address.IsValid() && opens(allowed, "udp", 53, dns.Address) {
 		out.Resolver = dns.Address
@@ -77,6 +87,18 @@ func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 		}
 	}
 	return out
+}
+
+// standbys are those who would become clients' homes as gateways, best first.
+func (g *group) standbys() []*member {
+	var ms []*member
+	for _, m := range g.members {
+		if m.mayServe() && len(m.Endpoints) > 0 && !m.isHome() {
+			ms = append(ms, m)
+		}
+	}
+	slices.SortFunc(ms, compareCandidates)
+	return ms[:min(len(ms), clientStandbys)]
 }
 
 // through are the prefixes of all nodes whose home h is.

@@ -53,7 +53,7 @@ func (l *layout) appoint(g *group, verdicts map[ID]*Verdict) {
 		if v := verdicts[m.id]; v != nil {
 			m.health, m.epoch = v.State, v.Epoch
 		}
-		if m.Gateway != GatewayNever && !m.mute && m.slot != None {
+		if m.mayServe() {
 			candidates = append(candidates, m)
 		}
 	}
@@ -88,6 +88,9 @@ func (l *layout) appoint(g *group, verdicts map[ID]*Verdict) {
 		}
 	}
 }
+
+// mayServe says whether a node may be a gateway.
+func (m *member) mayServe() bool { return m.Gateway != GatewayNever && !m.mute && m.slot != None }
 
 // choose takes the best k of those that may be gateways. Who is well relieves
 // who is not, even if fewer than k serve then. If nobody is well, the best one

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -223,18 +224,23 @@ func (v *village) unknown(c control.ClientConfig, nodes ...*lab.Node) {
 	})
 }
 
-// newClientVillage has a node in a cloud, two behind another's NAT, and one at home
-// that nobody reaches first; and a host in another home, for a client.
-func newClientVillage(t *testing.T, lines ...string) (v *village, laptop *lab.Host) {
+// newClientVillage has three nodes in a cloud, one at home that nobody reaches first,
+// and those that are alone, without a location; and a host in another home, for a client.
+func newClientVillage(t *testing.T, mode mesh.Mode, alone ...string) (v *village, laptop *lab.Host) {
 	t.Helper()
 	v = newVillage(t, func(m *testbed) []*lab.Host {
 		all := m.site("aws", lab.SiteOptions{Underlay: lab.NAT}, "aws-1", "aws-2", "aws-3")
 		all = append(all, m.site("attic", lab.SiteOptions{Underlay: lab.Home}, "attic-1")...)
+		for _, name := range alone {
+			h, err := m.lab.Host(m.ctx, name, lab.NAT)
+			m.must(err)
+			all = append(all, h)
+		}
 		laptop = m.site("cafe", lab.SiteOptions{Underlay: lab.Home}, "laptop")[0]
 		return all
 	})
 	for _, n := range v.nodes {
-		v.configure(n, lines...)
+		v.configure(n, cluster(1, mode)...)
 	}
 	v.live()
 	return v, laptop

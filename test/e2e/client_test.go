@@ -21,10 +21,18 @@ import (
 // with the configuration that meshd client add prints.
 func TestClient(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []mesh.Mode{mesh.ModeFull, mesh.ModeLocation, mesh.ModeCross} {
-		t.Run(string(mode), func(t *testing.T) {
+	for name, tt := range map[string]struct {
+		mode  mesh.Mode
+		alone []string
+	}{
+		"full":     {mode: mesh.ModeFull},
+		"location": {mode: mesh.ModeLocation},
+		"mixed":    {mode: mesh.ModeLocation, alone: []string{"lone"}},
+		"cross":    {mode: mesh.ModeCross},
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			v, host := newClientVillage(t, cluster(1, mode)...)
+			v, host := newClientVillage(t, tt.mode, tt.alone...)
 			v.full(v.nodes...)
 			c := v.laptop(v.node("aws-2"), host, "laptop", "--psk")
 			v.knows(1, v.nodes...)
@@ -80,7 +88,7 @@ func publicKey(config string, v *village) string {
 // used in two places at once: the one that spoke last has the answers.
 func TestClientMoves(t *testing.T) {
 	t.Parallel()
-	v, host := newClientVillage(t, cluster(1, mesh.ModeFull)...)
+	v, host := newClientVillage(t, mesh.ModeFull)
 	other := v.site("hotel", lab.SiteOptions{Underlay: lab.Home}, "other")[0]
 	c := v.laptop(v.nodes[0], host, "laptop")
 	c.reaches(v.nodes...)
@@ -101,7 +109,7 @@ func TestClientMoves(t *testing.T) {
 // TestClientAccess has clients that may reach little.
 func TestClientAccess(t *testing.T) {
 	t.Parallel()
-	v, host := newClientVillage(t, cluster(1, mesh.ModeLocation)...)
+	v, host := newClientVillage(t, mesh.ModeLocation)
 	pod := func(n *lab.Node) netip.AddrPort { return netip.AddrPortFrom(v.pods[n].Addresses[0], port) }
 	gateway := v.gateway(v.node("attic-1"), "aws")
 	kiosk := v.laptop(v.nodes[0], host, "kiosk", "--access", fmt.Sprintf("tcp/80@%s/32", serviceAddr), "--service-gateway", gateway.Name)
@@ -137,7 +145,7 @@ func TestClientAccess(t *testing.T) {
 // TestClientWhileNodeIsDown adds and removes clients while a node is down.
 func TestClientWhileNodeIsDown(t *testing.T) {
 	t.Parallel()
-	v, host := newClientVillage(t, cluster(1, mesh.ModeFull)...)
+	v, host := newClientVillage(t, mesh.ModeFull)
 	old := v.addClient(v.nodes[0], "old")
 	v.knows(1, v.nodes...)
 	away := v.node("aws-3")
@@ -145,7 +153,7 @@ func TestClientWhileNodeIsDown(t *testing.T) {
 		away = v.node("aws-2")
 	}
 	v.must(away.Kill())
-	v.run(v.nodes[1], binary, "client", "remove", "old")
+	v.run(v.node("attic-1"), binary, "client", "remove", "old")
 	c := v.laptop(v.nodes[0], host, "laptop")
 	v.knows(1, v.without(away)...)
 	c.reaches(v.without(away)...)
@@ -159,7 +167,7 @@ func TestClientWhileNodeIsDown(t *testing.T) {
 // stranger can speak to. Another node takes its place, as a new configuration says.
 func TestClientHomeDies(t *testing.T) {
 	t.Parallel()
-	v, host := newClientVillage(t, cluster(1, mesh.ModeFull)...)
+	v, host := newClientVillage(t, mesh.ModeFull)
 	attic := v.node("attic-1")
 	c := v.laptop(attic, host, "laptop")
 	c.reaches(v.nodes...)
@@ -183,7 +191,7 @@ func TestClientHomeDies(t *testing.T) {
 // one stays; the other half is told, and what to do.
 func TestClientsOfASplit(t *testing.T) {
 	t.Parallel()
-	v, _ := newClientVillage(t, cluster(1, mesh.ModeFull)...)
+	v, _ := newClientVillage(t, mesh.ModeFull)
 	near, far := v.nodes[:3], v.nodes[3:] // a site has one link
 	v.must(v.lab.Partition(v.ctx, hosts(near), hosts(far)))
 	v.await(settleLimit, "alone", lab.Sees(0), far...)

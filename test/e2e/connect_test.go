@@ -44,7 +44,7 @@ func (c *client) connect() (end func()) {
 // it ends, nothing of it is left.
 func TestConnect(t *testing.T) {
 	t.Parallel()
-	v, host := newClientVillage(t, cluster(1, mesh.ModeLocation)...)
+	v, host := newClientVillage(t, mesh.ModeLocation)
 	late, err := v.lab.Host(v.ctx, "late", lab.NAT)
 	v.must(err)
 	before := v.hostState(host)
@@ -91,5 +91,36 @@ func TestConnect(t *testing.T) {
 	}
 	if after := v.hostState(host); after["ip -br link"] != before["ip -br link"] || after["ip -4 route show table all"] != before["ip -4 route show table all"] {
 		t.Errorf("the host afterwards: got %v, want %v", after, before)
+	}
+}
+
+// TestConnectFailover has the gateway that carries all of a client's tunnels die under
+// connections to and from a pod behind it. The client finds the next one by itself.
+func TestConnectFailover(t *testing.T) {
+	t.Parallel()
+	v, host := newClientVillage(t, mesh.ModeLocation)
+	c := v.laptop(v.nodes[0], host, "laptop")
+	v.must(c.Down(v.ctx))
+	defer c.connect()()
+	c.reaches(v.nodes...)
+	gateway := v.gateway(v.node("attic-1"), "aws")
+	rest := v.without(gateway)
+	pod := v.pods[rest[0]]
+	var streams []*lab.Stream
+	for _, ends := range []struct {
+		from lab.Place
+		to   lab.Party
+	}{{c.Host.Do, party(pod)}, {pod.Do, lab.Party{At: c.Host.Do, Addr: c.overlay[0]}}} {
+		s, err := lab.StartStream(v.ctx, ends.from, ends.to)
+		v.must(err)
+		streams = append(streams, s)
+	}
+	v.flow(streams)
+	v.must(gateway.Cut(v.ctx))
+	v.moves(v.node("attic-1"), "aws", func(n *lab.Node) bool { return n != gateway })
+	v.flow(streams)
+	c.reaches(rest...)
+	for _, s := range streams {
+		v.must(s.Stop())
 	}
 }

@@ -75,17 +75,17 @@ func TestFailover(t *testing.T) { // not parallel: six hosts are a load
 		t.Run(step.name, func(t *testing.T) {
 			v := v.in(t)
 			// A machine that stops for a while may have moved it meanwhile.
-			v.moves(lone, func(n *lab.Node) bool { return n == preferred })
+			v.moves(lone, "a", func(n *lab.Node) bool { return n == preferred })
 			talk.CountGaps()
 			step.do(v, preferred)
-			v.moves(lone, func(n *lab.Node) bool { return n != preferred })
+			v.moves(lone, "a", func(n *lab.Node) bool { return n != preferred })
 			talk.goesOn(t)
 			v.flow(streams)
 			t.Logf("longest gap: %s", talk.LongestGap())
 
 			talk.CountGaps()
 			step.undo(v, preferred)
-			v.moves(lone, func(n *lab.Node) bool { return n == preferred })
+			v.moves(lone, "a", func(n *lab.Node) bool { return n == preferred })
 			v.settle(settleLimit, v.nodes...)
 			talk.goesOn(t)
 			t.Logf("longest gap on return: %s", talk.LongestGap())
@@ -121,12 +121,12 @@ func TestFailover(t *testing.T) { // not parallel: six hosts are a load
 	})
 }
 
-// moves waits until the location a has a gateway as wanted.
-func (v *village) moves(observer *lab.Node, wanted func(*lab.Node) bool) {
+// moves waits until a location has a gateway as wanted.
+func (v *village) moves(observer *lab.Node, location string, wanted func(*lab.Node) bool) {
 	v.t.Helper()
 	v.eventually(settleLimit, func() error {
-		if got := v.gateway(observer, "a"); !wanted(got) {
-			return fmt.Errorf("the gateway of a is %s", got.Name)
+		if got := v.gateway(observer, location); !wanted(got) {
+			return fmt.Errorf("the gateway of %s is %s", location, got.Name)
 		}
 		return nil
 	})

@@ -91,7 +91,7 @@ func (v *village) splitFromGateway(lone *lab.Node) {
 	rest := v.without(append(v.members("b"), gateway, lone)...)
 	cut, third := rest[0], rest[1]
 	v.must(v.lab.Partition(v.ctx, hosts([]*lab.Node{gateway}), hosts([]*lab.Node{cut})))
-	v.moves(lone, func(n *lab.Node) bool { return n == third })
+	v.moves(lone, "a", func(n *lab.Node) bool { return n == third })
 	v.silent(gateway, cut)
 	v.full(v.without(gateway)...)
 	v.full(v.without(cut)...)
@@ -108,7 +108,7 @@ func (v *village) loseWaysOut(lone *lab.Node) {
 	rest := v.without(append(v.members("b"), gateway, lone)...)
 	member, third := rest[0], rest[1]
 	v.must(errors.Join(gateway.CutWAN(v.ctx), member.CutWAN(v.ctx)))
-	v.moves(lone, func(n *lab.Node) bool { return n == third })
+	v.moves(lone, "a", func(n *lab.Node) bool { return n == third })
 	v.full(v.nodes...)
 	v.told(v.nodes)
 	v.must(errors.Join(gateway.Restore(v.ctx), member.Restore(v.ctx)))
