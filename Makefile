@@ -6,6 +6,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 NODES ?= 4
 TOPOLOGY ?= full
+CLIENT ?=
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 # What test-kernel runs; RUN is a regular expression for names of tests.
 KERNEL_TESTS := ./test/e2e ./test/lab ./test/demo ./internal/netcfg ./internal/cni
@@ -38,10 +39,11 @@ repo: setup-deb deb ## make the apt repository dist/apt, signed with KEY=FINGERP
 	@URL='$(URL)' packaging/deb/repo.sh '$(KEY)'
 
 .PHONY: demo
-demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 for more, or TOPOLOGY=location, or cross
+demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 for more, or TOPOLOGY=location, or cross; CLIENT=1 for a laptop
 	@go tool -n cnitool >/dev/null
 	@go build -o bin/ ./test/demo
-	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES)
+	@if [ -n "$(CLIENT)" ]; then test/setup.sh dnsmasq && CGO_ENABLED=0 go build -o bin/wireguard-go golang.zx2c4.com/wireguard; fi
+	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES) $(if $(CLIENT),-client)
 
 .PHONY: test
 test: test-unit test-long test-e2e test-kernel ## everything but chaos, the swarm and the package
@@ -123,7 +125,7 @@ setup-unit:
 
 .PHONY: setup-race
 setup-race:
-	@test/setup.sh gcc
+	@test/setup.sh gcc dnsmasq
 
 .PHONY: setup-kernel
 setup-kernel:

@@ -5,8 +5,9 @@
 // meshd on every one of them, with one seed address to find each other, gives
 // each a pod through the CNI configuration that meshd installed, and pings
 // everything from everything. With a topology of locations there are six hosts:
-// three share a LAN, two share another one, and one is alone. It exits with 0 only
-// if every ping was answered, and leaves nothing behind, however it ends.
+// three share a LAN, two share another one, and one is alone. With a client, a laptop
+// behind another NAT reaches every pod, a Service and a name. It exits with 0 only if
+// every ping was answered, and leaves nothing behind, however it ends.
 package main
 
 import (
@@ -37,6 +38,8 @@ func run() int {
 	count := flag.Int("nodes", 4, "how many hosts to make, with the topology full")
 	topology := flag.String("topology", "full", "who has tunnels to whom: full, location or cross")
 	binary := flag.String("meshd", "bin/meshd", "the meshd to run on them")
+	client := flag.Bool("client", false, "add a laptop behind NAT")
+	wireguardGo := flag.String("wireguard-go", "bin/wireguard-go", "what wg-quick runs on the laptop if the kernel has no WireGuard")
 	flag.Parse()
 	if *count < 2 || *count > maxNodes {
 		fmt.Fprintf(os.Stderr, "demo: -nodes: got %d, want 2 to %d\n", *count, maxNodes)
@@ -49,7 +52,19 @@ func run() int {
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
-	return exitCode(demo(ctx, *binary, mode, *count))
+	o := options{binary: *binary, mode: mode, count: *count}
+	if *client {
+		o.wireguardGo = *wireguardGo
+	}
+	return exitCode(demo(ctx, o))
+}
+
+// options are what a demo is of.
+type options struct {
+	binary      string
+	mode        mesh.Mode
+	count       int
+	wireguardGo string // "" for no laptop
 }
 
 // exitCode says what went wrong with a demo, and returns what it exits with.
@@ -85,14 +100,14 @@ const (
 	pingLimit   = 1 * time.Minute // for one ping to be answered
 )
 
-func demo(ctx context.Context, binary string, mode mesh.Mode, count int) (err error) {
+func demo(ctx context.Context, o options) (err error) {
 	l, err := lab.New(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 
-	nodes, err := hosts(ctx, l, binary, mode, count)
+	nodes, err := hosts(ctx, l, o.binary, o.mode, o.count)
 	if err != nil {
 		return err
 	}
@@ -112,7 +127,13 @@ func demo(ctx context.Context, binary string, mode mesh.Mode, count int) (err er
 		return withLogs(err, nodes[0])
 	}
 	fmt.Printf("\n%s# meshd status\n%s\n", nodes[0].Name, status)
-	return pingAll(ctx, stations)
+	more := ""
+	if o.wireguardGo != "" {
+		if more, err = tryClient(ctx, l, o.wireguardGo, stations); err != nil {
+			return withLogs(fmt.Errorf("failed, %s\n%w", more, err), nodes...)
+		}
+	}
+	return pingAll(ctx, stations, more)
 }
 
 // hosts makes the hosts with their files.

@@ -187,7 +187,7 @@ func TestReport(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder
-			err := report(&out, test.pairs)
+			err := report(&out, test.pairs, "")
 			if out.String() != test.out {
 				t.Errorf("printed: got %q, want %q", out.String(), test.out)
 			}

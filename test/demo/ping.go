@@ -34,8 +34,8 @@ type pair struct {
 }
 
 // pingAll pings all directed pairs, says which did not answer and why, and ends
-// with the count.
-func pingAll(ctx context.Context, stations []station) error {
+// with the count, and what there is to say more.
+func pingAll(ctx context.Context, stations []station, more string) error {
 	var pairs []*pair
 	for i, from := range stations {
 		for j, to := range stations {
@@ -64,7 +64,7 @@ func pingAll(ctx context.Context, stations []station) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return report(os.Stdout, pairs)
+	return report(os.Stdout, pairs, more)
 }
 
 // ping waits for one answer; what ping(8) printed last is in the error. It ends with
@@ -86,7 +86,7 @@ func ping(ctx context.Context, from runner, what string, to netip.Addr) error {
 
 // report writes the last line of a demo, or returns an error that names every
 // pair that failed.
-func report(w io.Writer, pairs []*pair) error {
+func report(w io.Writer, pairs []*pair, more string) error {
 	var nodesOK, podsOK int
 	var failures []error
 	blamed := map[string]*lab.Node{}
@@ -103,6 +103,9 @@ func report(w io.Writer, pairs []*pair) error {
 		}
 	}
 	verdict := fmt.Sprintf("%d of %d node pairs, %d of %[2]d pod pairs", nodesOK, len(pairs), podsOK)
+	if more != "" {
+		verdict += ", " + more
+	}
 	if len(failures) == 0 {
 		_, err := fmt.Fprintln(w, "demo: ok,", verdict)
 		return err

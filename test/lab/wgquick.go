@@ -16,15 +16,15 @@ type WGQuick struct {
 	userspace string
 }
 
-// QuickDir has what wg-quick calls on a host, resolvconf, and what that leaves behind.
+// QuickDir has what wg-quick calls on a host: resolvconf.
 const QuickDir = "/opt/wg-quick"
 
 // resolvconf stands for the program that most systems have: the nameservers and
 // search domains that it is told are what the host uses.
 const resolvconf = `#!/bin/sh
 case "$1" in
--a) cat >` + QuickDir + `/resolv.conf ;;
--d) : >` + QuickDir + `/resolv.conf ;;
+-a) rm -f /etc/resolv.conf; cat >/etc/resolv.conf ;;
+-d) : >/etc/resolv.conf ;;
 esac
 `
 
@@ -57,7 +57,7 @@ func (q *WGQuick) run(ctx context.Context, verb string) error {
 // Resolver is what the host would ask for names: the lines of resolv.conf(5) that the
 // interface brought.
 func (q *WGQuick) Resolver() (string, error) {
-	b, err := os.ReadFile(q.host.Path(filepath.Join(QuickDir, "resolv.conf")))
+	b, err := os.ReadFile(q.host.Path("/etc/resolv.conf"))
 	if err != nil {
 		return "", fmt.Errorf("read what resolvconf was told: %w", err)
 	}
