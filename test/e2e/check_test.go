@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !kernel
+
 package e2e
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,51 +17,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/meshd/meshd/internal/check"
 	"github.com/meshd/meshd/test/lab"
 )
-
-// check runs meshd check on a node and returns the errors that it found, with
-// what is to be done. Warnings depend on the machine: its clock, its kernel.
-func (m *testbed) check(n *lab.Node, env ...string) []check.Finding {
-	m.t.Helper()
-	cmd := n.Command(m.ctx, binary, "check", "-o", "json")
-	cmd.Env(env...)
-	out, err := cmd.Output()
-	var exit *exec.ExitError
-	code := 0
-	if errors.As(err, &exit) {
-		code = exit.ExitCode()
-	} else {
-		m.must(err)
-	}
-	var report struct{ Findings []check.Finding }
-	m.must(json.Unmarshal([]byte(out), &report))
-	var found []check.Finding
-	for _, f := range report.Findings {
-		if f.Level == check.Error {
-			found = append(found, f)
-		}
-	}
-	if want := min(len(found), 1); code != want {
-		m.t.Errorf("exit code with %d errors: got %d, want %d", len(found), code, want)
-	}
-	return found
-}
-
-// files lists all that is in the places where meshd writes.
-func (m *testbed) files(n *lab.Node) string {
-	m.t.Helper()
-	return m.run(n, "find", "/etc", "/opt", "/run", "/var/lib", "-xdev", "-not", "-path", "/run/lab*", "-printf", "%p %m %s %T@ %l\n")
-}
-
-func (m *testbed) everything(n *lab.Node) map[string]string {
-	m.t.Helper()
-	state := maps.Clone(m.hostState(n.Host))
-	state["files"] = m.files(n)
-	state["sysctl"] = m.run(n, "sysctl", "-a", "-r", `^net\.(ipv[46]\.conf|ipv4\.ip_forward|bridge)`)
-	return state
-}
 
 func TestCheckOfACleanHost(t *testing.T) {
 	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
@@ -107,9 +65,6 @@ func TestCheckBesideADaemon(t *testing.T) {
 		}
 	})
 }
-
-// dualStack are settings that the tests of IPv6 add.
-var dualStack = []string{"cluster:", "  overlay: [10.4.0.0/16, fd00:4::/112]", "  pods: [10.42.0.0/16, fd00:42::/48]", "  services: [10.43.0.0/16, fd00:43::/112]"}
 
 // TestCheckFinds breaks a host in one way after another.
 func TestCheckFinds(t *testing.T) {
@@ -183,16 +138,6 @@ func TestCheckFinds(t *testing.T) {
 	}
 }
 
-// follow does what an advice says, as a person would.
-func (m *testbed) follow(n *lab.Node, advice string) {
-	m.t.Helper()
-	commands, _, _ := strings.Cut(strings.TrimPrefix(advice, "run: "), " (and ")
-	for command := range strings.SplitSeq(commands, "; ") {
-		words := strings.Fields(command)
-		m.run(n, words[0], words[1:]...)
-	}
-}
-
 // TestCheckFindsTakenPorts has a program of the host's listen on each port.
 func TestCheckFindsTakenPorts(t *testing.T) {
 	t.Parallel()
@@ -251,4 +196,18 @@ func TestCheckOfABadConfiguration(t *testing.T) {
 	if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(fmt.Sprint(err), "nodes") {
 		t.Errorf("check: got %v, want exit code 2 and the key nodes", err)
 	}
+}
+
+// files lists all that is in the places where meshd writes.
+func (m *testbed) files(n *lab.Node) string {
+	m.t.Helper()
+	return m.run(n, "find", "/etc", "/opt", "/run", "/var/lib", "-xdev", "-not", "-path", "/run/lab*", "-printf", "%p %m %s %T@ %l\n")
+}
+
+func (m *testbed) everything(n *lab.Node) map[string]string {
+	m.t.Helper()
+	state := maps.Clone(m.hostState(n.Host))
+	state["files"] = m.files(n)
+	state["sysctl"] = m.run(n, "sysctl", "-a", "-r", `^net\.(ipv[46]\.conf|ipv4\.ip_forward|bridge)`)
+	return state
 }

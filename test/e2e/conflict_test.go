@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !kernel
+
 package e2e
 
 import (
@@ -241,7 +243,3 @@ func TestOtherRanges(t *testing.T) {
 	m.await(settleLimit, "content", lacks(gossip.ProblemCluster), m.nodes...)
 	m.connected(pingLimit, m.nodes...)
 }
-
-// settleTime is how long something must last that may not come and go: longer
-// than any round of gossip's.
-const settleTime = 30 * time.Second

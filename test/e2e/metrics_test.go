@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !kernel
+
 package e2e
 
 import (
@@ -11,9 +13,6 @@ import (
 
 	"github.com/meshd/meshd/test/lab"
 )
-
-// metricsAddress is where metrics are served by default.
-const metricsAddress = "127.0.0.1:9586"
 
 // TestMetrics asks a node how it is, before and after another one dies.
 func TestMetrics(t *testing.T) {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !kernel
+
 package e2e
 
 import (
@@ -13,18 +15,6 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
-
-// rewrite gives a node another configuration, with the join list of newMesh, and
-// has its daemon read it.
-func (m *testbed) rewrite(n *lab.Node, more ...string) {
-	m.t.Helper()
-	var join []string
-	if n != m.nodes[0] {
-		join = append(join, m.nodes[0].Public().String())
-	}
-	m.must(n.Configure(lab.Config(n.Name, join, more...), m.secret))
-	m.must(n.Reload())
-}
 
 // routes says whether a host has a route to a network through the mesh.
 func (m *testbed) routes(n *lab.Node, network string) bool {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !kernel
+
 package e2e
 
 import (
@@ -10,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -19,31 +20,6 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
-
-// shows returns a function for await: there is a problem of a kind, with each of
-// the words in its text or advice.
-func shows(kind mesh.ProblemKind, words ...string) func(control.Status) bool {
-	return func(s control.Status) bool {
-		return slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool {
-			return p.Kind == kind && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(p.Text+p.Advice, w) })
-		})
-	}
-}
-
-// lacks is the contrary of shows.
-func lacks(kind mesh.ProblemKind) func(control.Status) bool { return not(shows(kind)) }
-
-// all is for await: every one of the conditions holds.
-func all(conditions ...func(control.Status) bool) func(control.Status) bool {
-	return func(s control.Status) bool {
-		return !slices.ContainsFunc(conditions, func(ok func(control.Status) bool) bool { return !ok(s) })
-	}
-}
-
-// knows is for await: so many other nodes are known, alive or not.
-func knows(peers int) func(control.Status) bool {
-	return func(s control.Status) bool { return len(s.Peers) == peers }
-}
 
 // refused runs a command that the daemon must refuse, and returns why it does.
 func (m *testbed) refused(n *lab.Node, args ...string) string {
@@ -71,13 +47,6 @@ func (m *testbed) copyState(from, to *lab.Node) {
 		}
 		return to.WriteFile(filepath.Join(lab.StateDir, strings.TrimPrefix(path, source)), string(data), 0o600)
 	}))
-}
-
-func (m *testbed) status(n *lab.Node) control.Status {
-	m.t.Helper()
-	s, err := n.Status(m.ctx)
-	m.must(err)
-	return s
 }
 
 // TestRevoke shuts out a node that is alive, and lets its host in again under
@@ -238,4 +207,12 @@ func TestReinstalledHost(t *testing.T) {
 	m.run(rest[0], binary, strings.Fields(advice)[1:]...)
 	m.await(settleLimit, "rid of the old identity", all(lacks(mesh.ProblemName), knows(2), lab.Sees(2)), m.nodes...)
 	m.connected(pingLimit, m.nodes...)
+}
+
+// lacks is the contrary of shows.
+func lacks(kind mesh.ProblemKind) func(control.Status) bool { return not(shows(kind)) }
+
+// knows is for await: so many other nodes are known, alive or not.
+func knows(peers int) func(control.Status) bool {
+	return func(s control.Status) bool { return len(s.Peers) == peers }
 }
