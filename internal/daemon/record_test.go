@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
@@ -28,6 +29,7 @@ var compareNet = cmp.Options{
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	cmpopts.IgnoreUnexported(mesh.Record{}),
 }
 
 func TestNextRecord(t *testing.T) {

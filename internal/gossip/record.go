@@ -116,6 +116,7 @@ func decodeRecord(payload []byte) (body, error) {
 	if err := checkRecord(r); err != nil {
 		return nil, err
 	}
+	r.Identify()
 	return recordBody{r}, nil
 }
 

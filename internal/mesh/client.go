@@ -162,16 +162,6 @@ func (l *layout) nameOf(id ID) string {
 	return id.String()
 }
 
-// Clients returns those that count, by address.
-func Clients(in Input) []Client {
-	l := newLayout(in)
-	out := make([]Client, 0, len(l.clients))
-	for _, c := range l.clients {
-		out = append(out, *c)
-	}
-	return out
-}
-
 // isHome says whether clients have a tunnel to a node: it has tunnels itself, and
 // can be reached by strangers.
 func (m *member) isHome() bool { return m.isEnd() && len(m.Endpoints) > 0 && m.slot != None }
@@ -254,6 +244,9 @@ func (d *deriver) sendClients(t *Topology) {
 	hop, own := d.clientWay()
 	if own {
 		t.Clients = d.tunnelsToClients()
+	}
+	for _, c := range d.clients {
+		t.AllClients = append(t.AllClients, *c)
 	}
 	if len(d.clients) > 0 {
 		t.ClientRanges = d.Cluster.clientRanges()

@@ -19,10 +19,9 @@ type layout struct {
 	groups  []*group  // sorted by their first member's ID
 	owners  map[int]*node
 	keys    map[wgtypes.Key]*node
-	claims  map[netip.Prefix]*claimant // of internal IPs and allowed-location-ips
-	doubled map[netip.Addr]bool        // internal IPs that several nodes claim
-	reached []netip.Addr               // the addresses of all endpoints, sorted
-	inner   families                   // what the cluster gives out
+	doubled map[netip.Addr]bool // internal IPs that several nodes claim
+	reached []netip.Addr        // the addresses of all endpoints, sorted
+	inner   families            // what the cluster gives out
 
 	guarded  []netip.Prefix
 	reserved []netip.Prefix // the cluster's ranges: overlay, pods and Services
@@ -44,11 +43,12 @@ type group struct {
 // member is a node in its place.
 type member struct {
 	*node
-	group *group
-	index int             // in layout.all
-	slot  int             // None unless the node owns it
-	mute  bool            // has somebody else's WireGuard key: no tunnels
-	lan   [2]netip.Prefix // internal IPs with their networks, IPv4 and IPv6
+	group  *group
+	index  int             // in layout.all
+	slot   int             // None unless the node owns it
+	mute   bool            // has somebody else's WireGuard key: no tunnels
+	claims []*claimant     // of its internal IPs, then its allowed-location-ips
+	lan    [2]netip.Prefix // internal IPs with their networks, IPv4 and IPv6
 
 	// via is the end of the tunnels that carry what this node exchanges with
 	// other groups: itself, its gateway, or nil.

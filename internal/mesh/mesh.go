@@ -107,10 +107,21 @@ type Record struct {
 	Endpoints          []Endpoint     // best first, at most MaxEndpoints
 	InternalIPs        []netip.Prefix // addresses on its private network, with that network's length
 	AllowedLocationIPs []netip.Prefix // further networks behind its location
+
+	id ID // of Identity; zero if it has not been worked out
 }
 
 // ID returns the fingerprint of the record's identity key.
-func (r Record) ID() ID { return IDOf(r.Identity) }
+func (r Record) ID() ID {
+	if r.id == (ID{}) {
+		return IDOf(r.Identity)
+	}
+	return r.id
+}
+
+// Identify works out the record's ID once and for all: it costs a hash. The identity
+// must not change afterwards.
+func (r *Record) Identify() { r.id = IDOf(r.Identity) }
 
 // Claim is a node's claim of a slot. Contradicting claims are decided by
 // (Time, ID), lowest first; see Owners.
@@ -270,6 +281,8 @@ type Topology struct {
 	GossipPorts  []uint16
 	// ClientHome is the peer through which clients reach this node, zero for none.
 	ClientHome ID
+	// AllClients are those that count, on whatever node their tunnels end, by address.
+	AllClients []Client
 
 	Problems []Problem // sorted
 }

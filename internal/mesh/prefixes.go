@@ -18,15 +18,17 @@ type claimant struct {
 // claimPrefixes decides whose each internal IP and each allowed-location-ip
 // is. A network that several nodes of one location serve is the first claim's.
 func (l *layout) claimPrefixes() {
-	l.claims = make(map[netip.Prefix]*claimant, len(l.all))
-	slab := make([]claimant, 0, len(l.all))
+	claims := make(map[netip.Prefix]*claimant, len(l.all))
+	slab := make([]claimant, 0, len(l.all)) // growing leaves the old ones where they are
+	all := make([]*claimant, 0, len(l.all))
 	claim := func(p netip.Prefix, n *node) {
-		c, ok := l.claims[p]
+		c, ok := claims[p]
 		if !ok {
-			slab = append(slab, claimant{node: n}) // growing leaves the old ones where they are
-			l.claims[p] = &slab[len(slab)-1]
-			return
+			slab = append(slab, claimant{node: n})
+			c = &slab[len(slab)-1]
+			claims[p] = c
 		}
+		all = append(all, c)
 		if c.node != n && p.IsSingleIP() {
 			if l.doubled == nil {
 				l.doubled = make(map[netip.Addr]bool)
@@ -41,12 +43,14 @@ func (l *layout) claimPrefixes() {
 		}
 	}
 	for _, m := range l.all {
+		first := len(all)
 		for _, ip := range m.InternalIPs {
 			claim(single(ip.Addr()), m.node)
 		}
 		for _, p := range m.AllowedLocationIPs {
 			claim(p.Masked(), m.node)
 		}
+		m.claims = all[first:]
 	}
 }
 
@@ -103,15 +107,15 @@ func (d *deriver) locationPrefixes(ps []netip.Prefix, w way) []netip.Prefix {
 // networksOf appends one node's internal IPs and the networks behind it, in the
 // families that pass, unless they overlap networks on the way.
 func (d *deriver) networksOf(ps []netip.Prefix, m *member, passing families, networks []network) []netip.Prefix {
-	for _, ip := range m.InternalIPs {
+	for i, ip := range m.InternalIPs {
 		p := single(ip.Addr())
-		if passing&familyOf(p.Addr()) != 0 && !d.holdsEndpoint(p) && d.mayRoute(m, p, "internal IP", networks) {
+		if passing&familyOf(p.Addr()) != 0 && !d.holdsEndpoint(p) && d.mayRoute(m, m.claims[i], p, "internal IP", networks) {
 			ps = append(ps, p)
 		}
 	}
-	for _, p := range m.AllowedLocationIPs {
-		p = p.Masked()
-		if passing&familyOf(p.Addr()) != 0 && d.mayRoute(m, p, "allowed-location-ips", networks) && d.clearOfEndpoints(m, p) {
+	for i, p := range m.AllowedLocationIPs {
+		p, c := p.Masked(), m.claims[len(m.InternalIPs)+i]
+		if passing&familyOf(p.Addr()) != 0 && d.mayRoute(m, c, p, "allowed-location-ips", networks) && d.clearOfEndpoints(m, p) {
 			ps = append(ps, p)
 		}
 	}
@@ -134,13 +138,13 @@ func groupNetworks(g *group) []network {
 
 // mayRoute says whether a prefix of n that is not of the cluster's ranges may
 // be routed into a tunnel, and reports why not.
-func (d *deriver) mayRoute(n *member, p netip.Prefix, what string, own []network) bool {
+func (d *deriver) mayRoute(n *member, c *claimant, p netip.Prefix, what string, own []network) bool {
 	for _, g := range d.reserved {
 		if g.Overlaps(p) {
 			return d.refuse(n, p, what, fmt.Sprintf("it overlaps the cluster's range %v", g), "choose cluster ranges that no host's network uses")
 		}
 	}
-	if c := d.claims[p]; c.shared {
+	if c.shared {
 		return d.refuse(n, p, what, "nodes of several locations have it", "give one of the networks other addresses, or, if it is one network, give its nodes the same node.location")
 	} else if c.node != n.node {
 		return false // another node of n's location serves it
@@ -188,7 +192,8 @@ func (d *deriver) serves() []netip.Prefix {
 			}
 		}
 	}
-	return sortedPrefixes(ps)
+	slices.SortFunc(ps, ComparePrefix)
+	return slices.Compact(ps)
 }
 
 // relayed are the nodes of the own location that this node passes packets on to
@@ -210,6 +215,9 @@ func (d *deriver) lodgers() []*member {
 
 // mergeSorted sorts a list of which the first n are sorted and the rest is.
 func mergeSorted(ps []netip.Prefix, n int) []netip.Prefix {
+	if n == 0 || n == len(ps) || ComparePrefix(ps[n-1], ps[n]) <= 0 {
+		return ps
+	}
 	rest := slices.Clone(ps[n:])
 	i, j := n-1, len(rest)-1
 	for k := len(ps) - 1; j >= 0; k-- {
@@ -238,16 +246,10 @@ func singles(as []netip.Addr) []netip.Prefix {
 	return ps
 }
 
-func sortedPrefixes(ps []netip.Prefix) []netip.Prefix {
-	ps = slices.Clone(ps)
-	slices.SortFunc(ps, ComparePrefix)
-	return slices.Compact(ps)
-}
-
-// MergePrefixes sorts prefixes and drops those that others contain.
+// MergePrefixes sorts prefixes and drops those that others contain, in place.
 func MergePrefixes(ps []netip.Prefix) []netip.Prefix {
-	ps = sortedPrefixes(ps)
-	var out []netip.Prefix
+	slices.SortFunc(ps, ComparePrefix)
+	out := ps[:0]
 	for _, p := range ps {
 		if len(out) == 0 || !out[len(out)-1].Contains(p.Addr()) {
 			out = append(out, p)

@@ -305,7 +305,7 @@ func newWalkerOf(in mesh.Input) *walker {
 // addClients makes hosts of the clients that count, set up as their configurations say.
 func (w *walker) addClients(in mesh.Input) {
 	w.clients = map[mesh.ID]*host{}
-	for _, c := range mesh.Clients(in) {
+	for _, c := range w.hosts[in.Self].top.AllClients {
 		config := mesh.ConfigOf(in, c, nil)
 		h := &host{Record: mesh.Record{Name: "client-" + c.Name, Key: c.Key}, id: c.ID}
 		h.top.Addresses = config.Addresses
