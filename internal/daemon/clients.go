@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -202,19 +203,45 @@ func (d *daemon) answerClients(t *turn) {
 // and is for other goroutines.
 func (d *daemon) tellClient(addr netip.Addr, silent []string) (control.ClientConfig, bool) {
 	_, t := d.published.get()
-	for _, c := range mesh.Clients(t.input) {
-		if !slices.Contains(t.input.Cluster.ClientAddresses(c.Index), addr) {
-			continue
-		}
-		alive := maps.Clone(t.view.Alive)
-		for _, r := range t.input.Records {
-			if slices.Contains(silent, r.Key.String()) {
-				delete(alive, r.ID())
-			}
-		}
-		return clientConfig(t.input, c, alive), true
+	i := slices.IndexFunc(t.topology.AllClients, func(c mesh.Client) bool {
+		return slices.Contains(t.input.Cluster.ClientAddresses(c.Index), addr)
+	})
+	if i < 0 {
+		return control.ClientConfig{}, false
 	}
-	return control.ClientConfig{}, false
+	c, alive := t.topology.AllClients[i], t.view.Alive
+	if len(silent) == 0 {
+		return d.advice.get(t.now, c.ID, func() control.ClientConfig { return clientConfig(t.input, c, alive) }), true
+	}
+	alive = maps.Clone(alive)
+	for _, r := range t.input.Records {
+		if slices.Contains(silent, r.Key.String()) {
+			delete(alive, r.ID())
+		}
+	}
+	return clientConfig(t.input, c, alive), true
+}
+
+// advice keeps what clients were told since the last turn: each asks every second, and
+// to work it out takes as long as a turn does.
+type advice struct {
+	mu      sync.Mutex
+	turn    time.Time
+	configs map[mesh.ID]control.ClientConfig
+}
+
+func (a *advice) get(turn time.Time, client mesh.ID, work func() control.ClientConfig) control.ClientConfig {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if turn != a.turn {
+		a.turn, a.configs = turn, make(map[mesh.ID]control.ClientConfig)
+	}
+	c, ok := a.configs[client]
+	if !ok {
+		c = work()
+		a.configs[client] = c
+	}
+	return c
 }
 
 // namedClient finds the one client of a name or an ID. Errors wrap
@@ -290,14 +317,11 @@ func wordAccess(list []mesh.Access) []string {
 // knows of their tunnels to this node.
 func clientStatus(t turn) []control.ClientStatus {
 	out := []control.ClientStatus{}
-	if len(t.view.Clients) == 0 {
-		return out
-	}
 	onDevice := make(map[wgtypes.Key]netcfg.Peer, len(t.observed.Peers))
 	for _, p := range t.observed.Peers {
 		onDevice[p.Key] = p
 	}
-	for _, c := range mesh.Clients(t.input) {
+	for _, c := range t.topology.AllClients {
 		s := control.ClientStatus{
 			ID: c.ID, Name: c.Name, Overlay: t.input.Cluster.ClientAddresses(c.Index), Access: wordAccess(c.Access),
 			AddedBy: nameOf(t.input.Records, mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC().Format(time.RFC3339),

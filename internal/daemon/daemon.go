@@ -85,6 +85,7 @@ type daemon struct {
 	metrics *metrics.Metrics
 	monitor *metrics.Server
 	answers *connect.Server
+	advice  advice
 
 	storyLimit *rate.Limiter
 
