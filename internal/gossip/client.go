@@ -134,7 +134,7 @@ func (g *Gossip) RemoveClient(id mesh.ID) error { return g.Forget(id, clientSequ
 // clients returns all clients, by ID.
 func (s *store) clients() []mesh.Client {
 	var all []mesh.Client
-	for _, o := range s.objects {
+	for _, o := range s.rest {
 		if b, ok := o.body.(clientBody); ok {
 			c := b.Client
 			c.Author, c.Access = slices.Clone(c.Author), slices.Clone(c.Access)

@@ -116,7 +116,7 @@ func decodeTold(payload []byte) (body, error) {
 // clusters with these ranges.
 func (s *store) told(ranges uint64) []told {
 	var all []told
-	for _, o := range s.objects {
+	for _, o := range s.rest {
 		t, ok := o.body.(told)
 		if !ok || t.ranges != ranges {
 			continue

@@ -31,6 +31,7 @@ const (
 // have exchanged everything are equal. It has no lock of its own.
 type store struct {
 	objects map[objectKey]object
+	rest    map[objectKey]object           // those that are no records: few, and looked through in every turn
 	sums    map[[sha256.Size]byte]struct{} // of objects, to know a copy without checking its signature
 	highest map[objectKey]uint64           // also of what is gone, against replay
 	buried  map[mesh.ID]uint64             // by target, the highest sequence of its tombstones
@@ -42,6 +43,7 @@ type store struct {
 func newStore() *store {
 	return &store{
 		objects: make(map[objectKey]object),
+		rest:    make(map[objectKey]object),
 		sums:    make(map[[sha256.Size]byte]struct{}),
 		highest: make(map[objectKey]uint64),
 		buried:  make(map[mesh.ID]uint64),
@@ -116,6 +118,9 @@ func (s *store) replace(o object) {
 		s.drop(old)
 	}
 	s.objects[o.key] = o
+	if o.key.kind != kindRecord {
+		s.rest[o.key] = o
+	}
 	s.order, s.counted = nil, nil
 	s.sums[o.sum] = struct{}{}
 	s.digest.toggle(o)
@@ -123,6 +128,7 @@ func (s *store) replace(o object) {
 
 func (s *store) drop(o object) {
 	delete(s.objects, o.key)
+	delete(s.rest, o.key)
 	s.order, s.counted = nil, nil
 	delete(s.sums, o.sum)
 	s.digest.toggle(o)

@@ -150,7 +150,7 @@ func (g *Gossip) storeVerdict(v mesh.Verdict) (object, error) {
 // verdicts returns all verdicts, by subject, role and author.
 func (s *store) verdicts() []mesh.Verdict {
 	var all []mesh.Verdict
-	for _, o := range s.objects {
+	for _, o := range s.rest {
 		if v, ok := o.body.(verdict); ok {
 			v.Author = slices.Clone(v.Author)
 			all = append(all, v.Verdict)
