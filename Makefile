@@ -46,7 +46,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES) $(if $(CLIENT),-client)
 
 .PHONY: test
-test: test-unit test-long test-e2e test-kernel ## everything but chaos, the swarm and the package
+test: test-unit test-long test-e2e test-kernel test-chaos ## everything but the swarm and the package
 
 .PHONY: test-unit
 test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, fuzz seeds
@@ -73,10 +73,10 @@ fuzz: ## every fuzz target for TIME=30s; what it finds stays in testdata/fuzz
 test-e2e: setup-race ## end-to-end tests on namespaces, with the race detector in meshd, needs root; RUN=TestName for one
 	go build -race -o bin/meshd-race ./cmd/meshd
 	MESHD=$(CURDIR)/bin/meshd-race GORACE=halt_on_error=1 \
-		go test -count=1 -p 1 -parallel 4 -timeout 30m -v -run '$(RUN)' ./test/bench ./test/lab ./test/demo ./test/e2e
+		go test -count=1 -p 1 -parallel 6 -timeout 30m -v -run '$(RUN)' ./test/bench ./test/lab ./test/demo ./test/e2e
 
 .PHONY: test-swarm
-test-swarm: setup ## gossip among a hundred and two hundred nodes; wants a machine of its own
+test-swarm: setup ## gossip among a hundred, two hundred and five hundred nodes; wants a machine of its own
 	go test -count=1 -timeout 30m -v -run '$(RUN)' ./test/swarm
 
 .PHONY: test-kernel
@@ -95,6 +95,10 @@ chaos: setup-kernel build ## faults at random for DURATION=10m, SEED=1, on a ker
 	@CGO_ENABLED=0 go build -o bin/ ./test/chaos ./test/kernel
 	@CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel -timeout 12h exec \
 		bin/chaos -meshd $(MESHD) -clock -duration $(DURATION) -seed $(SEED)
+
+.PHONY: test-chaos
+test-chaos: ## three minutes of chaos
+	@$(MAKE) --no-print-directory chaos DURATION=3m SEED=1
 
 .PHONY: kernel-shell
 kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel

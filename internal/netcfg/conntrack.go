@@ -37,7 +37,9 @@ func (s stranded) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 // they began with a translated source. Translation is decided once: a
 // conversation that does not end, as between two sockets of WireGuard or in vxlan,
 // would keep the overlay address where it goes by the LAN from now on, and nobody
-// would answer. What has no connection tracking translates nothing.
+// would answer. All connections of a single address are forgotten: it was a node's or
+// a client's that is no more, and the next one that has it is another. What has no
+// connection tracking translates nothing.
 func (h *Host) forgetStranded(gone []Route) error {
 	byFamily := make(map[netlink.InetFamily]stranded)
 	for _, r := range gone {

@@ -96,7 +96,9 @@ func TestTenOfAHundredAreKilled(t *testing.T) {
 // time to answer are taken for dead, which costs still more.
 func TestTwoHundredStay(t *testing.T) { stay(t, 200) }
 
-// Five hundred nodes do the same. They want some eight processor cores.
+// Five hundred nodes do the same. They want some eight processor cores: on two, what one
+// that joins costs all others makes probes late, each late probe is tried again over a
+// stream, and the handshakes of these make more of them late.
 func TestFiveHundredStay(t *testing.T) { stay(t, 500) }
 
 // stay starts nodes, and fails if any of them is taken for dead in two minutes.
