@@ -46,7 +46,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES) $(if $(CLIENT),-client)
 
 .PHONY: test
-test: test-unit test-long test-e2e test-kernel test-chaos ## everything but the swarm and the package
+test: test-unit test-long test-e2e test-kernel ## everything but chaos, the swarm and the package
 
 .PHONY: test-unit
 test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, fuzz seeds
@@ -95,10 +95,6 @@ chaos: setup-kernel build ## faults at random for DURATION=10m, SEED=1, on a ker
 	@CGO_ENABLED=0 go build -o bin/ ./test/chaos ./test/kernel
 	@CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel -timeout 12h exec \
 		bin/chaos -meshd $(MESHD) -clock -duration $(DURATION) -seed $(SEED)
-
-.PHONY: test-chaos
-test-chaos: ## three minutes of chaos
-	@$(MAKE) --no-print-directory chaos DURATION=3m SEED=1
 
 .PHONY: kernel-shell
 kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel

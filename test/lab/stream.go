@@ -26,9 +26,9 @@ type Stream struct {
 	err error
 }
 
-// A chunk each chunkPeriod makes 100 kB/s, which the slowest lab can carry beside all else.
+// A chunk each chunkPeriod makes 400 kB/s, which the slowest lab can carry.
 const (
-	chunkSize   = 1 << 10
+	chunkSize   = 4 << 10
 	chunkPeriod = 10 * time.Millisecond
 )
 
