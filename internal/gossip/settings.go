@@ -179,8 +179,12 @@ func (g *Gossip) adopt() {
 }
 
 // tell puts our settings into the store if nobody tells them, or if we have
-// told others for the same generation.
+// told others for the same generation. A newcomer first hears whether somebody
+// does: else, of nodes that start together, all would.
 func (g *Gossip) tell() ([]object, error) {
+	if !g.merged {
+		return nil, nil
+	}
 	ours := g.effective()
 	key := objectKey{kindSettings, g.self, g.self}
 	last, spoke := g.store.objects[key].body.(told)

@@ -207,14 +207,18 @@ func TestNewcomerHearsBothSides(t *testing.T) {
 	}
 }
 
-// In a cluster at peace, few speak.
+// In a cluster at peace, few speak, and nobody before it has heard the others.
 func TestSettingsAreToldOnce(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1)), tellSettings(t, 1, 1, settingsOf(testCluster()))}, fromSync)
 	if err := g.Publish(testRecord(0, 1)); err != nil {
 		t.Fatal(err)
 	}
+	if got := len(g.store.told(g.ranges)); got != 0 {
+		t.Errorf("told %d times by a newcomer, want none", got)
+	}
+	g.merged = true
+	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1)), tellSettings(t, 1, 1, settingsOf(testCluster()))}, fromSync)
 	if got := len(g.store.told(g.ranges)); got != 1 {
 		t.Errorf("told %d times, want once", got)
 	}

@@ -110,8 +110,8 @@ func TestJudge(t *testing.T) {
 	if err := g.Forget(idOf(1), 7); err != nil {
 		t.Fatal(err)
 	}
-	if got := g.View().Verdicts; len(got) > 0 || len(g.store.objects) != 3 {
-		t.Errorf("after the tombstone: verdicts %v, %d objects, want our record, our settings and the tombstone", got, len(g.store.objects))
+	if got := g.View().Verdicts; len(got) > 0 || len(g.store.objects) != 2 {
+		t.Errorf("after the tombstone: verdicts %v, %d objects, want our record and the tombstone", got, len(g.store.objects))
 	}
 	down.Epoch = 3
 	g.accept([][]byte{signRecord(t, 1, testRecord(1, 8))}, fromSync)
