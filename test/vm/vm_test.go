@@ -92,7 +92,7 @@ func testStart(t *testing.T, nodes []*node) {
 		if i > 0 {
 			n.sh(t, "umask 077; echo '"+secret+"' > /etc/meshd/secret")
 		}
-		config := fmt.Sprintf("secret-file: /etc/meshd/secret\njoin: [%s]\nnode:\n  name: %s", address(1+i%2), n.name)
+		config := fmt.Sprintf("secret-file: /etc/meshd/secret\njoin: [%s]\nnode:\n  name: %s", address(i), n.name) // that of the one before
 		if i == 0 {
 			config = "secret-file: /etc/meshd/secret\nnode:\n  name: " + n.name
 		}
