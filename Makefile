@@ -46,7 +46,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES) $(if $(CLIENT),-client)
 
 .PHONY: test
-test: test-unit test-long test-e2e test-kernel ## everything but chaos, the swarm and the package
+test: test-unit test-long test-e2e test-kernel test-package test-vm ## everything but chaos, the swarm and vagrant up
 
 .PHONY: test-unit
 test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, fuzz seeds
@@ -85,10 +85,17 @@ test-kernel: setup-kernel build ## the same tests on a kernel with WireGuard and
 	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
 	@exec bin/kernel -run '$(RUN)' test $(KERNEL_TESTS)
 
+.PHONY: test-package
+test-package: setup-deb setup-vagrantfile ## what is in the package, and the Vagrantfile; RUN=TestName for one
+	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/deb ./vagrant
+
 .PHONY: test-vm
-test-vm: setup-deb setup-vm ## the package: what is in it, then in three virtual machines with systemd; RUN=TestName for one
-	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/deb
-	go test -count=1 -timeout 120m -v -run '$(RUN)' ./test/vm
+test-vm: setup-deb setup-vm ## the package in three virtual machines with systemd
+	go test -count=1 -timeout 120m -v ./test/vm
+
+.PHONY: test-vagrant
+test-vagrant: setup-vm setup-vagrant ## vagrant up with a box made here, on emulated machines, until nodes and pods reach each other
+	go test -count=1 -timeout 60m -v ./test/vagrant
 
 .PHONY: chaos
 chaos: setup-kernel build ## faults at random for DURATION=10m, SEED=1, on a kernel with WireGuard and netem
@@ -138,3 +145,11 @@ setup-deb:
 .PHONY: setup-vm
 setup-vm:
 	@test/setup.sh qemu-system-x86_64 mmdebstrap mkfs.ext4 gpg apt-ftparchive
+
+.PHONY: setup-vagrantfile
+setup-vagrantfile:
+	@test/setup.sh vagrant
+
+.PHONY: setup-vagrant
+setup-vagrant:
+	@test/setup.sh vagrant libvirtd virsh qemu-img ssh dnsmasq

@@ -32,7 +32,12 @@ declare -A package=(
 	# What the image of the systemd machines is made with.
 	[mmdebstrap]=mmdebstrap
 	[mkfs.ext4]=e2fsprogs
+	# What vagrant brings machines up with.
 	[vagrant]='vagrant vagrant-libvirt'
+	[libvirtd]='libvirt-daemon-system libvirt-daemon-driver-qemu'
+	[virsh]=libvirt-clients
+	[qemu-img]=qemu-utils
+	[ssh]=openssh-client
 )
 wanted=(ip ping nft iptables wg /usr/lib/cni/bridge /etc/ssl/certs/ca-certificates.crt "$@")
 

@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/meshd/meshd/test/debian"
 )
 
 // Releases of the package that are installed first and upgraded to.
@@ -39,7 +41,9 @@ func makePayload(t *testing.T, dir string) (disk string) {
 	}
 	command(t, pod, "image", pod+".tar")
 	disk = filepath.Join(dir, "payload.disk")
-	makeDisk(t, disk, root, "160M")
+	if err := debian.MakeDisk(disk, root, "160M"); err != nil {
+		t.Fatal(err)
+	}
 	return disk
 }
 

@@ -347,9 +347,10 @@ func testReboot(t *testing.T, nodes []*node) {
 	n.sh(t, "systemctl start containerd")
 	runPod(t, n)
 	reachAll(t, nodes)
-	// On the way down it has handed over while the daemon still ran.
+	// On the way down it has handed over while the daemon still ran. The upgrade has
+	// stopped the daemon before.
 	log := n.sh(t, "journalctl --boot=-1 -o cat -u meshd -u meshd-drain")
-	drained, stopped := strings.Index(log, "Stopping meshd-drain.service"), strings.Index(log, "Stopping meshd.service")
+	drained, stopped := strings.LastIndex(log, "Stopping meshd-drain.service"), strings.LastIndex(log, "Stopping meshd.service")
 	if drained < 0 || stopped < drained {
 		t.Errorf("meshd-drain did not stop before meshd:\n%s", log)
 	}
