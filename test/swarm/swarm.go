@@ -19,6 +19,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -222,20 +223,20 @@ const (
 	resync  = 10 * time.Second
 	// A look costs as much as there are records, and here all nodes' looks are one
 	// machine's: beyond this many they are made as much rarer.
-	crowd = 100
+	crowd = 70
 )
 
-// pace is how soon the node looks again.
-func (n *Node) pace() time.Duration {
-	crowds := max(1, len(n.sequences)/crowd)
+// pace is how soon a node that knows that many looks again.
+func pace(known int) time.Duration {
+	crowds := max(1, known/crowd)
 	return time.Duration(crowds*crowds) * spacing
 }
 
 // follow looks at each change.
 func (n *Node) follow() {
 	for {
-		n.turn()
-		rest := time.After(n.pace())
+		pace := pace(n.turn())
+		rest := time.After(pace)
 		select {
 		case <-n.gossip.Changed():
 		case <-time.After(resync):
@@ -247,11 +248,19 @@ func (n *Node) follow() {
 		case <-n.done:
 			return
 		}
+		// All learn of a change at the same moment, and each would have a processor of
+		// its own, but for here.
+		select {
+		case <-time.After(rand.N(1 + pace - spacing)):
+		case <-n.done:
+			return
+		}
 	}
 }
 
-// turn is as much of the daemon's turn as concerns gossip.
-func (n *Node) turn() {
+// turn is as much of the daemon's turn as concerns gossip. It returns how many nodes
+// are known.
+func (n *Node) turn() int {
 	v := n.gossip.View()
 	paths := make(map[mesh.ID][]netip.AddrPort, len(v.Records))
 	for _, r := range v.Records {
@@ -265,6 +274,7 @@ func (n *Node) turn() {
 	}
 	n.gossip.SetPaths(paths)
 	n.note(v)
+	return len(v.Records)
 }
 
 // note keeps what the swarm wants to know of a view.
