@@ -8,6 +8,7 @@ NODES ?= 4
 TOPOLOGY ?= full
 CLIENT ?=
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
+COMMIT := $(shell git log -1 --format='-X main.commit=%h -X main.date=%cs' 2>/dev/null)
 # What test-kernel runs; RUN is a regular expression for names of tests.
 KERNEL_TESTS := ./test/e2e ./test/lab ./test/demo ./internal/netcfg ./internal/cni
 RUN ?=
@@ -19,7 +20,7 @@ SEED ?= 1
 # Unit tests that are shorter with -short.
 LONG_TESTS := ./internal/gossip ./internal/mesh ./internal/netcfg ./internal/state
 # Static, so that it runs on any host and in the virtual machine of test-kernel.
-BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION)'
+BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION) $(COMMIT)'
 export MESHD := $(CURDIR)/bin/meshd
 
 .PHONY: help

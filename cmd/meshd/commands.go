@@ -22,8 +22,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by the build: -ldflags "-X main.version=…".
-var version = "unreleased"
+// What the build sets: -ldflags "-X main.version=… -X main.commit=… -X main.date=…".
+var (
+	version = "unreleased"
+	commit  = "unknown"
+	date    = "unknown" // of the commit, YYYY-MM-DD
+)
 
 // askTimeout bounds a question to the daemon. It answers at once; only plan has
 // to look at the host.
@@ -245,18 +249,20 @@ func newVersion() *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Show the version of meshd",
+		Short: "Show the version of meshd, with its commit and date",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := struct {
 				Version string `json:"version"`
+				Commit  string `json:"commit"`
+				Date    string `json:"date"`
 				Go      string `json:"go"`
-			}{Version: version}
+			}{Version: version, Commit: commit, Date: date}
 			if info, ok := debug.ReadBuildInfo(); ok {
 				v.Go = info.GoVersion
 			}
 			return out.print(cmd.OutOrStdout(), v, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "meshd %s (%s)\n", v.Version, v.Go)
+				_, err := fmt.Fprintf(w, "meshd %s, commit %s of %s (%s)\n", v.Version, v.Commit, v.Date, v.Go)
 				return err
 			})
 		},

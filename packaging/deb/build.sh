@@ -15,6 +15,7 @@ cd "$here/../.."
 DIST=$(realpath -m "${DIST:-dist}")
 VERSION=${VERSION:-$(git describe --tags --always --dirty)}
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+stamp="-X main.version=$VERSION $(git log -1 --format='-X main.commit=%h -X main.date=%cs' 2>/dev/null || true)"
 export LC_ALL=C TZ=UTC CGO_ENABLED=0
 
 # As Debian counts: after v1.2.3 comes 1.2.3+4.gabc, and commits before the first
@@ -40,7 +41,7 @@ doc=$work/common/usr/share/doc/meshd
 # command, run here.
 common() {
 	local root=$work/common
-	go build -trimpath -buildvcs=false -ldflags "-X main.version=$VERSION" -o "$work/meshd" ./cmd/meshd
+	go build -trimpath -buildvcs=false -ldflags "$stamp" -o "$work/meshd" ./cmd/meshd
 	install -D -m 0644 packaging/meshd.yaml "$root/etc/meshd.yaml"
 	install -d -m 0700 "$root/etc/meshd"
 	install -D -m 0644 -t "$root/usr/lib/systemd/system" packaging/systemd/*.service
@@ -125,7 +126,7 @@ package() {
 	local -A goarch=([amd64]=amd64 [arm64]=arm64 [armhf]=arm)
 	cp -a "$work/common" "$root"
 	install -d "$root/usr/bin" "$root/DEBIAN"
-	GOARCH=${goarch[$arch]} GOARM=7 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" -o "$root/usr/bin/meshd" ./cmd/meshd
+	GOARCH=${goarch[$arch]} GOARM=7 go build -trimpath -buildvcs=false -ldflags "-s -w $stamp" -o "$root/usr/bin/meshd" ./cmd/meshd
 	install -m 0755 packaging/deb/{postinst,prerm,postrm} "$root/DEBIAN"
 	echo /etc/meshd.yaml >"$root/DEBIAN/conffiles"
 	(cd "$root" && find usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)

@@ -199,6 +199,16 @@ func TestNotConfiguredDoesNotStart(t *testing.T) {
 	}
 }
 
+// versionLine is what meshd version prints of a package.
+var versionLine = regexp.MustCompile(`^meshd v1\.2\.3, commit [0-9a-f]{7,} of \d{4}-\d\d-\d\d \(go1\.\S+\)\n$`)
+
+// TestVersion: the program says what it was made of.
+func TestVersion(t *testing.T) {
+	if got := output(t, filepath.Join(unpack(t), "usr/bin/meshd"), "version"); !versionLine.MatchString(got) {
+		t.Errorf("meshd version prints %q, want version, commit and date", got)
+	}
+}
+
 // exposure is the last line of systemd-analyze security.
 var exposure = regexp.MustCompile(`Overall exposure level for (\S+): ([0-9.]+)`)
 
