@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/meshd/meshd/test/debian"
 )
@@ -53,6 +54,9 @@ const boxVagrantfile = `Vagrant.configure("2") do |config|
 end
 `
 
+// bootTimeout is how long vagrant waits for a machine.
+const bootTimeout = 8 * time.Minute
+
 // addBox puts the box where vagrant looks for it.
 func addBox(t *testing.T, home string) {
 	t.Helper()
@@ -71,7 +75,7 @@ func addBox(t *testing.T, home string) {
 	}
 	box := filepath.Join(home, "boxes", boxName, "0", "libvirt")
 	writeFile(t, filepath.Join(box, "metadata.json"), `{"provider": "libvirt", "format": "qcow2", "virtual_size": 2}`)
-	writeFile(t, filepath.Join(box, "Vagrantfile"), fmt.Sprintf(boxVagrantfile, int(patience.Seconds()),
+	writeFile(t, filepath.Join(box, "Vagrantfile"), fmt.Sprintf(boxVagrantfile, int(bootTimeout.Seconds()),
 		filepath.Join(made, debian.Kernel), filepath.Join(made, debian.Initrd)))
 	command(t, "qemu-img", "convert", "-O", "qcow2", filepath.Join(made, debian.Disk), filepath.Join(box, "box.img"))
 }
