@@ -371,7 +371,7 @@ func testPurge(t *testing.T, nodes []*node) {
 		ip -o link show | grep -E 'meshd|kube-bridge|wireguard'
 		ip route show table all proto 77; ip -6 route show table all proto 77
 		nft list tables | grep meshd; iptables-save | grep -i meshd
-		ls /opt/cni/bin /etc/cni/net.d
+		find /opt/cni/bin /etc/cni/net.d -mindepth 1
 		find / -xdev -name '*meshd*' -not -path '/etc/apt/*' -not -path '/var/log/*' -not -path '/var/lib/apt/*' -not -path '/var/cache/*'
 		find /run -name '*meshd*' -not -path '/run/systemd/*'
 		dpkg-query -W meshd
