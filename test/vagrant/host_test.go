@@ -35,7 +35,7 @@ const isolate = `
 	mount --make-rprivate /
 	mount -t proc proc /proc
 	mount -t tmpfs tmpfs /run
-	mkdir -p /run/lock $DIR/lib/images $DIR/cache $DIR/etc
+	mkdir -p /run/lock $DIR/lib/images $DIR/cache $DIR/etc $DIR/tmp
 	mount --bind $DIR/lib /var/lib/libvirt
 	mount --bind $DIR/cache /var/cache/libvirt
 	mount --bind $DIR/etc /etc/libvirt
@@ -109,7 +109,8 @@ func start(t *testing.T) *host {
 // try runs a program among the machines and returns what it printed on standard output.
 func (h *host) try(dir string, env []string, name string, args ...string) (string, error) {
 	cmd := exec.Command("nsenter", append([]string{"--target", strconv.Itoa(h.pid), "--net", "--mount", "--pid", "--wd=" + dir, name}, args...)...)
-	cmd.Env = append(os.Environ(), env...)
+	// Vagrant names its temporary files by a process id, which is the same in two runs.
+	cmd.Env = append(append(os.Environ(), "TMPDIR="+filepath.Join(h.dir, "tmp")), env...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
