@@ -31,14 +31,24 @@ func system(publicKey string) debian.Image {
 			"etc/systemd/network/20-eth0.network": "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n",
 			"home/vagrant/.ssh/authorized_keys":   publicKey,
 			"etc/ssh/sshd_config.d/lab.conf":      "UseDNS no\n",
+			"etc/systemd/system/relink.service":   relink,
 		},
 		Script: `systemctl mask ` + debian.Unneeded + `
-			systemctl enable systemd-networkd
+			systemctl enable systemd-networkd relink
 			useradd --shell /bin/bash vagrant
 			chown -R vagrant: /home/vagrant`,
 		Size: "2G",
 	}
 }
+
+// relink restarts systemd-networkd when it has given a link up. It does so for good when
+// the machine was too slow for 25 seconds, which can't be set before systemd 255:
+// https://github.com/systemd/systemd/issues/25441.
+const relink = `[Service]
+ExecStart=sh -c 'while sleep 10; do ! networkctl --no-legend list | grep -qw failed || systemctl restart systemd-networkd; done'
+[Install]
+WantedBy=multi-user.target
+`
 
 // boxVagrantfile starts a machine by its kernel: the disk has no boot loader.
 const boxVagrantfile = `Vagrant.configure("2") do |config|
@@ -47,7 +57,7 @@ const boxVagrantfile = `Vagrant.configure("2") do |config|
   config.vm.provider "libvirt" do |libvirt|
     libvirt.kernel = %q
     libvirt.initrd = %q
-    libvirt.cmd_line = "root=/dev/vda rw console=ttyS0 quiet mitigations=off net.ifnames=0 no_timer_check systemd.default_timeout_start_sec=1800"
+    libvirt.cmd_line = "root=/dev/vda rw console=ttyS0 quiet mitigations=off net.ifnames=0 no_timer_check udev.event_timeout=1800 systemd.default_timeout_start_sec=1800"
     libvirt.graphics_type = "none"
     libvirt.video_type = "none"
   end

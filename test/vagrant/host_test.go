@@ -35,7 +35,7 @@ const isolate = `
 	mount --make-rprivate /
 	mount -t proc proc /proc
 	mount -t tmpfs tmpfs /run
-	mkdir -p /run/lock $DIR/lib/images $DIR/cache $DIR/etc
+	mkdir -p /run/lock $DIR/lib/images $DIR/cache $DIR/etc $DIR/tmp
 	mount --bind $DIR/lib /var/lib/libvirt
 	mount --bind $DIR/cache /var/cache/libvirt
 	mount --bind $DIR/etc /etc/libvirt
@@ -63,6 +63,7 @@ func start(t *testing.T) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
+	remove := removeLater(t, dir)
 	writeFile(t, filepath.Join(dir, "etc/qemu.conf"), settings)
 	log, err := os.Create(filepath.Join(dir, "libvirtd.log"))
 	if err != nil {
@@ -94,8 +95,8 @@ func start(t *testing.T) *host {
 			text, _ := os.ReadFile(log.Name())
 			t.Logf("libvirtd: %s", text)
 		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
+		if err := remove(); err != nil {
+			t.Errorf("remove %s: %v", dir, err)
 		}
 	})
 	h := &host{dir: dir, pid: cmd.Process.Pid, gone: gone}
@@ -106,10 +107,28 @@ func start(t *testing.T) *host {
 	return h
 }
 
+// removeLater removes a directory when the returned function is called, or when this
+// program has ended, whatever has become of it: then its end of the pipe is closed. What
+// still writes there is killed at the same moment, so one attempt may not be enough.
+func removeLater(t *testing.T, dir string) func() error {
+	t.Helper()
+	cmd := exec.Command("bash", "-c", `read; for _ in {1..60}; do rm -rf "$0" && exit; sleep 1; done; exit 1`, dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // ctrl-C is for this program
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return func() error { return errors.Join(stdin.Close(), cmd.Wait()) }
+}
+
 // try runs a program among the machines and returns what it printed on standard output.
 func (h *host) try(dir string, env []string, name string, args ...string) (string, error) {
 	cmd := exec.Command("nsenter", append([]string{"--target", strconv.Itoa(h.pid), "--net", "--mount", "--pid", "--wd=" + dir, name}, args...)...)
-	cmd.Env = append(os.Environ(), env...)
+	// Vagrant names its temporary files by a process id, which is the same in two runs.
+	cmd.Env = append(append(os.Environ(), "TMPDIR="+filepath.Join(h.dir, "tmp")), env...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
