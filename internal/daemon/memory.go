@@ -16,10 +16,11 @@ import (
 // is a memory card lives longer.
 const rememberEvery = 5 * time.Second
 
-// memory is when objects were written to disk last.
+// memory is how objects were written to disk last.
 type memory struct {
 	at    time.Time
 	saved state.Remembered
+	err   error // of the last attempt
 }
 
 // recallObjects reads what this node knew of the others. A damaged file is set
@@ -45,13 +46,19 @@ func (d *daemon) recallObjects() (gossip.Remembered, error) {
 	return r, nil
 }
 
-// remember writes what this node knows of the others, if that has changed.
-// Without force it does so only every rememberEvery.
+// remember saves what this node knows of the others. Without force it does so
+// only every rememberEvery, and returns the last attempt's error in between: a
+// disk does not get well by not being asked.
 func (d *daemon) remember(now time.Time, force bool) error {
-	if !force && now.Sub(d.memory.at) < rememberEvery {
-		return nil
+	if force || now.Sub(d.memory.at) >= rememberEvery {
+		d.memory.at = now // also after an error: a full disk is not asked more often
+		d.memory.err = d.save()
 	}
-	d.memory.at = now // also after an error: a full disk is not asked more often
+	return d.memory.err
+}
+
+// save writes what this node knows of the others, if that has changed.
+func (d *daemon) save() error {
 	r := d.gossip.Remember()
 	out := state.Remembered{Objects: r.Objects, Absent: d.absences.save()}
 	for _, h := range r.Highest {
