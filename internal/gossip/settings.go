@@ -137,13 +137,22 @@ func (g *Gossip) effective() settings {
 	return g.adopted
 }
 
-// agree adopts the highest generation, and tells ours if nobody does.
+// agree adopts the highest generation, and tells ours if nobody does. A newcomer
+// first takes in all that some member knows: of two that tell different things, it
+// may have heard one before the other, and of nodes that start together, all would
+// tell theirs.
 func (g *Gossip) agree() {
+	var (
+		news []object
+		err  error
+	)
 	g.mu.Lock()
 	before := g.effective()
-	g.adopt()
+	if g.merged {
+		g.adopt()
+		news, err = g.tell()
+	}
 	changed := g.effective() != before
-	news, err := g.tell()
 	g.mu.Unlock()
 	if err != nil {
 		g.log.at(slog.LevelError, "tell cluster settings", "err", err)
@@ -160,13 +169,7 @@ func (g *Gossip) agree() {
 // and all who tell it agree. What was adopted stays so until a higher one comes
 // or our own file has caught up: nodes that came from it are not to go back
 // when the one that told them is gone.
-//
-// A newcomer first takes in all that some member knows: of two that tell
-// different things, it may have heard one before the other.
 func (g *Gossip) adopt() {
-	if !g.merged {
-		return
-	}
 	all := g.store.told(g.ranges)
 	if len(all) == 0 {
 		return
@@ -179,12 +182,8 @@ func (g *Gossip) adopt() {
 }
 
 // tell puts our settings into the store if nobody tells them, or if we have
-// told others for the same generation. A newcomer first hears whether somebody
-// does: else, of nodes that start together, all would.
+// told others for the same generation.
 func (g *Gossip) tell() ([]object, error) {
-	if !g.merged {
-		return nil, nil
-	}
 	ours := g.effective()
 	key := objectKey{kindSettings, g.self, g.self}
 	last, spoke := g.store.objects[key].body.(told)
