@@ -82,7 +82,7 @@ test-swarm: setup ## gossip among a hundred, two hundred and five hundred nodes;
 
 .PHONY: test-kernel
 test-kernel: setup-kernel build ## the same tests on a kernel with WireGuard and netem, in QEMU; RUN=TestName for one
-	go test -run '$(RUN)' ./test/kernel
+	go test -run '$(RUN)' ./test/cache ./test/kernel
 	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
 	@exec bin/kernel -run '$(RUN)' test $(KERNEL_TESTS)
 

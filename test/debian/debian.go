@@ -5,6 +5,7 @@ package debian
 
 import (
 	"crypto/sha256"
+	_ "embed" // the source
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,7 +13,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
+
+	"github.com/meshd/meshd/test/cache"
 )
 
 // Image is a system before its first start. Two that are equal, of the same packages,
@@ -35,39 +37,23 @@ const (
 	Initrd = "initrd.img" // as Debian makes it
 )
 
+// source is how an image is made, and one of its inputs.
+//
+//go:embed debian.go
+var source []byte
+
 // Make returns the directory with the disk, its kernel and its initial RAM disk. They
 // are kept in the user's cache, and not to be changed.
 func (i Image) Make() (dir string, err error) {
-	base, err := os.UserCacheDir()
+	c, err := cache.Open()
 	if err != nil {
-		return "", fmt.Errorf("find cache: %w", err)
+		return "", err
 	}
 	name, err := i.name()
 	if err != nil {
 		return "", err
 	}
-	base = filepath.Join(base, "meshd-lab")
-	dir = filepath.Join(base, name)
-	now := time.Now()
-	if os.Chtimes(dir, now, now) == nil {
-		return dir, nil
-	}
-	if err := os.MkdirAll(base, 0o755); err != nil {
-		return "", fmt.Errorf("make cache: %w", err)
-	}
-	// Under another name first, so that nobody sees a half of it.
-	part, err := os.MkdirTemp(base, "part-")
-	if err != nil {
-		return "", fmt.Errorf("make cache entry: %w", err)
-	}
-	defer os.RemoveAll(part)
-	if err := i.make(part); err != nil {
-		return "", fmt.Errorf("make image: %w", err)
-	}
-	if err := os.Rename(part, dir); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", fmt.Errorf("make cache entry: %w", err)
-	}
-	return dir, nil
+	return c.Get(name, i.make)
 }
 
 // name follows from all that goes in, the packages' versions among it.
@@ -85,7 +71,7 @@ func (i Image) name() (string, error) {
 			text = append(text, line...)
 		}
 	}
-	return fmt.Sprintf("debian-%x", sha256.Sum256(text))[:32], nil
+	return fmt.Sprintf("debian-%x", sha256.Sum256(append(text, source...)))[:32], nil
 }
 
 func (i Image) make(dir string) error {

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"github.com/meshd/meshd/test/cache"
 )
 
 // kernelPackage always depends on the newest cloud kernel, whose own package has
@@ -37,7 +39,7 @@ func (k kernel) vmlinuz() string { return filepath.Join(k.dir, "boot/vmlinuz-"+k
 // fetchKernel returns the kernel that apt would install, downloaded and unpacked
 // if the cache lacks it. The lists of a fresh machine are empty, and those of an
 // old one name packages that are gone, so a failure is one only with new lists.
-func fetchKernel(ctx context.Context, c cache) (kernel, error) {
+func fetchKernel(ctx context.Context, c cache.Cache) (kernel, error) {
 	k, err := tryKernel(ctx, c)
 	if err == nil {
 		return k, nil
@@ -48,14 +50,14 @@ func fetchKernel(ctx context.Context, c cache) (kernel, error) {
 	return tryKernel(ctx, c)
 }
 
-func tryKernel(ctx context.Context, c cache) (kernel, error) {
+func tryKernel(ctx context.Context, c cache.Cache) (kernel, error) {
 	out, err := exec.CommandContext(ctx, "apt-cache", "show", "--no-all-versions", kernelPackage).Output()
 	found := kernelDependency.FindStringSubmatch(string(out))
 	if err != nil || found == nil {
 		return kernel{}, fmt.Errorf("find the kernel in apt-cache show %s: %w", kernelPackage, cmp.Or(err, errNoKernel))
 	}
 	name, release, version := found[1], found[2], found[3]
-	dir, err := c.get("linux-"+release+"_"+version, func(dir string) error {
+	dir, err := c.Get("linux-"+release+"_"+version, func(dir string) error {
 		return unpackKernel(ctx, dir, name+"="+version, release)
 	})
 	return kernel{dir: dir, release: release, version: version}, err

@@ -17,6 +17,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/meshd/meshd/test/cache"
 )
 
 // image is what does not change from one run to the next.
@@ -58,7 +60,7 @@ var source embed.FS
 // getImage returns the image for the newest kernel and the programs of this
 // machine as they are now.
 func getImage(ctx context.Context) (image, error) {
-	c, err := openCache()
+	c, err := cache.Open()
 	if err != nil {
 		return image{}, err
 	}
@@ -74,7 +76,7 @@ func getImage(ctx context.Context) (image, error) {
 	if err != nil {
 		return image{}, err
 	}
-	dir, err := c.get("image-"+key, func(dir string) error {
+	dir, err := c.Get("image-"+key, func(dir string) error {
 		f, err := os.Create(filepath.Join(dir, "initrd"))
 		if err != nil {
 			return err

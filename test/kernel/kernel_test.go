@@ -8,9 +8,7 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -176,55 +174,6 @@ func TestPassOn(t *testing.T) {
 				t.Errorf("output (-want +got):\n%s", diff)
 			}
 		})
-	}
-}
-
-// TestCacheOnceForAll has several make one entry at once.
-func TestCacheOnceForAll(t *testing.T) {
-	c := cache{t.TempDir()}
-	var wg sync.WaitGroup
-	for range 8 {
-		wg.Go(func() {
-			dir, err := c.get("entry", func(dir string) error {
-				return os.WriteFile(filepath.Join(dir, "file"), []byte("whole"), 0o644)
-			})
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			if b, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(b) != "whole" {
-				t.Errorf("got %q, %v, want the whole entry", b, err)
-			}
-		})
-	}
-	wg.Wait()
-	if _, err := c.get("broken", func(string) error { return errNoExit }); !errors.Is(err, errNoExit) {
-		t.Errorf("got %v, want the reason why there is no entry", err)
-	}
-	entries, err := os.ReadDir(c.dir)
-	if err != nil || len(entries) != 1 {
-		t.Errorf("got %v, %v, want one entry and nothing half made", entries, err)
-	}
-}
-
-func TestCacheForgets(t *testing.T) {
-	c := cache{t.TempDir()}
-	old := time.Now().Add(-2 * cacheLife)
-	for _, name := range []string{"unused", "used"} {
-		if err := os.Mkdir(filepath.Join(c.dir, name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chtimes(filepath.Join(c.dir, name), old, old); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, name := range []string{"used", "new"} {
-		if _, err := c.get(name, func(string) error { return nil }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if exists(filepath.Join(c.dir, "unused")) || !exists(filepath.Join(c.dir, "used")) {
-		t.Error("want the entry gone that nobody uses, and no other")
 	}
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package cache keeps what tests make of Debian's packages, for the runs after.
+package cache
 
 import (
 	"errors"
@@ -10,29 +11,30 @@ import (
 	"time"
 )
 
-// cache is a directory of directories, each made once and never changed. Its
+// Cache is a directory of directories, each made once and never changed. Its
 // name says what went into it, so whatever has another input has another name.
-type cache struct{ dir string }
+type Cache struct{ dir string }
 
-// cacheLife is after what time without use an entry is removed.
-const cacheLife = 14 * 24 * time.Hour
+// life is after what time without use an entry is removed.
+const life = 14 * 24 * time.Hour
 
-func openCache() (cache, error) {
+// Open opens the cache of this user, and makes it if need be.
+func Open() (Cache, error) {
 	dir, err := os.UserCacheDir()
 	if err != nil {
-		return cache{}, fmt.Errorf("find cache: %w", err)
+		return Cache{}, fmt.Errorf("find cache: %w", err)
 	}
-	c := cache{filepath.Join(dir, "meshd-lab")}
+	c := Cache{filepath.Join(dir, "meshd-lab")}
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
-		return cache{}, fmt.Errorf("make cache: %w", err)
+		return Cache{}, fmt.Errorf("make cache: %w", err)
 	}
 	return c, nil
 }
 
-// get returns the entry of that name, which fill makes if there is none. It is
+// Get returns the entry of that name, which fill makes if there is none. It is
 // made under another name first, so that nobody sees a half of it. When two make
 // it at once, one of them is lucky and the other's is thrown away.
-func (c cache) get(name string, fill func(dir string) error) (string, error) {
+func (c Cache) Get(name string, fill func(dir string) error) (string, error) {
 	path := filepath.Join(c.dir, name)
 	now := time.Now()
 	if os.Chtimes(path, now, now) == nil {
@@ -55,10 +57,10 @@ func (c cache) get(name string, fill func(dir string) error) (string, error) {
 
 // prune removes what has not been used for long, halves of builds that were
 // killed among it. What it can't remove now it can later.
-func (c cache) prune(now time.Time) {
+func (c Cache) prune(now time.Time) {
 	entries, _ := os.ReadDir(c.dir)
 	for _, e := range entries {
-		if info, err := e.Info(); err == nil && now.Sub(info.ModTime()) > cacheLife {
+		if info, err := e.Info(); err == nil && now.Sub(info.ModTime()) > life {
 			_ = os.RemoveAll(filepath.Join(c.dir, e.Name()))
 		}
 	}
