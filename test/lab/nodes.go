@@ -80,6 +80,17 @@ func (n *Node) Await(ctx context.Context, what string, ok func(control.Status) b
 // Ready is for Await: the daemon says that the host can be used.
 func Ready(s control.Status) bool { return s.Node.Ready && len(s.Node.Overlay) > 0 }
 
+// TunnelsUp counts the live peers to which the node has a tunnel.
+func TunnelsUp(s control.Status) int {
+	up := 0
+	for _, p := range s.Peers {
+		if p.Alive && p.LastHandshake != "" {
+			up++
+		}
+	}
+	return up
+}
+
 // Sees returns a function for Await: so many peers are alive.
 func Sees(peers int) func(control.Status) bool {
 	return func(s control.Status) bool {

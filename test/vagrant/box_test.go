@@ -5,9 +5,9 @@ package vagrant
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/meshd/meshd/test/debian"
 )
@@ -41,11 +41,15 @@ func system(publicKey string) debian.Image {
 	}
 }
 
-// relink restarts systemd-networkd when it has given a link up. It does so for good when
-// the machine was too slow for 25 seconds, which can't be set before systemd 255:
+// relink has systemd-networkd take up links that it has given up. It does so for good
+// when the machine was too slow for 25 seconds, which can't be set before systemd 255:
 // https://github.com/systemd/systemd/issues/25441.
-const relink = `[Service]
-ExecStart=sh -c 'while sleep 10; do ! networkctl --no-legend list | grep -qw failed || systemctl restart systemd-networkd; done'
+const relink = `[Unit]
+StartLimitIntervalSec=0
+[Service]
+ExecStart=sh -c 'networkctl --no-legend list | grep -w failed | while read -r _ link _; do networkctl reconfigure "$$link"; done'
+Restart=always
+RestartSec=10
 [Install]
 WantedBy=multi-user.target
 `
@@ -63,9 +67,6 @@ const boxVagrantfile = `Vagrant.configure("2") do |config|
   end
 end
 `
-
-// bootTimeout is how long vagrant waits for a machine.
-const bootTimeout = 8 * time.Minute
 
 // addBox puts the box where vagrant looks for it.
 func addBox(t *testing.T, home string) {
@@ -85,7 +86,10 @@ func addBox(t *testing.T, home string) {
 	}
 	box := filepath.Join(home, "boxes", boxName, "0", "libvirt")
 	writeFile(t, filepath.Join(box, "metadata.json"), `{"provider": "libvirt", "format": "qcow2", "virtual_size": 2}`)
-	writeFile(t, filepath.Join(box, "Vagrantfile"), fmt.Sprintf(boxVagrantfile, int(bootTimeout.Seconds()),
+	writeFile(t, filepath.Join(box, "Vagrantfile"), fmt.Sprintf(boxVagrantfile, int(patience.Seconds()),
 		filepath.Join(made, debian.Kernel), filepath.Join(made, debian.Initrd)))
-	command(t, "qemu-img", "convert", "-O", "qcow2", filepath.Join(made, debian.Disk), filepath.Join(box, "box.img"))
+	convert := exec.Command("qemu-img", "convert", "-O", "qcow2", filepath.Join(made, debian.Disk), filepath.Join(box, "box.img"))
+	if out, err := convert.CombinedOutput(); err != nil {
+		t.Fatalf("make the box's disk: %v\n%s", err, out)
+	}
 }

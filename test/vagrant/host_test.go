@@ -5,6 +5,7 @@
 package vagrant
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -126,9 +127,12 @@ func removeLater(t *testing.T, dir string) func() error {
 
 // try runs a program among the machines and returns what it printed on standard output.
 func (h *host) try(dir string, env []string, name string, args ...string) (string, error) {
-	cmd := exec.Command("nsenter", append([]string{"--target", strconv.Itoa(h.pid), "--net", "--mount", "--pid", "--wd=" + dir, name}, args...)...)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--target", strconv.Itoa(h.pid), "--net", "--mount", "--pid", "--wd=" + dir, name}, args...)...)
 	// Vagrant names its temporary files by a process id, which is the same in two runs.
 	cmd.Env = append(append(os.Environ(), "TMPDIR="+filepath.Join(h.dir, "tmp")), env...)
+	cmd.WaitDelay = 10 * time.Second // what nsenter has started is not killed with it
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -11,6 +11,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/test/lab"
 )
 
 // nodes are the Vagrantfile's machines, with their addresses in the mesh.
@@ -41,11 +44,6 @@ func TestUp(t *testing.T) {
 	vagrant := func(args ...string) (string, error) { return h.try(dir, env, "vagrant", args...) }
 	began := time.Now()
 	out, err := vagrant("up")
-	if err != nil {
-		// An emulated machine locks up now and then. Vagrant has removed it.
-		t.Logf("once more: %v", err)
-		out, err = vagrant("up")
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,26 +87,11 @@ func TestUp(t *testing.T) {
 
 // whole says what a node lacks, by its status.
 func whole(out, overlay string) error {
-	var s struct {
-		Node struct {
-			Overlay []string
-			Ready   bool
-		}
-		Peers []struct {
-			Alive         bool
-			LastHandshake string
-		}
-	}
+	var s control.Status
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		return fmt.Errorf("read status: %w: %s", err, out)
 	}
-	up := 0
-	for _, p := range s.Peers {
-		if p.Alive && p.LastHandshake != "" {
-			up++
-		}
-	}
-	if !s.Node.Ready || len(s.Node.Overlay) != 1 || s.Node.Overlay[0] != overlay || up != len(nodes)-1 {
+	if !lab.Ready(s) || s.Node.Overlay[0].String() != overlay || lab.TunnelsUp(s) != len(nodes)-1 {
 		return fmt.Errorf("want %s, ready, and tunnels to %d others: %s", overlay, len(nodes)-1, out)
 	}
 	return nil
@@ -122,11 +105,3 @@ const addPod = `set -e
 	jq '{cniVersion, name} + .plugins[0]' /etc/cni/net.d/10-meshd.conflist |
 		sudo env CNI_COMMAND=ADD CNI_CONTAINERID=pod CNI_NETNS=/run/netns/pod CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin /opt/cni/bin/bridge |
 		jq -r '.ips[0].address | split("/")[0]'`
-
-// command runs a program that has to succeed.
-func command(t *testing.T, name string, args ...string) {
-	t.Helper()
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-}

@@ -9,6 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/test/lab"
 )
 
 // node is a machine with what meshd and containerd have given it.
@@ -110,20 +113,6 @@ func testStart(t *testing.T, nodes []*node) {
 	reachNodes(t, nodes)
 }
 
-// status is what tests read of meshd status -o json.
-type status struct {
-	Node struct {
-		Overlay []string
-		Ready   bool
-	}
-	Peers []struct {
-		Name          string
-		Alive         bool
-		LastHandshake string
-	}
-	Reconcile struct{ Error string }
-}
-
 // waitMesh waits until a node has a tunnel to that many others, and notes its
 // address.
 func waitMesh(t *testing.T, n *node, peers int) {
@@ -133,20 +122,14 @@ func waitMesh(t *testing.T, n *node, peers int) {
 		if err != nil {
 			return err
 		}
-		var s status
+		var s control.Status
 		if err := json.Unmarshal([]byte(out), &s); err != nil {
 			return fmt.Errorf("read status: %w", err)
 		}
-		up := 0
-		for _, p := range s.Peers {
-			if p.Alive && p.LastHandshake != "" {
-				up++
-			}
+		if !lab.Ready(s) || s.Reconcile.Error != "" || lab.TunnelsUp(s) != peers {
+			return fmt.Errorf("got %d tunnels, want %d: %s", lab.TunnelsUp(s), peers, out)
 		}
-		if up != peers || !s.Node.Ready || s.Reconcile.Error != "" {
-			return fmt.Errorf("got %d tunnels, want %d: %s", up, peers, out)
-		}
-		n.overlay = s.Node.Overlay[0]
+		n.overlay = s.Node.Overlay[0].String()
 		return nil
 	})
 }
