@@ -3,11 +3,13 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/meshd/meshd/internal/check"
@@ -31,6 +33,39 @@ func all(conditions ...func(control.Status) bool) func(control.Status) bool {
 	return func(s control.Status) bool {
 		return !slices.ContainsFunc(conditions, func(ok func(control.Status) bool) bool { return !ok(s) })
 	}
+}
+
+// never asks nodes again and again how they are, until the function that it returns
+// is called. The test fails as soon as one answers with what must not be.
+func (m *testbed) never(what string, bad func(control.Status) bool, nodes ...*lab.Node) (stop func()) {
+	m.t.Helper()
+	ctx, cancel := context.WithCancel(m.ctx)
+	var watching sync.WaitGroup
+	for _, n := range nodes {
+		watching.Go(func() {
+			for ctx.Err() == nil {
+				if s, err := n.Status(ctx); err == nil && bad(s) {
+					m.t.Errorf("%s has had %s for a moment: %+v", n.Name, what, s)
+					return
+				}
+				select {
+				case <-time.After(100 * time.Millisecond):
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	stop = func() {
+		cancel()
+		watching.Wait()
+	}
+	m.t.Cleanup(stop)
+	return stop
+}
+
+// not is for never and await: the contrary.
+func not(ok func(control.Status) bool) func(control.Status) bool {
+	return func(s control.Status) bool { return !ok(s) }
 }
 
 func (m *testbed) status(n *lab.Node) control.Status {
@@ -95,7 +130,3 @@ func (m *testbed) rewrite(n *lab.Node, more ...string) {
 	m.must(n.Configure(lab.Config(n.Name, join, more...), m.secret))
 	m.must(n.Reload())
 }
-
-// settleTime is how long something must last that may not come and go: longer
-// than any round of gossip's.
-const settleTime = 30 * time.Second

@@ -24,7 +24,8 @@ func (c *client) connect() (end func()) {
 	pid := strings.TrimSpace(c.v.run(c.Host, "sh", "-c", fmt.Sprintf("PATH=%s:$PATH %s connect --verbose %s >%s 2>&1 & echo $!", lab.QuickDir, binary, path, log)))
 	c.v.t.Cleanup(func() {
 		if c.v.t.Failed() {
-			c.v.t.Logf("meshd connect:\n%s", c.v.run(c.Host, "cat", log))
+			out, err := c.Host.Run(context.Background(), "cat", log)
+			c.v.t.Logf("meshd connect: %v\n%s", err, out)
 		}
 	})
 	return func() {
@@ -54,9 +55,12 @@ func TestConnect(t *testing.T) {
 	end := c.connect()
 	c.reaches(v.nodes...)
 
-	if resolver, err := c.Resolver(); err != nil || !strings.Contains(resolver, "nameserver 10.43.0.10") {
-		t.Errorf("resolver: got %q, %v", resolver, err)
-	}
+	v.eventually(settleLimit, func() error { // only set when a node has answered
+		if resolver, err := c.Resolver(); err != nil || !strings.Contains(resolver, "nameserver 10.43.0.10") {
+			return fmt.Errorf("resolver: got %q, %w", resolver, err)
+		}
+		return nil
+	})
 
 	first := v.gateway(v.node("attic-1"), "aws")
 	n := lab.NewNode(late, binary)

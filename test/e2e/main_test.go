@@ -61,10 +61,7 @@ const (
 	pingLimit   = 3 * time.Minute
 )
 
-// underlays are what most tests run on.
-var underlays = []lab.Underlay{lab.NAT, lab.Routed}
-
-// onUnderlays runs a test once on each underlay.
+// onUnderlays runs a test once on each of the underlays.
 func onUnderlays(t *testing.T, test func(t *testing.T, u lab.Underlay)) {
 	t.Parallel()
 	for _, u := range underlays {

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !kernel
+
 package e2e
 
 import (
-	"context"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -70,37 +69,4 @@ func TestBlockedPaths(t *testing.T) {
 			m.connected(pingLimit, m.nodes...)
 		})
 	}
-}
-
-// never asks nodes again and again how they are, until the function that it returns
-// is called. The test fails as soon as one answers with what must not be.
-func (m *testbed) never(what string, bad func(control.Status) bool, nodes ...*lab.Node) (stop func()) {
-	m.t.Helper()
-	ctx, cancel := context.WithCancel(m.ctx)
-	var watching sync.WaitGroup
-	for _, n := range nodes {
-		watching.Go(func() {
-			for ctx.Err() == nil {
-				if s, err := n.Status(ctx); err == nil && bad(s) {
-					m.t.Errorf("%s has had %s for a moment: %+v", n.Name, what, s)
-					return
-				}
-				select {
-				case <-time.After(100 * time.Millisecond):
-				case <-ctx.Done():
-				}
-			}
-		})
-	}
-	stop = func() {
-		cancel()
-		watching.Wait()
-	}
-	m.t.Cleanup(stop)
-	return stop
-}
-
-// not is for never and await: the contrary.
-func not(ok func(control.Status) bool) func(control.Status) bool {
-	return func(s control.Status) bool { return !ok(s) }
 }
