@@ -78,7 +78,7 @@ test-e2e: setup-race ## end-to-end tests on namespaces, with the race detector i
 
 .PHONY: test-swarm
 test-swarm: setup ## gossip among a hundred, two hundred and five hundred nodes; wants a machine of its own
-	go test -count=1 -timeout 30m -v -run '$(RUN)' ./test/swarm
+	go test -count=1 -timeout 60m -v -run '$(RUN)' ./test/swarm
 
 .PHONY: test-kernel
 test-kernel: setup-kernel build ## the same tests on a kernel with WireGuard and netem, in QEMU; RUN=TestName for one

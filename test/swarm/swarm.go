@@ -21,12 +21,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/gossip"
@@ -109,6 +111,34 @@ func (s *Swarm) Await(ctx context.Context, what string, holds func(*Node) bool) 
 		case <-time.After(max(pollPeriod, 9*time.Since(began))):
 		}
 	}
+}
+
+// AwaitCalm waits until half of the machine's processors have nothing to do: what is
+// new is still passed on for a while after all know it.
+func AwaitCalm(ctx context.Context) error {
+	for {
+		began, before := time.Now(), used()
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait until the swarm is calm: %w", ctx.Err())
+		case <-time.After(calmFor):
+		}
+		if 2*(used()-before) < time.Since(began)*time.Duration(runtime.NumCPU()) {
+			return nil
+		}
+	}
+}
+
+// calmFor is how long it has to be.
+const calmFor = 500 * time.Millisecond
+
+// used is the processor time of this program.
+func used() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0 // it knows no other error than a wrong argument
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // AwaitAll waits until every running node has the record of every other and
