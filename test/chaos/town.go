@@ -47,8 +47,7 @@ type town struct {
 // trace is what must not change, or not grow.
 type trace struct {
 	addresses string
-	files     int
-	memory    int // KiB
+	metrics   map[string]float64
 }
 
 // newTown starts three nodes in each of two clouds and two at home, with pods.
@@ -266,12 +265,13 @@ func (t *town) remember(ctx context.Context) error {
 	return nil
 }
 
-// What a daemon may have more than in the beginning: streams and timers come and
-// go, and memory is given back late.
-const (
-	moreFiles  = 32
-	moreMemory = 64 << 10
-)
+// mayGrow is what a daemon may have more of than in the beginning: streams and timers
+// come and go, and memory is given back late.
+var mayGrow = map[string]float64{
+	"go_goroutines":                 64,
+	"process_open_fds":              32,
+	"process_resident_memory_bytes": 64 << 20,
+}
 
 // unchanged compares the nodes with how they were before the first fault.
 func (t *town) unchanged(ctx context.Context) error {
@@ -282,13 +282,13 @@ func (t *town) unchanged(ctx context.Context) error {
 			return err
 		}
 		was := t.before[n]
-		switch {
-		case now.addresses != was.addresses:
+		if now.addresses != was.addresses {
 			errs = append(errs, fmt.Errorf("addresses of %s: got %s, had %s", n.Name, now.addresses, was.addresses))
-		case now.files > was.files+moreFiles:
-			errs = append(errs, fmt.Errorf("open files of %s: got %d, had %d", n.Name, now.files, was.files))
-		case now.memory > was.memory+moreMemory:
-			errs = append(errs, fmt.Errorf("memory of %s: got %d KiB, had %d", n.Name, now.memory, was.memory))
+		}
+		for name, more := range mayGrow {
+			if got, had := now.metrics[name], was.metrics[name]; got > had+more {
+				errs = append(errs, fmt.Errorf("%s of %s: got %.0f, had %.0f", name, n.Name, got, had))
+			}
 		}
 	}
 	leaked, err := t.lab.PlainText(ctx)
@@ -304,22 +304,25 @@ func traceOf(ctx context.Context, n *lab.Node) (trace, error) {
 	if err != nil {
 		return trace{}, err
 	}
-	out := trace{addresses: nodeLine(s.Node.Name, s.Node.ID, s.Node.Overlay, s.Node.PodCIDRs)}
-	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.PID()))
-	if err != nil {
-		return trace{}, fmt.Errorf("open files of %s: %w", n.Name, err)
+	out := trace{
+		addresses: nodeLine(s.Node.Name, s.Node.ID, s.Node.Overlay, s.Node.PodCIDRs),
+		metrics:   make(map[string]float64),
 	}
-	out.files = len(files)
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.PID()))
+	answer, err := n.Get(ctx, "/metrics")
 	if err != nil {
-		return trace{}, fmt.Errorf("memory of %s: %w", n.Name, err)
+		return trace{}, err
 	}
-	for line := range strings.Lines(string(status)) {
-		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "VmRSS:" {
-			if out.memory, err = strconv.Atoi(fields[1]); err != nil {
-				return trace{}, fmt.Errorf("memory of %s: %w", n.Name, err)
-			}
+	for line := range strings.Lines(answer) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if _, ok := mayGrow[name]; !ok {
+			continue
 		}
+		if out.metrics[name], err = strconv.ParseFloat(value, 64); err != nil {
+			return trace{}, fmt.Errorf("%s of %s: %w", name, n.Name, err)
+		}
+	}
+	if len(out.metrics) < len(mayGrow) {
+		return trace{}, fmt.Errorf("metrics of %s lack something: got %v", n.Name, out.metrics)
 	}
 	return out, nil
 }

@@ -116,9 +116,6 @@ func (m *testbed) follow(n *lab.Node, advice string) {
 	}
 }
 
-// metricsAddress is where metrics are served by default.
-const metricsAddress = "127.0.0.1:9586"
-
 // rewrite gives a node another configuration, with the join list of newMesh, and
 // has its daemon read it.
 func (m *testbed) rewrite(n *lab.Node, more ...string) {

@@ -230,7 +230,7 @@ func TestTakenPorts(t *testing.T) {
 	t.Run("metrics", func(t *testing.T) {
 		m := m.in(t)
 		m.must(n.Stop())
-		taken := m.listen(n, "tcp", metricsAddress)
+		taken := m.listen(n, "tcp", lab.MetricsAddress)
 		m.start(n)
 		m.await(settleLimit, "aware that its port is taken", func(s control.Status) bool { return says(s, "9586", "metrics.listen") }, n)
 		m.must(taken.Close())

@@ -6,8 +6,6 @@ package e2e
 
 import (
 	"fmt"
-	"io"
-	"net"
 	"strings"
 	"testing"
 
@@ -22,7 +20,10 @@ func TestMetrics(t *testing.T) {
 	shows := func(path string, lines ...string) {
 		t.Helper()
 		m.eventually(settleLimit, func() error {
-			got := m.get(n, path)
+			got, err := n.Get(m.ctx, path)
+			if err != nil {
+				return err
+			}
 			for _, line := range lines {
 				if !strings.Contains(got, line) {
 					return fmt.Errorf("%s has no %q:\n%s", path, line, got)
@@ -38,23 +39,4 @@ func TestMetrics(t *testing.T) {
 	m.must(other.Kill())
 	shows("/metrics", `meshd_peers{state="alive"} 0`+"\n", `meshd_peers{state="absent"} 1`+"\n")
 	shows("/readyz", " 200 OK\r\n")
-}
-
-// get asks a node's own web server and returns the whole answer.
-func (m *testbed) get(n *lab.Node, path string) string {
-	m.t.Helper()
-	var answer []byte
-	m.must(n.Do(func() error {
-		conn, err := new(net.Dialer).DialContext(m.ctx, "tcp", metricsAddress)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.0\r\n\r\n", path); err != nil {
-			return err
-		}
-		answer, err = io.ReadAll(conn)
-		return err
-	}))
-	return string(answer)
 }

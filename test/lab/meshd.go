@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -24,6 +26,9 @@ const (
 	StateDir   = "/var/lib/meshd"
 	RunDir     = "/run/meshd"
 )
+
+// MetricsAddress is where metrics are served unless a configuration says otherwise.
+const MetricsAddress = "127.0.0.1:9586"
 
 // Network is the name of the CNI network that meshd installs.
 const Network = "meshd"
@@ -181,6 +186,28 @@ func (n *Node) Status(ctx context.Context) (control.Status, error) {
 		return s, fmt.Errorf("ask %s: %w", n.Name, err)
 	}
 	return s, nil
+}
+
+// Get asks the daemon's web server, as somebody on the host would, and returns the
+// whole answer.
+func (n *Node) Get(ctx context.Context, path string) (string, error) {
+	var answer []byte
+	err := n.Do(func() error {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", MetricsAddress)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.0\r\n\r\n", path); err != nil {
+			return err
+		}
+		answer, err = io.ReadAll(conn)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("ask %s for %s: %w", n.Name, path, err)
+	}
+	return string(answer), nil
 }
 
 // logBuffer collects what several processes print, one after another.
