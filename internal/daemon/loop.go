@@ -228,6 +228,7 @@ func (d *daemon) settings(t turn) netcfg.Settings {
 		Bridge:         bridge,
 		ID:             d.identity.ID(),
 		Pick:           d.tunnels.pick(t.topology.Peers, d.own),
+		Heard:          d.sessions.heard(),
 	}
 }
 

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -37,6 +38,34 @@ func TestClockJumps(t *testing.T) {
 		}
 		if got != step.age {
 			t.Errorf("%s: got an age of %v, want %v", step.name, got, step.age)
+		}
+	}
+}
+
+// TestHeard looks at a peer whose device is deleted and made anew, and then at one
+// that stays silent.
+func TestHeard(t *testing.T) {
+	start := time.Now()
+	first, roamed := netip.MustParseAddrPort("203.0.113.9:40001"), netip.MustParseAddrPort("203.0.113.9:40002")
+	session := start.Add(-10 * time.Second)
+	var s sessions
+	for _, step := range []struct {
+		name     string
+		at       time.Duration // since the start
+		observed []netcfg.Peer
+		want     netip.AddrPort
+	}{
+		{"nobody yet", 0, nil, netip.AddrPort{}},
+		{"one that was never heard", time.Second, []netcfg.Peer{{Endpoint: first}}, netip.AddrPort{}},
+		{"heard", 2 * time.Second, []netcfg.Peer{{Endpoint: first, LastHandshake: session}}, first},
+		{"roams", 3 * time.Second, []netcfg.Peer{{Endpoint: roamed, LastHandshake: session}}, roamed},
+		{"the device is deleted", 4 * time.Second, nil, roamed},
+		{"and made anew", 5 * time.Second, []netcfg.Peer{{}}, roamed},
+		{"no session can be left", 4 * time.Minute, []netcfg.Peer{{}}, netip.AddrPort{}},
+	} {
+		s.correct(&netcfg.State{Peers: step.observed}, start.Add(step.at))
+		if got := s.heard()[wgtypes.Key{}]; got != step.want {
+			t.Errorf("%s: got %v, want %v", step.name, got, step.want)
 		}
 	}
 }

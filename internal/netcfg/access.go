@@ -112,10 +112,10 @@ func (s Settings) snatClients(f family, t mesh.Topology) []Rule {
 }
 
 // clientPeers are the WireGuard peers of clients whose tunnels end here.
-func clientPeers(clients []mesh.ClientTunnel) []Peer {
+func (s Settings) clientPeers(clients []mesh.ClientTunnel) []Peer {
 	var out []Peer
 	for _, c := range clients {
-		out = append(out, Peer{Key: c.Key, Name: "client " + c.Name, PresharedKey: c.PresharedKey, AllowedIPs: hostPrefixes(c.Addresses)})
+		out = append(out, Peer{Key: c.Key, Name: "client " + c.Name, Endpoint: unmapPort(s.Heard[c.Key]), PresharedKey: c.PresharedKey, AllowedIPs: hostPrefixes(c.Addresses)})
 	}
 	return out
 }

@@ -34,6 +34,10 @@ type Settings struct {
 	// with a negative number that it is to have none yet;
 	// the first one if it says nothing.
 	Pick map[mesh.ID]int
+
+	// Heard is where peers have been heard lately. It stands in for endpoints where a
+	// peer has none. JSON has no such keys.
+	Heard map[wgtypes.Key]netip.AddrPort `json:"-"`
 }
 
 // MTU returns the MTU of a WireGuard device on a host whose way out has the
@@ -87,7 +91,7 @@ func (s Settings) device() *Device {
 }
 
 func (s Settings) peers(t mesh.Topology) []Peer {
-	out := clientPeers(t.Clients)
+	out := s.clientPeers(t.Clients)
 	for _, p := range t.Peers {
 		out = append(out, Peer{
 			Key:        p.Key,
@@ -101,13 +105,17 @@ func (s Settings) peers(t mesh.Topology) []Peer {
 	return out
 }
 
-// endpoint returns the picked one of a peer's endpoints, none if it has none.
+// endpoint returns the picked one of a peer's endpoints, or where the peer has been
+// heard if it has none.
 func (s Settings) endpoint(p mesh.Peer) netip.AddrPort {
-	pick := s.Pick[p.ID]
-	if len(p.Endpoints) == 0 || pick < 0 {
+	switch pick := s.Pick[p.ID]; {
+	case pick < 0:
 		return netip.AddrPort{}
+	case len(p.Endpoints) == 0:
+		return unmapPort(s.Heard[p.Key])
+	default:
+		return unmapPort(p.Endpoints[pick%len(p.Endpoints)])
 	}
-	return unmapPort(p.Endpoints[pick%len(p.Endpoints)])
 }
 
 // routes returns one route for each allowed IP, of nodes and clients, those to the neighbors, and one

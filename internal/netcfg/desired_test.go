@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/meshd/meshd/internal/mesh"
 )
 
@@ -74,6 +76,11 @@ func TestDesired(t *testing.T) {
 	picked := settings()
 	picked.Pick = map[mesh.ID]int{small.ID: 3, nat.ID: 1}
 	natted.Serves = prefixList("192.168.10.0/24")
+	heard := picked
+	heard.Heard = map[wgtypes.Key]netip.AddrPort{
+		nat.Key:   netip.MustParseAddrPort("[::ffff:203.0.113.9]:40001"),
+		small.Key: netip.MustParseAddrPort("203.0.113.9:40002"), // has endpoints
+	}
 
 	waiting := two
 	waiting.Addresses, waiting.PodCIDRs = nil, nil
@@ -89,6 +96,7 @@ func TestDesired(t *testing.T) {
 		{"two-nodes", two, settings()},
 		{"dual-stack", dual, settings()},
 		{"nat", natted, picked},
+		{"nat-heard", natted, heard},
 		{"no-slot", waiting, settings()},
 		{"no-cni", two, bare},
 		{"nothing", mesh.Topology{}, settings()},

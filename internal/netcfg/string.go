@@ -31,7 +31,7 @@ func (s Settings) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
 
 // String returns the settings as one line, without the private key.
 func (s Settings) String() string {
-	return fmt.Sprintf("%s id %s bridge %s lans %v pick %v", s.device(), s.ID, orNone(s.Bridge), s.LANs, s.Pick)
+	return fmt.Sprintf("%s id %s bridge %s lans %v pick %v heard %v", s.device(), s.ID, orNone(s.Bridge), s.LANs, s.Pick, s.Heard)
 }
 
 // String returns the state as lines in the manner of ip(8), wg(8), nft(8) and
