@@ -10,7 +10,7 @@ CLIENT ?=
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 COMMIT := $(shell git log -1 --format='-X main.commit=%h -X main.date=%cs' 2>/dev/null)
 # What test-kernel runs; RUN is a regular expression for names of tests.
-KERNEL_TESTS := ./test/e2e ./test/lab ./test/demo ./internal/netcfg ./internal/cni
+KERNEL_TESTS := ./test/e2e ./test/chaos ./test/lab ./test/demo ./internal/netcfg ./internal/cni
 RUN ?=
 # How long fuzz runs each target.
 TIME ?= 30s
@@ -47,7 +47,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES) $(if $(CLIENT),-client)
 
 .PHONY: test
-test: test-unit test-long test-e2e test-kernel test-package test-vm ## everything but chaos, the swarm and vagrant up
+test: test-unit test-long test-e2e test-kernel test-package test-vm ## everything but the swarm and vagrant up
 
 .PHONY: test-unit
 test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, fuzz seeds
@@ -74,7 +74,7 @@ fuzz: ## every fuzz target for TIME=30s; what it finds stays in testdata/fuzz
 test-e2e: setup-race ## end-to-end tests on namespaces, with the race detector in meshd, needs root; RUN=TestName for one
 	go build -race -o bin/meshd-race ./cmd/meshd
 	MESHD=$(CURDIR)/bin/meshd-race GORACE=halt_on_error=1 \
-		go test -count=1 -p 1 -parallel 6 -timeout 30m -v -run '$(RUN)' ./test/bench ./test/lab ./test/demo ./test/e2e
+		go test -count=1 -p 1 -parallel 6 -timeout 30m -v -run '$(RUN)' ./test/bench ./test/chaos ./test/lab ./test/demo ./test/e2e
 
 .PHONY: test-swarm
 test-swarm: setup ## gossip among a hundred, two hundred and five hundred nodes; wants a machine of its own

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -107,7 +108,7 @@ func (t *town) begin(ctx context.Context, e event) (pass func() error, err error
 	case newSecret:
 		return nil, t.rollSecret(ctx)
 	case otherMode:
-		return t.rewrite, t.changeMode(n, []mesh.Mode{mesh.ModeFull, mesh.ModeLocation, mesh.ModeCross}[e.amount-1])
+		return func() error { return t.rewrite(ctx) }, t.changeMode(ctx, n, []mesh.Mode{mesh.ModeFull, mesh.ModeLocation, mesh.ModeCross}[e.amount-1])
 	case newcomer:
 		return func() error { return t.leave(ctx, n) }, errors.Join(t.configure(t.ninth), t.ninth.Start())
 	case clockMoved:
@@ -133,13 +134,29 @@ func (t *town) hosts(location string) []*lab.Host {
 
 // rewrite writes everybody's files and has those read them that run. The others do
 // so when they start.
-func (t *town) rewrite() error {
-	var errs []error
+func (t *town) rewrite(ctx context.Context) error {
+	var g errgroup.Group
 	for _, n := range t.all() {
-		errs = append(errs, t.configure(n))
-		_ = n.Reload() // it may not run
+		g.Go(func() error {
+			if err := t.configure(n); err != nil {
+				return err
+			}
+			reload(ctx, n)
+			return nil
+		})
 	}
-	return errors.Join(errs...)
+	return g.Wait()
+}
+
+// reload is systemd's: it waits until a daemon that is being started has begun, which
+// SIGHUP would end before, and does nothing if there is none.
+func reload(ctx context.Context, n *lab.Node) {
+	if n.PID() == 0 {
+		return
+	}
+	if _, err := n.Await(ctx, "there", func(control.Status) bool { return true }); err == nil {
+		_ = n.Reload() // it may have ended since
+	}
 }
 
 // rollSecret replaces the secret as docs/security.md says.
@@ -153,7 +170,7 @@ func (t *town) rollSecret(ctx context.Context) error {
 		t.mu.Lock()
 		t.secret = secret
 		t.mu.Unlock()
-		if err := errors.Join(t.rewrite(), pause(ctx, time.Second)); err != nil {
+		if err := errors.Join(t.rewrite(ctx), pause(ctx, time.Second)); err != nil {
 			return err
 		}
 	}
@@ -162,7 +179,7 @@ func (t *town) rollSecret(ctx context.Context) error {
 
 // changeMode writes another mode into the files, and has one node read its own, which
 // all others follow.
-func (t *town) changeMode(n *lab.Node, mode mesh.Mode) error {
+func (t *town) changeMode(ctx context.Context, n *lab.Node, mode mesh.Mode) error {
 	t.mu.Lock()
 	t.generation++
 	t.mode = mode
@@ -171,7 +188,7 @@ func (t *town) changeMode(n *lab.Node, mode mesh.Mode) error {
 	for _, o := range t.all() {
 		errs = append(errs, t.configure(o))
 	}
-	_ = n.Reload() // it may not run, and then reads it when it starts
+	reload(ctx, n)
 	return errors.Join(errs...)
 }
 
@@ -180,16 +197,37 @@ func (t *town) leave(ctx context.Context, by *lab.Node) error {
 	if err := t.ninth.Stop(); err != nil {
 		return err
 	}
-	_, err := t.ninth.Meshd(ctx, "down")
+	if _, err := t.ninth.Meshd(ctx, "down"); err != nil {
+		return err
+	}
+	left, err := holdingsOf(t.ninth)
+	if err == nil && left != (holdings{}) {
+		err = fmt.Errorf("%s has left %+v on its host", t.ninth.Name, left)
+	}
 	if err != nil {
 		return err
 	}
-	// Whoever has not heard of it yet has nothing to forget.
-	out, err := by.Meshd(ctx, "forget", t.ninth.Name)
-	if err != nil && !strings.Contains(out+err.Error(), "no node is named") {
-		return err
+	return t.forgetNinth(ctx, by)
+}
+
+// forgetNinth waits until a node knows that the ninth is gone, which it has not said.
+func (t *town) forgetNinth(ctx context.Context, by *lab.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, wholeLimit)
+	defer cancel()
+	for began := time.Now(); ; {
+		out, err := by.Meshd(ctx, "forget", t.ninth.Name)
+		switch {
+		case err == nil:
+			return nil
+		case strings.Contains(out+err.Error(), "no node is named"):
+			return nil // it has never heard of it
+		case !strings.Contains(out+err.Error(), "is alive"):
+			return err
+		}
+		if pause(ctx, lab.Pause(time.Second, began)) != nil {
+			return err
+		}
 	}
-	return nil
 }
 
 // moveClock moves the clock of the whole machine.

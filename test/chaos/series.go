@@ -83,8 +83,8 @@ var kinds = []struct {
 	{kind: clockMoved, alone: "clock", amounts: 7200, needs: func(o options) bool { return o.clock }},
 }
 
-// most is how many faults a round has at most.
-const most = 4
+// atOnce is how many faults a round has at most.
+const atOnce = 4
 
 // series is the rounds of one seed.
 type series struct {
@@ -102,7 +102,7 @@ func (s *series) next() []event {
 	free := s.rand.Perm(len(s.names))
 	taken := make(map[string]bool)
 	var out []event
-	for range 1 + s.rand.IntN(most) {
+	for range 1 + s.rand.IntN(atOnce) {
 		k := kinds[s.rand.IntN(len(kinds))]
 		if k.needs != nil && !k.needs(s.options) || k.alone != "" && taken[k.alone] || k.targets > len(free) {
 			continue

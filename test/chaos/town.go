@@ -155,7 +155,10 @@ func (t *town) whole(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, wholeLimit)
 	defer cancel()
 	for _, n := range t.nodes {
-		if _, err := n.Await(ctx, "ready, and sees all", lab.Sees(len(t.nodes)-1)); err != nil {
+		if err := t.patiently(ctx, func(ctx context.Context) error {
+			_, err := n.Await(ctx, "ready, and sees all", lab.Sees(len(t.nodes)-1))
+			return err
+		}); err != nil {
 			return err
 		}
 	}
@@ -200,10 +203,27 @@ func (t *town) connected(ctx context.Context) error {
 				others = append(others, addrs[o]...)
 			}
 		}
-		g.Go(func() error { return n.AwaitPings(ctx, others) })
-		g.Go(func() error { return t.pods[n].AwaitPings(ctx, others) })
+		for _, awaitPings := range []func(context.Context, []netip.Addr) error{n.AwaitPings, t.pods[n].AwaitPings} {
+			g.Go(func() error {
+				return t.patiently(ctx, func(ctx context.Context) error { return awaitPings(ctx, others) })
+			})
+		}
 	}
 	return g.Wait()
+}
+
+// patiently waits again and again for a few seconds, and notes what it waits for.
+func (t *town) patiently(ctx context.Context, wait func(context.Context) error) error {
+	for {
+		some, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := wait(some)
+		late := some.Err() != nil
+		cancel()
+		if err == nil || !late || ctx.Err() != nil {
+			return err
+		}
+		t.note("not whole yet: %v", err)
+	}
 }
 
 // calm says what is not yet as it should be: a plan with changes, or nodes that
@@ -281,6 +301,7 @@ func (t *town) unchanged(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		errs = append(errs, enough(n))
 		was := t.before[n]
 		if now.addresses != was.addresses {
 			errs = append(errs, fmt.Errorf("addresses of %s: got %s, had %s", n.Name, now.addresses, was.addresses))

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build kernel
+
+package main
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/test/lab"
+)
+
+func TestMain(m *testing.M) {
+	lab.Main()
+	os.Exit(m.Run())
+}
+
+// TestChaos is three minutes of it.
+func TestChaos(t *testing.T) {
+	if err := chaos(t.Context(), os.Getenv("MESHD"), 3*time.Minute, options{seed: 1, clock: true, netem: true}); err != nil {
+		t.Fatal(err)
+	}
+}

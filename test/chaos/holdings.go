@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/wgctrl"
+
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// holdings count what the kernel has that a daemon makes. They are counted here and
+// not taken from a plan, which only names what the daemon finds.
+type holdings struct {
+	Peers  int // of WireGuard devices
+	Routes int // of meshd's protocol
+	Links  int // that are WireGuard's or VXLAN's
+	Rules  int // in all tables of nftables, with the elements of named sets
+}
+
+func holdingsOf(n *lab.Node) (h holdings, err error) {
+	err = n.Do(func() error {
+		for _, count := range []func(*holdings) error{countPeers, countRoutes, countLinks, countRules} {
+			if err := count(&h); err != nil {
+				return fmt.Errorf("count what the kernel has on %s: %w", n.Name, err)
+			}
+		}
+		return nil
+	})
+	return h, err
+}
+
+func countPeers(h *holdings) error {
+	c, err := wgctrl.New()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	devices, err := c.Devices()
+	for _, d := range devices {
+		h.Peers += len(d.Peers)
+	}
+	return err
+}
+
+func countRoutes(h *holdings) error {
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: netcfg.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+	h.Routes = len(routes)
+	return err
+}
+
+func countLinks(h *holdings) error {
+	links, err := netlink.LinkList()
+	for _, l := range links {
+		if l.Type() == "wireguard" || l.Type() == "vxlan" {
+			h.Links++
+		}
+	}
+	return err
+}
+
+func countRules(h *holdings) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	tables, err := c.ListTables()
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		sets, err := c.GetSets(t)
+		if err != nil {
+			return err
+		}
+		for _, s := range sets {
+			elements, err := c.GetSetElements(s)
+			if err != nil {
+				return err
+			}
+			h.Rules += len(elements)
+		}
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return err
+	}
+	for _, ch := range chains {
+		rules, err := c.GetRules(ch.Table, ch)
+		if err != nil {
+			return err
+		}
+		h.Rules += len(rules)
+	}
+	return nil
+}
+
+// most is what a host needs in whatever mode: peers are the seven others, routes three
+// for each of them and two of the whole ranges, and of the rules more than there ever
+// are, but not many more.
+var most = holdings{Peers: 7, Routes: 23, Links: 2, Rules: 70}
+
+// enough returns an error if a host has more than the town needs.
+func enough(n *lab.Node) error {
+	h, err := holdingsOf(n)
+	if err != nil {
+		return err
+	}
+	if h.Peers > most.Peers || h.Routes > most.Routes || h.Links > most.Links || h.Rules > most.Rules {
+		return fmt.Errorf("%s has more than it needs: got %+v, want at most %+v", n.Name, h, most)
+	}
+	return nil
+}
