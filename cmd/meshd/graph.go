@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"strings"
 
-	"github.com/meshd/meshd/internal/control"
 	"github.com/spf13/cobra"
 )
 
@@ -48,28 +47,32 @@ what the picture is made of.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
 			defer cancel()
-			g, err := p.client().Graph(ctx)
+			if f == "json" {
+				g, err := p.client().Graph(ctx)
+				if err != nil {
+					return err
+				}
+				e := json.NewEncoder(cmd.OutOrStdout())
+				e.SetIndent("", "  ")
+				return e.Encode(g)
+			}
+			dot, err := p.client().DOT(ctx)
 			if err != nil {
 				return err
 			}
-			return draw(ctx, cmd.OutOrStdout(), g, f)
+			return draw(ctx, cmd.OutOrStdout(), dot, f)
 		},
 	}
 	cmd.Flags().VarP(&f, "type", "T", "output as `format` dot, svg or json")
 	return cmd
 }
 
-// draw writes a graph in a format.
-func draw(ctx context.Context, w io.Writer, g control.Graph, f format) error {
-	switch f {
-	case "json":
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(g.Graph)
-	case "svg":
-		return drawSVG(ctx, w, g.DOT)
+// draw writes a graph as it is, or has graphviz draw it.
+func draw(ctx context.Context, w io.Writer, dot string, f format) error {
+	if f == "svg" {
+		return drawSVG(ctx, w, dot)
 	}
-	_, err := io.WriteString(w, g.DOT)
+	_, err := io.WriteString(w, dot)
 	return err
 }
 

@@ -10,9 +10,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-
-	"github.com/meshd/meshd/internal/control"
-	"github.com/meshd/meshd/internal/mesh"
 )
 
 // TestGraphviz has graphviz draw all graphs that are kept as examples: without a
@@ -55,7 +52,7 @@ func TestDraw(t *testing.T) {
 		}
 	}
 	t.Setenv("PATH", dir+":/usr/bin:/bin")
-	g := control.Graph{DOT: "graph meshd {}\n", Graph: mesh.Graph{Cluster: "default"}}
+	const g = "graph meshd {}\n"
 	for _, tt := range []struct {
 		name   string
 		script string
@@ -64,7 +61,6 @@ func TestDraw(t *testing.T) {
 		failed bool
 	}{
 		{"dot", "exit 1", "dot", "graph meshd {}\n", false},
-		{"json", "exit 1", "json", `"cluster": "default"`, false},
 		{"svg", `echo "<svg> $* of $(cat)"`, "svg", "<svg> -Tsvg of graph meshd {}\n", false},
 		{"svg, dot fails", "echo 'syntax error' >&2; exit 1", "svg", "draw svg: dot: exit status 1: syntax error", true},
 	} {

@@ -17,9 +17,7 @@ func (d *daemon) Drain(_ context.Context, undo bool) (control.Drained, error) {
 	return control.Drained{Draining: !undo, Successors: []string{"b"}, Text: "Relieved."}, nil
 }
 
-func (d *daemon) Graph() (control.Graph, error) {
-	return control.Graph{DOT: "graph meshd {}", Graph: mesh.Graph{Cluster: "default"}}, nil
-}
+func (d *daemon) Graph() (mesh.Graph, error) { return mesh.Graph{Cluster: "default"}, nil }
 
 func (d *daemon) Probe(context.Context) (control.Status, error) {
 	s := d.status
@@ -46,8 +44,12 @@ func TestCarriers(t *testing.T) {
 	if s, err := c.Probe(t.Context()); err != nil || s.Version != "probed" {
 		t.Errorf("probe: got %+v, %v", s, err)
 	}
-	if g, err := c.Graph(t.Context()); err != nil || g.DOT != "graph meshd {}" || g.Graph.Cluster != "default" {
+	g, err := c.Graph(t.Context())
+	if err != nil || g.Cluster != "default" {
 		t.Errorf("graph: got %+v, %v", g, err)
+	}
+	if dot, err := c.DOT(t.Context()); err != nil || dot != g.DOT() {
+		t.Errorf("graph in graphviz's language: got %q, %v, want %q", dot, err, g.DOT())
 	}
 	plan, err := c.PlanWithout(t.Context(), "a&b")
 	if err != nil || len(plan.Paths) != 1 {

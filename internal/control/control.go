@@ -48,7 +48,7 @@ type Daemon interface {
 	Drain(ctx context.Context, undo bool) (Drained, error)
 	// Graph returns the network as this node sees it. It wraps ErrRefused as long
 	// as it sees nothing.
-	Graph() (Graph, error)
+	Graph() (mesh.Graph, error)
 	// Probe is Status after one echo request to every node.
 	Probe(ctx context.Context) (Status, error)
 	// PlanWithout says what the loss of a node would change on the host. It wraps

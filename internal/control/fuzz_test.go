@@ -10,6 +10,8 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"testing"
+
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // FuzzHandler sends what any local program may send. Each answer is of a known
@@ -17,7 +19,7 @@ import (
 // alone.
 func FuzzHandler(f *testing.F) {
 	for _, path := range []string{"status", "plan", "forget", "revoke", "renumber", "drain", "graph", "clients", "clients/add", "clients/remove", "nothing"} {
-		f.Add(http.MethodGet, "/v1/"+path, "node=a&force=true&probe=true", []byte("{}"))
+		f.Add(http.MethodGet, "/v1/"+path, "node=a&force=true&probe=true&format=dot", []byte("{}"))
 		f.Add(http.MethodPost, "/v1/"+path, "node=%00&without=b", []byte(nil))
 	}
 	f.Add("", "/v1/../v1/forget", "node", []byte("x"))
@@ -60,7 +62,7 @@ func (d *counting) PlanWithout(context.Context, string) (Plan, error) { d.asked+
 
 func (d *counting) Probe(context.Context) (Status, error) { d.asked++; return Status{}, nil }
 
-func (d *counting) Graph() (Graph, error) { d.asked++; return Graph{}, nil }
+func (d *counting) Graph() (mesh.Graph, error) { d.asked++; return mesh.Graph{}, nil }
 
 func (d *counting) Forget(string) error { d.told++; return ErrRefused }
 

@@ -14,13 +14,12 @@ import (
 )
 
 // Graph implements control.Daemon.
-func (d *daemon) Graph() (control.Graph, error) {
+func (d *daemon) Graph() (mesh.Graph, error) {
 	_, t := d.published.get()
 	if t.input.Self == (mesh.ID{}) {
-		return control.Graph{}, fmt.Errorf("%w: the daemon has only just started", control.ErrRefused)
+		return mesh.Graph{}, fmt.Errorf("%w: the daemon has only just started", control.ErrRefused)
 	}
-	g := mesh.GraphOf(t.input)
-	return control.Graph{DOT: g.DOT(), Graph: g}, nil
+	return mesh.GraphOf(t.input), nil
 }
 
 // PlanWithout implements control.Daemon: what this host would do, and which
