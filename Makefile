@@ -102,7 +102,7 @@ test-vagrant: setup-vm setup-vagrant ## vagrant up with a box made here, on emul
 chaos: setup-kernel build ## faults at random for DURATION=10m, SEED=1, on a kernel with WireGuard and netem
 	@CGO_ENABLED=0 go build -o bin/ ./test/chaos ./test/kernel
 	@CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel -timeout 12h exec \
-		bin/chaos -meshd $(MESHD) -clock -duration $(DURATION) -seed $(SEED)
+		bin/chaos -meshd $(MESHD) -duration $(DURATION) -seed $(SEED)
 
 .PHONY: kernel-shell
 kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel

@@ -19,7 +19,7 @@ func TestMain(m *testing.M) {
 
 // TestChaos is three minutes of it.
 func TestChaos(t *testing.T) {
-	if err := chaos(t.Context(), os.Getenv("MESHD"), 3*time.Minute, options{seed: 1, clock: true, netem: true}); err != nil {
+	if err := chaos(t.Context(), os.Getenv("MESHD"), 3*time.Minute, options{seed: 1, clock: lab.OwnsClock(), netem: true}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
@@ -113,7 +112,7 @@ func (t *town) begin(ctx context.Context, e event) (pass func() error, err error
 		return func() error { return t.leave(ctx, n) }, errors.Join(t.configure(t.ninth), t.ninth.Start())
 	case clockMoved:
 		by := time.Duration(e.amount-3600) * time.Second
-		return func() error { return moveClock(-by) }, moveClock(by)
+		return func() error { return lab.MoveClock(-by) }, lab.MoveClock(by)
 	}
 	return nil, fmt.Errorf("nobody knows how to do %q", e.kind)
 }
@@ -228,10 +227,4 @@ func (t *town) forgetNinth(ctx context.Context, by *lab.Node) error {
 			return err
 		}
 	}
-}
-
-// moveClock moves the clock of the whole machine.
-func moveClock(by time.Duration) error {
-	now := unix.NsecToTimespec(time.Now().Add(by).UnixNano())
-	return unix.ClockSettime(unix.CLOCK_REALTIME, &now)
 }

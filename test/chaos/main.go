@@ -31,7 +31,7 @@ func run() int {
 	binary := flag.String("meshd", "bin/meshd", "the meshd to run")
 	duration := flag.Duration("duration", 10*time.Minute, "how long to begin new rounds")
 	seed := flag.Uint64("seed", 1, "which series of faults")
-	clock := flag.Bool("clock", false, "also move this machine's clock")
+	clock := flag.Bool("clock", lab.OwnsClock(), "also move the machine's clock, where it is the lab's alone")
 	netem := flag.Bool("netem", true, "also lose and delay packets, for which the kernel needs netem")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
