@@ -56,7 +56,8 @@ test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, f
 	go tool staticcheck -checks all ./...
 	go tool staticcheck -checks all -tags kernel ./test/...
 	@unformatted=$$(go tool gofumpt -l .); if [ -n "$$unformatted" ]; then echo "not formatted, run make fmt:" $$unformatted; exit 1; fi
-	go test -race -short -cover -parallel 4 ./cmd/... ./internal/...
+	go test -race -short -coverprofile bin/cover.out -parallel 4 ./cmd/... ./internal/...
+	@go tool cover -func bin/cover.out | awk 'END { print "coverage of all by the unit tests:", $$NF }'
 
 .PHONY: test-long
 test-long: setup ## the unit tests that test-unit cuts short: more random cases, a thousand joins, a flood of packets
@@ -110,10 +111,10 @@ kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
 	@exec bin/kernel -run '$(RUN)' shell $(KERNEL_TESTS)
 
 .PHONY: bench
-bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"
+bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"; RUN=datapath for one measurement
 	@CGO_ENABLED=0 go build -o bin/ ./test/bench ./test/kernel
-	@bin/bench -meshd $(MESHD); code=$$?; \
-	CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel exec bin/bench -kernel -meshd $(MESHD) && exit $$code
+	@bin/bench -run '$(RUN)' -meshd $(MESHD); code=$$?; \
+	CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel exec bin/bench -kernel -run '$(RUN)' -meshd $(MESHD) && exit $$code
 
 .PHONY: fmt
 fmt: ## format the source

@@ -6,20 +6,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/test/lab"
 )
 
 const (
-	dataRounds   = 10
-	transferSize = 16 << 20 // bytes
-	roundTrips   = 300
+	dataRounds   = 30
+	slowStart    = 200 * time.Millisecond // until a connection is up to speed
+	transferTime = time.Second
+	roundTrips   = 200
 )
 
 // dataPath is two ends that reach each other.
@@ -54,6 +60,14 @@ func measureDataPath(ctx context.Context, binary string, s samples) (err error) 
 		return err
 	}
 	ways := []dataPath{meshd, plain, bare}
+	if err := sleep(ctx, calmTime); err != nil {
+		return err
+	}
+	for _, w := range ways { // the first time an emulated machine takes longer
+		if _, err := throughput(ctx, w); err != nil {
+			return err
+		}
+	}
 	for range dataRounds {
 		before, err := readAll(nodes)
 		if err != nil {
@@ -171,15 +185,86 @@ func barePath(ctx context.Context, l *lab.Lab) (dataPath, error) {
 	return dataPath{"bare", ends[0], ends[1]}, nil
 }
 
-// throughput returns the megabits a second of one TCP connection.
+// throughput returns the megabits a second of one TCP connection, once it is up to
+// speed.
 func throughput(ctx context.Context, w dataPath) (float64, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	began := time.Now()
-	if err := lab.Transfer(ctx, w.from.At, w.to, transferSize); err != nil {
+	rate, err := rateOf(ctx, w)
+	if err != nil {
 		return 0, fmt.Errorf("%s: %w", w.name, err)
 	}
-	return 8 * transferSize / 1e6 / time.Since(began).Seconds(), nil
+	return rate, nil
+}
+
+func rateOf(ctx context.Context, w dataPath) (float64, error) {
+	from, to, err := connect(ctx, w)
+	if err != nil {
+		return 0, err
+	}
+	var received atomic.Int64
+	var g errgroup.Group
+	g.Go(func() error { return fill(from) })
+	g.Go(func() error { return drain(to, &received) })
+	err = sleep(ctx, slowStart)
+	before, began := received.Load(), time.Now()
+	err = errors.Join(err, sleep(ctx, transferTime))
+	bits, seconds := 8*float64(received.Load()-before), time.Since(began).Seconds()
+	err = errors.Join(err, from.Close(), to.Close(), g.Wait())
+	return bits / 1e6 / seconds, err
+}
+
+// connect makes a TCP connection between the ends of a path.
+func connect(ctx context.Context, w dataPath) (from, to net.Conn, err error) {
+	var l *net.TCPListener
+	if err := w.to.At(func() (err error) {
+		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(w.to.Addr, 0)))
+		return err
+	}); err != nil {
+		return nil, nil, err
+	}
+	defer l.Close()
+	if err := l.SetDeadline(time.Now().Add(patience)); err != nil {
+		return nil, nil, err
+	}
+	if err := w.from.At(func() (err error) {
+		from, err = (&net.Dialer{Timeout: patience}).DialContext(ctx, "tcp", l.Addr().String())
+		return err
+	}); err != nil {
+		return nil, nil, err
+	}
+	if to, err = l.Accept(); err != nil {
+		return nil, nil, errors.Join(err, from.Close())
+	}
+	return from, to, nil
+}
+
+// fill writes until the connection is closed.
+func fill(c net.Conn) error {
+	block := make([]byte, 128<<10)
+	for {
+		if _, err := c.Write(block); err != nil {
+			return unlessClosed(err)
+		}
+	}
+}
+
+// drain reads until the connection is closed.
+func drain(c net.Conn, received *atomic.Int64) error {
+	block := make([]byte, 128<<10)
+	for {
+		n, err := c.Read(block)
+		received.Add(int64(n))
+		if err != nil {
+			return unlessClosed(err)
+		}
+	}
+}
+
+// unlessClosed returns err unless it says that this or the other end was closed.
+func unlessClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
+		return nil
+	}
+	return err
 }
 
 // roundTrip returns the median microseconds from a datagram to its answer.
@@ -207,18 +292,30 @@ func roundTripsOf(w dataPath) ([]time.Duration, error) {
 	to := server.LocalAddr().(*net.UDPAddr).AddrPort()
 	buf := make([]byte, 64)
 	var times []time.Duration
-	for range roundTrips {
+	for i := range roundTrips {
 		began := time.Now()
-		if err := client.SetDeadline(began.Add(patience)); err != nil {
+		if err := client.SetDeadline(began.Add(time.Second)); err != nil {
 			return nil, err
 		}
-		if _, err := client.WriteToUDPAddrPort(buf[:8], to); err != nil {
+		if _, err := client.WriteToUDPAddrPort(fmt.Appendf(nil, "%8d", i), to); err != nil {
 			return nil, err
 		}
-		if _, _, err := client.ReadFromUDPAddrPort(buf); err != nil {
-			return nil, err
+		for {
+			n, _, err := client.ReadFromUDPAddrPort(buf)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break // a datagram may be lost
+			}
+			if err != nil {
+				return nil, err
+			}
+			if string(buf[:n]) == fmt.Sprintf("%8d", i) {
+				times = append(times, time.Since(began))
+				break
+			}
 		}
-		times = append(times, time.Since(began))
+	}
+	if len(times) < roundTrips/2 {
+		return nil, fmt.Errorf("only %d of %d datagrams came back", len(times), roundTrips)
 	}
 	return times, nil
 }

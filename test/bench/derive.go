@@ -24,7 +24,7 @@ var deriveBenchmarks = []struct {
 	{name: "BenchmarkDeriveLocation10000/member", time: "derive_location_10000_member_ms", nanoseconds: 1e6},
 }
 
-func measureDerive(ctx context.Context, s samples) error {
+func measureDerive(ctx context.Context, _ string, s samples) error {
 	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkDerive", "-count", strconv.Itoa(runs), "./internal/mesh")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()

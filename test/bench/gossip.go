@@ -28,7 +28,7 @@ const (
 
 // measureGossip measures gossip alone, with as many nodes as one machine can't
 // give hosts to: see package swarm.
-func measureGossip(ctx context.Context, s samples) error {
+func measureGossip(ctx context.Context, _ string, s samples) error {
 	ctx, cancel := context.WithTimeout(ctx, swarmLimit)
 	defer cancel()
 	out, err := swarm.Command(ctx).Output()

@@ -68,28 +68,20 @@ func applyFigures() (out []figure) {
 	return out
 }
 
-func benchKernel(ctx context.Context, binary string, s samples) error {
-	if err := measureRestarts(ctx, binary, s); err != nil {
-		return err
+// kernelMeasurements are taken where the kernel speaks WireGuard.
+func kernelMeasurements() []measurement {
+	out := []measurement{
+		{"restart", 1, always(measureRestarts)},
+		{"gateway", 1, always(measureGatewayKill)},
+		{"datapath", 1, always(measureDataPath)},
+		{"many", runs, always(measureMany)},
 	}
-	if err := measureGatewayKill(ctx, binary, s); err != nil {
-		return err
+	for _, size := range sizes {
+		out = append(out, measurement{size.first, runs, always(func(ctx context.Context, _ string, s samples) error {
+			return measureApply(ctx, size, s)
+		})})
 	}
-	if err := measureDataPath(ctx, binary, s); err != nil {
-		return err
-	}
-	for i := range runs {
-		note(i)
-		if err := measureMany(ctx, binary, s); err != nil {
-			return err
-		}
-		for _, size := range sizes {
-			if err := measureApply(ctx, size, s); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return out
 }
 
 // packetPeriod makes 200 packets a second in each direction.

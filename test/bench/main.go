@@ -17,6 +17,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"slices"
 	"syscall"
 	"time"
@@ -33,15 +34,22 @@ func main() {
 func run() int {
 	binary := flag.String("meshd", "bin/meshd", "the meshd to measure")
 	kernel := flag.Bool("kernel", false, "measure what needs WireGuard in the kernel, and nothing else")
+	pattern := flag.String("run", "", "regular expression: which measurements to take")
 	flag.Parse()
+	only, err := regexp.Compile(*pattern)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
-	measure := func() error { return report(ctx, *binary, bench, figures) }
-	switch {
-	case swarm.Isolated():
+	b := bench{binary: *binary, measurements: measurements, figures: figures}
+	if *kernel {
+		b.measurements, b.figures = kernelMeasurements(), kernelFigures
+	}
+	measure := func() error { return b.run(ctx, only) }
+	if swarm.Isolated() {
 		measure = func() error { return runSwarm(ctx) }
-	case *kernel:
-		measure = func() error { return report(ctx, *binary, benchKernel, kernelFigures) }
 	}
 	if err := measure(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -56,6 +64,26 @@ const (
 	kills    = failures / runs  // a run
 	limit    = 40 * time.Minute // for all of it
 )
+
+// measurement takes samples of some figures.
+type measurement struct {
+	name    string
+	times   int
+	measure func(ctx context.Context, binary string, run int, s samples) error
+}
+
+// measurements are taken in turns: a machine that is slow for a while is slow for all.
+var measurements = []measurement{
+	{"derive", 1, always(measureDerive)},
+	{"mesh", runs, measureMesh},
+	{"failover", runs, always(measureFailovers)},
+	{"gossip", runs, always(measureGossip)},
+}
+
+// always is a measurement for which it makes no difference which run it is.
+func always(measure func(context.Context, string, samples) error) func(context.Context, string, int, samples) error {
+	return func(ctx context.Context, binary string, _ int, s samples) error { return measure(ctx, binary, s) }
+}
 
 // figure is something that is measured several times.
 type figure struct {
@@ -145,22 +173,40 @@ func (s samples) add(name string, value float64) {
 	s[name] = append(s[name], value)
 }
 
-// report measures and prints the figures.
-func report(ctx context.Context, binary string, measure func(context.Context, string, samples) error, wanted []figure) error {
+// bench is what is measured, and what comes of it.
+type bench struct {
+	binary       string
+	measurements []measurement
+	figures      []figure
+}
+
+// run takes the measurements whose names match and prints their figures.
+func (b bench) run(ctx context.Context, only *regexp.Regexp) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	s := samples{}
-	if err := measure(ctx, binary, s); err != nil {
-		return err
+	for run := range runs {
+		for _, m := range b.measurements {
+			if run >= m.times || !only.MatchString(m.name) {
+				continue
+			}
+			fmt.Fprintf(os.Stderr, "%s, run %d of %d\n", m.name, run+1, m.times)
+			if err := m.measure(ctx, b.binary, run, s); err != nil {
+				return fmt.Errorf("%s: %w", m.name, err)
+			}
+		}
 	}
-	return printAll(os.Stdout, s, wanted)
+	return printAll(os.Stdout, s, b.figures)
 }
 
-// printAll writes the figures, and returns an error that names those that are out of
-// their bounds.
+// printAll writes the figures of which there are samples, and returns an error that
+// names those that are out of their bounds.
 func printAll(w io.Writer, s samples, wanted []figure) error {
 	var errs []error
 	for _, f := range wanted {
+		if len(s[f.name]) == 0 {
+			continue // was not asked for
+		}
 		value := f.reduce(s[f.name])
 		if _, err := fmt.Fprintf(w, "bench %s %s\n", f.name, f.format(value)); err != nil {
 			return err
@@ -169,24 +215,3 @@ func printAll(w io.Writer, s samples, wanted []figure) error {
 	}
 	return errors.Join(errs...)
 }
-
-func bench(ctx context.Context, binary string, s samples) error {
-	if err := measureDerive(ctx, s); err != nil {
-		return err
-	}
-	for i := range runs {
-		note(i)
-		if err := measureMesh(ctx, binary, i, s); err != nil {
-			return err
-		}
-		if err := measureFailovers(ctx, binary, s); err != nil {
-			return err
-		}
-		if err := measureGossip(ctx, s); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func note(run int) { fmt.Fprintf(os.Stderr, "run %d of %d\n", run+1, runs) }
