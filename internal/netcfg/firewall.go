@@ -128,8 +128,9 @@ func (s Settings) closed(f family, t mesh.Topology) Rule {
 	if len(f.merged(plainly(t))) > 0 {
 		hop = fmt.Sprintf(" rt %s nexthop != @plain%s", f.keyword, f.suffix)
 	}
-	return rule("%[1]s %[2]s saddr @guarded%[3]s%[4]s ct direction original counter drop",
-		notBy(append([]string{"lo", s.Bridge}, s.devices(t)...)...), f.keyword, f.suffix, hop)
+	// WireGuard's own packets, of which there are most, have no source of the mesh.
+	return rule("%s saddr @guarded%s %s%s ct direction original counter drop",
+		f.keyword, f.suffix, notBy(append([]string{"lo", s.Bridge}, s.devices(t)...)...), hop)
 }
 
 // plainly are the addresses of neighbors to which packets of the mesh go as they are.
@@ -196,10 +197,11 @@ func (s Settings) masqueradeLocation(f family, t mesh.Topology) Rule {
 
 // clampMSS bounds the segments of forwarded TCP connections to what fits
 // through the devices. `rt mtu` is the lower of both directions' routes
-// (nft_rt.c, get_tcpmss), but each end announces for itself.
+// (nft_rt.c, get_tcpmss), but each end announces for itself. Few packets begin a
+// connection, so that is what is asked first; names of links take longer to compare.
 func (s Settings) clampMSS(t mesh.Topology) []Rule {
-	const clamp = " %s tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
-	return []Rule{rule("iifname"+clamp, oneOf(s.devices(t))), rule("oifname"+clamp, oneOf(s.devices(t)))}
+	const clamp = "tcp flags & (syn | rst) == syn %s %s tcp option maxseg size set rt mtu"
+	return []Rule{rule(clamp, "iifname", oneOf(s.devices(t))), rule(clamp, "oifname", oneOf(s.devices(t)))}
 }
 
 // oneOf writes names of links as nft takes them on the right of a match.
