@@ -74,7 +74,7 @@ func (t *town) begin(ctx context.Context, e event) (pass func() error, err error
 	case restart:
 		return n.Start, n.Stop()
 	case power:
-		return func() error { return errors.Join(n.Restore(ctx), n.Start()) }, errors.Join(n.Cut(ctx), n.Kill())
+		return func() error { return errors.Join(n.Restore(ctx), n.Start()) }, errors.Join(n.Cut(ctx), n.Kill(), run(forgetAll))
 	case unplugged:
 		return restored, n.Cut(ctx)
 	case noLAN:
@@ -116,6 +116,9 @@ func (t *town) begin(ctx context.Context, e event) (pass func() error, err error
 	}
 	return nil, fmt.Errorf("nobody knows how to do %q", e.kind)
 }
+
+// forgetAll takes from a kernel what it does not have after a start.
+const forgetAll = "ip link delete meshd0; ip link delete meshd0-vx; ip route flush proto 77; ip -6 route flush proto 77; nft delete table inet meshd; true"
 
 func (t *town) heal(ctx context.Context) func() error {
 	return func() error { return t.lab.Heal(ctx) }
