@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	dataRounds   = 30
+	dataRounds   = 8                      // a run
 	slowStart    = 200 * time.Millisecond // until a connection is up to speed
 	transferTime = time.Second
 	roundTrips   = 200
@@ -36,7 +36,8 @@ type dataPath struct {
 
 // measureDataPath compares the way between two pods of a mesh that meshd made with
 // that of one made by hand, and with that of two hosts without any tunnel. All are
-// in one lab and take turns.
+// in one lab and take turns. Two meshes alike differ by some hundredths as long as they
+// live, so each run has others.
 func measureDataPath(ctx context.Context, binary string, s samples) (err error) {
 	l, err := lab.New(ctx)
 	if err != nil {

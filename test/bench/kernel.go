@@ -73,7 +73,7 @@ func kernelMeasurements() []measurement {
 	out := []measurement{
 		{"restart", 1, always(measureRestarts)},
 		{"gateway", 1, always(measureGatewayKill)},
-		{"datapath", 1, always(measureDataPath)},
+		{"datapath", runs, always(measureDataPath)},
 		{"many", runs, always(measureMany)},
 	}
 	for _, size := range sizes {
