@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/meshd/meshd/internal/control"
@@ -99,4 +100,34 @@ func (v *village) relayed() (relay *lab.Node) {
 	v.must(lab.Transfer(v.ctx, v.pods[v.node("home-2")].Do, party(v.pods[shed]), transferSize))
 	v.hidden()
 	return relay
+}
+
+// TestDeletedDeviceFindsWhoIsBehindNAT deletes a device while somebody is cut off whose
+// record has no endpoint. Nothing that comes in can tell where that peer is; the node
+// has to remember.
+func TestDeletedDeviceFindsWhoIsBehindNAT(t *testing.T) {
+	t.Parallel()
+	v := newHomes(t, false, nil, "home-1")
+	cloud, hidden := v.node("aws-1"), v.node("home-1")
+	key := strings.TrimSpace(v.run(hidden, "wg", "show", device, "public-key"))
+	var was string
+	for line := range strings.Lines(v.run(cloud, "wg", "show", device, "endpoints")) {
+		if strings.HasPrefix(line, key) {
+			was = line
+		}
+	}
+	if was == "" || strings.Contains(was, "(none)") {
+		t.Fatalf("endpoint of %s before: got %q", hidden.Name, was)
+	}
+	v.must(hidden.Cut(v.ctx))
+	v.run(cloud, "ip", "link", "delete", device)
+	v.eventually(settleLimit, func() error {
+		out, err := cloud.Run(v.ctx, "wg", "show", device, "endpoints")
+		if err == nil && !strings.Contains(out, was) {
+			err = fmt.Errorf("endpoints: got %q, want %q among them", out, was)
+		}
+		return err
+	})
+	v.must(hidden.Restore(v.ctx))
+	v.full(v.nodes...)
 }
