@@ -30,7 +30,7 @@ type command struct {
 	Args    []string
 	Dir     string
 	Env     []string // beside what every command has
-	Waits   bool     // has a machine beside the others'
+	Waits   bool     // hardly does anything
 }
 
 // run does the job where this process is, and returns the exit code of the
@@ -122,9 +122,9 @@ const testTimeout = "30m"
 // waits now and then.
 const testParallel = "3"
 
-// waiting names the tests that take minutes and mostly wait. Those of a package have a
-// virtual machine of their own, beside the others'.
-var waiting = regexp.MustCompile(`^Test(Chaos|ClocksSetBack|CutOffForTenMinutes)$`)
+// waiting names the tests that do little but wait for minutes. They have a virtual
+// machine of their own, beside the others'.
+var waiting = regexp.MustCompile(`^Test(ClocksSetBack|CutOffForTenMinutes)$`)
 
 // testTag is the build tag of tests that only a kernel with WireGuard and netem
 // can run.
