@@ -298,6 +298,11 @@ func (o *output) print(w io.Writer, v any, text func(io.Writer) error) error {
 	if *o == "text" {
 		return text(w)
 	}
+	return printJSON(w, v)
+}
+
+// printJSON writes v for programs, and so that a person can read it.
+func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	return e.Encode(v)

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -52,9 +51,7 @@ what the picture is made of.`,
 				if err != nil {
 					return err
 				}
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(g)
+				return printJSON(cmd.OutOrStdout(), g)
 			}
 			dot, err := p.client().DOT(ctx)
 			if err != nil {

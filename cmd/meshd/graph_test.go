@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // TestGraphviz has graphviz draw all graphs that are kept as examples: without a
@@ -74,6 +76,10 @@ func TestDraw(t *testing.T) {
 		if (err != nil) != tt.failed || !strings.Contains(got, tt.want) {
 			t.Errorf("%s: got %q and %v, want %q", tt.name, out.String(), err, tt.want)
 		}
+	}
+	var out bytes.Buffer
+	if err := printJSON(&out, mesh.Graph{Cluster: "default"}); err != nil || !strings.Contains(out.String(), `"cluster": "default"`) {
+		t.Errorf("json: got %q and %v", out.String(), err)
 	}
 	t.Setenv("PATH", t.TempDir())
 	if err := draw(t.Context(), &bytes.Buffer{}, g, "svg"); err == nil || !strings.Contains(err.Error(), "apt install graphviz") {
