@@ -197,7 +197,9 @@ func throughput(ctx context.Context, w dataPath) (float64, error) {
 }
 
 func rateOf(ctx context.Context, w dataPath) (float64, error) {
-	from, to, err := connect(ctx, w)
+	dialing, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	from, to, err := lab.Connect(dialing, w.from.At, w.to)
 	if err != nil {
 		return 0, err
 	}
@@ -211,31 +213,6 @@ func rateOf(ctx context.Context, w dataPath) (float64, error) {
 	bits, seconds := 8*float64(received.Load()-before), time.Since(began).Seconds()
 	err = errors.Join(err, from.Close(), to.Close(), g.Wait())
 	return bits / 1e6 / seconds, err
-}
-
-// connect makes a TCP connection between the ends of a path.
-func connect(ctx context.Context, w dataPath) (from, to net.Conn, err error) {
-	var l *net.TCPListener
-	if err := w.to.At(func() (err error) {
-		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(w.to.Addr, 0)))
-		return err
-	}); err != nil {
-		return nil, nil, err
-	}
-	defer l.Close()
-	if err := l.SetDeadline(time.Now().Add(patience)); err != nil {
-		return nil, nil, err
-	}
-	if err := w.from.At(func() (err error) {
-		from, err = (&net.Dialer{Timeout: patience}).DialContext(ctx, "tcp", l.Addr().String())
-		return err
-	}); err != nil {
-		return nil, nil, err
-	}
-	if to, err = l.Accept(); err != nil {
-		return nil, nil, errors.Join(err, from.Close())
-	}
-	return from, to, nil
 }
 
 // fill writes until the connection is closed.

@@ -34,21 +34,9 @@ const (
 
 // StartStream connects the two and begins to send.
 func StartStream(ctx context.Context, from Place, to Party) (*Stream, error) {
-	listener, err := listenTransfer(to)
+	sender, receiver, err := Connect(ctx, from, to)
 	if err != nil {
 		return nil, err
-	}
-	defer listener.Close()
-	var sender net.Conn
-	if err := from(func() (err error) {
-		sender, err = new(net.Dialer).DialContext(ctx, "tcp", listener.Addr().String())
-		return err
-	}); err != nil {
-		return nil, fmt.Errorf("connect stream to %s: %w", to.Addr, err)
-	}
-	receiver, err := listener.AcceptTCP()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("accept stream: %w", err), sender.Close())
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	s := &Stream{cancel: cancel, stop: make(chan struct{})}
@@ -58,6 +46,25 @@ func StartStream(ctx context.Context, from Place, to Party) (*Stream, error) {
 	s.work.Go(func() { s.failed(s.send(sender)) })
 	s.work.Go(func() { s.failed(s.receive(receiver)) })
 	return s, nil
+}
+
+// Connect makes a TCP connection to the party, and returns both its ends.
+func Connect(ctx context.Context, from Place, to Party) (sender, receiver net.Conn, err error) {
+	listener, err := listenTransfer(to)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer listener.Close()
+	if err := from(func() (err error) {
+		sender, err = new(net.Dialer).DialContext(ctx, "tcp", listener.Addr().String())
+		return err
+	}); err != nil {
+		return nil, nil, fmt.Errorf("connect to %s: %w", to.Addr, err)
+	}
+	if receiver, err = listener.Accept(); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("accept at %s: %w", to.Addr, err), sender.Close())
+	}
+	return sender, receiver, nil
 }
 
 func (s *Stream) failed(err error) {
