@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 # ip, nft and iptables are there, which a root shell made by su may not know.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+# The Go that is installed. go.mod names the newest release, which Go would download.
+export GOTOOLCHAIN := local
 
 NODES ?= 4
 TOPOLOGY ?= full
@@ -47,7 +49,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES) $(if $(CLIENT),-client)
 
 .PHONY: test
-test: test-unit test-long test-e2e test-kernel test-package test-vm ## everything but the swarm and vagrant up
+test: test-unit test-vuln test-long test-e2e test-kernel test-package test-vm ## everything but the swarm and vagrant up
 
 .PHONY: test-unit
 test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, fuzz seeds
@@ -59,6 +61,11 @@ test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, f
 	@mkdir -p bin
 	go test -race -short -coverprofile bin/cover.out -parallel 4 ./cmd/... ./internal/...
 	@go tool cover -func bin/cover.out | awk 'END { print "coverage of all by the unit tests:", $$NF }'
+
+.PHONY: test-vuln
+test-vuln: setup ## known vulnerabilities that the code can reach, by the database that go.mod names
+	go test ./test/vuln
+	@go run ./test/vuln
 
 .PHONY: test-long
 test-long: setup ## the unit tests that test-unit cuts short: more random cases, a thousand joins, a flood of packets

@@ -16,7 +16,7 @@ DIST=$(realpath -m "${DIST:-dist}")
 VERSION=${VERSION:-$(git describe --tags --always --dirty)}
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 stamp="-X main.version=$VERSION $(git log -1 --format='-X main.commit=%h -X main.date=%cs' 2>/dev/null || true)"
-export LC_ALL=C TZ=UTC CGO_ENABLED=0
+export LC_ALL=C TZ=UTC CGO_ENABLED=0 GOTOOLCHAIN=local
 
 # As Debian counts: after v1.2.3 comes 1.2.3+4.gabc, and commits before the first
 # tag are ordered by their time.
