@@ -14,7 +14,13 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/meshd/meshd/internal/httplimit"
 )
+
+// requestTimeout bounds a request. Draining and probing wait, but no command waits
+// longer than half a minute for the daemon.
+const requestTimeout = time.Minute
 
 // Server answers at the control socket.
 type Server struct {
@@ -29,12 +35,7 @@ type Server struct {
 // Close. A socket that a killed daemon left behind is taken over; that no
 // other daemon runs is for the caller to know (package state holds a lock).
 func Listen(runDir string, d Daemon, log *slog.Logger) (*Server, error) {
-	s := &Server{log: log, runDir: runDir, http: &http.Server{
-		Handler:           handler(d),
-		ReadHeaderTimeout: 5 * time.Second,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}}
+	s := &Server{log: log, runDir: runDir, http: httplimit.NewServer(handler(d), requestTimeout, log)}
 	return s, s.open()
 }
 

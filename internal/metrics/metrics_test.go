@@ -202,3 +202,39 @@ func answers(a netip.AddrPort) bool {
 	text, err := io.ReadAll(r.Body)
 	return err == nil && r.StatusCode == http.StatusOK && string(text) == "ok\n"
 }
+
+// Somebody opens hundreds of connections and leaves them; a scraper gets in.
+func TestHostileScrapers(t *testing.T) {
+	s := NewServer(New("1.0"), slog.New(slog.DiscardHandler))
+	at := free(t)
+	if err := s.Keep(at); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close(t.Context()) }()
+	scrape := func(source string) bool {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}, Timeout: 30 * time.Second}
+		c, err := d.Dial("tcp", at.String())
+		if err != nil {
+			return false
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+		if _, err := io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			return false
+		}
+		n, _ := c.Read(make([]byte, 1))
+		return n == 1
+	}
+	answered := 0
+	for range 300 {
+		if scrape("127.0.0.66") {
+			answered++
+		}
+	}
+	if answered != maxPerSource {
+		t.Errorf("%d connections of one source are open, want %d", answered, maxPerSource)
+	}
+	if !scrape("127.0.0.2") {
+		t.Error("a scraper gets no answer")
+	}
+}

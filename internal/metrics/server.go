@@ -14,15 +14,28 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/meshd/meshd/internal/httplimit"
 )
 
 // stale is after how long without a turn the loop counts as hung. Turns are at most
 // some ten seconds apart.
 const stale = time.Minute
 
+// How many scrapers there may be: of one address, and in all. Prometheus keeps one
+// connection; a kubelet's probe opens one each time.
+const (
+	maxPerSource = 8
+	maxTotal     = 64
+)
+
+// requestTimeout bounds how long a request may take.
+const requestTimeout = 30 * time.Second
+
 // Server serves metrics and health.
 type Server struct {
 	http     *http.Server
+	limiter  *httplimit.Limiter
 	addr     netip.AddrPort
 	listener net.Listener // nil while there is none
 	done     sync.WaitGroup
@@ -31,12 +44,10 @@ type Server struct {
 
 // NewServer returns a server that does not listen yet; see [Server.Keep].
 func NewServer(m *Metrics, log *slog.Logger) *Server {
-	return &Server{log: log, http: &http.Server{
-		Handler:           handler(m),
-		ReadHeaderTimeout: 5 * time.Second,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}}
+	return &Server{
+		log: log, http: httplimit.NewServer(handler(m), requestTimeout, log),
+		limiter: httplimit.New(httplimit.Options{PerSource: maxPerSource, Total: maxTotal, Logger: log}),
+	}
 }
 
 func handler(m *Metrics) http.Handler {
@@ -99,7 +110,7 @@ func (s *Server) Keep(addr netip.AddrPort) error {
 	}
 	s.listener = l
 	s.done.Go(func() {
-		err := s.http.Serve(l)
+		err := s.http.Serve(s.limiter.Listener(l))
 		if !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			s.log.Error("metrics are not served any more", "err", err)
 		}
