@@ -290,8 +290,14 @@ var badFiles = []struct {
 	}},
 	{"more networks", false, "cluster:\n  overlay: [10.4/16]\n  pods: [127.0.0.0/16]\n  services: [\"::ffff:10.43.0.0/112\"]\n", []string{
 		`3: cluster.overlay[0]: "10.4/16" is not an address with a prefix length: write one such as 10.42.0.0/16 or fd00:42::/48`,
-		"4: cluster.pods[0]: 127.0.0.0/16 overlaps 127.0.0.0/8, which has a meaning of its own: write another range",
+		"4: cluster.pods[0]: 127.0.0.0/16 can't be used: it overlaps 127.0.0.0/8, which is loopback: write another range, or a smaller one",
 		`5: cluster.services[0]: "::ffff:10.43.0.0/112" is not an address with a prefix length: write one such as 10.42.0.0/16 or fd00:42::/48`,
+	}},
+	{"networks nobody may give away", false, "node:\n  internal-ip: 10.0.0.5/0\n  allowed-location-ips: [0.0.0.0/0, 2000::/3, 169.254.169.254/32, 192.168.0.0/16]\n", []string{
+		"3: node.internal-ip: 10.0.0.5/0 can't be used: it overlaps 0.0.0.0/8, which is this host (RFC 1122): write the length of the node's own network, as `ip address` shows it",
+		"4: node.allowed-location-ips[0]: 0.0.0.0/0 can't be used: it overlaps 0.0.0.0/8, which is this host (RFC 1122): write another range, or a smaller one",
+		"4: node.allowed-location-ips[1]: 2000::/3 can't be used: it is wider than a /16, and so a good part of the default route: write another range, or a smaller one",
+		"4: node.allowed-location-ips[2]: 169.254.169.254/32 can't be used: it overlaps 169.254.0.0/16, which is link-local, with the metadata services of clouds: write another range, or a smaller one",
 	}},
 	{"lengths", false, "cluster: {pod-prefix: [x]}\n", []string{
 		`2: cluster.pod-prefix[0]: "x" is not a whole number: write one from 1 to 126`,

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // hostPort parses a host with or without a port. The port is 0 if there is
@@ -48,7 +50,7 @@ func hostPort(s string) (HostPort, *Error) {
 // literal is a HostPort of an address, in its canonical form.
 func literal(a netip.Addr, port uint16) (HostPort, *Error) {
 	a = a.Unmap()
-	if a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a == broadcast {
+	if a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return HostPort{}, wrong(printable(a.String())+" is not an address that other hosts can reach", "write another one, or a name")
 	}
 	return HostPort{Host: a.String(), Port: port}, nil
@@ -94,7 +96,7 @@ func endpoint(s string) (HostPort, *Error) {
 	if err != nil {
 		return h, err
 	}
-	if a, err := netip.ParseAddr(h.Host); err == nil && !usable(a) || h.Host == "localhost" {
+	if a, err := netip.ParseAddr(h.Host); err == nil && mesh.CheckHost(a) != nil || h.Host == "localhost" {
 		return HostPort{}, wrong(h.Host+" is not an address that other hosts can reach", "write the node's public address or name")
 	}
 	return h, nil

@@ -196,30 +196,10 @@ func secretPath(s string) (string, *Error) {
 // address parses an IP address.
 func address(s string) (netip.Addr, *Error) {
 	a, err := netip.ParseAddr(s)
-	if err != nil || a.Zone() != "" || !usable(a) {
+	if err != nil || mesh.CheckHost(a) != nil {
 		return netip.Addr{}, wrong(quote(s)+" is not a usable IP address", "write one such as 10.43.0.10")
 	}
 	return a.Unmap(), nil
-}
-
-// usable says whether an address can be a host's on a network.
-func usable(a netip.Addr) bool {
-	a = a.Unmap()
-	return a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast() && a != broadcast
-}
-
-var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
-
-// never are ranges that the kernel treats in its own way, so that no cluster
-// can have them.
-var never = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"),      // this network (RFC 1122)
-	netip.MustParsePrefix("127.0.0.0/8"),    // loopback
-	netip.MustParsePrefix("169.254.0.0/16"), // link-local, and the clouds' metadata services
-	netip.MustParsePrefix("224.0.0.0/4"),    // multicast
-	netip.MustParsePrefix("::1/128"),        // loopback
-	netip.MustParsePrefix("fe80::/10"),      // link-local
-	netip.MustParsePrefix("ff00::/8"),       // multicast
 }
 
 // network parses a range of addresses.
@@ -231,10 +211,8 @@ func network(s string) (netip.Prefix, *Error) {
 	if p != p.Masked() {
 		return netip.Prefix{}, wrong(fmt.Sprintf("%v has host bits set", p), fmt.Sprintf("write %v", p.Masked()))
 	}
-	for _, n := range never {
-		if n.Overlaps(p) {
-			return netip.Prefix{}, wrong(fmt.Sprintf("%v overlaps %v, which has a meaning of its own", p, n), "write another range")
-		}
+	if err := mesh.CheckNetwork(p); err != nil {
+		return netip.Prefix{}, wrong(fmt.Sprintf("%v can't be used: %v", p, err), "write another range, or a smaller one")
 	}
 	return p, nil
 }
@@ -245,8 +223,10 @@ func interfaceAddress(s string) (netip.Prefix, *Error) {
 	switch {
 	case err != nil:
 		return p, err
-	case !usable(p.Addr()):
+	case mesh.CheckHost(p.Addr()) != nil:
 		return netip.Prefix{}, wrong(fmt.Sprintf("%v is not an address on a private network", p.Addr()), "write the node's own, such as 192.168.10.1/24")
+	case mesh.CheckInternalIP(p) != nil:
+		return netip.Prefix{}, wrong(fmt.Sprintf("%v can't be used: %v", p, mesh.CheckInternalIP(p)), "write the length of the node's own network, as `ip address` shows it")
 	case p == p.Masked() && p.Addr().BitLen()-p.Bits() > 1:
 		return netip.Prefix{}, wrong(fmt.Sprintf("%v is a network", p), fmt.Sprintf("write the node's own address in it, such as %v/%d", p.Addr().Next(), p.Bits()))
 	}

@@ -100,14 +100,12 @@ func (d *daemon) status(t turn) control.Status {
 		Cluster:  clusterStatus(d.cluster()),
 		Peers:    d.peerStatus(t),
 		Clients:  clientStatus(t),
-		Problems: slices.Clone(t.problems),
+		Problems: shownProblems(t.problems),
 		Counters: t.view.Counters,
 	}
 	if dev := t.observed.Device; dev != nil {
 		s.Device = control.Device{Name: dev.Name, Implementation: dev.Implementation, ListenPort: dev.ListenPort, MTU: dev.MTU}
 	}
-	slices.SortFunc(s.Problems, mesh.Problem.Compare)
-	s.Problems = append([]mesh.Problem{}, slices.Compact(s.Problems)...)
 	last, _ := d.published.get()
 	s.Reconcile = last.Reconcile
 	s.Reconcile.Error = ""
@@ -116,12 +114,57 @@ func (d *daemon) status(t turn) control.Status {
 	case t.now.IsZero():
 		return s // no turn was taken yet
 	case t.err != nil:
-		s.Reconcile.Error = t.err.Error()
+		s.Reconcile.Error = shownError(t.err)
 	default:
 		s.Reconcile.LastSuccess = t.now.UTC().Format(time.RFC3339)
 	}
 	s.Reconcile.Runs++
 	return s
+}
+
+// shownPerKind is how many problems of one kind a person is shown: there may be as
+// many as others make up.
+const shownPerKind = 100
+
+// shownProblems returns the problems that a person is shown, sorted, with texts that
+// do a terminal no harm. Of more than shownPerKind of one kind the rest is counted.
+func shownProblems(all []mesh.Problem) []mesh.Problem {
+	sorted := make([]mesh.Problem, 0, len(all))
+	for _, p := range all {
+		sorted = append(sorted, p.Printable())
+	}
+	slices.SortFunc(sorted, mesh.Problem.Compare)
+	sorted = slices.Compact(sorted)
+	counts := make(map[mesh.ProblemKind]int)
+	for _, p := range sorted {
+		counts[p.Kind]++
+	}
+	shown, seen := make([]mesh.Problem, 0, len(sorted)), make(map[mesh.ProblemKind]int)
+	for _, p := range sorted {
+		switch seen[p.Kind]++; {
+		case seen[p.Kind] <= shownPerKind:
+			shown = append(shown, p)
+		case seen[p.Kind] == counts[p.Kind]:
+			shown = append(shown, mesh.Problem{
+				Kind: p.Kind, Text: fmt.Sprintf("there are %d more of this kind", counts[p.Kind]-shownPerKind),
+				Advice: "mend those that are named; if many of the nodes are unknown to you, change the secret and revoke them",
+			})
+		}
+	}
+	slices.SortFunc(shown, mesh.Problem.Compare)
+	return shown
+}
+
+// shownError returns an error's lines, each of which may quote others.
+func shownError(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	if more := len(lines) - shownPerKind; more > 0 {
+		lines = append(lines[:shownPerKind], fmt.Sprintf("and %d more", more))
+	}
+	for i, l := range lines {
+		lines[i] = mesh.Printable(l, mesh.MaxText)
+	}
+	return strings.Join(lines, "\n")
 }
 
 func clusterStatus(c mesh.Cluster) control.Cluster {

@@ -71,7 +71,7 @@ func decodeClient(payload []byte) (body, error) {
 	switch {
 	case len(w.Identity) != ed25519.PublicKeySize:
 		return nil, fmt.Errorf("decode client: an identity of %d bytes", len(w.Identity))
-	case !validName(w.Name):
+	case !mesh.ValidName(w.Name):
 		return nil, fmt.Errorf("decode client: name %q is not a host name", w.Name)
 	case len(w.Key) != wgtypes.KeyLen || wgtypes.Key(w.Key) == wgtypes.Key{}:
 		return nil, errors.New("decode client: no WireGuard key")

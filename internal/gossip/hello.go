@@ -102,10 +102,39 @@ func parseHello(b []byte) (hello, error) {
 	for _, n := range s.PodPrefix {
 		c.PodPrefix = append(c.PodPrefix, int(n))
 	}
+	if err := checkCluster(c); err != nil {
+		return hello{}, fmt.Errorf("decode hello: %w", err)
+	}
 	return hello{
 		id: mesh.ID(w.ID), instance: w.Instance, port: w.Port, boot: w.Boot, counter: w.Counter,
 		random: [32]byte(w.Random), echo: [32]byte(w.Echo), you: you, cluster: c,
 	}, nil
+}
+
+// checkCluster holds for the settings that a node greets with, whatever cluster it
+// is of: they are shown where they differ from ours.
+func checkCluster(c mesh.Cluster) error {
+	for _, ps := range [][]netip.Prefix{c.Overlay, c.Pods, c.Services} {
+		if len(ps) > mesh.MaxCIDRs || slices.ContainsFunc(ps, func(p netip.Prefix) bool { return !p.IsValid() }) {
+			return fmt.Errorf("check cluster: %d ranges, of which each must be one and at most %d may be", len(ps), mesh.MaxCIDRs)
+		}
+	}
+	for _, word := range []string{c.Trust, string(c.Mode), c.Encapsulation} {
+		if !mesh.ValidText(word, maxWord) {
+			return fmt.Errorf("check cluster: setting %q", word)
+		}
+	}
+	switch {
+	case !mesh.ValidName(c.Name):
+		return fmt.Errorf("check cluster: name %q", c.Name)
+	case len(c.PodPrefix) > mesh.MaxCIDRs:
+		return fmt.Errorf("check cluster: %d lengths of pod CIDRs", len(c.PodPrefix))
+	case c.DNS.Domain != "" && !mesh.ValidHostName(c.DNS.Domain):
+		return fmt.Errorf("check cluster: domain %q", c.DNS.Domain)
+	case c.DNS.Address.Zone() != "":
+		return fmt.Errorf("check cluster: resolver %q", c.DNS.Address.String())
+	}
+	return nil
 }
 
 // labelOf is what packets show of a cluster: settings under which nodes can't

@@ -99,7 +99,8 @@ func (g *Gossip) noteJoin(errs []error) {
 	others := slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, errSelf) })
 	failure := ""
 	if !slices.Contains(others, nil) && len(others) > 0 {
-		failure = strings.ReplaceAll(errors.Join(others...).Error(), "\n", "; ")
+		// An error may quote what came from there.
+		failure = mesh.Printable(strings.ReplaceAll(errors.Join(others...).Error(), "\n", "; "), mesh.MaxText)
 	}
 	g.mu.Lock()
 	changed := g.joinEmpty != (len(others) == 0) || g.joinFailure != failure

@@ -67,7 +67,7 @@ func (n *notices) meet(where string, p mesh.Problem) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.expire()
-	key := notice{p, where}
+	key := notice{p.Printable(), where}
 	_, old := n.met[key]
 	if old || len(n.met) < maxNotices {
 		n.met[key] = n.now()
@@ -189,6 +189,6 @@ func (m memberlistLog) Write(line []byte) (int, error) {
 			return len(line), nil
 		}
 	}
-	m.log.at(level, "memberlist reports", "text", string(text))
+	m.log.at(level, "memberlist reports", "text", mesh.Printable(string(text), mesh.MaxText))
 	return len(line), nil
 }

@@ -209,6 +209,15 @@ func TestRecordLimits(t *testing.T) {
 		{"internal IP mapped", func(r *mesh.Record) { r.InternalIPs = []netip.Prefix{prefix("::ffff:10.0.0.5/120")} }, false},
 		{"allowed", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.0/24")} }, true},
 		{"allowed with host bits", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.5/24")} }, false},
+		{"tiny MTU", func(r *mesh.Record) { r.MTU = mesh.MinMTU - 1 }, false},
+		{"endpoint loopback", func(r *mesh.Record) { r.Endpoints = []mesh.Endpoint{{Host: "127.0.0.1", Port: 1}} }, false},
+		{"endpoint multicast", func(r *mesh.Record) { r.Endpoints = []mesh.Endpoint{{Host: "ff02::1", Port: 1}} }, false},
+		{"gossip address of the metadata service", func(r *mesh.Record) { r.GossipAddr = "169.254.169.254:80" }, false},
+		{"internal IP loopback", func(r *mesh.Record) { r.InternalIPs = []netip.Prefix{prefix("127.0.0.53/32")} }, false},
+		{"internal IP in everything", func(r *mesh.Record) { r.InternalIPs = []netip.Prefix{prefix("10.0.0.5/0")} }, false},
+		{"allowed metadata service", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("169.254.169.254/32")} }, false},
+		{"allowed default route", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("0.0.0.0/0")} }, false},
+		{"allowed half of the default route", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("2000::/3")} }, false},
 		{"invalid prefix", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{{}} }, false},
 	}
 	for _, tt := range tests {
@@ -225,7 +234,7 @@ func TestRecordLimits(t *testing.T) {
 func TestRecordThatFitsNoPacket(t *testing.T) {
 	r := testRecord(0, 1)
 	for range mesh.MaxEndpoints {
-		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: strings.Repeat("a", maxHost), Port: 1, Source: mesh.EndpointOwn})
+		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: strings.Repeat("a", mesh.MaxHost), Port: 1, Source: mesh.EndpointOwn})
 	}
 	payload, err := encodeRecord(r)
 	if err != nil {

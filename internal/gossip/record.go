@@ -10,9 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -20,8 +17,8 @@ import (
 )
 
 const (
-	maxHost  = 253     // RFC 1035, section 2.3.4, in text form
 	maxSlot  = 1 << 20 // peers of a WireGuard device
+	maxWord  = 16      // longer than any word that a setting can be
 	maxSeats = 64      // far above the gateways that a location can have
 )
 
@@ -127,20 +124,20 @@ func checkRecord(r mesh.Record) error {
 		return fmt.Errorf("check record: an identity of %d bytes", len(r.Identity))
 	case r.Sequence == 0 || r.Sequence > maxSequence:
 		return fmt.Errorf("check record: sequence %d, it goes from 1 to %d", r.Sequence, maxSequence)
-	case !validName(r.Name):
+	case !mesh.ValidName(r.Name):
 		return fmt.Errorf("check record: name %q is not a host name", r.Name)
 	case r.Key == wgtypes.Key{}:
 		return errors.New("check record: no WireGuard key")
 	case r.Claim.Slot < mesh.None || r.Claim.Slot >= maxSlot || r.Claim.Time < 0 || r.Claim.Since > r.Sequence:
 		return fmt.Errorf("check record: slot %d claimed at %d, since sequence %d", r.Claim.Slot, r.Claim.Time, r.Claim.Since)
-	case !validText(r.Location, mesh.MaxName):
+	case !mesh.ValidText(r.Location, mesh.MaxName):
 		return fmt.Errorf("check record: location %q", r.Location)
 	case r.Gateway != "" && r.Gateway != mesh.GatewayAuto && r.Gateway != mesh.GatewayPrefer && r.Gateway != mesh.GatewayNever:
 		return fmt.Errorf("check record: gateway %q", r.Gateway)
 	case r.Office.Seat < 0 || r.Office.Seat >= maxSeats || r.Office.Since < 0:
 		return fmt.Errorf("check record: seat %d since %d", r.Office.Seat, r.Office.Since)
-	case r.MTU < 0 || r.MTU > math.MaxUint16:
-		return fmt.Errorf("check record: MTU %d", r.MTU)
+	case r.MTU != 0 && r.MTU < mesh.MinMTU || r.MTU > math.MaxUint16:
+		return fmt.Errorf("check record: MTU %d, the lowest is %d", r.MTU, mesh.MinMTU)
 	}
 	return checkAddresses(r)
 }
@@ -148,7 +145,7 @@ func checkRecord(r mesh.Record) error {
 func checkAddresses(r mesh.Record) error {
 	if r.GossipAddr != "" {
 		host, port, err := net.SplitHostPort(r.GossipAddr)
-		if err != nil || !validHost(host) {
+		if err != nil || !mesh.ValidHost(host) {
 			return fmt.Errorf("check record: gossip address %q", r.GossipAddr)
 		}
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
@@ -160,55 +157,22 @@ func checkAddresses(r mesh.Record) error {
 			len(r.Endpoints), len(r.InternalIPs), len(r.AllowedLocationIPs), mesh.MaxEndpoints, mesh.MaxInternalIPs, mesh.MaxCIDRs)
 	}
 	for _, e := range r.Endpoints {
-		if !validHost(e.Host) || e.Port == 0 || !validText(string(e.Source), 16) {
+		if !mesh.ValidHost(e.Host) || e.Port == 0 || !mesh.ValidText(string(e.Source), maxWord) {
 			return fmt.Errorf("check record: endpoint %q port %d", e.Host, e.Port)
 		}
 	}
 	for _, p := range r.InternalIPs {
-		if !validPrefix(p) {
-			return fmt.Errorf("check record: internal IP %v", p)
+		if err := mesh.CheckInternalIP(p); err != nil {
+			return fmt.Errorf("check record: internal IP %v: %w", p, err)
 		}
 	}
 	for _, p := range r.AllowedLocationIPs {
-		if !validPrefix(p) || p != p.Masked() {
-			return fmt.Errorf("check record: allowed-location-ips %v", p)
+		if p != p.Masked() {
+			return fmt.Errorf("check record: allowed-location-ips %v: it has bits behind its prefix", p)
+		}
+		if err := mesh.CheckNetwork(p); err != nil {
+			return fmt.Errorf("check record: allowed-location-ips %v: %w", p, err)
 		}
 	}
 	return nil
-}
-
-func validPrefix(p netip.Prefix) bool { return p.IsValid() && !p.Addr().Is4In6() }
-
-// validName accepts host names, also of several labels.
-func validName(s string) bool {
-	return len(s) <= mesh.MaxName && validHostName(s)
-}
-
-func validHostName(s string) bool {
-	if s == "" || strings.Trim(s, "-.") != s {
-		return false
-	}
-	for _, c := range []byte(s) {
-		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '.' && c != '_' {
-			return false
-		}
-	}
-	return true
-}
-
-// validHost accepts an IP address or a name for one.
-func validHost(s string) bool {
-	if len(s) > maxHost {
-		return false
-	}
-	if a, err := netip.ParseAddr(s); err == nil {
-		return a.Zone() == ""
-	}
-	return validHostName(strings.TrimSuffix(s, "."))
-}
-
-// validText accepts what can be shown to a person without harm.
-func validText(s string, limit int) bool {
-	return len(s) <= limit && utf8.ValidString(s) &&
-		strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
 }

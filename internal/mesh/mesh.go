@@ -41,6 +41,11 @@ const (
 	MaxName        = 63 // a DNS label, as Kubernetes wants of a node's name
 )
 
+// MinMTU is the lowest of a node's device: what is left of the 576 bytes that every
+// IPv4 host takes (RFC 791) inside WireGuard, 80 bytes less. A lower one in a record
+// would slow down everybody who talks to that node, and all clients.
+const MinMTU = 496
+
 // ID is a node's fingerprint: the first 128 bits of the SHA-256 of its ed25519
 // identity key. It names the node in gossip, and nobody can make another key
 // with it.

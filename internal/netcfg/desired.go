@@ -41,13 +41,13 @@ type Settings struct {
 }
 
 // MTU returns the MTU of a WireGuard device on a host whose way out has the
-// MTU egress, or 0 if it has none just now: that of Ethernet then. Where IPv6 runs inside it is at least 1280, even if the outer
-// packets then come in fragments.
+// MTU egress, or 0 if it has none just now: that of Ethernet then. It is at least mesh.MinMTU, and 1280 where IPv6 runs inside,
+// even if the outer packets then come in fragments.
 func MTU(egress int, ipv6 bool) int {
 	if egress == 0 {
 		egress = ethernetMTU
 	}
-	mtu := min(egress, ethernetMTU) - overhead
+	mtu := max(min(egress, ethernetMTU)-overhead, mesh.MinMTU)
 	if ipv6 {
 		mtu = max(mtu, minIPv6MTU)
 	}

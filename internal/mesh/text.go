@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// MaxHost is the longest host name (RFC 1035, section 2.3.4, in text form).
+const MaxHost = 253
+
+// ValidText reports whether a string of somebody else's may be shown to a person:
+// valid UTF-8 of at most limit bytes, and printable. unicode.IsPrint leaves out
+// control characters (escapes, line breaks), those that turn the direction of
+// text (U+202A to U+202E, U+2066 to U+2069), and U+2028 and U+2029, which end
+// lines; of spaces it takes only the ASCII one.
+func ValidText(s string, limit int) bool {
+	return len(s) <= limit && utf8.ValidString(s) &&
+		strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+}
+
+// ValidName reports whether a string is the name of a node or a client: a host
+// name of at most MaxName bytes, also of several labels.
+func ValidName(s string) bool {
+	return len(s) <= MaxName && ValidHostName(s)
+}
+
+// ValidHostName reports whether a string is a host name (RFC 1123, and with the
+// underscores that many resolvers accept), without a dot at its end.
+func ValidHostName(s string) bool {
+	if s == "" || len(s) > MaxHost || strings.Trim(s, "-.") != s {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '.' && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+// ValidHost reports whether a string is where packets may be sent to: a host name,
+// or the address of one host. A last label of digits would make it an address in a
+// form that only some resolvers know, as 127.1.
+func ValidHost(s string) bool {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return CheckHost(a) == nil
+	}
+	s = strings.TrimSuffix(s, ".")
+	last := s[strings.LastIndexByte(s, '.')+1:]
+	return ValidHostName(s) && strings.Trim(last, "0123456789") != ""
+}
+
+// Printable returns a string as ValidText accepts it: what can't be shown as it is
+// is written as in Go, \x1b, and what is too long is cut. It is for texts that
+// quote others, such as errors.
+func Printable(s string, limit int) string {
+	if ValidText(s, limit) {
+		return s
+	}
+	const cut = "…"
+	var b strings.Builder
+	for i, r := range s {
+		part := s[i : i+1] // of invalid UTF-8, a byte
+		if r != utf8.RuneError || strings.HasPrefix(s[i:], string(utf8.RuneError)) {
+			part = string(r)
+		}
+		if !ValidText(part, len(part)) {
+			quoted := fmt.Sprintf("%+q", part)
+			part = quoted[1 : len(quoted)-1]
+		}
+		if b.Len()+len(part) > limit-len(cut) {
+			return b.String() + cut
+		}
+		b.WriteString(part)
+	}
+	return b.String()
+}
+
+// MaxText is the length at which the texts of a problem are cut, in bytes.
+const MaxText = 2000
+
+// Printable returns the problem with texts that can be shown as they are,
+// whatever others have said that is quoted there.
+func (p Problem) Printable() Problem {
+	p.Node, p.Text, p.Advice = Printable(p.Node, MaxHost), Printable(p.Text, MaxText), Printable(p.Advice, MaxText)
+	return p
+}
