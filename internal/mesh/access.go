@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -63,6 +64,31 @@ func ParseAccess(s string) (Access, error) {
 	}
 	a.Prefix = p
 	return a, nil
+}
+
+// minAccessBits is how long the prefix of a network must be that a client may reach:
+// it never gets a default route, also not in two halves. 10.0.0.0/8 and fd00::/8 are
+// the broadest that have a use.
+const minAccessBits = 8
+
+// CheckAccess says what is wrong with the access list of a new client. One that is
+// there already keeps what it was given.
+func CheckAccess(list []Access) error {
+	if len(list) == 0 {
+		return errors.New("the access list is empty; name what the client may reach, as pods,services,nodes, or leave the list out")
+	}
+	for _, a := range list {
+		if a.Target != "" {
+			continue
+		}
+		switch addr := a.Prefix.Addr(); {
+		case a.Prefix.Bits() < minAccessBits:
+			return fmt.Errorf("access %v is broader than a /%d; name a smaller network", a, minAccessBits)
+		case addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || addr.IsUnspecified():
+			return fmt.Errorf("access %v is never reached through a mesh; name a network of the cluster, or of a location's allowed-location-ips", a)
+		}
+	}
+	return nil
 }
 
 // String returns the access as ParseAccess takes it.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
@@ -111,37 +112,65 @@ func FreeClientIndex(c Cluster, clients []Client, key wgtypes.Key) (index int, o
 }
 
 // admitClients decides which clients count. What two of them claim, a name, a key
-// or an address, the older one has, and of two of one age the lower ID. So all nodes
-// that know the same clients agree on them.
+// or an address, the older one has, and of two of one age the lower ID. A name is
+// compared without regard to case; nodes have names, too, from their claim on. So all
+// nodes that know the same clients and nodes agree.
 func (l *layout) admitClients() {
+	if len(l.Input.Clients) == 0 {
+		return
+	}
 	all := slices.Clone(l.Input.Clients)
 	slices.SortFunc(all, func(a, b Client) int { return cmp.Or(cmp.Compare(a.Added, b.Added), a.ID.Compare(b.ID)) })
 	all = slices.CompactFunc(all, func(a, b Client) bool { return a.ID == b.ID })
+	nodes := l.nodesByName()
 	names := make(map[string]*Client)
 	keys := make(map[wgtypes.Key]*Client)
 	indices := make(map[int]*Client)
 	for i := range all {
 		c := &all[i]
+		name := strings.ToLower(c.Name)
+		older := slices.IndexFunc(nodes[name], func(m *member) bool { return m.Claim.Slot != None && m.Claim.Time <= c.Added })
 		switch n, room := l.keys[c.Key], l.Cluster.ClientSlots(); {
 		case c.Index >= room:
 			l.reportClient(c, fmt.Sprintf("its address is beyond cluster.overlay, which has room for %d clients", room))
 		case n != nil:
 			l.reportClient(c, fmt.Sprintf("node %s has the same WireGuard key", n.Name))
-		case names[c.Name] != nil:
-			l.reportClient(c, l.wordOlder(names[c.Name], "name"))
+		case older >= 0:
+			l.reportClient(c, fmt.Sprintf("node %s has the same name", nodes[name][older].Name))
+		case names[name] != nil:
+			l.reportClient(c, l.wordOlder(names[name], "name"))
 		case keys[c.Key] != nil:
 			l.reportClient(c, l.wordOlder(keys[c.Key], "WireGuard key"))
 		case indices[c.Index] != nil:
 			l.reportClient(c, l.wordOlder(indices[c.Index], "address"))
 		default:
-			names[c.Name], keys[c.Key], indices[c.Index] = c, c, c
+			names[name], keys[c.Key], indices[c.Index] = c, c, c
 			l.clients = append(l.clients, c)
+			for _, m := range nodes[name] {
+				l.reportClientName(m, c)
+			}
 		}
 	}
 	slices.SortFunc(l.clients, func(a, b *Client) int { return cmp.Compare(a.Index, b.Index) })
 	if len(l.clients) > 0 {
 		l.nodes = l.nodePrefixes()
 	}
+}
+
+// nodesByName returns all nodes by their names in lower case.
+func (l *layout) nodesByName() map[string][]*member {
+	nodes := make(map[string][]*member, len(l.all))
+	for _, m := range l.all {
+		name := strings.ToLower(m.Name)
+		nodes[name] = append(nodes[name], m)
+	}
+	return nodes
+}
+
+// reportClientName reports a node that came with the name of a client.
+func (l *layout) reportClientName(m *member, c *Client) {
+	l.report(ProblemName, m.Name, fmt.Sprintf("node %s has the name of client %s, which %s added before", m.Name, c.Name, l.nameOf(IDOf(c.Author))),
+		fmt.Sprintf("set another node.name on %s; or run: meshd client remove %v; then add it again under another name", m.Name, c.ID))
 }
 
 func (l *layout) wordOlder(o *Client, what string) string {

@@ -217,6 +217,40 @@ func TestClientConflicts(t *testing.T) {
 	}
 }
 
+// A client's name is nobody else's, whatever its case; who was there first has it.
+func TestHostileClientName(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		change  func(in *mesh.Input) // client c0 is added at 5000
+		clients int
+		kind    mesh.ProblemKind
+		want    string
+	}{
+		{"of another client", func(in *mesh.Input) {
+			c := client(in.Records[0], 1)
+			c.Name = "C0"
+			in.Clients = append(in.Clients, c)
+		}, 1, mesh.ProblemClient, "client c0 that n1 added before has the same name"},
+		{"of a node", func(in *mesh.Input) { in.Clients[0].Name = "N1" }, 0, mesh.ProblemClient, "client N1 ("},
+		{"a node comes later", func(in *mesh.Input) { in.Records[1].Name, in.Records[1].Claim.Time = "C0", 6000 }, 1, mesh.ProblemName, "node C0 has the name of client c0"},
+		{"a node without a claim", func(in *mesh.Input) {
+			in.Records[1].Name, in.Records[1].Claim = "c0", mesh.Claim{Slot: mesh.None}
+		}, 1, mesh.ProblemName, "node c0 has the name of client c0"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			in := withClient(2)
+			tt.change(&in)
+			top := mesh.Derive(in)
+			if len(top.AllClients) != tt.clients {
+				t.Errorf("%d clients count, want %d", len(top.AllClients), tt.clients)
+			}
+			if !slices.ContainsFunc(top.Problems, func(p mesh.Problem) bool { return p.Kind == tt.kind && strings.Contains(p.Text, tt.want) }) {
+				t.Errorf("problems %+v, want one with %q", top.Problems, tt.want)
+			}
+		})
+	}
+}
+
 func TestFreeClientIndex(t *testing.T) {
 	c := cluster(true)
 	c.Overlay = prefixes("10.4.0.0/29", "fd04::/120")
@@ -247,13 +281,14 @@ func TestConfigOfRestrictedClient(t *testing.T) {
 	for _, tt := range []struct {
 		access  string
 		allowed string // all of n0, and all of n1
+		ranges  string
 		dns     string
 	}{
-		{"pods", "[10.4.0.1/32 10.42.0.0/24] [10.4.0.2/32 10.42.1.0/24]", ""},
-		{"services", "[10.4.0.1/32] [10.4.0.2/32 10.43.0.0/16]", "10.43.0.10"},
-		{"tcp/443@10.43.0.0/16", "[10.4.0.1/32] [10.4.0.2/32 10.43.0.0/16]", ""},
-		{"udp/53@services 10.4.0.1", "[10.4.0.1/32] [10.4.0.2/32 10.43.0.0/16]", "10.43.0.10"},
-		{"nodes", "[10.4.0.1/32 172.16.0.5/32] [10.4.0.2/32 172.16.1.5/32]", ""},
+		{"pods", "[10.4.0.1/32 10.42.0.0/24] [10.4.0.2/32 10.42.1.0/24]", "[10.4.0.0/17 10.42.0.0/16]", ""},
+		{"services", "[10.4.0.1/32] [10.4.0.2/32 10.43.0.0/16]", "[10.4.0.0/17 10.43.0.0/16]", "10.43.0.10"},
+		{"tcp/443@10.43.0.0/16", "[10.4.0.1/32] [10.4.0.2/32 10.43.0.0/16]", "[10.4.0.0/17 10.43.0.0/16]", ""},
+		{"udp/53@services 10.4.0.1", "[10.4.0.1/32] [10.4.0.2/32 10.43.0.0/16]", "[10.4.0.0/17 10.43.0.0/16]", "10.43.0.10"},
+		{"nodes", "[10.4.0.1/32 172.16.0.5/32] [10.4.0.2/32 172.16.1.5/32]", "[10.4.0.0/17]", ""},
 	} {
 		c.Access = nil
 		for _, s := range strings.Fields(tt.access) {
@@ -271,9 +306,45 @@ func TestConfigOfRestrictedClient(t *testing.T) {
 		if strings.Join(allowed, " ") != tt.allowed {
 			t.Errorf("%s: allowed IPs %s, want %s", tt.access, allowed, tt.allowed)
 		}
+		if got := fmt.Sprint(got.Ranges); got != tt.ranges {
+			t.Errorf("%s: ranges %s, want %s", tt.access, got, tt.ranges)
+		}
 		if dns := got.Resolver; dns.IsValid() != (tt.dns != "") || dns.IsValid() && dns.String() != tt.dns {
 			t.Errorf("%s: resolver %v, want %q", tt.access, dns, tt.dns)
 		}
+	}
+}
+
+// What no node leads to is named, and nobody gets a default route.
+func TestHostileAccess(t *testing.T) {
+	in := withClient(2)
+	in.Records[1].AllowedLocationIPs = prefixes("192.168.10.0/24")
+	parse := func(list string) (out []mesh.Access) {
+		for _, s := range strings.Fields(list) {
+			a, err := mesh.ParseAccess(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, a)
+		}
+		return out
+	}
+	c := in.Clients[0]
+	c.Access = parse("pods services nodes 192.168.10.7 tcp/22@192.168.20.0/24 10.4.128.1 0.0.0.0/1")
+	config := mesh.ConfigOf(in, c, nil)
+	if got := fmt.Sprint(config.Unserved); got != "[tcp/22@192.168.20.0/24 10.4.128.1/32]" {
+		t.Errorf("unserved: got %s", got)
+	}
+	if got := fmt.Sprint(config.Ranges); got != "[10.4.0.0/17 10.4.128.1/32 10.42.0.0/16 10.43.0.0/16 192.168.10.7/32 192.168.20.0/24]" {
+		t.Errorf("ranges: got %s", got)
+	}
+	for _, list := range []string{"", "0.0.0.0/0", "pods 128.0.0.0/1", "::/0", "169.254.169.254", "127.0.0.0/8", "224.0.0.1", "tcp/80@fe80::/64"} {
+		if err := mesh.CheckAccess(parse(list)); err == nil {
+			t.Errorf("%q: no error", list)
+		}
+	}
+	if err := mesh.CheckAccess(parse("pods 10.0.0.0/8 fd00::/8 tcp/443@services")); err != nil {
+		t.Error(err)
 	}
 }
 

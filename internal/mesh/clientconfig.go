@@ -33,6 +33,11 @@ type ClientConfig struct {
 	Keepalive time.Duration
 	Peers     []ClientPeer // by name
 	Standbys  []ClientPeer // who takes over when a peer dies, in each location the next one first
+	// Ranges are where it may ever reach something: nodes' overlay addresses, what is
+	// opened of the cluster's ranges, and the networks of its access list. Sorted.
+	Ranges []netip.Prefix
+	// Unserved is what of its access list no node leads to.
+	Unserved []Access
 }
 
 // ClientPeer is a node to which a client has a tunnel.
@@ -79,11 +84,35 @@ func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 			out.Standbys = append(out.Standbys, ClientPeer{ID: m.id, Name: m.Name, Key: m.Key, Overlay: own, Endpoints: m.Endpoints, AllowedIPs: singles(own)})
 		}
 	}
+	out.Ranges, out.Unserved = l.accessRanges(c.Access, allowed), l.unserved(c.Access, out.Peers)
 	slices.SortFunc(out.Peers, func(a, b ClientPeer) int { return cmp.Or(strings.Compare(a.Name, b.Name), a.ID.Compare(b.ID)) })
 	if dns := in.Cluster.DNS; dns.Address.IsValid() && opens(allowed, "udp", 53, dns.Address) {
 		out.Resolver = dns.Address
 		if dns.Domain != "" {
 			out.Search = []string{"default.svc." + dns.Domain, "svc." + dns.Domain, dns.Domain}
+		}
+	}
+	return out
+}
+
+// accessRanges are the ranges of a client, whoever is in them now.
+func (l *layout) accessRanges(list []Access, allowed []Allowance) []netip.Prefix {
+	ps := slices.Concat(l.Cluster.nodeRanges(), opened(slices.Concat(l.Cluster.Pods, l.Cluster.Services), allowed))
+	for _, a := range list {
+		if a.Target == "" && a.Prefix.Bits() >= minAccessBits {
+			ps = append(ps, a.Prefix)
+		}
+	}
+	return MergePrefixes(ps)
+}
+
+// unserved is what of an access list is in no part behind any of the peers.
+func (l *layout) unserved(list []Access, peers []ClientPeer) []Access {
+	var out []Access
+	for _, a := range list {
+		to := []Allowance{{Destinations: l.destinations(a)}}
+		if !slices.ContainsFunc(peers, func(p ClientPeer) bool { return len(opened(p.AllowedIPs, to)) > 0 }) {
+			out = append(out, a)
 		}
 	}
 	return out
