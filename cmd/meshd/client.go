@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -34,6 +35,7 @@ type clientWish struct {
 	preshared bool
 	qr        bool
 	file      string
+	warnings  io.Writer
 }
 
 func newClientAdd(p *paths) *cobra.Command {
@@ -59,7 +61,7 @@ another node becomes the gateway of its location, see meshd client show.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
 			defer cancel()
-			wish.request.Name = args[0]
+			wish.request.Name, wish.warnings = args[0], cmd.ErrOrStderr()
 			return addClient(ctx, p.client(), wish, func(c addedClient, text func(io.Writer) error) error {
 				return out.print(cmd.OutOrStdout(), c, text)
 			})
@@ -70,7 +72,7 @@ another node becomes the gateway of its location, see meshd client show.`,
 	flags.BoolVar(&wish.preshared, "psk", false, "make a preshared key, too")
 	flags.BoolVar(&wish.qr, "qr", false, "print a QR code, for the application on a phone")
 	flags.StringVar(&wish.file, "out", "", "write the configuration to a new `file` of mode 0600, not to the terminal")
-	flags.StringSliceVar(&wish.request.Access, "access", nil, "`list` of what the client may reach (default pods,services,nodes)")
+	flags.StringSliceVar(&wish.request.Access, "access", []string{"pods", "services", "nodes"}, "`list` of what the client may reach")
 	flags.StringVar(&wish.request.ServiceGateway, "service-gateway", "", "the `node` through which the client reaches Services (default the best)")
 	out.register(cmd)
 	return cmd
@@ -110,13 +112,14 @@ func addClient(ctx context.Context, daemon *control.Client, wish clientWish, sho
 	if c.ClientConfig, err = daemon.AddClient(ctx, wish.request); err != nil {
 		return err
 	}
+	warnUnserved(wish.warnings, c.ClientConfig)
 	c.Config = wgQuick(c.ClientConfig, c.PrivateKey, c.PresharedKey)
 	text := func(w io.Writer) error {
 		_, err := io.WriteString(w, c.Config)
 		return err
 	}
 	if wish.qr {
-		config := c.Config
+		config := withoutComments(c.Config)
 		text = func(w io.Writer) error { return printQR(w, config) }
 	}
 	if file != nil {
@@ -135,6 +138,13 @@ func addClient(ctx context.Context, daemon *control.Client, wish clientWish, sho
 		return undo(ctx, daemon, c.ID.String(), err)
 	}
 	return nil
+}
+
+// warnUnserved warns of networks in a client's access list that no node leads to.
+func warnUnserved(w io.Writer, c control.ClientConfig) {
+	for _, a := range c.Unserved {
+		fmt.Fprintf(w, "warning: %s may reach %s, but no node serves that; a node does if its node.allowed-location-ips names it\n", c.Name, a)
+	}
 }
 
 // undo removes a client whose configuration nobody got to see.
@@ -220,6 +230,7 @@ and the preshared key belong it has placeholders: put in what the client has.`,
 				control.ClientConfig
 				Config string `json:"config"` // for wg-quick
 			}{c, wgQuick(c, "", "")}
+			warnUnserved(cmd.ErrOrStderr(), c)
 			return out.print(cmd.OutOrStdout(), shown, func(w io.Writer) error {
 				_, err := io.WriteString(w, shown.Config)
 				return err
@@ -257,7 +268,8 @@ on; a client that is added under the same name later is another one.`,
 }
 
 // wgQuick writes a configuration as wg-quick(8) reads it. Secrets that are not known
-// are placeholders.
+// are placeholders. Comments have what only meshd connect reads: whose answers count,
+// and how far they may go.
 func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 	placeholder := func(secret, what string) string {
 		if secret == "" {
@@ -266,7 +278,8 @@ func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 		return secret
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "# %s in the cluster %s\n[Interface]\nPrivateKey = %s\n", c.Name, c.Cluster, placeholder(privateKey, "private key"))
+	fmt.Fprintf(&b, "# %s in the cluster %s\n[Interface]\n# meshd-cluster = %s\n# meshd-ranges = %s\n", c.Name, c.Cluster, c.Cluster, commas(c.Ranges))
+	fmt.Fprintf(&b, "PrivateKey = %s\n", placeholder(privateKey, "private key"))
 	var addresses []string
 	for _, a := range c.Overlay {
 		addresses = append(addresses, fmt.Sprintf("%s/%d", a, a.BitLen()))
@@ -281,15 +294,26 @@ func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 		if p.ServiceGateway {
 			services = ", and Services"
 		}
-		fmt.Fprintf(&b, "\n# %s%s\n[Peer]\nPublicKey = %s\n", p.Name, services, p.PublicKey)
+		fmt.Fprintf(&b, "\n# %s%s\n[Peer]\n# meshd-node = %v, %v\nPublicKey = %s\n", p.Name, services, p.ID, p.Overlay, p.PublicKey)
 		if c.PresharedKey {
 			fmt.Fprintf(&b, "PresharedKey = %s\n", placeholder(presharedKey, "preshared key"))
 		}
-		var allowed []string
-		for _, a := range p.AllowedIPs {
-			allowed = append(allowed, a.String())
+		fmt.Fprintf(&b, "Endpoint = %s\nAllowedIPs = %s\nPersistentKeepalive = %d\n", p.Endpoint, commas(p.AllowedIPs), c.Keepalive)
+	}
+	return b.String()
+}
+
+// commas lists prefixes as wg-quick takes them.
+func commas(ps []netip.Prefix) string { return strings.ReplaceAll(join(ps), ",", ", ") }
+
+// withoutComments returns a configuration without comments and empty lines: a phone
+// keeps none, and a QR code has little room.
+func withoutComments(config string) string {
+	var b strings.Builder
+	for line := range strings.Lines(config) {
+		if !strings.HasPrefix(line, "#") && line != "\n" {
+			b.WriteString(line)
 		}
-		fmt.Fprintf(&b, "Endpoint = %s\nAllowedIPs = %s\nPersistentKeepalive = %d\n", p.Endpoint, strings.Join(allowed, ", "), c.Keepalive)
 	}
 	return b.String()
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 func TestWGQuick(t *testing.T) {
@@ -26,10 +27,10 @@ func TestWGQuick(t *testing.T) {
 		Cluster: "default", Name: "laptop", PresharedKey: true,
 		Overlay:  []netip.Addr{netip.MustParseAddr("10.4.128.1"), netip.MustParseAddr("fd04::8000:0:0:1")},
 		Resolver: "10.43.0.10", Search: []string{"default.svc.cluster.local", "svc.cluster.local", "cluster.local"},
-		MTU: 1420, Keepalive: 25,
+		MTU: 1420, Keepalive: 25, Ranges: prefixes("10.4.0.0/17", "10.42.0.0/16", "10.43.0.0/16", "fd04::/65"),
 		Peers: []control.ClientPeer{
-			{Name: "aws-1", PublicKey: "kdIC9UK1+fCNYgyZJ4YzXCGBEH1FqX2lFr3/Q2NAoho=", Endpoint: "aws.example.com:51820", AllowedIPs: prefixes("10.4.0.1/32", "10.42.0.0/24", "10.43.0.0/16"), ServiceGateway: true},
-			{Name: "gcp-1", PublicKey: "1R1XnZkSqCmzKQv3gk3OCpKTR9zhqnFHMyDNPWDsdSE=", Endpoint: "[2001:db8::2]:51820", AllowedIPs: prefixes("10.4.0.2/32", "10.42.1.0/24", "fd04::2/128")},
+			{ID: mesh.ID{0x9f, 0x86}, Overlay: netip.MustParseAddr("10.4.0.1"), Name: "aws-1", PublicKey: "kdIC9UK1+fCNYgyZJ4YzXCGBEH1FqX2lFr3/Q2NAoho=", Endpoint: "aws.example.com:51820", AllowedIPs: prefixes("10.4.0.1/32", "10.42.0.0/24", "10.43.0.0/16"), ServiceGateway: true},
+			{ID: mesh.ID{0x60, 0x30}, Overlay: netip.MustParseAddr("10.4.0.2"), Name: "gcp-1", PublicKey: "1R1XnZkSqCmzKQv3gk3OCpKTR9zhqnFHMyDNPWDsdSE=", Endpoint: "[2001:db8::2]:51820", AllowedIPs: prefixes("10.4.0.2/32", "10.42.1.0/24", "fd04::2/128")},
 		},
 	}
 	restricted := full
@@ -54,6 +55,22 @@ func TestWGQuick(t *testing.T) {
 				t.Errorf("configuration (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A QR code has the configuration without what only meshd connect and people read.
+func TestWithoutComments(t *testing.T) {
+	got := withoutComments("# laptop\n[Interface]\n# meshd-cluster = a\nMTU = 1420\n\n[Peer]\n")
+	if want := "[Interface]\nMTU = 1420\n[Peer]\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestWarnUnserved(t *testing.T) {
+	var b strings.Builder
+	warnUnserved(&b, control.ClientConfig{Name: "kiosk", Unserved: []string{"192.168.20.0/24"}})
+	if got := b.String(); !strings.HasPrefix(got, "warning: kiosk may reach 192.168.20.0/24, but no node serves that") {
+		t.Errorf("got %q", got)
 	}
 }
 

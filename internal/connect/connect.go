@@ -7,7 +7,9 @@
 // carries them falls silent.
 //
 // [Server] is the nodes' side. It answers on a node's overlay addresses, and knows
-// who asks by the source address, which WireGuard has checked. [Run] is the client's.
+// who asks by the source address, which WireGuard has checked. [Run] is the client's. It
+// believes what a node has signed whose fingerprint it was told before, in its
+// configuration or in such an answer, and nothing beyond what it was granted.
 package connect
 
 import (
@@ -17,12 +19,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,8 +50,9 @@ const (
 	tryAgain = 5 * time.Second
 	// resolveEvery is how long the address of an endpoint's name counts.
 	resolveEvery = time.Minute
-	// maxAnswer bounds what a node answers.
-	maxAnswer = 4 << 20
+	// askAtOnce is how many nodes are asked at once, maxSilent how many of the silent
+	// ones a question names.
+	askAtOnce, maxSilent = 32, 64
 )
 
 // Options say what to run.
@@ -70,6 +76,7 @@ type client struct {
 	resolved map[string]resolved // by host
 	resolver string              // as resolvconf was told
 	said     string              // to the user
+	left     string              // out, as it was said last
 }
 
 type resolved struct {
@@ -87,7 +94,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	c := &client{
 		Options: o, config: o.File.Config, missed: make(map[string]int), resolved: make(map[string]resolved),
 		tunnel: netcfg.Tunnel{Interface: o.Interface, PrivateKey: o.File.PrivateKey, ListenPort: port},
-		http:   http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+		http:   newHTTP(),
 	}
 	if c.host, err = netcfg.NewHost(netcfg.HostOptions{Logger: o.Logger, Interface: o.Interface}); err != nil {
 		return fmt.Errorf("open host: %w", err)
@@ -111,6 +118,15 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 }
 
+// newHTTP returns a client that takes an answer as it comes, and follows nobody
+// elsewhere.
+func newHTTP() http.Client {
+	return http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: 8 << 10},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
 // freePort returns a UDP port that nobody uses: the device is to keep its own.
 func freePort() (int, error) {
 	l, err := net.ListenUDP("udp", nil)
@@ -130,12 +146,25 @@ func (c *client) turn(ctx context.Context) {
 		if from, to := gatewayOf(c.config), gatewayOf(told); from.ServiceGateway && from.PublicKey != to.PublicKey {
 			c.Logger.Info("services move", "from", from.Name, "to", to.Name)
 		}
-		c.config = told
+		c.adopt(told)
 	}
 	c.say(err)
 	if err := c.apply(ctx); err != nil && ctx.Err() == nil {
 		c.Logger.Error("set up tunnels", "err", err)
 	}
+}
+
+// adopt goes by another configuration from now on. What was known of those who are not
+// in it is forgotten.
+func (c *client) adopt(told control.ClientConfig) {
+	c.config = told
+	keys, hosts := make(map[string]bool), make(map[string]bool)
+	for _, p := range slices.Concat(told.Peers, told.Standbys) {
+		host, _, _ := net.SplitHostPort(p.Endpoint)
+		keys[p.PublicKey], hosts[host] = true, true
+	}
+	maps.DeleteFunc(c.missed, func(key string, _ int) bool { return !keys[key] })
+	maps.DeleteFunc(c.resolved, func(host string, _ resolved) bool { return !hosts[host] })
 }
 
 // say tells the user, once, what came of asking.
@@ -164,7 +193,8 @@ func (c *client) learn(ctx context.Context) (told control.ClientConfig, err erro
 				ps = append(ps, p)
 			}
 		}
-		return ps
+		rand.Shuffle(len(ps), func(i, j int) { ps[i], ps[j] = ps[j], ps[i] })
+		return ps[:min(len(ps), askAtOnce)]
 	}
 	if time.Since(c.tried) >= tryAgain {
 		c.tried = time.Now()
@@ -175,7 +205,7 @@ func (c *client) learn(ctx context.Context) (told control.ClientConfig, err erro
 		return told, err
 	}
 	if c.lost() {
-		return c.ask(ctx, c.config.Standbys)
+		return c.ask(ctx, c.config.Standbys[:min(len(c.config.Standbys), askAtOnce)])
 	}
 	return c.ask(ctx, others(false))
 }
@@ -209,16 +239,11 @@ func (c *client) ask(ctx context.Context, peers []control.ClientPeer) (told cont
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	query := url.Values{}
-	for key, n := range c.missed {
-		if n >= misses {
-			query.Add("silent", key)
-		}
-	}
+	silent := c.silentKeys()
 	answers := make([]answer, len(peers))
 	var asking sync.WaitGroup
 	for i, p := range peers {
-		asking.Go(func() { answers[i].told, answers[i].err = c.request(ctx, p, query) })
+		asking.Go(func() { answers[i].told, answers[i].err = c.request(ctx, p, silent) })
 	}
 	asking.Wait()
 	err = errors.New("no node answers")
@@ -237,12 +262,24 @@ func (c *client) ask(ctx context.Context, peers []control.ClientPeer) (told cont
 	return told, err
 }
 
-func (c *client) request(ctx context.Context, p control.ClientPeer, query url.Values) (told control.ClientConfig, err error) {
-	addr, ok := nodeAddr(p)
-	if !ok {
-		return told, errors.New("it has no address")
+// silentKeys are the public keys of nodes that don't answer: that of the node that
+// Services go through, and some others.
+func (c *client) silentKeys() []string {
+	keys := make([]string, 0, maxSilent)
+	for _, p := range slices.Concat([]control.ClientPeer{gatewayOf(c.config)}, c.config.Peers, c.config.Standbys) {
+		if c.silent(p) && len(keys) < maxSilent && !slices.Contains(keys, p.PublicKey) {
+			keys = append(keys, p.PublicKey)
+		}
 	}
-	at := url.URL{Scheme: "http", Host: netip.AddrPortFrom(addr, mesh.ClientPort).String(), Path: configPath, RawQuery: query.Encode()}
+	return keys
+}
+
+// request asks one node, and checks what it says.
+func (c *client) request(ctx context.Context, p control.ClientPeer, silent []string) (told control.ClientConfig, err error) {
+	q := newQuestion(c.File.Config.Cluster, c.File.PrivateKey.PublicKey())
+	query := q.query()
+	query["silent"] = silent
+	at := url.URL{Scheme: "http", Host: netip.AddrPortFrom(p.Overlay, mesh.ClientPort).String(), Path: configPath, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
 	if err != nil {
 		return told, err
@@ -252,28 +289,35 @@ func (c *client) request(ctx context.Context, p control.ClientPeer, query url.Va
 		return told, err
 	}
 	defer resp.Body.Close()
+	return c.read(q, p.ID, resp)
+}
+
+// read takes a node's answer to a question.
+func (c *client) read(q question, node mesh.ID, resp *http.Response) (told control.ClientConfig, err error) {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return told, err
+	}
+	if len(body) > maxAnswer {
+		return told, fmt.Errorf("the answer has more than %d bytes", maxAnswer)
+	}
+	if err := q.verify(node, resp.Header, resp.StatusCode, body); err != nil {
+		return told, err
+	}
 	switch {
 	case resp.StatusCode == http.StatusForbidden:
 		return told, errRefused
 	case resp.StatusCode != http.StatusOK:
-		return told, errors.New(resp.Status)
+		return told, fmt.Errorf("status %d", resp.StatusCode)
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&told); err != nil {
+	if err := json.Unmarshal(body, &told); err != nil {
 		return told, err
 	}
-	return told, check(told)
-}
-
-// nodeAddr is a node's own overlay address: the first of its allowed IPs that is one.
-func nodeAddr(p control.ClientPeer) (netip.Addr, bool) {
-	i := slices.IndexFunc(p.AllowedIPs, netip.Prefix.IsSingleIP)
-	if p.Overlay.IsValid() {
-		return p.Overlay, true
+	told, left, err := c.File.believe(told)
+	if len(left) > 0 {
+		c.Logger.Debug("left out of an answer", "node", node, "count", len(left), "first", left[0])
 	}
-	if i < 0 {
-		return netip.Addr{}, false
-	}
-	return p.AllowedIPs[i].Addr(), true
+	return told, err
 }
 
 // check says whether a configuration can be put into effect.
@@ -281,12 +325,15 @@ func check(c control.ClientConfig) error {
 	if len(c.Peers) == 0 || len(c.Overlay) == 0 {
 		return errors.New("a configuration without peers or addresses")
 	}
-	for _, p := range slices.Concat(c.Peers, c.Standbys) {
-		if _, err := wgtypes.ParseKey(p.PublicKey); err != nil {
-			return fmt.Errorf("public key of %s: %w", p.Name, err)
+	if c.Cluster == "" || len(c.Ranges) == 0 {
+		return errUnsigned
+	}
+	for _, p := range c.Peers {
+		if p.ID == (mesh.ID{}) {
+			return fmt.Errorf("%s: %w", p.Name, errUnsigned)
 		}
-		if _, _, err := net.SplitHostPort(p.Endpoint); err != nil {
-			return fmt.Errorf("endpoint of %s: %w", p.Name, err)
+		if err := checkPeer(p); err != nil {
+			return fmt.Errorf("%s: %w", p.Name, err)
 		}
 	}
 	return nil
@@ -296,7 +343,12 @@ func check(c control.ClientConfig) error {
 func (c *client) apply(ctx context.Context) error {
 	t := c.tunnel
 	t.MTU, t.Addresses = c.config.MTU, c.config.Overlay
-	peers := c.peers()
+	others, err := attached(c.Interface)
+	if err != nil {
+		return err
+	}
+	peers, left := withoutAttached(c.peers(), others)
+	c.sayLeft(left)
 	c.resolve(ctx, peers)
 	for _, p := range peers {
 		key, err := wgtypes.ParseKey(p.PublicKey)
@@ -304,7 +356,7 @@ func (c *client) apply(ctx context.Context) error {
 			return fmt.Errorf("public key of %s: %w", p.Name, err)
 		}
 		t.Peers = append(t.Peers, netcfg.Peer{
-			Key: key, Name: p.Name, Endpoint: c.endpoint(p), AllowedIPs: p.AllowedIPs,
+			Key: key, Name: p.Name, Endpoint: c.endpoint(p, peers), AllowedIPs: p.AllowedIPs,
 			PresharedKey: c.File.PresharedKey, Keepalive: time.Duration(c.config.Keepalive) * time.Second,
 		})
 	}
@@ -319,10 +371,28 @@ func (c *client) apply(ctx context.Context) error {
 		}
 	}
 	c.speak(ctx, observed)
-	if c.lost() {
+	resolver, _ := netip.ParseAddr(c.config.Resolver)
+	if c.lost() || !leadTo(peers, resolver) {
 		return c.setResolver(ctx, control.ClientConfig{}) // names of endpoints have to resolve
 	}
 	return c.setResolver(ctx, c.config)
+}
+
+// leadTo reports whether an address is behind one of the peers.
+func leadTo(peers []control.ClientPeer, a netip.Addr) bool {
+	return slices.ContainsFunc(peers, func(p control.ClientPeer) bool {
+		return slices.ContainsFunc(p.AllowedIPs, func(n netip.Prefix) bool { return n.Contains(a) })
+	})
+}
+
+// sayLeft tells the user, once, what this host's own networks keep out.
+func (c *client) sayLeft(left []string) {
+	slices.Sort(left)
+	said := strings.Join(slices.Compact(left), ", ")
+	if said != c.left && said != "" {
+		c.Logger.Warn("left out: it would take the place of this host's own networks", "prefixes", said)
+	}
+	c.left = said
 }
 
 // peers are the nodes to which there are tunnels: those of the configuration and, when
@@ -353,10 +423,8 @@ func (c *client) speak(ctx context.Context, observed netcfg.State) {
 		if i >= 0 && time.Since(observed.Peers[i].LastHandshake) < netcfg.HandshakeFresh {
 			continue
 		}
-		if addr, ok := nodeAddr(p); ok {
-			if err := c.host.Speak(ctx, addr); err != nil {
-				c.Logger.Debug("speak to peer", "peer", p.Name, "err", err)
-			}
+		if err := c.host.Speak(ctx, p.Overlay); err != nil {
+			c.Logger.Debug("speak to peer", "peer", p.Name, "err", err)
 		}
 	}
 }
@@ -394,15 +462,16 @@ func (c *client) resolve(ctx context.Context, peers []control.ClientPeer) {
 	}
 }
 
-// endpoint is where a node is, as far as that is known.
-func (c *client) endpoint(p control.ClientPeer) netip.AddrPort {
+// endpoint is where a node is, as far as that is known, and if it is not behind a
+// tunnel: that can't run through itself.
+func (c *client) endpoint(p control.ClientPeer, peers []control.ClientPeer) netip.AddrPort {
 	host, portText, _ := net.SplitHostPort(p.Endpoint)
 	port, _ := strconv.ParseUint(portText, 10, 16)
 	addr, err := netip.ParseAddr(host)
 	if err != nil {
 		addr = c.resolved[host].addr
 	}
-	if !addr.IsValid() {
+	if !isUnicast(addr) || leadTo(peers, addr) {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(addr, uint16(port))

@@ -3,7 +3,9 @@
 package connect
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,17 +14,31 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// answered is what a node answers to the client of a file: what stands there.
+func answered(t testing.TB, f File) control.ClientConfig {
+	t.Helper()
+	told := f.Config
+	told.Peers = slices.Clone(told.Peers)
+	for i := range told.Peers {
+		told.Peers[i].Name = fmt.Sprintf("node-%d", i)
+		told.Peers[i].AllowedIPs = slices.Clone(told.Peers[i].AllowedIPs)
+	}
+	return told
+}
 
 // printed is what meshd client add prints.
 func printed(t testing.TB) string {
@@ -47,10 +63,11 @@ func TestParseFile(t *testing.T) {
 	}
 	want := control.ClientConfig{
 		PresharedKey: true, Overlay: []netip.Addr{netip.MustParseAddr("10.4.128.1"), netip.MustParseAddr("fd04::8000:0:0:1")},
+		Cluster: "default", Ranges: prefixes("10.4.0.0/17", "10.42.0.0/16", "10.43.0.0/16", "fd04::/65"),
 		Resolver: "10.43.0.10", Search: []string{"default.svc.cluster.local", "svc.cluster.local", "cluster.local"}, MTU: 1420, Keepalive: 25,
 		Peers: []control.ClientPeer{
-			{Name: "peer 1", PublicKey: "kdIC9UK1+fCNYgyZJ4YzXCGBEH1FqX2lFr3/Q2NAoho=", Endpoint: "aws.example.com:51820", AllowedIPs: prefixes("10.4.0.1/32", "10.42.0.0/24", "10.43.0.0/16")},
-			{Name: "peer 2", PublicKey: "1R1XnZkSqCmzKQv3gk3OCpKTR9zhqnFHMyDNPWDsdSE=", Endpoint: "[2001:db8::2]:51820", AllowedIPs: prefixes("10.4.0.2/32", "10.42.1.0/24", "fd04::2/128")},
+			{ID: mesh.ID{0x9f, 0x86}, Overlay: netip.MustParseAddr("10.4.0.1"), Name: "peer 1", PublicKey: "kdIC9UK1+fCNYgyZJ4YzXCGBEH1FqX2lFr3/Q2NAoho=", Endpoint: "aws.example.com:51820", AllowedIPs: prefixes("10.4.0.1/32", "10.42.0.0/24", "10.43.0.0/16")},
+			{ID: mesh.ID{0x60, 0x30}, Overlay: netip.MustParseAddr("10.4.0.2"), Name: "peer 2", PublicKey: "1R1XnZkSqCmzKQv3gk3OCpKTR9zhqnFHMyDNPWDsdSE=", Endpoint: "[2001:db8::2]:51820", AllowedIPs: prefixes("10.4.0.2/32", "10.42.1.0/24", "fd04::2/128")},
 		},
 	}
 	if d := cmp.Diff(want, f.Config, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
@@ -59,20 +76,24 @@ func TestParseFile(t *testing.T) {
 	if s := fmt.Sprintf("%v %+v %s", f, f, f); strings.Contains(s, f.PrivateKey.String()) {
 		t.Errorf("the private key shows: %s", s)
 	}
-	if addr, ok := nodeAddr(f.Config.Peers[1]); !ok || addr.String() != "10.4.0.2" {
-		t.Errorf("address of the second peer: got %v", addr)
-	}
 }
 
 func TestParseFileErrors(t *testing.T) {
 	good := printed(t)
 	for _, tt := range []struct{ old, new, want string }{
-		{"gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", "<private key of laptop>", "line 3: PrivateKey is no WireGuard key"},
-		{"MTU = 1420", "MTU = large", `line 6: MTU "large" is no number`},
-		{"MTU = 1420", "Table = off", "line 6: Table is not expected in [Interface]"},
-		{"MTU = 1420", "MTU", "line 6: want KEY = VALUE"},
-		{"10.42.0.0/24", "10.42.0.0", "line 13"},
-		{"Endpoint = aws.example.com:51820\n", "", "endpoint of peer 1"},
+		{"gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", "<private key of laptop>", "line 5: PrivateKey is no WireGuard key"},
+		{"MTU = 1420", "MTU = large", `line 8: MTU "large" is no number`},
+		{"MTU = 1420", "Table = off", "line 8: Table is not expected in [Interface]"},
+		{"MTU = 1420", "MTU", "line 8: want KEY = VALUE"},
+		{"10.42.0.0/24", "10.42.0.0", "line 16"},
+		{"Endpoint = aws.example.com:51820\n", "", "peer 1: endpoint"},
+		{"10.42.0.0/24", "0.0.0.0/1", "line 16: 0.0.0.0/1 is broader than a /8"},
+		{"10.43.0.0/16, fd04::/65", "::/0", "line 4: ::/0 is broader than a /8"},
+		{"# meshd-cluster = default\n", "", "meshd client show"},
+		{"# meshd-ranges = 10.4.0.0/17, 10.42.0.0/16, 10.43.0.0/16, fd04::/65\n", "", "meshd client show"},
+		{"# meshd-node = 60300000000000000000000000000000, 10.4.0.2\n", "", "peer 2: it does not say whose answers count"},
+		{"60300000000000000000000000000000", "6030", "want 32 hexadecimal digits"},
+		{"10.4.0.1\n", "10.9.0.1\n", "10.9.0.1 is not among its allowed IPs"},
 	} {
 		if _, err := ParseFile(strings.Replace(good, tt.old, tt.new, 1)); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s for %s: got %v, want %q", tt.new, tt.old, err, tt.want)
@@ -95,19 +116,39 @@ func FuzzParseFile(f *testing.F) {
 	})
 }
 
-// The server tells a client by its address, and passes on who is silent.
+// signer is a node's identity.
+func signer(n byte) ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{n}, ed25519.SeedSize))
+}
+
+func idOf(key ed25519.PrivateKey) mesh.ID { return mesh.IDOf(key.Public().(ed25519.PublicKey)) }
+
+// The server tells a client by its address and its key, passes on who is silent, and
+// signs what it says.
 func TestHandler(t *testing.T) {
-	h := handler(func(client netip.Addr, silent []string) (control.ClientConfig, bool) {
-		return control.ClientConfig{Name: strings.Join(silent, ",")}, client == netip.MustParseAddr("10.4.128.1")
-	})
+	client := netip.MustParseAddr("10.4.128.1")
+	o := ServerOptions{Cluster: "default", Identity: signer(1), Source: func(a Asker) (control.ClientConfig, bool) {
+		return control.ClientConfig{Name: strings.Join(a.Silent, ",")}, a.Addr == client && a.Key == wgtypes.Key{7}
+	}}
 	for from, code := range map[string]int{"10.4.128.1:99": http.StatusOK, "[::ffff:10.4.128.1]:99": http.StatusOK, "10.4.128.2:99": http.StatusForbidden, "x": http.StatusBadRequest} {
 		w := httptest.NewRecorder()
-		r := httptest.NewRequest(http.MethodGet, configPath+"?silent=a&silent=b", nil)
+		q := newQuestion("default", wgtypes.Key{7})
+		r := httptest.NewRequest(http.MethodGet, configPath+"?silent=a&silent=b&"+q.query().Encode(), nil)
 		r.RemoteAddr = from
-		h.ServeHTTP(w, r)
+		o.handler().ServeHTTP(w, r)
 		var got control.ClientConfig
 		if w.Code != code || code == http.StatusOK && (json.Unmarshal(w.Body.Bytes(), &got) != nil || got.Name != "a,b") {
 			t.Errorf("%s: got %d %s, want %d", from, w.Code, w.Body, code)
+		}
+		if err := q.verify(idOf(o.Identity), w.Header(), w.Code, w.Body.Bytes()); (err == nil) != (code != http.StatusBadRequest) {
+			t.Errorf("%s: signature: %v", from, err)
+		}
+	}
+	for _, query := range []string{"", "?key=x", "?" + strings.Replace(newQuestion("default", wgtypes.Key{7}).query().Encode(), "nonce=", "nonce=AA", 1)} {
+		w := httptest.NewRecorder()
+		o.handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, configPath+query, nil))
+		if w.Code != http.StatusBadRequest {
+			t.Errorf("%q: got %d, want a refusal", query, w.Code)
 		}
 	}
 }
@@ -147,15 +188,16 @@ func TestPeersOfALostClient(t *testing.T) {
 // one, and says who is silent; and it goes back when the first one answers.
 func TestLearn(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	usable, err := ParseFile(printed(t))
+	file, err := ParseFile(printed(t))
 	if err != nil {
 		t.Fatal(err)
 	}
+	usable := answered(t, file)
 	var told []string
-	server := NewServer(func(_ netip.Addr, silent []string) (control.ClientConfig, bool) {
-		told = append(told, strings.Join(silent, ","))
-		return usable.Config, true
-	}, log)
+	server := NewServer(ServerOptions{Cluster: "default", Identity: signer(1), Logger: log, Source: func(a Asker) (control.ClientConfig, bool) {
+		told = append(told, strings.Join(a.Silent, ","))
+		return usable, true
+	}})
 	defer func() {
 		if err := server.Close(context.Background()); err != nil {
 			t.Error(err)
@@ -165,9 +207,9 @@ func TestLearn(t *testing.T) {
 	if err := server.Keep([]netip.Addr{second}); err != nil {
 		t.Fatal(err)
 	}
-	c := &client{Options: Options{Logger: log}, missed: make(map[string]int), http: http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	c := &client{Options: Options{Logger: log, File: file}, missed: make(map[string]int), http: newHTTP()}
 	c.config.Peers = []control.ClientPeer{
-		{Name: "first", PublicKey: "f", Overlay: first, ServiceGateway: true}, {Name: "second", PublicKey: "s", Overlay: second},
+		{ID: idOf(signer(1)), Name: "first", PublicKey: "f", Overlay: first, ServiceGateway: true}, {ID: idOf(signer(1)), Name: "second", PublicKey: "s", Overlay: second},
 	}
 	for range misses {
 		if len(told) > 0 {

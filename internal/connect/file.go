@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,8 +23,31 @@ type File struct {
 	Config       control.ClientConfig
 }
 
+// granted are the networks that this client may ever send into its tunnels: the ranges
+// that were written into its configuration, and what was written there of each node.
+func (f File) granted() []netip.Prefix {
+	granted := slices.Clone(f.Config.Ranges)
+	for _, p := range f.Config.Peers {
+		granted = append(granted, p.AllowedIPs...)
+	}
+	return granted
+}
+
 // Format implements fmt.Formatter: the private key does not show.
 func (f File) Format(s fmt.State, _ rune) { fmt.Fprintf(s, "configuration of %v", f.Config.Overlay) }
+
+// Comments that begin so are for us: wg-quick(8) passes over them.
+const ownComment = "# meshd-"
+
+// Keys of what stands in such comments.
+const (
+	keyCluster = "meshd-cluster" // the name of the cluster
+	keyRanges  = "meshd-ranges"  // see control.ClientConfig
+	keyNode    = "meshd-node"    // fingerprint and overlay address of a peer
+)
+
+// errUnsigned says that a file is older than signed answers.
+var errUnsigned = errors.New("it does not say whose answers count; print a new one on a node with meshd client show NAME, and put in the private key, and the preshared key if there is one, of the old one")
 
 // ParseFile reads what wg-quick(8) takes, as far as meshd writes it. Errors name the
 // line, and no secret.
@@ -32,6 +56,9 @@ func ParseFile(text string) (File, error) {
 	number := 0
 	for line := range strings.Lines(text) {
 		number++
+		if own, ok := strings.CutPrefix(line, ownComment); ok {
+			line = strings.TrimPrefix(ownComment, "# ") + own
+		}
 		line, _, _ = strings.Cut(line, "#")
 		line = strings.TrimSpace(line)
 		switch {
@@ -51,10 +78,7 @@ func ParseFile(text string) (File, error) {
 	if f.PrivateKey == (wgtypes.Key{}) {
 		return File{}, errors.New("no PrivateKey")
 	}
-	if err := check(f.Config); err != nil {
-		return File{}, err
-	}
-	return f, nil
+	return f, check(f.Config)
 }
 
 // set takes one line.
@@ -77,6 +101,12 @@ func (f *File) set(key, value string) (err error) {
 	case "MTU":
 		c.MTU, err = parseNumber(key, value)
 		return err
+	case keyCluster:
+		c.Cluster = value
+		return nil
+	case keyRanges:
+		c.Ranges, err = parsePrefixes(value)
+		return err
 	}
 	if len(c.Peers) == 0 {
 		return fmt.Errorf("%s is not expected in [Interface]", key)
@@ -94,6 +124,12 @@ func (f *File) setPeer(p *control.ClientPeer, key, value string) error {
 		k, err := parseKey(key, value)
 		f.PresharedKey, f.Config.PresharedKey = mesh.PresharedKey(k), true
 		return err
+	case keyNode:
+		id, addr, _ := strings.Cut(value, ",")
+		var idErr, addrErr error
+		p.ID, idErr = mesh.ParseID(id)
+		p.Overlay, addrErr = netip.ParseAddr(strings.TrimSpace(addr))
+		return errors.Join(idErr, addrErr)
 	case "Endpoint":
 		p.Endpoint = value
 		return nil
@@ -131,6 +167,9 @@ func parsePrefixes(value string) ([]netip.Prefix, error) {
 		p, err := netip.ParsePrefix(strings.TrimSpace(s))
 		if err != nil {
 			return nil, err
+		}
+		if p.Bits() < minBits {
+			return nil, fmt.Errorf("%v is broader than a /%d, and meshd connect sets no default route", p, minBits)
 		}
 		out = append(out, p)
 	}

@@ -4,6 +4,7 @@ package connect
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,36 +15,61 @@ import (
 	"sync"
 	"time"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/httplimit"
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-const configPath = "/v1/config"
+// How many clients may ask at once: from one address, which asks once a second, and in
+// all.
+const (
+	maxPerSource = 16
+	maxTotal     = 256
+)
 
-// Source says how the client that has an address is to be configured now, if the
-// nodes with some public keys don't answer it; ok is false for who is no client.
-type Source func(client netip.Addr, silent []string) (config control.ClientConfig, ok bool)
+// requestTimeout bounds how long a question and its answer may take.
+const requestTimeout = 10 * time.Second
+
+// Asker is who asks.
+type Asker struct {
+	Addr   netip.Addr  // as WireGuard has checked it
+	Key    wgtypes.Key // as it says
+	Silent []string    // public keys of nodes that don't answer it
+}
+
+// Source says how a client is to be configured now; ok is false for who is no client.
+type Source func(Asker) (config control.ClientConfig, ok bool)
+
+// ServerOptions say for whom a server answers, and how.
+type ServerOptions struct {
+	Source   Source
+	IsClient func(netip.Addr) bool // whether an address is a client's, and no other's
+	Cluster  string                // its name
+	Identity ed25519.PrivateKey    // of this node; it signs the answers
+	Logger   *slog.Logger
+}
 
 // Server answers clients.
 type Server struct {
 	http      *http.Server
+	limiter   *httplimit.Limiter
 	log       *slog.Logger
 	listeners map[netip.Addr]net.Listener
 	done      sync.WaitGroup
 }
 
 // NewServer returns a server that does not listen yet; see [Server.Keep].
-func NewServer(source Source, log *slog.Logger) *Server {
-	return &Server{log: log, listeners: make(map[netip.Addr]net.Listener), http: &http.Server{
-		Handler:           handler(source),
-		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      10 * time.Second,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}}
+func NewServer(o ServerOptions) *Server {
+	return &Server{
+		log: o.Logger, listeners: make(map[netip.Addr]net.Listener),
+		http:    httplimit.NewServer(o.handler(), requestTimeout, o.Logger),
+		limiter: httplimit.New(httplimit.Options{PerSource: maxPerSource, Total: maxTotal, Whole: o.IsClient, Logger: o.Logger}),
+	}
 }
 
-func handler(source Source) http.Handler {
+func (o ServerOptions) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+configPath, func(w http.ResponseWriter, r *http.Request) {
 		from, err := netip.ParseAddrPort(r.RemoteAddr)
@@ -51,13 +77,22 @@ func handler(source Source) http.Handler {
 			http.Error(w, "who asks?", http.StatusBadRequest)
 			return
 		}
-		config, ok := source(from.Addr().Unmap(), r.URL.Query()["silent"])
-		if !ok {
-			http.Error(w, "you are no client", http.StatusForbidden)
+		q, err := parseQuestion(o.Cluster, r.URL.Query())
+		if err != nil {
+			http.Error(w, err.Error()+"; is meshd on this client older than on the nodes?", http.StatusBadRequest)
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(config) // who has gone misses it
+		status, body := http.StatusForbidden, []byte("you are no client\n")
+		if config, ok := o.Source(Asker{Addr: from.Addr().Unmap(), Key: q.client, Silent: r.URL.Query()["silent"]}); ok {
+			status = http.StatusOK
+			if body, err = json.Marshal(config); err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+		}
+		q.sign(w.Header(), o.Identity, status, body)
+		w.WriteHeader(status)
+		_, _ = w.Write(body) // who has gone misses it
 	})
 	return mux
 }
@@ -79,7 +114,7 @@ func (s *Server) Keep(addrs []netip.Addr) error {
 		}
 		s.listeners[a] = l
 		s.done.Go(func() {
-			if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			if err := s.http.Serve(s.limiter.Listener(l)); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 				s.log.Error("clients are not answered any more", "err", err)
 			}
 		})

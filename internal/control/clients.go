@@ -18,7 +18,7 @@ type ClientRequest struct {
 	Name           string   `json:"name"`
 	PublicKey      string   `json:"publicKey"`      // base64
 	PresharedKey   string   `json:"presharedKey"`   // base64; "" for none
-	Access         []string `json:"access"`         // as mesh.ParseAccess takes them; empty for the default
+	Access         []string `json:"access"`         // as mesh.ParseAccess takes them, at least one
 	ServiceGateway string   `json:"serviceGateway"` // a node's name or fingerprint; "" for any
 }
 
@@ -31,16 +31,20 @@ type ClientConfig struct {
 	PresharedKey bool         `json:"presharedKey"` // it has one
 	Overlay      []netip.Addr `json:"overlay"`
 	Access       []string     `json:"access"`
-	Resolver     string       `json:"resolver"` // address; "" if it may not ask the cluster's
-	Search       []string     `json:"search"`   // domains
-	MTU          int          `json:"mtu"`
-	Keepalive    int          `json:"keepalive"` // seconds
-	Peers        []ClientPeer `json:"peers"`     // by name
-	Standbys     []ClientPeer `json:"standbys"`  // who takes over when a peer dies, the next one of a location first
+	Unserved     []string     `json:"unserved"` // of Access: what no node leads to
+	// Ranges are where it may reach something; an answer can't go beyond.
+	Ranges    []netip.Prefix `json:"ranges"`
+	Resolver  string         `json:"resolver"` // address; "" if it may not ask the cluster's
+	Search    []string       `json:"search"`   // domains
+	MTU       int            `json:"mtu"`
+	Keepalive int            `json:"keepalive"` // seconds
+	Peers     []ClientPeer   `json:"peers"`     // by name
+	Standbys  []ClientPeer   `json:"standbys"`  // who takes over when a peer dies, the next one of a location first
 }
 
 // ClientPeer is a node to which a client has a tunnel.
 type ClientPeer struct {
+	ID             mesh.ID        `json:"id"`
 	Name           string         `json:"name"`
 	PublicKey      string         `json:"publicKey"` // base64
 	Overlay        netip.Addr     `json:"overlay"`   // its own address, the first one

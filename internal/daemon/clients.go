@@ -12,11 +12,13 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
@@ -82,7 +84,7 @@ func (d *daemon) clientInput() (mesh.Input, map[mesh.ID]bool, error) {
 
 // newClient makes the client that is asked for, without author and ID.
 func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Client, error) {
-	c := mesh.Client{Name: r.Name, Added: now.UnixMilli(), Access: mesh.DefaultAccess()}
+	c := mesh.Client{Name: r.Name, Added: now.UnixMilli()}
 	var err error
 	if c.Key, err = wgtypes.ParseKey(r.PublicKey); err != nil || c.Key == (wgtypes.Key{}) {
 		return c, fmt.Errorf("%q is no WireGuard public key", r.PublicKey)
@@ -94,9 +96,6 @@ func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Clie
 		}
 		c.PresharedKey = mesh.PresharedKey(key)
 	}
-	if len(r.Access) > 0 {
-		c.Access = nil
-	}
 	for _, s := range r.Access {
 		a, err := mesh.ParseAccess(s)
 		if err != nil {
@@ -104,20 +103,34 @@ func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Clie
 		}
 		c.Access = append(c.Access, a)
 	}
+	if err := errors.Join(mesh.CheckAccess(c.Access), checkTaken(in, c)); err != nil {
+		return c, err
+	}
+	return c, place(in, &c, r.ServiceGateway)
+}
+
+// checkTaken refuses a client whose name or key is another client's or a node's.
+func checkTaken(in mesh.Input, c mesh.Client) error {
+	if _, err := mesh.ParseID(c.Name); err == nil {
+		return fmt.Errorf("%s looks like a fingerprint, which other commands would take it for; choose another name", c.Name)
+	}
 	for _, o := range in.Clients {
 		switch {
-		case o.Name == c.Name:
-			return c, fmt.Errorf("there is a client %s; choose another name, or run: meshd client remove %s", o.Name, o.Name)
+		case strings.EqualFold(o.Name, c.Name):
+			return fmt.Errorf("there is a client %s; choose another name, or run: meshd client remove %s", o.Name, o.Name)
 		case o.Key == c.Key:
-			return c, fmt.Errorf("client %s has this public key; run: meshd client remove %s", o.Name, o.Name)
+			return fmt.Errorf("client %s has this public key; run: meshd client remove %s", o.Name, o.Name)
 		}
 	}
 	for _, n := range in.Records {
-		if n.Key == c.Key {
-			return c, fmt.Errorf("node %s has this public key", n.Name)
+		switch {
+		case strings.EqualFold(n.Name, c.Name):
+			return fmt.Errorf("there is a node %s; choose another name", n.Name)
+		case n.Key == c.Key:
+			return fmt.Errorf("node %s has this public key", n.Name)
 		}
 	}
-	return c, place(in, &c, r.ServiceGateway)
+	return nil
 }
 
 // place gives a client an address, and the service gateway that it asks for.
@@ -201,45 +214,80 @@ func (d *daemon) answerClients(t *turn) {
 
 // tellClient is the source of what clients are told that ask. It goes by the last turn,
 // and is for other goroutines.
-func (d *daemon) tellClient(addr netip.Addr, silent []string) (control.ClientConfig, bool) {
+func (d *daemon) tellClient(a connect.Asker) (control.ClientConfig, bool) {
 	_, t := d.published.get()
 	i := slices.IndexFunc(t.topology.AllClients, func(c mesh.Client) bool {
-		return slices.Contains(t.input.Cluster.ClientAddresses(c.Index), addr)
+		return c.Key == a.Key && slices.Contains(t.input.Cluster.ClientAddresses(c.Index), a.Addr)
 	})
 	if i < 0 {
 		return control.ClientConfig{}, false
 	}
-	c, alive := t.topology.AllClients[i], t.view.Alive
-	if len(silent) == 0 {
-		return d.advice.get(t.now, c.ID, func() control.ClientConfig { return clientConfig(t.input, c, alive) }), true
+	c := t.topology.AllClients[i]
+	return d.advice.get(t.now, c.ID, silentNodes(t.input.Records, a.Silent), func(silent []mesh.ID) control.ClientConfig {
+		alive := maps.Clone(t.view.Alive)
+		for _, id := range silent {
+			delete(alive, id)
+		}
+		return clientConfig(t.input, c, alive)
+	}), true
+}
+
+// silentNodes are those of the nodes that have one of the public keys, sorted.
+func silentNodes(records []mesh.Record, keys []string) []mesh.ID {
+	if len(keys) == 0 {
+		return nil
 	}
-	alive = maps.Clone(alive)
-	for _, r := range t.input.Records {
-		if slices.Contains(silent, r.Key.String()) {
-			delete(alive, r.ID())
+	wanted := make(map[string]bool, len(keys))
+	for _, k := range keys {
+		wanted[k] = true
+	}
+	var ids []mesh.ID
+	for _, r := range records {
+		if wanted[r.Key.String()] {
+			ids = append(ids, r.ID())
 		}
 	}
-	return clientConfig(t.input, c, alive), true
+	slices.SortFunc(ids, mesh.ID.Compare)
+	return ids
 }
+
+// isClientAddress reports whether an address is of a range that only clients have.
+// WireGuard has checked that it is the client's own.
+func (d *daemon) isClientAddress(a netip.Addr) bool {
+	_, t := d.published.get()
+	return slices.ContainsFunc(t.topology.ClientRanges, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// maxAdvice is how many different things a client may say of silent nodes in a turn.
+const maxAdvice = 8
 
 // advice keeps what clients were told since the last turn: each asks every second, and
 // to work it out takes as long as a turn does.
 type advice struct {
 	mu      sync.Mutex
 	turn    time.Time
-	configs map[mesh.ID]control.ClientConfig
+	configs map[mesh.ID]map[string]control.ClientConfig // by client, and by who is silent
 }
 
-func (a *advice) get(turn time.Time, client mesh.ID, work func() control.ClientConfig) control.ClientConfig {
+// get returns what a client is told if some nodes are silent. One that says ever
+// different things of them is told, after a few, what holds if none is.
+func (a *advice) get(turn time.Time, client mesh.ID, silent []mesh.ID, work func(silent []mesh.ID) control.ClientConfig) control.ClientConfig {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if turn != a.turn {
-		a.turn, a.configs = turn, make(map[mesh.ID]control.ClientConfig)
+		a.turn, a.configs = turn, make(map[mesh.ID]map[string]control.ClientConfig)
 	}
-	c, ok := a.configs[client]
+	if a.configs[client] == nil {
+		a.configs[client] = make(map[string]control.ClientConfig)
+	}
+	said := fmt.Sprint(silent)
+	if _, ok := a.configs[client][said]; !ok && len(a.configs[client]) >= maxAdvice {
+		silent, said = nil, fmt.Sprint([]mesh.ID(nil))
+	}
+	c, ok := a.configs[client][said]
 	if !ok {
-		c = work()
-		a.configs[client] = c
+		c = work(silent)
+		a.configs[client][said] = c
 	}
 	return c
 }
@@ -249,7 +297,10 @@ func (a *advice) get(turn time.Time, client mesh.ID, work func() control.ClientC
 func namedClient(clients []mesh.Client, name string) (mesh.Client, error) {
 	var found []mesh.Client
 	for _, c := range clients {
-		if c.Name == name || c.ID.String() == name {
+		if c.ID.String() == name {
+			return c, nil // also if somebody else is named so
+		}
+		if c.Name == name {
 			found = append(found, c)
 		}
 	}
@@ -267,7 +318,7 @@ func clientConfig(in mesh.Input, c mesh.Client, alive map[mesh.ID]bool) control.
 	m := mesh.ConfigOf(in, c, alive)
 	out := control.ClientConfig{
 		Cluster: in.Cluster.Name, ID: c.ID, Name: c.Name, PublicKey: c.Key.String(), PresharedKey: c.PresharedKey != mesh.PresharedKey{},
-		Overlay: m.Addresses, Access: wordAccess(c.Access), Search: append([]string{}, m.Search...),
+		Overlay: m.Addresses, Access: wordAccess(c.Access), Unserved: wordAccess(m.Unserved), Ranges: m.Ranges, Search: append([]string{}, m.Search...),
 		MTU: m.MTU, Keepalive: int(m.Keepalive.Seconds()), Peers: clientPeers(m.Peers), Standbys: clientPeers(m.Standbys),
 	}
 	if m.Resolver.IsValid() {
@@ -280,7 +331,7 @@ func clientPeers(peers []mesh.ClientPeer) []control.ClientPeer {
 	out := []control.ClientPeer{}
 	for _, p := range peers {
 		out = append(out, control.ClientPeer{
-			Name: p.Name, PublicKey: p.Key.String(), Overlay: p.Overlay[0], Endpoint: clientEndpoint(p.Endpoints),
+			ID: p.ID, Name: p.Name, PublicKey: p.Key.String(), Overlay: p.Overlay[0], Endpoint: clientEndpoint(p.Endpoints),
 			AllowedIPs: p.AllowedIPs, ServiceGateway: p.ServiceGateway,
 		})
 	}

@@ -29,7 +29,7 @@ func clientMesh() mesh.Input {
 	}
 }
 
-func TestNewClient(t *testing.T) {
+func TestHostileNewClient(t *testing.T) {
 	key := func(n byte) string { return wgtypes.Key{n}.String() }
 	taken := mesh.Client{Name: "taken", Key: wgtypes.Key{3}, Index: 1}
 	for _, tt := range []struct {
@@ -45,6 +45,13 @@ func TestNewClient(t *testing.T) {
 		{"preshared key", func(_ *mesh.Input, r *control.ClientRequest) { r.PresharedKey = "secret" }, "the preshared key is no WireGuard key"},
 		{"access", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{"all"} }, "want pods, services, nodes"},
 		{"name", func(_ *mesh.Input, r *control.ClientRequest) { r.Name = "taken" }, "meshd client remove taken"},
+		{"name in another case", func(_ *mesh.Input, r *control.ClientRequest) { r.Name = "TAKEN" }, "there is a client taken"},
+		{"name of a node", func(_ *mesh.Input, r *control.ClientRequest) { r.Name = "Open" }, "there is a node open"},
+		{"name like a fingerprint", func(_ *mesh.Input, r *control.ClientRequest) { r.Name = mesh.ID{1}.String() }, "looks like a fingerprint"},
+		{"no access list", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = nil }, "the access list is empty"},
+		{"empty access list", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{} }, "the access list is empty"},
+		{"empty access", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{""} }, "want pods, services, nodes"},
+		{"default route", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{"0.0.0.0/0"} }, "broader than a /8"},
 		{"key of a client", func(_ *mesh.Input, r *control.ClientRequest) { r.PublicKey = key(3) }, "client taken has this public key"},
 		{"key of a node", func(_ *mesh.Input, r *control.ClientRequest) { r.PublicKey = key(2) }, "node hidden has this public key"},
 		{"exhausted", func(in *mesh.Input, _ *control.ClientRequest) {
@@ -55,7 +62,7 @@ func TestNewClient(t *testing.T) {
 		{"no endpoint anywhere", func(in *mesh.Input, _ *control.ClientRequest) { in.Records = in.Records[1:] }, "no node has an endpoint"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			in, r := clientMesh(), control.ClientRequest{Name: "laptop", PublicKey: key(7)}
+			in, r := clientMesh(), control.ClientRequest{Name: "laptop", PublicKey: key(7), Access: []string{"pods"}}
 			in.Clients = []mesh.Client{taken}
 			tt.change(&in, &r)
 			c, err := newClient(in, r, time.UnixMilli(5))
@@ -91,9 +98,37 @@ func TestNamedClient(t *testing.T) {
 	if c, err := namedClient(clients, clients[2].ID.String()); err != nil || c.ID != clients[2].ID {
 		t.Errorf("an ID: got %v, %v", c.ID, err)
 	}
+	named := mesh.Client{ID: mesh.ID{9}, Name: clients[0].ID.String()} // an old one
+	if c, err := namedClient(append([]mesh.Client{named}, clients...), named.Name); err != nil || c.ID != clients[0].ID {
+		t.Errorf("an ID that is a name, too: got %v, %v", c.ID, err)
+	}
 	for _, name := range []string{"b", "c"} {
 		if _, err := namedClient(clients, name); err == nil {
 			t.Errorf("%s: want a refusal", name)
 		}
+	}
+}
+
+// A client that says ever different things of who is silent has little worked out.
+func TestHostileSilence(t *testing.T) {
+	var a advice
+	now, worked := time.UnixMilli(1), 0
+	ask := func(client mesh.ID, silent ...mesh.ID) control.ClientConfig {
+		return a.get(now, client, silent, func(silent []mesh.ID) control.ClientConfig {
+			worked++
+			return control.ClientConfig{MTU: len(silent)}
+		})
+	}
+	for i := range 1000 {
+		ask(mesh.ID{1}, mesh.ID{byte(i), byte(i >> 8)})
+	}
+	if worked > maxAdvice+1 {
+		t.Errorf("worked out %d times, want at most %d", worked, maxAdvice+1)
+	}
+	if got := ask(mesh.ID{2}, mesh.ID{3}, mesh.ID{4}); got.MTU != 2 {
+		t.Errorf("another client: got an answer for %d silent nodes, want 2", got.MTU)
+	}
+	if now = time.UnixMilli(2); ask(mesh.ID{1}, mesh.ID{3}).MTU != 1 {
+		t.Error("the next turn: got an answer for none, want one for 1 silent node")
 	}
 }

@@ -159,7 +159,9 @@ func Run(ctx context.Context, opt Options) (err error) {
 		defer cancel()
 		err = errors.Join(err, d.monitor.Close(ctx))
 	}()
-	d.answers = connect.NewServer(d.tellClient, d.log)
+	d.answers = connect.NewServer(connect.ServerOptions{
+		Source: d.tellClient, IsClient: d.isClientAddress, Cluster: d.cfg.Cluster.Name, Identity: d.identity.Key, Logger: d.log,
+	})
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 		defer cancel()

@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package connect
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// laptop is a client with the configuration that was printed for it.
+func laptop(t testing.TB) *client {
+	t.Helper()
+	file, err := ParseFile(printed(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &client{
+		Options: Options{Logger: slog.New(slog.DiscardHandler), File: file}, config: file.Config,
+		missed: make(map[string]int), resolved: make(map[string]resolved), http: newHTTP(),
+	}
+}
+
+// An answer counts if the node that was asked signed it, for this client and this
+// question.
+func TestHostileAnswer(t *testing.T) {
+	c := laptop(t)
+	node, other := signer(1), signer(2)
+	asked := newQuestion("default", c.File.PrivateKey.PublicKey())
+	body, err := json.Marshal(answered(t, c.File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere, stranger := asked, newQuestion("default", wgtypes.Key{9})
+	elsewhere.cluster = "other"
+	for _, tt := range []struct {
+		name   string
+		signed question
+		by     ed25519.PrivateKey
+		change func(r *http.Response)
+		want   string // "" for an answer that counts
+	}{
+		{"honest", asked, node, func(*http.Response) {}, ""},
+		{"unsigned", asked, node, func(r *http.Response) { r.Header = http.Header{} }, "not signed"},
+		{"signed by another node", asked, other, func(*http.Response) {}, "want one of"},
+		{"signed by another node in this one's name", asked, other, func(r *http.Response) {
+			honest := http.Header{}
+			asked.sign(honest, node, http.StatusOK, nil)
+			r.Header.Set(headerIdentity, honest.Get(headerIdentity))
+		}, "does not hold"},
+		{"to an earlier question", newQuestion("default", asked.client), node, func(*http.Response) {}, "does not hold"},
+		{"to another client", stranger, node, func(*http.Response) {}, "does not hold"},
+		{"of another cluster", elsewhere, node, func(*http.Response) {}, "does not hold"},
+		{"changed", asked, node, func(r *http.Response) { r.Body = io.NopCloser(strings.NewReader(string(body) + " ")) }, "does not hold"},
+		{"made a refusal", asked, node, func(r *http.Response) { r.StatusCode = http.StatusForbidden }, "does not hold"},
+		{"endless", asked, node, func(r *http.Response) { r.Body = io.NopCloser(zeros{}) }, "bytes"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(body))}
+			tt.signed.sign(r.Header, tt.by, http.StatusOK, body)
+			tt.change(r)
+			_, err := c.read(asked, idOf(node), r)
+			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { return len(b), nil }
+
+// Whatever a node says, and signs, the client takes nothing beyond what it was granted.
+func TestHostileNodeAnswers(t *testing.T) {
+	c := laptop(t)
+	peer := func(change func(p *control.ClientPeer)) func(*control.ClientConfig) {
+		return func(told *control.ClientConfig) { change(&told.Peers[0]) }
+	}
+	allowed := func(list ...string) func(*control.ClientConfig) {
+		return peer(func(p *control.ClientPeer) {
+			for _, s := range list {
+				p.AllowedIPs = append(p.AllowedIPs, netip.MustParsePrefix(s))
+			}
+		})
+	}
+	for _, tt := range []struct {
+		name    string
+		change  func(told *control.ClientConfig)
+		refused bool
+		peers   int // that are believed
+	}{
+		{"honest", func(*control.ClientConfig) {}, false, 2},
+		{"default route", allowed("0.0.0.0/0", "::/0"), false, 2},
+		{"halves of the default route", allowed("0.0.0.0/1", "128.0.0.0/1", "::/1"), false, 2},
+		{"a network elsewhere", allowed("192.168.1.0/24", "8.8.8.8/32", "2001:db8::/32"), false, 2},
+		{"broader than a range", allowed("10.0.0.0/8", "10.40.0.0/13", "fd00::/8"), false, 2},
+		{"IPv4 in IPv6", allowed("::ffff:10.42.0.0/112"), false, 2},
+		{"another node's prefix", func(told *control.ClientConfig) {
+			told.Peers[1].AllowedIPs = append(told.Peers[1].AllowedIPs, told.Peers[0].AllowedIPs...)
+		}, false, 2},
+		{"resolver elsewhere", func(told *control.ClientConfig) { told.Resolver = "8.8.8.8" }, true, 0},
+		{"resolver with a line break", func(told *control.ClientConfig) { told.Resolver = "10.43.0.10\noptions x" }, true, 0},
+		{"domain with a line break", func(told *control.ClientConfig) { told.Search = []string{"a\nnameserver 8.8.8.8"} }, true, 0},
+		{"domain with a space", func(told *control.ClientConfig) { told.Search = []string{"a b"} }, true, 0},
+		{"long domain", func(told *control.ClientConfig) { told.Search = []string{strings.Repeat("a", 300)} }, true, 0},
+		{"many domains", func(told *control.ClientConfig) { told.Search = slices.Repeat([]string{"a"}, 100) }, true, 0},
+		{"10,000 peers", func(told *control.ClientConfig) { told.Peers = slices.Repeat(told.Peers, 5000) }, true, 0},
+		{"10,000 standbys", func(told *control.ClientConfig) { told.Standbys = slices.Repeat(told.Peers, 5000) }, true, 0},
+		{"a million prefixes", func(told *control.ClientConfig) {
+			told.Peers[0].AllowedIPs = slices.Repeat(told.Peers[0].AllowedIPs, 1<<18)
+		}, true, 0},
+		{"no peers", func(told *control.ClientConfig) { told.Peers = nil }, true, 0},
+		{"MTU", func(told *control.ClientConfig) { told.MTU = 68 }, true, 0},
+		{"keepalive", func(told *control.ClientConfig) { told.Keepalive = -1 }, true, 0},
+		{"other addresses", func(told *control.ClientConfig) { told.Overlay = []netip.Addr{netip.MustParseAddr("192.168.1.1")} }, false, 2},
+		{"peer without fingerprint", peer(func(p *control.ClientPeer) { p.ID = mesh.ID{} }), false, 1},
+		{"peer with our own key", peer(func(p *control.ClientPeer) { p.PublicKey = c.File.PrivateKey.PublicKey().String() }), false, 1},
+		{"peer that is there twice", func(told *control.ClientConfig) { told.Peers[1].PublicKey = told.Peers[0].PublicKey }, false, 1},
+		{"peer with an escape", peer(func(p *control.ClientPeer) { p.Name = "\x1b[2J" }), false, 1},
+		{"peer that is asked elsewhere", peer(func(p *control.ClientPeer) { p.Overlay = netip.MustParseAddr("192.168.1.1") }), false, 1},
+		{"endpoint: multicast", peer(func(p *control.ClientPeer) { p.Endpoint = "224.0.0.1:1" }), false, 1},
+		{"endpoint: broadcast", peer(func(p *control.ClientPeer) { p.Endpoint = "255.255.255.255:1" }), false, 1},
+		{"endpoint: itself", peer(func(p *control.ClientPeer) { p.Endpoint = "127.0.0.1:53" }), false, 1},
+		{"endpoint: link", peer(func(p *control.ClientPeer) { p.Endpoint = "169.254.169.254:80" }), false, 1},
+		{"endpoint: no port", peer(func(p *control.ClientPeer) { p.Endpoint = "192.0.2.1:0" }), false, 1},
+		{"endpoint: no name", peer(func(p *control.ClientPeer) { p.Endpoint = "a\nb:1" }), false, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			told := answered(t, c.File)
+			tt.change(&told)
+			got, _, err := c.File.believe(told)
+			if tt.refused != (err != nil) || len(got.Peers) != tt.peers && !tt.refused {
+				t.Fatalf("got %d peers, %v", len(got.Peers), err)
+			}
+			if err == nil {
+				checkBelieved(t, c.File, got)
+			}
+		})
+	}
+	if got, _, err := c.File.believe(answered(t, c.File)); err != nil || !cmp.Equal(got.Peers[0].AllowedIPs, c.File.Config.Peers[0].AllowedIPs, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })) {
+		t.Errorf("what is in the file is not believed: %v, %v", got.Peers, err)
+	}
+}
+
+// checkBelieved holds a configuration to what its client was granted.
+func checkBelieved(t *testing.T, f File, c control.ClientConfig) {
+	t.Helper()
+	seen := make(map[netip.Prefix]bool)
+	for _, p := range slices.Concat(c.Peers, c.Standbys) {
+		if err := checkPeer(p); err != nil || !hostName.MatchString(p.Name) {
+			t.Errorf("peer %q: %v", p.Name, err)
+		}
+	}
+	for _, p := range c.Peers {
+		for _, a := range p.AllowedIPs {
+			if seen[a] || a.Bits() < 8 || !slices.ContainsFunc(f.granted(), func(g netip.Prefix) bool {
+				return g.Bits() <= a.Bits() && g.Overlaps(a)
+			}) {
+				t.Errorf("allowed IP %v was not granted, or is there twice", a)
+			}
+			seen[a] = true
+		}
+	}
+	if !slices.Equal(c.Overlay, f.Config.Overlay) || strings.ContainsAny(c.Resolver+strings.Join(c.Search, ""), " \n\t\x1b") {
+		t.Errorf("addresses %v, resolver %q, domains %q", c.Overlay, c.Resolver, c.Search)
+	}
+}
+
+func FuzzAnswer(f *testing.F) {
+	c := laptop(f)
+	body, err := json.Marshal(answered(f, c.File))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(body)
+	f.Add([]byte(`{"mtu":1420,"peers":[{"allowedIPs":["0.0.0.0/0"]}]}`))
+	node := signer(1)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		q := newQuestion("default", c.File.PrivateKey.PublicKey())
+		r := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(body))}
+		q.sign(r.Header, node, http.StatusOK, body)
+		if got, err := c.read(q, idOf(node), r); err == nil {
+			checkBelieved(t, c.File, got)
+		}
+	})
+}
+
+// An impostor that took a node's port answers, refuses, and sends elsewhere; for the
+// client that node is silent, and no other place is asked.
+func TestHostileImpostor(t *testing.T) {
+	var elsewhere int
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere++ }))
+	defer other.Close()
+	c := laptop(t)
+	forged := answered(t, c.File)
+	forged.Peers[0].AllowedIPs = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
+	at := netip.MustParseAddr("127.0.78.1")
+	l, err := net.Listen("tcp", netip.AddrPortFrom(at, mesh.ClientPort).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := []http.HandlerFunc{
+		func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(forged) },
+		func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) },
+		func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
+		},
+		func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X", strings.Repeat("x", 1<<20))
+			_ = json.NewEncoder(w).Encode(forged)
+		},
+	}
+	asked := 0
+	impostor := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answers[asked](w, r)
+	})}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = impostor.Serve(l) }()
+	defer func() { _ = impostor.Close(); <-done }()
+	node := c.config.Peers[0]
+	node.Overlay = at
+	for ; asked < len(answers); asked++ {
+		if told, err := c.ask(t.Context(), []control.ClientPeer{node}); err == nil {
+			t.Errorf("answer %d is believed: %+v", asked, told)
+		}
+	}
+	if elsewhere > 0 {
+		t.Error("the client asked where it was sent")
+	}
+	if c.missed[node.PublicKey] != len(answers) {
+		t.Errorf("the node was silent %d times, want %d", c.missed[node.PublicKey], len(answers))
+	}
+}
+
+// A host's own networks stay as they are; what overlaps them is left out, and named.
+func TestHostileAttachedNetworks(t *testing.T) {
+	c := laptop(t)
+	own := []netip.Prefix{netip.MustParsePrefix("10.43.7.0/24"), netip.MustParsePrefix("10.4.0.2/32"), netip.MustParsePrefix("192.168.1.0/24")}
+	peers, left := withoutAttached(c.config.Peers, own)
+	if got := fmt.Sprint(peers[0].AllowedIPs, peers[1].AllowedIPs, left); got != "[10.4.0.1/32 10.42.0.0/24] [10.42.1.0/24 fd04::2/128] [10.43.0.0/16 overlaps 10.43.7.0/24 10.4.0.2/32 overlaps 10.4.0.2/32]" {
+		t.Errorf("got %s", got)
+	}
+	if len(c.config.Peers[0].AllowedIPs) != 3 {
+		t.Error("the configuration itself has changed")
+	}
+	if leadTo(peers, netip.MustParseAddr(c.config.Resolver)) {
+		t.Error("the resolver is asked, and is in the host's own network")
+	}
+	list, err := attached("none")
+	if err != nil || !slices.Contains(list, netip.MustParsePrefix("127.0.0.0/8")) {
+		t.Errorf("attached networks: got %v, %v, want loopback among them", list, err)
+	}
+}
+
+// A tunnel does not run through itself, whatever a name resolves to.
+func TestHostileEndpoint(t *testing.T) {
+	c := laptop(t)
+	peers := c.config.Peers
+	for addr, ok := range map[string]bool{"192.0.2.1": true, "10.42.1.9": false, "127.0.0.1": false, "224.0.0.1": false} {
+		c.resolved["aws.example.com"] = resolved{addr: netip.MustParseAddr(addr)}
+		if got := c.endpoint(peers[0], peers); got.IsValid() != ok {
+			t.Errorf("%s: got %v", addr, got)
+		}
+	}
+}
+
+// What nodes say of ever new peers leaves nothing behind, and a question stays short.
+func TestHostilePeersAreForgotten(t *testing.T) {
+	c := laptop(t)
+	for i := range 3000 {
+		told := answered(t, c.File)
+		told.Peers[0].PublicKey, told.Peers[0].Endpoint = wgtypes.Key{1, byte(i), byte(i >> 8)}.String(), fmt.Sprintf("h%d.example.com:1", i)
+		c.adopt(told)
+		c.missed[told.Peers[0].PublicKey], c.resolved[fmt.Sprintf("h%d.example.com", i)] = misses, resolved{}
+	}
+	c.adopt(c.File.Config)
+	if len(c.missed) > 0 || len(c.resolved) > 0 {
+		t.Errorf("%d keys and %d hosts are kept, want none", len(c.missed), len(c.resolved))
+	}
+	for i := range 3000 {
+		p := c.File.Config.Peers[0]
+		p.PublicKey = wgtypes.Key{2, byte(i), byte(i >> 8)}.String()
+		c.config.Standbys = append(c.config.Standbys, p)
+		c.missed[p.PublicKey] = misses
+	}
+	query := maps.Clone(newQuestion("default", wgtypes.Key{}).query())
+	query["silent"] = c.silentKeys()
+	if got := len(url.Values(query).Encode()); got > 8<<10 {
+		t.Errorf("a question has %d bytes", got)
+	}
+}
+
+// Somebody opens hundreds of connections and leaves them; a client gets its answer.
+func TestHostileConnections(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	c := laptop(t)
+	server := NewServer(ServerOptions{
+		Cluster: "default", Identity: signer(1), Logger: log, IsClient: func(netip.Addr) bool { return true },
+		Source: func(Asker) (control.ClientConfig, bool) { return answered(t, c.File), true },
+	})
+	at := netip.MustParseAddr("127.0.79.1")
+	if err := server.Keep([]netip.Addr{at}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = server.Close(t.Context()) }()
+	open := 0
+	for range 300 {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 66)}, Timeout: 30 * time.Second}
+		conn, err := d.Dial("tcp", netip.AddrPortFrom(at, mesh.ClientPort).String())
+		if err != nil {
+			continue
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			continue
+		}
+		if n, _ := conn.Read(make([]byte, 1)); n == 1 {
+			open++
+		}
+	}
+	if open != maxPerSource {
+		t.Errorf("%d connections of one source are open, want %d", open, maxPerSource)
+	}
+	node := c.config.Peers[0]
+	node.ID, node.Overlay = idOf(signer(1)), at
+	if _, err := c.ask(t.Context(), []control.ClientPeer{node}); err != nil {
+		t.Errorf("a client: %v", err)
+	}
+}
