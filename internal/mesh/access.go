@@ -26,7 +26,7 @@ type AccessTarget string
 const (
 	AccessPods     AccessTarget = "pods"
 	AccessServices AccessTarget = "services"
-	AccessNodes    AccessTarget = "nodes" // overlay addresses and internal IPs
+	AccessNodes    AccessTarget = "nodes" // overlay addresses, internal IPs, and what nodes have in the pod ranges
 )
 
 // DefaultAccess is what a client may reach unless it is told otherwise.
@@ -108,6 +108,10 @@ type Allowance struct {
 	Protocol     string // tcp | udp; "" for all
 	Port         uint16 // 0 without Protocol
 	Destinations []netip.Prefix
+	// Bridges are the networks in which the nodes' own addresses in the pod ranges
+	// may be reached too, see [Topology.PodRanges]. Elsewhere Destinations don't
+	// open these.
+	Bridges []netip.Prefix
 }
 
 // allowances resolves an access list. Those of one protocol and port become one.
@@ -119,6 +123,7 @@ func (l *layout) allowances(list []Access) []Allowance {
 			out, i = append(out, Allowance{Protocol: a.Protocol, Port: a.Port}), len(out)
 		}
 		out[i].Destinations = MergePrefixes(append(out[i].Destinations, l.destinations(a)...))
+		out[i].Bridges = MergePrefixes(append(out[i].Bridges, l.bridges(a)...))
 	}
 	slices.SortFunc(out, func(a, b Allowance) int {
 		return strings.Compare(fmt.Sprint(a.Protocol, a.Port), fmt.Sprint(b.Protocol, b.Port))
@@ -137,6 +142,19 @@ func (l *layout) destinations(a Access) []netip.Prefix {
 		return l.nodes
 	}
 	return []netip.Prefix{a.Prefix}
+}
+
+// bridges are the networks in which an access opens the addresses that nodes have
+// in the pod ranges: those of their bridges, behind which a node answers on all its
+// ports. That is access to nodes, unless somebody names such an address.
+func (l *layout) bridges(a Access) []netip.Prefix {
+	switch {
+	case a.Target == AccessNodes:
+		return l.Cluster.Pods
+	case a.Target == "" && a.Prefix.IsSingleIP() && contains(l.Cluster.Pods, a.Prefix.Addr()):
+		return []netip.Prefix{a.Prefix}
+	}
+	return nil
 }
 
 // opens says whether a list lets packets of a protocol to a port of an address.

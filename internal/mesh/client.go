@@ -342,6 +342,18 @@ func (l *layout) nodePrefixes() []netip.Prefix {
 	return MergePrefixes(ps)
 }
 
+// hosts are where nodes have addresses, those of their endpoints among them. What a
+// record claims of the ranges of pods, clients and Services stays theirs.
+func (l *layout) hosts() []netip.Prefix {
+	ps := l.Cluster.nodeRanges()
+	for _, p := range slices.Concat(l.nodePrefixes(), singles(l.reached)) {
+		if !contains(l.reserved, p.Addr()) {
+			ps = append(ps, p)
+		}
+	}
+	return MergePrefixes(ps)
+}
+
 // reportStranded reports nodes that no client reaches.
 func (d *deriver) reportStranded() {
 	if len(d.clients) == 0 {

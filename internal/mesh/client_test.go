@@ -118,7 +118,10 @@ func TestDeriveClient(t *testing.T) {
 	home := mesh.Derive(in)
 	want := []mesh.ClientTunnel{{
 		ID: in.Clients[0].ID, Name: "c0", Key: in.Clients[0].Key, Addresses: []netip.Addr{netip.MustParseAddr("10.4.128.1")},
-		Allowed: []mesh.Allowance{{Destinations: prefixes("10.4.0.0/17", "10.42.0.0/16", "10.43.0.0/16", "172.16.0.5/32", "172.16.1.5/32")}},
+		Allowed: []mesh.Allowance{{
+			Destinations: prefixes("10.4.0.0/17", "10.42.0.0/16", "10.43.0.0/16", "172.16.0.5/32", "172.16.1.5/32"),
+			Bridges:      prefixes("10.42.0.0/16"),
+		}},
 	}}
 	if d := cmp.Diff(want, home.Clients, compareTopologies); d != "" {
 		t.Errorf("clients of the node with an endpoint (-want +got):\n%s", d)

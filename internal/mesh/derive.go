@@ -39,7 +39,10 @@ type Input struct {
 // demands.
 func Derive(in Input) Topology {
 	l := newLayout(in)
-	t := Topology{Guarded: l.guarded, Seat: None}
+	t := Topology{
+		Guarded: l.guarded, Seat: None,
+		Guests: in.Cluster.guests(), PodRanges: in.Cluster.podRanges(), Hosts: l.hosts(),
+	}
 	self := l.find(in.Self)
 	if self == nil {
 		return t

@@ -268,7 +268,14 @@ func TestDeriveSameKeyTwice(t *testing.T) {
 func TestDeriveWithoutOwnRecord(t *testing.T) {
 	in := clusterOf(2)
 	in.Records = in.Records[1:]
-	want := mesh.Topology{Seat: mesh.None, Guarded: prefixes("10.4.0.0/14", "10.128.0.0/9", "fd04::/64", "fd42::/48")}
+	want := mesh.Topology{
+		Seat: mesh.None, Guarded: prefixes("10.4.0.0/14", "10.128.0.0/9", "fd04::/64", "fd42::/48"),
+		Guests: prefixes("10.6.0.0/15", "10.128.0.0/9", "fd04::8000:0:0:0/65", "fd42::/48"),
+		PodRanges: []mesh.PodRange{
+			{Range: netip.MustParsePrefix("10.128.0.0/9"), Bits: 24}, {Range: netip.MustParsePrefix("fd42::/48"), Bits: 64},
+		},
+		Hosts: prefixes("10.4.0.0/15", "172.16.1.5/32", "198.51.0.2/32", "fd04::/65"),
+	}
 	if diff := cmp.Diff(want, mesh.Derive(in), compareTopologies); diff != "" {
 		t.Errorf("topology (-want +got):\n%s", diff)
 	}
@@ -328,5 +335,19 @@ func TestOwnEndpoints(t *testing.T) {
 				t.Errorf("nat: got %v, want %v", nat, tt.nat)
 			}
 		})
+	}
+}
+
+// TestHostileHosts has a record claim what is not its node's: pods, clients and
+// Services stay theirs.
+func TestHostileHosts(t *testing.T) {
+	in := clusterOf(2)
+	in.Cluster = cluster(true)
+	in.Records[1].InternalIPs = prefixes("10.42.7.7/24", "10.43.0.10/16", "10.4.128.1/16", "172.16.9.9/24")
+	in.Records[1].Endpoints = []mesh.Endpoint{{Host: "10.42.7.8", Port: 51820}, {Host: "198.51.0.9", Port: 51820}}
+	got := mesh.Derive(in).Hosts
+	want := prefixes("10.4.0.0/17", "172.16.0.5/32", "172.16.9.9/32", "198.51.0.1/32", "198.51.0.9/32")
+	if diff := cmp.Diff(want, got, compareTopologies); diff != "" {
+		t.Errorf("hosts (-want +got):\n%s", diff)
 	}
 }

@@ -277,6 +277,14 @@ type Topology struct {
 	// allowed-location-ips. Hosts there have no route back to the mesh.
 	Serves []netip.Prefix
 
+	// Guests are where those have their addresses who are not nodes: pods and
+	// clients. PodRanges say the same of pods alone, with the length of each node's
+	// pod CIDR. Hosts are where nodes have theirs, as far as others know: overlay
+	// addresses, internal IPs, endpoints. Each is sorted, without overlaps.
+	Guests    []netip.Prefix
+	PodRanges []PodRange
+	Hosts     []netip.Prefix
+
 	// Clients are those whose tunnels end here, by address. ClientRanges are where
 	// the addresses of all clients lie, Nodes where nodes have theirs, and
 	// GossipPorts what is closed to clients there; none without clients.
@@ -290,6 +298,12 @@ type Topology struct {
 	AllClients []Client
 
 	Problems []Problem // sorted
+}
+
+// PodRange is a range from which nodes have their pod CIDRs.
+type PodRange struct {
+	Range netip.Prefix
+	Bits  int // length of a pod CIDR
 }
 
 // ClientTunnel is a client's tunnel that ends on this node.

@@ -92,6 +92,21 @@ func (c Cluster) guarded() []netip.Prefix {
 	return ps
 }
 
+// guests are where pods and clients have their addresses.
+func (c Cluster) guests() []netip.Prefix {
+	return MergePrefixes(slices.Concat(c.Pods, c.clientRanges()))
+}
+
+// podRanges are the pod ranges with the length of each node's part.
+func (c Cluster) podRanges() []PodRange {
+	var out []PodRange
+	for i, p := range c.Pods {
+		out = append(out, PodRange{Range: p, Bits: c.PodPrefix[i]})
+	}
+	slices.SortFunc(out, func(a, b PodRange) int { return ComparePrefix(a.Range, b.Range) })
+	return out
+}
+
 // Families says which address families the cluster gives out.
 func (c Cluster) Families() (v4, v6 bool) {
 	for _, p := range c.guarded() {

@@ -34,7 +34,9 @@ func (s Settings) access(t mesh.Topology) (sets []Set, chain []Chain) {
 			rules = append(rules, rule("%sclients%s %s daddr @nodes%s meta l4proto { tcp, udp } th dport { %s } counter drop",
 				from, f.suffix, f.keyword, f.suffix, ports(t.GossipPorts)))
 		}
-		for i, group := range equallyAllowed(t.Clients) {
+		groups := equallyAllowed(t.Clients)
+		rules = append(rules, accessToBridges(f, t, from, groups)...)
+		for i, group := range groups {
 			name := fmt.Sprintf("access%d", i)
 			sets = append(sets, f.set(name+"from", f.merged(addressesOf(group))))
 			for _, a := range group[0].Allowed {
@@ -48,11 +50,7 @@ func (s Settings) access(t mesh.Topology) (sets []Set, chain []Chain) {
 				}
 				set := f.set(name+service+"to", to)
 				sets = append(sets, set)
-				match := fmt.Sprintf("%s%sfrom%s %s daddr @%s", from, name, f.suffix, f.keyword, set.Name)
-				if a.Protocol != "" {
-					match += fmt.Sprintf(" %s dport %d", a.Protocol, a.Port)
-				}
-				rules = append(rules, rule("%s accept", match))
+				rules = append(rules, rule("%s%sfrom%s %s daddr @%s%s accept", from, name, f.suffix, f.keyword, set.Name, serviceOf(a)))
 			}
 		}
 		rules = append(rules, rule("%sclients%s counter drop", from, f.suffix))
@@ -61,6 +59,34 @@ func (s Settings) access(t mesh.Topology) (sets []Set, chain []Chain) {
 		return nil, nil
 	}
 	return sets, []Chain{{Name: chainAccess, Type: "filter", Hook: "prerouting", Priority: priorityMangle, Rules: rules}}
+}
+
+// accessToBridges opens the addresses that nodes have in the pod ranges to those who
+// may reach nodes, and closes them to all others.
+func accessToBridges(f family, t mesh.Topology, from string, groups [][]mesh.ClientTunnel) []Rule {
+	var rules []Rule
+	for i, group := range groups {
+		for _, a := range group[0].Allowed {
+			if len(f.merged(a.Bridges)) == 0 {
+				continue
+			}
+			for _, bridges := range f.bridges(t, a.Bridges) {
+				rules = append(rules, rule("%saccess%dfrom%s %s%s accept", from, i, f.suffix, bridges, serviceOf(a)))
+			}
+		}
+	}
+	for _, bridges := range f.bridges(t, nil) {
+		rules = append(rules, rule("%sclients%s %s counter drop", from, f.suffix, bridges))
+	}
+	return rules
+}
+
+// serviceOf matches an allowance's protocol and port, if it is for one only.
+func serviceOf(a mesh.Allowance) string {
+	if a.Protocol == "" {
+		return ""
+	}
+	return fmt.Sprintf(" %s dport %d", a.Protocol, a.Port)
 }
 
 func (f family) set(name string, elements []netip.Prefix) Set {

@@ -20,6 +20,7 @@ func TestJoinsAndLeavesLeaveNothing(t *testing.T) {
 	with := Desired(topology4(meshPeer(2, "a", "10.4.0.2/32", "10.42.1.0/24")), s)
 	without := Desired(topology4(), s)
 	with.Accepts, without.Accepts = nil, nil // no other firewall stands in the way here
+	with.OwnPorts, without.OwnPorts = nil, nil
 	h := newHost(t)
 	round := func() {
 		mustReconcile(t, h, with)

@@ -38,23 +38,27 @@ const (
 	chainForward     = "forward"
 	chainGuard       = "guard"
 	chainInput       = "input"
+	chainOwnPorts    = "ownports"
+	chainOwnPortsOut = "ownportsout"
 	chainPostrouting = "postrouting"
 )
 
 // Priorities of our chains. nf_nat runs the nat chains of a hook in order of
 // priority until one has decided about the flow, so 90 is before kube-proxy's
-// MASQUERADE and everybody else's at 100 (srcnat). -150 is where mangle sits, between
+// MASQUERADE and everybody else's at 100 (srcnat), and -110 before everybody's DNAT
+// at -100 (dstnat). -150 is where mangle sits, between
 // connection tracking and DNAT (-100).
 // -290 is after raw (-300), whose rules thus see all packets, and before
 // connection tracking (-200): a forged packet leaves no entry behind. 0 is where
 // filters sit. 200 is after all NAT (100): a source address there is the one that
 // the network will see.
 const (
-	priorityExit   = 200
-	prioritySNAT   = 90
-	priorityFilter = 0
-	priorityMangle = -150
-	priorityGuard  = -290
+	priorityExit     = 200
+	prioritySNAT     = 90
+	priorityFilter   = 0
+	priorityOwnPorts = -110
+	priorityMangle   = -150
+	priorityGuard    = -290
 )
 
 // masqueradeMark is the bit that kube-proxy sets on packets whose source it

@@ -71,6 +71,7 @@ func Desired(t mesh.Topology, s Settings) State {
 		Firewall:  s.firewall(t),
 		Sysctls:   s.sysctls(t),
 		Accepts:   s.accepts(t),
+		OwnPorts:  s.ownPorts(t),
 	}
 	if state.VXLAN != nil {
 		state.Forwarding, state.Neighbors = entries(t)

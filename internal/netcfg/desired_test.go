@@ -46,6 +46,9 @@ func topology4(peers ...mesh.Peer) mesh.Topology {
 		PodCIDRs:  prefixList("10.42.0.0/24"),
 		Inside:    prefixList("10.4.0.0/16", "10.42.0.0/16"),
 		Guarded:   prefixList("10.4.0.0/16", "10.42.0.0/16"),
+		Guests:    prefixList("10.4.128.0/17", "10.42.0.0/16"),
+		PodRanges: []mesh.PodRange{{Range: netip.MustParsePrefix("10.42.0.0/16"), Bits: 24}},
+		Hosts:     prefixList("10.4.0.0/17", "203.0.113.2/32"),
 		Peers:     peers,
 	}
 }
@@ -53,7 +56,7 @@ func topology4(peers ...mesh.Peer) mesh.Topology {
 func settings() Settings {
 	return Settings{
 		Interface: "meshd0", Implementation: Kernel, PrivateKey: key(1),
-		ListenPort: 51820, MTU: 1420, Bridge: "kube-bridge",
+		ListenPort: 51820, GossipPort: 7946, MTU: 1420, Bridge: "kube-bridge",
 	}
 }
 
@@ -65,6 +68,9 @@ func TestDesired(t *testing.T) {
 	dual.PodCIDRs = append(dual.PodCIDRs, netip.MustParsePrefix("fd00:42::/64"))
 	dual.Inside = append(dual.Inside, prefixList("fd00:4::/64", "fd00:42::/48")...)
 	dual.Guarded = append(dual.Guarded, prefixList("fd00:4::/64", "fd00:42::/48")...)
+	dual.Guests = append(dual.Guests, prefixList("fd00:4::8000:0:0:0/65", "fd00:42::/48")...)
+	dual.PodRanges = append(dual.PodRanges, mesh.PodRange{Range: netip.MustParsePrefix("fd00:42::/48"), Bits: 64})
+	dual.Hosts = append(dual.Hosts, prefixList("fd00:4::/65", "2001:db8::2/128")...)
 
 	nat := meshPeer(3, "laptop", "10.4.128.1/32")
 	nat.Endpoints = nil
@@ -130,7 +136,10 @@ func TestDesired(t *testing.T) {
 // withClients adds two clients that may reach what clients usually may, and one that
 // may reach less.
 func withClients(t mesh.Topology) mesh.Topology {
-	usual := []mesh.Allowance{{Destinations: prefixList("10.4.0.0/17", "10.42.0.0/16", "10.43.0.0/16", "fd00:42::/48")}}
+	usual := []mesh.Allowance{{
+		Destinations: prefixList("10.4.0.0/17", "10.42.0.0/16", "10.43.0.0/16", "fd00:42::/48"),
+		Bridges:      prefixList("10.42.0.0/16", "fd00:42::/48"),
+	}}
 	for i, name := range []string{"laptop", "tablet", "kiosk"} {
 		c := mesh.ClientTunnel{
 			ID: mesh.ID{0xc0, byte(i)}, Name: name, Key: key(byte(20 + i)).PublicKey(), Allowed: usual,

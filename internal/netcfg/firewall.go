@@ -34,6 +34,8 @@ var families = []family{
 //	members   the neighbors from which VXLAN is accepted
 //	plain     the neighbors to which packets go as they are
 //	clientranges  where the clients of all nodes have their addresses
+//	guests    where pods and clients have their addresses
+//	hosts     where nodes have theirs, also outside of the mesh
 //
 // each for one family; a set that would be empty isn't made, nor are the rules
 // that name it.
@@ -46,16 +48,19 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 		sets["members"+f.suffix] = f.merged(s.members(t))
 		sets["plain"+f.suffix] = f.merged(plainly(t))
 		sets["clientranges"+f.suffix] = f.merged(t.ClientRanges)
+		sets["guests"+f.suffix] = f.merged(t.Guests)
+		sets["hosts"+f.suffix] = f.merged(t.Hosts)
 	}
 	var fw Firewall
-	for _, name := range []string{"clientranges", "guarded", "inside", "location", "members", "plain"} {
+	for _, name := range []string{"clientranges", "guarded", "guests", "hosts", "inside", "location", "members", "plain"} {
 		for _, f := range families {
 			if elements := sets[name+f.suffix]; len(elements) > 0 {
 				fw.Sets = append(fw.Sets, Set{Name: name + f.suffix, Type: f.setType, Elements: elements})
 			}
 		}
 	}
-	var exit, guard, input, nat []Rule
+	input := s.closedToGuests(t)
+	var exit, guard, nat []Rule
 	for _, f := range families {
 		if len(sets["guarded"+f.suffix]) > 0 {
 			exit = append(exit, s.closed(f, t))
@@ -74,15 +79,17 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 			nat = append(nat, s.masqueradeLocation(f, t))
 		}
 	}
+	for _, f := range families {
+		guard = append(guard, s.forged(f, t))
+	}
 	fw.Chains = []Chain{
 		{Name: chainExit, Type: "filter", Hook: "postrouting", Priority: priorityExit, Rules: exit},
-		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: s.clampMSS(t)},
+		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: append(s.border(t), s.clampMSS(t)...)},
 		{Name: chainGuard, Type: "filter", Hook: "prerouting", Priority: priorityGuard, Rules: guard},
-		{Name: chainPostrouting, Type: "nat", Hook: "postrouting", Priority: prioritySNAT, Rules: nat},
+		{Name: chainInput, Type: "filter", Hook: "input", Priority: priorityFilter, Rules: input},
 	}
-	if len(input) > 0 {
-		fw.Chains = slices.Insert(fw.Chains, 3, Chain{Name: chainInput, Type: "filter", Hook: "input", Priority: priorityFilter, Rules: input})
-	}
+	fw.Chains = append(fw.Chains, s.keepOwnPorts(t)...)
+	fw.Chains = append(fw.Chains, Chain{Name: chainPostrouting, Type: "nat", Hook: "postrouting", Priority: prioritySNAT, Rules: nat})
 	more, access := s.access(t)
 	fw.Sets, fw.Chains = append(fw.Sets, more...), append(access, fw.Chains...)
 	slices.SortFunc(fw.Sets, func(a, b Set) int { return strings.Compare(a.Name, b.Name) })

@@ -110,12 +110,18 @@ func startLab(t *testing.T, changes ...func(*mesh.Topology)) {
 		PodCIDRs:  prefixList("10.42.0.0/24", "fd00:42::/64"),
 		Inside:    prefixList("10.4.0.0/16", "10.42.0.0/16", "fd00:4::/64", "fd00:42::/48"),
 		Guarded:   prefixList("10.4.0.0/16", "10.42.0.0/16", "fd00:4::/64", "fd00:42::/48"),
-		Serves:    prefixList("198.51.100.0/24", "2001:db8:1::/64"),
+		Guests:    prefixList("10.4.128.0/17", "10.42.0.0/16", "fd00:4::8000:0:0:0/65", "fd00:42::/48"),
+		Hosts:     prefixList("10.4.0.0/17", "192.0.2.1/32", "192.0.2.254/32", "fd00:4::/65", "2001:db8::1/128", "2001:db8::fe/128"),
+		PodRanges: []mesh.PodRange{
+			{Range: netip.MustParsePrefix("10.42.0.0/16"), Bits: 24},
+			{Range: netip.MustParsePrefix("fd00:42::/48"), Bits: 64},
+		},
+		Serves: prefixList("198.51.100.0/24", "2001:db8:1::/64"),
 	}
 	for _, change := range changes {
 		change(&topology)
 	}
-	s := Desired(topology, Settings{Interface: "meshd0", Bridge: "kube-bridge", MTU: 1420})
+	s := Desired(topology, Settings{Interface: "meshd0", Bridge: "kube-bridge", MTU: 1420, ListenPort: 51820, GossipPort: 7946})
 	plan := Plan{Firewall: &s.Firewall, Sysctls: s.Sysctls}
 	for _, r := range s.Routes {
 		plan.Routes = append(plan.Routes, RouteChange{Route: r})
@@ -370,13 +376,19 @@ func within(t *testing.T, ns string, f func()) {
 // newSender opens a UDP socket that sends from src, whoever's address it is.
 func newSender(t *testing.T, ns string, src netip.Addr, mark int) *net.UDPConn {
 	t.Helper()
+	return newSenderAt(t, ns, netip.AddrPortFrom(src, 0), mark)
+}
+
+// newSenderAt is newSender with a port.
+func newSenderAt(t *testing.T, ns string, src netip.AddrPort, mark int) *net.UDPConn {
+	t.Helper()
 	var c net.PacketConn
 	var err error
 	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var errs [3]error
 		if err := raw.Control(func(fd uintptr) {
 			errs[0] = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1)
-			if src.Is6() {
+			if src.Addr().Is6() {
 				errs[1] = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
 			}
 			errs[2] = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark)
@@ -390,7 +402,7 @@ func newSender(t *testing.T, ns string, src netip.Addr, mark int) *net.UDPConn {
 		}
 		return nil
 	}}
-	within(t, ns, func() { c, err = lc.ListenPacket(t.Context(), "udp", netip.AddrPortFrom(src, 0).String()) })
+	within(t, ns, func() { c, err = lc.ListenPacket(t.Context(), "udp", src.String()) })
 	if err != nil {
 		t.Fatal(err)
 	}

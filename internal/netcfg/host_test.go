@@ -398,7 +398,7 @@ func TestFirewallOfDesired(t *testing.T) {
 	}, Settings{
 		Interface: "meshd0", Implementation: Auto, PrivateKey: key(8), ListenPort: 51820, MTU: 1400, Bridge: "kube-bridge",
 	})
-	want.Accepts = nil // no other firewall stands in the way here
+	want.Accepts, want.OwnPorts = nil, nil // no other firewall stands in the way here
 	h := newHost(t)
 	mustReconcile(t, h, want)
 	checkState(t, h, want)

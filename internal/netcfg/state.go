@@ -26,6 +26,7 @@ type State struct {
 	Firewall   Firewall        // our nft table; zero for none
 	Sysctls    []Sysctl        // by Key
 	Accepts    []Accept        // rules that tables of others may need; only in desired states
+	OwnPorts   []OwnPort       // on which nobody else may answer; only in desired states
 
 	// Observed states only.
 	Filters   []filter.Table // of others

@@ -473,6 +473,8 @@ func TestPlanString(t *testing.T) {
 	want := `~ nft table inet meshd
   nft chain guard type filter hook prerouting priority -290
   nft rule guard ip saddr @guarded4 fib saddr . iif oif missing counter drop
+  nft rule guard iifname "meshd0" ip saddr != 0.0.0.0 fib saddr . iif oif missing counter drop
+  nft rule guard iifname "meshd0" ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif missing counter drop
 - link meshd0
 + link meshd0 wireguard userspace mtu 1420 listen-port 51820 public-key ` + key(1).PublicKey().String() + ` up
 ~ sysctl net.ipv4.conf.meshd0.rp_filter = 2
