@@ -29,6 +29,9 @@ func (h *Host) Apply(ctx context.Context, p Plan) error {
 	if p.Firewall != nil {
 		errs = append(errs, h.replaceFirewall(ctx, *p.Firewall))
 	}
+	for _, dst := range p.Backstops {
+		errs = append(errs, h.addBackstop(dst))
+	}
 	for _, c := range p.Accepts {
 		errs = append(errs, h.applyAccept(ctx, c))
 	}
@@ -79,6 +82,9 @@ func (h *Host) prune(ctx context.Context, p Plan) error {
 	}
 	if p.StaleDevice != "" {
 		errs = append(errs, h.deleteDevice())
+	}
+	for _, dst := range p.StaleBackstops {
+		errs = append(errs, h.delRoute(backstop(dst)))
 	}
 	if p.StaleFirewall {
 		errs = append(errs, h.deleteFirewall(ctx))
@@ -375,7 +381,7 @@ func (h *Host) checkOwnRoute(dst netip.Prefix) error {
 		return err
 	}
 	for _, r := range routes {
-		if r.Table == unix.RT_TABLE_MAIN && destination(r) == dst {
+		if r.Table == unix.RT_TABLE_MAIN && destination(r) == dst && !isBackstop(r) {
 			return nil
 		}
 	}

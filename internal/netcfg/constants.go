@@ -17,6 +17,11 @@ import (
 // Cilium, flannel, Kilo and Tailscale use 2 to 4. 77 is in none of these lists.
 const RouteProtocol = 77
 
+// backstopMetric is the metric of our blackhole routes, see State.Backstops. It is
+// the highest that fits an int everywhere, so that any other route to the same
+// range comes before it.
+const backstopMetric = 1<<31 - 1
+
 // FirewallTable is the name of our nft table, of family inet.
 const FirewallTable = "meshd"
 

@@ -67,6 +67,7 @@ func Desired(t mesh.Topology, s Settings) State {
 		Peers:     s.peers(t),
 		VXLAN:     s.vxlan(t),
 		Addresses: hostPrefixes(t.Addresses),
+		Backstops: normal(t.Guarded),
 		Routes:    s.routes(t),
 		Firewall:  s.firewall(t),
 		Sysctls:   s.sysctls(t),

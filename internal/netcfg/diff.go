@@ -46,6 +46,10 @@ func Diff(observed, desired State, o Options) Plan {
 	if p.VXLAN != nil && p.VXLAN.Create {
 		observed = observed.withoutVXLAN(desired.VXLAN.Name)
 	}
+	p.Backstops = missing(observed.Backstops, desired.Backstops)
+	if o.Prune {
+		p.StaleBackstops = missing(desired.Backstops, observed.Backstops)
+	}
 	p.Sysctls = missing(observed.Sysctls, desired.Sysctls)
 	p.Accepts = diffAccepts(observed.Filters, desired.Accepts, o.Prune)
 	if !observed.Firewall.equal(desired.Firewall) {

@@ -63,7 +63,7 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 	var exit, guard, nat []Rule
 	for _, f := range families {
 		if len(sets["guarded"+f.suffix]) > 0 {
-			exit = append(exit, s.closed(f, t))
+			exit = append(exit, s.closed(f, t)...)
 			guard = append(guard, f.guard())
 		}
 		if len(sets["members"+f.suffix]) > 0 {
@@ -99,7 +99,7 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 // inside is what belongs to the mesh. What goes to a neighbor does, and should
 // mesh.Derive leave some of it out, it would be masqueraded half way.
 func inside(t mesh.Topology) []netip.Prefix {
-	out := slices.Clone(t.Inside)
+	out := slices.Concat(t.Guarded, t.Inside)
 	for _, n := range t.Neighbors {
 		out = append(out, n.Prefixes...)
 	}
@@ -124,20 +124,27 @@ func (f family) guard() Rule {
 	return rule("%[1]s saddr @guarded%[2]s fib saddr . iif oif missing counter drop", f.keyword, f.suffix)
 }
 
-// closed keeps what belongs to the mesh from leaving in plain text. A connection
-// to a node's internal IP has a source of the mesh from its first packet on; when
-// the route to it is gone, because the node or its gateway is, the next packet
-// would take the default route. Only neighbors without encapsulation get such
-// packets. Answers pass: a network that has a route to the pods through this host
+// closed keeps what has a source of the mesh from leaving in plain text: by a link
+// that is not ours, when the device, or the route to a node's internal IP, is gone.
+// Neighbors without encapsulation are the only ones that get such packets.
+//
+// What goes to the mesh never leaves so, whoever opened the connection. Of what goes
+// elsewhere, replies pass: a network that has a route to the pods through this host
 // has asked for them.
-func (s Settings) closed(f family, t mesh.Topology) Rule {
-	hop := ""
-	if len(f.merged(plainly(t))) > 0 {
-		hop = fmt.Sprintf(" rt %s nexthop != @plain%s", f.keyword, f.suffix)
-	}
+func (s Settings) closed(f family, t mesh.Topology) []Rule {
 	// WireGuard's own packets, of which there are most, have no source of the mesh.
-	return rule("%s saddr @guarded%s %s%s ct direction original counter drop",
-		f.keyword, f.suffix, notBy(append([]string{"lo", s.Bridge}, s.devices(t)...)...), hop)
+	leaves := fmt.Sprintf("%s saddr @guarded%s %s", f.keyword, f.suffix, notBy(append([]string{"lo", s.Bridge}, s.devices(t)...)...))
+	if own := f.first(normal(t.PodCIDRs)); s.Bridge == "" && own.IsValid() {
+		// The links to the pods are known only to whoever does the CNI.
+		leaves += fmt.Sprintf(" %s daddr != %s", f.keyword, own)
+	}
+	if len(f.merged(plainly(t))) > 0 {
+		leaves += fmt.Sprintf(" rt %s nexthop != @plain%s", f.keyword, f.suffix)
+	}
+	return []Rule{
+		rule("%s %s daddr @inside%s counter drop", leaves, f.keyword, f.suffix),
+		rule("%s ct direction original counter drop", leaves),
+	}
 }
 
 // plainly are the addresses of neighbors to which packets of the mesh go as they are.

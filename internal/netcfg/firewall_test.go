@@ -82,8 +82,8 @@ var inIPv6 = map[string]string{
 }
 
 // startLab builds the lab and gives the host its desired firewall, routes and
-// kernel parameters.
-func startLab(t *testing.T, changes ...func(*mesh.Topology)) {
+// kernel parameters, and returns the plan that does so.
+func startLab(t *testing.T, changes ...func(*mesh.Topology)) Plan {
 	t.Helper()
 	quiet := func() {
 		for key, value := range map[string]string{
@@ -122,13 +122,14 @@ func startLab(t *testing.T, changes ...func(*mesh.Topology)) {
 		change(&topology)
 	}
 	s := Desired(topology, Settings{Interface: "meshd0", Bridge: "kube-bridge", MTU: 1420, ListenPort: 51820, GossipPort: 7946})
-	plan := Plan{Firewall: &s.Firewall, Sysctls: s.Sysctls}
+	plan := Plan{Firewall: &s.Firewall, Backstops: s.Backstops, Sysctls: s.Sysctls}
 	for _, r := range s.Routes {
 		plan.Routes = append(plan.Routes, RouteChange{Route: r})
 	}
 	if err := newHost(t).Apply(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}
+	return plan
 }
 
 // TestFirewall sends a datagram and looks under which source it arrives.

@@ -126,7 +126,7 @@ func (h *Host) Observe(ctx context.Context, want State) (State, error) {
 	if s.VXLAN, s.Forwarding, s.Neighbors, err = h.observeVXLAN(); err != nil {
 		return State{}, err
 	}
-	if s.Routes, err = h.observeRoutes(); err != nil {
+	if s.Routes, s.Backstops, err = h.observeRoutes(); err != nil {
 		return State{}, err
 	}
 	if s.Firewall, err = h.observeFirewall(); err != nil {
@@ -266,15 +266,20 @@ func (h *Host) observeAddresses(link netlink.Link) ([]netip.Prefix, error) {
 
 // observeRoutes reads the routes of our protocol in the main table, the only one
 // that we write to.
-func (h *Host) observeRoutes() ([]Route, error) {
+func (h *Host) observeRoutes() (out []Route, backstops []netip.Prefix, err error) {
 	list, err := h.ownRoutes()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	names := make(map[int]string)
-	var out []Route
 	for _, r := range list {
 		if r.Table != unix.RT_TABLE_MAIN {
+			continue
+		}
+		if isBackstop(r) {
+			if r.Type == unix.RTN_BLACKHOLE {
+				backstops = append(backstops, destination(r))
+			}
 			continue
 		}
 		name, ok := names[r.LinkIndex]
@@ -284,7 +289,7 @@ func (h *Host) observeRoutes() ([]Route, error) {
 				continue // gone since, and the route with it
 			}
 			if err != nil {
-				return nil, fmt.Errorf("read link %d: %w", r.LinkIndex, err)
+				return nil, nil, fmt.Errorf("read link %d: %w", r.LinkIndex, err)
 			}
 			name = link.Attrs().Name
 			names[r.LinkIndex] = name
@@ -297,7 +302,7 @@ func (h *Host) observeRoutes() ([]Route, error) {
 		})
 	}
 	slices.SortFunc(out, compareRoutes)
-	return out, nil
+	return out, normal(backstops), nil
 }
 
 // ownRoutes lists the routes of our protocol, of both families, in all tables.

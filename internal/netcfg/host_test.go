@@ -47,6 +47,7 @@ func stateOf(s peerSpec) State {
 		},
 		Peers:     []Peer{{Key: s.RemotePublic, Endpoint: s.Endpoint, AllowedIPs: theirs}},
 		Addresses: []netip.Prefix{self4, self6},
+		Backstops: prefixList("10.4.0.0/16", "10.42.0.0/16", "fd00:4::/32", "fd00:42::/32"),
 		Firewall: Firewall{
 			Sets: []Set{
 				{Name: "inside4", Type: "ipv4_addr", Elements: []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16"), netip.MustParsePrefix("10.42.0.0/15")}},
@@ -207,6 +208,11 @@ func TestRestore(t *testing.T) {
 		{name: "route", damage: "ip route del 10.42.2.0/24"},
 		{name: "route of IPv6", damage: "ip -6 route del fd00:42:2::/64"},
 		{name: "route changed", damage: fmt.Sprintf("ip route replace 10.42.2.0/24 dev lo proto %d", RouteProtocol)},
+		{name: "backstop", damage: "ip route del blackhole 10.42.0.0/16 metric 2147483647"},
+		{name: "backstop of IPv6", damage: "ip -6 route del blackhole fd00:42::/32 metric 2147483647"},
+		{name: "backstop changed", damage: "ip route replace unreachable 10.42.0.0/16 metric 2147483647 proto 77"},
+		{name: "all routes", damage: "ip route flush proto 77"},
+		{name: "all routes of IPv6", damage: "ip -6 route flush proto 77"},
 		{name: "address", damage: "ip addr del 10.4.0.1/32 dev meshd0"},
 		{name: "address of IPv6", damage: "ip addr del fd00:4::1/128 dev meshd0"},
 		{name: "extra address", damage: "ip addr add 10.9.9.9/32 dev meshd0"},
@@ -358,7 +364,7 @@ func TestRemove(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantRemoved := []string{
-		"device meshd0", "nft table inet meshd", "route 10.4.0.2/32", "route 10.42.2.0/24", "route 10.42.97.0/24",
+		"device meshd0", "nft table inet meshd", "route 10.4.0.0/16", "route 10.42.0.0/16", "route fd00:4::/32", "route fd00:42::/32", "route 10.4.0.2/32", "route 10.42.2.0/24", "route 10.42.97.0/24",
 		"route fd00:42:2::/64", "route fd00:4::2/128",
 	}
 	if d := cmp.Diff(wantRemoved, removed, cmpopts.SortSlices(strings.Compare)); d != "" {

@@ -18,6 +18,9 @@ import (
 //     guard holds before the device carries a packet, and a flow's first packet,
 //     which decides about its NAT, already meets the right rules. With it goes
 //     what keeps others' firewalls from closing our ports.
+//   - The backstops come next, before the device and its addresses: from the moment
+//     on at which the host has an address of the mesh, its kernel answers pings to
+//     it, and until there are routes the answer would take the default route.
 //   - The devices, and after them the kernel parameters, some of which belong to them.
 //   - Addresses before the routes that name them as their source.
 //   - Entries of the VXLAN device before the routes that lead there. Among the
@@ -29,12 +32,13 @@ import (
 //     moves to the device after the peers: no packet is refused then.
 //   - Only then is anything taken away, the routes before the addresses, because
 //     the kernel drops routes together with their source address, and the
-//     firewall last of all.
+//     backstops and the firewall last of all.
 //
 // Everything in a plan may be applied twice: setting what is set and removing
 // what is gone succeed.
 type Plan struct {
 	Firewall    *Firewall       // the whole table, in one transaction; nil to leave it
+	Backstops   []netip.Prefix  // to add
 	Accepts     []AcceptChange  // to tables of others, in this order
 	Device      *DeviceChange   // nil to leave it
 	VXLAN       *VXLANChange    // nil to leave it
@@ -52,6 +56,7 @@ type Plan struct {
 	StaleVXLAN      string          // name of the VXLAN device to delete, with all that is on it; "" for none
 	StaleAddresses  []netip.Prefix  // to delete from the device
 	StaleDevice     string          // name of the device to delete, with all that is on it; "" for none
+	StaleBackstops  []netip.Prefix  // to delete
 	StaleFirewall   bool            // delete the table
 
 	link      string // name of the device, for String
@@ -92,12 +97,12 @@ type PeerChange struct {
 
 // Empty reports whether there is nothing to do.
 func (p Plan) Empty() bool {
-	return p.Firewall == nil && len(p.Accepts) == 0 && p.Device == nil && p.VXLAN == nil && len(p.Sysctls) == 0 &&
+	return p.Firewall == nil && len(p.Backstops) == 0 && len(p.Accepts) == 0 && p.Device == nil && p.VXLAN == nil && len(p.Sysctls) == 0 &&
 		len(p.Addresses) == 0 && len(p.Forwarding) == 0 && len(p.Neighbors) == 0 &&
 		len(p.Routes) == 0 && len(p.Peers) == 0 && len(p.MovedRoutes) == 0 &&
 		len(p.StaleRoutes) == 0 && len(p.StaleNeighbors) == 0 && len(p.StaleForwarding) == 0 &&
 		p.StaleVXLAN == "" && len(p.StaleAddresses) == 0 &&
-		p.StaleDevice == "" && !p.StaleFirewall
+		p.StaleDevice == "" && len(p.StaleBackstops) == 0 && !p.StaleFirewall
 }
 
 // Config returns the peers' changes in the form in which wgctrl wants them. It

@@ -9,11 +9,13 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
 // Remove takes everything of ours from the host: routes, devices, firewall, and
-// the CNI bridge if no pod is left on it. It returns what it removed, in words,
+// the CNI bridge if no pod is left on it. What keeps packets of the mesh from
+// leaving in plain text goes last. It returns what it removed, in words,
 // also when some of it could not be. A link that has our device's name and is
 // not ours stays. Kernel parameters stay as they are, because others may have
 // come to rely on them (k3s needs the same ones).
@@ -23,7 +25,7 @@ func (h *Host) Remove(ctx context.Context) ([]string, error) {
 	var removed []string
 	var errs []error
 	for _, step := range []func(context.Context) ([]string, error){
-		h.removeRoutes, h.removeVXLAN, h.removeDevice, h.removeFirewall, h.removeAccepts, h.removeBridge,
+		h.removeRoutes, h.removeVXLAN, h.removeDevice, h.removeAccepts, h.removeBridge, h.removeBackstops, h.removeFirewall,
 	} {
 		what, err := step(ctx)
 		removed, errs = append(removed, what...), append(errs, err)
@@ -32,6 +34,14 @@ func (h *Host) Remove(ctx context.Context) ([]string, error) {
 }
 
 func (h *Host) removeRoutes(context.Context) ([]string, error) {
+	return h.removeRoutesIf(func(r netlink.Route) bool { return !isBackstop(r) })
+}
+
+func (h *Host) removeBackstops(context.Context) ([]string, error) {
+	return h.removeRoutesIf(isBackstop)
+}
+
+func (h *Host) removeRoutesIf(wanted func(netlink.Route) bool) ([]string, error) {
 	routes, err := h.ownRoutes()
 	if err != nil {
 		return nil, err
@@ -39,6 +49,9 @@ func (h *Host) removeRoutes(context.Context) ([]string, error) {
 	var removed []string
 	var errs []error
 	for _, r := range routes {
+		if !wanted(r) {
+			continue
+		}
 		if err := h.delRoute(&r); err != nil {
 			errs = append(errs, err)
 			continue

@@ -22,6 +22,7 @@ type State struct {
 	Forwarding []FDBEntry      // of the VXLAN device, by MAC
 	Neighbors  []NeighborEntry // on the VXLAN device, by Addr
 	Addresses  []netip.Prefix  // on the device, /32 and /128
+	Backstops  []netip.Prefix  // ranges with a blackhole route for when all others are gone
 	Routes     []Route         // of our route protocol
 	Firewall   Firewall        // our nft table; zero for none
 	Sysctls    []Sysctl        // by Key

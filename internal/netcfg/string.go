@@ -61,6 +61,9 @@ func (s State) String() string {
 	for _, r := range s.Routes {
 		b.add("%s", r)
 	}
+	for _, dst := range s.Backstops {
+		b.add("%s", backstopLine(dst))
+	}
 	if !s.Firewall.empty() {
 		b.add("%s", s.Firewall)
 	}
@@ -108,6 +111,11 @@ func (r Route) String() string {
 	return s
 }
 
+// backstopLine returns the blackhole route to a range as one line.
+func backstopLine(dst netip.Prefix) string {
+	return fmt.Sprintf("route blackhole %s metric %d", dst, backstopMetric)
+}
+
 // String returns the table as the nft(8) that makes it, with hashes left out.
 func (f Firewall) String() string {
 	var b lines
@@ -134,6 +142,9 @@ func (p Plan) String() string {
 	var b lines
 	if p.Firewall != nil {
 		b.add("~ %s", strings.ReplaceAll(p.Firewall.String(), "\n", "\n  "))
+	}
+	for _, dst := range p.Backstops {
+		b.add("+ %s", backstopLine(dst))
 	}
 	for _, c := range p.Accepts {
 		b.add("%s", c)
@@ -188,6 +199,9 @@ func (p Plan) addStale(b *lines) {
 	}
 	if p.StaleDevice != "" {
 		b.add("- link %s", p.StaleDevice)
+	}
+	for _, dst := range p.StaleBackstops {
+		b.add("- %s", backstopLine(dst))
 	}
 	if p.StaleFirewall {
 		b.add("- nft table inet %s", FirewallTable)

@@ -173,12 +173,12 @@ func TestDiffVXLAN(t *testing.T) {
 			edit: func(o *State) {
 				v := *o.VXLAN
 				v.Learning = true
-				*o = State{Device: o.Device, Addresses: o.Addresses, Firewall: o.Firewall, Sysctls: o.Sysctls, VXLAN: &v}
+				*o = State{Device: o.Device, Addresses: o.Addresses, Backstops: o.Backstops, Firewall: o.Firewall, Sysctls: o.Sysctls, VXLAN: &v}
 			},
 			want: "- link meshd0-vx\n+ link meshd0-vx vxlan id 77 local 192.168.10.1 dstport 7947 nolearning address 02:01:00:00:00:00 mtu 1420 up\n" +
 				"~ sysctl net.ipv4.conf.meshd0-vx.rp_filter = 2\n~ sysctl net.ipv4.conf.meshd0-vx.send_redirects = 0\n" +
 				"~ sysctl net.ipv6.conf.meshd0-vx.accept_ra = 0\n~ sysctl net.ipv6.conf.meshd0-vx.disable_ipv6 = 0\n" +
-				entriesOnly(Diff(State{}, Desired(member(), lanSettings()), Options{}).String()),
+				entriesOnly(Diff(State{Backstops: Desired(member(), lanSettings()).Backstops}, Desired(member(), lanSettings()), Options{}).String()),
 		},
 		{
 			name: "the last neighbor leaves", from: member, to: func() mesh.Topology { return dualTopology() },

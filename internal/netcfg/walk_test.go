@@ -24,13 +24,15 @@ import (
 type kernel struct {
 	t *rapid.T
 	State
-	watch func() // runs after each change of a peer or a route
+	watch     func()         // runs after each change of a peer or a route
+	backstops []netip.Prefix // that must be there before an address is
 }
 
 func (k *kernel) apply(p Plan) {
 	if p.Firewall != nil {
 		k.Firewall = *p.Firewall
 	}
+	k.Backstops = normal(slices.Concat(k.Backstops, p.Backstops))
 	if p.Device != nil {
 		k.applyDevice(*p.Device)
 	}
@@ -48,6 +50,9 @@ func (k *kernel) apply(p Plan) {
 	for _, a := range p.Addresses {
 		if k.Device == nil || slices.Contains(k.Addresses, a) {
 			k.t.Fatalf("add address %s to %v with %v", a, k.Device, k.Addresses)
+		}
+		if missed := missing(k.Backstops, k.backstops); len(missed) > 0 {
+			k.t.Fatalf("add address %s without the backstops %v", a, missed)
 		}
 		k.Addresses = append(slices.Clone(k.Addresses), a)
 		slices.SortFunc(k.Addresses, netip.Prefix.Compare)
@@ -80,6 +85,7 @@ func (k *kernel) apply(p Plan) {
 	if p.StaleDevice != "" {
 		k.deleteDevice()
 	}
+	k.Backstops = missing(p.StaleBackstops, k.Backstops)
 	if p.StaleFirewall {
 		k.Firewall = Firewall{}
 	}
@@ -116,7 +122,7 @@ func (k *kernel) applyDevice(c DeviceChange) {
 
 // deleteDevice deletes the device, and all that lives on it.
 func (k *kernel) deleteDevice() {
-	rest := State{Firewall: k.Firewall, VXLAN: k.VXLAN, Forwarding: k.Forwarding, Neighbors: k.Neighbors}
+	rest := State{Firewall: k.Firewall, Backstops: k.Backstops, VXLAN: k.VXLAN, Forwarding: k.Forwarding, Neighbors: k.Neighbors}
 	for _, r := range k.Routes {
 		if r.Link != "meshd0" && !slices.Contains(k.Addresses, netip.PrefixFrom(r.Source, r.Source.BitLen())) {
 			rest.Routes = append(rest.Routes, r)
@@ -237,6 +243,11 @@ func drawState(t *rapid.T, observed bool) State {
 			s.Sysctls = append(s.Sysctls, Sysctl{k, fmt.Sprint(v)})
 		}
 	}
+	for _, dst := range prefixList("10.4.0.0/16", "10.42.0.0/16", "fd00:42::/48") {
+		if draw("backstop", 2) == 0 {
+			s.Backstops = append(s.Backstops, dst)
+		}
+	}
 	if draw("device", 5) == 0 {
 		s.Sysctls = slices.DeleteFunc(s.Sysctls, func(c Sysctl) bool { return strings.Contains(c.Key, "meshd0") })
 		return s
@@ -317,6 +328,7 @@ func TestWalk(t *testing.T) {
 			desired := drawState(t, false)
 			o := Options{Now: now, Prune: rapid.Bool().Draw(t, "prune")}
 			before := k.State
+			k.backstops = desired.Backstops
 			plan := Diff(before, desired, o)
 			peers, routes := promises(t, k, before, desired, plan), routesStay(t, k, before, desired, plan)
 			k.watch = func() { peers(); routes() }
@@ -364,10 +376,14 @@ func checkReached(t *rapid.T, before, got, desired State, o Options) {
 		checkSame(t, "device is there", got.Device != nil, desired.Device != nil)
 		checkSame(t, "number of routes", len(got.Routes), len(desired.Routes))
 		checkSame(t, "firewall", got.Firewall.String(), desired.Firewall.String())
+		checkSame(t, "backstops", list(got.Backstops), list(desired.Backstops))
 		if desired.Device != nil {
 			checkSame(t, "addresses", fmt.Sprint(got.Addresses), fmt.Sprint(desired.Addresses))
 			checkSame(t, "keys", fmt.Sprint(sortedKeys(got.Peers)), fmt.Sprint(sortedKeys(desired.Peers)))
 		}
+	}
+	if missed := missing(got.Backstops, desired.Backstops); len(missed) > 0 {
+		t.Fatalf("backstops %v are missing", missed)
 	}
 	if missed := missing(got.Routes, desired.Routes); len(missed) > 0 {
 		t.Fatalf("routes %v are missing", missed)
