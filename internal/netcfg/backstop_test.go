@@ -39,15 +39,18 @@ func tapWire(t *testing.T) func() int {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("tap the wire: %v\n%s", err, out)
 	}
-	return func() int {
-		out := run(t, "ip netns exec outside nft list counter inet tap plain")
-		_, after, _ := strings.Cut(out, "packets ")
-		n, err := strconv.Atoi(strings.Fields(after)[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
+	return func() int { return tapped(t, "plain") }
+}
+
+// tapped is what a counter at the outside has counted.
+func tapped(t *testing.T, counter string) int {
+	t.Helper()
+	_, after, _ := strings.Cut(run(t, "ip netns exec outside nft list counter inet tap "+counter), "packets ")
+	n, err := strconv.Atoi(strings.Fields(after)[0])
+	if err != nil {
+		t.Fatal(err)
 	}
+	return n
 }
 
 // udpPair opens a connection of UDP from one end to the other, each the address of
@@ -136,6 +139,54 @@ func TestHostileNothingInPlainText(t *testing.T) {
 	for _, damage := range []string{"ip link set meshd0 down", "ip link delete meshd0", "nft delete table inet meshd"} {
 		run(t, damage)
 		check("after " + damage)
+	}
+}
+
+// TestHostileVXLANStaysOnTheLAN takes the LAN's link away from a host that has another
+// way out.
+func TestHostileVXLANStaysOnTheLAN(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	for _, line := range []string{
+		"ip netns add outside", "ip link add eth0 type veth peer name l0 netns outside", "ip link add wan0 type veth peer name o0 netns outside",
+		"ip -n outside link set l0 up", "ip -n outside link set o0 up", "ip link set eth0 up", "ip link set wan0 up",
+		"ip addr add 192.168.10.1/24 dev eth0", "ip -n outside addr add 192.168.10.2/24 dev l0",
+		"ip addr add 192.0.2.1/24 dev wan0", "ip -n outside addr add 192.0.2.254/24 dev o0", "ip route add default via 192.0.2.254",
+		"ip netns exec outside nft add table inet tap",
+		"ip netns exec outside nft add counter inet tap plain",
+		"ip netns exec outside nft add counter inet tap lan",
+		"ip netns exec outside nft add chain inet tap count { type filter hook prerouting priority -500 ; }",
+		"ip netns exec outside nft add rule inet tap count iifname o0 udp dport 7947 counter name plain",
+		"ip netns exec outside nft add rule inet tap count iifname l0 udp dport 7947 counter name lan",
+	} {
+		run(t, line)
+	}
+	firewall := Desired(member(), lanSettings()).Firewall
+	if err := newHost(t).Apply(t.Context(), Plan{Firewall: &firewall}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("192.168.10.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	send := func() {
+		_, err := c.WriteToUDPAddrPort([]byte("frame"), netip.MustParseAddrPort("192.168.10.2:7947"))
+		if err != nil && !errors.Is(err, unix.EPERM) {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "packet over the LAN", func() bool {
+		send()
+		return tapped(t, "lan") > 0
+	})
+	run(t, "ip link set eth0 down")
+	for range 5 {
+		send()
+	}
+	if n := tapped(t, "plain"); n > 0 {
+		t.Errorf("packets of vxlan that left by the default route: got %d, want none", n)
 	}
 }
 

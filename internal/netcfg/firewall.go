@@ -69,6 +69,7 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 		if len(sets["members"+f.suffix]) > 0 {
 			guard = append(guard, f.guardMembers())
 			input = append(input, f.membersOnly())
+			exit = append(exit, s.vxlanOnLAN(f)...)
 		}
 		if len(sets["inside"+f.suffix]) > 0 {
 			nat = append(nat, s.snat(f, t)...)
@@ -145,6 +146,19 @@ func (s Settings) closed(f family, t mesh.Topology) []Rule {
 		rule("%s %s daddr @inside%s counter drop", leaves, f.keyword, f.suffix),
 		rule("%s ct direction original counter drop", leaves),
 	}
+}
+
+// vxlanOnLAN keeps VXLAN's outer packets on the LAN: when its link is down, a packet to
+// a neighbor there would take the default route, whose router is not a neighbor.
+func (s Settings) vxlanOnLAN(f family) []Rule {
+	var out []Rule
+	for _, l := range s.LANs {
+		if l.Address.Addr().Is4() == f.is4 && !l.Address.IsSingleIP() {
+			out = append(out, rule("%[1]s daddr %[3]s udp dport %[4]d rt %[1]s nexthop != @members%[2]s counter drop",
+				f.keyword, f.suffix, l.Address.Masked(), vxlanPort))
+		}
+	}
+	return out
 }
 
 // plainly are the addresses of neighbors to which packets of the mesh go as they are.

@@ -211,6 +211,23 @@ func TestFirewall(t *testing.T) {
 	}
 }
 
+// TestPodsOfAnotherCNI has pods on a bridge that meshd does not know.
+func TestPodsOfAnotherCNI(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	startLab(t)
+	firewall := Desired(dualTopology(), Settings{Interface: "meshd0", MTU: 1420}).Firewall
+	if err := newHost(t).Apply(t.Context(), Plan{Firewall: &firewall}); err != nil {
+		t.Fatal(err)
+	}
+	for _, pair := range [][2]string{{"10.42.1.5", "10.42.0.5"}, {"fd00:42:0:1::5", "fd00:42::5"}} {
+		far, pod := netip.MustParseAddr(pair[0]), netip.MustParseAddr(pair[1])
+		udpPair(t, "mesh", far, "pod1", pod)
+		udpPair(t, "pod1", pod, "mesh", far)
+	}
+}
+
 // TestForgetStranded has connections to a destination with and without NAT, and one
 // elsewhere. When a network goes, the one with NAT goes; when the address itself does,
 // both do.
