@@ -74,7 +74,7 @@ func (t *town) begin(ctx context.Context, e event) (pass func() error, err error
 	case restart:
 		return n.Start, n.Stop()
 	case power:
-		return func() error { return errors.Join(n.Restore(ctx), n.Start()) }, errors.Join(n.Cut(ctx), n.Kill(), run(forgetAll))
+		return func() error { return t.boot(ctx, n) }, errors.Join(n.Cut(ctx), n.Kill(), run(forgetAll))
 	case unplugged:
 		return restored, n.Cut(ctx)
 	case noLAN:
@@ -117,8 +117,21 @@ func (t *town) begin(ctx context.Context, e event) (pass func() error, err error
 	return nil, fmt.Errorf("nobody knows how to do %q", e.kind)
 }
 
-// forgetAll takes from a kernel what it does not have after a start.
-const forgetAll = "ip link delete meshd0; ip link delete meshd0-vx; ip route flush proto 77; ip -6 route flush proto 77; nft delete table inet meshd; true"
+// forgetAll takes from a kernel what it does not have after a start. The pods can't be
+// reached until they start, too.
+const forgetAll = "ip link set kube-bridge down; ip link delete meshd0; ip link delete meshd0-vx; ip route flush proto 77; ip -6 route flush proto 77; nft delete table inet meshd; true"
+
+// boot starts a host that had no power. Its pods start when the node is ready.
+func (t *town) boot(ctx context.Context, n *lab.Node) error {
+	if err := errors.Join(n.Restore(ctx), n.Start()); err != nil {
+		return err
+	}
+	if _, err := n.Await(ctx, "ready", lab.Ready); err != nil {
+		return err
+	}
+	_, err := n.Run(ctx, "ip", "link", "set", "kube-bridge", "up")
+	return err
+}
 
 func (t *town) heal(ctx context.Context) func() error {
 	return func() error { return t.lab.Heal(ctx) }

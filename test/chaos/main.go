@@ -2,7 +2,8 @@
 
 // Command chaos lets everything go wrong in a mesh that can go wrong, and looks
 // after each round whether all is well again. Eight nodes are in three locations,
-// one of which is a home behind NAT. Rounds follow each other for as long as is
+// one of which is a home behind NAT, and their pods send each other data all the
+// time, both ways over each connection. Rounds follow each other for as long as is
 // wanted: some faults at once, each of which passes, then calm. The same seed
 // brings the same faults in the same order. It exits with 1 if after the calm not
 // everything is whole, and prints the seed, what was done when, and what the nodes
@@ -54,7 +55,7 @@ func chaos(ctx context.Context, binary string, duration time.Duration, o options
 	if err := t.whole(ctx); err != nil {
 		return fmt.Errorf("before anything was done: %w\n%s", err, t.report(ctx))
 	}
-	if err := t.remember(ctx); err != nil {
+	if err := errors.Join(t.remember(ctx), t.converse(ctx)); err != nil {
 		return err
 	}
 	series := newSeries(o, t.names())
@@ -70,6 +71,9 @@ func chaos(ctx context.Context, binary string, duration time.Duration, o options
 			err = t.whole(ctx)
 		}
 		if err == nil {
+			err = t.talking(ctx)
+		}
+		if err == nil {
 			err = t.unchanged(ctx)
 		}
 		if ctx.Err() != nil {
@@ -79,6 +83,9 @@ func chaos(ctx context.Context, binary string, duration time.Duration, o options
 			return fmt.Errorf("round %d: %w\n%s", rounds+1, err, t.report(ctx))
 		}
 		t.note("round %d is over, whole after %v", rounds+1, time.Since(calm).Round(time.Millisecond))
+	}
+	if err := t.hangUp(); err != nil {
+		return fmt.Errorf("%w\n%s", err, t.report(ctx))
 	}
 	fmt.Printf("chaos: ok, seed %d, %d rounds in %v, longest until whole %v\n", o.seed, rounds, time.Since(began).Round(time.Second), t.longest.Round(time.Millisecond))
 	return nil

@@ -32,6 +32,7 @@ type town struct {
 	nodes  []*lab.Node // those that are to be there after each round
 	ninth  *lab.Node   // comes and goes
 	pods   map[*lab.Node]*lab.Pod
+	talks  []talk
 	join   []string
 	began  time.Time
 	before map[*lab.Node]trace
@@ -114,6 +115,63 @@ func (t *town) settle(ctx context.Context, binary string) error {
 		t.pods[n] = pod
 	}
 	return nil
+}
+
+// talk is a connection between pods of two nodes, over which both send.
+type talk struct {
+	from, to *lab.Node
+	*lab.Stream
+}
+
+func (t talk) String() string { return t.from.Name + " to " + t.to.Name }
+
+// talkPeriod is slow, because there are many who talk.
+const talkPeriod = 200 * time.Millisecond
+
+// converse has each node's pod open a connection to one at another place. So each
+// of them sends over a connection that it has opened, and over one that it has not.
+func (t *town) converse(ctx context.Context) error {
+	for i, from := range t.nodes {
+		to := t.nodes[(i+3)%len(t.nodes)]
+		s, err := lab.StartTwoWayStream(ctx, t.pods[from].Do, lab.Party{At: t.pods[to].Do, Addr: t.pods[to].Addresses[0]}, talkPeriod)
+		if err != nil {
+			return err
+		}
+		t.talks = append(t.talks, talk{from, to, s})
+	}
+	return nil
+}
+
+// talking waits until over each of the connections something has arrived both ways.
+func (t *town) talking(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, wholeLimit)
+	defer cancel()
+	for _, s := range t.talks {
+		began, there, back := time.Now(), s.Received(), s.ReceivedBack()
+		for s.Received() == there || s.ReceivedBack() == back {
+			if err := s.Err(); err != nil {
+				return fmt.Errorf("connection from %s: %w", s, err)
+			}
+			if pause(ctx, lab.Pause(time.Second, began)) != nil {
+				return fmt.Errorf("connection from %s: nothing arrives one way: got %d and %d bytes, had %d and %d", s, s.Received(), s.ReceivedBack(), there, back)
+			}
+		}
+	}
+	return nil
+}
+
+// hangUp ends all connections, over which every byte must have arrived.
+func (t *town) hangUp() error {
+	var g errgroup.Group
+	for _, s := range t.talks {
+		g.Go(func() error {
+			if err := s.Stop(); err != nil {
+				return fmt.Errorf("connection from %s: %w", s, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
 }
 
 // configure writes a node's files as they are to be now.

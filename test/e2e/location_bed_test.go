@@ -156,13 +156,13 @@ func (v *village) silent(a, b *lab.Node) {
 }
 
 // hidden checks that no packet has been on its way in plain text.
-func (v *village) hidden() {
-	v.t.Helper()
-	n, err := v.lab.PlainText(v.ctx)
-	v.must(err)
+func (m *testbed) hidden() {
+	m.t.Helper()
+	n, err := m.lab.PlainText(m.ctx)
+	m.must(err)
 	if n > 0 {
-		seen, err := v.lab.PlainTextSeen(v.ctx)
-		v.t.Errorf("packets in plain text between places: got %d, want none: %v %s", n, err, seen)
+		seen, err := m.lab.PlainTextSeen(m.ctx)
+		m.t.Errorf("packets in plain text between places: got %d, want none: %v %s", n, err, seen)
 	}
 }
 

@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,17 +14,23 @@ import (
 	"time"
 )
 
-// Stream is one TCP connection over which bytes flow steadily, one way. It shows
-// what a user's download goes through.
+// Stream is one TCP connection over which bytes flow steadily, one way or both. It
+// shows what a user's download goes through.
 type Stream struct {
-	cancel   context.CancelFunc
-	stop     chan struct{}
-	work     sync.WaitGroup
-	sent     atomic.Uint64
-	received atomic.Uint64
+	cancel      context.CancelFunc
+	period      time.Duration // between chunks
+	stop        chan struct{}
+	work        sync.WaitGroup
+	there, back flow
 
 	mu  sync.Mutex
 	err error
+}
+
+// flow is one way of a stream.
+type flow struct {
+	sent     atomic.Uint64
+	received atomic.Uint64
 }
 
 // A chunk each chunkPeriod makes 400 kB/s, which the slowest lab can carry.
@@ -34,18 +41,39 @@ const (
 
 // StartStream connects the two and begins to send.
 func StartStream(ctx context.Context, from Place, to Party) (*Stream, error) {
-	sender, receiver, err := Connect(ctx, from, to)
+	s, _, _, err := connectStream(ctx, from, to, chunkPeriod)
+	return s, err
+}
+
+// StartTwoWayStream does the same, and has the other one send as well, each a chunk
+// in every period.
+func StartTwoWayStream(ctx context.Context, from Place, to Party, period time.Duration) (*Stream, error) {
+	s, opener, accepter, err := connectStream(ctx, from, to, period)
 	if err != nil {
 		return nil, err
 	}
+	s.flow(&s.back, accepter, opener)
+	return s, nil
+}
+
+func connectStream(ctx context.Context, from Place, to Party, period time.Duration) (s *Stream, opener, accepter net.Conn, err error) {
+	opener, accepter, err = Connect(ctx, from, to)
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &Stream{cancel: cancel, stop: make(chan struct{})}
-	for _, conn := range []net.Conn{sender, receiver} {
+	s = &Stream{cancel: cancel, period: period, stop: make(chan struct{})}
+	for _, conn := range []net.Conn{opener, accepter} {
 		context.AfterFunc(ctx, func() { _ = conn.Close() })
 	}
-	s.work.Go(func() { s.failed(s.send(sender)) })
-	s.work.Go(func() { s.failed(s.receive(receiver)) })
-	return s, nil
+	s.flow(&s.there, opener, accepter)
+	return s, opener, accepter, nil
+}
+
+// flow begins to send one way.
+func (s *Stream) flow(f *flow, sender, receiver net.Conn) {
+	s.work.Go(func() { s.failed(s.send(f, sender)) })
+	s.work.Go(func() { s.failed(f.receive(receiver)) })
 }
 
 // Connect makes a TCP connection to the party, and returns both its ends.
@@ -67,28 +95,32 @@ func Connect(ctx context.Context, from Place, to Party) (sender, receiver net.Co
 	return sender, receiver, nil
 }
 
+// failed keeps the first error, and ends the whole stream.
 func (s *Stream) failed(err error) {
+	if err == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.err = errors.Join(s.err, err)
+	s.err = cmp.Or(s.err, err)
+	s.cancel()
 }
 
-func (s *Stream) send(conn net.Conn) error {
-	defer conn.Close()
-	tick := time.NewTicker(chunkPeriod)
+func (s *Stream) send(f *flow, conn net.Conn) error {
+	tick := time.NewTicker(s.period)
 	defer tick.Stop()
 	chunk := make([]byte, chunkSize)
 	for {
 		select {
 		case <-s.stop:
-			return nil
+			return conn.(*net.TCPConn).CloseWrite()
 		case <-tick.C:
 		}
 		for i := range chunk {
-			chunk[i] = streamByte(s.sent.Load() + uint64(i))
+			chunk[i] = streamByte(f.sent.Load() + uint64(i))
 		}
 		n, err := conn.Write(chunk)
-		s.sent.Add(uint64(n))
+		f.sent.Add(uint64(n))
 		if err != nil {
 			return fmt.Errorf("send over stream: %w", err)
 		}
@@ -99,17 +131,16 @@ func (s *Stream) send(conn net.Conn) error {
 // packet shows.
 func streamByte(place uint64) byte { return byte(place % 251) }
 
-func (s *Stream) receive(conn net.Conn) error {
-	defer conn.Close()
+func (f *flow) receive(conn net.Conn) error {
 	buf := make([]byte, 16*chunkSize)
 	for {
 		n, err := conn.Read(buf)
 		for i, b := range buf[:n] {
-			if b != streamByte(s.received.Load()+uint64(i)) {
-				return fmt.Errorf("receive from stream: a wrong byte at %d", s.received.Load()+uint64(i))
+			if b != streamByte(f.received.Load()+uint64(i)) {
+				return fmt.Errorf("receive from stream: a wrong byte at %d", f.received.Load()+uint64(i))
 			}
 		}
-		s.received.Add(uint64(n))
+		f.received.Add(uint64(n))
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
@@ -120,7 +151,17 @@ func (s *Stream) receive(conn net.Conn) error {
 }
 
 // Received returns how many bytes have arrived so far.
-func (s *Stream) Received() uint64 { return s.received.Load() }
+func (s *Stream) Received() uint64 { return s.there.received.Load() }
+
+// ReceivedBack returns how many bytes have arrived so far at who opened the connection.
+func (s *Stream) ReceivedBack() uint64 { return s.back.received.Load() }
+
+// Err returns why the stream has ended, nil while it goes on.
+func (s *Stream) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
 
 // streamEnd is how long the last bytes may take.
 const streamEnd = time.Minute
@@ -133,8 +174,10 @@ func (s *Stream) Stop() error {
 	s.work.Wait()
 	end.Stop()
 	s.cancel()
-	if s.err == nil && s.sent.Load() != s.received.Load() {
-		return fmt.Errorf("stream: %d bytes of %d arrived", s.received.Load(), s.sent.Load())
+	for _, f := range []*flow{&s.there, &s.back} {
+		if s.err == nil && f.sent.Load() != f.received.Load() {
+			return fmt.Errorf("stream: %d bytes of %d arrived", f.received.Load(), f.sent.Load())
+		}
 	}
 	return s.err
 }
