@@ -248,7 +248,7 @@ func TestJudge(t *testing.T) {
 // rules are tables as the programs print them. Without the program that writes
 // one, meshd can't.
 func rules(b filter.Backend, program, text string) filter.Table {
-	t := filter.Parse(b, "ip", text)
+	t := filter.Parse(b, "ip", "filter", text)
 	t.Program = program
 	return t
 }

@@ -36,7 +36,8 @@ func (f Facts) firewall(cfg config.Config) []Finding {
 		return nil
 	}
 	var good, bad []Finding
-	for _, b := range netcfg.Barriers(f.Filters, desired(cfg, f.Host).Accepts) {
+	state := desired(cfg, f.Host)
+	for _, b := range netcfg.Barriers(f.Filters, state.Accepts) {
 		switch {
 		case b.Table.Program != "":
 			good = append(good, ok(what, "%s; meshd lets them through with rules of its own", b.Text())...)
@@ -45,6 +46,9 @@ func (f Facts) firewall(cfg config.Config) []Finding {
 		default:
 			bad = append(bad, Finding{Warning, what, b.Text(), b.Advice()})
 		}
+	}
+	for _, t := range netcfg.Takers(f.Filters, state.OwnPorts) {
+		bad = append(bad, Finding{Warning, what, t.Text(), t.Advice()})
 	}
 	if good == nil && bad == nil {
 		return ok(what, "lets through what the mesh needs")

@@ -191,6 +191,10 @@ func TestHostileDNAT(t *testing.T) {
 		return
 	}
 	startLab(t)
+	desired := Desired(topology4(), settings())
+	if got := takerProblems(State{Filters: filtersOf(t)}, desired); len(got) > 0 {
+		t.Errorf("problems before: %v", got)
+	}
 	for _, six := range []bool{false, true} {
 		family, pod, host, node := "ip", "10.42.0.5", "192.0.2.1", "192.0.2.254"
 		if six {
@@ -217,7 +221,16 @@ func TestHostileDNAT(t *testing.T) {
 			for _, c := range commands {
 				run(t, c)
 			}
-			at := func(addr string, port int) string { return netip.AddrPortFrom(netip.MustParseAddr(addr), uint16(port)).String() }
+			named := false
+			for _, p := range takerProblems(State{Filters: filtersOf(t)}, desired) {
+				named = named || p.Kind == ProblemPort && strings.Contains(p.Text, "UDP port 51820 ") && strings.Contains(p.Text, strings.Trim(pod, "[]"))
+			}
+			if !named {
+				t.Errorf("%s: no problem names port 51820 and who would get it: %v", name, takerProblems(State{Filters: filtersOf(t)}, desired))
+			}
+			at := func(addr string, port int) string {
+				return netip.AddrPortFrom(netip.MustParseAddr(addr), uint16(port)).String()
+			}
 			podAt := strings.Trim(pod, "[]")
 			tests := []delivery{
 				{name: "another port is led away", from: "outside", src: node, dst: at(host, 80), at: at(podAt, 99), to: "pod1", want: node},
@@ -244,6 +257,15 @@ func TestHostileDNAT(t *testing.T) {
 			}
 		}
 	}
+}
+
+func filtersOf(t *testing.T) []filter.Table {
+	t.Helper()
+	tables, err := newHost(t).Filters(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tables
 }
 
 func TestBridges(t *testing.T) {

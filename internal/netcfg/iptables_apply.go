@@ -46,7 +46,7 @@ func (h *Host) applyAccept(ctx context.Context, c AcceptChange) error {
 // removeAccept deletes the first rule with the comment. It is deleted by all that
 // it says, not by its number: that may be another's by now.
 func (h *Host) removeAccept(ctx context.Context, c AcceptChange) error {
-	text, err := listRules(ctx, c.Program, c.Chain)
+	text, err := listRules(ctx, c.Program, "filter", c.Chain)
 	if err != nil {
 		return err
 	}

@@ -201,7 +201,7 @@ func (e *edit) add(chain string, a Accept) {
 	}
 	// What follows must see it as the kernel will have it.
 	line := fmt.Sprintf("-A %s %s -m comment --comment %s -j ACCEPT", chain, c.Match, c.Comment)
-	added := filter.Parse(e.table.Backend, e.table.Family, line).Chains[chain].Rules
+	added := filter.Parse(e.table.Backend, e.table.Family, e.table.Name, line).Chains[chain].Rules
 	e.set(chain, slices.Insert(rules, at, added...))
 	e.changes = append(e.changes, c)
 }
@@ -256,7 +256,7 @@ func Problems(observed, desired State) []mesh.Problem {
 			out = append(out, mesh.Problem{Kind: ProblemFirewall, Text: b.Text(), Advice: b.Advice()})
 		}
 	}
-	return out
+	return append(out, takerProblems(observed, desired)...)
 }
 
 // Text says what a barrier does.

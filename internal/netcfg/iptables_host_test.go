@@ -105,7 +105,7 @@ func TestLegacyCounters(t *testing.T) {
 		}
 		sum := func() string {
 			t.Helper()
-			e, sum, err := l.entries()
+			e, sum, err := l.entries("filter")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -58,26 +58,41 @@ func (h *Host) observeLegacy(ctx context.Context) ([]filter.Table, error) {
 	for _, l := range legacies {
 		// A kernel without ip_tables has no such file.
 		names, err := os.ReadFile(l.names)
-		if err != nil || !slices.Contains(strings.Fields(string(names)), "filter") {
+		if err != nil {
 			continue
 		}
-		entries, sum, err := l.entries()
-		if err != nil {
-			return nil, err
-		}
-		known, ok := h.filters.legacy[l.family]
-		if !ok || known.sum != sum {
-			if known.table, err = l.read(ctx, entries); err != nil {
+		for _, name := range strings.Fields(string(names)) {
+			if name != "filter" && name != "nat" {
+				continue
+			}
+			t, err := h.legacyTable(ctx, l, name)
+			if err != nil {
 				return nil, err
 			}
-			if h.filters.legacy == nil {
-				h.filters.legacy = map[string]legacyRead{}
-			}
-			h.filters.legacy[l.family] = legacyRead{sum, known.table}
+			out = append(out, t)
 		}
-		out = append(out, known.table)
 	}
 	return out, nil
+}
+
+// legacyTable returns a table, as it was read last if it is the same.
+func (h *Host) legacyTable(ctx context.Context, l legacy, name string) (filter.Table, error) {
+	entries, sum, err := l.entries(name)
+	if err != nil {
+		return filter.Table{}, err
+	}
+	key := l.family + " " + name
+	known, ok := h.filters.legacy[key]
+	if !ok || known.sum != sum {
+		if known.table, err = l.read(ctx, entries, name); err != nil {
+			return filter.Table{}, err
+		}
+		if h.filters.legacy == nil {
+			h.filters.legacy = map[string]legacyRead{}
+		}
+		h.filters.legacy[key] = legacyRead{sum, known.table}
+	}
+	return known.table, nil
 }
 
 // legacyEntries are a table's rules as the kernel has them.
@@ -86,8 +101,8 @@ type legacyEntries struct {
 	data []byte
 }
 
-// entries reads the table filter, and sums it up without its counters.
-func (l legacy) entries() (legacyEntries, [32]byte, error) {
+// entries reads a table, and sums it up without its counters.
+func (l legacy) entries(name string) (legacyEntries, [32]byte, error) {
 	var e legacyEntries
 	fd, err := unix.Socket(l.domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
@@ -96,7 +111,7 @@ func (l legacy) entries() (legacyEntries, [32]byte, error) {
 	defer unix.Close(fd)
 	// The table may grow between the two questions: EAGAIN.
 	for range dumpTries {
-		copy(e.Name[:], "filter")
+		copy(e.Name[:], name)
 		if err = getsockopt(fd, l.level, soGetInfo, unsafe.Slice((*byte)(unsafe.Pointer(&e.legacyInfo)), unsafe.Sizeof(e.legacyInfo))); err != nil {
 			break
 		}
@@ -111,7 +126,7 @@ func (l legacy) entries() (legacyEntries, [32]byte, error) {
 		}
 	}
 	if err != nil {
-		return e, [32]byte{}, fmt.Errorf("read table filter of %s: %w", programs[filter.Legacy][l.family], err)
+		return e, [32]byte{}, fmt.Errorf("read table %s of %s: %w", name, programs[filter.Legacy][l.family], err)
 	}
 	return e, sha256.Sum256(l.withoutCounters(e.data)), nil
 }
@@ -141,16 +156,23 @@ func getsockopt(fd, level, option int, buf []byte) error {
 }
 
 // read has the program print the rules. Without it the policies have to do.
-func (l legacy) read(ctx context.Context, e legacyEntries) (filter.Table, error) {
+func (l legacy) read(ctx context.Context, e legacyEntries, name string) (filter.Table, error) {
 	program := programs[filter.Legacy][l.family]
-	if installed(program) == "" {
+	switch {
+	case installed(program) != "":
+	case name == "nat":
+		return filter.Table{Backend: filter.Legacy, Family: l.family, Name: name}, nil
+	default:
 		return l.policies(e), nil
 	}
-	text, err := listRules(ctx, program)
+	text, err := listRules(ctx, program, name)
 	if err != nil {
 		return filter.Table{}, err
 	}
-	t := filter.Parse(filter.Legacy, l.family, text)
+	t := filter.Parse(filter.Legacy, l.family, name, text)
+	if name == "nat" {
+		return t, nil
+	}
 	t.Program = program
 	for name, chain := range t.Chains {
 		for i, r := range chain.Rules {
@@ -186,9 +208,9 @@ func (l legacy) policies(e legacyEntries) filter.Table {
 // nfDrop is netfilter's NF_DROP.
 const nfDrop = 0
 
-// listRules has iptables print the table filter, or one of its chains.
-func listRules(ctx context.Context, program string, chain ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, program, append([]string{"-w", lockWait, "-S"}, chain...)...).Output()
+// listRules has iptables print a table, or one of its chains.
+func listRules(ctx context.Context, program, table string, chain ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, program, append([]string{"-w", lockWait, "-t", table, "-S"}, chain...)...).Output()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return "", fmt.Errorf("run %s -S: %w: %s", program, err, strings.TrimSpace(string(exit.Stderr)))

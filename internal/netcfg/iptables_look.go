@@ -29,7 +29,7 @@ import (
 type filters struct {
 	generation uint32
 	nft        []filter.Table
-	legacy     map[string]legacyRead // by family
+	legacy     map[string]legacyRead // by family and table
 }
 
 type legacyRead struct {
@@ -41,8 +41,13 @@ type legacyRead struct {
 // may get. What they drop is meant to be dropped.
 const kubernetes = "KUBE-"
 
+// balancers begin the names of those of kube-proxy's chains that lead packets to a
+// Service's pods. There are several for each Service, and how they choose a pod is
+// nobody's business here.
+var balancers = []string{"KUBE-SVC-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"}
+
 // Filters reads the tables that filter packets on their way to this host or
-// through it, ours excepted.
+// through it, or give them another destination, ours excepted.
 func (h *Host) Filters(ctx context.Context) ([]filter.Table, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -122,7 +127,7 @@ func (h *Host) readFilters() ([]filter.Table, error) {
 	}
 	var out []filter.Table
 	for _, key := range slices.SortedFunc(maps.Keys(tables), compareTables) {
-		if !slices.ContainsFunc(tables[key], func(c *nftables.Chain) bool { return filterHook(c) != "" }) {
+		if !slices.ContainsFunc(tables[key], func(c *nftables.Chain) bool { return hookOf(c) != "" }) {
 			continue
 		}
 		t, err := h.readFilter(&key, tables[key])
@@ -151,9 +156,27 @@ func filterHook(c *nftables.Chain) string {
 	return ""
 }
 
+// natHook names the hook of a chain that may replace destinations.
+func natHook(c *nftables.Chain) string {
+	switch {
+	case c.Hooknum == nil || c.Type != nftables.ChainTypeNAT:
+		return ""
+	case *c.Hooknum == *nftables.ChainHookPrerouting:
+		return "prerouting"
+	case *c.Hooknum == *nftables.ChainHookOutput:
+		return "output"
+	}
+	return ""
+}
+
+func hookOf(c *nftables.Chain) string { return filterHook(c) + natHook(c) }
+
 func (h *Host) readFilter(t *nftables.Table, chains []*nftables.Chain) (filter.Table, error) {
 	out := filter.Table{Backend: filter.NFT, Family: filterFamilies[t.Family], Name: t.Name, Chains: map[string]filter.Chain{}}
-	if t.Name == "filter" && slices.ContainsFunc(chains, isXT) {
+	switch isNAT := slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return natHook(c) != "" && isXT(c) }); {
+	case t.Name == "nat" && isNAT:
+		out.Backend = filter.XTNFT // no rules of ours go there
+	case t.Name == "filter" && slices.ContainsFunc(chains, isXT):
 		out.Backend = filter.XTNFT
 		out.Program = installed(programs[filter.XTNFT][out.Family])
 	}
@@ -162,8 +185,11 @@ func (h *Host) readFilter(t *nftables.Table, chains []*nftables.Chain) (filter.T
 		return out, err
 	}
 	for _, c := range chains {
-		chain := filter.Chain{Hook: filterHook(c), Drops: c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop}
-		if !strings.HasPrefix(c.Name, kubernetes) {
+		chain := filter.Chain{Hook: hookOf(c), Drops: c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop}
+		switch balances := slices.ContainsFunc(balancers, func(p string) bool { return strings.HasPrefix(c.Name, p) }); {
+		case balances:
+			chain.Rules = []filter.Rule{{Action: filter.Translate}}
+		case !strings.HasPrefix(c.Name, kubernetes) || t.Name == "nat":
 			rules, err := h.nft.GetRules(t, c)
 			if err != nil {
 				return out, fmt.Errorf("list rules of nft chain %s %s: %w", t.Name, c.Name, err)
@@ -179,7 +205,7 @@ func (h *Host) readFilter(t *nftables.Table, chains []*nftables.Chain) (filter.T
 
 // isXT says whether a chain has a name that iptables gives and nobody else.
 func isXT(c *nftables.Chain) bool {
-	return filterHook(c) != "" && (c.Name == "INPUT" || c.Name == "FORWARD")
+	return hookOf(c) != "" && slices.Contains([]string{"INPUT", "FORWARD", "PREROUTING", "OUTPUT"}, c.Name)
 }
 
 // installed returns the program if there is one of that name.

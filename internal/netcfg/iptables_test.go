@@ -33,7 +33,7 @@ func acceptsOf(s Settings) []Accept {
 
 // xt is a table of iptables as it prints it.
 func xt(text string) filter.Table {
-	t := filter.Parse(filter.XTNFT, "ip", text)
+	t := filter.Parse(filter.XTNFT, "ip", "filter", text)
 	t.Program = "iptables-nft"
 	return t
 }
@@ -49,7 +49,7 @@ func follow(t *testing.T, table filter.Table, changes []AcceptChange) filter.Tab
 			if c.Before == 0 {
 				at = len(rules)
 			}
-			added := filter.Parse(filter.XTNFT, "ip", "-A X "+c.Match+" -m comment --comment "+c.Comment+" -j ACCEPT").Chains["X"].Rules
+			added := filter.Parse(filter.XTNFT, "ip", "filter", "-A X "+c.Match+" -m comment --comment "+c.Comment+" -j ACCEPT").Chains["X"].Rules
 			e.set(c.Chain, append(rules[:at:at], append(added, rules[at:]...)...))
 			continue
 		}

@@ -12,6 +12,9 @@
 // possible: the verdict on a packet that may have been accepted on its way to be
 // dropped is [Unsure]. A rule that may drop and is not understood is passed by,
 // because such rules are about special packets far more often than about ours.
+//
+// [Table.Redirected] does the same for DNAT: it finds the rule that would lead a
+// packet elsewhere.
 package filter
 
 import (
@@ -45,7 +48,7 @@ const (
 
 // Chain is a chain of rules.
 type Chain struct {
-	Hook  string // input | forward | another, "" for one that others jump to
+	Hook  string // input | forward, prerouting | output of NAT; another; "" for one that others jump to
 	Drops bool   // what no rule decides on is dropped
 	Rules []Rule
 }
@@ -55,6 +58,7 @@ type Rule struct {
 	Conditions []Condition
 	Action     Action
 	Chain      string // of Jump and Goto
+	To         string // of Translate: where packets go then, as far as it is known
 	Comment    string // of iptables
 }
 
@@ -69,6 +73,8 @@ const (
 	Return Action = "return"
 	Jump   Action = "jump"
 	Goto   Action = "goto"
+
+	Translate Action = "translate" // replaces the destination: DNAT, REDIRECT
 )
 
 // Condition is met by a packet whose field has one of the values, or with Not

@@ -56,7 +56,7 @@ func TestJudge(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := Parse(XTNFT, "ip", tt.rules).Judge("FORWARD", tt.packet); got != tt.want {
+			if got := Parse(XTNFT, "ip", "filter", tt.rules).Judge("FORWARD", tt.packet); got != tt.want {
 				t.Errorf("verdict: got %s, want %s", got, tt.want)
 			}
 		})
@@ -84,7 +84,7 @@ func TestParse(t *testing.T) {
 		}},
 		"DOCKER-USER": {Rules: []Rule{{}}},
 	}}
-	if diff := cmp.Diff(want, Parse(Legacy, "ip", text)); diff != "" {
+	if diff := cmp.Diff(want, Parse(Legacy, "ip", "filter", text)); diff != "" {
 		t.Errorf("table (-want +got):\n%s", diff)
 	}
 }
@@ -95,10 +95,67 @@ func FuzzParse(f *testing.F) {
 	f.Add("-P FORWARD DROP\n-N X\n-A FORWARD -i meshd0 -j X\n-A X ! -s 10.0.0.0/8 -m comment --comment \"a b\" -g FORWARD")
 	f.Add("-A FORWARD !\n-A FORWARD -j\n-A\n-P FORWARD\n-A FORWARD -p tcp --dport 1:2,3 -j REJECT")
 	f.Fuzz(func(t *testing.T, text string) {
-		switch v := Parse(Legacy, "ip", text).Judge("FORWARD", forwarded); v {
+		switch v := Parse(Legacy, "ip", "filter", text).Judge("FORWARD", forwarded); v {
 		case Accepted, Dropped, Unsure:
 		default:
 			t.Errorf("verdict: got %q", v)
 		}
 	})
+}
+
+// hostPort is what portmap's and kube-proxy's rules look like, as iptables -t nat -S
+// prints them.
+const hostPort = `-P PREROUTING ACCEPT
+-P OUTPUT ACCEPT
+-N CNI-HOSTPORT-DNAT
+-N CNI-DN-1
+-N CNI-HOSTPORT-SETMARK
+-N KUBE-SERVICES
+-N KUBE-NODEPORTS
+-N KUBE-EXT-A
+-N KUBE-SVC-A
+-N KUBE-SEP-A
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+-A CNI-HOSTPORT-DNAT -p udp -m comment --comment "dnat name: \"meshd\" id: \"f00\"" -m multiport --dports 51820 -j CNI-DN-1
+-A CNI-DN-1 -s 10.42.0.0/24 -p udp -m udp --dport 51820 -j CNI-HOSTPORT-SETMARK
+-A CNI-DN-1 -p udp -m udp --dport 51820 -j DNAT --to-destination 10.42.0.7:51820
+-A CNI-HOSTPORT-SETMARK -j MARK --set-xmark 0x2000/0x2000
+-A KUBE-SERVICES -d 10.43.0.9/32 -p udp -m comment --comment "default/loki:gossip cluster IP" -m udp --dport 7946 -j KUBE-SVC-A
+-A KUBE-SERVICES -d 192.0.2.1/32 -p udp -m comment --comment "default/vpn:wg external IP" -m udp --dport 7946 -j KUBE-EXT-A
+-A KUBE-SERVICES -m comment --comment "kubernetes service nodeports" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+-A KUBE-NODEPORTS -p udp -m comment --comment default/vpn:wg -m udp --dport 30080 -j KUBE-EXT-A
+-A KUBE-EXT-A -j KUBE-SVC-A
+-A KUBE-SVC-A -m statistic --mode random --probability 0.5 -j KUBE-SEP-A
+-A KUBE-SEP-A -p udp -m udp -j DNAT --to-destination 10.42.0.8:7946
+`
+
+func TestRedirected(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		rules    string
+		protocol string
+		port     uint16
+		want     Redirect
+	}{
+		{"hostPort", hostPort, "udp", 51820, Redirect{"CNI-DN-1", "10.42.0.7:51820", `dnat name: "meshd" id: "f00"`}},
+		{"hostPort of the other protocol", hostPort, "tcp", 51820, Redirect{}},
+		{"external IP", hostPort, "udp", 7946, Redirect{"KUBE-SEP-A", "10.42.0.8:7946", "default/vpn:wg external IP"}},
+		{"node port", hostPort, "udp", 30080, Redirect{"KUBE-SEP-A", "10.42.0.8:7946", "default/vpn:wg"}},
+		{"nobody's", hostPort, "udp", 7947, Redirect{}},
+		{"every port", "-P PREROUTING ACCEPT\n-A PREROUTING -i eth0 -j DNAT --to-destination 10.0.0.5", "tcp", 7948, Redirect{"PREROUTING", "10.0.0.5", ""}},
+		{"every port, of some", "-P PREROUTING ACCEPT\n-A PREROUTING -m set --match-set foes src -j DNAT --to-destination 10.0.0.5", "tcp", 7948, Redirect{}},
+		{"its own", "-P PREROUTING ACCEPT\n-A PREROUTING -p tcp -m tcp --dport 7948 -j ACCEPT\n-A PREROUTING -j DNAT --to-destination 10.0.0.5", "tcp", 7948, Redirect{}},
+		{"not its own", "-P PREROUTING ACCEPT\n-A PREROUTING -p tcp -m tcp ! --dport 7948 -j DNAT --to-destination 10.0.0.5", "tcp", 7948, Redirect{}},
+		{"in a circle", "-P PREROUTING ACCEPT\n-N X\n-A PREROUTING -j X\n-A X -j X", "tcp", 7948, Redirect{}},
+		{"redirect", "-P PREROUTING ACCEPT\n-A PREROUTING -p tcp -m tcp --dport 7948 -j REDIRECT --to-ports 99", "tcp", 7948, Redirect{"PREROUTING", "99", ""}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := Packet{In: "eth0", Protocol: tt.protocol, Port: tt.port, Source: netip.MustParseAddr("198.51.100.1"), Destination: netip.MustParseAddr("192.0.2.1")}
+			got, ok := Parse(Legacy, "ip", "nat", tt.rules).Redirected("PREROUTING", p)
+			if ok != (tt.want != Redirect{}) || got != tt.want {
+				t.Errorf("redirect: got %+v, %v, want %+v", got, ok, tt.want)
+			}
+		})
+	}
 }

@@ -9,11 +9,11 @@ import (
 	"strings"
 )
 
-// Parse reads what `iptables -S` or `ip6tables -S` prints of the table filter.
+// Parse reads what `iptables -S` or `ip6tables -S` prints of a table.
 // Lines that it can't make sense of are left out, and so is what they would do:
 // the program's own output has none.
-func Parse(b Backend, family, text string) Table {
-	t := Table{Backend: b, Family: family, Name: "filter", Chains: map[string]Chain{}}
+func Parse(b Backend, family, name, text string) Table {
+	t := Table{Backend: b, Family: family, Name: name, Chains: map[string]Chain{}}
 	for line := range strings.Lines(text) {
 		words := Words(line)
 		if len(words) < 2 {
@@ -64,6 +64,9 @@ func parseRule(words []string) Rule {
 		switch option {
 		case "-j", "-g":
 			r.Action, r.Chain = target(option, arg)
+			if r.Action == Translate && len(words) > 2 {
+				r.To = words[2] // behind --to-destination or --to-ports
+			}
 			return r
 		case "-m": // which extension is asked
 		case "--comment":
@@ -95,6 +98,8 @@ func target(option, name string) (Action, string) {
 		return Drop, ""
 	case "RETURN":
 		return Return, ""
+	case "DNAT", "REDIRECT":
+		return Translate, ""
 	}
 	if option == "-g" {
 		return Goto, name

@@ -32,6 +32,7 @@ type Decoder struct {
 func (d Decoder) Decode(exprs []expr.Any) []Rule {
 	var r Rule
 	var l load
+	var to destination
 	for _, e := range exprs {
 		switch e := e.(type) {
 		case *expr.Meta:
@@ -58,9 +59,20 @@ func (d Decoder) Decode(exprs []expr.Any) []Rule {
 			r.Action, r.Chain = verdict(e)
 		case *expr.Reject:
 			r.Action = Drop
+		case *expr.Immediate:
+			to.set(e.Data)
+		case *expr.NAT:
+			if e.Type == expr.NATTypeDestNAT {
+				r.Action, r.To = Translate, to.String()
+			}
+		case *expr.Redir:
+			r.Action, r.To = Translate, to.String()
 		case *expr.Target:
-			if e.Name == "REJECT" {
+			switch e.Name {
+			case "REJECT":
 				r.Action = Drop
+			case "DNAT", "REDIRECT":
+				r.Action, r.To = Translate, xtDestination(e.Info)
 			}
 		case *expr.Counter, *expr.Log:
 		case *expr.Match:
@@ -95,6 +107,10 @@ func comment(m *expr.Match) (string, bool) {
 // understood.
 func extension(m *expr.Match) Condition {
 	switch info := m.Info.(type) {
+	case *xt.Unknown:
+		if m.Name == "multiport" && m.Rev == 1 {
+			return multiport(*info)
+		}
 	case *xt.ConntrackMtinfo3:
 		const plain = uint16(xt.ConntrackState | xt.ConntrackStateAlias)
 		if info.MatchFlags&^plain == 0 {
@@ -106,6 +122,72 @@ func extension(m *expr.Match) Condition {
 		}
 	}
 	return Condition{Field: Unknown}
+}
+
+// destination is what a rule of nft has written into registers last, of which NAT
+// takes an address, a port, or both.
+type destination struct {
+	addr netip.Addr
+	port uint16
+}
+
+func (d *destination) set(data []byte) {
+	if len(data) == 2 {
+		d.port = binary.BigEndian.Uint16(data)
+	} else if a, ok := netip.AddrFromSlice(data); ok {
+		d.addr = a
+	}
+}
+
+// String writes address and port as iptables does, without what there is not.
+func (d destination) String() string {
+	switch {
+	case d.addr.IsValid() && d.port != 0:
+		return netip.AddrPortFrom(d.addr, d.port).String()
+	case d.addr.IsValid():
+		return d.addr.String()
+	case d.port != 0:
+		return strconv.Itoa(int(d.port))
+	}
+	return ""
+}
+
+// xtDestination reads where iptables' own DNAT leads.
+func xtDestination(info xt.InfoAny) string {
+	var d destination
+	read := func(r xt.NatRange) {
+		addr, _ := netip.AddrFromSlice(r.MinIP)
+		d = destination{addr.Unmap(), r.MinPort}
+	}
+	switch info := info.(type) {
+	case *xt.NatRange:
+		read(*info)
+	case *xt.NatRange2:
+		read(info.NatRange)
+	}
+	return d.String()
+}
+
+// multiport reads xt_multiport_v1 of xt_multiport.h: what is compared, how many
+// ports there are, 15 of them, whether each begins a range, and whether all of it is
+// turned round.
+func multiport(data []byte) Condition {
+	const destination, most, size = 1, 15, 2 + 2*15 + 15 + 1
+	if len(data) < size || data[0] != destination || data[1] > most {
+		return Condition{Field: Unknown}
+	}
+	c := Condition{Field: Port, Not: data[size-1] != 0}
+	first := ""
+	for i := range int(data[1]) {
+		port := strconv.Itoa(int(binary.NativeEndian.Uint16(data[2+2*i:])))
+		if data[2+2*most+i] != 0 {
+			first = port + "-"
+			continue
+		}
+		c.Values = append(c.Values, first+port)
+		first = ""
+	}
+	return c
 }
 
 // addrTypeInvertDest is XT_ADDRTYPE_INVERT_DEST.
