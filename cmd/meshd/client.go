@@ -47,13 +47,15 @@ func newClientAdd(p *paths) *cobra.Command {
 		Use:   "add NAME",
 		Short: "Add a client on all nodes, and print its WireGuard configuration",
 		Long: `Add a client on all nodes, and print its configuration for wg-quick(8), which the
-WireGuard applications of all systems read. NAME is as a host name. The private key
+WireGuard applications of all systems read. NAME is as a host name, and that of no
+other client and no node, in upper or lower case. The private key
 in it is made here, printed this once, and kept nowhere; with --public-key it stays
 where it was made, and the configuration has a placeholder.
 
 With --access the client reaches no more than what is listed there: pods, services,
 nodes, an address or a network, each with tcp/PORT@ or udp/PORT@ before it to allow
-one port only. It is enforced on the node where the client's tunnel ends.
+one port only. It is enforced on the node where the client's tunnel ends. What
+no node serves is warned of.
 
 The configuration is of the moment. When nodes come, go, or get other endpoints, or
 another node becomes the gateway of its location, see meshd client show.`,

@@ -26,7 +26,11 @@ func newConnect(p *paths) *cobra.Command {
 the place of wg-quick, and keep the tunnels current: the nodes are asked, through the
 tunnels, for what has changed. When the node that Services go through dies, they go
 through another one within seconds. It runs until SIGINT or SIGTERM, and undoes
-everything then. It is not for a host that is a node.`,
+everything then. It is not for a host that is a node.
+
+An answer counts if a node has signed it whose fingerprint is in the file, or was in
+an answer before. It leads to no network beyond those that the file names, and to
+none that this host is in.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// A node's routes and rules carry the same marks.

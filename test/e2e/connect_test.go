@@ -4,13 +4,18 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -127,4 +132,67 @@ func TestConnectFailover(t *testing.T) {
 	for _, s := range streams {
 		v.must(s.Stop())
 	}
+}
+
+// TestHostileConnect has somebody answer clients in the place of the node that a client
+// asks first, as a pod does that has taken its port. The client goes on as it was told
+// when its configuration was made, and has its Services carried by a node that answers.
+func TestHostileConnect(t *testing.T) {
+	t.Parallel()
+	v, host := newClientVillage(t, mesh.ModeLocation)
+	victim := v.gateway(v.node("attic-1"), "aws")
+	var forged atomic.Pointer[control.ClientConfig]
+	var asked atomic.Int64
+	impostor := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		_ = json.NewEncoder(w).Encode(forged.Load())
+	})}
+	var l net.Listener
+	v.must(victim.Do(func() (err error) { // before meshd does, which begins with the first client
+		l, err = net.Listen("tcp", netip.AddrPortFrom(v.overlay[victim][0], mesh.ClientPort).String())
+		return err
+	}))
+	done := make(chan struct{})
+	go func() { defer close(done); _ = impostor.Serve(l) }()
+	defer func() { _ = impostor.Close(); <-done }()
+
+	c := v.laptop(v.nodes[0], host, "laptop", "--service-gateway", victim.Name)
+	v.must(c.Down(v.ctx))
+	lie := c.shown(v.nodes[0])
+	lie.Resolver, lie.Search = "192.0.2.53", []string{"example.com"}
+	for i, p := range lie.Peers {
+		if p.Name == victim.Name {
+			lie.Peers[i].AllowedIPs = append(p.AllowedIPs, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("203.0.113.0/24"))
+		}
+	}
+	forged.Store(&lie)
+	defer c.connect()()
+	c.reaches(v.nodes...)
+	v.eventually(settleLimit, func() error {
+		if n := asked.Load(); n < 5 {
+			return fmt.Errorf("the impostor was asked %d times", n)
+		}
+		return nil
+	})
+	other := v.overlay[v.node("attic-1")][0].String() // the only other node with tunnels
+	v.eventually(settleLimit, func() error {
+		for line := range strings.Lines(v.run(c.Host, "wg", "show", device, "allowed-ips")) {
+			if strings.Contains(line, "10.43.0.0/16") && strings.Contains(line, other) {
+				return nil
+			}
+		}
+		return errors.New("Services go through the silent node still")
+	})
+	for _, family := range []string{"-4", "-6"} {
+		routes := v.run(c.Host, "ip", family, "route", "show", "table", "all")
+		for line := range strings.Lines(routes) {
+			if strings.Contains(line, "dev "+device) && (strings.HasPrefix(line, "default") || strings.HasPrefix(line, "203.0.113.0")) {
+				t.Errorf("a route that was not granted: %s", line)
+			}
+		}
+	}
+	if resolver, err := c.Resolver(); err != nil || !strings.Contains(resolver, "nameserver 10.43.0.10") || strings.Contains(resolver, "192.0.2.53") {
+		t.Errorf("resolver: got %q, %v, want the cluster's", resolver, err)
+	}
+	c.reaches(v.nodes...)
 }
