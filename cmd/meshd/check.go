@@ -22,10 +22,10 @@ func newCheck(p *paths) *cobra.Command {
 		Use:   "check",
 		Short: "Look for what would keep meshd from working on this host, and change nothing",
 		Long: `Look for what would keep meshd from working on this host: configuration, secret
-and state, kernel, ports, firewall, MTU, address ranges, CNI plugins, clock, and
-the names and addresses in the configuration. For each problem it says what to do.
-It changes nothing, with or without a running daemon. It needs root; without, it
-looks at what it may.
+and state, kernel, ports, firewall, MTU, address ranges, CNI plugins, what the unit
+may write to, clock, and the names and addresses in the configuration. For each
+problem it says what to do. It changes nothing, with or without a running daemon.
+It needs root; without, it looks at what it may.
 
 It ends with exit code 1 if it found an error, and with 2 if the configuration
 can't be read at all.`,
@@ -85,7 +85,7 @@ func (r report) print(w io.Writer) error {
 	for _, f := range r.Findings {
 		fmt.Fprintf(t, "%s\t%s\t%s\n", f.Level, f.What, strings.ReplaceAll(f.Text, "\n", "; "))
 		if f.Advice != "" {
-			fmt.Fprintf(t, "\t\t→ %s\n", f.Advice)
+			fmt.Fprintf(t, "\t\t→ %s\n", strings.ReplaceAll(f.Advice, "\n", "\n\t\t  "))
 		}
 	}
 	t.Flush() // to a strings.Builder, which takes everything

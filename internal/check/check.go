@@ -57,7 +57,7 @@ const (
 func Judge(cfg config.Config, f Facts) []Finding {
 	return slices.Concat(
 		f.permission(), f.configuration(), f.state(), f.kernel(cfg), f.names(cfg), f.ports(),
-		f.firewall(cfg), f.mtu(cfg), f.location(cfg), f.overlaps(cfg), f.cni(cfg), f.k3s(cfg), f.clock(), f.reach(), f.size(cfg), f.unread(),
+		f.firewall(cfg), f.mtu(cfg), f.location(cfg), f.overlaps(cfg), f.cni(cfg), f.k3s(cfg), f.unit(), f.clock(), f.reach(), f.size(cfg), f.unread(),
 	)
 }
 

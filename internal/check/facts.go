@@ -32,6 +32,8 @@ type Facts struct {
 	Filters       []filter.Table
 	CNI           CNI
 	K3s           k3s.Settings
+	Unit          Unit
+	Written       []Directory
 	Overlay       []netip.Addr // this node's, if the daemon was asked
 	ClockRead     bool
 	ClockSynced   bool

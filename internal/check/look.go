@@ -47,6 +47,7 @@ func Look(ctx context.Context, cfg config.Config, o Options) Facts {
 	if cfg.CNI.Enabled {
 		f.read("cni", func() error { return f.lookCNI(cfg) })
 	}
+	f.read("unit", func() error { return f.lookUnit(ctx, cfg) })
 	if f.Capable {
 		f.read("kernel", func() error { return f.lookKernel(ctx, cfg) })
 		f.read("firewall", func() error { return f.lookFilters(ctx, cfg) })
@@ -168,16 +169,9 @@ func (f *Facts) lookCNI(cfg config.Config) error {
 	if !f.Root {
 		return nil
 	}
-	dirs := []string{c.ConfDir}
-	for _, p := range s.Plugins {
-		if !p.Works { // and so has to be linked
-			dirs = append(dirs, c.BinDir)
-			break
-		}
-	}
-	for _, dir := range dirs {
-		if writable(existing(dir)) != nil {
-			f.CNI.Unwritable = append(f.CNI.Unwritable, dir)
+	for _, d := range writtenCNI(cfg, s) {
+		if writable(existing(d.Path)) != nil {
+			f.CNI.Unwritable = append(f.CNI.Unwritable, d.Path)
 		}
 	}
 	return nil

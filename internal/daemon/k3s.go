@@ -3,6 +3,8 @@
 package daemon
 
 import (
+	"path/filepath"
+
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/k3s"
 )
@@ -34,7 +36,7 @@ func (d *daemon) applyK3s(t *turn) error {
 	}
 	changed, err := k3s.Write("/", wanted)
 	if err != nil {
-		return err
+		return explainReadOnly(err, filepath.Dir(k3s.DropIn))
 	}
 	t.k3s = true
 	if changed {

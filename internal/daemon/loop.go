@@ -336,7 +336,7 @@ func (d *daemon) applyCNI(t *turn) error {
 	}
 	changes, err := cni.Plan(cfg, observed)
 	if err = errors.Join(err, cni.Apply(changes)); err != nil {
-		return fmt.Errorf("install CNI configuration: %w", err)
+		return fmt.Errorf("install CNI configuration: %w", explainReadOnly(err, directories(changes)...))
 	}
 	t.cni = true
 	return nil

@@ -111,6 +111,48 @@ func testStart(t *testing.T, nodes []*node) {
 		}
 	}
 	reachNodes(t, nodes)
+	checkUnit(t, nodes)
+}
+
+// checkUnit looks at what the daemon may write to, from where it runs. For another
+// directory, meshd check says what to add to the unit, and then the daemon writes there.
+func checkUnit(t *testing.T, nodes []*node) {
+	t.Helper()
+	n := nodes[0]
+	got := n.sh(t, `nsenter --mount --target $(systemctl show -P MainPID meshd) bash -c '
+		for dir in / /etc /etc/systemd/system /usr/bin /run /run/systemd/system /var/lib /root /srv \
+			/etc/cni/net.d /opt/cni/bin /etc/rancher /var/lib/meshd /run/meshd /run/wireguard; do
+			touch $dir/.probe && rm $dir/.probe && echo $dir
+		done 2>/dev/null
+		for file in /proc/sys/kernel/sysrq /proc/sys/net/ipv4/ip_forward; do (echo 1 >$file) && echo $file; done 2>/dev/null
+		test -c /dev/net/tun && ls /dev/vda; true' 2>/dev/null`)
+	want := "/etc/cni/net.d\n/opt/cni/bin\n/etc/rancher\n/var/lib/meshd\n/run/meshd\n/run/wireguard\n/proc/sys/net/ipv4/ip_forward"
+	if got != want {
+		t.Errorf("%s: the daemon may write to %q, want %q", n.name, got, want)
+	}
+	n.sh(t, `cp -p /etc/meshd.yaml /root/ && printf '\ncni:\n  conf-dir: /srv/cni\n' >>/etc/meshd.yaml`)
+	out, err := n.try("meshd check")
+	if err == nil || !strings.Contains(out, "[Service]\n") || !strings.Contains(out, "ReadWritePaths=-/srv/cni\n") {
+		t.Errorf("%s: meshd check does not say what to add to the unit: %v\n%s", n.name, err, out)
+	}
+	n.sh(t, `systemctl restart meshd`)
+	eventually(t, n.name+" says why it can't write", func() error {
+		out, err := n.try("meshd status")
+		if err == nil && !strings.Contains(out, "ReadWritePaths=-/srv/cni") {
+			err = fmt.Errorf("got %s", out)
+		}
+		return err
+	})
+	n.sh(t, `mkdir -p /srv/cni /etc/systemd/system/meshd.service.d
+		meshd check | grep -o '\[Service\]\|ReadWritePaths=.*' >/etc/systemd/system/meshd.service.d/override.conf
+		systemctl daemon-reload && systemctl restart meshd`)
+	eventually(t, n.name+" writes to /srv/cni", func() error {
+		_, err := n.try("test -s /srv/cni/10-meshd.conflist")
+		return err
+	})
+	n.sh(t, `rm -r /srv/cni /etc/systemd/system/meshd.service.d && cp -p /root/meshd.yaml /etc/ && rm /root/meshd.yaml
+		systemctl daemon-reload && systemctl restart meshd`)
+	waitMesh(t, n, len(nodes)-1)
 }
 
 // waitMesh waits until a node has a tunnel to that many others, and notes its
