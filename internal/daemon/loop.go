@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/meshd/meshd/internal/cni"
@@ -56,6 +57,7 @@ type turn struct {
 	problems []mesh.Problem
 	again    time.Duration // how soon to look again at the latest; 0 for no wish
 	err      error
+	refused  bool  // the kernel refused some step, see problems
 	fatal    error // the daemon can't go on
 }
 
@@ -106,7 +108,7 @@ func (d *daemon) loop(ctx context.Context) error {
 // nextWake says how long to sleep after a turn.
 func nextWake(t turn, retry time.Duration) time.Duration {
 	d := resync
-	if t.err != nil {
+	if t.err != nil || t.refused {
 		d = retry
 	}
 	if t.again > 0 {
@@ -119,7 +121,7 @@ func nextWake(t turn, retry time.Duration) time.Duration {
 // cause of the events that follow it, and must not chase itself.
 func pause(t turn, retry time.Duration) time.Duration {
 	least := spacing
-	if t.err != nil {
+	if t.err != nil || t.refused {
 		least = min(retry, time.Second)
 	}
 	return max(gather, least-time.Since(t.now))
@@ -180,6 +182,7 @@ func (d *daemon) derive(t *turn, facts netcfg.Facts) {
 		Clients:   t.view.Clients,
 		Resolved:  t.resolved,
 		Underlay:  facts.Addresses,
+		Nearby:    facts.Nearby,
 		Keepalive: keepalive(d.cfg, d.own),
 	}
 	t.topology = mesh.Derive(t.input)
@@ -266,13 +269,29 @@ func (d *daemon) change(ctx context.Context, t *turn, o netcfg.Options) error {
 	if plan.Empty() {
 		return nil
 	}
-	err := d.host.Apply(ctx, plan)
+	refused, err := netcfg.SplitRefused(d.host.Apply(ctx, plan))
+	t.refuse(refused)
 	observed, observeErr := d.observe(ctx, *t)
 	if err = errors.Join(err, observeErr); err != nil {
 		err = fmt.Errorf("apply plan: %w", err)
 	}
 	t.observed = observed
 	return err
+}
+
+// ProblemRefused says that the kernel does not take a route, an entry or a peer.
+const ProblemRefused mesh.ProblemKind = "kernel-refuses"
+
+// refuse names the steps that the kernel refused. Each is a problem of its own, and
+// no failure of the turn: others may have asked for what can't be.
+func (t *turn) refuse(steps []*netcfg.RefusedStep) {
+	for _, r := range steps {
+		t.refused = true
+		t.problems = append(t.problems, mesh.Problem{
+			Kind: ProblemRefused, Node: t.cfg.Node.Name, Text: r.Error(),
+			Advice: "if another program has set up the same here, remove that; else see which node gives this away (meshd status), and change it there",
+		})
+	}
 }
 
 // reachOut brings about handshakes with peers that have none.
@@ -345,14 +364,17 @@ func (d *daemon) applyCNI(t *turn) error {
 // conclude publishes what a turn saw and says how soon a failed one is taken
 // again.
 func (d *daemon) conclude(t turn, retry time.Duration) time.Duration {
-	if t.err != nil {
-		retry = min(max(2*retry, retryMin), retryMax)
-		if d.complaint.isNew(t.err, t.now) {
-			d.log.Error("reconcile", "err", t.err)
-		}
-	} else if retry > 0 {
-		retry, d.complaint = 0, complaint{}
+	if t.err == nil && d.complaint != (complaint{}) {
+		d.complaint = complaint{}
 		d.log.Info("reconcile works again")
+	}
+	if t.err != nil && d.complaint.isNew(t.err, t.now) {
+		d.log.Error("reconcile", "err", shownError(t.err))
+	}
+	if t.err != nil || t.refused {
+		retry = min(max(2*retry, retryMin), retryMax)
+	} else {
+		retry = 0
 	}
 	status := d.status(t)
 	before, _ := d.published.get()
@@ -409,6 +431,8 @@ func (d *daemon) paths(t turn) map[mesh.ID][]netip.AddrPort {
 		for _, e := range r.Endpoints {
 			list = append(list, at(addrsOf(e.Host, t.resolved), r.GossipPort)...)
 		}
+		// What names resolve to is others' word, too.
+		list = slices.DeleteFunc(list, func(a netip.AddrPort) bool { return !d.cfg.Cluster.Outside(a.Addr()) })
 		if through && r.Claim.Slot != mesh.None && r.Claim.Slot < d.cfg.Cluster.Slots() {
 			list = append(list, at(d.cfg.Cluster.Overlays(r.Claim.Slot), r.GossipPort)...)
 		}

@@ -14,20 +14,31 @@ type reservedNetwork struct {
 	meaning string
 }
 
-// nobodys are the networks that no node may give away, and no cluster may have:
+// nobodys returns the networks that no node may give away, and no cluster may have:
 // whoever had them would get what a host sends to itself, to its neighbours, or
 // to the service that hands out its credentials.
-var nobodys = []reservedNetwork{
-	{netip.MustParsePrefix("0.0.0.0/8"), "this host (RFC 1122)"},
-	{netip.MustParsePrefix("127.0.0.0/8"), "loopback"},
-	{netip.MustParsePrefix("169.254.0.0/16"), "link-local, with the metadata services of clouds"},
-	{netip.MustParsePrefix("168.63.129.16/32"), "Azure's service for its machines"},
-	{netip.MustParsePrefix("224.0.0.0/4"), "multicast"},
-	{netip.MustParsePrefix("255.255.255.255/32"), "broadcast"},
-	{netip.MustParsePrefix("::/64"), "unspecified, loopback and IPv4 written as IPv6"},
-	{netip.MustParsePrefix("fd00:ec2::/32"), "services of AWS for its machines"},
-	{netip.MustParsePrefix("fe80::/10"), "link-local"},
-	{netip.MustParsePrefix("ff00::/8"), "multicast"},
+func nobodys() [10]reservedNetwork {
+	return [...]reservedNetwork{
+		{prefix4(0, 0, 0, 0, 8), "this host (RFC 1122)"},
+		{prefix4(127, 0, 0, 0, 8), "loopback"},
+		{prefix4(169, 254, 0, 0, 16), "link-local, with the metadata services of clouds"},
+		{prefix4(168, 63, 129, 16, 32), "Azure's service for its machines"},
+		{prefix4(224, 0, 0, 0, 4), "multicast"},
+		{prefix4(255, 255, 255, 255, 32), "broadcast"},
+		{prefix6(0, 0, 64), "unspecified, loopback and IPv4 written as IPv6"},
+		{prefix6(0xfd00, 0x0ec2, 32), "services of AWS for its machines"},
+		{prefix6(0xfe80, 0, 10), "link-local"},
+		{prefix6(0xff00, 0, 8), "multicast"},
+	}
+}
+
+func prefix4(a, b, c, d byte, bits int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{a, b, c, d}), bits)
+}
+
+// prefix6 is one with zeroes behind its first two groups.
+func prefix6(first, second uint16, bits int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{byte(first >> 8), byte(first), byte(second >> 8), byte(second)}), bits)
 }
 
 // The shortest prefixes that may be given away. A wider network is no site's, but
@@ -38,8 +49,6 @@ const (
 	widestUnique = 7
 )
 
-var uniqueLocal = netip.MustParsePrefix("fc00::/7")
-
 // CheckNetwork returns why a network may not be given away by anybody: not in a
 // configuration, and not in what another node says. It is nil for one that may.
 func CheckNetwork(p netip.Prefix) error {
@@ -49,14 +58,14 @@ func CheckNetwork(p netip.Prefix) error {
 	case p.Addr().Is4In6():
 		return errors.New("it is IPv4 written as IPv6")
 	}
-	for _, n := range nobodys {
+	for _, n := range nobodys() {
 		if n.Overlaps(p) {
 			return fmt.Errorf("it overlaps %v, which is %s", n.Prefix, n.meaning)
 		}
 	}
 	widest := widest4
 	switch {
-	case uniqueLocal.Contains(p.Addr()):
+	case prefix6(0xfc00, 0, widestUnique).Contains(p.Addr()):
 		widest = widestUnique
 	case p.Addr().Is6():
 		widest = widest6

@@ -23,6 +23,8 @@ type Input struct {
 	// Underlay has this host's own addresses outside the mesh. An endpoint of a
 	// family that is not among them can't be reached; empty means not known.
 	Underlay []netip.Addr
+	// Nearby is what this host must go on reaching without the mesh.
+	Nearby Nearby
 	// Keepalive is how often this node speaks to each peer, 0 for never.
 	Keepalive time.Duration
 }
@@ -47,7 +49,7 @@ func Derive(in Input) Topology {
 	if self == nil {
 		return t
 	}
-	d := &deriver{layout: l, self: self, ranges: in.Cluster.spans(), networks: groupNetworks(self.group)}
+	d := &deriver{layout: l, self: self, ranges: in.Cluster.spans(), networks: groupNetworks(self.group), nearby: in.Nearby}
 	if slot := self.Claim.Slot; slot != None && slot < in.Cluster.Slots() {
 		t.Addresses = in.Cluster.Overlays(slot)
 		t.PodCIDRs = in.Cluster.PodCIDRs(slot)
@@ -76,6 +78,7 @@ type deriver struct {
 	self     *member
 	ranges   []span
 	networks []network // of the own location
+	nearby   Nearby    // of this host; empty where its tables are not what is derived
 
 	ways   []way          // from the own tunnel end, sorted by the far end's ID
 	routed []netip.Prefix // internal IPs and networks that tunnels lead to

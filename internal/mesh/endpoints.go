@@ -10,11 +10,12 @@ import (
 
 // endpointsOf lists where n's WireGuard socket may be reached from here, best
 // first: over the LAN in the same location, then what its record says.
-// Addresses inside the mesh are never endpoints.
+// Addresses inside the mesh, and those that mean this host, are never endpoints,
+// also where a name resolves to them.
 func (d *deriver) endpointsOf(n *member) []netip.AddrPort {
 	es := make([]netip.AddrPort, 0, len(n.Endpoints))
 	add := func(a netip.Addr, port uint16) {
-		if a = a.Unmap(); !a.IsValid() || port == 0 || !d.hasFamily(a) || contains(d.guarded, a) {
+		if a = a.Unmap(); port == 0 || !d.hasFamily(a) || !d.Cluster.Outside(a) {
 			return
 		}
 		if e := netip.AddrPortFrom(a, port); !slices.Contains(es, e) {
@@ -43,7 +44,7 @@ func (d *deriver) endpointsOf(n *member) []netip.AddrPort {
 func (l *layout) reachEndpoints() {
 	l.reached = make([]netip.Addr, 0, len(l.all))
 	add := func(a netip.Addr) {
-		if a = a.Unmap(); !contains(l.guarded, a) {
+		if a = a.Unmap(); l.Cluster.Outside(a) {
 			l.reached = append(l.reached, a)
 		}
 	}

@@ -155,6 +155,10 @@ func (d *deriver) mayRoute(n *member, c *claimant, p netip.Prefix, what string, 
 				"if both are in one private network, give them the same node.location; else give one of the networks other addresses")
 		}
 	}
+	if o := d.nearby.conflict(p); o != "" {
+		return d.refuse(n, p, what, "it overlaps "+o,
+			"if that host is in the same private network, give both nodes the same node.location; else name smaller networks there, or use other addresses here")
+	}
 	return true
 }
 

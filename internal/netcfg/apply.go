@@ -19,7 +19,8 @@ import (
 // Apply does what a plan says, in the plan's order. It is idempotent: adding
 // what is there and deleting what is missing succeed. A step that fails doesn't
 // keep the others from being done, except that nothing which needs the device
-// is tried without it; all errors come back joined. Errors match
+// is tried without it; all errors come back joined, among them a RefusedStep for
+// each route, entry and peer that the kernel does not take. Errors match
 // ErrForeignDevice and ErrNoBridgeNetfilter.
 func (h *Host) Apply(ctx context.Context, p Plan) error {
 	h.mu.Lock()
@@ -56,9 +57,7 @@ func (h *Host) Apply(ctx context.Context, p Plan) error {
 	for _, r := range p.Routes {
 		errs = append(errs, h.addRoute(r))
 	}
-	if len(p.Peers) > 0 {
-		errs = append(errs, h.configure(p.Config()))
-	}
+	errs = append(errs, h.changePeers(p))
 	for _, r := range p.MovedRoutes {
 		errs = append(errs, h.addRoute(r))
 	}
@@ -287,6 +286,25 @@ func (h *Host) configure(cfg wgtypes.Config) error {
 	return nil
 }
 
+// changePeers changes all peers at once, or, if the kernel refuses that, one by
+// one, so that what is wrong with one keeps no other from its tunnel.
+func (h *Host) changePeers(p Plan) error {
+	if len(p.Peers) == 0 {
+		return nil
+	}
+	all := h.configure(p.Config())
+	if all == nil || len(p.Peers) == 1 || gone(all) {
+		return refusedStep(all)
+	}
+	var errs []error
+	for _, pc := range p.Peers {
+		if err := h.configure(wgtypes.Config{Peers: []wgtypes.PeerConfig{pc.config()}}); err != nil {
+			errs = append(errs, refusedStep(fmt.Errorf("change peer %s %s: %w", pc.Name, pc.Key, err)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // address is a prefix as an address of the device. Duplicate address detection
 // makes no sense without neighbours and would delay the address; an on-link
 // route for its prefix would be none of ours.
@@ -331,9 +349,8 @@ func (h *Host) deleteAddress(p netip.Prefix) error {
 // addRoute adds a route, or replaces ours to the same destination. The kernel's
 // "replace" would take anybody's, so it is used only where ours is known.
 func (h *Host) addRoute(c RouteChange) error {
-	err := h.tryAddRoute(c)
-	if err != nil {
-		return fmt.Errorf("add route %s: %w", c.Route.Destination, err)
+	if err := h.tryAddRoute(c); err != nil {
+		return refusedStep(fmt.Errorf("add route %s: %w", c.Route.Destination, err))
 	}
 	return nil
 }

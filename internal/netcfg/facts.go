@@ -5,6 +5,7 @@ package netcfg
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // Facts is what the daemon has to know of the host it runs on, beyond what is
@@ -30,6 +33,8 @@ type Facts struct {
 	Attached []LAN
 	// MTU is the lowest of the uplinks', in bytes; 0 without an uplink.
 	MTU int
+	// Nearby is what the host must go on reaching without the mesh.
+	Nearby mesh.Nearby
 }
 
 // Uplink is where the default route of a family leads.
@@ -48,6 +53,7 @@ type rawFacts struct {
 	links   []rawLink
 	addrs   []rawAddr
 	sources []rawSource
+	routes  []rawRoute
 }
 
 type rawLink struct {
@@ -68,6 +74,13 @@ type rawSource struct {
 	addr netip.Addr
 }
 
+// rawRoute is a route of others in the main table.
+type rawRoute struct {
+	link int // index; 0 where there are several
+	to   netip.Prefix
+	via  []netip.Addr // next hops
+}
+
 // Facts reads what there is to know of the host.
 func (h *Host) Facts(ctx context.Context) (Facts, error) {
 	h.mu.Lock()
@@ -76,7 +89,10 @@ func (h *Host) Facts(ctx context.Context) (Facts, error) {
 	if err != nil {
 		return Facts{}, err
 	}
-	return chooseFacts(raw, h.name, h.bridge), ctx.Err()
+	f := chooseFacts(raw, h.name, h.bridge)
+	f.Nearby = nearby(raw, h.name, h.bridge)
+	f.Nearby.Resolvers = resolvers(resolverFiles)
+	return f, ctx.Err()
 }
 
 // faraway are addresses by which the kernel is asked for its default route. They
@@ -100,6 +116,9 @@ func (h *Host) readFacts() (rawFacts, error) {
 	for _, a := range addrs {
 		raw.addrs = append(raw.addrs, rawAddr{link: a.LinkIndex, prefix: prefixOf(a.IPNet), flags: a.Flags})
 	}
+	if raw.routes, err = h.foreignRoutes(); err != nil {
+		return raw, err
+	}
 	for _, dst := range faraway {
 		routes, err := h.nl.RouteGet(net.ParseIP(dst))
 		if err != nil || len(routes) == 0 {
@@ -110,6 +129,49 @@ func (h *Host) readFacts() (rawFacts, error) {
 		}
 	}
 	return raw, nil
+}
+
+// foreignRoutes returns the routes of the main table that are not ours.
+func (h *Host) foreignRoutes() ([]rawRoute, error) {
+	var out []rawRoute
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		list, err := retryInterrupted(func() ([]netlink.Route, error) {
+			return h.nl.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST},
+				netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		})
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range list {
+			if r.Protocol != RouteProtocol {
+				out = append(out, rawRouteOf(r))
+			}
+		}
+	}
+	return out, nil
+}
+
+func rawRouteOf(r netlink.Route) rawRoute {
+	out := rawRoute{link: r.LinkIndex, to: destination(r)}
+	add := func(ip net.IP) {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			out.via = append(out.via, a.Unmap())
+		}
+	}
+	hop := func(gw net.IP, via netlink.Destination) {
+		add(gw)
+		if v, ok := via.(*netlink.Via); ok { // IPv4 by a router of IPv6 (RFC 5549)
+			add(v.Addr)
+		}
+	}
+	hop(r.Gw, r.Via)
+	for _, m := range r.MultiPath {
+		hop(m.Gw, m.Via)
+	}
+	return out
 }
 
 // chooseFacts picks from what the kernel says. The device and the bridge are

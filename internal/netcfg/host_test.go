@@ -675,6 +675,7 @@ func TestFactsOfHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	got.Nearby.Resolvers = nil // of the machine that runs the test
 	if d := cmp.Diff(Facts{}, got); d != "" {
 		t.Errorf("facts of a host without network (-want +got):\n%s", d)
 	}
@@ -697,9 +698,52 @@ func TestFactsOfHost(t *testing.T) {
 		InternalIPs: []netip.Prefix{lan4, lan6},
 		Attached:    []LAN{{Link: "lan0", Address: lan4, MTU: 1450}, {Link: "lan0", Address: lan6, MTU: 1450}},
 		MTU:         1450,
+		Nearby: mesh.Nearby{
+			Attached: []mesh.AttachedNetwork{{Prefix: lan4.Masked(), Link: "lan0"}, {Prefix: lan6.Masked(), Link: "lan0"}},
+			Routers:  []netip.Addr{netip.MustParseAddr("192.168.7.1"), netip.MustParseAddr("fd07::1")},
+		},
 	}
+	got.Nearby.Resolvers = nil
 	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
 		t.Errorf("facts (-want +got):\n%s", d)
+	}
+}
+
+// TestHostileRouteRefused: a network that the kernel does not route for us, because
+// somebody else has that route here, is one refused step. All other steps are taken.
+func TestHostileRouteRefused(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	h := newHost(t)
+	for _, line := range []string{
+		"ip link add lan0 type bridge", "ip link set lan0 up", "ip addr add 192.168.7.2/24 dev lan0",
+		"ip route add 203.0.113.0/24 via 192.168.7.1",
+	} {
+		run(t, line)
+	}
+	given, want := netip.MustParsePrefix("203.0.113.0/24"), alone()
+	want.Peers[0].AllowedIPs = append(want.Peers[0].AllowedIPs, given)
+	route := want.Routes[0]
+	route.Destination = given
+	want.Routes = append(want.Routes, route)
+	observed, err := h.Observe(t.Context(), want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused, err := SplitRefused(h.Apply(t.Context(), Diff(observed, want, Options{})))
+	if err != nil {
+		t.Errorf("got %v, want no error but refused steps", err)
+	}
+	if len(refused) != 1 || !strings.Contains(refused[0].Error(), given.String()) || !strings.Contains(refused[0].Error(), "not meshd's") {
+		t.Errorf("got refused %v, want one that names %v", refused, given)
+	}
+	if observed, err = h.Observe(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	rest := Diff(observed, want, Options{})
+	if len(rest.Routes) != 1 || len(rest.Peers) > 0 || len(rest.Addresses) > 0 {
+		t.Errorf("got %v, want nothing but that route to be missing", rest)
 	}
 }
 

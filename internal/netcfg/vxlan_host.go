@@ -228,7 +228,7 @@ func (h *Host) eachEntry(entries []netlink.Neigh, verb string, do func(*netlink.
 	for _, n := range entries {
 		h.writes.Add(1)
 		if err := do(&n); err != nil {
-			errs = append(errs, fmt.Errorf("%s entry %s to %s of %s: %w", verb, n.IP, n.HardwareAddr, VXLANName(h.name), err))
+			errs = append(errs, refusedStep(fmt.Errorf("%s entry %s to %s of %s: %w", verb, n.IP, n.HardwareAddr, VXLANName(h.name), err)))
 		}
 	}
 	return errors.Join(errs...)
