@@ -18,7 +18,8 @@ func newRevoke(p *paths) *cobra.Command {
 		Short: "Shut a node's identity out for ever",
 		Long: `Shut a node's identity out for ever, on all nodes, and free its slot. NODE is a
 name or a fingerprint, which need not be known here. The node may be alive: its
-tunnels are taken down. It can't be taken back: if the host is to return, it
+tunnels are taken down, and the clients that it has added, and what it has
+forgotten or revoked, go with it. It can't be taken back: if the host is to return, it
 needs a new identity, and so another state directory.
 
 Whoever runs that host still has the secret, and with it can make another

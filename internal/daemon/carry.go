@@ -69,8 +69,8 @@ func (d *daemon) judge(t *turn) error {
 // shows, before it was forgotten; then the epoch has to go beyond that.
 func (d *daemon) say(v mesh.Verdict) error {
 	err := d.gossip.Judge(v)
-	for tries := 0; errors.Is(err, gossip.ErrStale) && tries < 32; tries++ {
-		v.Epoch *= 2
+	if said := (*gossip.EpochError)(nil); errors.As(err, &said) {
+		v.Epoch = said.Exceed + 1
 		err = d.gossip.Judge(v)
 	}
 	return err

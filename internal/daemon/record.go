@@ -120,7 +120,9 @@ func (d *daemon) publish(facts netcfg.Facts, view gossip.View, now time.Time) ([
 	next := nextRecord(d.cfg, facts, view, d.own)
 	next.Claim = claim
 	next.Office = d.carriers.office.stamp(d.own.Office)
-	if reflect.DeepEqual(next, d.own) && d.own.Sequence >= view.OwnSequence && d.own.Sequence > 0 {
+	// It is told again if it has gone: whoever has revoked this node is revoked.
+	told := slices.ContainsFunc(view.Records, func(r mesh.Record) bool { return r.ID() == d.identity.ID() })
+	if told && reflect.DeepEqual(next, d.own) && d.own.Sequence >= view.OwnSequence && d.own.Sequence > 0 {
 		return problems, nil
 	}
 	next.Sequence = nextSequence(d.node.Sequence, view.OwnSequence, now)

@@ -114,11 +114,15 @@ func (g *Gossip) AddClient(c mesh.Client) (mesh.Client, error) {
 	}
 	g.mu.Lock()
 	result := g.store.put(o)
+	var room mesh.Problem
+	if result == full {
+		room = g.fullProblem(o)
+	}
 	g.mu.Unlock()
 	switch result {
 	case fresh:
 	case full:
-		return mesh.Client{}, fmt.Errorf("add client %s: the store is full", c.Name)
+		return mesh.Client{}, fmt.Errorf("add client %s: %s; %s", c.Name, room.Text, room.Advice)
 	default:
 		return mesh.Client{}, fmt.Errorf("add client %s: %w", c.Name, ErrStale)
 	}

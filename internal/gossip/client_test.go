@@ -99,18 +99,6 @@ func TestClientIsRemovedForEver(t *testing.T) {
 	}
 }
 
-func TestRemovalFreesAFullStore(t *testing.T) {
-	s := newStore()
-	client := mustDecode(t, signClient(t, 0, testClient("laptop")))
-	s.put(client)
-	for i := 0; len(s.highest) < maxObjects; i++ {
-		s.raise(recordKey(mesh.ID{0xff, byte(i >> 8), byte(i)}), 1)
-	}
-	if got := s.put(mustDecode(t, signTombstone(t, 1, client.key.subject, clientSequence))); got != fresh {
-		t.Errorf("removal in a full store: %v, want it taken in", got)
-	}
-}
-
 func TestClientsReachEverybody(t *testing.T) {
 	nodes := startCluster(t, 3)
 	c, err := nodes[0].AddClient(testClient("laptop"))

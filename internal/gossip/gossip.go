@@ -41,8 +41,7 @@ import (
 )
 
 // ErrStale is returned by Publish for a sequence that others have seen
-// already, or that is forgotten; View.OwnSequence says what to go beyond. Judge
-// returns it for an epoch that we have gone beyond.
+// already, or that is forgotten; View.OwnSequence says what to go beyond.
 var ErrStale = errors.New("the sequence is not new")
 
 // Options say who we are and where to begin. Identity, Cluster, Secrets, Boot,
@@ -118,6 +117,7 @@ type Gossip struct {
 	store     *store
 	published uint64 // sequence of the record that we published last
 	foreign   foreign
+	full      time.Time // when it was last looked who fills the store
 	merged    bool
 	joinEmpty bool
 	// joinFailure is why nobody of the join list answered when it was asked last;
@@ -205,6 +205,7 @@ func newGossip(o Options) (*Gossip, error) {
 	if o.Adopted.Name == g.name && o.Adopted.Hash() == g.ranges && settingsOf(o.Adopted).check() == nil {
 		g.adopted = settingsOf(o.Adopted)
 	}
+	g.store.self = self
 	g.trust(o.Cluster, o.Trusted)
 	g.restore(o.Remembered)
 	for _, r := range g.store.records() {
@@ -279,6 +280,7 @@ func (g *Gossip) restore(r Remembered) {
 			g.store.put(o)
 		}
 	}
+	g.store.settle()
 }
 
 // handleLoop takes in what the transport receives.
@@ -364,9 +366,13 @@ func (g *Gossip) Publish(r mesh.Record) error {
 	return nil
 }
 
+// ErrOverruled is returned by Forget for a revocation that does not count, because
+// this node is revoked itself.
+var ErrOverruled = errors.New("this node is revoked itself, and the lower fingerprint of the two counts")
+
 // Forget buries a node's records up to a sequence; up to Forever, its identity
-// is revoked. It can't be taken back. It has no effect if we have buried as
-// much before.
+// is revoked, and what it has made goes with it. It can't be taken back, unless
+// this node is revoked. It has no effect if we have buried as much before.
 func (g *Gossip) Forget(target mesh.ID, upTo uint64) error {
 	payload, err := encodeTombstone(tombstone{g.identity.Public().(ed25519.PublicKey), target, upTo})
 	if err != nil {
@@ -378,13 +384,22 @@ func (g *Gossip) Forget(target mesh.ID, upTo uint64) error {
 	}
 	g.mu.Lock()
 	result := g.store.put(o)
+	counts := g.store.buried[target] >= upTo
+	var room mesh.Problem
+	if result == full {
+		room = g.fullProblem(o)
+	}
 	g.mu.Unlock()
 	if result == full {
-		return fmt.Errorf("forget %v: the store is full", target)
+		return fmt.Errorf("forget %v: %s; %s", target, room.Text, room.Advice)
 	}
 	if result == fresh {
 		g.signal()
 		g.spread([]object{o})
+		g.agree()
+	}
+	if !counts {
+		return fmt.Errorf("forget %v: %w", target, ErrOverruled)
 	}
 	return nil
 }

@@ -30,8 +30,8 @@ const (
 	// maxState bounds what one stream may bring in.
 	maxState = 8 << 20
 
-	// maxObjects bounds the store, and with it everything derived from it.
-	maxObjects = 8192
+	// maxRaised bounds what is read of sequences that were seen before a restart.
+	maxRaised = 32 * maxAuthors
 
 	// maxSequence leaves room to go beyond every sequence that is accepted, and
 	// is never reached by counting.

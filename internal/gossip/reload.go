@@ -84,16 +84,10 @@ func (g *Gossip) meetUntrusted(o object) {
 func (s *store) retain(author func(mesh.ID) bool) {
 	for key, o := range s.objects {
 		if !author(key.author) {
-			s.drop(o)
+			s.forget(o)
 		}
 	}
-	clear(s.buried)
-	for _, o := range s.objects {
-		if t, ok := o.body.(tombstone); ok {
-			s.buried[t.target] = max(s.buried[t.target], t.upTo)
-		}
-	}
-	s.counted = nil
+	s.rebury()
 }
 
 // reconfigure sets what the transport needs to know of a configuration.

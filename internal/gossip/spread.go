@@ -87,12 +87,7 @@ func (g *Gossip) admit(o object) bool {
 		})
 		return g.store.has(o.raw)
 	case full:
-		g.counters.add("object-full")
-		g.transport.meet("store", mesh.Problem{
-			Kind: ProblemFull, Node: g.nameOf(g.self),
-			Text:   fmt.Sprintf("this node knows of %d objects and takes in no more: nodes that are new are not seen", maxObjects),
-			Advice: "run meshd forget for nodes that are gone; if there are many that you don't know, change the secret",
-		})
+		g.meetFull(o)
 	case stale:
 		g.counters.add("object-stale")
 	case buried:

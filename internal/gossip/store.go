@@ -26,15 +26,20 @@ const (
 	full                    // there is no room
 )
 
-// store holds the objects that count. What it holds depends on the set of
-// objects that it was given, not on their order or number, so that stores which
-// have exchanged everything are equal. It has no lock of its own.
+// store holds the objects that count. As long as there is room, what it holds
+// depends on the set of objects that it was given, not on their order or number,
+// so that stores which have exchanged everything are equal. When the shared part
+// of a budget is used up, whatever came first stays; what is within its author's
+// own room is equal everywhere even then. It has no lock of its own.
 type store struct {
+	self    mesh.ID // always finds its own room
 	objects map[objectKey]object
 	rest    map[objectKey]object           // those that are no records: few, and looked through in every turn
 	sums    map[[sha256.Size]byte]struct{} // of objects, to know a copy without checking its signature
 	highest map[objectKey]uint64           // also of what is gone, against replay
-	buried  map[mesh.ID]uint64             // by target, the highest sequence of its tombstones
+	buried  map[mesh.ID]uint64             // by target, the highest sequence of its tombstones that count
+	speak   map[mesh.ID]bool               // whose revocations matter, see revocations.matter
+	usage
 	digest  digest
 	order   []object      // what sorted returned; nil after a change
 	counted []mesh.Record // what records returned; nil after a change
@@ -47,6 +52,8 @@ func newStore() *store {
 		sums:    make(map[[sha256.Size]byte]struct{}),
 		highest: make(map[objectKey]uint64),
 		buried:  make(map[mesh.ID]uint64),
+		speak:   make(map[mesh.ID]bool),
+		usage:   newUsage(),
 	}
 }
 
@@ -65,14 +72,14 @@ func (s *store) put(o object) outcome {
 		return known
 	case sequence < highest:
 		return stale
-	case o.body.covered(s.buried):
+	case s.covers(o):
 		return buried
 	case holds && sequence == held.body.sequence():
 		if bytes.Compare(o.sum[:], held.sum[:]) < 0 {
 			s.replace(o)
 		}
 		return conflict
-	case highest == 0 && len(s.highest) >= maxObjects && !s.frees(o):
+	case (!holds || held.class() != o.class()) && !s.makeRoom(o):
 		return full
 	}
 	s.highest[o.key] = sequence
@@ -83,34 +90,69 @@ func (s *store) put(o object) outcome {
 	return fresh
 }
 
-// bury drops what a tombstone covers, the record and what goes with it, and
-// what was remembered of it: from now on the tombstone refuses it. So a node
-// that is forgotten takes one place, not two.
+// covers reports whether an object does not count because of a tombstone. The
+// word of a revoked author does not, except that its revocations of those who
+// revoke are needed to see who is revoked.
+func (s *store) covers(o object) bool {
+	if s.buried[o.key.author] != Forever {
+		return o.body.covered(s.buried)
+	}
+	return o.class() != classRevocation || !s.speak[o.key.subject]
+}
+
+// bury makes a tombstone count that was just taken in.
 func (s *store) bury(t tombstone) {
+	if t.upTo == Forever {
+		author := mesh.IDOf(t.identity)
+		if s.speak[t.target] || s.buried[author] == Forever || len(s.held[holder{t.target, class(kindTombstone)}]) > 0 {
+			s.rebury()
+			return
+		}
+		s.speak[author] = true
+	}
 	s.buried[t.target] = max(s.buried[t.target], t.upTo)
 	s.counted = nil
-	for key, o := range s.objects {
-		if o.body.covered(s.buried) {
-			s.drop(o)
-			delete(s.highest, key)
-		}
-	}
 	if key := recordKey(t.target); s.highest[key] <= t.upTo {
 		delete(s.highest, key)
 	}
+	if s.mentions[t.target] > 0 {
+		s.dropCovered()
+	}
 }
 
-// frees says whether an object makes as much room as it takes. It is how a
-// store that is full becomes useful again.
-func (s *store) frees(o object) bool {
-	t, ok := o.body.(tombstone)
-	if !ok {
-		return false
+// rebury works out anew which tombstones count. Whom a revoked author has buried
+// is free to come back.
+func (s *store) rebury() {
+	given := s.revocations()
+	revoked := given.revoked()
+	s.speak = given.matter(revoked)
+	clear(s.buried)
+	s.counted = nil
+	for _, o := range s.rest {
+		if t, ok := o.body.(tombstone); ok && !revoked[o.key.author] && t.upTo != Forever {
+			s.buried[t.target] = max(s.buried[t.target], t.upTo)
+		}
 	}
-	highest := s.highest[recordKey(t.target)]
-	return highest > 0 && highest <= t.upTo || slices.ContainsFunc(s.sorted(), func(o object) bool {
-		return o.key.kind == kindClient && o.key.subject == t.target
-	})
+	for id := range revoked {
+		s.buried[id] = Forever
+	}
+	s.dropCovered()
+}
+
+// dropCovered drops what tombstones cover, and what was remembered of it: from
+// now on the tombstone refuses it.
+func (s *store) dropCovered() {
+	for _, o := range s.objects {
+		if s.covers(o) {
+			s.forget(o)
+		}
+	}
+}
+
+// forget drops an object as if it had never come.
+func (s *store) forget(o object) {
+	s.drop(o)
+	delete(s.highest, o.key)
 }
 
 func (s *store) replace(o object) {
@@ -122,6 +164,7 @@ func (s *store) replace(o object) {
 		s.rest[o.key] = o
 	}
 	s.order, s.counted = nil, nil
+	s.add(o)
 	s.sums[o.sum] = struct{}{}
 	s.digest.toggle(o)
 }
@@ -130,15 +173,30 @@ func (s *store) drop(o object) {
 	delete(s.objects, o.key)
 	delete(s.rest, o.key)
 	s.order, s.counted = nil, nil
+	s.remove(o)
 	delete(s.sums, o.sum)
 	s.digest.toggle(o)
 }
 
 // raise lifts the sequence below which a key's objects don't count, to what
-// was seen before a restart.
+// was seen before a restart. Tombstones and clients need none: they only grow.
 func (s *store) raise(key objectKey, sequence uint64) {
-	if _, ok := s.highest[key]; ok || len(s.highest) < maxObjects {
+	if key.kind != kindTombstone && key.kind != kindClient && len(s.highest) < maxRaised {
 		s.highest[key] = max(s.highest[key], sequence)
+	}
+}
+
+// settle ends what raise began: of what is gone, only the sequences of records
+// are kept, one for each of as many nodes as may be known.
+func (s *store) settle() {
+	gone := 0
+	for key := range s.highest {
+		if _, ok := s.objects[key]; ok {
+			continue
+		}
+		if gone++; key.kind != kindRecord || gone > maxAuthors {
+			delete(s.highest, key)
+		}
 	}
 }
 

@@ -33,7 +33,8 @@ func (t tombstone) author() ed25519.PublicKey { return t.identity }
 func (t tombstone) subject() mesh.ID          { return t.target }
 func (t tombstone) sequence() uint64          { return t.upTo }
 
-// covered is false: what was forgotten once stays so, whoever said it.
+// covered is false: what was forgotten once stays so, unless whoever said it is
+// revoked, see store.covers.
 func (t tombstone) covered(map[mesh.ID]uint64) bool { return false }
 
 func encodeTombstone(t tombstone) ([]byte, error) {
@@ -56,6 +57,8 @@ func decodeTombstone(payload []byte) (body, error) {
 		return nil, fmt.Errorf("decode tombstone: a fingerprint of %d bytes", len(w.Target))
 	case w.UpTo == 0:
 		return nil, errors.New("decode tombstone: sequence 0")
+	case mesh.ID(w.Target) == mesh.IDOf(w.Identity):
+		return nil, errors.New("decode tombstone: a node buries others, not itself")
 	}
 	return tombstone{w.Identity, mesh.ID(w.Target), w.UpTo}, nil
 }

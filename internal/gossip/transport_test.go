@@ -294,11 +294,11 @@ func TestMergeOfWhatIsKnownWakesNobody(t *testing.T) {
 func TestFullStoreIsReported(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
-	for n := range maxObjects {
-		g.store.raise(objectKey{kind: kindRecord, author: mesh.ID{byte(n), byte(n >> 8)}}, 1)
+	for n := range maxAuthors {
+		g.store.authors[mesh.ID{byte(n), byte(n >> 8)}]++
 	}
 	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromGossip)
-	if v := g.View(); !hasProblem(v, ProblemFull, "8192 objects") || v.Counters["object-full"] != 1 {
+	if v := g.View(); !hasProblem(v, ProblemFull, "1024 nodes") || v.Counters["object-full"] != 1 {
 		t.Errorf("problems %v, counters %v; want %s", v.Problems, v.Counters, ProblemFull)
 	}
 }

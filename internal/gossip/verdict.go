@@ -94,15 +94,27 @@ func checkVerdict(v verdict) error {
 		return errors.New("check verdict: epoch 0")
 	case v.Epoch > maxSequence || v.Record > maxSequence || v.about > maxSequence || v.by > maxSequence:
 		return fmt.Errorf("check verdict: epoch %d, record %d: the highest is %d", v.Epoch, v.Record, maxSequence)
+	case v.Subject == mesh.IDOf(v.Author) && v.Epoch > maxSequence-mesh.EpochStep:
+		return fmt.Errorf("check verdict: epoch %d of the subject's own: nobody could go beyond", v.Epoch)
 	case v.Role == mesh.RoleGateway && v.State != mesh.HealthDown && v.Subject != mesh.IDOf(v.Author):
 		return fmt.Errorf("check verdict: only the gateway itself may say that it is %s", v.State)
 	}
 	return nil
 }
 
+// EpochError is returned by Judge for an epoch that our last verdict on the
+// subject in the role has reached. It wraps ErrStale.
+type EpochError struct {
+	Exceed uint64 // what the epoch must exceed
+}
+
+func (e *EpochError) Error() string { return fmt.Sprintf("the epoch must exceed %d", e.Exceed) }
+
+func (e *EpochError) Unwrap() error { return ErrStale }
+
 // Judge signs a verdict of ours and makes it known, to everybody at once. Its
 // author may be left out. Its epoch must be above that of our last verdict on
-// the subject in the role, else the error is ErrStale.
+// the subject in the role, else the error is an *EpochError.
 func (g *Gossip) Judge(v mesh.Verdict) error {
 	own := g.identity.Public().(ed25519.PublicKey)
 	if len(v.Author) == 0 {
@@ -126,7 +138,7 @@ func (g *Gossip) storeVerdict(v mesh.Verdict) (object, error) {
 	highest := g.store.highest
 	key := objectKey{verdictKinds[v.Role], g.self, v.Subject}
 	if v.Epoch <= highest[key] {
-		return object{}, fmt.Errorf("epoch %d, %d was said: %w", v.Epoch, highest[key], ErrStale)
+		return object{}, &EpochError{Exceed: highest[key]}
 	}
 	payload, err := encodeVerdict(verdict{
 		v, max(highest[recordKey(v.Subject)], v.Record), highest[recordKey(g.self)],

@@ -71,9 +71,9 @@ func (g *Gossip) View() View {
 		counts[r.ID()] = true
 		v.Records = append(v.Records, clone(r))
 	}
-	v.Verdicts = slices.DeleteFunc(v.Verdicts, func(v mesh.Verdict) bool {
+	v.Verdicts = mesh.WithinStep(slices.DeleteFunc(v.Verdicts, func(v mesh.Verdict) bool {
 		return !counts[mesh.IDOf(v.Author)] || !counts[v.Subject]
-	})
+	}))
 	if revoked {
 		v.Problems = append(v.Problems, mesh.Problem{
 			Kind: ProblemRevoked, Node: g.self.String(), Text: "this node's identity was revoked",

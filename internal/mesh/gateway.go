@@ -37,6 +37,25 @@ func (l *layout) gatewayVerdicts() map[ID]*Verdict {
 	return out
 }
 
+// EpochStep is how far others' verdicts on a gateway may be ahead of its own. In
+// honest hands they are one ahead.
+const EpochStep = 1 << 16
+
+// WithinStep returns the verdicts without those of others on a gateway whose
+// epoch is too far ahead of its own verdict's. Without it, a single verdict with
+// the highest epoch there is would keep a gateway down for good.
+func WithinStep(verdicts []Verdict) []Verdict {
+	own := make(map[ID]uint64)
+	for _, v := range verdicts {
+		if v.Role == RoleGateway && v.Subject == IDOf(v.Author) {
+			own[v.Subject] = max(own[v.Subject], v.Epoch)
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(verdicts), func(v Verdict) bool {
+		return v.Role == RoleGateway && v.Epoch > own[v.Subject]+EpochStep
+	})
+}
+
 func (l *layout) counts(v *Verdict, author ID) bool {
 	if author != v.Subject {
 		return v.State == HealthDown

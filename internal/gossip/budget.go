@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"cmp"
+	"fmt"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// maxAuthors bounds the nodes that have a say: twice the largest mesh that was
+// measured. It bounds the store, and with it everything derived from it. Who is
+// known keeps its place; it is newcomers that find none.
+const maxAuthors = 1024
+
+// class is what objects share a budget with: those of their kind, except that
+// revocations have room of their own, so that tombstones never keep anybody
+// from revoking who made them.
+type class byte
+
+const classRevocation class = 0x10
+
+func (o object) class() class {
+	if t, ok := o.body.(tombstone); ok && t.upTo == Forever {
+		return classRevocation
+	}
+	return class(o.key.kind)
+}
+
+// budget is how many objects of a class there may be: each author has room that
+// nobody else can take, and all together have some more. So whoever fills the
+// store fills what is shared, and his own.
+type budget struct{ own, shared int }
+
+// budgets: a node has one record and says its settings once. It watches its
+// location's gateways and its own relays, a few at a time. One node may be where
+// an administrator adds all clients, and removes them again.
+var budgets = map[class]budget{
+	class(kindRecord):         {own: 1},
+	class(kindSettings):       {own: 1},
+	class(kindGatewayVerdict): {own: 16},
+	class(kindRelayVerdict):   {own: 16},
+	class(kindClient):         {own: 4, shared: 1024},
+	class(kindTombstone):      {own: 8, shared: 4096},
+	classRevocation:           {own: 8, shared: 1024},
+}
+
+// String names a class for a person.
+func (c class) String() string {
+	switch c {
+	case class(kindClient):
+		return "clients"
+	case class(kindTombstone):
+		return "forgotten nodes and removed clients"
+	case classRevocation:
+		return "revoked nodes"
+	}
+	return "nodes"
+}
+
+// holder is an author and one class of what it said.
+type holder struct {
+	author mesh.ID
+	class  class
+}
+
+// usage is how much of the budgets is used.
+type usage struct {
+	held    map[holder]map[objectKey]struct{}
+	shared  map[class]int   // objects beyond their authors' own room
+	authors map[mesh.ID]int // objects of each author
+	// mentions is in how many objects a node or a client is the author or, but
+	// for tombstones, the subject: what a tombstone about it may cover.
+	mentions map[mesh.ID]int
+}
+
+func newUsage() usage {
+	return usage{
+		held: make(map[holder]map[objectKey]struct{}), shared: make(map[class]int),
+		authors: make(map[mesh.ID]int), mentions: make(map[mesh.ID]int),
+	}
+}
+
+func (u *usage) add(o object) {
+	h := holder{o.key.author, o.class()}
+	if u.held[h] == nil {
+		u.held[h] = make(map[objectKey]struct{}, 1)
+	}
+	u.held[h][o.key] = struct{}{}
+	if len(u.held[h]) > budgets[h.class].own {
+		u.shared[h.class]++
+	}
+	u.authors[h.author]++
+	u.mentions[h.author]++
+	if o.key.kind != kindTombstone && o.key.subject != h.author {
+		u.mentions[o.key.subject]++
+	}
+}
+
+func (u *usage) remove(o object) {
+	h := holder{o.key.author, o.class()}
+	if len(u.held[h]) > budgets[h.class].own {
+		u.shared[h.class]--
+	}
+	delete(u.held[h], o.key)
+	if len(u.held[h]) == 0 {
+		delete(u.held, h)
+	}
+	decrement(u.authors, h.author)
+	decrement(u.mentions, h.author)
+	if o.key.kind != kindTombstone && o.key.subject != h.author {
+		decrement(u.mentions, o.key.subject)
+	}
+}
+
+func decrement(counts map[mesh.ID]int, id mesh.ID) {
+	if counts[id]--; counts[id] == 0 {
+		delete(counts, id)
+	}
+}
+
+// admits reports whether there is room for one more object of an author.
+func (u *usage) admits(h holder) bool {
+	if u.authors[h.author] == 0 && len(u.authors) >= maxAuthors {
+		return false
+	}
+	b := budgets[h.class]
+	return len(u.held[h]) < b.own || u.shared[h.class] < b.shared
+}
+
+// makeRoom reports whether there is room for an object, and makes some by
+// dropping the oldest verdict of its author: which of them stay is the same on
+// all nodes, so that they agree on who is gateway.
+func (s *store) makeRoom(o object) bool {
+	h := holder{o.key.author, o.class()}
+	if s.admits(h) || h.author == s.self && len(s.held[h]) < budgets[h.class].own {
+		return true
+	}
+	if _, ok := o.body.(verdict); !ok || len(s.held[h]) == 0 {
+		return false
+	}
+	oldest := o
+	for key := range s.held[h] {
+		if held := s.objects[key]; compareVerdicts(held, oldest) > 0 {
+			oldest = held
+		}
+	}
+	if oldest.key == o.key {
+		return false
+	}
+	s.forget(oldest)
+	return true
+}
+
+// compareVerdicts orders verdicts of one author, the newest first: its record's
+// sequence rises with time.
+func compareVerdicts(a, b object) int {
+	v, w := a.body.(verdict), b.body.(verdict)
+	return cmp.Or(cmp.Compare(w.by, v.by), cmp.Compare(w.Epoch, v.Epoch), cmp.Compare(a.place, b.place))
+}
+
+// fullest returns who has most of a class.
+func (u *usage) fullest(c class) (author mesh.ID, count int) {
+	for h, keys := range u.held {
+		if h.class == c && (len(keys) > count || len(keys) == count && h.author.Compare(author) < 0) {
+			author, count = h.author, len(keys)
+		}
+	}
+	return author, count
+}
+
+// meetFull reports that there is no room for an object. To find out who takes it
+// costs more than to refuse the object, so that it is not done for each. The
+// caller holds g.mu.
+func (g *Gossip) meetFull(o object) {
+	g.counters.add("object-full")
+	if now := g.now(); g.full.IsZero() || now.Sub(g.full) >= noticeFor/4 {
+		g.full = now
+		g.transport.meet("store", g.fullProblem(o))
+	}
+}
+
+// fullProblem says who fills the store, and what helps. The caller holds g.mu.
+func (g *Gossip) fullProblem(o object) mesh.Problem {
+	p := mesh.Problem{Kind: ProblemFull, Node: g.nameOf(g.self)}
+	if g.store.authors[o.key.author] == 0 && len(g.store.authors) >= maxAuthors {
+		p.Text = fmt.Sprintf("this node knows of %d nodes and takes in no more: nodes that are new are not seen", len(g.store.authors))
+		p.Advice = "run meshd forget for nodes that are gone; if there are many that you don't know, change the secret, or set cluster.trust: list"
+		return p
+	}
+	author, count := g.store.fullest(o.class())
+	name := g.nameOf(author)
+	p.Text = fmt.Sprintf("there is no more room for %v: %s has made %d of them", o.class(), name, count)
+	p.Advice = fmt.Sprintf("if that is not what %s is for, run meshd revoke %s on another node: what it made goes with it", name, name)
+	return p
+}

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"crypto/ed25519"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// flood is more of everything than the store holds.
+const flood = 8300
+
+// invented is the n-th of fingerprints that nobody has.
+func invented(n int) mesh.ID { return mesh.ID{0xfd, byte(n >> 8), byte(n)} }
+
+// tombstones are n of an author on what nobody has.
+func tombstones(t testing.TB, author, n int, upTo uint64) [][]byte {
+	t.Helper()
+	var raws [][]byte
+	for i := range n {
+		raws = append(raws, signTombstone(t, author, invented(i), upTo))
+	}
+	return raws
+}
+
+// heldOf counts the objects of an author.
+func heldOf(g *Gossip, author mesh.ID) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := 0
+	for key := range g.store.objects {
+		if key.author == author {
+			n++
+		}
+	}
+	return n
+}
+
+// Whoever has the secret can say as much as he likes: what the others say finds
+// room, and what he said goes when he is revoked, from disk as well.
+func TestHostileTombstonesLeaveRoom(t *testing.T) {
+	const insider = 9
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	if err := g.Publish(testRecord(0, 1)); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 4 {
+		g.accept([][]byte{signRecord(t, n+1, testRecord(n+1, 1))}, fromSync)
+	}
+	g.accept([][]byte{signRecord(t, insider, testRecord(insider, 1)), signTombstone(t, insider, idOf(3), 1), signTombstone(t, insider, idOf(4), Forever)}, fromSync)
+	if v := g.View(); sequenceOf(v, idOf(3)) != 0 || sequenceOf(v, idOf(4)) != 0 {
+		t.Fatalf("records %v, want two buried", v.Records)
+	}
+	flooded := tombstones(t, insider, flood, 5)
+	g.accept(flooded, fromSync)
+	g.accept(tombstones(t, insider, flood/4, Forever), fromSync)
+	if v := g.View(); !hasProblem(v, ProblemFull, "node-9 has made") {
+		t.Errorf("problems %v, want one that names who fills the store", v.Problems)
+	}
+
+	if err := g.Judge(testVerdict(0, 1, mesh.HealthDown, 1)); err != nil {
+		t.Error(err)
+	}
+	if err := g.Forget(idOf(2), 1); err != nil {
+		t.Error(err)
+	}
+	g.accept([][]byte{signVerdict(t, 1, verdict{testVerdict(1, 0, mesh.HealthDown, 1), 1, 1}), signRecord(t, 5, testRecord(5, 1))}, fromSync)
+	if v := g.View(); len(v.Verdicts) != 2 || sequenceOf(v, idOf(2)) != 0 || sequenceOf(v, idOf(5)) != 1 {
+		t.Errorf("verdicts %v, records %v; want two verdicts, no record of node-2 and one of node-5", v.Verdicts, v.Records)
+	}
+	before := g.Remember()
+
+	if err := g.Forget(idOf(insider), Forever); err != nil {
+		t.Fatal(err)
+	}
+	g.accept([][]byte{signRecord(t, 3, testRecord(3, 1)), signRecord(t, 4, testRecord(4, 1))}, fromSync)
+	g.accept(flooded[:20], fromSync)
+	if v := g.View(); sequenceOf(v, idOf(3)) != 1 || sequenceOf(v, idOf(4)) != 1 || sequenceOf(v, idOf(insider)) != 0 {
+		t.Errorf("records %v, want back whom the insider has buried", v.Records)
+	}
+	if n, r := heldOf(g, idOf(insider)), g.Remember(); n != 0 || len(r.Objects) > 10 || len(r.Highest) > 10 {
+		t.Errorf("%d objects of the insider; %d objects and %d sequences go to disk", n, len(r.Objects), len(r.Highest))
+	}
+
+	// The disk of a node that slept through it, and one of an earlier version.
+	for i := range flood {
+		key := objectKey{kindTombstone, idOf(insider), invented(i)}
+		before.Highest = append(before.Highest, Highest{string(key.bytes()), 5})
+	}
+	before.Objects = append(before.Objects, flooded[:flood/2]...)
+	before.Objects = append(before.Objects, signTombstone(t, 0, idOf(insider), Forever))
+	g = idle(t, &now)
+	g.restore(before)
+	if n, r := heldOf(g, idOf(insider)), g.Remember(); n != 0 || len(r.Objects) > 10 || len(r.Highest) > 10 {
+		t.Errorf("after a restart: %d objects of the insider; %d objects and %d sequences go to disk", n, len(r.Objects), len(r.Highest))
+	}
+}
+
+// A disk on which the store of an earlier version was full leaves room for what
+// the others say.
+func TestHostileOldDiskLeavesRoom(t *testing.T) {
+	const insider = 9
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	remembered := Remembered{Objects: tombstones(t, insider, flood, 5)}
+	for i := range flood {
+		key := objectKey{kindTombstone, idOf(insider), invented(i)}
+		remembered.Highest = append(remembered.Highest, Highest{string(key.bytes()), 5})
+	}
+	g.restore(remembered)
+	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1)), signVerdict(t, 1, verdict{testVerdict(1, 2, mesh.HealthDown, 1), 1, 1}), signRecord(t, 2, testRecord(2, 1))}, fromSync)
+	if v := g.View(); len(v.Records) != 2 || len(v.Verdicts) != 1 {
+		t.Errorf("records %v, verdicts %v; want two and one", v.Records, v.Verdicts)
+	}
+	if err := g.Forget(idOf(insider), Forever); err != nil {
+		t.Fatal(err)
+	}
+	if r := g.Remember(); len(r.Objects) != 4 {
+		t.Errorf("%d objects go to disk, want 4", len(r.Objects))
+	}
+}
+
+// However many identities somebody makes, who was known before says what it has
+// to say, and the store stays bounded.
+func TestHostileIdentitiesLeaveRoom(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	for n := range 3 {
+		g.accept([][]byte{signRecord(t, n+1, testRecord(n+1, 1))}, fromSync)
+	}
+	for i := range maxAuthors + 200 {
+		seed := make([]byte, ed25519.SeedSize)
+		binary.BigEndian.PutUint64(seed, uint64(i+1))
+		key := ed25519.NewKeyFromSeed(seed)
+		r := testRecord(50, 1)
+		r.Identity = key.Public().(ed25519.PublicKey)
+		payload, err := encodeRecord(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raws := make([][]byte, 0, 2)
+		record, err := signObject(key, "default", kindRecord, payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raws = append(raws, record)
+		payload, err = encodeTombstone(tombstone{r.Identity, invented(i), Forever})
+		if err != nil {
+			t.Fatal(err)
+		}
+		revocation, err := signObject(key, "default", kindTombstone, payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.accept(append(raws, revocation), fromSync)
+	}
+	if n := len(g.store.authors); n != maxAuthors || len(g.store.highest) > 2*maxAuthors {
+		t.Errorf("%d authors and %d sequences, want %d and not many more than twice that", n, len(g.store.highest), maxAuthors)
+	}
+	if v := g.View(); !hasProblem(v, ProblemFull, "cluster.trust") && !hasProblem(v, ProblemFull, "takes in no more") {
+		t.Errorf("problems %v, want %s", v.Problems, ProblemFull)
+	}
+	if err := g.Publish(testRecord(0, 1)); err != nil {
+		t.Errorf("our own record: %v", err)
+	}
+	if err := g.Judge(testVerdict(0, 1, mesh.HealthDown, 1)); err != nil {
+		t.Errorf("our verdict: %v", err)
+	}
+	if err := g.Forget(idOf(3), Forever); err != nil {
+		t.Errorf("our revocation: %v", err)
+	}
+	g.accept([][]byte{
+		signRecord(t, 1, testRecord(1, 2)), signVerdict(t, 1, verdict{testVerdict(1, 2, mesh.HealthDown, 1), 1, 1}),
+		signTombstone(t, 1, invented(7), 3), signClient(t, 1, testClient("laptop")),
+	}, fromSync)
+	if v := g.View(); sequenceOf(v, idOf(1)) != 2 || len(v.Verdicts) != 2 || len(v.Clients) != 1 || g.store.buried[invented(7)] < 3 {
+		t.Errorf("sequence %d, %d verdicts, %d clients; want 2, 2 and 1, and a tombstone", sequenceOf(v, idOf(1)), len(v.Verdicts), len(v.Clients))
+	}
+}
+
+// Of many verdicts of one author, all nodes keep the same ones.
+func TestHostileVerdictsAreTheSameEverywhere(t *testing.T) {
+	var objects []object
+	for n := range 3 * budgets[class(kindGatewayVerdict)].own {
+		v := verdict{testVerdict(1, 2, mesh.HealthDown, uint64(n%5+1)), 1, uint64(n%7 + 1)}
+		v.Subject = invented(n)
+		objects = append(objects, mustDecode(t, signVerdict(t, 1, v)))
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		a, b := newStore(), newStore()
+		for _, o := range rapid.Permutation(objects).Draw(t, "a") {
+			a.put(o)
+		}
+		for _, o := range rapid.SliceOf(rapid.SampledFrom(objects)).Draw(t, "b") {
+			b.put(o)
+		}
+		for range 3 {
+			exchange(t, a, b)
+		}
+		if !equalStores(a, b) || len(a.objects) != budgets[class(kindGatewayVerdict)].own {
+			t.Errorf("%d and %d objects", len(a.objects), len(b.objects))
+		}
+	})
+}
+
+func TestRevocations(t *testing.T) {
+	id := func(n int) mesh.ID { return mesh.ID{byte(n)} }
+	tests := []struct {
+		name  string
+		edges [][2]int
+		want  []int
+	}{
+		{"one", [][2]int{{1, 2}}, []int{2}},
+		{"whom a revoked one revokes is free", [][2]int{{5, 2}, {2, 3}}, []int{2}},
+		{"three in a row", [][2]int{{5, 2}, {2, 3}, {3, 4}}, []int{2, 4}},
+		{"each other", [][2]int{{1, 2}, {2, 1}}, []int{2}},
+		{"the lower one's other victims", [][2]int{{2, 1}, {1, 2}, {2, 7}, {1, 8}}, []int{2, 8}},
+		{"a circle", [][2]int{{1, 2}, {2, 3}, {3, 1}}, []int{2}},
+		{"a circle and somebody outside", [][2]int{{1, 2}, {2, 1}, {9, 1}}, []int{1}},
+		{"all, and two say no", [][2]int{{5, 1}, {5, 3}, {5, 8}, {8, 5}, {3, 5}}, []int{5}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			g := make(revocations)
+			for _, e := range tt.edges {
+				g[id(e[0])] = append(g[id(e[0])], id(e[1]))
+			}
+			want := make(map[mesh.ID]bool)
+			for _, n := range tt.want {
+				want[id(n)] = true
+			}
+			if got := g.revoked(); !maps.Equal(got, want) {
+				t.Errorf("got %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+// Whoever revokes whom, in whatever order it comes: the stores agree, on what the
+// revocations that there are amount to.
+func TestHostileRevocationsConverge(t *testing.T) {
+	const nodes = 5
+	var objects []object
+	for a := range nodes {
+		objects = append(objects, mustDecode(t, signRecord(t, a, testRecord(a, 1))), mustDecode(t, signTombstone(t, a, invented(a), 1)))
+		for b := range nodes {
+			if a != b {
+				objects = append(objects, mustDecode(t, signTombstone(t, a, idOf(b), Forever)))
+			}
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		stores := []*store{newStore(), newStore(), newStore()}
+		for i := range stores {
+			for _, o := range rapid.SliceOfN(rapid.SampledFrom(objects), 0, 20).Draw(t, fmt.Sprint("delivered", i)) {
+				stores[i].put(o)
+			}
+		}
+		for range 3 * nodes {
+			exchange(t, stores[0], stores[1])
+			exchange(t, stores[1], stores[2])
+			exchange(t, stores[2], stores[0])
+		}
+		for _, s := range stores {
+			if !equalStores(s, stores[0]) {
+				t.Fatalf("%d and %d objects", len(s.objects), len(stores[0].objects))
+			}
+			revoked := s.revocations().revoked()
+			for id, upTo := range s.buried {
+				if (upTo == Forever) != revoked[id] {
+					t.Errorf("%v: buried up to %d, revoked %v", id, upTo, revoked[id])
+				}
+			}
+			for key, o := range s.objects {
+				if revoked[key.author] && o.class() != classRevocation {
+					t.Errorf("an object of %v counts, who is revoked", key.author)
+				}
+			}
+		}
+	})
+}
+
+// Two nodes that revoke each other: the lower fingerprint stays, and the other is
+// told why its word does not count.
+func TestHostileMutualRevocation(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	for _, other := range []int{1, 2, 3, 4, 5, 6} {
+		g := idle(t, &now)
+		if err := g.Publish(testRecord(0, 1)); err != nil {
+			t.Fatal(err)
+		}
+		g.accept([][]byte{signRecord(t, other, testRecord(other, 1)), signTombstone(t, other, idOf(0), Forever)}, fromSync)
+		if !hasProblem(g.View(), ProblemRevoked, "revoked") {
+			t.Fatal("it is not revoked")
+		}
+		err := g.Forget(idOf(other), Forever)
+		lower := idOf(0).Compare(idOf(other)) < 0
+		if (err == nil) != lower || (g.View().Forgotten == 0) != lower {
+			t.Errorf("lower %v: got %v, forgotten up to %d", lower, err, g.View().Forgotten)
+		}
+	}
+}
+
+// An insider fills the stores of a running cluster, buries its nodes and revokes
+// them. Failover and newcomers find room meanwhile, and all is undone when the
+// insider is revoked.
+func TestHostileInsiderIsUndone(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 4)
+	slices.SortFunc(nodes, func(a, b *testNode) int { return a.self.Compare(b.self) })
+	admin, honest, insider := nodes[0], nodes[:3], nodes[3]
+	c, err := insider.AddClient(testClient("backdoor"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raws := tombstones(t, insider.n, 4300, 5)
+	for len(raws) > 0 {
+		n := min(len(raws), 100)
+		for _, victim := range honest {
+			insider.sendObjects(victim.self, raws[:n], fromSync)
+		}
+		raws = raws[n:]
+		time.Sleep(2 * time.Millisecond) // so that few are lost
+	}
+	if err := insider.Forget(honest[1].self, Forever); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "one is revoked, a client is there", []*testNode{honest[0], honest[2]}, func(v View) bool {
+		return sequenceOf(v, honest[1].self) == 0 && len(v.Clients) == 1 && v.Clients[0].ID == c.ID
+	})
+
+	newcomer := startNode(t, 10, joining(admin))
+	newcomer.publish(1)
+	if err := honest[2].Judge(testVerdict(honest[2].n, admin.n, mesh.HealthDown, 1)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a verdict and a newcomer are heard", []*testNode{admin, honest[2], newcomer}, func(v View) bool {
+		return len(v.Verdicts) == 1 && sequenceOf(v, newcomer.self) == 1
+	})
+
+	if err := admin.Forget(insider.self, Forever); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is revoked", []*testNode{admin, honest[1], honest[2], newcomer}, func(v View) bool {
+		return sequenceOf(v, insider.self) == 0 && len(v.Clients) == 0
+	})
+	eventually(t, "its victim may come back", []*testNode{honest[1]}, func(v View) bool { return v.Forgotten == 0 })
+	honest[1].publish(2)
+	all := append(slices.Clone(honest), newcomer)
+	eventually(t, "its victim is back", all, func(v View) bool { return sequenceOf(v, honest[1].self) == 2 })
+	for _, n := range all {
+		if left := heldOf(n.Gossip, insider.self); left != 0 {
+			t.Errorf("node %d: %d objects of the insider are left", n.n, left)
+		}
+	}
+}
