@@ -19,6 +19,7 @@ type office struct {
 	decided bool // before that, the former record's word stands
 	next    mesh.Office
 	lost    time.Time // when the seat was, zero while it is held
+	ended   bool      // by a verdict, with the next record
 }
 
 // officeTerms is what an office depends on beside the seat.
@@ -33,7 +34,7 @@ type officeTerms struct {
 // wish. Who is in office keeps its seniority as long as it keeps its seat.
 func (o *office) decide(current mesh.Office, seat int, terms officeTerms) time.Duration {
 	o.decided = true
-	o.next = current
+	o.next, o.ended = current, terms.leave && current.Since != 0
 	if seat != mesh.None {
 		o.lost = time.Time{}
 	}
@@ -57,10 +58,14 @@ func (o *office) decide(current mesh.Office, seat int, terms officeTerms) time.D
 	return 0
 }
 
-// stamp returns what the record is to say.
-func (o *office) stamp(current mesh.Office) mesh.Office {
+// stamp writes into the record what it is to say. A node that was replaced says so
+// in the same record in which it is out of office, before it is up again.
+func (o *office) stamp(r *mesh.Record) {
 	if !o.decided {
-		return current
+		return
 	}
-	return o.next
+	if o.ended && r.Office.Since != 0 {
+		r.Replaced++
+	}
+	r.Office = o.next
 }

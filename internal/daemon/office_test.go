@@ -14,10 +14,11 @@ func TestOffice(t *testing.T) {
 	start := time.UnixMilli(1_800_000_000_000)
 	const none = mesh.None
 	var o office
-	record := mesh.Office{}
-	if got := o.stamp(mesh.Office{Since: 7}); got != (mesh.Office{Since: 7}) {
-		t.Errorf("before the first turn: got %+v, want what it was", got)
+	record := mesh.Record{Office: mesh.Office{Since: 7}}
+	if o.stamp(&record); record.Office != (mesh.Office{Since: 7}) {
+		t.Errorf("before the first turn: got %+v, want what it was", record.Office)
 	}
+	record.Office = mesh.Office{}
 	since := func(seat int, after time.Duration) mesh.Office {
 		return mesh.Office{Seat: seat, Since: start.Add(after).UnixMilli()}
 	}
@@ -45,10 +46,14 @@ func TestOffice(t *testing.T) {
 		{"down, and nobody else is there", 6 * time.Minute, 0, true, false, mesh.Office{}, gather},
 		{"and still", 7 * time.Minute, 0, true, false, mesh.Office{}, 0},
 	} {
-		again := o.decide(record, s.seat, officeTerms{leave: s.leave, settled: !s.unheard, now: start.Add(s.at)})
-		record = o.stamp(record)
-		if record != s.want || again != s.again {
-			t.Errorf("%s: got %+v, again in %v; want %+v, %v", s.what, record, again, s.want, s.again)
+		again := o.decide(record.Office, s.seat, officeTerms{leave: s.leave, settled: !s.unheard, now: start.Add(s.at)})
+		o.stamp(&record)
+		o.stamp(&record) // the record may be made anew before the next turn
+		if record.Office != s.want || again != s.again {
+			t.Errorf("%s: got %+v, again in %v; want %+v, %v", s.what, record.Office, again, s.want, s.again)
 		}
+	}
+	if record.Replaced != 1 {
+		t.Errorf("replaced %d times, want once: who lays its office down for another reason was not", record.Replaced)
 	}
 }

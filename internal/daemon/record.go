@@ -119,7 +119,7 @@ func (d *daemon) publish(facts netcfg.Facts, view gossip.View, now time.Time) ([
 	}
 	next := nextRecord(d.cfg, facts, view, d.own)
 	next.Claim = claim
-	next.Office = d.carriers.office.stamp(d.own.Office)
+	d.carriers.office.stamp(&next)
 	// It is told again if it has gone: whoever has revoked this node is revoked.
 	told := slices.ContainsFunc(view.Records, func(r mesh.Record) bool { return r.ID() == d.identity.ID() })
 	if told && reflect.DeepEqual(next, d.own) && d.own.Sequence >= view.OwnSequence && d.own.Sequence > 0 {
@@ -156,7 +156,7 @@ func (d *daemon) firstRecord(view gossip.View) mesh.Record {
 	r := mesh.Record{Identity: d.identity.Key.Public().(ed25519.PublicKey), Key: d.identity.WireGuard.PublicKey(), Instance: d.instance}
 	for _, old := range view.Records {
 		if old.ID() == d.identity.ID() {
-			r.Endpoints, r.NAT, r.Office = old.Endpoints, old.NAT, old.Office
+			r.Endpoints, r.NAT, r.Office, r.Replaced = old.Endpoints, old.NAT, old.Office, old.Replaced
 		}
 	}
 	return r

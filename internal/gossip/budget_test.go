@@ -5,6 +5,7 @@ package gossip
 import (
 	"crypto/ed25519"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -362,5 +363,73 @@ func TestHostileInsiderIsUndone(t *testing.T) {
 		if left := heldOf(n.Gossip, insider.self); left != 0 {
 			t.Errorf("node %d: %d objects of the insider are left", n.n, left)
 		}
+	}
+}
+
+// Whatever epoch somebody says, the node that it is about can raise itself, and
+// others can say again that it is down.
+func TestHostileEpochsLeaveRoom(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	for _, epoch := range []uint64{maxSequence, maxSequence - 1, mesh.EpochStep + 1, mesh.EpochStep, mesh.EpochStep - 1} {
+		g := idle(t, &now)
+		g.accept([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
+		if err := g.Publish(testRecord(0, 1)); err != nil {
+			t.Fatal(err)
+		}
+		g.accept([][]byte{signVerdict(t, 1, verdict{testVerdict(1, 0, mesh.HealthDown, epoch), 1, 1})}, fromSync)
+		standing := func() mesh.Verdict { return highestOf(g.View().Verdicts) }
+		// A verdict that was too far ahead may count after the first time.
+		for range 2 {
+			if err := g.Judge(testVerdict(0, 0, mesh.HealthUp, standing().Epoch+1)); err != nil {
+				t.Fatalf("epoch %d: %v", epoch, err)
+			}
+		}
+		if got := standing(); got.State != mesh.HealthUp {
+			t.Errorf("epoch %d: after it has raised itself: %+v", epoch, got)
+		}
+		g.accept([][]byte{signVerdict(t, 2, verdict{testVerdict(2, 0, mesh.HealthDown, standing().Epoch+1), 1, 1}), signRecord(t, 2, testRecord(2, 1))}, fromSync)
+		if got := standing(); got.State != mesh.HealthDown {
+			t.Errorf("epoch %d: after another one has taken it out: %+v", epoch, got)
+		}
+	}
+}
+
+// highestOf is the verdict with the highest epoch.
+func highestOf(verdicts []mesh.Verdict) mesh.Verdict {
+	var out mesh.Verdict
+	for _, v := range verdicts {
+		if v.Epoch > out.Epoch {
+			out = v
+		}
+	}
+	return out
+}
+
+// Nobody puts its own epoch where others can't go beyond.
+func TestHostileOwnEpochHasALimit(t *testing.T) {
+	v := verdict{testVerdict(1, 1, mesh.HealthUp, maxSequence-mesh.EpochStep), 1, 1}
+	if _, err := encodeVerdict(v); err != nil {
+		t.Errorf("the highest: %v", err)
+	}
+	v.Epoch++
+	if _, err := encodeVerdict(v); err == nil {
+		t.Error("a higher one is taken")
+	}
+}
+
+// A refused verdict says what its epoch must exceed.
+func TestRefusedVerdictSaysWhatToExceed(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
+	if err := g.Publish(testRecord(0, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Judge(testVerdict(0, 1, mesh.HealthDown, 41)); err != nil {
+		t.Fatal(err)
+	}
+	var said *EpochError
+	if err := g.Judge(testVerdict(0, 1, mesh.HealthDown, 3)); !errors.As(err, &said) || said.Exceed != 41 || !errors.Is(err, ErrStale) {
+		t.Errorf("got %v, want an epoch to exceed, 41", err)
 	}
 }

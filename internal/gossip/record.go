@@ -46,6 +46,7 @@ type wireRecord struct {
 	ClaimSince  uint64         `cbor:"19,keyasint,omitempty"`
 	Seat        int64          `cbor:"20,keyasint,omitempty"`
 	OfficeSince int64          `cbor:"21,keyasint,omitempty"`
+	Replaced    uint64         `cbor:"22,keyasint,omitempty"`
 }
 
 type wireEndpoint struct {
@@ -72,7 +73,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 		Identity: r.Identity, Sequence: r.Sequence, Instance: r.Instance,
 		Name: r.Name, Key: r.Key[:], Slot: int64(r.Claim.Slot), ClaimTime: r.Claim.Time, ClaimSince: r.Claim.Since,
 		Settings: r.Settings, Location: r.Location, Gateway: string(r.Gateway),
-		Seat: int64(r.Office.Seat), OfficeSince: r.Office.Since,
+		Seat: int64(r.Office.Seat), OfficeSince: r.Office.Since, Replaced: r.Replaced,
 		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
 		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr,
 		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs,
@@ -105,7 +106,7 @@ func decodeRecord(payload []byte) (body, error) {
 	if w.Slot < mesh.None || w.Slot >= maxSlot || w.MTU < 0 || w.MTU > math.MaxUint16 || w.Seat < 0 || w.Seat >= maxSeats {
 		return nil, fmt.Errorf("decode record: slot %d, MTU %d, seat %d", w.Slot, w.MTU, w.Seat)
 	}
-	r.Office = mesh.Office{Seat: int(w.Seat), Since: w.OfficeSince}
+	r.Office, r.Replaced = mesh.Office{Seat: int(w.Seat), Since: w.OfficeSince}, w.Replaced
 	r.Claim, r.MTU = mesh.Claim{Slot: int(w.Slot), Time: w.ClaimTime, Since: w.ClaimSince}, int(w.MTU)
 	for _, e := range w.Endpoints {
 		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: e.Host, Port: e.Port, Source: mesh.EndpointSource(e.Source)})

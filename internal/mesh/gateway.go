@@ -70,7 +70,7 @@ func (l *layout) appoint(g *group, verdicts map[ID]*Verdict) {
 	for _, m := range g.members {
 		m.health = HealthUp
 		if v := verdicts[m.id]; v != nil {
-			m.health, m.epoch = v.State, v.Epoch
+			m.health = v.State
 		}
 		if m.mayServe() {
 			candidates = append(candidates, m)
@@ -147,14 +147,14 @@ func compareCandidates(a, b *member) int {
 }
 
 // compareOffices orders by seniority: in office before not, then the older
-// office, then who has been relieved less often, then the older claim. Of two that
+// office, then who has been replaced less often, then the older claim. Of two that
 // come back in turn and serve only some of the others, neither is to keep a third
-// one waiting.
+// one waiting. Epochs would not do as a count: anybody can raise them.
 func compareOffices(a, b *member) int {
 	if c := first(a.Office.Since > 0, b.Office.Since > 0); c != 0 {
 		return c
 	}
-	if c := cmp.Or(cmp.Compare(a.Office.Since, b.Office.Since), cmp.Compare(a.epoch, b.epoch)); c != 0 {
+	if c := cmp.Or(cmp.Compare(a.Office.Since, b.Office.Since), cmp.Compare(a.Replaced, b.Replaced)); c != 0 {
 		return c
 	}
 	return before(a.node, b.node)

@@ -113,10 +113,11 @@ func TestWhoIsGateway(t *testing.T) {
 		}, "0:n0"},
 		{"up again, and so is another one", func(in *mesh.Input, rs []mesh.Record) {
 			rs[2].Gateway, rs[3].Gateway = mesh.GatewayNever, mesh.GatewayNever
+			rs[0].Replaced, rs[1].Replaced = 1, 2
 			in.Verdicts = []mesh.Verdict{verdict(*in, 0, 0, mesh.HealthUp, 2), verdict(*in, 1, 1, mesh.HealthUp, 4)}
 		}, "0:n0"},
 		{"up again, and another one has never been down", func(in *mesh.Input, rs []mesh.Record) {
-			rs[1].Gateway = mesh.GatewayNever
+			rs[1].Gateway, rs[0].Replaced = mesh.GatewayNever, 1
 			in.Verdicts = []mesh.Verdict{verdict(*in, 0, 0, mesh.HealthUp, 2)}
 		}, "0:n2"},
 		{"up again, said too early", func(in *mesh.Input, _ []mesh.Record) {
@@ -163,6 +164,20 @@ func TestLowestAuthorOfAnEpoch(t *testing.T) {
 				t.Errorf("%s of itself, down of n%d: got %s, want %s", state, author, got, want)
 			}
 		}
+	}
+}
+
+// Who serves after a verdict follows from how often nodes were replaced, as they
+// say themselves; not from an epoch, which anybody can raise.
+func TestHostileEpochIsNoCount(t *testing.T) {
+	in := twoLocations()
+	in.Verdicts = []mesh.Verdict{verdict(in, 1, 0, mesh.HealthDown, 1<<16), verdict(in, 0, 0, mesh.HealthUp, 1<<16+1)}
+	if got := seats(in); got != "0:n0" {
+		t.Errorf("up again after a verdict with a high epoch: got %s, want 0:n0", got)
+	}
+	in.Records[0].Replaced = 1
+	if got := seats(in); got != "0:n1" {
+		t.Errorf("replaced once: got %s, want 0:n1", got)
 	}
 }
 

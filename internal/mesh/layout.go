@@ -57,7 +57,6 @@ type member struct {
 	passing families  // what gets from it to its via and back
 	seat    int       // as a gateway, else None
 	health  Health    // as a gateway
-	epoch   uint64    // of the verdict that says so
 }
 
 // isEnd says whether the node has tunnels of its own.

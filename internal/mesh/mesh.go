@@ -100,6 +100,7 @@ type Record struct {
 	Location   string      // "" for a node that stands alone
 	Gateway    GatewayWish // what the node wants to be in its location
 	Office     Office      // as one of its location's gateways; zero for none
+	Replaced   uint64      // how often verdicts have ended its office, by its own count
 	MTU        int         // of its WireGuard device, bytes
 	NAT        bool        // others see it under an address that it does not have
 	ListenPort uint16      // where its WireGuard socket listens; an endpoint's port may be another
