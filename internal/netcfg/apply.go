@@ -28,7 +28,7 @@ func (h *Host) Apply(ctx context.Context, p Plan) error {
 
 	var errs []error
 	if p.Firewall != nil {
-		errs = append(errs, h.replaceFirewall(ctx, *p.Firewall))
+		errs = append(errs, h.replaceFirewall(ctx, *p.Firewall), h.forgetTaken(p.ownPorts))
 	}
 	for _, dst := range p.Backstops {
 		errs = append(errs, h.addBackstop(dst))

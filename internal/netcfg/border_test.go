@@ -259,6 +259,28 @@ func TestHostileDNAT(t *testing.T) {
 	}
 }
 
+// TestHostileForgetTaken has a connection that was led away before our rules came.
+func TestHostileForgetTaken(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	startLab(t)
+	run(t, "nft delete table inet meshd")
+	run(t, "nft add table inet others")
+	run(t, "nft add chain inet others in { type nat hook prerouting priority dstnat; }")
+	run(t, "nft add rule inet others in ip daddr 192.0.2.1 udp dport { 51820, 80 } dnat ip to 10.42.0.5:99")
+	for _, port := range []string{"51820", "80"} {
+		deliver(t, delivery{from: "outside", src: "192.0.2.254", port: 4000, dst: "192.0.2.1:" + port, at: "10.42.0.5:99", to: "pod1", want: "192.0.2.254"})
+	}
+	h := newHost(t)
+	desired := Desired(topology4(), settings())
+	if err := h.Apply(t.Context(), Diff(State{}, State{Firewall: desired.Firewall, OwnPorts: desired.OwnPorts}, Options{})); err != nil {
+		t.Fatal(err)
+	}
+	deliver(t, delivery{from: "outside", src: "192.0.2.254", port: 4000, dst: "192.0.2.1:51820", want: "192.0.2.254"})
+	deliver(t, delivery{from: "outside", src: "192.0.2.254", port: 4000, dst: "192.0.2.1:80", at: "10.42.0.5:99", to: "pod1", want: "192.0.2.254"})
+}
+
 func filtersOf(t *testing.T) []filter.Table {
 	t.Helper()
 	tables, err := newHost(t).Filters(t.Context())

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -51,15 +52,64 @@ func (h *Host) forgetStranded(gone []Route) error {
 	}
 	var errs []error
 	for family, prefixes := range byFamily {
-		h.writes.Add(1)
-		var err error = netlink.ErrDumpInterrupted // the table has changed meanwhile
-		for tries := 0; errors.Is(err, netlink.ErrDumpInterrupted) && tries < 3; tries++ {
-			_, err = h.nl.ConntrackDeleteFilters(netlink.ConntrackTable, family, prefixes)
-		}
-		// nfnetlink_rcv_msg says EINVAL if there is no nf_conntrack_netlink.
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPROTONOSUPPORT) {
+		if err := h.forget(family, prefixes); err != nil {
 			errs = append(errs, fmt.Errorf("forget connections along former routes: %w", err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// taken matches connections to ports of ours on this host that DNAT has led elsewhere.
+type taken struct {
+	ports []OwnPort
+	own   map[netip.Addr]bool // this host's addresses
+}
+
+// MatchConntrackFlow implements [netlink.CustomConntrackFilter].
+func (t taken) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	to, _ := netip.AddrFromSlice(flow.Forward.DstIP)
+	if !t.own[to.Unmap()] || flow.Forward.DstIP.Equal(flow.Reverse.SrcIP) && flow.Forward.DstPort == flow.Reverse.SrcPort {
+		return false
+	}
+	protocol := map[uint8]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}[flow.Forward.Protocol]
+	return slices.ContainsFunc(t.ports, func(p OwnPort) bool {
+		return p.Protocol == protocol && p.Port == int(flow.Forward.DstPort)
+	})
+}
+
+// forgetTaken deletes connections that were led away from our ports before our rules
+// were there: a peer that goes on trying would keep them for ever.
+func (h *Host) forgetTaken(ports []OwnPort) error {
+	if len(ports) == 0 {
+		return nil
+	}
+	addrs, err := retryInterrupted(func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	t := taken{ports: ports, own: make(map[netip.Addr]bool)}
+	for _, a := range addrs {
+		t.own[prefixOf(a.IPNet).Addr().Unmap()] = true
+	}
+	var errs []error
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		if err := h.forget(family, t); err != nil {
+			errs = append(errs, fmt.Errorf("forget connections that were led away from our ports: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// forget deletes the connections of a family that match.
+func (h *Host) forget(family netlink.InetFamily, match netlink.CustomConntrackFilter) error {
+	h.writes.Add(1)
+	var err error = netlink.ErrDumpInterrupted // the table has changed meanwhile
+	for tries := 0; errors.Is(err, netlink.ErrDumpInterrupted) && tries < 3; tries++ {
+		_, err = h.nl.ConntrackDeleteFilters(netlink.ConntrackTable, family, match)
+	}
+	// nfnetlink_rcv_msg says EINVAL if there is no nf_conntrack_netlink.
+	if errors.Is(err, netlink.ErrDumpInterrupted) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil
+	}
+	return err
 }

@@ -55,7 +55,7 @@ func Diff(observed, desired State, o Options) Plan {
 	if !observed.Firewall.equal(desired.Firewall) {
 		switch {
 		case !desired.Firewall.empty():
-			p.Firewall = &desired.Firewall
+			p.Firewall, p.ownPorts = &desired.Firewall, desired.OwnPorts
 		case o.Prune:
 			p.StaleFirewall = true
 		}

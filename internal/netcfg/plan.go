@@ -59,8 +59,9 @@ type Plan struct {
 	StaleBackstops  []netip.Prefix  // to delete
 	StaleFirewall   bool            // delete the table
 
-	link      string // name of the device, for String
-	vxlanLink string // and of the VXLAN device
+	ownPorts  []OwnPort // that the firewall keeps
+	link      string    // name of the device, for String
+	vxlanLink string    // and of the VXLAN device
 }
 
 // DeviceChange says what to do to the device.
