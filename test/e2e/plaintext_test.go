@@ -22,7 +22,7 @@ func TestHostileAnswersStayInTunnels(t *testing.T) {
 	talk := m.converseEach(slowPeriod, near, far)
 	streams := []*lab.Stream{m.stream(near, far), m.stream(far, near)}
 	m.flows(streams)
-	for range 5 {
+	for range 3 {
 		m.run(n, "ip", "link", "delete", device)
 		talk.goesOn(t)
 		m.flows(streams)
