@@ -66,6 +66,19 @@ func TestWithoutComments(t *testing.T) {
 	}
 }
 
+// An empty list gets to the daemon as one, which refuses it: it is not the default.
+func TestHostileEmptyAccess(t *testing.T) {
+	for args, want := range map[string]int{"": 3, "--access=": 0, "--access=pods": 1} {
+		cmd := newClientAdd(&paths{})
+		if err := cmd.ParseFlags(strings.Fields(args)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := cmd.Flags().GetStringSlice("access"); err != nil || len(got) != want {
+			t.Errorf("%q: got %q, %v, want %d", args, got, err, want)
+		}
+	}
+}
+
 func TestWarnUnserved(t *testing.T) {
 	var b strings.Builder
 	warnUnserved(&b, control.ClientConfig{Name: "kiosk", Unserved: []string{"192.168.20.0/24"}})
