@@ -20,6 +20,9 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
+// clientDevice is the one of meshd connect.
+const clientDevice = "mesh0"
+
 // connect has a host run meshd connect with a client's configuration, and returns what
 // ends it.
 func (c *client) connect() (end func()) {
@@ -139,7 +142,7 @@ func TestConnectFailover(t *testing.T) {
 // when its configuration was made, and has its Services carried by a node that answers.
 func TestHostileConnect(t *testing.T) {
 	t.Parallel()
-	v, host := newClientVillage(t, mesh.ModeLocation)
+	v, host := newClientVillage(t, mesh.ModeLocation, "lone-1")
 	victim := v.gateway(v.node("attic-1"), "aws")
 	var forged atomic.Pointer[control.ClientConfig]
 	var asked atomic.Int64
@@ -174,9 +177,9 @@ func TestHostileConnect(t *testing.T) {
 		}
 		return nil
 	})
-	other := v.overlay[v.node("attic-1")][0].String() // the only other node with tunnels
+	other := v.overlay[v.node("lone-1")][0].String() // strangers reach it, too
 	v.eventually(settleLimit, func() error {
-		for line := range strings.Lines(v.run(c.Host, "wg", "show", device, "allowed-ips")) {
+		for line := range strings.Lines(v.run(c.Host, "wg", "show", clientDevice, "allowed-ips")) {
 			if strings.Contains(line, "10.43.0.0/16") && strings.Contains(line, other) {
 				return nil
 			}
@@ -186,7 +189,7 @@ func TestHostileConnect(t *testing.T) {
 	for _, family := range []string{"-4", "-6"} {
 		routes := v.run(c.Host, "ip", family, "route", "show", "table", "all")
 		for line := range strings.Lines(routes) {
-			if strings.Contains(line, "dev "+device) && (strings.HasPrefix(line, "default") || strings.HasPrefix(line, "203.0.113.0")) {
+			if strings.Contains(line, "dev "+clientDevice) && (strings.HasPrefix(line, "default") || strings.HasPrefix(line, "203.0.113.0")) {
 				t.Errorf("a route that was not granted: %s", line)
 			}
 		}
