@@ -98,6 +98,7 @@ type daemon struct {
 	absences  absences
 	carriers  carriers
 	twin      twin
+	moves     moves
 	complaint complaint
 	refused   []mesh.Problem // what stands against the last reload
 

@@ -24,10 +24,17 @@ const natKeepalive = 25 * time.Second
 // before it takes itself for the first one.
 const listenFirst = time.Minute
 
+// surroundings are what this node's record says of its host.
+type surroundings struct {
+	netcfg.Facts
+	observed []mesh.Observation // where others see it
+	voices   int                // how many of them it takes to change the last record
+}
+
 // nextRecord makes what this node says of itself now. The sequence is that of
 // the last record; publish raises it if the content differs.
-func nextRecord(cfg config.Config, facts netcfg.Facts, view gossip.View, last mesh.Record) mesh.Record {
-	r := last
+func nextRecord(cfg config.Config, here surroundings, last mesh.Record) mesh.Record {
+	r, facts := last, here.Facts
 	r.Name = cfg.Node.Name
 	r.Settings = cfg.Cluster.Hash()
 	r.Location = cfg.Node.Location
@@ -46,14 +53,17 @@ func nextRecord(cfg config.Config, facts netcfg.Facts, view gossip.View, last me
 		r.MTU = deviceMTU(cfg, facts)
 	}
 	// A node that nobody sees just now is still where it was seen last.
-	if len(view.Observed) > 0 || len(last.Endpoints) == 0 {
+	if len(here.observed) > 0 || len(last.Endpoints) == 0 {
 		r.Endpoints, r.NAT = mesh.OwnEndpoints(mesh.EndpointInput{
 			Cluster:    cfg.Cluster,
 			Configured: mesh.Endpoint{Host: cfg.Node.Endpoint.Host, Port: cfg.Node.Endpoint.Port, Source: mesh.EndpointConfigured},
 			Own:        facts.Addresses,
-			Observed:   view.Observed,
+			OnLink:     facts.InternalIPs,
+			Observed:   here.observed,
 			ListenPort: r.ListenPort,
-			GossipPort: r.GossipPort,
+			Last:       last.Endpoints,
+			LastNAT:    last.NAT,
+			Voices:     here.voices,
 		})
 	}
 	// Votes come and go; that alone is no reason to tell everybody.
@@ -61,6 +71,51 @@ func nextRecord(cfg config.Config, facts netcfg.Facts, view gossip.View, last me
 		r.Endpoints = last.Endpoints
 	}
 	return r
+}
+
+// lookAround collects what the record says of the host.
+func (d *daemon) lookAround(facts netcfg.Facts, view gossip.View, now time.Time) surroundings {
+	if d.moves.look(facts.Addresses, now) {
+		d.gossip.Greet() // so that others say where they see it now
+	}
+	here := surroundings{Facts: facts, observed: d.moves.since(view.Observed), voices: 1}
+	settled := len(d.own.Endpoints) > 0 || d.own.NAT
+	if settled && now.Sub(d.started) < firstVoices && slices.Equal(internalIPs(d.cfg, facts), d.own.InternalIPs) {
+		here.voices = 2
+	}
+	return here
+}
+
+// firstVoices is how long after the start a single node's word does not change what
+// this one said of itself before: whoever speaks first may lie, and the others have
+// greeted it by then.
+const firstVoices = 30 * time.Second
+
+// moves remembers when the host's addresses changed last. What others said before
+// is of another address.
+type moves struct {
+	addresses []netip.Addr
+	last      time.Time // zero for not since the start
+}
+
+// look takes in the addresses, and reports whether they have changed.
+func (m *moves) look(addresses []netip.Addr, now time.Time) bool {
+	changed := m.addresses != nil && !slices.Equal(m.addresses, addresses)
+	if changed {
+		m.last = now
+	}
+	m.addresses = append([]netip.Addr{}, addresses...)
+	return changed
+}
+
+// since returns what was said since then.
+func (m *moves) since(all []mesh.Observation) (now []mesh.Observation) {
+	for _, o := range all {
+		if !o.At.Before(m.last) {
+			now = append(now, o)
+		}
+	}
+	return now
 }
 
 // sameEndpoints says whether the lists differ in their order at most.
@@ -117,7 +172,7 @@ func (d *daemon) publish(facts netcfg.Facts, view gossip.View, now time.Time) ([
 	if d.own.Identity == nil {
 		d.own = d.firstRecord(view)
 	}
-	next := nextRecord(d.cfg, facts, view, d.own)
+	next := nextRecord(d.cfg, d.lookAround(facts, view, now), d.own)
 	next.Claim = claim
 	d.carriers.office.stamp(&next)
 	// It is told again if it has gone: whoever has revoked this node is revoked.

@@ -39,7 +39,7 @@ func TestNextRecord(t *testing.T) {
 		InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")},
 		MTU:         1500,
 	}
-	seen := []mesh.Observation{{Addr: netip.MustParseAddrPort("203.0.113.5:7946"), Open: true}}
+	seen := []mesh.Observation{{Addr: netip.MustParseAddr("203.0.113.5"), Open: true}}
 	last := mesh.Record{Endpoints: []mesh.Endpoint{{Host: "203.0.113.9", Port: 51820, Source: mesh.EndpointObserved}}, NAT: true}
 	tests := []struct {
 		name   string
@@ -66,7 +66,7 @@ func TestNextRecord(t *testing.T) {
 				InternalIPs: facts.InternalIPs,
 			}
 			tt.change(&want)
-			got := nextRecord(cfg, facts, tt.view, tt.last)
+			got := nextRecord(cfg, surroundings{Facts: facts, observed: tt.view.Observed, voices: 1}, tt.last)
 			if diff := cmp.Diff(want, got, compareNet); diff != "" {
 				t.Errorf("record (-want +got):\n%s", diff)
 			}
@@ -78,11 +78,11 @@ func TestNextRecord(t *testing.T) {
 // said, and goes on saying what it said.
 func TestNextRecordWithoutUplink(t *testing.T) {
 	cfg := parse(t, "node: {name: a}")
-	if first := nextRecord(cfg, netcfg.Facts{}, gossip.View{}, mesh.Record{}); first.MTU != 1420 || len(first.InternalIPs) > 0 {
+	if first := nextRecord(cfg, surroundings{}, mesh.Record{}); first.MTU != 1420 || len(first.InternalIPs) > 0 {
 		t.Errorf("at its start: got MTU %d and internal IPs %v, want 1420 and none", first.MTU, first.InternalIPs)
 	}
 	last := mesh.Record{MTU: 1300, InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}}
-	got := nextRecord(cfg, netcfg.Facts{}, gossip.View{}, last)
+	got := nextRecord(cfg, surroundings{}, last)
 	if diff := cmp.Diff(last, mesh.Record{MTU: got.MTU, InternalIPs: got.InternalIPs}, compareNet); diff != "" {
 		t.Errorf("later (-want +got):\n%s", diff)
 	}
@@ -90,7 +90,7 @@ func TestNextRecordWithoutUplink(t *testing.T) {
 		"node: {name: a, location: home}":           nil, // what it had is of another network
 		"node: {name: a, internal-ip: 10.1.2.3/24}": {netip.MustParsePrefix("10.1.2.3/24")},
 	} {
-		if got := nextRecord(parse(t, config), netcfg.Facts{}, gossip.View{}, last).InternalIPs; !slices.Equal(got, want) {
+		if got := nextRecord(parse(t, config), surroundings{}, last).InternalIPs; !slices.Equal(got, want) {
 			t.Errorf("%s: got internal IPs %v, want %v", config, got, want)
 		}
 	}

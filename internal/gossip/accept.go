@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"time"
 )
 
@@ -26,16 +25,11 @@ func (t *transport) acceptStreams() {
 			t.pause()
 			continue
 		}
-		source := sourceOf(remote(conn).Addr())
-		if !t.admitStream(conn, source) {
-			t.counters.add("stream-limit")
-			reset(conn)
-			continue
-		}
 		if !t.register(conn) {
 			conn.Close()
 			return
 		}
+		t.admitStream(conn, remote(conn).Addr())
 		t.tasks.Go(func() { t.accept(conn) })
 	}
 }
@@ -44,22 +38,22 @@ func (t *transport) acceptStreams() {
 // memberlist.
 func (t *transport) accept(conn *net.TCPConn) {
 	s, err := t.welcome(conn)
-	if !t.finish(conn, err == nil) && err == nil {
-		t.counters.add("stream-limit")
-		reset(conn)
+	if err != nil {
+		t.mu.Lock()
+		t.leavePending(conn)
+		t.mu.Unlock()
+		conn.Close()
 		t.forget(conn)
 		return
 	}
-	if err != nil {
-		conn.Close()
+	if !t.prove(conn, s) {
+		reset(conn)
 		t.forget(conn)
 		return
 	}
 	s.closed = func() {
 		t.forget(conn)
-		t.mu.Lock()
-		t.accepted--
-		t.mu.Unlock()
+		t.leave(conn, s)
 	}
 	select {
 	case t.streams <- s:
@@ -74,14 +68,11 @@ func (t *transport) welcome(conn *net.TCPConn) (*stream, error) {
 	if err := conn.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return nil, err
 	}
-	s, err := welcome(conn, t.keys(), t.random, t.ourHello())
-	if errors.Is(err, errSealed) {
-		t.counters.add("stream-sealed")
-		t.log.at(slog.LevelWarn, "stream does not open with our secret", "from", from)
-		return nil, err
-	}
+	ours := t.ourHello()
+	ours.you = from
+	s, err := t.greeter().welcome(conn, ours)
 	if err != nil {
-		t.counters.add("stream-broken")
+		t.refuse(from, err)
 		return nil, err
 	}
 	if t.filter != nil && !t.filter("tcp", netip.AddrPortFrom(from.Addr(), s.peer.port)) {
@@ -94,66 +85,33 @@ func (t *transport) welcome(conn *net.TCPConn) (*stream, error) {
 	t.mu.Lock()
 	t.replays.resume(s.peer.id, s.peer.boot, s.peer.counter)
 	t.paths.suppose(s.peer.id, place)
-	t.observe(s.peer.id, s.peer.you, t.now())
 	t.mu.Unlock()
+	t.hearVoice(s, true)
+	t.tasks.Go(func() { t.dialBack(s.peer.id, place) })
 	return s, conn.SetDeadline(time.Time{})
 }
 
-// sourceOf is what counts as one source of streams: an IPv6 host has a whole
-// /64 to itself.
-func sourceOf(a netip.Addr) netip.Addr {
-	if a.Is4() {
-		return a
-	}
-	return must(a.WithZone("").Prefix(64)).Addr()
-}
-
-// pendingStream is a stream that has yet to prove itself.
-type pendingStream struct {
-	conn   *net.TCPConn
-	source netip.Addr
-}
-
-// admitStream reserves a place among the streams that have yet to prove
-// themselves. If all are taken, the oldest one loses its own: an honest stream
-// needs it for a round trip or two, so that those who sit there in silence,
-// from however many addresses, don't keep it out.
-func (t *transport) admitStream(conn *net.TCPConn, source netip.Addr) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	same := 0
-	for _, p := range t.pending {
-		if p.source == source {
-			same++
+// refuse counts and logs why a stream is not let in.
+func (t *transport) refuse(from netip.AddrPort, err error) {
+	for sentinel, r := range map[error]struct{ reason, message string }{
+		errSealed:  {"stream-sealed", "stream does not open with our secret"},
+		errVersion: {"stream-version", "stream speaks another version of the gossip format"},
+		errProof:   {"stream-proof", "stream does not prove the identity that it claims"},
+	} {
+		if errors.Is(err, sentinel) {
+			t.counters.add(r.reason)
+			t.log.at(slog.LevelWarn, r.message, "from", from)
+			return
 		}
 	}
-	if same >= maxPendingPerSource {
-		return false
-	}
-	if len(t.pending) >= maxPendingStreams {
-		t.counters.add("stream-limit")
-		reset(t.pending[0].conn) // which ends its accept
-		t.pending = slices.Delete(t.pending, 0, 1)
-	}
-	t.pending = append(t.pending, pendingStream{conn, source})
-	return true
-}
-
-// finish gives that place back, and takes one among the streams that have.
-func (t *transport) finish(conn *net.TCPConn, proved bool) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.pending = slices.DeleteFunc(t.pending, func(p pendingStream) bool { return p.conn == conn })
-	if !proved || t.accepted >= maxStreams {
-		return false
-	}
-	t.accepted++
-	return true
+	t.counters.add("stream-broken")
 }
 
 // reset closes a connection so that the other side sees an error, not the
 // silence by which it would recognise another secret.
-func reset(conn *net.TCPConn) {
-	_ = conn.SetLinger(0)
+func reset(conn net.Conn) {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
 	conn.Close()
 }

@@ -40,7 +40,7 @@ func TestJoinsAndLeavesLeaveNothing(t *testing.T) { // not parallel: it counts f
 	}
 	stays.transport.mu.Lock()
 	defer stays.transport.mu.Unlock()
-	if got := len(stays.transport.paths.nodes) + len(stays.transport.replays.windows) + len(stays.transport.observed); got > 6 {
+	if got := len(stays.transport.paths.nodes) + len(stays.transport.replays.windows) + len(stays.transport.voices.said); got > 6 {
 		t.Errorf("%d entries are kept of two nodes", got)
 	}
 }
@@ -77,12 +77,12 @@ func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
 	eventually(t, "rid of all streams", []*testNode{stays}, func(View) bool {
 		stays.transport.mu.Lock()
 		defer stays.transport.mu.Unlock()
-		return len(stays.transport.offers)+len(stays.transport.pending)+len(stays.transport.open)+stays.transport.accepted == 0
+		return len(stays.transport.offers)+len(stays.transport.open)+stays.transport.streamsTaken() == 0
 	})
 	stays.transport.mu.Lock()
 	defer stays.transport.mu.Unlock()
 	for what, count := range map[string]int{
-		"paths": len(stays.transport.paths.nodes), "windows": len(stays.transport.replays.windows), "observations": len(stays.transport.observed),
+		"paths": len(stays.transport.paths.nodes), "windows": len(stays.transport.replays.windows), "observations": len(stays.transport.voices.said),
 	} {
 		if count > rounds+1 { // with its own
 			t.Errorf("%s: %d are kept of %d nodes", what, count, rounds)

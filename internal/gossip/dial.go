@@ -67,7 +67,7 @@ func (t *transport) greet(ctx context.Context, conn net.Conn, addr netip.AddrPor
 	defer stop()
 	ours := t.ourHello()
 	ours.you = addr
-	s, err := greet(conn, t.keys(), t.random, ours)
+	s, err := t.greeter().greet(conn, ours)
 	if errors.Is(err, errRejected) || errors.Is(err, errSealed) {
 		t.counters.add("dial-rejected")
 		t.meet(addr.String(), mesh.Problem{
@@ -80,15 +80,13 @@ func (t *transport) greet(ctx context.Context, conn net.Conn, addr netip.AddrPor
 	}
 	t.notices.settle(addr.String(), ProblemSecret)
 	if err := t.judge(s.peer, addr.String()); err != nil {
-		if errors.Is(err, errSelf) {
-			t.recognise(addr)
-		}
 		return nil, fmt.Errorf("greet %v: %w", addr, err)
 	}
 	t.mu.Lock()
 	t.replays.resume(s.peer.id, s.peer.boot, s.peer.counter)
 	t.paths.meet(s.peer.id, addr, t.now())
 	t.mu.Unlock()
+	t.hearVoice(s, false)
 	return s, conn.SetDeadline(time.Time{})
 }
 
@@ -126,13 +124,6 @@ func (t *transport) meet(place string, p mesh.Problem) {
 	if t.notices.meet(place, p) {
 		t.log.at(slog.LevelWarn, "problem met", "kind", p.Kind, "node", p.Node, "text", p.Text, "advice", p.Advice)
 	}
-}
-
-// recognise notes an address as our own: whoever dials it reaches us.
-func (t *transport) recognise(addr netip.AddrPort) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.observe(t.self.id, addr, t.now())
 }
 
 // dialNode opens a stream to a node over whichever of its paths answers first.

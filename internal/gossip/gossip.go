@@ -106,6 +106,7 @@ type Gossip struct {
 	tasks  sync.WaitGroup
 
 	rejoin chan struct{} // the join list has changed
+	greet  chan struct{} // we have another address
 
 	mu        sync.Mutex // never held while memberlist is called
 	cluster   mesh.Cluster
@@ -148,7 +149,7 @@ func Start(ctx context.Context, o Options) (*Gossip, error) {
 	}
 	ctx, g.cancel = context.WithCancel(ctx)
 	for _, task := range []func(context.Context){
-		g.handleLoop, g.joinLoop, g.rejoinLoop, g.followUpLoop, g.compareLoop, g.epochLoop,
+		g.handleLoop, g.joinLoop, g.rejoinLoop, g.followUpLoop, g.greetLoop, g.compareLoop, g.epochLoop,
 	} {
 		g.tasks.Go(func() { task(ctx) })
 	}
@@ -181,6 +182,7 @@ func newGossip(o Options) (*Gossip, error) {
 		identity: o.Identity, self: self, name: o.Cluster.Name, ranges: o.Cluster.Hash(), instance: o.Instance,
 		cluster: o.Cluster, joinList: slices.Clone(o.Join), resolver: o.Resolver, now: o.Now,
 		rejoin:    make(chan struct{}, 1),
+		greet:     make(chan struct{}, 1),
 		log:       newLimitedLog(o.Logger),
 		notices:   &notices{now: o.Now, met: make(map[notice]time.Time)},
 		counters:  &counters{counts: make(map[string]uint64)},
@@ -194,7 +196,12 @@ func newGossip(o Options) (*Gossip, error) {
 		ring: ring, random: o.Rand, now: o.Now, log: g.log, notices: g.notices, counters: g.counters,
 		self:  hello{id: self, instance: o.Instance, boot: o.Boot, cluster: o.Cluster},
 		label: labelOf(o.Cluster), filter: o.filter,
-		paths: newPaths(o.Cluster.Overlay), changed: g.signal, knocked: make(map[netip.AddrPort]time.Time),
+		paths: newPaths(o.Cluster.Overlay), changed: g.signal, voices: newVoices(), identity: o.Identity,
+		trusts: func(id mesh.ID) bool {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return g.trusts(id)
+		},
 	}
 	if _, err := g.transport.self.marshal(); err != nil {
 		return nil, err
@@ -210,7 +217,7 @@ func newGossip(o Options) (*Gossip, error) {
 	g.restore(o.Remembered)
 	for _, r := range g.store.records() {
 		if r.ID() == self {
-			g.transport.remember(r)
+			g.transport.voices.remember(r, g.now())
 		}
 	}
 	return g, nil
@@ -270,15 +277,17 @@ func (g *Gossip) restore(r Remembered) {
 		g.store.raise(key, h.Sequence)
 	}
 	for _, raw := range r.Objects {
+		author, err := claimedAuthor(raw)
+		if err == nil && !g.trusts(author) {
+			continue
+		}
 		o, err := decodeObject(g.name, slices.Clone(raw))
 		if err != nil {
 			g.counters.add("remembered-content")
 			g.log.at(slog.LevelWarn, "remembered object refused", "err", err)
 			continue
 		}
-		if g.trusts(o.key.author) {
-			g.store.put(o)
-		}
+		g.store.put(o)
 	}
 	g.store.settle()
 }

@@ -24,7 +24,7 @@ type hello struct {
 	counter  uint64 // of the packet that it sent last
 	random   [32]byte
 	echo     [32]byte       // the dialer's random, in the acceptor's hello
-	you      netip.AddrPort // in the dialer's hello, the address that it dialled
+	you      netip.AddrPort // the address that the dialer dialled; in the acceptor's hello, where the stream comes from
 	cluster  mesh.Cluster
 }
 

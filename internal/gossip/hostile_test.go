@@ -115,7 +115,7 @@ func (a *attacker) insiderStream(content []byte) {
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(helloTimeout))
 	h := testHello(99)
-	s, err := greet(conn, a.ring, rand.Reader, h)
+	s, err := testGreeter(a.ring, 99).greet(conn, h)
 	if err != nil {
 		return
 	}
@@ -142,7 +142,7 @@ func (a *attacker) overheard() []byte {
 	}
 	defer conn.Close()
 	tap := &tappedConn{Conn: conn}
-	s, err := greet(tap, a.ring, rand.Reader, testHello(99))
+	s, err := testGreeter(a.ring, 99).greet(tap, testHello(99))
 	if err == nil {
 		_, err = s.Write(msgpack(a.t, memberlistPushPull, map[string]any{"Nodes": 0, "UserStateLen": 0, "Join": true}))
 	}
@@ -209,7 +209,7 @@ func (a *attacker) insiders(n int, record []byte) {
 	case 5:
 		a.send(a.seal(kindSync, a.bytes(maxPayload)))
 	case 6:
-		b := a.seal(packetKind(5+a.chance.IntN(100)), nil)
+		b := a.seal(packetKind(6+a.chance.IntN(100)), nil)
 		a.send(b)
 		a.send(b)
 	case 7:

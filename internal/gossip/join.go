@@ -173,6 +173,9 @@ func (g *Gossip) joinAddr(ctx context.Context, addr netip.AddrPort) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	s, err := g.transport.dial(ctx, addr)
+	if errors.Is(err, errSelf) {
+		g.transport.recognise(addr)
+	}
 	if err != nil {
 		g.log.at(slog.LevelDebug, "join address not reached", "addr", addr, "err", err)
 		return err
@@ -223,6 +226,29 @@ func (g *Gossip) followUpLoop(ctx context.Context) {
 		}
 		before = at
 		for _, id := range firstN(g.members.others(), 1) {
+			g.joinNode(ctx, id)
+		}
+	}
+}
+
+// Greet greets some members anew, so that they say where they see us. It does not
+// wait for it.
+func (g *Gossip) Greet() {
+	select {
+	case g.greet <- struct{}{}:
+	default:
+	}
+}
+
+// greetLoop does it.
+func (g *Gossip) greetLoop(ctx context.Context) {
+	for {
+		select {
+		case <-g.greet:
+		case <-ctx.Done():
+			return
+		}
+		for _, id := range firstN(g.members.others(), 3) {
 			g.joinNode(ctx, id)
 		}
 	}

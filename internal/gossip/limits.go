@@ -7,7 +7,7 @@ import "time"
 // Sizes of what travels.
 const (
 	// formatVersion is the first byte of every packet and every hello.
-	formatVersion = 1
+	formatVersion = 2
 
 	// maxPacket is the largest UDP payload: the smallest MTU of an IPv6 link
 	// (RFC 8200, section 5), which is also the least that a tunnel of the mesh
@@ -33,6 +33,10 @@ const (
 	// maxRaised bounds what is read of sequences that were seen before a restart.
 	maxRaised = 32 * maxAuthors
 
+	// maxForged is how many objects with a wrong signature may come in one packet or
+	// state before the rest of it is left unread. No node of ours passes on one.
+	maxForged = 4
+
 	// maxSequence leaves room to go beyond every sequence that is accepted, and
 	// is never reached by counting.
 	maxSequence uint64 = 1 << 48
@@ -40,15 +44,18 @@ const (
 	// maxSenders bounds what is remembered of senders. It is far above the size
 	// of any mesh; only someone with the secret can reach it.
 	maxSenders = 4096
-	// maxOwnAddresses bounds what is remembered of own addresses.
-	maxOwnAddresses = 64
+	// maxDialBacks bounds how many nodes are dialled back at the same time.
+	maxDialBacks = 16
 )
 
-// Limits of inbound streams. A stream that is over one of them is reset.
+// Limits of inbound streams, see places. A stream that is over one of them is reset.
+// A descriptor limit below 8192 lowers those in all.
 const (
-	maxPendingStreams   = 64 // in all, that have not authenticated themselves; one more, and the oldest goes
-	maxPendingPerSource = 8  // the same, of one source address
-	maxStreams          = 64 // that have
+	maxPendingStreams   = 2048 // in all, that have not proved themselves; each takes some 8 KiB
+	maxPendingKnown     = 512  // the same, from addresses of known nodes
+	maxPendingPerSource = 64   // the same, of one source; a whole office may start at once
+	maxStreams          = 128  // that have
+	maxStreamsPerNode   = 8    // the same, of one node: an honest one rarely has two
 )
 
 // Timings.
@@ -61,12 +68,10 @@ const (
 	pathPatience = 750 * time.Millisecond
 	// pathMemory is how long an address is remembered in which a node was seen.
 	pathMemory = 10 * time.Minute
-	// observedFor is how long others' words about our own address count.
-	observedFor = 3 * time.Minute
-	// knockPeriod is how often a node is knocked at, and openFor how long it
-	// remembers such a packet. Some may be lost.
-	knockPeriod = time.Minute
-	openFor     = 10 * time.Minute
+	// dialBackPeriod is how often a node is dialled back at one address, and openFor
+	// how long it takes an address for open at which it was dialled. Some fail.
+	dialBackPeriod = time.Minute
+	openFor        = 10 * time.Minute
 	// viewPathFor is how long an address is shown as a node's path.
 	viewPathFor = 30 * time.Second
 	// noticeFor is how long a problem is shown after it was last met.

@@ -20,7 +20,6 @@ const (
 	kindSync       packetKind = 3 // a step of the comparison of two stores
 	kindHere       packetKind = 4 // an answer: the counter of the question, 8 bytes
 	kindAsk        packetKind = 5 // nothing but a question
-	kindKnock      packetKind = 6 // nothing; it comes from a port to which the receiver has sent nothing
 )
 
 // wantFlag in the kind's byte makes a packet a question: the sender has had no
@@ -33,7 +32,7 @@ type label [8]byte
 
 // packet is the sealed part of a UDP packet.
 //
-//	kind 1 | label 8 | sender 16 | boot 8 | counter 8 | you 1, 7 or 19 | payload
+//	kind 1 | label 8 | sender 16 | boot 8 | counter 8 | payload
 type packet struct {
 	kind    packetKind
 	want    bool
@@ -41,17 +40,13 @@ type packet struct {
 	from    mesh.ID
 	boot    uint64
 	counter uint64
-	// you is where the sender last saw the receiver; invalid if nowhere. A node
-	// behind a cloud's one-to-one NAT learns its public address from it.
-	you     netip.AddrPort
 	payload []byte
 }
 
 const (
-	fixedHeader = 1 + len(label{}) + len(mesh.ID{}) + 8 + 8
-	maxHeader   = fixedHeader + 1 + 16 + 2
+	packetHeader = 1 + len(label{}) + len(mesh.ID{}) + 8 + 8
 	// maxPayload is what remains of a packet for its payload.
-	maxPayload = maxPacket - 1 - sealOverhead - maxHeader
+	maxPayload = maxPacket - 1 - sealOverhead - packetHeader
 )
 
 // errShort means that a message ends too early.
@@ -67,12 +62,11 @@ func (p packet) append(b []byte) []byte {
 	b = append(b, p.from[:]...)
 	b = binary.BigEndian.AppendUint64(b, p.boot)
 	b = binary.BigEndian.AppendUint64(b, p.counter)
-	b = appendAddrPort(b, p.you)
 	return append(b, p.payload...)
 }
 
 func parsePacket(b []byte) (packet, error) {
-	if len(b) < fixedHeader {
+	if len(b) < packetHeader {
 		return packet{}, fmt.Errorf("parse packet: %w", errShort)
 	}
 	p := packet{kind: packetKind(b[0] &^ wantFlag), want: b[0]&wantFlag != 0}
@@ -80,11 +74,7 @@ func parsePacket(b []byte) (packet, error) {
 	b = b[copy(p.label[:], b):]
 	b = b[copy(p.from[:], b):]
 	p.boot, b = binary.BigEndian.Uint64(b), b[8:]
-	p.counter, b = binary.BigEndian.Uint64(b), b[8:]
-	var err error
-	if p.you, p.payload, err = cutAddrPort(b); err != nil {
-		return packet{}, fmt.Errorf("parse packet: %w", err)
-	}
+	p.counter, p.payload = binary.BigEndian.Uint64(b), b[8:]
 	return p, nil
 }
 

@@ -23,6 +23,7 @@ import (
 // packet of a node that hears us shows that this is still so.
 type paths struct {
 	nodes map[mesh.ID]*nodePaths
+	known map[netip.Addr]bool // addresses of candidates
 	// overlay are the mesh's own ranges. An address in them leads through the
 	// tunnels: good for gossip, but nothing to build tunnels on.
 	overlay []netip.Prefix
@@ -49,9 +50,8 @@ type nodePaths struct {
 	questions [8]question // the last ones, a ring
 	asked     int         // how many there were
 
-	knockedAt netip.AddrPort // where it was knocked at last
-	knocked   time.Time      // when
-	knocks    int            // how often, at that address
+	dialledAt netip.AddrPort // where it was dialled back last
+	dialled   time.Time      // when
 }
 
 // question is a packet that asks for an answer.
@@ -66,6 +66,7 @@ func newPaths(overlay []netip.Prefix) *paths {
 
 // set replaces the candidates of all nodes.
 func (p *paths) set(candidates map[mesh.ID][]netip.AddrPort) {
+	p.known = make(map[netip.Addr]bool)
 	for id, n := range p.nodes {
 		if _, ok := candidates[id]; !ok {
 			n.candidates = nil
@@ -77,10 +78,18 @@ func (p *paths) set(candidates map[mesh.ID][]netip.AddrPort) {
 		for _, a := range addrs {
 			if a = unmapped(a); a.IsValid() && !slices.Contains(n.candidates, a) {
 				n.candidates = append(n.candidates, a)
+				p.known[a.Addr()] = true
 			}
+		}
+		// Who has no endpoint comes from where it came before.
+		if n.guess.IsValid() {
+			p.known[n.guess.Addr()] = true
 		}
 	}
 }
+
+// isKnown reports whether a node is known to live at an address.
+func (p *paths) isKnown(a netip.Addr) bool { return p.known[a] }
 
 // hear notes that something came from a node that hears us. It returns true if
 // the node should be asked at that address, because it may be the better one:
@@ -264,25 +273,20 @@ func (p *paths) node(id mesh.ID) *nodePaths {
 	return n
 }
 
-// knock says whether to knock at an address where a node was met outside of the
-// mesh: a few times within seconds, since packets get lost, and then now and then.
-func (p *paths) knock(id mesh.ID, at netip.AddrPort, now time.Time) bool {
+// dialBack reports whether to dial a node back at an address outside of the mesh.
+func (p *paths) dialBack(id mesh.ID, at netip.AddrPort, now time.Time) bool {
 	if p.inside(at.Addr()) {
 		return false
 	}
 	n := p.node(id)
-	wait := time.Second
-	if n.knockedAt == at {
-		wait = min(wait<<min(n.knocks, 6), knockPeriod)
+	wait := dialBackPeriod
+	if n.dialledAt != at {
+		wait = time.Second
 	}
-	if !n.knocked.IsZero() && now.Sub(n.knocked) < wait {
+	if !n.dialled.IsZero() && now.Sub(n.dialled) < wait {
 		return false
 	}
-	if n.knockedAt != at {
-		n.knockedAt, n.knocks = at, 0
-	}
-	n.knocked = now
-	n.knocks++
+	n.dialledAt, n.dialled = at, now
 	return true
 }
 

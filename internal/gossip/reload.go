@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -64,15 +65,19 @@ func (g *Gossip) trust(c mesh.Cluster, trusted []mesh.ID) {
 // trusts says whether a node's word counts.
 func (g *Gossip) trusts(id mesh.ID) bool { return g.trusted == nil || g.trusted[id] }
 
-// meetUntrusted counts what a node that is not on the list says, and names the
-// node.
-func (g *Gossip) meetUntrusted(o object) {
+// meetUntrusted counts what a node that is not on the list says, and names the node.
+// It reads a record a second at most: a stranger is not to cost more than the look at
+// the list.
+func (g *Gossip) meetUntrusted(raw []byte) {
 	g.counters.add("object-untrusted")
-	r, ok := o.body.(recordBody)
-	if !ok {
+	if objectKind(raw[0]&0x0f) != kindRecord || !g.log.limit("untrusted record", time.Second, logBurst) {
 		return
 	}
-	id := o.key.author.String()
+	o, err := decodeObject(g.name, raw)
+	if err != nil {
+		return // nobody is to be accused of what another has made up
+	}
+	r, id := o.body.(recordBody), o.key.author.String()
 	g.transport.meet(id, mesh.Problem{
 		Kind: ProblemUntrusted, Node: r.Name,
 		Text:   fmt.Sprintf("%s has the secret, but its fingerprint %s is not in cluster.trusted: what it says is left out", r.Name, id),

@@ -42,9 +42,8 @@ func (t *transport) ask(to mesh.ID) {
 			addrs = append(addrs, a)
 		}
 	}
-	you, _ := t.paths.underlay(to, now)
 	t.mu.Unlock()
 	for _, addr := range addrs {
-		t.sendVia(to, addr, packet{kind: kindAsk, want: true, you: you})
+		t.sendVia(to, addr, packet{kind: kindAsk, want: true})
 	}
 }

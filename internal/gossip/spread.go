@@ -31,23 +31,16 @@ const (
 // new.
 func (g *Gossip) accept(raws [][]byte, from source) {
 	var news []object
+	forged := 0
 	for _, raw := range raws {
-		g.mu.Lock()
-		old := g.store.has(raw)
-		g.mu.Unlock()
-		if old {
-			continue
+		o, err := g.check(raw)
+		if errors.Is(err, errObjectSignature) {
+			if forged++; forged > maxForged {
+				g.counters.add("object-unread")
+				break // whoever sends these has nothing else for us
+			}
 		}
-		// A copy, because an object may stay for years, and raw would keep all
-		// of the state alive that it came with.
-		o, err := decodeObject(g.name, slices.Clone(raw))
-		if err != nil {
-			g.counters.add(objectReason(err))
-			g.log.at(slog.LevelWarn, "object refused", "err", err)
-			g.meetForged(err)
-			continue
-		}
-		if g.admit(o) {
+		if err == nil && o.body != nil && g.admit(o) {
 			news = append(news, o)
 		}
 	}
@@ -63,14 +56,54 @@ func (g *Gossip) accept(raws [][]byte, from source) {
 	}
 }
 
+// check reads an object and checks its signature. It returns none, and no error, for
+// what needs no check: what is here already, and what would not count anyway. The
+// cheap comes first: who has the secret can send as much as the network carries.
+func (g *Gossip) check(raw []byte) (object, error) {
+	author, err := claimedAuthor(raw)
+	if err != nil {
+		return object{}, g.refuseObject(err)
+	}
+	g.mu.Lock()
+	trusted, old := g.trusts(author), g.store.has(raw)
+	g.mu.Unlock()
+	if !trusted {
+		g.meetUntrusted(raw)
+	}
+	if !trusted || old {
+		return object{}, nil
+	}
+	// A copy, because an object may stay for years, and raw would keep all
+	// of the state alive that it came with.
+	o, err := readObject(slices.Clone(raw))
+	if err != nil {
+		return object{}, g.refuseObject(err)
+	}
+	g.mu.Lock()
+	result := g.store.worth(o)
+	g.mu.Unlock()
+	if result != fresh {
+		g.counters.add(map[outcome]string{stale: "object-stale", buried: "object-buried"}[result])
+		return object{}, nil
+	}
+	if err := o.verify(g.name); err != nil {
+		return object{}, g.refuseObject(err)
+	}
+	return o, nil
+}
+
+// refuseObject counts and shows why an object is refused. It returns the error.
+func (g *Gossip) refuseObject(err error) error {
+	g.counters.add(objectReason(err))
+	g.log.at(slog.LevelWarn, "object refused", "err", err)
+	g.meetForged(err)
+	return err
+}
+
 // admit puts a checked object into the store and says whether that changed it.
 func (g *Gossip) admit(o object) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.trusts(o.key.author) {
-		g.meetUntrusted(o)
-		return false
-	}
 	result := g.store.put(o)
 	if o.key.author == g.self && o.key.kind == kindRecord && result != known {
 		g.meetOwn(o.body.(recordBody).Record)

@@ -63,6 +63,18 @@ func (s *store) has(raw []byte) bool {
 	return ok
 }
 
+// worth says what would become of an object by its sequence alone: stale, buried, or
+// fresh, which put decides. It needs no signature.
+func (s *store) worth(o object) outcome {
+	switch {
+	case o.body.sequence() < s.highest[o.key]:
+		return stale
+	case o.body.covered(s.buried):
+		return buried
+	}
+	return fresh
+}
+
 // put takes in a checked object.
 func (s *store) put(o object) outcome {
 	sequence, highest := o.body.sequence(), s.highest[o.key]

@@ -3,7 +3,10 @@
 package gossip
 
 import (
+	"bytes"
 	"crypto/cipher"
+	"crypto/ed25519"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,6 +16,8 @@ import (
 	"sync"
 
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // Ends of a handshake.
@@ -22,6 +27,11 @@ var (
 	errRejected = errors.New("closed the connection without an answer: its secret is another one")
 	// errSelf: the address that was dialled is our own.
 	errSelf = errors.New("the address is this node's own")
+	// errVersion: the other side speaks another version of this format.
+	errVersion = errors.New("it speaks another version of the gossip format: install the same version of meshd on both nodes")
+	// errProof: the other side has not shown that it holds the key of the identity
+	// that it claims.
+	errProof = errors.New("it does not prove the identity that it claims")
 	// errCluster: the other side has another cluster name or other ranges.
 	errCluster = errors.New("the other side belongs to another cluster")
 )
@@ -56,13 +66,31 @@ type stream struct {
 	sealed  uint64
 }
 
+// greeter runs handshakes. Each side says hello, and then proves its identity in
+// its first frame:
+//
+//	dialer                acceptor
+//	hello   ────────►
+//	        ◄────────     hello, proof
+//	proof   ────────►
+//
+// A proof is an identity and its signature over both hellos. As it can't be made
+// before the other side's random number is known, it is no recording, and nothing
+// that a peer says is believed before it.
+type greeter struct {
+	ring     keyring
+	random   io.Reader
+	identity ed25519.PrivateKey
+}
+
 // greet runs the dialer's half of a handshake. It takes place within the
 // connection's deadline.
-func greet(conn net.Conn, ring keyring, random io.Reader, ours hello) (*stream, error) {
-	if err := ours.draw(random); err != nil {
+func (g greeter) greet(conn net.Conn, ours hello) (*stream, error) {
+	if err := ours.draw(g.random); err != nil {
 		return nil, err
 	}
-	if err := writeHello(conn, ring[0], random, ours, asDialer); err != nil {
+	said, err := g.writeHello(conn, g.ring[0], ours, asDialer)
+	if err != nil {
 		return nil, err
 	}
 	sealed, err := readHello(conn)
@@ -72,7 +100,7 @@ func greet(conn net.Conn, ring keyring, random io.Reader, ours hello) (*stream, 
 	if err != nil {
 		return nil, err
 	}
-	keys, theirs, err := openHello(ring, sealed, asAcceptor)
+	keys, theirs, err := openHello(g.ring, sealed, asAcceptor)
 	if err != nil {
 		return nil, err
 	}
@@ -84,26 +112,29 @@ func greet(conn net.Conn, ring keyring, random io.Reader, ours hello) (*stream, 
 		return nil, err
 	}
 	s.peer = theirs
-	// The first frame is empty. It proves to the acceptor that our hello was
-	// not a recording, before anything that it says is believed.
-	return s, s.writeFrame(nil)
+	both := transcript(said, sealed)
+	if err := s.readProof(both, asAcceptor); err != nil {
+		return nil, err
+	}
+	return s, s.writeFrame(g.proof(both, asDialer))
 }
 
 // welcome runs the acceptor's half.
-func welcome(conn net.Conn, ring keyring, random io.Reader, ours hello) (*stream, error) {
+func (g greeter) welcome(conn net.Conn, ours hello) (*stream, error) {
 	sealed, err := readHello(conn)
 	if err != nil {
 		return nil, err
 	}
-	keys, theirs, err := openHello(ring, sealed, asDialer)
+	keys, theirs, err := openHello(g.ring, sealed, asDialer)
 	if err != nil {
 		return nil, err
 	}
-	if err := ours.draw(random); err != nil {
+	if err := ours.draw(g.random); err != nil {
 		return nil, err
 	}
 	ours.echo = theirs.random
-	if err := writeHello(conn, keys, random, ours, asAcceptor); err != nil {
+	said, err := g.writeHello(conn, keys, ours, asAcceptor)
+	if err != nil {
 		return nil, err
 	}
 	s, err := newStream(conn, keys, theirs.random, ours.random)
@@ -112,14 +143,44 @@ func welcome(conn net.Conn, ring keyring, random io.Reader, ours hello) (*stream
 	}
 	s.peer = theirs
 	s.opener, s.sealer = s.sealer, s.opener
-	frame, err := s.readFrame()
-	if err != nil {
+	both := transcript(sealed, said)
+	if err := s.writeFrame(g.proof(both, asAcceptor)); err != nil {
 		return nil, err
 	}
-	if len(frame) > 0 {
-		return nil, errors.New("read first frame: it is not empty")
+	return s, s.readProof(both, asDialer)
+}
+
+// transcript is a hash of both sealed hellos.
+func transcript(dialer, acceptor []byte) [sha256.Size]byte {
+	d, a := sha256.Sum256(dialer), sha256.Sum256(acceptor)
+	return sha256.Sum256(append(d[:], a[:]...))
+}
+
+// provedBytes is what the signature of a proof covers.
+func provedBytes(transcript [sha256.Size]byte, role []byte) []byte {
+	return append(append([]byte("meshd stream v1\x00"), role...), transcript[:]...)
+}
+
+// proof returns our public key and its signature.
+func (g greeter) proof(transcript [sha256.Size]byte, role []byte) []byte {
+	public := g.identity.Public().(ed25519.PublicKey)
+	return append(bytes.Clone(public), ed25519.Sign(g.identity, provedBytes(transcript, role))...)
+}
+
+// readProof checks that the peer holds the key of the identity in its hello.
+func (s *stream) readProof(transcript [sha256.Size]byte, role []byte) error {
+	frame, err := s.readFrame()
+	if err != nil {
+		return err
 	}
-	return s, nil
+	if len(frame) != ed25519.PublicKeySize+ed25519.SignatureSize {
+		return fmt.Errorf("read proof: %d bytes: %w", len(frame), errProof)
+	}
+	key := ed25519.PublicKey(frame[:ed25519.PublicKeySize])
+	if mesh.IDOf(key) != s.peer.id || !ed25519.Verify(key, provedBytes(transcript, role), frame[ed25519.PublicKeySize:]) {
+		return fmt.Errorf("read proof of %v: %w", s.peer.id, errProof)
+	}
+	return nil
 }
 
 // newStream derives the keys, as the dialer uses them.
@@ -143,21 +204,20 @@ func (h *hello) draw(random io.Reader) error {
 	return nil
 }
 
-// writeHello writes version, length and the sealed hello.
-func writeHello(w io.Writer, keys secretKeys, random io.Reader, h hello, role []byte) error {
+// writeHello writes version, length and the sealed hello, which it returns.
+func (g greeter) writeHello(w io.Writer, keys secretKeys, h hello, role []byte) (sealed []byte, err error) {
 	plain, err := h.marshal()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	sealed, err := seal(keys.hello, random, plain, role)
-	if err != nil {
-		return err
+	if sealed, err = seal(keys.hello, g.random, plain, role); err != nil {
+		return nil, err
 	}
 	b := binary.BigEndian.AppendUint16([]byte{formatVersion}, uint16(len(sealed)))
 	if _, err := w.Write(append(b, sealed...)); err != nil {
-		return fmt.Errorf("write hello: %w", err)
+		return nil, fmt.Errorf("write hello: %w", err)
 	}
-	return nil
+	return sealed, nil
 }
 
 func readHello(r io.Reader) ([]byte, error) {
@@ -166,6 +226,9 @@ func readHello(r io.Reader) ([]byte, error) {
 		return nil, fmt.Errorf("read hello: %w", err)
 	}
 	n := int(binary.BigEndian.Uint16(head[1:]))
+	if head[0] > 0 && head[0] < formatVersion {
+		return nil, fmt.Errorf("read hello of version %d: %w", head[0], errVersion)
+	}
 	if head[0] != formatVersion || n < sealOverhead || n > maxHello {
 		return nil, fmt.Errorf("read hello: %w", errSealed)
 	}

@@ -23,6 +23,9 @@ func testHello(n int) hello {
 	return hello{id: testRecord(n, 1).ID(), instance: 5, port: 7946, you: viaEndpoint, cluster: testCluster()}
 }
 
+// testGreeter shakes hands as the n-th identity.
+func testGreeter(ring keyring, n int) greeter { return greeter{ring, rand.Reader, identity(n)} }
+
 // handshake runs both halves over a connection, and closes what is left open
 // by an error.
 func handshake(t *testing.T, dialer, acceptor keyring) (d, a *stream, dialErr, acceptErr error) {
@@ -32,11 +35,11 @@ func handshake(t *testing.T, dialer, acceptor keyring) (d, a *stream, dialErr, a
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if a, acceptErr = welcome(far, acceptor, rand.Reader, testHello(1)); acceptErr != nil {
+		if a, acceptErr = testGreeter(acceptor, 1).welcome(far, testHello(1)); acceptErr != nil {
 			far.Close()
 		}
 	}()
-	if d, dialErr = greet(near, dialer, rand.Reader, testHello(0)); dialErr != nil {
+	if d, dialErr = testGreeter(dialer, 0).greet(near, testHello(0)); dialErr != nil {
 		near.Close()
 	}
 	<-done
@@ -119,11 +122,11 @@ func TestReplayedStreamFails(t *testing.T) {
 	near, far := net.Pipe()
 	tape := &recorder{Conn: far}
 	go func() {
-		if s, err := greet(near, ring, rand.Reader, testHello(0)); err == nil {
+		if s, err := testGreeter(ring, 0).greet(near, testHello(0)); err == nil {
 			_, _ = s.Write([]byte{memberlistPing})
 		}
 	}()
-	s, err := welcome(tape, ring, rand.Reader, testHello(1))
+	s, err := testGreeter(ring, 1).welcome(tape, testHello(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +139,7 @@ func TestReplayedStreamFails(t *testing.T) {
 	defer near.Close()
 	go func() { _, _ = io.Copy(io.Discard, near) }()
 	go func() { _, _ = near.Write(tape.read.Bytes()) }()
-	if _, err := welcome(far, ring, rand.Reader, testHello(1)); !errors.Is(err, errSealed) {
+	if _, err := testGreeter(ring, 1).welcome(far, testHello(1)); !errors.Is(err, errSealed) {
 		t.Errorf("replayed stream: got %v, want %v", err, errSealed)
 	}
 	far.Close()
@@ -150,7 +153,7 @@ func TestReflectedHelloFails(t *testing.T) {
 		far.Close()
 	}()
 	defer far.Close()
-	if _, err := greet(near, testRing(t, testSecret), rand.Reader, testHello(0)); !errors.Is(err, errSealed) {
+	if _, err := testGreeter(testRing(t, testSecret), 0).greet(near, testHello(0)); !errors.Is(err, errSealed) {
 		t.Errorf("got %v, want %v", err, errSealed)
 	}
 	near.Close()
@@ -166,7 +169,7 @@ func TestGarbageHelloFails(t *testing.T) {
 			near, far := net.Pipe()
 			defer near.Close()
 			go func() { _, _ = near.Write(b) }()
-			if _, err := welcome(far, testRing(t, testSecret), rand.Reader, testHello(0)); !errors.Is(err, errSealed) {
+			if _, err := testGreeter(testRing(t, testSecret), 0).welcome(far, testHello(0)); !errors.Is(err, errSealed) {
 				t.Errorf("got %v, want %v", err, errSealed)
 			}
 			far.Close()
@@ -231,7 +234,7 @@ func FuzzWelcome(f *testing.F) {
 			_, _ = near.Write(b)
 			near.Close()
 		}()
-		if _, err := welcome(far, ring, rand.Reader, testHello(0)); err == nil {
+		if _, err := testGreeter(ring, 0).welcome(far, testHello(0)); err == nil {
 			t.Error("garbage is welcome")
 		}
 	})
@@ -251,7 +254,7 @@ func TestSilentStreamsAreCapped(t *testing.T) {
 		defer conn.Close()
 		silent = append(silent, conn)
 	}
-	eventually(t, "capped", []*testNode{n}, func(v View) bool { return v.Counters["stream-limit"] == 3 })
+	eventually(t, "capped", []*testNode{n}, func(v View) bool { return v.Counters["stream-limit"] >= 3 })
 	// The deadline of a hello frees their places.
 	for _, conn := range silent {
 		if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -284,31 +287,9 @@ func TestGarbagePacketsAreDropped(t *testing.T) {
 	}
 }
 
-// Silent streams from many addresses don't keep an honest one out.
-func TestOldestSilentStreamGivesWay(t *testing.T) {
-	t.Parallel()
-	n := startNode(t, 0, nil)
-	dialled := 0
-	eventually(t, "all places taken", []*testNode{n}, func(View) bool {
-		for range maxPendingPerSource { // on a slow machine, the first ones end meanwhile
-			dialled++
-			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(1+dialled>>8), byte(dialled))}}
-			conn, err := d.Dial("tcp", n.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { conn.Close() })
-		}
-		n.transport.mu.Lock()
-		defer n.transport.mu.Unlock()
-		return len(n.transport.pending) == maxPendingStreams
-	})
-	s, err := startNode(t, 1, nil).transport.dial(context.Background(), n.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Close()
-	eventually(t, "counted", []*testNode{n}, func(v View) bool { return v.Counters["stream-limit"] > 0 })
+// streamsTaken is how many places of inbound streams are taken.
+func (t *transport) streamsTaken() int {
+	return len(t.places.strangers.sources) + len(t.places.known.sources) + len(t.places.proved.sources)
 }
 
 // openFiles counts this process's file descriptors.
@@ -342,7 +323,7 @@ func TestDialsLeaveNothing(t *testing.T) { // not parallel: it counts files
 	eventually(t, "all closed", nodes, func(View) bool {
 		for _, n := range nodes {
 			n.transport.mu.Lock()
-			left := len(n.transport.open) + len(n.transport.pending) + n.transport.accepted
+			left := len(n.transport.open) + n.transport.streamsTaken()
 			n.transport.mu.Unlock()
 			if left > 0 {
 				return false

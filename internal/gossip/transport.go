@@ -4,15 +4,14 @@ package gossip
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -32,7 +31,8 @@ import (
 // sit behind NAT, and memberlist sees nothing of it.
 //
 // The sender of a packet is a claim of somebody who has the secret. What nodes
-// say of themselves is believed only in signed objects.
+// say of themselves is believed only in signed objects, and what they say of us only
+// in streams, see voices.
 type transport struct {
 	random   io.Reader
 	now      func() time.Time
@@ -41,32 +41,33 @@ type transport struct {
 	counters *counters
 	self     hello // with everything but counter, random, echo and you; mu guards its cluster
 	label    label
+	identity ed25519.PrivateKey
+	trusts   func(mesh.ID) bool                           // whose word counts; not called under mu
 	changed  func()                                       // called when there is news for the view, under mu
 	filter   func(network string, to netip.AddrPort) bool // tests: whether udp or tcp gets there
 
-	udp      *net.UDPConn
-	tcp      *net.TCPListener
-	stranger *net.UDPConn // to knock from; nothing is read from it
+	udp *net.UDPConn
+	tcp *net.TCPListener
 
-	packets chan *memberlist.Packet
-	streams chan net.Conn
-	inbound chan message
-	counter atomic.Uint64
+	packets  chan *memberlist.Packet
+	streams  chan net.Conn
+	inbound  chan message
+	counter  atomic.Uint64
+	dialling chan struct{} // a place for each address that is dialled back
 
 	ctx    context.Context
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
-	mu       sync.Mutex
-	ring     keyring
-	paths    *paths
-	replays  replays
-	observed map[mesh.ID]observation
-	knocked  map[netip.AddrPort]time.Time // own addresses at which strangers get in
-	offers   map[string]*stream           // joined streams that memberlist is to take
-	pending  []pendingStream              // inbound streams that are not authenticated, the oldest first
-	accepted int                          // inbound streams that are
-	open     map[net.Conn]struct{}
+	mu        sync.Mutex
+	ring      keyring
+	paths     *paths
+	replays   replays
+	voices    *voices
+	offers    map[string]*stream // joined streams that memberlist is to take
+	places    streamPlaces       // of inbound streams
+	streamsOf map[mesh.ID]int    // how many of those that have proved themselves are whose
+	open      map[net.Conn]struct{}
 }
 
 // message is a packet's payload that is not memberlist's.
@@ -74,12 +75,6 @@ type message struct {
 	from    mesh.ID
 	kind    packetKind
 	payload []byte
-}
-
-// observation is where a node says that it sees us.
-type observation struct {
-	addr netip.AddrPort
-	at   time.Time
 }
 
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
@@ -91,9 +86,6 @@ func (t *transport) listen(ctx context.Context, bind string) error {
 	if err != nil {
 		return err
 	}
-	if t.stranger, err = bindAny(ctx, bind); err != nil {
-		return errors.Join(err, udp.Close(), tcp.Close())
-	}
 	t.udp, t.tcp = udp, tcp
 	_ = udp.SetReadBuffer(receiveBuffer) // as much as the system allows
 	t.self.port = t.bound().Port()
@@ -101,9 +93,10 @@ func (t *transport) listen(ctx context.Context, bind string) error {
 	t.streams = make(chan net.Conn)
 	t.inbound = make(chan message, 256)
 	t.replays.windows = make(map[mesh.ID]*window)
-	t.observed = make(map[mesh.ID]observation)
+	t.dialling = make(chan struct{}, maxDialBacks)
 	t.offers = make(map[string]*stream)
 	t.open = make(map[net.Conn]struct{})
+	t.places, t.streamsOf = newStreamPlaces(fileLimit()), make(map[mesh.ID]int)
 	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	t.tasks.Go(t.readPackets)
 	t.tasks.Go(t.acceptStreams)
@@ -133,20 +126,6 @@ func bindBoth(ctx context.Context, bind string) (*net.UDPConn, *net.TCPListener,
 			return nil, nil, bindError(bind, "tcp", err)
 		}
 	}
-}
-
-// bindAny binds UDP to any port of the same host.
-func bindAny(ctx context.Context, bind string) (*net.UDPConn, error) {
-	host, _, err := net.SplitHostPort(bind)
-	if err != nil {
-		return nil, fmt.Errorf("gossip.bind %q: want host:port or :port: %w", bind, err)
-	}
-	var lc net.ListenConfig
-	udp, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		return nil, bindError(bind, "udp", err)
-	}
-	return udp.(*net.UDPConn), nil
 }
 
 func bindError(bind, network string, err error) error {
@@ -206,10 +185,6 @@ func (t *transport) receive(b []byte, from netip.AddrPort) {
 		t.counters.add("packet-replayed")
 		return
 	}
-	if p.kind == kindKnock {
-		return
-	}
-	t.knock(p.from, from)
 	if ask {
 		t.sendVia(p.from, from, packet{kind: kindAsk, want: true})
 	}
@@ -248,12 +223,6 @@ func (t *transport) admit(p packet, from netip.AddrPort) (admitted, ask bool) {
 		return false, false
 	}
 	now := t.now()
-	if p.kind == kindKnock {
-		if p.you.IsValid() {
-			t.letIn(p.you, now)
-		}
-		return true, false
-	}
 	if p.kind == kindHere && len(p.payload) == 8 {
 		t.paths.answered(p.from, binary.BigEndian.Uint64(p.payload), now)
 	}
@@ -262,7 +231,6 @@ func (t *transport) admit(p packet, from netip.AddrPort) (admitted, ask bool) {
 	} else {
 		ask = t.paths.hear(p.from, from, now)
 	}
-	t.observe(p.from, p.you, now)
 	return true, ask
 }
 
@@ -275,65 +243,13 @@ func (t *transport) ourHello() hello {
 	return h
 }
 
+func (t *transport) greeter() greeter { return greeter{t.keys(), t.random, t.identity} }
+
 // keys returns the keys that are in use now.
 func (t *transport) keys() keyring {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.ring
-}
-
-// observe notes where a node says that it sees us, if that is outside of the
-// mesh.
-func (t *transport) observe(by mesh.ID, you netip.AddrPort, now time.Time) {
-	if !you.IsValid() || t.paths.inside(you.Addr()) {
-		return
-	}
-	if _, ok := t.observed[by]; ok || len(t.observed) < maxSenders {
-		t.observed[by] = observation{you, now}
-	}
-}
-
-// letIn notes that a stranger's packet came in at an address of ours.
-func (t *transport) letIn(at netip.AddrPort, now time.Time) {
-	maps.DeleteFunc(t.knocked, func(_ netip.AddrPort, last time.Time) bool { return now.Sub(last) > openFor })
-	_, known := t.knocked[at]
-	if known || len(t.knocked) < maxOwnAddresses {
-		t.knocked[at] = now
-	}
-	if !known {
-		t.changed()
-	}
-}
-
-// remember takes the addresses in our last record for open, until no stranger's
-// packet has come in there for a while: a restart must not look like a change.
-func (t *transport) remember(own mesh.Record) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, e := range own.Endpoints {
-		if a, err := netip.ParseAddr(e.Host); err == nil && e.Source == mesh.EndpointObserved {
-			t.letIn(netip.AddrPortFrom(a, own.GossipPort), t.now())
-		}
-	}
-}
-
-// isOpen says whether strangers get in at an address that somebody sees us at. We
-// ourselves have seen us there without having been spoken to.
-func (t *transport) isOpen(by mesh.ID, at netip.AddrPort, now time.Time) bool {
-	last, ok := t.knocked[at]
-	return by == t.self.id || ok && now.Sub(last) <= openFor
-}
-
-// knock sends a packet from another port to where a node was met, if that is due.
-// If it arrives, there is no NAT in between that lets in only who was spoken to, and
-// the node's address is one for everybody.
-func (t *transport) knock(to mesh.ID, at netip.AddrPort) {
-	t.mu.Lock()
-	due := t.paths.knock(to, at, t.now())
-	t.mu.Unlock()
-	if due {
-		_ = t.sendFrom(t.stranger, to, at, packet{kind: kindKnock, you: at}) // as good as lost
-	}
 }
 
 // send seals a payload and sends it over the path that is due. A packet that
@@ -347,13 +263,12 @@ func (t *transport) send(to mesh.ID, kind packetKind, payload []byte) {
 	now := t.now()
 	t.mu.Lock()
 	addr, want, ok := t.paths.next(to, now)
-	you, _ := t.paths.underlay(to, now)
 	t.mu.Unlock()
 	if !ok {
 		t.counters.add("packet-no-path")
 		return
 	}
-	t.sendVia(to, addr, packet{kind: kind, want: want, you: you, payload: payload})
+	t.sendVia(to, addr, packet{kind: kind, want: want, payload: payload})
 }
 
 // answer answers a question, back to where it came from, and if need be over
@@ -363,7 +278,6 @@ func (t *transport) answer(q packet, from netip.AddrPort) {
 	now := t.now()
 	p := packet{kind: kindHere, payload: binary.BigEndian.AppendUint64(nil, q.counter)}
 	t.mu.Lock()
-	p.you, _ = t.paths.underlay(q.from, now)
 	other, want := t.paths.instead(q.from, from, now)
 	t.mu.Unlock()
 	t.sendVia(q.from, from, p)
@@ -375,16 +289,6 @@ func (t *transport) answer(q packet, from netip.AddrPort) {
 
 // sendVia seals a packet and sends it to an address.
 func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
-	if err := t.sendFrom(t.udp, to, addr, p); err != nil {
-		t.counters.add("packet-unsent")
-		t.mu.Lock()
-		t.paths.fail(to, addr)
-		t.mu.Unlock()
-	}
-}
-
-// sendFrom does it from one of the sockets. The error is the system's.
-func (t *transport) sendFrom(conn *net.UDPConn, to mesh.ID, addr netip.AddrPort, p packet) error {
 	p.label, p.from, p.boot, p.counter = t.label, t.self.id, t.self.boot, t.counter.Add(1)
 	if p.want {
 		t.mu.Lock()
@@ -394,13 +298,17 @@ func (t *transport) sendFrom(conn *net.UDPConn, to mesh.ID, addr netip.AddrPort,
 	b, err := t.keys().sealPacket(t.random, p, to)
 	if err != nil {
 		t.log.at(slog.LevelError, "seal packet", "err", err)
-		return nil
+		return
 	}
 	if t.filter != nil && !t.filter("udp", addr) {
-		return nil
+		return
 	}
-	_, err = conn.WriteToUDPAddrPort(b, addr)
-	return err
+	if _, err := t.udp.WriteToUDPAddrPort(b, addr); err != nil {
+		t.counters.add("packet-unsent")
+		t.mu.Lock()
+		t.paths.fail(to, addr)
+		t.mu.Unlock()
+	}
 }
 
 // sightings returns where others see us, and where they were seen of late.
@@ -408,19 +316,13 @@ func (t *transport) sightings() ([]mesh.Observation, map[mesh.ID]netip.AddrPort)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
-	maps.DeleteFunc(t.observed, func(_ mesh.ID, o observation) bool { return now.Sub(o.at) > observedFor })
-	var observed []mesh.Observation
-	for by, o := range t.observed {
-		observed = append(observed, mesh.Observation{By: by, Addr: o.addr, Open: t.isOpen(by, o.addr, now)})
-	}
-	slices.SortFunc(observed, func(a, b mesh.Observation) int { return a.By.Compare(b.By) })
 	seen := make(map[mesh.ID]netip.AddrPort)
 	for id := range t.paths.nodes {
 		if addr, at := t.paths.underlay(id, now); now.Sub(at) <= viewPathFor {
 			seen[id] = addr
 		}
 	}
-	return observed, seen
+	return t.voices.observations(now), seen
 }
 
 // isSilent says whether packets to a node go unanswered.
@@ -473,7 +375,7 @@ func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
 // Shutdown closes everything and waits for the transport's tasks.
 func (t *transport) Shutdown() error {
 	t.cancel()
-	err := errors.Join(t.udp.Close(), t.tcp.Close(), t.stranger.Close())
+	err := errors.Join(t.udp.Close(), t.tcp.Close())
 	t.mu.Lock()
 	for conn := range t.open {
 		conn.Close()

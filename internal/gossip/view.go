@@ -31,7 +31,10 @@ type View struct {
 	// records the claims that they made; 0 for not at all.
 	Forgotten uint64
 
-	Observed []mesh.Observation         // where others see us, by observer; our own stands for an address that we dialled and found to be ours
+	// Observed is where nodes say that they see us who have proved who they are, whose
+	// word counts, and who are alive, by observer. Our own stands for an address of the
+	// join list that we dialled and found to be ours.
+	Observed []mesh.Observation
 	Paths    map[mesh.ID]netip.AddrPort // where nodes were seen of late, outside of the mesh
 	RTT      map[mesh.ID]time.Duration
 
@@ -50,6 +53,7 @@ func (g *Gossip) View() View {
 	v.Alone = len(v.Alive) == 1
 	v.Observed, v.Paths = g.transport.sightings()
 	g.mu.Lock()
+	v.Observed = slices.DeleteFunc(v.Observed, func(o mesh.Observation) bool { return !v.Alive[o.By] || !g.trusts(o.By) })
 	records := g.store.records()
 	v.Verdicts, v.Clients = g.store.verdicts(), g.store.clients()
 	v.Cluster = g.effective().in(g.cluster)

@@ -288,45 +288,72 @@ func TestOwnEndpoints(t *testing.T) {
 		}
 		return as
 	}
-	seen := func(s ...string) (os []mesh.Observation) {
-		for i, a := range s {
-			os = append(os, mesh.Observation{By: mesh.ID{byte(i)}, Addr: netip.MustParseAddrPort(a), Open: true})
+	// seen has a voice for each text: the address at which it sees us, where it is
+	// itself (public unless said), and "shut" if it did not get in there.
+	seen := func(texts ...string) (os []mesh.Observation) {
+		for i, text := range texts {
+			o := mesh.Observation{By: mesh.ID{byte(i)}, From: netip.MustParseAddr("198.51.100.1"), Open: true}
+			for j, word := range strings.Fields(text) {
+				switch {
+				case j == 0:
+					o.Addr = netip.MustParseAddr(word)
+				case word == "shut":
+					o.Open = false
+				default:
+					o.From = netip.MustParseAddr(word)
+				}
+			}
+			os = append(os, o)
 		}
 		return os
 	}
-	shut := func(os []mesh.Observation) []mesh.Observation {
-		for i := range os {
-			os[i].Open = false
+	observed := func(s ...string) (es []mesh.Endpoint) {
+		for _, a := range s {
+			es = append(es, mesh.Endpoint{Host: a, Port: 51820, Source: mesh.EndpointObserved})
 		}
-		return os
+		return es
 	}
+	home, lan := own("192.168.1.5"), prefixes("192.168.1.0/24")
+	const neighbor, routed, nat, nobody = "192.168.1.5 192.168.1.6", "192.168.1.5 192.168.2.6", "203.0.113.5 shut", "[]"
+	const private, public = "[{192.168.1.5 51820 observed}]", "[{203.0.113.5 51820 observed}]"
 	tests := []struct {
 		name string
 		in   mesh.EndpointInput
 		want string
 		nat  bool
 	}{
-		{"nothing known", mesh.EndpointInput{Own: own("192.168.1.5")}, "[]", false},
+		{"nothing known", mesh.EndpointInput{Own: home}, nobody, false},
 		{"public address", mesh.EndpointInput{Own: own("192.168.1.5", "203.0.113.5")}, "[{203.0.113.5 51820 own}]", false},
-		{"1:1 NAT", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.5:7946")}, "[{203.0.113.5 51820 observed}]", true},
-		{"NAT that changes the port", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.5:40001")}, "[]", true},
-		{"NAT that keeps the port and lets no stranger in", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: shut(seen("203.0.113.5:7946", "203.0.113.5:7946"))}, "[]", true},
-		{"one stranger was let in", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: append(shut(seen("203.0.113.5:7946")), seen("203.0.113.5:7946")...)}, "[{203.0.113.5 51820 observed}]", true},
-		{"own address behind a firewall", mesh.EndpointInput{Own: own("203.0.113.5"), Observed: shut(seen("203.0.113.5:7946"))}, "[{203.0.113.5 51820 observed}]", false},
-		{"such a NAT, and a neighbor behind it", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.5:40001", "192.168.1.5:7946")}, "[]", true},
-		{"private underlay", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("192.168.1.5:7946")}, "[{192.168.1.5 51820 observed}]", false},
-		{"seen from inside and outside", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("192.168.1.5:7946", "192.168.1.5:7946", "203.0.113.5:7946")}, "[{203.0.113.5 51820 observed}]", true},
-		{"most observers first", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("203.0.113.4:7946", "203.0.113.5:7946", "203.0.113.5:7946")}, "[{203.0.113.5 51820 observed} {203.0.113.4 51820 observed}]", true},
-		{"seen through the mesh", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("10.4.0.9:7946")}, "[]", false},
-		{"seen by itself", mesh.EndpointInput{Own: own("192.168.1.5"), Observed: seen("127.0.0.1:7946")}, "[]", false},
-		{"configured", mesh.EndpointInput{Own: own("192.168.1.5"), Configured: mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}, Observed: seen("203.0.113.5:7946", "192.168.1.5:7946")}, "[{a.example.com 443 configured} {203.0.113.5 51820 observed}]", true},
-		{"configured as it is seen", mesh.EndpointInput{Own: own("192.168.1.5", "198.51.100.1"), Configured: mesh.Endpoint{Host: "203.0.113.5", Port: 51820, Source: mesh.EndpointConfigured}, Observed: seen("203.0.113.5:7946")}, "[{203.0.113.5 51820 configured}]", true},
-		{"carrier's NAT is not public", mesh.EndpointInput{Own: own("100.64.9.9", "fd00::1")}, "[]", false},
+		{"1:1 NAT", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5")}, public, true},
+		{"1:1 NAT, one got in until now", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat)}, nobody, true},
+		{"1:1 NAT, two got in", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat, "203.0.113.5")}, public, true},
+		{"1:1 NAT, known before", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat), Last: observed("203.0.113.5"), LastNAT: true}, public, true},
+		{"NAT that lets no stranger in", mesh.EndpointInput{Own: home, Observed: seen(nat, nat)}, nobody, true},
+		{"own address behind a firewall", mesh.EndpointInput{Own: own("203.0.113.5"), Observed: seen(nat)}, public, false},
+		{"such a NAT, and neighbors behind it", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor, nat, neighbor), Last: observed("192.168.1.5")}, nobody, true},
+		{"private underlay", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor, routed)}, private, false},
+		{"an office sees what the internet does not", mesh.EndpointInput{Own: home, Observed: seen(routed, routed, "203.0.113.5", "203.0.113.5")}, public, true},
+		{"IPv6 without NAT", mesh.EndpointInput{Own: own("192.168.1.5", "2001:db8::5"), Observed: seen("2001:db8::5 2001:db8::1", "2001:db8::5 2001:db8::2", nat)}, "[{2001:db8::5 51820 observed}]", true},
+		{"most observers first", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.4", "203.0.113.4", "203.0.113.5", "203.0.113.5", "203.0.113.5")}, "[{203.0.113.5 51820 observed} {203.0.113.4 51820 observed}]", true},
+		{"seen through the mesh", mesh.EndpointInput{Own: home, Observed: seen("10.4.0.9")}, nobody, false},
+		{"seen by itself", mesh.EndpointInput{Own: home, Observed: seen("127.0.0.1")}, nobody, false},
+		{"configured", mesh.EndpointInput{Own: home, OnLink: lan, Configured: mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}, Observed: seen("203.0.113.5", neighbor)}, "[{a.example.com 443 configured} {203.0.113.5 51820 observed}]", true},
+		{"configured as it is seen", mesh.EndpointInput{Own: own("192.168.1.5", "198.51.100.1"), Configured: mesh.Endpoint{Host: "203.0.113.5", Port: 51820, Source: mesh.EndpointConfigured}, Observed: seen("203.0.113.5")}, "[{203.0.113.5 51820 configured}]", true},
+		{"carrier's NAT is not public", mesh.EndpointInput{Own: own("100.64.9.9", "fd00::1")}, nobody, false},
 		{"seven addresses", mesh.EndpointInput{Own: own("203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4", "203.0.113.5", "203.0.113.6", "203.0.113.7")}, "[{203.0.113.1 51820 own} {203.0.113.2 51820 own} {203.0.113.3 51820 own} {203.0.113.4 51820 own} {203.0.113.5 51820 own} {203.0.113.6 51820 own}]", false},
+
+		{"a neighbor lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor, "203.0.113.5 192.168.1.7"), Last: observed("192.168.1.5")}, private, false},
+		{"somebody else lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(routed, "203.0.113.5 192.168.2.7"), Last: observed("192.168.1.5")}, private, false},
+		{"somebody lies as the first to speak", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen("203.0.113.5"), Last: observed("192.168.1.5"), Voices: 2}, private, false},
+		{"somebody lies to a 1:1 NAT as the first to speak", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.6"), Last: observed("203.0.113.5"), LastNAT: true, Voices: 2}, public, true},
+		{"somebody denies a NAT", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(nat, "192.168.1.5"), LastNAT: true}, nobody, true},
+		{"somebody says that a NAT is open", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(nat, "203.0.113.5"), LastNAT: true}, nobody, true},
+		{"nobody speaks any more", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor), LastNAT: true}, nobody, true},
+		{"NAT has gone", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(routed), LastNAT: true}, private, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			tt.in.Cluster, tt.in.ListenPort, tt.in.GossipPort = cluster(true), 51820, 7946
+			tt.in.Cluster, tt.in.ListenPort = cluster(true), 51820
 			got, nat := mesh.OwnEndpoints(tt.in)
 			if fmt.Sprint(got) != tt.want && (len(got) > 0 || tt.want != "[]") {
 				t.Errorf("endpoints: got %v, want %s", got, tt.want)

@@ -71,35 +71,49 @@ func (d *deriver) hasFamily(a netip.Addr) bool {
 // WireGuard socket may be reached.
 type EndpointInput struct {
 	Cluster    Cluster
-	Configured Endpoint      // Host "" for none
-	Own        []netip.Addr  // the host's addresses outside the mesh
-	Observed   []Observation // what other nodes see
+	Configured Endpoint       // Host "" for none
+	Own        []netip.Addr   // the host's addresses outside the mesh
+	OnLink     []netip.Prefix // its private networks
+	Observed   []Observation  // what other nodes see
 	ListenPort uint16
-	GossipPort uint16
+
+	// Last are the endpoints of the last record, and LastNAT its NAT flag.
+	Last    []Endpoint
+	LastNAT bool
+	// Voices is how many nodes it takes to change what the last record says. It is
+	// more than one while most have yet to speak.
+	Voices int
 }
 
 // OwnEndpoints works out a node's endpoints, best first, and whether it sits
 // behind NAT, which is when others see it under an address that it has not.
 //
-// A NAT that keeps the gossip port and lets strangers in (a cloud's 1:1 NAT, a port
+// A NAT that lets strangers in at the gossip port (a cloud's 1:1 NAT, a port
 // forwarded as it is) does so with the WireGuard port too, so that address is an
-// endpoint. One that changes the port, or is open only to who was spoken to, as at
-// home, has no address that a stranger could use: such a node has no endpoint, and
-// speaks first.
+// endpoint. One that is open only to who was spoken to, as at home, has no address
+// that a stranger could use: such a node has no endpoint, and speaks first.
+//
+// What others say may be a lie. One voice is enough for an own address. One of
+// another host's is an endpoint if two nodes got in there, or the only one that
+// speaks; and a node is behind NAT, or not any more, if most of those say so who can
+// know. A tie leaves everything as it was, and no voice takes an endpoint away that
+// others get in at.
 //
 // A configured endpoint goes before all others. Public addresses that others
 // see follow it, for peers that can't resolve its name.
 func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
-	votes := make(map[netip.Addr]int)
-	for _, o := range in.Observed {
-		a := o.Addr.Addr().Unmap()
-		if contains(in.Cluster.guarded(), a) || a.IsLoopback() {
-			continue // seen through the mesh, or by itself
+	c := in.count()
+	nat = in.behindNAT(c)
+	votes := c.own
+	for a, n := range c.open {
+		if n >= min(2, max(len(c.outside), in.Voices)) {
+			votes[a] = n
 		}
-		own := slices.Contains(in.Own, a)
-		nat = nat || !own
-		if own || o.Open && o.Addr.Port() == in.GossipPort {
-			votes[a]++
+	}
+	for _, a := range in.lastObserved() {
+		// It stays as long as it is ours, or somebody gets in there.
+		if slices.Contains(in.Own, a) || c.open[a] > 0 || in.Voices > 1 {
+			votes[a] = max(votes[a], c.open[a], 1)
 		}
 	}
 	var addrs []netip.Addr
@@ -108,14 +122,16 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 	}
 	slices.SortFunc(addrs, func(a, b netip.Addr) int { return cmp.Or(votes[b]-votes[a], a.Compare(b)) })
 	configured := in.Configured.Host != ""
+	public := false
 	for _, a := range in.Own {
+		public = public || !Private(a)
 		if votes[a] == 0 && !Private(a) && !configured {
 			addrs = append(addrs, a)
 		}
 	}
 	// Behind NAT, a private address is for the own LAN, where it is known as an
 	// internal IP.
-	if configured || nat || slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !Private(a) }) {
+	if configured || nat || public {
 		addrs = slices.DeleteFunc(addrs, Private)
 	}
 	if configured {
@@ -131,6 +147,82 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 		}
 	}
 	return endpoints[:min(len(endpoints), MaxEndpoints)], nat
+}
+
+// vantage is from where somebody looks at us. What is true of one need not be of
+// another: a home has NAT for IPv4 and none for IPv6, and an office behind a VPN sees
+// an address that the internet does not.
+type vantage struct{ four, private bool }
+
+// ballot is what is said from one vantage: how many nodes see us at an address of
+// ours, and how many at another one.
+type ballot struct{ own, other int }
+
+// counted is what others say, counted.
+type counted struct {
+	own     map[netip.Addr]int // for each own address, who sees us there
+	open    map[netip.Addr]int // for each other one, who got in there
+	outside map[ID]bool        // who can know of a NAT
+	ballots map[vantage]ballot
+}
+
+func (in EndpointInput) count() counted {
+	c := counted{make(map[netip.Addr]int), make(map[netip.Addr]int), make(map[ID]bool), make(map[vantage]ballot)}
+	for _, o := range in.Observed {
+		a := o.Addr.Unmap()
+		if contains(in.Cluster.guarded(), a) || a.IsLoopback() {
+			continue // seen through the mesh, or by itself
+		}
+		own := slices.Contains(in.Own, a)
+		if own {
+			c.own[a]++
+		}
+		// Between us and a neighbor on our link there is no NAT, whatever it says.
+		if contains(in.OnLink, o.From.Unmap()) {
+			continue
+		}
+		c.outside[o.By] = true
+		v := vantage{a.Is4(), Private(o.From.Unmap())}
+		b := c.ballots[v]
+		switch {
+		case own:
+			b.own++
+		case o.Open:
+			c.open[a]++
+			b.other++
+		default:
+			b.other++
+		}
+		c.ballots[v] = b
+	}
+	return c
+}
+
+// behindNAT decides by majority, from each vantage.
+func (in EndpointInput) behindNAT(c counted) bool {
+	least := max(in.Voices, 1)
+	denied, tied := false, false
+	for _, b := range c.ballots {
+		switch {
+		case b.other > b.own && b.other >= least:
+			return true
+		case b.own > b.other && b.own >= least:
+			denied = true
+		default:
+			tied = true
+		}
+	}
+	return in.LastNAT && (tied || !denied)
+}
+
+// lastObserved returns the addresses of the last record at which others saw us.
+func (in EndpointInput) lastObserved() (addrs []netip.Addr) {
+	for _, e := range in.Last {
+		if a, err := netip.ParseAddr(e.Host); err == nil && e.Source == EndpointObserved {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
 }
 
 // Private says whether an address is used on private networks only: RFC 1918,

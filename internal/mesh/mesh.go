@@ -215,11 +215,13 @@ const (
 	EndpointOwn        EndpointSource = "own"        // a public address of one of our links
 )
 
-// Observation is an address under which another node sees our gossip packets.
+// Observation is an address that another node says we have. It has proved who it is.
 type Observation struct {
 	By   ID
-	Addr netip.AddrPort
-	Open bool // packets get there from ports to which we have sent nothing
+	Addr netip.Addr
+	From netip.Addr // the address of that node
+	At   time.Time
+	Open bool // a stream of that node got in there, at our gossip port
 }
 
 // Mode says between whom tunnels run.
