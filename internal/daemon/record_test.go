@@ -51,7 +51,7 @@ func TestNextRecord(t *testing.T) {
 		{"found out", "node: {name: a}", gossip.View{Observed: seen}, mesh.Record{}, func(*mesh.Record) {}},
 		{"configured", "node: {name: b, location: home, endpoint: a.example.com:443, internal-ip: 192.168.1.6/25, allowed-location-ips: [192.168.1.0/24]}\nwireguard: {listen-port: 4500, mtu: 1300}\ngossip: {bind: ':7000', advertise: 'g.example.com:7001'}", gossip.View{Observed: seen}, last, func(r *mesh.Record) {
 			r.Name, r.Location, r.ListenPort, r.GossipPort, r.GossipAddr, r.MTU = "b", "home", 4500, 7000, "g.example.com:7001", 1300
-			r.Endpoints = []mesh.Endpoint{{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}}
+			r.Endpoints = []mesh.Endpoint{{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}, {Host: "203.0.113.5", Port: 4500, Source: mesh.EndpointObserved}}
 			r.InternalIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.6/25")}
 			r.AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}
 		}},
@@ -129,5 +129,38 @@ func TestStaticSlot(t *testing.T) {
 	}
 	if got := staticSlot(parse(t, "")); got != mesh.None {
 		t.Errorf("got slot %d, want none", got)
+	}
+}
+
+// What others said of our address before it changed counts no more, and right after
+// a start one word does not change what the last record says.
+func TestHostileOldObservations(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	one, two := []netip.Addr{netip.MustParseAddr("192.168.1.5")}, []netip.Addr{netip.MustParseAddr("192.168.2.5")}
+	said := []mesh.Observation{{By: mesh.ID{1}, At: start.Add(time.Second)}, {By: mesh.ID{2}, At: start.Add(3 * time.Second)}}
+	var m moves
+	if m.look(one, start) || m.look(one, start.Add(time.Second)) || len(m.since(said)) != 2 {
+		t.Error("the same address counts as a change")
+	}
+	if !m.look(two, start.Add(2*time.Second)) {
+		t.Error("another address is no change")
+	}
+	if got := m.since(said); len(got) != 1 || got[0].By != (mesh.ID{2}) {
+		t.Errorf("observations since then: got %v, want the last one", got)
+	}
+
+	d := &daemon{cfg: parse(t, "node: {name: a}"), started: start}
+	facts := netcfg.Facts{Addresses: one, InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}}
+	d.own = mesh.Record{InternalIPs: facts.InternalIPs, MTU: 1420, Endpoints: []mesh.Endpoint{{Host: "192.168.1.5", Port: 51820, Source: mesh.EndpointObserved}}}
+	lie := gossip.View{Observed: []mesh.Observation{{By: mesh.ID{6}, Addr: netip.MustParseAddr("203.0.113.66"), From: netip.MustParseAddr("198.51.100.6"), At: start, Open: true}}}
+	got := nextRecord(d.cfg, d.lookAround(facts, lie, start.Add(time.Second)), d.own)
+	if got.NAT || !slices.Equal(got.Endpoints, d.own.Endpoints) {
+		t.Errorf("after one lie: NAT %v, endpoints %v; want %v", got.NAT, got.Endpoints, d.own.Endpoints)
+	}
+	// Against another's word it does not count later either.
+	truth := mesh.Observation{By: mesh.ID{7}, Addr: one[0], From: netip.MustParseAddr("198.51.100.7"), At: start}
+	lie.Observed = append(lie.Observed, truth)
+	if got = nextRecord(d.cfg, d.lookAround(facts, lie, start.Add(time.Hour)), d.own); got.NAT || !slices.Equal(got.Endpoints, d.own.Endpoints) {
+		t.Errorf("with a liar and an honest node: NAT %v, endpoints %v; want %v", got.NAT, got.Endpoints, d.own.Endpoints)
 	}
 }

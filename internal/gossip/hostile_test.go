@@ -365,9 +365,14 @@ func TestOldRecordIsRefusedAfterRestart(t *testing.T) {
 // through all the same: who was turned away comes again.
 func TestManyNodesBehindOneAddress(t *testing.T) {
 	t.Parallel()
+	const places = 8
 	seed := startNode(t, 0, nil)
+	seed.transport.mu.Lock()
+	seed.transport.places.strangers = newPlaces(maxPendingStreams, places)
+	seed.transport.places.known = newPlaces(maxPendingKnown, places)
+	seed.transport.mu.Unlock()
 	nodes := []*testNode{seed}
-	for n := 1; n <= 3*maxPendingPerSource; n++ {
+	for n := 1; n <= 3*places; n++ {
 		nodes = append(nodes, startNode(t, n, joining(seed)))
 	}
 	for _, n := range nodes {
@@ -376,7 +381,7 @@ func TestManyNodesBehindOneAddress(t *testing.T) {
 	eventually(t, "all are in", nodes, func(v View) bool { return len(v.Alive) == len(nodes) })
 
 	// Also if somebody there holds all places for as long as he may.
-	for range maxPendingPerSource {
+	for range places {
 		if conn, err := net.Dial("tcp", seed.Addr().String()); err == nil { // else it is over the limit
 			t.Cleanup(func() { conn.Close() })
 		}
