@@ -202,6 +202,9 @@ func (a *attacker) insiders(n int, record []byte) {
 	case 3:
 		forged := bytes.Clone(record)
 		forged[a.chance.IntN(len(forged))] ^= 1 << a.chance.IntN(8)
+		if n%80 == 3 {
+			forged[0] = objectVersion<<4 | 0x0f // a kind that there is not
+		}
 		packed, _ := packObjects([]byte{byte(fromGossip)}, [][]byte{forged}, maxPayload)
 		a.send(a.seal(kindObjects, packed))
 	case 4:
