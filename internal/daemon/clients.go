@@ -366,7 +366,7 @@ func wordAccess(list []mesh.Access) []string {
 
 // clientStatus joins what is known of the clients that count with what WireGuard
 // knows of their tunnels to this node.
-func clientStatus(t turn) []control.ClientStatus {
+func clientStatus(t index) []control.ClientStatus {
 	out := []control.ClientStatus{}
 	onDevice := make(map[wgtypes.Key]netcfg.Peer, len(t.observed.Peers))
 	for _, p := range t.observed.Peers {
@@ -375,11 +375,11 @@ func clientStatus(t turn) []control.ClientStatus {
 	for _, c := range t.topology.AllClients {
 		s := control.ClientStatus{
 			ID: c.ID, Name: c.Name, Overlay: t.input.Cluster.ClientAddresses(c.Index), Access: wordAccess(c.Access),
-			AddedBy: nameOf(t.input.Records, mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC().Format(time.RFC3339),
+			AddedBy: t.nameOf(mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC().Format(time.RFC3339),
 			PresharedKey: c.PresharedKey != mesh.PresharedKey{},
 		}
 		if c.ServiceGateway != (mesh.ID{}) {
-			s.ServiceGateway = nameOf(t.input.Records, c.ServiceGateway)
+			s.ServiceGateway = t.nameOf(c.ServiceGateway)
 		}
 		if w, ok := onDevice[c.Key]; ok {
 			s.Received, s.Sent = w.Received, w.Sent

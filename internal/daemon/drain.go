@@ -82,11 +82,11 @@ func recordOf(t turn) mesh.Record {
 // to its own tunnels then.
 func drained(before, now turn, undo bool) (control.Drained, bool) {
 	self, own := now.input.Self, recordOf(now)
-	up := isUp(probe.Standing(now.input.Verdicts, self, self, mesh.RoleGateway))
+	standings := probe.Standings(now.input.Verdicts, self, mesh.RoleGateway)
+	up := isUp(standings[self])
 	out := control.Drained{Draining: !up, Gateway: now.topology.Seat != mesh.None, Successors: []string{}}
 	for _, r := range now.input.Records {
-		standing := probe.Standing(now.input.Verdicts, self, r.ID(), mesh.RoleGateway)
-		if r.Location == own.Location && r.ID() != self && r.Office.Since != 0 && isUp(standing) {
+		if r.Location == own.Location && r.ID() != self && r.Office.Since != 0 && isUp(standings[r.ID()]) {
 			out.Successors = append(out.Successors, r.Name)
 		}
 	}
@@ -114,14 +114,47 @@ func drained(before, now turn, undo bool) (control.Drained, bool) {
 	return out, done
 }
 
+// index is a turn with what is looked up in it for each node, so that a status takes
+// a time that grows with the nodes and not with their square.
+type index struct {
+	turn
+	records   map[mesh.ID]*mesh.Record
+	located   map[string]int // nodes by location
+	standings map[mesh.ID]mesh.Verdict
+}
+
+func indexOf(t turn) index {
+	x := index{
+		turn: t, records: make(map[mesh.ID]*mesh.Record, len(t.input.Records)), located: make(map[string]int),
+		standings: probe.Standings(t.input.Verdicts, t.input.Self, mesh.RoleGateway),
+	}
+	for i := range t.input.Records {
+		r := &t.input.Records[i]
+		x.records[r.ID()] = r
+		x.located[r.Location]++
+	}
+	return x
+}
+
+// nameOf returns a node's name, or its fingerprint.
+func (t index) nameOf(id mesh.ID) string {
+	if r := t.records[id]; r != nil {
+		return r.Name
+	}
+	return id.String()
+}
+
 // locationRole returns what a node is in its location, as the turn sees it.
-func locationRole(t turn, r mesh.Record) control.Role {
+func (t index) locationRole(r mesh.Record) control.Role {
 	id := r.ID()
-	if t.input.Cluster.Mode != mesh.ModeLocation || r.Location == "" ||
-		!slices.ContainsFunc(t.input.Records, func(o mesh.Record) bool { return o.Location == r.Location && o.ID() != id }) {
+	others := t.located[r.Location]
+	if itself := t.records[id]; itself != nil && itself.Location == r.Location {
+		others--
+	}
+	if t.input.Cluster.Mode != mesh.ModeLocation || r.Location == "" || others <= 0 {
 		return ""
 	}
-	switch probe.Standing(t.input.Verdicts, t.input.Self, id, mesh.RoleGateway).State {
+	switch t.standings[id].State {
 	case mesh.HealthDraining:
 		return control.RoleDraining
 	case mesh.HealthDown:
@@ -137,7 +170,7 @@ func locationRole(t turn, r mesh.Record) control.Role {
 }
 
 // pathTo returns how packets get to another node, and how they fare.
-func pathTo(t turn, id mesh.ID) control.Path {
+func (t index) pathTo(id mesh.ID) control.Path {
 	out := control.Path{Kind: mesh.PathNone, Via: []string{}}
 	i, ok := slices.BinarySearchFunc(t.topology.Paths, id, func(p mesh.Path, id mesh.ID) int { return p.ID.Compare(id) })
 	if !ok {
@@ -145,7 +178,7 @@ func pathTo(t turn, id mesh.ID) control.Path {
 	}
 	out.Kind = t.topology.Paths[i].Kind
 	for _, hop := range t.topology.Paths[i].Hops {
-		out.Via = append(out.Via, nameOf(t.input.Records, hop))
+		out.Via = append(out.Via, t.nameOf(hop))
 	}
 	results := t.watch.Of(id, t.results)
 	if len(results) == 0 {

@@ -97,7 +97,7 @@ func TestPathTo(t *testing.T) {
 		{"far", control.Path{Kind: mesh.PathLAN, Via: []string{"a1"}, Health: control.PathSilent}},
 		{"a3", control.Path{Kind: mesh.PathNone, Via: []string{}}}, // itself
 	} {
-		if diff := cmp.Diff(tt.want, pathTo(tn, ids[tt.node])); diff != "" {
+		if diff := cmp.Diff(tt.want, indexOf(tn).pathTo(ids[tt.node])); diff != "" {
 			t.Errorf("path to %s (-want +got):\n%s", tt.node, diff)
 		}
 	}
@@ -107,7 +107,7 @@ func TestLocationRole(t *testing.T) {
 	tn := village(t)
 	roles := func() (out []control.Role) {
 		for _, r := range tn.input.Records {
-			out = append(out, locationRole(tn, r))
+			out = append(out, indexOf(tn).locationRole(r))
 		}
 		return out
 	}

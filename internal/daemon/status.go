@@ -93,7 +93,8 @@ func planCNI(cfg cni.Config) ([]string, error) {
 }
 
 // status makes what a person sees of a turn.
-func (d *daemon) status(t turn) control.Status {
+func (d *daemon) status(seen turn) control.Status {
+	t := indexOf(seen)
 	s := control.Status{
 		Version:  d.opt.Version,
 		Node:     d.nodeStatus(t),
@@ -174,9 +175,9 @@ func clusterStatus(c mesh.Cluster) control.Cluster {
 	}
 }
 
-func (d *daemon) nodeStatus(t turn) control.Node {
+func (d *daemon) nodeStatus(t index) control.Node {
 	n := control.Node{
-		ID: d.identity.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location, Role: locationRole(t, d.own),
+		ID: d.identity.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location, Role: t.locationRole(d.own),
 		Slot: d.node.Claim.Slot, NAT: d.own.NAT, Ready: d.readiness.told,
 		Overlay:   append([]netip.Addr{}, t.topology.Addresses...),
 		PodCIDRs:  append([]netip.Prefix{}, t.topology.PodCIDRs...),
@@ -189,7 +190,7 @@ func (d *daemon) nodeStatus(t turn) control.Node {
 }
 
 // peerStatus joins what gossip says of the others with what WireGuard does.
-func (d *daemon) peerStatus(t turn) []control.Peer {
+func (d *daemon) peerStatus(t index) []control.Peer {
 	onDevice := make(map[wgtypes.Key]netcfg.Peer, len(t.observed.Peers))
 	for _, p := range t.observed.Peers {
 		onDevice[p.Key] = p
@@ -201,7 +202,7 @@ func (d *daemon) peerStatus(t turn) []control.Peer {
 		if id == d.identity.ID() {
 			continue
 		}
-		p := control.Peer{ID: id, Name: r.Name, Location: r.Location, Role: locationRole(t, r), Alive: t.view.Alive[id], Path: pathTo(t, id)}
+		p := control.Peer{ID: id, Name: r.Name, Location: r.Location, Role: t.locationRole(r), Alive: t.view.Alive[id], Path: t.pathTo(id)}
 		p.Overlay, p.PodCIDRs, p.InternalIPs = []netip.Addr{}, []netip.Prefix{}, []netip.Addr{}
 		if slot := r.Claim.Slot; p.Path.Kind != mesh.PathNone && owners[slot] == id && slot < t.input.Cluster.Slots() {
 			p.Overlay, p.PodCIDRs = t.input.Cluster.Overlays(slot), t.input.Cluster.PodCIDRs(slot)

@@ -118,5 +118,9 @@ func list(names []string) string {
 
 // without returns those problems of a that are not in b.
 func without(a, b []mesh.Problem) []mesh.Problem {
-	return slices.DeleteFunc(slices.Clone(a), func(p mesh.Problem) bool { return slices.Contains(b, p) })
+	held := make(map[mesh.Problem]bool, len(b))
+	for _, p := range b {
+		held[p] = true
+	}
+	return slices.DeleteFunc(slices.Clone(a), func(p mesh.Problem) bool { return held[p] })
 }

@@ -115,7 +115,21 @@ type Allowance struct {
 }
 
 // allowances resolves an access list. Those of one protocol and port become one.
+// Clients with the same list share the result.
 func (l *layout) allowances(list []Access) []Allowance {
+	key := fmt.Sprint(list)
+	if out, ok := l.allowed[key]; ok {
+		return out
+	}
+	out := l.resolveAccess(list)
+	if l.allowed == nil {
+		l.allowed = make(map[string][]Allowance)
+	}
+	l.allowed[key] = out
+	return out
+}
+
+func (l *layout) resolveAccess(list []Access) []Allowance {
 	var out []Allowance
 	for _, a := range list {
 		i := slices.IndexFunc(out, func(o Allowance) bool { return o.Protocol == a.Protocol && o.Port == a.Port })
@@ -169,7 +183,8 @@ func opened(ps []netip.Prefix, list []Allowance) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range ps {
 		if slices.ContainsFunc(list, func(a Allowance) bool {
-			return slices.ContainsFunc(a.Destinations, p.Overlaps)
+			_, ok := overlapping(a.Destinations, p)
+			return ok
 		}) {
 			out = append(out, p)
 		}

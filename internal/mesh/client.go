@@ -17,6 +17,10 @@ import (
 // MaxAccess bounds a client's access list.
 const MaxAccess = 16
 
+// maxAccessLists bounds how many different access lists count: each is resolved, and
+// held in a home's packet filter, by itself.
+const maxAccessLists = 256
+
 // Client is a WireGuard device that is no node: a laptop, a phone. A node adds it,
 // signs it, and tells all others. It never changes; it is only removed.
 type Client struct {
@@ -126,6 +130,7 @@ func (l *layout) admitClients() {
 	names := make(map[string]*Client)
 	keys := make(map[wgtypes.Key]*Client)
 	indices := make(map[int]*Client)
+	lists := make(map[string]bool)
 	for i := range all {
 		c := &all[i]
 		name := strings.ToLower(c.Name)
@@ -143,7 +148,10 @@ func (l *layout) admitClients() {
 			l.reportClient(c, l.wordOlder(keys[c.Key], "WireGuard key"))
 		case indices[c.Index] != nil:
 			l.reportClient(c, l.wordOlder(indices[c.Index], "address"))
+		case len(lists) == maxAccessLists && !lists[fmt.Sprint(c.Access)]:
+			l.reportClient(c, fmt.Sprintf("there are %d different access lists, and it has another one", maxAccessLists))
 		default:
+			lists[fmt.Sprint(c.Access)] = true
 			names[name], keys[c.Key], indices[c.Index] = c, c, c
 			l.clients = append(l.clients, c)
 			for _, m := range nodes[name] {

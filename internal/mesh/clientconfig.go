@@ -65,12 +65,13 @@ func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 		MTU: clientMTU, Keepalive: clientKeepalive,
 	}
 	services := l.serviceGateway(c, alive)
+	reached := l.byHome()
 	for _, h := range l.all {
 		if !h.isHome() {
 			continue
 		}
 		p := ClientPeer{ID: h.id, Name: h.Name, Key: h.Key, Overlay: in.Cluster.Overlays(h.slot), Endpoints: h.Endpoints, ServiceGateway: h == services}
-		p.AllowedIPs = append(singles(p.Overlay), opened(l.through(h), allowed)...)
+		p.AllowedIPs = append(singles(p.Overlay), opened(l.through(h, reached[h]), allowed)...)
 		if p.ServiceGateway {
 			p.AllowedIPs = append(p.AllowedIPs, opened(in.Cluster.Services, allowed)...)
 		}
@@ -130,17 +131,25 @@ func (g *group) standbys() []*member {
 	return ms[:min(len(ms), clientStandbys)]
 }
 
-// through are the prefixes of all nodes whose home h is.
-func (l *layout) through(h *member) []netip.Prefix {
-	d := &deriver{layout: l, self: h, ranges: l.Cluster.spans(), networks: groupNetworks(h.group)}
-	var ps []netip.Prefix
+// byHome groups nodes by their home.
+func (l *layout) byHome() map[*member][]*member {
+	out := make(map[*member][]*member)
 	for _, m := range l.all {
-		if l.home(m) != h {
-			continue
+		if h := l.home(m); h != nil {
+			out[h] = append(out[h], m)
 		}
-		reached, networks := m.passing, d.networks
+	}
+	return out
+}
+
+// through are the prefixes of the nodes whose home h is.
+func (l *layout) through(h *member, ms []*member) []netip.Prefix {
+	d := &deriver{layout: l, self: h, ranges: l.Cluster.spans()}
+	var ps []netip.Prefix
+	for _, m := range ms {
+		reached, groups := m.passing, []*group{h.group}
 		if m.group == h.group {
-			networks = nil // it is on their LAN
+			groups = nil // it is on their LAN
 			if m != h && !l.tunnelled(m.group, h.group) {
 				reached = l.link(h, m).families
 			}
@@ -148,7 +157,7 @@ func (l *layout) through(h *member) []netip.Prefix {
 		if m.slot != None {
 			ps = d.prefixesOf(ps, m, reached)
 		}
-		ps = d.networksOf(ps, m, reached, networks)
+		ps = d.networksOf(ps, m, reached, groups)
 	}
 	return MergePrefixes(ps)
 }

@@ -49,7 +49,7 @@ func Derive(in Input) Topology {
 	if self == nil {
 		return t
 	}
-	d := &deriver{layout: l, self: self, ranges: in.Cluster.spans(), networks: groupNetworks(self.group), nearby: in.Nearby}
+	d := &deriver{layout: l, self: self, ranges: in.Cluster.spans(), nearby: in.Nearby}
 	if slot := self.Claim.Slot; slot != None && slot < in.Cluster.Slots() {
 		t.Addresses = in.Cluster.Overlays(slot)
 		t.PodCIDRs = in.Cluster.PodCIDRs(slot)
@@ -75,10 +75,9 @@ func Derive(in Input) Topology {
 // deriver holds what the steps of one Derive share.
 type deriver struct {
 	*layout
-	self     *member
-	ranges   []span
-	networks []network // of the own location
-	nearby   Nearby    // of this host; empty where its tables are not what is derived
+	self   *member
+	ranges []span
+	nearby Nearby // of this host; empty where its tables are not what is derived
 
 	ways   []way          // from the own tunnel end, sorted by the far end's ID
 	routed []netip.Prefix // internal IPs and networks that tunnels lead to

@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -12,10 +13,11 @@ import (
 // that two of them claim is that of the older claim.
 func (l *layout) joinLAN(g *group) {
 	g.outer = family4 | family6
+	first := l.holders(g)
 	for _, m := range g.members {
 		for _, p := range m.InternalIPs {
 			i := familyOf(p.Addr()) - 1
-			if o := l.holder(p.Addr(), m); o != m {
+			if o := cmp.Or(first[p.Addr()], m); o != m {
 				l.report(ProblemAddress, m.Name, fmt.Sprintf("nodes %s and %s of location %s both have the internal IP %v", m.Name, o.Name, g.location, p.Addr()),
 					fmt.Sprintf("set node.internal-ip on %s; or, if it is in another network, another node.location", m.Name))
 			} else if !m.lan[i].IsValid() {
@@ -29,17 +31,18 @@ func (l *layout) joinLAN(g *group) {
 	}
 }
 
-// holder is whose m's internal IP is in their location.
-func (l *layout) holder(a netip.Addr, m *member) *member {
-	if !l.doubled[a] {
-		return m
-	}
-	for _, o := range m.group.members {
-		if before(o.node, m.node) < 0 && slices.ContainsFunc(o.InternalIPs, func(p netip.Prefix) bool { return p.Addr() == a }) {
-			m = o
+// holders are the members of a group whose the internal IPs are that several nodes
+// claim.
+func (l *layout) holders(g *group) map[netip.Addr]*member {
+	first := make(map[netip.Addr]*member)
+	for _, m := range g.members {
+		for _, p := range m.InternalIPs {
+			if a := p.Addr(); l.doubled[a] && (first[a] == nil || before(m.node, first[a].node) < 0) {
+				first[a] = m
+			}
 		}
 	}
-	return m
+	return first
 }
 
 // present is in which families a node is on its LAN.
@@ -194,13 +197,17 @@ func (d *deriver) reportSilent() {
 
 // networks are the internal networks of a group's members, merged.
 func (g *group) networks() []netip.Prefix {
-	var ps []netip.Prefix
+	if g.merged != nil {
+		return g.merged
+	}
+	ps := []netip.Prefix{}
 	for _, m := range g.members {
 		for _, p := range m.InternalIPs {
 			ps = append(ps, p.Masked())
 		}
 	}
-	return MergePrefixes(ps)
+	g.merged = MergePrefixes(ps)
+	return g.merged
 }
 
 // String names a group for a person.

@@ -31,13 +31,16 @@ type layout struct {
 	clients   []*Client      // those that count, by address
 	nodes     []netip.Prefix // where nodes have addresses, if there are clients
 	problems  []Problem
+
+	allowed map[string][]Allowance // what allowances returned, by the list as text
 }
 
 // group is the nodes that share a LAN: those of one location, or one node.
 type group struct {
 	location string
-	members  []*member // sorted by ID
-	outer    families  // the one that all of them have on the LAN, if there is one
+	members  []*member      // sorted by ID
+	outer    families       // the one that all of them have on the LAN, if there is one
+	merged   []netip.Prefix // what networks returned
 }
 
 // member is a node in its place.

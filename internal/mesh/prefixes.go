@@ -94,51 +94,37 @@ func (c Cluster) spans() []span {
 // locationPrefixes appends the internal IPs of nodes and the networks behind
 // them, as far as all that the packets pass on the way may route them.
 func (d *deriver) locationPrefixes(ps []netip.Prefix, w way) []netip.Prefix {
-	networks := d.networks
+	groups := []*group{d.self.group}
 	if w.hop.group != w.end.group {
-		networks = append(slices.Clip(networks), groupNetworks(w.hop.group)...)
+		groups = append(groups, w.hop.group)
 	}
 	for _, m := range w.end.carries {
-		ps = d.networksOf(ps, m, m.passing&d.self.passing, networks)
+		ps = d.networksOf(ps, m, m.passing&d.self.passing, groups)
 	}
 	return ps
 }
 
 // networksOf appends one node's internal IPs and the networks behind it, in the
-// families that pass, unless they overlap networks on the way.
-func (d *deriver) networksOf(ps []netip.Prefix, m *member, passing families, networks []network) []netip.Prefix {
+// families that pass, unless they overlap the networks of groups on the way.
+func (d *deriver) networksOf(ps []netip.Prefix, m *member, passing families, groups []*group) []netip.Prefix {
 	for i, ip := range m.InternalIPs {
 		p := single(ip.Addr())
-		if passing&familyOf(p.Addr()) != 0 && !d.holdsEndpoint(p) && d.mayRoute(m, m.claims[i], p, "internal IP", networks) {
+		if passing&familyOf(p.Addr()) != 0 && !d.holdsEndpoint(p) && d.mayRoute(m, m.claims[i], p, "internal IP", groups) {
 			ps = append(ps, p)
 		}
 	}
 	for i, p := range m.AllowedLocationIPs {
 		p, c := p.Masked(), m.claims[len(m.InternalIPs)+i]
-		if passing&familyOf(p.Addr()) != 0 && d.mayRoute(m, c, p, "allowed-location-ips", networks) && d.clearOfEndpoints(m, p) {
+		if passing&familyOf(p.Addr()) != 0 && d.mayRoute(m, c, p, "allowed-location-ips", groups) && d.clearOfEndpoints(m, p) {
 			ps = append(ps, p)
 		}
 	}
 	return ps
 }
 
-// network is one of a group's own.
-type network struct {
-	netip.Prefix
-	group *group
-}
-
-func groupNetworks(g *group) []network {
-	var out []network
-	for _, p := range g.networks() {
-		out = append(out, network{p, g})
-	}
-	return out
-}
-
 // mayRoute says whether a prefix of n that is not of the cluster's ranges may
 // be routed into a tunnel, and reports why not.
-func (d *deriver) mayRoute(n *member, c *claimant, p netip.Prefix, what string, own []network) bool {
+func (d *deriver) mayRoute(n *member, c *claimant, p netip.Prefix, what string, own []*group) bool {
 	for _, g := range d.reserved {
 		if g.Overlaps(p) {
 			return d.refuse(n, p, what, fmt.Sprintf("it overlaps the cluster's range %v", g), "choose cluster ranges that no host's network uses")
@@ -149,9 +135,9 @@ func (d *deriver) mayRoute(n *member, c *claimant, p netip.Prefix, what string, 
 	} else if c.node != n.node {
 		return false // another node of n's location serves it
 	}
-	for _, o := range own {
-		if o.Overlaps(p) {
-			return d.refuse(n, p, what, fmt.Sprintf("it overlaps %v's own network %v", o.group, o.Prefix),
+	for _, g := range own {
+		if o, ok := overlapping(g.networks(), p); ok {
+			return d.refuse(n, p, what, fmt.Sprintf("it overlaps %v's own network %v", g, o),
 				"if both are in one private network, give them the same node.location; else give one of the networks other addresses")
 		}
 	}
@@ -160,6 +146,18 @@ func (d *deriver) mayRoute(n *member, c *claimant, p netip.Prefix, what string, 
 			"if that host is in the same private network, give both nodes the same node.location; else name smaller networks there, or use other addresses here")
 	}
 	return true
+}
+
+// overlapping returns the first of some prefixes that shares addresses with one.
+// They are sorted and share none with each other, so that two of them can be it.
+func overlapping(ps []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
+	i, _ := slices.BinarySearchFunc(ps, p, ComparePrefix)
+	for _, o := range ps[max(i-1, 0):min(i+1, len(ps))] {
+		if o.Overlaps(p) {
+			return o, true
+		}
+	}
+	return netip.Prefix{}, false
 }
 
 // clearOfEndpoints says whether no endpoint lies in a network, and reports if one does.

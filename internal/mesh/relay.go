@@ -19,6 +19,10 @@ type relay struct {
 	key uint64
 }
 
+// maxRelays bounds who is considered for each pair. Who has the older claims comes
+// first, so that newcomers push nobody out.
+const maxRelays = 64
+
 // findRelays collects the ends of tunnels that everybody reaches, and what
 // others have against them.
 func (l *layout) findRelays() {
@@ -32,6 +36,11 @@ func (l *layout) findRelays() {
 		case l.Cluster.Mode != ModeLocation || len(m.group.members) == 1:
 			l.relays = append(l.relays, relay{m, mix(low(m.id))})
 		}
+	}
+	if len(l.relays) > maxRelays {
+		slices.SortFunc(l.relays, func(a, b relay) int { return before(a.node, b.node) })
+		l.relays = l.relays[:maxRelays]
+		slices.SortFunc(l.relays, func(a, b relay) int { return a.id.Compare(b.id) })
 	}
 	l.relayDown = make(map[blame]bool)
 	epochs := make(map[blame]uint64)

@@ -3,6 +3,8 @@
 package metrics
 
 import (
+	"cmp"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -78,7 +80,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(descDropped, float64(n), reason)
 	}
 	counter(descWrites, float64(s.Reconcile.Writes))
-	for name, p := range byName(s.Peers) {
+	for name, p := range byName(labelled(s.Peers)) {
 		if rtt, err := time.ParseDuration(p.RTT); err == nil {
 			gauge(descRTT, rtt.Seconds(), name)
 		}
@@ -91,6 +93,22 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(descHandshake, time.Since(h).Seconds(), name)
 		}
 	}
+}
+
+// maxLabelled bounds the nodes that have time series of their own. Their names are
+// what they say themselves, and who makes up thousands is not to fill a database.
+const maxLabelled = 1000
+
+// labelled returns the nodes that get time series of their own: of too many, those
+// that are in use come first, nodes with a tunnel and alive ones.
+func labelled(peers []control.Peer) []control.Peer {
+	if len(peers) <= maxLabelled {
+		return peers
+	}
+	rank := func(p control.Peer) int { return 2*int(number(p.Handshake().IsZero())) + int(number(!p.Alive)) }
+	sorted := slices.Clone(peers)
+	slices.SortStableFunc(sorted, func(a, b control.Peer) int { return cmp.Compare(rank(a), rank(b)) })
+	return sorted[:maxLabelled]
 }
 
 // byName gives each node a label of its own: of several with one name, all but the

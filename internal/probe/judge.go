@@ -255,6 +255,22 @@ func (s Situation) standing(subject mesh.ID, role mesh.Role) mesh.Verdict {
 	return Standing(s.Verdicts, mesh.IDOf(s.Author), subject, role)
 }
 
+// Standings returns what Standing does for each node on which there is a verdict in a
+// role. It looks at each verdict once.
+func Standings(verdicts []mesh.Verdict, reader mesh.ID, role mesh.Role) map[mesh.ID]mesh.Verdict {
+	bySubject := make(map[mesh.ID][]mesh.Verdict)
+	for _, v := range verdicts {
+		bySubject[v.Subject] = append(bySubject[v.Subject], v)
+	}
+	out := make(map[mesh.ID]mesh.Verdict, len(bySubject))
+	for subject, about := range bySubject {
+		if v := Standing(about, reader, subject, role); v.State != "" {
+			out[subject] = v
+		}
+	}
+	return out
+}
+
 // Standing returns the verdict on a node that counts for the reader: of a
 // gateway, the one of the highest epoch, then of the lowest author; of a relay,
 // the reader's own. It is one without a state if there is none.
