@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -129,5 +131,89 @@ func TestPaths(t *testing.T) {
 		if g := fmt.Sprint(got[far.ID()]); g != step.far {
 			t.Errorf("%s, to elsewhere: got %s, want %s", step.name, g, step.far)
 		}
+	}
+}
+
+// TestHostileNames: thousands of records with made-up names, which nobody answers,
+// lead to a bounded number of questions and of goroutines, hold up nobody who asks,
+// and leave an honest node its place.
+func TestHostileNames(t *testing.T) {
+	records := make([]mesh.Record, 8100)
+	for i := range records {
+		r := &records[i]
+		r.Identity = ed25519.PublicKey(fmt.Appendf(nil, "%032d", i))
+		r.Claim = mesh.Claim{Slot: i % 256, Time: int64(1000 + i)}
+		for n := range mesh.MaxEndpoints {
+			r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: fmt.Sprintf("h%d-%d.example.com", i, n), Port: 1})
+		}
+		r.Identify()
+	}
+	honest := &records[4000]
+	honest.Claim = mesh.Claim{Slot: 255, Time: 1}
+	honest.Endpoints = []mesh.Endpoint{{Host: "honest.example.com", Port: 1}}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	n := newNames(ctx)
+	var running, most atomic.Int32
+	n.lookup = func(ctx context.Context, _, host string) ([]netip.Addr, error) {
+		now := running.Add(1)
+		defer running.Add(-1)
+		for was := most.Load(); now > was && !most.CompareAndSwap(was, now); was = most.Load() {
+		}
+		if host == "honest.example.com" {
+			return []netip.Addr{netip.MustParseAddr("203.0.113.1")}, nil
+		}
+		<-ctx.Done() // as a resolver does that drops questions
+		return nil, ctx.Err()
+	}
+	hosts := hostNames(records)
+	if len(hosts) > maxNames {
+		t.Errorf("got %d names, want at most %d", len(hosts), maxNames)
+	}
+	before := runtime.NumGoroutine()
+	now := time.Unix(1000, 0)
+	for range 100 {
+		n.resolve(hosts, now)
+	}
+	if got := runtime.NumGoroutine() - before; got > lookups {
+		t.Errorf("got %d goroutines more, want at most %d", got, lookups)
+	}
+	<-n.changed // the oldest claim's name is among the first
+	if got := n.resolve(hosts, now)["honest.example.com"]; len(got) != 1 {
+		t.Errorf("the honest node's name: got %v, want its address", got)
+	}
+	cancel()
+	n.wait()
+	if got := most.Load(); got > lookups {
+		t.Errorf("%d questions were under way at a time, want at most %d", got, lookups)
+	}
+}
+
+// TestHostileStatus: what a person sees of thousands of problems is bounded, and can
+// be printed as it is.
+func TestHostileStatus(t *testing.T) {
+	var all []mesh.Problem
+	for i := range 8000 {
+		all = append(all, mesh.Problem{Kind: mesh.ProblemName, Node: fmt.Sprintf("n%d", i), Text: fmt.Sprintf("\x1b[2Jtext %d\n", i)})
+	}
+	all = append(all, mesh.Problem{Kind: mesh.ProblemKey, Node: "honest", Text: "same key"})
+	got := shownProblems(all)
+	if want := shownPerKind + 2; len(got) != want {
+		t.Errorf("got %d problems, want %d", len(got), want)
+	}
+	more := 0
+	for _, p := range got {
+		if !mesh.ValidText(p.Text, mesh.MaxText) || !mesh.ValidText(p.Node, mesh.MaxHost) {
+			t.Errorf("got %q", p)
+		}
+		if p.Text == fmt.Sprintf("there are %d more of this kind", 8000-shownPerKind) {
+			more++
+		}
+	}
+	if more != 1 {
+		t.Errorf("got %d lines that count the rest, want 1", more)
+	}
+	if got := shownError(errors.Join(errors.New("a\x1b[31m"), errors.New("b\u202e"))); got != "a\\x1b[31m\nb\\u202e" {
+		t.Errorf("got %q", got)
 	}
 }

@@ -3,6 +3,7 @@
 package metrics
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -236,5 +237,18 @@ func TestHostileScrapers(t *testing.T) {
 	}
 	if !scrape("127.0.0.2") {
 		t.Error("a scraper gets no answer")
+	}
+}
+
+// TestHostileLabels: a node's name is its own word, and there is a bound on how many
+// become labels. Those in use stay.
+func TestHostileLabels(t *testing.T) {
+	var peers []control.Peer
+	for i := range 8000 {
+		peers = append(peers, control.Peer{Name: fmt.Sprintf("n%d", i), Alive: i == 7000})
+	}
+	got := byName(labelled(peers))
+	if _, ok := got["n7000"]; len(got) != maxLabelled || !ok {
+		t.Errorf("got %d names, n7000 among them %v; want %d and it", len(got), ok, maxLabelled)
 	}
 }
