@@ -61,7 +61,8 @@ func TestUnitFindings(t *testing.T) {
 		},
 		{
 			"with the drop-in", strings.Replace(shown, "/proc/sys/net", "/proc/sys/net -/srv", 1),
-			[]Directory{{"cni.conf-dir", "/srv/cni"}}, nil,
+			[]Directory{{"cni.conf-dir", "/srv/cni"}},
+			nil,
 		},
 		{"a unit that isn't strict", "ProtectSystem=yes\n", []Directory{{"cni.conf-dir", "/srv/cni"}}, nil},
 	}

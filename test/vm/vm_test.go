@@ -135,7 +135,7 @@ func checkUnit(t *testing.T, nodes []*node) {
 	if err == nil || !strings.Contains(out, "[Service]\n") || !strings.Contains(out, "ReadWritePaths=-/srv/cni\n") {
 		t.Errorf("%s: meshd check does not say what to add to the unit: %v\n%s", n.name, err, out)
 	}
-	n.sh(t, `systemctl restart meshd`)
+	n.sh(t, `systemctl restart --no-block meshd`)
 	eventually(t, n.name+" says why it can't write", func() error {
 		out, err := n.try("meshd status")
 		if err == nil && !strings.Contains(out, "ReadWritePaths=-/srv/cni") {
