@@ -87,16 +87,26 @@ func (s Settings) guestLinks(t mesh.Topology) []string {
 	return links
 }
 
-// forged drops what comes from pods or by the mesh with a source to which our route
+// forged drops what comes from pods or by WireGuard with a source to which our route
 // doesn't lead back there: whoever's address that is, a node's internal IP or a
 // stranger's. Duplicate address detection and DHCP have no source yet, and link-local
-// addresses no route of ours; the kernel forwards neither.
-func (s Settings) forged(f family, t mesh.Topology) Rule {
+// addresses no route of ours; the kernel forwards neither. By VXLAN a neighbor may
+// pass on what a host of the LAN sends to our pods, which are answered by the LAN; so
+// only nodes' addresses are held to their links there.
+func (s Settings) forged(f family, t mesh.Topology) []Rule {
 	without := "0.0.0.0"
 	if !f.is4 {
 		without = "{ ::, fe80::/10 }"
 	}
-	return rule("iifname %s %s saddr != %s fib saddr . iif oif missing counter drop", oneOf(s.guestLinks(t)), f.keyword, without)
+	links := []string{s.Interface}
+	if s.Bridge != "" {
+		links = []string{s.Bridge, s.Interface}
+	}
+	out := []Rule{rule("iifname %s %s saddr != %s fib saddr . iif oif missing counter drop", oneOf(links), f.keyword, without)}
+	if vx := s.vxlan(t); vx != nil && len(f.merged(t.Hosts)) > 0 {
+		out = append(out, rule("iifname %q %s saddr @hosts%s fib saddr . iif oif missing counter drop", vx.Name, f.keyword, f.suffix))
+	}
+	return out
 }
 
 // closedToGuests keeps pods and clients from our ports on this host. VXLAN is for

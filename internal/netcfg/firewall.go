@@ -81,7 +81,7 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 		}
 	}
 	for _, f := range families {
-		guard = append(guard, s.forged(f, t))
+		guard = append(guard, s.forged(f, t)...)
 	}
 	fw.Chains = []Chain{
 		{Name: chainExit, Type: "filter", Hook: "postrouting", Priority: priorityExit, Rules: exit},
