@@ -18,7 +18,8 @@ func TestHostileNetworksNearAHost(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	nearby := mesh.Nearby{
 		Attached: []mesh.AttachedNetwork{
-			{Prefix: prefix("192.168.1.0/24"), Link: "eth0"}, {Prefix: prefix("172.31.1.1/32"), Link: "eth0"},
+			{Prefix: prefix("192.168.1.0/24"), Link: "eth0"},
+			{Prefix: prefix("172.31.1.1/32"), Link: "eth0"},
 			{Prefix: prefix("198.18.0.0/24"), Link: "docker0", Containers: true},
 		},
 		Routers:   []netip.Addr{addr("172.31.1.1"), addr("198.51.100.1")},

@@ -23,8 +23,12 @@ func TestHostileNearby(t *testing.T) {
 		links: []rawLink{{1, "lo", 65536}, {2, "eth0", 1500}, {3, "docker0", 1500}, {4, "meshd0", 1420}, {5, "meshd0-vx", 1370}, {6, "kube-bridge", 1420}},
 		addrs: []rawAddr{
 			{1, prefix("127.0.0.1/8"), 0},
-			{2, prefix("192.168.1.5/24"), 0}, {2, prefix("fe80::1/64"), 0}, {2, prefix("2001:db8:1::5/64"), 0},
-			{3, prefix("172.17.0.1/16"), 0}, {4, prefix("10.4.0.1/32"), 0}, {6, prefix("10.42.0.1/24"), 0},
+			{2, prefix("192.168.1.5/24"), 0},
+			{2, prefix("fe80::1/64"), 0},
+			{2, prefix("2001:db8:1::5/64"), 0},
+			{3, prefix("172.17.0.1/16"), 0},
+			{4, prefix("10.4.0.1/32"), 0},
+			{6, prefix("10.42.0.1/24"), 0},
 		},
 		routes: []rawRoute{
 			{link: 2, to: prefix("0.0.0.0/0"), via: []netip.Addr{addr("192.168.1.1")}},
