@@ -71,6 +71,7 @@ type Node struct {
 	Endpoint   HostPort     // zero: to be found out
 	InternalIP netip.Prefix // the address with its network's length; invalid: to be found out
 	Gateway    mesh.GatewayWish
+	Encryption string // EncryptionAuto | EncryptionRequired
 
 	// Keepalive is how often peers are spoken to, in whole seconds. Nil means
 	// only from behind NAT, zero means never.
@@ -78,6 +79,18 @@ type Node struct {
 
 	PodCIDR            []netip.Prefix // name a slot, at most one a family; empty: to be claimed
 	AllowedLocationIPs []netip.Prefix
+}
+
+// Whether packets may cross a LAN in plain text, as node.encryption has it.
+const (
+	EncryptionAuto     = "auto"     // never where this file's cluster.mode is full
+	EncryptionRequired = "required" // never
+)
+
+// Encrypted reports whether no settings of others may have this node's packets
+// cross a LAN in plain text.
+func (c Config) Encrypted() bool {
+	return c.Node.Encryption == EncryptionRequired || c.Cluster.Mode == mesh.ModeFull
 }
 
 // WireGuard holds the settings of the WireGuard device.
@@ -145,7 +158,7 @@ func (h HostPort) String() string {
 // defaults is the configuration of a file that names nothing but a secret.
 func defaults() Config {
 	return Config{
-		Node: Node{Gateway: mesh.GatewayAuto},
+		Node: Node{Gateway: mesh.GatewayAuto, Encryption: EncryptionAuto},
 		Cluster: mesh.Cluster{
 			Name:          "default",
 			Generation:    1,

@@ -31,7 +31,7 @@ var netipTypes = cmp.Options{
 func defaults() config.Config {
 	return config.Config{
 		SecretFile: "/etc/meshd/secret",
-		Node:       config.Node{Gateway: mesh.GatewayAuto},
+		Node:       config.Node{Gateway: mesh.GatewayAuto, Encryption: config.EncryptionAuto},
 		Cluster: mesh.Cluster{
 			Name: "default", Generation: 1, Trust: "open", Mode: mesh.ModeFull, Encapsulation: "always", Gateways: 1,
 			Overlay: prefixes("10.4.0.0/16"), Pods: prefixes("10.42.0.0/16"), PodPrefix: []int{24}, Services: prefixes("10.43.0.0/16"),
@@ -94,7 +94,7 @@ node:
 				Name: "aws-1.example", Location: "1",
 				Endpoint:   config.HostPort{Host: "aws.example.com", Port: 40000},
 				InternalIP: netip.MustParsePrefix("192.168.10.1/24"),
-				Gateway:    mesh.GatewayAuto, Keepalive: second(25),
+				Gateway:    mesh.GatewayAuto, Encryption: config.EncryptionAuto, Keepalive: second(25),
 				PodCIDR: prefixes("10.42.7.0/24"), AllowedLocationIPs: prefixes("192.168.20.0/24", "fd12::/64"),
 			}
 		}},

@@ -231,6 +231,9 @@ var badFiles = []struct {
 	{"internal IP is text", false, "node: {internal-ip: eth0}\n", []string{
 		`2: node.internal-ip: "eth0" is not an address with a prefix length: write one such as 192.168.10.1/24 or fd12::1/64`,
 	}},
+	{"encryption unknown", false, "node: {encryption: never}\n", []string{
+		`2: node.encryption: "never" is unknown: write auto, or required`,
+	}},
 	{"gateway unknown", false, "node: {gateway: yes}\n", []string{
 		`2: node.gateway: "yes" is unknown: write auto, or prefer, or never`,
 	}},

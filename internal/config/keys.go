@@ -81,6 +81,7 @@ var keys = []key{
 	one("node.internal-ip", func(c *Config) *netip.Prefix { return &c.Node.InternalIP }, interfaceAddress),
 	one("node.gateway", func(c *Config) *mesh.GatewayWish { return &c.Node.Gateway },
 		choice(mesh.GatewayAuto, mesh.GatewayPrefer, mesh.GatewayNever)),
+	one("node.encryption", func(c *Config) *string { return &c.Node.Encryption }, choice(EncryptionAuto, EncryptionRequired)),
 	one("node.keepalive", func(c *Config) **time.Duration { return &c.Node.Keepalive }, keepalive),
 	many("node.pod-cidr", func(c *Config) *[]netip.Prefix { return &c.Node.PodCIDR }, network),
 	many("node.allowed-location-ips", func(c *Config) *[]netip.Prefix { return &c.Node.AllowedLocationIPs }, network),

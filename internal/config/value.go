@@ -109,9 +109,9 @@ func mtu(s string) (int, *Error) {
 	return n, err
 }
 
-// generation parses a number that fits into an int on 32-bit hosts, too.
+// generation parses cluster.generation.
 func generation(s string) (uint64, *Error) {
-	n, err := number(1, 1<<31-1)(s)
+	n, err := number(1, mesh.MaxGeneration)(s)
 	return uint64(n), err
 }
 

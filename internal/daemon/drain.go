@@ -57,10 +57,12 @@ func noGateways(t turn) string {
 		return fmt.Sprintf("This node is no gateway: there are none in mode %s.", t.input.Cluster.Mode)
 	case own.Location == "":
 		return "This node is no gateway: it has no location."
+	case own.Encrypted:
+		return "This node is no gateway: all that it sends is encrypted, see node.encryption."
 	case own.Gateway == mesh.GatewayNever:
 		return "This node is no gateway, and never will be: node.gateway is never."
 	case !slices.ContainsFunc(t.input.Records, func(r mesh.Record) bool {
-		return r.Location == own.Location && r.ID() != t.input.Self
+		return r.Location == own.Location && !r.Encrypted && r.ID() != t.input.Self
 	}):
 		return fmt.Sprintf("This node is no gateway: nobody else is in location %s.", own.Location)
 	}
@@ -119,7 +121,7 @@ func drained(before, now turn, undo bool) (control.Drained, bool) {
 type index struct {
 	turn
 	records   map[mesh.ID]*mesh.Record
-	located   map[string]int // nodes by location
+	located   map[string]int // nodes by location, without those that stand outside of it
 	standings map[mesh.ID]mesh.Verdict
 }
 
@@ -131,7 +133,9 @@ func indexOf(t turn) index {
 	for i := range t.input.Records {
 		r := &t.input.Records[i]
 		x.records[r.ID()] = r
-		x.located[r.Location]++
+		if !r.Encrypted {
+			x.located[r.Location]++
+		}
 	}
 	return x
 }
@@ -148,10 +152,10 @@ func (t index) nameOf(id mesh.ID) string {
 func (t index) locationRole(r mesh.Record) control.Role {
 	id := r.ID()
 	others := t.located[r.Location]
-	if itself := t.records[id]; itself != nil && itself.Location == r.Location {
+	if itself := t.records[id]; itself != nil && itself.Location == r.Location && !itself.Encrypted {
 		others--
 	}
-	if t.input.Cluster.Mode != mesh.ModeLocation || r.Location == "" || others <= 0 {
+	if t.input.Cluster.Mode != mesh.ModeLocation || r.Location == "" || r.Encrypted || others <= 0 {
 		return ""
 	}
 	switch t.standings[id].State {

@@ -41,3 +41,12 @@ func TestAdoptedSettings(t *testing.T) {
 		t.Errorf("the file has the same generation (-want +got):\n%s", diff)
 	}
 }
+
+// What is on disk of an earlier version may have a generation that no file can go
+// beyond.
+func TestHostileGenerationOnDisk(t *testing.T) {
+	own := mesh.Cluster{Generation: 3, Mode: mesh.ModeFull}
+	if got := inForce(own, state.Adopted{Generation: mesh.MaxGeneration + 1, Mode: mesh.ModeCross}); got.Mode != mesh.ModeFull || got.Generation != 3 {
+		t.Errorf("got %+v, want the file's own", got)
+	}
+}

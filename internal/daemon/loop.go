@@ -191,6 +191,7 @@ func (d *daemon) derive(t *turn, facts netcfg.Facts) {
 	t.problems = append(t.problems, d.names.problems(t.view.Records)...)
 	t.problems = append(t.problems, d.refused...)
 	t.problems = append(t.problems, uplinkProblems(*t)...)
+	t.problems = append(t.problems, encryptionProblems(d.cfg, t.input.Cluster)...)
 	if d.own.Location != "" && len(d.own.InternalIPs) == 0 {
 		t.problems = append(t.problems, mesh.Problem{
 			Kind: mesh.ProblemAddress, Node: d.own.Name,

@@ -39,6 +39,7 @@ func nextRecord(cfg config.Config, here surroundings, last mesh.Record) mesh.Rec
 	r.Settings = cfg.Cluster.Hash()
 	r.Location = cfg.Node.Location
 	r.Gateway = cfg.Node.Gateway
+	r.Encrypted = cfg.Encrypted()
 	r.ListenPort = uint16(cfg.WireGuard.ListenPort)
 	r.GossipPort = cfg.Gossip.Bind.Port()
 	r.GossipAddr = cfg.Gossip.Advertise.String()

@@ -61,7 +61,7 @@ func TestNextRecord(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := parse(t, tt.config)
 			want := mesh.Record{
-				Name: "a", Settings: cfg.Cluster.Hash(), Gateway: mesh.GatewayAuto, MTU: 1420, NAT: true, ListenPort: 51820, GossipPort: 7946,
+				Name: "a", Settings: cfg.Cluster.Hash(), Gateway: mesh.GatewayAuto, Encrypted: true, MTU: 1420, NAT: true, ListenPort: 51820, GossipPort: 7946,
 				Endpoints:   []mesh.Endpoint{{Host: "203.0.113.5", Port: 51820, Source: mesh.EndpointObserved}},
 				InternalIPs: facts.InternalIPs,
 			}

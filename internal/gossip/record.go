@@ -47,6 +47,7 @@ type wireRecord struct {
 	Seat        int64          `cbor:"20,keyasint,omitempty"`
 	OfficeSince int64          `cbor:"21,keyasint,omitempty"`
 	Replaced    uint64         `cbor:"22,keyasint,omitempty"`
+	Encrypted   bool           `cbor:"23,keyasint,omitempty"`
 }
 
 type wireEndpoint struct {
@@ -73,7 +74,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 		Identity: r.Identity, Sequence: r.Sequence, Instance: r.Instance,
 		Name: r.Name, Key: r.Key[:], Slot: int64(r.Claim.Slot), ClaimTime: r.Claim.Time, ClaimSince: r.Claim.Since,
 		Settings: r.Settings, Location: r.Location, Gateway: string(r.Gateway),
-		Seat: int64(r.Office.Seat), OfficeSince: r.Office.Since, Replaced: r.Replaced,
+		Seat: int64(r.Office.Seat), OfficeSince: r.Office.Since, Replaced: r.Replaced, Encrypted: r.Encrypted,
 		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
 		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr,
 		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs,
@@ -99,7 +100,7 @@ func decodeRecord(payload []byte) (body, error) {
 	r := mesh.Record{
 		Identity: w.Identity, Sequence: w.Sequence, Instance: w.Instance,
 		Name: w.Name, Key: wgtypes.Key(w.Key), Settings: w.Settings, Location: w.Location,
-		Gateway: mesh.GatewayWish(w.Gateway), NAT: w.NAT, ListenPort: w.ListenPort,
+		Gateway: mesh.GatewayWish(w.Gateway), Encrypted: w.Encrypted, NAT: w.NAT, ListenPort: w.ListenPort,
 		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr,
 		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed,
 	}

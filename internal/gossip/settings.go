@@ -44,8 +44,8 @@ func (s settings) String() string {
 // check holds for settings that are to be told.
 func (s settings) check() error {
 	switch {
-	case s.Generation > maxSequence:
-		return fmt.Errorf("cluster.generation %d is too high: the highest is %d", s.Generation, maxSequence)
+	case s.Generation > mesh.MaxGeneration:
+		return fmt.Errorf("cluster.generation %d is too high: the highest is %d", s.Generation, mesh.MaxGeneration)
 	case s.Mode != mesh.ModeFull && s.Mode != mesh.ModeLocation && s.Mode != mesh.ModeCross:
 		return fmt.Errorf("cluster.mode %q", s.Mode)
 	case s.Encapsulation != mesh.EncapsulationNever && s.Encapsulation != mesh.EncapsulationCrossSubnet && s.Encapsulation != mesh.EncapsulationAlways:

@@ -230,3 +230,26 @@ func TestSettingsAreToldOnce(t *testing.T) {
 		t.Errorf("told %d times after the other is forgotten, want once", got)
 	}
 }
+
+// A generation that no file can go beyond is refused, also from disk.
+func TestHostileGenerationIsRefused(t *testing.T) {
+	s := settings{mesh.MaxGeneration, mesh.ModeCross, mesh.EncapsulationNever, 1}
+	if err := s.check(); err != nil {
+		t.Errorf("the highest: %v", err)
+	}
+	s.Generation++
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1)), tellSettings(t, 1, 1, s)}, fromSync)
+	if v := g.View(); v.Counters["object-content"] != 1 || v.Cluster.Generation > mesh.MaxGeneration {
+		t.Errorf("counters %v, generation %d", v.Counters, v.Cluster.Generation)
+	}
+	o := Options{Identity: identity(0), Cluster: testCluster(), Secrets: [][32]byte{testSecret}, Adopted: s.in(testCluster())}
+	g, err := newGossip(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := g.effective(); got != settingsOf(o.Cluster) {
+		t.Errorf("from disk: %v", got)
+	}
+}

@@ -227,7 +227,7 @@ func (l *layout) home(m *member) *member {
 	var highest uint64
 	for _, r := range l.relays {
 		near := r.group == end.group
-		if near && !l.tunnelled(r.group, end.group) && l.link(end, r.member).families == noFamily || l.relayDown[blame{end.id, r.id}] {
+		if near && !l.tunnelled(r.member, end) && l.link(end, r.member).families == noFamily || l.relayDown[blame{end.id, r.id}] {
 			continue
 		}
 		bestNear := best != nil && best.group == end.group
@@ -255,7 +255,7 @@ func (d *deriver) clientWay() (hop *member, own bool) {
 		return nil, false
 	case h == d.self:
 		return nil, true
-	case d.self.isEnd() || h.group == d.self.group && d.link(d.self, h).families != noFamily:
+	case d.self.isEnd() || !d.tunnelled(d.self, h) && d.link(d.self, h).families != noFamily:
 		return h, false
 	}
 	return d.self.via, false
@@ -293,7 +293,7 @@ func (d *deriver) sendClients(t *Topology) {
 	if hop == nil {
 		return
 	}
-	if d.self.isEnd() && d.tunnelled(d.self.group, hop.group) {
+	if d.self.isEnd() && d.tunnelled(d.self, hop) {
 		t.ClientHome = hop.id
 	}
 	for i := range t.Peers {

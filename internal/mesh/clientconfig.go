@@ -150,7 +150,7 @@ func (l *layout) through(h *member, ms []*member) []netip.Prefix {
 		reached, groups := m.passing, []*group{h.group}
 		if m.group == h.group {
 			groups = nil // it is on their LAN
-			if m != h && !l.tunnelled(m.group, h.group) {
+			if m != h && !l.tunnelled(m, h) {
 				reached = l.link(h, m).families
 			}
 		}

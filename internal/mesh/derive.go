@@ -96,7 +96,7 @@ func (d *deriver) findWays() {
 		return
 	}
 	for _, end := range d.all {
-		if !end.isEnd() || end == near || !d.tunnelled(near.group, end.group) {
+		if !end.isEnd() || end == near || !d.tunnelled(near, end) {
 			continue
 		}
 		if hop := d.route(near, end); hop != nil {

@@ -65,9 +65,9 @@ func (l *layout) counts(v *Verdict, author ID) bool {
 }
 
 // appoint chooses a location's gateways and who hangs on which of them.
-func (l *layout) appoint(g *group, verdicts map[ID]*Verdict) {
+func (l *layout) appoint(location string, members []*member, verdicts map[ID]*Verdict) {
 	var candidates []*member
-	for _, m := range g.members {
+	for _, m := range members {
 		m.health = HealthUp
 		if v := verdicts[m.id]; v != nil {
 			m.health = v.State
@@ -77,15 +77,15 @@ func (l *layout) appoint(g *group, verdicts map[ID]*Verdict) {
 		}
 	}
 	if len(candidates) == 0 {
-		l.report(ProblemGateway, g.members[0].Name, fmt.Sprintf("location %s has no gateway: none of its nodes may be one and has addresses", g.location),
-			fmt.Sprintf("set node.gateway to auto on one of %s", names(g.members)))
+		l.report(ProblemGateway, members[0].Name, fmt.Sprintf("location %s has no gateway: none of its nodes may be one and has addresses", location),
+			fmt.Sprintf("set node.gateway to auto on one of %s", names(members)))
 		return
 	}
 	k := max(1, l.Cluster.Gateways)
 	serving := choose(candidates, k)
 	if serving[0].health == HealthDown {
 		serving = serving[:1]
-		l.report(ProblemGateway, serving[0].Name, fmt.Sprintf("all gateways of location %s are down: %s", g.location, names(candidates)),
+		l.report(ProblemGateway, serving[0].Name, fmt.Sprintf("all gateways of location %s are down: %s", location, names(candidates)),
 			fmt.Sprintf("see meshd status on %s, which goes on as the gateway", serving[0].Name))
 	}
 	seats := takeSeats(serving, k)
@@ -101,7 +101,7 @@ func (l *layout) appoint(g *group, verdicts map[ID]*Verdict) {
 			m.via = m
 		}
 	}
-	for _, m := range g.members {
+	for _, m := range members {
 		if m.via == nil {
 			m.via = hang(m, seats)
 		}

@@ -81,7 +81,7 @@ func GraphOf(in Input) Graph {
 	}
 	for i, x := range ends {
 		for _, y := range ends[i+1:] {
-			if l.tunnelled(x.group, y.group) {
+			if l.tunnelled(x, y) {
 				g.join(x, y, l.route(x, y))
 			}
 		}
@@ -124,13 +124,14 @@ func (g *Graph) join(x, y, hop *member) {
 
 // hub is the node at the other end of m's line on the LAN, m itself for none.
 func (l *layout) hub(m *member) *member {
-	if l.Cluster.Mode != ModeLocation || m.via != nil && !m.isEnd() {
+	if m.alone || m.via != nil && !m.isEnd() {
 		return cmp.Or(m.via, m)
 	}
-	for _, o := range m.group.members {
+	sharing := l.sharing(m.group)
+	for _, o := range sharing {
 		if o.seat == 0 {
 			return o
 		}
 	}
-	return m.group.members[0]
+	return sharing[0]
 }

@@ -155,12 +155,9 @@ func onLAN(m *member) []netip.Prefix {
 // neighbors are the nodes of the own location that are reached on the LAN. What
 // is beyond goes to the neighbor that has the tunnels.
 func (d *deriver) neighbors() []Neighbor {
-	if d.Cluster.Mode == ModeFull {
-		return nil
-	}
 	var ns []Neighbor
 	for _, m := range d.self.group.members {
-		if m == d.self {
+		if m == d.self || d.tunnelled(d.self, m) {
 			continue
 		}
 		d.checkLink(d.self, m)
@@ -186,10 +183,11 @@ func (d *deriver) neighbors() []Neighbor {
 	return ns
 }
 
-// reportSilent reports nodes of other groups that don't reach their gateway.
+// reportSilent reports nodes that this one reaches through their gateway, and that
+// don't reach it.
 func (d *deriver) reportSilent() {
 	for _, m := range d.all {
-		if m.via != nil && m.group != d.self.group && d.inner&^m.passing != noFamily {
+		if m.via != nil && (m.group != d.self.group || d.self.Encrypted) && d.inner&^m.passing != noFamily {
 			d.checkLink(m, m.via)
 		}
 	}

@@ -121,8 +121,8 @@ func (h *host) path(to mesh.ID) mesh.Path {
 
 // checkTunnels checks that in mode location nobody has tunnels who needs none.
 func (w world) checkTunnels(t *rapid.T, h *host) {
-	beside := slices.ContainsFunc(w.records, func(r mesh.Record) bool { return r.ID() != h.id && r.Location == h.Location })
-	if w.cluster.Mode != mesh.ModeLocation || h.Location == "" || !beside || h.top.Seat != mesh.None {
+	beside := slices.ContainsFunc(w.records, func(r mesh.Record) bool { return r.ID() != h.id && r.Location == h.Location && !r.Encrypted })
+	if w.cluster.Mode != mesh.ModeLocation || h.Location == "" || h.Encrypted || !beside || h.top.Seat != mesh.None {
 		return
 	}
 	if (h.Office.Since == 0 || h.Gateway == mesh.GatewayNever) && len(h.top.Peers) > 0 {
@@ -152,16 +152,17 @@ func (w *walker) concerns(p mesh.Problem, a, b *host) bool {
 		}
 		return false
 	}
+	beside := a.near(b) && !a.Encrypted && !b.Encrypted
 	switch p.Kind {
 	case mesh.ProblemGateway:
 		i := slices.Index(words, "location")
-		return !a.near(b) && (words[i+1] == a.Location || words[i+1] == b.Location)
+		return !beside && (words[i+1] == a.Location || words[i+1] == b.Location)
 	case mesh.ProblemKey:
 		return p.Node == a.Name || p.Node == b.Name
 	case mesh.ProblemRelay:
 		return (at(a) || gateway(a)) && (at(b) || gateway(b))
 	case mesh.ProblemNeighbor:
-		if a.near(b) {
+		if beside {
 			return at(a) && at(b)
 		}
 		return at(a) && gateway(a) || at(b) && gateway(b)

@@ -49,6 +49,7 @@ type member struct {
 	group  *group
 	index  int             // in layout.all
 	slot   int             // None unless the node owns it
+	alone  bool            // hangs on nobody, and nobody on it
 	mute   bool            // has somebody else's WireGuard key: no tunnels
 	claims []*claimant     // of its internal IPs, then its allowed-location-ips
 	lan    [2]netip.Prefix // internal IPs with their networks, IPv4 and IPv6
@@ -140,25 +141,38 @@ func (l *layout) gather(ns []*node) {
 func (l *layout) assign() {
 	verdicts := l.gatewayVerdicts()
 	for _, g := range l.groups {
-		if l.Cluster.Mode != ModeLocation || len(g.members) == 1 {
-			for _, m := range g.members {
-				if !m.mute {
-					m.via, m.passing, m.carries = m, family4|family6, l.all[m.index:m.index+1:m.index+1]
-				}
+		members := l.sharing(g)
+		for _, m := range g.members {
+			if m.alone = len(members) < 2 || m.Encrypted; m.alone && !m.mute {
+				m.via, m.passing, m.carries = m, family4|family6, l.all[m.index:m.index+1:m.index+1]
 			}
+		}
+		if len(members) < 2 {
 			continue
 		}
-		l.appoint(g, verdicts)
-		for _, m := range g.members {
+		l.appoint(g.location, members, verdicts)
+		for _, m := range members {
 			if m.via != nil {
 				m.via.carries = append(m.via.carries, m)
 				m.passing = l.passing(m)
 			}
 		}
-		for _, m := range g.members {
+		for _, m := range members {
 			slices.SortFunc(m.carries, compareSlots)
 		}
 	}
+}
+
+// sharing returns the members of a group that share gateways. In the modes full
+// and cross nobody does, and never who wants to be encrypted on the LAN, too.
+func (l *layout) sharing(g *group) []*member {
+	if l.Cluster.Mode != ModeLocation {
+		return nil
+	}
+	if !slices.ContainsFunc(g.members, func(m *member) bool { return m.Encrypted }) {
+		return g.members
+	}
+	return slices.DeleteFunc(slices.Clone(g.members), func(m *member) bool { return m.Encrypted })
 }
 
 // compareSlots makes prefixes that follow from slots come out in order.
@@ -166,8 +180,11 @@ func compareSlots(a, b *member) int {
 	return cmp.Or(cmp.Compare(a.slot, b.slot), cmp.Compare(a.index, b.index))
 }
 
-// tunnelled says whether nodes of two groups, which may be one, talk through tunnels.
-func (l *layout) tunnelled(a, b *group) bool { return a != b || l.Cluster.Mode == ModeFull }
+// tunnelled reports whether two nodes talk through tunnels, as tunnel ends, and not
+// over a LAN.
+func (l *layout) tunnelled(a, b *member) bool {
+	return a.group != b.group || l.Cluster.Mode == ModeFull || a.Encrypted || b.Encrypted
+}
 
 // find returns the member with an ID, nil if it has no record.
 func (l *layout) find(id ID) *member {

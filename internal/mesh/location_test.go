@@ -5,9 +5,12 @@ package mesh_test
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"pgregory.net/rapid"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -166,4 +169,43 @@ func TestLinks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What all files say who want to be encrypted on the LAN, no settings of others
+// undo: in the modes location and cross they have the tunnels of a full mesh.
+func TestHostileSettingsKeepEncryption(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := drawWorld(t)
+		for i := range w.records {
+			w.records[i].Encrypted = true
+		}
+		in := mesh.Input{Cluster: w.cluster, Self: w.records[0].ID(), Records: w.records, Verdicts: w.verdicts, Clients: w.clients}
+		in.Cluster.Mode = mesh.ModeFull
+		want := mesh.Derive(in)
+		for _, mode := range []mesh.Mode{mesh.ModeLocation, mesh.ModeCross} {
+			in.Cluster.Mode = mode
+			if got := mesh.Derive(in); !reflect.DeepEqual(got, want) {
+				t.Errorf("mode %s: got %+v, want as in mode full %+v", mode, got, want)
+			}
+		}
+	})
+}
+
+// A node that wants to be encrypted is no neighbor of anybody, whatever the
+// others want, and everybody has a tunnel to it or is behind a gateway that has.
+func TestHostileSettingsKeepOneNodeEncrypted(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := drawWorld(t)
+		for _, r := range w.records {
+			top := mesh.Derive(mesh.Input{Cluster: w.cluster, Self: r.ID(), Records: w.records, Verdicts: w.verdicts, Clients: w.clients})
+			if r.Encrypted && len(top.Neighbors) > 0 {
+				t.Fatalf("%s is encrypted and has neighbors on the LAN: %v", r.Name, top.Neighbors)
+			}
+			for _, n := range top.Neighbors {
+				if slices.ContainsFunc(w.records, func(o mesh.Record) bool { return o.ID() == n.ID && o.Encrypted }) {
+					t.Fatalf("%s reaches %s on the LAN, which is encrypted", r.Name, n.Name)
+				}
+			}
+		}
+	})
 }

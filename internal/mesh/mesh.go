@@ -46,6 +46,10 @@ const (
 // would slow down everybody who talks to that node, and all clients.
 const MinMTU = 496
 
+// MaxGeneration is the highest that Cluster.Generation may be, in a file as well as
+// in what others say: an int holds it on all hosts.
+const MaxGeneration = 1<<31 - 1
+
 // ID is a node's fingerprint: the first 128 bits of the SHA-256 of its ed25519
 // identity key. It names the node in gossip, and nobody can make another key
 // with it.
@@ -99,6 +103,7 @@ type Record struct {
 	Settings   uint64      // hash of the address settings, see Cluster.Hash
 	Location   string      // "" for a node that stands alone
 	Gateway    GatewayWish // what the node wants to be in its location
+	Encrypted  bool        // never in plain text on a LAN, whatever the mode: it is no neighbor and no gateway of others
 	Office     Office      // as one of its location's gateways; zero for none
 	Replaced   uint64      // how often verdicts have ended its office, by its own count
 	MTU        int         // of its WireGuard device, bytes

@@ -25,11 +25,9 @@ func (d *deriver) paths() []Path {
 			}
 		}
 	}
-	if d.Cluster.Mode != ModeFull {
-		for _, m := range d.self.group.members {
-			if m != d.self && d.link(d.self, m).families != noFamily {
-				paths[m.index].Kind = PathLAN
-			}
+	for _, m := range d.self.group.members {
+		if m != d.self && !d.tunnelled(d.self, m) && d.link(d.self, m).families != noFamily {
+			paths[m.index].Kind = PathLAN
 		}
 	}
 	return append(paths[:d.self.index], paths[d.self.index+1:]...)

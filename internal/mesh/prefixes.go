@@ -201,10 +201,10 @@ func (d *deriver) serves() []netip.Prefix {
 // relayed are the nodes of the own location that this node passes packets on to
 // when nodes elsewhere choose it as a relay.
 func (d *deriver) relayed() []*member {
-	if d.Cluster.Mode != ModeFull || !slices.ContainsFunc(d.relays, func(r relay) bool { return r.member == d.self }) {
+	if !slices.ContainsFunc(d.relays, func(r relay) bool { return r.member == d.self }) {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(d.self.group.members), func(m *member) bool { return m == d.self || !hidden(m) })
+	return slices.DeleteFunc(slices.Clone(d.self.group.members), func(m *member) bool { return m == d.self || !hidden(m) || !d.tunnelled(d.self, m) })
 }
 
 // lodgers are other nodes of the own location that clients reach through this one.

@@ -33,7 +33,7 @@ func (l *layout) findRelays() {
 			h := fnv.New64a()
 			h.Write([]byte(m.Location))
 			l.relays = append(l.relays, relay{m, mix(h.Sum64() + uint64(m.seat))})
-		case l.Cluster.Mode != ModeLocation || len(m.group.members) == 1:
+		case m.alone:
 			l.relays = append(l.relays, relay{m, mix(low(m.id))})
 		}
 	}
@@ -83,7 +83,7 @@ func (l *layout) relayFor(x, y *member) *member {
 	var best *member
 	var highest uint64
 	for _, r := range l.relays {
-		if !l.tunnelled(r.group, x.group) || !l.tunnelled(r.group, y.group) {
+		if !l.tunnelled(r.member, x) || !l.tunnelled(r.member, y) {
 			continue
 		}
 		w := mix(pair + r.key)

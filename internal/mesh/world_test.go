@@ -62,6 +62,7 @@ func drawRecord(t *rapid.T, i int) mesh.Record {
 	r.MTU = rapid.IntRange(1280, 8920).Draw(t, "mtu")
 	r.Location = rapid.SampledFrom([]string{"", "", "a", "a", "b", "c", "d"}).Draw(t, "location")
 	r.Gateway = rapid.SampledFrom([]mesh.GatewayWish{mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayPrefer, mesh.GatewayNever}).Draw(t, "wish")
+	r.Encrypted = rapid.IntRange(0, 7).Draw(t, "encrypted") == 0
 	if rapid.IntRange(0, 3).Draw(t, "in office") == 0 {
 		r.Office = mesh.Office{Seat: rapid.IntRange(-1, 4).Draw(t, "seat"), Since: rapid.Int64Range(1, 9).Draw(t, "since")}
 	}

@@ -115,7 +115,7 @@ func (c chooser) gateway(w *Watch) {
 func (c chooser) replaceable() bool {
 	n := 0
 	for _, r := range c.records {
-		if r.Location == c.own.Location && r.Gateway != mesh.GatewayNever && len(r.InternalIPs) > 0 && r.Claim.Slot != mesh.None {
+		if r.Location == c.own.Location && !r.Encrypted && r.Gateway != mesh.GatewayNever && len(r.InternalIPs) > 0 && r.Claim.Slot != mesh.None {
 			n++
 		}
 	}
