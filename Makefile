@@ -23,6 +23,8 @@ SEED ?= 1
 LONG_TESTS := ./internal/gossip ./internal/mesh ./internal/netcfg ./internal/state
 # Static, so that it runs on any host and in the virtual machine of test-kernel.
 BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION) $(COMMIT)'
+# End-to-end tests of a meshd that stops at the first data race.
+E2E := GORACE=halt_on_error=1 go test -count=1 -p 1 -parallel 6 -timeout 30m -v
 export MESHD := $(CURDIR)/bin/meshd
 
 .PHONY: help
@@ -49,14 +51,16 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES) $(if $(CLIENT),-client)
 
 .PHONY: test
-test: test-unit test-vuln test-long test-e2e test-kernel test-package test-vm ## everything but the swarm and vagrant up
+test: test-unit test-vuln test-long test-hostile test-e2e test-kernel test-package test-vm ## everything but the swarm and vagrant up
 
 .PHONY: test-unit
 test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, fuzz seeds
 	go vet ./...
 	go vet -tags kernel ./test/...
+	go vet -tags hostile ./internal/gossip ./test/...
 	go tool staticcheck -checks all ./...
 	go tool staticcheck -checks all -tags kernel ./test/...
+	go tool staticcheck -checks all -tags hostile ./internal/gossip ./test/...
 	@unformatted=$$(go tool gofumpt -l .); if [ -n "$$unformatted" ]; then echo "not formatted, run make fmt:" $$unformatted; exit 1; fi
 	@mkdir -p bin
 	go test -race -short -coverprofile bin/cover.out -parallel 4 ./cmd/... ./internal/...
@@ -79,11 +83,17 @@ fuzz: ## every fuzz target for TIME=30s; what it finds stays in testdata/fuzz
 		done; \
 	done
 
+.PHONY: test-hostile
+test-hostile: setup-race build ## what pods, strangers and insiders may not do, on daemons under attack too, needs root; RUN=name for one attack
+	go test -short -run '^TestHostile' ./cmd/... ./internal/...
+	go build -race -o bin/meshd-race ./cmd/meshd
+	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '^TestHostile' ./test/e2e
+	go test -tags hostile -count=1 -timeout 30m -v -run '^TestHostile$(if $(RUN),/$(RUN))' ./test/hostile
+
 .PHONY: test-e2e
 test-e2e: setup-race ## end-to-end tests on namespaces, with the race detector in meshd, needs root; RUN=TestName for one
 	go build -race -o bin/meshd-race ./cmd/meshd
-	MESHD=$(CURDIR)/bin/meshd-race GORACE=halt_on_error=1 \
-		go test -count=1 -p 1 -parallel 6 -timeout 30m -v -run '$(RUN)' ./test/bench ./test/chaos ./test/lab ./test/demo ./test/e2e
+	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '$(RUN)' $(if $(RUN),,-skip '^TestHostile') ./test/bench ./test/chaos ./test/lab ./test/demo ./test/e2e
 
 .PHONY: test-swarm
 test-swarm: setup ## gossip among a hundred, two hundred and five hundred nodes; wants a machine of its own
@@ -120,7 +130,7 @@ kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
 
 .PHONY: bench
 bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"; RUN=datapath for one measurement
-	@CGO_ENABLED=0 go build -o bin/ ./test/bench ./test/kernel
+	@CGO_ENABLED=0 go build -tags hostile -o bin/ ./test/bench ./test/kernel
 	@bin/bench -run '$(RUN)' -meshd $(MESHD); code=$$?; \
 	CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel exec bin/bench -kernel -run '$(RUN)' -meshd $(MESHD) && exit $$code
 

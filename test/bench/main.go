@@ -146,6 +146,8 @@ var figures = []figure{
 	{name: "derive_location_10000_ms", unit: "ms", reduce: median, bound: atMost(50)},
 	{name: "derive_location_10000_mb", unit: "MB", reduce: median},
 	{name: "derive_location_10000_member_ms", unit: "ms", reduce: median},
+	{name: "hostile_join_ms", unit: "ms", reduce: median, bound: atMost(10000)},
+	{name: "hostile_rss_growth_mb", unit: "MB", reduce: worst, bound: atMost(32)},
 	{name: "rss_mb", unit: "MB", reduce: median, bound: atMost(40)},
 	{name: "idle_cpu_percent", unit: "%", reduce: median, bound: atMost(1)},
 	{name: "idle_bytes_per_s", unit: "B/s", reduce: median},

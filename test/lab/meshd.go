@@ -37,6 +37,7 @@ const Network = "meshd"
 type Node struct {
 	*Host
 	binary string
+	env    []string
 
 	mu      sync.Mutex
 	log     logBuffer
@@ -64,6 +65,10 @@ func Config(name string, join []string, more ...string) string {
 // Upgrade replaces the node's executable. A running daemon goes on with the old
 // one.
 func (n *Node) Upgrade(binary string) { n.binary = binary }
+
+// Env adds to the environment of the daemons that are started from now on, in the form
+// KEY=value.
+func (n *Node) Env(env ...string) { n.env = append(n.env, env...) }
 
 // Configure writes the node's configuration file and its secret.
 func (n *Node) Configure(config, secret string) error {
@@ -94,6 +99,7 @@ func (n *Node) Start() error {
 		return fmt.Errorf("start meshd on %s: it runs already", n.Name)
 	}
 	c := n.Command(context.Background(), n.binary, "run")
+	c.Env(n.env...)
 	c.cmd.Stdout, c.cmd.Stderr = &n.log, &n.log
 	if err := c.Start(); err != nil {
 		return fmt.Errorf("start meshd on %s: %w", n.Name, err)

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build hostile
+
+package gossip
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/hashicorp/go-msgpack/v2/codec"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// Kinds of objects and packets, for an [Attacker].
+const (
+	AttackRecord    = byte(kindRecord)
+	AttackClient    = byte(kindClient)
+	AttackVerdict   = byte(kindGatewayVerdict)
+	AttackRelay     = byte(kindRelayVerdict)
+	AttackTombstone = byte(kindTombstone)
+	AttackSettings  = byte(kindSettings)
+
+	AttackPacketObjects = byte(kindObjects)
+	AttackPacketSync    = byte(kindSync)
+	AttackPacketHere    = byte(kindHere)
+	AttackPacketAsk     = byte(kindAsk)
+)
+
+// Limits of what is sent, for an [Attacker].
+const (
+	AttackMaxSequence = maxSequence
+	AttackMaxState    = maxState
+)
+
+// Attacker speaks the protocol without any of the checks that a node makes of what it
+// sends. It exists only in programs that are built with the tag hostile.
+type Attacker struct {
+	Identity ed25519.PrivateKey
+	Boot     uint64 // of its packets
+
+	cluster mesh.Cluster
+	ring    keyring
+	counter uint64
+}
+
+// NewAttacker returns one that has a secret, or one that has another secret.
+func NewAttacker(identity ed25519.PrivateKey, cluster mesh.Cluster, secret [32]byte) (*Attacker, error) {
+	ring, err := newKeyring([][32]byte{secret})
+	if err != nil {
+		return nil, err
+	}
+	return &Attacker{Identity: identity, Boot: 1, cluster: cluster, ring: ring}, nil
+}
+
+// As returns the same attacker with another identity.
+func (a *Attacker) As(identity ed25519.PrivateKey) *Attacker {
+	return &Attacker{Identity: identity, Boot: 1, cluster: a.cluster, ring: a.ring}
+}
+
+// ID is the fingerprint of its identity.
+func (a *Attacker) ID() mesh.ID { return mesh.IDOf(a.Identity.Public().(ed25519.PublicKey)) }
+
+// Object signs an object of any content: a map from the numbers of its fields. The
+// number 1, the author, is filled in.
+func (a *Attacker) Object(kind byte, content map[int]any) ([]byte, error) {
+	content[1] = []byte(a.Identity.Public().(ed25519.PublicKey))
+	payload, err := encoding.Marshal(content)
+	if err != nil {
+		return nil, fmt.Errorf("encode an attacker's object: %w", err)
+	}
+	return signObject(a.Identity, a.cluster.Name, objectKind(kind), payload)
+}
+
+// Packet seals a packet for a node, in the name of any other one.
+func (a *Attacker) Packet(from, to mesh.ID, kind byte, you netip.AddrPort, payload []byte) ([]byte, error) {
+	a.counter++
+	return a.ring.sealPacket(rand.Reader, packet{
+		kind: packetKind(kind), label: labelOf(a.cluster), from: from, boot: a.Boot, counter: a.counter, you: you, payload: payload,
+	}, to)
+}
+
+// Hello is what an attacker says of itself at the beginning of a stream.
+type Hello struct {
+	ID       mesh.ID
+	Instance uint64
+	You      netip.AddrPort
+	Cluster  func(*mesh.Cluster) // changes what it says of its settings; nil for nothing
+}
+
+// Greet shakes hands on a connection, and returns it with everything sealed.
+func (a *Attacker) Greet(conn net.Conn, h Hello) (net.Conn, error) {
+	c := a.cluster
+	if h.Cluster != nil {
+		h.Cluster(&c)
+	}
+	return greet(conn, a.ring, rand.Reader, hello{
+		id: h.ID, instance: h.Instance, port: syntheticPort, boot: a.Boot, counter: a.counter, you: h.You, cluster: c,
+	})
+}
+
+// AttackState is what a node sends over a stream that has these objects, and knows
+// of no members.
+func AttackState(objects [][]byte) ([]byte, error) {
+	state := []byte{formatVersion}
+	state, rest := packObjects(state, objects, maxState)
+	if len(rest) > 0 {
+		return nil, fmt.Errorf("pack state: %d objects are too many", len(objects))
+	}
+	var b bytes.Buffer
+	b.WriteByte(memberlistPushPull)
+	err := codec.NewEncoder(&b, &codec.MsgpackHandle{}).Encode(map[string]any{"Nodes": 0, "UserStateLen": len(state), "Join": false})
+	if err != nil {
+		return nil, fmt.Errorf("encode the head of a state: %w", err)
+	}
+	return append(b.Bytes(), state...), nil
+}
+
+// AttackObjects is the payload of a packet with these objects, which are to be new to
+// everybody.
+func AttackObjects(objects [][]byte) []byte {
+	payload, _ := packObjects([]byte{byte(fromGossip)}, objects, maxPayload)
+	return payload
+}

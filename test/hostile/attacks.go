@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build hostile
+
+package hostile
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// Attacks are all of them. Those that leave something behind come last.
+var Attacks = []Attack{
+	{Name: "silent streams", Round: silentStreams, Pause: 10 * time.Millisecond, Peak: Usage{Descriptors: 5000, Goroutines: 10000, RSS: 192 << 20}},
+	{Name: "half-open metrics", Round: halfOpen(func(t *Target) (lab.Place, string) { return t.Victim.Do, lab.MetricsAddress }), Pause: time.Second, Peak: fewConnections},
+	{Name: "half-open answers to clients", Round: halfOpen(func(t *Target) (lab.Place, string) { return t.far.Do, t.overlay + ":7948" }), Pause: time.Second, Peak: fewConnections},
+	{Name: "replay", Round: replay, Pause: 200 * time.Millisecond},
+	{Name: "seen elsewhere", Round: seenElsewhere, Pause: 200 * time.Millisecond},
+	{Name: "another's identity", Round: anothersIdentity, Pause: 500 * time.Millisecond},
+	{Name: "another's name", Round: anothersName, Pause: time.Second},
+	{Name: "escapes", Round: escapes, Pause: time.Second},
+	{Name: "networks", Round: networks, Pause: time.Second},
+	{Name: "forged objects", Round: forgedObjects, Pause: time.Second},
+	{Name: "settings", Round: hugeGeneration, Pause: time.Second},
+	{Name: "verdicts", Round: verdicts, Pause: time.Second},
+	{Name: "tombstones", Round: tombstones, Pause: 2 * time.Second},
+	{Name: "names", Round: names, Pause: 5 * time.Second, Keeps: Usage{Heap: 96 << 20, Disk: 10 << 20}},
+}
+
+// fewConnections is what a server of HTTP may have open at the same time.
+var fewConnections = Usage{Descriptors: 600, Goroutines: 1200, RSS: 48 << 20}
+
+// silentStreams opens streams, each from another address, and says nothing over them:
+// hundreds a second.
+func silentStreams(ctx context.Context, t *Target) error {
+	return t.lab.Outside().Do(func() error {
+		for range 100 {
+			if conn, err := t.dial(ctx, t.nobody()); err == nil {
+				t.hold(conn)
+			}
+		}
+		return nil
+	})
+}
+
+// halfOpen opens connections to a server of HTTP. Every other one has asked something,
+// and listens; the rest never gets to the end of a question.
+func halfOpen(where func(t *Target) (lab.Place, string)) func(context.Context, *Target) error {
+	return func(ctx context.Context, t *Target) error {
+		place, addr := where(t)
+		return place(func() error {
+			d := net.Dialer{Timeout: 5 * time.Second}
+			for i := range 1500 {
+				conn, err := d.DialContext(ctx, "tcp", addr)
+				if err != nil {
+					return nil // turned away
+				}
+				question := "GET /healthz HTTP/1.1\r\nHost: a\r\n"
+				if i%2 == 0 {
+					question += "\r\n"
+				}
+				_, _ = conn.Write([]byte(question))
+				t.hold(conn)
+			}
+			return nil
+		})
+	}
+}
+
+// seenElsewhere tells the victim that it is seen where it is not: in the name of the
+// insider, of nodes that do not exist, and of honest ones.
+func seenElsewhere(ctx context.Context, t *Target) error {
+	if err := t.introduce(ctx); err != nil {
+		return err
+	}
+	var packets [][]byte
+	names := []mesh.ID{t.ID(), t.ids[t.Friend], t.ids[t.Far]}
+	for n := range 5 {
+		names = append(names, mesh.ID{0xee, byte(n)})
+	}
+	for i, from := range names {
+		for _, you := range []string{"203.0.113.77:7946", "198.51.100.250:7946", fmt.Sprintf("203.0.113.%d:1024", 100+i)} {
+			p, err := t.Packet(from, t.ids[t.Victim], gossip.AttackPacketAsk, netip.MustParseAddrPort(you), nil)
+			if err != nil {
+				return err
+			}
+			packets = append(packets, p)
+		}
+	}
+	return t.throw(packets)
+}
+
+// introduce gives the victim the insider's own record.
+func (t *Target) introduce(ctx context.Context) error {
+	r, err := record(t.Attacker, insiderName, t.rounds+1, map[int]any{8: t.cluster.Hash()})
+	if err != nil {
+		return err
+	}
+	return t.tell(ctx, [][]byte{r})
+}
+
+// anothersIdentity says at the beginning of streams that it is the victim, or a node that
+// the victim knows.
+func anothersIdentity(ctx context.Context, t *Target) error {
+	state, err := gossip.AttackState(nil)
+	if err != nil {
+		return err
+	}
+	for i, id := range []mesh.ID{t.ids[t.Victim], t.ids[t.Friend], t.ids[t.Far]} {
+		h := gossip.Hello{ID: id, Instance: uint64(1000*t.rounds + i), You: netip.MustParseAddrPort("203.0.113.77:7946")}
+		if err := t.whisper(ctx, h, state); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// anothersName has records with the names of honest nodes, which claim to be older.
+func anothersName(ctx context.Context, t *Target) error {
+	var objects [][]byte
+	for i, n := range t.Nodes() {
+		r, err := record(t.Attacker, n.Name, 3*t.rounds+i+1, map[int]any{7: 1, 8: t.cluster.Hash(), 9: n.Location()})
+		if err != nil {
+			return err
+		}
+		objects = append(objects, r)
+	}
+	return t.tell(ctx, objects)
+}
+
+// escape does things to terminals, to logs, and to files with a setting in each line.
+const escape = "x\x1b[2J\x1b]0;owned\x07\r\nnameserver 192.0.2.66\n\u202e\u0085\u2028"
+
+// escapes writes this into every text that travels.
+func escapes(ctx context.Context, t *Target) error {
+	if err := t.introduce(ctx); err != nil {
+		return err
+	}
+	var objects [][]byte
+	add := func(raw []byte, err error) error {
+		objects = append(objects, raw)
+		return err
+	}
+	for i, change := range []map[int]any{
+		{4: escape},
+		{9: escape},
+		{10: escape},
+		{15: escape + ":7946"},
+		{16: []any{[]any{escape, 51820, "configured"}}},
+		{16: []any{[]any{"192.0.2.7", 51820, escape}}},
+	} {
+		if err := add(record(t.Attacker, insiderName, 100*(t.rounds+1)+i, change)); err != nil {
+			return err
+		}
+	}
+	key := sha256.Sum256([]byte(escape))
+	for _, change := range []map[int]any{{3: escape, 7: []string{"all"}}, {3: insiderName, 7: []string{escape}}} {
+		content := map[int]any{2: time.Now().UnixMilli(), 4: key[:], 6: 1000 + t.rounds}
+		for field, value := range change {
+			content[field] = value
+		}
+		if err := add(t.Object(gossip.AttackClient, content)); err != nil {
+			return err
+		}
+	}
+	for _, change := range []map[int]any{{6: escape, 7: "always"}, {6: "location", 7: escape}} {
+		content := map[int]any{2: t.rounds + 1, 3: t.cluster.Hash(), 4: 1, 5: 2, 8: 1}
+		for field, value := range change {
+			content[field] = value
+		}
+		if err := add(t.Object(gossip.AttackSettings, content)); err != nil {
+			return err
+		}
+	}
+	victim := t.ids[t.Victim]
+	if err := add(t.Object(gossip.AttackVerdict, map[int]any{2: t.rounds + 1, 3: victim[:], 4: escape})); err != nil {
+		return err
+	}
+	if err := t.tell(ctx, objects); err != nil {
+		return err
+	}
+	nothing, err := gossip.AttackState(nil)
+	if err != nil {
+		return err
+	}
+	for _, change := range []func(*mesh.Cluster){
+		func(c *mesh.Cluster) { c.Name = escape },
+		func(c *mesh.Cluster) { c.Trust = escape },
+		func(c *mesh.Cluster) { c.DNS.Domain = escape },
+		func(c *mesh.Cluster) { c.Encapsulation = escape },
+		func(c *mesh.Cluster) { c.Mode = escape },
+	} {
+		if err := t.whisper(ctx, gossip.Hello{ID: t.ID(), Instance: 1, Cluster: change}, nothing); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// firstInsider is the first slot that an insider claims. Whoever has the secret may have
+// one, and is routed to.
+const firstInsider = 200
+
+// networks has nodes give away what nobody may: all addresses, those of the cloud's
+// metadata, of resolvers, of the LAN, of the mesh and of its routers.
+func networks(ctx context.Context, t *Target) error {
+	lan := netip.MustParsePrefix("172.20.1.0/24")
+	var objects [][]byte
+	for i, list := range [][]string{
+		{"169.254.169.254/32"},
+		{"127.0.0.53/32"},
+		{"0.0.0.0/0"},
+		{"::/0"},
+		{"0.0.0.0/1", "128.0.0.0/1"},
+		{"224.0.0.0/4"},
+		{"::1/128", "fe80::/10"},
+		{lan.String()},
+		{t.Friend.Address().String() + "/32"},
+		{t.gossip().Addr().String() + "/32"},
+		{"10.42.0.0/16"},
+		{"10.4.0.0/16"},
+		{"10.43.0.0/16"},
+	} {
+		var prefixes []netip.Prefix
+		for _, text := range list {
+			prefixes = append(prefixes, netip.MustParsePrefix(text))
+		}
+		r, err := record(t.other(i), fmt.Sprintf("%s-%d", insiderName, i), t.rounds+1, map[int]any{
+			6: firstInsider + i, 7: time.Now().UnixMilli(), 8: t.cluster.Hash(), 11: 1420, 13: 51820, 14: 7946, 18: prefixes,
+			16: []any{[]any{"192.0.2.66", 51820, "configured"}}, 19: 1,
+		})
+		if err != nil {
+			return err
+		}
+		objects = append(objects, r)
+	}
+	return t.tell(ctx, objects)
+}
+
+// forgedObjects are four megabytes of objects whose signatures do not hold, in the names
+// of the insider and of honest nodes.
+func forgedObjects(ctx context.Context, t *Target) error {
+	if err := t.introduce(ctx); err != nil {
+		return err
+	}
+	return t.repeat(ctx, 4<<20/400, func(n int) ([]byte, error) {
+		r, err := record(t.Attacker, insiderName, 1000+n, map[int]any{8: t.cluster.Hash(), 15: fmt.Sprintf("%0200d:7946", n)})
+		if err == nil {
+			r[1+n%64] ^= 1
+		}
+		return r, err
+	})
+}
+
+// hugeGeneration tells settings of generations that no file can go beyond.
+func hugeGeneration(ctx context.Context, t *Target) error {
+	if err := t.introduce(ctx); err != nil {
+		return err
+	}
+	var objects [][]byte
+	for i, generation := range []uint64{1 << 40, gossip.AttackMaxSequence, gossip.AttackMaxSequence + 1, 1<<64 - 1} {
+		o, err := t.Object(gossip.AttackSettings, map[int]any{
+			2: 10*t.rounds + i + 1, 3: t.cluster.Hash(), 4: t.rounds + 1, 5: generation, 6: "cross", 7: "never", 8: 1,
+		})
+		if err != nil {
+			return err
+		}
+		objects = append(objects, o)
+	}
+	return t.tell(ctx, objects)
+}
+
+// InPlainText tells settings with which nodes of one location would speak to each other in
+// plain text.
+var InPlainText = Attack{Name: "from full to cross", Round: func(ctx context.Context, t *Target) error {
+	if err := t.introduce(ctx); err != nil {
+		return err
+	}
+	o, err := t.Object(gossip.AttackSettings, map[int]any{
+		2: t.rounds + 1, 3: t.cluster.Hash(), 4: t.rounds + 1, 5: 2, 6: "cross", 7: "always", 8: 1,
+	})
+	if err != nil {
+		return err
+	}
+	return t.tell(ctx, [][]byte{o})
+}, Pause: time.Second}
+
+// verdicts calls the far node and some that nobody knows down, as gateways and as relays,
+// in the highest epochs.
+func verdicts(ctx context.Context, t *Target) error {
+	if err := t.introduce(ctx); err != nil {
+		return err
+	}
+	subjects := []mesh.ID{t.ids[t.Victim], t.ids[t.Friend], t.ids[t.Far], t.ID()}
+	for n := range 1000 {
+		subjects = append(subjects, mesh.ID{0xdd, byte(n), byte(n >> 8)})
+	}
+	var objects [][]byte
+	for i, subject := range subjects {
+		for _, kind := range []byte{gossip.AttackVerdict, gossip.AttackRelay} {
+			for _, epoch := range []uint64{gossip.AttackMaxSequence - 1, gossip.AttackMaxSequence} {
+				if i > 3 && epoch == gossip.AttackMaxSequence {
+					continue
+				}
+				o, err := t.Object(kind, map[int]any{2: epoch, 3: subject[:], 4: "down", 5: 1, 6: 1, 7: 1})
+				if err != nil {
+					return err
+				}
+				objects = append(objects, o)
+			}
+		}
+	}
+	return t.tell(ctx, objects)
+}
+
+// tombstones buries more nodes than there is room for.
+func tombstones(ctx context.Context, t *Target) error {
+	if err := t.introduce(ctx); err != nil {
+		return err
+	}
+	return t.repeat(ctx, 8300, func(n int) ([]byte, error) {
+		target := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(n)))
+		return t.Object(gossip.AttackTombstone, map[int]any{2: 1, 3: target[:len(mesh.ID{})]})
+	})
+}
+
+// names has as many nodes as there is room for, each with six names to look up.
+func names(ctx context.Context, t *Target) error {
+	return t.repeat(ctx, 8100, func(n int) ([]byte, error) {
+		var endpoints []any
+		for i := range mesh.MaxEndpoints {
+			endpoints = append(endpoints, []any{fmt.Sprintf("h%d.n%d.example.invalid", i, n), 51820, "configured"})
+		}
+		return record(t.As(identityOf("names", n)), fmt.Sprintf("%s-%d", insiderName, n), 1, map[int]any{
+			6: firstInsider + n%50, 7: time.Now().UnixMilli(), 8: t.cluster.Hash(), 11: 1420, 13: 51820, 14: 7946,
+			15: fmt.Sprintf("g.n%d.example.invalid:7946", n), 16: endpoints, 19: 1,
+		})
+	})
+}
