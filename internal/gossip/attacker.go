@@ -26,10 +26,8 @@ const (
 	AttackTombstone = byte(kindTombstone)
 	AttackSettings  = byte(kindSettings)
 
-	AttackPacketObjects = byte(kindObjects)
-	AttackPacketSync    = byte(kindSync)
-	AttackPacketHere    = byte(kindHere)
-	AttackPacketAsk     = byte(kindAsk)
+	AttackPacketHere = byte(kindHere)
+	AttackPacketAsk  = byte(kindAsk)
 )
 
 // Limits of what is sent, for an [Attacker].
@@ -78,10 +76,10 @@ func (a *Attacker) Object(kind byte, content map[int]any) ([]byte, error) {
 }
 
 // Packet seals a packet for a node, in the name of any other one.
-func (a *Attacker) Packet(from, to mesh.ID, kind byte, you netip.AddrPort, payload []byte) ([]byte, error) {
+func (a *Attacker) Packet(from, to mesh.ID, kind byte, payload []byte) ([]byte, error) {
 	a.counter++
 	return a.ring.sealPacket(rand.Reader, packet{
-		kind: packetKind(kind), label: labelOf(a.cluster), from: from, boot: a.Boot, counter: a.counter, you: you, payload: payload,
+		kind: packetKind(kind), label: labelOf(a.cluster), from: from, boot: a.Boot, counter: a.counter, payload: payload,
 	}, to)
 }
 
@@ -99,7 +97,7 @@ func (a *Attacker) Greet(conn net.Conn, h Hello) (net.Conn, error) {
 	if h.Cluster != nil {
 		h.Cluster(&c)
 	}
-	return greet(conn, a.ring, rand.Reader, hello{
+	return greeter{a.ring, rand.Reader, a.Identity}.greet(conn, hello{
 		id: h.ID, instance: h.Instance, port: syntheticPort, boot: a.Boot, counter: a.counter, you: h.You, cluster: c,
 	})
 }
@@ -119,11 +117,4 @@ func AttackState(objects [][]byte) ([]byte, error) {
 		return nil, fmt.Errorf("encode the head of a state: %w", err)
 	}
 	return append(b.Bytes(), state...), nil
-}
-
-// AttackObjects is the payload of a packet with these objects, which are to be new to
-// everybody.
-func AttackObjects(objects [][]byte) []byte {
-	payload, _ := packObjects([]byte{byte(fromGossip)}, objects, maxPayload)
-	return payload
 }

@@ -142,7 +142,7 @@ func (t *Target) tell(ctx context.Context, objects [][]byte) error {
 	if err != nil {
 		return err
 	}
-	return t.whisper(ctx, gossip.Hello{ID: t.ID(), Instance: 1}, state)
+	return t.whisper(ctx, t.Attacker, gossip.Hello{ID: t.ID(), Instance: 1}, state)
 }
 
 // repeat tells the victim the same objects in each round.
@@ -159,7 +159,7 @@ func (t *Target) repeat(ctx context.Context, count int, object func(n int) ([]by
 
 // whisper greets the victim, says something, and waits until it closes the stream. The
 // victim may hang up on an attacker at any time.
-func (t *Target) whisper(ctx context.Context, h gossip.Hello, content []byte) error {
+func (t *Target) whisper(ctx context.Context, a *gossip.Attacker, h gossip.Hello, content []byte) error {
 	var conn net.Conn
 	from := t.nobody()
 	if err := t.lab.Outside().Do(func() (err error) {
@@ -173,7 +173,7 @@ func (t *Target) whisper(ctx context.Context, h gossip.Hello, content []byte) er
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
-	s, err := t.Greet(conn, h)
+	s, err := a.Greet(conn, h)
 	if err != nil {
 		return nil
 	}

@@ -76,20 +76,35 @@ func halfOpen(where func(t *Target) (lab.Place, string)) func(context.Context, *
 	}
 }
 
-// seenElsewhere tells the victim that it is seen where it is not: in the name of the
-// insider, of nodes that do not exist, and of honest ones.
+// seenElsewhere tells the victim that it is seen where it is not: by several nodes that
+// have a record and prove their identities, and by packets in the names of honest ones,
+// which also claim to be of a later start.
 func seenElsewhere(ctx context.Context, t *Target) error {
-	if err := t.introduce(ctx); err != nil {
+	var records [][]byte
+	for n := range 8 {
+		r, err := record(t.other(n), fmt.Sprintf("%s-%d", insiderName, n), t.rounds+1, map[int]any{8: t.cluster.Hash()})
+		if err != nil {
+			return err
+		}
+		records = append(records, r)
+	}
+	state, err := gossip.AttackState(records)
+	if err != nil {
 		return err
 	}
-	var packets [][]byte
-	names := []mesh.ID{t.ID(), t.ids[t.Friend], t.ids[t.Far]}
-	for n := range 5 {
-		names = append(names, mesh.ID{0xee, byte(n)})
+	for n := range records {
+		insider := t.other(n)
+		you := netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(77 + n/4)}), 7946)
+		if err := t.whisper(ctx, insider, gossip.Hello{ID: insider.ID(), Instance: 1, You: you}, state); err != nil {
+			return err
+		}
 	}
-	for i, from := range names {
-		for _, you := range []string{"203.0.113.77:7946", "198.51.100.250:7946", fmt.Sprintf("203.0.113.%d:1024", 100+i)} {
-			p, err := t.Packet(from, t.ids[t.Victim], gossip.AttackPacketAsk, netip.MustParseAddrPort(you), nil)
+	var packets [][]byte
+	for _, from := range []mesh.ID{t.ids[t.Friend], t.ids[t.Far]} {
+		for _, kind := range []byte{gossip.AttackPacketAsk, gossip.AttackPacketHere} {
+			forger := t.As(t.Identity)
+			forger.Boot = 1 << 60
+			p, err := forger.Packet(from, t.ids[t.Victim], kind, make([]byte, 8))
 			if err != nil {
 				return err
 			}
@@ -117,7 +132,7 @@ func anothersIdentity(ctx context.Context, t *Target) error {
 	}
 	for i, id := range []mesh.ID{t.ids[t.Victim], t.ids[t.Friend], t.ids[t.Far]} {
 		h := gossip.Hello{ID: id, Instance: uint64(1000*t.rounds + i), You: netip.MustParseAddrPort("203.0.113.77:7946")}
-		if err := t.whisper(ctx, h, state); err != nil {
+		if err := t.whisper(ctx, t.Attacker, h, state); err != nil {
 			return err
 		}
 	}
@@ -199,7 +214,7 @@ func escapes(ctx context.Context, t *Target) error {
 		func(c *mesh.Cluster) { c.Encapsulation = escape },
 		func(c *mesh.Cluster) { c.Mode = escape },
 	} {
-		if err := t.whisper(ctx, gossip.Hello{ID: t.ID(), Instance: 1, Cluster: change}, nothing); err != nil {
+		if err := t.whisper(ctx, t.Attacker, gossip.Hello{ID: t.ID(), Instance: 1, Cluster: change}, nothing); err != nil {
 			return err
 		}
 	}

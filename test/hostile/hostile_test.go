@@ -15,6 +15,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -143,6 +144,9 @@ func underAttack(t *testing.T, ctx context.Context, b *Bed, a Attack, n int) {
 		t.Errorf("meanwhile the victim has changed:\n%s", strings.Join(diff, "\n"))
 	}
 	readable(t, ctx, b)
+	if s, err := b.Victim.Status(ctx); err != nil || slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool { return p.Kind == gossip.ProblemTwin }) {
+		t.Errorf("the victim believes that another daemon has its identity: %v, %+v", err, s.Problems)
+	}
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
