@@ -32,7 +32,7 @@ var Attacks = []Attack{
 	{Name: "forged objects", Round: forgedObjects, Pause: time.Second},
 	{Name: "settings", Round: hugeGeneration, Pause: time.Second},
 	{Name: "verdicts", Round: verdicts, Pause: time.Second},
-	{Name: "tombstones", Round: tombstones, Pause: 2 * time.Second},
+	{Name: "tombstones", Round: tombstones, Pause: 2 * time.Second, Peak: Usage{Disk: 2 << 20}},
 	{Name: "names", Round: names, Pause: 5 * time.Second, Keeps: Usage{Heap: 96 << 20, Disk: 10 << 20}},
 }
 
