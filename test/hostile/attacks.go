@@ -33,8 +33,12 @@ var Attacks = []Attack{
 	{Name: "settings", Round: hugeGeneration, Pause: time.Second},
 	{Name: "verdicts", Round: verdicts, Pause: time.Second},
 	{Name: "tombstones", Round: tombstones, Pause: 2 * time.Second, Peak: Usage{Disk: 2 << 20}},
-	{Name: "names", Round: names, Pause: 5 * time.Second, Keeps: Usage{Heap: 96 << 20, Disk: 10 << 20}},
+	{Name: "names", Round: names, Pause: 5 * time.Second, Full: true, Peak: manyNodes, Keeps: manyNodes},
 }
+
+// manyNodes is what some thousand nodes cost, of which fifty have an address and so a
+// tunnel. WireGuard in the daemon has goroutines and queues for each.
+var manyNodes = Usage{Goroutines: 4000, Heap: 160 << 20, RSS: 256 << 20, Disk: 10 << 20}
 
 // fewConnections is what a server of HTTP may have open at the same time.
 var fewConnections = Usage{Descriptors: 600, Goroutines: 1200, RSS: 48 << 20}

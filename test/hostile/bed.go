@@ -294,6 +294,9 @@ func (b *Bed) Join(ctx context.Context) (Newcomer, error) {
 
 // Leave stops a newcomer, and has an honest node revoke its identity.
 func (b *Bed) Leave(ctx context.Context, n Newcomer) error {
+	if n.Node == nil {
+		return nil // it didn't come so far
+	}
 	s, err := n.Status(ctx)
 	if err == nil {
 		_, err = b.Far.Meshd(ctx, "revoke", s.Node.ID.String())
