@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/meshd/meshd/internal/check"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/test/lab"
@@ -133,12 +132,9 @@ func TestHostileHostPort(t *testing.T) {
 	}
 	v.await(settleLimit, "aware of who asks for its ports", all(
 		shows(netcfg.ProblemPort, "UDP port 51820", "CNI-DN-mallory", pod), shows(netcfg.ProblemPort, "TCP port 7948", pod)), target)
-	named := false
-	for _, f := range v.check(target) {
-		named = named || f.Level == check.Warning && strings.Contains(f.Text, "CNI-DN-mallory") && strings.Contains(f.Text, "TCP port 7946")
-	}
-	if !named {
-		t.Errorf("check names nobody who asks for TCP port 7946: %v", v.check(target))
+	report, _ := target.Command(v.ctx, binary, "check").Output() // whatever else it finds
+	if !strings.Contains(report, "TCP port 7946 is meshd's") || !strings.Contains(report, "CNI-DN-mallory") {
+		t.Errorf("check names nobody who asks for TCP port 7946:\n%s", report)
 	}
 	h, err := v.lab.Host(v.ctx, "newcomer", lab.NAT)
 	v.must(err)
