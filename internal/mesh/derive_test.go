@@ -41,6 +41,10 @@ func TestDeriveTwoNodes(t *testing.T) {
 		Paths:   []mesh.Path{{ID: in.Records[1].ID(), Kind: mesh.PathTunnel}},
 		Inside:  prefixes("10.4.0.0/16", "10.42.0.0/16", "172.16.1.5/32"),
 		Guarded: prefixes("10.4.0.0/16", "10.42.0.0/16"),
+
+		Guests:    prefixes("10.4.128.0/17", "10.42.0.0/16"),
+		PodRanges: []mesh.PodRange{{Range: netip.MustParsePrefix("10.42.0.0/16"), Bits: 24}},
+		Hosts:     prefixes("10.4.0.0/17", "172.16.0.5/32", "172.16.1.5/32", "198.51.0.1/32", "198.51.0.2/32"),
 	}
 	if diff := cmp.Diff(want, got, compareTopologies); diff != "" {
 		t.Errorf("topology (-want +got):\n%s", diff)
