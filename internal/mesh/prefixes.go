@@ -199,12 +199,18 @@ func (d *deriver) serves() []netip.Prefix {
 }
 
 // relayed are the nodes of the own location that this node passes packets on to
-// when nodes elsewhere choose it as a relay.
+// when nodes elsewhere choose it as a relay: tunnel ends, and who hangs on them.
 func (d *deriver) relayed() []*member {
 	if !slices.ContainsFunc(d.relays, func(r relay) bool { return r.member == d.self }) {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(d.self.group.members), func(m *member) bool { return m == d.self || !hidden(m) || !d.tunnelled(d.self, m) })
+	var ms []*member
+	for _, m := range d.self.group.members {
+		if m != d.self && hidden(m) && d.tunnelled(d.self, m) {
+			ms = append(ms, m.carries...)
+		}
+	}
+	return ms
 }
 
 // lodgers are other nodes of the own location that clients reach through this one.
