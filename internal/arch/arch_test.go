@@ -334,22 +334,24 @@ func goTool(t *testing.T, args ...string) []byte {
 	return out
 }
 
-// TestNamedTestsExist looks for the tests that docs/testing.md names, which may be
-// the beginnings of names.
+// TestNamedTestsExist looks for the tests that docs name, which may be the beginnings
+// of names.
 func TestNamedTestsExist(t *testing.T) {
-	text, err := os.ReadFile("../../docs/testing.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var declared bytes.Buffer
 	walk(t, func(path string, content []byte) {
 		if strings.HasSuffix(path, "_test.go") {
 			declared.Write(content)
 		}
 	})
-	for _, name := range regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(string(text), -1) {
-		if !bytes.Contains(declared.Bytes(), []byte("\nfunc "+name)) {
-			t.Errorf("docs/testing.md names %s, which does not exist", name)
+	for _, doc := range []string{"docs/testing.md", "docs/security.md"} {
+		text, err := os.ReadFile(filepath.Join(root(t), doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(string(text), -1) {
+			if !bytes.Contains(declared.Bytes(), []byte("\nfunc "+name)) {
+				t.Errorf("%s names %s, which does not exist", doc, name)
+			}
 		}
 	}
 }
