@@ -123,10 +123,10 @@ func garbage(chance *rand.Rand) []byte {
 	size := chance.IntN(30)
 	return [][]byte{
 		random,
-		append([]byte{1}, random...),
+		append([]byte{2}, random...),
 		append([]byte{0}, []byte(strings.Repeat("\xff", 44))...),
 		append([]byte{10, 0, 0, 0, byte(size)}, make([]byte, size)...),
-		{1, 0xff, 0xff}, // meshd's hello, with a length that none has
+		{2, 0xff, 0xff}, // meshd's hello, with a length that none has
 	}[chance.IntN(5)]
 }
 
@@ -149,11 +149,13 @@ func sendPackets(chance *rand.Rand, at string) error {
 }
 
 // idleStreams are more than one source may have.
-const idleStreams = 20
+const idleStreams = 80
 
-// openStreams sends nothing over the last streams and leaves them open for a moment.
+// openStreams sends nothing over the last streams and leaves them open until the node
+// ends the first of them, as it does when there are too many.
 func openStreams(chance *rand.Rand, at string) error {
 	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(lab.OutsideAddr, 0))}
+	var idle []net.Conn
 	for i := range garbageStreams {
 		conn, err := dialer.Dial("tcp", at)
 		if errors.Is(err, unix.ECONNRESET) {
@@ -164,11 +166,13 @@ func openStreams(chance *rand.Rand, at string) error {
 		}
 		if i >= garbageStreams-idleStreams {
 			defer conn.Close()
+			idle = append(idle, conn)
 			continue
 		}
 		_, _ = conn.Write(garbage(chance)) // fails where the stream is over the limit
 		_ = conn.Close()
 	}
+	_, _ = idle[0].Read(make([]byte, 1))
 	return nil
 }
 
