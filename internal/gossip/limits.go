@@ -30,6 +30,10 @@ const (
 	// maxState bounds what one stream may bring in.
 	maxState = 8 << 20
 
+	// maxQueued bounds what waits to be gossiped: a record of each node, as when all
+	// start at once. What is left out is found by comparing stores.
+	maxQueued = maxAuthors
+
 	// maxRaised bounds what is read of sequences that were seen before a restart.
 	maxRaised = 32 * maxAuthors
 

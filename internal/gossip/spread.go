@@ -193,6 +193,7 @@ func (g *Gossip) spread(news []object) {
 		raws = append(raws, o.raw)
 		g.queue.QueueBroadcast(broadcast{o})
 	}
+	g.queue.Prune(maxQueued)
 	others, own := g.members.others(), false
 	for _, o := range news {
 		_, isVerdict := o.body.(verdict)

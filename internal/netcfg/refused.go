@@ -35,7 +35,8 @@ func gone(err error) bool {
 	return errors.As(err, &notFound) || errors.Is(err, unix.ENODEV)
 }
 
-// SplitRefused takes the refused steps out of an error of Apply.
+// SplitRefused takes the refused steps out of an error of Apply. An error without any
+// stays as it is: it may wrap several and have a text of its own.
 func SplitRefused(err error) (refused []*RefusedStep, rest error) {
 	if r, ok := err.(*RefusedStep); ok {
 		return []*RefusedStep{r}, nil
@@ -48,6 +49,9 @@ func SplitRefused(err error) (refused []*RefusedStep, rest error) {
 	for _, e := range joined.Unwrap() {
 		more, other := SplitRefused(e)
 		refused, others = append(refused, more...), append(others, other)
+	}
+	if len(refused) == 0 {
+		return nil, err
 	}
 	return refused, errors.Join(others...)
 }
