@@ -26,6 +26,10 @@ type village struct {
 	config  func(n *lab.Node, more ...string) string
 }
 
+// slowProbes are for gateways that must not be taken for dead because the machine is
+// busy.
+var slowProbes = []string{"probe: {interval: 1s, misses: 5}"}
+
 // cluster are the lines of the section cluster: ranges of both families, and what
 // may change with the generation. Before it is how gateways are watched.
 func cluster(generation int, mode mesh.Mode, more ...string) []string {
