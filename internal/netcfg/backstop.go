@@ -22,6 +22,9 @@ import (
 // an unreachable route would end each attempt to connect with EHOSTUNREACH
 // (tcp_v4_err), and give an error to UDP sockets that are connected. The price is that
 // programs of the host itself get EINVAL instead of EHOSTUNREACH.
+//
+// systemd-networkd deletes it when it starts, unless its ManageForeignRoutes= is off:
+// then the chain exit stands alone until the daemon has put it back.
 func backstop(dst netip.Prefix) *netlink.Route {
 	return &netlink.Route{
 		Dst:      ipNetOf(dst),

@@ -317,6 +317,8 @@ func testRestart(t *testing.T, nodes []*node) {
 
 // testNetworkd: systemd-networkd takes no route away, nor any address, when it
 // starts or is told to look again; not even with a file that matches every device.
+// Only the backstops go, which are on no device that could be unmanaged, and the
+// daemon puts them back.
 func testNetworkd(t *testing.T, nodes []*node) {
 	n := nodes[0]
 	n.sh(t, `printf '[Match]\nName=*\n[Network]\nLinkLocalAddressing=no\n' >/etc/systemd/network/99-all.network
@@ -326,13 +328,20 @@ func testNetworkd(t *testing.T, nodes []*node) {
 	}
 	n.sh(t, "kill $(cat /run/monitor.pid)")
 	for line := range strings.Lines(n.sh(t, "cat /run/monitor")) {
-		if strings.HasPrefix(line, "Deleted") && (strings.Contains(line, "meshd0") || strings.Contains(line, "kube-bridge") || strings.Contains(line, "proto 77")) {
+		if strings.HasPrefix(line, "Deleted") && !strings.HasPrefix(line, "Deleted blackhole ") && (strings.Contains(line, "meshd0") || strings.Contains(line, "kube-bridge") || strings.Contains(line, "proto 77")) {
 			t.Errorf("systemd-networkd made the kernel say: %s", line)
 		}
 	}
 	if got := n.sh(t, "networkctl list --no-legend meshd0 kube-bridge | awk '{print $2, $5}'"); got != "meshd0 unmanaged\nkube-bridge unmanaged" && got != "kube-bridge unmanaged\nmeshd0 unmanaged" {
 		t.Errorf("for systemd-networkd our devices are %q, want unmanaged", got)
 	}
+	eventually(t, "the backstops are back", func() error {
+		const want = "blackhole 10.4.0.0/16\nblackhole 10.42.0.0/16"
+		if got := n.sh(t, "ip route show proto 77 type blackhole | awk '{print $1, $2}'"); got != want {
+			return fmt.Errorf("got %q, want %q", got, want)
+		}
+		return nil
+	})
 	n.sh(t, "rm /etc/systemd/network/99-all.network")
 	reachAll(t, nodes)
 }
