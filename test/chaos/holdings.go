@@ -102,7 +102,7 @@ func countRules(h *holdings) error {
 // most is what a host needs in whatever mode: peers are the seven others, routes three
 // for each of them and two for each of the whole ranges, and of the rules more than there ever
 // are, but not many more.
-var most = holdings{Peers: 7, Routes: 25, Links: 2, Rules: 70}
+var most = holdings{Peers: 7, Routes: 25, Links: 2, Rules: 240}
 
 // enough returns an error if a host has more than the town needs.
 func enough(n *lab.Node) error {
