@@ -69,7 +69,7 @@ func (s *store) worth(o object) outcome {
 	switch {
 	case o.body.sequence() < s.highest[o.key]:
 		return stale
-	case o.body.covered(s.buried):
+	case s.covers(o):
 		return buried
 	}
 	return fresh
@@ -77,15 +77,15 @@ func (s *store) worth(o object) outcome {
 
 // put takes in a checked object.
 func (s *store) put(o object) outcome {
-	sequence, highest := o.body.sequence(), s.highest[o.key]
+	sequence := o.body.sequence()
 	held, holds := s.objects[o.key]
-	switch {
-	case holds && held.sum == o.sum:
+	if holds && held.sum == o.sum {
 		return known
-	case sequence < highest:
-		return stale
-	case s.covers(o):
-		return buried
+	}
+	if worth := s.worth(o); worth != fresh {
+		return worth
+	}
+	switch {
 	case holds && sequence == held.body.sequence():
 		if bytes.Compare(o.sum[:], held.sum[:]) < 0 {
 			s.replace(o)
