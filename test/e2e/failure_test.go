@@ -5,10 +5,12 @@ package e2e
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -98,7 +100,14 @@ func TestRestartWithoutSeeds(t *testing.T) {
 	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
 		m := settledMesh(t, u, 4)
 		seed, rest := m.nodes[0], m.nodes[1:]
-		before := addresses(t, m.settle(settleLimit, m.nodes...)[1:])
+		// Whom nobody has told yet where the others see it has no address to be found at.
+		found := m.await(settleLimit, "known by its public address", func(s control.Status) bool {
+			return lab.Sees(len(rest))(s) && len(s.Node.Endpoints) > 0
+		}, m.nodes...)
+		before := addresses(t, found[1:])
+		m.await(settleLimit, "told of everybody's address", func(s control.Status) bool {
+			return !slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return p.Endpoint == "" })
+		}, rest...)
 		for _, n := range m.nodes {
 			m.must(n.Stop())
 		}
