@@ -11,8 +11,13 @@ import (
 
 // maxAuthors bounds the nodes that have a say: twice the largest mesh that was
 // measured. It bounds the store, and with it everything derived from it. Who is
-// known keeps its place; it is newcomers that find none.
-const maxAuthors = 1024
+// known keeps its place; it is newcomers that find none. maxUnmet of the places may
+// be taken by nodes that have not greeted us, which anybody with the secret can
+// invent by the thousand; the rest is for those who have.
+const (
+	maxAuthors = 1024
+	maxUnmet   = maxAuthors * 3 / 4
+)
 
 // class is what objects share a budget with: those of their kind, except that
 // revocations have room of their own, so that tombstones never keep anybody
@@ -120,13 +125,16 @@ func decrement(counts map[mesh.ID]int, id mesh.ID) {
 	}
 }
 
+// isNoPlaceFor reports whether an author is one node too many.
+func (s *store) isNoPlaceFor(author mesh.ID) bool {
+	n := len(s.authors)
+	return s.authors[author] == 0 && (n >= maxAuthors || n >= maxUnmet && !s.met(author))
+}
+
 // admits reports whether there is room for one more object of an author.
-func (u *usage) admits(h holder) bool {
-	if u.authors[h.author] == 0 && len(u.authors) >= maxAuthors {
-		return false
-	}
+func (s *store) admits(h holder) bool {
 	b := budgets[h.class]
-	return len(u.held[h]) < b.own || u.shared[h.class] < b.shared
+	return !s.isNoPlaceFor(h.author) && (len(s.held[h]) < b.own || s.shared[h.class] < b.shared)
 }
 
 // makeRoom reports whether there is room for an object, and makes some by
@@ -184,8 +192,12 @@ func (g *Gossip) meetFull(o object) {
 // fullProblem says who fills the store, and what helps. The caller holds g.mu.
 func (g *Gossip) fullProblem(o object) mesh.Problem {
 	p := mesh.Problem{Kind: ProblemFull, Node: g.nameOf(g.self)}
-	if g.store.authors[o.key.author] == 0 && len(g.store.authors) >= maxAuthors {
-		p.Text = fmt.Sprintf("this node knows of %d nodes and takes in no more: nodes that are new are not seen", len(g.store.authors))
+	if g.store.isNoPlaceFor(o.key.author) {
+		n := len(g.store.authors)
+		p.Text = fmt.Sprintf("this node knows of %d nodes and takes in no more: nodes that are new are not seen", n)
+		if n < maxAuthors {
+			p.Text = fmt.Sprintf("this node knows of %d nodes and takes in %d more, if they greet it themselves: others are not seen", n, maxAuthors-n)
+		}
 		p.Advice = "run meshd forget for nodes that are gone; if there are many that you don't know, change the secret, or set cluster.trust: list"
 		return p
 	}

@@ -215,6 +215,7 @@ func newGossip(o Options) (*Gossip, error) {
 	g.store.self = self
 	g.trust(o.Cluster, o.Trusted)
 	g.restore(o.Remembered)
+	g.store.met = g.transport.hasMet
 	for _, r := range g.store.records() {
 		if r.ID() == self {
 			g.transport.voices.remember(r, g.now())

@@ -32,7 +32,8 @@ const (
 // of a budget is used up, whatever came first stays; what is within its author's
 // own room is equal everywhere even then. It has no lock of its own.
 type store struct {
-	self    mesh.ID // always finds its own room
+	self    mesh.ID            // always finds its own room
+	met     func(mesh.ID) bool // whether a node has greeted us, which takes its key
 	objects map[objectKey]object
 	rest    map[objectKey]object           // those that are no records: few, and looked through in every turn
 	sums    map[[sha256.Size]byte]struct{} // of objects, to know a copy without checking its signature
@@ -47,6 +48,7 @@ type store struct {
 
 func newStore() *store {
 	return &store{
+		met:     func(mesh.ID) bool { return true }, // of what is on disk, it is not known any more
 		objects: make(map[objectKey]object),
 		rest:    make(map[objectKey]object),
 		sums:    make(map[[sha256.Size]byte]struct{}),

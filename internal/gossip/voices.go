@@ -57,6 +57,16 @@ func (v *voices) hear(by mesh.ID, said voice) bool {
 	return !same || old.gotIn.IsZero() != said.gotIn.IsZero()
 }
 
+// has reports whether a node has said anything.
+func (v *voices) has(id mesh.ID) bool {
+	for _, four := range []bool{true, false} {
+		if _, ok := v.said[voiceKey{id, four}]; ok {
+			return true
+		}
+	}
+	return false
+}
+
 // oldest returns whose voice was heard longest ago.
 func (v *voices) oldest() (key voiceKey) {
 	var at time.Time
@@ -114,6 +124,13 @@ func (t *transport) hearVoice(s *stream, dialled bool) {
 	if t.voices.hear(s.peer.id, said) {
 		t.changed()
 	}
+}
+
+// hasMet reports whether a node has proved its identity in a greeting.
+func (t *transport) hasMet(id mesh.ID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.voices.has(id)
 }
 
 // recognise notes an address of our own configuration as ours: we have dialled it

@@ -26,7 +26,7 @@ type Attack struct {
 	Name  string
 	Round func(ctx context.Context, t *Target) error
 	Pause time.Duration // between two rounds
-	Full  bool          // takes all places for nodes, so that newcomers find none before it is over
+	Many  bool          // leaves behind more nodes than can be revoked one by one
 
 	// Peak is how much more than before the victim may use meanwhile, and Keeps how much
 	// more afterwards, beside what it may always.

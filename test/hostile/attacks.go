@@ -33,7 +33,7 @@ var Attacks = []Attack{
 	{Name: "settings", Round: hugeGeneration, Pause: time.Second},
 	{Name: "verdicts", Round: verdicts, Pause: time.Second},
 	{Name: "tombstones", Round: tombstones, Pause: 2 * time.Second, Peak: Usage{Disk: 2 << 20}},
-	{Name: "names", Round: names, Pause: 5 * time.Second, Full: true, Peak: manyNodes, Keeps: manyNodes},
+	{Name: "names", Round: names, Pause: 5 * time.Second, Many: true, Peak: manyNodes, Keeps: manyNodes},
 }
 
 // manyNodes is what some thousand nodes cost, of which fifty have an address and so a

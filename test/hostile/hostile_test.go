@@ -129,13 +129,11 @@ func underAttack(t *testing.T, ctx context.Context, b *Bed, a Attack, n int) {
 	case err := <-done:
 		t.Fatal(err)
 	}
-	var newcomer Newcomer
-	if !a.Full {
-		if newcomer, err = b.Join(ctx); err != nil {
-			t.Errorf("newcomer: %s", firstWords(err))
-		} else {
-			t.Logf("newcomer was online after %s", newcomer.Took.Round(time.Millisecond))
-		}
+	newcomer, err := b.Join(ctx)
+	if err != nil {
+		t.Errorf("newcomer: %s", firstWords(err))
+	} else {
+		t.Logf("newcomer was online after %s", newcomer.Took.Round(time.Millisecond))
 	}
 	if err := b.Verdict(ctx); err != nil {
 		t.Errorf("verdict of an honest node: %s", firstWords(err))
@@ -204,8 +202,8 @@ func look(ctx context.Context, b *Bed) (sight, error) {
 func settled(ctx context.Context, b *Bed, before sight, a Attack) (sight, error) {
 	keeps := a.Keeps
 	var about []string
-	if a.Full {
-		about = claimable // there are too many to revoke
+	if a.Many {
+		about = claimable
 	}
 	allowed := Usage{
 		always.Descriptors + keeps.Descriptors, always.Goroutines + keeps.Goroutines,
