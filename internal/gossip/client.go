@@ -112,19 +112,12 @@ func (g *Gossip) AddClient(c mesh.Client) (mesh.Client, error) {
 	if err != nil {
 		return mesh.Client{}, fmt.Errorf("add client %s: %w", c.Name, err)
 	}
-	g.mu.Lock()
-	result := g.store.put(o)
-	var room mesh.Problem
-	if result == full {
-		room = g.fullProblem(o)
+	result, err := g.put(o)
+	if err == nil && result != fresh {
+		err = ErrStale
 	}
-	g.mu.Unlock()
-	switch result {
-	case fresh:
-	case full:
-		return mesh.Client{}, fmt.Errorf("add client %s: %s; %s", c.Name, room.Text, room.Advice)
-	default:
-		return mesh.Client{}, fmt.Errorf("add client %s: %w", c.Name, ErrStale)
+	if err != nil {
+		return mesh.Client{}, fmt.Errorf("add client %s: %w", c.Name, err)
 	}
 	g.signal()
 	g.spread([]object{o})

@@ -392,22 +392,18 @@ func (g *Gossip) Forget(target mesh.ID, upTo uint64) error {
 	if err != nil {
 		return fmt.Errorf("forget %v: %w", target, err)
 	}
-	g.mu.Lock()
-	result := g.store.put(o)
-	counts := g.store.buried[target] >= upTo
-	var room mesh.Problem
-	if result == full {
-		room = g.fullProblem(o)
-	}
-	g.mu.Unlock()
-	if result == full {
-		return fmt.Errorf("forget %v: %s; %s", target, room.Text, room.Advice)
+	result, err := g.put(o)
+	if err != nil {
+		return fmt.Errorf("forget %v: %w", target, err)
 	}
 	if result == fresh {
 		g.signal()
 		g.spread([]object{o})
 		g.agree()
 	}
+	g.mu.Lock()
+	counts := g.store.buried[target] >= upTo
+	g.mu.Unlock()
 	if !counts {
 		return fmt.Errorf("forget %v: %w", target, ErrOverruled)
 	}
@@ -421,6 +417,19 @@ func (g *Gossip) sign(kind objectKind, payload []byte) (object, error) {
 		return object{}, err
 	}
 	return decodeObject(g.name, raw)
+}
+
+// put takes an object of ours into the store. If there is no room, the error says who
+// has taken it.
+func (g *Gossip) put(o object) (outcome, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	result := g.store.put(o)
+	if result == full {
+		p := g.fullProblem(o)
+		return full, fmt.Errorf("%s; %s", p.Text, p.Advice)
+	}
+	return result, nil
 }
 
 // ownSequence is what a new record of ours must go beyond.
