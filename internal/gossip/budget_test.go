@@ -5,10 +5,10 @@ package gossip
 import (
 	"crypto/ed25519"
 	"encoding/binary"
-	"net/netip"
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
