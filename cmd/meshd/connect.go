@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/control"
@@ -45,7 +47,9 @@ none that this host is in.`,
 			if err != nil {
 				return usageError{fmt.Errorf("%s: %w; it must be as meshd client add writes it", args[0], err)}
 			}
-			return connect.Run(cmd.Context(), connect.Options{Interface: device, File: file, Logger: newLogger(cmd.ErrOrStderr(), verbose)})
+			return connect.Run(cmd.Context(), connect.Options{
+				Interface: device, File: file, Logger: newLogger(cmd.ErrOrStderr(), verbose), Now: time.Now, Resolver: net.DefaultResolver,
+			})
 		},
 	}
 	cmd.Flags().StringVar(&device, "interface", "mesh0", "`name` of the WireGuard device")

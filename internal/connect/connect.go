@@ -60,14 +60,30 @@ type Options struct {
 	Interface string
 	File      File
 	Logger    *slog.Logger
+	Now       func() time.Time
+	Resolver  Resolver // of the names of endpoints
+}
+
+// Resolver looks up addresses; *net.Resolver is one.
+type Resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+}
+
+// kernel is where the tunnels are.
+type kernel interface {
+	Observe(ctx context.Context, desired netcfg.State) (netcfg.State, error)
+	Apply(ctx context.Context, plan netcfg.Plan) error
+	Speak(ctx context.Context, to netip.Addr) error
 }
 
 // client is a running one.
 type client struct {
 	Options
-	host   *netcfg.Host
-	http   http.Client
-	tunnel netcfg.Tunnel // but for the peers
+	kernel     kernel
+	attached   func() ([]netip.Prefix, error)               // this host's own networks
+	resolvconf func(ctx context.Context, text string) error // see setResolver
+	http       http.Client
+	tunnel     netcfg.Tunnel // but for the peers
 
 	config   control.ClientConfig // as it was told last
 	missed   map[string]int       // by public key, in a row
@@ -91,17 +107,14 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	c := &client{
-		Options: o, config: o.File.Config, missed: make(map[string]int), resolved: make(map[string]resolved),
-		tunnel: netcfg.Tunnel{Interface: o.Interface, PrivateKey: o.File.PrivateKey, ListenPort: port},
-		http:   newHTTP(),
-	}
-	if c.host, err = netcfg.NewHost(netcfg.HostOptions{Logger: o.Logger, Interface: o.Interface}); err != nil {
+	host, err := netcfg.NewHost(netcfg.HostOptions{Logger: o.Logger, Interface: o.Interface})
+	if err != nil {
 		return fmt.Errorf("open host: %w", err)
 	}
+	c := newClient(o, host, port)
 	defer func() {
-		_, removeErr := c.host.Remove(context.WithoutCancel(ctx))
-		err = errors.Join(err, c.setResolver(context.WithoutCancel(ctx), control.ClientConfig{}), removeErr, c.host.Close())
+		_, removeErr := host.Remove(context.WithoutCancel(ctx))
+		err = errors.Join(err, c.setResolver(context.WithoutCancel(ctx), control.ClientConfig{}), removeErr, host.Close())
 	}()
 	if err := c.apply(ctx); err != nil {
 		return err
@@ -115,6 +128,17 @@ func Run(ctx context.Context, o Options) (err error) {
 			return nil
 		case <-tick.C:
 		}
+	}
+}
+
+// newClient returns a client that goes by what its file says.
+func newClient(o Options, k kernel, port int) *client {
+	return &client{
+		Options: o, kernel: k, http: newHTTP(), config: o.File.Config,
+		attached:   func() ([]netip.Prefix, error) { return attached(o.Interface) },
+		resolvconf: func(ctx context.Context, text string) error { return resolvconf(ctx, o.Interface, text) },
+		tunnel:     netcfg.Tunnel{Interface: o.Interface, PrivateKey: o.File.PrivateKey, ListenPort: port},
+		missed:     make(map[string]int), resolved: make(map[string]resolved),
 	}
 }
 
@@ -196,8 +220,8 @@ func (c *client) learn(ctx context.Context) (told control.ClientConfig, err erro
 		rand.Shuffle(len(ps), func(i, j int) { ps[i], ps[j] = ps[j], ps[i] })
 		return ps[:min(len(ps), askAtOnce)]
 	}
-	if time.Since(c.tried) >= tryAgain {
-		c.tried = time.Now()
+	if c.Now().Sub(c.tried) >= tryAgain {
+		c.tried = c.Now()
 		_, _ = c.ask(ctx, others(true)) // it counts who answers
 	}
 	gateway := gatewayOf(c.config)
@@ -343,7 +367,7 @@ func check(c control.ClientConfig) error {
 func (c *client) apply(ctx context.Context) error {
 	t := c.tunnel
 	t.MTU, t.Addresses = c.config.MTU, c.config.Overlay
-	others, err := attached(c.Interface)
+	others, err := c.attached()
 	if err != nil {
 		return err
 	}
@@ -361,12 +385,12 @@ func (c *client) apply(ctx context.Context) error {
 		})
 	}
 	desired := t.State()
-	observed, err := c.host.Observe(ctx, desired)
+	observed, err := c.kernel.Observe(ctx, desired)
 	if err != nil {
 		return fmt.Errorf("observe host: %w", err)
 	}
-	if plan := netcfg.Diff(observed, desired, netcfg.Options{Now: time.Now(), Prune: true}); !plan.Empty() {
-		if err := c.host.Apply(ctx, plan); err != nil {
+	if plan := netcfg.Diff(observed, desired, netcfg.Options{Now: c.Now(), Prune: true}); !plan.Empty() {
+		if err := c.kernel.Apply(ctx, plan); err != nil {
 			return fmt.Errorf("apply plan: %w", err)
 		}
 	}
@@ -414,16 +438,16 @@ func (c *client) peers() []control.ClientPeer {
 // speak has WireGuard shake hands where there is no session: pods and nodes can't
 // begin, because they don't know where the client is.
 func (c *client) speak(ctx context.Context, observed netcfg.State) {
-	if time.Since(c.spoken) < tryAgain {
+	if c.Now().Sub(c.spoken) < tryAgain {
 		return
 	}
-	c.spoken = time.Now()
+	c.spoken = c.Now()
 	for _, p := range c.config.Peers {
 		i := slices.IndexFunc(observed.Peers, func(o netcfg.Peer) bool { return o.Key.String() == p.PublicKey })
-		if i >= 0 && time.Since(observed.Peers[i].LastHandshake) < netcfg.HandshakeFresh {
+		if i >= 0 && c.Now().Sub(observed.Peers[i].LastHandshake) < netcfg.HandshakeFresh {
 			continue
 		}
-		if err := c.host.Speak(ctx, p.Overlay); err != nil {
+		if err := c.kernel.Speak(ctx, p.Overlay); err != nil {
 			c.Logger.Debug("speak to peer", "peer", p.Name, "err", err)
 		}
 	}
@@ -437,7 +461,7 @@ func (c *client) resolve(ctx context.Context, peers []control.ClientPeer) {
 	var due []string
 	for _, p := range peers {
 		host, _, _ := net.SplitHostPort(p.Endpoint)
-		if _, err := netip.ParseAddr(host); err != nil && time.Since(c.resolved[host].at) >= resolveEvery && !slices.Contains(due, host) {
+		if _, err := netip.ParseAddr(host); err != nil && c.Now().Sub(c.resolved[host].at) >= resolveEvery && !slices.Contains(due, host) {
 			due = append(due, host)
 		}
 	}
@@ -445,7 +469,7 @@ func (c *client) resolve(ctx context.Context, peers []control.ClientPeer) {
 	var asking sync.WaitGroup
 	for i, host := range due {
 		asking.Go(func() {
-			addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+			addrs, err := c.Resolver.LookupNetIP(ctx, "ip", host)
 			if err != nil || len(addrs) == 0 {
 				c.Logger.Debug("resolve endpoint", "host", host, "err", err)
 				return
@@ -458,7 +482,7 @@ func (c *client) resolve(ctx context.Context, peers []control.ClientPeer) {
 		if !found[i].IsValid() {
 			found[i] = c.resolved[host].addr
 		}
-		c.resolved[host] = resolved{found[i], time.Now()}
+		c.resolved[host] = resolved{found[i], c.Now()}
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -207,7 +208,7 @@ func TestLearn(t *testing.T) {
 	if err := server.Keep([]netip.Addr{second}); err != nil {
 		t.Fatal(err)
 	}
-	c := &client{Options: Options{Logger: log, File: file}, missed: make(map[string]int), http: newHTTP()}
+	c := newClient(Options{Logger: log, File: file, Now: time.Now}, nil, 0)
 	c.config.Peers = []control.ClientPeer{
 		{ID: idOf(signer(1)), Name: "first", PublicKey: "f", Overlay: first, ServiceGateway: true}, {ID: idOf(signer(1)), Name: "second", PublicKey: "s", Overlay: second},
 	}

@@ -34,10 +34,7 @@ func laptop(t testing.TB) *client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &client{
-		Options: Options{Logger: slog.New(slog.DiscardHandler), File: file}, config: file.Config,
-		missed: make(map[string]int), resolved: make(map[string]resolved), http: newHTTP(),
-	}
+	return newClient(Options{Interface: "mesh0", File: file, Logger: slog.New(slog.DiscardHandler), Now: time.Now}, nil, 51820)
 }
 
 // An answer counts if the node that was asked signed it, for this client and this

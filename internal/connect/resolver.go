@@ -4,6 +4,7 @@ package connect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -11,9 +12,8 @@ import (
 	"github.com/meshd/meshd/internal/control"
 )
 
-// setResolver tells resolvconf(8), which systemd-resolved and openresolv have, whom to
-// ask for names, as wg-quick(8) does: as what counts alone, and with our link. A system
-// without it goes on as it is.
+// setResolver has the system ask the resolver of a configuration for names, alone, and
+// none of ours if it names none. A system without resolvconf goes on as it is.
 func (c *client) setResolver(ctx context.Context, config control.ClientConfig) error {
 	text := ""
 	if config.Resolver != "" {
@@ -25,20 +25,28 @@ func (c *client) setResolver(ctx context.Context, config control.ClientConfig) e
 	if text == c.resolver {
 		return nil
 	}
-	path, err := exec.LookPath("resolvconf")
-	if err != nil {
+	err := c.resolvconf(ctx, text)
+	if errors.Is(err, exec.ErrNotFound) {
 		c.Logger.Warn("resolvconf is not installed: names of the cluster don't resolve")
-		c.resolver = text
-		return nil
+		err = nil
 	}
-	cmd := exec.CommandContext(ctx, path, "-d", c.Interface, "-f")
+	if err != nil {
+		return fmt.Errorf("set resolver: %w", err)
+	}
+	c.resolver = text
+	return nil
+}
+
+// resolvconf tells resolvconf(8), which systemd-resolved and openresolv have, what is
+// asked on a link, as wg-quick(8) does: it is what counts alone. "" takes it back.
+func resolvconf(ctx context.Context, link, text string) error {
+	cmd := exec.CommandContext(ctx, "resolvconf", "-d", link, "-f")
 	if text != "" {
-		cmd = exec.CommandContext(ctx, path, "-a", c.Interface, "-m", "0", "-x")
+		cmd = exec.CommandContext(ctx, "resolvconf", "-a", link, "-m", "0", "-x")
 		cmd.Stdin = strings.NewReader(text)
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("set resolver: resolvconf: %w: %s", err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("resolvconf: %w: %s", err, strings.TrimSpace(string(out)))
 	}
-	c.resolver = text
 	return nil
 }
