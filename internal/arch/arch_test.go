@@ -37,7 +37,7 @@ var mayImport = map[string][]string{
 	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",
-		"internal/gossip", "internal/k3s", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/probe", "internal/state",
+		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/probe", "internal/state",
 	},
 	"internal/gossip":    {"internal/mesh"},
 	"internal/httplimit": {},

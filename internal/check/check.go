@@ -30,6 +30,7 @@ import (
 	"strings"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
@@ -169,24 +170,17 @@ func (f Facts) names(cfg config.Config) []Finding {
 	return out
 }
 
-// overhead is what WireGuard adds to a packet, and leastIPv6 what IPv6 needs; see
-// package netcfg.
-const (
-	overhead  = 80
-	leastIPv6 = 1280
-)
-
 func (f Facts) mtu(cfg config.Config) []Finding {
 	const what = "mtu"
 	_, v6 := cfg.Cluster.Families()
-	fits := f.Host.MTU - overhead
+	fits := f.Host.MTU - mesh.Overhead
 	switch {
 	case f.Host.MTU == 0:
 		return []Finding{{Warning, what, "this host has no default route", "give it one, so that it reaches the other nodes"}}
 	case cfg.WireGuard.MTU > fits:
 		return []Finding{{Warning, what, fmt.Sprintf("wireguard.mtu is %d, but only %d fit through the uplink's %d", cfg.WireGuard.MTU, fits, f.Host.MTU), "set wireguard.mtu to auto"}}
-	case v6 && fits < leastIPv6:
-		return []Finding{{Warning, what, fmt.Sprintf("IPv6 needs an MTU of %d inside the tunnels, and only %d fit through the uplink's %d: packets will come in fragments", leastIPv6, fits, f.Host.MTU), fmt.Sprintf("raise the uplink's MTU to %d, or use IPv4 ranges only", leastIPv6+overhead)}}
+	case v6 && fits < mesh.MinMTU6:
+		return []Finding{{Warning, what, fmt.Sprintf("IPv6 needs an MTU of %d inside the tunnels, and only %d fit through the uplink's %d: packets will come in fragments", mesh.MinMTU6, fits, f.Host.MTU), fmt.Sprintf("raise the uplink's MTU to %d, or use IPv4 ranges only", mesh.MinMTU6+mesh.Overhead)}}
 	}
 	return ok(what, "%d on the uplink leave %d for the tunnels", f.Host.MTU, fits)
 }

@@ -281,15 +281,12 @@ func (d *decoder) checkLocationIPs() {
 	}
 }
 
-// minMTU6 is what every link with IPv6 must carry (RFC 8200, section 5).
-const minMTU6 = 1280
-
 func (d *decoder) checkMTU() {
-	if mtu := d.config.WireGuard.MTU; mtu == 0 || mtu >= minMTU6 {
+	if mtu := d.config.WireGuard.MTU; mtu == 0 || mtu >= mesh.MinMTU6 {
 		return
 	}
 	if _, v6 := d.config.Cluster.Families(); v6 {
-		d.report("wireguard.mtu", fmt.Sprintf("%d is too small for IPv6, which the cluster's ranges use", d.config.WireGuard.MTU), fmt.Sprintf("write at least %d, or auto", minMTU6))
+		d.report("wireguard.mtu", fmt.Sprintf("%d is too small for IPv6, which the cluster's ranges use", d.config.WireGuard.MTU), fmt.Sprintf("write at least %d, or auto", mesh.MinMTU6))
 	}
 }
 

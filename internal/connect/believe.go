@@ -32,7 +32,6 @@ const (
 	minBits = 8
 	// What a link may carry: at least what IPv4 asks for (RFC 791), at most jumbo frames.
 	minMTU, maxMTU = 576, 9216
-	minMTU6        = 1280 // RFC 8200, section 5
 	maxKeepalive   = 3600 // seconds
 )
 
@@ -49,7 +48,7 @@ func (f File) believe(told control.ClientConfig) (believed control.ClientConfig,
 	believed = f.Config
 	low := minMTU
 	if slices.ContainsFunc(believed.Overlay, netip.Addr.Is6) {
-		low = minMTU6
+		low = mesh.MinMTU6
 	}
 	if told.MTU < low || told.MTU > maxMTU || told.Keepalive < 0 || told.Keepalive > maxKeepalive {
 		return believed, nil, fmt.Errorf("an MTU of %d, keepalives each %d s", told.MTU, told.Keepalive)

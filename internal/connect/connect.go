@@ -6,7 +6,7 @@
 // another gateway of a location, and with Services to another node when the one that
 // carries them falls silent.
 //
-// [Server] is the nodes' side. It answers on a node's overlay addresses, and knows
+// [NewServer] is the nodes' side. It answers on a node's overlay addresses, and knows
 // who asks by the source address, which WireGuard has checked. [Run] is the client's. It
 // believes what a node has signed whose fingerprint it was told before, in its
 // configuration or in such an answer, and nothing beyond what it was granted.

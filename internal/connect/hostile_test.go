@@ -316,7 +316,7 @@ func TestHostileConnections(t *testing.T) {
 		Source: func(Asker) (control.ClientConfig, bool) { return answered(t, c.File), true },
 	})
 	at := netip.MustParseAddr("127.0.79.1")
-	if err := server.Keep([]netip.Addr{at}); err != nil {
+	if err := server.Keep(netip.AddrPortFrom(at, mesh.ClientPort)); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = server.Close(t.Context()) }()

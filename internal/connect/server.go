@@ -3,23 +3,17 @@
 package connect
 
 import (
-	"context"
 	"crypto/ed25519"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
-	"sync"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/httplimit"
-	"github.com/meshd/meshd/internal/mesh"
 )
 
 // How many clients may ask at once: from one address, which asks once a second, and in
@@ -51,22 +45,10 @@ type ServerOptions struct {
 	Logger   *slog.Logger
 }
 
-// Server answers clients.
-type Server struct {
-	http      *http.Server
-	limiter   *httplimit.Limiter
-	log       *slog.Logger
-	listeners map[netip.Addr]net.Listener
-	done      sync.WaitGroup
-}
-
-// NewServer returns a server that does not listen yet; see [Server.Keep].
-func NewServer(o ServerOptions) *Server {
-	return &Server{
-		log: o.Logger, listeners: make(map[netip.Addr]net.Listener),
-		http:    httplimit.NewServer(o.handler(), requestTimeout, o.Logger),
-		limiter: httplimit.New(httplimit.Options{PerSource: maxPerSource, Total: maxTotal, Whole: o.IsClient, Logger: o.Logger}),
-	}
+// NewServer returns a server that answers clients. It does not listen yet.
+func NewServer(o ServerOptions) *httplimit.Server {
+	return httplimit.NewServer("answer clients", o.handler(), requestTimeout,
+		httplimit.Options{PerSource: maxPerSource, Total: maxTotal, Whole: o.IsClient, Logger: o.Logger})
 }
 
 func (o ServerOptions) handler() http.Handler {
@@ -95,45 +77,4 @@ func (o ServerOptions) handler() http.Handler {
 		_, _ = w.Write(body) // who has gone misses it
 	})
 	return mux
-}
-
-// Keep has the server listen on these addresses, and nowhere else. It is for one
-// goroutine, and may be called as often as one likes.
-func (s *Server) Keep(addrs []netip.Addr) error {
-	wanted := make(map[netip.Addr]bool)
-	var errs []error
-	for _, a := range addrs {
-		wanted[a] = true
-		if s.listeners[a] != nil {
-			continue
-		}
-		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(a, mesh.ClientPort)))
-		if err != nil {
-			errs = append(errs, fmt.Errorf("answer clients: %w", err))
-			continue
-		}
-		s.listeners[a] = l
-		s.done.Go(func() {
-			if err := s.http.Serve(s.limiter.Listener(l)); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-				s.log.Error("clients are not answered any more", "err", err)
-			}
-		})
-	}
-	for a, l := range s.listeners {
-		if !wanted[a] {
-			_ = l.Close()
-			delete(s.listeners, a)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// Close stops answering and waits for requests under way, at most as long as ctx lives.
-func (s *Server) Close(ctx context.Context) error {
-	err := s.http.Shutdown(ctx)
-	if err != nil {
-		err = errors.Join(err, s.http.Close())
-	}
-	s.done.Wait()
-	return err
 }

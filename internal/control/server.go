@@ -35,7 +35,7 @@ type Server struct {
 // Close. A socket that a killed daemon left behind is taken over; that no
 // other daemon runs is for the caller to know (package state holds a lock).
 func Listen(runDir string, d Daemon, log *slog.Logger) (*Server, error) {
-	s := &Server{log: log, runDir: runDir, http: httplimit.NewServer(handler(d), requestTimeout, log)}
+	s := &Server{log: log, runDir: runDir, http: httplimit.NewHTTP(handler(d), requestTimeout, log)}
 	return s, s.open()
 }
 

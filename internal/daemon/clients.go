@@ -200,11 +200,13 @@ const ProblemAnswer mesh.ProblemKind = "no-answer"
 // answerClients sees that clients get answers under this node's addresses, once there
 // are clients.
 func (d *daemon) answerClients(t *turn) {
-	var addrs []netip.Addr
+	var at []netip.AddrPort
 	if len(t.view.Clients) > 0 {
-		addrs = t.topology.Addresses
+		for _, a := range t.topology.Addresses {
+			at = append(at, netip.AddrPortFrom(a, mesh.ClientPort))
+		}
 	}
-	if err := d.answers.Keep(addrs); err != nil {
+	if err := d.answers.Keep(at...); err != nil {
 		t.problems = append(t.problems, mesh.Problem{
 			Kind: ProblemAnswer, Node: t.cfg.Node.Name, Text: err.Error(),
 			Advice: fmt.Sprintf("see who uses the port: ss -ltnp sport = %d; until then meshd connect asks other nodes", mesh.ClientPort),

@@ -41,6 +41,7 @@ import (
 	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/httplimit"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/netcfg"
@@ -83,8 +84,8 @@ type daemon struct {
 	server *control.Server
 
 	metrics *metrics.Metrics
-	monitor *metrics.Server
-	answers *connect.Server
+	monitor *httplimit.Server
+	answers *httplimit.Server
 	advice  advice
 
 	storyLimit *rate.Limiter

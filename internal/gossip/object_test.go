@@ -179,7 +179,7 @@ func TestRecordLimits(t *testing.T) {
 		{"plain", func(*mesh.Record) {}, true},
 		{"no slot", func(r *mesh.Record) { r.Claim.Slot = mesh.None }, true},
 		{"slot below none", func(r *mesh.Record) { r.Claim.Slot = -2 }, false},
-		{"slot too high", func(r *mesh.Record) { r.Claim.Slot = maxSlot }, false},
+		{"slot too high", func(r *mesh.Record) { r.Claim.Slot = mesh.MaxSlots }, false},
 		{"claim before 1970", func(r *mesh.Record) { r.Claim.Time = -1 }, false},
 		{"sequence 0", func(r *mesh.Record) { r.Sequence = 0 }, false},
 		{"no identity", func(r *mesh.Record) { r.Identity = nil }, false},

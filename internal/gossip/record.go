@@ -17,9 +17,8 @@ import (
 )
 
 const (
-	maxSlot  = 1 << 20 // peers of a WireGuard device
-	maxWord  = 16      // longer than any word that a setting can be
-	maxSeats = 64      // far above the gateways that a location can have
+	maxWord  = 16 // longer than any word that a setting can be
+	maxSeats = 64 // far above the gateways that a location can have
 )
 
 // wireRecord is a record's payload. Numbers that are in use are never given to
@@ -104,7 +103,7 @@ func decodeRecord(payload []byte) (body, error) {
 		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr,
 		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed,
 	}
-	if w.Slot < mesh.None || w.Slot >= maxSlot || w.MTU < 0 || w.MTU > math.MaxUint16 || w.Seat < 0 || w.Seat >= maxSeats {
+	if w.Slot < mesh.None || w.Slot >= mesh.MaxSlots || w.MTU < 0 || w.MTU > math.MaxUint16 || w.Seat < 0 || w.Seat >= maxSeats {
 		return nil, fmt.Errorf("decode record: slot %d, MTU %d, seat %d", w.Slot, w.MTU, w.Seat)
 	}
 	r.Office, r.Replaced = mesh.Office{Seat: int(w.Seat), Since: w.OfficeSince}, w.Replaced
@@ -130,7 +129,7 @@ func checkRecord(r mesh.Record) error {
 		return fmt.Errorf("check record: name %q is not a host name", r.Name)
 	case r.Key == wgtypes.Key{}:
 		return errors.New("check record: no WireGuard key")
-	case r.Claim.Slot < mesh.None || r.Claim.Slot >= maxSlot || r.Claim.Time < 0 || r.Claim.Since > r.Sequence:
+	case r.Claim.Slot < mesh.None || r.Claim.Slot >= mesh.MaxSlots || r.Claim.Time < 0 || r.Claim.Since > r.Sequence:
 		return fmt.Errorf("check record: slot %d claimed at %d, since sequence %d", r.Claim.Slot, r.Claim.Time, r.Claim.Since)
 	case !mesh.ValidText(r.Location, mesh.MaxName):
 		return fmt.Errorf("check record: location %q", r.Location)

@@ -5,7 +5,8 @@
 // much it may send. Without it, idle connections use up the descriptors of the whole
 // process, and gossip accepts nothing more.
 //
-// A [Limiter] wraps the listeners of one server, which share its limits. When all
+// A [Server] has the limits on each address that it listens on. A [Limiter] wraps the
+// listeners of one server, which share them. When all
 // places are taken, a newcomer gets that of the oldest connection of the source that
 // has the most: who sits on many connections loses them to who needs one.
 package httplimit
@@ -33,10 +34,10 @@ const (
 	logEvery = time.Minute
 )
 
-// NewServer returns a server that gives each request little room, and at most so much
+// NewHTTP returns a server that gives each request little room, and at most so much
 // time. Reading has as much as answering: when the time to read is over, net/http ends
 // the context of a request that is still being answered.
-func NewServer(h http.Handler, limit time.Duration, log *slog.Logger) *http.Server {
+func NewHTTP(h http.Handler, limit time.Duration, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           http.MaxBytesHandler(h, maxBody),
 		ReadHeaderTimeout: headerTimeout,

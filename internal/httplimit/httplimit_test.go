@@ -29,7 +29,7 @@ func serve(t *testing.T, o httplimit.Options) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := httplimit.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := httplimit.NewHTTP(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
 			return
@@ -175,7 +175,7 @@ func TestHostileRequest(t *testing.T) {
 			t.Errorf("an endless header: got %q", answer)
 		}
 	}
-	s := httplimit.NewServer(http.NotFoundHandler(), time.Second, slog.New(slog.DiscardHandler))
+	s := httplimit.NewHTTP(http.NotFoundHandler(), time.Second, slog.New(slog.DiscardHandler))
 	if s.ReadHeaderTimeout == 0 || s.ReadTimeout == 0 || s.WriteTimeout == 0 || s.IdleTimeout == 0 {
 		t.Errorf("a timeout is missing: %+v", s)
 	}

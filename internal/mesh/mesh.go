@@ -41,10 +41,18 @@ const (
 	MaxName        = 63 // a DNS label, as Kubernetes wants of a node's name
 )
 
-// MinMTU is the lowest of a node's device: what is left of the 576 bytes that every
-// IPv4 host takes (RFC 791) inside WireGuard, 80 bytes less. A lower one in a record
-// would slow down everybody who talks to that node, and all clients.
-const MinMTU = 496
+// Sizes of packets, in bytes.
+const (
+	// Overhead is what WireGuard adds to a packet at most: 40 of IPv6, 8 of UDP, 32
+	// of its own.
+	Overhead = 80
+	// MinMTU is the lowest of a node's device: what is left inside WireGuard of the
+	// 576 bytes that every IPv4 host takes (RFC 791). A lower one in a record would
+	// slow down everybody who talks to that node, and all clients.
+	MinMTU = 576 - Overhead
+	// MinMTU6 is the lowest of a link with IPv6 (RFC 8200, section 5).
+	MinMTU6 = 1280
+)
 
 // MaxGeneration is the highest that Cluster.Generation may be, in a file as well as
 // in what others say: an int holds it on all hosts.

@@ -3,14 +3,10 @@
 package metrics
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -32,22 +28,9 @@ const (
 // requestTimeout bounds how long a request may take.
 const requestTimeout = 30 * time.Second
 
-// Server serves metrics and health.
-type Server struct {
-	http     *http.Server
-	limiter  *httplimit.Limiter
-	addr     netip.AddrPort
-	listener net.Listener // nil while there is none
-	done     sync.WaitGroup
-	log      *slog.Logger
-}
-
-// NewServer returns a server that does not listen yet; see [Server.Keep].
-func NewServer(m *Metrics, log *slog.Logger) *Server {
-	return &Server{
-		log: log, http: httplimit.NewServer(handler(m), requestTimeout, log),
-		limiter: httplimit.New(httplimit.Options{PerSource: maxPerSource, Total: maxTotal, Logger: log}),
-	}
+// NewServer returns a server of metrics and health. It does not listen yet.
+func NewServer(m *Metrics, log *slog.Logger) *httplimit.Server {
+	return httplimit.NewServer("serve metrics", handler(m), requestTimeout, httplimit.Options{PerSource: maxPerSource, Total: maxTotal, Logger: log})
 }
 
 func handler(m *Metrics) http.Handler {
@@ -90,40 +73,4 @@ func answer(w http.ResponseWriter, err error) {
 		return
 	}
 	fmt.Fprintln(w, "ok")
-}
-
-// Keep has the server listen on the address, and nowhere else; on the zero one it
-// does not listen. It is for one goroutine, and may be called as often as one likes.
-func (s *Server) Keep(addr netip.AddrPort) error {
-	if s.addr != addr && s.listener != nil {
-		_ = s.listener.Close()
-		s.done.Wait() // not for requests under way, which go on
-		s.listener = nil
-	}
-	s.addr = addr
-	if s.listener != nil || !addr.IsValid() {
-		return nil
-	}
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
-	if err != nil {
-		return fmt.Errorf("serve metrics: %w", err)
-	}
-	s.listener = l
-	s.done.Go(func() {
-		err := s.http.Serve(s.limiter.Listener(l))
-		if !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-			s.log.Error("metrics are not served any more", "err", err)
-		}
-	})
-	return nil
-}
-
-// Close stops serving and waits for requests under way, at most as long as ctx lives.
-func (s *Server) Close(ctx context.Context) error {
-	err := s.http.Shutdown(ctx)
-	if err != nil {
-		err = errors.Join(err, s.http.Close())
-	}
-	s.done.Wait()
-	return err
 }
