@@ -96,7 +96,7 @@ func endpoint(s string) (HostPort, *Error) {
 	if err != nil {
 		return h, err
 	}
-	if a, err := netip.ParseAddr(h.Host); err == nil && mesh.CheckHost(a) != nil || h.Host == "localhost" {
+	if !mesh.ValidHost(h.Host) || h.Host == "localhost" {
 		return HostPort{}, wrong(h.Host+" is not an address that other hosts can reach", "write the node's public address or name")
 	}
 	return h, nil
@@ -107,7 +107,7 @@ func advertise(s string) (HostPort, *Error) {
 	if s == "" {
 		return HostPort{}, nil
 	}
-	return hostPort(s)
+	return endpoint(s)
 }
 
 // bind parses the address to listen on; without a host it is every address.

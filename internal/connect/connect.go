@@ -31,6 +31,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/control"
@@ -50,7 +51,7 @@ const (
 	tryAgain = 5 * time.Second
 	// resolveEvery is how long the address of an endpoint's name counts.
 	resolveEvery = time.Minute
-	// askAtOnce is how many nodes are asked at once, maxSilent how many of the silent
+	// askAtOnce is how many nodes or names are asked at once, maxSilent how many of the silent
 	// ones a question names.
 	askAtOnce, maxSilent = 32, 64
 )
@@ -466,18 +467,20 @@ func (c *client) resolve(ctx context.Context, peers []control.ClientPeer) {
 		}
 	}
 	found := make([]netip.Addr, len(due))
-	var asking sync.WaitGroup
+	var asking errgroup.Group
+	asking.SetLimit(askAtOnce)
 	for i, host := range due {
-		asking.Go(func() {
+		asking.Go(func() error {
 			addrs, err := c.Resolver.LookupNetIP(ctx, "ip", host)
 			if err != nil || len(addrs) == 0 {
 				c.Logger.Debug("resolve endpoint", "host", host, "err", err)
-				return
+				return nil
 			}
 			found[i] = addrs[0].Unmap()
+			return nil
 		})
 	}
-	asking.Wait()
+	_ = asking.Wait()
 	for i, host := range due {
 		if !found[i].IsValid() {
 			found[i] = c.resolved[host].addr

@@ -3,6 +3,7 @@
 package connect
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/ed25519"
 	"encoding/json"
@@ -320,7 +321,7 @@ func TestHostileConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = server.Close(t.Context()) }()
-	open := 0
+	var conns []net.Conn
 	for range 300 {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 66)}, Timeout: 30 * time.Second}
 		conn, err := d.Dial("tcp", netip.AddrPortFrom(at, mesh.ClientPort).String())
@@ -332,7 +333,16 @@ func TestHostileConnections(t *testing.T) {
 		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 			continue
 		}
-		if n, _ := conn.Read(make([]byte, 1)); n == 1 {
+		if _, err := http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
+			conns = append(conns, conn)
+		}
+	}
+	open := 0
+	for _, conn := range conns {
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			continue
+		}
+		if _, err := http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
 			open++
 		}
 	}

@@ -275,7 +275,6 @@ type advice struct {
 // different things of them is told, after a few, what holds if none is.
 func (a *advice) get(turn time.Time, client mesh.ID, silent []mesh.ID, work func(silent []mesh.ID) control.ClientConfig) control.ClientConfig {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	if turn != a.turn {
 		a.turn, a.configs = turn, make(map[mesh.ID]map[string]control.ClientConfig)
 	}
@@ -287,9 +286,15 @@ func (a *advice) get(turn time.Time, client mesh.ID, silent []mesh.ID, work func
 		silent, said = nil, fmt.Sprint([]mesh.ID(nil))
 	}
 	c, ok := a.configs[client][said]
-	if !ok {
-		c = work(silent)
-		a.configs[client][said] = c
+	a.mu.Unlock()
+	if ok {
+		return c
+	}
+	c = work(silent) // unlocked: others may ask meanwhile
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if configs := a.configs[client]; turn == a.turn && configs != nil {
+		configs[said] = c
 	}
 	return c
 }

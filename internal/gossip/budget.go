@@ -45,7 +45,7 @@ var budgets = map[class]budget{
 	class(kindRecord):         {own: 1},
 	class(kindSettings):       {own: 1},
 	class(kindGatewayVerdict): {own: 16},
-	class(kindRelayVerdict):   {own: 16},
+	class(kindRelayVerdict):   {own: mesh.MaxRelays},
 	class(kindClient):         {own: 4, shared: 1024},
 	class(kindTombstone):      {own: 8, shared: 4096},
 	classRevocation:           {own: 8, shared: 1024},
@@ -137,35 +137,46 @@ func (s *store) admits(h holder) bool {
 	return !s.isNoPlaceFor(h.author) && (len(s.held[h]) < b.own || s.shared[h.class] < b.shared)
 }
 
-// makeRoom reports whether there is room for an object, and makes some by
-// dropping the oldest verdict of its author: which of them stay is the same on
-// all nodes, so that they agree on who is gateway.
-func (s *store) makeRoom(o object) bool {
+// makeRoom reports whether there is room for an object: fresh if so, full if not. It
+// makes some by dropping the verdict of its author that is needed least: which of them
+// stay is the same on all nodes, so that they agree on who is gateway. If it is this
+// one, that is stale.
+func (s *store) makeRoom(o object) outcome {
 	h := holder{o.key.author, o.class()}
 	if s.admits(h) || h.author == s.self && len(s.held[h]) < budgets[h.class].own {
-		return true
+		return fresh
 	}
 	if _, ok := o.body.(verdict); !ok || len(s.held[h]) == 0 {
-		return false
+		return full
 	}
-	oldest := o
+	least := o
 	for key := range s.held[h] {
-		if held := s.objects[key]; compareVerdicts(held, oldest) > 0 {
-			oldest = held
+		if held := s.objects[key]; compareVerdicts(held, least) > 0 {
+			least = held
 		}
 	}
-	if oldest.key == o.key {
-		return false
+	if least.key == o.key {
+		return stale
 	}
-	s.forget(oldest)
-	return true
+	s.forget(least)
+	return fresh
 }
 
-// compareVerdicts orders verdicts of one author, the newest first: its record's
-// sequence rises with time.
+// compareVerdicts orders verdicts of one author by how much they are needed: that on
+// itself, then that others are down, then that they are up again, which holds without
+// a word; of these the newest first, because its record's sequence rises with time.
 func compareVerdicts(a, b object) int {
 	v, w := a.body.(verdict), b.body.(verdict)
-	return cmp.Or(cmp.Compare(w.by, v.by), cmp.Compare(w.Epoch, v.Epoch), cmp.Compare(a.place, b.place))
+	rank := func(o object, v verdict) int {
+		switch {
+		case o.key.subject == o.key.author:
+			return 0
+		case v.State != mesh.HealthUp:
+			return 1
+		}
+		return 2
+	}
+	return cmp.Or(cmp.Compare(rank(a, v), rank(b, w)), cmp.Compare(w.by, v.by), cmp.Compare(w.Epoch, v.Epoch), cmp.Compare(a.place, b.place))
 }
 
 // fullest returns who has most of a class.

@@ -3,6 +3,7 @@
 package gossip
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -104,6 +105,9 @@ func (g *Gossip) refuseObject(err error) error {
 func (g *Gossip) admit(o object) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !g.trusts(o.key.author) {
+		return false // any more, since it was checked
+	}
 	result := g.store.put(o)
 	if o.key.author == g.self && o.key.kind == kindRecord && result != known {
 		g.meetOwn(o.body.(recordBody).Record)
@@ -286,11 +290,18 @@ func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	return d.g.queue.GetBroadcasts(overhead, limit)
 }
 
-// LocalState returns everything, for a push/pull.
+// LocalState returns everything, for a push/pull. If that is more than fits, it is the
+// records that a newcomer needs most.
 func (d delegate) LocalState(bool) []byte {
 	d.g.mu.Lock()
 	defer d.g.mu.Unlock()
-	state, _ := packObjects([]byte{formatVersion}, d.g.store.raws(), maxState/2)
+	objects := slices.Clone(d.g.store.sorted())
+	slices.SortStableFunc(objects, func(a, b object) int { return cmp.Compare(a.key.kind, b.key.kind) })
+	raws := make([][]byte, 0, len(objects))
+	for _, o := range objects {
+		raws = append(raws, o.raw)
+	}
+	state, _ := packObjects([]byte{formatVersion}, raws, maxState/2)
 	return state
 }
 

@@ -93,8 +93,10 @@ func (s *store) put(o object) outcome {
 			s.replace(o)
 		}
 		return conflict
-	case (!holds || held.class() != o.class()) && !s.makeRoom(o):
-		return full
+	case !holds || held.class() != o.class():
+		if room := s.makeRoom(o); room != fresh {
+			return room
+		}
 	}
 	s.highest[o.key] = sequence
 	s.replace(o)

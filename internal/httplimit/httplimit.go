@@ -6,9 +6,9 @@
 // process, and gossip accepts nothing more.
 //
 // A [Server] has the limits on each address that it listens on. A [Limiter] wraps the
-// listeners of one server, which share them. When all
-// places are taken, a newcomer gets that of the oldest connection of the source that
-// has the most: who sits on many connections loses them to who needs one.
+// listeners of one server, which share them. When all places are taken, a newcomer gets
+// that of the oldest connection of the source that has the most, which is its own if it
+// has its share: who sits on many connections loses them to who needs one.
 package httplimit
 
 import (
@@ -137,10 +137,13 @@ func (l *Limiter) admit(inner net.Conn) (*conn, bool) {
 	l.mu.Lock()
 	own := len(l.conns[c.source])
 	var out *conn
-	if own < l.PerSource && l.total >= l.Total {
+	switch {
+	case own >= l.PerSource:
+		out = l.conns[c.source][0]
+	case l.total >= l.Total:
 		out = l.victim(own)
 	}
-	ok := own < l.PerSource && (l.total < l.Total || out != nil)
+	ok := out != nil || l.total < l.Total
 	if out != nil {
 		l.remove(out)
 	}

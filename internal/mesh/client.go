@@ -116,9 +116,10 @@ func FreeClientIndex(c Cluster, clients []Client, key wgtypes.Key) (index int, o
 }
 
 // admitClients decides which clients count. What two of them claim, a name, a key
-// or an address, the older one has, and of two of one age the lower ID. A name is
-// compared without regard to case; nodes have names, too, from their claim on. So all
-// nodes that know the same clients and nodes agree.
+// or an address, the older one has, and of two of one age the lower ID, so that all
+// nodes that know the same clients agree. A name is compared without regard to case. A
+// node of a client's name is reported, and takes nothing from the client: it may call
+// itself what it likes, and its claim as old as it likes.
 func (l *layout) admitClients() {
 	if len(l.Input.Clients) == 0 {
 		return
@@ -134,14 +135,11 @@ func (l *layout) admitClients() {
 	for i := range all {
 		c := &all[i]
 		name := strings.ToLower(c.Name)
-		older := slices.IndexFunc(nodes[name], func(m *member) bool { return m.Claim.Slot != None && m.Claim.Time <= c.Added })
 		switch n, room := l.keys[c.Key], l.Cluster.ClientSlots(); {
 		case c.Index >= room:
 			l.reportClient(c, fmt.Sprintf("its address is beyond cluster.overlay, which has room for %d clients", room))
 		case n != nil:
 			l.reportClient(c, fmt.Sprintf("node %s has the same WireGuard key", n.Name))
-		case older >= 0:
-			l.reportClient(c, fmt.Sprintf("node %s has the same name", nodes[name][older].Name))
 		case names[name] != nil:
 			l.reportClient(c, l.wordOlder(names[name], "name"))
 		case keys[c.Key] != nil:

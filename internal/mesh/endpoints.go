@@ -120,7 +120,9 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 	for a := range votes {
 		addrs = append(addrs, a)
 	}
-	slices.SortFunc(addrs, func(a, b netip.Addr) int { return cmp.Or(votes[b]-votes[a], a.Compare(b)) })
+	slices.SortFunc(addrs, func(a, b netip.Addr) int {
+		return cmp.Or(first(slices.Contains(in.Own, a), slices.Contains(in.Own, b)), votes[b]-votes[a], a.Compare(b))
+	})
 	configured := in.Configured.Host != ""
 	public := false
 	for _, a := range in.Own {
@@ -170,8 +172,8 @@ func (in EndpointInput) count() counted {
 	c := counted{make(map[netip.Addr]int), make(map[netip.Addr]int), make(map[ID]bool), make(map[vantage]ballot)}
 	for _, o := range in.Observed {
 		a := o.Addr.Unmap()
-		if contains(in.Cluster.guarded(), a) || a.IsLoopback() {
-			continue // seen through the mesh, or by itself
+		if !in.Cluster.Outside(a) {
+			continue // seen through the mesh, or nowhere where a host can be
 		}
 		own := slices.Contains(in.Own, a)
 		if own {

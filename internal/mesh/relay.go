@@ -19,9 +19,9 @@ type relay struct {
 	key uint64
 }
 
-// maxRelays bounds who is considered for each pair. Who has the older claims comes
+// MaxRelays bounds who is considered for each pair. Who has the older claims comes
 // first, so that newcomers push nobody out.
-const maxRelays = 64
+const MaxRelays = 64
 
 // findRelays collects the ends of tunnels that everybody reaches, and what
 // others have against them.
@@ -37,9 +37,9 @@ func (l *layout) findRelays() {
 			l.relays = append(l.relays, relay{m, mix(low(m.id))})
 		}
 	}
-	if len(l.relays) > maxRelays {
+	if len(l.relays) > MaxRelays {
 		slices.SortFunc(l.relays, func(a, b relay) int { return before(a.node, b.node) })
-		l.relays = l.relays[:maxRelays]
+		l.relays = l.relays[:MaxRelays]
 		slices.SortFunc(l.relays, func(a, b relay) int { return a.id.Compare(b.id) })
 	}
 	l.relayDown = make(map[blame]bool)
