@@ -222,6 +222,71 @@ func TestHostileVerdictsAreTheSameEverywhere(t *testing.T) {
 	})
 }
 
+// A node that has said much of others still says that itself is well, and that a relay is
+// down; what comes back of the rest is old, and no reason to complain of anybody.
+func TestVerdictsThatStay(t *testing.T) {
+	for role, class := range map[mesh.Role]class{mesh.RoleGateway: class(kindGatewayVerdict), mesh.RoleRelay: class(kindRelayVerdict)} {
+		t.Run(string(role), func(t *testing.T) {
+			now := time.Unix(1700000000, 0)
+			g := idle(t, &now)
+			say := func(subject mesh.ID, state mesh.Health, sequence uint64) {
+				v := verdict{testVerdict(1, 2, state, 1), 1, sequence}
+				v.Subject, v.Role = subject, role
+				g.accept([][]byte{signVerdict(t, 1, v)}, fromSync)
+			}
+			first, usual := idOf(1), mesh.HealthDown // what stays is of this one
+			if role == mesh.RoleRelay {
+				first, usual = invented(0), mesh.HealthUp
+			}
+			say(first, map[mesh.Health]mesh.Health{mesh.HealthDown: mesh.HealthUp, mesh.HealthUp: mesh.HealthDown}[usual], 1)
+			for n := range budgets[class].own {
+				say(invented(n+1), usual, uint64(n+2))
+			}
+			if all := g.store.verdicts(); len(all) != budgets[class].own || !slices.ContainsFunc(all, func(v mesh.Verdict) bool { return v.Subject == first && v.State != usual }) {
+				t.Errorf("%d verdicts, and the first one is not among them", len(all))
+			}
+			say(invented(1), usual, 2)
+			if v := g.View(); hasProblem(v, ProblemFull, "") {
+				t.Errorf("what was dropped comes back: problems %v, want none", v.Problems)
+			}
+		})
+	}
+}
+
+// An object that was checked before its author was trusted no more does not count.
+func TestHostileTrustChangesMeanwhile(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	o, err := g.check(signRecord(t, 1, testRecord(1, 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := testCluster()
+	c.Trust = TrustList
+	g.trust(c, []mesh.ID{idOf(0)})
+	if g.admit(o) || len(g.View().Records) != 0 {
+		t.Errorf("records %v, want none", g.View().Records)
+	}
+}
+
+// What a newcomer gets first are records.
+func TestRecordsComeFirst(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	for n := range 4 {
+		g.accept([][]byte{signTombstone(t, 1, invented(n), 1), signRecord(t, n+1, testRecord(n+1, 1))}, fromSync)
+	}
+	raws, err := unpackObjects(delegate{g}.LocalState(true)[1:])
+	if err != nil || len(raws) != 8 {
+		t.Fatalf("%d objects, %v", len(raws), err)
+	}
+	for n, raw := range raws {
+		if kind := mustDecode(t, raw).key.kind; (kind == kindRecord) != (n < 4) {
+			t.Errorf("object %d is of kind %d", n, kind)
+		}
+	}
+}
+
 func TestRevocations(t *testing.T) {
 	id := func(n int) mesh.ID { return mesh.ID{byte(n)} }
 	tests := []struct {

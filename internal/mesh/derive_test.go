@@ -340,6 +340,10 @@ func TestOwnEndpoints(t *testing.T) {
 		{"IPv6 without NAT", mesh.EndpointInput{Own: own("192.168.1.5", "2001:db8::5"), Observed: seen("2001:db8::5 2001:db8::1", "2001:db8::5 2001:db8::2", nat)}, "[{2001:db8::5 51820 observed}]", true},
 		{"most observers first", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.4", "203.0.113.4", "203.0.113.5", "203.0.113.5", "203.0.113.5")}, "[{203.0.113.5 51820 observed} {203.0.113.4 51820 observed}]", true},
 		{"seen through the mesh", mesh.EndpointInput{Own: home, Observed: seen("10.4.0.9")}, nobody, false},
+		{"seen where no host can be", mesh.EndpointInput{Own: home, Observed: seen("224.0.0.1", "224.0.0.1", "0.1.2.3", "0.1.2.3", "169.254.169.254", "169.254.169.254")}, nobody, false},
+		{"invented addresses leave room for its own", mesh.EndpointInput{Own: own("198.51.100.5"), Observed: seen(
+			"203.0.113.1", "203.0.113.1", "203.0.113.2", "203.0.113.2", "203.0.113.3", "203.0.113.3", "203.0.113.4", "203.0.113.4", "203.0.113.5", "203.0.113.5", "203.0.113.6", "203.0.113.6",
+		)}, "[{203.0.113.1 51820 observed} {203.0.113.2 51820 observed} {203.0.113.3 51820 observed} {198.51.100.5 51820 own}]", true},
 		{"seen by itself", mesh.EndpointInput{Own: home, Observed: seen("127.0.0.1")}, nobody, false},
 		{"configured", mesh.EndpointInput{Own: home, OnLink: lan, Configured: mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}, Observed: seen("203.0.113.5", neighbor)}, "[{a.example.com 443 configured} {203.0.113.5 51820 observed}]", true},
 		{"configured as it is seen", mesh.EndpointInput{Own: own("192.168.1.5", "198.51.100.1"), Configured: mesh.Endpoint{Host: "203.0.113.5", Port: 51820, Source: mesh.EndpointConfigured}, Observed: seen("203.0.113.5")}, "[{203.0.113.5 51820 configured}]", true},

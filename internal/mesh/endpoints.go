@@ -120,8 +120,13 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 	for a := range votes {
 		addrs = append(addrs, a)
 	}
-	slices.SortFunc(addrs, func(a, b netip.Addr) int {
-		return cmp.Or(first(slices.Contains(in.Own, a), slices.Contains(in.Own, b)), votes[b]-votes[a], a.Compare(b))
+	slices.SortFunc(addrs, func(a, b netip.Addr) int { return cmp.Or(votes[b]-votes[a], a.Compare(b)) })
+	others := 0
+	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
+		if !slices.Contains(in.Own, a) {
+			others++
+		}
+		return others > MaxEndpoints/2 // the rest is for what the host has itself
 	})
 	configured := in.Configured.Host != ""
 	public := false
