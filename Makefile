@@ -12,7 +12,7 @@ CLIENT ?=
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 COMMIT := $(shell git log -1 --format='-X main.commit=%h -X main.date=%cs' 2>/dev/null)
 # What test-kernel runs; RUN is a regular expression for names of tests.
-KERNEL_TESTS := ./test/e2e ./test/chaos ./test/lab ./test/demo ./internal/netcfg ./internal/cni
+KERNEL_TESTS := ./test/e2e ./test/chaos ./test/lab ./test/demo ./internal/netcfg/host ./internal/cni
 RUN ?=
 # How long fuzz runs each target.
 TIME ?= 30s
@@ -20,7 +20,7 @@ TIME ?= 30s
 DURATION ?= 10m
 SEED ?= 1
 # Unit tests that are shorter with -short.
-LONG_TESTS := ./internal/gossip ./internal/mesh ./internal/netcfg ./internal/state
+LONG_TESTS := ./internal/gossip ./internal/mesh ./internal/netcfg ./internal/netcfg/host ./internal/state
 # Static, so that it runs on any host and in the virtual machine of test-kernel.
 BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION) $(COMMIT)'
 # End-to-end tests of a meshd that stops at the first data race.

@@ -7,17 +7,17 @@ import (
 	"errors"
 
 	"github.com/meshd/meshd/internal/config"
-	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/host"
 )
 
 // lookFilters reads all tables that filter packets on their way to this host or
 // through it, ours excepted.
 func (f *Facts) lookFilters(ctx context.Context, cfg config.Config) (err error) {
-	host, err := netcfg.NewHost(netcfg.HostOptions{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	kernel, err := host.Open(host.Options{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, host.Close()) }()
-	f.Filters, err = host.Filters(ctx)
+	defer func() { err = errors.Join(err, kernel.Close()) }()
+	f.Filters, err = kernel.Filters(ctx)
 	return err
 }

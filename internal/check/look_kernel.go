@@ -16,6 +16,7 @@ import (
 
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/host"
 )
 
 // lookKernel tries what it can't read. It does so in a network namespace of its
@@ -75,13 +76,13 @@ func tryWireGuard() (bool, error) {
 
 // tryFirewall has the kernel take the rules that a node of this cluster has.
 func tryFirewall(ctx context.Context, cfg config.Config) (err error) {
-	host, err := netcfg.NewHost(netcfg.HostOptions{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	kernel, err := host.Open(host.Options{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, host.Close()) }()
+	defer func() { err = errors.Join(err, kernel.Close()) }()
 	want := desired(cfg, netcfg.Facts{})
-	return host.Apply(ctx, netcfg.Diff(netcfg.State{}, netcfg.State{Firewall: want.Firewall}, netcfg.Options{}))
+	return kernel.Apply(ctx, netcfg.Diff(netcfg.State{}, netcfg.State{Firewall: want.Firewall}, netcfg.Options{}))
 }
 
 // hasBridgeFilter says whether bridged packets can be shown to iptables. modprobe

@@ -23,24 +23,25 @@ import (
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/host"
 )
 
 // lookDevices reads what netcfg knows of the host, and returns the UDP ports that
 // our devices have.
 func (f *Facts) lookDevices(ctx context.Context, cfg config.Config) (ours []int) {
-	host, err := netcfg.NewHost(netcfg.HostOptions{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	kernel, err := host.Open(host.Options{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
 		f.Unread = append(f.Unread, Unread{"host", err})
 		return nil
 	}
-	defer host.Close()
-	f.read("uplink", func() (err error) { f.Host, err = host.Facts(ctx); return err })
+	defer kernel.Close()
+	f.read("uplink", func() (err error) { f.Host, err = kernel.Facts(ctx); return err })
 	if !f.Capable {
 		return nil
 	}
-	observed, err := host.Observe(ctx, netcfg.State{})
+	observed, err := kernel.Observe(ctx, netcfg.State{})
 	switch {
-	case errors.Is(err, netcfg.ErrForeignDevice):
+	case errors.Is(err, host.ErrForeignDevice):
 		f.ForeignDevice = true
 		return nil
 	case err != nil:

@@ -37,6 +37,7 @@ import (
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/host"
 )
 
 const (
@@ -108,14 +109,14 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	host, err := netcfg.NewHost(netcfg.HostOptions{Logger: o.Logger, Interface: o.Interface})
+	k, err := host.Open(host.Options{Logger: o.Logger, Interface: o.Interface})
 	if err != nil {
 		return fmt.Errorf("open host: %w", err)
 	}
-	c := newClient(o, host, port)
+	c := newClient(o, k, port)
 	defer func() {
-		_, removeErr := host.Remove(context.WithoutCancel(ctx))
-		err = errors.Join(err, c.setResolver(context.WithoutCancel(ctx), control.ClientConfig{}), removeErr, host.Close())
+		_, removeErr := k.Remove(context.WithoutCancel(ctx))
+		err = errors.Join(err, c.setResolver(context.WithoutCancel(ctx), control.ClientConfig{}), removeErr, k.Close())
 	}()
 	if err := c.apply(ctx); err != nil {
 		return err

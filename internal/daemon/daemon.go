@@ -44,7 +44,7 @@ import (
 	"github.com/meshd/meshd/internal/httplimit"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/metrics"
-	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/host"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -78,7 +78,7 @@ type daemon struct {
 	node     state.Node   // as on disk
 	used     mesh.Cluster // settings in force, the file's or those of a higher generation
 
-	host   *netcfg.Host
+	host   *host.Kernel
 	gossip *gossip.Gossip
 	names  *names
 	server *control.Server
@@ -124,7 +124,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	d.host, err = netcfg.NewHost(netcfg.HostOptions{Logger: d.log, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	d.host, err = host.Open(host.Options{Logger: d.log, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
 		return fmt.Errorf("open host: %w", err)
 	}

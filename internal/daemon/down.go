@@ -12,7 +12,7 @@ import (
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/k3s"
-	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/host"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -39,11 +39,11 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 	if !errors.Is(err, control.ErrNotRunning) {
 		return nil, fmt.Errorf("%w: meshd is running; stop it first: systemctl stop meshd", control.ErrRefused)
 	}
-	host, err := netcfg.NewHost(netcfg.HostOptions{Logger: opt.Logger, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	kernel, err := host.Open(host.Options{Logger: opt.Logger, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
 		return nil, fmt.Errorf("open host: %w", err)
 	}
-	defer func() { err = errors.Join(err, host.Close()) }()
+	defer func() { err = errors.Join(err, kernel.Close()) }()
 	// The CNI configuration goes first: no pod is started on a bridge that
 	// leads nowhere.
 	if cfg.CNI.Enabled {
@@ -56,7 +56,7 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 	} else if ours {
 		removed = append(removed, "delete "+k3s.DropIn)
 	}
-	fromHost, err := host.Remove(ctx)
+	fromHost, err := kernel.Remove(ctx)
 	return append(removed, fromHost...), err
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/host"
 	"github.com/meshd/meshd/internal/probe"
 )
 
@@ -270,7 +271,7 @@ func (d *daemon) change(ctx context.Context, t *turn, o netcfg.Options) error {
 	if plan.Empty() {
 		return nil
 	}
-	refused, err := netcfg.SplitRefused(d.host.Apply(ctx, plan))
+	refused, err := host.SplitRefused(d.host.Apply(ctx, plan))
 	t.refuse(refused)
 	observed, observeErr := d.observe(ctx, *t)
 	if err = errors.Join(err, observeErr); err != nil {
@@ -285,7 +286,7 @@ const ProblemRefused mesh.ProblemKind = "kernel-refuses"
 
 // refuse names the steps that the kernel refused. Each is a problem of its own, and
 // no failure of the turn: others may have asked for what can't be.
-func (t *turn) refuse(steps []*netcfg.RefusedStep) {
+func (t *turn) refuse(steps []*host.RefusedStep) {
 	for _, r := range steps {
 		t.refused = true
 		t.problems = append(t.problems, mesh.Problem{

@@ -19,7 +19,7 @@ import (
 // There is none on a node where no client's tunnel ends.
 func (s Settings) access(t mesh.Topology) (sets []Set, chain []Chain) {
 	var rules []Rule
-	for _, f := range families {
+	for _, f := range families() {
 		clients := f.merged(addressesOf(t.Clients))
 		if len(clients) == 0 {
 			continue

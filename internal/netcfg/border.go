@@ -32,12 +32,12 @@ func (s Settings) ownPorts(t mesh.Topology) []OwnPort {
 		{Protocol: "udp", Port: s.ListenPort, Setting: "wireguard.listen-port"},
 		{Protocol: "udp", Port: s.GossipPort, Setting: "gossip.bind"},
 		{Protocol: "tcp", Port: s.GossipPort, Setting: "gossip.bind"},
-		{Protocol: "udp", Port: vxlanPort},
+		{Protocol: "udp", Port: VXLANPort},
 		{Protocol: "tcp", Port: mesh.ClientPort},
 	}
 	all = slices.DeleteFunc(all, func(p OwnPort) bool { return p.Port == 0 })
 	for i := range all {
-		for _, f := range families {
+		for _, f := range families() {
 			p := s.parties(t, f)
 			all[i].Packets = append(all[i].Packets, filter.Packet{
 				In: p.uplink, Protocol: all[i].Protocol, Port: uint16(all[i].Port), Source: p.outside, Destination: p.here,
@@ -113,12 +113,12 @@ func (s Settings) forged(f family, t mesh.Topology) []Rule {
 // neighbors, whose outer packets come by the LAN. Gossip may come through the mesh,
 // from nodes.
 func (s Settings) closedToGuests(t mesh.Topology) []Rule {
-	out := []Rule{rule("udp dport %d iifname %s counter drop", vxlanPort, oneOf(s.guestLinks(t)))}
+	out := []Rule{rule("udp dport %d iifname %s counter drop", VXLANPort, oneOf(s.guestLinks(t)))}
 	for _, talk := range s.talk() {
 		if s.Bridge != "" {
 			out = append(out, rule("%s iifname %q counter drop", talk, s.Bridge))
 		}
-		for _, f := range families {
+		for _, f := range families() {
 			if len(f.merged(t.Guests)) > 0 {
 				out = append(out, rule("%s %s saddr @guests%s counter drop", talk, f.keyword, f.suffix))
 			}
@@ -134,8 +134,8 @@ func (s Settings) closedToGuests(t mesh.Topology) []Rule {
 // member of our VXLAN; for members, it is closed to whatever comes by whatever link.
 func (s Settings) border(t mesh.Topology) []Rule {
 	var out []Rule
-	for _, f := range families {
-		vxlan := fmt.Sprintf("udp dport %d", vxlanPort)
+	for _, f := range families() {
+		vxlan := fmt.Sprintf("udp dport %d", VXLANPort)
 		if len(f.merged(s.members(t))) > 0 {
 			out = append(out, rule("%[1]s %[2]s daddr @members%[3]s %[2]s saddr != @members%[3]s counter drop", vxlan, f.keyword, f.suffix))
 		}
@@ -204,9 +204,9 @@ func oneOfAddrs(addrs []netip.Addr) string {
 // (nf_nat_core.c, nf_nat_inet_fn).
 func (s Settings) keepOwnPorts(t mesh.Topology) []Chain {
 	var in, out []Rule
-	udp := "udp dport " + portSet(s.ListenPort, s.GossipPort, vxlanPort)
+	udp := "udp dport " + portSet(s.ListenPort, s.GossipPort, VXLANPort)
 	tcp := "tcp dport " + portSet(s.GossipPort, mesh.ClientPort)
-	for _, f := range families {
+	for _, f := range families() {
 		keep := func(match string) Rule { return rule("%[1]s dnat %[2]s to %[2]s daddr", match, f.keyword) }
 		both := []Rule{keep("fib daddr type local " + udp), keep("fib daddr type local " + tcp)}
 		if len(f.merged(t.Hosts)) > 0 {
@@ -216,7 +216,7 @@ func (s Settings) keepOwnPorts(t mesh.Topology) []Chain {
 		in = append(in, both...)
 		out = append(out, both...)
 		// What we send from our own ports, also to addresses that no record has.
-		out = append(out, keep(fmt.Sprintf("udp dport %d", vxlanPort)))
+		out = append(out, keep(fmt.Sprintf("udp dport %d", VXLANPort)))
 		if s.ListenPort != 0 || s.GossipPort != 0 {
 			out = append(out, keep("udp sport "+portSet(s.ListenPort, s.GossipPort)))
 		}

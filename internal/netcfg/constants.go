@@ -17,10 +17,10 @@ import (
 // Cilium, flannel, Kilo and Tailscale use 2 to 4. 77 is in none of these lists.
 const RouteProtocol = 77
 
-// backstopMetric is the metric of our blackhole routes, see State.Backstops. It is
+// BackstopMetric is the metric of our blackhole routes, see State.Backstops. It is
 // the highest that fits an int everywhere, so that any other route to the same
 // range comes before it.
-const backstopMetric = 1<<31 - 1
+const BackstopMetric = 1<<31 - 1
 
 // FirewallTable is the name of our nft table, of family inet.
 const FirewallTable = "meshd"
@@ -32,8 +32,8 @@ const FirewallTable = "meshd"
 // begins to take ports for connections. Alone on its port, the device may have
 // any network identifier; this one is that of our routes.
 const (
-	vxlanPort = 7947
-	vxlanID   = RouteProtocol
+	VXLANPort = 7947
+	VXLANID   = RouteProtocol
 )
 
 // The names of the base chains in our table.
@@ -70,6 +70,9 @@ const (
 // wants replaced (--iptables-masquerade-bit, 14 by default).
 const masqueradeMark = 0x4000
 
+// maxLinkName is how long the name of a link may be (IFNAMSIZ, less the zero).
+const maxLinkName = 15
+
 // Sizes in bytes.
 const (
 	// overhead is what WireGuard adds to a packet at most: 40 of IPv6, 8 of
@@ -91,9 +94,9 @@ const (
 // be alive: REJECT_AFTER_TIME of the WireGuard paper, section 6.1.
 const HandshakeFresh = 180 * time.Second
 
-// Throwaway is the public key of a peer that exists for one message only. It
+// throwaway returns the public key of a peer that exists for one message only. It
 // takes away what another peer is to lose: WireGuard can move an allowed IP in
 // one step, and can remove a peer with all it has, but can only replace a peer's
 // allowed IPs by emptying them first. The key is a hash, so nobody has the
 // private key to it.
-var Throwaway = wgtypes.Key(sha256.Sum256([]byte("meshd: throwaway peer")))
+func throwaway() wgtypes.Key { return sha256.Sum256([]byte("meshd: throwaway peer")) }

@@ -153,7 +153,7 @@ func (s Settings) routes(t mesh.Topology) []Route {
 	for _, r := range to {
 		out = append(out, r)
 	}
-	slices.SortFunc(out, compareRoutes)
+	slices.SortFunc(out, Route.Compare)
 	return out
 }
 

@@ -55,7 +55,7 @@ func Diff(observed, desired State, o Options) Plan {
 	if !observed.Firewall.equal(desired.Firewall) {
 		switch {
 		case !desired.Firewall.empty():
-			p.Firewall, p.ownPorts = &desired.Firewall, desired.OwnPorts
+			p.Firewall, p.OwnPorts = &desired.Firewall, desired.OwnPorts
 		case o.Prune:
 			p.StaleFirewall = true
 		}
@@ -210,12 +210,13 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 		}
 	}
 
+	throwaway := throwaway()
 	var dropped []netip.Prefix // by peers that stay, to nobody
 	var removed []PeerChange
 	for _, p := range observed {
 		_, stays := want[p.Key]
 		switch {
-		case p.Key == Throwaway: // below
+		case p.Key == throwaway: // below
 		case !stays && o.Prune:
 			removed = append(removed, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
 		case stays && o.Prune:
@@ -226,13 +227,13 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 			}
 		}
 	}
-	_, leftover := have[Throwaway]
+	_, leftover := have[throwaway]
 	if len(dropped) > 0 {
 		slices.SortFunc(dropped, netip.Prefix.Compare)
-		out = append(out, PeerChange{Key: Throwaway, Add: true, AllowedIPs: dropped})
+		out = append(out, PeerChange{Key: throwaway, Add: true, AllowedIPs: dropped})
 	}
 	if len(dropped) > 0 || leftover {
-		out = append(out, PeerChange{Key: Throwaway, Remove: true})
+		out = append(out, PeerChange{Key: throwaway, Remove: true})
 	}
 	return append(out, removed...)
 }
@@ -283,8 +284,9 @@ func (f Firewall) equal(o Firewall) bool {
 
 func compareKeys(a, b wgtypes.Key) int { return slices.Compare(a[:], b[:]) }
 
-func compareRoutes(a, b Route) int {
-	return cmp.Or(a.Destination.Compare(b.Destination), strings.Compare(a.Link, b.Link), a.Via.Compare(b.Via))
+// Compare orders routes by destination.
+func (r Route) Compare(o Route) int {
+	return cmp.Or(r.Destination.Compare(o.Destination), strings.Compare(r.Link, o.Link), r.Via.Compare(o.Via))
 }
 
 // live says whether the peer may have a session.

@@ -12,6 +12,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
 // now is when the tests' observations are made.
@@ -19,18 +20,18 @@ var now = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 
 func TestDiff(t *testing.T) {
 	base := func() State {
-		return Desired(topology4(
-			meshPeer(2, "a", "10.4.0.2/32", "10.42.1.0/24"),
-			meshPeer(3, "b", "10.4.0.3/32", "10.42.2.0/24"),
+		return Desired(netcfgtest.IPv4(
+			netcfgtest.Peer(2, "a", "10.4.0.2/32", "10.42.1.0/24"),
+			netcfgtest.Peer(3, "b", "10.4.0.3/32", "10.42.2.0/24"),
 		), settings())
 	}
 	// replace stands for keys, which tell a reader nothing.
 	names := strings.NewReplacer(
-		key(1).PublicKey().String(), "OWN", key(9).PublicKey().String(), "NEW",
-		key(2).PublicKey().String(), "A", key(3).PublicKey().String(), "B", Throwaway.String(), "T")
+		netcfgtest.Key(1).PublicKey().String(), "OWN", netcfgtest.Key(9).PublicKey().String(), "NEW",
+		netcfgtest.Key(2).PublicKey().String(), "A", netcfgtest.Key(3).PublicKey().String(), "B", throwaway().String(), "T")
 	peer := func(s *State, n byte) *Peer {
 		for i := range s.Peers {
-			if s.Peers[i].Key == key(n).PublicKey() {
+			if s.Peers[i].Key == netcfgtest.Key(n).PublicKey() {
 				return &s.Peers[i]
 			}
 		}
@@ -53,7 +54,7 @@ func TestDiff(t *testing.T) {
 		},
 		{
 			name:  "key and port",
-			edit:  func(_, d *State) { d.Device.PublicKey, d.Device.ListenPort = key(9).PublicKey(), 4500 },
+			edit:  func(_, d *State) { d.Device.PublicKey, d.Device.ListenPort = netcfgtest.Key(9).PublicKey(), 4500 },
 			prune: "~ link meshd0 listen-port 4500 public-key NEW\n", keep: "same",
 		},
 		{
@@ -115,20 +116,20 @@ func TestDiff(t *testing.T) {
 		{
 			name: "allowed IP moves between peers that stay",
 			edit: func(_, d *State) {
-				peer(d, 2).AllowedIPs = prefixList("10.4.0.2/32")
-				peer(d, 3).AllowedIPs = prefixList("10.4.0.3/32", "10.42.1.0/24", "10.42.2.0/24")
+				peer(d, 2).AllowedIPs = netcfgtest.Prefixes("10.4.0.2/32")
+				peer(d, 3).AllowedIPs = netcfgtest.Prefixes("10.4.0.3/32", "10.42.1.0/24", "10.42.2.0/24")
 			},
 			prune: "~ peer B (b) allowed-ips +10.42.1.0/24\n", keep: "same",
 		},
 		{
 			name: "allowed IP goes to nobody",
-			edit: func(_, d *State) { peer(d, 2).AllowedIPs = prefixList("10.4.0.2/32") },
+			edit: func(_, d *State) { peer(d, 2).AllowedIPs = netcfgtest.Prefixes("10.4.0.2/32") },
 			prune: "+ peer T (throwaway) allowed-ips +10.42.1.0/24\n" +
 				"- peer T (throwaway)\n",
 		},
 		{
 			name: "new key takes over before the old one goes",
-			edit: func(_, d *State) { peer(d, 2).Key = key(9).PublicKey() },
+			edit: func(_, d *State) { peer(d, 2).Key = netcfgtest.Key(9).PublicKey() },
 			prune: "+ peer NEW (a) endpoint 203.0.113.2:51820 allowed-ips +10.4.0.2/32, +10.42.1.0/24\n" +
 				"- peer A (a)\n",
 			keep: "+ peer NEW (a) endpoint 203.0.113.2:51820 allowed-ips +10.4.0.2/32, +10.42.1.0/24\n",
@@ -140,7 +141,7 @@ func TestDiff(t *testing.T) {
 		},
 		{
 			name:  "throwaway peer of a crash",
-			edit:  func(o, _ *State) { o.Peers = append(o.Peers, Peer{Key: Throwaway}) },
+			edit:  func(o, _ *State) { o.Peers = append(o.Peers, Peer{Key: throwaway()}) },
 			prune: "- peer T (throwaway)\n", keep: "same",
 		},
 		{
@@ -199,7 +200,7 @@ func without(peers []Peer, p Peer) []Peer {
 
 // TestDiffDevice checks what a device takes with it.
 func TestDiffDevice(t *testing.T) {
-	desired := Desired(topology4(meshPeer(2, "a", "10.4.0.2/32")), settings())
+	desired := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32")), settings())
 	other := desired
 	other.Device = new(*desired.Device)
 	other.Device.Implementation = Userspace
@@ -223,7 +224,7 @@ func TestDiffDevice(t *testing.T) {
 
 // TestDiffFirewall changes one thing at a time in the table that is there.
 func TestDiffFirewall(t *testing.T) {
-	desired := Desired(topology4(), settings())
+	desired := Desired(netcfgtest.IPv4(), settings())
 	for name, edit := range map[string]func(*Firewall){
 		"no table":      func(f *Firewall) { *f = Firewall{} },
 		"rule missing":  func(f *Firewall) { f.Chains[3].Rules = f.Chains[3].Rules[1:] },
@@ -236,7 +237,7 @@ func TestDiffFirewall(t *testing.T) {
 		"set missing":   func(f *Firewall) { f.Sets = f.Sets[1:] },
 	} {
 		t.Run(name, func(t *testing.T) {
-			observed := Desired(topology4(), settings())
+			observed := Desired(netcfgtest.IPv4(), settings())
 			edit(&observed.Firewall)
 			got := Diff(observed, desired, Options{Now: now})
 			want := Plan{Firewall: &desired.Firewall, link: "meshd0"}
@@ -245,7 +246,7 @@ func TestDiffFirewall(t *testing.T) {
 			}
 		})
 	}
-	observed := Desired(topology4(), settings())
+	observed := Desired(netcfgtest.IPv4(), settings())
 	for i := range observed.Firewall.Chains {
 		for j := range observed.Firewall.Chains[i].Rules {
 			observed.Firewall.Chains[i].Rules[j].Text = "" // the kernel doesn't keep it
@@ -271,8 +272,8 @@ func TestDiffRemoval(t *testing.T) {
 
 // TestDiffRenews removes a peer and adds it again, unless that would end a session.
 func TestDiffRenews(t *testing.T) {
-	desired := Desired(topology4(meshPeer(2, "a", "10.4.0.2/32")), settings())
-	renew := map[wgtypes.Key]bool{key(2).PublicKey(): true}
+	desired := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32")), settings())
+	renew := map[wgtypes.Key]bool{netcfgtest.Key(2).PublicKey(): true}
 	for _, tt := range []struct {
 		name      string
 		handshake time.Time
@@ -283,7 +284,7 @@ func TestDiffRenews(t *testing.T) {
 		{"session may live", now.Add(-179 * time.Second), false},
 		{"session is over", now.Add(-180 * time.Second), true},
 	} {
-		observed := Desired(topology4(meshPeer(2, "a", "10.4.0.2/32")), settings())
+		observed := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32")), settings())
 		observed.Peers[0].LastHandshake = tt.handshake
 		var got []bool // whether it removes
 		for _, c := range Diff(observed, desired, Options{Now: now, Renew: renew}).Peers {

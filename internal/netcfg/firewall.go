@@ -19,11 +19,14 @@ type family struct {
 	suffix  string // of our sets' names: 4 | 6
 	setType string
 	is4     bool
+	outside netip.Addr // somebody on the internet, for examples of packets (RFC 5737, RFC 3849)
 }
 
-var families = []family{
-	{keyword: "ip", suffix: "4", setType: "ipv4_addr", is4: true},
-	{keyword: "ip6", suffix: "6", setType: "ipv6_addr"},
+func families() [2]family {
+	return [2]family{
+		{keyword: "ip", suffix: "4", setType: "ipv4_addr", is4: true, outside: netip.AddrFrom4([4]byte{192, 0, 2, 1})},
+		{keyword: "ip6", suffix: "6", setType: "ipv6_addr", outside: netip.AddrFrom16([16]byte{0: 0x20, 1: 0x01, 2: 0x0d, 3: 0xb8, 15: 1})},
+	}
 }
 
 // firewall builds our table. The sets are
@@ -41,7 +44,7 @@ var families = []family{
 // that name it.
 func (s Settings) firewall(t mesh.Topology) Firewall {
 	sets := make(map[string][]netip.Prefix)
-	for _, f := range families {
+	for _, f := range families() {
 		sets["inside"+f.suffix] = f.merged(inside(t))
 		sets["guarded"+f.suffix] = f.merged(t.Guarded)
 		sets["location"+f.suffix] = f.merged(t.Serves)
@@ -53,7 +56,7 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 	}
 	var fw Firewall
 	for _, name := range []string{"clientranges", "guarded", "guests", "hosts", "inside", "location", "members", "plain"} {
-		for _, f := range families {
+		for _, f := range families() {
 			if elements := sets[name+f.suffix]; len(elements) > 0 {
 				fw.Sets = append(fw.Sets, Set{Name: name + f.suffix, Type: f.setType, Elements: elements})
 			}
@@ -61,7 +64,7 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 	}
 	input := s.closedToGuests(t)
 	var exit, guard, nat []Rule
-	for _, f := range families {
+	for _, f := range families() {
 		if len(sets["guarded"+f.suffix]) > 0 {
 			exit = append(exit, s.closed(f, t)...)
 			guard = append(guard, f.guard())
@@ -80,7 +83,7 @@ func (s Settings) firewall(t mesh.Topology) Firewall {
 			nat = append(nat, s.masqueradeLocation(f, t))
 		}
 	}
-	for _, f := range families {
+	for _, f := range families() {
 		guard = append(guard, s.forged(f, t)...)
 	}
 	fw.Chains = []Chain{
@@ -155,7 +158,7 @@ func (s Settings) vxlanOnLAN(f family) []Rule {
 	for _, l := range s.LANs {
 		if l.Address.Addr().Is4() == f.is4 && !l.Address.IsSingleIP() {
 			out = append(out, rule("%[1]s daddr %[3]s udp dport %[4]d rt %[1]s nexthop != @members%[2]s counter drop",
-				f.keyword, f.suffix, l.Address.Masked(), vxlanPort))
+				f.keyword, f.suffix, l.Address.Masked(), VXLANPort))
 		}
 	}
 	return out
@@ -175,13 +178,13 @@ func plainly(t mesh.Topology) []netip.Prefix {
 // guardMembers holds the outer packets of VXLAN to the same: an internal IP
 // counts on the link by which we would answer.
 func (f family) guardMembers() Rule {
-	return rule("%[1]s saddr @members%[2]s udp dport %[3]d fib saddr . iif oif missing counter drop", f.keyword, f.suffix, vxlanPort)
+	return rule("%[1]s saddr @members%[2]s udp dport %[3]d fib saddr . iif oif missing counter drop", f.keyword, f.suffix, VXLANPort)
 }
 
 // membersOnly keeps everybody else out of our VXLAN: who may send to its port
 // is inside the mesh. The kernel listens there in one family only.
 func (f family) membersOnly() Rule {
-	return rule("%[1]s saddr != @members%[2]s udp dport %[3]d counter drop", f.keyword, f.suffix, vxlanPort)
+	return rule("%[1]s saddr != @members%[2]s udp dport %[3]d counter drop", f.keyword, f.suffix, VXLANPort)
 }
 
 // snat gives the overlay address to what this host sends into the mesh under an

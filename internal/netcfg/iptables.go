@@ -115,7 +115,7 @@ func (s Settings) ports(t mesh.Topology) []port {
 // neither the mesh nor the host's way out has, there is nothing to let through.
 func (s Settings) accepts(t mesh.Topology) []Accept {
 	var out []Accept
-	for _, f := range families {
+	for _, f := range families() {
 		p := s.parties(t, f)
 		if f.is4 || p.uplink != "" || len(p.mesh) > 0 {
 			out = append(out, s.acceptFromOutside(t, p)...)
@@ -144,7 +144,7 @@ type parties struct {
 }
 
 func (s Settings) parties(t mesh.Topology, f family) parties {
-	p := parties{family: f.keyword, mesh: f.merged(t.Guarded), outside: farawayAddr(f)}
+	p := parties{family: f.keyword, mesh: f.merged(t.Guarded), outside: f.outside}
 	p.here = p.outside
 	for _, u := range s.Uplinks {
 		if u.Source.Addr().Is4() == f.is4 {
@@ -164,22 +164,14 @@ func (s Settings) parties(t mesh.Topology, f family) parties {
 	return p
 }
 
-// farawayAddr is an address on the internet, see faraway.
-func farawayAddr(f family) netip.Addr {
-	for _, s := range faraway {
-		if a := netip.MustParseAddr(s); a.Is4() == f.is4 {
-			return a
-		}
-	}
-	return netip.Addr{}
-}
-
 // last returns the last address of a prefix.
 func last(p netip.Prefix) netip.Addr {
-	if behind := after(p.Masked()); behind.IsValid() {
-		return behind.Prev()
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
 	}
-	return p.Addr()
+	addr, _ := netip.AddrFromSlice(b)
+	return addr
 }
 
 // Ports of examples: a service's, and one from which connections are made.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -91,6 +92,24 @@ type AcceptChange struct {
 	Before  int    // number of the rule to put it before, from 1; 0 for the end
 	Match   string // "" with Remove
 	Comment string
+}
+
+// Arguments are those of the command that adds the rule.
+func (c AcceptChange) Arguments() []string {
+	args := []string{"-A", c.Chain}
+	if c.Before != 0 {
+		args = []string{"-I", c.Chain, strconv.Itoa(c.Before)}
+	}
+	args = append(args, strings.Fields(c.Match)...)
+	return append(args, "-m", "comment", "--comment", c.Comment, "-j", "ACCEPT")
+}
+
+// String returns the change as one line, an added rule as its command.
+func (c AcceptChange) String() string {
+	if c.Remove {
+		return fmt.Sprintf("- %s rule %s in %s", c.Program, c.Comment, c.Chain)
+	}
+	return fmt.Sprintf("+ %s %s", c.Program, strings.Join(c.Arguments(), " "))
 }
 
 // diffAccepts returns the changes to tables of iptables. A rule stands as far
@@ -282,7 +301,7 @@ func (b Barrier) owner() string {
 	case b.Table.Backend == filter.NFT:
 		return fmt.Sprintf("nft table %s %s", b.Table.Family, b.Table.Name)
 	}
-	return cmp.Or(b.Table.Program, programs[b.Table.Backend][b.Table.Family])
+	return cmp.Or(b.Table.Program, b.Table.Backend.Program(b.Table.Family))
 }
 
 func (b Barrier) isFirewalld() bool {
@@ -326,10 +345,4 @@ func (b Barrier) commands(a Accept) []string {
 		out = append(out, fmt.Sprintf("nft insert rule %s %s %s %s accept", b.Table.Family, b.Table.Name, b.Chain, match))
 	}
 	return out
-}
-
-// programs write the tables of iptables.
-var programs = map[filter.Backend]map[string]string{
-	filter.XTNFT:  {"ip": "iptables-nft", "ip6": "ip6tables-nft"},
-	filter.Legacy: {"ip": "iptables-legacy", "ip6": "ip6tables-legacy"},
 }

@@ -3,12 +3,12 @@
 package netcfg
 
 import (
-	"net"
 	"net/netip"
 	"time"
 
-	"github.com/meshd/meshd/internal/mesh"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // Plan is what has to be done on a host. Its fields are applied in the order in
@@ -38,6 +38,7 @@ import (
 // what is gone succeed.
 type Plan struct {
 	Firewall    *Firewall       // the whole table, in one transaction; nil to leave it
+	OwnPorts    []OwnPort       // that the firewall keeps for the host
 	Backstops   []netip.Prefix  // to add
 	Accepts     []AcceptChange  // to tables of others, in this order
 	Device      *DeviceChange   // nil to leave it
@@ -47,7 +48,7 @@ type Plan struct {
 	Forwarding  []FDBEntry      // to add or to replace
 	Neighbors   []NeighborEntry // to add or to replace
 	Routes      []RouteChange   // to add or to replace
-	Peers       []PeerChange    // in this order, by one ConfigureDevice; see Plan.Config
+	Peers       []PeerChange    // in this order, by one ConfigureDevice
 	MovedRoutes []RouteChange   // to replace
 
 	StaleRoutes     []Route         // to delete
@@ -59,9 +60,8 @@ type Plan struct {
 	StaleBackstops  []netip.Prefix  // to delete
 	StaleFirewall   bool            // delete the table
 
-	ownPorts  []OwnPort // that the firewall keeps
-	link      string    // name of the device, for String
-	vxlanLink string    // and of the VXLAN device
+	link      string // name of the device, for String
+	vxlanLink string // and of the VXLAN device
 }
 
 // DeviceChange says what to do to the device.
@@ -104,38 +104,4 @@ func (p Plan) Empty() bool {
 		len(p.StaleRoutes) == 0 && len(p.StaleNeighbors) == 0 && len(p.StaleForwarding) == 0 &&
 		p.StaleVXLAN == "" && len(p.StaleAddresses) == 0 &&
 		p.StaleDevice == "" && len(p.StaleBackstops) == 0 && !p.StaleFirewall
-}
-
-// Config returns the peers' changes in the form in which wgctrl wants them. It
-// never replaces the device's peers or a peer's allowed IPs, because both drop
-// packets of peers that have nothing to do with the change.
-func (p Plan) Config() wgtypes.Config {
-	var c wgtypes.Config
-	for _, pc := range p.Peers {
-		c.Peers = append(c.Peers, pc.config())
-	}
-	return c
-}
-
-// config is one peer of Plan.Config.
-func (pc PeerChange) config() wgtypes.PeerConfig {
-	c := wgtypes.PeerConfig{
-		PublicKey: pc.Key,
-		Remove:    pc.Remove,
-		// A peer that someone removed since we looked must not come back
-		// half configured: the next look adds it whole.
-		UpdateOnly:                  !pc.Add,
-		PersistentKeepaliveInterval: pc.Keepalive,
-		PresharedKey:                (*wgtypes.Key)(pc.PresharedKey),
-	}
-	if pc.Endpoint.IsValid() {
-		c.Endpoint = net.UDPAddrFromAddrPort(pc.Endpoint)
-	}
-	for _, ip := range pc.AllowedIPs {
-		c.AllowedIPs = append(c.AllowedIPs, net.IPNet{
-			IP:   ip.Addr().AsSlice(),
-			Mask: net.CIDRMask(ip.Bits(), ip.Addr().BitLen()),
-		})
-	}
-	return c
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // State is everything of ours on a host, as one plain value. What is wanted
-// (Desired) and what is there (Host.Observe) have the same type, so that the
+// (Desired) and what is there (package host) have the same type, so that the
 // difference of the two is all there is to do. Every list is sorted.
 type State struct {
 	Device     *Device         // nil for none
@@ -46,6 +46,9 @@ type Device struct {
 
 	privateKey wgtypes.Key
 }
+
+// PrivateKey returns the private key; zero for an observed device.
+func (d Device) PrivateKey() wgtypes.Key { return d.privateKey }
 
 // Implementation says who speaks WireGuard.
 type Implementation string

@@ -4,17 +4,19 @@ package netcfg
 
 import (
 	"fmt"
+	"io"
 	"net/netip"
 	"strings"
 	"time"
 
-	"github.com/meshd/meshd/internal/mesh"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // Format prints the device as String does, whatever the verb, so that no way of
 // printing a state or a plan shows the private key.
-func (d Device) Format(f fmt.State, _ rune) { fmt.Fprint(f, d.String()) }
+func (d Device) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, d.String()) }
 
 // String returns the device as one line in the manner of ip(8) and wg(8).
 func (d Device) String() string {
@@ -27,7 +29,7 @@ func (d Device) String() string {
 }
 
 // Format prints the settings without the private key, whatever the verb.
-func (s Settings) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
+func (s Settings) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String()) }
 
 // String returns the settings as one line, without the private key.
 func (s Settings) String() string {
@@ -113,7 +115,7 @@ func (r Route) String() string {
 
 // backstopLine returns the blackhole route to a range as one line.
 func backstopLine(dst netip.Prefix) string {
-	return fmt.Sprintf("route blackhole %s metric %d", dst, backstopMetric)
+	return fmt.Sprintf("route blackhole %s metric %d", dst, BackstopMetric)
 }
 
 // String returns the table as the nft(8) that makes it, with hashes left out.
@@ -269,7 +271,7 @@ func (pc PeerChange) String() string {
 // besides.
 func peerName(key wgtypes.Key, name string) string {
 	switch {
-	case key == Throwaway:
+	case key == throwaway():
 		return fmt.Sprintf("peer %s (throwaway)", key)
 	case name != "":
 		return fmt.Sprintf("peer %s (%s)", key, name)
@@ -300,6 +302,6 @@ func list(prefixes []netip.Prefix) string {
 type lines struct{ strings.Builder }
 
 func (l *lines) add(format string, args ...any) {
-	fmt.Fprintf(l, format, args...)
+	l.WriteString(fmt.Sprintf(format, args...))
 	l.WriteByte('\n')
 }

@@ -34,6 +34,6 @@ func (t Tunnel) State() State {
 		}
 	}
 	slices.SortFunc(state.Peers, func(a, b Peer) int { return compareKeys(a.Key, b.Key) })
-	slices.SortFunc(state.Routes, compareRoutes)
+	slices.SortFunc(state.Routes, Route.Compare)
 	return state
 }

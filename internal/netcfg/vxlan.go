@@ -6,12 +6,9 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -38,20 +35,7 @@ type VXLAN struct {
 type MAC [6]byte
 
 // String returns the usual form, 02:00:5e:00:53:01.
-func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
-
-// MarshalText makes a MAC readable in JSON.
-func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
-
-// UnmarshalText is the reverse of MarshalText.
-func (m *MAC) UnmarshalText(b []byte) error {
-	v, err := net.ParseMAC(string(b))
-	if err != nil || len(v) != len(m) {
-		return fmt.Errorf("parse MAC %q: want six bytes in hexadecimal, with colons", b)
-	}
-	*m = MAC(v)
-	return nil
-}
+func (m MAC) String() string { return strings.ReplaceAll(fmt.Sprintf("% x", m[:]), " ", ":") }
 
 // FDBEntry says where on the LAN the node with a MAC is.
 type FDBEntry struct {
@@ -75,7 +59,7 @@ type LAN struct {
 // VXLANName returns the name of the VXLAN device that belongs to a WireGuard
 // device: with -vx at its end, or a hash if there is no room for that.
 func VXLANName(iface string) string {
-	if name := iface + "-vx"; len(name) < unix.IFNAMSIZ {
+	if name := iface + "-vx"; len(name) <= maxLinkName {
 		return name
 	}
 	sum := sha256.Sum256([]byte(iface))
@@ -117,7 +101,7 @@ func (s Settings) vxlan(t mesh.Topology) *VXLAN {
 			mtu = max(mtu, minIPv6MTU)
 		}
 		return &VXLAN{
-			Name: VXLANName(s.Interface), ID: vxlanID, Port: vxlanPort,
+			Name: VXLANName(s.Interface), ID: VXLANID, Port: VXLANPort,
 			Local: lan.Address.Addr(), MAC: mesh.MAC(s.ID), MTU: mtu, Up: true,
 		}
 	}
@@ -136,8 +120,8 @@ func entries(t mesh.Topology) (forwarding []FDBEntry, neighbors []NeighborEntry)
 			neighbors = append(neighbors, NeighborEntry{Addr: a.Unmap(), MAC: mac})
 		}
 	}
-	slices.SortFunc(forwarding, compareForwarding)
-	slices.SortFunc(neighbors, compareNeighbors)
+	slices.SortFunc(forwarding, FDBEntry.Compare)
+	slices.SortFunc(neighbors, NeighborEntry.Compare)
 	// The kernel has one destination for a MAC, so two would take turns.
 	forwarding = slices.CompactFunc(forwarding, func(a, b FDBEntry) bool { return a.MAC == b.MAC })
 	return forwarding, neighbors
@@ -218,10 +202,12 @@ func (s Settings) members(t mesh.Topology) []netip.Prefix {
 	return hostPrefixes(out)
 }
 
-func compareForwarding(a, b FDBEntry) int {
-	return cmp.Or(slices.Compare(a.MAC[:], b.MAC[:]), a.To.Compare(b.To))
+// Compare orders entries by MAC.
+func (e FDBEntry) Compare(o FDBEntry) int {
+	return cmp.Or(slices.Compare(e.MAC[:], o.MAC[:]), e.To.Compare(o.To))
 }
 
-func compareNeighbors(a, b NeighborEntry) int {
-	return cmp.Or(a.Addr.Compare(b.Addr), slices.Compare(a.MAC[:], b.MAC[:]))
+// Compare orders entries by address.
+func (e NeighborEntry) Compare(o NeighborEntry) int {
+	return cmp.Or(e.Addr.Compare(o.Addr), slices.Compare(e.MAC[:], o.MAC[:]))
 }

@@ -121,8 +121,8 @@ func (c VXLANChange) String() string {
 	return s
 }
 
-// withoutVXLAN returns the plan without what needs the VXLAN device.
-func (p Plan) withoutVXLAN() Plan {
+// WithoutVXLAN returns the plan without what needs the VXLAN device.
+func (p Plan) WithoutVXLAN() Plan {
 	name := p.VXLAN.VXLAN.Name
 	p.Forwarding, p.Neighbors = nil, nil
 	p.Sysctls = sysctlsWithout(p.Sysctls, name)

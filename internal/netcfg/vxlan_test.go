@@ -3,7 +3,6 @@
 package netcfg
 
 import (
-	"encoding/json"
 	"net/netip"
 	"strings"
 	"testing"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
 func TestVXLANName(t *testing.T) {
@@ -35,19 +35,8 @@ func TestVXLANName(t *testing.T) {
 }
 
 func TestMACAsText(t *testing.T) {
-	mac := MAC(mesh.MAC(mesh.ID{1, 2, 3, 4, 5, 6}))
-	b, err := json.Marshal(mac)
-	if want := `"02:01:02:03:04:05"`; err != nil || string(b) != want {
-		t.Errorf("got %s, %v, want %s", b, err, want)
-	}
-	var back MAC
-	if err := json.Unmarshal(b, &back); err != nil || back != mac {
-		t.Errorf("read back: got %s, %v, want %s", back, err, mac)
-	}
-	for _, bad := range []string{`""`, `"02:01"`, `"02:01:02:03:04:05:06:07"`} {
-		if err := json.Unmarshal([]byte(bad), &back); err == nil {
-			t.Errorf("%s is read as %s", bad, back)
-		}
+	if got, want := MAC(mesh.MAC(mesh.ID{1, 2, 3, 4, 5, 6})).String(), "02:01:02:03:04:05"; got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
@@ -68,11 +57,11 @@ func TestVXLANMTU(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			lan := LAN{Link: "eth0", Address: netip.MustParsePrefix(tt.lan), MTU: tt.mtu}
-			top := topology4()
+			top := netcfgtest.IPv4()
 			if tt.six {
-				top = dualTopology()
+				top = netcfgtest.DualStack()
 			}
-			top.Neighbors = []mesh.Neighbor{neighbor(2, "b")}
+			top.Neighbors = []mesh.Neighbor{netcfgtest.Neighbor(2, "b")}
 			top.Neighbors[0].InternalIP = lan.Address.Addr().Next()
 			s := settings()
 			s.LANs = []LAN{lan}
@@ -90,12 +79,12 @@ func TestNeighborsLink(t *testing.T) {
 		{Link: "eth0", Address: netip.MustParsePrefix("10.0.0.1/24"), MTU: 1500},
 		{Link: "eth1", Address: netip.MustParsePrefix("192.168.10.1/24"), MTU: 1500},
 	}
-	top := topology4()
-	top.Neighbors = []mesh.Neighbor{neighbor(2, "b", "10.42.1.0/24")}
+	top := netcfgtest.IPv4()
+	top.Neighbors = []mesh.Neighbor{netcfgtest.Neighbor(2, "b", "10.42.1.0/24")}
 	if got := Desired(top, s).VXLAN.Local.String(); got != "192.168.10.1" {
 		t.Errorf("outer source: got %s, want the one in the neighbor's subnet", got)
 	}
-	routes := Desired(plain(top), s).Routes
+	routes := Desired(netcfgtest.Plain(top), s).Routes
 	if got, want := routes[1].String(), "route 10.4.0.2/32 via 192.168.10.2 dev eth1 src 10.4.0.1 mtu 1420"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
@@ -108,7 +97,7 @@ func TestNeighborsLink(t *testing.T) {
 // A node that takes a neighbor's MAC for its own gets no packets meant for it.
 func TestSameMAC(t *testing.T) {
 	s := lanSettings()
-	top := member()
+	top := netcfgtest.Member()
 	top.Neighbors[1].ID = top.Neighbors[0].ID
 	top.Neighbors[1].ID[15]++
 	got := Desired(top, s)
@@ -129,7 +118,7 @@ func TestDiffVXLAN(t *testing.T) {
 		want     string
 	}{
 		{
-			name: "out of office", from: gateway, to: member,
+			name: "out of office", from: netcfgtest.Gateway, to: netcfgtest.Member,
 			want: `~ route 10.4.0.9/32 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1 (was route 10.4.0.9/32 dev meshd0 src 10.4.0.1)
 ~ route 10.42.8.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1 (was route 10.42.8.0/24 dev meshd0 src 10.4.0.1)
 ~ route 192.168.20.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1 (was route 192.168.20.0/24 dev meshd0 src 10.4.0.1)
@@ -138,7 +127,7 @@ func TestDiffVXLAN(t *testing.T) {
 `,
 		},
 		{
-			name: "into office: routes after the peer", from: member, to: gateway,
+			name: "into office: routes after the peer", from: netcfgtest.Member, to: netcfgtest.Gateway,
 			want: `+ peer FAR (far) endpoint 203.0.113.9:51820 allowed-ips +10.4.0.9/32, +10.42.8.0/24, +192.168.20.0/24, +fd00:4::9/128
 ~ route 10.4.0.9/32 dev meshd0 src 10.4.0.1 (was route 10.4.0.9/32 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1)
 ~ route 10.42.8.0/24 dev meshd0 src 10.4.0.1 (was route 10.42.8.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1)
@@ -147,9 +136,9 @@ func TestDiffVXLAN(t *testing.T) {
 `,
 		},
 		{
-			name: "a neighbor leaves and another is elsewhere", from: member,
+			name: "a neighbor leaves and another is elsewhere", from: netcfgtest.Member,
 			to: func() mesh.Topology {
-				top := member()
+				top := netcfgtest.Member()
 				top.Neighbors = top.Neighbors[1:]
 				top.Neighbors[0].InternalIP = netip.MustParseAddr("192.168.10.33")
 				return top
@@ -169,7 +158,7 @@ func TestDiffVXLAN(t *testing.T) {
 `,
 		},
 		{
-			name: "learning", from: member, to: member,
+			name: "learning", from: netcfgtest.Member, to: netcfgtest.Member,
 			edit: func(o *State) {
 				v := *o.VXLAN
 				v.Learning = true
@@ -178,11 +167,11 @@ func TestDiffVXLAN(t *testing.T) {
 			want: "- link meshd0-vx\n+ link meshd0-vx vxlan id 77 local 192.168.10.1 dstport 7947 nolearning address 02:01:00:00:00:00 mtu 1420 up\n" +
 				"~ sysctl net.ipv4.conf.meshd0-vx.rp_filter = 2\n~ sysctl net.ipv4.conf.meshd0-vx.send_redirects = 0\n" +
 				"~ sysctl net.ipv6.conf.meshd0-vx.accept_ra = 0\n~ sysctl net.ipv6.conf.meshd0-vx.disable_ipv6 = 0\n" +
-				entriesOnly(Diff(State{Backstops: Desired(member(), lanSettings()).Backstops}, Desired(member(), lanSettings()), Options{}).String()),
+				entriesOnly(Diff(State{Backstops: Desired(netcfgtest.Member(), lanSettings()).Backstops}, Desired(netcfgtest.Member(), lanSettings()), Options{}).String()),
 		},
 		{
-			name: "the last neighbor leaves", from: member, to: func() mesh.Topology { return dualTopology() },
-			edit: func(o *State) { o.Routes = Desired(dualTopology(), lanSettings()).Routes },
+			name: "the last neighbor leaves", from: netcfgtest.Member, to: func() mesh.Topology { return netcfgtest.DualStack() },
+			edit: func(o *State) { o.Routes = Desired(netcfgtest.DualStack(), lanSettings()).Routes },
 			want: "- link meshd0-vx\n",
 		},
 	} {
@@ -193,7 +182,7 @@ func TestDiffVXLAN(t *testing.T) {
 			}
 			plan := Diff(observed, desired, Options{Now: now, Prune: true})
 			plan.Firewall = nil
-			got := strings.ReplaceAll(plan.String(), key(9).PublicKey().String(), "FAR")
+			got := strings.ReplaceAll(plan.String(), netcfgtest.Key(9).PublicKey().String(), "FAR")
 			if d := cmp.Diff(tt.want, got); d != "" {
 				t.Errorf("plan (-want +got):\n%s", d)
 			}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"pgregory.net/rapid"
+
+	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
 // The neighbors of the walks' small world: 10.4.0.2 and 10.4.0.3, with their
@@ -20,7 +22,7 @@ var (
 		{netip.MustParseAddr("fd00:4::2"), MAC{2, 2}},
 		{netip.MustParseAddr("fd00:4::3"), MAC{2, 3}},
 	}
-	walkPlaces = addrList("192.168.10.2", "192.168.10.3")
+	walkPlaces = netcfgtest.Addrs("192.168.10.2", "192.168.10.3")
 )
 
 // drawVXLAN adds the device to the neighbors, or not.
@@ -30,7 +32,7 @@ func drawVXLAN(t *rapid.T, s *State, observed bool) {
 		return
 	}
 	s.VXLAN = &VXLAN{
-		Name: "meshd0-vx", ID: vxlanID, Port: vxlanPort, Local: walkPlaces[draw("local", 2)],
+		Name: "meshd0-vx", ID: VXLANID, Port: VXLANPort, Local: walkPlaces[draw("local", 2)],
 		MAC: MAC{2, 1}, MTU: 1400 + draw("VXLAN MTU", 2), Up: !observed || draw("VXLAN up", 2) == 0,
 		Learning: observed && draw("learning", 4) == 0,
 	}
@@ -112,13 +114,13 @@ func (k *kernel) addEntries(p Plan) {
 		} else {
 			fdb = append(fdb, e)
 		}
-		slices.SortFunc(fdb, compareForwarding)
+		slices.SortFunc(fdb, FDBEntry.Compare)
 		k.Forwarding = fdb
 	}
 	for _, e := range p.Neighbors {
 		rest := slices.DeleteFunc(slices.Clone(k.Neighbors), func(o NeighborEntry) bool { return o.Addr == e.Addr })
 		k.Neighbors = append(rest, e)
-		slices.SortFunc(k.Neighbors, compareNeighbors)
+		slices.SortFunc(k.Neighbors, NeighborEntry.Compare)
 	}
 }
 

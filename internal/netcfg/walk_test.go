@@ -17,6 +17,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"pgregory.net/rapid"
+
+	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
 // kernel is a host made of values. It applies plans as the real one does, and
@@ -61,7 +63,7 @@ func (k *kernel) apply(p Plan) {
 	for _, r := range p.Routes {
 		k.replaceRoute(r)
 	}
-	k.configure(p.Config())
+	k.configure(p.Peers)
 	for _, r := range p.MovedRoutes {
 		k.replaceRoute(r)
 	}
@@ -154,45 +156,36 @@ func (k *kernel) replaceRoute(c RouteChange) {
 	} else {
 		k.Routes = append(k.Routes, c.Route)
 	}
-	slices.SortFunc(k.Routes, compareRoutes)
+	slices.SortFunc(k.Routes, Route.Compare)
 	k.watch()
 }
 
 // configure does what wg_set_device does, peer by peer.
-func (k *kernel) configure(c wgtypes.Config) {
-	if c.ReplacePeers || c.PrivateKey != nil || c.ListenPort != nil {
-		k.t.Fatalf("peers are changed with %+v", c)
-	}
-	for _, pc := range c.Peers {
-		if pc.ReplaceAllowedIPs {
-			k.t.Fatal("allowed IPs are replaced")
-		}
-		i := slices.IndexFunc(k.Peers, func(p Peer) bool { return p.Key == pc.PublicKey })
+func (k *kernel) configure(changes []PeerChange) {
+	for _, pc := range changes {
+		i := slices.IndexFunc(k.Peers, func(p Peer) bool { return p.Key == pc.Key })
 		if pc.Remove {
 			if i < 0 {
-				k.t.Fatalf("remove peer %s: there is none", pc.PublicKey)
+				k.t.Fatalf("remove peer %s: there is none", pc.Key)
 			}
 			k.Peers = slices.Delete(slices.Clone(k.Peers), i, i+1)
 			k.watch()
 			continue
 		}
-		if (i < 0) == pc.UpdateOnly {
-			if pc.PublicKey != Throwaway {
-				k.t.Fatalf("peer %s: update only %v, but %d is its place", pc.PublicKey, pc.UpdateOnly, i)
-			}
+		if (i < 0) != pc.Add && pc.Key != throwaway() {
+			k.t.Fatalf("peer %s: add %v, but %d is its place", pc.Key, pc.Add, i)
 		}
 		peers := slices.Clone(k.Peers)
 		if i < 0 {
-			i, peers = len(peers), append(peers, Peer{Key: pc.PublicKey})
+			i, peers = len(peers), append(peers, Peer{Key: pc.Key})
 		}
-		if pc.Endpoint != nil {
-			peers[i].Endpoint = pc.Endpoint.AddrPort()
+		if pc.Endpoint.IsValid() {
+			peers[i].Endpoint = pc.Endpoint
 		}
-		if pc.PersistentKeepaliveInterval != nil {
-			peers[i].Keepalive = *pc.PersistentKeepaliveInterval
+		if pc.Keepalive != nil {
+			peers[i].Keepalive = *pc.Keepalive
 		}
-		for _, n := range pc.AllowedIPs {
-			ip := prefixOf(&n)
+		for _, ip := range pc.AllowedIPs {
 			for j := range peers {
 				peers[j].AllowedIPs = slices.DeleteFunc(slices.Clone(peers[j].AllowedIPs), func(o netip.Prefix) bool { return o == ip })
 			}
@@ -221,10 +214,10 @@ func owners(t *rapid.T, peers []Peer) map[netip.Prefix]wgtypes.Key {
 
 // The small world in which the walks are: few things, which meet often.
 var (
-	walkKeys     = []wgtypes.Key{key(2).PublicKey(), key(3).PublicKey(), key(4).PublicKey(), key(5).PublicKey()}
-	walkPrefixes = prefixList("10.4.0.2/32", "10.4.0.3/32", "10.42.1.0/24", "10.42.2.0/24", "10.42.0.0/16",
+	walkKeys     = []wgtypes.Key{netcfgtest.Key(2).PublicKey(), netcfgtest.Key(3).PublicKey(), netcfgtest.Key(4).PublicKey(), netcfgtest.Key(5).PublicKey()}
+	walkPrefixes = netcfgtest.Prefixes("10.4.0.2/32", "10.4.0.3/32", "10.42.1.0/24", "10.42.2.0/24", "10.42.0.0/16",
 		"fd00::2/128", "fd00:4::2/128", "fd00:4::3/128", "fd00:42:0:1::/64", "0.0.0.0/0")
-	walkOwn  = prefixList("10.4.0.1/32", "10.4.0.9/32", "fd00:4::1/128")
+	walkOwn  = netcfgtest.Prefixes("10.4.0.1/32", "10.4.0.9/32", "fd00:4::1/128")
 	walkAges = []time.Duration{0, time.Second, 179 * time.Second, 180 * time.Second, 24 * time.Hour, -time.Hour}
 )
 
@@ -235,15 +228,15 @@ func drawState(t *rapid.T, observed bool) State {
 	draw := func(name string, n int) int { return rapid.IntRange(0, n-1).Draw(t, name) }
 	s.Firewall = []Firewall{
 		{},
-		Desired(topology4(), settings()).Firewall,
-		Desired(topology4(meshPeer(2, "a")), Settings{Interface: "meshd0"}).Firewall,
+		Desired(netcfgtest.IPv4(), settings()).Firewall,
+		Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a")), Settings{Interface: "meshd0"}).Firewall,
 	}[draw("firewall", 3)]
 	for _, k := range []string{"net.ipv4.conf.meshd0.rp_filter", "net.ipv4.ip_forward"} {
 		if v := draw(k, 3); v > 0 {
 			s.Sysctls = append(s.Sysctls, Sysctl{k, fmt.Sprint(v)})
 		}
 	}
-	for _, dst := range prefixList("10.4.0.0/16", "10.42.0.0/16", "fd00:42::/48") {
+	for _, dst := range netcfgtest.Prefixes("10.4.0.0/16", "10.42.0.0/16", "fd00:42::/48") {
 		if draw("backstop", 2) == 0 {
 			s.Backstops = append(s.Backstops, dst)
 		}
@@ -252,7 +245,7 @@ func drawState(t *rapid.T, observed bool) State {
 		s.Sysctls = slices.DeleteFunc(s.Sysctls, func(c Sysctl) bool { return strings.Contains(c.Key, "meshd0") })
 		return s
 	}
-	private := key(byte(8 + 8*draw("key", 2)))
+	private := netcfgtest.Key(byte(8 + 8*draw("key", 2)))
 	s.Device = &Device{
 		Name: "meshd0", ListenPort: 51820 + draw("port", 2), MTU: 1400 + draw("MTU", 2),
 		Up:             !observed || draw("up", 2) == 0,
@@ -264,7 +257,7 @@ func drawState(t *rapid.T, observed bool) State {
 	}
 	keys := slices.Clone(walkKeys)
 	if observed {
-		keys = append(keys, Throwaway)
+		keys = append(keys, throwaway())
 	}
 	slices.SortFunc(keys, compareKeys)
 	for _, k := range keys {
@@ -403,7 +396,7 @@ func checkReached(t *rapid.T, before, got, desired State, o Options) {
 	}
 	checkSame(t, "device", got.Device.String(), d.String())
 	have, was := byKey(got.Peers), byKey(before.Peers)
-	if _, ok := have[Throwaway]; ok {
+	if _, ok := have[throwaway()]; ok {
 		t.Fatal("the throwaway peer is left")
 	}
 	for _, p := range desired.Peers {
@@ -449,7 +442,7 @@ func TestPrivateKeyIsNeverPrinted(t *testing.T) {
 		}
 		s := settings()
 		s.PrivateKey = private
-		want := Desired(topology4(), s)
+		want := Desired(netcfgtest.IPv4(), s)
 		plan := Diff(State{}, want, Options{})
 		var out []string
 		for _, v := range []any{s, &s, want, &want, want.Device, *want.Device, plan, &plan, plan.Device, *plan.Device} {
@@ -478,8 +471,8 @@ func TestPrivateKeyIsNeverPrinted(t *testing.T) {
 
 // TestPlanString shows a whole plan as a person sees it.
 func TestPlanString(t *testing.T) {
-	desired := Desired(topology4(meshPeer(2, "aws-1", "10.4.0.2/32")), Settings{
-		Interface: "meshd0", PrivateKey: key(1), ListenPort: 51820, MTU: 1420, Implementation: Userspace,
+	desired := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "aws-1", "10.4.0.2/32")), Settings{
+		Interface: "meshd0", PrivateKey: netcfgtest.Key(1), ListenPort: 51820, MTU: 1420, Implementation: Userspace,
 	})
 	desired.Firewall.Sets, desired.Firewall.Chains = nil, desired.Firewall.Chains[2:3]
 	observed := desired
@@ -492,14 +485,14 @@ func TestPlanString(t *testing.T) {
   nft rule guard iifname "meshd0" ip saddr != 0.0.0.0 fib saddr . iif oif missing counter drop
   nft rule guard iifname "meshd0" ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif missing counter drop
 - link meshd0
-+ link meshd0 wireguard userspace mtu 1420 listen-port 51820 public-key ` + key(1).PublicKey().String() + ` up
++ link meshd0 wireguard userspace mtu 1420 listen-port 51820 public-key ` + netcfgtest.Key(1).PublicKey().String() + ` up
 ~ sysctl net.ipv4.conf.meshd0.rp_filter = 2
 ~ sysctl net.ipv4.conf.meshd0.send_redirects = 0
 + addr 10.4.0.1/32 dev meshd0
 + route 10.4.0.0/16 dev meshd0 src 10.4.0.1
 + route 10.4.0.2/32 dev meshd0 src 10.4.0.1
 + route 10.42.0.0/16 dev meshd0 src 10.4.0.1
-+ peer ` + key(2).PublicKey().String() + ` (aws-1) endpoint 203.0.113.2:51820 allowed-ips +10.4.0.2/32
++ peer ` + netcfgtest.Key(2).PublicKey().String() + ` (aws-1) endpoint 203.0.113.2:51820 allowed-ips +10.4.0.2/32
 `
 	if d := cmp.Diff(want, Diff(observed, desired, Options{Prune: true}).String()); d != "" {
 		t.Errorf("plan (-want +got):\n%s", d)

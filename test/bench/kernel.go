@@ -17,6 +17,7 @@ import (
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/host"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -164,18 +165,18 @@ func measureApply(ctx context.Context, size size, s samples) (err error) {
 	}
 	// Everything happens on one thread, which is on the host.
 	return h.Do(func() error {
-		host, err := netcfg.NewHost(netcfg.HostOptions{Interface: settings.Interface})
+		kernel, err := host.Open(host.Options{Interface: settings.Interface})
 		if err != nil {
 			return err
 		}
-		a := applier{ctx: ctx, host: host, samples: s}
+		a := applier{ctx: ctx, host: kernel, samples: s}
 		err = errors.Join(
 			a.listen(),
 			a.apply(size.first, netcfg.Desired(most, settings)),
 			a.apply(size.more, netcfg.Desired(all, settings)),
 			a.apply(size.less, netcfg.Desired(most, settings)),
 			a.apply(size.no, netcfg.Desired(most, settings)))
-		return errors.Join(err, unix.Close(a.socket), host.Close())
+		return errors.Join(err, unix.Close(a.socket), kernel.Close())
 	})
 }
 
@@ -217,7 +218,7 @@ func topology(others int) (mesh.Topology, error) {
 // applier does what the daemon's loop does with a host, and measures it.
 type applier struct {
 	ctx     context.Context
-	host    *netcfg.Host
+	host    *host.Kernel
 	samples samples
 	socket  int // sees all netlink packets of the host
 }

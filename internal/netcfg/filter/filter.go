@@ -3,9 +3,9 @@
 // Package filter says what the packet filters of a host would do with a packet,
 // without sending one.
 //
-// A [Table] is the rules of nftables or of iptables in one form. [Decode] makes
-// it from what the kernel says over netlink, [Parse] from what `iptables -S`
-// prints. [Table.Judge] walks a [Packet] through a chain as the kernel would.
+// A [Table] is the rules of nftables or of iptables in one form. [Parse] makes it
+// from what `iptables -S` prints, package host from what the kernel says over
+// netlink. [Table.Judge] walks a [Packet] through a chain as the kernel would.
 //
 // Nobody could know every condition that a rule may have. One that is not
 // understood is neither met nor not met, and what follows from it is only
@@ -45,6 +45,21 @@ const (
 	XTNFT  Backend = "iptables"        // iptables, kept in the kernel by nftables
 	Legacy Backend = "iptables-legacy" // iptables of old, kept by ip_tables
 )
+
+// Program returns the name of the program that writes the backend's tables of a
+// family; "" for nft, which has no program for each.
+func (b Backend) Program(family string) string {
+	name := map[string]string{"ip": "iptables", "ip6": "ip6tables"}[family]
+	switch {
+	case name == "":
+		return ""
+	case b == XTNFT:
+		return name + "-nft"
+	case b == Legacy:
+		return name + "-legacy"
+	}
+	return ""
+}
 
 // Chain is a chain of rules.
 type Chain struct {

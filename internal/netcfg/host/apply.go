@@ -1,0 +1,471 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/ipc"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// Apply does what a plan says, in the plan's order. It is idempotent: adding
+// what is there and deleting what is missing succeed. A step that fails doesn't
+// keep the others from being done, except that nothing which needs the device
+// is tried without it; all errors come back joined, among them a RefusedStep for
+// each route, entry and peer that the kernel does not take. Errors match
+// ErrForeignDevice and ErrNoBridgeNetfilter.
+func (k *Kernel) Apply(ctx context.Context, p netcfg.Plan) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+
+	var errs []error
+	if p.Firewall != nil {
+		errs = append(errs, k.replaceFirewall(ctx, *p.Firewall), k.forgetTaken(p.OwnPorts))
+	}
+	for _, dst := range p.Backstops {
+		errs = append(errs, k.addBackstop(dst))
+	}
+	for _, c := range p.Accepts {
+		errs = append(errs, k.applyAccept(ctx, c))
+	}
+	if p.Device != nil {
+		if err := k.applyDevice(*p.Device); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+	}
+	if p.VXLAN != nil {
+		if err := k.applyVXLAN(*p.VXLAN); err != nil {
+			errs = append(errs, err)
+			p = p.WithoutVXLAN()
+		}
+	}
+	for _, s := range p.Sysctls {
+		errs = append(errs, k.setSysctl(ctx, s))
+	}
+	for _, a := range p.Addresses {
+		errs = append(errs, k.addAddress(a))
+	}
+	errs = append(errs, k.addEntries(p.Forwarding, p.Neighbors))
+	for _, r := range p.Routes {
+		errs = append(errs, k.addRoute(r))
+	}
+	errs = append(errs, k.changePeers(p))
+	for _, r := range p.MovedRoutes {
+		errs = append(errs, k.addRoute(r))
+	}
+	errs = append(errs, k.prune(ctx, p))
+	return errors.Join(append(errs, ctx.Err())...)
+}
+
+// prune takes away what a plan says.
+func (k *Kernel) prune(ctx context.Context, p netcfg.Plan) error {
+	var errs []error
+	for _, r := range p.StaleRoutes {
+		errs = append(errs, k.deleteRoute(r))
+	}
+	errs = append(errs, k.forgetStranded(p.StaleRoutes))
+	errs = append(errs, k.deleteEntries(p.StaleForwarding, p.StaleNeighbors))
+	if p.StaleVXLAN != "" {
+		errs = append(errs, k.deleteVXLAN())
+	}
+	for _, a := range p.StaleAddresses {
+		errs = append(errs, k.deleteAddress(a))
+	}
+	if p.StaleDevice != "" {
+		errs = append(errs, k.deleteDevice())
+	}
+	for _, dst := range p.StaleBackstops {
+		errs = append(errs, k.delRoute(backstop(dst)))
+	}
+	if p.StaleFirewall {
+		errs = append(errs, k.deleteFirewall(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// applyDevice makes the device, or makes it what it should be.
+func (k *Kernel) applyDevice(c netcfg.DeviceChange) error {
+	if c.Replace {
+		if err := k.deleteDevice(); err != nil {
+			return err
+		}
+	}
+	link, err := k.ensureDevice(c.Device)
+	if err != nil {
+		return err
+	}
+
+	var cfg wgtypes.Config
+	if c.SetKey {
+		key := c.Device.PrivateKey()
+		cfg.PrivateKey = &key
+	}
+	if c.SetPort {
+		cfg.ListenPort = &c.Device.ListenPort
+	}
+	if c.SetKey || c.SetPort {
+		if err := k.configure(cfg); err != nil {
+			return explainPort(err, c.Device.ListenPort)
+		}
+	}
+	if c.SetMTU {
+		k.writes.Add(1)
+		if err := k.nl.LinkSetMTU(link, c.Device.MTU); err != nil {
+			return fmt.Errorf("set MTU of %s to %d: %w", k.name, c.Device.MTU, err)
+		}
+	}
+	if c.SetUp {
+		k.writes.Add(1)
+		if err := k.nl.LinkSetUp(link); err != nil {
+			return explainPort(fmt.Errorf("set %s up: %w", k.name, err), c.Device.ListenPort)
+		}
+	}
+	if k.tun != nil && c.Device.Up {
+		return explainPort(k.checkPort(c.Device.ListenPort), c.Device.ListenPort)
+	}
+	return nil
+}
+
+// checkPort sees to it that a userspace device listens on its port. The kernel's
+// refuses to come up if it can't. Wireguard-go follows its link instead, on a
+// goroutine of its own: it forgets a port that it can't open, tells nobody, and
+// takes any other the next time. To set the port of a device that is up gives
+// the reason.
+func (k *Kernel) checkPort(port int) error {
+	if err := k.tun.dev.Up(); err != nil {
+		return fmt.Errorf("start userspace device %s: %w", k.name, err)
+	}
+	d, err := wireguardDevice(k.name)
+	if err != nil || d.ListenPort == port {
+		return err
+	}
+	return k.configure(wgtypes.Config{ListenPort: &port})
+}
+
+// explainPort adds to an error that is about the UDP port which port it is.
+// wgctrl gives the error number of a userspace device as text only.
+func explainPort(err error, port int) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("listen on UDP port %d (`wireguard.listen-port`): %w", port, err)
+	case strings.HasSuffix(err.Error(), fmt.Sprintf("errno=%d", ipc.IpcErrorPortInUse)):
+		return fmt.Errorf("listen on UDP port %d (`wireguard.listen-port`): %w: %w", port, unix.EADDRINUSE, err)
+	}
+	return err
+}
+
+// ensureDevice returns the link of our device, after it has made the device if
+// there is none, and attached to it if it is a TUN that nobody serves.
+func (k *Kernel) ensureDevice(d netcfg.Device) (netlink.Link, error) {
+	link, err := k.ownLink()
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case link == nil:
+		err = k.createDevice(d)
+	case link.Type() == "tuntap":
+		err = k.attach(d)
+	case link.Attrs().Alias != deviceAlias:
+		err = k.mark()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if link != nil {
+		return link, nil
+	}
+	if link, err = k.ownLink(); err == nil && link == nil {
+		err = fmt.Errorf("create device %s: it vanished at once", k.name)
+	}
+	return link, err
+}
+
+// createDevice makes the device, of the kernel's implementation if that is
+// wanted or to be had.
+func (k *Kernel) createDevice(d netcfg.Device) error {
+	if d.Implementation == netcfg.Userspace {
+		return k.openTUN(d)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = k.name, d.MTU
+	k.writes.Add(1)
+	err := k.nl.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
+	switch {
+	case err == nil:
+		return k.mark()
+	case !errors.Is(err, unix.EOPNOTSUPP): // what rtnetlink says to an unknown kind of link
+		return fmt.Errorf("create device %s: %w", k.name, err)
+	case d.Implementation == netcfg.Kernel:
+		return fmt.Errorf("create device %s: this kernel has no WireGuard (`modprobe wireguard`); `wireguard.implementation: auto` does without: %w", k.name, err)
+	}
+	k.log.Info("kernel has no WireGuard, using the userspace implementation", "link", k.name)
+	return k.openTUN(d)
+}
+
+// attach makes this process serve the TUN, unless it or another one does.
+func (k *Kernel) attach(d netcfg.Device) error {
+	if _, err := wireguardDevice(k.name); err == nil {
+		return nil
+	}
+	if k.tun != nil && k.tun.alive() {
+		return k.tun.relisten()
+	}
+	return k.openTUN(d)
+}
+
+// openTUN makes this process serve the TUN of our name, existing or new.
+func (k *Kernel) openTUN(d netcfg.Device) error {
+	k.closeTUN()
+	k.writes.Add(1)
+	u, err := openUserspace(k.name, d.MTU, k.log, k.mark)
+	if err != nil {
+		return err
+	}
+	k.tun = u
+	return nil
+}
+
+func (k *Kernel) closeTUN() {
+	if k.tun != nil {
+		k.tun.Close()
+		k.tun = nil
+	}
+}
+
+// mark writes our alias to the link of our name.
+func (k *Kernel) mark() error {
+	link, err := k.nl.LinkByName(k.name)
+	if err != nil {
+		return fmt.Errorf("read link %s: %w", k.name, err)
+	}
+	k.writes.Add(1)
+	if err := k.nl.LinkSetAlias(link, deviceAlias); err != nil {
+		return fmt.Errorf("set alias of %s: %w", k.name, err)
+	}
+	return nil
+}
+
+// deleteDevice deletes our device, if there is one.
+func (k *Kernel) deleteDevice() error {
+	link, err := k.ownLink()
+	if err != nil {
+		return err
+	}
+	k.closeTUN()
+	if link == nil {
+		return nil
+	}
+	k.writes.Add(1)
+	if err := k.nl.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete device %s: %w", k.name, err)
+	}
+	return nil
+}
+
+// configure changes the WireGuard side of the device.
+func (k *Kernel) configure(cfg wgtypes.Config) error {
+	c, err := wgctrl.New()
+	if err != nil {
+		return fmt.Errorf("open WireGuard control: %w", err)
+	}
+	defer c.Close()
+	k.writes.Add(1)
+	if err := c.ConfigureDevice(k.name, cfg); err != nil {
+		return fmt.Errorf("configure device %s: %w", k.name, err)
+	}
+	return nil
+}
+
+// changePeers changes all peers at once, or, if the kernel refuses that, one by
+// one, so that what is wrong with one keeps no other from its tunnel.
+func (k *Kernel) changePeers(p netcfg.Plan) error {
+	if len(p.Peers) == 0 {
+		return nil
+	}
+	all := k.configure(configOf(p.Peers...))
+	if all == nil || len(p.Peers) == 1 || gone(all) {
+		return refusedStep(all)
+	}
+	var errs []error
+	for _, pc := range p.Peers {
+		if err := k.configure(configOf(pc)); err != nil {
+			errs = append(errs, refusedStep(fmt.Errorf("change peer %s %s: %w", pc.Name, pc.Key, err)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// configOf returns changes to peers in the form in which wgctrl wants them. It
+// never replaces the device's peers or a peer's allowed IPs, because both drop
+// packets of peers that have nothing to do with the change.
+func configOf(peers ...netcfg.PeerChange) wgtypes.Config {
+	var c wgtypes.Config
+	for _, pc := range peers {
+		c.Peers = append(c.Peers, peerConfig(pc))
+	}
+	return c
+}
+
+func peerConfig(pc netcfg.PeerChange) wgtypes.PeerConfig {
+	c := wgtypes.PeerConfig{
+		PublicKey: pc.Key,
+		Remove:    pc.Remove,
+		// A peer that someone removed since we looked must not come back
+		// half configured: the next look adds it whole.
+		UpdateOnly:                  !pc.Add,
+		PersistentKeepaliveInterval: pc.Keepalive,
+		PresharedKey:                (*wgtypes.Key)(pc.PresharedKey),
+	}
+	if pc.Endpoint.IsValid() {
+		c.Endpoint = net.UDPAddrFromAddrPort(pc.Endpoint)
+	}
+	for _, ip := range pc.AllowedIPs {
+		c.AllowedIPs = append(c.AllowedIPs, *ipNetOf(ip))
+	}
+	return c
+}
+
+// address is a prefix as an address of the device. Duplicate address detection
+// makes no sense without neighbours and would delay the address; an on-link
+// route for its prefix would be none of ours.
+func address(p netip.Prefix) *netlink.Addr {
+	a := &netlink.Addr{IPNet: ipNetOf(p)}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE
+	}
+	return a
+}
+
+func (k *Kernel) addAddress(p netip.Prefix) error {
+	link, err := k.ownLink()
+	if err == nil && link == nil {
+		err = unix.ENODEV
+	}
+	if err == nil {
+		k.writes.Add(1)
+		err = k.nl.AddrReplace(link, address(p))
+	}
+	if err != nil {
+		return fmt.Errorf("add address %s to %s: %w", p, k.name, err)
+	}
+	return nil
+}
+
+func (k *Kernel) deleteAddress(p netip.Prefix) error {
+	link, err := k.ownLink()
+	if err == nil && link == nil {
+		return nil
+	}
+	if err == nil {
+		k.writes.Add(1)
+		err = k.nl.AddrDel(link, &netlink.Addr{IPNet: ipNetOf(p)})
+	}
+	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete address %s from %s: %w", p, k.name, err)
+	}
+	return nil
+}
+
+// addRoute adds a route, or replaces ours to the same destination. The kernel's
+// "replace" would take anybody's, so it is used only where ours is known.
+func (k *Kernel) addRoute(c netcfg.RouteChange) error {
+	if err := k.tryAddRoute(c); err != nil {
+		return refusedStep(fmt.Errorf("add route %s: %w", c.Route.Destination, err))
+	}
+	return nil
+}
+
+func (k *Kernel) tryAddRoute(c netcfg.RouteChange) error {
+	link, err := k.nl.LinkByName(c.Route.Link)
+	if err != nil {
+		return err
+	}
+	r := &netlink.Route{
+		Dst:       ipNetOf(c.Route.Destination),
+		LinkIndex: link.Attrs().Index,
+		Protocol:  netcfg.RouteProtocol,
+		Scope:     netlink.SCOPE_LINK,
+		Table:     unix.RT_TABLE_MAIN,
+		MTU:       c.Route.MTU,
+	}
+	if c.Route.Source.IsValid() {
+		r.Src = c.Route.Source.AsSlice()
+	}
+	if c.Route.Via.IsValid() {
+		r.Gw, r.Scope = c.Route.Via.AsSlice(), netlink.SCOPE_UNIVERSE
+	}
+	if c.Route.OnLink {
+		r.Flags = int(netlink.FLAG_ONLINK)
+	}
+	if c.Old == nil {
+		k.writes.Add(1)
+		if err := k.nl.RouteAdd(r); !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		if err := k.checkOwnRoute(c.Route.Destination); err != nil {
+			return err
+		}
+	}
+	k.writes.Add(1)
+	return k.nl.RouteReplace(r)
+}
+
+// checkOwnRoute says whether the route that stands in the way of one to this
+// destination is ours.
+func (k *Kernel) checkOwnRoute(dst netip.Prefix) error {
+	routes, err := k.ownRoutes()
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
+		if r.Table == unix.RT_TABLE_MAIN && destination(r) == dst && !isBackstop(r) {
+			return nil
+		}
+	}
+	return fmt.Errorf("a route that is not meshd's leads there (`ip route show %s`)", dst)
+}
+
+func (k *Kernel) deleteRoute(r netcfg.Route) error {
+	del := &netlink.Route{
+		Dst:      ipNetOf(r.Destination),
+		Protocol: netcfg.RouteProtocol,
+		Scope:    netlink.SCOPE_NOWHERE, // any
+		Table:    unix.RT_TABLE_MAIN,
+	}
+	if r.Via.IsValid() {
+		del.Gw = r.Via.AsSlice()
+	}
+	if r.Link != "" {
+		link, err := k.linkByName(r.Link)
+		if err != nil {
+			return err
+		}
+		if link == nil {
+			return nil // the route went with it
+		}
+		del.LinkIndex = link.Attrs().Index
+	}
+	return k.delRoute(del)
+}
+
+func (k *Kernel) delRoute(r *netlink.Route) error {
+	k.writes.Add(1)
+	if err := k.nl.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete route %s: %w", destination(*r), err)
+	}
+	return nil
+}

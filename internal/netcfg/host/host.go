@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package host is the edge to the kernel: it observes what is ours on a host,
+// applies plans of package netcfg to it, and tells when something has changed. It
+// also reads the packet filters of other programs.
+//
+// # Firewall
+//
+// The rules are nft text and go to the kernel through sigs.k8s.io/knftables,
+// which runs `nft -f` once for the whole table, so that no packet meets half a
+// change. google/nftables would need no binary for that, but there a rule is a
+// list of register operations: nobody could read it in a plan, compare it with
+// what `nft list ruleset` shows, or try it by hand. One process for a change,
+// which is rare, is a fair price. Looking is frequent, so that is done by
+// netlink, with google/nftables and without a process. The kernel doesn't keep
+// a rule's text, and nft prints it in a form that differs between versions: so
+// a rule carries a hash of its text as a comment, and the hashes are compared.
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// deviceAlias is the link alias (ip link: "alias meshd") that marks a device as
+// ours. A link that merely has our name may be anybody's, so it is never touched.
+const deviceAlias = "meshd"
+
+// netlinkTimeout bounds a request to the kernel, which answers in milliseconds.
+const netlinkTimeout = 30 * time.Second
+
+// ErrForeignDevice says that a link has the name that is meant for our device
+// and is not ours: it doesn't carry the alias "meshd".
+var ErrForeignDevice = errors.New("the link is not meshd's; delete it, or choose another name with `wireguard.interface`")
+
+// Options says what a Kernel works on.
+type Options struct {
+	Logger    *slog.Logger // nil for none
+	Interface string       // name of the WireGuard device
+	Bridge    string       // name of the CNI bridge
+}
+
+// Kernel is the edge to the kernel: it observes what is ours on this host, in the
+// network namespace of the calling process, and applies plans to it. It holds
+// no memory of what it did before; the kernel is asked each time.
+//
+// Methods may be called from several goroutines.
+type Kernel struct {
+	log    *slog.Logger
+	name   string
+	bridge string
+
+	writes     atomic.Uint64
+	vxlanIndex atomic.Uint32 // of our VXLAN device when it was seen last, for Watch
+
+	mu       sync.Mutex // one reader or writer of the host at a time
+	nl       *netlink.Handle
+	nft      *nftables.Conn
+	firewall firewallWriter
+	filters  filters
+	tun      *userspace // nil unless this process speaks WireGuard itself
+}
+
+// Open opens what is needed of the kernel and changes nothing. It needs
+// CAP_NET_ADMIN.
+func Open(o Options) (*Kernel, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	if err := nl.SetSocketTimeout(netlinkTimeout); err != nil {
+		nl.Close()
+		return nil, fmt.Errorf("set timeout of rtnetlink: %w", err)
+	}
+	nft, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		nl.Close()
+		return nil, fmt.Errorf("open nftables netlink (does the kernel have nf_tables?): %w", err)
+	}
+	return &Kernel{log: o.Logger, name: o.Interface, bridge: o.Bridge, nl: nl, nft: nft}, nil
+}
+
+// Close ends this process's part. The host stays as it is: device, addresses,
+// routes and rules remain. Only a userspace device stops to carry packets.
+func (k *Kernel) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closeTUN()
+	k.nl.Close()
+	if err := k.nft.CloseLasting(); err != nil {
+		return fmt.Errorf("close nftables netlink: %w", err)
+	}
+	return nil
+}
+
+// Writes returns how often the host was written to: netlink requests that
+// change something, nft transactions, WireGuard configurations, sysctls. A host
+// that is as it should be costs none.
+func (k *Kernel) Writes() uint64 { return k.writes.Load() }
+
+// Observe reads everything of ours from the host. Of the kernel parameters it
+// reads those that want names. Errors match ErrForeignDevice when the device's
+// name is taken.
+func (k *Kernel) Observe(ctx context.Context, want netcfg.State) (netcfg.State, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+
+	var s netcfg.State
+	link, err := k.ownLink()
+	if err != nil {
+		return netcfg.State{}, err
+	}
+	if link != nil {
+		if s.Device, s.Peers, err = k.observeDevice(link); err != nil {
+			return netcfg.State{}, err
+		}
+		if s.Addresses, err = k.observeAddresses(link); err != nil {
+			return netcfg.State{}, err
+		}
+	}
+	if s.VXLAN, s.Forwarding, s.Neighbors, err = k.observeVXLAN(); err != nil {
+		return netcfg.State{}, err
+	}
+	if s.Routes, s.Backstops, err = k.observeRoutes(); err != nil {
+		return netcfg.State{}, err
+	}
+	if s.Firewall, err = k.observeFirewall(); err != nil {
+		return netcfg.State{}, err
+	}
+	if s.Sysctls, err = observeSysctls(want.Sysctls); err != nil {
+		return netcfg.State{}, err
+	}
+	// What others have broken there stops nothing of ours.
+	s.Filters, s.FilterErr = k.observeFilters(ctx)
+	return s, ctx.Err()
+}
+
+// ownLink returns our device's link, nil if there is none.
+//
+// A kernel WireGuard device can't be made and marked in one step. One of our
+// name that has no private key carries nobody's traffic and is taken for the
+// remains of a daemon that was killed between the two.
+func (k *Kernel) ownLink() (netlink.Link, error) {
+	link, err := k.linkByName(k.name)
+	if err != nil || link == nil {
+		return nil, err
+	}
+	kind, alias := link.Type(), link.Attrs().Alias
+	known := kind == "wireguard" || kind == "tuntap"
+	switch {
+	case known && alias == deviceAlias:
+		return link, nil
+	case kind == "wireguard" && alias == "":
+		d, err := wireguardDevice(k.name)
+		if err != nil {
+			return nil, err
+		}
+		if d.PrivateKey == (wgtypes.Key{}) {
+			return link, nil
+		}
+	}
+	return nil, fmt.Errorf("use link %s of kind %s: %w", k.name, kind, ErrForeignDevice)
+}
+
+// linkByName returns a link, nil if there is none of that name.
+func (k *Kernel) linkByName(name string) (netlink.Link, error) {
+	link, err := k.nl.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read link %s: %w", name, err)
+	}
+	return link, nil
+}
+
+// observeDevice reads the device and its peers. A TUN that nobody serves, since
+// the daemon that did is gone, is a device without key, port and peers.
+func (k *Kernel) observeDevice(link netlink.Link) (*netcfg.Device, []netcfg.Peer, error) {
+	dev := &netcfg.Device{
+		Name:           k.name,
+		Implementation: netcfg.Kernel,
+		MTU:            link.Attrs().MTU,
+		Up:             link.Attrs().Flags&net.FlagUp != 0,
+	}
+	if link.Type() == "tuntap" {
+		dev.Implementation = netcfg.Userspace
+	}
+	d, err := wireguardDevice(k.name)
+	unserved := errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
+	if dev.Implementation == netcfg.Userspace && unserved {
+		return dev, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	dev.PublicKey, dev.ListenPort = d.PublicKey, d.ListenPort
+
+	peers := make([]netcfg.Peer, 0, len(d.Peers))
+	for _, p := range d.Peers {
+		peers = append(peers, peerOf(p))
+	}
+	slices.SortFunc(peers, func(a, b netcfg.Peer) int { return slices.Compare(a.Key[:], b.Key[:]) })
+	return dev, peers, nil
+}
+
+// peerOf brings a peer into our types. Userspace devices may report an IPv4
+// endpoint in its IPv6-mapped form.
+func peerOf(p wgtypes.Peer) netcfg.Peer {
+	out := netcfg.Peer{
+		Key:           p.PublicKey,
+		Keepalive:     p.PersistentKeepaliveInterval,
+		PresharedKey:  mesh.PresharedKey(p.PresharedKey),
+		LastHandshake: p.LastHandshakeTime,
+		Received:      p.ReceiveBytes,
+		Sent:          p.TransmitBytes,
+	}
+	if p.Endpoint != nil {
+		ap := p.Endpoint.AddrPort()
+		out.Endpoint = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	for _, n := range p.AllowedIPs {
+		out.AllowedIPs = append(out.AllowedIPs, prefixOf(&n))
+	}
+	slices.SortFunc(out.AllowedIPs, netip.Prefix.Compare)
+	return out
+}
+
+// wireguardDevice reads a WireGuard device of either implementation. The client
+// is opened each time because it finds out only then whether the kernel speaks
+// WireGuard, and the module may have been loaded since.
+func wireguardDevice(name string) (*wgtypes.Device, error) {
+	c, err := wgctrl.New()
+	if err != nil {
+		return nil, fmt.Errorf("open WireGuard control: %w", err)
+	}
+	defer c.Close()
+	d, err := c.Device(name)
+	if err != nil {
+		return nil, fmt.Errorf("read WireGuard device %s: %w", name, err)
+	}
+	return d, nil
+}
+
+// observeAddresses reads the device's addresses. Link-local ones are the
+// kernel's.
+func (k *Kernel) observeAddresses(link netlink.Link) ([]netip.Prefix, error) {
+	list, err := retryInterrupted(func() ([]netlink.Addr, error) { return k.nl.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %s: %w", k.name, err)
+	}
+	var out []netip.Prefix
+	for _, a := range list {
+		if p := prefixOf(a.IPNet); !p.Addr().IsLinkLocalUnicast() {
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return out, nil
+}
+
+// observeRoutes reads the routes of our protocol in the main table, the only one
+// that we write to.
+func (k *Kernel) observeRoutes() (out []netcfg.Route, backstops []netip.Prefix, err error) {
+	list, err := k.ownRoutes()
+	if err != nil {
+		return nil, nil, err
+	}
+	names := make(map[int]string)
+	for _, r := range list {
+		if r.Table != unix.RT_TABLE_MAIN {
+			continue
+		}
+		if isBackstop(r) {
+			if r.Type == unix.RTN_BLACKHOLE {
+				backstops = append(backstops, destination(r))
+			}
+			continue
+		}
+		name, ok := names[r.LinkIndex]
+		if !ok && r.LinkIndex != 0 {
+			link, err := k.nl.LinkByIndex(r.LinkIndex)
+			if errors.As(err, new(netlink.LinkNotFoundError)) {
+				continue // gone since, and the route with it
+			}
+			if err != nil {
+				return nil, nil, fmt.Errorf("read link %d: %w", r.LinkIndex, err)
+			}
+			name = link.Attrs().Name
+			names[r.LinkIndex] = name
+		}
+		src, _ := netip.AddrFromSlice(r.Src)
+		via, _ := netip.AddrFromSlice(r.Gw)
+		out = append(out, netcfg.Route{
+			Destination: destination(r), Via: via.Unmap(), OnLink: r.Flags&int(netlink.FLAG_ONLINK) != 0,
+			Link: name, Source: src.Unmap(), MTU: r.MTU,
+		})
+	}
+	slices.SortFunc(out, netcfg.Route.Compare)
+	slices.SortFunc(backstops, netip.Prefix.Compare)
+	return out, slices.Compact(backstops), nil
+}
+
+// ownRoutes lists the routes of our protocol, of both families, in all tables.
+func (k *Kernel) ownRoutes() ([]netlink.Route, error) {
+	var out []netlink.Route
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		list, err := retryInterrupted(func() ([]netlink.Route, error) {
+			return k.nl.RouteListFiltered(family,
+				&netlink.Route{Protocol: netcfg.RouteProtocol, Table: unix.RT_TABLE_UNSPEC},
+				netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		})
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		out = append(out, list...)
+	}
+	return out, nil
+}
+
+// dumpTries is how often an interrupted dump is repeated before its error counts.
+const dumpTries = 10
+
+// retryInterrupted repeats a netlink dump that the kernel marked as inconsistent
+// because something changed while it was taken.
+func retryInterrupted[T any](dump func() ([]T, error)) ([]T, error) {
+	var out []T
+	var err error
+	for range dumpTries {
+		if out, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}
+
+// destination is a route's destination, with the default route spelled out.
+func destination(r netlink.Route) netip.Prefix {
+	switch {
+	case r.Dst != nil:
+		return prefixOf(r.Dst)
+	case r.Family == unix.AF_INET6:
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	default:
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+}
+
+// prefixOf brings a prefix into our type.
+func prefixOf(n *net.IPNet) netip.Prefix {
+	addr, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), bits)
+}
+
+// ipNetOf is the reverse of prefixOf.
+func ipNetOf(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// Speak makes WireGuard start its handshake with the peer that has the overlay
+// address, by sending one byte to the discard port (RFC 863) there. A handshake
+// that arrives before the other side knows us is lost and repeated after 5 s
+// only, so who adds a peer speaks once both sides have had the time to. The byte
+// leaves by the device even before there is a route: by the default route it
+// would do nothing, in plain text.
+func (k *Kernel) Speak(ctx context.Context, addr netip.Addr) error {
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var bindErr error
+		err := c.Control(func(fd uintptr) { bindErr = unix.BindToDevice(int(fd), k.name) })
+		return errors.Join(err, bindErr)
+	}}
+	c, err := d.DialContext(ctx, "udp", netip.AddrPortFrom(addr, 9).String())
+	if err != nil {
+		return fmt.Errorf("speak to %s: %w", addr, err)
+	}
+	_, err = c.Write([]byte{0})
+	if err := errors.Join(err, c.Close()); err != nil {
+		return fmt.Errorf("speak to %s: %w", addr, err)
+	}
+	return nil
+}

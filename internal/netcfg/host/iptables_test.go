@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/filter"
+	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
+)
+
+// iptablesHere are the programs of iptables whose tables this kernel has.
+func iptablesHere(t *testing.T) []string {
+	t.Helper()
+	all := []string{"iptables-nft", "ip6tables-nft"}
+	for _, l := range legacies {
+		program := filter.Legacy.Program(l.family)
+		if exec.Command(program, "-S").Run() == nil { // which also makes the table
+			all = append(all, program)
+		}
+	}
+	return all
+}
+
+// TestAcceptsOnHost has each kind of iptables drop everything, opens it, and
+// finds all as it was when our rules are taken away.
+func TestAcceptsOnHost(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	h := newKernel(t)
+	var want netcfg.State
+	s := settings()
+	s.Uplinks = []netcfg.Uplink{{Link: "eth0", Source: netip.MustParsePrefix("192.168.1.1/24")}}
+	for _, a := range netcfg.Desired(netcfgtest.IPv4(), s).Accepts {
+		want.Accepts = append(want.Accepts, a)
+		if a.Family = "ip6"; a.Source.IsValid() || len(a.Packets) == 0 {
+			continue // of IPv4
+		}
+		want.Accepts = append(want.Accepts, a)
+	}
+	for _, program := range iptablesHere(t) {
+		t.Run(program, func(t *testing.T) {
+			run(t, program+" -P INPUT DROP")
+			run(t, program+" -P FORWARD DROP")
+			run(t, program+" -A FORWARD -i eth7 -j DROP")
+			before := run(t, program+" -S")
+			mustReconcile(t, h, want)
+			if after := run(t, program+" -S"); strings.Count(after, "--comment \"meshd:") < 8 {
+				t.Errorf("rules: got %s, want some of ours", after)
+			}
+			checkAccepted(t, h, want)
+
+			run(t, program+" -F INPUT")
+			mustReconcile(t, h, want)
+			checkAccepted(t, h, want)
+
+			if _, err := h.Remove(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(before, run(t, program+" -S")); diff != "" {
+				t.Errorf("rules after ours were taken away (-before +after):\n%s", diff)
+			}
+			run(t, program+" -P INPUT ACCEPT")
+			run(t, program+" -P FORWARD ACCEPT")
+		})
+	}
+}
+
+// checkAccepted holds a host to letting everything through, and a further look
+// to finding nothing to do.
+func checkAccepted(t *testing.T, h *Kernel, want netcfg.State) {
+	t.Helper()
+	got, err := h.Observe(t.Context(), want)
+	if err != nil || got.FilterErr != nil {
+		t.Fatal(err, got.FilterErr)
+	}
+	if changes := diff(got, want).Accepts; len(changes) > 0 {
+		t.Errorf("changes: got %q, want none", changes)
+	}
+	for _, b := range netcfg.Barriers(got.Filters, want.Accepts) {
+		for _, a := range b.Accepts {
+			for _, p := range a.Packets {
+				if v := b.Table.Judge(b.Chain, p); v != filter.Accepted {
+					t.Errorf("%s %s %s: %+v is %s, want accepted", b.Table.Program, b.Chain, a.Match(), p, v)
+				}
+			}
+		}
+	}
+}
+
+// TestLegacyCounters: what packets do to a table is no change of it.
+func TestLegacyCounters(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	here := iptablesHere(t)
+	for _, l := range legacies {
+		program := filter.Legacy.Program(l.family)
+		if !slices.Contains(here, program) {
+			continue
+		}
+		sum := func() string {
+			t.Helper()
+			e, sum, err := l.entries("filter")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := l.policies(e).Chains["FORWARD"].Drops, strings.Contains(run(t, program+" -S FORWARD"), "-P FORWARD DROP"); got != want {
+				t.Errorf("policy of %s: drops %t, want %t", program, got, want)
+			}
+			return fmt.Sprintf("%x", sum)
+		}
+		run(t, program+" -A INPUT -m limit --limit 5/second -j ACCEPT")
+		before := sum()
+		run(t, "ping -c 1 -w 30 "+map[string]string{"ip": "127.0.0.1", "ip6": "::1"}[l.family])
+		if counted := run(t, program+" -v -S INPUT"); strings.Contains(counted, "-j ACCEPT -c 0 0") {
+			t.Fatalf("nothing was counted: %s", counted)
+		}
+		if after := sum(); after != before {
+			t.Errorf("%s: a packet changed the table", program)
+		}
+		run(t, program+" -P FORWARD DROP")
+		if after := sum(); after == before {
+			t.Errorf("%s: a policy did not change the table", program)
+		}
+	}
+}

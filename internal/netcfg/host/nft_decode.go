@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/netcfg/filter"
+)
+
+// decoder reads rules of an nftables table.
+type decoder struct {
+	sets  map[string][]nftables.SetElement // the table's, by name
+	links map[uint32]string                // names of the host's links by index
+}
+
+// decode reads a rule of nftables. A verdict map is a rule for each of its
+// elements, hence several may come of one.
+//
+// A rule is a small program for registers: it loads something of the packet into
+// one, changes it perhaps, and compares it. nft and iptables-nft compare what
+// they have just loaded, so only the last load is kept here.
+func (d decoder) decode(exprs []expr.Any) []filter.Rule {
+	var r filter.Rule
+	var l load
+	var to translation
+	for _, e := range exprs {
+		switch e := e.(type) {
+		case *expr.Meta:
+			l = d.loadMeta(e.Key)
+		case *expr.Ct:
+			l = load{}
+			if e.Key == expr.CtKeySTATE {
+				l.field = filter.State
+			}
+		case *expr.Payload:
+			l = loadPayload(e)
+		case *expr.Bitwise:
+			l.mask = e.Mask
+		case *expr.Cmp:
+			r.Conditions = append(r.Conditions, l.compare(e))
+		case *expr.Range:
+			r.Conditions = append(r.Conditions, l.between(e))
+		case *expr.Lookup:
+			if e.IsDestRegSet {
+				return l.verdicts(r, d.sets[e.SetName])
+			}
+			r.Conditions = append(r.Conditions, l.lookUp(e, d.sets[e.SetName]))
+		case *expr.Verdict:
+			r.Action, r.Chain = verdict(e)
+		case *expr.Reject:
+			r.Action = filter.Drop
+		case *expr.Immediate:
+			to.set(e.Data)
+		case *expr.NAT:
+			if e.Type == expr.NATTypeDestNAT {
+				r.Action, r.To = filter.Translate, to.String()
+			}
+		case *expr.Redir:
+			r.Action, r.To = filter.Translate, to.String()
+		case *expr.Target:
+			switch e.Name {
+			case "REJECT":
+				r.Action = filter.Drop
+			case "DNAT", "REDIRECT":
+				r.Action, r.To = filter.Translate, xtDestination(e.Info)
+			}
+		case *expr.Counter, *expr.Log:
+		case *expr.Match:
+			if text, ok := comment(e); ok {
+				r.Comment = text
+				continue
+			}
+			r.Conditions = append(r.Conditions, extension(e))
+		default:
+			l = load{}
+			r.Conditions = append(r.Conditions, filter.Condition{Field: filter.Unknown})
+		}
+	}
+	return []filter.Rule{r}
+}
+
+// comment reads the text that iptables keeps in a rule, up to its first zero.
+func comment(m *expr.Match) (string, bool) {
+	if m.Name != "comment" {
+		return "", false
+	}
+	info, ok := m.Info.(*xt.Comment)
+	if !ok {
+		return "", true
+	}
+	text, _, _ := strings.Cut(string(*info), "\x00")
+	return text, true
+}
+
+// extension reads those of iptables' own conditions that firewalls are made of:
+// xt_conntrack.h and xt_addrtype.h. Whatever else they ask for at once is not
+// understood.
+func extension(m *expr.Match) filter.Condition {
+	switch info := m.Info.(type) {
+	case *xt.Unknown:
+		if m.Name == "multiport" && m.Rev == 1 {
+			return multiport(*info)
+		}
+	case *xt.ConntrackMtinfo3:
+		const plain = uint16(xt.ConntrackState | xt.ConntrackStateAlias)
+		if info.MatchFlags&^plain == 0 {
+			return filter.Condition{Field: filter.State, Not: info.InvertFlags&uint16(xt.ConntrackState) != 0, Values: xtStates(info.StateMask)}
+		}
+	case *xt.AddrTypeV1:
+		if info.Source == 0 && info.Flags&^addrTypeInvertDest == 0 {
+			return filter.Condition{Field: filter.Type, Not: info.Flags&addrTypeInvertDest != 0, Values: addrTypes(info.Dest)}
+		}
+	}
+	return filter.Condition{Field: filter.Unknown}
+}
+
+// translation is what a rule of nft has written into registers last, of which NAT
+// takes an address, a port, or both.
+type translation struct {
+	addr netip.Addr
+	port uint16
+}
+
+func (d *translation) set(data []byte) {
+	if len(data) == 2 {
+		d.port = binary.BigEndian.Uint16(data)
+	} else if a, ok := netip.AddrFromSlice(data); ok {
+		d.addr = a
+	}
+}
+
+// String writes address and port as iptables does, without what there is not.
+func (d translation) String() string {
+	switch {
+	case d.addr.IsValid() && d.port != 0:
+		return netip.AddrPortFrom(d.addr, d.port).String()
+	case d.addr.IsValid():
+		return d.addr.String()
+	case d.port != 0:
+		return strconv.Itoa(int(d.port))
+	}
+	return ""
+}
+
+// xtDestination reads where iptables' own DNAT leads.
+func xtDestination(info xt.InfoAny) string {
+	var d translation
+	read := func(r xt.NatRange) {
+		addr, _ := netip.AddrFromSlice(r.MinIP)
+		d = translation{addr.Unmap(), r.MinPort}
+	}
+	switch info := info.(type) {
+	case *xt.NatRange:
+		read(*info)
+	case *xt.NatRange2:
+		read(info.NatRange)
+	}
+	return d.String()
+}
+
+// multiport reads xt_multiport_v1 of xt_multiport.h: what is compared, how many
+// ports there are, 15 of them, whether each begins a range, and whether all of it is
+// turned round.
+func multiport(data []byte) filter.Condition {
+	const destination, most, size = 1, 15, 2 + 2*15 + 15 + 1
+	if len(data) < size || data[0] != destination || data[1] > most {
+		return filter.Condition{Field: filter.Unknown}
+	}
+	c := filter.Condition{Field: filter.Port, Not: data[size-1] != 0}
+	first := ""
+	for i := range int(data[1]) {
+		port := strconv.Itoa(int(binary.NativeEndian.Uint16(data[2+2*i:])))
+		if data[2+2*most+i] != 0 {
+			first = port + "-"
+			continue
+		}
+		c.Values = append(c.Values, first+port)
+		first = ""
+	}
+	return c
+}
+
+// addrTypeInvertDest is XT_ADDRTYPE_INVERT_DEST.
+const addrTypeInvertDest = 2
+
+// xtStates are the names of the states in a mask of xt_conntrack
+// (XT_CONNTRACK_STATE_BIT and those beside it).
+func xtStates(mask uint16) []string {
+	return bits16(mask, []string{"invalid", "established", "related", "new", "", "", "snat", "dnat", "untracked"})
+}
+
+// addrTypes are the names of the types in a mask of xt_addrtype.
+func addrTypes(mask uint16) []string {
+	return bits16(mask, []string{"unspec", "unicast", "local", "broadcast", "anycast", "multicast"})
+}
+
+// bits16 names the bits of a mask.
+func bits16(mask uint16, names []string) []string {
+	var out []string
+	for i, name := range names {
+		if mask&(1<<i) != 0 {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+func verdict(v *expr.Verdict) (filter.Action, string) {
+	switch v.Kind {
+	case expr.VerdictAccept:
+		return filter.Accept, ""
+	case expr.VerdictDrop:
+		return filter.Drop, ""
+	case expr.VerdictReturn:
+		return filter.Return, ""
+	case expr.VerdictJump:
+		return filter.Jump, v.Chain
+	case expr.VerdictGoto:
+		return filter.Goto, v.Chain
+	}
+	return filter.None, ""
+}
+
+// elementVerdict reads the verdict of a map's element. The library writes such
+// ones but doesn't read them: what it gives are the kernel's attributes (enum
+// nft_verdict_attributes). An element that can't be read does nothing.
+func elementVerdict(data []byte) (filter.Action, string) {
+	attrs, err := netlink.NewAttributeDecoder(data)
+	if err != nil {
+		return filter.None, ""
+	}
+	attrs.ByteOrder = binary.BigEndian
+	var v expr.Verdict
+	for attrs.Next() {
+		switch attrs.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			v.Kind = expr.VerdictKind(attrs.Int32())
+		case unix.NFTA_VERDICT_CHAIN:
+			v.Chain = attrs.String()
+		}
+	}
+	if attrs.Err() != nil {
+		return filter.None, ""
+	}
+	return verdict(&v)
+}
+
+// load is what a register holds: a field of the packet, of which the bits of the
+// mask are kept.
+type load struct {
+	field filter.Field // "" if it is none that is understood
+	mask  []byte
+	size  int               // of an address of this family, bytes
+	links map[uint32]string // for a link that is compared by its index
+}
+
+func (d decoder) loadMeta(key expr.MetaKey) load {
+	switch key {
+	case expr.MetaKeyIIFNAME:
+		return load{field: filter.In}
+	case expr.MetaKeyOIFNAME:
+		return load{field: filter.Out}
+	case expr.MetaKeyIIF:
+		return load{field: filter.In, links: d.links}
+	case expr.MetaKeyOIF:
+		return load{field: filter.Out, links: d.links}
+	case expr.MetaKeyL4PROTO:
+		return load{field: filter.Protocol}
+	case expr.MetaKeyNFPROTO:
+		return load{field: filter.Family}
+	case expr.MetaKeyMARK:
+		return load{field: filter.Mark}
+	}
+	return load{}
+}
+
+// loadPayload knows addresses and the destination port by where they stand in
+// the headers. An address of IPv4 stands where none of IPv6 begins. Of an
+// address, nft loads no more bytes than it compares.
+func loadPayload(e *expr.Payload) load {
+	type place struct {
+		base   expr.PayloadBase
+		offset uint32
+	}
+	switch (place{e.Base, e.Offset}) {
+	case place{expr.PayloadBaseTransportHeader, 2}:
+		return load{field: filter.Port}
+	case place{expr.PayloadBaseNetworkHeader, 12}:
+		return load{field: filter.Source, size: 4}
+	case place{expr.PayloadBaseNetworkHeader, 16}:
+		return load{field: filter.Destination, size: 4}
+	case place{expr.PayloadBaseNetworkHeader, 8}:
+		return load{field: filter.Source, size: 16}
+	case place{expr.PayloadBaseNetworkHeader, 24}:
+		return load{field: filter.Destination, size: 16}
+	}
+	return load{}
+}
+
+// compare is the condition of a comparison with one value.
+func (l load) compare(e *expr.Cmp) filter.Condition {
+	if l.field == filter.State && l.mask != nil && e.Op == expr.CmpOpNeq {
+		return filter.Condition{Field: filter.State, Values: states(l.mask)} // (state & mask) != 0
+	}
+	value, ok := l.value(e.Data)
+	switch {
+	case !ok:
+	case e.Op == expr.CmpOpEq || e.Op == expr.CmpOpNeq:
+		return filter.Condition{Field: l.field, Not: e.Op == expr.CmpOpNeq, Values: []string{value}}
+	case e.Op == expr.CmpOpGte && l.field == filter.Port:
+		return filter.Condition{Field: filter.Port, Values: []string{value + "-65535"}}
+	case e.Op == expr.CmpOpLte && l.field == filter.Port:
+		return filter.Condition{Field: filter.Port, Values: []string{"0-" + value}}
+	}
+	return filter.Condition{Field: filter.Unknown}
+}
+
+// between is the condition of a comparison with a range, of ports only.
+func (l load) between(e *expr.Range) filter.Condition {
+	from, ok1 := l.value(e.FromData)
+	to, ok2 := l.value(e.ToData)
+	if l.field != filter.Port || !ok1 || !ok2 {
+		return filter.Condition{Field: filter.Unknown}
+	}
+	return filter.Condition{Field: filter.Port, Not: e.Op == expr.CmpOpNeq, Values: []string{from + "-" + to}}
+}
+
+// lookUp is the condition of a look into a set. Intervals are not understood.
+func (l load) lookUp(e *expr.Lookup, elements []nftables.SetElement) filter.Condition {
+	c := filter.Condition{Field: l.field, Not: e.Invert}
+	for _, element := range elements {
+		value, ok := l.value(element.Key)
+		if !ok || element.IntervalEnd || len(element.KeyEnd) > 0 {
+			return filter.Condition{Field: filter.Unknown}
+		}
+		c.Values = append(c.Values, value)
+	}
+	if len(c.Values) == 0 {
+		return filter.Condition{Field: filter.Unknown}
+	}
+	return c
+}
+
+// verdicts are the rules that a verdict map stands for.
+func (l load) verdicts(r filter.Rule, elements []nftables.SetElement) []filter.Rule {
+	var rules []filter.Rule
+	for _, e := range elements {
+		c := filter.Condition{Field: filter.Unknown}
+		if value, ok := l.value(e.Key); ok && !e.IntervalEnd {
+			c = filter.Condition{Field: l.field, Values: []string{value}}
+		}
+		one := filter.Rule{Conditions: append(append([]filter.Condition{}, r.Conditions...), c)}
+		one.Action, one.Chain = elementVerdict(e.Val)
+		rules = append(rules, one)
+	}
+	return rules
+}
+
+// value writes the bytes that a field is compared with as a condition has them.
+func (l load) value(data []byte) (value string, ok bool) {
+	switch {
+	case l.links != nil && len(data) == 4:
+		value, ok = l.links[binary.NativeEndian.Uint32(data)]
+	case l.links != nil:
+	case l.field == filter.In || l.field == filter.Out:
+		return linkPattern(data), true
+	case l.field == filter.Family && len(data) == 1:
+		value, ok = families[data[0]]
+	case l.field == filter.Protocol && len(data) == 1:
+		if value, ok = protocols[data[0]]; !ok {
+			value, ok = strconv.Itoa(int(data[0])), true
+		}
+	case l.field == filter.Port && len(data) == 2:
+		value, ok = strconv.Itoa(int(binary.BigEndian.Uint16(data))), true
+	case l.field == filter.Source || l.field == filter.Destination:
+		return l.prefix(data)
+	case l.field == filter.Mark && len(data) == 4:
+		value, ok = strconv.Itoa(int(binary.NativeEndian.Uint32(data))), true
+	case l.field == filter.State:
+		if s := states(data); len(s) == 1 {
+			value, ok = s[0], true
+		}
+	}
+	return value, ok
+}
+
+// linkPattern reads a link's name. Without a zero behind it, it is compared up to
+// its end only.
+func linkPattern(data []byte) string {
+	name, _, whole := bytes.Cut(data, []byte{0})
+	if !whole && len(data) < unix.IFNAMSIZ {
+		return string(name) + "*"
+	}
+	return string(name)
+}
+
+var (
+	families  = map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6"}
+	protocols = map[byte]string{unix.IPPROTO_ICMP: "icmp", unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp", unix.IPPROTO_ICMPV6: "ipv6-icmp"}
+)
+
+// prefix reads an address, of which trailing bytes that don't count may be
+// missing.
+func (l load) prefix(data []byte) (string, bool) {
+	length := 8 * len(data)
+	if l.mask != nil {
+		length = 0
+		for _, b := range l.mask {
+			length += bits.OnesCount8(b)
+		}
+	}
+	whole := make([]byte, l.size)
+	if copy(whole, data) < len(data) {
+		return "", false
+	}
+	addr, _ := netip.AddrFromSlice(whole)
+	p, err := addr.Prefix(length)
+	return p.String(), err == nil && p.Addr() == addr
+}
+
+// states are the names of connection tracking's states in a mask, which is in
+// the byte order of the host.
+func states(mask []byte) []string {
+	if len(mask) != 4 {
+		return nil
+	}
+	var names []string
+	for _, s := range []struct {
+		bit  uint32
+		name string
+	}{
+		{expr.CtStateBitINVALID, "invalid"},
+		{expr.CtStateBitESTABLISHED, "established"},
+		{expr.CtStateBitRELATED, "related"},
+		{expr.CtStateBitNEW, "new"},
+		{expr.CtStateBitUNTRACKED, "untracked"},
+	} {
+		if binary.NativeEndian.Uint32(mask)&s.bit != 0 {
+			names = append(names, s.name)
+		}
+	}
+	return names
+}

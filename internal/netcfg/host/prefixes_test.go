@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/google/nftables"
+	"pgregory.net/rapid"
+)
+
+// elementsOf is what the kernel holds of sorted prefixes: what prefixes reads.
+func elementsOf(ps []netip.Prefix) []nftables.SetElement {
+	var out []nftables.SetElement
+	for i, p := range ps {
+		out = append(out, nftables.SetElement{Key: p.Addr().AsSlice()})
+		end := after(p)
+		if !end.IsValid() || i+1 < len(ps) && ps[i+1].Addr() == end {
+			continue
+		}
+		out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+	}
+	return out
+}
+
+func TestPrefixes(t *testing.T) {
+	tests := []struct {
+		name     string
+		elements []nftables.SetElement
+		want     []string
+	}{
+		{name: "none"},
+		{
+			name: "first mark of the kernel, and no order",
+			elements: []nftables.SetElement{
+				{Key: []byte{10, 5, 0, 0}, IntervalEnd: true}, {Key: []byte{10, 4, 0, 0}}, {Key: []byte{0, 0, 0, 0}, IntervalEnd: true},
+			},
+			want: []string{"10.4.0.0/16"},
+		},
+		{
+			name:     "adjacent, end given",
+			elements: []nftables.SetElement{{Key: []byte{10, 4, 0, 0}}, {Key: []byte{10, 5, 0, 0}, IntervalEnd: true}, {Key: []byte{10, 5, 0, 0}}, {Key: []byte{10, 6, 0, 0}, IntervalEnd: true}},
+			want:     []string{"10.4.0.0/16", "10.5.0.0/16"},
+		},
+		{name: "everything", elements: []nftables.SetElement{{Key: []byte{0, 0, 0, 0}}}, want: []string{"0.0.0.0/0"}},
+		{name: "no prefix", elements: []nftables.SetElement{{Key: []byte{10, 0, 0, 1}}, {Key: []byte{10, 0, 0, 4}, IntervalEnd: true}}, want: []string{"10.0.0.1/32", "10.0.0.2/31"}},
+		{name: "up to the end", elements: []nftables.SetElement{{Key: []byte{255, 255, 255, 254}}}, want: []string{"255.255.255.254/31"}},
+		{name: "no address", elements: []nftables.SetElement{{Key: []byte{1, 2}}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []string
+			for _, p := range prefixes(tt.elements) {
+				got = append(got, p.String())
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("prefixes (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Law: reading what nft makes of disjoint prefixes gives these prefixes.
+func TestPrefixesLaw(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		size := rapid.SampledFrom([]int{4, 16}).Draw(t, "size")
+		var want []netip.Prefix
+		for range rapid.IntRange(0, 8).Draw(t, "count") {
+			addr, _ := netip.AddrFromSlice(rapid.SliceOfN(rapid.Byte(), size, size).Draw(t, "addr"))
+			p := netip.PrefixFrom(addr, rapid.IntRange(0, 8*size).Draw(t, "bits")).Masked()
+			if !slices.ContainsFunc(want, p.Overlaps) {
+				want = append(want, p)
+			}
+		}
+		slices.SortFunc(want, netip.Prefix.Compare)
+		got := prefixes(elementsOf(want))
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+			t.Fatalf("prefixes (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Whatever the kernel sends, reading it ends, and in masked prefixes.
+func FuzzPrefixes(f *testing.F) {
+	f.Add([]byte{10, 4, 0, 0, 10, 5, 0, 0}, uint8(2), false)
+	f.Add([]byte{0}, uint8(0), true)
+	f.Fuzz(func(t *testing.T, b []byte, ends uint8, six bool) {
+		size := 4
+		if six {
+			size = 16
+		}
+		var elements []nftables.SetElement
+		for i := 0; len(b) > 0 && i < 8; i++ {
+			n := min(size, len(b))
+			elements = append(elements, nftables.SetElement{Key: b[:n], IntervalEnd: ends>>i&1 == 1})
+			b = b[n:]
+		}
+		for _, p := range prefixes(elements) {
+			if p != p.Masked() {
+				t.Errorf("got %s, want it masked", p)
+			}
+		}
+	})
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// Remove takes everything of ours from the host: routes, devices, firewall, and
+// the CNI bridge if no pod is left on it. What keeps packets of the mesh from
+// leaving in plain text goes last. It returns what it removed, in words,
+// also when some of it could not be. A link that has our device's name and is
+// not ours stays. Kernel parameters stay as they are, because others may have
+// come to rely on them (k3s needs the same ones).
+func (k *Kernel) Remove(ctx context.Context) ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var removed []string
+	var errs []error
+	for _, step := range []func(context.Context) ([]string, error){
+		k.removeRoutes, k.removeVXLAN, k.removeDevice, k.removeAccepts, k.removeBridge, k.removeBackstops, k.removeFirewall,
+	} {
+		what, err := step(ctx)
+		removed, errs = append(removed, what...), append(errs, err)
+	}
+	return removed, errors.Join(append(errs, ctx.Err())...)
+}
+
+func (k *Kernel) removeRoutes(context.Context) ([]string, error) {
+	return k.removeRoutesIf(func(r netlink.Route) bool { return !isBackstop(r) })
+}
+
+func (k *Kernel) removeBackstops(context.Context) ([]string, error) {
+	return k.removeRoutesIf(isBackstop)
+}
+
+func (k *Kernel) removeRoutesIf(wanted func(netlink.Route) bool) ([]string, error) {
+	routes, err := k.ownRoutes()
+	if err != nil {
+		return nil, err
+	}
+	var removed []string
+	var errs []error
+	for _, r := range routes {
+		if !wanted(r) {
+			continue
+		}
+		if err := k.delRoute(&r); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		removed = append(removed, fmt.Sprintf("route %s", destination(r)))
+	}
+	return removed, errors.Join(errs...)
+}
+
+func (k *Kernel) removeDevice(context.Context) ([]string, error) {
+	link, err := k.ownLink()
+	if errors.Is(err, ErrForeignDevice) || err == nil && link == nil {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := k.deleteDevice(); err != nil {
+		return nil, err
+	}
+	if link.Type() == "tuntap" {
+		// A daemon that was killed left its control socket; one that runs removes its own.
+		if err := os.Remove("/var/run/wireguard/" + k.name + ".sock"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("remove control socket of %s: %w", k.name, err)
+		}
+	}
+	return []string{"device " + k.name}, nil
+}
+
+func (k *Kernel) removeFirewall(ctx context.Context) ([]string, error) {
+	t, err := k.ownTable()
+	if err != nil || t == nil {
+		return nil, err
+	}
+	if err := k.deleteFirewall(ctx); err != nil {
+		return nil, err
+	}
+	return []string{"nft table inet " + netcfg.FirewallTable}, nil
+}
+
+// removeBridge removes the CNI bridge, which the CNI plugin made for the first
+// pod, unless something is still plugged into it.
+func (k *Kernel) removeBridge(context.Context) ([]string, error) {
+	if k.bridge == "" {
+		return nil, nil
+	}
+	bridge, err := k.linkByName(k.bridge)
+	if err != nil || bridge == nil || bridge.Type() != "bridge" {
+		return nil, err
+	}
+	links, err := retryInterrupted(k.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		if l.Attrs().MasterIndex == bridge.Attrs().Index {
+			return nil, nil
+		}
+	}
+	k.writes.Add(1)
+	if err := k.nl.LinkDel(bridge); err != nil && !errors.Is(err, unix.ENODEV) {
+		return nil, fmt.Errorf("delete bridge %s: %w", k.bridge, err)
+	}
+	return []string{"bridge " + k.bridge}, nil
+}

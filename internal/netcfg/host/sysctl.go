@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// sysctlRoot is where the kernel shows its parameters. What is below net
+// belongs to the reader's network namespace.
+const sysctlRoot = "/proc/sys"
+
+// ErrNoBridgeNetfilter says that bridged packets can't be shown to iptables
+// because the kernel module br_netfilter is not to be had. Pods of one node then
+// reach Services without NetworkPolicy, or not at all; the mesh itself works.
+var ErrNoBridgeNetfilter = errors.New("kernel module br_netfilter is missing (`modprobe br_netfilter`)")
+
+// sysctlPath returns the file of a parameter. As in sysctl(8), a slash stands
+// for a dot inside a name: net.ipv4.conf.eth0/100.rp_filter.
+func sysctlPath(key string) string {
+	return filepath.Join(sysctlRoot, strings.Map(func(r rune) rune {
+		switch r {
+		case '.':
+			return '/'
+		case '/':
+			return '.'
+		}
+		return r
+	}, key))
+}
+
+// observeSysctls reads the parameters that are wanted. A parameter of IPv6 on a
+// kernel without IPv6 has nothing to act on, so it counts as being as wanted;
+// any other that is missing is left out.
+func observeSysctls(want []netcfg.Sysctl) ([]netcfg.Sysctl, error) {
+	var got []netcfg.Sysctl
+	for _, w := range want {
+		b, err := os.ReadFile(sysctlPath(w.Key))
+		switch {
+		case err == nil:
+			got = append(got, netcfg.Sysctl{Key: w.Key, Value: strings.TrimSpace(string(b))})
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, fmt.Errorf("read sysctl %s: %w", w.Key, err)
+		case withoutIPv6(w.Key):
+			got = append(got, w)
+		}
+	}
+	return got, nil
+}
+
+// withoutIPv6 says whether the key is about IPv6 and the kernel has none.
+func withoutIPv6(key string) bool {
+	if !strings.HasPrefix(key, "net.ipv6.") {
+		return false
+	}
+	_, err := os.Stat(sysctlPath("net.ipv6"))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// setSysctl writes one parameter.
+func (k *Kernel) setSysctl(ctx context.Context, s netcfg.Sysctl) error {
+	if s == (netcfg.Sysctl{Key: "net.ipv6.conf.all.forwarding", Value: "1"}) {
+		if err := k.keepRouterAdvertisements(); err != nil {
+			return err
+		}
+	}
+	err := k.writeSysctl(s)
+	if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(s.Key, "net.bridge.") {
+		if out, modErr := exec.CommandContext(ctx, "modprobe", "br_netfilter").CombinedOutput(); modErr != nil {
+			return fmt.Errorf("set sysctl %s: %w: %w: %s", s.Key, ErrNoBridgeNetfilter, modErr, strings.TrimSpace(string(out)))
+		}
+		err = k.writeSysctl(s)
+	}
+	return err
+}
+
+func (k *Kernel) writeSysctl(s netcfg.Sysctl) error {
+	k.writes.Add(1)
+	// No O_CREATE: /proc answers a missing parameter with EACCES to it.
+	f, err := os.OpenFile(sysctlPath(s.Key), os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("set sysctl %s: %w", s.Key, err)
+	}
+	_, err = f.WriteString(s.Value)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("set sysctl %s: %w", s.Key, err)
+	}
+	return nil
+}
+
+// keepRouterAdvertisements lets the host go on listening to router
+// advertisements when it becomes a router itself: with accept_ra = 1 the kernel
+// drops the default route it learned as soon as forwarding is on, with 2 it
+// keeps it (Documentation/networking/ip-sysctl.rst). Where it was off, it
+// stays off.
+func (k *Kernel) keepRouterAdvertisements() error {
+	files, err := filepath.Glob(sysctlPath("net.ipv6.conf") + "/*/accept_ra")
+	if err != nil {
+		return fmt.Errorf("list accept_ra: %w", err)
+	}
+	var errs []error
+	for _, f := range files {
+		link := filepath.Base(filepath.Dir(f))
+		b, err := os.ReadFile(f)
+		if err != nil || strings.TrimSpace(string(b)) != "1" {
+			continue // a link that has just gone has nothing to keep
+		}
+		key := "net.ipv6.conf." + strings.ReplaceAll(link, ".", "/") + ".accept_ra"
+		if err := k.writeSysctl(netcfg.Sysctl{Key: key, Value: "2"}); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/ipc"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// userspace is WireGuard spoken by this process: wireguard-go on a TUN device,
+// with the control socket that wg(8) and wgctrl expect in /run/wireguard.
+//
+// The TUN is persistent. When the process ends, however it ends, the link stays
+// with its addresses and routes and merely loses its carrier; the next process
+// attaches to it. What does not survive is the cryptographic state: keys, peers
+// and sessions start anew.
+type userspace struct {
+	name     string
+	dev      *device.Device
+	listener net.Listener
+	wg       sync.WaitGroup
+}
+
+// openUserspace attaches to the TUN device of that name, or makes it, and
+// serves its control socket. adopt marks a new link as ours; it is called
+// before the link is made to outlive the process, so that no unmarked link can
+// be left behind.
+func openUserspace(name string, mtu int, log *slog.Logger, adopt func() error) (*userspace, error) {
+	// The socket comes first: it fails if another process serves this name
+	// already, and removes what a killed one has left behind.
+	l, err := listenControl(name)
+	if err != nil {
+		return nil, err
+	}
+	t, err := openTUN(name, mtu)
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	err = adopt()
+	if err == nil {
+		err = persist(t.File())
+	}
+	if err != nil {
+		return nil, errors.Join(err, t.Close(), l.Close())
+	}
+
+	u := &userspace{
+		name:     name,
+		dev:      device.NewDevice(t, conn.NewDefaultBind(), deviceLogger(log.With("link", name))),
+		listener: l,
+	}
+	u.wg.Go(func() { u.serve(l) })
+	return u, nil
+}
+
+// minMTU is the lowest of an IPv4 link, see RFC 791.
+const minMTU = 68
+
+// openTUN opens the TUN device with the flags that wireguard-go wants. An MTU that
+// the kernel refuses must not get there: wireguard-go then closes a netlink socket
+// from which it goes on reading, by its number. The next socket of this process has
+// that number, and the answers to it are lost.
+func openTUN(name string, mtu int) (tun.Device, error) {
+	if mtu < minMTU {
+		return nil, fmt.Errorf("open TUN device %s: MTU %d is below %d", name, mtu, minMTU)
+	}
+	t, err := tun.CreateTUN(name, mtu)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return nil, fmt.Errorf("open TUN device %s: another process holds it: %w", name, err)
+	case err != nil:
+		return nil, fmt.Errorf("open TUN device %s (is /dev/net/tun there? `modprobe tun`): %w", name, err)
+	}
+	return t, nil
+}
+
+// persist makes a TUN device outlive its file descriptor.
+func persist(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("make TUN device persistent: %w", err)
+	}
+	var ioctlErr error
+	err = raw.Control(func(fd uintptr) {
+		ioctlErr = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1)
+	})
+	if err := errors.Join(err, ioctlErr); err != nil {
+		return fmt.Errorf("make TUN device persistent: %w", err)
+	}
+	return nil
+}
+
+// listenControl opens the control socket of a userspace device.
+func listenControl(name string) (net.Listener, error) {
+	f, err := ipc.UAPIOpen(name)
+	if err != nil {
+		return nil, fmt.Errorf("open control socket of %s: %w", name, err)
+	}
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("listen on control socket of %s: %w", name, err)
+	}
+	if ul, ok := l.(*net.UnixListener); ok {
+		ul.SetUnlinkOnClose(true)
+	}
+	return l, nil
+}
+
+// relisten opens the control socket again, after somebody has deleted its file.
+func (u *userspace) relisten() error {
+	_ = u.listener.Close()
+	l, err := listenControl(u.name)
+	if err != nil {
+		return err
+	}
+	u.listener = l
+	u.wg.Go(func() { u.serve(l) })
+	return nil
+}
+
+// serve answers the control socket until the device or the listener closes.
+func (u *userspace) serve(l net.Listener) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	u.wg.Go(func() {
+		// The device closes itself when its link is deleted.
+		select {
+		case <-u.dev.Wait():
+			_ = l.Close()
+		case <-ctx.Done():
+		}
+	})
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		u.wg.Go(func() {
+			// IpcHandle reads until its client hangs up, which may be never.
+			stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+			defer stop()
+			u.dev.IpcHandle(c)
+		})
+	}
+}
+
+// alive says whether the device still works: it closes itself when somebody
+// deletes its link.
+func (u *userspace) alive() bool {
+	select {
+	case <-u.dev.Wait():
+		return false
+	default:
+		return true
+	}
+}
+
+// Close ends the process's part in the device and leaves the link.
+func (u *userspace) Close() {
+	_ = u.listener.Close()
+	u.dev.Close()
+	u.wg.Wait()
+}
+
+// deviceLogger bridges wireguard-go's logger. Even what it calls errors is about
+// single packets, "no known endpoint for peer" among them, and comes as often as
+// these; what concerns the device as a whole comes back from calls, or is
+// observed. So all of it is for debugging.
+func deviceLogger(log *slog.Logger) *device.Logger {
+	if !log.Enabled(context.Background(), slog.LevelDebug) {
+		return &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf}
+	}
+	logf := func(kind string) func(string, ...any) {
+		return func(format string, args ...any) {
+			log.Debug("userspace wireguard", "kind", kind, "text", fmt.Sprintf(format, args...))
+		}
+	}
+	return &device.Logger{Verbosef: logf("verbose"), Errorf: logf("error")}
+}
