@@ -17,25 +17,25 @@ import (
 
 // access builds the chain that holds clients to what they may reach, and its sets.
 // There is none on a node where no client's tunnel ends.
-func (s Settings) access(t mesh.Topology) (sets []Set, chain []Chain) {
+func (b builder) access() (sets []Set, chain []Chain) {
 	var rules []Rule
 	for _, f := range families() {
-		clients := f.merged(addressesOf(t.Clients))
+		clients := f.merged(addressesOf(b.t.Clients))
 		if len(clients) == 0 {
 			continue
 		}
 		sets = append(sets, f.set("clients", clients))
-		from := fmt.Sprintf("iifname %q %s saddr @", s.Interface, f.keyword)
+		from := fmt.Sprintf("iifname %q %s saddr @", b.Interface, f.keyword)
 		// What others have begun is theirs to end.
 		rules = append(rules, rule("%sclients%s ct direction reply accept", from, f.suffix))
-		if nodes := f.merged(t.Nodes); len(nodes) > 0 && len(t.GossipPorts) > 0 {
+		if nodes := f.merged(b.t.Nodes); len(nodes) > 0 && len(b.t.GossipPorts) > 0 {
 			sets = append(sets, f.set("nodes", nodes))
 			rules = append(rules, rule("%sclients%s %s daddr @nodes%s tcp dport %d accept", from, f.suffix, f.keyword, f.suffix, mesh.ClientPort))
 			rules = append(rules, rule("%sclients%s %s daddr @nodes%s meta l4proto { tcp, udp } th dport { %s } counter drop",
-				from, f.suffix, f.keyword, f.suffix, ports(t.GossipPorts)))
+				from, f.suffix, f.keyword, f.suffix, ports(b.t.GossipPorts)))
 		}
-		groups := equallyAllowed(t.Clients)
-		rules = append(rules, accessToBridges(f, t, from, groups)...)
+		groups := equallyAllowed(b.t.Clients)
+		rules = append(rules, accessToBridges(f, b.t, from, groups)...)
 		for i, group := range groups {
 			name := fmt.Sprintf("access%d", i)
 			sets = append(sets, f.set(name+"from", f.merged(addressesOf(group))))
@@ -129,9 +129,9 @@ func equallyAllowed(clients []mesh.ClientTunnel) [][]mesh.ClientTunnel {
 // snatClients gives the overlay address to what clients send to Services, whoever
 // translates these: the answer has to come back here, and the backend would send it
 // to the client's home for that node.
-func (s Settings) snatClients(f family, t mesh.Topology) []Rule {
-	own := f.first(hostPrefixes(t.Addresses))
-	if !own.IsValid() || len(f.merged(t.ClientRanges)) == 0 {
+func (b builder) snatClients(f family) []Rule {
+	own := f.first(hostPrefixes(b.t.Addresses))
+	if !own.IsValid() || !b.has("clientranges", f) {
 		return nil
 	}
 	return []Rule{rule("%[1]s saddr @clientranges%[2]s %[1]s daddr @inside%[2]s ct status dnat snat %[1]s to %[3]s", f.keyword, f.suffix, own.Addr())}

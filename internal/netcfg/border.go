@@ -27,24 +27,24 @@ type OwnPort struct {
 	Packets []filter.Packet // examples of what has to arrive there
 }
 
-func (s Settings) ownPorts(t mesh.Topology) []OwnPort {
+func (b builder) ownPorts() []OwnPort {
 	all := []OwnPort{
-		{Protocol: "udp", Port: s.ListenPort, Setting: "wireguard.listen-port"},
-		{Protocol: "udp", Port: s.GossipPort, Setting: "gossip.bind"},
-		{Protocol: "tcp", Port: s.GossipPort, Setting: "gossip.bind"},
+		{Protocol: "udp", Port: b.ListenPort, Setting: "wireguard.listen-port"},
+		{Protocol: "udp", Port: b.GossipPort, Setting: "gossip.bind"},
+		{Protocol: "tcp", Port: b.GossipPort, Setting: "gossip.bind"},
 		{Protocol: "udp", Port: VXLANPort},
 		{Protocol: "tcp", Port: mesh.ClientPort},
 	}
 	all = slices.DeleteFunc(all, func(p OwnPort) bool { return p.Port == 0 })
-	for i := range all {
-		for _, f := range families() {
-			p := s.parties(t, f)
+	for _, f := range families() {
+		p := b.parties(f)
+		for i := range all {
 			all[i].Packets = append(all[i].Packets, filter.Packet{
 				In: p.uplink, Protocol: all[i].Protocol, Port: uint16(all[i].Port), Source: p.outside, Destination: p.here,
 			})
 			if p.overlay != p.here {
 				all[i].Packets = append(all[i].Packets, filter.Packet{
-					In: s.Interface, Protocol: all[i].Protocol, Port: uint16(all[i].Port), Source: p.outside, Destination: p.overlay,
+					In: b.Interface, Protocol: all[i].Protocol, Port: uint16(all[i].Port), Source: p.outside, Destination: p.overlay,
 				})
 			}
 		}
@@ -79,10 +79,10 @@ func (s Settings) talk() []string {
 }
 
 // guestLinks are the links by which packets of pods and clients come.
-func (s Settings) guestLinks(t mesh.Topology) []string {
-	links := s.devices(t)
-	if s.Bridge != "" {
-		links = append([]string{s.Bridge}, links...)
+func (b builder) guestLinks() []string {
+	links := b.devices
+	if b.Bridge != "" {
+		links = append([]string{b.Bridge}, links...)
 	}
 	return links
 }
@@ -93,18 +93,18 @@ func (s Settings) guestLinks(t mesh.Topology) []string {
 // addresses no route of ours; the kernel forwards neither. By VXLAN a neighbor may
 // pass on what a host of the LAN sends to our pods, which are answered by the LAN; so
 // only nodes' addresses are held to their links there.
-func (s Settings) forged(f family, t mesh.Topology) []Rule {
+func (b builder) forged(f family) []Rule {
 	without := "0.0.0.0"
 	if !f.is4 {
 		without = "{ ::, fe80::/10 }"
 	}
-	links := []string{s.Interface}
-	if s.Bridge != "" {
-		links = []string{s.Bridge, s.Interface}
+	links := []string{b.Interface}
+	if b.Bridge != "" {
+		links = []string{b.Bridge, b.Interface}
 	}
 	out := []Rule{rule("iifname %s %s saddr != %s fib saddr . iif oif missing counter drop", oneOf(links), f.keyword, without)}
-	if vx := s.vxlan(t); vx != nil && len(f.merged(t.Hosts)) > 0 {
-		out = append(out, rule("iifname %q %s saddr @hosts%s fib saddr . iif oif missing counter drop", vx.Name, f.keyword, f.suffix))
+	if b.vxlan != nil && b.has("hosts", f) {
+		out = append(out, rule("iifname %q %s saddr @hosts%s fib saddr . iif oif missing counter drop", b.vxlan.Name, f.keyword, f.suffix))
 	}
 	return out
 }
@@ -112,14 +112,14 @@ func (s Settings) forged(f family, t mesh.Topology) []Rule {
 // closedToGuests keeps pods and clients from our ports on this host. VXLAN is for
 // neighbors, whose outer packets come by the LAN. Gossip may come through the mesh,
 // from nodes.
-func (s Settings) closedToGuests(t mesh.Topology) []Rule {
-	out := []Rule{rule("udp dport %d iifname %s counter drop", VXLANPort, oneOf(s.guestLinks(t)))}
-	for _, talk := range s.talk() {
-		if s.Bridge != "" {
-			out = append(out, rule("%s iifname %q counter drop", talk, s.Bridge))
+func (b builder) closedToGuests() []Rule {
+	out := []Rule{rule("udp dport %d iifname %s counter drop", VXLANPort, oneOf(b.guestLinks()))}
+	for _, talk := range b.talk() {
+		if b.Bridge != "" {
+			out = append(out, rule("%s iifname %q counter drop", talk, b.Bridge))
 		}
 		for _, f := range families() {
-			if len(f.merged(t.Guests)) > 0 {
+			if b.has("guests", f) {
 				out = append(out, rule("%s %s saddr @guests%s counter drop", talk, f.keyword, f.suffix))
 			}
 		}
@@ -132,25 +132,25 @@ func (s Settings) closedToGuests(t mesh.Topology) []Rule {
 // that port is closed wherever the packet goes, as not all addresses of all nodes are
 // known. Who asked a pod from such a port gets an answer, as long as it is not a
 // member of our VXLAN; for members, it is closed to whatever comes by whatever link.
-func (s Settings) border(t mesh.Topology) []Rule {
+func (b builder) border() []Rule {
 	var out []Rule
 	for _, f := range families() {
 		vxlan := fmt.Sprintf("udp dport %d", VXLANPort)
-		if len(f.merged(s.members(t))) > 0 {
+		if b.has("members", f) {
 			out = append(out, rule("%[1]s %[2]s daddr @members%[3]s %[2]s saddr != @members%[3]s counter drop", vxlan, f.keyword, f.suffix))
 		}
-		if len(f.merged(t.Guests)) == 0 {
+		if !b.has("guests", f) {
 			continue
 		}
 		out = append(out,
-			rule("%s iifname %s %s daddr != @guests%s ct direction original counter drop", vxlan, oneOf(s.guestLinks(t)), f.keyword, f.suffix),
+			rule("%s iifname %s %s daddr != @guests%s ct direction original counter drop", vxlan, oneOf(b.guestLinks()), f.keyword, f.suffix),
 			rule("%[1]s %[2]s saddr @guests%[3]s %[2]s daddr != @guests%[3]s ct direction original counter drop", vxlan, f.keyword, f.suffix))
-		for _, talk := range s.talk() {
+		for _, talk := range b.talk() {
 			from := fmt.Sprintf("%s %s saddr @guests%s", talk, f.keyword, f.suffix)
-			if len(f.merged(t.Hosts)) > 0 {
+			if b.has("hosts", f) {
 				out = append(out, rule("%s %s daddr @hosts%s ct direction original counter drop", from, f.keyword, f.suffix))
 			}
-			for _, bridges := range f.bridges(t, nil) {
+			for _, bridges := range f.bridges(b.t, nil) {
 				out = append(out, rule("%s %s ct direction original counter drop", from, bridges))
 			}
 		}
@@ -202,14 +202,14 @@ func oneOfAddrs(addrs []netip.Addr) string {
 // connection, by the first chain that does. To accept a packet decides nothing, the
 // next chain is asked then; to translate its destination into itself does
 // (nf_nat_core.c, nf_nat_inet_fn).
-func (s Settings) keepOwnPorts(t mesh.Topology) []Chain {
+func (b builder) keepOwnPorts() []Chain {
 	var in, out []Rule
-	udp := "udp dport " + portSet(s.ListenPort, s.GossipPort, VXLANPort)
-	tcp := "tcp dport " + portSet(s.GossipPort, mesh.ClientPort)
+	udp := "udp dport " + portSet(b.ListenPort, b.GossipPort, VXLANPort)
+	tcp := "tcp dport " + portSet(b.GossipPort, mesh.ClientPort)
 	for _, f := range families() {
 		keep := func(match string) Rule { return rule("%[1]s dnat %[2]s to %[2]s daddr", match, f.keyword) }
 		both := []Rule{keep("fib daddr type local " + udp), keep("fib daddr type local " + tcp)}
-		if len(f.merged(t.Hosts)) > 0 {
+		if b.has("hosts", f) {
 			to := fmt.Sprintf("%s daddr @hosts%s ", f.keyword, f.suffix)
 			both = append(both, keep(to+udp), keep(to+tcp))
 		}
@@ -217,8 +217,8 @@ func (s Settings) keepOwnPorts(t mesh.Topology) []Chain {
 		out = append(out, both...)
 		// What we send from our own ports, also to addresses that no record has.
 		out = append(out, keep(fmt.Sprintf("udp dport %d", VXLANPort)))
-		if s.ListenPort != 0 || s.GossipPort != 0 {
-			out = append(out, keep("udp sport "+portSet(s.ListenPort, s.GossipPort)))
+		if b.ListenPort != 0 || b.GossipPort != 0 {
+			out = append(out, keep("udp sport "+portSet(b.ListenPort, b.GossipPort)))
 		}
 	}
 	return []Chain{

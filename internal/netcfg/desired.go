@@ -62,22 +62,48 @@ func MTU(egress int, ipv6 bool) int {
 // far side would drop what comes from any other. Its peers have their allowed
 // IPs all the same, so that no peer changes when the node gets its slot.
 func Desired(t mesh.Topology, s Settings) State {
+	b := newBuilder(t, s)
 	state := State{
-		Device:    s.device(),
-		Peers:     s.peers(t),
-		VXLAN:     s.vxlan(t),
+		Device:    b.device(),
+		Peers:     b.peers(),
+		VXLAN:     b.vxlan,
 		Addresses: hostPrefixes(t.Addresses),
 		Backstops: normal(t.Guarded),
-		Routes:    s.routes(t),
-		Firewall:  s.firewall(t),
-		Sysctls:   s.sysctls(t),
-		Accepts:   s.accepts(t),
-		OwnPorts:  s.ownPorts(t),
+		Routes:    b.routes(),
+		Firewall:  b.firewall(),
+		Sysctls:   b.sysctls(),
+		Accepts:   b.accepts(),
+		OwnPorts:  b.ownPorts(),
 	}
 	if state.VXLAN != nil {
 		state.Forwarding, state.Neighbors = entries(t)
 	}
 	return state
+}
+
+// builder builds a desired state. It holds a topology, a host's settings, and what
+// several parts of the state need of both.
+type builder struct {
+	Settings
+	t       mesh.Topology
+	vxlan   *VXLAN   // the device to the encapsulated neighbors; nil for none
+	devices []string // links that carry the mesh's packets and nothing else
+	sets    map[string][]netip.Prefix
+}
+
+func newBuilder(t mesh.Topology, s Settings) builder {
+	b := builder{Settings: s, t: t, vxlan: s.vxlan(t), devices: []string{s.Interface}}
+	var members []netip.Addr
+	if b.vxlan != nil {
+		b.devices = append(b.devices, b.vxlan.Name)
+		for _, n := range t.Neighbors {
+			if n.Encapsulated {
+				members = append(members, n.InternalIP)
+			}
+		}
+	}
+	b.sets = sets(t, hostPrefixes(members))
+	return b
 }
 
 func (s Settings) device() *Device {
@@ -92,13 +118,13 @@ func (s Settings) device() *Device {
 	}
 }
 
-func (s Settings) peers(t mesh.Topology) []Peer {
-	out := s.clientPeers(t.Clients)
-	for _, p := range t.Peers {
+func (b builder) peers() []Peer {
+	out := b.clientPeers(b.t.Clients)
+	for _, p := range b.t.Peers {
 		out = append(out, Peer{
 			Key:        p.Key,
 			Name:       p.Name,
-			Endpoint:   s.endpoint(p),
+			Endpoint:   b.endpoint(p),
 			AllowedIPs: normal(p.AllowedIPs),
 			Keepalive:  p.Keepalive,
 		})
@@ -125,27 +151,26 @@ func (s Settings) endpoint(p mesh.Peer) netip.AddrPort {
 // yet: it ends at the device, where WireGuard refuses it, instead of leaving by
 // the default route in clear text. They also make the guard strict, because the
 // default route is then no way back to any guarded source.
-func (s Settings) routes(t mesh.Topology) []Route {
+func (b builder) routes() []Route {
 	to := make(map[netip.Prefix]Route)
 	add := func(r Route) {
-		if r.Source = sourceFor(r.Destination.Addr(), t.Addresses); r.Source.IsValid() {
+		if r.Source = sourceFor(r.Destination.Addr(), b.t.Addresses); r.Source.IsValid() {
 			to[r.Destination] = r
 		}
 	}
-	for _, dst := range normal(t.Guarded) {
-		add(Route{Destination: dst, Link: s.Interface})
+	for _, dst := range normal(b.t.Guarded) {
+		add(Route{Destination: dst, Link: b.Interface})
 	}
-	for _, p := range t.Peers {
+	for _, p := range b.t.Peers {
 		for _, dst := range normal(p.AllowedIPs) {
-			add(Route{Destination: dst, Link: s.Interface, MTU: lower(p.MTU, s.MTU)})
+			add(Route{Destination: dst, Link: b.Interface, MTU: lower(p.MTU, b.MTU)})
 		}
 	}
-	for _, dst := range normal(addressesOf(t.Clients)) {
-		add(Route{Destination: dst, Link: s.Interface})
+	for _, dst := range normal(addressesOf(b.t.Clients)) {
+		add(Route{Destination: dst, Link: b.Interface})
 	}
-	vx := s.vxlan(t)
-	for _, n := range t.Neighbors {
-		for _, r := range s.neighborRoutes(n, vx) {
+	for _, n := range b.t.Neighbors {
+		for _, r := range b.neighborRoutes(n, b.vxlan) {
 			add(r)
 		}
 	}
@@ -158,9 +183,9 @@ func (s Settings) routes(t mesh.Topology) []Route {
 }
 
 // sysctls returns the kernel parameters that the mesh needs.
-func (s Settings) sysctls(t mesh.Topology) []Sysctl {
+func (b builder) sysctls() []Sysctl {
 	// As in sysctl(8), a slash stands for a dot inside a name.
-	conf := "net.ipv4.conf." + strings.ReplaceAll(s.Interface, ".", "/")
+	conf := "net.ipv4.conf." + strings.ReplaceAll(b.Interface, ".", "/")
 	out := []Sysctl{
 		{"net.ipv4.ip_forward", "1"},
 		// The way back may differ from the way there: loose. The higher of
@@ -172,26 +197,26 @@ func (s Settings) sysctls(t mesh.Topology) []Sysctl {
 		{"net.ipv4.conf.all.send_redirects", "0"},
 		{conf + ".send_redirects", "0"},
 	}
-	if usesIPv6(t) {
+	if usesIPv6(b.t) {
 		out = append(out,
 			Sysctl{"net.ipv6.conf.all.forwarding", "1"},
 			// Hosts without IPv6 of their own often have it switched off for all links.
 			Sysctl{strings.Replace(conf, "ipv4", "ipv6", 1) + ".disable_ipv6", "0"},
 		)
 	}
-	if s.Bridge != "" {
+	if b.Bridge != "" {
 		// kube-proxy and NetworkPolicy have to see what pods of one node send
 		// each other.
 		out = append(out, Sysctl{"net.bridge.bridge-nf-call-iptables", "1"})
-		if usesIPv6(t) {
+		if usesIPv6(b.t) {
 			out = append(out,
 				Sysctl{"net.bridge.bridge-nf-call-ip6tables", "1"},
 				// The CNI plugin makes the bridge later, and gives it an address.
 				Sysctl{"net.ipv6.conf.default.disable_ipv6", "0"})
 		}
 	}
-	if s.vxlan(t) != nil {
-		out = append(out, s.vxlanSysctls(t)...)
+	if b.vxlan != nil {
+		out = append(out, b.vxlanSysctls()...)
 	}
 	slices.SortFunc(out, func(a, b Sysctl) int { return strings.Compare(a.Key, b.Key) })
 	return out

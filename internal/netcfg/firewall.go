@@ -29,7 +29,7 @@ func families() [2]family {
 	}
 }
 
-// firewall builds our table. The sets are
+// sets returns the sets of our table:
 //
 //	inside    what belongs to the mesh, for which nothing is masqueraded
 //	guarded   what only the mesh may use as a source
@@ -40,61 +40,69 @@ func families() [2]family {
 //	guests    where pods and clients have their addresses
 //	hosts     where nodes have theirs, also outside of the mesh
 //
-// each for one family; a set that would be empty isn't made, nor are the rules
+// each for one family. A set that would be empty isn't made, nor are the rules
 // that name it.
-func (s Settings) firewall(t mesh.Topology) Firewall {
+func sets(t mesh.Topology, members []netip.Prefix) map[string][]netip.Prefix {
 	sets := make(map[string][]netip.Prefix)
 	for _, f := range families() {
 		sets["inside"+f.suffix] = f.merged(inside(t))
 		sets["guarded"+f.suffix] = f.merged(t.Guarded)
 		sets["location"+f.suffix] = f.merged(t.Serves)
-		sets["members"+f.suffix] = f.merged(s.members(t))
+		sets["members"+f.suffix] = f.merged(members)
 		sets["plain"+f.suffix] = f.merged(plainly(t))
 		sets["clientranges"+f.suffix] = f.merged(t.ClientRanges)
 		sets["guests"+f.suffix] = f.merged(t.Guests)
 		sets["hosts"+f.suffix] = f.merged(t.Hosts)
 	}
+	return sets
+}
+
+// has reports whether our table has a set.
+func (b builder) has(set string, f family) bool { return len(b.sets[set+f.suffix]) > 0 }
+
+// firewall builds our table.
+func (b builder) firewall() Firewall {
 	var fw Firewall
 	for _, name := range []string{"clientranges", "guarded", "guests", "hosts", "inside", "location", "members", "plain"} {
 		for _, f := range families() {
-			if elements := sets[name+f.suffix]; len(elements) > 0 {
+			if elements := b.sets[name+f.suffix]; len(elements) > 0 {
 				fw.Sets = append(fw.Sets, Set{Name: name + f.suffix, Type: f.setType, Elements: elements})
 			}
 		}
 	}
-	input := s.closedToGuests(t)
+	input := b.closedToGuests()
 	var exit, guard, nat []Rule
 	for _, f := range families() {
-		if len(sets["guarded"+f.suffix]) > 0 {
-			exit = append(exit, s.closed(f, t)...)
+		if b.has("guarded", f) {
+			exit = append(exit, b.closed(f)...)
 			guard = append(guard, f.guard())
 		}
-		if len(sets["members"+f.suffix]) > 0 {
+		if b.has("members", f) {
 			guard = append(guard, f.guardMembers())
 			input = append(input, f.membersOnly())
-			exit = append(exit, s.vxlanOnLAN(f)...)
+			exit = append(exit, b.vxlanOnLAN(f)...)
 		}
-		if len(sets["inside"+f.suffix]) > 0 {
-			nat = append(nat, s.snat(f, t)...)
-			nat = append(nat, s.snatClients(f, t)...)
-			nat = append(nat, s.masquerade(f, t)...)
+		if b.has("inside", f) {
+			nat = append(nat, b.snat(f)...)
+			nat = append(nat, b.snatClients(f)...)
+			nat = append(nat, b.masquerade(f)...)
 		}
-		if len(sets["location"+f.suffix]) > 0 && len(sets["guarded"+f.suffix]) > 0 {
-			nat = append(nat, s.masqueradeLocation(f, t))
+		if b.has("location", f) && b.has("guarded", f) {
+			nat = append(nat, b.masqueradeLocation(f))
 		}
 	}
 	for _, f := range families() {
-		guard = append(guard, s.forged(f, t)...)
+		guard = append(guard, b.forged(f)...)
 	}
 	fw.Chains = []Chain{
 		{Name: chainExit, Type: "filter", Hook: "postrouting", Priority: priorityExit, Rules: exit},
-		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: append(s.border(t), s.clampMSS(t)...)},
+		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: append(b.border(), b.clampMSS()...)},
 		{Name: chainGuard, Type: "filter", Hook: "prerouting", Priority: priorityGuard, Rules: guard},
 		{Name: chainInput, Type: "filter", Hook: "input", Priority: priorityFilter, Rules: input},
 	}
-	fw.Chains = append(fw.Chains, s.keepOwnPorts(t)...)
+	fw.Chains = append(fw.Chains, b.keepOwnPorts()...)
 	fw.Chains = append(fw.Chains, Chain{Name: chainPostrouting, Type: "nat", Hook: "postrouting", Priority: prioritySNAT, Rules: nat})
-	more, access := s.access(t)
+	more, access := b.access()
 	fw.Sets, fw.Chains = append(fw.Sets, more...), append(access, fw.Chains...)
 	slices.SortFunc(fw.Sets, func(a, b Set) int { return strings.Compare(a.Name, b.Name) })
 	return fw
@@ -108,14 +116,6 @@ func inside(t mesh.Topology) []netip.Prefix {
 		out = append(out, n.Prefixes...)
 	}
 	return out
-}
-
-// devices are the links that carry the mesh's packets and nothing else.
-func (s Settings) devices(t mesh.Topology) []string {
-	if vx := s.vxlan(t); vx != nil {
-		return []string{s.Interface, vx.Name}
-	}
-	return []string{s.Interface}
 }
 
 // guard drops packets with a source of the mesh that come in by another link
@@ -135,14 +135,14 @@ func (f family) guard() Rule {
 // What goes to the mesh never leaves so, whoever opened the connection. Of what goes
 // elsewhere, replies pass: a network that has a route to the pods through this host
 // has asked for them.
-func (s Settings) closed(f family, t mesh.Topology) []Rule {
+func (b builder) closed(f family) []Rule {
 	// WireGuard's own packets, of which there are most, have no source of the mesh.
-	leaves := fmt.Sprintf("%s saddr @guarded%s %s", f.keyword, f.suffix, notBy(append([]string{"lo", s.Bridge}, s.devices(t)...)...))
-	if own := f.first(normal(t.PodCIDRs)); s.Bridge == "" && own.IsValid() {
+	leaves := fmt.Sprintf("%s saddr @guarded%s %s", f.keyword, f.suffix, notBy(append([]string{"lo", b.Bridge}, b.devices...)...))
+	if own := f.first(normal(b.t.PodCIDRs)); b.Bridge == "" && own.IsValid() {
 		// The links to the pods are known only to whoever does the CNI.
 		leaves += fmt.Sprintf(" %s daddr != %s", f.keyword, own)
 	}
-	if len(f.merged(plainly(t))) > 0 {
+	if b.has("plain", f) {
 		leaves += fmt.Sprintf(" rt %s nexthop != @plain%s", f.keyword, f.suffix)
 	}
 	return []Rule{
@@ -194,45 +194,45 @@ func (f family) membersOnly() Rule {
 // got it from the route to a Service's address, before kube-proxy replaced that
 // by a pod's. kube-proxy's mark is cleared, as it does itself, lest a packet be
 // masqueraded again after an encapsulation.
-func (s Settings) snat(f family, t mesh.Topology) []Rule {
-	own := f.first(hostPrefixes(t.Addresses))
+func (b builder) snat(f family) []Rule {
+	own := f.first(hostPrefixes(b.t.Addresses))
 	if !own.IsValid() {
 		return nil
 	}
-	away := notBy("lo", s.Bridge)
+	away := notBy("lo", b.Bridge)
 	return []Rule{
 		rule("%[1]s %[2]s daddr @inside%[3]s meta mark & %#[4]x == %#[4]x meta mark set meta mark & %#[5]x snat %[2]s to %[6]s",
 			away, f.keyword, f.suffix, masqueradeMark, ^uint32(masqueradeMark), own.Addr()),
 		rule("%[1]s %[2]s daddr @inside%[3]s %[2]s saddr != @inside%[3]s fib saddr type local snat %[2]s to %[4]s",
 			away, f.keyword, f.suffix, own.Addr()),
 		rule("oifname %[1]s %[2]s saddr != @inside%[3]s fib saddr type local snat %[2]s to %[4]s",
-			oneOf(s.devices(t)), f.keyword, f.suffix, own.Addr()),
+			oneOf(b.devices), f.keyword, f.suffix, own.Addr()),
 	}
 }
 
 // masquerade lets this node's pods out of the mesh.
-func (s Settings) masquerade(f family, t mesh.Topology) []Rule {
+func (b builder) masquerade(f family) []Rule {
 	var out []Rule
-	for _, pods := range f.merged(t.PodCIDRs) {
+	for _, pods := range f.merged(b.t.PodCIDRs) {
 		out = append(out, rule("%[1]s %[2]s saddr %[4]s %[2]s daddr != @inside%[3]s masquerade",
-			notBy("lo", s.Bridge), f.keyword, f.suffix, pods))
+			notBy("lo", b.Bridge), f.keyword, f.suffix, pods))
 	}
 	return out
 }
 
 // masqueradeLocation lets the mesh reach the networks behind this node.
-func (s Settings) masqueradeLocation(f family, t mesh.Topology) Rule {
+func (b builder) masqueradeLocation(f family) Rule {
 	return rule("%[1]s %[2]s saddr @guarded%[3]s %[2]s daddr @location%[3]s masquerade",
-		notBy(append([]string{"lo", s.Bridge}, s.devices(t)...)...), f.keyword, f.suffix)
+		notBy(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix)
 }
 
 // clampMSS bounds the segments of forwarded TCP connections to what fits
 // through the devices. `rt mtu` is the lower of both directions' routes
 // (nft_rt.c, get_tcpmss), but each end announces for itself. Few packets begin a
 // connection, so that is what is asked first; names of links take longer to compare.
-func (s Settings) clampMSS(t mesh.Topology) []Rule {
+func (b builder) clampMSS() []Rule {
 	const clamp = "tcp flags & (syn | rst) == syn %s %s tcp option maxseg size set rt mtu"
-	return []Rule{rule(clamp, "iifname", oneOf(s.devices(t))), rule(clamp, "oifname", oneOf(s.devices(t)))}
+	return []Rule{rule(clamp, "iifname", oneOf(b.devices)), rule(clamp, "oifname", oneOf(b.devices))}
 }
 
 // oneOf writes names of links as nft takes them on the right of a match.

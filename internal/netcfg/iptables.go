@@ -85,46 +85,37 @@ func (a Accept) NFT() []string {
 	return []string{match + " ct state established,related", match + " ct status dnat"}
 }
 
-// tunnels are the links by which packets of the mesh come from other nodes.
-func (s Settings) tunnels(t mesh.Topology) []string {
-	links := []string{s.Interface}
-	if vx := s.vxlan(t); vx != nil {
-		links = append(links, vx.Name)
-	}
-	return links
-}
-
 // port is one that this host is reached on from outside of the mesh.
 type port struct {
 	protocol string
 	number   int
 }
 
-func (s Settings) ports(t mesh.Topology) []port {
-	ports := []port{{"udp", s.ListenPort}}
-	if s.GossipPort != 0 {
-		ports = append(ports, port{"udp", s.GossipPort}, port{"tcp", s.GossipPort})
+func (b builder) ports() []port {
+	ports := []port{{"udp", b.ListenPort}}
+	if b.GossipPort != 0 {
+		ports = append(ports, port{"udp", b.GossipPort}, port{"tcp", b.GossipPort})
 	}
-	if vx := s.vxlan(t); vx != nil {
-		ports = append(ports, port{"udp", vx.Port})
+	if b.vxlan != nil {
+		ports = append(ports, port{"udp", b.vxlan.Port})
 	}
 	return ports
 }
 
 // accepts are all rules that some firewall may make necessary. In a family that
 // neither the mesh nor the host's way out has, there is nothing to let through.
-func (s Settings) accepts(t mesh.Topology) []Accept {
+func (b builder) accepts() []Accept {
 	var out []Accept
 	for _, f := range families() {
-		p := s.parties(t, f)
+		p := b.parties(f)
 		if f.is4 || p.uplink != "" || len(p.mesh) > 0 {
-			out = append(out, s.acceptFromOutside(t, p)...)
+			out = append(out, b.acceptFromOutside(p)...)
 		}
 		if len(p.mesh) > 0 {
-			out = append(out, s.acceptMesh(t, p)...)
+			out = append(out, b.acceptMesh(p)...)
 		}
-		if len(p.mesh) > 0 && s.Bridge != "" {
-			out = append(out, s.acceptPods(p)...)
+		if len(p.mesh) > 0 && b.Bridge != "" {
+			out = append(out, b.acceptPods(p)...)
 		}
 	}
 	return out
@@ -143,10 +134,10 @@ type parties struct {
 	pod     netip.Addr // of this host
 }
 
-func (s Settings) parties(t mesh.Topology, f family) parties {
-	p := parties{family: f.keyword, mesh: f.merged(t.Guarded), outside: f.outside}
+func (b builder) parties(f family) parties {
+	p := parties{family: f.keyword, mesh: b.sets["guarded"+f.suffix], outside: f.outside}
 	p.here = p.outside
-	for _, u := range s.Uplinks {
+	for _, u := range b.Uplinks {
 		if u.Source.Addr().Is4() == f.is4 {
 			p.uplink, p.here = u.Link, u.Source.Addr()
 		}
@@ -155,10 +146,10 @@ func (s Settings) parties(t mesh.Topology, f family) parties {
 	if len(p.mesh) > 0 {
 		p.overlay, p.pod = last(p.mesh[0]), last(p.mesh[len(p.mesh)-1])
 	}
-	if own := f.first(hostPrefixes(t.Addresses)); own.IsValid() {
+	if own := f.first(hostPrefixes(b.t.Addresses)); own.IsValid() {
 		p.overlay = own.Addr()
 	}
-	if pods := f.merged(t.PodCIDRs); len(pods) > 0 {
+	if pods := f.merged(b.t.PodCIDRs); len(pods) > 0 {
 		p.pod = last(pods[0])
 	}
 	return p
@@ -181,9 +172,9 @@ const (
 )
 
 // acceptFromOutside lets in what reaches this host on the underlay.
-func (s Settings) acceptFromOutside(t mesh.Topology, p parties) []Accept {
+func (b builder) acceptFromOutside(p parties) []Accept {
 	var out []Accept
-	for _, port := range s.ports(t) {
+	for _, port := range b.ports() {
 		a := Accept{
 			What: fmt.Sprintf("to %s port %d", strings.ToUpper(port.protocol), port.number),
 			Hook: "input", Family: p.family, Protocol: port.protocol, Port: port.number,
@@ -202,28 +193,28 @@ func (s Settings) acceptFromOutside(t mesh.Topology, p parties) []Accept {
 }
 
 // acceptMesh lets through what comes from other nodes or goes to them.
-func (s Settings) acceptMesh(t mesh.Topology, p parties) []Accept {
+func (b builder) acceptMesh(p parties) []Accept {
 	var out []Accept
-	for _, link := range s.tunnels(t) {
+	for _, link := range b.devices {
 		out = append(out, p.fromMesh(link)...)
 		from := Accept{What: "from the mesh", Hook: "forward", Family: p.family, In: link}
 		to := Accept{What: "to the mesh", Hook: "forward", Family: p.family, Out: link}
 		for _, source := range p.mesh {
-			from.Packets = append(from.Packets, tcp(link, s.Interface, last(source), last(p.mesh[0])), tcp(link, p.uplink, last(source), p.outside))
+			from.Packets = append(from.Packets, tcp(link, b.Interface, last(source), last(p.mesh[0])), tcp(link, p.uplink, last(source), p.outside))
 			to.Packets = append(to.Packets, tcp(p.uplink, link, last(source), last(p.mesh[0])))
 		}
-		if s.Bridge != "" {
-			from.Packets = append(from.Packets, tcp(link, s.Bridge, last(p.mesh[0]), p.pod))
+		if b.Bridge != "" {
+			from.Packets = append(from.Packets, tcp(link, b.Bridge, last(p.mesh[0]), p.pod))
 		}
 		out = append(out, from, to)
 	}
 	direct := func(n mesh.Neighbor) bool { return !n.Encapsulated }
-	if slices.ContainsFunc(t.Neighbors, direct) {
+	if slices.ContainsFunc(b.t.Neighbors, direct) {
 		out = append(out, p.fromMesh("")...)
 		for _, source := range p.mesh {
 			out = append(out, Accept{
 				What: "from neighbors", Hook: "forward", Family: p.family, Source: source,
-				Packets: []filter.Packet{tcp(p.uplink, s.Bridge, last(source), p.pod)},
+				Packets: []filter.Packet{tcp(p.uplink, b.Bridge, last(source), p.pod)},
 			})
 		}
 	}

@@ -174,32 +174,18 @@ func lower(mtu, link int) int {
 // the redirects that a gateway may send there, when it passes a packet on to the
 // next gateway, reach nodes that forward themselves: the kernel doesn't listen to
 // redirects then (IN_DEV_RX_REDIRECTS, rt6_do_redirect).
-func (s Settings) vxlanSysctls(t mesh.Topology) []Sysctl {
-	name := strings.ReplaceAll(VXLANName(s.Interface), ".", "/")
+func (b builder) vxlanSysctls() []Sysctl {
+	name := strings.ReplaceAll(VXLANName(b.Interface), ".", "/")
 	out := []Sysctl{
 		{"net.ipv4.conf." + name + ".rp_filter", "2"},
 		{"net.ipv4.conf." + name + ".send_redirects", "0"},
 	}
-	if usesIPv6(t) {
+	if usesIPv6(b.t) {
 		out = append(out,
 			Sysctl{"net.ipv6.conf." + name + ".accept_ra", "0"},
 			Sysctl{"net.ipv6.conf." + name + ".disable_ipv6", "0"})
 	}
 	return out
-}
-
-// members are the addresses from which VXLAN is accepted; none without VXLAN.
-func (s Settings) members(t mesh.Topology) []netip.Prefix {
-	var out []netip.Addr
-	if s.vxlan(t) == nil {
-		return nil
-	}
-	for _, n := range t.Neighbors {
-		if n.Encapsulated {
-			out = append(out, n.InternalIP)
-		}
-	}
-	return hostPrefixes(out)
 }
 
 // Compare orders entries by MAC.
