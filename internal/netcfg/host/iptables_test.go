@@ -134,3 +134,44 @@ func TestLegacyCounters(t *testing.T) {
 		}
 	}
 }
+
+// TestLegacyWithoutItsProgram: a table that has not changed is looked at without a
+// process, and of one whose program is not installed the policies are known.
+func TestLegacyWithoutItsProgram(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	here := iptablesHere(t)
+	for _, l := range legacies {
+		program := filter.Legacy.Program(l.family)
+		if !slices.Contains(here, program) {
+			continue
+		}
+		run(t, program+" -P FORWARD DROP")
+		run(t, program+" -A FORWARD -i eth7 -j ACCEPT")
+	}
+	legacyTables := func(h *Kernel) []filter.Table {
+		t.Helper()
+		tables, err := h.Filters(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.DeleteFunc(tables, func(t filter.Table) bool { return t.Backend != filter.Legacy })
+	}
+	h := newKernel(t)
+	before := legacyTables(h)
+	t.Setenv("PATH", "")
+	if d := cmp.Diff(before, legacyTables(h)); d != "" {
+		t.Errorf("tables after their programs are gone (-before +after):\n%s", d)
+	}
+	got := legacyTables(newKernel(t))
+	var want []filter.Table
+	for _, b := range before {
+		want = append(want, filter.Table{Backend: filter.Legacy, Family: b.Family, Name: "filter", Chains: map[string]filter.Chain{
+			"INPUT": {Hook: "input"}, "FORWARD": {Hook: "forward", Drops: true},
+		}})
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("tables without their programs (-want +got):\n%s", d)
+	}
+}
