@@ -88,7 +88,7 @@ func (b builder) firewall() Firewall {
 			nat = append(nat, b.masquerade(f)...)
 		}
 		if b.has("location", f) && b.has("guarded", f) {
-			nat = append(nat, b.masqueradeLocation(f))
+			nat = append(nat, b.masqueradeLocation(f)...)
 		}
 	}
 	for _, f := range families() {
@@ -214,16 +214,43 @@ func (b builder) snat(f family) []Rule {
 func (b builder) masquerade(f family) []Rule {
 	var out []Rule
 	for _, pods := range f.merged(b.t.PodCIDRs) {
-		out = append(out, rule("%[1]s %[2]s saddr %[4]s %[2]s daddr != @inside%[3]s masquerade",
-			notBy("lo", b.Bridge), f.keyword, f.suffix, pods))
+		out = append(out, b.masqueraded(fmt.Sprintf("%[1]s %[2]s saddr %[4]s %[2]s daddr != @inside%[3]s",
+			notBy("lo", b.Bridge), f.keyword, f.suffix, pods))...)
+	}
+	return out
+}
+
+// masqueraded gives what matches the address of the link that it leaves by. It keeps its
+// source port where it can, but never one of ours: what comes back to that port would
+// then go to a pod, and with it what another node sends to this one.
+func (b builder) masqueraded(match string) []Rule {
+	// A port in the range would be kept, so that none of ours may be in it.
+	const size = 1 << 12
+	last := 1<<16 - 1
+	ours := func(port int) bool { return port > last-size && port <= last }
+	for ours(b.ListenPort) || ours(b.GossipPort) {
+		last -= size
+	}
+	var out []Rule
+	for _, spoken := range b.spoken() {
+		out = append(out, rule("%s %s masquerade to :%d-%d", match, spoken, last-size+1, last))
+	}
+	return append(out, rule("%s masquerade", match))
+}
+
+// spoken matches packets from the ports on which this node is spoken to.
+func (b builder) spoken() []string {
+	out := []string{"udp sport " + portSet(b.ListenPort, b.GossipPort, VXLANPort)}
+	if b.GossipPort != 0 {
+		out = append(out, fmt.Sprintf("tcp sport %d", b.GossipPort))
 	}
 	return out
 }
 
 // masqueradeLocation lets the mesh reach the networks behind this node.
-func (b builder) masqueradeLocation(f family) Rule {
-	return rule("%[1]s %[2]s saddr @guarded%[3]s %[2]s daddr @location%[3]s masquerade",
-		notBy(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix)
+func (b builder) masqueradeLocation(f family) []Rule {
+	return b.masqueraded(fmt.Sprintf("%[1]s %[2]s saddr @guarded%[3]s %[2]s daddr @location%[3]s",
+		notBy(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix))
 }
 
 // clampMSS bounds the segments of forwarded TCP connections to what fits

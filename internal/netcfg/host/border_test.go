@@ -144,6 +144,39 @@ func TestHostileBorder(t *testing.T) {
 	}
 }
 
+// TestHostileSourcePorts has a pod send from the ports at which its node is spoken to: if
+// it kept them behind the node's address, what others send there would be its replies.
+func TestHostileSourcePorts(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	startLab(t)
+	run(t, "ip netns exec outside ip addr add 203.0.113.7/32 dev lo")
+	run(t, "ip netns exec outside ip addr add 2001:db8:2::7/128 dev lo")
+	for src, dst := range map[string]string{"10.42.0.5": "203.0.113.7:53", inIPv6["10.42.0.5"]: "[2001:db8:2::7]:53"} {
+		var c *net.UDPConn
+		var err error
+		within(t, "outside", func() { c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(dst))) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		for port, kept := range map[uint16]bool{51820: false, 7946: false, 7947: false, 4001: true} {
+			s := newSenderAt(t, "pod1", netip.AddrPortFrom(netip.MustParseAddr(src), port), 0)
+			defer s.Close()
+			if _, err := s.WriteToUDPAddrPort([]byte("try"), netip.MustParseAddrPort(dst)); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+				t.Fatal(err)
+			}
+			if _, from, err := c.ReadFromUDPAddrPort(make([]byte, 16)); err != nil || (from.Port() == port) != kept {
+				t.Errorf("sent by %s from port %d: it arrives from %v, %v; want the port kept: %t", src, port, from, err, kept)
+			}
+		}
+	}
+}
+
 // TestHostileAccessToBridges has clients that may reach pods only try the addresses
 // that nodes have in the pod ranges.
 func TestHostileAccessToBridges(t *testing.T) {
