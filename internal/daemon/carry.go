@@ -3,7 +3,6 @@
 package daemon
 
 import (
-	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -27,7 +26,7 @@ const (
 // carriers is what this node knows of those who carry traffic for it, and of
 // itself as one who does so for others.
 type carriers struct {
-	prober *probe.Prober
+	prober prober
 	watch  probe.Watch
 	office office
 	hold   probe.Hold
@@ -256,9 +255,4 @@ func nameOf(records []mesh.Record, id mesh.ID) string {
 		return id.String()
 	}
 	return records[i].Name
-}
-
-// startProbing begins to watch; whom, each turn says.
-func (d *daemon) startProbing(ctx context.Context) {
-	d.carriers.prober = probe.Start(ctx, probe.Options{Pace: probe.Pace(d.cfg.Probe), Logger: d.log})
 }

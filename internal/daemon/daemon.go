@@ -41,10 +41,10 @@ import (
 	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/gossip"
-	"github.com/meshd/meshd/internal/httplimit"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/netcfg/host"
+	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -73,19 +73,20 @@ type daemon struct {
 	started  time.Time
 	instance uint64
 
-	dir      *state.Dir
+	dir      disk
 	identity state.Identity
 	node     state.Node   // as on disk
 	used     mesh.Cluster // settings in force, the file's or those of a higher generation
 
-	host   *host.Kernel
-	gossip *gossip.Gossip
-	names  *names
-	server *control.Server
+	host     kernel
+	gossip   network
+	names    *names
+	services services
+	server   controlServer
 
 	metrics *metrics.Metrics
-	monitor *httplimit.Server
-	answers *httplimit.Server
+	monitor httpServer
+	answers httpServer
 	advice  advice
 
 	storyLimit *rate.Limiter
@@ -115,20 +116,27 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	d := &daemon{opt: opt, cfg: cfg, log: opt.Logger, started: time.Now(), asked: make(chan func()), storyLimit: newStoryLimit()}
-	if d.dir, err = state.Open(opt.StateDir); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, d.dir.Close()) }()
-	remembered, err := d.recall()
+	d := &daemon{opt: opt, cfg: cfg, log: opt.Logger, started: time.Now(), services: hostServices{}, asked: make(chan func()), storyLimit: newStoryLimit()}
+	dir, err := state.Open(opt.StateDir)
 	if err != nil {
 		return err
 	}
-	d.host, err = host.Open(host.Options{Logger: d.log, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	d.dir = dir
+	machineID, err := os.ReadFile(machineIDFile)
+	if err != nil {
+		return fmt.Errorf("read machine id: %w: run systemd-machine-id-setup", err)
+	}
+	remembered, err := d.recall(strings.TrimSpace(string(machineID)))
+	if err != nil {
+		return err
+	}
+	k, err := host.Open(host.Options{Logger: d.log, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
 		return fmt.Errorf("open host: %w", err)
 	}
-	defer func() { err = errors.Join(err, d.host.Close()) }()
+	defer func() { err = errors.Join(err, k.Close()) }()
+	d.host = k
 	facts, err := d.host.Facts(ctx)
 	if err != nil {
 		return err
@@ -136,50 +144,53 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err := checkLocation(opt.Config, cfg, facts); err != nil {
 		return err
 	}
-	if d.gossip, err = d.startGossip(ctx, remembered); err != nil {
+	g, err := d.startGossip(ctx, remembered)
+	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.gossip.Stop()) }()
+	defer func() { err = errors.Join(err, g.Stop()) }()
+	d.gossip = g
 	d.tunnels = newTunnels(d.gossip.View().Records)
 	d.names = newNames(ctx)
 	defer d.names.wait()
-	d.startProbing(ctx)
-	defer d.carriers.prober.Stop()
+	p := probe.Start(ctx, probe.Options{Pace: probe.Pace(cfg.Probe), Logger: d.log})
+	defer p.Stop()
+	d.carriers.prober = p
 	d.published.set(d.status(turn{}), turn{})
-	if d.server, err = control.Listen(opt.RunDir, d, d.log); err != nil {
+	server, err := control.Listen(opt.RunDir, d, d.log)
+	if err != nil {
 		return err
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 		defer cancel()
-		err = errors.Join(err, d.server.Close(ctx))
+		err = errors.Join(err, server.Close(ctx))
 	}()
+	d.server = server
 	d.metrics = metrics.New(opt.Version)
-	d.monitor = metrics.NewServer(d.metrics, d.log)
+	monitor := metrics.NewServer(d.metrics, d.log)
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 		defer cancel()
-		err = errors.Join(err, d.monitor.Close(ctx))
+		err = errors.Join(err, monitor.Close(ctx))
 	}()
-	d.answers = connect.NewServer(connect.ServerOptions{
+	d.monitor = monitor
+	answers := connect.NewServer(connect.ServerOptions{
 		Source: d.tellClient, IsClient: d.isClientAddress, Cluster: d.cfg.Cluster.Name, Identity: d.identity.Key, Logger: d.log,
 	})
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 		defer cancel()
-		err = errors.Join(err, d.answers.Close(ctx))
+		err = errors.Join(err, answers.Close(ctx))
 	}()
+	d.answers = answers
 	return d.loop(ctx)
 }
 
 // recall reads the state directory: who this node is, what it has promised, and
 // what it knew of the others.
-func (d *daemon) recall() (gossip.Remembered, error) {
-	machineID, err := os.ReadFile(machineIDFile)
-	if err != nil {
-		return gossip.Remembered{}, fmt.Errorf("read machine id: %w: run systemd-machine-id-setup", err)
-	}
-	identity, origin, err := d.dir.Identity(strings.TrimSpace(string(machineID)), rand.Reader)
+func (d *daemon) recall(machineID string) (gossip.Remembered, error) {
+	identity, origin, err := d.dir.Identity(machineID, rand.Reader)
 	if err != nil {
 		return gossip.Remembered{}, err
 	}

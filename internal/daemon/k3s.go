@@ -34,7 +34,7 @@ func (d *daemon) applyK3s(t *turn) error {
 	if err := d.promiseReady(); err != nil {
 		return err
 	}
-	changed, err := k3s.Write("/", wanted)
+	changed, err := d.services.WriteK3s(wanted)
 	if err != nil {
 		return explainReadOnly(err, filepath.Dir(k3s.DropIn))
 	}

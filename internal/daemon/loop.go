@@ -75,7 +75,7 @@ func (d *daemon) loop(ctx context.Context) error {
 			break
 		}
 		if t.fatal != nil {
-			notify("STOPPING=1")
+			d.services.Notify("STOPPING=1")
 			return errors.Join(t.fatal, d.remember(t.now, true))
 		}
 		retry = d.conclude(t, retry)
@@ -102,7 +102,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		}
 	}
 	d.log.Info("stopping; the host stays as it is")
-	notify("STOPPING=1")
+	d.services.Notify("STOPPING=1")
 	return d.remember(time.Now(), true)
 }
 
@@ -356,7 +356,7 @@ func (d *daemon) applyCNI(t *turn) error {
 		t.problems = append(t.problems, p)
 	}
 	changes, err := cni.Plan(cfg, observed)
-	if err = errors.Join(err, cni.Apply(changes)); err != nil {
+	if err = errors.Join(err, d.services.ApplyCNI(changes)); err != nil {
 		return fmt.Errorf("install CNI configuration: %w", explainReadOnly(err, directories(changes)...))
 	}
 	t.cni = true
@@ -383,8 +383,8 @@ func (d *daemon) conclude(t turn, retry time.Duration) time.Duration {
 	d.published.set(status, t)
 	d.tell(before, status)
 	d.metrics.Turn(status, time.Since(t.now))
-	notify("STATUS=" + sentence(status))
-	feedWatchdog()
+	d.services.Notify("STATUS=" + sentence(status))
+	d.feedWatchdog()
 	return retry
 }
 

@@ -70,7 +70,7 @@ func (d *daemon) ready(t *turn) error {
 	}
 	d.readiness.told = true
 	d.log.Info("ready", "overlay", t.topology.Addresses, "pods", t.topology.PodCIDRs, "peers", len(t.topology.Peers))
-	notify(sd.SdNotifyReady)
+	d.services.Notify(sd.SdNotifyReady)
 	return nil
 }
 
@@ -93,10 +93,4 @@ func (d *daemon) promiseReady() error {
 	}
 	d.node = promised
 	return nil
-}
-
-// notify tells systemd something; without systemd it does nothing.
-func notify(state string) {
-	// An error means that systemd's socket is gone, and then nobody listens.
-	_, _ = sd.SdNotify(false, state)
 }

@@ -30,8 +30,8 @@ func (e restartError) Error() string {
 // What stands against it is a problem until a reload succeeds.
 func (d *daemon) reload(ctx context.Context) {
 	if d.readiness.told { // before, READY=1 would say too much
-		notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
-		defer notify(sd.SdNotifyReady)
+		d.services.Notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
+		defer d.services.Notify(sd.SdNotifyReady)
 	}
 	changed, err := d.takeConfig(ctx)
 	d.refused = reloadProblems(d.cfg.Node.Name, d.opt.Config, err)

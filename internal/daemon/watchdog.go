@@ -7,4 +7,4 @@ import sd "github.com/coreos/go-systemd/v22/daemon"
 // feedWatchdog tells systemd that the loop has ended a turn, well or not: only a
 // loop that hangs is to be killed, see WatchdogSec= in the unit. Turns are at
 // most resync apart, which is far less than that.
-func feedWatchdog() { notify(sd.SdNotifyWatchdog) }
+func (d *daemon) feedWatchdog() { d.services.Notify(sd.SdNotifyWatchdog) }

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/k3s"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/probe"
+	"github.com/meshd/meshd/internal/state"
+)
+
+// The loop reads and changes the world through these interfaces alone. Run fills them
+// with the real ones. Tests fill them with fakes that record each call, see
+// trace_test.go: so a turn runs without root, and the order of its effects is tested.
+
+// kernel is this host's network: host.Kernel.
+type kernel interface {
+	Facts(context.Context) (netcfg.Facts, error)
+	Watch(context.Context) (<-chan struct{}, error)
+	Observe(ctx context.Context, want netcfg.State) (netcfg.State, error)
+	Apply(context.Context, netcfg.Plan) error
+	Speak(context.Context, netip.Addr) error
+	Writes() uint64
+}
+
+// network is what nodes tell each other: gossip.Gossip.
+type network interface {
+	View() gossip.View
+	Heard() map[mesh.ID]time.Time
+	Changed() <-chan struct{}
+	Remember() gossip.Remembered
+
+	Publish(mesh.Record) error
+	Judge(mesh.Verdict) error
+	Forget(target mesh.ID, upTo uint64) error
+	AddClient(mesh.Client) (mesh.Client, error)
+	RemoveClient(mesh.ID) error
+
+	Ask([]mesh.ID)
+	Greet()
+	SetPaths(map[mesh.ID][]netip.AddrPort)
+	Reconfigure(c mesh.Cluster, join []string, secrets [][32]byte, trusted []mesh.ID) error
+}
+
+// disk is the state directory: state.Dir.
+type disk interface {
+	Identity(machineID string, random io.Reader) (state.Identity, state.Origin, error)
+	Node() (state.Node, error)
+	SaveNode(state.Node) error
+	Objects() (state.Remembered, error)
+	SaveObjects(state.Remembered) error
+	SetAside(name string) (string, error)
+}
+
+// prober watches those who carry traffic for this node: probe.Prober.
+type prober interface {
+	Aim([]probe.Aim, probe.Pace)
+	Results() map[probe.Target]probe.Result
+	Changed() <-chan struct{}
+	Err() error
+	Sweep(context.Context, []probe.Target) (map[netip.Addr]time.Duration, error)
+}
+
+// The servers see that they listen: control.Server, and httplimit.Server at those
+// addresses alone.
+type (
+	controlServer interface{ Keep() error }
+	httpServer    interface{ Keep(...netip.AddrPort) error }
+)
+
+// services are the programs of this host that wait for meshd: the container runtime,
+// k3s and systemd.
+type services interface {
+	ApplyCNI([]cni.Change) error
+	WriteK3s(k3s.Wanted) (changed bool, err error)
+	Notify(state string) // for systemd, see sd_notify(3)
+}
+
+// hostServices are the real ones.
+type hostServices struct{}
+
+func (hostServices) ApplyCNI(changes []cni.Change) error { return cni.Apply(changes) }
+
+func (hostServices) WriteK3s(w k3s.Wanted) (bool, error) { return k3s.Write("/", w) }
+
+// Notify does nothing without systemd.
+func (hostServices) Notify(state string) {
+	// An error means that systemd's socket is gone, and then nobody listens.
+	_, _ = sd.SdNotify(false, state)
+}
