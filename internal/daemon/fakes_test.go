@@ -1,0 +1,568 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/k3s"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/probe"
+	"github.com/meshd/meshd/internal/state"
+)
+
+// fakeKernel is a host made of values: it has what plans gave it.
+type fakeKernel struct {
+	*trace
+	events chan struct{}
+
+	mu      sync.Mutex
+	facts   netcfg.Facts
+	err     error // of Facts
+	refuse  error // of Apply, which then does nothing
+	state   netcfg.State
+	met     map[wgtypes.Key]bool // peers with a handshake
+	lost    int                  // how many handshakes are lost before one comes about
+	applied uint64
+}
+
+// change changes the host behind the daemon's back.
+func (k *fakeKernel) change(f func(*fakeKernel)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f(k)
+}
+
+func (k *fakeKernel) Facts(context.Context) (netcfg.Facts, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.look("kernel.Facts", k.err)
+	return k.facts, k.err
+}
+
+func (k *fakeKernel) Watch(context.Context) (<-chan struct{}, error) { return k.events, nil }
+
+func (k *fakeKernel) Observe(context.Context, netcfg.State) (netcfg.State, error) {
+	k.look("kernel.Observe", nil)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := k.state
+	s.Peers = slices.Clone(s.Peers)
+	for i := range s.Peers {
+		if k.met[s.Peers[i].Key] {
+			s.Peers[i].LastHandshake = time.Now()
+		}
+	}
+	return s, nil
+}
+
+// Apply does what a plan says. In which order the real one does it is tested in its
+// own package.
+func (k *fakeKernel) Apply(_ context.Context, p netcfg.Plan) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.add("kernel.Apply", wordPlan(p), k.refuse)
+	if k.refuse != nil {
+		return k.refuse
+	}
+	k.applied++
+	s := &k.state
+	if p.Firewall != nil {
+		s.Firewall = *p.Firewall
+	}
+	if p.Device != nil {
+		device := p.Device.Device
+		s.Device = &device
+	}
+	if p.VXLAN != nil {
+		vxlan := p.VXLAN.VXLAN
+		s.VXLAN = &vxlan
+	}
+	s.Backstops = replaced(s.Backstops, p.Backstops, p.StaleBackstops, same[netip.Prefix])
+	s.Sysctls = replaced(s.Sysctls, p.Sysctls, nil, func(a, b netcfg.Sysctl) bool { return a.Key == b.Key })
+	s.Addresses = replaced(s.Addresses, p.Addresses, p.StaleAddresses, same[netip.Prefix])
+	s.Forwarding = replaced(s.Forwarding, p.Forwarding, p.StaleForwarding, func(a, b netcfg.FDBEntry) bool { return a.MAC == b.MAC })
+	s.Neighbors = replaced(s.Neighbors, p.Neighbors, p.StaleNeighbors, func(a, b netcfg.NeighborEntry) bool { return a.Addr == b.Addr })
+	var routes []netcfg.Route
+	for _, c := range slices.Concat(p.Routes, p.MovedRoutes) {
+		routes = append(routes, c.Route)
+	}
+	s.Routes = replaced(s.Routes, routes, nil, func(a, b netcfg.Route) bool { return a.Destination == b.Destination })
+	s.Routes = replaced(s.Routes, nil, p.StaleRoutes, same[netcfg.Route])
+	if p.StaleVXLAN != "" {
+		s.VXLAN, s.Forwarding, s.Neighbors = nil, nil, nil
+	}
+	for _, c := range p.Peers {
+		k.changePeer(c)
+	}
+	return nil
+}
+
+func (k *fakeKernel) changePeer(c netcfg.PeerChange) {
+	is := func(p netcfg.Peer) bool { return p.Key == c.Key }
+	if c.Add || c.Remove {
+		k.state.Peers = slices.DeleteFunc(slices.Clone(k.state.Peers), is)
+		delete(k.met, c.Key)
+	}
+	if c.Add {
+		k.state.Peers = append(k.state.Peers, netcfg.Peer{Key: c.Key})
+	}
+	i := slices.IndexFunc(k.state.Peers, is)
+	if i < 0 {
+		return
+	}
+	p := &k.state.Peers[i]
+	if c.Endpoint.IsValid() {
+		p.Endpoint = c.Endpoint
+	}
+	if c.Keepalive != nil {
+		p.Keepalive = *c.Keepalive
+	}
+	if c.PresharedKey != nil {
+		p.PresharedKey = *c.PresharedKey
+	}
+	for j := range k.state.Peers {
+		if j != i {
+			k.state.Peers[j].AllowedIPs = replaced(k.state.Peers[j].AllowedIPs, nil, c.AllowedIPs, same[netip.Prefix])
+		}
+	}
+	p.AllowedIPs = replaced(p.AllowedIPs, c.AllowedIPs, nil, same[netip.Prefix])
+	slices.SortFunc(p.AllowedIPs, netip.Prefix.Compare)
+}
+
+// Speak brings a handshake about.
+func (k *fakeKernel) Speak(_ context.Context, to netip.Addr) error {
+	k.add("kernel.Speak", to.String(), nil)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lost > 0 {
+		k.lost--
+		return nil
+	}
+	for _, p := range k.state.Peers {
+		if slices.ContainsFunc(p.AllowedIPs, func(ip netip.Prefix) bool { return ip.Contains(to) }) {
+			k.met[p.Key] = true
+		}
+	}
+	return nil
+}
+
+func (k *fakeKernel) Writes() uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.applied
+}
+
+// same compares two of a list.
+func same[T comparable](a, b T) bool { return a == b }
+
+// replaced returns a list with some elements more or in the place of their like, and
+// some less.
+func replaced[T any](have, more, less []T, like func(a, b T) bool) []T {
+	for _, changed := range [][]T{more, less} {
+		have = slices.DeleteFunc(slices.Clone(have), func(h T) bool {
+			return slices.ContainsFunc(changed, func(c T) bool { return like(h, c) })
+		})
+	}
+	return append(have, more...)
+}
+
+// wordPlan lists the parts of a plan, in the order in which they are applied.
+func wordPlan(p netcfg.Plan) string {
+	var parts []string
+	part := func(sign, what string, names []string) {
+		if len(names) > 0 {
+			parts = append(parts, strings.TrimSpace(sign+what+" "+strings.Join(names, " ")))
+		}
+	}
+	some := func(sign, what string, any bool) {
+		if any {
+			parts = append(parts, sign+what)
+		}
+	}
+	some("+", "firewall", p.Firewall != nil)
+	some("+", "backstops", len(p.Backstops) > 0)
+	some("+", "device", p.Device != nil && p.Device.Create)
+	some("~", "device", p.Device != nil && !p.Device.Create)
+	some("+", "vxlan", p.VXLAN != nil)
+	some("+", "sysctls", len(p.Sysctls) > 0)
+	part("+", "address", words(p.Addresses))
+	some("+", "neighbors", len(p.Neighbors)+len(p.Forwarding) > 0)
+	var routes, moved []string
+	for _, r := range p.Routes {
+		routes = append(routes, r.Route.Destination.String())
+	}
+	for _, r := range p.MovedRoutes {
+		moved = append(moved, r.Route.Destination.String())
+	}
+	part("+", "route", routes)
+	for _, c := range p.Peers {
+		sign := "~"
+		switch {
+		case c.Add:
+			sign = "+"
+		case c.Remove:
+			sign = "-"
+		}
+		part(sign, "peer", []string{c.Name})
+	}
+	part("~", "route", moved)
+	var stale []string
+	for _, r := range p.StaleRoutes {
+		stale = append(stale, r.Destination.String())
+	}
+	part("-", "route", stale)
+	some("-", "neighbors", len(p.StaleNeighbors)+len(p.StaleForwarding) > 0)
+	some("-", "vxlan", p.StaleVXLAN != "")
+	part("-", "address", words(p.StaleAddresses))
+	some("-", "backstops", len(p.StaleBackstops) > 0)
+	return strings.Join(parts, ", ")
+}
+
+func words[T fmt.Stringer](list []T) []string {
+	var out []string
+	for _, e := range list {
+		out = append(out, e.String())
+	}
+	return out
+}
+
+// fakeNetwork is gossip without others: a test says what is heard of them.
+type fakeNetwork struct {
+	*trace
+	changed chan struct{}
+
+	mu    sync.Mutex
+	view  gossip.View
+	self  mesh.ID
+	paths map[mesh.ID][]netip.AddrPort
+	said  uint64 // the highest epoch of our verdicts, which no view shows any more
+}
+
+// start begins with what the network was, except that nobody has been heard yet.
+func (n *fakeNetwork) start(d *daemon) {
+	n.self = d.identity.ID()
+	n.view.Alive, n.view.Merged, n.view.Alone, n.view.Cluster = map[mesh.ID]bool{n.self: true}, false, true, d.used
+	n.paths = nil
+}
+
+// change changes what is known, of which gossip gives a signal.
+func (n *fakeNetwork) change(f func(*gossip.View)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f(&n.view)
+	fire(n.changed)
+}
+
+func (n *fakeNetwork) View() gossip.View {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	v := n.view
+	v.Records, v.Verdicts, v.Clients, v.Alive = slices.Clone(v.Records), slices.Clone(v.Verdicts), slices.Clone(v.Clients), maps.Clone(v.Alive)
+	return v
+}
+
+// Heard is what a turn asks for first. Who is alive was heard just now.
+func (n *fakeNetwork) Heard() map[mesh.ID]time.Time {
+	n.mark(inTurn)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	heard := make(map[mesh.ID]time.Time)
+	for id := range n.view.Alive {
+		heard[id] = time.Now()
+	}
+	return heard
+}
+
+func (n *fakeNetwork) Changed() <-chan struct{} { return n.changed }
+
+func (n *fakeNetwork) Remember() gossip.Remembered {
+	v := n.View()
+	var r gossip.Remembered
+	for _, record := range v.Records {
+		r.Objects = append(r.Objects, fmt.Appendf(nil, "%s, sequence %d", record.Name, record.Sequence))
+	}
+	for _, c := range v.Clients {
+		r.Objects = append(r.Objects, []byte("client "+c.Name))
+	}
+	return r
+}
+
+func (n *fakeNetwork) Publish(r mesh.Record) error {
+	n.add("network.Publish", wordRecord(r), nil)
+	n.change(func(v *gossip.View) { v.Records = withRecord(v.Records, r) })
+	return nil
+}
+
+func wordRecord(r mesh.Record) string {
+	text := fmt.Sprintf("sequence %d, slot %s", r.Sequence, wordSlot(r.Claim.Slot))
+	if r.Office.Since != 0 {
+		text += fmt.Sprintf(", gateway in seat %d", r.Office.Seat)
+	}
+	for _, e := range r.Endpoints {
+		text += ", endpoint " + e.Host
+	}
+	return text
+}
+
+func wordSlot(slot int) string {
+	if slot == mesh.None {
+		return "none"
+	}
+	return fmt.Sprint(slot)
+}
+
+func (n *fakeNetwork) Judge(v mesh.Verdict) error {
+	n.mu.Lock()
+	said := n.said
+	n.mu.Unlock()
+	if v.Epoch <= said {
+		return &gossip.EpochError{Exceed: said}
+	}
+	n.add("network.Judge", fmt.Sprintf("%s %s is %s, epoch %d", v.Role, n.names[v.Subject], v.State, v.Epoch), nil)
+	n.change(func(view *gossip.View) {
+		view.Verdicts = slices.DeleteFunc(slices.Clone(view.Verdicts), func(o mesh.Verdict) bool { return o.Author.Equal(v.Author) && o.Subject == v.Subject })
+		view.Verdicts = append(view.Verdicts, v)
+	})
+	return nil
+}
+
+func (n *fakeNetwork) Forget(target mesh.ID, upTo uint64) error {
+	n.add("network.Forget", fmt.Sprintf("%s up to %d", n.names[target], upTo), nil)
+	n.change(func(v *gossip.View) {
+		v.Records = slices.DeleteFunc(slices.Clone(v.Records), func(r mesh.Record) bool { return r.ID() == target && r.Sequence <= upTo })
+	})
+	return nil
+}
+
+func (n *fakeNetwork) AddClient(c mesh.Client) (mesh.Client, error) {
+	c.ID, c.Author = mesh.ID{1}, identityKey(0).Public().(ed25519.PublicKey)
+	n.add("network.AddClient", c.Name, nil)
+	n.change(func(v *gossip.View) { v.Clients = append(slices.Clone(v.Clients), c) })
+	return c, nil
+}
+
+func (n *fakeNetwork) RemoveClient(id mesh.ID) error {
+	n.change(func(v *gossip.View) {
+		v.Clients = slices.DeleteFunc(slices.Clone(v.Clients), func(c mesh.Client) bool {
+			if c.ID == id {
+				n.add("network.RemoveClient", c.Name, nil)
+			}
+			return c.ID == id
+		})
+	})
+	return nil
+}
+
+func (n *fakeNetwork) Ask(ids []mesh.ID) {
+	var names []string
+	for _, id := range ids {
+		names = append(names, n.names[id])
+	}
+	if len(names) > 0 {
+		n.add("network.Ask", strings.Join(names, " "), nil)
+	}
+}
+
+func (n *fakeNetwork) Greet() { n.add("network.Greet", "", nil) }
+
+func (n *fakeNetwork) SetPaths(paths map[mesh.ID][]netip.AddrPort) {
+	if maps.EqualFunc(n.paths, paths, slices.Equal) {
+		return
+	}
+	n.paths = paths
+	var list []string
+	for id, addrs := range paths {
+		list = append(list, n.names[id]+" at "+strings.Join(words(addrs), " "))
+	}
+	slices.Sort(list)
+	n.add("network.SetPaths", strings.Join(list, ", "), nil)
+}
+
+func (n *fakeNetwork) Reconfigure(c mesh.Cluster, join []string, _ [][32]byte, _ []mesh.ID) error {
+	n.add("network.Reconfigure", fmt.Sprintf("mode %s, join %q", c.Mode, join), nil)
+	n.change(func(v *gossip.View) { v.Cluster, v.JoinEmpty = c, len(join) == 0 })
+	return nil
+}
+
+// fakeDisk is a state directory in memory.
+type fakeDisk struct {
+	*trace
+	identity state.Identity
+	node     state.Node
+	objects  state.Remembered
+	damaged  error // of Objects
+
+	mu   sync.Mutex
+	full error // of all writes
+}
+
+// fill has all writes fail, or none.
+func (d *fakeDisk) fill(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.full = err
+}
+
+func (d *fakeDisk) Identity(string, io.Reader) (state.Identity, state.Origin, error) {
+	return d.identity, state.Loaded, nil
+}
+
+func (d *fakeDisk) Node() (state.Node, error) { return d.node, nil }
+
+func (d *fakeDisk) SaveNode(n state.Node) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	text := fmt.Sprintf("sequence %d, slot %s", n.Sequence, wordSlot(n.Claim.Slot))
+	if n.Ready {
+		text += ", pods may run"
+	}
+	if n.Adopted.Generation != 0 {
+		text += fmt.Sprintf(", adopted generation %d", n.Adopted.Generation)
+	}
+	if n.Boot != d.node.Boot {
+		text += ", a new start"
+	}
+	d.add("disk.SaveNode", text, d.full)
+	if d.full == nil {
+		d.node = n
+	}
+	return d.full
+}
+
+func (d *fakeDisk) Objects() (state.Remembered, error) { return d.objects, d.damaged }
+
+func (d *fakeDisk) SaveObjects(r state.Remembered) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var names []string
+	for _, o := range r.Objects {
+		name, _, _ := strings.Cut(string(o), ",")
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, a := range r.Absent {
+		names = append(names, fmt.Sprintf("%s absent for %v", d.names[a.ID], a.Time))
+	}
+	d.add("disk.SaveObjects", strings.Join(names, ", "), d.full)
+	if d.full == nil {
+		d.objects = r
+	}
+	return d.full
+}
+
+func (d *fakeDisk) SetAside(name string) (string, error) {
+	d.add("disk.SetAside", name, nil)
+	return name + ".aside", nil
+}
+
+// fakeProber sends nothing. Its results are a test's.
+type fakeProber struct {
+	*trace
+	changed chan struct{}
+	aims    string
+
+	mu      sync.Mutex
+	results map[probe.Target]probe.Result
+}
+
+func (p *fakeProber) Aim(aims []probe.Aim, _ probe.Pace) {
+	var targets []string
+	for _, a := range aims {
+		targets = append(targets, a.Addr.String())
+	}
+	slices.Sort(targets)
+	if text := strings.Join(slices.Compact(targets), " "); text != p.aims {
+		p.aims = text
+		p.add("prober.Aim", cmp.Or(text, "at nobody"), nil)
+	}
+}
+
+// answer says how the targets with an address fare that are aimed at.
+func (p *fakeProber) answer(w probe.Watch, r func(probe.Target) probe.Result) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, a := range w.Aims() {
+		p.results[a.Target] = r(a.Target)
+	}
+}
+
+func (p *fakeProber) Results() map[probe.Target]probe.Result {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.results)
+}
+
+func (p *fakeProber) Changed() <-chan struct{} { return p.changed }
+func (p *fakeProber) Err() error               { return nil }
+
+func (p *fakeProber) Sweep(_ context.Context, targets []probe.Target) (map[netip.Addr]time.Duration, error) {
+	rtt := make(map[netip.Addr]time.Duration)
+	for _, t := range targets {
+		rtt[t.Addr] = time.Millisecond
+	}
+	return rtt, nil
+}
+
+// The servers don't listen. Each is recorded under its own name, and of the ones for
+// HTTP only where they listen from now on.
+type (
+	fakeControl struct{ *trace }
+	fakeHTTP    struct {
+		*trace
+		name  string
+		addrs []netip.AddrPort
+		err   error
+	}
+)
+
+func (s fakeControl) Keep() error {
+	s.look("controlServer.Keep", nil)
+	return nil
+}
+
+func (s *fakeHTTP) Keep(addrs ...netip.AddrPort) error {
+	if !slices.Equal(addrs, s.addrs) {
+		s.addrs = addrs
+		s.add(s.name+".Keep", strings.Join(words(addrs), " "), s.err)
+	}
+	return s.err
+}
+
+// fakeServices writes what the real ones do, below a directory of the test's.
+type fakeServices struct {
+	*trace
+	root string
+}
+
+func (s *fakeServices) ApplyCNI(changes []cni.Change) error {
+	if len(changes) > 0 {
+		s.add("services.ApplyCNI", fmt.Sprintf("%d changes", len(changes)), nil)
+	}
+	return cni.Apply(changes)
+}
+
+func (s *fakeServices) WriteK3s(w k3s.Wanted) (bool, error) {
+	changed, err := k3s.Write(s.root, w)
+	if changed {
+		s.add("services.WriteK3s", "", nil)
+	}
+	return changed, err
+}
+
+func (s *fakeServices) Notify(state string) { s.notify(state) }

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"errors"
+	"log/slog"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/state"
+)
+
+// law is an order of effects within a section: each effect that matches first comes
+// before each that matches then.
+type law struct {
+	name        string
+	first, then string
+	in          string // the section's title; a turn if it is empty
+}
+
+var laws = []law{
+	{name: "a person can ask before anything else is tried", first: `^controlServer\.Keep`, then: `^(disk|kernel|network|prober|services)\.`},
+	{name: "settings of others are on disk before the host follows them", first: `^disk\.SaveNode.* adopted`, then: `^kernel\.Apply`},
+	{name: "the host is looked at before anything is told", first: `^kernel\.Facts`, then: `^network\.`},
+	{name: "who moves asks where it is seen before it makes its record", first: `^network\.Greet`, then: `^disk\.SaveNode|^network\.Publish`},
+	{name: "what a node says of itself is on disk before it is told", first: `^disk\.SaveNode`, then: `^network\.Publish`},
+	{name: "a slot is told before its address is used", first: `^network\.Publish.* slot \d`, then: `^kernel\.Apply.*\+address`},
+	{name: "a verdict counts in the turn in which it is told", first: `^network\.Judge`, then: `^kernel\.Apply`},
+	{name: "the host is observed before it is changed", first: `^kernel\.Facts`, then: `^kernel\.(Observe|Apply)`},
+	{name: "peers are set before they are spoken to", first: `^kernel\.Apply`, then: `^kernel\.Speak`},
+	{name: "a peer that does not answer is renewed before it is spoken to again", first: `^kernel\.Apply +-peer (\S+), \+peer`, then: `^kernel\.Speak`},
+	{name: "addresses are there before a server listens at them", first: `^kernel\.Apply`, then: `^clientServer\.Keep`},
+	{name: "routes are there before paths lead over them", first: `^kernel\.Apply`, then: `^network\.SetPaths`},
+	{name: "routes are there before probes take them", first: `^kernel\.Apply`, then: `^prober\.Aim`},
+	{name: "the host is ready before a pod can start", first: `^kernel\.Apply`, then: `^services\.(ApplyCNI|WriteK3s)`},
+	{name: "that pods may run is on disk before the CNI configuration", first: `^disk\.SaveNode.* pods may run`, then: `^services\.ApplyCNI`},
+	{name: "that pods may run is on disk before k3s has its configuration", first: `^disk\.SaveNode.* pods may run`, then: `^services\.WriteK3s`},
+	{name: "that pods may run is on disk before k3s may start", first: `^disk\.SaveNode.* pods may run`, then: `READY=1`},
+	{name: "k3s may start once all is there", first: `^kernel\.Apply|^network\.SetPaths|^services\.(ApplyCNI|WriteK3s)`, then: `READY=1`},
+	{name: "who is forgotten is so on disk in the same turn", first: `^network\.Forget`, then: `^disk\.SaveObjects`},
+	{name: "what is known is saved when all is done", first: `^(kernel|network|prober|clientServer)\.|^services\.(ApplyCNI|WriteK3s)`, then: `^disk\.SaveObjects`},
+	{name: "the status is told when the turn is over", first: `^(disk|kernel|network|prober|clientServer)\.`, then: `STATUS=|WATCHDOG=1`},
+
+	{name: "a client is known before it is saved", first: `^network\.AddClient`, then: `^disk\.SaveObjects`, in: "meshd client add laptop"},
+	{name: "a client's removal is known before it is saved", first: `^network\.RemoveClient`, then: `^disk\.SaveObjects`, in: "meshd client remove laptop"},
+	{name: "a reload begins before it changes anything", first: `RELOADING=1`, then: `^(kernel|network)\.`, in: "SIGHUP"},
+	{name: "a reload looks at the host before it changes anything", first: `^kernel\.Facts`, then: `^network\.Reconfigure`, in: "SIGHUP"},
+	{name: "a reload ends when gossip has the new settings", first: `^network\.Reconfigure`, then: `READY=1`, in: "SIGHUP"},
+	{name: "systemd hears of the end before the disk is waited for", first: `STOPPING=1`, then: `^disk\.SaveObjects`, in: "SIGTERM"},
+}
+
+// TestLaws tries each law in all sections of all scenarios. Some section must have
+// both effects, else the law says nothing.
+func TestLaws(t *testing.T) {
+	traces := make(map[string]*trace)
+	for _, s := range scenarios {
+		t.Run("scenario "+s.name, func(t *testing.T) { traces[s.name] = play(t, s) })
+	}
+	for _, l := range laws {
+		t.Run(l.name, func(t *testing.T) {
+			first, then := regexp.MustCompile(l.first), regexp.MustCompile(l.then)
+			seen := 0
+			for name, tr := range traces {
+				for _, s := range tr.sections {
+					if title := s.title; title != l.in && (title != inTurn || l.in != "") {
+						continue
+					}
+					last, next := s.last(first), s.next(then)
+					if last < 0 || next < 0 {
+						continue
+					}
+					seen++
+					if last > next {
+						t.Errorf("%s, %s at %v:\n%s\ncomes before\n%s", name, s.title, s.at, s.effects[next], s.effects[last])
+					}
+				}
+			}
+			if seen == 0 {
+				t.Errorf("nowhere is both %s and %s", l.first, l.then)
+			}
+		})
+	}
+}
+
+// next returns the index of a section's first effect that matches, and last that of
+// the last one; -1 for none.
+func (s *section) next(what *regexp.Regexp) int {
+	return slices.IndexFunc(s.effects, func(e effect) bool { return what.MatchString(e.String()) })
+}
+
+func (s *section) last(what *regexp.Regexp) int {
+	for i, e := range slices.Backward(s.effects) {
+		if what.MatchString(e.String()) {
+			return i
+		}
+	}
+	return -1
+}
+
+func scenarioNamed(name string) scenario {
+	return scenarios[slices.IndexFunc(scenarios, func(s scenario) bool { return s.name == name })]
+}
+
+// after returns the sections of one scenario from a title on, without it.
+func after(t *testing.T, name, title string) []*section {
+	t.Helper()
+	all := play(t, scenarioNamed(name)).sections
+	i := slices.IndexFunc(all, func(s *section) bool { return s.title == title })
+	if i < 0 {
+		t.Fatalf("scenario %s has no section %q", name, title)
+	}
+	return all[i+1:]
+}
+
+// find returns the sections that have an effect.
+func find(all []*section, what string) (found []*section) {
+	for _, s := range all {
+		if s.next(regexp.MustCompile(what)) >= 0 {
+			found = append(found, s)
+		}
+	}
+	return found
+}
+
+// TestNothingIsPrunedBeforeGossipHasSettled: after a start, what nobody has told of
+// yet stays until somebody has, or a minute has passed.
+func TestNothingIsPrunedBeforeGossipHasSettled(t *testing.T) {
+	const pruned = `^kernel\.Apply.* -`
+	start := func(all []*section) time.Duration { return all[0].at }
+	alone := after(t, "restart-alone", "start")
+	for _, s := range find(alone, pruned) {
+		if s.at-start(alone) < settle {
+			t.Errorf("alone, at %v:\n%v", s.at, s.effects)
+		}
+	}
+	heard := after(t, "restart", "b1 is heard")
+	all := after(t, "restart", "start")
+	if early := find(all[:len(all)-len(heard)], pruned); len(early) > 0 {
+		t.Errorf("before anybody was heard, at %v:\n%v", early[0].at, early[0].effects)
+	}
+	if len(find(alone, pruned)) == 0 || len(find(heard, pruned)) == 0 {
+		t.Error("nothing is pruned at all")
+	}
+}
+
+// TestHostIsObservedAfterAChange: a turn goes on with what the host has, and not with
+// what it was told to have.
+func TestHostIsObservedAfterAChange(t *testing.T) {
+	for _, s := range find(after(t, "peer", "b1 appears"), `^kernel\.Apply`) {
+		if i := s.last(regexp.MustCompile(`^kernel\.Apply`)); s.effects[i+1].call != "kernel.Observe" {
+			t.Errorf("at %v: after a change comes %s", s.at, s.effects[i+1])
+		}
+	}
+}
+
+// TestVerdictFollowsTheRecordThatItPresupposes: a gateway that was replaced says first
+// that it is out of office, then that it is up. It says both in one turn.
+func TestVerdictFollowsTheRecordThatItPresupposes(t *testing.T) {
+	found := find(after(t, "replaced-undo", "meshd drain --undo"), `^network\.Judge.* a1 is up`)
+	if len(found) != 1 {
+		t.Fatalf("got %d turns with that verdict, want 1", len(found))
+	}
+	record, verdict := found[0].next(regexp.MustCompile(`^network\.Publish`)), found[0].next(regexp.MustCompile(`^network\.Judge`))
+	if record < 0 || record > verdict {
+		t.Errorf("at %v:\n%v", found[0].at, found[0].effects)
+	}
+}
+
+// TestWhatIsNotOnDiskIsNotTold: with a full disk a node says nothing new of itself. Its
+// tunnels go on, and a node that appears has one.
+func TestWhatIsNotOnDiskIsNotTold(t *testing.T) {
+	full := after(t, "full-disk", "the disk is full")
+	again := after(t, "full-disk", "there is room again")
+	full = full[:len(full)-len(again)]
+	if told := find(full, `^network\.Publish`); len(told) > 0 {
+		t.Errorf("told at %v:\n%v", told[0].at, told[0].effects)
+	}
+	if len(find(full, `^kernel\.Apply.*\+peer c1`)) != 1 {
+		t.Error("a full disk keeps a node from its tunnel")
+	}
+	if len(find(again, `^network\.Publish`)) != 1 {
+		t.Error("nothing is told when there is room again")
+	}
+}
+
+// TestBlindTurnDoesNothing: where the kernel does not say what host this is, nothing is
+// told, changed or saved.
+func TestBlindTurnDoesNothing(t *testing.T) {
+	for _, s := range find(after(t, "blind", "b1 appears, and the kernel does not answer"), `^kernel\.Facts.*error`) {
+		if s.next(regexp.MustCompile(`^(disk|network|prober)\.|^kernel\.(Observe|Apply|Speak)|^services\.(ApplyCNI|WriteK3s)`)) >= 0 {
+			t.Errorf("at %v:\n%v", s.at, s.effects)
+		}
+	}
+}
+
+// TestHostFailsAndTheTurnGoesOn: what the kernel does not take is tried again soon, and
+// keeps nothing else from being done.
+func TestHostFailsAndTheTurnGoesOn(t *testing.T) {
+	failed := find(after(t, "apply-fails", "b1 appears, and the kernel takes nothing"), `^kernel\.Apply.*error`)
+	if len(failed) < 2 || failed[1].at-failed[0].at > 2*retryMin {
+		t.Fatalf("got %d turns that failed", len(failed))
+	}
+	if len(find(failed, `^disk\.SaveObjects`)) == 0 {
+		t.Error("nothing is saved while the host fails")
+	}
+}
+
+// TestIdleTurnWritesNothing: a turn that finds all as it should be has no effect.
+func TestIdleTurnWritesNothing(t *testing.T) {
+	turns := 0
+	for _, s := range after(t, "first", "start") {
+		if s.title == inTurn && s.at > contestable+time.Second {
+			turns++
+			if s.writes() {
+				t.Errorf("at %v:\n%v", s.at, s.effects)
+			}
+		}
+	}
+	if turns < 5 {
+		t.Errorf("got %d turns, want one each %v", turns, resync)
+	}
+}
+
+// TestTwinGivesWayBeforeItSaysAnything: the turn that finds another daemon of this
+// identity tells nobody, and leaves the host as it is.
+func TestTwinGivesWayBeforeItSaysAnything(t *testing.T) {
+	all := after(t, "twin", "the other daemon tells its record")
+	last := all[len(all)-1]
+	var calls []string
+	for _, e := range last.effects {
+		calls = append(calls, e.call)
+	}
+	if got, want := strings.Join(calls, " "), "services.Notify disk.SaveObjects"; got != want {
+		t.Errorf("the last turn: got %s, want %s", got, want)
+	}
+}
+
+// TestStopLeavesTheHost: the daemon's end changes nothing on the host, and tells nobody.
+func TestStopLeavesTheHost(t *testing.T) {
+	for _, name := range []string{"first", "peer", "drain", "stop"} {
+		all := play(t, scenarioNamed(name)).sections
+		last := all[len(all)-1]
+		if last.title != "SIGTERM" || last.next(regexp.MustCompile(`^(kernel|network|prober)\.|^services\.(ApplyCNI|WriteK3s)`)) >= 0 {
+			t.Errorf("%s, %s:\n%v", name, last.title, last.effects)
+		}
+	}
+}
+
+// TestRenumberIsOnDiskBeforeItsAnswer: after a crash, the node has the slot that the
+// person was told.
+func TestRenumberIsOnDiskBeforeItsAnswer(t *testing.T) {
+	saved := find(play(t, scenarioNamed("renumber")).sections, `^disk\.SaveNode.* slot 99`)
+	if len(saved) == 0 || saved[0].title != "meshd renumber --force" {
+		t.Error("the slot is not on disk when the command ends")
+	}
+}
+
+// TestStartIsOnDiskBeforeAnythingElse: the number of a start is on disk before the
+// daemon tells anybody of it. Without room for it, there is no start.
+func TestStartIsOnDiskBeforeAnythingElse(t *testing.T) {
+	for _, name := range []string{"first", "restart", "reboot"} {
+		for _, s := range play(t, scenarioNamed(name)).sections {
+			if s.title == "start" && s.next(regexp.MustCompile(`^disk\.SaveNode.* a new start`)) != 0 {
+				t.Errorf("%s: %v", name, s.effects)
+			}
+		}
+	}
+	d := &daemon{log: slog.New(slog.DiscardHandler), dir: &fakeDisk{trace: &trace{sections: []*section{{}}}, identity: state.Identity{Key: identityKey(0)}, full: errors.New("no space")}}
+	if _, err := d.recall("machine"); err == nil {
+		t.Error("got a start that is not on disk")
+	}
+}
+
+// TestRefusedReloadChangesNothing: a file with a mistake in it reaches nobody.
+func TestRefusedReloadChangesNothing(t *testing.T) {
+	all := after(t, "reload", "SIGHUP")
+	i := slices.IndexFunc(all, func(s *section) bool { return s.title == "SIGHUP" })
+	if refused := all[i]; len(refused.effects) != 2 || len(find(all[i:], `^network|^kernel\.Apply`)) > 0 {
+		t.Errorf("got:\n%v\nwant that systemd hears of the beginning and the end", refused.effects)
+	}
+}

@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing/synctest"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/probe"
+)
+
+// scenario is something that happens to node a1. The trace of each is in
+// testdata/trace.
+type scenario struct {
+	name, about string
+	config      string
+	run         func(*world)
+}
+
+const (
+	standsAlone = "node: {name: a1}"
+	inLocation  = "cluster: {mode: location}\nnode: {name: a1, location: a, endpoint: 203.0.113.1:51820}"
+	withK3s     = "\nk3s: {write-config: true, role: server}"
+	withoutCNI  = "\ncni: {enabled: false}"
+)
+
+var scenarios = []scenario{
+	{"first", "The first node of a mesh takes slot 0. Pods may run once nobody can contest it any more.", standsAlone + withK3s, func(w *world) {
+		w.start()
+		w.pass(time.Minute)
+		w.end()
+	}},
+	{"first-without-cni", "The first node of a mesh, on a host where others do the CNI.", standsAlone + withK3s + withoutCNI, func(w *world) {
+		w.start()
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"first-bare", "The first node of a mesh, on a host where others see to the CNI and to k3s.", standsAlone + withoutCNI, func(w *world) {
+		w.start()
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"join", "A node with a join list claims nothing before it has taken in somebody's state. k3s waits for the first peer.", standsAlone + "\njoin: [203.0.113.11]", func(w *world) {
+		w.network.view.JoinEmpty = false
+		w.start()
+		w.pass(2 * time.Second)
+		w.mark("b1 is heard")
+		w.meet(w.b1())
+		w.pass(20 * time.Second)
+		w.end()
+	}},
+	{"peer", "A node appears, moves to another address, dies, and is forgotten.", standsAlone, func(w *world) {
+		settled(w)
+		w.mark("b1 appears")
+		w.meet(w.b1())
+		w.pass(10 * time.Second)
+		w.mark("b1 moves")
+		moved := w.b1()
+		moved.Sequence, moved.Endpoints[0].Host = 2, "203.0.113.12"
+		w.meet(moved)
+		w.pass(10 * time.Second)
+		w.mark("b1 dies")
+		w.hear(func(v *gossip.View) { delete(v.Alive, moved.ID()) })
+		w.pass(10 * time.Second)
+		w.command("meshd forget b1", func(context.Context) error { return w.d.Forget("b1") })
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"no-answer", "A node appears, and the first three handshakes with it are lost.", standsAlone, func(w *world) {
+		settled(w)
+		w.mark("b1 appears")
+		w.kernel.change(func(k *fakeKernel) { k.lost = 3 })
+		w.meet(w.b1())
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"restart", "A daemon starts again, on a host that has all of it already. Somebody tells soon who is there: c1 is not.", standsAlone, func(w *world) {
+		b1, c1 := w.b1(), w.c1()
+		settled(w, b1, c1)
+		w.end()
+		w.anew()
+		w.hear(func(v *gossip.View) { v.Records = withRecord(withRecord(nil, w.d.own), b1) })
+		w.start()
+		w.pass(20 * time.Second)
+		w.mark("b1 is heard")
+		w.meet(b1)
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"restart-alone", "A daemon starts again, and hears nobody.", standsAlone, func(w *world) {
+		b1, c1 := w.b1(), w.c1()
+		settled(w, b1, c1)
+		w.end()
+		w.anew()
+		w.hear(func(v *gossip.View) { v.JoinEmpty, v.Records = false, withRecord(withRecord(nil, w.d.own), b1) })
+		w.start()
+		w.pass(2 * settle)
+		w.end()
+	}},
+	{"reboot", "A host has come up again, and somebody has deleted the CNI configuration. All that there is to do is done in one turn.", inLocation + withK3s, func(w *world) {
+		settled(w, memberOfA(w)...)
+		w.addClient()
+		w.end()
+		w.anew()
+		w.kernel.state, w.kernel.met = netcfg.State{}, make(map[wgtypes.Key]bool)
+		if err := errors.Join(os.RemoveAll(filepath.Join(w.dir, "net.d")), os.RemoveAll(filepath.Join(w.dir, "etc"))); err != nil {
+			w.t.Fatal(err)
+		}
+		w.start()
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"reload", "The file has changed. Then it has a mistake in it.", standsAlone, func(w *world) {
+		settled(w)
+		w.configure("node: {name: a1}\njoin: [203.0.113.11]\nmetrics: {listen: 127.0.0.1:9999}")
+		w.signal()
+		w.pass(10 * time.Second)
+		w.configure("nodes: {name: a1}")
+		w.signal()
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"stop", "The daemon stops just after it has heard of two nodes. The host stays as it is.", standsAlone, func(w *world) {
+		settled(w)
+		w.mark("b1 appears")
+		w.meet(w.b1())
+		w.pass(time.Second)
+		w.mark("c1 appears")
+		w.meet(w.c1())
+		w.pass(time.Second)
+		w.end()
+	}},
+	{"drain", "The gateway of a location is drained, and another node takes over; then it is taken back.", inLocation, func(w *world) {
+		settled(w, gatewayOfA(w)...)
+		drain(w, false)
+		w.pass(10 * time.Second)
+		drain(w, true)
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"replaced", "Another node says that this gateway is down. It is up again when it has been out of office for a while.", inLocation, func(w *world) {
+		settled(w, gatewayOfA(w)...)
+		w.mark("a2 says that a1 is down")
+		w.judgedDown()
+		w.pass(time.Minute)
+		w.end()
+	}},
+	{"replaced-undo", "Another node says that this gateway is down. A person sees to it that it is up again at once.", inLocation, func(w *world) {
+		settled(w, gatewayOfA(w)...)
+		w.mark("a2 says that a1 is down")
+		w.judgedDown()
+		w.command("meshd drain --undo", func(ctx context.Context) error {
+			_, err := w.d.Drain(ctx, true)
+			return err
+		})
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"failover", "The gateway of this node's location is silent, and another node of the LAN answers.", inLocation, func(w *world) {
+		settled(w, memberOfA(w)...)
+		w.mark("a2 is silent")
+		now, a2 := time.Now(), w.d.cfg.Cluster.Overlays(1)[0]
+		w.prober.answer(w.d.carriers.watch, func(t probe.Target) probe.Result {
+			if t.Addr == a2 || t.Via != (mesh.ID{}) {
+				return probe.Result{Answered: now.Add(-10 * time.Second), Misses: w.d.cfg.Probe.Misses, FirstMiss: now.Add(-2 * time.Second), LastMiss: now.Add(-time.Second), Known: true}
+			}
+			return probe.Result{Answered: now, Known: true}
+		})
+		fire(w.prober.changed)
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"client", "A person adds a client, and removes it.", standsAlone, func(w *world) {
+		settled(w)
+		w.addClient()
+		w.pass(12 * time.Second)
+		w.command("meshd client remove laptop", func(ctx context.Context) error {
+			_, err := w.d.RemoveClient(ctx, "laptop")
+			return err
+		})
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"renumber", "A person has the node take another slot.", standsAlone, func(w *world) {
+		settled(w)
+		w.command("meshd renumber --force", func(ctx context.Context) error {
+			_, err := w.d.Renumber(ctx, true)
+			return err
+		})
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"generation", "Another node has newer settings: the mode is full.", inLocation, func(w *world) {
+		settled(w, gatewayOfA(w)...)
+		w.mark("generation 2 is heard")
+		w.hear(func(v *gossip.View) { v.Cluster.Generation, v.Cluster.Mode = 2, mesh.ModeFull })
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"absent", "A node has been away for as long as it takes to be forgotten.", "cluster: {forget-after: 1h}\n" + standsAlone, func(w *world) {
+		b1 := w.b1()
+		settled(w, b1, w.c1())
+		w.mark("b1 dies")
+		w.hear(func(v *gossip.View) { delete(v.Alive, b1.ID()) })
+		w.pass(90 * time.Minute)
+		w.end()
+	}},
+	{"moved", "The host gets another address. What others said of the old one counts no more.", standsAlone, func(w *world) {
+		settled(w, w.b1())
+		w.move(hostFacts("198.51.100.1"))
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"moved-in-location", "The host gets another address on its LAN.", inLocation, func(w *world) {
+		settled(w, gatewayOfA(w)...)
+		w.move(lanFacts("192.168.1.9/24"))
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"twin", "Another daemon runs with this identity, and was there before. This one gives way.", standsAlone, func(w *world) {
+		settled(w)
+		for len(w.ended) == 0 {
+			w.mark("the other daemon tells its record")
+			other := w.d.own
+			other.Instance, other.Sequence = 1, w.d.own.Sequence+1
+			w.hear(func(v *gossip.View) { v.Records, v.OwnSequence = withRecord(v.Records, other), other.Sequence })
+			w.pass(4 * time.Second)
+		}
+		if err := <-w.ended; !errors.Is(err, ErrTwin) {
+			w.t.Errorf("the loop ended: got %v, want %v", err, ErrTwin)
+		}
+		w.stop()
+	}},
+	{"revoked", "This node is revoked. It says no more of itself.", standsAlone, func(w *world) {
+		b1 := w.b1()
+		settled(w, b1)
+		w.mark("a1 is revoked")
+		w.hear(func(v *gossip.View) {
+			v.Forgotten, v.OwnSequence, v.Records = gossip.Forever, gossip.Forever, withRecord(nil, b1)
+		})
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"full-disk", "The disk takes nothing, when the host moves and a node appears. Then there is room again.", standsAlone, func(w *world) {
+		settled(w, w.b1())
+		w.mark("the disk is full")
+		w.disk.fill(errors.New("no space left on device"))
+		w.move(hostFacts("198.51.100.1"))
+		w.mark("c1 appears")
+		w.meet(w.c1())
+		w.pass(4 * time.Second)
+		w.mark("there is room again")
+		w.disk.fill(nil)
+		w.pass(20 * time.Second)
+		w.end()
+	}},
+	{"blind", "The kernel does not say what host this is, when a node appears.", standsAlone, func(w *world) {
+		settled(w)
+		w.mark("b1 appears, and the kernel does not answer")
+		w.kernel.change(func(k *fakeKernel) { k.err = errors.New("no buffer space available") })
+		w.meet(w.b1())
+		w.pass(time.Second)
+		w.mark("the kernel answers again")
+		w.kernel.change(func(k *fakeKernel) { k.err = nil })
+		w.pass(20 * time.Second)
+		w.end()
+	}},
+	{"apply-fails", "The kernel can't do what a node that appears asks for. The rest of the turn is taken all the same.", standsAlone, func(w *world) {
+		settled(w)
+		w.mark("b1 appears, and the kernel takes nothing")
+		w.kernel.change(func(k *fakeKernel) { k.refuse = errors.New("no buffer space available") })
+		w.meet(w.b1())
+		w.pass(time.Second)
+		w.mark("the kernel takes all")
+		w.kernel.change(func(k *fakeKernel) { k.refuse = nil })
+		w.pass(20 * time.Second)
+		w.end()
+	}},
+}
+
+// settled starts a node and lets it meet others. When it is ready and may take things
+// away, the trace begins anew.
+func settled(w *world, others ...mesh.Record) {
+	w.start()
+	w.pass(10 * time.Second)
+	if len(others) > 0 {
+		w.meet(others...)
+	}
+	w.pass(2 * settle)
+	w.anew()
+}
+
+// gatewayOfA makes the host the gateway of location a, and returns the others: a2 is
+// beside it, and b1 elsewhere.
+func gatewayOfA(w *world) []mesh.Record {
+	w.kernel.facts = lanFacts("192.168.1.1/24")
+	return []mesh.Record{w.beside("a2", 1, mesh.Office{}), w.b1()}
+}
+
+// memberOfA makes the host a node of location a, of which a2 is the gateway.
+func memberOfA(w *world) []mesh.Record {
+	w.kernel.facts = lanFacts("192.168.1.1/24")
+	return []mesh.Record{w.beside("a2", 1, mesh.Office{Since: 1}), w.beside("a3", 2, mesh.Office{}), w.b1()}
+}
+
+// drain drains this node while a2 takes over, or lays its office down again.
+func drain(w *world, undo bool) {
+	line, office := "meshd drain", mesh.Office{Since: time.Now().UnixMilli()}
+	if undo {
+		line, office = "meshd drain --undo", mesh.Office{}
+	}
+	w.mark(line)
+	done := make(chan control.Drained, 1)
+	go func() {
+		out, err := w.d.Drain(w.t.Context(), undo)
+		if err != nil {
+			w.t.Error(err)
+		}
+		done <- out
+	}()
+	w.pass(time.Second)
+	w.mark("a2 says whether it is in office")
+	w.meet(w.beside("a2", 1, office))
+	w.pass(time.Second)
+	if out := <-done; out.Draining == undo {
+		w.t.Errorf("%s: %+v", line, out)
+	}
+}
+
+// b1 and c1 are nodes that everybody reaches.
+func (w *world) b1() mesh.Record { return w.node("b1", 3, "203.0.113.11") }
+func (w *world) c1() mesh.Record { return w.node("c1", 4, "203.0.113.12") }
+
+// beside is a node of this one's location. It came later.
+func (w *world) beside(name string, number int, office mesh.Office) mesh.Record {
+	r := w.node(name, number, "203.0.113.2")
+	r.Location, r.Gateway, r.Office = "a", mesh.GatewayAuto, office
+	r.Claim.Time += 2 * time.Hour.Milliseconds()
+	r.InternalIPs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 1, byte(number + 1)}), 24)}
+	return r
+}
+
+// judgedDown has a2 say that this gateway is down.
+func (w *world) judgedDown() {
+	a2 := w.beside("a2", 1, mesh.Office{})
+	w.network.change(func(v *gossip.View) {
+		v.Verdicts = []mesh.Verdict{{Author: a2.Identity, Subject: w.network.self, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1}}
+	})
+	synctest.Wait()
+}
+
+// addClient adds a client, as a person does.
+func (w *world) addClient() {
+	w.t.Helper()
+	w.command("meshd client add laptop", func(ctx context.Context) error {
+		_, err := w.d.AddClient(ctx, control.ClientRequest{Name: "laptop", PublicKey: wgtypes.Key{5}.String(), Access: []string{"pods"}})
+		return err
+	})
+}
+
+// move gives the host another address. Others see it there.
+func (w *world) move(to netcfg.Facts) {
+	w.mark("the host has another address")
+	w.kernel.change(func(k *fakeKernel) { k.facts = to })
+	fire(w.kernel.events)
+	w.pass(time.Second)
+	w.mark("b1 says where it sees this host")
+	b1 := w.b1()
+	w.hear(func(v *gossip.View) {
+		v.Observed = []mesh.Observation{{By: b1.ID(), Addr: to.Addresses[0], At: time.Now(), Open: true}}
+	})
+}
