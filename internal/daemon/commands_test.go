@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/connect"
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/state"
+)
+
+// within runs a test of a node that has met others.
+func within(t *testing.T, config string, others func(*world) []mesh.Record, test func(*testing.T, *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, config)
+		settled(w, others(w)...)
+		test(t, w)
+		w.end()
+	})
+}
+
+func b1AndC1(w *world) []mesh.Record { return []mesh.Record{w.b1(), w.c1()} }
+
+// TestCommandsLook asks a daemon all that changes nothing.
+func TestCommandsLook(t *testing.T) {
+	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
+		s := w.d.Status()
+		if len(s.Peers) != 2 || !s.Peers[0].Alive || s.Peers[0].LastHandshake == "" || !s.Node.Ready || s.Device.Name != "meshd0" || s.Reconcile.Error != "" {
+			t.Errorf("status: got %+v", s)
+		}
+		plan, err := w.d.Plan(t.Context())
+		if err != nil || len(plan.Changes) > 0 {
+			t.Errorf("plan on a host that is as it should be: got %q, %v", plan.Changes, err)
+		}
+		w.kernel.change(func(k *fakeKernel) { k.state.Addresses = nil })
+		plan, err = w.d.Plan(t.Context())
+		if want := []string{"+ addr 10.4.0.1/32 dev meshd0"}; err != nil || !slices.Equal(plan.Changes, want) {
+			t.Errorf("plan when an address is gone: got %q, %v, want %q", plan.Changes, err, want)
+		}
+		graph, err := w.d.Graph()
+		if err != nil || len(graph.Nodes) != 3 {
+			t.Errorf("graph: got %+v, %v, want three nodes", graph, err)
+		}
+		probed, err := w.d.Probe(t.Context())
+		if err != nil || probed.Peers[1].Path.Health != control.PathOK || probed.Peers[1].Path.RTT != "1ms" {
+			t.Errorf("probe: got %+v, %v", probed.Peers, err)
+		}
+	})
+}
+
+// TestPlanWithoutGateway: who loses its gateway takes a tunnel of its own.
+func TestPlanWithoutGateway(t *testing.T) {
+	within(t, inLocation, memberOfA, func(t *testing.T, w *world) {
+		got, err := w.d.PlanWithout(t.Context(), "a2")
+		if err != nil || !strings.Contains(strings.Join(got.Changes, "\n"), " (b1) endpoint 203.0.113.11:51820") {
+			t.Errorf("changes: got %q, %v", got.Changes, err)
+		}
+		if want := []string{"path to b1: tunnel, was lan via a2"}; !slices.Equal(got.Paths, want) {
+			t.Errorf("paths: got %q, want %q", got.Paths, want)
+		}
+	})
+}
+
+// TestCommandsRefused asks for what can't be.
+func TestCommandsRefused(t *testing.T) {
+	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
+		_, revokeSelf := w.d.Revoke("a1")
+		_, revokeNobody := w.d.Revoke("z9")
+		_, withoutSelf := w.d.PlanWithout(t.Context(), "a1")
+		_, withoutNobody := w.d.PlanWithout(t.Context(), "z9")
+		_, renumber := w.d.Renumber(t.Context(), false)
+		_, noClient := w.d.ClientConfig("laptop")
+		for what, err := range map[string]error{
+			"forget a1": w.d.Forget("a1"), "forget b1, which is alive": w.d.Forget("b1"), "forget z9": w.d.Forget("z9"),
+			"revoke a1": revokeSelf, "revoke z9": revokeNobody, "plan without a1": withoutSelf, "plan without z9": withoutNobody,
+			"renumber for no reason": renumber, "client that is not there": noClient,
+		} {
+			if !errors.Is(err, control.ErrRefused) {
+				t.Errorf("%s: got %v, want %v", what, err, control.ErrRefused)
+			}
+		}
+		drained, err := w.d.Drain(t.Context(), false)
+		if want := "This node is no gateway: there are none in mode full."; err != nil || drained.Text != want {
+			t.Errorf("drain: got %q, %v, want %q", drained.Text, err, want)
+		}
+		for _, changed := range []string{`^disk\.`, `^network\.`, `^kernel\.(Apply|Speak)`} {
+			if found := find(w.all(), changed); len(found) > 0 {
+				t.Errorf("%s: %v", found[0].title, found[0].effects)
+			}
+		}
+	})
+}
+
+// TestRevoke revokes a node, and a fingerprint that nobody knows.
+func TestRevoke(t *testing.T) {
+	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
+		b1, unknown := w.b1().ID(), mesh.ID{7}
+		for name, want := range map[string]control.Revoked{"b1": {ID: b1, Name: "b1"}, unknown.String(): {ID: unknown}} {
+			if got, err := w.d.Revoke(name); err != nil || got != want {
+				t.Errorf("got %+v, %v, want %+v", got, err, want)
+			}
+		}
+		w.pass(resync)
+		if s := w.d.Status(); len(s.Peers) != 1 || s.Peers[0].Name != "c1" {
+			t.Errorf("peers: got %+v, want c1", s.Peers)
+		}
+		if pruned := find(w.all(), `^kernel\.Apply.* -peer, -route 10\.4\.0\.4/32`); len(pruned) != 1 {
+			t.Errorf("the revoked node's tunnel is taken away in %d turns, want 1", len(pruned))
+		}
+	})
+}
+
+// TestClientIsTold: a client that asks is told the same as a person, and a stranger
+// nothing.
+func TestClientIsTold(t *testing.T) {
+	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
+		w.addClient()
+		w.pass(resync)
+		want, err := w.d.ClientConfig("laptop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		asker := connect.Asker{Key: wgtypes.Key{5}, Addr: want.Overlay[0]}
+		got, ok := w.d.tellClient(asker)
+		if !ok || got.ID != want.ID || len(got.Peers) != len(want.Peers) || !w.d.isClientAddress(asker.Addr) {
+			t.Errorf("got %+v, %t, want %+v", got, ok, want)
+		}
+		b1 := w.b1()
+		asker.Silent = []string{b1.Key.String()}
+		if got, ok = w.d.tellClient(asker); !ok || slices.ContainsFunc(got.Peers, func(p control.ClientPeer) bool { return p.ServiceGateway && p.ID == b1.ID() }) {
+			t.Errorf("with b1 silent: got %+v, %t", got.Peers, ok)
+		}
+		asker.Addr = netip.MustParseAddr("10.4.0.1")
+		if _, ok = w.d.tellClient(asker); ok || w.d.isClientAddress(asker.Addr) {
+			t.Error("somebody is taken for a client at a node's address")
+		}
+	})
+}
+
+// TestBeforeTheFirstTurn: a daemon that has only just started knows nothing yet.
+func TestBeforeTheFirstTurn(t *testing.T) {
+	d := new(daemon)
+	_, graph := d.Graph()
+	_, drain := d.Drain(t.Context(), false)
+	_, client := d.ClientConfig("laptop")
+	for what, err := range map[string]error{"graph": graph, "drain": drain, "client": client} {
+		if !errors.Is(err, control.ErrRefused) {
+			t.Errorf("%s: got %v, want %v", what, err, control.ErrRefused)
+		}
+	}
+}
+
+// TestDamagedObjects: what was known of the others is set aside if it can't be read,
+// and the daemon starts all the same. A file that can't be opened is an error.
+func TestDamagedObjects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, standsAlone)
+		w.disk.damaged = state.ErrDamaged
+		w.start()
+		if len(find(w.all()[:1], `^disk\.SetAside +`+state.ObjectsFile)) != 1 {
+			t.Errorf("got %v, want %s set aside", w.all()[0].effects, state.ObjectsFile)
+		}
+		w.end()
+		w.disk.damaged = errors.New("permission denied")
+		if got, err := w.d.recallObjects(); err == nil || len(got.Objects) > 0 {
+			t.Errorf("got %v, %v, want an error", got, err)
+		}
+	})
+}
+
+// TestVerdictBeyondForgottenOnes: a node that was forgotten may come back, and what was
+// said of it before still has the higher epoch.
+func TestVerdictBeyondForgottenOnes(t *testing.T) {
+	within(t, inLocation, gatewayOfA, func(t *testing.T, w *world) {
+		w.network.change(func(*gossip.View) { w.network.said = 6 })
+		drain(w, false)
+		if len(find(w.all(), `^network\.Judge +gateway a1 is draining, epoch 7`)) != 1 {
+			t.Errorf("got:\n%v", w.trace)
+		}
+	})
+}
+
+// TestServersThatCannotListen: a port that somebody else has is a problem, and keeps the
+// mesh from nothing.
+func TestServersThatCannotListen(t *testing.T) {
+	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
+		taken := errors.New("address already in use")
+		_ = w.d.inLoop(t.Context(), func() {
+			w.d.monitor = &fakeHTTP{trace: w.trace, name: "metricsServer", err: taken}
+			w.d.answers = &fakeHTTP{trace: w.trace, name: "clientServer", err: taken}
+		})
+		w.pass(resync)
+		var kinds []mesh.ProblemKind
+		for _, p := range w.d.Status().Problems {
+			kinds = append(kinds, p.Kind)
+		}
+		if want := []mesh.ProblemKind{ProblemMetrics, ProblemAnswer}; !slices.Equal(kinds, want) || w.d.Status().Reconcile.Error != "" {
+			t.Errorf("problems: got %v, want %v", kinds, want)
+		}
+	})
+}
