@@ -70,6 +70,20 @@ func TestImports(t *testing.T) {
 	}
 }
 
+// TestDesignNamesPackages looks for a line about each package in docs/design.md.
+func TestDesignNamesPackages(t *testing.T) {
+	design, err := os.ReadFile(filepath.Join(root(t), "docs/design.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		if (strings.HasPrefix(name, "internal/") || strings.HasPrefix(name, "cmd/")) && len(p.GoFiles) > 0 && !bytes.Contains(design, []byte("`"+name+"`")) {
+			t.Errorf("docs/design.md does not name %s", name)
+		}
+	}
+}
+
 // Gossip knows nothing of the host and the host nothing of gossip, not even
 // through others: they meet in package daemon.
 func TestStrangers(t *testing.T) {
