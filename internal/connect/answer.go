@@ -17,34 +17,34 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// An answer comes over HTTP, and whatever is between, as a pod that has taken the port,
-// could give one. So a node signs what it answers: for this cluster, this client, and
-// this one question.
+// Answers come over plain HTTP, so something in between, for example a pod that listens
+// on the same port, could forge one. Therefore the node signs its answer; the signature
+// also covers the cluster's name, the client's key and the nonce of the question.
 
 const (
 	configPath      = "/v1/config"
-	headerIdentity  = "Meshd-Identity"  // of the node, its public key, base64
+	headerIdentity  = "Meshd-Identity"  // the public key of the node's identity, base64
 	headerSignature = "Meshd-Signature" // base64
-	// answerDomain keeps a signature of an answer from being one of anything else that
-	// nodes sign.
+	// answerDomain separates these signatures from those of everything else that nodes
+	// sign.
 	answerDomain = "meshd client answer v1\x00"
 )
 
-// question is what an answer is an answer to.
+// question identifies one request; the answer's signature covers it.
 type question struct {
 	cluster string
-	client  wgtypes.Key // who asks
-	nonce   [32]byte    // random
+	client  wgtypes.Key // the client's public key
+	nonce   [32]byte    // random, against replayed answers
 }
 
-// newQuestion returns a question that nobody has asked before.
+// newQuestion returns a question with a new nonce.
 func newQuestion(cluster string, client wgtypes.Key) question {
 	q := question{cluster: cluster, client: client}
 	_, _ = rand.Read(q.nonce[:]) // it never fails, see crypto/rand
 	return q
 }
 
-// query is the form in which a question is asked.
+// query encodes the question as URL parameters.
 func (q question) query() url.Values {
 	return url.Values{
 		"key":   {q.client.String()},
@@ -52,7 +52,7 @@ func (q question) query() url.Values {
 	}
 }
 
-// parseQuestion is the reverse of query.
+// parseQuestion decodes the parameters that query has encoded.
 func parseQuestion(cluster string, v url.Values) (q question, err error) {
 	q.cluster = cluster
 	if q.client, err = wgtypes.ParseKey(v.Get("key")); err != nil {
@@ -66,21 +66,22 @@ func parseQuestion(cluster string, v url.Values) (q question, err error) {
 	return q, nil
 }
 
-// signedBytes is what a signature covers. Only the cluster's name and the body have no
-// fixed length; the name holds no zero byte.
+// signedBytes returns the bytes that a signature covers. The encoding is unambiguous:
+// only the cluster's name, which contains no zero byte, and the body, which comes last,
+// vary in length.
 func (q question) signedBytes(status int, body []byte) []byte {
 	b := append([]byte(answerDomain), q.cluster...)
 	b = append(append(append(b, 0), q.client[:]...), q.nonce[:]...)
 	return append(binary.BigEndian.AppendUint16(b, uint16(status)), body...)
 }
 
-// sign puts the signature of an answer into its header.
+// sign adds the identity and the signature to an answer's header.
 func (q question) sign(h http.Header, identity ed25519.PrivateKey, status int, body []byte) {
 	h.Set(headerIdentity, base64.StdEncoding.EncodeToString(identity.Public().(ed25519.PublicKey)))
 	h.Set(headerSignature, base64.StdEncoding.EncodeToString(ed25519.Sign(identity, q.signedBytes(status, body))))
 }
 
-// verify says why an answer is not that of a node to this question.
+// verify returns an error if an answer is not the given node's answer to this question.
 func (q question) verify(node mesh.ID, h http.Header, status int, body []byte) error {
 	identity, err := base64.StdEncoding.DecodeString(h.Get(headerIdentity))
 	if err != nil || len(identity) != ed25519.PublicKeySize {
@@ -89,9 +90,9 @@ func (q question) verify(node mesh.ID, h http.Header, status int, body []byte) e
 	signature, err := base64.StdEncoding.DecodeString(h.Get(headerSignature))
 	switch {
 	case mesh.IDOf(identity) != node:
-		return fmt.Errorf("the answer is of %v, want one of %v", mesh.IDOf(identity), node)
+		return fmt.Errorf("the answer is from node %v, want %v", mesh.IDOf(identity), node)
 	case err != nil || !ed25519.Verify(identity, q.signedBytes(status, body), signature):
-		return errors.New("the answer's signature does not hold")
+		return errors.New("the answer's signature is not valid")
 	}
 	return nil
 }

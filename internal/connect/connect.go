@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package connect keeps a client's tunnels current. A configuration for wg-quick is
-// of its moment; with this package a Linux client asks the nodes, through its
-// tunnels, how it would be configured now, and follows: to new nodes, other endpoints,
-// another gateway of a location, and with Services to another node when the one that
-// carries them falls silent.
+// Package connect keeps a client's tunnels up to date. A configuration for wg-quick is
+// a snapshot that gets old. With this package a Linux client polls the nodes, through
+// its tunnels, for its current configuration, and applies the changes: new nodes, other
+// endpoints, another gateway of a location, and another node for Services when the one
+// that carries them stops answering.
 //
-// [NewServer] is the nodes' side. It answers on a node's overlay addresses, and knows
-// who asks by the source address, which WireGuard has checked. [Run] is the client's. It
-// believes what a node has signed whose fingerprint it was told before, in its
-// configuration or in such an answer, and nothing beyond what it was granted.
+// [NewServer] is the nodes' side. It answers on a node's overlay addresses and
+// identifies the client by its source address, which WireGuard has checked. [Run] is
+// the client's side. It accepts only answers that are signed by a node whose
+// fingerprint it knows, from its file or from an earlier answer, and never uses
+// prefixes outside the ranges in its file.
 package connect
 
 import (
@@ -41,69 +42,73 @@ import (
 )
 
 const (
-	// askEvery is how often the node is asked that Services go through, and
-	// askTimeout how long it has to answer.
+	// askEvery is how often the service gateway is asked for the configuration, and
+	// askTimeout how long a node has to answer.
 	askEvery   = time.Second
 	askTimeout = 900 * time.Millisecond
-	// misses is how often in a row a node may stay silent before Services move.
-	misses = 2
-	// tryAgain is how often silent nodes are asked whether they are back, and how often
-	// a node without a session is spoken to.
-	tryAgain = 5 * time.Second
-	// resolveEvery is how long the address of an endpoint's name counts.
+	// missesToSilent is how many requests in a row a node leaves unanswered before it
+	// counts as silent and Services move to another node.
+	missesToSilent = 2
+	// retryEvery is how often silent nodes are asked again, and how often a handshake is
+	// started with nodes that have no session.
+	retryEvery = 5 * time.Second
+	// resolveEvery is how long a resolved address of an endpoint's name is used before
+	// the name is looked up again.
 	resolveEvery = time.Minute
-	// askAtOnce is how many nodes or names are asked at once, maxSilent how many of the silent
-	// ones a question names.
-	askAtOnce, maxSilent = 32, 64
+	// maxParallel is how many nodes or names are asked in parallel.
+	maxParallel = 32
+	// maxSilent is how many silent nodes a request lists at most.
+	maxSilent = 64
 )
 
-// Options say what to run.
+// Options configure Run.
 type Options struct {
 	Interface string
 	File      File
 	Logger    *slog.Logger
 	Now       func() time.Time
-	Resolver  Resolver // of the names of endpoints
+	Resolver  Resolver // looks up the host names of endpoints
 }
 
-// Resolver looks up addresses; *net.Resolver is one.
+// Resolver looks up addresses; *net.Resolver implements it.
 type Resolver interface {
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
-// kernel is where the tunnels are.
+// kernel is the host's network configuration: netcfg/host, or a fake in tests.
 type kernel interface {
 	Observe(ctx context.Context, desired netcfg.State) (netcfg.State, error)
 	Apply(ctx context.Context, plan netcfg.Plan) error
 	Speak(ctx context.Context, to netip.Addr) error
 }
 
-// client is a running one.
+// client is the state of one Run.
 type client struct {
 	Options
 	kernel     kernel
-	attached   func() ([]netip.Prefix, error)               // this host's own networks
+	attached   func() ([]netip.Prefix, error)               // networks of this host's other links
 	resolvconf func(ctx context.Context, text string) error // see setResolver
 	http       http.Client
-	tunnel     netcfg.Tunnel // but for the peers
+	tunnel     netcfg.Tunnel // everything but the peers, the addresses and the MTU
 
-	config   control.ClientConfig // as it was told last
-	missed   map[string]int       // by public key, in a row
-	tried    time.Time            // when silent nodes were asked last
-	spoken   time.Time
-	resolved map[string]resolved // by host
-	resolver string              // as resolvconf was told
-	said     string              // to the user
-	left     string              // out, as it was said last
+	config          control.ClientConfig // in effect: the file's, then the last accepted answer
+	missed          map[string]int       // unanswered requests in a row, by public key
+	silentAskedAt   time.Time            // when silent nodes were last asked
+	handshakesAt    time.Time            // when handshakes were last started
+	resolved        map[string]resolved  // by host name
+	resolverText    string               // what resolvconf was last given
+	loggedState     string               // the last state logged by logState
+	loggedConflicts string               // the last prefixes logged by logConflicts
 }
 
+// resolved is the result of a lookup. The address is invalid if none was ever found.
 type resolved struct {
 	addr netip.Addr
 	at   time.Time
 }
 
-// Run sets the tunnels up and keeps them current until ctx ends. Then it takes
-// everything away again.
+// Run sets up the tunnels and keeps them up to date until ctx ends. Then it removes
+// everything that it has set up.
 func Run(ctx context.Context, o Options) (err error) {
 	port, err := freePort()
 	if err != nil {
@@ -133,7 +138,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 }
 
-// newClient returns a client that goes by what its file says.
+// newClient returns a client that starts with the configuration of its file.
 func newClient(o Options, k kernel, port int) *client {
 	return &client{
 		Options: o, kernel: k, http: newHTTP(), config: o.File.Config,
@@ -144,8 +149,8 @@ func newClient(o Options, k kernel, port int) *client {
 	}
 }
 
-// newHTTP returns a client that takes an answer as it comes, and follows nobody
-// elsewhere.
+// newHTTP returns an HTTP client that follows no redirects and decompresses nothing, so
+// that a hostile answer can neither send it elsewhere nor grow in memory.
 func newHTTP() http.Client {
 	return http.Client{
 		Transport:     &http.Transport{DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: 8 << 10},
@@ -153,7 +158,8 @@ func newHTTP() http.Client {
 	}
 }
 
-// freePort returns a UDP port that nobody uses: the device is to keep its own.
+// freePort returns an unused UDP port. It is chosen once: with port 0 the kernel would
+// choose another one whenever the device is made again.
 func freePort() (int, error) {
 	l, err := net.ListenUDP("udp", nil)
 	if err != nil {
@@ -162,30 +168,30 @@ func freePort() (int, error) {
 	return l.LocalAddr().(*net.UDPAddr).Port, l.Close()
 }
 
-// turn asks for the configuration, and puts it into effect.
+// turn asks for the configuration and applies it.
 func (c *client) turn(ctx context.Context) {
-	told, err := c.learn(ctx)
+	answer, err := c.fetchConfig(ctx)
 	if ctx.Err() != nil {
 		return
 	}
 	if err == nil {
-		if from, to := gatewayOf(c.config), gatewayOf(told); from.ServiceGateway && from.PublicKey != to.PublicKey {
-			c.Logger.Info("services move", "from", from.Name, "to", to.Name)
+		if from, to := serviceGateway(c.config), serviceGateway(answer); from.ServiceGateway && from.PublicKey != to.PublicKey {
+			c.Logger.Info("services go through another node now", "from", from.Name, "to", to.Name)
 		}
-		c.adopt(told)
+		c.setConfig(answer)
 	}
-	c.say(err)
+	c.logState(err)
 	if err := c.apply(ctx); err != nil && ctx.Err() == nil {
 		c.Logger.Error("set up tunnels", "err", err)
 	}
 }
 
-// adopt goes by another configuration from now on. What was known of those who are not
-// in it is forgotten.
-func (c *client) adopt(told control.ClientConfig) {
-	c.config = told
+// setConfig replaces the configuration. State of peers and host names that are no longer
+// in it is dropped, so that ever new peers don't fill the memory.
+func (c *client) setConfig(config control.ClientConfig) {
+	c.config = config
 	keys, hosts := make(map[string]bool), make(map[string]bool)
-	for _, p := range slices.Concat(told.Peers, told.Standbys) {
+	for _, p := range slices.Concat(config.Peers, config.Standbys) {
 		host, _, _ := net.SplitHostPort(p.Endpoint)
 		keys[p.PublicKey], hosts[host] = true, true
 	}
@@ -193,56 +199,58 @@ func (c *client) adopt(told control.ClientConfig) {
 	maps.DeleteFunc(c.resolved, func(host string, _ resolved) bool { return !hosts[host] })
 }
 
-// say tells the user, once, what came of asking.
-func (c *client) say(err error) {
+// logState logs whether the nodes answer, each time that it changes.
+func (c *client) logState(err error) {
 	state := "nodes answer"
 	switch {
 	case errors.Is(err, errRefused):
-		state = "the nodes don't know this client any more; it was removed, or another one has its name or address"
-	case c.lost():
-		state = "no node answers; until one does, the system's own resolver is in use; is this client in meshd client list still?"
+		state = "the nodes don't know this client any more: it was removed, or another client has its name or address"
+	case c.allSilent():
+		state = "no node answers; the system's own resolver is used until one does; check on a node that meshd client list still shows this client"
 	case err != nil:
 		c.Logger.Debug("ask for the configuration", "err", err)
 		return
 	}
-	if state != c.said {
-		c.said = state
+	if state != c.loggedState {
+		c.loggedState = state
 		c.Logger.Info(state)
 	}
 }
 
-// learn asks the node that Services go through, and the others when that stays silent.
-func (c *client) learn(ctx context.Context) (told control.ClientConfig, err error) {
+// fetchConfig asks the service gateway for the configuration, and other nodes when the
+// gateway is silent.
+func (c *client) fetchConfig(ctx context.Context) (config control.ClientConfig, err error) {
+	gateway := serviceGateway(c.config)
 	others := func(silent bool) (ps []control.ClientPeer) {
 		for _, p := range c.config.Peers {
-			if c.silent(p) == silent && p.PublicKey != gatewayOf(c.config).PublicKey {
+			if c.silent(p) == silent && p.PublicKey != gateway.PublicKey {
 				ps = append(ps, p)
 			}
 		}
 		rand.Shuffle(len(ps), func(i, j int) { ps[i], ps[j] = ps[j], ps[i] })
-		return ps[:min(len(ps), askAtOnce)]
+		return ps[:min(len(ps), maxParallel)]
 	}
-	if c.Now().Sub(c.tried) >= tryAgain {
-		c.tried = c.Now()
-		_, _ = c.ask(ctx, others(true)) // it counts who answers
+	if c.Now().Sub(c.silentAskedAt) >= retryEvery {
+		c.silentAskedAt = c.Now()
+		_, _ = c.ask(ctx, others(true)) // only to update c.missed
 	}
-	gateway := gatewayOf(c.config)
-	if told, err = c.ask(ctx, []control.ClientPeer{gateway}); err == nil || !c.silent(gateway) {
-		return told, err
+	if config, err = c.ask(ctx, []control.ClientPeer{gateway}); err == nil || !c.silent(gateway) {
+		return config, err
 	}
-	if c.lost() {
-		return c.ask(ctx, c.config.Standbys[:min(len(c.config.Standbys), askAtOnce)])
+	if c.allSilent() {
+		return c.ask(ctx, c.config.Standbys[:min(len(c.config.Standbys), maxParallel)])
 	}
 	return c.ask(ctx, others(false))
 }
 
-// lost says whether no peer answers any more.
-func (c *client) lost() bool {
+// allSilent reports whether every peer is silent.
+func (c *client) allSilent() bool {
 	return !slices.ContainsFunc(c.config.Peers, func(p control.ClientPeer) bool { return !c.silent(p) })
 }
 
-// gatewayOf is the node that Services go through, else the first one.
-func gatewayOf(c control.ClientConfig) control.ClientPeer {
+// serviceGateway returns the node that Services go through, or the first node if there
+// is none.
+func serviceGateway(c control.ClientConfig) control.ClientPeer {
 	for _, p := range c.Peers {
 		if p.ServiceGateway {
 			return p
@@ -251,17 +259,18 @@ func gatewayOf(c control.ClientConfig) control.ClientPeer {
 	return c.Peers[0]
 }
 
-func (c *client) silent(p control.ClientPeer) bool { return c.missed[p.PublicKey] >= misses }
+// silent reports whether a node has left too many requests in a row unanswered.
+func (c *client) silent(p control.ClientPeer) bool { return c.missed[p.PublicKey] >= missesToSilent }
 
-// errRefused says that a node answers, and has nothing to tell this client.
+// errRefused is a node's signed answer that this host is not one of its clients.
 var errRefused = errors.New("refused")
 
-// ask asks nodes at once, and counts their silence. It returns what the first of them
-// says that answers, in their order.
-func (c *client) ask(ctx context.Context, peers []control.ClientPeer) (told control.ClientConfig, err error) {
+// ask sends a request to all the nodes in parallel and updates c.missed. It returns the
+// configuration of the first node, in the order of peers, that has answered.
+func (c *client) ask(ctx context.Context, peers []control.ClientPeer) (config control.ClientConfig, err error) {
 	type answer struct {
-		told control.ClientConfig
-		err  error
+		config control.ClientConfig
+		err    error
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -269,7 +278,7 @@ func (c *client) ask(ctx context.Context, peers []control.ClientPeer) (told cont
 	answers := make([]answer, len(peers))
 	var asking sync.WaitGroup
 	for i, p := range peers {
-		asking.Go(func() { answers[i].told, answers[i].err = c.request(ctx, p, silent) })
+		asking.Go(func() { answers[i].config, answers[i].err = c.request(ctx, p, silent) })
 	}
 	asking.Wait()
 	err = errors.New("no node answers")
@@ -280,19 +289,19 @@ func (c *client) ask(ctx context.Context, peers []control.ClientPeer) (told cont
 			c.missed[key]++
 		}
 		if a.err == nil {
-			told, err = a.told, nil
+			config, err = a.config, nil
 		} else if err != nil {
 			err = fmt.Errorf("ask %s: %w", peers[i].Name, a.err)
 		}
 	}
-	return told, err
+	return config, err
 }
 
-// silentKeys are the public keys of nodes that don't answer: that of the node that
-// Services go through, and some others.
+// silentKeys returns the public keys of up to maxSilent silent nodes, the service
+// gateway's first.
 func (c *client) silentKeys() []string {
 	keys := make([]string, 0, maxSilent)
-	for _, p := range slices.Concat([]control.ClientPeer{gatewayOf(c.config)}, c.config.Peers, c.config.Standbys) {
+	for _, p := range slices.Concat([]control.ClientPeer{serviceGateway(c.config)}, c.config.Peers, c.config.Standbys) {
 		if c.silent(p) && len(keys) < maxSilent && !slices.Contains(keys, p.PublicKey) {
 			keys = append(keys, p.PublicKey)
 		}
@@ -300,63 +309,64 @@ func (c *client) silentKeys() []string {
 	return keys
 }
 
-// request asks one node, and checks what it says.
-func (c *client) request(ctx context.Context, p control.ClientPeer, silent []string) (told control.ClientConfig, err error) {
+// request asks one node for the configuration and checks its answer.
+func (c *client) request(ctx context.Context, p control.ClientPeer, silent []string) (config control.ClientConfig, err error) {
 	q := newQuestion(c.File.Config.Cluster, c.File.PrivateKey.PublicKey())
 	query := q.query()
 	query["silent"] = silent
 	at := url.URL{Scheme: "http", Host: netip.AddrPortFrom(p.Overlay, mesh.ClientPort).String(), Path: configPath, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
 	if err != nil {
-		return told, err
+		return config, err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return told, err
+		return config, err
 	}
 	defer resp.Body.Close()
-	return c.read(q, p.ID, resp)
+	return c.readAnswer(q, p.ID, resp)
 }
 
-// read takes a node's answer to a question.
-func (c *client) read(q question, node mesh.ID, resp *http.Response) (told control.ClientConfig, err error) {
+// readAnswer verifies the signature of a node's answer and returns the part of the
+// configuration that this client accepts.
+func (c *client) readAnswer(q question, node mesh.ID, resp *http.Response) (config control.ClientConfig, err error) {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
-		return told, err
+		return config, err
 	}
 	if len(body) > maxAnswer {
-		return told, fmt.Errorf("the answer has more than %d bytes", maxAnswer)
+		return config, fmt.Errorf("the answer has more than %d bytes", maxAnswer)
 	}
 	if err := q.verify(node, resp.Header, resp.StatusCode, body); err != nil {
-		return told, err
+		return config, err
 	}
 	switch {
 	case resp.StatusCode == http.StatusForbidden:
-		return told, errRefused
+		return config, errRefused
 	case resp.StatusCode != http.StatusOK:
-		return told, fmt.Errorf("status %d", resp.StatusCode)
+		return config, fmt.Errorf("status %d", resp.StatusCode)
 	}
-	if err := json.Unmarshal(body, &told); err != nil {
-		return told, err
+	if err := json.Unmarshal(body, &config); err != nil {
+		return config, err
 	}
-	told, left, err := c.File.believe(told)
-	if len(left) > 0 {
-		c.Logger.Debug("left out of an answer", "node", node, "count", len(left), "first", left[0])
+	config, rejected, err := c.File.accept(config)
+	if len(rejected) > 0 {
+		c.Logger.Debug("parts of an answer were rejected", "node", node, "count", len(rejected), "first", rejected[0])
 	}
-	return told, err
+	return config, err
 }
 
-// check says whether a configuration can be put into effect.
-func check(c control.ClientConfig) error {
+// checkConfig returns an error if a configuration is incomplete or invalid.
+func checkConfig(c control.ClientConfig) error {
 	if len(c.Peers) == 0 || len(c.Overlay) == 0 {
 		return errors.New("a configuration without peers or addresses")
 	}
 	if c.Cluster == "" || len(c.Ranges) == 0 {
-		return errUnsigned
+		return errUnverifiable
 	}
 	for _, p := range c.Peers {
 		if p.ID == (mesh.ID{}) {
-			return fmt.Errorf("%s: %w", p.Name, errUnsigned)
+			return fmt.Errorf("%s: %w", p.Name, errUnverifiable)
 		}
 		if err := checkPeer(p); err != nil {
 			return fmt.Errorf("%s: %w", p.Name, err)
@@ -365,7 +375,7 @@ func check(c control.ClientConfig) error {
 	return nil
 }
 
-// apply brings the host to where it should be.
+// apply changes the host to match the configuration.
 func (c *client) apply(ctx context.Context) error {
 	t := c.tunnel
 	t.MTU, t.Addresses = c.config.MTU, c.config.Overlay
@@ -373,8 +383,8 @@ func (c *client) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	peers, left := withoutAttached(c.peers(), others)
-	c.sayLeft(left)
+	peers, conflicts := withoutAttached(c.tunnelPeers(), others)
+	c.logConflicts(conflicts)
 	c.resolve(ctx, peers)
 	for _, p := range peers {
 		key, err := wgtypes.ParseKey(p.PublicKey)
@@ -396,35 +406,37 @@ func (c *client) apply(ctx context.Context) error {
 			return fmt.Errorf("apply plan: %w", err)
 		}
 	}
-	c.speak(ctx, observed)
+	c.startHandshakes(ctx, observed)
 	resolver, _ := netip.ParseAddr(c.config.Resolver)
-	if c.lost() || !leadTo(peers, resolver) {
-		return c.setResolver(ctx, control.ClientConfig{}) // names of endpoints have to resolve
+	if c.allSilent() || !routedTo(peers, resolver) {
+		// The cluster's resolver can't be reached, and names of endpoints must still resolve.
+		return c.setResolver(ctx, control.ClientConfig{})
 	}
 	return c.setResolver(ctx, c.config)
 }
 
-// leadTo reports whether an address is behind one of the peers.
-func leadTo(peers []control.ClientPeer, a netip.Addr) bool {
+// routedTo reports whether an address is in the allowed IPs of one of the peers.
+func routedTo(peers []control.ClientPeer, a netip.Addr) bool {
 	return slices.ContainsFunc(peers, func(p control.ClientPeer) bool {
 		return slices.ContainsFunc(p.AllowedIPs, func(n netip.Prefix) bool { return n.Contains(a) })
 	})
 }
 
-// sayLeft tells the user, once, what this host's own networks keep out.
-func (c *client) sayLeft(left []string) {
-	slices.Sort(left)
-	said := strings.Join(slices.Compact(left), ", ")
-	if said != c.left && said != "" {
-		c.Logger.Warn("left out: it would take the place of this host's own networks", "prefixes", said)
+// logConflicts logs the prefixes that overlap this host's own networks, each time that
+// they change.
+func (c *client) logConflicts(conflicts []string) {
+	slices.Sort(conflicts)
+	text := strings.Join(slices.Compact(conflicts), ", ")
+	if text != c.loggedConflicts && text != "" {
+		c.Logger.Warn("prefixes left out because they overlap this host's own networks", "prefixes", text)
 	}
-	c.left = said
+	c.loggedConflicts = text
 }
 
-// peers are the nodes to which there are tunnels: those of the configuration and, when
-// none of them answers, those that would take over.
-func (c *client) peers() []control.ClientPeer {
-	if !c.lost() || len(c.config.Standbys) == 0 {
+// tunnelPeers returns the nodes to set up tunnels to: the peers of the configuration and,
+// while all of them are silent, also the standbys.
+func (c *client) tunnelPeers() []control.ClientPeer {
+	if !c.allSilent() || len(c.config.Standbys) == 0 {
 		return c.config.Peers
 	}
 	peers := slices.Clone(c.config.Standbys)
@@ -437,26 +449,26 @@ func (c *client) peers() []control.ClientPeer {
 	return peers
 }
 
-// speak has WireGuard shake hands where there is no session: pods and nodes can't
-// begin, because they don't know where the client is.
-func (c *client) speak(ctx context.Context, observed netcfg.State) {
-	if c.Now().Sub(c.spoken) < tryAgain {
+// startHandshakes makes WireGuard shake hands with nodes that have no session. Only the
+// client can start: nodes don't know its endpoint, so pods could not reach it before.
+func (c *client) startHandshakes(ctx context.Context, observed netcfg.State) {
+	if c.Now().Sub(c.handshakesAt) < retryEvery {
 		return
 	}
-	c.spoken = c.Now()
+	c.handshakesAt = c.Now()
 	for _, p := range c.config.Peers {
 		i := slices.IndexFunc(observed.Peers, func(o netcfg.Peer) bool { return o.Key.String() == p.PublicKey })
 		if i >= 0 && c.Now().Sub(observed.Peers[i].LastHandshake) < netcfg.HandshakeFresh {
 			continue
 		}
 		if err := c.kernel.Speak(ctx, p.Overlay); err != nil {
-			c.Logger.Debug("speak to peer", "peer", p.Name, "err", err)
+			c.Logger.Debug("start handshake", "peer", p.Name, "err", err)
 		}
 	}
 }
 
-// resolve looks up the names of endpoints that are due. The last address that was known
-// stays when a name does not resolve.
+// resolve looks up the host names of endpoints whose last lookup is older than
+// resolveEvery. If a lookup fails, the last known address stays in use.
 func (c *client) resolve(ctx context.Context, peers []control.ClientPeer) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -468,10 +480,10 @@ func (c *client) resolve(ctx context.Context, peers []control.ClientPeer) {
 		}
 	}
 	found := make([]netip.Addr, len(due))
-	var asking errgroup.Group
-	asking.SetLimit(askAtOnce)
+	var lookups errgroup.Group
+	lookups.SetLimit(maxParallel)
 	for i, host := range due {
-		asking.Go(func() error {
+		lookups.Go(func() error {
 			addrs, err := c.Resolver.LookupNetIP(ctx, "ip", host)
 			if err != nil || len(addrs) == 0 {
 				c.Logger.Debug("resolve endpoint", "host", host, "err", err)
@@ -481,7 +493,7 @@ func (c *client) resolve(ctx context.Context, peers []control.ClientPeer) {
 			return nil
 		})
 	}
-	_ = asking.Wait()
+	_ = lookups.Wait()
 	for i, host := range due {
 		if !found[i].IsValid() {
 			found[i] = c.resolved[host].addr
@@ -490,8 +502,8 @@ func (c *client) resolve(ctx context.Context, peers []control.ClientPeer) {
 	}
 }
 
-// endpoint is where a node is, as far as that is known, and if it is not behind a
-// tunnel: that can't run through itself.
+// endpoint returns a node's endpoint. It is invalid if the name has not been resolved,
+// or if the address is routed into a tunnel, because a tunnel can't run through itself.
 func (c *client) endpoint(p control.ClientPeer, peers []control.ClientPeer) netip.AddrPort {
 	host, portText, _ := net.SplitHostPort(p.Endpoint)
 	port, _ := strconv.ParseUint(portText, 10, 16)
@@ -499,7 +511,7 @@ func (c *client) endpoint(p control.ClientPeer, peers []control.ClientPeer) neti
 	if err != nil {
 		addr = c.resolved[host].addr
 	}
-	if !isUnicast(addr) || leadTo(peers, addr) {
+	if !isUnicast(addr) || routedTo(peers, addr) {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(addr, uint16(port))

@@ -29,20 +29,20 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// answered is what a node answers to the client of a file: what stands there.
-func answered(t testing.TB, f File) control.ClientConfig {
+// answerFor returns a node's answer that repeats the configuration of a file.
+func answerFor(t testing.TB, f File) control.ClientConfig {
 	t.Helper()
-	told := f.Config
-	told.Peers = slices.Clone(told.Peers)
-	for i := range told.Peers {
-		told.Peers[i].Name = fmt.Sprintf("node-%d", i)
-		told.Peers[i].AllowedIPs = slices.Clone(told.Peers[i].AllowedIPs)
+	answer := f.Config
+	answer.Peers = slices.Clone(answer.Peers)
+	for i := range answer.Peers {
+		answer.Peers[i].Name = fmt.Sprintf("node-%d", i)
+		answer.Peers[i].AllowedIPs = slices.Clone(answer.Peers[i].AllowedIPs)
 	}
-	return told
+	return answer
 }
 
-// printed is what meshd client add prints.
-func printed(t testing.TB) string {
+// fileText returns a file that meshd client add has printed.
+func fileText(t testing.TB) string {
 	t.Helper()
 	text, err := os.ReadFile("../../cmd/meshd/testdata/client-full.conf")
 	if err != nil {
@@ -52,7 +52,7 @@ func printed(t testing.TB) string {
 }
 
 func TestParseFile(t *testing.T) {
-	f, err := ParseFile(printed(t))
+	f, err := ParseFile(fileText(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,15 +75,15 @@ func TestParseFile(t *testing.T) {
 		t.Errorf("configuration (-want +got):\n%s", d)
 	}
 	if s := fmt.Sprintf("%v %+v %s", f, f, f); strings.Contains(s, f.PrivateKey.String()) {
-		t.Errorf("the private key shows: %s", s)
+		t.Errorf("the private key is printed: %s", s)
 	}
 }
 
 func TestParseFileErrors(t *testing.T) {
-	good := printed(t)
+	good := fileText(t)
 	for _, tt := range []struct{ old, new, want string }{
-		{"gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", "<private key of laptop>", "line 5: PrivateKey is no WireGuard key"},
-		{"MTU = 1420", "MTU = large", `line 8: MTU "large" is no number`},
+		{"gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", "<private key of laptop>", "line 5: PrivateKey is not a WireGuard key"},
+		{"MTU = 1420", "MTU = large", `line 8: MTU "large" is not a number`},
 		{"MTU = 1420", "Table = off", "line 8: Table is not expected in [Interface]"},
 		{"MTU = 1420", "MTU", "line 8: want KEY = VALUE"},
 		{"10.42.0.0/24", "10.42.0.0", "line 16"},
@@ -92,7 +92,7 @@ func TestParseFileErrors(t *testing.T) {
 		{"10.43.0.0/16, fd04::/65", "::/0", "line 4: ::/0 is broader than a /8"},
 		{"# meshd-cluster = default\n", "", "meshd client show"},
 		{"# meshd-ranges = 10.4.0.0/17, 10.42.0.0/16, 10.43.0.0/16, fd04::/65\n", "", "meshd client show"},
-		{"# meshd-node = 60300000000000000000000000000000, 10.4.0.2\n", "", "peer 2: it does not say whose answers count"},
+		{"# meshd-node = 60300000000000000000000000000000, 10.4.0.2\n", "", "peer 2: the file lacks some of meshd's comments"},
 		{"60300000000000000000000000000000", "6030", "want 32 hexadecimal digits"},
 		{"10.4.0.1\n", "10.9.0.1\n", "10.9.0.1 is not among its allowed IPs"},
 	} {
@@ -108,24 +108,24 @@ func TestParseFileErrors(t *testing.T) {
 }
 
 func FuzzParseFile(f *testing.F) {
-	f.Add(printed(f))
+	f.Add(fileText(f))
 	f.Fuzz(func(t *testing.T, text string) {
 		file, err := ParseFile(text)
-		if err == nil && check(file.Config) != nil {
-			t.Errorf("%+v is taken, and can't be put into effect", file.Config)
+		if err == nil && checkConfig(file.Config) != nil {
+			t.Errorf("ParseFile accepts an invalid configuration: %+v", file.Config)
 		}
 	})
 }
 
-// signer is a node's identity.
+// signer returns a node's identity, made from a number.
 func signer(n byte) ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{n}, ed25519.SeedSize))
 }
 
 func idOf(key ed25519.PrivateKey) mesh.ID { return mesh.IDOf(key.Public().(ed25519.PublicKey)) }
 
-// The server tells a client by its address and its key, passes on who is silent, and
-// signs what it says.
+// The server identifies a client by its address and its key, passes on the list of
+// silent nodes, and signs its answer.
 func TestHandler(t *testing.T) {
 	client := netip.MustParseAddr("10.4.128.1")
 	o := ServerOptions{Cluster: "default", Identity: signer(1), Source: func(a Asker) (control.ClientConfig, bool) {
@@ -149,13 +149,13 @@ func TestHandler(t *testing.T) {
 		w := httptest.NewRecorder()
 		o.handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, configPath+query, nil))
 		if w.Code != http.StatusBadRequest {
-			t.Errorf("%q: got %d, want a refusal", query, w.Code)
+			t.Errorf("%q: got status %d, want %d", query, w.Code, http.StatusBadRequest)
 		}
 	}
 }
 
-// A client that no peer answers has tunnels to those that take over, too, and their
-// addresses are where they can be asked.
+// While all peers are silent, a client also has tunnels to the standbys, and the overlay
+// addresses of the standbys are routed to them.
 func TestPeersOfALostClient(t *testing.T) {
 	prefixes := func(list ...string) (out []netip.Prefix) {
 		for _, s := range list {
@@ -167,37 +167,37 @@ func TestPeersOfALostClient(t *testing.T) {
 		Peers:    []control.ClientPeer{{PublicKey: "g", AllowedIPs: prefixes("10.4.0.1/32", "10.4.0.2/32", "10.42.0.0/23")}, {PublicKey: "o", AllowedIPs: prefixes("10.4.0.3/32")}},
 		Standbys: []control.ClientPeer{{PublicKey: "s", AllowedIPs: prefixes("10.4.0.2/32")}},
 	}}
-	c.missed["g"] = misses
-	if got := c.peers(); len(got) != 2 {
-		t.Errorf("while one answers: got %v, want the peers alone", got)
+	c.missed["g"] = missesToSilent
+	if got := c.tunnelPeers(); len(got) != 2 {
+		t.Errorf("while one peer answers: got %v, want only the peers", got)
 	}
-	c.missed["o"] = misses
+	c.missed["o"] = missesToSilent
 	want := []control.ClientPeer{
 		{PublicKey: "s", AllowedIPs: prefixes("10.4.0.2/32")},
 		{PublicKey: "g", AllowedIPs: prefixes("10.4.0.1/32", "10.42.0.0/23")},
 		{PublicKey: "o", AllowedIPs: prefixes("10.4.0.3/32")},
 	}
-	if d := cmp.Diff(want, c.peers(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
-		t.Errorf("when none answers (-want +got):\n%s", d)
+	if d := cmp.Diff(want, c.tunnelPeers(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Errorf("while all peers are silent (-want +got):\n%s", d)
 	}
 	if len(c.config.Peers[0].AllowedIPs) != 3 {
 		t.Error("the configuration itself has changed")
 	}
 }
 
-// A client asks the node that Services go through; when that is silent twice, another
-// one, and says who is silent; and it goes back when the first one answers.
-func TestLearn(t *testing.T) {
+// A client asks the service gateway. After two requests without an answer it asks another
+// node and reports the first as silent. It asks the first again once that answers.
+func TestFetchConfig(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	file, err := ParseFile(printed(t))
+	file, err := ParseFile(fileText(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	usable := answered(t, file)
-	var told []string
+	answer := answerFor(t, file)
+	var silent []string // as each request that was answered lists them
 	server := NewServer(ServerOptions{Cluster: "default", Identity: signer(1), Logger: log, Source: func(a Asker) (control.ClientConfig, bool) {
-		told = append(told, strings.Join(a.Silent, ","))
-		return usable, true
+		silent = append(silent, strings.Join(a.Silent, ","))
+		return answer, true
 	}})
 	defer func() {
 		if err := server.Close(context.Background()); err != nil {
@@ -212,24 +212,24 @@ func TestLearn(t *testing.T) {
 	c.config.Peers = []control.ClientPeer{
 		{ID: idOf(signer(1)), Name: "first", PublicKey: "f", Overlay: first, ServiceGateway: true}, {ID: idOf(signer(1)), Name: "second", PublicKey: "s", Overlay: second},
 	}
-	for range misses {
-		if len(told) > 0 {
-			t.Fatal("the second one was asked too early")
+	for range missesToSilent {
+		if len(silent) > 0 {
+			t.Fatal("the second node was asked too early")
 		}
-		_, _ = c.learn(t.Context())
+		_, _ = c.fetchConfig(t.Context())
 	}
-	if diff := cmp.Diff([]string{"f"}, told); diff != "" {
-		t.Errorf("told (-want +got):\n%s", diff)
+	if diff := cmp.Diff([]string{"f"}, silent); diff != "" {
+		t.Errorf("nodes reported as silent (-want +got):\n%s", diff)
 	}
 	if err := server.Keep(netip.AddrPortFrom(first, mesh.ClientPort)); err != nil {
 		t.Fatal(err)
 	}
-	c.tried = c.tried.Add(-tryAgain)
-	_, _ = c.learn(t.Context())
+	c.silentAskedAt = c.silentAskedAt.Add(-retryEvery)
+	_, _ = c.fetchConfig(t.Context())
 	if c.silent(c.config.Peers[0]) {
-		t.Error("the first one has answered, and is silent still")
+		t.Error("the first node has answered, but still counts as silent")
 	}
 	if _, err := c.request(t.Context(), c.config.Peers[1], nil); err == nil {
-		t.Error("the second one answers still")
+		t.Error("the server still listens on the second address")
 	}
 }

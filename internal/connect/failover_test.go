@@ -25,123 +25,123 @@ import (
 
 var (
 	services = netip.MustParsePrefix("10.43.0.0/16")
-	spare    = netip.MustParseAddr("10.4.0.3") // overlay address of the node that takes over
+	spare    = netip.MustParseAddr("10.4.0.3") // overlay address of the standby
 )
 
-// office is a client before nodes that are silent, or answer; its clock moves by a
-// second a turn.
-type office struct {
+// testClient is a client with a fake kernel, resolver and nodes. Its clock advances by a
+// second each turn.
+type testClient struct {
 	*client
-	t      *testing.T
-	now    time.Time
-	log    bytes.Buffer
-	state  netcfg.State // of the kernel
-	wanted netcfg.State // what the kernel was observed for
-	spoken []netip.Addr
-	names  map[string]netip.Addr // what they resolve to
-	asked  []string              // names, in order
-	told   []string              // to resolvconf
-	silent map[netip.Addr]bool   // nodes, by overlay address
-	gone   bool                  // the nodes don't know the client
-	first  control.ClientConfig  // what nodes say while all answer
+	t           *testing.T
+	now         time.Time
+	log         bytes.Buffer
+	state       netcfg.State          // of the fake kernel
+	desired     netcfg.State          // as last passed to Observe
+	handshakes  []netip.Addr          // as passed to Speak
+	names       map[string]netip.Addr // the names that resolve
+	lookups     []string              // the names that were looked up
+	resolvConfs []string              // the texts passed to resolvconf
+	silentNodes map[netip.Addr]bool   // by overlay address
+	removed     bool                  // the nodes refuse the client
+	normal      control.ClientConfig  // the answer while all nodes answer
 }
 
-func newOffice(t *testing.T) *office {
+func newTestClient(t *testing.T) *testClient {
 	t.Helper()
-	file, err := ParseFile(printed(t))
+	file, err := ParseFile(fileText(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range file.Config.Peers {
 		file.Config.Peers[i].ID = idOf(signer(byte(i + 1)))
 	}
-	o := &office{
-		t: t, now: time.Unix(1700000000, 0), silent: make(map[netip.Addr]bool), first: answered(t, file),
+	c := &testClient{
+		t: t, now: time.Unix(1700000000, 0), silentNodes: make(map[netip.Addr]bool), normal: answerFor(t, file),
 		names: map[string]netip.Addr{"aws.example.com": netip.MustParseAddr("192.0.2.1")},
 	}
-	o.first.Peers[0].ServiceGateway = true
-	o.first.Standbys = []control.ClientPeer{{
+	c.normal.Peers[0].ServiceGateway = true
+	c.normal.Standbys = []control.ClientPeer{{
 		ID: idOf(signer(3)), Name: "spare", PublicKey: wgtypes.Key{3}.String(), Endpoint: "192.0.2.3:51820",
 		Overlay: spare, AllowedIPs: []netip.Prefix{netip.PrefixFrom(spare, 32)},
 	}}
-	o.client = newClient(Options{
-		Interface: "mesh0", File: file, Logger: slog.New(slog.NewTextHandler(&o.log, nil)), Resolver: o,
-		Now: func() time.Time { return o.now },
-	}, o, 51820)
-	o.client.http.Transport = o
-	o.client.attached = func() ([]netip.Prefix, error) { return nil, nil }
-	o.client.resolvconf = func(_ context.Context, text string) error {
-		o.told = append(o.told, text)
+	c.client = newClient(Options{
+		Interface: "mesh0", File: file, Logger: slog.New(slog.NewTextHandler(&c.log, nil)), Resolver: c,
+		Now: func() time.Time { return c.now },
+	}, c, 51820)
+	c.client.http.Transport = c
+	c.client.attached = func() ([]netip.Prefix, error) { return nil, nil }
+	c.client.resolvconf = func(_ context.Context, text string) error {
+		c.resolvConfs = append(c.resolvConfs, text)
 		return nil
 	}
-	return o
+	return c
 }
 
-func (o *office) Observe(_ context.Context, desired netcfg.State) (netcfg.State, error) {
-	o.wanted = desired
-	return o.state, nil
+func (c *testClient) Observe(_ context.Context, desired netcfg.State) (netcfg.State, error) {
+	c.desired = desired
+	return c.state, nil
 }
 
-func (o *office) Apply(context.Context, netcfg.Plan) error {
-	o.state = o.wanted
+func (c *testClient) Apply(context.Context, netcfg.Plan) error {
+	c.state = c.desired
 	return nil
 }
 
-func (o *office) Speak(_ context.Context, to netip.Addr) error {
-	o.spoken = append(o.spoken, to)
+func (c *testClient) Speak(_ context.Context, to netip.Addr) error {
+	c.handshakes = append(c.handshakes, to)
 	return nil
 }
 
-func (o *office) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
-	o.asked = append(o.asked, host)
-	if a, ok := o.names[host]; ok {
+func (c *testClient) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
+	c.lookups = append(c.lookups, host)
+	if a, ok := c.names[host]; ok {
 		return []netip.Addr{a}, nil
 	}
 	return nil, errors.New("no such host")
 }
 
-// RoundTrip is the node that is asked.
-func (o *office) RoundTrip(r *http.Request) (*http.Response, error) {
+// RoundTrip answers like the node at the request's address.
+func (c *testClient) RoundTrip(r *http.Request) (*http.Response, error) {
 	at := netip.MustParseAddrPort(r.URL.Host).Addr()
 	nodes := map[string]byte{"10.4.0.1": 1, "10.4.0.2": 2, spare.String(): 3}
-	if o.silent[at] {
+	if c.silentNodes[at] {
 		return nil, errors.New("no route to host")
 	}
 	r.RemoteAddr = "10.4.128.1:1024"
 	w := httptest.NewRecorder()
-	ServerOptions{Cluster: "default", Identity: signer(nodes[at.String()]), Source: o.configure}.handler().ServeHTTP(w, r)
+	ServerOptions{Cluster: "default", Identity: signer(nodes[at.String()]), Source: c.configure}.handler().ServeHTTP(w, r)
 	return w.Result(), nil
 }
 
-// configure moves Services to the node that the client does not call silent, or to the
-// spare one, which has noticed that both are gone.
-func (o *office) configure(a Asker) (control.ClientConfig, bool) {
-	told := o.first
-	told.Peers = slices.Clone(told.Peers)
+// configure moves Services from node 0 to node 1 if the client reports node 0 as silent,
+// and to the standby when both are down.
+func (c *testClient) configure(a Asker) (control.ClientConfig, bool) {
+	answer := c.normal
+	answer.Peers = slices.Clone(answer.Peers)
 	switch {
-	case o.silent[told.Peers[0].Overlay] && o.silent[told.Peers[1].Overlay]:
-		told.Peers, told.Standbys = slices.Clone(told.Standbys), nil
-		told.Peers[0].ServiceGateway = true
-		told.Peers[0].AllowedIPs = append(slices.Clone(told.Peers[0].AllowedIPs), services)
-	case slices.Contains(a.Silent, told.Peers[0].PublicKey):
-		told.Peers[0].ServiceGateway, told.Peers[1].ServiceGateway = false, true
-		told.Peers[0].AllowedIPs = slices.DeleteFunc(slices.Clone(told.Peers[0].AllowedIPs), func(p netip.Prefix) bool { return p == services })
-		told.Peers[1].AllowedIPs = append(slices.Clone(told.Peers[1].AllowedIPs), services)
+	case c.silentNodes[answer.Peers[0].Overlay] && c.silentNodes[answer.Peers[1].Overlay]:
+		answer.Peers, answer.Standbys = slices.Clone(answer.Standbys), nil
+		answer.Peers[0].ServiceGateway = true
+		answer.Peers[0].AllowedIPs = append(slices.Clone(answer.Peers[0].AllowedIPs), services)
+	case slices.Contains(a.Silent, answer.Peers[0].PublicKey):
+		answer.Peers[0].ServiceGateway, answer.Peers[1].ServiceGateway = false, true
+		answer.Peers[0].AllowedIPs = slices.DeleteFunc(slices.Clone(answer.Peers[0].AllowedIPs), func(p netip.Prefix) bool { return p == services })
+		answer.Peers[1].AllowedIPs = append(slices.Clone(answer.Peers[1].AllowedIPs), services)
 	}
-	return told, !o.gone
+	return answer, !c.removed
 }
 
-// pass lets turns pass, a second each.
-func (o *office) pass(turns int) {
+// runTurns runs a number of turns, a second apart.
+func (c *testClient) runTurns(turns int) {
 	for range turns {
-		o.turn(o.t.Context())
-		o.now = o.now.Add(askEvery)
+		c.turn(c.t.Context())
+		c.now = c.now.Add(askEvery)
 	}
 }
 
-// routes says which node of the kernel's peers leads to an address.
-func (o *office) routes(to netip.Addr) string {
-	for _, p := range o.state.Peers {
+// peerFor returns the name of the kernel's peer that an address is routed to.
+func (c *testClient) peerFor(to netip.Addr) string {
+	for _, p := range c.state.Peers {
 		if slices.ContainsFunc(p.AllowedIPs, func(n netip.Prefix) bool { return n.Contains(to) }) {
 			return p.Name
 		}
@@ -149,108 +149,108 @@ func (o *office) routes(to netip.Addr) string {
 	return "none"
 }
 
-// Services move to another node when the one that carries them has been silent twice,
-// and back when it answers.
+// Services move to another node after two unanswered requests to the one that carries
+// them, and back when it answers again.
 func TestServicesFailOver(t *testing.T) {
-	o := newOffice(t)
-	o.pass(1)
-	if got := o.routes(services.Addr()); got != "node-0" {
+	c := newTestClient(t)
+	c.runTurns(1)
+	if got := c.peerFor(services.Addr()); got != "node-0" {
 		t.Fatalf("Services go through %s, want node-0", got)
 	}
-	o.silent[o.first.Peers[0].Overlay] = true
-	o.pass(1)
-	if got := o.routes(services.Addr()); got != "node-0" {
-		t.Errorf("after one answer that did not come, Services go through %s, want node-0", got)
+	c.silentNodes[c.normal.Peers[0].Overlay] = true
+	c.runTurns(1)
+	if got := c.peerFor(services.Addr()); got != "node-0" {
+		t.Errorf("after one unanswered request Services go through %s, want node-0", got)
 	}
-	o.pass(2)
-	if got := o.routes(services.Addr()); got != "node-1" {
+	c.runTurns(2)
+	if got := c.peerFor(services.Addr()); got != "node-1" {
 		t.Errorf("Services go through %s, want node-1", got)
 	}
-	if n := strings.Count(o.log.String(), `msg="services move" from=node-0 to=node-1`); n != 1 {
-		t.Errorf("the user was told %d times, want once:\n%s", n, &o.log)
+	if n := strings.Count(c.log.String(), `msg="services go through another node now" from=node-0 to=node-1`); n != 1 {
+		t.Errorf("logged %d times, want once:\n%s", n, &c.log)
 	}
-	delete(o.silent, o.first.Peers[0].Overlay)
-	o.pass(int(tryAgain/askEvery) + 1)
-	if got := o.routes(services.Addr()); got != "node-0" {
-		t.Errorf("when it answers again, Services go through %s, want node-0", got)
+	delete(c.silentNodes, c.normal.Peers[0].Overlay)
+	c.runTurns(int(retryEvery/askEvery) + 1)
+	if got := c.peerFor(services.Addr()); got != "node-0" {
+		t.Errorf("when node-0 answers again, Services go through %s, want node-0", got)
 	}
 }
 
-// When no node answers, those that take over get tunnels, and the system's own resolver
-// is back, because names of endpoints have to resolve.
+// When no node answers, the standbys get tunnels, and the system's own resolver is
+// restored, because names of endpoints must still resolve.
 func TestAllNodesFallSilent(t *testing.T) {
-	o := newOffice(t)
-	o.pass(1)
-	for _, p := range o.first.Peers {
-		o.silent[p.Overlay] = true
+	c := newTestClient(t)
+	c.runTurns(1)
+	for _, p := range c.normal.Peers {
+		c.silentNodes[p.Overlay] = true
 	}
-	o.silent[spare] = true
-	o.pass(4)
-	if got := o.routes(spare); got != "spare" {
-		t.Errorf("the way to the node that takes over goes through %s", got)
+	c.silentNodes[spare] = true
+	c.runTurns(4)
+	if got := c.peerFor(spare); got != "spare" {
+		t.Errorf("the standby is routed to %s, want spare", got)
 	}
-	delete(o.silent, spare)
-	o.pass(2)
-	if got := o.routes(services.Addr()); got != "spare" {
+	delete(c.silentNodes, spare)
+	c.runTurns(2)
+	if got := c.peerFor(services.Addr()); got != "spare" {
 		t.Errorf("Services go through %s, want spare", got)
 	}
 	ours := "nameserver 10.43.0.10\nsearch default.svc.cluster.local svc.cluster.local cluster.local\n"
-	if len(o.told) < 2 || o.told[0] != ours || o.told[1] != "" {
-		t.Errorf("resolvconf was told %q, want ours and then nothing", o.told)
+	if len(c.resolvConfs) < 2 || c.resolvConfs[0] != ours || c.resolvConfs[1] != "" {
+		t.Errorf("resolvconf got %q, want the cluster's resolver and then nothing", c.resolvConfs)
 	}
-	for _, said := range []string{`msg="nodes answer"`, `msg="no node answers;`} {
-		if !strings.Contains(o.log.String(), said) {
-			t.Errorf("the user was not told %s:\n%s", said, &o.log)
+	for _, msg := range []string{`msg="nodes answer"`, `msg="no node answers;`} {
+		if !strings.Contains(c.log.String(), msg) {
+			t.Errorf("not logged: %s\n%s", msg, &c.log)
 		}
 	}
 }
 
-// A client that was removed is told so, once.
+// That the nodes refuse a removed client is logged once, and its tunnels stay.
 func TestRemovedClient(t *testing.T) {
-	o := newOffice(t)
-	o.gone = true
-	o.pass(3)
-	if n := strings.Count(o.log.String(), "don't know this client any more"); n != 1 {
-		t.Errorf("the user was told %d times, want once:\n%s", n, &o.log)
+	c := newTestClient(t)
+	c.removed = true
+	c.runTurns(3)
+	if n := strings.Count(c.log.String(), "don't know this client any more"); n != 1 {
+		t.Errorf("logged %d times, want once:\n%s", n, &c.log)
 	}
-	if got := o.routes(services.Addr()); got == "none" {
+	if got := c.peerFor(services.Addr()); got == "none" {
 		t.Error("its tunnels are gone")
 	}
 }
 
-// An endpoint's name is looked up once a minute, and its last address stays when it does
-// not resolve.
+// An endpoint's name is looked up once a minute. If the lookup fails, its last address
+// stays in use.
 func TestNamesOfEndpoints(t *testing.T) {
-	o := newOffice(t)
-	endpoint := func() netip.Addr { return o.state.Peers[0].Endpoint.Addr() }
-	o.pass(10)
-	if len(o.asked) != 1 || endpoint() != o.names["aws.example.com"] {
-		t.Errorf("asked %v, endpoint %v", o.asked, endpoint())
+	c := newTestClient(t)
+	endpoint := func() netip.Addr { return c.state.Peers[0].Endpoint.Addr() }
+	c.runTurns(10)
+	if len(c.lookups) != 1 || endpoint() != c.names["aws.example.com"] {
+		t.Errorf("lookups %v, endpoint %v", c.lookups, endpoint())
 	}
-	o.names["aws.example.com"] = netip.MustParseAddr("192.0.2.9")
-	o.pass(int(resolveEvery / askEvery))
-	if len(o.asked) != 2 || endpoint() != o.names["aws.example.com"] {
-		t.Errorf("a minute later: asked %v, endpoint %v", o.asked, endpoint())
+	c.names["aws.example.com"] = netip.MustParseAddr("192.0.2.9")
+	c.runTurns(int(resolveEvery / askEvery))
+	if len(c.lookups) != 2 || endpoint() != c.names["aws.example.com"] {
+		t.Errorf("a minute later: lookups %v, endpoint %v", c.lookups, endpoint())
 	}
-	delete(o.names, "aws.example.com")
-	o.pass(int(resolveEvery / askEvery))
-	if want := netip.MustParseAddr("192.0.2.9"); len(o.asked) != 3 || endpoint() != want {
-		t.Errorf("when it does not resolve: asked %v, endpoint %v, want %v", o.asked, endpoint(), want)
+	delete(c.names, "aws.example.com")
+	c.runTurns(int(resolveEvery / askEvery))
+	if want := netip.MustParseAddr("192.0.2.9"); len(c.lookups) != 3 || endpoint() != want {
+		t.Errorf("when the lookup fails: lookups %v, endpoint %v, want %v", c.lookups, endpoint(), want)
 	}
 }
 
-// Nodes without a session are spoken to, every few seconds.
-func TestSpeaksFirst(t *testing.T) {
-	o := newOffice(t)
-	o.pass(1)
-	if diff := cmp.Diff([]string{"10.4.0.1", "10.4.0.2"}, texts(o.spoken)); diff != "" {
-		t.Errorf("spoken to (-want +got):\n%s", diff)
+// The client starts handshakes with nodes that have no session, every few seconds.
+func TestStartHandshakes(t *testing.T) {
+	c := newTestClient(t)
+	c.runTurns(1)
+	if diff := cmp.Diff([]string{"10.4.0.1", "10.4.0.2"}, texts(c.handshakes)); diff != "" {
+		t.Errorf("handshakes started with (-want +got):\n%s", diff)
 	}
-	o.state.Peers[0].LastHandshake = o.now
-	o.spoken = nil
-	o.pass(int(tryAgain / askEvery))
-	if diff := cmp.Diff([]string{"10.4.0.2"}, texts(o.spoken)); diff != "" {
-		t.Errorf("spoken to (-want +got):\n%s", diff)
+	c.state.Peers[0].LastHandshake = c.now
+	c.handshakes = nil
+	c.runTurns(int(retryEvery / askEvery))
+	if diff := cmp.Diff([]string{"10.4.0.2"}, texts(c.handshakes)); diff != "" {
+		t.Errorf("handshakes started with (-want +got):\n%s", diff)
 	}
 }
 
@@ -261,30 +261,30 @@ func texts(addrs []netip.Addr) (out []string) {
 	return out
 }
 
-// What this host has attached is left out, and the user is told once.
-func TestAttachedNetworksAreNamed(t *testing.T) {
-	o := newOffice(t)
-	o.client.attached = func() ([]netip.Prefix, error) { return []netip.Prefix{netip.MustParsePrefix("10.42.0.0/25")}, nil }
-	o.pass(3)
-	if got := o.routes(netip.MustParseAddr("10.42.0.7")); got != "none" {
-		t.Errorf("the way into this host's own network goes through %s", got)
+// Prefixes that overlap this host's own networks are left out, which is logged once.
+func TestAttachedNetworksAreLogged(t *testing.T) {
+	c := newTestClient(t)
+	c.client.attached = func() ([]netip.Prefix, error) { return []netip.Prefix{netip.MustParsePrefix("10.42.0.0/25")}, nil }
+	c.runTurns(3)
+	if got := c.peerFor(netip.MustParseAddr("10.42.0.7")); got != "none" {
+		t.Errorf("this host's own network is routed to %s, want none", got)
 	}
-	if n := strings.Count(o.log.String(), "left out"); n != 1 {
-		t.Errorf("the user was told %d times, want once:\n%s", n, &o.log)
+	if n := strings.Count(c.log.String(), "left out"); n != 1 {
+		t.Errorf("logged %d times, want once:\n%s", n, &c.log)
 	}
 }
 
-// A system without resolvconf goes on, and says so once; another error is passed on.
+// A missing resolvconf is logged once and is not an error; any other error is returned.
 func TestResolvconf(t *testing.T) {
-	o := newOffice(t)
-	o.client.resolvconf = func(context.Context, string) error { return &exec.Error{Name: "resolvconf", Err: exec.ErrNotFound} }
-	o.pass(2)
-	if n := strings.Count(o.log.String(), "resolvconf is not installed"); n != 1 {
-		t.Errorf("the user was told %d times, want once:\n%s", n, &o.log)
+	c := newTestClient(t)
+	c.client.resolvconf = func(context.Context, string) error { return &exec.Error{Name: "resolvconf", Err: exec.ErrNotFound} }
+	c.runTurns(2)
+	if n := strings.Count(c.log.String(), "resolvconf is not installed"); n != 1 {
+		t.Errorf("logged %d times, want once:\n%s", n, &c.log)
 	}
 	broken := errors.New("broken")
-	o.client.resolvconf = func(context.Context, string) error { return broken }
-	if err := o.setResolver(t.Context(), control.ClientConfig{}); !errors.Is(err, broken) {
+	c.client.resolvconf = func(context.Context, string) error { return broken }
+	if err := c.setResolver(t.Context(), control.ClientConfig{}); !errors.Is(err, broken) {
 		t.Errorf("got %v, want %v", err, broken)
 	}
 }

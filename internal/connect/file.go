@@ -16,15 +16,15 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// File is a configuration that meshd client add has written.
+// File is a configuration file that meshd client add has printed.
 type File struct {
 	PrivateKey   wgtypes.Key
 	PresharedKey mesh.PresharedKey // zero for none
 	Config       control.ClientConfig
 }
 
-// granted are the networks that this client may ever send into its tunnels: the ranges
-// that were written into its configuration, and what was written there of each node.
+// granted returns the only networks that this client may ever route into its tunnels:
+// the cluster's ranges and each node's allowed IPs, as they are in the file.
 func (f File) granted() []netip.Prefix {
 	granted := slices.Clone(f.Config.Ranges)
 	for _, p := range f.Config.Peers {
@@ -33,24 +33,24 @@ func (f File) granted() []netip.Prefix {
 	return granted
 }
 
-// Format implements fmt.Formatter: the private key does not show.
+// Format implements fmt.Formatter, so that the private key is never printed.
 func (f File) Format(s fmt.State, _ rune) { fmt.Fprintf(s, "configuration of %v", f.Config.Overlay) }
 
-// Comments that begin so are for us: wg-quick(8) passes over them.
+// ownComment begins comments that hold settings of meshd, which wg-quick(8) ignores.
 const ownComment = "# meshd-"
 
-// Keys of what stands in such comments.
+// The keys of these settings.
 const (
 	keyCluster = "meshd-cluster" // the name of the cluster
 	keyRanges  = "meshd-ranges"  // see control.ClientConfig
 	keyNode    = "meshd-node"    // fingerprint and overlay address of a peer
 )
 
-// errUnsigned says that a file is older than signed answers.
-var errUnsigned = errors.New("it does not say whose answers count; print a new one on a node with meshd client show NAME, and put in the private key, and the preshared key if there is one, of the old one")
+// errUnverifiable means that a file was made before answers were signed.
+var errUnverifiable = errors.New("the file lacks some of meshd's comments, so answers can't be verified; print a new one on a node with meshd client show NAME, and copy the private key, and the preshared key if there is one, from the old one")
 
-// ParseFile reads what wg-quick(8) takes, as far as meshd writes it. Errors name the
-// line, and no secret.
+// ParseFile parses the part of the wg-quick(8) format that meshd writes. Errors name the
+// line and never contain a secret.
 func ParseFile(text string) (File, error) {
 	var f File
 	number := 0
@@ -78,10 +78,10 @@ func ParseFile(text string) (File, error) {
 	if f.PrivateKey == (wgtypes.Key{}) {
 		return File{}, errors.New("no PrivateKey")
 	}
-	return f, check(f.Config)
+	return f, checkConfig(f.Config)
 }
 
-// set takes one line.
+// set sets the value of one line of the file.
 func (f *File) set(key, value string) (err error) {
 	c := &f.Config
 	switch key {
@@ -95,8 +95,8 @@ func (f *File) set(key, value string) (err error) {
 		}
 		return err
 	case "DNS":
-		words := strings.Split(strings.ReplaceAll(value, " ", ""), ",")
-		c.Resolver, c.Search = words[0], words[1:]
+		fields := strings.Split(strings.ReplaceAll(value, " ", ""), ",")
+		c.Resolver, c.Search = fields[0], fields[1:]
 		return nil
 	case "MTU":
 		c.MTU, err = parseNumber(key, value)
@@ -148,7 +148,7 @@ func (f *File) setPeer(p *control.ClientPeer, key, value string) error {
 func parseKey(key, value string) (wgtypes.Key, error) {
 	k, err := wgtypes.ParseKey(value)
 	if err != nil {
-		return wgtypes.Key{}, fmt.Errorf("%s is no WireGuard key", key)
+		return wgtypes.Key{}, fmt.Errorf("%s is not a WireGuard key", key)
 	}
 	return k, nil
 }
@@ -156,7 +156,7 @@ func parseKey(key, value string) (wgtypes.Key, error) {
 func parseNumber(key, value string) (int, error) {
 	n, err := strconv.ParseUint(value, 10, 16)
 	if err != nil {
-		return 0, fmt.Errorf("%s %q is no number", key, value)
+		return 0, fmt.Errorf("%s %q is not a number", key, value)
 	}
 	return int(n), nil
 }

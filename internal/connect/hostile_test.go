@@ -28,55 +28,55 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// laptop is a client with the configuration that was printed for it.
+// laptop returns a client that has only the configuration of its file.
 func laptop(t testing.TB) *client {
 	t.Helper()
-	file, err := ParseFile(printed(t))
+	file, err := ParseFile(fileText(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return newClient(Options{Interface: "mesh0", File: file, Logger: slog.New(slog.DiscardHandler), Now: time.Now}, nil, 51820)
 }
 
-// An answer counts if the node that was asked signed it, for this client and this
-// question.
+// An answer is accepted only if the node that was asked has signed it for this client and
+// this question.
 func TestHostileAnswer(t *testing.T) {
 	c := laptop(t)
 	node, other := signer(1), signer(2)
 	asked := newQuestion("default", c.File.PrivateKey.PublicKey())
-	body, err := json.Marshal(answered(t, c.File))
+	body, err := json.Marshal(answerFor(t, c.File))
 	if err != nil {
 		t.Fatal(err)
 	}
-	elsewhere, stranger := asked, newQuestion("default", wgtypes.Key{9})
-	elsewhere.cluster = "other"
+	otherCluster, otherClient := asked, newQuestion("default", wgtypes.Key{9})
+	otherCluster.cluster = "other"
 	for _, tt := range []struct {
 		name   string
 		signed question
 		by     ed25519.PrivateKey
 		change func(r *http.Response)
-		want   string // "" for an answer that counts
+		want   string // "" if the answer is accepted
 	}{
 		{"honest", asked, node, func(*http.Response) {}, ""},
 		{"unsigned", asked, node, func(r *http.Response) { r.Header = http.Header{} }, "not signed"},
-		{"signed by another node", asked, other, func(*http.Response) {}, "want one of"},
+		{"signed by another node", asked, other, func(*http.Response) {}, "the answer is from node"},
 		{"signed by another node in this one's name", asked, other, func(r *http.Response) {
 			honest := http.Header{}
 			asked.sign(honest, node, http.StatusOK, nil)
 			r.Header.Set(headerIdentity, honest.Get(headerIdentity))
-		}, "does not hold"},
-		{"to an earlier question", newQuestion("default", asked.client), node, func(*http.Response) {}, "does not hold"},
-		{"to another client", stranger, node, func(*http.Response) {}, "does not hold"},
-		{"of another cluster", elsewhere, node, func(*http.Response) {}, "does not hold"},
-		{"changed", asked, node, func(r *http.Response) { r.Body = io.NopCloser(strings.NewReader(string(body) + " ")) }, "does not hold"},
-		{"made a refusal", asked, node, func(r *http.Response) { r.StatusCode = http.StatusForbidden }, "does not hold"},
+		}, "signature is not valid"},
+		{"to an earlier question", newQuestion("default", asked.client), node, func(*http.Response) {}, "signature is not valid"},
+		{"to another client", otherClient, node, func(*http.Response) {}, "signature is not valid"},
+		{"of another cluster", otherCluster, node, func(*http.Response) {}, "signature is not valid"},
+		{"changed", asked, node, func(r *http.Response) { r.Body = io.NopCloser(strings.NewReader(string(body) + " ")) }, "signature is not valid"},
+		{"turned into a refusal", asked, node, func(r *http.Response) { r.StatusCode = http.StatusForbidden }, "signature is not valid"},
 		{"endless", asked, node, func(r *http.Response) { r.Body = io.NopCloser(zeros{}) }, "bytes"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(body))}
 			tt.signed.sign(r.Header, tt.by, http.StatusOK, body)
 			tt.change(r)
-			_, err := c.read(asked, idOf(node), r)
+			_, err := c.readAnswer(asked, idOf(node), r)
 			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
@@ -88,11 +88,11 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 
-// Whatever a node says, and signs, the client takes nothing beyond what it was granted.
+// Whatever a node signs, the client accepts no prefix outside the ranges of its file.
 func TestHostileNodeAnswers(t *testing.T) {
 	c := laptop(t)
 	peer := func(change func(p *control.ClientPeer)) func(*control.ClientConfig) {
-		return func(told *control.ClientConfig) { change(&told.Peers[0]) }
+		return func(answer *control.ClientConfig) { change(&answer.Peers[0]) }
 	}
 	allowed := func(list ...string) func(*control.ClientConfig) {
 		return peer(func(p *control.ClientPeer) {
@@ -103,65 +103,65 @@ func TestHostileNodeAnswers(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name    string
-		change  func(told *control.ClientConfig)
+		change  func(answer *control.ClientConfig)
 		refused bool
-		peers   int // that are believed
+		peers   int // that are accepted
 	}{
 		{"honest", func(*control.ClientConfig) {}, false, 2},
 		{"default route", allowed("0.0.0.0/0", "::/0"), false, 2},
 		{"halves of the default route", allowed("0.0.0.0/1", "128.0.0.0/1", "::/1"), false, 2},
-		{"a network elsewhere", allowed("192.168.1.0/24", "8.8.8.8/32", "2001:db8::/32"), false, 2},
+		{"a network outside the ranges", allowed("192.168.1.0/24", "8.8.8.8/32", "2001:db8::/32"), false, 2},
 		{"broader than a range", allowed("10.0.0.0/8", "10.40.0.0/13", "fd00::/8"), false, 2},
 		{"IPv4 in IPv6", allowed("::ffff:10.42.0.0/112"), false, 2},
-		{"another node's prefix", func(told *control.ClientConfig) {
-			told.Peers[1].AllowedIPs = append(told.Peers[1].AllowedIPs, told.Peers[0].AllowedIPs...)
+		{"another node's prefix", func(answer *control.ClientConfig) {
+			answer.Peers[1].AllowedIPs = append(answer.Peers[1].AllowedIPs, answer.Peers[0].AllowedIPs...)
 		}, false, 2},
-		{"resolver elsewhere", func(told *control.ClientConfig) { told.Resolver = "8.8.8.8" }, true, 0},
-		{"resolver with a line break", func(told *control.ClientConfig) { told.Resolver = "10.43.0.10\noptions x" }, true, 0},
-		{"domain with a line break", func(told *control.ClientConfig) { told.Search = []string{"a\nnameserver 8.8.8.8"} }, true, 0},
-		{"domain with a space", func(told *control.ClientConfig) { told.Search = []string{"a b"} }, true, 0},
-		{"long domain", func(told *control.ClientConfig) { told.Search = []string{strings.Repeat("a", 300)} }, true, 0},
-		{"many domains", func(told *control.ClientConfig) { told.Search = slices.Repeat([]string{"a"}, 100) }, true, 0},
-		{"10,000 peers", func(told *control.ClientConfig) { told.Peers = slices.Repeat(told.Peers, 5000) }, true, 0},
-		{"10,000 standbys", func(told *control.ClientConfig) { told.Standbys = slices.Repeat(told.Peers, 5000) }, true, 0},
-		{"a million prefixes", func(told *control.ClientConfig) {
-			told.Peers[0].AllowedIPs = slices.Repeat(told.Peers[0].AllowedIPs, 1<<18)
+		{"resolver outside the ranges", func(answer *control.ClientConfig) { answer.Resolver = "8.8.8.8" }, true, 0},
+		{"resolver with a line break", func(answer *control.ClientConfig) { answer.Resolver = "10.43.0.10\noptions x" }, true, 0},
+		{"domain with a line break", func(answer *control.ClientConfig) { answer.Search = []string{"a\nnameserver 8.8.8.8"} }, true, 0},
+		{"domain with a space", func(answer *control.ClientConfig) { answer.Search = []string{"a b"} }, true, 0},
+		{"long domain", func(answer *control.ClientConfig) { answer.Search = []string{strings.Repeat("a", 300)} }, true, 0},
+		{"many domains", func(answer *control.ClientConfig) { answer.Search = slices.Repeat([]string{"a"}, 100) }, true, 0},
+		{"10,000 peers", func(answer *control.ClientConfig) { answer.Peers = slices.Repeat(answer.Peers, 5000) }, true, 0},
+		{"10,000 standbys", func(answer *control.ClientConfig) { answer.Standbys = slices.Repeat(answer.Peers, 5000) }, true, 0},
+		{"a million prefixes", func(answer *control.ClientConfig) {
+			answer.Peers[0].AllowedIPs = slices.Repeat(answer.Peers[0].AllowedIPs, 1<<18)
 		}, true, 0},
-		{"no peers", func(told *control.ClientConfig) { told.Peers = nil }, true, 0},
-		{"MTU", func(told *control.ClientConfig) { told.MTU = 68 }, true, 0},
-		{"keepalive", func(told *control.ClientConfig) { told.Keepalive = -1 }, true, 0},
-		{"other addresses", func(told *control.ClientConfig) { told.Overlay = []netip.Addr{netip.MustParseAddr("192.168.1.1")} }, false, 2},
+		{"no peers", func(answer *control.ClientConfig) { answer.Peers = nil }, true, 0},
+		{"MTU", func(answer *control.ClientConfig) { answer.MTU = 68 }, true, 0},
+		{"keepalive", func(answer *control.ClientConfig) { answer.Keepalive = -1 }, true, 0},
+		{"other addresses", func(answer *control.ClientConfig) { answer.Overlay = []netip.Addr{netip.MustParseAddr("192.168.1.1")} }, false, 2},
 		{"peer without fingerprint", peer(func(p *control.ClientPeer) { p.ID = mesh.ID{} }), false, 1},
 		{"peer with our own key", peer(func(p *control.ClientPeer) { p.PublicKey = c.File.PrivateKey.PublicKey().String() }), false, 1},
-		{"peer that is there twice", func(told *control.ClientConfig) { told.Peers[1].PublicKey = told.Peers[0].PublicKey }, false, 1},
-		{"peer with an escape", peer(func(p *control.ClientPeer) { p.Name = "\x1b[2J" }), false, 1},
-		{"peer that is asked elsewhere", peer(func(p *control.ClientPeer) { p.Overlay = netip.MustParseAddr("192.168.1.1") }), false, 1},
+		{"the same peer twice", func(answer *control.ClientConfig) { answer.Peers[1].PublicKey = answer.Peers[0].PublicKey }, false, 1},
+		{"peer with an escape sequence in its name", peer(func(p *control.ClientPeer) { p.Name = "\x1b[2J" }), false, 1},
+		{"peer with an overlay address outside the ranges", peer(func(p *control.ClientPeer) { p.Overlay = netip.MustParseAddr("192.168.1.1") }), false, 1},
 		{"endpoint: multicast", peer(func(p *control.ClientPeer) { p.Endpoint = "224.0.0.1:1" }), false, 1},
 		{"endpoint: broadcast", peer(func(p *control.ClientPeer) { p.Endpoint = "255.255.255.255:1" }), false, 1},
-		{"endpoint: itself", peer(func(p *control.ClientPeer) { p.Endpoint = "127.0.0.1:53" }), false, 1},
-		{"endpoint: link", peer(func(p *control.ClientPeer) { p.Endpoint = "169.254.169.254:80" }), false, 1},
-		{"endpoint: no port", peer(func(p *control.ClientPeer) { p.Endpoint = "192.0.2.1:0" }), false, 1},
-		{"endpoint: no name", peer(func(p *control.ClientPeer) { p.Endpoint = "a\nb:1" }), false, 1},
+		{"endpoint: loopback", peer(func(p *control.ClientPeer) { p.Endpoint = "127.0.0.1:53" }), false, 1},
+		{"endpoint: link-local", peer(func(p *control.ClientPeer) { p.Endpoint = "169.254.169.254:80" }), false, 1},
+		{"endpoint: port 0", peer(func(p *control.ClientPeer) { p.Endpoint = "192.0.2.1:0" }), false, 1},
+		{"endpoint: invalid name", peer(func(p *control.ClientPeer) { p.Endpoint = "a\nb:1" }), false, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			told := answered(t, c.File)
-			tt.change(&told)
-			got, _, err := c.File.believe(told)
+			answer := answerFor(t, c.File)
+			tt.change(&answer)
+			got, _, err := c.File.accept(answer)
 			if tt.refused != (err != nil) || len(got.Peers) != tt.peers && !tt.refused {
 				t.Fatalf("got %d peers, %v", len(got.Peers), err)
 			}
 			if err == nil {
-				checkBelieved(t, c.File, got)
+				checkAccepted(t, c.File, got)
 			}
 		})
 	}
-	if got, _, err := c.File.believe(answered(t, c.File)); err != nil || !cmp.Equal(got.Peers[0].AllowedIPs, c.File.Config.Peers[0].AllowedIPs, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })) {
-		t.Errorf("what is in the file is not believed: %v, %v", got.Peers, err)
+	if got, _, err := c.File.accept(answerFor(t, c.File)); err != nil || !cmp.Equal(got.Peers[0].AllowedIPs, c.File.Config.Peers[0].AllowedIPs, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })) {
+		t.Errorf("an answer equal to the file is not accepted: %v, %v", got.Peers, err)
 	}
 }
 
-// checkBelieved holds a configuration to what its client was granted.
-func checkBelieved(t *testing.T, f File, c control.ClientConfig) {
+// checkAccepted fails the test if a configuration goes beyond what its file grants.
+func checkAccepted(t *testing.T, f File, c control.ClientConfig) {
 	t.Helper()
 	seen := make(map[netip.Prefix]bool)
 	for _, p := range slices.Concat(c.Peers, c.Standbys) {
@@ -174,7 +174,7 @@ func checkBelieved(t *testing.T, f File, c control.ClientConfig) {
 			if seen[a] || a.Bits() < 8 || !slices.ContainsFunc(f.granted(), func(g netip.Prefix) bool {
 				return g.Bits() <= a.Bits() && g.Overlaps(a)
 			}) {
-				t.Errorf("allowed IP %v was not granted, or is there twice", a)
+				t.Errorf("allowed IP %v is not granted, or occurs twice", a)
 			}
 			seen[a] = true
 		}
@@ -186,7 +186,7 @@ func checkBelieved(t *testing.T, f File, c control.ClientConfig) {
 
 func FuzzAnswer(f *testing.F) {
 	c := laptop(f)
-	body, err := json.Marshal(answered(f, c.File))
+	body, err := json.Marshal(answerFor(f, c.File))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -197,20 +197,20 @@ func FuzzAnswer(f *testing.F) {
 		q := newQuestion("default", c.File.PrivateKey.PublicKey())
 		r := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(body))}
 		q.sign(r.Header, node, http.StatusOK, body)
-		if got, err := c.read(q, idOf(node), r); err == nil {
-			checkBelieved(t, c.File, got)
+		if got, err := c.readAnswer(q, idOf(node), r); err == nil {
+			checkAccepted(t, c.File, got)
 		}
 	})
 }
 
-// An impostor that took a node's port answers, refuses, and sends elsewhere; for the
-// client that node is silent, and no other place is asked.
+// An impostor on a node's port sends unsigned answers, refusals and redirects. For the
+// client that node is silent, and it follows no redirect.
 func TestHostileImpostor(t *testing.T) {
-	var elsewhere int
-	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere++ }))
+	var redirected int
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { redirected++ }))
 	defer other.Close()
 	c := laptop(t)
-	forged := answered(t, c.File)
+	forged := answerFor(t, c.File)
 	forged.Peers[0].AllowedIPs = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
 	at := netip.MustParseAddr("127.0.78.1")
 	l, err := net.Listen("tcp", netip.AddrPortFrom(at, mesh.ClientPort).String())
@@ -238,31 +238,31 @@ func TestHostileImpostor(t *testing.T) {
 	node := c.config.Peers[0]
 	node.Overlay = at
 	for ; asked < len(answers); asked++ {
-		if told, err := c.ask(t.Context(), []control.ClientPeer{node}); err == nil {
-			t.Errorf("answer %d is believed: %+v", asked, told)
+		if config, err := c.ask(t.Context(), []control.ClientPeer{node}); err == nil {
+			t.Errorf("answer %d is accepted: %+v", asked, config)
 		}
 	}
-	if elsewhere > 0 {
-		t.Error("the client asked where it was sent")
+	if redirected > 0 {
+		t.Error("the client followed a redirect")
 	}
 	if c.missed[node.PublicKey] != len(answers) {
-		t.Errorf("the node was silent %d times, want %d", c.missed[node.PublicKey], len(answers))
+		t.Errorf("%d misses are counted, want %d", c.missed[node.PublicKey], len(answers))
 	}
 }
 
-// A host's own networks stay as they are; what overlaps them is left out, and named.
+// Prefixes that overlap the host's own networks are left out and named.
 func TestHostileAttachedNetworks(t *testing.T) {
 	c := laptop(t)
 	own := []netip.Prefix{netip.MustParsePrefix("10.43.7.0/24"), netip.MustParsePrefix("10.4.0.2/32"), netip.MustParsePrefix("192.168.1.0/24")}
-	peers, left := withoutAttached(c.config.Peers, own)
-	if got := fmt.Sprint(peers[0].AllowedIPs, peers[1].AllowedIPs, left); got != "[10.4.0.1/32 10.42.0.0/24] [10.42.1.0/24 fd04::2/128] [10.43.0.0/16 overlaps 10.43.7.0/24 10.4.0.2/32 overlaps 10.4.0.2/32]" {
+	peers, conflicts := withoutAttached(c.config.Peers, own)
+	if got := fmt.Sprint(peers[0].AllowedIPs, peers[1].AllowedIPs, conflicts); got != "[10.4.0.1/32 10.42.0.0/24] [10.42.1.0/24 fd04::2/128] [10.43.0.0/16 overlaps 10.43.7.0/24 10.4.0.2/32 overlaps 10.4.0.2/32]" {
 		t.Errorf("got %s", got)
 	}
 	if len(c.config.Peers[0].AllowedIPs) != 3 {
 		t.Error("the configuration itself has changed")
 	}
-	if leadTo(peers, netip.MustParseAddr(c.config.Resolver)) {
-		t.Error("the resolver is asked, and is in the host's own network")
+	if routedTo(peers, netip.MustParseAddr(c.config.Resolver)) {
+		t.Error("the resolver is used, although its address is in the host's own network")
 	}
 	list, err := attached("none")
 	if err != nil || !slices.Contains(list, netip.MustParsePrefix("127.0.0.0/8")) {
@@ -270,7 +270,8 @@ func TestHostileAttachedNetworks(t *testing.T) {
 	}
 }
 
-// A tunnel does not run through itself, whatever a name resolves to.
+// An endpoint's name that resolves into the mesh is not used: a tunnel can't run through
+// itself.
 func TestHostileEndpoint(t *testing.T) {
 	c := laptop(t)
 	peers := c.config.Peers
@@ -282,39 +283,39 @@ func TestHostileEndpoint(t *testing.T) {
 	}
 }
 
-// What nodes say of ever new peers leaves nothing behind, and a question stays short.
+// Answers with ever new peers don't fill the client's memory, and requests stay short.
 func TestHostilePeersAreForgotten(t *testing.T) {
 	c := laptop(t)
 	for i := range 3000 {
-		told := answered(t, c.File)
-		told.Peers[0].PublicKey, told.Peers[0].Endpoint = wgtypes.Key{1, byte(i), byte(i >> 8)}.String(), fmt.Sprintf("h%d.example.com:1", i)
-		c.adopt(told)
-		c.missed[told.Peers[0].PublicKey], c.resolved[fmt.Sprintf("h%d.example.com", i)] = misses, resolved{}
+		answer := answerFor(t, c.File)
+		answer.Peers[0].PublicKey, answer.Peers[0].Endpoint = wgtypes.Key{1, byte(i), byte(i >> 8)}.String(), fmt.Sprintf("h%d.example.com:1", i)
+		c.setConfig(answer)
+		c.missed[answer.Peers[0].PublicKey], c.resolved[fmt.Sprintf("h%d.example.com", i)] = missesToSilent, resolved{}
 	}
-	c.adopt(c.File.Config)
+	c.setConfig(c.File.Config)
 	if len(c.missed) > 0 || len(c.resolved) > 0 {
-		t.Errorf("%d keys and %d hosts are kept, want none", len(c.missed), len(c.resolved))
+		t.Errorf("%d keys and %d host names are kept, want none", len(c.missed), len(c.resolved))
 	}
 	for i := range 3000 {
 		p := c.File.Config.Peers[0]
 		p.PublicKey = wgtypes.Key{2, byte(i), byte(i >> 8)}.String()
 		c.config.Standbys = append(c.config.Standbys, p)
-		c.missed[p.PublicKey] = misses
+		c.missed[p.PublicKey] = missesToSilent
 	}
 	query := maps.Clone(newQuestion("default", wgtypes.Key{}).query())
 	query["silent"] = c.silentKeys()
 	if got := len(url.Values(query).Encode()); got > 8<<10 {
-		t.Errorf("a question has %d bytes", got)
+		t.Errorf("a request's parameters have %d bytes, want at most 8 KiB", got)
 	}
 }
 
-// Somebody opens hundreds of connections and leaves them; a client gets its answer.
+// A client gets its answer although another host keeps hundreds of connections open.
 func TestHostileConnections(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	c := laptop(t)
 	server := NewServer(ServerOptions{
 		Cluster: "default", Identity: signer(1), Logger: log, IsClient: func(netip.Addr) bool { return true },
-		Source: func(Asker) (control.ClientConfig, bool) { return answered(t, c.File), true },
+		Source: func(Asker) (control.ClientConfig, bool) { return answerFor(t, c.File), true },
 	})
 	at := netip.MustParseAddr("127.0.79.1")
 	if err := server.Keep(netip.AddrPortFrom(at, mesh.ClientPort)); err != nil {
@@ -352,6 +353,6 @@ func TestHostileConnections(t *testing.T) {
 	node := c.config.Peers[0]
 	node.ID, node.Overlay = idOf(signer(1)), at
 	if _, err := c.ask(t.Context(), []control.ClientPeer{node}); err != nil {
-		t.Errorf("a client: %v", err)
+		t.Errorf("a client gets no answer: %v", err)
 	}
 }

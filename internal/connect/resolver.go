@@ -12,8 +12,8 @@ import (
 	"github.com/meshd/meshd/internal/control"
 )
 
-// setResolver has the system ask the resolver of a configuration for names, alone, and
-// none of ours if it names none. A system without resolvconf goes on as it is.
+// setResolver makes the configuration's resolver the only one of the system, or restores
+// the system's own if the configuration has none. Without resolvconf nothing changes.
 func (c *client) setResolver(ctx context.Context, config control.ClientConfig) error {
 	text := ""
 	if config.Resolver != "" {
@@ -22,23 +22,24 @@ func (c *client) setResolver(ctx context.Context, config control.ClientConfig) e
 			text += "search " + strings.Join(config.Search, " ") + "\n"
 		}
 	}
-	if text == c.resolver {
+	if text == c.resolverText {
 		return nil
 	}
 	err := c.resolvconf(ctx, text)
 	if errors.Is(err, exec.ErrNotFound) {
-		c.Logger.Warn("resolvconf is not installed: names of the cluster don't resolve")
+		c.Logger.Warn("resolvconf is not installed, so names of the cluster don't resolve")
 		err = nil
 	}
 	if err != nil {
 		return fmt.Errorf("set resolver: %w", err)
 	}
-	c.resolver = text
+	c.resolverText = text
 	return nil
 }
 
-// resolvconf tells resolvconf(8), which systemd-resolved and openresolv have, what is
-// asked on a link, as wg-quick(8) does: it is what counts alone. "" takes it back.
+// resolvconf sets a link's resolver with resolvconf(8), which systemd-resolved and
+// openresolv provide, with the options of wg-quick(8) that make it the only one in use.
+// An empty text removes it.
 func resolvconf(ctx context.Context, link, text string) error {
 	cmd := exec.CommandContext(ctx, "resolvconf", "-d", link, "-f")
 	if text != "" {

@@ -16,36 +16,37 @@ import (
 	"github.com/meshd/meshd/internal/httplimit"
 )
 
-// How many clients may ask at once: from one address, which asks once a second, and in
-// all.
+// Limits on open connections: from one address, which sends a request a second, and in
+// total.
 const (
 	maxPerSource = 16
 	maxTotal     = 256
 )
 
-// requestTimeout bounds how long a question and its answer may take.
+// requestTimeout bounds how long a request and its answer may take.
 const requestTimeout = 10 * time.Second
 
-// Asker is who asks.
+// Asker is the host that sends a request.
 type Asker struct {
-	Addr   netip.Addr  // as WireGuard has checked it
-	Key    wgtypes.Key // as it says
+	Addr   netip.Addr  // its source address, which WireGuard has checked
+	Key    wgtypes.Key // the public key that it claims to have
 	Silent []string    // public keys of nodes that don't answer it
 }
 
-// Source says how a client is to be configured now; ok is false for who is no client.
+// Source returns a client's current configuration; ok is false if the asker is not a
+// client.
 type Source func(Asker) (config control.ClientConfig, ok bool)
 
-// ServerOptions say for whom a server answers, and how.
+// ServerOptions configure a server.
 type ServerOptions struct {
 	Source   Source
-	IsClient func(netip.Addr) bool // whether an address is a client's, and no other's
-	Cluster  string                // its name
+	IsClient func(netip.Addr) bool // reports whether an address belongs to one client alone
+	Cluster  string                // the cluster's name
 	Identity ed25519.PrivateKey    // of this node; it signs the answers
 	Logger   *slog.Logger
 }
 
-// NewServer returns a server that answers clients. It does not listen yet.
+// NewServer returns a server that answers clients. It does not listen on any address yet.
 func NewServer(o ServerOptions) *httplimit.Server {
 	return httplimit.NewServer("answer clients", o.handler(), requestTimeout,
 		httplimit.Options{PerSource: maxPerSource, Total: maxTotal, Whole: o.IsClient, Logger: o.Logger})
@@ -56,7 +57,7 @@ func (o ServerOptions) handler() http.Handler {
 	mux.HandleFunc("GET "+configPath, func(w http.ResponseWriter, r *http.Request) {
 		from, err := netip.ParseAddrPort(r.RemoteAddr)
 		if err != nil {
-			http.Error(w, "who asks?", http.StatusBadRequest)
+			http.Error(w, "unknown source address", http.StatusBadRequest)
 			return
 		}
 		q, err := parseQuestion(o.Cluster, r.URL.Query())
@@ -64,7 +65,7 @@ func (o ServerOptions) handler() http.Handler {
 			http.Error(w, err.Error()+"; is meshd on this client older than on the nodes?", http.StatusBadRequest)
 			return
 		}
-		status, body := http.StatusForbidden, []byte("you are no client\n")
+		status, body := http.StatusForbidden, []byte("you are not a client\n")
 		if config, ok := o.Source(Asker{Addr: from.Addr().Unmap(), Key: q.client, Silent: r.URL.Query()["silent"]}); ok {
 			status = http.StatusOK
 			if body, err = json.Marshal(config); err != nil {
@@ -74,7 +75,7 @@ func (o ServerOptions) handler() http.Handler {
 		}
 		q.sign(w.Header(), o.Identity, status, body)
 		w.WriteHeader(status)
-		_, _ = w.Write(body) // who has gone misses it
+		_, _ = w.Write(body) // it fails only if the client has closed the connection
 	})
 	return mux
 }
