@@ -167,40 +167,16 @@ func isUnicast(a netip.Addr) bool {
 
 // withoutAttached returns the peers without the allowed IPs that overlap the host's own
 // networks, and describes each conflict. The host must not lose access to its own LAN.
-func withoutAttached(peers []control.ClientPeer, attached []netip.Prefix) (kept []control.ClientPeer, conflicts []string) {
+func withoutAttached(peers []control.ClientPeer, attached []mesh.AttachedNetwork) (kept []control.ClientPeer, conflicts []string) {
 	for _, p := range peers {
 		p.AllowedIPs = slices.DeleteFunc(slices.Clone(p.AllowedIPs), func(a netip.Prefix) bool {
-			i := slices.IndexFunc(attached, a.Overlaps)
+			i := slices.IndexFunc(attached, func(n mesh.AttachedNetwork) bool { return n.Prefix.Overlaps(a) })
 			if i >= 0 {
-				conflicts = append(conflicts, fmt.Sprintf("%v overlaps %v", a, attached[i]))
+				conflicts = append(conflicts, fmt.Sprintf("%v overlaps %v", a, attached[i].Prefix))
 			}
 			return i >= 0
 		})
 		kept = append(kept, p)
 	}
 	return kept, conflicts
-}
-
-// attached returns the networks of all this host's links except one.
-func attached(except string) ([]netip.Prefix, error) {
-	links, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	var out []netip.Prefix
-	for _, l := range links {
-		if l.Name == except {
-			continue
-		}
-		addrs, err := l.Addrs()
-		if err != nil {
-			continue // the link was removed meanwhile
-		}
-		for _, a := range addrs {
-			if p, err := netip.ParsePrefix(a.String()); err == nil {
-				out = append(out, p.Masked())
-			}
-		}
-	}
-	return out, nil
 }

@@ -77,6 +77,7 @@ type Resolver interface {
 
 // kernel is the host's network configuration: netcfg/host, or a fake in tests.
 type kernel interface {
+	Facts(ctx context.Context) (netcfg.Facts, error)
 	Observe(ctx context.Context, desired netcfg.State) (netcfg.State, error)
 	Apply(ctx context.Context, plan netcfg.Plan) error
 	Speak(ctx context.Context, to netip.Addr) error
@@ -86,7 +87,6 @@ type kernel interface {
 type client struct {
 	Options
 	kernel     kernel
-	attached   func() ([]netip.Prefix, error)               // networks of this host's other links
 	resolvconf func(ctx context.Context, text string) error // see setResolver
 	http       http.Client
 	tunnel     netcfg.Tunnel // everything but the peers, the addresses and the MTU
@@ -142,7 +142,6 @@ func Run(ctx context.Context, o Options) (err error) {
 func newClient(o Options, k kernel, port int) *client {
 	return &client{
 		Options: o, kernel: k, http: newHTTP(), config: o.File.Config,
-		attached:   func() ([]netip.Prefix, error) { return attached(o.Interface) },
 		resolvconf: func(ctx context.Context, text string) error { return resolvconf(ctx, o.Interface, text) },
 		tunnel:     netcfg.Tunnel{Interface: o.Interface, PrivateKey: o.File.PrivateKey, ListenPort: port},
 		missed:     make(map[string]int), resolved: make(map[string]resolved),
@@ -379,11 +378,11 @@ func checkConfig(c control.ClientConfig) error {
 func (c *client) apply(ctx context.Context) error {
 	t := c.tunnel
 	t.MTU, t.Addresses = c.config.MTU, c.config.Overlay
-	others, err := c.attached()
+	facts, err := c.kernel.Facts(ctx)
 	if err != nil {
 		return err
 	}
-	peers, conflicts := withoutAttached(c.tunnelPeers(), others)
+	peers, conflicts := withoutAttached(c.tunnelPeers(), facts.Nearby.Attached)
 	c.logConflicts(conflicts)
 	c.resolve(ctx, peers)
 	for _, p := range peers {

@@ -20,6 +20,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
@@ -35,6 +36,7 @@ type testClient struct {
 	t           *testing.T
 	now         time.Time
 	log         bytes.Buffer
+	facts       netcfg.Facts          // of the fake kernel
 	state       netcfg.State          // of the fake kernel
 	desired     netcfg.State          // as last passed to Observe
 	handshakes  []netip.Addr          // as passed to Speak
@@ -69,13 +71,14 @@ func newTestClient(t *testing.T) *testClient {
 		Now: func() time.Time { return c.now },
 	}, c, 51820)
 	c.client.http.Transport = c
-	c.client.attached = func() ([]netip.Prefix, error) { return nil, nil }
 	c.client.resolvconf = func(_ context.Context, text string) error {
 		c.resolvConfs = append(c.resolvConfs, text)
 		return nil
 	}
 	return c
 }
+
+func (c *testClient) Facts(context.Context) (netcfg.Facts, error) { return c.facts, nil }
 
 func (c *testClient) Observe(_ context.Context, desired netcfg.State) (netcfg.State, error) {
 	c.desired = desired
@@ -264,7 +267,7 @@ func texts(addrs []netip.Addr) (out []string) {
 // Prefixes that overlap this host's own networks are left out, which is logged once.
 func TestAttachedNetworksAreLogged(t *testing.T) {
 	c := newTestClient(t)
-	c.client.attached = func() ([]netip.Prefix, error) { return []netip.Prefix{netip.MustParsePrefix("10.42.0.0/25")}, nil }
+	c.facts.Nearby.Attached = attached("10.42.0.0/25")
 	c.runTurns(3)
 	if got := c.peerFor(netip.MustParseAddr("10.42.0.7")); got != "none" {
 		t.Errorf("this host's own network is routed to %s, want none", got)
@@ -287,4 +290,12 @@ func TestResolvconf(t *testing.T) {
 	if err := c.setResolver(t.Context(), control.ClientConfig{}); !errors.Is(err, broken) {
 		t.Errorf("got %v, want %v", err, broken)
 	}
+}
+
+// attached returns networks of the host's own links.
+func attached(prefixes ...string) (out []mesh.AttachedNetwork) {
+	for _, p := range prefixes {
+		out = append(out, mesh.AttachedNetwork{Prefix: netip.MustParsePrefix(p), Link: "eth0"})
+	}
+	return out
 }
