@@ -19,23 +19,23 @@ type Access struct {
 	Prefix   netip.Prefix
 }
 
-// AccessTarget is a word for ranges of the cluster.
+// AccessTarget names some of the cluster's ranges.
 type AccessTarget string
 
-// The words.
+// The targets.
 const (
 	AccessPods     AccessTarget = "pods"
 	AccessServices AccessTarget = "services"
-	AccessNodes    AccessTarget = "nodes" // overlay addresses, internal IPs, and what nodes have in the pod ranges
+	AccessNodes    AccessTarget = "nodes" // overlay addresses, internal IPs, and the nodes' own addresses in the pod ranges
 )
 
-// DefaultAccess is what a client may reach unless it is told otherwise.
+// DefaultAccess is what a client may reach if nothing else is configured.
 func DefaultAccess() []Access {
 	return []Access{{Target: AccessPods}, {Target: AccessServices}, {Target: AccessNodes}}
 }
 
-// ParseAccess reads what String writes: a target, which is a word, an address or a
-// network, or PROTOCOL/PORT@TARGET.
+// ParseAccess reads what String writes: a target (pods, services, nodes, an address or a
+// network), or PROTOCOL/PORT@TARGET.
 func ParseAccess(s string) (Access, error) {
 	var a Access
 	target := s
@@ -60,19 +60,19 @@ func ParseAccess(s string) (Access, error) {
 		p = single(addr)
 	}
 	if p != p.Masked() || p.Addr().Is4In6() {
-		return Access{}, fmt.Errorf("parse access %q: %v has bits behind its prefix, write %v", s, p, p.Masked())
+		return Access{}, fmt.Errorf("parse access %q: %v has host bits set, write %v", s, p, p.Masked())
 	}
 	a.Prefix = p
 	return a, nil
 }
 
-// minAccessBits is how long the prefix of a network must be that a client may reach:
-// it never gets a default route, also not in two halves. 10.0.0.0/8 and fd00::/8 are
-// the broadest that have a use.
+// minAccessBits is the shortest prefix that a client may reach: it never gets a default
+// route, not even split into two halves. 10.0.0.0/8 and fd00::/8 are the widest that are
+// useful.
 const minAccessBits = 8
 
-// CheckAccess says what is wrong with the access list of a new client. One that is
-// there already keeps what it was given.
+// CheckAccess returns what is wrong with the access list of a new client. A client that
+// exists already keeps the list that it was given.
 func CheckAccess(list []Access) error {
 	if len(list) == 0 {
 		return errors.New("the access list is empty; name what the client may reach, as pods,services,nodes, or leave the list out")
@@ -83,7 +83,7 @@ func CheckAccess(list []Access) error {
 		}
 		switch addr := a.Prefix.Addr(); {
 		case a.Prefix.Bits() < minAccessBits:
-			return fmt.Errorf("access %v is broader than a /%d; name a smaller network", a, minAccessBits)
+			return fmt.Errorf("access %v is wider than a /%d; name a smaller network", a, minAccessBits)
 		case addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || addr.IsUnspecified():
 			return fmt.Errorf("access %v is never reached through a mesh; name a network of the cluster, or of a location's allowed-location-ips", a)
 		}
@@ -103,18 +103,18 @@ func (a Access) String() string {
 	return s
 }
 
-// Allowance is an access with its words resolved.
+// Allowance is an Access with its target resolved to prefixes.
 type Allowance struct {
 	Protocol     string // tcp | udp; "" for all
 	Port         uint16 // 0 without Protocol
 	Destinations []netip.Prefix
-	// Bridges are the networks in which the nodes' own addresses in the pod ranges
-	// may be reached too, see [Topology.PodRanges]. Elsewhere Destinations don't
-	// open these.
+	// Bridges are the networks in which the client may also reach the nodes' own
+	// addresses in the pod ranges, see [Topology.PodRanges]. Destinations alone don't
+	// include these.
 	Bridges []netip.Prefix
 }
 
-// allowances resolves an access list. Those of one protocol and port become one.
+// allowances resolves an access list. Entries of one protocol and port become one.
 // Clients with the same list share the result.
 func (l *layout) allowances(list []Access) []Allowance {
 	key := fmt.Sprint(list)
@@ -145,7 +145,7 @@ func (l *layout) resolveAccess(list []Access) []Allowance {
 	return out
 }
 
-// destinations are the networks that an access opens.
+// destinations returns the networks that an access allows.
 func (l *layout) destinations(a Access) []netip.Prefix {
 	switch a.Target {
 	case AccessPods:
@@ -158,9 +158,9 @@ func (l *layout) destinations(a Access) []netip.Prefix {
 	return []netip.Prefix{a.Prefix}
 }
 
-// bridges are the networks in which an access opens the addresses that nodes have
-// in the pod ranges: those of their bridges, behind which a node answers on all its
-// ports. That is access to nodes, unless somebody names such an address.
+// bridges returns the networks in which an access includes the nodes' own addresses in
+// the pod ranges, which are those of their bridges. A node answers there on all its
+// ports, so this needs access to nodes, or an access that names such an address.
 func (l *layout) bridges(a Access) []netip.Prefix {
 	switch {
 	case a.Target == AccessNodes:
@@ -171,15 +171,15 @@ func (l *layout) bridges(a Access) []netip.Prefix {
 	return nil
 }
 
-// opens says whether a list lets packets of a protocol to a port of an address.
-func opens(list []Allowance, protocol string, port uint16, to netip.Addr) bool {
+// allows reports whether a list allows packets of a protocol to a port of an address.
+func allows(list []Allowance, protocol string, port uint16, to netip.Addr) bool {
 	return slices.ContainsFunc(list, func(a Allowance) bool {
 		return (a.Protocol == "" || a.Protocol == protocol && a.Port == port) && contains(a.Destinations, to)
 	})
 }
 
-// opened returns those prefixes into which a list opens any way.
-func opened(ps []netip.Prefix, list []Allowance) []netip.Prefix {
+// reachablePrefixes returns those prefixes of which a list allows at least a part.
+func reachablePrefixes(ps []netip.Prefix, list []Allowance) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range ps {
 		if slices.ContainsFunc(list, func(a Allowance) bool {

@@ -8,16 +8,17 @@ import (
 	"net/netip"
 )
 
-// reservedNetwork is a range that belongs to every host, or to its provider.
+// reservedNetwork is a range that has the same special use on every host, or at a cloud
+// provider.
 type reservedNetwork struct {
 	netip.Prefix
 	meaning string
 }
 
-// nobodys returns the networks that no node may give away, and no cluster may have:
-// whoever had them would get what a host sends to itself, to its neighbours, or
-// to the service that hands out its credentials.
-func nobodys() [10]reservedNetwork {
+// reservedNetworks returns the networks that no node may announce, and no cluster may
+// use: their owner would receive what a host sends to itself, to its neighbors, or to the
+// service that hands out its credentials.
+func reservedNetworks() [10]reservedNetwork {
 	return [...]reservedNetwork{
 		{prefix4(0, 0, 0, 0, 8), "this host (RFC 1122)"},
 		{prefix4(127, 0, 0, 0, 8), "loopback"},
@@ -36,21 +37,21 @@ func prefix4(a, b, c, d byte, bits int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{a, b, c, d}), bits)
 }
 
-// prefix6 is one with zeroes behind its first two groups.
+// prefix6 returns a prefix whose groups after the first two are zero.
 func prefix6(first, second uint16, bits int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16([16]byte{byte(first >> 8), byte(first), byte(second >> 8), byte(second)}), bits)
 }
 
-// The shortest prefixes that may be given away. A wider network is no site's, but
-// a default route in pieces. All private IPv6 (RFC 4193) is a /7.
+// The shortest prefixes that may be announced. A wider network would not be one site's,
+// but a part of a split default route. All private IPv6 (RFC 4193) is a /7.
 const (
-	widest4      = 8
-	widest6      = 16
-	widestUnique = 7
+	shortest4           = 8
+	shortest6           = 16
+	shortestUniqueLocal = 7
 )
 
-// CheckNetwork returns why a network may not be given away by anybody: not in a
-// configuration, and not in what another node says. It is nil for one that may.
+// CheckNetwork returns why no node may announce a network, neither in its configuration
+// nor in its record. It returns nil if a node may.
 func CheckNetwork(p netip.Prefix) error {
 	switch {
 	case !p.IsValid():
@@ -58,26 +59,26 @@ func CheckNetwork(p netip.Prefix) error {
 	case p.Addr().Is4In6():
 		return errors.New("it is IPv4 written as IPv6")
 	}
-	for _, n := range nobodys() {
+	for _, n := range reservedNetworks() {
 		if n.Overlaps(p) {
 			return fmt.Errorf("it overlaps %v, which is %s", n.Prefix, n.meaning)
 		}
 	}
-	widest := widest4
+	shortest := shortest4
 	switch {
-	case prefix6(0xfc00, 0, widestUnique).Contains(p.Addr()):
-		widest = widestUnique
+	case prefix6(0xfc00, 0, shortestUniqueLocal).Contains(p.Addr()):
+		shortest = shortestUniqueLocal
 	case p.Addr().Is6():
-		widest = widest6
+		shortest = shortest6
 	}
-	if p.Bits() < widest {
-		return fmt.Errorf("it is wider than a /%d, and so a good part of the default route", widest)
+	if p.Bits() < shortest {
+		return fmt.Errorf("it is wider than a /%d, and so a good part of the default route", shortest)
 	}
 	return nil
 }
 
-// CheckHost returns why an address can't be one host's, such as an internal IP or
-// an endpoint, as CheckNetwork does for networks.
+// CheckHost returns why an address can't belong to one host, such as an internal IP or an
+// endpoint, as CheckNetwork does for networks.
 func CheckHost(a netip.Addr) error {
 	if !a.IsValid() || a.Zone() != "" {
 		return errors.New("it is not an address that means the same on every host")
@@ -85,9 +86,9 @@ func CheckHost(a netip.Addr) error {
 	return CheckNetwork(single(a.Unmap()))
 }
 
-// CheckInternalIP returns why a node can't have an internal IP: address and
-// network count both, because nothing else is routed to a network that a location
-// has.
+// CheckInternalIP returns why an address can't be a node's internal IP. It checks address
+// and network, because a location's network is excluded from everything else that is
+// routed.
 func CheckInternalIP(p netip.Prefix) error {
 	if !p.IsValid() || p.Addr().Is4In6() {
 		return CheckNetwork(p)
@@ -98,8 +99,8 @@ func CheckInternalIP(p netip.Prefix) error {
 	return CheckNetwork(p.Masked())
 }
 
-// Outside reports whether an address can be one on which a node is reached
-// without the mesh: a host's, and in none of the cluster's ranges.
+// Outside reports whether a node can be reached at an address without the mesh: it is a
+// host's address, and in none of the cluster's ranges.
 func (c Cluster) Outside(a netip.Addr) bool {
 	a = a.Unmap()
 	return CheckHost(a) == nil && !contains(c.Overlay, a) && !contains(c.Pods, a) && !contains(c.Services, a)

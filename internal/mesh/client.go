@@ -17,12 +17,12 @@ import (
 // MaxAccess bounds a client's access list.
 const MaxAccess = 16
 
-// maxAccessLists bounds how many different access lists count: each is resolved, and
-// held in a home's packet filter, by itself.
+// maxAccessLists bounds how many different access lists count: each is resolved, and held
+// in a home's packet filter, by itself.
 const maxAccessLists = 256
 
-// Client is a WireGuard device that is no node: a laptop, a phone. A node adds it,
-// signs it, and tells all others. It never changes; it is only removed.
+// Client is a WireGuard device that is no node: a laptop, a phone. A node adds it, signs
+// it, and tells all others. It never changes; it is only removed.
 type Client struct {
 	ID             ID                // a hash of all that follows
 	Author         ed25519.PublicKey // of the node that added it, 32 bytes
@@ -35,8 +35,8 @@ type Client struct {
 	ServiceGateway ID                // the node that carries Services for it; zero for any
 }
 
-// PresharedKey is WireGuard's additional symmetric key. However it is printed, it
-// does not show.
+// PresharedKey is WireGuard's additional symmetric key. However it is printed, it does
+// not show.
 type PresharedKey wgtypes.Key
 
 const notShown = "(hidden)"
@@ -47,9 +47,9 @@ func (PresharedKey) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(notShown
 // MarshalText hides the key in JSON too.
 func (PresharedKey) MarshalText() ([]byte, error) { return []byte(notShown), nil }
 
-// ClientSlots returns how many clients the overlay ranges have room for: the
-// upper half of the smallest, less its first address and its last, which in IPv4
-// is the broadcast address; at most MaxSlots.
+// ClientSlots returns how many clients the overlay ranges have room for: the upper half
+// of the smallest, less its first address and its last, which in IPv4 is the broadcast
+// address; at most MaxSlots.
 func (c Cluster) ClientSlots() int {
 	n := MaxSlots
 	for _, p := range c.Overlay {
@@ -67,13 +67,12 @@ func (c Cluster) ClientSlots() int {
 func (c Cluster) ClientAddresses(index int) []netip.Addr {
 	addrs := make([]netip.Addr, 0, len(c.Overlay))
 	for _, p := range c.clientRanges() {
-		addrs = append(addrs, step(p.Addr(), index+1, 0))
+		addrs = append(addrs, addToAddr(p.Addr(), index+1, 0))
 	}
 	return addrs
 }
 
-// clientRanges are the upper halves of the overlay ranges, nodeRanges the lower
-// ones.
+// clientRanges are the upper halves of the overlay ranges, nodeRanges the lower ones.
 func (c Cluster) clientRanges() []netip.Prefix {
 	return halves(c.Overlay, 1)
 }
@@ -88,15 +87,15 @@ func halves(ps []netip.Prefix, which int) []netip.Prefix {
 		if p.IsSingleIP() {
 			continue
 		}
-		base := step(p.Masked().Addr(), which, p.Addr().BitLen()-p.Bits()-1)
+		base := addToAddr(p.Masked().Addr(), which, p.Addr().BitLen()-p.Bits()-1)
 		out = append(out, netip.PrefixFrom(base, p.Bits()+1))
 	}
 	return out
 }
 
-// FreeClientIndex returns an index that no client has. Which one depends on the
-// new client's key, so that two halves of a split seldom choose the same; ok is
-// false if all are taken.
+// FreeClientIndex returns an index that no client has. Which one depends on the new
+// client's key, so that two halves of a split seldom choose the same; ok is false if all
+// are taken.
 func FreeClientIndex(c Cluster, clients []Client, key wgtypes.Key) (index int, ok bool) {
 	taken := make(map[int]bool, len(clients))
 	for _, o := range clients {
@@ -115,11 +114,11 @@ func FreeClientIndex(c Cluster, clients []Client, key wgtypes.Key) (index int, o
 	return 0, false
 }
 
-// admitClients decides which clients count. What two of them claim, a name, a key
-// or an address, the older one has, and of two of one age the lower ID, so that all
-// nodes that know the same clients agree. A name is compared without regard to case. A
-// node of a client's name is reported, and takes nothing from the client: it may call
-// itself what it likes, and its claim as old as it likes.
+// admitClients decides which clients count. What two of them claim, a name, a key or an
+// address, the older one has, and of two of one age the lower ID, so that all nodes that
+// know the same clients agree. A name is compared without regard to case. A node of a
+// client's name is reported, and takes nothing from the client: it may call itself what
+// it likes, and its claim as old as it likes.
 func (l *layout) admitClients() {
 	if len(l.Input.Clients) == 0 {
 		return
@@ -197,8 +196,8 @@ func (l *layout) nameOf(id ID) string {
 	return id.String()
 }
 
-// isHome says whether clients have a tunnel to a node: it has tunnels itself, and
-// can be reached by strangers.
+// isHome says whether clients have a tunnel to a node: it has tunnels itself, and can be
+// reached by strangers.
 func (m *member) isHome() bool { return m.isEnd() && len(m.Endpoints) > 0 && m.slot != None }
 
 // Homes returns the nodes to which clients have tunnels, sorted.
@@ -213,9 +212,9 @@ func Homes(in Input) []ID {
 }
 
 // home is the node through which clients reach a node, and it them. It is the node
-// itself, or the one that has the tunnels for it, or, if that one can't be
-// reached by strangers, another one that both reach; nil if there is none. Both
-// ends need it to be the same: WireGuard takes a source from one peer only.
+// itself, or the one that has the tunnels for it, or, if that one can't be reached by
+// strangers, another one that both reach; nil if there is none. Both ends need it to be
+// the same: WireGuard takes a source from one peer only.
 func (l *layout) home(m *member) *member {
 	end := m.via
 	if end == nil || end.slot == None || end.isHome() {
@@ -244,8 +243,8 @@ func (m *member) orNone() *member {
 	return m
 }
 
-// clientWay is where a node sends what is for clients: to themselves, if it is
-// their home, else to a peer or a neighbor, or nowhere.
+// clientWay is where a node sends what is for clients: to themselves, if it is their
+// home, else to a peer or a neighbor, or nowhere.
 func (d *deriver) clientWay() (hop *member, own bool) {
 	h := d.home(d.self)
 	switch {
@@ -273,8 +272,8 @@ func (l *layout) clientPrefixes(f families) []netip.Prefix {
 	return ps
 }
 
-// sendClients adds the clients' addresses to the peer or the neighbor through
-// which this node reaches them.
+// sendClients adds the clients' addresses to the peer or the neighbor through which this
+// node reaches them.
 func (d *deriver) sendClients(t *Topology) {
 	hop, own := d.clientWay()
 	if own {
@@ -336,8 +335,7 @@ func (l *layout) gossipPorts() []uint16 {
 	return slices.Compact(ports)
 }
 
-// nodePrefixes are where nodes have addresses of their own: what access to nodes
-// opens.
+// nodePrefixes are where nodes have addresses of their own: what access to nodes opens.
 func (l *layout) nodePrefixes() []netip.Prefix {
 	ps := l.Cluster.nodeRanges()
 	for _, m := range l.all {

@@ -15,8 +15,7 @@ import (
 const (
 	// clientKeepalive keeps the ways through most NATs open.
 	clientKeepalive = 25 * time.Second
-	// clientMTU is WireGuard's on an Ethernet: what a client's own link has is not
-	// known.
+	// clientMTU is WireGuard's on an Ethernet: what a client's own link has is not known.
 	clientMTU = 1420
 	// clientStandbys is how many gateways of one location may go one after the other
 	// before a client has heard of it.
@@ -51,11 +50,11 @@ type ClientPeer struct {
 	ServiceGateway bool // Services go through it
 }
 
-// ConfigOf works out a client's configuration: one peer for each node to which
-// clients have tunnels, each with what is reached through it, as far as the
-// client may reach it, and the nodes' own addresses, where it may ask for this.
-// Services go through the node that the client names, if it is alive, else through
-// one of those that are; a nil map means all of them.
+// ConfigOf works out a client's configuration: one peer for each node to which clients
+// have tunnels, each with what is reached through it, as far as the client may reach it,
+// and the nodes' own addresses, where it may ask for this. Services go through the node
+// that the client names, if it is alive, else through one of those that are; a nil map
+// means all of them.
 func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 	l := newLayout(in)
 	l.nodes = l.nodePrefixes() // also of a client that does not count
@@ -71,9 +70,9 @@ func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 			continue
 		}
 		p := ClientPeer{ID: h.id, Name: h.Name, Key: h.Key, Overlay: in.Cluster.Overlays(h.slot), Endpoints: h.Endpoints, ServiceGateway: h == services}
-		p.AllowedIPs = append(singles(p.Overlay), opened(l.through(h, reached[h]), allowed)...)
+		p.AllowedIPs = append(singles(p.Overlay), reachablePrefixes(l.through(h, reached[h]), allowed)...)
 		if p.ServiceGateway {
-			p.AllowedIPs = append(p.AllowedIPs, opened(in.Cluster.Services, allowed)...)
+			p.AllowedIPs = append(p.AllowedIPs, reachablePrefixes(in.Cluster.Services, allowed)...)
 		}
 		p.AllowedIPs = MergePrefixes(p.AllowedIPs)
 		out.Peers = append(out.Peers, p)
@@ -87,7 +86,7 @@ func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 	}
 	out.Ranges, out.Unserved = l.accessRanges(c.Access, allowed), l.unserved(c.Access, out.Peers)
 	slices.SortFunc(out.Peers, func(a, b ClientPeer) int { return cmp.Or(strings.Compare(a.Name, b.Name), a.ID.Compare(b.ID)) })
-	if dns := in.Cluster.DNS; dns.Address.IsValid() && opens(allowed, "udp", 53, dns.Address) {
+	if dns := in.Cluster.DNS; dns.Address.IsValid() && allows(allowed, "udp", 53, dns.Address) {
 		out.Resolver = dns.Address
 		if dns.Domain != "" {
 			out.Search = []string{"default.svc." + dns.Domain, "svc." + dns.Domain, dns.Domain}
@@ -98,7 +97,7 @@ func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 
 // accessRanges are the ranges of a client, whoever is in them now.
 func (l *layout) accessRanges(list []Access, allowed []Allowance) []netip.Prefix {
-	ps := slices.Concat(l.Cluster.nodeRanges(), opened(slices.Concat(l.Cluster.Pods, l.Cluster.Services), allowed))
+	ps := slices.Concat(l.Cluster.nodeRanges(), reachablePrefixes(slices.Concat(l.Cluster.Pods, l.Cluster.Services), allowed))
 	for _, a := range list {
 		if a.Target == "" && a.Prefix.Bits() >= minAccessBits {
 			ps = append(ps, a.Prefix)
@@ -112,7 +111,7 @@ func (l *layout) unserved(list []Access, peers []ClientPeer) []Access {
 	var out []Access
 	for _, a := range list {
 		to := []Allowance{{Destinations: l.destinations(a)}}
-		if !slices.ContainsFunc(peers, func(p ClientPeer) bool { return len(opened(p.AllowedIPs, to)) > 0 }) {
+		if !slices.ContainsFunc(peers, func(p ClientPeer) bool { return len(reachablePrefixes(p.AllowedIPs, to)) > 0 }) {
 			out = append(out, a)
 		}
 	}
@@ -172,9 +171,9 @@ func (d *deriver) prefixesOf(ps []netip.Prefix, m *member, f families) []netip.P
 	return ps
 }
 
-// serviceGateway chooses who carries Services for a client: whom it names, else of
-// the homes that are alive one that wants to be a gateway, by rendezvous hashing,
-// so that clients are spread over them.
+// serviceGateway chooses who carries Services for a client: whom it names, else of the
+// homes that are alive one that wants to be a gateway, by rendezvous hashing, so that
+// clients are spread over them.
 func (l *layout) serviceGateway(c Client, alive map[ID]bool) *member {
 	var best *member
 	var rank int

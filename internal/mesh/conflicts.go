@@ -13,7 +13,7 @@ func (l *layout) reportNames() {
 			first[n.Name] = n
 			continue
 		}
-		if before(n.node, o.node) < 0 {
+		if compareClaims(n.node, o.node) < 0 {
 			n, o = o, n
 			first[n.Name] = o
 		}
@@ -22,8 +22,8 @@ func (l *layout) reportNames() {
 	}
 }
 
-// reportSlots reports other nodes whose slot is somebody else's, or beyond the
-// cluster's ranges. The own one is NextClaim's to report.
+// reportSlots reports other nodes whose slot is somebody else's, or beyond the cluster's
+// ranges. The own one is NextClaim's to report.
 func (d *deriver) reportSlots() {
 	for _, n := range d.all {
 		if n == d.self || n.slot != None || n.Claim.Slot == None {

@@ -9,11 +9,10 @@ import (
 	"slices"
 )
 
-// gatewayVerdicts returns for each node the verdict on it as a gateway that
-// counts: the highest epoch's, and of one epoch the lowest author's. Only a
-// node itself can say that it is up or draining, and a verdict that
-// presupposes a record of its subject waits for it. Until then the highest of
-// the others counts.
+// gatewayVerdicts returns for each node the verdict on it as a gateway that counts: the
+// highest epoch's, and of one epoch the lowest author's. Only a node itself can say that
+// it is up or draining, and a verdict that presupposes a record of its subject waits for
+// it. Until then the highest of the others counts.
 func (l *layout) gatewayVerdicts() map[ID]*Verdict {
 	type ranked struct {
 		*Verdict
@@ -37,13 +36,13 @@ func (l *layout) gatewayVerdicts() map[ID]*Verdict {
 	return out
 }
 
-// EpochStep is how far others' verdicts on a gateway may be ahead of its own. In
-// honest hands they are one ahead.
+// EpochStep is how far others' verdicts on a gateway may be ahead of its own. In honest
+// hands they are one ahead.
 const EpochStep = 1 << 16
 
-// WithinStep returns the verdicts without those of others on a gateway whose
-// epoch is too far ahead of its own verdict's. Without it, a single verdict with
-// the highest epoch there is would keep a gateway down for good.
+// WithinStep returns the verdicts without those of others on a gateway whose epoch is too
+// far ahead of its own verdict's. Without it, a single verdict with the highest epoch
+// there is would keep a gateway down for good.
 func WithinStep(verdicts []Verdict) []Verdict {
 	own := make(map[ID]uint64)
 	for _, v := range verdicts {
@@ -94,8 +93,8 @@ func (l *layout) appoint(location string, members []*member, verdicts map[ID]*Ve
 			m.via, m.seat = m, i
 		}
 	}
-	// Who was relieved keeps its own tunnels until it lays down its office: what
-	// is on the way through it arrives.
+	// Who was relieved keeps its own tunnels until it lays down its office: what is on
+	// the way through it arrives.
 	for _, m := range candidates {
 		if m.Office.Since > 0 && m.health != HealthDown {
 			m.via = m
@@ -111,9 +110,9 @@ func (l *layout) appoint(location string, members []*member, verdicts map[ID]*Ve
 // mayServe says whether a node may be a gateway.
 func (m *member) mayServe() bool { return m.Gateway != GatewayNever && !m.mute && m.slot != None }
 
-// choose takes the best k of those that may be gateways. Who is well relieves
-// who is not, even if fewer than k serve then. If nobody is well, the best one
-// goes on: the verdicts may be wrong, and silence is not better.
+// choose takes the best k of those that may be gateways. Who is well relieves who is not,
+// even if fewer than k serve then. If nobody is well, the best one goes on: the verdicts
+// may be wrong, and silence is not better.
 func choose(candidates []*member, k int) []*member {
 	best := slices.MinFunc(candidates, compareCandidates)
 	serving := []*member{best}
@@ -146,10 +145,10 @@ func compareCandidates(a, b *member) int {
 	return compareOffices(a, b)
 }
 
-// compareOffices orders by seniority: in office before not, then the older
-// office, then who has been replaced less often, then the older claim. Of two that
-// come back in turn and serve only some of the others, neither is to keep a third
-// one waiting. Epochs would not do as a count: anybody can raise them.
+// compareOffices orders by seniority: in office before not, then the older office, then
+// who has been replaced less often, then the older claim. Of two that come back in turn
+// and serve only some of the others, neither is to keep a third one waiting. Epochs would
+// not do as a count: anybody can raise them.
 func compareOffices(a, b *member) int {
 	if c := first(a.Office.Since > 0, b.Office.Since > 0); c != 0 {
 		return c
@@ -157,7 +156,7 @@ func compareOffices(a, b *member) int {
 	if c := cmp.Or(cmp.Compare(a.Office.Since, b.Office.Since), cmp.Compare(a.Replaced, b.Replaced)); c != 0 {
 		return c
 	}
-	return before(a.node, b.node)
+	return compareClaims(a.node, b.node)
 }
 
 // first orders what is true before what is not.
@@ -182,8 +181,8 @@ func rank(h Health) int {
 	return 2
 }
 
-// takeSeats gives each gateway one of k seats. Who is in office keeps its own,
-// so that nobody moves but those who hung on a gateway that is gone.
+// takeSeats gives each gateway one of k seats. Who is in office keeps its own, so that
+// nobody moves but those who hung on a gateway that is gone.
 func takeSeats(gateways []*member, k int) []*member {
 	seats := make([]*member, k)
 	var rest []*member
@@ -205,8 +204,8 @@ func takeSeats(gateways []*member, k int) []*member {
 	return seats
 }
 
-// hang chooses one of the occupied seats by rendezvous hashing: when a seat
-// falls empty, only those who hung there move.
+// hang chooses one of the occupied seats by rendezvous hashing: when a seat falls empty,
+// only those who hung there move.
 func hang(m *member, seats []*member) *member {
 	var best *member
 	var highest uint64
@@ -224,8 +223,8 @@ func hang(m *member, seats []*member) *member {
 // low is a number out of a fingerprint, which is uniform already.
 func low(id ID) uint64 { return binary.BigEndian.Uint64(id[:]) }
 
-// mix spreads a number over all bits, the same in every version and on every
-// machine (the finalizer of SplitMix64, Steele, Lea and Flood 2014).
+// mix spreads a number over all bits, the same in every version and on every machine (the
+// finalizer of SplitMix64, Steele, Lea and Flood 2014).
 func mix(x uint64) uint64 {
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9

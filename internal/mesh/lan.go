@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// joinLAN works out where the members of a group are on their LAN. An address
-// that two of them claim is that of the older claim.
+// joinLAN works out where the members of a group are on their LAN. An address that two of
+// them claim is that of the older claim.
 func (l *layout) joinLAN(g *group) {
 	g.outer = family4 | family6
 	first := l.holders(g)
@@ -31,13 +31,12 @@ func (l *layout) joinLAN(g *group) {
 	}
 }
 
-// holders are the members of a group whose the internal IPs are that several nodes
-// claim.
+// holders are the members of a group whose the internal IPs are that several nodes claim.
 func (l *layout) holders(g *group) map[netip.Addr]*member {
 	first := make(map[netip.Addr]*member)
 	for _, m := range g.members {
 		for _, p := range m.InternalIPs {
-			if a := p.Addr(); l.doubled[a] && (first[a] == nil || before(m.node, first[a].node) < 0) {
+			if a := p.Addr(); l.doubled[a] && (first[a] == nil || compareClaims(m.node, first[a].node) < 0) {
 				first[a] = m
 			}
 		}
@@ -56,8 +55,8 @@ func (m *member) present() families {
 	return f
 }
 
-// link is how two members of a group reach each other on the LAN. It is the
-// same from both sides but for the addresses, which are the second one's.
+// link is how two members of a group reach each other on the LAN. It is the same from
+// both sides but for the addresses, which are the second one's.
 type link struct {
 	families     families     // that can travel; none if they don't reach each other
 	encapsulated bool         // in vxlan
@@ -65,8 +64,8 @@ type link struct {
 	hops         []netip.Addr // without encapsulation: its address in each family
 }
 
-// link works out how x reaches y. With crosssubnet it is plain only where all
-// families can be: LANs with IPv6 among the pods, but not on the wire, are common.
+// link works out how x reaches y. With crosssubnet it is plain only where all families
+// can be: LANs with IPv6 among the pods, but not on the wire, are common.
 func (l *layout) link(x, y *member) link {
 	var plain link
 	if l.Cluster.Encapsulation != EncapsulationNever && l.Cluster.Encapsulation != EncapsulationCrossSubnet {
@@ -152,8 +151,8 @@ func onLAN(m *member) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(m.lan[:]), func(p netip.Prefix) bool { return !p.IsValid() })
 }
 
-// neighbors are the nodes of the own location that are reached on the LAN. What
-// is beyond goes to the neighbor that has the tunnels.
+// neighbors are the nodes of the own location that are reached on the LAN. What is beyond
+// goes to the neighbor that has the tunnels.
 func (d *deriver) neighbors() []Neighbor {
 	var ns []Neighbor
 	for _, m := range d.self.group.members {
@@ -183,8 +182,8 @@ func (d *deriver) neighbors() []Neighbor {
 	return ns
 }
 
-// reportSilent reports nodes that this one reaches through their gateway, and that
-// don't reach it.
+// reportSilent reports nodes that this one reaches through their gateway, and that don't
+// reach it.
 func (d *deriver) reportSilent() {
 	for _, m := range d.all {
 		if m.via != nil && (m.group != d.self.group || d.self.Encrypted) && d.inner&^m.passing != noFamily {

@@ -10,9 +10,9 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// layout is the cluster as every node sees it that has the same records and
-// verdicts: which nodes form a location, who carries whose traffic to the
-// others, and which nodes can pass on what others can't send each other.
+// layout is the cluster as every node sees it that has the same records and verdicts:
+// which nodes form a location, who carries whose traffic to the others, and which nodes
+// can pass on what others can't send each other.
 type layout struct {
 	Input
 	all     []*member // sorted by ID
@@ -54,8 +54,8 @@ type member struct {
 	claims []*claimant     // of its internal IPs, then its allowed-location-ips
 	lan    [2]netip.Prefix // internal IPs with their networks, IPv4 and IPv6
 
-	// via is the end of the tunnels that carry what this node exchanges with
-	// other groups: itself, its gateway, or nil.
+	// via is the end of the tunnels that carry what this node exchanges with other
+	// groups: itself, its gateway, or nil.
 	via     *member
 	carries []*member // nodes whose via this is, sorted by slot
 	passing families  // what gets from it to its via and back
@@ -92,7 +92,7 @@ func newLayout(in Input) *layout {
 	l.owners = claimOwners(ns)
 	l.keys = make(map[wgtypes.Key]*node, len(ns))
 	for _, n := range ns {
-		if o, ok := l.keys[n.Key]; !ok || before(n, o) < 0 {
+		if o, ok := l.keys[n.Key]; !ok || compareClaims(n, o) < 0 {
 			l.keys[n.Key] = n
 		}
 	}
@@ -163,8 +163,8 @@ func (l *layout) assign() {
 	}
 }
 
-// sharing returns the members of a group that share gateways. In the modes full
-// and cross nobody does, and never who wants to be encrypted on the LAN, too.
+// sharing returns the members of a group that share gateways. In the modes full and cross
+// nobody does, and never who wants to be encrypted on the LAN, too.
 func (l *layout) sharing(g *group) []*member {
 	if l.Cluster.Mode != ModeLocation {
 		return nil
@@ -180,8 +180,8 @@ func compareSlots(a, b *member) int {
 	return cmp.Or(cmp.Compare(a.slot, b.slot), cmp.Compare(a.index, b.index))
 }
 
-// tunnelled reports whether two nodes talk through tunnels, as tunnel ends, and not
-// over a LAN.
+// tunnelled reports whether two nodes talk through tunnels, as tunnel ends, and not over
+// a LAN.
 func (l *layout) tunnelled(a, b *member) bool {
 	return a.group != b.group || l.Cluster.Mode == ModeFull || a.Encrypted || b.Encrypted
 }

@@ -8,9 +8,9 @@ import (
 	"slices"
 )
 
-// Nearby is what a host needs to reach without the mesh. No node may give it away
-// to that host, or the host would be cut off, or take packets from the tunnel for
-// those of a neighbour.
+// Nearby is what a host must reach without the mesh. No other node may announce it to
+// that host: the host would be cut off, or accept packets from the tunnel as those of a
+// neighbor.
 type Nearby struct {
 	Attached  []AttachedNetwork
 	Routers   []netip.Addr // next hops of the host's routes
@@ -21,23 +21,23 @@ type Nearby struct {
 type AttachedNetwork struct {
 	Prefix netip.Prefix
 	Link   string
-	// Containers says that the link belongs to containers of this host. Others may
-	// give away a wider network, as 172.16.0.0/12, because the host's own route is
-	// the more specific one.
+	// Containers means that the link belongs to containers of this host. Others may
+	// announce a wider network, such as 172.16.0.0/12, because the host's own route is
+	// more specific.
 	Containers bool
 }
 
-// conflict returns what of the host's surroundings a network of another node would
-// take away, "" for nothing.
+// conflict returns which of the host's own networks, routers or resolvers a network of
+// another node would take over; "" for none.
 func (n Nearby) conflict(p netip.Prefix) string {
 	for _, a := range n.Attached {
 		within := a.Prefix.Contains(p.Addr()) && a.Prefix.Bits() <= p.Bits()
-		// A route to one address is no network whose hosts the tunnel could imitate.
+		// A route to one address is not a network whose hosts the tunnel could imitate.
 		if within || !a.Containers && !a.Prefix.IsSingleIP() && a.Prefix.Overlaps(p) {
 			return fmt.Sprintf("%v, to which this host is attached by %s", a.Prefix, a.Link)
 		}
 	}
-	// Who is on an attached network is reached by a more specific route.
+	// An address on an attached network has a more specific route.
 	lost := func(a netip.Addr) bool {
 		return p.Contains(a) && !slices.ContainsFunc(n.Attached, func(n AttachedNetwork) bool { return n.Prefix.Contains(a) })
 	}

@@ -15,8 +15,8 @@ type claimant struct {
 	shared bool // nodes of several locations have it
 }
 
-// claimPrefixes decides whose each internal IP and each allowed-location-ip
-// is. A network that several nodes of one location serve is the first claim's.
+// claimPrefixes decides whose each internal IP and each allowed-location-ip is. A network
+// that several nodes of one location serve is the first claim's.
 func (l *layout) claimPrefixes() {
 	claims := make(map[netip.Prefix]*claimant, len(l.all))
 	slab := make([]claimant, 0, len(l.all)) // growing leaves the old ones where they are
@@ -38,7 +38,7 @@ func (l *layout) claimPrefixes() {
 		if c.node != n && (n.Location == "" || c.node.Location != n.Location) {
 			c.shared = true
 		}
-		if before(n, c.node) < 0 {
+		if compareClaims(n, c.node) < 0 {
 			c.node = n
 		}
 	}
@@ -54,8 +54,8 @@ func (l *layout) claimPrefixes() {
 	}
 }
 
-// slotPrefixes appends what follows from the slots of nodes, sorted by slot, in
-// the families that they are reached in.
+// slotPrefixes appends what follows from the slots of nodes, sorted by slot, in the
+// families that they are reached in.
 func (d *deriver) slotPrefixes(ps []netip.Prefix, ms []*member, reached func(*member) families) []netip.Prefix {
 	for _, r := range d.ranges {
 		f := familyOf(r.prefix.Addr())
@@ -65,7 +65,7 @@ func (d *deriver) slotPrefixes(ps []netip.Prefix, ms []*member, reached func(*me
 			case r.bits == 0:
 				ps = append(ps, single(overlayAt(r.prefix, m.slot)))
 			default:
-				ps = append(ps, podsAt(r.prefix, r.bits, m.slot))
+				ps = append(ps, podCIDRAt(r.prefix, r.bits, m.slot))
 			}
 		}
 	}
@@ -91,8 +91,8 @@ func (c Cluster) spans() []span {
 	return out
 }
 
-// locationPrefixes appends the internal IPs of nodes and the networks behind
-// them, as far as all that the packets pass on the way may route them.
+// locationPrefixes appends the internal IPs of nodes and the networks behind them, as far
+// as all that the packets pass on the way may route them.
 func (d *deriver) locationPrefixes(ps []netip.Prefix, w way) []netip.Prefix {
 	groups := []*group{d.self.group}
 	if w.hop.group != w.end.group {
@@ -104,8 +104,8 @@ func (d *deriver) locationPrefixes(ps []netip.Prefix, w way) []netip.Prefix {
 	return ps
 }
 
-// networksOf appends one node's internal IPs and the networks behind it, in the
-// families that pass, unless they overlap the networks of groups on the way.
+// networksOf appends one node's internal IPs and the networks behind it, in the families
+// that pass, unless they overlap the networks of groups on the way.
 func (d *deriver) networksOf(ps []netip.Prefix, m *member, passing families, groups []*group) []netip.Prefix {
 	for i, ip := range m.InternalIPs {
 		p := single(ip.Addr())
@@ -122,8 +122,8 @@ func (d *deriver) networksOf(ps []netip.Prefix, m *member, passing families, gro
 	return ps
 }
 
-// mayRoute says whether a prefix of n that is not of the cluster's ranges may
-// be routed into a tunnel, and reports why not.
+// mayRoute says whether a prefix of n that is not of the cluster's ranges may be routed
+// into a tunnel, and reports why not.
 func (d *deriver) mayRoute(n *member, c *claimant, p netip.Prefix, what string, own []*group) bool {
 	for _, g := range d.reserved {
 		if g.Overlaps(p) {
@@ -148,8 +148,8 @@ func (d *deriver) mayRoute(n *member, c *claimant, p netip.Prefix, what string, 
 	return true
 }
 
-// overlapping returns the first of some prefixes that shares addresses with one.
-// They are sorted and share none with each other, so that two of them can be it.
+// overlapping returns the first of some prefixes that shares addresses with one. They are
+// sorted and share none with each other, so that two of them can be it.
 func overlapping(ps []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
 	i, _ := slices.BinarySearchFunc(ps, p, ComparePrefix)
 	for _, o := range ps[max(i-1, 0):min(i+1, len(ps))] {
@@ -177,11 +177,11 @@ func (l *layout) holdsEndpoint(p netip.Prefix) bool {
 	return i < len(l.reached) && p.Contains(l.reached[i])
 }
 
-// serves lists what this node reaches on its LAN for others: the networks
-// behind it and behind the nodes that hang on it, and those nodes' internal IPs.
-// A node that hangs on it would drop a packet from the mesh that comes by the
-// LAN as it is; one from this node's own address it answers. The same goes for
-// nodes of the own location that others can only reach through this one.
+// serves lists what this node reaches on its LAN for others: the networks behind it and
+// behind the nodes that hang on it, and those nodes' internal IPs. A node that hangs on
+// it would drop a packet from the mesh that comes by the LAN as it is; one from this
+// node's own address it answers. The same goes for nodes of the own location that others
+// can only reach through this one.
 func (d *deriver) serves() []netip.Prefix {
 	var ps []netip.Prefix
 	for _, m := range slices.Concat(d.self.carries, d.relayed(), d.lodgers()) {
@@ -198,8 +198,8 @@ func (d *deriver) serves() []netip.Prefix {
 	return slices.Compact(ps)
 }
 
-// relayed are the nodes of the own location that this node passes packets on to
-// when nodes elsewhere choose it as a relay: tunnel ends, and who hangs on them.
+// relayed are the nodes of the own location that this node passes packets on to when
+// nodes elsewhere choose it as a relay: tunnel ends, and who hangs on them.
 func (d *deriver) relayed() []*member {
 	if !slices.ContainsFunc(d.relays, func(r relay) bool { return r.member == d.self }) {
 		return nil

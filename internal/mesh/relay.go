@@ -38,7 +38,7 @@ func (l *layout) findRelays() {
 		}
 	}
 	if len(l.relays) > MaxRelays {
-		slices.SortFunc(l.relays, func(a, b relay) int { return before(a.node, b.node) })
+		slices.SortFunc(l.relays, func(a, b relay) int { return compareClaims(a.node, b.node) })
 		l.relays = l.relays[:MaxRelays]
 		slices.SortFunc(l.relays, func(a, b relay) int { return a.id.Compare(b.id) })
 	}

@@ -13,17 +13,16 @@ import (
 	"slices"
 )
 
-// MaxSlots bounds a cluster whatever its ranges: a WireGuard device takes 2^20
-// peers (MAX_PEERS_PER_DEVICE in the kernel's drivers/net/wireguard).
+// MaxSlots is the limit of every cluster, whatever its ranges: a WireGuard device has at
+// most 2^20 peers (MAX_PEERS_PER_DEVICE in the kernel's drivers/net/wireguard).
 const MaxSlots = 1 << 20
 
-// Slots returns how many slots the cluster's ranges have: the lower half of
-// the overlay range (the upper is the clients'), the number of pod subnets, or
-// MaxSlots, whichever is least.
+// Slots returns how many slots the cluster has: the lower half of the overlay range (the
+// upper half is for clients), the number of pod subnets, or MaxSlots, whichever is least.
 func (c Cluster) Slots() int {
 	n := MaxSlots
 	for _, p := range c.Overlay {
-		// Slot i has address i+1, so one address of the half is never a slot's.
+		// Slot i has address i+1, so the half's first address is not a slot's.
 		if host := p.Addr().BitLen() - p.Bits(); host < 22 {
 			n = min(n, 1<<max(host-1, 0)-1)
 		}
@@ -46,23 +45,23 @@ func (c Cluster) Overlays(slot int) []netip.Addr {
 }
 
 // overlayAt returns a slot's address in one overlay range.
-func overlayAt(p netip.Prefix, slot int) netip.Addr { return step(p.Addr(), slot+1, 0) }
+func overlayAt(p netip.Prefix, slot int) netip.Addr { return addToAddr(p.Addr(), slot+1, 0) }
 
-// podsAt returns a slot's pod CIDR, of so many bits, in one pod range.
-func podsAt(p netip.Prefix, bits, slot int) netip.Prefix {
-	return netip.PrefixFrom(step(p.Addr(), slot, p.Addr().BitLen()-bits), bits)
+// podCIDRAt returns a slot's pod CIDR of the given length in one pod range.
+func podCIDRAt(p netip.Prefix, bits, slot int) netip.Prefix {
+	return netip.PrefixFrom(addToAddr(p.Addr(), slot, p.Addr().BitLen()-bits), bits)
 }
 
 // PodCIDRs returns a slot's pod CIDRs, one for each pod range.
 func (c Cluster) PodCIDRs(slot int) []netip.Prefix {
 	cidrs := make([]netip.Prefix, 0, len(c.Pods))
 	for i, p := range c.Pods {
-		cidrs = append(cidrs, podsAt(p, c.PodPrefix[i], slot))
+		cidrs = append(cidrs, podCIDRAt(p, c.PodPrefix[i], slot))
 	}
 	return cidrs
 }
 
-// SlotOf returns the slot whose pod CIDR this is; ok is false if it is none's.
+// SlotOf returns the slot to which a pod CIDR belongs; ok is false if there is none.
 func (c Cluster) SlotOf(pod netip.Prefix) (slot int, ok bool) {
 	for i, p := range c.Pods {
 		if pod.Bits() != c.PodPrefix[i] || !p.Contains(pod.Addr()) || pod != pod.Masked() {
@@ -78,26 +77,26 @@ func (c Cluster) SlotOf(pod netip.Prefix) (slot int, ok bool) {
 	return None, false
 }
 
-// Hash digests the settings that decide about addresses. Nodes whose hashes
-// differ can't live in one mesh.
+// Hash hashes the settings that determine addresses. Nodes with different hashes can't be
+// in one mesh.
 func (c Cluster) Hash() uint64 {
 	sum := sha256.Sum256(fmt.Append(nil, c.Overlay, c.Pods, c.PodPrefix))
 	return binary.BigEndian.Uint64(sum[:])
 }
 
-// guarded are the ranges in which only the mesh gives out addresses.
+// guarded returns the ranges in which only the mesh assigns addresses.
 func (c Cluster) guarded() []netip.Prefix {
 	ps := slices.Concat(c.Overlay, c.Pods)
 	slices.SortFunc(ps, ComparePrefix)
 	return ps
 }
 
-// guests are where pods and clients have their addresses.
+// guests returns the address ranges of pods and clients.
 func (c Cluster) guests() []netip.Prefix {
 	return MergePrefixes(slices.Concat(c.Pods, c.clientRanges()))
 }
 
-// podRanges are the pod ranges with the length of each node's part.
+// podRanges returns the pod ranges with the length of a node's pod CIDR.
 func (c Cluster) podRanges() []PodRange {
 	var out []PodRange
 	for i, p := range c.Pods {
@@ -107,7 +106,7 @@ func (c Cluster) podRanges() []PodRange {
 	return out
 }
 
-// Families says which address families the cluster gives out.
+// Families returns which address families the cluster uses.
 func (c Cluster) Families() (v4, v6 bool) {
 	for _, p := range c.guarded() {
 		v4 = v4 || p.Addr().Is4()
@@ -121,8 +120,8 @@ func ComparePrefix(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// step returns a + n<<shift, for an n below 2^32; it wraps around.
-func step(a netip.Addr, n, shift int) netip.Addr {
+// addToAddr returns a + n<<shift, for an n below 2^32; it wraps around.
+func addToAddr(a netip.Addr, n, shift int) netip.Addr {
 	if a.Is4() {
 		b := a.As4()
 		binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+uint32(n)<<shift)
@@ -141,10 +140,10 @@ func step(a netip.Addr, n, shift int) netip.Addr {
 	return netip.AddrFrom16(b)
 }
 
-// before says whether record a's claims go before record b's: the older claim
-// first, and the lower ID between equals. It is a total order, so every node
-// that has the same records agrees on every owner.
-func before(a, b *node) int {
+// compareClaims orders records by precedence of their claims: the older claim first, then
+// the lower ID. It is a total order, so all nodes that have the same records agree on
+// every owner.
+func compareClaims(a, b *node) int {
 	if c := cmp.Compare(a.Claim.Time, b.Claim.Time); c != 0 {
 		return c
 	}
@@ -157,8 +156,8 @@ type node struct {
 	id ID
 }
 
-// nodes sorts records by ID. Of several records of one identity the one with
-// the highest sequence stays.
+// nodes returns the records sorted by ID. Of several records of one identity it keeps the
+// one with the highest sequence.
 func nodes(records []Record) []*node {
 	slab := make([]node, len(records))
 	ns := make([]*node, len(records))
@@ -172,10 +171,10 @@ func nodes(records []Record) []*node {
 	return slices.CompactFunc(ns, func(a, b *node) bool { return a.id == b.id })
 }
 
-// Owners says whose each claimed slot is: of all nodes that claim it, the one
-// with the oldest claim, and of those the one with the lowest ID. It is a pure
-// function of the records, so nodes with equal records have equal owners,
-// in whatever order the records came.
+// Owners returns who owns each claimed slot: of all nodes that claim it, the one with the
+// oldest claim, and of those the one with the lowest ID. It is a pure function of the
+// records, so nodes with equal records agree on the owners, in whatever order the records
+// came.
 func Owners(records []Record) map[int]ID {
 	owners := make(map[int]ID)
 	for slot, n := range claimOwners(nodes(records)) {
@@ -190,38 +189,37 @@ func claimOwners(ns []*node) map[int]*node {
 		if n.Claim.Slot == None {
 			continue
 		}
-		if o, ok := owners[n.Claim.Slot]; !ok || before(n, o) < 0 {
+		if o, ok := owners[n.Claim.Slot]; !ok || compareClaims(n, o) < 0 {
 			owners[n.Claim.Slot] = n
 		}
 	}
 	return owners
 }
 
-// Situation is what a node knows when it decides about its own claim.
+// Situation is what a node knows when it chooses its own claim.
 type Situation struct {
 	Cluster Cluster
 	Self    ID
 	Name    string
-	Records []Record // of all nodes; the own one doesn't matter
-	Current Claim    // what this node has claimed, from disk after a start
-	Ready   bool     // it has been READY with Current: pods may run on its addresses
-	Void    bool     // Current was forgotten with the node; it has to be made anew
+	Records []Record // of all nodes; the node's own one is ignored
+	Current Claim    // what this node has claimed; read from disk after a start
+	Ready   bool     // it was READY with Current, so pods may use its addresses
+	Void    bool     // Current was forgotten with the node, so its time starts again
 	Static  int      // the slot that the configuration names, or None
-	GiveUp  bool     // a person wants another slot than Current
-	// Listened is true once the state of some member has been merged, or when
-	// there is nobody to wait for. A node that has not listened claims nothing.
+	GiveUp  bool     // a person asked for a slot other than Current
+	// Listened is true once the state of some member has been merged, or if there is no
+	// other member. Until then a node claims nothing.
 	Listened bool
 	Now      int64 // milliseconds since 1970
 }
 
-// NextClaim returns the claim that a node should hold. It returns
-// s.Current wherever that can stay; what stands against it comes back as
-// problems.
+// NextClaim returns the claim that a node should make. It returns s.Current wherever
+// possible, with problems that say what conflicts with it.
 //
-// A claim that was lost before the node was ever READY moves to another slot.
-// One with pods behind it stays where it is, since nothing that runs is
-// renumbered behind anyone's back: the problem says what a person can do. That
-// is to give the claim up, and then this returns another one, or None and why.
+// A claim that is lost before the node was ever READY moves to another slot. One that
+// pods may use stays, because running pods are never renumbered automatically: the
+// problem says what a person can do. Once the person gives the claim up, NextClaim
+// returns another one, or None and the reason.
 func NextClaim(s Situation) (Claim, []Problem) {
 	others := make([]*node, 0, len(s.Records))
 	for _, n := range nodes(s.Records) {
@@ -231,7 +229,7 @@ func NextClaim(s Situation) (Claim, []Problem) {
 	}
 	taken := claimOwners(others)
 	if s.Void {
-		// Whoever has taken the slot meanwhile was first.
+		// A node that claimed the slot in the meantime has the older claim.
 		s.Current.Time = s.Now
 	}
 	self := &node{Record: &Record{Claim: s.Current}, id: s.Self}
@@ -239,7 +237,7 @@ func NextClaim(s Situation) (Claim, []Problem) {
 	switch {
 	case s.Current.Slot == None:
 	case s.GiveUp:
-		// It takes another one even where nobody contests this.
+		// Take another one even if no other node claims this one.
 		if _, ok := taken[s.Current.Slot]; !ok {
 			taken[s.Current.Slot] = &node{Record: &Record{Name: s.Name}, id: s.Self}
 		}
@@ -247,28 +245,28 @@ func NextClaim(s Situation) (Claim, []Problem) {
 		owner, contested := taken[s.Current.Slot]
 		fits := s.Current.Slot < s.Cluster.Slots()
 		wanted := s.Static == None || s.Static == s.Current.Slot
-		lost := contested && before(owner, self) < 0
+		lost := contested && compareClaims(owner, self) < 0
 		switch {
 		case fits && wanted && !lost:
 			return s.Current, nil
 		case s.Ready:
-			return s.Current, []Problem{s.cannotStay(owner, lost, fits)}
+			return s.Current, []Problem{s.currentClaimProblem(owner, lost, fits)}
 		}
 	}
 	if !s.Listened {
 		return Claim{Slot: None}, nil
 	}
 	if s.Static == None {
-		return s.pick(others, taken)
+		return s.pickFreeSlot(others, taken)
 	}
 	if owner, ok := taken[s.Static]; ok {
-		return Claim{Slot: None}, []Problem{s.staticTaken(owner)}
+		return Claim{Slot: None}, []Problem{s.staticSlotTaken(owner)}
 	}
 	return Claim{Slot: s.Static, Time: s.Now}, nil
 }
 
-// staticTaken words that the slot which the configuration names is not free.
-func (s Situation) staticTaken(owner *node) Problem {
+// staticSlotTaken describes that the slot in the configuration is not free.
+func (s Situation) staticSlotTaken(owner *node) Problem {
 	p := Problem{Kind: ProblemSlot, Node: s.Name}
 	if owner.id == s.Self {
 		p.Text = fmt.Sprintf("node.pod-cidr names slot %d (%s), which is the one to be given up", s.Static, FormatPrefixes(s.Cluster.PodCIDRs(s.Static)))
@@ -280,10 +278,10 @@ func (s Situation) staticTaken(owner *node) Problem {
 	return p
 }
 
-// pick chooses a free slot: the lowest one when this node is the only newcomer
-// that it sees, else one that depends on its identity, so that newcomers who
-// have not heard of each other seldom want the same.
-func (s Situation) pick(others []*node, taken map[int]*node) (Claim, []Problem) {
+// pickFreeSlot chooses a free slot: the lowest one if no other node is without a slot,
+// else one that depends on the node's identity, so that new nodes that have not heard of
+// each other seldom choose the same.
+func (s Situation) pickFreeSlot(others []*node, taken map[int]*node) (Claim, []Problem) {
 	_, collided := taken[s.Current.Slot]
 	alone := !collided
 	for _, n := range others {
@@ -308,8 +306,8 @@ func (s Situation) pick(others []*node, taken map[int]*node) (Claim, []Problem) 
 	return Claim{Slot: free[binary.BigEndian.Uint64(s.Self[:])%uint64(len(free))], Time: s.Now}, nil
 }
 
-// cannotStay words what stands against a claim that has pods behind it.
-func (s Situation) cannotStay(owner *node, lost, fits bool) Problem {
+// currentClaimProblem describes what conflicts with a claim that pods may use.
+func (s Situation) currentClaimProblem(owner *node, lost, fits bool) Problem {
 	p := Problem{Kind: ProblemSlot, Node: s.Name}
 	renumber := fmt.Sprintf("to give %[1]s and its pods other addresses, run on %[1]s: meshd renumber", s.Name)
 	switch {

@@ -13,24 +13,24 @@ import (
 // MaxHost is the longest host name (RFC 1035, section 2.3.4, in text form).
 const MaxHost = 253
 
-// ValidText reports whether a string of somebody else's may be shown to a person:
-// valid UTF-8 of at most limit bytes, and printable. unicode.IsPrint leaves out
-// control characters (escapes, line breaks), those that turn the direction of
-// text (U+202A to U+202E, U+2066 to U+2069), and U+2028 and U+2029, which end
-// lines; of spaces it takes only the ASCII one.
+// ValidText reports whether a string from another node may be shown to a person: valid
+// UTF-8 of at most limit bytes, and printable. unicode.IsPrint rejects control characters
+// (escapes, line breaks), those that change the direction of text (U+202A to U+202E,
+// U+2066 to U+2069), and U+2028 and U+2029, which end lines; the only space that it
+// accepts is the ASCII one.
 func ValidText(s string, limit int) bool {
 	return len(s) <= limit && utf8.ValidString(s) &&
 		strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
 }
 
-// ValidName reports whether a string is the name of a node or a client: a host
-// name of at most MaxName bytes, also of several labels.
+// ValidName reports whether a string is the name of a node or a client: a host name of at
+// most MaxName bytes, also of several labels.
 func ValidName(s string) bool {
 	return len(s) <= MaxName && ValidHostName(s)
 }
 
-// ValidHostName reports whether a string is a host name (RFC 1123, and with the
-// underscores that many resolvers accept), without a dot at its end.
+// ValidHostName reports whether a string is a host name (RFC 1123, plus the underscores
+// that many resolvers accept), without a dot at its end.
 func ValidHostName(s string) bool {
 	if s == "" || len(s) > MaxHost || strings.Trim(s, "-.") != s {
 		return false
@@ -43,9 +43,9 @@ func ValidHostName(s string) bool {
 	return true
 }
 
-// ValidHost reports whether a string is where packets may be sent to: a host name,
-// or the address of one host. A last label of digits would make it an address in a
-// form that only some resolvers know, as 127.1.
+// ValidHost reports whether packets can be sent to a string: a host name, or the address
+// of one host. A name whose last label has only digits is refused, because only some
+// resolvers take it as an address, such as 127.1.
 func ValidHost(s string) bool {
 	if a, err := netip.ParseAddr(s); err == nil {
 		return CheckHost(a) == nil
@@ -55,9 +55,9 @@ func ValidHost(s string) bool {
 	return ValidHostName(s) && strings.Trim(last, "0123456789") != ""
 }
 
-// Printable returns a string as ValidText accepts it: what can't be shown as it is
-// is written as in Go, \x1b, and what is too long is cut. It is for texts that
-// quote others, such as errors.
+// Printable returns a string that ValidText accepts: what is not printable is escaped as
+// in Go, \x1b, and what is too long is cut. It is for texts that quote others, such as
+// errors.
 func Printable(s string, limit int) string {
 	if ValidText(s, limit) {
 		return s
@@ -65,7 +65,7 @@ func Printable(s string, limit int) string {
 	const cut = "…"
 	var b strings.Builder
 	for i, r := range s {
-		part := s[i : i+1] // of invalid UTF-8, a byte
+		part := s[i : i+1] // one byte, if it is invalid UTF-8
 		if r != utf8.RuneError || strings.HasPrefix(s[i:], string(utf8.RuneError)) {
 			part = string(r)
 		}
@@ -81,11 +81,11 @@ func Printable(s string, limit int) string {
 	return b.String()
 }
 
-// MaxText is the length at which the texts of a problem are cut, in bytes.
+// MaxText is the maximum length of a problem's texts, in bytes.
 const MaxText = 2000
 
-// Printable returns the problem with texts that can be shown as they are,
-// whatever others have said that is quoted there.
+// Printable returns the problem with printable texts, whatever they quote from other
+// nodes.
 func (p Problem) Printable() Problem {
 	p.Node, p.Text, p.Advice = Printable(p.Node, MaxHost), Printable(p.Text, MaxText), Printable(p.Advice, MaxText)
 	return p

@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// Without returns the input as it would be if everybody had found a node down.
-// What Derive makes of it is what the loss of that node changes.
+// Without returns the input as if all nodes had found the node lost to be down. Comparing
+// what Derive returns for both shows what the loss of that node changes.
 func Without(in Input, lost ID) Input {
 	in.Verdicts = slices.DeleteFunc(slices.Clone(in.Verdicts), func(v Verdict) bool { return v.Subject == lost })
 	for _, r := range in.Records {
