@@ -17,12 +17,12 @@ import (
 // MaxAccess bounds a client's access list.
 const MaxAccess = 16
 
-// maxAccessLists bounds how many different access lists count: each is resolved, and held
-// in a home's packet filter, by itself.
+// maxAccessLists limits how many different access lists count: each is resolved, and kept
+// in a home's packet filter, separately.
 const maxAccessLists = 256
 
-// Client is a WireGuard device that is no node: a laptop, a phone. A node adds it, signs
-// it, and tells all others. It never changes; it is only removed.
+// Client is a WireGuard device that is not a node: a laptop, a phone. A node adds it,
+// signs it, and sends it to all others. It never changes; it can only be removed.
 type Client struct {
 	ID             ID                // a hash of all that follows
 	Author         ed25519.PublicKey // of the node that added it, 32 bytes
@@ -35,21 +35,21 @@ type Client struct {
 	ServiceGateway ID                // the node that carries Services for it; zero for any
 }
 
-// PresharedKey is WireGuard's additional symmetric key. However it is printed, it does
-// not show.
+// PresharedKey is WireGuard's additional symmetric key. No way of printing it shows the
+// key.
 type PresharedKey wgtypes.Key
 
-const notShown = "(hidden)"
+const hiddenKeyText = "(hidden)"
 
 // Format implements fmt.Formatter.
-func (PresharedKey) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(notShown)) }
+func (PresharedKey) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(hiddenKeyText)) }
 
 // MarshalText hides the key in JSON too.
-func (PresharedKey) MarshalText() ([]byte, error) { return []byte(notShown), nil }
+func (PresharedKey) MarshalText() ([]byte, error) { return []byte(hiddenKeyText), nil }
 
 // ClientSlots returns how many clients the overlay ranges have room for: the upper half
-// of the smallest, less its first address and its last, which in IPv4 is the broadcast
-// address; at most MaxSlots.
+// of the smallest one, without its first and its last address, which in IPv4 is the
+// broadcast address; at most MaxSlots.
 func (c Cluster) ClientSlots() int {
 	n := MaxSlots
 	for _, p := range c.Overlay {
@@ -63,7 +63,7 @@ func (c Cluster) ClientSlots() int {
 	return max(n, 0)
 }
 
-// ClientAddresses returns a client's overlay addresses, one a family.
+// ClientAddresses returns a client's overlay addresses, one per family.
 func (c Cluster) ClientAddresses(index int) []netip.Addr {
 	addrs := make([]netip.Addr, 0, len(c.Overlay))
 	for _, p := range c.clientRanges() {
@@ -72,7 +72,7 @@ func (c Cluster) ClientAddresses(index int) []netip.Addr {
 	return addrs
 }
 
-// clientRanges are the upper halves of the overlay ranges, nodeRanges the lower ones.
+// clientRanges returns the upper halves of the overlay ranges, nodeRanges the lower ones.
 func (c Cluster) clientRanges() []netip.Prefix {
 	return halves(c.Overlay, 1)
 }
@@ -93,9 +93,9 @@ func halves(ps []netip.Prefix, which int) []netip.Prefix {
 	return out
 }
 
-// FreeClientIndex returns an index that no client has. Which one depends on the new
-// client's key, so that two halves of a split seldom choose the same; ok is false if all
-// are taken.
+// FreeClientIndex returns an index that no client has. It starts searching at a number
+// from the new client's key, so that two halves of a split network seldom choose the
+// same; ok is false if all are taken.
 func FreeClientIndex(c Cluster, clients []Client, key wgtypes.Key) (index int, ok bool) {
 	taken := make(map[int]bool, len(clients))
 	for _, o := range clients {
@@ -114,12 +114,12 @@ func FreeClientIndex(c Cluster, clients []Client, key wgtypes.Key) (index int, o
 	return 0, false
 }
 
-// admitClients decides which clients count. What two of them claim, a name, a key or an
-// address, the older one has, and of two of one age the lower ID, so that all nodes that
-// know the same clients agree. A name is compared without regard to case. A node of a
-// client's name is reported, and takes nothing from the client: it may call itself what
-// it likes, and its claim as old as it likes.
-func (l *layout) admitClients() {
+// selectClients decides which clients count. If two clients have the same name, key or
+// address, the older one keeps it, and of two of the same age the one with the lower ID,
+// so that all nodes that know the same clients agree. Names are compared without regard
+// to case. A node with the name of a client is reported, but never displaces the client:
+// a node can claim any name and any age.
+func (l *layout) selectClients() {
 	if len(l.Input.Clients) == 0 {
 		return
 	}
@@ -140,11 +140,11 @@ func (l *layout) admitClients() {
 		case n != nil:
 			l.reportClient(c, fmt.Sprintf("node %s has the same WireGuard key", n.Name))
 		case names[name] != nil:
-			l.reportClient(c, l.wordOlder(names[name], "name"))
+			l.reportClient(c, l.olderClientReason(names[name], "name"))
 		case keys[c.Key] != nil:
-			l.reportClient(c, l.wordOlder(keys[c.Key], "WireGuard key"))
+			l.reportClient(c, l.olderClientReason(keys[c.Key], "WireGuard key"))
 		case indices[c.Index] != nil:
-			l.reportClient(c, l.wordOlder(indices[c.Index], "address"))
+			l.reportClient(c, l.olderClientReason(indices[c.Index], "address"))
 		case len(lists) == maxAccessLists && !lists[fmt.Sprint(c.Access)]:
 			l.reportClient(c, fmt.Sprintf("there are %d different access lists, and it has another one", maxAccessLists))
 		default:
@@ -162,7 +162,7 @@ func (l *layout) admitClients() {
 	}
 }
 
-// nodesByName returns all nodes by their names in lower case.
+// nodesByName groups all nodes by their names in lower case.
 func (l *layout) nodesByName() map[string][]*member {
 	nodes := make(map[string][]*member, len(l.all))
 	for _, m := range l.all {
@@ -172,13 +172,13 @@ func (l *layout) nodesByName() map[string][]*member {
 	return nodes
 }
 
-// reportClientName reports a node that came with the name of a client.
+// reportClientName reports a node that has the name of a client.
 func (l *layout) reportClientName(m *member, c *Client) {
 	l.report(ProblemName, m.Name, fmt.Sprintf("node %s has the name of client %s, which %s added before", m.Name, c.Name, l.nameOf(IDOf(c.Author))),
 		fmt.Sprintf("set another node.name on %s; or run: meshd client remove %v; then add it again under another name", m.Name, c.ID))
 }
 
-func (l *layout) wordOlder(o *Client, what string) string {
+func (l *layout) olderClientReason(o *Client, what string) string {
 	return fmt.Sprintf("client %s that %s added before has the same %s", o.Name, l.nameOf(IDOf(o.Author)), what)
 }
 
@@ -188,7 +188,7 @@ func (l *layout) reportClient(c *Client, why string) {
 		fmt.Sprintf("run: meshd client remove %v; then add it again", c.ID))
 }
 
-// nameOf names a node for a person.
+// nameOf returns a node's name for messages.
 func (l *layout) nameOf(id ID) string {
 	if m := l.find(id); m != nil {
 		return m.Name
@@ -196,11 +196,11 @@ func (l *layout) nameOf(id ID) string {
 	return id.String()
 }
 
-// isHome says whether clients have a tunnel to a node: it has tunnels itself, and can be
-// reached by strangers.
-func (m *member) isHome() bool { return m.isEnd() && len(m.Endpoints) > 0 && m.slot != None }
+// isHome reports whether clients have a tunnel to a node: it has tunnels of its own, and
+// can be reached from outside.
+func (m *member) isHome() bool { return m.isTunnelEnd() && len(m.Endpoints) > 0 && m.slot != None }
 
-// Homes returns the nodes to which clients have tunnels, sorted.
+// Homes returns the nodes to which clients have tunnels, sorted by ID.
 func Homes(in Input) []ID {
 	var out []ID
 	for _, m := range newLayout(in).all {
@@ -211,14 +211,14 @@ func Homes(in Input) []ID {
 	return out
 }
 
-// home is the node through which clients reach a node, and it them. It is the node
-// itself, or the one that has the tunnels for it, or, if that one can't be reached by
-// strangers, another one that both reach; nil if there is none. Both ends need it to be
-// the same: WireGuard takes a source from one peer only.
+// home returns the node through which clients reach m, and m reaches clients. It is m
+// itself, or the gateway that has the tunnels for m, or, if that gateway can't be reached
+// from outside, a node that both can reach; nil if there is none. All nodes must choose
+// the same one, because WireGuard accepts a source address from one peer only.
 func (l *layout) home(m *member) *member {
 	end := m.via
 	if end == nil || end.slot == None || end.isHome() {
-		return end.orNone()
+		return end.withSlot()
 	}
 	var best *member
 	var highest uint64
@@ -228,37 +228,38 @@ func (l *layout) home(m *member) *member {
 			continue
 		}
 		bestNear := best != nil && best.group == end.group
-		if w := mix(low(end.id) + r.key); best == nil || near && !bestNear || near == bestNear && w > highest {
+		if w := mix(low64(end.id) + r.key); best == nil || near && !bestNear || near == bestNear && w > highest {
 			best, highest = r.member, w
 		}
 	}
 	return best
 }
 
-// orNone is a member that owns its slot, else nil.
-func (m *member) orNone() *member {
+// withSlot returns m if it owns its slot, else nil.
+func (m *member) withSlot() *member {
 	if m == nil || m.slot == None {
 		return nil
 	}
 	return m
 }
 
-// clientWay is where a node sends what is for clients: to themselves, if it is their
-// home, else to a peer or a neighbor, or nowhere.
-func (d *deriver) clientWay() (hop *member, own bool) {
+// clientNextHop returns the peer or neighbor to which this node sends packets for
+// clients. own is true if the clients' tunnels end on this node; otherwise a nil hop
+// means that clients are unreachable.
+func (d *deriver) clientNextHop() (hop *member, own bool) {
 	h := d.home(d.self)
 	switch {
 	case h == nil || len(d.clients) == 0:
 		return nil, false
 	case h == d.self:
 		return nil, true
-	case d.self.isEnd() || !d.tunnelled(d.self, h) && d.link(d.self, h).families != noFamily:
+	case d.self.isTunnelEnd() || !d.tunnelled(d.self, h) && d.link(d.self, h).families != noFamily:
 		return h, false
 	}
 	return d.self.via, false
 }
 
-// clientPrefixes are the addresses of all clients in some families, sorted.
+// clientPrefixes returns the addresses of all clients in the given families, sorted.
 func (l *layout) clientPrefixes(f families) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, c := range l.clients {
@@ -272,10 +273,10 @@ func (l *layout) clientPrefixes(f families) []netip.Prefix {
 	return ps
 }
 
-// sendClients adds the clients' addresses to the peer or the neighbor through which this
-// node reaches them.
-func (d *deriver) sendClients(t *Topology) {
-	hop, own := d.clientWay()
+// routeToClients adds the clients' addresses to the peer or the neighbor through which
+// this node reaches them.
+func (d *deriver) routeToClients(t *Topology) {
+	hop, own := d.clientNextHop()
 	if own {
 		t.Clients = d.tunnelsToClients()
 	}
@@ -290,7 +291,7 @@ func (d *deriver) sendClients(t *Topology) {
 	if hop == nil {
 		return
 	}
-	if d.self.isEnd() && d.tunnelled(d.self, hop) {
+	if d.self.isTunnelEnd() && d.tunnelled(d.self, hop) {
 		t.ClientHome = hop.id
 	}
 	for i := range t.Peers {
@@ -305,12 +306,12 @@ func (d *deriver) sendClients(t *Topology) {
 	}
 }
 
-// merge returns two sorted lists as one.
+// merge returns two sorted lists as one sorted list.
 func merge(a, b []netip.Prefix) []netip.Prefix {
 	return mergeSorted(slices.Concat(a, b), len(a))
 }
 
-// tunnelsToClients are those of a node that is their home.
+// tunnelsToClients returns the tunnels of a node at which the clients' tunnels end.
 func (d *deriver) tunnelsToClients() []ClientTunnel {
 	out := make([]ClientTunnel, 0, len(d.clients))
 	for _, c := range d.clients {
@@ -323,7 +324,7 @@ func (d *deriver) tunnelsToClients() []ClientTunnel {
 	return out
 }
 
-// gossipPorts are those of all nodes, sorted.
+// gossipPorts returns the gossip ports of all nodes, sorted.
 func (l *layout) gossipPorts() []uint16 {
 	var ports []uint16
 	for _, m := range l.all {
@@ -335,7 +336,7 @@ func (l *layout) gossipPorts() []uint16 {
 	return slices.Compact(ports)
 }
 
-// nodePrefixes are where nodes have addresses of their own: what access to nodes opens.
+// nodePrefixes returns the addresses of nodes: what access to nodes includes.
 func (l *layout) nodePrefixes() []netip.Prefix {
 	ps := l.Cluster.nodeRanges()
 	for _, m := range l.all {
@@ -346,11 +347,11 @@ func (l *layout) nodePrefixes() []netip.Prefix {
 	return MergePrefixes(ps)
 }
 
-// hosts are where nodes have addresses, those of their endpoints among them. What a
-// record claims of the ranges of pods, clients and Services stays theirs.
+// hosts returns all addresses of nodes, including those of their endpoints. Addresses
+// that a record claims in the ranges of pods, clients or Services are left out.
 func (l *layout) hosts() []netip.Prefix {
 	ps := l.Cluster.nodeRanges()
-	for _, p := range slices.Concat(l.nodePrefixes(), singles(l.reached)) {
+	for _, p := range slices.Concat(l.nodePrefixes(), singles(l.endpointAddrs)) {
 		if !contains(l.reserved, p.Addr()) {
 			ps = append(ps, p)
 		}
@@ -358,14 +359,14 @@ func (l *layout) hosts() []netip.Prefix {
 	return MergePrefixes(ps)
 }
 
-// reportStranded reports nodes that no client reaches.
-func (d *deriver) reportStranded() {
+// reportUnreachableByClients reports nodes that no client can reach.
+func (d *deriver) reportUnreachableByClients() {
 	if len(d.clients) == 0 {
 		return
 	}
 	for _, m := range d.all {
 		if m.slot != None && m.via != nil && d.home(m) == nil {
-			d.report(ProblemClient, m.Name, fmt.Sprintf("clients don't reach node %s: neither it nor any node that could pass on its packets has an endpoint", m.Name),
+			d.report(ProblemClient, m.Name, fmt.Sprintf("clients don't reach node %s: neither it nor any node that could forward its packets has an endpoint", m.Name),
 				"set node.endpoint on a node, and forward that port to it")
 		}
 	}

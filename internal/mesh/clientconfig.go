@@ -13,29 +13,30 @@ import (
 )
 
 const (
-	// clientKeepalive keeps the ways through most NATs open.
+	// clientKeepalive keeps the mappings of most NATs open.
 	clientKeepalive = 25 * time.Second
-	// clientMTU is WireGuard's on an Ethernet: what a client's own link has is not known.
+	// clientMTU is WireGuard's MTU on an Ethernet link: the MTU of the client's own link
+	// is not known.
 	clientMTU = 1420
-	// clientStandbys is how many gateways of one location may go one after the other
-	// before a client has heard of it.
+	// clientStandbys is how many gateways of one location may fail in succession before a
+	// client has learned of it.
 	clientStandbys = 2
 )
 
 // ClientConfig is what a client needs to know to reach the cluster.
 type ClientConfig struct {
 	Client
-	Addresses []netip.Addr // its own, one a family
-	Resolver  netip.Addr   // the cluster's; invalid if it may not be asked
+	Addresses []netip.Addr // its own, one per family
+	Resolver  netip.Addr   // the cluster's; invalid if the client may not reach it
 	Search    []string     // domains
 	MTU       int
 	Keepalive time.Duration
 	Peers     []ClientPeer // by name
-	Standbys  []ClientPeer // who takes over when a peer dies, in each location the next one first
-	// Ranges are where it may ever reach something: nodes' overlay addresses, what is
-	// opened of the cluster's ranges, and the networks of its access list. Sorted.
+	Standbys  []ClientPeer // the nodes that take over when a peer fails, in each location the next one first
+	// Ranges are all addresses that it may ever reach: nodes' overlay addresses, the
+	// allowed part of the cluster's ranges, and the networks of its access list. Sorted.
 	Ranges []netip.Prefix
-	// Unserved is what of its access list no node leads to.
+	// Unserved are the entries of its access list to which no node has a route.
 	Unserved []Access
 }
 
@@ -44,33 +45,33 @@ type ClientPeer struct {
 	ID             ID
 	Name           string
 	Key            wgtypes.Key
-	Overlay        []netip.Addr // its own, one a family; among AllowedIPs whatever the client may reach
+	Overlay        []netip.Addr // its own, one per family; among AllowedIPs whatever the client may reach
 	Endpoints      []Endpoint   // best first, at least one
 	AllowedIPs     []netip.Prefix
-	ServiceGateway bool // Services go through it
+	ServiceGateway bool // the client's traffic to Services goes through it
 }
 
-// ConfigOf works out a client's configuration: one peer for each node to which clients
-// have tunnels, each with what is reached through it, as far as the client may reach it,
-// and the nodes' own addresses, where it may ask for this. Services go through the node
-// that the client names, if it is alive, else through one of those that are; a nil map
-// means all of them.
+// ConfigOf returns a client's configuration: one peer for each node to which clients have
+// tunnels, with the prefixes that are reached through it and that the client may reach.
+// The nodes' own addresses are always included, because there the client asks for its
+// configuration. Services go through the node that the client names, if it is alive, else
+// through one of the live ones; a nil map means that all are alive.
 func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 	l := newLayout(in)
-	l.nodes = l.nodePrefixes() // also of a client that does not count
+	l.nodes = l.nodePrefixes() // also for a client that does not count
 	allowed := l.allowances(c.Access)
 	out := ClientConfig{
 		Client: c, Addresses: in.Cluster.ClientAddresses(c.Index),
 		MTU: clientMTU, Keepalive: clientKeepalive,
 	}
 	services := l.serviceGateway(c, alive)
-	reached := l.byHome()
+	reached := l.nodesByHome()
 	for _, h := range l.all {
 		if !h.isHome() {
 			continue
 		}
 		p := ClientPeer{ID: h.id, Name: h.Name, Key: h.Key, Overlay: in.Cluster.Overlays(h.slot), Endpoints: h.Endpoints, ServiceGateway: h == services}
-		p.AllowedIPs = append(singles(p.Overlay), reachablePrefixes(l.through(h, reached[h]), allowed)...)
+		p.AllowedIPs = append(singles(p.Overlay), reachablePrefixes(l.prefixesThrough(h, reached[h]), allowed)...)
 		if p.ServiceGateway {
 			p.AllowedIPs = append(p.AllowedIPs, reachablePrefixes(in.Cluster.Services, allowed)...)
 		}
@@ -95,7 +96,8 @@ func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 	return out
 }
 
-// accessRanges are the ranges of a client, whoever is in them now.
+// accessRanges returns the ranges that a client may reach, whoever has addresses there
+// now.
 func (l *layout) accessRanges(list []Access, allowed []Allowance) []netip.Prefix {
 	ps := slices.Concat(l.Cluster.nodeRanges(), reachablePrefixes(slices.Concat(l.Cluster.Pods, l.Cluster.Services), allowed))
 	for _, a := range list {
@@ -106,7 +108,8 @@ func (l *layout) accessRanges(list []Access, allowed []Allowance) []netip.Prefix
 	return MergePrefixes(ps)
 }
 
-// unserved is what of an access list is in no part behind any of the peers.
+// unserved returns the entries of an access list of which no part is behind any of the
+// peers.
 func (l *layout) unserved(list []Access, peers []ClientPeer) []Access {
 	var out []Access
 	for _, a := range list {
@@ -118,11 +121,12 @@ func (l *layout) unserved(list []Access, peers []ClientPeer) []Access {
 	return out
 }
 
-// standbys are those who would become clients' homes as gateways, best first.
+// standbys returns the nodes that would become clients' homes if they became gateways,
+// best first.
 func (g *group) standbys() []*member {
 	var ms []*member
 	for _, m := range g.members {
-		if m.mayServe() && len(m.Endpoints) > 0 && !m.isHome() {
+		if m.canBeGateway() && len(m.Endpoints) > 0 && !m.isHome() {
 			ms = append(ms, m)
 		}
 	}
@@ -130,8 +134,8 @@ func (g *group) standbys() []*member {
 	return ms[:min(len(ms), clientStandbys)]
 }
 
-// byHome groups nodes by their home.
-func (l *layout) byHome() map[*member][]*member {
+// nodesByHome groups nodes by their home.
+func (l *layout) nodesByHome() map[*member][]*member {
 	out := make(map[*member][]*member)
 	for _, m := range l.all {
 		if h := l.home(m); h != nil {
@@ -141,28 +145,29 @@ func (l *layout) byHome() map[*member][]*member {
 	return out
 }
 
-// through are the prefixes of the nodes whose home h is.
-func (l *layout) through(h *member, ms []*member) []netip.Prefix {
-	d := &deriver{layout: l, self: h, ranges: l.Cluster.spans()}
+// prefixesThrough returns the prefixes of the nodes whose home is h.
+func (l *layout) prefixesThrough(h *member, ms []*member) []netip.Prefix {
+	d := &deriver{layout: l, self: h, ranges: l.Cluster.ranges()}
 	var ps []netip.Prefix
 	for _, m := range ms {
-		reached, groups := m.passing, []*group{h.group}
+		reached, groups := m.viaFamilies, []*group{h.group}
 		if m.group == h.group {
-			groups = nil // it is on their LAN
+			groups = nil // h is on their LAN
 			if m != h && !l.tunnelled(m, h) {
 				reached = l.link(h, m).families
 			}
 		}
 		if m.slot != None {
-			ps = d.prefixesOf(ps, m, reached)
+			ps = d.appendSlotPrefixes(ps, m, reached)
 		}
-		ps = d.networksOf(ps, m, reached, groups)
+		ps = d.appendNetworks(ps, m, reached, groups)
 	}
 	return MergePrefixes(ps)
 }
 
-// prefixesOf appends what follows from a node's slot, in some families.
-func (d *deriver) prefixesOf(ps []netip.Prefix, m *member, f families) []netip.Prefix {
+// appendSlotPrefixes appends the prefixes that follow from a node's slot, in the given
+// families.
+func (d *deriver) appendSlotPrefixes(ps []netip.Prefix, m *member, f families) []netip.Prefix {
 	for _, p := range slices.Concat(singles(d.Cluster.Overlays(m.slot)), d.Cluster.PodCIDRs(m.slot)) {
 		if familyOf(p.Addr())&f != 0 {
 			ps = append(ps, p)
@@ -171,9 +176,9 @@ func (d *deriver) prefixesOf(ps []netip.Prefix, m *member, f families) []netip.P
 	return ps
 }
 
-// serviceGateway chooses who carries Services for a client: whom it names, else of the
-// homes that are alive one that wants to be a gateway, by rendezvous hashing, so that
-// clients are spread over them.
+// serviceGateway chooses the node that carries Services for a client: the one that it
+// names, else one of the live homes, preferably one that wants to be a gateway, by
+// rendezvous hashing, so that clients are spread over them.
 func (l *layout) serviceGateway(c Client, alive map[ID]bool) *member {
 	var best *member
 	var rank int
@@ -192,7 +197,7 @@ func (l *layout) serviceGateway(c Client, alive map[ID]bool) *member {
 		if h.Gateway == GatewayPrefer {
 			r++
 		}
-		if w := mix(low(c.ID) ^ low(h.id)); best == nil || r > rank || r == rank && w > highest {
+		if w := mix(low64(c.ID) ^ low64(h.id)); best == nil || r > rank || r == rank && w > highest {
 			best, rank, highest = h, r, w
 		}
 	}

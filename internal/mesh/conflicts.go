@@ -4,7 +4,7 @@ package mesh
 
 import "fmt"
 
-// reportNames reports nodes that share a name. The older claim has it.
+// reportNames reports nodes that share a name. The one with the older claim keeps it.
 func (l *layout) reportNames() {
 	first := make(map[string]*member, len(l.all))
 	for _, n := range l.all {
@@ -22,8 +22,8 @@ func (l *layout) reportNames() {
 	}
 }
 
-// reportSlots reports other nodes whose slot is somebody else's, or beyond the cluster's
-// ranges. The own one is NextClaim's to report.
+// reportSlots reports other nodes whose slot belongs to another node, or is beyond the
+// cluster's ranges. NextClaim reports this node's own.
 func (d *deriver) reportSlots() {
 	for _, n := range d.all {
 		if n == d.self || n.slot != None || n.Claim.Slot == None {
@@ -41,10 +41,10 @@ func (d *deriver) reportSlots() {
 	}
 }
 
-// reportKeys reports nodes with the WireGuard key of another. They get no tunnels.
+// reportKeys reports nodes that have another node's WireGuard key. They get no tunnels.
 func (l *layout) reportKeys() {
 	for _, n := range l.all {
-		if !n.mute {
+		if !n.keyConflict {
 			continue
 		}
 		l.report(ProblemKey, n.Name, fmt.Sprintf("nodes %s and %s have the same WireGuard key", n.Name, l.keys[n.Key].Name),

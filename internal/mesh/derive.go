@@ -8,37 +8,38 @@ import (
 	"time"
 )
 
-// Input is all that Derive looks at. The order of its lists does not matter.
+// Input is all that Derive depends on. The order of its lists does not matter.
 type Input struct {
 	Cluster Cluster
 	Self    ID
-	Records []Record // valid ones, of all nodes, the own one among them
-	// Verdicts on gateways and relays, valid ones; who is gateway follows from
+	Records []Record // valid ones, of all nodes, including the own one
+	// Verdicts on gateways and relays, valid ones. Which nodes are gateways follows from
 	// these and the records alone.
 	Verdicts []Verdict
 	Clients  []Client // valid ones
 
-	// Resolved has the addresses of those endpoint hosts that are names.
+	// Resolved holds the addresses of endpoint hosts that are names.
 	Resolved map[string][]netip.Addr
-	// Underlay has this host's own addresses outside the mesh. An endpoint of a
-	// family that is not among them can't be reached; empty means not known.
+	// Underlay are this host's own addresses outside the mesh. An endpoint of a family
+	// that is not among them can't be reached; empty means unknown.
 	Underlay []netip.Addr
-	// Nearby is what this host must go on reaching without the mesh.
+	// Nearby is what this host must keep reaching without the mesh.
 	Nearby Nearby
-	// Keepalive is how often this node speaks to each peer, 0 for never.
+	// Keepalive is the interval at which this node sends a packet to each peer, 0 for
+	// never.
 	Keepalive time.Duration
 }
 
-// Derive works out what this node needs so that it can talk to every other
-// one: WireGuard peers and neighbors on the LAN, each with the prefixes that go
-// to it and may come from it. Contradictions between records come back as
-// problems, and every node that has the same records resolves them the same way.
+// Derive returns what this node needs to reach every other one: WireGuard peers and
+// neighbors on the LAN, each with the prefixes that are sent to it and accepted from it.
+// Conflicts between records are returned as problems, and all nodes that have the same
+// records resolve them alike.
 //
-// First comes what all nodes see alike: the layout, with groups of nodes that
-// share a LAN and the nodes whose tunnels join the groups. Then this node's part
-// in it. A packet's way is: the own tunnel end, perhaps a relay, the far
-// tunnel end; it takes the same way back, as WireGuard's check of the source
-// demands.
+// Derive first computes what is the same on all nodes, the layout: the groups of nodes
+// that share a LAN, and the nodes whose tunnels connect the groups. Then it computes this
+// node's part. A packet travels through the own tunnel end, perhaps a relay, and the far
+// tunnel end; replies take the same way back, because WireGuard checks the source
+// address.
 func Derive(in Input) Topology {
 	l := newLayout(in)
 	t := Topology{
@@ -49,81 +50,81 @@ func Derive(in Input) Topology {
 	if self == nil {
 		return t
 	}
-	d := &deriver{layout: l, self: self, ranges: in.Cluster.spans(), nearby: in.Nearby}
+	d := &deriver{layout: l, self: self, ranges: in.Cluster.ranges(), nearby: in.Nearby}
 	if slot := self.Claim.Slot; slot != None && slot < in.Cluster.Slots() {
 		t.Addresses = in.Cluster.Overlays(slot)
 		t.PodCIDRs = in.Cluster.PodCIDRs(slot)
 	}
 	t.Seat = self.seat
-	d.findWays()
+	d.findTunnelRoutes()
 	t.Peers = d.peers()
 	t.Neighbors = d.neighbors()
 	t.Paths = d.paths()
 	t.Inside = MergePrefixes(append(d.routed, d.guarded...))
 	t.Serves = d.serves()
-	d.sendClients(&t)
+	d.routeToClients(&t)
 	d.reportNames()
 	d.reportSlots()
 	d.reportKeys()
-	d.reportSilent()
-	d.reportStranded()
+	d.reportOneWay()
+	d.reportUnreachableByClients()
 	slices.SortFunc(d.problems, Problem.Compare)
 	t.Problems = slices.Compact(d.problems)
 	return t
 }
 
-// deriver holds what the steps of one Derive share.
+// deriver holds what the steps of one call of Derive share.
 type deriver struct {
 	*layout
 	self   *member
-	ranges []span
-	nearby Nearby // of this host; empty where its tables are not what is derived
+	ranges []clusterRange
+	nearby Nearby // of this host; empty if another host's routes are derived
 
-	ways   []way          // from the own tunnel end, sorted by the far end's ID
-	routed []netip.Prefix // internal IPs and networks that tunnels lead to
+	tunnelRoutes []tunnelRoute  // from the own tunnel end; sorted by the far end's ID
+	routed       []netip.Prefix // internal IPs and networks that are reached through tunnels
 }
 
-// way leads from this node's tunnel end to another one.
-type way struct {
-	end *member // the far one
-	hop *member // the WireGuard peer on the way: the far end, or a relay
+// tunnelRoute leads from this node's tunnel end to another one.
+type tunnelRoute struct {
+	end *member // the far tunnel end
+	hop *member // the WireGuard peer: the far end, or a relay
 }
 
-// findWays works out how the own end of the tunnels reaches every other one.
-func (d *deriver) findWays() {
+// findTunnelRoutes finds how the own tunnel end reaches every other one.
+func (d *deriver) findTunnelRoutes() {
 	near := d.self.via
 	if near == nil {
 		return
 	}
 	for _, end := range d.all {
-		if !end.isEnd() || end == near || !d.tunnelled(near, end) {
+		if !end.isTunnelEnd() || end == near || !d.tunnelled(near, end) {
 			continue
 		}
 		if hop := d.route(near, end); hop != nil {
-			d.ways = append(d.ways, way{end, hop})
+			d.tunnelRoutes = append(d.tunnelRoutes, tunnelRoute{end, hop})
 		} else {
 			d.reportNoRelay(near, end)
 		}
 	}
 }
 
-// peers are the tunnel ends to which this node has a tunnel of its own.
+// peers returns the tunnel ends to which this node has a tunnel of its own.
 func (d *deriver) peers() []Peer {
-	if !d.self.isEnd() {
+	if !d.self.isTunnelEnd() {
 		return nil
 	}
-	relayed := make(map[*member][]way)
-	for _, w := range d.ways {
+	relayed := make(map[*member][]tunnelRoute)
+	for _, w := range d.tunnelRoutes {
 		if w.hop != w.end {
 			relayed[w.hop] = append(relayed[w.hop], w)
 		}
 	}
-	peers := make([]Peer, 0, len(d.ways))
-	for i, w := range d.ways {
+	peers := make([]Peer, 0, len(d.tunnelRoutes))
+	for i, w := range d.tunnelRoutes {
 		if w.hop != w.end {
 			continue
 		}
-		through := d.ways[i : i+1]
+		through := d.tunnelRoutes[i : i+1]
 		if more := relayed[w.end]; len(more) > 0 {
 			through = append(more, w)
 		}
@@ -132,7 +133,7 @@ func (d *deriver) peers() []Peer {
 			Name:       w.end.Name,
 			Key:        w.end.Key,
 			Endpoints:  d.endpointsOf(w.end),
-			AllowedIPs: d.beyond(through),
+			AllowedIPs: d.prefixesBehind(through),
 			Keepalive:  d.Keepalive,
 			MTU:        min(w.end.MTU, d.self.MTU),
 		})
@@ -140,29 +141,29 @@ func (d *deriver) peers() []Peer {
 	return peers
 }
 
-// beyond returns the prefixes of all nodes that ways lead to, sorted.
-func (d *deriver) beyond(ways []way) []netip.Prefix {
+// prefixesBehind returns the prefixes of all nodes that routes lead to, sorted.
+func (d *deriver) prefixesBehind(routes []tunnelRoute) []netip.Prefix {
 	var ms []*member
 	n := 0
-	for _, w := range ways {
+	for _, w := range routes {
 		n += len(w.end.carries)
 		for _, m := range w.end.carries {
 			n += len(m.AllowedLocationIPs)
 		}
 	}
-	if len(ways) == 1 {
-		ms = ways[0].end.carries
+	if len(routes) == 1 {
+		ms = routes[0].end.carries
 	} else {
-		for _, w := range ways {
+		for _, w := range routes {
 			ms = append(ms, w.end.carries...)
 		}
 		slices.SortFunc(ms, compareSlots)
 	}
 	ps := make([]netip.Prefix, 0, n*(len(d.ranges)+1))
-	ps = d.slotPrefixes(ps, ms, func(m *member) families { return m.passing & d.self.passing })
+	ps = d.slotPrefixes(ps, ms, func(m *member) families { return m.viaFamilies & d.self.viaFamilies })
 	slots := len(ps)
-	for _, w := range ways {
-		if w.end.group != d.self.group { // LAN addresses of the own location are reached on the LAN
+	for _, w := range routes {
+		if w.end.group != d.self.group { // the own location's LAN addresses are reached on the LAN
 			ps = d.locationPrefixes(ps, w)
 		}
 	}

@@ -8,17 +8,17 @@ import (
 	"strings"
 )
 
-// Above so many tunnels a picture with each of them is a grey spot, and takes
-// minutes to draw. In mode cross those between two locations become one line
-// then, else all of them a star.
-const crowd = 30
+// maxLines is how many tunnels are drawn one by one. More would be unreadable, and take
+// minutes to lay out: then, in mode cross, the tunnels between two locations become one
+// line; in other modes all tunnels become a star.
+const maxLines = 30
 
-// labels is how many lines have a text of their own beside them, at most.
-const labels = 10
+// maxLabels is how many lines have a label, at most.
+const maxLabels = 10
 
-// DOT writes the graph in the language of Graphviz. Locations are clusters,
-// which dot draws as boxes; circo, which arranges tunnels in a ring, does not,
-// and so each location has a color too.
+// DOT returns the graph in the language of Graphviz. Locations are clusters, which dot
+// draws as boxes. circo, which arranges tunnels in a ring, does not, so each location has
+// a color too.
 func (g Graph) DOT() string {
 	d := dotWriter{Graph: g, keys: make(map[ID]string), colors: make(map[string]int)}
 	d.line("graph meshd {")
@@ -40,9 +40,9 @@ func (g Graph) DOT() string {
 	return d.String()
 }
 
-func (d *dotWriter) crowded() bool { return len(d.Tunnels) > crowd }
+func (d *dotWriter) tooManyTunnels() bool { return len(d.Tunnels) > maxLines }
 
-// title says what the picture shows.
+// title summarizes the graph.
 func (g Graph) title() string {
 	s := fmt.Sprintf("%s: %s, mode %s, %s", g.Cluster, count(len(g.Nodes), "node"), g.Mode, count(len(g.Tunnels), "tunnel"))
 	if len(g.Clients) > 0 {
@@ -61,11 +61,11 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// dotWriter holds what the parts of a picture share.
+// dotWriter holds what the parts of the drawing share.
 type dotWriter struct {
 	Graph
 	strings.Builder
-	keys   map[ID]string // the nodes' names in the text
+	keys   map[ID]string // the nodes' identifiers in the text
 	colors map[string]int
 }
 
@@ -73,8 +73,7 @@ func (d *dotWriter) line(format string, args ...any) {
 	d.WriteString(fmt.Sprintf(format+"\n", args...))
 }
 
-// name chooses what nodes are called in the text: their names, where these are
-// unique.
+// name chooses the nodes' identifiers in the text: their names, if these are unique.
 func (d *dotWriter) name() {
 	named := make(map[string]int)
 	for _, n := range d.Nodes {
@@ -88,7 +87,7 @@ func (d *dotWriter) name() {
 	}
 }
 
-// location draws nodes that share a LAN, or one that stands alone.
+// location draws the nodes of a LAN, or one node without a location.
 func (d *dotWriter) location(nodes []GraphNode) {
 	name := nodes[0].Location
 	if name == "" {
@@ -109,7 +108,7 @@ func (d *dotWriter) location(nodes []GraphNode) {
 	}
 	for _, p := range d.Links {
 		if in[p.A] {
-			// The gateway stands first, so that dot puts it above.
+			// The gateway comes first, so that dot puts it above.
 			d.line("    %s -- %s", d.keys[p.B], d.keys[p.A])
 		}
 	}
@@ -148,20 +147,20 @@ func (d *dotWriter) node(indent string, n GraphNode, color string) {
 	d.line("%s%s [label=%s fillcolor=%q%s]", indent, d.keys[n.ID], quote(strings.Join(label, "\n")), color, more)
 }
 
-// tunnels draws them, and what goes through relays.
+// tunnels draws the tunnels, and the pairs that use relays.
 func (d *dotWriter) tunnels() {
 	switch {
-	case d.crowded() && d.Mode == ModeCross:
-		d.bundles()
-	case d.crowded():
+	case d.tooManyTunnels() && d.Mode == ModeCross:
+		d.tunnelsByLocation()
+	case d.tooManyTunnels():
 		d.star()
 	default:
 		for _, p := range d.Tunnels {
 			d.line("  %s -- %s [color=\"#1a73e8\" penwidth=1.6]", d.keys[p.A], d.keys[p.B])
 		}
 	}
-	if len(d.Relayed) > crowd {
-		return // the title says how many
+	if len(d.Relayed) > maxLines {
+		return // the title gives their number
 	}
 	names := make(map[ID]string)
 	for _, n := range d.Nodes {
@@ -169,17 +168,17 @@ func (d *dotWriter) tunnels() {
 	}
 	for _, r := range d.Relayed {
 		label := ""
-		if len(d.Relayed) <= labels {
+		if len(d.Relayed) <= maxLabels {
 			label = " label=" + quote("through "+names[r.By])
 		}
 		d.line("  %s -- %s [color=\"#e37400\" style=dashed constraint=false%s]", d.keys[r.A], d.keys[r.B], label)
 	}
 }
 
-// clients draws them, with a line to each of their homes. If that were a crowd, one
-// line to the word for all homes stands for them.
+// clients draws the clients, with a line to each of their homes. If that were too many
+// lines, one symbol stands for all homes.
 func (d *dotWriter) clients() {
-	crowded := len(d.Clients) > 0 && len(d.Clients)*len(d.Clients[0].Homes) > crowd
+	tooMany := len(d.Clients) > 0 && len(d.Clients)*len(d.Clients[0].Homes) > maxLines
 	for _, c := range d.Clients {
 		label := []string{c.Name, "client"}
 		for _, a := range c.Overlay {
@@ -187,7 +186,7 @@ func (d *dotWriter) clients() {
 		}
 		key := quote("client " + c.Name)
 		d.line("  %s [shape=box style=\"rounded,dashed\" label=%s]", key, quote(strings.Join(label, "\n")))
-		if crowded {
+		if tooMany {
 			d.line("  \"all clients\" -- %s [color=\"#188038\" style=dashed]", key)
 			continue
 		}
@@ -195,12 +194,12 @@ func (d *dotWriter) clients() {
 			d.line("  %s -- %s [color=\"#188038\" style=dashed constraint=false]", d.keys[h], key)
 		}
 	}
-	if crowded {
+	if tooMany {
 		d.line("  \"all clients\" [shape=ellipse fillcolor=\"#e6f4ea\" color=\"#188038\" label=%s]", quote(fmt.Sprintf("%s\nwith a tunnel to each of %s", count(len(d.Clients), "client"), count(len(d.Clients[0].Homes), "node"))))
 	}
 }
 
-// star draws a node for all tunnels together, with a line to each of their ends.
+// star draws one symbol for all tunnels, with a line to each of their ends.
 func (d *dotWriter) star() {
 	d.line("  \"all tunnels\" [shape=ellipse fillcolor=\"#e8f0fe\" color=\"#1a73e8\" label=%s]", quote(count(len(d.Tunnels), "tunnel")+"\namong all of these"))
 	end := make(map[ID]bool)
@@ -214,8 +213,8 @@ func (d *dotWriter) star() {
 	}
 }
 
-// bundles draws the tunnels between two locations as one line.
-func (d *dotWriter) bundles() {
+// tunnelsByLocation draws the tunnels between two locations as one line.
+func (d *dotWriter) tunnelsByLocation() {
 	location := make(map[ID]string)
 	shared := make(map[string]int)
 	for _, n := range d.Nodes {
@@ -240,14 +239,14 @@ func (d *dotWriter) bundles() {
 	}
 	for _, k := range order {
 		label := ""
-		if n := tunnels[k]; n > 1 && len(order) <= labels {
+		if n := tunnels[k]; n > 1 && len(order) <= maxLabels {
 			label = fmt.Sprintf(" label=%q", count(n, "tunnel"))
 		}
 		d.line("  %s -- %s [color=\"#1a73e8\" penwidth=%.1f%s]", k.a, k.b, min(1+float64(tunnels[k])/20, 4), label)
 	}
 }
 
-// quote writes a string as DOT wants it.
+// quote returns a string as DOT requires it.
 func quote(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(cmp.Or(s, " ")) + `"`
 }

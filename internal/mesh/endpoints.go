@@ -8,10 +8,10 @@ import (
 	"slices"
 )
 
-// endpointsOf lists where n's WireGuard socket may be reached from here, best
-// first: over the LAN in the same location, then what its record says.
-// Addresses inside the mesh, and those that mean this host, are never endpoints,
-// also where a name resolves to them.
+// endpointsOf returns the addresses at which n's WireGuard socket may be reached from
+// here, best first: over the LAN in the same location, then those in its record.
+// Addresses inside the mesh, and those that mean this host, are never endpoints, even if
+// a name resolves to them.
 func (d *deriver) endpointsOf(n *member) []netip.AddrPort {
 	es := make([]netip.AddrPort, 0, len(n.Endpoints))
 	add := func(a netip.Addr, port uint16) {
@@ -39,13 +39,14 @@ func (d *deriver) endpointsOf(n *member) []netip.AddrPort {
 	return es
 }
 
-// reachEndpoints collects the addresses of all nodes' endpoints, also of those
-// that this node has no tunnel to: all nodes on a path have to route the same.
-func (l *layout) reachEndpoints() {
-	l.reached = make([]netip.Addr, 0, len(l.all))
+// collectEndpoints collects the addresses of all nodes' endpoints, including those to
+// which this node has no tunnel, because all nodes on the way of a packet must route
+// alike.
+func (l *layout) collectEndpoints() {
+	l.endpointAddrs = make([]netip.Addr, 0, len(l.all))
 	add := func(a netip.Addr) {
 		if a = a.Unmap(); l.Cluster.Outside(a) {
-			l.reached = append(l.reached, a)
+			l.endpointAddrs = append(l.endpointAddrs, a)
 		}
 	}
 	for _, m := range l.all {
@@ -59,16 +60,16 @@ func (l *layout) reachEndpoints() {
 			}
 		}
 	}
-	slices.SortFunc(l.reached, netip.Addr.Compare)
+	slices.SortFunc(l.endpointAddrs, netip.Addr.Compare)
 }
 
-// hasFamily says whether this host has an address of a's family.
+// hasFamily reports whether this host has an address of a's family.
 func (d *deriver) hasFamily(a netip.Addr) bool {
 	return len(d.Underlay) == 0 || slices.ContainsFunc(d.Underlay, func(u netip.Addr) bool { return u.Is4() == a.Is4() })
 }
 
-// EndpointInput is what a node knows of the addresses under which its own
-// WireGuard socket may be reached.
+// EndpointInput is what a node knows about the addresses at which its own WireGuard
+// socket may be reached.
 type EndpointInput struct {
 	Cluster    Cluster
 	Configured Endpoint       // Host "" for none
@@ -80,29 +81,28 @@ type EndpointInput struct {
 	// Last are the endpoints of the last record, and LastNAT its NAT flag.
 	Last    []Endpoint
 	LastNAT bool
-	// Voices is how many nodes it takes to change what the last record says. It is
-	// more than one while most have yet to speak.
+	// Voices is how many nodes must agree to change what the last record says. It is more
+	// than one until most nodes have reported.
 	Voices int
 }
 
-// OwnEndpoints works out a node's endpoints, best first, and whether it sits
-// behind NAT, which is when others see it under an address that it has not.
+// OwnEndpoints returns a node's endpoints, best first, and whether it is behind NAT,
+// which means that others see it at an address that it does not have itself.
 //
-// A NAT that lets strangers in at the gossip port (a cloud's 1:1 NAT, a port
-// forwarded as it is) does so with the WireGuard port too, so that address is an
-// endpoint. One that is open only to who was spoken to, as at home, has no address
-// that a stranger could use: such a node has no endpoint, and speaks first.
+// A NAT that forwards the gossip port from anywhere (a cloud's 1:1 NAT, a port forward)
+// also forwards the WireGuard port, so its public address is an endpoint. A NAT that
+// accepts only replies, as at home, has no address that others could use: such a node has
+// no endpoint and sends the first packet itself.
 //
-// What others say may be a lie. One voice is enough for an own address. One of
-// another host's is an endpoint if two nodes got in there, or the only one that
-// speaks; and a node is behind NAT, or not any more, if most of those say so who can
-// know. A tie leaves everything as it was, and no voice takes an endpoint away that
-// others get in at.
+// Other nodes may lie. One observation is enough for an own address. Another address is
+// an endpoint if two nodes could connect there, or the only one that reports. The node is
+// behind NAT, or no longer, if most of the nodes that can know say so. A tie changes
+// nothing, and no single node can remove an endpoint at which others can connect.
 //
-// A configured endpoint goes before all others. Public addresses that others
-// see follow it, for peers that can't resolve its name.
+// A configured endpoint comes first. Public addresses that others see follow it, for
+// peers that can't resolve its name.
 func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
-	c := in.count()
+	c := in.countObservations()
 	nat = in.behindNAT(c)
 	votes := c.own
 	for a, n := range c.open {
@@ -111,7 +111,7 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 		}
 	}
 	for _, a := range in.lastObserved() {
-		// It stays as long as it is ours, or somebody gets in there.
+		// It stays as long as the address is ours, or another node can connect there.
 		if slices.Contains(in.Own, a) || c.open[a] > 0 || in.Voices > 1 {
 			votes[a] = max(votes[a], c.open[a], 1)
 		}
@@ -126,7 +126,7 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 		if !slices.Contains(in.Own, a) {
 			others++
 		}
-		return others > MaxEndpoints/2 // the rest is for what the host has itself
+		return others > MaxEndpoints/2 // the rest is for the host's own addresses
 	})
 	configured := in.Configured.Host != ""
 	public := false
@@ -136,8 +136,8 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 			addrs = append(addrs, a)
 		}
 	}
-	// Behind NAT, a private address is for the own LAN, where it is known as an
-	// internal IP.
+	// Behind NAT, a private address is useful only on the own LAN, where it is known as
+	// an internal IP.
 	if configured || nat || public {
 		addrs = slices.DeleteFunc(addrs, Private)
 	}
@@ -156,41 +156,41 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 	return endpoints[:min(len(endpoints), MaxEndpoints)], nat
 }
 
-// vantage is from where somebody looks at us. What is true of one need not be of
-// another: a home has NAT for IPv4 and none for IPv6, and an office behind a VPN sees
-// an address that the internet does not.
-type vantage struct{ four, private bool }
+// viewpoint is the kind of network from which another node sees us. What one kind sees
+// need not hold for another: a home has NAT for IPv4 and none for IPv6, and an office
+// behind a VPN sees an address that the internet does not.
+type viewpoint struct{ four, private bool }
 
-// ballot is what is said from one vantage: how many nodes see us at an address of
-// ours, and how many at another one.
-type ballot struct{ own, other int }
+// sightings counts the observations from one viewpoint: how many nodes see us at one of
+// our own addresses, and how many at another address.
+type sightings struct{ own, other int }
 
-// counted is what others say, counted.
-type counted struct {
-	own     map[netip.Addr]int // for each own address, who sees us there
-	open    map[netip.Addr]int // for each other one, who got in there
-	outside map[ID]bool        // who can know of a NAT
-	ballots map[vantage]ballot
+// observationCounts is the sum of what other nodes observe.
+type observationCounts struct {
+	own       map[netip.Addr]int // for each own address, how many nodes see us there
+	open      map[netip.Addr]int // for each other address, how many nodes could connect there
+	outside   map[ID]bool        // nodes that could notice a NAT
+	sightings map[viewpoint]sightings
 }
 
-func (in EndpointInput) count() counted {
-	c := counted{make(map[netip.Addr]int), make(map[netip.Addr]int), make(map[ID]bool), make(map[vantage]ballot)}
+func (in EndpointInput) countObservations() observationCounts {
+	c := observationCounts{make(map[netip.Addr]int), make(map[netip.Addr]int), make(map[ID]bool), make(map[viewpoint]sightings)}
 	for _, o := range in.Observed {
 		a := o.Addr.Unmap()
 		if !in.Cluster.Outside(a) {
-			continue // seen through the mesh, or nowhere where a host can be
+			continue // seen through the mesh, or not an address of a host
 		}
 		own := slices.Contains(in.Own, a)
 		if own {
 			c.own[a]++
 		}
-		// Between us and a neighbor on our link there is no NAT, whatever it says.
+		// There is no NAT between us and a neighbor on our link, whatever it reports.
 		if contains(in.OnLink, o.From.Unmap()) {
 			continue
 		}
 		c.outside[o.By] = true
-		v := vantage{a.Is4(), Private(o.From.Unmap())}
-		b := c.ballots[v]
+		v := viewpoint{a.Is4(), Private(o.From.Unmap())}
+		b := c.sightings[v]
 		switch {
 		case own:
 			b.own++
@@ -200,26 +200,26 @@ func (in EndpointInput) count() counted {
 		default:
 			b.other++
 		}
-		c.ballots[v] = b
+		c.sightings[v] = b
 	}
 	return c
 }
 
-// behindNAT decides by majority, from each vantage.
-func (in EndpointInput) behindNAT(c counted) bool {
+// behindNAT decides by majority, separately for each viewpoint.
+func (in EndpointInput) behindNAT(c observationCounts) bool {
 	least := max(in.Voices, 1)
-	denied, tied := false, false
-	for _, b := range c.ballots {
+	notBehindNAT, tied := false, false
+	for _, b := range c.sightings {
 		switch {
 		case b.other > b.own && b.other >= least:
 			return true
 		case b.own > b.other && b.own >= least:
-			denied = true
+			notBehindNAT = true
 		default:
 			tied = true
 		}
 	}
-	return in.LastNAT && (tied || !denied)
+	return in.LastNAT && (tied || !notBehindNAT)
 }
 
 // lastObserved returns the addresses of the last record at which others saw us.
@@ -232,10 +232,10 @@ func (in EndpointInput) lastObserved() (addrs []netip.Addr) {
 	return addrs
 }
 
-// Private says whether an address is used on private networks only: RFC 1918,
-// unique local (RFC 4193), shared space (RFC 6598), link-local, loopback.
+// Private reports whether an address is used on private networks only: RFC 1918, unique
+// local (RFC 4193), shared space (RFC 6598), link-local, loopback.
 func Private(a netip.Addr) bool {
-	// For carriers' NAT: public in form, private in use.
+	// For carrier-grade NAT: not reserved as private, but used as private.
 	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
 	return a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsLoopback() || shared.Contains(a)
 }

@@ -10,9 +10,9 @@ import (
 )
 
 // gatewayVerdicts returns for each node the verdict on it as a gateway that counts: the
-// highest epoch's, and of one epoch the lowest author's. Only a node itself can say that
-// it is up or draining, and a verdict that presupposes a record of its subject waits for
-// it. Until then the highest of the others counts.
+// one with the highest epoch, and of one epoch that of the lowest author. Only a node
+// itself can say that it is up or draining. Its verdict counts once its record has the
+// sequence that the verdict names; until then the highest of the others counts.
 func (l *layout) gatewayVerdicts() map[ID]*Verdict {
 	type ranked struct {
 		*Verdict
@@ -36,13 +36,13 @@ func (l *layout) gatewayVerdicts() map[ID]*Verdict {
 	return out
 }
 
-// EpochStep is how far others' verdicts on a gateway may be ahead of its own. In honest
-// hands they are one ahead.
+// EpochStep is how far the epoch of others' verdicts on a gateway may be ahead of its own
+// verdict. Among honest nodes it is one ahead.
 const EpochStep = 1 << 16
 
 // WithinStep returns the verdicts without those of others on a gateway whose epoch is too
-// far ahead of its own verdict's. Without it, a single verdict with the highest epoch
-// there is would keep a gateway down for good.
+// far ahead of its own verdict. Otherwise a single verdict with the maximum epoch would
+// keep a gateway down for good.
 func WithinStep(verdicts []Verdict) []Verdict {
 	own := make(map[ID]uint64)
 	for _, v := range verdicts {
@@ -63,15 +63,15 @@ func (l *layout) counts(v *Verdict, author ID) bool {
 	return v.Record == 0 || subject != nil && v.Record <= subject.Sequence
 }
 
-// appoint chooses a location's gateways and who hangs on which of them.
-func (l *layout) appoint(location string, members []*member, verdicts map[ID]*Verdict) {
+// chooseGateways chooses a location's gateways and assigns its nodes to them.
+func (l *layout) chooseGateways(location string, members []*member, verdicts map[ID]*Verdict) {
 	var candidates []*member
 	for _, m := range members {
 		m.health = HealthUp
 		if v := verdicts[m.id]; v != nil {
 			m.health = v.State
 		}
-		if m.mayServe() {
+		if m.canBeGateway() {
 			candidates = append(candidates, m)
 		}
 	}
@@ -81,20 +81,20 @@ func (l *layout) appoint(location string, members []*member, verdicts map[ID]*Ve
 		return
 	}
 	k := max(1, l.Cluster.Gateways)
-	serving := choose(candidates, k)
+	serving := bestCandidates(candidates, k)
 	if serving[0].health == HealthDown {
 		serving = serving[:1]
 		l.report(ProblemGateway, serving[0].Name, fmt.Sprintf("all gateways of location %s are down: %s", location, names(candidates)),
 			fmt.Sprintf("see meshd status on %s, which goes on as the gateway", serving[0].Name))
 	}
-	seats := takeSeats(serving, k)
+	seats := seatGateways(serving, k)
 	for i, m := range seats {
 		if m != nil {
 			m.via, m.seat = m, i
 		}
 	}
-	// Who was relieved keeps its own tunnels until it lays down its office: what is on
-	// the way through it arrives.
+	// A replaced gateway keeps its own tunnels until its term ends, so that packets on
+	// their way through it arrive.
 	for _, m := range candidates {
 		if m.Office.Since > 0 && m.health != HealthDown {
 			m.via = m
@@ -102,18 +102,20 @@ func (l *layout) appoint(location string, members []*member, verdicts map[ID]*Ve
 	}
 	for _, m := range members {
 		if m.via == nil {
-			m.via = hang(m, seats)
+			m.via = assignSeat(m, seats)
 		}
 	}
 }
 
-// mayServe says whether a node may be a gateway.
-func (m *member) mayServe() bool { return m.Gateway != GatewayNever && !m.mute && m.slot != None }
+// canBeGateway reports whether a node can be a gateway.
+func (m *member) canBeGateway() bool {
+	return m.Gateway != GatewayNever && !m.keyConflict && m.slot != None
+}
 
-// choose takes the best k of those that may be gateways. Who is well relieves who is not,
-// even if fewer than k serve then. If nobody is well, the best one goes on: the verdicts
-// may be wrong, and silence is not better.
-func choose(candidates []*member, k int) []*member {
+// bestCandidates returns the best k candidates. Healthy nodes replace unhealthy ones,
+// even if fewer than k serve then. If none is healthy, the best one stays a gateway: the
+// verdicts may be wrong, and no gateway at all is not better.
+func bestCandidates(candidates []*member, k int) []*member {
 	best := slices.MinFunc(candidates, compareCandidates)
 	serving := []*member{best}
 	for len(serving) < k {
@@ -131,26 +133,27 @@ func choose(candidates []*member, k int) []*member {
 	return serving
 }
 
-// compareCandidates orders those that may be gateways of a location.
+// compareCandidates orders the candidates for a location's gateways, the best first.
 func compareCandidates(a, b *member) int {
-	if c := cmp.Compare(rank(a.health), rank(b.health)); c != 0 {
+	if c := cmp.Compare(healthRank(a.health), healthRank(b.health)); c != 0 {
 		return c
 	}
-	if c := first(a.Gateway == GatewayPrefer, b.Gateway == GatewayPrefer); c != 0 {
+	if c := compareTrueFirst(a.Gateway == GatewayPrefer, b.Gateway == GatewayPrefer); c != 0 {
 		return c
 	}
-	if c := first(len(a.Endpoints) > 0, len(b.Endpoints) > 0); c != 0 {
+	if c := compareTrueFirst(len(a.Endpoints) > 0, len(b.Endpoints) > 0); c != 0 {
 		return c
 	}
-	return compareOffices(a, b)
+	return compareTerms(a, b)
 }
 
-// compareOffices orders by seniority: in office before not, then the older office, then
-// who has been replaced less often, then the older claim. Of two that come back in turn
-// and serve only some of the others, neither is to keep a third one waiting. Epochs would
-// not do as a count: anybody can raise them.
-func compareOffices(a, b *member) int {
-	if c := first(a.Office.Since > 0, b.Office.Since > 0); c != 0 {
+// compareTerms orders by seniority: nodes that are gateways first, then the older term,
+// then the node that was replaced less often, then the older claim. Without the count of
+// replacements, two nodes that return in turn and serve only some of the others would
+// keep a third one from ever being chosen. Epochs can't be that count, because any node
+// can raise them.
+func compareTerms(a, b *member) int {
+	if c := compareTrueFirst(a.Office.Since > 0, b.Office.Since > 0); c != 0 {
 		return c
 	}
 	if c := cmp.Or(cmp.Compare(a.Office.Since, b.Office.Since), cmp.Compare(a.Replaced, b.Replaced)); c != 0 {
@@ -159,8 +162,8 @@ func compareOffices(a, b *member) int {
 	return compareClaims(a.node, b.node)
 }
 
-// first orders what is true before what is not.
-func first(a, b bool) int {
+// compareTrueFirst orders true before false.
+func compareTrueFirst(a, b bool) int {
 	switch {
 	case a == b:
 		return 0
@@ -170,8 +173,8 @@ func first(a, b bool) int {
 	return 1
 }
 
-// rank orders health, the best first.
-func rank(h Health) int {
+// healthRank orders health, the best first.
+func healthRank(h Health) int {
 	switch h {
 	case HealthUp:
 		return 0
@@ -181,12 +184,12 @@ func rank(h Health) int {
 	return 2
 }
 
-// takeSeats gives each gateway one of k seats. Who is in office keeps its own, so that
-// nobody moves but those who hung on a gateway that is gone.
-func takeSeats(gateways []*member, k int) []*member {
+// seatGateways gives each gateway one of k seats. A node that already is a gateway keeps
+// its seat, so that only the nodes of a lost gateway move.
+func seatGateways(gateways []*member, k int) []*member {
 	seats := make([]*member, k)
 	var rest []*member
-	for _, m := range slices.SortedFunc(slices.Values(gateways), compareOffices) {
+	for _, m := range slices.SortedFunc(slices.Values(gateways), compareTerms) {
 		if s := m.Office.Seat; m.Office.Since > 0 && s >= 0 && s < k && seats[s] == nil {
 			seats[s] = m
 		}
@@ -204,27 +207,27 @@ func takeSeats(gateways []*member, k int) []*member {
 	return seats
 }
 
-// hang chooses one of the occupied seats by rendezvous hashing: when a seat falls empty,
-// only those who hung there move.
-func hang(m *member, seats []*member) *member {
+// assignSeat assigns m to one of the occupied seats by rendezvous hashing: when a seat
+// becomes empty, only the nodes that were assigned to it move.
+func assignSeat(m *member, seats []*member) *member {
 	var best *member
 	var highest uint64
 	for i, g := range seats {
 		if g == nil {
 			continue
 		}
-		if w := mix(low(m.id) + uint64(i)); best == nil || w > highest {
+		if w := mix(low64(m.id) + uint64(i)); best == nil || w > highest {
 			best, highest = g, w
 		}
 	}
 	return best
 }
 
-// low is a number out of a fingerprint, which is uniform already.
-func low(id ID) uint64 { return binary.BigEndian.Uint64(id[:]) }
+// low64 returns the first 64 bits of a fingerprint, which are uniformly distributed.
+func low64(id ID) uint64 { return binary.BigEndian.Uint64(id[:]) }
 
-// mix spreads a number over all bits, the same in every version and on every machine (the
-// finalizer of SplitMix64, Steele, Lea and Flood 2014).
+// mix spreads a number over all 64 bits, the same in every version and on every machine
+// (the finalizer of SplitMix64, Steele, Lea and Flood 2014).
 func mix(x uint64) uint64 {
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
@@ -232,7 +235,7 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// names lists nodes for a person, not more than a line takes.
+// names lists at most five nodes by name, for messages.
 func names(ms []*member) string {
 	s := ""
 	for i, m := range ms[:min(len(ms), 5)] {

@@ -8,33 +8,33 @@ import (
 	"slices"
 )
 
-// Graph is the cluster as a picture: the same on every node that has the same
-// records and verdicts.
+// Graph is the cluster as a graph: the same on every node that has the same records and
+// verdicts.
 type Graph struct {
 	Cluster string      `json:"cluster"`
 	Mode    Mode        `json:"mode"`
 	Nodes   []GraphNode `json:"nodes"` // by location, then name
-	// Tunnels are between nodes that exchange WireGuard packets.
+	// Tunnels are the pairs of nodes that exchange WireGuard packets.
 	Tunnels []GraphPair `json:"tunnels"`
-	// Links are what the LAN of a location carries between it and others: each
-	// node with the gateway that it hangs on, and gateways with the first one.
-	// In mode cross there are none, all nodes of a location are equal.
+	// Links are the connections over a location's LAN: from each node to its gateway, and
+	// from gateways to the first one. In mode cross there are none, because all nodes of
+	// a location are equal.
 	Links []GraphPair `json:"links"`
-	// Relayed are pairs without a tunnel, and who passes on what they exchange.
+	// Relayed are pairs without a tunnel, and the node that relays between them.
 	Relayed []GraphRelay `json:"relayed"`
 	// Clients are those that count, by name.
 	Clients []GraphClient `json:"clients"`
 }
 
-// GraphClient is a client in the picture.
+// GraphClient is a client in the graph.
 type GraphClient struct {
 	ID      ID           `json:"id"`
 	Name    string       `json:"name"`
 	Overlay []netip.Addr `json:"overlay"`
-	Homes   []ID         `json:"homes"` // the nodes to which it may have tunnels, in the order of Graph.Nodes
+	Homes   []ID         `json:"homes"` // the nodes to which it can have tunnels, in the order of Graph.Nodes
 }
 
-// GraphNode is a node in the picture.
+// GraphNode is a node in the graph.
 type GraphNode struct {
 	ID       ID             `json:"id"`
 	Name     string         `json:"name"`
@@ -46,19 +46,19 @@ type GraphNode struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 }
 
-// GraphPair is two nodes, in the order of Graph.Nodes.
+// GraphPair is a pair of nodes, in the order of Graph.Nodes.
 type GraphPair struct {
 	A ID `json:"a"`
 	B ID `json:"b"`
 }
 
-// GraphRelay is two nodes and the one between.
+// GraphRelay is a pair of nodes and the relay between them.
 type GraphRelay struct {
 	GraphPair
 	By ID `json:"by"`
 }
 
-// GraphOf draws the cluster. It does not matter whose input it is.
+// GraphOf returns the cluster's graph. It does not depend on which node's input it is.
 func GraphOf(in Input) Graph {
 	l := newLayout(in)
 	g := Graph{Cluster: in.Cluster.Name, Mode: in.Cluster.Mode}
@@ -75,19 +75,19 @@ func GraphOf(in Input) Graph {
 	}
 	var ends []*member
 	for _, m := range all {
-		if m.isEnd() {
+		if m.isTunnelEnd() {
 			ends = append(ends, m)
 		}
 	}
 	for i, x := range ends {
 		for _, y := range ends[i+1:] {
 			if l.tunnelled(x, y) {
-				g.join(x, y, l.route(x, y))
+				g.connect(x, y, l.route(x, y))
 			}
 		}
 	}
 	for _, m := range all {
-		if h := l.hub(m); h != m && l.link(m, h).families != noFamily {
+		if h := l.lanPeer(m); h != m && l.link(m, h).families != noFamily {
 			g.Links = append(g.Links, GraphPair{m.id, h.id})
 		}
 	}
@@ -95,7 +95,7 @@ func GraphOf(in Input) Graph {
 	return g
 }
 
-// graphClients are the clients, with those of all nodes that are their homes.
+// graphClients returns the clients, each with all nodes that are homes.
 func (l *layout) graphClients(all []*member) []GraphClient {
 	var homes []ID
 	for _, m := range all {
@@ -111,8 +111,8 @@ func (l *layout) graphClients(all []*member) []GraphClient {
 	return clients
 }
 
-// join draws how two tunnel ends reach each other.
-func (g *Graph) join(x, y, hop *member) {
+// connect adds how two tunnel ends reach each other.
+func (g *Graph) connect(x, y, hop *member) {
 	switch pair := (GraphPair{x.id, y.id}); hop {
 	case nil:
 	case y:
@@ -122,9 +122,10 @@ func (g *Graph) join(x, y, hop *member) {
 	}
 }
 
-// hub is the node at the other end of m's line on the LAN, m itself for none.
-func (l *layout) hub(m *member) *member {
-	if m.alone || m.via != nil && !m.isEnd() {
+// lanPeer returns the node to which a link on the LAN is drawn from m, m itself if there
+// is none.
+func (l *layout) lanPeer(m *member) *member {
+	if m.standalone || m.via != nil && !m.isTunnelEnd() {
 		return cmp.Or(m.via, m)
 	}
 	sharing := l.sharing(m.group)

@@ -9,11 +9,11 @@ import (
 	"slices"
 )
 
-// joinLAN works out where the members of a group are on their LAN. An address that two of
-// them claim is that of the older claim.
-func (l *layout) joinLAN(g *group) {
-	g.outer = family4 | family6
-	first := l.holders(g)
+// findLANAddresses decides which addresses the members of a group have on their LAN. If
+// two claim the same address, the one with the older claim gets it.
+func (l *layout) findLANAddresses(g *group) {
+	g.outerFamily = family4 | family6
+	first := l.duplicateOwners(g)
 	for _, m := range g.members {
 		for _, p := range m.InternalIPs {
 			i := familyOf(p.Addr()) - 1
@@ -24,19 +24,20 @@ func (l *layout) joinLAN(g *group) {
 				m.lan[i] = p
 			}
 		}
-		g.outer &= m.present()
+		g.outerFamily &= m.lanFamilies()
 	}
-	if g.outer&family4 != 0 {
-		g.outer = family4
+	if g.outerFamily&family4 != 0 {
+		g.outerFamily = family4
 	}
 }
 
-// holders are the members of a group whose the internal IPs are that several nodes claim.
-func (l *layout) holders(g *group) map[netip.Addr]*member {
+// duplicateOwners returns, for each internal IP that several nodes claim, the group's
+// member with the oldest claim.
+func (l *layout) duplicateOwners(g *group) map[netip.Addr]*member {
 	first := make(map[netip.Addr]*member)
 	for _, m := range g.members {
 		for _, p := range m.InternalIPs {
-			if a := p.Addr(); l.doubled[a] && (first[a] == nil || compareClaims(m.node, first[a].node) < 0) {
+			if a := p.Addr(); l.duplicateIPs[a] && (first[a] == nil || compareClaims(m.node, first[a].node) < 0) {
 				first[a] = m
 			}
 		}
@@ -44,8 +45,8 @@ func (l *layout) holders(g *group) map[netip.Addr]*member {
 	return first
 }
 
-// present is in which families a node is on its LAN.
-func (m *member) present() families {
+// lanFamilies returns the families in which a node has an address on its LAN.
+func (m *member) lanFamilies() families {
 	f := noFamily
 	for i, p := range m.lan {
 		if p.IsValid() {
@@ -56,16 +57,16 @@ func (m *member) present() families {
 }
 
 // link is how two members of a group reach each other on the LAN. It is the same from
-// both sides but for the addresses, which are the second one's.
+// both sides except for the addresses, which are the second member's.
 type link struct {
-	families     families     // that can travel; none if they don't reach each other
+	families     families     // of the packets that can be exchanged; none if they can't reach each other
 	encapsulated bool         // in vxlan
-	outer        netip.Addr   // where the other one is
+	outer        netip.Addr   // the other one's address on the LAN
 	hops         []netip.Addr // without encapsulation: its address in each family
 }
 
-// link works out how x reaches y. With crosssubnet it is plain only where all families
-// can be: LANs with IPv6 among the pods, but not on the wire, are common.
+// link returns how x reaches y. With crosssubnet it is plain only if all families can be
+// plain: LANs without IPv6, in clusters whose pods have it, are common.
 func (l *layout) link(x, y *member) link {
 	var plain link
 	if l.Cluster.Encapsulation != EncapsulationNever && l.Cluster.Encapsulation != EncapsulationCrossSubnet {
@@ -73,46 +74,46 @@ func (l *layout) link(x, y *member) link {
 	}
 	for i, p := range y.lan {
 		if q := x.lan[i]; p.IsValid() && q.IsValid() && p.Contains(q.Addr()) && q.Contains(p.Addr()) {
-			plain.families |= 1 << i & l.inner
+			plain.families |= 1 << i & l.clusterFamilies
 			plain.hops = append(plain.hops, p.Addr())
 		}
 	}
 	if len(plain.hops) > 0 {
 		plain.outer = plain.hops[0]
 	}
-	if l.Cluster.Encapsulation == EncapsulationNever || plain.families == l.inner {
+	if l.Cluster.Encapsulation == EncapsulationNever || plain.families == l.clusterFamilies {
 		return plain
 	}
 	return l.encapsulate(x, y)
 }
 
-// encapsulate makes a link in vxlan.
+// encapsulate returns a link in VXLAN.
 func (l *layout) encapsulate(x, y *member) link {
-	outer := x.group.outer
+	outer := x.group.outerFamily
 	if outer == noFamily {
-		outer = x.present() & y.present()
+		outer = x.lanFamilies() & y.lanFamilies()
 	}
 	switch {
 	case outer&family4 != 0:
-		return link{families: l.inner, encapsulated: true, outer: y.lan[0].Addr()}
+		return link{families: l.clusterFamilies, encapsulated: true, outer: y.lan[0].Addr()}
 	case outer&family6 != 0:
-		return link{families: l.inner, encapsulated: true, outer: y.lan[1].Addr()}
+		return link{families: l.clusterFamilies, encapsulated: true, outer: y.lan[1].Addr()}
 	}
 	return link{}
 }
 
-// checkLink reports what can't travel between two members of a group.
+// checkLink reports the families that can't be exchanged between two members of a group.
 func (l *layout) checkLink(x, y *member) {
-	lost := l.inner &^ l.link(x, y).families
+	lost := l.clusterFamilies &^ l.link(x, y).families
 	if lost == noFamily {
 		return
 	}
 	if y.id.Compare(x.id) < 0 {
-		x, y = y, x // one text, whoever reports it
+		x, y = y, x // the same text, whichever node reports it
 	}
 	what := "each other"
 	switch {
-	case lost == l.inner:
+	case lost == l.clusterFamilies:
 	case lost == family4:
 		what += " with IPv4"
 	case lost == family6:
@@ -123,20 +124,20 @@ func (l *layout) checkLink(x, y *member) {
 	if l.Cluster.Encapsulation != EncapsulationNever {
 		needed = family4 | family6
 	}
-	acts := y
-	if x.present()&needed == noFamily {
-		acts = x
+	actor := y
+	if x.lanFamilies()&needed == noFamily {
+		actor = x
 	}
 	switch {
-	case acts.present()&needed == noFamily:
-		l.report(ProblemNeighbor, acts.Name, text+fmt.Sprintf("%s has no internal IP of its own for that", acts.Name),
-			fmt.Sprintf("set node.internal-ip on %s to its address in that network, with the network's length%s", acts.Name, l.orEncapsulate()))
+	case actor.lanFamilies()&needed == noFamily:
+		l.report(ProblemNeighbor, actor.Name, text+fmt.Sprintf("%s has no internal IP of its own for that", actor.Name),
+			fmt.Sprintf("set node.internal-ip on %s to its address in that network, with the network's length%s", actor.Name, l.orEncapsulate()))
 	case l.Cluster.Encapsulation == EncapsulationNever:
-		l.report(ProblemNeighbor, acts.Name, text+fmt.Sprintf("%v and %v are not in one subnet, and cluster.encapsulation is never", onLAN(x), onLAN(y)),
+		l.report(ProblemNeighbor, actor.Name, text+fmt.Sprintf("%v and %v are not in one subnet, and cluster.encapsulation is never", lanPrefixes(x), lanPrefixes(y)),
 			"set cluster.encapsulation to crosssubnet or always")
 	default:
-		l.report(ProblemNeighbor, acts.Name, text+fmt.Sprintf("%v and %v are of different families", onLAN(x), onLAN(y)),
-			fmt.Sprintf("set node.internal-ip on both to addresses of one family; %s is in that network with %v", x.Name, onLAN(x)))
+		l.report(ProblemNeighbor, actor.Name, text+fmt.Sprintf("%v and %v are of different families", lanPrefixes(x), lanPrefixes(y)),
+			fmt.Sprintf("set node.internal-ip on both to addresses of one family; %s is in that network with %v", x.Name, lanPrefixes(x)))
 	}
 }
 
@@ -147,12 +148,12 @@ func (l *layout) orEncapsulate() string {
 	return ""
 }
 
-func onLAN(m *member) []netip.Prefix {
+func lanPrefixes(m *member) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(m.lan[:]), func(p netip.Prefix) bool { return !p.IsValid() })
 }
 
-// neighbors are the nodes of the own location that are reached on the LAN. What is beyond
-// goes to the neighbor that has the tunnels.
+// neighbors returns the nodes of the own location that are reached on the LAN. The
+// prefixes of other locations go to the neighbor that has the tunnels.
 func (d *deriver) neighbors() []Neighbor {
 	var ns []Neighbor
 	for _, m := range d.self.group.members {
@@ -175,24 +176,24 @@ func (d *deriver) neighbors() []Neighbor {
 		}
 		if m == d.self.via {
 			own := len(n.Prefixes)
-			n.Prefixes = mergeSorted(append(n.Prefixes, d.beyond(d.ways)...), own)
+			n.Prefixes = mergeSorted(append(n.Prefixes, d.prefixesBehind(d.tunnelRoutes)...), own)
 		}
 		ns = append(ns, n)
 	}
 	return ns
 }
 
-// reportSilent reports nodes that this one reaches through their gateway, and that don't
+// reportOneWay reports nodes that this one reaches through their gateway, but that can't
 // reach it.
-func (d *deriver) reportSilent() {
+func (d *deriver) reportOneWay() {
 	for _, m := range d.all {
-		if m.via != nil && (m.group != d.self.group || d.self.Encrypted) && d.inner&^m.passing != noFamily {
+		if m.via != nil && (m.group != d.self.group || d.self.Encrypted) && d.clusterFamilies&^m.viaFamilies != noFamily {
 			d.checkLink(m, m.via)
 		}
 	}
 }
 
-// networks are the internal networks of a group's members, merged.
+// networks returns the internal networks of a group's members, merged.
 func (g *group) networks() []netip.Prefix {
 	if g.merged != nil {
 		return g.merged
@@ -207,7 +208,7 @@ func (g *group) networks() []netip.Prefix {
 	return g.merged
 }
 
-// String names a group for a person.
+// String returns a group's name for messages.
 func (g *group) String() string {
 	if g.location == "" {
 		return "node " + g.members[0].Name

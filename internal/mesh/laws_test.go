@@ -16,10 +16,10 @@ import (
 	"pgregory.net/rapid"
 )
 
-// The laws of the design. A packet between any two living nodes arrives, both
-// ways, or a problem says why not of these two; no prefix is in two places; no
-// endpoint lies in a tunnel; networks behind a location are not routed inside it;
-// only gateways have tunnels; the order of what was told changes nothing.
+// The laws of the design. A packet between any two living nodes arrives, both ways, or a
+// problem says why not of these two; no prefix is in two places; no endpoint lies in a
+// tunnel; networks behind a location are not routed inside it; only gateways have
+// tunnels; the order of what was told changes nothing.
 func TestLawsOfDerive(t *testing.T) {
 	var all, clients tally
 	rapid.Check(t, func(t *rapid.T) {
@@ -51,12 +51,12 @@ func TestLawsOfDerive(t *testing.T) {
 	}
 }
 
-// tally counts ways between two nodes: those that packets went, and those that a
-// problem says to be none.
+// tally counts ways between two nodes: those that packets went, and those that a problem
+// says to be none.
 type tally struct{ walked, excused int }
 
-// drawPairs returns pairs of living nodes with addresses: all of a small world,
-// some of a larger one.
+// drawPairs returns pairs of living nodes with addresses: all of a small world, some of a
+// larger one.
 func (w world) drawPairs(t *rapid.T) [][2]int {
 	owners := mesh.Owners(w.records)
 	var living []int
@@ -130,8 +130,8 @@ func (w world) checkTunnels(t *rapid.T, h *host) {
 	}
 }
 
-// problem says whether a knows of a problem that contains a text and is one of the
-// way from a to b.
+// problem says whether a knows of a problem that contains a text and is one of the way
+// from a to b.
 func (w *walker) problem(a, b *host, text string, kinds ...mesh.ProblemKind) bool {
 	return slices.ContainsFunc(a.top.Problems, func(p mesh.Problem) bool {
 		return slices.Contains(kinds, p.Kind) && strings.Contains(p.Text, text) && w.concerns(p, a, b)
@@ -139,8 +139,8 @@ func (w *walker) problem(a, b *host, text string, kinds ...mesh.ProblemKind) boo
 }
 
 // concerns says whether a problem is one of the way between two nodes: it is of the
-// gateways of one's location, of an end of it and its gateway, of both ends, or of
-// who has the tunnels for each.
+// gateways of one's location, of an end of it and its gateway, of both ends, or of who
+// has the tunnels for each.
 func (w *walker) concerns(p mesh.Problem, a, b *host) bool {
 	words := strings.FieldsFunc(p.Text, func(r rune) bool { return strings.ContainsRune(" ,:;", r) })
 	at := func(h *host) bool { return slices.Contains(words, h.Name) }
@@ -253,7 +253,7 @@ func checkInternal(t *rapid.T, k *walker, a, b *host, src netip.Addr) {
 // checkNetworks sends packets to the networks behind b, and the answers.
 func checkNetworks(t *rapid.T, k *walker, a, b *host, src netip.Addr) {
 	for _, p := range b.AllowedLocationIPs {
-		if a.near(b) || p.Addr().Is4() != src.Is4() || !k.first(b, p) || !routed(t, k, a, b, p, "allowed-location-ips") {
+		if a.near(b) || p.Addr().Is4() != src.Is4() || !k.compareTrueFirst(b, p) || !routed(t, k, a, b, p, "allowed-location-ips") {
 			continue
 		}
 		if end := checkAnswer(t, k, a, b, src, last(p)); !end.outside || end.at != b && !end.at.near(b) {
@@ -262,8 +262,8 @@ func checkNetworks(t *rapid.T, k *walker, a, b *host, src netip.Addr) {
 	}
 }
 
-// routed says whether a routes what is b's, which it must unless a problem says why
-// not, or an endpoint is there.
+// routed says whether a routes what is b's, which it must unless a problem says why not,
+// or an endpoint is there.
 func routed(t *rapid.T, k *walker, a, b *host, p netip.Prefix, what string) bool {
 	if _, ok := a.tables.routes[p]; ok {
 		return true
@@ -288,8 +288,8 @@ func routed(t *rapid.T, k *walker, a, b *host, p netip.Prefix, what string) bool
 	return false
 }
 
-// checkAnswer sends a packet to what is at or behind b under an address that is not
-// of the cluster's ranges, and the answer, and returns where it was.
+// checkAnswer sends a packet to what is at or behind b under an address that is not of
+// the cluster's ranges, and the answer, and returns where it was.
 func checkAnswer(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr) packet {
 	p, err := k.walk(a, src, dst)
 	if err != nil {
@@ -309,7 +309,7 @@ func checkAnswer(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr) packet 
 }
 
 // first says whether b, of all in its location, is whose network it is.
-func (w *walker) first(b *host, p netip.Prefix) bool {
+func (w *walker) compareTrueFirst(b *host, p netip.Prefix) bool {
 	for _, h := range w.hosts {
 		if h.near(b) && slices.Contains(h.AllowedLocationIPs, p) && older(h.Record, b.Record) {
 			return false

@@ -10,61 +10,61 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// layout is the cluster as every node sees it that has the same records and verdicts:
-// which nodes form a location, who carries whose traffic to the others, and which nodes
-// can pass on what others can't send each other.
+// layout is the part of the result that is the same on every node with the same records
+// and verdicts: which nodes form a location, which node carries whose traffic to other
+// locations, and which nodes can relay between nodes that can't reach each other.
 type layout struct {
 	Input
-	all     []*member // sorted by ID
-	groups  []*group  // sorted by their first member's ID
-	owners  map[int]*node
-	keys    map[wgtypes.Key]*node
-	doubled map[netip.Addr]bool // internal IPs that several nodes claim
-	reached []netip.Addr        // the addresses of all endpoints, sorted
-	inner   families            // what the cluster gives out
+	all             []*member // sorted by ID
+	groups          []*group  // sorted by their first member's ID
+	owners          map[int]*node
+	keys            map[wgtypes.Key]*node
+	duplicateIPs    map[netip.Addr]bool // internal IPs that several nodes have
+	endpointAddrs   []netip.Addr        // the addresses of all endpoints, sorted
+	clusterFamilies families            // the families of the cluster's addresses
 
 	guarded  []netip.Prefix
 	reserved []netip.Prefix // the cluster's ranges: overlay, pods and Services
 
-	relays    []relay // those that can be one
+	relays    []relay // the nodes that can be one
 	relayDown map[blame]bool
 	clients   []*Client      // those that count, by address
 	nodes     []netip.Prefix // where nodes have addresses, if there are clients
 	problems  []Problem
 
-	allowed map[string][]Allowance // what allowances returned, by the list as text
+	allowed map[string][]Allowance // cache of allowances, by the list as text
 }
 
-// group is the nodes that share a LAN: those of one location, or one node.
+// group is a set of nodes that share a LAN: those of one location, or a single node.
 type group struct {
-	location string
-	members  []*member      // sorted by ID
-	outer    families       // the one that all of them have on the LAN, if there is one
-	merged   []netip.Prefix // what networks returned
+	location    string
+	members     []*member      // sorted by ID
+	outerFamily families       // the family that all of them have on the LAN, if there is one
+	merged      []netip.Prefix // cache of networks
 }
 
-// member is a node in its place.
+// member is a node and its part in the layout.
 type member struct {
 	*node
-	group  *group
-	index  int             // in layout.all
-	slot   int             // None unless the node owns it
-	alone  bool            // hangs on nobody, and nobody on it
-	mute   bool            // has somebody else's WireGuard key: no tunnels
-	claims []*claimant     // of its internal IPs, then its allowed-location-ips
-	lan    [2]netip.Prefix // internal IPs with their networks, IPv4 and IPv6
+	group        *group
+	index        int             // in layout.all
+	slot         int             // None unless the node owns it
+	standalone   bool            // has no gateway, and is not one for others
+	keyConflict  bool            // has another node's WireGuard key: no tunnels
+	prefixOwners []*prefixOwner  // owners of its internal IPs, then of its allowed-location-ips
+	lan          [2]netip.Prefix // internal IPs with their networks, IPv4 and IPv6
 
-	// via is the end of the tunnels that carry what this node exchanges with other
-	// groups: itself, its gateway, or nil.
-	via     *member
-	carries []*member // nodes whose via this is, sorted by slot
-	passing families  // what gets from it to its via and back
-	seat    int       // as a gateway, else None
-	health  Health    // as a gateway
+	// via is the node whose tunnels carry this node's traffic to other groups: itself,
+	// its gateway, or nil.
+	via         *member
+	carries     []*member // nodes whose via is this one, sorted by slot
+	viaFamilies families  // families that travel between it and its via
+	seat        int       // its seat as a gateway, else None
+	health      Health    // its health as a gateway
 }
 
-// isEnd says whether the node has tunnels of its own.
-func (m *member) isEnd() bool { return m.via == m }
+// isTunnelEnd reports whether the node has tunnels of its own.
+func (m *member) isTunnelEnd() bool { return m.via == m }
 
 // families is a set of address families.
 type families uint8
@@ -86,7 +86,7 @@ func newLayout(in Input) *layout {
 	l := &layout{Input: in, guarded: in.Cluster.guarded()}
 	l.reserved = slices.Concat(l.guarded, in.Cluster.Services)
 	for _, p := range l.guarded {
-		l.inner |= familyOf(p.Addr())
+		l.clusterFamilies |= familyOf(p.Addr())
 	}
 	ns := nodes(in.Records)
 	l.owners = claimOwners(ns)
@@ -96,22 +96,22 @@ func newLayout(in Input) *layout {
 			l.keys[n.Key] = n
 		}
 	}
-	l.gather(ns)
-	l.claimPrefixes()
+	l.groupNodes(ns)
+	l.findPrefixOwners()
 	for _, g := range l.groups {
 		if len(g.members) > 1 {
-			l.joinLAN(g)
+			l.findLANAddresses(g)
 		}
 	}
-	l.reachEndpoints()
-	l.assign()
+	l.collectEndpoints()
+	l.assignGateways()
 	l.findRelays()
-	l.admitClients()
+	l.selectClients()
 	return l
 }
 
-// gather puts nodes into groups.
-func (l *layout) gather(ns []*node) {
+// groupNodes puts nodes into groups.
+func (l *layout) groupNodes(ns []*node) {
 	slab := make([]member, len(ns))
 	alone := make([]group, 0, len(ns))
 	l.all = make([]*member, len(ns))
@@ -119,7 +119,7 @@ func (l *layout) gather(ns []*node) {
 	copies := len(l.keys) < len(ns)
 	for i, n := range ns {
 		m := &slab[i]
-		*m = member{node: n, index: i, slot: None, seat: None, mute: copies && l.keys[n.Key] != n}
+		*m = member{node: n, index: i, slot: None, seat: None, keyConflict: copies && l.keys[n.Key] != n}
 		l.all[i] = m
 		if s := n.Claim.Slot; s != None && s < l.Cluster.Slots() && l.owners[s] == n {
 			m.slot = s
@@ -137,24 +137,24 @@ func (l *layout) gather(ns []*node) {
 	}
 }
 
-// assign decides who carries whose traffic between groups.
-func (l *layout) assign() {
+// assignGateways decides which node carries whose traffic between groups.
+func (l *layout) assignGateways() {
 	verdicts := l.gatewayVerdicts()
 	for _, g := range l.groups {
 		members := l.sharing(g)
 		for _, m := range g.members {
-			if m.alone = len(members) < 2 || m.Encrypted; m.alone && !m.mute {
-				m.via, m.passing, m.carries = m, family4|family6, l.all[m.index:m.index+1:m.index+1]
+			if m.standalone = len(members) < 2 || m.Encrypted; m.standalone && !m.keyConflict {
+				m.via, m.viaFamilies, m.carries = m, family4|family6, l.all[m.index:m.index+1:m.index+1]
 			}
 		}
 		if len(members) < 2 {
 			continue
 		}
-		l.appoint(g.location, members, verdicts)
+		l.chooseGateways(g.location, members, verdicts)
 		for _, m := range members {
 			if m.via != nil {
 				m.via.carries = append(m.via.carries, m)
-				m.passing = l.passing(m)
+				m.viaFamilies = l.viaFamilies(m)
 			}
 		}
 		for _, m := range members {
@@ -163,8 +163,9 @@ func (l *layout) assign() {
 	}
 }
 
-// sharing returns the members of a group that share gateways. In the modes full and cross
-// nobody does, and never who wants to be encrypted on the LAN, too.
+// sharing returns the members of a group that share gateways. There are none in the modes
+// full and cross, and nodes that want to be encrypted on the LAN too are never among
+// them.
 func (l *layout) sharing(g *group) []*member {
 	if l.Cluster.Mode != ModeLocation {
 		return nil
@@ -175,18 +176,19 @@ func (l *layout) sharing(g *group) []*member {
 	return slices.DeleteFunc(slices.Clone(g.members), func(m *member) bool { return m.Encrypted })
 }
 
-// compareSlots makes prefixes that follow from slots come out in order.
+// compareSlots orders members by slot, so that the prefixes that follow from slots are
+// sorted.
 func compareSlots(a, b *member) int {
 	return cmp.Or(cmp.Compare(a.slot, b.slot), cmp.Compare(a.index, b.index))
 }
 
-// tunnelled reports whether two nodes talk through tunnels, as tunnel ends, and not over
-// a LAN.
+// tunnelled reports whether two tunnel ends reach each other through tunnels, and not
+// over a LAN.
 func (l *layout) tunnelled(a, b *member) bool {
 	return a.group != b.group || l.Cluster.Mode == ModeFull || a.Encrypted || b.Encrypted
 }
 
-// find returns the member with an ID, nil if it has no record.
+// find returns the member with the given ID, nil if it has no record.
 func (l *layout) find(id ID) *member {
 	i, ok := slices.BinarySearchFunc(l.all, id, func(m *member, id ID) int { return m.id.Compare(id) })
 	if !ok {
@@ -195,9 +197,10 @@ func (l *layout) find(id ID) *member {
 	return l.all[i]
 }
 
-// passing is in which families a node's traffic gets to the end of its tunnels.
-func (l *layout) passing(m *member) families {
-	if m.isEnd() {
+// viaFamilies returns the families in which a node's traffic reaches the end of its
+// tunnels.
+func (l *layout) viaFamilies(m *member) families {
+	if m.isTunnelEnd() {
 		return family4 | family6
 	}
 	return l.link(m, m.via).families

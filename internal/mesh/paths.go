@@ -9,13 +9,13 @@ func (d *deriver) paths() []Path {
 		paths[i] = Path{ID: m.id, Kind: PathNone}
 	}
 	kind := PathTunnel
-	if !d.self.isEnd() {
+	if !d.self.isTunnelEnd() {
 		kind = PathLAN
 	}
-	for _, w := range d.ways {
+	for _, w := range d.tunnelRoutes {
 		hops := d.hops(w)
 		for _, m := range w.end.carries {
-			if m.passing&d.self.passing&d.inner == noFamily {
+			if m.viaFamilies&d.self.viaFamilies&d.clusterFamilies == noFamily {
 				continue
 			}
 			p := &paths[m.index]
@@ -34,9 +34,9 @@ func (d *deriver) paths() []Path {
 }
 
 // hops are the nodes on a way, the far end among them. Paths share them.
-func (d *deriver) hops(w way) []ID {
+func (d *deriver) hops(w tunnelRoute) []ID {
 	hops := make([]ID, 0, 3)
-	if !d.self.isEnd() {
+	if !d.self.isTunnelEnd() {
 		hops = append(hops, d.self.via.id)
 	}
 	if w.hop != w.end {

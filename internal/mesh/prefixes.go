@@ -9,31 +9,31 @@ import (
 	"strings"
 )
 
-// claimant is whose a prefix outside the cluster's ranges is.
-type claimant struct {
+// prefixOwner is the node that owns a prefix outside the cluster's ranges.
+type prefixOwner struct {
 	node   *node
 	shared bool // nodes of several locations have it
 }
 
-// claimPrefixes decides whose each internal IP and each allowed-location-ip is. A network
-// that several nodes of one location serve is the first claim's.
-func (l *layout) claimPrefixes() {
-	claims := make(map[netip.Prefix]*claimant, len(l.all))
-	slab := make([]claimant, 0, len(l.all)) // growing leaves the old ones where they are
-	all := make([]*claimant, 0, len(l.all))
+// findPrefixOwners decides which node owns each internal IP and each allowed-location-ip.
+// If several nodes of one location have the same, the one with the oldest claim owns it.
+func (l *layout) findPrefixOwners() {
+	claims := make(map[netip.Prefix]*prefixOwner, len(l.all))
+	slab := make([]prefixOwner, 0, len(l.all)) // pointers into it stay valid when it grows
+	all := make([]*prefixOwner, 0, len(l.all))
 	claim := func(p netip.Prefix, n *node) {
 		c, ok := claims[p]
 		if !ok {
-			slab = append(slab, claimant{node: n})
+			slab = append(slab, prefixOwner{node: n})
 			c = &slab[len(slab)-1]
 			claims[p] = c
 		}
 		all = append(all, c)
 		if c.node != n && p.IsSingleIP() {
-			if l.doubled == nil {
-				l.doubled = make(map[netip.Addr]bool)
+			if l.duplicateIPs == nil {
+				l.duplicateIPs = make(map[netip.Addr]bool)
 			}
-			l.doubled[p.Addr()] = true
+			l.duplicateIPs[p.Addr()] = true
 		}
 		if c.node != n && (n.Location == "" || c.node.Location != n.Location) {
 			c.shared = true
@@ -50,12 +50,12 @@ func (l *layout) claimPrefixes() {
 		for _, p := range m.AllowedLocationIPs {
 			claim(p.Masked(), m.node)
 		}
-		m.claims = all[first:]
+		m.prefixOwners = all[first:]
 	}
 }
 
-// slotPrefixes appends what follows from the slots of nodes, sorted by slot, in the
-// families that they are reached in.
+// slotPrefixes appends the prefixes that follow from the nodes' slots, sorted by slot, in
+// the families in which each node is reached.
 func (d *deriver) slotPrefixes(ps []netip.Prefix, ms []*member, reached func(*member) families) []netip.Prefix {
 	for _, r := range d.ranges {
 		f := familyOf(r.prefix.Addr())
@@ -72,84 +72,84 @@ func (d *deriver) slotPrefixes(ps []netip.Prefix, ms []*member, reached func(*me
 	return ps
 }
 
-// span is an overlay range, or a pod range with the bits of a node's part.
-type span struct {
+// clusterRange is an overlay range, or a pod range with the length of a node's pod CIDR.
+type clusterRange struct {
 	prefix netip.Prefix
 	bits   int
 }
 
-// spans returns the cluster's ranges in the order of their addresses.
-func (c Cluster) spans() []span {
-	var out []span
+// ranges returns the cluster's overlay and pod ranges, sorted by address.
+func (c Cluster) ranges() []clusterRange {
+	var out []clusterRange
 	for _, p := range c.Overlay {
-		out = append(out, span{prefix: p})
+		out = append(out, clusterRange{prefix: p})
 	}
 	for i, p := range c.Pods {
-		out = append(out, span{p, c.PodPrefix[i]})
+		out = append(out, clusterRange{p, c.PodPrefix[i]})
 	}
-	slices.SortFunc(out, func(a, b span) int { return ComparePrefix(a.prefix, b.prefix) })
+	slices.SortFunc(out, func(a, b clusterRange) int { return ComparePrefix(a.prefix, b.prefix) })
 	return out
 }
 
-// locationPrefixes appends the internal IPs of nodes and the networks behind them, as far
-// as all that the packets pass on the way may route them.
-func (d *deriver) locationPrefixes(ps []netip.Prefix, w way) []netip.Prefix {
+// locationPrefixes appends the internal IPs of nodes and the networks behind them, unless
+// a location on the way can't route them.
+func (d *deriver) locationPrefixes(ps []netip.Prefix, w tunnelRoute) []netip.Prefix {
 	groups := []*group{d.self.group}
 	if w.hop.group != w.end.group {
 		groups = append(groups, w.hop.group)
 	}
 	for _, m := range w.end.carries {
-		ps = d.networksOf(ps, m, m.passing&d.self.passing, groups)
+		ps = d.appendNetworks(ps, m, m.viaFamilies&d.self.viaFamilies, groups)
 	}
 	return ps
 }
 
-// networksOf appends one node's internal IPs and the networks behind it, in the families
-// that pass, unless they overlap the networks of groups on the way.
-func (d *deriver) networksOf(ps []netip.Prefix, m *member, passing families, groups []*group) []netip.Prefix {
+// appendNetworks appends one node's internal IPs and the networks behind it, in the given
+// families, unless they overlap the networks of groups on the way.
+func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, viaFamilies families, groups []*group) []netip.Prefix {
 	for i, ip := range m.InternalIPs {
 		p := single(ip.Addr())
-		if passing&familyOf(p.Addr()) != 0 && !d.holdsEndpoint(p) && d.mayRoute(m, m.claims[i], p, "internal IP", groups) {
+		if viaFamilies&familyOf(p.Addr()) != 0 && !d.containsEndpoint(p) && d.checkRoute(m, m.prefixOwners[i], p, "internal IP", groups) {
 			ps = append(ps, p)
 		}
 	}
 	for i, p := range m.AllowedLocationIPs {
-		p, c := p.Masked(), m.claims[len(m.InternalIPs)+i]
-		if passing&familyOf(p.Addr()) != 0 && d.mayRoute(m, c, p, "allowed-location-ips", groups) && d.clearOfEndpoints(m, p) {
+		p, c := p.Masked(), m.prefixOwners[len(m.InternalIPs)+i]
+		if viaFamilies&familyOf(p.Addr()) != 0 && d.checkRoute(m, c, p, "allowed-location-ips", groups) && d.checkEndpoints(m, p) {
 			ps = append(ps, p)
 		}
 	}
 	return ps
 }
 
-// mayRoute says whether a prefix of n that is not of the cluster's ranges may be routed
-// into a tunnel, and reports why not.
-func (d *deriver) mayRoute(n *member, c *claimant, p netip.Prefix, what string, own []*group) bool {
+// checkRoute reports whether a prefix of n outside the cluster's ranges may be routed
+// into a tunnel. If not, it adds a problem.
+func (d *deriver) checkRoute(n *member, c *prefixOwner, p netip.Prefix, what string, own []*group) bool {
 	for _, g := range d.reserved {
 		if g.Overlaps(p) {
-			return d.refuse(n, p, what, fmt.Sprintf("it overlaps the cluster's range %v", g), "choose cluster ranges that no host's network uses")
+			return d.reportUnreachable(n, p, what, fmt.Sprintf("it overlaps the cluster's range %v", g), "choose cluster ranges that no host's network uses")
 		}
 	}
 	if c.shared {
-		return d.refuse(n, p, what, "nodes of several locations have it", "give one of the networks other addresses, or, if it is one network, give its nodes the same node.location")
+		return d.reportUnreachable(n, p, what, "nodes of several locations have it", "give one of the networks other addresses, or, if it is one network, give its nodes the same node.location")
 	} else if c.node != n.node {
-		return false // another node of n's location serves it
+		return false // another node of n's location owns it
 	}
 	for _, g := range own {
 		if o, ok := overlapping(g.networks(), p); ok {
-			return d.refuse(n, p, what, fmt.Sprintf("it overlaps %v's own network %v", g, o),
+			return d.reportUnreachable(n, p, what, fmt.Sprintf("it overlaps %v's own network %v", g, o),
 				"if both are in one private network, give them the same node.location; else give one of the networks other addresses")
 		}
 	}
 	if o := d.nearby.conflict(p); o != "" {
-		return d.refuse(n, p, what, "it overlaps "+o,
+		return d.reportUnreachable(n, p, what, "it overlaps "+o,
 			"if that host is in the same private network, give both nodes the same node.location; else name smaller networks there, or use other addresses here")
 	}
 	return true
 }
 
-// overlapping returns the first of some prefixes that shares addresses with one. They are
-// sorted and share none with each other, so that two of them can be it.
+// overlapping returns the first of ps that overlaps p. The prefixes are sorted and don't
+// overlap each other, so only two of them can.
 func overlapping(ps []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
 	i, _ := slices.BinarySearchFunc(ps, p, ComparePrefix)
 	for _, o := range ps[max(i-1, 0):min(i+1, len(ps))] {
@@ -160,31 +160,32 @@ func overlapping(ps []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// clearOfEndpoints says whether no endpoint lies in a network, and reports if one does.
-func (d *deriver) clearOfEndpoints(n *member, p netip.Prefix) bool {
-	return !d.holdsEndpoint(p) || d.refuse(n, p, "allowed-location-ips",
+// checkEndpoints reports whether no endpoint lies in a network. If one does, it adds a
+// problem.
+func (d *deriver) checkEndpoints(n *member, p netip.Prefix) bool {
+	return !d.containsEndpoint(p) || d.reportUnreachable(n, p, "allowed-location-ips",
 		"endpoints of WireGuard peers lie in it, and a tunnel can't run through itself", "name a smaller network in node.allowed-location-ips")
 }
 
-func (d *deriver) refuse(n *member, p netip.Prefix, what, why, advice string) bool {
+func (d *deriver) reportUnreachable(n *member, p netip.Prefix, what, why, advice string) bool {
 	d.report(ProblemAddress, n.Name, fmt.Sprintf("%s %v of node %s is not reachable through the mesh: %s", what, p, n.Name, why), advice)
 	return false
 }
 
-// holdsEndpoint says whether a node's endpoint lies in the prefix.
-func (l *layout) holdsEndpoint(p netip.Prefix) bool {
-	i, _ := slices.BinarySearchFunc(l.reached, p.Addr(), netip.Addr.Compare)
-	return i < len(l.reached) && p.Contains(l.reached[i])
+// containsEndpoint reports whether any node's endpoint lies in the prefix.
+func (l *layout) containsEndpoint(p netip.Prefix) bool {
+	i, _ := slices.BinarySearchFunc(l.endpointAddrs, p.Addr(), netip.Addr.Compare)
+	return i < len(l.endpointAddrs) && p.Contains(l.endpointAddrs[i])
 }
 
-// serves lists what this node reaches on its LAN for others: the networks behind it and
-// behind the nodes that hang on it, and those nodes' internal IPs. A node that hangs on
-// it would drop a packet from the mesh that comes by the LAN as it is; one from this
-// node's own address it answers. The same goes for nodes of the own location that others
-// can only reach through this one.
+// serves returns what this node reaches on its LAN for others: the networks behind it and
+// behind the nodes that use it as their gateway, and those nodes' internal IPs. Such a
+// node would drop a packet that comes from the mesh over the LAN unchanged, but it
+// answers one from this node's own address. The same holds for nodes of the own location
+// that others can reach only through this one.
 func (d *deriver) serves() []netip.Prefix {
 	var ps []netip.Prefix
-	for _, m := range slices.Concat(d.self.carries, d.relayed(), d.lodgers()) {
+	for _, m := range slices.Concat(d.self.carries, d.relayed(), d.reachedByClientsViaUs()) {
 		for _, p := range m.AllowedLocationIPs {
 			ps = append(ps, p.Masked())
 		}
@@ -198,8 +199,8 @@ func (d *deriver) serves() []netip.Prefix {
 	return slices.Compact(ps)
 }
 
-// relayed are the nodes of the own location that this node passes packets on to when
-// nodes elsewhere choose it as a relay: tunnel ends, and who hangs on them.
+// relayed returns the nodes of the own location to which this node forwards packets when
+// other nodes choose it as a relay: tunnel ends, and the nodes that use them as gateways.
 func (d *deriver) relayed() []*member {
 	if !slices.ContainsFunc(d.relays, func(r relay) bool { return r.member == d.self }) {
 		return nil
@@ -213,15 +214,17 @@ func (d *deriver) relayed() []*member {
 	return ms
 }
 
-// lodgers are other nodes of the own location that clients reach through this one.
-func (d *deriver) lodgers() []*member {
-	if _, own := d.clientWay(); !own {
+// reachedByClientsViaUs returns the other nodes of the own location that clients reach
+// through this one.
+func (d *deriver) reachedByClientsViaUs() []*member {
+	if _, own := d.clientNextHop(); !own {
 		return nil
 	}
 	return slices.DeleteFunc(slices.Clone(d.self.group.members), func(m *member) bool { return m == d.self || d.home(m) != d.self })
 }
 
-// mergeSorted sorts a list of which the first n are sorted and the rest is.
+// mergeSorted sorts a list whose first n elements are sorted and whose other elements are
+// sorted.
 func mergeSorted(ps []netip.Prefix, n int) []netip.Prefix {
 	if n == 0 || n == len(ps) || ComparePrefix(ps[n-1], ps[n]) <= 0 {
 		return ps
@@ -238,12 +241,12 @@ func mergeSorted(ps []netip.Prefix, n int) []netip.Prefix {
 	return ps
 }
 
-// contains says whether one of the prefixes holds the address.
+// contains reports whether one of the prefixes contains the address.
 func contains(ps []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(ps, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// single is the prefix of one address.
+// single returns the prefix that contains only one address.
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 func singles(as []netip.Addr) []netip.Prefix {
@@ -254,7 +257,7 @@ func singles(as []netip.Addr) []netip.Prefix {
 	return ps
 }
 
-// MergePrefixes sorts prefixes and drops those that others contain, in place.
+// MergePrefixes sorts prefixes and removes those that others contain, in place.
 func MergePrefixes(ps []netip.Prefix) []netip.Prefix {
 	slices.SortFunc(ps, ComparePrefix)
 	out := ps[:0]

@@ -28,13 +28,13 @@ const MaxRelays = 64
 func (l *layout) findRelays() {
 	for _, m := range l.all {
 		switch {
-		case !m.isEnd() || len(m.Endpoints) == 0 || m.Gateway == GatewayNever || m.slot == None:
+		case !m.isTunnelEnd() || len(m.Endpoints) == 0 || m.Gateway == GatewayNever || m.slot == None:
 		case m.seat != None:
 			h := fnv.New64a()
 			h.Write([]byte(m.Location))
 			l.relays = append(l.relays, relay{m, mix(h.Sum64() + uint64(m.seat))})
-		case m.alone:
-			l.relays = append(l.relays, relay{m, mix(low(m.id))})
+		case m.standalone:
+			l.relays = append(l.relays, relay{m, mix(low64(m.id))})
 		}
 	}
 	if len(l.relays) > MaxRelays {
@@ -62,7 +62,7 @@ func (l *layout) findRelays() {
 // route says to which peer of x go packets for the far end y of a tunnel: to y
 // itself, to a relay, or, if it is nil, nowhere.
 func (l *layout) route(x, y *member) *member {
-	if x.mute || y.mute {
+	if x.keyConflict || y.keyConflict {
 		return nil
 	}
 	onLAN := x.group == y.group && len(x.InternalIPs)+len(y.InternalIPs) > 0
@@ -79,7 +79,7 @@ func hidden(m *member) bool { return m.NAT && len(m.Endpoints) == 0 }
 // that both come to the same without asking. The relay itself needs to know
 // nothing of it: it has a tunnel to either.
 func (l *layout) relayFor(x, y *member) *member {
-	pair := low(x.id) ^ low(y.id) // in either order
+	pair := low64(x.id) ^ low64(y.id) // in either order
 	var best *member
 	var highest uint64
 	for _, r := range l.relays {
@@ -96,7 +96,7 @@ func (l *layout) relayFor(x, y *member) *member {
 
 // reportNoRelay words why two nodes have no way to each other.
 func (l *layout) reportNoRelay(x, y *member) {
-	if x.mute || y.mute {
+	if x.keyConflict || y.keyConflict {
 		return // reported as a conflict of keys
 	}
 	if y.id.Compare(x.id) < 0 {
