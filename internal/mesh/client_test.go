@@ -16,9 +16,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// checkClient sends packets from a client to every living node and its pods, and the
-// answers. Each goes there and back through one node, the one that the client's
-// configuration names.
+// checkClient sends packets from a client to every live node and its pods, and the
+// replies. Both directions must go through the one node that the client's configuration
+// names.
 func (w world) checkClient(t *rapid.T, k *walker, c *host, all *tally) {
 	owners := mesh.Owners(w.records)
 	for _, r := range w.records {
@@ -29,8 +29,8 @@ func (w world) checkClient(t *rapid.T, k *walker, c *host, all *tally) {
 		for i, addr := range b.top.Addresses {
 			for _, dst := range []netip.Addr{addr, b.top.PodCIDRs[i].Addr().Next()} {
 				src := c.top.Addresses[slices.IndexFunc(c.top.Addresses, func(a netip.Addr) bool { return a.Is4() == dst.Is4() })]
-				if err := thereAndBack(k, c, b, src, dst); err != nil {
-					if !w.excuse(k, c, b, dst) {
+				if err := roundTrip(k, c, b, src, dst); err != nil {
+					if !w.isExcused(k, c, b, dst) {
 						t.Fatalf("%s and %s: %v; problems %v", c.Name, b.Name, err, b.top.Problems)
 					}
 					all.excused++
@@ -42,8 +42,8 @@ func (w world) checkClient(t *rapid.T, k *walker, c *host, all *tally) {
 	}
 }
 
-// thereAndBack sends a packet from a client to a node, and one back.
-func thereAndBack(k *walker, c, b *host, src, dst netip.Addr) error {
+// roundTrip sends a packet from a client to a node, and one back.
+func roundTrip(k *walker, c, b *host, src, dst netip.Addr) error {
 	there, err := k.walk(c, src, dst)
 	if err != nil {
 		return err
@@ -56,14 +56,14 @@ func thereAndBack(k *walker, c, b *host, src, dst netip.Addr) error {
 		return fmt.Errorf("ended at %s and at %s", there.at.Name, back.at.Name)
 	}
 	if first, last := there.hops[0], back.from.id; first != last {
-		return fmt.Errorf("went in by %v and came out by %v", first, last)
+		return fmt.Errorf("entered through %v and left through %v", first, last)
 	}
 	return nil
 }
 
-// excuse says whether there is a reason for a client not to reach a node: a problem
-// of the node or of what is between, or somebody dead on the way.
-func (w world) excuse(k *walker, c, b *host, dst netip.Addr) bool {
+// isExcused reports whether there is a reason why a client can't reach a node: a problem
+// of the node or of a node between, or a dead node on the way.
+func (w world) isExcused(k *walker, c, b *host, dst netip.Addr) bool {
 	e, ok := c.tables.lookup(dst)
 	if ok && k.hosts[e.to].dead {
 		return true
@@ -84,7 +84,7 @@ func (w world) excuse(k *walker, c, b *host, dst netip.Addr) bool {
 	if !ok {
 		return false
 	}
-	// Its gateway may not reach whom it needs, or be dead.
+	// Its gateway may not reach a node that it needs, or may be dead.
 	path := k.hosts[e.to].path
 	if e.to != b.id {
 		p := path(b.id)
@@ -104,7 +104,7 @@ func hasProblem(h *host, kind mesh.ProblemKind) bool {
 	return slices.ContainsFunc(h.top.Problems, func(p mesh.Problem) bool { return p.Kind == kind && strings.Contains(p.Text, h.Name) })
 }
 
-// withClient is a cluster of n nodes with one client, added by the last node.
+// withClient returns a cluster of n nodes with one client, added by the last node.
 func withClient(n int) mesh.Input {
 	in := clusterOf(n)
 	in.Cluster = cluster(true)
@@ -142,7 +142,8 @@ func TestDeriveClient(t *testing.T) {
 	}
 }
 
-// In a location the client's address goes to the gateway that one hangs on.
+// In a location the client's address is routed to the gateway that has the client's
+// tunnel.
 func TestDeriveClientInLocation(t *testing.T) {
 	in := withClient(3)
 	in.Cluster.Mode, in.Cluster.Encapsulation = mesh.ModeLocation, mesh.EncapsulationAlways
@@ -165,7 +166,7 @@ func TestDeriveClientInLocation(t *testing.T) {
 	}
 }
 
-// A client knows beforehand who takes over when its home in a location dies.
+// A client knows in advance which nodes take over when its home in a location fails.
 func TestStandbys(t *testing.T) {
 	in := withClient(6)
 	in.Cluster.Mode, in.Cluster.Encapsulation = mesh.ModeLocation, mesh.EncapsulationAlways
@@ -176,7 +177,7 @@ func TestStandbys(t *testing.T) {
 	in.Records[2].Gateway, in.Records[3].Endpoints = mesh.GatewayNever, nil
 	in.Records[4].Office = mesh.Office{Since: 7}
 	if home := mesh.Homes(in)[0]; home != in.Records[4].ID() {
-		t.Fatalf("home: got %s, want n4, which is in office", home)
+		t.Fatalf("home: got %s, want n4, which is the gateway", home)
 	}
 	var got []string
 	for _, p := range mesh.ConfigOf(in, in.Clients[0], nil).Standbys {
@@ -220,7 +221,7 @@ func TestClientConflicts(t *testing.T) {
 	}
 }
 
-// A client's name is nobody else's, whatever its case; who was there first has it.
+// A client's name is unique, whatever its case; the one that was there first keeps it.
 func TestHostileClientName(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -269,7 +270,7 @@ func TestFreeClientIndex(t *testing.T) {
 		clients = append(clients, mesh.Client{Index: index})
 	}
 	if _, ok := mesh.FreeClientIndex(c, clients, wgtypes.Key{}); ok {
-		t.Error("a third address of two")
+		t.Error("got a third address, of two")
 	}
 	if got := fmt.Sprint(c.ClientAddresses(1)); got != "[10.4.0.6 fd04::82]" {
 		t.Errorf("addresses of the last one: %s", got)
@@ -318,7 +319,8 @@ func TestConfigOfRestrictedClient(t *testing.T) {
 	}
 }
 
-// What no node leads to is named, and nobody gets a default route.
+// Access to networks that no node reaches is listed as unserved, and no client gets a
+// default route.
 func TestHostileAccess(t *testing.T) {
 	in := withClient(2)
 	in.Records[1].AllowedLocationIPs = prefixes("192.168.10.0/24")
@@ -351,7 +353,7 @@ func TestHostileAccess(t *testing.T) {
 	}
 }
 
-// Only the clients of a service gateway that dies get another one.
+// If a service gateway fails, only its own clients get another one.
 func TestServiceGatewayMoves(t *testing.T) {
 	in := clusterOf(5)
 	of := func(c mesh.Client, alive map[mesh.ID]bool) mesh.ID {
@@ -405,7 +407,7 @@ func TestPresharedKeyIsHidden(t *testing.T) {
 	}
 	for _, s := range []string{fmt.Sprintf("%v %+v %#v %s %x", c, c, c, c.PresharedKey, c.PresharedKey), string(j)} {
 		if strings.Contains(s, "010203") || strings.Contains(s, "AQID") || strings.Contains(s, "1 2 3") || strings.Contains(s, "0x1, 0x2") {
-			t.Errorf("the key shows in %s", s)
+			t.Errorf("the key is visible in %s", s)
 		}
 	}
 }

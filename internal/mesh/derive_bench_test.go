@@ -12,7 +12,7 @@ import (
 
 // BenchmarkDeriveFull1000 is the figure derive_full_1000_us of make bench.
 func BenchmarkDeriveFull1000(b *testing.B) {
-	in := told(clusterOf(1000))
+	in := asDelivered(clusterOf(1000))
 	b.ReportAllocs()
 	for b.Loop() {
 		if t := mesh.Derive(in); len(t.Peers) != 999 {
@@ -21,9 +21,9 @@ func BenchmarkDeriveFull1000(b *testing.B) {
 	}
 }
 
-// BenchmarkDeriveLocation10000 is the figure derive_location_10000_ms of make
-// bench: 50 locations with two gateways each, of which one has most to do. The
-// other nodes derive the routes through it.
+// BenchmarkDeriveLocation10000 is the figure derive_location_10000_ms of make bench: 50
+// locations with two gateways each. One gateway has most of the work; the other nodes
+// derive routes through it.
 func BenchmarkDeriveLocation10000(b *testing.B) {
 	in := manyLocations(10_000, 50)
 	for _, seat := range []int{0, mesh.None} {
@@ -47,7 +47,8 @@ func BenchmarkDeriveLocation10000(b *testing.B) {
 	}
 }
 
-// manyLocations spreads nodes evenly over locations with two gateways each.
+// manyLocations returns nodes that are spread evenly over locations with two gateways
+// each.
 func manyLocations(nodes, locations int) mesh.Input {
 	in := clusterOf(nodes)
 	in.Cluster.Mode, in.Cluster.Gateways, in.Cluster.Encapsulation = mesh.ModeLocation, 2, mesh.EncapsulationAlways
@@ -56,11 +57,12 @@ func manyLocations(nodes, locations int) mesh.Input {
 		in.Records[i].Location = fmt.Sprintf("l%d", l)
 		in.Records[i].InternalIPs = prefixes(fmt.Sprintf("172.%d.%d.%d/16", 16+l, i/locations/250, i/locations%250+1))
 	}
-	return told(in)
+	return asDelivered(in)
 }
 
-// told has the records as gossip hands them over: sorted, with their IDs worked out.
-func told(in mesh.Input) mesh.Input {
+// asDelivered returns the input with its records as gossip delivers them: sorted, with
+// their IDs computed.
+func asDelivered(in mesh.Input) mesh.Input {
 	for i := range in.Records {
 		in.Records[i].Identify()
 	}

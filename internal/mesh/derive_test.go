@@ -51,7 +51,7 @@ func TestDeriveTwoNodes(t *testing.T) {
 	}
 }
 
-// change edits the records of n0 (self), n1 and n2.
+// change modifies the records of n0 (self), n1 and n2.
 func TestDeriveCases(t *testing.T) {
 	tests := []struct {
 		name      string
@@ -93,7 +93,7 @@ func TestDeriveCases(t *testing.T) {
 			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
 		},
 		{
-			name: "endpoint of a family that this host has not",
+			name: "endpoint of a family that this host does not have",
 			change: func(in *mesh.Input, _, n1, _ *mesh.Record) {
 				n1.Endpoints = append([]mesh.Endpoint{{Host: "2001:db8::9", Port: 1}}, n1.Endpoints...)
 				in.Underlay = []netip.Addr{netip.MustParseAddr("172.16.0.5")}
@@ -102,7 +102,7 @@ func TestDeriveCases(t *testing.T) {
 			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
 		},
 		{
-			name: "no endpoint: it speaks first",
+			name: "no endpoint: it sends the first packet",
 			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
 				n1.Endpoints = nil
 			},
@@ -110,7 +110,7 @@ func TestDeriveCases(t *testing.T) {
 			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
 		},
 		{
-			name: "an endpoint inside the mesh is none",
+			name: "an endpoint inside the mesh is ignored",
 			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
 				n1.Endpoints = []mesh.Endpoint{{Host: "10.42.7.7", Port: 51820}}
 			},
@@ -118,7 +118,7 @@ func TestDeriveCases(t *testing.T) {
 			allowed:   "[10.4.0.2/32 10.42.1.0/24 172.16.1.5/32]",
 		},
 		{
-			name: "an internal IP that is the endpoint stays outside",
+			name: "an internal IP that is the endpoint is not routed",
 			change: func(_ *mesh.Input, _, n1, _ *mesh.Record) {
 				n1.Endpoints = []mesh.Endpoint{{Host: "172.16.1.5", Port: 51820}}
 			},
@@ -292,8 +292,9 @@ func TestOwnEndpoints(t *testing.T) {
 		}
 		return as
 	}
-	// seen has a voice for each text: the address at which it sees us, where it is
-	// itself (public unless said), and "shut" if it did not get in there.
+	// seen returns an observation for each text: the address at which an observer sees
+	// us, the observer's own address (public unless given), and "shut" if it could not
+	// connect there.
 	seen := func(texts ...string) (os []mesh.Observation) {
 		for i, text := range texts {
 			o := mesh.Observation{By: mesh.ID{byte(i)}, From: netip.MustParseAddr("198.51.100.1"), Open: true}
@@ -318,7 +319,7 @@ func TestOwnEndpoints(t *testing.T) {
 		return es
 	}
 	home, lan := own("192.168.1.5"), prefixes("192.168.1.0/24")
-	const neighbor, routed, nat, nobody = "192.168.1.5 192.168.1.6", "192.168.1.5 192.168.2.6", "203.0.113.5 shut", "[]"
+	const neighbor, routed, nat, noEndpoint = "192.168.1.5 192.168.1.6", "192.168.1.5 192.168.2.6", "203.0.113.5 shut", "[]"
 	const private, public = "[{192.168.1.5 51820 observed}]", "[{203.0.113.5 51820 observed}]"
 	tests := []struct {
 		name string
@@ -326,37 +327,37 @@ func TestOwnEndpoints(t *testing.T) {
 		want string
 		nat  bool
 	}{
-		{"nothing known", mesh.EndpointInput{Own: home}, nobody, false},
+		{"nothing known", mesh.EndpointInput{Own: home}, noEndpoint, false},
 		{"public address", mesh.EndpointInput{Own: own("192.168.1.5", "203.0.113.5")}, "[{203.0.113.5 51820 own}]", false},
 		{"1:1 NAT", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5")}, public, true},
-		{"1:1 NAT, one got in until now", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat)}, nobody, true},
-		{"1:1 NAT, two got in", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat, "203.0.113.5")}, public, true},
+		{"1:1 NAT, one could connect so far", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat)}, noEndpoint, true},
+		{"1:1 NAT, two could connect", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat, "203.0.113.5")}, public, true},
 		{"1:1 NAT, known before", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat), Last: observed("203.0.113.5"), LastNAT: true}, public, true},
-		{"NAT that lets no stranger in", mesh.EndpointInput{Own: home, Observed: seen(nat, nat)}, nobody, true},
+		{"NAT that is closed to strangers", mesh.EndpointInput{Own: home, Observed: seen(nat, nat)}, noEndpoint, true},
 		{"own address behind a firewall", mesh.EndpointInput{Own: own("203.0.113.5"), Observed: seen(nat)}, public, false},
-		{"such a NAT, and neighbors behind it", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor, nat, neighbor), Last: observed("192.168.1.5")}, nobody, true},
+		{"closed NAT, with neighbors behind it", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor, nat, neighbor), Last: observed("192.168.1.5")}, noEndpoint, true},
 		{"private underlay", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor, routed)}, private, false},
 		{"an office sees what the internet does not", mesh.EndpointInput{Own: home, Observed: seen(routed, routed, "203.0.113.5", "203.0.113.5")}, public, true},
 		{"IPv6 without NAT", mesh.EndpointInput{Own: own("192.168.1.5", "2001:db8::5"), Observed: seen("2001:db8::5 2001:db8::1", "2001:db8::5 2001:db8::2", nat)}, "[{2001:db8::5 51820 observed}]", true},
 		{"most observers first", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.4", "203.0.113.4", "203.0.113.5", "203.0.113.5", "203.0.113.5")}, "[{203.0.113.5 51820 observed} {203.0.113.4 51820 observed}]", true},
-		{"seen through the mesh", mesh.EndpointInput{Own: home, Observed: seen("10.4.0.9")}, nobody, false},
-		{"seen where no host can be", mesh.EndpointInput{Own: home, Observed: seen("224.0.0.1", "224.0.0.1", "0.1.2.3", "0.1.2.3", "169.254.169.254", "169.254.169.254")}, nobody, false},
-		{"invented addresses leave room for its own", mesh.EndpointInput{Own: own("198.51.100.5"), Observed: seen(
+		{"seen through the mesh", mesh.EndpointInput{Own: home, Observed: seen("10.4.0.9")}, noEndpoint, false},
+		{"seen at addresses that no host can have", mesh.EndpointInput{Own: home, Observed: seen("224.0.0.1", "224.0.0.1", "0.1.2.3", "0.1.2.3", "169.254.169.254", "169.254.169.254")}, noEndpoint, false},
+		{"invented addresses leave room for own ones", mesh.EndpointInput{Own: own("198.51.100.5"), Observed: seen(
 			"203.0.113.1", "203.0.113.1", "203.0.113.2", "203.0.113.2", "203.0.113.3", "203.0.113.3", "203.0.113.4", "203.0.113.4", "203.0.113.5", "203.0.113.5", "203.0.113.6", "203.0.113.6",
 		)}, "[{203.0.113.1 51820 observed} {203.0.113.2 51820 observed} {203.0.113.3 51820 observed} {198.51.100.5 51820 own}]", true},
-		{"seen by itself", mesh.EndpointInput{Own: home, Observed: seen("127.0.0.1")}, nobody, false},
+		{"seen by itself", mesh.EndpointInput{Own: home, Observed: seen("127.0.0.1")}, noEndpoint, false},
 		{"configured", mesh.EndpointInput{Own: home, OnLink: lan, Configured: mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}, Observed: seen("203.0.113.5", neighbor)}, "[{a.example.com 443 configured} {203.0.113.5 51820 observed}]", true},
 		{"configured as it is seen", mesh.EndpointInput{Own: own("192.168.1.5", "198.51.100.1"), Configured: mesh.Endpoint{Host: "203.0.113.5", Port: 51820, Source: mesh.EndpointConfigured}, Observed: seen("203.0.113.5")}, "[{203.0.113.5 51820 configured}]", true},
-		{"carrier's NAT is not public", mesh.EndpointInput{Own: own("100.64.9.9", "fd00::1")}, nobody, false},
+		{"carrier's NAT is not public", mesh.EndpointInput{Own: own("100.64.9.9", "fd00::1")}, noEndpoint, false},
 		{"seven addresses", mesh.EndpointInput{Own: own("203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4", "203.0.113.5", "203.0.113.6", "203.0.113.7")}, "[{203.0.113.1 51820 own} {203.0.113.2 51820 own} {203.0.113.3 51820 own} {203.0.113.4 51820 own} {203.0.113.5 51820 own} {203.0.113.6 51820 own}]", false},
 
 		{"a neighbor lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor, "203.0.113.5 192.168.1.7"), Last: observed("192.168.1.5")}, private, false},
-		{"somebody else lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(routed, "203.0.113.5 192.168.2.7"), Last: observed("192.168.1.5")}, private, false},
-		{"somebody lies as the first to speak", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen("203.0.113.5"), Last: observed("192.168.1.5"), Voices: 2}, private, false},
-		{"somebody lies to a 1:1 NAT as the first to speak", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.6"), Last: observed("203.0.113.5"), LastNAT: true, Voices: 2}, public, true},
-		{"somebody denies a NAT", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(nat, "192.168.1.5"), LastNAT: true}, nobody, true},
-		{"somebody says that a NAT is open", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(nat, "203.0.113.5"), LastNAT: true}, nobody, true},
-		{"nobody speaks any more", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor), LastNAT: true}, nobody, true},
+		{"another node lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(routed, "203.0.113.5 192.168.2.7"), Last: observed("192.168.1.5")}, private, false},
+		{"the first observer lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen("203.0.113.5"), Last: observed("192.168.1.5"), Voices: 2}, private, false},
+		{"the first observer lies to a node behind 1:1 NAT", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.6"), Last: observed("203.0.113.5"), LastNAT: true, Voices: 2}, public, true},
+		{"one observer denies the NAT", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(nat, "192.168.1.5"), LastNAT: true}, noEndpoint, true},
+		{"one observer claims that the NAT is open", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(nat, "203.0.113.5"), LastNAT: true}, noEndpoint, true},
+		{"no observers any more", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor), LastNAT: true}, noEndpoint, true},
 		{"NAT has gone", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(routed), LastNAT: true}, private, false},
 	}
 	for _, tt := range tests {
@@ -373,8 +374,8 @@ func TestOwnEndpoints(t *testing.T) {
 	}
 }
 
-// TestHostileHosts has a record claim what is not its node's: pods, clients and
-// Services stay theirs.
+// TestHostileHosts has a record claim addresses of others: those of pods, clients and
+// Services are not counted as a host's.
 func TestHostileHosts(t *testing.T) {
 	in := clusterOf(2)
 	in.Cluster = cluster(true)

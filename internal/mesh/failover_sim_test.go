@@ -14,9 +14,9 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// What happens to packets while a gateway changes? Verdicts and records reach
-// each node in their own time, a packet takes time too, and finds on each host
-// the tables of that moment. No clock runs here: all times are simulated.
+// This simulation measures how many packets are lost while a gateway changes. Verdicts
+// and records reach each node at a different time, packets need time too, and meet on
+// each host the tables of that moment. No real clock runs here: all times are simulated.
 //
 //	gateway          verdict issued   first node knows   last node knows
 //	   | dies              |                |                  |
@@ -27,14 +27,14 @@ const (
 	simTunnel  = 20 * time.Millisecond  // one hop through a tunnel
 	simRTT     = 2 * simTunnel          // a WireGuard handshake
 	simGossip  = 200 * time.Millisecond // longest delay of a gossip link
-	simTenure  = 5 * time.Second        // how long a relieved gateway stays in office
+	simTenure  = 5 * time.Second        // how long a replaced gateway's term goes on
 	simEvery   = 2 * time.Millisecond   // between packets
 	simIssue   = time.Second            // when the verdict is issued
-	simWatched = 400 * time.Millisecond // until the verdict is everywhere
+	simWatched = 400 * time.Millisecond // until the verdict has reached all nodes
 	simSettled = simIssue + simTenure + simWatched
 )
 
-// failoverSim is a cluster in time.
+// failoverSim is a cluster on simulated time.
 type failoverSim struct {
 	w        *walker
 	cluster  mesh.Cluster
@@ -52,15 +52,15 @@ type simView struct {
 	verdicts map[string]mesh.Verdict
 }
 
-// moment is from when on a node has these tables.
+// moment is the time from which a node has these tables.
 type moment struct {
 	since  time.Duration
 	top    mesh.Topology
 	tables *tables
 }
 
-// simEvent is the arrival of an object at a node, or, without object, the time
-// to look at one's own office again.
+// simEvent is the arrival of an object at a node, or, without an object, the time to
+// check one's own term again.
 type simEvent struct {
 	at      time.Duration
 	node    mesh.ID
@@ -90,8 +90,8 @@ func newFailoverSim(c mesh.Cluster, records []mesh.Record, verdicts []mesh.Verdi
 	return s
 }
 
-// gossipDelays draws a delay for the link between any two nodes; news takes
-// the shortest way through all of them (Floyd and Warshall).
+// gossipDelays chooses a random delay for the link between any two nodes; an object takes
+// the fastest way through all of them (Floyd and Warshall).
 func gossipDelays(records []mesh.Record, rng *rand.Rand) map[[2]mesh.ID]time.Duration {
 	d := map[[2]mesh.ID]time.Duration{}
 	for i, a := range records {
@@ -112,8 +112,8 @@ func gossipDelays(records []mesh.Record, rng *rand.Rand) map[[2]mesh.ID]time.Dur
 	return d
 }
 
-// tell sends an object from its author to everybody who lives.
-func (s *failoverSim) tell(at time.Duration, author mesh.ID, r *mesh.Record, v *mesh.Verdict) {
+// publish sends an object from its author to all live nodes.
+func (s *failoverSim) publish(at time.Duration, author mesh.ID, r *mesh.Record, v *mesh.Verdict) {
 	for _, id := range s.ids {
 		if !s.w.hosts[id].dead {
 			s.queue = append(s.queue, simEvent{at + s.arrive[[2]mesh.ID{author, id}], id, r, v})
@@ -121,7 +121,7 @@ func (s *failoverSim) tell(at time.Duration, author mesh.ID, r *mesh.Record, v *
 	}
 }
 
-// run lets all news arrive.
+// run processes events until all objects have arrived.
 func (s *failoverSim) run() {
 	for len(s.queue) > 0 {
 		slices.SortStableFunc(s.queue, func(a, b simEvent) int { return cmp.Compare(a.at, b.at) })
@@ -135,14 +135,14 @@ func (s *failoverSim) run() {
 			v.verdicts[verdictKey(*e.verdict)] = *e.verdict
 		}
 		s.derive(e.node, e.at)
-		s.holdOffice(e.node, e.at)
+		s.updateTerm(e.node, e.at)
 	}
 }
 
-// verdictKey names the author's one verdict on a subject.
+// verdictKey identifies the author's only verdict on a subject.
 func verdictKey(v mesh.Verdict) string { return fmt.Sprint(v.Subject, v.Role, mesh.IDOf(v.Author)) }
 
-// derive makes a node's tables of what it knows.
+// derive computes a node's tables from what it knows.
 func (s *failoverSim) derive(id mesh.ID, now time.Duration) {
 	in := mesh.Input{Cluster: s.cluster, Self: id}
 	for _, r := range s.views[id].records {
@@ -159,9 +159,9 @@ func (s *failoverSim) derive(id mesh.ID, now time.Duration) {
 	s.timeline[id] = append(s.timeline[id], moment{now, top, tb})
 }
 
-// holdOffice is what a daemon does: who has a seat says so in its record, and
-// who has none any more lays down its office after a while.
-func (s *failoverSim) holdOffice(id mesh.ID, now time.Duration) {
+// updateTerm does what a daemon does: a node with a seat announces its term in its
+// record, and one that has lost its seat ends its term after a while.
+func (s *failoverSim) updateTerm(id mesh.ID, now time.Duration) {
 	line := s.timeline[id]
 	seat, r := line[len(line)-1].top.Seat, s.views[id].records[id]
 	if seat == mesh.None && r.Office.Since != 0 {
@@ -170,7 +170,7 @@ func (s *failoverSim) holdOffice(id mesh.ID, now time.Duration) {
 			relieved = line[i].since
 		}
 		if relieved == math.MinInt64 {
-			return // stands by from the beginning
+			return // is a standby from the start
 		}
 		if now < relieved+simTenure {
 			s.queue = append(s.queue, simEvent{at: relieved + simTenure, node: id})
@@ -183,10 +183,10 @@ func (s *failoverSim) holdOffice(id mesh.ID, now time.Duration) {
 		return
 	}
 	r.Sequence++
-	s.tell(now, id, &r, nil)
+	s.publish(now, id, &r, nil)
 }
 
-// at returns a node's tables of a moment.
+// at returns a node's tables at a moment.
 func (s *failoverSim) at(id mesh.ID, t time.Duration) moment {
 	line := s.timeline[id]
 	i, _ := slices.BinarySearchFunc(line, t, func(m moment, t time.Duration) int {
@@ -198,7 +198,7 @@ func (s *failoverSim) at(id mesh.ID, t time.Duration) moment {
 	return line[i-1]
 }
 
-// send follows a packet in time.
+// send follows a packet through simulated time.
 func (s *failoverSim) send(t time.Duration, from, to mesh.ID) error {
 	a, b := s.w.hosts[from], s.w.hosts[to]
 	p := packet{src: a.top.PodCIDRs[0].Addr().Next(), dst: b.top.PodCIDRs[0].Addr().Next(), at: a, by: fromInside}
@@ -233,9 +233,9 @@ func (s *failoverSim) send(t time.Duration, from, to mesh.ID) error {
 	return p.lost("it goes round and round")
 }
 
-// session says when two nodes have a WireGuard session for a packet that one of
-// them has now. A packet waits for the handshake as long as its sender keeps
-// the peer. Who adds a peer last speaks first.
+// session returns when two nodes have a WireGuard session for a packet that one of them
+// has now. A packet waits for the handshake as long as its sender has the peer. The node
+// that adds the peer last sends the first message.
 func (s *failoverSim) session(a, b mesh.ID, t time.Duration) (time.Duration, bool) {
 	sa, ok := s.peeredSince(a, b, t)
 	if !ok || s.w.hosts[b].dead {
@@ -257,7 +257,7 @@ func (s *failoverSim) session(a, b mesh.ID, t time.Duration) (time.Duration, boo
 	return 0, false
 }
 
-// peeredSince says since when a has had b for a peer.
+// peeredSince returns since when a has had b as a peer.
 func (s *failoverSim) peeredSince(a, b mesh.ID, t time.Duration) (since time.Duration, ok bool) {
 	line := s.timeline[a]
 	for i := len(line) - 1; i >= 0; i-- {
@@ -272,7 +272,7 @@ func (s *failoverSim) peeredSince(a, b mesh.ID, t time.Duration) (since time.Dur
 	return since, ok
 }
 
-// window is how long packets were lost after the verdict, by the time of their
+// window returns for how long after the verdict packets were lost, by the time of their
 // sending, and how many.
 func (s *failoverSim) window(from, to mesh.ID) (window time.Duration, lost int) {
 	var first, last time.Duration
@@ -292,12 +292,12 @@ func (s *failoverSim) window(from, to mesh.ID) (window time.Duration, lost int) 
 	return last - first, lost
 }
 
-// simCase is one way in which the first node of location a comes to be, or
-// ceases to be, a gateway.
+// simCase is one way in which the first node of location a becomes, or ceases to be, a
+// gateway.
 type simCase struct {
 	state   mesh.Health // the verdict
 	dead    bool        // the node
-	returns bool        // it was not in office before
+	returns bool        // it was not a gateway before
 	prefer  bool        // it wants to be gateway
 	k       int         // gateways of a location
 	standby bool        // the next gateway has tunnels of its own already
@@ -305,8 +305,8 @@ type simCase struct {
 
 const subject, members, firstOfB, nodesOfSim = 0, 8, 8, 14
 
-// records are of the locations a (where the change is) and b and of two lone
-// nodes. Of a, k+1 nodes may be gateways.
+// records returns records of the locations a (where the change is) and b and of two nodes
+// without a location. Of a, k+1 nodes can be gateways.
 func (c simCase) records() []mesh.Record {
 	var rs []mesh.Record
 	for i := range nodesOfSim {
@@ -338,12 +338,12 @@ func (c simCase) records() []mesh.Record {
 	return rs
 }
 
-// verdict is one on the subject.
+// verdict returns a verdict on the subject.
 func (c simCase) verdict(rs []mesh.Record, author int, state mesh.Health, epoch uint64) mesh.Verdict {
 	return mesh.Verdict{Author: rs[author].Identity, Subject: rs[subject].ID(), Role: mesh.RoleGateway, State: state, Epoch: epoch}
 }
 
-// simulate lets the verdict reach everybody.
+// simulate runs until the verdict has reached all nodes.
 func (c simCase) simulate(seed uint64) *failoverSim {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	settings := cluster(false)
@@ -360,20 +360,20 @@ func (c simCase) simulate(seed uint64) *failoverSim {
 		s.issuer = members - 1
 	}
 	v := c.verdict(rs, s.issuer, c.state, 2)
-	s.tell(simIssue, rs[s.issuer].ID(), nil, &v)
+	s.publish(simIssue, rs[s.issuer].ID(), nil, &v)
 	s.run()
 	return s
 }
 
-// windows are the times for which packets were lost after the verdict.
+// windows are the durations for which packets were lost after the verdict.
 type windows struct {
 	out, in    []time.Duration // out of location a, and into it
 	unaffected int
 }
 
-// measure takes the windows between a few members of a and everything outside,
-// and holds each to its bound: what was on its way, a handshake, and the time
-// from the first to the last arrival of the verdict among the nodes on the path.
+// measure measures the windows between a few members of a and all nodes outside, and
+// checks each against its bound: packets on their way, a handshake, and the time between
+// the first and the last arrival of the verdict among the nodes on the path.
 func (s *failoverSim) measure(t *testing.T, c simCase, ws *windows) {
 	next := s.ids[c.k]
 	for _, m := range s.ids[c.k+1 : members] {
@@ -410,7 +410,7 @@ func (s *failoverSim) measure(t *testing.T, c simCase, ws *windows) {
 	}
 }
 
-// onPath are the nodes on the path between two others, before and after.
+// onPath returns the nodes on the path between two others, before and after the change.
 func (s *failoverSim) onPath(a, b mesh.ID) map[mesh.ID]bool {
 	on := map[mesh.ID]bool{a: true, b: true}
 	for _, when := range []time.Duration{0, simSettled} {
@@ -458,7 +458,7 @@ func TestFailoverSimulation(t *testing.T) {
 	}
 }
 
-// spread prints the median and the longest of times.
+// spread prints the median and the maximum.
 func spread(ds []time.Duration) string {
 	if len(ds) == 0 {
 		return "-"

@@ -12,7 +12,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// twoLocations has n0 to n3 in location a, n4 and n5 in b, and n6 alone.
+// twoLocations returns a cluster with n0 to n3 in location a, n4 and n5 in b, and n6
+// without a location.
 func twoLocations() mesh.Input {
 	in := clusterOf(7)
 	in.Cluster = cluster(true)
@@ -32,7 +33,7 @@ func verdict(in mesh.Input, author, subject int, state mesh.Health, epoch uint64
 	return mesh.Verdict{Author: in.Records[author].Identity, Subject: in.Records[subject].ID(), Role: mesh.RoleGateway, State: state, Epoch: epoch}
 }
 
-// seats says which nodes of location a are in office, in the order of seats.
+// seats lists the gateways of location a, in the order of their seats.
 func seats(in mesh.Input) string {
 	var s []string
 	for i := range 4 {
@@ -52,21 +53,21 @@ func TestWhoIsGateway(t *testing.T) {
 		want   string
 	}{
 		{"the oldest claim", func(*mesh.Input, []mesh.Record) {}, "0:n0"},
-		{"in office", func(_ *mesh.Input, rs []mesh.Record) { rs[2].Office = mesh.Office{Seat: 0, Since: 7} }, "0:n2"},
-		{"longer in office", func(_ *mesh.Input, rs []mesh.Record) {
+		{"a gateway already", func(_ *mesh.Input, rs []mesh.Record) { rs[2].Office = mesh.Office{Seat: 0, Since: 7} }, "0:n2"},
+		{"a gateway for longer", func(_ *mesh.Input, rs []mesh.Record) {
 			rs[2].Office, rs[1].Office = mesh.Office{Since: 7}, mesh.Office{Since: 8}
 		}, "0:n2"},
-		{"an endpoint before office", func(_ *mesh.Input, rs []mesh.Record) {
+		{"an endpoint before a term", func(_ *mesh.Input, rs []mesh.Record) {
 			rs[2].Office = mesh.Office{Since: 7}
 			rs[2].Endpoints = nil
 		}, "0:n0"},
-		{"preferred before endpoint and office", func(_ *mesh.Input, rs []mesh.Record) {
+		{"preferred before endpoint and term", func(_ *mesh.Input, rs []mesh.Record) {
 			rs[2].Office, rs[3].Gateway, rs[3].Endpoints = mesh.Office{Since: 7}, mesh.GatewayPrefer, nil
 		}, "0:n3"},
 		{"never", func(_ *mesh.Input, rs []mesh.Record) {
 			rs[0].Gateway, rs[1].Gateway = mesh.GatewayNever, mesh.GatewayNever
 		}, "0:n2"},
-		{"nobody", func(_ *mesh.Input, rs []mesh.Record) {
+		{"none", func(_ *mesh.Input, rs []mesh.Record) {
 			for i := range rs {
 				rs[i].Gateway = mesh.GatewayNever
 			}
@@ -85,7 +86,7 @@ func TestWhoIsGateway(t *testing.T) {
 		{"down", func(in *mesh.Input, _ []mesh.Record) {
 			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 0, mesh.HealthDown, 1)}
 		}, "0:n1"},
-		{"down, and nobody takes its seat", func(in *mesh.Input, rs []mesh.Record) {
+		{"down, and its seat stays empty", func(in *mesh.Input, rs []mesh.Record) {
 			in.Cluster.Gateways = 4
 			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 1, mesh.HealthDown, 1)}
 		}, "0:n0 1:n2 2:n3"},
@@ -97,7 +98,7 @@ func TestWhoIsGateway(t *testing.T) {
 			rs[2].Gateway, rs[3].Gateway = mesh.GatewayNever, mesh.GatewayNever
 			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 0, mesh.HealthDown, 1), verdict(*in, 1, 1, mesh.HealthDraining, 1)}
 		}, "0:n1"},
-		{"draining is relieved, though a seat stays empty", func(in *mesh.Input, rs []mesh.Record) {
+		{"draining is replaced, though a seat stays empty", func(in *mesh.Input, rs []mesh.Record) {
 			in.Cluster.Gateways = 4
 			in.Verdicts = []mesh.Verdict{verdict(*in, 0, 0, mesh.HealthDraining, 1)}
 		}, "0:n1 1:n2 2:n3"},
@@ -149,7 +150,7 @@ func TestWhoIsGateway(t *testing.T) {
 	}
 }
 
-// One epoch's verdicts of several authors: the lowest author's counts.
+// Of several authors' verdicts with one epoch the lowest author's counts.
 func TestLowestAuthorOfAnEpoch(t *testing.T) {
 	in := twoLocations()
 	in.Records[0].Gateway = mesh.GatewayPrefer
@@ -167,8 +168,8 @@ func TestLowestAuthorOfAnEpoch(t *testing.T) {
 	}
 }
 
-// Who serves after a verdict follows from how often nodes were replaced, as they
-// say themselves; not from an epoch, which anybody can raise.
+// Which node serves after a verdict depends on how often nodes were replaced, by their
+// own count, and not on an epoch, which any node can raise.
 func TestHostileEpochIsNoCount(t *testing.T) {
 	in := twoLocations()
 	in.Verdicts = []mesh.Verdict{verdict(in, 1, 0, mesh.HealthDown, 1<<16), verdict(in, 0, 0, mesh.HealthUp, 1<<16+1)}
@@ -202,8 +203,8 @@ func TestLocationWithoutGateway(t *testing.T) {
 	}
 }
 
-// Who was relieved keeps tunnels for itself until it lays down its office.
-func TestRelievedGatewayKeepsItsTunnels(t *testing.T) {
+// A replaced gateway keeps its own tunnels until its term ends.
+func TestReplacedGatewayKeepsItsTunnels(t *testing.T) {
 	in := twoLocations()
 	in.Verdicts = []mesh.Verdict{verdict(in, 0, 0, mesh.HealthDraining, 1)}
 	for _, since := range []int64{7, 0} {
@@ -222,13 +223,13 @@ func TestRelievedGatewayKeepsItsTunnels(t *testing.T) {
 	}
 }
 
-// The failure of a node changes only paths through it, in every mode, and, if it was
-// a gateway, those of its successor.
+// The failure of a node changes only paths through it, in every mode, and, if it was a
+// gateway, those of its successor.
 func TestFailureMovesOnlyWhatHungOnIt(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawWorld(t)
 		if w.cluster.Mode == mesh.ModeLocation {
-			w.settle()
+			w.settleTerms()
 		}
 		before := newWalker(w.cluster, w.records, w.verdicts...)
 		lost := rapid.IntRange(0, len(w.records)-1).Draw(t, "lost")
@@ -243,14 +244,14 @@ func TestFailureMovesOnlyWhatHungOnIt(t *testing.T) {
 		}
 		office := failed.top.Seat != mesh.None
 		if !office && len(moved) > 1 {
-			t.Fatalf("%s failed, which was no gateway, and others' seats are others", failed.Name)
+			t.Fatalf("%s failed, which was not a gateway, and other nodes' seats changed", failed.Name)
 		}
 		for id, h := range before.hosts {
 			for _, p := range h.top.Paths {
 				got := after.hosts[id].path(p.ID)
 				through := moved[id] || moved[p.ID] || slices.Contains(p.Hops, failed.id)
-				// Where there was no gateway, or none with an endpoint, its successor
-				// may bring a way, or be one more relay.
+				// Where there was no gateway, or none with an endpoint, its successor may
+				// make nodes reachable, or be one more relay.
 				joins := office && (p.Kind == mesh.PathNone || len(failed.Endpoints) == 0 && slices.ContainsFunc(got.Hops, func(id mesh.ID) bool { return moved[id] }))
 				if !through && !joins && (got.Kind != p.Kind || !slices.Equal(got.Hops, p.Hops)) {
 					t.Fatalf("%s failed: path from %s to %s was %s by way of %v, is %s by way of %v", failed.Name, h.Name, before.hosts[p.ID].Name, p.Kind, p.Hops, got.Kind, got.Hops)
@@ -260,9 +261,9 @@ func TestFailureMovesOnlyWhatHungOnIt(t *testing.T) {
 	})
 }
 
-// settle puts those in office who are gateways, and nobody else.
-func (w *world) settle() {
-	for range 2 { // those who lose their office move others' seats
+// settleTerms gives a term to all nodes that are gateways, and to no others.
+func (w *world) settleTerms() {
+	for range 2 { // ending a term can move other nodes' seats
 		k := newWalker(w.cluster, w.records, w.verdicts...)
 		for i := range w.records {
 			r := &w.records[i]

@@ -18,9 +18,9 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// picture makes a cluster out of locations, as "aws aws gcp -": one word a node,
-// a dash for one that stands alone. Node n has the LAN address n.
-func picture(mode mesh.Mode, places string) mesh.Input {
+// clusterIn returns a cluster with nodes in locations, such as "aws aws gcp -": one word
+// per node, a dash for one without a location. Node n has the LAN address n.
+func clusterIn(mode mesh.Mode, places string) mesh.Input {
 	in := mesh.Input{Cluster: cluster(true)}
 	in.Cluster.Mode, in.Cluster.Encapsulation = mode, mesh.EncapsulationAlways
 	nth := map[string]int{}
@@ -40,7 +40,7 @@ func picture(mode mesh.Mode, places string) mesh.Input {
 	return in
 }
 
-// String lists a graph for a person.
+// graphText lists a graph in readable form.
 func graphText(g mesh.Graph) string {
 	var b strings.Builder
 	names := map[mesh.ID]string{}
@@ -63,46 +63,46 @@ func graphText(g mesh.Graph) string {
 	return b.String()
 }
 
-// The clusters that everybody draws first, and what else there is.
+// Typical clusters, and special cases.
 func TestGraphs(t *testing.T) {
 	tests := []struct {
 		name string
 		in   mesh.Input
 	}{
-		{"two-locations", picture(mesh.ModeLocation, "aws aws gcp gcp")},
-		{"full-mesh", picture(mesh.ModeFull, "- - - -")},
-		{"one-location-and-lone-nodes", picture(mesh.ModeLocation, "gcp gcp - -")},
-		{"two-locations-and-lone-nodes", picture(mesh.ModeLocation, "aws aws gcp gcp - -")},
-		{"full-mesh-of-locations", picture(mesh.ModeFull, "aws aws gcp gcp")},
-		{"cross", picture(mesh.ModeCross, "aws aws gcp gcp -")},
+		{"two-locations", clusterIn(mesh.ModeLocation, "aws aws gcp gcp")},
+		{"full-mesh", clusterIn(mesh.ModeFull, "- - - -")},
+		{"one-location-and-lone-nodes", clusterIn(mesh.ModeLocation, "gcp gcp - -")},
+		{"two-locations-and-lone-nodes", clusterIn(mesh.ModeLocation, "aws aws gcp gcp - -")},
+		{"full-mesh-of-locations", clusterIn(mesh.ModeFull, "aws aws gcp gcp")},
+		{"cross", clusterIn(mesh.ModeCross, "aws aws gcp gcp -")},
 		{"two-gateways", func() mesh.Input {
-			in := picture(mesh.ModeLocation, "aws aws aws aws aws gcp gcp gcp -")
+			in := clusterIn(mesh.ModeLocation, "aws aws aws aws aws gcp gcp gcp -")
 			in.Cluster.Gateways = 2
 			return in
 		}()},
 		{"relayed", func() mesh.Input {
-			in := picture(mesh.ModeLocation, "home home office office - -")
+			in := clusterIn(mesh.ModeLocation, "home home office office - -")
 			for _, i := range []int{0, 1, 2, 3, 5} {
 				in.Records[i].NAT, in.Records[i].Endpoints = true, nil
 			}
 			return in
 		}()},
-		// Too many tunnels to draw each.
+		// Too many tunnels to draw each of them.
 		{"clients", func() mesh.Input {
-			in := picture(mesh.ModeLocation, "aws aws -")
+			in := clusterIn(mesh.ModeLocation, "aws aws -")
 			in.Clients = []mesh.Client{client(in.Records[0], 1), client(in.Records[0], 0)}
 			return in
 		}()},
 		{"crowded-clients", func() mesh.Input {
-			in := picture(mesh.ModeFull, "- - - -")
+			in := clusterIn(mesh.ModeFull, "- - - -")
 			for i := range 8 {
 				in.Clients = append(in.Clients, client(in.Records[0], i))
 			}
 			return in
 		}()},
-		{"crowded-full", picture(mesh.ModeFull, strings.Repeat("- ", 12))},
-		{"crowded-cross", picture(mesh.ModeCross, strings.Repeat("aws gcp ovh ", 4))},
-		{"crowded-location", picture(mesh.ModeLocation, strings.Repeat("aws gcp ovh hetzner - ", 8))},
+		{"crowded-full", clusterIn(mesh.ModeFull, strings.Repeat("- ", 12))},
+		{"crowded-cross", clusterIn(mesh.ModeCross, strings.Repeat("aws gcp ovh ", 4))},
+		{"crowded-location", clusterIn(mesh.ModeLocation, strings.Repeat("aws gcp ovh hetzner - ", 8))},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -113,7 +113,7 @@ func TestGraphs(t *testing.T) {
 	}
 }
 
-// golden compares with a file of testdata; -update writes it.
+// golden compares with a file in testdata; -update writes it.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
@@ -131,8 +131,8 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// The picture shows what the nodes do: its tunnels are everybody's peers, and
-// whose path goes through whom.
+// The graph shows what the nodes derive: its tunnels are all nodes' peers, and its relays
+// are those on the nodes' paths.
 func TestGraphIsWhatNodesDerive(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawWorld(t)
@@ -142,7 +142,7 @@ func TestGraphIsWhatNodesDerive(t *testing.T) {
 		for _, n := range g.Nodes {
 			tunnels += len(k.hosts[n.ID].top.Peers)
 			if seat := k.hosts[n.ID].top.Seat; n.Seat != seat || n.Gateway != (seat != mesh.None) {
-				t.Fatalf("%s: seat %d in the picture, %d of itself", n.Name, n.Seat, seat)
+				t.Fatalf("%s: seat %d in the graph, %d in its own topology", n.Name, n.Seat, seat)
 			}
 		}
 		if tunnels != 2*len(g.Tunnels) {
@@ -150,7 +150,7 @@ func TestGraphIsWhatNodesDerive(t *testing.T) {
 		}
 		for _, p := range g.Tunnels {
 			if !slices.ContainsFunc(k.hosts[p.A].top.Peers, func(o mesh.Peer) bool { return k.keys[o.Key] == p.B }) {
-				t.Fatalf("a tunnel from %s to %s that the node has not", k.hosts[p.A].Name, k.hosts[p.B].Name)
+				t.Fatalf("a tunnel from %s to %s that the node does not have", k.hosts[p.A].Name, k.hosts[p.B].Name)
 			}
 		}
 		for _, r := range g.Relayed {
@@ -167,7 +167,7 @@ func TestGraphIsWhatNodesDerive(t *testing.T) {
 }
 
 func TestWithout(t *testing.T) {
-	in := picture(mesh.ModeLocation, "aws aws aws gcp gcp -")
+	in := clusterIn(mesh.ModeLocation, "aws aws aws gcp gcp -")
 	before := graphText(mesh.GraphOf(in))
 	after := mesh.GraphOf(mesh.Without(in, in.Records[0].ID()))
 	if text := graphText(after); !strings.Contains(text, "node aws-1 in \"aws\" gateway false") || !strings.Contains(text, "node aws-2 in \"aws\" gateway true") {

@@ -13,8 +13,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// threadTime is the processor time that this thread has used: unlike the time of a
-// clock, it does not depend on what else runs on the machine.
+// threadTime returns the CPU time that this thread has used. Unlike a clock, it does not
+// depend on what else runs on the machine.
 func threadTime(t *testing.T) time.Duration {
 	t.Helper()
 	var u syscall.Rusage
@@ -25,7 +25,7 @@ func threadTime(t *testing.T) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// work is the processor time of f, the least of a few runs.
+// work returns the CPU time of f, the lowest of a few runs.
 func work(t *testing.T, f func()) time.Duration {
 	t.Helper()
 	runtime.LockOSThread()
@@ -39,9 +39,10 @@ func work(t *testing.T, f func()) time.Duration {
 	return least
 }
 
-// TestHostileRecordsCostTheirNumber: whatever thousands of made-up records say, eight
-// times as many cost some eight times the work, not sixty-four times. Each case makes
-// records that contradict each other in one way.
+// TestHostileRecordsCostTheirNumber checks that the work grows in proportion to the
+// number of made-up records, whatever they contain: eight times as many records cost
+// about eight times as much, not sixty-four times. In each case the records conflict with
+// each other in one way.
 func TestHostileRecordsCostTheirNumber(t *testing.T) {
 	for name, change := range map[string]func(*mesh.Record, int){
 		"one location, the same internal IPs": func(r *mesh.Record, _ int) {

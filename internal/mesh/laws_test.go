@@ -16,10 +16,10 @@ import (
 	"pgregory.net/rapid"
 )
 
-// The laws of the design. A packet between any two living nodes arrives, both ways, or a
-// problem says why not of these two; no prefix is in two places; no endpoint lies in a
-// tunnel; networks behind a location are not routed inside it; only gateways have
-// tunnels; the order of what was told changes nothing.
+// The laws of the design. A packet between any two live nodes arrives, in both
+// directions, or a problem of these two nodes says why not; no prefix has two
+// destinations; no endpoint is routed into a tunnel; networks behind a location are not
+// routed inside it; only gateways have tunnels; the order of the input changes nothing.
 func TestLawsOfDerive(t *testing.T) {
 	var all, clients tally
 	rapid.Check(t, func(t *rapid.T) {
@@ -39,7 +39,7 @@ func TestLawsOfDerive(t *testing.T) {
 	})
 	want := 80
 	if testing.Short() {
-		want = 60 // of few worlds: one bad one counts for much
+		want = 60 // with few worlds a single bad one has much weight
 	}
 	if share := 100 * all.walked / (all.walked + all.excused); share < want {
 		t.Errorf("of %d ways between living nodes %d %% were walked, want %d %%: problems excuse the others", all.walked+all.excused, share, want)
@@ -51,12 +51,11 @@ func TestLawsOfDerive(t *testing.T) {
 	}
 }
 
-// tally counts ways between two nodes: those that packets went, and those that a problem
-// says to be none.
+// tally counts pairs between which packets travel, and pairs that a problem excuses.
 type tally struct{ walked, excused int }
 
-// drawPairs returns pairs of living nodes with addresses: all of a small world, some of a
-// larger one.
+// drawPairs returns pairs of live nodes with addresses: all of a small world, some of a
+// large one.
 func (w world) drawPairs(t *rapid.T) [][2]int {
 	owners := mesh.Owners(w.records)
 	var living []int
@@ -83,11 +82,11 @@ func (w world) checkOrder(t *rapid.T, k *walker) {
 	in.Clients = rapid.Permutation(w.clients).Draw(t, "order of clients")
 	want := k.hosts[in.Self].top
 	if got := mesh.Derive(in); !reflect.DeepEqual(got, want) { // cmp takes a minute here
-		t.Fatalf("the same in another order (-want +got):\n%s", cmp.Diff(want, got, compareTopologies))
+		t.Fatalf("the same input in another order (-want +got):\n%s", cmp.Diff(want, got, compareTopologies))
 	}
 }
 
-// checkTables checks what has to hold on one node.
+// checkTables checks what must hold on one node.
 func checkTables(t *rapid.T, k *walker, h *host) {
 	var outside []netip.Addr
 	for _, p := range h.top.Peers {
@@ -119,32 +118,32 @@ func (h *host) path(to mesh.ID) mesh.Path {
 	return h.top.Paths[slices.IndexFunc(h.top.Paths, func(p mesh.Path) bool { return p.ID == to })]
 }
 
-// checkTunnels checks that in mode location nobody has tunnels who needs none.
+// checkTunnels checks that in mode location only nodes that need tunnels have them.
 func (w world) checkTunnels(t *rapid.T, h *host) {
 	beside := slices.ContainsFunc(w.records, func(r mesh.Record) bool { return r.ID() != h.id && r.Location == h.Location && !r.Encrypted })
 	if w.cluster.Mode != mesh.ModeLocation || h.Location == "" || h.Encrypted || !beside || h.top.Seat != mesh.None {
 		return
 	}
 	if (h.Office.Since == 0 || h.Gateway == mesh.GatewayNever) && len(h.top.Peers) > 0 {
-		t.Fatalf("%s is no gateway and was none, and has %d peers", h.Name, len(h.top.Peers))
+		t.Fatalf("%s is not a gateway and was not one, but has %d peers", h.Name, len(h.top.Peers))
 	}
 }
 
-// problem says whether a knows of a problem that contains a text and is one of the way
-// from a to b.
+// problem reports whether a knows of a problem that contains a text and concerns the
+// connection from a to b.
 func (w *walker) problem(a, b *host, text string, kinds ...mesh.ProblemKind) bool {
 	return slices.ContainsFunc(a.top.Problems, func(p mesh.Problem) bool {
 		return slices.Contains(kinds, p.Kind) && strings.Contains(p.Text, text) && w.concerns(p, a, b)
 	})
 }
 
-// concerns says whether a problem is one of the way between two nodes: it is of the
-// gateways of one's location, of an end of it and its gateway, of both ends, or of who
-// has the tunnels for each.
+// concerns reports whether a problem concerns the connection between two nodes: it
+// belongs to the gateways of a location of theirs, to one of them and its gateway, to
+// both, or to the nodes that have the tunnels for each.
 func (w *walker) concerns(p mesh.Problem, a, b *host) bool {
 	words := strings.FieldsFunc(p.Text, func(r rune) bool { return strings.ContainsRune(" ,:;", r) })
 	at := func(h *host) bool { return slices.Contains(words, h.Name) }
-	gateway := func(h *host) bool { // another one
+	gateway := func(h *host) bool { // a gateway other than the node itself
 		for _, o := range w.hosts {
 			if o != h && o.near(h) && o.top.Seat != mesh.None && at(o) {
 				return true
@@ -175,7 +174,7 @@ func checkPair(t *rapid.T, k *walker, a, b *host, all *tally) {
 	path := a.path(b.id)
 	if path.Kind == mesh.PathNone {
 		if !k.problem(a, b, "", mesh.ProblemGateway, mesh.ProblemNeighbor, mesh.ProblemRelay, mesh.ProblemKey) {
-			t.Fatalf("no path from %s to %s, and no problem of it: %v", a.Name, b.Name, a.top.Problems)
+			t.Fatalf("no path from %s to %s, and no problem that says why: %v", a.Name, b.Name, a.top.Problems)
 		}
 		all.excused += len(a.top.Addresses)
 		return
@@ -210,7 +209,7 @@ func checkPair(t *rapid.T, k *walker, a, b *host, all *tally) {
 }
 
 // checkWalk sends one packet. Only a family that the LAN does not carry, which is
-// reported, may be without route, and then it is false.
+// reported, may have no route; then it returns false.
 func checkWalk(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr, path mesh.Path) bool {
 	if _, ok := a.tables.lookup(dst); !ok {
 		version := "IPv6"
@@ -236,7 +235,7 @@ func checkWalk(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr, path mesh
 	return true
 }
 
-// checkInternal sends packets to b's internal IPs, and the answers.
+// checkInternal sends packets to b's internal IPs, and the replies.
 func checkInternal(t *rapid.T, k *walker, a, b *host, src netip.Addr) {
 	for _, ip := range b.InternalIPs {
 		dst := ip.Addr()
@@ -244,26 +243,26 @@ func checkInternal(t *rapid.T, k *walker, a, b *host, src netip.Addr) {
 		if a.near(b) || dst.Is4() != src.Is4() || contested(k, b, dst) || !routed(t, k, a, b, p, "internal IP") {
 			continue
 		}
-		if end := checkAnswer(t, k, a, b, src, dst); !end.at.holds(dst) || end.at.Location != b.Location {
+		if end := checkReply(t, k, a, b, src, dst); !end.at.holds(dst) || end.at.Location != b.Location {
 			t.Fatalf("%s to %v of %s: ended at %s", a.Name, dst, b.Name, end.at.Name)
 		}
 	}
 }
 
-// checkNetworks sends packets to the networks behind b, and the answers.
+// checkNetworks sends packets to the networks behind b, and the replies.
 func checkNetworks(t *rapid.T, k *walker, a, b *host, src netip.Addr) {
 	for _, p := range b.AllowedLocationIPs {
-		if a.near(b) || p.Addr().Is4() != src.Is4() || !k.compareTrueFirst(b, p) || !routed(t, k, a, b, p, "allowed-location-ips") {
+		if a.near(b) || p.Addr().Is4() != src.Is4() || !k.ownsNetwork(b, p) || !routed(t, k, a, b, p, "allowed-location-ips") {
 			continue
 		}
-		if end := checkAnswer(t, k, a, b, src, last(p)); !end.outside || end.at != b && !end.at.near(b) {
+		if end := checkReply(t, k, a, b, src, last(p)); !end.outside || end.at != b && !end.at.near(b) {
 			t.Fatalf("%s to %v behind %s: ended at %s", a.Name, p, b.Name, end.at.Name)
 		}
 	}
 }
 
-// routed says whether a routes what is b's, which it must unless a problem says why not,
-// or an endpoint is there.
+// routed reports whether a routes a prefix of b. It must, unless a problem says why not,
+// or an endpoint lies in the prefix.
 func routed(t *rapid.T, k *walker, a, b *host, p netip.Prefix, what string) bool {
 	if _, ok := a.tables.routes[p]; ok {
 		return true
@@ -283,33 +282,33 @@ func routed(t *rapid.T, k *walker, a, b *host, p netip.Prefix, what string) bool
 		}
 	}
 	if !k.problem(a, b, "", mesh.ProblemNeighbor) {
-		t.Fatalf("%s has no route to %v of %s, and no problem of it: %v", a.Name, p, b.Name, a.top.Problems)
+		t.Fatalf("%s has no route to %v of %s, and no problem that says why: %v", a.Name, p, b.Name, a.top.Problems)
 	}
 	return false
 }
 
-// checkAnswer sends a packet to what is at or behind b under an address that is not of
-// the cluster's ranges, and the answer, and returns where it was.
-func checkAnswer(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr) packet {
+// checkReply sends a packet to an address at or behind b that is outside the cluster's
+// ranges, and the reply, and returns where the packet arrived.
+func checkReply(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr) packet {
 	p, err := k.walk(a, src, dst)
 	if err != nil {
 		t.Fatalf("%s to %s: %v", a.Name, b.Name, err)
 	}
 	if !slices.ContainsFunc(a.top.Inside, func(in netip.Prefix) bool { return in.Contains(dst) }) {
-		t.Fatalf("%s routes %v of %s, but has it not inside %v", a.Name, dst, b.Name, a.top.Inside)
+		t.Fatalf("%s routes %v of %s, but does not have it inside %v", a.Name, dst, b.Name, a.top.Inside)
 	}
 	answers := p.at
 	if p.masked != nil {
 		answers = p.masked
 	}
 	if back, err := k.walk(answers, dst, src); err != nil || back.at != a {
-		t.Fatalf("answer of %s to %s from %v: ended at %s: %v", b.Name, a.Name, dst, back.at.Name, err)
+		t.Fatalf("reply of %s to %s from %v: ended at %s: %v", b.Name, a.Name, dst, back.at.Name, err)
 	}
 	return p
 }
 
-// first says whether b, of all in its location, is whose network it is.
-func (w *walker) compareTrueFirst(b *host, p netip.Prefix) bool {
+// ownsNetwork reports whether b is the node of its location that owns the network.
+func (w *walker) ownsNetwork(b *host, p netip.Prefix) bool {
 	for _, h := range w.hosts {
 		if h.near(b) && slices.Contains(h.AllowedLocationIPs, p) && older(h.Record, b.Record) {
 			return false
@@ -318,7 +317,7 @@ func (w *walker) compareTrueFirst(b *host, p netip.Prefix) bool {
 	return true
 }
 
-// last is the last address of a prefix: nobody's.
+// last returns the last address of a prefix, which no node has.
 func last(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()
 	for i := p.Bits(); i < 8*len(b); i++ {
@@ -328,7 +327,7 @@ func last(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// contested says whether another node of b's location claims b's internal IP.
+// contested reports whether another node of b's location claims b's internal IP.
 func contested(k *walker, b *host, ip netip.Addr) bool {
 	for _, h := range k.hosts {
 		if h != b && h.Location != "" && h.Location == b.Location && h.holds(ip) {

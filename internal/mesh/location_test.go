@@ -15,7 +15,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// topologyText lists what a node derives, for a person.
+// topologyText lists what a node derives, in readable form.
 func topologyText(in mesh.Input, i int) string {
 	names := map[mesh.ID]string{}
 	for _, r := range in.Records {
@@ -55,26 +55,26 @@ func TestTopologies(t *testing.T) {
 		in   mesh.Input
 	}{
 		{"two-locations-and-a-lone-node", func() mesh.Input {
-			in := picture(mesh.ModeLocation, "aws aws gcp gcp -")
+			in := clusterIn(mesh.ModeLocation, "aws aws gcp gcp -")
 			in.Records[1].MTU = 1370
 			in.Records[3].AllowedLocationIPs = prefixes("172.30.0.0/24")
 			return in
 		}()},
-		{"cross", picture(mesh.ModeCross, "aws aws gcp -")},
+		{"cross", clusterIn(mesh.ModeCross, "aws aws gcp -")},
 		{"two-gateways", func() mesh.Input {
-			in := picture(mesh.ModeLocation, "aws aws aws aws -")
+			in := clusterIn(mesh.ModeLocation, "aws aws aws aws -")
 			in.Cluster.Gateways = 2
 			return in
 		}()},
 		{"relayed", func() mesh.Input {
-			in := picture(mesh.ModeLocation, "home home - -")
+			in := clusterIn(mesh.ModeLocation, "home home - -")
 			for i := range 3 {
 				in.Records[i].NAT, in.Records[i].Endpoints = true, nil
 			}
 			return in
 		}()},
 		{"nobody-to-relay", func() mesh.Input {
-			in := picture(mesh.ModeFull, "- - -")
+			in := clusterIn(mesh.ModeFull, "- - -")
 			for i := range 2 {
 				in.Records[i].NAT, in.Records[i].Endpoints = true, nil
 			}
@@ -82,7 +82,7 @@ func TestTopologies(t *testing.T) {
 			return in
 		}()},
 		{"relayed-by-a-neighbor", func() mesh.Input {
-			in := picture(mesh.ModeFull, "home home -")
+			in := clusterIn(mesh.ModeFull, "home home -")
 			for _, i := range []int{0, 2} {
 				in.Records[i].NAT, in.Records[i].Endpoints = true, nil
 			}
@@ -90,12 +90,12 @@ func TestTopologies(t *testing.T) {
 			return in
 		}()},
 		{"clashing-internal-ips", func() mesh.Input {
-			in := picture(mesh.ModeLocation, "aws aws gcp gcp")
+			in := clusterIn(mesh.ModeLocation, "aws aws gcp gcp")
 			in.Records[3].InternalIPs = in.Records[1].InternalIPs
 			return in
 		}()},
 		{"no-next-hop", func() mesh.Input {
-			in := picture(mesh.ModeLocation, "aws aws aws -")
+			in := clusterIn(mesh.ModeLocation, "aws aws aws -")
 			in.Cluster.Encapsulation = mesh.EncapsulationNever
 			in.Records[2].InternalIPs = prefixes("192.168.200.7/24")
 			return in
@@ -112,7 +112,7 @@ func TestTopologies(t *testing.T) {
 	}
 }
 
-// What the LAN between two nodes of a location carries.
+// The families that two nodes of a location can exchange on the LAN, and how.
 func TestLinks(t *testing.T) {
 	tests := []struct {
 		name          string
@@ -171,8 +171,8 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// What all files say who want to be encrypted on the LAN, no settings of others
-// undo: in the modes location and cross they have the tunnels of a full mesh.
+// What all files say who want to be encrypted on the LAN, no settings of others undo: in
+// the modes location and cross they have the tunnels of a full mesh.
 func TestHostileSettingsKeepEncryption(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawWorld(t)
@@ -191,8 +191,8 @@ func TestHostileSettingsKeepEncryption(t *testing.T) {
 	})
 }
 
-// A node that wants to be encrypted is no neighbor of anybody, whatever the
-// others want, and everybody has a tunnel to it or is behind a gateway that has.
+// A node that wants to be encrypted is no neighbor of anybody, whatever the others want,
+// and everybody has a tunnel to it or is behind a gateway that has.
 func TestHostileSettingsKeepOneNodeEncrypted(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawWorld(t)

@@ -11,8 +11,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// cluster returns dual-stack settings with 65,536 pod subnets, or, with narrow,
-// 255 slots.
+// cluster returns dual-stack settings with 65,536 pod subnets, or, with narrow, 255
+// slots.
 func cluster(narrow bool) mesh.Cluster {
 	c := mesh.Cluster{
 		Name: "test", Generation: 1, Trust: "open", Mode: mesh.ModeFull, Gateways: 1,
@@ -29,8 +29,8 @@ func cluster(narrow bool) mesh.Cluster {
 	return c
 }
 
-// record makes the record of node i: slot i, a public endpoint, a private
-// network of its own.
+// record returns the record of node i: slot i, a public endpoint, a private network of
+// its own.
 func record(i int) mesh.Record {
 	id := sha256.Sum256(fmt.Append(nil, "identity", i))
 	return mesh.Record{
@@ -43,7 +43,7 @@ func record(i int) mesh.Record {
 	}
 }
 
-// client makes the i-th client, added by a node.
+// client returns the i-th client, added by a node.
 func client(author mesh.Record, i int) mesh.Client {
 	return mesh.Client{
 		ID: mesh.IDOf(fmt.Append(nil, "client", i)), Author: author.Identity, Name: fmt.Sprintf("c%d", i),

@@ -12,8 +12,9 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// TestHostileNetworksNearAHost: what a host needs without the mesh is not routed
-// into it, whoever gives it away, and a problem names both. Others may have it.
+// TestHostileNetworksNearAHost checks that what a host needs without the mesh is never
+// routed into it, whichever node announces it, and that a problem names both. On other
+// hosts it is routed.
 func TestHostileNetworksNearAHost(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	nearby := mesh.Nearby{
@@ -59,7 +60,7 @@ func TestHostileNetworksNearAHost(t *testing.T) {
 				return q.Kind == mesh.ProblemAddress && q.Node == liar.Name && strings.Contains(q.Text, p.String()) && strings.Contains(q.Text, tt.because)
 			})
 			if tt.because != "" && !named {
-				t.Errorf("no problem names it: %v", got.Problems)
+				t.Errorf("no problem reports it: %v", got.Problems)
 			}
 			in.Nearby = mesh.Nearby{}
 			if elsewhere := mesh.Derive(in); len(elsewhere.Peers) != 1 || !slices.Contains(elsewhere.Peers[0].AllowedIPs, p) {

@@ -126,8 +126,8 @@ func TestOwners(t *testing.T) {
 	}
 }
 
-// Equal records have equal owners, in whatever order they came, and every
-// claimed slot has exactly one.
+// Equal records give equal owners, in whatever order they came, and every claimed slot
+// has exactly one owner.
 func TestOwnersDoNotDependOnOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		records := make([]mesh.Record, rapid.IntRange(1, 30).Draw(t, "nodes"))
@@ -158,7 +158,7 @@ func TestNextClaim(t *testing.T) {
 	tests := []struct {
 		name    string
 		s       mesh.Situation
-		want    mesh.Claim // Slot -2: any that is free; -3: that, but not Current's
+		want    mesh.Claim // Slot -2: any free one; -3: any free one but Current's
 		problem string
 	}{
 		{"has not listened", mesh.Situation{Current: none, Static: mesh.None}, none, ""},
@@ -169,7 +169,7 @@ func TestNextClaim(t *testing.T) {
 		{"keeps an older claim", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 3}, Static: mesh.None, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: 9, Time: 3}, ""},
 		{"moves when it loses", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
 		{"stays when pods run", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: 9, Time: 7}, "belongs to node n1"},
-		{"forgotten: makes its claim anew", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 3}, Void: true, Ready: true, Static: mesh.None}, mesh.Claim{Slot: 9, Time: 50}, ""},
+		{"forgotten: claims again", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 3}, Void: true, Ready: true, Static: mesh.None}, mesh.Claim{Slot: 9, Time: 50}, ""},
 		{"forgotten, its slot taken", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 3}, Void: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
 		{"forgotten, its slot taken, pods run", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 3}, Void: true, Ready: true, Static: mesh.None, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: 9, Time: 50}, "belongs to node n1"},
 		{"static", mesh.Situation{Current: none, Static: 7, Listened: true}, mesh.Claim{Slot: 7, Time: 50}, ""},
@@ -177,11 +177,11 @@ func TestNextClaim(t *testing.T) {
 		{"static, taken", mesh.Situation{Current: none, Static: 7, Listened: true, Records: []mesh.Record{other(7, 5)}}, none, "meshd forget n1"},
 		{"static, another one in use", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, Static: 7, Listened: true}, mesh.Claim{Slot: 9, Time: 7}, "runs with slot 9"},
 		{"given up after a conflict", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
-		{"given up without need", mesh.Situation{Current: mesh.Claim{Slot: 0, Time: 7}, Ready: true, GiveUp: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(1, 5)}}, mesh.Claim{Slot: -3, Time: 50}, ""},
+		{"given up without a conflict", mesh.Situation{Current: mesh.Claim{Slot: 0, Time: 7}, Ready: true, GiveUp: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(1, 5)}}, mesh.Claim{Slot: -3, Time: 50}, ""},
 		{"given up for the static one", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true}, mesh.Claim{Slot: 7, Time: 50}, ""},
 		{"given up though it is the static one", mesh.Situation{Current: mesh.Claim{Slot: 7, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true}, none, "to be given up"},
 		{"given up, the static one is taken", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true, Records: []mesh.Record{other(7, 5)}}, none, "meshd forget n1"},
-		{"given up where there is nothing", mesh.Situation{Current: none, GiveUp: true, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 0, Time: 50}, ""},
+		{"given up without a claim", mesh.Situation{Current: none, GiveUp: true, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 0, Time: 50}, ""},
 		{"ranges shrank", mesh.Situation{Current: mesh.Claim{Slot: 999, Time: 7}, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 0, Time: 50}, ""},
 		{"ranges shrank under pods", mesh.Situation{Current: mesh.Claim{Slot: 999, Time: 7}, Ready: true, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 999, Time: 7}, "does not fit"},
 	}
@@ -223,9 +223,8 @@ func TestNextClaimExhausted(t *testing.T) {
 	}
 }
 
-// TestClaimsConverge lets nodes claim at once, gossip in any order and with
-// any delay, and claim again: in the end everyone has a slot of its own and
-// everyone's view is the same.
+// TestClaimsConverge lets nodes claim at once, gossip in any order and with any delay,
+// and claim again: in the end each node has a slot of its own, and all nodes agree.
 func TestClaimsConverge(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := cluster(true)
@@ -243,7 +242,7 @@ func TestClaimsConverge(t *testing.T) {
 	})
 }
 
-// claimSim is a cluster of nodes that know of each other only what they were told.
+// claimSim is a cluster of nodes that know of each other only what they received.
 type claimSim struct {
 	cluster mesh.Cluster
 	rng     *rand.Rand
@@ -263,7 +262,7 @@ func newClaimSim(c mesh.Cluster, n int, rng *rand.Rand) *claimSim {
 	return s
 }
 
-// gossip lets every node tell all that it knows to some random others.
+// gossip lets every node send all that it knows to some random others.
 func (s *claimSim) gossip(fanout int) {
 	for _, from := range s.rng.Perm(len(s.own)) {
 		for range fanout {
@@ -299,7 +298,7 @@ func (s *claimSim) records(i int) []mesh.Record {
 	return rs
 }
 
-// settled says whether every node has a slot of its own in everybody's view.
+// settled reports whether every node has a slot of its own in the view of every node.
 func (s *claimSim) settled() bool {
 	return !slices.ContainsFunc(s.views, func(v map[mesh.ID]mesh.Record) bool {
 		var rs []mesh.Record

@@ -11,9 +11,9 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// walker follows packets through everybody's tables, as WireGuard, VXLAN, the
-// LAN and the firewall treat them. It knows nothing of how the tables were
-// derived, and looks at nothing but them and what the hosts are.
+// walker follows packets through all nodes' tables, as WireGuard, VXLAN, the LAN and the
+// firewall treat them. It does not know how the tables were derived, and uses only them
+// and the properties of the hosts.
 type walker struct {
 	encapsulation string
 	hosts         map[mesh.ID]*host
@@ -21,7 +21,7 @@ type walker struct {
 	clients       map[mesh.ID]*host
 }
 
-// host is one of the walker's world.
+// host is a node or a client of the walker's world.
 type host struct {
 	mesh.Record
 	id     mesh.ID
@@ -30,7 +30,7 @@ type host struct {
 	tables *tables
 }
 
-// link is what a packet comes in by.
+// link is what a packet arrives through.
 type link string
 
 const (
@@ -40,13 +40,13 @@ const (
 	byLAN      link = "lan"
 )
 
-// entry is where a prefix goes to.
+// entry is the destination of a prefix.
 type entry struct {
 	to   mesh.ID
 	link link
 }
 
-// tables are a node's: routes, and WireGuard's allowed IPs.
+// tables are a node's routes and WireGuard's allowed IPs.
 type tables struct {
 	routes  map[netip.Prefix]entry
 	lengths [2][]int // of the prefixes of IPv4 and IPv6, the longest first
@@ -54,13 +54,13 @@ type tables struct {
 	near    map[mesh.ID]mesh.Neighbor
 }
 
-// newTables reads a topology. A prefix that is in two places is an error.
+// newTables converts a topology. A prefix with two destinations is an error.
 func (w *walker) newTables(t mesh.Topology) (*tables, error) {
 	tb := &tables{routes: map[netip.Prefix]entry{}, peers: map[mesh.ID]mesh.Peer{}, near: map[mesh.ID]mesh.Neighbor{}}
 	add := func(ps []netip.Prefix, e entry) error {
 		for _, p := range ps {
 			if o, ok := tb.routes[p]; ok {
-				return fmt.Errorf("%v goes to %v and to %v", p, o, e)
+				return fmt.Errorf("%v is routed to %v and to %v", p, o, e)
 			}
 			tb.routes[p] = e
 			i := family(p.Addr())
@@ -108,7 +108,7 @@ func family(a netip.Addr) int {
 	return 1
 }
 
-// lookup finds where an address goes to: the longest prefix wins.
+// lookup returns the destination of an address: the longest prefix wins.
 func (tb *tables) lookup(a netip.Addr) (entry, bool) {
 	for _, bits := range tb.lengths[family(a)] {
 		p, _ := a.Prefix(bits)
@@ -119,18 +119,18 @@ func (tb *tables) lookup(a netip.Addr) (entry, bool) {
 	return entry{}, false
 }
 
-// packet is on its way.
+// packet is a packet on its way.
 type packet struct {
 	src, dst netip.Addr
 	at       *host
 	by       link
 	from     *host // that sent it to at
 	hops     []mesh.ID
-	masked   *host // that put its own address for the source
-	outside  bool  // it is at a host without meshd, behind the one that masked it
+	masked   *host // that replaced the source by its own address
+	outside  bool  // it is at a host without meshd, behind the host that masqueraded it
 }
 
-// walk sends a packet and says where it ends.
+// walk sends a packet and returns where it ends.
 func (w *walker) walk(from *host, src, dst netip.Addr) (packet, error) {
 	p := packet{src: src, dst: dst, at: from, by: fromInside}
 	for range 16 {
@@ -154,9 +154,9 @@ func (p packet) lost(format string, args ...any) error {
 	return fmt.Errorf("%v to %v, by way of %v, at %s: %s", p.src, p.dst, p.hops, p.at.Name, fmt.Sprintf(format, args...))
 }
 
-// enter passes the packet through what stands at a host's door: WireGuard's
-// check that the source is an allowed IP of the peer it came from, and the
-// guard, that drops the mesh's sources unless the way back is by the same link.
+// enter applies the checks of the receiving host: WireGuard's, that the source is an
+// allowed IP of the peer that sent the packet, and the firewall's, which drops packets
+// with sources of the mesh unless the route back uses the same link.
 func (p packet) enter(tb *tables) error {
 	if p.by == fromInside || p.masked != nil {
 		return nil
@@ -172,7 +172,7 @@ func (p packet) enter(tb *tables) error {
 	return nil
 }
 
-// holds says whether an address is the host's or its pods'.
+// holds reports whether an address belongs to the host or its pods.
 func (h *host) holds(a netip.Addr) bool {
 	return slices.Contains(h.top.Addresses, a) ||
 		slices.ContainsFunc(h.top.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(a) }) ||
@@ -206,8 +206,8 @@ func (w *walker) forward(p *packet, tb *tables) error {
 	return nil
 }
 
-// deliver hands a packet to a host of the LAN, or to one of the networks behind
-// it, under the own address there.
+// deliver passes a packet to a host on the LAN, or to one of the networks behind it, with
+// the host's own address there as the source.
 func (w *walker) deliver(p *packet) error {
 	if !slices.ContainsFunc(p.at.top.Serves, func(s netip.Prefix) bool { return s.Contains(p.dst) }) {
 		return p.lost("no route, and it serves %v", p.at.top.Serves)
@@ -231,10 +231,10 @@ func (w *walker) deliver(p *packet) error {
 	return nil
 }
 
-// near says whether two hosts are of one location.
+// near reports whether two hosts are in one location.
 func (h *host) near(o *host) bool { return h.Location != "" && h.Location == o.Location }
 
-// tunnelFault says why there can be no tunnel.
+// tunnelFault returns why there can be no tunnel.
 func tunnelFault(p mesh.Peer, from, to *host) string {
 	back, ok := to.tables.peers[from.id]
 	switch {
@@ -246,7 +246,7 @@ func tunnelFault(p mesh.Peer, from, to *host) string {
 	return ""
 }
 
-// lanFault says why a packet does not get to a neighbor.
+// lanFault returns why a packet does not reach a neighbor.
 func (w *walker) lanFault(n mesh.Neighbor, p *packet, to *host) string {
 	from := p.at
 	if from.Location == "" || from.Location != to.Location {
@@ -281,7 +281,7 @@ func (w *walker) lanFault(n mesh.Neighbor, p *packet, to *host) string {
 	return ""
 }
 
-// newWalker derives everybody's tables from what everybody knows.
+// newWalker derives all nodes' tables from records that all know.
 func newWalker(c mesh.Cluster, records []mesh.Record, verdicts ...mesh.Verdict) *walker {
 	return newWalkerOf(mesh.Input{Cluster: c, Records: records, Verdicts: verdicts})
 }
@@ -302,7 +302,7 @@ func newWalkerOf(in mesh.Input) *walker {
 	return w
 }
 
-// addClients makes hosts of the clients that count, set up as their configurations say.
+// addClients adds the clients that count as hosts, set up by their configurations.
 func (w *walker) addClients(in mesh.Input) {
 	w.clients = map[mesh.ID]*host{}
 	for _, c := range w.hosts[in.Self].top.AllClients {
@@ -318,7 +318,7 @@ func (w *walker) addClients(in mesh.Input) {
 	}
 }
 
-// older says whose claims go first.
+// older reports whether a's claim is older than b's.
 func older(a, b mesh.Record) bool {
 	if a.Claim.Time != b.Claim.Time {
 		return a.Claim.Time < b.Claim.Time

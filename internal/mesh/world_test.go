@@ -12,7 +12,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// world is a random cluster: what is told, and who does not live any more.
+// world is a random cluster: its records, and which nodes are dead.
 type world struct {
 	cluster  mesh.Cluster
 	records  []mesh.Record
@@ -55,8 +55,8 @@ func drawCluster(t *rapid.T) mesh.Cluster {
 	return c
 }
 
-// drawRecord draws a node. Every location has two subnets, and they are the same
-// in the locations c and d; some nodes have IPv6 on the LAN, some only that.
+// drawRecord draws a node. Every location has two subnets, which are the same in the
+// locations c and d; some nodes have IPv6 on the LAN, some have only IPv6.
 func drawRecord(t *rapid.T, i int) mesh.Record {
 	r := record(i)
 	r.MTU = rapid.IntRange(1280, 8920).Draw(t, "mtu")
@@ -92,7 +92,7 @@ func drawRecord(t *rapid.T, i int) mesh.Record {
 	return r
 }
 
-// drawCopies makes a few nodes that claim what is another's.
+// drawCopies adds a few nodes that claim what belongs to another one.
 func (w *world) drawCopies(t *rapid.T) {
 	for range rapid.SampledFrom([]int{0, 0, 0, 1, 2}).Draw(t, "copies") {
 		i := rapid.IntRange(1, len(w.records)-1).Draw(t, "copy")
@@ -107,8 +107,8 @@ func (w *world) drawCopies(t *rapid.T) {
 	}
 }
 
-// drawVerdicts has a node that lives be spoken of, by itself and by others, who
-// may be wrong.
+// drawVerdicts draws verdicts on a live node, by itself and by others, which may be
+// wrong.
 func (w *world) drawVerdicts(t *rapid.T, i int) {
 	all := []mesh.Health{mesh.HealthUp, mesh.HealthDraining, mesh.HealthDown}
 	for range rapid.IntRange(1, 3).Draw(t, "verdicts") {
@@ -120,16 +120,16 @@ func (w *world) drawVerdicts(t *rapid.T, i int) {
 			Author: w.records[author].Identity, Subject: w.records[i].ID(),
 			Role:   rapid.SampledFrom([]mesh.Role{mesh.RoleGateway, mesh.RoleGateway, mesh.RoleRelay}).Draw(t, "role"),
 			State:  rapid.SampledFrom(all).Draw(t, "state"),
-			Epoch:  rapid.Uint64Range(0, lastWords-1).Draw(t, "epoch"),
+			Epoch:  rapid.Uint64Range(0, deathEpoch-1).Draw(t, "epoch"),
 			Record: rapid.Uint64Range(0, 2).Draw(t, "record"),
 		})
 	}
 }
 
-// lastWords is the first epoch of the verdicts on the dead.
-const lastWords = 10
+// deathEpoch is the lowest epoch of the verdicts on dead nodes.
+const deathEpoch = 10
 
-// kill lets a node die, and everybody who could notice say so.
+// kill makes a node die, and all nodes that could notice publish a verdict.
 func (w *world) kill(i int) {
 	id := w.records[i].ID()
 	w.dead[id] = true
@@ -137,14 +137,14 @@ func (w *world) kill(i int) {
 		if j == i {
 			continue
 		}
-		w.verdicts = append(w.verdicts, mesh.Verdict{Author: r.Identity, Subject: id, Role: mesh.RoleRelay, State: mesh.HealthDown, Epoch: lastWords + uint64(j)})
+		w.verdicts = append(w.verdicts, mesh.Verdict{Author: r.Identity, Subject: id, Role: mesh.RoleRelay, State: mesh.HealthDown, Epoch: deathEpoch + uint64(j)})
 		if r.Location != "" && r.Location == w.records[i].Location {
-			w.verdicts = append(w.verdicts, mesh.Verdict{Author: r.Identity, Subject: id, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: lastWords + uint64(j%3)})
+			w.verdicts = append(w.verdicts, mesh.Verdict{Author: r.Identity, Subject: id, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: deathEpoch + uint64(j%3)})
 		}
 	}
 }
 
-// walk makes a walker for the world.
+// walk returns a walker for the world.
 func (w world) walk(t *rapid.T) *walker {
 	k := newWalkerOf(mesh.Input{Cluster: w.cluster, Records: w.records, Verdicts: w.verdicts, Clients: w.clients})
 	for _, hosts := range []map[mesh.ID]*host{k.hosts, k.clients} {
@@ -159,7 +159,7 @@ func (w world) walk(t *rapid.T) *walker {
 	return k
 }
 
-// drawClients adds clients, some of which claim what is another's.
+// drawClients adds clients, some of which claim what belongs to another one.
 func (w *world) drawClients(t *rapid.T) {
 	for i := range rapid.IntRange(0, 4).Draw(t, "clients") {
 		c := client(w.records[rapid.IntRange(0, len(w.records)-1).Draw(t, "added by")], i)
