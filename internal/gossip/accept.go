@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// acceptStreams takes streams in, until the listener is closed.
+// acceptStreams accepts streams until the listener is closed.
 func (t *transport) acceptStreams() {
 	for {
 		conn, err := t.tcp.AcceptTCP()
@@ -34,26 +34,26 @@ func (t *transport) acceptStreams() {
 	}
 }
 
-// accept shakes hands with whoever has connected, and hands the stream to
+// accept runs the handshake with the node that has connected, and hands the stream to
 // memberlist.
 func (t *transport) accept(conn *net.TCPConn) {
-	s, err := t.welcome(conn)
+	s, err := t.acceptHandshake(conn)
 	if err != nil {
 		t.mu.Lock()
-		t.leavePending(conn)
+		t.removePending(conn)
 		t.mu.Unlock()
 		conn.Close()
-		t.forget(conn)
+		t.unregister(conn)
 		return
 	}
-	if !t.prove(conn, s) {
+	if !t.moveToProved(conn, s) {
 		reset(conn)
-		t.forget(conn)
+		t.unregister(conn)
 		return
 	}
 	s.closed = func() {
-		t.forget(conn)
-		t.leave(conn, s)
+		t.unregister(conn)
+		t.removeProved(conn, s)
 	}
 	select {
 	case t.streams <- s:
@@ -62,15 +62,15 @@ func (t *transport) accept(conn *net.TCPConn) {
 	}
 }
 
-// welcome answers the hello of a stranger, and judges him.
-func (t *transport) welcome(conn *net.TCPConn) (*stream, error) {
+// acceptHandshake answers the hello of an unknown peer, and checks the peer.
+func (t *transport) acceptHandshake(conn *net.TCPConn) (*stream, error) {
 	from := remote(conn)
 	if err := conn.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return nil, err
 	}
 	ours := t.ourHello()
 	ours.you = from
-	s, err := t.greeter().welcome(conn, ours)
+	s, err := t.handshaker().respond(conn, ours)
 	if err != nil {
 		t.refuse(from, err)
 		return nil, err
@@ -79,7 +79,7 @@ func (t *transport) welcome(conn *net.TCPConn) (*stream, error) {
 		return nil, errNoPath
 	}
 	place := netip.AddrPortFrom(from.Addr(), s.peer.port)
-	if err := t.judge(s.peer, place.String()); err != nil {
+	if err := t.checkPeer(s.peer, place.String()); err != nil {
 		return nil, err
 	}
 	t.mu.Lock()
@@ -91,7 +91,7 @@ func (t *transport) welcome(conn *net.TCPConn) (*stream, error) {
 	return s, conn.SetDeadline(time.Time{})
 }
 
-// refuse counts and logs why a stream is not let in.
+// refuse counts and logs why a stream is refused.
 func (t *transport) refuse(from netip.AddrPort, err error) {
 	for sentinel, r := range map[error]struct{ reason, message string }{
 		errSealed:  {"stream-sealed", "stream does not open with our secret"},
@@ -107,8 +107,8 @@ func (t *transport) refuse(from netip.AddrPort, err error) {
 	t.counters.add("stream-broken")
 }
 
-// reset closes a connection so that the other side sees an error, not the
-// silence by which it would recognise another secret.
+// reset closes a connection so that the other side sees an error. If it were closed
+// normally, the other side would conclude that the secrets differ.
 func reset(conn net.Conn) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0)

@@ -61,11 +61,11 @@ func (a *Attacker) As(identity ed25519.PrivateKey) *Attacker {
 	return &Attacker{Identity: identity, Boot: 1, cluster: a.cluster, ring: a.ring}
 }
 
-// ID is the fingerprint of its identity.
+// ID returns the fingerprint of its identity.
 func (a *Attacker) ID() mesh.ID { return mesh.IDOf(a.Identity.Public().(ed25519.PublicKey)) }
 
-// Object signs an object of any content: a map from the numbers of its fields. The
-// number 1, the author, is filled in.
+// Object signs an object with any content: a map from field numbers to values. Number 1,
+// the author, is filled in.
 func (a *Attacker) Object(kind byte, content map[int]any) ([]byte, error) {
 	content[1] = []byte(a.Identity.Public().(ed25519.PublicKey))
 	payload, err := encoding.Marshal(content)
@@ -75,7 +75,7 @@ func (a *Attacker) Object(kind byte, content map[int]any) ([]byte, error) {
 	return signObject(a.Identity, a.cluster.Name, objectKind(kind), payload)
 }
 
-// Packet seals a packet for a node, in the name of any other one.
+// Packet encrypts a packet for a node, with any node as its sender.
 func (a *Attacker) Packet(from, to mesh.ID, kind byte, payload []byte) ([]byte, error) {
 	a.counter++
 	return a.ring.sealPacket(rand.Reader, packet{
@@ -83,27 +83,27 @@ func (a *Attacker) Packet(from, to mesh.ID, kind byte, payload []byte) ([]byte, 
 	}, to)
 }
 
-// Hello is what an attacker says of itself at the beginning of a stream.
+// Hello is what an attacker claims at the beginning of a stream.
 type Hello struct {
 	ID       mesh.ID
 	Instance uint64
 	You      netip.AddrPort
-	Cluster  func(*mesh.Cluster) // changes what it says of its settings; nil for nothing
+	Cluster  func(*mesh.Cluster) // changes the settings that it claims; nil for no change
 }
 
-// Greet shakes hands on a connection, and returns it with everything sealed.
+// Greet runs the handshake on a connection, and returns the encrypted stream.
 func (a *Attacker) Greet(conn net.Conn, h Hello) (net.Conn, error) {
 	c := a.cluster
 	if h.Cluster != nil {
 		h.Cluster(&c)
 	}
-	return greeter{a.ring, rand.Reader, a.Identity}.greet(conn, hello{
+	return handshaker{a.ring, rand.Reader, a.Identity}.initiate(conn, hello{
 		id: h.ID, instance: h.Instance, port: syntheticPort, boot: a.Boot, counter: a.counter, you: h.You, cluster: c,
 	})
 }
 
-// AttackState is what a node sends over a stream that has these objects, and knows
-// of no members.
+// AttackState returns what a node with these objects, and without other members, sends
+// over a stream.
 func AttackState(objects [][]byte) ([]byte, error) {
 	state := []byte{formatVersion}
 	state, rest := packObjects(state, objects, maxState)

@@ -9,19 +9,19 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// maxAuthors bounds the nodes that have a say: twice the largest mesh that was
-// measured. It bounds the store, and with it everything derived from it. Who is
-// known keeps its place; it is newcomers that find none. maxUnmet of the places may
-// be taken by nodes that have not greeted us, which anybody with the secret can
-// invent by the thousand; the rest is for those who have.
+// maxAuthors limits how many nodes may have objects in the store: twice the largest mesh
+// that was measured. It limits the store, and everything derived from it. Known nodes
+// keep their place; only new nodes are refused. Nodes that have not connected to us may
+// take at most maxUnmet of the places, because any host with the secret can invent
+// thousands of them; the rest is for nodes that have connected.
 const (
 	maxAuthors = 1024
 	maxUnmet   = maxAuthors * 3 / 4
 )
 
-// class is what objects share a budget with: those of their kind, except that
-// revocations have room of their own, so that tombstones never keep anybody
-// from revoking who made them.
+// class groups objects that share a budget: those of one kind, except that revocations
+// have a budget of their own, so that a node can't prevent its own revocation by making
+// many tombstones.
 type class byte
 
 const classRevocation class = 0x10
@@ -33,14 +33,14 @@ func (o object) class() class {
 	return class(o.key.kind)
 }
 
-// budget is how many objects of a class there may be: each author has room that
-// nobody else can take, and all together have some more. So whoever fills the
-// store fills what is shared, and his own.
+// budget limits the objects of a class: each author has room of its own that no other
+// node can use, and all authors share some more. So a node that makes too many objects
+// uses up its own room and the shared room, but not that of others.
 type budget struct{ own, shared int }
 
-// budgets: a node has one record and says its settings once. It watches its
-// location's gateways and its own relays, a few at a time. One node may be where
-// an administrator adds all clients, and removes them again.
+// budgets: a node has one record and announces its settings once. It watches its
+// location's gateways and its own relays, a few at a time. One node may be the one on
+// which an administrator adds all clients, and removes them again.
 var budgets = map[class]budget{
 	class(kindRecord):         {own: 1},
 	class(kindSettings):       {own: 1},
@@ -51,7 +51,7 @@ var budgets = map[class]budget{
 	classRevocation:           {own: 8, shared: 1024},
 }
 
-// String names a class for a person.
+// String returns a class's name for messages.
 func (c class) String() string {
 	switch c {
 	case class(kindClient):
@@ -64,7 +64,7 @@ func (c class) String() string {
 	return "nodes"
 }
 
-// holder is an author and one class of what it said.
+// holder is an author and one class of its objects.
 type holder struct {
 	author mesh.ID
 	class  class
@@ -75,8 +75,8 @@ type usage struct {
 	held    map[holder]map[objectKey]struct{}
 	shared  map[class]int   // objects beyond their authors' own room
 	authors map[mesh.ID]int // objects of each author
-	// mentions is in how many objects a node or a client is the author or, but
-	// for tombstones, the subject: what a tombstone about it may cover.
+	// mentions counts the objects in which a node or a client is the author or, except
+	// for tombstones, the subject: only these can be covered by a tombstone about it.
 	mentions map[mesh.ID]int
 }
 
@@ -125,25 +125,25 @@ func decrement(counts map[mesh.ID]int, id mesh.ID) {
 	}
 }
 
-// isNoPlaceFor reports whether an author is one node too many.
-func (s *store) isNoPlaceFor(author mesh.ID) bool {
+// isFullFor reports whether the store has no place for one more author.
+func (s *store) isFullFor(author mesh.ID) bool {
 	n := len(s.authors)
-	return s.authors[author] == 0 && (n >= maxAuthors || n >= maxUnmet && !s.met(author))
+	return s.authors[author] == 0 && (n >= maxAuthors || n >= maxUnmet && !s.hasMet(author))
 }
 
-// admits reports whether there is room for one more object of an author.
-func (s *store) admits(h holder) bool {
+// hasRoom reports whether there is room for one more object of an author.
+func (s *store) hasRoom(h holder) bool {
 	b := budgets[h.class]
-	return !s.isNoPlaceFor(h.author) && (len(s.held[h]) < b.own || s.shared[h.class] < b.shared)
+	return !s.isFullFor(h.author) && (len(s.held[h]) < b.own || s.shared[h.class] < b.shared)
 }
 
-// makeRoom reports whether there is room for an object: fresh if so, full if not. It
-// makes some by dropping the verdict of its author that is needed least: which of them
-// stay is the same on all nodes, so that they agree on who is gateway. If it is this
-// one, that is stale.
+// makeRoom returns fresh if there is room for an object, and full if not. For a verdict
+// it makes room by dropping the author's least needed one. All nodes choose the same one,
+// so that they agree on the gateways. If the least needed one is o itself, it returns
+// stale.
 func (s *store) makeRoom(o object) outcome {
 	h := holder{o.key.author, o.class()}
-	if s.admits(h) || h.author == s.self && len(s.held[h]) < budgets[h.class].own {
+	if s.hasRoom(h) || h.author == s.self && len(s.held[h]) < budgets[h.class].own {
 		return fresh
 	}
 	if _, ok := o.body.(verdict); !ok || len(s.held[h]) == 0 {
@@ -158,13 +158,14 @@ func (s *store) makeRoom(o object) outcome {
 	if least.key == o.key {
 		return stale
 	}
-	s.forget(least)
+	s.erase(least)
 	return fresh
 }
 
-// compareVerdicts orders verdicts of one author by how much they are needed: that on
-// itself, then that others are down, then that they are up again, which holds without
-// a word; of these the newest first, because its record's sequence rises with time.
+// compareVerdicts orders verdicts of one author by how much they are needed: first the
+// one on itself, then those that others are down, then those that others are up again,
+// which is also the default. Within these the newest comes first, because the sequence of
+// its author's record increases with time.
 func compareVerdicts(a, b object) int {
 	v, w := a.body.(verdict), b.body.(verdict)
 	rank := func(o object, v verdict) int {
@@ -179,7 +180,7 @@ func compareVerdicts(a, b object) int {
 	return cmp.Or(cmp.Compare(rank(a, v), rank(b, w)), cmp.Compare(w.by, v.by), cmp.Compare(w.Epoch, v.Epoch), cmp.Compare(a.place, b.place))
 }
 
-// fullest returns who has most of a class.
+// fullest returns the author with the most objects of a class.
 func (u *usage) fullest(c class) (author mesh.ID, count int) {
 	for h, keys := range u.held {
 		if h.class == c && (len(keys) > count || len(keys) == count && h.author.Compare(author) < 0) {
@@ -189,21 +190,21 @@ func (u *usage) fullest(c class) (author mesh.ID, count int) {
 	return author, count
 }
 
-// meetFull reports that there is no room for an object. To find out who takes it
-// costs more than to refuse the object, so that it is not done for each. The
-// caller holds g.mu.
-func (g *Gossip) meetFull(o object) {
+// reportFull reports that there is no room for an object. Finding out who uses the room
+// costs more than refusing the object, so it is not done every time. The caller holds
+// g.mu.
+func (g *Gossip) reportFull(o object) {
 	g.counters.add("object-full")
 	if now := g.now(); g.full.IsZero() || now.Sub(g.full) >= noticeFor/4 {
 		g.full = now
-		g.transport.meet("store", g.fullProblem(o))
+		g.transport.reportProblem("store", g.fullProblem(o))
 	}
 }
 
-// fullProblem says who fills the store, and what helps. The caller holds g.mu.
+// fullProblem describes who fills the store, and what helps. The caller holds g.mu.
 func (g *Gossip) fullProblem(o object) mesh.Problem {
 	p := mesh.Problem{Kind: ProblemFull, Node: g.nameOf(g.self)}
-	if g.store.isNoPlaceFor(o.key.author) {
+	if g.store.isFullFor(o.key.author) {
 		n := len(g.store.authors)
 		p.Text = fmt.Sprintf("this node knows of %d nodes and takes in no more: nodes that are new are not seen", n)
 		if n < maxAuthors {

@@ -47,8 +47,8 @@ func heldOf(g *Gossip, author mesh.ID) int {
 	return n
 }
 
-// Whoever has the secret can say as much as he likes: what the others say finds
-// room, and what he said goes when he is revoked, from disk as well.
+// Whoever has the secret can say as much as he likes: what the others say finds room, and
+// what he said goes when he is revoked, from disk as well.
 func TestHostileTombstonesLeaveRoom(t *testing.T) {
 	const insider = 9
 	now := time.Unix(1700000000, 0)
@@ -57,15 +57,15 @@ func TestHostileTombstonesLeaveRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := range 4 {
-		g.accept([][]byte{signRecord(t, n+1, testRecord(n+1, 1))}, fromSync)
+		g.acceptObjects([][]byte{signRecord(t, n+1, testRecord(n+1, 1))}, fromSync)
 	}
-	g.accept([][]byte{signRecord(t, insider, testRecord(insider, 1)), signTombstone(t, insider, idOf(3), 1), signTombstone(t, insider, idOf(4), Forever)}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, insider, testRecord(insider, 1)), signTombstone(t, insider, idOf(3), 1), signTombstone(t, insider, idOf(4), Forever)}, fromSync)
 	if v := g.View(); sequenceOf(v, idOf(3)) != 0 || sequenceOf(v, idOf(4)) != 0 {
 		t.Fatalf("records %v, want two buried", v.Records)
 	}
 	flooded := tombstones(t, insider, flood, 5)
-	g.accept(flooded, fromSync)
-	g.accept(tombstones(t, insider, flood/4, Forever), fromSync)
+	g.acceptObjects(flooded, fromSync)
+	g.acceptObjects(tombstones(t, insider, flood/4, Forever), fromSync)
 	if v := g.View(); !hasProblem(v, ProblemFull, "node-9 has made") {
 		t.Errorf("problems %v, want one that names who fills the store", v.Problems)
 	}
@@ -76,7 +76,7 @@ func TestHostileTombstonesLeaveRoom(t *testing.T) {
 	if err := g.Forget(idOf(2), 1); err != nil {
 		t.Error(err)
 	}
-	g.accept([][]byte{signVerdict(t, 1, verdict{testVerdict(1, 0, mesh.HealthDown, 1), 1, 1}), signRecord(t, 5, testRecord(5, 1))}, fromSync)
+	g.acceptObjects([][]byte{signVerdict(t, 1, verdict{testVerdict(1, 0, mesh.HealthDown, 1), 1, 1}), signRecord(t, 5, testRecord(5, 1))}, fromSync)
 	if v := g.View(); len(v.Verdicts) != 2 || sequenceOf(v, idOf(2)) != 0 || sequenceOf(v, idOf(5)) != 1 {
 		t.Errorf("verdicts %v, records %v; want two verdicts, no record of node-2 and one of node-5", v.Verdicts, v.Records)
 	}
@@ -85,8 +85,8 @@ func TestHostileTombstonesLeaveRoom(t *testing.T) {
 	if err := g.Forget(idOf(insider), Forever); err != nil {
 		t.Fatal(err)
 	}
-	g.accept([][]byte{signRecord(t, 3, testRecord(3, 1)), signRecord(t, 4, testRecord(4, 1))}, fromSync)
-	g.accept(flooded[:20], fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 3, testRecord(3, 1)), signRecord(t, 4, testRecord(4, 1))}, fromSync)
+	g.acceptObjects(flooded[:20], fromSync)
 	if v := g.View(); sequenceOf(v, idOf(3)) != 1 || sequenceOf(v, idOf(4)) != 1 || sequenceOf(v, idOf(insider)) != 0 {
 		t.Errorf("records %v, want back whom the insider has buried", v.Records)
 	}
@@ -108,8 +108,8 @@ func TestHostileTombstonesLeaveRoom(t *testing.T) {
 	}
 }
 
-// A disk on which the store of an earlier version was full leaves room for what
-// the others say.
+// A disk on which the store of an earlier version was full leaves room for what the
+// others say.
 func TestHostileOldDiskLeavesRoom(t *testing.T) {
 	const insider = 9
 	now := time.Unix(1700000000, 0)
@@ -120,7 +120,7 @@ func TestHostileOldDiskLeavesRoom(t *testing.T) {
 		remembered.Highest = append(remembered.Highest, Highest{string(key.bytes()), 5})
 	}
 	g.restore(remembered)
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1)), signVerdict(t, 1, verdict{testVerdict(1, 2, mesh.HealthDown, 1), 1, 1}), signRecord(t, 2, testRecord(2, 1))}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1)), signVerdict(t, 1, verdict{testVerdict(1, 2, mesh.HealthDown, 1), 1, 1}), signRecord(t, 2, testRecord(2, 1))}, fromSync)
 	if v := g.View(); len(v.Records) != 2 || len(v.Verdicts) != 1 {
 		t.Errorf("records %v, verdicts %v; want two and one", v.Records, v.Verdicts)
 	}
@@ -132,13 +132,13 @@ func TestHostileOldDiskLeavesRoom(t *testing.T) {
 	}
 }
 
-// However many identities somebody makes, who was known before says what it has
-// to say, and the store stays bounded.
+// However many identities somebody makes, who was known before says what it has to say,
+// and the store stays bounded.
 func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
 	for n := range 3 {
-		g.accept([][]byte{signRecord(t, n+1, testRecord(n+1, 1))}, fromSync)
+		g.acceptObjects([][]byte{signRecord(t, n+1, testRecord(n+1, 1))}, fromSync)
 	}
 	for i := range maxAuthors + 200 {
 		seed := make([]byte, ed25519.SeedSize)
@@ -164,7 +164,7 @@ func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		g.accept(append(raws, revocation), fromSync)
+		g.acceptObjects(append(raws, revocation), fromSync)
 	}
 	if n := len(g.store.authors); n != maxUnmet || len(g.store.highest) > 2*maxAuthors {
 		t.Errorf("%d authors and %d sequences, want %d and not many more than twice that", n, len(g.store.highest), maxUnmet)
@@ -172,10 +172,10 @@ func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 	if v := g.View(); !hasProblem(v, ProblemFull, "takes in 256 more") {
 		t.Errorf("problems %v, want %s", v.Problems, ProblemFull)
 	}
-	g.accept([][]byte{signRecord(t, 4, testRecord(4, 1))}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 4, testRecord(4, 1))}, fromSync)
 	before := sequenceOf(g.View(), idOf(4))
 	g.transport.voices.hear(idOf(4), voice{addr: netip.MustParseAddr("192.0.2.1"), at: now})
-	g.accept([][]byte{signRecord(t, 4, testRecord(4, 1))}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 4, testRecord(4, 1))}, fromSync)
 	if after := sequenceOf(g.View(), idOf(4)); before != 0 || after != 1 {
 		t.Errorf("a newcomer's record: got sequence %d before its greeting and %d after it, want 0 and 1", before, after)
 	}
@@ -188,11 +188,11 @@ func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 	if err := g.Forget(idOf(3), Forever); err != nil {
 		t.Errorf("our revocation: %v", err)
 	}
-	g.accept([][]byte{
+	g.acceptObjects([][]byte{
 		signRecord(t, 1, testRecord(1, 2)), signVerdict(t, 1, verdict{testVerdict(1, 2, mesh.HealthDown, 1), 1, 1}),
 		signTombstone(t, 1, invented(7), 3), signClient(t, 1, testClient("laptop")),
 	}, fromSync)
-	if v := g.View(); sequenceOf(v, idOf(1)) != 2 || len(v.Verdicts) != 2 || len(v.Clients) != 1 || g.store.buried[invented(7)] < 3 {
+	if v := g.View(); sequenceOf(v, idOf(1)) != 2 || len(v.Verdicts) != 2 || len(v.Clients) != 1 || g.store.forgottenUpTo[invented(7)] < 3 {
 		t.Errorf("sequence %d, %d verdicts, %d clients; want 2, 2 and 1, and a tombstone", sequenceOf(v, idOf(1)), len(v.Verdicts), len(v.Clients))
 	}
 }
@@ -232,7 +232,7 @@ func TestVerdictsThatStay(t *testing.T) {
 			say := func(subject mesh.ID, state mesh.Health, sequence uint64) {
 				v := verdict{testVerdict(1, 2, state, 1), 1, sequence}
 				v.Subject, v.Role = subject, role
-				g.accept([][]byte{signVerdict(t, 1, v)}, fromSync)
+				g.acceptObjects([][]byte{signVerdict(t, 1, v)}, fromSync)
 			}
 			first, usual := idOf(1), mesh.HealthDown // what stays is of this one
 			if role == mesh.RoleRelay {
@@ -263,8 +263,8 @@ func TestHostileTrustChangesMeanwhile(t *testing.T) {
 	}
 	c := testCluster()
 	c.Trust = TrustList
-	g.trust(c, []mesh.ID{idOf(0)})
-	if g.admit(o) || len(g.View().Records) != 0 {
+	g.setTrust(c, []mesh.ID{idOf(0)})
+	if g.storeChecked(o) || len(g.View().Records) != 0 {
 		t.Errorf("records %v, want none", g.View().Records)
 	}
 }
@@ -274,7 +274,7 @@ func TestRecordsComeFirst(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
 	for n := range 4 {
-		g.accept([][]byte{signTombstone(t, 1, invented(n), 1), signRecord(t, n+1, testRecord(n+1, 1))}, fromSync)
+		g.acceptObjects([][]byte{signTombstone(t, 1, invented(n), 1), signRecord(t, n+1, testRecord(n+1, 1))}, fromSync)
 	}
 	raws, err := unpackObjects(delegate{g}.LocalState(true)[1:])
 	if err != nil || len(raws) != 8 {
@@ -350,7 +350,7 @@ func TestHostileRevocationsConverge(t *testing.T) {
 				t.Fatalf("%d and %d objects", len(s.objects), len(stores[0].objects))
 			}
 			revoked := s.revocations().revoked()
-			for id, upTo := range s.buried {
+			for id, upTo := range s.forgottenUpTo {
 				if (upTo == Forever) != revoked[id] {
 					t.Errorf("%v: buried up to %d, revoked %v", id, upTo, revoked[id])
 				}
@@ -364,8 +364,8 @@ func TestHostileRevocationsConverge(t *testing.T) {
 	})
 }
 
-// Two nodes that revoke each other: the lower fingerprint stays, and the other is
-// told why its word does not count.
+// Two nodes that revoke each other: the lower fingerprint stays, and the other is told
+// why its word does not count.
 func TestHostileMutualRevocation(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	for _, other := range []int{1, 2, 3, 4, 5, 6} {
@@ -373,7 +373,7 @@ func TestHostileMutualRevocation(t *testing.T) {
 		if err := g.Publish(testRecord(0, 1)); err != nil {
 			t.Fatal(err)
 		}
-		g.accept([][]byte{signRecord(t, other, testRecord(other, 1)), signTombstone(t, other, idOf(0), Forever)}, fromSync)
+		g.acceptObjects([][]byte{signRecord(t, other, testRecord(other, 1)), signTombstone(t, other, idOf(0), Forever)}, fromSync)
 		if !hasProblem(g.View(), ProblemRevoked, "revoked") {
 			t.Fatal("it is not revoked")
 		}
@@ -385,9 +385,9 @@ func TestHostileMutualRevocation(t *testing.T) {
 	}
 }
 
-// An insider fills the stores of a running cluster, buries its nodes and revokes
-// them. Failover and newcomers find room meanwhile, and all is undone when the
-// insider is revoked.
+// An insider fills the stores of a running cluster, buries its nodes and revokes them.
+// Failover and newcomers find room meanwhile, and all is undone when the insider is
+// revoked.
 func TestHostileInsiderIsUndone(t *testing.T) {
 	t.Parallel()
 	nodes := startCluster(t, 4)
@@ -439,17 +439,17 @@ func TestHostileInsiderIsUndone(t *testing.T) {
 	}
 }
 
-// Whatever epoch somebody says, the node that it is about can raise itself, and
-// others can say again that it is down.
+// Whatever epoch somebody says, the node that it is about can raise itself, and others
+// can say again that it is down.
 func TestHostileEpochsLeaveRoom(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	for _, epoch := range []uint64{maxSequence, maxSequence - 1, mesh.EpochStep + 1, mesh.EpochStep, mesh.EpochStep - 1} {
 		g := idle(t, &now)
-		g.accept([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
+		g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
 		if err := g.Publish(testRecord(0, 1)); err != nil {
 			t.Fatal(err)
 		}
-		g.accept([][]byte{signVerdict(t, 1, verdict{testVerdict(1, 0, mesh.HealthDown, epoch), 1, 1})}, fromSync)
+		g.acceptObjects([][]byte{signVerdict(t, 1, verdict{testVerdict(1, 0, mesh.HealthDown, epoch), 1, 1})}, fromSync)
 		standing := func() mesh.Verdict { return highestOf(g.View().Verdicts) }
 		// A verdict that was too far ahead may count after the first time.
 		for range 2 {
@@ -460,7 +460,7 @@ func TestHostileEpochsLeaveRoom(t *testing.T) {
 		if got := standing(); got.State != mesh.HealthUp {
 			t.Errorf("epoch %d: after it has raised itself: %+v", epoch, got)
 		}
-		g.accept([][]byte{signVerdict(t, 2, verdict{testVerdict(2, 0, mesh.HealthDown, standing().Epoch+1), 1, 1}), signRecord(t, 2, testRecord(2, 1))}, fromSync)
+		g.acceptObjects([][]byte{signVerdict(t, 2, verdict{testVerdict(2, 0, mesh.HealthDown, standing().Epoch+1), 1, 1}), signRecord(t, 2, testRecord(2, 1))}, fromSync)
 		if got := standing(); got.State != mesh.HealthDown {
 			t.Errorf("epoch %d: after another one has taken it out: %+v", epoch, got)
 		}
@@ -494,7 +494,7 @@ func TestHostileOwnEpochHasALimit(t *testing.T) {
 func TestRefusedVerdictSaysWhatToExceed(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
 	if err := g.Publish(testRecord(0, 1)); err != nil {
 		t.Fatal(err)
 	}

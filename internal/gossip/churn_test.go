@@ -4,9 +4,8 @@ package gossip
 
 import "testing"
 
-// A thousand nodes, with -short a hundred, come and go, and leave nothing behind in
-// one that stays: no file, no stream, and little memory. TestMain counts the
-// goroutines.
+// A thousand nodes, with -short a hundred, come and go, and leave nothing behind in one
+// that stays: no file, no stream, and little memory. TestMain counts the goroutines.
 func TestJoinsAndLeavesLeaveNothing(t *testing.T) { // not parallel: it counts files
 	stays := startNode(t, 0, nil)
 	stays.publish(1)
@@ -33,8 +32,8 @@ func TestJoinsAndLeavesLeaveNothing(t *testing.T) { // not parallel: it counts f
 		round(boot)
 	}
 	eventually(t, "all closed", []*testNode{stays}, func(View) bool { return openFiles(t) <= files })
-	// What was stopped a moment ago still has timers. A leak of all that a node
-	// has would be several times as much.
+	// What was stopped a moment ago still has timers. A leak of all that a node has would
+	// be several times as much.
 	if grown := int64(heap()) - int64(memory); grown > 8<<20 {
 		t.Errorf("the heap has grown by %d bytes over %d joins", grown, rounds)
 	}
@@ -45,8 +44,8 @@ func TestJoinsAndLeavesLeaveNothing(t *testing.T) { // not parallel: it counts f
 	}
 }
 
-// Nodes come under an identity of their own each, go, and are forgotten. What is
-// kept of each is its tombstone and where it was, nothing more.
+// Nodes come under an identity of their own each, go, and are forgotten. What is kept of
+// each is its tombstone and where it was, nothing more.
 func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
 	t.Parallel()
 	const rounds = 30
@@ -69,7 +68,7 @@ func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
 	}
 	stays.mu.Lock()
 	s := stays.store
-	objects, buried := max(len(s.objects), len(s.sums), len(s.highest)), len(s.buried)
+	objects, buried := max(len(s.objects), len(s.sums), len(s.highest)), len(s.forgottenUpTo)
 	stays.mu.Unlock()
 	if objects != rounds+2 || buried != rounds {
 		t.Errorf("got %d objects and %d buried, want %d tombstones, a record and the settings", objects, buried, rounds)

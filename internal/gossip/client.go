@@ -14,7 +14,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// clientSequence is that of every client: one is never changed, only buried.
+// clientSequence is the sequence of every client, because a client is never changed, only
+// removed.
 const clientSequence = 1
 
 // clientBody is a client as the content of an object.
@@ -35,8 +36,8 @@ func (b clientBody) author() ed25519.PublicKey { return b.Author }
 func (b clientBody) subject() mesh.ID          { return b.ID }
 func (b clientBody) sequence() uint64          { return clientSequence }
 
-// covered: a client outlives the record of the node that added it, and goes with
-// an identity that is revoked.
+// covered: a client stays when the record of the node that added it is forgotten, but not
+// when that node is revoked.
 func (b clientBody) covered(buried map[mesh.ID]uint64) bool {
 	return buried[b.ID] >= clientSequence || buried[mesh.IDOf(b.Author)] == Forever
 }
@@ -59,8 +60,8 @@ func encodeClient(c mesh.Client) ([]byte, error) {
 	return payload, nil
 }
 
-// decodeClient reads a client. Its ID is a hash of the payload, so that nobody can
-// give two clients one.
+// decodeClient decodes a client. Its ID is a hash of the payload, so that no two clients
+// have the same one.
 func decodeClient(payload []byte) (body, error) {
 	var w wireClient
 	if err := decoding.Unmarshal(payload, &w); err != nil {
@@ -101,7 +102,7 @@ func decodeClient(payload []byte) (body, error) {
 	return clientBody{c}, nil
 }
 
-// AddClient signs a client and makes it known. Its author and ID are filled in.
+// AddClient signs a client and distributes it. It fills in the author and the ID.
 func (g *Gossip) AddClient(c mesh.Client) (mesh.Client, error) {
 	c.Author = g.identity.Public().(ed25519.PublicKey)
 	payload, err := encodeClient(c)
@@ -112,7 +113,7 @@ func (g *Gossip) AddClient(c mesh.Client) (mesh.Client, error) {
 	if err != nil {
 		return mesh.Client{}, fmt.Errorf("add client %s: %w", c.Name, err)
 	}
-	result, err := g.put(o)
+	result, err := g.storeOwn(o)
 	if err == nil && result != fresh {
 		err = ErrStale
 	}
@@ -124,14 +125,14 @@ func (g *Gossip) AddClient(c mesh.Client) (mesh.Client, error) {
 	return o.body.(clientBody).Client, nil
 }
 
-// RemoveClient buries a client, for ever and on all nodes. That whoever had its key
-// may be added again makes it another client.
+// RemoveClient removes a client for ever on all nodes. A client that is added again
+// later, even with the same key, is another client.
 func (g *Gossip) RemoveClient(id mesh.ID) error { return g.Forget(id, clientSequence) }
 
 // clients returns all clients, by ID.
 func (s *store) clients() []mesh.Client {
 	var all []mesh.Client
-	for _, o := range s.rest {
+	for _, o := range s.nonRecords {
 		if b, ok := o.body.(clientBody); ok {
 			c := b.Client
 			c.Author, c.Access = slices.Clone(c.Author), slices.Clone(c.Access)

@@ -17,10 +17,10 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// errNoPath: nothing is known about where a node may be.
+// errNoPath: no address of the node is known.
 var errNoPath = errors.New("no address is known")
 
-// dial opens a stream to an address and learns who is there.
+// dial opens a stream to an address and learns which node is there.
 func (t *transport) dial(ctx context.Context, addr netip.AddrPort) (*stream, error) {
 	if t.filter != nil && !t.filter("tcp", addr) {
 		return nil, fmt.Errorf("dial %v: %w", addr, errNoPath)
@@ -34,18 +34,18 @@ func (t *transport) dial(ctx context.Context, addr netip.AddrPort) (*stream, err
 		conn.Close()
 		return nil, net.ErrClosed
 	}
-	s, err := t.greet(ctx, conn, addr)
+	s, err := t.dialHandshake(ctx, conn, addr)
 	if err != nil {
 		conn.Close()
-		t.forget(conn)
+		t.unregister(conn)
 		return nil, err
 	}
-	s.closed = func() { t.forget(conn) }
+	s.closed = func() { t.unregister(conn) }
 	return s, nil
 }
 
-// source is where our streams come from. A node that is bound to one address
-// speaks from there, as its packets do: others learn from it where we are.
+// source returns the local address of our streams. A node that is bound to one address
+// uses that one, as its packets do, because others learn our address from it.
 func (t *transport) source(to netip.AddrPort) net.Addr {
 	own := t.bound().Addr()
 	if own.IsUnspecified() || own.Is4() != to.Addr().Is4() {
@@ -54,8 +54,8 @@ func (t *transport) source(to netip.AddrPort) net.Addr {
 	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(own, 0))
 }
 
-// greet shakes hands on a dialled connection and judges the answer.
-func (t *transport) greet(ctx context.Context, conn net.Conn, addr netip.AddrPort) (*stream, error) {
+// dialHandshake runs the handshake on a dialled connection and checks the peer.
+func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, addr netip.AddrPort) (*stream, error) {
 	deadline := time.Now().Add(helloTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
@@ -67,10 +67,10 @@ func (t *transport) greet(ctx context.Context, conn net.Conn, addr netip.AddrPor
 	defer stop()
 	ours := t.ourHello()
 	ours.you = addr
-	s, err := t.greeter().greet(conn, ours)
+	s, err := t.handshaker().initiate(conn, ours)
 	if errors.Is(err, errRejected) || errors.Is(err, errSealed) {
 		t.counters.add("dial-rejected")
-		t.meet(addr.String(), mesh.Problem{
+		t.reportProblem(addr.String(), mesh.Problem{
 			Kind: ProblemSecret, Node: addr.String(), Text: fmt.Sprintf("%v %v", addr, err),
 			Advice: "put the same secret on both nodes, or take the address out of join",
 		})
@@ -78,8 +78,8 @@ func (t *transport) greet(ctx context.Context, conn net.Conn, addr netip.AddrPor
 	if err != nil {
 		return nil, fmt.Errorf("greet %v: %w", addr, err)
 	}
-	t.notices.settle(addr.String(), ProblemSecret)
-	if err := t.judge(s.peer, addr.String()); err != nil {
+	t.notices.resolve(addr.String(), ProblemSecret)
+	if err := t.checkPeer(s.peer, addr.String()); err != nil {
 		return nil, fmt.Errorf("greet %v: %w", addr, err)
 	}
 	t.mu.Lock()
@@ -90,11 +90,11 @@ func (t *transport) greet(ctx context.Context, conn net.Conn, addr netip.AddrPor
 	return s, conn.SetDeadline(time.Time{})
 }
 
-// judge decides whether to talk to a node that has proved to be there now.
-func (t *transport) judge(peer hello, place string) error {
+// checkPeer decides whether to talk to a node that has proved its identity.
+func (t *transport) checkPeer(peer hello, place string) error {
 	if peer.id == t.self.id {
 		if peer.instance != t.self.instance {
-			t.meet(place, mesh.Problem{
+			t.reportProblem(place, mesh.Problem{
 				Kind: ProblemTwin, Node: place, Text: "a second daemon runs with this node's identity at " + place,
 				Advice: "stop one of them and remove its state directory, so that it makes an identity of its own",
 			})
@@ -104,13 +104,13 @@ func (t *transport) judge(peer hello, place string) error {
 	}
 	all := differences(t.ourHello().cluster, peer.cluster, place)
 	fatal := isFatal(all)
-	t.notices.settle(place, ProblemCluster, ProblemSettings)
+	t.notices.resolve(place, ProblemCluster, ProblemSettings)
 	for _, d := range all {
 		kind, advice := ProblemSettings, "write the same cluster settings on both nodes"
 		if d.fatal {
 			kind = ProblemCluster
 		}
-		t.meet(place, mesh.Problem{Kind: kind, Node: place, Text: d.text, Advice: advice})
+		t.reportProblem(place, mesh.Problem{Kind: kind, Node: place, Text: d.text, Advice: advice})
 	}
 	if fatal {
 		t.counters.add("stream-cluster")
@@ -119,15 +119,15 @@ func (t *transport) judge(peer hello, place string) error {
 	return nil
 }
 
-// meet notes a problem and logs it once.
-func (t *transport) meet(place string, p mesh.Problem) {
-	if t.notices.meet(place, p) {
-		t.log.at(slog.LevelWarn, "problem met", "kind", p.Kind, "node", p.Node, "text", p.Text, "advice", p.Advice)
+// reportProblem records a problem and logs it once.
+func (t *transport) reportProblem(place string, p mesh.Problem) {
+	if t.notices.add(place, p) {
+		t.log.at(slog.LevelWarn, "gossip problem", "kind", p.Kind, "node", p.Node, "text", p.Text, "advice", p.Advice)
 	}
 }
 
-// dialNode opens a stream to a node over whichever of its paths answers first.
-// Each has a head start over the next.
+// dialNode opens a stream to a node over the path that answers first. The paths are tried
+// in order, each with a head start over the next.
 func (t *transport) dialNode(ctx context.Context, id mesh.ID) (*stream, error) {
 	t.mu.Lock()
 	addrs := t.paths.order(id, t.now())
@@ -153,7 +153,7 @@ func (t *transport) dialNode(ctx context.Context, id mesh.ID) (*stream, error) {
 			s, err := t.dial(ctx, addr)
 			if err == nil && s.peer.id != id {
 				s.Close()
-				s, err = nil, fmt.Errorf("dial %v: %v lives there", addr, s.peer.id)
+				s, err = nil, fmt.Errorf("dial %v: %v is there", addr, s.peer.id)
 			}
 			results <- result{s, err}
 		}()
@@ -177,25 +177,24 @@ func (t *transport) dialNode(ctx context.Context, id mesh.ID) (*stream, error) {
 	return winner, nil
 }
 
-// offer keeps an open stream for memberlist to take, and returns the name by
-// which its Join is to ask for it. Joining by a name of ours lets us dial by
-// ourselves, in parallel and with errors that say what happened; memberlist's
-// own lose theirs.
-func (t *transport) offer(s *stream) (target string, withdraw func()) {
+// offerStream stores an open stream for memberlist, and returns the name with which
+// memberlist's Join asks for it. Dialling ourselves allows us to dial in parallel, and to
+// see errors that memberlist's Join would lose.
+func (t *transport) offerStream(s *stream) (target string, withdraw func()) {
 	name := "@" + strconv.FormatUint(t.counter.Add(1), 10)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.offers[name] = s
 	at := net.JoinHostPort(syntheticIP(s.peer.id).String(), strconv.Itoa(syntheticPort))
 	return name + "/" + at, func() {
-		if s := t.take(name); s != nil {
+		if s := t.takeStream(name); s != nil {
 			s.Close()
 		}
 	}
 }
 
-// take returns an offered stream, once.
-func (t *transport) take(name string) *stream {
+// takeStream returns an offered stream, once.
+func (t *transport) takeStream(name string) *stream {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.offers[name]
@@ -203,15 +202,15 @@ func (t *transport) take(name string) *stream {
 	return s
 }
 
-// DialTimeout is not used by memberlist where nodes have names.
+// DialTimeout is not used by memberlist, because all nodes have names.
 func (t *transport) DialTimeout(string, time.Duration) (net.Conn, error) {
 	return nil, errors.New("dial: the node has no name")
 }
 
-// DialAddressTimeout opens a stream to the node of that name, or hands over
-// one that was offered under it.
+// DialAddressTimeout opens a stream to the node with that name, or returns the stream
+// that was offered under it.
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	if s := t.take(a.Name); s != nil {
+	if s := t.takeStream(a.Name); s != nil {
 		return s, nil
 	}
 	id, err := nodeID(a.Name)
@@ -227,8 +226,8 @@ func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Durati
 	return s, nil
 }
 
-// register notes an open connection, to be closed at the end. It says no if
-// the end has come.
+// register records an open connection, to be closed at shutdown. It returns false if the
+// transport is shutting down.
 func (t *transport) register(conn net.Conn) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -239,7 +238,7 @@ func (t *transport) register(conn net.Conn) bool {
 	return true
 }
 
-func (t *transport) forget(conn net.Conn) {
+func (t *transport) unregister(conn net.Conn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.open, conn)

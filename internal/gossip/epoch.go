@@ -17,22 +17,21 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// In memberlist, whoever is called dead contradicts with a higher incarnation.
-// That number has 32 bits, so somebody with the secret can accuse a node in a
-// way that nothing is above, and the node would be dead until the others have
-// forgotten the accusation, over and over again. Against that, a node's name in
-// memberlist is its fingerprint and an epoch. One that is driven to an absurd
-// incarnation comes back as a new member, of whom nothing has been said, and
-// everybody counts members by their fingerprints.
+// In memberlist, a node that is called dead refutes this with a higher incarnation. An
+// incarnation has 32 bits, so an attacker with the secret can call a node dead with the
+// highest one, which nothing can refute. The node would be dead until the others have
+// forgotten it, over and over again. Therefore a node's name in memberlist is its
+// fingerprint and an epoch. A node that is forced to an absurd incarnation comes back as
+// a new member, and all nodes count members by fingerprint.
 
-// maxIncarnation is never reached by contradicting those who are mistaken.
+// maxIncarnation is never reached by refuting honest mistakes.
 const maxIncarnation = 1 << 20
 
-// renameEvery bounds how often a node changes its epoch.
+// renameEvery limits how often a node changes its epoch.
 const renameEvery = time.Second
 
-// nodeName is a node's name in memberlist. A node begins each run with epoch 0;
-// the later ones are random, so that nobody can call them dead in advance.
+// nodeName returns a node's name in memberlist. A node begins each run with epoch 0; the
+// later ones are random, so that nobody can call them dead in advance.
 func nodeName(id mesh.ID, epoch uint32) string {
 	if epoch == 0 {
 		return id.String()
@@ -40,7 +39,7 @@ func nodeName(id mesh.ID, epoch uint32) string {
 	return fmt.Sprintf("%s-%08x", id, epoch)
 }
 
-// nodeID returns whose name it is, in any epoch.
+// nodeID returns the node to which a name belongs, in any epoch.
 func nodeID(name string) (mesh.ID, error) {
 	text, epoch, later := strings.Cut(name, "-")
 	id, err := mesh.ParseID(text)
@@ -56,20 +55,20 @@ func nodeID(name string) (mesh.ID, error) {
 	return id, nil
 }
 
-// lent is the transport as memberlist has it: it outlives the memberlist of one
-// epoch.
-type lent struct {
+// memberTransport is the transport as one memberlist sees it. The transport outlives the
+// memberlist of an epoch.
+type memberTransport struct {
 	*transport
-	name    string        // of the member that we are
-	evicted chan struct{} // it can't be held any more
+	name    string        // our member name
+	evicted chan struct{} // signals that the name can't be defended any more
 }
 
 // Shutdown leaves the transport open.
-func (lent) Shutdown() error { return nil }
+func (memberTransport) Shutdown() error { return nil }
 
-// WriteToAddress sends one of memberlist's packets, and notices by the way if
-// we are driven to say that we are alive under an absurd incarnation.
-func (l lent) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
+// WriteToAddress sends one of memberlist's packets. It also detects that we are forced to
+// announce ourselves with an absurd incarnation.
+func (l memberTransport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
 	if isEvicted(b, l.name) {
 		select {
 		case l.evicted <- struct{}{}:
@@ -79,9 +78,9 @@ func (l lent) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) 
 	return l.transport.WriteToAddress(b, a)
 }
 
-// enter becomes a member under the name of an epoch.
-func (g *Gossip) enter(epoch uint32) error {
-	member := lent{g.transport, nodeName(g.self, epoch), make(chan struct{}, 1)}
+// startMemberlist becomes a member under the name of an epoch.
+func (g *Gossip) startMemberlist(epoch uint32) error {
+	member := memberTransport{g.transport, nodeName(g.self, epoch), make(chan struct{}, 1)}
 	list, err := memberlist.Create(g.memberlistConfig(member, g.members.listen(member.name)))
 	if err != nil {
 		return fmt.Errorf("set up memberlist: %w", err)
@@ -92,25 +91,25 @@ func (g *Gossip) enter(epoch uint32) error {
 	return nil
 }
 
-// membership returns the memberlist of this epoch, and what it has of ours.
-func (g *Gossip) membership() (*memberlist.Memberlist, lent) {
+// membership returns the memberlist of this epoch, and its transport.
+func (g *Gossip) membership() (*memberlist.Memberlist, memberTransport) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.list, g.member
 }
 
-// epochLoop begins a new epoch whenever we are evicted.
+// epochLoop begins a new epoch whenever our member name can't be defended any more.
 func (g *Gossip) epochLoop(ctx context.Context) {
 	for {
 		list, member := g.membership()
 		select {
 		case <-member.evicted:
 			g.counters.add("member-evicted")
-			g.log.at(slog.LevelWarn, "somebody with the secret calls this node dead; it comes back under another member name", "name", member.name)
+			g.log.at(slog.LevelWarn, "a host with the secret calls this node dead; rejoining under another member name", "name", member.name)
 			if err := list.Shutdown(); err != nil {
 				g.log.at(slog.LevelWarn, "stop memberlist", "err", err)
 			}
-			if err := g.reenter(ctx); err != nil {
+			if err := g.restartMemberlist(ctx); err != nil {
 				g.log.at(slog.LevelError, "come back under another member name", "err", err)
 				return
 			}
@@ -123,25 +122,25 @@ func (g *Gossip) epochLoop(ctx context.Context) {
 	}
 }
 
-// reenter becomes a member again, and makes the others known to the new
-// memberlist before anybody is missed.
-func (g *Gossip) reenter(ctx context.Context) error {
+// restartMemberlist becomes a member again, and tells the new memberlist of the other
+// nodes before they count as lost.
+func (g *Gossip) restartMemberlist(ctx context.Context) error {
 	var b [4]byte
 	if _, err := io.ReadFull(g.transport.random, b[:]); err != nil {
 		return fmt.Errorf("draw an epoch: %w", err)
 	}
 	others := g.members.others()
-	if err := g.enter(max(1, binary.BigEndian.Uint32(b[:]))); err != nil {
+	if err := g.startMemberlist(max(1, binary.BigEndian.Uint32(b[:]))); err != nil {
 		return err
 	}
-	for _, id := range firstN(others, reenterJoins) {
+	for _, id := range firstN(others, restartJoins) {
 		g.joinNode(ctx, id)
 	}
-	if g.members.settle() {
+	if g.members.dropStale() {
 		g.signal()
 	}
 	return nil
 }
 
-// reenterJoins is how many others are told at once that we are back.
-const reenterJoins = 3
+// restartJoins is how many other nodes are told at once that we are back.
+const restartJoins = 3

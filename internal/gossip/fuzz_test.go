@@ -14,8 +14,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// FuzzInboundPacket feeds what stands behind a packet's seal, down to what
-// memberlist would get to see, and to the store.
+// FuzzInboundPacket feeds what stands behind a packet's seal, down to what memberlist
+// would get to see, and to the store.
 func FuzzInboundPacket(f *testing.F) {
 	now := time.Unix(1700000000, 0)
 	record := signRecord(f, 1, testRecord(1, 1))
@@ -30,7 +30,7 @@ func FuzzInboundPacket(f *testing.F) {
 		{kind: kindObjects, payload: objects},
 		{kind: kindSync, payload: s.rootMessage()},
 		{kind: kindSync, payload: steps[0], want: true},
-		{kind: kindSync, payload: s.lists(make([]byte, 8*buckets))[0]},
+		{kind: kindSync, payload: s.listDifferences(make([]byte, 8*buckets))[0]},
 		{kind: kindHere, payload: make([]byte, 8)},
 		{kind: kindMemberlist, payload: accusation("a", "b", 7)},
 		{kind: kindMemberlist, payload: append([]byte{memberlistCRC, 0, 0, 0, 0, memberlistCompound, 1, 0, 2}, memberlistPing, 0x80)},
@@ -57,7 +57,7 @@ func FuzzInboundPacket(f *testing.F) {
 			isEvicted(p.payload, "a")
 		case kindObjects:
 			if raws, err := unpackObjects(p.payload[min(1, len(p.payload)):]); err == nil {
-				g.accept(raws, fromSync)
+				g.acceptObjects(raws, fromSync)
 			}
 		case kindSync:
 			steps, objects, _ := g.store.answer(p.payload)
@@ -80,8 +80,8 @@ type tape struct {
 func (t *tape) Read(b []byte) (int, error) { return t.Reader.Read(b) }
 func (*tape) Write(b []byte) (int, error)  { return len(b), nil }
 
-// FuzzInboundStream feeds the raw bytes of a stream, what stands behind the
-// seal of its hello and of its first frame, and the state of a push/pull.
+// FuzzInboundStream feeds the raw bytes of a stream, what stands behind the seal of its
+// hello and of its first frame, and the state of a push/pull.
 func FuzzInboundStream(f *testing.F) {
 	now := time.Unix(1700000000, 0)
 	ring := testRing(f, testSecret)
@@ -91,7 +91,7 @@ func FuzzInboundStream(f *testing.F) {
 	}
 	f.Add(h)
 	var raw bytes.Buffer
-	if _, err := testGreeter(ring, 0).writeHello(&raw, ring[0], testHello(0), asDialer); err != nil {
+	if _, err := testHandshaker(ring, 0).writeHello(&raw, ring[0], testHello(0), asDialer); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(raw.Bytes())
@@ -100,7 +100,7 @@ func FuzzInboundStream(f *testing.F) {
 	state, _ := packObjects([]byte{formatVersion}, [][]byte{signRecord(f, 1, testRecord(1, 1))}, maxState)
 	f.Add(state)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if _, err := testGreeter(ring, 1).welcome(&tape{Reader: *bytes.NewReader(b)}, testHello(1)); err == nil {
+		if _, err := testHandshaker(ring, 1).respond(&tape{Reader: *bytes.NewReader(b)}, testHello(1)); err == nil {
 			t.Error("a stream without a first frame is welcome")
 		}
 		if h, err := parseHello(b); err == nil {
@@ -125,15 +125,15 @@ func FuzzInboundStream(f *testing.F) {
 func FuzzDecodeSettings(f *testing.F) {
 	f.Add(tellSettings(f, 0, 1, settingsOf(testCluster()))[objectHeader:])
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		b, err := decodeTold(payload)
+		b, err := decodeSettings(payload)
 		if err != nil {
 			return
 		}
-		again, err := encodeTold(b.(told))
+		again, err := encodeSettings(b.(settingsBody))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c, err := decodeTold(again); err != nil || !cmp.Equal(b, c, cmp.AllowUnexported(told{})) {
+		if c, err := decodeSettings(again); err != nil || !cmp.Equal(b, c, cmp.AllowUnexported(settingsBody{})) {
 			t.Errorf("settings %+v became %+v, %v", b, c, err)
 		}
 	})

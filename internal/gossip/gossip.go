@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package gossip tells all nodes what each of them says, and who is alive.
+// Package gossip distributes what each node says to all others, and detects which nodes
+// are alive.
 //
-// Membership and failure detection are hashicorp/memberlist's. What nodes have
-// to say travels beside it, as signed objects in a store that every node has a
-// copy of: see [Gossip.Publish], [Gossip.Judge], [Gossip.AddClient] and [Gossip.Forget]; and see
-// settings for what is agreed upon without a person. Below both is a transport
-// of our own, which seals every packet and stream with keys of the cluster's
-// secret and finds the way to a node by its fingerprint.
+// Membership and failure detection are hashicorp/memberlist's. What nodes say travels
+// beside it, as signed objects in a store that is replicated to every node: see
+// [Gossip.Publish], [Gossip.Judge], [Gossip.AddClient] and [Gossip.Forget]; and see the
+// type settings for what nodes agree on without a person. Below both is a transport of
+// our own, which encrypts every packet and stream with keys derived from the cluster's
+// secret, and finds the address of a node by its fingerprint.
 //
-// So there are three layers of trust. Without the secret nobody is heard at
-// all. With it, one takes part in gossip, and may lie about who is alive; a node
-// that is called dead comes back, see lent. What a node says of itself only the
-// node can say, because it is signed with the node's identity and numbered; with
-// a list of those who are trusted, others say nothing that counts.
+// So there are three layers of trust. A host without the secret is ignored. A host with
+// the secret takes part in gossip and may lie about which nodes are alive; a node that is
+// falsely called dead comes back, see memberTransport. What a node says about itself only
+// that node can say, because it is signed with its identity and numbered. With a list of
+// trusted nodes, everything that others say is ignored.
 //
-// Nobody acts on an event here. [Gossip.Changed] says that something is
-// different, and [Gossip.View] is all there is to know, as one value.
+// Events carry no data. [Gossip.Changed] only signals that something is different, and
+// [Gossip.View] returns all that is known, as one value.
 package gossip
 
 import (
@@ -40,27 +41,27 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// ErrStale is returned by Publish for a sequence that others have seen
-// already, or that is forgotten; View.OwnSequence says what to go beyond.
+// ErrStale is returned by Publish for a sequence that others have already seen, or that
+// is forgotten; a sequence above View.OwnSequence is accepted.
 var ErrStale = errors.New("the sequence is not new")
 
-// Options say who we are and where to begin. Identity, Cluster, Secrets, Boot,
-// Instance and Bind are needed.
+// Options configure a Gossip. Identity, Cluster, Secrets, Boot, Instance and Bind are
+// required.
 type Options struct {
 	Identity ed25519.PrivateKey
 	Cluster  mesh.Cluster
-	Secrets  [][32]byte // the first one seals, all of them open
+	Secrets  [][32]byte // the first one encrypts, all of them decrypt
 
-	// Boot rises with each start of the daemon, and is on disk before Start is
-	// called: others take packets of a lower one for replays.
+	// Boot increases with each start of the daemon, and is on disk before Start is
+	// called: other nodes treat packets with a lower one as replays.
 	Boot     uint64
-	Instance uint64 // random, drawn at each start
+	Instance uint64 // random, new at each start
 
 	Bind       string   // host:port; without a host, all addresses of both families
 	Join       []string // host:port, names or addresses
 	Remembered Remembered
 
-	Trusted []mesh.ID    // whose word counts if Cluster.Trust is TrustList; we ourselves always do
+	Trusted []mesh.ID    // the nodes that are trusted if Cluster.Trust is TrustList; this node always is
 	Adopted mesh.Cluster // View.Cluster before a restart; zero for none
 
 	Resolver Resolver         // default: net.DefaultResolver
@@ -71,16 +72,16 @@ type Options struct {
 	filter func(network string, to netip.AddrPort) bool // see transport
 }
 
-// Remembered is what survives a restart: on disk it makes every node a seed,
-// and replays useless.
+// Remembered is what is kept over a restart: with it every known node is a seed, and
+// replays are detected.
 type Remembered struct {
-	Objects [][]byte  // signed envelopes, as they came
+	Objects [][]byte  // signed envelopes, as received
 	Highest []Highest // sorted by key
 }
 
-// Highest is the highest sequence that was seen of an object.
+// Highest is the highest sequence of an object that was seen.
 type Highest struct {
-	Key      string // names the object; any bytes
+	Key      string // identifies the object; any bytes
 	Sequence uint64
 }
 
@@ -105,46 +106,44 @@ type Gossip struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
-	rejoin chan struct{} // the join list has changed
-	greet  chan struct{} // we have another address
+	rejoin chan struct{} // signals that the join list has changed
+	greet  chan struct{} // signals that our address has changed
 
 	mu        sync.Mutex // never held while memberlist is called
 	cluster   mesh.Cluster
-	adopted   settings         // from others; they count if they are later than cluster's
-	trusted   map[mesh.ID]bool // nil for everybody
+	adopted   settings         // from others; used if their generation is higher than cluster's
+	trusted   map[mesh.ID]bool // nil if all nodes are trusted
 	joinList  []string
 	list      *memberlist.Memberlist
-	member    lent // what it has of ours
+	member    memberTransport // the transport that list uses
 	store     *store
-	published uint64 // sequence of the record that we published last
-	foreign   foreign
-	full      time.Time // when it was last looked who fills the store
+	published uint64 // sequence of the last record that we published
+	foreign   foreignRecords
+	full      time.Time // when we last determined who fills the store
 	merged    bool
 	joinEmpty bool
-	// joinFailure is why nobody of the join list answered when it was asked last;
-	// "" if somebody did.
+	// joinFailure is why no node of the join list answered the last time; "" if one did.
 	joinFailure string
 }
 
-// foreign is what we have met of records of ours that another instance made.
-type foreign struct {
-	at       time.Time // first
-	sequence uint64    // last
-	times    int       // that one went beyond a record which we had published
+// foreignRecords is what we have seen of records of ours that another instance made.
+type foreignRecords struct {
+	at       time.Time // of the first
+	sequence uint64    // of the last
+	times    int       // how often one had a higher sequence than a record that we had published
 }
 
-// Start binds the sockets and begins to gossip. It does not wait for anybody
-// to answer. Stop ends it; so does the end of ctx, except that sockets stay
-// open until Stop.
+// Start binds the sockets and begins to gossip, without waiting for an answer. Stop ends
+// it; so does the end of ctx, except that the sockets stay open until Stop.
 func Start(ctx context.Context, o Options) (*Gossip, error) {
 	g, err := newGossip(o)
 	if err != nil {
 		return nil, fmt.Errorf("set up gossip: %w", err)
 	}
 	if err := g.transport.listen(ctx, o.Bind); err != nil {
-		return nil, err // it begins with the setting that is to blame
+		return nil, err // it begins with the setting that is wrong
 	}
-	if err := g.enter(0); err != nil {
+	if err := g.startMemberlist(0); err != nil {
 		return nil, errors.Join(err, g.transport.Shutdown())
 	}
 	ctx, g.cancel = context.WithCancel(ctx)
@@ -156,7 +155,7 @@ func Start(ctx context.Context, o Options) (*Gossip, error) {
 	return g, nil
 }
 
-// newGossip sets up everything that needs no network.
+// newGossip sets up everything that does not need the network.
 func newGossip(o Options) (*Gossip, error) {
 	if len(o.Identity) != ed25519.PrivateKeySize {
 		return nil, errors.New("no identity given")
@@ -184,7 +183,7 @@ func newGossip(o Options) (*Gossip, error) {
 		rejoin:    make(chan struct{}, 1),
 		greet:     make(chan struct{}, 1),
 		log:       newLimitedLog(o.Logger),
-		notices:   &notices{now: o.Now, met: make(map[notice]time.Time)},
+		notices:   &notices{now: o.Now, lastSeen: make(map[notice]time.Time)},
 		counters:  &counters{counts: make(map[string]uint64)},
 		changed:   make(chan struct{}, 1),
 		store:     newStore(),
@@ -213,9 +212,9 @@ func newGossip(o Options) (*Gossip, error) {
 		g.adopted = settingsOf(o.Adopted)
 	}
 	g.store.self = self
-	g.trust(o.Cluster, o.Trusted)
+	g.setTrust(o.Cluster, o.Trusted)
 	g.restore(o.Remembered)
-	g.store.met = g.transport.hasMet
+	g.store.hasMet = g.transport.hasMet
 	for _, r := range g.store.records() {
 		if r.ID() == self {
 			g.transport.voices.remember(r, g.now())
@@ -224,15 +223,14 @@ func newGossip(o Options) (*Gossip, error) {
 	return g, nil
 }
 
-// retransmitMult makes each node repeat what it gossips so many times for each digit
-// of the number of nodes: fifteen times among some hundred, which misses one node in a
-// million at a loss of one packet in ten.
+// retransmitMult is how often each node repeats what it gossips, for each digit of the
+// number of nodes: fifteen times in a cluster of some hundred, which misses one node in a
+// million if one packet in ten is lost.
 const retransmitMult = 5
 
-// memberlistConfig holds the timings with which a dead node is noticed within
-// ten seconds, and no living one suspected at a round trip of 300 ms and a loss
-// of one packet in ten.
-func (g *Gossip) memberlistConfig(member lent, l listener) *memberlist.Config {
+// memberlistConfig returns timings with which a dead node is detected within ten seconds,
+// and no live one is suspected at a round trip of 300 ms and a loss of one packet in ten.
+func (g *Gossip) memberlistConfig(member memberTransport, l listener) *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.Transport = member.name, member
 	c.Delegate = delegate{g}
@@ -242,9 +240,9 @@ func (g *Gossip) memberlistConfig(member lent, l listener) *memberlist.Config {
 	c.ProbeInterval = time.Second
 	c.ProbeTimeout = 350 * time.Millisecond
 	c.SuspicionMult = 3
-	// A suspicion ends after 3 s, whether others confirm it or not: who is
-	// alive has refuted it by then, and who waits for others waits three times
-	// as long for the dead.
+	// A suspicion ends after 3 s, whether other nodes confirm it or not: a live node has
+	// refuted it by then, and waiting for confirmations would triple the time to detect a
+	// dead node.
 	c.SuspicionMaxTimeoutMult = 1
 	c.IndirectChecks = 4
 	c.GossipNodes = 4
@@ -254,20 +252,20 @@ func (g *Gossip) memberlistConfig(member lent, l listener) *memberlist.Config {
 	c.RetransmitMult = retransmitMult
 	c.TCPTimeout = dialTimeout
 
-	// With compression on, 500 nodes are busy with nothing else.
+	// With compression, 500 nodes use all their CPU time for it.
 	c.EnableCompression = false
 	// memberlist prepends a checksum of five bytes without counting it.
 	c.UDPBufferSize = maxPayload - 5
-	// The transport seals; a name or label of memberlist's own is not needed.
+	// The transport encrypts; memberlist's own key and label are not needed.
 	c.SecretKey, c.Label = nil, ""
-	// A node that UDP does not reach for a moment is asked over a stream before
-	// it is suspected: the transport tries all of its paths at once.
+	// If UDP does not reach a node for a moment, memberlist asks it over a stream before
+	// suspecting it: the transport tries all of its paths at once.
 	c.DisableTcpPings = false
 	return c
 }
 
-// restore fills the store with what was remembered. What does not count any
-// more, after an update for example, is left out.
+// restore fills the store with what was remembered. Objects that are no longer valid, for
+// example after an update, are left out.
 func (g *Gossip) restore(r Remembered) {
 	for _, h := range r.Highest {
 		key, err := parseObjectKey(h.Key)
@@ -290,10 +288,10 @@ func (g *Gossip) restore(r Remembered) {
 		}
 		g.store.put(o)
 	}
-	g.store.settle()
+	g.store.pruneHighest()
 }
 
-// handleLoop takes in what the transport receives.
+// handleLoop processes what the transport receives.
 func (g *Gossip) handleLoop(ctx context.Context) {
 	for {
 		select {
@@ -305,7 +303,7 @@ func (g *Gossip) handleLoop(ctx context.Context) {
 	}
 }
 
-// signal makes Changed fire; it never waits.
+// signal makes Changed fire, without blocking.
 func (g *Gossip) signal() {
 	select {
 	case g.changed <- struct{}{}:
@@ -313,14 +311,14 @@ func (g *Gossip) signal() {
 	}
 }
 
-// Stop ends everything and waits for it. It tells nobody: a restart must not
-// look like a departure.
+// Stop ends everything and waits for it. It sends no leave message, because other nodes
+// must not take a restart for a departure.
 func (g *Gossip) Stop() error {
 	g.cancel()
 	list, _ := g.membership()
 	err := errors.Join(list.Shutdown(), g.transport.Shutdown())
 	g.tasks.Wait()
-	list, _ = g.membership() // of a new epoch that was just beginning
+	list, _ = g.membership() // of a new epoch that began meanwhile
 	err = errors.Join(err, list.Shutdown())
 	if err != nil {
 		return fmt.Errorf("stop gossip: %w", err)
@@ -328,23 +326,22 @@ func (g *Gossip) Stop() error {
 	return nil
 }
 
-// Changed fires when a View has become different, at least once after the last
-// change.
+// Changed fires when View has changed, at least once after the last change.
 func (g *Gossip) Changed() <-chan struct{} { return g.changed }
 
-// Addr is the address to which the sockets are bound.
+// Addr returns the address to which the sockets are bound.
 func (g *Gossip) Addr() netip.AddrPort { return g.transport.bound() }
 
-// SetPaths says where nodes may be reached, the best address first. It
-// replaces what was said before.
+// SetPaths sets the addresses at which nodes may be reached, the best first. It replaces
+// the earlier ones.
 func (g *Gossip) SetPaths(candidates map[mesh.ID][]netip.AddrPort) {
 	g.transport.mu.Lock()
 	defer g.transport.mu.Unlock()
 	g.transport.paths.set(candidates)
 }
 
-// Publish signs a record of ours and makes it known. Its sequence must be
-// above everything published before, else the error is ErrStale.
+// Publish signs a record of this node and distributes it. Its sequence must be higher
+// than that of everything published before, else the error is ErrStale.
 func (g *Gossip) Publish(r mesh.Record) error {
 	if r.ID() != g.self {
 		return fmt.Errorf("publish record: it is of %v", r.ID())
@@ -372,17 +369,17 @@ func (g *Gossip) Publish(r mesh.Record) error {
 	}
 	g.signal()
 	g.spread([]object{o})
-	g.agree()
+	g.updateSettings()
 	return nil
 }
 
-// ErrOverruled is returned by Forget for a revocation that does not count, because
-// this node is revoked itself.
+// ErrOverruled is returned by Forget for a revocation that does not count, because this
+// node itself is revoked.
 var ErrOverruled = errors.New("this node is revoked itself, and the lower fingerprint of the two counts")
 
-// Forget buries a node's records up to a sequence; up to Forever, its identity
-// is revoked, and what it has made goes with it. It can't be taken back, unless
-// this node is revoked. It has no effect if we have buried as much before.
+// Forget removes a node's records up to a sequence. With Forever it revokes the node's
+// identity and also removes everything that the node has made. It can't be undone, except
+// by revoking this node. It has no effect if this node has already forgotten as much.
 func (g *Gossip) Forget(target mesh.ID, upTo uint64) error {
 	payload, err := encodeTombstone(tombstone{g.identity.Public().(ed25519.PublicKey), target, upTo})
 	if err != nil {
@@ -392,17 +389,17 @@ func (g *Gossip) Forget(target mesh.ID, upTo uint64) error {
 	if err != nil {
 		return fmt.Errorf("forget %v: %w", target, err)
 	}
-	result, err := g.put(o)
+	result, err := g.storeOwn(o)
 	if err != nil {
 		return fmt.Errorf("forget %v: %w", target, err)
 	}
 	if result == fresh {
 		g.signal()
 		g.spread([]object{o})
-		g.agree()
+		g.updateSettings()
 	}
 	g.mu.Lock()
-	counts := g.store.buried[target] >= upTo
+	counts := g.store.forgottenUpTo[target] >= upTo
 	g.mu.Unlock()
 	if !counts {
 		return fmt.Errorf("forget %v: %w", target, ErrOverruled)
@@ -410,7 +407,7 @@ func (g *Gossip) Forget(target mesh.ID, upTo uint64) error {
 	return nil
 }
 
-// sign makes an object of ours, by the checks that everybody else makes.
+// sign creates an object of this node, with the same checks that other nodes make.
 func (g *Gossip) sign(kind objectKind, payload []byte) (object, error) {
 	raw, err := signObject(g.identity, g.name, kind, payload)
 	if err != nil {
@@ -419,9 +416,9 @@ func (g *Gossip) sign(kind objectKind, payload []byte) (object, error) {
 	return decodeObject(g.name, raw)
 }
 
-// put takes an object of ours into the store. If there is no room, the error says who
-// has taken it.
-func (g *Gossip) put(o object) (outcome, error) {
+// storeOwn adds an object of this node to the store. If there is no room, the error says
+// which node uses it.
+func (g *Gossip) storeOwn(o object) (outcome, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	result := g.store.put(o)
@@ -432,9 +429,9 @@ func (g *Gossip) put(o object) (outcome, error) {
 	return result, nil
 }
 
-// ownSequence is what a new record of ours must go beyond.
+// ownSequence returns the sequence that a new record of this node must exceed.
 func (g *Gossip) ownSequence() uint64 {
-	return max(g.store.highest[recordKey(g.self)], g.store.buried[g.self])
+	return max(g.store.highest[recordKey(g.self)], g.store.forgottenUpTo[g.self])
 }
 
 // Remember returns what to keep on disk.

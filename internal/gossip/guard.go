@@ -11,8 +11,8 @@ import (
 	"github.com/hashicorp/go-msgpack/v2/codec"
 )
 
-// Kinds of messages, the first byte of each, as memberlist numbers them
-// (memberlist net.go, messageType).
+// Kinds of memberlist's messages, the first byte of each (memberlist net.go,
+// messageType).
 const (
 	memberlistPing     = 0
 	memberlistAck      = 2
@@ -26,13 +26,13 @@ const (
 	memberlistError    = 13
 )
 
-// errRefused means that memberlist is not to see something, although it comes
-// from somebody who has the secret.
+// errRefused means that a message must not reach memberlist, although its sender has the
+// secret.
 var errRefused = errors.New("memberlist's message is refused")
 
-// eachMessage calls f for each of memberlist's messages in a packet. What no
-// node of ours sends is refused: compressed messages, which may be bombs,
-// encrypted ones, labels, and bundles within bundles.
+// eachMessage calls f for each of memberlist's messages in a packet. It refuses what our
+// nodes never send: compressed messages, which may be decompression bombs, encrypted
+// ones, labels, and nested compound messages.
 func eachMessage(packet []byte, f func(kind byte, content []byte)) error {
 	const crc = 1 + 4
 	if len(packet) >= crc && packet[0] == memberlistCRC {
@@ -70,8 +70,8 @@ func oneMessage(b []byte, f func(byte, []byte)) error {
 	return fmt.Errorf("%w: kind %d in a packet", errRefused, kind)
 }
 
-// checkOpening checks how a stream of memberlist's begins. It sizes buffers by
-// what a push/pull announces, so that is bounded here.
+// checkOpening checks the first frame of a memberlist stream. Memberlist allocates
+// buffers of the size that a push/pull announces, so that size is limited here.
 func checkOpening(frame []byte) error {
 	switch frame[0] {
 	case memberlistPing, memberlistAck, memberlistError:
@@ -84,8 +84,8 @@ func checkOpening(frame []byte) error {
 		if err := codec.NewDecoderBytes(frame[1:], &codec.MsgpackHandle{}).Decode(&header); err != nil {
 			return fmt.Errorf("%w: %w", errRefused, err)
 		}
-		// Memberlist remembers the dead for a while, and several names of one
-		// node, so there may be more members than nodes.
+		// Memberlist remembers dead nodes for a while, and several names of one node, so
+		// there may be more members than nodes.
 		if header.Nodes < 0 || header.Nodes > 2*maxSenders || header.UserStateLen < 0 || header.UserStateLen > maxState {
 			return fmt.Errorf("%w: a push/pull of %d members and %d bytes", errRefused, header.Nodes, header.UserStateLen)
 		}
@@ -94,8 +94,8 @@ func checkOpening(frame []byte) error {
 	return fmt.Errorf("%w: kind %d on a stream", errRefused, frame[0])
 }
 
-// isEvicted says whether a packet holds the word that a member is alive under
-// an absurd incarnation. There may be earlier words of it in the same packet.
+// isEvicted reports whether a packet announces that a member is alive with an absurd
+// incarnation. The packet may also contain earlier announcements.
 func isEvicted(packet []byte, name string) (found bool) {
 	_ = eachMessage(packet, func(kind byte, content []byte) {
 		var alive struct {
@@ -103,10 +103,10 @@ func isEvicted(packet []byte, name string) (found bool) {
 			Node        string
 		}
 		if kind != memberlistAlive || !bytes.Contains(content, []byte(name)) {
-			return // most messages are of others, and decoding is dear
+			return // most messages are about others, and decoding is expensive
 		}
 		if codec.NewDecoderBytes(content, &codec.MsgpackHandle{}).Decode(&alive) == nil && alive.Node == name {
-			// 0 is what comes after the last one; we begin with 1.
+			// 0 follows the highest one; we begin with 1.
 			found = found || alive.Incarnation == 0 || alive.Incarnation > maxIncarnation
 		}
 	})

@@ -13,18 +13,18 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// hello is what each side of a stream says first. It is sealed with a key of
-// the secret alone; the cluster's name is in it rather than in the key, so that
-// two clusters which were given each other's addresses can say so.
+// hello is the first message of each side of a stream. It is encrypted with a key that is
+// derived from the secret alone. The cluster's name is in the message and not in the key,
+// so that nodes of two clusters with one secret can report the mistake.
 type hello struct {
 	id       mesh.ID
 	instance uint64
 	port     uint16 // of the sender's gossip socket
 	boot     uint64 // of the sender's packets
-	counter  uint64 // of the packet that it sent last
+	counter  uint64 // of the last packet that it sent
 	random   [32]byte
 	echo     [32]byte       // the dialer's random, in the acceptor's hello
-	you      netip.AddrPort // the address that the dialer dialled; in the acceptor's hello, where the stream comes from
+	you      netip.AddrPort // in the dialer's hello the address that it dialled, in the acceptor's the address from which the stream comes
 	cluster  mesh.Cluster
 }
 
@@ -111,8 +111,8 @@ func parseHello(b []byte) (hello, error) {
 	}, nil
 }
 
-// checkCluster holds for the settings that a node greets with, whatever cluster it
-// is of: they are shown where they differ from ours.
+// checkCluster checks the settings in a hello, of any cluster, because they are shown
+// where they differ from ours.
 func checkCluster(c mesh.Cluster) error {
 	for _, ps := range [][]netip.Prefix{c.Overlay, c.Pods, c.Services} {
 		if len(ps) > mesh.MaxCIDRs || slices.ContainsFunc(ps, func(p netip.Prefix) bool { return !p.IsValid() }) {
@@ -137,22 +137,21 @@ func checkCluster(c mesh.Cluster) error {
 	return nil
 }
 
-// labelOf is what packets show of a cluster: settings under which nodes can't
-// talk to one another at all.
+// labelOf hashes the settings without which nodes can't talk to each other at all.
 func labelOf(c mesh.Cluster) label {
 	b := binary.BigEndian.AppendUint64([]byte("meshd label v1\x00"), c.Hash())
 	sum := sha256.Sum256(append(b, c.Name...))
 	return label(sum[:])
 }
 
-// difference is a cluster setting that two nodes do not share.
+// difference is a cluster setting that differs between two nodes.
 type difference struct {
 	text  string
 	fatal bool // the nodes can't be in one mesh
 }
 
-// differences compares our settings with those of the node at a place, except
-// for those that one of both will adopt from the other.
+// differences compares our settings with those of the node at a place, except for those
+// that one of the two will adopt from the other.
 func differences(here, there mesh.Cluster, place string) []difference {
 	var all []difference
 	compare := func(key string, a, b any, fatal bool) {

@@ -19,9 +19,9 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// silentFlood opens streams that say nothing, at full speed and from as many
-// addresses of 127.0.0.0/8 as there are, until stop is called. An address of the
-// n-th worker is 127.N.x.y, so that there are as many prefixes as workers.
+// silentFlood opens streams that say nothing, at full speed and from as many addresses of
+// 127.0.0.0/8 as there are, until stop is called. An address of the n-th worker is
+// 127.N.x.y, so that there are as many prefixes as workers.
 func silentFlood(t *testing.T, at string, workers int) (stop func()) {
 	t.Helper()
 	const held = 256 // of each worker; more are closed, the oldest first
@@ -106,8 +106,8 @@ type fakeConn struct{ net.Conn }
 
 func (*fakeConn) Close() error { return nil }
 
-// However the places were taken, an honest stream keeps its own until as many others
-// have come as there are prefixes, and the number of places is never exceeded.
+// However the places were taken, an honest stream keeps its own until as many others have
+// come as there are prefixes, and the number of places is never exceeded.
 func TestHostilePrefixesTakeFromThemselves(t *testing.T) {
 	const most = 512
 	floods := map[string]func(n int) netip.Addr{
@@ -129,13 +129,13 @@ func TestHostilePrefixesTakeFromThemselves(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPlaces(most, maxPendingPerSource)
 			for n := range 2 * most {
-				p.take(&fakeConn{}, source(n))
+				p.add(&fakeConn{}, source(n))
 			}
 			honest := []net.Conn{&fakeConn{}, &fakeConn{}}
-			p.take(honest[0], netip.MustParseAddr("203.0.113.7"))
-			p.take(honest[1], netip.MustParseAddr("2a00:1::7"))
+			p.add(honest[0], netip.MustParseAddr("203.0.113.7"))
+			p.add(honest[1], netip.MustParseAddr("2a00:1::7"))
 			for n := range 6 * most {
-				if loses := p.take(&fakeConn{}, source(n)); loses == honest[0] || loses == honest[1] {
+				if replaced := p.add(&fakeConn{}, source(n)); replaced == honest[0] || replaced == honest[1] {
 					t.Fatalf("after %d more streams an honest one has lost its place", n)
 				}
 				if len(p.sources) > most {
@@ -143,7 +143,7 @@ func TestHostilePrefixesTakeFromThemselves(t *testing.T) {
 				}
 			}
 			for conn := range p.sources {
-				p.leave(conn)
+				p.remove(conn)
 			}
 			if p.all.count != 0 || len(p.all.parts) != 0 {
 				t.Errorf("all have left: got %d streams in %d prefixes", p.all.count, len(p.all.parts))
@@ -159,8 +159,8 @@ func six(high, low uint64) netip.Addr {
 	return netip.AddrFrom16(b)
 }
 
-// Strangers from countless prefixes take nothing from those who come from where a
-// node is known to live.
+// Strangers from countless prefixes take nothing from those who come from where a node is
+// known to live.
 func TestHostileFloodLeavesKnownNodes(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	tr := idle(t, &now).transport
@@ -172,7 +172,7 @@ func TestHostileFloodLeavesKnownNodes(t *testing.T) {
 	for n := range 2 * maxPendingStreams {
 		tr.admitStream(&fakeConn{}, six(uint64(n)<<32, 1))
 	}
-	if !tr.leavePending(known) {
+	if !tr.removePending(known) {
 		t.Error("the known node has lost its place")
 	}
 }
@@ -188,8 +188,8 @@ func TestHostileFloodLeavesDescriptors(t *testing.T) {
 	}
 }
 
-// One node has no more than its share of the streams that have proved themselves,
-// and others get through.
+// One node has no more than its share of the streams that have proved themselves, and
+// others get through.
 func TestHostileNodeTakesItsShare(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, 0, nil)
@@ -200,7 +200,7 @@ func TestHostileNodeTakesItsShare(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
-		_, _ = testGreeter(a.ring, 99).greet(conn, testHello(99))
+		_, _ = testHandshaker(a.ring, 99).initiate(conn, testHello(99))
 	}
 	eventually(t, "turned away", []*testNode{n}, func(v View) bool { return v.Counters["stream-limit"] > 0 })
 	n.transport.mu.Lock()
@@ -212,8 +212,8 @@ func TestHostileNodeTakesItsShare(t *testing.T) {
 	eventually(t, "joined", []*testNode{n, other}, func(v View) bool { return !v.Alone })
 }
 
-// Somebody with the secret who says that he is us, or another node, and can't prove
-// it, is no second daemon, and nobody's stream.
+// Somebody with the secret who says that he is us, or another node, and can't prove it,
+// is no second daemon, and nobody's stream.
 func TestHostileNameWithoutProof(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, 0, nil)
@@ -225,7 +225,7 @@ func TestHostileNameWithoutProof(t *testing.T) {
 		}
 		h := testHello(0)
 		h.id, h.instance, h.you = claimed, 77, netip.MustParseAddrPort("203.0.113.66:7946")
-		if _, err := testGreeter(ring, 66).greet(conn, h); err != nil {
+		if _, err := testHandshaker(ring, 66).initiate(conn, h); err != nil {
 			t.Errorf("greet: %v", err) // the victim proves itself
 		}
 		_ = conn.SetReadDeadline(time.Now().Add(patience))
@@ -249,7 +249,7 @@ func TestHostileNameWithoutProof(t *testing.T) {
 		if conn, err := l.Accept(); err == nil {
 			h := testHello(0)
 			h.instance = 77
-			_, _ = testGreeter(ring, 66).welcome(conn, h)
+			_, _ = testHandshaker(ring, 66).respond(conn, h)
 			conn.Close()
 		}
 	}()
@@ -264,13 +264,13 @@ func TestHostileNameWithoutProof(t *testing.T) {
 // A proof that was made for another stream, or as the other side, is none.
 func TestHostileProofOfAnotherStream(t *testing.T) {
 	ring := testRing(t, testSecret)
-	g := testGreeter(ring, 0)
+	g := testHandshaker(ring, 0)
 	id := testHello(0).id
 	one, two := [32]byte{1}, [32]byte{2}
 	for name, frame := range map[string][]byte{
 		"another stream":   g.proof(two, asDialer),
 		"the other side":   g.proof(one, asAcceptor),
-		"another identity": testGreeter(ring, 1).proof(one, asDialer),
+		"another identity": testHandshaker(ring, 1).proof(one, asDialer),
 		"another's key":    append(bytes.Clone(identity(1).Public().(ed25519.PublicKey)), g.proof(one, asDialer)[ed25519.PublicKeySize:]...),
 		"none":             nil,
 	} {
@@ -294,8 +294,8 @@ func TestHostileProofOfAnotherStream(t *testing.T) {
 	}
 }
 
-// What packets say of our address changes nothing, nor does what a node says in a
-// stream whose word does not count.
+// What packets say of our address changes nothing, nor does what a node says in a stream
+// whose word does not count.
 func TestHostileWordOfOurAddress(t *testing.T) {
 	t.Parallel()
 	friend := startNode(t, 1, nil)
@@ -315,7 +315,7 @@ func TestHostileWordOfOurAddress(t *testing.T) {
 	defer conn.Close()
 	h := testHello(99)
 	h.you = netip.MustParseAddrPort("203.0.113.66:7946")
-	if _, err := testGreeter(a.ring, 99).greet(conn, h); err != nil {
+	if _, err := testHandshaker(a.ring, 99).initiate(conn, h); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "both have arrived", []*testNode{victim}, func(v View) bool {
@@ -330,8 +330,8 @@ func TestHostileWordOfOurAddress(t *testing.T) {
 	}
 }
 
-// One node has one voice for each family, however many streams it opens, and loses
-// it when it is not alive.
+// One node has one voice for each family, however many streams it opens, and replaced it
+// when it is not alive.
 func TestHostileVoices(t *testing.T) {
 	t.Parallel()
 	v := newVoices()
@@ -357,8 +357,8 @@ func TestHostileVoices(t *testing.T) {
 	eventually(t, "not heard any more", []*testNode{n}, func(v View) bool { return len(v.Observed) == 0 })
 }
 
-// forgedState is as many different objects with a wrong signature as fit in a
-// state of 4 MiB.
+// forgedState is as many different objects with a wrong signature as fit in a state of 4
+// MiB.
 func forgedState(t testing.TB) [][]byte {
 	t.Helper()
 	var raws [][]byte
@@ -389,7 +389,7 @@ func TestHostilePushOfForgeries(t *testing.T) {
 		t.Errorf("records %v, counters %v", v.Records, v.Counters)
 	}
 	// Who is honest, and comes with the same, is heard.
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 9))}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 9))}, fromSync)
 	if v := g.View(); len(v.Records) != 1 {
 		t.Errorf("the honest record: got %v", v.Records)
 	}
@@ -400,7 +400,7 @@ func TestHostilePushOfForgeries(t *testing.T) {
 		raw[1]++
 	}
 	before := g.View().Counters["object-signature"]
-	g.accept(old, fromSync)
+	g.acceptObjects(old, fromSync)
 	if got := g.View().Counters; got["object-signature"] != before || got["object-stale"] == 0 {
 		t.Errorf("old objects: counters %v", got)
 	}
@@ -413,7 +413,7 @@ func TestHostileStrangersCostALook(t *testing.T) {
 	g.mu.Lock()
 	c := g.cluster
 	c.Trust = TrustList
-	g.trust(c, []mesh.ID{idOf(1)})
+	g.setTrust(c, []mesh.ID{idOf(1)})
 	g.mu.Unlock()
 	// These can't be decoded after their author, and are signed by nobody.
 	garbage := append([]byte{objectVersion<<4 | byte(kindGatewayVerdict)}, make([]byte, ed25519.SignatureSize)...)
@@ -423,7 +423,7 @@ func TestHostileStrangersCostALook(t *testing.T) {
 	for range 100 {
 		raws = append(raws, garbage)
 	}
-	g.accept(raws, fromGossip)
+	g.acceptObjects(raws, fromGossip)
 	want := map[string]uint64{"object-untrusted": 101}
 	if diff := cmp.Diff(want, g.View().Counters); diff != "" {
 		t.Errorf("counters (-want +got):\n%s", diff)
@@ -431,14 +431,14 @@ func TestHostileStrangersCostALook(t *testing.T) {
 	// A stranger's real record is named, a forged one is not.
 	forged := signRecord(t, 3, testRecord(3, 1))
 	forged[5]++
-	g.accept([][]byte{signRecord(t, 2, testRecord(2, 1)), forged}, fromGossip)
+	g.acceptObjects([][]byte{signRecord(t, 2, testRecord(2, 1)), forged}, fromGossip)
 	if v := g.View(); !hasProblem(v, ProblemUntrusted, "node-2") || hasProblem(v, ProblemUntrusted, "node-3") || len(v.Records) > 0 {
 		t.Errorf("problems %v, records %v", v.Problems, v.Records)
 	}
 }
 
-// BenchmarkPush compares what states of 4 MiB cost: of honest records that are new,
-// and of forged ones.
+// BenchmarkPush compares what states of 4 MiB cost: of honest records that are new, and
+// of forged ones.
 func BenchmarkPush(b *testing.B) {
 	now := time.Unix(1700000000, 0)
 	var honest [][]byte
@@ -448,7 +448,7 @@ func BenchmarkPush(b *testing.B) {
 	for name, raws := range map[string][][]byte{"honest": honest, "forged": forgedState(b)} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				idle(b, &now).accept(raws, fromSync)
+				idle(b, &now).acceptObjects(raws, fromSync)
 			}
 		})
 	}

@@ -72,12 +72,12 @@ func (a *attacker) send(b []byte) {
 	_, _ = a.conn.Write(b)
 }
 
-// badPadding is what crashes memberlist 0.7 in a packet: encryption version 0,
-// and a padding that is longer than the text. It needs no valid key there.
+// badPadding is what crashes memberlist 0.7 in a packet: encryption version 0, and a
+// padding that is longer than the text. It needs no valid key there.
 func badPadding() []byte { return append([]byte{0}, bytes.Repeat([]byte{0xff}, 44)...) }
 
-// shortFrame is what crashes memberlist 0.7 on a stream: an encrypted message
-// that is too short for its own header.
+// shortFrame is what crashes memberlist 0.7 on a stream: an encrypted message that is too
+// short for its own header.
 func shortFrame(size int) []byte {
 	const encryptMsg = 10
 	return append(binary.BigEndian.AppendUint32([]byte{encryptMsg}, uint32(size)), make([]byte, size)...)
@@ -115,7 +115,7 @@ func (a *attacker) insiderStream(content []byte) {
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(helloTimeout))
 	h := testHello(99)
-	s, err := testGreeter(a.ring, 99).greet(conn, h)
+	s, err := testHandshaker(a.ring, 99).initiate(conn, h)
 	if err != nil {
 		return
 	}
@@ -132,8 +132,8 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// overheard is all that somebody on the way sees of what an insider writes to a
-// stream that is in order.
+// overheard is all that somebody on the way sees of what an insider writes to a stream
+// that is in order.
 func (a *attacker) overheard() []byte {
 	a.t.Helper()
 	conn, err := net.Dial("tcp", a.victim.Addr().String())
@@ -142,7 +142,7 @@ func (a *attacker) overheard() []byte {
 	}
 	defer conn.Close()
 	tap := &tappedConn{Conn: conn}
-	s, err := testGreeter(a.ring, 99).greet(tap, testHello(99))
+	s, err := testHandshaker(a.ring, 99).initiate(tap, testHello(99))
 	if err == nil {
 		_, err = s.Write(msgpack(a.t, memberlistPushPull, map[string]any{"Nodes": 0, "UserStateLen": 0, "Join": true}))
 	}
@@ -162,8 +162,8 @@ func (c *tappedConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// outsiders sends what somebody without the secret can: the n-th of a row. He has
-// caught a packet and a stream on their way.
+// outsiders sends what somebody without the secret can: the n-th of a row. He has caught
+// a packet and a stream on their way.
 func (a *attacker) outsiders(n int, honest, stream []byte) {
 	switch n % 8 {
 	case 0:
@@ -227,9 +227,9 @@ func (a *attacker) insiders(n int, record []byte) {
 	}
 }
 
-// Ten thousand packets and streams of each sort, with -short a thousand, change
-// nothing: nobody is learned of, the members stay, the memory does, and there are
-// few lines in the log.
+// Ten thousand packets and streams of each sort, with -short a thousand, change nothing:
+// nobody is learned of, the members stay, the memory does, and there are few lines in the
+// log.
 func TestHostileFlood(t *testing.T) { // not parallel: it measures the heap
 	var lines atomic.Int64
 	victim := startNode(t, 0, func(o *Options) {
@@ -298,8 +298,8 @@ func TestHostileFlood(t *testing.T) { // not parallel: it measures the heap
 	t.Logf("%d lines, %v", lines.Load()-quiet, v.Counters)
 }
 
-// With the secret, one can tell of others what they have not said. It does not
-// count, and is shown.
+// With the secret, one can tell of others what they have not said. It does not count, and
+// is shown.
 func TestForgeriesAreShown(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	other := testCluster().Hash() + 1
@@ -334,8 +334,8 @@ func TestForgeriesAreShown(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			g := idle(t, &now)
-			g.accept([][]byte{signRecord(t, 1, testRecord(1, 3))}, fromSync)
-			g.accept([][]byte{tt.raw()}, fromGossip)
+			g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 3))}, fromSync)
+			g.acceptObjects([][]byte{tt.raw()}, fromGossip)
 			v := g.View()
 			if len(v.Records) != 1 || sequenceOf(v, idOf(1)) != 3 {
 				t.Errorf("records %v, want the one of before", v.Records)
@@ -352,20 +352,20 @@ func TestOldRecordIsRefusedAfterRestart(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
 	old := signRecord(t, 1, testRecord(1, 3))
-	g.accept([][]byte{old}, fromSync)
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 4))}, fromSync)
+	g.acceptObjects([][]byte{old}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 4))}, fromSync)
 	remembered := g.Remember()
 	remembered.Objects = nil // so that it is the sequence alone which refuses it
 	g = idle(t, &now)
 	g.restore(remembered)
-	g.accept([][]byte{old}, fromGossip)
+	g.acceptObjects([][]byte{old}, fromGossip)
 	if v := g.View(); len(v.Records) > 0 || v.Counters["object-stale"] != 1 {
 		t.Errorf("records %v, counters %v; want none, and one counted", v.Records, v.Counters)
 	}
 }
 
-// More nodes behind one address than may shake hands at the same time get
-// through all the same: who was turned away comes again.
+// More nodes behind one address than may shake hands at the same time get through all the
+// same: who was turned away comes again.
 func TestManyNodesBehindOneAddress(t *testing.T) {
 	t.Parallel()
 	const places = 8

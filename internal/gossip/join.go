@@ -24,8 +24,8 @@ type Resolver interface {
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
-// joinLoop asks the join list, again and again while we are alone, with
-// growing pauses; afterwards only addresses that have never answered, slowly.
+// joinLoop tries the join list, with growing pauses, as long as no other node is alive;
+// after that only addresses that have never answered, and less often.
 func (g *Gossip) joinLoop(ctx context.Context) {
 	reached := make(map[netip.AddrPort]bool)
 	pause := joinBackoffMin
@@ -43,8 +43,8 @@ func (g *Gossip) joinLoop(ctx context.Context) {
 	}
 }
 
-// sleepUntilAlone waits, but not longer than it takes until we have lost
-// everybody or the join list changes. It returns false when it is time to stop.
+// sleepUntilAlone waits, but returns early if all other nodes are lost or the join list
+// changes. It returns false at shutdown.
 func (g *Gossip) sleepUntilAlone(ctx context.Context, d time.Duration) bool {
 	was := g.members.alone()
 	end := time.After(d)
@@ -65,8 +65,8 @@ func (g *Gossip) sleepUntilAlone(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// joinOnce asks all addresses of the list that are due, at the same time, and
-// while we are alone a few remembered nodes as well.
+// joinOnce tries all addresses of the list that are due, in parallel, and if no other
+// node is alive, a few remembered nodes as well.
 func (g *Gossip) joinOnce(ctx context.Context, reached map[netip.AddrPort]bool) {
 	addrs, unresolved := g.resolve(ctx)
 	alone := g.members.alone()
@@ -93,13 +93,13 @@ func (g *Gossip) joinOnce(ctx context.Context, reached map[netip.AddrPort]bool) 
 	}
 }
 
-// noteJoin notes what came of asking the whole join list: whether it names nobody
-// but ourselves, and why nobody has answered, if that is so.
+// noteJoin records the result of trying the whole join list: whether it names only this
+// node, and why no node answered, if that is so.
 func (g *Gossip) noteJoin(errs []error) {
 	others := slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, errSelf) })
 	failure := ""
 	if !slices.Contains(others, nil) && len(others) > 0 {
-		// An error may quote what came from there.
+		// An error may quote what the other side sent.
 		failure = mesh.Printable(strings.ReplaceAll(errors.Join(others...).Error(), "\n", "; "), mesh.MaxText)
 	}
 	g.mu.Lock()
@@ -111,8 +111,8 @@ func (g *Gossip) noteJoin(errs []error) {
 	}
 }
 
-// resolve returns the addresses of the join list, and an error for each entry
-// that has none.
+// resolve returns the addresses of the join list, and an error for each entry that can't
+// be resolved.
 func (g *Gossip) resolve(ctx context.Context) (addrs []netip.AddrPort, unresolved []error) {
 	g.mu.Lock()
 	targets := g.joinList
@@ -168,7 +168,7 @@ func lookup(ctx context.Context, r Resolver, target string) ([]netip.AddrPort, e
 	return addrs, nil
 }
 
-// joinAddr joins whoever is at an address.
+// joinAddr joins the node at an address.
 func (g *Gossip) joinAddr(ctx context.Context, addr netip.AddrPort) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -183,7 +183,7 @@ func (g *Gossip) joinAddr(ctx context.Context, addr netip.AddrPort) error {
 	return g.join(s)
 }
 
-// joinNode joins a node over whichever of its paths works.
+// joinNode joins a node over any of its paths that works.
 func (g *Gossip) joinNode(ctx context.Context, id mesh.ID) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -196,9 +196,9 @@ func (g *Gossip) joinNode(ctx context.Context, id mesh.ID) {
 	}
 }
 
-// join exchanges all state over an open stream.
+// join exchanges the whole state over an open stream.
 func (g *Gossip) join(s *stream) error {
-	target, withdraw := g.transport.offer(s)
+	target, withdraw := g.transport.offerStream(s)
 	defer withdraw()
 	list, _ := g.membership()
 	if _, err := list.Join([]string{target}); err != nil {
@@ -207,8 +207,8 @@ func (g *Gossip) join(s *stream) error {
 	return nil
 }
 
-// rejoinLoop asks one remembered node that is not alive, every now and then.
-// It is what heals a split.
+// rejoinLoop tries one remembered node that is not alive, from time to time. This heals a
+// split network.
 func (g *Gossip) rejoinLoop(ctx context.Context) {
 	for sleep(ctx, jitter(rejoinInterval)) {
 		for _, id := range firstN(g.absent(), 1) {
@@ -231,8 +231,8 @@ func (g *Gossip) followUpLoop(ctx context.Context) {
 	}
 }
 
-// Greet greets some members anew, so that they say where they see us. It does not
-// wait for it.
+// Greet opens new streams to some members, so that they report at which address they see
+// us. It does not wait for them.
 func (g *Gossip) Greet() {
 	select {
 	case g.greet <- struct{}{}:
@@ -240,7 +240,7 @@ func (g *Gossip) Greet() {
 	}
 }
 
-// greetLoop does it.
+// greetLoop does what Greet asks for.
 func (g *Gossip) greetLoop(ctx context.Context) {
 	for {
 		select {
@@ -254,11 +254,11 @@ func (g *Gossip) greetLoop(ctx context.Context) {
 	}
 }
 
-// compareLoop compares our store with that of a random member. With one that
-// packets don't reach, all is exchanged over a stream instead.
+// compareLoop compares our store with that of a random member. If packets don't reach
+// that member, the whole state is exchanged over a stream.
 func (g *Gossip) compareLoop(ctx context.Context) {
 	for sleep(ctx, jitter(antiEntropy)) {
-		g.agree()
+		g.updateSettings()
 		g.mu.Lock()
 		root := g.store.rootMessage()
 		g.mu.Unlock()
@@ -271,8 +271,8 @@ func (g *Gossip) compareLoop(ctx context.Context) {
 	}
 }
 
-// absent returns the nodes that we remember, that are not alive, and whose
-// whereabouts we know something of, in random order.
+// absent returns, in random order, the remembered nodes that are not alive and of which
+// an address is known.
 func (g *Gossip) absent() []mesh.ID {
 	alive, _ := g.members.snapshot()
 	var ids []mesh.ID
@@ -300,13 +300,13 @@ func (g *Gossip) remembered() []mesh.ID {
 
 func firstN[T any](s []T, n int) []T { return s[:min(n, len(s))] }
 
-// jitter spreads what would otherwise happen on all nodes at once, from half
-// to one and a half.
+// jitter returns a random duration between half and one and a half of d, so that nodes
+// don't act at the same moment.
 func jitter(d time.Duration) time.Duration {
 	return d/2 + rand.N(d)
 }
 
-// sleep waits, and returns false when it is time to stop.
+// sleep waits; it returns false at shutdown.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -15,33 +15,33 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// members is what memberlist tells us, by fingerprint: a node that has changed
-// its name is for a while two members.
+// members is what memberlist reports, by fingerprint: a node that has changed its name is
+// two members for a while.
 type members struct {
 	self   mesh.ID
 	signal func()
 
 	mu      sync.Mutex
-	current int                  // number of the listener that counts
+	current int                  // number of the listener in use
 	alive   map[mesh.ID]presence // without ourselves
 	rtt     map[mesh.ID]time.Duration
 }
 
-// presence holds the names under which a node is alive, each with the listener
-// that heard so last.
+// presence holds the names under which a node is alive, each with the number of the
+// listener that reported it last.
 type presence map[string]int
 
 func newMembers(self mesh.ID, signal func()) *members {
 	return &members{self: self, signal: signal, alive: make(map[mesh.ID]presence), rtt: make(map[mesh.ID]time.Duration)}
 }
 
-// listener hears what one memberlist says, as long as it is the last one. Its
-// methods are called under memberlist's lock: they copy, signal without
-// waiting, and call nothing of memberlist's.
+// listener receives the events of one memberlist, as long as it is the latest one. Its
+// methods are called under memberlist's lock: they copy, signal without blocking, and
+// never call memberlist.
 type listener struct {
 	*members
 	number int
-	name   string // our own in that memberlist
+	name   string // our own name in that memberlist
 }
 
 var (
@@ -50,8 +50,8 @@ var (
 	_ memberlist.PingDelegate  = listener{}
 )
 
-// listen returns the listener for a new memberlist. What the one before it has
-// heard stays until settle.
+// listen returns the listener for a new memberlist. What the previous one has reported
+// stays until dropStale.
 func (m *members) listen(name string) listener {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -59,9 +59,9 @@ func (m *members) listen(name string) listener {
 	return listener{m, m.current, name}
 }
 
-// settle forgets who is known from earlier listeners alone, and says whether
-// that was anybody.
-func (m *members) settle() bool {
+// dropStale forgets the nodes that only earlier listeners reported. It reports whether
+// there were any.
+func (m *members) dropStale() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	before := len(m.alive)
@@ -75,14 +75,13 @@ func (m *members) settle() bool {
 	return len(m.alive) < before
 }
 
-// NotifyJoin notes that a member is alive.
+// NotifyJoin records that a member is alive.
 func (l listener) NotifyJoin(n *memberlist.Node) { l.set(n.Name, true) }
 
-// NotifyLeave notes that a member is not alive any more.
+// NotifyLeave records that a member is no longer alive.
 func (l listener) NotifyLeave(n *memberlist.Node) { l.set(n.Name, false) }
 
-// NotifyUpdate has nothing to note: what nodes say of themselves is in their
-// records.
+// NotifyUpdate does nothing: what nodes say about themselves is in their records.
 func (listener) NotifyUpdate(*memberlist.Node) {}
 
 func (l listener) set(name string, alive bool) {
@@ -110,18 +109,18 @@ func (l listener) set(name string, alive bool) {
 	l.signal()
 }
 
-// NotifyAlive refuses members whose name and address don't belong together, and
-// us under our earlier names.
+// NotifyAlive refuses members whose name and address don't match, and our own earlier
+// names.
 func (l listener) NotifyAlive(n *memberlist.Node) error {
 	id, err := nodeID(n.Name)
 	if err != nil {
 		return err
 	}
 	if !n.Addr.Equal(syntheticIP(id)) || n.Port != syntheticPort || len(n.Meta) > 0 {
-		return fmt.Errorf("check member %s: its address is not made of its name", n.Name)
+		return fmt.Errorf("check member %s: its address does not match its name", n.Name)
 	}
 	if id == l.self && n.Name != l.name {
-		return fmt.Errorf("check member %s: a name that we had", n.Name)
+		return fmt.Errorf("check member %s: it is an earlier name of this node", n.Name)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -134,14 +133,14 @@ func (l listener) NotifyAlive(n *memberlist.Node) error {
 	return nil
 }
 
-// maxNames bounds the names of one node that are alive at the same time. A node
-// that changes its name leaves the old ones behind until they are found dead.
+// maxNames limits how many names of one node are alive at the same time. A node that
+// changes its name leaves the old one behind until that is found dead.
 const maxNames = 16
 
 // AckPayload returns nothing.
 func (listener) AckPayload() []byte { return nil }
 
-// NotifyPingComplete notes a round trip.
+// NotifyPingComplete records a round-trip time.
 func (l listener) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, _ []byte) {
 	id, err := nodeID(n.Name)
 	if err != nil {
@@ -165,7 +164,7 @@ func (m *members) others() []mesh.ID {
 
 func (m *members) alone() bool { return m.count() == 1 }
 
-// count returns how many nodes are alive, with ourselves.
+// count returns how many nodes are alive, including this one.
 func (m *members) count() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()

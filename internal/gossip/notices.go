@@ -21,65 +21,65 @@ import (
 const (
 	// ProblemSecret: a node that we tried to join has another secret.
 	ProblemSecret mesh.ProblemKind = "wrong-secret"
-	// ProblemCluster: a node has another cluster name or other ranges, and is
-	// refused.
+	// ProblemCluster: a node has another cluster name or other ranges, and is refused.
 	ProblemCluster mesh.ProblemKind = "cluster-differs"
-	// ProblemSettings: a node has other settings that matter less, of the same
-	// generation or in an older file, or its record was made with other ranges
-	// and is left out.
+	// ProblemSettings: a node has other, less important settings, with the same
+	// generation or in an older file; or its record was made with other ranges and is
+	// ignored.
 	ProblemSettings mesh.ProblemKind = "settings-differ"
-	// ProblemSequence: one identity has signed two objects with one sequence.
+	// ProblemSequence: one identity has signed two different objects with the same
+	// sequence.
 	ProblemSequence mesh.ProblemKind = "sequence-conflict"
-	// ProblemFull: there are more objects than a node keeps.
+	// ProblemFull: there are more objects than a node stores.
 	ProblemFull mesh.ProblemKind = "store-full"
 	// ProblemTwin: our own identity is used by another running daemon.
 	ProblemTwin mesh.ProblemKind = "identity-elsewhere"
-	// ProblemForged: somebody with the secret sends objects that no node of ours
-	// would make.
+	// ProblemForged: a host with the secret sends objects that none of our nodes would
+	// make.
 	ProblemForged mesh.ProblemKind = "forged-object"
-	// ProblemUntrusted: a node is not on the list of those whose word counts.
+	// ProblemUntrusted: a node is not on the list of trusted nodes.
 	ProblemUntrusted mesh.ProblemKind = "untrusted"
-	// ProblemJoin: nobody of the join list answers, and nobody else is alive.
+	// ProblemJoin: no node of the join list answers, and no other node is alive.
 	ProblemJoin mesh.ProblemKind = "no-seed"
 	// ProblemRevoked: our own identity was revoked.
 	ProblemRevoked mesh.ProblemKind = "revoked"
 )
 
-// notices are problems that were met on the network. Each is shown until it
-// has not been met for noticeFor.
+// notices are problems that were seen on the network. Each is shown until it has not been
+// seen for noticeFor.
 type notices struct {
 	now func() time.Time
 
-	mu  sync.Mutex
-	met map[notice]time.Time
+	mu       sync.Mutex
+	lastSeen map[notice]time.Time
 }
 
 type notice struct {
 	problem mesh.Problem
-	where   string // what it was met at, by which it is taken back
+	where   string // the address or node where it was seen, by which it is resolved
 }
 
-// maxNotices is more than a person would read.
+// maxNotices is more than a person will read.
 const maxNotices = 64
 
-// meet notes a problem, and says whether it is a new one.
-func (n *notices) meet(where string, p mesh.Problem) bool {
+// add records a problem, and reports whether it is a new one.
+func (n *notices) add(where string, p mesh.Problem) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.expire()
 	key := notice{p.Printable(), where}
-	_, old := n.met[key]
-	if old || len(n.met) < maxNotices {
-		n.met[key] = n.now()
+	_, old := n.lastSeen[key]
+	if old || len(n.lastSeen) < maxNotices {
+		n.lastSeen[key] = n.now()
 	}
 	return !old
 }
 
-// settle takes back what was met at a place, of the given kinds.
-func (n *notices) settle(where string, kinds ...mesh.ProblemKind) {
+// resolve removes the problems of the given kinds that were seen at a place.
+func (n *notices) resolve(where string, kinds ...mesh.ProblemKind) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	maps.DeleteFunc(n.met, func(k notice, _ time.Time) bool {
+	maps.DeleteFunc(n.lastSeen, func(k notice, _ time.Time) bool {
 		return k.where == where && slices.Contains(kinds, k.problem.Kind)
 	})
 }
@@ -87,7 +87,7 @@ func (n *notices) settle(where string, kinds ...mesh.ProblemKind) {
 func (n *notices) clear() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	clear(n.met)
+	clear(n.lastSeen)
 }
 
 func (n *notices) problems() []mesh.Problem {
@@ -95,7 +95,7 @@ func (n *notices) problems() []mesh.Problem {
 	defer n.mu.Unlock()
 	n.expire()
 	var all []mesh.Problem
-	for k := range n.met {
+	for k := range n.lastSeen {
 		all = append(all, k.problem)
 	}
 	return all
@@ -103,7 +103,7 @@ func (n *notices) problems() []mesh.Problem {
 
 func (n *notices) expire() {
 	now := n.now()
-	maps.DeleteFunc(n.met, func(_ notice, at time.Time) bool { return now.Sub(at) > noticeFor })
+	maps.DeleteFunc(n.lastSeen, func(_ notice, at time.Time) bool { return now.Sub(at) > noticeFor })
 }
 
 // counters count what was dropped, by reason.
@@ -124,8 +124,9 @@ func (c *counters) snapshot() map[string]uint64 {
 	return maps.Clone(c.counts)
 }
 
-// limitedLog logs what strangers can cause, so that they can't fill a disk.
-// Each message has a limit of its own: a flood of one hides no other.
+// limitedLog limits the rate of messages that unknown hosts can cause, so that they can't
+// fill a disk. Each message has a limit of its own, so that a flood of one does not
+// suppress the others.
 type limitedLog struct {
 	log *slog.Logger
 
@@ -137,7 +138,7 @@ func newLimitedLog(log *slog.Logger) *limitedLog {
 	return &limitedLog{log: log, limiters: make(map[string]*rate.Limiter)}
 }
 
-// logBurst lines of one message may come at once, then one a second.
+// logBurst is how many lines of one message may come at once; after that, one per second.
 const logBurst = 10
 
 func (l *limitedLog) at(level slog.Level, message string, args ...any) {
@@ -150,8 +151,8 @@ func (l *limitedLog) allow(message string) bool {
 	return l.limit(message, time.Second, logBurst)
 }
 
-// limit says whether one more line of a kind may be logged: a few at once, then
-// one in each period.
+// limit reports whether one more line of a kind may be logged: a few at once, then one in
+// each period.
 func (l *limitedLog) limit(kind string, period time.Duration, burst int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -163,17 +164,17 @@ func (l *limitedLog) limit(kind string, period time.Duration, burst int) bool {
 	return limiter.Allow()
 }
 
-// memberlistLog takes memberlist's lines. To it, an unreachable node is an
-// error; to a mesh it is everyday life.
+// memberlistLog receives memberlist's log lines. Memberlist calls an unreachable node an
+// error, but in a mesh that is normal, so the levels are lowered.
 type memberlistLog struct{ log *limitedLog }
 
 var _ io.Writer = memberlistLog{}
 
-// lasting begin the lines that memberlist repeats with each probe, for as long
-// as something lasts.
-var lasting = []string{"Was able to connect to", "Refuting", "Got ping for unexpected node", "ignoring alive message"}
+// repeatedLines are prefixes of lines that memberlist repeats with each probe, as long as
+// a condition lasts.
+var repeatedLines = []string{"Was able to connect to", "Refuting", "Got ping for unexpected node", "ignoring alive message"}
 
-// Write takes one line, as package log hands them over.
+// Write receives one line, as package log writes them.
 func (m memberlistLog) Write(line []byte) (int, error) {
 	level := slog.LevelDebug
 	text := bytes.TrimSpace(line)
@@ -184,7 +185,7 @@ func (m memberlistLog) Write(line []byte) (int, error) {
 		}
 	}
 	text = bytes.TrimSpace(bytes.TrimPrefix(bytes.TrimSpace(text), []byte("memberlist:")))
-	for _, begin := range lasting {
+	for _, begin := range repeatedLines {
 		if bytes.HasPrefix(text, []byte(begin)) && !m.log.limit(begin, time.Minute, 1) {
 			return len(line), nil
 		}

@@ -15,7 +15,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Reasons for which an object is refused.
+// Reasons why an object is refused.
 var (
 	errObjectSize      = errors.New("object has an impossible size")
 	errObjectVersion   = errors.New("object has an unknown version")
@@ -24,7 +24,7 @@ var (
 	errObjectContent   = errors.New("object's content is not valid")
 )
 
-// objectKind says what an object tells.
+// objectKind is the kind of an object's content.
 type objectKind byte
 
 const (
@@ -36,43 +36,43 @@ const (
 	kindSettings       objectKind = 6
 )
 
-// codecs tells for each kind how its payload is read. A node passes on only
-// what it can check, so a kind that is not here is refused.
+// codecs holds the decoder of each kind. A node forwards only what it can check, so an
+// unknown kind is refused.
 var codecs = map[objectKind]func(payload []byte) (body, error){
 	kindRecord:         decodeRecord,
 	kindClient:         decodeClient,
 	kindGatewayVerdict: decodeVerdict(mesh.RoleGateway),
 	kindTombstone:      decodeTombstone,
 	kindRelayVerdict:   decodeVerdict(mesh.RoleRelay),
-	kindSettings:       decodeTold,
+	kindSettings:       decodeSettings,
 }
 
 // body is a decoded payload.
 type body interface {
-	// author is who must have signed it.
+	// author is the key that must have signed it.
 	author() ed25519.PublicKey
-	// subject is the node or the client that it is about; an author has one object of a kind
-	// about each subject.
+	// subject is the node or the client that it is about; an author has one object of
+	// each kind about each subject.
 	subject() mesh.ID
-	// sequence orders the versions of one object, the highest counts.
+	// sequence orders the versions of one object; the highest one counts.
 	sequence() uint64
-	// covered says whether it is forgotten, given up to which of its records
-	// each node is.
+	// covered reports whether it is forgotten, given the sequence up to which each node
+	// is forgotten.
 	covered(buried map[mesh.ID]uint64) bool
 }
 
-// objectKey names an object in all its versions.
+// objectKey identifies an object in all its versions.
 type objectKey struct {
 	kind            objectKind
 	author, subject mesh.ID
 }
 
-// recordKey is the key of a node's record.
+// recordKey returns the key of a node's record.
 func recordKey(id mesh.ID) objectKey { return objectKey{kindRecord, id, id} }
 
 const objectKeySize = 1 + 2*len(mesh.ID{})
 
-// bytes is the form in which a key is hashed and stored.
+// bytes returns the form in which a key is hashed and stored.
 func (k objectKey) bytes() []byte {
 	return append(append([]byte{byte(k.kind)}, k.author[:]...), k.subject[:]...)
 }
@@ -87,14 +87,14 @@ func parseObjectKey(s string) (objectKey, error) {
 	return k, nil
 }
 
-// hash places a key in the ordered space that synchronisation compares.
+// hash returns the position of a key in the ordered space that synchronisation compares.
 func (k objectKey) hash() uint64 {
 	sum := sha256.Sum256(k.bytes())
 	return binary.BigEndian.Uint64(sum[:])
 }
 
-// object is a checked object. Its raw bytes are what is stored and passed on,
-// so that fields which a newer version added survive on an older node.
+// object is a checked object. Its raw bytes are stored and forwarded, so that fields
+// which a newer version added survive on an older node.
 //
 //	version and kind 1 | signature 64 | payload
 type object struct {
@@ -110,14 +110,14 @@ const (
 	objectHeader  = 1 + ed25519.SignatureSize
 )
 
-// signedBytes is what the signature covers. It holds the cluster's name, so
-// that an object of one cluster is worthless in another with the same nodes.
+// signedBytes returns what the signature covers. This includes the cluster's name, so
+// that an object of one cluster is invalid in another with the same nodes.
 func signedBytes(cluster string, kind objectKind, payload []byte) []byte {
 	b := append([]byte("meshd object v1\x00"), cluster...)
 	return append(append(b, 0, byte(kind)), payload...)
 }
 
-// signObject makes the envelope around a payload.
+// signObject returns a payload in its signed envelope.
 func signObject(key ed25519.PrivateKey, cluster string, kind objectKind, payload []byte) ([]byte, error) {
 	raw := append([]byte{objectVersion<<4 | byte(kind)}, ed25519.Sign(key, signedBytes(cluster, kind, payload))...)
 	raw = append(raw, payload...)
@@ -127,8 +127,8 @@ func signObject(key ed25519.PrivateKey, cluster string, kind objectKind, payload
 	return raw, nil
 }
 
-// decodeObject checks everything about an object that can be checked without
-// knowing other objects.
+// decodeObject checks everything about an object that can be checked without knowing
+// other objects.
 func decodeObject(cluster string, raw []byte) (object, error) {
 	o, err := readObject(raw)
 	if err != nil {
@@ -137,8 +137,8 @@ func decodeObject(cluster string, raw []byte) (object, error) {
 	return o, o.verify(cluster)
 }
 
-// readObject does it without the signature, whose check costs more than everything
-// else together.
+// readObject does the same without the signature, whose check costs more than all others
+// together.
 func readObject(raw []byte) (object, error) {
 	if _, err := claimedAuthor(raw); err != nil {
 		return object{}, err
@@ -156,18 +156,18 @@ func readObject(raw []byte) (object, error) {
 func (o object) verify(cluster string) error {
 	signature, payload := o.raw[1:objectHeader], o.raw[objectHeader:]
 	if !ed25519.Verify(o.body.author(), signedBytes(cluster, o.key.kind, payload), signature) {
-		return fmt.Errorf("%w: it is not of %v", errObjectSignature, o.key.author)
+		return fmt.Errorf("%w: it was not made by %v", errObjectSignature, o.key.author)
 	}
 	return nil
 }
 
-// identityField is how every payload begins, after the byte that says how many
-// fields it has: in the one way in which we encode, the field with the lowest
-// number comes first, and its value is a key of 32 bytes.
+// identityField is the beginning of every payload, after the head that gives the number
+// of fields: in our deterministic encoding the field with the lowest number comes first,
+// and its value is a key of 32 bytes.
 var identityField = []byte{0x01, 0x58, ed25519.PublicKeySize}
 
-// claimedAuthor returns who is said to have signed an object. It decodes nothing,
-// so that whose word does not count costs no more than this.
+// claimedAuthor returns the author that an object claims. It decodes nothing else, so
+// that an object of an untrusted author costs no more than this.
 func claimedAuthor(raw []byte) (mesh.ID, error) {
 	if len(raw) <= objectHeader || len(raw) > maxObject {
 		return mesh.ID{}, fmt.Errorf("%w: %d bytes", errObjectSize, len(raw))
@@ -185,7 +185,7 @@ func claimedAuthor(raw []byte) (mesh.ID, error) {
 		fields = 2
 	}
 	if fields == 1 && payload[0]&^0x1f != fewFields || len(payload) < fields {
-		return mesh.ID{}, fmt.Errorf("%w: it is no list of fields", errObjectContent)
+		return mesh.ID{}, fmt.Errorf("%w: it is not a list of fields", errObjectContent)
 	}
 	key, ok := bytes.CutPrefix(payload[fields:], identityField)
 	if !ok || len(key) < ed25519.PublicKeySize {
@@ -194,8 +194,8 @@ func claimedAuthor(raw []byte) (mesh.ID, error) {
 	return mesh.IDOf(ed25519.PublicKey(key[:ed25519.PublicKeySize])), nil
 }
 
-// packObjects appends as many objects to b as fit into limit bytes, each after
-// its length, and returns the rest.
+// packObjects appends as many objects to b as fit into limit bytes, each after its
+// length, and returns the others.
 func packObjects(b []byte, raws [][]byte, limit int) (packed []byte, rest [][]byte) {
 	for i, raw := range raws {
 		if len(b)+2+len(raw) > limit {
@@ -220,9 +220,8 @@ func unpackObjects(b []byte) ([][]byte, error) {
 	return raws, nil
 }
 
-// The one way in which payloads and hellos are encoded (RFC 8949, section
-// 4.2.1), and the strict one in which they are read. Unknown fields are
-// ignored: a newer node may have added them.
+// The deterministic encoding of payloads and hellos (RFC 8949, section 4.2.1), and its
+// strict decoding. Unknown fields are ignored, because a newer node may have added them.
 var (
 	encoding = must(cbor.CoreDetEncOptions().EncMode())
 	decoding = must(cbor.DecOptions{
@@ -235,7 +234,7 @@ var (
 	}.DecMode())
 )
 
-// must is for options that are constants of this file.
+// must panics on an error. It is for options that are constants of this file.
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

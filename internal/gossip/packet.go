@@ -11,26 +11,26 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// packetKind says what a packet carries.
+// packetKind is the kind of a packet's payload.
 type packetKind byte
 
 const (
-	kindMemberlist packetKind = 1 // a packet of memberlist's
+	kindMemberlist packetKind = 1 // a packet of memberlist
 	kindObjects    packetKind = 2 // signed objects, see packObjects
 	kindSync       packetKind = 3 // a step of the comparison of two stores
-	kindHere       packetKind = 4 // an answer: the counter of the question, 8 bytes
-	kindAsk        packetKind = 5 // nothing but a question
+	kindHere       packetKind = 4 // an answer: the counter of the packet that asked, 8 bytes
+	kindAsk        packetKind = 5 // only a request for an answer
 )
 
-// wantFlag in the kind's byte makes a packet a question: the sender has had no
-// answer over this path of late, and can't know whether it works.
+// wantFlag in the kind's byte asks for an answer: the sender has had none over this path
+// recently, and does not know whether the path works.
 const wantFlag = 0x80
 
-// label is what a packet shows of the sender's cluster: its name and ranges,
-// hashed. It is inside the sealed part.
+// label is a hash of the sender's cluster name and ranges. It is inside the encrypted
+// part.
 type label [8]byte
 
-// packet is the sealed part of a UDP packet.
+// packet is the encrypted part of a UDP packet.
 //
 //	kind 1 | label 8 | sender 16 | boot 8 | counter 8 | payload
 type packet struct {
@@ -45,7 +45,7 @@ type packet struct {
 
 const (
 	packetHeader = 1 + len(label{}) + len(mesh.ID{}) + 8 + 8
-	// maxPayload is what remains of a packet for its payload.
+	// maxPayload is the room for a packet's payload.
 	maxPayload = maxPacket - 1 - sealOverhead - packetHeader
 )
 
@@ -78,8 +78,8 @@ func parsePacket(b []byte) (packet, error) {
 	return p, nil
 }
 
-// appendAddrPort writes the length of the address, the address, and the port;
-// only a zero length if there is none.
+// appendAddrPort appends the length of the address, the address, and the port; only a
+// zero length if there is no address.
 func appendAddrPort(b []byte, a netip.AddrPort) []byte {
 	ip := a.Addr().WithZone("").AsSlice()
 	b = append(b, byte(len(ip)))
@@ -107,8 +107,8 @@ func cutAddrPort(b []byte) (netip.AddrPort, []byte, error) {
 	return netip.AddrPortFrom(ip.Unmap(), binary.BigEndian.Uint16(b[n:])), b[n+2:], nil
 }
 
-// unmapped writes an IPv4 address that a dual-stack socket shows as IPv6 in
-// its own form, so that one address has one spelling.
+// unmapped converts an IPv4 address that a dual-stack socket reports as IPv6 back to
+// IPv4, so that equal addresses compare equal.
 func unmapped(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }

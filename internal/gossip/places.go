@@ -9,27 +9,27 @@ import (
 	"syscall"
 )
 
-// places bound how many streams are open at the same time. Once all are taken, a
-// newcomer gets the place of another stream: of the prefix that has most, within it
-// of the narrower prefix that has most, down to the single source, and there the
-// oldest. Whoever takes many places takes them from himself, be it from one
-// address, a /24, a /48, or half of the internet: an honest source has one or two,
-// and a stream that answers needs its place for a round trip or two. Refusing the
-// newcomer instead would let those who sit there in silence keep everybody out.
+// places limits how many streams are open at the same time. If all places are taken, a
+// new stream replaces another one: the oldest stream of the source with the most streams,
+// within the prefix with the most, within the wider prefix with the most. So a host that
+// opens many streams replaces its own, whether it uses one address, a /24, a /48, or half
+// of the internet: an honest source has one or two streams, and a stream that answers
+// needs its place only for a round trip or two. If new streams were refused instead, an
+// attacker that opens silent streams could keep all others out.
 type places struct {
 	most      int // in all
-	perSource int // of one source
+	perSource int // from one source
 	sources   map[net.Conn]netip.Addr
-	all       crowd
-	taken     uint64 // how many places were ever taken
+	all       prefixStreams
+	taken     uint64 // counts the streams that were ever added
 }
 
-// crowd is the streams of one prefix.
-type crowd struct {
+// prefixStreams are the streams of one prefix.
+type prefixStreams struct {
 	count int
-	since uint64                  // number of the stream with which it began
-	parts map[netip.Prefix]*crowd // by narrower prefix; nil for a single source
-	conns []net.Conn              // of a single source, the oldest first
+	since uint64                          // number of the prefix's first stream
+	parts map[netip.Prefix]*prefixStreams // by narrower prefix; nil for a single source
+	conns []net.Conn                      // of a single source, the oldest first
 }
 
 func newPlaces(most, perSource int) *places {
@@ -37,7 +37,7 @@ func newPlaces(most, perSource int) *places {
 }
 
 // prefixesOf returns the prefixes to which an address belongs, the widest first:
-// what a provider, a site and a host usually has. An IPv6 host has a whole /64.
+// typically those of a provider, a site and a host. An IPv6 host has a whole /64.
 func prefixesOf(a netip.Addr) [3]netip.Prefix {
 	a = a.Unmap().WithZone("")
 	bits := [3]int{16, 24, 32}
@@ -51,17 +51,17 @@ func prefixesOf(a netip.Addr) [3]netip.Prefix {
 	return all
 }
 
-// take gives a stream a place, and returns the one that loses its own, or nil.
-func (p *places) take(conn net.Conn, source netip.Addr) (loses net.Conn) {
+// add gives a stream a place, and returns the stream that replaced its place, or nil.
+func (p *places) add(conn net.Conn, source netip.Addr) (replaced net.Conn) {
 	p.taken++
 	at := &p.all
 	at.count++
 	for _, prefix := range prefixesOf(source) {
 		if at.parts == nil {
-			at.parts = make(map[netip.Prefix]*crowd)
+			at.parts = make(map[netip.Prefix]*prefixStreams)
 		}
 		if at.parts[prefix] == nil {
-			at.parts[prefix] = &crowd{since: p.taken}
+			at.parts[prefix] = &prefixStreams{since: p.taken}
 		}
 		at = at.parts[prefix]
 		at.count++
@@ -70,18 +70,18 @@ func (p *places) take(conn net.Conn, source netip.Addr) (loses net.Conn) {
 	p.sources[conn] = source
 	switch {
 	case at.count > p.perSource:
-		loses = at.conns[0]
+		replaced = at.conns[0]
 	case p.all.count > p.most:
-		loses = p.all.heaviest()
+		replaced = p.all.toReplace()
 	}
-	if loses != nil {
-		p.leave(loses)
+	if replaced != nil {
+		p.remove(replaced)
 	}
-	return loses
+	return replaced
 }
 
-// leave gives a place back. A stream that has none is no error.
-func (p *places) leave(conn net.Conn) {
+// remove frees the place of a stream. It has no effect on a stream without a place.
+func (p *places) remove(conn net.Conn) {
 	source, ok := p.sources[conn]
 	if !ok {
 		return
@@ -100,11 +100,11 @@ func (p *places) leave(conn net.Conn) {
 	at.conns = slices.DeleteFunc(at.conns, func(c net.Conn) bool { return c == conn })
 }
 
-// heaviest returns the stream to give way. Of crowds that are equal it is the one
-// that came first.
-func (c *crowd) heaviest() net.Conn {
+// toReplace returns the stream that is to be replaced. Of prefixes with equally many
+// streams it chooses the one that came first.
+func (c *prefixStreams) toReplace() net.Conn {
 	for c.parts != nil {
-		var most *crowd
+		var most *prefixStreams
 		for _, part := range c.parts {
 			if most == nil || part.count > most.count || part.count == most.count && part.since < most.since {
 				most = part
@@ -115,13 +115,13 @@ func (c *crowd) heaviest() net.Conn {
 	return c.conns[0]
 }
 
-// streamPlaces are the places of inbound streams: of strangers that have yet to
-// prove themselves, the same of addresses at which nodes are known to live, so that
-// no flood keeps these out, and of those that have.
+// streamPlaces are the places of inbound streams: of unknown peers that have not proved
+// their identity yet, of such peers at addresses of known nodes, so that no flood can
+// keep these out, and of peers that have proved it.
 type streamPlaces struct{ strangers, known, proved *places }
 
-// newStreamPlaces divides what the process may open. The rest is left for
-// everything else that it does.
+// newStreamPlaces divides the number of files that the process may open. The rest is left
+// for everything else that the process does.
 func newStreamPlaces(files uint64) streamPlaces {
 	share := func(most int, part uint64) int { return max(1, int(min(uint64(most), files/part))) }
 	return streamPlaces{
@@ -131,16 +131,16 @@ func newStreamPlaces(files uint64) streamPlaces {
 	}
 }
 
-// fileLimit is how many files this process may open.
+// fileLimit returns how many files this process may open.
 func fileLimit() uint64 {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return 1024 // what nearly every system grants
+		return 1024 // the default of nearly every system
 	}
 	return limit.Cur
 }
 
-// admitStream gives a stream a place among those that have yet to prove themselves.
+// admitStream gives a stream a place among those that have not proved their identity yet.
 func (t *transport) admitStream(conn net.Conn, source netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -148,15 +148,16 @@ func (t *transport) admitStream(conn net.Conn, source netip.Addr) {
 	if t.paths.isKnown(source) {
 		waiting = t.places.known
 	}
-	t.turnOut(waiting.take(conn, source))
+	t.closeReplaced(waiting.add(conn, source))
 }
 
-// prove moves a stream to those that have proved themselves. It reports false if
-// the node has as many as one may have, or if the stream was turned out meanwhile.
-func (t *transport) prove(conn net.Conn, s *stream) bool {
+// moveToProved moves a stream to those that have proved their identity. It returns false
+// if the node already has as many as it may have, or if the stream was replaced
+// meanwhile.
+func (t *transport) moveToProved(conn net.Conn, s *stream) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.leavePending(conn) {
+	if !t.removePending(conn) {
 		return false
 	}
 	if t.streamsOf[s.peer.id] >= maxStreamsPerNode {
@@ -164,32 +165,32 @@ func (t *transport) prove(conn net.Conn, s *stream) bool {
 		return false
 	}
 	t.streamsOf[s.peer.id]++
-	t.turnOut(t.places.proved.take(conn, remote(conn).Addr()))
+	t.closeReplaced(t.places.proved.add(conn, remote(conn).Addr()))
 	return true
 }
 
-// leavePending gives back the place of a stream that had yet to prove itself, and
-// reports whether it had one.
-func (t *transport) leavePending(conn net.Conn) bool {
+// removePending frees the place of a stream that has not proved its identity, and reports
+// whether it had one.
+func (t *transport) removePending(conn net.Conn) bool {
 	before := len(t.places.strangers.sources) + len(t.places.known.sources)
-	t.places.strangers.leave(conn)
-	t.places.known.leave(conn)
+	t.places.strangers.remove(conn)
+	t.places.known.remove(conn)
 	return len(t.places.strangers.sources)+len(t.places.known.sources) < before
 }
 
-// leave gives back the place of a stream that had proved itself.
-func (t *transport) leave(conn net.Conn, s *stream) {
+// removeProved frees the place of a stream that has proved its identity.
+func (t *transport) removeProved(conn net.Conn, s *stream) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.places.proved.leave(conn)
+	t.places.proved.remove(conn)
 	if t.streamsOf[s.peer.id]--; t.streamsOf[s.peer.id] == 0 {
 		delete(t.streamsOf, s.peer.id)
 	}
 }
 
-// turnOut ends a stream, and with it what its goroutine does. Resetting does not
-// wait.
-func (t *transport) turnOut(conn net.Conn) {
+// closeReplaced ends a replaced stream, and with it what its goroutine does. Resetting
+// does not block.
+func (t *transport) closeReplaced(conn net.Conn) {
 	if conn != nil {
 		t.counters.add("stream-limit")
 		reset(conn)

@@ -17,12 +17,12 @@ import (
 )
 
 const (
-	maxWord  = 16 // longer than any word that a setting can be
-	maxSeats = 64 // far above the gateways that a location can have
+	maxWord  = 16 // longer than any value of a setting that is a word
+	maxSeats = 64 // far above the number of gateways of a location
 )
 
-// wireRecord is a record's payload. Numbers that are in use are never given to
-// other fields.
+// wireRecord is a record's payload. The number of a field is never used again for another
+// field.
 type wireRecord struct {
 	Identity    []byte         `cbor:"1,keyasint"`
 	Sequence    uint64         `cbor:"2,keyasint"`
@@ -118,7 +118,7 @@ func decodeRecord(payload []byte) (body, error) {
 	return recordBody{r}, nil
 }
 
-// checkRecord holds for every record, ours and others'.
+// checkRecord checks a record, our own or another node's.
 func checkRecord(r mesh.Record) error {
 	switch {
 	case len(r.Identity) != ed25519.PublicKeySize:
@@ -169,7 +169,7 @@ func checkAddresses(r mesh.Record) error {
 	}
 	for _, p := range r.AllowedLocationIPs {
 		if p != p.Masked() {
-			return fmt.Errorf("check record: allowed-location-ips %v: it has bits behind its prefix", p)
+			return fmt.Errorf("check record: allowed-location-ips %v: it has host bits set", p)
 		}
 		if err := mesh.CheckNetwork(p); err != nil {
 			return fmt.Errorf("check record: allowed-location-ips %v: %w", p, err)

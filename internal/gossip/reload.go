@@ -11,13 +11,13 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// TrustList is the value of mesh.Cluster.Trust under which only the word of the
-// nodes in Options.Trusted counts, and our own.
+// TrustList is the value of mesh.Cluster.Trust with which only the nodes in
+// Options.Trusted, and this node, are trusted.
 const TrustList = "list"
 
-// Reconfigure takes over what has changed in the configuration while we run.
-// The first secret seals, all of them open. The cluster's name and ranges can't
-// change: then the error says so, and everything stays as it was.
+// Reconfigure applies a changed configuration to the running node. The first secret
+// encrypts, all of them decrypt. The cluster's name and ranges can't change: in that case
+// it returns an error and changes nothing.
 func (g *Gossip) Reconfigure(c mesh.Cluster, join []string, secrets [][32]byte, trusted []mesh.ID) error {
 	switch {
 	case c.Name != g.name:
@@ -35,12 +35,12 @@ func (g *Gossip) Reconfigure(c mesh.Cluster, join []string, secrets [][32]byte, 
 	if err := g.transport.reconfigure(c, ring); err != nil {
 		return fmt.Errorf("reconfigure gossip: %w", err)
 	}
-	g.notices.clear() // what still holds is met again
+	g.notices.clear() // problems that still exist are reported again
 	g.mu.Lock()
 	g.cluster, g.joinList = c, slices.Clone(join)
-	g.trust(c, trusted)
+	g.setTrust(c, trusted)
 	g.mu.Unlock()
-	g.agree()
+	g.updateSettings()
 	select {
 	case g.rejoin <- struct{}{}:
 	default:
@@ -49,8 +49,8 @@ func (g *Gossip) Reconfigure(c mesh.Cluster, join []string, secrets [][32]byte, 
 	return nil
 }
 
-// trust sets whose word counts, and drops what the others have said.
-func (g *Gossip) trust(c mesh.Cluster, trusted []mesh.ID) {
+// setTrust sets which nodes are trusted, and drops the objects of all others.
+func (g *Gossip) setTrust(c mesh.Cluster, trusted []mesh.ID) {
 	g.trusted = nil
 	if c.Trust != TrustList {
 		return
@@ -62,40 +62,40 @@ func (g *Gossip) trust(c mesh.Cluster, trusted []mesh.ID) {
 	g.store.retain(g.trusts)
 }
 
-// trusts says whether a node's word counts.
+// trusts reports whether a node is trusted.
 func (g *Gossip) trusts(id mesh.ID) bool { return g.trusted == nil || g.trusted[id] }
 
-// meetUntrusted counts what a node that is not on the list says, and names the node.
-// It reads a record a second at most: a stranger is not to cost more than the look at
-// the list.
-func (g *Gossip) meetUntrusted(raw []byte) {
+// reportUntrusted counts an object of an untrusted node, and reports the node. It decodes
+// at most one record per second, so that an untrusted node costs hardly more than looking
+// it up in the list.
+func (g *Gossip) reportUntrusted(raw []byte) {
 	g.counters.add("object-untrusted")
 	if objectKind(raw[0]&0x0f) != kindRecord || !g.log.limit("untrusted record", time.Second, logBurst) {
 		return
 	}
 	o, err := decodeObject(g.name, raw)
 	if err != nil {
-		return // nobody is to be accused of what another has made up
+		return // a forged record must not accuse the node that it names
 	}
 	r, id := o.body.(recordBody), o.key.author.String()
-	g.transport.meet(id, mesh.Problem{
+	g.transport.reportProblem(id, mesh.Problem{
 		Kind: ProblemUntrusted, Node: r.Name,
 		Text:   fmt.Sprintf("%s has the secret, but its fingerprint %s is not in cluster.trusted: what it says is left out", r.Name, id),
 		Advice: fmt.Sprintf("add %s to cluster.trusted on all nodes if it belongs to the mesh, else change the secret", id),
 	})
 }
 
-// retain drops the objects of all authors but some, as if they had never come.
+// retain drops the objects of all authors but the given ones, as if they had never come.
 func (s *store) retain(author func(mesh.ID) bool) {
 	for key, o := range s.objects {
 		if !author(key.author) {
-			s.forget(o)
+			s.erase(o)
 		}
 	}
-	s.rebury()
+	s.reapplyTombstones()
 }
 
-// reconfigure sets what the transport needs to know of a configuration.
+// reconfigure sets what the transport needs from a configuration.
 func (t *transport) reconfigure(c mesh.Cluster, ring keyring) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -4,20 +4,20 @@ package gossip
 
 import "github.com/meshd/meshd/internal/mesh"
 
-// windowSize is how far a packet may fall behind later ones and still count.
+// windowSize is how far a packet may be behind later ones and still be accepted.
 const windowSize = 1024
 
-// window remembers which packets of one sender have come. A sender counts its
-// packets from each of its starts, and its starts on disk, so that (boot,
-// counter) never comes twice. The bits are a ring (RFC 6479).
+// window remembers which packets of one sender were received. A sender counts its packets
+// from each start, and its starts on disk, so (boot, counter) never repeats. The bits are
+// a ring (RFC 6479).
 type window struct {
 	boot, top uint64
 	seen      [windowSize / 64]uint64
-	used      uint64 // when, by the count of admitted packets
-	replaced  uint64 // the highest boot of resume; up to it, only resume goes
+	used      uint64 // when a packet was last accepted, by the count of accepted packets
+	replaced  uint64 // the highest boot that resume replaced; up to it, only resume changes boot
 }
 
-// admit says whether a packet is new, and remembers it.
+// admit reports whether a packet is new, and remembers it.
 func (w *window) admit(boot, counter uint64) bool {
 	switch {
 	case boot < w.boot, boot > w.boot && boot <= w.replaced:
@@ -37,7 +37,7 @@ func (w *window) admit(boot, counter uint64) bool {
 	return true
 }
 
-// advance moves the top up, and clears the bits of the counters in between.
+// advance raises top, and clears the bits of the counters in between.
 func (w *window) advance(counter uint64) {
 	if counter-w.top >= windowSize {
 		clear(w.seen[:])
@@ -72,29 +72,28 @@ func (r *replays) admit(from mesh.ID, boot, counter uint64) bool {
 	return ok
 }
 
-// resume takes a sender's own word for where it counts, after a handshake that
-// has proved it to be there. A node whose disk was put back to an earlier state
-// begins again at a lower boot, and so does one under whose name somebody has
-// sent a boot that is too high: without this, all that it sends would be a
-// replay for as long as we run.
+// resume sets a sender's boot and counter to those that it sent in a handshake that has
+// proved its identity. A node whose disk was restored to an earlier state starts again
+// with a lower boot. Another node may also have sent a boot that is too high in its name.
+// Without this, all its packets would count as replays as long as we run.
 func (r *replays) resume(from mesh.ID, boot, counter uint64) {
 	w := r.windows[from]
 	switch {
 	case w == nil:
 		return
 	case boot > w.boot && boot > w.replaced:
-		return // its packets say so themselves
+		return // its packets will show that themselves
 	case boot == w.boot && (counter >= w.top || w.top-counter < windowSize):
 		return
 	}
 	w.replaced = max(w.replaced, w.boot)
 	w.boot, w.top = boot, counter
-	for i := range w.seen { // what it counted before stays refused
+	for i := range w.seen { // all earlier counters stay refused
 		w.seen[i] = ^uint64(0)
 	}
 }
 
-// evict forgets the sender that has been silent for longest.
+// evict forgets the sender that has been silent for the longest time.
 func (r *replays) evict() {
 	var oldest mesh.ID
 	least := ^uint64(0)

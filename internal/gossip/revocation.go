@@ -8,20 +8,20 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// A revoked node's tombstones go with it, its revocations of others among them.
-// Who is revoked then follows from the revocations as from a graph, from those
-// whom nobody revokes to the others. In a circle, such as two nodes that revoke
-// each other, only what a lower fingerprint says of a higher one counts: what
-// remains has no circles, and its answer is the same on all nodes.
+// If a node is revoked, its tombstones don't count any more, including its own
+// revocations of others. The revocations therefore form a graph, which is resolved from
+// the nodes that no other one revokes. In a cycle, such as two nodes that revoke each
+// other, only revocations by a lower fingerprint of a higher one count: what remains has
+// no cycles, and all nodes compute the same result.
 //
-// There is no better rule at hand. Clocks can be set, and whoever has the
-// secret can make as many identities as it likes; only cluster.trust: list tells
-// the nodes whom to believe.
+// No better rule is available. Clocks can be set to any time, and a host with the secret
+// can create any number of identities; only cluster.trust: list tells the nodes which
+// ones to trust.
 
-// revocations says whom each author revokes, in either order.
+// revocations holds the nodes that each author revokes, in any order.
 type revocations map[mesh.ID][]mesh.ID
 
-// revocations returns those that are held, whether they count or not.
+// revocations returns all that are stored, whether they count or not.
 func (s *store) revocations() revocations {
 	g := make(revocations)
 	for h, keys := range s.held {
@@ -35,36 +35,36 @@ func (s *store) revocations() revocations {
 	return g
 }
 
-// revoked returns who is.
+// revoked returns the nodes that are revoked.
 func (g revocations) revoked() map[mesh.ID]bool {
-	circle := g.circles()
+	component := g.cycles()
 	counts := func(author, target mesh.ID) bool {
-		c, ok := circle[target]
-		return !ok || c != circle[author] || author.Compare(target) < 0
+		c, ok := component[target]
+		return !ok || c != component[author] || author.Compare(target) < 0
 	}
-	// by has for each author who revokes it: only these decide whether what
-	// it says counts.
+	// by holds for each author the authors that revoke it: only these decide whether its
+	// own revocations count.
 	by := make(revocations, len(g))
 	for author, targets := range g {
 		for _, t := range targets {
-			if _, speaks := g[t]; speaks && counts(author, t) {
+			if _, isAuthor := g[t]; isAuthor && counts(author, t) {
 				by[t] = append(by[t], author)
 			}
 		}
 	}
-	silenced := make(map[mesh.ID]bool, len(g)) // those revoked by somebody who counts
+	revokedAuthor := make(map[mesh.ID]bool, len(g)) // authors that are revoked by one whose revocations count
 	done := make(map[mesh.ID]bool, len(g))
-	var judge func(author mesh.ID) bool
-	judge = func(author mesh.ID) bool {
+	var isRevoked func(author mesh.ID) bool
+	isRevoked = func(author mesh.ID) bool {
 		if !done[author] {
-			done[author] = true // before the others: there are no circles
-			silenced[author] = slices.ContainsFunc(by[author], func(other mesh.ID) bool { return !judge(other) })
+			done[author] = true // before the recursion: there are no cycles left
+			revokedAuthor[author] = slices.ContainsFunc(by[author], func(other mesh.ID) bool { return !isRevoked(other) })
 		}
-		return silenced[author]
+		return revokedAuthor[author]
 	}
 	out := make(map[mesh.ID]bool)
 	for author, targets := range g {
-		if judge(author) {
+		if isRevoked(author) {
 			continue
 		}
 		for _, t := range targets {
@@ -76,11 +76,11 @@ func (g revocations) revoked() map[mesh.ID]bool {
 	return out
 }
 
-// matter returns whose revocations matter, given who is revoked: of those who are
-// not, and of those who are as far as they may turn against them. Whatever else
-// revoked nodes have revoked is dropped, and nothing changes by that.
-func (g revocations) matter(revoked map[mesh.ID]bool) map[mesh.ID]bool {
-	speak := make(map[mesh.ID]bool, len(g))
+// relevant returns the authors whose revocations must be kept, given the revoked nodes:
+// all that are not revoked, and those revoked ones that directly or indirectly revoke one
+// of them. Dropping the revocations of all other revoked nodes changes nothing.
+func (g revocations) relevant(revoked map[mesh.ID]bool) map[mesh.ID]bool {
+	relevant := make(map[mesh.ID]bool, len(g))
 	by := make(revocations)
 	var next []mesh.ID
 	for author, targets := range g {
@@ -95,30 +95,30 @@ func (g revocations) matter(revoked map[mesh.ID]bool) map[mesh.ID]bool {
 	for len(next) > 0 {
 		id := next[0]
 		next = next[1:]
-		if !speak[id] {
-			speak[id] = true
+		if !relevant[id] {
+			relevant[id] = true
 			next = append(next, by[id]...)
 		}
 	}
-	return speak
+	return relevant
 }
 
-// circles numbers the strongly connected components of the authors (Tarjan
-// 1972), each by one of its members.
-func (g revocations) circles() map[mesh.ID]int {
+// cycles numbers the strongly connected components of the authors (Tarjan 1972), each by
+// one of its members.
+func (g revocations) cycles() map[mesh.ID]int {
 	var (
-		index   = make(map[mesh.ID]int, len(g)) // order of discovery, from 1
-		low     = make(map[mesh.ID]int, len(g))
-		circle  = make(map[mesh.ID]int, len(g))
-		stack   []mesh.ID
-		explore func(mesh.ID)
+		index     = make(map[mesh.ID]int, len(g)) // order of discovery, from 1
+		low       = make(map[mesh.ID]int, len(g))
+		component = make(map[mesh.ID]int, len(g))
+		stack     []mesh.ID
+		explore   func(mesh.ID)
 	)
 	explore = func(a mesh.ID) {
 		index[a] = len(index) + 1
 		low[a] = index[a]
 		stack = append(stack, a)
 		for _, t := range g[a] {
-			if _, speaks := g[t]; !speaks || circle[t] > 0 {
+			if _, isAuthor := g[t]; !isAuthor || component[t] > 0 {
 				continue
 			}
 			if index[t] == 0 {
@@ -132,7 +132,7 @@ func (g revocations) circles() map[mesh.ID]int {
 		for {
 			last := stack[len(stack)-1]
 			stack = stack[:len(stack)-1]
-			circle[last] = index[a]
+			component[last] = index[a]
 			if last == a {
 				return
 			}
@@ -143,5 +143,5 @@ func (g revocations) circles() map[mesh.ID]int {
 			explore(a)
 		}
 	}
-	return circle
+	return component
 }

@@ -15,11 +15,12 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// errSealed means that a message opens with none of our keys: it was made with
-// another secret, for another node, or it is garbage.
+// errSealed means that a message can't be decrypted with any of our keys: it was made
+// with another secret, for another node, or it is garbage.
 var errSealed = errors.New("does not open with our secret")
 
-// Domain separation: what is sealed for one purpose opens for no other.
+// Domain separation: a message that is encrypted for one purpose can't be decrypted for
+// another.
 const (
 	infoPacket   = "meshd v1 packet"
 	infoHello    = "meshd v1 hello"
@@ -27,16 +28,16 @@ const (
 	infoAcceptor = "meshd v1 stream from acceptor"
 )
 
-// secretKeys are the keys that follow from one secret. XChaCha20-Poly1305 has
-// nonces long enough to be drawn at random for as long as a secret lives.
+// secretKeys are the keys derived from one secret. The nonces of XChaCha20-Poly1305 are
+// long enough to be random for the lifetime of a secret.
 type secretKeys struct {
 	secret [32]byte
 	packet cipher.AEAD
 	hello  cipher.AEAD
 }
 
-// keyring holds the keys of all secrets. The first one seals; each is tried to
-// open, so that a secret can be changed node by node.
+// keyring holds the keys of all secrets. The first one encrypts; all are tried to
+// decrypt, so that a secret can be changed node by node.
 type keyring []secretKeys
 
 func newKeyring(secrets [][32]byte) (keyring, error) {
@@ -58,8 +59,7 @@ func newKeyring(secrets [][32]byte) (keyring, error) {
 	return ring, nil
 }
 
-// deriveAEAD makes a cipher whose key follows from the secret by HKDF
-// (RFC 5869).
+// deriveAEAD returns a cipher whose key is derived from the secret by HKDF (RFC 5869).
 func deriveAEAD(secret [32]byte, salt []byte, info string, cipherOf func([]byte) (cipher.AEAD, error)) (cipher.AEAD, error) {
 	key, err := hkdf.Key(sha256.New, secret[:], salt, info, chacha20poly1305.KeySize)
 	if err != nil {
@@ -68,7 +68,7 @@ func deriveAEAD(secret [32]byte, salt []byte, info string, cipherOf func([]byte)
 	return cipherOf(key)
 }
 
-// sealOverhead is what seal adds to a message.
+// sealOverhead is how many bytes seal adds to a message.
 const sealOverhead = chacha20poly1305.NonceSizeX + chacha20poly1305.Overhead
 
 // seal returns nonce and ciphertext.
@@ -91,11 +91,11 @@ func open(aead cipher.AEAD, sealed, ad []byte) ([]byte, error) {
 	return plain, nil
 }
 
-// packetAD binds a packet to its format and to its receiver, so that a packet
-// that was caught on its way can't be given to another node.
+// packetAD returns the additional data that binds a packet to its format and its
+// receiver, so that a captured packet can't be sent to another node.
 func packetAD(to mesh.ID) []byte { return append([]byte{formatVersion}, to[:]...) }
 
-// sealPacket makes the UDP payload of a packet for one node.
+// sealPacket returns the UDP payload of a packet for one node.
 func (r keyring) sealPacket(random io.Reader, p packet, to mesh.ID) ([]byte, error) {
 	sealed, err := seal(r[0].packet, random, p.append(nil), packetAD(to))
 	if err != nil {

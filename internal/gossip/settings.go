@@ -14,12 +14,12 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// settings are those of the cluster that may be changed while it runs. Nodes
-// tell each other theirs, and all follow the highest generation: an edit on one
-// node reaches the others without anybody going round.
+// settings are the cluster settings that may be changed while the cluster runs. Nodes
+// announce theirs, and all follow the highest generation: an edit on one node reaches all
+// others by itself.
 //
-// Not everybody has to tell the same. A node speaks up if nobody else has what
-// it uses, so that in a cluster at peace one or two do.
+// Not every node has to announce the same settings. A node announces its own only if no
+// other node has announced them, so that usually one or two do.
 type settings struct {
 	Generation    uint64
 	Mode          mesh.Mode
@@ -31,8 +31,8 @@ func settingsOf(c mesh.Cluster) settings {
 	return settings{c.Generation, c.Mode, c.Encapsulation, c.Gateways}
 }
 
-// in returns a cluster with these settings instead of its own.
-func (s settings) in(c mesh.Cluster) mesh.Cluster {
+// applyTo returns a cluster with these settings instead of its own.
+func (s settings) applyTo(c mesh.Cluster) mesh.Cluster {
 	c.Generation, c.Mode, c.Encapsulation, c.Gateways = s.Generation, s.Mode, s.Encapsulation, s.Gateways
 	return c
 }
@@ -41,7 +41,7 @@ func (s settings) String() string {
 	return fmt.Sprintf("mode %s, encapsulation %s, gateways %d", s.Mode, s.Encapsulation, s.Gateways)
 }
 
-// check holds for settings that are to be told.
+// check checks settings that are to be announced.
 func (s settings) check() error {
 	switch {
 	case s.Generation > mesh.MaxGeneration:
@@ -56,16 +56,16 @@ func (s settings) check() error {
 	return nil
 }
 
-// told is what a node says that its settings are, as the content of an object.
-type told struct {
+// settingsBody is what a node announces as its settings, as the content of an object.
+type settingsBody struct {
 	settings
 	identity ed25519.PublicKey
-	number   uint64 // of the object; a generation may be told again, with other content
+	number   uint64 // of the object; a generation may be announced again with other content
 	ranges   uint64 // hash of the address settings, see mesh.Cluster.Hash
-	by       uint64 // sequence of the author's record at that time, with which it is forgotten
+	by       uint64 // sequence of the author's record at that time: it is forgotten with that record
 }
 
-type wireTold struct {
+type wireSettingsBody struct {
 	Identity      []byte `cbor:"1,keyasint"`
 	Number        uint64 `cbor:"2,keyasint"`
 	Ranges        uint64 `cbor:"3,keyasint"`
@@ -76,14 +76,14 @@ type wireTold struct {
 	Gateways      int64  `cbor:"8,keyasint"`
 }
 
-func (t told) author() ed25519.PublicKey { return t.identity }
-func (t told) subject() mesh.ID          { return mesh.IDOf(t.identity) }
-func (t told) sequence() uint64          { return t.number }
+func (t settingsBody) author() ed25519.PublicKey { return t.identity }
+func (t settingsBody) subject() mesh.ID          { return mesh.IDOf(t.identity) }
+func (t settingsBody) sequence() uint64          { return t.number }
 
-func (t told) covered(buried map[mesh.ID]uint64) bool { return t.by <= buried[t.subject()] }
+func (t settingsBody) covered(buried map[mesh.ID]uint64) bool { return t.by <= buried[t.subject()] }
 
-func encodeTold(t told) ([]byte, error) {
-	payload, err := encoding.Marshal(wireTold{
+func encodeSettings(t settingsBody) ([]byte, error) {
+	payload, err := encoding.Marshal(wireSettingsBody{
 		t.identity, t.number, t.ranges, t.by, t.Generation, string(t.Mode), t.Encapsulation, int64(t.Gateways),
 	})
 	if err != nil {
@@ -92,8 +92,8 @@ func encodeTold(t told) ([]byte, error) {
 	return payload, nil
 }
 
-func decodeTold(payload []byte) (body, error) {
-	var w wireTold
+func decodeSettings(payload []byte) (body, error) {
+	var w wireSettingsBody
 	if err := decoding.Unmarshal(payload, &w); err != nil {
 		return nil, fmt.Errorf("decode settings: %w", err)
 	}
@@ -109,15 +109,15 @@ func decodeTold(payload []byte) (body, error) {
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("decode settings: %w", err)
 	}
-	return told{s, w.Identity, w.Number, w.Ranges, w.By}, nil
+	return settingsBody{s, w.Identity, w.Number, w.Ranges, w.By}, nil
 }
 
-// told returns what nodes say of their settings whose records count, for
+// announcedSettings returns the settings announced by nodes whose records count, for
 // clusters with these ranges.
-func (s *store) told(ranges uint64) []told {
-	var all []told
-	for _, o := range s.rest {
-		t, ok := o.body.(told)
+func (s *store) announcedSettings(ranges uint64) []settingsBody {
+	var all []settingsBody
+	for _, o := range s.nonRecords {
+		t, ok := o.body.(settingsBody)
 		if !ok || t.ranges != ranges {
 			continue
 		}
@@ -128,34 +128,33 @@ func (s *store) told(ranges uint64) []told {
 	return all
 }
 
-// effective are the settings in use: our file's, unless others have told us of
-// a later generation.
-func (g *Gossip) effective() settings {
+// effectiveSettings returns the settings in use: those of our file, unless others have
+// announced a higher generation.
+func (g *Gossip) effectiveSettings() settings {
 	if own := settingsOf(g.cluster); g.adopted.Generation <= own.Generation {
 		return own
 	}
 	return g.adopted
 }
 
-// agree adopts the highest generation, and tells ours if nobody does. A newcomer
-// first takes in all that some member knows: of two that tell different things, it
-// may have heard one before the other, and of nodes that start together, all would
-// tell theirs.
-func (g *Gossip) agree() {
+// updateSettings adopts the highest generation, and announces ours if no node does. A new
+// node first merges the state of some member: it may have received only one of two
+// conflicting announcements, and of nodes that start together, all would announce theirs.
+func (g *Gossip) updateSettings() {
 	var (
 		news []object
 		err  error
 	)
 	g.mu.Lock()
-	before := g.effective()
+	before := g.effectiveSettings()
 	if g.merged {
-		g.adopt()
-		news, err = g.tell()
+		g.adoptSettings()
+		news, err = g.announceSettings()
 	}
-	changed := g.effective() != before
+	changed := g.effectiveSettings() != before
 	g.mu.Unlock()
 	if err != nil {
-		g.log.at(slog.LevelError, "tell cluster settings", "err", err)
+		g.log.at(slog.LevelError, "announce cluster settings", "err", err)
 	}
 	if changed {
 		g.signal()
@@ -165,34 +164,34 @@ func (g *Gossip) agree() {
 	}
 }
 
-// adopt takes over the highest generation that is told, if it is above ours
-// and all who tell it agree. What was adopted stays so until a higher one comes
-// or our own file has caught up: nodes that came from it are not to go back
-// when the one that told them is gone.
-func (g *Gossip) adopt() {
-	all := g.store.told(g.ranges)
+// adoptSettings adopts the highest announced generation, if it is higher than ours and
+// all nodes that announce it agree. It stays adopted until a higher one comes or our own
+// file has that generation, so that nodes don't revert when the node that announced it is
+// gone.
+func (g *Gossip) adoptSettings() {
+	all := g.store.announcedSettings(g.ranges)
 	if len(all) == 0 {
 		return
 	}
-	top := slices.MaxFunc(all, func(a, b told) int { return cmp.Compare(a.Generation, b.Generation) }).settings
-	agreed := !slices.ContainsFunc(all, func(t told) bool { return t.Generation == top.Generation && t.settings != top })
-	if agreed && top.Generation > g.effective().Generation {
+	top := slices.MaxFunc(all, func(a, b settingsBody) int { return cmp.Compare(a.Generation, b.Generation) }).settings
+	agreed := !slices.ContainsFunc(all, func(t settingsBody) bool { return t.Generation == top.Generation && t.settings != top })
+	if agreed && top.Generation > g.effectiveSettings().Generation {
 		g.adopted = top
 	}
 }
 
-// tell puts our settings into the store if nobody tells them, or if we have
-// told others for the same generation.
-func (g *Gossip) tell() ([]object, error) {
-	ours := g.effective()
+// announceSettings stores our settings if no node announces them, or if we have announced
+// others for the same generation.
+func (g *Gossip) announceSettings() ([]object, error) {
+	ours := g.effectiveSettings()
 	key := objectKey{kindSettings, g.self, g.self}
-	last, spoke := g.store.objects[key].body.(told)
-	contradicts := spoke && last.Generation == ours.Generation && last.settings != ours
+	last, announced := g.store.objects[key].body.(settingsBody)
+	contradicts := announced && last.Generation == ours.Generation && last.settings != ours
 	if _, ok := g.store.objects[recordKey(g.self)]; !ok || !contradicts &&
-		slices.ContainsFunc(g.store.told(g.ranges), func(t told) bool { return t.settings == ours }) {
+		slices.ContainsFunc(g.store.announcedSettings(g.ranges), func(t settingsBody) bool { return t.settings == ours }) {
 		return nil, nil
 	}
-	payload, err := encodeTold(told{
+	payload, err := encodeSettings(settingsBody{
 		ours, g.identity.Public().(ed25519.PublicKey), g.store.highest[key] + 1, g.ranges, g.store.highest[recordKey(g.self)],
 	})
 	if err != nil {
@@ -208,12 +207,12 @@ func (g *Gossip) tell() ([]object, error) {
 	return []object{o}, nil
 }
 
-// settingsProblems say which nodes do not follow, and whether we are one whose
-// file is old.
+// settingsProblems returns which nodes have other settings, and whether our own file is
+// outdated.
 func (g *Gossip) settingsProblems() []mesh.Problem {
-	ours, file := g.effective(), settingsOf(g.cluster)
+	ours, file := g.effectiveSettings(), settingsOf(g.cluster)
 	differing := make(map[settings][]string)
-	for _, t := range g.store.told(g.ranges) {
+	for _, t := range g.store.announcedSettings(g.ranges) {
 		if t.settings != ours && t.Generation >= ours.Generation {
 			differing[t.settings] = append(differing[t.settings], g.nameOf(t.subject()))
 		}
@@ -224,7 +223,7 @@ func (g *Gossip) settingsProblems() []mesh.Problem {
 		problems = append(problems, mesh.Problem{
 			Kind: ProblemSettings, Node: names[0],
 			Text: fmt.Sprintf("cluster.generation %d is %s here, %s on %s",
-				s.Generation, hereUnder(ours, s.Generation), s, strings.Join(names, ", ")),
+				s.Generation, ownSettings(ours, s.Generation), s, strings.Join(names, ", ")),
 			Advice: "write the settings that are to hold on one node, with a higher cluster.generation, and restart or reload meshd there",
 		})
 	}
@@ -239,8 +238,8 @@ func (g *Gossip) settingsProblems() []mesh.Problem {
 	return problems
 }
 
-// hereUnder is what a generation is for us.
-func hereUnder(ours settings, generation uint64) string {
+// ownSettings describes our settings of a generation.
+func ownSettings(ours settings, generation uint64) string {
 	if ours.Generation == generation {
 		return ours.String()
 	}

@@ -33,7 +33,7 @@ func follows(generation uint64, mode mesh.Mode) func(View) bool {
 
 func tellSettings(t testing.TB, n int, number uint64, s settings) []byte {
 	t.Helper()
-	payload, err := encodeTold(told{s, identity(n).Public().(ed25519.PublicKey), number, testCluster().Hash(), 1})
+	payload, err := encodeSettings(settingsBody{s, identity(n).Public().(ed25519.PublicKey), number, testCluster().Hash(), 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,41 +47,41 @@ func tellSettings(t testing.TB, n int, number uint64, s settings) []byte {
 func TestSettingsAreToldAsTheyAre(t *testing.T) {
 	good := settings{3, mesh.ModeCross, mesh.EncapsulationNever, 2}
 	for name, tt := range map[string]struct {
-		change func(*told)
+		change func(*settingsBody)
 		ok     bool
 	}{
-		"good":             {func(*told) {}, true},
-		"number 0":         {func(t *told) { t.number = 0 }, false},
-		"absurd number":    {func(t *told) { t.number = 1 << 60 }, false},
-		"no record":        {func(t *told) { t.by = 0 }, false},
-		"generation":       {func(t *told) { t.Generation = maxSequence + 1 }, false},
-		"mode":             {func(t *told) { t.Mode = "star" }, false},
-		"encapsulation":    {func(t *told) { t.Encapsulation = "ipip" }, false},
-		"no gateway":       {func(t *told) { t.Gateways = 0 }, false},
-		"many gateways":    {func(t *told) { t.Gateways = 1 << 40 }, false},
-		"short identity":   {func(t *told) { t.identity = t.identity[1:] }, false},
-		"other generation": {func(t *told) { t.Generation = 0 }, true},
+		"good":             {func(*settingsBody) {}, true},
+		"number 0":         {func(t *settingsBody) { t.number = 0 }, false},
+		"absurd number":    {func(t *settingsBody) { t.number = 1 << 60 }, false},
+		"no record":        {func(t *settingsBody) { t.by = 0 }, false},
+		"generation":       {func(t *settingsBody) { t.Generation = maxSequence + 1 }, false},
+		"mode":             {func(t *settingsBody) { t.Mode = "star" }, false},
+		"encapsulation":    {func(t *settingsBody) { t.Encapsulation = "ipip" }, false},
+		"no gateway":       {func(t *settingsBody) { t.Gateways = 0 }, false},
+		"many gateways":    {func(t *settingsBody) { t.Gateways = 1 << 40 }, false},
+		"short identity":   {func(t *settingsBody) { t.identity = t.identity[1:] }, false},
+		"other generation": {func(t *settingsBody) { t.Generation = 0 }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			in := told{good, identity(0).Public().(ed25519.PublicKey), 4, 5, 6}
+			in := settingsBody{good, identity(0).Public().(ed25519.PublicKey), 4, 5, 6}
 			tt.change(&in)
-			payload, err := encodeTold(in)
+			payload, err := encodeSettings(in)
 			if err != nil {
 				t.Fatal(err)
 			}
-			out, err := decodeTold(payload)
+			out, err := decodeSettings(payload)
 			if (err == nil) != tt.ok {
 				t.Fatalf("got %v, want ok %v", err, tt.ok)
 			}
-			if err == nil && !cmp.Equal(in, out.(told), cmp.AllowUnexported(told{})) {
+			if err == nil && !cmp.Equal(in, out.(settingsBody), cmp.AllowUnexported(settingsBody{})) {
 				t.Errorf("got %+v, want %+v", out, in)
 			}
 		})
 	}
 }
 
-// One node is started with an edited file: all follow, also who comes when that
-// node is gone, and nobody turns back.
+// One node is started with an edited file: all follow, also who comes when that node is
+// gone, and nobody turns back.
 func TestHighestGenerationIsAdopted(t *testing.T) {
 	t.Parallel()
 	nodes := startCluster(t, 3)
@@ -107,8 +107,8 @@ func TestHighestGenerationIsAdopted(t *testing.T) {
 	eventually(t, "adopted by a newcomer", append(slices.Clone(nodes), late), follows(2, mesh.ModeFull))
 }
 
-// Two files with one generation and other content: both sides say so, and
-// nobody follows either.
+// Two files with one generation and other content: both sides say so, and nobody follows
+// either.
 func TestOneGenerationWithTwoContentsIsNotAdopted(t *testing.T) {
 	t.Parallel()
 	nodes := []*testNode{
@@ -172,18 +172,18 @@ func TestSettingsOfStrangersAreNotAdopted(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
 	g.merged = true
-	g.accept([][]byte{tellSettings(t, 1, 1, settings{9, mesh.ModeFull, mesh.EncapsulationNever, 1})}, fromSync)
+	g.acceptObjects([][]byte{tellSettings(t, 1, 1, settings{9, mesh.ModeFull, mesh.EncapsulationNever, 1})}, fromSync)
 	if v := g.View(); !follows(1, mesh.ModeLocation)(v) {
 		t.Errorf("follows %+v", v.Cluster)
 	}
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
 	if v := g.View(); !follows(9, mesh.ModeFull)(v) {
 		t.Errorf("a member's settings are not followed: %+v", v.Cluster)
 	}
 }
 
-// A newcomer that has heard one of two who contradict each other waits until
-// it knows what a member knows.
+// A newcomer that has heard one of two who contradict each other waits until it knows
+// what a member knows.
 func TestNewcomerHearsBothSides(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	all := [][]byte{
@@ -195,7 +195,7 @@ func TestNewcomerHearsBothSides(t *testing.T) {
 		want  uint64
 	}{{all, 1}, {all[:2], 9}} {
 		g := idle(t, &now)
-		g.accept(all[:2], fromGossip)
+		g.acceptObjects(all[:2], fromGossip)
 		if v := g.View(); !follows(1, mesh.ModeLocation)(v) {
 			t.Errorf("before it has met a member it follows %+v", v.Cluster)
 		}
@@ -214,19 +214,19 @@ func TestSettingsAreToldOnce(t *testing.T) {
 	if err := g.Publish(testRecord(0, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if got := len(g.store.told(g.ranges)); got != 0 {
+	if got := len(g.store.announcedSettings(g.ranges)); got != 0 {
 		t.Errorf("told %d times by a newcomer, want none", got)
 	}
 	g.merged = true
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1)), tellSettings(t, 1, 1, settingsOf(testCluster()))}, fromSync)
-	if got := len(g.store.told(g.ranges)); got != 1 {
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1)), tellSettings(t, 1, 1, settingsOf(testCluster()))}, fromSync)
+	if got := len(g.store.announcedSettings(g.ranges)); got != 1 {
 		t.Errorf("told %d times, want once", got)
 	}
 	if err := g.Forget(idOf(1), 1); err != nil {
 		t.Fatal(err)
 	}
-	g.agree()
-	if got := len(g.store.told(g.ranges)); got != 1 {
+	g.updateSettings()
+	if got := len(g.store.announcedSettings(g.ranges)); got != 1 {
 		t.Errorf("told %d times after the other is forgotten, want once", got)
 	}
 }
@@ -240,16 +240,16 @@ func TestHostileGenerationIsRefused(t *testing.T) {
 	s.Generation++
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1)), tellSettings(t, 1, 1, s)}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1)), tellSettings(t, 1, 1, s)}, fromSync)
 	if v := g.View(); v.Counters["object-content"] != 1 || v.Cluster.Generation > mesh.MaxGeneration {
 		t.Errorf("counters %v, generation %d", v.Counters, v.Cluster.Generation)
 	}
-	o := Options{Identity: identity(0), Cluster: testCluster(), Secrets: [][32]byte{testSecret}, Adopted: s.in(testCluster())}
+	o := Options{Identity: identity(0), Cluster: testCluster(), Secrets: [][32]byte{testSecret}, Adopted: s.applyTo(testCluster())}
 	g, err := newGossip(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := g.effective(); got != settingsOf(o.Cluster) {
+	if got := g.effectiveSettings(); got != settingsOf(o.Cluster) {
 		t.Errorf("from disk: %v", got)
 	}
 }

@@ -14,23 +14,22 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// An object travels in three ways. Whoever sees it for the first time sends it
-// on at once to a few nodes, and gives it to memberlist to gossip along with
-// its own messages: that reaches nearly everybody within one or two round
-// trips. A comparison with a random node every second or so finds what was
-// missed. And a push/pull carries everything, for whoever has nothing yet.
+// Objects spread in three ways. A node that sees one for the first time sends it at once
+// to a few nodes, and gives it to memberlist to gossip with its own messages: this
+// reaches nearly all nodes within one or two round trips. A comparison with a random node
+// every second or so finds what was missed. And a push/pull transfers everything, for
+// nodes that have nothing yet.
 
-// source says how objects came in.
+// source is the way in which objects were received.
 type source int
 
 const (
-	fromGossip source = iota // pushed or gossiped: others may not have it
-	fromSync                 // asked for: the others have it, or will ask too
+	fromGossip source = iota // pushed or gossiped: others may not have them
+	fromSync                 // asked for: others have them, or will ask too
 )
 
-// accept checks objects, stores those that count and spreads those that are
-// new.
-func (g *Gossip) accept(raws [][]byte, from source) {
+// acceptObjects checks objects, stores those that count and spreads those that are new.
+func (g *Gossip) acceptObjects(raws [][]byte, from source) {
 	var news []object
 	forged := 0
 	for _, raw := range raws {
@@ -38,10 +37,10 @@ func (g *Gossip) accept(raws [][]byte, from source) {
 		if errors.Is(err, errObjectSignature) {
 			if forged++; forged > maxForged {
 				g.counters.add("object-unread")
-				break // whoever sends these has nothing else for us
+				break // the sender of these has nothing else for us
 			}
 		}
-		if err == nil && o.body != nil && g.admit(o) {
+		if err == nil && o.body != nil && g.storeChecked(o) {
 			news = append(news, o)
 		}
 	}
@@ -53,13 +52,14 @@ func (g *Gossip) accept(raws [][]byte, from source) {
 		g.spread(news)
 	}
 	if slices.ContainsFunc(news, func(o object) bool { return o.key.kind == kindRecord || o.key.kind == kindSettings }) {
-		g.agree()
+		g.updateSettings()
 	}
 }
 
-// check reads an object and checks its signature. It returns none, and no error, for
-// what needs no check: what is here already, and what would not count anyway. The
-// cheap comes first: who has the secret can send as much as the network carries.
+// check decodes an object and verifies its signature. It returns an empty object, and no
+// error, if no check is needed, because the object is already stored or would not count
+// anyway. Cheap checks come first, because an attacker with the secret can send as much
+// as the network carries.
 func (g *Gossip) check(raw []byte) (object, error) {
 	author, err := claimedAuthor(raw)
 	if err != nil {
@@ -69,19 +69,19 @@ func (g *Gossip) check(raw []byte) (object, error) {
 	trusted, old := g.trusts(author), g.store.has(raw)
 	g.mu.Unlock()
 	if !trusted {
-		g.meetUntrusted(raw)
+		g.reportUntrusted(raw)
 	}
 	if !trusted || old {
 		return object{}, nil
 	}
-	// A copy, because an object may stay for years, and raw would keep all
-	// of the state alive that it came with.
+	// Copy raw, because an object may stay for years, and would keep the whole state that
+	// it came with in memory.
 	o, err := readObject(slices.Clone(raw))
 	if err != nil {
 		return object{}, g.refuseObject(err)
 	}
 	g.mu.Lock()
-	result := g.store.worth(o)
+	result := g.store.precheck(o)
 	g.mu.Unlock()
 	if result != fresh {
 		g.counters.add(map[outcome]string{stale: "object-stale", buried: "object-buried"}[result])
@@ -93,38 +93,39 @@ func (g *Gossip) check(raw []byte) (object, error) {
 	return o, nil
 }
 
-// refuseObject counts and shows why an object is refused. It returns the error.
+// refuseObject counts, logs and reports why an object is refused. It returns the error.
 func (g *Gossip) refuseObject(err error) error {
 	g.counters.add(objectReason(err))
 	g.log.at(slog.LevelWarn, "object refused", "err", err)
-	g.meetForged(err)
+	g.reportForged(err)
 	return err
 }
 
-// admit puts a checked object into the store and says whether that changed it.
-func (g *Gossip) admit(o object) bool {
+// storeChecked adds a checked object to the store, and reports whether that changed the
+// store.
+func (g *Gossip) storeChecked(o object) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.trusts(o.key.author) {
-		return false // any more, since it was checked
+		return false // no longer trusted, since it was checked
 	}
 	result := g.store.put(o)
 	if o.key.author == g.self && o.key.kind == kindRecord && result != known {
-		g.meetOwn(o.body.(recordBody).Record)
+		g.handleOwnRecord(o.body.(recordBody).Record)
 	}
 	switch result {
 	case fresh:
 		return true
 	case conflict:
 		g.counters.add("object-conflict")
-		g.transport.meet(o.key.author.String(), mesh.Problem{
+		g.transport.reportProblem(o.key.author.String(), mesh.Problem{
 			Kind: ProblemSequence, Node: g.nameOf(o.key.author),
 			Text:   fmt.Sprintf("two objects of %v have the sequence %d", o.key.author, o.body.sequence()),
 			Advice: "find out whether two machines run with one identity",
 		})
 		return g.store.has(o.raw)
 	case full:
-		g.meetFull(o)
+		g.reportFull(o)
 	case stale:
 		g.counters.add("object-stale")
 	case buried:
@@ -133,10 +134,10 @@ func (g *Gossip) admit(o object) bool {
 	return false
 }
 
-// meetOwn deals with a record of ours that somebody else has brought. After a
-// lost disk it has a higher sequence than ours. If one comes again and again
-// from another instance, then that instance is running.
-func (g *Gossip) meetOwn(r mesh.Record) {
+// handleOwnRecord handles a record of ours that another node has sent. After a lost disk
+// it has a higher sequence than ours. If such records keep coming from another instance,
+// then that instance is running.
+func (g *Gossip) handleOwnRecord(r mesh.Record) {
 	if r.Instance == g.instance || r.Sequence <= g.published {
 		return
 	}
@@ -144,13 +145,13 @@ func (g *Gossip) meetOwn(r mesh.Record) {
 		g.foreign.at = g.now()
 	}
 	if g.published > g.foreign.sequence {
-		g.foreign.times++ // we had jumped past the last one
+		g.foreign.times++ // we had already exceeded the last one
 	}
 	g.foreign.sequence = r.Sequence
 	if g.foreign.times < duplicateTimes || g.now().Sub(g.foreign.at) < duplicateAfter {
 		return
 	}
-	g.transport.meet(g.self.String(), mesh.Problem{
+	g.transport.reportProblem(g.self.String(), mesh.Problem{
 		Kind: ProblemTwin, Node: r.Name, Text: "records of this node's identity keep coming from another instance",
 		Advice: "stop one of them and remove its state directory, so that it makes an identity of its own",
 	})
@@ -164,12 +165,12 @@ func (g *Gossip) nameOf(id mesh.ID) string {
 	return id.String()
 }
 
-// meetForged shows that somebody with the secret has made an object that can't
-// be. One of a newer version is not such a thing.
-func (g *Gossip) meetForged(err error) {
+// reportForged reports that a host with the secret has sent an invalid object. An object
+// of a newer version is not reported.
+func (g *Gossip) reportForged(err error) {
 	for _, sentinel := range []error{errObjectSignature, errObjectContent} {
 		if errors.Is(err, sentinel) {
-			g.transport.meet("forged", mesh.Problem{
+			g.transport.reportProblem("forged", mesh.Problem{
 				Kind: ProblemForged, Node: g.self.String(), Text: "a node with the secret sends what is refused: " + sentinel.Error(),
 				Advice: "see the log; if all nodes run the same version, somebody else has the secret: change it",
 			})
@@ -177,7 +178,7 @@ func (g *Gossip) meetForged(err error) {
 	}
 }
 
-// objectReason names a counter.
+// objectReason returns the name of the counter for a refused object.
 func objectReason(err error) string {
 	for reason, sentinel := range map[string]error{
 		"object-size": errObjectSize, "object-version": errObjectVersion, "object-kind": errObjectKind,
@@ -190,7 +191,7 @@ func objectReason(err error) string {
 	return "object-content"
 }
 
-// spread sends new objects to some nodes at once, and leaves them to gossip.
+// spread sends new objects to some nodes at once, and queues them for gossip.
 func (g *Gossip) spread(news []object) {
 	raws := make([][]byte, 0, len(news))
 	for _, o := range news {
@@ -214,7 +215,7 @@ func (g *Gossip) spread(news []object) {
 	}
 }
 
-// sendObjects sends objects in as few packets as they fit.
+// sendObjects sends objects in as few packets as possible.
 func (g *Gossip) sendObjects(to mesh.ID, raws [][]byte, how source) {
 	for len(raws) > 0 {
 		var payload []byte
@@ -223,7 +224,7 @@ func (g *Gossip) sendObjects(to mesh.ID, raws [][]byte, how source) {
 	}
 }
 
-// handle takes in one packet's payload that is not memberlist's.
+// handle processes the payload of one packet that is not memberlist's.
 func (g *Gossip) handle(m message) {
 	switch m.kind {
 	case kindObjects:
@@ -239,7 +240,7 @@ func (g *Gossip) handle(m message) {
 		if m.payload[0] == byte(fromGossip) {
 			how = fromGossip
 		}
-		g.accept(raws, how)
+		g.acceptObjects(raws, how)
 	case kindSync:
 		g.mu.Lock()
 		steps, objects, err := g.store.answer(m.payload)
@@ -255,27 +256,27 @@ func (g *Gossip) handle(m message) {
 	}
 }
 
-// broadcast is an object in memberlist's queue. A newer version of the same
-// object takes its place.
+// broadcast is an object in memberlist's queue. A newer version of the same object
+// replaces it.
 type broadcast struct{ object }
 
 var _ memberlist.NamedBroadcast = broadcast{}
 
 func (b broadcast) Name() string                          { return string(b.key.bytes()) }
-func (b broadcast) Invalidates(memberlist.Broadcast) bool { return false } // the name does it
+func (b broadcast) Invalidates(memberlist.Broadcast) bool { return false } // the name is enough
 func (b broadcast) Message() []byte                       { return b.raw }
 func (b broadcast) Finished()                             {}
 
-// delegate is what memberlist asks of us.
+// delegate answers memberlist's requests.
 type delegate struct{ g *Gossip }
 
 var _ memberlist.Delegate = delegate{}
 
-// NodeMeta is empty: a mass start takes many times longer with metadata of
-// some hundred bytes, so everything is in objects.
+// NodeMeta is empty: with metadata of some hundred bytes, starting all nodes at once
+// takes many times longer, so everything is in objects.
 func (d delegate) NodeMeta(int) []byte { return nil }
 
-// NotifyMsg takes in an object that was gossiped.
+// NotifyMsg receives an object that was gossiped.
 func (d delegate) NotifyMsg(b []byte) {
 	payload, _ := packObjects([]byte{byte(fromGossip)}, [][]byte{b}, len(b)+3)
 	select {
@@ -285,13 +286,13 @@ func (d delegate) NotifyMsg(b []byte) {
 	}
 }
 
-// GetBroadcasts hands out what is to be gossiped.
+// GetBroadcasts returns the objects to be gossiped.
 func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	return d.g.queue.GetBroadcasts(overhead, limit)
 }
 
-// LocalState returns everything, for a push/pull. If that is more than fits, it is the
-// records that a newcomer needs most.
+// LocalState returns everything, for a push/pull. If that does not fit, records come
+// first, because a new node needs them most.
 func (d delegate) LocalState(bool) []byte {
 	d.g.mu.Lock()
 	defer d.g.mu.Unlock()
@@ -305,7 +306,7 @@ func (d delegate) LocalState(bool) []byte {
 	return state
 }
 
-// MergeRemoteState takes in everything that another node has.
+// MergeRemoteState receives everything that another node has.
 func (d delegate) MergeRemoteState(b []byte, _ bool) {
 	g := d.g
 	if len(b) == 0 || b[0] != formatVersion || len(b) > maxState {
@@ -321,14 +322,14 @@ func (d delegate) MergeRemoteState(b []byte, _ bool) {
 	g.mu.Unlock()
 	how := fromGossip
 	if first {
-		how = fromSync // what a newcomer learns is new to nobody else
+		how = fromSync // what a new node learns is known to all others
 	}
-	g.accept(raws, how)
+	g.acceptObjects(raws, how)
 	if first {
 		g.mu.Lock()
 		g.merged = true
 		g.mu.Unlock()
 		g.signal()
-		g.agree()
+		g.updateSettings()
 	}
 }

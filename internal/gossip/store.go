@@ -14,60 +14,60 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// outcome says what became of an object that was given to the store.
+// outcome is the result of adding an object to the store.
 type outcome int
 
 const (
-	fresh    outcome = iota // it is new and counts
-	known                   // it was there
+	fresh    outcome = iota // new, and counts
+	known                   // already stored
 	stale                   // a later version was seen
 	buried                  // a tombstone covers it
 	conflict                // another object has its sequence; the lower hash counts
 	full                    // there is no room
 )
 
-// store holds the objects that count. As long as there is room, what it holds
-// depends on the set of objects that it was given, not on their order or number,
-// so that stores which have exchanged everything are equal. When the shared part
-// of a budget is used up, whatever came first stays; what is within its author's
-// own room is equal everywhere even then. It has no lock of its own.
+// store holds the objects that count. As long as there is room, its content depends only
+// on the set of objects that were added, not on their order or number, so that stores
+// which have exchanged everything are equal. When the shared part of a budget is used up,
+// the objects that came first stay; even then, what is within each author's own room is
+// equal everywhere. It has no lock of its own.
 type store struct {
-	self    mesh.ID            // always finds its own room
-	met     func(mesh.ID) bool // whether a node has greeted us, which takes its key
-	objects map[objectKey]object
-	rest    map[objectKey]object           // those that are no records: few, and looked through in every turn
-	sums    map[[sha256.Size]byte]struct{} // of objects, to know a copy without checking its signature
-	highest map[objectKey]uint64           // also of what is gone, against replay
-	buried  map[mesh.ID]uint64             // by target, the highest sequence of its tombstones that count
-	speak   map[mesh.ID]bool               // whose revocations matter, see revocations.matter
+	self             mesh.ID            // its own objects always find room
+	hasMet           func(mesh.ID) bool // whether a node has proved its identity to us in a stream
+	objects          map[objectKey]object
+	nonRecords       map[objectKey]object           // the objects that are not records: few, and iterated often
+	sums             map[[sha256.Size]byte]struct{} // of objects, to recognize copies without checking their signatures
+	highest          map[objectKey]uint64           // also of dropped objects, to detect replays
+	forgottenUpTo    map[mesh.ID]uint64             // the highest sequence of the tombstones of each target that count
+	relevantRevokers map[mesh.ID]bool               // the authors whose revocations must be kept, see revocations.relevant
 	usage
-	digest  digest
-	order   []object      // what sorted returned; nil after a change
-	counted []mesh.Record // what records returned; nil after a change
+	digest       digest
+	sortedCache  []object      // cache of sorted; nil after a change
+	recordsCache []mesh.Record // cache of records; nil after a change
 }
 
 func newStore() *store {
 	return &store{
-		met:     func(mesh.ID) bool { return true }, // of what is on disk, it is not known any more
-		objects: make(map[objectKey]object),
-		rest:    make(map[objectKey]object),
-		sums:    make(map[[sha256.Size]byte]struct{}),
-		highest: make(map[objectKey]uint64),
-		buried:  make(map[mesh.ID]uint64),
-		speak:   make(map[mesh.ID]bool),
-		usage:   newUsage(),
+		hasMet:           func(mesh.ID) bool { return true }, // unknown for objects that are read from disk
+		objects:          make(map[objectKey]object),
+		nonRecords:       make(map[objectKey]object),
+		sums:             make(map[[sha256.Size]byte]struct{}),
+		highest:          make(map[objectKey]uint64),
+		forgottenUpTo:    make(map[mesh.ID]uint64),
+		relevantRevokers: make(map[mesh.ID]bool),
+		usage:            newUsage(),
 	}
 }
 
-// has says whether exactly these bytes are held.
+// has reports whether exactly these bytes are stored.
 func (s *store) has(raw []byte) bool {
 	_, ok := s.sums[sha256.Sum256(raw)]
 	return ok
 }
 
-// worth says what would become of an object by its sequence alone: stale, buried, or
-// fresh, which put decides. It needs no signature.
-func (s *store) worth(o object) outcome {
+// precheck returns what put would return because of an object's sequence alone: stale or
+// buried, or fresh if put has to decide. It does not need the signature.
+func (s *store) precheck(o object) outcome {
 	switch {
 	case o.body.sequence() < s.highest[o.key]:
 		return stale
@@ -77,15 +77,15 @@ func (s *store) worth(o object) outcome {
 	return fresh
 }
 
-// put takes in a checked object.
+// put adds a checked object.
 func (s *store) put(o object) outcome {
 	sequence := o.body.sequence()
 	held, holds := s.objects[o.key]
 	if holds && held.sum == o.sum {
 		return known
 	}
-	if worth := s.worth(o); worth != fresh {
-		return worth
+	if result := s.precheck(o); result != fresh {
+		return result
 	}
 	switch {
 	case holds && sequence == held.body.sequence():
@@ -101,33 +101,33 @@ func (s *store) put(o object) outcome {
 	s.highest[o.key] = sequence
 	s.replace(o)
 	if t, ok := o.body.(tombstone); ok {
-		s.bury(t)
+		s.applyTombstone(t)
 	}
 	return fresh
 }
 
-// covers reports whether an object does not count because of a tombstone. The
-// word of a revoked author does not, except that its revocations of those who
-// revoke are needed to see who is revoked.
+// covers reports whether an object does not count because of a tombstone. Objects of a
+// revoked author don't count, except for its revocations of its revokers, which are
+// needed to determine who is revoked.
 func (s *store) covers(o object) bool {
-	if s.buried[o.key.author] != Forever {
-		return o.body.covered(s.buried)
+	if s.forgottenUpTo[o.key.author] != Forever {
+		return o.body.covered(s.forgottenUpTo)
 	}
-	return o.class() != classRevocation || !s.speak[o.key.subject]
+	return o.class() != classRevocation || !s.relevantRevokers[o.key.subject]
 }
 
-// bury makes a tombstone count that was just taken in.
-func (s *store) bury(t tombstone) {
+// applyTombstone applies a tombstone that was just added.
+func (s *store) applyTombstone(t tombstone) {
 	if t.upTo == Forever {
 		author := mesh.IDOf(t.identity)
-		if s.speak[t.target] || s.buried[author] == Forever || len(s.held[holder{t.target, class(kindTombstone)}]) > 0 {
-			s.rebury()
+		if s.relevantRevokers[t.target] || s.forgottenUpTo[author] == Forever || len(s.held[holder{t.target, class(kindTombstone)}]) > 0 {
+			s.reapplyTombstones()
 			return
 		}
-		s.speak[author] = true
+		s.relevantRevokers[author] = true
 	}
-	s.buried[t.target] = max(s.buried[t.target], t.upTo)
-	s.counted = nil
+	s.forgottenUpTo[t.target] = max(s.forgottenUpTo[t.target], t.upTo)
+	s.recordsCache = nil
 	if key := recordKey(t.target); s.highest[key] <= t.upTo {
 		delete(s.highest, key)
 	}
@@ -136,37 +136,37 @@ func (s *store) bury(t tombstone) {
 	}
 }
 
-// rebury works out anew which tombstones count. Whom a revoked author has buried
-// is free to come back.
-func (s *store) rebury() {
+// reapplyTombstones determines again which tombstones count. A node that only a revoked
+// author has forgotten can return.
+func (s *store) reapplyTombstones() {
 	given := s.revocations()
 	revoked := given.revoked()
-	s.speak = given.matter(revoked)
-	clear(s.buried)
-	s.counted = nil
-	for _, o := range s.rest {
+	s.relevantRevokers = given.relevant(revoked)
+	clear(s.forgottenUpTo)
+	s.recordsCache = nil
+	for _, o := range s.nonRecords {
 		if t, ok := o.body.(tombstone); ok && !revoked[o.key.author] && t.upTo != Forever {
-			s.buried[t.target] = max(s.buried[t.target], t.upTo)
+			s.forgottenUpTo[t.target] = max(s.forgottenUpTo[t.target], t.upTo)
 		}
 	}
 	for id := range revoked {
-		s.buried[id] = Forever
+		s.forgottenUpTo[id] = Forever
 	}
 	s.dropCovered()
 }
 
-// dropCovered drops what tombstones cover, and what was remembered of it: from
-// now on the tombstone refuses it.
+// dropCovered drops what tombstones cover, and its highest sequences: from now on the
+// tombstone refuses it.
 func (s *store) dropCovered() {
 	for _, o := range s.objects {
 		if s.covers(o) {
-			s.forget(o)
+			s.erase(o)
 		}
 	}
 }
 
-// forget drops an object as if it had never come.
-func (s *store) forget(o object) {
+// erase drops an object as if it had never come.
+func (s *store) erase(o object) {
 	s.drop(o)
 	delete(s.highest, o.key)
 }
@@ -177,9 +177,9 @@ func (s *store) replace(o object) {
 	}
 	s.objects[o.key] = o
 	if o.key.kind != kindRecord {
-		s.rest[o.key] = o
+		s.nonRecords[o.key] = o
 	}
-	s.order, s.counted = nil, nil
+	s.sortedCache, s.recordsCache = nil, nil
 	s.add(o)
 	s.sums[o.sum] = struct{}{}
 	s.digest.toggle(o)
@@ -187,24 +187,24 @@ func (s *store) replace(o object) {
 
 func (s *store) drop(o object) {
 	delete(s.objects, o.key)
-	delete(s.rest, o.key)
-	s.order, s.counted = nil, nil
+	delete(s.nonRecords, o.key)
+	s.sortedCache, s.recordsCache = nil, nil
 	s.remove(o)
 	delete(s.sums, o.sum)
 	s.digest.toggle(o)
 }
 
-// raise lifts the sequence below which a key's objects don't count, to what
-// was seen before a restart. Tombstones and clients need none: they only grow.
+// raise restores the highest sequence of a key that was seen before a restart. Tombstones
+// and clients don't need it: their set only grows.
 func (s *store) raise(key objectKey, sequence uint64) {
 	if key.kind != kindTombstone && key.kind != kindClient && len(s.highest) < maxRaised {
 		s.highest[key] = max(s.highest[key], sequence)
 	}
 }
 
-// settle ends what raise began: of what is gone, only the sequences of records
-// are kept, one for each of as many nodes as may be known.
-func (s *store) settle() {
+// pruneHighest ends the restoring of highest sequences: of objects that are not stored,
+// it keeps only those of records, for at most as many nodes as may be known.
+func (s *store) pruneHighest() {
 	gone := 0
 	for key := range s.highest {
 		if _, ok := s.objects[key]; ok {
@@ -216,27 +216,26 @@ func (s *store) settle() {
 	}
 }
 
-// records returns the records that count, by fingerprint. They are not to be
-// changed.
+// records returns the records that count, by fingerprint. They must not be changed.
 func (s *store) records() []mesh.Record {
-	if s.counted != nil {
-		return s.counted
+	if s.recordsCache != nil {
+		return s.recordsCache
 	}
 	objects := slices.SortedFunc(maps.Values(s.objects), func(a, b object) int { return a.key.author.Compare(b.key.author) })
-	s.counted = make([]mesh.Record, 0, len(objects)) // not nil, even if there are none
+	s.recordsCache = make([]mesh.Record, 0, len(objects)) // not nil, even if there are none
 	for _, o := range objects {
 		if r, ok := o.body.(recordBody); ok {
 			// A claim is forgotten with the record that made it.
-			if up := s.buried[o.key.author]; up > 0 && r.Claim.Since <= up {
+			if up := s.forgottenUpTo[o.key.author]; up > 0 && r.Claim.Since <= up {
 				r.Claim = mesh.Claim{Slot: mesh.None}
 			}
-			s.counted = append(s.counted, r.Record)
+			s.recordsCache = append(s.recordsCache, r.Record)
 		}
 	}
-	return s.counted
+	return s.recordsCache
 }
 
-// raws returns all objects, by key, so that equal stores return the same.
+// raws returns all objects, in order, so that equal stores return the same.
 func (s *store) raws() [][]byte {
 	var all [][]byte
 	for _, o := range s.sorted() {
@@ -247,15 +246,15 @@ func (s *store) raws() [][]byte {
 
 // sorted returns all objects in the order of their keys' hashes.
 func (s *store) sorted() []object {
-	if s.order == nil {
-		s.order = slices.SortedFunc(maps.Values(s.objects), func(a, b object) int {
+	if s.sortedCache == nil {
+		s.sortedCache = slices.SortedFunc(maps.Values(s.objects), func(a, b object) int {
 			return cmp.Or(cmp.Compare(a.place, b.place), bytes.Compare(a.sum[:], b.sum[:]))
 		})
 	}
-	return s.order
+	return s.sortedCache
 }
 
-// within returns the objects whose keys' hashes lie between two, both included.
+// within returns the objects whose keys' hashes are between first and last, inclusive.
 func (s *store) within(first, last uint64) []object {
 	all := s.sorted()
 	lo := sort.Search(len(all), func(i int) bool { return all[i].place >= first })
@@ -263,12 +262,11 @@ func (s *store) within(first, last uint64) []object {
 	return all[lo:hi]
 }
 
-// buckets is the number of parts in which two stores are compared: their
-// digests fit one packet.
+// buckets is the number of parts in which two stores are compared: their digests fit into
+// one packet.
 const buckets = 64
 
-// digest is a store's content in short: for each bucket of keys, the hashes of
-// its objects, each XORed in and out as it comes and goes.
+// digest summarizes a store: for each bucket of keys, the XOR of its objects' hashes.
 type digest [buckets]uint64
 
 func bucketOf(keyHash uint64) int { return int(keyHash >> 58) }
@@ -287,7 +285,7 @@ func (d *digest) bytes() []byte {
 
 const rootSize = 16
 
-// root is the digest of the digest.
+// root returns the hash of the digest.
 func (d *digest) root() []byte {
 	sum := sha256.Sum256(d.bytes())
 	return sum[:rootSize]

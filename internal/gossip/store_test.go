@@ -32,8 +32,8 @@ func twin(t testing.TB, n int, sequence uint64) []byte {
 	return signRecord(t, n, r)
 }
 
-// Whoever comes back after it was forgotten has no claim from before, however
-// new its records are: its slot may be somebody else's by now.
+// Whoever comes back after it was forgotten has no claim from before, however new its
+// records are: its slot may be somebody else's by now.
 func TestClaimsAreForgottenWithTheirRecord(t *testing.T) {
 	record := func(sequence, since uint64) []byte {
 		r := testRecord(0, sequence)
@@ -107,8 +107,8 @@ func TestReplayFailsAfterRestart(t *testing.T) {
 	}
 }
 
-// pool is what the property tests deliver: versions of some records, two with
-// the same sequence, verdicts of the nodes on each other, and tombstones.
+// pool is what the property tests deliver: versions of some records, two with the same
+// sequence, verdicts of the nodes on each other, and tombstones.
 func pool(t testing.TB) []object {
 	var all []object
 	for n := range 3 {
@@ -168,8 +168,8 @@ func equalStores(a, b *store) bool {
 	return slices.EqualFunc(a.raws(), b.raws(), bytes.Equal) && bytes.Equal(a.digest.root(), b.digest.root())
 }
 
-// offer gives objects to a store until it takes in no more, as others do that
-// hold them: what a revoked node has buried may come back.
+// offer gives objects to a store until it takes in no more, as others do that hold them:
+// what a revoked node has buried may come back.
 func offer(s *store, objects []object) {
 	for again := true; again; {
 		again = false
@@ -179,9 +179,9 @@ func offer(s *store, objects []object) {
 	}
 }
 
-// Whatever arrives where, in any order, twice or not at all: once the stores
-// have been compared, they are equal, and once all is said again, equal to a
-// store that got everything.
+// Whatever arrives where, in any order, twice or not at all: once the stores have been
+// compared, they are equal, and once all is said again, equal to a store that got
+// everything.
 func TestStoresConverge(t *testing.T) {
 	objects := pool(t)
 	rapid.Check(t, func(t *rapid.T) {
@@ -254,7 +254,7 @@ func FuzzAnswer(f *testing.F) {
 	}
 	f.Add(newStore().rootMessage())
 	f.Add(append([]byte{stepBuckets}, make([]byte, 8*buckets)...))
-	for _, m := range s.lists(make([]byte, 8*buckets)) {
+	for _, m := range s.listDifferences(make([]byte, 8*buckets)) {
 		f.Add(m)
 	}
 	f.Add([]byte{stepWant, 1, 2, 3, 4, 5, 6, 7, 8})
@@ -296,8 +296,8 @@ func TestForgettingFreesAFullStore(t *testing.T) {
 	}
 }
 
-// Objects that the other side refuses for good, here because it has seen later
-// ones, don't hide those that it would take.
+// Objects that the other side refuses for good, here because it has seen later ones,
+// don't hide those that it would take.
 func TestLastingDifferenceHidesNothing(t *testing.T) {
 	const refused = 900
 	a := newStore()
@@ -374,7 +374,7 @@ func largeStore(b *testing.B) *store {
 // BenchmarkCompare is what the largest list costs that one packet may hold.
 func BenchmarkCompare(b *testing.B) {
 	s := largeStore(b)
-	list := s.lists(make([]byte, 8*buckets))[0]
+	list := s.listDifferences(make([]byte, 8*buckets))[0]
 	for b.Loop() {
 		if _, _, err := s.answer(list); err != nil {
 			b.Fatal(err)

@@ -20,33 +20,33 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Ends of a handshake.
+// Reasons why a handshake fails.
 var (
-	// errRejected: the other side closed the connection instead of answering,
-	// which is what a node does that can't open the hello.
+	// errRejected: the other side closed the connection instead of answering, which a
+	// node does if it can't decrypt the hello.
 	errRejected = errors.New("closed the connection without an answer: its secret is another one")
-	// errSelf: the address that was dialled is our own.
+	// errSelf: the dialled address is our own.
 	errSelf = errors.New("the address is this node's own")
-	// errVersion: the other side speaks another version of this format.
+	// errVersion: the other side uses another version of this format.
 	errVersion = errors.New("it speaks another version of the gossip format: install the same version of meshd on both nodes")
-	// errProof: the other side has not shown that it holds the key of the identity
-	// that it claims.
+	// errProof: the other side has not proved that it holds the private key of the
+	// identity that it claims.
 	errProof = errors.New("it does not prove the identity that it claims")
 	// errCluster: the other side has another cluster name or other ranges.
 	errCluster = errors.New("the other side belongs to another cluster")
 )
 
-// Roles, as additional data: a hello can't be sent back to its sender as an
+// Roles, as additional data, so that a hello can't be sent back to its sender as an
 // answer.
 var (
 	asDialer   = []byte{formatVersion, 'd'}
 	asAcceptor = []byte{formatVersion, 'a'}
 )
 
-// stream is a connection on which everything is sealed. The keys of each
-// direction follow from the secret and from random numbers of both sides, so
-// that a recorded stream can't be played again. A frame is its length, two
-// bytes, and its ciphertext; its nonce is its number.
+// stream is an encrypted connection. The keys of each direction are derived from the
+// secret and from random numbers of both sides, so that a recorded stream can't be
+// replayed. A frame is its length, two bytes, and its ciphertext; its nonce is its
+// number.
 type stream struct {
 	net.Conn
 	peer   hello
@@ -57,16 +57,16 @@ type stream struct {
 	reading sync.Mutex
 	opener  cipher.AEAD
 	opened  uint64
-	rest    []byte // of a frame that was read in part
+	rest    []byte // of a frame that was partly read
 	begun   bool   // something was read
-	budget  int    // bytes that may still come
+	budget  int    // bytes that may still be received
 
 	writing sync.Mutex
 	sealer  cipher.AEAD
 	sealed  uint64
 }
 
-// greeter runs handshakes. Each side says hello, and then proves its identity in
+// handshaker runs handshakes. Each side sends a hello, and then proves its identity in
 // its first frame:
 //
 //	dialer                acceptor
@@ -74,18 +74,18 @@ type stream struct {
 //	        ◄────────     hello, proof
 //	proof   ────────►
 //
-// A proof is an identity and its signature over both hellos. As it can't be made
-// before the other side's random number is known, it is no recording, and nothing
-// that a peer says is believed before it.
-type greeter struct {
+// A proof is an identity key and its signature over both hellos. It depends on the other
+// side's random number, so it can't be a recording. Nothing that a peer says is trusted
+// before its proof.
+type handshaker struct {
 	ring     keyring
 	random   io.Reader
 	identity ed25519.PrivateKey
 }
 
-// greet runs the dialer's half of a handshake. It takes place within the
-// connection's deadline.
-func (g greeter) greet(conn net.Conn, ours hello) (*stream, error) {
+// initiate runs the dialer's half of a handshake. The caller sets the connection's
+// deadline.
+func (g handshaker) initiate(conn net.Conn, ours hello) (*stream, error) {
 	if err := ours.draw(g.random); err != nil {
 		return nil, err
 	}
@@ -119,8 +119,8 @@ func (g greeter) greet(conn net.Conn, ours hello) (*stream, error) {
 	return s, s.writeFrame(g.proof(both, asDialer))
 }
 
-// welcome runs the acceptor's half.
-func (g greeter) welcome(conn net.Conn, ours hello) (*stream, error) {
+// respond runs the acceptor's half.
+func (g handshaker) respond(conn net.Conn, ours hello) (*stream, error) {
 	sealed, err := readHello(conn)
 	if err != nil {
 		return nil, err
@@ -150,19 +150,19 @@ func (g greeter) welcome(conn net.Conn, ours hello) (*stream, error) {
 	return s, s.readProof(both, asDialer)
 }
 
-// transcript is a hash of both sealed hellos.
+// transcript returns a hash of both encrypted hellos.
 func transcript(dialer, acceptor []byte) [sha256.Size]byte {
 	d, a := sha256.Sum256(dialer), sha256.Sum256(acceptor)
 	return sha256.Sum256(append(d[:], a[:]...))
 }
 
-// provedBytes is what the signature of a proof covers.
+// provedBytes returns what the signature of a proof covers.
 func provedBytes(transcript [sha256.Size]byte, role []byte) []byte {
 	return append(append([]byte("meshd stream v1\x00"), role...), transcript[:]...)
 }
 
 // proof returns our public key and its signature.
-func (g greeter) proof(transcript [sha256.Size]byte, role []byte) []byte {
+func (g handshaker) proof(transcript [sha256.Size]byte, role []byte) []byte {
 	public := g.identity.Public().(ed25519.PublicKey)
 	return append(bytes.Clone(public), ed25519.Sign(g.identity, provedBytes(transcript, role))...)
 }
@@ -183,7 +183,7 @@ func (s *stream) readProof(transcript [sha256.Size]byte, role []byte) error {
 	return nil
 }
 
-// newStream derives the keys, as the dialer uses them.
+// newStream derives the keys, for the dialer's side.
 func newStream(conn net.Conn, keys secretKeys, dialer, acceptor [32]byte) (*stream, error) {
 	salt := append(dialer[:], acceptor[:]...)
 	out, err := deriveAEAD(keys.secret, salt, infoDialer, chacha20poly1305.New)
@@ -204,8 +204,8 @@ func (h *hello) draw(random io.Reader) error {
 	return nil
 }
 
-// writeHello writes version, length and the sealed hello, which it returns.
-func (g greeter) writeHello(w io.Writer, keys secretKeys, h hello, role []byte) (sealed []byte, err error) {
+// writeHello writes the version, the length and the encrypted hello, which it returns.
+func (g handshaker) writeHello(w io.Writer, keys secretKeys, h hello, role []byte) (sealed []byte, err error) {
 	plain, err := h.marshal()
 	if err != nil {
 		return nil, err
@@ -249,7 +249,7 @@ func openHello(ring keyring, sealed, role []byte) (secretKeys, hello, error) {
 	return secretKeys{}, hello{}, fmt.Errorf("open hello: %w", errSealed)
 }
 
-// Read returns the plaintext of the frames that come in.
+// Read returns the plaintext of received frames.
 func (s *stream) Read(b []byte) (int, error) {
 	s.reading.Lock()
 	defer s.reading.Unlock()
@@ -295,7 +295,7 @@ func (s *stream) readFrame() ([]byte, error) {
 	return plain, nil
 }
 
-// Write seals b in as many frames as it takes.
+// Write encrypts b, in as many frames as necessary.
 func (s *stream) Write(b []byte) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -328,7 +328,7 @@ func (s *stream) Close() error {
 	return err
 }
 
-// remote is the address of the other side.
+// remote returns the address of the other side.
 func remote(conn net.Conn) netip.AddrPort {
 	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		return unmapped(a.AddrPort())

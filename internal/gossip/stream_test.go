@@ -23,11 +23,12 @@ func testHello(n int) hello {
 	return hello{id: testRecord(n, 1).ID(), instance: 5, port: 7946, you: viaEndpoint, cluster: testCluster()}
 }
 
-// testGreeter shakes hands as the n-th identity.
-func testGreeter(ring keyring, n int) greeter { return greeter{ring, rand.Reader, identity(n)} }
+// testHandshaker shakes hands as the n-th identity.
+func testHandshaker(ring keyring, n int) handshaker {
+	return handshaker{ring, rand.Reader, identity(n)}
+}
 
-// handshake runs both halves over a connection, and closes what is left open
-// by an error.
+// handshake runs both halves over a connection, and closes what is left open by an error.
 func handshake(t *testing.T, dialer, acceptor keyring) (d, a *stream, dialErr, acceptErr error) {
 	t.Helper()
 	near, far := net.Pipe()
@@ -35,11 +36,11 @@ func handshake(t *testing.T, dialer, acceptor keyring) (d, a *stream, dialErr, a
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if a, acceptErr = testGreeter(acceptor, 1).welcome(far, testHello(1)); acceptErr != nil {
+		if a, acceptErr = testHandshaker(acceptor, 1).respond(far, testHello(1)); acceptErr != nil {
 			far.Close()
 		}
 	}()
-	if d, dialErr = testGreeter(dialer, 0).greet(near, testHello(0)); dialErr != nil {
+	if d, dialErr = testHandshaker(dialer, 0).initiate(near, testHello(0)); dialErr != nil {
 		near.Close()
 	}
 	<-done
@@ -115,18 +116,18 @@ func (r *recorder) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Whoever plays a recorded stream again gets an answer to the hello, but
-// nothing that follows is believed.
+// Whoever plays a recorded stream again gets an answer to the hello, but nothing that
+// follows is believed.
 func TestReplayedStreamFails(t *testing.T) {
 	ring := testRing(t, testSecret)
 	near, far := net.Pipe()
 	tape := &recorder{Conn: far}
 	go func() {
-		if s, err := testGreeter(ring, 0).greet(near, testHello(0)); err == nil {
+		if s, err := testHandshaker(ring, 0).initiate(near, testHello(0)); err == nil {
 			_, _ = s.Write([]byte{memberlistPing})
 		}
 	}()
-	s, err := testGreeter(ring, 1).welcome(tape, testHello(1))
+	s, err := testHandshaker(ring, 1).respond(tape, testHello(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +140,7 @@ func TestReplayedStreamFails(t *testing.T) {
 	defer near.Close()
 	go func() { _, _ = io.Copy(io.Discard, near) }()
 	go func() { _, _ = near.Write(tape.read.Bytes()) }()
-	if _, err := testGreeter(ring, 1).welcome(far, testHello(1)); !errors.Is(err, errSealed) {
+	if _, err := testHandshaker(ring, 1).respond(far, testHello(1)); !errors.Is(err, errSealed) {
 		t.Errorf("replayed stream: got %v, want %v", err, errSealed)
 	}
 	far.Close()
@@ -153,7 +154,7 @@ func TestReflectedHelloFails(t *testing.T) {
 		far.Close()
 	}()
 	defer far.Close()
-	if _, err := testGreeter(testRing(t, testSecret), 0).greet(near, testHello(0)); !errors.Is(err, errSealed) {
+	if _, err := testHandshaker(testRing(t, testSecret), 0).initiate(near, testHello(0)); !errors.Is(err, errSealed) {
 		t.Errorf("got %v, want %v", err, errSealed)
 	}
 	near.Close()
@@ -169,7 +170,7 @@ func TestGarbageHelloFails(t *testing.T) {
 			near, far := net.Pipe()
 			defer near.Close()
 			go func() { _, _ = near.Write(b) }()
-			if _, err := testGreeter(testRing(t, testSecret), 0).welcome(far, testHello(0)); !errors.Is(err, errSealed) {
+			if _, err := testHandshaker(testRing(t, testSecret), 0).respond(far, testHello(0)); !errors.Is(err, errSealed) {
 				t.Errorf("got %v, want %v", err, errSealed)
 			}
 			far.Close()
@@ -234,14 +235,14 @@ func FuzzWelcome(f *testing.F) {
 			_, _ = near.Write(b)
 			near.Close()
 		}()
-		if _, err := testGreeter(ring, 0).welcome(far, testHello(0)); err == nil {
+		if _, err := testHandshaker(ring, 0).respond(far, testHello(0)); err == nil {
 			t.Error("garbage is welcome")
 		}
 	})
 }
 
-// Connections that say nothing take no more than their share, and others get
-// through when they are gone.
+// Connections that say nothing take no more than their share, and others get through when
+// they are gone.
 func TestSilentStreamsAreCapped(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, 0, nil)
@@ -302,8 +303,8 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
-// A thousand streams, half of them refused, leave nothing behind. TestMain
-// counts the goroutines.
+// A thousand streams, half of them refused, leave nothing behind. TestMain counts the
+// goroutines.
 func TestDialsLeaveNothing(t *testing.T) { // not parallel: it counts files
 	a, b := startNode(t, 0, nil), startNode(t, 1, nil)
 	stranger := startNode(t, 2, func(o *Options) { o.Secrets = [][32]byte{{9}} })

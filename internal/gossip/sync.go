@@ -11,8 +11,8 @@ import (
 	"math/rand/v2"
 )
 
-// Two stores are compared in at most four steps, each one packet that is
-// answered from the packet and the store alone; nobody remembers an exchange.
+// Two stores are compared in at most four steps. Each step is one packet, and is answered
+// from the packet and the store alone, so that no node keeps state about an exchange.
 //
 //	A                      B
 //	stepRoot    ────────►        equal: it ends here, which is the rule
@@ -27,14 +27,14 @@ const (
 	stepWant    = 4 // hashes of keys
 )
 
-// Bounds of the work that one packet causes. What remains is done next time.
+// Limits of the work that one packet causes. What remains is done the next time.
 const (
 	maxListPackets = 8
 	maxReplyBytes  = 16 * maxPayload
 )
 
-// entry is an object in a list: the hash of its key, its sequence, and the
-// beginning of its own hash for when two have the same sequence.
+// entry is an object in a list: the hash of its key, its sequence, and the first bytes of
+// its own hash in case two have the same sequence.
 type entry struct {
 	key      uint64
 	sequence uint64
@@ -51,15 +51,15 @@ func entryOf(o object) entry {
 	return entry{o.place, o.body.sequence(), binary.BigEndian.Uint32(o.sum[:])}
 }
 
-// newer says whether e counts rather than o.
+// newer reports whether e counts instead of o.
 func (e entry) newer(o entry) bool {
 	return e.sequence > o.sequence || e.sequence == o.sequence && e.sum < o.sum
 }
 
-// rootMessage begins a comparison.
+// rootMessage returns the first step of a comparison.
 func (s *store) rootMessage() []byte { return append([]byte{stepRoot}, s.digest.root()...) }
 
-// answer returns what to send in reply to a step: further steps, and objects.
+// answer returns the reply to a step: further steps, and objects.
 func (s *store) answer(message []byte) (steps, objects [][]byte, err error) {
 	if len(message) == 0 {
 		return nil, nil, fmt.Errorf("read step: %w", errShort)
@@ -78,7 +78,7 @@ func (s *store) answer(message []byte) (steps, objects [][]byte, err error) {
 		if len(content) != 8*buckets {
 			return nil, nil, fmt.Errorf("read buckets: %d bytes", len(content))
 		}
-		return s.lists(content), nil, nil
+		return s.listDifferences(content), nil, nil
 	case stepList:
 		return s.compare(content)
 	case stepWant:
@@ -88,17 +88,17 @@ func (s *store) answer(message []byte) (steps, objects [][]byte, err error) {
 	return nil, nil, fmt.Errorf("read step: unknown step %d", message[0])
 }
 
-// lists enumerates our objects in the buckets that differ from theirs. It
-// begins anywhere, so that no difference which stays for good, as between
-// stores that are full, hides those behind it for ever.
-func (s *store) lists(theirs []byte) [][]byte {
+// listDifferences lists our objects in the buckets that differ from theirs. It starts at
+// a random bucket, so that a lasting difference, as between full stores, never hides the
+// buckets behind it for ever.
+func (s *store) listDifferences(theirs []byte) [][]byte {
 	begin := rand.IntN(buckets)
-	messages := append(s.listsOf(theirs, begin, buckets), s.listsOf(theirs, 0, begin)...)
+	messages := append(s.listBuckets(theirs, begin, buckets), s.listBuckets(theirs, 0, begin)...)
 	return messages[:min(len(messages), maxListPackets)]
 }
 
-// listsOf does it for the buckets from first up to, but not including, end.
-func (s *store) listsOf(theirs []byte, first, end int) (messages [][]byte) {
+// listBuckets does this for the buckets from first up to, but not including, end.
+func (s *store) listBuckets(theirs []byte, first, end int) (messages [][]byte) {
 	for b := first; b < end && len(messages) <= maxListPackets; b++ {
 		if binary.BigEndian.Uint64(theirs[8*b:]) != s.digest[b] {
 			lo, hi := uint64(b)<<58, uint64(b)<<58|math.MaxUint64>>6
@@ -108,8 +108,8 @@ func (s *store) listsOf(theirs []byte, first, end int) (messages [][]byte) {
 	return messages
 }
 
-// appendRanges writes a range of keys with all our objects in it. A range that
-// does not fit one packet is cut into several that follow one another.
+// appendRanges appends a range of keys with all our objects in it. A range that does not
+// fit into one packet is split into several consecutive ones.
 func appendRanges(messages [][]byte, objects []object, first, last uint64) [][]byte {
 	for {
 		n := min(len(objects), maxEntries)
@@ -139,7 +139,7 @@ func appendRanges(messages [][]byte, objects []object, first, last uint64) [][]b
 	}
 }
 
-// keyRange is a range of keys with all that the other side has in it.
+// keyRange is a range of keys with all objects that the other side has in it.
 type keyRange struct {
 	first, last uint64
 	entries     []entry
@@ -159,14 +159,15 @@ func parseRanges(b []byte) ([]keyRange, error) {
 			r.entries, b = append(r.entries, e), b[entrySize:]
 		}
 		if len(ranges) > 0 && r.first <= ranges[len(ranges)-1].last || r.first > r.last {
-			return nil, errors.New("read list: its ranges do not ascend") // each object is looked at once
+			return nil, errors.New("read list: its ranges do not ascend") // so that each object is compared only once
 		}
 		ranges = append(ranges, r)
 	}
 	return ranges, nil
 }
 
-// compare returns what the other side lacks, and asks for what we lack.
+// compare returns the objects that the other side lacks, and a request for those that we
+// lack.
 func (s *store) compare(list []byte) (steps, objects [][]byte, err error) {
 	ranges, err := parseRanges(list)
 	if err != nil {
@@ -209,7 +210,7 @@ func (s *store) wanted(b []byte) ([][]byte, error) {
 	return reply.objects, nil
 }
 
-// reply gathers objects, as many as one packet may cause to be sent.
+// reply collects objects, as many as one packet may cause to be sent.
 type reply struct {
 	objects [][]byte
 	size    int

@@ -21,9 +21,9 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// foreignBytes are the decoders of what others send, by the name of the function,
-// each with something that it accepts and in which every text is given. Those
-// without a sample take no text from what they read.
+// foreignBytes are the decoders of what others send, by the name of the function, each
+// with something that it accepts and in which every text is given. Those without a sample
+// take no text from what they read.
 func foreignBytes(t *testing.T) map[string][]foreignSample {
 	payload := func(raw []byte) []byte { return raw[objectHeader:] }
 	greeting := testHello(1)
@@ -52,7 +52,7 @@ func foreignBytes(t *testing.T) map[string][]foreignSample {
 		"decodeClient":    {object(kindClient, signClient(t, 0, client))},
 		"decodeVerdict":   {object(kindGatewayVerdict, signVerdict(t, 0, verdict{v, 4, 5})), object(kindRelayVerdict, signVerdict(t, 0, verdict{relay, 4, 5}))},
 		"decodeTombstone": {object(kindTombstone, signTombstone(t, 0, mesh.ID{1}, 1))},
-		"decodeTold":      {object(kindSettings, tellSettings(t, 0, 1, settingsOf(testCluster())))},
+		"decodeSettings":  {object(kindSettings, tellSettings(t, 0, 1, settingsOf(testCluster())))},
 		"parseHello":      {{hello, func(b []byte) (any, error) { return parseHello(b) }}},
 		"checkOpening":    nil, // numbers
 		"isEvicted":       nil, // compares a name with ours
@@ -71,8 +71,8 @@ var hostileTexts = []string{
 	"a\u202etxt.exe", "a\u2066b", "a\u2028b", "a\u2029b", "a\u200bb", "a\u00a0b", strings.Repeat("a", 1000),
 }
 
-// TestHostileTextInDecoders: whatever others send, each string of what is taken in
-// can be printed as it is. A decoder that is not in the list fails the test.
+// TestHostileTextInDecoders: whatever others send, each string of what is taken in can be
+// printed as it is. A decoder that is not in the list fails the test.
 func TestHostileTextInDecoders(t *testing.T) {
 	samples := foreignBytes(t)
 	for name := range decoders(t) {
@@ -121,8 +121,8 @@ func (s foreignSample) test(t *testing.T) {
 	}
 }
 
-// replaceLeaf puts a text in the place of one of a payload's texts, and behind the
-// bytes of an address, where its zone goes. It returns false beyond the last leaf.
+// replaceLeaf puts a text in the place of one of a payload's texts, and behind the bytes
+// of an address, where its zone goes. It returns false beyond the last leaf.
 func replaceLeaf(t *testing.T, payload []byte, leaf int, text string) (changed []byte, ok bool) {
 	t.Helper()
 	var root any
@@ -241,8 +241,8 @@ func decoders(t *testing.T) map[string]bool {
 
 // TestHostileTextInProblems: a problem may quote what came over the network.
 func TestHostileTextInProblems(t *testing.T) {
-	n := &notices{now: time.Now, met: make(map[notice]time.Time)}
-	n.meet("there", mesh.Problem{Kind: ProblemCluster, Node: "a\x1b[2J", Text: "remote error: \x1b]0;x\x07\nREADY=1", Advice: strings.Repeat("a", 1<<16)})
+	n := &notices{now: time.Now, lastSeen: make(map[notice]time.Time)}
+	n.add("there", mesh.Problem{Kind: ProblemCluster, Node: "a\x1b[2J", Text: "remote error: \x1b]0;x\x07\nREADY=1", Advice: strings.Repeat("a", 1<<16)})
 	got := n.problems()
 	if len(got) != 1 {
 		t.Fatalf("got %d problems, want 1", len(got))

@@ -10,13 +10,13 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Forever is, as the sequence up to which a node is forgotten, its revocation:
-// no record of its identity counts any more.
+// Forever is the sequence of a tombstone that revokes a node: no record of its identity
+// counts any more.
 const Forever = ^uint64(0)
 
-// tombstone buries the records of a node up to a sequence, or a client. That sequence is at
-// the same time the tombstone's own, so that of two tombstones of one author
-// the stronger counts, and what is buried stays buried.
+// tombstone makes all nodes forget a node's records up to a sequence, or a client. That
+// sequence is also the tombstone's own, so that of two tombstones of one author the
+// higher one counts, and what is forgotten stays forgotten.
 type tombstone struct {
 	identity ed25519.PublicKey
 	target   mesh.ID
@@ -33,7 +33,7 @@ func (t tombstone) author() ed25519.PublicKey { return t.identity }
 func (t tombstone) subject() mesh.ID          { return t.target }
 func (t tombstone) sequence() uint64          { return t.upTo }
 
-// covered is false: what was forgotten once stays so, unless whoever said it is
+// covered returns false: what was forgotten stays so, unless the tombstone's author is
 // revoked, see store.covers.
 func (t tombstone) covered(map[mesh.ID]uint64) bool { return false }
 
@@ -58,7 +58,7 @@ func decodeTombstone(payload []byte) (body, error) {
 	case w.UpTo == 0:
 		return nil, errors.New("decode tombstone: sequence 0")
 	case mesh.ID(w.Target) == mesh.IDOf(w.Identity):
-		return nil, errors.New("decode tombstone: a node buries others, not itself")
+		return nil, errors.New("decode tombstone: a node can forget only others, not itself")
 	}
 	return tombstone{w.Identity, mesh.ID(w.Target), w.UpTo}, nil
 }

@@ -23,15 +23,14 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// transport carries memberlist's packets and streams, and ours. Everything is
-// sealed, so that nothing which somebody without the secret sends reaches
-// memberlist's parsers. Towards memberlist each node has one constant synthetic
-// address, made of its fingerprint; where it really is, is looked up here for
-// each packet. So a node may roam, have several addresses of both families, or
-// sit behind NAT, and memberlist sees nothing of it.
+// transport carries memberlist's packets and streams, and our own. All of them are
+// encrypted, so that nothing from a host without the secret reaches memberlist's parsers.
+// Memberlist sees one constant synthetic address per node, made from the fingerprint; the
+// real address is looked up here for each packet. So a node may roam, have several
+// addresses of both families, or be behind NAT, without memberlist noticing.
 //
-// The sender of a packet is a claim of somebody who has the secret. What nodes
-// say of themselves is believed only in signed objects, and what they say of us only
+// The sender in a packet is only a claim by a host with the secret. What nodes say about
+// themselves is trusted only in signed objects, and what they say about our address only
 // in streams, see voices.
 type transport struct {
 	random   io.Reader
@@ -42,9 +41,9 @@ type transport struct {
 	self     hello // with everything but counter, random, echo and you; mu guards its cluster
 	label    label
 	identity ed25519.PrivateKey
-	trusts   func(mesh.ID) bool                           // whose word counts; not called under mu
-	changed  func()                                       // called when there is news for the view, under mu
-	filter   func(network string, to netip.AddrPort) bool // tests: whether udp or tcp gets there
+	trusts   func(mesh.ID) bool                           // whether a node is trusted; not called under mu
+	changed  func()                                       // called under mu when the view has changed
+	filter   func(network string, to netip.AddrPort) bool // for tests: whether udp or tcp reaches the address
 
 	udp *net.UDPConn
 	tcp *net.TCPListener
@@ -53,7 +52,7 @@ type transport struct {
 	streams  chan net.Conn
 	inbound  chan message
 	counter  atomic.Uint64
-	dialling chan struct{} // a place for each address that is dialled back
+	dialling chan struct{} // one entry for each address that is being dialled back
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -64,13 +63,13 @@ type transport struct {
 	paths     *paths
 	replays   replays
 	voices    *voices
-	offers    map[string]*stream // joined streams that memberlist is to take
+	offers    map[string]*stream // streams for memberlist's Join, by name
 	places    streamPlaces       // of inbound streams
-	streamsOf map[mesh.ID]int    // how many of those that have proved themselves are whose
+	streamsOf map[mesh.ID]int    // streams of each node that has proved its identity
 	open      map[net.Conn]struct{}
 }
 
-// message is a packet's payload that is not memberlist's.
+// message is the payload of a packet that is not memberlist's.
 type message struct {
 	from    mesh.ID
 	kind    packetKind
@@ -79,15 +78,15 @@ type message struct {
 
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
 
-// listen opens the UDP socket and the TCP listener on one port and starts the
-// transport's tasks.
+// listen opens the UDP socket and the TCP listener on one port and starts the transport's
+// tasks.
 func (t *transport) listen(ctx context.Context, bind string) error {
 	udp, tcp, err := bindBoth(ctx, bind)
 	if err != nil {
 		return err
 	}
 	t.udp, t.tcp = udp, tcp
-	_ = udp.SetReadBuffer(receiveBuffer) // as much as the system allows
+	_ = udp.SetReadBuffer(receiveBuffer) // the system may allow less
 	t.self.port = t.bound().Port()
 	t.packets = make(chan *memberlist.Packet)
 	t.streams = make(chan net.Conn)
@@ -103,8 +102,8 @@ func (t *transport) listen(ctx context.Context, bind string) error {
 	return nil
 }
 
-// bindBoth binds UDP and TCP to the same port. If the kernel chooses the port,
-// the second may be taken, so that takes a few tries.
+// bindBoth binds UDP and TCP to the same port. If the kernel chooses the port, it may be
+// in use for the second protocol, so this may take a few attempts.
 func bindBoth(ctx context.Context, bind string) (*net.UDPConn, *net.TCPListener, error) {
 	host, port, err := net.SplitHostPort(bind)
 	if err != nil {
@@ -135,12 +134,12 @@ func bindError(bind, network string, err error) error {
 	return fmt.Errorf("gossip.bind %s: %w", bind, err)
 }
 
-// bound is the address of the sockets.
+// bound returns the address of the sockets.
 func (t *transport) bound() netip.AddrPort {
 	return unmapped(t.udp.LocalAddr().(*net.UDPAddr).AddrPort())
 }
 
-// readPackets takes packets in, until the socket is closed.
+// readPackets receives packets until the socket is closed.
 func (t *transport) readPackets() {
 	buf := make([]byte, 2*maxPacket)
 	for {
@@ -157,7 +156,7 @@ func (t *transport) readPackets() {
 	}
 }
 
-// pause keeps a broken socket from turning a loop into a busy one.
+// pause waits a little, so that a broken socket does not cause a busy loop.
 func (t *transport) pause() {
 	select {
 	case <-time.After(10 * time.Millisecond):
@@ -165,7 +164,7 @@ func (t *transport) pause() {
 	}
 }
 
-// receive checks one packet and hands its payload on.
+// receive checks one packet and passes its payload on.
 func (t *transport) receive(b []byte, from netip.AddrPort) {
 	p, err := t.keys().openPacket(b, t.self.id)
 	switch {
@@ -180,7 +179,7 @@ func (t *transport) receive(b []byte, from netip.AddrPort) {
 		t.counters.add("packet-own")
 		return
 	}
-	admitted, ask := t.admit(p, from)
+	admitted, ask := t.admitPacket(p, from)
 	if !admitted {
 		t.counters.add("packet-replayed")
 		return
@@ -189,7 +188,7 @@ func (t *transport) receive(b []byte, from netip.AddrPort) {
 		t.sendVia(p.from, from, packet{kind: kindAsk, want: true})
 	}
 	if p.want {
-		t.answer(p, from)
+		t.sendAnswer(p, from)
 	}
 	switch p.kind {
 	case kindHere, kindAsk:
@@ -214,9 +213,9 @@ func (t *transport) receive(b []byte, from netip.AddrPort) {
 	}
 }
 
-// admit checks that a packet is new, and learns from where it came. It says
+// admitPacket checks that a packet is new, and records from where it came. It returns
 // whether to ask for an answer from there.
-func (t *transport) admit(p packet, from netip.AddrPort) (admitted, ask bool) {
+func (t *transport) admitPacket(p packet, from netip.AddrPort) (admitted, ask bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.replays.admit(p.from, p.boot, p.counter) {
@@ -234,7 +233,7 @@ func (t *transport) admit(p packet, from netip.AddrPort) (admitted, ask bool) {
 	return true, ask
 }
 
-// ourHello is what we say at the beginning of a stream now.
+// ourHello returns our hello for a new stream.
 func (t *transport) ourHello() hello {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -243,18 +242,17 @@ func (t *transport) ourHello() hello {
 	return h
 }
 
-func (t *transport) greeter() greeter { return greeter{t.keys(), t.random, t.identity} }
+func (t *transport) handshaker() handshaker { return handshaker{t.keys(), t.random, t.identity} }
 
-// keys returns the keys that are in use now.
+// keys returns the keys in use.
 func (t *transport) keys() keyring {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.ring
 }
 
-// send seals a payload and sends it over the path that is due. A packet that
-// can't be sent is a lost packet: those above find out that no answer comes,
-// and have other ways.
+// send encrypts a payload and sends it over the path that is due. A packet that can't be
+// sent counts as lost: the callers notice that no answer comes, and have other ways.
 func (t *transport) send(to mesh.ID, kind packetKind, payload []byte) {
 	if len(payload) > maxPayload {
 		t.counters.add("packet-size")
@@ -271,10 +269,10 @@ func (t *transport) send(to mesh.ID, kind packetKind, payload []byte) {
 	t.sendVia(to, addr, packet{kind: kind, want: want, payload: payload})
 }
 
-// answer answers a question, back to where it came from, and if need be over
-// another path too. Such an answer may be a question again, but the answer to
-// that is not, so that there is an end.
-func (t *transport) answer(q packet, from netip.AddrPort) {
+// sendAnswer answers a packet that asks for an answer, to the address from which it came,
+// and if necessary over another path too. That second answer may ask for an answer
+// itself, but the answer to it does not ask again, so the exchange ends.
+func (t *transport) sendAnswer(q packet, from netip.AddrPort) {
 	now := t.now()
 	p := packet{kind: kindHere, payload: binary.BigEndian.AppendUint64(nil, q.counter)}
 	t.mu.Lock()
@@ -287,7 +285,7 @@ func (t *transport) answer(q packet, from netip.AddrPort) {
 	}
 }
 
-// sendVia seals a packet and sends it to an address.
+// sendVia encrypts a packet and sends it to an address.
 func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
 	p.label, p.from, p.boot, p.counter = t.label, t.self.id, t.self.boot, t.counter.Add(1)
 	if p.want {
@@ -311,7 +309,7 @@ func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
 	}
 }
 
-// sightings returns where others see us, and where they were seen of late.
+// sightings returns where others see us, and where they were seen recently.
 func (t *transport) sightings() ([]mesh.Observation, map[mesh.ID]netip.AddrPort) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -325,22 +323,22 @@ func (t *transport) sightings() ([]mesh.Observation, map[mesh.ID]netip.AddrPort)
 	return t.voices.observations(now), seen
 }
 
-// isSilent says whether packets to a node go unanswered.
+// isSilent reports whether packets to a node are not answered.
 func (t *transport) isSilent(id mesh.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.paths.isSilent(id, t.now())
 }
 
-// reachable says whether there is an address to try for a node.
+// reachable reports whether an address of a node is known.
 func (t *transport) reachable(id mesh.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.paths.order(id, t.now())) > 0
 }
 
-// syntheticIP is a node's address in memberlist: a unique local one (RFC 4193)
-// of the first 120 bits of its fingerprint.
+// syntheticIP returns a node's address in memberlist: a unique local address (RFC 4193)
+// made from the first 120 bits of its fingerprint.
 func syntheticIP(id mesh.ID) net.IP {
 	ip := make(net.IP, 0, net.IPv6len)
 	return append(append(ip, 0xfd), id[:15]...)
@@ -351,12 +349,12 @@ func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
 	return syntheticIP(t.self.id), syntheticPort, nil
 }
 
-// WriteTo is not used by memberlist where nodes have names.
+// WriteTo is not used by memberlist, because all nodes have names.
 func (t *transport) WriteTo([]byte, string) (time.Time, error) {
 	return time.Time{}, errors.New("send packet: the node has no name")
 }
 
-// WriteToAddress sends one of memberlist's packets to the node of that name.
+// WriteToAddress sends one of memberlist's packets to the node with that name.
 func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
 	id, err := nodeID(a.Name)
 	if err != nil {
@@ -366,10 +364,10 @@ func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, e
 	return time.Now(), nil
 }
 
-// PacketCh gives memberlist its packets.
+// PacketCh returns the channel of memberlist's packets.
 func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 
-// StreamCh gives memberlist the inbound streams.
+// StreamCh returns the channel of inbound streams.
 func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
 
 // Shutdown closes everything and waits for the transport's tasks.

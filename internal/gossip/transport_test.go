@@ -183,7 +183,7 @@ func TestLostDiskIsJumpedPast(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
 	for _, sequence := range []uint64{50, 52} { // from two nodes, one of them out of date
-		g.accept([][]byte{foreignRecord(t, sequence)}, fromSync)
+		g.acceptObjects([][]byte{foreignRecord(t, sequence)}, fromSync)
 	}
 	if got, want := g.View().OwnSequence, uint64(52); got != want {
 		t.Errorf("own sequence %d, want %d", got, want)
@@ -204,7 +204,7 @@ func TestRunningTwinIsFoundByItsRecords(t *testing.T) {
 		if err := g.Publish(testRecord(0, sequence)); err != nil {
 			t.Fatal(err)
 		}
-		g.accept([][]byte{foreignRecord(t, sequence+1)}, fromGossip)
+		g.acceptObjects([][]byte{foreignRecord(t, sequence+1)}, fromGossip)
 		now = now.Add(duplicateAfter)
 	}
 	if v := g.View(); !hasProblem(v, ProblemTwin, "another instance") {
@@ -215,7 +215,7 @@ func TestRunningTwinIsFoundByItsRecords(t *testing.T) {
 func TestSequenceConflictIsReported(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 3)), twin(t, 1, 3)}, fromGossip)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 3)), twin(t, 1, 3)}, fromGossip)
 	if v := g.View(); !hasProblem(v, ProblemSequence, "sequence 3") || v.Counters["object-conflict"] != 1 || len(v.Records) != 1 {
 		t.Errorf("view %+v, want one record and %s", v, ProblemSequence)
 	}
@@ -282,7 +282,7 @@ func TestFullStoreIsReported(t *testing.T) {
 	for n := range maxAuthors {
 		g.store.authors[mesh.ID{byte(n), byte(n >> 8)}]++
 	}
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromGossip)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromGossip)
 	if v := g.View(); !hasProblem(v, ProblemFull, "1024 nodes") || v.Counters["object-full"] != 1 {
 		t.Errorf("problems %v, counters %v; want %s", v.Problems, v.Counters, ProblemFull)
 	}

@@ -12,12 +12,12 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// verdict is a mesh.Verdict as the content of an object. Its role is in the
-// object's kind, so that an author has one verdict for each subject and role.
+// verdict is a mesh.Verdict as the content of an object. Its role is in the object's
+// kind, so that an author has one verdict for each subject and role.
 type verdict struct {
 	mesh.Verdict
-	// about and by are the sequences of the subject's and the author's record
-	// at that time, 0 for none. A verdict is forgotten with either of them.
+	// about and by are the sequences of the subject's and the author's record at that
+	// time, 0 for none. A verdict is forgotten with either record.
 	about, by uint64
 }
 
@@ -40,7 +40,7 @@ func (v verdict) covered(buried map[mesh.ID]uint64) bool {
 	return about > 0 && v.about <= about || by > 0 && v.by <= by
 }
 
-// verdictKinds are the kinds of objects that verdicts in each role are.
+// verdictKinds are the kinds of objects for verdicts in each role.
 var verdictKinds = map[mesh.Role]objectKind{
 	mesh.RoleGateway: kindGatewayVerdict,
 	mesh.RoleRelay:   kindRelayVerdict,
@@ -60,7 +60,7 @@ func encodeVerdict(v verdict) ([]byte, error) {
 	return payload, nil
 }
 
-// decodeVerdict returns the codec of the verdicts in a role.
+// decodeVerdict returns the decoder of the verdicts in a role.
 func decodeVerdict(role mesh.Role) func([]byte) (body, error) {
 	return func(payload []byte) (body, error) {
 		var w wireVerdict
@@ -81,7 +81,7 @@ func decodeVerdict(role mesh.Role) func([]byte) (body, error) {
 	}
 }
 
-// checkVerdict holds for every verdict, ours and others'.
+// checkVerdict checks a verdict, our own or another node's.
 func checkVerdict(v verdict) error {
 	switch {
 	case len(v.Author) != ed25519.PublicKeySize:
@@ -95,15 +95,15 @@ func checkVerdict(v verdict) error {
 	case v.Epoch > maxSequence || v.Record > maxSequence || v.about > maxSequence || v.by > maxSequence:
 		return fmt.Errorf("check verdict: epoch %d, record %d: the highest is %d", v.Epoch, v.Record, maxSequence)
 	case v.Subject == mesh.IDOf(v.Author) && v.Epoch > maxSequence-mesh.EpochStep:
-		return fmt.Errorf("check verdict: epoch %d of the subject's own: nobody could go beyond", v.Epoch)
+		return fmt.Errorf("check verdict: epoch %d of the subject's own verdict: no other node could exceed it", v.Epoch)
 	case v.Role == mesh.RoleGateway && v.State != mesh.HealthDown && v.Subject != mesh.IDOf(v.Author):
 		return fmt.Errorf("check verdict: only the gateway itself may say that it is %s", v.State)
 	}
 	return nil
 }
 
-// EpochError is returned by Judge for an epoch that our last verdict on the
-// subject in the role has reached. It wraps ErrStale.
+// EpochError is returned by Judge for an epoch that is not above that of our last verdict
+// on the subject in the role. It wraps ErrStale.
 type EpochError struct {
 	Exceed uint64 // what the epoch must exceed
 }
@@ -112,9 +112,9 @@ func (e *EpochError) Error() string { return fmt.Sprintf("the epoch must exceed 
 
 func (e *EpochError) Unwrap() error { return ErrStale }
 
-// Judge signs a verdict of ours and makes it known, to everybody at once. Its
-// author may be left out. Its epoch must be above that of our last verdict on
-// the subject in the role, else the error is an *EpochError.
+// Judge signs a verdict of this node and sends it to all nodes at once. Its author may be
+// left out. Its epoch must be above that of our last verdict on the subject in the role,
+// else the error is an *EpochError.
 func (g *Gossip) Judge(v mesh.Verdict) error {
 	own := g.identity.Public().(ed25519.PublicKey)
 	if len(v.Author) == 0 {
@@ -154,7 +154,7 @@ func (g *Gossip) storeVerdict(v mesh.Verdict) (object, error) {
 	case fresh:
 		return o, nil
 	case buried:
-		return object{}, fmt.Errorf("it is forgotten, or we are: %w", ErrStale)
+		return object{}, fmt.Errorf("the subject or this node is forgotten: %w", ErrStale)
 	}
 	return object{}, errors.New("the store is full")
 }
@@ -162,7 +162,7 @@ func (g *Gossip) storeVerdict(v mesh.Verdict) (object, error) {
 // verdicts returns all verdicts, by subject, role and author.
 func (s *store) verdicts() []mesh.Verdict {
 	var all []mesh.Verdict
-	for _, o := range s.rest {
+	for _, o := range s.nonRecords {
 		if v, ok := o.body.(verdict); ok {
 			v.Author = slices.Clone(v.Author)
 			all = append(all, v.Verdict)

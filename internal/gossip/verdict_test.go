@@ -81,7 +81,7 @@ func TestVerdictLimits(t *testing.T) {
 func TestJudge(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 7))}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 7))}, fromSync)
 	if err := g.Publish(testRecord(0, 3)); err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestJudge(t *testing.T) {
 		t.Errorf("after the tombstone: verdicts %v, %d objects, want our record and the tombstone", got, len(g.store.objects))
 	}
 	down.Epoch = 3
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 8))}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 8))}, fromSync)
 	if err := g.Judge(down); err != nil {
 		t.Fatal(err)
 	}
@@ -127,14 +127,14 @@ func TestJudge(t *testing.T) {
 func TestVerdictsOfStrangersDoNotCount(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
-	g.accept([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
 	for n, subject := range map[int]int{1: 2, 2: 1} {
-		g.accept([][]byte{signVerdict(t, n, verdict{testVerdict(n, subject, mesh.HealthDown, 1), 0, 0})}, fromSync)
+		g.acceptObjects([][]byte{signVerdict(t, n, verdict{testVerdict(n, subject, mesh.HealthDown, 1), 0, 0})}, fromSync)
 	}
 	if got := g.View().Verdicts; len(got) > 0 {
 		t.Errorf("verdicts %v, want none", got)
 	}
-	g.accept([][]byte{signRecord(t, 2, testRecord(2, 1))}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 2, testRecord(2, 1))}, fromSync)
 	if got := g.View().Verdicts; len(got) != 2 {
 		t.Errorf("verdicts %v, want two", got)
 	}

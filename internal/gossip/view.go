@@ -11,42 +11,43 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// View is what a node knows at one moment. It shares nothing with the Gossip
-// that it came from.
+// View is what a node knows at one moment. It shares no memory with the Gossip that it
+// came from.
 type View struct {
-	Records  []mesh.Record  // that count, ours among them, by fingerprint
-	Verdicts []mesh.Verdict // of those nodes on each other, by subject, role and author
+	Records  []mesh.Record  // those that count, including ours, by fingerprint
+	Verdicts []mesh.Verdict // of these nodes on each other, by subject, role and author
 	Clients  []mesh.Client  // those that were not removed, by ID
 	Alive    map[mesh.ID]bool
 
-	// Cluster are the settings in use: our configuration's, except that
-	// generation, mode, encapsulation and gateways are those of the highest
-	// generation that anybody has told.
+	// Cluster are the settings in use: those of our configuration, except that
+	// generation, mode, encapsulation and gateways are those of the highest generation
+	// that a node has announced.
 	Cluster mesh.Cluster
 
-	// OwnSequence is the highest sequence of a record of ours that anybody has
-	// shown, or up to which we are forgotten. A record must go beyond it.
+	// OwnSequence is the highest sequence of a record of ours that any node has sent, or
+	// up to which we are forgotten. A new record must exceed it.
 	OwnSequence uint64
-	// Forgotten is the sequence up to which we are forgotten, and with our
-	// records the claims that they made; 0 for not at all.
+	// Forgotten is the sequence up to which our records, and the claims that they made,
+	// are forgotten; 0 if they are not.
 	Forgotten uint64
 
-	// Observed is where nodes say that they see us who have proved who they are, whose
-	// word counts, and who are alive, by observer. Our own stands for an address of the
-	// join list that we dialled and found to be ours.
+	// Observed are the addresses at which other nodes see us, by observer. Only observers
+	// count that have proved their identity, are trusted, and are alive. We are the
+	// observer ourselves of an address of the join list that we dialled and found to be
+	// our own.
 	Observed []mesh.Observation
-	Paths    map[mesh.ID]netip.AddrPort // where nodes were seen of late, outside of the mesh
+	Paths    map[mesh.ID]netip.AddrPort // where nodes were seen recently, outside the mesh
 	RTT      map[mesh.ID]time.Duration
 
-	Alone     bool // nobody else is alive
-	JoinEmpty bool // the join list names nobody, or only ourselves
-	Merged    bool // the state of some member was taken in since the start
+	Alone     bool // no other node is alive
+	JoinEmpty bool // the join list is empty, or names only this node
+	Merged    bool // the state of some member was merged since the start
 
 	Problems []mesh.Problem    // sorted
 	Counters map[string]uint64 // what was dropped, by reason
 }
 
-// View returns what is known now.
+// View returns what is known at this moment.
 func (g *Gossip) View() View {
 	v := View{Counters: g.counters.snapshot(), Problems: g.notices.problems()}
 	v.Alive, v.RTT = g.members.snapshot()
@@ -56,10 +57,10 @@ func (g *Gossip) View() View {
 	v.Observed = slices.DeleteFunc(v.Observed, func(o mesh.Observation) bool { return !v.Alive[o.By] || !g.trusts(o.By) })
 	records := g.store.records()
 	v.Verdicts, v.Clients = g.store.verdicts(), g.store.clients()
-	v.Cluster = g.effective().in(g.cluster)
+	v.Cluster = g.effectiveSettings().applyTo(g.cluster)
 	v.Problems = append(v.Problems, g.settingsProblems()...)
 	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty
-	v.Forgotten = g.store.buried[g.self]
+	v.Forgotten = g.store.forgottenUpTo[g.self]
 	revoked, joinFailure := v.Forgotten == Forever, g.joinFailure
 	g.mu.Unlock()
 	v.Records = slices.Grow(v.Records, len(records))
