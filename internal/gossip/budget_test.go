@@ -18,13 +18,13 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// flood is more of everything than the store holds.
+// flood is more objects than the store holds.
 const flood = 8300
 
-// invented is the n-th of fingerprints that nobody has.
+// invented returns the n-th of some fingerprints that no node has.
 func invented(n int) mesh.ID { return mesh.ID{0xfd, byte(n >> 8), byte(n)} }
 
-// tombstones are n of an author on what nobody has.
+// tombstones returns n tombstones of an author for nodes that don't exist.
 func tombstones(t testing.TB, author, n int, upTo uint64) [][]byte {
 	t.Helper()
 	var raws [][]byte
@@ -47,8 +47,8 @@ func heldOf(g *Gossip, author mesh.ID) int {
 	return n
 }
 
-// Whoever has the secret can say as much as he likes: what the others say finds room, and
-// what he said goes when he is revoked, from disk as well.
+// A node with the secret can make as many objects as it likes: those of others still find
+// room, and when it is revoked, its objects are dropped, from disk as well.
 func TestHostileTombstonesLeaveRoom(t *testing.T) {
 	const insider = 9
 	now := time.Unix(1700000000, 0)
@@ -61,13 +61,13 @@ func TestHostileTombstonesLeaveRoom(t *testing.T) {
 	}
 	g.acceptObjects([][]byte{signRecord(t, insider, testRecord(insider, 1)), signTombstone(t, insider, idOf(3), 1), signTombstone(t, insider, idOf(4), Forever)}, fromSync)
 	if v := g.View(); sequenceOf(v, idOf(3)) != 0 || sequenceOf(v, idOf(4)) != 0 {
-		t.Fatalf("records %v, want two buried", v.Records)
+		t.Fatalf("records %v, want two forgotten", v.Records)
 	}
 	flooded := tombstones(t, insider, flood, 5)
 	g.acceptObjects(flooded, fromSync)
 	g.acceptObjects(tombstones(t, insider, flood/4, Forever), fromSync)
 	if v := g.View(); !hasProblem(v, ProblemFull, "node-9 has made") {
-		t.Errorf("problems %v, want one that names who fills the store", v.Problems)
+		t.Errorf("problems %v, want one that names the node which fills the store", v.Problems)
 	}
 
 	if err := g.Judge(testVerdict(0, 1, mesh.HealthDown, 1)); err != nil {
@@ -88,13 +88,14 @@ func TestHostileTombstonesLeaveRoom(t *testing.T) {
 	g.acceptObjects([][]byte{signRecord(t, 3, testRecord(3, 1)), signRecord(t, 4, testRecord(4, 1))}, fromSync)
 	g.acceptObjects(flooded[:20], fromSync)
 	if v := g.View(); sequenceOf(v, idOf(3)) != 1 || sequenceOf(v, idOf(4)) != 1 || sequenceOf(v, idOf(insider)) != 0 {
-		t.Errorf("records %v, want back whom the insider has buried", v.Records)
+		t.Errorf("records %v, want those that the insider has removed", v.Records)
 	}
 	if n, r := heldOf(g, idOf(insider)), g.Remember(); n != 0 || len(r.Objects) > 10 || len(r.Highest) > 10 {
 		t.Errorf("%d objects of the insider; %d objects and %d sequences go to disk", n, len(r.Objects), len(r.Highest))
 	}
 
-	// The disk of a node that slept through it, and one of an earlier version.
+	// The remembered objects of a node that was off all the time, and of one with an
+	// earlier version.
 	for i := range flood {
 		key := objectKey{kindTombstone, idOf(insider), invented(i)}
 		before.Highest = append(before.Highest, Highest{string(key.bytes()), 5})
@@ -108,8 +109,8 @@ func TestHostileTombstonesLeaveRoom(t *testing.T) {
 	}
 }
 
-// A disk on which the store of an earlier version was full leaves room for what the
-// others say.
+// Remembered objects of an earlier version that filled its store leave room for the
+// objects of others.
 func TestHostileOldDiskLeavesRoom(t *testing.T) {
 	const insider = 9
 	now := time.Unix(1700000000, 0)
@@ -132,8 +133,8 @@ func TestHostileOldDiskLeavesRoom(t *testing.T) {
 	}
 }
 
-// However many identities somebody makes, who was known before says what it has to say,
-// and the store stays bounded.
+// However many identities an attacker makes, nodes that were known before can still
+// publish, and the store stays bounded.
 func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
@@ -222,8 +223,8 @@ func TestHostileVerdictsAreTheSameEverywhere(t *testing.T) {
 	})
 }
 
-// A node that has said much of others still says that itself is well, and that a relay is
-// down; what comes back of the rest is old, and no reason to complain of anybody.
+// A node with verdicts on many others still keeps the verdict on itself, and that a relay
+// is down. Dropped verdicts that come back are stale, and cause no problem.
 func TestVerdictsThatStay(t *testing.T) {
 	for role, class := range map[mesh.Role]class{mesh.RoleGateway: class(kindGatewayVerdict), mesh.RoleRelay: class(kindRelayVerdict)} {
 		t.Run(string(role), func(t *testing.T) {
@@ -234,7 +235,7 @@ func TestVerdictsThatStay(t *testing.T) {
 				v.Subject, v.Role = subject, role
 				g.acceptObjects([][]byte{signVerdict(t, 1, v)}, fromSync)
 			}
-			first, usual := idOf(1), mesh.HealthDown // what stays is of this one
+			first, usual := idOf(1), mesh.HealthDown // the node whose verdict stays
 			if role == mesh.RoleRelay {
 				first, usual = invented(0), mesh.HealthUp
 			}
@@ -253,7 +254,8 @@ func TestVerdictsThatStay(t *testing.T) {
 	}
 }
 
-// An object that was checked before its author was trusted no more does not count.
+// An object does not count if its author was trusted when it was checked, but is not any
+// more.
 func TestHostileTrustChangesMeanwhile(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
@@ -269,7 +271,7 @@ func TestHostileTrustChangesMeanwhile(t *testing.T) {
 	}
 }
 
-// What a newcomer gets first are records.
+// A new node gets records first.
 func TestRecordsComeFirst(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
@@ -320,8 +322,8 @@ func TestRevocations(t *testing.T) {
 	}
 }
 
-// Whoever revokes whom, in whatever order it comes: the stores agree, on what the
-// revocations that there are amount to.
+// Whichever nodes revoke each other, and in whatever order the revocations come: the
+// stores agree on what counts.
 func TestHostileRevocationsConverge(t *testing.T) {
 	const nodes = 5
 	var objects []object
@@ -352,20 +354,20 @@ func TestHostileRevocationsConverge(t *testing.T) {
 			revoked := s.revocations().revoked()
 			for id, upTo := range s.forgottenUpTo {
 				if (upTo == Forever) != revoked[id] {
-					t.Errorf("%v: buried up to %d, revoked %v", id, upTo, revoked[id])
+					t.Errorf("%v: forgotten up to %d, revoked %v", id, upTo, revoked[id])
 				}
 			}
 			for key, o := range s.objects {
 				if revoked[key.author] && o.class() != classRevocation {
-					t.Errorf("an object of %v counts, who is revoked", key.author)
+					t.Errorf("an object of %v counts, although it is revoked", key.author)
 				}
 			}
 		}
 	})
 }
 
-// Two nodes that revoke each other: the lower fingerprint stays, and the other is told
-// why its word does not count.
+// Two nodes that revoke each other: the one with the lower fingerprint stays, and the
+// other one is told why its revocation does not count.
 func TestHostileMutualRevocation(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	for _, other := range []int{1, 2, 3, 4, 5, 6} {
@@ -375,7 +377,7 @@ func TestHostileMutualRevocation(t *testing.T) {
 		}
 		g.acceptObjects([][]byte{signRecord(t, other, testRecord(other, 1)), signTombstone(t, other, idOf(0), Forever)}, fromSync)
 		if !hasProblem(g.View(), ProblemRevoked, "revoked") {
-			t.Fatal("it is not revoked")
+			t.Fatal("the node is not revoked")
 		}
 		err := g.Forget(idOf(other), Forever)
 		lower := idOf(0).Compare(idOf(other)) < 0
@@ -385,9 +387,9 @@ func TestHostileMutualRevocation(t *testing.T) {
 	}
 }
 
-// An insider fills the stores of a running cluster, buries its nodes and revokes them.
-// Failover and newcomers find room meanwhile, and all is undone when the insider is
-// revoked.
+// An insider fills the stores of a running cluster, makes nodes forget its members and
+// revokes them. Failover and new nodes still find room, and everything is undone when the
+// insider is revoked.
 func TestHostileInsiderIsUndone(t *testing.T) {
 	t.Parallel()
 	nodes := startCluster(t, 4)
@@ -439,8 +441,8 @@ func TestHostileInsiderIsUndone(t *testing.T) {
 	}
 }
 
-// Whatever epoch somebody says, the node that it is about can raise itself, and others
-// can say again that it is down.
+// Whatever the epoch of a verdict, its subject can publish a higher one, and others can
+// publish again that it is down.
 func TestHostileEpochsLeaveRoom(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	for _, epoch := range []uint64{maxSequence, maxSequence - 1, mesh.EpochStep + 1, mesh.EpochStep, mesh.EpochStep - 1} {
@@ -451,23 +453,23 @@ func TestHostileEpochsLeaveRoom(t *testing.T) {
 		}
 		g.acceptObjects([][]byte{signVerdict(t, 1, verdict{testVerdict(1, 0, mesh.HealthDown, epoch), 1, 1})}, fromSync)
 		standing := func() mesh.Verdict { return highestOf(g.View().Verdicts) }
-		// A verdict that was too far ahead may count after the first time.
+		// A verdict that was too far ahead may count after the first attempt.
 		for range 2 {
 			if err := g.Judge(testVerdict(0, 0, mesh.HealthUp, standing().Epoch+1)); err != nil {
 				t.Fatalf("epoch %d: %v", epoch, err)
 			}
 		}
 		if got := standing(); got.State != mesh.HealthUp {
-			t.Errorf("epoch %d: after it has raised itself: %+v", epoch, got)
+			t.Errorf("epoch %d: after its own verdict: %+v", epoch, got)
 		}
 		g.acceptObjects([][]byte{signVerdict(t, 2, verdict{testVerdict(2, 0, mesh.HealthDown, standing().Epoch+1), 1, 1}), signRecord(t, 2, testRecord(2, 1))}, fromSync)
 		if got := standing(); got.State != mesh.HealthDown {
-			t.Errorf("epoch %d: after another one has taken it out: %+v", epoch, got)
+			t.Errorf("epoch %d: after another node's verdict: %+v", epoch, got)
 		}
 	}
 }
 
-// highestOf is the verdict with the highest epoch.
+// highestOf returns the verdict with the highest epoch.
 func highestOf(verdicts []mesh.Verdict) mesh.Verdict {
 	var out mesh.Verdict
 	for _, v := range verdicts {
@@ -478,19 +480,19 @@ func highestOf(verdicts []mesh.Verdict) mesh.Verdict {
 	return out
 }
 
-// Nobody puts its own epoch where others can't go beyond.
+// No node can give a verdict on itself an epoch that others can't exceed.
 func TestHostileOwnEpochHasALimit(t *testing.T) {
 	v := verdict{testVerdict(1, 1, mesh.HealthUp, maxSequence-mesh.EpochStep), 1, 1}
 	if _, err := encodeVerdict(v); err != nil {
-		t.Errorf("the highest: %v", err)
+		t.Errorf("the highest one: %v", err)
 	}
 	v.Epoch++
 	if _, err := encodeVerdict(v); err == nil {
-		t.Error("a higher one is taken")
+		t.Error("a higher one is accepted")
 	}
 }
 
-// A refused verdict says what its epoch must exceed.
+// The error for a refused verdict says which epoch must be exceeded.
 func TestRefusedVerdictSaysWhatToExceed(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)

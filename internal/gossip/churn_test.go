@@ -4,8 +4,8 @@ package gossip
 
 import "testing"
 
-// A thousand nodes, with -short a hundred, come and go, and leave nothing behind in one
-// that stays: no file, no stream, and little memory. TestMain counts the goroutines.
+// A thousand nodes (with -short a hundred) join and leave, and leave nothing behind in a
+// node that stays: no file, no stream, and little memory. TestMain counts the goroutines.
 func TestJoinsAndLeavesLeaveNothing(t *testing.T) { // not parallel: it counts files
 	stays := startNode(t, 0, nil)
 	stays.publish(1)
@@ -32,20 +32,20 @@ func TestJoinsAndLeavesLeaveNothing(t *testing.T) { // not parallel: it counts f
 		round(boot)
 	}
 	eventually(t, "all closed", []*testNode{stays}, func(View) bool { return openFiles(t) <= files })
-	// What was stopped a moment ago still has timers. A leak of all that a node has would
-	// be several times as much.
+	// Nodes that were stopped a moment ago still have timers. A leak of everything that a
+	// node has would be several times as much.
 	if grown := int64(heap()) - int64(memory); grown > 8<<20 {
 		t.Errorf("the heap has grown by %d bytes over %d joins", grown, rounds)
 	}
 	stays.transport.mu.Lock()
 	defer stays.transport.mu.Unlock()
 	if got := len(stays.transport.paths.nodes) + len(stays.transport.replays.windows) + len(stays.transport.voices.said); got > 6 {
-		t.Errorf("%d entries are kept of two nodes", got)
+		t.Errorf("%d entries of two nodes are kept", got)
 	}
 }
 
-// Nodes come under an identity of their own each, go, and are forgotten. What is kept of
-// each is its tombstone and where it was, nothing more.
+// Nodes join with an identity of their own each, leave, and are forgotten. Only the
+// tombstone and the last address of each are kept.
 func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
 	t.Parallel()
 	const rounds = 30
@@ -53,7 +53,7 @@ func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
 	stays.publish(1)
 	for n := 1; n <= rounds; n++ {
 		comes := startNode(t, n, nil)
-		comes.publish(1) // before it joins, so that it comes at once
+		comes.publish(1) // before it joins, so that the record arrives at once
 		if err := comes.Reconfigure(testCluster(), []string{stays.Addr().String()}, [][32]byte{testSecret}, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -68,10 +68,10 @@ func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
 	}
 	stays.mu.Lock()
 	s := stays.store
-	objects, buried := max(len(s.objects), len(s.sums), len(s.highest)), len(s.forgottenUpTo)
+	objects, forgotten := max(len(s.objects), len(s.sums), len(s.highest)), len(s.forgottenUpTo)
 	stays.mu.Unlock()
-	if objects != rounds+2 || buried != rounds {
-		t.Errorf("got %d objects and %d buried, want %d tombstones, a record and the settings", objects, buried, rounds)
+	if objects != rounds+2 || forgotten != rounds {
+		t.Errorf("got %d objects and %d forgotten, want %d tombstones, a record and the settings", objects, forgotten, rounds)
 	}
 	eventually(t, "rid of all streams", []*testNode{stays}, func(View) bool {
 		stays.transport.mu.Lock()
@@ -83,8 +83,8 @@ func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
 	for what, count := range map[string]int{
 		"paths": len(stays.transport.paths.nodes), "windows": len(stays.transport.replays.windows), "observations": len(stays.transport.voices.said),
 	} {
-		if count > rounds+1 { // with its own
-			t.Errorf("%s: %d are kept of %d nodes", what, count, rounds)
+		if count > rounds+1 { // including its own
+			t.Errorf("%s: %d of %d nodes are kept", what, count, rounds)
 		}
 	}
 }

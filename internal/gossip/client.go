@@ -38,8 +38,8 @@ func (b clientBody) sequence() uint64          { return clientSequence }
 
 // covered: a client stays when the record of the node that added it is forgotten, but not
 // when that node is revoked.
-func (b clientBody) covered(buried map[mesh.ID]uint64) bool {
-	return buried[b.ID] >= clientSequence || buried[mesh.IDOf(b.Author)] == Forever
+func (b clientBody) covered(forgotten map[mesh.ID]uint64) bool {
+	return forgotten[b.ID] >= clientSequence || forgotten[mesh.IDOf(b.Author)] == Forever
 }
 
 func encodeClient(c mesh.Client) ([]byte, error) {

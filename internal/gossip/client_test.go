@@ -15,7 +15,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// testClient has something in every field.
+// testClient returns a client with every field set.
 func testClient(name string) mesh.Client {
 	return mesh.Client{
 		Name: name, Key: wgtypes.Key{1, 2}, PresharedKey: mesh.PresharedKey{3}, Index: 77, Added: 1700000000000,
@@ -72,8 +72,8 @@ func TestClientRefused(t *testing.T) {
 	}
 }
 
-// A removed client stays so, whoever removed it and in whatever order it comes; its
-// author may be forgotten, but not revoked.
+// A removed client stays removed, whichever node removed it and in whatever order the
+// objects come; its author may be forgotten, but not revoked.
 func TestClientIsRemovedForEver(t *testing.T) {
 	client := mustDecode(t, signClient(t, 0, testClient("laptop")))
 	author, id := client.key.author, client.key.subject
@@ -91,7 +91,7 @@ func TestClientIsRemovedForEver(t *testing.T) {
 	s.put(client)
 	s.put(mustDecode(t, signTombstone(t, 1, author, 9)))
 	if len(s.clients()) != 1 {
-		t.Error("the client went with the record of its author")
+		t.Error("the client was removed with the record of its author")
 	}
 	s.put(mustDecode(t, signTombstone(t, 1, author, Forever)))
 	if len(s.clients()) != 0 {

@@ -25,8 +25,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// TestMain looks for leaked goroutines. Memberlist ends a probe that is under
-// way only when its time is over, some seconds after Shutdown.
+// TestMain checks for leaked goroutines. Memberlist ends a running probe only after its
+// timeout, some seconds after Shutdown.
 func TestMain(m *testing.M) {
 	code := m.Run()
 	deadline := time.Now().Add(patience)
@@ -43,12 +43,12 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// patience is far beyond what anything here takes on an idle machine.
+// patience is far more than anything here takes on an idle machine.
 const patience = 60 * time.Second
 
 var testSecret = [32]byte{1, 2, 3}
 
-// identity returns the n-th of a fixed row of keys.
+// identity returns the n-th of a fixed sequence of keys.
 func identity(n int) ed25519.PrivateKey {
 	seed := sha256.Sum256(fmt.Append(nil, "identity ", n))
 	return ed25519.NewKeyFromSeed(seed[:])
@@ -64,7 +64,7 @@ func testCluster() mesh.Cluster {
 	}
 }
 
-// testRecord is a valid record of the n-th identity.
+// testRecord returns a valid record of the n-th identity.
 func testRecord(n int, sequence uint64) mesh.Record {
 	return mesh.Record{
 		Identity: identity(n).Public().(ed25519.PublicKey), Sequence: sequence, Instance: 1,
@@ -73,14 +73,14 @@ func testRecord(n int, sequence uint64) mesh.Record {
 	}
 }
 
-// testNode is a Gossip with as much of a daemon as it needs: it turns records
-// into paths.
+// testNode is a Gossip with the part of a daemon that it needs: it turns records into
+// paths.
 type testNode struct {
 	*Gossip
 	t       *testing.T
 	n       int
 	blocked atomic.Pointer[map[uint16]bool] // ports that can't be reached
-	dead    atomic.Pointer[netip.AddrPort]  // a path that leads nowhere, tried first
+	dead    atomic.Pointer[netip.AddrPort]  // a path that drops everything, tried first
 	stop    func()
 }
 
@@ -143,7 +143,7 @@ func (n *testNode) publish(sequence uint64) {
 	}
 }
 
-// block cuts a node off from others, as far as what it sends goes.
+// block drops the packets that a node sends to others.
 func (n *testNode) block(others ...*testNode) {
 	ports := make(map[uint16]bool)
 	for _, o := range others {
@@ -170,7 +170,7 @@ func eventually(t *testing.T, what string, nodes []*testNode, holds func(View) b
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not so on node %d: %+v", what, nodes[i].n, nodes[i].View())
+			t.Fatalf("%s: not true on node %d: %+v", what, nodes[i].n, nodes[i].View())
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -259,8 +259,7 @@ func TestSplitHeals(t *testing.T) {
 	})
 }
 
-// A path that swallows everything, as a tunnel with old keys does, costs time
-// but no member.
+// A path that drops everything, like a tunnel with old keys, costs time but no member.
 func TestDeadPathIsPassedBy(t *testing.T) {
 	t.Parallel()
 	sink, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -284,7 +283,7 @@ func TestDeadPathIsPassedBy(t *testing.T) {
 	})
 }
 
-// A node that is restarted without its seed finds back by what it remembers.
+// A node that is restarted without its seed rejoins through the nodes that it remembers.
 func TestRememberedNodesAreSeeds(t *testing.T) {
 	t.Parallel()
 	nodes := startCluster(t, 3)
@@ -313,7 +312,7 @@ func TestForgottenNodeDisappearsEverywhere(t *testing.T) {
 	}
 	eventually(t, "forgotten", nodes[:2], func(v View) bool { return sequenceOf(v, gone.self) == 0 })
 
-	// It comes back by going beyond what is buried.
+	// It returns with a sequence above the forgotten one.
 	again := startNode(t, 2, func(o *Options) {
 		joining(nodes[0])(o)
 		o.Boot = 2
@@ -321,7 +320,7 @@ func TestForgottenNodeDisappearsEverywhere(t *testing.T) {
 	eventually(t, "knows of it", []*testNode{again}, func(v View) bool { return v.OwnSequence == 5 })
 	r := testRecord(2, 5)
 	if err := again.Publish(r); !errors.Is(err, ErrStale) {
-		t.Errorf("publish of a buried sequence: got %v, want %v", err, ErrStale)
+		t.Errorf("publish of a forgotten sequence: got %v, want %v", err, ErrStale)
 	}
 	again.publish(6)
 	eventually(t, "back", nodes[:2], func(v View) bool { return sequenceOf(v, gone.self) == 6 })
@@ -351,8 +350,8 @@ func TestWrongSecretLearnsNothing(t *testing.T) {
 	}
 }
 
-// While a secret is being changed, nodes that seal with the old one and nodes
-// that seal with the new one understand each other.
+// While a secret is being changed, nodes that encrypt with the old one and nodes that
+// encrypt with the new one can talk to each other.
 func TestSecretIsRolledWithoutGap(t *testing.T) {
 	t.Parallel()
 	newSecret := [32]byte{7}
@@ -424,7 +423,7 @@ func TestRecordOfOtherRangesIsLeftOut(t *testing.T) {
 	})
 }
 
-// fakeResolver knows some names.
+// fakeResolver resolves some names.
 type fakeResolver map[string][]netip.Addr
 
 func (r fakeResolver) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
@@ -456,7 +455,7 @@ func TestJoinListThatDoesNotResolveIsNotEmpty(t *testing.T) {
 		o.Join = []string{"nobody.example.com:7946"}
 		o.Resolver = resolverFunc(func() { asked <- struct{}{} })
 	})
-	for range 3 { // it is asked again and again
+	for range 3 { // it is retried again and again
 		select {
 		case <-asked:
 		case <-time.After(patience):
@@ -478,7 +477,7 @@ func (f resolverFunc) LookupNetIP(context.Context, string, string) ([]netip.Addr
 	return nil, errors.New("no answer")
 }
 
-// freePort returns a port that nothing listened on a moment ago.
+// freePort returns a port that was free a moment ago.
 func freePort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -519,8 +518,8 @@ func TestBindErrorsNameTheSetting(t *testing.T) {
 	}
 }
 
-// A node without a host in its bind address is reached over both families, and
-// sees every address in its own spelling.
+// A node without a host in its bind address is reached over both families, and sees IPv4
+// addresses as IPv4.
 func TestDualStack(t *testing.T) {
 	t.Parallel()
 	seed := startNode(t, 0, func(o *Options) { o.Bind = ":0" })
@@ -539,8 +538,8 @@ func TestDualStack(t *testing.T) {
 	}
 }
 
-// A node whose state directory was put back to an earlier one counts its starts
-// from there again. It is heard all the same, once it has shaken hands.
+// A node whose state directory was restored counts its starts from an earlier number
+// again. Its packets are accepted anyway after a handshake.
 func TestNodeWithRestoredDiskIsHeard(t *testing.T) {
 	t.Parallel()
 	seed := startNode(t, 0, nil)
@@ -565,7 +564,7 @@ func TestNodeWithRestoredDiskIsHeard(t *testing.T) {
 	eventually(t, "heard again", []*testNode{seed}, func(View) bool { return bootOf() == 4 })
 }
 
-// One setting that matters less is named on both sides, whichever it is.
+// Each less important setting that differs is named on both sides.
 func TestEachSettingIsCompared(t *testing.T) {
 	place := "there"
 	for key, change := range map[string]func(*mesh.Cluster){

@@ -14,7 +14,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// tap passes on the text of memberlist's log lines.
+// tap forwards the text of memberlist's log lines.
 type tap struct {
 	slog.Handler
 	lines chan string
@@ -31,8 +31,8 @@ func (t tap) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// accusation is memberlist's message that a node is dead, or, if the node says so itself,
-// that it has left.
+// accusation returns memberlist's message that a node is dead, or, if the node itself is
+// the sender, that it has left.
 func accusation(name, from string, incarnation uint32) []byte {
 	const deadMsg = 5
 	b := []byte{deadMsg, 0x83} // a map of three, in msgpack
@@ -46,8 +46,8 @@ func accusation(name, from string, incarnation uint32) []byte {
 	return b
 }
 
-// Somebody with the secret may say of a living node that it is dead or has left. It hears
-// of that, and contradicts.
+// An attacker with the secret may announce that a live node is dead or has left. The node
+// receives that, and refutes it.
 func TestForgedDeathIsRefuted(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"dead", "left"} {
@@ -76,19 +76,19 @@ func TestForgedDeathIsRefuted(t *testing.T) {
 				case line := <-lines:
 					refuted = strings.Contains(line, "Refuting")
 				case <-deadline:
-					t.Fatal("the victim does not contradict")
+					t.Fatal("the victim does not refute it")
 				}
 			}
 			eventually(t, "all see all again", nodes, all)
 			if _, member := victim.membership(); member.name != nodeName(victim.self, 0) {
-				t.Errorf("the victim has changed its name to %s without need", member.name)
+				t.Errorf("the victim has changed its name to %s without a reason", member.name)
 			}
 		})
 	}
 }
 
-// An accusation above which there is nothing drives the victim into another epoch, and
-// all see it again. So it goes as often as it is accused.
+// An accusation with the highest incarnation drives the victim into another epoch, and
+// all nodes see it again, as often as it is accused.
 func TestEvictedNodeComesBack(t *testing.T) {
 	t.Parallel()
 	for name, incarnation := range map[string]uint32{"last": math.MaxUint32, "last but one": math.MaxUint32 - 1, "high": 1 << 30} {
@@ -99,7 +99,7 @@ func TestEvictedNodeComesBack(t *testing.T) {
 			for range 2 {
 				_, before := victim.membership()
 				began := time.Now()
-				for _, n := range nodes[:3] { // the victim hears it at once, too
+				for _, n := range nodes[:3] { // the victim also receives it at once
 					liar.transport.send(n.self, kindMemberlist, accusation(before.name, nodeName(liar.self, 0), incarnation))
 				}
 				eventually(t, "the victim has another name", nodes[1:2], func(View) bool {
@@ -138,12 +138,12 @@ func TestNodeNames(t *testing.T) {
 	}
 	for _, name := range []string{"", "-1", id.String() + "-", id.String() + "-1", id.String() + "-00000000", id.String() + "-0000000g", id.String()[1:]} {
 		if _, err := nodeID(name); err == nil {
-			t.Errorf("%q is a name", name)
+			t.Errorf("%q is accepted as a name", name)
 		}
 	}
 }
 
-// Who is known from an earlier epoch stays until the new one has settled.
+// Nodes that are known from an earlier epoch stay until dropStale.
 func TestMembersOverEpochs(t *testing.T) {
 	m := newMembers(mesh.ID{9}, func() {})
 	a, b := nodeName(mesh.ID{1}, 0), nodeName(mesh.ID{2}, 0)
@@ -151,13 +151,13 @@ func TestMembersOverEpochs(t *testing.T) {
 	first.set(a, true)
 	first.set(b, true)
 	second := m.listen("")
-	first.set(a, false) // it does not count any more
+	first.set(a, false) // it is ignored from now on
 	second.set(a, true)
 	if got := m.count(); got != 3 {
-		t.Errorf("%d members before it has settled, want 3", got)
+		t.Errorf("%d members before dropStale, want 3", got)
 	}
 	if !m.dropStale() || m.dropStale() || m.count() != 2 {
-		t.Errorf("%d members after it has settled, want 2", m.count())
+		t.Errorf("%d members after dropStale, want 2", m.count())
 	}
 	second.set(nodeName(mesh.ID{1}, 5), true)
 	second.set(a, false)

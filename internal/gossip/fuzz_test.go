@@ -14,8 +14,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// FuzzInboundPacket feeds what stands behind a packet's seal, down to what memberlist
-// would get to see, and to the store.
+// FuzzInboundPacket feeds decrypted packets to the parser, to memberlist's checks, and to
+// the store.
 func FuzzInboundPacket(f *testing.F) {
 	now := time.Unix(1700000000, 0)
 	record := signRecord(f, 1, testRecord(1, 1))
@@ -51,7 +51,7 @@ func FuzzInboundPacket(f *testing.F) {
 		case kindMemberlist:
 			_ = eachMessage(p.payload, func(kind byte, _ []byte) {
 				if kind == memberlistCompress || kind == memberlistCompound {
-					t.Errorf("kind %d is let through", kind)
+					t.Errorf("kind %d is accepted", kind)
 				}
 			})
 			isEvicted(p.payload, "a")
@@ -71,7 +71,7 @@ func FuzzInboundPacket(f *testing.F) {
 	})
 }
 
-// tape is a connection from which fixed bytes are read.
+// tape is a connection that returns fixed bytes.
 type tape struct {
 	net.Conn
 	bytes.Reader
@@ -80,8 +80,8 @@ type tape struct {
 func (t *tape) Read(b []byte) (int, error) { return t.Reader.Read(b) }
 func (*tape) Write(b []byte) (int, error)  { return len(b), nil }
 
-// FuzzInboundStream feeds the raw bytes of a stream, what stands behind the seal of its
-// hello and of its first frame, and the state of a push/pull.
+// FuzzInboundStream feeds the raw bytes of a stream, its decrypted hello and first frame,
+// and the state of a push/pull.
 func FuzzInboundStream(f *testing.F) {
 	now := time.Unix(1700000000, 0)
 	ring := testRing(f, testSecret)
@@ -101,7 +101,7 @@ func FuzzInboundStream(f *testing.F) {
 	f.Add(state)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, err := testHandshaker(ring, 1).respond(&tape{Reader: *bytes.NewReader(b)}, testHello(1)); err == nil {
-			t.Error("a stream without a first frame is welcome")
+			t.Error("a stream without a first frame is accepted")
 		}
 		if h, err := parseHello(b); err == nil {
 			_ = differences(testCluster(), h.cluster, "there")
@@ -123,7 +123,7 @@ func FuzzInboundStream(f *testing.F) {
 }
 
 func FuzzDecodeSettings(f *testing.F) {
-	f.Add(tellSettings(f, 0, 1, settingsOf(testCluster()))[objectHeader:])
+	f.Add(signSettings(f, 0, 1, settingsOf(testCluster()))[objectHeader:])
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		b, err := decodeSettings(payload)
 		if err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// silentFlood opens streams that say nothing, at full speed and from as many addresses of
-// 127.0.0.0/8 as there are, until stop is called. An address of the n-th worker is
+// silentFlood opens streams that send nothing, at full speed and from as many addresses
+// of 127.0.0.0/8 as there are, until stop is called. An address of the n-th worker is
 // 127.N.x.y, so that there are as many prefixes as workers.
 func silentFlood(t *testing.T, at string, workers int) (stop func()) {
 	t.Helper()
@@ -51,8 +51,8 @@ func silentFlood(t *testing.T, at string, workers int) (stop func()) {
 	return sync.OnceFunc(func() { cancel(); wg.Wait() })
 }
 
-// While strangers open silent streams at full speed from thousands of addresses, a
-// newcomer joins, and a node that is known comes back. Afterwards nothing is left.
+// While unknown hosts open silent streams at full speed from thousands of addresses, a
+// new node joins, and a known node returns. Afterwards nothing is left.
 func TestHostileSilentStreams(t *testing.T) { // not parallel: it counts files and measures the heap
 	seed := startNode(t, 0, nil)
 	seed.publish(1)
@@ -61,8 +61,8 @@ func TestHostileSilentStreams(t *testing.T) { // not parallel: it counts files a
 	eventually(t, "both see both", []*testNode{seed, known}, func(v View) bool { return len(v.Records) == 2 && !v.Alone })
 	files, before := openFiles(t), heap()
 
-	// With few places, as a low descriptor limit makes them, the flood takes them all
-	// also on a slow machine.
+	// With few places, as with a low file limit, the flood takes them all even on a slow
+	// machine.
 	seed.transport.mu.Lock()
 	few := newPlaces(256, maxPendingPerSource)
 	seed.transport.places.strangers = few
@@ -78,7 +78,7 @@ func TestHostileSilentStreams(t *testing.T) { // not parallel: it counts files a
 	eventually(t, "the known node gets in again", []*testNode{known}, func(View) bool {
 		s, err := known.transport.dial(context.Background(), seed.Addr())
 		if err != nil {
-			return false // it comes again, as on a busy machine
+			return false // it retries, as on a busy machine
 		}
 		s.Close()
 		return true
@@ -87,7 +87,7 @@ func TestHostileSilentStreams(t *testing.T) { // not parallel: it counts files a
 	strangers := len(few.sources)
 	seed.transport.mu.Unlock()
 	if strangers > few.most {
-		t.Errorf("%d strangers wait, at most %d may", strangers, few.most)
+		t.Errorf("%d unknown peers are waiting, want at most %d", strangers, few.most)
 	}
 	stop()
 	newcomer.stop()
@@ -101,13 +101,13 @@ func TestHostileSilentStreams(t *testing.T) { // not parallel: it counts files a
 	}
 }
 
-// fakeConn is a connection as far as places go.
+// fakeConn is a connection that places can hold.
 type fakeConn struct{ net.Conn }
 
 func (*fakeConn) Close() error { return nil }
 
-// However the places were taken, an honest stream keeps its own until as many others have
-// come as there are prefixes, and the number of places is never exceeded.
+// However the places were taken, an honest stream keeps its place until as many others
+// have come as there are prefixes, and the number of places is never exceeded.
 func TestHostilePrefixesTakeFromThemselves(t *testing.T) {
 	const most = 512
 	floods := map[string]func(n int) netip.Addr{
@@ -159,8 +159,8 @@ func six(high, low uint64) netip.Addr {
 	return netip.AddrFrom16(b)
 }
 
-// Strangers from countless prefixes take nothing from those who come from where a node is
-// known to live.
+// Unknown hosts from countless prefixes take no places from peers at addresses of known
+// nodes.
 func TestHostileFloodLeavesKnownNodes(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	tr := idle(t, &now).transport
@@ -177,7 +177,8 @@ func TestHostileFloodLeavesKnownNodes(t *testing.T) {
 	}
 }
 
-// The places follow the descriptor limit, and leave most of it for everything else.
+// The number of places depends on the file limit, and most files are left for everything
+// else.
 func TestHostileFloodLeavesDescriptors(t *testing.T) {
 	for _, files := range []uint64{64, 256, 1024, 8192, 1 << 20} {
 		p := newStreamPlaces(files)
@@ -188,8 +189,8 @@ func TestHostileFloodLeavesDescriptors(t *testing.T) {
 	}
 }
 
-// One node has no more than its share of the streams that have proved themselves, and
-// others get through.
+// One node has no more than its share of the streams of proved identity, and other nodes
+// can still connect.
 func TestHostileNodeTakesItsShare(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, 0, nil)
@@ -212,8 +213,8 @@ func TestHostileNodeTakesItsShare(t *testing.T) {
 	eventually(t, "joined", []*testNode{n, other}, func(v View) bool { return !v.Alone })
 }
 
-// Somebody with the secret who says that he is us, or another node, and can't prove it,
-// is no second daemon, and nobody's stream.
+// A host with the secret that claims to be us, or another node, and can't prove it, is
+// not reported as a duplicate, and gets no stream.
 func TestHostileNameWithoutProof(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, 0, nil)
@@ -226,7 +227,7 @@ func TestHostileNameWithoutProof(t *testing.T) {
 		h := testHello(0)
 		h.id, h.instance, h.you = claimed, 77, netip.MustParseAddrPort("203.0.113.66:7946")
 		if _, err := testHandshaker(ring, 66).initiate(conn, h); err != nil {
-			t.Errorf("greet: %v", err) // the victim proves itself
+			t.Errorf("greet: %v", err) // the victim proves its identity
 		}
 		_ = conn.SetReadDeadline(time.Now().Add(patience))
 		if _, err := conn.Read(make([]byte, 1)); err == nil {
@@ -239,7 +240,7 @@ func TestHostileNameWithoutProof(t *testing.T) {
 		t.Errorf("problems %v, observed %v, paths %v: want none", v.Problems, v.Observed, v.Paths)
 	}
 
-	// The other way round: who is dialled can't prove it either.
+	// The other way round: a dialled peer can't prove it either.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -261,7 +262,7 @@ func TestHostileNameWithoutProof(t *testing.T) {
 	}
 }
 
-// A proof that was made for another stream, or as the other side, is none.
+// A proof that was made for another stream, or by the other side, is invalid.
 func TestHostileProofOfAnotherStream(t *testing.T) {
 	ring := testRing(t, testSecret)
 	g := testHandshaker(ring, 0)
@@ -294,8 +295,8 @@ func TestHostileProofOfAnotherStream(t *testing.T) {
 	}
 }
 
-// What packets say of our address changes nothing, nor does what a node says in a stream
-// whose word does not count.
+// What packets contain about our address is ignored, and so is what an untrusted node
+// reports in a stream.
 func TestHostileWordOfOurAddress(t *testing.T) {
 	t.Parallel()
 	friend := startNode(t, 1, nil)
@@ -307,7 +308,7 @@ func TestHostileWordOfOurAddress(t *testing.T) {
 	eventually(t, "its friend sees it", []*testNode{victim}, func(v View) bool { return len(v.Observed) == 1 && v.Observed[0].By == friend.self })
 	// As format 1 had it: an address in each packet.
 	a.send(a.seal(kindHere, append([]byte{4, 203, 0, 113, 66, 0x1f, 0x0a}, make([]byte, 8)...)))
-	// And in a stream, with a proof, by who is not on the list.
+	// And in a stream, with a proof, by a node that is not on the list.
 	conn, err := net.Dial("tcp", victim.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -330,7 +331,7 @@ func TestHostileWordOfOurAddress(t *testing.T) {
 	}
 }
 
-// One node has one voice for each family, however many streams it opens, and replaced it
+// One node has one observation for each family, however many streams it opens, and none
 // when it is not alive.
 func TestHostileVoices(t *testing.T) {
 	t.Parallel()
@@ -357,8 +358,8 @@ func TestHostileVoices(t *testing.T) {
 	eventually(t, "not heard any more", []*testNode{n}, func(v View) bool { return len(v.Observed) == 0 })
 }
 
-// forgedState is as many different objects with a wrong signature as fit in a state of 4
-// MiB.
+// forgedState returns as many different objects with a wrong signature as fit into a
+// state of 4 MiB.
 func forgedState(t testing.TB) [][]byte {
 	t.Helper()
 	var raws [][]byte
@@ -371,7 +372,7 @@ func forgedState(t testing.TB) [][]byte {
 	return raws
 }
 
-// Of a push of forged objects, a few signatures are checked.
+// Only a few signatures of a push of forged objects are checked.
 func TestHostilePushOfForgeries(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
@@ -388,12 +389,12 @@ func TestHostilePushOfForgeries(t *testing.T) {
 	if len(v.Records) > 0 || v.Counters["object-unread"] == 0 {
 		t.Errorf("records %v, counters %v", v.Records, v.Counters)
 	}
-	// Who is honest, and comes with the same, is heard.
+	// An honest record that comes with them is accepted.
 	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 9))}, fromSync)
 	if v := g.View(); len(v.Records) != 1 {
 		t.Errorf("the honest record: got %v", v.Records)
 	}
-	// What is old is not checked again and again.
+	// Old objects are not checked again.
 	old := forgedState(t)[:100]
 	for _, raw := range old {
 		copy(raw, signRecord(t, 1, testRecord(1, 3)))
@@ -406,7 +407,7 @@ func TestHostilePushOfForgeries(t *testing.T) {
 	}
 }
 
-// With a list of those who are trusted, a stranger's objects are not even decoded.
+// With a list of trusted nodes, an untrusted node's objects are not even decoded.
 func TestHostileStrangersCostALook(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
@@ -415,7 +416,7 @@ func TestHostileStrangersCostALook(t *testing.T) {
 	c.Trust = TrustList
 	g.setTrust(c, []mesh.ID{idOf(1)})
 	g.mu.Unlock()
-	// These can't be decoded after their author, and are signed by nobody.
+	// These can't be decoded beyond the author, and have no valid signature.
 	garbage := append([]byte{objectVersion<<4 | byte(kindGatewayVerdict)}, make([]byte, ed25519.SignatureSize)...)
 	garbage = append(append(garbage, 0xa3), identityField...)
 	garbage = append(append(garbage, identity(2).Public().(ed25519.PublicKey)...), bytes.Repeat([]byte{0x9f}, 300)...)
@@ -428,7 +429,7 @@ func TestHostileStrangersCostALook(t *testing.T) {
 	if diff := cmp.Diff(want, g.View().Counters); diff != "" {
 		t.Errorf("counters (-want +got):\n%s", diff)
 	}
-	// A stranger's real record is named, a forged one is not.
+	// An untrusted node's genuine record is reported, a forged one is not.
 	forged := signRecord(t, 3, testRecord(3, 1))
 	forged[5]++
 	g.acceptObjects([][]byte{signRecord(t, 2, testRecord(2, 1)), forged}, fromGossip)
@@ -437,7 +438,7 @@ func TestHostileStrangersCostALook(t *testing.T) {
 	}
 }
 
-// BenchmarkPush compares what states of 4 MiB cost: of honest records that are new, and
+// BenchmarkPush compares the cost of states of 4 MiB: of honest records that are new, and
 // of forged ones.
 func BenchmarkPush(b *testing.B) {
 	now := time.Unix(1700000000, 0)

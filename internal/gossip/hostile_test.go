@@ -21,7 +21,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// attacker sends what no honest node does. All is drawn from a fixed seed.
+// attacker sends what no honest node sends. Everything is drawn from a fixed seed.
 type attacker struct {
 	t      *testing.T
 	victim *testNode
@@ -31,7 +31,7 @@ type attacker struct {
 	sent   uint64
 }
 
-// attackerID is under whose name it sends.
+// attackerID is the identity that it uses.
 var attackerID = mesh.ID{0xee}
 
 func newAttacker(t *testing.T, victim *testNode, secret [32]byte) *attacker {
@@ -52,7 +52,7 @@ func (a *attacker) bytes(most int) []byte {
 	return b
 }
 
-// seal makes a packet of the attacker's that opens with its secret.
+// seal returns a packet that is encrypted with the attacker's secret.
 func (a *attacker) seal(kind packetKind, payload []byte) []byte {
 	a.t.Helper()
 	a.sent++
@@ -65,19 +65,19 @@ func (a *attacker) seal(kind packetKind, payload []byte) []byte {
 }
 
 func (a *attacker) send(b []byte) {
-	// The receive buffer is not to overflow: each packet is to be judged.
+	// The receive buffer must not overflow, so that each packet is checked.
 	if a.sent++; a.sent%64 == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	_, _ = a.conn.Write(b)
 }
 
-// badPadding is what crashes memberlist 0.7 in a packet: encryption version 0, and a
+// badPadding returns a packet that crashes memberlist 0.7: encryption version 0, and a
 // padding that is longer than the text. It needs no valid key there.
 func badPadding() []byte { return append([]byte{0}, bytes.Repeat([]byte{0xff}, 44)...) }
 
-// shortFrame is what crashes memberlist 0.7 on a stream: an encrypted message that is too
-// short for its own header.
+// shortFrame returns a stream that crashes memberlist 0.7: an encrypted message that is
+// too short for its own header.
 func shortFrame(size int) []byte {
 	const encryptMsg = 10
 	return append(binary.BigEndian.AppendUint32([]byte{encryptMsg}, uint32(size)), make([]byte, size)...)
@@ -106,7 +106,7 @@ func (a *attacker) stream(content []byte) {
 	_, _ = conn.Read(make([]byte, 1))
 }
 
-// insiderStream shakes hands first.
+// insiderStream does the same after a handshake.
 func (a *attacker) insiderStream(content []byte) {
 	conn, err := net.Dial("tcp", a.victim.Addr().String())
 	if err != nil {
@@ -132,8 +132,7 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// overheard is all that somebody on the way sees of what an insider writes to a stream
-// that is in order.
+// overheard returns what an observer on the network sees of a valid stream of an insider.
 func (a *attacker) overheard() []byte {
 	a.t.Helper()
 	conn, err := net.Dial("tcp", a.victim.Addr().String())
@@ -162,8 +161,8 @@ func (c *tappedConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// outsiders sends what somebody without the secret can: the n-th of a row. He has caught
-// a packet and a stream on their way.
+// outsiders sends what an attacker without the secret can send, as the n-th of a series.
+// It has captured a packet and a stream.
 func (a *attacker) outsiders(n int, honest, stream []byte) {
 	switch n % 8 {
 	case 0:
@@ -189,7 +188,7 @@ func (a *attacker) outsiders(n int, honest, stream []byte) {
 	}
 }
 
-// insiders sends what somebody with the secret can.
+// insiders sends what an attacker with the secret can send.
 func (a *attacker) insiders(n int, record []byte) {
 	switch n % 8 {
 	case 0:
@@ -203,7 +202,7 @@ func (a *attacker) insiders(n int, record []byte) {
 		forged := bytes.Clone(record)
 		forged[a.chance.IntN(len(forged))] ^= 1 << a.chance.IntN(8)
 		if n%80 == 3 {
-			forged[0] = objectVersion<<4 | 0x0f // a kind that there is not
+			forged[0] = objectVersion<<4 | 0x0f // a kind that does not exist
 		}
 		packed, _ := packObjects([]byte{byte(fromGossip)}, [][]byte{forged}, maxPayload)
 		a.send(a.seal(kindObjects, packed))
@@ -227,9 +226,9 @@ func (a *attacker) insiders(n int, record []byte) {
 	}
 }
 
-// Ten thousand packets and streams of each sort, with -short a thousand, change nothing:
-// nobody is learned of, the members stay, the memory does, and there are few lines in the
-// log.
+// Ten thousand packets and streams of each kind (with -short a thousand) change nothing:
+// no node is learned, the members stay, the memory does not grow, and there are few lines
+// in the log.
 func TestHostileFlood(t *testing.T) { // not parallel: it measures the heap
 	var lines atomic.Int64
 	victim := startNode(t, 0, func(o *Options) {
@@ -250,7 +249,7 @@ func TestHostileFlood(t *testing.T) { // not parallel: it measures the heap
 	outside, inside := newAttacker(t, victim, [32]byte{9}), newAttacker(t, victim, testSecret)
 	honest, stream := inside.seal(kindSync, newStore().rootMessage()), inside.overheard()
 	inside.send(honest)
-	// Whose packets open was there, and is no more than that.
+	// A node whose packets can be decrypted is seen as an address, and nothing more.
 	paths := map[mesh.ID]netip.AddrPort{friend.self: friend.Addr(), attackerID: netip.MustParseAddrPort(inside.conn.LocalAddr().String())}
 	eventually(t, "the packet has arrived", both[:1], func(v View) bool { return maps.Equal(v.Paths, paths) })
 	unmoved := func(by string) {
@@ -258,7 +257,7 @@ func TestHostileFlood(t *testing.T) { // not parallel: it measures the heap
 		v := victim.View()
 		maps.DeleteFunc(v.Paths, func(id mesh.ID, at netip.AddrPort) bool { return paths[id] == at })
 		if !whole(v) || len(v.Paths) > 0 {
-			t.Errorf("%s taught something: alive %v, %d records, paths %v", by, v.Alive, len(v.Records), v.Paths)
+			t.Errorf("%s changed something: alive %v, %d records, paths %v", by, v.Alive, len(v.Records), v.Paths)
 		}
 	}
 	for n := range flood {
@@ -290,7 +289,7 @@ func TestHostileFlood(t *testing.T) { // not parallel: it measures the heap
 	if grown := int64(heap()) - int64(before); grown > 32<<20 {
 		t.Errorf("the heap has grown by %d bytes", grown)
 	}
-	// Each kind of line has its burst, and then one a second.
+	// Each kind of line has its burst, and then one line per second.
 	kinds := int64(len(victim.log.limiters))
 	if got, most := lines.Load()-quiet, kinds*(logBurst+int64(time.Since(began)/time.Second)+1); got > most || kinds > 20 {
 		t.Errorf("%d lines of %d kinds are logged, at most %d", got, kinds, most)
@@ -298,8 +297,8 @@ func TestHostileFlood(t *testing.T) { // not parallel: it measures the heap
 	t.Logf("%d lines, %v", lines.Load()-quiet, v.Counters)
 }
 
-// With the secret, one can tell of others what they have not said. It does not count, and
-// is shown.
+// An attacker with the secret can send objects in the name of others. They don't count,
+// and are reported.
 func TestForgeriesAreShown(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	other := testCluster().Hash() + 1
@@ -347,7 +346,7 @@ func TestForgeriesAreShown(t *testing.T) {
 	}
 }
 
-// An old record is refused also by a node that was restarted meanwhile.
+// An old record is also refused by a node that was restarted meanwhile.
 func TestOldRecordIsRefusedAfterRestart(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
@@ -364,8 +363,8 @@ func TestOldRecordIsRefusedAfterRestart(t *testing.T) {
 	}
 }
 
-// More nodes behind one address than may shake hands at the same time get through all the
-// same: who was turned away comes again.
+// More nodes behind one address than may run handshakes at the same time get through
+// anyway: those that are refused retry.
 func TestManyNodesBehindOneAddress(t *testing.T) {
 	t.Parallel()
 	const places = 8
@@ -383,7 +382,7 @@ func TestManyNodesBehindOneAddress(t *testing.T) {
 	}
 	eventually(t, "all are in", nodes, func(v View) bool { return len(v.Alive) == len(nodes) })
 
-	// Also if somebody there holds all places for as long as he may.
+	// Also if another host there holds all places as long as it can.
 	for range places {
 		if conn, err := net.Dial("tcp", seed.Addr().String()); err == nil { // else it is over the limit
 			t.Cleanup(func() { conn.Close() })

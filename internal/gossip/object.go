@@ -58,7 +58,7 @@ type body interface {
 	sequence() uint64
 	// covered reports whether it is forgotten, given the sequence up to which each node
 	// is forgotten.
-	covered(buried map[mesh.ID]uint64) bool
+	covered(forgotten map[mesh.ID]uint64) bool
 }
 
 // objectKey identifies an object in all its versions.

@@ -45,7 +45,7 @@ func signTombstone(t testing.TB, n int, target mesh.ID, upTo uint64) []byte {
 	return raw
 }
 
-// fullRecord has something in every field.
+// fullRecord returns a record with every field set.
 func fullRecord() mesh.Record {
 	r := testRecord(0, 5)
 	r.Location, r.NAT, r.ListenPort, r.GossipAddr = "aws", true, 51820, "gossip.example.com:7946"
@@ -60,8 +60,8 @@ func fullRecord() mesh.Record {
 
 var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 
-// The format is a contract with nodes of other versions: what was signed once
-// must be readable, and signed the same way, for ever.
+// The format is a contract with nodes of other versions: an object that was signed once
+// must remain readable, and must be signed in the same way for ever.
 func TestObjectGolden(t *testing.T) {
 	golden, err := os.ReadFile("testdata/objects.hex")
 	if err != nil {
@@ -89,7 +89,7 @@ func TestObjectGolden(t *testing.T) {
 		t.Errorf("record (-want +got):\n%s", diff)
 	}
 	if got := len(made[0]); got > 400 {
-		t.Errorf("a usual record takes %d bytes", got)
+		t.Errorf("a typical record takes %d bytes", got)
 	}
 }
 
@@ -141,7 +141,7 @@ func TestObjectRefused(t *testing.T) {
 	}
 }
 
-// A field that only newer nodes know is signed, passed on and ignored.
+// A field that only newer nodes know is signed, forwarded and ignored.
 func TestUnknownFieldsSurvive(t *testing.T) {
 	var fields map[int]any
 	payload, err := encodeRecord(testRecord(0, 1))
@@ -249,7 +249,7 @@ func FuzzDecodeObject(f *testing.F) {
 	f.Add(signRecord(f, 0, fullRecord()))
 	f.Add(signTombstone(f, 0, mesh.ID{1}, 1))
 	f.Add(signVerdict(f, 0, verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}))
-	f.Add(tellSettings(f, 0, 1, settingsOf(testCluster())))
+	f.Add(signSettings(f, 0, 1, settingsOf(testCluster())))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if o, err := decodeObject("default", raw); err == nil && !bytes.Equal(o.raw, raw) {
 			t.Error("raw bytes changed")
@@ -257,8 +257,8 @@ func FuzzDecodeObject(f *testing.F) {
 	})
 }
 
-// FuzzDecodeRecord feeds the payload, which stands behind the signature. What
-// is accepted can be encoded again.
+// FuzzDecodeRecord feeds the payload, which follows the signature. An accepted payload
+// can be encoded again.
 func FuzzDecodeRecord(f *testing.F) {
 	f.Add(signRecord(f, 0, fullRecord())[objectHeader:])
 	f.Fuzz(func(t *testing.T, payload []byte) {

@@ -11,8 +11,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Packets from one node to the other pass over one of two paths, packets back
-// only over the other. That one is found, although questions keep coming over
+// Packets from one node to the other pass only over one of two paths, packets back only
+// over the other. That other one is found, although requests for answers keep coming over
 // the first.
 func TestOneWayPathIsPassedBy(t *testing.T) {
 	t.Parallel()
@@ -31,7 +31,7 @@ func TestOneWayPathIsPassedBy(t *testing.T) {
 		b.SetPaths(map[mesh.ID][]netip.AddrPort{a.self: {netip.AddrPortFrom(first, port), netip.AddrPortFrom(second, port)}})
 	}
 	b.publish(1)
-	root := newStore().rootMessage() // a differing one, so that B has something to say
+	root := newStore().rootMessage() // a differing one, so that B has something to reply
 	eventually(t, "packets pass both ways", []*testNode{a, b}, func(View) bool {
 		setPaths()
 		a.transport.send(b.self, kindSync, root)
@@ -47,8 +47,8 @@ func TestOneWayPathIsPassedBy(t *testing.T) {
 	})
 }
 
-// One node can't send to another at all, but hears it: the others vouch for
-// both, and nothing is missed.
+// One node can't send to another at all, but receives from it: the other nodes confirm
+// that both are alive, and no object is missed.
 func TestOneWayCutBetweenTwo(t *testing.T) {
 	t.Parallel()
 	nodes := startCluster(t, 4)
@@ -63,8 +63,8 @@ func TestOneWayCutBetweenTwo(t *testing.T) {
 	}
 }
 
-// A firewall lets streams to the gossip port through, but no packets. It is
-// slower, and all the same whole.
+// A firewall passes streams to the gossip port, but no packets. Gossip is slower, but
+// complete.
 func TestConvergesWithoutPackets(t *testing.T) {
 	t.Parallel()
 	streams := func(o *Options) {

@@ -92,7 +92,7 @@ func FuzzOpenPacket(f *testing.F) {
 	ring := testRing(f, testSecret)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, err := ring.openPacket(b, mesh.ID{}); err == nil {
-			t.Error("garbage opens")
+			t.Error("garbage is decrypted")
 		}
 	})
 }
@@ -128,7 +128,7 @@ func TestWindow(t *testing.T) {
 	}
 }
 
-// Nothing is admitted twice, and what is not too old is admitted once.
+// No packet is accepted twice, and a packet that is not too old is accepted once.
 func TestWindowAdmitsOnce(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r := replays{windows: make(map[mesh.ID]*window)}
@@ -159,8 +159,8 @@ func TestReplaysAreBounded(t *testing.T) {
 	}
 }
 
-// Whoever has proved to be there counts from where it says, and nothing counts
-// that it has sent before.
+// After a handshake a sender counts from where it says, and no earlier packet of it is
+// accepted.
 func TestWindowResumes(t *testing.T) {
 	from := mesh.ID{1}
 	tests := []struct {
@@ -178,7 +178,7 @@ func TestWindowResumes(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			r := replays{windows: make(map[mesh.ID]*window)}
-			r.resume(from, 1, 1) // of one that has never been heard
+			r.resume(from, 1, 1) // of an unknown sender
 			r.admit(from, 9, 5000)
 			r.resume(from, tt.boot, tt.counter)
 			for i, a := range tt.arrivals {
@@ -190,7 +190,8 @@ func TestWindowResumes(t *testing.T) {
 	}
 }
 
-// A node that was put back starts again and again until it is where it was.
+// A restored node starts again and again until it has reached its earlier number of
+// starts.
 func TestWindowResumesAtEachStart(t *testing.T) {
 	from := mesh.ID{1}
 	r := replays{windows: make(map[mesh.ID]*window)}

@@ -51,7 +51,7 @@ func prefixesOf(a netip.Addr) [3]netip.Prefix {
 	return all
 }
 
-// add gives a stream a place, and returns the stream that replaced its place, or nil.
+// add gives a stream a place, and returns the stream that loses its place, or nil.
 func (p *places) add(conn net.Conn, source netip.Addr) (replaced net.Conn) {
 	p.taken++
 	at := &p.all

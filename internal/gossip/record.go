@@ -63,7 +63,9 @@ func (b recordBody) author() ed25519.PublicKey { return b.Identity }
 func (b recordBody) subject() mesh.ID          { return b.ID() }
 func (b recordBody) sequence() uint64          { return b.Sequence }
 
-func (b recordBody) covered(buried map[mesh.ID]uint64) bool { return b.Sequence <= buried[b.ID()] }
+func (b recordBody) covered(forgotten map[mesh.ID]uint64) bool {
+	return b.Sequence <= forgotten[b.ID()]
+}
 
 func encodeRecord(r mesh.Record) ([]byte, error) {
 	if err := checkRecord(r); err != nil {

@@ -33,8 +33,8 @@ func TestReconfigureRefuses(t *testing.T) {
 	}
 }
 
-// The way in which an administrator rolls a secret: the new one is added
-// everywhere, then it seals everywhere, then the old one goes.
+// The way in which an administrator changes a secret: the new one is added on all nodes,
+// then it becomes the one that encrypts, then the old one is removed.
 func TestSecretIsRolledWhileItRuns(t *testing.T) {
 	t.Parallel()
 	nodes := startCluster(t, 3)
@@ -71,8 +71,8 @@ func listing(ids ...mesh.ID) func(*Options) {
 	return func(o *Options) { o.Cluster.Trust, o.Trusted = TrustList, ids }
 }
 
-// With a list, the word of those who are not on it does not count, whatever
-// they say, and a person is told whom to add.
+// With a list, objects of nodes that are not on it don't count, and a problem says which
+// fingerprint to add.
 func TestTrustList(t *testing.T) {
 	t.Parallel()
 	a := startNode(t, 0, listing(idOf(1)))
@@ -97,7 +97,7 @@ func TestTrustList(t *testing.T) {
 		return sequenceOf(v, b.self) == 2 && sequenceOf(v, a.self) == 1 && len(v.Verdicts) == 0 && follows(1, mesh.ModeLocation)(v)
 	})
 
-	// Whoever is added counts; whoever is taken off is gone.
+	// A node that is added counts; one that is removed does not.
 	c := testCluster()
 	c.Trust = TrustList
 	if err := b.Reconfigure(c, nil, [][32]byte{testSecret}, []mesh.ID{idOf(2)}); err != nil {

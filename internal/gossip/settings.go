@@ -80,7 +80,9 @@ func (t settingsBody) author() ed25519.PublicKey { return t.identity }
 func (t settingsBody) subject() mesh.ID          { return mesh.IDOf(t.identity) }
 func (t settingsBody) sequence() uint64          { return t.number }
 
-func (t settingsBody) covered(buried map[mesh.ID]uint64) bool { return t.by <= buried[t.subject()] }
+func (t settingsBody) covered(forgotten map[mesh.ID]uint64) bool {
+	return t.by <= forgotten[t.subject()]
+}
 
 func encodeSettings(t settingsBody) ([]byte, error) {
 	payload, err := encoding.Marshal(wireSettingsBody{

@@ -13,12 +13,12 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// withSettings starts a node whose file has other settings.
+// withSettings changes the settings in a node's file.
 func withSettings(generation uint64, mode mesh.Mode) func(*Options) {
 	return func(o *Options) { o.Cluster.Generation, o.Cluster.Mode = generation, mode }
 }
 
-// all makes one change of several.
+// all combines several changes.
 func all(changes ...func(*Options)) func(*Options) {
 	return func(o *Options) {
 		for _, change := range changes {
@@ -31,7 +31,7 @@ func follows(generation uint64, mode mesh.Mode) func(View) bool {
 	return func(v View) bool { return v.Cluster.Generation == generation && v.Cluster.Mode == mode }
 }
 
-func tellSettings(t testing.TB, n int, number uint64, s settings) []byte {
+func signSettings(t testing.TB, n int, number uint64, s settings) []byte {
 	t.Helper()
 	payload, err := encodeSettings(settingsBody{s, identity(n).Public().(ed25519.PublicKey), number, testCluster().Hash(), 1})
 	if err != nil {
@@ -44,7 +44,7 @@ func tellSettings(t testing.TB, n int, number uint64, s settings) []byte {
 	return raw
 }
 
-func TestSettingsAreToldAsTheyAre(t *testing.T) {
+func TestSettingsRoundTrip(t *testing.T) {
 	good := settings{3, mesh.ModeCross, mesh.EncapsulationNever, 2}
 	for name, tt := range map[string]struct {
 		change func(*settingsBody)
@@ -80,8 +80,8 @@ func TestSettingsAreToldAsTheyAre(t *testing.T) {
 	}
 }
 
-// One node is started with an edited file: all follow, also who comes when that node is
-// gone, and nobody turns back.
+// One node is started with an edited file: all follow, including one that joins when that
+// node is gone, and none reverts.
 func TestHighestGenerationIsAdopted(t *testing.T) {
 	t.Parallel()
 	nodes := startCluster(t, 3)
@@ -107,8 +107,8 @@ func TestHighestGenerationIsAdopted(t *testing.T) {
 	eventually(t, "adopted by a newcomer", append(slices.Clone(nodes), late), follows(2, mesh.ModeFull))
 }
 
-// Two files with one generation and other content: both sides say so, and nobody follows
-// either.
+// Two files with one generation and different settings: both sides report it, and no node
+// follows either.
 func TestOneGenerationWithTwoContentsIsNotAdopted(t *testing.T) {
 	t.Parallel()
 	nodes := []*testNode{
@@ -136,7 +136,7 @@ func TestOneGenerationWithTwoContentsIsNotAdopted(t *testing.T) {
 		}
 	}
 
-	// The way out: a higher generation anywhere.
+	// The solution: a higher generation on any node.
 	c := testCluster()
 	c.Generation, c.Mode = 3, mesh.ModeCross
 	if err := third.Reconfigure(c, nil, [][32]byte{testSecret}, nil); err != nil {
@@ -167,28 +167,28 @@ func TestAdoptedSettingsAreRemembered(t *testing.T) {
 	}
 }
 
-// What nobody who counts has told is not adopted.
+// Settings announced only by unknown nodes are not adopted.
 func TestSettingsOfStrangersAreNotAdopted(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
 	g.merged = true
-	g.acceptObjects([][]byte{tellSettings(t, 1, 1, settings{9, mesh.ModeFull, mesh.EncapsulationNever, 1})}, fromSync)
+	g.acceptObjects([][]byte{signSettings(t, 1, 1, settings{9, mesh.ModeFull, mesh.EncapsulationNever, 1})}, fromSync)
 	if v := g.View(); !follows(1, mesh.ModeLocation)(v) {
 		t.Errorf("follows %+v", v.Cluster)
 	}
 	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1))}, fromSync)
 	if v := g.View(); !follows(9, mesh.ModeFull)(v) {
-		t.Errorf("a member's settings are not followed: %+v", v.Cluster)
+		t.Errorf("a member's settings are not adopted: %+v", v.Cluster)
 	}
 }
 
-// A newcomer that has heard one of two who contradict each other waits until it knows
-// what a member knows.
-func TestNewcomerHearsBothSides(t *testing.T) {
+// A new node that has received one of two conflicting announcements waits until it has
+// merged a member's state.
+func TestNewNodeWaitsForBothSides(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	all := [][]byte{
-		signRecord(t, 1, testRecord(1, 1)), tellSettings(t, 1, 1, settings{9, mesh.ModeFull, mesh.EncapsulationNever, 1}),
-		signRecord(t, 2, testRecord(2, 1)), tellSettings(t, 2, 1, settings{9, mesh.ModeCross, mesh.EncapsulationNever, 1}),
+		signRecord(t, 1, testRecord(1, 1)), signSettings(t, 1, 1, settings{9, mesh.ModeFull, mesh.EncapsulationNever, 1}),
+		signRecord(t, 2, testRecord(2, 1)), signSettings(t, 2, 1, settings{9, mesh.ModeCross, mesh.EncapsulationNever, 1}),
 	}
 	for _, tt := range []struct {
 		state [][]byte
@@ -197,7 +197,7 @@ func TestNewcomerHearsBothSides(t *testing.T) {
 		g := idle(t, &now)
 		g.acceptObjects(all[:2], fromGossip)
 		if v := g.View(); !follows(1, mesh.ModeLocation)(v) {
-			t.Errorf("before it has met a member it follows %+v", v.Cluster)
+			t.Errorf("before it has merged a state it follows %+v", v.Cluster)
 		}
 		state, _ := packObjects([]byte{formatVersion}, tt.state, maxState)
 		delegate{g}.MergeRemoteState(state, true)
@@ -207,31 +207,31 @@ func TestNewcomerHearsBothSides(t *testing.T) {
 	}
 }
 
-// In a cluster at peace, few speak, and nobody before it has heard the others.
-func TestSettingsAreToldOnce(t *testing.T) {
+// If all agree, few nodes announce their settings, and none before it has merged a state.
+func TestSettingsAreAnnouncedOnce(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
 	if err := g.Publish(testRecord(0, 1)); err != nil {
 		t.Fatal(err)
 	}
 	if got := len(g.store.announcedSettings(g.ranges)); got != 0 {
-		t.Errorf("told %d times by a newcomer, want none", got)
+		t.Errorf("announced %d times by a new node, want none", got)
 	}
 	g.merged = true
-	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1)), tellSettings(t, 1, 1, settingsOf(testCluster()))}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1)), signSettings(t, 1, 1, settingsOf(testCluster()))}, fromSync)
 	if got := len(g.store.announcedSettings(g.ranges)); got != 1 {
-		t.Errorf("told %d times, want once", got)
+		t.Errorf("announced %d times, want once", got)
 	}
 	if err := g.Forget(idOf(1), 1); err != nil {
 		t.Fatal(err)
 	}
 	g.updateSettings()
 	if got := len(g.store.announcedSettings(g.ranges)); got != 1 {
-		t.Errorf("told %d times after the other is forgotten, want once", got)
+		t.Errorf("announced %d times after the other is forgotten, want once", got)
 	}
 }
 
-// A generation that no file can go beyond is refused, also from disk.
+// A generation above the highest that a file can have is refused, also from disk.
 func TestHostileGenerationIsRefused(t *testing.T) {
 	s := settings{mesh.MaxGeneration, mesh.ModeCross, mesh.EncapsulationNever, 1}
 	if err := s.check(); err != nil {
@@ -240,7 +240,7 @@ func TestHostileGenerationIsRefused(t *testing.T) {
 	s.Generation++
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
-	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1)), tellSettings(t, 1, 1, s)}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 1)), signSettings(t, 1, 1, s)}, fromSync)
 	if v := g.View(); v.Counters["object-content"] != 1 || v.Cluster.Generation > mesh.MaxGeneration {
 		t.Errorf("counters %v, generation %d", v.Counters, v.Cluster.Generation)
 	}

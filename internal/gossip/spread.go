@@ -84,7 +84,7 @@ func (g *Gossip) check(raw []byte) (object, error) {
 	result := g.store.precheck(o)
 	g.mu.Unlock()
 	if result != fresh {
-		g.counters.add(map[outcome]string{stale: "object-stale", buried: "object-buried"}[result])
+		g.counters.add(map[outcome]string{stale: "object-stale", covered: "object-buried"}[result])
 		return object{}, nil
 	}
 	if err := o.verify(g.name); err != nil {
@@ -128,7 +128,7 @@ func (g *Gossip) storeChecked(o object) bool {
 		g.reportFull(o)
 	case stale:
 		g.counters.add("object-stale")
-	case buried:
+	case covered:
 		g.counters.add("object-buried")
 	}
 	return false

@@ -21,7 +21,7 @@ const (
 	fresh    outcome = iota // new, and counts
 	known                   // already stored
 	stale                   // a later version was seen
-	buried                  // a tombstone covers it
+	covered                 // a tombstone covers it
 	conflict                // another object has its sequence; the lower hash counts
 	full                    // there is no room
 )
@@ -66,13 +66,13 @@ func (s *store) has(raw []byte) bool {
 }
 
 // precheck returns what put would return because of an object's sequence alone: stale or
-// buried, or fresh if put has to decide. It does not need the signature.
+// covered, or fresh if put has to decide. It does not need the signature.
 func (s *store) precheck(o object) outcome {
 	switch {
 	case o.body.sequence() < s.highest[o.key]:
 		return stale
 	case s.covers(o):
-		return buried
+		return covered
 	}
 	return fresh
 }

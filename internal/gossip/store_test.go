@@ -25,15 +25,16 @@ func mustDecode(t testing.TB, raw []byte) object {
 	return o
 }
 
-// twin is a record with the same sequence as testRecord's, but other content.
-func twin(t testing.TB, n int, sequence uint64) []byte {
+// conflicting returns a record with the same sequence as testRecord's, but different
+// content.
+func conflicting(t testing.TB, n int, sequence uint64) []byte {
 	r := testRecord(n, sequence)
 	r.Location = "elsewhere"
 	return signRecord(t, n, r)
 }
 
-// Whoever comes back after it was forgotten has no claim from before, however new its
-// records are: its slot may be somebody else's by now.
+// A node that returns after it was forgotten has no claim from before, however new its
+// records are: its slot may belong to another node by now.
 func TestClaimsAreForgottenWithTheirRecord(t *testing.T) {
 	record := func(sequence, since uint64) []byte {
 		r := testRecord(0, sequence)
@@ -46,7 +47,7 @@ func TestClaimsAreForgottenWithTheirRecord(t *testing.T) {
 		want int // the slot
 	}{
 		{record(4, 3), 0},
-		{signTombstone(t, 1, testRecord(0, 1).ID(), 5), mesh.None}, // no record is left
+		{signTombstone(t, 1, testRecord(0, 1).ID(), 5), mesh.None}, // no record remains
 		{record(6, 3), mesh.None},
 		{record(7, 7), 0},
 	} {
@@ -74,11 +75,11 @@ func TestStorePut(t *testing.T) {
 		left  int
 	}{
 		{"highest counts", []step{{record(2), fresh}, {record(1), stale}, {record(3), fresh}, {record(3), known}}, 1},
-		{"same sequence, other bytes", []step{{record(2), fresh}, {twin(t, 0, 2), conflict}}, 1},
-		{"buried", []step{{record(2), fresh}, {signTombstone(t, 1, id, 2), fresh}, {record(2), buried}, {record(3), fresh}}, 2},
-		{"buried before it came", []step{{signTombstone(t, 1, id, 5), fresh}, {record(4), buried}, {record(6), fresh}}, 2},
-		{"burial does not shrink", []step{{signTombstone(t, 1, id, 5), fresh}, {signTombstone(t, 1, id, 3), stale}, {record(4), buried}}, 1},
-		{"revoked", []step{{record(2), fresh}, {signTombstone(t, 1, id, Forever), fresh}, {record(maxSequence), buried}}, 1},
+		{"same sequence, other bytes", []step{{record(2), fresh}, {conflicting(t, 0, 2), conflict}}, 1},
+		{"forgotten", []step{{record(2), fresh}, {signTombstone(t, 1, id, 2), fresh}, {record(2), covered}, {record(3), fresh}}, 2},
+		{"forgotten before it came", []step{{signTombstone(t, 1, id, 5), fresh}, {record(4), covered}, {record(6), fresh}}, 2},
+		{"a lower tombstone does not count", []step{{signTombstone(t, 1, id, 5), fresh}, {signTombstone(t, 1, id, 3), stale}, {record(4), covered}}, 1},
+		{"revoked", []step{{record(2), fresh}, {signTombstone(t, 1, id, Forever), fresh}, {record(maxSequence), covered}}, 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -107,8 +108,8 @@ func TestReplayFailsAfterRestart(t *testing.T) {
 	}
 }
 
-// pool is what the property tests deliver: versions of some records, two with the same
-// sequence, verdicts of the nodes on each other, and tombstones.
+// pool returns the objects of the property tests: versions of some records, two with the
+// same sequence, verdicts of the nodes on each other, and tombstones.
 func pool(t testing.TB) []object {
 	var all []object
 	for n := range 3 {
@@ -117,14 +118,14 @@ func pool(t testing.TB) []object {
 			all = append(all, mustDecode(t, signRecord(t, n, testRecord(n, sequence+1))), mustDecode(t, signVerdict(t, n, v)))
 		}
 		all = append(all,
-			mustDecode(t, twin(t, n, 2)), mustDecode(t, twin(t, n, 4)),
+			mustDecode(t, conflicting(t, n, 2)), mustDecode(t, conflicting(t, n, 4)),
 			mustDecode(t, signTombstone(t, n, testRecord((n+1)%3, 1).ID(), 1)),
 			mustDecode(t, signTombstone(t, n, testRecord((n+1)%3, 1).ID(), 3)))
 	}
 	return append(all, mustDecode(t, signTombstone(t, 2, testRecord(1, 1).ID(), Forever)))
 }
 
-// exchange runs one comparison that a begins, over packets that arrive.
+// exchange runs one comparison that a starts, over packets that all arrive.
 func exchange(t rapid.TB, a, b *store) {
 	type packet struct {
 		to, from *store
@@ -168,8 +169,8 @@ func equalStores(a, b *store) bool {
 	return slices.EqualFunc(a.raws(), b.raws(), bytes.Equal) && bytes.Equal(a.digest.root(), b.digest.root())
 }
 
-// offer gives objects to a store until it takes in no more, as others do that hold them:
-// what a revoked node has buried may come back.
+// offer adds objects to a store until nothing changes, as other nodes do that have them:
+// what a revoked node has removed may come back.
 func offer(s *store, objects []object) {
 	for again := true; again; {
 		again = false
@@ -179,9 +180,9 @@ func offer(s *store, objects []object) {
 	}
 }
 
-// Whatever arrives where, in any order, twice or not at all: once the stores have been
-// compared, they are equal, and once all is said again, equal to a store that got
-// everything.
+// Whatever objects arrive, in any order, twice or not at all: once the stores have been
+// compared, they are equal, and once all objects are sent again, equal to a store that
+// received all.
 func TestStoresConverge(t *testing.T) {
 	objects := pool(t)
 	rapid.Check(t, func(t *rapid.T) {
@@ -207,7 +208,7 @@ func TestStoresConverge(t *testing.T) {
 			}
 		}
 		for i, s := range stores {
-			offer(s, all) // as authors do whose records were buried by somebody who is revoked now
+			offer(s, all) // as authors do whose records were removed by a node that is revoked now
 			if !equalStores(s, everything) {
 				t.Errorf("store %d: %d objects, want %d", i, len(s.objects), len(everything.objects))
 			}
@@ -215,7 +216,7 @@ func TestStoresConverge(t *testing.T) {
 	})
 }
 
-// The order of delivery does not matter, nor repetition.
+// Neither the order of delivery nor repetition matters.
 func TestStoreIsAFunctionOfTheSet(t *testing.T) {
 	objects := pool(t)
 	rapid.Check(t, func(t *rapid.T) {
@@ -273,7 +274,7 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
-// Forgetting frees the place of a node that is gone.
+// Forgetting a node frees its place in a full store.
 func TestForgettingFreesAFullStore(t *testing.T) {
 	s := newStore()
 	gone, news := mustDecode(t, signRecord(t, 1, testRecord(1, 7))), mustDecode(t, signRecord(t, 0, testRecord(0, 1)))
@@ -288,16 +289,16 @@ func TestForgettingFreesAFullStore(t *testing.T) {
 	if got := s.put(mustDecode(t, signTombstone(t, 2, gone.key.author, 7))); got != fresh {
 		t.Errorf("tombstone: got %v, want %v", got, fresh)
 	}
-	if got := s.put(gone); got != buried {
-		t.Errorf("buried record: got %v, want %v", got, buried)
+	if got := s.put(gone); got != covered {
+		t.Errorf("forgotten record: got %v, want %v", got, covered)
 	}
 	if got := s.put(news); got != fresh {
 		t.Errorf("new record: got %v, want %v", got, fresh)
 	}
 }
 
-// Objects that the other side refuses for good, here because it has seen later ones,
-// don't hide those that it would take.
+// Objects that the other side always refuses, here because it has seen later ones, don't
+// hide those that it would accept.
 func TestLastingDifferenceHidesNothing(t *testing.T) {
 	const refused = 900
 	a := newStore()
@@ -360,7 +361,7 @@ func TestListMustAscend(t *testing.T) {
 	}
 }
 
-// largeStore is a store of a thousand records.
+// largeStore returns a store with a thousand records.
 func largeStore(b *testing.B) *store {
 	s := newStore()
 	for n := range 1000 {
@@ -371,7 +372,7 @@ func largeStore(b *testing.B) *store {
 	return s
 }
 
-// BenchmarkCompare is what the largest list costs that one packet may hold.
+// BenchmarkCompare measures the cost of the largest list that fits into one packet.
 func BenchmarkCompare(b *testing.B) {
 	s := largeStore(b)
 	list := s.listDifferences(make([]byte, 8*buckets))[0]

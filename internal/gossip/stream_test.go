@@ -23,12 +23,12 @@ func testHello(n int) hello {
 	return hello{id: testRecord(n, 1).ID(), instance: 5, port: 7946, you: viaEndpoint, cluster: testCluster()}
 }
 
-// testHandshaker shakes hands as the n-th identity.
+// testHandshaker runs handshakes as the n-th identity.
 func testHandshaker(ring keyring, n int) handshaker {
 	return handshaker{ring, rand.Reader, identity(n)}
 }
 
-// handshake runs both halves over a connection, and closes what is left open by an error.
+// handshake runs both halves over a connection, and closes what an error leaves open.
 func handshake(t *testing.T, dialer, acceptor keyring) (d, a *stream, dialErr, acceptErr error) {
 	t.Helper()
 	near, far := net.Pipe()
@@ -69,7 +69,7 @@ func TestHandshake(t *testing.T) {
 				return
 			}
 			if d.peer.id != testHello(1).id || a.peer.id != testHello(0).id || a.peer.you != viaEndpoint {
-				t.Errorf("dialer met %v, acceptor met %v at %v", d.peer.id, a.peer.id, a.peer.you)
+				t.Errorf("dialer sees %v, acceptor sees %v at %v", d.peer.id, a.peer.id, a.peer.you)
 			}
 		})
 	}
@@ -95,7 +95,7 @@ func TestStreamCarriesBothWays(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(got, long) {
-			t.Error("other bytes arrived")
+			t.Error("different bytes arrived")
 		}
 	}
 	go d.Close()
@@ -104,7 +104,7 @@ func TestStreamCarriesBothWays(t *testing.T) {
 	}
 }
 
-// recorder keeps what is read from a connection.
+// recorder records what is read from a connection.
 type recorder struct {
 	net.Conn
 	read bytes.Buffer
@@ -116,8 +116,7 @@ func (r *recorder) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Whoever plays a recorded stream again gets an answer to the hello, but nothing that
-// follows is believed.
+// A replayed stream gets an answer to its hello, but everything after that is refused.
 func TestReplayedStreamFails(t *testing.T) {
 	ring := testRing(t, testSecret)
 	near, far := net.Pipe()
@@ -146,7 +145,7 @@ func TestReplayedStreamFails(t *testing.T) {
 	far.Close()
 }
 
-// A dialer whose own hello is sent back to it is not fooled.
+// A dialer refuses its own hello as an answer.
 func TestReflectedHelloFails(t *testing.T) {
 	near, far := net.Pipe()
 	go func() {
@@ -236,13 +235,13 @@ func FuzzWelcome(f *testing.F) {
 			near.Close()
 		}()
 		if _, err := testHandshaker(ring, 0).respond(far, testHello(0)); err == nil {
-			t.Error("garbage is welcome")
+			t.Error("garbage is accepted")
 		}
 	})
 }
 
-// Connections that say nothing take no more than their share, and others get through when
-// they are gone.
+// Silent connections take no more than their share, and other nodes get through once
+// these are gone.
 func TestSilentStreamsAreCapped(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, 0, nil)
@@ -256,7 +255,7 @@ func TestSilentStreamsAreCapped(t *testing.T) {
 		silent = append(silent, conn)
 	}
 	eventually(t, "capped", []*testNode{n}, func(v View) bool { return v.Counters["stream-limit"] >= 3 })
-	// The deadline of a hello frees their places.
+	// The deadline for the hello frees their places.
 	for _, conn := range silent {
 		if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
@@ -288,7 +287,7 @@ func TestGarbagePacketsAreDropped(t *testing.T) {
 	}
 }
 
-// streamsTaken is how many places of inbound streams are taken.
+// streamsTaken returns how many places of inbound streams are taken.
 func (t *transport) streamsTaken() int {
 	return len(t.places.strangers.sources) + len(t.places.known.sources) + len(t.places.proved.sources)
 }
@@ -317,7 +316,7 @@ func TestDialsLeaveNothing(t *testing.T) { // not parallel: it counts files
 		s.Close()
 		if s, err := stranger.transport.dial(context.Background(), b.Addr()); err == nil {
 			s.Close()
-			t.Fatal("a stranger was let in")
+			t.Fatal("an unknown peer was accepted")
 		}
 	}
 	nodes := []*testNode{a, b, stranger}

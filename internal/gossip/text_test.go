@@ -21,9 +21,9 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// foreignBytes are the decoders of what others send, by the name of the function, each
-// with something that it accepts and in which every text is given. Those without a sample
-// take no text from what they read.
+// foreignBytes returns the decoders of what others send, by function name, each with
+// samples that it accepts and in which every text is set. Those without a sample decode
+// no text.
 func foreignBytes(t *testing.T) map[string][]foreignSample {
 	payload := func(raw []byte) []byte { return raw[objectHeader:] }
 	greeting := testHello(1)
@@ -52,7 +52,7 @@ func foreignBytes(t *testing.T) map[string][]foreignSample {
 		"decodeClient":    {object(kindClient, signClient(t, 0, client))},
 		"decodeVerdict":   {object(kindGatewayVerdict, signVerdict(t, 0, verdict{v, 4, 5})), object(kindRelayVerdict, signVerdict(t, 0, verdict{relay, 4, 5}))},
 		"decodeTombstone": {object(kindTombstone, signTombstone(t, 0, mesh.ID{1}, 1))},
-		"decodeSettings":  {object(kindSettings, tellSettings(t, 0, 1, settingsOf(testCluster())))},
+		"decodeSettings":  {object(kindSettings, signSettings(t, 0, 1, settingsOf(testCluster())))},
 		"parseHello":      {{hello, func(b []byte) (any, error) { return parseHello(b) }}},
 		"checkOpening":    nil, // numbers
 		"isEvicted":       nil, // compares a name with ours
@@ -64,15 +64,15 @@ type foreignSample struct {
 	decode func([]byte) (any, error)
 }
 
-// hostileTexts turn a terminal's colours, forge lines of a log, hide what follows, or
-// fill a screen.
+// hostileTexts change a terminal's colors, forge log lines, hide what follows, or fill a
+// screen.
 var hostileTexts = []string{
 	"\x1b[31mred", "\x1b]0;title\x07", "a\nb", "a\r\nnameserver 203.0.113.1", "a\x00b", "\u009b31m", "a\tb",
 	"a\u202etxt.exe", "a\u2066b", "a\u2028b", "a\u2029b", "a\u200bb", "a\u00a0b", strings.Repeat("a", 1000),
 }
 
-// TestHostileTextInDecoders: whatever others send, each string of what is taken in can be
-// printed as it is. A decoder that is not in the list fails the test.
+// TestHostileTextInDecoders checks that each string in decoded data is printable,
+// whatever others send. A decoder that is not in the list fails the test.
 func TestHostileTextInDecoders(t *testing.T) {
 	samples := foreignBytes(t)
 	for name := range decoders(t) {
@@ -121,8 +121,8 @@ func (s foreignSample) test(t *testing.T) {
 	}
 }
 
-// replaceLeaf puts a text in the place of one of a payload's texts, and behind the bytes
-// of an address, where its zone goes. It returns false beyond the last leaf.
+// replaceLeaf replaces one of a payload's texts, or adds it after the bytes of an
+// address, as a zone. It returns false after the last leaf.
 func replaceLeaf(t *testing.T, payload []byte, leaf int, text string) (changed []byte, ok bool) {
 	t.Helper()
 	var root any
@@ -200,17 +200,17 @@ func requirePrintable(t *testing.T, v any) {
 				walk(v.Index(i), path+"[]")
 			}
 		case reflect.Map, reflect.Pointer, reflect.Interface:
-			t.Errorf("%s: teach this test about kind %v", path, v.Kind())
+			t.Errorf("%s: this test does not handle kind %v", path, v.Kind())
 		}
 	}
 	walk(root, root.Type().String())
 }
 
-// decoders are the functions of this package that decode what others send.
+// decoders returns the functions of this package that decode what others send.
 func decoders(t *testing.T) map[string]bool {
 	t.Helper()
 	fset := token.NewFileSet()
-	//lint:ignore SA1019 one package without build tags is all that is parsed
+	//lint:ignore SA1019 only one package without build tags is parsed
 	packages, err := parser.ParseDir(fset, ".", func(f fs.FileInfo) bool { return !strings.HasSuffix(f.Name(), "_test.go") }, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -239,7 +239,8 @@ func decoders(t *testing.T) map[string]bool {
 	return found
 }
 
-// TestHostileTextInProblems: a problem may quote what came over the network.
+// TestHostileTextInProblems checks that problems are printable, because they may quote
+// what came over the network.
 func TestHostileTextInProblems(t *testing.T) {
 	n := &notices{now: time.Now, lastSeen: make(map[notice]time.Time)}
 	n.add("there", mesh.Problem{Kind: ProblemCluster, Node: "a\x1b[2J", Text: "remote error: \x1b]0;x\x07\nREADY=1", Advice: strings.Repeat("a", 1<<16)})

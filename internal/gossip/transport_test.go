@@ -19,7 +19,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// What is wrong with a sealed packet is counted, and nothing is learned of it.
+// Invalid encrypted packets are counted, and change nothing.
 func TestPacketsThatAreDropped(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -61,8 +61,8 @@ func TestPacketsThatAreDropped(t *testing.T) {
 	}
 }
 
-// Whoever asks for a sign of life gets one, at the address that it asked from.
-func TestSignOfLife(t *testing.T) {
+// A node that asks for an answer gets one, at the address from which it asked.
+func TestPacketIsAnswered(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, 0, nil)
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(n.Addr()))
@@ -92,7 +92,7 @@ func TestSignOfLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got.kind != kindHere || got.want {
-		t.Errorf("got %+v, want a sign of life", got)
+		t.Errorf("got %+v, want an answer", got)
 	}
 }
 
@@ -149,17 +149,17 @@ func TestMemberlistLog(t *testing.T) {
 		_, _ = w.Write([]byte(line + "\n"))
 	}
 	if got := strings.Count(out.String(), "\n") - before; got != 2 {
-		t.Errorf("%d lines are logged of what lasts, want one of each kind", got)
+		t.Errorf("%d lines of lasting conditions are logged, want one of each kind", got)
 	}
 	for range 10 * logBurst {
 		_, _ = w.Write([]byte("[WARN] memberlist: again\n"))
 	}
 	if got := strings.Count(out.String(), "\n"); got > 2*logBurst {
-		t.Errorf("%d lines are logged of a flood", got)
+		t.Errorf("%d lines of a flood are logged", got)
 	}
 }
 
-// idle is a Gossip without a network, for what only its store has to do with.
+// idle returns a Gossip without a network, for tests of the store.
 func idle(t testing.TB, now *time.Time) *Gossip {
 	t.Helper()
 	g, err := newGossip(Options{
@@ -172,7 +172,7 @@ func idle(t testing.TB, now *time.Time) *Gossip {
 	return g
 }
 
-// foreignRecord is a record of node 0's identity, made by another instance.
+// foreignRecord returns a record of node 0's identity, made by another instance.
 func foreignRecord(t *testing.T, sequence uint64) []byte {
 	r := testRecord(0, sequence)
 	r.Instance = 2
@@ -182,7 +182,7 @@ func foreignRecord(t *testing.T, sequence uint64) []byte {
 func TestLostDiskIsJumpedPast(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
-	for _, sequence := range []uint64{50, 52} { // from two nodes, one of them out of date
+	for _, sequence := range []uint64{50, 52} { // from two nodes, one of which is outdated
 		g.acceptObjects([][]byte{foreignRecord(t, sequence)}, fromSync)
 	}
 	if got, want := g.View().OwnSequence, uint64(52); got != want {
@@ -215,7 +215,7 @@ func TestRunningTwinIsFoundByItsRecords(t *testing.T) {
 func TestSequenceConflictIsReported(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
-	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 3)), twin(t, 1, 3)}, fromGossip)
+	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 3)), conflicting(t, 1, 3)}, fromGossip)
 	if v := g.View(); !hasProblem(v, ProblemSequence, "sequence 3") || v.Counters["object-conflict"] != 1 || len(v.Records) != 1 {
 		t.Errorf("view %+v, want one record and %s", v, ProblemSequence)
 	}
@@ -247,7 +247,8 @@ func TestRememberedObjectsAreChecked(t *testing.T) {
 	}
 }
 
-// An object outlives the message that it came in, and must not keep all of it.
+// An object outlives the message that it came in, and must not keep the whole message in
+// memory.
 func TestObjectsDoNotKeepTheirMessage(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
@@ -260,8 +261,8 @@ func TestObjectsDoNotKeepTheirMessage(t *testing.T) {
 	}
 }
 
-// A push/pull that brings nothing new wakes nobody, except the first one.
-func TestMergeOfWhatIsKnownWakesNobody(t *testing.T) {
+// A push/pull with nothing new signals no change, except the first one.
+func TestMergeOfKnownObjectsSignalsNothing(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
 	state, _ := packObjects([]byte{formatVersion}, [][]byte{signRecord(t, 1, testRecord(1, 1))}, maxState)
@@ -300,7 +301,7 @@ func (h countingHandler) Handle(context.Context, slog.Record) error {
 	return nil
 }
 
-// However much garbage comes, it leaves few lines and nothing in memory.
+// However much garbage arrives, it leaves few log lines and nothing in memory.
 func TestFloodOfGarbageLeavesLittle(t *testing.T) {
 	var lines atomic.Int64
 	n := startNode(t, 0, func(o *Options) {
@@ -329,7 +330,8 @@ func TestFloodOfGarbageLeavesLittle(t *testing.T) {
 	}
 }
 
-// An address at which strangers got in counts as open after a restart, for a while.
+// An address at which unknown nodes could connect counts as open for a while after a
+// restart.
 func TestOpenAddressIsRemembered(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	r := testRecord(0, 1)
@@ -350,6 +352,6 @@ func TestOpenAddressIsRemembered(t *testing.T) {
 		t.Errorf("%v is not open for just %v", open, at)
 	}
 	if isOpen(other, now) {
-		t.Errorf("%v is open, which nobody has shown", other)
+		t.Errorf("%v is open, but no node has shown that", other)
 	}
 }

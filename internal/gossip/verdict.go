@@ -35,8 +35,8 @@ func (v verdict) author() ed25519.PublicKey { return v.Author }
 func (v verdict) subject() mesh.ID          { return v.Subject }
 func (v verdict) sequence() uint64          { return v.Epoch }
 
-func (v verdict) covered(buried map[mesh.ID]uint64) bool {
-	about, by := buried[v.Subject], buried[mesh.IDOf(v.Author)]
+func (v verdict) covered(forgotten map[mesh.ID]uint64) bool {
+	about, by := forgotten[v.Subject], forgotten[mesh.IDOf(v.Author)]
 	return about > 0 && v.about <= about || by > 0 && v.by <= by
 }
 
@@ -153,7 +153,7 @@ func (g *Gossip) storeVerdict(v mesh.Verdict) (object, error) {
 	switch g.store.put(o) {
 	case fresh:
 		return o, nil
-	case buried:
+	case covered:
 		return object{}, fmt.Errorf("the subject or this node is forgotten: %w", ErrStale)
 	}
 	return object{}, errors.New("the store is full")

@@ -15,7 +15,7 @@ import (
 
 func idOf(n int) mesh.ID { return mesh.IDOf(identity(n).Public().(ed25519.PublicKey)) }
 
-// testVerdict is what node n says of another.
+// testVerdict returns a verdict of node n on another one.
 func testVerdict(n, subject int, state mesh.Health, epoch uint64) mesh.Verdict {
 	return mesh.Verdict{
 		Author: identity(n).Public().(ed25519.PublicKey), Subject: idOf(subject),
@@ -106,7 +106,7 @@ func TestJudge(t *testing.T) {
 		t.Errorf("verdicts (-want +got):\n%s", diff)
 	}
 
-	// Whoever is forgotten takes its verdicts along, and those on it.
+	// A forgotten node's verdicts are forgotten too, and so are those on it.
 	if err := g.Forget(idOf(1), 7); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestJudge(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]mesh.Verdict{down}, g.View().Verdicts); diff != "" {
-		t.Errorf("after it is back (-want +got):\n%s", diff)
+		t.Errorf("after it has returned (-want +got):\n%s", diff)
 	}
 }
 

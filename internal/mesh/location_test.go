@@ -191,8 +191,8 @@ func TestHostileSettingsKeepEncryption(t *testing.T) {
 	})
 }
 
-// A node that wants to be encrypted is no neighbor of anybody, whatever the others want,
-// and everybody has a tunnel to it or is behind a gateway that has.
+// A node that wants to be encrypted is not a neighbor of any node, whatever the others want,
+// and each node has a tunnel to it or is behind a gateway that has one.
 func TestHostileSettingsKeepOneNodeEncrypted(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawWorld(t)
