@@ -83,7 +83,7 @@ func CheckAccess(list []Access) error {
 		}
 		switch addr := a.Prefix.Addr(); {
 		case a.Prefix.Bits() < minAccessBits:
-			return fmt.Errorf("access %v is wider than a /%d; name a smaller network", a, minAccessBits)
+			return fmt.Errorf("access %v is broader than a /%d; name a smaller network", a, minAccessBits)
 		case addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || addr.IsUnspecified():
 			return fmt.Errorf("access %v is never reached through a mesh; name a network of the cluster, or of a location's allowed-location-ips", a)
 		}
