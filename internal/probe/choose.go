@@ -12,8 +12,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// How many nodes of each kind are watched: enough that one that fails by itself
-// misleads nobody, few enough that the gateway of 200 nodes does not feel it.
+// How many nodes of each kind are watched: enough that the failure of a single one does
+// not mislead, few enough that 200 nodes put no load on their gateway.
 const (
 	maxBeside = 2
 	maxBeyond = 3
@@ -22,46 +22,47 @@ const (
 	maxPlain  = 2
 )
 
-// Around is what Choose looks at.
+// Around is the input of Choose.
 type Around struct {
 	Cluster  mesh.Cluster
 	Self     mesh.ID
-	Records  []mesh.Record // of all nodes, the own one among them
+	Records  []mesh.Record // of all nodes, including this one
 	Topology mesh.Topology
-	Alive    map[mesh.ID]bool // as gossip sees it
-	// Blamed are relays that this node has found down. They are watched until
-	// they answer again.
+	Alive    map[mesh.ID]bool // according to gossip
+	// Blamed are relays on which this node has published a verdict down. They are watched
+	// until they answer again.
 	Blamed []mesh.ID
 }
 
-// Watch is whom this node watches.
+// Watch is the set of nodes that this node watches.
 type Watch struct {
-	Gateway mesh.ID    // on which this node hangs; zero for none, or none that anybody could relieve
+	Gateway mesh.ID    // of this node; zero if it has none, or one that no other node could replace
 	Beside  []mesh.ID  // other nodes of the LAN
-	Beyond  []mesh.ID  // nodes whose tunnels end at the gateway
-	Outside []mesh.ID  // nodes that are not of this location, heard by gossip alone
-	Relays  []mesh.ID  // that this node or its clients talk through, or did
-	Peers   []mesh.ID  // nodes at the end of own tunnels, to compare relays with
+	Beyond  []mesh.ID  // remote nodes whose tunnels end at the gateway
+	Outside []mesh.ID  // nodes of other locations, which are not probed: gossip hears them
+	Relays  []mesh.ID  // that this node or its clients use, or that are Blamed
+	Peers   []mesh.ID  // nodes with a direct tunnel, to compare relays with
 	Plain   []Neighbor // nodes of the LAN that are reached without encapsulation
 
-	addrs map[mesh.ID][]netip.Addr
-	own   []netip.Addr
+	addrs map[mesh.ID][]netip.Addr // overlay addresses of the nodes above
+	own   []netip.Addr             // overlay addresses of this node
 }
 
-// Neighbor is a node to which the LAN must carry overlay addresses as they are.
+// Neighbor is a node of the LAN that is reached without encapsulation, so the LAN must
+// carry packets with overlay addresses.
 type Neighbor struct {
 	ID       mesh.ID
 	Internal netip.Addr
 }
 
-// chooser holds what the steps of one Choose share.
+// chooser holds the values that the steps of Choose share.
 type chooser struct {
 	Around
 	records map[mesh.ID]mesh.Record
 	own     mesh.Record
 }
 
-// Choose says whom to watch. The same nodes stay chosen as long as they live.
+// Choose decides whom to watch. A node stays chosen as long as it is alive.
 func Choose(a Around) Watch {
 	c := chooser{Around: a, records: make(map[mesh.ID]mesh.Record, len(a.Records))}
 	for _, r := range a.Records {
@@ -85,7 +86,7 @@ func Choose(a Around) Watch {
 	return w
 }
 
-// gateway chooses whom to watch about the gateway that this node hangs on.
+// gateway sets this node's gateway and the nodes that show whether it works.
 func (c chooser) gateway(w *Watch) {
 	i := slices.IndexFunc(c.Topology.Paths, func(p mesh.Path) bool { return p.Kind == mesh.PathLAN && len(p.Hops) > 0 })
 	if i < 0 || !c.replaceable() {
@@ -111,7 +112,7 @@ func (c chooser) gateway(w *Watch) {
 	w.Outside = outside[:min(len(outside), maxBeyond)]
 }
 
-// replaceable says whether anybody but the gateway could be it.
+// replaceable reports whether another node of the location could be the gateway.
 func (c chooser) replaceable() bool {
 	n := 0
 	for _, r := range c.records {
@@ -122,8 +123,8 @@ func (c chooser) replaceable() bool {
 	return n >= 2
 }
 
-// spread takes nodes of as many locations as there are. A node that stands
-// alone is a location of its own.
+// spread chooses up to maxBeyond nodes from as many locations as possible. A node without
+// a location counts as a location of its own.
 func (c chooser) spread(ids []mesh.ID) []mesh.ID {
 	c.rank(ids)
 	seen := make(map[string]bool)
@@ -140,8 +141,8 @@ func (c chooser) spread(ids []mesh.ID) []mesh.ID {
 	return all[:min(len(all), maxBeyond)]
 }
 
-// relays chooses the relays to watch. Another peer that answers tells a relay's
-// silence from our own.
+// relays sets the relays to watch, and other peers: if one of them answers, a silent
+// relay is down; if none does, this node is cut off.
 func (c chooser) relays(w *Watch) {
 	relays := slices.Clone(c.Blamed)
 	var peers []mesh.ID
@@ -170,14 +171,14 @@ func (c chooser) relays(w *Watch) {
 	w.Peers = peers[:min(len(peers), maxPeers)]
 }
 
-// isRelay says whether a tunnel's end passes packets on as a relay: in mode
-// location it may also be the gateway of the node that they go to.
+// isRelay reports whether the end of a tunnel forwards packets as a relay. In mode
+// location it may instead be the gateway of the destination's location.
 func (c chooser) isRelay(p mesh.Path) bool {
 	l := c.records[p.ID].Location
 	return c.Cluster.Mode != mesh.ModeLocation || l == "" || c.records[p.Hops[0]].Location != l
 }
 
-// plain chooses neighbors that are reached without encapsulation.
+// plain sets the watched neighbors that are reached without encapsulation.
 func (c chooser) plain(w *Watch) {
 	internal := make(map[mesh.ID]netip.Addr)
 	var ids []mesh.ID
@@ -193,9 +194,9 @@ func (c chooser) plain(w *Watch) {
 	}
 }
 
-// rank sorts nodes by who is to be chosen first: the living, then those that
-// may be gateways, then in an order of this node's own, so that not everybody
-// probes the same ones (rendezvous hashing).
+// rank sorts nodes by priority: alive ones first, then those that may be gateways, then
+// in an order that differs from node to node (rendezvous hashing), so that not all nodes
+// probe the same ones.
 func (c chooser) rank(ids []mesh.ID) {
 	weight := make(map[mesh.ID][sha256.Size]byte, len(ids))
 	for _, id := range ids {
@@ -226,8 +227,8 @@ func (c chooser) overlay(id mesh.ID) []netip.Addr {
 	return c.Cluster.Overlays(slot)
 }
 
-// targets returns a node's addresses as targets, each from the own address of
-// the same family.
+// targets returns a node's addresses as targets, each with this node's address of the
+// same family as source.
 func (w Watch) targets(id, via mesh.ID) []Target {
 	var out []Target
 	for _, a := range w.addrs[id] {
@@ -239,13 +240,13 @@ func (w Watch) targets(id, via mesh.ID) []Target {
 	return out
 }
 
-// plainTargets returns how a neighbor is reached under its overlay addresses
-// and, to compare, under the address that the LAN knows.
+// plainTargets returns a neighbor's overlay addresses as targets and, for comparison, its
+// internal IP.
 func (w Watch) plainTargets(n Neighbor) (overlay []Target, internal Target) {
 	return w.targets(n.ID, mesh.ID{}), Target{Addr: n.Internal}
 }
 
-// Aims returns what to send to.
+// Aims returns the targets of all watched nodes.
 func (w Watch) Aims() []Aim {
 	var out []Aim
 	add := func(slow bool, ts ...Target) {

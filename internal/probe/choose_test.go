@@ -14,34 +14,34 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// place is a node of a test: its name is its location and a number, as b2. A
-// hidden one is behind NAT without an endpoint.
-type place struct {
-	name   string
-	never  bool
-	hidden bool
+// testNode is a node of a test. Its name is its location and a number, for example b2; a
+// name that begins with "lone" means no location.
+type testNode struct {
+	name      string
+	never     bool // it may not be a gateway
+	behindNAT bool // without an endpoint
 }
 
-func places(names ...string) (out []place) {
+func testNodes(names ...string) (out []testNode) {
 	for _, n := range names {
-		out = append(out, place{name: n})
+		out = append(out, testNode{name: n})
 	}
 	return out
 }
 
-// around derives what a node sees. A location that begins with "lone" is none.
-func around(mode mesh.Mode, encapsulation string, self string, places []place) Around {
+// around returns Choose's input on one of the nodes.
+func around(mode mesh.Mode, encapsulation string, self string, nodes []testNode) Around {
 	a := Around{Cluster: mesh.Cluster{
 		Name: "test", Mode: mode, Encapsulation: encapsulation, Gateways: 1,
 		Overlay: []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")}, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, PodPrefix: []int{24},
 	}, Alive: make(map[mesh.ID]bool)}
-	for i, p := range places {
+	for i, p := range nodes {
 		location := strings.TrimRight(p.name, "0123456789")
 		r := mesh.Record{
 			Identity: identity(byte(i + 1)), Sequence: 1, Name: p.name, Key: wgtypes.Key{byte(i + 1)}, MTU: 1420, Settings: a.Cluster.Hash(),
-			Claim: mesh.Claim{Slot: i, Time: int64(i + 1), Since: 1}, ListenPort: 51820, GossipPort: 7946, NAT: p.hidden,
+			Claim: mesh.Claim{Slot: i, Time: int64(i + 1), Since: 1}, ListenPort: 51820, GossipPort: 7946, NAT: p.behindNAT,
 		}
-		if !p.hidden {
+		if !p.behindNAT {
 			r.Endpoints = []mesh.Endpoint{{Host: fmt.Sprintf("203.0.113.%d", i+1), Port: 51820}}
 		}
 		if !strings.HasPrefix(p.name, "lone") {
@@ -61,8 +61,8 @@ func around(mode mesh.Mode, encapsulation string, self string, places []place) A
 	return a
 }
 
-// words prints whom a node watches.
-func words(a Around, w Watch) string {
+// describe prints whom a node watches.
+func describe(a Around, w Watch) string {
 	name := func(id mesh.ID) string {
 		for _, r := range a.Records {
 			if r.ID() == id {
@@ -88,54 +88,54 @@ func words(a Around, w Watch) string {
 
 func TestChoose(t *testing.T) {
 	const nobody = "gateway - beside  beyond  relays  peers  plain "
-	never := func(ps []place, names ...string) []place {
+	never := func(ps []testNode, names ...string) []testNode {
 		for i := range ps {
 			ps[i].never = slices.Contains(names, ps[i].name)
 		}
 		return ps
 	}
-	hidden := func(ps []place, names ...string) []place {
+	behindNAT := func(ps []testNode, names ...string) []testNode {
 		for i := range ps {
-			ps[i].hidden = slices.Contains(names, ps[i].name)
+			ps[i].behindNAT = slices.Contains(names, ps[i].name)
 		}
 		return ps
 	}
-	six := func() []place { return places("a1", "a2", "a3", "b1", "b2", "lone1") }
+	six := func() []testNode { return testNodes("a1", "a2", "a3", "b1", "b2", "lone1") }
 	for _, tt := range []struct {
-		name   string
-		mode   mesh.Mode
-		encap  string
-		self   string
-		places []place
-		want   string
+		name      string
+		mode      mesh.Mode
+		encap     string
+		self      string
+		testNodes []testNode
+		want      string
 	}{
-		{"a member watches its gateway, and those at the end of its tunnels", mesh.ModeLocation, "always", "a3", six(), "gateway a1 beside a2 beyond b1,lone1 relays  peers  plain "},
+		{"a member watches its gateway and the nodes at the end of its tunnels", mesh.ModeLocation, "always", "a3", six(), "gateway a1 beside a2 beyond b1,lone1 relays  peers  plain "},
 		{"a gateway watches nobody", mesh.ModeLocation, "always", "a1", six(), nobody},
-		{"nor does who is alone", mesh.ModeLocation, "always", "lone1", six(), nobody},
+		{"a node without a location watches nobody", mesh.ModeLocation, "always", "lone1", six(), nobody},
 		{"two on a LAN", mesh.ModeLocation, "always", "b2", six(), "gateway b1 beside  beyond a1,lone1 relays  peers  plain "},
-		{"nobody else may be gateway", mesh.ModeLocation, "always", "a3", never(six(), "a2", "a3"), nobody},
-		{"who may not be gateway watches as well", mesh.ModeLocation, "always", "a3", never(six(), "a3"), "gateway a1 beside a2 beyond b1,lone1 relays  peers  plain "},
+		{"no other node may be the gateway", mesh.ModeLocation, "always", "a3", never(six(), "a2", "a3"), nobody},
+		{"a node that may not be the gateway watches too", mesh.ModeLocation, "always", "a3", never(six(), "a3"), "gateway a1 beside a2 beyond b1,lone1 relays  peers  plain "},
 		{"mode full", mesh.ModeFull, "always", "a3", six(), nobody},
 		{"mode cross", mesh.ModeCross, "always", "a3", six(), nobody},
-		{"without encapsulation, the LAN is watched too", mesh.ModeCross, "never", "a3", six(), "gateway - beside  beyond  relays  peers  plain a1,a2"},
-		{"few of many", mesh.ModeLocation, "always", "a4", places("a1", "a2", "a3", "a4", "a5", "a6", "b1", "c1", "d1", "e1", "f1"), "gateway a1 beside a2,a6 beyond b1,d1,e1 relays  peers  plain "},
-		{"behind a relay", mesh.ModeFull, "always", "lone1", hidden(places("lone1", "lone2", "lone3", "lone4"), "lone1", "lone2"), "gateway - beside  beyond  relays lone3 peers lone4 plain "},
-		{"a gateway behind NAT uses a relay, its members don't", mesh.ModeLocation, "always", "a1", hidden(places("a1", "a2", "b1", "lone1", "lone2"), "a1", "a2", "b1"), "gateway - beside  beyond  relays lone2 peers lone1 plain "},
-		{"what is beyond a relay says nothing about the gateway", mesh.ModeLocation, "always", "a2", hidden(places("a1", "a2", "b1", "lone1", "lone2"), "a1", "a2", "b1"), "gateway a1 beside  beyond lone1,lone2 relays  peers  plain "},
-		{"the end of a tunnel is no relay for who is behind it", mesh.ModeLocation, "always", "lone1", six(), nobody},
+		{"without encapsulation the LAN is watched too", mesh.ModeCross, "never", "a3", six(), "gateway - beside  beyond  relays  peers  plain a1,a2"},
+		{"a few of many nodes are watched", mesh.ModeLocation, "always", "a4", testNodes("a1", "a2", "a3", "a4", "a5", "a6", "b1", "c1", "d1", "e1", "f1"), "gateway a1 beside a2,a6 beyond b1,d1,e1 relays  peers  plain "},
+		{"behind a relay", mesh.ModeFull, "always", "lone1", behindNAT(testNodes("lone1", "lone2", "lone3", "lone4"), "lone1", "lone2"), "gateway - beside  beyond  relays lone3 peers lone4 plain "},
+		{"a gateway behind NAT watches its relay, its members don't", mesh.ModeLocation, "always", "a1", behindNAT(testNodes("a1", "a2", "b1", "lone1", "lone2"), "a1", "a2", "b1"), "gateway - beside  beyond  relays lone2 peers lone1 plain "},
+		{"nodes behind a relay are not used to judge the gateway", mesh.ModeLocation, "always", "a2", behindNAT(testNodes("a1", "a2", "b1", "lone1", "lone2"), "a1", "a2", "b1"), "gateway a1 beside  beyond lone1,lone2 relays  peers  plain "},
+		{"the gateway at the end of a tunnel is not a relay for its location", mesh.ModeLocation, "always", "lone1", six(), nobody},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			a := around(tt.mode, tt.encap, tt.self, tt.places)
-			if diff := cmp.Diff(tt.want, words(a, Choose(a))); diff != "" {
+			a := around(tt.mode, tt.encap, tt.self, tt.testNodes)
+			if diff := cmp.Diff(tt.want, describe(a, Choose(a))); diff != "" {
 				t.Errorf("watch (-want +got):\n%s", diff)
 			}
 		})
 	}
 }
 
-// Who is chosen stays, whatever happens to others, and whoever is dead is replaced.
+// A chosen node stays chosen when others die, and is replaced when it dies.
 func TestChooseIsSteady(t *testing.T) {
-	a := around(mesh.ModeLocation, "always", "a4", places("a1", "a2", "a3", "a4", "a5", "a6", "b1", "c1", "d1", "e1", "f1"))
+	a := around(mesh.ModeLocation, "always", "a4", testNodes("a1", "a2", "a3", "a4", "a5", "a6", "b1", "c1", "d1", "e1", "f1"))
 	before := Choose(a)
 	for _, r := range a.Records {
 		id := r.ID()
@@ -147,7 +147,7 @@ func TestChooseIsSteady(t *testing.T) {
 		for _, lists := range [][2][]mesh.ID{{before.Beside, after.Beside}, {before.Beyond, after.Beyond}} {
 			for _, was := range lists[0] {
 				if slices.Contains(lists[1], was) == (was == id) {
-					t.Errorf("after the death of %s: got %s, was %s", r.Name, words(a, after), words(a, before))
+					t.Errorf("after %s died: got %s, before %s", r.Name, describe(a, after), describe(a, before))
 				}
 			}
 		}
@@ -155,12 +155,12 @@ func TestChooseIsSteady(t *testing.T) {
 	}
 }
 
-// A relay that was found down is watched on, though no path leads through it.
+// A relay that is down stays watched, although no path leads through it any more.
 func TestChooseBlamed(t *testing.T) {
-	a := around(mesh.ModeFull, "always", "lone1", places("lone1", "lone2", "lone3"))
+	a := around(mesh.ModeFull, "always", "lone1", testNodes("lone1", "lone2", "lone3"))
 	a.Blamed = []mesh.ID{a.Records[1].ID()}
 	w := Choose(a)
-	if got, want := words(a, w), "gateway - beside  beyond  relays lone2 peers lone3 plain "; got != want {
+	if got, want := describe(a, w), "gateway - beside  beyond  relays lone2 peers lone3 plain "; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	want := []Aim{
@@ -172,14 +172,15 @@ func TestChooseBlamed(t *testing.T) {
 	}
 }
 
-// A node that strangers can't speak to watches the one through which its clients come.
-func TestChooseWatchesTheHomeOfClients(t *testing.T) {
-	a := around(mesh.ModeFull, mesh.EncapsulationAlways, "lone1", []place{{name: "lone1", hidden: true}, {name: "lone2"}, {name: "lone3"}})
+// A node without an endpoint of its own watches the node through which its clients reach
+// it.
+func TestChooseClientHome(t *testing.T) {
+	a := around(mesh.ModeFull, mesh.EncapsulationAlways, "lone1", []testNode{{name: "lone1", behindNAT: true}, {name: "lone2"}, {name: "lone3"}})
 	if w := Choose(a); len(w.Relays) > 0 {
 		t.Errorf("without clients it watches %v", w.Relays)
 	}
 	a.Topology.ClientHome = a.Records[2].ID()
 	if w := Choose(a); !slices.Equal(w.Relays, []mesh.ID{a.Topology.ClientHome}) || len(w.Peers) != 1 {
-		t.Errorf("it watches %v and %v, want the home, and another peer to compare", w.Relays, w.Peers)
+		t.Errorf("it watches %v and %v, want the clients' node and another peer to compare", w.Relays, w.Peers)
 	}
 }

@@ -5,26 +5,26 @@ package probe
 import "time"
 
 const (
-	// holdMin is how long a gateway that has fallen waits at least before it
-	// raises itself, and holdMax at most.
+	// holdMin and holdMax bound how long a gateway that went down waits before it
+	// publishes that it is up again.
 	holdMin = 10 * time.Second
 	holdMax = 5 * time.Minute
-	// relapse is how soon after it was raised a fall makes the next wait longer.
+	// relapse is how soon after coming up again a failure doubles the next wait.
 	relapse = 10 * time.Minute
 )
 
-// Hold is the hysteresis of a gateway, kept by itself: it waits before it says
-// that it is up again, 10 s at first. With each fall within 10 min of that it
-// waits twice as long, up to 5 min, so that a host whose network comes and goes
-// is no gateway most of the time. The zero Hold has not fallen.
+// Hold is the hysteresis that each gateway keeps for itself. After a failure it waits
+// 10 s before it publishes that it is up again. With each failure within 10 min after
+// that it waits twice as long, up to 5 min, so that a host with an unstable network is
+// not a gateway most of the time. The zero Hold is that of a gateway that is up.
 type Hold struct {
-	wait   time.Duration
-	raised time.Time
-	until  time.Time // zero while it has not fallen
+	wait   time.Duration // the last one
+	raised time.Time     // when the gateway last came up again
+	until  time.Time     // end of the wait; zero while the gateway is up
 }
 
-// Fall notes at the first look that the gateway is down, and returns how much
-// longer it has to wait: 0 when it may raise itself.
+// Fall starts the wait when it is first called for a gateway that is down. It returns
+// the rest of the wait: 0 when the gateway may publish that it is up.
 func (h *Hold) Fall(now time.Time) time.Duration {
 	if h.until.IsZero() {
 		if h.raised.IsZero() || now.Sub(h.raised) > relapse {
@@ -36,7 +36,7 @@ func (h *Hold) Fall(now time.Time) time.Duration {
 	return max(h.until.Sub(now), 0)
 }
 
-// Raise notes that the gateway is up.
+// Raise records that the gateway is up.
 func (h *Hold) Raise(now time.Time) {
 	if !h.until.IsZero() {
 		h.raised, h.until = now, time.Time{}

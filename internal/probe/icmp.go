@@ -13,15 +13,15 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// socket sends echo requests and receives answers of one family (RFC 792, RFC
-// 4443). It is a raw socket, which needs CAP_NET_RAW: ping sockets can't be
-// used, because their group range is closed on most hosts.
+// socket sends echo requests and receives replies of one family (RFC 792, RFC 4443). It
+// is a raw socket, which needs CAP_NET_RAW: ping sockets can't be used, because most
+// hosts allow them to no group (net.ipv4.ping_group_range, icmp(7)).
 type socket struct {
 	conn *icmp.PacketConn
 	v4   bool
 }
 
-// protocols are the numbers that icmp.ParseMessage wants.
+// Protocol numbers, as icmp.ParseMessage takes them.
 const (
 	protocolICMP   = 1
 	protocolICMPv6 = 58
@@ -36,7 +36,7 @@ func openSocket(v4 bool) (*socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open ICMP socket: %w", err)
 	}
-	// A raw socket gets a copy of every ICMP packet of the host; answers will do.
+	// A raw socket gets a copy of every ICMP packet of the host. Only replies are needed.
 	if v4 {
 		var f ipv4.ICMPFilter
 		f.SetAll(true)
@@ -54,8 +54,8 @@ func openSocket(v4 bool) (*socket, error) {
 	return &socket{conn, v4}, nil
 }
 
-// send sends an echo request. An error is as good as a lost packet: the way to
-// the target is gone, or our own address is.
+// send sends an echo request. An error, for example without a route to the target, has
+// the same effect as a lost packet.
 func (s *socket) send(t Target, e icmp.Echo) error {
 	m := icmp.Message{Type: ipv6.ICMPTypeEchoRequest, Body: &e}
 	if s.v4 {
@@ -81,7 +81,7 @@ func (s *socket) send(t Target, e icmp.Echo) error {
 	return nil
 }
 
-// receive waits for the next answer. Packets that are none are passed over.
+// receive waits for the next echo reply and ignores all other packets.
 func (s *socket) receive(buf []byte) (from netip.Addr, e icmp.Echo, err error) {
 	protocol := protocolICMPv6
 	if s.v4 {
@@ -106,17 +106,17 @@ func (s *socket) receive(buf []byte) (from netip.Addr, e icmp.Echo, err error) {
 	}
 }
 
-// parseReply reads an echo reply.
-func parseReply(protocol int, b []byte) (icmp.Echo, bool) {
+// parseReply parses an echo reply; ok is false for other messages.
+func parseReply(protocol int, b []byte) (e icmp.Echo, ok bool) {
 	m, err := icmp.ParseMessage(protocol, b)
 	if err != nil || m.Type != ipv4.ICMPTypeEchoReply && m.Type != ipv6.ICMPTypeEchoReply {
 		return icmp.Echo{}, false
 	}
-	e, ok := m.Body.(*icmp.Echo)
+	echo, ok := m.Body.(*icmp.Echo)
 	if !ok {
 		return icmp.Echo{}, false
 	}
-	return *e, true
+	return *echo, true
 }
 
 func (s *socket) close() error { return s.conn.Close() }

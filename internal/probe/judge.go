@@ -12,45 +12,45 @@ import (
 )
 
 const (
-	// suspicion is after how many misses nodes are asked for a sign of life, so
-	// that it is there when a verdict needs it.
-	suspicion = 2
-	// lookSoon is how soon to judge again while somebody is suspected, because
-	// signs of life come without an event. After lookLong misses beyond those that
-	// make a target silent there is no haste any more: the far end is dead.
-	lookSoon = 50 * time.Millisecond
-	lookLong = 8
-	// unproven is how many times as many misses a gateway gets that has never
-	// worked: its tunnels have to come up first.
-	unproven = 10
-	// relaySteady is how long a relay has to answer again before it is used.
+	// suspectAfter is after how many misses other nodes are asked for a sign of life, so
+	// that it has arrived when a verdict needs it.
+	suspectAfter = 2
+	// judgeSoon is how soon Judge must run again while a target is suspect, because
+	// signs of life come without an event. After judgeSoonMisses more misses than make a
+	// target silent, it runs at slowInterval: the remote end is dead.
+	judgeSoon       = 50 * time.Millisecond
+	judgeSoonMisses = 8
+	// unprovenFactor multiplies the misses allowed to a gateway that has never worked:
+	// its tunnels have to come up first.
+	unprovenFactor = 10
+	// relaySteady is how long a relay must answer again before it is used.
 	relaySteady = 10 * time.Second
 )
 
-// Situation is what Judge looks at.
+// Situation is the input of Judge.
 type Situation struct {
 	Now     time.Time
 	Author  ed25519.PublicKey // this node
 	Watch   Watch
 	Results map[Target]Result
 	Pace
-	// Alive is what gossip says; it is late by seconds.
+	// Alive is gossip's view, which is late by seconds.
 	Alive map[mesh.ID]bool
-	// Heard is when something authenticated came from a node last, outside of
-	// the mesh.
+	// Heard is when an authenticated packet last came from a node outside of the mesh.
 	Heard    map[mesh.ID]time.Time
-	Verdicts []mesh.Verdict // all there are
+	Verdicts []mesh.Verdict // all known ones
 }
 
-// Findings are what Judge makes of a situation.
+// Findings are the result of Judge.
 type Findings struct {
 	Verdicts []mesh.Verdict // to be published
-	Ask      []mesh.ID      // who should give a sign of life outside of the mesh now; sorted
-	// Again is how soon to judge again at the latest, 0 for no wish.
+	Ask      []mesh.ID      // nodes to ask now for a sign of life outside of the mesh; sorted
+	// Again is when Judge must run again at the latest; 0 if it need not.
 	Again time.Duration
 }
 
-// Judge says what the answers mean for the gateway and the relays.
+// Judge evaluates the results of the gateway and the relays, and returns the verdicts to
+// publish.
 func Judge(s Situation) Findings {
 	var f Findings
 	if g := s.Watch.Gateway; g != (mesh.ID{}) && s.standing(g, mesh.RoleGateway).State != mesh.HealthDown {
@@ -66,22 +66,23 @@ func Judge(s Situation) Findings {
 	return f
 }
 
-// silence is a set of targets that answer no more.
+// silence describes targets that all do not answer.
 type silence struct {
-	misses      int // the least of all
-	since, last time.Time
-	rtt         time.Duration
+	misses int           // the fewest of a target
+	since  time.Time     // the latest first miss of a target
+	last   time.Time     // the earliest last miss of a target
+	rtt    time.Duration // the longest of a target
 }
 
-// silenceOf says how long targets have all been silent. Those that have never
-// answered don't count, unless even is set: they may be filtered. It is false
-// if none counts.
-func (s Situation) silenceOf(targets []Target, even bool) (silence, bool) {
+// silenceOf returns the time in which all the targets have been silent. Targets that have
+// never answered, because a firewall may drop the requests, are counted only if unproven
+// is set. It returns false if no target counts.
+func (s Situation) silenceOf(targets []Target, unproven bool) (silence, bool) {
 	var out silence
 	found := false
 	for _, t := range targets {
 		r, ok := s.Results[t]
-		if !ok || r.Answered.IsZero() && !even {
+		if !ok || r.Answered.IsZero() && !unproven {
 			continue
 		}
 		if !found || r.Misses < out.misses {
@@ -99,14 +100,15 @@ func (s Situation) silenceOf(targets []Target, even bool) (silence, bool) {
 	return out, found
 }
 
-// dead says whether the gateway is silent and this node is not cut off itself.
-// The rest of the LAN is the witness. Without one, or when gossip has buried the
-// gateway as well, anybody outside will do.
+// dead reports whether the gateway is silent and this node is not cut off itself. An
+// answer from the rest of the LAN proves the latter. If no other node of the LAN has ever
+// answered, or if the gateway is dead in gossip too, hearing a node of another location
+// is enough.
 func (s Situation) dead(f *Findings) bool {
 	w := s.Watch
-	buried := !s.Alive[w.Gateway]
-	quiet, ok := s.silenceOf(w.targets(w.Gateway, mesh.ID{}), buried)
-	if !ok || quiet.misses < suspicion {
+	deadInGossip := !s.Alive[w.Gateway]
+	quiet, ok := s.silenceOf(w.targets(w.Gateway, mesh.ID{}), deadInGossip)
+	if !ok || quiet.misses < suspectAfter {
 		return false
 	}
 	s.ask(f, w.Outside, quiet)
@@ -114,11 +116,11 @@ func (s Situation) dead(f *Findings) bool {
 		return false
 	}
 	witnesses, answer := s.witnesses(quiet)
-	return answer || (witnesses == 0 || buried) && s.hears(w.Outside, quiet)
+	return answer || (witnesses == 0 || deadInGossip) && s.hears(w.Outside, quiet)
 }
 
-// witnesses counts the addresses of the rest of the LAN that have ever answered,
-// and says whether one has since a silence.
+// witnesses counts the addresses of the rest of the LAN that have ever answered, and
+// reports whether one has answered during a silence.
 func (s Situation) witnesses(quiet silence) (n int, answer bool) {
 	for _, id := range s.Watch.Beside {
 		for _, t := range s.Watch.targets(id, mesh.ID{}) {
@@ -131,17 +133,17 @@ func (s Situation) witnesses(quiet silence) (n int, answer bool) {
 	return n, answer
 }
 
-// blackhole says whether the gateway lives and does not forward: nothing beyond
-// it answers in a family, though a node there is heard outside of the mesh. Of a
-// gateway that is silent itself, nobody can say that: our way to it may be cut.
+// blackhole reports whether the gateway is alive but does not forward: in one family no
+// remote node answers through it, though one of them is heard outside of the mesh. If
+// the gateway itself is silent, the result is false: the path to it may be cut.
 func (s Situation) blackhole(f *Findings) bool {
-	if quiet, ok := s.silenceOf(s.Watch.targets(s.Watch.Gateway, mesh.ID{}), false); ok && quiet.misses >= suspicion {
+	if quiet, ok := s.silenceOf(s.Watch.targets(s.Watch.Gateway, mesh.ID{}), false); ok && quiet.misses >= suspectAfter {
 		return false
 	}
 	for _, v4 := range []bool{true, false} {
 		targets := slices.DeleteFunc(s.beyond(), func(t Target) bool { return t.Addr.Is4() != v4 })
 		quiet, ok := s.silenceOf(targets, false)
-		if !ok || quiet.misses < suspicion {
+		if !ok || quiet.misses < suspectAfter {
 			continue
 		}
 		s.ask(f, s.Watch.Beyond, quiet)
@@ -152,24 +154,24 @@ func (s Situation) blackhole(f *Findings) bool {
 	return false
 }
 
-// useless says whether the gateway has never worked for this node, and another
-// one may: it answers and nothing beyond it ever did, though a node there is
-// heard outside of the mesh and answers pings; or it has never answered itself,
-// and that of the whole LAN only it has not.
+// useless reports whether the gateway has never worked for this node while another one
+// may. Either it answers itself but no remote node ever has through it, though one is
+// heard outside of the mesh and is known to answer pings. Or it has never answered
+// itself, while the rest of the LAN answers.
 func (s Situation) useless(f *Findings) bool {
 	targets := s.beyond()
 	quiet, ok := s.silenceOf(targets, true)
-	if !ok || quiet.misses < unproven*s.Misses || len(s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() })) > 0 {
+	if !ok || quiet.misses < unprovenFactor*s.Misses || len(s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() })) > 0 {
 		return false
 	}
 	gateway := s.Watch.targets(s.Watch.Gateway, mesh.ID{})
 	if near, ok := s.silenceOf(gateway, false); ok {
 		s.ask(f, s.Watch.Beyond, quiet)
-		return near.misses < suspicion && s.hears(s.beyondWith(targets, func(r Result) bool { return r.Known }), quiet)
+		return near.misses < suspectAfter && s.hears(s.beyondWith(targets, func(r Result) bool { return r.Known }), quiet)
 	}
 	near, ok := s.silenceOf(gateway, true)
 	_, answer := s.witnesses(near)
-	return ok && near.misses >= unproven*s.Misses && answer
+	return ok && near.misses >= unprovenFactor*s.Misses && answer
 }
 
 // beyond returns the targets that are reached through the gateway.
@@ -181,25 +183,26 @@ func (s Situation) beyond() []Target {
 	return out
 }
 
-// ask has nodes asked for a sign of life because others are silent.
+// ask adds nodes to ask for a sign of life because of a silence, and sets when to judge
+// again.
 func (s Situation) ask(f *Findings, ids []mesh.ID, quiet silence) {
 	f.Ask = append(f.Ask, ids...)
-	again := lookSoon
-	if quiet.misses > s.Misses+lookLong {
-		again = slowly
+	again := judgeSoon
+	if quiet.misses > s.Misses+judgeSoonMisses {
+		again = slowInterval
 	}
 	if f.Again == 0 || again < f.Again {
 		f.Again = again
 	}
 }
 
-// beyondWith returns the nodes beyond of which one of the targets has such a
-// result.
-func (s Situation) beyondWith(targets []Target, such func(Result) bool) []mesh.ID {
+// beyondWith returns the remote nodes that have one of the targets with a result for
+// which match is true.
+func (s Situation) beyondWith(targets []Target, match func(Result) bool) []mesh.ID {
 	var out []mesh.ID
 	for _, id := range s.Watch.Beyond {
 		for _, t := range s.Watch.targets(id, s.Watch.Gateway) {
-			if slices.Contains(targets, t) && such(s.Results[t]) {
+			if slices.Contains(targets, t) && match(s.Results[t]) {
 				out = append(out, id)
 			}
 		}
@@ -207,15 +210,15 @@ func (s Situation) beyondWith(targets []Target, such func(Result) bool) []mesh.I
 	return out
 }
 
-// hears says whether one of the nodes was heard in spite of a silence. What was
-// on its way when the silence began doesn't count.
+// hears reports whether one of the nodes was heard during a silence. Packets that were
+// already on their way when the silence began don't count.
 func (s Situation) hears(ids []mesh.ID, quiet silence) bool {
 	from := quiet.since.Add(s.Interval + quiet.rtt)
 	return slices.ContainsFunc(ids, func(id mesh.ID) bool { return s.Heard[id].After(from) })
 }
 
-// relay judges a relay, for this node's pairs alone: it is down when it is
-// silent while another peer answers, and up when it has answered for a while.
+// relay evaluates a relay, for this node's own use only. It is down when it is silent
+// while another peer answers, and up when it has answered for relaySteady.
 func (s Situation) relay(f *Findings, id mesh.ID) {
 	targets := s.Watch.targets(id, mesh.ID{})
 	if s.standing(id, mesh.RoleRelay).State == mesh.HealthDown {
@@ -242,7 +245,7 @@ func (s Situation) relay(f *Findings, id mesh.ID) {
 	}
 }
 
-// verdict makes the next verdict on a node.
+// verdict returns a verdict with the next epoch.
 func (s Situation) verdict(subject mesh.ID, role mesh.Role, state mesh.Health) mesh.Verdict {
 	return mesh.Verdict{
 		Author: s.Author, Subject: subject, Role: role, State: state,
@@ -255,8 +258,8 @@ func (s Situation) standing(subject mesh.ID, role mesh.Role) mesh.Verdict {
 	return Standing(s.Verdicts, mesh.IDOf(s.Author), subject, role)
 }
 
-// Standings returns what Standing does for each node on which there is a verdict in a
-// role. It looks at each verdict once.
+// Standings returns the result of Standing for each node that has a verdict in a role. It
+// reads each verdict once.
 func Standings(verdicts []mesh.Verdict, reader mesh.ID, role mesh.Role) map[mesh.ID]mesh.Verdict {
 	bySubject := make(map[mesh.ID][]mesh.Verdict)
 	for _, v := range verdicts {
@@ -271,9 +274,9 @@ func Standings(verdicts []mesh.Verdict, reader mesh.ID, role mesh.Role) map[mesh
 	return out
 }
 
-// Standing returns the verdict on a node that counts for the reader: of a
-// gateway, the one of the highest epoch, then of the lowest author; of a relay,
-// the reader's own. It is one without a state if there is none.
+// Standing returns the verdict on a node that counts for the reader. For a gateway that
+// is the one with the highest epoch, then with the lowest author; for a relay, the
+// reader's own. If there is none, its State is "".
 func Standing(verdicts []mesh.Verdict, reader, subject mesh.ID, role mesh.Role) mesh.Verdict {
 	var out mesh.Verdict
 	for _, v := range verdicts {

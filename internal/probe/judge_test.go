@@ -16,8 +16,9 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// The nodes of the scenarios. A and b are on one LAN with the author, and a is
-// its gateway; x, y and z are beyond; r carries for the author as a relay.
+// The nodes of the scenarios. a and b are on one LAN with the author, and a is its
+// gateway; x and y are remote; r is a relay that the author uses, p a peer with a direct
+// tunnel.
 var (
 	self = identity(1)
 	a    = mesh.ID{0xa}
@@ -50,27 +51,27 @@ func watch(families int, w Watch) Watch {
 	return w
 }
 
-// world is how the network really is at a time since the start.
-type world struct {
+// network is the state of the network at a time since the start.
+type network struct {
 	pings func(t Target, at time.Duration) bool   // whether a request sent then is answered
-	hears func(id mesh.ID, at time.Duration) bool // whether gossip gets through outside of the mesh
-	alive func(id mesh.ID, at time.Duration) bool // as gossip believes
-	rtt   func(t Target) time.Duration            // default: 1 ms
-	watch func(now Watch, at time.Duration) Watch // default: what it was
+	hears func(id mesh.ID, at time.Duration) bool // whether a sign of life arrives outside of the mesh
+	alive func(id mesh.ID, at time.Duration) bool // according to gossip; default: always
+	rtt   func(t Target) time.Duration            // default: 10 ms
+	watch func(now Watch, at time.Duration) Watch // default: unchanged
 }
 
 func to(t Target, ids ...mesh.ID) bool {
 	return slices.ContainsFunc(ids, func(id mesh.ID) bool { return slices.Contains(addrs(id, 2), t.Addr) })
 }
 
-// play lets time pass, as a daemon does that looks every 50 ms, and returns the
-// verdicts, one line each.
-func play(w world, first Watch, length time.Duration) []string {
+// simulate calls Judge every 50 ms of simulated time, and returns the verdicts, one line
+// each.
+func simulate(w network, first Watch, length time.Duration) []string {
 	const interval, misses, step, begin = 250 * time.Millisecond, 4, 50 * time.Millisecond, 20 * time.Millisecond
 	start := time.Unix(1_800_000_000, 0)
-	bk := newBook(Pace{interval, misses})
+	table := newProbeTable(Pace{interval, misses})
 	watched := first
-	bk.aim(watched.Aims())
+	table.setTargets(watched.Aims())
 	type answer struct {
 		at  time.Duration
 		run func()
@@ -81,13 +82,13 @@ func play(w world, first Watch, length time.Duration) []string {
 	lines := []string{}
 	for at := time.Duration(0); at <= length; at += 10 * time.Millisecond {
 		now := start.Add(at)
-		for _, e := range answers {
-			if e.at == at {
-				e.run()
+		for _, a := range answers {
+			if a.at == at {
+				a.run()
 			}
 		}
 		if at%interval == begin {
-			for t, req := range bk.due(now) {
+			for t, req := range table.takeDue(now) {
 				if !w.pings(t, at) {
 					continue
 				}
@@ -95,7 +96,7 @@ func play(w world, first Watch, length time.Duration) []string {
 				if w.rtt != nil {
 					rtt = w.rtt(t)
 				}
-				answers = append(answers, answer{at + rtt, func() { bk.answer(t.Addr, req.sequence, start.Add(at+rtt)) }})
+				answers = append(answers, answer{at + rtt, func() { table.recordAnswer(t.Addr, req.sequence, start.Add(at+rtt)) }})
 			}
 		}
 		if at%step != 0 {
@@ -103,14 +104,14 @@ func play(w world, first Watch, length time.Duration) []string {
 		}
 		if w.watch != nil {
 			watched = w.watch(watched, at)
-			bk.aim(watched.Aims())
+			table.setTargets(watched.Aims())
 		}
 		alive := make(map[mesh.ID]bool)
 		for id := range names {
 			alive[id] = w.alive == nil || w.alive(id, at)
 		}
 		f := Judge(Situation{
-			Now: now, Author: self, Watch: watched, Results: bk.results(now), Pace: Pace{interval, misses},
+			Now: now, Author: self, Watch: watched, Results: table.results(now), Pace: Pace{interval, misses},
 			Alive: alive, Heard: heard, Verdicts: verdicts,
 		})
 		for _, id := range f.Ask {
@@ -126,8 +127,8 @@ func play(w world, first Watch, length time.Duration) []string {
 	return lines
 }
 
-// TestTimelines follows the probes from the start; whatever happens, happens
-// after 10 s.
+// TestTimelines checks the time of each verdict from the start of the probes. The event
+// happens after 10 s.
 func TestTimelines(t *testing.T) {
 	const event = 10 * time.Second
 	always := func(mesh.ID, time.Duration) bool { return true }
@@ -142,53 +143,53 @@ func TestTimelines(t *testing.T) {
 	relayed := watch(1, Watch{Relays: []mesh.ID{r}, Peers: []mesh.ID{p}})
 
 	tests := []struct {
-		name  string
-		watch Watch
-		world world
-		want  []string
+		name    string
+		watch   Watch
+		network network
+		want    []string
 	}{
-		{"all is well", three, world{pings: until(), hears: always}, nil},
-		{"the gateway's host is gone", three, world{pings: until(a, x, y), hears: always}, []string{"10.9s gateway a is down, epoch 1"}},
-		{"it is gone, and gossip gets nowhere but by it", three, world{pings: until(a, x, y)}, []string{"10.9s gateway a is down, epoch 1"}},
-		{"it is gone, nobody else is on the LAN", two, world{pings: until(a, x), hears: always}, []string{"10.9s gateway a is down, epoch 1"}},
-		{"one answer in three is lost", three, world{
+		{"nothing happens", three, network{pings: until(), hears: always}, nil},
+		{"the gateway's host is gone", three, network{pings: until(a, x, y), hears: always}, []string{"10.9s gateway a is down, epoch 1"}},
+		{"the gateway's host is gone, and gossip has no other way out of the LAN", three, network{pings: until(a, x, y)}, []string{"10.9s gateway a is down, epoch 1"}},
+		{"the gateway's host is gone, and no other node is on the LAN", two, network{pings: until(a, x), hears: always}, []string{"10.9s gateway a is down, epoch 1"}},
+		{"one answer in three is lost", three, network{
 			pings: func(_ Target, at time.Duration) bool { return at/(250*time.Millisecond)%3 != 0 }, hears: always,
 		}, nil},
-		{"it lives and does not forward", three, world{pings: until(x, y), hears: always}, []string{"10.9s gateway a is down, epoch 1"}},
-		{"it does not forward one family", watch(2, three), world{
+		{"the gateway is alive but does not forward", three, network{pings: until(x, y), hears: always}, []string{"10.9s gateway a is down, epoch 1"}},
+		{"the gateway does not forward one family", watch(2, three), network{
 			pings: func(t Target, at time.Duration) bool { return at < event || t.Addr.Is4() || to(t, a, b) }, hears: always,
 		}, []string{"10.9s gateway a is down, epoch 1"}},
-		{"it lost one address of two, which its daemon mends", watch(2, three), world{
+		{"the gateway lost one of two addresses, which its daemon restores", watch(2, three), network{
 			pings: func(t Target, at time.Duration) bool { return at < event || t.Addr.Is4() || !to(t, a) }, hears: always,
 		}, nil},
-		{"one tunnel of two is down", three, world{pings: until(x), hears: always}, nil},
-		{"this node's own link is cut", three, world{pings: until(a, b, x, y), hears: gossipUntil(x, y)}, nil},
-		{"the same, of two on a LAN", two, world{pings: until(a, x), hears: gossipUntil(x)}, nil},
-		{"this node's link to the LAN is cut, it has another one", three, world{pings: until(a, b, x, y), hears: always}, nil},
-		{"the rest of the LAN dies, gossip notices after 8 s", three, world{
+		{"one tunnel of two is down", three, network{pings: until(x), hears: always}, nil},
+		{"this node's own link is cut", three, network{pings: until(a, b, x, y), hears: gossipUntil(x, y)}, nil},
+		{"this node's own link is cut, and only the gateway is on the LAN", two, network{pings: until(a, x), hears: gossipUntil(x)}, nil},
+		{"this node's link to the LAN is cut, but it has another one", three, network{pings: until(a, b, x, y), hears: always}, nil},
+		{"the rest of the LAN dies, gossip notices after 8 s", three, network{
 			pings: until(a, b, x, y), hears: always,
 			alive: func(id mesh.ID, at time.Duration) bool { return at < event+8*time.Second || id != a && id != b },
 		}, []string{"18s gateway a is down, epoch 1"}},
-		{"the only other gateway dies", two, world{pings: until(x), hears: gossipUntil(x)}, nil},
-		{"the same, and its last words are under way for long", two, world{
+		{"the only other gateway dies", two, network{pings: until(x), hears: gossipUntil(x)}, nil},
+		{"the only other gateway dies, and its last packet arrives late", two, network{
 			pings: until(x), hears: gossipUntil(x), rtt: func(Target) time.Duration { return 300 * time.Millisecond },
 		}, nil},
-		{"its tunnel goes another way than gossip: the gateway can do no more than others, but who knows", two, world{
+		{"a tunnel is down though gossip gets through: another gateway may do better", two, network{
 			pings: until(x), hears: always,
 		}, []string{"10.9s gateway a is down, epoch 1"}},
-		{"a far place answers late", three, world{
+		{"a distant location answers late", three, network{
 			pings: until(), hears: always, rtt: func(Target) time.Duration { return 900 * time.Millisecond },
 		}, nil},
-		{"nobody answers pings, the gateway dies", three, world{
+		{"no node answers pings, and the gateway dies", three, network{
 			pings: until(), hears: always, rtt: func(Target) time.Duration { return time.Hour },
 			alive: func(id mesh.ID, at time.Duration) bool { return at < event+8*time.Second || id != a },
 		}, []string{"18.05s gateway a is down, epoch 1"}},
-		{"an heir that has been dead for long", three, world{
+		{"the next gateway has been dead for long", three, network{
 			pings: func(t Target, _ time.Duration) bool { return !to(t, a, x, y) }, hears: always,
 			alive: func(id mesh.ID, _ time.Duration) bool { return id != a },
 		}, []string{"900ms gateway a is down, epoch 1"}},
-		{"a new gateway is judged by what it does", three, world{
-			// Nothing beyond has answered through b, so that is not its fault.
+		{"a new gateway is not blamed for what happened before", three, network{
+			// No remote node has ever answered through b, so their silence is not b's fault.
 			pings: until(a, x, y), hears: always,
 			watch: func(now Watch, at time.Duration) Watch {
 				if at == event+time.Second {
@@ -197,14 +198,14 @@ func TestTimelines(t *testing.T) {
 				return now
 			},
 		}, []string{"10.9s gateway a is down, epoch 1"}},
-		{"an heir that this node is cut off from", three, world{
+		{"the next gateway can't be reached from this node", three, network{
 			pings: func(t Target, _ time.Duration) bool { return to(t, b) }, hears: func(mesh.ID, time.Duration) bool { return false },
 		}, []string{"9.9s gateway a is down, epoch 1"}},
-		{"the same, and this node from the whole LAN", three, world{
+		{"the whole LAN can't be reached from this node", three, network{
 			pings: func(Target, time.Duration) bool { return false }, hears: always,
 		}, nil},
-		{"an heir that filters pings", three, world{pings: func(t Target, _ time.Duration) bool { return !to(t, a) }, hears: always}, nil},
-		{"an heir without a way out", watch(1, Watch{Gateway: b, Beyond: three.Beyond}), world{
+		{"the next gateway filters pings", three, network{pings: func(t Target, _ time.Duration) bool { return !to(t, a) }, hears: always}, nil},
+		{"the next gateway does not forward", watch(1, Watch{Gateway: b, Beyond: three.Beyond}), network{
 			pings: func(t Target, _ time.Duration) bool { return t.Via != a }, hears: always,
 			watch: func(now Watch, at time.Duration) Watch {
 				if at == time.Second {
@@ -213,7 +214,7 @@ func TestTimelines(t *testing.T) {
 				return now
 			},
 		}, []string{"10.95s gateway a is down, epoch 1"}},
-		{"the same, and nobody is beyond any more", watch(1, Watch{Gateway: b, Beyond: three.Beyond}), world{
+		{"no remote node is alive any more when the next gateway takes over", watch(1, Watch{Gateway: b, Beyond: three.Beyond}), network{
 			pings: func(t Target, _ time.Duration) bool { return t.Via != a },
 			watch: func(now Watch, at time.Duration) Watch {
 				if at == time.Second {
@@ -222,15 +223,15 @@ func TestTimelines(t *testing.T) {
 				return now
 			},
 		}, nil},
-		{"those beyond have never answered through any gateway", three, world{
+		{"remote nodes have never answered through any gateway", three, network{
 			pings: func(t Target, _ time.Duration) bool { return !to(t, x, y) }, hears: always,
 		}, nil},
-		{"a relay dies", relayed, world{pings: until(r)}, []string{"10.9s relay r is down, epoch 1"}},
-		{"all peers die, which is us", relayed, world{pings: until(r, p)}, nil},
-		{"a relay comes back after 30 s", relayed, world{
+		{"a relay dies", relayed, network{pings: until(r)}, []string{"10.9s relay r is down, epoch 1"}},
+		{"no peer answers, so this node is cut off", relayed, network{pings: until(r, p)}, nil},
+		{"a relay comes back after 30 s", relayed, network{
 			pings: func(t Target, at time.Duration) bool { return at < event || at > event+30*time.Second || !to(t, r) },
 		}, []string{"10.9s relay r is down, epoch 1", "50.05s relay r is up, epoch 2"}},
-		{"a relay comes and goes", relayed, world{
+		{"a relay is up and down every 5 s", relayed, network{
 			pings: func(t Target, at time.Duration) bool { return at < event || at/(5*time.Second)%2 == 1 || !to(t, r) },
 		}, []string{"10.9s relay r is down, epoch 1"}},
 	}
@@ -238,9 +239,9 @@ func TestTimelines(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			length := 2 * event
 			if len(tt.watch.Relays) > 0 {
-				length = 6 * event // it takes its time to trust one again
+				length = 6 * event // a relay must be steady before it counts as up
 			}
-			got := play(tt.world, tt.watch, length)
+			got := simulate(tt.network, tt.watch, length)
 			if diff := cmp.Diff(strings.Join(tt.want, "\n"), strings.Join(got, "\n")); diff != "" {
 				t.Errorf("verdicts (-want +got):\n%s", diff)
 			}
@@ -248,8 +249,8 @@ func TestTimelines(t *testing.T) {
 	}
 }
 
-// A gateway that is down already is not judged again, and a verdict goes beyond
-// all there were.
+// A gateway that is down already gets no further verdict. A new verdict has a higher epoch
+// than all before.
 func TestEpochs(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	w := watch(1, Watch{Gateway: a, Beside: []mesh.ID{b}})
@@ -280,15 +281,15 @@ func TestEpochs(t *testing.T) {
 	}
 }
 
-// Who is silent for long is looked at now and then: a far end that is dead must
-// not keep everybody busy.
-func TestPatience(t *testing.T) {
+// A remote node that has been silent for long is judged rarely, so that a dead one causes
+// no load.
+func TestJudgeAgain(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	w := watch(1, Watch{Gateway: a, Beyond: []mesh.ID{x}})
 	for _, tt := range []struct {
 		misses int
 		want   time.Duration
-	}{{0, 0}, {1, 0}, {2, lookSoon}, {12, lookSoon}, {13, slowly}, {1000, slowly}} {
+	}{{0, 0}, {1, 0}, {2, judgeSoon}, {12, judgeSoon}, {13, slowInterval}, {1000, slowInterval}} {
 		f := Judge(Situation{
 			Now: now, Author: self, Watch: w, Pace: Pace{Misses: 4}, Alive: map[mesh.ID]bool{a: true},
 			Results: map[Target]Result{w.targets(x, a)[0]: {Misses: tt.misses, FirstMiss: now, LastMiss: now, Answered: now}},
@@ -305,7 +306,7 @@ func TestHold(t *testing.T) {
 	fall := func(want time.Duration) {
 		t.Helper()
 		if got := h.Fall(now); got != want {
-			t.Errorf("fall: got a wait of %v, want %v", got, want)
+			t.Errorf("after a failure: got a wait of %v, want %v", got, want)
 		}
 		now = now.Add(want)
 		if got := h.Fall(now); got != 0 {
@@ -318,6 +319,6 @@ func TestHold(t *testing.T) {
 		fall(time.Duration(s) * time.Second)
 	}
 	now = now.Add(relapse + time.Second)
-	h.Raise(now) // says nothing new
+	h.Raise(now) // the gateway is up already
 	fall(10 * time.Second)
 }

@@ -9,22 +9,21 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// plainPatience is how long a neighbor may answer under one address only before
-// the LAN is to blame: one that has just started gets its overlay address within
-// seconds.
-const plainPatience = 10 * time.Second
+// filteredAfter is how long a neighbor's overlay address must be silent before the LAN is
+// blamed: a neighbor that has just started gets its overlay address within seconds.
+const filteredAfter = 10 * time.Second
 
-// Filtered returns the neighbors which answer on the LAN under their internal IP
-// and not under their overlay address. They live, as gossip says, so the network
-// between drops what comes from addresses that it did not give out, as clouds do.
-// A neighbor that is reached in vxlan is never among them.
+// Filtered returns the neighbors that answer on the LAN at their internal IP but not at
+// their overlay address, although they are alive in gossip. There the network drops
+// packets with addresses that it did not assign, as clouds do. Neighbors that are reached
+// through VXLAN are not affected and never among them.
 func Filtered(w Watch, results map[Target]Result, alive map[mesh.ID]bool, now time.Time) []Neighbor {
 	var out []Neighbor
 	for _, n := range w.Plain {
 		overlay, internal := w.plainTargets(n)
 		silent := func(t Target) bool {
 			r := results[t]
-			return r.Misses > 0 && now.Sub(r.FirstMiss) >= plainPatience
+			return r.Misses > 0 && now.Sub(r.FirstMiss) >= filteredAfter
 		}
 		plain := results[internal]
 		if alive[n.ID] && plain.Misses == 0 && !plain.Answered.IsZero() && slices.ContainsFunc(overlay, silent) {
@@ -34,8 +33,7 @@ func Filtered(w Watch, results map[Target]Result, alive map[mesh.ID]bool, now ti
 	return out
 }
 
-// Of returns the results of a node that is watched, one for each of its
-// addresses.
+// Of returns the results of a watched node, one for each of its addresses.
 func (w Watch) Of(id mesh.ID, results map[Target]Result) []Result {
 	var via mesh.ID
 	if slices.Contains(w.Beyond, id) {

@@ -10,10 +10,10 @@ import (
 )
 
 func TestFiltered(t *testing.T) {
-	a := around(mesh.ModeLocation, mesh.EncapsulationNever, "a1", places("a1", "a2", "lone1"))
+	a := around(mesh.ModeLocation, mesh.EncapsulationNever, "a1", testNodes("a1", "a2", "lone1"))
 	w := Choose(a)
 	if len(w.Plain) != 1 {
-		t.Fatalf("watched: got %s, want a2 without encapsulation", words(a, w))
+		t.Fatalf("watched: got %s, want a2 without encapsulation", describe(a, w))
 	}
 	now := time.Unix(1_800_000_000, 0)
 	overlay, internal := w.plainTargets(w.Plain[0])
@@ -25,13 +25,13 @@ func TestFiltered(t *testing.T) {
 		dead              bool
 		want              int
 	}{
-		{"all is well", ok, ok, false, 0},
+		{"both addresses answer", ok, ok, false, 0},
 		{"filtered", silentFor(10 * time.Second), ok, false, 1},
 		{"just started", silentFor(9 * time.Second), ok, false, 0},
 		{"pings are not answered at all", silentFor(time.Hour), Result{}, false, 0},
 		{"the host is gone", silentFor(time.Hour), silentFor(time.Hour), false, 0},
-		{"meshd was taken off the host", silentFor(time.Hour), ok, true, 0},
-		{"not asked yet", Result{}, ok, false, 0},
+		{"meshd was removed from the host", silentFor(time.Hour), ok, true, 0},
+		{"not probed yet", Result{}, ok, false, 0},
 	} {
 		results := map[Target]Result{overlay[0]: tt.overlay, internal: tt.internal}
 		alive := map[mesh.ID]bool{w.Plain[0].ID: !tt.dead}
@@ -39,8 +39,8 @@ func TestFiltered(t *testing.T) {
 			t.Errorf("%s: got %d neighbors, want %d", tt.name, got, tt.want)
 		}
 	}
-	encapsulated := around(mesh.ModeLocation, mesh.EncapsulationAlways, "a1", places("a1", "a2", "lone1"))
+	encapsulated := around(mesh.ModeLocation, mesh.EncapsulationAlways, "a1", testNodes("a1", "a2", "lone1"))
 	if w := Choose(encapsulated); len(w.Plain) != 0 {
-		t.Errorf("in vxlan: got %s, want nobody watched", words(encapsulated, w))
+		t.Errorf("with VXLAN: got %s, want no neighbor watched", describe(encapsulated, w))
 	}
 }

@@ -20,38 +20,37 @@ import (
 	"golang.org/x/net/icmp"
 )
 
-// Options say how to probe. Pace is needed.
+// Options configure a Prober. Pace is required.
 type Options struct {
 	Pace
 	Logger *slog.Logger // default: no logging
 }
 
-// Pace is how often targets are probed, and how many misses in a row make one
+// Pace is how often targets are probed, and after how many misses in a row a target is
 // silent.
 type Pace struct {
 	Interval time.Duration
 	Misses   int
 }
 
-// Prober sends echo requests to a set of targets that changes, and counts the
-// answers.
+// Prober sends echo requests to a changing set of targets and counts the answers.
 type Prober struct {
 	log     *slog.Logger
-	id      int
-	cookie  []byte // tells our answers from those to somebody else's requests
+	id      int    // of our echo requests
+	cookie  []byte // payload of our requests, to ignore replies to other processes
 	changed chan struct{}
 	cancel  context.CancelFunc
 	tasks   sync.WaitGroup
 
 	mu      sync.Mutex
-	book    *book
+	table   *probeTable
 	sweeps  map[*sweep]bool
-	sockets map[bool]*socket // by: is it of IPv4
-	broken  error            // why the last socket could not be opened
+	sockets map[bool]*socket // true for IPv4
+	openErr error            // of the last attempt to open a socket
 	closed  bool
 }
 
-// Start begins to probe; there are no targets yet. It ends with ctx, or with Stop.
+// Start returns a running Prober without targets. It ends with ctx or Stop.
 func Start(ctx context.Context, o Options) *Prober {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -59,7 +58,7 @@ func Start(ctx context.Context, o Options) *Prober {
 	p := &Prober{
 		log: o.Logger, cookie: make([]byte, 8),
 		changed: make(chan struct{}, 1),
-		book:    newBook(o.Pace),
+		table:   newProbeTable(o.Pace),
 		sweeps:  make(map[*sweep]bool),
 		sockets: make(map[bool]*socket),
 	}
@@ -70,83 +69,82 @@ func Start(ctx context.Context, o Options) *Prober {
 	return p
 }
 
-// Stop ends the prober and waits until nothing of it runs any more.
+// Stop ends the prober and waits for its goroutines.
 func (p *Prober) Stop() {
 	p.cancel()
 	p.tasks.Wait()
 }
 
-// Changed fires when somebody should look at the results again: a target has
-// answered for the first time, has become suspect or silent, or is well again.
+// Changed receives a value when the results should be read again: a target has answered
+// for the first time, has become suspect or silent, or answers again.
 func (p *Prober) Changed() <-chan struct{} { return p.changed }
 
-// Aim replaces the targets and the pace. A new interval counts from the next
-// request on.
+// Aim replaces the targets and the pace. A new interval takes effect after the next
+// request.
 func (p *Prober) Aim(aims []Aim, pace Pace) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.book.aim(aims)
-	p.book.Pace = pace
+	p.table.setTargets(aims)
+	p.table.Pace = pace
 }
 
-// Results returns what is known of the targets now.
+// Results returns the current results of all targets.
 func (p *Prober) Results() map[Target]Result {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.book.results(time.Now())
+	return p.table.results(time.Now())
 }
 
-// Err says why there are no answers to be had, nil if nothing is known to be
-// wrong.
+// Err returns the error that keeps requests from being sent, nil for none.
 func (p *Prober) Err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.broken
+	return p.openErr
 }
 
-// run sends requests, and looks at the answers as soon as a missing one is a
-// miss.
+// run sends requests, and compares the levels as soon as an unanswered one counts as
+// missed.
 func (p *Prober) run(ctx context.Context) {
 	defer p.close()
 	levels := make(map[Target]level)
 	for ctx.Err() == nil {
 		interval := p.send()
-		late := min(patience, interval)
+		late := min(grace, interval)
 		if pause(ctx, late) != nil {
 			return
 		}
 		p.mu.Lock()
-		now := p.book.levels(time.Now())
+		now := p.table.levels(time.Now())
 		p.mu.Unlock()
 		if !maps.Equal(now, levels) {
 			p.signal()
 		}
 		levels = now
-		// Nodes that were started by one event must not probe in step for ever.
+		// Without jitter, nodes that started at the same moment would send in step for ever.
 		if pause(ctx, interval-late+jitter(interval)) != nil {
 			return
 		}
 	}
 }
 
-// jitter is up to a twentieth of the interval, either way.
+// jitter returns a random duration of up to a twentieth of the interval, plus or minus.
 func jitter(interval time.Duration) time.Duration {
 	tenth := max(interval/10, 1)
 	return mathrand.N(tenth) - tenth/2
 }
 
-// send sends what is due, and returns how long it is until the next time.
+// send sends the due requests and returns the time until the next ones.
 func (p *Prober) send() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for t, r := range p.book.due(time.Now()) {
+	for t, r := range p.table.takeDue(time.Now()) {
 		p.request(t, r.sequence)
 	}
-	return p.book.Interval
+	return p.table.Interval
 }
 
-// request sends one request; p.mu is held. The answer that does not come tells
-// of an error.
+// request sends one request; p.mu is held. It returns no error: the missing answer has
+// the same effect.
 func (p *Prober) request(t Target, sequence uint16) {
 	v4 := t.Addr.Is4()
 	s := p.sockets[v4]
@@ -160,28 +158,28 @@ func (p *Prober) request(t Target, sequence uint16) {
 	}
 }
 
-// open opens a socket and reads from it; p.mu is held. It returns nil if it
-// can't.
+// open opens a socket and starts to read from it; p.mu is held. It returns nil if that
+// fails.
 func (p *Prober) open(v4 bool) *socket {
 	if p.closed {
 		return nil
 	}
 	s, err := openSocket(v4)
 	if err != nil {
-		if p.broken == nil {
+		if p.openErr == nil {
 			p.log.Error("probe", "err", err)
 		}
-		p.broken = err
+		p.openErr = err
 		return nil
 	}
-	p.broken = nil
+	p.openErr = nil
 	p.sockets[v4] = s
 	p.tasks.Go(func() { p.read(s) })
 	return s
 }
 
-// read takes answers from a socket until it is closed. One that breaks is
-// opened again with the next request.
+// read reads answers from a socket until it is closed. After an error the next request
+// opens a new socket.
 func (p *Prober) read(s *socket) {
 	buf := make([]byte, 1500)
 	for {
@@ -200,7 +198,7 @@ func (p *Prober) answer(from netip.Addr, sequence uint16) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	if p.book.answer(from, sequence, now) {
+	if p.table.recordAnswer(from, sequence, now) {
 		return
 	}
 	for s := range p.sweeps {
@@ -208,7 +206,7 @@ func (p *Prober) answer(from netip.Addr, sequence uint16) {
 	}
 }
 
-// drop closes a socket that broke.
+// drop closes a socket after an error.
 func (p *Prober) drop(s *socket, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -217,10 +215,10 @@ func (p *Prober) drop(s *socket, err error) {
 	}
 	p.log.Warn("probe", "err", err)
 	delete(p.sockets, s.v4)
-	_ = s.close() // it is broken as it is
+	_ = s.close() // the first error is logged already
 }
 
-// close closes the sockets, which ends their readers.
+// close closes the sockets, which ends the goroutines that read them.
 func (p *Prober) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -234,7 +232,7 @@ func (p *Prober) close() {
 	}
 }
 
-// signal leaves one value in the channel, unless there is one already.
+// signal makes Changed receive a value, unless one is waiting already.
 func (p *Prober) signal() {
 	select {
 	case p.changed <- struct{}{}:
@@ -242,7 +240,7 @@ func (p *Prober) signal() {
 	}
 }
 
-// pause waits for d or the end of ctx, whose error it then returns.
+// pause waits for d. It returns ctx's error if ctx ends first.
 func pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -254,12 +252,12 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// sweep is one request to each of many targets.
+// sweep is the state of one call of Sweep. Requests are keyed by sequence number.
 type sweep struct {
 	waiting map[uint16]request
 	targets map[uint16]netip.Addr
 	rtt     map[netip.Addr]time.Duration
-	done    chan struct{} // closed when nobody is waited for
+	done    chan struct{} // closed when all targets have answered
 }
 
 func (s *sweep) answer(from netip.Addr, sequence uint16, now time.Time) {
@@ -273,15 +271,15 @@ func (s *sweep) answer(from netip.Addr, sequence uint16, now time.Time) {
 	}
 }
 
-// sweepTogether is how many requests of a sweep are sent at once, and
-// sweepSpacing the time until the next ones: a burst would be lost in the queues.
+// A sweep sends sweepBurst requests at a time and then waits for sweepSpacing, because
+// queues would drop a larger burst.
 const (
-	sweepTogether = 50
-	sweepSpacing  = 20 * time.Millisecond
+	sweepBurst   = 50
+	sweepSpacing = 20 * time.Millisecond
 )
 
-// Sweep sends one request to each target and returns the round trips of those
-// that answer before all have, or ctx ends.
+// Sweep sends one request to each target. It waits until all have answered or ctx ends,
+// and returns the round-trip times.
 func (p *Prober) Sweep(ctx context.Context, targets []Target) (map[netip.Addr]time.Duration, error) {
 	s := &sweep{
 		waiting: make(map[uint16]request), targets: make(map[uint16]netip.Addr),
@@ -297,17 +295,17 @@ func (p *Prober) Sweep(ctx context.Context, targets []Target) (map[netip.Addr]ti
 	}
 	sequences := make([]uint16, len(targets))
 	for i, t := range targets {
-		p.book.sequence++
-		sequences[i] = p.book.sequence
-		s.waiting[p.book.sequence], s.targets[p.book.sequence] = request{}, t.Addr
+		p.table.sequence++
+		sequences[i] = p.table.sequence
+		s.waiting[p.table.sequence], s.targets[p.table.sequence] = request{}, t.Addr
 	}
 	p.sweeps[s] = true
 	p.mu.Unlock()
-	for i := range slices.Chunk(indices(len(targets)), sweepTogether) {
+	for burst := range slices.Chunk(indices(len(targets)), sweepBurst) {
 		p.mu.Lock()
-		for _, k := range i {
-			s.waiting[sequences[k]] = request{sequences[k], time.Now()}
-			p.request(targets[k], sequences[k])
+		for _, i := range burst {
+			s.waiting[sequences[i]] = request{sequences[i], time.Now()}
+			p.request(targets[i], sequences[i])
 		}
 		p.mu.Unlock()
 		if pause(ctx, sweepSpacing) != nil {
@@ -321,7 +319,7 @@ func (p *Prober) Sweep(ctx context.Context, targets []Target) (map[netip.Addr]ti
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.sweeps, s)
-	return s.rtt, p.broken
+	return s.rtt, p.openErr
 }
 
 // indices returns 0 to n-1.

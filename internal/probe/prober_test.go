@@ -13,28 +13,28 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// The kernel answers on the loopback; from 192.0.2.1 (RFC 5737), which is no
-// address of this host, nothing can be sent.
+// The kernel answers on loopback addresses. Nothing can be sent from 192.0.2.1 (RFC 5737),
+// because this host does not have that address.
 func TestProber(t *testing.T) {
 	pace := Pace{20 * time.Millisecond, 3}
 	p := Start(t.Context(), Options{Pace: pace})
 	defer p.Stop()
 	v4, v6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
-	well := []Target{{Addr: v4}, {Addr: netip.MustParseAddr("127.0.0.2"), Source: netip.MustParseAddr("127.0.0.3")}, {Addr: v6, Source: v6}}
-	gone := Target{Addr: v4, Source: netip.MustParseAddr("192.0.2.1")}
-	p.Aim([]Aim{{Target: well[0]}, {Target: well[1]}, {Target: well[2]}, {Target: gone}}, pace)
+	answering := []Target{{Addr: v4}, {Addr: netip.MustParseAddr("127.0.0.2"), Source: netip.MustParseAddr("127.0.0.3")}, {Addr: v6, Source: v6}}
+	unanswered := Target{Addr: v4, Source: netip.MustParseAddr("192.0.2.1")}
+	p.Aim([]Aim{{Target: answering[0]}, {Target: answering[1]}, {Target: answering[2]}, {Target: unanswered}}, pace)
 	await(t, p, "answers", func() bool {
 		r := p.Results()
-		for _, w := range well {
+		for _, w := range answering {
 			if r[w].Answered.IsZero() || r[w].RTT <= 0 || r[w].Misses > 0 {
 				return false
 			}
 		}
-		return r[gone].Misses >= 3 && r[gone].Answered.IsZero()
+		return r[unanswered].Misses >= 3 && r[unanswered].Answered.IsZero()
 	})
-	p.Aim([]Aim{{Target: well[0]}}, pace)
+	p.Aim([]Aim{{Target: answering[0]}}, pace)
 	if got := len(p.Results()); got != 1 {
-		t.Errorf("after targets were taken away: got %d results, want 1", got)
+		t.Errorf("after targets were removed: got %d results, want 1", got)
 	}
 	if err := p.Err(); err != nil {
 		t.Errorf("got %v, want no error", err)
@@ -65,16 +65,16 @@ func TestSweep(t *testing.T) {
 	if err != nil || len(rtt) != len(targets) {
 		t.Errorf("got %d answers and %v, want %d", len(rtt), err, len(targets))
 	}
-	// One that does not answer makes it wait as long as it may.
+	// With a target that does not answer, Sweep waits until ctx ends.
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	gone := Target{Addr: netip.MustParseAddr("127.0.0.1"), Source: netip.MustParseAddr("192.0.2.1")}
-	if rtt, err := p.Sweep(ctx, []Target{gone}); err != nil || len(rtt) != 0 || ctx.Err() == nil {
-		t.Errorf("got %v and %v, want to have waited for an answer in vain", rtt, err)
+	unanswered := Target{Addr: netip.MustParseAddr("127.0.0.1"), Source: netip.MustParseAddr("192.0.2.1")}
+	if rtt, err := p.Sweep(ctx, []Target{unanswered}); err != nil || len(rtt) != 0 || ctx.Err() == nil {
+		t.Errorf("got %v, %v and ctx %v, want no answer after the whole time", rtt, err, ctx.Err())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.sweeps) != 0 {
-		t.Error("the sweep is not forgotten")
+		t.Error("the state of a finished sweep is still there")
 	}
 }
