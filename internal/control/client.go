@@ -22,8 +22,8 @@ type Client struct {
 	path string
 }
 
-// NewClient returns a client of the daemon whose run directory this is. It
-// does not connect yet.
+// NewClient returns a client of the daemon with the given run directory. It does not
+// connect yet.
 func NewClient(runDir string) *Client {
 	path := SocketPath(runDir)
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -32,13 +32,13 @@ func NewClient(runDir string) *Client {
 	return &Client{path: path, http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
-// Status asks for the daemon's status.
+// Status returns the daemon's status.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
 	return s, c.do(ctx, http.MethodGet, "/v1/status", &s)
 }
 
-// Plan asks what the daemon would change on the host.
+// Plan returns what the daemon would change on the host.
 func (c *Client) Plan(ctx context.Context) (Plan, error) {
 	var p Plan
 	return p, c.do(ctx, http.MethodGet, "/v1/plan", &p)
@@ -49,7 +49,7 @@ func (c *Client) Forget(ctx context.Context, node string) error {
 	return c.do(ctx, http.MethodPost, "/v1/forget?"+url.Values{"node": {node}}.Encode(), &struct{}{})
 }
 
-// Revoke asks the daemon to drop the records of a node for ever.
+// Revoke asks the daemon to drop the records of a node and never to accept new ones.
 func (c *Client) Revoke(ctx context.Context, node string) (Revoked, error) {
 	var r Revoked
 	return r, c.do(ctx, http.MethodPost, "/v1/revoke?"+url.Values{"node": {node}}.Encode(), &r)
@@ -61,13 +61,13 @@ func (c *Client) Renumber(ctx context.Context, force bool) (Renumbered, error) {
 	return r, c.do(ctx, http.MethodPost, "/v1/renumber?"+url.Values{"force": {strconv.FormatBool(force)}}.Encode(), &r)
 }
 
-// do sends one request. Its errors wrap ErrNotRunning or ErrRefused where they
-// apply.
+// do sends a request without a body. Its errors wrap ErrNotRunning or ErrRefused where
+// they apply.
 func (c *Client) do(ctx context.Context, method, path string, into any) error {
 	return c.send(ctx, method, path, nil, into)
 }
 
-// send sends one request with a body.
+// send sends a request and decodes the answer. Its errors are those of do.
 func (c *Client) send(ctx context.Context, method, path string, body []byte, into any) error {
 	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, bytes.NewReader(body))
 	if err != nil {
@@ -82,7 +82,7 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte, int
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return failed(resp)
+		return answerError(resp)
 	}
 	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
 		return fmt.Errorf("read meshd's answer: %w", err)
@@ -90,20 +90,20 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte, int
 	return nil
 }
 
-// failed turns an answer that is not 200 into an error.
-func failed(resp *http.Response) error {
+// answerError returns the error of an answer that is not 200.
+func answerError(resp *http.Response) error {
 	var f failure
 	if err := json.NewDecoder(resp.Body).Decode(&f); err != nil {
 		return fmt.Errorf("read meshd's answer %s: %w", resp.Status, err)
 	}
 	if resp.StatusCode == http.StatusConflict {
-		// The text already begins with the sentinel's.
+		// The text already begins with that of ErrRefused, so don't wrap it again.
 		return refusal(f.Error)
 	}
 	return errors.New(f.Error)
 }
 
-// refusal is an ErrRefused that came over the socket as text.
+// refusal is the text of an ErrRefused that the daemon has returned.
 type refusal string
 
 func (r refusal) Error() string   { return string(r) }

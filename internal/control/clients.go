@@ -13,7 +13,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// ClientRequest asks for a client. The private key stays with who asks.
+// ClientRequest asks the daemon to add a client. The private key is not sent.
 type ClientRequest struct {
 	Name           string   `json:"name"`
 	PublicKey      string   `json:"publicKey"`      // base64
@@ -22,7 +22,7 @@ type ClientRequest struct {
 	ServiceGateway string   `json:"serviceGateway"` // a node's name or fingerprint; "" for any
 }
 
-// ClientConfig is what a client needs to know, except for its secrets.
+// ClientConfig is a client's configuration without its secrets.
 type ClientConfig struct {
 	Cluster      string       `json:"cluster"`
 	ID           mesh.ID      `json:"id"`
@@ -31,15 +31,16 @@ type ClientConfig struct {
 	PresharedKey bool         `json:"presharedKey"` // it has one
 	Overlay      []netip.Addr `json:"overlay"`
 	Access       []string     `json:"access"`
-	Unserved     []string     `json:"unserved"` // of Access: what no node leads to
-	// Ranges are where it may reach something; an answer can't go beyond.
+	Unserved     []string     `json:"unserved"` // the entries of Access that no node routes to
+	// Ranges contain everything that the client may reach. Later configurations can't go
+	// beyond them.
 	Ranges    []netip.Prefix `json:"ranges"`
-	Resolver  string         `json:"resolver"` // address; "" if it may not ask the cluster's
+	Resolver  string         `json:"resolver"` // address; "" if it may not use the cluster's
 	Search    []string       `json:"search"`   // domains
 	MTU       int            `json:"mtu"`
 	Keepalive int            `json:"keepalive"` // seconds
 	Peers     []ClientPeer   `json:"peers"`     // by name
-	Standbys  []ClientPeer   `json:"standbys"`  // who takes over when a peer dies, the next one of a location first
+	Standbys  []ClientPeer   `json:"standbys"`  // nodes that take over when a peer dies; those next in line come first
 }
 
 // ClientPeer is a node to which a client has a tunnel.
@@ -47,7 +48,7 @@ type ClientPeer struct {
 	ID             mesh.ID        `json:"id"`
 	Name           string         `json:"name"`
 	PublicKey      string         `json:"publicKey"` // base64
-	Overlay        netip.Addr     `json:"overlay"`   // its own address, the first one
+	Overlay        netip.Addr     `json:"overlay"`   // its first overlay address
 	Endpoint       string         `json:"endpoint"`  // host:port
 	AllowedIPs     []netip.Prefix `json:"allowedIPs"`
 	ServiceGateway bool           `json:"serviceGateway"` // Services go through it
@@ -63,21 +64,20 @@ type ClientStatus struct {
 	Added          string       `json:"added"`          // RFC 3339
 	ServiceGateway string       `json:"serviceGateway"` // a node's name; "" for any
 	PresharedKey   bool         `json:"presharedKey"`   // it has one
-	// What follows is of its tunnel to this node; "" and 0 where it has none.
-	Endpoint      string `json:"endpoint"`      // where it was seen
+	// The rest is about its tunnel to this node; "" and 0 if it has none.
+	Endpoint      string `json:"endpoint"`      // source of its last packet
 	LastHandshake string `json:"lastHandshake"` // RFC 3339; "" for never
 	Received      int64  `json:"received"`      // bytes
 	Sent          int64  `json:"sent"`          // bytes
 }
 
-// RemovedClient is a client that is no more.
+// RemovedClient is a client that was removed.
 type RemovedClient struct {
 	ID   mesh.ID `json:"id"`
 	Name string  `json:"name"`
 }
 
-// AddClient asks the daemon to add a client, and returns what it is to be configured
-// with.
+// AddClient asks the daemon to add a client, and returns its configuration.
 func (c *Client) AddClient(ctx context.Context, r ClientRequest) (ClientConfig, error) {
 	body, err := json.Marshal(r)
 	if err != nil {
@@ -87,7 +87,7 @@ func (c *Client) AddClient(ctx context.Context, r ClientRequest) (ClientConfig, 
 	return config, c.send(ctx, http.MethodPost, "/v1/clients/add", body, &config)
 }
 
-// ClientConfig asks for the configuration of a client, as it would be now.
+// ClientConfig returns the current configuration of a client.
 func (c *Client) ClientConfig(ctx context.Context, client string) (ClientConfig, error) {
 	var config ClientConfig
 	return config, c.do(ctx, http.MethodGet, "/v1/clients?"+url.Values{"client": {client}}.Encode(), &config)
@@ -99,10 +99,10 @@ func (c *Client) RemoveClient(ctx context.Context, client string) (RemovedClient
 	return r, c.do(ctx, http.MethodPost, "/v1/clients/remove?"+url.Values{"client": {client}}.Encode(), &r)
 }
 
-// maxRequest is far above what a request takes.
+// maxRequest is far above the size of any request, in bytes.
 const maxRequest = 64 << 10
 
-// handleClients maps the paths of what is about clients.
+// handleClients adds the handlers for clients.
 func handleClients(mux *http.ServeMux, d Daemon) {
 	mux.HandleFunc("POST /v1/clients/add", func(w http.ResponseWriter, r *http.Request) {
 		var request ClientRequest

@@ -36,7 +36,7 @@ func TestClients(t *testing.T) {
 		t.Errorf("add: %v (-want +got):\n%s", err, diff)
 	}
 	if _, err := c.AddClient(t.Context(), control.ClientRequest{}); !errors.Is(err, control.ErrRefused) {
-		t.Errorf("add without a name: got %v, want a refusal", err)
+		t.Errorf("add without a name: got %v, want ErrRefused", err)
 	}
 	if got, err := c.ClientConfig(t.Context(), "a&b"); err != nil || got.Name != "a&b" {
 		t.Errorf("config: got %+v, %v", got, err)

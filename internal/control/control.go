@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package control is how a person, through the commands, talks to a running
-// daemon: HTTP with JSON bodies over a unix socket that only its owner can
-// open. The daemon implements [Daemon] and answers from what its loop left
-// behind, so that the socket answers also while a reconcile hangs or fails.
+// Package control is the API between meshd's commands and a running daemon: HTTP with
+// JSON bodies over a unix socket that only its owner can open. The daemon implements
+// [Daemon]. It answers from the status that its loop last published, so that the socket
+// also answers while a reconcile hangs or fails.
 package control
 
 import (
@@ -17,75 +17,71 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// ErrNotRunning is wrapped by a client's errors when nobody listens at the
-// socket.
+// ErrNotRunning is wrapped by a client's errors when no process listens at the socket.
 var ErrNotRunning = errors.New("meshd is not running")
 
-// ErrRefused is wrapped by errors that tell a person that what was asked for
-// can't be done, and why.
+// ErrRefused is wrapped by errors that explain to a person why a request can't be done.
 var ErrRefused = errors.New("refused")
 
 // SocketPath returns the path of the control socket in the run directory.
 func SocketPath(runDir string) string { return filepath.Join(runDir, "meshd.sock") }
 
-// Daemon is what the server needs of the daemon.
+// Daemon is the part of the daemon that answers requests. Nodes and clients are given by
+// name or by fingerprint. Errors wrap ErrRefused where a person asks for something that
+// can't be done, for example with a node that is not known.
 type Daemon interface {
-	// Status says how things stand; it never waits for the loop.
+	// Status returns the last published status; it never waits for the loop.
 	Status() Status
-	// Plan looks at the host and says what the daemon would change there.
+	// Plan reads the host's state and returns what the daemon would change there.
 	Plan(ctx context.Context) (Plan, error)
-	// Forget drops the records of a node that is gone for good, named by its
-	// name or its fingerprint. It wraps ErrRefused for one that can't be.
+	// Forget drops the records of a node that is gone for good.
 	Forget(node string) error
-	// Revoke drops the records of a node for ever, named by its name or its
-	// fingerprint, which need not be known. It wraps ErrRefused for one that can't be.
+	// Revoke drops the records of a node and refuses new ones for ever. A fingerprint need
+	// not be known.
 	Revoke(node string) (Revoked, error)
-	// Renumber gives up this node's slot for another one. It wraps ErrRefused if
-	// there is none, or if nothing is wrong with the slot and force is not set.
+	// Renumber exchanges this node's slot for another one. It refuses if no slot is free,
+	// or if the slot has no conflict and force is not set.
 	Renumber(ctx context.Context, force bool) (Renumbered, error)
-	// Drain has this node relieved as a gateway, or takes that back, and waits
-	// for what comes of it, at most as long as ctx lives.
+	// Drain has this node replaced as a gateway, or undoes that, and waits for the result
+	// until ctx ends.
 	Drain(ctx context.Context, undo bool) (Drained, error)
-	// Graph returns the network as this node sees it. It wraps ErrRefused as long
-	// as it sees nothing.
+	// Graph returns the network as this node sees it. It refuses until that is known.
 	Graph() (mesh.Graph, error)
-	// Probe is Status after one echo request to every node.
+	// Probe sends one echo request to every node and returns the status after that.
 	Probe(ctx context.Context) (Status, error)
-	// PlanWithout says what the loss of a node would change on the host. It wraps
-	// ErrRefused for one that is not known.
+	// PlanWithout returns what the loss of a node would change on the host.
 	PlanWithout(ctx context.Context, node string) (Plan, error)
-	// AddClient adds a client for all nodes. It wraps ErrRefused for one that can't be.
+	// AddClient adds a client on all nodes.
 	AddClient(ctx context.Context, r ClientRequest) (ClientConfig, error)
-	// ClientConfig says how a client, given by its name or its ID, is to be configured
-	// now. It wraps ErrRefused for one that is not known, as does RemoveClient.
+	// ClientConfig returns a client's current configuration.
 	ClientConfig(client string) (ClientConfig, error)
 	// RemoveClient removes a client from all nodes.
 	RemoveClient(ctx context.Context, client string) (RemovedClient, error)
 }
 
-// Revoked is an identity that counts no more.
+// Revoked is an identity that was revoked.
 type Revoked struct {
 	ID   mesh.ID `json:"id"`
 	Name string  `json:"name"` // "" if no record of it was known
 }
 
-// Renumbered is what became of a node's addresses.
+// Renumbered is the change of a node's slot.
 type Renumbered struct {
 	Former Slot `json:"former"`
 	Now    Slot `json:"now"`
 }
 
-// Slot is a slot with what follows from it.
+// Slot is a slot and the addresses that follow from it.
 type Slot struct {
 	Slot     int            `json:"slot"`
 	Overlay  []netip.Addr   `json:"overlay"`
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 }
 
-// Plan is the difference between the host and what it should be.
+// Plan is the difference between the host's observed and its desired state.
 type Plan struct {
 	Changes []string `json:"changes"` // one line each; empty when there is nothing to do
-	// Paths that would be others, one line each; only for a plan without a node.
+	// Paths that would change, one line each; only for PlanWithout.
 	Paths []string `json:"paths,omitempty"`
 }
 
@@ -97,9 +93,9 @@ type Status struct {
 	Device    Device            `json:"device"`
 	Peers     []Peer            `json:"peers"`    // sorted by name
 	Clients   []ClientStatus    `json:"clients"`  // sorted by name
-	Problems  []mesh.Problem    `json:"problems"` // sorted; empty when all is well
+	Problems  []mesh.Problem    `json:"problems"` // sorted
 	Reconcile Reconcile         `json:"reconcile"`
-	Counters  map[string]uint64 `json:"counters"` // packets and objects that were dropped, by reason
+	Counters  map[string]uint64 `json:"counters"` // dropped packets and objects, by reason
 }
 
 // Node is this node.
@@ -111,13 +107,13 @@ type Node struct {
 	Slot      int            `json:"slot"` // -1 for none yet
 	Overlay   []netip.Addr   `json:"overlay"`
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
-	Endpoints []string       `json:"endpoints"` // host:port, as told to the others
+	Endpoints []string       `json:"endpoints"` // host:port, as announced to the other nodes
 	NAT       bool           `json:"nat"`
 	Ready     bool           `json:"ready"`
 }
 
-// Cluster is those settings of the cluster that are in force here. They are this
-// node's own, or those of a node with a higher generation.
+// Cluster is the cluster's settings in effect on this node: its own, or those of a node
+// with a higher generation.
 type Cluster struct {
 	Name          string    `json:"name"`
 	Generation    uint64    `json:"generation"`
@@ -141,7 +137,7 @@ type Peer struct {
 	Name          string         `json:"name"`
 	Location      string         `json:"location"`
 	Role          Role           `json:"role"`  // in its location; "" where there are no gateways
-	Alive         bool           `json:"alive"` // as gossip sees it
+	Alive         bool           `json:"alive"` // according to gossip
 	Path          Path           `json:"path"`
 	Overlay       []netip.Addr   `json:"overlay"`
 	PodCIDRs      []netip.Prefix `json:"podCIDRs"`
@@ -153,7 +149,7 @@ type Peer struct {
 	RTT           string         `json:"rtt"`           // of gossip, as time.Duration prints it; "" if not known
 }
 
-// Reconcile is how the daemon's loop fares.
+// Reconcile is the state of the daemon's loop.
 type Reconcile struct {
 	Runs        uint64 `json:"runs"`
 	Writes      uint64 `json:"writes"`      // calls that changed something on the host

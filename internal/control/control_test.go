@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// daemon answers with what it holds.
+// daemon is a fake that returns its fields and records its arguments.
 type daemon struct {
 	status    control.Status
 	plan      control.Plan
@@ -126,7 +126,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-func TestErrorsCrossTheSocket(t *testing.T) {
+func TestErrorsOverTheSocket(t *testing.T) {
 	d := &daemon{
 		planErr:   errors.New("observe host: no permission"),
 		forgetErr: fmt.Errorf("%w: node x is alive", control.ErrRefused),
@@ -152,17 +152,17 @@ func TestNotRunning(t *testing.T) {
 	}
 	s, err := control.Listen(dir, &daemon{}, slog.New(slog.DiscardHandler))
 	if err != nil {
-		t.Fatalf("take over the stale socket: %v", err)
+		t.Fatalf("replace the stale socket: %v", err)
 	}
 	if _, err := control.NewClient(dir).Status(t.Context()); err != nil {
-		t.Errorf("after the takeover: %v", err)
+		t.Errorf("after replacing the stale socket: %v", err)
 	}
 	if err := s.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
 
-// leaveStaleSocket does what a killed daemon does.
+// leaveStaleSocket leaves a socket as a killed daemon does.
 func leaveStaleSocket(t *testing.T, dir string) {
 	t.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: control.SocketPath(dir), Net: "unix"})
@@ -175,7 +175,7 @@ func leaveStaleSocket(t *testing.T, dir string) {
 	}
 }
 
-// TestDeletedSocketIsBack deletes the socket and its directory under a server.
+// TestDeletedSocketIsBack deletes the socket and its directory while a server runs.
 func TestDeletedSocketIsBack(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	s, err := control.Listen(dir, &daemon{}, slog.New(slog.DiscardHandler))

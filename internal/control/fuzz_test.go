@@ -14,9 +14,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// FuzzHandler sends what any local program may send. Each answer is of a known
-// code, JSON if it is from us, and whatever is not a command leaves the daemon
-// alone.
+// FuzzHandler sends arbitrary requests. Each answer with a code of ours has a JSON body,
+// a refused request does not reach the daemon, and only POST changes anything.
 func FuzzHandler(f *testing.F) {
 	for _, path := range []string{"status", "plan", "forget", "revoke", "renumber", "drain", "graph", "clients", "clients/add", "clients/remove", "nothing"} {
 		f.Add(http.MethodGet, "/v1/"+path, "node=a&force=true&probe=true&format=dot", []byte("{}"))
@@ -41,48 +40,48 @@ func FuzzHandler(f *testing.F) {
 				t.Errorf("%s %q?%q: got code %d with %q, want JSON", method, path, query, w.Code, w.Body)
 			}
 		default:
-			if d.asked+d.told > 0 {
-				t.Errorf("%s %q?%q: got code %d, and the daemon was asked", method, path, query, w.Code)
+			if d.reads+d.writes > 0 {
+				t.Errorf("%s %q?%q: got code %d, but the daemon was called", method, path, query, w.Code)
 			}
 		}
-		if method != http.MethodPost && d.told > 0 {
-			t.Errorf("%s %q?%q is a command", method, path, query)
+		if method != http.MethodPost && d.writes > 0 {
+			t.Errorf("%s %q?%q changes something", method, path, query)
 		}
 	})
 }
 
-// counting is a daemon that counts what it is asked and told.
-type counting struct{ asked, told int }
+// counting is a daemon that counts the calls that read and those that change something.
+type counting struct{ reads, writes int }
 
-func (d *counting) Status() Status { d.asked++; return Status{} }
+func (d *counting) Status() Status { d.reads++; return Status{} }
 
-func (d *counting) Plan(context.Context) (Plan, error) { d.asked++; return Plan{}, nil }
+func (d *counting) Plan(context.Context) (Plan, error) { d.reads++; return Plan{}, nil }
 
-func (d *counting) PlanWithout(context.Context, string) (Plan, error) { d.asked++; return Plan{}, nil }
+func (d *counting) PlanWithout(context.Context, string) (Plan, error) { d.reads++; return Plan{}, nil }
 
-func (d *counting) Probe(context.Context) (Status, error) { d.asked++; return Status{}, nil }
+func (d *counting) Probe(context.Context) (Status, error) { d.reads++; return Status{}, nil }
 
-func (d *counting) Graph() (mesh.Graph, error) { d.asked++; return mesh.Graph{}, nil }
+func (d *counting) Graph() (mesh.Graph, error) { d.reads++; return mesh.Graph{}, nil }
 
-func (d *counting) Forget(string) error { d.told++; return ErrRefused }
+func (d *counting) Forget(string) error { d.writes++; return ErrRefused }
 
-func (d *counting) Revoke(string) (Revoked, error) { d.told++; return Revoked{}, nil }
+func (d *counting) Revoke(string) (Revoked, error) { d.writes++; return Revoked{}, nil }
 
 func (d *counting) Renumber(context.Context, bool) (Renumbered, error) {
-	d.told++
+	d.writes++
 	return Renumbered{}, nil
 }
 
-func (d *counting) Drain(context.Context, bool) (Drained, error) { d.told++; return Drained{}, nil }
+func (d *counting) Drain(context.Context, bool) (Drained, error) { d.writes++; return Drained{}, nil }
 
 func (d *counting) AddClient(context.Context, ClientRequest) (ClientConfig, error) {
-	d.told++
+	d.writes++
 	return ClientConfig{}, nil
 }
 
-func (d *counting) ClientConfig(string) (ClientConfig, error) { d.asked++; return ClientConfig{}, nil }
+func (d *counting) ClientConfig(string) (ClientConfig, error) { d.reads++; return ClientConfig{}, nil }
 
 func (d *counting) RemoveClient(context.Context, string) (RemovedClient, error) {
-	d.told++
+	d.writes++
 	return RemovedClient{}, nil
 }

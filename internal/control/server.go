@@ -18,28 +18,28 @@ import (
 	"github.com/meshd/meshd/internal/httplimit"
 )
 
-// requestTimeout bounds a request. Draining and probing wait, but no command waits
-// longer than half a minute for the daemon.
+// requestTimeout bounds a request. Drain and Probe wait, but no command waits longer than
+// half a minute for the daemon.
 const requestTimeout = time.Minute
 
-// Server answers at the control socket.
+// Server answers requests at the control socket.
 type Server struct {
 	http   *http.Server
 	log    *slog.Logger
 	runDir string
-	socket net.Listener // changed by Keep
+	socket net.Listener // replaced by Keep
 	done   sync.WaitGroup
 }
 
-// Listen opens the control socket in runDir, mode 0600, and answers there until
-// Close. A socket that a killed daemon left behind is taken over; that no
-// other daemon runs is for the caller to know (package state holds a lock).
+// Listen opens the control socket in runDir, mode 0600, and answers there until Close. It
+// replaces a socket that a killed daemon has left, so the caller must make sure that no
+// other daemon runs (package state holds a lock).
 func Listen(runDir string, d Daemon, log *slog.Logger) (*Server, error) {
 	s := &Server{log: log, runDir: runDir, http: httplimit.NewHTTP(handler(d), requestTimeout, log)}
 	return s, s.open()
 }
 
-// open opens the socket and answers there.
+// open opens the socket and starts to answer there.
 func (s *Server) open() error {
 	if err := os.MkdirAll(s.runDir, 0o700); err != nil {
 		return fmt.Errorf("make run directory: %w", err)
@@ -58,19 +58,18 @@ func (s *Server) open() error {
 	return nil
 }
 
-// Keep opens the socket again if somebody has deleted its file: without it,
-// everybody would take a living daemon for a stopped one. Keep must not be called
-// by several goroutines, nor after Close.
+// Keep opens the socket again if its file was deleted: without it the commands would
+// report that meshd is not running. Keep must not be called by several goroutines, nor
+// after Close.
 func (s *Server) Keep() error {
 	if _, err := os.Lstat(SocketPath(s.runDir)); !errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	_ = s.socket.Close() // nobody can reach it any more
+	_ = s.socket.Close() // no process can connect to it without its file
 	return s.open()
 }
 
-// Close stops answering and waits for requests under way, at most as long as
-// ctx lives. The socket is removed.
+// Close removes the socket, and waits for requests in progress until ctx ends.
 func (s *Server) Close(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
 	if err != nil {
@@ -80,8 +79,8 @@ func (s *Server) Close(ctx context.Context) error {
 	return err
 }
 
-// listen binds under a name of its own and renames, so that the socket never
-// stands there with a mode wider than 0600.
+// listen binds a temporary name and renames it after chmod, so that the socket is never
+// at its path with a mode wider than 0600.
 func listen(path string) (net.Listener, error) {
 	temp := filepath.Join(filepath.Dir(path), ".meshd.sock.new")
 	for _, p := range []string{temp, path} {
@@ -101,14 +100,15 @@ func listen(path string) (net.Listener, error) {
 	return &unlinking{Listener: l, path: path}, nil
 }
 
-// unlinking removes its socket when it is closed.
+// unlinking is a listener that removes its socket when it is closed.
 type unlinking struct {
 	net.Listener
 	path string
 	once sync.Once
 }
 
-// Close closes once: the server may close a listener again that Keep has replaced.
+// Close implements net.Listener. It acts only once: the server may close a listener again
+// that Keep has closed and replaced.
 func (u *unlinking) Close() error {
 	var err error
 	u.once.Do(func() {
@@ -120,7 +120,7 @@ func (u *unlinking) Close() error {
 	return err
 }
 
-// handler maps the API's paths to the daemon.
+// handler returns the handler of the whole API.
 func handler(d Daemon) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
@@ -151,7 +151,7 @@ func handler(d Daemon) http.Handler {
 		renumbered, err := d.Renumber(r.Context(), r.URL.Query().Get("force") == "true")
 		reply(w, renumbered, err)
 	})
-	handleCarry(mux, d)
+	handleGateways(mux, d)
 	handleClients(mux, d)
 	return mux
 }
@@ -171,6 +171,6 @@ func reply(w http.ResponseWriter, body any, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	// The other end is gone when this fails; there is nobody to tell.
+	// This fails only if the client has closed the connection.
 	_ = json.NewEncoder(w).Encode(body)
 }

@@ -14,7 +14,7 @@ import (
 )
 
 func (d *daemon) Drain(_ context.Context, undo bool) (control.Drained, error) {
-	return control.Drained{Draining: !undo, Successors: []string{"b"}, Text: "Relieved."}, nil
+	return control.Drained{Draining: !undo, Successors: []string{"b"}, Text: "Replaced."}, nil
 }
 
 func (d *daemon) Graph() (mesh.Graph, error) { return mesh.Graph{Cluster: "default"}, nil }
@@ -32,11 +32,11 @@ func (d *daemon) PlanWithout(_ context.Context, node string) (control.Plan, erro
 	return control.Plan{Changes: []string{}, Paths: []string{"path to x: none, was tunnel"}}, nil
 }
 
-func TestCarriers(t *testing.T) {
+func TestGatewaysAndPaths(t *testing.T) {
 	c, _ := serve(t, &daemon{})
 	for _, undo := range []bool{false, true} {
 		got, err := c.Drain(t.Context(), undo)
-		want := control.Drained{Draining: !undo, Successors: []string{"b"}, Text: "Relieved."}
+		want := control.Drained{Draining: !undo, Successors: []string{"b"}, Text: "Replaced."}
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Errorf("drain: got %v (-want +got):\n%s", err, diff)
 		}
@@ -56,6 +56,6 @@ func TestCarriers(t *testing.T) {
 		t.Errorf("plan without a node: got %+v, %v", plan, err)
 	}
 	if _, err := c.PlanWithout(t.Context(), "x"); !errors.Is(err, control.ErrRefused) {
-		t.Errorf("plan without an unknown node: got %v, want a refusal", err)
+		t.Errorf("plan without an unknown node: got %v, want ErrRefused", err)
 	}
 }
