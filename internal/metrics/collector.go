@@ -12,12 +12,12 @@ import (
 	"github.com/meshd/meshd/internal/control"
 )
 
-// describe makes a metric's description.
+// describe returns the description of a metric without constant labels.
 func describe(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
 
-// What follows from a status.
+// The metrics that are read from a status.
 var (
 	descReady     = describe("meshd_node_ready", "Whether this node can carry pods.")
 	descRole      = describe("meshd_node_role", "1 for what this node is in its location, where there are gateways.", "role")
@@ -32,7 +32,7 @@ var (
 	descRTT       = describe("meshd_gossip_round_trip_seconds", "The last round trip of gossip to a node.", "peer")
 )
 
-// statusCollector makes metrics of the last status.
+// statusCollector exports the last status as metrics.
 type statusCollector struct{ m *Metrics }
 
 // Describe implements prometheus.Collector.
@@ -85,7 +85,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(descRTT, rtt.Seconds(), name)
 		}
 		if p.Endpoint == "" {
-			continue // no peer of WireGuard
+			continue // it is not a WireGuard peer of this node
 		}
 		counter(descReceived, float64(p.Received), name)
 		counter(descSent, float64(p.Sent), name)
@@ -95,12 +95,12 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// maxLabelled bounds the nodes that have time series of their own. Their names are
-// what they say themselves, and who makes up thousands is not to fill a database.
+// maxLabelled bounds the number of nodes with time series of their own. Nodes choose
+// their names themselves, and a hostile one must not fill the database with thousands.
 const maxLabelled = 1000
 
-// labelled returns the nodes that get time series of their own: of too many, those
-// that are in use come first, nodes with a tunnel and alive ones.
+// labelled returns the nodes that get time series of their own. If there are too many, it
+// prefers nodes with a handshake, then alive ones.
 func labelled(peers []control.Peer) []control.Peer {
 	if len(peers) <= maxLabelled {
 		return peers
@@ -111,8 +111,8 @@ func labelled(peers []control.Peer) []control.Peer {
 	return sorted[:maxLabelled]
 }
 
-// byName gives each node a label of its own: of several with one name, all but the
-// first one also have their fingerprint in it.
+// byName returns the nodes by label. The label is the name; if several nodes have one
+// name, all but the first also have their fingerprint in it.
 func byName(peers []control.Peer) map[string]control.Peer {
 	out := make(map[string]control.Peer, len(peers))
 	for _, p := range peers {

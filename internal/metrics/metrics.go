@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package metrics tells monitoring how a daemon fares, over HTTP: /metrics has what
-// meshd status shows, and some counts, in Prometheus' text format; /healthz says
-// whether the daemon's loop goes on, and /readyz whether this node can carry pods.
+// Package metrics serves the daemon's state to monitoring over HTTP. /metrics has what
+// meshd status shows, and some counters, in Prometheus' text format; /healthz reports
+// whether the daemon's loop runs, and /readyz whether this node can carry pods.
 package metrics
 
 import (
@@ -16,8 +16,7 @@ import (
 	"github.com/meshd/meshd/internal/control"
 )
 
-// Metrics collects what the turns of the daemon's loop leave. The zero value is not
-// usable; see [New].
+// Metrics collects the results of the turns of the daemon's loop. Make one with [New].
 type Metrics struct {
 	registry  *prometheus.Registry
 	durations prometheus.Histogram
@@ -29,7 +28,7 @@ type Metrics struct {
 	turned time.Time // when the last turn ended
 }
 
-// New returns Metrics of a daemon of the given version that has not taken a turn.
+// New returns the metrics of a daemon of the given version before its first turn.
 func New(version string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
@@ -49,7 +48,7 @@ func New(version string) *Metrics {
 	})
 	build.Set(1)
 	for _, result := range []string{resultOK, resultError} {
-		m.results.WithLabelValues(result) // shown from the start
+		m.results.WithLabelValues(result) // so that both series start with 0
 	}
 	m.registry.MustRegister(build, m.durations, m.results, m.paths, statusCollector{m},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -62,7 +61,7 @@ const (
 	resultError = "error"
 )
 
-// Turn takes note of a turn of the loop: what it left, and how long it took.
+// Turn records a turn of the loop: the status after it, and how long it took.
 func (m *Metrics) Turn(s control.Status, took time.Duration) {
 	result := resultOK
 	if s.Reconcile.Error != "" {
@@ -76,7 +75,7 @@ func (m *Metrics) Turn(s control.Status, took time.Duration) {
 	m.status, m.turned = s, time.Now()
 }
 
-// changedPaths counts the nodes on both lists to which the way is another one.
+// changedPaths counts the nodes in both lists whose path has changed.
 func changedPaths(before, after []control.Peer) int {
 	paths := make(map[string]control.Path, len(before))
 	for _, p := range before {
@@ -92,7 +91,7 @@ func changedPaths(before, after []control.Peer) int {
 	return changed
 }
 
-// last returns what the last turn left, and when it ended.
+// last returns the status after the last turn, and when that turn ended.
 func (m *Metrics) last() (control.Status, time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

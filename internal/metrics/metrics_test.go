@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// get asks the handler and returns the answer's code and text.
+// get sends a request to the handler and returns the answer's code and text.
 func get(t *testing.T, m *Metrics, path string) (int, string) {
 	t.Helper()
 	w := httptest.NewRecorder()
@@ -32,7 +32,7 @@ func get(t *testing.T, m *Metrics, path string) (int, string) {
 	return w.Code, w.Body.String()
 }
 
-// own returns the samples whose names begin with meshd, without those of time.
+// own returns meshd's own samples, without those that depend on the time.
 func own(t *testing.T, m *Metrics) []string {
 	t.Helper()
 	code, text := get(t, m, "/metrics")
@@ -74,7 +74,7 @@ func TestMetrics(t *testing.T) {
 	m.Turn(s, time.Millisecond)
 	s.Reconcile.Error = ""
 	s.Peers = append([]control.Peer{}, s.Peers...)
-	s.Peers[1].Path, s.Peers[2].ID = relayed, mesh.ID{4} // another way, and another node
+	s.Peers[1].Path, s.Peers[2].ID = relayed, mesh.ID{4} // one path changes, one node is new
 	m.Turn(s, time.Second)
 	if diff := cmp.Diff([]string{
 		`meshd_build_info{version="1.0"} 1`,
@@ -135,7 +135,7 @@ func TestHealth(t *testing.T) {
 	check("/", http.StatusNotFound, "")
 }
 
-// TestServer moves a server from address to address, among them one that is taken.
+// TestServer changes the address of a server several times, also to one that is in use.
 func TestServer(t *testing.T) {
 	m := New("1.0")
 	m.Turn(control.Status{}, 0)
@@ -162,7 +162,7 @@ func TestServer(t *testing.T) {
 		{two, false, []netip.AddrPort{two}},
 	} {
 		if err := s.Keep(step.keep); (err != nil) != step.fails {
-			t.Errorf("keep %v: got %v, want an error: %t", step.keep, err, step.fails)
+			t.Errorf("Keep(%v): got %v, want an error: %t", step.keep, err, step.fails)
 		}
 		var serves []netip.AddrPort
 		for _, a := range []netip.AddrPort{one, two} {
@@ -171,7 +171,7 @@ func TestServer(t *testing.T) {
 			}
 		}
 		if diff := cmp.Diff(step.serves, serves, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
-			t.Errorf("addresses that answer after keep %v (-want +got):\n%s", step.keep, diff)
+			t.Errorf("addresses that answer after Keep(%v) (-want +got):\n%s", step.keep, diff)
 		}
 	}
 	if err := s.Close(t.Context()); err != nil {
@@ -182,7 +182,7 @@ func TestServer(t *testing.T) {
 	}
 }
 
-// free finds an address that nobody listens on.
+// free returns an address that no process listens on.
 func free(t *testing.T) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -204,7 +204,7 @@ func answers(a netip.AddrPort) bool {
 	return err == nil && r.StatusCode == http.StatusOK && string(text) == "ok\n"
 }
 
-// Somebody opens hundreds of connections and leaves them; a scraper gets in.
+// A scraper gets an answer although another host keeps hundreds of connections open.
 func TestHostileScrapers(t *testing.T) {
 	s := NewServer(New("1.0"), slog.New(slog.DiscardHandler))
 	at := free(t)
@@ -236,8 +236,8 @@ func TestHostileScrapers(t *testing.T) {
 	}
 }
 
-// TestHostileLabels: a node's name is its own word, and there is a bound on how many
-// become labels. Those in use stay.
+// The number of node names that become labels is limited, because nodes choose their
+// names. Alive nodes are preferred.
 func TestHostileLabels(t *testing.T) {
 	var peers []control.Peer
 	for i := range 8000 {
@@ -245,6 +245,6 @@ func TestHostileLabels(t *testing.T) {
 	}
 	got := byName(labelled(peers))
 	if _, ok := got["n7000"]; len(got) != maxLabelled || !ok {
-		t.Errorf("got %d names, n7000 among them %v; want %d and it", len(got), ok, maxLabelled)
+		t.Errorf("got %d names, with n7000: %t; want %d with it", len(got), ok, maxLabelled)
 	}
 }

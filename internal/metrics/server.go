@@ -14,12 +14,12 @@ import (
 	"github.com/meshd/meshd/internal/httplimit"
 )
 
-// stale is after how long without a turn the loop counts as hung. Turns are at most
-// some ten seconds apart.
+// stale is after how long without a turn the loop counts as hung. Turns are about ten
+// seconds apart at most.
 const stale = time.Minute
 
-// How many scrapers there may be: of one address, and in all. Prometheus keeps one
-// connection; a kubelet's probe opens one each time.
+// Limits on open connections: from one address, and in total. Prometheus keeps one
+// connection; a kubelet's probe opens a new one each time.
 const (
 	maxPerSource = 8
 	maxTotal     = 64
@@ -28,7 +28,8 @@ const (
 // requestTimeout bounds how long a request may take.
 const requestTimeout = 30 * time.Second
 
-// NewServer returns a server of metrics and health. It does not listen yet.
+// NewServer returns a server of metrics and health. It does not listen on any address
+// yet.
 func NewServer(m *Metrics, log *slog.Logger) *httplimit.Server {
 	return httplimit.NewServer("serve metrics", handler(m), requestTimeout, httplimit.Options{PerSource: maxPerSource, Total: maxTotal, Logger: log})
 }
@@ -41,7 +42,7 @@ func handler(m *Metrics) http.Handler {
 	return mux
 }
 
-// health says whether the loop takes turns.
+// health returns an error if the loop has stopped running.
 func (m *Metrics) health() error {
 	_, turned := m.last()
 	if turned.IsZero() {
@@ -53,7 +54,7 @@ func (m *Metrics) health() error {
 	return nil
 }
 
-// readiness says whether the node can carry pods, and is as it should be.
+// readiness returns an error if the node can't carry pods or its last turn has failed.
 func (m *Metrics) readiness() error {
 	s, _ := m.last()
 	switch {
