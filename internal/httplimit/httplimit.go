@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package httplimit bounds what a stranger can cost an HTTP server: how many
-// connections there are, from one source and in all, how long each may take, and how
-// much it may send. Without it, idle connections use up the descriptors of the whole
-// process, and gossip accepts nothing more.
+// Package httplimit limits the resources that unauthenticated hosts can use up on an HTTP
+// server: the number of connections, from one source and in total, the time that each may
+// take, and the bytes that it may send. Without these limits idle connections could use
+// up the file descriptors of the whole process, and gossip could not accept any more.
 //
-// A [Server] has the limits on each address that it listens on. A [Limiter] wraps the
-// listeners of one server, which share them. When all places are taken, a newcomer gets
-// that of the oldest connection of the source that has the most, which is its own if it
-// has its share: who sits on many connections loses them to who needs one.
+// A [Limiter] wraps the listeners of one server, which share the limits. A [Server] is an
+// HTTP server with a limiter, on changing addresses. A source that has reached its own
+// limit loses its oldest connection for a new one. When the total is reached, a new
+// connection replaces the oldest one of the source that has the most, if that has more
+// than the new one's source.
 package httplimit
 
 import (
@@ -30,13 +31,13 @@ const (
 	idleTimeout    = 30 * time.Second
 	maxHeaderBytes = 16 << 10
 	maxBody        = 64 << 10
-	// logEvery is how often it is logged that connections were closed.
+	// logEvery is how often closed connections are logged at most.
 	logEvery = time.Minute
 )
 
-// NewHTTP returns a server that gives each request little room, and at most so much
-// time. Reading has as much as answering: when the time to read is over, net/http ends
-// the context of a request that is still being answered.
+// NewHTTP returns an HTTP server that limits the size and the time of each request. The
+// limit for reading must not be shorter than that for the answer: when it is over,
+// net/http ends the context of a request that is still being answered.
 func NewHTTP(h http.Handler, limit time.Duration, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           http.MaxBytesHandler(h, maxBody),
@@ -49,25 +50,25 @@ func NewHTTP(h http.Handler, limit time.Duration, log *slog.Logger) *http.Server
 	}
 }
 
-// Options say how many connections there may be.
+// Options are the limits on connections.
 type Options struct {
-	PerSource int // of one address, in IPv6 of one /64
-	Total     int // at most an eighth of the process's descriptors, whatever it says
-	// Whole reports whether an IPv6 address counts by itself: whoever has it can't
-	// choose others of its /64. nil for none.
+	PerSource int // from one IPv4 address, or one IPv6 /64
+	Total     int // New lowers it to an eighth of the process's file descriptors
+	// Whole reports whether an IPv6 address is a source by itself, because its host can't
+	// choose other addresses of its /64. nil for none.
 	Whole  func(netip.Addr) bool
 	Logger *slog.Logger
 }
 
-// Limiter counts the connections of one server.
+// Limiter counts and limits the connections of one server.
 type Limiter struct {
 	Options
-	limit *rate.Limiter // of the log
+	logLimit *rate.Limiter
 
 	mu     sync.Mutex
 	total  int
 	conns  map[netip.Prefix][]*conn // by source, the oldest first
-	closed int                      // since it was logged last
+	closed int                      // since the last log line
 }
 
 // New returns a limiter without connections.
@@ -76,11 +77,11 @@ func New(o Options) *Limiter {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &descriptors); err == nil {
 		o.Total = min(o.Total, max(int(min(descriptors.Cur, 1<<20)/8), 1))
 	}
-	return &Limiter{Options: o, limit: rate.NewLimiter(rate.Every(logEvery), 1), conns: make(map[netip.Prefix][]*conn)}
+	return &Limiter{Options: o, logLimit: rate.NewLimiter(rate.Every(logEvery), 1), conns: make(map[netip.Prefix][]*conn)}
 }
 
-// Listener returns l with the limits. Accept closes connections beyond them, and goes
-// on to the next one.
+// Listener returns a listener with the limits. Its Accept closes connections beyond them
+// and waits for the next one.
 func (l *Limiter) Listener(inner net.Listener) net.Listener {
 	return &listener{Listener: inner, limiter: l}
 }
@@ -123,7 +124,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// abort closes a connection without a farewell: the kernel keeps nothing of it.
+// abort closes a connection with a reset, so that the kernel keeps no state of it.
 func abort(c net.Conn) {
 	if t, ok := c.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)
@@ -131,50 +132,51 @@ func abort(c net.Conn) {
 	_ = c.Close()
 }
 
-// admit gives a connection a place, if it may have one.
+// admit counts a new connection, and closes an old one in its place if a limit is
+// reached. It returns false if the new one must be closed.
 func (l *Limiter) admit(inner net.Conn) (*conn, bool) {
 	c := &conn{Conn: inner, limiter: l, source: l.source(inner), since: time.Now()}
 	l.mu.Lock()
 	own := len(l.conns[c.source])
-	var out *conn
+	var victim *conn
 	switch {
 	case own >= l.PerSource:
-		out = l.conns[c.source][0]
+		victim = l.conns[c.source][0]
 	case l.total >= l.Total:
-		out = l.victim(own)
+		victim = l.victim(own)
 	}
-	ok := out != nil || l.total < l.Total
-	if out != nil {
-		l.remove(out)
+	ok := victim != nil || l.total < l.Total
+	if victim != nil {
+		l.remove(victim)
 	}
 	if ok {
 		l.total++
 		l.conns[c.source] = append(l.conns[c.source], c)
 	}
-	if !ok || out != nil {
-		l.complain(c.source)
+	if !ok || victim != nil {
+		l.logClosed(c.source)
 	}
 	l.mu.Unlock()
-	if out != nil {
-		abort(out.Conn)
+	if victim != nil {
+		abort(victim.Conn)
 	}
 	return c, ok
 }
 
-// victim is the oldest connection of the source that has the most, if that has more
-// than a newcomer's source. Of several such sources it is the one whose oldest
-// connection is older.
-func (l *Limiter) victim(own int) (out *conn) {
+// victim returns the connection to close for a new one whose source has own connections:
+// the oldest one of the source that has the most, or nil if none has more than own. Of
+// several such sources it takes the one whose oldest connection is older.
+func (l *Limiter) victim(own int) (victim *conn) {
 	most := own
 	for _, conns := range l.conns {
-		if n := len(conns); n > most || n == most && out != nil && conns[0].since.Before(out.since) {
-			most, out = n, conns[0]
+		if n := len(conns); n > most || n == most && victim != nil && conns[0].since.Before(victim.since) {
+			most, victim = n, conns[0]
 		}
 	}
-	return out
+	return victim
 }
 
-// remove takes a connection's place back, if it has one still.
+// remove stops counting a connection, if it is still counted.
 func (l *Limiter) remove(c *conn) {
 	conns := l.conns[c.source]
 	for i, o := range conns {
@@ -191,17 +193,18 @@ func (l *Limiter) remove(c *conn) {
 	}
 }
 
-// complain logs now and then that connections were closed.
-func (l *Limiter) complain(source netip.Prefix) {
+// logClosed logs that connections were closed, at most once per logEvery.
+func (l *Limiter) logClosed(source netip.Prefix) {
 	l.closed++
-	if l.Logger != nil && l.limit.Allow() {
+	if l.Logger != nil && l.logLimit.Allow() {
 		l.Logger.LogAttrs(context.Background(), slog.LevelWarn, "too many HTTP connections: some were closed",
 			slog.Any("source", source), slog.Int("closed", l.closed), slog.Int("total", l.total))
 		l.closed = 0
 	}
 }
 
-// source is what a connection counts for. Those of a unix socket are all of one.
+// source returns the prefix by which a connection is counted. All connections of a unix
+// socket have the same source.
 func (l *Limiter) source(c net.Conn) netip.Prefix {
 	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {

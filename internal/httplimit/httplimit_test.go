@@ -22,7 +22,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// serve serves "ok" with limits on loopback until the test ends.
+// serve answers "ok" on a loopback address, with limits, until the test ends.
 func serve(t *testing.T, o httplimit.Options) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -47,20 +47,21 @@ func serve(t *testing.T, o httplimit.Options) netip.AddrPort {
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
-// asker asks over connections from one address of loopback, which it keeps.
-type asker struct {
-	t      *testing.T
-	source string
-	to     netip.AddrPort
-	conns  []net.Conn
+// source opens connections from one loopback address and keeps them open.
+type source struct {
+	t     *testing.T
+	addr  string
+	to    netip.AddrPort
+	conns []net.Conn
 }
 
-// ask opens so many more connections, and returns on how many there was an answer.
-func (a *asker) ask(n int) (answered int) {
-	a.t.Helper()
+// open opens n more connections, sends a request over each, and returns how many were
+// answered.
+func (s *source) open(n int) (answered int) {
+	s.t.Helper()
 	for range n {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(a.source)}, Timeout: 30 * time.Second}
-		c, err := d.Dial("tcp4", a.to.String())
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(s.addr)}, Timeout: 30 * time.Second}
+		c, err := d.Dial("tcp4", s.to.String())
 		if err != nil {
 			continue
 		}
@@ -68,16 +69,16 @@ func (a *asker) ask(n int) (answered int) {
 			_ = c.Close()
 			continue
 		}
-		a.t.Cleanup(func() { _ = c.Close() })
-		a.conns = append(a.conns, c)
+		s.t.Cleanup(func() { _ = c.Close() })
+		s.conns = append(s.conns, c)
 		answered++
 	}
 	return answered
 }
 
-// kept returns on how many of the connections there is an answer still.
-func (a *asker) kept() (n int) {
-	for _, c := range a.conns {
+// stillOpen sends a request over each connection and returns how many are answered.
+func (s *source) stillOpen() (n int) {
+	for _, c := range s.conns {
 		if answers(c) {
 			n++
 		}
@@ -100,52 +101,52 @@ func answers(c net.Conn) bool {
 	return err == nil && string(body) == "ok"
 }
 
-// One source opens thousands of connections; it keeps no more than its share, of which
-// the oldest gives way to the newest, and others get in.
+// A source that opens thousands of connections keeps only the newest ones, up to its
+// limit, and other sources get answers.
 func TestHostileConnectionsOfOneSource(t *testing.T) {
 	at := serve(t, httplimit.Options{PerSource: 8, Total: 64})
-	greedy, other := asker{t: t, source: "127.0.0.66", to: at}, asker{t: t, source: "127.0.0.2", to: at}
-	greedy.ask(3000)
-	if n := other.ask(1); n != 1 {
+	greedy, other := source{t: t, addr: "127.0.0.66", to: at}, source{t: t, addr: "127.0.0.2", to: at}
+	greedy.open(3000)
+	if n := other.open(1); n != 1 {
 		t.Error("another source gets no answer")
 	}
-	if n := greedy.kept(); n != 8 {
-		t.Errorf("of the first source's connections %d are left, want 8", n)
+	if n := greedy.stillOpen(); n != 8 {
+		t.Errorf("the first source has %d open connections, want 8", n)
 	}
-	if n := greedy.ask(1); n != 1 {
-		t.Error("the first source's own newest connection gets no answer")
+	if n := greedy.open(1); n != 1 {
+		t.Error("the first source's newest connection gets no answer")
 	}
 }
 
-// All places are taken; a newcomer gets that of the oldest connection of the source
-// that has the most. Who has as many as everybody gets no more.
+// When the total is reached, a new connection replaces the oldest one of the source that
+// has the most. A source that has as many as that one gets no more.
 func TestHostileConnectionsOfManySources(t *testing.T) {
 	at := serve(t, httplimit.Options{PerSource: 4, Total: 7})
-	sources := make([]asker, 5)
+	sources := make([]source, 5)
 	for i := range sources {
-		sources[i] = asker{t: t, source: fmt.Sprintf("127.0.0.%d", i+2), to: at}
+		sources[i] = source{t: t, addr: fmt.Sprintf("127.0.0.%d", i+2), to: at}
 	}
 	greedy, modest, newcomer := &sources[0], sources[1:4], &sources[4]
-	if n := greedy.ask(4); n != 4 {
+	if n := greedy.open(4); n != 4 {
 		t.Fatalf("got %d answers, want 4", n)
 	}
 	for i := range modest {
-		modest[i].ask(1)
+		modest[i].open(1)
 	}
-	if newcomer.ask(2) != 2 || greedy.kept() != 2 || answers(greedy.conns[0]) {
-		t.Error("a newcomer got no place of the oldest connections of the greedy one")
+	if newcomer.open(2) != 2 || greedy.stillOpen() != 2 || answers(greedy.conns[0]) {
+		t.Error("a new source did not replace the oldest connections of the one that has the most")
 	}
-	if newcomer.ask(1) != 0 {
-		t.Error("a source has taken a place from one that has as many")
+	if newcomer.open(1) != 0 {
+		t.Error("a source has replaced a connection of one that has no more than itself")
 	}
 	for i := range modest {
-		if modest[i].kept() != 1 {
-			t.Errorf("%s has lost its only connection", modest[i].source)
+		if modest[i].stillOpen() != 1 {
+			t.Errorf("%s has lost its only connection", modest[i].addr)
 		}
 	}
 }
 
-// A request that is too large, or never ends, is none.
+// A request that is too large, or that never ends, is refused.
 func TestHostileRequest(t *testing.T) {
 	at := serve(t, httplimit.Options{PerSource: 4, Total: 8})
 	resp, err := http.Post("http://"+at.String(), "text/plain", strings.NewReader(strings.Repeat("x", 1<<20)))

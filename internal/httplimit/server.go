@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// Server is an HTTP server with limits, on addresses that come and go.
+// Server is an HTTP server with limits, whose addresses may change.
 type Server struct {
-	what      string
+	purpose   string // for errors
 	http      *http.Server
 	limiter   *Limiter
 	log       *slog.Logger
@@ -24,17 +24,18 @@ type Server struct {
 	done      sync.WaitGroup
 }
 
-// NewServer returns a server that does not listen yet; see [Server.Keep]. What it does is
-// for errors, as "serve metrics". A request has at most so much time.
-func NewServer(what string, h http.Handler, limit time.Duration, o Options) *Server {
+// NewServer returns a server that does not listen yet; see [Server.Keep]. The purpose, for
+// example "serve metrics", appears in errors. A request may take at most limit.
+func NewServer(purpose string, h http.Handler, limit time.Duration, o Options) *Server {
 	return &Server{
-		what: what, http: NewHTTP(h, limit, o.Logger), limiter: New(o), log: o.Logger,
+		purpose: purpose, http: NewHTTP(h, limit, o.Logger), limiter: New(o), log: o.Logger,
 		listeners: make(map[netip.AddrPort]net.Listener),
 	}
 }
 
-// Keep has the server listen on these addresses, and nowhere else; the zero one counts
-// for none. It is for one goroutine, and may be called as often as one likes.
+// Keep makes the server listen on exactly these addresses; invalid ones are ignored. It is
+// idempotent and retries addresses that failed before. It must not be called by several
+// goroutines.
 func (s *Server) Keep(addrs ...netip.AddrPort) error {
 	wanted := make(map[netip.AddrPort]bool)
 	for _, a := range addrs {
@@ -60,18 +61,18 @@ func (s *Server) Keep(addrs ...netip.AddrPort) error {
 func (s *Server) listen(at netip.AddrPort) error {
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 	if err != nil {
-		return fmt.Errorf("%s: %w", s.what, err)
+		return fmt.Errorf("%s: %w", s.purpose, err)
 	}
 	s.listeners[at] = l
 	s.done.Go(func() {
 		if err := s.http.Serve(s.limiter.Listener(l)); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-			s.log.Error("no requests are answered any more", "to", s.what, "at", at, "err", err)
+			s.log.Error("the HTTP server has stopped", "purpose", s.purpose, "at", at, "err", err)
 		}
 	})
 	return nil
 }
 
-// Close stops answering and waits for requests under way, at most as long as ctx lives.
+// Close stops listening and waits for requests in progress until ctx ends.
 func (s *Server) Close(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
 	if err != nil {
