@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package check looks at a host before anything is changed there, and says what
-// will keep meshd from working on it, or from working well: each with the way
-// out. It is what `meshd check` prints.
+// Package check inspects a host before anything is changed there. It reports what will
+// keep meshd from working, or from working well, each with advice. `meshd check` prints
+// its findings.
 //
-// Two steps, as everywhere in meshd. [Look] is the edge: it reads [Facts] from
-// the kernel, from files and from the network, and changes none of them. What
-// can only be found out by trying, it tries in a network namespace that nobody
-// is in and that is gone afterwards. [Judge] is pure and turns the facts into
-// [Finding]s.
+// There are two steps, as everywhere in meshd. [Look] reads [Facts] from the kernel, from
+// files and from the network, and changes none of them. Where only a trial can tell, it
+// makes the trial in a temporary network namespace. [Judge] is pure and turns the facts
+// into [Finding]s.
 //
 //	config.Config ─┬─► Look ─► Facts ─┐
 //	               └──────────────────┴─► Judge ─► []Finding
 //
-// What a running daemon has put on the host is no finding. Neither is what the
-// daemon sets by itself, such as net.ipv4.ip_forward. Strict filtering of
-// return paths (net.ipv4.conf.all.rp_filter = 1) is harmless, because the higher
-// of that and the device's own counts, which meshd sets to loose.
+// State that a running daemon has made on the host is not reported, and neither are
+// settings that the daemon makes by itself, such as net.ipv4.ip_forward. Strict reverse
+// path filtering (net.ipv4.conf.all.rp_filter = 1) is harmless: the kernel uses the higher
+// value of that and the device's own, and meshd sets the latter to 2 (loose).
 //
-// What packet filters do with a packet is known to package netcfg/filter.
+// Package netcfg/filter evaluates other programs' packet filters.
 package check
 
 import (
@@ -34,27 +33,26 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// Finding is one thing that was looked at, and what is to be said of it.
+// Finding is the result of one check.
 type Finding struct {
 	Level  Level  `json:"level"`
-	What   string `json:"what"`   // a word or two: what was looked at
-	Text   string `json:"text"`   // what there is
+	What   string `json:"what"`   // a word or two: what was checked
+	Text   string `json:"text"`   // what was found
 	Advice string `json:"advice"` // what to do; "" for OK
 }
 
-// Level says how much a finding matters.
+// Level is the severity of a finding.
 type Level string
 
-// The levels. With an error, meshd doesn't start or some of the mesh doesn't
-// work.
+// The levels. After an error, meshd doesn't start or a part of the mesh doesn't work.
 const (
 	OK      Level = "ok"
 	Warning Level = "warning"
 	Error   Level = "error"
 )
 
-// Judge turns facts into findings, in the order in which they are best read and
-// dealt with. It is pure.
+// Judge turns facts into findings, in the order in which a person should deal with them.
+// It is pure.
 func Judge(cfg config.Config, f Facts) []Finding {
 	return slices.Concat(
 		f.permission(), f.configuration(), f.state(), f.kernel(cfg), f.names(cfg), f.ports(),
@@ -66,34 +64,34 @@ func ok(what, format string, args ...any) []Finding {
 	return []Finding{{Level: OK, What: what, Text: fmt.Sprintf(format, args...)}}
 }
 
-// sayWhatToDo makes findings of errors that end in what to do, as those of the
-// packages that judge files do: what is wrong; what to do.
-func sayWhatToDo(what string, err error) []Finding {
+// errorFindings turns an error into findings, one for each line. Packages that check files
+// write them as "what is wrong; what to do".
+func errorFindings(what string, err error) []Finding {
 	var out []Finding
 	for line := range strings.Lines(err.Error()) {
 		text, advice, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "; ")
 		if !ok {
-			advice = "see what is there"
+			advice = "examine it by hand"
 		}
 		out = append(out, Finding{Error, what, text, advice})
 	}
 	return out
 }
 
-// permission comes first: without it, half of the rest is missing.
+// permission comes first: without it, many other checks can't be made.
 func (f Facts) permission() []Finding {
 	const what = "permission"
 	switch {
 	case f.Capable:
 		return ok(what, "may configure the network")
 	case f.Root:
-		return []Finding{{Error, what, "root, but without CAP_NET_ADMIN or CAP_SYS_ADMIN: kernel, firewall and device were not looked at, and meshd can't work", "run meshd on the host itself, or grant the container these capabilities"}}
+		return []Finding{{Error, what, "root, but without CAP_NET_ADMIN or CAP_SYS_ADMIN: kernel, firewall and device were not checked, and meshd can't work", "run meshd on the host itself, or grant the container these capabilities"}}
 	}
-	return []Finding{{Warning, what, "not root: kernel, firewall and device were not looked at", "run: sudo meshd check"}}
+	return []Finding{{Warning, what, "not root: kernel, firewall and device were not checked", "run: sudo meshd check"}}
 }
 
-// configuration are mistakes in what the configuration refers to; one that can't
-// be parsed never gets here.
+// configuration reports errors in files that the configuration names. A configuration
+// that can't be parsed has been refused before.
 func (f Facts) configuration() []Finding {
 	const what = "configuration"
 	var out []Finding
@@ -107,7 +105,7 @@ func (f Facts) configuration() []Finding {
 			text.Advice = ""
 			out = append(out, Finding{Error, what, text.Error(), bad.Advice})
 		default:
-			out = append(out, Finding{Error, what, e.Error(), "see that the file can be read"})
+			out = append(out, Finding{Error, what, e.Error(), "make the file readable"})
 		}
 	}
 	if out == nil {
@@ -116,7 +114,7 @@ func (f Facts) configuration() []Finding {
 	return out
 }
 
-// ports says who has the ports that meshd listens on.
+// ports reports other programs that use the ports that meshd listens on.
 func (f Facts) ports() []Finding {
 	const what = "ports"
 	var out []Finding
@@ -127,8 +125,8 @@ func (f Facts) ports() []Finding {
 		case p.State == PortFree, p.Ours:
 			free = append(free, name)
 		case p.State == PortForeign:
-			out = append(out, Finding{Error, what, fmt.Sprintf("%s is the port of %s, but %s is no address of this host", name, p.Key, p.Address), "set " + p.Key + " to an address of this host, or to a port alone"})
-		case !f.Root && p.Holder == "": // who it is, only root may see
+			out = append(out, Finding{Error, what, fmt.Sprintf("%s is the port of %s, but %s is not an address of this host", name, p.Key, p.Address), "set " + p.Key + " to an address of this host, or to a port alone"})
+		case !f.Root && p.Holder == "": // only root can see which program it is
 			out = append(out, Finding{Warning, what, fmt.Sprintf("%s (%s) is taken, maybe by meshd itself", name, p.Key), "run: sudo meshd check"})
 		default:
 			holder := "another program"
@@ -148,7 +146,7 @@ func (f Facts) ports() []Finding {
 	return out
 }
 
-// names are links that have the names of ours and aren't.
+// names reports links that have the name of a link of ours but are not meshd's.
 func (f Facts) names(cfg config.Config) []Finding {
 	const what = "links"
 	var out []Finding
@@ -185,22 +183,22 @@ func (f Facts) mtu(cfg config.Config) []Finding {
 	return ok(what, "%d on the uplink leave %d for the tunnels", f.Host.MTU, fits)
 }
 
-// location judges whether this host shares a network with the others of its
-// location. Where there is no way out at all, that is what is to be said.
+// location reports whether this host has an address in the network of its location. A host
+// without a default route is skipped: mtu reports that already.
 func (f Facts) location(cfg config.Config) []Finding {
 	const what = "location"
 	if cfg.Node.Location == "" || len(f.Host.Uplinks) == 0 {
 		return nil
 	}
 	if !cfg.Node.InternalIP.IsValid() && len(f.Host.InternalIPs) == 0 {
-		return []Finding{{Error, what, fmt.Sprintf("node.location is %s, but this host has no private address", cfg.Node.Location), "set node.internal-ip to its address in that location's network, as 192.168.10.1/24, or remove node.location"}}
+		return []Finding{{Error, what, fmt.Sprintf("node.location is %s, but this host has no private address", cfg.Node.Location), "set node.internal-ip to its address in that location's network, for example 192.168.10.1/24, or remove node.location"}}
 	}
 	return ok(what, "this host has an address in the network of %s", cfg.Node.Location)
 }
 
-// overlaps finds networks that this host is in or has a route to, and that share
-// addresses with the cluster's. What is more specific than the mesh's routes
-// takes packets away from it; what is less specific loses some to it.
+// overlaps reports networks of this host, or behind its routes, that share addresses with
+// the cluster's ranges. A network within a range takes packets away from the mesh, which
+// is an error. A network that contains a range loses packets to the mesh: a warning.
 func (f Facts) overlaps(cfg config.Config) []Finding {
 	const what = "ranges"
 	var out []Finding
@@ -254,8 +252,8 @@ func ranges(cfg config.Config) []clusterRange {
 	return all
 }
 
-// clock matters because of two nodes that claim the same addresses, the earlier
-// one has them.
+// clock reports an unsynchronised clock: if two nodes claim the same addresses, the
+// earlier claim wins.
 func (f Facts) clock() []Finding {
 	const what = "clock"
 	if !f.ClockRead {
@@ -267,7 +265,7 @@ func (f Facts) clock() []Finding {
 	return ok(what, "synchronised")
 }
 
-// reach is about names and addresses outside of this host.
+// reach reports names that don't resolve and join entries that don't answer.
 func (f Facts) reach() []Finding {
 	var out []Finding
 	var joins, reached int
@@ -277,9 +275,9 @@ func (f Facts) reach() []Finding {
 		}
 		switch {
 		case r.ResolveErr != nil:
-			out = append(out, Finding{Warning, r.Key, fmt.Sprintf("%s does not resolve: %v", r.Host, r.ResolveErr), "correct the name, or see to the resolver in /etc/resolv.conf"})
+			out = append(out, Finding{Warning, r.Key, fmt.Sprintf("%s does not resolve: %v", r.Host, r.ResolveErr), "correct the name, or check the resolver in /etc/resolv.conf"})
 		case r.DialErr != nil:
-			out = append(out, Finding{Warning, r.Key, fmt.Sprintf("%s does not answer on TCP port %d: %v", r.Host, r.Port, r.DialErr), fmt.Sprintf("see that meshd runs there, and open TCP and UDP port %d to it; the first node of a mesh needs no join", r.Port)})
+			out = append(out, Finding{Warning, r.Key, fmt.Sprintf("%s does not answer on TCP port %d: %v", r.Host, r.Port, r.DialErr), fmt.Sprintf("make sure that meshd runs there, and open TCP and UDP port %d to it; the first node of a mesh needs no join", r.Port)})
 		case r.Port != 0:
 			reached++
 		default:
@@ -292,22 +290,23 @@ func (f Facts) reach() []Finding {
 	return out
 }
 
-// crowd is from how many nodes on the number of slots deserves a thought.
-const crowd = 50
+// manyNodes is the number of nodes from which free slots should not run short.
+const manyNodes = 50
 
+// size reports a mesh that is about to run out of slots.
 func (f Facts) size(cfg config.Config) []Finding {
 	free := cfg.Cluster.Slots() - f.Nodes
-	if !f.Running || f.Nodes == 0 || free > 0 && (f.Nodes <= crowd || free >= cfg.Cluster.Slots()/4) {
+	if !f.Running || f.Nodes == 0 || free > 0 && (f.Nodes <= manyNodes || free >= cfg.Cluster.Slots()/4) {
 		return nil
 	}
 	return []Finding{{Warning, "size", fmt.Sprintf("%d nodes are known, and the ranges have room for %d more", f.Nodes, max(free, 0)), "run meshd forget for nodes that are gone; for a larger mesh, plan one with wider cluster.overlay and cluster.pods"}}
 }
 
-// unread is what could not be looked at, and so may be anything.
+// unread reports what could not be checked.
 func (f Facts) unread() []Finding {
 	var out []Finding
 	for _, u := range f.Unread {
-		out = append(out, Finding{Warning, u.What, "could not be looked at: " + u.Err.Error(), "look at it by hand"})
+		out = append(out, Finding{Warning, u.What, "could not be checked: " + u.Err.Error(), "check it by hand"})
 	}
 	return out
 }

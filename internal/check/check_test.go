@@ -84,28 +84,28 @@ func TestJudge(t *testing.T) {
 		{"healthy", nil, func(*Facts) {}, nil},
 		{"healthy, with IPv6", v6, func(*Facts) {}, nil},
 		{"not root", nil, func(f *Facts) { f.Root, f.Capable, f.Kernel = false, false, Kernel{} }, []string{
-			"warning permission: not root: kernel, firewall and device were not looked at → run: sudo meshd check",
+			"warning permission: not root: kernel, firewall and device were not checked → run: sudo meshd check",
 		}},
 		{"a container", nil, func(f *Facts) { f.Capable, f.Kernel = false, Kernel{} }, []string{
-			"error permission: root, but without CAP_NET_ADMIN or CAP_SYS_ADMIN: kernel, firewall and device were not looked at, and meshd can't work → run meshd on the host itself, or grant the container these capabilities",
+			"error permission: root, but without CAP_NET_ADMIN or CAP_SYS_ADMIN: kernel, firewall and device were not checked, and meshd can't work → run meshd on the host itself, or grant the container these capabilities",
 		}},
 		{"secret", nil, func(f *Facts) {
 			f.Config = []error{&config.Error{File: "meshd.yaml", Line: 1, Key: "secret-file", Problem: "/s is open to other users", Advice: "run: chmod 600 /s"}, errors.New("read host name: no")}
 		}, []string{
 			"error configuration: meshd.yaml:1: secret-file: /s is open to other users → run: chmod 600 /s",
-			"error configuration: read host name: no → see that the file can be read",
+			"error configuration: read host name: no → make the file readable",
 		}},
 		{"secret that only root may read", nil, func(f *Facts) {
 			f.Root, f.Capable, f.Kernel, f.Config = false, false, Kernel{}, []error{fmt.Errorf("/s can't be opened: %w", unix.EACCES)}
 		}, []string{
-			"warning permission: not root: kernel, firewall and device were not looked at → run: sudo meshd check",
+			"warning permission: not root: kernel, firewall and device were not checked → run: sudo meshd check",
 			"warning configuration: /s can't be opened: permission denied → run: sudo meshd check",
 		}},
 		{"no machine-id", nil, func(f *Facts) { f.State.MachineID = false }, []string{
 			"error state: /etc/machine-id is missing or empty, and the node's identity is bound to it → run: systemd-machine-id-setup",
 		}},
 		{"cloned", nil, func(f *Facts) { f.State.Seen.Origin = state.Cloned }, []string{
-			"warning state: /var/lib/meshd/identity.json is another machine's: this node will make itself a new identity → none needed if this machine is a copy; if it is not, restore the old /etc/machine-id",
+			"warning state: /var/lib/meshd/identity.json belongs to another machine: this node will make itself a new identity → none needed if this machine is a copy; if it is not, restore the old /etc/machine-id",
 		}},
 		{"damaged, and a disk that is full and read-only", nil, func(f *Facts) {
 			f.State.Err = fmt.Errorf("read identity: %w; restore the file", state.ErrDamaged)
@@ -119,23 +119,23 @@ func TestJudge(t *testing.T) {
 			"warning state: /var/lib/meshd has 3 MiB of disk space left → free some space",
 		}},
 		{"no WireGuard in the kernel", nil, func(f *Facts) { f.Kernel.WireGuard = false }, []string{
-			"warning wireguard: the kernel has none; meshd will speak it: slower, and traffic pauses while the daemon restarts → install a kernel with WireGuard (Linux 5.6 and later have it), and run: modprobe wireguard",
+			"warning wireguard: the kernel has no WireGuard; meshd will use its own, which is slower, and traffic pauses while the daemon restarts → install a kernel with WireGuard (Linux 5.6 and later have it), and run: modprobe wireguard",
 		}},
 		{"no WireGuard at all", nil, func(f *Facts) { f.Kernel.WireGuard, f.Kernel.TUN = false, false }, []string{
-			"error wireguard: neither the kernel has it nor is there /dev/net/tun, which meshd's own needs → install a kernel with WireGuard (Linux 5.6 and later have it), and run: modprobe wireguard; or run: modprobe tun",
+			"error wireguard: the kernel has no WireGuard, and there is no /dev/net/tun for meshd's own → install a kernel with WireGuard (Linux 5.6 and later have it), and run: modprobe wireguard; or run: modprobe tun",
 		}},
 		{"kernel WireGuard wanted", []string{"wireguard: {implementation: kernel}"}, func(f *Facts) { f.Kernel.WireGuard = false }, []string{
-			"error wireguard: the kernel has none, and wireguard.implementation is kernel → install a kernel with WireGuard (Linux 5.6 and later have it), and run: modprobe wireguard; or set wireguard.implementation to auto",
+			"error wireguard: the kernel has no WireGuard, but wireguard.implementation is kernel → install a kernel with WireGuard (Linux 5.6 and later have it), and run: modprobe wireguard; or set wireguard.implementation to auto",
 		}},
 		{"userspace WireGuard wanted", []string{"wireguard: {implementation: userspace}"}, func(f *Facts) { f.Kernel.WireGuard = false }, nil},
 		{"no nft", nil, func(f *Facts) { f.Kernel.NFT = false }, []string{
 			"error nftables: the program nft is not installed, or not in the PATH → run: apt install nftables",
 		}},
 		{"no nf_tables", nil, func(f *Facts) { f.Kernel.FirewallErr = unix.EOPNOTSUPP }, []string{
-			"error nftables: this kernel doesn't take meshd's rules: operation not supported → run: modprobe -a nf_tables nft_fib_inet nft_masq nft_ct; a kernel that has none of these needs replacing",
+			"error nftables: the kernel or nft refuse meshd's rules: operation not supported → run: modprobe -a nf_tables nft_fib_inet nft_masq nft_ct; if these modules are missing, install another kernel",
 		}},
 		{"no br_netfilter", nil, func(f *Facts) { f.Kernel.BridgeFilter = false }, []string{
-			"warning kernel: the module br_netfilter is not to be had: pods of one node may not reach each other through Services → install a kernel with br_netfilter, and run: modprobe br_netfilter",
+			"warning kernel: the module br_netfilter is not available: pods of one node may not reach each other through Services → install a kernel with br_netfilter, and run: modprobe br_netfilter",
 		}},
 		{"no br_netfilter, no pods", []string{"cni: {enabled: false}"}, func(f *Facts) { f.Kernel.BridgeFilter = false }, nil},
 		{"IPv6 off, not wanted", nil, func(f *Facts) { f.Kernel.IPv6 = false }, nil},
@@ -153,7 +153,7 @@ func TestJudge(t *testing.T) {
 		}, []string{
 			"error ports: UDP port 51820 (wireguard.listen-port) is taken by another program → stop that program, or set wireguard.listen-port to another port",
 			"error ports: UDP port 7946 (gossip.bind) is taken by serf (pid 7) → stop that program, or set gossip.bind to another port",
-			"error ports: TCP port 7946 is the port of gossip.bind, but 192.0.2.9 is no address of this host → set gossip.bind to an address of this host, or to a port alone",
+			"error ports: TCP port 7946 is the port of gossip.bind, but 192.0.2.9 is not an address of this host → set gossip.bind to an address of this host, or to a port alone",
 		}},
 		{"vxlan", located, func(f *Facts) {
 			f.ForeignVXLAN = true
@@ -164,12 +164,12 @@ func TestJudge(t *testing.T) {
 		}},
 		{"vxlan, not wanted", located[1:], func(f *Facts) { f.ForeignVXLAN = true }, nil},
 		{"location without a private address", located[:3], func(*Facts) {}, []string{
-			"error location: node.location is aws, but this host has no private address → set node.internal-ip to its address in that location's network, as 192.168.10.1/24, or remove node.location",
+			"error location: node.location is aws, but this host has no private address → set node.internal-ip to its address in that location's network, for example 192.168.10.1/24, or remove node.location",
 		}},
 		{"port of whom only root may see", nil, func(f *Facts) {
 			f.Root, f.Capable, f.Kernel, f.Ports[0].State = false, false, Kernel{}, PortTaken
 		}, []string{
-			"warning permission: not root: kernel, firewall and device were not looked at → run: sudo meshd check",
+			"warning permission: not root: kernel, firewall and device were not checked → run: sudo meshd check",
 			"warning ports: UDP port 51820 (wireguard.listen-port) is taken, maybe by meshd itself → run: sudo meshd check",
 		}},
 		{"no default route", nil, func(f *Facts) { f.Host = netcfg.Facts{} }, []string{
@@ -214,8 +214,8 @@ func TestJudge(t *testing.T) {
 		{"nobody reached", nil, func(f *Facts) {
 			f.Reach[0].DialErr, f.Reach[1].ResolveErr = unix.ECONNREFUSED, errors.New("no such host")
 		}, []string{
-			"warning join[0]: a.example does not answer on TCP port 7946: connection refused → see that meshd runs there, and open TCP and UDP port 7946 to it; the first node of a mesh needs no join",
-			"warning node.endpoint: b.example does not resolve: no such host → correct the name, or see to the resolver in /etc/resolv.conf",
+			"warning join[0]: a.example does not answer on TCP port 7946: connection refused → make sure that meshd runs there, and open TCP and UDP port 7946 to it; the first node of a mesh needs no join",
+			"warning node.endpoint: b.example does not resolve: no such host → correct the name, or check the resolver in /etc/resolv.conf",
 		}},
 		{"many nodes, room enough", nil, func(f *Facts) { f.Running, f.Nodes = true, 60 }, nil},
 		{"many nodes, little room", []string{"cluster: {pods: [10.42.0.0/18]}"}, func(f *Facts) { f.Running, f.Nodes = true, 60 }, []string{
@@ -225,7 +225,7 @@ func TestJudge(t *testing.T) {
 			"warning size: 4 nodes are known, and the ranges have room for 0 more → run meshd forget for nodes that are gone; for a larger mesh, plan one with wider cluster.overlay and cluster.pods",
 		}},
 		{"not to be read", nil, func(f *Facts) { f.Unread = []Unread{{"firewall", unix.EPERM}} }, []string{
-			"warning firewall: could not be looked at: operation not permitted → look at it by hand",
+			"warning firewall: could not be checked: operation not permitted → check it by hand",
 		}},
 	}
 	for _, tt := range tests {
@@ -275,7 +275,7 @@ func TestJudgeK3s(t *testing.T) {
 		{"a good agent", nil, overlay, k3s.Settings{Role: k3s.Agent, Values: map[string]k3s.Value{"node-ip": good["node-ip"]}}, nil},
 		{"told nothing", nil, overlay, k3s.Settings{Role: k3s.Server}, []string{
 			"warning k3s: node-ip is not set: k3s will use an address of this host that other nodes may not reach → write into " + own + ": node-ip: 10.4.0.1; or set k3s.write-config to true",
-			"error k3s: flannel-backend is vxlan, and has to be none (meshd is the pods' network) → write into " + own + ": flannel-backend: none; or set k3s.write-config to true",
+			"error k3s: flannel-backend is vxlan, but must be none (meshd is the pods' network) → write into " + own + ": flannel-backend: none; or set k3s.write-config to true",
 		}},
 		{"an agent that is told nothing, no daemon", nil, nil, k3s.Settings{Role: k3s.Agent}, []string{
 			"warning k3s: node-ip is not set: k3s will use an address of this host that other nodes may not reach → write into " + own +
@@ -293,8 +293,8 @@ func TestJudgeK3s(t *testing.T) {
 			"error k3s: node-ip is 192.0.2.1, which is not this node's overlay address → write into " + file + ": node-ip: ADDRESS, this node's overlay address as meshd status shows it",
 		}},
 		{"other ranges", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"cluster-cidr": {Text: "10.52.0.0/16", From: file}, "service-cidr": {Text: "10.53.0.0/16", From: file}})}, []string{
-			"error k3s: cluster-cidr is 10.52.0.0/16, and has to be 10.42.0.0/16 (cluster.pods) → write into " + file + ": cluster-cidr: 10.42.0.0/16",
-			"error k3s: service-cidr is 10.53.0.0/16, and has to be 10.43.0.0/16 (cluster.services) → write into " + file + ": service-cidr: 10.43.0.0/16",
+			"error k3s: cluster-cidr is 10.52.0.0/16, but must be 10.42.0.0/16 (cluster.pods) → write into " + file + ": cluster-cidr: 10.42.0.0/16",
+			"error k3s: service-cidr is 10.53.0.0/16, but must be 10.43.0.0/16 (cluster.services) → write into " + file + ": service-cidr: 10.43.0.0/16",
 		}},
 		{"outside of the mesh", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"advertise-address": {Text: "192.0.2.1", From: file}})}, []string{
 			"warning k3s: advertise-address is 192.0.2.1, which is not in the mesh: agents will talk to this server outside of it → write into " + file + ": advertise-address: the node's overlay address",

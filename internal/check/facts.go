@@ -12,20 +12,20 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// Facts are what there is on a host, as far as Judge wants to know.
+// Facts are the state of a host, as far as Judge needs it.
 type Facts struct {
 	Root    bool // this process is root
-	Capable bool // this process may do what meshd has to
+	Capable bool // this process may configure the network
 	Running bool // a daemon runs
-	Nodes   int  // how many nodes the daemon knows, with this one; 0 if it was not asked
+	Nodes   int  // how many nodes the daemon knows, including this one; 0 if it was not asked
 
-	Config []error // what is wrong with the secret or the host name
+	Config []error // errors of the secret or the host name
 
 	State         State
 	Kernel        Kernel
-	ForeignDevice bool   // a link has our device's name and is not ours
-	ForeignVXLAN  bool   // the same of our vxlan device
-	Links         []Link // all of the host's
+	ForeignDevice bool   // a link that is not ours has our device's name
+	ForeignVXLAN  bool   // a link that is not ours has our VXLAN device's name
+	Links         []Link // all links of the host
 	Networks      []Network
 	Host          netcfg.Facts
 	Ports         []Port
@@ -34,7 +34,7 @@ type Facts struct {
 	K3s           k3s.Settings
 	Unit          Unit
 	Written       []Directory
-	Overlay       []netip.Addr // this node's, if the daemon was asked
+	Overlay       []netip.Addr // this node's addresses, if the daemon was asked
 	ClockRead     bool
 	ClockSynced   bool
 	Reach         []Reach
@@ -42,31 +42,31 @@ type Facts struct {
 	Unread []Unread
 }
 
-// Unread is something that could not be looked at.
+// Unread is something that could not be read.
 type Unread struct {
 	What string
 	Err  error
 }
 
-// State is what there is of the state directory.
+// State is the state directory.
 type State struct {
 	Path      string
-	MachineID bool // the machine has one
-	Read      bool // what is there could be looked at
+	MachineID bool // the host has a machine ID
+	Read      bool // its files could be read
 	Seen      state.Seen
-	Err       error // why what is there can't be used
-	WriteErr  error // why nothing can be written there
+	Err       error // why its files can't be used
+	WriteErr  error // why it can't be written to
 	Free      int64 // bytes; -1 if not known
 }
 
-// Kernel is what the kernel and the programs that speak to it can do.
+// Kernel is what the kernel and its tools support.
 type Kernel struct {
 	WireGuard    bool
 	TUN          bool
-	NFT          bool  // the program nft is there
-	FirewallErr  error // why the kernel or nft don't take our rules; nil also if they were not tried
-	BridgeFilter bool  // br_netfilter is there or can be loaded
-	IPv6         bool  // IPv6 is there, and links that are made get it
+	NFT          bool  // the program nft is installed
+	FirewallErr  error // why the kernel or nft refuse our rules; nil also if they were not tried
+	BridgeFilter bool  // br_netfilter is loaded or can be loaded
+	IPv6         bool  // IPv6 is enabled, also on new links
 }
 
 // Link is a network device.
@@ -77,48 +77,48 @@ type Link struct {
 	index int
 }
 
-// Network is one that this host has an address in, or a route to.
+// Network is a network that this host has an address in, or a route to.
 type Network struct {
-	Prefix netip.Prefix // with the host's own address, if it has one
+	Prefix netip.Prefix // its address part is the host's own address, if it has one
 	Link   string
 	Own    bool // the host has an address in it
 }
 
-// Port is one that meshd listens on.
+// Port is a port that meshd listens on.
 type Port struct {
 	Network string // udp | tcp
 	Address string // as configured; "" for all
 	Port    uint16
 	Key     string // of the configuration
 	State   PortState
-	Holder  string // "name (pid 1)" of who has it; "" if not known
-	Ours    bool   // the daemon or the kernel's device of ours has it
+	Holder  string // the process that uses it, as "name (pid 1)"; "" if not known
+	Ours    bool   // the daemon or one of our devices uses it
 }
 
-// PortState says whether a port can be listened on.
+// PortState is the result of a trial to listen on a port.
 type PortState string
 
 // The states of a port.
 const (
 	PortFree    PortState = "free"
 	PortTaken   PortState = "taken"
-	PortForeign PortState = "foreign" // the address is not this host's
+	PortForeign PortState = "foreign" // the address does not belong to this host
 )
 
-// CNI is what there is of the pods' network.
+// CNI is the state of the pods' network.
 type CNI struct {
 	Config     cni.Config
 	Status     cni.Status
 	Read       bool
-	Unwritable []string // directories that have to be written to and can't be
+	Unwritable []string // directories that meshd must write to but can't
 }
 
-// Reach is a host that meshd will speak to, or under whose name it will be
-// spoken to.
+// Reach is a host of the configuration: one that meshd connects to, or a name of this host
+// that others connect to.
 type Reach struct {
 	Key        string // of the configuration
 	Host       string
-	Port       uint16 // TCP; 0 for one that is only to be resolved
+	Port       uint16 // TCP; 0 if the name must only resolve
 	ResolveErr error
 	DialErr    error
 }

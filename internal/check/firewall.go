@@ -10,7 +10,8 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// desired is what some node of this cluster would have on this host.
+// desired returns the state that a node of this cluster would have on this host. Any slot
+// will do.
 func desired(cfg config.Config, host netcfg.Facts) netcfg.State {
 	c := cfg.Cluster
 	t := mesh.Topology{
@@ -27,9 +28,9 @@ func desired(cfg config.Config, host netcfg.Facts) netcfg.State {
 	return netcfg.Desired(t, s)
 }
 
-// firewall tries packets on each base chain of others. A chain of ours can't
-// help: a packet has to get through all of them. Those of iptables meshd opens by
-// itself.
+// firewall evaluates the base chains of other programs with packets that the mesh needs. A
+// packet has to pass all chains, so a chain of ours can't help. meshd adds rules to those
+// of iptables by itself.
 func (f Facts) firewall(cfg config.Config) []Finding {
 	const what = "firewall"
 	if !f.Capable {

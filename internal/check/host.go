@@ -13,15 +13,15 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// Disk space in bytes that the state directory should have, and must have. It
-// takes some hundred kilobytes in a mesh of a hundred nodes.
+// Free disk space in bytes that the state directory should have, and must have. It needs
+// some hundred kilobytes in a mesh of a hundred nodes.
 const (
 	wantedSpace = 32 << 20
 	leastSpace  = 1 << 20
 )
 
-// state judges the state directory: who this node is, and whether it can keep
-// what it promises.
+// state reports errors of the state directory: its identity and its other files must be
+// readable, and it must be writable.
 func (f Facts) state() []Finding {
 	const what = "state"
 	s := f.State
@@ -33,10 +33,10 @@ func (f Facts) state() []Finding {
 		add(Error, "run: systemd-machine-id-setup", "/etc/machine-id is missing or empty, and the node's identity is bound to it")
 	}
 	if s.Err != nil {
-		out = append(out, sayWhatToDo(what, s.Err)...)
+		out = append(out, errorFindings(what, s.Err)...)
 	}
 	if s.Seen.Origin == state.Cloned {
-		add(Warning, "none needed if this machine is a copy; if it is not, restore the old /etc/machine-id", "%s is another machine's: this node will make itself a new identity", filepath.Join(s.Path, state.IdentityFile))
+		add(Warning, "none needed if this machine is a copy; if it is not, restore the old /etc/machine-id", "%s belongs to another machine: this node will make itself a new identity", filepath.Join(s.Path, state.IdentityFile))
 	}
 	if s.WriteErr != nil {
 		add(Error, "make the directory writable: is its file system mounted read-only?", "%s can't be written to: %v", s.Path, s.WriteErr)
@@ -64,7 +64,7 @@ func (f Facts) running() string {
 	return ""
 }
 
-// kernel judges what the kernel can do.
+// kernel reports features that the kernel lacks.
 func (f Facts) kernel(cfg config.Config) []Finding {
 	if !f.Capable {
 		return nil
@@ -72,7 +72,7 @@ func (f Facts) kernel(cfg config.Config) []Finding {
 	out := append(f.wireguard(cfg), f.nft()...)
 	k := f.Kernel
 	if cfg.CNI.Enabled && !k.BridgeFilter {
-		out = append(out, Finding{Warning, "kernel", "the module br_netfilter is not to be had: pods of one node may not reach each other through Services", "install a kernel with br_netfilter, and run: modprobe br_netfilter"})
+		out = append(out, Finding{Warning, "kernel", "the module br_netfilter is not available: pods of one node may not reach each other through Services", "install a kernel with br_netfilter, and run: modprobe br_netfilter"})
 	}
 	if _, v6 := cfg.Cluster.Families(); v6 && !k.IPv6 {
 		out = append(out, Finding{Error, "kernel", "the cluster has IPv6 ranges, and IPv6 is off on this host", "switch it on (no ipv6.disable=1 at boot; sysctl net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0), or leave IPv6 ranges out"})
@@ -83,18 +83,18 @@ func (f Facts) kernel(cfg config.Config) []Finding {
 func (f Facts) wireguard(cfg config.Config) []Finding {
 	const what = "wireguard"
 	const install = "install a kernel with WireGuard (Linux 5.6 and later have it), and run: modprobe wireguard"
-	wish := netcfg.Implementation(cfg.WireGuard.Implementation)
+	wanted := netcfg.Implementation(cfg.WireGuard.Implementation)
 	switch {
-	case f.Kernel.WireGuard && wish != netcfg.Userspace:
+	case f.Kernel.WireGuard && wanted != netcfg.Userspace:
 		return ok(what, "the kernel has it")
-	case wish == netcfg.Kernel:
-		return []Finding{{Error, what, "the kernel has none, and wireguard.implementation is kernel", install + "; or set wireguard.implementation to auto"}}
+	case wanted == netcfg.Kernel:
+		return []Finding{{Error, what, "the kernel has no WireGuard, but wireguard.implementation is kernel", install + "; or set wireguard.implementation to auto"}}
 	case !f.Kernel.TUN:
-		return []Finding{{Error, what, "neither the kernel has it nor is there /dev/net/tun, which meshd's own needs", install + "; or run: modprobe tun"}}
-	case wish == netcfg.Userspace:
-		return ok(what, "/dev/net/tun is there, as wireguard.implementation wants")
+		return []Finding{{Error, what, "the kernel has no WireGuard, and there is no /dev/net/tun for meshd's own", install + "; or run: modprobe tun"}}
+	case wanted == netcfg.Userspace:
+		return ok(what, "/dev/net/tun is there for wireguard.implementation: userspace")
 	}
-	return []Finding{{Warning, what, "the kernel has none; meshd will speak it: slower, and traffic pauses while the daemon restarts", install}}
+	return []Finding{{Warning, what, "the kernel has no WireGuard; meshd will use its own, which is slower, and traffic pauses while the daemon restarts", install}}
 }
 
 func (f Facts) nft() []Finding {
@@ -103,12 +103,12 @@ func (f Facts) nft() []Finding {
 	case !f.Kernel.NFT:
 		return []Finding{{Error, what, "the program nft is not installed, or not in the PATH", "run: apt install nftables"}}
 	case f.Kernel.FirewallErr != nil:
-		return []Finding{{Error, what, fmt.Sprintf("this kernel doesn't take meshd's rules: %v", f.Kernel.FirewallErr), "run: modprobe -a nf_tables nft_fib_inet nft_masq nft_ct; a kernel that has none of these needs replacing"}}
+		return []Finding{{Error, what, fmt.Sprintf("the kernel or nft refuse meshd's rules: %v", f.Kernel.FirewallErr), "run: modprobe -a nf_tables nft_fib_inet nft_masq nft_ct; if these modules are missing, install another kernel"}}
 	}
-	return ok(what, "kernel and nft take meshd's rules")
+	return ok(what, "kernel and nft accept meshd's rules")
 }
 
-// cni judges what containerd needs for pods.
+// cni reports what containerd lacks for pods.
 func (f Facts) cni(cfg config.Config) []Finding {
 	const what = "cni"
 	if !cfg.CNI.Enabled || !f.CNI.Read {
@@ -124,7 +124,7 @@ func (f Facts) cni(cfg config.Config) []Finding {
 	if missing != nil {
 		out = append(out, Finding{Error, what, fmt.Sprintf("the plugins %s are neither in %s nor in %s", strings.Join(missing, ", "), cfg.CNI.BinDir, cfg.CNI.PluginSource), "run: apt install containernetworking-plugins"})
 	} else if _, err := cni.Plan(f.CNI.Config, f.CNI.Status); err != nil {
-		out = append(out, sayWhatToDo(what, err)...)
+		out = append(out, errorFindings(what, err)...)
 	}
 	for _, p := range cni.Problems(f.CNI.Config, f.CNI.Status) {
 		out = append(out, Finding{Error, what, p.Text, p.Advice})

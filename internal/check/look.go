@@ -21,21 +21,20 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// Options are what Look needs to know besides the configuration.
+// Options are the inputs of Look besides the configuration.
 type Options struct {
 	StateDir string
 	Running  bool         // a daemon answers at the control socket
-	Overlay  []netip.Addr // this node's, as the daemon says
-	Nodes    int          // how many nodes it knows, with its own
-	Config   []error      // what config.Load has to say of files that the configuration names
+	Overlay  []netip.Addr // this node's addresses, from the daemon
+	Nodes    int          // how many nodes the daemon knows, including its own
+	Config   []error      // errors of config.Load about files that the configuration names
 }
 
-// machineIDFile names this installation of the system, see machine-id(5).
+// machineIDFile holds the ID of this installation, see machine-id(5).
 const machineIDFile = "/etc/machine-id"
 
-// Look reads the facts, and changes nothing that outlives it: it binds ports for
-// a moment, and a module that the kernel is asked about may get loaded. What it
-// can't read is in Facts.Unread.
+// Look reads the facts. It leaves no changes, except that the kernel may load a module; it
+// binds ports only for a moment. What can't be read is in Facts.Unread.
 func Look(ctx context.Context, cfg config.Config, o Options) Facts {
 	f := Facts{Root: os.Geteuid() == 0, Running: o.Running, Nodes: o.Nodes, Overlay: o.Overlay, Config: o.Config}
 	f.read("permission", func() (err error) { f.Capable, err = capable(); return err })
@@ -58,14 +57,14 @@ func Look(ctx context.Context, cfg config.Config, o Options) Facts {
 	return f
 }
 
-// read notes what could not be looked at.
+// read calls look and records its error in Unread.
 func (f *Facts) read(what string, look func() error) {
 	if err := look(); err != nil {
 		f.Unread = append(f.Unread, Unread{what, err})
 	}
 }
 
-// capable says whether the process may configure the network and make a network
+// capable reports whether the process may configure the network and make a network
 // namespace (capabilities(7)).
 func capable() (bool, error) {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -80,8 +79,8 @@ func capable() (bool, error) {
 	return ownsNetwork()
 }
 
-// ownsNetwork says whether capabilities mean anything for the network namespace
-// of the process: not in a user namespace below its owner (ioctl_ns(2)).
+// ownsNetwork reports whether the process's capabilities apply to its network namespace.
+// They don't in a user namespace below the one that owns it (ioctl_ns(2)).
 func ownsNetwork() (bool, error) {
 	ns, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
@@ -110,16 +109,16 @@ func (f *Facts) lookState(dir string) {
 	}
 	f.Running = f.Running || f.State.Seen.Locked
 	parent := existing(dir)
-	if f.Root { // the daemon's right to write is not that of anybody else
+	if f.Root { // the daemon runs as root; other users' permissions don't matter
 		f.State.WriteErr = writable(parent)
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(parent, &st); err == nil {
-		f.State.Free = int64(st.Bavail) * int64(st.Bsize) // of another type on other architectures
+		f.State.Free = int64(st.Bavail) * int64(st.Bsize) // the type of Bsize differs by architecture
 	}
 }
 
-// existing is the directory itself, or the one above it in which it would be made.
+// existing returns the directory itself, or its nearest parent that exists.
 func existing(dir string) string {
 	for {
 		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
@@ -129,7 +128,7 @@ func existing(dir string) string {
 	}
 }
 
-// writable says why files can't be made in a directory.
+// writable returns an error if no files can be made in a directory.
 func writable(dir string) error {
 	info, err := os.Stat(dir)
 	switch {
@@ -142,7 +141,7 @@ func writable(dir string) error {
 }
 
 func (f *Facts) lookClock() error {
-	var t unix.Timex // no modes: only asks
+	var t unix.Timex // without modes, adjtimex(2) only reads
 	if _, err := unix.Adjtimex(&t); err != nil {
 		return fmt.Errorf("read clock: %w", err)
 	}
@@ -177,7 +176,7 @@ func (f *Facts) lookCNI(cfg config.Config) error {
 	return nil
 }
 
-// slot is the one that the configuration names, or mesh.None.
+// slot returns the slot that the configuration names, or mesh.None.
 func slot(cfg config.Config) int {
 	for _, p := range cfg.Node.PodCIDR {
 		if s, ok := cfg.Cluster.SlotOf(p); ok {

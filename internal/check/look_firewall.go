@@ -10,8 +10,8 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/host"
 )
 
-// lookFilters reads all tables that filter packets on their way to this host or
-// through it, ours excepted.
+// lookFilters reads all tables of other programs that filter packets to this host or
+// through it.
 func (f *Facts) lookFilters(ctx context.Context, cfg config.Config) (err error) {
 	kernel, err := host.Open(host.Options{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/host"
 )
 
-// lookKernel tries what it can't read. It does so in a network namespace of its
-// own.
+// lookKernel finds out what the kernel supports, by trials in a temporary network
+// namespace.
 func (f *Facts) lookKernel(ctx context.Context, cfg config.Config) error {
 	k := &f.Kernel
 	if tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err == nil {
@@ -40,8 +40,8 @@ func (f *Facts) lookKernel(ctx context.Context, cfg config.Config) error {
 	})
 }
 
-// inNamespace runs f in a network namespace that is made for it. The namespace
-// ends with its thread, which is never given back for others to run on.
+// inNamespace runs f in a new network namespace. The goroutine never unlocks its thread,
+// so the thread ends with it, and the namespace with the thread.
 func inNamespace(f func() error) error {
 	result := make(chan error)
 	go func() {
@@ -55,7 +55,7 @@ func inNamespace(f func() error) error {
 	return <-result
 }
 
-// tryWireGuard makes a device of the kernel's WireGuard.
+// tryWireGuard reports whether the kernel can make a WireGuard device.
 func tryWireGuard() (bool, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -65,7 +65,7 @@ func tryWireGuard() (bool, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "wg0"
 	err = nl.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
-	if errors.Is(err, unix.EOPNOTSUPP) { // what rtnetlink says to an unknown kind of link
+	if errors.Is(err, unix.EOPNOTSUPP) { // rtnetlink's error for an unknown kind of link
 		return false, nil
 	}
 	if err != nil {
@@ -74,7 +74,7 @@ func tryWireGuard() (bool, error) {
 	return true, nil
 }
 
-// tryFirewall has the kernel take the rules that a node of this cluster has.
+// tryFirewall applies the firewall rules of a node of this cluster.
 func tryFirewall(ctx context.Context, cfg config.Config) (err error) {
 	kernel, err := host.Open(host.Options{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
@@ -85,8 +85,8 @@ func tryFirewall(ctx context.Context, cfg config.Config) (err error) {
 	return kernel.Apply(ctx, netcfg.Diff(netcfg.State{}, netcfg.State{Firewall: want.Firewall}, netcfg.Options{}))
 }
 
-// hasBridgeFilter says whether bridged packets can be shown to iptables. modprobe
-// -n says what would be loaded, and loads nothing.
+// hasBridgeFilter reports whether br_netfilter is loaded or can be loaded. modprobe -n
+// only searches for the module.
 func hasBridgeFilter(ctx context.Context) bool {
 	if _, err := os.Stat("/proc/sys/net/bridge"); err == nil {
 		return true
@@ -94,7 +94,7 @@ func hasBridgeFilter(ctx context.Context) bool {
 	return exec.CommandContext(ctx, "modprobe", "-n", "-q", "br_netfilter").Run() == nil
 }
 
-// sysctl reads a kernel parameter, "" for none.
+// sysctl returns a kernel parameter, or "" if there is none.
 func sysctl(path string) string {
 	b, _ := os.ReadFile("/proc/sys/" + path)
 	return strings.TrimSpace(string(b))

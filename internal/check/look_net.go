@@ -26,8 +26,8 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/host"
 )
 
-// lookDevices reads what netcfg knows of the host, and returns the UDP ports that
-// our devices have.
+// lookDevices reads netcfg's facts and looks for foreign devices with our names. It
+// returns the UDP ports of our devices.
 func (f *Facts) lookDevices(ctx context.Context, cfg config.Config) (ours []int) {
 	kernel, err := host.Open(host.Options{Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
@@ -70,8 +70,8 @@ func (f *Facts) lookLinks() error {
 	return nil
 }
 
-// lookNetworks reads addresses, and the routes that stand for more than an
-// address's own network: the kernel's have the protocol RTPROT_KERNEL.
+// lookNetworks reads addresses and routes. It skips routes of the kernel
+// (RTPROT_KERNEL), because they repeat the networks of the addresses, and meshd's own.
 func (f *Facts) lookNetworks() error {
 	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -95,7 +95,7 @@ func (f *Facts) lookNetworks() error {
 	return nil
 }
 
-// addNetwork leaves out default routes and what never is a network's.
+// addNetwork adds a network, unless it is a default route or can't overlap a range.
 func (f *Facts) addNetwork(n *net.IPNet, link int, own bool) {
 	if n == nil {
 		return
@@ -146,26 +146,26 @@ func (f *Facts) lookPorts(cfg config.Config, ours []int) error {
 			}
 			p.Ours = f.Running && name == strings.TrimSpace(string(own)) || p.Network == "udp" && slices.Contains(ours, int(p.Port))
 		default:
-			p.State = PortFree // as far as anybody can say
+			p.State = PortFree // nothing is known against it
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// vxlanPort is where vxlan is received; see package netcfg.
+// vxlanPort is the UDP port of VXLAN; see package netcfg.
 const vxlanPort = 7947
 
-// vxlanKey is the setting by which that port is needed or not.
+// vxlanKey is the setting that decides whether the port is needed.
 const vxlanKey = "cluster.encapsulation"
 
-// wantsVXLAN says whether this node has a vxlan device as soon as there is another
-// one of its location.
+// wantsVXLAN reports whether this node will have a VXLAN device once its location has
+// another node.
 func wantsVXLAN(cfg config.Config) bool {
 	return cfg.Node.Location != "" && cfg.Cluster.Mode != mesh.ModeFull && cfg.Cluster.Encapsulation != mesh.EncapsulationNever
 }
 
-// listen takes a port and gives it back at once.
+// listen opens a socket on a port and closes it at once.
 func listen(network, address string) error {
 	if network == "tcp" {
 		l, err := net.Listen(network, address)
@@ -181,8 +181,8 @@ func listen(network, address string) error {
 	return c.Close()
 }
 
-// holder finds the process that has a port by the number of its socket, 0 for
-// the kernel or one that can't be seen.
+// holder returns the process that uses a port. It finds it by the inode of the socket. The
+// pid is 0 if the kernel uses the port or the process can't be seen.
 func holder(network string, port uint16) (name string, pid int) {
 	var sockets []string
 	for _, path := range []string{"/proc/thread-self/net/" + network, "/proc/thread-self/net/" + network + "6"} {
@@ -205,9 +205,9 @@ func holder(network string, port uint16) (name string, pid int) {
 	return "", 0
 }
 
-// socketsOn lists the sockets of a file such as /proc/net/udp (proc_net(5)) that
-// are bound to a port, as links in /proc/PID/fd name them. TCP connections from
-// that port are none.
+// socketsOn returns the sockets that are bound to a port, from a file such as
+// /proc/net/udp (proc_net(5)), in the form of the links in /proc/PID/fd. TCP connections
+// from that port are left out.
 func socketsOn(path string, port uint16) []string {
 	file, err := os.Open(path)
 	if err != nil {
@@ -225,7 +225,7 @@ func socketsOn(path string, port uint16) []string {
 	return sockets
 }
 
-// reachTimeout bounds how long other hosts are waited for, all at once.
+// reachTimeout bounds the time for all other hosts, which are tried in parallel.
 const reachTimeout = 3 * time.Second
 
 // reach looks up the names in the configuration and connects to the join list.
@@ -250,8 +250,8 @@ func reach(ctx context.Context, cfg config.Config, own []netip.Addr) []Reach {
 	return all
 }
 
-// try fills in what came of it. One of several addresses that answers is enough;
-// this host's own need not answer.
+// try resolves the name and connects, and sets the errors. It is enough if one of several
+// addresses answers. An address of this host itself need not answer.
 func (r *Reach) try(ctx context.Context, own []netip.Addr) {
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", r.Host)
 	if err != nil {

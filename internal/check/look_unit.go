@@ -18,7 +18,7 @@ import (
 
 const unitProperties = "ProtectSystem,ReadWritePaths,StateDirectory"
 
-// lookUnit asks systemd, where it is there, what the daemon may write to.
+// lookUnit asks systemd, if it runs here, which directories the daemon may write to.
 func (f *Facts) lookUnit(ctx context.Context, cfg config.Config) error {
 	for _, d := range f.written(cfg) {
 		d.Path = resolve(d.Path)
@@ -38,7 +38,7 @@ func (f *Facts) lookUnit(ctx context.Context, cfg config.Config) error {
 	return nil
 }
 
-// written are the directories that the daemon writes to.
+// written returns the directories that the daemon writes to.
 func (f *Facts) written(cfg config.Config) []Directory {
 	out := []Directory{{"--state-dir", f.State.Path}}
 	if cfg.CNI.Enabled {
@@ -50,7 +50,8 @@ func (f *Facts) written(cfg config.Config) []Directory {
 	return out
 }
 
-// writtenCNI leaves out the directory of plugins where none has to be linked.
+// writtenCNI returns the directories of CNI that the daemon writes to. That of the plugins
+// is among them only if a plugin has to be linked.
 func writtenCNI(cfg config.Config, s cni.Status) []Directory {
 	out := []Directory{{"cni.conf-dir", cfg.CNI.ConfDir}}
 	for _, p := range s.Plugins {
@@ -63,9 +64,9 @@ func writtenCNI(cfg config.Config, s cni.Status) []Directory {
 
 // resolve follows symbolic links as far as the path exists.
 func resolve(path string) string {
-	there := existing(path)
-	real, err := filepath.EvalSymlinks(there)
-	rest, relErr := filepath.Rel(there, path)
+	parent := existing(path)
+	real, err := filepath.EvalSymlinks(parent)
+	rest, relErr := filepath.Rel(parent, path)
 	if err != nil || relErr != nil {
 		return path
 	}

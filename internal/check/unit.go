@@ -11,20 +11,20 @@ import (
 	"github.com/meshd/meshd/internal/config"
 )
 
-// Unit is what systemd lets the daemon write to: with ProtectSystem=strict, nothing
-// but what the unit and its drop-ins name.
+// Unit is what systemd lets the daemon write to: with ProtectSystem=strict, only the paths
+// that the unit and its drop-ins name.
 type Unit struct {
 	Strict   bool
 	Writable []string // directories and files
 }
 
-// Directory is one that the daemon writes to.
+// Directory is a directory that the daemon writes to.
 type Directory struct {
 	Key  string // of the configuration, or the flag
 	Path string // without symbolic links
 }
 
-// parseUnit reads what systemctl show prints of unitProperties.
+// parseUnit parses the output of systemctl show for unitProperties.
 func parseUnit(text string) Unit {
 	var u Unit
 	for line := range strings.Lines(text) {
@@ -34,7 +34,8 @@ func parseUnit(text string) Unit {
 			u.Strict = value == "strict"
 		case "ReadWritePaths":
 			for path := range strings.FieldsSeq(value) {
-				// "-" is for what may be missing, "+" for the unit's own root directory.
+				// "-" marks a path that may be missing, "+" one relative to the unit's root
+				// directory (systemd.exec(5)).
 				u.Writable = append(u.Writable, strings.TrimLeft(path, "-+"))
 			}
 		case "StateDirectory":
@@ -54,8 +55,8 @@ func (u Unit) allows(path string) bool {
 	})
 }
 
-// unit finds directories that the configuration names and the unit does not. On a
-// host without the unit there is nothing to say.
+// unit reports directories that the daemon writes to but the unit does not allow. On a
+// host without the unit there are none.
 func (f Facts) unit() []Finding {
 	const what = "unit"
 	if !f.Unit.Strict {
@@ -69,12 +70,12 @@ func (f Facts) unit() []Finding {
 		}
 	}
 	if paths == nil {
-		return ok(what, "meshd.service may write to all that the configuration names")
+		return ok(what, "meshd.service may write to all directories that the configuration names")
 	}
 	slices.Sort(paths)
 	paths = slices.Compact(paths)
 	return []Finding{{
 		Error, what, "meshd.service may not write to " + strings.Join(names, ", "),
-		fmt.Sprintf("run: mkdir -p %s; systemctl edit meshd; write there the lines below; run: systemctl restart meshd\n%s", strings.Join(paths, " "), config.DropIn(paths...)),
+		fmt.Sprintf("run: mkdir -p %s; systemctl edit meshd; add the lines below; run: systemctl restart meshd\n%s", strings.Join(paths, " "), config.DropIn(paths...)),
 	}}
 }

@@ -49,14 +49,14 @@ func TestUnitFindings(t *testing.T) {
 			"places of one's own", shown,
 			[]Directory{{"--state-dir", "/var/lib/meshd"}, {"cni.conf-dir", "/srv/cni"}, {"cni.bin-dir", "/opt/cni-plugins/bin"}},
 			[]string{"error unit: meshd.service may not write to /srv/cni (cni.conf-dir), /opt/cni-plugins/bin (cni.bin-dir) → " +
-				"run: mkdir -p /opt/cni-plugins/bin /srv/cni; systemctl edit meshd; write there the lines below; run: systemctl restart meshd\n" +
+				"run: mkdir -p /opt/cni-plugins/bin /srv/cni; systemctl edit meshd; add the lines below; run: systemctl restart meshd\n" +
 				"[Service]\nReadWritePaths=-/opt/cni-plugins/bin -/srv/cni"},
 		},
 		{
 			"one place for both", shown,
 			[]Directory{{"cni.conf-dir", "/srv/cni"}, {"cni.bin-dir", "/srv/cni"}},
 			[]string{"error unit: meshd.service may not write to /srv/cni (cni.conf-dir), /srv/cni (cni.bin-dir) → " +
-				"run: mkdir -p /srv/cni; systemctl edit meshd; write there the lines below; run: systemctl restart meshd\n" +
+				"run: mkdir -p /srv/cni; systemctl edit meshd; add the lines below; run: systemctl restart meshd\n" +
 				"[Service]\nReadWritePaths=-/srv/cni"},
 		},
 		{
