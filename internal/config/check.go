@@ -38,8 +38,8 @@ func (d *decoder) complete() {
 	}
 }
 
-// checks compare settings with each other. One runs only if all the keys it
-// looks at are sound, so that one mistake makes one error; the order matters.
+// checks compare settings with each other. A check runs only if none of its keys has an
+// error yet, so that one mistake makes one error; therefore the order matters.
 var checks = []struct {
 	of  []string
 	run func(*decoder)
@@ -70,9 +70,9 @@ func (d *decoder) check() {
 	}
 }
 
-// later is that of two keys which stands further below in the file. Where two
-// settings contradict each other, that is the one to blame: it was written
-// with the other in sight, or the other is a default.
+// later returns the one of two keys that is further down in the file. If two settings
+// contradict each other, that is the one to report: the earlier one was there already, or
+// is a default.
 func (d *decoder) later(a, b string) (blamed, other string) {
 	if d.lines[a] > d.lines[b] {
 		return a, b
@@ -103,7 +103,7 @@ func (d *decoder) checkFamilies() {
 	d.report(key, fmt.Sprintf("cluster.overlay has %s and cluster.pods has %s", overlay, pods), "write a range of each family in both, or in neither")
 }
 
-// families names the families of some ranges.
+// families returns the names of the ranges' address families.
 func families(ps []netip.Prefix) string {
 	v4, v6 := mesh.Cluster{Overlay: ps}.Families()
 	switch {
@@ -135,7 +135,7 @@ func (d *decoder) checkPodPrefix() {
 	}
 }
 
-// checkOverlaps finds ranges of the cluster that share addresses.
+// checkOverlaps reports ranges of the cluster that share addresses.
 func (d *decoder) checkOverlaps() {
 	rs := d.ranges()
 	for i, a := range rs {
@@ -152,13 +152,13 @@ func (d *decoder) checkOverlaps() {
 	}
 }
 
-// clusterRange is a range of the cluster with the key that names it.
+// clusterRange is a range of the cluster and its key.
 type clusterRange struct {
 	key    string
 	prefix netip.Prefix
 }
 
-// ranges are those whose addresses only the cluster gives out.
+// ranges returns the ranges whose addresses only the cluster assigns.
 func (d *decoder) ranges() []clusterRange {
 	var rs []clusterRange
 	add := func(key string, ps []netip.Prefix) {
@@ -176,8 +176,8 @@ func (d *decoder) checkRoom() {
 	if d.config.Cluster.Slots() > 0 {
 		return
 	}
-	// The pod ranges hold one slot at least, or checkPodPrefix would have
-	// said so: it is the overlay's half for nodes that is too small.
+	// checkPodPrefix has made sure that the pod ranges hold a slot, so the nodes' half of
+	// the overlay is too small.
 	for i, p := range d.config.Cluster.Overlay {
 		if most := p.Addr().BitLen() - 2; p.Bits() > most {
 			d.report(entry("cluster.overlay", i), fmt.Sprintf("%v has no room for nodes and clients", p), fmt.Sprintf("write a range of /%d or wider", most))
@@ -208,8 +208,8 @@ func (d *decoder) checkPodCIDR() {
 	}
 }
 
-// rangeAround finds the pod range that holds a pod CIDR, and the length that
-// pod CIDRs have there.
+// rangeAround returns the pod range that contains a pod CIDR, and the prefix length of
+// pod CIDRs in it.
 func rangeAround(c mesh.Cluster, p netip.Prefix) (netip.Prefix, int) {
 	for i, pods := range c.Pods {
 		if pods.Contains(p.Addr()) && pods.Bits() <= p.Bits() {
@@ -231,16 +231,16 @@ func (d *decoder) checkDNS() {
 		"set cluster.dns.address to the address of the Service kube-dns")
 }
 
-// checkTrust finds a list by which nobody would be trusted. One that does not
-// count yet is no mistake: it is how a list is prepared.
+// checkTrust reports an empty list of trusted nodes if it is in use. A list that is not in
+// use yet is not an error: that is how a person prepares one.
 func (d *decoder) checkTrust() {
 	if d.config.Cluster.Trust == TrustList && len(d.config.Trusted) == 0 {
 		d.report("cluster.trust", "is "+TrustList+", but cluster.trusted names nobody", "write the fingerprints of all nodes there; meshd status shows them")
 	}
 }
 
-// checkUnderlay finds addresses that must be reachable without the mesh, but
-// lie in ranges that only the mesh has.
+// checkUnderlay reports addresses that must be reachable without the mesh, but lie in the
+// cluster's ranges.
 func (d *decoder) checkUnderlay() {
 	c := d.config
 	outside := func(key, what string, p netip.Prefix) {
@@ -261,7 +261,7 @@ func (d *decoder) checkUnderlay() {
 	if a := c.Node.InternalIP.Addr(); a.IsValid() {
 		outside("node.internal-ip", a.String()+" lies in", netip.PrefixFrom(a, a.BitLen()))
 	}
-	// Entries keep their place in the file only where all of a list are sound.
+	// An entry's index is that of the file only if no entry of the list has an error.
 	if d.sound("join") {
 		for i, h := range c.Join {
 			host(entry("join", i), h)

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package config turns /etc/meshd.yaml into a typed [Config]. It is strict,
-// because a setting that is silently ignored costs more time than one that is
-// refused: unknown keys, keys written twice, values of another kind than asked
-// for, and settings that contradict each other are errors. All of them are
-// reported at once, each as an [Error] with its file, line and key, and with
-// what to write instead:
+// Package config parses /etc/meshd.yaml into a typed [Config]. It is strict, because a
+// setting that is silently ignored costs more time than one that is refused: unknown keys,
+// duplicate keys, values of the wrong type, and settings that contradict each other are
+// errors. All errors are reported together, each as an [Error] with its file, line and key,
+// and with what to write instead:
 //
 //	meshd.yaml:12: cluster.pods[0]: 10.42.0.1/16 has host bits set: write 10.42.0.0/16
 //
-// The way through it: the table in keys.go names every key, its field and the
-// function that parses it; decode.go walks the YAML tree along that table;
-// check.go compares settings with each other. Only [Load] and [ReadSecrets]
-// touch the file system.
+// The table in keys.go lists every key with its field and the function that parses it.
+// decode.go walks the YAML tree and uses that table; check.go compares settings with each
+// other. Only [Load] and [ReadSecrets] access the file system.
 package config
 
 import (
@@ -30,18 +28,17 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// DefaultGossipPort is the UDP and TCP port of gossip where none is written.
+// DefaultGossipPort is the default UDP and TCP port of gossip.
 const DefaultGossipPort = 7946
 
-// maxSize bounds the configuration file, in bytes. A real one has a few
-// thousand.
+// maxSize bounds the configuration file, in bytes. Real files have a few thousand.
 const maxSize = 1 << 20
 
-// Config is what /etc/meshd.yaml says, with defaults filled in.
+// Config is the content of /etc/meshd.yaml, with defaults filled in.
 type Config struct {
 	SecretFile string
-	Secrets    Secrets    // only from Load; at least one
-	Join       []HostPort // nodes to ask first
+	Secrets    Secrets    // set only by Load; at least one
+	Join       []HostPort // nodes to contact first
 	Node       Node
 	Cluster    mesh.Cluster
 	WireGuard  WireGuard
@@ -51,44 +48,44 @@ type Config struct {
 	K3s        K3s
 	Metrics    Metrics
 
-	// Trusted are the nodes whose word counts if Cluster.Trust is TrustList. This
-	// node itself need not be among them.
+	// Trusted are the nodes that are trusted if Cluster.Trust is TrustList. This node itself
+	// need not be among them.
 	Trusted []mesh.ID
 	// ForgetAfter is how long a node may be absent before it loses its slot.
 	ForgetAfter time.Duration
 }
 
-// Whose word counts, as cluster.trust has it.
+// Values of cluster.trust: which nodes are trusted.
 const (
-	TrustOpen = "open" // of whoever has the secret
-	TrustList = "list" // of those in cluster.trusted
+	TrustOpen = "open" // all that have the secret
+	TrustList = "list" // those in cluster.trusted
 )
 
 // Node holds the settings of this node.
 type Node struct {
-	Name       string       // "" for the host name until Load has filled it in
-	Location   string       // "" for a node that stands alone
-	Endpoint   HostPort     // zero: to be found out
-	InternalIP netip.Prefix // the address with its network's length; invalid: to be found out
+	Name       string       // "" for the host name, which Load fills in
+	Location   string       // "" for none
+	Endpoint   HostPort     // zero: found automatically
+	InternalIP netip.Prefix // the address with the length of its network; invalid: found automatically
 	Gateway    mesh.GatewayWish
 	Encryption string // EncryptionAuto | EncryptionRequired
 
-	// Keepalive is how often peers are spoken to, in whole seconds. Nil means
-	// only from behind NAT, zero means never.
+	// Keepalive is WireGuard's persistent keepalive, in whole seconds. Nil means the default
+	// behind NAT and none elsewhere, zero means none.
 	Keepalive *time.Duration
 
-	PodCIDR            []netip.Prefix // name a slot, at most one a family; empty: to be claimed
+	PodCIDR            []netip.Prefix // name a slot, at most one per family; empty: claim a free slot
 	AllowedLocationIPs []netip.Prefix
 }
 
-// Whether packets may cross a LAN in plain text, as node.encryption has it.
+// Values of node.encryption: whether packets may cross a LAN in plain text.
 const (
-	EncryptionAuto     = "auto"     // never where this file's cluster.mode is full
-	EncryptionRequired = "required" // never
+	EncryptionAuto     = "auto"     // yes, unless cluster.mode in this file is full
+	EncryptionRequired = "required" // no
 )
 
-// Encrypted reports whether no settings of others may have this node's packets
-// cross a LAN in plain text.
+// Encrypted reports whether this node's packets must be encrypted on a LAN, whatever the
+// settings of other nodes are.
 func (c Config) Encrypted() bool {
 	return c.Node.Encryption == EncryptionRequired || c.Cluster.Mode == mesh.ModeFull
 }
@@ -97,24 +94,24 @@ func (c Config) Encrypted() bool {
 type WireGuard struct {
 	Interface      string
 	ListenPort     int
-	MTU            int    // bytes; 0: to be found out
+	MTU            int    // bytes; 0: found automatically
 	Implementation string // auto | kernel | userspace
 }
 
-// Gossip says where this node gossips.
+// Gossip holds the addresses of this node's gossip.
 type Gossip struct {
 	Bind      netip.AddrPort // the Addr is invalid for all addresses of the host
-	Advertise HostPort       // zero: to be found out
+	Advertise HostPort       // zero: found automatically
 }
 
-// Probe says how a location's gateways are watched: one that has not answered
-// Misses times, asked every Interval, is taken for down.
+// Probe holds the settings for probing a location's gateways. One is asked every Interval,
+// and counts as down after Misses requests without an answer.
 type Probe struct {
 	Interval time.Duration
 	Misses   int
 }
 
-// CNI says where the container runtime looks for its network.
+// CNI holds the paths where the container runtime looks for its network.
 type CNI struct {
 	Enabled      bool
 	ConfDir      string
@@ -123,22 +120,22 @@ type CNI struct {
 	Bridge       string
 }
 
-// K3s says what meshd does for k3s, beside the pods' network.
+// K3s holds the settings for k3s itself; CNI holds those for its pods' network.
 type K3s struct {
-	WriteConfig bool   // writes the drop-in that puts k3s on the mesh
+	WriteConfig bool   // write the drop-in that makes k3s use the mesh
 	Role        string // RoleAuto | RoleServer | RoleAgent
 }
 
-// What k3s is on this host, as k3s.role has it.
+// Values of k3s.role: the role of k3s on this host.
 const (
-	RoleAuto   = "auto" // what it is installed as
+	RoleAuto   = "auto" // the one that is installed
 	RoleServer = "server"
 	RoleAgent  = "agent"
 )
 
-// Metrics says where metrics and health are served.
+// Metrics holds the address of the server for metrics and health.
 type Metrics struct {
-	Listen netip.AddrPort // zero for nowhere
+	Listen netip.AddrPort // zero for none
 }
 
 // HostPort is a host, as an IP address or a name, and a port.
@@ -147,7 +144,7 @@ type HostPort struct {
 	Port uint16
 }
 
-// String returns host:port as net.Dial takes it, "" for the zero HostPort.
+// String returns host:port in the form for net.Dial, "" for the zero HostPort.
 func (h HostPort) String() string {
 	if h == (HostPort{}) {
 		return ""
@@ -155,7 +152,7 @@ func (h HostPort) String() string {
 	return net.JoinHostPort(h.Host, strconv.Itoa(int(h.Port)))
 }
 
-// defaults is the configuration of a file that names nothing but a secret.
+// defaults returns the configuration of a file without any optional keys.
 func defaults() Config {
 	return Config{
 		Node: Node{Gateway: mesh.GatewayAuto, Encryption: EncryptionAuto},
@@ -166,8 +163,8 @@ func defaults() Config {
 			Mode:          mesh.ModeFull,
 			Encapsulation: mesh.EncapsulationAlways,
 			Gateways:      1,
-			// The ranges of pods and Services are those of k3s, and so are the
-			// resolver's address, domain and the length of a pod CIDR.
+			// These are the defaults of k3s: the ranges of pods and Services, the resolver's
+			// address and domain, and the length of a pod CIDR.
 			Overlay:   []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")},
 			Pods:      []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
 			PodPrefix: []int{podBits4},
@@ -177,7 +174,7 @@ func defaults() Config {
 		WireGuard: WireGuard{Interface: "meshd0", ListenPort: 51820, Implementation: "auto"},
 		Gossip:    Gossip{Bind: netip.AddrPortFrom(netip.Addr{}, DefaultGossipPort)},
 		Probe:     Probe{Interval: 250 * time.Millisecond, Misses: 4},
-		// Longer than any repair or holiday, and short enough that addresses come back.
+		// Longer than any repair or holiday, but short enough to free addresses again.
 		ForgetAfter: 30 * 24 * time.Hour,
 		CNI: CNI{
 			Enabled:      true,
@@ -191,16 +188,15 @@ func defaults() Config {
 	}
 }
 
-// Length of a node's pod CIDR where none is written: Kubernetes' own default
-// for IPv4, and for IPv6 the length of every other subnet.
+// Default length of a node's pod CIDR: that of Kubernetes for IPv4, and the usual subnet
+// length for IPv6.
 const (
 	podBits4 = 24
 	podBits6 = 64
 )
 
-// Load reads the configuration file and the secret file that it names. A node
-// without a name gets the host's, in lower case as k3s has it. The errors are
-// *Error, joined.
+// Load reads the configuration file and the secret file that it names. A node without a
+// name gets the host name, in lower case like in k3s. The errors are *Error, joined.
 func Load(path string) (Config, error) {
 	data, err := readFile(path)
 	if err != nil {
@@ -212,26 +208,26 @@ func Load(path string) (Config, error) {
 		if err != nil {
 			return Config{}, fmt.Errorf("read host name: %w", err)
 		}
-		d.takeHostName(host)
+		d.useHostName(host)
 	}
-	var elsewhere []*Error
+	var secretErrs []*Error
 	if d.config.SecretFile != "" {
 		secrets, errs := readSecrets(d.config.SecretFile)
 		d.config.Secrets = secrets
 		for _, e := range errs {
-			if e.Line == 0 { // about the file: the line that names it is to blame
+			if e.Line == 0 { // about the whole file: report it at the line that names the file
 				d.report("secret-file", e.File+" "+e.Problem, e.Advice)
 			} else {
-				elsewhere = append(elsewhere, e)
+				secretErrs = append(secretErrs, e)
 			}
 		}
 	}
-	return d.result(elsewhere)
+	return d.result(secretErrs)
 }
 
-// Parse reads a configuration from data; name stands for the file in errors.
-// It touches no file, so Secrets stays empty, and so does the node's name
-// where the file has none. The errors are *Error with a line, joined.
+// Parse parses a configuration; name is the file name for errors. It reads no other file,
+// so Secrets is empty, and so is the node's name if the configuration has none. The errors
+// are *Error with a line, joined.
 func Parse(name string, data []byte) (Config, error) {
 	return decode(name, data).result(nil)
 }
@@ -252,8 +248,8 @@ func readFile(path string) ([]byte, error) {
 	return data, nil
 }
 
-// takeHostName names the node after the host.
-func (d *decoder) takeHostName(host string) {
+// useHostName sets the node's name to the host name.
+func (d *decoder) useHostName(host string) {
 	name, err := label(strings.ToLower(host))
 	if err != nil {
 		d.report("node.name", fmt.Sprintf("is not set, and the host name %s can't stand in", quote(host)), "set node.name to a name of "+labelRule)

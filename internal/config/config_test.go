@@ -18,8 +18,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// head is the first line of every file in the tables, the only one that must
-// be there.
+// head is the first line of every file in the tables, and the only required one.
 const head = "secret-file: /etc/meshd/secret\n"
 
 var netipTypes = cmp.Options{
@@ -27,7 +26,7 @@ var netipTypes = cmp.Options{
 	cmpopts.EquateEmpty(),
 }
 
-// defaults is what head alone means.
+// defaults returns the configuration of a file with head alone.
 func defaults() config.Config {
 	return config.Config{
 		SecretFile: "/etc/meshd/secret",

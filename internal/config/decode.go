@@ -15,17 +15,17 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// decoder walks a YAML tree along the table of keys. It collects errors
-// instead of stopping at the first one.
+// decoder walks a YAML tree along the table of keys. It collects all errors instead of
+// stopping at the first one.
 type decoder struct {
 	file   string
 	config Config
-	lines  map[string]int  // of the keys, and of the entries of lists, that the file has
+	lines  map[string]int  // line of each key, and of each list's entry, in the file
 	faulty map[string]bool // keys with an error
 	errs   []*Error
 }
 
-// decode reads a file's content and compares its settings with each other.
+// decode parses a file's content and checks its settings.
 func decode(file string, data []byte) *decoder {
 	d := &decoder{
 		file: file, config: defaults(),
@@ -48,12 +48,12 @@ func decode(file string, data []byte) *decoder {
 	return d
 }
 
-// result returns the configuration, or all errors: those of this file by line,
-// then those of others.
-func (d *decoder) result(elsewhere []*Error) (Config, error) {
+// result returns the configuration, or all errors: those of this file by line, then those
+// of the secret file.
+func (d *decoder) result(secretErrs []*Error) (Config, error) {
 	slices.SortStableFunc(d.errs, compareLines)
 	var errs []error
-	for _, e := range append(d.errs, elsewhere...) {
+	for _, e := range append(d.errs, secretErrs...) {
 		errs = append(errs, e)
 	}
 	if len(errs) > 0 {
@@ -62,8 +62,8 @@ func (d *decoder) result(elsewhere []*Error) (Config, error) {
 	return d.config, nil
 }
 
-// report notes an error of a key, or of an entry of a list. If the file
-// doesn't have it, the error stands where the nearest thing around it does.
+// report adds an error of a key or of a list's entry. If the file doesn't contain it, the
+// error gets the line of the nearest section around it.
 func (d *decoder) report(key, problem, advice string) {
 	d.fail(d.line(key), key, wrong(problem, advice))
 }
@@ -74,7 +74,8 @@ func (d *decoder) fail(line int, key string, err *Error) {
 	d.faulty[listOf(key)] = true
 }
 
-// line says where a key, a list's entry, or else what it belongs to, stands.
+// line returns the line of a key or a list's entry, or else of the nearest section around
+// it.
 func (d *decoder) line(key string) int {
 	for key != "" {
 		if n, ok := d.lines[key]; ok {
@@ -85,22 +86,22 @@ func (d *decoder) line(key string) int {
 	return 1
 }
 
-// entry is the path of a list's entry.
+// entry returns the path of a list's entry.
 func entry(list string, i int) string { return fmt.Sprintf("%s[%d]", list, i) }
 
-// listOf turns the path of a list's entry into that of the list.
+// listOf returns the path of the list from that of an entry.
 func listOf(key string) string {
 	list, _, _ := strings.Cut(key, "[")
 	return list
 }
 
-// sound says whether none of the keys has had an error.
+// sound reports whether none of the keys has an error.
 func (d *decoder) sound(keys ...string) bool {
 	return !slices.ContainsFunc(keys, func(k string) bool { return d.faulty[k] })
 }
 
-// section reads the keys of a mapping. Nothing at all is an empty section, so
-// that a file may have one whose keys are all commented out.
+// section reads the keys of a mapping. A section without a value is empty, so that all its
+// keys may be commented out.
 func (d *decoder) section(path string, n *yaml.Node) {
 	if n.Tag == "!!null" {
 		return
@@ -146,9 +147,9 @@ func (d *decoder) pair(section string, name, value *yaml.Node) {
 	}
 }
 
-// plain refuses what YAML has beyond mappings, lists and scalars: none of it
-// has a use in so small a file, and an alias can blow up a small file to a
-// large tree.
+// plain refuses the features of YAML beyond mappings, lists and scalars, and reports
+// whether there are none. Such a small file needs none of them, and aliases can make a
+// huge tree from a small file.
 func (d *decoder) plain(path string, n *yaml.Node) bool {
 	switch {
 	case n.Kind == yaml.AliasNode, n.Anchor != "":
@@ -200,8 +201,8 @@ func (d *decoder) scalar(k key, path string, n *yaml.Node) {
 	}
 }
 
-// printable is foreign text as it is, if that can't confuse anybody who reads
-// it in an error, and quoted otherwise.
+// printable returns text from a file for an error: as it is if all its characters are
+// printable and it is short, else quoted.
 func printable(s string) string {
 	if q := quote(s); s == "" || q != `"`+s+`"` {
 		return q
@@ -242,20 +243,20 @@ func documents(data []byte) (docs []*yaml.Node, err error) {
 	}
 }
 
-// yamlError is how yaml.v3 words an error of syntax.
+// yamlError matches the syntax errors of yaml.v3.
 var yamlError = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)`)
 
-// malformed says where data stops being YAML. The line in yaml.v3's error is
-// that of the construct around the mistake, and often one off; the mistake
-// itself is in the line after the longest part of the file that is sound.
+// malformed returns an error with the line where data stops being valid YAML. The line in
+// yaml.v3's error is that of the construct around the mistake, and often off by one. The
+// mistake itself is in the line after the longest valid beginning of the file.
 func malformed(data []byte, err error) *Error {
 	m := yamlError.FindStringSubmatch(err.Error())
 	line, _ := strconv.Atoi(m[1])
 	e := &Error{Line: max(line, 1), Problem: "is not YAML: " + m[2], Advice: "look at its indentation, brackets, quotes and colons"}
 
-	const affordable = 500 // lines; each costs a parse of all before it
+	const maxLines = 500 // each line costs a parse of all lines before it
 	rows := bytes.SplitAfter(data, []byte("\n"))
-	if len(rows) > affordable {
+	if len(rows) > maxLines {
 		return e
 	}
 	for n := len(rows) - 1; n >= 0; n-- {

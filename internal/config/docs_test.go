@@ -20,10 +20,10 @@ const (
 	manualPath    = "../../docs/configuration.md"
 )
 
-// pages have examples of the file, beside other YAML.
+// pages contain examples of the file, besides other YAML.
 var pages = []string{"../../README.md", manualPath, "../../docs/k3s.md", "../../docs/security.md"}
 
-// supported are the paths of all keys.
+// supported returns the paths of all keys.
 func supported() []string {
 	var paths []string
 	for _, k := range keys {
@@ -46,8 +46,8 @@ func TestReferenceFileHasTheDefaults(t *testing.T) {
 	}
 }
 
-// TestReferenceFileHasEveryKey takes the comment sign from the settings that
-// have no default.
+// TestReferenceFileHasEveryKey first removes the comment sign from settings that have no
+// default.
 func TestReferenceFileHasEveryKey(t *testing.T) {
 	setting := regexp.MustCompile(`(?m)^( *)#(\w)`)
 	d := decode(referencePath, setting.ReplaceAll(read(t, referencePath), []byte("$1$2")))
@@ -89,9 +89,9 @@ func TestManualHasEveryKey(t *testing.T) {
 	}
 }
 
-// TestExamples parses what the pages tell people to write. A part of a file has no
-// secret; YAML that begins with none of our sections is somebody
-// else's, but for the manual, which has no other.
+// TestExamples parses the examples on the pages. It adds a secret to examples that are a
+// part of a file. YAML that does not begin with one of our sections is not meshd's, except
+// in the manual, which has no other YAML.
 func TestExamples(t *testing.T) {
 	block := regexp.MustCompile("(?s)```yaml\n(.*?)\n *```")
 	indent := regexp.MustCompile("(?m)^   ")
@@ -125,7 +125,7 @@ func TestKeysAreInOrder(t *testing.T) {
 	for _, k := range keys {
 		section, _, _ := strings.Cut(k.path, ".")
 		if len(sections) > 0 && sections[len(sections)-1] != section && slices.Contains(sections, section) {
-			t.Errorf("%s stands apart from its section", k.path)
+			t.Errorf("%s is not next to the other keys of its section", k.path)
 		}
 		sections = append(sections, section)
 	}
@@ -141,7 +141,7 @@ func TestHostName(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.host, func(t *testing.T) {
 			d := decode("meshd.yaml", []byte("secret-file: /a"))
-			d.takeHostName(tt.host)
+			d.useHostName(tt.host)
 			got, err := d.result(nil)
 			problem := ""
 			if err != nil {

@@ -8,20 +8,19 @@ import (
 	"strings"
 )
 
-// Error is something wrong in a file that a person wrote: where, what, and
-// what to write instead. It never holds a secret.
+// Error is an error in a file that a person wrote: where it is, what is wrong, and what to
+// write instead. It never contains a secret.
 type Error struct {
-	File    string // as it was given to Load, Parse or ReadSecrets
-	Line    int    // 1 is the first; 0 if the file could not be read at all
-	Key     string // cluster.pods[0]; "" if the line has none
+	File    string // as given to Load, Parse or ReadSecrets
+	Line    int    // from 1; 0 if the file could not be read at all
+	Key     string // for example cluster.pods[0]; "" if the line has none
 	Problem string
-	Advice  string // "" if the problem says it all
+	Advice  string // "" if none is needed
 
 	cause error
 }
 
-// Error returns file:line: key: problem: advice, without the parts that are
-// not there.
+// Error returns file:line: key: problem: advice, without empty parts.
 func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString(e.File)
@@ -36,19 +35,19 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Unwrap returns the error of the operating system behind this one, if any.
+// Unwrap returns the operating system's error that is the cause, if there is one.
 func (e *Error) Unwrap() error { return e.cause }
 
-// wrong is the error of a parse function, which knows no place.
+// wrong returns the error of a parse function. Its caller adds the file, line and key.
 func wrong(problem, advice string) *Error { return &Error{Problem: problem, Advice: advice} }
 
-// compareLines orders errors as their lines stand in the file.
+// compareLines orders errors by line.
 func compareLines(a, b *Error) int { return cmp.Compare(a.Line, b.Line) }
 
-// maxQuoted is how many characters of foreign text an error shows.
+// maxQuoted is how many characters of a file's text an error shows at most.
 const maxQuoted = 60
 
-// quote makes foreign text fit for one line of an error.
+// quote quotes and shortens text of a file, so that the error stays on one line.
 func quote(s string) string {
 	if r := []rune(s); len(r) > maxQuoted {
 		return fmt.Sprintf("%q…", string(r[:maxQuoted]))

@@ -12,8 +12,8 @@ import (
 	"github.com/meshd/meshd/internal/config"
 )
 
-// badFiles begin in line 2, below head, unless they are whole. The errors are
-// those of a file named meshd.yaml, without that name.
+// badFiles begin in line 2, below head, unless they are whole files. The errors are without
+// the file name meshd.yaml.
 var badFiles = []struct {
 	name  string
 	whole bool
@@ -424,8 +424,8 @@ var badFiles = []struct {
 	}},
 }
 
-// TestParseErrors holds every error to its exact words, since they are what a
-// person reads who got it wrong.
+// TestParseErrors checks the exact text of every error, because a person has to understand
+// it.
 func TestParseErrors(t *testing.T) {
 	for _, tt := range badFiles {
 		t.Run(tt.name, func(t *testing.T) {

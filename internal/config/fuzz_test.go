@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// FuzzParse holds that whatever a file has in it, there is a configuration or
-// errors that each fill one line, and say where in the file they are.
+// FuzzParse checks that any file gives a configuration, or errors of one line each that
+// name their place in the file.
 func FuzzParse(f *testing.F) {
 	for _, path := range []string{referencePath, minimalPath} {
 		data, err := os.ReadFile(path)
@@ -50,7 +50,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// checkInvariants checks what the rest of the program takes for granted.
+// checkInvariants checks what the rest of the program relies on.
 func checkInvariants(t *testing.T, c Config) {
 	t.Helper()
 	if c.SecretFile == "" || c.Cluster.Slots() < 1 || len(c.Cluster.PodPrefix) != len(c.Cluster.Pods) {

@@ -10,8 +10,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// hostPort parses a host with or without a port. The port is 0 if there is
-// none. An IPv6 address needs brackets only before a port.
+// hostPort parses a host with an optional port, which is 0 if there is none. An IPv6
+// address needs brackets only before a port.
 func hostPort(s string) (HostPort, *Error) {
 	if a, err := netip.ParseAddr(s); err == nil {
 		return literal(a, 0)
@@ -47,7 +47,7 @@ func hostPort(s string) (HostPort, *Error) {
 	return HostPort{Host: host, Port: uint16(n)}, nil
 }
 
-// literal is a HostPort of an address, in its canonical form.
+// literal returns the HostPort of an IP address, in its canonical form.
 func literal(a netip.Addr, port uint16) (HostPort, *Error) {
 	a = a.Unmap()
 	if a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
@@ -65,9 +65,9 @@ func cutLast(s, separator string) (before, after string, found bool) {
 	return s[:i], s[i+len(separator):], true
 }
 
-// isHostName says whether a resolver would take s for a name. Underscores are
-// no part of host names, but in use. A last label of digits only would make it
-// a misspelled IPv4 address.
+// isHostName reports whether s can be resolved as a name. It allows underscores, which are
+// not valid in host names but in use. A name whose last label has only digits is refused:
+// it is a misspelled IPv4 address.
 func isHostName(s string) bool {
 	s = strings.ToLower(strings.TrimSuffix(s, "."))
 	if !isDomain(strings.ReplaceAll(s, "_", "x")) {
@@ -81,7 +81,7 @@ func isHostName(s string) bool {
 	return err != nil
 }
 
-// joinAddress parses where a node gossips.
+// joinAddress parses the gossip address of a node.
 func joinAddress(s string) (HostPort, *Error) {
 	h, err := hostPort(s)
 	if err == nil && h.Port == 0 {
@@ -90,7 +90,7 @@ func joinAddress(s string) (HostPort, *Error) {
 	return h, err
 }
 
-// endpoint parses where this node's WireGuard socket is reached from outside.
+// endpoint parses the address at which other hosts reach this node's WireGuard socket.
 func endpoint(s string) (HostPort, *Error) {
 	h, err := hostPort(s)
 	if err != nil {
@@ -102,7 +102,8 @@ func endpoint(s string) (HostPort, *Error) {
 	return h, nil
 }
 
-// advertise parses where this node's gossip is reached, "" for unknown.
+// advertise parses the address at which other hosts reach this node's gossip, "" for
+// unknown.
 func advertise(s string) (HostPort, *Error) {
 	if s == "" {
 		return HostPort{}, nil
@@ -110,7 +111,7 @@ func advertise(s string) (HostPort, *Error) {
 	return endpoint(s)
 }
 
-// bind parses the address to listen on; without a host it is every address.
+// bind parses an address to listen on. Without a host it means all addresses.
 func bind(s string) (netip.AddrPort, *Error) {
 	const advice = "write one such as :7946, 192.0.2.1:7946 or [2001:db8::1]:7946"
 	if port, ok := strings.CutPrefix(s, ":"); ok && !strings.Contains(port, ":") {
@@ -132,7 +133,7 @@ func bind(s string) (netip.AddrPort, *Error) {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()), nil
 }
 
-// listen parses an address to serve on, "" for none.
+// listen parses the address of a server, "" for none.
 func listen(s string) (netip.AddrPort, *Error) {
 	const advice = "write one such as 127.0.0.1:9586 or [::1]:9586, or \"\" for none"
 	if s == "" {

@@ -10,25 +10,25 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// key is a key of the file: where it stands, and how its text gets into a
-// Config. A section is not in the table: it is what keys have before a dot.
+// key is a key of the file, and how its text is stored in a Config. Sections are not in
+// the table: they are the parts of a path before the dots.
 type key struct {
-	path string // cluster.dns.address
+	path string // for example cluster.dns.address
 	list bool
-	// restart says that a running daemon can't take a new value: sockets, the
-	// device or others' records depend on it.
+	// restart means that a running daemon can't use a new value, because sockets, the device
+	// or other nodes' records depend on it.
 	restart bool
 
-	// set parses one text and stores it, or appends it for a list.
+	// set parses the text and stores the value, or appends it to a list.
 	set func(*Config, string) *Error
-	// get returns what set has stored.
+	// get returns the stored value.
 	get func(*Config) any
-	// reset empties a list before its first entry is set, and returns how
-	// many entries it had by default.
+	// reset empties a list before its first entry is set, and returns how many entries the
+	// default has.
 	reset func(*Config) int
 }
 
-// one is a key with a single value.
+// one returns a key with a single value.
 func one[T any](path string, field func(*Config) *T, parse func(string) (T, *Error)) key {
 	return key{
 		path: path,
@@ -43,7 +43,7 @@ func one[T any](path string, field func(*Config) *T, parse func(string) (T, *Err
 	}
 }
 
-// many is a key with a list of values.
+// many returns a key with a list of values.
 func many[T any](path string, field func(*Config) *[]T, parse func(string) (T, *Error)) key {
 	return key{
 		path: path, list: true,
@@ -63,19 +63,19 @@ func many[T any](path string, field func(*Config) *[]T, parse func(string) (T, *
 	}
 }
 
-// fixed is a key whose new value counts only after a restart.
-func fixed(k key) key {
+// needsRestart returns a key whose new value takes effect only after a restart.
+func needsRestart(k key) key {
 	k.restart = true
 	return k
 }
 
-// keys are all keys of the file, in the order in which docs/configuration.md
-// and packaging/meshd.yaml have them.
+// keys are all keys of the file, in the order of docs/configuration.md and
+// packaging/meshd.yaml.
 var keys = []key{
 	one("secret-file", func(c *Config) *string { return &c.SecretFile }, secretPath),
 	many("join", func(c *Config) *[]HostPort { return &c.Join }, joinAddress),
 
-	fixed(one("node.name", func(c *Config) *string { return &c.Node.Name }, label)),
+	needsRestart(one("node.name", func(c *Config) *string { return &c.Node.Name }, label)),
 	one("node.location", func(c *Config) *string { return &c.Node.Location }, label),
 	one("node.endpoint", func(c *Config) *HostPort { return &c.Node.Endpoint }, endpoint),
 	one("node.internal-ip", func(c *Config) *netip.Prefix { return &c.Node.InternalIP }, interfaceAddress),
@@ -86,7 +86,7 @@ var keys = []key{
 	many("node.pod-cidr", func(c *Config) *[]netip.Prefix { return &c.Node.PodCIDR }, network),
 	many("node.allowed-location-ips", func(c *Config) *[]netip.Prefix { return &c.Node.AllowedLocationIPs }, network),
 
-	fixed(one("cluster.name", func(c *Config) *string { return &c.Cluster.Name }, label)),
+	needsRestart(one("cluster.name", func(c *Config) *string { return &c.Cluster.Name }, label)),
 	one("cluster.generation", func(c *Config) *uint64 { return &c.Cluster.Generation }, generation),
 	one("cluster.trust", func(c *Config) *string { return &c.Cluster.Trust }, choice(TrustOpen, TrustList)),
 	many("cluster.trusted", func(c *Config) *[]mesh.ID { return &c.Trusted }, fingerprint),
@@ -95,31 +95,31 @@ var keys = []key{
 	one("cluster.encapsulation", func(c *Config) *string { return &c.Cluster.Encapsulation },
 		choice(mesh.EncapsulationNever, mesh.EncapsulationCrossSubnet, mesh.EncapsulationAlways)),
 	one("cluster.gateways", func(c *Config) *int { return &c.Cluster.Gateways }, number(1, 16)),
-	one("cluster.forget-after", func(c *Config) *time.Duration { return &c.ForgetAfter }, span(time.Hour, 10*365*24*time.Hour, "720h")),
-	fixed(many("cluster.overlay", func(c *Config) *[]netip.Prefix { return &c.Cluster.Overlay }, network)),
-	fixed(many("cluster.pods", func(c *Config) *[]netip.Prefix { return &c.Cluster.Pods }, network)),
-	fixed(many("cluster.pod-prefix", func(c *Config) *[]int { return &c.Cluster.PodPrefix }, number(1, 126))),
+	one("cluster.forget-after", func(c *Config) *time.Duration { return &c.ForgetAfter }, duration(time.Hour, 10*365*24*time.Hour, "720h")),
+	needsRestart(many("cluster.overlay", func(c *Config) *[]netip.Prefix { return &c.Cluster.Overlay }, network)),
+	needsRestart(many("cluster.pods", func(c *Config) *[]netip.Prefix { return &c.Cluster.Pods }, network)),
+	needsRestart(many("cluster.pod-prefix", func(c *Config) *[]int { return &c.Cluster.PodPrefix }, number(1, 126))),
 	many("cluster.services", func(c *Config) *[]netip.Prefix { return &c.Cluster.Services }, network),
 	one("cluster.dns.address", func(c *Config) *netip.Addr { return &c.Cluster.DNS.Address }, address),
 	one("cluster.dns.domain", func(c *Config) *string { return &c.Cluster.DNS.Domain }, domain),
 
-	fixed(one("wireguard.interface", func(c *Config) *string { return &c.WireGuard.Interface }, link)),
-	fixed(one("wireguard.listen-port", func(c *Config) *int { return &c.WireGuard.ListenPort }, number(1, 65535))),
+	needsRestart(one("wireguard.interface", func(c *Config) *string { return &c.WireGuard.Interface }, link)),
+	needsRestart(one("wireguard.listen-port", func(c *Config) *int { return &c.WireGuard.ListenPort }, number(1, 65535))),
 	one("wireguard.mtu", func(c *Config) *int { return &c.WireGuard.MTU }, mtu),
-	fixed(one("wireguard.implementation", func(c *Config) *string { return &c.WireGuard.Implementation },
+	needsRestart(one("wireguard.implementation", func(c *Config) *string { return &c.WireGuard.Implementation },
 		choice("auto", "kernel", "userspace"))),
 
-	fixed(one("gossip.bind", func(c *Config) *netip.AddrPort { return &c.Gossip.Bind }, bind)),
+	needsRestart(one("gossip.bind", func(c *Config) *netip.AddrPort { return &c.Gossip.Bind }, bind)),
 	one("gossip.advertise", func(c *Config) *HostPort { return &c.Gossip.Advertise }, advertise),
 
-	one("probe.interval", func(c *Config) *time.Duration { return &c.Probe.Interval }, span(50*time.Millisecond, 10*time.Second, "250ms")),
+	one("probe.interval", func(c *Config) *time.Duration { return &c.Probe.Interval }, duration(50*time.Millisecond, 10*time.Second, "250ms")),
 	one("probe.misses", func(c *Config) *int { return &c.Probe.Misses }, number(2, 100)),
 
-	fixed(one("cni.enabled", func(c *Config) *bool { return &c.CNI.Enabled }, boolean)),
-	fixed(one("cni.conf-dir", func(c *Config) *string { return &c.CNI.ConfDir }, directory)),
-	fixed(one("cni.bin-dir", func(c *Config) *string { return &c.CNI.BinDir }, directory)),
-	fixed(one("cni.plugin-source", func(c *Config) *string { return &c.CNI.PluginSource }, directory)),
-	fixed(one("cni.bridge", func(c *Config) *string { return &c.CNI.Bridge }, link)),
+	needsRestart(one("cni.enabled", func(c *Config) *bool { return &c.CNI.Enabled }, boolean)),
+	needsRestart(one("cni.conf-dir", func(c *Config) *string { return &c.CNI.ConfDir }, directory)),
+	needsRestart(one("cni.bin-dir", func(c *Config) *string { return &c.CNI.BinDir }, directory)),
+	needsRestart(one("cni.plugin-source", func(c *Config) *string { return &c.CNI.PluginSource }, directory)),
+	needsRestart(one("cni.bridge", func(c *Config) *string { return &c.CNI.Bridge }, link)),
 
 	one("k3s.write-config", func(c *Config) *bool { return &c.K3s.WriteConfig }, boolean),
 	one("k3s.role", func(c *Config) *string { return &c.K3s.Role }, choice(RoleAuto, RoleServer, RoleAgent)),
@@ -137,7 +137,7 @@ func lookup(path string) (key, bool) {
 	return key{}, false
 }
 
-// children are the names that may stand in a section, in the table's order.
+// children returns the names that are valid in a section, in the order of the table.
 func children(section string) []string {
 	if section != "" {
 		section += "."
@@ -156,9 +156,8 @@ func children(section string) []string {
 	return names
 }
 
-// suggest says what somebody who wrote the unknown name into the section may
-// have meant: a key that is spelled nearly so, one of that name in another
-// section, or, failing these, any of the section's.
+// suggest returns advice for an unknown name in a section: a key of the section with a
+// similar name, else one with that name in another section, else all names of the section.
 func suggest(section, name string) string {
 	known := children(section)
 	nearest, best := "", 1+min(len(name), maxQuoted)/3
@@ -182,7 +181,7 @@ func suggest(section, name string) string {
 	return "known here: " + strings.Join(known, ", ")
 }
 
-// pathOf makes the path of a key in a section.
+// pathOf returns the path of a key in a section.
 func pathOf(section, name string) string {
 	if section == "" {
 		return name
@@ -190,8 +189,8 @@ func pathOf(section, name string) string {
 	return section + "." + name
 }
 
-// distance is the Levenshtein distance of two strings, of which only as much
-// counts as an error would print.
+// distance returns the Levenshtein distance of two strings. Of a, which comes from a file,
+// it uses only maxQuoted bytes.
 func distance(a, b string) int {
 	a = a[:min(len(a), maxQuoted)]
 	row := make([]int, len(b)+1)

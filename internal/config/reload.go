@@ -7,9 +7,9 @@ import (
 	"slices"
 )
 
-// Changed compares two configurations and returns the keys that differ: those
-// that a running daemon can take over, and those that need a restart. Secrets
-// count as secret-file.
+// Changed returns the keys that differ between two configurations: those that a running
+// daemon can apply, and those that need a restart. A change of the secrets counts as one of
+// secret-file.
 func Changed(from, to Config) (live, restart []string) {
 	for _, k := range keys {
 		switch {

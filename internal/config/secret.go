@@ -17,60 +17,59 @@ import (
 // secretSize is the length of a secret in bytes.
 const secretSize = 32
 
-// secretExample is where the documentation puts the secret.
+// secretExample is the path of the secret in the documentation.
 const secretExample = "/etc/meshd/secret"
 
-// Secrets are what the members of a mesh share. The first is used to send, all
-// are accepted, so that one can be exchanged for another without a gap. They
-// print as their number only.
+// Secrets are shared by all members of a mesh. The first one is used to send and all are
+// accepted, so that a secret can be replaced without an interruption. Printing them shows
+// only their number.
 type Secrets [][secretSize]byte
 
-// Format keeps secrets out of whatever the package fmt prints.
+// Format keeps secrets out of everything that the package fmt prints.
 func (s Secrets) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "%d not shown", len(s)) }
 
-// MarshalText keeps secrets out of JSON and of logs.
+// MarshalText keeps secrets out of JSON and logs.
 func (s Secrets) MarshalText() ([]byte, error) { return fmt.Append(nil, s), nil }
 
-// ReadSecrets reads the secret file: one secret of 32 bytes in base64 a line,
-// with empty lines and comments that begin with #. The file must belong to
-// root or to who runs this, and nobody else may read it. The errors are
-// *Error, joined.
+// ReadSecrets reads the secret file. Each line has one secret of 32 bytes in base64; empty
+// lines and comments that begin with # are allowed. The file must belong to root or to the
+// user of this process, and no other user may read it. The errors are *Error, joined.
 func ReadSecrets(path string) (Secrets, error) {
-	secrets, wrongs := readSecrets(path)
+	secrets, secretErrs := readSecrets(path)
 	var errs []error
-	for _, e := range wrongs {
+	for _, e := range secretErrs {
 		errs = append(errs, e)
 	}
 	return secrets, errors.Join(errs...)
 }
 
 func readSecrets(path string) (Secrets, []*Error) {
-	whole := func(problem, advice string, cause error) (Secrets, []*Error) {
+	fail := func(problem, advice string, cause error) (Secrets, []*Error) {
 		return nil, []*Error{{File: path, Problem: problem, Advice: advice, cause: cause}}
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return whole("does not exist", "copy it from another node, or for the first node run: meshd secret new --out "+path, err)
+		return fail("does not exist", "copy it from another node, or for the first node run: meshd secret new --out "+path, err)
 	} else if err != nil {
-		return whole("can't be opened", err.Error(), err)
+		return fail("can't be opened", err.Error(), err)
 	}
 	defer f.Close()
-	if e := onlyOurs(f); e != nil {
-		return whole(e.Problem, e.Advice, nil)
+	if e := checkOwner(f); e != nil {
+		return fail(e.Problem, e.Advice, nil)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxSize))
 	if err != nil {
-		return whole("can't be read", err.Error(), err)
+		return fail("can't be read", err.Error(), err)
 	}
 	secrets, errs := parseSecrets(path, data)
 	if len(secrets) == 0 && len(errs) == 0 {
-		return whole("has no secret in it", "copy it from another node, or for the first node run: meshd secret new --out "+path, nil)
+		return fail("has no secret in it", "copy it from another node, or for the first node run: meshd secret new --out "+path, nil)
 	}
 	return secrets, errs
 }
 
-// onlyOurs refuses a file that somebody else may read, or may have written.
-func onlyOurs(f *os.File) *Error {
+// checkOwner refuses a file that another user may read or may have written.
+func checkOwner(f *os.File) *Error {
 	info, err := f.Stat()
 	if err != nil {
 		return &Error{Problem: "can't be examined", Advice: err.Error()}
@@ -84,7 +83,7 @@ func onlyOurs(f *os.File) *Error {
 	return nil
 }
 
-// parseSecrets parses the content of a secret file. Its errors never show it.
+// parseSecrets parses the content of a secret file. Its errors never contain a secret.
 func parseSecrets(path string, data []byte) (Secrets, []*Error) {
 	const advice = "write 32 random bytes in base64, as meshd secret new prints them"
 	var secrets Secrets

@@ -80,7 +80,7 @@ func TestReadSecretsOfADirectory(t *testing.T) {
 	}
 }
 
-// A secret that somebody pasted into the wrong place must not get into a log.
+// A secret in the wrong place of the file must not get into a log.
 func TestErrorsHideSecrets(t *testing.T) {
 	for _, file := range []string{
 		sampleSecret,

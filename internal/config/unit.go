@@ -4,9 +4,9 @@ package config
 
 import "strings"
 
-// DropIn is what `systemctl edit meshd` takes to let the daemon write to directories
-// that its unit does not know of (systemd.exec(5), ReadWritePaths=). The unit starts
-// also when one of them is missing.
+// DropIn returns the text for `systemctl edit meshd` that allows the daemon to write to
+// further directories (systemd.exec(5), ReadWritePaths=). The unit also starts if one of
+// them is missing.
 func DropIn(dirs ...string) string {
 	return "[Service]\nReadWritePaths=-" + strings.Join(dirs, " -")
 }

@@ -16,12 +16,12 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// labelRule words what label accepts.
+// labelRule describes what label accepts.
 const labelRule = "lower-case letters, digits, dots and dashes, at most 63 characters"
 
-// label parses a name of a node, location or cluster: a DNS subdomain, as
-// Kubernetes wants it of a node's name (RFC 1123), of at most mesh.MaxName
-// characters, as it wants it of a label's value.
+// label parses a name of a node, location or cluster: a DNS subdomain (RFC 1123) of at most
+// mesh.MaxName characters. Kubernetes requires the former of a node's name, and the latter
+// of a label's value.
 func label(s string) (string, *Error) {
 	if lower := strings.ToLower(s); lower != s && isDomain(lower) && len(s) <= mesh.MaxName {
 		return "", wrong(s+" has upper-case letters", "write "+lower)
@@ -40,7 +40,7 @@ func domain(s string) (string, *Error) {
 	return s, nil
 }
 
-// isDomain says whether s is a DNS subdomain in lower case.
+// isDomain reports whether s is a DNS subdomain in lower case.
 func isDomain(s string) bool {
 	for part := range strings.SplitSeq(s, ".") {
 		bad := func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }
@@ -51,15 +51,15 @@ func isDomain(s string) bool {
 	return len(s) <= 253
 }
 
-// choice parses one of several words.
-func choice[T ~string](words ...T) func(string) (T, *Error) {
+// choice returns a function that parses one of several values.
+func choice[T ~string](values ...T) func(string) (T, *Error) {
 	return func(s string) (T, *Error) {
-		if slices.Contains(words, T(s)) {
+		if slices.Contains(values, T(s)) {
 			return T(s), nil
 		}
-		names := make([]string, len(words))
-		for i, w := range words {
-			names[i] = string(w)
+		names := make([]string, len(values))
+		for i, v := range values {
+			names[i] = string(v)
 		}
 		return "", wrong(quote(s)+" is unknown", "write "+strings.Join(names, ", or "))
 	}
@@ -81,13 +81,13 @@ func boolean(s string) (bool, *Error) {
 	return s == "true", nil
 }
 
-// number parses a decimal number within bounds.
+// number returns a function that parses a decimal number within bounds.
 func number(least, most int) func(string) (int, *Error) {
 	advice := fmt.Sprintf("write one from %d to %d", least, most)
 	return func(s string) (int, *Error) {
 		n, err := strconv.Atoi(s)
 		switch {
-		case err != nil || strconv.Itoa(n) != s: // 010 is eight to some readers of YAML, ten to others
+		case err != nil || strconv.Itoa(n) != s: // some YAML parsers read 010 as eight, others as ten
 			return 0, wrong(quote(s)+" is not a whole number", advice)
 		case n < least || n > most:
 			return 0, wrong(s+" is out of range", advice)
@@ -101,7 +101,7 @@ func mtu(s string) (int, *Error) {
 	if s == "auto" {
 		return 0, nil
 	}
-	// Every IPv4 host takes 576 bytes (RFC 791); 9000 is the usual jumbo frame.
+	// Every IPv4 host must accept 576 bytes (RFC 791); 9000 is the usual jumbo frame.
 	n, err := number(576, 9000)(s)
 	if err != nil {
 		err.Advice += ", or auto"
@@ -115,9 +115,9 @@ func generation(s string) (uint64, *Error) {
 	return uint64(n), err
 }
 
-// span parses a duration within bounds.
-func span(least, most time.Duration, example string) func(string) (time.Duration, *Error) {
-	advice := fmt.Sprintf("write one from %s to %s, such as %s", plain(least), plain(most), example)
+// duration returns a function that parses a duration within bounds.
+func duration(least, most time.Duration, example string) func(string) (time.Duration, *Error) {
+	advice := fmt.Sprintf("write one from %s to %s, such as %s", formatDuration(least), formatDuration(most), example)
 	return func(s string) (time.Duration, *Error) {
 		v, err := time.ParseDuration(s)
 		switch {
@@ -130,8 +130,8 @@ func span(least, most time.Duration, example string) func(string) (time.Duration
 	}
 }
 
-// plain prints a duration without parts that are zero.
-func plain(d time.Duration) string {
+// formatDuration returns a duration as text without zero parts.
+func formatDuration(d time.Duration) string {
 	s := d.String()
 	for _, zero := range []string{"m0s", "h0m"} {
 		if strings.HasSuffix(s, zero) {
@@ -141,8 +141,7 @@ func plain(d time.Duration) string {
 	return s
 }
 
-// keepalive parses a duration that WireGuard can express: whole seconds in 16
-// bits.
+// keepalive parses a duration that WireGuard can represent: whole seconds in 16 bits.
 func keepalive(s string) (*time.Duration, *Error) {
 	const advice = "write seconds such as 25s, or 0 for never"
 	if _, err := strconv.Atoi(s); err == nil && s != "0" {
@@ -158,11 +157,10 @@ func keepalive(s string) (*time.Duration, *Error) {
 	return &v, nil
 }
 
-// link parses the name of a network device by the kernel's rules
-// (dev_valid_name in net/core/dev.c), and without %, which it takes for a
-// pattern.
+// link parses the name of a network device by the kernel's rules (dev_valid_name in
+// net/core/dev.c). It refuses %, too, which the kernel replaces by a number.
 func link(s string) (string, *Error) {
-	const most = 15 // IFNAMSIZ, without the closing zero
+	const most = 15 // IFNAMSIZ without the terminating zero
 	bad := func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("/:%", r) }
 	switch {
 	case s == "" || s == "." || s == ".." || strings.ContainsFunc(s, bad):
@@ -181,8 +179,8 @@ func directory(s string) (string, *Error) {
 	return filepath.Clean(s), nil
 }
 
-// secretPath parses the path of the secret file. Its errors don't show the
-// text, since that may be the secret itself.
+// secretPath parses the path of the secret file. Its errors don't show the text, because
+// it may be the secret itself.
 func secretPath(s string) (string, *Error) {
 	if b, err := base64.StdEncoding.DecodeString(s); err == nil && len(b) == secretSize {
 		return "", wrong("is a secret, and not the path of a file with one", "write it to "+secretExample+" with mode 0600, and that path here")
@@ -233,8 +231,8 @@ func interfaceAddress(s string) (netip.Prefix, *Error) {
 	return p, nil
 }
 
-// prefix parses address/length. The usual length in IPv4 and in IPv6, and
-// examples of both, are for advice.
+// prefix parses address/length. The lengths for IPv4 and IPv6 and the examples are used
+// only in advice.
 func prefix(s string, bits4, bits6 int, examples string) (netip.Prefix, *Error) {
 	p, err := netip.ParsePrefix(s)
 	if err == nil && !p.Addr().Is4In6() {
