@@ -42,7 +42,7 @@ func (d *daemon) judge(t *turn) error {
 	f := probe.Judge(probe.Situation{
 		Now: t.now, Author: d.identity.Key.Public().(ed25519.PublicKey), Watch: d.carriers.watch, Results: d.carriers.prober.Results(),
 		Pace:  probe.Pace(d.cfg.Probe),
-		Alive: t.view.Alive, Heard: t.heard, Verdicts: t.view.Verdicts,
+		Alive: t.view.Alive, Heard: t.heard, Verdicts: t.view.Verdicts, Records: t.view.Records,
 	})
 	if f.Again > 0 {
 		t.wakeIn(f.Again)
@@ -110,7 +110,7 @@ func (d *daemon) judgeSelf(t *turn) (mesh.Verdict, bool) {
 
 // standing returns the verdict on this node as a gateway that counts.
 func (d *daemon) standing(v gossip.View) mesh.Verdict {
-	return probe.Standing(v.Verdicts, d.identity.ID(), d.identity.ID(), mesh.RoleGateway)
+	return mesh.GatewayVerdicts(v.Verdicts, v.Records)[d.identity.ID()]
 }
 
 // isUp says whether a verdict, or that there is none, lets a node be a gateway.

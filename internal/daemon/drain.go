@@ -84,7 +84,7 @@ func recordOf(t turn) mesh.Record {
 // to its own tunnels then.
 func drained(before, now turn, undo bool) (control.Drained, bool) {
 	self, own := now.input.Self, recordOf(now)
-	standings := probe.Standings(now.input.Verdicts, self, mesh.RoleGateway)
+	standings := mesh.GatewayVerdicts(now.input.Verdicts, now.input.Records)
 	up := isUp(standings[self])
 	out := control.Drained{Draining: !up, Gateway: now.topology.Seat != mesh.None, Successors: []string{}}
 	for _, r := range now.input.Records {
@@ -128,7 +128,7 @@ type index struct {
 func indexOf(t turn) index {
 	x := index{
 		turn: t, records: make(map[mesh.ID]*mesh.Record, len(t.input.Records)), located: make(map[string]int),
-		standings: probe.Standings(t.input.Verdicts, t.input.Self, mesh.RoleGateway),
+		standings: mesh.GatewayVerdicts(t.input.Verdicts, t.input.Records),
 	}
 	for i := range t.input.Records {
 		r := &t.input.Records[i]

@@ -9,31 +9,32 @@ import (
 	"slices"
 )
 
-// gatewayVerdicts returns for each node the verdict on it as a gateway that counts: the
+// GatewayVerdicts returns for each node the verdict on it as a gateway that counts: the
 // one with the highest epoch, and of one epoch that of the lowest author. Only a node
 // itself can say that it is up or draining. Its verdict counts once its record has the
 // sequence that the verdict names; until then the highest of the others counts.
-func (l *layout) gatewayVerdicts() map[ID]*Verdict {
-	type ranked struct {
-		*Verdict
-		author ID
+func GatewayVerdicts(verdicts []Verdict, records []Record) map[ID]Verdict {
+	sequences := make(map[ID]uint64, len(records))
+	for i := range records {
+		sequences[records[i].ID()] = records[i].Sequence
 	}
-	best := make(map[ID]ranked)
-	for i := range l.Verdicts {
-		v := ranked{&l.Verdicts[i], IDOf(l.Verdicts[i].Author)}
-		if v.Role != RoleGateway || !l.counts(v.Verdict, v.author) {
+	best := make(map[ID]Verdict)
+	for _, v := range verdicts {
+		author := IDOf(v.Author)
+		counts := v.State == HealthDown
+		if author == v.Subject {
+			sequence, known := sequences[author]
+			counts = v.Record == 0 || known && v.Record <= sequence
+		}
+		if v.Role != RoleGateway || !counts {
 			continue
 		}
 		o, ok := best[v.Subject]
-		if !ok || cmp.Or(cmp.Compare(o.Epoch, v.Epoch), v.author.Compare(o.author), cmp.Compare(v.State, o.State)) < 0 {
+		if !ok || cmp.Or(cmp.Compare(o.Epoch, v.Epoch), author.Compare(IDOf(o.Author)), cmp.Compare(v.State, o.State)) < 0 {
 			best[v.Subject] = v
 		}
 	}
-	out := make(map[ID]*Verdict, len(best))
-	for id, v := range best {
-		out[id] = v.Verdict
-	}
-	return out
+	return best
 }
 
 // EpochStep is how far the epoch of others' verdicts on a gateway may be ahead of its own
@@ -55,20 +56,12 @@ func WithinStep(verdicts []Verdict) []Verdict {
 	})
 }
 
-func (l *layout) counts(v *Verdict, author ID) bool {
-	if author != v.Subject {
-		return v.State == HealthDown
-	}
-	subject := l.find(author)
-	return v.Record == 0 || subject != nil && v.Record <= subject.Sequence
-}
-
 // chooseGateways chooses a location's gateways and assigns its nodes to them.
-func (l *layout) chooseGateways(location string, members []*member, verdicts map[ID]*Verdict) {
+func (l *layout) chooseGateways(location string, members []*member, verdicts map[ID]Verdict) {
 	var candidates []*member
 	for _, m := range members {
 		m.health = HealthUp
-		if v := verdicts[m.id]; v != nil {
+		if v, ok := verdicts[m.id]; ok {
 			m.health = v.State
 		}
 		if m.canBeGateway() {

@@ -139,7 +139,7 @@ func (l *layout) groupNodes(ns []*node) {
 
 // assignGateways decides which node carries whose traffic between groups.
 func (l *layout) assignGateways() {
-	verdicts := l.gatewayVerdicts()
+	verdicts := GatewayVerdicts(l.Verdicts, l.Records)
 	for _, g := range l.groups {
 		members := l.sharing(g)
 		for _, m := range g.members {

@@ -3,7 +3,6 @@
 package probe
 
 import (
-	"cmp"
 	"crypto/ed25519"
 	"slices"
 	"time"
@@ -39,6 +38,7 @@ type Situation struct {
 	// Heard is when an authenticated packet last came from a node outside of the mesh.
 	Heard    map[mesh.ID]time.Time
 	Verdicts []mesh.Verdict // all known ones
+	Records  []mesh.Record  // of all nodes
 }
 
 // Findings are the result of Judge.
@@ -53,7 +53,7 @@ type Findings struct {
 // publish.
 func Judge(s Situation) Findings {
 	var f Findings
-	if g := s.Watch.Gateway; g != (mesh.ID{}) && s.standing(g, mesh.RoleGateway).State != mesh.HealthDown {
+	if g := s.Watch.Gateway; g != (mesh.ID{}) && s.gatewayState(g) != mesh.HealthDown {
 		if s.dead(&f) || s.blackhole(&f) || s.useless(&f) {
 			f.Verdicts = append(f.Verdicts, s.verdict(g, mesh.RoleGateway, mesh.HealthDown))
 		}
@@ -221,7 +221,7 @@ func (s Situation) hears(ids []mesh.ID, quiet silence) bool {
 // while another peer answers, and up when it has answered for relaySteady.
 func (s Situation) relay(f *Findings, id mesh.ID) {
 	targets := s.Watch.targets(id, mesh.ID{})
-	if s.standing(id, mesh.RoleRelay).State == mesh.HealthDown {
+	if s.relayState(id) == mesh.HealthDown {
 		steady := func(t Target) bool {
 			since := s.Results[t].Since
 			return !since.IsZero() && s.Now.Sub(since) >= relaySteady
@@ -245,47 +245,29 @@ func (s Situation) relay(f *Findings, id mesh.ID) {
 	}
 }
 
-// verdict returns a verdict with the next epoch.
+// verdict returns a verdict whose epoch exceeds those of all verdicts on its subject, also
+// of those that don't count yet.
 func (s Situation) verdict(subject mesh.ID, role mesh.Role, state mesh.Health) mesh.Verdict {
-	return mesh.Verdict{
-		Author: s.Author, Subject: subject, Role: role, State: state,
-		Epoch: s.standing(subject, role).Epoch + 1,
-	}
-}
-
-// standing returns the verdict that counts for this node.
-func (s Situation) standing(subject mesh.ID, role mesh.Role) mesh.Verdict {
-	return Standing(s.Verdicts, mesh.IDOf(s.Author), subject, role)
-}
-
-// Standings returns the result of Standing for each node that has a verdict in a role. It
-// reads each verdict once.
-func Standings(verdicts []mesh.Verdict, reader mesh.ID, role mesh.Role) map[mesh.ID]mesh.Verdict {
-	bySubject := make(map[mesh.ID][]mesh.Verdict)
-	for _, v := range verdicts {
-		bySubject[v.Subject] = append(bySubject[v.Subject], v)
-	}
-	out := make(map[mesh.ID]mesh.Verdict, len(bySubject))
-	for subject, about := range bySubject {
-		if v := Standing(about, reader, subject, role); v.State != "" {
-			out[subject] = v
+	next := mesh.Verdict{Author: s.Author, Subject: subject, Role: role, State: state, Epoch: 1}
+	for _, v := range s.Verdicts {
+		if v.Subject == subject && v.Role == role && (role == mesh.RoleGateway || v.Author.Equal(s.Author)) {
+			next.Epoch = max(next.Epoch, v.Epoch+1)
 		}
 	}
-	return out
+	return next
 }
 
-// Standing returns the verdict on a node that counts for the reader. For a gateway that
-// is the one with the highest epoch, then with the lowest author; for a relay, the
-// reader's own. If there is none, its State is "".
-func Standing(verdicts []mesh.Verdict, reader, subject mesh.ID, role mesh.Role) mesh.Verdict {
-	var out mesh.Verdict
-	for _, v := range verdicts {
-		if v.Subject != subject || v.Role != role || role == mesh.RoleRelay && mesh.IDOf(v.Author) != reader {
-			continue
-		}
-		if out.State == "" || cmp.Or(cmp.Compare(v.Epoch, out.Epoch), mesh.IDOf(out.Author).Compare(mesh.IDOf(v.Author))) > 0 {
-			out = v
+// gatewayState returns what the verdict that counts says of a gateway; "" if there is none.
+func (s Situation) gatewayState(id mesh.ID) mesh.Health {
+	return mesh.GatewayVerdicts(s.Verdicts, s.Records)[id].State
+}
+
+// relayState returns what this node itself has said of a relay; "" if nothing.
+func (s Situation) relayState(id mesh.ID) mesh.Health {
+	for _, v := range s.Verdicts {
+		if v.Subject == id && v.Role == mesh.RoleRelay && v.Author.Equal(s.Author) {
+			return v.State
 		}
 	}
-	return out
+	return ""
 }

@@ -249,11 +249,14 @@ func TestTimelines(t *testing.T) {
 	}
 }
 
-// A gateway that is down already gets no further verdict. A new verdict has a higher epoch
-// than all before.
+// A gateway that is down already gets no further verdict; that it says it is up counts
+// once its record has come. A new verdict has a higher epoch than all before.
 func TestEpochs(t *testing.T) {
+	itself := identity(1)
+	a := mesh.IDOf(itself)
 	now := time.Unix(1_800_000_000, 0)
 	w := watch(1, Watch{Gateway: a, Beside: []mesh.ID{b}})
+	w.addrs[a] = addrs(a, 1)
 	results := map[Target]Result{
 		w.targets(a, mesh.ID{})[0]: {Misses: 4, FirstMiss: now.Add(-time.Second), LastMiss: now, Answered: now.Add(-time.Minute)},
 		w.targets(b, mesh.ID{})[0]: {Answered: now},
@@ -264,13 +267,15 @@ func TestEpochs(t *testing.T) {
 		want     uint64 // 0 for none
 	}{
 		{nil, 1},
-		{[]mesh.Verdict{{Author: other, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthUp, Epoch: 6}, {Author: self, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 5}}, 7},
-		{[]mesh.Verdict{{Author: other, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthDraining, Epoch: 6}}, 7},
+		{[]mesh.Verdict{{Author: itself, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthUp, Epoch: 6, Record: 3}, {Author: self, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 5}}, 7},
+		{[]mesh.Verdict{{Author: itself, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthUp, Epoch: 6, Record: 4}, {Author: self, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 5}}, 0},
+		{[]mesh.Verdict{{Author: itself, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthUp, Epoch: 6, Record: 4}}, 7},
+		{[]mesh.Verdict{{Author: itself, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthDraining, Epoch: 6}}, 7},
 		{[]mesh.Verdict{{Author: other, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 6}}, 0},
 		{[]mesh.Verdict{{Author: other, Subject: a, Role: mesh.RoleRelay, State: mesh.HealthDown, Epoch: 6}}, 1},
 		{[]mesh.Verdict{{Author: other, Subject: b, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 6}}, 1},
 	} {
-		f := Judge(Situation{Now: now, Author: self, Watch: w, Results: results, Pace: Pace{Misses: 4}, Verdicts: tt.verdicts, Alive: map[mesh.ID]bool{a: true}})
+		f := Judge(Situation{Now: now, Author: self, Watch: w, Results: results, Pace: Pace{Misses: 4}, Verdicts: tt.verdicts, Records: []mesh.Record{{Identity: itself, Sequence: 3}}, Alive: map[mesh.ID]bool{a: true}})
 		var got uint64
 		if len(f.Verdicts) > 0 {
 			got = f.Verdicts[0].Epoch
