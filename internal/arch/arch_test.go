@@ -38,17 +38,18 @@ var mayImport = map[string][]string{
 	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",
-		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/probe", "internal/state",
+		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/probe", "internal/state", "internal/wait",
 	},
-	"internal/gossip":      {"internal/mesh"},
+	"internal/gossip":      {"internal/mesh", "internal/wait"},
 	"internal/httplimit":   {},
 	"internal/k3s":         {"internal/atomicfile", "internal/mesh"},
 	"internal/mesh":        {},
 	"internal/metrics":     {"internal/control", "internal/httplimit"},
 	"internal/netcfg":      {"internal/mesh"},
 	"internal/netcfg/host": {"internal/mesh", "internal/netcfg"},
-	"internal/probe":       {"internal/mesh"},
+	"internal/probe":       {"internal/mesh", "internal/wait"},
 	"internal/state":       {"internal/atomicfile", "internal/mesh"},
+	"internal/wait":        {},
 }
 
 func TestImports(t *testing.T) {

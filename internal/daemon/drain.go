@@ -13,6 +13,7 @@ import (
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/probe"
+	"github.com/meshd/meshd/internal/wait"
 )
 
 const (
@@ -43,7 +44,7 @@ func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) 
 	for {
 		_, now := d.published.get()
 		out, done := drained(before, now, undo)
-		if done || sleep(ctx, lookAtDrain) != nil {
+		if done || wait.Sleep(ctx, lookAtDrain) != nil {
 			return out, nil
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/host"
 	"github.com/meshd/meshd/internal/probe"
+	"github.com/meshd/meshd/internal/wait"
 )
 
 const (
@@ -97,7 +98,7 @@ func (d *daemon) loop(ctx context.Context) error {
 			urgent = true
 		}
 		wake.Stop()
-		if !urgent && sleep(ctx, pause(t, retry)) != nil {
+		if !urgent && wait.Sleep(ctx, pause(t, retry)) != nil {
 			break
 		}
 	}
@@ -516,16 +517,4 @@ func namesOf(r mesh.Record) []string {
 		add(e.Host)
 	}
 	return hosts
-}
-
-// sleep waits for d or the end of ctx, whose error it then returns.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }

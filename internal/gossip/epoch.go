@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/wait"
 )
 
 // In memberlist, a node that is called dead refutes this with a higher incarnation. An
@@ -116,7 +117,7 @@ func (g *Gossip) epochLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if !sleep(ctx, renameEvery) {
+		if wait.Sleep(ctx, renameEvery) != nil {
 			return
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/wait"
 )
 
 // Resolver looks up addresses; *net.Resolver is one.
@@ -210,7 +211,7 @@ func (g *Gossip) join(s *stream) error {
 // rejoinLoop tries one remembered node that is not alive, from time to time. This heals a
 // split network.
 func (g *Gossip) rejoinLoop(ctx context.Context) {
-	for sleep(ctx, jitter(rejoinInterval)) {
+	for wait.Sleep(ctx, jitter(rejoinInterval)) == nil {
 		for _, id := range firstN(g.absent(), 1) {
 			g.joinNode(ctx, id)
 		}
@@ -221,7 +222,7 @@ func (g *Gossip) rejoinLoop(ctx context.Context) {
 func (g *Gossip) followUpLoop(ctx context.Context) {
 	var before time.Duration
 	for _, at := range followUps {
-		if !sleep(ctx, at-before) {
+		if wait.Sleep(ctx, at-before) != nil {
 			return
 		}
 		before = at
@@ -257,7 +258,7 @@ func (g *Gossip) greetLoop(ctx context.Context) {
 // compareLoop compares our store with that of a random member. If packets don't reach
 // that member, the whole state is exchanged over a stream.
 func (g *Gossip) compareLoop(ctx context.Context) {
-	for sleep(ctx, jitter(antiEntropy)) {
+	for wait.Sleep(ctx, jitter(antiEntropy)) == nil {
 		g.updateSettings()
 		g.mu.Lock()
 		root := g.store.rootMessage()
@@ -304,16 +305,4 @@ func firstN[T any](s []T, n int) []T { return s[:min(n, len(s))] }
 // don't act at the same moment.
 func jitter(d time.Duration) time.Duration {
 	return d/2 + rand.N(d)
-}
-
-// sleep waits; it returns false at shutdown.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

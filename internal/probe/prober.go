@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/net/icmp"
+
+	"github.com/meshd/meshd/internal/wait"
 )
 
 // Options configure a Prober. Pace is required.
@@ -110,7 +112,7 @@ func (p *Prober) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		interval := p.send()
 		late := min(grace, interval)
-		if pause(ctx, late) != nil {
+		if wait.Sleep(ctx, late) != nil {
 			return
 		}
 		p.mu.Lock()
@@ -121,7 +123,7 @@ func (p *Prober) run(ctx context.Context) {
 		}
 		levels = now
 		// Without jitter, nodes that started at the same moment would send in step for ever.
-		if pause(ctx, interval-late+jitter(interval)) != nil {
+		if wait.Sleep(ctx, interval-late+jitter(interval)) != nil {
 			return
 		}
 	}
@@ -240,18 +242,6 @@ func (p *Prober) signal() {
 	}
 }
 
-// pause waits for d. It returns ctx's error if ctx ends first.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
-}
-
 // sweep is the state of one call of Sweep. Requests are keyed by sequence number.
 type sweep struct {
 	waiting map[uint16]request
@@ -308,7 +298,7 @@ func (p *Prober) Sweep(ctx context.Context, targets []Target) (map[netip.Addr]ti
 			p.request(targets[i], sequences[i])
 		}
 		p.mu.Unlock()
-		if pause(ctx, sweepSpacing) != nil {
+		if wait.Sleep(ctx, sweepSpacing) != nil {
 			break
 		}
 	}

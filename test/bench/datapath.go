@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/meshd/meshd/internal/wait"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -61,7 +62,7 @@ func measureDataPath(ctx context.Context, binary string, s samples) (err error) 
 		return err
 	}
 	ways := []dataPath{meshd, plain, bare}
-	if err := sleep(ctx, calmTime); err != nil {
+	if err := wait.Sleep(ctx, calmTime); err != nil {
 		return err
 	}
 	for _, w := range ways { // the first time an emulated machine takes longer
@@ -207,9 +208,9 @@ func rateOf(ctx context.Context, w dataPath) (float64, error) {
 	var g errgroup.Group
 	g.Go(func() error { return fill(from) })
 	g.Go(func() error { return drain(to, &received) })
-	err = sleep(ctx, slowStart)
+	err = wait.Sleep(ctx, slowStart)
 	before, began := received.Load(), time.Now()
-	err = errors.Join(err, sleep(ctx, transferTime))
+	err = errors.Join(err, wait.Sleep(ctx, transferTime))
 	bits, seconds := 8*float64(received.Load()-before), time.Since(began).Seconds()
 	err = errors.Join(err, from.Close(), to.Close(), g.Wait())
 	return bits / 1e6 / seconds, err

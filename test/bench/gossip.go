@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/meshd/meshd/internal/wait"
 	"github.com/meshd/meshd/test/swarm"
 )
 
@@ -77,7 +78,7 @@ func measureSwarm(ctx context.Context, s samples) error {
 	falseDeaths := w.FalseDeaths()
 
 	// The last join of a random member is over by then.
-	if err := sleep(ctx, followUps); err != nil {
+	if err := wait.Sleep(ctx, followUps); err != nil {
 		return err
 	}
 	if err := measureSwarmIdle(ctx, s); err != nil {
@@ -143,7 +144,7 @@ func measureSwarmKill(ctx context.Context, w *swarm.Swarm, s samples) error {
 // the Go runtime needs for itself.
 func measureSwarmIdle(ctx context.Context, s samples) error {
 	before, began := cpuTime(), time.Now()
-	if err := sleep(ctx, swarmIdle); err != nil {
+	if err := wait.Sleep(ctx, swarmIdle); err != nil {
 		return err
 	}
 	used := (cpuTime() - before).Seconds() / time.Since(began).Seconds()

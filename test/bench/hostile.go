@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/meshd/meshd/internal/wait"
 	"github.com/meshd/meshd/test/hostile"
 )
 
@@ -32,7 +33,7 @@ func measureHostile(ctx context.Context, binary string, s samples) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	if err := sleep(ctx, calmTime); err != nil {
+	if err := wait.Sleep(ctx, calmTime); err != nil {
 		return err
 	}
 	before, err := readUsage(b.Victim.PID())
@@ -64,7 +65,7 @@ func measureHostile(ctx context.Context, binary string, s samples) (err error) {
 		if a.Keeps != (hostile.Usage{}) {
 			continue // what it leaves behind is bounded, and may stay
 		}
-		if err := attack(a.Name, func() error { return sleep(ctx, time.Second) }); err != nil {
+		if err := attack(a.Name, func() error { return wait.Sleep(ctx, time.Second) }); err != nil {
 			return err
 		}
 	}
@@ -73,7 +74,7 @@ func measureHostile(ctx context.Context, binary string, s samples) (err error) {
 			return err
 		}
 	}
-	if err := sleep(ctx, idleTime); err != nil {
+	if err := wait.Sleep(ctx, idleTime); err != nil {
 		return err
 	}
 	after, err := readUsage(b.Victim.PID())

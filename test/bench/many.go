@@ -18,6 +18,7 @@ import (
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/state"
+	"github.com/meshd/meshd/internal/wait"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -68,7 +69,7 @@ func measureMany(ctx context.Context, binary string, s samples) (err error) {
 		return err
 	}
 	s.add("know_1000_ready_ms", milliseconds(time.Since(began)))
-	if err := sleep(ctx, calmTime); err != nil {
+	if err := wait.Sleep(ctx, calmTime); err != nil {
 		return err
 	}
 	before, err := readUsage(n.PID())
@@ -76,7 +77,7 @@ func measureMany(ctx context.Context, binary string, s samples) (err error) {
 		return err
 	}
 	began = time.Now()
-	if err := sleep(ctx, idleTime); err != nil {
+	if err := wait.Sleep(ctx, idleTime); err != nil {
 		return err
 	}
 	after, err := readUsage(n.PID())

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshd/meshd/internal/wait"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -22,7 +23,7 @@ const (
 // measureIdle lets the mesh alone. Of memory and CPU time the greediest daemon
 // counts; bytes are the mean over the nodes' underlay links.
 func measureIdle(ctx context.Context, nodes []*lab.Node, s samples) error {
-	if err := sleep(ctx, calmTime); err != nil {
+	if err := wait.Sleep(ctx, calmTime); err != nil {
 		return err
 	}
 	before, err := readAll(nodes)
@@ -30,7 +31,7 @@ func measureIdle(ctx context.Context, nodes []*lab.Node, s samples) error {
 		return err
 	}
 	began := time.Now()
-	if err := sleep(ctx, idleTime); err != nil {
+	if err := wait.Sleep(ctx, idleTime); err != nil {
 		return err
 	}
 	after, err := readAll(nodes)
@@ -53,15 +54,6 @@ func measureIdle(ctx context.Context, nodes []*lab.Node, s samples) error {
 	s.add("idle_received_bytes_per_s", received/perNode)
 	s.add("idle_sent_bytes_per_s", sent/perNode)
 	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }
 
 // usage is what a daemon and its host's link have used so far.

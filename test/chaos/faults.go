@@ -13,6 +13,7 @@ import (
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/wait"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -21,7 +22,7 @@ func (t *town) suffer(ctx context.Context, events []event) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, e := range events {
 		g.Go(func() error {
-			if err := pause(ctx, e.at); err != nil {
+			if err := wait.Sleep(ctx, e.at); err != nil {
 				return err
 			}
 			t.note("%s begins", e)
@@ -29,7 +30,7 @@ func (t *town) suffer(ctx context.Context, events []event) error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", e, err)
 			}
-			if err := pause(ctx, e.lasts); err != nil {
+			if err := wait.Sleep(ctx, e.lasts); err != nil {
 				return err
 			}
 			if pass != nil {
@@ -42,15 +43,6 @@ func (t *town) suffer(ctx context.Context, events []event) error {
 		})
 	}
 	return g.Wait()
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }
 
 // begin has an event happen, and returns what makes it pass, nil if it needs
@@ -185,7 +177,7 @@ func (t *town) rollSecret(ctx context.Context) error {
 		t.mu.Lock()
 		t.secret = secret
 		t.mu.Unlock()
-		if err := errors.Join(t.rewrite(ctx), pause(ctx, time.Second)); err != nil {
+		if err := errors.Join(t.rewrite(ctx), wait.Sleep(ctx, time.Second)); err != nil {
 			return err
 		}
 	}
@@ -239,7 +231,7 @@ func (t *town) forgetNinth(ctx context.Context, by *lab.Node) error {
 		case !strings.Contains(out+err.Error(), "is alive"):
 			return err
 		}
-		if pause(ctx, lab.Pause(time.Second, began)) != nil {
+		if wait.Sleep(ctx, lab.Pause(time.Second, began)) != nil {
 			return err
 		}
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/wait"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -152,7 +153,7 @@ func (t *town) talking(ctx context.Context) error {
 			if err := s.Err(); err != nil {
 				return fmt.Errorf("connection from %s: %w", s, err)
 			}
-			if pause(ctx, lab.Pause(time.Second, began)) != nil {
+			if wait.Sleep(ctx, lab.Pause(time.Second, began)) != nil {
 				return fmt.Errorf("connection from %s: nothing arrives one way: got %d and %d bytes, had %d and %d", s, s.Received(), s.ReceivedBack(), there, back)
 			}
 		}
