@@ -94,8 +94,8 @@ func (t *transport) acceptHandshake(conn *net.TCPConn) (*stream, error) {
 // refuse counts and logs why a stream is refused.
 func (t *transport) refuse(from netip.AddrPort, err error) {
 	for sentinel, r := range map[error]struct{ reason, message string }{
-		errSealed:  {"stream-sealed", "stream does not open with our secret"},
-		errVersion: {"stream-version", "stream speaks another version of the gossip format"},
+		errSealed:  {"stream-sealed", "stream can't be decrypted with our secret"},
+		errVersion: {"stream-version", "stream uses another version of the gossip format"},
 		errProof:   {"stream-proof", "stream does not prove the identity that it claims"},
 	} {
 		if errors.Is(err, sentinel) {

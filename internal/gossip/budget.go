@@ -206,9 +206,9 @@ func (g *Gossip) fullProblem(o object) mesh.Problem {
 	p := mesh.Problem{Kind: ProblemFull, Node: g.nameOf(g.self)}
 	if g.store.isFullFor(o.key.author) {
 		n := len(g.store.authors)
-		p.Text = fmt.Sprintf("this node knows of %d nodes and takes in no more: nodes that are new are not seen", n)
+		p.Text = fmt.Sprintf("this node knows %d nodes and accepts no more: new nodes are ignored", n)
 		if n < maxAuthors {
-			p.Text = fmt.Sprintf("this node knows of %d nodes and takes in %d more, if they greet it themselves: others are not seen", n, maxAuthors-n)
+			p.Text = fmt.Sprintf("this node knows %d nodes and accepts only %d more, if they connect to it themselves: other new nodes are ignored", n, maxAuthors-n)
 		}
 		p.Advice = "run meshd forget for nodes that are gone; if there are many that you don't know, change the secret, or set cluster.trust: list"
 		return p
@@ -216,6 +216,6 @@ func (g *Gossip) fullProblem(o object) mesh.Problem {
 	author, count := g.store.fullest(o.class())
 	name := g.nameOf(author)
 	p.Text = fmt.Sprintf("there is no more room for %v: %s has made %d of them", o.class(), name, count)
-	p.Advice = fmt.Sprintf("if that is not what %s is for, run meshd revoke %s on another node: what it made goes with it", name, name)
+	p.Advice = fmt.Sprintf("if %s should not have made that many, run meshd revoke %s on another node: that also removes all that it has made", name, name)
 	return p
 }

@@ -170,7 +170,7 @@ func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 	if n := len(g.store.authors); n != maxUnmet || len(g.store.highest) > 2*maxAuthors {
 		t.Errorf("%d authors and %d sequences, want %d and not many more than twice that", n, len(g.store.highest), maxUnmet)
 	}
-	if v := g.View(); !hasProblem(v, ProblemFull, "takes in 256 more") {
+	if v := g.View(); !hasProblem(v, ProblemFull, "accepts only 256 more") {
 		t.Errorf("problems %v, want %s", v.Problems, ProblemFull)
 	}
 	g.acceptObjects([][]byte{signRecord(t, 4, testRecord(4, 1))}, fromSync)

@@ -96,7 +96,7 @@ func (t *transport) checkPeer(peer hello, place string) error {
 		if peer.instance != t.self.instance {
 			t.reportProblem(place, mesh.Problem{
 				Kind: ProblemTwin, Node: place, Text: "a second daemon runs with this node's identity at " + place,
-				Advice: "stop one of them and remove its state directory, so that it makes an identity of its own",
+				Advice: "stop one of them and remove its state directory, so that it gets a new identity",
 			})
 			return fmt.Errorf("a second daemon with our identity: %w", errCluster)
 		}

@@ -17,10 +17,10 @@ import (
 
 // Reasons why an object is refused.
 var (
-	errObjectSize      = errors.New("object has an impossible size")
+	errObjectSize      = errors.New("object has an invalid size")
 	errObjectVersion   = errors.New("object has an unknown version")
 	errObjectKind      = errors.New("object has an unknown kind")
-	errObjectSignature = errors.New("object's signature does not hold")
+	errObjectSignature = errors.New("object's signature is invalid")
 	errObjectContent   = errors.New("object's content is not valid")
 )
 

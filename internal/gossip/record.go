@@ -126,7 +126,7 @@ func checkRecord(r mesh.Record) error {
 	case len(r.Identity) != ed25519.PublicKeySize:
 		return fmt.Errorf("check record: an identity of %d bytes", len(r.Identity))
 	case r.Sequence == 0 || r.Sequence > maxSequence:
-		return fmt.Errorf("check record: sequence %d, it goes from 1 to %d", r.Sequence, maxSequence)
+		return fmt.Errorf("check record: sequence %d, want 1 to %d", r.Sequence, maxSequence)
 	case !mesh.ValidName(r.Name):
 		return fmt.Errorf("check record: name %q is not a host name", r.Name)
 	case r.Key == wgtypes.Key{}:

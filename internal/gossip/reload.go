@@ -80,7 +80,7 @@ func (g *Gossip) reportUntrusted(raw []byte) {
 	r, id := o.body.(recordBody), o.key.author.String()
 	g.transport.reportProblem(id, mesh.Problem{
 		Kind: ProblemUntrusted, Node: r.Name,
-		Text:   fmt.Sprintf("%s has the secret, but its fingerprint %s is not in cluster.trusted: what it says is left out", r.Name, id),
+		Text:   fmt.Sprintf("%s has the secret, but its fingerprint %s is not in cluster.trusted: what it says is ignored", r.Name, id),
 		Advice: fmt.Sprintf("add %s to cluster.trusted on all nodes if it belongs to the mesh, else change the secret", id),
 	})
 }

@@ -17,7 +17,7 @@ import (
 
 // errSealed means that a message can't be decrypted with any of our keys: it was made
 // with another secret, for another node, or it is garbage.
-var errSealed = errors.New("does not open with our secret")
+var errSealed = errors.New("can't be decrypted with our secret")
 
 // Domain separation: a message that is encrypted for one purpose can't be decrypted for
 // another.

@@ -226,7 +226,7 @@ func (g *Gossip) settingsProblems() []mesh.Problem {
 			Kind: ProblemSettings, Node: names[0],
 			Text: fmt.Sprintf("cluster.generation %d is %s here, %s on %s",
 				s.Generation, ownSettings(ours, s.Generation), s, strings.Join(names, ", ")),
-			Advice: "write the settings that are to hold on one node, with a higher cluster.generation, and restart or reload meshd there",
+			Advice: "write the settings that you want on one node, with a higher cluster.generation, and restart or reload meshd there",
 		})
 	}
 	if file.Generation < ours.Generation {

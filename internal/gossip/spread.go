@@ -121,7 +121,7 @@ func (g *Gossip) storeChecked(o object) bool {
 		g.transport.reportProblem(o.key.author.String(), mesh.Problem{
 			Kind: ProblemSequence, Node: g.nameOf(o.key.author),
 			Text:   fmt.Sprintf("two objects of %v have the sequence %d", o.key.author, o.body.sequence()),
-			Advice: "find out whether two machines run with one identity",
+			Advice: "find out whether two hosts use the same identity",
 		})
 		return g.store.has(o.raw)
 	case full:
@@ -153,7 +153,7 @@ func (g *Gossip) handleOwnRecord(r mesh.Record) {
 	}
 	g.transport.reportProblem(g.self.String(), mesh.Problem{
 		Kind: ProblemTwin, Node: r.Name, Text: "records of this node's identity keep coming from another instance",
-		Advice: "stop one of them and remove its state directory, so that it makes an identity of its own",
+		Advice: "stop one of them and remove its state directory, so that it gets a new identity",
 	})
 }
 
@@ -171,8 +171,8 @@ func (g *Gossip) reportForged(err error) {
 	for _, sentinel := range []error{errObjectSignature, errObjectContent} {
 		if errors.Is(err, sentinel) {
 			g.transport.reportProblem("forged", mesh.Problem{
-				Kind: ProblemForged, Node: g.self.String(), Text: "a node with the secret sends what is refused: " + sentinel.Error(),
-				Advice: "see the log; if all nodes run the same version, somebody else has the secret: change it",
+				Kind: ProblemForged, Node: g.self.String(), Text: "a node with the secret sends invalid objects: " + sentinel.Error(),
+				Advice: "see the log; if all nodes run the same version, an unknown host has the secret: change it",
 			})
 		}
 	}

@@ -28,7 +28,7 @@ var (
 	// errSelf: the dialled address is our own.
 	errSelf = errors.New("the address is this node's own")
 	// errVersion: the other side uses another version of this format.
-	errVersion = errors.New("it speaks another version of the gossip format: install the same version of meshd on both nodes")
+	errVersion = errors.New("it uses another version of the gossip format: install the same version of meshd on both nodes")
 	// errProof: the other side has not proved that it holds the private key of the
 	// identity that it claims.
 	errProof = errors.New("it does not prove the identity that it claims")
@@ -105,7 +105,7 @@ func (g handshaker) initiate(conn net.Conn, ours hello) (*stream, error) {
 		return nil, err
 	}
 	if theirs.echo != ours.random {
-		return nil, errors.New("read hello: it answers another one")
+		return nil, errors.New("read hello: it is the answer to another hello")
 	}
 	s, err := newStream(conn, keys, ours.random, theirs.random)
 	if err != nil {

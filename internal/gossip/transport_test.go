@@ -312,7 +312,7 @@ func TestFloodOfGarbageLeavesLittle(t *testing.T) {
 	for i := range flood {
 		b[0], b[1], b[2] = formatVersion, byte(i), byte(i>>8)
 		n.transport.receive(b, netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 1))
-		n.log.at(slog.LevelWarn, "stream does not open with our secret", "from", i)
+		n.log.at(slog.LevelWarn, "stream can't be decrypted with our secret", "from", i)
 	}
 	if got := n.View().Counters["packet-sealed"]; got != flood {
 		t.Errorf("%d packets counted, want %d", got, flood)

@@ -68,7 +68,7 @@ func (g *Gossip) View() View {
 	for _, r := range records {
 		if r.Settings != g.ranges {
 			v.Problems = append(v.Problems, mesh.Problem{
-				Kind: ProblemSettings, Node: r.Name, Text: fmt.Sprintf("%s has other address ranges; its record is left out", r.Name),
+				Kind: ProblemSettings, Node: r.Name, Text: fmt.Sprintf("%s has other address ranges; its record is ignored", r.Name),
 				Advice: "write the same cluster.overlay, cluster.pods and cluster.pod-prefix on all nodes, and restart meshd there",
 			})
 			continue
@@ -82,13 +82,13 @@ func (g *Gossip) View() View {
 	if revoked {
 		v.Problems = append(v.Problems, mesh.Problem{
 			Kind: ProblemRevoked, Node: g.self.String(), Text: "this node's identity was revoked",
-			Advice: "remove the state directory, so that the node makes a new identity, if it is to come back",
+			Advice: "if the node should return, remove its state directory, so that it gets a new identity",
 		})
 	}
 	if v.Alone && joinFailure != "" {
 		v.Problems = append(v.Problems, mesh.Problem{
 			Kind: ProblemJoin, Node: g.self.String(), Text: "nobody of the join list answers: " + joinFailure,
-			Advice: "see that `join` names nodes of the mesh, that meshd runs there, and that its gossip port is open for UDP and TCP; the first node needs no join",
+			Advice: "see that `join` names nodes of the mesh, that meshd runs there, and that its gossip port is open for UDP and TCP; the first node does not need join",
 		})
 	}
 	slices.SortFunc(v.Problems, mesh.Problem.Compare)

@@ -69,7 +69,7 @@ func (l *layout) chooseGateways(location string, members []*member, verdicts map
 		}
 	}
 	if len(candidates) == 0 {
-		l.report(ProblemGateway, members[0].Name, fmt.Sprintf("location %s has no gateway: none of its nodes may be one and has addresses", location),
+		l.report(ProblemGateway, members[0].Name, fmt.Sprintf("location %s has no gateway: none of its nodes that may be a gateway has addresses", location),
 			fmt.Sprintf("set node.gateway to auto on one of %s", names(members)))
 		return
 	}
@@ -78,7 +78,7 @@ func (l *layout) chooseGateways(location string, members []*member, verdicts map
 	if serving[0].health == HealthDown {
 		serving = serving[:1]
 		l.report(ProblemGateway, serving[0].Name, fmt.Sprintf("all gateways of location %s are down: %s", location, names(candidates)),
-			fmt.Sprintf("see meshd status on %s, which goes on as the gateway", serving[0].Name))
+			fmt.Sprintf("see meshd status on %s, which stays the gateway", serving[0].Name))
 	}
 	seats := seatGateways(serving, k)
 	for i, m := range seats {
