@@ -225,7 +225,7 @@ func TestHostileVerdictsAreTheSameEverywhere(t *testing.T) {
 
 // A node with verdicts on many others still keeps the verdict on itself, and that a relay
 // is down. Dropped verdicts that come back are stale, and cause no problem.
-func TestVerdictsThatStay(t *testing.T) {
+func TestNeededVerdictsAreKept(t *testing.T) {
 	for role, class := range map[mesh.Role]class{mesh.RoleGateway: class(kindGatewayVerdict), mesh.RoleRelay: class(kindRelayVerdict)} {
 		t.Run(string(role), func(t *testing.T) {
 			now := time.Unix(1700000000, 0)

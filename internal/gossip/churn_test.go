@@ -6,7 +6,7 @@ import "testing"
 
 // A thousand nodes (with -short a hundred) join and leave, and leave nothing behind in a
 // node that stays: no file, no stream, and little memory. TestMain counts the goroutines.
-func TestJoinsAndLeavesLeaveNothing(t *testing.T) { // not parallel: it counts files
+func TestJoinsAndLeavesLeakNothing(t *testing.T) { // not parallel: it counts files
 	stays := startNode(t, 0, nil)
 	stays.publish(1)
 	both := func(v View) bool { return len(v.Records) == 2 && len(v.Alive) == 2 }

@@ -99,7 +99,7 @@ func TestClientIsRemovedForEver(t *testing.T) {
 	}
 }
 
-func TestClientsReachEverybody(t *testing.T) {
+func TestClientsReachAllNodes(t *testing.T) {
 	nodes := startCluster(t, 3)
 	c, err := nodes[0].AddClient(testClient("laptop"))
 	if err != nil {

@@ -260,7 +260,7 @@ func TestSplitHeals(t *testing.T) {
 }
 
 // A path that drops everything, like a tunnel with old keys, costs time but no member.
-func TestDeadPathIsPassedBy(t *testing.T) {
+func TestDeadPathIsAvoided(t *testing.T) {
 	t.Parallel()
 	sink, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -399,7 +399,7 @@ func TestDifferentClustersAreNamedOnBothSides(t *testing.T) {
 	}
 }
 
-func TestLesserDifferenceIsOnlyReported(t *testing.T) {
+func TestMinorDifferenceIsOnlyReported(t *testing.T) {
 	t.Parallel()
 	a := startNode(t, 0, nil)
 	b := startNode(t, 1, func(o *Options) {
@@ -492,14 +492,14 @@ func freePort(t *testing.T) string {
 	return port
 }
 
-func TestTwinIsFound(t *testing.T) {
+func TestDuplicateIsFound(t *testing.T) {
 	t.Parallel()
 	a := startNode(t, 0, nil)
-	twin := startNode(t, 0, func(o *Options) {
+	duplicate := startNode(t, 0, func(o *Options) {
 		joining(a)(o)
 		o.Instance = 99
 	})
-	eventually(t, "twin found", []*testNode{a, twin}, func(v View) bool { return hasProblem(v, ProblemTwin, "identity") })
+	eventually(t, "duplicate found", []*testNode{a, duplicate}, func(v View) bool { return hasProblem(v, ProblemTwin, "identity") })
 }
 
 func TestBindErrorsNameTheSetting(t *testing.T) {

@@ -231,7 +231,7 @@ func TestRecordLimits(t *testing.T) {
 	}
 }
 
-func TestRecordThatFitsNoPacket(t *testing.T) {
+func TestRecordLargerThanAPacket(t *testing.T) {
 	r := testRecord(0, 1)
 	for range mesh.MaxEndpoints {
 		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: strings.Repeat("a", mesh.MaxHost), Port: 1, Source: mesh.EndpointOwn})

@@ -14,7 +14,7 @@ import (
 // Packets from one node to the other pass only over one of two paths, packets back only
 // over the other. That other one is found, although requests for answers keep coming over
 // the first.
-func TestOneWayPathIsPassedBy(t *testing.T) {
+func TestOneWayPathIsAvoided(t *testing.T) {
 	t.Parallel()
 	first, second := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
 	everywhere := func(o *Options) { o.Bind = "0.0.0.0:0" }

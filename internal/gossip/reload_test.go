@@ -56,7 +56,7 @@ func TestSecretIsRolledWhileItRuns(t *testing.T) {
 	eventually(t, "the old secret is refused", []*testNode{outside}, func(v View) bool { return hasProblem(v, ProblemSecret, "") })
 }
 
-func TestJoinListIsTakenOver(t *testing.T) {
+func TestJoinListIsReloaded(t *testing.T) {
 	t.Parallel()
 	a, b := startNode(t, 0, nil), startNode(t, 1, nil)
 	a.publish(1)

@@ -304,7 +304,7 @@ func openFiles(t *testing.T) int {
 
 // A thousand streams, half of them refused, leave nothing behind. TestMain counts the
 // goroutines.
-func TestDialsLeaveNothing(t *testing.T) { // not parallel: it counts files
+func TestDialsLeakNothing(t *testing.T) { // not parallel: it counts files
 	a, b := startNode(t, 0, nil), startNode(t, 1, nil)
 	stranger := startNode(t, 2, func(o *Options) { o.Secrets = [][32]byte{{9}} })
 	before := openFiles(t)

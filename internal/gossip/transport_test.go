@@ -197,7 +197,7 @@ func TestLostDiskIsJumpedPast(t *testing.T) {
 	}
 }
 
-func TestRunningTwinIsFoundByItsRecords(t *testing.T) {
+func TestRunningDuplicateIsFoundByItsRecords(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
 	for sequence := uint64(1); sequence < 8; sequence += 2 {

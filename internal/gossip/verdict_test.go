@@ -140,7 +140,7 @@ func TestVerdictsOfStrangersDoNotCount(t *testing.T) {
 	}
 }
 
-func TestVerdictReachesEverybody(t *testing.T) {
+func TestVerdictReachesAllNodes(t *testing.T) {
 	t.Parallel()
 	nodes := startCluster(t, 20)
 	for epoch := range uint64(5) {

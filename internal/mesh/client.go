@@ -311,7 +311,7 @@ func merge(a, b []netip.Prefix) []netip.Prefix {
 	return mergeSorted(slices.Concat(a, b), len(a))
 }
 
-// tunnelsToClients returns the tunnels of a node at which the clients' tunnels end.
+// tunnelsToClients returns the clients' tunnels that end on this node.
 func (d *deriver) tunnelsToClients() []ClientTunnel {
 	out := make([]ClientTunnel, 0, len(d.clients))
 	for _, c := range d.clients {

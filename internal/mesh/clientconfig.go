@@ -96,8 +96,8 @@ func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 	return out
 }
 
-// accessRanges returns the ranges that a client may reach, whoever has addresses there
-// now.
+// accessRanges returns the ranges that a client may reach, whether or not any address
+// there is in use now.
 func (l *layout) accessRanges(list []Access, allowed []Allowance) []netip.Prefix {
 	ps := slices.Concat(l.Cluster.nodeRanges(), reachablePrefixes(slices.Concat(l.Cluster.Pods, l.Cluster.Services), allowed))
 	for _, a := range list {

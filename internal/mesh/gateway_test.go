@@ -46,7 +46,7 @@ func seats(in mesh.Input) string {
 	return strings.Join(s, " ")
 }
 
-func TestWhoIsGateway(t *testing.T) {
+func TestGatewayChoice(t *testing.T) {
 	tests := []struct {
 		name   string
 		change func(in *mesh.Input, rs []mesh.Record)
@@ -170,7 +170,7 @@ func TestLowestAuthorOfAnEpoch(t *testing.T) {
 
 // Which node serves after a verdict depends on how often nodes were replaced, by their
 // own count, and not on an epoch, which any node can raise.
-func TestHostileEpochIsNoCount(t *testing.T) {
+func TestHostileEpochDoesNotDecide(t *testing.T) {
 	in := twoLocations()
 	in.Verdicts = []mesh.Verdict{verdict(in, 1, 0, mesh.HealthDown, 1<<16), verdict(in, 0, 0, mesh.HealthUp, 1<<16+1)}
 	if got := seats(in); got != "0:n0" {

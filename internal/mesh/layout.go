@@ -182,8 +182,8 @@ func compareSlots(a, b *member) int {
 	return cmp.Or(cmp.Compare(a.slot, b.slot), cmp.Compare(a.index, b.index))
 }
 
-// tunnelled reports whether two tunnel ends reach each other through tunnels, and not
-// over a LAN.
+// tunnelled reports whether two nodes, as tunnel ends, reach each other through tunnels
+// and not over a LAN.
 func (l *layout) tunnelled(a, b *member) bool {
 	return a.group != b.group || l.Cluster.Mode == ModeFull || a.Encrypted || b.Encrypted
 }

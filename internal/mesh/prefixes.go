@@ -149,7 +149,7 @@ func (d *deriver) checkRoute(n *member, c *prefixOwner, p netip.Prefix, what str
 }
 
 // overlapping returns the first of ps that overlaps p. The prefixes are sorted and don't
-// overlap each other, so only two of them can.
+// overlap each other, so only the two next to p in that order have to be compared.
 func overlapping(ps []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
 	i, _ := slices.BinarySearchFunc(ps, p, ComparePrefix)
 	for _, o := range ps[max(i-1, 0):min(i+1, len(ps))] {
@@ -180,9 +180,9 @@ func (l *layout) containsEndpoint(p netip.Prefix) bool {
 
 // serves returns what this node reaches on its LAN for others: the networks behind it and
 // behind the nodes that use it as their gateway, and those nodes' internal IPs. Such a
-// node would drop a packet that comes from the mesh over the LAN unchanged, but it
-// answers one from this node's own address. The same holds for nodes of the own location
-// that others can reach only through this one.
+// node drops packets from the mesh that arrive over the LAN with their original source,
+// and accepts them with this node's own address as the source. The same holds for nodes
+// of the own location that others can reach only through this one.
 func (d *deriver) serves() []netip.Prefix {
 	var ps []netip.Prefix
 	for _, m := range slices.Concat(d.self.carries, d.relayed(), d.reachedByClientsViaUs()) {
