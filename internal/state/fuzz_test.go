@@ -14,8 +14,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// What one of the parsers takes, it must say again in the same way; what it
-// doesn't take is damaged or newer.
+// What a parser accepts must be the same after encoding and parsing it again. What it does
+// not accept must be ErrDamaged or ErrNewer.
 
 func FuzzDecodeIdentity(f *testing.F) {
 	id, err := newIdentity(rand.NewChaCha8([32]byte{}))

@@ -18,9 +18,9 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Identity is who a node is.
+// Identity holds the private keys of a node.
 type Identity struct {
-	Key       ed25519.PrivateKey // signs what the node says
+	Key       ed25519.PrivateKey // signs the node's objects
 	WireGuard wgtypes.Key        // private key of the WireGuard device
 }
 
@@ -29,34 +29,33 @@ func (i Identity) ID() mesh.ID {
 	return mesh.IDOf(i.Key.Public().(ed25519.PublicKey))
 }
 
-// String returns the fingerprint, so that printing an identity never prints its
-// keys.
+// String returns the fingerprint, so that printing an identity never shows its keys.
 func (i Identity) String() string { return i.ID().String() }
 
-// Origin says how Identity came by an identity.
+// Origin is where an identity comes from.
 type Origin string
 
 // The origins.
 const (
-	Loaded Origin = "loaded" // it was there
-	Made   Origin = "made"   // the first start
-	Cloned Origin = "cloned" // made, because the one that was there is another machine's
+	Loaded Origin = "loaded" // from its file
+	Made   Origin = "made"   // new, on the first start
+	Cloned Origin = "cloned" // new, because the one in the file belongs to another machine
 )
 
-// Identity returns the node's identity, and makes one from random if there is
-// none. machineID is the content of /etc/machine-id; it must not be empty.
+// Identity returns the node's identity, and makes one from random if there is none.
+// machineID is the content of /etc/machine-id; it must not be empty.
 //
-// An identity is bound to its machine. Where the machine-id differs, the disk
-// is a copy of another node's, and two nodes with one identity would fight over
-// everything. So the copied identity and what it had promised are set aside as
-// *.cloned-<start of its fingerprint>, and a new identity is made.
+// An identity is bound to its machine. If the machine-id differs, the disk is a copy of
+// another node's, and two nodes with one identity would conflict in everything. So
+// Identity renames the copied identity and node state to *.cloned-<start of its
+// fingerprint>, and makes a new identity.
 //
-// A file that can't be read is an error, which wraps ErrDamaged or ErrNewer if
-// it is due to the content: to become another node is a person's decision.
+// A file that can't be read is an error, which wraps ErrDamaged or ErrNewer if its content
+// is the cause: only a person may decide that this becomes another node.
 func (d *Dir) Identity(machineID string, random io.Reader) (Identity, Origin, error) {
 	machineID = strings.TrimSpace(machineID)
 	if machineID == "" {
-		return Identity{}, "", errors.New("read identity: this machine has no machine-id to bind it to; systemd-machine-id-setup makes one")
+		return Identity{}, "", errors.New("read identity: this machine has no machine-id, to which the identity is bound; systemd-machine-id-setup makes one")
 	}
 	machine := machineHash(machineID)
 	data, err := os.ReadFile(d.file(IdentityFile))
@@ -81,17 +80,17 @@ func (d *Dir) Identity(machineID string, random io.Reader) (Identity, Origin, er
 	return id, Cloned, err
 }
 
-// parseIdentity is decodeIdentity with errors that say what to do.
+// parseIdentity calls decodeIdentity and adds advice to its errors.
 func (d *Dir) parseIdentity(data []byte) (Identity, string, error) {
 	id, boundTo, err := decodeIdentity(data)
 	if err != nil {
-		return Identity{}, "", fmt.Errorf("read identity %s: %w; %s", d.file(IdentityFile), err, wayOut(err, "the node makes itself a new identity"))
+		return Identity{}, "", fmt.Errorf("read identity %s: %w; %s", d.file(IdentityFile), err, advice(err, "the node makes itself a new identity"))
 	}
 	return id, boundTo, nil
 }
 
-// setCloneAside does so with the identity last: if it is interrupted, the next
-// start finds a clone again.
+// setCloneAside renames the files of a copied identity. The identity comes last: if this
+// is interrupted, the next start detects the clone again.
 func (d *Dir) setCloneAside(id mesh.ID) error {
 	reason := "cloned-" + id.String()[:8]
 	for _, name := range []string{NodeFile, IdentityFile} {
@@ -117,8 +116,8 @@ func (d *Dir) makeIdentity(machine string, random io.Reader) (Identity, error) {
 	return id, nil
 }
 
-// newIdentity reads the key material itself: the GenerateKey functions of the
-// standard library and of wgtypes draw on a source of their own.
+// newIdentity reads the key material itself, because the GenerateKey functions of the
+// standard library and of wgtypes use their own random source.
 func newIdentity(random io.Reader) (Identity, error) {
 	var seed [ed25519.SeedSize]byte
 	var key wgtypes.Key
@@ -127,22 +126,23 @@ func newIdentity(random io.Reader) (Identity, error) {
 			return Identity{}, fmt.Errorf("read random bytes: %w", err)
 		}
 	}
-	// RFC 7748, section 5. The kernel does it too, and a key that it would
-	// change would never be equal to the one that is observed.
+	// Clamp the key (RFC 7748, section 5). The kernel would do it, too, and then the desired
+	// key would never equal the observed one.
 	key[0] &= 248
 	key[31] = key[31]&127 | 64
 	return Identity{Key: ed25519.NewKeyFromSeed(seed[:]), WireGuard: key}, nil
 }
 
-// machineHash stands for the machine-id in the identity file. machine-id(5)
-// wants it to be kept confidential and hashed with a key of the application's.
+// machineHash returns the hash that represents the machine-id in the identity file.
+// machine-id(5) requires to keep the ID confidential and to hash it with an
+// application-specific key.
 func machineHash(machineID string) string {
 	sum := sha256.Sum256([]byte("meshd machine-id v1\x00" + machineID))
 	return hex.EncodeToString(sum[:])
 }
 
-// identityFile is the content of identity.json. Of each key it has the public
-// half as well: people can read that, and it shows a damaged private half.
+// identityFile is the content of identity.json. It also has the public half of each key,
+// for people to read and to detect a damaged private half.
 type identityFile struct {
 	Version     int     `json:"version"`
 	Machine     string  `json:"machine"`
@@ -164,8 +164,8 @@ func encodeIdentity(id Identity, machine string) ([]byte, error) {
 	})
 }
 
-// decodeIdentity returns an identity and the hash of the machine that it is
-// bound to. Its errors say nothing of the keys.
+// decodeIdentity returns an identity and the hash of the machine that it is bound to. Its
+// errors never contain keys.
 func decodeIdentity(data []byte) (Identity, string, error) {
 	var f identityFile
 	if err := decodeJSON(data, &f); err != nil {

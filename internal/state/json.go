@@ -9,11 +9,11 @@ import (
 	"fmt"
 )
 
-// version is the one of all file formats here. A later meshd that changes one
-// of them raises it, so that this one refuses the file instead of misreading it.
+// version is the version of all file formats of this package. A later meshd that changes
+// one of them raises it, so that this one refuses the file instead of misreading it.
 const version = 1
 
-// checkVersion returns an error unless got is a version that can be read.
+// checkVersion returns an error if a file's version can't be read.
 func checkVersion(got int) error {
 	switch {
 	case got > version:
@@ -24,11 +24,10 @@ func checkVersion(got int) error {
 	return nil
 }
 
-// decodeJSON fills file from data, and is as strict as it can be: an unknown
-// key in a state file is a misspelt one, and what was meant by it is missing.
+// decodeJSON decodes data into file. It refuses unknown keys: they are misspelt, and the
+// key that was meant is missing.
 func decodeJSON(data []byte, file any) error {
-	// The version is read on its own first, because a newer file may well have
-	// keys that are unknown here.
+	// Read the version alone first: a newer file may have keys that are unknown here.
 	var head struct {
 		Version int `json:"version"`
 	}
@@ -46,7 +45,7 @@ func decodeJSON(data []byte, file any) error {
 	return nil
 }
 
-// encodeJSON is for files that people read: indented, with a last newline.
+// encodeJSON encodes a file that people may read: indented, with a newline at the end.
 func encodeJSON(file any) ([]byte, error) {
 	data, err := json.MarshalIndent(file, "", "  ")
 	if err != nil {
@@ -55,11 +54,11 @@ func encodeJSON(file any) ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
-// wayOut says what a person can do about a file that can't be read, and what
-// follows if it is moved away.
-func wayOut(err error, otherwise string) string {
+// advice returns what a person can do about a file that can't be read. without is what the
+// node does if the file is moved away.
+func advice(err error, without string) string {
 	if errors.Is(err, ErrNewer) {
-		return "install that version again, restore the file from a backup, or move it away and " + otherwise
+		return "install that version again, restore the file from a backup, or move it away and " + without
 	}
-	return "restore the file from a backup, or move it away and " + otherwise
+	return "restore the file from a backup, or move it away and " + without
 }

@@ -15,17 +15,17 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Seen is what Look found in a state directory.
+// Seen is the state of a state directory.
 type Seen struct {
 	Locked bool    // another process has the directory open
-	Origin Origin  // what Identity would say
-	ID     mesh.ID // of the identity that is there; zero if Origin is Made
+	Origin Origin  // what Identity would return
+	ID     mesh.ID // of the identity in the file; zero if Origin is Made
 }
 
-// Look reads what Open, Identity, Node and Objects would read, and changes
-// nothing: it makes, moves and repairs no file. A directory that does not exist is
-// one before the first start. Errors wrap ErrDamaged or ErrNewer if they are due to
-// a file's content. Damaged objects are no error: a daemon does without them.
+// Look reads the files that Open, Identity, Node and Objects would read, and changes
+// nothing. A directory that does not exist is like one before the first start. Errors wrap
+// ErrDamaged or ErrNewer if a file's content is the cause. Damaged objects are not an
+// error, because a daemon runs without them.
 func Look(path, machineID string) (Seen, error) {
 	d := &Dir{path: path}
 	seen := Seen{Origin: Made}
@@ -57,8 +57,8 @@ func Look(path, machineID string) (Seen, error) {
 	return seen, nil
 }
 
-// locked says whether a process holds the lock. It asks for a shared lock and
-// gives it back at once, because flock(2) has no other way to ask.
+// locked reports whether a process holds the lock. It tries to take a shared lock and
+// releases it at once, because flock(2) has no other way to find out.
 func locked(path string) (bool, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestLook looks at a directory through its life, and sees what Identity would
-// say without doing any of it.
+// TestLook checks that Look returns what Identity would, at each stage of a directory, and
+// changes nothing.
 func TestLook(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	look := func(machineID string) Seen {
@@ -26,7 +26,7 @@ func TestLook(t *testing.T) {
 		t.Errorf("before the first start: got %+v, want %+v", got, want)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a look made the directory: %v", err)
+		t.Errorf("Look made the directory: %v", err)
 	}
 
 	d, err := Open(path)
@@ -50,7 +50,7 @@ func TestLook(t *testing.T) {
 		t.Errorf("on another machine: got %+v, want %+v", got, want)
 	}
 	if got := look("m"); got.Origin != Loaded {
-		t.Errorf("a look set the identity aside: got %+v", got)
+		t.Errorf("Look renamed the identity: got %+v", got)
 	}
 	for _, name := range []string{IdentityFile, NodeFile} {
 		if err := os.WriteFile(filepath.Join(path, name), []byte("{"), fileMode); err != nil {

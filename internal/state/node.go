@@ -11,17 +11,16 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Node is what a node has told others of itself and has to stand by after a
-// restart.
+// Node is what a node has announced about itself and must keep after a restart.
 type Node struct {
-	Boot     uint64     // the number of the daemon's last start, higher than those of all before
-	Sequence uint64     // the last one that its own record had
+	Boot     uint64     // number of the daemon's last start; it only rises
+	Sequence uint64     // the last one of its own record
 	Claim    mesh.Claim // Slot is mesh.None for none
 	Ready    bool       // it has been ready with this claim, so there may be pods
-	Adopted  Adopted    // settings that it follows instead of its own file's; zero for none
+	Adopted  Adopted    // settings in effect instead of its own file's; zero for none
 }
 
-// Adopted are the settings of another node whose generation is higher.
+// Adopted are another node's settings with a higher generation.
 type Adopted struct {
 	Generation    uint64
 	Mode          mesh.Mode
@@ -29,8 +28,8 @@ type Adopted struct {
 	Gateways      int
 }
 
-// Node returns what SaveNode wrote last, or a Node without a claim if there was
-// nothing. The error wraps ErrDamaged or ErrNewer if it is due to the content.
+// Node returns the state that SaveNode has written last, or a Node without a claim if there
+// is none. The error wraps ErrDamaged or ErrNewer if the content is the cause.
 func (d *Dir) Node() (Node, error) {
 	data, err := os.ReadFile(d.file(NodeFile))
 	if errors.Is(err, os.ErrNotExist) {
@@ -41,13 +40,13 @@ func (d *Dir) Node() (Node, error) {
 	}
 	n, err := decodeNode(data)
 	if err != nil {
-		return Node{}, fmt.Errorf("read node state %s: %w; %s", d.file(NodeFile), err, wayOut(err, "the node claims a new slot"))
+		return Node{}, fmt.Errorf("read node state %s: %w; %s", d.file(NodeFile), err, advice(err, "the node claims a new slot"))
 	}
 	return n, nil
 }
 
-// SaveNode makes n what Node returns, now and after a crash. On an error, the
-// old state stays.
+// SaveNode writes the state to disk, so that it survives a crash. After an error the old
+// state is still there.
 func (d *Dir) SaveNode(n Node) error {
 	data, err := encodeNode(n)
 	if err != nil {
@@ -59,13 +58,14 @@ func (d *Dir) SaveNode(n Node) error {
 	return nil
 }
 
-// nodeFile is the content of node.json. All keys are always there.
+// nodeFile is the content of node.json. All keys are required; the pointers tell missing
+// ones from zero.
 type nodeFile struct {
 	Version  int        `json:"version"`
 	Boot     *uint64    `json:"boot"`
 	Sequence *uint64    `json:"sequence"`
 	Claim    *claimFile `json:"claim"` // null for none
-	// Adopted is null for none, and a file without it has none.
+	// Adopted is null or missing if there are none.
 	Adopted *adoptedFile `json:"adopted"`
 }
 
@@ -100,13 +100,13 @@ func decodeNode(data []byte) (Node, error) {
 		return Node{}, err
 	}
 	if f.Boot == nil || f.Sequence == nil {
-		return Node{}, fmt.Errorf("%w: boot and sequence must be there", ErrDamaged)
+		return Node{}, fmt.Errorf("%w: boot or sequence is missing", ErrDamaged)
 	}
 	n := Node{Boot: *f.Boot, Sequence: *f.Sequence, Claim: mesh.Claim{Slot: mesh.None}}
 	if f.Adopted != nil {
 		n.Adopted = Adopted(*f.Adopted)
 		if a := n.Adopted; a.Generation == 0 || a.Mode == "" || a.Encapsulation == "" || a.Gateways < 1 {
-			return Node{}, fmt.Errorf("%w: adopted settings have generation, mode, encapsulation and gateways", ErrDamaged)
+			return Node{}, fmt.Errorf("%w: adopted settings must have generation, mode, encapsulation and gateways", ErrDamaged)
 		}
 	}
 	if f.Claim == nil {
@@ -114,7 +114,7 @@ func decodeNode(data []byte) (Node, error) {
 	}
 	c := *f.Claim
 	if c.Slot == nil || c.Time == nil || c.Since == nil || c.Ready == nil {
-		return Node{}, fmt.Errorf("%w: a claim has slot, time, since and ready", ErrDamaged)
+		return Node{}, fmt.Errorf("%w: a claim must have slot, time, since and ready", ErrDamaged)
 	}
 	if *c.Slot < 0 {
 		return Node{}, fmt.Errorf("%w: slot %d", ErrDamaged, *c.Slot)

@@ -16,29 +16,29 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Remembered is what a node knows of the mesh, kept for the time when it starts
-// and nobody answers.
+// Remembered is what a node knows about the mesh. It is kept for a start at which no other
+// node answers.
 type Remembered struct {
-	Objects [][]byte  `cbor:"1,keyasint"` // signed envelopes, as they came
-	Highest []Highest `cbor:"2,keyasint"` // also of objects that are gone, against their replay
+	Objects [][]byte  `cbor:"1,keyasint"` // signed envelopes, unchanged
+	Highest []Highest `cbor:"2,keyasint"` // also of deleted objects, to refuse their replay
 	Absent  []Absence `cbor:"3,keyasint,omitempty"`
 }
 
-// Absence is how long a node has been away, as far as this one was there to see it.
+// Absence is how long a node has been absent while this one was running.
 type Absence struct {
 	ID   mesh.ID       `cbor:"1,keyasint"`
 	Time time.Duration `cbor:"2,keyasint"` // nanoseconds
 }
 
-// Highest is the highest sequence that was seen of an object.
+// Highest is the highest known sequence of an object.
 type Highest struct {
-	Key      string `cbor:"1,keyasint"` // names the object; any bytes
+	Key      string `cbor:"1,keyasint"` // identifies the object; any bytes
 	Sequence uint64 `cbor:"2,keyasint"`
 }
 
-// Objects returns what SaveObjects wrote last, or nothing if there was nothing.
-// The error wraps ErrDamaged or ErrNewer if it is due to the content; SetAside
-// then makes room for a new file.
+// Objects returns what SaveObjects has written last, or nothing if there is no file. The
+// error wraps ErrDamaged or ErrNewer if the content is the cause; the caller may then
+// rename the file with SetAside.
 func (d *Dir) Objects() (Remembered, error) {
 	data, err := os.ReadFile(d.file(ObjectsFile))
 	if errors.Is(err, os.ErrNotExist) {
@@ -49,7 +49,7 @@ func (d *Dir) Objects() (Remembered, error) {
 	}
 	r, err := decodeObjects(data)
 	if errors.Is(err, ErrNewer) {
-		return Remembered{}, fmt.Errorf("read remembered objects %s: %w; %s", d.file(ObjectsFile), err, wayOut(err, "the node asks the join list"))
+		return Remembered{}, fmt.Errorf("read remembered objects %s: %w; %s", d.file(ObjectsFile), err, advice(err, "the node asks the join list"))
 	}
 	if err != nil {
 		return Remembered{}, fmt.Errorf("read remembered objects %s: %w", d.file(ObjectsFile), err)
@@ -57,8 +57,8 @@ func (d *Dir) Objects() (Remembered, error) {
 	return r, nil
 }
 
-// SaveObjects makes r what Objects returns, now and after a crash. On an error,
-// the old state stays.
+// SaveObjects writes r to disk, so that it survives a crash. After an error the old state
+// is still there.
 func (d *Dir) SaveObjects(r Remembered) error {
 	data, err := encodeObjects(r)
 	if err != nil {
@@ -70,15 +70,15 @@ func (d *Dir) SaveObjects(r Remembered) error {
 	return nil
 }
 
-// objectsFile is the content of objects.cbor. The payload is an encoded
-// Remembered. The sum is against bad disks, not against people.
+// objectsFile is the content of objects.cbor. The payload is an encoded Remembered. The
+// checksum detects disk errors, not manipulation.
 type objectsFile struct {
 	Version int    `cbor:"1,keyasint"`
 	Sum     []byte `cbor:"2,keyasint"` // SHA-256 of Payload
 	Payload []byte `cbor:"3,keyasint"`
 }
 
-// maxElements bounds a list: some hundred times what a mesh of 500 nodes has.
+// maxElements bounds each list, at about a hundred times what a mesh of 500 nodes has.
 const maxElements = 1 << 17
 
 func encodeObjects(r Remembered) ([]byte, error) {
@@ -86,7 +86,7 @@ func encodeObjects(r Remembered) ([]byte, error) {
 		return nil, fmt.Errorf("more than %d objects", maxElements)
 	}
 	options := cbor.CoreDetEncOptions()
-	options.String = cbor.StringToByteString // keys need not be UTF-8
+	options.String = cbor.StringToByteString // because keys need not be UTF-8
 	mode, err := options.EncMode()
 	if err != nil {
 		return nil, fmt.Errorf("set up CBOR: %w", err)
@@ -108,7 +108,7 @@ func decodeObjects(data []byte) (Remembered, error) {
 	if err != nil {
 		return Remembered{}, fmt.Errorf("set up CBOR: %w", err)
 	}
-	// As in decodeJSON: a newer file may have keys that are unknown here.
+	// Read the version alone first: a newer file may have keys that are unknown here.
 	var head struct {
 		Version int `cbor:"1,keyasint"`
 	}
@@ -132,11 +132,11 @@ func decodeObjects(data []byte) (Remembered, error) {
 	return r, nil
 }
 
-// decModes returns decoding modes that differ in whether they take unknown keys.
+// decModes returns two decoding modes; only the lenient one accepts unknown keys.
 func decModes() (lenient, strict cbor.DecMode, err error) {
 	options := cbor.DecOptions{
 		DupMapKey:          cbor.DupMapKeyEnforcedAPF,
-		MaxNestedLevels:    4, // the least that the library takes; Remembered has three
+		MaxNestedLevels:    4, // the library's minimum; Remembered has three
 		MaxArrayElements:   maxElements,
 		MaxMapPairs:        16,
 		IndefLength:        cbor.IndefLengthForbidden,

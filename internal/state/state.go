@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package state keeps what a node must not forget: /var/lib/meshd.
+// Package state stores a node's persistent state in /var/lib/meshd.
 //
-//	lock           held while a daemon runs, so that no two share the directory
-//	identity.json  who the node is: its ed25519 identity and its WireGuard key
-//	node.json      what it has promised: its slot, its last sequence, and the
-//	               settings that it follows instead of its file's
-//	objects.cbor   what it knows of others: their signed objects, and how long
-//	               they have been away
+//	lock           held while a daemon runs, so that no two use the directory
+//	identity.json  the node's ed25519 identity and its WireGuard key
+//	node.json      what the node has announced: its slot, its last sequence, and the
+//	               settings in effect instead of its own file's
+//	objects.cbor   what the node knows about others: their signed objects, and how long
+//	               they have been absent
 //
-// They differ in what their loss means. Without its identity a node is another
-// node, without node.json it may take another slot; so a file that can't be
-// read is an error for a person to decide on, and is never replaced. Without
-// objects.cbor it only asks its join list again, so the daemon sets a damaged
-// one aside and runs on.
+// The loss of a file has different consequences. Without its identity a node becomes
+// another node, and without node.json it may claim another slot. So if one of these can't
+// be read, it is an error for a person to decide on, and the file is never replaced.
+// Without objects.cbor the node only asks its join list again, so the daemon renames a
+// damaged one and continues.
 //
-// All files are written whole (package atomicfile): after a crash or on a full
-// disk the old state stays.
+// All files are replaced atomically (package atomicfile): after a crash or on a full disk
+// the old state is still there.
 package state
 
 import (
@@ -41,8 +41,8 @@ const (
 	lockFile = "lock"
 )
 
-// Everything here is for root's eyes: one file holds private keys, and the
-// others say who is in the mesh.
+// Only root may read the state: one file contains private keys, and the others the members
+// of the mesh.
 const (
 	dirMode  = 0o700
 	fileMode = 0o600
@@ -50,11 +50,11 @@ const (
 
 // Sentinel errors.
 var (
-	// ErrLocked says that another process has the directory open.
+	// ErrLocked means that another process has the directory open.
 	ErrLocked = errors.New("another meshd runs with this directory")
-	// ErrDamaged says that a file is torn, or not meshd's.
+	// ErrDamaged means that a file is incomplete or corrupt, or not meshd's.
 	ErrDamaged = errors.New("damaged")
-	// ErrNewer says that a later meshd wrote a file.
+	// ErrNewer means that a later version of meshd has written a file.
 	ErrNewer = errors.New("written by a newer meshd")
 )
 
@@ -64,33 +64,33 @@ type Dir struct {
 	lock *os.File
 }
 
-// Open opens the directory at path and makes it if need be, readable by its
-// owner only. It locks the directory until Close, or until the process ends
-// however it ends. The error wraps ErrLocked if another process was first.
+// Open opens the directory at path, and makes it if necessary, readable only by its owner.
+// It locks the directory until Close or until the process ends in any way. The error wraps
+// ErrLocked if another process holds the lock.
 func Open(path string) (*Dir, error) {
 	if err := os.MkdirAll(path, dirMode); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
-	// The directory may be older than this process and open to all.
+	// An existing directory may be open to other users.
 	if err := os.Chmod(path, dirMode); err != nil {
-		return nil, fmt.Errorf("close state directory to others: %w", err)
+		return nil, fmt.Errorf("make state directory private: %w", err)
 	}
-	lock, err := lockFileOf(path, os.O_RDWR|os.O_CREATE)
+	lock, err := takeLock(path, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, fmt.Errorf("open state directory %s: %w", path, err)
 	}
 	d := &Dir{path: path, lock: lock}
-	if err := d.sweep(); err != nil {
+	if err := d.removeLeftovers(); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
-// Lock keeps daemons from using the directory at path until the returned Closer
-// is closed, and makes nothing there: without a directory there is nothing to
-// lock. The error wraps ErrLocked if a daemon uses it.
+// Lock keeps daemons from using the directory at path until the returned Closer is closed.
+// It makes no files, so without a directory it does nothing. The error wraps ErrLocked if a
+// daemon uses the directory.
 func Lock(path string) (io.Closer, error) {
-	f, err := lockFileOf(path, os.O_RDONLY)
+	f, err := takeLock(path, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return io.NopCloser(nil), nil
 	}
@@ -100,8 +100,8 @@ func Lock(path string) (io.Closer, error) {
 	return f, nil
 }
 
-// lockFileOf opens the lock file of a directory and takes the lock.
-func lockFileOf(dir string, flags int) (*os.File, error) {
+// takeLock opens the lock file of a directory and takes the lock.
+func takeLock(dir string, flags int) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockFile), flags, fileMode)
 	if err != nil {
 		return nil, err
@@ -116,9 +116,9 @@ func lockFileOf(dir string, flags int) (*os.File, error) {
 	return f, nil
 }
 
-// sweep removes what a killed writer left behind. It holds the lock, so there
-// is no living one.
-func (d *Dir) sweep() error {
+// removeLeftovers removes temporary files of a killed process. The lock makes sure that no
+// running process uses them.
+func (d *Dir) removeLeftovers() error {
 	for _, name := range []string{IdentityFile, NodeFile, ObjectsFile} {
 		files, err := atomicfile.Leftovers(d.file(name))
 		if err != nil {
@@ -133,7 +133,7 @@ func (d *Dir) sweep() error {
 	return nil
 }
 
-// Close gives the directory free for other processes.
+// Close unlocks the directory.
 func (d *Dir) Close() error {
 	if err := d.lock.Close(); err != nil {
 		return fmt.Errorf("unlock state directory: %w", err)
@@ -141,14 +141,14 @@ func (d *Dir) Close() error {
 	return nil
 }
 
-// SetAside renames the file of that name, so that the next read finds none, and
-// returns the file's new path. A file that was set aside earlier is kept too.
+// SetAside renames a damaged file, so that the next read finds none, and returns its new
+// path. It replaces no file that was renamed earlier.
 func (d *Dir) SetAside(name string) (string, error) {
 	return d.setAside(name, "damaged")
 }
 
-// setAside appends reason to a file's name, and a number if that name is taken.
-// link(2), unlike rename(2), never replaces a file.
+// setAside appends reason to a file's name, and a number if that name exists already. It
+// uses link(2), which unlike rename(2) never replaces a file.
 func (d *Dir) setAside(name, reason string) (string, error) {
 	from := d.file(name)
 	for n := 1; ; n++ {

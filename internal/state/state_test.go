@@ -70,10 +70,10 @@ func TestOpenLocked(t *testing.T) {
 	}
 	for _, want := range []string{path, "another meshd runs"} {
 		if !strings.Contains(err.Error(), want) {
-			t.Errorf("got %q, want it to say %q", err, want)
+			t.Errorf("got %q, want it to contain %q", err, want)
 		}
 	}
-	// The loser must not take the winner's temporary files for leftovers.
+	// A process without the lock must not remove the temporary files of the one that has it.
 	wantNames(t, path, ".node.json.1.tmp", "lock")
 
 	if err := first.Close(); err != nil {
@@ -105,7 +105,7 @@ func TestIdentity(t *testing.T) {
 	}
 	before := read(t, path, "identity.json")
 
-	// The newline of /etc/machine-id is no part of the ID.
+	// The newline of /etc/machine-id is not part of the ID.
 	loaded, origin := identity(t, d, strings.TrimSpace(machine))
 	if origin != state.Loaded {
 		t.Errorf("second start: got %q, want %q", origin, state.Loaded)
@@ -163,7 +163,7 @@ func TestIdentityCloned(t *testing.T) {
 	}
 }
 
-// Whoever copies a disk twice still has everything.
+// When a disk is copied twice, no renamed file is replaced.
 func TestIdentityClonedAgain(t *testing.T) {
 	path := t.TempDir()
 	d := open(t, path)
@@ -212,7 +212,7 @@ func TestIdentityRefused(t *testing.T) {
 				t.Fatalf("got %v, want %v", err, tt.want)
 			}
 			if !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "backup") {
-				t.Errorf("got %q, want it to name %s and the way out", err, file)
+				t.Errorf("got %q, want it to name %s and advice", err, file)
 			}
 			if diff := cmp.Diff(tt.data, string(read(t, path, "identity.json"))); diff != "" {
 				t.Errorf("refused file (-before +after):\n%s", diff)
@@ -221,7 +221,7 @@ func TestIdentityRefused(t *testing.T) {
 	}
 }
 
-// A changed byte must not make another identity without a word.
+// A changed byte must not lead to another identity without an error.
 func TestIdentityBadDisk(t *testing.T) {
 	path := t.TempDir()
 	d := open(t, path)
@@ -340,7 +340,7 @@ func TestObjectsRoundTrip(t *testing.T) {
 func TestObjectsTooMany(t *testing.T) {
 	d := open(t, t.TempDir())
 	if err := d.SaveObjects(state.Remembered{Objects: make([][]byte, 1<<17+1)}); err == nil {
-		t.Error("saved what could not be read again")
+		t.Error("saved more than can be read again")
 	}
 	if err := d.SaveObjects(state.Remembered{Objects: make([][]byte, 1<<17)}); err != nil {
 		t.Error(err)
@@ -379,8 +379,7 @@ func TestSetAside(t *testing.T) {
 	}
 }
 
-// However much of a file a crash leaves, what is read is either all of it or an
-// error.
+// A truncated file is an error, never a part of the state.
 func TestTorn(t *testing.T) {
 	path := t.TempDir()
 	d := open(t, path)
@@ -426,8 +425,8 @@ func TestTorn(t *testing.T) {
 }
 
 func TestDiskFull(t *testing.T) {
-	// The thread gets a mount namespace of its own. It is never unlocked, so it
-	// ends with the test, and the namespace with it.
+	// Use a mount namespace of this thread. The thread is never unlocked, so it ends with the
+	// test, and the namespace with it.
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		t.Fatal(err)
