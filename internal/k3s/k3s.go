@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package k3s knows how k3s is configured. It writes the file that puts k3s on the
-// mesh, and reads what k3s has been told, by whomever. A path below root stands for
-// the same path of the host.
+// Package k3s writes the configuration file that makes k3s use the mesh, and reads all of
+// k3s's settings on a host, whoever has written them. Its functions take the root directory
+// of the host's files.
 package k3s
 
 import (
@@ -24,23 +24,23 @@ import (
 // its config.yaml, in the order of their names.
 const DropIn = "/etc/rancher/k3s/config.yaml.d/10-meshd.yaml"
 
-// Role is what k3s is on a host.
+// Role is the role of k3s on a host.
 type Role string
 
-// The roles. Where k3s is not installed yet, it is not known.
+// The roles.
 const (
-	Unknown Role = ""
+	Unknown Role = "" // k3s is not installed yet
 	Server  Role = "server"
 	Agent   Role = "agent"
 )
 
-// units are those that k3s's installer makes.
+// units are the unit files that k3s's installer writes.
 var units = map[Role]string{
 	Server: "/etc/systemd/system/k3s.service",
 	Agent:  "/etc/systemd/system/k3s-agent.service",
 }
 
-// RoleOf says what k3s is installed as.
+// RoleOf returns the role in which k3s is installed.
 func RoleOf(root string) Role {
 	for _, role := range []Role{Server, Agent} {
 		if _, err := os.Stat(filepath.Join(root, units[role])); err == nil {
@@ -50,21 +50,21 @@ func RoleOf(root string) Role {
 	return Unknown
 }
 
-// Wanted is what the file follows from.
+// Wanted is the input of Render.
 type Wanted struct {
 	Role    Role
-	Overlay []netip.Addr // this node's, one a family
+	Overlay []netip.Addr // this node's addresses, one per family
 	Cluster mesh.Cluster
 }
 
-// fileMode is that of k3s's own configuration file.
+// fileMode is the mode of k3s's own configuration file.
 const fileMode = 0o600
 
-// mark begins a file of ours. Another one of that name is not touched.
+// mark is how a file of ours begins. Any other file of that name is not changed.
 const mark = "# Written by meshd"
 
-// Render returns the file. An agent learns the cluster's settings from its server,
-// and knows none of the keys.
+// Render returns the content of the file. For an agent it has only node-ip: an agent gets
+// the cluster's settings from its server, and does not know their keys.
 func Render(w Wanted) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s, because k3s.write-config is true in /etc/meshd.yaml.\n", mark)
@@ -77,7 +77,7 @@ func Render(w Wanted) []byte {
 
 type setting struct{ key, value string }
 
-// settings are those that follow from the mesh.
+// settings returns the settings that follow from the mesh.
 func settings(w Wanted) []setting {
 	all := []setting{{"node-ip", join(w.Overlay)}}
 	if w.Role != Server {
@@ -94,22 +94,22 @@ func settings(w Wanted) []setting {
 	}
 	return append(all,
 		setting{"cluster-domain", w.Cluster.DNS.Domain},
-		setting{"kube-proxy-arg+", "nodeport-addresses=primary"}) // beside what others say
+		setting{"kube-proxy-arg+", "nodeport-addresses=primary"}) // + adds to arguments of other files
 }
 
 func join[T fmt.Stringer](list []T) string {
-	words := make([]string, len(list))
+	texts := make([]string, len(list))
 	for i, v := range list {
-		words[i] = v.String()
+		texts[i] = v.String()
 	}
-	return strings.Join(words, ",")
+	return strings.Join(texts, ",")
 }
 
-// errForeign says that somebody else's file has the name of ours.
+// errForeign means that a file that is not meshd's has the name of ours.
 var errForeign = errors.New("it was not written by meshd")
 
-// Differs says whether the file is not as it should be. A file of somebody else's in
-// its place is an error.
+// Differs reports whether the file is missing or has other content. A file that is not
+// meshd's is an error.
 func Differs(root string, w Wanted) (bool, error) {
 	old, err := os.ReadFile(filepath.Join(root, DropIn))
 	switch {
@@ -120,12 +120,12 @@ func Differs(root string, w Wanted) (bool, error) {
 	case bytes.Equal(old, Render(w)):
 		return false, nil
 	case !bytes.HasPrefix(old, []byte(mark)):
-		return false, fmt.Errorf("k3s's configuration %s is in the way: %w; give it another name", DropIn, errForeign)
+		return false, fmt.Errorf("k3s's configuration %s exists already: %w; give it another name", DropIn, errForeign)
 	}
 	return true, nil
 }
 
-// Write makes the file be as it should be, and says whether it was not.
+// Write writes the file if Differs, and reports whether it has.
 func Write(root string, w Wanted) (changed bool, err error) {
 	if differs, err := Differs(root, w); !differs {
 		return false, err
@@ -140,7 +140,7 @@ func Write(root string, w Wanted) (changed bool, err error) {
 	return true, nil
 }
 
-// Remove deletes the file if it is ours, and says whether it did.
+// Remove deletes the file if it is ours, and reports whether it has.
 func Remove(root string) (bool, error) {
 	path := filepath.Join(root, DropIn)
 	old, err := os.ReadFile(path)
@@ -156,34 +156,34 @@ func Remove(root string) (bool, error) {
 	return true, nil
 }
 
-// Value is what k3s has been told of a setting, and where.
+// Value is the value of a setting, and where it comes from.
 type Value struct {
-	Text string // several are separated by commas
+	Text string // several values are separated by commas
 	From string // the path of a file
 }
 
-// Settings are what k3s has been told.
+// Settings are the settings of k3s on a host.
 type Settings struct {
 	Role   Role
 	Values map[string]Value
 }
 
-// With returns the settings as they will be with the file of ours.
+// With returns the settings as they will be once our file is written.
 func (s Settings) With(w Wanted) Settings {
 	values := make(map[string]Value, len(s.Values))
 	for key, v := range s.Values {
 		values[key] = v
 	}
-	for _, set := range settings(w) {
-		if old, ok := values[set.key]; !ok || precedes(old.From) {
-			values[set.key] = Value{set.value, DropIn}
+	for _, ours := range settings(w) {
+		if old, ok := values[ours.key]; !ok || overridden(old.From) {
+			values[ours.key] = Value{ours.value, DropIn}
 		}
 	}
 	return Settings{s.Role, values}
 }
 
-// precedes says whether what a file says counts less than what ours says.
-func precedes(path string) bool {
+// overridden reports whether our file overrides the settings of another one.
+func overridden(path string) bool {
 	if filepath.Dir(path) != filepath.Dir(DropIn) {
 		return !slices.Contains([]string{units[Server], units[Agent]}, path)
 	}

@@ -46,7 +46,7 @@ kube-proxy-arg+: "nodeport-addresses=primary"
 `
 	for role, want := range map[Role]string{Agent: head, Unknown: head, Server: server} {
 		if diff := cmp.Diff(want, string(Render(wanted(role)))); diff != "" {
-			t.Errorf("of role %q (-want +got):\n%s", role, diff)
+			t.Errorf("file for role %q (-want +got):\n%s", role, diff)
 		}
 	}
 }
@@ -88,10 +88,10 @@ func TestWrite(t *testing.T) {
 	}
 	put(t, root, DropIn, "node-ip: 10.4.0.9\n")
 	if changed, err := Write(root, wanted(Agent)); changed || !errors.Is(err, errForeign) {
-		t.Errorf("somebody else's file: got %t, %v, want it refused", changed, err)
+		t.Errorf("a file that is not meshd's: got %t, %v, want an error", changed, err)
 	}
 	if removed, err := Remove(root); removed || err != nil {
-		t.Errorf("somebody else's file: got %t, %v, want it left alone", removed, err)
+		t.Errorf("a file that is not meshd's: got %t, %v, want it unchanged", removed, err)
 	}
 }
 
@@ -107,7 +107,7 @@ func TestRoleOf(t *testing.T) {
 	}
 }
 
-// unit is what k3s's installer writes.
+// unit is a unit file as k3s's installer writes it.
 const unit = `[Service]
 Type=notify
 ExecStartPre=-/sbin/modprobe overlay
@@ -164,6 +164,6 @@ func TestLook(t *testing.T) {
 	}
 	put(t, root, late, "node-ip: [\n")
 	if _, err := Look(root); err == nil {
-		t.Error("a file that is no YAML is no error")
+		t.Error("a file that is not YAML is accepted")
 	}
 }

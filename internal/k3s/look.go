@@ -13,11 +13,11 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// configFile is what k3s reads first.
+// configFile is the file that k3s reads first.
 const configFile = "/etc/rancher/k3s/config.yaml"
 
-// Look reads what k3s has been told: by its configuration file, the drop-ins and, what
-// counts most, the command line of its unit.
+// Look reads the settings of k3s: from its configuration file, from the drop-ins, and from
+// the command line of its unit, which overrides both.
 func Look(root string) (Settings, error) {
 	s := Settings{Role: RoleOf(root), Values: make(map[string]Value)}
 	paths := []string{configFile}
@@ -62,8 +62,8 @@ func (s Settings) readFile(root, path string) error {
 		return err
 	}
 	for key, v := range values {
-		text := plain(v)
-		// A key that ends in + adds to what was said before.
+		text := flagText(v)
+		// A key that ends in + adds to the values of earlier files.
 		if name, adds := strings.CutSuffix(key, "+"); adds {
 			if old, ok := s.Values[name]; ok {
 				text = old.Text + "," + text
@@ -75,21 +75,21 @@ func (s Settings) readFile(root, path string) error {
 	return nil
 }
 
-// plain is a value as it would stand on the command line.
-func plain(v any) string {
+// flagText returns a value in the form of a command line flag.
+func flagText(v any) string {
 	list, ok := v.([]any)
 	if !ok {
 		return fmt.Sprint(v)
 	}
-	words := make([]string, len(list))
+	texts := make([]string, len(list))
 	for i, v := range list {
-		words[i] = fmt.Sprint(v)
+		texts[i] = fmt.Sprint(v)
 	}
-	return strings.Join(words, ",")
+	return strings.Join(texts, ",")
 }
 
-// arguments are the flags of a unit's ExecStart=. k3s's installer writes each into a
-// line of its own, in quotes. A flag that is given several times adds up.
+// arguments returns the flags of a unit's ExecStart=. k3s's installer writes each on a line
+// of its own, in quotes. The values of a flag that occurs several times are joined.
 func arguments(unit string) []setting {
 	_, command, ok := strings.Cut(strings.ReplaceAll(unit, "\\\n", " "), "\nExecStart=")
 	if !ok {
