@@ -206,7 +206,7 @@ func TestJudge(t *testing.T) {
 			"error cni: /opt/cni/bin can't be written to → make it writable, or name another one with cni.conf-dir and cni.bin-dir",
 		}},
 		{"a conflist of our name", nil, func(f *Facts) { f.CNI.Status.Conflist = []byte(`{"name": "other"}`) }, []string{
-			`error cni: install conflist: /etc/cni/net.d/10-meshd.conflist is there for the network "other" → move it away`,
+			`error cni: install conflist: /etc/cni/net.d/10-meshd.conflist exists for the network "other" → move it away`,
 		}},
 		{"clock", nil, func(f *Facts) { f.ClockSynced = false }, []string{
 			"warning clock: the system clock is not synchronised; which of two nodes has an address is decided by who claimed it first → run: timedatectl set-ntp true (apt install systemd-timesyncd), or install chrony",

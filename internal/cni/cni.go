@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cni gives the host's pods their network: it sees to it that
-// containerd finds a conflist and the plugins that the conflist names.
+// Package cni installs the pods' network on the host: the conflist that containerd uses,
+// and the plugins that the conflist names.
 //
-// k3s leaves containerd's defaults alone, so the conflist belongs in
-// /etc/cni/net.d and the plugins in /opt/cni/bin. The plugins are Debian's,
-// linked there where there are none. What is on the host is observed
-// ([Observe]), compared with what is wanted ([Plan], pure), and only the
-// difference is applied ([Apply]).
+// k3s does not change containerd's defaults, so the conflist belongs in /etc/cni/net.d and
+// the plugins in /opt/cni/bin. Missing plugins are linked from the distribution's package.
+// [Observe] reads the state of the host, [Plan], which is pure, compares it with the
+// desired state, and [Apply] makes only the changes between the two.
 //
-// Everything of ours is recognisable, and nothing else is touched: the conflist
-// by its file name and its network's name, a plugin's link by where it points.
-// Two habits of containerd shape the rest. It takes the conflist whose file name
-// sorts first, so another one may shadow ours, see [Problems]. And as soon as
-// there is a conflist, it calls the node ready; so the plugins come first.
+// Everything of ours is recognisable, and nothing else is changed. The conflist is
+// recognised by its file name and its network's name, a plugin's link by its target.
+// Two properties of containerd matter. It uses the conflist whose file name sorts first, so
+// another one may take precedence over ours, see [Problems]. And it reports the node as
+// ready as soon as there is a conflist, so the plugins are installed first.
 package cni
 
 import (
@@ -28,34 +27,34 @@ import (
 // FileName is the conflist's name in Config.ConfDir.
 const FileName = "10-meshd.conflist"
 
-// ProblemConflict is the kind of problem where containerd uses another
-// network's configuration than ours.
+// ProblemConflict is the kind of problem that containerd uses another network's
+// configuration instead of ours.
 const ProblemConflict mesh.ProblemKind = "cni-conflict"
 
-// PluginNames returns the plugins that pods need, sorted. Nothing in the
-// conflist names loopback, but containerd makes no pod without it.
+// PluginNames returns the plugins that pods need, sorted. The conflist does not name
+// loopback, but containerd makes no pod without it.
 func PluginNames() []string {
 	return []string{"bridge", "host-local", "loopback", "portmap"}
 }
 
-// Status is what there is on a host, as Observe finds it.
+// Status is the observed state of a host.
 type Status struct {
-	Conflist  []byte   // the content of ConfDir/FileName, nil for no such file
+	Conflist  []byte   // the content of ConfDir/FileName, nil if there is no such file
 	Others    []string // file names of the other configurations in ConfDir, sorted
-	Leftovers []string // paths of our temporary files, left behind by a crash
+	Leftovers []string // paths of our temporary files that a crash has left
 	Plugins   []Plugin // one for each of PluginNames
 }
 
-// Plugin is what there is of a plugin.
+// Plugin is the observed state of a plugin.
 type Plugin struct {
 	Name     string
-	Exists   bool   // something in BinDir has the name
-	Link     string // what that points to, "" unless it is a symbolic link
-	Works    bool   // it is a file, or leads to one
+	Exists   bool   // BinDir has an entry of that name
+	Link     string // the target of that entry, "" unless it is a symbolic link
+	Works    bool   // the entry is a file, or a link to one
 	InSource bool   // PluginSource has the plugin
 }
 
-// Change is one step from what is to what is wanted.
+// Change is one step from the observed to the desired state.
 type Change struct {
 	Kind    ChangeKind
 	Path    string
@@ -63,17 +62,17 @@ type Change struct {
 	Content []byte // of a file
 }
 
-// ChangeKind says what a change does.
+// ChangeKind is the kind of a change.
 type ChangeKind string
 
 // The kinds of changes.
 const (
-	Link   ChangeKind = "link"   // make a symbolic link where nothing is
+	Link   ChangeKind = "link"   // make a symbolic link at a free path
 	Write  ChangeKind = "write"  // make or replace a file
 	Delete ChangeKind = "delete" // delete a file or a link, but not what it points to
 )
 
-// String returns the change as one line for people.
+// String returns the change as a line for people.
 func (c Change) String() string {
 	if c.Kind == Link {
 		return fmt.Sprintf("%s %s -> %s", c.Kind, c.Path, c.Target)
@@ -81,12 +80,11 @@ func (c Change) String() string {
 	return fmt.Sprintf("%s %s", c.Kind, c.Path)
 }
 
-// Plan returns the changes that turn s into what c wants, in the order in which
-// they have to be applied; none if all is as it should be.
+// Plan returns the changes from the observed state s to the state that c describes, in the
+// order in which they must be applied.
 //
-// An error says what a person has to do first. The changes beside it are those
-// that are possible all the same. The conflist is not among them while a plugin
-// is missing.
+// An error names what a person has to do first. The changes are then those that are
+// possible anyway. The conflist is not among them while a plugin is missing.
 func Plan(c Config, s Status) ([]Change, error) {
 	want, err := Render(c)
 	if err != nil {
@@ -95,9 +93,9 @@ func Plan(c Config, s Status) ([]Change, error) {
 	changes, err := planPlugins(c, s.Plugins)
 	if err == nil && !bytes.Equal(s.Conflist, want) {
 		path := filepath.Join(c.ConfDir, FileName)
-		// What can't be parsed is replaced: no containerd could use it.
+		// Replace a conflist that can't be parsed: containerd can't use it anyway.
 		if name, parseErr := networkName(s.Conflist); parseErr == nil && name != NetworkName {
-			err = fmt.Errorf("install conflist: %s is there for the network %q; move it away", path, name)
+			err = fmt.Errorf("install conflist: %s exists for the network %q; move it away", path, name)
 		} else {
 			changes = append(changes, Change{Kind: Write, Path: path, Content: want})
 		}
@@ -113,7 +111,7 @@ func planPlugins(c Config, plugins []Plugin) ([]Change, error) {
 		switch {
 		case p.Works:
 		case p.Exists && !p.ours(c):
-			errs = append(errs, fmt.Errorf("link plugin %s: %s is there, is not meshd's, and leads to no file; move it away", p.Name, path))
+			errs = append(errs, fmt.Errorf("link plugin %s: %s exists, is not meshd's, and is neither a file nor a link to one; move it away", p.Name, path))
 		case !p.InSource:
 			errs = append(errs, fmt.Errorf("link plugin %s: neither %s nor %s exists; install the package containernetworking-plugins", p.Name, path, source))
 		default:
@@ -126,14 +124,13 @@ func planPlugins(c Config, plugins []Plugin) ([]Change, error) {
 	return changes, errors.Join(errs...)
 }
 
-// ours says whether the plugin in BinDir is a link that we made.
+// ours reports whether the plugin in BinDir is a link that meshd has made.
 func (p Plugin) ours(c Config) bool {
 	return p.Link != "" && filepath.Dir(p.Link) == filepath.Clean(c.PluginSource)
 }
 
-// PlanRemoval returns the changes that take everything of ours away, and nothing
-// else. The conflist goes first, so that containerd doesn't start a pod without
-// plugins.
+// PlanRemoval returns the changes that remove everything of ours and nothing else. The
+// conflist is removed first, so that containerd doesn't start a pod without plugins.
 func PlanRemoval(c Config, s Status) []Change {
 	var changes []Change
 	if name, err := networkName(s.Conflist); err == nil && name == NetworkName {
@@ -155,8 +152,8 @@ func deletions(paths []string) []Change {
 	return changes
 }
 
-// Problems returns the configurations that come before ours, sorted. Their Node
-// is empty: the problem is this host's, whatever its name.
+// Problems returns a problem for each configuration that takes precedence over ours,
+// sorted. Their Node is empty, because they concern this host.
 func Problems(c Config, s Status) []mesh.Problem {
 	var problems []mesh.Problem
 	for _, name := range s.Others {

@@ -62,14 +62,14 @@ func TestRenderRefuses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := cni.Render(cni.Config{Bridge: "kube-bridge", PodCIDRs: tt.cidrs, MTU: 1420})
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("got %q, %v, want an error that says %q", got, err, tt.want)
+				t.Errorf("got %q, %v, want an error with %q", got, err, tt.want)
 			}
 		})
 	}
 }
 
-// Each case is a host before; the changes are what Plan prints for it. After
-// they have been applied, there is nothing left to do.
+// Each case has a state of a host and the changes that Plan returns for it. After they are
+// applied, Plan returns no further changes.
 func TestPlan(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -92,7 +92,7 @@ func TestPlan(t *testing.T) {
 			host: install,
 		},
 		{
-			name: "plugins of somebody else",
+			name: "plugins that are not meshd's",
 			host: func(t *testing.T, c cni.Config) {
 				source(t, c, "loopback", "bridge")
 				file(t, filepath.Join(c.BinDir, "bridge"), "a bridge")
@@ -122,7 +122,7 @@ func TestPlan(t *testing.T) {
 			err: "link plugin bridge: neither bin/bridge nor source/bridge exists; install the package containernetworking-plugins",
 		},
 		{
-			name: "our link dangles",
+			name: "our link is broken",
 			host: func(t *testing.T, c cni.Config) {
 				install(t, c)
 				remove(t, filepath.Join(c.BinDir, "bridge"))
@@ -133,16 +133,16 @@ func TestPlan(t *testing.T) {
 				link bin/bridge -> source/bridge`,
 		},
 		{
-			name: "somebody else's link dangles",
+			name: "a link that is not meshd's is broken",
 			host: func(t *testing.T, c cni.Config) {
 				install(t, c)
 				remove(t, filepath.Join(c.BinDir, "bridge"))
 				link(t, "/nowhere/bridge", filepath.Join(c.BinDir, "bridge"))
 			},
-			err: "link plugin bridge: bin/bridge is there, is not meshd's, and leads to no file; move it away",
+			err: "link plugin bridge: bin/bridge exists, is not meshd's, and is neither a file nor a link to one; move it away",
 		},
 		{
-			name: "directory in the way",
+			name: "directory in place of a plugin",
 			host: func(t *testing.T, c cni.Config) {
 				install(t, c)
 				remove(t, filepath.Join(c.BinDir, "bridge"))
@@ -150,7 +150,7 @@ func TestPlan(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			err: "link plugin bridge: bin/bridge is there, is not meshd's, and leads to no file; move it away",
+			err: "link plugin bridge: bin/bridge exists, is not meshd's, and is neither a file nor a link to one; move it away",
 		},
 		{
 			name: "conflist of an earlier configuration",
@@ -169,7 +169,7 @@ func TestPlan(t *testing.T) {
 			changes: `write conf/10-meshd.conflist`,
 		},
 		{
-			name: "conflist torn",
+			name: "incomplete conflist",
 			host: func(t *testing.T, c cni.Config) {
 				install(t, c)
 				file(t, filepath.Join(c.ConfDir, cni.FileName), `{"cniVersion": "1.0`)
@@ -182,10 +182,10 @@ func TestPlan(t *testing.T) {
 				install(t, c)
 				file(t, filepath.Join(c.ConfDir, cni.FileName), `{"name": "cbr0", "plugins": []}`)
 			},
-			err: `install conflist: conf/10-meshd.conflist is there for the network "cbr0"; move it away`,
+			err: `install conflist: conf/10-meshd.conflist exists for the network "cbr0"; move it away`,
 		},
 		{
-			name: "left behind by a crash",
+			name: "temporary file left by a crash",
 			host: func(t *testing.T, c cni.Config) {
 				install(t, c)
 				file(t, filepath.Join(c.ConfDir, ".10-meshd.conflist.123.tmp"), `{"na`)
@@ -212,7 +212,7 @@ func TestPlan(t *testing.T) {
 
 			changes, err = plan(t, c)
 			if got := printed(changes, root); got != nil {
-				t.Errorf("left to do afterwards: %q", got)
+				t.Errorf("changes after Apply: got %q, want none", got)
 			}
 			if got := message(err, root); got != tt.err {
 				t.Errorf("got error %q afterwards, want %q", got, tt.err)
@@ -221,8 +221,8 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// A plan for a host that is as wanted is empty, so applying it writes nothing.
-// Another write would wake containerd.
+// The plan for a host in the desired state is empty, so Apply writes nothing. A write would
+// make containerd load the conflist again.
 func TestApplyWritesOnce(t *testing.T) {
 	c, root := host(t)
 	install(t, c)
@@ -254,8 +254,8 @@ func TestApplyModes(t *testing.T) {
 	}
 }
 
-// What comes into being between Observe and Apply is not replaced, and nothing
-// after it is done.
+// A file that appears between Observe and Apply is not replaced, and later changes are not
+// made.
 func TestApplyStops(t *testing.T) {
 	c, root := host(t)
 	source(t, c, cni.PluginNames()...)
@@ -278,7 +278,7 @@ func TestApplyStops(t *testing.T) {
 		link bin/portmap -> source/portmap
 		write conf/10-meshd.conflist`)
 	if diff := cmp.Diff(want, printed(changes, root)); diff != "" {
-		t.Errorf("left to do (-want +got):\n%s", diff)
+		t.Errorf("remaining changes (-want +got):\n%s", diff)
 	}
 }
 
@@ -319,7 +319,7 @@ func TestPlanRemoval(t *testing.T) {
 			},
 		},
 		{
-			name: "our links dangle",
+			name: "our links are broken",
 			host: func(t *testing.T, c cni.Config) {
 				install(t, c)
 				if err := os.RemoveAll(c.PluginSource); err != nil {
@@ -342,14 +342,14 @@ func TestPlanRemoval(t *testing.T) {
 			if diff := cmp.Diff(lines(tt.changes), printed(changes, root)); diff != "" {
 				t.Errorf("plan (-want +got):\n%s", diff)
 			}
-			// Twice, because others may delete the same.
+			// Twice, because another process may have deleted the files already.
 			for range 2 {
 				if err := cni.Apply(changes); err != nil {
 					t.Fatal(err)
 				}
 			}
 			if left := cni.PlanRemoval(c, observe(t, c)); left != nil {
-				t.Errorf("left to do afterwards: %q", printed(left, root))
+				t.Errorf("changes after Apply: got %q, want none", printed(left, root))
 			}
 		})
 	}
@@ -408,8 +408,8 @@ func FuzzPlan(f *testing.F) {
 	})
 }
 
-// host returns a configuration for a host that has nothing yet, and the
-// directory that all of it lies in.
+// host returns a configuration for a host without any files, and the directory that all
+// its paths are in.
 func host(t *testing.T) (c cni.Config, root string) {
 	root = t.TempDir()
 	return cni.Config{
@@ -434,7 +434,7 @@ func install(t *testing.T, c cni.Config) {
 	}
 }
 
-// source has the plugins of those names at their source.
+// source makes plugins in PluginSource.
 func source(t *testing.T, c cni.Config, names ...string) {
 	t.Helper()
 	for _, name := range names {
@@ -459,7 +459,8 @@ func observe(t *testing.T, c cni.Config) cni.Status {
 	return s
 }
 
-// snapshot returns what any write to a file or directory below root changes.
+// snapshot returns the status of all files and directories below root; any write changes
+// it.
 func snapshot(t *testing.T, root string) map[string]unix.Stat_t {
 	t.Helper()
 	stats := map[string]unix.Stat_t{}

@@ -9,21 +9,20 @@ import (
 	"net/netip"
 )
 
-// NetworkName is the name of the network in our conflist. By it we know a
-// conflist as ours.
+// NetworkName is the name of the network in our conflist, by which it is recognised.
 const NetworkName = "meshd"
 
-// cniVersion is the highest that Debian's containernetworking-plugins 1.1.1
-// speak.
+// cniVersion is the highest version that Debian's containernetworking-plugins 1.1.1
+// support.
 const cniVersion = "1.0.0"
 
-// Config says what the host's container network is to be.
+// Config is the desired container network of the host.
 type Config struct {
 	ConfDir      string         // where containerd looks for conflists
 	BinDir       string         // where containerd looks for plugins
 	PluginSource string         // where the distribution has its plugins
-	Bridge       string         // name of the bridge that the pods hang on
-	PodCIDRs     []netip.Prefix // one a family; the first family is the pods' primary one
+	Bridge       string         // name of the pods' bridge
+	PodCIDRs     []netip.Prefix // one per family; the first family is the pods' primary one
 	MTU          int            // of the bridge and the pods, bytes: the WireGuard device's
 }
 
@@ -62,12 +61,12 @@ type (
 	}
 )
 
-// Render returns the conflist for c: indented JSON with a last newline, always
-// the same bytes for the same c.
+// Render returns the conflist for c: indented JSON with a newline at the end, always the
+// same bytes for the same c.
 //
-// There is no ipMasq in it. What leaves the mesh is masqueraded by meshd's own
-// nft table, which knows where the mesh ends; the plugin does not, and would
-// hide the pods' addresses from each other across nodes.
+// It does not set ipMasq. meshd's own nft table masquerades the packets that leave the
+// mesh. The plugin does not know the mesh's ranges, and would masquerade packets between
+// pods of different nodes, too.
 func Render(c Config) ([]byte, error) {
 	ranges, err := ranges(c.PodCIDRs)
 	if err != nil {
@@ -77,11 +76,11 @@ func Render(c Config) ([]byte, error) {
 		bridgePlugin{
 			Type:   "bridge",
 			Bridge: c.Bridge,
-			// The bridge has the first address of each range, and the pods
-			// their default routes through it.
+			// The bridge gets the first address of each range, and is the pods' default
+			// gateway.
 			IsDefaultGateway: true,
-			// After a renumbering, the bridge still has its old address. Without
-			// this, the plugin refuses to make pods until the bridge is deleted.
+			// After a renumbering the bridge still has its old address. Without this
+			// setting the plugin makes no pods until the bridge is deleted.
 			ForceAddress: true,
 			// A pod may reach itself through its own Service.
 			HairpinMode: true,
@@ -91,9 +90,9 @@ func Render(c Config) ([]byte, error) {
 		portmapPlugin{
 			Type:         "portmap",
 			Capabilities: map[string]bool{"portMappings": true},
-			// Masquerades what this node's own pods and processes send to a
-			// host port, else the answer would take another way back. Other
-			// sources reach the pod unchanged.
+			// Masquerade what this node's own pods and processes send to a host port,
+			// because replies would bypass the translation otherwise. Packets of other
+			// sources keep their source address.
 			SNAT: true,
 		},
 	}}
@@ -104,8 +103,8 @@ func Render(c Config) ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
-// ranges returns a set of one range for each prefix: host-local gives a pod one
-// address of each set.
+// ranges returns a set with one range for each prefix: host-local assigns a pod one address
+// from each set.
 func ranges(cidrs []netip.Prefix) ([][]ipamPool, error) {
 	if len(cidrs) == 0 {
 		return nil, errors.New("no pod CIDR")
@@ -116,12 +115,12 @@ func ranges(cidrs []netip.Prefix) ([][]ipamPool, error) {
 		if !p.IsValid() || p != p.Masked() {
 			return nil, fmt.Errorf("pod CIDR %s: not a network", p)
 		}
-		// The network's own address, the gateway's and the last one are taken.
+		// A pod can have neither the network's own address, nor the gateway's, nor the last.
 		if p.Bits() > p.Addr().BitLen()-2 {
 			return nil, fmt.Errorf("pod CIDR %s: no room for a pod", p)
 		}
 		if other, ok := families[p.Addr().Is4()]; ok {
-			return nil, fmt.Errorf("pod CIDRs %s and %s: want one a family", other, p)
+			return nil, fmt.Errorf("pod CIDRs %s and %s: want one per family", other, p)
 		}
 		families[p.Addr().Is4()] = p
 		sets = append(sets, []ipamPool{{Subnet: p}})
@@ -129,7 +128,7 @@ func ranges(cidrs []netip.Prefix) ([][]ipamPool, error) {
 	return sets, nil
 }
 
-// networkName returns the name of the network that a configuration is for.
+// networkName returns the network's name in a conflist.
 func networkName(conflist []byte) (string, error) {
 	var list struct {
 		Name string `json:"name"`

@@ -12,14 +12,14 @@ import (
 	"github.com/meshd/meshd/internal/atomicfile"
 )
 
-// dirMode and fileMode let everybody read: there are no secrets in a conflist,
-// and tools that people run look at it.
+// dirMode and fileMode let all users read: a conflist has no secrets, and other tools read
+// it.
 const (
 	dirMode  = 0o755
 	fileMode = 0o644
 )
 
-// Observe looks at the host and changes nothing.
+// Observe reads the state of the host.
 func Observe(c Config) (Status, error) {
 	var s Status
 	var err error
@@ -43,8 +43,8 @@ func Observe(c Config) (Status, error) {
 	return s, nil
 }
 
-// others returns the names of the files that containerd looks at beside ours:
-// those that ConfFiles of libcni finds for the extensions that it asks for.
+// others returns the names of all files that containerd reads except ours: those with the
+// extensions that it passes to libcni's ConfFiles.
 func others(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -84,15 +84,15 @@ func observePlugin(c Config, name string) (Plugin, error) {
 	return p, nil
 }
 
-// isFile is what libcni asks of a plugin before it runs it.
+// isFile reports whether libcni would run a plugin at that path.
 func isFile(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.Mode().IsRegular()
 }
 
-// Apply makes the changes in their order and stops at the first that can't be
-// made, which the error names: each may rely on those before it. What has been
-// done stays done, so another Observe and Plan say what is left.
+// Apply makes the changes in order. It stops at the first one that fails, because later
+// ones may depend on it, and names it in the error. Earlier changes are kept; another
+// Observe and Plan return the remaining ones.
 func Apply(changes []Change) error {
 	for _, c := range changes {
 		if err := c.apply(); err != nil {
@@ -115,7 +115,7 @@ func (c Change) apply() error {
 		}
 		return atomicfile.Write(c.Path, c.Content, fileMode)
 	case Delete:
-		// What somebody else deleted in the meantime is gone as wanted.
+		// It is no error if the file was deleted in the meantime.
 		if err := os.Remove(c.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

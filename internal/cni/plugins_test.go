@@ -24,8 +24,8 @@ import (
 	"github.com/meshd/meshd/internal/cni"
 )
 
-// What containerd does with what we install: pods come, talk and go, by the
-// distribution's own plugins.
+// TestPlugins does with the installed conflist what containerd does: it adds pods, sends
+// packets between them and deletes them, with the distribution's plugins.
 func TestPlugins(t *testing.T) {
 	tests := []struct {
 		name         string
@@ -89,9 +89,9 @@ func TestPlugins(t *testing.T) {
 	}
 }
 
-// isolate gives the calling test a thread with network and mount namespaces of
-// its own. It is never unlocked, so it ends with the test, and the namespaces
-// with it, even if the test is killed. Children inherit them.
+// isolate gives the calling test a thread with its own network and mount namespaces. The
+// thread is never unlocked, so it ends with the test, and the namespaces with it, even if
+// the test is killed. Child processes inherit the namespaces.
 func isolate(t *testing.T) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -101,8 +101,8 @@ func isolate(t *testing.T) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}
-	// host-local keeps its books in /var/lib/cni; named network namespaces and
-	// iptables' lock are in /run.
+	// host-local keeps its state in /var/lib/cni; named network namespaces and iptables' lock
+	// are in /run.
 	for _, dir := range []string{"/var/lib", "/run"} {
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
 			t.Fatal(err)
@@ -111,7 +111,7 @@ func isolate(t *testing.T) {
 	command(t, "ip", "link", "set", "lo", "up")
 }
 
-// containerd does what containerd does when pods come and go.
+// containerd does what containerd does when pods are added and deleted.
 type containerd struct {
 	t   *testing.T
 	cni *libcni.CNIConfig
@@ -125,7 +125,7 @@ type pod struct {
 	addresses []string
 }
 
-// add makes a pod, one of whose ports, 80, is the host's port hostPort.
+// add adds a pod whose port 80 is the host's port hostPort.
 func (r containerd) add(c cni.Config, name string, hostPort int) pod {
 	r.t.Helper()
 	command(r.t, "ip", "netns", "add", name)
@@ -197,7 +197,7 @@ func (r containerd) conflist(c cni.Config) *libcni.NetworkConfigList {
 	return list
 }
 
-// wantLinks compares the pod's link, the bridge and what joins them.
+// wantLinks checks the pod's link, the bridge and the bridge port between them.
 func (p pod) wantLinks(c cni.Config, gateways []string) {
 	p.t.Helper()
 	host, err := netlink.NewHandle()
@@ -259,9 +259,8 @@ func (p pod) ping(address string) {
 	command(p.t, "ip", "netns", "exec", p.name, "ping", "-n", "-i", "0.2", "-c", "1", "-w", "60", address)
 }
 
-// wantHostPort connects from p to the port of the host that leads to pod a.
-// Where p is pod a itself, packets leave the bridge by the port that they came
-// from.
+// wantHostPort connects from p to the host port of pod a. If p is pod a itself, packets
+// leave the bridge by the port that they came from.
 func (p pod) wantHostPort(gateway string, port int) {
 	p.t.Helper()
 	listener := inside(p.t, "a", func() (net.Listener, error) { return net.Listen("tcp", ":80") })
@@ -354,7 +353,7 @@ func defaultGateways(t *testing.T, h *netlink.Handle) []string {
 	return out
 }
 
-// wantNothingLeft looks for reservations of addresses and rules for host ports.
+// wantNothingLeft checks that no reserved addresses and no rules for host ports remain.
 func wantNothingLeft(t *testing.T) {
 	t.Helper()
 	entries, err := os.ReadDir("/var/lib/cni/networks/" + cni.NetworkName)
@@ -371,7 +370,7 @@ func wantNothingLeft(t *testing.T) {
 	}
 }
 
-// hostPortRules returns the rules that lead from a host port to a pod.
+// hostPortRules returns the rules that forward a host port to a pod.
 func hostPortRules(t *testing.T) []string {
 	t.Helper()
 	var rules []string
