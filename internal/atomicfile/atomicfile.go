@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package atomicfile writes files whole. A reader, or this program after a
-// power cut, finds either the old content or the new one, never a part of it:
-// the data goes to a temporary file beside the target, is forced to the disk,
-// and takes the target's place by rename(2).
+// Package atomicfile replaces files atomically. A reader, also after a power failure, finds
+// either the old content or the new one, never a part of it: the data is written to a
+// temporary file, synced to disk, and renamed to the target (rename(2)).
 //
-// The temporary file lies in the target's own directory on purpose. A rename
-// across file systems isn't atomic, and containerd overlooks a CNI
-// configuration that is moved in from elsewhere. Its name begins with a dot and
-// ends in ".tmp", so that nothing takes it for a configuration.
+// The temporary file must be in the target's directory. A rename across file systems isn't
+// atomic, and containerd does not notice a CNI configuration that is moved in from another
+// directory. Its name begins with a dot and ends in ".tmp", so that no program reads it as
+// a configuration.
 package atomicfile
 
 import (
@@ -20,11 +19,10 @@ import (
 	"strings"
 )
 
-// Write makes data the content of the file at path, with exactly the given
-// mode: the umask does not apply. After an error the old file is still in place,
-// and no temporary file remains. The one exception is an error of the very last
-// step, forcing the directory to the disk: then the new content is in place,
-// but may be lost in a power cut.
+// Write replaces the content of the file at path. The file gets exactly the given mode; the
+// umask does not apply. After an error the old file is still there, and no temporary file
+// remains. The only exception is an error of the last step, the sync of the directory: then
+// the new content is there, but may be lost in a power failure.
 func Write(path string, data []byte, mode os.FileMode) error {
 	dir := filepath.Dir(path)
 	if err := replace(dir, path, data, mode); err != nil {
@@ -36,8 +34,8 @@ func Write(path string, data []byte, mode os.FileMode) error {
 	return nil
 }
 
-// withoutPath leaves out which file it was: the temporary one's name is another
-// each time, and tells nobody anything.
+// withoutPath removes the temporary file's name from an error, because it is random and of
+// no use to a reader.
 func withoutPath(err error) error {
 	var p *fs.PathError
 	if errors.As(err, &p) {
@@ -68,12 +66,12 @@ func fill(f *os.File, data []byte, mode os.FileMode) error {
 	if _, err := f.Write(data); err != nil {
 		return err
 	}
-	// Without it, some file systems write the rename before the data, and a
-	// power cut leaves an empty file under the target's name.
+	// Without Sync, some file systems write the rename before the data, and a power failure
+	// leaves an empty file at the target's path.
 	return f.Sync()
 }
 
-// syncDir forces a rename to the disk, see fsync(2).
+// syncDir syncs a rename to disk, see fsync(2).
 func syncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -82,9 +80,9 @@ func syncDir(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Leftovers returns the temporary files that writers of path left behind when
-// they were killed, sorted. While another process writes path, they include
-// that one's. A missing directory has none.
+// Leftovers returns the temporary files of path that killed processes have left, sorted.
+// While another process writes path, its temporary file is among them. A missing directory
+// is not an error.
 func Leftovers(path string) ([]string, error) {
 	dir := filepath.Dir(path)
 	entries, err := os.ReadDir(dir)
@@ -101,7 +99,7 @@ func Leftovers(path string) ([]string, error) {
 	return found, nil
 }
 
-// affixes returns what the names of path's temporary files begin and end with.
+// affixes returns the prefix and the suffix of the names of path's temporary files.
 func affixes(path string) (prefix, suffix string) {
 	return "." + filepath.Base(path) + ".", ".tmp"
 }

@@ -26,7 +26,7 @@ func TestWrite(t *testing.T) {
 	}{
 		{name: "new", data: []byte("new\n"), mode: 0o600},
 		{name: "empty", data: []byte{}, mode: 0o644},
-		{name: "replaces a longer one", old: bytes.Repeat([]byte("old"), 100), data: []byte("new\n"), mode: 0o640},
+		{name: "replaces a longer file", old: bytes.Repeat([]byte("old"), 100), data: []byte("new\n"), mode: 0o640},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -59,8 +59,8 @@ func TestWrite(t *testing.T) {
 }
 
 func TestWriteIgnoresUmask(t *testing.T) {
-	// The umask is shared with the process's other threads, unless this one
-	// leaves the common file system attributes.
+	// Threads share the umask. Unshare it for this thread (CLONE_FS), so that other tests
+	// keep theirs.
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		t.Fatal(err)
@@ -96,10 +96,10 @@ func TestWriteError(t *testing.T) {
 	}
 }
 
-// A full disk must not cost the file that is there.
+// After an error because of a full disk, the old file is still there.
 func TestWriteDiskFull(t *testing.T) {
-	// The thread gets a mount namespace of its own. It is never unlocked, so it
-	// ends with the test, and the namespace with it.
+	// Use a mount namespace of this thread. The thread is never unlocked, so it ends with the
+	// test, and the namespace with it.
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		t.Fatal(err)
@@ -125,7 +125,7 @@ func TestWriteDiskFull(t *testing.T) {
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("got %v, want %v", err, unix.ENOSPC)
 	}
-	// The same words each time: the temporary file's name is not among them.
+	// The error must not contain the random name of the temporary file.
 	if want := "write " + path + ": write: no space left on device"; err.Error() != want {
 		t.Errorf("got %q, want %q", err, want)
 	}
