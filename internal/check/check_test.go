@@ -33,7 +33,7 @@ func parse(t *testing.T, lines ...string) config.Config {
 	return cfg
 }
 
-// healthy are the facts of a host on which nothing is to be found.
+// healthy returns the facts of a host without any errors or warnings.
 func healthy() Facts {
 	uplink := netcfg.Uplink{Link: "eth0", Source: netip.MustParsePrefix("192.168.1.1/24"), MTU: 1500}
 	f := Facts{
@@ -61,7 +61,7 @@ func healthy() Facts {
 	return f
 }
 
-// bad are the findings that are not OK, a line each.
+// bad returns the findings that are not OK, one line each.
 func bad(findings []Finding) []string {
 	var out []string
 	for _, f := range findings {
@@ -138,8 +138,8 @@ func TestJudge(t *testing.T) {
 			"warning kernel: the module br_netfilter is not available: pods of one node may not reach each other through Services → install a kernel with br_netfilter, and run: modprobe br_netfilter",
 		}},
 		{"no br_netfilter, no pods", []string{"cni: {enabled: false}"}, func(f *Facts) { f.Kernel.BridgeFilter = false }, nil},
-		{"IPv6 off, not wanted", nil, func(f *Facts) { f.Kernel.IPv6 = false }, nil},
-		{"IPv6 off, wanted", v6, func(f *Facts) { f.Kernel.IPv6 = false }, []string{
+		{"IPv6 off, without IPv6 ranges", nil, func(f *Facts) { f.Kernel.IPv6 = false }, nil},
+		{"IPv6 off, with IPv6 ranges", v6, func(f *Facts) { f.Kernel.IPv6 = false }, []string{
 			"error kernel: the cluster has IPv6 ranges, and IPv6 is off on this host → switch it on (no ipv6.disable=1 at boot; sysctl net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0), or leave IPv6 ranges out",
 		}},
 		{"foreign links", nil, func(f *Facts) { f.ForeignDevice, f.Links[2].Kind = true, "dummy" }, []string{
@@ -162,11 +162,11 @@ func TestJudge(t *testing.T) {
 			"error links: there is a link meshd0-vx which is not meshd's → delete it (ip link delete meshd0-vx), or set wireguard.interface to another name",
 			"error ports: UDP port 7947 (cluster.encapsulation) is taken by flanneld (pid 7) → stop that program, or set cluster.encapsulation to never on all nodes",
 		}},
-		{"vxlan, not wanted", located[1:], func(f *Facts) { f.ForeignVXLAN = true }, nil},
+		{"foreign VXLAN device, mode full", located[1:], func(f *Facts) { f.ForeignVXLAN = true }, nil},
 		{"location without a private address", located[:3], func(*Facts) {}, []string{
 			"error location: node.location is aws, but this host has no private address → set node.internal-ip to its address in that location's network, for example 192.168.10.1/24, or remove node.location",
 		}},
-		{"port of whom only root may see", nil, func(f *Facts) {
+		{"port of a program that only root can see", nil, func(f *Facts) {
 			f.Root, f.Capable, f.Kernel, f.Ports[0].State = false, false, Kernel{}, PortTaken
 		}, []string{
 			"warning permission: not root: kernel, firewall and device were not checked → run: sudo meshd check",
@@ -196,7 +196,7 @@ func TestJudge(t *testing.T) {
 			"error ranges: cluster.services 10.43.0.0/16 overlaps 10.43.128.0/17, to which this host has a route by tun5 → choose another range for cluster.services, the same on all nodes",
 			"warning ranges: cluster.services 10.43.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by tun6 → choose another range for cluster.services, the same on all nodes",
 		}},
-		{"no plugins, another network, nowhere to write", nil, func(f *Facts) {
+		{"no plugins, another network, a directory that is not writable", nil, func(f *Facts) {
 			f.CNI.Status.Plugins[0].InSource, f.CNI.Status.Plugins[3].InSource = false, false
 			f.CNI.Status.Others = []string{"05-other.conflist", "99-last.conflist"}
 			f.CNI.Unwritable = []string{"/opt/cni/bin"}
@@ -211,7 +211,7 @@ func TestJudge(t *testing.T) {
 		{"clock", nil, func(f *Facts) { f.ClockSynced = false }, []string{
 			"warning clock: the system clock is not synchronised; which of two nodes has an address is decided by who claimed it first → run: timedatectl set-ntp true (apt install systemd-timesyncd), or install chrony",
 		}},
-		{"nobody reached", nil, func(f *Facts) {
+		{"no host reached", nil, func(f *Facts) {
 			f.Reach[0].DialErr, f.Reach[1].ResolveErr = unix.ECONNREFUSED, errors.New("no such host")
 		}, []string{
 			"warning join[0]: a.example does not answer on TCP port 7946: connection refused → make sure that meshd runs there, and open TCP and UDP port 7946 to it; the first node of a mesh needs no join",
@@ -224,7 +224,7 @@ func TestJudge(t *testing.T) {
 		{"few nodes, no room", []string{"cluster: {pods: [10.42.0.0/22]}"}, func(f *Facts) { f.Running, f.Nodes = true, 4 }, []string{
 			"warning size: 4 nodes are known, and the ranges have room for 0 more → run meshd forget for nodes that are gone; for a larger mesh, plan one with wider cluster.overlay and cluster.pods",
 		}},
-		{"not to be read", nil, func(f *Facts) { f.Unread = []Unread{{"firewall", unix.EPERM}} }, []string{
+		{"firewall can't be read", nil, func(f *Facts) { f.Unread = []Unread{{"firewall", unix.EPERM}} }, []string{
 			"warning firewall: could not be checked: operation not permitted → check it by hand",
 		}},
 	}
@@ -238,15 +238,14 @@ func TestJudge(t *testing.T) {
 			}
 			for _, f := range findings {
 				if (f.Advice == "") != (f.Level == OK) {
-					t.Errorf("advice of %+v: want some for what is wrong and none for what is not", f)
+					t.Errorf("%+v: want advice for errors and warnings, and none for OK", f)
 				}
 			}
 		})
 	}
 }
 
-// rules are tables as the programs print them. Without the program that writes
-// one, meshd can't.
+// rules returns a table as iptables prints it. Without a program, meshd can't add rules.
 func rules(b filter.Backend, program, text string) filter.Table {
 	t := filter.Parse(b, "ip", "filter", text)
 	t.Program = program
@@ -273,20 +272,20 @@ func TestJudgeK3s(t *testing.T) {
 		{"none", nil, overlay, k3s.Settings{}, nil},
 		{"a good server", nil, overlay, k3s.Settings{Role: k3s.Server, Values: good}, nil},
 		{"a good agent", nil, overlay, k3s.Settings{Role: k3s.Agent, Values: map[string]k3s.Value{"node-ip": good["node-ip"]}}, nil},
-		{"told nothing", nil, overlay, k3s.Settings{Role: k3s.Server}, []string{
+		{"a server without settings", nil, overlay, k3s.Settings{Role: k3s.Server}, []string{
 			"warning k3s: node-ip is not set: k3s will use an address of this host that other nodes may not reach → write into " + own + ": node-ip: 10.4.0.1; or set k3s.write-config to true",
 			"error k3s: flannel-backend is vxlan, but must be none (meshd is the pods' network) → write into " + own + ": flannel-backend: none; or set k3s.write-config to true",
 		}},
-		{"an agent that is told nothing, no daemon", nil, nil, k3s.Settings{Role: k3s.Agent}, []string{
+		{"an agent without settings, no daemon", nil, nil, k3s.Settings{Role: k3s.Agent}, []string{
 			"warning k3s: node-ip is not set: k3s will use an address of this host that other nodes may not reach → write into " + own +
 				": node-ip: ADDRESS, this node's overlay address as meshd status shows it; or set k3s.write-config to true",
 		}},
-		{"all will be written", writes, overlay, k3s.Settings{Role: k3s.Server}, nil},
+		{"meshd will write all settings", writes, overlay, k3s.Settings{Role: k3s.Server}, nil},
 		{"no role yet", writes, overlay, k3s.Settings{}, []string{
 			"warning k3s: k3s is not installed yet, and k3s.role is auto: only node-ip is written for it → set k3s.role to server or agent before you install k3s",
 		}},
-		{"a role before k3s", []string{"k3s: {write-config: true, role: server}"}, overlay, k3s.Settings{}, nil},
-		{"the command line counts more", writes, overlay, k3s.Settings{Role: k3s.Server, Values: map[string]k3s.Value{"node-ip": {Text: "192.0.2.1", From: unit}}}, []string{
+		{"a role before k3s is installed", []string{"k3s: {write-config: true, role: server}"}, overlay, k3s.Settings{}, nil},
+		{"the command line overrides the drop-in", writes, overlay, k3s.Settings{Role: k3s.Server, Values: map[string]k3s.Value{"node-ip": {Text: "192.0.2.1", From: unit}}}, []string{
 			"error k3s: node-ip is 192.0.2.1, which is not this node's overlay address → write --node-ip=10.4.0.1 into " + unit,
 		}},
 		{"another address, no daemon", nil, nil, k3s.Settings{Role: k3s.Agent, Values: map[string]k3s.Value{"node-ip": {Text: "192.0.2.1", From: file}}}, []string{
@@ -296,7 +295,7 @@ func TestJudgeK3s(t *testing.T) {
 			"error k3s: cluster-cidr is 10.52.0.0/16, but must be 10.42.0.0/16 (cluster.pods) → write into " + file + ": cluster-cidr: 10.42.0.0/16",
 			"error k3s: service-cidr is 10.53.0.0/16, but must be 10.43.0.0/16 (cluster.services) → write into " + file + ": service-cidr: 10.43.0.0/16",
 		}},
-		{"outside of the mesh", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"advertise-address": {Text: "192.0.2.1", From: file}})}, []string{
+		{"advertise-address outside of the mesh", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"advertise-address": {Text: "192.0.2.1", From: file}})}, []string{
 			"warning k3s: advertise-address is 192.0.2.1, which is not in the mesh: agents will talk to this server outside of it → write into " + file + ": advertise-address: the node's overlay address",
 		}},
 		{"external address", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"node-external-ip": {Text: "192.0.2.1", From: file}})}, []string{
@@ -326,7 +325,7 @@ func TestJudgeFirewall(t *testing.T) {
 		want   []string
 	}{
 		{"open", nil, rules(filter.XTNFT, "", "-P INPUT ACCEPT\n-P FORWARD ACCEPT"), nil},
-		{"iptables, which meshd writes to", nil, rules(filter.XTNFT, "iptables-nft", "-P FORWARD DROP\n-P INPUT DROP"), nil},
+		{"iptables, to which meshd adds rules", nil, rules(filter.XTNFT, "iptables-nft", "-P FORWARD DROP\n-P INPUT DROP"), nil},
 		{"iptables is missing", []string{"cni: {enabled: false}"}, rules(filter.Legacy, "", "-P FORWARD DROP"), []string{
 			"error firewall: the chain FORWARD of iptables-legacy drops packets from the mesh, to the mesh" +
 				" → install iptables-legacy, with which meshd adds the rules itself (apt install iptables); or run: iptables-legacy -I FORWARD -i meshd0 -j ACCEPT; iptables-legacy -I FORWARD -o meshd0 -j ACCEPT",
@@ -336,7 +335,7 @@ func TestJudgeFirewall(t *testing.T) {
 				" → run: nft insert rule inet filter through iifname meshd0 accept; nft insert rule inet filter through oifname meshd0 accept; nft insert rule inet filter through iifname kube-bridge accept;" +
 				" nft insert rule inet filter through oifname kube-bridge ct state established,related accept; nft insert rule inet filter through oifname kube-bridge ct status dnat accept (and add it to what sets up your firewall at boot)",
 		}},
-		{"nft, not understood", nil, nft("filter", "through", filter.Chain{Hook: "forward", Drops: true, Rules: []filter.Rule{
+		{"nft, with conditions that meshd can't evaluate", nil, nft("filter", "through", filter.Chain{Hook: "forward", Drops: true, Rules: []filter.Rule{
 			{Action: filter.Accept, Conditions: []filter.Condition{{Field: filter.Unknown}}},
 			{Action: filter.Accept, Conditions: []filter.Condition{{Field: filter.In, Values: []string{"meshd0", "kube-bridge"}}}},
 			{Action: filter.Accept, Conditions: []filter.Condition{{Field: filter.Out, Values: []string{"meshd0"}}}},

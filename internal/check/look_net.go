@@ -146,7 +146,7 @@ func (f *Facts) lookPorts(cfg config.Config, ours []int) error {
 			}
 			p.Ours = f.Running && name == strings.TrimSpace(string(own)) || p.Network == "udp" && slices.Contains(ours, int(p.Port))
 		default:
-			p.State = PortFree // nothing is known against it
+			p.State = PortFree // not known; the caller reports the error
 			errs = append(errs, err)
 		}
 	}

@@ -41,22 +41,22 @@ func TestHolder(t *testing.T) {
 	}
 }
 
-// TestLookVXLAN has the vxlan port and the vxlan device's name be taken by others,
-// and then by what is meshd's.
+// TestLookVXLAN checks who uses the VXLAN port and the VXLAN device's name: another program,
+// a foreign device, or meshd.
 func TestLookVXLAN(t *testing.T) {
 	cfg := parse(t, "cluster: {mode: location}", "node:", "  location: aws", "  internal-ip: 192.168.1.1/24")
 	tests := []struct {
 		name          string
 		links         []string
-		listens       bool // somebody has the port
+		listens       bool // another program uses the port
 		foreign, ours bool
 		state         PortState
 	}{
 		{name: "free", state: PortFree},
 		{name: "another program", listens: true, state: PortTaken},
-		{name: "another's vxlan", links: []string{"link add theirs type vxlan id 5 dstport 7947", "link set theirs up"}, state: PortTaken},
+		{name: "a foreign VXLAN device", links: []string{"link add theirs type vxlan id 5 dstport 7947", "link set theirs up"}, state: PortTaken},
 		{name: "a bridge of that name", links: []string{"link add meshd0-vx type bridge"}, foreign: true, state: PortFree},
-		{name: "another's vxlan of that name", links: []string{"link add meshd0-vx type vxlan id 5 dstport 7947", "link set meshd0-vx up"}, foreign: true, state: PortTaken},
+		{name: "a foreign VXLAN device of that name", links: []string{"link add meshd0-vx type vxlan id 5 dstport 7947", "link set meshd0-vx up"}, foreign: true, state: PortTaken},
 		{name: "ours", links: []string{"link add meshd0-vx type vxlan id 77 dstport 7947", "link set meshd0-vx alias meshd up"}, ours: true, state: PortTaken},
 	}
 	for _, tt := range tests {

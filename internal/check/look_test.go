@@ -14,7 +14,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// nftForward is a chain that drops but for the given rules.
+// nftForward returns a chain with the given rules and the policy drop.
 const nftForward = `table inet filter {
 	set friends { type ipv4_addr; elements = { 10.42.1.2 } }
 	chain other { iifname "meshd0" accept; }
@@ -23,7 +23,7 @@ const nftForward = `table inet filter {
 }
 `
 
-// TestLookNFT has the kernel keep rules, and judges what comes back over netlink.
+// TestLookNFT adds rules to the kernel, and evaluates them as read back over netlink.
 func TestLookNFT(t *testing.T) {
 	forwarded := filter.Packet{
 		In: "meshd0", Out: "kube-bridge", Protocol: "tcp", Port: 80,
@@ -97,8 +97,7 @@ func TestLookNFT(t *testing.T) {
 	}
 }
 
-// TestLookIPTables has each of the two kinds of iptables keep rules of both
-// families.
+// TestLookIPTables adds rules with both kinds of iptables, in both families.
 func TestLookIPTables(t *testing.T) {
 	for _, program := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
 		t.Run(program, func(t *testing.T) {
@@ -119,7 +118,7 @@ func TestLookIPTables(t *testing.T) {
 			}
 			for in, want := range map[string]filter.Verdict{"meshd0": filter.Accepted, "eth0": filter.Dropped} {
 				if got := f.Filters[0].Judge("FORWARD", filter.Packet{In: in}); got != want {
-					t.Errorf("verdict on what comes by %s: got %s, want %s", in, got, want)
+					t.Errorf("verdict on packets from %s: got %s, want %s", in, got, want)
 				}
 			}
 		})

@@ -13,7 +13,7 @@ import (
 	"github.com/meshd/meshd/internal/cni"
 )
 
-// shown is what systemctl show prints of the unit as the package brings it.
+// shown is the output of systemctl show for the packaged unit.
 const shown = `ProtectSystem=strict
 StateDirectory=meshd
 ReadWritePaths=-/etc/cni -/etc/rancher -/opt/cni -/run/xtables.lock /proc/sys/net
@@ -77,7 +77,7 @@ func TestUnitFindings(t *testing.T) {
 	}
 }
 
-// TestWritten: a plugin that is there needs no link.
+// The directory of plugins is written to only if a plugin is missing.
 func TestWritten(t *testing.T) {
 	cfg := parse(t, "cni: {conf-dir: /a, bin-dir: /b}", "k3s: {write-config: true}")
 	f := Facts{State: State{Path: "/s"}, CNI: CNI{Status: cni.Status{Plugins: []cni.Plugin{{Name: "bridge", Works: true}}}}}
@@ -91,7 +91,7 @@ func TestWritten(t *testing.T) {
 		t.Errorf("with a plugin to link (-want +got):\n%s", diff)
 	}
 	if got := f.written(parse(t, "cni: {enabled: false}")); len(got) != 1 {
-		t.Errorf("without CNI and k3s: got %v, want the state directory alone", got)
+		t.Errorf("without CNI and k3s: got %v, want only the state directory", got)
 	}
 }
 

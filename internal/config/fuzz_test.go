@@ -69,7 +69,7 @@ func checkInvariants(t *testing.T, c Config) {
 	}
 	for _, p := range c.Node.PodCIDR {
 		if _, ok := c.Cluster.SlotOf(p); !ok {
-			t.Errorf("accepted pod CIDR %v, which is no slot's", p)
+			t.Errorf("accepted pod CIDR %v, which belongs to no slot", p)
 		}
 	}
 	if d := c.Node.Keepalive; d != nil && d.Seconds() > 65535 {

@@ -61,7 +61,7 @@ cni: {enabled: false, conf-dir: /a, bin-dir: /b, plugin-source: /c, bridge: d}
 	}
 }
 
-// Secrets change in their own file.
+// A change of the secrets is in a file of their own.
 func TestChangedSecrets(t *testing.T) {
 	from, to := defaults(), defaults()
 	from.Secrets, to.Secrets = config.Secrets{{1}}, config.Secrets{{2}, {1}}

@@ -157,8 +157,7 @@ func newHTTP() http.Client {
 	}
 }
 
-// freePort returns an unused UDP port. It is chosen once: with port 0 the kernel would
-// choose another one whenever the device is made again.
+// freePort returns an unused UDP port for the device, which keeps it until the end of Run.
 func freePort() (int, error) {
 	l, err := net.ListenUDP("udp", nil)
 	if err != nil {
