@@ -6,11 +6,11 @@
 //
 // There are two steps, as everywhere in meshd. [Look] reads [Facts] from the kernel, from
 // files and from the network, and changes none of them. Where only a trial can tell, it
-// makes the trial in a temporary network namespace. [Judge] is pure and turns the facts
+// makes the trial in a temporary network namespace. [Evaluate] is pure and turns the facts
 // into [Finding]s.
 //
 //	config.Config ─┬─► Look ─► Facts ─┐
-//	               └──────────────────┴─► Judge ─► []Finding
+//	               └──────────────────┴─► Evaluate ─► []Finding
 //
 // State that a running daemon has made on the host is not reported, and neither are
 // settings that the daemon makes by itself, such as net.ipv4.ip_forward. Strict reverse
@@ -51,9 +51,9 @@ const (
 	Error   Level = "error"
 )
 
-// Judge turns facts into findings, in the order in which a person should deal with them.
+// Evaluate turns facts into findings, in the order in which a person should deal with them.
 // It is pure.
-func Judge(cfg config.Config, f Facts) []Finding {
+func Evaluate(cfg config.Config, f Facts) []Finding {
 	return slices.Concat(
 		f.permission(), f.configuration(), f.state(), f.kernel(cfg), f.names(cfg), f.ports(),
 		f.firewall(cfg), f.mtu(cfg), f.location(cfg), f.overlaps(cfg), f.cni(cfg), f.k3s(cfg), f.unit(), f.clock(), f.reach(), f.size(cfg), f.unread(),

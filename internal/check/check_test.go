@@ -72,7 +72,7 @@ func bad(findings []Finding) []string {
 	return out
 }
 
-func TestJudge(t *testing.T) {
+func TestEvaluate(t *testing.T) {
 	v6 := []string{"cluster:", "  overlay: [10.4.0.0/16, fd00:4::/112]", "  pods: [10.42.0.0/16, fd00:42::/48]", "  services: [10.43.0.0/16, fd00:43::/112]"}
 	located := []string{"cluster: {mode: location}", "node:", "  location: aws", "  internal-ip: 192.168.1.1/24"}
 	tests := []struct {
@@ -232,7 +232,7 @@ func TestJudge(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := healthy()
 			tt.change(&f)
-			findings := Judge(parse(t, tt.config...), f)
+			findings := Evaluate(parse(t, tt.config...), f)
 			if diff := cmp.Diff(tt.want, bad(findings)); diff != "" {
 				t.Errorf("findings (-want +got):\n%s", diff)
 			}
@@ -252,7 +252,7 @@ func rules(b filter.Backend, program, text string) filter.Table {
 	return t
 }
 
-func TestJudgeK3s(t *testing.T) {
+func TestEvaluateK3s(t *testing.T) {
 	const unit, file, own = "/etc/systemd/system/k3s.service", "/etc/rancher/k3s/config.yaml", "/etc/rancher/k3s/config.yaml.d/10-meshd.yaml"
 	good := map[string]k3s.Value{"node-ip": {Text: "10.4.0.1", From: file}, "flannel-backend": {Text: "none", From: file}}
 	with := func(more map[string]k3s.Value) map[string]k3s.Value {
@@ -305,14 +305,14 @@ func TestJudgeK3s(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := healthy()
 			f.K3s, f.Overlay = tt.settings, tt.overlay
-			if diff := cmp.Diff(tt.want, bad(Judge(parse(t, tt.config...), f))); diff != "" {
+			if diff := cmp.Diff(tt.want, bad(Evaluate(parse(t, tt.config...), f))); diff != "" {
 				t.Errorf("findings (-want +got):\n%s", diff)
 			}
 		})
 	}
 }
 
-func TestJudgeFirewall(t *testing.T) {
+func TestEvaluateFirewall(t *testing.T) {
 	const everyForward = "from the mesh, to the mesh, from pods, of answers to pods"
 	const everyInput = "to UDP port 51820, to UDP port 7946, to TCP port 7946, of answers to this host, from the mesh to this host, from pods to this host"
 	nft := func(name, chain string, c filter.Chain) filter.Table {
@@ -354,7 +354,7 @@ func TestJudgeFirewall(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := healthy()
 			f.Filters = []filter.Table{tt.table}
-			if diff := cmp.Diff(tt.want, bad(Judge(parse(t, tt.config...), f))); diff != "" {
+			if diff := cmp.Diff(tt.want, bad(Evaluate(parse(t, tt.config...), f))); diff != "" {
 				t.Errorf("findings (-want +got):\n%s", diff)
 			}
 		})

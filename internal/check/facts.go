@@ -12,7 +12,7 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// Facts are the state of a host, as far as Judge needs it.
+// Facts are the state of a host, as far as Evaluate needs it.
 type Facts struct {
 	Root    bool // this process is root
 	Capable bool // this process may configure the network

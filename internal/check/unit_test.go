@@ -70,7 +70,7 @@ func TestUnitFindings(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := healthy()
 			f.Unit, f.Written = parseUnit(tt.unit), tt.written
-			if diff := cmp.Diff(tt.want, bad(Judge(parse(t), f))); diff != "" {
+			if diff := cmp.Diff(tt.want, bad(Evaluate(parse(t), f))); diff != "" {
 				t.Errorf("findings (-want +got):\n%s", diff)
 			}
 		})
