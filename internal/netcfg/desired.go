@@ -12,37 +12,39 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Settings is what a host's desired state follows from besides the topology.
+// Settings are the inputs of a host's desired state besides the topology.
 type Settings struct {
 	Interface      string  // name of the WireGuard device
-	ID             mesh.ID // own; the VXLAN device's MAC follows from it
+	ID             mesh.ID // of this node; the MAC of the VXLAN device is derived from it
 	Implementation Implementation
 	PrivateKey     wgtypes.Key `json:"-"`
 	ListenPort     int
 	GossipPort     int
-	MTU            int    // of the device, see MTU
-	Bridge         string // name of the bridge that the pods are on; "" if others do the CNI
+	MTU            int    // of the WireGuard device, see the function MTU
+	Bridge         string // name of the pods' bridge; "" if another program provides the CNI
 
-	// LANs are the links with the internal IPs that this node's record tells, see
-	// Facts.LANs. Without them there are no ways to neighbors.
+	// LANs are the links that have the internal IPs of this node's record, see
+	// Facts.LANs. Without them there are no routes to neighbors.
 	LANs []LAN
 
-	// Uplinks are where packets of the underlay come in, see Facts.Uplinks.
+	// Uplinks are the links on which packets of the underlay arrive, see Facts.Uplinks.
 	Uplinks []Uplink
 
-	// Pick says which of a peer's endpoints to use, counted round its list, or
-	// with a negative number that it is to have none yet;
-	// the first one if it says nothing.
+	// Pick is the index of the endpoint to use for each peer, modulo the length of the
+	// peer's list. A negative index means that the peer must not have an endpoint yet. A
+	// peer that is missing here uses its first endpoint.
 	Pick map[mesh.ID]int
 
-	// Heard is where peers have been heard lately. It stands in for endpoints where a
-	// peer has none. JSON has no such keys.
+	// Heard holds the addresses from which packets of peers arrived recently. It is used
+	// for peers that have no endpoint in the topology. It is not in JSON, which has no
+	// such keys.
 	Heard map[wgtypes.Key]netip.AddrPort `json:"-"`
 }
 
-// MTU returns the MTU of a WireGuard device on a host whose way out has the
-// MTU egress, or 0 if it has none just now: that of Ethernet then. It is at least mesh.MinMTU, and 1280 where IPv6 runs inside,
-// even if the outer packets then come in fragments.
+// MTU returns the MTU of a WireGuard device on a host whose uplink has the MTU egress, in
+// bytes. If egress is 0, because the host has no uplink at the moment, it assumes
+// Ethernet. The result is at least mesh.MinMTU, and at least 1280 if IPv6 runs inside the
+// tunnel, even if the outer packets are then fragmented.
 func MTU(egress int, ipv6 bool) int {
 	if egress == 0 {
 		egress = ethernetMTU
@@ -54,13 +56,13 @@ func MTU(egress int, ipv6 bool) int {
 	return mtu
 }
 
-// Desired returns the state that a topology asks for. The topology's peers must
-// not share keys or allowed IPs, which mesh.Derive sees to.
+// Desired returns the state that a topology asks for. Peers of the topology must not
+// share keys or allowed IPs; mesh.Derive ensures that.
 //
-// A node without an overlay address of some family, because it holds no slot
-// yet, has no routes of that family: they could not name their source, and the
-// far side would drop what comes from any other. Its peers have their allowed
-// IPs all the same, so that no peer changes when the node gets its slot.
+// A node that has no slot yet has no overlay address. It then has no routes of that
+// family: they could not have a source address, and the remote side would drop packets
+// with any other source. Its peers have their allowed IPs nevertheless, so that no peer
+// changes when the node gets its slot.
 func Desired(t mesh.Topology, s Settings) State {
 	b := newBuilder(t, s)
 	state := State{
@@ -68,7 +70,7 @@ func Desired(t mesh.Topology, s Settings) State {
 		Peers:     b.peers(),
 		VXLAN:     b.vxlan,
 		Addresses: hostPrefixes(t.Addresses),
-		Backstops: normal(t.Guarded),
+		Backstops: normalize(t.Guarded),
 		Routes:    b.routes(),
 		Firewall:  b.firewall(),
 		Sysctls:   b.sysctls(),
@@ -76,18 +78,18 @@ func Desired(t mesh.Topology, s Settings) State {
 		OwnPorts:  b.ownPorts(),
 	}
 	if state.VXLAN != nil {
-		state.Forwarding, state.Neighbors = entries(t)
+		state.Forwarding, state.Neighbors = vxlanEntries(t)
 	}
 	return state
 }
 
-// builder builds a desired state. It holds a topology, a host's settings, and what
-// several parts of the state need of both.
+// builder builds a desired state. It holds a topology, the settings of a host, and values
+// computed from both that several parts of the state need.
 type builder struct {
 	Settings
 	t       mesh.Topology
-	vxlan   *VXLAN   // the device to the encapsulated neighbors; nil for none
-	devices []string // links that carry the mesh's packets and nothing else
+	vxlan   *VXLAN   // the device for traffic to encapsulated neighbors; nil for none
+	devices []string // links that carry only packets of the mesh
 	sets    map[string][]netip.Prefix
 }
 
@@ -125,7 +127,7 @@ func (b builder) peers() []Peer {
 			Key:        p.Key,
 			Name:       p.Name,
 			Endpoint:   b.endpoint(p),
-			AllowedIPs: normal(p.AllowedIPs),
+			AllowedIPs: normalize(p.AllowedIPs),
 			Keepalive:  p.Keepalive,
 		})
 	}
@@ -133,8 +135,8 @@ func (b builder) peers() []Peer {
 	return out
 }
 
-// endpoint returns the picked one of a peer's endpoints, or where the peer has been
-// heard if it has none.
+// endpoint returns the endpoint that Pick selects. If the peer has no endpoints, it
+// returns the address in Heard.
 func (s Settings) endpoint(p mesh.Peer) netip.AddrPort {
 	switch pick := s.Pick[p.ID]; {
 	case pick < 0:
@@ -146,11 +148,12 @@ func (s Settings) endpoint(p mesh.Peer) netip.AddrPort {
 	}
 }
 
-// routes returns one route for each allowed IP, of nodes and clients, those to the neighbors, and one
-// for each guarded range as a whole. The latter catch what belongs to no peer, or to none that we know
-// yet: it ends at the device, where WireGuard refuses it, instead of leaving by
-// the default route in clear text. They also make the guard strict, because the
-// default route is then no way back to any guarded source.
+// routes returns one route for each allowed IP of nodes and clients, the routes to
+// neighbors, and one for each guarded range as a whole. The last ones catch packets to
+// addresses that belong to no known peer. Such a packet goes to the WireGuard device,
+// which rejects it. Without these routes it would leave unencrypted by the default route.
+// They also make the guard chain strict: the default route then never leads back to a
+// guarded source.
 func (b builder) routes() []Route {
 	to := make(map[netip.Prefix]Route)
 	add := func(r Route) {
@@ -158,15 +161,15 @@ func (b builder) routes() []Route {
 			to[r.Destination] = r
 		}
 	}
-	for _, dst := range normal(b.t.Guarded) {
+	for _, dst := range normalize(b.t.Guarded) {
 		add(Route{Destination: dst, Link: b.Interface})
 	}
 	for _, p := range b.t.Peers {
-		for _, dst := range normal(p.AllowedIPs) {
-			add(Route{Destination: dst, Link: b.Interface, MTU: lower(p.MTU, b.MTU)})
+		for _, dst := range normalize(p.AllowedIPs) {
+			add(Route{Destination: dst, Link: b.Interface, MTU: routeMTU(p.MTU, b.MTU)})
 		}
 	}
-	for _, dst := range normal(addressesOf(b.t.Clients)) {
+	for _, dst := range normalize(addressesOf(b.t.Clients)) {
 		add(Route{Destination: dst, Link: b.Interface})
 	}
 	for _, n := range b.t.Neighbors {
@@ -188,30 +191,30 @@ func (b builder) sysctls() []Sysctl {
 	conf := "net.ipv4.conf." + strings.ReplaceAll(b.Interface, ".", "/")
 	out := []Sysctl{
 		{"net.ipv4.ip_forward", "1"},
-		// The way back may differ from the way there: loose. The higher of
-		// this and conf.all counts.
+		// Use loose mode: a reply may take another way than the request. The kernel uses
+		// the higher value of this and conf.all.
 		{conf + ".rp_filter", "2"},
-		// A packet from one peer to another leaves by the device by which it
-		// came, which is no reason for a redirect. The kernel sends one unless
-		// both are off; its own WireGuard does the same (wg_open).
+		// A packet from one peer to another leaves by the device on which it arrived.
+		// That must not cause an ICMP redirect. The kernel sends one unless both settings
+		// are off; wg_open in the kernel turns them off for the same reason.
 		{"net.ipv4.conf.all.send_redirects", "0"},
 		{conf + ".send_redirects", "0"},
 	}
 	if usesIPv6(b.t) {
 		out = append(out,
 			Sysctl{"net.ipv6.conf.all.forwarding", "1"},
-			// Hosts without IPv6 of their own often have it switched off for all links.
+			// Hosts without IPv6 often have it disabled on all links.
 			Sysctl{strings.Replace(conf, "ipv4", "ipv6", 1) + ".disable_ipv6", "0"},
 		)
 	}
 	if b.Bridge != "" {
-		// kube-proxy and NetworkPolicy have to see what pods of one node send
-		// each other.
+		// Bridged packets between pods of this node must pass kube-proxy and
+		// NetworkPolicy.
 		out = append(out, Sysctl{"net.bridge.bridge-nf-call-iptables", "1"})
 		if usesIPv6(b.t) {
 			out = append(out,
 				Sysctl{"net.bridge.bridge-nf-call-ip6tables", "1"},
-				// The CNI plugin makes the bridge later, and gives it an address.
+				// The CNI plugin creates the bridge later, and gives it an IPv6 address.
 				Sysctl{"net.ipv6.conf.default.disable_ipv6", "0"})
 		}
 	}
@@ -222,14 +225,14 @@ func (b builder) sysctls() []Sysctl {
 	return out
 }
 
-// usesIPv6 says whether any range of the mesh is of IPv6.
+// usesIPv6 reports whether any range of the mesh is IPv6.
 func usesIPv6(t mesh.Topology) bool {
 	return slices.ContainsFunc(slices.Concat(t.Inside, t.Guarded, t.PodCIDRs, hostPrefixes(t.Addresses)),
 		func(p netip.Prefix) bool { return unmap(p).Addr().Is6() })
 }
 
-// sourceFor returns the own address of the family of dst, the zero Addr if
-// there is none.
+// sourceFor returns the first address in own that has the family of dst, or the zero
+// Addr.
 func sourceFor(dst netip.Addr, own []netip.Addr) netip.Addr {
 	for _, a := range own {
 		if a = a.Unmap(); a.Is4() == dst.Is4() {
@@ -239,19 +242,19 @@ func sourceFor(dst netip.Addr, own []netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// hostPrefixes returns addresses as sorted /32 and /128.
+// hostPrefixes returns addresses as sorted /32 and /128 prefixes.
 func hostPrefixes(addrs []netip.Addr) []netip.Prefix {
 	var out []netip.Prefix
 	for _, a := range addrs {
 		a = a.Unmap()
 		out = append(out, netip.PrefixFrom(a, a.BitLen()))
 	}
-	return normal(out)
+	return normalize(out)
 }
 
-// normal returns prefixes masked, sorted and without doubles, and those of
-// IPv4 as such even if they are written as IPv6.
-func normal(prefixes []netip.Prefix) []netip.Prefix {
+// normalize returns prefixes masked, sorted and without duplicates. IPv4-mapped IPv6
+// prefixes are turned into IPv4 prefixes.
+func normalize(prefixes []netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range prefixes {
 		out = append(out, unmap(p).Masked())
@@ -260,8 +263,8 @@ func normal(prefixes []netip.Prefix) []netip.Prefix {
 	return slices.Compact(out)
 }
 
-// unmap turns an IPv4-mapped IPv6 prefix into the one of IPv4 that it means.
-// One that is shorter than the mapping's 96 bits means none, and is kept.
+// unmap turns an IPv4-mapped IPv6 prefix into the IPv4 prefix. A prefix shorter than the
+// 96 bits of the mapping has no IPv4 equivalent and is returned as it is.
 func unmap(p netip.Prefix) netip.Prefix {
 	if p.Addr().Is4In6() && p.Bits() >= 96 {
 		return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
@@ -269,7 +272,7 @@ func unmap(p netip.Prefix) netip.Prefix {
 	return p
 }
 
-// unmapPort does for an endpoint what unmap does for a prefix.
+// unmapPort is unmap for an endpoint.
 func unmapPort(e netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(e.Addr().Unmap(), e.Port())
 }

@@ -12,27 +12,27 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// Options are what Diff needs to know besides the two states.
+// Options are the inputs of Diff besides the two states.
 type Options struct {
-	// Now is the time of the observation, for the age of handshakes.
+	// Now is the time of the observation. The age of handshakes is computed from it.
 	Now time.Time
-	// Prune allows to take things away. It is off until gossip has settled:
-	// what isn't desired may only not be known yet.
+	// Prune allows removals. It is off until gossip has settled: until then, something
+	// that is not desired may belong to a node that is not known yet.
 	Prune bool
-	// Renew names peers to remove and to add again in the same change, if they
-	// have no session. WireGuard sends the first message of a handshake once in
-	// five seconds (REKEY_TIMEOUT), and answers none that is older than the last
-	// one; a new peer has none behind it.
+	// Renew lists peers to remove and add again in the same change, unless they have a
+	// session. WireGuard sends a handshake initiation at most once in five seconds
+	// (REKEY_TIMEOUT), and ignores initiations that are older than the last one. A new
+	// peer has no such history.
 	Renew map[wgtypes.Key]bool
 }
 
-// Diff returns what turns the observed state into the desired one. The observed
-// peers, addresses, routes and so on must be ours: whatever is observed and not
-// desired is removed if o.Prune is set, and left alone otherwise. The only thing
-// removed in any case is a throwaway peer that an interrupted change has left.
+// Diff returns the plan that turns the observed state into the desired one. Everything in
+// the observed state must belong to meshd: what is observed but not desired is removed if
+// o.Prune is set, and kept otherwise. Only a throwaway peer left by an interrupted change
+// is always removed.
 //
-// A desired state without a device, as the zero State is, asks for the removal
-// of the device that is there.
+// A desired state without a device, such as the zero State, asks for the removal of the
+// observed device.
 func Diff(observed, desired State, o Options) Plan {
 	var p Plan
 	if d := cmp.Or(desired.Device, observed.Device); d != nil {
@@ -40,7 +40,7 @@ func Diff(observed, desired State, o Options) Plan {
 	}
 	p.Device = diffDevice(observed.Device, desired.Device)
 	if p.Device != nil && p.Device.Create {
-		observed = observed.without(desired.Device.Name)
+		observed = observed.withoutDevice(desired.Device.Name)
 	}
 	p.VXLAN = diffVXLAN(observed.VXLAN, desired.VXLAN)
 	if p.VXLAN != nil && p.VXLAN.Create {
@@ -69,7 +69,7 @@ func Diff(observed, desired State, o Options) Plan {
 		if o.Prune && observed.Device != nil {
 			p.StaleDevice = observed.Device.Name
 		}
-		return p // peers and addresses exist on a device only
+		return p // only a device has peers and addresses
 	}
 	p.Addresses = missing(observed.Addresses, desired.Addresses)
 	if o.Prune {
@@ -79,7 +79,7 @@ func Diff(observed, desired State, o Options) Plan {
 	return p
 }
 
-// missing returns the elements of want that have lacks.
+// missing returns the elements of want that are not in have.
 func missing[T comparable](have, want []T) []T {
 	held := make(map[T]bool, len(have))
 	for _, h := range have {
@@ -94,10 +94,10 @@ func missing[T comparable](have, want []T) []T {
 	return out
 }
 
-// without returns what remains of the state when the device goes, or if it has
-// never been there: nothing that is on it, and no route that has one of its
-// addresses as source.
-func (s State) without(device string) State {
+// withoutDevice returns what remains of the state when the device is deleted or does not
+// exist: it has nothing that is on the device, and no route whose source is an address of
+// the device.
+func (s State) withoutDevice(device string) State {
 	own := s.Addresses
 	s.Peers, s.Addresses = nil, nil
 	s.Routes = slices.DeleteFunc(slices.Clone(s.Routes), func(r Route) bool {
@@ -107,7 +107,7 @@ func (s State) without(device string) State {
 	return s
 }
 
-// sysctlsWithout returns the parameters that are not a link's.
+// sysctlsWithout returns the parameters that don't belong to the link.
 func sysctlsWithout(sysctls []Sysctl, link string) []Sysctl {
 	part := "." + strings.ReplaceAll(link, ".", "/") + "."
 	return slices.DeleteFunc(slices.Clone(sysctls), func(c Sysctl) bool { return strings.Contains(c.Key, part) })
@@ -135,8 +135,8 @@ func diffDevice(observed, desired *Device) *DeviceChange {
 	return &c
 }
 
-// diffRoutes plans the routes to add or to change. The kernel may hold several
-// routes to one destination, which differ in what a Route doesn't tell.
+// diffRoutes plans which routes to add or change. The kernel may have several routes to
+// one destination that differ in attributes which Route does not have.
 func (p *Plan) diffRoutes(observed []Route, desired State) {
 	first := make(map[netip.Prefix]*Route, len(observed))
 	for i, o := range slices.Backward(observed) {
@@ -155,21 +155,21 @@ func (p *Plan) diffRoutes(observed []Route, desired State) {
 	})
 }
 
-// staleRoutes returns the routes to delete: those that are neither desired nor
-// replaced. A route to a desired destination by the same link and next hop is
-// not among them, nor one without next hop by the same link, nor one without
-// link: the kernel could not tell it from the desired one.
+// staleRoutes returns the routes to delete: those that are neither desired nor replaced.
+// It keeps every route that a delete request to the kernel could not tell from a desired
+// one: a route to a desired destination with the same link and next hop, or with the same
+// link and no next hop, or with no link.
 func staleRoutes(observed, desired []Route) []Route {
-	type path struct {
+	type routeKey struct {
 		to   netip.Prefix
 		link string
 		via  netip.Addr
 	}
-	wanted := make(map[path]bool, 3*len(desired))
+	wanted := make(map[routeKey]bool, 3*len(desired))
 	for _, r := range desired {
-		wanted[path{r.Destination, r.Link, r.Via}] = true
-		wanted[path{r.Destination, r.Link, netip.Addr{}}] = true
-		wanted[path{to: r.Destination}] = true
+		wanted[routeKey{r.Destination, r.Link, r.Via}] = true
+		wanted[routeKey{r.Destination, r.Link, netip.Addr{}}] = true
+		wanted[routeKey{to: r.Destination}] = true
 	}
 	replaced := make(map[netip.Prefix]bool)
 	for _, r := range missing(observed, desired) {
@@ -179,20 +179,20 @@ func staleRoutes(observed, desired []Route) []Route {
 	for _, r := range observed {
 		switch {
 		case replaced[r.Destination]:
-			replaced[r.Destination] = false // only the first, as in diffRoutes
-		case !wanted[path{r.Destination, r.Link, r.Via}]:
+			replaced[r.Destination] = false // only the first one is replaced, as in diffRoutes
+		case !wanted[routeKey{r.Destination, r.Link, r.Via}]:
 			out = append(out, r)
 		}
 	}
 	return out
 }
 
-// diffPeers returns the changes to peers: first what is added or moved, then
-// what is taken away. An allowed IP that moves is only added at its new peer,
-// and never absent; what is taken away has by then lost whatever moves.
+// diffPeers returns the changes to peers: additions and moves first, then removals. To
+// move an allowed IP it is only added to its new peer, so that it is never absent.
+// Removals come later, when the old peer no longer has what was moved.
 func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 	have, want := byKey(observed), byKey(desired)
-	wanted := make(map[netip.Prefix]bool) // by anyone
+	wanted := make(map[netip.Prefix]bool) // by any peer
 	for _, p := range desired {
 		for _, ip := range p.AllowedIPs {
 			wanted[ip] = true
@@ -201,7 +201,7 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 	var out []PeerChange
 	for _, p := range desired {
 		old, ok := have[p.Key]
-		if ok && o.Renew[p.Key] && !old.live(o.Now) {
+		if ok && o.Renew[p.Key] && !old.mayHaveSession(o.Now) {
 			out = append(out, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
 			old, ok = Peer{}, false
 		}
@@ -211,12 +211,12 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 	}
 
 	throwaway := throwaway()
-	var dropped []netip.Prefix // by peers that stay, to nobody
+	var dropped []netip.Prefix // removed from a peer that stays, and wanted by no other
 	var removed []PeerChange
 	for _, p := range observed {
 		_, stays := want[p.Key]
 		switch {
-		case p.Key == throwaway: // below
+		case p.Key == throwaway: // handled below
 		case !stays && o.Prune:
 			removed = append(removed, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
 		case stays && o.Prune:
@@ -241,23 +241,23 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 // diffPeer returns the change to one desired peer.
 func diffPeer(old, p Peer, add bool, now time.Time) PeerChange {
 	c := PeerChange{Key: p.Key, Name: p.Name, Add: add, AllowedIPs: missing(old.AllowedIPs, p.AllowedIPs)}
-	// While a session may be alive, the kernel has the endpoint from packets
-	// that the peer has authenticated, and knows better than any record.
-	if p.Endpoint.IsValid() && !old.live(now) && unmapPort(old.Endpoint) != unmapPort(p.Endpoint) {
+	// During a session the kernel takes the endpoint from authenticated packets of the
+	// peer, so it is more current than any record.
+	if p.Endpoint.IsValid() && !old.mayHaveSession(now) && unmapPort(old.Endpoint) != unmapPort(p.Endpoint) {
 		c.Endpoint = p.Endpoint
 	}
 	if old.PresharedKey != p.PresharedKey {
 		c.PresharedKey = &p.PresharedKey
 	}
-	// Switching it on sends a packet at once, see the package comment;
-	// switching it off sends none.
+	// Turning a keepalive on sends a packet at once, see the package comment. Turning it
+	// off sends none.
 	if old.Keepalive != p.Keepalive && (!old.LastHandshake.IsZero() || p.Keepalive == 0) {
 		c.Keepalive = &p.Keepalive
 	}
 	return c
 }
 
-// empty reports whether the change changes nothing.
+// empty reports whether there is nothing to change.
 func (pc PeerChange) empty() bool {
 	return !pc.Add && !pc.Remove && !pc.Endpoint.IsValid() && pc.Keepalive == nil && pc.PresharedKey == nil && len(pc.AllowedIPs) == 0
 }
@@ -272,7 +272,7 @@ func byKey(peers []Peer) map[wgtypes.Key]Peer {
 
 func (f Firewall) empty() bool { return len(f.Sets) == 0 && len(f.Chains) == 0 }
 
-// equal compares tables by what the kernel keeps: of a rule, the hash.
+// equal compares tables by what the kernel keeps. Of a rule, that is the hash.
 func (f Firewall) equal(o Firewall) bool {
 	return slices.EqualFunc(f.Sets, o.Sets, func(a, b Set) bool {
 		return a.Name == b.Name && a.Type == b.Type && slices.Equal(a.Elements, b.Elements)
@@ -289,7 +289,7 @@ func (r Route) Compare(o Route) int {
 	return cmp.Or(r.Destination.Compare(o.Destination), strings.Compare(r.Link, o.Link), r.Via.Compare(o.Via))
 }
 
-// live says whether the peer may have a session.
-func (p Peer) live(now time.Time) bool {
+// mayHaveSession reports whether the peer may have a session that is still valid.
+func (p Peer) mayHaveSession(now time.Time) bool {
 	return !p.LastHandshake.IsZero() && now.Sub(p.LastHandshake) < HandshakeFresh
 }

@@ -2,34 +2,34 @@
 
 // Package netcfg turns a [mesh.Topology] into the configuration of a host.
 //
-// There is one value for everything of ours on a host, the [State]: the
-// WireGuard device and its peers, addresses, routes, the firewall, kernel
-// parameters. It is used twice. [Desired] computes the state that a topology
-// asks for; package host observes the one that is there. [Diff] compares the two
-// and yields a [Plan], which a person can read and package host applies:
+// One value, the [State], holds everything that meshd owns on a host: the WireGuard
+// device and its peers, addresses, routes, the firewall, kernel parameters. It is used
+// twice. [Desired] computes the state that a topology asks for, and package host observes
+// the current state. [Diff] compares the two and returns a [Plan], which a person can
+// read and package host applies:
 //
 //	mesh.Topology ─► Desired ─► State ─┐
 //	                                   ├─► Diff ─► Plan ─► Kernel.Apply
 //	kernel ─► Kernel.Observe ─► State ─┘
 //
-// All of this package is pure: it reads and writes nothing, and has no clock. It
-// remembers nothing either, so a change that someone else made to the host is a
-// difference like any other, and a plan that was applied by half is continued by
-// the next one.
+// This package is pure: it does no input or output and has no clock. It also keeps no
+// memory between calls. So a change that someone else made to the host is a difference
+// like any other, and the next plan completes one that was only partly applied.
 //
-// What is ours is known by its mark: the devices by their link alias, routes by
-// [RouteProtocol], firewall rules by the table [FirewallTable]. Nothing else is
-// ever changed or removed. Others' packet filters are looked at too, because an
-// accept of ours can't undo their drop: where iptables would drop packets of the
-// mesh, [Accept] rules go into its tables, known by their comment.
+// Everything that meshd owns carries a mark: devices have a link alias, routes have the
+// protocol [RouteProtocol], firewall rules are in the table [FirewallTable]. Nothing
+// without such a mark is changed or removed. The packet filters of other programs are
+// read too, because an accept rule of ours can't undo a drop rule of theirs. Where
+// iptables would drop packets of the mesh, [Accept] rules are added to its tables. They
+// are recognized by their comment.
 //
 // # WireGuard
 //
-// A change must not disturb the peers that it is not about. So a plan never
-// replaces the list of peers or a peer's allowed IPs; it adds, moves and
-// removes single ones, additions first. It writes an endpoint only where the
-// kernel has no live session to have learned a better one from. It switches a
-// keepalive on only after the first handshake: WireGuard sends a packet in that
-// instant, and two ends that begin at once destroy each other's handshakes. Who
-// speaks first is decided by whoever runs this package.
+// A change must not disturb any peer except the ones it is about. So a plan never
+// replaces the list of peers or the allowed IPs of a peer. It adds, moves and removes
+// single entries, additions first. It sets an endpoint only if the peer has no live
+// session: the kernel learns better endpoints from a session. It turns a keepalive on
+// only after the first handshake: WireGuard sends a packet at that moment, and two ends
+// that start a handshake at the same time make both handshakes fail. The caller of this
+// package decides which end starts.
 package netcfg

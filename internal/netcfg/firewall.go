@@ -138,7 +138,7 @@ func (f family) guard() Rule {
 func (b builder) closed(f family) []Rule {
 	// WireGuard's own packets, of which there are most, have no source of the mesh.
 	leaves := fmt.Sprintf("%s saddr @guarded%s %s", f.keyword, f.suffix, notBy(append([]string{"lo", b.Bridge}, b.devices...)...))
-	if own := f.first(normal(b.t.PodCIDRs)); b.Bridge == "" && own.IsValid() {
+	if own := f.first(normalize(b.t.PodCIDRs)); b.Bridge == "" && own.IsValid() {
 		// The links to the pods are known only to whoever does the CNI.
 		leaves += fmt.Sprintf(" %s daddr != %s", f.keyword, own)
 	}
@@ -288,7 +288,7 @@ func notBy(links ...string) string {
 // one: the elements of an nft set must not overlap.
 func (f family) merged(prefixes []netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
-	for _, p := range normal(prefixes) { // a range comes before what lies in it
+	for _, p := range normalize(prefixes) { // a range comes before what lies in it
 		if p.Addr().Is4() != f.is4 || len(out) > 0 && out[len(out)-1].Overlaps(p) {
 			continue
 		}

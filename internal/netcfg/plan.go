@@ -11,38 +11,41 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Plan is what has to be done on a host. Its fields are applied in the order in
-// which they stand here, each one whole before the next one begins:
+// Plan is what has to be done on a host. Its fields are applied in the order in which
+// they are declared. Each field is applied completely before the next one:
 //
-//   - The firewall comes first. It names links and needs none of them, so the
-//     guard holds before the device carries a packet, and a flow's first packet,
-//     which decides about its NAT, already meets the right rules. With it goes
-//     what keeps others' firewalls from closing our ports.
-//   - The backstops come next, before the device and its addresses: from the moment
-//     on at which the host has an address of the mesh, its kernel answers pings to
-//     it, and until there are routes the answer would take the default route.
-//   - The devices, and after them the kernel parameters, some of which belong to them.
-//   - Addresses before the routes that name them as their source.
-//   - Entries of the VXLAN device before the routes that lead there. Among the
-//     routes those without next hop come first: in IPv6 a next hop must not be
-//     routed by another link (ip6_route_check_nh_onlink).
-//   - Routes before peers: a packet for which there is a route and no peer yet is
-//     refused by WireGuard, one for which there is a peer and no route leaves by
-//     the default route, in clear text. But a route that led elsewhere until now
-//     moves to the device after the peers: no packet is refused then.
-//   - Only then is anything taken away, the routes before the addresses, because
-//     the kernel drops routes together with their source address, and the
-//     backstops and the firewall last of all.
+//   - The firewall comes first. It refers to links by name, so they need not exist. The
+//     guard chain is thus active before the device carries a packet, and the first packet
+//     of a flow, which decides on its NAT, already meets the right rules. In the same
+//     step, connections that were redirected away from our ports are deleted.
+//   - The backstops come before the device and its addresses. As soon as the host has an
+//     address of the mesh, its kernel answers pings to it. Until there are routes, the
+//     reply would take the default route.
+//   - Rules in other programs' packet filters come before the device too, so that its
+//     first packets are not dropped there.
+//   - Then come the devices, and after them the kernel parameters, because some belong to
+//     a device.
+//   - Addresses come before the routes that use them as source.
+//   - Entries of the VXLAN device come before the routes through it. Routes without next
+//     hop come before those with one: IPv6 refuses a next hop that is routed by another
+//     link (ip6_route_check_nh_onlink).
+//   - Routes come before peers. If a packet has a route but no peer yet, WireGuard
+//     rejects it. If it has a peer but no route, it leaves unencrypted by the default
+//     route. The exception is a route that moves from another link to the device: it is
+//     moved after the peers, so that no packet is rejected.
+//   - Removals come last. Routes are removed before addresses, because the kernel deletes
+//     routes together with their source address. The backstops and the firewall are
+//     removed at the very end.
 //
-// Everything in a plan may be applied twice: setting what is set and removing
-// what is gone succeed.
+// Everything in a plan may be applied twice: it is not an error to set what is already
+// set, or to remove what is already removed.
 type Plan struct {
-	Firewall    *Firewall       // the whole table, in one transaction; nil to leave it
-	OwnPorts    []OwnPort       // that the firewall keeps for the host
+	Firewall    *Firewall       // the whole table, in one transaction; nil for no change
+	OwnPorts    []OwnPort       // ports that the firewall reserves for meshd
 	Backstops   []netip.Prefix  // to add
-	Accepts     []AcceptChange  // to tables of others, in this order
-	Device      *DeviceChange   // nil to leave it
-	VXLAN       *VXLANChange    // nil to leave it
+	Accepts     []AcceptChange  // to other programs' tables, in this order
+	Device      *DeviceChange   // nil for no change
+	VXLAN       *VXLANChange    // nil for no change
 	Sysctls     []Sysctl        // to set
 	Addresses   []netip.Prefix  // to add to the device
 	Forwarding  []FDBEntry      // to add or to replace
@@ -54,21 +57,21 @@ type Plan struct {
 	StaleRoutes     []Route         // to delete
 	StaleNeighbors  []NeighborEntry // to delete
 	StaleForwarding []FDBEntry      // to delete
-	StaleVXLAN      string          // name of the VXLAN device to delete, with all that is on it; "" for none
+	StaleVXLAN      string          // name of the VXLAN device to delete, with everything on it; "" for none
 	StaleAddresses  []netip.Prefix  // to delete from the device
-	StaleDevice     string          // name of the device to delete, with all that is on it; "" for none
+	StaleDevice     string          // name of the device to delete, with everything on it; "" for none
 	StaleBackstops  []netip.Prefix  // to delete
 	StaleFirewall   bool            // delete the table
 
 	link      string // name of the device, for String
-	vxlanLink string // and of the VXLAN device
+	vxlanLink string // name of the VXLAN device, for String
 }
 
-// DeviceChange says what to do to the device.
+// DeviceChange is a change to the device.
 type DeviceChange struct {
-	Device  Device // as it is to be
-	Replace bool   // first delete the device of this name: it is of the wrong implementation
-	Create  bool   // make the device; the fields below are then all set
+	Device  Device // the desired device
+	Replace bool   // first delete the device of this name: it has the wrong implementation
+	Create  bool   // create the device; the fields below are then all true
 
 	SetKey  bool
 	SetPort bool
@@ -76,24 +79,24 @@ type DeviceChange struct {
 	SetUp   bool
 }
 
-// RouteChange is a route to add, or to put in the place of the one to the same
-// destination, in one step (NLM_F_REPLACE).
+// RouteChange is a route to add, or one that replaces the route to the same destination
+// in one step (NLM_F_REPLACE).
 type RouteChange struct {
 	Route Route
-	Old   *Route // what it replaces; nil if there is none
+	Old   *Route // the route to replace; nil if there is none
 }
 
-// PeerChange says what to do to one peer. What is zero stays as it is.
+// PeerChange is a change to one peer. Fields that are zero change nothing.
 type PeerChange struct {
 	Key        wgtypes.Key
-	Name       string         // of the node or client, if it is known
+	Name       string         // of the node or client, if known
 	Add        bool           // the device does not have this peer yet
-	Remove     bool           // nothing else is set then
-	Endpoint   netip.AddrPort // invalid to leave it
-	Keepalive  *time.Duration // nil to leave it, 0 to switch it off
-	AllowedIPs []netip.Prefix // to add; the kernel takes each from the peer that has it
+	Remove     bool           // then no other change is set
+	Endpoint   netip.AddrPort // invalid for no change
+	Keepalive  *time.Duration // nil for no change, 0 to turn it off
+	AllowedIPs []netip.Prefix // to add; the kernel removes each from the peer that has it
 
-	PresharedKey *mesh.PresharedKey // nil to leave it, zero for none
+	PresharedKey *mesh.PresharedKey // nil for no change, zero for none
 }
 
 // Empty reports whether there is nothing to do.

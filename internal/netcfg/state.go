@@ -12,26 +12,26 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// State is everything of ours on a host, as one plain value. What is wanted
-// (Desired) and what is there (package host) have the same type, so that the
-// difference of the two is all there is to do. Every list is sorted.
+// State is everything that meshd owns on a host, as one plain value. The desired state
+// (Desired) and the observed state (package host) have the same type, so that their
+// difference is exactly what has to be done. Every list is sorted.
 type State struct {
 	Device     *Device         // nil for none
 	Peers      []Peer          // by Key
-	VXLAN      *VXLAN          // the device to the neighbors; nil for none
+	VXLAN      *VXLAN          // the device for traffic to neighbors; nil for none
 	Forwarding []FDBEntry      // of the VXLAN device, by MAC
 	Neighbors  []NeighborEntry // on the VXLAN device, by Addr
 	Addresses  []netip.Prefix  // on the device, /32 and /128
-	Backstops  []netip.Prefix  // ranges with a blackhole route for when all others are gone
-	Routes     []Route         // of our route protocol
+	Backstops  []netip.Prefix  // ranges with a blackhole route, used when no other route is left
+	Routes     []Route         // with our route protocol
 	Firewall   Firewall        // our nft table; zero for none
 	Sysctls    []Sysctl        // by Key
-	Accepts    []Accept        // rules that tables of others may need; only in desired states
-	OwnPorts   []OwnPort       // on which nobody else may answer; only in desired states
+	Accepts    []Accept        // rules that other programs' tables may need; only in desired states
+	OwnPorts   []OwnPort       // ports that only meshd may answer on; only in desired states
 
 	// Observed states only.
-	Filters   []filter.Table // of others
-	FilterErr error          // why these are not known
+	Filters   []filter.Table // of other programs
+	FilterErr error          // why Filters is not known
 }
 
 // Device is the WireGuard device. Its private key is in no exported field and
@@ -47,13 +47,13 @@ type Device struct {
 	privateKey wgtypes.Key
 }
 
-// PrivateKey returns the private key; zero for an observed device.
+// PrivateKey returns the private key. It is zero in an observed device.
 func (d Device) PrivateKey() wgtypes.Key { return d.privateKey }
 
-// Implementation says who speaks WireGuard.
+// Implementation is the implementation of WireGuard that a device uses.
 type Implementation string
 
-// The implementations. Auto is only a wish, never observed.
+// The implementations. Auto appears in desired states only.
 const (
 	Auto      Implementation = "auto"
 	Kernel    Implementation = "kernel"
@@ -77,14 +77,14 @@ type Peer struct {
 	Sent          int64     // bytes
 }
 
-// Route is a route of ours.
+// Route is a route that meshd owns.
 type Route struct {
 	Destination netip.Prefix
 	Via         netip.Addr // next hop; invalid for none
-	OnLink      bool       // the next hop is on the link, whatever addresses the link has
-	Link        string     // name of the device it points to
+	OnLink      bool       // the next hop is on the link, even if no address of the link covers it
+	Link        string     // name of the outgoing device
 	Source      netip.Addr // preferred source: our overlay address
-	MTU         int        // 0 for the device's
+	MTU         int        // 0 for the MTU of the device
 }
 
 // Firewall is our nft table: chains with rules, and the sets they refer to.
@@ -109,15 +109,15 @@ type Chain struct {
 	Rules    []Rule
 }
 
-// Rule is one rule in nft's syntax. In the kernel it carries a hash of its text
-// as a comment, by which an observed rule is compared with a wanted one: nft
-// prints rules in a form of its own, which changes between versions.
+// Rule is one rule in nft's syntax. In the kernel its comment is a hash of its text.
+// Rules are compared by this hash, because nft prints a rule in its own form, which
+// changes between versions.
 type Rule struct {
 	Text string
 	Hash string
 }
 
-// Sysctl is a kernel parameter, with dots: net.ipv4.ip_forward.
+// Sysctl is a kernel parameter. Its key is written with dots: net.ipv4.ip_forward.
 type Sysctl struct {
 	Key   string
 	Value string

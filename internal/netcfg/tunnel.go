@@ -25,7 +25,7 @@ func (t Tunnel) State() State {
 	s := Settings{Interface: t.Interface, Implementation: Auto, PrivateKey: t.PrivateKey, ListenPort: t.ListenPort, MTU: t.MTU}
 	state := State{Device: s.device(), Addresses: hostPrefixes(t.Addresses)}
 	for _, p := range t.Peers {
-		p.AllowedIPs = normal(p.AllowedIPs)
+		p.AllowedIPs = normalize(p.AllowedIPs)
 		state.Peers = append(state.Peers, p)
 		for _, dst := range p.AllowedIPs {
 			if source := sourceFor(dst.Addr(), t.Addresses); source.IsValid() {

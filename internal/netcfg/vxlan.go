@@ -108,8 +108,8 @@ func (s Settings) vxlan(t mesh.Topology) *VXLAN {
 	return nil
 }
 
-// entries returns what the VXLAN device has to know of the neighbors.
-func entries(t mesh.Topology) (forwarding []FDBEntry, neighbors []NeighborEntry) {
+// vxlanEntries returns the entries of the VXLAN device for all neighbors.
+func vxlanEntries(t mesh.Topology) (forwarding []FDBEntry, neighbors []NeighborEntry) {
 	for _, n := range t.Neighbors {
 		if !n.Encapsulated {
 			continue
@@ -138,27 +138,26 @@ func (s Settings) neighborRoutes(n mesh.Neighbor, vx *VXLAN) []Route {
 			return nil
 		}
 		for _, dst := range hostPrefixes(n.Overlay) {
-			out = append(out, Route{Destination: dst, Link: vx.Name, MTU: lower(n.MTU, vx.MTU)})
+			out = append(out, Route{Destination: dst, Link: vx.Name, MTU: routeMTU(n.MTU, vx.MTU)})
 		}
-		for _, dst := range normal(n.Prefixes) {
+		for _, dst := range normalize(n.Prefixes) {
 			if via := sourceFor(dst.Addr(), n.Overlay); via.IsValid() && dst != netip.PrefixFrom(via, via.BitLen()) {
-				out = append(out, Route{Destination: dst, Via: via, OnLink: true, Link: vx.Name, MTU: lower(n.MTU, vx.MTU)})
+				out = append(out, Route{Destination: dst, Via: via, OnLink: true, Link: vx.Name, MTU: routeMTU(n.MTU, vx.MTU)})
 			}
 		}
 		return out
 	}
-	for _, dst := range normal(slices.Concat(hostPrefixes(n.Overlay), n.Prefixes)) {
+	for _, dst := range normalize(slices.Concat(hostPrefixes(n.Overlay), n.Prefixes)) {
 		via := sourceFor(dst.Addr(), n.NextHops)
 		if lan := s.lan(via); via.IsValid() && lan.Link != "" {
-			out = append(out, Route{Destination: dst, Via: via, Link: lan.Link, MTU: lower(n.MTU, lan.MTU)})
+			out = append(out, Route{Destination: dst, Via: via, Link: lan.Link, MTU: routeMTU(n.MTU, lan.MTU)})
 		}
 	}
 	return out
 }
 
-// lower returns the MTU that a route has to have if its link has another one: 0
-// if it is the link's.
-func lower(mtu, link int) int {
+// routeMTU returns the MTU to set on a route: 0 if the MTU of the link is low enough.
+func routeMTU(mtu, link int) int {
 	if mtu >= link {
 		return 0
 	}

@@ -34,7 +34,7 @@ func (k *kernel) apply(p Plan) {
 	if p.Firewall != nil {
 		k.Firewall = *p.Firewall
 	}
-	k.Backstops = normal(slices.Concat(k.Backstops, p.Backstops))
+	k.Backstops = normalize(slices.Concat(k.Backstops, p.Backstops))
 	if p.Device != nil {
 		k.applyDevice(*p.Device)
 	}
@@ -273,7 +273,7 @@ func drawState(t *rapid.T, observed bool) State {
 		}
 		s.Peers = append(s.Peers, p)
 	}
-	for _, ip := range normal(walkPrefixes) {
+	for _, ip := range normalize(walkPrefixes) {
 		if i := draw("owner", len(keys)+1); i < len(s.Peers) {
 			s.Peers[i].AllowedIPs = append(s.Peers[i].AllowedIPs, ip)
 		}
@@ -295,7 +295,7 @@ func drawRoutes(t *rapid.T, s *State, observed bool) {
 	for _, a := range s.Addresses {
 		own = append(own, a.Addr())
 	}
-	for _, dst := range normal(walkPrefixes) {
+	for _, dst := range normalize(walkPrefixes) {
 		r := Route{Destination: dst, Link: "meshd0", Source: sourceFor(dst.Addr(), own)}
 		r.MTU = rapid.SampledFrom([]int{0, 1300}).Draw(t, "route MTU")
 		if observed {
