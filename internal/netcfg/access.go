@@ -70,12 +70,12 @@ func accessToBridges(f family, t mesh.Topology, from string, groups [][]mesh.Cli
 			if len(f.merged(a.Bridges)) == 0 {
 				continue
 			}
-			for _, bridges := range f.bridges(t, a.Bridges) {
+			for _, bridges := range f.bridgeAddresses(t, a.Bridges) {
 				rules = append(rules, rule("%saccess%dfrom%s %s%s accept", from, i, f.suffix, bridges, serviceOf(a)))
 			}
 		}
 	}
-	for _, bridges := range f.bridges(t, nil) {
+	for _, bridges := range f.bridgeAddresses(t, nil) {
 		rules = append(rules, rule("%sclients%s %s counter drop", from, f.suffix, bridges))
 	}
 	return rules

@@ -13,18 +13,19 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// Nobody but the host speaks for the mesh. What pods and clients send to another
-// node's internal IP leaves under this host's address, so nodes would take it for
-// this host's word. And a pod with a hostPort would answer in this host's place.
-// Both concern our own ports, and both are closed here.
+// Only the host itself may communicate on behalf of meshd. Packets that pods and clients
+// send to another node's internal IP leave with this host's address as source, so other
+// nodes would take them for packets of this host. And a pod with a hostPort could answer
+// in place of this host. Both are about our own ports, and the rules in this file prevent
+// both.
 
-// OwnPort is a port of this host that nobody else may answer on.
+// OwnPort is a port of this host that only meshd may answer on.
 type OwnPort struct {
 	Protocol string // udp | tcp
 	Port     int
-	Setting  string // that names it in the configuration; "" for none
+	Setting  string // the configuration key that sets it; "" for none
 
-	Packets []filter.Packet // examples of what has to arrive there
+	Packets []filter.Packet // samples of packets that must arrive there
 }
 
 func (b builder) ownPorts() []OwnPort {
@@ -52,7 +53,8 @@ func (b builder) ownPorts() []OwnPort {
 	return all
 }
 
-// portSet writes ports as nft takes them on the right of a match.
+// portSet writes ports in the form that nft expects on the right side of a match. Zeros
+// are ignored.
 func portSet(list ...int) string {
 	slices.Sort(list)
 	var out []string
@@ -64,10 +66,10 @@ func portSet(list ...int) string {
 	return "{ " + strings.Join(out, ", ") + " }"
 }
 
-// talk matches packets to the ports on which nodes talk to each other, WireGuard's
-// and gossip's. Other nodes' ports count as being the same: what a record says of
-// them must not close anything here.
-func (s Settings) talk() []string {
+// toNodePorts matches packets to the ports of WireGuard and gossip, on which nodes
+// communicate with each other. Other nodes are assumed to use the same ports as this one:
+// the contents of their records must not close anything here.
+func (s Settings) toNodePorts() []string {
 	var out []string
 	if s.ListenPort != 0 || s.GossipPort != 0 {
 		out = append(out, "udp dport "+portSet(s.ListenPort, s.GossipPort))
@@ -78,7 +80,7 @@ func (s Settings) talk() []string {
 	return out
 }
 
-// guestLinks are the links by which packets of pods and clients come.
+// guestLinks returns the links on which packets of pods and clients arrive.
 func (b builder) guestLinks() []string {
 	links := b.devices
 	if b.Bridge != "" {
@@ -87,13 +89,14 @@ func (b builder) guestLinks() []string {
 	return links
 }
 
-// forged drops what comes from pods or by WireGuard with a source to which our route
-// doesn't lead back there: whoever's address that is, a node's internal IP or a
-// stranger's. Duplicate address detection and DHCP have no source yet, and link-local
-// addresses no route of ours; the kernel forwards neither. By VXLAN a neighbor may
-// pass on what a host of the LAN sends to our pods, which are answered by the LAN; so
-// only nodes' addresses are held to their links there.
-func (b builder) forged(f family) []Rule {
+// dropForged drops packets that arrive from pods or by WireGuard if our route to their
+// source uses another link. The source may be a node's internal IP or the address of an
+// unrelated host. Two kinds of packets are exempt, because the kernel forwards neither:
+// those of duplicate address detection and DHCP, which have no source yet, and those with
+// link-local addresses, to which we have no route. By VXLAN a neighbor may forward
+// packets from a host on the LAN to our pods, and the replies go directly to the LAN. So
+// on that device only the addresses of nodes are checked.
+func (b builder) dropForged(f family) []Rule {
 	without := "0.0.0.0"
 	if !f.is4 {
 		without = "{ ::, fe80::/10 }"
@@ -102,37 +105,38 @@ func (b builder) forged(f family) []Rule {
 	if b.Bridge != "" {
 		links = []string{b.Bridge, b.Interface}
 	}
-	out := []Rule{rule("iifname %s %s saddr != %s fib saddr . iif oif missing counter drop", oneOf(links), f.keyword, without)}
+	out := []Rule{rule("iifname %s %s saddr != %s fib saddr . iif oif missing counter drop", linkSet(links), f.keyword, without)}
 	if b.vxlan != nil && b.has("hosts", f) {
 		out = append(out, rule("iifname %q %s saddr @hosts%s fib saddr . iif oif missing counter drop", b.vxlan.Name, f.keyword, f.suffix))
 	}
 	return out
 }
 
-// closedToGuests keeps pods and clients from our ports on this host. VXLAN is for
-// neighbors, whose outer packets come by the LAN. Gossip may come through the mesh,
-// from nodes.
-func (b builder) closedToGuests() []Rule {
-	out := []Rule{rule("udp dport %d iifname %s counter drop", VXLANPort, oneOf(b.guestLinks()))}
-	for _, talk := range b.talk() {
+// inputRules close our ports on this host to pods and clients. VXLAN is only for
+// neighbors, whose outer packets arrive by the LAN. Gossip may arrive through the mesh,
+// if it comes from nodes.
+func (b builder) inputRules() []Rule {
+	out := []Rule{rule("udp dport %d iifname %s counter drop", VXLANPort, linkSet(b.guestLinks()))}
+	for _, toPorts := range b.toNodePorts() {
 		if b.Bridge != "" {
-			out = append(out, rule("%s iifname %q counter drop", talk, b.Bridge))
+			out = append(out, rule("%s iifname %q counter drop", toPorts, b.Bridge))
 		}
 		for _, f := range families() {
 			if b.has("guests", f) {
-				out = append(out, rule("%s %s saddr @guests%s counter drop", talk, f.keyword, f.suffix))
+				out = append(out, rule("%s %s saddr @guests%s counter drop", toPorts, f.keyword, f.suffix))
 			}
 		}
 	}
 	return out
 }
 
-// border keeps pods and clients from our ports on other nodes, to which they would
-// speak under this host's address. Our own VXLAN isn't forwarded, it begins here; so
-// that port is closed wherever the packet goes, as not all addresses of all nodes are
-// known. Who asked a pod from such a port gets an answer, as long as it is not a
-// member of our VXLAN; for members, it is closed to whatever comes by whatever link.
-func (b builder) border() []Rule {
+// forwardRules close our ports on other nodes to pods and clients, whose packets would
+// arrive there with this host's address as source. Our own VXLAN packets are not
+// forwarded, they are sent by this host. So the VXLAN port is closed for all
+// destinations, because not all addresses of all nodes are known. A host that sent a
+// request to a pod from this port gets its reply, unless it is a member of our VXLAN. For
+// members the port is closed to packets of all others, on every link.
+func (b builder) forwardRules() []Rule {
 	var out []Rule
 	for _, f := range families() {
 		vxlan := fmt.Sprintf("udp dport %d", VXLANPort)
@@ -143,14 +147,14 @@ func (b builder) border() []Rule {
 			continue
 		}
 		out = append(out,
-			rule("%s iifname %s %s daddr != @guests%s ct direction original counter drop", vxlan, oneOf(b.guestLinks()), f.keyword, f.suffix),
+			rule("%s iifname %s %s daddr != @guests%s ct direction original counter drop", vxlan, linkSet(b.guestLinks()), f.keyword, f.suffix),
 			rule("%[1]s %[2]s saddr @guests%[3]s %[2]s daddr != @guests%[3]s ct direction original counter drop", vxlan, f.keyword, f.suffix))
-		for _, talk := range b.talk() {
-			from := fmt.Sprintf("%s %s saddr @guests%s", talk, f.keyword, f.suffix)
+		for _, toPorts := range b.toNodePorts() {
+			from := fmt.Sprintf("%s %s saddr @guests%s", toPorts, f.keyword, f.suffix)
 			if b.has("hosts", f) {
 				out = append(out, rule("%s %s daddr @hosts%s ct direction original counter drop", from, f.keyword, f.suffix))
 			}
-			for _, bridges := range f.bridges(b.t, nil) {
+			for _, bridges := range f.bridgeAddresses(b.t, nil) {
 				out = append(out, rule("%s %s ct direction original counter drop", from, bridges))
 			}
 		}
@@ -158,12 +162,12 @@ func (b builder) border() []Rule {
 	return out
 }
 
-// bridges match the addresses that nodes themselves have in the pod ranges, or in
-// those networks of these ranges that are named. The first address of a pod CIDR is
-// the bridge's. The one before it means the host too, as the subnet routers' anycast
-// address (RFC 4291, section 2.6.1), or as that of flannel's device; so does IPv4's
-// broadcast address. Pods have none of these.
-func (f family) bridges(t mesh.Topology, within []netip.Prefix) []string {
+// bridgeAddresses matches the addresses that nodes have in the pod ranges. If within is
+// not nil, it matches only those in the given networks. The first address of a pod CIDR
+// is that of the bridge. The address before it also means the host: it is the
+// subnet-router anycast address (RFC 4291, section 2.6.1), or the address of flannel's
+// device. So does the broadcast address in IPv4. Pods have none of these addresses.
+func (f family) bridgeAddresses(t mesh.Topology, within []netip.Prefix) []string {
 	var out []string
 	for _, r := range t.PodRanges {
 		if r.Range.Addr().Is4() != f.is4 {
@@ -183,13 +187,13 @@ func (f family) bridges(t mesh.Topology, within []netip.Prefix) []string {
 			networks = slices.DeleteFunc(f.merged(within), func(p netip.Prefix) bool { return !p.Overlaps(r.Range) })
 		}
 		for _, n := range networks {
-			out = append(out, fmt.Sprintf("%[1]s daddr %[2]s %[1]s daddr & %[3]s %[4]s", f.keyword, n, mask, oneOfAddrs(own)))
+			out = append(out, fmt.Sprintf("%[1]s daddr %[2]s %[1]s daddr & %[3]s %[4]s", f.keyword, n, mask, addrSet(own)))
 		}
 	}
 	return out
 }
 
-func oneOfAddrs(addrs []netip.Addr) string {
+func addrSet(addrs []netip.Addr) string {
 	var out []string
 	for _, a := range slices.Compact(addrs) {
 		out = append(out, a.String())
@@ -197,12 +201,12 @@ func oneOfAddrs(addrs []netip.Addr) string {
 	return "{ " + strings.Join(out, ", ") + " }"
 }
 
-// keepOwnPorts builds the chains that put our ports out of reach of others' DNAT: of
-// a pod's hostPort, a Service's external IP. NAT is decided about once for a
-// connection, by the first chain that does. To accept a packet decides nothing, the
-// next chain is asked then; to translate its destination into itself does
-// (nf_nat_core.c, nf_nat_inet_fn).
-func (b builder) keepOwnPorts() []Chain {
+// protectOwnPorts builds the chains that protect our ports from DNAT rules of other
+// programs, such as that of a pod's hostPort or a Service's external IP. NAT is decided
+// once for a connection, by the first chain that decides. Accepting a packet decides
+// nothing: the kernel then runs the next chain. Translating the destination into itself
+// does decide (nf_nat_core.c, nf_nat_inet_fn).
+func (b builder) protectOwnPorts() []Chain {
 	var in, out []Rule
 	udp := "udp dport " + portSet(b.ListenPort, b.GossipPort, VXLANPort)
 	tcp := "tcp dport " + portSet(b.GossipPort, mesh.ClientPort)
@@ -215,7 +219,8 @@ func (b builder) keepOwnPorts() []Chain {
 		}
 		in = append(in, both...)
 		out = append(out, both...)
-		// What we send from our own ports, also to addresses that no record has.
+		// Packets from our own ports are protected even if no record has their
+		// destination.
 		out = append(out, keep(fmt.Sprintf("udp dport %d", VXLANPort)))
 		if b.ListenPort != 0 || b.GossipPort != 0 {
 			out = append(out, keep("udp sport "+portSet(b.ListenPort, b.GossipPort)))

@@ -13,13 +13,13 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// family is what differs in our rules between IPv4 and IPv6.
+// family holds what differs between our rules for IPv4 and for IPv6.
 type family struct {
 	keyword string // in rules: ip | ip6
-	suffix  string // of our sets' names: 4 | 6
+	suffix  string // of the names of our sets: 4 | 6
 	setType string
 	is4     bool
-	outside netip.Addr // somebody on the internet, for examples of packets (RFC 5737, RFC 3849)
+	outside netip.Addr // a host on the internet, for sample packets (RFC 5737, RFC 3849)
 }
 
 func families() [2]family {
@@ -29,19 +29,19 @@ func families() [2]family {
 	}
 }
 
-// sets returns the sets of our table:
+// sets returns the elements of each set of our table:
 //
-//	inside    what belongs to the mesh, for which nothing is masqueraded
-//	guarded   what only the mesh may use as a source
-//	location  the networks behind this node
-//	members   the neighbors from which VXLAN is accepted
-//	plain     the neighbors to which packets go as they are
-//	clientranges  where the clients of all nodes have their addresses
-//	guests    where pods and clients have their addresses
-//	hosts     where nodes have theirs, also outside of the mesh
+//	inside        addresses of the mesh; packets to them are not masqueraded
+//	guarded       addresses that only the mesh may use as source
+//	location      the networks behind this node
+//	members       the neighbors from which VXLAN is accepted
+//	plain         the neighbors to which packets go without encapsulation
+//	clientranges  the address ranges of the clients of all nodes
+//	guests        the address ranges of pods and clients
+//	hosts         the addresses of nodes, inside and outside of the mesh
 //
-// each for one family. A set that would be empty isn't made, nor are the rules
-// that name it.
+// There is one of each per family. An empty set is not created, nor are the rules that
+// use it.
 func sets(t mesh.Topology, members []netip.Prefix) map[string][]netip.Prefix {
 	sets := make(map[string][]netip.Prefix)
 	for _, f := range families() {
@@ -49,7 +49,7 @@ func sets(t mesh.Topology, members []netip.Prefix) map[string][]netip.Prefix {
 		sets["guarded"+f.suffix] = f.merged(t.Guarded)
 		sets["location"+f.suffix] = f.merged(t.Serves)
 		sets["members"+f.suffix] = f.merged(members)
-		sets["plain"+f.suffix] = f.merged(plainly(t))
+		sets["plain"+f.suffix] = f.merged(plainNextHops(t))
 		sets["clientranges"+f.suffix] = f.merged(t.ClientRanges)
 		sets["guests"+f.suffix] = f.merged(t.Guests)
 		sets["hosts"+f.suffix] = f.merged(t.Hosts)
@@ -57,7 +57,7 @@ func sets(t mesh.Topology, members []netip.Prefix) map[string][]netip.Prefix {
 	return sets
 }
 
-// has reports whether our table has a set.
+// has reports whether our table has the set for the family.
 func (b builder) has(set string, f family) bool { return len(b.sets[set+f.suffix]) > 0 }
 
 // firewall builds our table.
@@ -70,37 +70,37 @@ func (b builder) firewall() Firewall {
 			}
 		}
 	}
-	input := b.closedToGuests()
+	input := b.inputRules()
 	var exit, guard, nat []Rule
 	for _, f := range families() {
 		if b.has("guarded", f) {
-			exit = append(exit, b.closed(f)...)
-			guard = append(guard, f.guard())
+			exit = append(exit, b.exitRules(f)...)
+			guard = append(guard, f.guardRule())
 		}
 		if b.has("members", f) {
-			guard = append(guard, f.guardMembers())
-			input = append(input, f.membersOnly())
+			guard = append(guard, f.guardVXLAN())
+			input = append(input, f.vxlanFromMembersOnly())
 			exit = append(exit, b.vxlanOnLAN(f)...)
 		}
 		if b.has("inside", f) {
 			nat = append(nat, b.snat(f)...)
 			nat = append(nat, b.snatClients(f)...)
-			nat = append(nat, b.masquerade(f)...)
+			nat = append(nat, b.masqueradePods(f)...)
 		}
 		if b.has("location", f) && b.has("guarded", f) {
 			nat = append(nat, b.masqueradeLocation(f)...)
 		}
 	}
 	for _, f := range families() {
-		guard = append(guard, b.forged(f)...)
+		guard = append(guard, b.dropForged(f)...)
 	}
 	fw.Chains = []Chain{
 		{Name: chainExit, Type: "filter", Hook: "postrouting", Priority: priorityExit, Rules: exit},
-		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: append(b.border(), b.clampMSS()...)},
+		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: append(b.forwardRules(), b.clampMSS()...)},
 		{Name: chainGuard, Type: "filter", Hook: "prerouting", Priority: priorityGuard, Rules: guard},
 		{Name: chainInput, Type: "filter", Hook: "input", Priority: priorityFilter, Rules: input},
 	}
-	fw.Chains = append(fw.Chains, b.keepOwnPorts()...)
+	fw.Chains = append(fw.Chains, b.protectOwnPorts()...)
 	fw.Chains = append(fw.Chains, Chain{Name: chainPostrouting, Type: "nat", Hook: "postrouting", Priority: prioritySNAT, Rules: nat})
 	more, access := b.access()
 	fw.Sets, fw.Chains = append(fw.Sets, more...), append(access, fw.Chains...)
@@ -108,8 +108,8 @@ func (b builder) firewall() Firewall {
 	return fw
 }
 
-// inside is what belongs to the mesh. What goes to a neighbor does, and should
-// mesh.Derive leave some of it out, it would be masqueraded half way.
+// inside returns the addresses of the mesh. It includes what neighbors serve: if
+// mesh.Derive left any of that out of t.Inside, it would be masqueraded on the way.
 func inside(t mesh.Topology) []netip.Prefix {
 	out := slices.Concat(t.Guarded, t.Inside)
 	for _, n := range t.Neighbors {
@@ -118,28 +118,29 @@ func inside(t mesh.Topology) []netip.Prefix {
 	return out
 }
 
-// guard drops packets with a source of the mesh that come in by another link
-// than the one by which we would answer. The lookup finds nothing in two cases:
-// the route to the source points elsewhere, or the source is an address of our
-// own. What comes in by the loopback device always passes (nft_fib_ipv4.c,
-// nft_fib_is_loopback), and a bridged frame that br_netfilter shows to us comes
-// in by its bridge, where the route to the pod points.
-func (f family) guard() Rule {
+// guardRule drops packets whose source is in the mesh if they arrive on another link than
+// the one by which we would reply. The lookup finds nothing in two cases: the route to
+// the source uses another link, or the source is an address of this host. Packets that
+// arrive on the loopback device always pass (nft_fib_ipv4.c, nft_fib_is_loopback). A
+// bridged frame that br_netfilter passes to this chain arrives on its bridge, which is
+// also the link of the route to the pod.
+func (f family) guardRule() Rule {
 	return rule("%[1]s saddr @guarded%[2]s fib saddr . iif oif missing counter drop", f.keyword, f.suffix)
 }
 
-// closed keeps what has a source of the mesh from leaving in plain text: by a link
-// that is not ours, when the device, or the route to a node's internal IP, is gone.
-// Neighbors without encapsulation are the only ones that get such packets.
+// exitRules keep packets with a source in the mesh from leaving unencrypted when the
+// device, or the route to a node's internal IP, is gone: they drop such packets on every
+// link that is not ours. Only neighbors without encapsulation get such packets.
 //
-// What goes to the mesh never leaves so, whoever opened the connection. Of what goes
-// elsewhere, replies pass: a network that has a route to the pods through this host
-// has asked for them.
-func (b builder) closed(f family) []Rule {
-	// WireGuard's own packets, of which there are most, have no source of the mesh.
-	leaves := fmt.Sprintf("%s saddr @guarded%s %s", f.keyword, f.suffix, notBy(append([]string{"lo", b.Bridge}, b.devices...)...))
+// Packets to the mesh are always dropped there, whichever side opened the connection. Of
+// the packets to other destinations, replies pass: they were requested by a network that
+// has a route to the pods through this host.
+func (b builder) exitRules(f family) []Rule {
+	// Match the source first: WireGuard's own packets are the most frequent, and their
+	// source is never in the mesh.
+	leaves := fmt.Sprintf("%s saddr @guarded%s %s", f.keyword, f.suffix, oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...))
 	if own := f.first(normalize(b.t.PodCIDRs)); b.Bridge == "" && own.IsValid() {
-		// The links to the pods are known only to whoever does the CNI.
+		// Only the program that provides the CNI knows the links to the pods.
 		leaves += fmt.Sprintf(" %s daddr != %s", f.keyword, own)
 	}
 	if b.has("plain", f) {
@@ -151,8 +152,9 @@ func (b builder) closed(f family) []Rule {
 	}
 }
 
-// vxlanOnLAN keeps VXLAN's outer packets on the LAN: when its link is down, a packet to
-// a neighbor there would take the default route, whose router is not a neighbor.
+// vxlanOnLAN keeps the outer packets of VXLAN on the LAN. When the link to the LAN is
+// down, a packet to a neighbor would take the default route, whose router is not a
+// neighbor.
 func (s Settings) vxlanOnLAN(f family) []Rule {
 	var out []Rule
 	for _, l := range s.LANs {
@@ -164,8 +166,9 @@ func (s Settings) vxlanOnLAN(f family) []Rule {
 	return out
 }
 
-// plainly are the addresses of neighbors to which packets of the mesh go as they are.
-func plainly(t mesh.Topology) []netip.Prefix {
+// plainNextHops returns the addresses of neighbors to which packets of the mesh go
+// without encapsulation.
+func plainNextHops(t mesh.Topology) []netip.Prefix {
 	var out []netip.Addr
 	for _, n := range t.Neighbors {
 		if !n.Encapsulated {
@@ -175,56 +178,60 @@ func plainly(t mesh.Topology) []netip.Prefix {
 	return hostPrefixes(out)
 }
 
-// guardMembers holds the outer packets of VXLAN to the same: an internal IP
-// counts on the link by which we would answer.
-func (f family) guardMembers() Rule {
+// guardVXLAN is guardRule for the outer packets of VXLAN: an internal IP is accepted only
+// on the link by which we would reply.
+func (f family) guardVXLAN() Rule {
 	return rule("%[1]s saddr @members%[2]s udp dport %[3]d fib saddr . iif oif missing counter drop", f.keyword, f.suffix, VXLANPort)
 }
 
-// membersOnly keeps everybody else out of our VXLAN: who may send to its port
-// is inside the mesh. The kernel listens there in one family only.
-func (f family) membersOnly() Rule {
+// vxlanFromMembersOnly drops VXLAN packets from hosts that are not members: whoever can
+// send to its port is inside the mesh. The kernel listens on that port in one family
+// only.
+func (f family) vxlanFromMembersOnly() Rule {
 	return rule("%[1]s saddr != @members%[2]s udp dport %[3]d counter drop", f.keyword, f.suffix, VXLANPort)
 }
 
-// snat gives the overlay address to what this host sends into the mesh under an
-// address that the far side doesn't take from us. That is what kube-proxy has
-// marked for its own MASQUERADE, which would choose the address of whatever link
-// the packet leaves by, and what local programs send from another address: they
-// got it from the route to a Service's address, before kube-proxy replaced that
-// by a pod's. kube-proxy's mark is cleared, as it does itself, lest a packet be
-// masqueraded again after an encapsulation.
+// snat replaces the source of packets from this host into the mesh by the overlay address
+// if the remote side would not accept their source from us. There are two kinds. First,
+// packets that kube-proxy has marked for its own MASQUERADE, which would use the address
+// of the outgoing link. Second, packets of local programs with another source address:
+// they got it from the route to a Service's address, before kube-proxy replaced that by
+// the address of a pod. The mark is cleared, as kube-proxy does itself, so that a packet
+// is not masqueraded again after encapsulation.
 func (b builder) snat(f family) []Rule {
 	own := f.first(hostPrefixes(b.t.Addresses))
 	if !own.IsValid() {
 		return nil
 	}
-	away := notBy("lo", b.Bridge)
+	away := oifnameNotIn("lo", b.Bridge)
 	return []Rule{
 		rule("%[1]s %[2]s daddr @inside%[3]s meta mark & %#[4]x == %#[4]x meta mark set meta mark & %#[5]x snat %[2]s to %[6]s",
 			away, f.keyword, f.suffix, masqueradeMark, ^uint32(masqueradeMark), own.Addr()),
 		rule("%[1]s %[2]s daddr @inside%[3]s %[2]s saddr != @inside%[3]s fib saddr type local snat %[2]s to %[4]s",
 			away, f.keyword, f.suffix, own.Addr()),
 		rule("oifname %[1]s %[2]s saddr != @inside%[3]s fib saddr type local snat %[2]s to %[4]s",
-			oneOf(b.devices), f.keyword, f.suffix, own.Addr()),
+			linkSet(b.devices), f.keyword, f.suffix, own.Addr()),
 	}
 }
 
-// masquerade lets this node's pods out of the mesh.
-func (b builder) masquerade(f family) []Rule {
+// masqueradePods masquerades packets from this node's pods to destinations outside of the
+// mesh.
+func (b builder) masqueradePods(f family) []Rule {
 	var out []Rule
 	for _, pods := range f.merged(b.t.PodCIDRs) {
-		out = append(out, b.masqueraded(fmt.Sprintf("%[1]s %[2]s saddr %[4]s %[2]s daddr != @inside%[3]s",
-			notBy("lo", b.Bridge), f.keyword, f.suffix, pods))...)
+		out = append(out, b.masqueradeRules(fmt.Sprintf("%[1]s %[2]s saddr %[4]s %[2]s daddr != @inside%[3]s",
+			oifnameNotIn("lo", b.Bridge), f.keyword, f.suffix, pods))...)
 	}
 	return out
 }
 
-// masqueraded gives what matches the address of the link that it leaves by. It keeps its
-// source port where it can, but never one of ours: what comes back to that port would
-// then go to a pod, and with it what another node sends to this one.
-func (b builder) masqueraded(match string) []Rule {
-	// A port in the range would be kept, so that none of ours may be in it.
+// masqueradeRules replace the source of matching packets by the address of the outgoing
+// link. The source port is kept if possible, but never if it is one of ours: replies to
+// that port would then go to a pod, and so would packets that another node sends to this
+// one.
+func (b builder) masqueradeRules(match string) []Rule {
+	// NAT keeps a source port that is in the range already, so none of our ports may be
+	// in it.
 	const size = 1 << 12
 	last := 1<<16 - 1
 	ours := func(port int) bool { return port > last-size && port <= last }
@@ -232,14 +239,14 @@ func (b builder) masqueraded(match string) []Rule {
 		last -= size
 	}
 	var out []Rule
-	for _, spoken := range b.spoken() {
-		out = append(out, rule("%s %s masquerade to :%d-%d", match, spoken, last-size+1, last))
+	for _, ports := range b.fromOwnPorts() {
+		out = append(out, rule("%s %s masquerade to :%d-%d", match, ports, last-size+1, last))
 	}
 	return append(out, rule("%s masquerade", match))
 }
 
-// spoken matches packets from the ports on which this node is spoken to.
-func (b builder) spoken() []string {
+// fromOwnPorts matches packets whose source port is one of the ports of this node.
+func (b builder) fromOwnPorts() []string {
 	out := []string{"udp sport " + portSet(b.ListenPort, b.GossipPort, VXLANPort)}
 	if b.GossipPort != 0 {
 		out = append(out, fmt.Sprintf("tcp sport %d", b.GossipPort))
@@ -247,23 +254,24 @@ func (b builder) spoken() []string {
 	return out
 }
 
-// masqueradeLocation lets the mesh reach the networks behind this node.
+// masqueradeLocation masquerades packets from the mesh to the networks behind this node,
+// which need no route back then.
 func (b builder) masqueradeLocation(f family) []Rule {
-	return b.masqueraded(fmt.Sprintf("%[1]s %[2]s saddr @guarded%[3]s %[2]s daddr @location%[3]s",
-		notBy(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix))
+	return b.masqueradeRules(fmt.Sprintf("%[1]s %[2]s saddr @guarded%[3]s %[2]s daddr @location%[3]s",
+		oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix))
 }
 
-// clampMSS bounds the segments of forwarded TCP connections to what fits
-// through the devices. `rt mtu` is the lower of both directions' routes
-// (nft_rt.c, get_tcpmss), but each end announces for itself. Few packets begin a
-// connection, so that is what is asked first; names of links take longer to compare.
+// clampMSS limits the segment size of forwarded TCP connections to what fits through our
+// devices. `rt mtu` is the lower MTU of the routes in both directions (nft_rt.c,
+// get_tcpmss), but each end announces its own segment size. Match SYN first: it is rare
+// and cheap to test, unlike interface names.
 func (b builder) clampMSS() []Rule {
 	const clamp = "tcp flags & (syn | rst) == syn %s %s tcp option maxseg size set rt mtu"
-	return []Rule{rule(clamp, "iifname", oneOf(b.devices)), rule(clamp, "oifname", oneOf(b.devices))}
+	return []Rule{rule(clamp, "iifname", linkSet(b.devices)), rule(clamp, "oifname", linkSet(b.devices))}
 }
 
-// oneOf writes names of links as nft takes them on the right of a match.
-func oneOf(links []string) string {
+// linkSet writes link names in the form that nft expects on the right side of a match.
+func linkSet(links []string) string {
 	if len(links) == 1 {
 		return fmt.Sprintf("%q", links[0])
 	}
@@ -278,17 +286,17 @@ func quote(links []string) []string {
 	return out
 }
 
-// notBy matches what leaves by none of the links; empty names are none.
-func notBy(links ...string) string {
+// oifnameNotIn matches packets that leave by none of the links. Empty names are ignored.
+func oifnameNotIn(links ...string) string {
 	links = slices.DeleteFunc(links, func(l string) bool { return l == "" })
 	return "oifname != { " + strings.Join(quote(links), ", ") + " }"
 }
 
-// merged returns the prefixes of the family without those that lie in another
-// one: the elements of an nft set must not overlap.
+// merged returns the prefixes of the family, without those that are contained in another
+// one: elements of an nft set must not overlap.
 func (f family) merged(prefixes []netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
-	for _, p := range normalize(prefixes) { // a range comes before what lies in it
+	for _, p := range normalize(prefixes) { // a range is sorted before the prefixes that it contains
 		if p.Addr().Is4() != f.is4 || len(out) > 0 && out[len(out)-1].Overlaps(p) {
 			continue
 		}
@@ -297,8 +305,7 @@ func (f family) merged(prefixes []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// first returns the first prefix of the family, the zero Prefix if there is
-// none.
+// first returns the first prefix of the family, or the zero Prefix.
 func (f family) first(prefixes []netip.Prefix) netip.Prefix {
 	for _, p := range prefixes {
 		if p.Addr().Is4() == f.is4 {
@@ -308,8 +315,8 @@ func (f family) first(prefixes []netip.Prefix) netip.Prefix {
 	return netip.Prefix{}
 }
 
-// rule formats a rule and hashes it. Twelve digits are enough to tell a few
-// rules apart, and nobody gains from a collision in their own table.
+// rule formats a rule and hashes it. Twelve hex digits are enough to distinguish the
+// rules of one table, and nobody gains from a collision in their own table.
 func rule(format string, args ...any) Rule {
 	text := fmt.Sprintf(format, args...)
 	sum := sha256.Sum256([]byte(text))

@@ -14,7 +14,7 @@ import (
 
 // Taker is a rule of others that would lead what comes to one of our ports elsewhere,
 // such as a hostPort's. It has no effect, because our table decides before, see
-// keepOwnPorts: whoever made it waits for packets that never come.
+// protectOwnPorts: whoever made it waits for packets that never come.
 type Taker struct {
 	Table    filter.Table
 	Redirect filter.Redirect

@@ -13,19 +13,19 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Inside a location packets travel from node to node over the LAN, without
-// WireGuard. Where the LAN is to see none of the mesh's addresses, because
-// clouds drop packets with sources that they don't know, they travel in VXLAN.
-// Nobody learns or asks anything on that device: a node's MAC follows from its
-// ID, so all entries are known beforehand and written down as permanent ones.
+// Inside a location packets go from node to node over the LAN, without WireGuard. They
+// are encapsulated in VXLAN where the LAN must not see addresses of the mesh, because
+// clouds drop packets with sources that they don't know. The VXLAN device neither learns
+// nor resolves addresses: a node's MAC is derived from its ID, so all entries are known
+// in advance and written as permanent ones.
 
-// VXLAN is the device to the neighbors.
+// VXLAN is the device for traffic to neighbors.
 type VXLAN struct {
 	Name     string
 	ID       int        // the VXLAN network identifier
 	Port     int        // UDP
 	Local    netip.Addr // source of the outer packets: our internal IP
-	Learning bool       // takes forwarding entries from what arrives; never wanted
+	Learning bool       // learns forwarding entries from packets; always off in desired states
 	MAC      MAC
 	MTU      int
 	Up       bool
@@ -34,30 +34,30 @@ type VXLAN struct {
 // MAC is an Ethernet address.
 type MAC [6]byte
 
-// String returns the usual form, 02:00:5e:00:53:01.
+// String returns the usual form: 02:00:5e:00:53:01.
 func (m MAC) String() string { return strings.ReplaceAll(fmt.Sprintf("% x", m[:]), " ", ":") }
 
-// FDBEntry says where on the LAN the node with a MAC is.
+// FDBEntry maps the MAC of a node to its address on the LAN.
 type FDBEntry struct {
 	MAC MAC
 	To  netip.Addr // internal IP
 }
 
-// NeighborEntry says which MAC an overlay address has.
+// NeighborEntry maps an overlay address to the MAC of its node.
 type NeighborEntry struct {
 	Addr netip.Addr
 	MAC  MAC
 }
 
-// LAN is a link with one of this host's internal IPs.
+// LAN is a link that has one of this host's internal IPs.
 type LAN struct {
 	Link    string
-	Address netip.Prefix // with the network's length
+	Address netip.Prefix // with the prefix length of the network
 	MTU     int          // of the link, bytes
 }
 
-// VXLANName returns the name of the VXLAN device that belongs to a WireGuard
-// device: with -vx at its end, or a hash if there is no room for that.
+// VXLANName returns the name of the VXLAN device that belongs to a WireGuard device: that
+// device's name with the suffix -vx, or a hash of it if that is too long.
 func VXLANName(iface string) string {
 	if name := iface + "-vx"; len(name) <= maxLinkName {
 		return name
@@ -66,8 +66,8 @@ func VXLANName(iface string) string {
 	return fmt.Sprintf("vx-%x", sum[:6])
 }
 
-// lan returns where the host is on the network of a neighbor's internal IP; a
-// zero LAN if it is on none of that family.
+// lan returns the LAN whose network contains a neighbor's internal IP, else the first LAN
+// of the same family, else the zero LAN.
 func (s Settings) lan(internal netip.Addr) LAN {
 	var same LAN
 	for _, l := range s.LANs {
@@ -82,10 +82,10 @@ func (s Settings) lan(internal netip.Addr) LAN {
 	return same
 }
 
-// vxlan returns the device to the encapsulated neighbors, nil if there are none.
-// All of a location use one family outside. There is no device either if none
-// of the host's links has the internal IP that its record tells: outer packets
-// could not come from it, and the others would drop them.
+// vxlan returns the device for traffic to encapsulated neighbors, or nil if there are
+// none. All nodes of a location use the same family outside. It also returns nil if no
+// link of the host has the internal IP in its record: outer packets could not have that
+// source, and the other nodes would drop them.
 func (s Settings) vxlan(t mesh.Topology) *VXLAN {
 	for _, n := range t.Neighbors {
 		lan := s.lan(n.InternalIP)
@@ -122,15 +122,17 @@ func vxlanEntries(t mesh.Topology) (forwarding []FDBEntry, neighbors []NeighborE
 	}
 	slices.SortFunc(forwarding, FDBEntry.Compare)
 	slices.SortFunc(neighbors, NeighborEntry.Compare)
-	// The kernel has one destination for a MAC, so two would take turns.
+	// The kernel has one destination for a MAC, so two entries would replace each other
+	// for ever.
 	forwarding = slices.CompactFunc(forwarding, func(a, b FDBEntry) bool { return a.MAC == b.MAC })
 	return forwarding, neighbors
 }
 
-// neighborRoutes returns the routes to a neighbor and to what is behind it. In
-// VXLAN its overlay address is on the link, and the next hop of the rest.
-// Without, its internal IPs are the next hops, and what is of another family than
-// these has no route: it ends at the WireGuard device, as what belongs to nobody.
+// neighborRoutes returns the routes to a neighbor and to the networks behind it. With
+// VXLAN its overlay address is on the link, and is the next hop for the other networks.
+// Without VXLAN its internal IPs are the next hops. Destinations of a family in which it
+// has no internal IP get no route: such packets go to the WireGuard device and are
+// rejected, as for any address that belongs to no peer.
 func (s Settings) neighborRoutes(n mesh.Neighbor, vx *VXLAN) []Route {
 	var out []Route
 	if n.Encapsulated {
@@ -156,7 +158,7 @@ func (s Settings) neighborRoutes(n mesh.Neighbor, vx *VXLAN) []Route {
 	return out
 }
 
-// routeMTU returns the MTU to set on a route: 0 if the MTU of the link is low enough.
+// routeMTU returns the MTU to set on a route, or 0 if the link's MTU is low enough.
 func routeMTU(mtu, link int) int {
 	if mtu >= link {
 		return 0
@@ -164,15 +166,15 @@ func routeMTU(mtu, link int) int {
 	return mtu
 }
 
-// vxlanSysctls returns the kernel parameters of the VXLAN device. They are those
-// of the WireGuard device, for the same reasons. Nobody sends router
-// advertisements there, and nobody is to begin.
+// vxlanSysctls returns the kernel parameters of the VXLAN device. They are those of the
+// WireGuard device, for the same reasons. Router advertisements are ignored too: no node
+// sends any on that device.
 //
-// No parameter of the LAN's link is touched, though without VXLAN it carries
-// the mesh's packets. A strict rp_filter asks no more than our guard does. And
-// the redirects that a gateway may send there, when it passes a packet on to the
-// next gateway, reach nodes that forward themselves: the kernel doesn't listen to
-// redirects then (IN_DEV_RX_REDIRECTS, rt6_do_redirect).
+// The parameters of the LAN's link stay as they are, although it carries packets of the
+// mesh if there is no VXLAN. A strict rp_filter demands no more than our guard chain
+// does. And a gateway that forwards a packet to the next gateway may send redirects on
+// that link, but all nodes forward packets themselves, and the kernel then ignores
+// redirects (IN_DEV_RX_REDIRECTS, rt6_do_redirect).
 func (b builder) vxlanSysctls() []Sysctl {
 	name := strings.ReplaceAll(VXLANName(b.Interface), ".", "/")
 	out := []Sysctl{

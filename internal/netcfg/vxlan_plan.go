@@ -8,11 +8,11 @@ import (
 	"slices"
 )
 
-// VXLANChange says what to do to the VXLAN device.
+// VXLANChange is a change to the VXLAN device.
 type VXLANChange struct {
-	VXLAN   VXLAN // as it is to be
-	Replace bool  // first delete the device of this name: what is wrong can't be changed
-	Create  bool  // make the device; the fields below are then all set
+	VXLAN   VXLAN // the desired device
+	Replace bool  // first delete the device of this name: the difference can't be changed in place
+	Create  bool  // create the device; the fields below are then all true
 
 	SetMTU bool
 	SetUp  bool
@@ -26,7 +26,7 @@ func diffVXLAN(observed, desired *VXLAN) *VXLANChange {
 	if observed != nil {
 		c.Replace = observed.ID != desired.ID || observed.Port != desired.Port ||
 			observed.Local != desired.Local || observed.Learning != desired.Learning ||
-			observed.MAC != desired.MAC // which takes all neighbor entries with it (neigh_changeaddr)
+			observed.MAC != desired.MAC // changing it would delete all neighbor entries (neigh_changeaddr)
 	}
 	if observed == nil || c.Replace {
 		c.Create, c.SetMTU, c.SetUp = true, true, true
@@ -40,7 +40,7 @@ func diffVXLAN(observed, desired *VXLAN) *VXLANChange {
 	return &c
 }
 
-// withoutVXLAN does for the VXLAN device what without does for the device.
+// withoutVXLAN is withoutDevice for the VXLAN device.
 func (s State) withoutVXLAN(name string) State {
 	s.Forwarding, s.Neighbors = nil, nil
 	s.Routes = slices.DeleteFunc(slices.Clone(s.Routes), func(r Route) bool { return r.Link == name })
@@ -48,8 +48,8 @@ func (s State) withoutVXLAN(name string) State {
 	return s
 }
 
-// diffVXLANEntries plans the entries of the VXLAN device. To add one replaces
-// what its MAC or its address had before.
+// diffVXLANEntries plans the changes to the entries of the VXLAN device. Adding an entry
+// replaces the previous one of the same MAC or address.
 func (p *Plan) diffVXLANEntries(observed, desired State, prune bool) {
 	if desired.VXLAN == nil {
 		if prune && observed.VXLAN != nil {
@@ -72,7 +72,7 @@ func (p *Plan) diffVXLANEntries(observed, desired State, prune bool) {
 	}
 	for _, e := range missing(desired.Forwarding, observed.Forwarding) {
 		if macs[e.MAC] {
-			macs[e.MAC] = false // the kernel replaces one
+			macs[e.MAC] = false // adding the new entry replaces this one
 		} else {
 			p.StaleForwarding = append(p.StaleForwarding, e)
 		}
@@ -80,7 +80,7 @@ func (p *Plan) diffVXLANEntries(observed, desired State, prune bool) {
 	p.StaleNeighbors = slices.DeleteFunc(slices.Clone(observed.Neighbors), func(e NeighborEntry) bool { return addrs[e.Addr] })
 }
 
-// String returns the device as one line in the manner of ip(8).
+// String returns the device as one line in the style of ip(8).
 func (v VXLAN) String() string {
 	learning, up := "nolearning", "down"
 	if v.Learning {
@@ -93,17 +93,17 @@ func (v VXLAN) String() string {
 		v.Name, v.ID, v.Local, v.Port, learning, v.MAC, v.MTU, up)
 }
 
-// on returns the entry as one line in the manner of bridge(8).
+// on returns the entry as one line in the style of bridge(8).
 func (e FDBEntry) on(link string) string {
 	return fmt.Sprintf("fdb %s dev %s dst %s", e.MAC, link, e.To)
 }
 
-// on returns the entry as one line in the manner of ip(8).
+// on returns the entry as one line in the style of ip(8).
 func (e NeighborEntry) on(link string) string {
 	return fmt.Sprintf("neigh %s lladdr %s dev %s", e.Addr, e.MAC, link)
 }
 
-// String returns the change as a line, or two if the device is made anew.
+// String returns the change as one line, or as two if the device is replaced.
 func (c VXLANChange) String() string {
 	switch {
 	case c.Replace:
@@ -121,7 +121,7 @@ func (c VXLANChange) String() string {
 	return s
 }
 
-// WithoutVXLAN returns the plan without what needs the VXLAN device.
+// WithoutVXLAN returns the plan without the changes that need the VXLAN device.
 func (p Plan) WithoutVXLAN() Plan {
 	name := p.VXLAN.VXLAN.Name
 	p.Forwarding, p.Neighbors = nil, nil
