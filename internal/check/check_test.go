@@ -313,8 +313,8 @@ func TestEvaluateK3s(t *testing.T) {
 }
 
 func TestEvaluateFirewall(t *testing.T) {
-	const everyForward = "from the mesh, to the mesh, from pods, of answers to pods"
-	const everyInput = "to UDP port 51820, to UDP port 7946, to TCP port 7946, of answers to this host, from the mesh to this host, from pods to this host"
+	const everyForward = "from the mesh, to the mesh, from pods, of replies to pods"
+	const everyInput = "to UDP port 51820, to UDP port 7946, to TCP port 7946, of replies to this host, from the mesh to this host, from pods to this host"
 	nft := func(name, chain string, c filter.Chain) filter.Table {
 		return filter.Table{Backend: filter.NFT, Family: "inet", Name: name, Chains: map[string]filter.Chain{chain: c}}
 	}
@@ -340,7 +340,7 @@ func TestEvaluateFirewall(t *testing.T) {
 			{Action: filter.Accept, Conditions: []filter.Condition{{Field: filter.In, Values: []string{"meshd0", "kube-bridge"}}}},
 			{Action: filter.Accept, Conditions: []filter.Condition{{Field: filter.Out, Values: []string{"meshd0"}}}},
 		}}), []string{
-			"warning firewall: the chain through of nft table inet filter may drop packets of answers to pods" +
+			"warning firewall: the chain through of nft table inet filter may drop packets of replies to pods" +
 				" → run: nft insert rule inet filter through oifname kube-bridge ct state established,related accept; nft insert rule inet filter through oifname kube-bridge ct status dnat accept (and add it to what sets up your firewall at boot)",
 		}},
 		{"nft, another hook", nil, nft("filter", "out", filter.Chain{Drops: true}), nil},

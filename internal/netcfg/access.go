@@ -11,12 +11,13 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// A client's packets are looked at once, on the node where its tunnel ends, before
-// kube-proxy replaces a Service's address by a pod's: there the packet shows what
-// the client has asked for. What got through may travel on to other nodes.
+// A client's packets are checked once, on the node where its tunnel ends, before
+// kube-proxy replaces the address of a Service by that of a pod. At this point the packet
+// still has the destination that the client requested. A packet that passes may be
+// forwarded to other nodes.
 
-// access builds the chain that holds clients to what they may reach, and its sets.
-// There is none on a node where no client's tunnel ends.
+// access builds the chain that limits clients to the destinations they may reach, and its
+// sets. It builds none on a node where no client's tunnel ends.
 func (b builder) access() (sets []Set, chain []Chain) {
 	var rules []Rule
 	for _, f := range families() {
@@ -26,7 +27,7 @@ func (b builder) access() (sets []Set, chain []Chain) {
 		}
 		sets = append(sets, f.set("clients", clients))
 		from := fmt.Sprintf("iifname %q %s saddr @", b.Interface, f.keyword)
-		// What others have begun is theirs to end.
+		// Accept replies to connections opened from the other side.
 		rules = append(rules, rule("%sclients%s ct direction reply accept", from, f.suffix))
 		if nodes := f.merged(b.t.Nodes); len(nodes) > 0 && len(b.t.GossipPorts) > 0 {
 			sets = append(sets, f.set("nodes", nodes))
@@ -34,7 +35,7 @@ func (b builder) access() (sets []Set, chain []Chain) {
 			rules = append(rules, rule("%sclients%s %s daddr @nodes%s meta l4proto { tcp, udp } th dport { %s } counter drop",
 				from, f.suffix, f.keyword, f.suffix, ports(b.t.GossipPorts)))
 		}
-		groups := equallyAllowed(b.t.Clients)
+		groups := groupByAllowed(b.t.Clients)
 		rules = append(rules, accessToBridges(f, b.t, from, groups)...)
 		for i, group := range groups {
 			name := fmt.Sprintf("access%d", i)
@@ -50,7 +51,7 @@ func (b builder) access() (sets []Set, chain []Chain) {
 				}
 				set := f.set(name+service+"to", to)
 				sets = append(sets, set)
-				rules = append(rules, rule("%s%sfrom%s %s daddr @%s%s accept", from, name, f.suffix, f.keyword, set.Name, serviceOf(a)))
+				rules = append(rules, rule("%s%sfrom%s %s daddr @%s%s accept", from, name, f.suffix, f.keyword, set.Name, matchService(a)))
 			}
 		}
 		rules = append(rules, rule("%sclients%s counter drop", from, f.suffix))
@@ -61,8 +62,8 @@ func (b builder) access() (sets []Set, chain []Chain) {
 	return sets, []Chain{{Name: chainAccess, Type: "filter", Hook: "prerouting", Priority: priorityMangle, Rules: rules}}
 }
 
-// accessToBridges opens the addresses that nodes have in the pod ranges to those who
-// may reach nodes, and closes them to all others.
+// accessToBridges opens the addresses that nodes have in the pod ranges to clients that
+// may reach nodes, and closes them to all other clients.
 func accessToBridges(f family, t mesh.Topology, from string, groups [][]mesh.ClientTunnel) []Rule {
 	var rules []Rule
 	for i, group := range groups {
@@ -71,7 +72,7 @@ func accessToBridges(f family, t mesh.Topology, from string, groups [][]mesh.Cli
 				continue
 			}
 			for _, bridges := range f.bridgeAddresses(t, a.Bridges) {
-				rules = append(rules, rule("%saccess%dfrom%s %s%s accept", from, i, f.suffix, bridges, serviceOf(a)))
+				rules = append(rules, rule("%saccess%dfrom%s %s%s accept", from, i, f.suffix, bridges, matchService(a)))
 			}
 		}
 	}
@@ -81,8 +82,9 @@ func accessToBridges(f family, t mesh.Topology, from string, groups [][]mesh.Cli
 	return rules
 }
 
-// serviceOf matches an allowance's protocol and port, if it is for one only.
-func serviceOf(a mesh.Allowance) string {
+// matchService matches the protocol and port of an allowance. It is empty if the
+// allowance is for all of them.
+func matchService(a mesh.Allowance) string {
 	if a.Protocol == "" {
 		return ""
 	}
@@ -109,9 +111,9 @@ func addressesOf(clients []mesh.ClientTunnel) []netip.Prefix {
 	return out
 }
 
-// equallyAllowed groups clients that may reach the same, in the order of each
-// group's first one.
-func equallyAllowed(clients []mesh.ClientTunnel) [][]mesh.ClientTunnel {
+// groupByAllowed groups clients with equal allowances, in the order of the first client
+// of each group.
+func groupByAllowed(clients []mesh.ClientTunnel) [][]mesh.ClientTunnel {
 	var groups [][]mesh.ClientTunnel
 	place := make(map[string]int)
 	for _, c := range clients {
@@ -126,9 +128,10 @@ func equallyAllowed(clients []mesh.ClientTunnel) [][]mesh.ClientTunnel {
 	return groups
 }
 
-// snatClients gives the overlay address to what clients send to Services, whoever
-// translates these: the answer has to come back here, and the backend would send it
-// to the client's home for that node.
+// snatClients replaces the source of packets from clients to Services by the overlay
+// address, whichever program translates the Service's address. The reply has to come back
+// to this node. Otherwise the backend's node would send it to the node that is the
+// client's home from there, which may be another one.
 func (b builder) snatClients(f family) []Rule {
 	own := f.first(hostPrefixes(b.t.Addresses))
 	if !own.IsValid() || !b.has("clientranges", f) {
@@ -137,7 +140,7 @@ func (b builder) snatClients(f family) []Rule {
 	return []Rule{rule("%[1]s saddr @clientranges%[2]s %[1]s daddr @inside%[2]s ct status dnat snat %[1]s to %[3]s", f.keyword, f.suffix, own.Addr())}
 }
 
-// clientPeers are the WireGuard peers of clients whose tunnels end here.
+// clientPeers returns the WireGuard peers of clients whose tunnels end on this node.
 func (s Settings) clientPeers(clients []mesh.ClientTunnel) []Peer {
 	var out []Peer
 	for _, c := range clients {

@@ -38,7 +38,7 @@ func (b builder) ownPorts() []OwnPort {
 	}
 	all = slices.DeleteFunc(all, func(p OwnPort) bool { return p.Port == 0 })
 	for _, f := range families() {
-		p := b.parties(f)
+		p := b.samples(f)
 		for i := range all {
 			all[i].Packets = append(all[i].Packets, filter.Packet{
 				In: p.uplink, Protocol: all[i].Protocol, Port: uint16(all[i].Port), Source: p.outside, Destination: p.here,

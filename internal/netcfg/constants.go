@@ -9,28 +9,28 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// RouteProtocol marks our routes, so that they are found again and nobody
-// else's is touched. The kernel gives numbers from 4 on no meaning. Taken are
-// (iproute2's rt_protos, and the programs' sources): 4 static, also used by
-// systemd-networkd; 8 to 18 routing daemons of old, BIRD (12), DHCP (16) and
-// keepalived (18); 42 babeld; 80 Calico; 84 OVN; 99 Open/R; 186 to 198 FRR.
-// Cilium, flannel, Kilo and Tailscale use 2 to 4. 77 is in none of these lists.
+// RouteProtocol marks our routes, so that they can be found again and no other route is
+// changed. The kernel gives no meaning to numbers from 4 on. These are in use (iproute2's
+// rt_protos, and the sources of the programs): 4 static, also used by systemd-networkd; 8
+// to 18 older routing daemons, BIRD (12), DHCP (16) and keepalived (18); 42 babeld; 80
+// Calico; 84 OVN; 99 Open/R; 186 to 198 FRR. Cilium, flannel, Kilo and Tailscale use 2 to
+// 4. 77 is in none of these lists.
 const RouteProtocol = 77
 
-// BackstopMetric is the metric of our blackhole routes, see State.Backstops. It is
-// the highest that fits an int everywhere, so that any other route to the same
-// range comes before it.
+// BackstopMetric is the metric of our blackhole routes, see State.Backstops. It is the
+// highest number that fits in an int on every platform, so that the kernel prefers any
+// other route to the same range.
 const BackstopMetric = 1<<31 - 1
 
 // FirewallTable is the name of our nft table, of family inet.
 const FirewallTable = "meshd"
 
-// VXLAN inside a location. The port is neither IANA's 4789, which docker swarm
-// and Calico use, nor 8472 of flannel and Cilium: devices share a port only if
-// their flags agree (vxlan_find_sock), and our firewall closes the whole port to
-// all but members. 7947 is next to gossip's port, and below 32768, where Linux
-// begins to take ports for connections. Alone on its port, the device may have
-// any network identifier; this one is that of our routes.
+// VXLAN inside a location. The port is neither IANA's 4789, which docker swarm and Calico
+// use, nor 8472, which flannel and Cilium use: devices can share a port only if their
+// flags agree (vxlan_find_sock), and our firewall closes the whole port to all but
+// members. 7947 is next to gossip's port, and below 32768, where Linux starts to allocate
+// ports for outgoing connections. No other device uses the port, so any network
+// identifier is possible; it is the number of our route protocol.
 const (
 	VXLANPort = 7947
 	VXLANID   = RouteProtocol
@@ -48,15 +48,19 @@ const (
 	chainPostrouting = "postrouting"
 )
 
-// Priorities of our chains. nf_nat runs the nat chains of a hook in order of
-// priority until one has decided about the flow, so 90 is before kube-proxy's
-// MASQUERADE and everybody else's at 100 (srcnat), and -110 before everybody's DNAT
-// at -100 (dstnat). -150 is where mangle sits, between
-// connection tracking and DNAT (-100).
-// -290 is after raw (-300), whose rules thus see all packets, and before
-// connection tracking (-200): a forged packet leaves no entry behind. 0 is where
-// filters sit. 200 is after all NAT (100): a source address there is the one that
-// the network will see.
+// Priorities of our chains:
+//
+//   - 200 (exit) is after all NAT (100): the source address is then the one that the
+//     network will see.
+//   - 90 (NAT of sources) is before srcnat (100), where kube-proxy's MASQUERADE and most
+//     others are. nf_nat runs the NAT chains of a hook in order of priority until one
+//     decides for the flow.
+//   - 0 is the standard priority of filter chains.
+//   - -110 (our own ports) is before dstnat (-100), where other programs' DNAT is.
+//   - -150 is the standard priority of mangle, between connection tracking (-200) and
+//     DNAT (-100).
+//   - -290 (guard) is after raw (-300), so that rules there see all packets, and before
+//     connection tracking (-200), so that a forged packet creates no entry.
 const (
 	priorityExit     = 200
 	prioritySNAT     = 90
@@ -66,37 +70,37 @@ const (
 	priorityGuard    = -290
 )
 
-// masqueradeMark is the bit that kube-proxy sets on packets whose source it
-// wants replaced (--iptables-masquerade-bit, 14 by default).
+// masqueradeMark is the bit that kube-proxy sets on packets whose source it wants to
+// replace (--iptables-masquerade-bit, 14 by default).
 const masqueradeMark = 0x4000
 
-// maxLinkName is how long the name of a link may be (IFNAMSIZ, less the zero).
+// maxLinkName is the maximum length of a link name (IFNAMSIZ, without the terminating
+// zero).
 const maxLinkName = 15
 
 // Sizes in bytes.
 const (
-	// overhead is what WireGuard adds to a packet at most: 40 of IPv6, 8 of
-	// UDP, 32 of its own.
+	// overhead is the most that WireGuard adds to a packet: 40 of IPv6, 8 of UDP, 32 of
+	// its own.
 	overhead = 80
-	// vxlanOverhead4 and 6 are what VXLAN adds to a packet: 20 or 40 of IP, 8 of
-	// UDP, 8 of its own, 14 of the inner Ethernet header (RFC 7348, section 5).
+	// vxlanOverhead4 and vxlanOverhead6 are what VXLAN adds to a packet: 20 or 40 of IP,
+	// 8 of UDP, 8 of its own, 14 of the inner Ethernet header (RFC 7348, section 5).
 	vxlanOverhead4 = 50
 	vxlanOverhead6 = 70
-	// ethernetMTU bounds the MTU, because a path that begins with jumbo
-	// frames rarely ends so.
+	// ethernetMTU is the upper limit of the MTU: a path that starts with jumbo frames
+	// rarely supports them to its end.
 	ethernetMTU = 1500
-	// minIPv6MTU is the smallest MTU on which Linux runs IPv6 (RFC 8200,
-	// section 5).
+	// minIPv6MTU is the smallest MTU on which Linux runs IPv6 (RFC 8200, section 5).
 	minIPv6MTU = 1280
 )
 
-// HandshakeFresh is how long after its last handshake a WireGuard session may
-// be alive: REJECT_AFTER_TIME of the WireGuard paper, section 6.1.
+// HandshakeFresh is how long a WireGuard session may be valid after its last handshake:
+// REJECT_AFTER_TIME of the WireGuard paper, section 6.1.
 const HandshakeFresh = 180 * time.Second
 
-// throwaway returns the public key of a peer that exists for one message only. It
-// takes away what another peer is to lose: WireGuard can move an allowed IP in
-// one step, and can remove a peer with all it has, but can only replace a peer's
-// allowed IPs by emptying them first. The key is a hash, so nobody has the
-// private key to it.
+// throwaway returns the public key of a peer that exists only during one message to the
+// kernel. It takes allowed IPs away from other peers: WireGuard can move an allowed IP to
+// another peer in one step, and can remove a peer with all its allowed IPs, but it can't
+// remove one allowed IP from a peer without replacing the whole list. The key is a hash,
+// so nobody has the private key.
 func throwaway() wgtypes.Key { return sha256.Sum256([]byte("meshd: throwaway peer")) }

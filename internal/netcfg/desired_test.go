@@ -118,8 +118,8 @@ func lanSettings() Settings {
 	return s
 }
 
-// TestDesiredOrder holds Desired to one answer for one topology, in whatever
-// order its lists come, and to one route for each destination.
+// TestDesiredOrder holds Desired to one answer for one topology, in whatever order its
+// lists come, and to one route for each destination.
 func TestDesiredOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		peers := []mesh.Peer{

@@ -9,33 +9,33 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Facts is what the daemon has to know of the host it runs on, beyond what is
-// ours there.
+// Facts are what the daemon needs to know about its host, besides the State.
 type Facts struct {
-	// Addresses are the host's own lasting unicast addresses: none of the mesh,
-	// of containers, or of a link alone. Sorted.
+	// Addresses are the host's permanent unicast addresses, sorted. They exclude
+	// addresses of the mesh and of containers, and link-local addresses.
 	Addresses []netip.Addr
-	// Uplinks are the ways out to the internet, at most one a family, IPv4 first.
+	// Uplinks are the links to the internet, at most one per family, IPv4 first.
 	Uplinks []Uplink
-	// InternalIPs are the uplinks' sources that are private, with the length of
-	// the network that they are in.
+	// InternalIPs are the private source addresses of the uplinks, with the prefix length
+	// of their network.
 	InternalIPs []netip.Prefix
-	// Attached are all lasting addresses but our own, with their links. Sorted.
+	// Attached are all permanent addresses that meshd does not own, with their links.
+	// Sorted.
 	Attached []LAN
-	// MTU is the lowest of the uplinks', in bytes; 0 without an uplink.
+	// MTU is the lowest MTU of the uplinks, in bytes; 0 without an uplink.
 	MTU int
-	// Nearby is what the host must go on reaching without the mesh.
+	// Nearby is what the host must be able to reach without the mesh.
 	Nearby mesh.Nearby
 }
 
-// Uplink is where the default route of a family leads.
+// Uplink is the link of the default route of a family.
 type Uplink struct {
 	Link   string
-	Source netip.Prefix // the address that connections come from, with its network's length
+	Source netip.Prefix // the source of outgoing connections, with the prefix length of its network
 	MTU    int          // of the link, bytes
 }
 
-// LANs returns where the host has its internal IPs. One that it has on no link is
+// LANs returns the links that have the internal IPs. An internal IP that no link has is
 // left out.
 func (f Facts) LANs(internalIPs []netip.Prefix) []LAN {
 	var out []LAN

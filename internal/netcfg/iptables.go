@@ -14,38 +14,38 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// Docker, ufw and many people leave the chains FORWARD and INPUT with the policy
-// DROP. Every base chain of a hook has to let a packet through, so an accept in
-// our own table can't undo another one's drop: rules of ours have to go into the
-// chain that drops. They are put into tables of iptables only, which their owners
-// expect others to write to, and only where something would be dropped.
+// Docker, ufw and many administrators set the policy of the chains FORWARD and INPUT to
+// DROP. A packet must be accepted by every base chain of a hook, so an accept rule in our
+// own table can't undo a drop in another one. Our rules have to go into the chain that
+// drops. We add them only to tables of iptables, whose owners expect rules of other
+// programs there, and only where a packet would be dropped.
 
-// Accept is a rule that lets packets of the mesh through a chain of others, if
-// they would not get through without it.
+// Accept is a rule that accepts packets of the mesh in another program's chain, if that
+// chain would drop them otherwise.
 type Accept struct {
-	What     string // the packets, for people: "from the mesh to this host"
-	Hook     string // input | forward
-	Family   string // ip | ip6
-	In, Out  string // link; "" for any
-	Source   netip.Prefix
-	Protocol string // udp | tcp, with Port; "" for any
-	Port     int
-	Answers  bool // only what belongs to connections that were let through, or redirected
+	What        string // describes the packets to people: "from the mesh to this host"
+	Hook        string // input | forward
+	Family      string // ip | ip6
+	In, Out     string // links; "" for any
+	Source      netip.Prefix
+	Protocol    string // udp | tcp, with Port; "" for any
+	Port        int
+	RepliesOnly bool // only packets of connections that were accepted before, or redirected
 
-	Packets []filter.Packet // examples: the rule is needed if one of them is dropped
+	Packets []filter.Packet // samples: the rule is needed if one of them is dropped
 }
 
-// acceptMark begins the comment by which our rules in tables of others are known.
-// Behind it stands a hash of the rule, for the reason that Rule has one.
+// acceptMark is the prefix of the comment by which we recognize our rules in other
+// programs' tables. A hash of the rule follows it, for the same reason as in Rule.
 const acceptMark = "meshd:"
 
-// Comment is the one that the rule carries.
+// Comment returns the comment of the rule.
 func (a Accept) Comment() string {
 	sum := sha256.Sum256([]byte(a.Hook + " " + a.Match()))
 	return acceptMark + hex.EncodeToString(sum[:6])
 }
 
-// Match is what the rule asks for, in the language of iptables.
+// Match returns the conditions of the rule in the syntax of iptables.
 func (a Accept) Match() string {
 	var words []string
 	add := func(present bool, format string, args ...any) {
@@ -57,13 +57,13 @@ func (a Accept) Match() string {
 	add(a.Out != "", "-o %s", a.Out)
 	add(a.Source.IsValid(), "-s %s", a.Source)
 	add(a.Protocol != "", "-p %s --dport %d", a.Protocol, a.Port)
-	add(a.Answers && a.Hook == "input", "-m conntrack --ctstate RELATED,ESTABLISHED")
-	// DNAT is what a hostPort or a Service has led to a pod.
-	add(a.Answers && a.Hook == "forward", "-m conntrack --ctstate RELATED,ESTABLISHED,DNAT")
+	add(a.RepliesOnly && a.Hook == "input", "-m conntrack --ctstate RELATED,ESTABLISHED")
+	// DNAT matches connections that a hostPort or a Service redirected to a pod.
+	add(a.RepliesOnly && a.Hook == "forward", "-m conntrack --ctstate RELATED,ESTABLISHED,DNAT")
 	return strings.Join(words, " ")
 }
 
-// NFT is what the rule asks for, in the language of nft: one rule, or two.
+// NFT returns the conditions of the rule in the syntax of nft: one rule, or two.
 func (a Accept) NFT() []string {
 	var words []string
 	add := func(present bool, format string, args ...any) {
@@ -77,7 +77,7 @@ func (a Accept) NFT() []string {
 	add(a.Protocol != "", "%s dport %d", a.Protocol, a.Port)
 	match := strings.Join(words, " ")
 	switch {
-	case !a.Answers:
+	case !a.RepliesOnly:
 		return []string{match}
 	case match == "":
 		return []string{"ct state established,related"}
@@ -85,7 +85,7 @@ func (a Accept) NFT() []string {
 	return []string{match + " ct state established,related", match + " ct status dnat"}
 }
 
-// port is one that this host is reached on from outside of the mesh.
+// port is a port on which this host must be reachable from outside of the mesh.
 type port struct {
 	protocol string
 	number   int
@@ -102,12 +102,12 @@ func (b builder) ports() []port {
 	return ports
 }
 
-// accepts are all rules that some firewall may make necessary. In a family that
-// neither the mesh nor the host's way out has, there is nothing to let through.
+// accepts returns all rules that some firewall may make necessary. A family that neither
+// the mesh nor an uplink uses needs none.
 func (b builder) accepts() []Accept {
 	var out []Accept
 	for _, f := range families() {
-		p := b.parties(f)
+		p := b.samples(f)
 		if f.is4 || p.uplink != "" || len(p.mesh) > 0 {
 			out = append(out, b.acceptFromOutside(p)...)
 		}
@@ -121,21 +121,21 @@ func (b builder) accepts() []Accept {
 	return out
 }
 
-// parties are whom the examples of packets come from and go to. A pod's address
-// is the last one of its range, which no pod ever has: what NetworkPolicy says of
-// a certain pod must not count.
-type parties struct {
+// sampleAddresses are the addresses and links of sample packets. The sample address of a
+// pod is the last address of its range, which no pod ever has: a NetworkPolicy for a real
+// pod must not affect the result.
+type sampleAddresses struct {
 	family  string
 	uplink  string     // link of the default route; "" for none
-	outside netip.Addr // on the internet
-	here    netip.Addr // this host on its uplink
-	overlay netip.Addr // this host on the mesh
+	outside netip.Addr // a host on the internet
+	here    netip.Addr // this host, on its uplink
+	overlay netip.Addr // this host, in the mesh
 	mesh    []netip.Prefix
-	pod     netip.Addr // of this host
+	pod     netip.Addr // a pod of this host
 }
 
-func (b builder) parties(f family) parties {
-	p := parties{family: f.keyword, mesh: b.sets["guarded"+f.suffix], outside: f.outside}
+func (b builder) samples(f family) sampleAddresses {
+	p := sampleAddresses{family: f.keyword, mesh: b.sets["guarded"+f.suffix], outside: f.outside}
 	p.here = p.outside
 	for _, u := range b.Uplinks {
 		if u.Source.Addr().Is4() == f.is4 {
@@ -165,14 +165,15 @@ func last(p netip.Prefix) netip.Addr {
 	return addr
 }
 
-// Ports of examples: a service's, and one from which connections are made.
+// Ports of sample packets: the port of a service, and one from which connections are
+// opened.
 const (
-	exampleService = 10250
-	exampleClient  = 40000
+	samplePort       = 10250
+	sampleClientPort = 40000
 )
 
-// acceptFromOutside lets in what reaches this host on the underlay.
-func (b builder) acceptFromOutside(p parties) []Accept {
+// acceptFromOutside accepts packets that arrive at this host on the underlay.
+func (b builder) acceptFromOutside(p sampleAddresses) []Accept {
 	var out []Accept
 	for _, port := range b.ports() {
 		a := Accept{
@@ -182,21 +183,21 @@ func (b builder) acceptFromOutside(p parties) []Accept {
 		a.Packets = []filter.Packet{{In: p.uplink, Protocol: port.protocol, Port: uint16(port.number), Source: p.outside, Destination: p.here}}
 		out = append(out, a)
 	}
-	// Gossip makes connections, and seeds may have names.
-	answers := Accept{What: "of answers to this host", Hook: "input", Family: p.family, Answers: true}
+	// Gossip opens connections, and names of seeds have to be resolved.
+	replies := Accept{What: "of replies to this host", Hook: "input", Family: p.family, RepliesOnly: true}
 	for _, protocol := range []string{"tcp", "udp"} {
-		answers.Packets = append(answers.Packets, filter.Packet{
-			In: p.uplink, Protocol: protocol, Port: exampleClient, Source: p.outside, Destination: p.here, Established: true,
+		replies.Packets = append(replies.Packets, filter.Packet{
+			In: p.uplink, Protocol: protocol, Port: sampleClientPort, Source: p.outside, Destination: p.here, Established: true,
 		})
 	}
-	return append(out, answers)
+	return append(out, replies)
 }
 
-// acceptMesh lets through what comes from other nodes or goes to them.
-func (b builder) acceptMesh(p parties) []Accept {
+// acceptMesh accepts packets from other nodes and to them.
+func (b builder) acceptMesh(p sampleAddresses) []Accept {
 	var out []Accept
 	for _, link := range b.devices {
-		out = append(out, p.fromMesh(link)...)
+		out = append(out, p.acceptFromMesh(link)...)
 		from := Accept{What: "from the mesh", Hook: "forward", Family: p.family, In: link}
 		to := Accept{What: "to the mesh", Hook: "forward", Family: p.family, Out: link}
 		for _, source := range p.mesh {
@@ -210,7 +211,7 @@ func (b builder) acceptMesh(p parties) []Accept {
 	}
 	direct := func(n mesh.Neighbor) bool { return !n.Encapsulated }
 	if slices.ContainsFunc(b.t.Neighbors, direct) {
-		out = append(out, p.fromMesh("")...)
+		out = append(out, p.acceptFromMesh("")...)
 		for _, source := range p.mesh {
 			out = append(out, Accept{
 				What: "from neighbors", Hook: "forward", Family: p.family, Source: source,
@@ -221,8 +222,8 @@ func (b builder) acceptMesh(p parties) []Accept {
 	return out
 }
 
-// fromMesh lets to this host what has a source of the mesh.
-func (p parties) fromMesh(link string) []Accept {
+// acceptFromMesh accepts packets to this host whose source is in the mesh.
+func (p sampleAddresses) acceptFromMesh(link string) []Accept {
 	var out []Accept
 	for _, source := range p.mesh {
 		out = append(out, Accept{
@@ -233,10 +234,10 @@ func (p parties) fromMesh(link string) []Accept {
 	return out
 }
 
-// acceptPods lets pods out, and to them what they or this host have asked for.
-func (s Settings) acceptPods(p parties) []Accept {
-	answer := tcp(p.uplink, s.Bridge, p.outside, p.pod)
-	answer.Port, answer.Established = exampleClient, true
+// acceptPods accepts packets from pods, and replies to pods and this host.
+func (s Settings) acceptPods(p sampleAddresses) []Accept {
+	reply := tcp(p.uplink, s.Bridge, p.outside, p.pod)
+	reply.Port, reply.Established = sampleClientPort, true
 	return []Accept{
 		{
 			What: "from pods to this host", Hook: "input", Family: p.family, In: s.Bridge,
@@ -247,13 +248,13 @@ func (s Settings) acceptPods(p parties) []Accept {
 			Packets: []filter.Packet{tcp(s.Bridge, s.Interface, p.pod, last(p.mesh[0])), tcp(s.Bridge, p.uplink, p.pod, p.outside)},
 		},
 		{
-			What: "of answers to pods", Hook: "forward", Family: p.family, Out: s.Bridge, Answers: true,
-			Packets: []filter.Packet{answer},
+			What: "of replies to pods", Hook: "forward", Family: p.family, Out: s.Bridge, RepliesOnly: true,
+			Packets: []filter.Packet{reply},
 		},
 	}
 }
 
-// tcp is an example of a packet that opens a connection.
+// tcp returns a sample packet that opens a TCP connection.
 func tcp(in, out string, from, to netip.Addr) filter.Packet {
-	return filter.Packet{In: in, Out: out, Protocol: "tcp", Port: exampleService, Source: from, Destination: to}
+	return filter.Packet{In: in, Out: out, Protocol: "tcp", Port: samplePort, Source: from, Destination: to}
 }

@@ -14,25 +14,25 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// Barrier is a base chain that keeps packets of the mesh back, as it would be
-// without our rules.
+// Barrier is a base chain that blocks packets of the mesh, or would do so without our
+// rules.
 type Barrier struct {
 	Table   filter.Table
 	Chain   string
-	Accepts []Accept // what would let them through
-	Sure    bool     // false if a rule that is not understood may let them through
+	Accepts []Accept // the rules that would accept them
+	Sure    bool     // false if a rule that is not understood may accept them
 }
 
-// Barriers returns those of a host, for the rules that are wanted.
+// Barriers returns the barriers of a host, for the accept rules that are desired.
 func Barriers(tables []filter.Table, accepts []Accept) []Barrier {
 	var out []Barrier
 	for _, t := range tables {
-		bare := withoutOurs(t)
+		bare := withoutOurRules(t)
 		for _, name := range slices.Sorted(maps.Keys(t.Chains)) {
 			if hook := t.Chains[name].Hook; hook == "input" || hook == "forward" {
 				b := Barrier{Table: t, Chain: name}
 				for _, a := range accepts {
-					b.judge(bare, a)
+					b.addIfBlocked(bare, a)
 				}
 				if b.Accepts != nil {
 					out = append(out, b)
@@ -43,7 +43,7 @@ func Barriers(tables []filter.Table, accepts []Accept) []Barrier {
 	return out
 }
 
-func (b *Barrier) judge(t filter.Table, a Accept) {
+func (b *Barrier) addIfBlocked(t filter.Table, a Accept) {
 	if a.Hook != t.Chains[b.Chain].Hook || t.Family != "inet" && t.Family != a.Family {
 		return
 	}
@@ -58,11 +58,11 @@ func (b *Barrier) judge(t filter.Table, a Accept) {
 	}
 }
 
-// isOurs says whether a rule in a table of others is ours.
+// isOurs reports whether a rule in another program's table is ours.
 func isOurs(r filter.Rule) bool { return strings.HasPrefix(r.Comment, acceptMark) }
 
-// withoutOurs returns a table whose rules of ours do nothing.
-func withoutOurs(t filter.Table) filter.Table {
+// withoutOurRules returns a copy of a table in which our rules do nothing.
+func withoutOurRules(t filter.Table) filter.Table {
 	t = clone(t)
 	for _, chain := range t.Chains {
 		for i, r := range chain.Rules {
@@ -84,17 +84,17 @@ func clone(t filter.Table) filter.Table {
 	return t
 }
 
-// AcceptChange is a rule to put into a chain of iptables or to take out of it.
+// AcceptChange is a rule to add to a chain of iptables or to remove from it.
 type AcceptChange struct {
-	Program string // that writes the table, of package filter
+	Program string // the program that writes the table, see filter.Table
 	Chain   string
-	Remove  bool   // the rule with the comment
-	Before  int    // number of the rule to put it before, from 1; 0 for the end
+	Remove  bool   // remove the rule with the comment
+	Before  int    // number of the rule to insert it before, from 1; 0 to append it
 	Match   string // "" with Remove
 	Comment string
 }
 
-// Arguments are those of the command that adds the rule.
+// Arguments returns the arguments of the command that adds the rule.
 func (c AcceptChange) Arguments() []string {
 	args := []string{"-A", c.Chain}
 	if c.Before != 0 {
@@ -104,7 +104,7 @@ func (c AcceptChange) Arguments() []string {
 	return append(args, "-m", "comment", "--comment", c.Comment, "-j", "ACCEPT")
 }
 
-// String returns the change as one line, an added rule as its command.
+// String returns the change as one line. For an added rule, it is the command.
 func (c AcceptChange) String() string {
 	if c.Remove {
 		return fmt.Sprintf("- %s rule %s in %s", c.Program, c.Comment, c.Chain)
@@ -112,9 +112,10 @@ func (c AcceptChange) String() string {
 	return fmt.Sprintf("+ %s %s", c.Program, strings.Join(c.Arguments(), " "))
 }
 
-// diffAccepts returns the changes to tables of iptables. A rule stands as far
-// back as it can: behind whatever its owner decides before the packet would be
-// dropped, such as NetworkPolicy. One that has come to stand behind that is moved.
+// diffAccepts returns the changes to tables of iptables. A rule is placed as late as
+// possible in its chain: after all rules by which the owner decides, such as
+// NetworkPolicy, but before the packet would be dropped. A rule of ours that is now
+// behind the dropping rule is moved.
 func diffAccepts(tables []filter.Table, accepts []Accept, prune bool) []AcceptChange {
 	var out []AcceptChange
 	barriers := Barriers(tables, accepts)
@@ -122,10 +123,10 @@ func diffAccepts(tables []filter.Table, accepts []Accept, prune bool) []AcceptCh
 		if t.Program == "" {
 			continue
 		}
-		e := edit{table: clone(t), wanted: map[place]bool{}}
+		e := edit{table: clone(t), wanted: map[ruleKey]bool{}}
 		for _, b := range barriers {
 			if b.Table.Program == t.Program {
-				e.open(b)
+				e.addAccepts(b)
 			}
 		}
 		if prune {
@@ -136,32 +137,33 @@ func diffAccepts(tables []filter.Table, accepts []Accept, prune bool) []AcceptCh
 	return out
 }
 
-// edit makes changes to a table and keeps a copy as it is after them.
+// edit collects changes to a table and keeps a copy of the table with the changes made.
 type edit struct {
 	table   filter.Table
-	wanted  map[place]bool
+	wanted  map[ruleKey]bool
 	changes []AcceptChange
 }
 
-// place is a rule of ours in a chain.
-type place struct{ chain, comment string }
+// ruleKey identifies a rule of ours in a table.
+type ruleKey struct{ chain, comment string }
 
-// dockerUser is the chain that Docker leaves to others and asks first.
+// dockerUser is the chain that Docker reserves for rules of others and runs before its
+// own.
 const dockerUser = "DOCKER-USER"
 
-// open puts the rules in place that a base chain needs.
-func (e *edit) open(b Barrier) {
+// addAccepts adds the rules that a base chain needs.
+func (e *edit) addAccepts(b Barrier) {
 	for _, a := range b.Accepts {
-		chain := e.target(b.Chain, a)
+		chain := e.targetChain(b.Chain, a)
 		comment := a.Comment()
-		e.wanted[place{chain, comment}] = true
+		e.wanted[ruleKey{chain, comment}] = true
 		have := slices.IndexFunc(e.table.Chains[chain].Rules, func(r filter.Rule) bool { return r.Comment == comment })
 		if have >= 0 && e.passes(b.Chain, a) {
 			continue
 		}
 		if have >= 0 {
 			if have < e.position(chain, a) {
-				continue // it stands where it has to
+				continue // it is early enough
 			}
 			e.remove(chain, have)
 		}
@@ -169,8 +171,8 @@ func (e *edit) open(b Barrier) {
 	}
 }
 
-// target is the chain for a rule: Docker's, if packets get there.
-func (e *edit) target(base string, a Accept) string {
+// targetChain returns the chain for a rule: Docker's, if packets reach it.
+func (e *edit) targetChain(base string, a Accept) string {
 	if _, ok := e.table.Chains[dockerUser]; !ok || a.Hook != "forward" {
 		return base
 	}
@@ -178,32 +180,33 @@ func (e *edit) target(base string, a Accept) string {
 		if r.Chain == dockerUser && r.Action == filter.Jump {
 			return dockerUser
 		}
-		if e.stops(base, i, a) {
+		if e.stopsAt(base, i, a) {
 			break
 		}
 	}
 	return base
 }
 
-// passes says whether all of a rule's packets get through as the table is.
+// passes reports whether all sample packets of a rule are accepted by the table as it is.
 func (e *edit) passes(base string, a Accept) bool {
 	return !slices.ContainsFunc(a.Packets, func(p filter.Packet) bool { return e.table.Judge(base, p) != filter.Accepted })
 }
 
-// position is the index of the first rule behind which a rule would come too
-// late; the chain's length if there is none.
+// position returns the index of the first rule that must come after the accept rule, or
+// the length of the chain.
 func (e *edit) position(chain string, a Accept) int {
 	for i := range e.table.Chains[chain].Rules {
-		if e.stops(chain, i, a) {
+		if e.stopsAt(chain, i, a) {
 			return i
 		}
 	}
 	return len(e.table.Chains[chain].Rules)
 }
 
-// stops says whether one of a rule's packets gets no further than to the rule at
-// an index. Out of a chain of Docker's, back to where it is dropped, counts too.
-func (e *edit) stops(chain string, index int, a Accept) bool {
+// stopsAt reports whether a sample packet of a rule gets no further than to the rule at
+// an index. Returning from Docker's chain counts too: the calling chain then drops the
+// packet.
+func (e *edit) stopsAt(chain string, index int, a Accept) bool {
 	r := e.table.Chains[chain].Rules[index]
 	return slices.ContainsFunc(a.Packets, func(p filter.Packet) bool {
 		returns := r.Action == filter.Return && r.Meets(p)
@@ -218,7 +221,7 @@ func (e *edit) add(chain string, a Accept) {
 	if at < len(rules) {
 		c.Before = at + 1
 	}
-	// What follows must see it as the kernel will have it.
+	// Later decisions must see the rule as the kernel will have it.
 	line := fmt.Sprintf("-A %s %s -m comment --comment %s -j ACCEPT", chain, c.Match, c.Comment)
 	added := filter.Parse(e.table.Backend, e.table.Family, e.table.Name, line).Chains[chain].Rules
 	e.set(chain, slices.Insert(rules, at, added...))
@@ -237,7 +240,7 @@ func (e *edit) set(chain string, rules []filter.Rule) {
 	e.table.Chains[chain] = c
 }
 
-// prune removes those of our rules that are not wanted, or there twice.
+// prune removes our rules that are not desired, and duplicates.
 func (e *edit) prune() {
 	for _, chain := range slices.Sorted(maps.Keys(e.table.Chains)) {
 		seen := map[string]bool{}
@@ -246,7 +249,7 @@ func (e *edit) prune() {
 			if !isOurs(r) {
 				continue
 			}
-			if e.wanted[place{chain, r.Comment}] && !seen[r.Comment] {
+			if e.wanted[ruleKey{chain, r.Comment}] && !seen[r.Comment] {
 				seen[r.Comment] = true
 				continue
 			}
@@ -256,18 +259,18 @@ func (e *edit) prune() {
 	}
 }
 
-// ProblemFirewall is the kind of problem that a firewall which meshd doesn't
-// write to keeps packets of the mesh back.
+// ProblemFirewall is the kind of problem for a firewall that blocks packets of the mesh
+// and that meshd can't change.
 const ProblemFirewall mesh.ProblemKind = "firewall"
 
-// Problems are the firewalls that keep packets of the mesh back and that meshd
-// can't open by itself.
+// Problems returns the firewalls that block packets of the mesh and that meshd can't open
+// by itself, and the rules of other programs that redirect our ports.
 func Problems(observed, desired State) []mesh.Problem {
 	var out []mesh.Problem
 	if observed.FilterErr != nil {
 		out = append(out, mesh.Problem{
-			Kind: ProblemFirewall, Text: fmt.Sprintf("this host's firewall can't be looked at: %v", observed.FilterErr),
-			Advice: "see what iptables-nft -S and iptables-legacy -S say; if forwarding or input is dropped there, packets of the mesh are lost",
+			Kind: ProblemFirewall, Text: fmt.Sprintf("this host's firewall can't be read: %v", observed.FilterErr),
+			Advice: "run iptables-nft -S and iptables-legacy -S; if a chain there drops input or forwarded packets, packets of the mesh may be lost",
 		})
 	}
 	for _, b := range Barriers(observed.Filters, desired.Accepts) {
@@ -278,7 +281,7 @@ func Problems(observed, desired State) []mesh.Problem {
 	return append(out, takerProblems(observed, desired)...)
 }
 
-// Text says what a barrier does.
+// Text describes what the barrier does.
 func (b Barrier) Text() string {
 	var names []string
 	for _, a := range b.Accepts {
@@ -293,7 +296,7 @@ func (b Barrier) Text() string {
 	return fmt.Sprintf("the chain %s of %s %s packets %s", b.Chain, b.owner(), drops, strings.Join(names, ", "))
 }
 
-// owner names whose table it is.
+// owner names the program or table that has the rules.
 func (b Barrier) owner() string {
 	switch {
 	case b.isFirewalld():
@@ -308,7 +311,7 @@ func (b Barrier) isFirewalld() bool {
 	return b.Table.Backend == filter.NFT && b.Table.Name == "firewalld"
 }
 
-// Advice is what a person can do about it: commands, and how to make them last.
+// Advice tells a person which commands to run, and how to make their effect permanent.
 func (b Barrier) Advice() string {
 	var commands []string
 	for _, a := range b.Accepts {
@@ -328,13 +331,13 @@ func (b Barrier) Advice() string {
 	return run + " (and add it to what sets up your firewall at boot)"
 }
 
-// commands let a rule's packets through.
+// commands returns the commands that let the packets of a rule through.
 func (b Barrier) commands(a Accept) []string {
 	switch {
 	case b.isFirewalld() && a.Protocol != "":
 		return []string{fmt.Sprintf("firewall-cmd --permanent --add-port=%d/%s", a.Port, a.Protocol)}
 	case b.isFirewalld() && a.In+a.Out == "":
-		return nil // it lets answers through by itself, and neighbors by their zone
+		return nil // it accepts replies by itself, and neighbors according to their zone
 	case b.isFirewalld():
 		return []string{"firewall-cmd --permanent --zone=trusted --add-interface=" + cmp.Or(a.In, a.Out)}
 	case b.Table.Backend != filter.NFT:

@@ -167,8 +167,8 @@ func TestDiffAcceptsMoves(t *testing.T) {
 	}
 }
 
-// TestDiffAcceptsLeaves what it may not touch: without pruning, what is not
-// wanted; without the program, everything.
+// TestDiffAcceptsLeaves what it may not touch: without pruning, what is not wanted;
+// without the program, everything.
 func TestDiffAcceptsLeaves(t *testing.T) {
 	const stale = "-P INPUT ACCEPT\n-A INPUT -i meshd9 -m comment --comment meshd:0123456789ab -j ACCEPT"
 	if got := diffAccepts([]filter.Table{xt(stale)}, acceptsOf(Settings{}), false); got != nil {

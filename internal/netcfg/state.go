@@ -34,8 +34,8 @@ type State struct {
 	FilterErr error          // why Filters is not known
 }
 
-// Device is the WireGuard device. Its private key is in no exported field and
-// is never printed.
+// Device is the WireGuard device. Its private key is in no exported field and is never
+// printed.
 type Device struct {
 	Name           string
 	Implementation Implementation

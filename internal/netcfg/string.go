@@ -14,11 +14,11 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Format prints the device as String does, whatever the verb, so that no way of
-// printing a state or a plan shows the private key.
+// Format prints the device as String does, whatever the verb is. So no way of printing a
+// state or a plan shows the private key.
 func (d Device) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, d.String()) }
 
-// String returns the device as one line in the manner of ip(8) and wg(8).
+// String returns the device as one line in the style of ip(8) and wg(8).
 func (d Device) String() string {
 	up := "down"
 	if d.Up {
@@ -28,7 +28,7 @@ func (d Device) String() string {
 		d.Name, d.Implementation, d.MTU, d.ListenPort, d.PublicKey, up)
 }
 
-// Format prints the settings without the private key, whatever the verb.
+// Format prints the settings without the private key, whatever the verb is.
 func (s Settings) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String()) }
 
 // String returns the settings as one line, without the private key.
@@ -36,8 +36,8 @@ func (s Settings) String() string {
 	return fmt.Sprintf("%s id %s bridge %s lans %v pick %v heard %v", s.device(), s.ID, orNone(s.Bridge), s.LANs, s.Pick, s.Heard)
 }
 
-// String returns the state as lines in the manner of ip(8), wg(8), nft(8) and
-// sysctl(8). A state without anything is the empty string.
+// String returns the state as lines in the style of ip(8), wg(8), nft(8) and sysctl(8).
+// An empty state returns the empty string.
 func (s State) String() string {
 	var b lines
 	link := ""
@@ -81,7 +81,7 @@ func (p Peer) String() string {
 	if p.Endpoint.IsValid() {
 		s += " endpoint " + p.Endpoint.String()
 	}
-	s += " allowed-ips " + list(p.AllowedIPs)
+	s += " allowed-ips " + joinPrefixes(p.AllowedIPs)
 	if p.Keepalive > 0 {
 		s += " keepalive " + p.Keepalive.String()
 	}
@@ -118,12 +118,12 @@ func backstopLine(dst netip.Prefix) string {
 	return fmt.Sprintf("route blackhole %s metric %d", dst, BackstopMetric)
 }
 
-// String returns the table as the nft(8) that makes it, with hashes left out.
+// String returns the table as the nft(8) commands that create it, without the hashes.
 func (f Firewall) String() string {
 	var b lines
 	b.add("nft table inet %s", FirewallTable)
 	for _, s := range f.Sets {
-		b.add("nft set %s type %s flags interval { %s }", s.Name, s.Type, list(s.Elements))
+		b.add("nft set %s type %s flags interval { %s }", s.Name, s.Type, joinPrefixes(s.Elements))
 	}
 	for _, c := range f.Chains {
 		b.add("nft chain %s type %s hook %s priority %d", c.Name, c.Type, c.Hook, c.Priority)
@@ -134,12 +134,11 @@ func (f Firewall) String() string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// String returns the parameter as sysctl(8) does.
+// String returns the parameter in the style of sysctl(8).
 func (s Sysctl) String() string { return fmt.Sprintf("sysctl %s = %s", s.Key, s.Value) }
 
-// String returns the plan for a person to read, one change a line, in the order
-// in which they are applied: + adds, ~ changes, - removes. A plan with nothing
-// to do is the empty string.
+// String returns the plan for people to read: one change a line, in the order in which
+// they are applied. + adds, ~ changes, - removes. An empty plan returns the empty string.
 func (p Plan) String() string {
 	var b lines
 	if p.Firewall != nil {
@@ -182,7 +181,7 @@ func (p Plan) String() string {
 	return b.String()
 }
 
-// addStale prints what is taken away.
+// addStale prints the removals.
 func (p Plan) addStale(b *lines) {
 	for _, r := range p.StaleRoutes {
 		b.add("- %s", r)
@@ -210,7 +209,7 @@ func (p Plan) addStale(b *lines) {
 	}
 }
 
-// String returns the change as a line, or two if the device is made anew.
+// String returns the change as one line, or as two if the device is replaced.
 func (c DeviceChange) String() string {
 	switch {
 	case c.Replace:
@@ -256,7 +255,7 @@ func (pc PeerChange) String() string {
 		s += " endpoint " + pc.Endpoint.String()
 	}
 	if len(pc.AllowedIPs) > 0 {
-		s += " allowed-ips +" + strings.ReplaceAll(list(pc.AllowedIPs), " ", " +")
+		s += " allowed-ips +" + strings.ReplaceAll(joinPrefixes(pc.AllowedIPs), " ", " +")
 	}
 	if pc.Keepalive != nil {
 		s += " keepalive " + pc.Keepalive.String()
@@ -267,8 +266,7 @@ func (pc PeerChange) String() string {
 	return s
 }
 
-// peerName is how a peer is called in lines: by its key, and what is known
-// besides.
+// peerName returns how a peer is printed: its key, and its name if it is known.
 func peerName(key wgtypes.Key, name string) string {
 	switch {
 	case key == throwaway():
@@ -286,8 +284,8 @@ func orNone(s string) string {
 	return s
 }
 
-// list returns prefixes as nft and wg take them, with commas.
-func list(prefixes []netip.Prefix) string {
+// joinPrefixes returns prefixes separated by commas, as nft and wg expect them.
+func joinPrefixes(prefixes []netip.Prefix) string {
 	if len(prefixes) == 0 {
 		return "none"
 	}
@@ -298,7 +296,7 @@ func list(prefixes []netip.Prefix) string {
 	return strings.Join(out, ", ")
 }
 
-// lines builds a text of lines.
+// lines builds a text line by line.
 type lines struct{ strings.Builder }
 
 func (l *lines) add(format string, args ...any) {

@@ -12,21 +12,21 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// Taker is a rule of others that would lead what comes to one of our ports elsewhere,
-// such as a hostPort's. It has no effect, because our table decides before, see
-// protectOwnPorts: whoever made it waits for packets that never come.
+// Taker is a rule of another program that would redirect packets to one of our ports,
+// such as that of a hostPort. The rule has no effect, because our table decides first,
+// see protectOwnPorts. But whoever made it waits for packets that never arrive.
 type Taker struct {
 	Table    filter.Table
 	Redirect filter.Redirect
 	Port     OwnPort
 }
 
-// Takers returns such rules, at most one a table and port.
+// Takers returns such rules, at most one per table and port.
 func Takers(tables []filter.Table, ports []OwnPort) []Taker {
 	var out []Taker
 	for _, t := range tables {
 		for _, p := range ports {
-			if r, ok := takes(t, p); ok {
+			if r, ok := findRedirect(t, p); ok {
 				out = append(out, Taker{Table: t, Redirect: r, Port: p})
 			}
 		}
@@ -34,7 +34,7 @@ func Takers(tables []filter.Table, ports []OwnPort) []Taker {
 	return out
 }
 
-func takes(t filter.Table, p OwnPort) (filter.Redirect, bool) {
+func findRedirect(t filter.Table, p OwnPort) (filter.Redirect, bool) {
 	for _, name := range slices.Sorted(maps.Keys(t.Chains)) {
 		hook := t.Chains[name].Hook
 		if hook != "prerouting" && hook != "output" {
@@ -55,23 +55,23 @@ func takes(t filter.Table, p OwnPort) (filter.Redirect, bool) {
 	return filter.Redirect{}, false
 }
 
-// Text says what a taker does.
+// Text describes what the rule would do.
 func (t Taker) Text() string {
 	text := fmt.Sprintf("%s port %d is meshd's", strings.ToUpper(t.Port.Protocol), t.Port.Port)
 	if t.Port.Setting != "" {
 		text += fmt.Sprintf(" (%s)", t.Port.Setting)
 	}
-	text += fmt.Sprintf(", and the chain %s of %s asks for it", t.Redirect.Chain, Barrier{Table: t.Table}.owner())
+	text += fmt.Sprintf(", but the chain %s of %s redirects it", t.Redirect.Chain, Barrier{Table: t.Table}.owner())
 	if t.Redirect.To != "" {
-		text += ", to lead it to " + t.Redirect.To
+		text += " to " + t.Redirect.To
 	}
 	if t.Redirect.Comment != "" {
 		text += fmt.Sprintf(" (its comment: %s)", t.Redirect.Comment)
 	}
-	return text + "; nothing gets there, meshd keeps its port"
+	return text + "; that rule has no effect, because meshd keeps its port"
 }
 
-// Advice is what a person can do about it.
+// Advice tells a person what to do about the rule.
 func (t Taker) Advice() string {
 	whose := "find the pod that has this hostPort, or the Service with this port and an external IP or a load balancer"
 	if host, _, ok := strings.Cut(t.Redirect.To, ":"); ok && host != "" && !strings.Contains(t.Redirect.To, "[") {
@@ -84,7 +84,7 @@ func (t Taker) Advice() string {
 	return advice
 }
 
-// ProblemPort says that somebody asks for a port of ours.
+// ProblemPort is the kind of problem for a rule that would redirect one of our ports.
 const ProblemPort mesh.ProblemKind = "port-asked-for"
 
 func takerProblems(observed, desired State) []mesh.Problem {

@@ -9,8 +9,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// Tunnel is what a client has on its host: a device, peers, and routes to what they
-// are allowed.
+// Tunnel is the configuration of a client's host: a device, peers, and routes to the
+// allowed IPs of the peers.
 type Tunnel struct {
 	Interface  string
 	PrivateKey wgtypes.Key `json:"-"`

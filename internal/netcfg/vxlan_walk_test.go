@@ -13,8 +13,8 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// The neighbors of the walks' small world: 10.4.0.2 and 10.4.0.3, with their
-// addresses in IPv6, at either of two places.
+// The neighbors of the walks' small world: 10.4.0.2 and 10.4.0.3, with their addresses in
+// IPv6, at either of two places.
 var (
 	walkNeighbors = []NeighborEntry{
 		{netip.MustParseAddr("10.4.0.2"), MAC{2, 2}},
@@ -101,8 +101,8 @@ func (k *kernel) deleteVXLAN() {
 	k.Sysctls = slices.DeleteFunc(slices.Clone(k.Sysctls), func(s Sysctl) bool { return strings.Contains(s.Key, ".meshd0-vx.") })
 }
 
-// addEntries does what the kernel does: a MAC that has a place gets another one
-// instead of its first.
+// addEntries does what the kernel does: a MAC that has a place gets another one instead
+// of its first.
 func (k *kernel) addEntries(p Plan) {
 	if k.VXLAN == nil && len(p.Forwarding)+len(p.Neighbors) > 0 {
 		k.t.Fatal("entries without a device")
@@ -169,8 +169,8 @@ func checkVXLAN(t *rapid.T, got, desired State, o Options) {
 	}
 }
 
-// routesStay returns a function that holds the host to a route, at every moment,
-// to where there was one and is to be one.
+// routesStay returns a function that holds the host to a route, at every moment, to where
+// there was one and is to be one.
 func routesStay(t *rapid.T, k *kernel, before, desired State, plan Plan) func() {
 	kept := make(map[netip.Prefix]bool)
 	for _, r := range before.Routes {

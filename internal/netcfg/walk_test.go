@@ -21,8 +21,8 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// kernel is a host made of values. It applies plans as the real one does, and
-// fails the test where that would refuse, or where a plan breaks a promise.
+// kernel is a host made of values. It applies plans as the real one does, and fails the
+// test where that would refuse, or where a plan breaks a promise.
 type kernel struct {
 	t *rapid.T
 	State
@@ -221,8 +221,8 @@ var (
 	walkAges = []time.Duration{0, time.Second, 179 * time.Second, 180 * time.Second, 24 * time.Hour, -time.Hour}
 )
 
-// drawState draws a state. An observed one has what no desired one has:
-// leftovers, routes to elsewhere, handshakes.
+// drawState draws a state. An observed one has what no desired one has: leftovers, routes
+// to elsewhere, handshakes.
 func drawState(t *rapid.T, observed bool) State {
 	var s State
 	draw := func(name string, n int) int { return rapid.IntRange(0, n-1).Draw(t, name) }
@@ -288,8 +288,8 @@ func drawState(t *rapid.T, observed bool) State {
 	return s
 }
 
-// drawRoutes adds routes, of which a desired state has one for each destination,
-// with a source: by the device, or to a neighbor.
+// drawRoutes adds routes, of which a desired state has one for each destination, with a
+// source: by the device, or to a neighbor.
 func drawRoutes(t *rapid.T, s *State, observed bool) {
 	var own []netip.Addr
 	for _, a := range s.Addresses {
@@ -369,7 +369,7 @@ func checkReached(t *rapid.T, before, got, desired State, o Options) {
 		checkSame(t, "device is there", got.Device != nil, desired.Device != nil)
 		checkSame(t, "number of routes", len(got.Routes), len(desired.Routes))
 		checkSame(t, "firewall", got.Firewall.String(), desired.Firewall.String())
-		checkSame(t, "backstops", list(got.Backstops), list(desired.Backstops))
+		checkSame(t, "backstops", joinPrefixes(got.Backstops), joinPrefixes(desired.Backstops))
 		if desired.Device != nil {
 			checkSame(t, "addresses", fmt.Sprint(got.Addresses), fmt.Sprint(desired.Addresses))
 			checkSame(t, "keys", fmt.Sprint(sortedKeys(got.Peers)), fmt.Sprint(sortedKeys(desired.Peers)))
@@ -402,7 +402,7 @@ func checkReached(t *rapid.T, before, got, desired State, o Options) {
 	for _, p := range desired.Peers {
 		h := have[p.Key]
 		if o.Prune {
-			checkSame(t, "allowed IPs", list(h.AllowedIPs), list(p.AllowedIPs))
+			checkSame(t, "allowed IPs", joinPrefixes(h.AllowedIPs), joinPrefixes(p.AllowedIPs))
 		}
 		if missed := missing(h.AllowedIPs, p.AllowedIPs); len(missed) > 0 {
 			t.Fatalf("peer %s has not %v", p, missed)
