@@ -19,19 +19,18 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// Apply does what a plan says, in the plan's order. It is idempotent: adding
-// what is there and deleting what is missing succeed. A step that fails doesn't
-// keep the others from being done, except that nothing which needs the device
-// is tried without it; all errors come back joined, among them a RefusedStep for
-// each route, entry and peer that the kernel does not take. Errors match
-// ErrForeignDevice and ErrNoBridgeNetfilter.
+// Apply carries out a plan, in the order of the plan. It is idempotent: adding what
+// exists and deleting what is missing succeed. If a step fails, the others are still
+// done, except that nothing which needs the device is tried without it. All errors are
+// returned joined, among them a RefusedStep for each route, entry and peer that the
+// kernel refuses. Errors match ErrForeignDevice and ErrNoBridgeNetfilter.
 func (k *Kernel) Apply(ctx context.Context, p netcfg.Plan) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 
 	var errs []error
 	if p.Firewall != nil {
-		errs = append(errs, k.replaceFirewall(ctx, *p.Firewall), k.forgetTaken(p.OwnPorts))
+		errs = append(errs, k.replaceFirewall(ctx, *p.Firewall), k.forgetRedirected(p.OwnPorts))
 	}
 	for _, dst := range p.Backstops {
 		errs = append(errs, k.addBackstop(dst))
@@ -68,7 +67,7 @@ func (k *Kernel) Apply(ctx context.Context, p netcfg.Plan) error {
 	return errors.Join(append(errs, ctx.Err())...)
 }
 
-// prune takes away what a plan says.
+// prune carries out the removals of a plan.
 func (k *Kernel) prune(ctx context.Context, p netcfg.Plan) error {
 	var errs []error
 	for _, r := range p.StaleRoutes {
@@ -94,7 +93,7 @@ func (k *Kernel) prune(ctx context.Context, p netcfg.Plan) error {
 	return errors.Join(errs...)
 }
 
-// applyDevice makes the device, or makes it what it should be.
+// applyDevice creates the device or changes it.
 func (k *Kernel) applyDevice(c netcfg.DeviceChange) error {
 	if c.Replace {
 		if err := k.deleteDevice(); err != nil {
@@ -137,11 +136,11 @@ func (k *Kernel) applyDevice(c netcfg.DeviceChange) error {
 	return nil
 }
 
-// checkPort sees to it that a userspace device listens on its port. The kernel's
-// refuses to come up if it can't. Wireguard-go follows its link instead, on a
-// goroutine of its own: it forgets a port that it can't open, tells nobody, and
-// takes any other the next time. To set the port of a device that is up gives
-// the reason.
+// checkPort ensures that a userspace device listens on its port. A kernel device refuses
+// to come up if it can't. But wireguard-go watches the state of its link on a goroutine
+// of its own. If it can't open the port, it forgets the port, reports nothing, and takes
+// any other one the next time. Setting the port again on a device that is up returns the
+// error.
 func (k *Kernel) checkPort(port int) error {
 	if err := k.tun.dev.Up(); err != nil {
 		return fmt.Errorf("start userspace device %s: %w", k.name, err)
@@ -153,8 +152,8 @@ func (k *Kernel) checkPort(port int) error {
 	return k.configure(wgtypes.Config{ListenPort: &port})
 }
 
-// explainPort adds to an error that is about the UDP port which port it is.
-// wgctrl gives the error number of a userspace device as text only.
+// explainPort adds the port to an error that is about the UDP port. wgctrl returns the
+// error number of a userspace device only as text.
 func explainPort(err error, port int) error {
 	switch {
 	case err == nil:
@@ -167,8 +166,8 @@ func explainPort(err error, port int) error {
 	return err
 }
 
-// ensureDevice returns the link of our device, after it has made the device if
-// there is none, and attached to it if it is a TUN that nobody serves.
+// ensureDevice returns the link of our device. It creates the device if there is none,
+// and attaches to it if it is a TUN without a serving process.
 func (k *Kernel) ensureDevice(d netcfg.Device) (netlink.Link, error) {
 	link, err := k.ownLink()
 	if err != nil {
@@ -189,13 +188,13 @@ func (k *Kernel) ensureDevice(d netcfg.Device) (netlink.Link, error) {
 		return link, nil
 	}
 	if link, err = k.ownLink(); err == nil && link == nil {
-		err = fmt.Errorf("create device %s: it vanished at once", k.name)
+		err = fmt.Errorf("create device %s: it is missing afterwards", k.name)
 	}
 	return link, err
 }
 
-// createDevice makes the device, of the kernel's implementation if that is
-// wanted or to be had.
+// createDevice creates the device. It uses the kernel's implementation if that is
+// required, or if it is available and not excluded.
 func (k *Kernel) createDevice(d netcfg.Device) error {
 	if d.Implementation == netcfg.Userspace {
 		return k.openTUN(d)
@@ -207,7 +206,7 @@ func (k *Kernel) createDevice(d netcfg.Device) error {
 	switch {
 	case err == nil:
 		return k.mark()
-	case !errors.Is(err, unix.EOPNOTSUPP): // what rtnetlink says to an unknown kind of link
+	case !errors.Is(err, unix.EOPNOTSUPP): // what rtnetlink returns for an unknown kind of link
 		return fmt.Errorf("create device %s: %w", k.name, err)
 	case d.Implementation == netcfg.Kernel:
 		return fmt.Errorf("create device %s: this kernel has no WireGuard (`modprobe wireguard`); `wireguard.implementation: auto` does without: %w", k.name, err)
@@ -216,7 +215,7 @@ func (k *Kernel) createDevice(d netcfg.Device) error {
 	return k.openTUN(d)
 }
 
-// attach makes this process serve the TUN, unless it or another one does.
+// attach makes this process serve the TUN, unless a process already does.
 func (k *Kernel) attach(d netcfg.Device) error {
 	if _, err := wireguardDevice(k.name); err == nil {
 		return nil
@@ -227,7 +226,7 @@ func (k *Kernel) attach(d netcfg.Device) error {
 	return k.openTUN(d)
 }
 
-// openTUN makes this process serve the TUN of our name, existing or new.
+// openTUN makes this process serve the TUN of our name. It creates the TUN if necessary.
 func (k *Kernel) openTUN(d netcfg.Device) error {
 	k.closeTUN()
 	k.writes.Add(1)
@@ -246,7 +245,7 @@ func (k *Kernel) closeTUN() {
 	}
 }
 
-// mark writes our alias to the link of our name.
+// mark sets our alias on the link of our name.
 func (k *Kernel) mark() error {
 	link, err := k.nl.LinkByName(k.name)
 	if err != nil {
@@ -259,7 +258,7 @@ func (k *Kernel) mark() error {
 	return nil
 }
 
-// deleteDevice deletes our device, if there is one.
+// deleteDevice deletes our device if there is one.
 func (k *Kernel) deleteDevice() error {
 	link, err := k.ownLink()
 	if err != nil {
@@ -276,7 +275,7 @@ func (k *Kernel) deleteDevice() error {
 	return nil
 }
 
-// configure changes the WireGuard side of the device.
+// configure changes the WireGuard configuration of the device.
 func (k *Kernel) configure(cfg wgtypes.Config) error {
 	c, err := wgctrl.New()
 	if err != nil {
@@ -290,8 +289,8 @@ func (k *Kernel) configure(cfg wgtypes.Config) error {
 	return nil
 }
 
-// changePeers changes all peers at once, or, if the kernel refuses that, one by
-// one, so that what is wrong with one keeps no other from its tunnel.
+// changePeers changes all peers at once. If the kernel refuses that, it changes them one
+// by one, so that an error in one peer doesn't keep the others from their tunnels.
 func (k *Kernel) changePeers(p netcfg.Plan) error {
 	if len(p.Peers) == 0 {
 		return nil
@@ -309,9 +308,9 @@ func (k *Kernel) changePeers(p netcfg.Plan) error {
 	return errors.Join(errs...)
 }
 
-// configOf returns changes to peers in the form in which wgctrl wants them. It
-// never replaces the device's peers or a peer's allowed IPs, because both drop
-// packets of peers that have nothing to do with the change.
+// configOf converts changes of peers to the form that wgctrl expects. It never replaces
+// the list of peers or a peer's allowed IPs, because both drop packets of peers that the
+// change is not about.
 func configOf(peers ...netcfg.PeerChange) wgtypes.Config {
 	var c wgtypes.Config
 	for _, pc := range peers {
@@ -324,8 +323,8 @@ func peerConfig(pc netcfg.PeerChange) wgtypes.PeerConfig {
 	c := wgtypes.PeerConfig{
 		PublicKey: pc.Key,
 		Remove:    pc.Remove,
-		// A peer that someone removed since we looked must not come back
-		// half configured: the next look adds it whole.
+		// If someone removed the peer after we observed it, a change must not create it
+		// again with half of its settings. The next plan adds it completely.
 		UpdateOnly:                  !pc.Add,
 		PersistentKeepaliveInterval: pc.Keepalive,
 		PresharedKey:                (*wgtypes.Key)(pc.PresharedKey),
@@ -339,9 +338,10 @@ func peerConfig(pc netcfg.PeerChange) wgtypes.PeerConfig {
 	return c
 }
 
-// address is a prefix as an address of the device. Duplicate address detection
-// makes no sense without neighbours and would delay the address; an on-link
-// route for its prefix would be none of ours.
+// address converts a prefix to an address of the device. Duplicate address detection is
+// off: there are no neighbours on the device, and it would delay the address. The kernel
+// must not add an on-link route for the prefix, because that route would not have our
+// protocol.
 func address(p netip.Prefix) *netlink.Addr {
 	a := &netlink.Addr{IPNet: ipNetOf(p)}
 	if p.Addr().Is6() {
@@ -380,8 +380,9 @@ func (k *Kernel) deleteAddress(p netip.Prefix) error {
 	return nil
 }
 
-// addRoute adds a route, or replaces ours to the same destination. The kernel's
-// "replace" would take anybody's, so it is used only where ours is known.
+// addRoute adds a route, or replaces our route to the same destination. The kernel's
+// replace request would replace any program's route, so it is used only if the existing
+// route is known to be ours.
 func (k *Kernel) addRoute(c netcfg.RouteChange) error {
 	if err := k.tryAddRoute(c); err != nil {
 		return refusedStep(fmt.Errorf("add route %s: %w", c.Route.Destination, err))
@@ -424,8 +425,7 @@ func (k *Kernel) tryAddRoute(c netcfg.RouteChange) error {
 	return k.nl.RouteReplace(r)
 }
 
-// checkOwnRoute says whether the route that stands in the way of one to this
-// destination is ours.
+// checkOwnRoute returns an error unless one of our routes has this destination.
 func (k *Kernel) checkOwnRoute(dst netip.Prefix) error {
 	routes, err := k.ownRoutes()
 	if err != nil {
@@ -436,7 +436,7 @@ func (k *Kernel) checkOwnRoute(dst netip.Prefix) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("a route that is not meshd's leads there (`ip route show %s`)", dst)
+	return fmt.Errorf("a route that is not meshd's has this destination (`ip route show %s`)", dst)
 }
 
 func (k *Kernel) deleteRoute(r netcfg.Route) error {
@@ -455,7 +455,7 @@ func (k *Kernel) deleteRoute(r netcfg.Route) error {
 			return err
 		}
 		if link == nil {
-			return nil // the route went with it
+			return nil // the route was deleted with it
 		}
 		del.LinkIndex = link.Attrs().Index
 	}

@@ -13,20 +13,21 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// A backstop is a route to a whole range of the mesh that counts only while there is
-// no other one. It hangs on no device, so it is there when the device is deleted or
-// down, and while the daemon is away. Without it, what goes to the mesh would then
-// take the default route, in plain text. It also makes the guard drop sources of the
-// mesh that come in meanwhile: a way back by the default route doesn't count.
+// A backstop is a route to a whole range of the mesh that the kernel uses only if there
+// is no other route. It belongs to no device, so it remains when the device is deleted or
+// down, and while the daemon is not running. Without it, packets to the mesh would then
+// take the default route, unencrypted. It also keeps the guard chain effective in that
+// time: packets that arrive with a source in the mesh are dropped, because the default
+// route, on which they arrive, is then not the route to their source.
 //
-// It is a blackhole, which tells a sender nothing: of a gap of a second a pod notices a
-// delay, because TCP repeats what got lost, a first SYN included. The ICMP message of
-// an unreachable route would end each attempt to connect with EHOSTUNREACH
-// (tcp_v4_err), and give an error to UDP sockets that are connected. The price is that
-// programs of the host itself get EINVAL instead of EHOSTUNREACH.
+// It is a blackhole route, which sends no error. During a gap of a second, a pod only
+// sees a delay, because TCP repeats lost packets, including the first SYN. An unreachable
+// route would send ICMP errors, which end each attempt to connect with EHOSTUNREACH
+// (tcp_v4_err) and give an error to connected UDP sockets. The disadvantage is that
+// programs on the host itself get EINVAL instead of EHOSTUNREACH.
 //
-// systemd-networkd deletes it when it starts, unless its ManageForeignRoutes= is off:
-// then the chain exit stands alone until the daemon has put it back.
+// systemd-networkd deletes the route when it starts, unless ManageForeignRoutes= is off.
+// Then only the chain exit protects until the daemon has added the route again.
 func backstop(dst netip.Prefix) *netlink.Route {
 	return &netlink.Route{
 		Dst:      ipNetOf(dst),
@@ -37,13 +38,13 @@ func backstop(dst netip.Prefix) *netlink.Route {
 	}
 }
 
-// isBackstop reports whether a route of ours is a backstop, or what somebody has made of
-// one. In IPv6 the kernel shows it on the loopback device.
+// isBackstop reports whether one of our routes is a backstop, or one that someone has
+// modified. In IPv6 the kernel shows it on the loopback device.
 func isBackstop(r netlink.Route) bool {
 	return r.Priority == netcfg.BackstopMetric && r.Table == unix.RT_TABLE_MAIN
 }
 
-// addBackstop adds a backstop, or makes one again of what it has been changed to.
+// addBackstop adds a backstop, or restores one that was modified.
 func (k *Kernel) addBackstop(dst netip.Prefix) error {
 	k.writes.Add(1)
 	err := k.nl.RouteAdd(backstop(dst))

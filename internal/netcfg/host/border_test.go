@@ -293,8 +293,8 @@ func TestHostileDNAT(t *testing.T) {
 	}
 }
 
-// TestHostileForgetTaken has a connection that was led away before our rules came.
-func TestHostileForgetTaken(t *testing.T) {
+// TestHostileForgetRedirected has a connection that was led away before our rules came.
+func TestHostileForgetRedirected(t *testing.T) {
 	if !namespaced(t) {
 		return
 	}

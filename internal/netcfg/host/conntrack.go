@@ -14,9 +14,9 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// stranded matches connections to destinations that began with a source address
-// which NAT has replaced, and all of a single address. See
-// netlink.CustomConntrackFilter.
+// stranded matches connections to destinations of removed routes if NAT has replaced
+// their source. If the destination is a single address, it matches all connections from
+// it and to it. See netlink.CustomConntrackFilter.
 type stranded []netip.Prefix
 
 // MatchConntrackFlow implements [netlink.CustomConntrackFilter].
@@ -36,13 +36,13 @@ func (s stranded) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	return false
 }
 
-// forgetStranded deletes connections to destinations whose routes are gone, if
-// they began with a translated source. Translation is decided once: a
-// conversation that does not end, as between two sockets of WireGuard or in vxlan,
-// would keep the overlay address where it goes by the LAN from now on, and nobody
-// would answer. All connections of a single address are forgotten: it was a node's or
-// a client's that is no more, and the next one that has it is another. What has no
-// connection tracking translates nothing.
+// forgetStranded deletes connections to destinations whose routes are removed, if their
+// source was translated. NAT is decided once for a connection. So a flow without an end,
+// such as between two WireGuard sockets or in VXLAN, would keep the overlay address as
+// source even where its packets now go over the LAN, and nobody would reply to that
+// address. If the destination is a single address, all its connections are deleted: it
+// belonged to a node or a client that is gone, and may be given to another one. Without
+// connection tracking there is no NAT, so there is nothing to delete.
 func (k *Kernel) forgetStranded(gone []netcfg.Route) error {
 	byFamily := make(map[netlink.InetFamily]stranded)
 	for _, r := range gone {
@@ -55,33 +55,34 @@ func (k *Kernel) forgetStranded(gone []netcfg.Route) error {
 	var errs []error
 	for family, prefixes := range byFamily {
 		if err := k.forget(family, prefixes); err != nil {
-			errs = append(errs, fmt.Errorf("forget connections along former routes: %w", err))
+			errs = append(errs, fmt.Errorf("delete connections along former routes: %w", err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// taken matches connections to ports of ours on this host that DNAT has led elsewhere.
-type taken struct {
+// redirected matches connections to ports of ours on this host that DNAT has redirected.
+type redirected struct {
 	ports []netcfg.OwnPort
 	own   map[netip.Addr]bool // this host's addresses
 }
 
 // MatchConntrackFlow implements [netlink.CustomConntrackFilter].
-func (t taken) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+func (r redirected) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	to, _ := netip.AddrFromSlice(flow.Forward.DstIP)
-	if !t.own[to.Unmap()] || flow.Forward.DstIP.Equal(flow.Reverse.SrcIP) && flow.Forward.DstPort == flow.Reverse.SrcPort {
+	if !r.own[to.Unmap()] || flow.Forward.DstIP.Equal(flow.Reverse.SrcIP) && flow.Forward.DstPort == flow.Reverse.SrcPort {
 		return false
 	}
 	protocol := map[uint8]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}[flow.Forward.Protocol]
-	return slices.ContainsFunc(t.ports, func(p netcfg.OwnPort) bool {
+	return slices.ContainsFunc(r.ports, func(p netcfg.OwnPort) bool {
 		return p.Protocol == protocol && p.Port == int(flow.Forward.DstPort)
 	})
 }
 
-// forgetTaken deletes connections that were led away from our ports before our rules
-// were there: a peer that goes on trying would keep them for ever.
-func (k *Kernel) forgetTaken(ports []netcfg.OwnPort) error {
+// forgetRedirected deletes connections that were redirected away from our ports before
+// our rules existed. A peer that keeps sending would keep such a connection alive for
+// ever.
+func (k *Kernel) forgetRedirected(ports []netcfg.OwnPort) error {
 	if len(ports) == 0 {
 		return nil
 	}
@@ -89,27 +90,28 @@ func (k *Kernel) forgetTaken(ports []netcfg.OwnPort) error {
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
-	t := taken{ports: ports, own: make(map[netip.Addr]bool)}
+	match := redirected{ports: ports, own: make(map[netip.Addr]bool)}
 	for _, a := range addrs {
-		t.own[prefixOf(a.IPNet).Addr().Unmap()] = true
+		match.own[prefixOf(a.IPNet).Addr().Unmap()] = true
 	}
 	var errs []error
 	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		if err := k.forget(family, t); err != nil {
-			errs = append(errs, fmt.Errorf("forget connections that were led away from our ports: %w", err))
+		if err := k.forget(family, match); err != nil {
+			errs = append(errs, fmt.Errorf("delete connections that were redirected away from our ports: %w", err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// forget deletes the connections of a family that match.
+// forget deletes the connections of a family that match. It repeats a dump that was
+// interrupted because the table changed.
 func (k *Kernel) forget(family netlink.InetFamily, match netlink.CustomConntrackFilter) error {
 	k.writes.Add(1)
-	var err error = netlink.ErrDumpInterrupted // the table has changed meanwhile
+	var err error = netlink.ErrDumpInterrupted // start value, so that the loop runs
 	for tries := 0; errors.Is(err, netlink.ErrDumpInterrupted) && tries < 3; tries++ {
 		_, err = k.nl.ConntrackDeleteFilters(netlink.ConntrackTable, family, match)
 	}
-	// nfnetlink_rcv_msg says EINVAL if there is no nf_conntrack_netlink.
+	// nfnetlink_rcv_msg returns EINVAL if there is no nf_conntrack_netlink.
 	if errors.Is(err, netlink.ErrDumpInterrupted) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) {
 		return nil
 	}

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package host is the edge to the kernel: it observes what is ours on a host,
-// applies plans of package netcfg to it, and tells when something has changed. It
-// also reads the packet filters of other programs.
+// Package host is the edge to the kernel: it observes what meshd owns on a host, applies
+// plans of package netcfg, and reports when something has changed. It also reads the
+// packet filters of other programs.
 //
 // # Firewall
 //
-// The rules are nft text and go to the kernel through sigs.k8s.io/knftables,
-// which runs `nft -f` once for the whole table, so that no packet meets half a
-// change. google/nftables would need no binary for that, but there a rule is a
-// list of register operations: nobody could read it in a plan, compare it with
-// what `nft list ruleset` shows, or try it by hand. One process for a change,
-// which is rare, is a fair price. Looking is frequent, so that is done by
-// netlink, with google/nftables and without a process. The kernel doesn't keep
-// a rule's text, and nft prints it in a form that differs between versions: so
-// a rule carries a hash of its text as a comment, and the hashes are compared.
+// Rules are nft text. They are sent to the kernel through sigs.k8s.io/knftables, which
+// runs `nft -f` once for the whole table, so that no packet meets a partial change.
+// google/nftables would need no nft binary, but there a rule is a list of register
+// operations: nobody could read it in a plan, compare it with the output of `nft list
+// ruleset`, or try it by hand. Changes are rare, so one process per change is cheap
+// enough. Reading is frequent, so it uses netlink, with google/nftables and without a
+// process. The kernel doesn't keep the text of a rule, and nft prints it in a form that
+// differs between versions. So each rule carries a hash of its text as a comment, and the
+// hashes are compared.
 package host
 
 import (
@@ -41,27 +41,27 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// deviceAlias is the link alias (ip link: "alias meshd") that marks a device as
-// ours. A link that merely has our name may be anybody's, so it is never touched.
+// deviceAlias is the link alias (ip link: "alias meshd") that marks a device as ours. A
+// link that only has our name may belong to another program, so it is never changed.
 const deviceAlias = "meshd"
 
-// netlinkTimeout bounds a request to the kernel, which answers in milliseconds.
+// netlinkTimeout limits a request to the kernel, which normally answers in milliseconds.
 const netlinkTimeout = 30 * time.Second
 
-// ErrForeignDevice says that a link has the name that is meant for our device
-// and is not ours: it doesn't carry the alias "meshd".
+// ErrForeignDevice means that a link with the name of our device exists but is not ours:
+// it doesn't have the alias "meshd".
 var ErrForeignDevice = errors.New("the link is not meshd's; delete it, or choose another name with `wireguard.interface`")
 
-// Options says what a Kernel works on.
+// Options are the settings of a Kernel.
 type Options struct {
 	Logger    *slog.Logger // nil for none
 	Interface string       // name of the WireGuard device
 	Bridge    string       // name of the CNI bridge
 }
 
-// Kernel is the edge to the kernel: it observes what is ours on this host, in the
-// network namespace of the calling process, and applies plans to it. It holds
-// no memory of what it did before; the kernel is asked each time.
+// Kernel observes what meshd owns on this host, in the network namespace of the calling
+// process, and applies plans to it. It does not remember what it did before: it reads the
+// kernel each time.
 //
 // Methods may be called from several goroutines.
 type Kernel struct {
@@ -70,18 +70,17 @@ type Kernel struct {
 	bridge string
 
 	writes     atomic.Uint64
-	vxlanIndex atomic.Uint32 // of our VXLAN device when it was seen last, for Watch
+	vxlanIndex atomic.Uint32 // last known link index of our VXLAN device, for Watch
 
-	mu       sync.Mutex // one reader or writer of the host at a time
+	mu       sync.Mutex // held by the one reader or writer of the host
 	nl       *netlink.Handle
 	nft      *nftables.Conn
 	firewall firewallWriter
 	filters  filters
-	tun      *userspace // nil unless this process speaks WireGuard itself
+	tun      *userspace // nil unless this process runs WireGuard itself
 }
 
-// Open opens what is needed of the kernel and changes nothing. It needs
-// CAP_NET_ADMIN.
+// Open opens the connections to the kernel and changes nothing. It needs CAP_NET_ADMIN.
 func Open(o Options) (*Kernel, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -102,8 +101,8 @@ func Open(o Options) (*Kernel, error) {
 	return &Kernel{log: o.Logger, name: o.Interface, bridge: o.Bridge, nl: nl, nft: nft}, nil
 }
 
-// Close ends this process's part. The host stays as it is: device, addresses,
-// routes and rules remain. Only a userspace device stops to carry packets.
+// Close closes the connections to the kernel. Device, addresses, routes and rules remain
+// on the host. Only a userspace device stops carrying packets.
 func (k *Kernel) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -115,14 +114,14 @@ func (k *Kernel) Close() error {
 	return nil
 }
 
-// Writes returns how often the host was written to: netlink requests that
-// change something, nft transactions, WireGuard configurations, sysctls. A host
-// that is as it should be costs none.
+// Writes returns how many times the host was written to: netlink requests that change
+// something, nft transactions, WireGuard configurations, sysctls. Reconciling a host that
+// is already in its desired state adds nothing.
 func (k *Kernel) Writes() uint64 { return k.writes.Load() }
 
-// Observe reads everything of ours from the host. Of the kernel parameters it
-// reads those that want names. Errors match ErrForeignDevice when the device's
-// name is taken.
+// Observe reads everything that meshd owns on the host. It reads only those kernel
+// parameters that are in want. Errors match ErrForeignDevice if another program uses the
+// name of our device.
 func (k *Kernel) Observe(ctx context.Context, want netcfg.State) (netcfg.State, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -152,16 +151,16 @@ func (k *Kernel) Observe(ctx context.Context, want netcfg.State) (netcfg.State, 
 	if s.Sysctls, err = observeSysctls(want.Sysctls); err != nil {
 		return netcfg.State{}, err
 	}
-	// What others have broken there stops nothing of ours.
+	// An error in other programs' filters must not stop the rest.
 	s.Filters, s.FilterErr = k.observeFilters(ctx)
 	return s, ctx.Err()
 }
 
-// ownLink returns our device's link, nil if there is none.
+// ownLink returns the link of our device, or nil if there is none.
 //
-// A kernel WireGuard device can't be made and marked in one step. One of our
-// name that has no private key carries nobody's traffic and is taken for the
-// remains of a daemon that was killed between the two.
+// A kernel WireGuard device can't be created and marked in one step. A device that has
+// our name but no private key carries no traffic. It is taken for one that a killed
+// daemon had created but not yet marked.
 func (k *Kernel) ownLink() (netlink.Link, error) {
 	link, err := k.linkByName(k.name)
 	if err != nil || link == nil {
@@ -184,7 +183,7 @@ func (k *Kernel) ownLink() (netlink.Link, error) {
 	return nil, fmt.Errorf("use link %s of kind %s: %w", k.name, kind, ErrForeignDevice)
 }
 
-// linkByName returns a link, nil if there is none of that name.
+// linkByName returns the link of that name, or nil if there is none.
 func (k *Kernel) linkByName(name string) (netlink.Link, error) {
 	link, err := k.nl.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -196,8 +195,8 @@ func (k *Kernel) linkByName(name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// observeDevice reads the device and its peers. A TUN that nobody serves, since
-// the daemon that did is gone, is a device without key, port and peers.
+// observeDevice reads the device and its peers. If the daemon that ran a userspace device
+// is gone, its TUN is reported as a device without key, port and peers.
 func (k *Kernel) observeDevice(link netlink.Link) (*netcfg.Device, []netcfg.Peer, error) {
 	dev := &netcfg.Device{
 		Name:           k.name,
@@ -220,15 +219,15 @@ func (k *Kernel) observeDevice(link netlink.Link) (*netcfg.Device, []netcfg.Peer
 
 	peers := make([]netcfg.Peer, 0, len(d.Peers))
 	for _, p := range d.Peers {
-		peers = append(peers, peerOf(p))
+		peers = append(peers, toPeer(p))
 	}
 	slices.SortFunc(peers, func(a, b netcfg.Peer) int { return slices.Compare(a.Key[:], b.Key[:]) })
 	return dev, peers, nil
 }
 
-// peerOf brings a peer into our types. Userspace devices may report an IPv4
-// endpoint in its IPv6-mapped form.
-func peerOf(p wgtypes.Peer) netcfg.Peer {
+// toPeer converts a peer. Userspace devices may report an IPv4 endpoint in its
+// IPv6-mapped form.
+func toPeer(p wgtypes.Peer) netcfg.Peer {
 	out := netcfg.Peer{
 		Key:           p.PublicKey,
 		Keepalive:     p.PersistentKeepaliveInterval,
@@ -248,9 +247,9 @@ func peerOf(p wgtypes.Peer) netcfg.Peer {
 	return out
 }
 
-// wireguardDevice reads a WireGuard device of either implementation. The client
-// is opened each time because it finds out only then whether the kernel speaks
-// WireGuard, and the module may have been loaded since.
+// wireguardDevice reads a WireGuard device of either implementation. The client is opened
+// each time, because it detects only then whether the kernel supports WireGuard, and the
+// module may have been loaded since.
 func wireguardDevice(name string) (*wgtypes.Device, error) {
 	c, err := wgctrl.New()
 	if err != nil {
@@ -264,8 +263,8 @@ func wireguardDevice(name string) (*wgtypes.Device, error) {
 	return d, nil
 }
 
-// observeAddresses reads the device's addresses. Link-local ones are the
-// kernel's.
+// observeAddresses reads the addresses of the device. Link-local ones belong to the
+// kernel.
 func (k *Kernel) observeAddresses(link netlink.Link) ([]netip.Prefix, error) {
 	list, err := retryInterrupted(func() ([]netlink.Addr, error) { return k.nl.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
@@ -281,8 +280,8 @@ func (k *Kernel) observeAddresses(link netlink.Link) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// observeRoutes reads the routes of our protocol in the main table, the only one
-// that we write to.
+// observeRoutes reads the routes with our protocol in the main table, the only table that
+// we write to.
 func (k *Kernel) observeRoutes() (out []netcfg.Route, backstops []netip.Prefix, err error) {
 	list, err := k.ownRoutes()
 	if err != nil {
@@ -303,7 +302,7 @@ func (k *Kernel) observeRoutes() (out []netcfg.Route, backstops []netip.Prefix, 
 		if !ok && r.LinkIndex != 0 {
 			link, err := k.nl.LinkByIndex(r.LinkIndex)
 			if errors.As(err, new(netlink.LinkNotFoundError)) {
-				continue // gone since, and the route with it
+				continue // deleted in the meantime, together with the route
 			}
 			if err != nil {
 				return nil, nil, fmt.Errorf("read link %d: %w", r.LinkIndex, err)
@@ -323,7 +322,7 @@ func (k *Kernel) observeRoutes() (out []netcfg.Route, backstops []netip.Prefix, 
 	return out, slices.Compact(backstops), nil
 }
 
-// ownRoutes lists the routes of our protocol, of both families, in all tables.
+// ownRoutes lists the routes with our protocol, of both families, in all tables.
 func (k *Kernel) ownRoutes() ([]netlink.Route, error) {
 	var out []netlink.Route
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
@@ -343,11 +342,11 @@ func (k *Kernel) ownRoutes() ([]netlink.Route, error) {
 	return out, nil
 }
 
-// dumpTries is how often an interrupted dump is repeated before its error counts.
+// dumpTries is how many times an interrupted dump is tried before its error is returned.
 const dumpTries = 10
 
-// retryInterrupted repeats a netlink dump that the kernel marked as inconsistent
-// because something changed while it was taken.
+// retryInterrupted repeats a netlink dump that the kernel marked as inconsistent because
+// something changed during the dump.
 func retryInterrupted[T any](dump func() ([]T, error)) ([]T, error) {
 	var out []T
 	var err error
@@ -359,7 +358,8 @@ func retryInterrupted[T any](dump func() ([]T, error)) ([]T, error) {
 	return out, err
 }
 
-// destination is a route's destination, with the default route spelled out.
+// destination returns the destination of a route. It is 0.0.0.0/0 or ::/0 for a default
+// route.
 func destination(r netlink.Route) netip.Prefix {
 	switch {
 	case r.Dst != nil:
@@ -371,7 +371,7 @@ func destination(r netlink.Route) netip.Prefix {
 	}
 }
 
-// prefixOf brings a prefix into our type.
+// prefixOf converts a prefix to netip.
 func prefixOf(n *net.IPNet) netip.Prefix {
 	addr, _ := netip.AddrFromSlice(n.IP)
 	bits, _ := n.Mask.Size()
@@ -383,12 +383,12 @@ func ipNetOf(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// Speak makes WireGuard start its handshake with the peer that has the overlay
-// address, by sending one byte to the discard port (RFC 863) there. A handshake
-// that arrives before the other side knows us is lost and repeated after 5 s
-// only, so who adds a peer speaks once both sides have had the time to. The byte
-// leaves by the device even before there is a route: by the default route it
-// would do nothing, in plain text.
+// Speak makes WireGuard start its handshake with the peer that has the overlay address,
+// by sending one byte to the discard port (RFC 863) of that address. If a handshake
+// arrives before the other side knows our key, it is lost and is repeated only after 5 s.
+// So the caller waits until both sides had time to add each other. The byte leaves by the
+// device even if there is no route yet: on the default route it would start no handshake
+// and would be unencrypted.
 func (k *Kernel) Speak(ctx context.Context, addr netip.Addr) error {
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		var bindErr error
@@ -397,11 +397,11 @@ func (k *Kernel) Speak(ctx context.Context, addr netip.Addr) error {
 	}}
 	c, err := d.DialContext(ctx, "udp", netip.AddrPortFrom(addr, 9).String())
 	if err != nil {
-		return fmt.Errorf("speak to %s: %w", addr, err)
+		return fmt.Errorf("start a handshake with %s: %w", addr, err)
 	}
 	_, err = c.Write([]byte{0})
 	if err := errors.Join(err, c.Close()); err != nil {
-		return fmt.Errorf("speak to %s: %w", addr, err)
+		return fmt.Errorf("start a handshake with %s: %w", addr, err)
 	}
 	return nil
 }

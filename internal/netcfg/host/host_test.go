@@ -405,8 +405,8 @@ func TestFirewallOfDesired(t *testing.T) {
 	checkState(t, h, want)
 }
 
-func TestPeerOf(t *testing.T) {
-	got := peerOf(wgtypes.Peer{
+func TestToPeer(t *testing.T) {
+	got := toPeer(wgtypes.Peer{
 		PublicKey:                   netcfgtest.Key(8),
 		Endpoint:                    &net.UDPAddr{IP: net.ParseIP("::ffff:192.0.2.1"), Port: 7},
 		PersistentKeepaliveInterval: 25 * time.Second,
@@ -425,7 +425,7 @@ func TestPeerOf(t *testing.T) {
 		Sent:          2,
 	}
 	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})); d != "" {
-		t.Errorf("peerOf (-want +got):\n%s", d)
+		t.Errorf("toPeer (-want +got):\n%s", d)
 	}
 }
 

@@ -18,13 +18,13 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// userspace is WireGuard spoken by this process: wireguard-go on a TUN device,
-// with the control socket that wg(8) and wgctrl expect in /run/wireguard.
+// userspace is WireGuard run by this process: wireguard-go on a TUN device, with the
+// control socket that wg(8) and wgctrl expect in /run/wireguard.
 //
-// The TUN is persistent. When the process ends, however it ends, the link stays
-// with its addresses and routes and merely loses its carrier; the next process
-// attaches to it. What does not survive is the cryptographic state: keys, peers
-// and sessions start anew.
+// The TUN is persistent. When the process ends, for whatever reason, the link remains
+// with its addresses and routes and only loses its carrier. The next process attaches to
+// it. The cryptographic state does not survive: keys, peers and sessions have to be set
+// up again.
 type userspace struct {
 	name     string
 	dev      *device.Device
@@ -32,13 +32,12 @@ type userspace struct {
 	wg       sync.WaitGroup
 }
 
-// openUserspace attaches to the TUN device of that name, or makes it, and
-// serves its control socket. adopt marks a new link as ours; it is called
-// before the link is made to outlive the process, so that no unmarked link can
-// be left behind.
+// openUserspace attaches to the TUN device of that name, or creates it, and serves its
+// control socket. The function adopt marks a new link as ours. It is called before the
+// link is made persistent, so that no unmarked link can remain.
 func openUserspace(name string, mtu int, log *slog.Logger, adopt func() error) (*userspace, error) {
-	// The socket comes first: it fails if another process serves this name
-	// already, and removes what a killed one has left behind.
+	// Open the socket first: this fails if another process serves this name, and it
+	// removes a socket that a killed process left.
 	l, err := listenControl(name)
 	if err != nil {
 		return nil, err
@@ -64,13 +63,13 @@ func openUserspace(name string, mtu int, log *slog.Logger, adopt func() error) (
 	return u, nil
 }
 
-// minMTU is the lowest of an IPv4 link, see RFC 791.
+// minMTU is the lowest MTU of an IPv4 link (RFC 791).
 const minMTU = 68
 
-// openTUN opens the TUN device with the flags that wireguard-go wants. An MTU that
-// the kernel refuses must not get there: wireguard-go then closes a netlink socket
-// from which it goes on reading, by its number. The next socket of this process has
-// that number, and the answers to it are lost.
+// openTUN opens the TUN device with the flags that wireguard-go needs. It checks the MTU,
+// because wireguard-go must not get an MTU that the kernel refuses: it then closes a
+// netlink socket but continues to read from its file descriptor number. The next socket
+// of this process gets the same number and loses its replies.
 func openTUN(name string, mtu int) (tun.Device, error) {
 	if mtu < minMTU {
 		return nil, fmt.Errorf("open TUN device %s: MTU %d is below %d", name, mtu, minMTU)
@@ -118,7 +117,7 @@ func listenControl(name string) (net.Listener, error) {
 	return l, nil
 }
 
-// relisten opens the control socket again, after somebody has deleted its file.
+// relisten reopens the control socket after someone has deleted its file.
 func (u *userspace) relisten() error {
 	_ = u.listener.Close()
 	l, err := listenControl(u.name)
@@ -130,7 +129,8 @@ func (u *userspace) relisten() error {
 	return nil
 }
 
-// serve answers the control socket until the device or the listener closes.
+// serve accepts connections on the control socket until the device or the listener is
+// closed.
 func (u *userspace) serve(l net.Listener) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -148,7 +148,8 @@ func (u *userspace) serve(l net.Listener) {
 			return
 		}
 		u.wg.Go(func() {
-			// IpcHandle reads until its client hangs up, which may be never.
+			// IpcHandle reads until the client closes the connection, which may never
+			// happen.
 			stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 			defer stop()
 			u.dev.IpcHandle(c)
@@ -156,8 +157,8 @@ func (u *userspace) serve(l net.Listener) {
 	}
 }
 
-// alive says whether the device still works: it closes itself when somebody
-// deletes its link.
+// alive reports whether the device still works. It closes itself when someone deletes its
+// link.
 func (u *userspace) alive() bool {
 	select {
 	case <-u.dev.Wait():
@@ -167,17 +168,17 @@ func (u *userspace) alive() bool {
 	}
 }
 
-// Close ends the process's part in the device and leaves the link.
+// Close detaches this process from the device. The link remains.
 func (u *userspace) Close() {
 	_ = u.listener.Close()
 	u.dev.Close()
 	u.wg.Wait()
 }
 
-// deviceLogger bridges wireguard-go's logger. Even what it calls errors is about
-// single packets, "no known endpoint for peer" among them, and comes as often as
-// these; what concerns the device as a whole comes back from calls, or is
-// observed. So all of it is for debugging.
+// deviceLogger forwards the log of wireguard-go, all of it at level debug. Even its
+// errors are about single packets, such as "no known endpoint for peer", and are as
+// frequent as packets. Errors about the device as a whole are returned by calls, or are
+// observed.
 func deviceLogger(log *slog.Logger) *device.Logger {
 	if !log.Enabled(context.Background(), slog.LevelDebug) {
 		return &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf}

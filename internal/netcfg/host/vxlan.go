@@ -16,9 +16,9 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// ownVXLAN returns our VXLAN device's link, nil if there is none. It is known by
-// its alias, or is one that was never up: the remains of a daemon that was
-// killed between making it and marking it.
+// ownVXLAN returns the link of our VXLAN device, or nil if there is none. It is
+// recognized by its alias. A device without alias that was never up is taken for one that
+// a killed daemon had created but not yet marked.
 func (k *Kernel) ownVXLAN() (*netlink.Vxlan, error) {
 	name := netcfg.VXLANName(k.name)
 	link, err := k.linkByName(name)
@@ -34,8 +34,8 @@ func (k *Kernel) ownVXLAN() (*netlink.Vxlan, error) {
 	return nil, fmt.Errorf("use link %s of kind %s: %w", name, link.Type(), ErrForeignDevice)
 }
 
-// observeVXLAN reads the VXLAN device and its entries. Somebody else's of our
-// name is none: it matters only to a plan that makes ours.
+// observeVXLAN reads the VXLAN device and its entries. If another program's device has
+// our name, it reports none: that device matters only to a plan that creates ours.
 func (k *Kernel) observeVXLAN() (*netcfg.VXLAN, []netcfg.FDBEntry, []netcfg.NeighborEntry, error) {
 	link, err := k.ownVXLAN()
 	if errors.Is(err, ErrForeignDevice) || err == nil && link == nil {
@@ -92,14 +92,14 @@ func (k *Kernel) observeNeighbors(link netlink.Link) ([]netcfg.NeighborEntry, er
 	return out, nil
 }
 
-// permanentEntries lists the entries that somebody has written. The kernel
-// makes others, which come and go.
+// permanentEntries lists the entries that were written by a program. The kernel creates
+// others, which come and go.
 func (k *Kernel) permanentEntries(link netlink.Link, family int) ([]netlink.Neigh, error) {
 	list, err := retryInterrupted(func() ([]netlink.Neigh, error) { return k.nl.NeighList(link.Attrs().Index, family) })
 	return slices.DeleteFunc(list, func(n netlink.Neigh) bool { return n.State&netlink.NUD_PERMANENT == 0 }), err
 }
 
-// applyVXLAN makes the VXLAN device, or makes it what it should be.
+// applyVXLAN creates the VXLAN device or changes it.
 func (k *Kernel) applyVXLAN(c netcfg.VXLANChange) error {
 	if c.Replace {
 		if err := k.deleteVXLAN(); err != nil {
@@ -129,7 +129,8 @@ func (k *Kernel) applyVXLAN(c netcfg.VXLANChange) error {
 	return nil
 }
 
-// ensureVXLAN returns the link of our VXLAN device, made and marked if need be.
+// ensureVXLAN returns the link of our VXLAN device, after creating and marking it if
+// necessary.
 func (k *Kernel) ensureVXLAN(v netcfg.VXLAN) (netlink.Link, error) {
 	link, err := k.ownVXLAN()
 	if err != nil {
@@ -155,19 +156,19 @@ func (k *Kernel) createVXLAN(v netcfg.VXLAN) (*netlink.Vxlan, error) {
 	k.writes.Add(1)
 	err := k.nl.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: v.ID, Port: v.Port, SrcAddr: v.Local.AsSlice()})
 	switch {
-	case errors.Is(err, unix.EOPNOTSUPP): // what rtnetlink says to an unknown kind of link
+	case errors.Is(err, unix.EOPNOTSUPP): // what rtnetlink returns for an unknown kind of link
 		return nil, fmt.Errorf("create device %s: this kernel has no VXLAN (`modprobe vxlan`); `cluster.encapsulation: never` does without: %w", v.Name, err)
 	case err != nil:
 		return nil, fmt.Errorf("create device %s: %w", v.Name, err)
 	}
 	link, err := k.ownVXLAN()
 	if err == nil && link == nil {
-		err = fmt.Errorf("create device %s: it vanished at once", v.Name)
+		err = fmt.Errorf("create device %s: it is missing afterwards", v.Name)
 	}
 	return link, err
 }
 
-// deleteVXLAN deletes our VXLAN device, if there is one.
+// deleteVXLAN deletes our VXLAN device if there is one.
 func (k *Kernel) deleteVXLAN() error {
 	link, err := k.ownVXLAN()
 	if err != nil || link == nil {
@@ -191,8 +192,8 @@ func (k *Kernel) removeVXLAN(context.Context) ([]string, error) {
 	return []string{"device " + link.Name}, k.deleteVXLAN()
 }
 
-// addEntries writes forwarding and neighbor entries, in the place of what their
-// MACs and addresses had before.
+// addEntries writes forwarding and neighbor entries. They replace the previous entries of
+// their MACs and addresses.
 func (k *Kernel) addEntries(forwarding []netcfg.FDBEntry, neighbors []netcfg.NeighborEntry) error {
 	if len(forwarding) == 0 && len(neighbors) == 0 {
 		return nil
@@ -224,7 +225,7 @@ func (k *Kernel) deleteEntries(forwarding []netcfg.FDBEntry, neighbors []netcfg.
 	})
 }
 
-// eachEntry does something to entries; verb says what.
+// eachEntry calls do for each entry. verb describes do in errors.
 func (k *Kernel) eachEntry(entries []netlink.Neigh, verb string, do func(*netlink.Neigh) error) error {
 	var errs []error
 	for _, n := range entries {
@@ -236,7 +237,7 @@ func (k *Kernel) eachEntry(entries []netlink.Neigh, verb string, do func(*netlin
 	return errors.Join(errs...)
 }
 
-// entriesOf brings entries into the kernel's form.
+// toEntries converts entries to the form that netlink expects.
 func entriesOf(link netlink.Link, forwarding []netcfg.FDBEntry, neighbors []netcfg.NeighborEntry) []netlink.Neigh {
 	var out []netlink.Neigh
 	index := link.Attrs().Index

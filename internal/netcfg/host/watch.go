@@ -15,12 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watched are the netlink multicast groups that tell of changes to what Observe
-// reads. WireGuard itself announces nothing: a peer that somebody removes by
-// hand is seen at the next resync only.
+// watched are the netlink multicast groups that report changes to what Observe reads.
+// WireGuard itself reports nothing: if someone removes a peer by hand, that is noticed
+// only at the next resync.
 var watched = []struct {
 	family int
-	groups uint32 // the old bit mask: group n is bit n-1
+	groups uint32 // bit mask of the old interface: group n is bit n-1
 }{
 	{unix.NETLINK_ROUTE, unix.RTMGRP_LINK |
 		unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
@@ -29,13 +29,14 @@ var watched = []struct {
 	{unix.NETLINK_NETFILTER, 1 << (unix.NFNLGRP_NFTABLES - 1)},
 }
 
-// reopenDelay is how long Watch waits before it opens a broken socket again.
+// reopenDelay is how long Watch waits before it reopens a broken socket.
 const reopenDelay = time.Second
 
-// Watch returns a channel that receives when a link, an address, a route, an
-// entry of our VXLAN device or the nftables ruleset has changed, whoever changed it. It says "look again" and no
-// more: many changes give one value, and our own writes give one too. The
-// channel is closed when ctx has ended and nothing of Watch runs any more.
+// Watch returns a channel that receives a value when a link, an address, a route, an
+// entry of our VXLAN device or the nftables ruleset has changed, whoever changed it. The
+// value only means "look again": many changes may give one value, and our own writes give
+// one too. The channel is closed after ctx has ended and all goroutines of Watch have
+// stopped.
 func (k *Kernel) Watch(ctx context.Context) (<-chan struct{}, error) {
 	changed := make(chan struct{}, 1)
 	var conns []*netlink.Conn
@@ -64,7 +65,7 @@ func (k *Kernel) Watch(ctx context.Context) (<-chan struct{}, error) {
 	return changed, nil
 }
 
-// watch reads one socket until ctx ends. It opens it again when it breaks.
+// watch reads one socket until ctx ends. It reopens the socket when it breaks.
 func (k *Kernel) watch(ctx context.Context, c *netlink.Conn, family int, groups uint32, changed chan<- struct{}) {
 	for {
 		err := k.receive(ctx, c, changed)
@@ -83,11 +84,11 @@ func (k *Kernel) watch(ctx context.Context, c *netlink.Conn, family int, groups 
 				c = nil
 			}
 		}
-		signal(changed) // for what was missed in between
+		signal(changed) // for changes that were missed in the meantime
 	}
 }
 
-// receive signals every arrival on c until c fails or ctx ends; it closes c.
+// receive signals each event on c until c fails or ctx ends. It closes c.
 func (k *Kernel) receive(ctx context.Context, c *netlink.Conn, changed chan<- struct{}) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer func() {
@@ -96,29 +97,28 @@ func (k *Kernel) receive(ctx context.Context, c *netlink.Conn, changed chan<- st
 		}
 	}()
 	for {
-		// ENOBUFS: the kernel dropped events, so something has changed.
+		// ENOBUFS means that the kernel dropped events, so something has changed.
 		events, err := c.Receive()
 		if err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return err
 		}
-		if err != nil || slices.ContainsFunc(events, k.matters) {
+		if err != nil || slices.ContainsFunc(events, k.isRelevant) {
 			signal(changed)
 		}
 	}
 }
 
-// matters says whether an event may be about something of ours. All are taken to
-// be but those of neighbor and forwarding entries of other links, which come
-// without end.
-func (k *Kernel) matters(event netlink.Message) bool {
+// isRelevant reports whether an event may be about something that meshd owns. It ignores
+// only events about neighbor and forwarding entries of other links, which are frequent.
+func (k *Kernel) isRelevant(event netlink.Message) bool {
 	if t := event.Header.Type; t != unix.RTM_NEWNEIGH && t != unix.RTM_DELNEIGH || len(event.Data) < unix.SizeofNdMsg {
 		return true
 	}
-	// struct ndmsg: family, padding, and from byte 4 on the link's index.
+	// struct ndmsg: family, padding, and the index of the link from byte 4 on.
 	return binary.NativeEndian.Uint32(event.Data[4:]) == k.vxlanIndex.Load()
 }
 
-// signal leaves one value in the channel, unless there is one already.
+// signal puts a value into the channel unless there is one already.
 func signal(changed chan<- struct{}) {
 	select {
 	case changed <- struct{}{}:
