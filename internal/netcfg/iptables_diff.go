@@ -209,8 +209,8 @@ func (e *edit) position(chain string, a Accept) int {
 func (e *edit) stopsAt(chain string, index int, a Accept) bool {
 	r := e.table.Chains[chain].Rules[index]
 	return slices.ContainsFunc(a.Packets, func(p filter.Packet) bool {
-		returns := r.Action == filter.Return && r.Meets(p)
-		return returns || e.table.Decides(r, p) == filter.Dropped
+		returns := r.Action == filter.Return && r.Matches(p)
+		return returns || e.table.RuleVerdict(r, p) == filter.Dropped
 	})
 }
 

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package filter says what the packet filters of a host would do with a packet,
+// Package filter evaluates what the packet filters of a host would do with a packet,
 // without sending one.
 //
-// A [Table] is the rules of nftables or of iptables in one form. [Parse] makes it
-// from what `iptables -S` prints, package host from what the kernel says over
-// netlink. [Table.Judge] walks a [Packet] through a chain as the kernel would.
+// A [Table] represents the rules of nftables or iptables in one common form. [Parse]
+// creates it from the output of `iptables -S`, and package host from the kernel's data.
+// [Table.Judge] follows a [Packet] through a chain as the kernel would.
 //
-// Nobody could know every condition that a rule may have. One that is not
-// understood is neither met nor not met, and what follows from it is only
-// possible: the verdict on a packet that may have been accepted on its way to be
-// dropped is [Unsure]. A rule that may drop and is not understood is passed by,
-// because such rules are about special packets far more often than about ours.
+// No program can know every condition that a rule may have. Whether a packet meets an
+// unknown condition is left open. If such a rule may have accepted a packet that is
+// dropped later, the verdict is [Unsure]. If such a rule may drop, it is ignored, because
+// these rules are mostly about special packets and rarely about ours.
 //
-// [Table.Redirected] does the same for DNAT: it finds the rule that would lead a
-// packet elsewhere.
+// [Table.Redirected] does the same for DNAT: it finds the rule that would redirect a
+// packet.
 package filter
 
 import (
@@ -31,23 +30,23 @@ type Table struct {
 	Name    string
 	Chains  map[string]Chain
 
-	// Program writes the table: iptables-nft, ip6tables-legacy. "" if that is not
-	// installed, or the table is not one of iptables.
+	// Program is the program that writes the table: iptables-nft, ip6tables-legacy. It is
+	// "" if that is not installed, or if the table is not one of iptables.
 	Program string
 }
 
-// Backend is the program whose rules these are.
+// Backend is the kind of program that wrote the rules.
 type Backend string
 
 // The backends.
 const (
 	NFT    Backend = "nft"
-	XTNFT  Backend = "iptables"        // iptables, kept in the kernel by nftables
-	Legacy Backend = "iptables-legacy" // iptables of old, kept by ip_tables
+	XTNFT  Backend = "iptables"        // iptables whose rules are stored in nftables
+	Legacy Backend = "iptables-legacy" // iptables whose rules are stored in ip_tables
 )
 
-// Program returns the name of the program that writes the backend's tables of a
-// family; "" for nft, which has no program for each.
+// Program returns the name of the program that writes the backend's tables of a family.
+// It is "" for nft.
 func (b Backend) Program(family string) string {
 	name := map[string]string{"ip": "iptables", "ip6": "ip6tables"}[family]
 	switch {
@@ -63,24 +62,24 @@ func (b Backend) Program(family string) string {
 
 // Chain is a chain of rules.
 type Chain struct {
-	Hook  string // input | forward, prerouting | output of NAT; another; "" for one that others jump to
-	Drops bool   // what no rule decides on is dropped
+	Hook  string // input | forward | prerouting and output for NAT | others; "" for a chain that others jump to
+	Drops bool   // the policy is to drop
 	Rules []Rule
 }
 
-// Rule does something with the packets that meet all of its conditions.
+// Rule applies an action to the packets that meet all of its conditions.
 type Rule struct {
 	Conditions []Condition
 	Action     Action
-	Chain      string // of Jump and Goto
-	To         string // of Translate: where packets go then, as far as it is known
+	Chain      string // the target of Jump and Goto
+	To         string // the new destination of Translate, as far as it is known
 	Comment    string // of iptables
 }
 
 // Action is what a rule does.
 type Action string
 
-// The actions. None is what changes nothing about where a packet goes.
+// The actions. None has no influence on where a packet goes.
 const (
 	None   Action = ""
 	Accept Action = "accept"
@@ -92,21 +91,21 @@ const (
 	Translate Action = "translate" // replaces the destination: DNAT, REDIRECT
 )
 
-// Condition is met by a packet whose field has one of the values, or with Not
-// none of them.
+// Condition is met by a packet whose field has one of the values. With Not, it is met by
+// all other packets.
 type Condition struct {
 	Field  Field
 	Not    bool
 	Values []string
 }
 
-// Field is what a condition asks for.
+// Field is the property of a packet that a condition tests.
 type Field string
 
-// The fields, with the form of their values. Unknown is a condition that is not
+// The fields, with the form of their values. Unknown stands for a condition that is not
 // understood.
 const (
-	In          Field = "in"          // link, with * at the end for any ending
+	In          Field = "in"          // link name; a * at its end matches any ending
 	Out         Field = "out"         // as In
 	Family      Field = "family"      // ip | ip6
 	Protocol    Field = "protocol"    // tcp | udp | icmp | ipv6-icmp | a number
@@ -114,35 +113,35 @@ const (
 	Source      Field = "source"      // prefix
 	Destination Field = "destination" // prefix
 	Type        Field = "type"        // of the destination's address: local | unicast | …
-	State       Field = "state"       // of the connection: new | established | …
-	Mark        Field = "mark"        // number; the packets that are judged have none, 0
+	State       Field = "state"       // of the connection in conntrack: new | established | …
+	Mark        Field = "mark"        // number; sample packets always have 0
 	Unknown     Field = "unknown"
 )
 
-// Packet is a packet to be judged.
+// Packet is a sample packet.
 type Packet struct {
-	In          string // link by which it comes
-	Out         string // link by which it leaves; "" for one to the host itself
+	In          string // link on which it arrives
+	Out         string // link by which it leaves; "" for a packet to the host itself
 	Protocol    string // tcp | udp
 	Port        uint16 // of the destination
 	Source      netip.Addr
 	Destination netip.Addr
-	Established bool // it belongs to a connection that was let through before
+	Established bool // it belongs to a connection that was accepted before
 }
 
-// Verdict is what becomes of a packet.
+// Verdict is the result for a packet.
 type Verdict string
 
 // The verdicts.
 const (
 	Accepted Verdict = "accepted"
 	Dropped  Verdict = "dropped"
-	Unsure   Verdict = "unsure" // dropped, unless a rule that is not understood accepts it
+	Unsure   Verdict = "unsure" // dropped, unless a rule that is not understood accepts it first
 
 	undecided Verdict = ""
 )
 
-// Judge returns what becomes of a packet in a base chain.
+// Judge returns the verdict of a base chain on a packet.
 func (t Table) Judge(chain string, p Packet) Verdict {
 	o := walk{t, p, map[string]outcome{}}.through(chain)
 	switch {
@@ -154,28 +153,28 @@ func (t Table) Judge(chain string, p Packet) Verdict {
 	return Dropped
 }
 
-// Decides returns what a rule by itself does with a packet: Accepted, Dropped, or
-// "" if the rules behind it decide.
-func (t Table) Decides(r Rule, p Packet) Verdict {
+// RuleVerdict returns the verdict of one rule on a packet: Accepted, Dropped, or "" if
+// the next rules decide.
+func (t Table) RuleVerdict(r Rule, p Packet) Verdict {
 	if r.met(p) != yes {
 		return undecided
 	}
 	return walk{t, p, map[string]outcome{}}.follow(r).verdict
 }
 
-// Meets says whether a packet meets all of a rule's conditions for sure.
-func (r Rule) Meets(p Packet) bool { return r.met(p) == yes }
+// Matches reports whether a packet certainly meets all conditions of a rule.
+func (r Rule) Matches(p Packet) bool { return r.met(p) == yes }
 
-// walk takes a packet through the chains of a table. What becomes of it in a
-// chain doesn't depend on how it got there, so each is walked once.
+// walk follows a packet through the chains of a table. The outcome of a chain doesn't
+// depend on how the packet got there, so each chain is evaluated once.
 type walk struct {
 	Table
 	packet Packet
 	known  map[string]outcome
 }
 
-// outcome is what comes of a chain, and whether a rule that is not understood may
-// have accepted the packet on the way.
+// outcome is the result of a chain. maybe is set if a rule that is not understood may
+// have accepted the packet before.
 type outcome struct {
 	verdict Verdict
 	maybe   bool
@@ -185,7 +184,7 @@ func (w walk) through(chain string) outcome {
 	if o, ok := w.known[chain]; ok {
 		return o
 	}
-	w.known[chain] = outcome{maybe: true} // for chains that jump in a circle, which no kernel takes
+	w.known[chain] = outcome{maybe: true} // ends loops of jumps, which the kernel would refuse
 	o := w.rules(w.Chains[chain].Rules)
 	w.known[chain] = o
 	return o
@@ -210,7 +209,7 @@ func (w walk) rules(rules []Rule) outcome {
 	return outcome{undecided, maybe}
 }
 
-// follow does what a rule says.
+// follow returns the outcome of a rule's action.
 func (w walk) follow(r Rule) outcome {
 	switch r.Action {
 	case Accept:
@@ -223,7 +222,7 @@ func (w walk) follow(r Rule) outcome {
 	return outcome{}
 }
 
-// answer is whether a condition is met.
+// answer tells whether a condition is met.
 type answer int
 
 const (
@@ -232,7 +231,7 @@ const (
 	yes
 )
 
-// met says whether a packet meets all conditions of a rule.
+// met tells whether a packet meets all conditions of a rule.
 func (r Rule) met(p Packet) answer {
 	all := yes
 	for _, c := range r.Conditions {
@@ -282,7 +281,7 @@ func isLink(pattern, name string) bool {
 	return name != "" && (name == pattern || wild && strings.HasPrefix(name, start))
 }
 
-// inRange says whether a port is in a range such as 80 or 80-90.
+// inRange reports whether a port is in a range such as 80 or 80-90.
 func inRange(ports string, port uint16) bool {
 	first, last, ok := strings.Cut(ports, "-")
 	if !ok {

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// Parse reads what `iptables -S` or `ip6tables -S` prints of a table.
-// Lines that it can't make sense of are left out, and so is what they would do:
-// the program's own output has none.
+// Parse parses the output of `iptables -S` or `ip6tables -S` for a table. Lines that it
+// doesn't understand are ignored, together with their effect; the programs print no such
+// lines.
 func Parse(b Backend, family, name, text string) Table {
 	t := Table{Backend: b, Family: family, Name: name, Chains: map[string]Chain{}}
 	for line := range strings.Lines(text) {
@@ -33,8 +33,8 @@ func Parse(b Backend, family, name, text string) Table {
 		}
 		t.Chains[name] = chain
 	}
-	// A target is a chain of that name, or else something with the packet
-	// that does not decide about it, such as LOG.
+	// A target is the name of a chain, or else an action that does not decide about the
+	// packet, such as LOG.
 	for name, chain := range t.Chains {
 		for i, r := range chain.Rules {
 			if _, ok := t.Chains[r.Chain]; !ok && r.Chain != "" {
@@ -45,8 +45,8 @@ func Parse(b Backend, family, name, text string) Table {
 	return t
 }
 
-// parseRule reads the words of a rule. iptables always prints the matches first
-// and the target last.
+// parseRule parses the words of a rule. iptables always prints the matches first and the
+// target last.
 func parseRule(words []string) Rule {
 	var r Rule
 	not := false
@@ -65,10 +65,10 @@ func parseRule(words []string) Rule {
 		case "-j", "-g":
 			r.Action, r.Chain = target(option, arg)
 			if r.Action == Translate && len(words) > 2 {
-				r.To = words[2] // behind --to-destination or --to-ports
+				r.To = words[2] // the word after --to-destination or --to-ports
 			}
 			return r
-		case "-m": // which extension is asked
+		case "-m": // the name of the extension: not needed
 		case "--comment":
 			r.Comment = arg
 		default:
@@ -80,14 +80,14 @@ func parseRule(words []string) Rule {
 		for len(words) > 0 && !isOption(words[0]) {
 			words = words[1:]
 			if option == "--comment" {
-				break // its text may look like anything
+				break // only one word: the text may look like an option
 			}
 		}
 	}
 	return r
 }
 
-// isOption says whether a word begins something new: an option or a negation.
+// isOption reports whether a word starts a new match: an option or a negation.
 func isOption(word string) bool { return strings.HasPrefix(word, "-") || word == "!" }
 
 func target(option, name string) (Action, string) {
@@ -131,7 +131,7 @@ func parseCondition(option, arg string) Condition {
 	return Condition{Field: Unknown}
 }
 
-// markCondition reads value/mask.
+// markCondition parses value/mask.
 func markCondition(arg string) Condition {
 	value, _, _ := strings.Cut(arg, "/")
 	n, err := strconv.ParseUint(value, 0, 32)
@@ -141,7 +141,7 @@ func markCondition(arg string) Condition {
 	return Condition{Field: Mark, Values: []string{strconv.FormatUint(n, 10)}}
 }
 
-// wildcard turns iptables' sign for any ending into nft's.
+// wildcard replaces iptables' sign for any ending by nft's.
 func wildcard(link string) string {
 	if start, ok := strings.CutSuffix(link, "+"); ok {
 		return start + "*"
@@ -149,8 +149,8 @@ func wildcard(link string) string {
 	return link
 }
 
-// prefixCondition is one of an address with a length. A netmask with holes is
-// not understood.
+// prefixCondition returns a condition for an address with a prefix length. A netmask with
+// gaps is not understood.
 func prefixCondition(f Field, arg string) Condition {
 	if _, err := netip.ParsePrefix(arg); err != nil {
 		return Condition{Field: Unknown}
@@ -158,8 +158,8 @@ func prefixCondition(f Field, arg string) Condition {
 	return Condition{Field: f, Values: []string{arg}}
 }
 
-// Words cuts a line into words as a shell would: iptables puts words with blanks
-// in them into double quotes, with backslashes before quotes inside.
+// Words splits a line into words as a shell would. iptables puts words that contain
+// blanks into double quotes, with backslashes before quotes inside.
 func Words(line string) []string {
 	var words []string
 	var word []rune

@@ -7,16 +7,16 @@ import (
 	"slices"
 )
 
-// Redirect is a rule that leads a packet to another destination.
+// Redirect is a rule that translates a packet's destination.
 type Redirect struct {
-	Chain   string // that the rule is in
-	To      string // where the packet goes; "" if it is not known
-	Comment string // of the rule, or of the last one on the way there that has one
+	Chain   string // the chain that contains the rule
+	To      string // the new destination; "" if it is not known
+	Comment string // of the rule, or else of the last rule on the way there that has one
 }
 
-// Redirected returns the first rule from a base chain on that leads a packet
-// elsewhere. A rule on the way that is not understood may do so as well; then it
-// counts only if one on the way names the packet's port.
+// Redirected returns the first rule that would translate a packet's destination, starting
+// from a base chain. If a rule on the way is not understood, the result counts only if a
+// rule on the way matches the packet's port.
 func (t Table) Redirected(chain string, p Packet) (Redirect, bool) {
 	r, end := search{t, p, map[step]bool{}}.through(step{chain: chain, sure: true}, "")
 	return r, end == redirected
@@ -29,19 +29,19 @@ type search struct {
 	seen   map[step]bool
 }
 
-// step is a chain on the way, and what is known of the way there.
+// step is a chain on the way, and what is known about the way to it.
 type step struct {
 	chain string
-	sure  bool // all conditions were met
-	named bool // one of them is the packet's port
+	sure  bool // all conditions on the way were met
+	named bool // one of the conditions is the packet's port
 }
 
-// end is how a chain ends.
+// end is how the evaluation of a chain ends.
 type end int
 
 const (
 	goesOn end = iota
-	stops      // with the packet as it is
+	stops      // with the packet unchanged
 	redirected
 )
 
@@ -55,7 +55,7 @@ func (s search) through(at step, comment string) (Redirect, end) {
 		if met == no {
 			continue
 		}
-		next := step{chain: r.Chain, sure: at.sure && met == yes, named: at.named || r.names(s.packet)}
+		next := step{chain: r.Chain, sure: at.sure && met == yes, named: at.named || r.matchesPort(s.packet)}
 		comment := cmp.Or(r.Comment, comment)
 		switch r.Action {
 		case Translate:
@@ -80,7 +80,7 @@ func (s search) through(at step, comment string) (Redirect, end) {
 	return Redirect{}, goesOn
 }
 
-// names reports whether a rule asks for the packet's port.
-func (r Rule) names(p Packet) bool {
+// matchesPort reports whether a rule has a condition for the packet's port.
+func (r Rule) matchesPort(p Packet) bool {
 	return slices.ContainsFunc(r.Conditions, func(c Condition) bool { return c.Field == Port && !c.Not && c.met(p) == yes })
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Key makes a private key from a number.
+// Key returns a private key made from a number.
 func Key(n byte) wgtypes.Key {
 	k := [32]byte{0: n &^ 7, 30: n, 31: 64}
 	return k
@@ -36,7 +36,7 @@ func Addrs(list ...string) []netip.Addr {
 	return out
 }
 
-// Peer is a peer as mesh.Derive makes it. Node n has the key of number n.
+// Peer returns a peer as mesh.Derive would. Node n has the key Key(n).
 func Peer(n byte, name string, allowed ...string) mesh.Peer {
 	return mesh.Peer{
 		ID: mesh.ID{n}, Name: name, Key: Key(n).PublicKey(), MTU: 1420,
@@ -45,7 +45,7 @@ func Peer(n byte, name string, allowed ...string) mesh.Peer {
 	}
 }
 
-// IPv4 is the view of a node in slot 0.
+// IPv4 returns the topology of a node in slot 0.
 func IPv4(peers ...mesh.Peer) mesh.Topology {
 	return mesh.Topology{
 		Addresses: Addrs("10.4.0.1"),
@@ -59,8 +59,7 @@ func IPv4(peers ...mesh.Peer) mesh.Topology {
 	}
 }
 
-// WithClients adds two clients that may reach what clients usually may, and one that
-// may reach less.
+// WithClients adds two clients with the default access, and one with less.
 func WithClients(t mesh.Topology) mesh.Topology {
 	usual := []mesh.Allowance{{
 		Destinations: Prefixes("10.4.0.0/17", "10.42.0.0/16", "10.43.0.0/16", "fd00:42::/48"),
@@ -87,7 +86,7 @@ func WithClients(t mesh.Topology) mesh.Topology {
 	return t
 }
 
-// Neighbor is one as mesh.Derive makes it: node n has 192.168.10.n on the LAN.
+// Neighbor returns a neighbor as mesh.Derive would. Node n has 192.168.10.n on the LAN.
 func Neighbor(n byte, name string, prefixes ...string) mesh.Neighbor {
 	return mesh.Neighbor{
 		ID: mesh.ID{n}, Name: name, InternalIP: netip.AddrFrom4([4]byte{192, 168, 10, n}), MTU: 1420, Encapsulated: true,
@@ -96,7 +95,7 @@ func Neighbor(n byte, name string, prefixes ...string) mesh.Neighbor {
 	}
 }
 
-// DualStack is IPv4 with both families.
+// DualStack returns the topology of IPv4, with IPv6 added.
 func DualStack(peers ...mesh.Peer) mesh.Topology {
 	t := IPv4(peers...)
 	t.Addresses = Addrs("10.4.0.1", "fd00:4::1")
@@ -106,7 +105,8 @@ func DualStack(peers ...mesh.Peer) mesh.Topology {
 	return t
 }
 
-// Member is the view of a node that is not a gateway: node 2 is, and node 3 is like itself.
+// Member returns the topology of a node that is not a gateway. Node 2 is the gateway,
+// node 3 is another member.
 func Member() mesh.Topology {
 	t := DualStack()
 	t.Neighbors = []mesh.Neighbor{
@@ -117,7 +117,7 @@ func Member() mesh.Topology {
 	return t
 }
 
-// Gateway is the view of the same node as a gateway.
+// Gateway returns the topology of the same node if it is a gateway.
 func Gateway() mesh.Topology {
 	t := DualStack(Peer(9, "far", "10.4.0.9/32", "10.42.8.0/24", "fd00:4::9/128", "192.168.20.0/24"))
 	t.Inside = append(t.Inside, Prefixes("192.168.20.0/24")...)
@@ -127,7 +127,7 @@ func Gateway() mesh.Topology {
 	return t
 }
 
-// Plain is a topology without VXLAN.
+// Plain returns the topology without VXLAN.
 func Plain(t mesh.Topology) mesh.Topology {
 	t.Neighbors = slices.Clone(t.Neighbors)
 	for i := range t.Neighbors {
@@ -136,7 +136,7 @@ func Plain(t mesh.Topology) mesh.Topology {
 	return t
 }
 
-// MemberOnIPv6 is the member where the LAN has IPv6 only.
+// MemberOnIPv6 returns the topology of Member if the LAN has only IPv6.
 func MemberOnIPv6() mesh.Topology {
 	t := Member()
 	for i := range t.Neighbors {
