@@ -18,11 +18,11 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// foreignLinks are beginnings of the names of links that belong to containers:
-// their addresses are not the host's to announce.
-var foreignLinks = []string{"br-", "cali", "cilium", "cni", "docker", "flannel", "kube-", "veth", "virbr"}
+// containerLinks are the name prefixes of links that belong to containers. A host must
+// not announce their addresses.
+var containerLinks = []string{"br-", "cali", "cilium", "cni", "docker", "flannel", "kube-", "veth", "virbr"}
 
-// rawFacts is what the kernel says, before anything is chosen.
+// rawFacts is the input of chooseFacts: what the kernel reports, unfiltered.
 type rawFacts struct {
 	links   []rawLink
 	addrs   []rawAddr
@@ -42,20 +42,21 @@ type rawAddr struct {
 	flags  int // IFA_F_…
 }
 
-// rawSource is the kernel's choice of link and source for what goes to the internet.
+// rawSource is the link and source address that the kernel uses for packets to the
+// internet.
 type rawSource struct {
 	link int // index
 	addr netip.Addr
 }
 
-// rawRoute is a route of others in the main table.
+// rawRoute is a route in the main table that is not ours.
 type rawRoute struct {
-	link int // index; 0 where there are several
+	link int // index; 0 if there are several
 	to   netip.Prefix
 	via  []netip.Addr // next hops
 }
 
-// Facts reads what there is to know of the host.
+// Facts reads the facts about the host.
 func (k *Kernel) Facts(ctx context.Context) (netcfg.Facts, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -69,10 +70,10 @@ func (k *Kernel) Facts(ctx context.Context) (netcfg.Facts, error) {
 	return f, ctx.Err()
 }
 
-// faraway are addresses by which the kernel is asked for its default route. They
-// are for documentation (RFC 5737, RFC 3849), so nobody has a route of their own to
-// them, and nothing is sent.
-var faraway = []string{"192.0.2.1", "2001:db8::1"}
+// internetAddrs are addresses for asking the kernel for its default routes. They are
+// reserved for documentation (RFC 5737, RFC 3849), so no host has a more specific route
+// to them. No packet is sent.
+var internetAddrs = []string{"192.0.2.1", "2001:db8::1"}
 
 func (k *Kernel) readFacts() (rawFacts, error) {
 	var raw rawFacts
@@ -93,7 +94,7 @@ func (k *Kernel) readFacts() (rawFacts, error) {
 	if raw.routes, err = k.foreignRoutes(); err != nil {
 		return raw, err
 	}
-	for _, dst := range faraway {
+	for _, dst := range internetAddrs {
 		routes, err := k.nl.RouteGet(net.ParseIP(dst))
 		if err != nil || len(routes) == 0 {
 			continue // no default route in this family
@@ -121,14 +122,14 @@ func (k *Kernel) foreignRoutes() ([]rawRoute, error) {
 		}
 		for _, r := range list {
 			if r.Protocol != netcfg.RouteProtocol {
-				out = append(out, rawRouteOf(r))
+				out = append(out, toRawRoute(r))
 			}
 		}
 	}
 	return out, nil
 }
 
-func rawRouteOf(r netlink.Route) rawRoute {
+func toRawRoute(r netlink.Route) rawRoute {
 	out := rawRoute{link: r.LinkIndex, to: destination(r)}
 	add := func(ip net.IP) {
 		if a, ok := netip.AddrFromSlice(ip); ok {
@@ -137,7 +138,7 @@ func rawRouteOf(r netlink.Route) rawRoute {
 	}
 	hop := func(gw net.IP, via netlink.Destination) {
 		add(gw)
-		if v, ok := via.(*netlink.Via); ok { // IPv4 by a router of IPv6 (RFC 5549)
+		if v, ok := via.(*netlink.Via); ok { // an IPv4 route by an IPv6 next hop (RFC 5549)
 			add(v.Addr)
 		}
 	}
@@ -148,24 +149,24 @@ func rawRouteOf(r netlink.Route) rawRoute {
 	return out
 }
 
-// chooseFacts picks from what the kernel says. The device and the bridge are
-// ours, their addresses are no facts about the host.
+// chooseFacts selects the facts from what the kernel reports. Addresses of the device and
+// the bridge are left out, because meshd sets them itself.
 func chooseFacts(raw rawFacts, device, bridge string) netcfg.Facts {
 	var f netcfg.Facts
 	own := func(link string) bool { return link == device || link == netcfg.VXLANName(device) || link == bridge }
 	links := make(map[int]rawLink)
 	for _, l := range raw.links {
-		if !own(l.name) && !foreign(l.name) {
+		if !own(l.name) && !ofContainers(l.name) {
 			links[l.index] = l
 		}
 	}
 	for _, a := range raw.addrs {
-		if _, ok := links[a.link]; ok && lasting(a) {
+		if _, ok := links[a.link]; ok && permanent(a) {
 			f.Addresses = append(f.Addresses, a.prefix.Addr())
 		}
-		// A person may well name a bridge's address as the internal IP.
+		// The configuration may use the address of a bridge as the internal IP.
 		i := slices.IndexFunc(raw.links, func(l rawLink) bool { return l.index == a.link && !own(l.name) })
-		if i >= 0 && lasting(a) {
+		if i >= 0 && permanent(a) {
 			f.Attached = append(f.Attached, netcfg.LAN{Link: raw.links[i].name, Address: a.prefix, MTU: raw.links[i].mtu})
 		}
 	}
@@ -199,14 +200,14 @@ func chooseFacts(raw rawFacts, device, bridge string) netcfg.Facts {
 	return f
 }
 
-// foreign says whether a link belongs to containers, by its name.
-func foreign(name string) bool {
-	return slices.ContainsFunc(foreignLinks, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+// ofContainers reports whether a link belongs to containers, by its name.
+func ofContainers(name string) bool {
+	return slices.ContainsFunc(containerLinks, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
 }
 
-// lasting says whether others may rely on an address: it works, and it is neither
-// about to go nor one of IPv6's temporary ones, which change daily (RFC 8981).
-func lasting(a rawAddr) bool {
+// permanent reports whether others may rely on an address: it works, it will not expire
+// soon, and it is not a temporary address of IPv6, which changes daily (RFC 8981).
+func permanent(a rawAddr) bool {
 	unusable := unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED
 	if a.prefix.Addr().Is6() {
 		unusable |= unix.IFA_F_TEMPORARY // in IPv4 this bit means "secondary"
@@ -214,9 +215,9 @@ func lasting(a rawAddr) bool {
 	return a.prefix.Addr().IsGlobalUnicast() && a.flags&unusable == 0
 }
 
-// sharedSpace is what carriers number their customers from (RFC 6598).
+// sharedSpace is the range from which carriers number their customers (RFC 6598).
 var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
 
-// private says whether an address is of a network of its own: RFC 1918, RFC 4193,
-// or behind a carrier's NAT.
+// private reports whether an address belongs to a private network: RFC 1918, RFC 4193, or
+// behind a carrier's NAT.
 func private(a netip.Addr) bool { return a.IsPrivate() || sharedSpace.Contains(a) }

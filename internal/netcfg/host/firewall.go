@@ -20,12 +20,12 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// The firewall is written with nft(8), because rules are written in its
-// language, and read by netlink, because a look must be cheap: no process is
-// started to find that nothing has changed, and nft's output, which differs
-// between versions, need not be understood.
+// The firewall is written with nft(8), because rules are written in its language. It is
+// read by netlink, because reading must be cheap: no process is started just to find that
+// nothing has changed, and nft's output, which differs between versions, need not be
+// parsed.
 
-// firewallWriter opens nft when it is needed first.
+// firewallWriter opens nft on first use.
 type firewallWriter struct{ nft knftables.Interface }
 
 func (w *firewallWriter) open() (knftables.Interface, error) {
@@ -42,15 +42,15 @@ func (w *firewallWriter) open() (knftables.Interface, error) {
 	return w.nft, nil
 }
 
-// replaceFirewall puts f in place of our table, in one transaction: no packet
-// meets half of it.
+// replaceFirewall replaces our table by f in one transaction, so that no packet meets a
+// partial change.
 func (k *Kernel) replaceFirewall(ctx context.Context, f netcfg.Firewall) error {
 	nft, err := k.firewall.open()
 	if err != nil {
 		return fmt.Errorf("replace table %s: %w", netcfg.FirewallTable, err)
 	}
 	tx := nft.NewTransaction()
-	tx.Add(&knftables.Table{}) // so that there is one to delete
+	tx.Add(&knftables.Table{}) // so that deleting it succeeds
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
 	for _, s := range f.Sets {
@@ -77,7 +77,7 @@ func (k *Kernel) replaceFirewall(ctx context.Context, f netcfg.Firewall) error {
 	return nil
 }
 
-// deleteFirewall deletes our table, if there is one.
+// deleteFirewall deletes our table if there is one.
 func (k *Kernel) deleteFirewall(ctx context.Context) error {
 	t, err := k.ownTable()
 	if err != nil || t == nil {
@@ -96,7 +96,7 @@ func (k *Kernel) deleteFirewall(ctx context.Context) error {
 	return nil
 }
 
-// ownTable returns our table, nil if there is none.
+// ownTable returns our table, or nil if there is none.
 func (k *Kernel) ownTable() (*nftables.Table, error) {
 	tables, err := k.nft.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -110,8 +110,8 @@ func (k *Kernel) ownTable() (*nftables.Table, error) {
 	return nil, nil
 }
 
-// observeFirewall reads our table. A table that somebody switched off (flags
-// dormant) counts as none.
+// observeFirewall reads our table. It reports a table that someone has disabled (flags
+// dormant) as missing.
 func (k *Kernel) observeFirewall() (netcfg.Firewall, error) {
 	t, err := k.ownTable()
 	if err != nil || t == nil || t.Flags != 0 {
@@ -161,9 +161,10 @@ func (k *Kernel) observeChains(t *nftables.Table) ([]netcfg.Chain, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list rules of nft chain %s: %w", c.Name, err)
 		}
-		chain := chainOf(c)
+		chain := toChain(c)
 		for _, r := range rules {
-			// A rule without a comment isn't ours; its empty hash makes it a difference.
+			// A rule without a comment isn't ours. Its empty hash differs from every
+			// desired one.
 			hash, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 			chain.Rules = append(chain.Rules, netcfg.Rule{Hash: hash})
 		}
@@ -173,13 +174,13 @@ func (k *Kernel) observeChains(t *nftables.Table) ([]netcfg.Chain, error) {
 	return out, nil
 }
 
-// hooks are nft's names of the inet family's hooks, by the kernel's number
-// (enum nf_inet_hooks).
+// hooks are nft's names for the hooks of the inet family, by the kernel's number (enum
+// nf_inet_hooks).
 var hooks = []string{"prerouting", "input", "forward", "output", "postrouting"}
 
-// chainOf brings a chain into our type. What no chain of ours is, one without a
-// hook or one that drops by policy, has no type and thereby differs from ours.
-func chainOf(c *nftables.Chain) netcfg.Chain {
+// toChain converts a chain. A chain that can't be ours, because it has no hook or drops
+// by policy, gets no type, so that it differs from every desired one.
+func toChain(c *nftables.Chain) netcfg.Chain {
 	out := netcfg.Chain{Name: c.Name}
 	if c.Hooknum == nil || c.Priority == nil || int(*c.Hooknum) >= len(hooks) ||
 		c.Policy != nil && *c.Policy != nftables.ChainPolicyAccept {
@@ -189,10 +190,10 @@ func chainOf(c *nftables.Chain) netcfg.Chain {
 	return out
 }
 
-// prefixes turns the elements of an interval set into prefixes. The kernel holds
-// an interval as its first address and, marked as an end, the first one behind
-// it. The end is missing where the next interval begins at once, and at the
-// end of all addresses.
+// prefixes converts the elements of an interval set to prefixes. The kernel stores an
+// interval as its first address and, marked as an end, the first address after it. The
+// end is missing if the next interval starts there, and for an interval up to the highest
+// address.
 func prefixes(elements []nftables.SetElement) []netip.Prefix {
 	slices.SortFunc(elements, func(a, b nftables.SetElement) int { return bytes.Compare(a.Key, b.Key) })
 	var out []netip.Prefix
@@ -201,7 +202,7 @@ func prefixes(elements []nftables.SetElement) []netip.Prefix {
 		if e.IntervalEnd || !ok {
 			continue
 		}
-		var behind netip.Addr // invalid at the end of all addresses
+		var behind netip.Addr // invalid after the highest address
 		for _, next := range elements[i+1:] {
 			if !bytes.Equal(next.Key, e.Key) {
 				behind, _ = netip.AddrFromSlice(next.Key)
@@ -213,8 +214,8 @@ func prefixes(elements []nftables.SetElement) []netip.Prefix {
 	return out
 }
 
-// prefixesBetween returns the fewest prefixes that cover the addresses from first
-// to just before behind.
+// prefixesBetween returns the fewest prefixes that cover the addresses from first up to,
+// but not including, behind.
 func prefixesBetween(first, behind netip.Addr) []netip.Prefix {
 	var out []netip.Prefix
 	for first.IsValid() && (!behind.IsValid() || first.Less(behind)) {
@@ -233,8 +234,8 @@ func prefixesBetween(first, behind netip.Addr) []netip.Prefix {
 	return out
 }
 
-// after returns the first address behind a prefix, the invalid one at the end of
-// all addresses.
+// after returns the first address after a prefix, or the zero Addr after the highest
+// address.
 func after(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()
 	for i := p.Bits(); i < 8*len(b); i++ {

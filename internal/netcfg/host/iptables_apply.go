@@ -14,10 +14,11 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// lockWait is how many seconds iptables waits for another one that runs.
+// lockWait is how many seconds iptables waits for the lock that another iptables process
+// holds.
 const lockWait = "10"
 
-// applyAccept adds a rule to a chain of iptables or takes it out.
+// applyAccept adds a rule to a chain of iptables or removes it.
 func (k *Kernel) applyAccept(ctx context.Context, c netcfg.AcceptChange) error {
 	if c.Remove {
 		return k.removeAccept(ctx, c)
@@ -25,8 +26,8 @@ func (k *Kernel) applyAccept(ctx context.Context, c netcfg.AcceptChange) error {
 	return k.iptables(ctx, c.Program, c.Arguments())
 }
 
-// removeAccept deletes the first rule with the comment. It is deleted by all that
-// it says, not by its number: that may be another's by now.
+// removeAccept deletes the first rule with the comment. It identifies the rule by its
+// whole specification, not by its number, which may belong to another rule by now.
 func (k *Kernel) removeAccept(ctx context.Context, c netcfg.AcceptChange) error {
 	text, err := listRules(ctx, c.Program, "filter", c.Chain)
 	if err != nil {
@@ -42,7 +43,7 @@ func (k *Kernel) removeAccept(ctx context.Context, c netcfg.AcceptChange) error 
 	return nil
 }
 
-// iptables runs a program that writes a table of others.
+// iptables runs a program that changes another program's table.
 func (k *Kernel) iptables(ctx context.Context, program string, args []string) error {
 	k.writes.Add(1)
 	out, err := exec.CommandContext(ctx, program, append([]string{"-w", lockWait}, args...)...).CombinedOutput()
@@ -52,7 +53,7 @@ func (k *Kernel) iptables(ctx context.Context, program string, args []string) er
 	return nil
 }
 
-// removeAccepts takes our rules out of all tables of iptables.
+// removeAccepts removes our rules from all tables of iptables.
 func (k *Kernel) removeAccepts(ctx context.Context) ([]string, error) {
 	tables, err := k.observeFilters(ctx)
 	if err != nil {

@@ -19,15 +19,15 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// legacy is what differs in ip_tables between the families: where it is asked,
+// legacy holds what differs in ip_tables between the families: where its tables are read,
 // and the layout of an entry (struct ipt_entry, struct ip6t_entry).
 type legacy struct {
 	family   string
-	names    string // file that lists the tables that exist; only to look makes none
+	names    string // file that lists the existing tables; unlike iptables -S, reading it creates none
 	domain   int    // of the socket
 	level    int    // of the socket's options
-	offsets  int    // target_offset, next_offset: two of 16 bits
-	counters int    // packets, bytes: two of 64 bits
+	offsets  int    // position of target_offset and next_offset, 16 bits each
+	counters int    // position of the packet and byte counters, 64 bits each
 }
 
 var legacies = []legacy{
@@ -41,8 +41,8 @@ const (
 	soGetEntries = 65
 )
 
-// legacyInfo is struct ipt_getinfo. Of the hooks (enum nf_inet_hooks), underflow
-// is where the entry stands that holds a chain's policy.
+// legacyInfo is struct ipt_getinfo. Underflow holds, for each hook (enum nf_inet_hooks),
+// the position of the entry with the chain's policy.
 type legacyInfo struct {
 	Name       [32]byte
 	ValidHooks uint32
@@ -52,7 +52,7 @@ type legacyInfo struct {
 	Size       uint32
 }
 
-// observeLegacy reads the tables that ip_tables keeps, where there are any.
+// observeLegacy reads the tables of ip_tables, if there are any.
 func (k *Kernel) observeLegacy(ctx context.Context) ([]filter.Table, error) {
 	var out []filter.Table
 	for _, l := range legacies {
@@ -75,7 +75,8 @@ func (k *Kernel) observeLegacy(ctx context.Context) ([]filter.Table, error) {
 	return out, nil
 }
 
-// legacyTable returns a table, as it was read last if it is the same.
+// legacyTable returns a table. It parses the table only if it has changed since the last
+// time.
 func (k *Kernel) legacyTable(ctx context.Context, l legacy, name string) (filter.Table, error) {
 	entries, sum, err := l.entries(name)
 	if err != nil {
@@ -95,13 +96,13 @@ func (k *Kernel) legacyTable(ctx context.Context, l legacy, name string) (filter
 	return known.table, nil
 }
 
-// legacyEntries are a table's rules as the kernel has them.
+// legacyEntries are the entries of a table in the kernel's binary form.
 type legacyEntries struct {
 	legacyInfo
 	data []byte
 }
 
-// entries reads a table, and sums it up without its counters.
+// entries reads a table and returns its hash too. The hash excludes the counters.
 func (l legacy) entries(name string) (legacyEntries, [32]byte, error) {
 	var e legacyEntries
 	fd, err := unix.Socket(l.domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
@@ -109,13 +110,13 @@ func (l legacy) entries(name string) (legacyEntries, [32]byte, error) {
 		return e, [32]byte{}, fmt.Errorf("open raw socket: %w", err)
 	}
 	defer unix.Close(fd)
-	// The table may grow between the two questions: EAGAIN.
+	// EAGAIN means that the table has grown between the two calls.
 	for range dumpTries {
 		copy(e.Name[:], name)
 		if err = getsockopt(fd, l.level, soGetInfo, unsafe.Slice((*byte)(unsafe.Pointer(&e.legacyInfo)), unsafe.Sizeof(e.legacyInfo))); err != nil {
 			break
 		}
-		// struct ipt_get_entries: name, size, and from 40 on the entries.
+		// struct ipt_get_entries: name, size, and the entries from byte 40 on.
 		const header = 40
 		buf := make([]byte, header+int(e.Size))
 		copy(buf, e.Name[:])
@@ -144,7 +145,8 @@ func (l legacy) withoutCounters(data []byte) []byte {
 	return data
 }
 
-// getsockopt has no wrapper in x/sys for options that are read and written.
+// getsockopt is needed because x/sys has no wrapper for options whose buffer is read and
+// written.
 func getsockopt(fd, level, option int, buf []byte) error {
 	size := uint32(len(buf))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
@@ -155,7 +157,8 @@ func getsockopt(fd, level, option int, buf []byte) error {
 	return nil
 }
 
-// read has the program print the rules. Without it the policies have to do.
+// read runs the program that prints the rules. If it is not installed, it returns only
+// the policies.
 func (l legacy) read(ctx context.Context, e legacyEntries, name string) (filter.Table, error) {
 	program := filter.Legacy.Program(l.family)
 	switch {
@@ -176,7 +179,7 @@ func (l legacy) read(ctx context.Context, e legacyEntries, name string) (filter.
 	t.Program = program
 	for name, chain := range t.Chains {
 		for i, r := range chain.Rules {
-			if strings.HasPrefix(r.Chain, kubernetes) {
+			if strings.HasPrefix(r.Chain, kubernetesPrefix) {
 				t.Chains[name].Rules[i].Action = filter.None
 			}
 		}
@@ -184,9 +187,9 @@ func (l legacy) read(ctx context.Context, e legacyEntries, name string) (filter.
 	return t, nil
 }
 
-// policies is a table of which nothing is known but what its chains do in the
-// end: the verdict of the standard target (struct xt_standard_target), one less
-// than the negative of what netfilter calls it.
+// policies returns a table with nothing but the policies of its chains. A policy is the
+// verdict of the standard target (struct xt_standard_target), encoded as -1 minus
+// netfilter's verdict.
 func (l legacy) policies(e legacyEntries) filter.Table {
 	t := filter.Table{Backend: filter.Legacy, Family: l.family, Name: "filter", Chains: map[string]filter.Chain{}}
 	for hook, name := range map[int]string{unix.NF_INET_LOCAL_IN: "INPUT", unix.NF_INET_FORWARD: "FORWARD"} {
@@ -208,7 +211,7 @@ func (l legacy) policies(e legacyEntries) filter.Table {
 // nfDrop is netfilter's NF_DROP.
 const nfDrop = 0
 
-// listRules has iptables print a table, or one of its chains.
+// listRules runs iptables to print a table, or one of its chains.
 func listRules(ctx context.Context, program, table string, chain ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, program, append([]string{"-w", lockWait, "-t", table, "-S"}, chain...)...).Output()
 	var exit *exec.ExitError

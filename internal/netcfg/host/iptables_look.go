@@ -20,13 +20,13 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// Everybody's firewalls are large, and looked at often. So they are read again
-// only when the kernel says that they are others: nftables has a number for each
-// of its generations, and what ip_tables has is compared as it comes, see
-// legacyTable. That costs two system calls and no process.
+// The firewalls of other programs are large and are checked often. So they are read again
+// only when the kernel indicates a change: nftables numbers its generations, and the
+// binary form of an ip_tables table is compared with the previous one, see legacyTable.
+// That costs two system calls and no process.
 
-// filters is what was read last. It is no memory of what this Kernel did: it is
-// what the kernel would answer again.
+// filters caches what was read last. It holds only what the kernel would return again,
+// not what this Kernel has done.
 type filters struct {
 	generation uint32
 	nft        []filter.Table
@@ -38,17 +38,17 @@ type legacyRead struct {
 	table filter.Table
 }
 
-// kubernetes begins the names of chains that say what a certain pod or Service
-// may get. What they drop is meant to be dropped.
-const kubernetes = "KUBE-"
+// kubernetesPrefix is the prefix of the chains that decide what a certain pod or Service
+// may receive. What they drop is meant to be dropped.
+const kubernetesPrefix = "KUBE-"
 
-// balancers begin the names of those of kube-proxy's chains that lead packets to a
-// Service's pods. There are several for each Service, and how they choose a pod is
-// nobody's business here.
-var balancers = []string{"KUBE-SVC-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"}
+// balancerPrefixes are the prefixes of those chains of kube-proxy that redirect packets
+// to a Service's pods. There are several for each Service, and it doesn't matter here how
+// they choose a pod.
+var balancerPrefixes = []string{"KUBE-SVC-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"}
 
-// Filters reads the tables that filter packets on their way to this host or
-// through it, or give them another destination, ours excepted.
+// Filters reads the tables that filter packets to this host or through it, or that
+// translate their destination. Our own table is left out.
 func (k *Kernel) Filters(ctx context.Context) ([]filter.Table, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -71,8 +71,8 @@ func (k *Kernel) observeFilters(ctx context.Context) ([]filter.Table, error) {
 	return slices.Concat(k.filters.nft, legacy), err
 }
 
-// nftGeneration asks for the number of the ruleset, which every transaction
-// raises (nf_tables_api.c, nf_tables_fill_gen_info).
+// nftGeneration returns the number of the ruleset's generation, which every transaction
+// increases (nf_tables_api.c, nf_tables_fill_gen_info).
 func nftGeneration() (uint32, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -111,8 +111,8 @@ var filterFamilies = map[nftables.TableFamily]string{
 	nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
 }
 
-// readFilters reads what nftables has: tables of nft, of firewalld, and of
-// iptables where that is kept by nftables.
+// readFilters reads the tables of nftables: those of nft and firewalld, and those of
+// iptables that are stored in nftables.
 func (k *Kernel) readFilters() ([]filter.Table, error) {
 	chains, err := k.nft.ListChains()
 	if err != nil {
@@ -144,7 +144,7 @@ func compareTables(a, b nftables.Table) int {
 	return strings.Compare(filterFamilies[a.Family]+" "+a.Name, filterFamilies[b.Family]+" "+b.Name)
 }
 
-// filterHook names the hook of a chain that filters, of those that matter here.
+// filterHook returns the hook of a filter chain, if it is input or forward; "" otherwise.
 func filterHook(c *nftables.Chain) string {
 	switch {
 	case c.Hooknum == nil || c.Type != nftables.ChainTypeFilter:
@@ -157,7 +157,8 @@ func filterHook(c *nftables.Chain) string {
 	return ""
 }
 
-// natHook names the hook of a chain that may replace destinations.
+// natHook returns the hook of a chain that may translate destinations; "" for other
+// chains.
 func natHook(c *nftables.Chain) string {
 	switch {
 	case c.Hooknum == nil || c.Type != nftables.ChainTypeNAT:
@@ -176,7 +177,7 @@ func (k *Kernel) readFilter(t *nftables.Table, chains []*nftables.Chain) (filter
 	out := filter.Table{Backend: filter.NFT, Family: filterFamilies[t.Family], Name: t.Name, Chains: map[string]filter.Chain{}}
 	switch isNAT := slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return natHook(c) != "" && isXT(c) }); {
 	case t.Name == "nat" && isNAT:
-		out.Backend = filter.XTNFT // no rules of ours go there
+		out.Backend = filter.XTNFT // Program stays empty: our rules are never added there
 	case t.Name == "filter" && slices.ContainsFunc(chains, isXT):
 		out.Backend = filter.XTNFT
 		out.Program = installed(filter.XTNFT.Program(out.Family))
@@ -187,10 +188,10 @@ func (k *Kernel) readFilter(t *nftables.Table, chains []*nftables.Chain) (filter
 	}
 	for _, c := range chains {
 		chain := filter.Chain{Hook: hookOf(c), Drops: c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop}
-		switch balances := slices.ContainsFunc(balancers, func(p string) bool { return strings.HasPrefix(c.Name, p) }); {
+		switch balances := slices.ContainsFunc(balancerPrefixes, func(p string) bool { return strings.HasPrefix(c.Name, p) }); {
 		case balances:
 			chain.Rules = []filter.Rule{{Action: filter.Translate}}
-		case !strings.HasPrefix(c.Name, kubernetes) || t.Name == "nat":
+		case !strings.HasPrefix(c.Name, kubernetesPrefix) || t.Name == "nat":
 			rules, err := k.nft.GetRules(t, c)
 			if err != nil {
 				return out, fmt.Errorf("list rules of nft chain %s %s: %w", t.Name, c.Name, err)
@@ -204,12 +205,12 @@ func (k *Kernel) readFilter(t *nftables.Table, chains []*nftables.Chain) (filter
 	return out, nil
 }
 
-// isXT says whether a chain has a name that iptables gives and nobody else.
+// isXT reports whether a chain has one of the names that only iptables gives.
 func isXT(c *nftables.Chain) bool {
 	return hookOf(c) != "" && slices.Contains([]string{"INPUT", "FORWARD", "PREROUTING", "OUTPUT"}, c.Name)
 }
 
-// installed returns the program if there is one of that name.
+// installed returns the program if it is installed, and "" otherwise.
 func installed(program string) string {
 	if _, err := exec.LookPath(program); err != nil {
 		return ""
@@ -217,7 +218,8 @@ func installed(program string) string {
 	return program
 }
 
-// decoder has what rules refer to.
+// decoder returns a decoder for the table, with the sets and links that its rules refer
+// to.
 func (k *Kernel) decoder(t *nftables.Table) (decoder, error) {
 	d := decoder{sets: map[string][]nftables.SetElement{}, links: map[uint32]string{}}
 	links, err := retryInterrupted(k.nl.LinkList)

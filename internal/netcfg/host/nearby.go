@@ -14,16 +14,16 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// resolverFiles say whom this host asks for names: the file of resolv.conf(5), and
-// behind systemd-resolved's stub those that it asks.
+// resolverFiles list the resolvers of this host: the file of resolv.conf(5), and the file
+// with the resolvers behind systemd-resolved's stub.
 var resolverFiles = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
 
-// maxResolverFile is far above what a resolver reads: it takes three name servers.
+// maxResolverFile is the most that is read of such a file, in bytes. It is far more than
+// needed: a resolver uses three name servers.
 const maxResolverFile = 1 << 16
 
-// nearby picks from what the kernel says what the host reaches without the mesh:
-// networks of links that are not ours, and routers. Link-local ones are left out,
-// since nobody may give them away to anybody.
+// nearby selects what the host reaches without the mesh: networks of links that are not
+// ours, and routers. Link-local networks are left out, since no node may announce them.
 func nearby(raw rawFacts, device, bridge string) mesh.Nearby {
 	var out mesh.Nearby
 	links := make(map[int]string, len(raw.links))
@@ -34,7 +34,7 @@ func nearby(raw rawFacts, device, bridge string) mesh.Nearby {
 	}
 	attach := func(link int, p netip.Prefix) {
 		if name, ok := links[link]; ok && mesh.CheckHost(p.Addr()) == nil && p.Bits() > 0 {
-			out.Attached = append(out.Attached, mesh.AttachedNetwork{Prefix: p.Masked(), Link: name, Containers: foreign(name)})
+			out.Attached = append(out.Attached, mesh.AttachedNetwork{Prefix: p.Masked(), Link: name, Containers: ofContainers(name)})
 		}
 	}
 	for _, a := range raw.addrs {
@@ -56,8 +56,8 @@ func nearby(raw rawFacts, device, bridge string) mesh.Nearby {
 	return out
 }
 
-// resolvers reads the name servers that files name. A file that can't be read
-// names none: not every host has both.
+// resolvers reads the name servers listed in the files. A file that can't be read is
+// skipped: not every host has both.
 func resolvers(files []string) []netip.Addr {
 	var out []netip.Addr
 	for _, name := range files {
@@ -73,7 +73,7 @@ func resolvers(files []string) []netip.Addr {
 	return slices.Compact(out)
 }
 
-// nameServers reads the text of a resolv.conf.
+// nameServers parses the text of a resolv.conf.
 func nameServers(text string) []netip.Addr {
 	var out []netip.Addr
 	for line := range strings.Lines(text) {

@@ -19,18 +19,18 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// decoder reads rules of an nftables table.
+// decoder decodes the rules of an nftables table.
 type decoder struct {
-	sets  map[string][]nftables.SetElement // the table's, by name
-	links map[uint32]string                // names of the host's links by index
+	sets  map[string][]nftables.SetElement // the elements of the table's sets, by name
+	links map[uint32]string                // names of the host's links, by index
 }
 
-// decode reads a rule of nftables. A verdict map is a rule for each of its
-// elements, hence several may come of one.
+// decode decodes a rule of nftables. A rule with a verdict map becomes one rule for each
+// element of the map, so the result may have several.
 //
-// A rule is a small program for registers: it loads something of the packet into
-// one, changes it perhaps, and compares it. nft and iptables-nft compare what
-// they have just loaded, so only the last load is kept here.
+// In the kernel a rule is a small program that uses registers: it loads a field of the
+// packet into a register, may change it, and compares it. nft and iptables-nft compare
+// what they have just loaded, so only the last load is remembered here.
 func (d decoder) decode(exprs []expr.Any) []filter.Rule {
 	var r filter.Rule
 	var l load
@@ -91,7 +91,7 @@ func (d decoder) decode(exprs []expr.Any) []filter.Rule {
 	return []filter.Rule{r}
 }
 
-// comment reads the text that iptables keeps in a rule, up to its first zero.
+// comment returns the comment that iptables stores in a rule, up to its first zero.
 func comment(m *expr.Match) (string, bool) {
 	if m.Name != "comment" {
 		return "", false
@@ -104,9 +104,9 @@ func comment(m *expr.Match) (string, bool) {
 	return text, true
 }
 
-// extension reads those of iptables' own conditions that firewalls are made of:
-// xt_conntrack.h and xt_addrtype.h. Whatever else they ask for at once is not
-// understood.
+// extension decodes those extensions of iptables that firewalls commonly use:
+// xt_conntrack.h, xt_addrtype.h and xt_multiport.h. A match that also tests anything else
+// is unknown.
 func extension(m *expr.Match) filter.Condition {
 	switch info := m.Info.(type) {
 	case *xt.Unknown:
@@ -126,8 +126,8 @@ func extension(m *expr.Match) filter.Condition {
 	return filter.Condition{Field: filter.Unknown}
 }
 
-// translation is what a rule of nft has written into registers last, of which NAT
-// takes an address, a port, or both.
+// translation holds the values that an nft rule has written into registers last. NAT uses
+// an address, a port, or both.
 type translation struct {
 	addr netip.Addr
 	port uint16
@@ -141,7 +141,7 @@ func (d *translation) set(data []byte) {
 	}
 }
 
-// String writes address and port as iptables does, without what there is not.
+// String formats address and port as iptables does, leaving out what is missing.
 func (d translation) String() string {
 	switch {
 	case d.addr.IsValid() && d.port != 0:
@@ -154,7 +154,7 @@ func (d translation) String() string {
 	return ""
 }
 
-// xtDestination reads where iptables' own DNAT leads.
+// xtDestination returns the new destination of iptables' own DNAT.
 func xtDestination(info xt.InfoAny) string {
 	var d translation
 	read := func(r xt.NatRange) {
@@ -170,9 +170,9 @@ func xtDestination(info xt.InfoAny) string {
 	return d.String()
 }
 
-// multiport reads xt_multiport_v1 of xt_multiport.h: what is compared, how many
-// ports there are, 15 of them, whether each begins a range, and whether all of it is
-// turned round.
+// multiport decodes xt_multiport_v1 of xt_multiport.h: what is compared, the number of
+// ports, 15 ports, a flag for each port that starts a range, and whether the match is
+// negated.
 func multiport(data []byte) filter.Condition {
 	const destination, most, size = 1, 15, 2 + 2*15 + 15 + 1
 	if len(data) < size || data[0] != destination || data[1] > most {
@@ -195,18 +195,18 @@ func multiport(data []byte) filter.Condition {
 // addrTypeInvertDest is XT_ADDRTYPE_INVERT_DEST.
 const addrTypeInvertDest = 2
 
-// xtStates are the names of the states in a mask of xt_conntrack
-// (XT_CONNTRACK_STATE_BIT and those beside it).
+// xtStates returns the names of the states in a mask of xt_conntrack
+// (XT_CONNTRACK_STATE_BIT and the bits defined with it).
 func xtStates(mask uint16) []string {
 	return bits16(mask, []string{"invalid", "established", "related", "new", "", "", "snat", "dnat", "untracked"})
 }
 
-// addrTypes are the names of the types in a mask of xt_addrtype.
+// addrTypes returns the names of the types in a mask of xt_addrtype.
 func addrTypes(mask uint16) []string {
 	return bits16(mask, []string{"unspec", "unicast", "local", "broadcast", "anycast", "multicast"})
 }
 
-// bits16 names the bits of a mask.
+// bits16 returns the names of the bits that are set in a mask.
 func bits16(mask uint16, names []string) []string {
 	var out []string
 	for i, name := range names {
@@ -233,9 +233,9 @@ func verdict(v *expr.Verdict) (filter.Action, string) {
 	return filter.None, ""
 }
 
-// elementVerdict reads the verdict of a map's element. The library writes such
-// ones but doesn't read them: what it gives are the kernel's attributes (enum
-// nft_verdict_attributes). An element that can't be read does nothing.
+// elementVerdict decodes the verdict of a map's element. The library encodes such
+// verdicts but doesn't decode them: it returns the kernel's attributes (enum
+// nft_verdict_attributes). A verdict that can't be decoded does nothing.
 func elementVerdict(data []byte) (filter.Action, string) {
 	attrs, err := netlink.NewAttributeDecoder(data)
 	if err != nil {
@@ -257,13 +257,13 @@ func elementVerdict(data []byte) (filter.Action, string) {
 	return verdict(&v)
 }
 
-// load is what a register holds: a field of the packet, of which the bits of the
-// mask are kept.
+// load describes the contents of a register: a field of the packet, with only the bits of
+// the mask.
 type load struct {
-	field filter.Field // "" if it is none that is understood
+	field filter.Field // "" if it is not understood
 	mask  []byte
-	size  int               // of an address of this family, bytes
-	links map[uint32]string // for a link that is compared by its index
+	size  int               // of an address of this family, in bytes
+	links map[uint32]string // set if a link is compared by its index
 }
 
 func (d decoder) loadMeta(key expr.MetaKey) load {
@@ -286,9 +286,9 @@ func (d decoder) loadMeta(key expr.MetaKey) load {
 	return load{}
 }
 
-// loadPayload knows addresses and the destination port by where they stand in
-// the headers. An address of IPv4 stands where none of IPv6 begins. Of an
-// address, nft loads no more bytes than it compares.
+// loadPayload recognizes addresses and the destination port by their position in the
+// headers. The positions of IPv4 and IPv6 addresses differ. nft loads only as many bytes
+// of an address as it compares.
 func loadPayload(e *expr.Payload) load {
 	type place struct {
 		base   expr.PayloadBase
@@ -309,7 +309,7 @@ func loadPayload(e *expr.Payload) load {
 	return load{}
 }
 
-// compare is the condition of a comparison with one value.
+// compare returns the condition of a comparison with one value.
 func (l load) compare(e *expr.Cmp) filter.Condition {
 	if l.field == filter.State && l.mask != nil && e.Op == expr.CmpOpNeq {
 		return filter.Condition{Field: filter.State, Values: states(l.mask)} // (state & mask) != 0
@@ -327,7 +327,8 @@ func (l load) compare(e *expr.Cmp) filter.Condition {
 	return filter.Condition{Field: filter.Unknown}
 }
 
-// between is the condition of a comparison with a range, of ports only.
+// between returns the condition of a comparison with a range. Only ranges of ports are
+// understood.
 func (l load) between(e *expr.Range) filter.Condition {
 	from, ok1 := l.value(e.FromData)
 	to, ok2 := l.value(e.ToData)
@@ -337,7 +338,8 @@ func (l load) between(e *expr.Range) filter.Condition {
 	return filter.Condition{Field: filter.Port, Not: e.Op == expr.CmpOpNeq, Values: []string{from + "-" + to}}
 }
 
-// lookUp is the condition of a look into a set. Intervals are not understood.
+// lookUp returns the condition of a lookup in a set. Sets of intervals are not
+// understood.
 func (l load) lookUp(e *expr.Lookup, elements []nftables.SetElement) filter.Condition {
 	c := filter.Condition{Field: l.field, Not: e.Invert}
 	for _, element := range elements {
@@ -353,7 +355,7 @@ func (l load) lookUp(e *expr.Lookup, elements []nftables.SetElement) filter.Cond
 	return c
 }
 
-// verdicts are the rules that a verdict map stands for.
+// verdicts returns the rules for the elements of a verdict map.
 func (l load) verdicts(r filter.Rule, elements []nftables.SetElement) []filter.Rule {
 	var rules []filter.Rule
 	for _, e := range elements {
@@ -368,7 +370,8 @@ func (l load) verdicts(r filter.Rule, elements []nftables.SetElement) []filter.R
 	return rules
 }
 
-// value writes the bytes that a field is compared with as a condition has them.
+// value formats the bytes that a field is compared with in the form that a condition
+// uses.
 func (l load) value(data []byte) (value string, ok bool) {
 	switch {
 	case l.links != nil && len(data) == 4:
@@ -396,8 +399,8 @@ func (l load) value(data []byte) (value string, ok bool) {
 	return value, ok
 }
 
-// linkPattern reads a link's name. Without a zero behind it, it is compared up to
-// its end only.
+// linkPattern returns the pattern for a link name. A name without terminating zero is a
+// prefix.
 func linkPattern(data []byte) string {
 	name, _, whole := bytes.Cut(data, []byte{0})
 	if !whole && len(data) < unix.IFNAMSIZ {
@@ -411,8 +414,7 @@ var (
 	protocols = map[byte]string{unix.IPPROTO_ICMP: "icmp", unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp", unix.IPPROTO_ICMPV6: "ipv6-icmp"}
 )
 
-// prefix reads an address, of which trailing bytes that don't count may be
-// missing.
+// prefix decodes an address. Trailing bytes that are not compared may be missing.
 func (l load) prefix(data []byte) (string, bool) {
 	length := 8 * len(data)
 	if l.mask != nil {
@@ -430,8 +432,8 @@ func (l load) prefix(data []byte) (string, bool) {
 	return p.String(), err == nil && p.Addr() == addr
 }
 
-// states are the names of connection tracking's states in a mask, which is in
-// the byte order of the host.
+// states returns the names of conntrack's states in a mask. The mask has the byte order
+// of the host.
 func states(mask []byte) []string {
 	if len(mask) != 4 {
 		return nil

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RefusedStep is an error about one route, entry or peer that the kernel does not
-// take. Most of these follow from what another node says, so one is a problem to be
-// named, and not a failure of the host.
+// RefusedStep is an error about one route, entry or peer that the kernel refuses. Most of
+// these are caused by the contents of another node's record, so it is reported as a
+// problem and is not a failure of this host.
 type RefusedStep struct{ err error }
 
 // Error implements error.
@@ -20,8 +20,8 @@ func (r *RefusedStep) Error() string { return r.err.Error() }
 // Unwrap returns the kernel's error.
 func (r *RefusedStep) Unwrap() error { return r.err }
 
-// refusedStep makes a RefusedStep of an error, unless it says that the link is gone,
-// which is about no single step.
+// refusedStep wraps an error in a RefusedStep, unless the error means that the link is
+// missing, which affects all steps.
 func refusedStep(err error) error {
 	if err == nil || gone(err) {
 		return err
@@ -29,14 +29,15 @@ func refusedStep(err error) error {
 	return &RefusedStep{err}
 }
 
-// gone reports whether an error says that a link is not there.
+// gone reports whether an error means that a link is missing.
 func gone(err error) bool {
 	var notFound netlink.LinkNotFoundError
 	return errors.As(err, &notFound) || errors.Is(err, unix.ENODEV)
 }
 
-// SplitRefused takes the refused steps out of an error of Apply. An error without any
-// stays as it is: it may wrap several and have a text of its own.
+// SplitRefused separates the refused steps from the rest of an error returned by Apply.
+// An error without any is returned unchanged: it may wrap several errors and have a text
+// of its own.
 func SplitRefused(err error) (refused []*RefusedStep, rest error) {
 	if r, ok := err.(*RefusedStep); ok {
 		return []*RefusedStep{r}, nil

@@ -15,12 +15,12 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// Remove takes everything of ours from the host: routes, devices, firewall, and
-// the CNI bridge if no pod is left on it. What keeps packets of the mesh from
-// leaving in plain text goes last. It returns what it removed, in words,
-// also when some of it could not be. A link that has our device's name and is
-// not ours stays. Kernel parameters stay as they are, because others may have
-// come to rely on them (k3s needs the same ones).
+// Remove deletes everything that meshd owns from the host: routes, devices, firewall, and
+// the CNI bridge if no pod uses it. What keeps packets of the mesh from leaving
+// unencrypted is removed last. It returns descriptions of what it removed, even if some
+// removals failed. A link that has the name of our device but is not ours remains. Kernel
+// parameters remain as they are, because other programs may rely on them (k3s needs the
+// same ones).
 func (k *Kernel) Remove(ctx context.Context) ([]string, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -75,7 +75,7 @@ func (k *Kernel) removeDevice(context.Context) ([]string, error) {
 		return nil, err
 	}
 	if link.Type() == "tuntap" {
-		// A daemon that was killed left its control socket; one that runs removes its own.
+		// A killed daemon leaves its control socket; a running one removes it itself.
 		if err := os.Remove("/var/run/wireguard/" + k.name + ".sock"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("remove control socket of %s: %w", k.name, err)
 		}
@@ -94,8 +94,8 @@ func (k *Kernel) removeFirewall(ctx context.Context) ([]string, error) {
 	return []string{"nft table inet " + netcfg.FirewallTable}, nil
 }
 
-// removeBridge removes the CNI bridge, which the CNI plugin made for the first
-// pod, unless something is still plugged into it.
+// removeBridge removes the CNI bridge, which the CNI plugin created for the first pod,
+// unless a link is still attached to it.
 func (k *Kernel) removeBridge(context.Context) ([]string, error) {
 	if k.bridge == "" {
 		return nil, nil

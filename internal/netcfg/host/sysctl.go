@@ -15,17 +15,17 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// sysctlRoot is where the kernel shows its parameters. What is below net
-// belongs to the reader's network namespace.
+// sysctlRoot is the directory of kernel parameters. Everything below net belongs to the
+// network namespace of the reader.
 const sysctlRoot = "/proc/sys"
 
-// ErrNoBridgeNetfilter says that bridged packets can't be shown to iptables
-// because the kernel module br_netfilter is not to be had. Pods of one node then
-// reach Services without NetworkPolicy, or not at all; the mesh itself works.
+// ErrNoBridgeNetfilter means that bridged packets don't pass iptables because the kernel
+// module br_netfilter can't be loaded. Pods of one node then reach Services without
+// NetworkPolicy, or not at all. The mesh itself works.
 var ErrNoBridgeNetfilter = errors.New("kernel module br_netfilter is missing (`modprobe br_netfilter`)")
 
-// sysctlPath returns the file of a parameter. As in sysctl(8), a slash stands
-// for a dot inside a name: net.ipv4.conf.eth0/100.rp_filter.
+// sysctlPath returns the file of a parameter. As in sysctl(8), a slash stands for a dot
+// inside a name: net.ipv4.conf.eth0/100.rp_filter.
 func sysctlPath(key string) string {
 	return filepath.Join(sysctlRoot, strings.Map(func(r rune) rune {
 		switch r {
@@ -38,9 +38,9 @@ func sysctlPath(key string) string {
 	}, key))
 }
 
-// observeSysctls reads the parameters that are wanted. A parameter of IPv6 on a
-// kernel without IPv6 has nothing to act on, so it counts as being as wanted;
-// any other that is missing is left out.
+// observeSysctls reads the parameters in want. On a kernel without IPv6, an IPv6
+// parameter is reported with its desired value, because there is nothing to set. Any
+// other missing parameter is left out.
 func observeSysctls(want []netcfg.Sysctl) ([]netcfg.Sysctl, error) {
 	var got []netcfg.Sysctl
 	for _, w := range want {
@@ -57,7 +57,7 @@ func observeSysctls(want []netcfg.Sysctl) ([]netcfg.Sysctl, error) {
 	return got, nil
 }
 
-// withoutIPv6 says whether the key is about IPv6 and the kernel has none.
+// withoutIPv6 reports whether the key is about IPv6 and the kernel has no IPv6.
 func withoutIPv6(key string) bool {
 	if !strings.HasPrefix(key, "net.ipv6.") {
 		return false
@@ -85,7 +85,7 @@ func (k *Kernel) setSysctl(ctx context.Context, s netcfg.Sysctl) error {
 
 func (k *Kernel) writeSysctl(s netcfg.Sysctl) error {
 	k.writes.Add(1)
-	// No O_CREATE: /proc answers a missing parameter with EACCES to it.
+	// Open without O_CREATE: with it, /proc returns EACCES for a missing parameter.
 	f, err := os.OpenFile(sysctlPath(s.Key), os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("set sysctl %s: %w", s.Key, err)
@@ -97,11 +97,10 @@ func (k *Kernel) writeSysctl(s netcfg.Sysctl) error {
 	return nil
 }
 
-// keepRouterAdvertisements lets the host go on listening to router
-// advertisements when it becomes a router itself: with accept_ra = 1 the kernel
-// drops the default route it learned as soon as forwarding is on, with 2 it
-// keeps it (Documentation/networking/ip-sysctl.rst). Where it was off, it
-// stays off.
+// keepRouterAdvertisements lets the host continue to accept router advertisements when it
+// becomes a router itself. With accept_ra = 1 the kernel deletes the default route it
+// learned as soon as forwarding is on; with 2 it keeps the route
+// (Documentation/networking/ip-sysctl.rst). Where accept_ra is off, it stays off.
 func (k *Kernel) keepRouterAdvertisements() error {
 	files, err := filepath.Glob(sysctlPath("net.ipv6.conf") + "/*/accept_ra")
 	if err != nil {
@@ -112,7 +111,7 @@ func (k *Kernel) keepRouterAdvertisements() error {
 		link := filepath.Base(filepath.Dir(f))
 		b, err := os.ReadFile(f)
 		if err != nil || strings.TrimSpace(string(b)) != "1" {
-			continue // a link that has just gone has nothing to keep
+			continue // the link was just deleted, or has no such setting
 		}
 		key := "net.ipv6.conf." + strings.ReplaceAll(link, ".", "/") + ".accept_ra"
 		if err := k.writeSysctl(netcfg.Sysctl{Key: key, Value: "2"}); err != nil && !errors.Is(err, fs.ErrNotExist) {

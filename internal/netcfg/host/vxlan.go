@@ -205,7 +205,7 @@ func (k *Kernel) addEntries(forwarding []netcfg.FDBEntry, neighbors []netcfg.Nei
 	if err != nil {
 		return err
 	}
-	return k.eachEntry(entriesOf(link, forwarding, neighbors), "add", k.nl.NeighSet)
+	return k.eachEntry(toEntries(link, forwarding, neighbors), "add", k.nl.NeighSet)
 }
 
 // deleteEntries deletes forwarding and neighbor entries.
@@ -217,7 +217,7 @@ func (k *Kernel) deleteEntries(forwarding []netcfg.FDBEntry, neighbors []netcfg.
 	if err != nil || link == nil {
 		return err
 	}
-	return k.eachEntry(entriesOf(link, forwarding, neighbors), "delete", func(n *netlink.Neigh) error {
+	return k.eachEntry(toEntries(link, forwarding, neighbors), "delete", func(n *netlink.Neigh) error {
 		if err := k.nl.NeighDel(n); !errors.Is(err, unix.ENOENT) {
 			return err
 		}
@@ -238,7 +238,7 @@ func (k *Kernel) eachEntry(entries []netlink.Neigh, verb string, do func(*netlin
 }
 
 // toEntries converts entries to the form that netlink expects.
-func entriesOf(link netlink.Link, forwarding []netcfg.FDBEntry, neighbors []netcfg.NeighborEntry) []netlink.Neigh {
+func toEntries(link netlink.Link, forwarding []netcfg.FDBEntry, neighbors []netcfg.NeighborEntry) []netlink.Neigh {
 	var out []netlink.Neigh
 	index := link.Attrs().Index
 	for _, e := range forwarding {
