@@ -53,7 +53,7 @@ func TestDesired(t *testing.T) {
 	heard := picked
 	heard.Heard = map[wgtypes.Key]netip.AddrPort{
 		nat.Key:   netip.MustParseAddrPort("[::ffff:203.0.113.9]:40001"),
-		small.Key: netip.MustParseAddrPort("203.0.113.9:40002"), // has endpoints
+		small.Key: netip.MustParseAddrPort("203.0.113.9:40002"), // ignored: this peer has endpoints
 	}
 
 	waiting := two
@@ -101,13 +101,13 @@ func TestDesired(t *testing.T) {
 	}
 }
 
-// withoutTunnels is a node that is nobody's home.
+// withoutTunnels returns the topology of a node on which no client's tunnel ends.
 func withoutTunnels(t mesh.Topology) mesh.Topology {
 	t.Clients = nil
 	return t
 }
 
-// lanSettings are those of node 1, whose location's network is 192.168.10.0/24.
+// lanSettings are the settings of node 1, whose location has the network 192.168.10.0/24.
 func lanSettings() Settings {
 	s := settings()
 	s.ID = mesh.ID{1}
@@ -118,8 +118,8 @@ func lanSettings() Settings {
 	return s
 }
 
-// TestDesiredOrder holds Desired to one answer for one topology, in whatever order its
-// lists come, and to one route for each destination.
+// TestDesiredOrder checks that the order of a topology's lists doesn't change the result,
+// and that each destination has one route.
 func TestDesiredOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		peers := []mesh.Peer{
@@ -134,11 +134,11 @@ func TestDesiredOrder(t *testing.T) {
 		shuffled.Guarded = rapid.Permutation(slices.Concat(top.Guarded, top.Guarded)).Draw(t, "guarded")
 		want, got := Desired(top, settings()), Desired(shuffled, settings())
 		if d := cmp.Diff(want.String(), got.String()); d != "" {
-			t.Fatalf("in another order (-want +got):\n%s", d)
+			t.Fatalf("state of the same topology in another order (-want +got):\n%s", d)
 		}
 		for i, r := range got.Routes {
 			if r.Destination.Addr().Is4In6() {
-				t.Errorf("route %s is mapped", r)
+				t.Errorf("route %s is IPv4-mapped, want IPv4", r)
 			}
 			if i > 0 && got.Routes[i-1].Destination == r.Destination {
 				t.Errorf("two routes to %s", r.Destination)
@@ -167,7 +167,7 @@ func TestMTU(t *testing.T) {
 		{"PPPoE", 1492, true, 1412},
 		{"narrow", 1300, false, 1220},
 		{"narrow with IPv6", 1300, true, 1280},
-		{"no way out", 0, false, 1420},
+		{"no uplink", 0, false, 1420},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := MTU(tt.egress, tt.ipv6); got != tt.want {

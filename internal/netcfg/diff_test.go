@@ -15,7 +15,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// now is when the tests' observations are made.
+// now is the time of the observations in the tests.
 var now = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 
 func TestDiff(t *testing.T) {
@@ -25,7 +25,7 @@ func TestDiff(t *testing.T) {
 			netcfgtest.Peer(3, "b", "10.4.0.3/32", "10.42.2.0/24"),
 		), settings())
 	}
-	// replace stands for keys, which tell a reader nothing.
+	// names replaces keys, which are hard to read, by short words.
 	names := strings.NewReplacer(
 		netcfgtest.Key(1).PublicKey().String(), "OWN", netcfgtest.Key(9).PublicKey().String(), "NEW",
 		netcfgtest.Key(2).PublicKey().String(), "A", netcfgtest.Key(3).PublicKey().String(), "B", throwaway().String(), "T")
@@ -44,7 +44,7 @@ func TestDiff(t *testing.T) {
 		name  string
 		edit  func(observed, desired *State)
 		prune string // the plan with Prune
-		keep  string // and without, "same" if it is the same
+		keep  string // the plan without Prune; "same" if it is equal
 	}{
 		{name: "nothing", edit: func(_, _ *State) {}, keep: "same"},
 		{
@@ -58,31 +58,31 @@ func TestDiff(t *testing.T) {
 			prune: "~ link meshd0 listen-port 4500 public-key NEW\n", keep: "same",
 		},
 		{
-			name: "any implementation will do",
+			name: "any implementation is acceptable",
 			edit: func(o, d *State) { o.Device.Implementation, d.Device.Implementation = Userspace, Auto },
 			keep: "same",
 		},
 		{
-			name: "live session, endpoint is the kernel's",
+			name: "live session keeps the kernel's endpoint",
 			edit: func(o, _ *State) {
 				peer(o, 2).Endpoint, peer(o, 2).LastHandshake = elsewhere, now.Add(-179*time.Second)
 			},
 			prune: "", keep: "same",
 		},
 		{
-			name: "dead session, endpoint is ours",
+			name: "expired session gets the desired endpoint",
 			edit: func(o, _ *State) {
 				peer(o, 2).Endpoint, peer(o, 2).LastHandshake = elsewhere, now.Add(-180*time.Second)
 			},
 			prune: "~ peer A (a) endpoint 203.0.113.2:51820\n", keep: "same",
 		},
 		{
-			name: "no session and no endpoint to give",
+			name: "no session and no desired endpoint",
 			edit: func(o, d *State) { peer(o, 2).Endpoint, peer(d, 2).Endpoint = elsewhere, netip.AddrPort{} },
 			keep: "same",
 		},
 		{
-			name: "endpoint of IPv4 as IPv6",
+			name: "IPv4 endpoint in IPv6-mapped form",
 			edit: func(o, _ *State) {
 				peer(o, 2).Endpoint = netip.MustParseAddrPort("[::ffff:203.0.113.2]:51820")
 			},
@@ -122,13 +122,13 @@ func TestDiff(t *testing.T) {
 			prune: "~ peer B (b) allowed-ips +10.42.1.0/24\n", keep: "same",
 		},
 		{
-			name: "allowed IP goes to nobody",
+			name: "allowed IP belongs to no peer any more",
 			edit: func(_, d *State) { peer(d, 2).AllowedIPs = netcfgtest.Prefixes("10.4.0.2/32") },
 			prune: "+ peer T (throwaway) allowed-ips +10.42.1.0/24\n" +
 				"- peer T (throwaway)\n",
 		},
 		{
-			name: "new key takes over before the old one goes",
+			name: "new key takes over before the old one is removed",
 			edit: func(_, d *State) { peer(d, 2).Key = netcfgtest.Key(9).PublicKey() },
 			prune: "+ peer NEW (a) endpoint 203.0.113.2:51820 allowed-ips +10.4.0.2/32, +10.42.1.0/24\n" +
 				"- peer A (a)\n",
@@ -140,7 +140,7 @@ func TestDiff(t *testing.T) {
 			prune: "~ peer A (a) preshared-key (hidden)\n", keep: "same",
 		},
 		{
-			name:  "throwaway peer of a crash",
+			name:  "throwaway peer left by a crash",
 			edit:  func(o, _ *State) { o.Peers = append(o.Peers, Peer{Key: throwaway()}) },
 			prune: "- peer T (throwaway)\n", keep: "same",
 		},
@@ -150,12 +150,12 @@ func TestDiff(t *testing.T) {
 			prune: "~ route 10.42.0.0/16 dev meshd0 src 10.4.0.1 (was route 10.42.0.0/16 dev eth0 src 10.4.0.1 mtu 1300)\n", keep: "same",
 		},
 		{
-			name:  "route to nowhere in the place of ours",
+			name:  "route without link in place of ours",
 			edit:  func(o, _ *State) { o.Routes[3] = Route{Destination: o.Routes[3].Destination} },
 			prune: "~ route 10.42.0.0/16 dev meshd0 src 10.4.0.1 (was route 10.42.0.0/16 dev none)\n", keep: "same",
 		},
 		{
-			name: "route and address gone from the wish",
+			name: "route and address no longer desired",
 			edit: func(o, _ *State) {
 				o.Routes = append(o.Routes, Route{Destination: netip.MustParsePrefix("10.42.9.0/24"), Link: "meshd0"})
 				o.Addresses = append(o.Addresses, netip.MustParsePrefix("10.4.0.99/32"))
@@ -187,7 +187,7 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-// without returns the peers but one.
+// without returns the peers without one of them.
 func without(peers []Peer, p Peer) []Peer {
 	var out []Peer
 	for _, o := range peers {
@@ -198,7 +198,7 @@ func without(peers []Peer, p Peer) []Peer {
 	return out
 }
 
-// TestDiffDevice checks what a device takes with it.
+// TestDiffDevice checks what is planned anew when the device is created or replaced.
 func TestDiffDevice(t *testing.T) {
 	desired := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32")), settings())
 	other := desired
@@ -208,7 +208,7 @@ func TestDiffDevice(t *testing.T) {
 
 	all := Diff(State{}, desired, Options{Now: now})
 	if all.Firewall == nil || len(all.Sysctls) != len(desired.Sysctls) || len(all.Routes) != len(desired.Routes) {
-		t.Errorf("from nothing, got:\n%s", all)
+		t.Errorf("new device, got:\n%s", all)
 	}
 	again := Diff(other, desired, Options{Now: now, Prune: true})
 	if !again.Device.Replace || !again.Device.Create {
@@ -222,7 +222,7 @@ func TestDiffDevice(t *testing.T) {
 	}
 }
 
-// TestDiffFirewall changes one thing at a time in the table that is there.
+// TestDiffFirewall makes one change at a time to the observed table.
 func TestDiffFirewall(t *testing.T) {
 	desired := Desired(netcfgtest.IPv4(), settings())
 	for name, edit := range map[string]func(*Firewall){
@@ -257,7 +257,7 @@ func TestDiffFirewall(t *testing.T) {
 	}
 }
 
-// TestDiffRemoval asks for nothing at all.
+// TestDiffRemoval plans the removal of everything.
 func TestDiffRemoval(t *testing.T) {
 	observed := Desired(mesh.Topology{}, settings())
 	observed.Routes = []Route{{Destination: netip.MustParsePrefix("10.42.9.0/24"), Link: "eth0"}}
@@ -281,12 +281,12 @@ func TestDiffRenews(t *testing.T) {
 	}{
 		{"never", time.Time{}, true},
 		{"just now", now, false},
-		{"session may live", now.Add(-179 * time.Second), false},
+		{"session may be live", now.Add(-179 * time.Second), false},
 		{"session is over", now.Add(-180 * time.Second), true},
 	} {
 		observed := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32")), settings())
 		observed.Peers[0].LastHandshake = tt.handshake
-		var got []bool // whether it removes
+		var got []bool // for each change of a peer, whether it is a removal
 		for _, c := range Diff(observed, desired, Options{Now: now, Renew: renew}).Peers {
 			got = append(got, c.Remove)
 		}

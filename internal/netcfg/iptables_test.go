@@ -14,7 +14,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// acceptsOf are the rules of a node with pods, in IPv4 only.
+// acceptsOf returns the accept rules of a node with pods, in IPv4 only.
 func acceptsOf(s Settings) []Accept {
 	prefixes := func(list ...string) []netip.Prefix {
 		var out []netip.Prefix
@@ -31,14 +31,14 @@ func acceptsOf(s Settings) []Accept {
 	}, s).Accepts
 }
 
-// xt is a table of iptables as it prints it.
+// xt returns a table of iptables from the output of iptables -S.
 func xt(text string) filter.Table {
 	t := filter.Parse(filter.XTNFT, "ip", "filter", text)
 	t.Program = "iptables-nft"
 	return t
 }
 
-// follow does to a table what changes say.
+// follow applies changes to a table.
 func follow(t *testing.T, table filter.Table, changes []AcceptChange) filter.Table {
 	t.Helper()
 	e := edit{table: clone(table)}
@@ -65,7 +65,7 @@ func follow(t *testing.T, table filter.Table, changes []AcceptChange) filter.Tab
 
 var hashes = regexp.MustCompile(`(meshd:)[0-9a-f]{12}`)
 
-// changeLines are changes for people, with a word for each hash.
+// changeLines formats changes, with the same placeholder for each hash.
 func changeLines(changes []AcceptChange) []string {
 	var out []string
 	for _, c := range changes {
@@ -88,29 +88,29 @@ func TestDiffAccepts(t *testing.T) {
 			"-A INPUT -p udp --dport 51820", "-A INPUT -p udp --dport 7946", "-A INPUT -p tcp --dport 7946", "-A INPUT " + state,
 			"-A INPUT -i meshd0 -s 10.4.0.0/16", "-A INPUT -i meshd0 -s 10.42.0.0/16", "-A INPUT -i kube-bridge",
 		}},
-		{"others let some through", "-P INPUT DROP\n-A INPUT " + state + " -j ACCEPT\n-A INPUT -s 10.0.0.0/8 -j ACCEPT\n-A INPUT -p udp -j ACCEPT\n-P FORWARD ACCEPT", []string{
+		{"other rules accept some packets", "-P INPUT DROP\n-A INPUT " + state + " -j ACCEPT\n-A INPUT -s 10.0.0.0/8 -j ACCEPT\n-A INPUT -p udp -j ACCEPT\n-P FORWARD ACCEPT", []string{
 			"-A INPUT -p tcp --dport 7946",
 		}},
-		{"before what rejects at the end", "-P FORWARD ACCEPT\n-P INPUT ACCEPT\n-A INPUT -p udp -j ACCEPT\n-A INPUT -s 10.0.0.0/8 -j ACCEPT\n-A INPUT " + state + " -j ACCEPT\n-A INPUT -j REJECT", []string{
+		{"before the final reject", "-P FORWARD ACCEPT\n-P INPUT ACCEPT\n-A INPUT -p udp -j ACCEPT\n-A INPUT -s 10.0.0.0/8 -j ACCEPT\n-A INPUT " + state + " -j ACCEPT\n-A INPUT -j REJECT", []string{
 			"-I INPUT 4 -p tcp --dport 7946",
 		}},
 		{"before the uplink is closed", "-P FORWARD ACCEPT\n-P INPUT ACCEPT\n-A INPUT -i lo -j ACCEPT\n-A INPUT -p tcp -i eth0 -m tcp --dport 7000:8000 -j DROP", []string{
 			"-I INPUT 2 -p tcp --dport 7946",
 		}},
-		{"behind NetworkPolicy", "-P FORWARD DROP\n-A FORWARD -d 10.42.0.7/32 -j DROP\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -o kube-bridge -j ACCEPT", []string{
+		{"after NetworkPolicy", "-P FORWARD DROP\n-A FORWARD -d 10.42.0.7/32 -j DROP\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -o kube-bridge -j ACCEPT", []string{
 			"-A FORWARD -i meshd0", "-A FORWARD -o meshd0",
 		}},
 		{"Docker", "-P FORWARD DROP\n-N DOCKER-USER\n-N DOCKER\n-A FORWARD -j DOCKER-USER\n-A FORWARD -o docker0 -j DOCKER\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -o kube-bridge -j ACCEPT\n-A DOCKER-USER -i eth0 -s 192.0.2.7/32 -j DROP\n-A DOCKER-USER -j RETURN", []string{
 			"-I DOCKER-USER 2 -i meshd0", "-I DOCKER-USER 3 -o meshd0",
 		}},
-		{"Docker's chain is asked too late", "-P FORWARD DROP\n-N DOCKER-USER\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -o kube-bridge -j ACCEPT\n-A FORWARD -j DROP\n-A FORWARD -j DOCKER-USER", []string{
+		{"Docker's chain comes too late", "-P FORWARD DROP\n-N DOCKER-USER\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -o kube-bridge -j ACCEPT\n-A FORWARD -j DROP\n-A FORWARD -j DOCKER-USER", []string{
 			"-I FORWARD 3 -i meshd0", "-I FORWARD 4 -o meshd0",
 		}},
 		{"ufw", "-P INPUT DROP\n-P FORWARD ACCEPT\n-N before\n-N local\n-N user\n-A INPUT -j before\n-A before " + state + " -j ACCEPT\n-A before -j local\n-A before -s 10.0.0.0/8 -j ACCEPT\n-A before -j user\n" +
 			"-A local -m addrtype --dst-type LOCAL -j RETURN\n-A local -m addrtype --dst-type MULTICAST -j RETURN\n-A local -m limit --limit 3/min -j LOG\n-A local -j DROP\n-A user -p tcp -m tcp --dport 7946 -j ACCEPT", []string{
 			"-A INPUT -p udp --dport 51820", "-A INPUT -p udp --dport 7946",
 		}},
-		{"a rule that is not wanted any more", "-P FORWARD ACCEPT\n-P INPUT ACCEPT\n-A INPUT -p udp -m udp --dport 51821 -m comment --comment meshd:0123456789ab -j ACCEPT", []string{
+		{"a rule that is no longer desired", "-P FORWARD ACCEPT\n-P INPUT ACCEPT\n-A INPUT -p udp -m udp --dport 51821 -m comment --comment meshd:0123456789ab -j ACCEPT", []string{
 			"- iptables-nft rule meshd:# in INPUT",
 		}},
 		{"not understood", "-P FORWARD DROP\n-A FORWARD -m set --match-set friends src -j ACCEPT\n-A FORWARD -i kube-bridge -j ACCEPT\n-A FORWARD -o kube-bridge -j ACCEPT", []string{
@@ -142,7 +142,7 @@ func TestDiffAccepts(t *testing.T) {
 			for name, c := range gone.Chains {
 				for _, r := range c.Rules {
 					if isOurs(r) {
-						t.Errorf("rule of ours in %s after all were taken away: %+v", name, r)
+						t.Errorf("our rule in %s after all were removed: %+v", name, r)
 					}
 				}
 			}
@@ -150,7 +150,7 @@ func TestDiffAccepts(t *testing.T) {
 	}
 }
 
-// TestDiffAcceptsMoves has somebody close a chain in front of our rules.
+// TestDiffAcceptsMoves adds a drop rule before our rules.
 func TestDiffAcceptsMoves(t *testing.T) {
 	accepts := acceptsOf(Settings{})
 	open := xt("-P INPUT ACCEPT\n-P FORWARD DROP")
@@ -167,8 +167,8 @@ func TestDiffAcceptsMoves(t *testing.T) {
 	}
 }
 
-// TestDiffAcceptsLeaves what it may not touch: without pruning, what is not wanted;
-// without the program, everything.
+// TestDiffAcceptsLeaves checks what is not changed: rules that are no longer desired,
+// without pruning, and all rules, if the program is not installed.
 func TestDiffAcceptsLeaves(t *testing.T) {
 	const stale = "-P INPUT ACCEPT\n-A INPUT -i meshd9 -m comment --comment meshd:0123456789ab -j ACCEPT"
 	if got := diffAccepts([]filter.Table{xt(stale)}, acceptsOf(Settings{}), false); got != nil {

@@ -72,7 +72,8 @@ func TestVXLANMTU(t *testing.T) {
 	}
 }
 
-// Two links in the location's family: the one in the neighbor's subnet counts.
+// If two links have an address in the location's family, the one in the neighbor's subnet
+// is used.
 func TestNeighborsLink(t *testing.T) {
 	s := settings()
 	s.LANs = []LAN{
@@ -94,7 +95,7 @@ func TestNeighborsLink(t *testing.T) {
 	}
 }
 
-// A node that takes a neighbor's MAC for its own gets no packets meant for it.
+// A node that uses a neighbor's MAC as its own gets no packets for that neighbor.
 func TestSameMAC(t *testing.T) {
 	s := lanSettings()
 	top := netcfgtest.Member()
@@ -105,11 +106,11 @@ func TestSameMAC(t *testing.T) {
 		t.Errorf("got forwarding entries %v, want one", got.Forwarding)
 	}
 	if again := Diff(got, Desired(top, s), Options{Prune: true}); !again.Empty() {
-		t.Errorf("there remains\n%s", again)
+		t.Errorf("plan after the plan: got\n%s, want none", again)
 	}
 }
 
-// TestDiffVXLAN shows the plans of a location's changes.
+// TestDiffVXLAN checks the plans for changes of a location.
 func TestDiffVXLAN(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -118,7 +119,7 @@ func TestDiffVXLAN(t *testing.T) {
 		want     string
 	}{
 		{
-			name: "out of office", from: netcfgtest.Gateway, to: netcfgtest.Member,
+			name: "gateway becomes a member", from: netcfgtest.Gateway, to: netcfgtest.Member,
 			want: `~ route 10.4.0.9/32 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1 (was route 10.4.0.9/32 dev meshd0 src 10.4.0.1)
 ~ route 10.42.8.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1 (was route 10.42.8.0/24 dev meshd0 src 10.4.0.1)
 ~ route 192.168.20.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1 (was route 192.168.20.0/24 dev meshd0 src 10.4.0.1)
@@ -127,7 +128,7 @@ func TestDiffVXLAN(t *testing.T) {
 `,
 		},
 		{
-			name: "into office: routes after the peer", from: netcfgtest.Member, to: netcfgtest.Gateway,
+			name: "member becomes a gateway: routes after the peer", from: netcfgtest.Member, to: netcfgtest.Gateway,
 			want: `+ peer FAR (far) endpoint 203.0.113.9:51820 allowed-ips +10.4.0.9/32, +10.42.8.0/24, +192.168.20.0/24, +fd00:4::9/128
 ~ route 10.4.0.9/32 dev meshd0 src 10.4.0.1 (was route 10.4.0.9/32 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1)
 ~ route 10.42.8.0/24 dev meshd0 src 10.4.0.1 (was route 10.42.8.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1)
@@ -136,7 +137,7 @@ func TestDiffVXLAN(t *testing.T) {
 `,
 		},
 		{
-			name: "a neighbor leaves and another is elsewhere", from: netcfgtest.Member,
+			name: "a neighbor leaves and another moves", from: netcfgtest.Member,
 			to: func() mesh.Topology {
 				top := netcfgtest.Member()
 				top.Neighbors = top.Neighbors[1:]
@@ -190,7 +191,7 @@ func TestDiffVXLAN(t *testing.T) {
 	}
 }
 
-// entriesOnly keeps of a plan the entries of the VXLAN device and the routes.
+// entriesOnly returns a plan with only the entries of the VXLAN device and the routes.
 func entriesOnly(plan string) string {
 	var b strings.Builder
 	for line := range strings.Lines(plan) {

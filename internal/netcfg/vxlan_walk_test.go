@@ -13,8 +13,8 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// The neighbors of the walks' small world: 10.4.0.2 and 10.4.0.3, with their addresses in
-// IPv6, at either of two places.
+// The neighbors of the random walks: 10.4.0.2 and 10.4.0.3, with their IPv6 addresses,
+// each at one of two internal IPs.
 var (
 	walkNeighbors = []NeighborEntry{
 		{netip.MustParseAddr("10.4.0.2"), MAC{2, 2}},
@@ -22,17 +22,17 @@ var (
 		{netip.MustParseAddr("fd00:4::2"), MAC{2, 2}},
 		{netip.MustParseAddr("fd00:4::3"), MAC{2, 3}},
 	}
-	walkPlaces = netcfgtest.Addrs("192.168.10.2", "192.168.10.3")
+	walkInternalIPs = netcfgtest.Addrs("192.168.10.2", "192.168.10.3")
 )
 
-// drawVXLAN adds the device to the neighbors, or not.
+// drawVXLAN adds the device for traffic to neighbors, or not.
 func drawVXLAN(t *rapid.T, s *State, observed bool) {
 	draw := func(name string, n int) int { return rapid.IntRange(0, n-1).Draw(t, name) }
 	if draw("VXLAN", 3) == 0 {
 		return
 	}
 	s.VXLAN = &VXLAN{
-		Name: "meshd0-vx", ID: VXLANID, Port: VXLANPort, Local: walkPlaces[draw("local", 2)],
+		Name: "meshd0-vx", ID: VXLANID, Port: VXLANPort, Local: walkInternalIPs[draw("local", 2)],
 		MAC: MAC{2, 1}, MTU: 1400 + draw("VXLAN MTU", 2), Up: !observed || draw("VXLAN up", 2) == 0,
 		Learning: observed && draw("learning", 4) == 0,
 	}
@@ -50,7 +50,7 @@ func drawVXLAN(t *rapid.T, s *State, observed bool) {
 	}
 	for _, mac := range []MAC{{2, 2}, {2, 3}} {
 		first := draw("place", 3)
-		for i, at := range walkPlaces {
+		for i, at := range walkInternalIPs {
 			if i == first || observed && draw("second place", 4) == 0 {
 				s.Forwarding = append(s.Forwarding, FDBEntry{mac, at})
 			}
@@ -58,8 +58,8 @@ func drawVXLAN(t *rapid.T, s *State, observed bool) {
 	}
 }
 
-// drawVia leads a route to a neighbor, and reports whether the route must exist
-// therefore: a neighbor's own address is on its link.
+// drawVia points a route to a neighbor. It reports whether the route is required then:
+// the route to a neighbor's own address is on its link.
 func drawVia(t *rapid.T, s *State, r *Route) bool {
 	if i := slices.IndexFunc(s.Neighbors, func(n NeighborEntry) bool { return n.Addr == r.Destination.Addr() }); i >= 0 {
 		r.Link = s.VXLAN.Name
@@ -94,15 +94,15 @@ func (k *kernel) applyVXLAN(c VXLANChange) {
 	k.VXLAN = &v
 }
 
-// deleteVXLAN deletes the device to the neighbors, and all that lives on it.
+// deleteVXLAN deletes the VXLAN device with everything on it.
 func (k *kernel) deleteVXLAN() {
 	k.VXLAN, k.Forwarding, k.Neighbors = nil, nil, nil
 	k.Routes = slices.DeleteFunc(slices.Clone(k.Routes), func(r Route) bool { return r.Link == "meshd0-vx" })
 	k.Sysctls = slices.DeleteFunc(slices.Clone(k.Sysctls), func(s Sysctl) bool { return strings.Contains(s.Key, ".meshd0-vx.") })
 }
 
-// addEntries does what the kernel does: a MAC that has a place gets another one instead
-// of its first.
+// addEntries does what the kernel does: a MAC that has an entry gets the new destination
+// instead of the old one.
 func (k *kernel) addEntries(p Plan) {
 	if k.VXLAN == nil && len(p.Forwarding)+len(p.Neighbors) > 0 {
 		k.t.Fatal("entries without a device")
@@ -132,7 +132,7 @@ func (k *kernel) deleteEntries(p Plan) {
 	}
 }
 
-// checkNextHop refuses what IPv6 refuses: a next hop that another link leads to.
+// checkNextHop fails where IPv6 refuses a route: if another link leads to the next hop.
 func (k *kernel) checkNextHop(r Route) {
 	if !r.Via.Is6() || !r.OnLink {
 		return
@@ -148,7 +148,7 @@ func (k *kernel) checkNextHop(r Route) {
 	}
 }
 
-// checkVXLAN compares the host's ways to neighbors with what was desired.
+// checkVXLAN compares the host's VXLAN device and its entries with the desired ones.
 func checkVXLAN(t *rapid.T, got, desired State, o Options) {
 	if o.Prune {
 		checkSame(t, "VXLAN is there", got.VXLAN != nil, desired.VXLAN != nil)
@@ -169,15 +169,15 @@ func checkVXLAN(t *rapid.T, got, desired State, o Options) {
 	}
 }
 
-// routesStay returns a function that holds the host to a route, at every moment, to where
-// there was one and is to be one.
+// routesStay returns a check that a destination which had a route and will have one never
+// lacks it.
 func routesStay(t *rapid.T, k *kernel, before, desired State, plan Plan) func() {
 	kept := make(map[netip.Prefix]bool)
 	for _, r := range before.Routes {
 		kept[r.Destination] = slices.ContainsFunc(desired.Routes, func(d Route) bool { return d.Destination == r.Destination })
 	}
 	if plan.Device != nil && plan.Device.Create || plan.VXLAN != nil && plan.VXLAN.Create {
-		kept = nil // the kernel has taken routes with the device
+		kept = nil // the kernel deleted routes together with the device
 	}
 	return func() {
 		there := make(map[netip.Prefix]bool)
@@ -186,7 +186,7 @@ func routesStay(t *rapid.T, k *kernel, before, desired State, plan Plan) func() 
 		}
 		for dst, want := range kept {
 			if want && !there[dst] {
-				t.Fatalf("for a moment there is no route to %s", dst)
+				t.Fatalf("there is no route to %s at one moment", dst)
 			}
 		}
 	}

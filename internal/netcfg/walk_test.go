@@ -21,13 +21,13 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// kernel is a host made of values. It applies plans as the real one does, and fails the
-// test where that would refuse, or where a plan breaks a promise.
+// kernel is a simulated host. It applies plans as the real one does. It fails the test if
+// the real one would refuse a step, or if a plan breaks one of its guarantees.
 type kernel struct {
 	t *rapid.T
 	State
 	watch     func()         // runs after each change of a peer or a route
-	backstops []netip.Prefix // that must be there before an address is
+	backstops []netip.Prefix // that must exist before an address is added
 }
 
 func (k *kernel) apply(p Plan) {
@@ -68,7 +68,7 @@ func (k *kernel) apply(p Plan) {
 		k.replaceRoute(r)
 	}
 	for _, r := range p.StaleRoutes {
-		// As the real one, it asks only for the destination, the link and the next hop.
+		// Like the real kernel, it compares only destination, link and next hop.
 		i := slices.IndexFunc(k.Routes, func(o Route) bool {
 			return o.Destination == r.Destination && (r.Link == "" || o.Link == r.Link) && (!r.Via.IsValid() || o.Via == r.Via)
 		})
@@ -122,7 +122,7 @@ func (k *kernel) applyDevice(c DeviceChange) {
 	k.Device = &d
 }
 
-// deleteDevice deletes the device, and all that lives on it.
+// deleteDevice deletes the device with everything on it.
 func (k *kernel) deleteDevice() {
 	rest := State{Firewall: k.Firewall, Backstops: k.Backstops, VXLAN: k.VXLAN, Forwarding: k.Forwarding, Neighbors: k.Neighbors}
 	for _, r := range k.Routes {
@@ -160,7 +160,7 @@ func (k *kernel) replaceRoute(c RouteChange) {
 	k.watch()
 }
 
-// configure does what wg_set_device does, peer by peer.
+// configure does what wg_set_device does, one peer after the other.
 func (k *kernel) configure(changes []PeerChange) {
 	for _, pc := range changes {
 		i := slices.IndexFunc(k.Peers, func(p Peer) bool { return p.Key == pc.Key })
@@ -198,13 +198,13 @@ func (k *kernel) configure(changes []PeerChange) {
 	}
 }
 
-// owners returns who has each allowed IP, and fails if two have one.
+// owners returns which peer has each allowed IP. It fails if two peers have the same.
 func owners(t *rapid.T, peers []Peer) map[netip.Prefix]wgtypes.Key {
 	m := make(map[netip.Prefix]wgtypes.Key)
 	for _, p := range peers {
 		for _, ip := range p.AllowedIPs {
 			if _, ok := m[ip]; ok {
-				t.Fatalf("%s is at two peers", ip)
+				t.Fatalf("two peers have %s", ip)
 			}
 			m[ip] = p.Key
 		}
@@ -212,7 +212,7 @@ func owners(t *rapid.T, peers []Peer) map[netip.Prefix]wgtypes.Key {
 	return m
 }
 
-// The small world in which the walks are: few things, which meet often.
+// The values that random states are drawn from. They are few, so that they often collide.
 var (
 	walkKeys     = []wgtypes.Key{netcfgtest.Key(2).PublicKey(), netcfgtest.Key(3).PublicKey(), netcfgtest.Key(4).PublicKey(), netcfgtest.Key(5).PublicKey()}
 	walkPrefixes = netcfgtest.Prefixes("10.4.0.2/32", "10.4.0.3/32", "10.42.1.0/24", "10.42.2.0/24", "10.42.0.0/16",
@@ -221,8 +221,8 @@ var (
 	walkAges = []time.Duration{0, time.Second, 179 * time.Second, 180 * time.Second, 24 * time.Hour, -time.Hour}
 )
 
-// drawState draws a state. An observed one has what no desired one has: leftovers, routes
-// to elsewhere, handshakes.
+// drawState draws a state. An observed state may also contain what a desired one never
+// has: leftovers, routes to other links, handshakes.
 func drawState(t *rapid.T, observed bool) State {
 	var s State
 	draw := func(name string, n int) int { return rapid.IntRange(0, n-1).Draw(t, name) }
@@ -288,8 +288,8 @@ func drawState(t *rapid.T, observed bool) State {
 	return s
 }
 
-// drawRoutes adds routes, of which a desired state has one for each destination, with a
-// source: by the device, or to a neighbor.
+// drawRoutes adds routes by the device or to a neighbor. A desired state has one with a
+// source for each destination.
 func drawRoutes(t *rapid.T, s *State, observed bool) {
 	var own []netip.Addr
 	for _, a := range s.Addresses {
@@ -313,7 +313,7 @@ func drawRoutes(t *rapid.T, s *State, observed bool) {
 	}
 }
 
-// TestWalk leads a host from any state through several desired ones.
+// TestWalk takes a host from a random state through several desired ones.
 func TestWalk(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		k := &kernel{t: t, State: drawState(t, true)}
@@ -323,19 +323,19 @@ func TestWalk(t *testing.T) {
 			before := k.State
 			k.backstops = desired.Backstops
 			plan := Diff(before, desired, o)
-			peers, routes := promises(t, k, before, desired, plan), routesStay(t, k, before, desired, plan)
+			peers, routes := guarantees(t, k, before, desired, plan), routesStay(t, k, before, desired, plan)
 			k.watch = func() { peers(); routes() }
 			k.apply(plan)
 			if again := Diff(k.State, desired, o); !again.Empty() {
-				t.Fatalf("from\n%sto\n%swith\n%sthere remains\n%s", before, desired, plan, again)
+				t.Fatalf("from\n%sto\n%swith\n%sthe next plan is\n%s", before, desired, plan, again)
 			}
 			checkReached(t, before, k.State, desired, o)
 		}
 	})
 }
 
-// promises returns a check of what must hold after every single change.
-func promises(t *rapid.T, k *kernel, before, desired State, plan Plan) func() {
+// guarantees returns a check of what must hold after every single change.
+func guarantees(t *rapid.T, k *kernel, before, desired State, plan Plan) func() {
 	if plan.Device != nil && plan.Device.Create {
 		before = State{}
 	}
@@ -362,7 +362,7 @@ func promises(t *rapid.T, k *kernel, before, desired State, plan Plan) func() {
 	}
 }
 
-// checkReached compares a host with what was desired of it.
+// checkReached compares a host with its desired state.
 func checkReached(t *rapid.T, before, got, desired State, o Options) {
 	checkVXLAN(t, got, desired, o)
 	if o.Prune {
@@ -405,7 +405,7 @@ func checkReached(t *rapid.T, before, got, desired State, o Options) {
 			checkSame(t, "allowed IPs", joinPrefixes(h.AllowedIPs), joinPrefixes(p.AllowedIPs))
 		}
 		if missed := missing(h.AllowedIPs, p.AllowedIPs); len(missed) > 0 {
-			t.Fatalf("peer %s has not %v", p, missed)
+			t.Fatalf("peer %s lacks %v", p, missed)
 		}
 		live := !h.LastHandshake.IsZero() && now.Sub(h.LastHandshake) < HandshakeFresh
 		switch {
@@ -433,7 +433,7 @@ func sortedKeys(peers []Peer) []wgtypes.Key {
 	return slices.SortedFunc(maps.Keys(byKey(peers)), compareKeys)
 }
 
-// TestPrivateKeyIsNeverPrinted tries all ways of printing.
+// TestPrivateKeyIsNeverPrinted tries all verbs and types.
 func TestPrivateKeyIsNeverPrinted(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		private := wgtypes.Key(rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "private key"))
@@ -469,7 +469,7 @@ func TestPrivateKeyIsNeverPrinted(t *testing.T) {
 	})
 }
 
-// TestPlanString shows a whole plan as a person sees it.
+// TestPlanString checks the text of a complete plan.
 func TestPlanString(t *testing.T) {
 	desired := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "aws-1", "10.4.0.2/32")), Settings{
 		Interface: "meshd0", PrivateKey: netcfgtest.Key(1), ListenPort: 51820, MTU: 1420, Implementation: Userspace,

@@ -26,8 +26,8 @@ func TestJudge(t *testing.T) {
 	}{
 		{"no rules", "-P FORWARD ACCEPT", forwarded, Accepted},
 		{"policy", "-P FORWARD DROP", forwarded, Dropped},
-		{"accepted by the link it comes from", "-P FORWARD DROP\n-A FORWARD -i meshd0 -j ACCEPT", forwarded, Accepted},
-		{"accepted by any link of the kind", "-P FORWARD DROP\n-A FORWARD -o kube+ -j ACCEPT", forwarded, Accepted},
+		{"accepted by incoming link", "-P FORWARD DROP\n-A FORWARD -i meshd0 -j ACCEPT", forwarded, Accepted},
+		{"accepted by a pattern of links", "-P FORWARD DROP\n-A FORWARD -o kube+ -j ACCEPT", forwarded, Accepted},
 		{"another link", "-P FORWARD DROP\n-A FORWARD -i eth0 -j ACCEPT", forwarded, Dropped},
 		{"not another link", "-P FORWARD DROP\n-A FORWARD ! -i eth0 -j ACCEPT", forwarded, Accepted},
 		{"addresses", "-P FORWARD DROP\n-A FORWARD -s 10.42.0.0/16 -d 10.42.0.0/16 -j ACCEPT", forwarded, Accepted},
@@ -35,24 +35,24 @@ func TestJudge(t *testing.T) {
 		{"port", "-P FORWARD DROP\n-A FORWARD -p tcp -m tcp --dport 80 -j ACCEPT", forwarded, Accepted},
 		{"another protocol", "-P FORWARD DROP\n-A FORWARD -p udp -m udp --dport 80 -j ACCEPT", forwarded, Dropped},
 		{"ports", "-P FORWARD DROP\n-A FORWARD -p tcp -m multiport --dports 22,79:81 -j ACCEPT", forwarded, Accepted},
-		{"answers alone, a new connection", "-P FORWARD DROP\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", forwarded, Dropped},
-		{"answers alone, an answer", "-P FORWARD DROP\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", answer, Accepted},
+		{"replies only, a new connection", "-P FORWARD DROP\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", forwarded, Dropped},
+		{"replies only, a reply", "-P FORWARD DROP\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", answer, Accepted},
 		{"packets that kube-proxy has marked", "-P FORWARD DROP\n-A FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT", forwarded, Dropped},
 		{"rejected at the end", "-P FORWARD ACCEPT\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited", forwarded, Dropped},
 		{"accepted before", "-P FORWARD ACCEPT\n-A FORWARD -i meshd0 -j ACCEPT\n-A FORWARD -j REJECT", forwarded, Accepted},
 		{"accepted too late", "-P FORWARD ACCEPT\n-A FORWARD -j DROP\n-A FORWARD -i meshd0 -j ACCEPT", forwarded, Dropped},
 		{"jump", "-P FORWARD DROP\n-N X\n-A FORWARD -i meshd0 -j X\n-A X -j ACCEPT", forwarded, Accepted},
-		{"jump and back", "-P FORWARD DROP\n-N X\n-A FORWARD -j X\n-A FORWARD -j ACCEPT\n-A X -j RETURN\n-A X -j DROP", forwarded, Accepted},
-		{"goto and back", "-P FORWARD DROP\n-N X\n-A FORWARD -g X\n-A FORWARD -j ACCEPT\n-A X -i eth0 -j ACCEPT", forwarded, Dropped},
+		{"jump and return", "-P FORWARD DROP\n-N X\n-A FORWARD -j X\n-A FORWARD -j ACCEPT\n-A X -j RETURN\n-A X -j DROP", forwarded, Accepted},
+		{"goto without return", "-P FORWARD DROP\n-N X\n-A FORWARD -g X\n-A FORWARD -j ACCEPT\n-A X -i eth0 -j ACCEPT", forwarded, Dropped},
 		{"jump that is not taken", "-P FORWARD DROP\n-N X\n-A FORWARD -i eth0 -j X\n-A X -j ACCEPT", forwarded, Dropped},
-		{"endless jumps", "-P FORWARD DROP\n-N X\n-A FORWARD -j X\n-A X -j X", forwarded, Unsure},
+		{"loop of jumps", "-P FORWARD DROP\n-N X\n-A FORWARD -j X\n-A X -j X", forwarded, Unsure},
 		{"log", "-P FORWARD DROP\n-A FORWARD -j LOG --log-prefix \"-j ACCEPT \"", forwarded, Dropped},
 		{"comment", `-P FORWARD DROP` + "\n" + `-A FORWARD -i meshd0 -m comment --comment "! -i \"x" -j ACCEPT`, forwarded, Accepted},
-		{"what is not for this host", "-P FORWARD DROP\n-N X\n-A FORWARD -j X\n-A FORWARD -i meshd0 -j ACCEPT\n-A X -m addrtype --dst-type UNICAST -j RETURN\n-A X -j DROP", forwarded, Accepted},
+		{"not addressed to this host", "-P FORWARD DROP\n-N X\n-A FORWARD -j X\n-A FORWARD -i meshd0 -j ACCEPT\n-A X -m addrtype --dst-type UNICAST -j RETURN\n-A X -j DROP", forwarded, Accepted},
 		{"may be accepted", "-P FORWARD DROP\n-A FORWARD -m set --match-set friends src -j ACCEPT", forwarded, Unsure},
 		{"may be accepted after a jump", "-P FORWARD DROP\n-N X\n-A FORWARD -j X\n-A X -m set --match-set friends src -j ACCEPT\n-A X -j DROP", forwarded, Unsure},
 		{"may be dropped", "-P FORWARD ACCEPT\n-A FORWARD -m set --match-set foes src -j DROP", forwarded, Accepted},
-		{"not understood, but about another link", "-P FORWARD DROP\n-A FORWARD -i eth0 -m set --match-set friends src -j ACCEPT", forwarded, Dropped},
+		{"not understood, but for another link", "-P FORWARD DROP\n-A FORWARD -i eth0 -m set --match-set friends src -j ACCEPT", forwarded, Dropped},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -89,8 +89,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// FuzzParse feeds text that no iptables would print: whatever it is, it ends in
-// some verdict.
+// FuzzParse checks that any text, even one that iptables would never print, leads to a
+// verdict.
 func FuzzParse(f *testing.F) {
 	f.Add("-P FORWARD DROP\n-N X\n-A FORWARD -i meshd0 -j X\n-A X ! -s 10.0.0.0/8 -m comment --comment \"a b\" -g FORWARD")
 	f.Add("-A FORWARD !\n-A FORWARD -j\n-A\n-P FORWARD\n-A FORWARD -p tcp --dport 1:2,3 -j REJECT")
@@ -103,8 +103,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// hostPort is what portmap's and kube-proxy's rules look like, as iptables -t nat -S
-// prints them.
+// hostPort has rules of portmap and kube-proxy, as iptables -t nat -S prints them.
 const hostPort = `-P PREROUTING ACCEPT
 -P OUTPUT ACCEPT
 -N CNI-HOSTPORT-DNAT
@@ -142,12 +141,12 @@ func TestRedirected(t *testing.T) {
 		{"hostPort of the other protocol", hostPort, "tcp", 51820, Redirect{}},
 		{"external IP", hostPort, "udp", 7946, Redirect{"KUBE-SEP-A", "10.42.0.8:7946", "default/vpn:wg external IP"}},
 		{"node port", hostPort, "udp", 30080, Redirect{"KUBE-SEP-A", "10.42.0.8:7946", "default/vpn:wg"}},
-		{"nobody's", hostPort, "udp", 7947, Redirect{}},
+		{"no rule for the port", hostPort, "udp", 7947, Redirect{}},
 		{"every port", "-P PREROUTING ACCEPT\n-A PREROUTING -i eth0 -j DNAT --to-destination 10.0.0.5", "tcp", 7948, Redirect{"PREROUTING", "10.0.0.5", ""}},
-		{"every port, of some", "-P PREROUTING ACCEPT\n-A PREROUTING -m set --match-set foes src -j DNAT --to-destination 10.0.0.5", "tcp", 7948, Redirect{}},
-		{"its own", "-P PREROUTING ACCEPT\n-A PREROUTING -p tcp -m tcp --dport 7948 -j ACCEPT\n-A PREROUTING -j DNAT --to-destination 10.0.0.5", "tcp", 7948, Redirect{}},
-		{"not its own", "-P PREROUTING ACCEPT\n-A PREROUTING -p tcp -m tcp ! --dport 7948 -j DNAT --to-destination 10.0.0.5", "tcp", 7948, Redirect{}},
-		{"in a circle", "-P PREROUTING ACCEPT\n-N X\n-A PREROUTING -j X\n-A X -j X", "tcp", 7948, Redirect{}},
+		{"every port, from some sources", "-P PREROUTING ACCEPT\n-A PREROUTING -m set --match-set foes src -j DNAT --to-destination 10.0.0.5", "tcp", 7948, Redirect{}},
+		{"accepted before", "-P PREROUTING ACCEPT\n-A PREROUTING -p tcp -m tcp --dport 7948 -j ACCEPT\n-A PREROUTING -j DNAT --to-destination 10.0.0.5", "tcp", 7948, Redirect{}},
+		{"every port but this one", "-P PREROUTING ACCEPT\n-A PREROUTING -p tcp -m tcp ! --dport 7948 -j DNAT --to-destination 10.0.0.5", "tcp", 7948, Redirect{}},
+		{"redirects in a loop of jumps", "-P PREROUTING ACCEPT\n-N X\n-A PREROUTING -j X\n-A X -j X", "tcp", 7948, Redirect{}},
 		{"redirect", "-P PREROUTING ACCEPT\n-A PREROUTING -p tcp -m tcp --dport 7948 -j REDIRECT --to-ports 99", "tcp", 7948, Redirect{"PREROUTING", "99", ""}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
