@@ -12,8 +12,9 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// TestAccess sends datagrams of clients whose tunnels end here. A table of kube-proxy's
-// kind translates two Services: to the pod of this node, and to another node's.
+// TestAccess sends datagrams from clients whose tunnels end here. A table like
+// kube-proxy's translates the addresses of two Services, one to a pod of this node and
+// one to a pod of another node.
 func TestAccess(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -30,10 +31,10 @@ func TestAccess(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		src  string
-		dst  string // what is asked for
-		to   string // where that is, "" for the host
-		at   string // who answers there
-		want string // the source that arrives, "" for nothing
+		dst  string // the requested destination
+		to   string // the namespace of the receiver, "" for the host
+		at   string // the address of the receiver
+		want string // the source on arrival, "" if the datagram must not arrive
 	}{
 		{"pod", "10.4.128.1", "10.42.0.5:5353", "pod1", "10.42.0.5:5353", "10.4.128.1"},
 		{"node", "10.4.128.1", "10.4.0.1:99", "", "10.4.0.1:99", "10.4.128.1"},
@@ -41,11 +42,11 @@ func TestAccess(t *testing.T) {
 		{"gossip at another port", "10.4.128.1", "10.4.0.1:17946", "", "10.4.0.1:17946", ""},
 		{"a pod at gossip's port", "10.4.128.1", "10.42.0.5:7946", "pod1", "10.42.0.5:7946", "10.4.128.1"},
 		{"the node's own network", "10.4.128.1", "192.0.2.1:99", "", "192.0.2.1:99", ""},
-		{"the world", "10.4.128.1", "192.0.2.254:99", "outside", "192.0.2.254:99", ""},
+		{"the internet", "10.4.128.1", "192.0.2.254:99", "outside", "192.0.2.254:99", ""},
 		{"Service with a backend here", "10.4.128.1", "10.43.0.10:53", "pod1", "10.42.0.5:5353", "10.4.0.1"},
 		{"Service with a backend elsewhere", "10.4.128.1", "10.43.0.11:53", "mesh", "10.42.1.6:5353", "10.4.0.1"},
 		{"client of another node through here", "10.4.128.9", "10.43.0.10:53", "pod1", "10.42.0.5:5353", "10.4.0.1"},
-		{"restricted, what it may", "10.4.128.3", "10.43.0.10:53", "pod1", "10.42.0.5:5353", "10.4.0.1"},
+		{"restricted, the allowed Service", "10.4.128.3", "10.43.0.10:53", "pod1", "10.42.0.5:5353", "10.4.0.1"},
 		{"restricted, the other Service", "10.4.128.3", "10.43.0.11:53", "mesh", "10.42.1.6:5353", ""},
 		{"restricted, the backend itself", "10.4.128.3", "10.42.0.5:5353", "pod1", "10.42.0.5:5353", ""},
 		{"restricted, a node", "10.4.128.3", "10.4.0.1:99", "", "10.4.0.1:99", ""},
@@ -77,7 +78,7 @@ func TestAccess(t *testing.T) {
 	}
 }
 
-// A client that may begin nothing may answer a pod.
+// A client that may not open any connection may reply to a pod.
 func TestAccessLetsAnswersThrough(t *testing.T) {
 	if !namespaced(t) {
 		return

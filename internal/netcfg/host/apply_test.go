@@ -16,8 +16,8 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// TestConfigOf holds the change of peers to what disturbs no other peer: nothing is
-// replaced, and only a new peer is made.
+// TestConfigOf checks that a change of peers disturbs no other peer: it replaces no list,
+// and creates only new peers.
 func TestConfigOf(t *testing.T) {
 	keepalive, preshared := 25*time.Second, mesh.PresharedKey{7}
 	a, b := netcfgtest.Key(1).PublicKey(), netcfgtest.Key(2).PublicKey()

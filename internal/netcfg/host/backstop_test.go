@@ -20,7 +20,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// wireTap counts at the outside what has an address of the mesh.
+// wireTap counts packets with an address of the mesh that arrive at the outside.
 const wireTap = `
 table inet tap {
 	counter plain { }
@@ -34,7 +34,7 @@ table inet tap {
 }
 `
 
-// tapWire begins to count at the outside, and returns what is counted so far.
+// tapWire starts counting at the outside, and returns a function that returns the count.
 func tapWire(t *testing.T) func() int {
 	t.Helper()
 	cmd := exec.Command("ip", "netns", "exec", "outside", "nft", "-f", "-")
@@ -45,7 +45,7 @@ func tapWire(t *testing.T) func() int {
 	return func() int { return tapped(t, "plain") }
 }
 
-// tapped is what a counter at the outside has counted.
+// tapped returns the value of a counter at the outside.
 func tapped(t *testing.T, counter string) int {
 	t.Helper()
 	_, after, _ := strings.Cut(run(t, "ip netns exec outside nft list counter inet tap "+counter), "packets ")
@@ -56,8 +56,8 @@ func tapped(t *testing.T, counter string) int {
 	return n
 }
 
-// udpPair opens a connection of UDP from one end to the other, each the address of
-// somebody in a namespace. The kernel has tracked both directions afterwards.
+// udpPair opens a UDP connection between addresses in two namespaces. Afterwards
+// conntrack has seen packets in both directions.
 func udpPair(t *testing.T, from string, src netip.Addr, to string, dst netip.Addr) (opened, answering *net.UDPConn) {
 	t.Helper()
 	listen := func(ns string, a netip.Addr) *net.UDPConn {
@@ -73,7 +73,7 @@ func udpPair(t *testing.T, from string, src netip.Addr, to string, dst netip.Add
 	opened, answering = listen(from, src), listen(to, dst)
 	for _, way := range [][2]*net.UDPConn{{opened, answering}, {answering, opened}} {
 		eventually(t, "datagram from "+way[0].LocalAddr().String(), func() bool {
-			say(t, way[0], way[1])
+			send(t, way[0], way[1])
 			if err := way[1].SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
 				t.Fatal(err)
 			}
@@ -84,8 +84,8 @@ func udpPair(t *testing.T, from string, src netip.Addr, to string, dst netip.Add
 	return opened, answering
 }
 
-// say sends a datagram, which may have no way to go.
-func say(t *testing.T, from, to *net.UDPConn) {
+// send sends a datagram. It accepts errors that mean that there is no route.
+func send(t *testing.T, from, to *net.UDPConn) {
 	t.Helper()
 	_, err := from.WriteToUDPAddrPort([]byte("hello"), to.LocalAddr().(*net.UDPAddr).AddrPort())
 	for _, refused := range []error{nil, unix.EPERM, unix.EINVAL, unix.ENETUNREACH, unix.EHOSTUNREACH} {
@@ -96,9 +96,9 @@ func say(t *testing.T, from, to *net.UDPConn) {
 	t.Fatal(err)
 }
 
-// TestHostileNothingInPlainText has pods and hosts of the mesh talk over connections
-// that either side has opened, takes away what carries their packets, and finds none
-// of them on the way to the outside.
+// TestHostileNothingInPlainText lets pods and hosts of the mesh communicate over
+// connections opened by either side. Then it removes what carries their packets, and
+// checks that none of these packets arrives at the outside.
 func TestHostileNothingInPlainText(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -123,7 +123,7 @@ func TestHostileNothingInPlainText(t *testing.T) {
 		t.Helper()
 		for range 5 {
 			for _, talk := range talks {
-				say(t, talk[0], talk[1])
+				send(t, talk[0], talk[1])
 			}
 		}
 		if n := plain(); n > 0 {
@@ -145,8 +145,8 @@ func TestHostileNothingInPlainText(t *testing.T) {
 	}
 }
 
-// TestHostileVXLANStaysOnTheLAN takes the LAN's link away from a host that has another
-// way out.
+// TestHostileVXLANStaysOnTheLAN removes the link to the LAN from a host that has another
+// uplink.
 func TestHostileVXLANStaysOnTheLAN(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -193,8 +193,8 @@ func TestHostileVXLANStaysOnTheLAN(t *testing.T) {
 	}
 }
 
-// TestHostileNoAnswerBeforeRoutes has a neighbor ping a host that has its overlay
-// address, and no route to the neighbor yet.
+// TestHostileNoAnswerBeforeRoutes pings a host that has its overlay address, but no route
+// to the neighbor yet.
 func TestHostileNoAnswerBeforeRoutes(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -219,8 +219,8 @@ func TestHostileNoAnswerBeforeRoutes(t *testing.T) {
 	}
 }
 
-// TestHostileBackstopIsFirstAndLast reads from the kernel in which order a host gets
-// what it is to have, and loses it.
+// TestHostileBackstopIsFirstAndLast reads from the kernel's events in which order the
+// configuration of a host is added and removed.
 func TestHostileBackstopIsFirstAndLast(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -254,13 +254,13 @@ func TestHostileBackstopIsFirstAndLast(t *testing.T) {
 	} {
 		i := strings.Index(events.String()[at:], next)
 		if i < 0 {
-			t.Fatalf("%q does not come in its turn:\n%s", next, events.String())
+			t.Fatalf("%q is missing or out of order:\n%s", next, events.String())
 		}
 		at += i
 	}
 }
 
-// eventLog is what a process prints while it is read.
+// eventLog collects the output of a process and can be read at the same time.
 type eventLog struct {
 	mu  sync.Mutex
 	buf bytes.Buffer

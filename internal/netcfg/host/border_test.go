@@ -17,20 +17,20 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// delivery is a datagram that somebody sends, and where it should arrive.
+// delivery is a datagram to send, and where it should arrive.
 type delivery struct {
 	name string
-	from string // a namespace, "" for the host
+	from string // namespace of the sender, "" for the host
 	src  string
-	port int    // of the source, 0 for any
+	port int    // of the sender, 0 for any
 	dst  string // address and port
-	to   string // where a socket waits for it
-	at   string // under which address and port; "" for dst
-	want string // the source that arrives, "" for nothing
+	to   string // namespace of the receiver, "" for the host
+	at   string // address and port of the receiver; "" for dst
+	want string // the source on arrival, "" if the datagram must not arrive
 }
 
-// deliver sends the datagram and waits for it. What should not arrive has a moment:
-// too short a one can't make the test fail.
+// deliver sends the datagram and waits for it. It waits only a moment for a datagram that
+// should not arrive; waiting too briefly can't make the test fail.
 func deliver(t *testing.T, d delivery) {
 	t.Helper()
 	at := d.dst
@@ -62,7 +62,7 @@ func deliver(t *testing.T, d delivery) {
 	}
 }
 
-// in6 translates a delivery of IPv4 into IPv6.
+// in6 translates an IPv4 delivery to IPv6.
 func (d delivery) in6() delivery {
 	translate := func(s string) string {
 		addr, port, ok := strings.Cut(s, ":")
@@ -82,8 +82,8 @@ func (d delivery) in6() delivery {
 	return d
 }
 
-// TestHostileBorder sends what only hosts may send, from a pod and by the mesh: to
-// our ports, and under sources of all kinds that are not the sender's.
+// TestHostileBorder sends packets that only hosts may send, from a pod and from the mesh:
+// to our ports, and with all kinds of sources that don't belong to the sender.
 func TestHostileBorder(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -105,7 +105,7 @@ func TestHostileBorder(t *testing.T) {
 	tests := []delivery{
 		{name: "pod to another node's vxlan", from: "pod1", src: "10.42.0.5", dst: "192.0.2.254:7947", to: "outside"},
 		{name: "pod to vxlan by a Service", from: "pod1", src: "10.42.0.5", dst: "192.0.2.1:30001", at: "192.0.2.254:7947", to: "outside"},
-		{name: "pod to vxlan at an address that no record has", from: "pod1", src: "10.42.0.5", dst: "203.0.113.7:7947", to: "outside"},
+		{name: "pod to vxlan at an address in no record", from: "pod1", src: "10.42.0.5", dst: "203.0.113.7:7947", to: "outside"},
 		{name: "mesh to vxlan behind us", from: "mesh", src: "10.42.1.5", dst: "198.51.100.7:7947", to: "outside"},
 		{name: "pod to this host's vxlan", from: "pod1", src: "10.42.0.5", dst: "192.0.2.1:7947"},
 		{name: "mesh to this host's vxlan", from: "mesh", src: "10.42.1.5", dst: "192.0.2.1:7947"},
@@ -117,19 +117,19 @@ func TestHostileBorder(t *testing.T) {
 
 		{name: "pod at vxlan's port", from: "mesh", src: "10.42.1.5", dst: "10.42.0.5:7947", to: "pod1", want: "10.42.1.5"},
 		{name: "pod at gossip's port", from: "pod1", src: "10.42.0.5", dst: "10.42.1.5:7946", to: "mesh", want: "10.42.0.5"},
-		{name: "pod to WireGuard in the world", from: "pod1", src: "10.42.0.5", dst: "203.0.113.7:51820", to: "outside", want: "192.0.2.1"},
+		{name: "pod to WireGuard on the internet", from: "pod1", src: "10.42.0.5", dst: "203.0.113.7:51820", to: "outside", want: "192.0.2.1"},
 		{name: "pod to a node", from: "pod1", src: "10.42.0.5", dst: "192.0.2.254:10250", to: "outside", want: "192.0.2.1"},
 		{name: "pod to its node", from: "pod1", src: "10.42.0.5", dst: "10.4.0.1:10250", want: "10.42.0.5"},
 		{name: "gossip through the mesh", from: "mesh", src: "10.4.0.2", dst: "10.4.0.1:7946", want: "10.4.0.2"},
 		{name: "gossip from the LAN", from: "outside", src: "192.0.2.254", dst: "192.0.2.1:7946", want: "192.0.2.254"},
 		{name: "host to another node's gossip", src: "192.0.2.1", dst: "192.0.2.254:7946", to: "outside", want: "192.0.2.1"},
 		{name: "host to another node's vxlan", src: "192.0.2.1", dst: "192.0.2.254:7947", to: "outside", want: "192.0.2.1"},
-		{name: "visitor who asks from vxlan's port", from: "outside", src: "203.0.113.7", port: 7947, dst: "192.0.2.1:30002", at: "10.42.0.5:9", to: "pod1", want: "203.0.113.7"},
+		{name: "request from the internet with vxlan's source port", from: "outside", src: "203.0.113.7", port: 7947, dst: "192.0.2.1:30002", at: "10.42.0.5:9", to: "pod1", want: "203.0.113.7"},
 
 		{name: "pod as another node's internal IP", from: "pod1", src: "192.0.2.254", dst: "192.0.2.1:99"},
 		{name: "pod as another node's internal IP to a pod elsewhere", from: "pod1", src: "192.0.2.254", dst: "10.42.1.5:99", to: "mesh"},
 		{name: "pod as its own node", from: "pod1", src: "192.0.2.1", dst: "10.42.1.5:99", to: "mesh"},
-		{name: "pod as a host that nobody knows", from: "pod1", src: "192.0.2.50", dst: "192.0.2.254:99", to: "outside"},
+		{name: "pod as an unknown host", from: "pod1", src: "192.0.2.50", dst: "192.0.2.254:99", to: "outside"},
 		{name: "pod as a client", from: "pod1", src: "10.4.128.1", dst: "10.42.1.5:99", to: "mesh"},
 		{name: "pod as another node", from: "pod1", src: "10.4.0.2", dst: "192.0.2.254:99", to: "outside"},
 		{name: "pod as a remote pod", from: "pod1", src: "10.42.1.5", dst: "10.4.0.1:99"},
@@ -144,8 +144,9 @@ func TestHostileBorder(t *testing.T) {
 	}
 }
 
-// TestHostileSourcePorts has a pod send from the ports at which its node is spoken to: if
-// it kept them behind the node's address, what others send there would be its replies.
+// TestHostileSourcePorts sends from a pod with the ports of its node as source ports. If
+// NAT kept such a port, packets that other nodes send to it would be treated as replies
+// to the pod.
 func TestHostileSourcePorts(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -177,8 +178,8 @@ func TestHostileSourcePorts(t *testing.T) {
 	}
 }
 
-// TestHostileAccessToBridges has clients that may reach pods only try the addresses
-// that nodes have in the pod ranges.
+// TestHostileAccessToBridges lets clients that may reach only pods try the addresses that
+// nodes have in the pod ranges.
 func TestHostileAccessToBridges(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -192,7 +193,8 @@ func TestHostileAccessToBridges(t *testing.T) {
 			{Protocol: "udp", Port: 98, Bridges: pods, Destinations: netcfgtest.Prefixes("10.4.0.0/17")},
 		}
 	})
-	// The namespace of a pod plays another node, since the mesh's sends these packets.
+	// The namespace of a pod stands for another node, since the mesh's namespace sends
+	// these packets.
 	run(t, "ip -n pod2 addr add 10.42.7.1/32 dev p0")
 	run(t, "ip -n pod2 addr add 10.42.7.0/32 dev p0")
 	run(t, "ip route add 10.42.7.0/24 via 10.42.0.6 dev kube-bridge")
@@ -205,8 +207,8 @@ func TestHostileAccessToBridges(t *testing.T) {
 		{name: "pods only, another node's flannel", src: pods, dst: "10.42.7.0:99", to: "pod2"},
 		{name: "pods and nodes, this node's bridge", src: all, dst: "10.42.0.1:99", want: all},
 		{name: "pods and nodes, another node's bridge", src: all, dst: "10.42.7.1:99", to: "pod2", want: all},
-		{name: "an address that is named", src: some, dst: "10.42.7.1:99", to: "pod2", want: some},
-		{name: "an address that is not", src: some, dst: "10.42.0.1:99"},
+		{name: "a listed address", src: some, dst: "10.42.7.1:99", to: "pod2", want: some},
+		{name: "an address that is not listed", src: some, dst: "10.42.0.1:99"},
 		{name: "a port of nodes", src: some, dst: "10.42.0.1:98", want: some},
 		{name: "pods only in IPv6, a pod", src: "fd00:4::8000:0:0:2", dst: "[fd00:42::5]:99", to: "pod1", want: "fd00:4::8000:0:0:2"},
 		{name: "pods only in IPv6, this node's bridge", src: "fd00:4::8000:0:0:2", dst: "[fd00:42::1]:99"},
@@ -218,8 +220,9 @@ func TestHostileAccessToBridges(t *testing.T) {
 	}
 }
 
-// TestHostileDNAT has rules of others lead our ports elsewhere, as a pod's hostPort
-// and a Service's external IP do: written by each of the programs that write such.
+// TestHostileDNAT adds rules of other programs that redirect our ports, like those for a
+// pod's hostPort and a Service's external IP. Each program that can write such rules is
+// tried.
 func TestHostileDNAT(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -260,15 +263,15 @@ func TestHostileDNAT(t *testing.T) {
 				named = named || strings.Contains(p.Text, "UDP port 51820 ") && strings.Contains(p.Text, strings.Trim(pod, "[]"))
 			}
 			if !named {
-				t.Errorf("%s: no problem names port 51820 and who would get it: %v", name, portProblems(t, desired))
+				t.Errorf("%s: got problems %v, want one that names port 51820 and the new destination", name, portProblems(t, desired))
 			}
 			at := func(addr string, port int) string {
 				return netip.AddrPortFrom(netip.MustParseAddr(addr), uint16(port)).String()
 			}
 			podAt := strings.Trim(pod, "[]")
 			tests := []delivery{
-				{name: "another port is led away", from: "outside", src: node, dst: at(host, 80), at: at(podAt, 99), to: "pod1", want: node},
-				{name: "another port of the host's is led away", src: host, dst: at(node, 80), at: at(podAt, 99), to: "pod1", want: host},
+				{name: "another port is redirected", from: "outside", src: node, dst: at(host, 80), at: at(podAt, 99), to: "pod1", want: node},
+				{name: "another port of the host is redirected", src: host, dst: at(node, 80), at: at(podAt, 99), to: "pod1", want: host},
 			}
 			for _, port := range []int{51820, 7946, 7947} {
 				tests = append(tests,
@@ -276,7 +279,7 @@ func TestHostileDNAT(t *testing.T) {
 					delivery{name: fmt.Sprintf("from here to %d", port), src: host, dst: at(host, port), want: host},
 					delivery{name: fmt.Sprintf("from here to a node's %d", port), src: host, dst: at(node, port), to: "outside", want: host})
 			}
-			// WireGuard's socket sends to addresses that no record has.
+			// WireGuard's socket sends also to addresses that are in no record.
 			tests = append(tests, delivery{name: "from WireGuard's port", src: host, port: 51820, dst: at(node, 80), to: "outside", want: host})
 			for _, d := range tests {
 				t.Run(name+", "+d.name, func(t *testing.T) { deliver(t, d) })
@@ -293,7 +296,8 @@ func TestHostileDNAT(t *testing.T) {
 	}
 }
 
-// TestHostileForgetRedirected has a connection that was led away before our rules came.
+// TestHostileForgetRedirected opens a connection that is redirected before our rules
+// exist.
 func TestHostileForgetRedirected(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -315,7 +319,7 @@ func TestHostileForgetRedirected(t *testing.T) {
 	deliver(t, delivery{from: "outside", src: "192.0.2.254", port: 4000, dst: "192.0.2.1:80", at: "10.42.0.5:99", to: "pod1", want: "192.0.2.254"})
 }
 
-// portProblems returns who asks for our ports.
+// portProblems returns the problems about rules that redirect our ports.
 func portProblems(t *testing.T, desired netcfg.State) []mesh.Problem {
 	t.Helper()
 	tables, err := newKernel(t).Filters(t.Context())

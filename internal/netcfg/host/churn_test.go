@@ -11,18 +11,18 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// TestJoinsAndLeavesLeaveNothing has a thousand nodes come and go, with -short a
-// hundred. What the host has at the end is what it had at first, and no file is open
-// that was not.
+// TestJoinsAndLeavesLeaveNothing adds and removes a thousand nodes, or a hundred with
+// -short. At the end the host has the same configuration as at the beginning, and no
+// additional open file.
 func TestJoinsAndLeavesLeaveNothing(t *testing.T) {
 	if !namespaced(t) {
 		return
 	}
 	s := settings()
-	s.Implementation, s.Bridge = netcfg.Auto, "" // whatever this kernel has
+	s.Implementation, s.Bridge = netcfg.Auto, "" // whichever this kernel supports
 	with := netcfg.Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32", "10.42.1.0/24")), s)
 	without := netcfg.Desired(netcfgtest.IPv4(), s)
-	with.Accepts, without.Accepts = nil, nil // no other firewall stands in the way here
+	with.Accepts, without.Accepts = nil, nil // there is no other firewall here
 	with.OwnPorts, without.OwnPorts = nil, nil
 	h := newKernel(t)
 	round := func() {
@@ -39,14 +39,14 @@ func TestJoinsAndLeavesLeaveNothing(t *testing.T) {
 		round()
 	}
 	checkState(t, h, without)
-	// WireGuard in this process closes its end of the last request's connection when it
-	// gets round to it.
+	// Userspace WireGuard closes its end of the last request's connection some time
+	// later.
 	deadline := time.Now().Add(time.Minute)
 	for openFiles(t) > files && time.Now().Before(deadline) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if got := openFiles(t); got > files {
-		t.Errorf("%d files are open, %d were after the first node had left", got, files)
+		t.Errorf("got %d open files, want %d as after the first node had left", got, files)
 	}
 }
 

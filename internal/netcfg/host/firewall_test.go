@@ -24,13 +24,13 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// labHost builds the surroundings of a host, in its network namespace:
+// labHost builds the network around a host, in its network namespace:
 //
 //	pod1, pod2 ── kube-bridge ── host ── eth0 ──── outside, with the default route
 //	                                 └── meshd0 ── mesh
 //
-// A veth plays the device: to the firewall it is a link like any other. What
-// comes by it stands for what WireGuard has let through.
+// A veth stands for the device: to the firewall it is a link like any other. Packets that
+// arrive on it stand for packets that WireGuard has accepted.
 const labHost = `
 ip link add meshd0 type veth peer name m0 netns mesh
 ip link add eth0 type veth peer name o0 netns outside
@@ -75,7 +75,7 @@ ip -n pod2 route add default via fd00:42::1
 ip route add default via 192.0.2.254
 ip route add default via 2001:db8::fe`
 
-// inIPv6 are the IPv6 addresses of who has these ones of IPv4.
+// inIPv6 maps IPv4 addresses of the lab to the IPv6 addresses of the same host.
 var inIPv6 = map[string]string{
 	"10.4.0.1": "fd00:4::1", "10.4.0.2": "fd00:4::2", "10.4.0.77": "fd00:4::4d",
 	"10.42.0.1": "fd00:42::1", "10.42.0.5": "fd00:42::5", "10.42.0.6": "fd00:42::6",
@@ -83,14 +83,14 @@ var inIPv6 = map[string]string{
 	"192.0.2.1": "2001:db8::1", "192.0.2.254": "2001:db8::fe", "198.51.100.7": "2001:db8:1::7",
 }
 
-// startLab builds the lab and gives the host its desired firewall, routes and
-// kernel parameters, and returns the plan that does so.
+// startLab builds the lab, gives the host its desired firewall, routes and kernel
+// parameters, and returns the plan for that.
 func startLab(t *testing.T, changes ...func(*mesh.Topology)) netcfg.Plan {
 	t.Helper()
 	quiet := func() {
 		for key, value := range map[string]string{
-			"net.ipv6.conf.default.accept_dad": "0", // addresses count at once
-			"net.ipv4.conf.default.rp_filter":  "0", // the guard alone decides
+			"net.ipv6.conf.default.accept_dad": "0", // addresses can be used at once
+			"net.ipv4.conf.default.rp_filter":  "0", // only the guard chain filters sources
 			"net.ipv4.conf.all.rp_filter":      "0",
 		} {
 			if err := os.WriteFile(sysctlPath(key), []byte(value), 0); err != nil {
@@ -134,7 +134,7 @@ func startLab(t *testing.T, changes ...func(*mesh.Topology)) netcfg.Plan {
 	return plan
 }
 
-// TestFirewall sends a datagram and looks under which source it arrives.
+// TestFirewall sends datagrams and checks with which source they arrive.
 func TestFirewall(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -142,12 +142,12 @@ func TestFirewall(t *testing.T) {
 	startLab(t)
 	tests := []struct {
 		name string
-		from string // a namespace, "" for the host
+		from string // namespace of the sender, "" for the host
 		src  string
 		to   string
 		dst  string
 		mark int
-		want string // the source that arrives, "" for nothing
+		want string // the source on arrival, "" if the datagram must not arrive
 	}{
 		{name: "peer to host", from: "mesh", src: "10.4.0.2", dst: "10.4.0.1", want: "10.4.0.2"},
 		{name: "remote pod to pod", from: "mesh", src: "10.42.1.5", to: "pod1", dst: "10.42.0.5", want: "10.42.1.5"},
@@ -164,17 +164,17 @@ func TestFirewall(t *testing.T) {
 		{name: "host to the mesh from another address", src: "192.0.2.1", to: "mesh", dst: "10.42.1.5", want: "10.4.0.1"},
 		{name: "host to the mesh from the bridge's address", src: "10.42.0.1", to: "mesh", dst: "10.42.1.5", want: "10.42.0.1"},
 		{name: "marked by kube-proxy", src: "10.42.0.1", to: "mesh", dst: "10.42.1.5", mark: 0x4000, want: "10.4.0.1"},
-		{name: "marked by others", src: "10.42.0.1", to: "mesh", dst: "10.42.1.5", mark: 0x8000, want: "10.42.0.1"},
+		{name: "marked by another program", src: "10.42.0.1", to: "mesh", dst: "10.42.1.5", mark: 0x8000, want: "10.42.0.1"},
 
-		{name: "pod to the world", from: "pod1", src: "10.42.0.5", to: "outside", dst: "192.0.2.254", want: "192.0.2.1"},
-		{name: "mesh to the world", from: "mesh", src: "10.42.1.5", to: "outside", dst: "192.0.2.254"},
-		{name: "host to the world as one of the mesh", src: "10.4.0.1", to: "outside", dst: "192.0.2.254"},
-		{name: "former pod to the world", src: "10.42.9.9", to: "outside", dst: "192.0.2.254"},
+		{name: "pod to the internet", from: "pod1", src: "10.42.0.5", to: "outside", dst: "192.0.2.254", want: "192.0.2.1"},
+		{name: "mesh to the internet", from: "mesh", src: "10.42.1.5", to: "outside", dst: "192.0.2.254"},
+		{name: "host to the internet with a source in the mesh", src: "10.4.0.1", to: "outside", dst: "192.0.2.254"},
+		{name: "former pod to the internet", src: "10.42.9.9", to: "outside", dst: "192.0.2.254"},
 		{name: "mesh to a network behind us", from: "mesh", src: "10.42.1.5", to: "outside", dst: "198.51.100.7", want: "192.0.2.1"},
 		{name: "pod to a network behind us", from: "pod1", src: "10.42.0.5", to: "outside", dst: "198.51.100.7", want: "192.0.2.1"},
 
 		{name: "outside as a peer", from: "outside", src: "10.4.0.2", dst: "192.0.2.1"},
-		{name: "outside as a node that nobody knows", from: "outside", src: "10.4.0.77", dst: "192.0.2.1"},
+		{name: "outside as an unknown node", from: "outside", src: "10.4.0.77", dst: "192.0.2.1"},
 		{name: "outside as ourselves", from: "outside", src: "10.4.0.1", dst: "192.0.2.1"},
 		{name: "outside as our pod", from: "outside", src: "10.42.0.6", dst: "192.0.2.1"},
 		{name: "outside as a peer to a pod", from: "outside", src: "10.4.0.2", to: "pod1", dst: "10.42.0.5"},
@@ -201,7 +201,7 @@ func TestFirewall(t *testing.T) {
 				s := newSender(t, tt.from, addr(tt.src), tt.mark)
 				from := tt.from
 				if tt.to == "outside" {
-					from = "pod1" // who is let out
+					from = "pod1" // the only one that may reach the outside
 				}
 				marker := newSender(t, from, addr(honest[from]), 0)
 				got := arrival(t, tt.to, addr(tt.dst), s, marker)
@@ -213,7 +213,7 @@ func TestFirewall(t *testing.T) {
 	}
 }
 
-// TestPodsOfAnotherCNI has pods on a bridge that meshd does not know.
+// TestPodsOfAnotherCNI tests pods on a bridge that meshd does not know.
 func TestPodsOfAnotherCNI(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -230,9 +230,9 @@ func TestPodsOfAnotherCNI(t *testing.T) {
 	}
 }
 
-// TestForgetStranded has connections to a destination with and without NAT, and one
-// elsewhere. When a network goes, the one with NAT goes; when the address itself does,
-// both do.
+// TestForgetStranded opens connections to a destination with and without NAT, and one to
+// another destination. When the route to the network is removed, only the connection with
+// NAT is deleted. When the route to the address itself is removed, both are.
 func TestForgetStranded(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -282,7 +282,7 @@ func TestForgetStranded(t *testing.T) {
 		network, _ := to.Prefix(to.BitLen() - 8)
 		for _, end := range []struct {
 			of   netip.Prefix
-			took string // of flows, the end
+			took string // suffix of the flows to delete
 		}{
 			{network, addr("192.0.2.1").String() + " to " + to.String()},
 			{netip.PrefixFrom(to, to.BitLen()), " to " + to.String()},
@@ -292,14 +292,13 @@ func TestForgetStranded(t *testing.T) {
 			}
 			all = slices.DeleteFunc(all, func(s string) bool { return strings.HasSuffix(s, end.took) })
 			if diff := cmp.Diff(all, there()); diff != "" {
-				t.Errorf("connections after the end of %s (-want +got):\n%s", end.of, diff)
+				t.Errorf("connections after the removal of %s (-want +got):\n%s", end.of, diff)
 			}
 		}
 	}
 }
 
-// TestClampMSS opens a connection between links whose MTU is larger than the
-// device's.
+// TestClampMSS opens a connection between links with a larger MTU than the device.
 func TestClampMSS(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -330,7 +329,7 @@ func TestClampMSS(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer server.Close()
-			// 1420 less the headers of TCP and IP.
+			// 1420 minus the headers of TCP and IP.
 			most := 1420 - 40
 			if strings.Contains(tt.dst, ":") {
 				most -= 20
@@ -345,8 +344,7 @@ func TestClampMSS(t *testing.T) {
 	}
 }
 
-// segment returns the size of the segments that a TCP connection sends, with
-// TCP's options.
+// segment returns the segment size of a TCP connection, including TCP options.
 func segment(t *testing.T, c net.Conn) int {
 	t.Helper()
 	raw, err := c.(*net.TCPConn).SyscallConn()
@@ -362,8 +360,8 @@ func segment(t *testing.T, c net.Conn) int {
 	return mss
 }
 
-// within runs f in a network namespace, "" for the present one. Sockets stay in
-// the one in which they were opened.
+// within runs f in a network namespace, "" for the current one. Sockets stay in the
+// namespace in which they were opened.
 func within(t *testing.T, ns string, f func()) {
 	t.Helper()
 	if ns == "" {
@@ -393,7 +391,8 @@ func within(t *testing.T, ns string, f func()) {
 	f()
 }
 
-// newSender opens a UDP socket that sends from src, whoever's address it is.
+// newSender opens a UDP socket that sends with the source src, even if src belongs to no
+// link here.
 func newSender(t *testing.T, ns string, src netip.Addr, mark int) *net.UDPConn {
 	t.Helper()
 	return newSenderAt(t, ns, netip.AddrPortFrom(src, 0), mark)
@@ -430,8 +429,8 @@ func newSenderAt(t *testing.T, ns string, src netip.AddrPort, mark int) *net.UDP
 	return c.(*net.UDPConn)
 }
 
-// arrival returns the source of the datagram that s sends, as it arrives at dst,
-// or the zero Addr if what marker sends after it arrives alone.
+// arrival returns the source with which the datagram that s sends arrives at dst. It
+// returns the zero Addr if only the datagram that marker sends after it arrives.
 func arrival(t *testing.T, ns string, dst netip.Addr, s, marker *net.UDPConn) netip.Addr {
 	t.Helper()
 	var c *net.UDPConn

@@ -26,9 +26,8 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// stateOf is the state of one of two hosts, by hand. Host n has the overlay
-// addresses 10.4.0.n and fd00:4::n and the pod CIDRs 10.42.n.0/24 and
-// fd00:42:n::/64.
+// stateOf returns the state of one of two hosts. Host n has the overlay addresses
+// 10.4.0.n and fd00:4::n and the pod CIDRs 10.42.n.0/24 and fd00:42:n::/64.
 func stateOf(s peerSpec) netcfg.State {
 	ip := func(format string, n int) netip.Prefix { return netip.MustParsePrefix(fmt.Sprintf(format, n)) }
 	self4, self6 := ip("10.4.0.%d/32", s.Self), ip("fd00:4::%d/128", s.Self)
@@ -79,7 +78,7 @@ func stateOf(s peerSpec) netcfg.State {
 	return state
 }
 
-// alone is a host whose peer nobody plays.
+// alone returns the state of a host whose peer does not exist.
 func alone() netcfg.State {
 	return stateOf(peerSpec{
 		Private: netcfgtest.Key(8), RemotePublic: netcfgtest.Key(16).PublicKey(), Self: 1, Remote: 2,
@@ -87,7 +86,7 @@ func alone() netcfg.State {
 	})
 }
 
-// reconcile is the daemon's loop, once.
+// reconcile does what the daemon does in one turn.
 func reconcile(h *Kernel, want netcfg.State) error {
 	got, err := h.Observe(context.Background(), want)
 	if err != nil {
@@ -122,8 +121,8 @@ func mustReconcile(t *testing.T, h *Kernel, want netcfg.State) {
 	}
 }
 
-// checkState compares the host with what is wanted, and holds Observe and Apply
-// to writing nothing where nothing is to be done.
+// checkState compares the host with the desired state, and checks that another reconcile
+// writes nothing.
 func checkState(t *testing.T, h *Kernel, want netcfg.State) {
 	t.Helper()
 	got, err := h.Observe(t.Context(), want)
@@ -198,7 +197,7 @@ func TestRestore(t *testing.T) {
 	tests := []struct {
 		name   string
 		damage string
-		silent bool // the kernel announces nothing
+		silent bool // the kernel sends no event
 	}{
 		{name: "route", damage: "ip route del 10.42.2.0/24"},
 		{name: "route of IPv6", damage: "ip -6 route del fd00:42:2::/64"},
@@ -237,7 +236,7 @@ func TestRestore(t *testing.T) {
 				select {
 				case <-changed:
 				case <-time.After(patience):
-					t.Error("Watch says nothing")
+					t.Error("Watch: got no value after a change")
 				}
 			}
 			mustReconcile(t, h, want)
@@ -260,7 +259,7 @@ func TestTakeover(t *testing.T) {
 	}
 	first := startPeer(t, "beside", spec, nil)
 	h, want := newKernel(t), stateOf(spec)
-	checkState(t, h, want) // what another process serves can be read
+	checkState(t, h, want) // a device that another process serves can be read
 
 	if err := first.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -382,7 +381,7 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-// What Desired writes in nft's language is read back as it was meant.
+// TestFirewallOfDesired checks that the kernel returns the rules of Desired unchanged.
 func TestFirewallOfDesired(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -399,7 +398,7 @@ func TestFirewallOfDesired(t *testing.T) {
 	}, netcfg.Settings{
 		Interface: "meshd0", Implementation: netcfg.Auto, PrivateKey: netcfgtest.Key(8), ListenPort: 51820, MTU: 1400, Bridge: "kube-bridge",
 	})
-	want.Accepts, want.OwnPorts = nil, nil // no other firewall stands in the way here
+	want.Accepts, want.OwnPorts = nil, nil // there is no other firewall here
 	h := newKernel(t)
 	mustReconcile(t, h, want)
 	checkState(t, h, want)
@@ -435,7 +434,7 @@ func TestForeignRoute(t *testing.T) {
 	}
 	foreign := []string{
 		"10.42.2.0/24 dev lo",
-		"fd00:42:2::/64 dev lo metric 1024", // what the kernel takes for none
+		"fd00:42:2::/64 dev lo metric 1024", // the metric that the kernel uses if none is given
 		"10.4.0.2 dev lo metric 5",
 	}
 	for _, r := range foreign {
@@ -453,10 +452,10 @@ func TestForeignRoute(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(got.Routes) != 2 || len(got.Peers) != 1 {
-		t.Errorf("got %d routes and %d peers, want the 2 and 1 that nothing stands in the way of", len(got.Routes), len(got.Peers))
+		t.Errorf("got %d routes and %d peers, want 2 and 1, those without a conflict", len(got.Routes), len(got.Peers))
 	}
 	for _, r := range foreign {
-		run(t, "ip route del "+r) // fails if it is gone
+		run(t, "ip route del "+r) // fails if it was removed
 	}
 }
 
@@ -482,7 +481,7 @@ func TestApplyErrors(t *testing.T) {
 		checkState(t, h, want)
 		if c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 51820}); err == nil {
 			_ = c.Close()
-			t.Error("nobody listens on the port")
+			t.Error("no socket listens on the port")
 		}
 	})
 	t.Run("other port in use", func(t *testing.T) {
@@ -521,7 +520,7 @@ func TestApplyErrors(t *testing.T) {
 		}
 		defer other.Close()
 		err = other.Apply(t.Context(), netcfg.Diff(netcfg.State{}, netcfg.State{Device: want.Device}, netcfg.Options{}))
-		if kernelSpeaksWireGuard(t) {
+		if kernelHasWireGuard(t) {
 			got, observeErr := other.Observe(t.Context(), netcfg.State{})
 			if err := errors.Join(err, observeErr); err != nil || got.Device == nil || got.Device.Implementation != netcfg.Kernel {
 				t.Errorf("got %+v, %v, want a device of the kernel", got.Device, err)
@@ -537,7 +536,7 @@ func TestApplyErrors(t *testing.T) {
 		if err := reconcile(h, bad); err == nil || !strings.Contains(err.Error(), "replace table meshd") {
 			t.Errorf("got %v, want an error about the table", err)
 		}
-		checkState(t, h, want) // the transaction left the old table alone
+		checkState(t, h, want) // the failed transaction did not change the old table
 	})
 	t.Run("parameter missing", func(t *testing.T) {
 		bad := alone()
@@ -553,7 +552,7 @@ func TestApplyErrors(t *testing.T) {
 			t.Errorf("got %v, want ErrNoBridgeNetfilter", err)
 		}
 	})
-	t.Run("removing what is gone", func(t *testing.T) {
+	t.Run("removing what is missing", func(t *testing.T) {
 		p := diff(want, netcfg.State{})
 		for range 2 {
 			if err := h.Apply(t.Context(), p); err != nil {
@@ -578,8 +577,8 @@ func TestApplyErrors(t *testing.T) {
 	})
 }
 
-// kernelSpeaksWireGuard makes a device of the kernel and deletes it, if it can.
-func kernelSpeaksWireGuard(t *testing.T) bool {
+// kernelHasWireGuard reports whether a kernel WireGuard device can be created.
+func kernelHasWireGuard(t *testing.T) bool {
 	t.Helper()
 	if exec.CommandContext(t.Context(), "ip", "link", "add", "trial", "type", "wireguard").Run() != nil {
 		return false
@@ -629,7 +628,7 @@ func TestWatchEnds(t *testing.T) {
 func TestRetryInterrupted(t *testing.T) {
 	tests := []struct {
 		name      string
-		interrupt int // dumps that are interrupted
+		interrupt int // number of dumps that are interrupted
 		want      error
 	}{
 		{name: "never"},
@@ -670,7 +669,7 @@ func TestFactsOfHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got.Nearby.Resolvers = nil // of the machine that runs the test
+	got.Nearby.Resolvers = nil // they depend on the machine that runs the test
 	if d := cmp.Diff(netcfg.Facts{}, got); d != "" {
 		t.Errorf("facts of a host without network (-want +got):\n%s", d)
 	}
@@ -704,8 +703,8 @@ func TestFactsOfHost(t *testing.T) {
 	}
 }
 
-// TestHostileRouteRefused: a network that the kernel does not route for us, because
-// somebody else has that route here, is one refused step. All other steps are taken.
+// TestHostileRouteRefused checks that a route which the kernel refuses, because another
+// route to the network exists on this host, is one refused step. All other steps succeed.
 func TestHostileRouteRefused(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -742,8 +741,8 @@ func TestHostileRouteRefused(t *testing.T) {
 	}
 }
 
-// Servers without IPv6 of their own often have it switched off as a whole. The
-// mesh's works inside its device all the same.
+// TestIPv6SwitchedOff checks the mesh's IPv6 on a server that has IPv6 disabled on all
+// links, as is common on servers without IPv6 connectivity.
 func TestIPv6SwitchedOff(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -776,7 +775,7 @@ func settings() netcfg.Settings {
 	}
 }
 
-// lanSettings are those of node 1, whose location's network is 192.168.10.0/24.
+// lanSettings are the settings of node 1, whose location has the network 192.168.10.0/24.
 func lanSettings() netcfg.Settings {
 	s := settings()
 	s.ID = mesh.ID{1}

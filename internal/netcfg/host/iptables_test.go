@@ -17,21 +17,21 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// iptablesHere are the programs of iptables whose tables this kernel has.
+// iptablesHere returns the programs of iptables whose tables this kernel supports.
 func iptablesHere(t *testing.T) []string {
 	t.Helper()
 	all := []string{"iptables-nft", "ip6tables-nft"}
 	for _, l := range legacies {
 		program := filter.Legacy.Program(l.family)
-		if exec.Command(program, "-S").Run() == nil { // which also makes the table
+		if exec.Command(program, "-S").Run() == nil { // this also creates the table
 			all = append(all, program)
 		}
 	}
 	return all
 }
 
-// TestAcceptsOnHost has each kind of iptables drop everything, opens it, and
-// finds all as it was when our rules are taken away.
+// TestAcceptsOnHost makes each kind of iptables drop everything, and adds our rules.
+// After our rules are removed, all tables are as before.
 func TestAcceptsOnHost(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -43,7 +43,7 @@ func TestAcceptsOnHost(t *testing.T) {
 	for _, a := range netcfg.Desired(netcfgtest.IPv4(), s).Accepts {
 		want.Accepts = append(want.Accepts, a)
 		if a.Family = "ip6"; a.Source.IsValid() || len(a.Packets) == 0 {
-			continue // of IPv4
+			continue // specific to IPv4
 		}
 		want.Accepts = append(want.Accepts, a)
 	}
@@ -55,7 +55,7 @@ func TestAcceptsOnHost(t *testing.T) {
 			before := run(t, program+" -S")
 			mustReconcile(t, h, want)
 			if after := run(t, program+" -S"); strings.Count(after, "--comment \"meshd:") < 8 {
-				t.Errorf("rules: got %s, want some of ours", after)
+				t.Errorf("rules: got %s, want our rules among them", after)
 			}
 			checkAccepted(t, h, want)
 
@@ -67,7 +67,7 @@ func TestAcceptsOnHost(t *testing.T) {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(before, run(t, program+" -S")); diff != "" {
-				t.Errorf("rules after ours were taken away (-before +after):\n%s", diff)
+				t.Errorf("rules after ours were removed (-before +after):\n%s", diff)
 			}
 			run(t, program+" -P INPUT ACCEPT")
 			run(t, program+" -P FORWARD ACCEPT")
@@ -75,8 +75,8 @@ func TestAcceptsOnHost(t *testing.T) {
 	}
 }
 
-// checkAccepted holds a host to letting everything through, and a further look
-// to finding nothing to do.
+// checkAccepted checks that the host accepts all sample packets, and that the next plan
+// is empty.
 func checkAccepted(t *testing.T, h *Kernel, want netcfg.State) {
 	t.Helper()
 	got, err := h.Observe(t.Context(), want)
@@ -97,7 +97,8 @@ func checkAccepted(t *testing.T, h *Kernel, want netcfg.State) {
 	}
 }
 
-// TestLegacyCounters: what packets do to a table is no change of it.
+// TestLegacyCounters checks that packets, which change counters, don't count as a change
+// of the table.
 func TestLegacyCounters(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -135,8 +136,8 @@ func TestLegacyCounters(t *testing.T) {
 	}
 }
 
-// TestLegacyWithoutItsProgram: a table that has not changed is looked at without a
-// process, and of one whose program is not installed the policies are known.
+// TestLegacyWithoutItsProgram checks that an unchanged table is read without running a
+// program, and that the policies are known even if the program is not installed.
 func TestLegacyWithoutItsProgram(t *testing.T) {
 	if !namespaced(t) {
 		return

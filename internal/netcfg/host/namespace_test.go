@@ -24,16 +24,15 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// The tests need a host to themselves. Each runs again in a child of the
-// test binary that has network, mount and process namespaces of its own: the
-// kernel takes everything back when the child ends, however it ends, and two
-// runs at once don't meet.
+// The tests need a host of their own. Each test runs again in a child process that has
+// its own network, mount and process namespaces. The kernel removes everything when the
+// child ends, for whatever reason, and simultaneous runs don't affect each other.
 const (
 	insideVar = "NETCFG_TEST_INSIDE" // name of the test that the child runs
-	peerVar   = "NETCFG_TEST_PEER"   // set in the child that plays the other host: apart or beside
+	peerVar   = "NETCFG_TEST_PEER"   // set in the child that acts as the other host: apart | beside
 )
 
-// patience bounds what a test waits for; a loaded machine may be slow.
+// patience is how long a test waits for something; a loaded machine may be slow.
 const patience = 60 * time.Second
 
 func TestMain(m *testing.M) {
@@ -43,9 +42,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// namespaced runs the calling test in namespaces of its own and returns true
-// there. In the process that was started by hand it returns false when the child
-// has ended; the test is over then.
+// namespaced runs the calling test in its own namespaces and returns true there. In the
+// original process it returns false after the child has ended; the test must then return.
 func namespaced(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(insideVar) == t.Name() {
@@ -53,7 +51,7 @@ func namespaced(t *testing.T) bool {
 		t.Cleanup(func() { goleak.VerifyNone(t) })
 		return true
 	}
-	// Pdeathsig is sent when the thread ends that started the child.
+	// Pdeathsig is sent when the thread that started the child ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.v", "-test.run=^"+regexp.QuoteMeta(t.Name())+"$")
@@ -71,7 +69,7 @@ func namespaced(t *testing.T) bool {
 	return false
 }
 
-// isolate makes the mount namespace fit the network namespace.
+// isolate adapts the mount namespace to the network namespace.
 func isolate(t testing.TB) {
 	t.Helper()
 	if err := privateMounts(); err != nil {
@@ -80,8 +78,8 @@ func isolate(t testing.TB) {
 	run(t, "ip link set lo up")
 }
 
-// privateMounts hides the machine's mounts behind those that belong to the
-// process's own namespaces.
+// privateMounts replaces mounts of the machine by those that belong to the process's own
+// namespaces.
 func privateMounts() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -94,7 +92,7 @@ func privateMounts() error {
 	return nil
 }
 
-// run runs a command line without quoting and returns what it prints.
+// run runs a command line, split at blanks, and returns its output.
 func run(t testing.TB, line string) string {
 	t.Helper()
 	f := strings.Fields(line)
@@ -105,17 +103,17 @@ func run(t testing.TB, line string) string {
 	return string(out)
 }
 
-// eventually waits for a condition.
+// eventually waits until a condition is true.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%s: not in %v", what, patience)
+			t.Fatalf("%s: not within %v", what, patience)
 		}
 	}
 }
 
-// peerSpec is what the other host has to apply.
+// peerSpec is the configuration of the other host.
 type peerSpec struct {
 	Implementation        netcfg.Implementation // "" for Auto
 	Private, RemotePublic [32]byte
@@ -123,8 +121,8 @@ type peerSpec struct {
 	Endpoint              netip.AddrPort // of the remote host; invalid for none
 }
 
-// playPeer is the other host: it applies what its input says, says so, and
-// stays until its input ends.
+// playPeer runs the other host: it applies the configuration from its input, reports
+// that, and waits until its input ends.
 func playPeer(in io.Reader, out io.Writer) int {
 	var spec peerSpec
 	r := bufio.NewReader(in)
@@ -147,7 +145,7 @@ func playPeer(in io.Reader, out io.Writer) int {
 	return 0
 }
 
-// startKernel makes this process a host.
+// startKernel opens the kernel and applies the desired state.
 func startKernel(want netcfg.State) (*Kernel, error) {
 	if os.Getenv(peerVar) == "apart" {
 		if err := privateMounts(); err != nil {
@@ -164,8 +162,9 @@ func startKernel(want netcfg.State) (*Kernel, error) {
 	return h, nil
 }
 
-// startPeer starts the other host: apart in namespaces of its own, or beside the
-// test in the same ones. prepare, if any, is called with its process id before it begins.
+// startPeer starts the other host, in its own namespaces (apart) or in those of the test
+// (beside). If prepare is not nil, it is called with the process id before the other host
+// starts.
 func startPeer(t *testing.T, where string, spec peerSpec, prepare func(pid int)) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")

@@ -13,7 +13,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// elementsOf is what the kernel holds of sorted prefixes: what prefixes reads.
+// elementsOf returns the elements that the kernel has for sorted prefixes.
 func elementsOf(ps []netip.Prefix) []nftables.SetElement {
 	var out []nftables.SetElement
 	for i, p := range ps {
@@ -64,7 +64,8 @@ func TestPrefixes(t *testing.T) {
 	}
 }
 
-// Law: reading what nft makes of disjoint prefixes gives these prefixes.
+// TestPrefixesLaw checks a law: decoding the elements that nft makes of disjoint prefixes
+// returns these prefixes.
 func TestPrefixesLaw(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size := rapid.SampledFrom([]int{4, 16}).Draw(t, "size")
@@ -84,7 +85,7 @@ func TestPrefixesLaw(t *testing.T) {
 	})
 }
 
-// Whatever the kernel sends, reading it ends, and in masked prefixes.
+// FuzzPrefixes checks that decoding any elements ends, and returns masked prefixes.
 func FuzzPrefixes(f *testing.F) {
 	f.Add([]byte{10, 4, 0, 0, 10, 5, 0, 0}, uint8(2), false)
 	f.Add([]byte{0}, uint8(0), true)

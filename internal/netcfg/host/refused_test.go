@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An error that wraps several keeps its text, alone and beside refused steps.
+// TestSplitRefused checks that an error that wraps several keeps its text, alone and
+// together with refused steps.
 func TestSplitRefused(t *testing.T) {
 	port := fmt.Errorf("listen on UDP port 51820: %w: %w", unix.EADDRINUSE, errors.New("errno=-98"))
 	step := refusedStep(fmt.Errorf("add route 10.0.0.0/8: %w", unix.EINVAL))

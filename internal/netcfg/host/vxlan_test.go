@@ -19,7 +19,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// lanLinks are eth0 and eth1 of lanSettings.
+// lanLinks has the commands that create eth0 and eth1 of lanSettings.
 func lanLinks(t *testing.T) {
 	t.Helper()
 	for _, line := range []string{
@@ -30,14 +30,15 @@ func lanLinks(t *testing.T) {
 	}
 }
 
-// memberState is what a member's host has to be, with any WireGuard.
+// memberState is the desired state of a member, with any implementation of WireGuard.
 func memberState(topology mesh.Topology) netcfg.State {
 	s := lanSettings()
 	s.Implementation, s.Bridge = netcfg.Auto, ""
 	return netcfg.Desired(topology, s)
 }
 
-// checkSettled holds a host to what is wanted, and a second look to no writes.
+// checkSettled checks that the host is in the desired state, and that another reconcile
+// writes nothing.
 func checkSettled(t *testing.T, h *Kernel, want netcfg.State) {
 	t.Helper()
 	got, err := h.Observe(t.Context(), want)
@@ -45,7 +46,7 @@ func checkSettled(t *testing.T, h *Kernel, want netcfg.State) {
 		t.Fatal(err)
 	}
 	if p := diff(got, want); !p.Empty() {
-		t.Errorf("there remains\n%s", p)
+		t.Errorf("plan after the plan: got\n%s, want none", p)
 	}
 }
 
@@ -74,7 +75,7 @@ func TestVXLANComesAndGoes(t *testing.T) {
 			mustReconcile(t, h, want)
 			checkSettled(t, h, want)
 			if got := strings.Contains(run(t, "ip link show"), "meshd0-vx"); got != (want.VXLAN != nil) {
-				t.Errorf("meshd0-vx is there: %v", got)
+				t.Errorf("meshd0-vx exists: got %v, want %v", got, want.VXLAN != nil)
 			}
 		})
 	}
@@ -129,7 +130,7 @@ func TestVXLANRestore(t *testing.T) {
 				select {
 				case <-changed:
 				case <-time.After(patience):
-					t.Error("Watch says nothing")
+					t.Error("Watch: got no value after a change")
 				}
 			}
 			mustReconcile(t, h, want)
@@ -156,7 +157,7 @@ func TestVXLANErrors(t *testing.T) {
 		if removed, err := h.Remove(t.Context()); err != nil {
 			t.Errorf("Remove: got %v, %v", removed, err)
 		}
-		run(t, "ip link del meshd0-vx") // fails if it is gone
+		run(t, "ip link del meshd0-vx") // fails if it was removed
 	})
 	t.Run("port in use", func(t *testing.T) {
 		c, err := net.ListenUDP("udp4", &net.UDPAddr{Port: netcfg.VXLANPort})
@@ -172,7 +173,7 @@ func TestVXLANErrors(t *testing.T) {
 		mustReconcile(t, h, want)
 		checkSettled(t, h, want)
 	})
-	t.Run("killed between making and marking", func(t *testing.T) {
+	t.Run("killed between creating and marking", func(t *testing.T) {
 		run(t, "ip link del meshd0-vx")
 		run(t, "ip link add meshd0-vx type vxlan id 77 dstport 7947 local 192.168.10.1 nolearning")
 		mustReconcile(t, h, want)
@@ -180,13 +181,14 @@ func TestVXLANErrors(t *testing.T) {
 	})
 }
 
-// A location in one room:
+// The lab has one location and a remote network:
 //
 //	          ┌─ eth0 ─ node 1 (the test) ─ meshd0 ─┐
 //	lan ──────┼─ eth0 ─ node 2 ──────────── meshd0 ─┼── far
 //	          └─ eth0 ─ node 3 ──────────── meshd0 ─┘
 //
-// Veths play the WireGuard devices; far is another location, behind any of them.
+// Veths stand for the WireGuard devices. far is another location, reachable through any
+// of them.
 const locationLab = `
 ip netns add lan
 ip -n lan link add br0 type bridge
@@ -195,7 +197,7 @@ ip netns add far
 ip -n far link set lo up
 ip -n far addr add 10.42.8.5/32 dev lo`
 
-// locationNode joins node n to the lab.
+// locationNode has the commands that add node N to the lab.
 const locationNode = `
 ip IN link add eth0 type veth peer name pN netns lan
 ip -n lan link set pN master br0 up
@@ -214,7 +216,7 @@ ip IN addr add fd99:N::2/64 dev meshd0 nodad
 ip -n far route add 10.4.0.N/32 via inet6 fd99:N::2 dev mN src 10.42.8.5
 ip -n far route add fd00:4::N/128 via fd99:N::2 dev mN src fd00:42:0:8::5`
 
-// labNode is a node of the lab, with what was applied to it last.
+// labNode is a node of the lab, with the state that was applied last.
 type labNode struct {
 	ns   string
 	n    byte
@@ -245,8 +247,9 @@ func startLocation(t *testing.T) []*labNode {
 	return nodes
 }
 
-// view is what a node of the lab sees if the gateway carries far: itself, by its
-// WireGuard device, or a neighbor.
+// view returns the topology of a node if gateway carries the traffic to far. The node
+// reaches far by its own WireGuard device if it is the gateway, or else through that
+// neighbor.
 func view(self, gateway byte) mesh.Topology {
 	far := []string{"10.42.8.0/24", "fd00:42:0:8::/64"}
 	t := netcfgtest.DualStack()
@@ -268,8 +271,9 @@ func view(self, gateway byte) mesh.Topology {
 	return t
 }
 
-// settle applies what the node's view asks for, without what veths can't play.
-func (n *labNode) settle(t *testing.T, view mesh.Topology, edit func(*netcfg.Plan)) {
+// apply makes the plan for the topology and applies it, without the parts that veths
+// can't have.
+func (n *labNode) apply(t *testing.T, view mesh.Topology, edit func(*netcfg.Plan)) {
 	t.Helper()
 	want := netcfg.Desired(view, netcfg.Settings{
 		Interface: "meshd0", ID: mesh.ID{n.n}, MTU: 1420,
@@ -279,7 +283,7 @@ func (n *labNode) settle(t *testing.T, view mesh.Topology, edit func(*netcfg.Pla
 		},
 	})
 	have := n.last
-	have.Device, have.Addresses = want.Device, want.Addresses // the veth
+	have.Device, have.Addresses = want.Device, want.Addresses // the veth has its own
 	plan := diff(have, want)
 	plan.Peers = nil
 	if edit != nil {
@@ -293,7 +297,7 @@ func (n *labNode) settle(t *testing.T, view mesh.Topology, edit func(*netcfg.Pla
 	n.last = want
 }
 
-// TestLocationForwards sends through the location in all ways that it knows.
+// TestLocationForwards sends through the location with each kind of encapsulation.
 func TestLocationForwards(t *testing.T) {
 	if !namespaced(t) {
 		return
@@ -311,13 +315,13 @@ func TestLocationForwards(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, n := range nodes {
-				n.settle(t, tt.edit(view(n.n, 2)), nil)
+				n.apply(t, tt.edit(view(n.n, 2)), nil)
 			}
 			for _, dst := range []string{"10.4.0.2", "10.4.0.3", "10.42.8.5", "fd00:4::2", "fd00:4::3", "fd00:42:0:8::5"} {
 				if six := strings.Contains(dst, ":"); six && tt.only == "4" || !six && tt.only == "6" {
 					continue
 				}
-				// Far answers by the way it is asked.
+				// far replies through the node that sent the request.
 				run(t, "ip -n far route replace 10.4.0.1/32 via inet6 fd99:2::2 dev m2 src 10.42.8.5")
 				run(t, "ip -n far route replace fd00:4::1/128 via fd99:2::2 dev m2 src fd00:42:0:8::5")
 				eventually(t, "ping "+dst, func() bool { return exec.Command("ping", "-c1", "-W1", "-s1300", dst).Run() == nil })
@@ -326,7 +330,7 @@ func TestLocationForwards(t *testing.T) {
 	}
 }
 
-// onIPv6 is a topology with IPv6 on the LAN.
+// onIPv6 returns the topology with IPv6 on the LAN.
 func onIPv6(t mesh.Topology) mesh.Topology {
 	for i := range t.Neighbors {
 		t.Neighbors[i].InternalIP = netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x10, 15: t.Neighbors[i].ID[0]})
@@ -334,21 +338,21 @@ func onIPv6(t mesh.Topology) mesh.Topology {
 	return t
 }
 
-// TestRouteMoves moves the route to far from gateway to gateway under traffic,
-// all of which can forward, and counts what is lost.
+// TestRouteMoves moves the route to far from gateway to gateway while traffic flows, and
+// counts lost packets. All gateways can forward.
 func TestRouteMoves(t *testing.T) {
 	if !namespaced(t) {
 		return
 	}
 	nodes := startLocation(t)
-	noGuard := func(p *netcfg.Plan) { p.Firewall = nil } // far answers by one way, wherever it is asked
+	noGuard := func(p *netcfg.Plan) { p.Firewall = nil } // far replies through one gateway, whichever one sent the request
 	through := func(self, gateway byte) mesh.Topology {
 		top := view(self, gateway)
-		top.Guarded = nil // or the range's route would help out
+		top.Guarded = nil // otherwise the route to the range would be used during a move
 		return top
 	}
 	for _, n := range nodes {
-		n.settle(t, through(n.n, n.n), noGuard)
+		n.apply(t, through(n.n, n.n), noGuard)
 	}
 	for _, dst := range []string{"10.42.8.5", "fd00:42:0:8::5"} {
 		eventually(t, "ping "+dst, func() bool { return exec.Command("ping", "-c1", "-W1", dst).Run() == nil })
@@ -381,25 +385,25 @@ func TestRouteMoves(t *testing.T) {
 				}
 			}
 			if moves < 3 {
-				t.Errorf("got %d moves, want some more", moves)
+				t.Errorf("got %d moves, want more", moves)
 			}
 			t.Logf("%d moves", moves)
 			return
 		default:
-			nodes[0].settle(t, through(1, gateway), noGuard)
+			nodes[0].apply(t, through(1, gateway), noGuard)
 			moves++
 		}
 	}
 }
 
-// TestVXLANIsClosed sends VXLAN packets that nobody in the location sends.
+// TestVXLANIsClosed sends VXLAN packets that no node of the location would send.
 func TestVXLANIsClosed(t *testing.T) {
 	if !namespaced(t) {
 		return
 	}
 	nodes := startLocation(t)
 	for _, n := range nodes {
-		n.settle(t, view(n.n, 2), nil)
+		n.apply(t, view(n.n, 2), nil)
 	}
 	eventually(t, "a member's ping", func() bool {
 		return exec.Command("ip", "netns", "exec", "node3", "ping", "-c1", "-W1", "10.4.0.1").Run() == nil
@@ -413,7 +417,7 @@ func TestVXLANIsClosed(t *testing.T) {
 	run(t, "ip -n far addr add 192.168.10.3/32 dev lo")
 	run(t, "ip -n far route add 192.168.10.1/32 via inet6 fd99:1::2 dev m1 src 192.168.10.3")
 	for _, tt := range []struct{ name, ns, src, chain string }{
-		{"no member's address", "node3", "192.168.10.33", "input"},
+		{"an address of no member", "node3", "192.168.10.33", "input"},
 		{"a member's address on another link", "far", "192.168.10.3", "guard"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -429,7 +433,7 @@ func TestVXLANIsClosed(t *testing.T) {
 	}
 }
 
-// dropsVXLAN says whether the chain has dropped a packet because of its source.
+// dropsVXLAN reports whether the chain has dropped a packet because of its source.
 func dropsVXLAN(t *testing.T, chain string) bool {
 	t.Helper()
 	for line := range strings.Lines(run(t, "nft list chain inet meshd "+chain)) {
