@@ -19,7 +19,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/netcfgtest"
 )
 
-// lanLinks has the commands that create eth0 and eth1 of lanSettings.
+// lanLinks creates eth0 and eth1 of lanSettings.
 func lanLinks(t *testing.T) {
 	t.Helper()
 	for _, line := range []string{
