@@ -328,7 +328,7 @@ func TestEvaluateFirewall(t *testing.T) {
 		{"iptables, to which meshd adds rules", nil, rules(filter.XTNFT, "iptables-nft", "-P FORWARD DROP\n-P INPUT DROP"), nil},
 		{"iptables is missing", []string{"cni: {enabled: false}"}, rules(filter.Legacy, "", "-P FORWARD DROP"), []string{
 			"error firewall: the chain FORWARD of iptables-legacy drops packets from the mesh, to the mesh" +
-				" → install iptables-legacy, with which meshd adds the rules itself (apt install iptables); or run: iptables-legacy -I FORWARD -i meshd0 -j ACCEPT; iptables-legacy -I FORWARD -o meshd0 -j ACCEPT",
+				" → install iptables-legacy (apt install iptables), so that meshd can add the rules itself; or run: iptables-legacy -I FORWARD -i meshd0 -j ACCEPT; iptables-legacy -I FORWARD -o meshd0 -j ACCEPT",
 		}},
 		{"nft", nil, nft("filter", "through", filter.Chain{Hook: "forward", Drops: true}), []string{
 			"error firewall: the chain through of nft table inet filter drops packets " + everyForward +

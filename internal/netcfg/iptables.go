@@ -102,8 +102,8 @@ func (b builder) ports() []port {
 	return ports
 }
 
-// accepts returns all rules that some firewall may make necessary. A family that neither
-// the mesh nor an uplink uses needs none.
+// accepts returns all rules that some firewall may make necessary. There are none for
+// IPv6 if neither the mesh nor an uplink uses it.
 func (b builder) accepts() []Accept {
 	var out []Accept
 	for _, f := range families() {

@@ -326,7 +326,7 @@ func (b Barrier) Advice() string {
 	case b.isFirewalld():
 		return run + "; firewall-cmd --reload"
 	case b.Table.Backend != filter.NFT:
-		return fmt.Sprintf("install %s, with which meshd adds the rules itself (apt install iptables); or %s", b.owner(), run)
+		return fmt.Sprintf("install %s (apt install iptables), so that meshd can add the rules itself; or %s", b.owner(), run)
 	}
 	return run + " (and add it to what sets up your firewall at boot)"
 }

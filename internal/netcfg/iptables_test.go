@@ -183,7 +183,7 @@ func TestDiffAcceptsLeaves(t *testing.T) {
 	want := []mesh.Problem{{
 		Kind:   ProblemFirewall,
 		Text:   "the chain FORWARD of iptables-nft drops packets from the mesh, to the mesh",
-		Advice: "install iptables-nft, with which meshd adds the rules itself (apt install iptables); or run: iptables-nft -I FORWARD -i meshd0 -j ACCEPT; iptables-nft -I FORWARD -o meshd0 -j ACCEPT",
+		Advice: "install iptables-nft (apt install iptables), so that meshd can add the rules itself; or run: iptables-nft -I FORWARD -i meshd0 -j ACCEPT; iptables-nft -I FORWARD -o meshd0 -j ACCEPT",
 	}}
 	if diff := cmp.Diff(want, problems); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)

@@ -209,7 +209,7 @@ func (k *Kernel) createDevice(d netcfg.Device) error {
 	case !errors.Is(err, unix.EOPNOTSUPP): // what rtnetlink returns for an unknown kind of link
 		return fmt.Errorf("create device %s: %w", k.name, err)
 	case d.Implementation == netcfg.Kernel:
-		return fmt.Errorf("create device %s: this kernel has no WireGuard (`modprobe wireguard`); `wireguard.implementation: auto` does without: %w", k.name, err)
+		return fmt.Errorf("create device %s: this kernel has no WireGuard (`modprobe wireguard`); `wireguard.implementation: auto` uses the userspace implementation then: %w", k.name, err)
 	}
 	k.log.Info("kernel has no WireGuard, using the userspace implementation", "link", k.name)
 	return k.openTUN(d)

@@ -101,7 +101,7 @@ func nftGeneration() (uint32, error) {
 			}
 		}
 	}
-	return 0, errors.New("read generation of nftables: there is none in the answer")
+	return 0, errors.New("read generation of nftables: the reply has none")
 }
 
 // sizeofNfgenmsg is the length of struct nfgenmsg.

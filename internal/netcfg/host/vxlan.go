@@ -120,7 +120,7 @@ func (k *Kernel) applyVXLAN(c netcfg.VXLANChange) error {
 		k.writes.Add(1)
 		err := k.nl.LinkSetUp(link)
 		if errors.Is(err, unix.EADDRINUSE) {
-			return fmt.Errorf("set %s up: something else has UDP port %d, which VXLAN in a location needs: %w", c.VXLAN.Name, c.VXLAN.Port, err)
+			return fmt.Errorf("set %s up: another program uses UDP port %d, which VXLAN in a location needs: %w", c.VXLAN.Name, c.VXLAN.Port, err)
 		}
 		if err != nil {
 			return fmt.Errorf("set %s up: %w", c.VXLAN.Name, err)
@@ -157,7 +157,7 @@ func (k *Kernel) createVXLAN(v netcfg.VXLAN) (*netlink.Vxlan, error) {
 	err := k.nl.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: v.ID, Port: v.Port, SrcAddr: v.Local.AsSlice()})
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP): // what rtnetlink returns for an unknown kind of link
-		return nil, fmt.Errorf("create device %s: this kernel has no VXLAN (`modprobe vxlan`); `cluster.encapsulation: never` does without: %w", v.Name, err)
+		return nil, fmt.Errorf("create device %s: this kernel has no VXLAN (`modprobe vxlan`); `cluster.encapsulation: never` needs none: %w", v.Name, err)
 	case err != nil:
 		return nil, fmt.Errorf("create device %s: %w", v.Name, err)
 	}

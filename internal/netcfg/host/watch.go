@@ -72,7 +72,7 @@ func (k *Kernel) watch(ctx context.Context, c *netlink.Conn, family int, groups 
 		if ctx.Err() != nil {
 			return
 		}
-		k.log.Warn("netlink event socket broke", "err", err)
+		k.log.Warn("read netlink event socket", "err", err)
 		for c = nil; c == nil; {
 			select {
 			case <-ctx.Done():
@@ -80,7 +80,7 @@ func (k *Kernel) watch(ctx context.Context, c *netlink.Conn, family int, groups 
 			case <-time.After(reopenDelay):
 			}
 			if c, err = netlink.Dial(family, &netlink.Config{Groups: groups}); err != nil {
-				k.log.Warn("netlink event socket does not open", "err", err)
+				k.log.Warn("reopen netlink event socket", "err", err)
 				c = nil
 			}
 		}
