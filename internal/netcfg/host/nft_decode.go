@@ -399,8 +399,8 @@ func (l load) value(data []byte) (value string, ok bool) {
 	return value, ok
 }
 
-// linkPattern returns the pattern for a link name. A name without terminating zero is a
-// prefix.
+// linkPattern returns the pattern for a link name. A name that is shorter than IFNAMSIZ
+// and has no terminating zero matches as a prefix.
 func linkPattern(data []byte) string {
 	name, _, whole := bytes.Cut(data, []byte{0})
 	if !whole && len(data) < unix.IFNAMSIZ {

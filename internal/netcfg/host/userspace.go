@@ -66,9 +66,9 @@ func openUserspace(name string, mtu int, log *slog.Logger, adopt func() error) (
 // minMTU is the lowest MTU of an IPv4 link (RFC 791).
 const minMTU = 68
 
-// openTUN opens the TUN device with the flags that wireguard-go needs. It checks the MTU,
-// because wireguard-go must not get an MTU that the kernel refuses: it then closes a
-// netlink socket but continues to read from its file descriptor number. The next socket
+// openTUN opens the TUN device with the flags that wireguard-go needs. It checks the MTU
+// first, because an MTU that the kernel refuses triggers a bug in wireguard-go: it closes
+// a netlink socket but continues to read from its file descriptor number. The next socket
 // of this process gets the same number and loses its replies.
 func openTUN(name string, mtu int) (tun.Device, error) {
 	if mtu < minMTU {
