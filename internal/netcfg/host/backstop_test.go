@@ -205,7 +205,7 @@ func TestHostileNoAnswerBeforeRoutes(t *testing.T) {
 	run(t, "ip -6 route flush proto 77 dev meshd0")
 	for _, line := range []string{
 		"ip -n outside addr add 10.4.0.3/32 dev lo", "ip -n outside route add 10.4.0.1 via 192.0.2.1 src 10.4.0.3",
-		"ip -n outside addr add fd00:4::3/128 dev lo", "ip -n outside route add fd00:4::1 via 2001:db8::1 src fd00:4::3",
+		"ip -n outside addr add fd00:4::3/128 dev lo nodad", "ip -n outside route add fd00:4::1 via 2001:db8::1 src fd00:4::3",
 	} {
 		run(t, line)
 	}

@@ -90,7 +90,7 @@ func TestHostileBorder(t *testing.T) {
 	}
 	startLab(t)
 	run(t, "ip netns exec outside ip addr add 203.0.113.7/32 dev lo")
-	run(t, "ip netns exec outside ip addr add 2001:db8:2::7/128 dev lo")
+	run(t, "ip netns exec outside ip addr add 2001:db8:2::7/128 dev lo nodad")
 	inIPv6["203.0.113.7"], inIPv6["10.4.128.1"] = "2001:db8:2::7", "fd00:4::8000:0:0:1"
 	inIPv6["10.42.1.1"], inIPv6["192.0.2.50"] = "fd00:42:0:1::1", "2001:db8::50"
 	for _, rule := range []string{
@@ -153,7 +153,7 @@ func TestHostileSourcePorts(t *testing.T) {
 	}
 	startLab(t)
 	run(t, "ip netns exec outside ip addr add 203.0.113.7/32 dev lo")
-	run(t, "ip netns exec outside ip addr add 2001:db8:2::7/128 dev lo")
+	run(t, "ip netns exec outside ip addr add 2001:db8:2::7/128 dev lo nodad")
 	for src, dst := range map[string]string{"10.42.0.5": "203.0.113.7:53", inIPv6["10.42.0.5"]: "[2001:db8:2::7]:53"} {
 		var c *net.UDPConn
 		var err error
