@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -46,7 +45,7 @@ func newAbsences(saved []state.Absence) absences {
 }
 
 // count adds the time since it was called last, or starts anew for who is alive.
-func (a *absences) count(view gossip.View, self mesh.ID, now time.Time) {
+func (a *absences) count(view mesh.View, self mesh.ID, now time.Time) {
 	passed := min(max(now.Sub(a.last), 0), longestTurn)
 	if a.last.IsZero() || view.Alone {
 		passed = 0
@@ -63,7 +62,7 @@ func (a *absences) count(view gossip.View, self mesh.ID, now time.Time) {
 
 // longest says whether it is on self to have a node forgotten: the live nodes
 // lose patience one after another.
-func (a *absences) longest(id, self mesh.ID, view gossip.View, after time.Duration) bool {
+func (a *absences) longest(id, self mesh.ID, view mesh.View, after time.Duration) bool {
 	for other := range view.Alive {
 		if other.Compare(self) < 0 {
 			after += absenceStep

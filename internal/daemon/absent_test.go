@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 )
 
@@ -32,46 +31,46 @@ func three() (records []mesh.Record, ids [3]mesh.ID) {
 func TestAbsences(t *testing.T) {
 	records, ids := three()
 	lower, higher, gone := ids[0], ids[1], ids[2]
-	both := gossip.View{Records: records, Alive: map[mesh.ID]bool{lower: true, higher: true}}
-	all := gossip.View{Records: records, Alive: map[mesh.ID]bool{lower: true, higher: true, gone: true}}
-	alone := gossip.View{Records: records, Alive: map[mesh.ID]bool{lower: true}, Alone: true}
+	both := mesh.View{Records: records, Alive: map[mesh.ID]bool{lower: true, higher: true}}
+	all := mesh.View{Records: records, Alive: map[mesh.ID]bool{lower: true, higher: true, gone: true}}
+	alone := mesh.View{Records: records, Alive: map[mesh.ID]bool{lower: true}, Alone: true}
 	tests := []struct {
 		name  string
 		self  mesh.ID
-		steps func(look func(view gossip.View, times int, every time.Duration), restart func())
+		steps func(look func(view mesh.View, times int, every time.Duration), restart func())
 		want  bool
 	}{
-		{"at first", lower, func(look func(gossip.View, int, time.Duration), _ func()) {
+		{"at first", lower, func(look func(mesh.View, int, time.Duration), _ func()) {
 			look(both, 1, 0)
 		}, false},
-		{"almost a month", lower, func(look func(gossip.View, int, time.Duration), _ func()) {
+		{"almost a month", lower, func(look func(mesh.View, int, time.Duration), _ func()) {
 			look(both, 30*24*60-1, time.Minute)
 		}, false},
-		{"a month", lower, func(look func(gossip.View, int, time.Duration), _ func()) {
+		{"a month", lower, func(look func(mesh.View, int, time.Duration), _ func()) {
 			look(both, 30*24*60+1, time.Minute)
 		}, true},
-		{"a month, but somebody comes first", higher, func(look func(gossip.View, int, time.Duration), _ func()) {
+		{"a month, but somebody comes first", higher, func(look func(mesh.View, int, time.Duration), _ func()) {
 			look(both, 30*24*60+1, time.Minute)
 		}, false},
-		{"nobody has come first", higher, func(look func(gossip.View, int, time.Duration), _ func()) {
+		{"nobody has come first", higher, func(look func(mesh.View, int, time.Duration), _ func()) {
 			look(both, 30*24*60+11, time.Minute)
 		}, true},
-		{"back for a moment", lower, func(look func(gossip.View, int, time.Duration), _ func()) {
+		{"back for a moment", lower, func(look func(mesh.View, int, time.Duration), _ func()) {
 			look(both, 30*24*60-10, time.Minute)
 			look(all, 1, time.Second)
 			look(both, 30*24*60-10, time.Minute)
 		}, false},
-		{"alone for a month", lower, func(look func(gossip.View, int, time.Duration), _ func()) {
+		{"alone for a month", lower, func(look func(mesh.View, int, time.Duration), _ func()) {
 			look(alone, 30*24*60+11, time.Minute)
 		}, false},
-		{"the process was halted for a year", lower, func(look func(gossip.View, int, time.Duration), _ func()) {
+		{"the process was halted for a year", lower, func(look func(mesh.View, int, time.Duration), _ func()) {
 			look(both, 2, 365*24*time.Hour)
 		}, false},
-		{"the clock goes back", lower, func(look func(gossip.View, int, time.Duration), _ func()) {
+		{"the clock goes back", lower, func(look func(mesh.View, int, time.Duration), _ func()) {
 			look(both, 30*24*60-10, time.Minute)
 			look(both, 1, -month)
 		}, false},
-		{"a month over daily restarts", lower, func(look func(gossip.View, int, time.Duration), restart func()) {
+		{"a month over daily restarts", lower, func(look func(mesh.View, int, time.Duration), restart func()) {
 			for range 31 {
 				look(both, 24*60, time.Minute)
 				restart()
@@ -84,7 +83,7 @@ func TestAbsences(t *testing.T) {
 			now := time.Unix(1_800_000_000, 0)
 			a := newAbsences(nil)
 			view := both
-			tt.steps(func(v gossip.View, times int, every time.Duration) {
+			tt.steps(func(v mesh.View, times int, every time.Duration) {
 				view = v
 				for range times {
 					now = now.Add(every)
@@ -110,7 +109,7 @@ func TestAbsencesOnDisk(t *testing.T) {
 	var saved string
 	for range 60 {
 		now = now.Add(time.Minute)
-		a.count(gossip.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true}}, ids[0], now)
+		a.count(mesh.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true}}, ids[0], now)
 		text := ""
 		for _, s := range a.save() {
 			text += s.ID.String() + s.Time.String()
@@ -122,7 +121,7 @@ func TestAbsencesOnDisk(t *testing.T) {
 	if writes != 5 {
 		t.Errorf("in an hour of an absence: got %d different states, want 5", writes)
 	}
-	a.count(gossip.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true, ids[2]: true}}, ids[0], now)
+	a.count(mesh.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true, ids[2]: true}}, ids[0], now)
 	if got := a.save(); len(got) > 0 {
 		t.Errorf("everybody is there: got %v, want nothing", got)
 	}

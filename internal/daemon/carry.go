@@ -109,7 +109,7 @@ func (d *daemon) judgeSelf(t *turn) (mesh.Verdict, bool) {
 }
 
 // standing returns the verdict on this node as a gateway that counts.
-func (d *daemon) standing(v gossip.View) mesh.Verdict {
+func (d *daemon) standing(v mesh.View) mesh.Verdict {
 	return mesh.GatewayVerdicts(v.Verdicts, v.Records)[d.identity.ID()]
 }
 

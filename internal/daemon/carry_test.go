@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
 	"github.com/meshd/meshd/internal/control"
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/state"
@@ -35,8 +35,8 @@ func neighborhood() (*daemon, []mesh.Record) {
 }
 
 // viewOf is what gossip knows if all of these nodes are alive and heard.
-func viewOf(records []mesh.Record, heard ...mesh.Record) gossip.View {
-	v := gossip.View{Records: records, Alive: make(map[mesh.ID]bool)}
+func viewOf(records []mesh.Record, heard ...mesh.Record) mesh.View {
+	v := mesh.View{Records: records, Alive: make(map[mesh.ID]bool)}
 	for _, r := range heard {
 		v.Alive[r.ID()] = true
 	}

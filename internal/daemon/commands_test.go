@@ -14,7 +14,6 @@ import (
 
 	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/control"
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -183,7 +182,7 @@ func TestDamagedObjects(t *testing.T) {
 // said of it before still has the higher epoch.
 func TestVerdictBeyondForgottenOnes(t *testing.T) {
 	within(t, inLocation, gatewayOfA, func(t *testing.T, w *world) {
-		w.network.change(func(*gossip.View) { w.network.said = 6 })
+		w.network.change(func(*mesh.View) { w.network.said = 6 })
 		drain(w, false)
 		if len(find(w.all(), `^network\.Judge +gateway a1 is draining, epoch 7`)) != 1 {
 			t.Errorf("got:\n%v", w.trace)

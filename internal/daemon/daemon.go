@@ -3,7 +3,7 @@
 // Package daemon is the one loop that turns what nodes tell each other into
 // what this host needs. Each turn of it looks at everything anew:
 //
-//	gossip.View ─► own record ─► mesh.Derive ─► netcfg.Desired
+//	mesh.View ─► own record ─► mesh.Derive ─► netcfg.Desired
 //	                                                 │
 //	             host.Observe ─► netcfg.Diff ◄───────┘
 //	                                 └─► host.Apply, cni.Apply, status

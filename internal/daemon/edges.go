@@ -35,7 +35,7 @@ type kernel interface {
 
 // network is what nodes tell each other: gossip.Gossip.
 type network interface {
-	View() gossip.View
+	View() mesh.View
 	Heard() map[mesh.ID]time.Time
 	Changed() <-chan struct{}
 	Remember() gossip.Remembered

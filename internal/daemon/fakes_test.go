@@ -248,7 +248,7 @@ type fakeNetwork struct {
 	changed chan struct{}
 
 	mu    sync.Mutex
-	view  gossip.View
+	view  mesh.View
 	self  mesh.ID
 	paths map[mesh.ID][]netip.AddrPort
 	said  uint64 // the highest epoch of our verdicts, which no view shows any more
@@ -262,14 +262,14 @@ func (n *fakeNetwork) start(d *daemon) {
 }
 
 // change changes what is known, of which gossip gives a signal.
-func (n *fakeNetwork) change(f func(*gossip.View)) {
+func (n *fakeNetwork) change(f func(*mesh.View)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	f(&n.view)
 	fire(n.changed)
 }
 
-func (n *fakeNetwork) View() gossip.View {
+func (n *fakeNetwork) View() mesh.View {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	v := n.view
@@ -305,7 +305,7 @@ func (n *fakeNetwork) Remember() gossip.Remembered {
 
 func (n *fakeNetwork) Publish(r mesh.Record) error {
 	n.add("network.Publish", wordRecord(r), nil)
-	n.change(func(v *gossip.View) { v.Records = withRecord(v.Records, r) })
+	n.change(func(v *mesh.View) { v.Records = withRecord(v.Records, r) })
 	return nil
 }
 
@@ -335,7 +335,7 @@ func (n *fakeNetwork) Judge(v mesh.Verdict) error {
 		return &gossip.EpochError{Exceed: said}
 	}
 	n.add("network.Judge", fmt.Sprintf("%s %s is %s, epoch %d", v.Role, n.names[v.Subject], v.State, v.Epoch), nil)
-	n.change(func(view *gossip.View) {
+	n.change(func(view *mesh.View) {
 		view.Verdicts = slices.DeleteFunc(slices.Clone(view.Verdicts), func(o mesh.Verdict) bool { return o.Author.Equal(v.Author) && o.Subject == v.Subject })
 		view.Verdicts = append(view.Verdicts, v)
 	})
@@ -344,7 +344,7 @@ func (n *fakeNetwork) Judge(v mesh.Verdict) error {
 
 func (n *fakeNetwork) Forget(target mesh.ID, upTo uint64) error {
 	n.add("network.Forget", fmt.Sprintf("%s up to %d", n.names[target], upTo), nil)
-	n.change(func(v *gossip.View) {
+	n.change(func(v *mesh.View) {
 		v.Records = slices.DeleteFunc(slices.Clone(v.Records), func(r mesh.Record) bool { return r.ID() == target && r.Sequence <= upTo })
 	})
 	return nil
@@ -353,12 +353,12 @@ func (n *fakeNetwork) Forget(target mesh.ID, upTo uint64) error {
 func (n *fakeNetwork) AddClient(c mesh.Client) (mesh.Client, error) {
 	c.ID, c.Author = mesh.ID{1}, identityKey(0).Public().(ed25519.PublicKey)
 	n.add("network.AddClient", c.Name, nil)
-	n.change(func(v *gossip.View) { v.Clients = append(slices.Clone(v.Clients), c) })
+	n.change(func(v *mesh.View) { v.Clients = append(slices.Clone(v.Clients), c) })
 	return c, nil
 }
 
 func (n *fakeNetwork) RemoveClient(id mesh.ID) error {
-	n.change(func(v *gossip.View) {
+	n.change(func(v *mesh.View) {
 		v.Clients = slices.DeleteFunc(slices.Clone(v.Clients), func(c mesh.Client) bool {
 			if c.ID == id {
 				n.add("network.RemoveClient", c.Name, nil)
@@ -396,7 +396,7 @@ func (n *fakeNetwork) SetPaths(paths map[mesh.ID][]netip.AddrPort) {
 
 func (n *fakeNetwork) Reconfigure(c mesh.Cluster, join []string, _ [][32]byte, _ []mesh.ID) error {
 	n.add("network.Reconfigure", fmt.Sprintf("mode %s, join %q", c.Mode, join), nil)
-	n.change(func(v *gossip.View) { v.Cluster, v.JoinEmpty = c, len(join) == 0 })
+	n.change(func(v *mesh.View) { v.Cluster, v.JoinEmpty = c, len(join) == 0 })
 	return nil
 }
 

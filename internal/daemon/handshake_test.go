@@ -7,10 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/meshd/meshd/internal/gossip"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // end is one end of a tunnel: the schedule under test, and as much of WireGuard
@@ -79,7 +79,7 @@ func (e *end) turn(w *wire, to *end) {
 		peer.Endpoints = append(peer.Endpoints, netip.MustParseAddrPort("203.0.113.5:1"))
 	}
 	tn := turn{now: start.Add(w.now), topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1")}, Peers: []mesh.Peer{peer}}}
-	tn.view = gossip.View{Alive: map[mesh.ID]bool{peer.ID: true}}
+	tn.view = mesh.View{Alive: map[mesh.ID]bool{peer.ID: true}}
 	e.there = true
 	if e.schedule.pick(tn.topology.Peers, e.self)[peer.ID] >= 0 && len(peer.Endpoints) > 0 {
 		e.endpoint = true

@@ -14,7 +14,6 @@ import (
 
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/host"
@@ -42,7 +41,7 @@ const (
 type turn struct {
 	now      time.Time
 	cfg      config.Config
-	view     gossip.View
+	view     mesh.View
 	heard    map[mesh.ID]time.Time   // when something came from each node, outside of the mesh
 	ask      []mesh.ID               // whom to ask for a sign of life
 	resolved map[string][]netip.Addr // hosts in the records that are names

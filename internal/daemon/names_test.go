@@ -14,11 +14,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/meshd/meshd/internal/gossip"
+	"go.uber.org/goleak"
+
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/state"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -109,7 +109,7 @@ func TestPaths(t *testing.T) {
 	}
 	near, far := record(1, "home"), record(2, "")
 	far.GossipAddr = "203.0.113.8:7000"
-	before := turn{view: gossip.View{Records: []mesh.Record{near, far}}}
+	before := turn{view: mesh.View{Records: []mesh.Record{near, far}}}
 	before.desired.Addresses = []netip.Prefix{netip.MustParsePrefix("10.4.0.1/16")}
 	after := before
 	after.observed = netcfg.State{Device: &netcfg.Device{Up: true}, Addresses: before.desired.Addresses}

@@ -8,7 +8,8 @@ import (
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
-	"github.com/meshd/meshd/internal/gossip"
+
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
@@ -43,7 +44,7 @@ func (d *daemon) settled(t turn) (wait time.Duration) {
 
 // listened says whether somebody has told what is claimed already, or nobody is
 // there to do so.
-func (d *daemon) listened(view gossip.View, now time.Time) bool {
+func (d *daemon) listened(view mesh.View, now time.Time) bool {
 	return view.Merged || view.JoinEmpty || now.Sub(d.started) >= listenFirst
 }
 

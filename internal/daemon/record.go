@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/internal/config"
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
@@ -75,7 +74,7 @@ func nextRecord(cfg config.Config, here surroundings, last mesh.Record) mesh.Rec
 }
 
 // lookAround collects what the record says of the host.
-func (d *daemon) lookAround(facts netcfg.Facts, view gossip.View, now time.Time) surroundings {
+func (d *daemon) lookAround(facts netcfg.Facts, view mesh.View, now time.Time) surroundings {
 	if d.moves.look(facts.Addresses, now) {
 		d.gossip.Greet() // so that others say where they see it now
 	}
@@ -165,8 +164,8 @@ func staticSlot(cfg config.Config) int {
 
 // publish makes and tells what this node says of itself, if that is news. What
 // is told is on disk before: after a crash the node still stands by it.
-func (d *daemon) publish(facts netcfg.Facts, view gossip.View, now time.Time) ([]mesh.Problem, error) {
-	if view.Forgotten == gossip.Forever {
+func (d *daemon) publish(facts netcfg.Facts, view mesh.View, now time.Time) ([]mesh.Problem, error) {
+	if view.Forgotten == mesh.Forever {
 		return nil, nil // revoked: nobody would listen
 	}
 	claim, problems := mesh.NextClaim(d.situation(view, now))
@@ -208,7 +207,7 @@ func (d *daemon) publish(facts netcfg.Facts, view gossip.View, now time.Time) ([
 
 // firstRecord is the record to start from: what this node said of itself in its
 // former life, as far as that says where it was seen and what office it held.
-func (d *daemon) firstRecord(view gossip.View) mesh.Record {
+func (d *daemon) firstRecord(view mesh.View) mesh.Record {
 	r := mesh.Record{Identity: d.identity.Key.Public().(ed25519.PublicKey), Key: d.identity.WireGuard.PublicKey(), Instance: d.instance}
 	for _, old := range view.Records {
 		if old.ID() == d.identity.ID() {

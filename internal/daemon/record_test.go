@@ -10,8 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/meshd/meshd/internal/config"
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
@@ -44,18 +44,18 @@ func TestNextRecord(t *testing.T) {
 	tests := []struct {
 		name   string
 		config string
-		view   gossip.View
+		view   mesh.View
 		last   mesh.Record
 		change func(*mesh.Record) // of what the first case wants
 	}{
-		{"found out", "node: {name: a}", gossip.View{Observed: seen}, mesh.Record{}, func(*mesh.Record) {}},
-		{"configured", "node: {name: b, location: home, endpoint: a.example.com:443, internal-ip: 192.168.1.6/25, allowed-location-ips: [192.168.1.0/24]}\nwireguard: {listen-port: 4500, mtu: 1300}\ngossip: {bind: ':7000', advertise: 'g.example.com:7001'}", gossip.View{Observed: seen}, last, func(r *mesh.Record) {
+		{"found out", "node: {name: a}", mesh.View{Observed: seen}, mesh.Record{}, func(*mesh.Record) {}},
+		{"configured", "node: {name: b, location: home, endpoint: a.example.com:443, internal-ip: 192.168.1.6/25, allowed-location-ips: [192.168.1.0/24]}\nwireguard: {listen-port: 4500, mtu: 1300}\ngossip: {bind: ':7000', advertise: 'g.example.com:7001'}", mesh.View{Observed: seen}, last, func(r *mesh.Record) {
 			r.Name, r.Location, r.ListenPort, r.GossipPort, r.GossipAddr, r.MTU = "b", "home", 4500, 7000, "g.example.com:7001", 1300
 			r.Endpoints = []mesh.Endpoint{{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}, {Host: "203.0.113.5", Port: 4500, Source: mesh.EndpointObserved}}
 			r.InternalIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.6/25")}
 			r.AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}
 		}},
-		{"nobody sees it now", "node: {name: a}", gossip.View{}, last, func(r *mesh.Record) { r.Endpoints = last.Endpoints }},
+		{"nobody sees it now", "node: {name: a}", mesh.View{}, last, func(r *mesh.Record) { r.Endpoints = last.Endpoints }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -152,7 +152,7 @@ func TestHostileOldObservations(t *testing.T) {
 	d := &daemon{cfg: parse(t, "node: {name: a}"), started: start}
 	facts := netcfg.Facts{Addresses: one, InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}}
 	d.own = mesh.Record{InternalIPs: facts.InternalIPs, MTU: 1420, Endpoints: []mesh.Endpoint{{Host: "192.168.1.5", Port: 51820, Source: mesh.EndpointObserved}}}
-	lie := gossip.View{Observed: []mesh.Observation{{By: mesh.ID{6}, Addr: netip.MustParseAddr("203.0.113.66"), From: netip.MustParseAddr("198.51.100.6"), At: start, Open: true}}}
+	lie := mesh.View{Observed: []mesh.Observation{{By: mesh.ID{6}, Addr: netip.MustParseAddr("203.0.113.66"), From: netip.MustParseAddr("198.51.100.6"), At: start, Open: true}}}
 	got := nextRecord(d.cfg, d.lookAround(facts, lie, start.Add(time.Second)), d.own)
 	if got.NAT || !slices.Equal(got.Endpoints, d.own.Endpoints) {
 		t.Errorf("after one lie: NAT %v, endpoints %v; want %v", got.NAT, got.Endpoints, d.own.Endpoints)

@@ -9,12 +9,11 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/internal/control"
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 )
 
 // situation is what this node decides its claim by.
-func (d *daemon) situation(view gossip.View, now time.Time) mesh.Situation {
+func (d *daemon) situation(view mesh.View, now time.Time) mesh.Situation {
 	return mesh.Situation{
 		Cluster:  d.cluster(),
 		Self:     d.identity.ID(),

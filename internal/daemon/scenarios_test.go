@@ -14,7 +14,6 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/control"
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/probe"
@@ -71,7 +70,7 @@ var scenarios = []scenario{
 		w.meet(moved)
 		w.pass(10 * time.Second)
 		w.mark("b1 dies")
-		w.hear(func(v *gossip.View) { delete(v.Alive, moved.ID()) })
+		w.hear(func(v *mesh.View) { delete(v.Alive, moved.ID()) })
 		w.pass(10 * time.Second)
 		w.command("meshd forget b1", func(context.Context) error { return w.d.Forget("b1") })
 		w.pass(10 * time.Second)
@@ -90,7 +89,7 @@ var scenarios = []scenario{
 		settled(w, b1, c1)
 		w.end()
 		w.anew()
-		w.hear(func(v *gossip.View) { v.Records = withRecord(withRecord(nil, w.d.own), b1) })
+		w.hear(func(v *mesh.View) { v.Records = withRecord(withRecord(nil, w.d.own), b1) })
 		w.start()
 		w.pass(20 * time.Second)
 		w.mark("b1 is heard")
@@ -103,7 +102,7 @@ var scenarios = []scenario{
 		settled(w, b1, c1)
 		w.end()
 		w.anew()
-		w.hear(func(v *gossip.View) { v.JoinEmpty, v.Records = false, withRecord(withRecord(nil, w.d.own), b1) })
+		w.hear(func(v *mesh.View) { v.JoinEmpty, v.Records = false, withRecord(withRecord(nil, w.d.own), b1) })
 		w.start()
 		w.pass(2 * settle)
 		w.end()
@@ -204,7 +203,7 @@ var scenarios = []scenario{
 	{"generation", "Another node has newer settings: the mode is full.", inLocation, func(w *world) {
 		settled(w, gatewayOfA(w)...)
 		w.mark("generation 2 is heard")
-		w.hear(func(v *gossip.View) { v.Cluster.Generation, v.Cluster.Mode = 2, mesh.ModeFull })
+		w.hear(func(v *mesh.View) { v.Cluster.Generation, v.Cluster.Mode = 2, mesh.ModeFull })
 		w.pass(10 * time.Second)
 		w.end()
 	}},
@@ -212,7 +211,7 @@ var scenarios = []scenario{
 		b1 := w.b1()
 		settled(w, b1, w.c1())
 		w.mark("b1 dies")
-		w.hear(func(v *gossip.View) { delete(v.Alive, b1.ID()) })
+		w.hear(func(v *mesh.View) { delete(v.Alive, b1.ID()) })
 		w.pass(90 * time.Minute)
 		w.end()
 	}},
@@ -234,7 +233,7 @@ var scenarios = []scenario{
 			w.mark("the other daemon tells its record")
 			other := w.d.own
 			other.Instance, other.Sequence = 1, w.d.own.Sequence+1
-			w.hear(func(v *gossip.View) { v.Records, v.OwnSequence = withRecord(v.Records, other), other.Sequence })
+			w.hear(func(v *mesh.View) { v.Records, v.OwnSequence = withRecord(v.Records, other), other.Sequence })
 			w.pass(4 * time.Second)
 		}
 		if err := <-w.ended; !errors.Is(err, ErrTwin) {
@@ -246,8 +245,8 @@ var scenarios = []scenario{
 		b1 := w.b1()
 		settled(w, b1)
 		w.mark("a1 is revoked")
-		w.hear(func(v *gossip.View) {
-			v.Forgotten, v.OwnSequence, v.Records = gossip.Forever, gossip.Forever, withRecord(nil, b1)
+		w.hear(func(v *mesh.View) {
+			v.Forgotten, v.OwnSequence, v.Records = mesh.Forever, mesh.Forever, withRecord(nil, b1)
 		})
 		w.pass(10 * time.Second)
 		w.end()
@@ -354,7 +353,7 @@ func (w *world) beside(name string, number int, office mesh.Office) mesh.Record 
 // judgedDown has a2 say that this gateway is down.
 func (w *world) judgedDown() {
 	a2 := w.beside("a2", 1, mesh.Office{})
-	w.network.change(func(v *gossip.View) {
+	w.network.change(func(v *mesh.View) {
 		v.Verdicts = []mesh.Verdict{{Author: a2.Identity, Subject: w.network.self, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1}}
 	})
 	synctest.Wait()
@@ -377,7 +376,7 @@ func (w *world) move(to netcfg.Facts) {
 	w.pass(time.Second)
 	w.mark("b1 says where it sees this host")
 	b1 := w.b1()
-	w.hear(func(v *gossip.View) {
+	w.hear(func(v *mesh.View) {
 		v.Observed = []mesh.Observation{{By: b1.ID(), Addr: to.Addresses[0], At: time.Now(), Open: true}}
 	})
 }

@@ -43,7 +43,7 @@ func (d *daemon) Revoke(node string) (control.Revoked, error) {
 	if revoked.ID == d.identity.ID() {
 		return control.Revoked{}, fmt.Errorf("%w: %s is this node; run it on another one", control.ErrRefused, node)
 	}
-	err = d.gossip.Forget(revoked.ID, gossip.Forever)
+	err = d.gossip.Forget(revoked.ID, mesh.Forever)
 	if errors.Is(err, gossip.ErrOverruled) {
 		return control.Revoked{}, fmt.Errorf("%w: %s has revoked this node, and of two that revoke each other the lower fingerprint counts; run it on a node whose fingerprint is below %s, "+
 			"or write cluster.trust: list with all other nodes in cluster.trusted on each of them", control.ErrRefused, node, revoked.ID)

@@ -8,10 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/meshd/meshd/internal/gossip"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // TestWhoSpeaks follows one peer over time. Times count from the first turn.
@@ -140,7 +140,7 @@ func turnWithPeer(now time.Time, there, alive bool, handshake time.Duration) tur
 		ID: mesh.ID{5}, Key: wgtypes.Key{5}, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.4.0.5/32"), netip.MustParsePrefix("10.42.5.0/24")},
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.5:1"), netip.MustParseAddrPort("203.0.113.5:2")},
 	}
-	tn := turn{now: now, topology: mesh.Topology{Peers: []mesh.Peer{peer}}, view: gossip.View{Alive: map[mesh.ID]bool{peer.ID: alive}}}
+	tn := turn{now: now, topology: mesh.Topology{Peers: []mesh.Peer{peer}}, view: mesh.View{Alive: map[mesh.ID]bool{peer.ID: alive}}}
 	if there {
 		p := netcfg.Peer{Key: peer.Key}
 		if handshake > 0 {

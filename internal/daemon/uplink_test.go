@@ -6,14 +6,13 @@ import (
 	"testing"
 
 	"github.com/meshd/meshd/internal/config"
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // A host that lost its way out says so, unless it reaches others all the same.
 func TestUplinkProblems(t *testing.T) {
-	lost := turn{view: gossip.View{Alone: true, Records: make([]mesh.Record, 2)}}
+	lost := turn{view: mesh.View{Alone: true, Records: make([]mesh.Record, 2)}}
 	for _, tt := range []struct {
 		name   string
 		change func(*turn)

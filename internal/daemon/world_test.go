@@ -23,7 +23,6 @@ import (
 
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/netcfg"
@@ -74,7 +73,7 @@ func newWorld(t *testing.T, extra string) *world {
 	w.disk.identity = state.Identity{Key: identityKey(0), WireGuard: wgtypes.Key{31: 64}}
 	w.names[w.disk.identity.ID()] = "a1"
 	w.kernel = &fakeKernel{trace: w.trace, events: make(chan struct{}, 1), met: make(map[wgtypes.Key]bool), facts: hostFacts("203.0.113.1")}
-	w.network = &fakeNetwork{trace: w.trace, changed: make(chan struct{}, 1), view: gossip.View{Alone: true, JoinEmpty: true}}
+	w.network = &fakeNetwork{trace: w.trace, changed: make(chan struct{}, 1), view: mesh.View{Alone: true, JoinEmpty: true}}
 	return w
 }
 
@@ -165,7 +164,7 @@ func (w *world) pass(d time.Duration) {
 }
 
 // hear changes what gossip knows, and says so.
-func (w *world) hear(change func(*gossip.View)) {
+func (w *world) hear(change func(*mesh.View)) {
 	w.network.change(change)
 	w.pass(spacing)
 }
@@ -175,7 +174,7 @@ func (w *world) meet(records ...mesh.Record) {
 	for _, r := range records {
 		w.names[r.ID()] = r.Name
 	}
-	w.hear(func(v *gossip.View) {
+	w.hear(func(v *mesh.View) {
 		for _, r := range records {
 			v.Alive[r.ID()] = true
 			v.Records = withRecord(v.Records, r)

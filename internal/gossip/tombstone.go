@@ -10,9 +10,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Forever is the sequence of a tombstone that revokes a node: no record of its identity
-// counts any more.
-const Forever = ^uint64(0)
+// Forever is the sequence up to which a revoked node is forgotten.
+const Forever = mesh.Forever
 
 // tombstone makes all nodes forget a node's records up to a sequence, or a client. That
 // sequence is also the tombstone's own, so that of two tombstones of one author the

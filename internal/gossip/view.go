@@ -4,50 +4,15 @@ package gossip
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// View is what a node knows at one moment. It shares no memory with the Gossip that it
-// came from.
-type View struct {
-	Records  []mesh.Record  // those that count, including ours, by fingerprint
-	Verdicts []mesh.Verdict // of these nodes on each other, by subject, role and author
-	Clients  []mesh.Client  // those that were not removed, by ID
-	Alive    map[mesh.ID]bool
+// View is what a node knows at one moment.
+type View = mesh.View
 
-	// Cluster are the settings in use: those of our configuration, except that
-	// generation, mode, encapsulation and gateways are those of the highest generation
-	// that a node has announced.
-	Cluster mesh.Cluster
-
-	// OwnSequence is the highest sequence of a record of ours that any node has sent, or
-	// up to which we are forgotten. A new record must exceed it.
-	OwnSequence uint64
-	// Forgotten is the sequence up to which our records, and the claims that they made,
-	// are forgotten; 0 if they are not.
-	Forgotten uint64
-
-	// Observed are the addresses at which other nodes see us, by observer. Only observers
-	// count that have proved their identity, are trusted, and are alive. We are the
-	// observer ourselves of an address of the join list that we dialled and found to be
-	// our own.
-	Observed []mesh.Observation
-	Paths    map[mesh.ID]netip.AddrPort // where nodes were seen recently, outside the mesh
-	RTT      map[mesh.ID]time.Duration
-
-	Alone     bool // no other node is alive
-	JoinEmpty bool // the join list is empty, or names only this node
-	Merged    bool // the state of some member was merged since the start
-
-	Problems []mesh.Problem    // sorted
-	Counters map[string]uint64 // what was dropped, by reason
-}
-
-// View returns what is known at this moment.
+// View returns what is known now. It shares nothing with the Gossip that it came from.
 func (g *Gossip) View() View {
 	v := View{Counters: g.counters.snapshot(), Problems: g.notices.problems()}
 	v.Alive, v.RTT = g.members.snapshot()

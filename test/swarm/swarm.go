@@ -308,7 +308,7 @@ func (n *Node) turn() int {
 }
 
 // note keeps what the swarm wants to know of a view.
-func (n *Node) note(v gossip.View) {
+func (n *Node) note(v mesh.View) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, r := range v.Records {
