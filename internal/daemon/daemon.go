@@ -16,8 +16,8 @@
 // edges.go has the interfaces through which it reaches the world, record.go makes what
 // this node says of itself, tunnels.go decides which endpoint is tried and who speaks
 // first, sessions.go tells how old handshakes are, names.go resolves, ready.go says when
-// k3s may start, memory.go keeps what is known of the others, absent.go has those
-// forgotten that are away for long, twin.go finds a second daemon of this identity,
+// k3s may start, memory.go keeps what is known of the others, and has those forgotten
+// that are away for long, twin.go finds a second daemon of this identity,
 // generation.go follows others' newer settings, reload.go takes over a changed file,
 // renumber.go and trust.go do what a person asks for, carry.go watches who carries
 // traffic for this node and speaks verdicts, office.go and drain.go are about this node
@@ -45,6 +45,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/netcfg/host"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -98,7 +99,7 @@ type daemon struct {
 	sessions  sessions
 	readiness readiness
 	memory    memory
-	absences  absences
+	absences  node.Absences
 	carriers  carriers
 	twin      twin
 	moves     moves

@@ -4,10 +4,14 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -38,7 +42,11 @@ func (d *daemon) recallObjects() (gossip.Remembered, error) {
 	if err != nil {
 		return gossip.Remembered{}, err
 	}
-	d.absences = newAbsences(saved.Absent)
+	absent := make(map[mesh.ID]time.Duration, len(saved.Absent))
+	for _, a := range saved.Absent {
+		absent[a.ID] = a.Time
+	}
+	d.absences = node.NewAbsences(absent)
 	r := gossip.Remembered{Objects: saved.Objects}
 	for _, h := range saved.Highest {
 		r.Highest = append(r.Highest, gossip.Highest(h))
@@ -60,7 +68,11 @@ func (d *daemon) remember(now time.Time, force bool) error {
 // save writes what this node knows of the others, if that has changed.
 func (d *daemon) save() error {
 	r := d.gossip.Remember()
-	out := state.Remembered{Objects: r.Objects, Absent: d.absences.save()}
+	out := state.Remembered{Objects: r.Objects}
+	for id, absent := range d.absences.Save() {
+		out.Absent = append(out.Absent, state.Absence{ID: id, Time: absent})
+	}
+	slices.SortFunc(out.Absent, func(a, b state.Absence) int { return a.ID.Compare(b.ID) })
 	for _, h := range r.Highest {
 		out.Highest = append(out.Highest, state.Highest(h))
 	}
@@ -71,5 +83,18 @@ func (d *daemon) save() error {
 		return err
 	}
 	d.memory.saved = out
+	return nil
+}
+
+// forgetAbsent has the nodes forgotten that have been away for too long.
+func (d *daemon) forgetAbsent(t turn) error {
+	self := d.identity.ID()
+	d.absences.Count(t.view, self, t.now)
+	for _, r := range d.absences.Overdue(t.view, self, d.cfg.ForgetAfter) {
+		if err := d.gossip.Forget(r.ID(), r.Sequence); err != nil {
+			return fmt.Errorf("forget absent node %s: %w", r.Name, err)
+		}
+		d.log.Info("node forgotten after a long absence", "name", r.Name, "id", r.ID(), "absent", d.absences.Of(r.ID()).Truncate(time.Minute))
+	}
 	return nil
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package daemon
+package node
 
 import (
 	"crypto/ed25519"
+	"maps"
+	"reflect"
 	"testing"
 	"time"
 
@@ -81,20 +83,21 @@ func TestAbsences(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			now := time.Unix(1_800_000_000, 0)
-			a := newAbsences(nil)
+			a := NewAbsences(nil)
 			view := both
 			tt.steps(func(v mesh.View, times int, every time.Duration) {
 				view = v
 				for range times {
 					now = now.Add(every)
-					a.count(v, tt.self, now)
+					a.Count(v, tt.self, now)
 				}
-			}, func() { a = newAbsences(a.save()) })
-			if got := a.longest(gone, tt.self, view, month); got != tt.want {
-				t.Errorf("absent for %v: got %t, want %t", a.of[gone], got, tt.want)
+			}, func() { a = NewAbsences(a.Save()) })
+			var want []mesh.Record
+			if tt.want {
+				want = records[2:]
 			}
-			if a.longest(lower, tt.self, view, month) || a.longest(higher, tt.self, view, month) {
-				t.Errorf("got a live node to be forgotten: %v", a.of)
+			if got := a.Overdue(view, tt.self, month); !reflect.DeepEqual(got, want) {
+				t.Errorf("absent for %v: got %v, want %v", a.of, got, want)
 			}
 		})
 	}
@@ -103,26 +106,22 @@ func TestAbsences(t *testing.T) {
 // What is on disk changes seldom, and not at all while everybody is there.
 func TestAbsencesOnDisk(t *testing.T) {
 	records, ids := three()
-	a := newAbsences(nil)
+	a := NewAbsences(nil)
 	now := time.Unix(1_800_000_000, 0)
 	writes := 0
-	var saved string
+	var saved map[mesh.ID]time.Duration
 	for range 60 {
 		now = now.Add(time.Minute)
-		a.count(mesh.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true}}, ids[0], now)
-		text := ""
-		for _, s := range a.save() {
-			text += s.ID.String() + s.Time.String()
-		}
-		if text != saved {
-			saved, writes = text, writes+1
+		a.Count(mesh.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true}}, ids[0], now)
+		if now := a.Save(); !maps.Equal(now, saved) {
+			saved, writes = now, writes+1
 		}
 	}
 	if writes != 5 {
 		t.Errorf("in an hour of an absence: got %d different states, want 5", writes)
 	}
-	a.count(mesh.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true, ids[2]: true}}, ids[0], now)
-	if got := a.save(); len(got) > 0 {
+	a.Count(mesh.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true, ids[2]: true}}, ids[0], now)
+	if got := a.Save(); len(got) > 0 {
 		t.Errorf("everybody is there: got %v, want nothing", got)
 	}
 }
