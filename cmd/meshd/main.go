@@ -24,7 +24,7 @@ const (
 	exitUsage      = 2 // the command line or the configuration is wrong
 	exitNotRunning = 3 // the command needs a running daemon
 	exitRefused    = 4 // the daemon won't do that, and says why
-	exitTwin       = 5 // the daemon's identity runs on another host, too
+	exitDuplicate  = 5 // the daemon's identity runs on another host, too
 )
 
 func main() { os.Exit(run()) }
@@ -52,8 +52,8 @@ func exitCode(err error) int {
 		return exitNotRunning
 	case errors.Is(err, control.ErrRefused):
 		return exitRefused
-	case errors.Is(err, daemon.ErrTwin):
-		return exitTwin
+	case errors.Is(err, daemon.ErrDuplicate):
+		return exitDuplicate
 	}
 	return exitFailure
 }

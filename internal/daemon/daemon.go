@@ -17,8 +17,7 @@
 // this node says of itself, tunnels.go decides which endpoint is tried and who speaks
 // first, sessions.go tells how old handshakes are, names.go resolves, ready.go says when
 // k3s may start, memory.go keeps what is known of the others, and has those forgotten
-// that are away for long, twin.go finds a second daemon of this identity,
-// generation.go follows others' newer settings, reload.go takes over a changed file,
+// that are away for long, generation.go follows others' newer settings, reload.go takes over a changed file,
 // renumber.go and trust.go do what a person asks for, carry.go watches who carries
 // traffic for this node and speaks verdicts, office.go and drain.go are about this node
 // as a gateway, graph.go draws, status.go is what a person sees, story.go what the
@@ -28,8 +27,10 @@ package daemon
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -49,6 +50,12 @@ import (
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
+
+// ErrDuplicate means that another daemon runs with this node's identity, and was started
+// before this one.
+var ErrDuplicate = errors.New("this node's identity runs on another host, too: " +
+	"if this host is a copy of that one, stop meshd here, remove identity.json and node.json from its state directory, and start it: it makes an identity of its own; " +
+	"if the other one is the copy, do so there")
 
 // Options says where a daemon finds its things.
 type Options struct {
@@ -101,7 +108,7 @@ type daemon struct {
 	memory    memory
 	absences  node.Absences
 	carriers  carriers
-	twin      twin
+	duplicate node.Duplicate
 	moves     moves
 	complaint complaint
 	refused   []mesh.Problem // what stands against the last reload
@@ -220,6 +227,16 @@ func (d *daemon) recall(machineID string) (gossip.Remembered, error) {
 // back from a backup, must not begin anew. The clock is ahead of any count.
 func nextBoot(last uint64, now time.Time) uint64 {
 	return max(last+1, uint64(max(now.Unix(), 0)))
+}
+
+// newInstance names a start of the daemon: by its number, which rises with the clock,
+// and at random. So of two daemons with one identity both know which started later.
+func newInstance(boot uint64, random io.Reader) (uint64, error) {
+	var b [4]byte
+	if _, err := io.ReadFull(random, b[:]); err != nil {
+		return 0, fmt.Errorf("draw instance: %w", err)
+	}
+	return boot<<32 | uint64(binary.BigEndian.Uint32(b[:])), nil
 }
 
 // bindAddress is what net.Listen takes: an address that is not set means all.

@@ -3,6 +3,8 @@
 package daemon
 
 import (
+	"bytes"
+	"crypto/rand"
 	"testing"
 	"time"
 )
@@ -26,5 +28,22 @@ func TestNextBoot(t *testing.T) {
 		if got := nextBoot(tt.last, time.Unix(tt.now, 0)); got != tt.want {
 			t.Errorf("%s: got %d, want %d", tt.name, got, tt.want)
 		}
+	}
+}
+
+func TestInstancesOrderByStart(t *testing.T) {
+	earlier, err := newInstance(1_800_000_000, bytes.NewReader([]byte{255, 255, 255, 255}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	later, err := newInstance(1_800_000_001, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if earlier >= later {
+		t.Errorf("instances: got %d for the earlier start, %d for the later", earlier, later)
+	}
+	if _, err := newInstance(1, bytes.NewReader(nil)); err == nil {
+		t.Error("no randomness: got no error")
 	}
 }

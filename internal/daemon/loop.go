@@ -141,7 +141,8 @@ func (t *turn) wakeIn(d time.Duration) {
 // tunnel, and a broken CNI directory no route.
 func (d *daemon) turn(ctx context.Context) turn {
 	t := turn{now: time.Now(), cfg: d.cfg, view: d.gossip.View(), heard: d.gossip.Heard()}
-	if t.fatal = d.giveWay(t); t.fatal != nil {
+	if d.seeDuplicate(t) {
+		t.fatal = ErrDuplicate
 		return t
 	}
 	t.err = errors.Join(d.server.Keep(), d.adopt(t.view.Cluster))
@@ -171,6 +172,12 @@ func (d *daemon) turn(ctx context.Context) turn {
 	t.err = errors.Join(t.err, d.forgetAbsent(t))
 	t.err = errors.Join(t.err, d.remember(t.now, false))
 	return t
+}
+
+// seeDuplicate reports whether another daemon has this identity and was there first.
+func (d *daemon) seeDuplicate(t turn) bool {
+	i := slices.IndexFunc(t.view.Records, func(r mesh.Record) bool { return r.ID() == d.identity.ID() })
+	return i >= 0 && d.duplicate.See(d.instance, t.view.Records[i], d.own, t.now)
 }
 
 // derive works out the topology, with the names of endpoints resolved.

@@ -12,6 +12,7 @@ import (
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/node"
 )
 
 // natKeepalive is how often a node behind NAT speaks to its peers: NATs forget
@@ -180,7 +181,7 @@ func (d *daemon) publish(facts netcfg.Facts, view mesh.View, now time.Time) ([]m
 	if told && reflect.DeepEqual(next, d.own) && d.own.Sequence >= view.OwnSequence && d.own.Sequence > 0 {
 		return problems, nil
 	}
-	next.Sequence = nextSequence(d.node.Sequence, view.OwnSequence, now)
+	next.Sequence = node.NextSequence(d.node.Sequence, view.OwnSequence, now)
 	promised := d.node
 	claimed := claim != d.node.Claim
 	if claimed && claim.Slot != mesh.None {

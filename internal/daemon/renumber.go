@@ -10,6 +10,7 @@ import (
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/node"
 )
 
 // situation is what this node decides its claim by.
@@ -50,7 +51,7 @@ func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error)
 	if claim.Slot == mesh.None {
 		return control.Renumbered{}, fmt.Errorf("%w: there is no other slot: %s: %s", control.ErrRefused, problems[0].Text, problems[0].Advice)
 	}
-	claim.Since = nextSequence(d.node.Sequence, view.OwnSequence, now)
+	claim.Since = node.NextSequence(d.node.Sequence, view.OwnSequence, now)
 	promised := d.node
 	promised.Claim, promised.Ready = claim, false
 	if err := d.dir.SaveNode(promised); err != nil {

@@ -236,8 +236,8 @@ var scenarios = []scenario{
 			w.hear(func(v *mesh.View) { v.Records, v.OwnSequence = withRecord(v.Records, other), other.Sequence })
 			w.pass(4 * time.Second)
 		}
-		if err := <-w.ended; !errors.Is(err, ErrTwin) {
-			w.t.Errorf("the loop ended: got %v, want %v", err, ErrTwin)
+		if err := <-w.ended; !errors.Is(err, ErrDuplicate) {
+			w.t.Errorf("the loop ended: got %v, want %v", err, ErrDuplicate)
 		}
 		w.stop()
 	}},

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// instance is a daemon as far as its own record goes: when it is shown one of another
+// instance, it publishes the next.
+type instance struct {
+	Duplicate
+	number    uint64
+	published uint64
+	sure      bool
+}
+
+func (n *instance) see(r mesh.Record, now time.Time) {
+	if r.Sequence <= n.published {
+		return // the store refuses it
+	}
+	n.sure = n.runs(n.number, r, n.published, now) || n.sure
+	n.published = NextSequence(n.published, r.Sequence, now)
+}
+
+func (n *instance) record() mesh.Record {
+	return mesh.Record{Instance: n.number, Sequence: n.published}
+}
+
+// Two that run at once both find out, whatever their clocks say.
+func TestDuplicatesFindOut(t *testing.T) {
+	for _, ahead := range []time.Duration{-time.Hour, 0, time.Hour} {
+		a, b := &instance{number: 1, published: 20}, &instance{number: 2, published: 20}
+		b.published++
+		for now := time.Unix(1_800_000_000, 0); !a.sure || !b.sure; now = now.Add(time.Second) {
+			if now.Unix() > 1_800_000_060 {
+				t.Fatalf("clock ahead by %v: after a minute got %+v and %+v, want both sure", ahead, a, b)
+			}
+			a.see(b.record(), now)
+			b.see(a.record(), now.Add(ahead))
+		}
+	}
+}
+
+// Somebody who has all records of our former lives, and whom alone we hear, can
+// show them in any order and for as long as he likes.
+func TestReplaysAreNoDuplicate(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	var old []mesh.Record
+	life := &instance{number: 1}
+	for i := range uint64(2000) {
+		if i%500 == 499 { // it has met a lost disk, or a duplicate
+			life.published = NextSequence(life.published, life.published+1, start.Add(time.Duration(i)*time.Second))
+		}
+		life.published++
+		old = append(old, life.record())
+	}
+	now := start.Add(time.Hour)
+	n := &instance{number: 2, published: 5} // put back from an old backup
+	for range 3 {
+		for _, r := range old {
+			n.see(r, now)
+			now = now.Add(100 * time.Millisecond)
+		}
+	}
+	if n.sure || n.times > 1 {
+		t.Errorf("replays of old records: got %+v, want them counted once at most", n.Duplicate)
+	}
+}
