@@ -13,6 +13,7 @@ import (
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
 )
 
@@ -28,7 +29,7 @@ const (
 type carriers struct {
 	prober prober
 	watch  probe.Watch
-	office office
+	term   node.Term
 	hold   probe.Hold
 	// draining is set by meshd drain. A restart ends it.
 	draining bool
@@ -178,9 +179,9 @@ func (d *daemon) watchCarriers(t *turn) {
 		})
 	}
 	t.problems = append(t.problems, lostGateways(t)...)
-	leave := !isUp(d.standing(t.view)) && !c.draining
+	down := !isUp(d.standing(t.view)) && !c.draining
 	settled := t.view.Merged || t.view.JoinEmpty
-	if wait := c.office.decide(d.own.Office, t.topology.Seat, officeTerms{leave: leave, settled: settled, now: t.now}); wait > 0 {
+	if wait := c.term.Decide(d.own.Office, t.topology.Seat, node.TermConditions{Down: down, Settled: settled, Now: t.now}); wait > 0 {
 		t.wakeIn(wait)
 	}
 }

@@ -17,10 +17,10 @@
 // this node says of itself, tunnels.go decides which endpoint is tried and who speaks
 // first, sessions.go tells how old handshakes are, names.go resolves, ready.go says when
 // k3s may start, memory.go keeps what is known of the others, and has those forgotten
-// that are away for long, generation.go follows others' newer settings, reload.go takes over a changed file,
-// renumber.go and trust.go do what a person asks for, carry.go watches who carries
-// traffic for this node and speaks verdicts, office.go and drain.go are about this node
-// as a gateway, graph.go draws, status.go is what a person sees, story.go what the
+// that are away for long, generation.go follows others' newer settings, reload.go takes
+// over a changed file, renumber.go and trust.go do what a person asks for, carry.go
+// watches who carries traffic for this node and speaks verdicts, drain.go is about this
+// node as a gateway, graph.go draws, status.go is what a person sees, story.go what the
 // journal tells, k3s.go is for k3s, down.go clears a host.
 package daemon
 

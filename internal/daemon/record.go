@@ -175,7 +175,7 @@ func (d *daemon) publish(facts netcfg.Facts, view mesh.View, now time.Time) ([]m
 	}
 	next := nextRecord(d.cfg, d.lookAround(facts, view, now), d.own)
 	next.Claim = claim
-	d.carriers.office.stamp(&next)
+	d.carriers.term.Stamp(&next)
 	// It is told again if it has gone: whoever has revoked this node is revoked.
 	told := slices.ContainsFunc(view.Records, func(r mesh.Record) bool { return r.ID() == d.identity.ID() })
 	if told && reflect.DeepEqual(next, d.own) && d.own.Sequence >= view.OwnSequence && d.own.Sequence > 0 {

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+const (
+	// termLingers is how long a gateway that was replaced while it works keeps its
+	// term: it keeps its tunnels until then, and what others still send by it arrives.
+	// Gossip has reached all of them within two or three seconds.
+	termLingers = 5 * time.Second
+	// Soon asks for another turn as soon as the loop can take one.
+	Soon = time.Nanosecond
+)
+
+// Term is this node's term as a gateway, as its next record is to state it. It follows
+// from what was derived, so each turn decides on it for the next one. Before the first
+// decision the former record's term stands.
+type Term struct {
+	decided bool
+	next    mesh.Office
+	lost    time.Time // when the seat was, zero while it is held
+	ended   bool      // by a verdict, with the next record
+}
+
+// TermConditions is what a term depends on beside the seat.
+type TermConditions struct {
+	Down    bool // the node is down, and its term must end before it is up again
+	Settled bool // others were heard, so that the seat is not a mistake
+	Now     time.Time
+}
+
+// Decide works out the term for the next record from the current one and the seat that
+// was derived. It returns how soon to take the next turn, 0 for no wish. A gateway
+// keeps its seniority as long as it keeps its seat.
+func (t *Term) Decide(current mesh.Office, seat int, c TermConditions) time.Duration {
+	t.decided = true
+	t.next, t.ended = current, c.Down && current.Since != 0
+	if seat != mesh.None {
+		t.lost = time.Time{}
+	}
+	switch {
+	case c.Down:
+		t.next = mesh.Office{}
+	case seat != mesh.None && c.Settled && (current.Since == 0 || current.Seat != seat):
+		t.next = mesh.Office{Seat: seat, Since: c.Now.UnixMilli()}
+	case seat == mesh.None && current.Since != 0:
+		if t.lost.IsZero() {
+			t.lost = c.Now
+		}
+		if left := t.lost.Add(termLingers).Sub(c.Now); left > 0 {
+			return left
+		}
+		t.next = mesh.Office{}
+	}
+	if t.next != current {
+		return Soon
+	}
+	return 0
+}
+
+// Stamp writes the term into a record. A node that was replaced says so in the same
+// record in which its term ends, before it is up again.
+func (t *Term) Stamp(r *mesh.Record) {
+	if !t.decided {
+		return
+	}
+	if t.ended && r.Office.Since != 0 {
+		r.Replaced++
+	}
+	r.Office = t.next
+}

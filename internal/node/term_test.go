@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// TestTerm follows a node's record over the years.
+func TestTerm(t *testing.T) {
+	start := time.UnixMilli(1_800_000_000_000)
+	const none = mesh.None
+	var term Term
+	record := mesh.Record{Office: mesh.Office{Since: 7}}
+	if term.Stamp(&record); record.Office != (mesh.Office{Since: 7}) {
+		t.Errorf("before the first turn: got %+v, want what it was", record.Office)
+	}
+	record.Office = mesh.Office{}
+	since := func(seat int, after time.Duration) mesh.Office {
+		return mesh.Office{Seat: seat, Since: start.Add(after).UnixMilli()}
+	}
+	for _, s := range []struct {
+		what    string
+		at      time.Duration
+		seat    int
+		down    bool
+		unheard bool
+		want    mesh.Office
+		again   time.Duration
+	}{
+		{"nobody", 0, none, false, false, mesh.Office{}, 0},
+		{"a seat before anybody was heard may be a mistake", time.Second, 0, false, true, mesh.Office{}, 0},
+		{"elected", 2 * time.Second, 0, false, false, since(0, 2*time.Second), Soon},
+		{"serves", time.Minute, 0, false, false, since(0, 2*time.Second), 0},
+		{"still, though nobody is heard", time.Minute, 0, false, true, since(0, 2*time.Second), 0},
+		{"another seat", 2 * time.Minute, 1, false, false, since(1, 2*time.Minute), Soon},
+		{"replaced: what is under way arrives", 3 * time.Minute, none, false, false, since(1, 2*time.Minute), termLingers},
+		{"a moment later", 3*time.Minute + time.Second, none, false, false, since(1, 2*time.Minute), termLingers - time.Second},
+		{"called back", 3*time.Minute + 2*time.Second, 1, false, false, since(1, 2*time.Minute), 0},
+		{"replaced again", 4 * time.Minute, none, false, false, since(1, 2*time.Minute), termLingers},
+		{"for good", 4*time.Minute + termLingers, none, false, false, mesh.Office{}, Soon},
+		{"elected again", 5 * time.Minute, 0, false, false, since(0, 5*time.Minute), Soon},
+		{"down, and nobody else is there", 6 * time.Minute, 0, true, false, mesh.Office{}, Soon},
+		{"and still", 7 * time.Minute, 0, true, false, mesh.Office{}, 0},
+	} {
+		again := term.Decide(record.Office, s.seat, TermConditions{Down: s.down, Settled: !s.unheard, Now: start.Add(s.at)})
+		term.Stamp(&record)
+		term.Stamp(&record) // the record may be made anew before the next turn
+		if record.Office != s.want || again != s.again {
+			t.Errorf("%s: got %+v, again in %v; want %+v, %v", s.what, record.Office, again, s.want, s.again)
+		}
+	}
+	if record.Replaced != 1 {
+		t.Errorf("replaced %d times, want once: who ends its term for another reason was not", record.Replaced)
+	}
+}
