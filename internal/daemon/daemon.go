@@ -15,7 +15,7 @@
 // The files tell one story each: daemon.go starts and stops, loop.go is the loop,
 // edges.go has the interfaces through which it reaches the world, record.go makes what
 // this node says of itself, tunnels.go decides which endpoint is tried and who speaks
-// first, sessions.go tells how old handshakes are, names.go resolves, ready.go says when
+// first, names.go resolves, ready.go says when
 // k3s may start, memory.go keeps what is known of the others, and has those forgotten
 // that are away for long, generation.go follows others' newer settings, reload.go takes
 // over a changed file, renumber.go and trust.go do what a person asks for, carry.go
@@ -103,7 +103,7 @@ type daemon struct {
 	own       mesh.Record // as published last
 	claimed   time.Time   // when this run made a claim; zero if it came from disk
 	tunnels   tunnels
-	sessions  sessions
+	sessions  node.Sessions
 	readiness readiness
 	memory    memory
 	absences  node.Absences

@@ -17,6 +17,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/host"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/wait"
 )
@@ -53,8 +54,9 @@ type turn struct {
 	results  map[probe.Target]probe.Result
 	desired  netcfg.State
 	observed netcfg.State // after the turn's changes
-	cni      bool         // the CNI configuration is in place, or not wanted
-	k3s      bool         // k3s's configuration is in place, or not wanted
+	sessions node.Sessions
+	cni      bool // the CNI configuration is in place, or not wanted
+	k3s      bool // k3s's configuration is in place, or not wanted
 	problems []mesh.Problem
 	again    time.Duration // how soon to look again at the latest; 0 for no wish
 	err      error
@@ -171,6 +173,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	t.err = errors.Join(t.err, d.ready(&t))
 	t.err = errors.Join(t.err, d.forgetAbsent(t))
 	t.err = errors.Join(t.err, d.remember(t.now, false))
+	t.sessions = d.sessions
 	return t
 }
 
@@ -240,7 +243,7 @@ func (d *daemon) settings(t turn) netcfg.Settings {
 		Bridge:         bridge,
 		ID:             d.identity.ID(),
 		Pick:           d.tunnels.pick(t.topology.Peers, d.own),
-		Heard:          d.sessions.heard(),
+		Heard:          d.sessions.Endpoints(),
 	}
 }
 
@@ -267,7 +270,7 @@ func (d *daemon) observe(ctx context.Context, t turn) (netcfg.State, error) {
 	if err != nil {
 		return netcfg.State{}, fmt.Errorf("observe host: %w", err)
 	}
-	d.sessions.correct(&observed, time.Now())
+	d.sessions, observed = d.sessions.Correct(observed, time.Now())
 	return observed, nil
 }
 

@@ -15,11 +15,12 @@ import (
 	"sync"
 	"time"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // snapshot is what the loop leaves for the control socket.
@@ -59,10 +60,11 @@ func (d *daemon) plan(ctx context.Context, t turn) (control.Plan, error) {
 	if t.desired.Device == nil {
 		return out, errors.Join(errors.New("it is not known yet what this host should have"), t.err)
 	}
-	observed, err := d.observe(ctx, t)
+	observed, err := d.host.Observe(ctx, t.desired)
 	if err != nil {
-		return out, err
+		return out, fmt.Errorf("observe host: %w", err)
 	}
+	_, observed = t.sessions.Correct(observed, time.Now())
 	if plan := netcfg.Diff(observed, t.desired, d.diffOptions(t)); !plan.Empty() {
 		out.Changes = append(out.Changes, strings.Split(strings.TrimSpace(plan.String()), "\n")...)
 	}

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package daemon
+package node
 
 import (
 	"net/netip"
 	"testing"
 	"time"
 
-	"github.com/meshd/meshd/internal/netcfg"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // TestClockJumps looks at one peer while the system's clock, by which WireGuard
 // tells its handshakes, is set by hours.
 func TestClockJumps(t *testing.T) {
 	start := time.Now()
-	var s sessions
+	var s Sessions
 	for _, step := range []struct {
 		name string
 		at   time.Duration // since the start, as time really goes
@@ -31,7 +32,7 @@ func TestClockJumps(t *testing.T) {
 	} {
 		now := start.Add(step.at)
 		state := netcfg.State{Peers: []netcfg.Peer{{Key: wgtypes.Key{1}, LastHandshake: step.told}}}
-		s.correct(&state, now)
+		s, state = s.Correct(state, now)
 		got := time.Duration(-1)
 		if h := state.Peers[0].LastHandshake; !h.IsZero() {
 			got = now.Sub(h)
@@ -42,13 +43,13 @@ func TestClockJumps(t *testing.T) {
 	}
 }
 
-// TestHeard looks at a peer whose device is deleted and made anew, and then at one
+// TestEndpoints looks at a peer whose device is deleted and made anew, and then at one
 // that stays silent.
-func TestHeard(t *testing.T) {
+func TestEndpoints(t *testing.T) {
 	start := time.Now()
 	first, roamed := netip.MustParseAddrPort("203.0.113.9:40001"), netip.MustParseAddrPort("203.0.113.9:40002")
 	session := start.Add(-10 * time.Second)
-	var s sessions
+	var s Sessions
 	for _, step := range []struct {
 		name     string
 		at       time.Duration // since the start
@@ -63,8 +64,8 @@ func TestHeard(t *testing.T) {
 		{"and made anew", 5 * time.Second, []netcfg.Peer{{}}, roamed},
 		{"no session can be left", 4 * time.Minute, []netcfg.Peer{{}}, netip.AddrPort{}},
 	} {
-		s.correct(&netcfg.State{Peers: step.observed}, start.Add(step.at))
-		if got := s.heard()[wgtypes.Key{}]; got != step.want {
+		s, _ = s.Correct(netcfg.State{Peers: step.observed}, start.Add(step.at))
+		if got := s.Endpoints()[wgtypes.Key{}]; got != step.want {
 			t.Errorf("%s: got %v, want %v", step.name, got, step.want)
 		}
 	}
