@@ -14,8 +14,7 @@
 //
 // The files tell one story each: daemon.go starts and stops, loop.go is the loop,
 // edges.go has the interfaces through which it reaches the world, record.go makes what
-// this node says of itself, tunnels.go decides which endpoint is tried and who speaks
-// first, names.go resolves, ready.go says when
+// this node says of itself, names.go resolves, ready.go says when
 // k3s may start, memory.go keeps what is known of the others, and has those forgotten
 // that are away for long, generation.go follows others' newer settings, reload.go takes
 // over a changed file, renumber.go and trust.go do what a person asks for, carry.go
@@ -100,18 +99,18 @@ type daemon struct {
 
 	storyLimit *rate.Limiter
 
-	own       mesh.Record // as published last
-	claimed   time.Time   // when this run made a claim; zero if it came from disk
-	tunnels   tunnels
-	sessions  node.Sessions
-	readiness readiness
-	memory    memory
-	absences  node.Absences
-	carriers  carriers
-	duplicate node.Duplicate
-	moves     moves
-	complaint complaint
-	refused   []mesh.Problem // what stands against the last reload
+	own        mesh.Record // as published last
+	claimed    time.Time   // when this run made a claim; zero if it came from disk
+	handshakes node.Handshakes
+	sessions   node.Sessions
+	readiness  readiness
+	memory     memory
+	absences   node.Absences
+	carriers   carriers
+	duplicate  node.Duplicate
+	moves      moves
+	complaint  complaint
+	refused    []mesh.Problem // what stands against the last reload
 
 	asked chan func() // by commands, for the loop to do
 
@@ -159,7 +158,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, g.Stop()) }()
 	d.gossip = g
-	d.tunnels = newTunnels(d.gossip.View().Records)
+	d.handshakes = node.NewHandshakes(d.gossip.View().Records)
 	d.names = newNames(ctx)
 	defer d.names.wait()
 	p := probe.Start(ctx, probe.Options{Pace: probe.Pace(cfg.Probe), Logger: d.log})

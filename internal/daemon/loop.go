@@ -242,7 +242,7 @@ func (d *daemon) settings(t turn) netcfg.Settings {
 		MTU:            cmp.Or(d.own.MTU, deviceMTU(d.cfg, t.facts)), // a revoked node has no record
 		Bridge:         bridge,
 		ID:             d.identity.ID(),
-		Pick:           d.tunnels.pick(t.topology.Peers, d.own),
+		Pick:           d.handshakes.Pick(t.topology.Peers, d.own),
 		Heard:          d.sessions.Endpoints(),
 	}
 }
@@ -308,17 +308,17 @@ func (t *turn) refuse(steps []*host.RefusedStep) {
 
 // reachOut brings about handshakes with peers that have none.
 func (d *daemon) reachOut(ctx context.Context, t *turn) error {
-	out := d.tunnels.next(*t, d.own)
-	if out.again > 0 {
-		t.wakeIn(out.again)
+	out := d.handshakes.Next(node.HandshakeInput{Now: t.now, Self: d.own, Topology: t.topology, Alive: t.view.Alive, Observed: t.observed})
+	if out.Again > 0 {
+		t.wakeIn(out.Again)
 	}
 	var err error
-	if len(out.renew) > 0 {
+	if len(out.Renew) > 0 {
 		options := d.diffOptions(*t)
-		options.Renew = out.renew
+		options.Renew = out.Renew
 		err = d.change(ctx, t, options)
 	}
-	for _, a := range out.speak {
+	for _, a := range out.Speak {
 		if err := d.host.Speak(ctx, a); err != nil {
 			d.log.Debug("speak to peer", "addr", a, "err", err)
 		}

@@ -26,6 +26,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -138,7 +139,7 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	w.network.start(d)
-	d.tunnels = newTunnels(d.gossip.View().Records)
+	d.handshakes = node.NewHandshakes(d.gossip.View().Records)
 	w.prober = &fakeProber{trace: w.trace, changed: make(chan struct{}, 1), results: make(map[probe.Target]probe.Result)}
 	d.carriers.prober = w.prober
 	d.published.set(d.status(turn{}), turn{})

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package daemon
+package node
 
 import (
 	"fmt"
@@ -88,22 +88,22 @@ func TestWhoSpeaks(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			start := time.Unix(1000, 0)
-			tun := newTunnels(nil)
-			tun.known[mesh.ID{5}] = tt.known
+			h := NewHandshakes(nil)
+			h.known[mesh.ID{5}] = tt.known
 			for _, s := range tt.steps {
 				now := start.Add(s.at)
 				self := mesh.Record{Key: wgtypes.Key{tt.self}, Endpoints: tt.endpoints}
-				tn := turnWithPeer(now, s.there, s.alive, s.handshake)
-				pick := tun.pick(tn.topology.Peers, self)[mesh.ID{5}]
-				out := tun.next(tn, self)
+				in := inputWithPeer(self, now, s.there, s.alive, s.handshake)
+				pick := h.Pick(in.Topology.Peers, self)[mesh.ID{5}]
+				out := h.Next(in)
 				got := "silent"
 				switch {
-				case len(out.renew) > 0:
+				case len(out.Renew) > 0:
 					got = "renews"
-				case len(out.speak) > 0:
+				case len(out.Speak) > 0:
 					got = "speaks"
 				}
-				if got = fmt.Sprintf("%d %s, %v", pick, got, out.again); got != s.want {
+				if got = fmt.Sprintf("%d %s, %v", pick, got, out.Again); got != s.want {
 					t.Errorf("after %v: got %s, want %s", s.at, got, s.want)
 				}
 			}
@@ -116,44 +116,44 @@ func TestWhoSpeaks(t *testing.T) {
 // nowhere, and makes WireGuard wait.
 func TestRoleChanges(t *testing.T) {
 	start := time.Unix(1000, 0)
-	tun := newTunnels(nil)
+	h := NewHandshakes(nil)
 	self := mesh.Record{Key: wgtypes.Key{1}, Endpoints: []mesh.Endpoint{{Host: "203.0.113.1", Port: 51820}}}
-	tn := turnWithPeer(start, true, true, 0)
-	endpoints := tn.topology.Peers[0].Endpoints
-	tn.topology.Peers[0].Endpoints = nil // the peer leads now, it can't be spoken to
-	if out := tun.next(tn, self); len(out.speak) > 0 || out.again != lookFor {
+	in := inputWithPeer(self, start, true, true, 0)
+	endpoints := in.Topology.Peers[0].Endpoints
+	in.Topology.Peers[0].Endpoints = nil // the peer leads now, it can't be spoken to
+	if out := h.Next(in); len(out.Speak) > 0 || out.Again != lookFor {
 		t.Errorf("without endpoint: got %+v, want silence", out)
 	}
-	tn.topology.Peers[0].Endpoints = endpoints
-	if out := tun.next(tn, self); len(out.speak) > 0 || out.again != roleSettles {
+	in.Topology.Peers[0].Endpoints = endpoints
+	if out := h.Next(in); len(out.Speak) > 0 || out.Again != roleSettles {
 		t.Errorf("with endpoint: got %+v, want silence for a moment", out)
 	}
-	tn.now = start.Add(roleSettles)
-	if out := tun.next(tn, self); len(out.speak) == 0 || len(out.renew) == 0 || out.again != renewFirst {
+	in.Now = start.Add(roleSettles)
+	if out := h.Next(in); len(out.Speak) == 0 || len(out.Renew) == 0 || out.Again != renewFirst {
 		t.Errorf("a moment later: got %+v, want to speak after a renewal", out)
 	}
 }
 
-// turnWithPeer is a turn that has one peer with two endpoints.
-func turnWithPeer(now time.Time, there, alive bool, handshake time.Duration) turn {
+// inputWithPeer has one peer with two endpoints.
+func inputWithPeer(self mesh.Record, now time.Time, there, alive bool, handshake time.Duration) HandshakeInput {
 	peer := mesh.Peer{
 		ID: mesh.ID{5}, Key: wgtypes.Key{5}, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.4.0.5/32"), netip.MustParsePrefix("10.42.5.0/24")},
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.5:1"), netip.MustParseAddrPort("203.0.113.5:2")},
 	}
-	tn := turn{now: now, topology: mesh.Topology{Peers: []mesh.Peer{peer}}, view: mesh.View{Alive: map[mesh.ID]bool{peer.ID: alive}}}
+	in := HandshakeInput{Now: now, Self: self, Topology: mesh.Topology{Peers: []mesh.Peer{peer}}, Alive: map[mesh.ID]bool{peer.ID: alive}}
 	if there {
 		p := netcfg.Peer{Key: peer.Key}
 		if handshake > 0 {
 			p.LastHandshake = now.Add(-handshake)
 		}
-		tn.observed.Peers = []netcfg.Peer{p}
+		in.Observed.Peers = []netcfg.Peer{p}
 	}
-	return tn
+	return in
 }
 
 func TestEndpointsTakeTurns(t *testing.T) {
 	start := time.Unix(1000, 0)
-	tun := newTunnels(nil)
+	h := NewHandshakes(nil)
 	self := mesh.Record{}
 	for i, want := range []int{0, 1, 2, 2} {
 		now := start.Add(time.Duration(i) * tryNext)
@@ -161,14 +161,14 @@ func TestEndpointsTakeTurns(t *testing.T) {
 		if i == 3 {
 			handshake = time.Second // the third try has worked
 		}
-		tun.next(turnWithPeer(now, true, true, handshake), self)
-		if got := tun.pick(turnWithPeer(now, true, true, 0).topology.Peers, self)[mesh.ID{5}]; got != want {
+		h.Next(inputWithPeer(self, now, true, true, handshake))
+		if got := h.Pick(inputWithPeer(self, now, true, true, 0).Topology.Peers, self)[mesh.ID{5}]; got != want {
 			t.Errorf("after %d intervals: got endpoint %d, want %d", i, got, want)
 		}
 	}
-	tun.next(turn{now: start}, mesh.Record{})
-	if len(tun.peers) != 0 {
-		t.Errorf("peers that are gone: got %v, want none remembered", tun.peers)
+	h.Next(HandshakeInput{Now: start})
+	if len(h.peers) != 0 {
+		t.Errorf("peers that are gone: got %v, want none remembered", h.peers)
 	}
 }
 
@@ -176,17 +176,17 @@ func TestEndpointsTakeTurns(t *testing.T) {
 // as strangers do: both begin at the same moment.
 func TestLatePeersMeetAnew(t *testing.T) {
 	start := time.Unix(1000, 0)
-	tun := newTunnels(nil)
-	tun.known[mesh.ID{5}] = true
+	h := NewHandshakes(nil)
+	h.known[mesh.ID{5}] = true
 	self := mesh.Record{Key: wgtypes.Key{9}, Endpoints: []mesh.Endpoint{{Host: "203.0.113.1", Port: 51820}}}
-	early := turnWithPeer(start, true, true, 0)
-	if got := tun.pick(early.topology.Peers, self)[mesh.ID{5}]; got != 0 {
+	early := inputWithPeer(self, start, true, true, 0)
+	if got := h.Pick(early.Topology.Peers, self)[mesh.ID{5}]; got != 0 {
 		t.Errorf("a peer from before: got endpoint %d, want the first", got)
 	}
-	tun = newTunnels(nil)
-	tun.known[mesh.ID{5}] = true
-	tun.next(turn{now: start, topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.9")}}}, self)
-	if got := tun.pick(early.topology.Peers, self)[mesh.ID{5}]; got != -1 {
+	h = NewHandshakes(nil)
+	h.known[mesh.ID{5}] = true
+	h.Next(HandshakeInput{Now: start, Self: self, Topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.9")}}})
+	if got := h.Pick(early.Topology.Peers, self)[mesh.ID{5}]; got != -1 {
 		t.Errorf("a peer of today: got endpoint %d, want none before the leader has spoken", got)
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package daemon
+package node
 
 import (
 	"net/netip"
@@ -18,7 +18,7 @@ import (
 // room for one handshake, so that who answers one forgets its own.
 type end struct {
 	self, peer mesh.Record
-	schedule   tunnels
+	schedule   Handshakes
 	addAt      time.Duration // when the daemon learns that there is a peer
 
 	there     bool
@@ -78,25 +78,25 @@ func (e *end) turn(w *wire, to *end) {
 	for range e.peer.Endpoints {
 		peer.Endpoints = append(peer.Endpoints, netip.MustParseAddrPort("203.0.113.5:1"))
 	}
-	tn := turn{now: start.Add(w.now), topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1")}, Peers: []mesh.Peer{peer}}}
-	tn.view = mesh.View{Alive: map[mesh.ID]bool{peer.ID: true}}
+	in := HandshakeInput{Now: start.Add(w.now), Self: e.self, Topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1")}, Peers: []mesh.Peer{peer}}}
+	in.Alive = map[mesh.ID]bool{peer.ID: true}
 	e.there = true
-	if e.schedule.pick(tn.topology.Peers, e.self)[peer.ID] >= 0 && len(peer.Endpoints) > 0 {
+	if e.schedule.Pick(in.Topology.Peers, e.self)[peer.ID] >= 0 && len(peer.Endpoints) > 0 {
 		e.endpoint = true
 	}
 	onDevice := netcfg.Peer{Key: peer.Key}
 	if e.session > 0 {
 		onDevice.LastHandshake = start.Add(e.session)
 	}
-	tn.observed.Peers = []netcfg.Peer{onDevice}
-	out := e.schedule.next(tn, e.self)
-	if len(out.renew) > 0 && (e.session == 0 || w.now-e.session >= netcfg.HandshakeFresh) {
+	in.Observed.Peers = []netcfg.Peer{onDevice}
+	out := e.schedule.Next(in)
+	if len(out.Renew) > 0 && (e.session == 0 || w.now-e.session >= netcfg.HandshakeFresh) {
 		e.begun, e.last, e.responded, e.session, e.refuses = 0, 0, false, 0, false
 	}
-	if len(out.speak) > 0 {
+	if len(out.Speak) > 0 {
 		e.initiate(w, to)
 	}
-	e.wake = w.now + max(out.again, spacing)
+	e.wake = w.now + max(out.Again, endpointSet)
 }
 
 // TestTunnelsOfANewGateway lets two nodes learn at different times that they
@@ -131,8 +131,8 @@ func TestTunnelsOfANewGateway(t *testing.T) {
 // a session.
 func meet(low, high []mesh.Endpoint, delay, apart time.Duration) time.Duration {
 	w := &wire{delay: delay, queue: make(map[time.Duration][]func())}
-	a := &end{schedule: newTunnels(nil), addAt: time.Second + max(-apart, 0)}
-	b := &end{schedule: newTunnels(nil), addAt: time.Second + max(apart, 0)}
+	a := &end{schedule: NewHandshakes(nil), addAt: time.Second + max(-apart, 0)}
+	b := &end{schedule: NewHandshakes(nil), addAt: time.Second + max(apart, 0)}
 	a.self = mesh.Record{Key: wgtypes.Key{1}, Endpoints: low}
 	b.self = mesh.Record{Key: wgtypes.Key{2}, Endpoints: high}
 	a.peer, b.peer = b.self, a.self
@@ -159,7 +159,7 @@ func TestTunnelsOfClocksSetBack(t *testing.T) {
 	for i := range ends {
 		self, peer := mesh.Record{Key: wgtypes.Key{byte(1 + i)}}, mesh.Record{Key: wgtypes.Key{byte(2 - i)}}
 		self.Endpoints, peer.Endpoints = make([]mesh.Endpoint, 1), make([]mesh.Endpoint, 1)
-		ends[i] = &end{self: self, peer: peer, schedule: newTunnels([]mesh.Record{peer}), refuses: true, session: time.Second}
+		ends[i] = &end{self: self, peer: peer, schedule: NewHandshakes([]mesh.Record{peer}), refuses: true, session: time.Second}
 		ends[i].schedule.peers[mesh.ID{peer.Key[0]}] = &attempt{met: true}
 	}
 	limit := netcfg.HandshakeFresh + time.Minute

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"bytes"
+	"maps"
+	"net/netip"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+const (
+	// followerWaits is how long a node leaves it to the leader of the two to bring about
+	// their first handshake.
+	followerWaits = 3 * time.Second
+	// roleSettles is how long a node that becomes the leader later waits for what the
+	// other one may have sent meanwhile.
+	roleSettles = 200 * time.Millisecond
+	// renewFirst is how long the leader waits for the first handshake before it renews
+	// the peer; each time after that it waits twice as long, up to speakAgain. When a
+	// gateway takes over, both ends add each other a few hundredths of a second apart,
+	// and nothing passes until they have met. A round trip of half a second delays a
+	// second. Later handshakes have speakAgain from the beginning.
+	renewFirst = 150 * time.Millisecond
+	// speakAgain is how soon a node speaks again to a living peer that has not answered:
+	// WireGuard itself tries every 5 s once it has something to send.
+	speakAgain = 5 * time.Second
+	// endpointSet is how long it takes until a peer that gets an endpoint has it: the
+	// loop takes its next turn by then.
+	endpointSet = 50 * time.Millisecond
+	// lookFor is how often to look for a handshake that has just been begun: WireGuard
+	// does not tell when it is there.
+	lookFor = 500 * time.Millisecond
+	// tryNext is how long an endpoint has to bring about a handshake before the peer's
+	// next one is tried.
+	tryNext = 8 * time.Second
+)
+
+// Handshakes holds what was tried to get a handshake with each peer.
+//
+// WireGuard drops a handshake's first message when it comes from a key that it does not
+// know, and sends the next one only 5 s later. So whoever adds a peer last would have to
+// speak first, and nobody knows who is last. If both speak, their messages cross, and both
+// are in vain: each side answers the other's and thereby forgets its own, so no answer
+// finds the state it belongs to. Then they wait 5 s and may cross again.
+//
+// Therefore one of the two leads in their first handshake. It speaks at once, and when
+// nothing comes back it renews the peer, which has no session to lose, and speaks again.
+// The other one follows: its peer has no endpoint for a while, so that nobody's packet into
+// the tunnel can make it speak; WireGuard learns the endpoint from the leader's message.
+//
+// A node that has no endpoint itself leads; between equals it is the one with the lower
+// key. Peers from before this daemon started have no first handshake: whoever has lost its
+// sessions speaks at once. A node that becomes a peer later, because one of the two is a
+// gateway now, does have one, however long they have known each other.
+//
+// The leader also renews a living peer whose session has run out and which does not
+// answer. WireGuard remembers the time that a peer's last handshake carried and refuses
+// older ones, so two hosts whose clocks were both set back refuse each other until the
+// clocks are past that time again.
+type Handshakes struct {
+	peers map[mesh.ID]*attempt
+	known map[mesh.ID]bool // nodes from before this daemon started; none once this node has its peers
+}
+
+// attempt is the state of one peer.
+type attempt struct {
+	role     role
+	met      bool          // the first handshake is over, or left to chance
+	spoken   bool          // something was sent that WireGuard may be waiting on
+	speakAt  time.Time     // when to speak next; zero while there is a session
+	wait     time.Duration // from then until the next time
+	endpoint int           // index of the endpoint in use, counted round the list
+	tried    time.Time     // since when
+	begun    time.Time     // the schedule
+}
+
+// role is what a schedule depends on: when it changes, the schedule does.
+type role struct {
+	leads     bool
+	reachable bool // the peer has an endpoint
+}
+
+// roleOf returns this node's role towards a peer.
+func roleOf(self mesh.Record, p mesh.Peer) role {
+	r := role{leads: bytes.Compare(self.Key[:], p.Key[:]) < 0, reachable: len(p.Endpoints) > 0}
+	if selfReachable := len(self.Endpoints) > 0; selfReachable != r.reachable {
+		r.leads = r.reachable
+	}
+	return r
+}
+
+// NewHandshakes begins with the records that were known before.
+func NewHandshakes(records []mesh.Record) Handshakes {
+	h := Handshakes{peers: make(map[mesh.ID]*attempt), known: make(map[mesh.ID]bool)}
+	for _, r := range records {
+		h.known[r.ID()] = true
+	}
+	return h
+}
+
+// Pick returns which of each peer's endpoints to use, counted round its list; a negative
+// number means none yet.
+func (h Handshakes) Pick(peers []mesh.Peer, self mesh.Record) map[mesh.ID]int {
+	pick := make(map[mesh.ID]int, len(peers))
+	for _, p := range peers {
+		a := h.attempt(p.ID)
+		pick[p.ID] = a.endpoint
+		if !a.met && !roleOf(self, p).leads {
+			pick[p.ID] = -1
+		}
+	}
+	return pick
+}
+
+// HandshakeInput is what the next step depends on.
+type HandshakeInput struct {
+	Now      time.Time
+	Self     mesh.Record // as published
+	Topology mesh.Topology
+	Alive    map[mesh.ID]bool
+	Observed netcfg.State
+}
+
+// Outreach is what there is to do about peers without a session.
+type Outreach struct {
+	Renew map[wgtypes.Key]bool // peers to renew first
+	Speak []netip.Addr         // addresses to send something to
+	Again time.Duration        // how soon to ask again; 0 for not before something happens
+}
+
+// Next returns what to do now.
+func (h Handshakes) Next(in HandshakeInput) Outreach {
+	out := Outreach{Renew: make(map[wgtypes.Key]bool)}
+	last := make(map[wgtypes.Key]time.Time, len(in.Observed.Peers))
+	for _, p := range in.Observed.Peers {
+		last[p.Key] = p.LastHandshake
+	}
+	wanted := make(map[mesh.ID]bool, len(in.Topology.Peers))
+	for _, p := range in.Topology.Peers {
+		wanted[p.ID] = true
+		handshake, there := last[p.Key]
+		a := h.attempt(p.ID)
+		switch {
+		case !there || !in.Alive[p.ID]:
+			a.speakAt = time.Time{}
+		case !handshake.IsZero() && in.Now.Sub(handshake) < netcfg.HandshakeFresh:
+			*a = attempt{met: true, endpoint: a.endpoint}
+		default:
+			a.plan(roleOf(in.Self, p), handshake.IsZero(), in.Now)
+			out.add(p, a, in.Now)
+		}
+	}
+	maps.DeleteFunc(h.peers, func(id mesh.ID, _ *attempt) bool { return !wanted[id] })
+	if len(in.Topology.Addresses) > 0 {
+		clear(h.known)
+	}
+	return out
+}
+
+// attempt returns the peer's state, a fresh one when it has none.
+func (h Handshakes) attempt(id mesh.ID) *attempt {
+	a, ok := h.peers[id]
+	if !ok {
+		a = &attempt{met: h.known[id]}
+		h.peers[id] = a
+	}
+	return a
+}
+
+// plan makes a schedule where there is none for this role. It depends on whether the two
+// have never had a handshake.
+func (a *attempt) plan(r role, never bool, now time.Time) {
+	if !a.speakAt.IsZero() && a.role == r {
+		return
+	}
+	changed := !a.speakAt.IsZero()
+	a.role, a.begun, a.tried, a.speakAt, a.wait = r, now, now, now, speakAgain
+	if r.leads && never {
+		a.wait = renewFirst
+	}
+	switch {
+	case changed:
+		// WireGuard may have tried to speak while the peer had no endpoint.
+		a.speakAt, a.spoken = now.Add(roleSettles), true
+	case !r.leads && !a.met:
+		a.speakAt = now.Add(followerWaits)
+	case !r.leads:
+		a.speakAt = now.Add(roleSettles)
+	}
+}
+
+// add does what is due for a peer without a session.
+func (o *Outreach) add(p mesh.Peer, a *attempt, now time.Time) {
+	if now.Sub(a.tried) >= tryNext {
+		a.endpoint, a.tried = a.endpoint+1, now
+	}
+	switch due := !now.Before(a.speakAt); {
+	case due && !a.role.leads && !a.met:
+		// The leader has had its time. The next turn gives the peer its endpoint, so that
+		// it can be spoken to.
+		a.met, a.speakAt = true, now.Add(endpointSet)
+	case due:
+		if a.role.leads && a.spoken {
+			o.Renew[p.Key] = true
+		}
+		o.Speak = append(o.Speak, anyAddress(p)...)
+		a.spoken, a.speakAt, a.wait = true, now.Add(a.wait), min(2*a.wait, speakAgain)
+	}
+	wait := a.speakAt.Sub(now)
+	if now.Sub(a.begun) < speakAgain {
+		wait = min(wait, lookFor)
+	}
+	if o.Again == 0 || wait < o.Again {
+		o.Again = wait
+	}
+}
+
+// anyAddress returns one address at the far end of the peer's tunnel, or none.
+func anyAddress(p mesh.Peer) []netip.Addr {
+	for _, prefix := range p.AllowedIPs {
+		if prefix.IsSingleIP() {
+			return []netip.Addr{prefix.Addr()}
+		}
+	}
+	return nil
+}
