@@ -164,7 +164,7 @@ func (d *daemon) watchCarriers(t *turn) {
 		Cluster: t.input.Cluster, Self: t.input.Self, Records: t.view.Records, Topology: t.topology, Alive: t.view.Alive,
 		Blamed: blamed(t.view.Verdicts, t.input.Self),
 	})
-	if !hasAddresses(t.observed, t.desired) {
+	if !node.HasAddresses(t.observed, t.desired) {
 		c.watch = probe.Watch{}
 	}
 	c.prober.Aim(c.watch.Aims(), probe.Pace(d.cfg.Probe))

@@ -27,7 +27,7 @@ func (d *daemon) applyK3s(t *turn) error {
 		t.k3s = !t.cfg.K3s.WriteConfig
 		return nil
 	}
-	if wait := d.settled(*t); wait > 0 {
+	if wait := d.start(t.view, t.now).ClaimWait(); wait > 0 {
 		t.wakeIn(wait)
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -133,7 +134,7 @@ func TestNothingIsPrunedBeforeGossipHasSettled(t *testing.T) {
 	start := func(all []*section) time.Duration { return all[0].at }
 	alone := after(t, "restart-alone", "start")
 	for _, s := range find(alone, pruned) {
-		if s.at-start(alone) < settle {
+		if s.at-start(alone) < node.PruneAfter {
 			t.Errorf("alone, at %v:\n%v", s.at, s.effects)
 		}
 	}
@@ -213,7 +214,7 @@ func TestHostFailsAndTheTurnGoesOn(t *testing.T) {
 func TestIdleTurnWritesNothing(t *testing.T) {
 	turns := 0
 	for _, s := range after(t, "first", "start") {
-		if s.title == inTurn && s.at > contestable+time.Second {
+		if s.title == inTurn && s.at > node.ClaimSettles+time.Second {
 			turns++
 			if s.writes() {
 				t.Errorf("at %v:\n%v", s.at, s.effects)

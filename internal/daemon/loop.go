@@ -30,9 +30,6 @@ const (
 	// and pods that start on a busy host make them without end.
 	gather  = 5 * time.Millisecond
 	spacing = 50 * time.Millisecond
-	// settle is how long after a start the last known members stand in for
-	// those that have not been heard of.
-	settle = time.Minute
 	// retryMin and retryMax bound how soon a turn that failed is taken again.
 	retryMin = 250 * time.Millisecond
 	retryMax = resync
@@ -326,10 +323,8 @@ func (d *daemon) reachOut(ctx context.Context, t *turn) error {
 	return err
 }
 
-// diffOptions: nothing is taken away before gossip has had time to say who is
-// there.
 func (d *daemon) diffOptions(t turn) netcfg.Options {
-	return netcfg.Options{Now: t.now, Prune: t.view.Merged || t.now.Sub(d.started) >= settle}
+	return netcfg.Options{Now: t.now, Prune: d.start(t.view, t.now).MayPrune()}
 }
 
 // cniConfig is what the CNI configuration follows from. It is for the control
@@ -348,7 +343,7 @@ func (d *daemon) applyCNI(t *turn) error {
 		t.cni = !d.cfg.CNI.Enabled
 		return nil
 	}
-	if wait := d.settled(*t); wait > 0 {
+	if wait := d.start(t.view, t.now).ClaimWait(); wait > 0 {
 		t.wakeIn(wait)
 		return nil
 	}
@@ -424,7 +419,7 @@ func (c *complaint) isNew(err error, now time.Time) bool {
 // is reached through the tunnel, and would pass for an endpoint. Overlay addresses
 // come last, and only once this host has routes to them.
 func (d *daemon) paths(t turn) map[mesh.ID][]netip.AddrPort {
-	through := hasAddresses(t.observed, t.desired)
+	through := node.HasAddresses(t.observed, t.desired)
 	paths := make(map[mesh.ID][]netip.AddrPort, len(t.view.Records))
 	for _, r := range t.view.Records {
 		id := r.ID()

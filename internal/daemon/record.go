@@ -20,10 +20,6 @@ import (
 // minutes; many grant less), and 25 s is WireGuard's own advice.
 const natKeepalive = 25 * time.Second
 
-// listenFirst is how long a node with a join list waits for somebody's state
-// before it takes itself for the first one.
-const listenFirst = time.Minute
-
 // surroundings are what this node's record says of its host.
 type surroundings struct {
 	netcfg.Facts

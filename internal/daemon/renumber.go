@@ -24,7 +24,7 @@ func (d *daemon) situation(view mesh.View, now time.Time) mesh.Situation {
 		Ready:    d.node.Ready,
 		Void:     d.node.Claim.Since <= view.Forgotten && view.Forgotten > 0,
 		Static:   staticSlot(d.cfg),
-		Listened: d.listened(view, now),
+		Listened: d.start(view, now).Listened(),
 		Now:      now.UnixMilli(),
 	}
 }

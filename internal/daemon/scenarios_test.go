@@ -16,6 +16,7 @@ import (
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
 )
 
@@ -104,7 +105,7 @@ var scenarios = []scenario{
 		w.anew()
 		w.hear(func(v *mesh.View) { v.JoinEmpty, v.Records = false, withRecord(withRecord(nil, w.d.own), b1) })
 		w.start()
-		w.pass(2 * settle)
+		w.pass(2 * node.PruneAfter)
 		w.end()
 	}},
 	{"reboot", "A host has come up again, and somebody has deleted the CNI configuration. All that there is to do is done in one turn.", inLocation + withK3s, func(w *world) {
@@ -296,7 +297,7 @@ func settled(w *world, others ...mesh.Record) {
 	if len(others) > 0 {
 		w.meet(others...)
 	}
-	w.pass(2 * settle)
+	w.pass(2 * node.PruneAfter)
 	w.anew()
 }
 

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+const (
+	// listenFirst is how long a node with a join list waits for somebody's state before
+	// it takes itself for the first one.
+	listenFirst = time.Minute
+	// PruneAfter is how long after a start the last known members stand in for those that
+	// have not been heard of.
+	PruneAfter = time.Minute
+	// aloneFor is how long a node waits for its first peer or neighbor before it is ready
+	// without one: k3s must be able to start on a node whose others are down, and starts
+	// best when the others are there.
+	aloneFor = 20 * time.Second
+	// ClaimSettles is how long a new claim may still turn out to be somebody else's: a
+	// node that starts at the same moment takes that long to be heard of, at the most.
+	// Until then no pod may start, because pods can't move to other addresses. That goes
+	// for the first node of a mesh too: one that joins it may have merged its state
+	// before it claimed, and then wants the same slot.
+	ClaimSettles = 3 * time.Second
+)
+
+// Start is how far a node is after its start.
+type Start struct {
+	Now     time.Time
+	Started time.Time // when this daemon was
+	Claimed time.Time // when it made its claim; zero if the claim came from disk
+	Ready   bool      // pods may have run under the claim
+	View    mesh.View
+}
+
+// Listened reports whether somebody has told what is claimed already, or nobody is there
+// to do so.
+func (s Start) Listened() bool {
+	return s.View.Merged || s.View.JoinEmpty || s.Now.Sub(s.Started) >= listenFirst
+}
+
+// MayPrune reports whether gossip has had time to say who is there. Nothing is taken away
+// before.
+func (s Start) MayPrune() bool {
+	return s.View.Merged || s.Now.Sub(s.Started) >= PruneAfter
+}
+
+// ClaimWait returns how long it takes until the claim can be relied on. One from disk
+// under which no pod ever ran may have become another node's meanwhile.
+func (s Start) ClaimWait() time.Duration {
+	if s.Ready {
+		return 0
+	}
+	since := s.Claimed
+	if since.IsZero() {
+		since = s.Started
+	}
+	wait := ClaimSettles - s.Now.Sub(since)
+	if !s.Listened() {
+		wait = max(wait, listenFirst-s.Now.Sub(s.Started))
+	}
+	return max(wait, 0)
+}
+
+// ReadyWait returns how long a node that could carry pods waits until k3s may start: until
+// its claim can be relied on, and its first peers or neighbors are there, or there is
+// nobody to wait for.
+func (s Start) ReadyWait(t mesh.Topology) time.Duration {
+	wait := s.ClaimWait()
+	if len(t.Peers) == 0 && len(t.Neighbors) == 0 && !s.View.JoinEmpty {
+		wait = max(wait, aloneFor-s.Now.Sub(s.Started))
+	}
+	return max(wait, 0)
+}
+
+// HasAddresses reports whether the device is up with the desired addresses, of which there
+// has to be one.
+func HasAddresses(observed, desired netcfg.State) bool {
+	missing := func(a netip.Prefix) bool { return !slices.Contains(observed.Addresses, a) }
+	return observed.Device != nil && observed.Device.Up && len(desired.Addresses) > 0 && !slices.ContainsFunc(desired.Addresses, missing)
+}
