@@ -108,7 +108,7 @@ type daemon struct {
 	absences   node.Absences
 	carriers   carriers
 	duplicate  node.Duplicate
-	moves      moves
+	moves      node.Moves
 	complaint  complaint
 	refused    []mesh.Problem // what stands against the last reload
 

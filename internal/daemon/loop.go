@@ -191,7 +191,7 @@ func (d *daemon) derive(t *turn, facts netcfg.Facts) {
 		Resolved:  t.resolved,
 		Underlay:  facts.Addresses,
 		Nearby:    facts.Nearby,
-		Keepalive: keepalive(d.cfg, d.own),
+		Keepalive: nodeConfig(d.cfg).PeerKeepalive(d.own),
 	}
 	t.topology = mesh.Derive(t.input)
 	t.problems = append(t.problems, t.topology.Problems...)
@@ -236,7 +236,7 @@ func (d *daemon) settings(t turn) netcfg.Settings {
 		LANs:           t.facts.LANs(d.own.InternalIPs),
 		Uplinks:        t.facts.Uplinks,
 		PrivateKey:     d.identity.WireGuard,
-		MTU:            cmp.Or(d.own.MTU, deviceMTU(d.cfg, t.facts)), // a revoked node has no record
+		MTU:            cmp.Or(d.own.MTU, nodeConfig(d.cfg).DeviceMTU(t.facts)), // a revoked node has no record
 		Bridge:         bridge,
 		ID:             d.identity.ID(),
 		Pick:           d.handshakes.Pick(t.topology.Peers, d.own),

@@ -23,7 +23,7 @@ func (d *daemon) situation(view mesh.View, now time.Time) mesh.Situation {
 		Current:  d.node.Claim,
 		Ready:    d.node.Ready,
 		Void:     d.node.Claim.Since <= view.Forgotten && view.Forgotten > 0,
-		Static:   staticSlot(d.cfg),
+		Static:   nodeConfig(d.cfg).Slot,
 		Listened: d.start(view, now).Listened(),
 		Now:      now.UnixMilli(),
 	}

@@ -2,7 +2,111 @@
 
 package node
 
-import "time"
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// firstVoices is how long after the start a single node's word does not change what this
+// one said of itself before: the first to speak may lie, and the others have greeted it by
+// then.
+const firstVoices = 30 * time.Second
+
+// Surroundings is what this node's record says of its host.
+type Surroundings struct {
+	Facts    netcfg.Facts
+	Observed []mesh.Observation // where others see it
+	Voices   int                // how many of them it takes to change the last record
+}
+
+// Voices returns how many voices it takes to change the last record, so long after the
+// start.
+func (c Config) Voices(last mesh.Record, facts netcfg.Facts, after time.Duration) int {
+	known := len(last.Endpoints) > 0 || last.NAT
+	if known && after < firstVoices && slices.Equal(c.InternalIPs(facts), last.InternalIPs) {
+		return 2
+	}
+	return 1
+}
+
+// NextRecord returns what this node says of itself now. The sequence is that of the last
+// record, to be raised if the content differs.
+func NextRecord(c Config, s Surroundings, last mesh.Record) mesh.Record {
+	r := last
+	r.Name = c.Name
+	r.Settings = c.Cluster.Hash()
+	r.Location = c.Location
+	r.Gateway = c.Gateway
+	r.Encrypted = c.Encrypted
+	r.ListenPort = c.ListenPort
+	r.GossipPort = c.GossipPort
+	r.GossipAddr = c.GossipAddr
+	r.AllowedLocationIPs = slices.Clone(c.AllowedLocationIPs)
+	// A host that has lost its uplink will most likely have the same one again, unless it
+	// is on its way to another place.
+	online := len(s.Facts.Uplinks) > 0 || last.MTU == 0
+	if online || r.Location != last.Location || c.InternalIP.IsValid() {
+		r.InternalIPs = c.InternalIPs(s.Facts)
+	}
+	if online {
+		r.MTU = c.DeviceMTU(s.Facts)
+	}
+	// A node that nobody sees just now is still where it was seen last.
+	if len(s.Observed) > 0 || len(last.Endpoints) == 0 {
+		r.Endpoints, r.NAT = mesh.OwnEndpoints(mesh.EndpointInput{
+			Cluster:    c.Cluster,
+			Configured: c.Endpoint,
+			Own:        s.Facts.Addresses,
+			OnLink:     s.Facts.InternalIPs,
+			Observed:   s.Observed,
+			ListenPort: r.ListenPort,
+			Last:       last.Endpoints,
+			LastNAT:    last.NAT,
+			Voices:     s.Voices,
+		})
+	}
+	// Do not tell everybody about another order alone.
+	if sameEndpoints(r.Endpoints, last.Endpoints) {
+		r.Endpoints = last.Endpoints
+	}
+	return r
+}
+
+// sameEndpoints reports whether the lists differ in their order at most.
+func sameEndpoints(a, b []mesh.Endpoint) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(e mesh.Endpoint) bool { return !slices.Contains(b, e) })
+}
+
+// Moves holds when the host's addresses changed last. What others said before is about
+// another address.
+type Moves struct {
+	addresses []netip.Addr
+	last      time.Time // zero for not since the start
+}
+
+// Look takes in the addresses, and reports whether they have changed.
+func (m *Moves) Look(addresses []netip.Addr, now time.Time) bool {
+	changed := m.addresses != nil && !slices.Equal(m.addresses, addresses)
+	if changed {
+		m.last = now
+	}
+	m.addresses = append([]netip.Addr{}, addresses...)
+	return changed
+}
+
+// Since returns what was said after the last change.
+func (m *Moves) Since(all []mesh.Observation) (since []mesh.Observation) {
+	for _, o := range all {
+		if !o.At.Before(m.last) {
+			since = append(since, o)
+		}
+	}
+	return since
+}
 
 // NextSequence numbers a record of ours. If somebody has shown one that we don't know to
 // have made, our disk was lost or restored, or a duplicate of this node runs. Then the

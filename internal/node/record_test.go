@@ -3,8 +3,16 @@
 package node
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
 )
 
 func TestNextSequence(t *testing.T) {
@@ -26,5 +34,148 @@ func TestNextSequence(t *testing.T) {
 		if got := NextSequence(tt.own, tt.shown, tt.now); got != tt.want {
 			t.Errorf("%s: got %d, want %d", tt.name, got, tt.want)
 		}
+	}
+}
+
+// config is that of a file that names the node, and nothing else.
+func config() Config {
+	return Config{
+		Name: "a", Slot: mesh.None, Gateway: mesh.GatewayAuto, Encrypted: true, ListenPort: 51820, GossipPort: 7946,
+		Cluster: mesh.Cluster{
+			Name: "default", Mode: mesh.ModeFull,
+			Overlay: []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")}, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, PodPrefix: []int{24},
+		},
+	}
+}
+
+var compareNet = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	cmpopts.IgnoreUnexported(mesh.Record{}),
+}
+
+func TestNextRecord(t *testing.T) {
+	facts := netcfg.Facts{
+		Addresses:   []netip.Addr{netip.MustParseAddr("192.168.1.5")},
+		Uplinks:     []netcfg.Uplink{{Link: "eth0", Source: netip.MustParsePrefix("192.168.1.5/24"), MTU: 1500}},
+		InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")},
+		MTU:         1500,
+	}
+	seen := []mesh.Observation{{Addr: netip.MustParseAddr("203.0.113.5"), Open: true}}
+	last := mesh.Record{Endpoints: []mesh.Endpoint{{Host: "203.0.113.9", Port: 51820, Source: mesh.EndpointObserved}}, NAT: true}
+	configured := config()
+	configured.Name, configured.Location, configured.ListenPort, configured.GossipPort, configured.GossipAddr, configured.MTU = "b", "home", 4500, 7000, "g.example.com:7001", 1300
+	configured.Endpoint = mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}
+	configured.InternalIP = netip.MustParsePrefix("192.168.1.6/25")
+	configured.AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}
+	tests := []struct {
+		name   string
+		config Config
+		seen   []mesh.Observation
+		last   mesh.Record
+		change func(*mesh.Record) // of what the first case wants
+	}{
+		{"found out", config(), seen, mesh.Record{}, func(*mesh.Record) {}},
+		{"configured", configured, seen, last, func(r *mesh.Record) {
+			r.Name, r.Location, r.ListenPort, r.GossipPort, r.GossipAddr, r.MTU = "b", "home", 4500, 7000, "g.example.com:7001", 1300
+			r.Endpoints = []mesh.Endpoint{{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}, {Host: "203.0.113.5", Port: 4500, Source: mesh.EndpointObserved}}
+			r.InternalIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.6/25")}
+			r.AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}
+		}},
+		{"nobody sees it now", config(), nil, last, func(r *mesh.Record) { r.Endpoints = last.Endpoints }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			want := mesh.Record{
+				Name: "a", Settings: tt.config.Cluster.Hash(), Gateway: mesh.GatewayAuto, Encrypted: true, MTU: 1420, NAT: true, ListenPort: 51820, GossipPort: 7946,
+				Endpoints:   []mesh.Endpoint{{Host: "203.0.113.5", Port: 51820, Source: mesh.EndpointObserved}},
+				InternalIPs: facts.InternalIPs,
+			}
+			tt.change(&want)
+			got := NextRecord(tt.config, Surroundings{Facts: facts, Observed: tt.seen, Voices: 1}, tt.last)
+			if diff := cmp.Diff(want, got, compareNet); diff != "" {
+				t.Errorf("record (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A node without a default route, at its start or for a while, says what can be
+// said, and goes on saying what it said.
+func TestNextRecordWithoutUplink(t *testing.T) {
+	if first := NextRecord(config(), Surroundings{}, mesh.Record{}); first.MTU != 1420 || len(first.InternalIPs) > 0 {
+		t.Errorf("at its start: got MTU %d and internal IPs %v, want 1420 and none", first.MTU, first.InternalIPs)
+	}
+	last := mesh.Record{MTU: 1300, InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}}
+	got := NextRecord(config(), Surroundings{}, last)
+	if diff := cmp.Diff(last, mesh.Record{MTU: got.MTU, InternalIPs: got.InternalIPs}, compareNet); diff != "" {
+		t.Errorf("later (-want +got):\n%s", diff)
+	}
+	elsewhere, configured := config(), config()
+	elsewhere.Location = "home" // what it had is of another network
+	configured.InternalIP = netip.MustParsePrefix("10.1.2.3/24")
+	for _, tt := range []struct {
+		config Config
+		want   []netip.Prefix
+	}{{elsewhere, nil}, {configured, []netip.Prefix{configured.InternalIP}}} {
+		if got := NextRecord(tt.config, Surroundings{}, last).InternalIPs; !slices.Equal(got, tt.want) {
+			t.Errorf("%+v: got internal IPs %v, want %v", tt.config, got, tt.want)
+		}
+	}
+}
+
+func TestKeepalive(t *testing.T) {
+	configured := 10 * time.Second
+	tests := []struct {
+		name      string
+		keepalive *time.Duration
+		nat       bool
+		want      time.Duration
+	}{
+		{"not behind NAT", nil, false, 0},
+		{"behind NAT", nil, true, natKeepalive},
+		{"switched off", new(time.Duration), true, 0},
+		{"configured", &configured, false, 10 * time.Second},
+	}
+	for _, tt := range tests {
+		if got := (Config{Keepalive: tt.keepalive}).PeerKeepalive(mesh.Record{NAT: tt.nat}); got != tt.want {
+			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// What others said of our address before it changed counts no more, and right after
+// a start one word does not change what the last record says.
+func TestHostileOldObservations(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	one, two := []netip.Addr{netip.MustParseAddr("192.168.1.5")}, []netip.Addr{netip.MustParseAddr("192.168.2.5")}
+	said := []mesh.Observation{{By: mesh.ID{1}, At: start.Add(time.Second)}, {By: mesh.ID{2}, At: start.Add(3 * time.Second)}}
+	var m Moves
+	if m.Look(one, start) || m.Look(one, start.Add(time.Second)) || len(m.Since(said)) != 2 {
+		t.Error("the same address counts as a change")
+	}
+	if !m.Look(two, start.Add(2*time.Second)) {
+		t.Error("another address is no change")
+	}
+	if got := m.Since(said); len(got) != 1 || got[0].By != (mesh.ID{2}) {
+		t.Errorf("observations since then: got %v, want the last one", got)
+	}
+
+	facts := netcfg.Facts{Addresses: one, InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}}
+	last := mesh.Record{InternalIPs: facts.InternalIPs, MTU: 1420, Endpoints: []mesh.Endpoint{{Host: "192.168.1.5", Port: 51820, Source: mesh.EndpointObserved}}}
+	heard := []mesh.Observation{{By: mesh.ID{6}, Addr: netip.MustParseAddr("203.0.113.66"), From: netip.MustParseAddr("198.51.100.6"), At: start, Open: true}}
+	next := func(after time.Duration) mesh.Record {
+		return NextRecord(config(), Surroundings{Facts: facts, Observed: heard, Voices: config().Voices(last, facts, after)}, last)
+	}
+	got := next(time.Second)
+	if got.NAT || !slices.Equal(got.Endpoints, last.Endpoints) {
+		t.Errorf("after one lie: NAT %v, endpoints %v; want %v", got.NAT, got.Endpoints, last.Endpoints)
+	}
+	// Against another's word it does not count later either.
+	truth := mesh.Observation{By: mesh.ID{7}, Addr: one[0], From: netip.MustParseAddr("198.51.100.7"), At: start}
+	heard = append(heard, truth)
+	if got = next(time.Hour); got.NAT || !slices.Equal(got.Endpoints, last.Endpoints) {
+		t.Errorf("with a liar and an honest node: NAT %v, endpoints %v; want %v", got.NAT, got.Endpoints, last.Endpoints)
 	}
 }

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// natKeepalive is how often a node behind NAT speaks to its peers: NATs forget a UDP
+// mapping after 30 s at the earliest (RFC 4787, REQ-5 asks for two minutes; many grant
+// less), and 25 s is WireGuard's own advice.
+const natKeepalive = 25 * time.Second
+
+// Config is what a node's decisions depend on of the configuration file.
+type Config struct {
+	Name               string
+	Location           string       // "" for a node that stands alone
+	Cluster            mesh.Cluster // as in the file, which may not be in force
+	Slot               int          // that the file names; mesh.None: to be claimed
+	Gateway            mesh.GatewayWish
+	Encrypted          bool           // nothing crosses a LAN in plain text, whatever the mode
+	Endpoint           mesh.Endpoint  // zero: to be found out
+	InternalIP         netip.Prefix   // with its network's length; invalid: to be found out
+	AllowedLocationIPs []netip.Prefix // further networks behind the location
+	Keepalive          *time.Duration // nil: only from behind NAT; 0: never
+	ListenPort         uint16         // of WireGuard
+	MTU                int            // of the device, bytes; 0: to be found out
+	GossipPort         uint16
+	GossipAddr         string // host:port; "": to be found out
+}
+
+// InternalIPs returns the configured internal IP, or those found out.
+func (c Config) InternalIPs(facts netcfg.Facts) []netip.Prefix {
+	ips := facts.InternalIPs
+	if c.InternalIP.IsValid() {
+		ips = []netip.Prefix{c.InternalIP}
+	}
+	return slices.Clone(ips[:min(len(ips), mesh.MaxInternalIPs)])
+}
+
+// DeviceMTU returns the configured MTU, or what fits through the uplink.
+func (c Config) DeviceMTU(facts netcfg.Facts) int {
+	if c.MTU != 0 {
+		return c.MTU
+	}
+	_, v6 := c.Cluster.Families()
+	return netcfg.MTU(facts.MTU, v6)
+}
+
+// PeerKeepalive returns how often this node speaks to each peer; 0 is never.
+func (c Config) PeerKeepalive(own mesh.Record) time.Duration {
+	switch {
+	case c.Keepalive != nil:
+		return *c.Keepalive
+	case own.NAT:
+		return natKeepalive
+	}
+	return 0
+}
