@@ -29,7 +29,6 @@ const (
 type carriers struct {
 	prober prober
 	watch  probe.Watch
-	term   node.Term
 	hold   probe.Hold
 	// draining is set by meshd drain. A restart ends it.
 	draining bool
@@ -98,12 +97,12 @@ func (d *daemon) judgeSelf(t *turn) (mesh.Verdict, bool) {
 	switch {
 	case wait > 0:
 		t.wakeIn(wait)
-	case d.own.Office.Since != 0:
+	case d.memory.Own.Office.Since != 0:
 		t.wakeIn(gather)
 	case !c.undone && !d.fit(t):
 		t.wakeIn(lookAtSelf)
 	default:
-		next.State, next.Record = mesh.HealthUp, d.own.Sequence
+		next.State, next.Record = mesh.HealthUp, d.memory.Own.Sequence
 		return next, true
 	}
 	return mesh.Verdict{}, false
@@ -129,7 +128,7 @@ func (d *daemon) fit(t *turn) bool {
 	for _, r := range t.view.Records {
 		switch id := r.ID(); {
 		case id == d.identity.ID():
-		case r.Location != d.own.Location:
+		case r.Location != d.memory.Own.Location:
 			outside = append(outside, id)
 		case t.view.Alive[id]:
 			beside = append(beside, id)
@@ -170,18 +169,18 @@ func (d *daemon) watchCarriers(t *turn) {
 	c.prober.Aim(c.watch.Aims(), probe.Pace(d.cfg.Probe))
 	t.watch, t.results = c.watch, c.prober.Results()
 	for _, n := range probe.Filtered(t.watch, t.results, t.view.Alive, t.now) {
-		t.problems = append(t.problems, filteredProblem(d.own, nameOf(t.view.Records, n.ID), n))
+		t.problems = append(t.problems, filteredProblem(d.memory.Own, nameOf(t.view.Records, n.ID), n))
 	}
 	if err := c.prober.Err(); err != nil {
 		t.problems = append(t.problems, mesh.Problem{
-			Kind: ProblemProbe, Node: d.own.Name, Text: fmt.Sprintf("gateways can't be watched: %v", err),
+			Kind: ProblemProbe, Node: d.memory.Own.Name, Text: fmt.Sprintf("gateways can't be watched: %v", err),
 			Advice: "give meshd CAP_NET_RAW, as the packaged unit does",
 		})
 	}
 	t.problems = append(t.problems, lostGateways(t)...)
 	down := !isUp(d.standing(t.view)) && !c.draining
 	settled := t.view.Merged || t.view.JoinEmpty
-	if wait := c.term.Decide(d.own.Office, t.topology.Seat, node.TermConditions{Down: down, Settled: settled, Now: t.now}); wait > 0 {
+	if wait := d.memory.Term.Decide(d.memory.Own.Office, t.topology.Seat, node.TermConditions{Down: down, Settled: settled, Now: t.now}); wait > 0 {
 		t.wakeIn(wait)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -31,7 +32,7 @@ func neighborhood() (*daemon, []mesh.Record) {
 		}
 		records = append(records, r)
 	}
-	return &daemon{identity: state.Identity{Key: key(0)}, own: records[0]}, records
+	return &daemon{identity: state.Identity{Key: key(0)}, memory: node.Memory{Own: records[0]}}, records
 }
 
 // viewOf is what gossip knows if all of these nodes are alive and heard.
@@ -72,11 +73,11 @@ func TestRaise(t *testing.T) {
 	}
 	step(0, "again in 0s")
 	say(1, mesh.HealthDown, 4)
-	d.own.Office = mesh.Office{Since: 1}
+	d.memory.Own.Office = mesh.Office{Since: 1}
 	step(time.Second, "again in 10s")
 	step(5*time.Second, "again in 6s")
 	step(11*time.Second, "again in 5ms") // the record has to say first that it is not in office
-	d.own.Office, d.own.Sequence = mesh.Office{}, 8
+	d.memory.Own.Office, d.memory.Own.Sequence = mesh.Office{}, 8
 	heard = records[1:3]
 	step(12*time.Second, "again in 2s") // nobody outside is heard
 	heard = records[3:]

@@ -99,16 +99,14 @@ type daemon struct {
 
 	storyLimit *rate.Limiter
 
-	own        mesh.Record // as published last
-	claimed    time.Time   // when this run made a claim; zero if it came from disk
 	handshakes node.Handshakes
 	sessions   node.Sessions
 	readiness  readiness
-	memory     memory
+	objects    objectsFile
+	memory     node.Memory
 	absences   node.Absences
 	carriers   carriers
 	duplicate  node.Duplicate
-	moves      node.Moves
 	complaint  complaint
 	refused    []mesh.Problem // what stands against the last reload
 

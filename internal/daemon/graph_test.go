@@ -10,11 +10,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/probe"
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // village is what a member of location a sees: two more nodes there, of which

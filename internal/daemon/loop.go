@@ -151,9 +151,9 @@ func (d *daemon) turn(ctx context.Context) turn {
 		return t
 	}
 	t.facts = facts
-	problems, err := d.publish(facts, t.view, t.now)
-	t.err = errors.Join(t.err, err)
-	t.problems = append(t.problems, problems...)
+	announcement := d.memory.Announce(d.input(t.view, facts, t.now))
+	t.problems = append(t.problems, announcement.Problems...)
+	t.err = errors.Join(t.err, d.publish(announcement, t.now))
 	t.view = d.gossip.View() // with the own record
 	t.err = errors.Join(t.err, d.judge(&t))
 	d.serveMetrics(&t)
@@ -177,7 +177,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 // seeDuplicate reports whether another daemon has this identity and was there first.
 func (d *daemon) seeDuplicate(t turn) bool {
 	i := slices.IndexFunc(t.view.Records, func(r mesh.Record) bool { return r.ID() == d.identity.ID() })
-	return i >= 0 && d.duplicate.See(d.instance, t.view.Records[i], d.own, t.now)
+	return i >= 0 && d.duplicate.See(d.instance, t.view.Records[i], d.memory.Own, t.now)
 }
 
 // derive works out the topology, with the names of endpoints resolved.
@@ -191,7 +191,7 @@ func (d *daemon) derive(t *turn, facts netcfg.Facts) {
 		Resolved:  t.resolved,
 		Underlay:  facts.Addresses,
 		Nearby:    facts.Nearby,
-		Keepalive: nodeConfig(d.cfg).PeerKeepalive(d.own),
+		Keepalive: nodeConfig(d.cfg).PeerKeepalive(d.memory.Own),
 	}
 	t.topology = mesh.Derive(t.input)
 	t.problems = append(t.problems, t.topology.Problems...)
@@ -200,10 +200,10 @@ func (d *daemon) derive(t *turn, facts netcfg.Facts) {
 	t.problems = append(t.problems, d.refused...)
 	t.problems = append(t.problems, uplinkProblems(*t)...)
 	t.problems = append(t.problems, encryptionProblems(d.cfg, t.input.Cluster)...)
-	if d.own.Location != "" && len(d.own.InternalIPs) == 0 {
+	if d.memory.Own.Location != "" && len(d.memory.Own.InternalIPs) == 0 {
 		t.problems = append(t.problems, mesh.Problem{
-			Kind: mesh.ProblemAddress, Node: d.own.Name,
-			Text:   fmt.Sprintf("node.location is %s, but this host has no private address", d.own.Location),
+			Kind: mesh.ProblemAddress, Node: d.memory.Own.Name,
+			Text:   fmt.Sprintf("node.location is %s, but this host has no private address", d.memory.Own.Location),
 			Advice: "set node.internal-ip to this host's address in that location's network, as 192.168.10.1/24",
 		})
 	}
@@ -233,13 +233,13 @@ func (d *daemon) settings(t turn) netcfg.Settings {
 		Implementation: netcfg.Implementation(d.cfg.WireGuard.Implementation),
 		ListenPort:     d.cfg.WireGuard.ListenPort,
 		GossipPort:     int(d.cfg.Gossip.Bind.Port()),
-		LANs:           t.facts.LANs(d.own.InternalIPs),
+		LANs:           t.facts.LANs(d.memory.Own.InternalIPs),
 		Uplinks:        t.facts.Uplinks,
 		PrivateKey:     d.identity.WireGuard,
-		MTU:            cmp.Or(d.own.MTU, nodeConfig(d.cfg).DeviceMTU(t.facts)), // a revoked node has no record
+		MTU:            cmp.Or(d.memory.Own.MTU, nodeConfig(d.cfg).DeviceMTU(t.facts)), // a revoked node has no record
 		Bridge:         bridge,
 		ID:             d.identity.ID(),
-		Pick:           d.handshakes.Pick(t.topology.Peers, d.own),
+		Pick:           d.handshakes.Pick(t.topology.Peers, d.memory.Own),
 		Heard:          d.sessions.Endpoints(),
 	}
 }
@@ -305,7 +305,7 @@ func (t *turn) refuse(steps []*host.RefusedStep) {
 
 // reachOut brings about handshakes with peers that have none.
 func (d *daemon) reachOut(ctx context.Context, t *turn) error {
-	out := d.handshakes.Next(node.HandshakeInput{Now: t.now, Self: d.own, Topology: t.topology, Alive: t.view.Alive, Observed: t.observed})
+	out := d.handshakes.Next(node.HandshakeInput{Now: t.now, Self: d.memory.Own, Topology: t.topology, Alive: t.view.Alive, Observed: t.observed})
 	if out.Again > 0 {
 		t.wakeIn(out.Again)
 	}
@@ -432,7 +432,7 @@ func (d *daemon) paths(t turn) map[mesh.ID][]netip.AddrPort {
 				list = append(list, at(addrsOf(host, t.resolved), uint16(p))...)
 			}
 		}
-		if r.Location != "" && r.Location == d.own.Location {
+		if r.Location != "" && r.Location == d.memory.Own.Location {
 			list = append(list, lan(r)...)
 		}
 		for _, e := range r.Endpoints {

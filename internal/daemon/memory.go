@@ -20,8 +20,8 @@ import (
 // is a memory card lives longer.
 const rememberEvery = 5 * time.Second
 
-// memory is how objects were written to disk last.
-type memory struct {
+// objectsFile is how objects were written to disk last.
+type objectsFile struct {
 	at    time.Time
 	saved state.Remembered
 	err   error // of the last attempt
@@ -58,11 +58,11 @@ func (d *daemon) recallObjects() (gossip.Remembered, error) {
 // only every rememberEvery, and returns the last attempt's error in between: a
 // disk does not get well by not being asked.
 func (d *daemon) remember(now time.Time, force bool) error {
-	if force || now.Sub(d.memory.at) >= rememberEvery {
-		d.memory.at = now // also after an error: a full disk is not asked more often
-		d.memory.err = d.save()
+	if force || now.Sub(d.objects.at) >= rememberEvery {
+		d.objects.at = now // also after an error: a full disk is not asked more often
+		d.objects.err = d.save()
 	}
-	return d.memory.err
+	return d.objects.err
 }
 
 // save writes what this node knows of the others, if that has changed.
@@ -76,13 +76,13 @@ func (d *daemon) save() error {
 	for _, h := range r.Highest {
 		out.Highest = append(out.Highest, state.Highest(h))
 	}
-	if reflect.DeepEqual(out, d.memory.saved) {
+	if reflect.DeepEqual(out, d.objects.saved) {
 		return nil
 	}
 	if err := d.dir.SaveObjects(out); err != nil {
 		return err
 	}
-	d.memory.saved = out
+	d.objects.saved = out
 	return nil
 }
 

@@ -99,7 +99,7 @@ func TestPaths(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := &daemon{cfg: cfg, identity: state.Identity{Key: key}}
-	d.own.Location = "home"
+	d.memory.Own.Location = "home"
 	record := func(id byte, location string) mesh.Record {
 		return mesh.Record{
 			Identity: []byte{id}, Location: location, GossipPort: 7946, Claim: mesh.Claim{Slot: int(id)},

@@ -13,7 +13,7 @@ import (
 
 // start is how far this node is after its start.
 func (d *daemon) start(view mesh.View, now time.Time) node.Start {
-	return node.Start{Now: now, Started: d.started, Claimed: d.claimed, Ready: d.node.Ready, View: view}
+	return node.Start{Now: now, Started: d.started, Claimed: d.memory.Claimed, Ready: d.node.Ready, View: view}
 }
 
 // readiness is whether systemd and the state directory have been told.

@@ -4,8 +4,6 @@ package daemon
 
 import (
 	"crypto/ed25519"
-	"reflect"
-	"slices"
 	"time"
 
 	"github.com/meshd/meshd/internal/config"
@@ -41,68 +39,39 @@ func nodeConfig(c config.Config) node.Config {
 	return out
 }
 
-// lookAround collects what the record says of the host.
-func (d *daemon) lookAround(facts netcfg.Facts, view mesh.View, now time.Time) node.Surroundings {
-	if d.moves.Look(facts.Addresses, now) {
-		d.gossip.Greet() // so that others say where they see it now
-	}
-	return node.Surroundings{
-		Facts: facts, Observed: d.moves.Since(view.Observed),
-		Voices: nodeConfig(d.cfg).Voices(d.own, facts, now.Sub(d.started)),
+// input returns what the decisions of a turn depend on, as far as it is known already.
+func (d *daemon) input(view mesh.View, facts netcfg.Facts, now time.Time) node.Input {
+	return node.Input{
+		Now: now, Started: d.started, Config: nodeConfig(d.cfg), View: view, Facts: facts,
+		Self: node.Identity{
+			Public: d.identity.Key.Public().(ed25519.PublicKey), Key: d.identity.WireGuard.PublicKey(), Instance: d.instance,
+		},
+		Promise: node.Promise{Sequence: d.node.Sequence, Claim: d.node.Claim, Ready: d.node.Ready},
 	}
 }
 
-// publish makes and tells what this node says of itself, if that is news. What
-// is told is on disk before: after a crash the node still stands by it.
-func (d *daemon) publish(facts netcfg.Facts, view mesh.View, now time.Time) ([]mesh.Problem, error) {
-	if view.Forgotten == mesh.Forever {
-		return nil, nil // revoked: nobody would listen
+// publish tells what this node says of itself, if that is news. What is told is on disk
+// before: after a crash the node still stands by it.
+func (d *daemon) publish(a node.Announcement, now time.Time) error {
+	if a.Greet {
+		d.gossip.Greet()
 	}
-	claim, problems := mesh.NextClaim(d.situation(view, now))
-	if d.own.Identity == nil {
-		d.own = d.firstRecord(view)
+	if !a.News {
+		return nil
 	}
-	next := node.NextRecord(nodeConfig(d.cfg), d.lookAround(facts, view, now), d.own)
-	next.Claim = claim
-	d.carriers.term.Stamp(&next)
-	// It is told again if it has gone: whoever has revoked this node is revoked.
-	told := slices.ContainsFunc(view.Records, func(r mesh.Record) bool { return r.ID() == d.identity.ID() })
-	if told && reflect.DeepEqual(next, d.own) && d.own.Sequence >= view.OwnSequence && d.own.Sequence > 0 {
-		return problems, nil
-	}
-	next.Sequence = node.NextSequence(d.node.Sequence, view.OwnSequence, now)
-	promised := d.node
-	claimed := claim != d.node.Claim
-	if claimed && claim.Slot != mesh.None {
-		next.Claim.Since = next.Sequence
-	}
-	if claimed {
-		promised.Ready = d.node.Ready && claim.Slot == d.node.Claim.Slot
-	}
-	promised.Sequence, promised.Claim = next.Sequence, next.Claim
+	promised, former := d.node, d.node.Claim.Slot
+	promised.Sequence, promised.Claim, promised.Ready = a.Promise.Sequence, a.Promise.Claim, a.Promise.Ready
 	if err := d.dir.SaveNode(promised); err != nil {
-		return problems, err
-	}
-	if claimed {
-		d.claimed = now
-		d.log.Info("claim", "slot", claim.Slot, "former", d.node.Claim.Slot)
+		return err
 	}
 	d.node = promised
-	if err := d.gossip.Publish(next); err != nil {
-		return problems, err
+	if a.Claimed {
+		d.memory.Claimed = now
+		d.log.Info("claim", "slot", promised.Claim.Slot, "former", former)
 	}
-	d.own = next
-	return problems, nil
-}
-
-// firstRecord is the record to start from: what this node said of itself in its
-// former life, as far as that says where it was seen and what office it held.
-func (d *daemon) firstRecord(view mesh.View) mesh.Record {
-	r := mesh.Record{Identity: d.identity.Key.Public().(ed25519.PublicKey), Key: d.identity.WireGuard.PublicKey(), Instance: d.instance}
-	for _, old := range view.Records {
-		if old.ID() == d.identity.ID() {
-			r.Endpoints, r.NAT, r.Office, r.Replaced = old.Endpoints, old.NAT, old.Office, old.Replaced
-		}
+	if err := d.gossip.Publish(a.Record); err != nil {
+		return err
 	}
-	return r
+	d.memory.Own = a.Record
+	return nil
 }

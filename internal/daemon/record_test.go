@@ -36,7 +36,7 @@ var compareNet = cmp.Options{
 // A node that is revoked says nothing of itself, and needs a device all the same.
 func TestDeviceWithoutRecord(t *testing.T) {
 	d, _ := neighborhood()
-	d.cfg, d.own = parse(t, ""), mesh.Record{}
+	d.cfg, d.memory.Own = parse(t, ""), mesh.Record{}
 	if got := d.settings(turn{facts: netcfg.Facts{MTU: 1500}}).MTU; got != 1420 {
 		t.Errorf("got MTU %d, want 1420", got)
 	}

@@ -10,24 +10,9 @@ import (
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
 )
-
-// situation is what this node decides its claim by.
-func (d *daemon) situation(view mesh.View, now time.Time) mesh.Situation {
-	return mesh.Situation{
-		Cluster:  d.cluster(),
-		Self:     d.identity.ID(),
-		Name:     d.cfg.Node.Name,
-		Records:  view.Records,
-		Current:  d.node.Claim,
-		Ready:    d.node.Ready,
-		Void:     d.node.Claim.Since <= view.Forgotten && view.Forgotten > 0,
-		Static:   nodeConfig(d.cfg).Slot,
-		Listened: d.start(view, now).Listened(),
-		Now:      now.UnixMilli(),
-	}
-}
 
 // Renumber implements control.Daemon. The loop does it, between two turns.
 func (d *daemon) Renumber(ctx context.Context, force bool) (r control.Renumbered, err error) {
@@ -39,7 +24,7 @@ func (d *daemon) Renumber(ctx context.Context, force bool) (r control.Renumbered
 // it, and moves the host.
 func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error) {
 	view := d.gossip.View()
-	s := d.situation(view, now)
+	s := d.memory.Situation(d.input(view, netcfg.Facts{}, now))
 	if s.Current.Slot == mesh.None {
 		return control.Renumbered{}, fmt.Errorf("%w: this node has no slot yet", control.ErrRefused)
 	}
@@ -59,7 +44,7 @@ func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error)
 	}
 	d.log.Info("renumber", "slot", claim.Slot, "former", d.node.Claim.Slot)
 	r := control.Renumbered{Former: slot(s.Cluster, d.node.Claim.Slot), Now: slot(s.Cluster, claim.Slot)}
-	d.node, d.claimed = promised, now
+	d.node, d.memory.Claimed = promised, now
 	return r, nil
 }
 

@@ -90,7 +90,7 @@ var scenarios = []scenario{
 		settled(w, b1, c1)
 		w.end()
 		w.anew()
-		w.hear(func(v *mesh.View) { v.Records = withRecord(withRecord(nil, w.d.own), b1) })
+		w.hear(func(v *mesh.View) { v.Records = withRecord(withRecord(nil, w.d.memory.Own), b1) })
 		w.start()
 		w.pass(20 * time.Second)
 		w.mark("b1 is heard")
@@ -103,7 +103,7 @@ var scenarios = []scenario{
 		settled(w, b1, c1)
 		w.end()
 		w.anew()
-		w.hear(func(v *mesh.View) { v.JoinEmpty, v.Records = false, withRecord(withRecord(nil, w.d.own), b1) })
+		w.hear(func(v *mesh.View) { v.JoinEmpty, v.Records = false, withRecord(withRecord(nil, w.d.memory.Own), b1) })
 		w.start()
 		w.pass(2 * node.PruneAfter)
 		w.end()
@@ -232,8 +232,8 @@ var scenarios = []scenario{
 		settled(w)
 		for len(w.ended) == 0 {
 			w.mark("the other daemon tells its record")
-			other := w.d.own
-			other.Instance, other.Sequence = 1, w.d.own.Sequence+1
+			other := w.d.memory.Own
+			other.Instance, other.Sequence = 1, w.d.memory.Own.Sequence+1
 			w.hear(func(v *mesh.View) { v.Records, v.OwnSequence = withRecord(v.Records, other), other.Sequence })
 			w.pass(4 * time.Second)
 		}

@@ -179,13 +179,13 @@ func clusterStatus(c mesh.Cluster) control.Cluster {
 
 func (d *daemon) nodeStatus(t index) control.Node {
 	n := control.Node{
-		ID: d.identity.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location, Role: t.locationRole(d.own),
-		Slot: d.node.Claim.Slot, NAT: d.own.NAT, Ready: d.readiness.told,
+		ID: d.identity.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location, Role: t.locationRole(d.memory.Own),
+		Slot: d.node.Claim.Slot, NAT: d.memory.Own.NAT, Ready: d.readiness.told,
 		Overlay:   append([]netip.Addr{}, t.topology.Addresses...),
 		PodCIDRs:  append([]netip.Prefix{}, t.topology.PodCIDRs...),
 		Endpoints: []string{},
 	}
-	for _, e := range d.own.Endpoints {
+	for _, e := range d.memory.Own.Endpoints {
 		n.Endpoints = append(n.Endpoints, net.JoinHostPort(e.Host, strconv.Itoa(int(e.Port))))
 	}
 	return n
