@@ -99,16 +99,12 @@ type daemon struct {
 
 	storyLimit *rate.Limiter
 
-	handshakes node.Handshakes
-	sessions   node.Sessions
-	readiness  readiness
-	objects    objectsFile
-	memory     node.Memory
-	absences   node.Absences
-	carriers   carriers
-	duplicate  node.Duplicate
-	complaint  complaint
-	refused    []mesh.Problem // what stands against the last reload
+	readiness readiness
+	objects   objectsFile
+	memory    node.Memory
+	carriers  carriers
+	complaint complaint
+	refused   []mesh.Problem // what stands against the last reload
 
 	asked chan func() // by commands, for the loop to do
 
@@ -156,7 +152,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, g.Stop()) }()
 	d.gossip = g
-	d.handshakes = node.NewHandshakes(d.gossip.View().Records)
+	d.memory.Handshakes = node.NewHandshakes(d.gossip.View().Records)
 	d.names = newNames(ctx)
 	defer d.names.wait()
 	p := probe.Start(ctx, probe.Options{Pace: probe.Pace(cfg.Probe), Logger: d.log})

@@ -3,9 +3,6 @@
 package daemon
 
 import (
-	"fmt"
-
-	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -48,22 +45,4 @@ func (d *daemon) adopt(used mesh.Cluster) error {
 	d.node = promised
 	d.log.Info("cluster settings", "generation", used.Generation, "mode", used.Mode, "encapsulation", used.Encapsulation, "gateways", used.Gateways)
 	return nil
-}
-
-// ProblemEncryption is that this node does not take part in the cluster's mode,
-// because its own file has everything encrypted.
-const ProblemEncryption mesh.ProblemKind = "encryption"
-
-// encryptionProblems reports if the file's mode is full while the cluster's is not.
-// Who writes node.encryption: required knows.
-func encryptionProblems(cfg config.Config, used mesh.Cluster) []mesh.Problem {
-	if cfg.Node.Encryption == config.EncryptionRequired || cfg.Cluster.Mode != mesh.ModeFull || used.Mode == mesh.ModeFull || cfg.Node.Location == "" {
-		return nil
-	}
-	return []mesh.Problem{{
-		Kind: ProblemEncryption, Node: cfg.Node.Name,
-		Text: fmt.Sprintf("cluster.mode is %s, but full in this node's file: it keeps all its tunnels, and nothing of it crosses its private network in plain text", used.Mode),
-		Advice: fmt.Sprintf("write cluster.mode: %s and generation: %d here if packets may cross it in plain text; else write node.encryption: required",
-			used.Mode, used.Generation),
-	}}
 }

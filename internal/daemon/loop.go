@@ -158,7 +158,13 @@ func (d *daemon) turn(ctx context.Context) turn {
 	t.err = errors.Join(t.err, d.judge(&t))
 	d.serveMetrics(&t)
 	t.resolved = d.names.resolve(hostNames(t.view.Records), t.now)
-	d.derive(&t, facts)
+	in := d.input(t.view, facts, t.now)
+	in.Resolved = t.resolved
+	c := d.memory.Configure(in)
+	t.input, t.topology, t.settings, t.desired = c.Input, c.Topology, c.Settings, c.Desired
+	t.problems = append(t.problems, c.Problems...)
+	t.problems = append(t.problems, d.names.problems(t.view.Records)...)
+	t.problems = append(t.problems, d.refused...)
 	t.err = errors.Join(t.err, d.applyHost(ctx, &t))
 	d.answerClients(&t)
 	// Only now: before the host has its routes, what goes to an address in the mesh
@@ -170,43 +176,14 @@ func (d *daemon) turn(ctx context.Context) turn {
 	t.err = errors.Join(t.err, d.ready(&t))
 	t.err = errors.Join(t.err, d.forgetAbsent(t))
 	t.err = errors.Join(t.err, d.remember(t.now, false))
-	t.sessions = d.sessions
+	t.sessions = d.memory.Sessions
 	return t
 }
 
 // seeDuplicate reports whether another daemon has this identity and was there first.
 func (d *daemon) seeDuplicate(t turn) bool {
 	i := slices.IndexFunc(t.view.Records, func(r mesh.Record) bool { return r.ID() == d.identity.ID() })
-	return i >= 0 && d.duplicate.See(d.instance, t.view.Records[i], d.memory.Own, t.now)
-}
-
-// derive works out the topology, with the names of endpoints resolved.
-func (d *daemon) derive(t *turn, facts netcfg.Facts) {
-	t.input = mesh.Input{
-		Cluster:   d.cluster(),
-		Self:      d.identity.ID(),
-		Records:   t.view.Records,
-		Verdicts:  t.view.Verdicts,
-		Clients:   t.view.Clients,
-		Resolved:  t.resolved,
-		Underlay:  facts.Addresses,
-		Nearby:    facts.Nearby,
-		Keepalive: nodeConfig(d.cfg).PeerKeepalive(d.memory.Own),
-	}
-	t.topology = mesh.Derive(t.input)
-	t.problems = append(t.problems, t.topology.Problems...)
-	t.problems = append(t.problems, t.view.Problems...)
-	t.problems = append(t.problems, d.names.problems(t.view.Records)...)
-	t.problems = append(t.problems, d.refused...)
-	t.problems = append(t.problems, uplinkProblems(*t)...)
-	t.problems = append(t.problems, encryptionProblems(d.cfg, t.input.Cluster)...)
-	if d.memory.Own.Location != "" && len(d.memory.Own.InternalIPs) == 0 {
-		t.problems = append(t.problems, mesh.Problem{
-			Kind: mesh.ProblemAddress, Node: d.memory.Own.Name,
-			Text:   fmt.Sprintf("node.location is %s, but this host has no private address", d.memory.Own.Location),
-			Advice: "set node.internal-ip to this host's address in that location's network, as 192.168.10.1/24",
-		})
-	}
+	return i >= 0 && d.memory.Duplicate.See(d.instance, t.view.Records[i], d.memory.Own, t.now)
 }
 
 // ProblemMetrics says that metrics can't be served.
@@ -222,32 +199,8 @@ func (d *daemon) serveMetrics(t *turn) {
 	}
 }
 
-// settings are what netcfg has to know beside the topology.
-func (d *daemon) settings(t turn) netcfg.Settings {
-	bridge := ""
-	if d.cfg.CNI.Enabled {
-		bridge = d.cfg.CNI.Bridge
-	}
-	return netcfg.Settings{
-		Interface:      d.cfg.WireGuard.Interface,
-		Implementation: netcfg.Implementation(d.cfg.WireGuard.Implementation),
-		ListenPort:     d.cfg.WireGuard.ListenPort,
-		GossipPort:     int(d.cfg.Gossip.Bind.Port()),
-		LANs:           t.facts.LANs(d.memory.Own.InternalIPs),
-		Uplinks:        t.facts.Uplinks,
-		PrivateKey:     d.identity.WireGuard,
-		MTU:            cmp.Or(d.memory.Own.MTU, nodeConfig(d.cfg).DeviceMTU(t.facts)), // a revoked node has no record
-		Bridge:         bridge,
-		ID:             d.identity.ID(),
-		Pick:           d.handshakes.Pick(t.topology.Peers, d.memory.Own),
-		Heard:          d.sessions.Endpoints(),
-	}
-}
-
 // applyHost brings device, peers, routes and rules to where they should be.
 func (d *daemon) applyHost(ctx context.Context, t *turn) error {
-	t.settings = d.settings(*t)
-	t.desired = netcfg.Desired(t.topology, t.settings)
 	observed, err := d.observe(ctx, *t)
 	if err != nil {
 		return err
@@ -267,7 +220,7 @@ func (d *daemon) observe(ctx context.Context, t turn) (netcfg.State, error) {
 	if err != nil {
 		return netcfg.State{}, fmt.Errorf("observe host: %w", err)
 	}
-	d.sessions, observed = d.sessions.Correct(observed, time.Now())
+	d.memory.Sessions, observed = d.memory.Sessions.Correct(observed, time.Now())
 	return observed, nil
 }
 
@@ -305,7 +258,7 @@ func (t *turn) refuse(steps []*host.RefusedStep) {
 
 // reachOut brings about handshakes with peers that have none.
 func (d *daemon) reachOut(ctx context.Context, t *turn) error {
-	out := d.handshakes.Next(node.HandshakeInput{Now: t.now, Self: d.memory.Own, Topology: t.topology, Alive: t.view.Alive, Observed: t.observed})
+	out := d.memory.Handshakes.Next(node.HandshakeInput{Now: t.now, Self: d.memory.Own, Topology: t.topology, Alive: t.view.Alive, Observed: t.observed})
 	if out.Again > 0 {
 		t.wakeIn(out.Again)
 	}

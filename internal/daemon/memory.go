@@ -46,7 +46,7 @@ func (d *daemon) recallObjects() (gossip.Remembered, error) {
 	for _, a := range saved.Absent {
 		absent[a.ID] = a.Time
 	}
-	d.absences = node.NewAbsences(absent)
+	d.memory.Absences = node.NewAbsences(absent)
 	r := gossip.Remembered{Objects: saved.Objects}
 	for _, h := range saved.Highest {
 		r.Highest = append(r.Highest, gossip.Highest(h))
@@ -69,7 +69,7 @@ func (d *daemon) remember(now time.Time, force bool) error {
 func (d *daemon) save() error {
 	r := d.gossip.Remember()
 	out := state.Remembered{Objects: r.Objects}
-	for id, absent := range d.absences.Save() {
+	for id, absent := range d.memory.Absences.Save() {
 		out.Absent = append(out.Absent, state.Absence{ID: id, Time: absent})
 	}
 	slices.SortFunc(out.Absent, func(a, b state.Absence) int { return a.ID.Compare(b.ID) })
@@ -89,12 +89,12 @@ func (d *daemon) save() error {
 // forgetAbsent has the nodes forgotten that have been away for too long.
 func (d *daemon) forgetAbsent(t turn) error {
 	self := d.identity.ID()
-	d.absences.Count(t.view, self, t.now)
-	for _, r := range d.absences.Overdue(t.view, self, d.cfg.ForgetAfter) {
+	d.memory.Absences.Count(t.view, self, t.now)
+	for _, r := range d.memory.Absences.Overdue(t.view, self, d.cfg.ForgetAfter) {
 		if err := d.gossip.Forget(r.ID(), r.Sequence); err != nil {
 			return fmt.Errorf("forget absent node %s: %w", r.Name, err)
 		}
-		d.log.Info("node forgotten after a long absence", "name", r.Name, "id", r.ID(), "absent", d.absences.Of(r.ID()).Truncate(time.Minute))
+		d.log.Info("node forgotten after a long absence", "name", r.Name, "id", r.ID(), "absent", d.memory.Absences.Of(r.ID()).Truncate(time.Minute))
 	}
 	return nil
 }

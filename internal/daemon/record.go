@@ -21,6 +21,7 @@ func nodeConfig(c config.Config) node.Config {
 		Slot:               mesh.None,
 		Gateway:            c.Node.Gateway,
 		Encrypted:          c.Encrypted(),
+		EncryptionRequired: c.Node.Encryption == config.EncryptionRequired,
 		Endpoint:           mesh.Endpoint{Host: c.Node.Endpoint.Host, Port: c.Node.Endpoint.Port, Source: mesh.EndpointConfigured},
 		InternalIP:         c.Node.InternalIP,
 		AllowedLocationIPs: c.Node.AllowedLocationIPs,
@@ -29,6 +30,12 @@ func nodeConfig(c config.Config) node.Config {
 		MTU:                c.WireGuard.MTU,
 		GossipPort:         c.Gossip.Bind.Port(),
 		GossipAddr:         c.Gossip.Advertise.String(),
+		Joins:              len(c.Join) > 0,
+		Interface:          c.WireGuard.Interface,
+		Implementation:     netcfg.Implementation(c.WireGuard.Implementation),
+	}
+	if c.CNI.Enabled {
+		out.Bridge = c.CNI.Bridge
 	}
 	for _, p := range c.Node.PodCIDR {
 		if slot, ok := c.Cluster.SlotOf(p); ok {
@@ -44,7 +51,7 @@ func (d *daemon) input(view mesh.View, facts netcfg.Facts, now time.Time) node.I
 	return node.Input{
 		Now: now, Started: d.started, Config: nodeConfig(d.cfg), View: view, Facts: facts,
 		Self: node.Identity{
-			Public: d.identity.Key.Public().(ed25519.PublicKey), Key: d.identity.WireGuard.PublicKey(), Instance: d.instance,
+			Public: d.identity.Key.Public().(ed25519.PublicKey), WireGuard: d.identity.WireGuard, Instance: d.instance,
 		},
 		Promise: node.Promise{Sequence: d.node.Sequence, Claim: d.node.Claim, Ready: d.node.Ready},
 	}

@@ -36,8 +36,9 @@ var compareNet = cmp.Options{
 // A node that is revoked says nothing of itself, and needs a device all the same.
 func TestDeviceWithoutRecord(t *testing.T) {
 	d, _ := neighborhood()
-	d.cfg, d.memory.Own = parse(t, ""), mesh.Record{}
-	if got := d.settings(turn{facts: netcfg.Facts{MTU: 1500}}).MTU; got != 1420 {
+	d.cfg = parse(t, "")
+	m := node.Memory{Handshakes: node.NewHandshakes(nil)}
+	if got := m.Configure(d.input(mesh.View{}, netcfg.Facts{MTU: 1500}, time.Time{})).Settings.MTU; got != 1420 {
 		t.Errorf("got MTU %d, want 1420", got)
 	}
 }
@@ -50,7 +51,7 @@ func TestNodeConfig(t *testing.T) {
 		Name: "b", Location: "home", Cluster: c.Cluster, Slot: 7, Gateway: mesh.GatewayPrefer,
 		Endpoint:   mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured},
 		InternalIP: netip.MustParsePrefix("192.168.1.6/25"), AllowedLocationIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")},
-		Keepalive: &keepalive, ListenPort: 4500, MTU: 1300, GossipPort: 7000, GossipAddr: "g.example.com:7001",
+		Keepalive: &keepalive, ListenPort: 4500, MTU: 1300, GossipPort: 7000, GossipAddr: "g.example.com:7001", Interface: "meshd0", Implementation: netcfg.Auto, Bridge: "kube-bridge",
 	}
 	if !reflect.DeepEqual(c, want) || c.Cluster.Mode != mesh.ModeLocation {
 		t.Errorf("got %+v, want %+v", c, want)

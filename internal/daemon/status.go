@@ -252,21 +252,6 @@ func tunnelled(t mesh.Topology) map[netip.Addr]bool {
 	return out
 }
 
-// ProblemUplink says that this host has no way to the others.
-const ProblemUplink mesh.ProblemKind = "no-uplink"
-
-// uplinkProblems: a host without a default route may still have a way to all
-// others; one that is alone although it knows of others has not.
-func uplinkProblems(t turn) []mesh.Problem {
-	if len(t.facts.Uplinks) > 0 || !t.view.Alone || len(t.cfg.Join) == 0 && len(t.view.Records) < 2 {
-		return nil
-	}
-	return []mesh.Problem{{
-		Kind: ProblemUplink, Node: t.cfg.Node.Name, Text: "this host has no default route, and no other node is reached",
-		Advice: "see to its network: ip link, ip address, ip route",
-	}}
-}
-
 // sentence is the daemon's state in the words of systemctl status.
 func sentence(s control.Status) string {
 	alive := 0

@@ -139,7 +139,7 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	w.network.start(d)
-	d.handshakes = node.NewHandshakes(d.gossip.View().Records)
+	d.memory.Handshakes = node.NewHandshakes(d.gossip.View().Records)
 	w.prober = &fakeProber{trace: w.trace, changed: make(chan struct{}, 1), results: make(map[probe.Target]probe.Result)}
 	d.carriers.prober = w.prober
 	d.published.set(d.status(turn{}), turn{})

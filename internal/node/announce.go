@@ -4,6 +4,7 @@ package node
 
 import (
 	"crypto/ed25519"
+	"net/netip"
 	"reflect"
 	"slices"
 	"time"
@@ -23,13 +24,15 @@ type Input struct {
 	Promise Promise
 	View    mesh.View
 	Facts   netcfg.Facts
+	// Resolved has the addresses of hosts in the records that are names. Configure needs it.
+	Resolved map[string][]netip.Addr
 }
 
 // Identity is who this node is.
 type Identity struct {
-	Public   ed25519.PublicKey
-	Key      wgtypes.Key // WireGuard's public key
-	Instance uint64      // of this daemon, higher than those of all that were started before
+	Public    ed25519.PublicKey
+	WireGuard wgtypes.Key // private
+	Instance  uint64      // of this daemon, higher than those of all that were started before
 }
 
 // ID returns the node's fingerprint.
@@ -50,6 +53,11 @@ type Memory struct {
 	Claimed time.Time   // when this daemon made its claim; zero if the claim came from disk
 	Term    Term
 	Moves   Moves
+
+	Duplicate  Duplicate
+	Sessions   Sessions
+	Handshakes Handshakes
+	Absences   Absences
 }
 
 // start returns how far the node is after its start.
@@ -124,7 +132,7 @@ func (m *Memory) Situation(in Input) mesh.Situation {
 // firstRecord returns the record to start from: what this node said of itself before this
 // daemon started, about where it was seen and about its term.
 func firstRecord(in Input) mesh.Record {
-	r := mesh.Record{Identity: in.Self.Public, Key: in.Self.Key, Instance: in.Self.Instance}
+	r := mesh.Record{Identity: in.Self.Public, Key: in.Self.WireGuard.PublicKey(), Instance: in.Self.Instance}
 	for _, old := range in.View.Records {
 		if old.ID() == in.Self.ID() {
 			r.Endpoints, r.NAT, r.Office, r.Replaced = old.Endpoints, old.NAT, old.Office, old.Replaced

@@ -24,6 +24,7 @@ type Config struct {
 	Slot               int          // that the file names; mesh.None: to be claimed
 	Gateway            mesh.GatewayWish
 	Encrypted          bool           // nothing crosses a LAN in plain text, whatever the mode
+	EncryptionRequired bool           // and that is written, and does not follow from the file's mode
 	Endpoint           mesh.Endpoint  // zero: to be found out
 	InternalIP         netip.Prefix   // with its network's length; invalid: to be found out
 	AllowedLocationIPs []netip.Prefix // further networks behind the location
@@ -32,6 +33,10 @@ type Config struct {
 	MTU                int            // of the device, bytes; 0: to be found out
 	GossipPort         uint16
 	GossipAddr         string // host:port; "": to be found out
+	Joins              bool   // there is a join list
+	Interface          string // of WireGuard
+	Implementation     netcfg.Implementation
+	Bridge             string // that the pods are on; "" if others do the CNI
 }
 
 // InternalIPs returns the configured internal IP, or those found out.

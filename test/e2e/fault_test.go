@@ -18,9 +18,9 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/meshd/meshd/internal/control"
-	"github.com/meshd/meshd/internal/daemon"
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -347,7 +347,7 @@ func TestUplinkGoesAndComes(t *testing.T) {
 	n := m.nodes[1]
 	m.run(n, "ip", "link", "set", lab.HostLink, "down")
 	m.await(settleLimit, "aware of one dead peer", lab.Sees(1), m.nodes[0], m.nodes[2])
-	m.await(settleLimit, "alone, and aware of why", all(lab.Sees(0), shows(daemon.ProblemUplink, "no default route"), shows(gossip.ProblemJoin, "nobody of the join list answers", "gossip port")), n)
+	m.await(settleLimit, "alone, and aware of why", all(lab.Sees(0), shows(node.ProblemUplink, "no default route"), shows(gossip.ProblemJoin, "nobody of the join list answers", "gossip port")), n)
 	m.commands(n, []string{"ip link set " + lab.HostLink + " up", "ip route add default via 192.168.2.254"})
 	after := addresses(t, m.settle(settleLimit, m.nodes...))
 	m.connected(pingLimit, m.nodes...)

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"cmp"
+	"fmt"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+const (
+	// ProblemUplink is that this host has no way to the others.
+	ProblemUplink mesh.ProblemKind = "no-uplink"
+	// ProblemEncryption is that this node does not take part in the cluster's mode,
+	// because its own file has everything encrypted.
+	ProblemEncryption mesh.ProblemKind = "encryption"
+)
+
+// Configuration is what this host should have, and what that follows from.
+type Configuration struct {
+	Input    mesh.Input
+	Topology mesh.Topology
+	Settings netcfg.Settings
+	Desired  netcfg.State
+	Problems []mesh.Problem
+}
+
+// Configure works out what this host should have.
+func (m *Memory) Configure(in Input) Configuration {
+	c := Configuration{Input: mesh.Input{
+		Cluster:   in.View.Cluster,
+		Self:      in.Self.ID(),
+		Records:   in.View.Records,
+		Verdicts:  in.View.Verdicts,
+		Clients:   in.View.Clients,
+		Resolved:  in.Resolved,
+		Underlay:  in.Facts.Addresses,
+		Nearby:    in.Facts.Nearby,
+		Keepalive: in.Config.PeerKeepalive(m.Own),
+	}}
+	c.Topology = mesh.Derive(c.Input)
+	c.Settings = netcfg.Settings{
+		Interface:      in.Config.Interface,
+		Implementation: in.Config.Implementation,
+		ListenPort:     int(in.Config.ListenPort),
+		GossipPort:     int(in.Config.GossipPort),
+		LANs:           in.Facts.LANs(m.Own.InternalIPs),
+		Uplinks:        in.Facts.Uplinks,
+		PrivateKey:     in.Self.WireGuard,
+		MTU:            cmp.Or(m.Own.MTU, in.Config.DeviceMTU(in.Facts)), // a revoked node has no record
+		Bridge:         in.Config.Bridge,
+		ID:             in.Self.ID(),
+		Pick:           m.Handshakes.Pick(c.Topology.Peers, m.Own),
+		Heard:          m.Sessions.Endpoints(),
+	}
+	c.Desired = netcfg.Desired(c.Topology, c.Settings)
+	c.Problems = append(c.Problems, c.Topology.Problems...)
+	c.Problems = append(c.Problems, in.View.Problems...)
+	c.Problems = append(c.Problems, uplinkProblems(in)...)
+	c.Problems = append(c.Problems, encryptionProblems(in)...)
+	if m.Own.Location != "" && len(m.Own.InternalIPs) == 0 {
+		c.Problems = append(c.Problems, mesh.Problem{
+			Kind: mesh.ProblemAddress, Node: m.Own.Name,
+			Text:   fmt.Sprintf("node.location is %s, but this host has no private address", m.Own.Location),
+			Advice: "set node.internal-ip to this host's address in that location's network, as 192.168.10.1/24",
+		})
+	}
+	return c
+}
+
+// uplinkProblems: a host without a default route may still have a way to all others; one
+// that is alone although it knows of others has none.
+func uplinkProblems(in Input) []mesh.Problem {
+	if len(in.Facts.Uplinks) > 0 || !in.View.Alone || !in.Config.Joins && len(in.View.Records) < 2 {
+		return nil
+	}
+	return []mesh.Problem{{
+		Kind: ProblemUplink, Node: in.Config.Name, Text: "this host has no default route, and no other node is reached",
+		Advice: "see to its network: ip link, ip address, ip route",
+	}}
+}
+
+// encryptionProblems reports if the file's mode is full while the cluster's is not. Who
+// writes node.encryption: required knows.
+func encryptionProblems(in Input) []mesh.Problem {
+	used := in.View.Cluster
+	if in.Config.EncryptionRequired || in.Config.Cluster.Mode != mesh.ModeFull || used.Mode == mesh.ModeFull || in.Config.Location == "" {
+		return nil
+	}
+	return []mesh.Problem{{
+		Kind: ProblemEncryption, Node: in.Config.Name,
+		Text: fmt.Sprintf("cluster.mode is %s, but full in this node's file: it keeps all its tunnels, and nothing of it crosses its private network in plain text", used.Mode),
+		Advice: fmt.Sprintf("write cluster.mode: %s and generation: %d here if packets may cross it in plain text; else write node.encryption: required",
+			used.Mode, used.Generation),
+	}}
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"testing"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// A host that lost its way out says so, unless it reaches others all the same.
+func TestUplinkProblems(t *testing.T) {
+	lost := Input{View: mesh.View{Alone: true, Records: make([]mesh.Record, 2)}}
+	for _, tt := range []struct {
+		name   string
+		change func(*Input)
+		want   int
+	}{
+		{"lost", func(*Input) {}, 1},
+		{"others are reached", func(l *Input) { l.View.Alone = false }, 0},
+		{"there is one", func(l *Input) { l.Facts.Uplinks = make([]netcfg.Uplink, 1) }, 0},
+		{"first of its mesh", func(l *Input) { l.View.Records = l.View.Records[1:] }, 0},
+		{"new, with others to join", func(l *Input) {
+			l.View.Records, l.Config.Joins = nil, true
+		}, 1},
+	} {
+		l := lost
+		tt.change(&l)
+		if got := uplinkProblems(l); len(got) != tt.want {
+			t.Errorf("%s: got %v, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestEncryptionProblems(t *testing.T) {
+	other := Input{Config: Config{Name: "a", Location: "home", Encrypted: true, Cluster: mesh.Cluster{Mode: mesh.ModeFull}}, View: mesh.View{Cluster: mesh.Cluster{Mode: mesh.ModeLocation, Generation: 2}}}
+	for _, tt := range []struct {
+		name   string
+		change func(*Input)
+		want   int
+	}{
+		{"the others are in another mode", func(*Input) {}, 1},
+		{"written on purpose", func(in *Input) { in.Config.EncryptionRequired = true }, 0},
+		{"in the same mode", func(in *Input) { in.View.Cluster.Mode = mesh.ModeFull }, 0},
+		{"without a location", func(in *Input) { in.Config.Location = "" }, 0},
+	} {
+		in := other
+		tt.change(&in)
+		if got := encryptionProblems(in); len(got) != tt.want {
+			t.Errorf("%s: got %v, want %d", tt.name, got, tt.want)
+		}
+	}
+}
