@@ -108,6 +108,7 @@ type daemon struct {
 
 	asked chan func() // by commands, for the loop to do
 
+	shown     control.Status // as published last
 	published snapshot
 }
 
@@ -158,7 +159,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	p := probe.Start(ctx, probe.Options{Pace: probe.Pace(cfg.Probe), Logger: d.log})
 	defer p.Stop()
 	d.carriers.prober = p
-	d.published.set(d.status(turn{}), turn{})
+	d.show(d.status(turn{}), turn{})
 	server, err := control.Listen(opt.RunDir, d, d.log)
 	if err != nil {
 		return err

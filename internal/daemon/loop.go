@@ -140,7 +140,7 @@ func (t *turn) wakeIn(d time.Duration) {
 // tunnel, and a broken CNI directory no route.
 func (d *daemon) turn(ctx context.Context) turn {
 	t := turn{now: time.Now(), cfg: d.cfg, view: d.gossip.View(), heard: d.gossip.Heard()}
-	if d.seeDuplicate(t) {
+	if d.memory.SawDuplicate(d.input(t.view, netcfg.Facts{}, t.now)) {
 		t.fatal = ErrDuplicate
 		return t
 	}
@@ -178,12 +178,6 @@ func (d *daemon) turn(ctx context.Context) turn {
 	t.err = errors.Join(t.err, d.remember(t.now, false))
 	t.sessions = d.memory.Sessions
 	return t
-}
-
-// seeDuplicate reports whether another daemon has this identity and was there first.
-func (d *daemon) seeDuplicate(t turn) bool {
-	i := slices.IndexFunc(t.view.Records, func(r mesh.Record) bool { return r.ID() == d.identity.ID() })
-	return i >= 0 && d.memory.Duplicate.See(d.instance, t.view.Records[i], d.memory.Own, t.now)
 }
 
 // ProblemMetrics says that metrics can't be served.
@@ -337,9 +331,8 @@ func (d *daemon) conclude(t turn, retry time.Duration) time.Duration {
 		retry = 0
 	}
 	status := d.status(t)
-	before, _ := d.published.get()
-	d.published.set(status, t)
-	d.tell(before, status)
+	d.tell(d.shown, status)
+	d.show(status, t)
 	d.metrics.Turn(status, time.Since(t.now))
 	d.services.Notify("STATUS=" + sentence(status))
 	d.feedWatchdog()

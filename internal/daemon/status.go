@@ -42,6 +42,12 @@ func (s *snapshot) get() (control.Status, turn) {
 	return s.status, s.turn
 }
 
+// show leaves a status for the control socket, and what it was made of.
+func (d *daemon) show(status control.Status, t turn) {
+	d.shown = status
+	d.published.set(status, t)
+}
+
 // Status implements control.Daemon.
 func (d *daemon) Status() control.Status {
 	s, _ := d.published.get()
@@ -109,8 +115,7 @@ func (d *daemon) status(seen turn) control.Status {
 	if dev := t.observed.Device; dev != nil {
 		s.Device = control.Device{Name: dev.Name, Implementation: dev.Implementation, ListenPort: dev.ListenPort, MTU: dev.MTU}
 	}
-	last, _ := d.published.get()
-	s.Reconcile = last.Reconcile
+	s.Reconcile = d.shown.Reconcile
 	s.Reconcile.Error = ""
 	s.Reconcile.Writes = d.host.Writes()
 	switch {

@@ -54,7 +54,7 @@ type Memory struct {
 	Term    Term
 	Moves   Moves
 
-	Duplicate  Duplicate
+	duplicate  duplicate
 	Sessions   Sessions
 	Handshakes Handshakes
 	Absences   Absences

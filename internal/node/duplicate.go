@@ -16,29 +16,35 @@ const (
 	duplicateAfter = 10 * time.Second
 )
 
-// Duplicate is what was seen of a second daemon that runs with this node's identity. The
+// duplicate is what was seen of a second daemon that runs with this node's identity. The
 // zero value has seen none.
-type Duplicate struct {
+type duplicate struct {
 	instance uint64
 	since    time.Time
 	past     uint64 // its last record
 	times    int    // how often it went beyond a record that we had published
 }
 
-// See takes in the record of ours that is in force, and reports whether an instance that
-// was started before this one is sure to run. Then this one must stop. Published is our
-// record as we published it last; its sequence is 0 if we have not published any yet.
-func (d *Duplicate) See(instance uint64, inForce, published mesh.Record, now time.Time) bool {
-	return d.runs(instance, inForce, published.Sequence, now) && d.instance < instance
+// SawDuplicate reports whether another instance of this node is sure to run that was
+// started before this one. Then this one must stop.
+func (m *Memory) SawDuplicate(in Input) bool {
+	for _, r := range in.View.Records {
+		if r.ID() == in.Self.ID() {
+			return m.duplicate.runs(in.Self.Instance, r, m.Own.Sequence, in.Now) && m.duplicate.instance < in.Self.Instance
+		}
+	}
+	return false
 }
 
-// runs reports whether any other instance is sure to run.
-func (d *Duplicate) runs(instance uint64, r mesh.Record, published uint64, now time.Time) bool {
+// runs takes in the record of ours that is in force, and reports whether another instance
+// is sure to run. Published is the sequence of the record that we published last, 0 for
+// none.
+func (d *duplicate) runs(instance uint64, r mesh.Record, published uint64, now time.Time) bool {
 	if r.Instance == instance || published == 0 || r.Sequence <= published {
 		return false
 	}
 	if r.Instance != d.instance {
-		*d = Duplicate{instance: r.Instance, since: now}
+		*d = duplicate{instance: r.Instance, since: now}
 	}
 	if published > d.past {
 		d.times++

@@ -12,7 +12,7 @@ import (
 // instance is a daemon as far as its own record goes: when it is shown one of another
 // instance, it publishes the next.
 type instance struct {
-	Duplicate
+	duplicate
 	number    uint64
 	published uint64
 	sure      bool
@@ -67,6 +67,6 @@ func TestReplaysAreNoDuplicate(t *testing.T) {
 		}
 	}
 	if n.sure || n.times > 1 {
-		t.Errorf("replays of old records: got %+v, want them counted once at most", n.Duplicate)
+		t.Errorf("replays of old records: got %+v, want them counted once at most", n.duplicate)
 	}
 }
