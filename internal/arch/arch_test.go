@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package arch_test holds the rules of the house that a compiler doesn't: who
-// may import whom, and what keeps packages mesh, netcfg and node pure. Nothing else is in it.
+// may import whom, and what keeps packages mesh, netcfg, node and probe pure. Nothing else is in it.
 package arch_test
 
 import (
@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",
-		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/probe", "internal/state", "internal/wait",
+		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
 	},
 	"internal/gossip":      {"internal/mesh", "internal/wait"},
 	"internal/httplimit":   {},
@@ -47,8 +47,9 @@ var mayImport = map[string][]string{
 	"internal/metrics":     {"internal/control", "internal/httplimit"},
 	"internal/netcfg":      {"internal/mesh"},
 	"internal/netcfg/host": {"internal/mesh", "internal/netcfg"},
-	"internal/node":        {"internal/mesh", "internal/netcfg"},
-	"internal/probe":       {"internal/mesh", "internal/wait"},
+	"internal/node":        {"internal/mesh", "internal/netcfg", "internal/probe"},
+	"internal/probe":       {"internal/mesh"},
+	"internal/probe/ping":  {"internal/mesh", "internal/probe", "internal/wait"},
 	"internal/state":       {"internal/atomicfile", "internal/mesh"},
 	"internal/wait":        {},
 }
@@ -127,7 +128,7 @@ var impureNames = map[string][]string{
 }
 
 // pure are the rooms that decide the same from the same input, always and everywhere.
-var pure = []string{"internal/mesh", "internal/netcfg", "internal/node"}
+var pure = []string{"internal/mesh", "internal/netcfg", "internal/node", "internal/probe"}
 
 func TestPure(t *testing.T) {
 	for _, p := range packages(t) {

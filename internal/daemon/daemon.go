@@ -47,6 +47,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/host"
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
+	"github.com/meshd/meshd/internal/probe/ping"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -156,7 +157,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	d.memory.Handshakes = node.NewHandshakes(d.gossip.View().Records)
 	d.names = newNames(ctx)
 	defer d.names.wait()
-	p := probe.Start(ctx, probe.Options{Pace: probe.Pace(cfg.Probe), Logger: d.log})
+	p := ping.Start(ctx, ping.Options{Pace: probe.Pace(cfg.Probe), Logger: d.log})
 	defer p.Stop()
 	d.carriers.prober = p
 	d.show(d.status(turn{}), turn{})

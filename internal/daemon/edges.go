@@ -62,7 +62,7 @@ type disk interface {
 	SetAside(name string) (string, error)
 }
 
-// prober watches those who carry traffic for this node: probe.Prober.
+// prober watches those who carry traffic for this node: ping.Prober.
 type prober interface {
 	Aim([]probe.Aim, probe.Pace)
 	Results() map[probe.Target]probe.Result

@@ -11,12 +11,12 @@ import (
 )
 
 const (
-	// suspectAfter is after how many misses other nodes are asked for a sign of life, so
+	// SuspectAfter is after how many misses other nodes are asked for a sign of life, so
 	// that it has arrived when a verdict needs it.
-	suspectAfter = 2
+	SuspectAfter = 2
 	// judgeSoon is how soon Judge must run again while a target is suspect, because
 	// signs of life come without an event. After judgeSoonMisses more misses than make a
-	// target silent, it runs at slowInterval: the remote end is dead.
+	// target silent, it runs at SlowInterval: the remote end is dead.
 	judgeSoon       = 50 * time.Millisecond
 	judgeSoonMisses = 8
 	// unprovenFactor multiplies the misses allowed to a gateway that has never worked:
@@ -108,7 +108,7 @@ func (s Situation) dead(f *Findings) bool {
 	w := s.Watch
 	deadInGossip := !s.Alive[w.Gateway]
 	quiet, ok := s.silenceOf(w.targets(w.Gateway, mesh.ID{}), deadInGossip)
-	if !ok || quiet.misses < suspectAfter {
+	if !ok || quiet.misses < SuspectAfter {
 		return false
 	}
 	s.ask(f, w.Outside, quiet)
@@ -137,13 +137,13 @@ func (s Situation) witnesses(quiet silence) (n int, answer bool) {
 // remote node answers through it, though one of them is heard outside of the mesh. If
 // the gateway itself is silent, the result is false: the path to it may be cut.
 func (s Situation) blackhole(f *Findings) bool {
-	if quiet, ok := s.silenceOf(s.Watch.targets(s.Watch.Gateway, mesh.ID{}), false); ok && quiet.misses >= suspectAfter {
+	if quiet, ok := s.silenceOf(s.Watch.targets(s.Watch.Gateway, mesh.ID{}), false); ok && quiet.misses >= SuspectAfter {
 		return false
 	}
 	for _, v4 := range []bool{true, false} {
 		targets := slices.DeleteFunc(s.beyond(), func(t Target) bool { return t.Addr.Is4() != v4 })
 		quiet, ok := s.silenceOf(targets, false)
-		if !ok || quiet.misses < suspectAfter {
+		if !ok || quiet.misses < SuspectAfter {
 			continue
 		}
 		s.ask(f, s.Watch.Beyond, quiet)
@@ -167,7 +167,7 @@ func (s Situation) useless(f *Findings) bool {
 	gateway := s.Watch.targets(s.Watch.Gateway, mesh.ID{})
 	if near, ok := s.silenceOf(gateway, false); ok {
 		s.ask(f, s.Watch.Beyond, quiet)
-		return near.misses < suspectAfter && s.hears(s.beyondWith(targets, func(r Result) bool { return r.Known }), quiet)
+		return near.misses < SuspectAfter && s.hears(s.beyondWith(targets, func(r Result) bool { return r.Known }), quiet)
 	}
 	near, ok := s.silenceOf(gateway, true)
 	_, answer := s.witnesses(near)
@@ -189,7 +189,7 @@ func (s Situation) ask(f *Findings, ids []mesh.ID, quiet silence) {
 	f.Ask = append(f.Ask, ids...)
 	again := judgeSoon
 	if quiet.misses > s.Misses+judgeSoonMisses {
-		again = slowInterval
+		again = SlowInterval
 	}
 	if f.Again == 0 || again < f.Again {
 		f.Again = again

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
 	"github.com/meshd/meshd/internal/mesh"
 )
 
@@ -69,9 +70,9 @@ func to(t Target, ids ...mesh.ID) bool {
 func simulate(w network, first Watch, length time.Duration) []string {
 	const interval, misses, step, begin = 250 * time.Millisecond, 4, 50 * time.Millisecond, 20 * time.Millisecond
 	start := time.Unix(1_800_000_000, 0)
-	table := newProbeTable(Pace{interval, misses})
+	table := NewTable(Pace{interval, misses})
 	watched := first
-	table.setTargets(watched.Aims())
+	table.SetTargets(watched.Aims())
 	type answer struct {
 		at  time.Duration
 		run func()
@@ -88,7 +89,7 @@ func simulate(w network, first Watch, length time.Duration) []string {
 			}
 		}
 		if at%interval == begin {
-			for t, req := range table.takeDue(now) {
+			for t, req := range table.TakeDue(now) {
 				if !w.pings(t, at) {
 					continue
 				}
@@ -96,7 +97,7 @@ func simulate(w network, first Watch, length time.Duration) []string {
 				if w.rtt != nil {
 					rtt = w.rtt(t)
 				}
-				answers = append(answers, answer{at + rtt, func() { table.recordAnswer(t.Addr, req.sequence, start.Add(at+rtt)) }})
+				answers = append(answers, answer{at + rtt, func() { table.RecordAnswer(t.Addr, req.Sequence, start.Add(at+rtt)) }})
 			}
 		}
 		if at%step != 0 {
@@ -104,14 +105,14 @@ func simulate(w network, first Watch, length time.Duration) []string {
 		}
 		if w.watch != nil {
 			watched = w.watch(watched, at)
-			table.setTargets(watched.Aims())
+			table.SetTargets(watched.Aims())
 		}
 		alive := make(map[mesh.ID]bool)
 		for id := range names {
 			alive[id] = w.alive == nil || w.alive(id, at)
 		}
 		f := Judge(Situation{
-			Now: now, Author: self, Watch: watched, Results: table.results(now), Pace: Pace{interval, misses},
+			Now: now, Author: self, Watch: watched, Results: table.Results(now), Pace: Pace{interval, misses},
 			Alive: alive, Heard: heard, Verdicts: verdicts,
 		})
 		for _, id := range f.Ask {
@@ -294,7 +295,7 @@ func TestJudgeAgain(t *testing.T) {
 	for _, tt := range []struct {
 		misses int
 		want   time.Duration
-	}{{0, 0}, {1, 0}, {2, judgeSoon}, {12, judgeSoon}, {13, slowInterval}, {1000, slowInterval}} {
+	}{{0, 0}, {1, 0}, {2, judgeSoon}, {12, judgeSoon}, {13, SlowInterval}, {1000, SlowInterval}} {
 		f := Judge(Situation{
 			Now: now, Author: self, Watch: w, Pace: Pace{Misses: 4}, Alive: map[mesh.ID]bool{a: true},
 			Results: map[Target]Result{w.targets(x, a)[0]: {Misses: tt.misses, FirstMiss: now, LastMiss: now, Answered: now}},

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package probe watches the nodes that carry traffic for this node, its gateway and its
-// relays, and decides when one of them must be replaced. It sends ICMP echo requests
-// along the path that the traffic takes. The remote kernel answers them, so a gateway
-// whose daemon is dead still counts as up, and one that does not forward counts as down.
+// relays, and decides when one of them must be replaced. They are probed with ICMP echo
+// requests along the path that the traffic takes. The remote kernel answers them, so a
+// gateway whose daemon is dead still counts as up, and one that does not forward counts
+// as down.
 //
-// A [Prober] sends requests and counts answers. [Choose] decides whom to watch, and
-// [Judge] what the answers mean; both are pure functions. The result is a mesh.Verdict,
-// never a changed route: both ends of a path must switch to the same gateway, so all
-// nodes act on the verdict and none on its own probes.
+// [Choose] decides whom to watch, and [Judge] what the answers mean; both are pure
+// functions. Package ping sends the requests. The result is a mesh.Verdict, never a changed
+// route: both ends of a path must switch to the same gateway, so all nodes act on the
+// verdict and none on its own probes.
 //
 // # Who watches whom
 //
@@ -60,6 +61,13 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
+// Pace is how often targets are probed, and after how many misses in a row a target is
+// silent.
+type Pace struct {
+	Interval time.Duration
+	Misses   int
+}
+
 // Target identifies what is probed. Results are kept for the combination of all three:
 // what was answered through one gateway proves nothing about another.
 type Target struct {
@@ -71,7 +79,7 @@ type Target struct {
 // Aim is a target and how often it is probed.
 type Aim struct {
 	Target
-	Slow bool // every slowInterval instead of every interval
+	Slow bool // every SlowInterval instead of every interval
 }
 
 // Result is what is known about a target.
@@ -91,13 +99,5 @@ type Result struct {
 	Known bool
 }
 
-const (
-	// slowInterval is how often targets are probed that no failover depends on.
-	slowInterval = 2 * time.Second
-	// grace is added to two round trips before a request counts as missed. It covers a
-	// host that is busy for a moment; on a LAN answers take less than 1 ms.
-	grace = 100 * time.Millisecond
-	// maxPending is how many unanswered requests of a target are kept, so an answer may
-	// take that many intervals.
-	maxPending = 64
-)
+// SlowInterval is how often targets are probed that no failover depends on.
+const SlowInterval = 2 * time.Second

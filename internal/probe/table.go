@@ -9,9 +9,18 @@ import (
 	"time"
 )
 
-// probeTable records the requests and answers of all targets. It does no I/O and reads
+const (
+	// Grace is added to two round trips before a request counts as missed. It covers a
+	// host that is busy for a moment; on a LAN answers take less than 1 ms.
+	Grace = 100 * time.Millisecond
+	// maxPending is how many unanswered requests of a target are kept, so an answer may
+	// take that many intervals.
+	maxPending = 64
+)
+
+// Table records the requests and answers of all targets. It does no I/O and reads
 // no clock.
-type probeTable struct {
+type Table struct {
 	Pace
 	entries  map[Target]*entry
 	known    map[netip.Addr]bool // addresses that have ever answered
@@ -22,7 +31,7 @@ type probeTable struct {
 type entry struct {
 	slow     bool
 	due      time.Time // when the next request of a slow target is sent
-	pending  []request // unanswered, the oldest first
+	pending  []Request // unanswered, the oldest first
 	dropped  int       // unanswered requests that are no longer in pending
 	first    time.Time // when the oldest unanswered request was sent
 	answered time.Time
@@ -30,18 +39,19 @@ type entry struct {
 	rtt      time.Duration
 }
 
-// request is one echo request.
-type request struct {
-	sequence uint16
-	at       time.Time
+// Request is one echo request.
+type Request struct {
+	Sequence uint16
+	At       time.Time
 }
 
-func newProbeTable(pace Pace) *probeTable {
-	return &probeTable{Pace: pace, entries: make(map[Target]*entry), known: make(map[netip.Addr]bool)}
+// NewTable returns one without targets.
+func NewTable(pace Pace) *Table {
+	return &Table{Pace: pace, entries: make(map[Target]*entry), known: make(map[netip.Addr]bool)}
 }
 
-// setTargets replaces the targets. Those that are in the table already keep their state.
-func (p *probeTable) setTargets(aims []Aim) {
+// SetTargets replaces the targets. Those that are in the table already keep their state.
+func (p *Table) SetTargets(aims []Aim) {
 	wanted := make(map[Target]bool, len(aims)) // the value: whether slowly
 	for _, a := range aims {
 		slow, there := wanted[a.Target]
@@ -56,16 +66,15 @@ func (p *probeTable) setTargets(aims []Aim) {
 	}
 }
 
-// takeDue returns the requests to send now and records them as sent.
-func (p *probeTable) takeDue(now time.Time) map[Target]request {
-	out := make(map[Target]request, len(p.entries))
+// TakeDue returns the requests to send now and records them as sent.
+func (p *Table) TakeDue(now time.Time) map[Target]Request {
+	out := make(map[Target]Request, len(p.entries))
 	for t, e := range p.entries {
 		if e.slow && now.Before(e.due) {
 			continue
 		}
-		e.due = now.Add(slowInterval)
-		p.sequence++
-		r := request{p.sequence, now}
+		e.due = now.Add(SlowInterval)
+		r := Request{p.NextSequence(), now}
 		if len(e.pending) == 0 && e.dropped == 0 {
 			e.first = now
 		}
@@ -79,23 +88,29 @@ func (p *probeTable) takeDue(now time.Time) map[Target]request {
 	return out
 }
 
-// recordAnswer records an answer and reports whether it belongs to a pending request.
-func (p *probeTable) recordAnswer(from netip.Addr, sequence uint16, now time.Time) bool {
+// NextSequence numbers a request.
+func (p *Table) NextSequence() uint16 {
+	p.sequence++
+	return p.sequence
+}
+
+// RecordAnswer records an answer and reports whether it belongs to a pending request.
+func (p *Table) RecordAnswer(from netip.Addr, sequence uint16, now time.Time) bool {
 	for t, e := range p.entries {
 		if t.Addr != from {
 			continue
 		}
-		i := slices.IndexFunc(e.pending, func(r request) bool { return r.sequence == sequence })
+		i := slices.IndexFunc(e.pending, func(r Request) bool { return r.Sequence == sequence })
 		if i < 0 {
 			continue
 		}
 		if p.overdue(e, now) >= p.Misses {
 			e.since = time.Time{} // it was silent
 		}
-		e.answered, e.rtt = e.pending[i].at, now.Sub(e.pending[i].at)
+		e.answered, e.rtt = e.pending[i].At, now.Sub(e.pending[i].At)
 		e.pending, e.dropped = slices.Delete(e.pending, 0, i+1), 0
 		if len(e.pending) > 0 {
-			e.first = e.pending[0].at
+			e.first = e.pending[0].At
 		}
 		if e.since.IsZero() {
 			e.since = now
@@ -107,24 +122,24 @@ func (p *probeTable) recordAnswer(from netip.Addr, sequence uint16, now time.Tim
 }
 
 // overdue counts the requests of an entry that were not answered in time.
-func (p *probeTable) overdue(e *entry, now time.Time) int {
-	late := min(grace, p.Interval) + min(2*e.rtt, slowInterval)
+func (p *Table) overdue(e *entry, now time.Time) int {
+	late := min(Grace, p.Interval) + min(2*e.rtt, SlowInterval)
 	n := e.dropped
 	for _, r := range e.pending {
-		if now.Sub(r.at) >= late {
+		if now.Sub(r.At) >= late {
 			n++
 		}
 	}
 	return n
 }
 
-// results returns the results of all targets.
-func (p *probeTable) results(now time.Time) map[Target]Result {
+// Results returns the results of all targets.
+func (p *Table) Results(now time.Time) map[Target]Result {
 	out := make(map[Target]Result, len(p.entries))
 	for t, e := range p.entries {
 		r := Result{Misses: p.overdue(e, now), Answered: e.answered, RTT: e.rtt, Since: e.since, Known: p.known[t.Addr]}
 		if r.Misses > 0 {
-			r.FirstMiss, r.LastMiss = e.first, e.pending[max(r.Misses-e.dropped-1, 0)].at
+			r.FirstMiss, r.LastMiss = e.first, e.pending[max(r.Misses-e.dropped-1, 0)].At
 		}
 		if r.Misses >= p.Misses {
 			r.Since = time.Time{}
@@ -134,24 +149,24 @@ func (p *probeTable) results(now time.Time) map[Target]Result {
 	return out
 }
 
-// level is a coarse state of a target; a change of it means that Judge must run again.
-type level int
+// Level is a coarse state of a target; a change of it means that Judge must run again.
+type Level int
 
 const (
-	unknown level = iota
+	unknown Level = iota
 	answering
 	suspect // some requests are overdue
 	silent
 )
 
-// levels returns the levels of all targets.
-func (p *probeTable) levels(now time.Time) map[Target]level {
-	out := make(map[Target]level, len(p.entries))
+// Levels returns the levels of all targets.
+func (p *Table) Levels(now time.Time) map[Target]Level {
+	out := make(map[Target]Level, len(p.entries))
 	for t, e := range p.entries {
 		switch n := p.overdue(e, now); {
 		case n >= p.Misses:
 			out[t] = silent
-		case n >= suspectAfter:
+		case n >= SuspectAfter:
 			out[t] = suspect
 		case !e.answered.IsZero():
 			out[t] = answering

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package probe
+package ping
 
 import (
 	"errors"
@@ -11,6 +11,8 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+
+	"github.com/meshd/meshd/internal/probe"
 )
 
 // socket sends echo requests and receives replies of one family (RFC 792, RFC 4443). It
@@ -56,7 +58,7 @@ func openSocket(v4 bool) (*socket, error) {
 
 // send sends an echo request. An error, for example without a route to the target, has
 // the same effect as a lost packet.
-func (s *socket) send(t Target, e icmp.Echo) error {
+func (s *socket) send(t probe.Target, e icmp.Echo) error {
 	m := icmp.Message{Type: ipv6.ICMPTypeEchoRequest, Body: &e}
 	if s.v4 {
 		m.Type = ipv4.ICMPTypeEcho

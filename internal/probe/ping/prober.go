@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package probe
+// Package ping sends the ICMP echo requests of package probe and counts the answers.
+package ping
 
 import (
 	"bytes"
@@ -19,20 +20,14 @@ import (
 
 	"golang.org/x/net/icmp"
 
+	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/wait"
 )
 
 // Options configure a Prober. Pace is required.
 type Options struct {
-	Pace
+	probe.Pace
 	Logger *slog.Logger // default: no logging
-}
-
-// Pace is how often targets are probed, and after how many misses in a row a target is
-// silent.
-type Pace struct {
-	Interval time.Duration
-	Misses   int
 }
 
 // Prober sends echo requests to a changing set of targets and counts the answers.
@@ -45,7 +40,7 @@ type Prober struct {
 	tasks   sync.WaitGroup
 
 	mu      sync.Mutex
-	table   *probeTable
+	table   *probe.Table
 	sweeps  map[*sweep]bool
 	sockets map[bool]*socket // true for IPv4
 	openErr error            // of the last attempt to open a socket
@@ -60,7 +55,7 @@ func Start(ctx context.Context, o Options) *Prober {
 	p := &Prober{
 		log: o.Logger, cookie: make([]byte, 8),
 		changed: make(chan struct{}, 1),
-		table:   newProbeTable(o.Pace),
+		table:   probe.NewTable(o.Pace),
 		sweeps:  make(map[*sweep]bool),
 		sockets: make(map[bool]*socket),
 	}
@@ -83,18 +78,18 @@ func (p *Prober) Changed() <-chan struct{} { return p.changed }
 
 // Aim replaces the targets and the pace. A new interval takes effect after the next
 // request.
-func (p *Prober) Aim(aims []Aim, pace Pace) {
+func (p *Prober) Aim(aims []probe.Aim, pace probe.Pace) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.table.setTargets(aims)
+	p.table.SetTargets(aims)
 	p.table.Pace = pace
 }
 
 // Results returns the current results of all targets.
-func (p *Prober) Results() map[Target]Result {
+func (p *Prober) Results() map[probe.Target]probe.Result {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.table.results(time.Now())
+	return p.table.Results(time.Now())
 }
 
 // Err returns the error that keeps requests from being sent, nil for none.
@@ -108,15 +103,15 @@ func (p *Prober) Err() error {
 // missed.
 func (p *Prober) run(ctx context.Context) {
 	defer p.close()
-	levels := make(map[Target]level)
+	levels := make(map[probe.Target]probe.Level)
 	for ctx.Err() == nil {
 		interval := p.send()
-		late := min(grace, interval)
+		late := min(probe.Grace, interval)
 		if wait.Sleep(ctx, late) != nil {
 			return
 		}
 		p.mu.Lock()
-		now := p.table.levels(time.Now())
+		now := p.table.Levels(time.Now())
 		p.mu.Unlock()
 		if !maps.Equal(now, levels) {
 			p.signal()
@@ -139,15 +134,15 @@ func jitter(interval time.Duration) time.Duration {
 func (p *Prober) send() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for t, r := range p.table.takeDue(time.Now()) {
-		p.request(t, r.sequence)
+	for t, r := range p.table.TakeDue(time.Now()) {
+		p.request(t, r.Sequence)
 	}
 	return p.table.Interval
 }
 
 // request sends one request; p.mu is held. It returns no error: the missing answer has
 // the same effect.
-func (p *Prober) request(t Target, sequence uint16) {
+func (p *Prober) request(t probe.Target, sequence uint16) {
 	v4 := t.Addr.Is4()
 	s := p.sockets[v4]
 	if s == nil {
@@ -200,7 +195,7 @@ func (p *Prober) answer(from netip.Addr, sequence uint16) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	if p.table.recordAnswer(from, sequence, now) {
+	if p.table.RecordAnswer(from, sequence, now) {
 		return
 	}
 	for s := range p.sweeps {
@@ -244,7 +239,7 @@ func (p *Prober) signal() {
 
 // sweep is the state of one call of Sweep. Requests are keyed by sequence number.
 type sweep struct {
-	waiting map[uint16]request
+	waiting map[uint16]probe.Request
 	targets map[uint16]netip.Addr
 	rtt     map[netip.Addr]time.Duration
 	done    chan struct{} // closed when all targets have answered
@@ -255,7 +250,7 @@ func (s *sweep) answer(from netip.Addr, sequence uint16, now time.Time) {
 	if !ok || s.targets[sequence] != from {
 		return
 	}
-	s.rtt[from] = now.Sub(r.at)
+	s.rtt[from] = now.Sub(r.At)
 	if delete(s.waiting, sequence); len(s.waiting) == 0 {
 		close(s.done)
 	}
@@ -270,9 +265,9 @@ const (
 
 // Sweep sends one request to each target. It waits until all have answered or ctx ends,
 // and returns the round-trip times.
-func (p *Prober) Sweep(ctx context.Context, targets []Target) (map[netip.Addr]time.Duration, error) {
+func (p *Prober) Sweep(ctx context.Context, targets []probe.Target) (map[netip.Addr]time.Duration, error) {
 	s := &sweep{
-		waiting: make(map[uint16]request), targets: make(map[uint16]netip.Addr),
+		waiting: make(map[uint16]probe.Request), targets: make(map[uint16]netip.Addr),
 		rtt: make(map[netip.Addr]time.Duration), done: make(chan struct{}),
 	}
 	if len(targets) == 0 {
@@ -285,16 +280,15 @@ func (p *Prober) Sweep(ctx context.Context, targets []Target) (map[netip.Addr]ti
 	}
 	sequences := make([]uint16, len(targets))
 	for i, t := range targets {
-		p.table.sequence++
-		sequences[i] = p.table.sequence
-		s.waiting[p.table.sequence], s.targets[p.table.sequence] = request{}, t.Addr
+		sequences[i] = p.table.NextSequence()
+		s.waiting[sequences[i]], s.targets[sequences[i]] = probe.Request{}, t.Addr
 	}
 	p.sweeps[s] = true
 	p.mu.Unlock()
 	for burst := range slices.Chunk(indices(len(targets)), sweepBurst) {
 		p.mu.Lock()
 		for _, i := range burst {
-			s.waiting[sequences[i]] = request{sequences[i], time.Now()}
+			s.waiting[sequences[i]] = probe.Request{Sequence: sequences[i], At: time.Now()}
 			p.request(targets[i], sequences[i])
 		}
 		p.mu.Unlock()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package probe
+package ping
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/meshd/meshd/internal/probe"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -16,13 +18,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // The kernel answers on loopback addresses. Nothing can be sent from 192.0.2.1 (RFC 5737),
 // because this host does not have that address.
 func TestProber(t *testing.T) {
-	pace := Pace{20 * time.Millisecond, 3}
+	pace := probe.Pace{Interval: 20 * time.Millisecond, Misses: 3}
 	p := Start(t.Context(), Options{Pace: pace})
 	defer p.Stop()
 	v4, v6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
-	answering := []Target{{Addr: v4}, {Addr: netip.MustParseAddr("127.0.0.2"), Source: netip.MustParseAddr("127.0.0.3")}, {Addr: v6, Source: v6}}
-	unanswered := Target{Addr: v4, Source: netip.MustParseAddr("192.0.2.1")}
-	p.Aim([]Aim{{Target: answering[0]}, {Target: answering[1]}, {Target: answering[2]}, {Target: unanswered}}, pace)
+	answering := []probe.Target{{Addr: v4}, {Addr: netip.MustParseAddr("127.0.0.2"), Source: netip.MustParseAddr("127.0.0.3")}, {Addr: v6, Source: v6}}
+	unanswered := probe.Target{Addr: v4, Source: netip.MustParseAddr("192.0.2.1")}
+	p.Aim([]probe.Aim{{Target: answering[0]}, {Target: answering[1]}, {Target: answering[2]}, {Target: unanswered}}, pace)
 	await(t, p, "answers", func() bool {
 		r := p.Results()
 		for _, w := range answering {
@@ -32,7 +34,7 @@ func TestProber(t *testing.T) {
 		}
 		return r[unanswered].Misses >= 3 && r[unanswered].Answered.IsZero()
 	})
-	p.Aim([]Aim{{Target: answering[0]}}, pace)
+	p.Aim([]probe.Aim{{Target: answering[0]}}, pace)
 	if got := len(p.Results()); got != 1 {
 		t.Errorf("after targets were removed: got %d results, want 1", got)
 	}
@@ -55,11 +57,11 @@ func await(t *testing.T, p *Prober, what string, done func() bool) {
 }
 
 func TestSweep(t *testing.T) {
-	p := Start(t.Context(), Options{Pace: Pace{time.Hour, 3}})
+	p := Start(t.Context(), Options{Pace: probe.Pace{Interval: time.Hour, Misses: 3}})
 	defer p.Stop()
-	var targets []Target
+	var targets []probe.Target
 	for i := range 120 {
-		targets = append(targets, Target{Addr: netip.AddrFrom4([4]byte{127, 0, 1, byte(i)})})
+		targets = append(targets, probe.Target{Addr: netip.AddrFrom4([4]byte{127, 0, 1, byte(i)})})
 	}
 	rtt, err := p.Sweep(t.Context(), targets)
 	if err != nil || len(rtt) != len(targets) {
@@ -68,8 +70,8 @@ func TestSweep(t *testing.T) {
 	// With a target that does not answer, Sweep waits until ctx ends.
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	unanswered := Target{Addr: netip.MustParseAddr("127.0.0.1"), Source: netip.MustParseAddr("192.0.2.1")}
-	if rtt, err := p.Sweep(ctx, []Target{unanswered}); err != nil || len(rtt) != 0 || ctx.Err() == nil {
+	unanswered := probe.Target{Addr: netip.MustParseAddr("127.0.0.1"), Source: netip.MustParseAddr("192.0.2.1")}
+	if rtt, err := p.Sweep(ctx, []probe.Target{unanswered}); err != nil || len(rtt) != 0 || ctx.Err() == nil {
 		t.Errorf("got %v, %v and ctx %v, want no answer after the whole time", rtt, err, ctx.Err())
 	}
 	p.mu.Lock()
