@@ -5,15 +5,12 @@ package daemon
 import (
 	"bytes"
 	"crypto/ed25519"
-	"fmt"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
-	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -42,67 +39,6 @@ func viewOf(records []mesh.Record, heard ...mesh.Record) mesh.View {
 		v.Alive[r.ID()] = true
 	}
 	return v
-}
-
-// TestRaise follows a gateway from its fall to its return.
-func TestRaise(t *testing.T) {
-	d, records := neighborhood()
-	start := time.Unix(1_800_000_000, 0)
-	verdicts := []mesh.Verdict{}
-	say := func(author int, state mesh.Health, epoch uint64) {
-		verdicts = []mesh.Verdict{{Author: records[author].Identity, Subject: records[0].ID(), Role: mesh.RoleGateway, State: state, Epoch: epoch}}
-	}
-	broken := netcfg.State{Sysctls: []netcfg.Sysctl{{Key: "net.ipv4.ip_forward", Value: "1"}}}
-	heard := records[1:]
-	step := func(at time.Duration, want string) {
-		t.Helper()
-		tn := turn{now: start.Add(at), view: viewOf(records, heard...), heard: make(map[mesh.ID]time.Time)}
-		for _, r := range heard {
-			tn.heard[r.ID()] = tn.now
-		}
-		tn.view.Verdicts = verdicts
-		v, ok := d.judgeSelf(&tn)
-		got := fmt.Sprintf("again in %v", tn.again)
-		if ok {
-			got = fmt.Sprintf("%s, epoch %d, record %d", v.State, v.Epoch, v.Record)
-			say(0, v.State, v.Epoch)
-		}
-		if got != want {
-			t.Errorf("after %v: got %s, want %s", at, got, want)
-		}
-	}
-	step(0, "again in 0s")
-	say(1, mesh.HealthDown, 4)
-	d.memory.Own.Office = mesh.Office{Since: 1}
-	step(time.Second, "again in 10s")
-	step(5*time.Second, "again in 6s")
-	step(11*time.Second, "again in 5ms") // the record has to say first that it is not in office
-	d.memory.Own.Office, d.memory.Own.Sequence = mesh.Office{}, 8
-	heard = records[1:3]
-	step(12*time.Second, "again in 2s") // nobody outside is heard
-	heard = records[3:]
-	step(13*time.Second, "up, epoch 5, record 8") // nobody of the location lives
-	step(14*time.Second, "again in 0s")
-
-	say(2, mesh.HealthDown, 6)
-	step(time.Minute, "again in 20s") // a relapse
-	heard = records[1:]
-	d.published.set(control.Status{}, turn{desired: broken})
-	step(80*time.Second, "again in 2s") // it does not forward
-	d.published.set(control.Status{}, turn{desired: broken, observed: broken})
-	step(81*time.Second, "up, epoch 7, record 8")
-
-	d.carriers.draining = true
-	step(82*time.Second, "draining, epoch 8, record 0")
-	step(83*time.Second, "again in 0s")
-	say(1, mesh.HealthDown, 9)
-	step(84*time.Second, "again in 0s") // nothing to say against that
-	d.carriers.draining, d.carriers.undone = false, true
-	step(85*time.Second, "up, epoch 10, record 8")
-	step(86*time.Second, "again in 0s")
-
-	say(0, mesh.HealthDraining, 11) // by a daemon that ran before this one
-	step(87*time.Second, "again in 40s")
 }
 
 func TestDrained(t *testing.T) {

@@ -89,6 +89,7 @@ type daemon struct {
 
 	host     kernel
 	gossip   network
+	prober   prober
 	names    *names
 	services services
 	server   controlServer
@@ -103,7 +104,6 @@ type daemon struct {
 	readiness readiness
 	objects   objectsFile
 	memory    node.Memory
-	carriers  carriers
 	complaint complaint
 	refused   []mesh.Problem // what stands against the last reload
 
@@ -159,7 +159,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	defer d.names.wait()
 	p := ping.Start(ctx, ping.Options{Pace: probe.Pace(cfg.Probe), Logger: d.log})
 	defer p.Stop()
-	d.carriers.prober = p
+	d.prober = p
 	d.show(d.status(turn{}), turn{})
 	server, err := control.Listen(opt.RunDir, d, d.log)
 	if err != nil {

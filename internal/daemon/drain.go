@@ -12,6 +12,7 @@ import (
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/wait"
 )
@@ -35,7 +36,7 @@ func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, drainFor)
 	defer cancel()
-	wish := func() { d.carriers.draining, d.carriers.undone = !undo, undo }
+	wish := func() { d.memory.Drain(undo) }
 	select {
 	case d.asked <- wish:
 	case <-ctx.Done():
@@ -86,10 +87,10 @@ func recordOf(t turn) mesh.Record {
 func drained(before, now turn, undo bool) (control.Drained, bool) {
 	self, own := now.input.Self, recordOf(now)
 	standings := mesh.GatewayVerdicts(now.input.Verdicts, now.input.Records)
-	up := isUp(standings[self])
+	up := node.IsUp(standings[self])
 	out := control.Drained{Draining: !up, Gateway: now.topology.Seat != mesh.None, Successors: []string{}}
 	for _, r := range now.input.Records {
-		if r.Location == own.Location && r.ID() != self && r.Office.Since != 0 && isUp(standings[r.ID()]) {
+		if r.Location == own.Location && r.ID() != self && r.Office.Since != 0 && node.IsUp(standings[r.ID()]) {
 			out.Successors = append(out.Successors, r.Name)
 		}
 	}

@@ -41,7 +41,6 @@ type turn struct {
 	cfg      config.Config
 	view     mesh.View
 	heard    map[mesh.ID]time.Time   // when something came from each node, outside of the mesh
-	ask      []mesh.ID               // whom to ask for a sign of life
 	resolved map[string][]netip.Addr // hosts in the records that are names
 	facts    netcfg.Facts
 	input    mesh.Input
@@ -86,7 +85,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		case <-events:
 		case <-d.gossip.Changed():
 			urgent = d.newVerdicts(t)
-		case <-d.carriers.prober.Changed():
+		case <-d.prober.Changed():
 			urgent = true
 		case <-d.names.changed:
 		case <-d.opt.Reload:
@@ -151,14 +150,18 @@ func (d *daemon) turn(ctx context.Context) turn {
 		return t
 	}
 	t.facts = facts
-	announcement := d.memory.Announce(d.input(t.view, facts, t.now))
+	in := d.input(t.view, facts, t.now)
+	in.Heard, in.Results = t.heard, d.prober.Results()
+	announcement := d.memory.Announce(in)
 	t.problems = append(t.problems, announcement.Problems...)
-	t.err = errors.Join(t.err, d.publish(announcement, t.now))
-	t.view = d.gossip.View() // with the own record
-	t.err = errors.Join(t.err, d.judge(&t))
+	if announcement.Again > 0 {
+		t.wakeIn(announcement.Again)
+	}
+	t.err = errors.Join(t.err, d.publishRecord(announcement, t.now), d.publishVerdicts(announcement, t.view))
+	t.view = d.gossip.View() // with what was announced
 	d.serveMetrics(&t)
 	t.resolved = d.names.resolve(hostNames(t.view.Records), t.now)
-	in := d.input(t.view, facts, t.now)
+	in = d.input(t.view, facts, t.now)
 	in.Resolved = t.resolved
 	c := d.memory.Configure(in)
 	t.input, t.topology, t.settings, t.desired = c.Input, c.Topology, c.Settings, c.Desired

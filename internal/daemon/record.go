@@ -10,6 +10,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/probe"
 )
 
 // nodeConfig returns what a node's decisions depend on of the configuration.
@@ -31,6 +32,7 @@ func nodeConfig(c config.Config) node.Config {
 		GossipPort:         c.Gossip.Bind.Port(),
 		GossipAddr:         c.Gossip.Advertise.String(),
 		Joins:              len(c.Join) > 0,
+		Pace:               probe.Pace(c.Probe),
 		Interface:          c.WireGuard.Interface,
 		Implementation:     netcfg.Implementation(c.WireGuard.Implementation),
 	}
@@ -57,9 +59,9 @@ func (d *daemon) input(view mesh.View, facts netcfg.Facts, now time.Time) node.I
 	}
 }
 
-// publish tells what this node says of itself, if that is news. What is told is on disk
-// before: after a crash the node still stands by it.
-func (d *daemon) publish(a node.Announcement, now time.Time) error {
+// publishRecord tells what this node says of itself, if that is news. What is told is on
+// disk before: after a crash the node still stands by it.
+func (d *daemon) publishRecord(a node.Announcement, now time.Time) error {
 	if a.Greet {
 		d.gossip.Greet()
 	}

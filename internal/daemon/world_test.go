@@ -141,7 +141,7 @@ func (w *world) start() {
 	w.network.start(d)
 	d.memory.Handshakes = node.NewHandshakes(d.gossip.View().Records)
 	w.prober = &fakeProber{trace: w.trace, changed: make(chan struct{}, 1), results: make(map[probe.Target]probe.Result)}
-	d.carriers.prober = w.prober
+	d.prober = w.prober
 	d.show(d.status(turn{}), turn{})
 	w.d = d
 	go func() { w.ended <- d.loop(ctx) }()

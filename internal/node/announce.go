@@ -13,6 +13,7 @@ import (
 
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/probe"
 )
 
 // Input is what a turn has read.
@@ -24,6 +25,9 @@ type Input struct {
 	Promise Promise
 	View    mesh.View
 	Facts   netcfg.Facts
+	// Heard is when something came from each node last, outside of the mesh.
+	Heard   map[mesh.ID]time.Time
+	Results map[probe.Target]probe.Result
 	// Resolved has the addresses of hosts in the records that are names. Configure needs it.
 	Resolved map[string][]netip.Addr
 }
@@ -51,10 +55,12 @@ type Promise struct {
 type Memory struct {
 	Own     mesh.Record // as published last
 	Claimed time.Time   // when this daemon made its claim; zero if the claim came from disk
-	Term    Term
 	Moves   Moves
 
 	duplicate  duplicate
+	term       term
+	health     health
+	Watch      probe.Watch // whose probes Results has
 	Sessions   Sessions
 	Handshakes Handshakes
 	Absences   Absences
@@ -75,10 +81,40 @@ type Announcement struct {
 	Promise  Promise
 	Claimed  bool // the claim is a new one
 	Problems []mesh.Problem
+
+	Verdicts []mesh.Verdict // to be published when Record is
+	Ask      []mesh.ID      // who should give a sign of life outside of the mesh
+	Again    time.Duration  // how soon to announce again at the latest; 0 for no wish
 }
 
-// Announce works out what this node says of itself.
+// Announce works out what this node says of itself, and of those who carry traffic for it.
 func (m *Memory) Announce(in Input) Announcement {
+	out := m.announceRecord(in)
+	own := m.Own
+	if out.News {
+		own = out.Record
+	}
+	found := probe.Judge(probe.Situation{
+		Now: in.Now, Author: in.Self.Public, Watch: m.Watch, Results: in.Results, Pace: in.Config.Pace,
+		Alive: in.View.Alive, Heard: in.Heard, Verdicts: in.View.Verdicts, Records: in.View.Records,
+	})
+	self := m.judgeSelf(in, own)
+	out.Verdicts = append(found.Verdicts, self.verdicts...)
+	out.Ask = append(found.Ask, self.ask...)
+	out.Again = sooner(found.Again, self.again)
+	return out
+}
+
+// sooner returns the shorter of two waits, of which 0 is none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
+}
+
+// announceRecord works out what this node says of itself.
+func (m *Memory) announceRecord(in Input) Announcement {
 	var out Announcement
 	if in.View.Forgotten == mesh.Forever {
 		return out // revoked: nobody would listen
@@ -94,7 +130,7 @@ func (m *Memory) Announce(in Input) Announcement {
 		Voices: in.Config.Voices(m.Own, in.Facts, in.Now.Sub(in.Started)),
 	}, m.Own)
 	next.Claim = claim
-	m.Term.Stamp(&next)
+	m.term.stamp(&next)
 	// Tell it again if it has gone: whoever has revoked this node may be revoked.
 	told := slices.ContainsFunc(in.View.Records, func(r mesh.Record) bool { return r.ID() == in.Self.ID() })
 	if told && reflect.DeepEqual(next, m.Own) && m.Own.Sequence >= in.View.OwnSequence && m.Own.Sequence > 0 {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/probe"
 )
 
 // natKeepalive is how often a node behind NAT speaks to its peers: NATs forget a UDP
@@ -36,6 +37,7 @@ type Config struct {
 	Joins              bool   // there is a join list
 	Interface          string // of WireGuard
 	Implementation     netcfg.Implementation
+	Pace               probe.Pace
 	Bridge             string // that the pods are on; "" if others do the CNI
 }
 

@@ -17,42 +17,52 @@ const (
 	Soon = time.Nanosecond
 )
 
-// Term is this node's term as a gateway, as its next record is to state it. It follows
+// term is this node's term as a gateway, as its next record is to state it. It follows
 // from what was derived, so each turn decides on it for the next one. Before the first
 // decision the former record's term stands.
-type Term struct {
+type term struct {
 	decided bool
 	next    mesh.Office
 	lost    time.Time // when the seat was, zero while it is held
 	ended   bool      // by a verdict, with the next record
 }
 
-// TermConditions is what a term depends on beside the seat.
-type TermConditions struct {
-	Down    bool // the node is down, and its term must end before it is up again
-	Settled bool // others were heard, so that the seat is not a mistake
-	Now     time.Time
+// termConditions is what a term depends on beside the seat.
+type termConditions struct {
+	down    bool // the node is down, and its term must end before it is up again
+	settled bool // others were heard, so that the seat is not a mistake
+	now     time.Time
 }
 
-// Decide works out the term for the next record from the current one and the seat that
+// DecideTerm works out this node's term from the seat that was derived. It returns how soon
+// to take the next turn, 0 for no wish.
+func (m *Memory) DecideTerm(in Input, seat int) time.Duration {
+	return m.term.decide(m.Own.Office, seat, termConditions{
+		down:    !IsUp(in.standing()) && !m.health.draining,
+		settled: in.View.Merged || in.View.JoinEmpty,
+		now:     in.Now,
+	})
+}
+
+// decide works out the term for the next record from the current one and the seat that
 // was derived. It returns how soon to take the next turn, 0 for no wish. A gateway
 // keeps its seniority as long as it keeps its seat.
-func (t *Term) Decide(current mesh.Office, seat int, c TermConditions) time.Duration {
+func (t *term) decide(current mesh.Office, seat int, c termConditions) time.Duration {
 	t.decided = true
-	t.next, t.ended = current, c.Down && current.Since != 0
+	t.next, t.ended = current, c.down && current.Since != 0
 	if seat != mesh.None {
 		t.lost = time.Time{}
 	}
 	switch {
-	case c.Down:
+	case c.down:
 		t.next = mesh.Office{}
-	case seat != mesh.None && c.Settled && (current.Since == 0 || current.Seat != seat):
-		t.next = mesh.Office{Seat: seat, Since: c.Now.UnixMilli()}
+	case seat != mesh.None && c.settled && (current.Since == 0 || current.Seat != seat):
+		t.next = mesh.Office{Seat: seat, Since: c.now.UnixMilli()}
 	case seat == mesh.None && current.Since != 0:
 		if t.lost.IsZero() {
-			t.lost = c.Now
+			t.lost = c.now
 		}
-		if left := t.lost.Add(termLingers).Sub(c.Now); left > 0 {
+		if left := t.lost.Add(termLingers).Sub(c.now); left > 0 {
 			return left
 		}
 		t.next = mesh.Office{}
@@ -63,9 +73,9 @@ func (t *Term) Decide(current mesh.Office, seat int, c TermConditions) time.Dura
 	return 0
 }
 
-// Stamp writes the term into a record. A node that was replaced says so in the same
+// stamp writes the term into a record. A node that was replaced says so in the same
 // record in which its term ends, before it is up again.
-func (t *Term) Stamp(r *mesh.Record) {
+func (t *term) stamp(r *mesh.Record) {
 	if !t.decided {
 		return
 	}

@@ -13,9 +13,9 @@ import (
 func TestTerm(t *testing.T) {
 	start := time.UnixMilli(1_800_000_000_000)
 	const none = mesh.None
-	var term Term
+	var o term
 	record := mesh.Record{Office: mesh.Office{Since: 7}}
-	if term.Stamp(&record); record.Office != (mesh.Office{Since: 7}) {
+	if o.stamp(&record); record.Office != (mesh.Office{Since: 7}) {
 		t.Errorf("before the first turn: got %+v, want what it was", record.Office)
 	}
 	record.Office = mesh.Office{}
@@ -46,9 +46,9 @@ func TestTerm(t *testing.T) {
 		{"down, and nobody else is there", 6 * time.Minute, 0, true, false, mesh.Office{}, Soon},
 		{"and still", 7 * time.Minute, 0, true, false, mesh.Office{}, 0},
 	} {
-		again := term.Decide(record.Office, s.seat, TermConditions{Down: s.down, Settled: !s.unheard, Now: start.Add(s.at)})
-		term.Stamp(&record)
-		term.Stamp(&record) // the record may be made anew before the next turn
+		again := o.decide(record.Office, s.seat, termConditions{down: s.down, settled: !s.unheard, now: start.Add(s.at)})
+		o.stamp(&record)
+		o.stamp(&record) // the record may be made anew before the next turn
 		if record.Office != s.want || again != s.again {
 			t.Errorf("%s: got %+v, again in %v; want %+v, %v", s.what, record.Office, again, s.want, s.again)
 		}

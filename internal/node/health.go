@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/probe"
+)
+
+const (
+	// lookAtSelf is how often a gateway that is down looks whether it could work.
+	lookAtSelf = 2 * time.Second
+	// heardFresh is how old a sign of life may be for that.
+	heardFresh = 3 * time.Second
+)
+
+// health is what a node knows about itself as a gateway. The zero value is up.
+type health struct {
+	hold     probe.Hold
+	draining bool // a person wants so; a restart ends it
+	undone   bool // a person took that back, which needs no waiting
+	blocked  bool // at the end of the last turn the host did not forward as it should
+}
+
+// Drain notes that a person wants this node to be a gateway no more, or with undo that it
+// may be one again.
+func (m *Memory) Drain(undo bool) { m.health.draining, m.health.undone = !undo, undo }
+
+// outlook is what follows from looking at oneself.
+type outlook struct {
+	verdicts []mesh.Verdict // at most one
+	ask      []mesh.ID      // who should give a sign of life
+	again    time.Duration  // how soon to look again; 0 for no wish
+}
+
+// judgeSelf says that this node is draining, if a person wants that, or that it is up
+// again after it was down. Then the own record has said before that its term has ended:
+// the others must not find it a gateway the moment it is up.
+func (m *Memory) judgeSelf(in Input, own mesh.Record) outlook {
+	h, standing := &m.health, in.standing()
+	next := mesh.Verdict{Author: in.Self.Public, Subject: in.Self.ID(), Role: mesh.RoleGateway, Epoch: standing.Epoch + 1}
+	if IsUp(standing) {
+		h.hold.Raise(in.Now)
+		h.undone = false
+		if !h.draining {
+			return outlook{}
+		}
+		next.State = mesh.HealthDraining
+		return outlook{verdicts: []mesh.Verdict{next}}
+	}
+	if h.draining {
+		return outlook{}
+	}
+	var out outlook
+	if !h.undone {
+		out.again = h.hold.Fall(in.Now)
+	}
+	switch {
+	case out.again > 0:
+	case own.Office.Since != 0:
+		out.again = Soon
+	case !h.undone && !m.canForward(in, own, &out.ask):
+		out.again = lookAtSelf
+	default:
+		next.State, next.Record = mesh.HealthUp, own.Sequence
+		out.verdicts = []mesh.Verdict{next}
+	}
+	return out
+}
+
+// standing returns the verdict on this node as a gateway that counts.
+func (in Input) standing() mesh.Verdict {
+	return mesh.GatewayVerdicts(in.View.Verdicts, in.View.Records)[in.Self.ID()]
+}
+
+// IsUp reports whether a verdict, or that there is none, lets a node be a gateway.
+func IsUp(v mesh.Verdict) bool { return v.State == "" || v.State == mesh.HealthUp }
+
+// canForward reports whether this node could be a gateway: it forwards, and hears others
+// of its location and from outside, each on their own network. A node that is not alive
+// anyway need not be heard on the LAN. It adds whom to ask for a sign of life.
+func (m *Memory) canForward(in Input, own mesh.Record, ask *[]mesh.ID) bool {
+	if m.health.blocked {
+		return false
+	}
+	var beside, outside []mesh.ID
+	for _, r := range in.View.Records {
+		switch id := r.ID(); {
+		case id == in.Self.ID():
+		case r.Location != own.Location:
+			outside = append(outside, id)
+		case in.View.Alive[id]:
+			beside = append(beside, id)
+		}
+	}
+	hears := func(ids []mesh.ID) bool {
+		*ask = append(*ask, ids[:min(len(ids), 3)]...)
+		fresh := func(id mesh.ID) bool { return in.Now.Sub(in.Heard[id]) <= heardFresh }
+		return len(ids) == 0 || slices.ContainsFunc(ids, fresh)
+	}
+	near, far := hears(beside), hears(outside)
+	return near && far
+}
+
+// NoteForwarding notes how the host forwards, as it was observed at the end of a turn.
+func (m *Memory) NoteForwarding(desired, observed netcfg.State) {
+	m.health.blocked = !forwards(desired, observed)
+}
+
+// forwards reports whether the kernel forwards as it should, and no firewall that we can't
+// change is known to keep it from that.
+func forwards(desired, observed netcfg.State) bool {
+	if observed.FilterErr == nil && len(netcfg.Problems(observed, desired)) > 0 {
+		return false
+	}
+	return !slices.ContainsFunc(desired.Sysctls, func(s netcfg.Sysctl) bool {
+		return strings.Contains(s.Key, "forward") && !slices.Contains(observed.Sysctls, s)
+	})
+}

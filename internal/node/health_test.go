@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+)
+
+// location returns the records of three nodes of a location a, the first of which is the
+// one under test, and of a node elsewhere.
+func location() (records []mesh.Record) {
+	for i, name := range []string{"a1", "a2", "a3", "far"} {
+		key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i + 1)}, ed25519.SeedSize))
+		r := mesh.Record{Identity: key.Public().(ed25519.PublicKey), Name: name, Sequence: 7, Location: "a", Claim: mesh.Claim{Slot: i}}
+		if name == "far" {
+			r.Location = ""
+		}
+		records = append(records, r)
+	}
+	return records
+}
+
+// TestRaise follows a gateway from its fall to its return.
+func TestRaise(t *testing.T) {
+	records := location()
+	var m Memory
+	own := records[0]
+	start := time.Unix(1_800_000_000, 0)
+	verdicts := []mesh.Verdict{}
+	say := func(author int, state mesh.Health, epoch uint64) {
+		verdicts = []mesh.Verdict{{Author: records[author].Identity, Subject: records[0].ID(), Role: mesh.RoleGateway, State: state, Epoch: epoch}}
+	}
+	broken := netcfg.State{Sysctls: []netcfg.Sysctl{{Key: "net.ipv4.ip_forward", Value: "1"}}}
+	heard := records[1:]
+	step := func(at time.Duration, want string) {
+		t.Helper()
+		in := Input{
+			Now: start.Add(at), Self: Identity{Public: own.Identity}, Heard: make(map[mesh.ID]time.Time),
+			View: mesh.View{Records: records, Alive: make(map[mesh.ID]bool), Verdicts: verdicts},
+		}
+		for _, r := range heard {
+			in.View.Alive[r.ID()], in.Heard[r.ID()] = true, in.Now
+		}
+		out := m.judgeSelf(in, own)
+		got := fmt.Sprintf("again in %v", out.again)
+		for _, v := range out.verdicts {
+			got = fmt.Sprintf("%s, epoch %d, record %d", v.State, v.Epoch, v.Record)
+			say(0, v.State, v.Epoch)
+		}
+		if got != want {
+			t.Errorf("after %v: got %s, want %s", at, got, want)
+		}
+	}
+	step(0, "again in 0s")
+	say(1, mesh.HealthDown, 4)
+	own.Office = mesh.Office{Since: 1}
+	step(time.Second, "again in 10s")
+	step(5*time.Second, "again in 6s")
+	step(11*time.Second, "again in 1ns") // the record has to say first that it is not in office
+	own.Office, own.Sequence = mesh.Office{}, 8
+	heard = records[1:3]
+	step(12*time.Second, "again in 2s") // nobody outside is heard
+	heard = records[3:]
+	step(13*time.Second, "up, epoch 5, record 8") // nobody of the location lives
+	step(14*time.Second, "again in 0s")
+
+	say(2, mesh.HealthDown, 6)
+	step(time.Minute, "again in 20s") // a relapse
+	heard = records[1:]
+	m.NoteForwarding(broken, netcfg.State{})
+	step(80*time.Second, "again in 2s") // it does not forward
+	m.NoteForwarding(broken, broken)
+	step(81*time.Second, "up, epoch 7, record 8")
+
+	m.Drain(false)
+	step(82*time.Second, "draining, epoch 8, record 0")
+	step(83*time.Second, "again in 0s")
+	say(1, mesh.HealthDown, 9)
+	step(84*time.Second, "again in 0s") // nothing to say against that
+	m.Drain(true)
+	step(85*time.Second, "up, epoch 10, record 8")
+	step(86*time.Second, "again in 0s")
+
+	say(0, mesh.HealthDraining, 11) // by a daemon that ran before this one
+	step(87*time.Second, "again in 40s")
+}
