@@ -32,15 +32,6 @@ func neighborhood() (*daemon, []mesh.Record) {
 	return &daemon{identity: state.Identity{Key: key(0)}, memory: node.Memory{Own: records[0]}}, records
 }
 
-// viewOf is what gossip knows if all of these nodes are alive and heard.
-func viewOf(records []mesh.Record, heard ...mesh.Record) mesh.View {
-	v := mesh.View{Records: records, Alive: make(map[mesh.ID]bool)}
-	for _, r := range heard {
-		v.Alive[r.ID()] = true
-	}
-	return v
-}
-
 func TestDrained(t *testing.T) {
 	d, records := neighborhood()
 	self := d.identity.ID()
@@ -101,45 +92,6 @@ func TestNoGateways(t *testing.T) {
 		tt.change(&in)
 		if got := noGateways(turn{input: in}); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
-		}
-	}
-}
-
-// A gateway that is gone and that nobody relieves is named on both ends.
-func TestLostGateways(t *testing.T) {
-	_, records := neighborhood()
-	id := func(i int) mesh.ID { return records[i].ID() }
-	for _, tt := range []struct {
-		name   string
-		change func(tn *turn)
-		want   []string
-	}{
-		{"all live", func(*turn) {}, nil},
-		{"a member that is gone", func(tn *turn) { delete(tn.view.Alive, id(1)) }, nil},
-		{"gone, as its members see it", func(tn *turn) { delete(tn.view.Alive, id(0)) }, []string{"a1"}},
-		{"gone, from elsewhere", func(tn *turn) {
-			delete(tn.view.Alive, id(0))
-			tn.input.Self = id(3)
-			tn.topology.Paths = []mesh.Path{{ID: id(0)}, {ID: id(1), Hops: []mesh.ID{id(0)}}, {ID: id(2), Hops: []mesh.ID{id(0)}}}
-		}, []string{"a1"}},
-		{"a relay that is gone", func(tn *turn) {
-			delete(tn.view.Alive, id(3))
-			tn.topology.Paths = []mesh.Path{{ID: id(1), Hops: []mesh.ID{id(3)}}}
-		}, nil},
-		{"another mode", func(tn *turn) { delete(tn.view.Alive, id(0)); tn.input.Cluster.Mode = mesh.ModeCross }, nil},
-	} {
-		tn := &turn{
-			input:    mesh.Input{Self: id(1), Records: records, Cluster: mesh.Cluster{Mode: mesh.ModeLocation}},
-			view:     viewOf(records, records...),
-			topology: mesh.Topology{Paths: []mesh.Path{{ID: id(0)}, {ID: id(2)}, {ID: id(3), Hops: []mesh.ID{id(0)}}}},
-		}
-		tt.change(tn)
-		var got []string
-		for _, p := range lostGateways(tn) {
-			got = append(got, p.Node)
-		}
-		if diff := cmp.Diff(tt.want, got); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
 	}
 }

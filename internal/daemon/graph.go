@@ -11,6 +11,7 @@ import (
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/node"
 )
 
 // Graph implements control.Daemon.
@@ -58,7 +59,7 @@ func changedPaths(t turn, after mesh.Topology, lost mesh.ID) []string {
 			is = wordPath(t, after.Paths[i])
 		}
 		if was != is {
-			lines = append(lines, fmt.Sprintf("path to %s: %s, was %s", nameOf(t.input.Records, p.ID), is, was))
+			lines = append(lines, fmt.Sprintf("path to %s: %s, was %s", node.NameOf(t.input.Records, p.ID), is, was))
 		}
 	}
 	slices.Sort(lines)
@@ -72,7 +73,7 @@ func wordPath(t turn, p mesh.Path) string {
 	}
 	hops := make([]string, len(p.Hops))
 	for i, h := range p.Hops {
-		hops[i] = nameOf(t.input.Records, h)
+		hops[i] = node.NameOf(t.input.Records, h)
 	}
 	return fmt.Sprintf("%s via %s", p.Kind, strings.Join(hops, ", "))
 }

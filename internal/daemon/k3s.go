@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"path/filepath"
+	"time"
 
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/k3s"
@@ -21,14 +22,14 @@ func k3sWanted(t turn) (k3s.Wanted, bool) {
 
 // applyK3s writes k3s's configuration, if that is wanted and this node's address is
 // one to rely on.
-func (d *daemon) applyK3s(t *turn) error {
+func (d *daemon) applyK3s(t *turn, claimWait time.Duration) error {
 	wanted, can := k3sWanted(*t)
 	if !can {
 		t.k3s = !t.cfg.K3s.WriteConfig
 		return nil
 	}
-	if wait := d.start(t.view, t.now).ClaimWait(); wait > 0 {
-		t.wakeIn(wait)
+	if claimWait > 0 {
+		t.wakeIn(claimWait)
 		return nil
 	}
 	if err := d.promiseReady(); err != nil {

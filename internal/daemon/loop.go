@@ -168,16 +168,26 @@ func (d *daemon) turn(ctx context.Context) turn {
 	t.problems = append(t.problems, c.Problems...)
 	t.problems = append(t.problems, d.names.problems(t.view.Records)...)
 	t.problems = append(t.problems, d.refused...)
-	t.err = errors.Join(t.err, d.applyHost(ctx, &t))
+	observed, err := d.applyHost(ctx, &t)
+	t.err = errors.Join(t.err, err)
+	t.results = d.prober.Results()
+	in.Results = t.results
+	conclusion := d.memory.Conclude(in, c, observed)
+	t.watch = conclusion.Watch
+	t.problems = append(t.problems, conclusion.Problems...)
+	if conclusion.Again > 0 {
+		t.wakeIn(conclusion.Again)
+	}
+	t.err = errors.Join(t.err, d.reachOut(ctx, &t, conclusion.Outreach))
 	d.answerClients(&t)
 	// Only now: before the host has its routes, what goes to an address in the mesh
 	// would leave by the default route.
-	d.gossip.SetPaths(d.paths(t))
-	d.watchCarriers(&t)
-	t.err = errors.Join(t.err, d.applyCNI(&t))
-	t.err = errors.Join(t.err, d.applyK3s(&t))
-	t.err = errors.Join(t.err, d.ready(&t))
-	t.err = errors.Join(t.err, d.forgetAbsent(t))
+	d.gossip.SetPaths(d.paths(t, conclusion.HasAddresses))
+	t.problems = append(t.problems, d.watch(conclusion.Watch)...)
+	t.err = errors.Join(t.err, d.applyCNI(&t, conclusion.ClaimWait))
+	t.err = errors.Join(t.err, d.applyK3s(&t, conclusion.ClaimWait))
+	t.err = errors.Join(t.err, d.ready(&t, conclusion))
+	t.err = errors.Join(t.err, d.forget(conclusion.Forget))
 	t.err = errors.Join(t.err, d.remember(t.now, false))
 	t.sessions = d.memory.Sessions
 	return t
@@ -196,19 +206,15 @@ func (d *daemon) serveMetrics(t *turn) {
 	}
 }
 
-// applyHost brings device, peers, routes and rules to where they should be.
-func (d *daemon) applyHost(ctx context.Context, t *turn) error {
+// applyHost brings device, peers, routes and rules to where they should be. It returns what
+// the host has then, nil if that is not known.
+func (d *daemon) applyHost(ctx context.Context, t *turn) (*netcfg.State, error) {
 	observed, err := d.observe(ctx, *t)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	t.observed = observed
-	err = d.change(ctx, t, d.diffOptions(*t))
-	for _, p := range netcfg.Problems(t.observed, t.desired) {
-		p.Node = d.cfg.Node.Name
-		t.problems = append(t.problems, p)
-	}
-	return errors.Join(err, d.reachOut(ctx, t))
+	return &t.observed, d.change(ctx, t, d.diffOptions(*t))
 }
 
 // observe looks at what is ours on the host.
@@ -254,11 +260,7 @@ func (t *turn) refuse(steps []*host.RefusedStep) {
 }
 
 // reachOut brings about handshakes with peers that have none.
-func (d *daemon) reachOut(ctx context.Context, t *turn) error {
-	out := d.memory.Handshakes.Next(node.HandshakeInput{Now: t.now, Self: d.memory.Own, Topology: t.topology, Alive: t.view.Alive, Observed: t.observed})
-	if out.Again > 0 {
-		t.wakeIn(out.Again)
-	}
+func (d *daemon) reachOut(ctx context.Context, t *turn, out node.Outreach) error {
 	var err error
 	if len(out.Renew) > 0 {
 		options := d.diffOptions(*t)
@@ -288,13 +290,13 @@ func (d *daemon) cniConfig(t turn) cni.Config {
 
 // applyCNI puts the CNI configuration and plugins in place, once there are pod
 // CIDRs to write into it.
-func (d *daemon) applyCNI(t *turn) error {
+func (d *daemon) applyCNI(t *turn, claimWait time.Duration) error {
 	if !d.cfg.CNI.Enabled || len(t.topology.PodCIDRs) == 0 {
 		t.cni = !d.cfg.CNI.Enabled
 		return nil
 	}
-	if wait := d.start(t.view, t.now).ClaimWait(); wait > 0 {
-		t.wakeIn(wait)
+	if claimWait > 0 {
+		t.wakeIn(claimWait)
 		return nil
 	}
 	// Pods start as soon as containerd sees the file, and can't move then.
@@ -367,8 +369,7 @@ func (c *complaint) isNew(err error, now time.Time) bool {
 // the same reason an internal IP counts in its own location only: elsewhere it
 // is reached through the tunnel, and would pass for an endpoint. Overlay addresses
 // come last, and only once this host has routes to them.
-func (d *daemon) paths(t turn) map[mesh.ID][]netip.AddrPort {
-	through := node.HasAddresses(t.observed, t.desired)
+func (d *daemon) paths(t turn, through bool) map[mesh.ID][]netip.AddrPort {
 	paths := make(map[mesh.ID][]netip.AddrPort, len(t.view.Records))
 	for _, r := range t.view.Records {
 		id := r.ID()

@@ -86,11 +86,9 @@ func (d *daemon) save() error {
 	return nil
 }
 
-// forgetAbsent has the nodes forgotten that have been away for too long.
-func (d *daemon) forgetAbsent(t turn) error {
-	self := d.identity.ID()
-	d.memory.Absences.Count(t.view, self, t.now)
-	for _, r := range d.memory.Absences.Overdue(t.view, self, d.cfg.ForgetAfter) {
+// forget has the nodes forgotten that have been away for too long.
+func (d *daemon) forget(absent []mesh.Record) error {
+	for _, r := range absent {
 		if err := d.gossip.Forget(r.ID(), r.Sequence); err != nil {
 			return fmt.Errorf("forget absent node %s: %w", r.Name, err)
 		}

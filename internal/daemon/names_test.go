@@ -17,7 +17,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/meshd/meshd/internal/mesh"
-	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -109,22 +108,19 @@ func TestPaths(t *testing.T) {
 	}
 	near, far := record(1, "home"), record(2, "")
 	far.GossipAddr = "203.0.113.8:7000"
-	before := turn{view: mesh.View{Records: []mesh.Record{near, far}}}
-	before.desired.Addresses = []netip.Prefix{netip.MustParsePrefix("10.4.0.1/16")}
-	after := before
-	after.observed = netcfg.State{Device: &netcfg.Device{Up: true}, Addresses: before.desired.Addresses}
+	seen := turn{view: mesh.View{Records: []mesh.Record{near, far}}}
 	for _, step := range []struct {
 		name      string
-		turn      turn
+		addresses bool
 		near, far string
 	}{
-		{"before there are addresses", before, "[192.168.1.7:7946 203.0.113.7:7946]", "[203.0.113.8:7000 203.0.113.7:7946]"},
+		{"before there are addresses", false, "[192.168.1.7:7946 203.0.113.7:7946]", "[203.0.113.8:7000 203.0.113.7:7946]"},
 		{
-			"after", after,
+			"after", true,
 			"[192.168.1.7:7946 203.0.113.7:7946 10.4.0.2:7946]", "[203.0.113.8:7000 203.0.113.7:7946 10.4.0.3:7946]",
 		},
 	} {
-		got := d.paths(step.turn)
+		got := d.paths(seen, step.addresses)
 		if g := fmt.Sprint(got[near.ID()]); g != step.near {
 			t.Errorf("%s, to a neighbor: got %s, want %s", step.name, g, step.near)
 		}

@@ -22,13 +22,12 @@ type readiness struct{ told bool }
 // ready tells systemd that k3s may start, once the node can carry pods: its
 // overlay address is on the device, the CNI configuration is in place, and
 // first peers or neighbors are set, or there is nobody to wait for.
-func (d *daemon) ready(t *turn) error {
-	if d.readiness.told || !t.cni || !t.k3s || !node.HasAddresses(t.observed, t.desired) {
+func (d *daemon) ready(t *turn, c node.Conclusion) error {
+	if d.readiness.told || !t.cni || !t.k3s || !c.HasAddresses {
 		return nil
 	}
-	wait := d.start(t.view, t.now).ReadyWait(t.topology)
-	if wait > 0 {
-		t.wakeIn(wait)
+	if c.ReadyWait > 0 {
+		t.wakeIn(c.ReadyWait)
 		return nil
 	}
 	if err := d.promiseReady(); err != nil {

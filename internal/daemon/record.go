@@ -33,6 +33,7 @@ func nodeConfig(c config.Config) node.Config {
 		GossipAddr:         c.Gossip.Advertise.String(),
 		Joins:              len(c.Join) > 0,
 		Pace:               probe.Pace(c.Probe),
+		ForgetAfter:        c.ForgetAfter,
 		Interface:          c.WireGuard.Interface,
 		Implementation:     netcfg.Implementation(c.WireGuard.Implementation),
 	}

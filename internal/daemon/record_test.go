@@ -52,7 +52,7 @@ func TestNodeConfig(t *testing.T) {
 		Name: "b", Location: "home", Cluster: c.Cluster, Slot: 7, Gateway: mesh.GatewayPrefer,
 		Endpoint:   mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured},
 		InternalIP: netip.MustParsePrefix("192.168.1.6/25"), AllowedLocationIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")},
-		Keepalive: &keepalive, ListenPort: 4500, MTU: 1300, GossipPort: 7000, GossipAddr: "g.example.com:7001", Interface: "meshd0", Implementation: netcfg.Auto, Pace: probe.Pace{Interval: 250 * time.Millisecond, Misses: 4}, Bridge: "kube-bridge",
+		Keepalive: &keepalive, ListenPort: 4500, MTU: 1300, GossipPort: 7000, GossipAddr: "g.example.com:7001", Interface: "meshd0", Implementation: netcfg.Auto, Pace: probe.Pace{Interval: 250 * time.Millisecond, Misses: 4}, ForgetAfter: 720 * time.Hour, Bridge: "kube-bridge",
 	}
 	if !reflect.DeepEqual(c, want) || c.Cluster.Mode != mesh.ModeLocation {
 		t.Errorf("got %+v, want %+v", c, want)

@@ -171,7 +171,7 @@ var scenarios = []scenario{
 		settled(w, memberOfA(w)...)
 		w.mark("a2 is silent")
 		now, a2 := time.Now(), w.d.cfg.Cluster.Overlays(1)[0]
-		w.prober.answer(w.d.memory.Watch, func(t probe.Target) probe.Result {
+		w.prober.answer(w.d.published.turn.watch, func(t probe.Target) probe.Result {
 			if t.Addr == a2 || t.Via != (mesh.ID{}) {
 				return probe.Result{Answered: now.Add(-10 * time.Second), Misses: w.d.cfg.Probe.Misses, FirstMiss: now.Add(-2 * time.Second), LastMiss: now.Add(-time.Second), Known: true}
 			}

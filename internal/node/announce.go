@@ -60,7 +60,7 @@ type Memory struct {
 	duplicate  duplicate
 	term       term
 	health     health
-	Watch      probe.Watch // whose probes Results has
+	watch      probe.Watch // whose probes Results has
 	Sessions   Sessions
 	Handshakes Handshakes
 	Absences   Absences
@@ -95,7 +95,7 @@ func (m *Memory) Announce(in Input) Announcement {
 		own = out.Record
 	}
 	found := probe.Judge(probe.Situation{
-		Now: in.Now, Author: in.Self.Public, Watch: m.Watch, Results: in.Results, Pace: in.Config.Pace,
+		Now: in.Now, Author: in.Self.Public, Watch: m.watch, Results: in.Results, Pace: in.Config.Pace,
 		Alive: in.View.Alive, Heard: in.Heard, Verdicts: in.View.Verdicts, Records: in.View.Records,
 	})
 	self := m.judgeSelf(in, own)

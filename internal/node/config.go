@@ -38,7 +38,8 @@ type Config struct {
 	Interface          string // of WireGuard
 	Implementation     netcfg.Implementation
 	Pace               probe.Pace
-	Bridge             string // that the pods are on; "" if others do the CNI
+	ForgetAfter        time.Duration // how long a node may be away before it is forgotten
+	Bridge             string        // that the pods are on; "" if others do the CNI
 }
 
 // InternalIPs returns the configured internal IP, or those found out.

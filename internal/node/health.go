@@ -107,11 +107,6 @@ func (m *Memory) canForward(in Input, own mesh.Record, ask *[]mesh.ID) bool {
 	return near && far
 }
 
-// NoteForwarding notes how the host forwards, as it was observed at the end of a turn.
-func (m *Memory) NoteForwarding(desired, observed netcfg.State) {
-	m.health.blocked = !forwards(desired, observed)
-}
-
 // forwards reports whether the kernel forwards as it should, and no firewall that we can't
 // change is known to keep it from that.
 func forwards(desired, observed netcfg.State) bool {

@@ -74,9 +74,9 @@ func TestRaise(t *testing.T) {
 	say(2, mesh.HealthDown, 6)
 	step(time.Minute, "again in 20s") // a relapse
 	heard = records[1:]
-	m.NoteForwarding(broken, netcfg.State{})
+	m.health.blocked = !forwards(broken, netcfg.State{})
 	step(80*time.Second, "again in 2s") // it does not forward
-	m.NoteForwarding(broken, broken)
+	m.health.blocked = !forwards(broken, broken)
 	step(81*time.Second, "up, epoch 7, record 8")
 
 	m.Drain(false)

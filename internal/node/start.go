@@ -3,12 +3,9 @@
 package node
 
 import (
-	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
-	"github.com/meshd/meshd/internal/netcfg"
 )
 
 const (
@@ -77,11 +74,4 @@ func (s Start) ReadyWait(t mesh.Topology) time.Duration {
 		wait = max(wait, aloneFor-s.Now.Sub(s.Started))
 	}
 	return max(wait, 0)
-}
-
-// HasAddresses reports whether the device is up with the desired addresses, of which there
-// has to be one.
-func HasAddresses(observed, desired netcfg.State) bool {
-	missing := func(a netip.Prefix) bool { return !slices.Contains(observed.Addresses, a) }
-	return observed.Device != nil && observed.Device.Up && len(desired.Addresses) > 0 && !slices.ContainsFunc(desired.Addresses, missing)
 }

@@ -3,10 +3,12 @@
 package node
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
 )
 
 func TestClaimWait(t *testing.T) {
@@ -76,6 +78,26 @@ func TestMayPrune(t *testing.T) {
 		{"somebody was heard", mesh.View{Merged: true}, 0, true},
 	} {
 		if got := (Start{Now: start.Add(tt.after), Started: start, View: tt.view}).MayPrune(); got != tt.want {
+			t.Errorf("%s: got %t, want %t", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestHasAddresses(t *testing.T) {
+	one, two := netip.MustParsePrefix("10.4.0.1/16"), netip.MustParsePrefix("fd00::1/64")
+	up := &netcfg.Device{Up: true}
+	for _, tt := range []struct {
+		name              string
+		observed, desired netcfg.State
+		want              bool
+	}{
+		{"all", netcfg.State{Device: up, Addresses: []netip.Prefix{two, one}}, netcfg.State{Addresses: []netip.Prefix{one, two}}, true},
+		{"one is missing", netcfg.State{Device: up, Addresses: []netip.Prefix{one}}, netcfg.State{Addresses: []netip.Prefix{one, two}}, false},
+		{"no slot yet", netcfg.State{Device: up}, netcfg.State{}, false},
+		{"the device is down", netcfg.State{Device: &netcfg.Device{}, Addresses: []netip.Prefix{one}}, netcfg.State{Addresses: []netip.Prefix{one}}, false},
+		{"no device", netcfg.State{}, netcfg.State{Addresses: []netip.Prefix{one}}, false},
+	} {
+		if got := hasAddresses(tt.observed, tt.desired); got != tt.want {
 			t.Errorf("%s: got %t, want %t", tt.name, got, tt.want)
 		}
 	}

@@ -34,9 +34,9 @@ type termConditions struct {
 	now     time.Time
 }
 
-// DecideTerm works out this node's term from the seat that was derived. It returns how soon
+// decideTerm works out this node's term from the seat that was derived. It returns how soon
 // to take the next turn, 0 for no wish.
-func (m *Memory) DecideTerm(in Input, seat int) time.Duration {
+func (m *Memory) decideTerm(in Input, seat int) time.Duration {
 	return m.term.decide(m.Own.Office, seat, termConditions{
 		down:    !IsUp(in.standing()) && !m.health.draining,
 		settled: in.View.Merged || in.View.JoinEmpty,

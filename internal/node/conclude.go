@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/probe"
+)
+
+// Conclusion is what follows from what the host has.
+type Conclusion struct {
+	// HasAddresses reports whether the host has its addresses in the mesh. Without them,
+	// packets to the mesh would leave in plain text by the default route.
+	HasAddresses bool
+	ClaimWait    time.Duration // until the claim can be relied on; see Start.ClaimWait
+	ReadyWait    time.Duration // until k3s may start, if the host can carry pods; see Start.ReadyWait
+
+	Outreach Outreach      // to peers without a session
+	Watch    probe.Watch   // whom to probe from now on
+	Forget   []mesh.Record // of nodes that have been away for too long
+	Problems []mesh.Problem
+	Again    time.Duration // how soon to take the next turn at the latest; 0 for no wish
+}
+
+// Conclude works out what follows from what the host has after its configuration was
+// applied. Observed is nil if that is not known.
+func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Conclusion {
+	var out Conclusion
+	var host netcfg.State
+	if observed != nil {
+		host = *observed
+		for _, p := range netcfg.Problems(host, c.Desired) {
+			p.Node = in.Config.Name
+			out.Problems = append(out.Problems, p)
+		}
+		out.Outreach = m.Handshakes.Next(HandshakeInput{Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host})
+		out.Again = out.Outreach.Again
+	}
+	start := m.start(in)
+	out.ClaimWait, out.ReadyWait = start.ClaimWait(), start.ReadyWait(c.Topology)
+	if out.HasAddresses = hasAddresses(host, c.Desired); out.HasAddresses {
+		out.Watch = probe.Choose(probe.Around{
+			Cluster: c.Input.Cluster, Self: c.Input.Self, Records: in.View.Records, Topology: c.Topology, Alive: in.View.Alive,
+			Blamed: relaysFoundDown(in.View.Verdicts, c.Input.Self),
+		})
+	}
+	m.watch = out.Watch
+	for _, n := range probe.Filtered(m.watch, in.Results, in.View.Alive, in.Now) {
+		out.Problems = append(out.Problems, filteredProblem(m.Own, NameOf(in.View.Records, n.ID), n))
+	}
+	out.Problems = append(out.Problems, lostGateways(in, c)...)
+	out.Again = sooner(out.Again, m.decideTerm(in, c.Topology.Seat))
+	m.health.blocked = !forwards(c.Desired, host)
+	m.Absences.Count(in.View, in.Self.ID(), in.Now)
+	out.Forget = m.Absences.Overdue(in.View, in.Self.ID(), in.Config.ForgetAfter)
+	return out
+}
+
+// hasAddresses reports whether the device is up with the desired addresses, of which there
+// has to be one.
+func hasAddresses(observed, desired netcfg.State) bool {
+	missing := func(a netip.Prefix) bool { return !slices.Contains(observed.Addresses, a) }
+	return observed.Device != nil && observed.Device.Up && len(desired.Addresses) > 0 && !slices.ContainsFunc(desired.Addresses, missing)
+}
+
+// lostGateways finds locations whose gateway is not alive, as gossip sees it, and has no
+// successor: no other node there may be a gateway, or none could say that it is.
+func lostGateways(in Input, c Configuration) []mesh.Problem {
+	if c.Input.Cluster.Mode != mesh.ModeLocation {
+		return nil
+	}
+	records := make(map[mesh.ID]mesh.Record, len(c.Input.Records))
+	for _, r := range c.Input.Records {
+		records[r.ID()] = r
+	}
+	own := records[c.Input.Self].Location
+	lost := make(map[mesh.ID]bool)
+	var problems []mesh.Problem
+	for _, p := range c.Topology.Paths {
+		for _, hop := range p.Hops {
+			r, seen := records[hop], lost[hop]
+			if in.View.Alive[hop] || seen || r.Location == "" || r.Location != own && r.Location != records[p.ID].Location {
+				continue
+			}
+			lost[hop] = true
+			problems = append(problems, mesh.Problem{
+				Kind: mesh.ProblemGateway, Node: r.Name,
+				Text:   fmt.Sprintf("location %s has no gateway: %s does not live, and no other node there has taken over", r.Location, r.Name),
+				Advice: fmt.Sprintf("start %s again, or set node.gateway to auto on another node of %s", r.Name, r.Location),
+			})
+		}
+	}
+	return problems
+}
+
+// filteredProblem words what is wrong with a LAN that drops packets of addresses that it
+// does not know, and what helps.
+func filteredProblem(own mesh.Record, neighbor string, n probe.Neighbor) mesh.Problem {
+	return mesh.Problem{
+		Kind: mesh.ProblemNeighbor, Node: own.Name,
+		Text: fmt.Sprintf("node %s answers at %v and not at its overlay address: the network of location %s drops packets whose addresses it did not give out, so pods don't reach each other there",
+			neighbor, n.Internal, own.Location),
+		Advice: "set cluster.encapsulation: always and a higher cluster.generation on all nodes; or turn off that check in the network (clouds call it source/destination check or IP forwarding)",
+	}
+}
+
+// relaysFoundDown returns the relays that this node has found down.
+func relaysFoundDown(verdicts []mesh.Verdict, author mesh.ID) []mesh.ID {
+	var out []mesh.ID
+	for _, v := range verdicts {
+		if v.Role == mesh.RoleRelay && v.State == mesh.HealthDown && mesh.IDOf(v.Author) == author {
+			out = append(out, v.Subject)
+		}
+	}
+	return out
+}
+
+// NameOf returns a node's name, or its fingerprint if nothing is known of it.
+func NameOf(records []mesh.Record, id mesh.ID) string {
+	i := slices.IndexFunc(records, func(r mesh.Record) bool { return r.ID() == id })
+	if i < 0 {
+		return id.String()
+	}
+	return records[i].Name
+}
