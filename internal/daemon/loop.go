@@ -49,6 +49,7 @@ type turn struct {
 	watch    probe.Watch
 	results  map[probe.Target]probe.Result
 	desired  netcfg.State
+	options  netcfg.Options
 	observed netcfg.State // after the turn's changes
 	sessions node.Sessions
 	cni      bool // the CNI configuration is in place, or not wanted
@@ -164,6 +165,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	in = d.input(t.view, facts, t.now)
 	in.Resolved = t.resolved
 	c := d.memory.Configure(in)
+	t.options = netcfg.Options{Now: t.now, Prune: d.start(t.view, t.now).MayPrune()}
 	t.input, t.topology, t.settings, t.desired = c.Input, c.Topology, c.Settings, c.Desired
 	t.problems = append(t.problems, c.Problems...)
 	t.problems = append(t.problems, d.names.problems(t.view.Records)...)
@@ -214,7 +216,7 @@ func (d *daemon) applyHost(ctx context.Context, t *turn) (*netcfg.State, error) 
 		return nil, err
 	}
 	t.observed = observed
-	return &t.observed, d.change(ctx, t, d.diffOptions(*t))
+	return &t.observed, d.change(ctx, t, t.options)
 }
 
 // observe looks at what is ours on the host.
@@ -263,7 +265,7 @@ func (t *turn) refuse(steps []*host.RefusedStep) {
 func (d *daemon) reachOut(ctx context.Context, t *turn, out node.Outreach) error {
 	var err error
 	if len(out.Renew) > 0 {
-		options := d.diffOptions(*t)
+		options := t.options
 		options.Renew = out.Renew
 		err = d.change(ctx, t, options)
 	}
@@ -273,10 +275,6 @@ func (d *daemon) reachOut(ctx context.Context, t *turn, out node.Outreach) error
 		}
 	}
 	return err
-}
-
-func (d *daemon) diffOptions(t turn) netcfg.Options {
-	return netcfg.Options{Now: t.now, Prune: d.start(t.view, t.now).MayPrune()}
 }
 
 // cniConfig is what the CNI configuration follows from. It is for the control
