@@ -16,6 +16,7 @@ import (
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // Even an answer that is signed by a known node may be hostile, because a node can be
@@ -166,13 +167,20 @@ func isUnicast(a netip.Addr) bool {
 }
 
 // withoutAttached returns the peers without the allowed IPs that overlap the host's own
-// networks, and describes each conflict. The host must not lose access to its own LAN.
-func withoutAttached(peers []control.ClientPeer, attached []mesh.AttachedNetwork) (kept []control.ClientPeer, conflicts []string) {
+// networks, and describes each conflict. The host must not lose access to its own LAN. A
+// network without an address of the host, to which only a route leads, as another VPN's,
+// does not count if it is wider than the allowed IP: it keeps the rest of it.
+func withoutAttached(peers []control.ClientPeer, host netcfg.Facts) (kept []control.ClientPeer, conflicts []string) {
+	hasAddress := func(n netip.Prefix) bool {
+		return slices.ContainsFunc(host.Attached, func(l netcfg.LAN) bool { return l.Address.Masked() == n })
+	}
 	for _, p := range peers {
 		p.AllowedIPs = slices.DeleteFunc(slices.Clone(p.AllowedIPs), func(a netip.Prefix) bool {
-			i := slices.IndexFunc(attached, func(n mesh.AttachedNetwork) bool { return n.Prefix.Overlaps(a) })
+			i := slices.IndexFunc(host.Nearby.Attached, func(n mesh.AttachedNetwork) bool {
+				return n.Prefix.Overlaps(a) && (n.Prefix.Bits() >= a.Bits() || hasAddress(n.Prefix))
+			})
 			if i >= 0 {
-				conflicts = append(conflicts, fmt.Sprintf("%v overlaps %v", a, attached[i].Prefix))
+				conflicts = append(conflicts, fmt.Sprintf("%v overlaps %v", a, host.Nearby.Attached[i].Prefix))
 			}
 			return i >= 0
 		})

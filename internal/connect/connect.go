@@ -381,7 +381,7 @@ func (c *client) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	peers, conflicts := withoutAttached(c.tunnelPeers(), facts.Nearby.Attached)
+	peers, conflicts := withoutAttached(c.tunnelPeers(), facts)
 	c.logConflicts(conflicts)
 	c.resolve(ctx, peers)
 	for _, p := range peers {

@@ -26,6 +26,7 @@ import (
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // laptop returns a client that has only the configuration of its file.
@@ -254,7 +255,7 @@ func TestHostileImpostor(t *testing.T) {
 func TestHostileAttachedNetworks(t *testing.T) {
 	c := laptop(t)
 	own := attached("10.43.7.0/24", "10.4.0.2/32", "192.168.1.0/24")
-	peers, conflicts := withoutAttached(c.config.Peers, own)
+	peers, conflicts := withoutAttached(c.config.Peers, netcfg.Facts{Nearby: mesh.Nearby{Attached: own}})
 	if got := fmt.Sprint(peers[0].AllowedIPs, peers[1].AllowedIPs, conflicts); got != "[10.4.0.1/32 10.42.0.0/24] [10.42.1.0/24 fd04::2/128] [10.43.0.0/16 overlaps 10.43.7.0/24 10.4.0.2/32 overlaps 10.4.0.2/32]" {
 		t.Errorf("got %s", got)
 	}
@@ -263,6 +264,14 @@ func TestHostileAttachedNetworks(t *testing.T) {
 	}
 	if routedTo(peers, netip.MustParseAddr(c.config.Resolver)) {
 		t.Error("the resolver is used, although its address is in the host's own network")
+	}
+	wide := netcfg.Facts{Nearby: mesh.Nearby{Attached: attached("10.0.0.0/8", "128.0.0.0/1")}}
+	if _, conflicts := withoutAttached(c.config.Peers, wide); len(conflicts) > 0 {
+		t.Errorf("wider networks to which another VPN has routes: got %v, want no conflict", conflicts)
+	}
+	wide.Attached = []netcfg.LAN{{Link: "eth0", Address: netip.MustParsePrefix("10.1.2.3/8")}}
+	if _, conflicts := withoutAttached(c.config.Peers, wide); len(conflicts) == 0 {
+		t.Error("a wider network in which the host has an address: got no conflict")
 	}
 }
 

@@ -14,12 +14,16 @@ import (
 )
 
 // publishVerdicts tells what this node has to say of those who carry traffic for it, and of
-// itself. A verdict that names our record waits until that is told.
+// itself. If our record could not be told, a verdict that names it names the former one,
+// or waits if by that one our term goes on.
 func (d *daemon) publishVerdicts(a node.Announcement, view mesh.View) error {
 	d.gossip.Ask(a.Ask)
 	for _, v := range a.Verdicts {
-		if v.Record > d.memory.Own.Sequence {
-			continue
+		if own := d.memory.Own; v.Record > own.Sequence {
+			if own.Office.Since != 0 {
+				continue
+			}
+			v.Record = own.Sequence
 		}
 		if err := d.say(v); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"time"
 
@@ -159,7 +160,10 @@ func (d *daemon) turn(ctx context.Context) turn {
 		t.wakeIn(announcement.Again)
 	}
 	t.err = errors.Join(t.err, d.publishRecord(announcement, t.now), d.publishVerdicts(announcement, t.view))
-	t.view = d.gossip.View() // with what was announced
+	t.view = d.gossip.View()                        // with what was announced
+	if !reflect.DeepEqual(t.view.Cluster, d.used) { // others have spoken meanwhile
+		t.err = errors.Join(t.err, d.adopt(t.view.Cluster))
+	}
 	d.serveMetrics(&t)
 	t.resolved = d.names.resolve(hostNames(t.view.Records), t.now)
 	in = d.input(t.view, facts, t.now)
@@ -180,7 +184,10 @@ func (d *daemon) turn(ctx context.Context) turn {
 	if conclusion.Again > 0 {
 		t.wakeIn(conclusion.Again)
 	}
-	t.err = errors.Join(t.err, d.reachOut(ctx, &t, conclusion.Outreach))
+	if err := d.reachOut(ctx, &t, conclusion.Outreach); err != nil {
+		t.err = errors.Join(t.err, err)
+		conclusion.HasAddresses = false // what the host has is not known any more
+	}
 	d.answerClients(&t)
 	// Only now: before the host has its routes, what goes to an address in the mesh
 	// would leave by the default route.

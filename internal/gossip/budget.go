@@ -140,9 +140,17 @@ func (s *store) hasRoom(h holder) bool {
 // makeRoom returns fresh if there is room for an object, and full if not. For a verdict
 // it makes room by dropping the author's least needed one. All nodes choose the same one,
 // so that they agree on the gateways. If the least needed one is o itself, it returns
-// stale.
+// stale. The same goes for revocations of a revoked author.
 func (s *store) makeRoom(o object) outcome {
 	h := holder{o.key.author, o.class()}
+	if h.class == classRevocation && s.forgottenUpTo[h.author] == Forever && len(s.held[h]) >= budgets[h.class].own {
+		last := s.lastOf(h)
+		if o.place > last.place {
+			return stale
+		}
+		s.erase(last)
+		return fresh
+	}
 	if s.hasRoom(h) || h.author == s.self && len(s.held[h]) < budgets[h.class].own {
 		return fresh
 	}

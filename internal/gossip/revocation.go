@@ -76,33 +76,6 @@ func (g revocations) revoked() map[mesh.ID]bool {
 	return out
 }
 
-// relevant returns the authors whose revocations must be kept, given the revoked nodes:
-// all that are not revoked, and those revoked ones that directly or indirectly revoke one
-// of them. Dropping the revocations of all other revoked nodes changes nothing.
-func (g revocations) relevant(revoked map[mesh.ID]bool) map[mesh.ID]bool {
-	relevant := make(map[mesh.ID]bool, len(g))
-	by := make(revocations)
-	var next []mesh.ID
-	for author, targets := range g {
-		if !revoked[author] {
-			next = append(next, author)
-			continue
-		}
-		for _, t := range targets {
-			by[t] = append(by[t], author)
-		}
-	}
-	for len(next) > 0 {
-		id := next[0]
-		next = next[1:]
-		if !relevant[id] {
-			relevant[id] = true
-			next = append(next, by[id]...)
-		}
-	}
-	return relevant
-}
-
 // cycles numbers the strongly connected components of the authors (Tarjan 1972), each by
 // one of its members.
 func (g revocations) cycles() map[mesh.ID]int {

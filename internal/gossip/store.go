@@ -32,14 +32,13 @@ const (
 // the objects that came first stay; even then, what is within each author's own room is
 // equal everywhere. It has no lock of its own.
 type store struct {
-	self             mesh.ID            // its own objects always find room
-	hasMet           func(mesh.ID) bool // whether a node has proved its identity to us in a stream
-	objects          map[objectKey]object
-	nonRecords       map[objectKey]object           // the objects that are not records: few, and iterated often
-	sums             map[[sha256.Size]byte]struct{} // of objects, to recognize copies without checking their signatures
-	highest          map[objectKey]uint64           // also of dropped objects, to detect replays
-	forgottenUpTo    map[mesh.ID]uint64             // the highest sequence of the tombstones of each target that count
-	relevantRevokers map[mesh.ID]bool               // the authors whose revocations must be kept, see revocations.relevant
+	self          mesh.ID            // its own objects always find room
+	hasMet        func(mesh.ID) bool // whether a node has proved its identity to us in a stream
+	objects       map[objectKey]object
+	nonRecords    map[objectKey]object           // the objects that are not records: few, and iterated often
+	sums          map[[sha256.Size]byte]struct{} // of objects, to recognize copies without checking their signatures
+	highest       map[objectKey]uint64           // also of dropped objects, to detect replays
+	forgottenUpTo map[mesh.ID]uint64             // the highest sequence of the tombstones of each target that count
 	usage
 	digest       digest
 	sortedCache  []object      // cache of sorted; nil after a change
@@ -48,14 +47,13 @@ type store struct {
 
 func newStore() *store {
 	return &store{
-		hasMet:           func(mesh.ID) bool { return true }, // unknown for objects that are read from disk
-		objects:          make(map[objectKey]object),
-		nonRecords:       make(map[objectKey]object),
-		sums:             make(map[[sha256.Size]byte]struct{}),
-		highest:          make(map[objectKey]uint64),
-		forgottenUpTo:    make(map[mesh.ID]uint64),
-		relevantRevokers: make(map[mesh.ID]bool),
-		usage:            newUsage(),
+		hasMet:        func(mesh.ID) bool { return true }, // unknown for objects that are read from disk
+		objects:       make(map[objectKey]object),
+		nonRecords:    make(map[objectKey]object),
+		sums:          make(map[[sha256.Size]byte]struct{}),
+		highest:       make(map[objectKey]uint64),
+		forgottenUpTo: make(map[mesh.ID]uint64),
+		usage:         newUsage(),
 	}
 }
 
@@ -107,24 +105,23 @@ func (s *store) put(o object) outcome {
 }
 
 // covers reports whether an object does not count because of a tombstone. Objects of a
-// revoked author don't count, except for its revocations of its revokers, which are
-// needed to determine who is revoked.
+// revoked author don't count, but its revocations stay: who is revoked follows from all
+// of them, and stores that drop some as others arrive would never agree.
 func (s *store) covers(o object) bool {
 	if s.forgottenUpTo[o.key.author] != Forever {
 		return o.body.covered(s.forgottenUpTo)
 	}
-	return o.class() != classRevocation || !s.relevantRevokers[o.key.subject]
+	return o.class() != classRevocation
 }
 
 // applyTombstone applies a tombstone that was just added.
 func (s *store) applyTombstone(t tombstone) {
 	if t.upTo == Forever {
-		author := mesh.IDOf(t.identity)
-		if s.relevantRevokers[t.target] || s.forgottenUpTo[author] == Forever || len(s.held[holder{t.target, class(kindTombstone)}]) > 0 {
+		made := len(s.held[holder{t.target, classRevocation}]) + len(s.held[holder{t.target, class(kindTombstone)}])
+		if made > 0 || s.forgottenUpTo[mesh.IDOf(t.identity)] == Forever {
 			s.reapplyTombstones()
 			return
 		}
-		s.relevantRevokers[author] = true
 	}
 	s.forgottenUpTo[t.target] = max(s.forgottenUpTo[t.target], t.upTo)
 	s.recordsCache = nil
@@ -139,9 +136,10 @@ func (s *store) applyTombstone(t tombstone) {
 // reapplyTombstones determines again which tombstones count. A node that only a revoked
 // author has forgotten can return.
 func (s *store) reapplyTombstones() {
-	given := s.revocations()
-	revoked := given.revoked()
-	s.relevantRevokers = given.relevant(revoked)
+	revoked := s.revocations().revoked()
+	for s.trimRevocations(revoked) {
+		revoked = s.revocations().revoked()
+	}
 	clear(s.forgottenUpTo)
 	s.recordsCache = nil
 	for _, o := range s.nonRecords {
@@ -153,6 +151,28 @@ func (s *store) reapplyTombstones() {
 		s.forgottenUpTo[id] = Forever
 	}
 	s.dropCovered()
+}
+
+// trimRevocations leaves revoked authors only their own room for revocations, and reports
+// whether any had more. Those with the lowest places stay, so that all nodes keep the same
+// ones.
+func (s *store) trimRevocations(revoked map[mesh.ID]bool) (trimmed bool) {
+	for author := range revoked {
+		for h := (holder{author, classRevocation}); len(s.held[h]) > budgets[classRevocation].own; trimmed = true {
+			s.erase(s.lastOf(h))
+		}
+	}
+	return trimmed
+}
+
+// lastOf returns the object of a holder that has the highest place.
+func (s *store) lastOf(h holder) (last object) {
+	for key := range s.held[h] {
+		if o := s.objects[key]; last.raw == nil || o.place > last.place {
+			last = o
+		}
+	}
+	return last
 }
 
 // dropCovered drops what tombstones cover, and its highest sequences: from now on the

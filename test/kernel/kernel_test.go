@@ -80,7 +80,7 @@ func TestVirtualMachineDies(t *testing.T) {
 					return len(p), nil
 				})
 			}
-			code, err := bootTo(ctx, t, w, "echo it begins >/dev/console; echo begun; "+tt.line)
+			code, err := bootTo(ctx, t, w, "echo it begins >/dev/console; sleep 2; echo begun; "+tt.line)
 			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.console) {
 				t.Errorf("got exit code %d, %v, want %v with %q of the console", code, err, tt.want, tt.console)
 			}
