@@ -40,9 +40,9 @@ func TestDrained(t *testing.T) {
 		for _, i := range office {
 			rs[i].Office = mesh.Office{Since: 1}
 		}
-		tn := turn{input: mesh.Input{Self: self, Records: rs, Cluster: mesh.Cluster{Mode: mesh.ModeLocation}}, topology: mesh.Topology{Seat: seat}}
+		tn := turn{wanted: node.Configuration{Input: mesh.Input{Self: self, Records: rs, Cluster: mesh.Cluster{Mode: mesh.ModeLocation}}, Topology: mesh.Topology{Seat: seat}}}
 		if state != "" {
-			tn.input.Verdicts = []mesh.Verdict{{Author: records[0].Identity, Subject: self, Role: mesh.RoleGateway, State: state, Epoch: 1}}
+			tn.wanted.Input.Verdicts = []mesh.Verdict{{Author: records[0].Identity, Subject: self, Role: mesh.RoleGateway, State: state, Epoch: 1}}
 		}
 		return tn
 	}
@@ -90,7 +90,7 @@ func TestNoGateways(t *testing.T) {
 	} {
 		in := mesh.Input{Self: d.identity.ID(), Records: append([]mesh.Record{}, records...), Cluster: mesh.Cluster{Mode: mesh.ModeLocation}}
 		tt.change(&in)
-		if got := noGateways(turn{input: in}); got != tt.want {
+		if got := noGateways(turn{wanted: node.Configuration{Input: in}}); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
 		}
 	}

@@ -74,12 +74,12 @@ func (d *daemon) keepClients(now time.Time) {
 // who is alive.
 func (d *daemon) clientInput() (mesh.Input, map[mesh.ID]bool, error) {
 	_, t := d.published.get()
-	if len(t.topology.Addresses) == 0 {
+	if len(t.wanted.Topology.Addresses) == 0 {
 		return mesh.Input{}, nil, fmt.Errorf("%w: this node has no place in the mesh yet; see meshd status", control.ErrRefused)
 	}
 	view := d.gossip.View()
-	t.input.Clients = view.Clients
-	return t.input, view.Alive, nil
+	t.wanted.Input.Clients = view.Clients
+	return t.wanted.Input, view.Alive, nil
 }
 
 // newClient makes the client that is asked for, without author and ID.
@@ -199,38 +199,40 @@ const ProblemAnswer mesh.ProblemKind = "no-answer"
 
 // answerClients sees that clients get answers under this node's addresses, once there
 // are clients.
-func (d *daemon) answerClients(t *turn) {
+func (d *daemon) answerClients(t turn) []mesh.Problem {
 	var at []netip.AddrPort
 	if len(t.view.Clients) > 0 {
-		for _, a := range t.topology.Addresses {
+		for _, a := range t.wanted.Topology.Addresses {
 			at = append(at, netip.AddrPortFrom(a, mesh.ClientPort))
 		}
 	}
-	if err := d.answers.Keep(at...); err != nil {
-		t.problems = append(t.problems, mesh.Problem{
-			Kind: ProblemAnswer, Node: t.cfg.Node.Name, Text: err.Error(),
-			Advice: fmt.Sprintf("see who uses the port: ss -ltnp sport = %d; until then meshd connect asks other nodes", mesh.ClientPort),
-		})
+	err := d.answers.Keep(at...)
+	if err == nil {
+		return nil
 	}
+	return []mesh.Problem{{
+		Kind: ProblemAnswer, Node: t.cfg.Node.Name, Text: err.Error(),
+		Advice: fmt.Sprintf("see who uses the port: ss -ltnp sport = %d; until then meshd connect asks other nodes", mesh.ClientPort),
+	}}
 }
 
 // tellClient is the source of what clients are told that ask. It goes by the last turn,
 // and is for other goroutines.
 func (d *daemon) tellClient(a connect.Asker) (control.ClientConfig, bool) {
 	_, t := d.published.get()
-	i := slices.IndexFunc(t.topology.AllClients, func(c mesh.Client) bool {
-		return c.Key == a.Key && slices.Contains(t.input.Cluster.ClientAddresses(c.Index), a.Addr)
+	i := slices.IndexFunc(t.wanted.Topology.AllClients, func(c mesh.Client) bool {
+		return c.Key == a.Key && slices.Contains(t.wanted.Input.Cluster.ClientAddresses(c.Index), a.Addr)
 	})
 	if i < 0 {
 		return control.ClientConfig{}, false
 	}
-	c := t.topology.AllClients[i]
-	return d.advice.get(t.now, c.ID, silentNodes(t.input.Records, a.Silent), func(silent []mesh.ID) control.ClientConfig {
+	c := t.wanted.Topology.AllClients[i]
+	return d.advice.get(t.now, c.ID, silentNodes(t.wanted.Input.Records, a.Silent), func(silent []mesh.ID) control.ClientConfig {
 		alive := maps.Clone(t.view.Alive)
 		for _, id := range silent {
 			delete(alive, id)
 		}
-		return clientConfig(t.input, c, alive)
+		return clientConfig(t.wanted.Input, c, alive)
 	}), true
 }
 
@@ -257,7 +259,7 @@ func silentNodes(records []mesh.Record, keys []string) []mesh.ID {
 // WireGuard has checked that it is the client's own.
 func (d *daemon) isClientAddress(a netip.Addr) bool {
 	_, t := d.published.get()
-	return slices.ContainsFunc(t.topology.ClientRanges, func(p netip.Prefix) bool { return p.Contains(a) })
+	return slices.ContainsFunc(t.wanted.Topology.ClientRanges, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // maxAdvice is how many different things a client may say of silent nodes in a turn.
@@ -379,9 +381,9 @@ func clientStatus(t index) []control.ClientStatus {
 	for _, p := range t.observed.Peers {
 		onDevice[p.Key] = p
 	}
-	for _, c := range t.topology.AllClients {
+	for _, c := range t.wanted.Topology.AllClients {
 		s := control.ClientStatus{
-			ID: c.ID, Name: c.Name, Overlay: t.input.Cluster.ClientAddresses(c.Index), Access: wordAccess(c.Access),
+			ID: c.ID, Name: c.Name, Overlay: t.wanted.Input.Cluster.ClientAddresses(c.Index), Access: wordAccess(c.Access),
 			AddedBy: t.nameOf(mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC().Format(time.RFC3339),
 			PresharedKey: c.PresharedKey != mesh.PresharedKey{},
 		}

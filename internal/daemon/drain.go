@@ -28,7 +28,7 @@ const (
 // comes of it.
 func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) {
 	_, before := d.published.get()
-	if before.input.Self == (mesh.ID{}) {
+	if before.wanted.Input.Self == (mesh.ID{}) {
 		return control.Drained{}, fmt.Errorf("%w: the daemon has only just started", control.ErrRefused)
 	}
 	if text := noGateways(before); text != "" {
@@ -55,16 +55,16 @@ func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) 
 func noGateways(t turn) string {
 	own := recordOf(t)
 	switch {
-	case t.input.Cluster.Mode != mesh.ModeLocation:
-		return fmt.Sprintf("This node is no gateway: there are none in mode %s.", t.input.Cluster.Mode)
+	case t.wanted.Input.Cluster.Mode != mesh.ModeLocation:
+		return fmt.Sprintf("This node is no gateway: there are none in mode %s.", t.wanted.Input.Cluster.Mode)
 	case own.Location == "":
 		return "This node is no gateway: it has no location."
 	case own.Encrypted:
 		return "This node is no gateway: all that it sends is encrypted, see node.encryption."
 	case own.Gateway == mesh.GatewayNever:
 		return "This node is no gateway, and never will be: node.gateway is never."
-	case !slices.ContainsFunc(t.input.Records, func(r mesh.Record) bool {
-		return r.Location == own.Location && !r.Encrypted && r.ID() != t.input.Self
+	case !slices.ContainsFunc(t.wanted.Input.Records, func(r mesh.Record) bool {
+		return r.Location == own.Location && !r.Encrypted && r.ID() != t.wanted.Input.Self
 	}):
 		return fmt.Sprintf("This node is no gateway: nobody else is in location %s.", own.Location)
 	}
@@ -73,8 +73,8 @@ func noGateways(t turn) string {
 
 // recordOf returns the turn's own record.
 func recordOf(t turn) mesh.Record {
-	for _, r := range t.input.Records {
-		if r.ID() == t.input.Self {
+	for _, r := range t.wanted.Input.Records {
+		if r.ID() == t.wanted.Input.Self {
 			return r
 		}
 	}
@@ -85,11 +85,11 @@ func recordOf(t turn) mesh.Record {
 // whether that is the end. Who takes over says so in its record, and has turned
 // to its own tunnels then.
 func drained(before, now turn, undo bool) (control.Drained, bool) {
-	self, own := now.input.Self, recordOf(now)
-	standings := mesh.GatewayVerdicts(now.input.Verdicts, now.input.Records)
+	self, own := now.wanted.Input.Self, recordOf(now)
+	standings := mesh.GatewayVerdicts(now.wanted.Input.Verdicts, now.wanted.Input.Records)
 	up := node.IsUp(standings[self])
-	out := control.Drained{Draining: !up, Gateway: now.topology.Seat != mesh.None, Successors: []string{}}
-	for _, r := range now.input.Records {
+	out := control.Drained{Draining: !up, Gateway: now.wanted.Topology.Seat != mesh.None, Successors: []string{}}
+	for _, r := range now.wanted.Input.Records {
 		if r.Location == own.Location && r.ID() != self && r.Office.Since != 0 && node.IsUp(standings[r.ID()]) {
 			out.Successors = append(out.Successors, r.Name)
 		}
@@ -108,7 +108,7 @@ func drained(before, now turn, undo bool) (control.Drained, bool) {
 		out.Text = "The daemon has not said yet that this node is draining; see meshd status."
 	case out.Gateway:
 		done, out.Text = true, fmt.Sprintf("Nobody can relieve this node: it stays the gateway of location %s.", own.Location)
-	case before.topology.Seat == mesh.None:
+	case before.wanted.Topology.Seat == mesh.None:
 		done, out.Text = true, "This node was not a gateway, and will not become one before a restart or meshd drain --undo."
 	case len(out.Successors) > 0:
 		done, out.Text = true, fmt.Sprintf("Relieved: the traffic of location %s goes through %s now.", own.Location, strings.Join(out.Successors, ", "))
@@ -129,11 +129,11 @@ type index struct {
 
 func indexOf(t turn) index {
 	x := index{
-		turn: t, records: make(map[mesh.ID]*mesh.Record, len(t.input.Records)), located: make(map[string]int),
-		standings: mesh.GatewayVerdicts(t.input.Verdicts, t.input.Records),
+		turn: t, records: make(map[mesh.ID]*mesh.Record, len(t.wanted.Input.Records)), located: make(map[string]int),
+		standings: mesh.GatewayVerdicts(t.wanted.Input.Verdicts, t.wanted.Input.Records),
 	}
-	for i := range t.input.Records {
-		r := &t.input.Records[i]
+	for i := range t.wanted.Input.Records {
+		r := &t.wanted.Input.Records[i]
 		x.records[r.ID()] = r
 		if !r.Encrypted {
 			x.located[r.Location]++
@@ -157,7 +157,7 @@ func (t index) locationRole(r mesh.Record) control.Role {
 	if itself := t.records[id]; itself != nil && itself.Location == r.Location && !itself.Encrypted {
 		others--
 	}
-	if t.input.Cluster.Mode != mesh.ModeLocation || r.Location == "" || r.Encrypted || others <= 0 {
+	if t.wanted.Input.Cluster.Mode != mesh.ModeLocation || r.Location == "" || r.Encrypted || others <= 0 {
 		return ""
 	}
 	switch t.standings[id].State {
@@ -167,7 +167,7 @@ func (t index) locationRole(r mesh.Record) control.Role {
 		return control.RoleDown
 	}
 	switch {
-	case id == t.input.Self && t.topology.Seat != mesh.None, id != t.input.Self && r.Office.Since != 0:
+	case id == t.wanted.Input.Self && t.wanted.Topology.Seat != mesh.None, id != t.wanted.Input.Self && r.Office.Since != 0:
 		return control.RoleGateway
 	case r.Gateway == mesh.GatewayNever:
 		return control.RoleNever
@@ -178,12 +178,12 @@ func (t index) locationRole(r mesh.Record) control.Role {
 // pathTo returns how packets get to another node, and how they fare.
 func (t index) pathTo(id mesh.ID) control.Path {
 	out := control.Path{Kind: mesh.PathNone, Via: []string{}}
-	i, ok := slices.BinarySearchFunc(t.topology.Paths, id, func(p mesh.Path, id mesh.ID) int { return p.ID.Compare(id) })
+	i, ok := slices.BinarySearchFunc(t.wanted.Topology.Paths, id, func(p mesh.Path, id mesh.ID) int { return p.ID.Compare(id) })
 	if !ok {
 		return out
 	}
-	out.Kind = t.topology.Paths[i].Kind
-	for _, hop := range t.topology.Paths[i].Hops {
+	out.Kind = t.wanted.Topology.Paths[i].Kind
+	for _, hop := range t.wanted.Topology.Paths[i].Hops {
 		out.Via = append(out.Via, t.nameOf(hop))
 	}
 	results := t.watch.Of(id, t.results)

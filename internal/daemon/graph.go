@@ -17,29 +17,29 @@ import (
 // Graph implements control.Daemon.
 func (d *daemon) Graph() (mesh.Graph, error) {
 	_, t := d.published.get()
-	if t.input.Self == (mesh.ID{}) {
+	if t.wanted.Input.Self == (mesh.ID{}) {
 		return mesh.Graph{}, fmt.Errorf("%w: the daemon has only just started", control.ErrRefused)
 	}
-	return mesh.GraphOf(t.input), nil
+	return mesh.GraphOf(t.wanted.Input), nil
 }
 
 // PlanWithout implements control.Daemon: what this host would do, and which
 // paths would be others, if a node were lost.
 func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, error) {
 	_, t := d.published.get()
-	lost, err := named(t.input.Records, node)
+	lost, err := named(t.wanted.Input.Records, node)
 	if err != nil {
 		return control.Plan{}, err
 	}
-	if lost.ID() == t.input.Self {
+	if lost.ID() == t.wanted.Input.Self {
 		return control.Plan{}, fmt.Errorf("%w: %s is this node; ask another one", control.ErrRefused, node)
 	}
-	if t.desired.Device == nil {
+	if t.wanted.Desired.Device == nil {
 		return control.Plan{}, fmt.Errorf("%w: it is not known yet what this host should have", control.ErrRefused)
 	}
-	after := mesh.Derive(mesh.Without(t.input, lost.ID()))
+	after := mesh.Derive(mesh.Without(t.wanted.Input, lost.ID()))
 	out := control.Plan{Changes: []string{}, Paths: changedPaths(t, after, lost.ID())}
-	plan := netcfg.Diff(t.observed, netcfg.Desired(after, t.settings), netcfg.Options{Now: t.now, Prune: true})
+	plan := netcfg.Diff(t.observed, netcfg.Desired(after, t.wanted.Settings), netcfg.Options{Now: t.now, Prune: true})
 	if !plan.Empty() {
 		out.Changes = strings.Split(strings.TrimSpace(plan.String()), "\n")
 	}
@@ -50,7 +50,7 @@ func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, er
 // node itself apart.
 func changedPaths(t turn, after mesh.Topology, lost mesh.ID) []string {
 	lines := []string{}
-	for _, p := range t.topology.Paths {
+	for _, p := range t.wanted.Topology.Paths {
 		if p.ID == lost {
 			continue
 		}
@@ -59,7 +59,7 @@ func changedPaths(t turn, after mesh.Topology, lost mesh.ID) []string {
 			is = wordPath(t, after.Paths[i])
 		}
 		if was != is {
-			lines = append(lines, fmt.Sprintf("path to %s: %s, was %s", node.NameOf(t.input.Records, p.ID), is, was))
+			lines = append(lines, fmt.Sprintf("path to %s: %s, was %s", node.NameOf(t.wanted.Input.Records, p.ID), is, was))
 		}
 	}
 	slices.Sort(lines)
@@ -73,7 +73,7 @@ func wordPath(t turn, p mesh.Path) string {
 	}
 	hops := make([]string, len(p.Hops))
 	for i, h := range p.Hops {
-		hops[i] = node.NameOf(t.input.Records, h)
+		hops[i] = node.NameOf(t.wanted.Input.Records, h)
 	}
 	return fmt.Sprintf("%s via %s", p.Kind, strings.Join(hops, ", "))
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
 )
 
@@ -36,10 +37,10 @@ func village(t *testing.T) turn {
 		Name: "test", Mode: mesh.ModeLocation, Encapsulation: mesh.EncapsulationAlways, Gateways: 1,
 		Overlay: []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")}, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, PodPrefix: []int{24},
 	}}
-	tn := turn{now: time.Unix(1_800_000_000, 0), input: in, topology: mesh.Derive(in)}
+	tn := turn{now: time.Unix(1_800_000_000, 0), wanted: node.Configuration{Input: in, Topology: mesh.Derive(in)}}
 	tn.cfg.Probe.Misses = 4
-	tn.settings = netcfg.Settings{Interface: "meshd0", ID: in.Self, ListenPort: 51820, MTU: 1420}
-	tn.desired = netcfg.Desired(tn.topology, tn.settings)
+	tn.wanted.Settings = netcfg.Settings{Interface: "meshd0", ID: in.Self, ListenPort: 51820, MTU: 1420}
+	tn.wanted.Desired = netcfg.Desired(tn.wanted.Topology, tn.wanted.Settings)
 	return tn
 }
 
@@ -70,9 +71,9 @@ func TestPlanWithout(t *testing.T) {
 
 func TestPathTo(t *testing.T) {
 	tn := village(t)
-	tn.watch = probe.Choose(probe.Around{Cluster: tn.input.Cluster, Self: tn.input.Self, Records: tn.input.Records, Topology: tn.topology})
+	tn.watch = probe.Choose(probe.Around{Cluster: tn.wanted.Input.Cluster, Self: tn.wanted.Input.Self, Records: tn.wanted.Input.Records, Topology: tn.wanted.Topology})
 	ids := make(map[string]mesh.ID)
-	for _, r := range tn.input.Records {
+	for _, r := range tn.wanted.Input.Records {
 		ids[r.Name] = r.ID()
 	}
 	answered := tn.now.Add(-time.Second)
@@ -107,7 +108,7 @@ func TestPathTo(t *testing.T) {
 func TestLocationRole(t *testing.T) {
 	tn := village(t)
 	roles := func() (out []control.Role) {
-		for _, r := range tn.input.Records {
+		for _, r := range tn.wanted.Input.Records {
 			out = append(out, indexOf(tn).locationRole(r))
 		}
 		return out
@@ -115,20 +116,20 @@ func TestLocationRole(t *testing.T) {
 	if diff := cmp.Diff([]control.Role{control.RoleMember, control.RoleMember, control.RoleMember, ""}, roles()); diff != "" {
 		t.Errorf("before anybody has said anything (-want +got):\n%s", diff)
 	}
-	tn.input.Records = slices.Clone(tn.input.Records)
-	tn.input.Records[0].Office.Since = 1
-	tn.input.Records[1].Gateway = mesh.GatewayNever
+	tn.wanted.Input.Records = slices.Clone(tn.wanted.Input.Records)
+	tn.wanted.Input.Records[0].Office.Since = 1
+	tn.wanted.Input.Records[1].Gateway = mesh.GatewayNever
 	if diff := cmp.Diff([]control.Role{control.RoleGateway, control.RoleNever, control.RoleMember, ""}, roles()); diff != "" {
 		t.Errorf("in office (-want +got):\n%s", diff)
 	}
-	tn.input.Verdicts = []mesh.Verdict{
-		{Author: tn.input.Records[1].Identity, Subject: tn.input.Records[0].ID(), Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1},
-		{Author: tn.input.Records[2].Identity, Subject: tn.input.Records[2].ID(), Role: mesh.RoleGateway, State: mesh.HealthDraining, Epoch: 1},
+	tn.wanted.Input.Verdicts = []mesh.Verdict{
+		{Author: tn.wanted.Input.Records[1].Identity, Subject: tn.wanted.Input.Records[0].ID(), Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1},
+		{Author: tn.wanted.Input.Records[2].Identity, Subject: tn.wanted.Input.Records[2].ID(), Role: mesh.RoleGateway, State: mesh.HealthDraining, Epoch: 1},
 	}
 	if diff := cmp.Diff([]control.Role{control.RoleDown, control.RoleNever, control.RoleDraining, ""}, roles()); diff != "" {
 		t.Errorf("after verdicts (-want +got):\n%s", diff)
 	}
-	tn.input.Cluster.Mode = mesh.ModeFull
+	tn.wanted.Input.Cluster.Mode = mesh.ModeFull
 	if diff := cmp.Diff([]control.Role{"", "", "", ""}, roles()); diff != "" {
 		t.Errorf("in mode full (-want +got):\n%s", diff)
 	}

@@ -16,22 +16,28 @@ func k3sWanted(t turn) (k3s.Wanted, bool) {
 	if t.cfg.K3s.Role == config.RoleAuto {
 		role = k3s.RoleOf("/")
 	}
-	w := k3s.Wanted{Role: role, Overlay: t.topology.Addresses, Cluster: t.cfg.Cluster}
+	w := k3s.Wanted{Role: role, Overlay: t.wanted.Topology.Addresses, Cluster: t.cfg.Cluster}
 	return w, t.cfg.K3s.WriteConfig && len(w.Overlay) > 0
 }
 
-// applyK3s writes k3s's configuration, if that is wanted and this node's address is
-// one to rely on.
-func (d *daemon) applyK3s(t *turn, claimWait time.Duration) error {
+// applyK3s writes k3s's configuration, if that is wanted and this node's address is one to
+// rely on. It reports whether it is written, or is not wanted.
+func (d *daemon) applyK3s(t *turn, claimWait time.Duration) (done bool) {
 	wanted, can := k3sWanted(*t)
 	if !can {
-		t.k3s = !t.cfg.K3s.WriteConfig
-		return nil
+		return !t.cfg.K3s.WriteConfig
 	}
 	if claimWait > 0 {
 		t.wakeIn(claimWait)
-		return nil
+		return false
 	}
+	err := d.writeK3s(wanted)
+	t.note(nil, err)
+	return err == nil
+}
+
+// writeK3s writes k3s's configuration.
+func (d *daemon) writeK3s(wanted k3s.Wanted) error {
 	if err := d.promiseReady(); err != nil {
 		return err
 	}
@@ -39,7 +45,6 @@ func (d *daemon) applyK3s(t *turn, claimWait time.Duration) error {
 	if err != nil {
 		return explainReadOnly(err, filepath.Dir(k3s.DropIn))
 	}
-	t.k3s = true
 	if changed {
 		d.log.Info("k3s's configuration written; k3s reads it when it starts", "path", k3s.DropIn, "role", wanted.Role)
 	}

@@ -36,25 +36,17 @@ const (
 	retryMax = resync
 )
 
-// turn is what one turn of the loop saw and did.
+// turn is what one turn of the loop saw and did. Commands read it afterwards.
 type turn struct {
 	now      time.Time
 	cfg      config.Config
-	view     mesh.View
-	heard    map[mesh.ID]time.Time   // when something came from each node, outside of the mesh
-	resolved map[string][]netip.Addr // hosts in the records that are names
-	facts    netcfg.Facts
-	input    mesh.Input
-	topology mesh.Topology
-	settings netcfg.Settings
+	view     mesh.View          // with what was announced
+	wanted   node.Configuration // what the host should have
+	options  netcfg.Options
+	observed netcfg.State // what the host has after the turn's changes
+	sessions node.Sessions
 	watch    probe.Watch
 	results  map[probe.Target]probe.Result
-	desired  netcfg.State
-	options  netcfg.Options
-	observed netcfg.State // after the turn's changes
-	sessions node.Sessions
-	cni      bool // the CNI configuration is in place, or not wanted
-	k3s      bool // k3s's configuration is in place, or not wanted
 	problems []mesh.Problem
 	again    time.Duration // how soon to look again at the latest; 0 for no wish
 	err      error
@@ -78,7 +70,7 @@ func (d *daemon) loop(ctx context.Context) error {
 			d.services.Notify("STOPPING=1")
 			return errors.Join(t.fatal, d.remember(t.now, true))
 		}
-		retry = d.conclude(t, retry)
+		retry = d.report(t, retry)
 		wake := time.NewTimer(nextWake(t, retry))
 		urgent := false
 		select {
@@ -128,107 +120,128 @@ func pause(t turn, retry time.Duration) time.Duration {
 	return max(gather, least-time.Since(t.now))
 }
 
-// wakeIn asks for another turn in d at the latest.
+// wakeIn asks for another turn in d at the latest, if d is not 0.
 func (t *turn) wakeIn(d time.Duration) {
-	d = max(d, gather)
-	if t.again == 0 || d < t.again {
-		t.again = d
+	if d > 0 && (t.again == 0 || d < t.again) {
+		t.again = max(d, gather)
 	}
 }
 
-// turn looks at everything and does what there is to do. Its parts do not
-// depend on each other's success where they need not: a full disk stops no
-// tunnel, and a broken CNI directory no route.
+// note takes in what a step of the turn has found. The steps do not depend on each other's
+// success where they need not: a full disk stops no tunnel, and a broken CNI directory no
+// route.
+func (t *turn) note(problems []mesh.Problem, err error) {
+	t.problems = append(t.problems, problems...)
+	if err != nil {
+		t.err = errors.Join(t.err, err)
+	}
+}
+
+// turn looks at everything and does what there is to do.
 func (d *daemon) turn(ctx context.Context) turn {
-	t := turn{now: time.Now(), cfg: d.cfg, view: d.gossip.View(), heard: d.gossip.Heard()}
-	if d.memory.SawDuplicate(d.input(t.view, netcfg.Facts{}, t.now)) {
+	in := d.input(d.gossip.View(), time.Now())
+	in.Heard = d.gossip.Heard()
+	t := turn{now: in.Now, cfg: d.cfg, view: in.View}
+	if d.memory.SawDuplicate(in) {
 		t.fatal = ErrDuplicate
 		return t
 	}
-	t.err = errors.Join(d.server.Keep(), d.adopt(t.view.Cluster))
+	t.note(nil, d.server.Keep())
+	t.note(nil, d.adopt(in.View.Cluster))
 	facts, err := d.host.Facts(ctx)
 	if err != nil {
-		t.err = errors.Join(t.err, err)
+		t.note(nil, err)
 		return t
 	}
-	t.facts = facts
-	in := d.input(t.view, facts, t.now)
-	in.Heard, in.Results = t.heard, d.prober.Results()
-	announcement := d.memory.Announce(in)
-	t.problems = append(t.problems, announcement.Problems...)
-	if announcement.Again > 0 {
-		t.wakeIn(announcement.Again)
-	}
-	t.err = errors.Join(t.err, d.publishRecord(announcement, t.now), d.publishVerdicts(announcement, t.view))
-	t.view = d.gossip.View()                        // with what was announced
-	if !reflect.DeepEqual(t.view.Cluster, d.used) { // others have spoken meanwhile
-		t.err = errors.Join(t.err, d.adopt(t.view.Cluster))
-	}
-	d.serveMetrics(&t)
-	t.resolved = d.names.resolve(hostNames(t.view.Records), t.now)
-	in = d.input(t.view, facts, t.now)
-	in.Resolved = t.resolved
-	c := d.memory.Configure(in)
-	t.options = netcfg.Options{Now: t.now, Prune: d.start(t.view, t.now).MayPrune()}
-	t.input, t.topology, t.settings, t.desired = c.Input, c.Topology, c.Settings, c.Desired
-	t.problems = append(t.problems, c.Problems...)
-	t.problems = append(t.problems, d.names.problems(t.view.Records)...)
-	t.problems = append(t.problems, d.refused...)
-	observed, err := d.applyHost(ctx, &t)
-	t.err = errors.Join(t.err, err)
-	t.results = d.prober.Results()
-	in.Results = t.results
-	conclusion := d.memory.Conclude(in, c, observed)
-	t.watch = conclusion.Watch
-	t.problems = append(t.problems, conclusion.Problems...)
-	if conclusion.Again > 0 {
-		t.wakeIn(conclusion.Again)
-	}
-	if err := d.reachOut(ctx, &t, conclusion.Outreach); err != nil {
-		t.err = errors.Join(t.err, err)
-		conclusion.HasAddresses = false // what the host has is not known any more
-	}
-	d.answerClients(&t)
-	// Only now: before the host has its routes, what goes to an address in the mesh
-	// would leave by the default route.
-	d.gossip.SetPaths(d.paths(t, conclusion.HasAddresses))
-	t.problems = append(t.problems, d.watch(conclusion.Watch)...)
-	t.err = errors.Join(t.err, d.applyCNI(&t, conclusion.ClaimWait))
-	t.err = errors.Join(t.err, d.applyK3s(&t, conclusion.ClaimWait))
-	t.err = errors.Join(t.err, d.ready(&t, conclusion))
-	t.err = errors.Join(t.err, d.forget(conclusion.Forget))
-	t.err = errors.Join(t.err, d.remember(t.now, false))
+	in.Facts = facts
+	d.announce(&t, &in)
+	t.note(d.serveMetrics(), nil)
+	known := d.configure(ctx, &t, &in)
+	d.conclude(ctx, &t, in, known)
+	t.note(nil, d.remember(t.now, false))
 	t.sessions = d.memory.Sessions
 	return t
+}
+
+// announce tells the others what there is to tell.
+func (d *daemon) announce(t *turn, in *node.Input) {
+	in.Results = d.prober.Results()
+	a := d.memory.Announce(*in)
+	t.note(a.Problems, d.publishRecord(a, t.now))
+	t.note(nil, d.publishVerdicts(a, in.View))
+	t.wakeIn(a.Again)
+	in.View, in.Promise = d.gossip.View(), d.promise()
+	t.view = in.View
+	if !reflect.DeepEqual(in.View.Cluster, d.used) { // others have spoken meanwhile
+		t.note(nil, d.adopt(in.View.Cluster))
+	}
+}
+
+// configure brings the host to where it should be, and reports whether it is known what it
+// has then.
+func (d *daemon) configure(ctx context.Context, t *turn, in *node.Input) (known bool) {
+	in.Resolved = d.names.resolve(hostNames(in.View.Records), t.now)
+	t.wanted = d.memory.Configure(*in)
+	t.options = netcfg.Options{Now: t.now, Prune: d.memory.Start(*in).MayPrune()}
+	t.note(t.wanted.Problems, nil)
+	t.note(d.names.problems(in.View.Records), nil)
+	t.note(d.refused, nil)
+	observed, err := d.observe(ctx, t.wanted.Desired)
+	if err != nil {
+		t.note(nil, err)
+		return false
+	}
+	t.observed = observed
+	t.note(nil, d.change(ctx, t, t.options))
+	return true
+}
+
+// conclude does what follows from what the host has, in this order: before the host has its
+// routes, what goes to an address in the mesh would leave by the default route, and a pod
+// that starts can't move to another address.
+func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known bool) {
+	observed := &t.observed
+	if !known {
+		observed = nil
+	}
+	in.Results = d.prober.Results()
+	c := d.memory.Conclude(in, t.wanted, observed)
+	t.note(c.Problems, nil)
+	t.wakeIn(c.Again)
+	if err := d.reachOut(ctx, t, c.Outreach); err != nil {
+		t.note(nil, err)
+		c.HasAddresses, c.Watch = false, probe.Watch{} // what the host has is not known any more
+	}
+	t.watch, t.results = c.Watch, in.Results
+	t.note(d.answerClients(*t), nil)
+	d.gossip.SetPaths(d.paths(*t, c.HasAddresses))
+	t.note(d.watch(c.Watch), nil)
+	podsMayStart := d.applyCNI(t, c.ClaimWait)
+	k3sMayStart := d.applyK3s(t, c.ClaimWait)
+	if podsMayStart && k3sMayStart && c.HasAddresses {
+		d.ready(t, c.ReadyWait)
+	}
+	t.note(nil, d.forget(c.Forget))
 }
 
 // ProblemMetrics says that metrics can't be served.
 const ProblemMetrics mesh.ProblemKind = "metrics"
 
 // serveMetrics sees that metrics are served. The mesh does not wait for it.
-func (d *daemon) serveMetrics(t *turn) {
-	if err := d.monitor.Keep(t.cfg.Metrics.Listen); err != nil {
-		t.problems = append(t.problems, mesh.Problem{
-			Kind: ProblemMetrics, Node: t.cfg.Node.Name, Text: err.Error(),
-			Advice: `set metrics.listen to an address and port of this host that nobody uses, or to "" for no metrics; then run: systemctl reload meshd`,
-		})
+func (d *daemon) serveMetrics() []mesh.Problem {
+	err := d.monitor.Keep(d.cfg.Metrics.Listen)
+	if err == nil {
+		return nil
 	}
-}
-
-// applyHost brings device, peers, routes and rules to where they should be. It returns what
-// the host has then, nil if that is not known.
-func (d *daemon) applyHost(ctx context.Context, t *turn) (*netcfg.State, error) {
-	observed, err := d.observe(ctx, *t)
-	if err != nil {
-		return nil, err
-	}
-	t.observed = observed
-	return &t.observed, d.change(ctx, t, t.options)
+	return []mesh.Problem{{
+		Kind: ProblemMetrics, Node: d.cfg.Node.Name, Text: err.Error(),
+		Advice: `set metrics.listen to an address and port of this host that nobody uses, or to "" for no metrics; then run: systemctl reload meshd`,
+	}}
 }
 
 // observe looks at what is ours on the host.
-func (d *daemon) observe(ctx context.Context, t turn) (netcfg.State, error) {
-	observed, err := d.host.Observe(ctx, t.desired)
+func (d *daemon) observe(ctx context.Context, desired netcfg.State) (netcfg.State, error) {
+	observed, err := d.host.Observe(ctx, desired)
 	if err != nil {
 		return netcfg.State{}, fmt.Errorf("observe host: %w", err)
 	}
@@ -236,16 +249,17 @@ func (d *daemon) observe(ctx context.Context, t turn) (netcfg.State, error) {
 	return observed, nil
 }
 
-// change applies the difference between observed and desired. It does what can
-// be done; what the host has afterwards is what there is to go on with.
+// change applies the difference between observed and desired. It does what can be done;
+// what the host has afterwards is what there is to go on with.
 func (d *daemon) change(ctx context.Context, t *turn, o netcfg.Options) error {
-	plan := netcfg.Diff(t.observed, t.desired, o)
+	plan := netcfg.Diff(t.observed, t.wanted.Desired, o)
 	if plan.Empty() {
 		return nil
 	}
 	refused, err := host.SplitRefused(d.host.Apply(ctx, plan))
-	t.refuse(refused)
-	observed, observeErr := d.observe(ctx, *t)
+	t.refused = t.refused || len(refused) > 0
+	t.note(refusedProblems(d.cfg.Node.Name, refused), nil)
+	observed, observeErr := d.observe(ctx, t.wanted.Desired)
 	if err = errors.Join(err, observeErr); err != nil {
 		err = fmt.Errorf("apply plan: %w", err)
 	}
@@ -256,21 +270,20 @@ func (d *daemon) change(ctx context.Context, t *turn, o netcfg.Options) error {
 // ProblemRefused says that the kernel does not take a route, an entry or a peer.
 const ProblemRefused mesh.ProblemKind = "kernel-refuses"
 
-// refuse names the steps that the kernel refused. Each is a problem of its own, and
-// no failure of the turn: others may have asked for what can't be.
-func (t *turn) refuse(steps []*host.RefusedStep) {
+// refusedProblems names the steps that the kernel refused. They are no failure of the turn:
+// others may have asked for what can't be.
+func refusedProblems(node string, steps []*host.RefusedStep) (problems []mesh.Problem) {
 	for _, r := range steps {
-		t.refused = true
-		t.problems = append(t.problems, mesh.Problem{
-			Kind: ProblemRefused, Node: t.cfg.Node.Name, Text: r.Error(),
+		problems = append(problems, mesh.Problem{
+			Kind: ProblemRefused, Node: node, Text: r.Error(),
 			Advice: "if another program has set up the same here, remove that; else see which node gives this away (meshd status), and change it there",
 		})
 	}
+	return problems
 }
 
 // reachOut brings about handshakes with peers that have none.
-func (d *daemon) reachOut(ctx context.Context, t *turn, out node.Outreach) error {
-	var err error
+func (d *daemon) reachOut(ctx context.Context, t *turn, out node.Outreach) (err error) {
 	if len(out.Renew) > 0 {
 		options := t.options
 		options.Renew = out.Renew
@@ -289,45 +302,48 @@ func (d *daemon) reachOut(ctx context.Context, t *turn, out node.Outreach) error
 func (d *daemon) cniConfig(t turn) cni.Config {
 	return cni.Config{
 		ConfDir: t.cfg.CNI.ConfDir, BinDir: t.cfg.CNI.BinDir, PluginSource: t.cfg.CNI.PluginSource,
-		Bridge: t.cfg.CNI.Bridge, PodCIDRs: t.topology.PodCIDRs, MTU: t.desired.Device.MTU,
+		Bridge: t.cfg.CNI.Bridge, PodCIDRs: t.wanted.Topology.PodCIDRs, MTU: t.wanted.Desired.Device.MTU,
 	}
 }
 
-// applyCNI puts the CNI configuration and plugins in place, once there are pod
-// CIDRs to write into it.
-func (d *daemon) applyCNI(t *turn, claimWait time.Duration) error {
-	if !d.cfg.CNI.Enabled || len(t.topology.PodCIDRs) == 0 {
-		t.cni = !d.cfg.CNI.Enabled
-		return nil
+// applyCNI puts the CNI configuration and plugins in place, once there are pod CIDRs to
+// write into it. It reports whether they are, or are not wanted.
+func (d *daemon) applyCNI(t *turn, claimWait time.Duration) (done bool) {
+	if !d.cfg.CNI.Enabled || len(t.wanted.Topology.PodCIDRs) == 0 {
+		return !d.cfg.CNI.Enabled
 	}
 	if claimWait > 0 {
 		t.wakeIn(claimWait)
-		return nil
+		return false
 	}
+	problems, err := d.installCNI(d.cniConfig(*t))
+	t.note(problems, err)
+	return err == nil
+}
+
+// installCNI puts a CNI configuration and the plugins in place.
+func (d *daemon) installCNI(cfg cni.Config) ([]mesh.Problem, error) {
 	// Pods start as soon as containerd sees the file, and can't move then.
 	if err := d.promiseReady(); err != nil {
-		return err
+		return nil, err
 	}
-	cfg := d.cniConfig(*t)
 	observed, err := cni.Observe(cfg)
 	if err != nil {
-		return fmt.Errorf("observe CNI: %w", err)
+		return nil, fmt.Errorf("observe CNI: %w", err)
 	}
-	for _, p := range cni.Problems(cfg, observed) {
-		p.Node = d.cfg.Node.Name
-		t.problems = append(t.problems, p)
+	problems := cni.Problems(cfg, observed)
+	for i := range problems {
+		problems[i].Node = d.cfg.Node.Name
 	}
 	changes, err := cni.Plan(cfg, observed)
 	if err = errors.Join(err, d.services.ApplyCNI(changes)); err != nil {
-		return fmt.Errorf("install CNI configuration: %w", explainReadOnly(err, directories(changes)...))
+		return problems, fmt.Errorf("install CNI configuration: %w", explainReadOnly(err, directories(changes)...))
 	}
-	t.cni = true
-	return nil
+	return problems, nil
 }
 
-// conclude publishes what a turn saw and says how soon a failed one is taken
-// again.
-func (d *daemon) conclude(t turn, retry time.Duration) time.Duration {
+// report publishes what a turn saw and returns how soon a failed one is taken again.
+func (d *daemon) report(t turn, retry time.Duration) time.Duration {
 	if t.err == nil && d.complaint != (complaint{}) {
 		d.complaint = complaint{}
 		d.log.Info("reconcile works again")
@@ -384,14 +400,14 @@ func (d *daemon) paths(t turn, through bool) map[mesh.ID][]netip.AddrPort {
 		var list []netip.AddrPort
 		if host, port, err := net.SplitHostPort(r.GossipAddr); err == nil {
 			if p, err := net.LookupPort("udp", port); err == nil {
-				list = append(list, at(addrsOf(host, t.resolved), uint16(p))...)
+				list = append(list, at(addrsOf(host, t.wanted.Input.Resolved), uint16(p))...)
 			}
 		}
 		if r.Location != "" && r.Location == d.memory.Own.Location {
 			list = append(list, lan(r)...)
 		}
 		for _, e := range r.Endpoints {
-			list = append(list, at(addrsOf(e.Host, t.resolved), r.GossipPort)...)
+			list = append(list, at(addrsOf(e.Host, t.wanted.Input.Resolved), r.GossipPort)...)
 		}
 		// What names resolve to is others' word, too.
 		list = slices.DeleteFunc(list, func(a netip.AddrPort) bool { return !d.cfg.Cluster.Outside(a.Addr()) })

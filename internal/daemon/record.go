@@ -50,14 +50,18 @@ func nodeConfig(c config.Config) node.Config {
 }
 
 // input returns what the decisions of a turn depend on, as far as it is known already.
-func (d *daemon) input(view mesh.View, facts netcfg.Facts, now time.Time) node.Input {
+func (d *daemon) input(view mesh.View, now time.Time) node.Input {
 	return node.Input{
-		Now: now, Started: d.started, Config: nodeConfig(d.cfg), View: view, Facts: facts,
+		Now: now, Started: d.started, Config: nodeConfig(d.cfg), View: view, Promise: d.promise(),
 		Self: node.Identity{
 			Public: d.identity.Key.Public().(ed25519.PublicKey), WireGuard: d.identity.WireGuard, Instance: d.instance,
 		},
-		Promise: node.Promise{Sequence: d.node.Sequence, Claim: d.node.Claim, Ready: d.node.Ready},
 	}
+}
+
+// promise returns what is on disk of what this node told others.
+func (d *daemon) promise() node.Promise {
+	return node.Promise{Sequence: d.node.Sequence, Claim: d.node.Claim, Ready: d.node.Ready}
 }
 
 // publishRecord tells what this node says of itself, if that is news. What is told is on

@@ -38,8 +38,10 @@ var compareNet = cmp.Options{
 func TestDeviceWithoutRecord(t *testing.T) {
 	d, _ := neighborhood()
 	d.cfg = parse(t, "")
+	in := d.input(mesh.View{}, time.Time{})
+	in.Facts.MTU = 1500
 	m := node.Memory{Handshakes: node.NewHandshakes(nil)}
-	if got := m.Configure(d.input(mesh.View{}, netcfg.Facts{MTU: 1500}, time.Time{})).Settings.MTU; got != 1420 {
+	if got := m.Configure(in).Settings.MTU; got != 1420 {
 		t.Errorf("got MTU %d, want 1420", got)
 	}
 }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
-	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
 )
 
@@ -24,7 +23,7 @@ func (d *daemon) Renumber(ctx context.Context, force bool) (r control.Renumbered
 // it, and moves the host.
 func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error) {
 	view := d.gossip.View()
-	s := d.memory.Situation(d.input(view, netcfg.Facts{}, now))
+	s := d.memory.Situation(d.input(view, now))
 	if s.Current.Slot == mesh.None {
 		return control.Renumbered{}, fmt.Errorf("%w: this node has no slot yet", control.ErrRefused)
 	}

@@ -63,18 +63,18 @@ func (d *daemon) Plan(ctx context.Context) (control.Plan, error) {
 // plan compares the host with what the turn found to be wanted.
 func (d *daemon) plan(ctx context.Context, t turn) (control.Plan, error) {
 	out := control.Plan{Changes: []string{}}
-	if t.desired.Device == nil {
+	if t.wanted.Desired.Device == nil {
 		return out, errors.Join(errors.New("it is not known yet what this host should have"), t.err)
 	}
-	observed, err := d.host.Observe(ctx, t.desired)
+	observed, err := d.host.Observe(ctx, t.wanted.Desired)
 	if err != nil {
 		return out, fmt.Errorf("observe host: %w", err)
 	}
 	_, observed = t.sessions.Correct(observed, time.Now())
-	if plan := netcfg.Diff(observed, t.desired, t.options); !plan.Empty() {
+	if plan := netcfg.Diff(observed, t.wanted.Desired, t.options); !plan.Empty() {
 		out.Changes = append(out.Changes, strings.Split(strings.TrimSpace(plan.String()), "\n")...)
 	}
-	if t.cfg.CNI.Enabled && len(t.topology.PodCIDRs) > 0 {
+	if t.cfg.CNI.Enabled && len(t.wanted.Topology.PodCIDRs) > 0 {
 		lines, err := planCNI(d.cniConfig(t))
 		if err != nil {
 			return out, fmt.Errorf("plan CNI: %w", err)
@@ -186,8 +186,8 @@ func (d *daemon) nodeStatus(t index) control.Node {
 	n := control.Node{
 		ID: d.identity.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location, Role: t.locationRole(d.memory.Own),
 		Slot: d.node.Claim.Slot, NAT: d.memory.Own.NAT, Ready: d.readiness.told,
-		Overlay:   append([]netip.Addr{}, t.topology.Addresses...),
-		PodCIDRs:  append([]netip.Prefix{}, t.topology.PodCIDRs...),
+		Overlay:   append([]netip.Addr{}, t.wanted.Topology.Addresses...),
+		PodCIDRs:  append([]netip.Prefix{}, t.wanted.Topology.PodCIDRs...),
 		Endpoints: []string{},
 	}
 	for _, e := range d.memory.Own.Endpoints {
@@ -202,7 +202,7 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 	for _, p := range t.observed.Peers {
 		onDevice[p.Key] = p
 	}
-	owners, inside := mesh.Owners(t.view.Records), tunnelled(t.topology)
+	owners, inside := mesh.Owners(t.view.Records), tunnelled(t.wanted.Topology)
 	peers := []control.Peer{}
 	for _, r := range t.view.Records {
 		id := r.ID()
@@ -211,8 +211,8 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 		}
 		p := control.Peer{ID: id, Name: r.Name, Location: r.Location, Role: t.locationRole(r), Alive: t.view.Alive[id], Path: t.pathTo(id)}
 		p.Overlay, p.PodCIDRs, p.InternalIPs = []netip.Addr{}, []netip.Prefix{}, []netip.Addr{}
-		if slot := r.Claim.Slot; p.Path.Kind != mesh.PathNone && owners[slot] == id && slot < t.input.Cluster.Slots() {
-			p.Overlay, p.PodCIDRs = t.input.Cluster.Overlays(slot), t.input.Cluster.PodCIDRs(slot)
+		if slot := r.Claim.Slot; p.Path.Kind != mesh.PathNone && owners[slot] == id && slot < t.wanted.Input.Cluster.Slots() {
+			p.Overlay, p.PodCIDRs = t.wanted.Input.Cluster.Overlays(slot), t.wanted.Input.Cluster.PodCIDRs(slot)
 		}
 		for _, ip := range r.InternalIPs {
 			if inside[ip.Addr()] {

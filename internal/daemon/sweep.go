@@ -23,7 +23,7 @@ func (d *daemon) Probe(ctx context.Context) (control.Status, error) {
 	status.Peers = slices.Clone(status.Peers)
 	ctx, cancel := context.WithTimeout(ctx, sweepFor)
 	defer cancel()
-	rtt, err := d.prober.Sweep(ctx, sweepTargets(status, t.topology.Addresses))
+	rtt, err := d.prober.Sweep(ctx, sweepTargets(status, t.wanted.Topology.Addresses))
 	if err != nil {
 		return control.Status{}, err
 	}

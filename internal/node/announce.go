@@ -66,8 +66,8 @@ type Memory struct {
 	Absences   Absences
 }
 
-// start returns how far the node is after its start.
-func (m *Memory) start(in Input) Start {
+// Start returns how far the node is after its start.
+func (m *Memory) Start(in Input) Start {
 	return Start{Now: in.Now, Started: in.Started, Claimed: m.Claimed, Ready: in.Promise.Ready, View: in.View}
 }
 
@@ -160,7 +160,7 @@ func (m *Memory) Situation(in Input) mesh.Situation {
 		Ready:    in.Promise.Ready,
 		Void:     in.Promise.Claim.Since <= in.View.Forgotten && in.View.Forgotten > 0,
 		Static:   in.Config.Slot,
-		Listened: m.start(in).Listened(),
+		Listened: m.Start(in).Listened(),
 		Now:      in.Now.UnixMilli(),
 	}
 }

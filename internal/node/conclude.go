@@ -42,7 +42,7 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 		out.Outreach = m.Handshakes.Next(HandshakeInput{Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host})
 		out.Again = out.Outreach.Again
 	}
-	start := m.start(in)
+	start := m.Start(in)
 	out.ClaimWait, out.ReadyWait = start.ClaimWait(), start.ReadyWait(c.Topology)
 	if out.HasAddresses = hasAddresses(host, c.Desired); out.HasAddresses {
 		out.Watch = probe.Choose(probe.Around{
