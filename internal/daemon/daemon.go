@@ -3,24 +3,23 @@
 // Package daemon is the one loop that turns what nodes tell each other into
 // what this host needs. Each turn of it looks at everything anew:
 //
-//	mesh.View ─► own record ─► mesh.Derive ─► netcfg.Desired
-//	                                                 │
-//	             host.Observe ─► netcfg.Diff ◄───────┘
-//	                                 └─► host.Apply, cni.Apply, status
+//	gossip.View ─► node.Announce ─► gossip.Publish, gossip.Judge
+//	host.Facts  ─► node.Configure ─► netcfg.Diff ─► host.Apply
+//	host.Observe ─► node.Conclude ─► handshakes, probes, cni.Apply, status
 //
 // Whatever happens (gossip, netlink, a timer, a signal) only makes the loop
 // take another turn; nothing acts on the payload of an event. A turn that
 // finds all as it should be writes nothing.
 //
 // The files tell one story each: daemon.go starts and stops, loop.go is the loop,
-// edges.go has the interfaces through which it reaches the world, record.go makes what
-// this node says of itself, names.go resolves, ready.go says when
-// k3s may start, memory.go keeps what is known of the others, and has those forgotten
-// that are away for long, generation.go follows others' newer settings, reload.go takes
-// over a changed file, renumber.go and trust.go do what a person asks for, carry.go
-// watches who carries traffic for this node and speaks verdicts, drain.go is about this
-// node as a gateway, graph.go draws, status.go is what a person sees, story.go what the
-// journal tells, k3s.go is for k3s, down.go clears a host.
+// edges.go has the interfaces through which it reaches the world, record.go tells what
+// this node says of itself, names.go resolves, ready.go tells that k3s may start,
+// memory.go keeps what is known of the others, and has those forgotten that are away for
+// long, generation.go follows others' newer settings, reload.go takes over a changed
+// file, renumber.go and trust.go do what a person asks for, carry.go probes who carries
+// traffic for this node and tells verdicts, drain.go is about this node as a gateway,
+// graph.go draws, status.go is what a person sees, story.go what the journal tells,
+// k3s.go is for k3s, down.go clears a host.
 package daemon
 
 import (
