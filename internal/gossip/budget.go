@@ -27,7 +27,7 @@ type class byte
 const classRevocation class = 0x10
 
 func (o object) class() class {
-	if t, ok := o.body.(tombstone); ok && t.upTo == Forever {
+	if t, ok := o.body.(tombstone); ok && t.upTo == mesh.Forever {
 		return classRevocation
 	}
 	return class(o.key.kind)
@@ -143,7 +143,7 @@ func (s *store) hasRoom(h holder) bool {
 // stale. The same goes for revocations of a revoked author.
 func (s *store) makeRoom(o object) outcome {
 	h := holder{o.key.author, o.class()}
-	if h.class == classRevocation && s.forgottenUpTo[h.author] == Forever && len(s.held[h]) >= budgets[h.class].own {
+	if h.class == classRevocation && s.forgottenUpTo[h.author] == mesh.Forever && len(s.held[h]) >= budgets[h.class].own {
 		last := s.lastOf(h)
 		if o.place > last.place {
 			return stale

@@ -59,13 +59,13 @@ func TestHostileTombstonesLeaveRoom(t *testing.T) {
 	for n := range 4 {
 		g.acceptObjects([][]byte{signRecord(t, n+1, testRecord(n+1, 1))}, fromSync)
 	}
-	g.acceptObjects([][]byte{signRecord(t, insider, testRecord(insider, 1)), signTombstone(t, insider, idOf(3), 1), signTombstone(t, insider, idOf(4), Forever)}, fromSync)
+	g.acceptObjects([][]byte{signRecord(t, insider, testRecord(insider, 1)), signTombstone(t, insider, idOf(3), 1), signTombstone(t, insider, idOf(4), mesh.Forever)}, fromSync)
 	if v := g.View(); sequenceOf(v, idOf(3)) != 0 || sequenceOf(v, idOf(4)) != 0 {
 		t.Fatalf("records %v, want two forgotten", v.Records)
 	}
 	flooded := tombstones(t, insider, flood, 5)
 	g.acceptObjects(flooded, fromSync)
-	g.acceptObjects(tombstones(t, insider, flood/4, Forever), fromSync)
+	g.acceptObjects(tombstones(t, insider, flood/4, mesh.Forever), fromSync)
 	if v := g.View(); !hasProblem(v, ProblemFull, "node-9 has made") {
 		t.Errorf("problems %v, want one that names the node which fills the store", v.Problems)
 	}
@@ -83,7 +83,7 @@ func TestHostileTombstonesLeaveRoom(t *testing.T) {
 	before := g.Remember()
 
 	revocations := budgets[classRevocation].own // of the insider, they stay
-	if err := g.Forget(idOf(insider), Forever); err != nil {
+	if err := g.Forget(idOf(insider), mesh.Forever); err != nil {
 		t.Fatal(err)
 	}
 	g.acceptObjects([][]byte{signRecord(t, 3, testRecord(3, 1)), signRecord(t, 4, testRecord(4, 1))}, fromSync)
@@ -102,7 +102,7 @@ func TestHostileTombstonesLeaveRoom(t *testing.T) {
 		before.Highest = append(before.Highest, Highest{string(key.bytes()), 5})
 	}
 	before.Objects = append(before.Objects, flooded[:flood/2]...)
-	before.Objects = append(before.Objects, signTombstone(t, 0, idOf(insider), Forever))
+	before.Objects = append(before.Objects, signTombstone(t, 0, idOf(insider), mesh.Forever))
 	g = idle(t, &now)
 	g.restore(before)
 	if n, r := heldOf(g, idOf(insider)), g.Remember(); n != revocations || len(r.Objects) > 20 || len(r.Highest) > 20 {
@@ -126,7 +126,7 @@ func TestHostileOldDiskLeavesRoom(t *testing.T) {
 	if v := g.View(); len(v.Records) != 2 || len(v.Verdicts) != 1 {
 		t.Errorf("records %v, verdicts %v; want two and one", v.Records, v.Verdicts)
 	}
-	if err := g.Forget(idOf(insider), Forever); err != nil {
+	if err := g.Forget(idOf(insider), mesh.Forever); err != nil {
 		t.Fatal(err)
 	}
 	if r := g.Remember(); len(r.Objects) != 4 {
@@ -158,7 +158,7 @@ func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 			t.Fatal(err)
 		}
 		raws = append(raws, record)
-		payload, err = encodeTombstone(tombstone{r.Identity, invented(i), Forever})
+		payload, err = encodeTombstone(tombstone{r.Identity, invented(i), mesh.Forever})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,7 +187,7 @@ func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 	if err := g.Judge(testVerdict(0, 1, mesh.HealthDown, 1)); err != nil {
 		t.Errorf("our verdict: %v", err)
 	}
-	if err := g.Forget(idOf(3), Forever); err != nil {
+	if err := g.Forget(idOf(3), mesh.Forever); err != nil {
 		t.Errorf("our revocation: %v", err)
 	}
 	g.acceptObjects([][]byte{
@@ -332,7 +332,7 @@ func TestHostileRevocationsConverge(t *testing.T) {
 		objects = append(objects, mustDecode(t, signRecord(t, a, testRecord(a, 1))), mustDecode(t, signTombstone(t, a, invented(a), 1)))
 		for b := range nodes {
 			if a != b {
-				objects = append(objects, mustDecode(t, signTombstone(t, a, idOf(b), Forever)))
+				objects = append(objects, mustDecode(t, signTombstone(t, a, idOf(b), mesh.Forever)))
 			}
 		}
 	}
@@ -354,7 +354,7 @@ func TestHostileRevocationsConverge(t *testing.T) {
 			}
 			revoked := s.revocations().revoked()
 			for id, upTo := range s.forgottenUpTo {
-				if (upTo == Forever) != revoked[id] {
+				if (upTo == mesh.Forever) != revoked[id] {
 					t.Errorf("%v: forgotten up to %d, revoked %v", id, upTo, revoked[id])
 				}
 			}
@@ -376,11 +376,11 @@ func TestHostileMutualRevocation(t *testing.T) {
 		if err := g.Publish(testRecord(0, 1)); err != nil {
 			t.Fatal(err)
 		}
-		g.acceptObjects([][]byte{signRecord(t, other, testRecord(other, 1)), signTombstone(t, other, idOf(0), Forever)}, fromSync)
+		g.acceptObjects([][]byte{signRecord(t, other, testRecord(other, 1)), signTombstone(t, other, idOf(0), mesh.Forever)}, fromSync)
 		if !hasProblem(g.View(), ProblemRevoked, "revoked") {
 			t.Fatal("the node is not revoked")
 		}
-		err := g.Forget(idOf(other), Forever)
+		err := g.Forget(idOf(other), mesh.Forever)
 		lower := idOf(0).Compare(idOf(other)) < 0
 		if (err == nil) != lower || (g.View().Forgotten == 0) != lower {
 			t.Errorf("lower %v: got %v, forgotten up to %d", lower, err, g.View().Forgotten)
@@ -409,10 +409,10 @@ func TestHostileInsiderIsUndone(t *testing.T) {
 		raws = raws[n:]
 		time.Sleep(2 * time.Millisecond) // so that few are lost
 	}
-	if err := insider.Forget(honest[1].self, Forever); err != nil {
+	if err := insider.Forget(honest[1].self, mesh.Forever); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "one is revoked, a client is there", []*testNode{honest[0], honest[2]}, func(v View) bool {
+	eventually(t, "one is revoked, a client is there", []*testNode{honest[0], honest[2]}, func(v mesh.View) bool {
 		return sequenceOf(v, honest[1].self) == 0 && len(v.Clients) == 1 && v.Clients[0].ID == c.ID
 	})
 
@@ -421,20 +421,20 @@ func TestHostileInsiderIsUndone(t *testing.T) {
 	if err := honest[2].Judge(testVerdict(honest[2].n, admin.n, mesh.HealthDown, 1)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a verdict and a newcomer are heard", []*testNode{admin, honest[2], newcomer}, func(v View) bool {
+	eventually(t, "a verdict and a newcomer are heard", []*testNode{admin, honest[2], newcomer}, func(v mesh.View) bool {
 		return len(v.Verdicts) == 1 && sequenceOf(v, newcomer.self) == 1
 	})
 
-	if err := admin.Forget(insider.self, Forever); err != nil {
+	if err := admin.Forget(insider.self, mesh.Forever); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is revoked", []*testNode{admin, honest[1], honest[2], newcomer}, func(v View) bool {
+	eventually(t, "it is revoked", []*testNode{admin, honest[1], honest[2], newcomer}, func(v mesh.View) bool {
 		return sequenceOf(v, insider.self) == 0 && len(v.Clients) == 0
 	})
-	eventually(t, "its victim may come back", []*testNode{honest[1]}, func(v View) bool { return v.Forgotten == 0 })
+	eventually(t, "its victim may come back", []*testNode{honest[1]}, func(v mesh.View) bool { return v.Forgotten == 0 })
 	honest[1].publish(2)
 	all := append(slices.Clone(honest), newcomer)
-	eventually(t, "its victim is back", all, func(v View) bool { return sequenceOf(v, honest[1].self) == 2 })
+	eventually(t, "its victim is back", all, func(v mesh.View) bool { return sequenceOf(v, honest[1].self) == 2 })
 	for _, n := range all {
 		if left := heldOf(n.Gossip, insider.self); left != 1 {
 			t.Errorf("node %d: %d objects of the insider are left, want its revocation alone", n.n, left)

@@ -2,22 +2,26 @@
 
 package gossip
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
 
 // A thousand nodes (with -short a hundred) join and leave, and leave nothing behind in a
 // node that stays: no file, no stream, and little memory. TestMain counts the goroutines.
 func TestJoinsAndLeavesLeakNothing(t *testing.T) { // not parallel: it counts files
 	stays := startNode(t, 0, nil)
 	stays.publish(1)
-	both := func(v View) bool { return len(v.Records) == 2 && len(v.Alive) == 2 }
+	both := func(v mesh.View) bool { return len(v.Records) == 2 && len(v.Alive) == 2 }
 	round := func(boot uint64) {
 		comes := startNode(t, 1, func(o *Options) {
 			joining(stays)(o)
 			o.Boot = boot
 		})
 		comes.publish(boot)
-		eventually(t, "joined", []*testNode{comes}, func(v View) bool { return both(v) && sequenceOf(v, stays.self) == 1 })
-		eventually(t, "heard", []*testNode{stays}, func(v View) bool { return sequenceOf(v, comes.self) == boot })
+		eventually(t, "joined", []*testNode{comes}, func(v mesh.View) bool { return both(v) && sequenceOf(v, stays.self) == 1 })
+		eventually(t, "heard", []*testNode{stays}, func(v mesh.View) bool { return sequenceOf(v, comes.self) == boot })
 		comes.stop()
 	}
 	boot, rounds := uint64(1), uint64(1000)
@@ -31,7 +35,7 @@ func TestJoinsAndLeavesLeakNothing(t *testing.T) { // not parallel: it counts fi
 	for ; boot <= 20+rounds; boot++ {
 		round(boot)
 	}
-	eventually(t, "all closed", []*testNode{stays}, func(View) bool { return openFiles(t) <= files })
+	eventually(t, "all closed", []*testNode{stays}, func(mesh.View) bool { return openFiles(t) <= files })
 	// Nodes that were stopped a moment ago still have timers. A leak of everything that a
 	// node has would be several times as much.
 	if grown := int64(heap()) - int64(memory); grown > 8<<20 {
@@ -57,7 +61,7 @@ func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
 		if err := comes.Reconfigure(testCluster(), []string{stays.Addr().String()}, [][32]byte{testSecret}, nil); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "heard", []*testNode{stays}, func(v View) bool { return sequenceOf(v, comes.self) == 1 })
+		eventually(t, "heard", []*testNode{stays}, func(v mesh.View) bool { return sequenceOf(v, comes.self) == 1 })
 		comes.stop()
 		if err := stays.Forget(comes.self, 1); err != nil {
 			t.Fatal(err)
@@ -73,7 +77,7 @@ func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
 	if objects != rounds+2 || forgotten != rounds {
 		t.Errorf("got %d objects and %d forgotten, want %d tombstones, a record and the settings", objects, forgotten, rounds)
 	}
-	eventually(t, "rid of all streams", []*testNode{stays}, func(View) bool {
+	eventually(t, "rid of all streams", []*testNode{stays}, func(mesh.View) bool {
 		stays.transport.mu.Lock()
 		defer stays.transport.mu.Unlock()
 		return len(stays.transport.offers)+len(stays.transport.open)+stays.transport.streamsTaken() == 0

@@ -39,7 +39,7 @@ func (b clientBody) sequence() uint64          { return clientSequence }
 // covered: a client stays when the record of the node that added it is forgotten, but not
 // when that node is revoked.
 func (b clientBody) covered(forgotten map[mesh.ID]uint64) bool {
-	return forgotten[b.ID] >= clientSequence || forgotten[mesh.IDOf(b.Author)] == Forever
+	return forgotten[b.ID] >= clientSequence || forgotten[mesh.IDOf(b.Author)] == mesh.Forever
 }
 
 func encodeClient(c mesh.Client) ([]byte, error) {

@@ -93,7 +93,7 @@ func TestClientIsRemovedForEver(t *testing.T) {
 	if len(s.clients()) != 1 {
 		t.Error("the client was removed with the record of its author")
 	}
-	s.put(mustDecode(t, signTombstone(t, 1, author, Forever)))
+	s.put(mustDecode(t, signTombstone(t, 1, author, mesh.Forever)))
 	if len(s.clients()) != 0 {
 		t.Error("the client of a revoked identity counts")
 	}
@@ -105,9 +105,9 @@ func TestClientsReachAllNodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the client is known", nodes, func(v View) bool { return len(v.Clients) == 1 && v.Clients[0].ID == c.ID })
+	eventually(t, "the client is known", nodes, func(v mesh.View) bool { return len(v.Clients) == 1 && v.Clients[0].ID == c.ID })
 	if err := nodes[2].RemoveClient(c.ID); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the client is gone", nodes, func(v View) bool { return len(v.Clients) == 0 })
+	eventually(t, "the client is gone", nodes, func(v mesh.View) bool { return len(v.Clients) == 0 })
 }

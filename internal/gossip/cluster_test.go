@@ -161,7 +161,7 @@ func joining(nodes ...*testNode) func(*Options) {
 }
 
 // eventually waits until a condition holds for all nodes.
-func eventually(t *testing.T, what string, nodes []*testNode, holds func(View) bool) {
+func eventually(t *testing.T, what string, nodes []*testNode, holds func(mesh.View) bool) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
@@ -186,12 +186,12 @@ func startCluster(t *testing.T, count int) []*testNode {
 	for _, n := range nodes {
 		n.publish(1)
 	}
-	eventually(t, "all see all", nodes, func(v View) bool { return len(v.Alive) == count && len(v.Records) == count })
+	eventually(t, "all see all", nodes, func(v mesh.View) bool { return len(v.Alive) == count && len(v.Records) == count })
 	return nodes
 }
 
 // sequenceOf returns the sequence of a node's record in a view.
-func sequenceOf(v View, id mesh.ID) uint64 {
+func sequenceOf(v mesh.View, id mesh.ID) uint64 {
 	for _, r := range v.Records {
 		if r.ID() == id {
 			return r.Sequence
@@ -200,7 +200,7 @@ func sequenceOf(v View, id mesh.ID) uint64 {
 	return 0
 }
 
-func hasProblem(v View, kind mesh.ProblemKind, text string) bool {
+func hasProblem(v mesh.View, kind mesh.ProblemKind, text string) bool {
 	return slices.ContainsFunc(v.Problems, func(p mesh.Problem) bool {
 		return p.Kind == kind && strings.Contains(p.Text, text)
 	})
@@ -210,8 +210,8 @@ func TestClusterConvergesAndUpdates(t *testing.T) {
 	t.Parallel()
 	nodes := startCluster(t, 5)
 	nodes[3].publish(2)
-	eventually(t, "the update reaches all", nodes, func(v View) bool { return sequenceOf(v, nodes[3].self) == 2 })
-	eventually(t, "observed", nodes, func(v View) bool { return len(v.Observed) >= 1 && len(v.Paths) >= 1 && len(v.RTT) >= 1 })
+	eventually(t, "the update reaches all", nodes, func(v mesh.View) bool { return sequenceOf(v, nodes[3].self) == 2 })
+	eventually(t, "observed", nodes, func(v mesh.View) bool { return len(v.Observed) >= 1 && len(v.Paths) >= 1 && len(v.RTT) >= 1 })
 	for _, n := range nodes {
 		v := n.View()
 		for _, o := range v.Observed {
@@ -234,8 +234,8 @@ func TestDeadNodeIsNoticedAndItsRecordStays(t *testing.T) {
 	dead := nodes[2]
 	dead.stop()
 	rest := []*testNode{nodes[0], nodes[1], nodes[3]}
-	eventually(t, "death noticed", rest, func(v View) bool { return !v.Alive[dead.self] })
-	eventually(t, "record kept", rest, func(v View) bool { return sequenceOf(v, dead.self) == 1 })
+	eventually(t, "death noticed", rest, func(v mesh.View) bool { return !v.Alive[dead.self] })
+	eventually(t, "record kept", rest, func(v mesh.View) bool { return sequenceOf(v, dead.self) == 1 })
 }
 
 func TestSplitHeals(t *testing.T) {
@@ -248,13 +248,13 @@ func TestSplitHeals(t *testing.T) {
 	for _, n := range right {
 		n.block(left...)
 	}
-	eventually(t, "split noticed", nodes, func(v View) bool { return len(v.Alive) == 2 })
+	eventually(t, "split noticed", nodes, func(v mesh.View) bool { return len(v.Alive) == 2 })
 	left[0].publish(7)
 	right[1].publish(8)
 	for _, n := range nodes {
 		n.block()
 	}
-	eventually(t, "healed", nodes, func(v View) bool {
+	eventually(t, "healed", nodes, func(v mesh.View) bool {
 		return len(v.Alive) == 4 && sequenceOf(v, left[0].self) == 7 && sequenceOf(v, right[1].self) == 8
 	})
 }
@@ -276,9 +276,9 @@ func TestDeadPathIsAvoided(t *testing.T) {
 		n.dead.Store(&dead)
 		n.publish(1)
 	}
-	eventually(t, "all see all", nodes, func(v View) bool { return len(v.Alive) == 4 && len(v.Records) == 4 })
+	eventually(t, "all see all", nodes, func(v mesh.View) bool { return len(v.Alive) == 4 && len(v.Records) == 4 })
 	nodes[2].publish(2)
-	eventually(t, "the update reaches all", nodes, func(v View) bool {
+	eventually(t, "the update reaches all", nodes, func(v mesh.View) bool {
 		return len(v.Alive) == 4 && sequenceOf(v, nodes[2].self) == 2 && !slices.Contains(slices.Collect(maps.Values(v.Paths)), dead)
 	})
 }
@@ -297,9 +297,9 @@ func TestRememberedNodesAreSeeds(t *testing.T) {
 	if got, want := again.View().OwnSequence, uint64(1); got != want {
 		t.Errorf("own sequence %d, want %d", got, want)
 	}
-	eventually(t, "found back", []*testNode{again}, func(v View) bool { return v.Alive[nodes[1].self] && v.Merged })
+	eventually(t, "found back", []*testNode{again}, func(v mesh.View) bool { return v.Alive[nodes[1].self] && v.Merged })
 	again.publish(2)
-	eventually(t, "update arrives", nodes[1:2], func(v View) bool { return sequenceOf(v, again.self) == 2 })
+	eventually(t, "update arrives", nodes[1:2], func(v mesh.View) bool { return sequenceOf(v, again.self) == 2 })
 }
 
 func TestForgottenNodeDisappearsEverywhere(t *testing.T) {
@@ -310,25 +310,25 @@ func TestForgottenNodeDisappearsEverywhere(t *testing.T) {
 	if err := nodes[0].Forget(gone.self, 5); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "forgotten", nodes[:2], func(v View) bool { return sequenceOf(v, gone.self) == 0 })
+	eventually(t, "forgotten", nodes[:2], func(v mesh.View) bool { return sequenceOf(v, gone.self) == 0 })
 
 	// It returns with a sequence above the forgotten one.
 	again := startNode(t, 2, func(o *Options) {
 		joining(nodes[0])(o)
 		o.Boot = 2
 	})
-	eventually(t, "knows of it", []*testNode{again}, func(v View) bool { return v.OwnSequence == 5 })
+	eventually(t, "knows of it", []*testNode{again}, func(v mesh.View) bool { return v.OwnSequence == 5 })
 	r := testRecord(2, 5)
 	if err := again.Publish(r); !errors.Is(err, ErrStale) {
 		t.Errorf("publish of a forgotten sequence: got %v, want %v", err, ErrStale)
 	}
 	again.publish(6)
-	eventually(t, "back", nodes[:2], func(v View) bool { return sequenceOf(v, gone.self) == 6 })
+	eventually(t, "back", nodes[:2], func(v mesh.View) bool { return sequenceOf(v, gone.self) == 6 })
 
-	if err := nodes[1].Forget(gone.self, Forever); err != nil {
+	if err := nodes[1].Forget(gone.self, mesh.Forever); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "revoked", []*testNode{again}, func(v View) bool { return hasProblem(v, ProblemRevoked, "revoked") })
+	eventually(t, "revoked", []*testNode{again}, func(v mesh.View) bool { return hasProblem(v, ProblemRevoked, "revoked") })
 }
 
 func TestWrongSecretLearnsNothing(t *testing.T) {
@@ -341,8 +341,8 @@ func TestWrongSecretLearnsNothing(t *testing.T) {
 	})
 	outside.publish(1)
 	want := inside.Addr().String() + " closed the connection without an answer: its secret is another one"
-	eventually(t, "problem named", []*testNode{outside}, func(v View) bool { return hasProblem(v, ProblemSecret, want) })
-	eventually(t, "counted", []*testNode{inside}, func(v View) bool { return v.Counters["stream-sealed"] > 0 })
+	eventually(t, "problem named", []*testNode{outside}, func(v mesh.View) bool { return hasProblem(v, ProblemSecret, want) })
+	eventually(t, "counted", []*testNode{inside}, func(v mesh.View) bool { return v.Counters["stream-sealed"] > 0 })
 	for _, n := range []*testNode{inside, outside} {
 		if v := n.View(); len(v.Records) != 1 || len(v.Alive) != 1 || v.Merged || len(v.Observed) > 0 {
 			t.Errorf("node %d learned something: %+v", n.n, v)
@@ -362,7 +362,7 @@ func TestSecretIsRolledWithoutGap(t *testing.T) {
 	})
 	old.publish(1)
 	changed.publish(1)
-	eventually(t, "together", []*testNode{old, changed}, func(v View) bool { return len(v.Records) == 2 && !v.Alone })
+	eventually(t, "together", []*testNode{old, changed}, func(v mesh.View) bool { return len(v.Records) == 2 && !v.Alone })
 }
 
 func TestDifferentClustersAreNamedOnBothSides(t *testing.T) {
@@ -390,8 +390,8 @@ func TestDifferentClustersAreNamedOnBothSides(t *testing.T) {
 				joining(a)(o)
 				tt.change(&o.Cluster)
 			})
-			eventually(t, "named there", []*testNode{a}, func(v View) bool { return hasProblem(v, ProblemCluster, tt.texts[0]) })
-			eventually(t, "named here", []*testNode{b}, func(v View) bool { return hasProblem(v, ProblemCluster, tt.texts[1]) })
+			eventually(t, "named there", []*testNode{a}, func(v mesh.View) bool { return hasProblem(v, ProblemCluster, tt.texts[0]) })
+			eventually(t, "named here", []*testNode{b}, func(v mesh.View) bool { return hasProblem(v, ProblemCluster, tt.texts[1]) })
 			if v := b.View(); v.Merged || !v.Alone {
 				t.Errorf("merged %v, alone %v", v.Merged, v.Alone)
 			}
@@ -407,7 +407,7 @@ func TestMinorDifferenceIsOnlyReported(t *testing.T) {
 		o.Cluster.DNS.Domain = "other.local"
 	})
 	both := []*testNode{a, b}
-	eventually(t, "reported", both, func(v View) bool { return hasProblem(v, ProblemSettings, "cluster.dns is ") && !v.Alone })
+	eventually(t, "reported", both, func(v mesh.View) bool { return hasProblem(v, ProblemSettings, "cluster.dns is ") && !v.Alone })
 }
 
 func TestRecordOfOtherRangesIsLeftOut(t *testing.T) {
@@ -418,7 +418,7 @@ func TestRecordOfOtherRangesIsLeftOut(t *testing.T) {
 	if err := nodes[1].Publish(r); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "left out", nodes, func(v View) bool {
+	eventually(t, "left out", nodes, func(v mesh.View) bool {
 		return sequenceOf(v, nodes[1].self) == 0 && hasProblem(v, ProblemSettings, "node-1 has other address ranges")
 	})
 }
@@ -442,7 +442,7 @@ func TestJoinListOfOneselfIsEmpty(t *testing.T) {
 		o.Join = []string{"me.example.com:" + port}
 		o.Resolver = fakeResolver{"me.example.com": local}
 	})
-	eventually(t, "empty", []*testNode{n}, func(v View) bool { return v.JoinEmpty && v.Alone && len(v.Problems) == 0 })
+	eventually(t, "empty", []*testNode{n}, func(v mesh.View) bool { return v.JoinEmpty && v.Alone && len(v.Problems) == 0 })
 	if got := n.View().Observed; len(got) != 1 || got[0].By != n.self || got[0].Addr != n.Addr().Addr() || !got[0].Open {
 		t.Errorf("observed %v, want %v by itself", got, n.Addr().Addr())
 	}
@@ -465,9 +465,9 @@ func TestJoinListThatDoesNotResolveIsNotEmpty(t *testing.T) {
 	if n.View().JoinEmpty {
 		t.Error("join list counts as empty")
 	}
-	eventually(t, "aware that nobody answers", []*testNode{n}, func(v View) bool { return hasProblem(v, ProblemJoin, "nobody.example.com") })
+	eventually(t, "aware that nobody answers", []*testNode{n}, func(v mesh.View) bool { return hasProblem(v, ProblemJoin, "nobody.example.com") })
 	startNode(t, 1, joining(n))
-	eventually(t, "content with another's company", []*testNode{n}, func(v View) bool { return !v.Alone && !hasProblem(v, ProblemJoin, "") })
+	eventually(t, "content with another's company", []*testNode{n}, func(v mesh.View) bool { return !v.Alone && !hasProblem(v, ProblemJoin, "") })
 }
 
 type resolverFunc func()
@@ -499,7 +499,7 @@ func TestDuplicateIsFound(t *testing.T) {
 		joining(a)(o)
 		o.Instance = 99
 	})
-	eventually(t, "duplicate found", []*testNode{a, duplicate}, func(v View) bool { return hasProblem(v, ProblemTwin, "identity") })
+	eventually(t, "duplicate found", []*testNode{a, duplicate}, func(v mesh.View) bool { return hasProblem(v, ProblemTwin, "identity") })
 }
 
 func TestBindErrorsNameTheSetting(t *testing.T) {
@@ -530,9 +530,9 @@ func TestDualStack(t *testing.T) {
 			o.Bind = bind
 			o.Join = []string{netip.AddrPortFrom(netip.MustParseAddr(host), port).String()}
 		})
-		eventually(t, "seen", []*testNode{seed}, func(v View) bool { return v.Paths[n.self] == n.Addr() })
+		eventually(t, "seen", []*testNode{seed}, func(v mesh.View) bool { return v.Paths[n.self] == n.Addr() })
 		want := netip.MustParseAddr(host)
-		eventually(t, "observed, and that strangers get in", []*testNode{seed}, func(v View) bool {
+		eventually(t, "observed, and that strangers get in", []*testNode{seed}, func(v mesh.View) bool {
 			return slices.ContainsFunc(v.Observed, func(o mesh.Observation) bool { return o.By == n.self && o.Addr == want && o.Open })
 		})
 	}
@@ -555,13 +555,13 @@ func TestNodeWithRestoredDiskIsHeard(t *testing.T) {
 		}
 		return 0
 	}
-	eventually(t, "heard", []*testNode{seed}, func(View) bool { return bootOf() == 9 })
+	eventually(t, "heard", []*testNode{seed}, func(mesh.View) bool { return bootOf() == 9 })
 	before.stop()
 	startNode(t, 1, func(o *Options) {
 		joining(seed)(o)
 		o.Boot = 4
 	})
-	eventually(t, "heard again", []*testNode{seed}, func(View) bool { return bootOf() == 4 })
+	eventually(t, "heard again", []*testNode{seed}, func(mesh.View) bool { return bootOf() == 4 })
 }
 
 // Each less important setting that differs is named on both sides.

@@ -63,7 +63,7 @@ func TestForgedDeathIsRefuted(t *testing.T) {
 			for _, n := range nodes {
 				n.publish(1)
 			}
-			all := func(v View) bool { return len(v.Alive) == 3 && len(v.Records) == 3 }
+			all := func(v mesh.View) bool { return len(v.Alive) == 3 && len(v.Records) == 3 }
 			eventually(t, "all see all", nodes, all)
 			from := nodeName(nodes[2].self, 0)
 			if kind == "left" {
@@ -102,29 +102,29 @@ func TestEvictedNodeComesBack(t *testing.T) {
 				for _, n := range nodes[:3] { // the victim also receives it at once
 					liar.transport.send(n.self, kindMemberlist, accusation(before.name, nodeName(liar.self, 0), incarnation))
 				}
-				eventually(t, "the victim has another name", nodes[1:2], func(View) bool {
+				eventually(t, "the victim has another name", nodes[1:2], func(mesh.View) bool {
 					_, now := victim.membership()
 					return now.name != before.name
 				})
 				_, now := victim.membership()
-				eventually(t, "all see it by that name", []*testNode{nodes[0], nodes[2], liar}, func(v View) bool {
+				eventually(t, "all see it by that name", []*testNode{nodes[0], nodes[2], liar}, func(v mesh.View) bool {
 					return len(v.Alive) == 4
 				})
 				for _, n := range []*testNode{nodes[0], nodes[2], liar} {
-					eventually(t, "the new name is known", []*testNode{n}, func(View) bool {
+					eventually(t, "the new name is known", []*testNode{n}, func(mesh.View) bool {
 						n.members.mu.Lock()
 						defer n.members.mu.Unlock()
 						return n.members.alive[victim.self][now.name] > 0
 					})
 				}
 				t.Logf("back after %v", time.Since(began))
-				eventually(t, "the victim sees all", nodes[1:2], func(v View) bool { return len(v.Alive) == 4 })
+				eventually(t, "the victim sees all", nodes[1:2], func(v mesh.View) bool { return len(v.Alive) == 4 })
 			}
 			if got := victim.View().Counters["member-evicted"]; got < 2 {
 				t.Errorf("counted %d times", got)
 			}
 			victim.publish(2)
-			eventually(t, "it is heard", nodes, func(v View) bool { return len(v.Alive) == 4 && sequenceOf(v, victim.self) == 2 })
+			eventually(t, "it is heard", nodes, func(v mesh.View) bool { return len(v.Alive) == 4 && sequenceOf(v, victim.self) == 2 })
 		})
 	}
 }

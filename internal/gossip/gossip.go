@@ -377,7 +377,7 @@ func (g *Gossip) Publish(r mesh.Record) error {
 // node itself is revoked.
 var ErrOverruled = errors.New("this node is revoked itself, and the lower fingerprint of the two counts")
 
-// Forget removes a node's records up to a sequence. With Forever it revokes the node's
+// Forget removes a node's records up to a sequence. With mesh.Forever it revokes the node's
 // identity and also removes everything that the node has made. It can't be undone, except
 // by revoking this node. It has no effect if this node has already forgotten as much.
 func (g *Gossip) Forget(target mesh.ID, upTo uint64) error {

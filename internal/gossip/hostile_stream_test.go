@@ -58,7 +58,7 @@ func TestHostileSilentStreams(t *testing.T) { // not parallel: it counts files a
 	seed.publish(1)
 	known := startNode(t, 1, joining(seed))
 	known.publish(1)
-	eventually(t, "both see both", []*testNode{seed, known}, func(v View) bool { return len(v.Records) == 2 && !v.Alone })
+	eventually(t, "both see both", []*testNode{seed, known}, func(v mesh.View) bool { return len(v.Records) == 2 && !v.Alone })
 	files, before := openFiles(t), heap()
 
 	// With few places, as with a low file limit, the flood takes them all even on a slow
@@ -69,13 +69,13 @@ func TestHostileSilentStreams(t *testing.T) { // not parallel: it counts files a
 	seed.transport.mu.Unlock()
 	stop := silentFlood(t, seed.Addr().String(), 16)
 	defer stop()
-	eventually(t, "places are taken from others", []*testNode{seed}, func(v View) bool {
+	eventually(t, "places are taken from others", []*testNode{seed}, func(v mesh.View) bool {
 		return v.Counters["stream-limit"] > uint64(few.most)
 	})
 	newcomer := startNode(t, 2, joining(seed))
 	newcomer.publish(1)
-	eventually(t, "the newcomer is in", []*testNode{newcomer}, func(v View) bool { return v.Merged && len(v.Records) == 3 })
-	eventually(t, "the known node gets in again", []*testNode{known}, func(View) bool {
+	eventually(t, "the newcomer is in", []*testNode{newcomer}, func(v mesh.View) bool { return v.Merged && len(v.Records) == 3 })
+	eventually(t, "the known node gets in again", []*testNode{known}, func(mesh.View) bool {
 		s, err := known.transport.dial(context.Background(), seed.Addr())
 		if err != nil {
 			return false // it retries, as on a busy machine
@@ -91,7 +91,7 @@ func TestHostileSilentStreams(t *testing.T) { // not parallel: it counts files a
 	}
 	stop()
 	newcomer.stop()
-	eventually(t, "nothing is left", []*testNode{seed}, func(View) bool {
+	eventually(t, "nothing is left", []*testNode{seed}, func(mesh.View) bool {
 		seed.transport.mu.Lock()
 		defer seed.transport.mu.Unlock()
 		return len(few.sources) == 0 && openFiles(t) <= files
@@ -203,14 +203,14 @@ func TestHostileNodeTakesItsShare(t *testing.T) {
 		t.Cleanup(func() { conn.Close() })
 		_, _ = testHandshaker(a.ring, 99).initiate(conn, testHello(99))
 	}
-	eventually(t, "turned away", []*testNode{n}, func(v View) bool { return v.Counters["stream-limit"] > 0 })
+	eventually(t, "turned away", []*testNode{n}, func(v mesh.View) bool { return v.Counters["stream-limit"] > 0 })
 	n.transport.mu.Lock()
 	if got := n.transport.streamsOf[testHello(99).id]; got > maxStreamsPerNode {
 		t.Errorf("%d streams of one node, at most %d", got, maxStreamsPerNode)
 	}
 	n.transport.mu.Unlock()
 	other := startNode(t, 1, joining(n))
-	eventually(t, "joined", []*testNode{n, other}, func(v View) bool { return !v.Alone })
+	eventually(t, "joined", []*testNode{n, other}, func(v mesh.View) bool { return !v.Alone })
 }
 
 // A host with the secret that claims to be us, or another node, and can't prove it, is
@@ -235,7 +235,7 @@ func TestHostileNameWithoutProof(t *testing.T) {
 		}
 		conn.Close()
 	}
-	eventually(t, "counted", []*testNode{n}, func(v View) bool { return v.Counters["stream-proof"] == 2 })
+	eventually(t, "counted", []*testNode{n}, func(v mesh.View) bool { return v.Counters["stream-proof"] == 2 })
 	if v := n.View(); hasProblem(v, ProblemTwin, "") || len(v.Observed) > 0 || len(v.Paths) > 0 {
 		t.Errorf("problems %v, observed %v, paths %v: want none", v.Problems, v.Observed, v.Paths)
 	}
@@ -305,7 +305,7 @@ func TestHostileWordOfOurAddress(t *testing.T) {
 		o.Cluster.Trust, o.Trusted = TrustList, []mesh.ID{friend.self}
 	})
 	a := newAttacker(t, victim, testSecret)
-	eventually(t, "its friend sees it", []*testNode{victim}, func(v View) bool { return len(v.Observed) == 1 && v.Observed[0].By == friend.self })
+	eventually(t, "its friend sees it", []*testNode{victim}, func(v mesh.View) bool { return len(v.Observed) == 1 && v.Observed[0].By == friend.self })
 	// As format 1 had it: an address in each packet.
 	a.send(a.seal(kindHere, append([]byte{4, 203, 0, 113, 66, 0x1f, 0x0a}, make([]byte, 8)...)))
 	// And in a stream, with a proof, by a node that is not on the list.
@@ -319,7 +319,7 @@ func TestHostileWordOfOurAddress(t *testing.T) {
 	if _, err := testHandshaker(a.ring, 99).initiate(conn, h); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "both have arrived", []*testNode{victim}, func(v View) bool {
+	eventually(t, "both have arrived", []*testNode{victim}, func(v mesh.View) bool {
 		victim.transport.mu.Lock()
 		defer victim.transport.mu.Unlock()
 		return v.Paths[attackerID].IsValid() && victim.transport.streamsOf[h.id] == 1
@@ -353,9 +353,9 @@ func TestHostileVoices(t *testing.T) {
 
 	n := startNode(t, 0, nil)
 	insider := startNode(t, 1, joining(n))
-	eventually(t, "heard", []*testNode{n}, func(v View) bool { return len(v.Observed) == 1 })
+	eventually(t, "heard", []*testNode{n}, func(v mesh.View) bool { return len(v.Observed) == 1 })
 	insider.stop()
-	eventually(t, "not heard any more", []*testNode{n}, func(v View) bool { return len(v.Observed) == 0 })
+	eventually(t, "not heard any more", []*testNode{n}, func(v mesh.View) bool { return len(v.Observed) == 0 })
 }
 
 // forgedState returns as many different objects with a wrong signature as fit into a

@@ -238,7 +238,7 @@ func TestHostileFlood(t *testing.T) { // not parallel: it measures the heap
 	both := []*testNode{victim, friend}
 	victim.publish(1)
 	friend.publish(1)
-	whole := func(v View) bool { return len(v.Alive) == 2 && len(v.Records) == 2 && len(v.Verdicts) == 0 }
+	whole := func(v mesh.View) bool { return len(v.Alive) == 2 && len(v.Records) == 2 && len(v.Verdicts) == 0 }
 	eventually(t, "both see both", both, whole)
 	before, began, quiet := heap(), time.Now(), lines.Load()
 
@@ -251,7 +251,7 @@ func TestHostileFlood(t *testing.T) { // not parallel: it measures the heap
 	inside.send(honest)
 	// A node whose packets can be decrypted is seen as an address, and nothing more.
 	paths := map[mesh.ID]netip.AddrPort{friend.self: friend.Addr(), attackerID: netip.MustParseAddrPort(inside.conn.LocalAddr().String())}
-	eventually(t, "the packet has arrived", both[:1], func(v View) bool { return maps.Equal(v.Paths, paths) })
+	eventually(t, "the packet has arrived", both[:1], func(v mesh.View) bool { return maps.Equal(v.Paths, paths) })
 	unmoved := func(by string) {
 		t.Helper()
 		v := victim.View()
@@ -271,7 +271,7 @@ func TestHostileFlood(t *testing.T) { // not parallel: it measures the heap
 	unmoved("insiders")
 	victim.publish(2)
 	friend.publish(2)
-	eventually(t, "all is as it was", both, func(v View) bool {
+	eventually(t, "all is as it was", both, func(v mesh.View) bool {
 		return whole(v) && sequenceOf(v, victim.self) == 2 && sequenceOf(v, friend.self) == 2
 	})
 	v := victim.View()
@@ -380,7 +380,7 @@ func TestManyNodesBehindOneAddress(t *testing.T) {
 	for _, n := range nodes {
 		n.publish(1)
 	}
-	eventually(t, "all are in", nodes, func(v View) bool { return len(v.Alive) == len(nodes) })
+	eventually(t, "all are in", nodes, func(v mesh.View) bool { return len(v.Alive) == len(nodes) })
 
 	// Also if another host there holds all places as long as it can.
 	for range places {
@@ -390,5 +390,5 @@ func TestManyNodesBehindOneAddress(t *testing.T) {
 	}
 	late := startNode(t, len(nodes), joining(seed))
 	late.publish(1)
-	eventually(t, "the late one is in", []*testNode{late}, func(v View) bool { return len(v.Alive) == len(nodes)+1 })
+	eventually(t, "the late one is in", []*testNode{late}, func(v mesh.View) bool { return len(v.Alive) == len(nodes)+1 })
 }

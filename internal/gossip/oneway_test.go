@@ -32,7 +32,7 @@ func TestOneWayPathIsAvoided(t *testing.T) {
 	}
 	b.publish(1)
 	root := newStore().rootMessage() // a differing one, so that B has something to reply
-	eventually(t, "packets pass both ways", []*testNode{a, b}, func(View) bool {
+	eventually(t, "packets pass both ways", []*testNode{a, b}, func(mesh.View) bool {
 		setPaths()
 		a.transport.send(b.self, kindSync, root)
 		a.transport.mu.Lock()
@@ -40,7 +40,7 @@ func TestOneWayPathIsAvoided(t *testing.T) {
 		n := a.transport.paths.nodes[b.self]
 		return n != nil && n.fresh(a.now()) && n.silent.IsZero()
 	})
-	eventually(t, "the record gets through", []*testNode{a}, func(v View) bool {
+	eventually(t, "the record gets through", []*testNode{a}, func(v mesh.View) bool {
 		setPaths()
 		a.transport.send(b.self, kindSync, root)
 		return sequenceOf(v, b.self) == 1
@@ -57,7 +57,7 @@ func TestOneWayCutBetweenTwo(t *testing.T) {
 		for _, n := range nodes {
 			n.publish(sequence)
 		}
-		eventually(t, "updates get through", nodes, func(v View) bool {
+		eventually(t, "updates get through", nodes, func(v mesh.View) bool {
 			return len(v.Alive) == 4 && !slices.ContainsFunc(nodes, func(n *testNode) bool { return sequenceOf(v, n.self) != sequence })
 		})
 	}
@@ -77,18 +77,18 @@ func TestConvergesWithoutPackets(t *testing.T) {
 	for _, n := range nodes {
 		n.publish(1)
 	}
-	eventually(t, "all see all", nodes, func(v View) bool { return len(v.Alive) == 4 && len(v.Records) == 4 })
+	eventually(t, "all see all", nodes, func(v mesh.View) bool { return len(v.Alive) == 4 && len(v.Records) == 4 })
 	for sequence := uint64(2); sequence < 4; sequence++ {
 		for _, n := range nodes {
 			n.publish(sequence)
 		}
-		eventually(t, "updates get through", nodes, func(v View) bool {
+		eventually(t, "updates get through", nodes, func(v mesh.View) bool {
 			return len(v.Alive) == 4 && !slices.ContainsFunc(slices.Collect(maps.Values(sequences(v))), func(s uint64) bool { return s != sequence })
 		})
 	}
 }
 
-func sequences(v View) map[mesh.ID]uint64 {
+func sequences(v mesh.View) map[mesh.ID]uint64 {
 	all := make(map[mesh.ID]uint64)
 	for _, r := range v.Records {
 		all[r.ID()] = r.Sequence

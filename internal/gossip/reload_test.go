@@ -47,13 +47,13 @@ func TestSecretIsRolledWhileItRuns(t *testing.T) {
 			}
 			sequence++
 			n.publish(sequence)
-			eventually(t, "nobody is lost", nodes, func(v View) bool {
+			eventually(t, "nobody is lost", nodes, func(v mesh.View) bool {
 				return len(v.Alive) == 3 && sequenceOf(v, n.self) == sequence
 			})
 		}
 	}
 	outside := startNode(t, 3, joining(nodes[0]))
-	eventually(t, "the old secret is refused", []*testNode{outside}, func(v View) bool { return hasProblem(v, ProblemSecret, "") })
+	eventually(t, "the old secret is refused", []*testNode{outside}, func(v mesh.View) bool { return hasProblem(v, ProblemSecret, "") })
 }
 
 func TestJoinListIsReloaded(t *testing.T) {
@@ -64,7 +64,7 @@ func TestJoinListIsReloaded(t *testing.T) {
 	if err := b.Reconfigure(testCluster(), []string{a.Addr().String()}, [][32]byte{testSecret}, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "joined", []*testNode{a, b}, func(v View) bool { return len(v.Records) == 2 && !v.Alone })
+	eventually(t, "joined", []*testNode{a, b}, func(v mesh.View) bool { return len(v.Records) == 2 && !v.Alone })
 }
 
 func listing(ids ...mesh.ID) func(*Options) {
@@ -82,18 +82,18 @@ func TestTrustList(t *testing.T) {
 		n.publish(1)
 	}
 	both := []*testNode{a, b}
-	eventually(t, "named", both, func(v View) bool {
+	eventually(t, "named", both, func(v mesh.View) bool {
 		return len(v.Records) == 2 && hasProblem(v, ProblemUntrusted, idOf(2).String()) && v.Counters["object-untrusted"] > 0
 	})
-	eventually(t, "the stranger sees all", []*testNode{stranger}, func(v View) bool { return len(v.Records) == 3 })
+	eventually(t, "the stranger sees all", []*testNode{stranger}, func(v mesh.View) bool { return len(v.Records) == 3 })
 	if err := stranger.Judge(testVerdict(2, 0, mesh.HealthDown, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := stranger.Forget(a.self, Forever); err != nil {
+	if err := stranger.Forget(a.self, mesh.Forever); err != nil {
 		t.Fatal(err)
 	}
 	b.publish(2)
-	eventually(t, "unharmed", both, func(v View) bool {
+	eventually(t, "unharmed", both, func(v mesh.View) bool {
 		return sequenceOf(v, b.self) == 2 && sequenceOf(v, a.self) == 1 && len(v.Verdicts) == 0 && follows(1, mesh.ModeLocation)(v)
 	})
 
@@ -103,7 +103,7 @@ func TestTrustList(t *testing.T) {
 	if err := b.Reconfigure(c, nil, [][32]byte{testSecret}, []mesh.ID{idOf(2)}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "exchanged", both[1:], func(v View) bool {
+	eventually(t, "exchanged", both[1:], func(v mesh.View) bool {
 		return sequenceOf(v, stranger.self) == 1 && sequenceOf(v, a.self) == 0 && sequenceOf(v, b.self) == 2
 	})
 }

@@ -27,8 +27,8 @@ func all(changes ...func(*Options)) func(*Options) {
 	}
 }
 
-func follows(generation uint64, mode mesh.Mode) func(View) bool {
-	return func(v View) bool { return v.Cluster.Generation == generation && v.Cluster.Mode == mode }
+func follows(generation uint64, mode mesh.Mode) func(mesh.View) bool {
+	return func(v mesh.View) bool { return v.Cluster.Generation == generation && v.Cluster.Mode == mode }
 }
 
 func signSettings(t testing.TB, n int, number uint64, s settings) []byte {
@@ -101,7 +101,7 @@ func TestHighestGenerationIsAdopted(t *testing.T) {
 	if err := nodes[0].Forget(edited.self, 1); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "forgotten", nodes, func(v View) bool { return len(v.Records) == 3 })
+	eventually(t, "forgotten", nodes, func(v mesh.View) bool { return len(v.Records) == 3 })
 	late := startNode(t, 4, joining(nodes[1]))
 	late.publish(1)
 	eventually(t, "adopted by a newcomer", append(slices.Clone(nodes), late), follows(2, mesh.ModeFull))
@@ -118,18 +118,18 @@ func TestOneGenerationWithTwoContentsIsNotAdopted(t *testing.T) {
 	for _, n := range nodes {
 		n.publish(1)
 	}
-	eventually(t, "named there", nodes[:1], func(v View) bool {
+	eventually(t, "named there", nodes[:1], func(v mesh.View) bool {
 		return hasProblem(v, ProblemSettings, "mode cross, encapsulation always, gateways 1 on node-1")
 	})
-	eventually(t, "named here", nodes[1:], func(v View) bool {
+	eventually(t, "named here", nodes[1:], func(v mesh.View) bool {
 		return hasProblem(v, ProblemSettings, "mode full, encapsulation always, gateways 1 on node-0")
 	})
 	third := startNode(t, 2, joining(nodes[1]))
 	third.publish(1)
-	eventually(t, "named by a third", []*testNode{third}, func(v View) bool {
+	eventually(t, "named by a third", []*testNode{third}, func(v mesh.View) bool {
 		return hasProblem(v, ProblemSettings, "on node-0") && hasProblem(v, ProblemSettings, "on node-1")
 	})
-	for i, want := range []func(View) bool{follows(2, mesh.ModeFull), follows(2, mesh.ModeCross), follows(1, mesh.ModeLocation)} {
+	for i, want := range []func(mesh.View) bool{follows(2, mesh.ModeFull), follows(2, mesh.ModeCross), follows(1, mesh.ModeLocation)} {
 		n := append(slices.Clone(nodes), third)[i]
 		if v := n.View(); !want(v) {
 			t.Errorf("node %d follows %+v", i, v.Cluster)

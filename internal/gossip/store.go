@@ -108,7 +108,7 @@ func (s *store) put(o object) outcome {
 // revoked author don't count, but its revocations stay: who is revoked follows from all
 // of them, and stores that drop some as others arrive would never agree.
 func (s *store) covers(o object) bool {
-	if s.forgottenUpTo[o.key.author] != Forever {
+	if s.forgottenUpTo[o.key.author] != mesh.Forever {
 		return o.body.covered(s.forgottenUpTo)
 	}
 	return o.class() != classRevocation
@@ -116,9 +116,9 @@ func (s *store) covers(o object) bool {
 
 // applyTombstone applies a tombstone that was just added.
 func (s *store) applyTombstone(t tombstone) {
-	if t.upTo == Forever {
+	if t.upTo == mesh.Forever {
 		made := len(s.held[holder{t.target, classRevocation}]) + len(s.held[holder{t.target, class(kindTombstone)}])
-		if made > 0 || s.forgottenUpTo[mesh.IDOf(t.identity)] == Forever {
+		if made > 0 || s.forgottenUpTo[mesh.IDOf(t.identity)] == mesh.Forever {
 			s.reapplyTombstones()
 			return
 		}
@@ -143,12 +143,12 @@ func (s *store) reapplyTombstones() {
 	clear(s.forgottenUpTo)
 	s.recordsCache = nil
 	for _, o := range s.nonRecords {
-		if t, ok := o.body.(tombstone); ok && !revoked[o.key.author] && t.upTo != Forever {
+		if t, ok := o.body.(tombstone); ok && !revoked[o.key.author] && t.upTo != mesh.Forever {
 			s.forgottenUpTo[t.target] = max(s.forgottenUpTo[t.target], t.upTo)
 		}
 	}
 	for id := range revoked {
-		s.forgottenUpTo[id] = Forever
+		s.forgottenUpTo[id] = mesh.Forever
 	}
 	s.dropCovered()
 }

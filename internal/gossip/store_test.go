@@ -79,7 +79,7 @@ func TestStorePut(t *testing.T) {
 		{"forgotten", []step{{record(2), fresh}, {signTombstone(t, 1, id, 2), fresh}, {record(2), covered}, {record(3), fresh}}, 2},
 		{"forgotten before it came", []step{{signTombstone(t, 1, id, 5), fresh}, {record(4), covered}, {record(6), fresh}}, 2},
 		{"a lower tombstone does not count", []step{{signTombstone(t, 1, id, 5), fresh}, {signTombstone(t, 1, id, 3), stale}, {record(4), covered}}, 1},
-		{"revoked", []step{{record(2), fresh}, {signTombstone(t, 1, id, Forever), fresh}, {record(maxSequence), covered}}, 1},
+		{"revoked", []step{{record(2), fresh}, {signTombstone(t, 1, id, mesh.Forever), fresh}, {record(maxSequence), covered}}, 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -122,7 +122,7 @@ func pool(t testing.TB) []object {
 			mustDecode(t, signTombstone(t, n, testRecord((n+1)%3, 1).ID(), 1)),
 			mustDecode(t, signTombstone(t, n, testRecord((n+1)%3, 1).ID(), 3)))
 	}
-	return append(all, mustDecode(t, signTombstone(t, 2, testRecord(1, 1).ID(), Forever)))
+	return append(all, mustDecode(t, signTombstone(t, 2, testRecord(1, 1).ID(), mesh.Forever)))
 }
 
 // exchange runs one comparison that a starts, over packets that all arrive.

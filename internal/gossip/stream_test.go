@@ -254,7 +254,7 @@ func TestSilentStreamsAreCapped(t *testing.T) {
 		defer conn.Close()
 		silent = append(silent, conn)
 	}
-	eventually(t, "capped", []*testNode{n}, func(v View) bool { return v.Counters["stream-limit"] >= 3 })
+	eventually(t, "capped", []*testNode{n}, func(v mesh.View) bool { return v.Counters["stream-limit"] >= 3 })
 	// The deadline for the hello frees their places.
 	for _, conn := range silent {
 		if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -265,7 +265,7 @@ func TestSilentStreamsAreCapped(t *testing.T) {
 		}
 	}
 	other := startNode(t, 1, joining(n))
-	eventually(t, "joined", []*testNode{n, other}, func(v View) bool { return !v.Alone })
+	eventually(t, "joined", []*testNode{n, other}, func(v mesh.View) bool { return !v.Alone })
 }
 
 func TestGarbagePacketsAreDropped(t *testing.T) {
@@ -281,7 +281,7 @@ func TestGarbagePacketsAreDropped(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "counted", []*testNode{n}, func(v View) bool { return v.Counters["packet-sealed"] >= 10 })
+	eventually(t, "counted", []*testNode{n}, func(v mesh.View) bool { return v.Counters["packet-sealed"] >= 10 })
 	if v := n.View(); len(v.Alive) != 1 || len(v.Paths) > 0 {
 		t.Errorf("alive %v, paths %v", v.Alive, v.Paths)
 	}
@@ -320,7 +320,7 @@ func TestDialsLeakNothing(t *testing.T) { // not parallel: it counts files
 		}
 	}
 	nodes := []*testNode{a, b, stranger}
-	eventually(t, "all closed", nodes, func(View) bool {
+	eventually(t, "all closed", nodes, func(mesh.View) bool {
 		for _, n := range nodes {
 			n.transport.mu.Lock()
 			left := len(n.transport.open) + n.transport.streamsTaken()

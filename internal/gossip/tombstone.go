@@ -10,9 +10,6 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Forever is the sequence up to which a revoked node is forgotten.
-const Forever = mesh.Forever
-
 // tombstone makes all nodes forget a node's records up to a sequence, or a client. That
 // sequence is also the tombstone's own, so that of two tombstones of one author the
 // higher one counts, and what is forgotten stays forgotten.

@@ -56,7 +56,7 @@ func TestPacketsThatAreDropped(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			eventually(t, "counted", []*testNode{n}, func(v View) bool { return v.Counters[tt.reason] == 1 })
+			eventually(t, "counted", []*testNode{n}, func(v mesh.View) bool { return v.Counters[tt.reason] == 1 })
 		})
 	}
 }

@@ -149,7 +149,7 @@ func TestVerdictReachesAllNodes(t *testing.T) {
 		if err := nodes[3].Judge(v); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the verdict is everywhere", nodes, func(view View) bool {
+		eventually(t, "the verdict is everywhere", nodes, func(view mesh.View) bool {
 			return len(view.Verdicts) == 1 && view.Verdicts[0].Epoch == epoch+1
 		})
 		t.Logf("everywhere after %v", time.Since(began))

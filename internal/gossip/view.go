@@ -9,12 +9,9 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// View is what a node knows at one moment.
-type View = mesh.View
-
 // View returns what is known now. It shares nothing with the Gossip that it came from.
-func (g *Gossip) View() View {
-	v := View{Counters: g.counters.snapshot(), Problems: g.notices.problems()}
+func (g *Gossip) View() mesh.View {
+	v := mesh.View{Counters: g.counters.snapshot(), Problems: g.notices.problems()}
 	v.Alive, v.RTT = g.members.snapshot()
 	v.Alone = len(v.Alive) == 1
 	v.Observed, v.Paths = g.transport.sightings()
@@ -26,7 +23,7 @@ func (g *Gossip) View() View {
 	v.Problems = append(v.Problems, g.settingsProblems()...)
 	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty
 	v.Forgotten = g.store.forgottenUpTo[g.self]
-	revoked, joinFailure := v.Forgotten == Forever, g.joinFailure
+	revoked, joinFailure := v.Forgotten == mesh.Forever, g.joinFailure
 	g.mu.Unlock()
 	v.Records = slices.Grow(v.Records, len(records))
 	counts := make(map[mesh.ID]bool, len(records))
