@@ -42,8 +42,7 @@ type turn struct {
 	cfg      config.Config
 	view     mesh.View          // with what was announced
 	wanted   node.Configuration // what the host should have
-	options  netcfg.Options
-	observed netcfg.State // what the host has after the turn's changes
+	observed netcfg.State       // what the host has after the turn's changes
 	sessions node.Sessions
 	watch    probe.Watch
 	results  map[probe.Target]probe.Result
@@ -137,6 +136,11 @@ func (t *turn) note(problems []mesh.Problem, err error) {
 	}
 }
 
+// options says how to compare what is observed with what is wanted.
+func (t *turn) options() netcfg.Options {
+	return netcfg.Options{Now: t.now, Prune: t.wanted.Prune}
+}
+
 // turn looks at everything and does what there is to do.
 func (d *daemon) turn(ctx context.Context) turn {
 	in := d.input(d.gossip.View(), time.Now())
@@ -182,7 +186,6 @@ func (d *daemon) announce(t *turn, in *node.Input) {
 func (d *daemon) configure(ctx context.Context, t *turn, in *node.Input) (known bool) {
 	in.Resolved = d.names.resolve(hostNames(in.View.Records), t.now)
 	t.wanted = d.memory.Configure(*in)
-	t.options = netcfg.Options{Now: t.now, Prune: d.memory.Start(*in).MayPrune()}
 	t.note(t.wanted.Problems, nil)
 	t.note(d.names.problems(in.View.Records), nil)
 	t.note(d.refused, nil)
@@ -192,7 +195,7 @@ func (d *daemon) configure(ctx context.Context, t *turn, in *node.Input) (known 
 		return false
 	}
 	t.observed = observed
-	t.note(nil, d.change(ctx, t, t.options))
+	t.note(nil, d.change(ctx, t, t.options()))
 	return true
 }
 
@@ -285,7 +288,7 @@ func refusedProblems(node string, steps []*host.RefusedStep) (problems []mesh.Pr
 // reachOut brings about handshakes with peers that have none.
 func (d *daemon) reachOut(ctx context.Context, t *turn, out node.Outreach) (err error) {
 	if len(out.Renew) > 0 {
-		options := t.options
+		options := t.options()
 		options.Renew = out.Renew
 		err = d.change(ctx, t, options)
 	}

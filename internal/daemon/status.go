@@ -71,7 +71,7 @@ func (d *daemon) plan(ctx context.Context, t turn) (control.Plan, error) {
 		return out, fmt.Errorf("observe host: %w", err)
 	}
 	_, observed = t.sessions.Correct(observed, time.Now())
-	if plan := netcfg.Diff(observed, t.wanted.Desired, t.options); !plan.Empty() {
+	if plan := netcfg.Diff(observed, t.wanted.Desired, t.options()); !plan.Empty() {
 		out.Changes = append(out.Changes, strings.Split(strings.TrimSpace(plan.String()), "\n")...)
 	}
 	if t.cfg.CNI.Enabled && len(t.wanted.Topology.PodCIDRs) > 0 {

@@ -29,7 +29,7 @@ const (
 
 // Absences holds for how long other nodes have been away. Its zero value knows of none.
 type Absences struct {
-	counted time.Time // when Count was called last
+	counted time.Time // when count was called last
 	of      map[mesh.ID]time.Duration
 }
 
@@ -42,9 +42,9 @@ func NewAbsences(saved map[mesh.ID]time.Duration) Absences {
 	return a
 }
 
-// Count adds the time since the last call, and starts again at zero for nodes that are
+// count adds the time since the last call, and starts again at zero for nodes that are
 // alive.
-func (a *Absences) Count(view mesh.View, self mesh.ID, now time.Time) {
+func (a *Absences) count(view mesh.View, self mesh.ID, now time.Time) {
 	passed := min(max(now.Sub(a.counted), 0), longestTurn)
 	if a.counted.IsZero() || view.Alone {
 		passed = 0
@@ -59,9 +59,9 @@ func (a *Absences) Count(view mesh.View, self mesh.ID, now time.Time) {
 	a.of = absent
 }
 
-// Overdue returns the records of nodes that self should have forgotten, because they
+// overdue returns the records of nodes that self should have forgotten, because they
 // have been away for longer than after. The live nodes do so one after another.
-func (a *Absences) Overdue(view mesh.View, self mesh.ID, after time.Duration) []mesh.Record {
+func (a *Absences) overdue(view mesh.View, self mesh.ID, after time.Duration) []mesh.Record {
 	for other := range view.Alive {
 		if other.Compare(self) < 0 {
 			after += absenceStep

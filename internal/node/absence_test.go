@@ -89,14 +89,14 @@ func TestAbsences(t *testing.T) {
 				view = v
 				for range times {
 					now = now.Add(every)
-					a.Count(v, tt.self, now)
+					a.count(v, tt.self, now)
 				}
 			}, func() { a = NewAbsences(a.Save()) })
 			var want []mesh.Record
 			if tt.want {
 				want = records[2:]
 			}
-			if got := a.Overdue(view, tt.self, month); !reflect.DeepEqual(got, want) {
+			if got := a.overdue(view, tt.self, month); !reflect.DeepEqual(got, want) {
 				t.Errorf("absent for %v: got %v, want %v", a.of, got, want)
 			}
 		})
@@ -112,7 +112,7 @@ func TestAbsencesOnDisk(t *testing.T) {
 	var saved map[mesh.ID]time.Duration
 	for range 60 {
 		now = now.Add(time.Minute)
-		a.Count(mesh.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true}}, ids[0], now)
+		a.count(mesh.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true}}, ids[0], now)
 		if now := a.Save(); !maps.Equal(now, saved) {
 			saved, writes = now, writes+1
 		}
@@ -120,7 +120,7 @@ func TestAbsencesOnDisk(t *testing.T) {
 	if writes != 5 {
 		t.Errorf("in an hour of an absence: got %d different states, want 5", writes)
 	}
-	a.Count(mesh.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true, ids[2]: true}}, ids[0], now)
+	a.count(mesh.View{Records: records, Alive: map[mesh.ID]bool{ids[0]: true, ids[1]: true, ids[2]: true}}, ids[0], now)
 	if got := a.Save(); len(got) > 0 {
 		t.Errorf("everybody is there: got %v, want nothing", got)
 	}

@@ -55,7 +55,7 @@ type Promise struct {
 type Memory struct {
 	Own     mesh.Record // as published last
 	Claimed time.Time   // when this daemon made its claim; zero if the claim came from disk
-	Moves   Moves
+	moves   moves
 
 	duplicate  duplicate
 	term       term
@@ -66,9 +66,9 @@ type Memory struct {
 	Absences   Absences
 }
 
-// Start returns how far the node is after its start.
-func (m *Memory) Start(in Input) Start {
-	return Start{Now: in.Now, Started: in.Started, Claimed: m.Claimed, Ready: in.Promise.Ready, View: in.View}
+// start returns how far the node is after its start.
+func (m *Memory) start(in Input) start {
+	return start{Now: in.Now, Started: in.Started, Claimed: m.Claimed, Ready: in.Promise.Ready, View: in.View}
 }
 
 // Announcement is what a node tells the others, and what has to be on disk before.
@@ -124,10 +124,10 @@ func (m *Memory) announceRecord(in Input) Announcement {
 	if m.Own.Identity == nil {
 		m.Own = firstRecord(in)
 	}
-	out.Greet = m.Moves.Look(in.Facts.Addresses, in.Now)
-	next := NextRecord(in.Config, Surroundings{
-		Facts: in.Facts, Observed: m.Moves.Since(in.View.Observed),
-		Voices: in.Config.Voices(m.Own, in.Facts, in.Now.Sub(in.Started)),
+	out.Greet = m.moves.look(in.Facts.Addresses, in.Now)
+	next := nextRecord(in.Config, surroundings{
+		facts: in.Facts, observed: m.moves.since(in.View.Observed),
+		voices: in.Config.voices(m.Own, in.Facts, in.Now.Sub(in.Started)),
 	}, m.Own)
 	next.Claim = claim
 	m.term.stamp(&next)
@@ -160,7 +160,7 @@ func (m *Memory) Situation(in Input) mesh.Situation {
 		Ready:    in.Promise.Ready,
 		Void:     in.Promise.Claim.Since <= in.View.Forgotten && in.View.Forgotten > 0,
 		Static:   in.Config.Slot,
-		Listened: m.Start(in).Listened(),
+		Listened: m.start(in).listened(),
 		Now:      in.Now.UnixMilli(),
 	}
 }

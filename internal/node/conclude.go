@@ -18,8 +18,8 @@ type Conclusion struct {
 	// HasAddresses reports whether the host has its addresses in the mesh. Without them,
 	// packets to the mesh would leave in plain text by the default route.
 	HasAddresses bool
-	ClaimWait    time.Duration // until the claim can be relied on; see Start.ClaimWait
-	ReadyWait    time.Duration // until k3s may start, if the host can carry pods; see Start.ReadyWait
+	ClaimWait    time.Duration // until the claim can be relied on; see start.claimWait
+	ReadyWait    time.Duration // until k3s may start, if the host can carry pods; see start.readyWait
 
 	Outreach Outreach      // to peers without a session
 	Watch    probe.Watch   // whom to probe from now on
@@ -39,11 +39,11 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 			p.Node = in.Config.Name
 			out.Problems = append(out.Problems, p)
 		}
-		out.Outreach = m.Handshakes.Next(HandshakeInput{Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host})
+		out.Outreach = m.Handshakes.next(handshakeInput{Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host})
 		out.Again = out.Outreach.Again
 	}
-	start := m.Start(in)
-	out.ClaimWait, out.ReadyWait = start.ClaimWait(), start.ReadyWait(c.Topology)
+	start := m.start(in)
+	out.ClaimWait, out.ReadyWait = start.claimWait(), start.readyWait(c.Topology)
 	if out.HasAddresses = hasAddresses(host, c.Desired); out.HasAddresses {
 		out.Watch = probe.Choose(probe.Around{
 			Cluster: c.Input.Cluster, Self: c.Input.Self, Records: in.View.Records, Topology: c.Topology, Alive: in.View.Alive,
@@ -57,8 +57,8 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 	out.Problems = append(out.Problems, lostGateways(in, c)...)
 	out.Again = sooner(out.Again, m.decideTerm(in, c.Topology.Seat))
 	m.health.blocked = !forwards(c.Desired, host)
-	m.Absences.Count(in.View, in.Self.ID(), in.Now)
-	out.Forget = m.Absences.Overdue(in.View, in.Self.ID(), in.Config.ForgetAfter)
+	m.Absences.count(in.View, in.Self.ID(), in.Now)
+	out.Forget = m.Absences.overdue(in.View, in.Self.ID(), in.Config.ForgetAfter)
 	return out
 }
 

@@ -51,8 +51,8 @@ func (c Config) InternalIPs(facts netcfg.Facts) []netip.Prefix {
 	return slices.Clone(ips[:min(len(ips), mesh.MaxInternalIPs)])
 }
 
-// DeviceMTU returns the configured MTU, or what fits through the uplink.
-func (c Config) DeviceMTU(facts netcfg.Facts) int {
+// deviceMTU returns the configured MTU, or what fits through the uplink.
+func (c Config) deviceMTU(facts netcfg.Facts) int {
 	if c.MTU != 0 {
 		return c.MTU
 	}
@@ -60,8 +60,8 @@ func (c Config) DeviceMTU(facts netcfg.Facts) int {
 	return netcfg.MTU(facts.MTU, v6)
 }
 
-// PeerKeepalive returns how often this node speaks to each peer; 0 is never.
-func (c Config) PeerKeepalive(own mesh.Record) time.Duration {
+// peerKeepalive returns how often this node speaks to each peer; 0 is never.
+func (c Config) peerKeepalive(own mesh.Record) time.Duration {
 	switch {
 	case c.Keepalive != nil:
 		return *c.Keepalive

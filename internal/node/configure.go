@@ -24,6 +24,7 @@ type Configuration struct {
 	Topology mesh.Topology
 	Settings netcfg.Settings
 	Desired  netcfg.State
+	Prune    bool // what is not desired may be taken away
 	Problems []mesh.Problem
 }
 
@@ -38,7 +39,7 @@ func (m *Memory) Configure(in Input) Configuration {
 		Resolved:  in.Resolved,
 		Underlay:  in.Facts.Addresses,
 		Nearby:    in.Facts.Nearby,
-		Keepalive: in.Config.PeerKeepalive(m.Own),
+		Keepalive: in.Config.peerKeepalive(m.Own),
 	}}
 	c.Topology = mesh.Derive(c.Input)
 	c.Settings = netcfg.Settings{
@@ -49,13 +50,14 @@ func (m *Memory) Configure(in Input) Configuration {
 		LANs:           in.Facts.LANs(m.Own.InternalIPs),
 		Uplinks:        in.Facts.Uplinks,
 		PrivateKey:     in.Self.WireGuard,
-		MTU:            cmp.Or(m.Own.MTU, in.Config.DeviceMTU(in.Facts)), // a revoked node has no record
+		MTU:            cmp.Or(m.Own.MTU, in.Config.deviceMTU(in.Facts)), // a revoked node has no record
 		Bridge:         in.Config.Bridge,
 		ID:             in.Self.ID(),
-		Pick:           m.Handshakes.Pick(c.Topology.Peers, m.Own),
+		Pick:           m.Handshakes.pick(c.Topology.Peers, m.Own),
 		Heard:          m.Sessions.Endpoints(),
 	}
 	c.Desired = netcfg.Desired(c.Topology, c.Settings)
+	c.Prune = m.start(in).mayPrune()
 	c.Problems = append(c.Problems, c.Topology.Problems...)
 	c.Problems = append(c.Problems, in.View.Problems...)
 	c.Problems = append(c.Problems, uplinkProblems(in)...)

@@ -104,9 +104,9 @@ func NewHandshakes(records []mesh.Record) Handshakes {
 	return h
 }
 
-// Pick returns which of each peer's endpoints to use, counted round its list; a negative
+// pick returns which of each peer's endpoints to use, counted round its list; a negative
 // number means none yet.
-func (h Handshakes) Pick(peers []mesh.Peer, self mesh.Record) map[mesh.ID]int {
+func (h Handshakes) pick(peers []mesh.Peer, self mesh.Record) map[mesh.ID]int {
 	pick := make(map[mesh.ID]int, len(peers))
 	for _, p := range peers {
 		a := h.attempt(p.ID)
@@ -118,8 +118,8 @@ func (h Handshakes) Pick(peers []mesh.Peer, self mesh.Record) map[mesh.ID]int {
 	return pick
 }
 
-// HandshakeInput is what the next step depends on.
-type HandshakeInput struct {
+// handshakeInput is what the next step depends on.
+type handshakeInput struct {
 	Now      time.Time
 	Self     mesh.Record // as published
 	Topology mesh.Topology
@@ -134,8 +134,8 @@ type Outreach struct {
 	Again time.Duration        // how soon to ask again; 0 for not before something happens
 }
 
-// Next returns what to do now.
-func (h Handshakes) Next(in HandshakeInput) Outreach {
+// next returns what to do now.
+func (h Handshakes) next(in handshakeInput) Outreach {
 	out := Outreach{Renew: make(map[wgtypes.Key]bool)}
 	last := make(map[wgtypes.Key]time.Time, len(in.Observed.Peers))
 	for _, p := range in.Observed.Peers {

@@ -78,10 +78,10 @@ func (e *end) turn(w *wire, to *end) {
 	for range e.peer.Endpoints {
 		peer.Endpoints = append(peer.Endpoints, netip.MustParseAddrPort("203.0.113.5:1"))
 	}
-	in := HandshakeInput{Now: start.Add(w.now), Self: e.self, Topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1")}, Peers: []mesh.Peer{peer}}}
+	in := handshakeInput{Now: start.Add(w.now), Self: e.self, Topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1")}, Peers: []mesh.Peer{peer}}}
 	in.Alive = map[mesh.ID]bool{peer.ID: true}
 	e.there = true
-	if e.schedule.Pick(in.Topology.Peers, e.self)[peer.ID] >= 0 && len(peer.Endpoints) > 0 {
+	if e.schedule.pick(in.Topology.Peers, e.self)[peer.ID] >= 0 && len(peer.Endpoints) > 0 {
 		e.endpoint = true
 	}
 	onDevice := netcfg.Peer{Key: peer.Key}
@@ -89,7 +89,7 @@ func (e *end) turn(w *wire, to *end) {
 		onDevice.LastHandshake = start.Add(e.session)
 	}
 	in.Observed.Peers = []netcfg.Peer{onDevice}
-	out := e.schedule.Next(in)
+	out := e.schedule.next(in)
 	if len(out.Renew) > 0 && (e.session == 0 || w.now-e.session >= netcfg.HandshakeFresh) {
 		e.begun, e.last, e.responded, e.session, e.refuses = 0, 0, false, 0, false
 	}

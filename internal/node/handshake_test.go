@@ -94,8 +94,8 @@ func TestWhoSpeaks(t *testing.T) {
 				now := start.Add(s.at)
 				self := mesh.Record{Key: wgtypes.Key{tt.self}, Endpoints: tt.endpoints}
 				in := inputWithPeer(self, now, s.there, s.alive, s.handshake)
-				pick := h.Pick(in.Topology.Peers, self)[mesh.ID{5}]
-				out := h.Next(in)
+				pick := h.pick(in.Topology.Peers, self)[mesh.ID{5}]
+				out := h.next(in)
 				got := "silent"
 				switch {
 				case len(out.Renew) > 0:
@@ -121,26 +121,26 @@ func TestRoleChanges(t *testing.T) {
 	in := inputWithPeer(self, start, true, true, 0)
 	endpoints := in.Topology.Peers[0].Endpoints
 	in.Topology.Peers[0].Endpoints = nil // the peer leads now, it can't be spoken to
-	if out := h.Next(in); len(out.Speak) > 0 || out.Again != lookFor {
+	if out := h.next(in); len(out.Speak) > 0 || out.Again != lookFor {
 		t.Errorf("without endpoint: got %+v, want silence", out)
 	}
 	in.Topology.Peers[0].Endpoints = endpoints
-	if out := h.Next(in); len(out.Speak) > 0 || out.Again != roleSettles {
+	if out := h.next(in); len(out.Speak) > 0 || out.Again != roleSettles {
 		t.Errorf("with endpoint: got %+v, want silence for a moment", out)
 	}
 	in.Now = start.Add(roleSettles)
-	if out := h.Next(in); len(out.Speak) == 0 || len(out.Renew) == 0 || out.Again != renewFirst {
+	if out := h.next(in); len(out.Speak) == 0 || len(out.Renew) == 0 || out.Again != renewFirst {
 		t.Errorf("a moment later: got %+v, want to speak after a renewal", out)
 	}
 }
 
 // inputWithPeer has one peer with two endpoints.
-func inputWithPeer(self mesh.Record, now time.Time, there, alive bool, handshake time.Duration) HandshakeInput {
+func inputWithPeer(self mesh.Record, now time.Time, there, alive bool, handshake time.Duration) handshakeInput {
 	peer := mesh.Peer{
 		ID: mesh.ID{5}, Key: wgtypes.Key{5}, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.4.0.5/32"), netip.MustParsePrefix("10.42.5.0/24")},
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.5:1"), netip.MustParseAddrPort("203.0.113.5:2")},
 	}
-	in := HandshakeInput{Now: now, Self: self, Topology: mesh.Topology{Peers: []mesh.Peer{peer}}, Alive: map[mesh.ID]bool{peer.ID: alive}}
+	in := handshakeInput{Now: now, Self: self, Topology: mesh.Topology{Peers: []mesh.Peer{peer}}, Alive: map[mesh.ID]bool{peer.ID: alive}}
 	if there {
 		p := netcfg.Peer{Key: peer.Key}
 		if handshake > 0 {
@@ -161,12 +161,12 @@ func TestEndpointsTakeTurns(t *testing.T) {
 		if i == 3 {
 			handshake = time.Second // the third try has worked
 		}
-		h.Next(inputWithPeer(self, now, true, true, handshake))
-		if got := h.Pick(inputWithPeer(self, now, true, true, 0).Topology.Peers, self)[mesh.ID{5}]; got != want {
+		h.next(inputWithPeer(self, now, true, true, handshake))
+		if got := h.pick(inputWithPeer(self, now, true, true, 0).Topology.Peers, self)[mesh.ID{5}]; got != want {
 			t.Errorf("after %d intervals: got endpoint %d, want %d", i, got, want)
 		}
 	}
-	h.Next(HandshakeInput{Now: start})
+	h.next(handshakeInput{Now: start})
 	if len(h.peers) != 0 {
 		t.Errorf("peers that are gone: got %v, want none remembered", h.peers)
 	}
@@ -180,13 +180,13 @@ func TestLatePeersMeetAnew(t *testing.T) {
 	h.known[mesh.ID{5}] = true
 	self := mesh.Record{Key: wgtypes.Key{9}, Endpoints: []mesh.Endpoint{{Host: "203.0.113.1", Port: 51820}}}
 	early := inputWithPeer(self, start, true, true, 0)
-	if got := h.Pick(early.Topology.Peers, self)[mesh.ID{5}]; got != 0 {
+	if got := h.pick(early.Topology.Peers, self)[mesh.ID{5}]; got != 0 {
 		t.Errorf("a peer from before: got endpoint %d, want the first", got)
 	}
 	h = NewHandshakes(nil)
 	h.known[mesh.ID{5}] = true
-	h.Next(HandshakeInput{Now: start, Self: self, Topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.9")}}})
-	if got := h.Pick(early.Topology.Peers, self)[mesh.ID{5}]; got != -1 {
+	h.next(handshakeInput{Now: start, Self: self, Topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.9")}}})
+	if got := h.pick(early.Topology.Peers, self)[mesh.ID{5}]; got != -1 {
 		t.Errorf("a peer of today: got endpoint %d, want none before the leader has spoken", got)
 	}
 }

@@ -16,16 +16,16 @@ import (
 // then.
 const firstVoices = 30 * time.Second
 
-// Surroundings is what this node's record says of its host.
-type Surroundings struct {
-	Facts    netcfg.Facts
-	Observed []mesh.Observation // where others see it
-	Voices   int                // how many of them it takes to change the last record
+// surroundings is what this node's record says of its host.
+type surroundings struct {
+	facts    netcfg.Facts
+	observed []mesh.Observation // where others see it
+	voices   int                // how many of them it takes to change the last record
 }
 
-// Voices returns how many voices it takes to change the last record, so long after the
+// voices returns how many voices it takes to change the last record, so long after the
 // start.
-func (c Config) Voices(last mesh.Record, facts netcfg.Facts, after time.Duration) int {
+func (c Config) voices(last mesh.Record, facts netcfg.Facts, after time.Duration) int {
 	known := len(last.Endpoints) > 0 || last.NAT
 	if known && after < firstVoices && slices.Equal(c.InternalIPs(facts), last.InternalIPs) {
 		return 2
@@ -33,9 +33,9 @@ func (c Config) Voices(last mesh.Record, facts netcfg.Facts, after time.Duration
 	return 1
 }
 
-// NextRecord returns what this node says of itself now. The sequence is that of the last
+// nextRecord returns what this node says of itself now. The sequence is that of the last
 // record, to be raised if the content differs.
-func NextRecord(c Config, s Surroundings, last mesh.Record) mesh.Record {
+func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 	r := last
 	r.Name = c.Name
 	r.Settings = c.Cluster.Hash()
@@ -48,25 +48,25 @@ func NextRecord(c Config, s Surroundings, last mesh.Record) mesh.Record {
 	r.AllowedLocationIPs = slices.Clone(c.AllowedLocationIPs)
 	// A host that has lost its uplink will most likely have the same one again, unless it
 	// is on its way to another place.
-	online := len(s.Facts.Uplinks) > 0 || last.MTU == 0
+	online := len(s.facts.Uplinks) > 0 || last.MTU == 0
 	if online || r.Location != last.Location || c.InternalIP.IsValid() {
-		r.InternalIPs = c.InternalIPs(s.Facts)
+		r.InternalIPs = c.InternalIPs(s.facts)
 	}
 	if online {
-		r.MTU = c.DeviceMTU(s.Facts)
+		r.MTU = c.deviceMTU(s.facts)
 	}
 	// A node that nobody sees just now is still where it was seen last.
-	if len(s.Observed) > 0 || len(last.Endpoints) == 0 {
+	if len(s.observed) > 0 || len(last.Endpoints) == 0 {
 		r.Endpoints, r.NAT = mesh.OwnEndpoints(mesh.EndpointInput{
 			Cluster:    c.Cluster,
 			Configured: c.Endpoint,
-			Own:        s.Facts.Addresses,
-			OnLink:     s.Facts.InternalIPs,
-			Observed:   s.Observed,
+			Own:        s.facts.Addresses,
+			OnLink:     s.facts.InternalIPs,
+			Observed:   s.observed,
 			ListenPort: r.ListenPort,
 			Last:       last.Endpoints,
 			LastNAT:    last.NAT,
-			Voices:     s.Voices,
+			Voices:     s.voices,
 		})
 	}
 	// Do not tell everybody about another order alone.
@@ -81,15 +81,15 @@ func sameEndpoints(a, b []mesh.Endpoint) bool {
 	return len(a) == len(b) && !slices.ContainsFunc(a, func(e mesh.Endpoint) bool { return !slices.Contains(b, e) })
 }
 
-// Moves holds when the host's addresses changed last. What others said before is about
+// moves holds when the host's addresses changed last. What others said before is about
 // another address.
-type Moves struct {
+type moves struct {
 	addresses []netip.Addr
 	last      time.Time // zero for not since the start
 }
 
-// Look takes in the addresses, and reports whether they have changed.
-func (m *Moves) Look(addresses []netip.Addr, now time.Time) bool {
+// look takes in the addresses, and reports whether they have changed.
+func (m *moves) look(addresses []netip.Addr, now time.Time) bool {
 	changed := m.addresses != nil && !slices.Equal(m.addresses, addresses)
 	if changed {
 		m.last = now
@@ -98,8 +98,8 @@ func (m *Moves) Look(addresses []netip.Addr, now time.Time) bool {
 	return changed
 }
 
-// Since returns what was said after the last change.
-func (m *Moves) Since(all []mesh.Observation) (since []mesh.Observation) {
+// since returns what was said after the last change.
+func (m *moves) since(all []mesh.Observation) (since []mesh.Observation) {
 	for _, o := range all {
 		if !o.At.Before(m.last) {
 			since = append(since, o)

@@ -93,7 +93,7 @@ func TestNextRecord(t *testing.T) {
 				InternalIPs: facts.InternalIPs,
 			}
 			tt.change(&want)
-			got := NextRecord(tt.config, Surroundings{Facts: facts, Observed: tt.seen, Voices: 1}, tt.last)
+			got := nextRecord(tt.config, surroundings{facts: facts, observed: tt.seen, voices: 1}, tt.last)
 			if diff := cmp.Diff(want, got, compareNet); diff != "" {
 				t.Errorf("record (-want +got):\n%s", diff)
 			}
@@ -104,11 +104,11 @@ func TestNextRecord(t *testing.T) {
 // A node without a default route, at its start or for a while, says what can be
 // said, and goes on saying what it said.
 func TestNextRecordWithoutUplink(t *testing.T) {
-	if first := NextRecord(config(), Surroundings{}, mesh.Record{}); first.MTU != 1420 || len(first.InternalIPs) > 0 {
+	if first := nextRecord(config(), surroundings{}, mesh.Record{}); first.MTU != 1420 || len(first.InternalIPs) > 0 {
 		t.Errorf("at its start: got MTU %d and internal IPs %v, want 1420 and none", first.MTU, first.InternalIPs)
 	}
 	last := mesh.Record{MTU: 1300, InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}}
-	got := NextRecord(config(), Surroundings{}, last)
+	got := nextRecord(config(), surroundings{}, last)
 	if diff := cmp.Diff(last, mesh.Record{MTU: got.MTU, InternalIPs: got.InternalIPs}, compareNet); diff != "" {
 		t.Errorf("later (-want +got):\n%s", diff)
 	}
@@ -119,7 +119,7 @@ func TestNextRecordWithoutUplink(t *testing.T) {
 		config Config
 		want   []netip.Prefix
 	}{{elsewhere, nil}, {configured, []netip.Prefix{configured.InternalIP}}} {
-		if got := NextRecord(tt.config, Surroundings{}, last).InternalIPs; !slices.Equal(got, tt.want) {
+		if got := nextRecord(tt.config, surroundings{}, last).InternalIPs; !slices.Equal(got, tt.want) {
 			t.Errorf("%+v: got internal IPs %v, want %v", tt.config, got, tt.want)
 		}
 	}
@@ -139,7 +139,7 @@ func TestKeepalive(t *testing.T) {
 		{"configured", &configured, false, 10 * time.Second},
 	}
 	for _, tt := range tests {
-		if got := (Config{Keepalive: tt.keepalive}).PeerKeepalive(mesh.Record{NAT: tt.nat}); got != tt.want {
+		if got := (Config{Keepalive: tt.keepalive}).peerKeepalive(mesh.Record{NAT: tt.nat}); got != tt.want {
 			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
 		}
 	}
@@ -151,14 +151,14 @@ func TestHostileOldObservations(t *testing.T) {
 	start := time.Unix(1_800_000_000, 0)
 	one, two := []netip.Addr{netip.MustParseAddr("192.168.1.5")}, []netip.Addr{netip.MustParseAddr("192.168.2.5")}
 	said := []mesh.Observation{{By: mesh.ID{1}, At: start.Add(time.Second)}, {By: mesh.ID{2}, At: start.Add(3 * time.Second)}}
-	var m Moves
-	if m.Look(one, start) || m.Look(one, start.Add(time.Second)) || len(m.Since(said)) != 2 {
+	var m moves
+	if m.look(one, start) || m.look(one, start.Add(time.Second)) || len(m.since(said)) != 2 {
 		t.Error("the same address counts as a change")
 	}
-	if !m.Look(two, start.Add(2*time.Second)) {
+	if !m.look(two, start.Add(2*time.Second)) {
 		t.Error("another address is no change")
 	}
-	if got := m.Since(said); len(got) != 1 || got[0].By != (mesh.ID{2}) {
+	if got := m.since(said); len(got) != 1 || got[0].By != (mesh.ID{2}) {
 		t.Errorf("observations since then: got %v, want the last one", got)
 	}
 
@@ -166,7 +166,7 @@ func TestHostileOldObservations(t *testing.T) {
 	last := mesh.Record{InternalIPs: facts.InternalIPs, MTU: 1420, Endpoints: []mesh.Endpoint{{Host: "192.168.1.5", Port: 51820, Source: mesh.EndpointObserved}}}
 	heard := []mesh.Observation{{By: mesh.ID{6}, Addr: netip.MustParseAddr("203.0.113.66"), From: netip.MustParseAddr("198.51.100.6"), At: start, Open: true}}
 	next := func(after time.Duration) mesh.Record {
-		return NextRecord(config(), Surroundings{Facts: facts, Observed: heard, Voices: config().Voices(last, facts, after)}, last)
+		return nextRecord(config(), surroundings{facts: facts, observed: heard, voices: config().voices(last, facts, after)}, last)
 	}
 	got := next(time.Second)
 	if got.NAT || !slices.Equal(got.Endpoints, last.Endpoints) {

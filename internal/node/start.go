@@ -27,8 +27,8 @@ const (
 	ClaimSettles = 3 * time.Second
 )
 
-// Start is how far a node is after its start.
-type Start struct {
+// start is how far a node is after its start.
+type start struct {
 	Now     time.Time
 	Started time.Time // when this daemon was
 	Claimed time.Time // when it made its claim; zero if the claim came from disk
@@ -36,21 +36,21 @@ type Start struct {
 	View    mesh.View
 }
 
-// Listened reports whether somebody has told what is claimed already, or nobody is there
+// listened reports whether somebody has told what is claimed already, or nobody is there
 // to do so.
-func (s Start) Listened() bool {
+func (s start) listened() bool {
 	return s.View.Merged || s.View.JoinEmpty || s.Now.Sub(s.Started) >= listenFirst
 }
 
-// MayPrune reports whether gossip has had time to say who is there. Nothing is taken away
+// mayPrune reports whether gossip has had time to say who is there. Nothing is taken away
 // before.
-func (s Start) MayPrune() bool {
+func (s start) mayPrune() bool {
 	return s.View.Merged || s.Now.Sub(s.Started) >= PruneAfter
 }
 
-// ClaimWait returns how long it takes until the claim can be relied on. One from disk
+// claimWait returns how long it takes until the claim can be relied on. One from disk
 // under which no pod ever ran may have become another node's meanwhile.
-func (s Start) ClaimWait() time.Duration {
+func (s start) claimWait() time.Duration {
 	if s.Ready {
 		return 0
 	}
@@ -59,17 +59,17 @@ func (s Start) ClaimWait() time.Duration {
 		since = s.Started
 	}
 	wait := ClaimSettles - s.Now.Sub(since)
-	if !s.Listened() {
+	if !s.listened() {
 		wait = max(wait, listenFirst-s.Now.Sub(s.Started))
 	}
 	return max(wait, 0)
 }
 
-// ReadyWait returns how long a node that could carry pods waits until k3s may start: until
+// readyWait returns how long a node that could carry pods waits until k3s may start: until
 // its claim can be relied on, and its first peers or neighbors are there, or there is
 // nobody to wait for.
-func (s Start) ReadyWait(t mesh.Topology) time.Duration {
-	wait := s.ClaimWait()
+func (s start) readyWait(t mesh.Topology) time.Duration {
+	wait := s.claimWait()
 	if len(t.Peers) == 0 && len(t.Neighbors) == 0 && !s.View.JoinEmpty {
 		wait = max(wait, aloneFor-s.Now.Sub(s.Started))
 	}
