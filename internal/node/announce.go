@@ -3,73 +3,13 @@
 package node
 
 import (
-	"crypto/ed25519"
-	"net/netip"
 	"reflect"
 	"slices"
 	"time"
 
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
-
 	"github.com/meshd/meshd/internal/mesh"
-	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/probe"
 )
-
-// Input is what a turn has read.
-type Input struct {
-	Now     time.Time
-	Started time.Time // when this daemon was
-	Self    Identity
-	Config  Config
-	Promise Promise
-	View    mesh.View
-	Facts   netcfg.Facts
-	// Heard is when something came from each node last, outside of the mesh.
-	Heard   map[mesh.ID]time.Time
-	Results map[probe.Target]probe.Result
-	// Resolved has the addresses of hosts in the records that are names. Configure needs it.
-	Resolved map[string][]netip.Addr
-}
-
-// Identity is who this node is.
-type Identity struct {
-	Public    ed25519.PublicKey
-	WireGuard wgtypes.Key // private
-	Instance  uint64      // of this daemon, higher than those of all that were started before
-}
-
-// ID returns the node's fingerprint.
-func (i Identity) ID() mesh.ID { return mesh.IDOf(i.Public) }
-
-// Promise is what this node has on disk of what it told others: after a crash it still
-// stands by it.
-type Promise struct {
-	Sequence uint64     // of its last record
-	Claim    mesh.Claim // Slot is mesh.None for none
-	Ready    bool       // pods may have run with this claim
-}
-
-// Memory is what a node remembers from turn to turn. Whoever takes a turn keeps it, and
-// notes in it what has been done.
-type Memory struct {
-	Own     mesh.Record // as published last
-	Claimed time.Time   // when this daemon made its claim; zero if the claim came from disk
-	moves   moves
-
-	duplicate  duplicate
-	term       term
-	health     health
-	watch      probe.Watch // whose probes Results has
-	Sessions   Sessions
-	Handshakes Handshakes
-	Absences   Absences
-}
-
-// start returns how far the node is after its start.
-func (m *Memory) start(in Input) start {
-	return start{Now: in.Now, Started: in.Started, Claimed: m.Claimed, Ready: in.Promise.Ready, View: in.View}
-}
 
 // Announcement is what a node tells the others, and what has to be on disk before.
 type Announcement struct {
@@ -103,14 +43,6 @@ func (m *Memory) Announce(in Input) Announcement {
 	out.Ask = append(found.Ask, self.ask...)
 	out.Again = sooner(found.Again, self.again)
 	return out
-}
-
-// sooner returns the shorter of two waits, of which 0 is none.
-func sooner(a, b time.Duration) time.Duration {
-	if a == 0 || b == 0 {
-		return max(a, b)
-	}
-	return min(a, b)
 }
 
 // announceRecord works out what this node says of itself.
@@ -160,7 +92,7 @@ func (m *Memory) Situation(in Input) mesh.Situation {
 		Ready:    in.Promise.Ready,
 		Void:     in.Promise.Claim.Since <= in.View.Forgotten && in.View.Forgotten > 0,
 		Static:   in.Config.Slot,
-		Listened: m.start(in).listened(),
+		Listened: in.listened(),
 		Now:      in.Now.UnixMilli(),
 	}
 }

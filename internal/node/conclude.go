@@ -18,8 +18,8 @@ type Conclusion struct {
 	// HasAddresses reports whether the host has its addresses in the mesh. Without them,
 	// packets to the mesh would leave in plain text by the default route.
 	HasAddresses bool
-	ClaimWait    time.Duration // until the claim can be relied on; see start.claimWait
-	ReadyWait    time.Duration // until k3s may start, if the host can carry pods; see start.readyWait
+	ClaimWait    time.Duration // until the claim can be relied on
+	ReadyWait    time.Duration // until k3s may start, if the host can carry pods
 
 	Outreach Outreach      // to peers without a session
 	Watch    probe.Watch   // whom to probe from now on
@@ -42,8 +42,7 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 		out.Outreach = m.Handshakes.next(handshakeInput{Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host})
 		out.Again = out.Outreach.Again
 	}
-	start := m.start(in)
-	out.ClaimWait, out.ReadyWait = start.claimWait(), start.readyWait(c.Topology)
+	out.ClaimWait, out.ReadyWait = m.claimWait(in), m.readyWait(in, c.Topology)
 	if out.HasAddresses = hasAddresses(host, c.Desired); out.HasAddresses {
 		out.Watch = probe.Choose(probe.Around{
 			Cluster: c.Input.Cluster, Self: c.Input.Self, Records: in.View.Records, Topology: c.Topology, Alive: in.View.Alive,

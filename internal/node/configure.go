@@ -57,7 +57,7 @@ func (m *Memory) Configure(in Input) Configuration {
 		Heard:          m.Sessions.Endpoints(),
 	}
 	c.Desired = netcfg.Desired(c.Topology, c.Settings)
-	c.Prune = m.start(in).mayPrune()
+	c.Prune = in.mayPrune()
 	c.Problems = append(c.Problems, c.Topology.Problems...)
 	c.Problems = append(c.Problems, in.View.Problems...)
 	c.Problems = append(c.Problems, uplinkProblems(in)...)

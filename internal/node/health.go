@@ -63,7 +63,7 @@ func (m *Memory) judgeSelf(in Input, own mesh.Record) outlook {
 	switch {
 	case out.again > 0:
 	case own.Office.Since != 0:
-		out.again = Soon
+		out.again = soon
 	case !h.undone && !m.canForward(in, own, &out.ask):
 		out.again = lookAtSelf
 	default:

@@ -27,40 +27,31 @@ const (
 	ClaimSettles = 3 * time.Second
 )
 
-// start is how far a node is after its start.
-type start struct {
-	Now     time.Time
-	Started time.Time // when this daemon was
-	Claimed time.Time // when it made its claim; zero if the claim came from disk
-	Ready   bool      // pods may have run under the claim
-	View    mesh.View
-}
-
 // listened reports whether somebody has told what is claimed already, or nobody is there
 // to do so.
-func (s start) listened() bool {
-	return s.View.Merged || s.View.JoinEmpty || s.Now.Sub(s.Started) >= listenFirst
+func (in Input) listened() bool {
+	return in.View.Merged || in.View.JoinEmpty || in.Now.Sub(in.Started) >= listenFirst
 }
 
 // mayPrune reports whether gossip has had time to say who is there. Nothing is taken away
 // before.
-func (s start) mayPrune() bool {
-	return s.View.Merged || s.Now.Sub(s.Started) >= PruneAfter
+func (in Input) mayPrune() bool {
+	return in.View.Merged || in.Now.Sub(in.Started) >= PruneAfter
 }
 
 // claimWait returns how long it takes until the claim can be relied on. One from disk
 // under which no pod ever ran may have become another node's meanwhile.
-func (s start) claimWait() time.Duration {
-	if s.Ready {
+func (m *Memory) claimWait(in Input) time.Duration {
+	if in.Promise.Ready {
 		return 0
 	}
-	since := s.Claimed
+	since := m.Claimed
 	if since.IsZero() {
-		since = s.Started
+		since = in.Started
 	}
-	wait := ClaimSettles - s.Now.Sub(since)
-	if !s.listened() {
-		wait = max(wait, listenFirst-s.Now.Sub(s.Started))
+	wait := ClaimSettles - in.Now.Sub(since)
+	if !in.listened() {
+		wait = max(wait, listenFirst-in.Now.Sub(in.Started))
 	}
 	return max(wait, 0)
 }
@@ -68,10 +59,10 @@ func (s start) claimWait() time.Duration {
 // readyWait returns how long a node that could carry pods waits until k3s may start: until
 // its claim can be relied on, and its first peers or neighbors are there, or there is
 // nobody to wait for.
-func (s start) readyWait(t mesh.Topology) time.Duration {
-	wait := s.claimWait()
-	if len(t.Peers) == 0 && len(t.Neighbors) == 0 && !s.View.JoinEmpty {
-		wait = max(wait, aloneFor-s.Now.Sub(s.Started))
+func (m *Memory) readyWait(in Input, t mesh.Topology) time.Duration {
+	wait := m.claimWait(in)
+	if len(t.Peers) == 0 && len(t.Neighbors) == 0 && !in.View.JoinEmpty {
+		wait = max(wait, aloneFor-in.Now.Sub(in.Started))
 	}
 	return max(wait, 0)
 }

@@ -12,8 +12,8 @@ import (
 )
 
 func TestClaimWait(t *testing.T) {
-	began := time.Unix(1_800_000_000, 0)
-	at := func(d time.Duration) time.Time { return began.Add(d) }
+	start := time.Unix(1_800_000_000, 0)
+	at := func(d time.Duration) time.Time { return start.Add(d) }
 	tests := []struct {
 		name    string
 		ready   bool
@@ -33,15 +33,15 @@ func TestClaimWait(t *testing.T) {
 		{"from disk, nobody is there", false, time.Time{}, mesh.View{}, at(listenFirst), 0},
 	}
 	for _, tt := range tests {
-		s := start{Now: tt.now, Started: began, Claimed: tt.claimed, Ready: tt.ready, View: tt.view}
-		if got := s.claimWait(); got != tt.want {
+		m := Memory{Claimed: tt.claimed}
+		if got := m.claimWait(Input{Now: tt.now, Started: start, Promise: Promise{Ready: tt.ready}, View: tt.view}); got != tt.want {
 			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
 		}
 	}
 }
 
 func TestReadyWait(t *testing.T) {
-	began := time.Unix(1_800_000_000, 0)
+	start := time.Unix(1_800_000_000, 0)
 	one := mesh.Topology{Neighbors: make([]mesh.Neighbor, 1)}
 	for _, tt := range []struct {
 		name     string
@@ -58,15 +58,15 @@ func TestReadyWait(t *testing.T) {
 		{"new, others are there", false, mesh.View{Merged: true}, one, time.Second, ClaimSettles - time.Second},
 		{"new, others are not there yet", false, mesh.View{Merged: true}, mesh.Topology{}, time.Second, aloneFor - time.Second},
 	} {
-		s := start{Now: began.Add(tt.after), Started: began, Ready: tt.ready, View: tt.view}
-		if got := s.readyWait(tt.topology); got != tt.want {
+		in := Input{Now: start.Add(tt.after), Started: start, Promise: Promise{Ready: tt.ready}, View: tt.view}
+		if got := new(Memory).readyWait(in, tt.topology); got != tt.want {
 			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
 		}
 	}
 }
 
 func TestMayPrune(t *testing.T) {
-	began := time.Unix(1_800_000_000, 0)
+	start := time.Unix(1_800_000_000, 0)
 	for _, tt := range []struct {
 		name  string
 		view  mesh.View
@@ -77,7 +77,7 @@ func TestMayPrune(t *testing.T) {
 		{"nobody was heard for long", mesh.View{}, PruneAfter, true},
 		{"somebody was heard", mesh.View{Merged: true}, 0, true},
 	} {
-		if got := (start{Now: began.Add(tt.after), Started: began, View: tt.view}).mayPrune(); got != tt.want {
+		if got := (Input{Now: start.Add(tt.after), Started: start, View: tt.view}).mayPrune(); got != tt.want {
 			t.Errorf("%s: got %t, want %t", tt.name, got, tt.want)
 		}
 	}

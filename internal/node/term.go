@@ -8,14 +8,10 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-const (
-	// termLingers is how long a gateway that was replaced while it works keeps its
-	// term: it keeps its tunnels until then, and what others still send by it arrives.
-	// Gossip has reached all of them within two or three seconds.
-	termLingers = 5 * time.Second
-	// Soon asks for another turn as soon as the loop can take one.
-	Soon = time.Nanosecond
-)
+// termLingers is how long a gateway that was replaced while it works keeps its term: it
+// keeps its tunnels until then, and what others still send by it arrives. Gossip has
+// reached all of them within two or three seconds.
+const termLingers = 5 * time.Second
 
 // term is this node's term as a gateway, as its next record is to state it. It follows
 // from what was derived, so each turn decides on it for the next one. Before the first
@@ -68,7 +64,7 @@ func (t *term) decide(current mesh.Office, seat int, c termConditions) time.Dura
 		t.next = mesh.Office{}
 	}
 	if t.next != current {
-		return Soon
+		return soon
 	}
 	return 0
 }

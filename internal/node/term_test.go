@@ -33,17 +33,17 @@ func TestTerm(t *testing.T) {
 	}{
 		{"nobody", 0, none, false, false, mesh.Office{}, 0},
 		{"a seat before anybody was heard may be a mistake", time.Second, 0, false, true, mesh.Office{}, 0},
-		{"elected", 2 * time.Second, 0, false, false, since(0, 2*time.Second), Soon},
+		{"elected", 2 * time.Second, 0, false, false, since(0, 2*time.Second), soon},
 		{"serves", time.Minute, 0, false, false, since(0, 2*time.Second), 0},
 		{"still, though nobody is heard", time.Minute, 0, false, true, since(0, 2*time.Second), 0},
-		{"another seat", 2 * time.Minute, 1, false, false, since(1, 2*time.Minute), Soon},
+		{"another seat", 2 * time.Minute, 1, false, false, since(1, 2*time.Minute), soon},
 		{"replaced: what is under way arrives", 3 * time.Minute, none, false, false, since(1, 2*time.Minute), termLingers},
 		{"a moment later", 3*time.Minute + time.Second, none, false, false, since(1, 2*time.Minute), termLingers - time.Second},
 		{"called back", 3*time.Minute + 2*time.Second, 1, false, false, since(1, 2*time.Minute), 0},
 		{"replaced again", 4 * time.Minute, none, false, false, since(1, 2*time.Minute), termLingers},
-		{"for good", 4*time.Minute + termLingers, none, false, false, mesh.Office{}, Soon},
-		{"elected again", 5 * time.Minute, 0, false, false, since(0, 5*time.Minute), Soon},
-		{"down, and nobody else is there", 6 * time.Minute, 0, true, false, mesh.Office{}, Soon},
+		{"for good", 4*time.Minute + termLingers, none, false, false, mesh.Office{}, soon},
+		{"elected again", 5 * time.Minute, 0, false, false, since(0, 5*time.Minute), soon},
+		{"down, and nobody else is there", 6 * time.Minute, 0, true, false, mesh.Office{}, soon},
 		{"and still", 7 * time.Minute, 0, true, false, mesh.Office{}, 0},
 	} {
 		again := o.decide(record.Office, s.seat, termConditions{down: s.down, settled: !s.unheard, now: start.Add(s.at)})
