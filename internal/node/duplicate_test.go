@@ -45,6 +45,33 @@ func TestDuplicatesFindOut(t *testing.T) {
 	}
 }
 
+// TestSawDuplicate: of two instances the one that was started later gives way.
+func TestSawDuplicate(t *testing.T) {
+	records := location()
+	for _, tt := range []struct {
+		name        string
+		own, theirs uint64
+		want        bool
+	}{{"ours is later", 2, 1, true}, {"ours is earlier", 1, 2, false}, {"it is ours", 1, 1, false}} {
+		in := Input{Now: time.Unix(1_800_000_000, 0), Self: Identity{Public: records[0].Identity, Instance: tt.own}}
+		m := Memory{Own: mesh.Record{Sequence: 20}}
+		saw := false
+		for range 20 {
+			other := records[0]
+			other.Instance, other.Sequence = tt.theirs, m.Own.Sequence+1
+			in.View.Records = append([]mesh.Record{other}, records[1:]...)
+			saw = m.SawDuplicate(in) || saw
+			m.Own.Sequence, in.Now = other.Sequence+1, in.Now.Add(time.Second)
+		}
+		if saw != tt.want {
+			t.Errorf("%s: got %t, want %t", tt.name, saw, tt.want)
+		}
+	}
+	if new(Memory).SawDuplicate(Input{}) {
+		t.Error("without a record of ours: got a duplicate")
+	}
+}
+
 // Somebody who has all records of our former lives, and whom alone we hear, can
 // show them in any order and for as long as he likes.
 func TestReplaysAreNoDuplicate(t *testing.T) {

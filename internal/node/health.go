@@ -56,21 +56,23 @@ func (m *Memory) judgeSelf(in Input, own mesh.Record) outlook {
 	if h.draining {
 		return outlook{}
 	}
-	var out outlook
+	var ask []mesh.ID
 	if !h.undone {
-		out.again = h.hold.Fall(in.Now)
+		if wait := h.hold.Fall(in.Now); wait > 0 {
+			return outlook{again: wait}
+		}
 	}
-	switch {
-	case out.again > 0:
-	case own.Office.Since != 0:
-		out.again = soon
-	case !h.undone && !m.canForward(in, own, &out.ask):
-		out.again = lookAtSelf
-	default:
-		next.State, next.Record = mesh.HealthUp, own.Sequence
-		out.verdicts = []mesh.Verdict{next}
+	if own.Office.Since != 0 {
+		return outlook{again: soon}
 	}
-	return out
+	if !h.undone {
+		var able bool
+		if able, ask = m.canForward(in, own); !able {
+			return outlook{ask: ask, again: lookAtSelf}
+		}
+	}
+	next.State, next.Record = mesh.HealthUp, own.Sequence
+	return outlook{verdicts: []mesh.Verdict{next}, ask: ask}
 }
 
 // standing returns the verdict on this node as a gateway that counts.
@@ -83,10 +85,10 @@ func IsUp(v mesh.Verdict) bool { return v.State == "" || v.State == mesh.HealthU
 
 // canForward reports whether this node could be a gateway: it forwards, and hears others
 // of its location and from outside, each on their own network. A node that is not alive
-// anyway need not be heard on the LAN. It adds whom to ask for a sign of life.
-func (m *Memory) canForward(in Input, own mesh.Record, ask *[]mesh.ID) bool {
+// anyway need not be heard on the LAN. It also returns whom to ask for a sign of life.
+func (m *Memory) canForward(in Input, own mesh.Record) (able bool, ask []mesh.ID) {
 	if m.health.blocked {
-		return false
+		return false, nil
 	}
 	var beside, outside []mesh.ID
 	for _, r := range in.View.Records {
@@ -99,12 +101,12 @@ func (m *Memory) canForward(in Input, own mesh.Record, ask *[]mesh.ID) bool {
 		}
 	}
 	hears := func(ids []mesh.ID) bool {
-		*ask = append(*ask, ids[:min(len(ids), 3)]...)
+		ask = append(ask, ids[:min(len(ids), 3)]...)
 		fresh := func(id mesh.ID) bool { return in.Now.Sub(in.Heard[id]) <= heardFresh }
 		return len(ids) == 0 || slices.ContainsFunc(ids, fresh)
 	}
 	near, far := hears(beside), hears(outside)
-	return near && far
+	return near && far, ask
 }
 
 // forwards reports whether the kernel forwards as it should, and no firewall that we can't
