@@ -25,6 +25,7 @@ type machine struct {
 	facts    netcfg.Facts
 	memory   Memory
 	promise  Promise
+	stuck    bool // the kernel forwards nothing
 	observed netcfg.State
 
 	wanted    Configuration
@@ -116,6 +117,9 @@ func (w *town) turn(m *machine) {
 	for i := range m.observed.Peers {
 		m.observed.Peers[i].LastHandshake = w.now
 	}
+	if m.stuck {
+		m.observed.Sysctls = nil
+	}
 	m.memory.Sessions, m.observed = m.memory.Sessions.Correct(m.observed, w.now)
 	m.concluded = m.memory.Conclude(in, m.wanted, &m.observed)
 	if m.concluded.HasAddresses && m.concluded.ReadyWait == 0 {
@@ -178,24 +182,40 @@ func TestTurns(t *testing.T) {
 		t.Errorf("got slots %v, want three", slices.Collect(maps.Keys(slots)))
 	}
 	serves("at first", a1)
+	if heard := b1.wanted.Settings.Heard; len(heard) != 1 {
+		t.Errorf("b1 has sessions with %v, want one", heard)
+	}
 	if got := a2.concluded.Watch.Gateway; got != a1.self.ID() {
 		t.Errorf("a2 watches %v, want its gateway", got)
 	}
 
+	a1.stuck = true
 	w.say(mesh.Verdict{Author: a2.self.Public, Subject: a1.self.ID(), Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1})
 	w.pass(5*time.Second, time.Second)
 	serves("after a verdict", a2)
 	if a1.memory.Own.Replaced != 1 {
 		t.Errorf("a1 was replaced %d times, want once", a1.memory.Own.Replaced)
 	}
+	up := func() mesh.Verdict {
+		return mesh.GatewayVerdicts(w.verdicts, w.view(a1).Records)[a1.self.ID()]
+	}
 	w.pass(20*time.Second, time.Second)
+	if v := up(); v.State != mesh.HealthDown {
+		t.Errorf("the verdict on a1 while it does not forward: got %+v", v)
+	}
+	a1.stuck = false
+	w.pass(5*time.Second, time.Second)
 	serves("when the former one is up again", a2)
-	if v := mesh.GatewayVerdicts(w.verdicts, w.view(a1).Records)[a1.self.ID()]; v.State != mesh.HealthUp || v.Epoch != 2 || v.Record == 0 {
+	if v := up(); v.State != mesh.HealthUp || v.Epoch != 2 || v.Record == 0 {
 		t.Errorf("the verdict on a1: got %+v, want that it is up", v)
 	}
 
 	a2.memory.Drain(false)
-	w.pass(20*time.Second, time.Second)
+	w.pass(3*time.Second, time.Second)
+	if got := w.gateways(); len(got) != 2 {
+		t.Errorf("just after one is drained: got gateways %v, want both", got)
+	}
+	w.pass(10*time.Second, time.Second)
 	serves("when the other one is drained", a1)
 
 	w.away["b1"] = true
@@ -229,8 +249,13 @@ func TestUnknownHost(t *testing.T) {
 	w := newTown()
 	w.pass(time.Minute, time.Second)
 	m := w.machines[1]
-	in := Input{Now: w.now, Started: founded, Self: m.self, Config: m.config, Promise: m.promise, View: w.view(m), Facts: m.facts}
-	c := m.memory.Conclude(in, m.memory.Configure(in), nil)
+	in := Input{Now: w.now, Started: w.now, Self: m.self, Config: m.config, Promise: m.promise, View: w.view(m), Facts: m.facts}
+	in.View.Merged = false
+	wanted := m.memory.Configure(in)
+	if wanted.Prune {
+		t.Error("just after a start, before anybody was heard: got that what is not desired may go")
+	}
+	c := m.memory.Conclude(in, wanted, nil)
 	if c.HasAddresses || c.Watch.Gateway != (mesh.ID{}) || len(c.Outreach.Speak) > 0 || len(c.Problems) > 0 {
 		t.Errorf("got %+v", c)
 	}
