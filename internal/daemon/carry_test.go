@@ -5,6 +5,8 @@ package daemon
 import (
 	"bytes"
 	"crypto/ed25519"
+	"log/slog"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -92,6 +94,35 @@ func TestNoGateways(t *testing.T) {
 		tt.change(&in)
 		if got := noGateways(turn{wanted: node.Configuration{Input: in}}); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestVerdictOnUntoldRecord: when our record can't be saved, and so is not told, a verdict
+// that names it names the former one, unless by that our term goes on.
+func TestVerdictOnUntoldRecord(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		term mesh.Office
+		want []uint64
+	}{
+		{"the term has ended", mesh.Office{}, []uint64{7}},
+		{"the term goes on", mesh.Office{Since: 1}, nil},
+	} {
+		d, records := neighborhood()
+		network := &fakeNetwork{trace: &trace{names: make(map[mesh.ID]string), sections: []*section{{}}}, changed: make(chan struct{}, 1)}
+		d.gossip, d.log = network, slog.New(slog.DiscardHandler)
+		d.memory.Own.Office = tt.term
+		up := mesh.Verdict{Author: records[0].Identity, Subject: records[0].ID(), Role: mesh.RoleGateway, State: mesh.HealthUp, Epoch: 1, Record: 8}
+		if err := d.publishVerdicts(node.Announcement{Verdicts: []mesh.Verdict{up}}, mesh.View{Records: records}); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		var got []uint64
+		for _, v := range network.view.Verdicts {
+			got = append(got, v.Record)
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s: got verdicts that name the records %v, want %v", tt.name, got, tt.want)
 		}
 	}
 }
