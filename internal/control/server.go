@@ -71,10 +71,7 @@ func (s *Server) Keep() error {
 
 // Close removes the socket, and waits for requests in progress until ctx ends.
 func (s *Server) Close(ctx context.Context) error {
-	err := s.http.Shutdown(ctx)
-	if err != nil {
-		err = errors.Join(err, s.http.Close())
-	}
+	err := httplimit.Shutdown(ctx, s.http)
 	s.done.Wait()
 	return err
 }

@@ -143,31 +143,40 @@ func (s *store) hasRoom(h holder) bool {
 // stale. The same goes for revocations of a revoked author.
 func (s *store) makeRoom(o object) outcome {
 	h := holder{o.key.author, o.class()}
-	if h.class == classRevocation && s.forgottenUpTo[h.author] == mesh.Forever && len(s.held[h]) >= budgets[h.class].own {
-		last := s.lastOf(h)
-		if o.place > last.place {
-			return stale
+	within := len(s.held[h]) < budgets[h.class].own
+	if h.class != classRevocation || s.forgottenUpTo[h.author] != mesh.Forever || within {
+		if s.hasRoom(h) || h.author == s.self && within {
+			return fresh
 		}
-		s.erase(last)
-		return fresh
-	}
-	if s.hasRoom(h) || h.author == s.self && len(s.held[h]) < budgets[h.class].own {
-		return fresh
-	}
-	if _, ok := o.body.(verdict); !ok || len(s.held[h]) == 0 {
-		return full
-	}
-	least := o
-	for key := range s.held[h] {
-		if held := s.objects[key]; compareVerdicts(held, least) > 0 {
-			least = held
+		if _, ok := o.body.(verdict); !ok || len(s.held[h]) == 0 {
+			return full
 		}
 	}
-	if least.key == o.key {
+	least := s.leastNeeded(h)
+	if compareNeed(o, least) >= 0 {
 		return stale
 	}
 	s.erase(least)
 	return fresh
+}
+
+// leastNeeded returns the object of a holder that is dropped first.
+func (s *store) leastNeeded(h holder) (least object) {
+	for key := range s.held[h] {
+		if o := s.objects[key]; least.raw == nil || compareNeed(o, least) > 0 {
+			least = o
+		}
+	}
+	return least
+}
+
+// compareNeed orders objects of one author and class by how much they are needed: verdicts
+// as compareVerdicts does, all others by their places.
+func compareNeed(a, b object) int {
+	if _, ok := a.body.(verdict); ok {
+		return compareVerdicts(a, b)
+	}
+	return cmp.Compare(a.place, b.place)
 }
 
 // compareVerdicts orders verdicts of one author by how much they are needed: first the

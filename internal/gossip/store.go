@@ -159,20 +159,10 @@ func (s *store) reapplyTombstones() {
 func (s *store) trimRevocations(revoked map[mesh.ID]bool) (trimmed bool) {
 	for author := range revoked {
 		for h := (holder{author, classRevocation}); len(s.held[h]) > budgets[classRevocation].own; trimmed = true {
-			s.erase(s.lastOf(h))
+			s.erase(s.leastNeeded(h))
 		}
 	}
 	return trimmed
-}
-
-// lastOf returns the object of a holder that has the highest place.
-func (s *store) lastOf(h holder) (last object) {
-	for key := range s.held[h] {
-		if o := s.objects[key]; last.raw == nil || o.place > last.place {
-			last = o
-		}
-	}
-	return last
 }
 
 // dropCovered drops what tombstones cover, and its highest sequences: from now on the

@@ -74,10 +74,17 @@ func (s *Server) listen(at netip.AddrPort) error {
 
 // Close stops listening and waits for requests in progress until ctx ends.
 func (s *Server) Close(ctx context.Context) error {
-	err := s.http.Shutdown(ctx)
-	if err != nil {
-		err = errors.Join(err, s.http.Close())
-	}
+	err := Shutdown(ctx, s.http)
 	s.done.Wait()
+	return err
+}
+
+// Shutdown stops a server and waits for requests in progress until ctx ends. Then it closes
+// their connections.
+func Shutdown(ctx context.Context, s *http.Server) error {
+	err := s.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(err, s.Close())
+	}
 	return err
 }

@@ -235,7 +235,11 @@ func (in EndpointInput) lastObserved() (addrs []netip.Addr) {
 // Private reports whether an address is used on private networks only: RFC 1918, unique
 // local (RFC 4193), shared space (RFC 6598), link-local, loopback.
 func Private(a netip.Addr) bool {
-	// For carrier-grade NAT: not reserved as private, but used as private.
-	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
-	return a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsLoopback() || shared.Contains(a)
+	return a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsLoopback() || Shared(a)
+}
+
+// Shared reports whether an address is in the shared space (RFC 6598), from which carriers
+// number their customers: not reserved as private, but used as private.
+func Shared(a netip.Addr) bool {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10).Contains(a)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
@@ -215,9 +216,6 @@ func permanent(a rawAddr) bool {
 	return a.prefix.Addr().IsGlobalUnicast() && a.flags&unusable == 0
 }
 
-// sharedSpace is the range from which carriers number their customers (RFC 6598).
-var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
-
 // private reports whether an address belongs to a private network: RFC 1918, RFC 4193, or
 // behind a carrier's NAT.
-func private(a netip.Addr) bool { return a.IsPrivate() || sharedSpace.Contains(a) }
+func private(a netip.Addr) bool { return a.IsPrivate() || mesh.Shared(a) }
