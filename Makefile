@@ -12,12 +12,13 @@ CLIENT ?=
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 COMMIT := $(shell git log -1 --format='-X main.commit=%h -X main.date=%cs' 2>/dev/null)
 # What test-kernel runs; RUN is a regular expression for names of tests.
-KERNEL_TESTS := ./test/e2e ./test/chaos ./test/lab ./test/demo ./internal/netcfg/host ./internal/cni
+KERNEL_TESTS := ./test/e2e ./test/chaos ./test/lab ./internal/netcfg/host
 RUN ?=
 # How long fuzz runs each target.
 TIME ?= 30s
 # How long chaos begins new faults, and which ones.
 DURATION ?= 10m
+soak: DURATION = 1h
 SEED ?= 1
 # Packages without goroutines, in which the race detector finds nothing and takes long.
 PURE := ./internal/mesh ./internal/netcfg ./internal/netcfg/filter ./internal/node
@@ -129,6 +130,9 @@ chaos: setup-kernel build ## faults at random for DURATION=10m, SEED=1, on a ker
 kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
 	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
 	@exec bin/kernel -run '$(RUN)' shell $(KERNEL_TESTS)
+
+.PHONY: soak
+soak: test-swarm test-vagrant chaos fuzz ## what takes minutes by its nature: hundreds of nodes, vagrant up, an hour of faults, every fuzz target; some two hours
 
 .PHONY: bench
 bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"; RUN=datapath for one measurement

@@ -5,12 +5,10 @@ package e2e
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -92,32 +90,4 @@ func hosts(nodes []*lab.Node) []*lab.Host {
 		all = append(all, n.Host)
 	}
 	return all
-}
-
-// TestRestartWithoutSeeds takes the only seed away for good while everybody is
-// stopped; the remembered nodes have to do.
-func TestRestartWithoutSeeds(t *testing.T) {
-	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
-		m := settledMesh(t, u, 4)
-		seed, rest := m.nodes[0], m.nodes[1:]
-		// Whom nobody has told yet where the others see it has no address to be found at.
-		found := m.await(settleLimit, "known by its public address", func(s control.Status) bool {
-			return lab.Sees(len(rest))(s) && len(s.Node.Endpoints) > 0
-		}, m.nodes...)
-		before := addresses(t, found[1:])
-		m.await(settleLimit, "told of everybody's address", func(s control.Status) bool {
-			return !slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return p.Endpoint == "" })
-		}, rest...)
-		for _, n := range m.nodes {
-			m.must(n.Stop())
-		}
-		m.must(seed.Cut(m.ctx))
-
-		m.start(rest...)
-		after := addresses(t, m.settle(settleLimit, rest...))
-		m.connected(pingLimit, rest...)
-		if diff := cmp.Diff(before, after); diff != "" {
-			t.Errorf("addresses moved over a restart (-before +after):\n%s", diff)
-		}
-	})
 }

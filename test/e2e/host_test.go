@@ -15,7 +15,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -270,25 +269,6 @@ func deleteRule(m *testbed, n *lab.Node) string {
 	}
 	m.t.Fatal("there is no rule in nft table meshd")
 	return ""
-}
-
-// TestControlSocketAnswersWhileReconcileFails puts a file where the CNI
-// configuration directory has to be.
-func TestControlSocketAnswersWhileReconcileFails(t *testing.T) {
-	t.Parallel()
-	m := newMesh(t, lab.NAT, 1)
-	n := m.nodes[0]
-	m.must(n.WriteFile(lab.ConfDir, "in the way\n", 0o644))
-	m.start(n)
-	failing := func(s control.Status) bool { return s.Reconcile.Error != "" }
-	m.await(settleLimit, "failing to reconcile", failing, n)
-
-	sockets := m.run(n, "find", lab.RunDir, "-type", "s", "-printf", "%m %u\n")
-	if sockets != "600 root\n" {
-		t.Errorf("control socket: got mode and owner %q, want 600 root", sockets)
-	}
-	m.run(n, "rm", lab.ConfDir)
-	m.await(settleLimit, "ready without error", func(s control.Status) bool { return lab.Ready(s) && !failing(s) }, n)
 }
 
 // TestIdleReconcileWritesNothing has the daemon look again and again until it

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !kernel
+
 package lab_test
 
 import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -17,67 +18,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/meshd/meshd/test/lab"
 )
-
-// abandonedLab in the environment makes the test binary a program that makes a
-// lab and waits to be killed.
-const abandonedLab = "LAB_TEST_ABANDONED"
-
-func TestMain(m *testing.M) {
-	lab.Main()
-	if os.Getenv(abandonedLab) != "" {
-		fmt.Println(abandon())
-		os.Exit(1)
-	}
-	goleak.VerifyTestMain(m)
-}
-
-// limit is for conditions that come true in well under a second on an idle
-// machine.
-const limit = 30 * time.Second
-
-func newLab(t *testing.T) (context.Context, *lab.Lab) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	l, err := lab.New(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		if err := l.Close(); err != nil {
-			t.Errorf("close lab: %v", err)
-		}
-	})
-	return ctx, l
-}
-
-func newHost(ctx context.Context, t *testing.T, l *lab.Lab, name string, u lab.Underlay) *lab.Host {
-	t.Helper()
-	h, err := l.Host(ctx, name, u)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return h
-}
-
-// answers reports whether addr answers a ping from h within the given seconds.
-func answers(ctx context.Context, h *lab.Host, addr netip.Addr, seconds int) error {
-	_, err := h.Run(ctx, "ping", "-n", "-q", "-c", "1", "-i", "0.1", "-w", fmt.Sprint(seconds), addr.String())
-	return err
-}
-
-func run(ctx context.Context, t *testing.T, h *lab.Host, name string, args ...string) string {
-	t.Helper()
-	out, err := h.Run(ctx, name, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
 
 func TestHostHasItsOwnNameFilesAndProcesses(t *testing.T) {
 	ctx, l := newLab(t)
@@ -338,30 +280,6 @@ func TestNothingOutlivesTheProgram(t *testing.T) {
 	}
 }
 
-// abandon makes a lab with something of every kind in it and waits for ever.
-func abandon() error {
-	ctx := context.Background()
-	l, err := lab.New(ctx)
-	if err != nil {
-		return err
-	}
-	h, err := l.Host(ctx, "abandoned", lab.NAT)
-	if err != nil {
-		return err
-	}
-	if _, err := h.Run(ctx, "ip", "netns", "add", "abandoned"); err != nil {
-		return err
-	}
-	if err := h.WriteFile("/etc/cni/net.d/abandoned", "", 0o644); err != nil {
-		return err
-	}
-	if err := h.Command(ctx, "sleep", "987654").Start(); err != nil {
-		return err
-	}
-	fmt.Println("ready")
-	select {}
-}
-
 // traces is what can be seen of an abandoned lab on the machine: its processes,
 // without which no namespace stays, and the mounts, links and files of the
 // machine itself.
@@ -398,4 +316,17 @@ func traces(t *testing.T) map[string]bool {
 		}
 	}
 	return found
+}
+
+// limit is for conditions that come true in well under a second on an idle
+// machine.
+const limit = 30 * time.Second
+
+func run(ctx context.Context, t *testing.T, h *lab.Host, name string, args ...string) string {
+	t.Helper()
+	out, err := h.Run(ctx, name, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
