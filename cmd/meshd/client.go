@@ -206,9 +206,8 @@ func printClients(w io.Writer, clients []control.ClientStatus, now time.Time) er
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "CLIENT\tOVERLAY\tACCESS\tADDED BY\tENDPOINT\tHANDSHAKE\tRECEIVED\tSENT")
 	for _, c := range clients {
-		handshake, _ := time.Parse(time.RFC3339, c.LastHandshake)
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, join(c.Overlay), join(c.Access), c.AddedBy,
-			orDash(c.Endpoint), age(handshake, now), size(c.Received), size(c.Sent))
+			endpoint(c.Endpoint), age(c.LastHandshake, now), size(c.Received), size(c.Sent))
 	}
 	return t.Flush()
 }

@@ -97,8 +97,8 @@ func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
 		if p.Alive {
 			alive = "yes"
 		}
-		fmt.Fprintf(t, "%s\t%s%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, orDash(p.Location), role(p.Role), alive, path(p.Path), health(p.Path), join(p.Overlay), join(p.PodCIDRs),
-			join(p.InternalIPs), orDash(p.Endpoint), age(p.Handshake(), now), orDash(p.RTT), size(p.Received), size(p.Sent))
+		fmt.Fprintf(t, "%s\t%s%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, orDash(p.Location), role(p.Role), alive, p.Path, health(p.Path), join(p.Overlay), join(p.PodCIDRs),
+			join(p.InternalIPs), endpoint(p.Endpoint), age(p.LastHandshake, now), orDash(roundTrip(p.RTT)), size(p.Received), size(p.Sent))
 	}
 	t.Flush()
 }
@@ -112,20 +112,28 @@ func role(r control.Role) string {
 	return " (" + string(r) + ")"
 }
 
-// path words how packets get to a node.
-func path(p control.Path) string {
-	if len(p.Via) == 0 {
-		return orDash(string(p.Kind))
+// health words the health of a path, with its round trip.
+func health(p control.Path) string {
+	if p.RTT == 0 {
+		return orDash(string(p.Health))
 	}
-	return string(p.Kind) + " via " + strings.Join(p.Via, ", ")
+	return string(p.Health) + ", " + roundTrip(p.RTT)
 }
 
-// health words how a path fares, with its round trip.
-func health(p control.Path) string {
-	if p.RTT == "" {
-		return orDash(p.Health)
+// roundTrip prints a round-trip time, "" if it is not known.
+func roundTrip(d time.Duration) string {
+	if d == 0 {
+		return ""
 	}
-	return p.Health + ", " + p.RTT
+	return d.Round(10 * time.Microsecond).String()
+}
+
+// endpoint prints the endpoint of a tunnel, or a dash for none.
+func endpoint(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return "-"
+	}
+	return a.String()
 }
 
 // join lists values, or writes a dash for none.

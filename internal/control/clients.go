@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -61,14 +62,14 @@ type ClientStatus struct {
 	Overlay        []netip.Addr `json:"overlay"`
 	Access         []string     `json:"access"`
 	AddedBy        string       `json:"addedBy"`        // a node's name, or its fingerprint if it is gone
-	Added          string       `json:"added"`          // RFC 3339
+	Added          time.Time    `json:"added"`          // UTC
 	ServiceGateway string       `json:"serviceGateway"` // a node's name; "" for any
 	PresharedKey   bool         `json:"presharedKey"`   // it has one
-	// The rest is about its tunnel to this node; "" and 0 if it has none.
-	Endpoint      string `json:"endpoint"`      // source of its last packet
-	LastHandshake string `json:"lastHandshake"` // RFC 3339; "" for never
-	Received      int64  `json:"received"`      // bytes
-	Sent          int64  `json:"sent"`          // bytes
+	// The rest is about its tunnel to this node; zero if it has none.
+	Endpoint      netip.AddrPort `json:"endpoint"`               // source of its last packet; "" for none
+	LastHandshake time.Time      `json:"lastHandshake,omitzero"` // UTC; absent for never
+	Received      int64          `json:"received"`               // bytes
+	Sent          int64          `json:"sent"`                   // bytes
 }
 
 // RemovedClient is a client that was removed.

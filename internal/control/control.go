@@ -141,24 +141,18 @@ type Peer struct {
 	Path          Path           `json:"path"`
 	Overlay       []netip.Addr   `json:"overlay"`
 	PodCIDRs      []netip.Prefix `json:"podCIDRs"`
-	InternalIPs   []netip.Addr   `json:"internalIPs"`   // those reached through the tunnel
-	Endpoint      string         `json:"endpoint"`      // in use; "" for none
-	LastHandshake string         `json:"lastHandshake"` // RFC 3339; "" for never
-	Received      int64          `json:"received"`      // bytes
-	Sent          int64          `json:"sent"`          // bytes
-	RTT           string         `json:"rtt"`           // of gossip, as time.Duration prints it; "" if not known
+	InternalIPs   []netip.Addr   `json:"internalIPs"`            // those reached through the tunnel
+	Endpoint      netip.AddrPort `json:"endpoint"`               // in use; "" for none
+	LastHandshake time.Time      `json:"lastHandshake,omitzero"` // UTC; absent for never
+	Received      int64          `json:"received"`               // bytes
+	Sent          int64          `json:"sent"`                   // bytes
+	RTT           time.Duration  `json:"rtt,omitzero"`           // of gossip, nanoseconds; absent if not known
 }
 
 // Reconcile is the state of the daemon's loop.
 type Reconcile struct {
-	Runs        uint64 `json:"runs"`
-	Writes      uint64 `json:"writes"`      // calls that changed something on the host
-	LastSuccess string `json:"lastSuccess"` // RFC 3339; "" for never
-	Error       string `json:"error"`       // of the last run; "" if it succeeded
-}
-
-// Handshake returns the time of the last handshake, zero for never.
-func (p Peer) Handshake() time.Time {
-	t, _ := time.Parse(time.RFC3339, p.LastHandshake)
-	return t
+	Runs        uint64    `json:"runs"`
+	Writes      uint64    `json:"writes"`               // calls that changed something on the host
+	LastSuccess time.Time `json:"lastSuccess,omitzero"` // UTC; absent for never
+	Error       string    `json:"error"`                // of the last run; "" if it succeeded
 }

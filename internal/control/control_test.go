@@ -4,15 +4,19 @@ package control_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"go.uber.org/goleak"
@@ -93,7 +97,13 @@ func serve(t *testing.T, d control.Daemon) (*control.Client, string) {
 
 func TestAnswers(t *testing.T) {
 	d := &daemon{
-		status: control.Status{Version: "1", Counters: map[string]uint64{"seal": 3}},
+		status: control.Status{
+			Version: "1", Counters: map[string]uint64{"seal": 3},
+			Peers: []control.Peer{
+				{Name: "a", Endpoint: netip.MustParseAddrPort("[2001:db8::1]:51820"), LastHandshake: time.Unix(1767323045, 5).UTC(), RTT: 1500 * time.Microsecond},
+				{Name: "without a tunnel"},
+			},
+		},
 		plan:   control.Plan{Changes: []string{"+ route 10.42.1.0/24 dev meshd0"}},
 	}
 	c, dir := serve(t, d)
@@ -101,7 +111,7 @@ func TestAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(d.status, status); diff != "" {
+	if diff := cmp.Diff(d.status, status, cmpopts.EquateComparable(netip.AddrPort{})); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}
 	plan, err := c.Plan(t.Context())
@@ -123,6 +133,32 @@ func TestAnswers(t *testing.T) {
 	}
 	if got := fi.Mode().Perm(); got != 0o600 {
 		t.Errorf("mode of the socket: got %o, want 600", got)
+	}
+}
+
+// TestJSON holds the form that programs read: what is not known is absent or "", not the
+// zero time of Go.
+func TestJSON(t *testing.T) {
+	got, err := json.Marshal([]control.Peer{
+		{Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), LastHandshake: time.Unix(1767323045, 0).UTC(), RTT: 1500 * time.Microsecond},
+		{},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var peers []map[string]any
+	if err := json.Unmarshal(got, &peers); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []map[string]any{
+		{"endpoint": "192.0.2.1:51820", "lastHandshake": "2026-01-02T03:04:05Z", "rtt": 1.5e6},
+		{"endpoint": "", "lastHandshake": nil, "rtt": nil},
+	} {
+		for key, value := range want {
+			if peers[i][key] != value {
+				t.Errorf("peer %d: got %s %v, want %v", i, key, peers[i][key], value)
+			}
+		}
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -26,19 +28,28 @@ const (
 
 // Path is how packets get to another node.
 type Path struct {
-	Kind mesh.PathKind `json:"kind"`
-	Via  []string      `json:"via"` // names of the nodes between, in order; empty for a direct path
-	// Health is the result of echo requests along the path, one of the values below; ""
-	// where none are sent.
-	Health string `json:"health"`
-	RTT    string `json:"rtt"` // of the echo requests, as time.Duration prints it; "" if not known
+	Kind   mesh.PathKind `json:"kind"`
+	Via    []string      `json:"via"` // names of the nodes between, in order; empty for a direct path
+	Health Health        `json:"health"`
+	RTT    time.Duration `json:"rtt,omitzero"` // of the echo requests, nanoseconds; absent if not known
 }
 
-// Values of Path.Health.
+// String words a path for a person: "tunnel", or "lan via a, b".
+func (p Path) String() string {
+	if len(p.Via) == 0 {
+		return string(p.Kind)
+	}
+	return string(p.Kind) + " via " + strings.Join(p.Via, ", ")
+}
+
+// Health is the result of echo requests along a path; "" where none are sent.
+type Health string
+
+// The values of Health.
 const (
-	PathOK     = "ok"
-	PathLosing = "losing"
-	PathSilent = "silent"
+	PathOK     Health = "ok"
+	PathLosing Health = "losing" // some requests in a row stay without an answer
+	PathSilent Health = "silent" // so many that the path counts as broken
 )
 
 // Drained is the state after a request to drain the node, or to undo that.

@@ -59,3 +59,18 @@ func TestGatewaysAndPaths(t *testing.T) {
 		t.Errorf("plan without an unknown node: got %v, want ErrRefused", err)
 	}
 }
+
+func TestPathString(t *testing.T) {
+	for _, tt := range []struct {
+		path control.Path
+		want string
+	}{
+		{control.Path{Kind: mesh.PathNone}, "none"},
+		{control.Path{Kind: mesh.PathTunnel}, "tunnel"},
+		{control.Path{Kind: mesh.PathLAN, Via: []string{"a", "b"}}, "lan via a, b"},
+	} {
+		if got := tt.path.String(); got != tt.want {
+			t.Errorf("got %q, want %q", got, tt.want)
+		}
+	}
+}

@@ -384,21 +384,14 @@ func clientStatus(t index) []control.ClientStatus {
 	for _, c := range t.wanted.Topology.AllClients {
 		s := control.ClientStatus{
 			ID: c.ID, Name: c.Name, Overlay: t.wanted.Input.Cluster.ClientAddresses(c.Index), Access: wordAccess(c.Access),
-			AddedBy: t.nameOf(mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC().Format(time.RFC3339),
+			AddedBy: t.nameOf(mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC(),
 			PresharedKey: c.PresharedKey != mesh.PresharedKey{},
 		}
 		if c.ServiceGateway != (mesh.ID{}) {
 			s.ServiceGateway = t.nameOf(c.ServiceGateway)
 		}
-		if w, ok := onDevice[c.Key]; ok {
-			s.Received, s.Sent = w.Received, w.Sent
-			if w.Endpoint.IsValid() {
-				s.Endpoint = w.Endpoint.String()
-			}
-			if !w.LastHandshake.IsZero() {
-				s.LastHandshake = w.LastHandshake.UTC().Format(time.RFC3339)
-			}
-		}
+		w := onDevice[c.Key] // zero for a client without a tunnel to this node
+		s.Endpoint, s.LastHandshake, s.Received, s.Sent = w.Endpoint, w.LastHandshake.UTC(), w.Received, w.Sent
 		out = append(out, s)
 	}
 	slices.SortFunc(out, func(a, b control.ClientStatus) int { return cmp.Compare(a.Name, b.Name) })

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -35,7 +36,7 @@ func b1AndC1(w *world) []mesh.Record { return []mesh.Record{w.b1(), w.c1()} }
 func TestCommandsLook(t *testing.T) {
 	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
 		s := w.d.Status()
-		if len(s.Peers) != 2 || !s.Peers[0].Alive || s.Peers[0].LastHandshake == "" || !s.Node.Ready || s.Device.Name != "meshd0" || s.Reconcile.Error != "" {
+		if len(s.Peers) != 2 || !s.Peers[0].Alive || s.Peers[0].LastHandshake.IsZero() || !s.Node.Ready || s.Device.Name != "meshd0" || s.Reconcile.Error != "" {
 			t.Errorf("status: got %+v", s)
 		}
 		plan, err := w.d.Plan(t.Context())
@@ -52,7 +53,7 @@ func TestCommandsLook(t *testing.T) {
 			t.Errorf("graph: got %+v, %v, want three nodes", graph, err)
 		}
 		probed, err := w.d.Probe(t.Context())
-		if err != nil || probed.Peers[1].Path.Health != control.PathOK || probed.Peers[1].Path.RTT != "1ms" {
+		if err != nil || probed.Peers[1].Path.Health != control.PathOK || probed.Peers[1].Path.RTT != time.Millisecond {
 			t.Errorf("probe: got %+v, %v", probed.Peers, err)
 		}
 	})

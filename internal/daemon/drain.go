@@ -175,17 +175,24 @@ func (t index) locationRole(r mesh.Record) control.Role {
 	return control.RoleMember
 }
 
-// pathTo returns how packets get to another node, and how they fare.
-func (t index) pathTo(id mesh.ID) control.Path {
+// pathIn returns the path to a node in a topology of the turn's records, without its
+// health.
+func (t index) pathIn(topology mesh.Topology, id mesh.ID) control.Path {
 	out := control.Path{Kind: mesh.PathNone, Via: []string{}}
-	i, ok := slices.BinarySearchFunc(t.wanted.Topology.Paths, id, func(p mesh.Path, id mesh.ID) int { return p.ID.Compare(id) })
+	i, ok := slices.BinarySearchFunc(topology.Paths, id, func(p mesh.Path, id mesh.ID) int { return p.ID.Compare(id) })
 	if !ok {
 		return out
 	}
-	out.Kind = t.wanted.Topology.Paths[i].Kind
-	for _, hop := range t.wanted.Topology.Paths[i].Hops {
+	out.Kind = topology.Paths[i].Kind
+	for _, hop := range topology.Paths[i].Hops {
 		out.Via = append(out.Via, t.nameOf(hop))
 	}
+	return out
+}
+
+// pathTo returns how packets get to another node, and how they fare.
+func (t index) pathTo(id mesh.ID) control.Path {
+	out := t.pathIn(t.wanted.Topology, id)
 	results := t.watch.Of(id, t.results)
 	if len(results) == 0 {
 		return out
@@ -201,7 +208,7 @@ func (t index) pathTo(id mesh.ID) control.Path {
 		out.Health = control.PathOK
 	}
 	if !worst.Answered.IsZero() && out.Health != control.PathSilent {
-		out.RTT = worst.RTT.Round(10 * time.Microsecond).String()
+		out.RTT = worst.RTT
 	}
 	return out
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
-	"github.com/meshd/meshd/internal/node"
 )
 
 // Graph implements control.Daemon.
@@ -49,31 +48,16 @@ func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, er
 // changedPaths lists the paths that the loss of a node changes, the one to the
 // node itself apart.
 func changedPaths(t turn, after mesh.Topology, lost mesh.ID) []string {
-	lines := []string{}
+	x, lines := indexOf(t), []string{}
 	for _, p := range t.wanted.Topology.Paths {
 		if p.ID == lost {
 			continue
 		}
-		was, is := wordPath(t, p), "none"
-		if i := slices.IndexFunc(after.Paths, func(q mesh.Path) bool { return q.ID == p.ID }); i >= 0 {
-			is = wordPath(t, after.Paths[i])
-		}
+		was, is := x.pathIn(t.wanted.Topology, p.ID).String(), x.pathIn(after, p.ID).String()
 		if was != is {
-			lines = append(lines, fmt.Sprintf("path to %s: %s, was %s", node.NameOf(t.wanted.Input.Records, p.ID), is, was))
+			lines = append(lines, fmt.Sprintf("path to %s: %s, was %s", x.nameOf(p.ID), is, was))
 		}
 	}
 	slices.Sort(lines)
 	return lines
-}
-
-// wordPath words a path for a person.
-func wordPath(t turn, p mesh.Path) string {
-	if len(p.Hops) == 0 {
-		return string(p.Kind)
-	}
-	hops := make([]string, len(p.Hops))
-	for i, h := range p.Hops {
-		hops[i] = node.NameOf(t.wanted.Input.Records, h)
-	}
-	return fmt.Sprintf("%s via %s", p.Kind, strings.Join(hops, ", "))
 }

@@ -94,8 +94,8 @@ func TestPathTo(t *testing.T) {
 		node string
 		want control.Path
 	}{
-		{"a1", control.Path{Kind: mesh.PathLAN, Via: []string{}, Health: control.PathOK, RTT: "21ms"}},
-		{"a2", control.Path{Kind: mesh.PathLAN, Via: []string{}, Health: control.PathLosing, RTT: "21ms"}},
+		{"a1", control.Path{Kind: mesh.PathLAN, Via: []string{}, Health: control.PathOK, RTT: 21 * time.Millisecond}},
+		{"a2", control.Path{Kind: mesh.PathLAN, Via: []string{}, Health: control.PathLosing, RTT: 21 * time.Millisecond}},
 		{"far", control.Path{Kind: mesh.PathLAN, Via: []string{"a1"}, Health: control.PathSilent}},
 		{"a3", control.Path{Kind: mesh.PathNone, Via: []string{}}}, // itself
 	} {
@@ -139,15 +139,16 @@ func TestSwept(t *testing.T) {
 	a, b := netip.MustParseAddr("10.4.0.1"), netip.MustParseAddr("fd00:4::1")
 	rtt := map[netip.Addr]time.Duration{a: time.Millisecond, b: 2 * time.Millisecond}
 	for _, tt := range []struct {
-		addrs       []netip.Addr
-		health, rtt string
+		addrs  []netip.Addr
+		health control.Health
+		rtt    time.Duration
 	}{
-		{nil, "", ""},
-		{[]netip.Addr{a, b}, control.PathOK, "2ms"},
-		{[]netip.Addr{a, netip.MustParseAddr("fd00:4::2")}, control.PathSilent, ""},
+		{nil, "", 0},
+		{[]netip.Addr{a, b}, control.PathOK, 2 * time.Millisecond},
+		{[]netip.Addr{a, netip.MustParseAddr("fd00:4::2")}, control.PathSilent, 0},
 	} {
 		if health, slowest := swept(tt.addrs, rtt); health != tt.health || slowest != tt.rtt {
-			t.Errorf("%v: got %s, %s, want %s, %s", tt.addrs, health, slowest, tt.health, tt.rtt)
+			t.Errorf("%v: got %s, %v, want %s, %v", tt.addrs, health, slowest, tt.health, tt.rtt)
 		}
 	}
 }

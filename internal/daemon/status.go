@@ -124,7 +124,7 @@ func (d *daemon) status(seen turn) control.Status {
 	case t.err != nil:
 		s.Reconcile.Error = shownError(t.err)
 	default:
-		s.Reconcile.LastSuccess = t.now.UTC().Format(time.RFC3339)
+		s.Reconcile.LastSuccess = t.now.UTC()
 	}
 	s.Reconcile.Runs++
 	return s
@@ -219,18 +219,9 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 				p.InternalIPs = append(p.InternalIPs, ip.Addr())
 			}
 		}
-		if rtt := t.view.RTT[id]; rtt > 0 {
-			p.RTT = rtt.Round(10 * time.Microsecond).String()
-		}
-		if w, ok := onDevice[r.Key]; ok {
-			p.Received, p.Sent = w.Received, w.Sent
-			if w.Endpoint.IsValid() {
-				p.Endpoint = w.Endpoint.String()
-			}
-			if !w.LastHandshake.IsZero() {
-				p.LastHandshake = w.LastHandshake.UTC().Format(time.RFC3339)
-			}
-		}
+		p.RTT = t.view.RTT[id]
+		w := onDevice[r.Key] // zero for a node without a tunnel to this one
+		p.Endpoint, p.LastHandshake, p.Received, p.Sent = w.Endpoint, w.LastHandshake.UTC(), w.Received, w.Sent
 		peers = append(peers, p)
 	}
 	slices.SortFunc(peers, func(a, b control.Peer) int { return cmp.Or(cmp.Compare(a.Name, b.Name), a.ID.Compare(b.ID)) })

@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -53,7 +54,7 @@ func story(before, after control.Status) []line {
 	}
 	var came, went []string
 	alive := 0
-	moved := make(map[string][]string) // names of peers, by the new way to them
+	moved := make(map[string][]string) // names of peers, by the new path to them
 	for _, p := range after.Peers {
 		old, wasKnown := known[p.ID]
 		switch {
@@ -65,8 +66,8 @@ func story(before, after control.Status) []line {
 		if p.Alive {
 			alive++
 		}
-		if wasKnown && way(old.Path) != way(p.Path) {
-			moved[way(p.Path)] = append(moved[way(p.Path)], p.Name)
+		if path := p.Path.String(); wasKnown && path != old.Path.String() {
+			moved[path] = append(moved[path], p.Name)
 		}
 		delete(known, p.ID)
 	}
@@ -79,13 +80,8 @@ func story(before, after control.Status) []line {
 	add(came, "alive", "others", len(after.Peers), "alive", alive)
 	add(went, "absent", "others", len(after.Peers), "alive", alive)
 	add(gone, "forgotten", "others", len(after.Peers), "alive", alive)
-	ways := make([]string, 0, len(moved))
-	for w := range moved {
-		ways = append(ways, w)
-	}
-	slices.Sort(ways)
-	for _, w := range ways {
-		add(moved[w], "path changed", "path", w)
+	for _, path := range slices.Sorted(maps.Keys(moved)) {
+		add(moved[path], "path changed", "path", path)
 	}
 	if after.Node.Role != before.Node.Role && after.Node.Role != "" {
 		lines = append(lines, line{"role", []any{"role", after.Node.Role}})
@@ -97,14 +93,6 @@ func story(before, after control.Status) []line {
 		lines = append(lines, line{"problem is gone", []any{"kind", p.Kind, "subject", p.Node, "text", p.Text}})
 	}
 	return lines
-}
-
-// way words a path.
-func way(p control.Path) string {
-	if len(p.Via) == 0 {
-		return string(p.Kind)
-	}
-	return "via " + strings.Join(p.Via, ", ")
 }
 
 // list names some of many.

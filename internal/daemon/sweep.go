@@ -49,17 +49,16 @@ func sweepTargets(status control.Status, own []netip.Addr) []probe.Target {
 
 // swept says how a path fares that leads to these addresses. It is as good as
 // it is in the worse family.
-func swept(addrs []netip.Addr, rtt map[netip.Addr]time.Duration) (health, slowest string) {
-	var longest time.Duration
+func swept(addrs []netip.Addr, rtt map[netip.Addr]time.Duration) (health control.Health, slowest time.Duration) {
 	for _, a := range addrs {
 		d, ok := rtt[a]
 		if !ok {
-			return control.PathSilent, ""
+			return control.PathSilent, 0
 		}
-		longest = max(longest, d)
+		slowest = max(slowest, d)
 	}
 	if len(addrs) == 0 {
-		return "", ""
+		return "", 0
 	}
-	return control.PathOK, longest.Round(10 * time.Microsecond).String()
+	return control.PathOK, slowest
 }

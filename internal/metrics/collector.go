@@ -81,16 +81,16 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	counter(descWrites, float64(s.Reconcile.Writes))
 	for name, p := range byName(labelled(s.Peers)) {
-		if rtt, err := time.ParseDuration(p.RTT); err == nil {
-			gauge(descRTT, rtt.Seconds(), name)
+		if p.RTT > 0 {
+			gauge(descRTT, p.RTT.Seconds(), name)
 		}
-		if p.Endpoint == "" {
+		if !p.Endpoint.IsValid() {
 			continue // it is not a WireGuard peer of this node
 		}
 		counter(descReceived, float64(p.Received), name)
 		counter(descSent, float64(p.Sent), name)
-		if h := p.Handshake(); !h.IsZero() {
-			gauge(descHandshake, time.Since(h).Seconds(), name)
+		if !p.LastHandshake.IsZero() {
+			gauge(descHandshake, time.Since(p.LastHandshake).Seconds(), name)
 		}
 	}
 }
@@ -105,7 +105,7 @@ func labelled(peers []control.Peer) []control.Peer {
 	if len(peers) <= maxLabelled {
 		return peers
 	}
-	rank := func(p control.Peer) int { return 2*int(number(p.Handshake().IsZero())) + int(number(!p.Alive)) }
+	rank := func(p control.Peer) int { return 2*int(number(p.LastHandshake.IsZero())) + int(number(!p.Alive)) }
 	sorted := slices.Clone(peers)
 	slices.SortStableFunc(sorted, func(a, b control.Peer) int { return cmp.Compare(rank(a), rank(b)) })
 	return sorted[:maxLabelled]

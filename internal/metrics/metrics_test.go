@@ -62,7 +62,7 @@ func TestMetrics(t *testing.T) {
 	s := control.Status{
 		Node: control.Node{Ready: true, Role: control.RoleGateway},
 		Peers: []control.Peer{
-			{ID: mesh.ID{1}, Name: "a", Alive: true, Path: direct, Endpoint: "192.0.2.1:51820", Received: 10, Sent: 20, LastHandshake: time.Now().UTC().Format(time.RFC3339), RTT: "1.5ms"},
+			{ID: mesh.ID{1}, Name: "a", Alive: true, Path: direct, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Received: 10, Sent: 20, LastHandshake: time.Now(), RTT: 1500 * time.Microsecond},
 			{ID: mesh.ID{2}, Name: "a", Path: direct},
 			{ID: mesh.ID{3}, Name: "c", Alive: true, Path: direct},
 		},

@@ -135,7 +135,7 @@ func measureRestarts(ctx context.Context, binary string, s samples) (err error) 
 
 // reconciled is for poll: the daemon has been through its loop.
 func reconciled(s control.Status) bool {
-	return lab.Sees(1)(s) && s.Reconcile.LastSuccess != "" && s.Reconcile.Error == ""
+	return lab.Sees(1)(s) && !s.Reconcile.LastSuccess.IsZero() && s.Reconcile.Error == ""
 }
 
 // measureApply gives a fresh host a mesh with so many other nodes, then one more, then

@@ -125,7 +125,7 @@ func TestUnderlayAddressChanges(t *testing.T) {
 		"ip address delete " + n.Public().String() + "/32 dev " + lab.HostLink,
 	})
 	m.await(settleLimit, "known under its new address", func(s control.Status) bool {
-		return slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return strings.HasPrefix(p.Endpoint, other+":") })
+		return slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return p.Endpoint.Addr().String() == other })
 	}, m.nodes[0], m.nodes[2])
 	m.settle(settleLimit, m.nodes...)
 	m.connected(pingLimit, m.nodes...)

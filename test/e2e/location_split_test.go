@@ -20,9 +20,9 @@ import (
 // reaches: those with whom it shares a group.
 func (v *village) told(groups ...[]*lab.Node) {
 	v.t.Helper()
-	want := map[*lab.Node]map[string]string{}
+	want := map[*lab.Node]map[string]control.Health{}
 	for _, n := range slices.Concat(groups...) {
-		want[n] = map[string]string{}
+		want[n] = map[string]control.Health{}
 		for _, o := range v.nodes {
 			together := func(g []*lab.Node) bool { return slices.Contains(g, n) && slices.Contains(g, o) }
 			switch {
@@ -44,12 +44,12 @@ func (v *village) told(groups ...[]*lab.Node) {
 }
 
 // tells compares the health of the paths in a node's status with what it should be.
-func tells(ctx context.Context, n *lab.Node, want map[string]string) error {
+func tells(ctx context.Context, n *lab.Node, want map[string]control.Health) error {
 	s, err := control.NewClient(n.Path(lab.RunDir)).Probe(ctx)
 	if err != nil {
 		return fmt.Errorf("ask %s: %w", n.Name, err)
 	}
-	got := map[string]string{}
+	got := map[string]control.Health{}
 	for _, p := range s.Peers {
 		got[p.Name] = p.Path.Health
 	}

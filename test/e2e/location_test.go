@@ -152,7 +152,7 @@ func (v *village) seenInStatus(n, gateway, remote *lab.Node) error {
 		case remote.Name:
 			role, via = "", []string{gateway.Name}
 		}
-		if p.Role != role || p.Path.Kind != mesh.PathLAN || !slices.Equal(p.Path.Via, via) || p.Path.Health != control.PathOK || p.Path.RTT == "" {
+		if p.Role != role || p.Path.Kind != mesh.PathLAN || !slices.Equal(p.Path.Via, via) || p.Path.Health != control.PathOK || p.Path.RTT == 0 {
 			return fmt.Errorf("%s, seen by %s: got %q by %+v, want %q through %v, and its round trip", p.Name, n.Name, p.Role, p.Path, role, via)
 		}
 	}

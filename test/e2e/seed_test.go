@@ -85,7 +85,7 @@ func TestRestartWithoutSeeds(t *testing.T) {
 		}, m.nodes...)
 		before := addresses(t, found[1:])
 		m.await(settleLimit, "told of everybody's address", func(s control.Status) bool {
-			return !slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return p.Endpoint == "" })
+			return !slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return !p.Endpoint.IsValid() })
 		}, rest...)
 		for _, n := range m.nodes {
 			m.must(n.Stop())

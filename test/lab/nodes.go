@@ -84,7 +84,7 @@ func Ready(s control.Status) bool { return s.Node.Ready && len(s.Node.Overlay) >
 func TunnelsUp(s control.Status) int {
 	up := 0
 	for _, p := range s.Peers {
-		if p.Alive && p.LastHandshake != "" {
+		if p.Alive && !p.LastHandshake.IsZero() {
 			up++
 		}
 	}
