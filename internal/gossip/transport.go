@@ -45,7 +45,7 @@ type transport struct {
 	changed  func()                                       // called under mu when the view has changed
 	filter   func(network string, to netip.AddrPort) bool // for tests: whether udp or tcp reaches the address
 
-	udp *net.UDPConn
+	udp udpSocket
 	tcp *net.TCPListener
 
 	packets  chan *memberlist.Packet
@@ -61,6 +61,7 @@ type transport struct {
 	mu        sync.Mutex
 	ring      keyring
 	paths     *paths
+	arrivals  arrivals
 	replays   replays
 	voices    *voices
 	offers    map[string]*stream // streams for memberlist's Join, by name
@@ -85,12 +86,16 @@ func (t *transport) listen(ctx context.Context, bind string) error {
 	if err != nil {
 		return err
 	}
-	t.udp, t.tcp = udp, tcp
+	t.tcp = tcp
+	if t.udp, err = newUDPSocket(udp); err != nil {
+		return errors.Join(err, udp.Close(), tcp.Close())
+	}
 	_ = udp.SetReadBuffer(receiveBuffer) // the system may allow less
 	t.self.port = t.bound().Port()
 	t.packets = make(chan *memberlist.Packet)
 	t.streams = make(chan net.Conn)
 	t.inbound = make(chan message, 256)
+	t.arrivals = make(arrivals)
 	t.replays.windows = make(map[mesh.ID]*window)
 	t.dialling = make(chan struct{}, maxDialBacks)
 	t.offers = make(map[string]*stream)
@@ -143,7 +148,7 @@ func (t *transport) bound() netip.AddrPort {
 func (t *transport) readPackets() {
 	buf := make([]byte, 2*maxPacket)
 	for {
-		n, from, err := t.udp.ReadFromUDPAddrPort(buf)
+		n, from, at, err := t.udp.receive(buf)
 		if t.ctx.Err() != nil {
 			return
 		}
@@ -152,7 +157,7 @@ func (t *transport) readPackets() {
 			t.pause()
 			continue
 		}
-		t.receive(buf[:n], unmapped(from))
+		t.receive(buf[:n], from, at)
 	}
 }
 
@@ -164,8 +169,9 @@ func (t *transport) pause() {
 	}
 }
 
-// receive checks one packet and passes its payload on.
-func (t *transport) receive(b []byte, from netip.AddrPort) {
+// receive checks one packet, which arrived at an address of this host, and passes its
+// payload on.
+func (t *transport) receive(b []byte, from netip.AddrPort, at netip.Addr) {
 	p, err := t.keys().openPacket(b, t.self.id)
 	switch {
 	case err != nil:
@@ -179,7 +185,7 @@ func (t *transport) receive(b []byte, from netip.AddrPort) {
 		t.counters.add("packet-own")
 		return
 	}
-	admitted, ask := t.admitPacket(p, from)
+	admitted, ask := t.admitPacket(p, from, at)
 	if !admitted {
 		t.counters.add("packet-replayed")
 		return
@@ -213,15 +219,16 @@ func (t *transport) receive(b []byte, from netip.AddrPort) {
 	}
 }
 
-// admitPacket checks that a packet is new, and records from where it came. It returns
-// whether to ask for an answer from there.
-func (t *transport) admitPacket(p packet, from netip.AddrPort) (admitted, ask bool) {
+// admitPacket checks that a packet is new, and records from where it came and at which
+// address of this host it arrived. It returns whether to ask for an answer from there.
+func (t *transport) admitPacket(p packet, from netip.AddrPort, at netip.Addr) (admitted, ask bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.replays.admit(p.from, p.boot, p.counter) {
 		return false, false
 	}
 	now := t.now()
+	t.arrivals.note(from, at, now)
 	if p.kind == kindHere && len(p.payload) == 8 {
 		t.paths.answered(p.from, binary.BigEndian.Uint64(p.payload), now)
 	}
@@ -288,11 +295,12 @@ func (t *transport) sendAnswer(q packet, from netip.AddrPort) {
 // sendVia encrypts a packet and sends it to an address.
 func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
 	p.label, p.from, p.boot, p.counter = t.label, t.self.id, t.self.boot, t.counter.Add(1)
+	t.mu.Lock()
 	if p.want {
-		t.mu.Lock()
 		t.paths.ask(to, p.counter, addr)
-		t.mu.Unlock()
 	}
+	source := t.arrivals.source(addr, t.now())
+	t.mu.Unlock()
 	b, err := t.keys().sealPacket(t.random, p, to)
 	if err != nil {
 		t.log.at(slog.LevelError, "seal packet", "err", err)
@@ -301,7 +309,7 @@ func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
 	if t.filter != nil && !t.filter("udp", addr) {
 		return
 	}
-	if _, err := t.udp.WriteToUDPAddrPort(b, addr); err != nil {
+	if err := t.udp.send(b, addr, source); err != nil {
 		t.counters.add("packet-unsent")
 		t.mu.Lock()
 		t.paths.fail(to, addr)

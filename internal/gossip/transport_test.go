@@ -61,11 +61,13 @@ func TestPacketsThatAreDropped(t *testing.T) {
 	}
 }
 
-// A node that asks for an answer gets one, at the address from which it asked.
+// A node that asks for an answer gets one, at the address from which it asked, and from
+// the address that it asked: the kernel itself would answer from 127.0.0.1.
 func TestPacketIsAnswered(t *testing.T) {
 	t.Parallel()
-	n := startNode(t, 0, nil)
-	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(n.Addr()))
+	n := startNode(t, 0, func(o *Options) { o.Bind = ":0" })
+	asked := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), n.Addr().Port())
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(asked))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +313,7 @@ func TestFloodOfGarbageLeavesLittle(t *testing.T) {
 	b := make([]byte, maxPacket)
 	for i := range flood {
 		b[0], b[1], b[2] = formatVersion, byte(i), byte(i>>8)
-		n.transport.receive(b, netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 1))
+		n.transport.receive(b, netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 1), netip.Addr{})
 		n.log.at(slog.LevelWarn, "stream can't be decrypted with our secret", "from", i)
 	}
 	if got := n.View().Counters["packet-sealed"]; got != flood {

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// udpSocket is a UDP socket that can tell at which address of this host a packet arrived,
+// and can send from a certain address. On a host with two cards, the kernel would
+// otherwise take the source of an answer from the route to the peer, which may lead out
+// of the other card: a NAT or a firewall in front of the peer then drops the answer,
+// because it comes from an address that the peer has not asked. TCP and WireGuard do the
+// same by themselves.
+type udpSocket struct {
+	*net.UDPConn
+	six bool // AF_INET6, also if it serves both families
+}
+
+func newUDPSocket(c *net.UDPConn) (udpSocket, error) {
+	s := udpSocket{UDPConn: c}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return s, fmt.Errorf("ask for addresses of packets: %w", err)
+	}
+	var optionErr error
+	err = raw.Control(func(fd uintptr) {
+		var domain int
+		if domain, optionErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); optionErr != nil {
+			return
+		}
+		if s.six = domain == unix.AF_INET6; s.six {
+			optionErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+		} else {
+			optionErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+		}
+	})
+	if err := errors.Join(err, optionErr); err != nil {
+		return s, fmt.Errorf("ask for addresses of packets: %w", err)
+	}
+	return s, nil
+}
+
+// receive reads one packet. It also returns the address of this host at which the packet
+// arrived, or the zero Addr if the kernel does not tell.
+func (s udpSocket) receive(b []byte) (n int, from netip.AddrPort, at netip.Addr, err error) {
+	control := make([]byte, unix.CmsgSpace(unix.SizeofInet6Pktinfo))
+	n, length, _, from, err := s.ReadMsgUDPAddrPort(b, control)
+	if err != nil {
+		return 0, netip.AddrPort{}, netip.Addr{}, err
+	}
+	return n, unmapped(from), arrivedAt(control[:length]), nil
+}
+
+// arrivedAt returns the local address in a packet's control messages. A socket of both
+// families gives it in the IPv6 form for IPv4 packets too (ipv6/datagram.c,
+// ip6_datagram_recv_common_ctl).
+func arrivedAt(control []byte) netip.Addr {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, m := range messages {
+		switch {
+		case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
+			return netip.AddrFrom16([16]byte(m.Data)).Unmap() // ipi6_addr comes first
+		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
+			return netip.AddrFrom4([4]byte(m.Data[4:])) // ipi_spec_dst follows ipi_ifindex
+		}
+	}
+	return netip.Addr{}
+}
+
+// send sends a packet from an address of this host, or from the one that the kernel
+// chooses if that is the zero Addr, or is not possible any more.
+//
+// Only the address is set, not the link: the host's rules for this source address then
+// choose the card. Setting the link would bypass its routes, and an answer to a router
+// behind that card would be lost if there is no route back on the same card.
+func (s udpSocket) send(b []byte, to netip.AddrPort, from netip.Addr) error {
+	if from.IsValid() && from.Is4() == to.Addr().Unmap().Is4() {
+		if _, _, err := s.WriteMsgUDPAddrPort(b, s.sourceControl(from), to); err == nil {
+			return nil
+		}
+	}
+	_, err := s.WriteToUDPAddrPort(b, to)
+	return err
+}
+
+// sourceControl returns the control message that sets a packet's source. A socket of both
+// families takes an IPv4 address in its mapped form (ip_cmsg_send in ip_sockglue.c).
+func (s udpSocket) sourceControl(from netip.Addr) []byte {
+	if s.six {
+		return unix.PktInfo6(&unix.Inet6Pktinfo{Addr: from.As16()})
+	}
+	return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: from.As4()})
+}
+
+// arrivals remembers at which address of this host packets of each peer arrived last. What
+// is sent to the peer comes from the same address.
+type arrivals map[netip.AddrPort]lastArrival
+
+type lastArrival struct {
+	here netip.Addr
+	at   time.Time
+}
+
+// note records that a packet from a peer's address arrived at an address of this host.
+func (a arrivals) note(peer netip.AddrPort, here netip.Addr, now time.Time) {
+	if _, known := a[peer]; !known && len(a) >= maxSenders {
+		maps.DeleteFunc(a, func(_ netip.AddrPort, last lastArrival) bool { return now.Sub(last.at) > freshPath })
+		if len(a) >= maxSenders {
+			return
+		}
+	}
+	a[peer] = lastArrival{here, now}
+}
+
+// source returns the address from which to send to a peer's address, or the zero Addr to
+// let the kernel choose. If the peer was silent for a while, one packet more is sent from
+// the old address: it may have lost its way out since.
+func (a arrivals) source(peer netip.AddrPort, now time.Time) netip.Addr {
+	last := a[peer]
+	if now.Sub(last.at) > freshPath {
+		delete(a, peer)
+	}
+	return last.here
+}
