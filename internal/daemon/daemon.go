@@ -11,7 +11,7 @@
 // take another turn; nothing acts on the payload of an event. A turn that
 // finds all as it should be writes nothing.
 //
-// The files tell one story each: daemon.go starts and stops, loop.go is the loop,
+// The files tell one story each: daemon.go starts, tasks.go runs and stops all parts, loop.go is the loop,
 // edges.go has the interfaces through which it reaches the world, record.go tells what
 // this node says of itself, names.go resolves, ready.go tells that k3s may start,
 // memory.go keeps what is known of the others, and has those forgotten that are away for
@@ -38,15 +38,12 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/meshd/meshd/internal/config"
-	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/netcfg/host"
 	"github.com/meshd/meshd/internal/node"
-	"github.com/meshd/meshd/internal/probe"
-	"github.com/meshd/meshd/internal/probe/ping"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -68,10 +65,6 @@ type Options struct {
 
 // machineIDFile names this installation of the system, see machine-id(5).
 const machineIDFile = "/etc/machine-id"
-
-// shutdownTimeout bounds how long the end waits for requests at the control
-// socket, and for those for metrics.
-const shutdownTimeout = 2 * time.Second
 
 // daemon is what the turns of the loop share.
 type daemon struct {
@@ -147,47 +140,9 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err := checkLocation(opt.Config, cfg, facts); err != nil {
 		return err
 	}
-	g, err := d.startGossip(ctx, remembered)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, g.Stop()) }()
-	d.gossip = g
-	d.memory.Handshakes = node.NewHandshakes(d.gossip.View().Records)
-	d.names = newNames(ctx)
-	defer d.names.wait()
-	p := ping.Start(ctx, ping.Options{Pace: probe.Pace(cfg.Probe), Logger: d.log})
-	defer p.Stop()
-	d.prober = p
-	d.show(d.status(turn{}), turn{})
-	server, err := control.Listen(opt.RunDir, d, d.log)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
-		defer cancel()
-		err = errors.Join(err, server.Close(ctx))
-	}()
-	d.server = server
 	d.metrics = metrics.New(opt.Version)
-	monitor := metrics.NewServer(d.metrics, d.log)
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
-		defer cancel()
-		err = errors.Join(err, monitor.Close(ctx))
-	}()
-	d.monitor = monitor
-	answers := connect.NewServer(connect.ServerOptions{
-		Source: d.tellClient, IsClient: d.isClientAddress, Cluster: d.cfg.Cluster.Name, Identity: d.identity.Key, Logger: d.log,
-	})
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
-		defer cancel()
-		err = errors.Join(err, answers.Close(ctx))
-	}()
-	d.answers = answers
-	return d.loop(ctx)
+	d.show(d.status(turn{}), turn{})
+	return runTasks(ctx, d.tasks(remembered))
 }
 
 // recall reads the state directory: who this node is, what it has promised, and
@@ -239,25 +194,4 @@ func bindAddress(a netip.AddrPort) string {
 		return fmt.Sprintf(":%d", a.Port())
 	}
 	return a.String()
-}
-
-// startGossip opens the gossip port and begins to look for the others.
-func (d *daemon) startGossip(ctx context.Context, remembered gossip.Remembered) (*gossip.Gossip, error) {
-	g, err := gossip.Start(ctx, gossip.Options{
-		Identity:   d.identity.Key,
-		Cluster:    d.cfg.Cluster,
-		Adopted:    d.used,
-		Trusted:    d.cfg.Trusted,
-		Secrets:    d.cfg.Secrets,
-		Boot:       d.node.Boot,
-		Instance:   d.instance,
-		Bind:       bindAddress(d.cfg.Gossip.Bind),
-		Join:       joinList(d.cfg),
-		Remembered: remembered,
-		Logger:     d.log,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("start gossip: %w", err)
-	}
-	return g, nil
 }

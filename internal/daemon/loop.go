@@ -59,6 +59,7 @@ func (d *daemon) loop(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch host: %w", err)
 	}
+	d.memory.Handshakes = node.NewHandshakes(d.gossip.View().Records)
 	var retry time.Duration
 	for {
 		t := d.turn(ctx)

@@ -26,7 +26,6 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/netcfg"
-	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -139,7 +138,6 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	w.network.start(d)
-	d.memory.Handshakes = node.NewHandshakes(d.gossip.View().Records)
 	w.prober = &fakeProber{trace: w.trace, changed: make(chan struct{}, 1), results: make(map[probe.Target]probe.Result)}
 	d.prober = w.prober
 	d.show(d.status(turn{}), turn{})

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshd/meshd/internal/connect"
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/metrics"
+	"github.com/meshd/meshd/internal/probe"
+	"github.com/meshd/meshd/internal/probe/ping"
+)
+
+// shutdownTimeout bounds how long the daemon's end waits for requests to each server.
+const shutdownTimeout = 2 * time.Second
+
+// task is a part of the daemon that runs until its context ends.
+type task struct {
+	name string
+	// run calls ready once the tasks after it may start.
+	run func(ctx context.Context, ready func()) error
+}
+
+// tasks returns the parts of the daemon. The loop comes last because it uses all others
+// until it returns: it has the servers listen, and what it does last is to save what
+// gossip knows. The control server comes after gossip and the prober because commands
+// use them.
+func (d *daemon) tasks(remembered gossip.Remembered) []task {
+	return []task{
+		{"gossip", func(ctx context.Context, ready func()) error { return d.runGossip(ctx, ready, remembered) }},
+		{"names", d.runNames},
+		{"prober", d.runProber},
+		{"control server", d.runControlServer},
+		{"metrics server", d.runMetricsServer},
+		{"client server", d.runClientServer},
+		{"loop", func(ctx context.Context, ready func()) error { ready(); return d.loop(ctx) }},
+	}
+}
+
+// runTasks starts tasks in the order of the list, each when the one before it is ready. If
+// ctx ends or a task fails, it stops them in the reverse order, each when the one after it
+// has returned. So a task can use those before it as long as it runs. The errors of all
+// are returned.
+func runTasks(ctx context.Context, tasks []task) error {
+	if len(tasks) == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	first, rest := tasks[0], tasks[1:]
+	group, ctx := errgroup.WithContext(ctx) // ends if first fails
+	firstCtx, stopFirst := context.WithCancel(context.WithoutCancel(ctx))
+	ready := make(chan struct{})
+	var firstErr, restErr error
+	group.Go(func() error {
+		firstErr = first.run(firstCtx, func() { close(ready) })
+		return firstErr
+	})
+	group.Go(func() error {
+		defer stopFirst()
+		select {
+		case <-ready:
+			restErr = runTasks(ctx, rest)
+		case <-ctx.Done():
+		}
+		return restErr
+	})
+	_ = group.Wait() // it returns only the first error
+	return errors.Join(restErr, firstErr)
+}
+
+// runGossip opens the gossip port, looks for the other nodes and talks to them.
+func (d *daemon) runGossip(ctx context.Context, ready func(), remembered gossip.Remembered) error {
+	g, err := gossip.Start(ctx, gossip.Options{
+		Identity:   d.identity.Key,
+		Cluster:    d.cfg.Cluster,
+		Adopted:    d.used,
+		Trusted:    d.cfg.Trusted,
+		Secrets:    d.cfg.Secrets,
+		Boot:       d.node.Boot,
+		Instance:   d.instance,
+		Bind:       bindAddress(d.cfg.Gossip.Bind),
+		Join:       joinList(d.cfg),
+		Remembered: remembered,
+		Logger:     d.log,
+	})
+	if err != nil {
+		return fmt.Errorf("start gossip: %w", err)
+	}
+	d.gossip = g
+	ready()
+	<-ctx.Done()
+	return g.Stop()
+}
+
+func (d *daemon) runNames(ctx context.Context, ready func()) error {
+	d.names = newNames(ctx)
+	ready()
+	<-ctx.Done()
+	d.names.wait()
+	return nil
+}
+
+func (d *daemon) runProber(ctx context.Context, ready func()) error {
+	p := ping.Start(ctx, ping.Options{Pace: probe.Pace(d.cfg.Probe), Logger: d.log})
+	d.prober = p
+	ready()
+	<-ctx.Done()
+	p.Stop()
+	return nil
+}
+
+func (d *daemon) runControlServer(ctx context.Context, ready func()) error {
+	s, err := control.Listen(d.opt.RunDir, d, d.log)
+	if err != nil {
+		return err
+	}
+	d.server = s
+	return closeAfter(ctx, ready, s)
+}
+
+func (d *daemon) runMetricsServer(ctx context.Context, ready func()) error {
+	s := metrics.NewServer(d.metrics, d.log)
+	d.monitor = s
+	return closeAfter(ctx, ready, s)
+}
+
+func (d *daemon) runClientServer(ctx context.Context, ready func()) error {
+	s := connect.NewServer(connect.ServerOptions{
+		Source: d.tellClient, IsClient: d.isClientAddress, Cluster: d.cfg.Cluster.Name, Identity: d.identity.Key, Logger: d.log,
+	})
+	d.answers = s
+	return closeAfter(ctx, ready, s)
+}
+
+// closeAfter closes a server when ctx ends.
+func closeAfter(ctx context.Context, ready func(), server interface{ Close(context.Context) error }) error {
+	ready()
+	<-ctx.Done()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	return server.Close(ctx)
+}
