@@ -104,7 +104,7 @@ func TestAnswers(t *testing.T) {
 				{Name: "without a tunnel"},
 			},
 		},
-		plan:   control.Plan{Changes: []string{"+ route 10.42.1.0/24 dev meshd0"}},
+		plan: control.Plan{Changes: []string{"+ route 10.42.1.0/24 dev meshd0"}},
 	}
 	c, dir := serve(t, d)
 	status, err := c.Status(t.Context())
