@@ -234,8 +234,8 @@ func (d *decoder) checkDNS() {
 // checkTrust reports an empty list of trusted nodes if it is in use. A list that is not in
 // use yet is not an error: that is how a person prepares one.
 func (d *decoder) checkTrust() {
-	if d.config.Cluster.Trust == TrustList && len(d.config.Trusted) == 0 {
-		d.report("cluster.trust", "is "+TrustList+", but cluster.trusted names nobody", "write the fingerprints of all nodes there; meshd status shows them")
+	if d.config.Cluster.Trust == mesh.TrustList && len(d.config.Trusted) == 0 {
+		d.report("cluster.trust", "is "+string(mesh.TrustList)+", but cluster.trusted names nobody", "write the fingerprints of all nodes there; meshd status shows them")
 	}
 }
 

@@ -48,18 +48,12 @@ type Config struct {
 	K3s        K3s
 	Metrics    Metrics
 
-	// Trusted are the nodes that are trusted if Cluster.Trust is TrustList. This node itself
+	// Trusted are the nodes that are trusted if Cluster.Trust is mesh.TrustList. This node itself
 	// need not be among them.
 	Trusted []mesh.ID
 	// ForgetAfter is how long a node may be absent before it loses its slot.
 	ForgetAfter time.Duration
 }
-
-// Values of cluster.trust: which nodes are trusted.
-const (
-	TrustOpen = "open" // all that have the secret
-	TrustList = "list" // those in cluster.trusted
-)
 
 // Node holds the settings of this node.
 type Node struct {
@@ -159,7 +153,7 @@ func defaults() Config {
 		Cluster: mesh.Cluster{
 			Name:          "default",
 			Generation:    1,
-			Trust:         TrustOpen,
+			Trust:         mesh.TrustOpen,
 			Mode:          mesh.ModeFull,
 			Encapsulation: mesh.EncapsulationAlways,
 			Gateways:      1,

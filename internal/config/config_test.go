@@ -121,7 +121,7 @@ cluster:
   dns: {address: 10.96.0.53, domain: k8s.example.}
 `, func(c *config.Config) {
 			c.Cluster.Name, c.Cluster.Generation = "prod", 7
-			c.Cluster.Trust, c.Trusted = config.TrustList, []mesh.ID{{0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff}, {0xff}}
+			c.Cluster.Trust, c.Trusted = mesh.TrustList, []mesh.ID{{0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff}, {0xff}}
 			c.Cluster.Mode, c.Cluster.Encapsulation, c.Cluster.Gateways = mesh.ModeLocation, mesh.EncapsulationCrossSubnet, 16
 			c.ForgetAfter = 36 * time.Hour
 			c.Cluster.Overlay, c.Cluster.Pods, c.Cluster.PodPrefix = prefixes("10.5.0.0/24"), prefixes("10.44.0.0/14"), []int{26}

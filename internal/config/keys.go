@@ -88,11 +88,11 @@ var keys = []key{
 
 	needsRestart(one("cluster.name", func(c *Config) *string { return &c.Cluster.Name }, label)),
 	one("cluster.generation", func(c *Config) *uint64 { return &c.Cluster.Generation }, generation),
-	one("cluster.trust", func(c *Config) *string { return &c.Cluster.Trust }, choice(TrustOpen, TrustList)),
+	one("cluster.trust", func(c *Config) *mesh.Trust { return &c.Cluster.Trust }, choice(mesh.TrustOpen, mesh.TrustList)),
 	many("cluster.trusted", func(c *Config) *[]mesh.ID { return &c.Trusted }, fingerprint),
 	one("cluster.mode", func(c *Config) *mesh.Mode { return &c.Cluster.Mode },
 		choice(mesh.ModeFull, mesh.ModeLocation, mesh.ModeCross)),
-	one("cluster.encapsulation", func(c *Config) *string { return &c.Cluster.Encapsulation },
+	one("cluster.encapsulation", func(c *Config) *mesh.Encapsulation { return &c.Cluster.Encapsulation },
 		choice(mesh.EncapsulationNever, mesh.EncapsulationCrossSubnet, mesh.EncapsulationAlways)),
 	one("cluster.gateways", func(c *Config) *int { return &c.Cluster.Gateways }, number(1, 16)),
 	one("cluster.forget-after", func(c *Config) *time.Duration { return &c.ForgetAfter }, duration(time.Hour, 10*365*24*time.Hour, "720h")),

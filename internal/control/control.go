@@ -115,12 +115,12 @@ type Node struct {
 // Cluster is the cluster's settings in effect on this node: its own, or those of a node
 // with a higher generation.
 type Cluster struct {
-	Name          string    `json:"name"`
-	Generation    uint64    `json:"generation"`
-	Trust         string    `json:"trust"`
-	Mode          mesh.Mode `json:"mode"`
-	Encapsulation string    `json:"encapsulation"`
-	Gateways      int       `json:"gateways"`
+	Name          string             `json:"name"`
+	Generation    uint64             `json:"generation"`
+	Trust         mesh.Trust         `json:"trust"`
+	Mode          mesh.Mode          `json:"mode"`
+	Encapsulation mesh.Encapsulation `json:"encapsulation"`
+	Gateways      int                `json:"gateways"`
 }
 
 // Device is the WireGuard device.

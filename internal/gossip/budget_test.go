@@ -265,7 +265,7 @@ func TestHostileTrustChangesMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := testCluster()
-	c.Trust = TrustList
+	c.Trust = mesh.TrustList
 	g.setTrust(c, []mesh.ID{idOf(0)})
 	if g.storeChecked(o) || len(g.View().Records) != 0 {
 		t.Errorf("records %v, want none", g.View().Records)

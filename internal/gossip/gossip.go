@@ -61,7 +61,7 @@ type Options struct {
 	Join       []string // host:port, names or addresses
 	Remembered Remembered
 
-	Trusted []mesh.ID    // the nodes that are trusted if Cluster.Trust is TrustList; this node always is
+	Trusted []mesh.ID    // the nodes that are trusted if Cluster.Trust is mesh.TrustList; this node always is
 	Adopted mesh.Cluster // View.Cluster before a restart; zero for none
 
 	Resolver Resolver         // default: net.DefaultResolver

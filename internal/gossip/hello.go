@@ -61,8 +61,8 @@ func (h hello) marshal() ([]byte, error) {
 		ID: h.id[:], Instance: h.instance, Port: h.port, Boot: h.boot, Counter: h.counter,
 		Random: h.random[:], Echo: h.echo[:], You: appendAddrPort(nil, h.you),
 		Cluster: wireSettings{
-			Name: c.Name, Generation: c.Generation, Trust: c.Trust,
-			Mode: string(c.Mode), Encapsulation: c.Encapsulation, Gateways: int64(c.Gateways),
+			Name: c.Name, Generation: c.Generation, Trust: string(c.Trust),
+			Mode: string(c.Mode), Encapsulation: string(c.Encapsulation), Gateways: int64(c.Gateways),
 			Overlay: c.Overlay, Pods: c.Pods, Services: c.Services,
 			DNSAddress: c.DNS.Address, DNSDomain: c.DNS.Domain,
 		},
@@ -94,8 +94,8 @@ func parseHello(b []byte) (hello, error) {
 	}
 	s := w.Cluster
 	c := mesh.Cluster{
-		Name: s.Name, Generation: s.Generation, Trust: s.Trust,
-		Mode: mesh.Mode(s.Mode), Encapsulation: s.Encapsulation, Gateways: int(s.Gateways),
+		Name: s.Name, Generation: s.Generation, Trust: mesh.Trust(s.Trust),
+		Mode: mesh.Mode(s.Mode), Encapsulation: mesh.Encapsulation(s.Encapsulation), Gateways: int(s.Gateways),
 		Overlay: s.Overlay, Pods: s.Pods, Services: s.Services,
 		DNS: mesh.DNS{Address: s.DNSAddress, Domain: s.DNSDomain},
 	}
@@ -119,7 +119,7 @@ func checkCluster(c mesh.Cluster) error {
 			return fmt.Errorf("check cluster: %d ranges, of which each must be one and at most %d may be", len(ps), mesh.MaxCIDRs)
 		}
 	}
-	for _, word := range []string{c.Trust, string(c.Mode), c.Encapsulation} {
+	for _, word := range []string{string(c.Trust), string(c.Mode), string(c.Encapsulation)} {
 		if !mesh.ValidText(word, maxWord) {
 			return fmt.Errorf("check cluster: setting %q", word)
 		}

@@ -302,7 +302,7 @@ func TestHostileWordOfOurAddress(t *testing.T) {
 	friend := startNode(t, 1, nil)
 	victim := startNode(t, 0, func(o *Options) {
 		joining(friend)(o)
-		o.Cluster.Trust, o.Trusted = TrustList, []mesh.ID{friend.self}
+		o.Cluster.Trust, o.Trusted = mesh.TrustList, []mesh.ID{friend.self}
 	})
 	a := newAttacker(t, victim, testSecret)
 	eventually(t, "its friend sees it", []*testNode{victim}, func(v mesh.View) bool { return len(v.Observed) == 1 && v.Observed[0].By == friend.self })
@@ -413,7 +413,7 @@ func TestHostileStrangersCostALook(t *testing.T) {
 	g := idle(t, &now)
 	g.mu.Lock()
 	c := g.cluster
-	c.Trust = TrustList
+	c.Trust = mesh.TrustList
 	g.setTrust(c, []mesh.ID{idOf(1)})
 	g.mu.Unlock()
 	// These can't be decoded beyond the author, and have no valid signature.

@@ -11,10 +11,6 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// TrustList is the value of mesh.Cluster.Trust with which only the nodes in
-// Options.Trusted, and this node, are trusted.
-const TrustList = "list"
-
 // Reconfigure applies a changed configuration to the running node. The first secret
 // encrypts, all of them decrypt. The cluster's name and ranges can't change: in that case
 // it returns an error and changes nothing.
@@ -52,7 +48,7 @@ func (g *Gossip) Reconfigure(c mesh.Cluster, join []string, secrets [][32]byte, 
 // setTrust sets which nodes are trusted, and drops the objects of all others.
 func (g *Gossip) setTrust(c mesh.Cluster, trusted []mesh.ID) {
 	g.trusted = nil
-	if c.Trust != TrustList {
+	if c.Trust != mesh.TrustList {
 		return
 	}
 	g.trusted = map[mesh.ID]bool{g.self: true}

@@ -68,7 +68,7 @@ func TestJoinListIsReloaded(t *testing.T) {
 }
 
 func listing(ids ...mesh.ID) func(*Options) {
-	return func(o *Options) { o.Cluster.Trust, o.Trusted = TrustList, ids }
+	return func(o *Options) { o.Cluster.Trust, o.Trusted = mesh.TrustList, ids }
 }
 
 // With a list, objects of nodes that are not on it don't count, and a problem says which
@@ -99,7 +99,7 @@ func TestTrustList(t *testing.T) {
 
 	// A node that is added counts; one that is removed does not.
 	c := testCluster()
-	c.Trust = TrustList
+	c.Trust = mesh.TrustList
 	if err := b.Reconfigure(c, nil, [][32]byte{testSecret}, []mesh.ID{idOf(2)}); err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ import (
 type settings struct {
 	Generation    uint64
 	Mode          mesh.Mode
-	Encapsulation string
+	Encapsulation mesh.Encapsulation
 	Gateways      int
 }
 
@@ -86,7 +86,7 @@ func (t settingsBody) covered(forgotten map[mesh.ID]uint64) bool {
 
 func encodeSettings(t settingsBody) ([]byte, error) {
 	payload, err := encoding.Marshal(wireSettingsBody{
-		t.identity, t.number, t.ranges, t.by, t.Generation, string(t.Mode), t.Encapsulation, int64(t.Gateways),
+		t.identity, t.number, t.ranges, t.by, t.Generation, string(t.Mode), string(t.Encapsulation), int64(t.Gateways),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode settings: %w", err)
@@ -107,7 +107,7 @@ func decodeSettings(payload []byte) (body, error) {
 	case w.Gateways < 1 || w.Gateways > maxSeats: // before it becomes an int
 		return nil, errors.New("decode settings: number of gateways")
 	}
-	s := settings{w.Generation, mesh.Mode(w.Mode), w.Encapsulation, int(w.Gateways)}
+	s := settings{w.Generation, mesh.Mode(w.Mode), mesh.Encapsulation(w.Encapsulation), int(w.Gateways)}
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("decode settings: %w", err)
 	}

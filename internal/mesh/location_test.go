@@ -116,7 +116,7 @@ func TestTopologies(t *testing.T) {
 func TestLinks(t *testing.T) {
 	tests := []struct {
 		name          string
-		encapsulation string
+		encapsulation mesh.Encapsulation
 		dual          bool // IPv6 among the pods
 		a, b          string
 		want          string

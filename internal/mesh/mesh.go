@@ -248,6 +248,25 @@ const (
 	ModeCross    Mode = "cross"
 )
 
+// Encapsulation decides which packets inside a location are sent in VXLAN.
+type Encapsulation string
+
+// The values of Encapsulation, as they are written in the configuration.
+const (
+	EncapsulationNever       Encapsulation = "never"
+	EncapsulationCrossSubnet Encapsulation = "crosssubnet"
+	EncapsulationAlways      Encapsulation = "always"
+)
+
+// Trust decides which nodes are trusted.
+type Trust string
+
+// The values of Trust, as they are written in the configuration.
+const (
+	TrustOpen Trust = "open" // all that have the secret
+	TrustList Trust = "list" // those in cluster.trusted
+)
+
 // DNS is the cluster's resolver, for use by clients.
 type DNS struct {
 	Address netip.Addr
@@ -258,10 +277,10 @@ type DNS struct {
 type Cluster struct {
 	Name          string
 	Generation    uint64
-	Trust         string // open | list
+	Trust         Trust
 	Mode          Mode
-	Encapsulation string // never | crosssubnet | always
-	Gateways      int    // per location
+	Encapsulation Encapsulation
+	Gateways      int // per location
 	Overlay       []netip.Prefix
 	Pods          []netip.Prefix
 	PodPrefix     []int // length of a node's pod CIDR, in bits, one for each of Pods
@@ -409,13 +428,6 @@ const (
 	ProblemNeighbor  ProblemKind = "no-neighbor" // not reachable on the LAN
 	ProblemRelay     ProblemKind = "no-relay"
 	ProblemClient    ProblemKind = "client-conflict"
-)
-
-// Encapsulations inside a location, as they are written in the configuration.
-const (
-	EncapsulationNever       = "never"
-	EncapsulationCrossSubnet = "crosssubnet"
-	EncapsulationAlways      = "always"
 )
 
 // Compare orders problems by kind, node and text.

@@ -15,7 +15,7 @@ import (
 // firewall treat them. It does not know how the tables were derived, and uses only them
 // and the properties of the hosts.
 type walker struct {
-	encapsulation string
+	encapsulation mesh.Encapsulation
 	hosts         map[mesh.ID]*host
 	keys          map[wgtypes.Key]mesh.ID
 	clients       map[mesh.ID]*host

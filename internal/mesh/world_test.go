@@ -51,7 +51,7 @@ func drawCluster(t *rapid.T) mesh.Cluster {
 	}
 	c.Mode = rapid.SampledFrom([]mesh.Mode{mesh.ModeFull, mesh.ModeLocation, mesh.ModeLocation, mesh.ModeCross}).Draw(t, "mode")
 	c.Gateways = rapid.IntRange(1, 4).Draw(t, "gateways")
-	c.Encapsulation = rapid.SampledFrom([]string{mesh.EncapsulationAlways, mesh.EncapsulationCrossSubnet, mesh.EncapsulationAlways, mesh.EncapsulationNever}).Draw(t, "encapsulation")
+	c.Encapsulation = rapid.SampledFrom([]mesh.Encapsulation{mesh.EncapsulationAlways, mesh.EncapsulationCrossSubnet, mesh.EncapsulationAlways, mesh.EncapsulationNever}).Draw(t, "encapsulation")
 	return c
 }
 

@@ -31,7 +31,7 @@ func testNodes(names ...string) (out []testNode) {
 }
 
 // around returns Choose's input on one of the nodes.
-func around(mode mesh.Mode, encapsulation string, self string, nodes []testNode) Around {
+func around(mode mesh.Mode, encapsulation mesh.Encapsulation, self string, nodes []testNode) Around {
 	a := Around{Cluster: mesh.Cluster{
 		Name: "test", Mode: mode, Encapsulation: encapsulation, Gateways: 1,
 		Overlay: []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")}, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, PodPrefix: []int{24},
@@ -105,7 +105,7 @@ func TestChoose(t *testing.T) {
 	for _, tt := range []struct {
 		name      string
 		mode      mesh.Mode
-		encap     string
+		encap     mesh.Encapsulation
 		self      string
 		testNodes []testNode
 		want      string

@@ -24,7 +24,7 @@ type Node struct {
 type Adopted struct {
 	Generation    uint64
 	Mode          mesh.Mode
-	Encapsulation string
+	Encapsulation mesh.Encapsulation
 	Gateways      int
 }
 
@@ -77,10 +77,10 @@ type claimFile struct {
 }
 
 type adoptedFile struct {
-	Generation    uint64    `json:"generation"`
-	Mode          mesh.Mode `json:"mode"`
-	Encapsulation string    `json:"encapsulation"`
-	Gateways      int       `json:"gateways"`
+	Generation    uint64             `json:"generation"`
+	Mode          mesh.Mode          `json:"mode"`
+	Encapsulation mesh.Encapsulation `json:"encapsulation"`
+	Gateways      int                `json:"gateways"`
 }
 
 func encodeNode(n Node) ([]byte, error) {

@@ -44,9 +44,9 @@ func TestEncapsulation(t *testing.T) {
 		}
 		return append(all, m.site("b", lab.SiteOptions{Underlay: lab.NAT, ULA: true}, "b1", "b2")...)
 	})
-	configure := func(v *village, generation int, encapsulation string) {
+	configure := func(v *village, generation int, encapsulation mesh.Encapsulation) {
 		for _, n := range v.nodes {
-			lines := []string{"cluster:", fmt.Sprintf("  generation: %d", generation), "  mode: location", "  encapsulation: " + encapsulation}
+			lines := []string{"cluster:", fmt.Sprintf("  generation: %d", generation), "  mode: location", "  encapsulation: " + string(encapsulation)}
 			if n.Location() == "b" {
 				lines = append([]string{fmt.Sprintf("  internal-ip: %s/64", n.ULA())}, lines...)
 			}
@@ -64,13 +64,13 @@ func TestEncapsulation(t *testing.T) {
 	a1, a2, a3, b1, b2 := v.nodes[0], v.nodes[1], v.nodes[2], v.nodes[3], v.nodes[4]
 
 	for i, step := range []struct {
-		encapsulation string
+		encapsulation mesh.Encapsulation
 		near          bool // in vxlan, like the others
 	}{
 		{mesh.EncapsulationCrossSubnet, false},
 		{mesh.EncapsulationAlways, true},
 	} {
-		t.Run(step.encapsulation, func(t *testing.T) {
+		t.Run(string(step.encapsulation), func(t *testing.T) {
 			v := v.in(t)
 			if i > 0 {
 				configure(v, i+1, step.encapsulation)
@@ -96,7 +96,7 @@ func TestEncapsulation(t *testing.T) {
 			v.hidden()
 		})
 	}
-	t.Run(mesh.EncapsulationNever, func(t *testing.T) {
+	t.Run(string(mesh.EncapsulationNever), func(t *testing.T) {
 		v := v.in(t)
 		configure(v, 3, mesh.EncapsulationNever)
 		v.must(a1.Reload())
@@ -140,9 +140,9 @@ func TestAntiSpoofing(t *testing.T) {
 		m.must(err)
 		return append(m.site("a", lab.SiteOptions{Underlay: lab.NAT, AntiSpoofing: true}, "a1", "a2"), far)
 	})
-	configure := func(generation int, encapsulation string) {
+	configure := func(generation int, encapsulation mesh.Encapsulation) {
 		for _, n := range v.nodes {
-			v.configure(n, cluster(generation, mesh.ModeLocation, "  encapsulation: "+encapsulation)...)
+			v.configure(n, cluster(generation, mesh.ModeLocation, "  encapsulation: "+string(encapsulation))...)
 		}
 	}
 	configure(1, mesh.EncapsulationNever)
