@@ -41,7 +41,7 @@ can't be read at all.`,
 			if s, err := p.client().Status(ctx); err == nil {
 				o.Running, o.Nodes, o.Overlay = true, len(s.Peers)+1, s.Node.Overlay
 			}
-			r := report{check.Evaluate(cfg, check.Look(ctx, cfg, o))}
+			r := report{check.Evaluate(cfg, check.ReadFacts(ctx, cfg, o))}
 			if err := out.print(cmd.OutOrStdout(), r, r.print); err != nil {
 				return err
 			}

@@ -186,7 +186,7 @@ func newPlan(p *paths) *cobra.Command {
 				return err
 			}
 			return out.print(cmd.OutOrStdout(), plan, func(w io.Writer) error {
-				lines := slices.Concat(plan.Paths, plan.Changes)
+				lines := slices.Concat(plan.Routes, plan.Changes)
 				if len(lines) == 0 {
 					lines = []string{"Nothing to change."}
 				}

@@ -97,7 +97,7 @@ func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
 		if p.Alive {
 			alive = "yes"
 		}
-		fmt.Fprintf(t, "%s\t%s%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, orDash(p.Location), role(p.Role), alive, p.Path, health(p.Path), join(p.Overlay), join(p.PodCIDRs),
+		fmt.Fprintf(t, "%s\t%s%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, orDash(p.Location), role(p.Role), alive, p.Route, health(p.Route), join(p.Overlay), join(p.PodCIDRs),
 			join(p.InternalIPs), endpoint(p.Endpoint), age(p.LastHandshake, now), orDash(roundTrip(p.RTT)), size(p.Received), size(p.Sent))
 	}
 	t.Flush()
@@ -113,7 +113,7 @@ func role(r control.Role) string {
 }
 
 // health words the health of a path, with its round trip.
-func health(p control.Path) string {
+func health(p control.Route) string {
 	if p.RTT == 0 {
 		return orDash(string(p.Health))
 	}

@@ -4,13 +4,13 @@
 // keep meshd from working, or from working well, each with advice. `meshd check` prints
 // its findings.
 //
-// There are two steps, as everywhere in meshd. [Look] reads [Facts] from the kernel, from
+// There are two steps, as everywhere in meshd. [ReadFacts] reads [Facts] from the kernel, from
 // files and from the network, and changes none of them. Where only a trial can tell, it
 // makes the trial in a temporary network namespace. [Evaluate] is pure and turns the facts
 // into [Finding]s.
 //
-//	config.Config ─┬─► Look ─► Facts ─┐
-//	               └──────────────────┴─► Evaluate ─► []Finding
+//	config.Config ─┬─► ReadFacts ─► Facts ─┐
+//	               └───────────────────────┴─► Evaluate ─► []Finding
 //
 // State that a running daemon has made on the host is not reported, and neither are
 // settings that the daemon makes by itself, such as net.ipv4.ip_forward. Strict reverse
@@ -126,12 +126,12 @@ func (f Facts) ports() []Finding {
 			free = append(free, name)
 		case p.State == PortForeign:
 			out = append(out, Finding{Error, what, fmt.Sprintf("%s is the port of %s, but %s is not an address of this host", name, p.Key, p.Address), "set " + p.Key + " to an address of this host, or to a port alone"})
-		case !f.Root && p.Holder == "": // only root can see which program it is
+		case !f.Root && p.Process == "": // only root can see which program it is
 			out = append(out, Finding{Warning, what, fmt.Sprintf("%s (%s) is taken, maybe by meshd itself", name, p.Key), "run: sudo meshd check"})
 		default:
 			holder := "another program"
-			if p.Holder != "" {
-				holder = p.Holder
+			if p.Process != "" {
+				holder = p.Process
 			}
 			advice := "stop that program, or set " + p.Key + " to another port"
 			if p.Key == vxlanKey {

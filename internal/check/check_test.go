@@ -38,7 +38,7 @@ func healthy() Facts {
 	uplink := netcfg.Uplink{Link: "eth0", Source: netip.MustParsePrefix("192.168.1.1/24"), MTU: 1500}
 	f := Facts{
 		Root: true, Capable: true,
-		State:    State{Path: "/var/lib/meshd", MachineID: true, Read: true, Seen: state.Seen{Origin: state.Made}, Free: 1 << 30},
+		State:    State{Path: "/var/lib/meshd", MachineID: true, Read: true, Seen: state.Inspection{Origin: state.Made}, Free: 1 << 30},
 		Kernel:   Kernel{WireGuard: true, TUN: true, NFT: true, BridgeFilter: true, IPv6: true},
 		Links:    []Link{{Name: "lo", Kind: "device"}, {Name: "eth0", Kind: "veth"}, {Name: "kube-bridge", Kind: "bridge"}},
 		Networks: []Network{{netip.MustParsePrefix("192.168.1.1/24"), "eth0", true}, {netip.MustParsePrefix("10.42.0.1/24"), "kube-bridge", true}},
@@ -148,7 +148,7 @@ func TestEvaluate(t *testing.T) {
 		}},
 		{"ports", nil, func(f *Facts) {
 			f.Ports[0].State = PortTaken
-			f.Ports[1].Ours, f.Ports[1].Holder = false, "serf (pid 7)"
+			f.Ports[1].Ours, f.Ports[1].Process = false, "serf (pid 7)"
 			f.Ports[2].State, f.Ports[2].Address = PortForeign, "192.0.2.9"
 		}, []string{
 			"error ports: UDP port 51820 (wireguard.listen-port) is taken by another program → stop that program, or set wireguard.listen-port to another port",
@@ -157,7 +157,7 @@ func TestEvaluate(t *testing.T) {
 		}},
 		{"vxlan", located, func(f *Facts) {
 			f.ForeignVXLAN = true
-			f.Ports = append(f.Ports, Port{Network: "udp", Port: 7947, Key: vxlanKey, State: PortTaken, Holder: "flanneld (pid 7)"})
+			f.Ports = append(f.Ports, Port{Network: "udp", Port: 7947, Key: vxlanKey, State: PortTaken, Process: "flanneld (pid 7)"})
 		}, []string{
 			"error links: there is a link meshd0-vx which is not meshd's → delete it (ip link delete meshd0-vx), or set wireguard.interface to another name",
 			"error ports: UDP port 7947 (cluster.encapsulation) is taken by flanneld (pid 7) → stop that program, or set cluster.encapsulation to never on all nodes",

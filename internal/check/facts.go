@@ -53,7 +53,7 @@ type State struct {
 	Path      string
 	MachineID bool // the host has a machine ID
 	Read      bool // its files could be read
-	Seen      state.Seen
+	Seen      state.Inspection
 	Err       error // why its files can't be used
 	WriteErr  error // why it can't be written to
 	Free      int64 // bytes; -1 if not known
@@ -91,7 +91,7 @@ type Port struct {
 	Port    uint16
 	Key     string // of the configuration
 	State   PortState
-	Holder  string // the process that uses it, as "name (pid 1)"; "" if not known
+	Process string // the process that uses it, as "name (pid 1)"; "" if not known
 	Ours    bool   // the daemon or one of our devices uses it
 }
 

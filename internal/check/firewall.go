@@ -15,7 +15,7 @@ import (
 func desired(cfg config.Config, host netcfg.Facts) netcfg.State {
 	c := cfg.Cluster
 	t := mesh.Topology{
-		Addresses: c.Overlays(0), PodCIDRs: c.PodCIDRs(0), Serves: cfg.Node.AllowedLocationIPs,
+		Addresses: c.Overlays(0), PodCIDRs: c.PodCIDRs(0), ServedNetworks: cfg.Node.AllowedLocationIPs,
 		Inside: slices.Concat(c.Overlay, c.Pods), Guarded: slices.Concat(c.Overlay, c.Pods),
 	}
 	s := netcfg.Settings{
@@ -38,7 +38,7 @@ func (f Facts) firewall(cfg config.Config) []Finding {
 	}
 	var good, bad []Finding
 	state := desired(cfg, f.Host)
-	for _, b := range netcfg.Barriers(f.Filters, state.Accepts) {
+	for _, b := range netcfg.BlockingChains(f.Filters, state.Accepts) {
 		switch {
 		case b.Table.Program != "":
 			good = append(good, ok(what, "%s; meshd lets them through with rules of its own", b.Text())...)
@@ -48,7 +48,7 @@ func (f Facts) firewall(cfg config.Config) []Finding {
 			bad = append(bad, Finding{Warning, what, b.Text(), b.Advice()})
 		}
 	}
-	for _, t := range netcfg.Takers(f.Filters, state.OwnPorts) {
+	for _, t := range netcfg.PortRedirects(f.Filters, state.OwnPorts) {
 		bad = append(bad, Finding{Warning, what, t.Text(), t.Advice()})
 	}
 	if good == nil && bad == nil {

@@ -21,7 +21,7 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// Options are the inputs of Look besides the configuration.
+// Options are the inputs of ReadFacts besides the configuration.
 type Options struct {
 	StateDir string
 	Running  bool         // a daemon answers at the control socket
@@ -33,16 +33,16 @@ type Options struct {
 // machineIDFile holds the ID of this installation, see machine-id(5).
 const machineIDFile = "/etc/machine-id"
 
-// Look reads the facts. It leaves no changes, except that the kernel may load a module; it
+// ReadFacts reads the facts. It leaves no changes, except that the kernel may load a module; it
 // binds ports only for a moment. What can't be read is in Facts.Unread.
-func Look(ctx context.Context, cfg config.Config, o Options) Facts {
+func ReadFacts(ctx context.Context, cfg config.Config, o Options) Facts {
 	f := Facts{Root: os.Geteuid() == 0, Running: o.Running, Nodes: o.Nodes, Overlay: o.Overlay, Config: o.Config}
 	f.read("permission", func() (err error) { f.Capable, err = capable(); return err })
 	f.lookState(o.StateDir)
 	f.read("links", f.lookLinks)
 	f.read("networks", f.lookNetworks)
 	f.read("clock", f.lookClock)
-	f.read("k3s", func() (err error) { f.K3s, err = k3s.Look("/"); return err })
+	f.read("k3s", func() (err error) { f.K3s, err = k3s.ReadSettings("/"); return err })
 	if cfg.CNI.Enabled {
 		f.read("cni", func() error { return f.lookCNI(cfg) })
 	}
@@ -101,7 +101,7 @@ func (f *Facts) lookState(dir string) {
 	f.State = State{Path: dir, Free: -1}
 	id, err := os.ReadFile(machineIDFile)
 	f.State.MachineID = err == nil && strings.TrimSpace(string(id)) != ""
-	f.State.Seen, f.State.Err = state.Look(dir, string(id))
+	f.State.Seen, f.State.Err = state.Inspect(dir, string(id))
 	f.State.Read = true
 	if errors.Is(f.State.Err, fs.ErrPermission) {
 		f.Unread = append(f.Unread, Unread{"state", f.State.Err})

@@ -142,7 +142,7 @@ func (f *Facts) lookPorts(cfg config.Config, ours []int) error {
 			name, pid := holder(p.Network, p.Port)
 			p.State = PortTaken
 			if pid != 0 {
-				p.Holder = fmt.Sprintf("%s (pid %d)", name, pid)
+				p.Process = fmt.Sprintf("%s (pid %d)", name, pid)
 			}
 			p.Ours = f.Running && name == strings.TrimSpace(string(own)) || p.Network == "udp" && slices.Contains(ours, int(p.Port))
 		default:

@@ -90,7 +90,7 @@ func TestLookNFT(t *testing.T) {
 			if len(f.Filters) != 1 {
 				t.Fatalf("tables: got %+v, want one", f.Filters)
 			}
-			if got := f.Filters[0].Judge("forward", tt.packet); got != tt.want {
+			if got := f.Filters[0].Evaluate("forward", tt.packet); got != tt.want {
 				t.Errorf("verdict: got %s, want %s; rules %+v", got, tt.want, f.Filters[0].Chains["forward"].Rules)
 			}
 		})
@@ -117,7 +117,7 @@ func TestLookIPTables(t *testing.T) {
 				t.Fatalf("tables: got %+v, want one of %s", f.Filters, program)
 			}
 			for in, want := range map[string]filter.Verdict{"meshd0": filter.Accepted, "eth0": filter.Dropped} {
-				if got := f.Filters[0].Judge("FORWARD", filter.Packet{In: in}); got != want {
+				if got := f.Filters[0].Evaluate("FORWARD", filter.Packet{In: in}); got != want {
 					t.Errorf("verdict on packets from %s: got %s, want %s", in, got, want)
 				}
 			}

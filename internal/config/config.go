@@ -61,7 +61,7 @@ type Node struct {
 	Location   string       // "" for none
 	Endpoint   HostPort     // zero: found automatically
 	InternalIP netip.Prefix // the address with the length of its network; invalid: found automatically
-	Gateway    mesh.GatewayWish
+	Gateway    mesh.GatewayPreference
 	Encryption string // EncryptionAuto | EncryptionRequired
 
 	// Keepalive is WireGuard's persistent keepalive, in whole seconds. Nil means the default

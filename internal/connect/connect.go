@@ -80,7 +80,7 @@ type kernel interface {
 	Facts(ctx context.Context) (netcfg.Facts, error)
 	Observe(ctx context.Context, desired netcfg.State) (netcfg.State, error)
 	Apply(ctx context.Context, plan netcfg.Plan) error
-	Speak(ctx context.Context, to netip.Addr) error
+	InitiateHandshake(ctx context.Context, to netip.Addr) error
 }
 
 // client is the state of one Run.
@@ -459,7 +459,7 @@ func (c *client) startHandshakes(ctx context.Context, observed netcfg.State) {
 		if i >= 0 && c.Now().Sub(observed.Peers[i].LastHandshake) < netcfg.HandshakeFresh {
 			continue
 		}
-		if err := c.kernel.Speak(ctx, p.Overlay); err != nil {
+		if err := c.kernel.InitiateHandshake(ctx, p.Overlay); err != nil {
 			c.Logger.Debug("start handshake", "peer", p.Name, "err", err)
 		}
 	}

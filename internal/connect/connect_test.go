@@ -128,7 +128,7 @@ func idOf(key ed25519.PrivateKey) mesh.ID { return mesh.IDOf(key.Public().(ed255
 // silent nodes, and signs its answer.
 func TestHandler(t *testing.T) {
 	client := netip.MustParseAddr("10.4.128.1")
-	o := ServerOptions{Cluster: "default", Identity: signer(1), Source: func(a Asker) (control.ClientConfig, bool) {
+	o := ServerOptions{Cluster: "default", Identity: signer(1), Source: func(a Requester) (control.ClientConfig, bool) {
 		return control.ClientConfig{Name: strings.Join(a.Silent, ",")}, a.Addr == client && a.Key == wgtypes.Key{7}
 	}}
 	for from, code := range map[string]int{"10.4.128.1:99": http.StatusOK, "[::ffff:10.4.128.1]:99": http.StatusOK, "10.4.128.2:99": http.StatusForbidden, "x": http.StatusBadRequest} {
@@ -195,7 +195,7 @@ func TestFetchConfig(t *testing.T) {
 	}
 	answer := answerFor(t, file)
 	var silent []string // as each request that was answered lists them
-	server := NewServer(ServerOptions{Cluster: "default", Identity: signer(1), Logger: log, Source: func(a Asker) (control.ClientConfig, bool) {
+	server := NewServer(ServerOptions{Cluster: "default", Identity: signer(1), Logger: log, Source: func(a Requester) (control.ClientConfig, bool) {
 		silent = append(silent, strings.Join(a.Silent, ","))
 		return answer, true
 	}})
@@ -205,7 +205,7 @@ func TestFetchConfig(t *testing.T) {
 		}
 	}()
 	first, second := netip.MustParseAddr("127.0.77.1"), netip.MustParseAddr("127.0.77.2")
-	if err := server.Keep(netip.AddrPortFrom(second, mesh.ClientPort)); err != nil {
+	if err := server.EnsureListening(netip.AddrPortFrom(second, mesh.ClientPort)); err != nil {
 		t.Fatal(err)
 	}
 	c := newClient(Options{Logger: log, File: file, Now: time.Now}, nil, 0)
@@ -221,7 +221,7 @@ func TestFetchConfig(t *testing.T) {
 	if diff := cmp.Diff([]string{"f"}, silent); diff != "" {
 		t.Errorf("nodes reported as silent (-want +got):\n%s", diff)
 	}
-	if err := server.Keep(netip.AddrPortFrom(first, mesh.ClientPort)); err != nil {
+	if err := server.EnsureListening(netip.AddrPortFrom(first, mesh.ClientPort)); err != nil {
 		t.Fatal(err)
 	}
 	c.silentAskedAt = c.silentAskedAt.Add(-retryEvery)

@@ -39,7 +39,7 @@ type testClient struct {
 	facts       netcfg.Facts          // of the fake kernel
 	state       netcfg.State          // of the fake kernel
 	desired     netcfg.State          // as last passed to Observe
-	handshakes  []netip.Addr          // as passed to Speak
+	handshakes  []netip.Addr          // as passed to InitiateHandshake
 	names       map[string]netip.Addr // the names that resolve
 	lookups     []string              // the names that were looked up
 	resolvConfs []string              // the texts passed to resolvconf
@@ -90,7 +90,7 @@ func (c *testClient) Apply(context.Context, netcfg.Plan) error {
 	return nil
 }
 
-func (c *testClient) Speak(_ context.Context, to netip.Addr) error {
+func (c *testClient) InitiateHandshake(_ context.Context, to netip.Addr) error {
 	c.handshakes = append(c.handshakes, to)
 	return nil
 }
@@ -118,7 +118,7 @@ func (c *testClient) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // configure moves Services from node 0 to node 1 if the client reports node 0 as silent,
 // and to the standby when both are down.
-func (c *testClient) configure(a Asker) (control.ClientConfig, bool) {
+func (c *testClient) configure(a Requester) (control.ClientConfig, bool) {
 	answer := c.normal
 	answer.Peers = slices.Clone(answer.Peers)
 	switch {

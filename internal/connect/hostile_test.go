@@ -320,10 +320,10 @@ func TestHostileConnections(t *testing.T) {
 	c := laptop(t)
 	server := NewServer(ServerOptions{
 		Cluster: "default", Identity: signer(1), Logger: log, IsClient: func(netip.Addr) bool { return true },
-		Source: func(Asker) (control.ClientConfig, bool) { return answerFor(t, c.File), true },
+		Source: func(Requester) (control.ClientConfig, bool) { return answerFor(t, c.File), true },
 	})
 	at := netip.MustParseAddr("127.0.79.1")
-	if err := server.Keep(netip.AddrPortFrom(at, mesh.ClientPort)); err != nil {
+	if err := server.EnsureListening(netip.AddrPortFrom(at, mesh.ClientPort)); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = server.Close(t.Context()) }()

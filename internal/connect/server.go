@@ -26,8 +26,8 @@ const (
 // requestTimeout bounds how long a request and its answer may take.
 const requestTimeout = 10 * time.Second
 
-// Asker is the host that sends a request.
-type Asker struct {
+// Requester is the host that sends a request.
+type Requester struct {
 	Addr   netip.Addr  // its source address, which WireGuard has checked
 	Key    wgtypes.Key // the public key that it claims to have
 	Silent []string    // public keys of nodes that don't answer it
@@ -35,7 +35,7 @@ type Asker struct {
 
 // Source returns a client's current configuration; ok is false if the asker is not a
 // client.
-type Source func(Asker) (config control.ClientConfig, ok bool)
+type Source func(Requester) (config control.ClientConfig, ok bool)
 
 // ServerOptions configure a server.
 type ServerOptions struct {
@@ -49,7 +49,7 @@ type ServerOptions struct {
 // NewServer returns a server that answers clients. It does not listen on any address yet.
 func NewServer(o ServerOptions) *httplimit.Server {
 	return httplimit.NewServer("answer clients", o.handler(), requestTimeout,
-		httplimit.Options{PerSource: maxPerSource, Total: maxTotal, Whole: o.IsClient, Logger: o.Logger})
+		httplimit.Options{PerSource: maxPerSource, Total: maxTotal, PerAddress: o.IsClient, Logger: o.Logger})
 }
 
 func (o ServerOptions) handler() http.Handler {
@@ -66,7 +66,7 @@ func (o ServerOptions) handler() http.Handler {
 			return
 		}
 		status, body := http.StatusForbidden, []byte("you are not a client\n")
-		if config, ok := o.Source(Asker{Addr: from.Addr().Unmap(), Key: q.client, Silent: r.URL.Query()["silent"]}); ok {
+		if config, ok := o.Source(Requester{Addr: from.Addr().Unmap(), Key: q.client, Silent: r.URL.Query()["silent"]}); ok {
 			status = http.StatusOK
 			if body, err = json.Marshal(config); err != nil {
 				http.Error(w, err.Error(), http.StatusInternalServerError)

@@ -81,8 +81,8 @@ type Slot struct {
 // Plan is the difference between the host's observed and its desired state.
 type Plan struct {
 	Changes []string `json:"changes"` // one line each; empty when there is nothing to do
-	// Paths that would change, one line each; only for PlanWithout.
-	Paths []string `json:"paths,omitempty"`
+	// Routes that would change, one line each; only for PlanWithout.
+	Routes []string `json:"paths,omitempty"`
 }
 
 // Status is a node's view of the mesh and of itself.
@@ -138,7 +138,7 @@ type Peer struct {
 	Location      string         `json:"location"`
 	Role          Role           `json:"role"`  // in its location; "" where there are no gateways
 	Alive         bool           `json:"alive"` // according to gossip
-	Path          Path           `json:"path"`
+	Route         Route          `json:"path"`
 	Overlay       []netip.Addr   `json:"overlay"`
 	PodCIDRs      []netip.Prefix `json:"podCIDRs"`
 	InternalIPs   []netip.Addr   `json:"internalIPs"`            // those reached through the tunnel

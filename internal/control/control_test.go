@@ -222,11 +222,11 @@ func TestDeletedSocketIsBack(t *testing.T) {
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Keep(); err != nil {
+		if err := s.EnsureListening(); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := control.NewClient(dir).Status(t.Context()); err != nil {
-			t.Errorf("after Keep: %v", err)
+			t.Errorf("after EnsureListening: %v", err)
 		}
 	}
 	if err := os.RemoveAll(dir); err != nil {

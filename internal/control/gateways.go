@@ -26,16 +26,16 @@ const (
 	RoleDown     Role = "down"     // a verdict says that it carries no traffic
 )
 
-// Path is how packets get to another node.
-type Path struct {
-	Kind   mesh.PathKind `json:"kind"`
-	Via    []string      `json:"via"` // names of the nodes between, in order; empty for a direct path
-	Health Health        `json:"health"`
-	RTT    time.Duration `json:"rtt,omitzero"` // of the echo requests, nanoseconds; absent if not known
+// Route is how packets get to another node.
+type Route struct {
+	Kind   mesh.RouteKind `json:"kind"`
+	Via    []string       `json:"via"` // names of the nodes between, in order; empty for a direct path
+	Health Health         `json:"health"`
+	RTT    time.Duration  `json:"rtt,omitzero"` // of the echo requests, nanoseconds; absent if not known
 }
 
 // String words a path for a person: "tunnel", or "lan via a, b".
-func (p Path) String() string {
+func (p Route) String() string {
 	if len(p.Via) == 0 {
 		return string(p.Kind)
 	}
@@ -47,9 +47,9 @@ type Health string
 
 // The values of Health.
 const (
-	PathOK     Health = "ok"
-	PathLosing Health = "losing" // some requests in a row stay without an answer
-	PathSilent Health = "silent" // so many that the path counts as broken
+	RouteOK     Health = "ok"
+	RouteLosing Health = "losing" // some requests in a row stay without an answer
+	RouteSilent Health = "silent" // so many that the path counts as broken
 )
 
 // Drained is the state after a request to drain the node, or to undo that.

@@ -29,7 +29,7 @@ func (d *daemon) PlanWithout(_ context.Context, node string) (control.Plan, erro
 	if node != "a&b" {
 		return control.Plan{}, fmt.Errorf("%w: no node is named %s", control.ErrRefused, node)
 	}
-	return control.Plan{Changes: []string{}, Paths: []string{"path to x: none, was tunnel"}}, nil
+	return control.Plan{Changes: []string{}, Routes: []string{"path to x: none, was tunnel"}}, nil
 }
 
 func TestGatewaysAndPaths(t *testing.T) {
@@ -52,7 +52,7 @@ func TestGatewaysAndPaths(t *testing.T) {
 		t.Errorf("graph in graphviz's language: got %q, %v, want %q", dot, err, g.DOT())
 	}
 	plan, err := c.PlanWithout(t.Context(), "a&b")
-	if err != nil || len(plan.Paths) != 1 {
+	if err != nil || len(plan.Routes) != 1 {
 		t.Errorf("plan without a node: got %+v, %v", plan, err)
 	}
 	if _, err := c.PlanWithout(t.Context(), "x"); !errors.Is(err, control.ErrRefused) {
@@ -62,12 +62,12 @@ func TestGatewaysAndPaths(t *testing.T) {
 
 func TestPathString(t *testing.T) {
 	for _, tt := range []struct {
-		path control.Path
+		path control.Route
 		want string
 	}{
-		{control.Path{Kind: mesh.PathNone}, "none"},
-		{control.Path{Kind: mesh.PathTunnel}, "tunnel"},
-		{control.Path{Kind: mesh.PathLAN, Via: []string{"a", "b"}}, "lan via a, b"},
+		{control.Route{Kind: mesh.RouteNone}, "none"},
+		{control.Route{Kind: mesh.RouteTunnel}, "tunnel"},
+		{control.Route{Kind: mesh.RouteLAN, Via: []string{"a", "b"}}, "lan via a, b"},
 	} {
 		if got := tt.path.String(); got != tt.want {
 			t.Errorf("got %q, want %q", got, tt.want)

@@ -27,7 +27,7 @@ type Server struct {
 	http   *http.Server
 	log    *slog.Logger
 	runDir string
-	socket net.Listener // replaced by Keep
+	socket net.Listener // replaced by EnsureListening
 	done   sync.WaitGroup
 }
 
@@ -58,10 +58,10 @@ func (s *Server) open() error {
 	return nil
 }
 
-// Keep opens the socket again if its file was deleted: without it the commands would
-// report that meshd is not running. Keep must not be called by several goroutines, nor
+// EnsureListening opens the socket again if its file was deleted: without it the commands would
+// report that meshd is not running. EnsureListening must not be called by several goroutines, nor
 // after Close.
-func (s *Server) Keep() error {
+func (s *Server) EnsureListening() error {
 	if _, err := os.Lstat(SocketPath(s.runDir)); !errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -105,7 +105,7 @@ type unlinking struct {
 }
 
 // Close implements net.Listener. It acts only once: the server may close a listener again
-// that Keep has closed and replaced.
+// that EnsureListening has closed and replaced.
 func (u *unlinking) Close() error {
 	var err error
 	u.once.Do(func() {

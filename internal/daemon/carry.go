@@ -17,10 +17,10 @@ import (
 // itself. If our record could not be told, a verdict that names it names the former one,
 // or waits if by that one our term goes on.
 func (d *daemon) publishVerdicts(a node.Announcement, view mesh.View) error {
-	d.gossip.Ask(a.Ask)
+	d.gossip.RequestSigns(a.RequestSigns)
 	for _, v := range a.Verdicts {
 		if own := d.memory.Own; v.Record > own.Sequence {
-			if own.Office.Since != 0 {
+			if own.Term.Since != 0 {
 				continue
 			}
 			v.Record = own.Sequence
@@ -36,17 +36,17 @@ func (d *daemon) publishVerdicts(a node.Announcement, view mesh.View) error {
 // say publishes a verdict. We may have said more of a node than gossip still
 // shows, before it was forgotten; then the epoch has to go beyond that.
 func (d *daemon) say(v mesh.Verdict) error {
-	err := d.gossip.Judge(v)
+	err := d.gossip.PublishVerdict(v)
 	if said := (*gossip.EpochError)(nil); errors.As(err, &said) {
 		v.Epoch = said.Exceed + 1
-		err = d.gossip.Judge(v)
+		err = d.gossip.PublishVerdict(v)
 	}
 	return err
 }
 
 // watch probes those who carry traffic for this node.
 func (d *daemon) watch(w probe.Watch) []mesh.Problem {
-	d.prober.Aim(w.Aims(), probe.Pace(d.cfg.Probe))
+	d.prober.SetTargets(w.Targets(), probe.Pace(d.cfg.Probe))
 	if err := d.prober.Err(); err != nil {
 		return []mesh.Problem{{
 			Kind: ProblemProbe, Node: d.memory.Own.Name, Text: fmt.Sprintf("gateways can't be watched: %v", err),

@@ -40,7 +40,7 @@ func TestDrained(t *testing.T) {
 	turnOf := func(state mesh.Health, seat int, office ...int) turn {
 		rs := append([]mesh.Record{}, records...)
 		for _, i := range office {
-			rs[i].Office = mesh.Office{Since: 1}
+			rs[i].Term = mesh.GatewayTerm{Since: 1}
 		}
 		tn := turn{wanted: node.Configuration{Input: mesh.Input{Self: self, Records: rs, Cluster: mesh.Cluster{Mode: mesh.ModeLocation}}, Topology: mesh.Topology{Seat: seat}}}
 		if state != "" {
@@ -103,16 +103,16 @@ func TestNoGateways(t *testing.T) {
 func TestVerdictOnUntoldRecord(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		term mesh.Office
+		term mesh.GatewayTerm
 		want []uint64
 	}{
-		{"the term has ended", mesh.Office{}, []uint64{7}},
-		{"the term goes on", mesh.Office{Since: 1}, nil},
+		{"the term has ended", mesh.GatewayTerm{}, []uint64{7}},
+		{"the term goes on", mesh.GatewayTerm{Since: 1}, nil},
 	} {
 		d, records := neighborhood()
 		network := &fakeNetwork{trace: &trace{names: make(map[mesh.ID]string), sections: []*section{{}}}, changed: make(chan struct{}, 1)}
 		d.gossip, d.log = network, slog.New(slog.DiscardHandler)
-		d.memory.Own.Office = tt.term
+		d.memory.Own.Term = tt.term
 		up := mesh.Verdict{Author: records[0].Identity, Subject: records[0].ID(), Role: mesh.RoleGateway, State: mesh.HealthUp, Epoch: 1, Record: 8}
 		if err := d.publishVerdicts(node.Announcement{Verdicts: []mesh.Verdict{up}}, mesh.View{Records: records}); err != nil {
 			t.Errorf("%s: %v", tt.name, err)

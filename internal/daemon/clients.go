@@ -206,7 +206,7 @@ func (d *daemon) answerClients(t turn) []mesh.Problem {
 			at = append(at, netip.AddrPortFrom(a, mesh.ClientPort))
 		}
 	}
-	err := d.answers.Keep(at...)
+	err := d.answers.EnsureListening(at...)
 	if err == nil {
 		return nil
 	}
@@ -218,7 +218,7 @@ func (d *daemon) answerClients(t turn) []mesh.Problem {
 
 // tellClient is the source of what clients are told that ask. It goes by the last turn,
 // and is for other goroutines.
-func (d *daemon) tellClient(a connect.Asker) (control.ClientConfig, bool) {
+func (d *daemon) tellClient(a connect.Requester) (control.ClientConfig, bool) {
 	_, t := d.published.get()
 	i := slices.IndexFunc(t.wanted.Topology.AllClients, func(c mesh.Client) bool {
 		return c.Key == a.Key && slices.Contains(t.wanted.Input.Cluster.ClientAddresses(c.Index), a.Addr)
@@ -324,7 +324,7 @@ func namedClient(clients []mesh.Client, name string) (mesh.Client, error) {
 
 // clientConfig works out what a client is to be configured with.
 func clientConfig(in mesh.Input, c mesh.Client, alive map[mesh.ID]bool) control.ClientConfig {
-	m := mesh.ConfigOf(in, c, alive)
+	m := mesh.ClientConfigOf(in, c, alive)
 	out := control.ClientConfig{
 		Cluster: in.Cluster.Name, ID: c.ID, Name: c.Name, PublicKey: c.Key.String(), PresharedKey: c.PresharedKey != mesh.PresharedKey{},
 		Overlay: m.Addresses, Access: wordAccess(c.Access), Unserved: wordAccess(m.Unserved), Ranges: m.Ranges, Search: append([]string{}, m.Search...),

@@ -53,7 +53,7 @@ func TestCommandsLook(t *testing.T) {
 			t.Errorf("graph: got %+v, %v, want three nodes", graph, err)
 		}
 		probed, err := w.d.Probe(t.Context())
-		if err != nil || probed.Peers[1].Path.Health != control.PathOK || probed.Peers[1].Path.RTT != time.Millisecond {
+		if err != nil || probed.Peers[1].Route.Health != control.RouteOK || probed.Peers[1].Route.RTT != time.Millisecond {
 			t.Errorf("probe: got %+v, %v", probed.Peers, err)
 		}
 	})
@@ -66,8 +66,8 @@ func TestPlanWithoutGateway(t *testing.T) {
 		if err != nil || !strings.Contains(strings.Join(got.Changes, "\n"), " (b1) endpoint 203.0.113.11:51820") {
 			t.Errorf("changes: got %q, %v", got.Changes, err)
 		}
-		if want := []string{"path to b1: tunnel, was lan via a2"}; !slices.Equal(got.Paths, want) {
-			t.Errorf("paths: got %q, want %q", got.Paths, want)
+		if want := []string{"path to b1: tunnel, was lan via a2"}; !slices.Equal(got.Routes, want) {
+			t.Errorf("paths: got %q, want %q", got.Routes, want)
 		}
 	})
 }
@@ -94,7 +94,7 @@ func TestCommandsRefused(t *testing.T) {
 		if want := "This node is no gateway: there are none in mode full."; err != nil || drained.Text != want {
 			t.Errorf("drain: got %q, %v, want %q", drained.Text, err, want)
 		}
-		for _, changed := range []string{`^disk\.`, `^network\.`, `^kernel\.(Apply|Speak)`} {
+		for _, changed := range []string{`^disk\.`, `^network\.`, `^kernel\.(Apply|InitiateHandshake)`} {
 			if found := find(w.all(), changed); len(found) > 0 {
 				t.Errorf("%s: %v", found[0].title, found[0].effects)
 			}
@@ -131,7 +131,7 @@ func TestClientIsTold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		asker := connect.Asker{Key: wgtypes.Key{5}, Addr: want.Overlay[0]}
+		asker := connect.Requester{Key: wgtypes.Key{5}, Addr: want.Overlay[0]}
 		got, ok := w.d.tellClient(asker)
 		if !ok || got.ID != want.ID || len(got.Peers) != len(want.Peers) || !w.d.isClientAddress(asker.Addr) {
 			t.Errorf("got %+v, %t, want %+v", got, ok, want)
@@ -185,7 +185,7 @@ func TestVerdictBeyondForgottenOnes(t *testing.T) {
 	within(t, inLocation, gatewayOfA, func(t *testing.T, w *world) {
 		w.network.change(func(*mesh.View) { w.network.said = 6 })
 		drain(w, false)
-		if len(find(w.all(), `^network\.Judge +gateway a1 is draining, epoch 7`)) != 1 {
+		if len(find(w.all(), `^network\.PublishVerdict +gateway a1 is draining, epoch 7`)) != 1 {
 			t.Errorf("got:\n%v", w.trace)
 		}
 	})

@@ -3,7 +3,7 @@
 // Package daemon is the one loop that turns what nodes tell each other into
 // what this host needs. Each turn of it looks at everything anew:
 //
-//	gossip.View ─► node.Announce ─► gossip.Publish, gossip.Judge
+//	gossip.View ─► node.Announce ─► gossip.Publish, gossip.PublishVerdict
 //	host.Facts  ─► node.Configure ─► netcfg.Diff ─► host.Apply
 //	host.Observe ─► node.Conclude ─► handshakes, probes, cni.Apply, status
 //

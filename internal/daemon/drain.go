@@ -90,7 +90,7 @@ func drained(before, now turn, undo bool) (control.Drained, bool) {
 	up := node.IsUp(standings[self])
 	out := control.Drained{Draining: !up, Gateway: now.wanted.Topology.Seat != mesh.None, Successors: []string{}}
 	for _, r := range now.wanted.Input.Records {
-		if r.Location == own.Location && r.ID() != self && r.Office.Since != 0 && node.IsUp(standings[r.ID()]) {
+		if r.Location == own.Location && r.ID() != self && r.Term.Since != 0 && node.IsUp(standings[r.ID()]) {
 			out.Successors = append(out.Successors, r.Name)
 		}
 	}
@@ -167,7 +167,7 @@ func (t index) locationRole(r mesh.Record) control.Role {
 		return control.RoleDown
 	}
 	switch {
-	case id == t.wanted.Input.Self && t.wanted.Topology.Seat != mesh.None, id != t.wanted.Input.Self && r.Office.Since != 0:
+	case id == t.wanted.Input.Self && t.wanted.Topology.Seat != mesh.None, id != t.wanted.Input.Self && r.Term.Since != 0:
 		return control.RoleGateway
 	case r.Gateway == mesh.GatewayNever:
 		return control.RoleNever
@@ -177,21 +177,21 @@ func (t index) locationRole(r mesh.Record) control.Role {
 
 // pathIn returns the path to a node in a topology of the turn's records, without its
 // health.
-func (t index) pathIn(topology mesh.Topology, id mesh.ID) control.Path {
-	out := control.Path{Kind: mesh.PathNone, Via: []string{}}
-	i, ok := slices.BinarySearchFunc(topology.Paths, id, func(p mesh.Path, id mesh.ID) int { return p.ID.Compare(id) })
+func (t index) pathIn(topology mesh.Topology, id mesh.ID) control.Route {
+	out := control.Route{Kind: mesh.RouteNone, Via: []string{}}
+	i, ok := slices.BinarySearchFunc(topology.Routes, id, func(p mesh.Route, id mesh.ID) int { return p.ID.Compare(id) })
 	if !ok {
 		return out
 	}
-	out.Kind = topology.Paths[i].Kind
-	for _, hop := range topology.Paths[i].Hops {
+	out.Kind = topology.Routes[i].Kind
+	for _, hop := range topology.Routes[i].Hops {
 		out.Via = append(out.Via, t.nameOf(hop))
 	}
 	return out
 }
 
 // pathTo returns how packets get to another node, and how they fare.
-func (t index) pathTo(id mesh.ID) control.Path {
+func (t index) routeTo(id mesh.ID) control.Route {
 	out := t.pathIn(t.wanted.Topology, id)
 	results := t.watch.Of(id, t.results)
 	if len(results) == 0 {
@@ -201,13 +201,13 @@ func (t index) pathTo(id mesh.ID) control.Path {
 	worst := slices.MaxFunc(results, func(a, b probe.Result) int { return cmp.Compare(a.Misses, b.Misses) })
 	switch {
 	case worst.Misses >= t.cfg.Probe.Misses:
-		out.Health = control.PathSilent
+		out.Health = control.RouteSilent
 	case worst.Misses > 1:
-		out.Health = control.PathLosing
+		out.Health = control.RouteLosing
 	case !worst.Answered.IsZero():
-		out.Health = control.PathOK
+		out.Health = control.RouteOK
 	}
-	if !worst.Answered.IsZero() && out.Health != control.PathSilent {
+	if !worst.Answered.IsZero() && out.Health != control.RouteSilent {
 		out.RTT = worst.RTT
 	}
 	return out

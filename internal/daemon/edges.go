@@ -29,26 +29,26 @@ type kernel interface {
 	Watch(context.Context) (<-chan struct{}, error)
 	Observe(ctx context.Context, want netcfg.State) (netcfg.State, error)
 	Apply(context.Context, netcfg.Plan) error
-	Speak(context.Context, netip.Addr) error
+	InitiateHandshake(context.Context, netip.Addr) error
 	Writes() uint64
 }
 
 // network is what nodes tell each other: gossip.Gossip.
 type network interface {
 	View() mesh.View
-	Heard() map[mesh.ID]time.Time
+	LastHeard() map[mesh.ID]time.Time
 	Changed() <-chan struct{}
 	Remember() gossip.Remembered
 
 	Publish(mesh.Record) error
-	Judge(mesh.Verdict) error
+	PublishVerdict(mesh.Verdict) error
 	Forget(target mesh.ID, upTo uint64) error
 	AddClient(mesh.Client) (mesh.Client, error)
 	RemoveClient(mesh.ID) error
 
-	Ask([]mesh.ID)
-	Greet()
-	SetPaths(map[mesh.ID][]netip.AddrPort)
+	RequestSigns([]mesh.ID)
+	RefreshObservations()
+	SetAddresses(map[mesh.ID][]netip.AddrPort)
 	Reconfigure(c mesh.Cluster, join []string, secrets [][32]byte, trusted []mesh.ID) error
 }
 
@@ -64,18 +64,18 @@ type disk interface {
 
 // prober watches those who carry traffic for this node: ping.Prober.
 type prober interface {
-	Aim([]probe.Aim, probe.Pace)
+	SetTargets([]probe.ScheduledTarget, probe.Pace)
 	Results() map[probe.Target]probe.Result
 	Changed() <-chan struct{}
 	Err() error
-	Sweep(context.Context, []probe.Target) (map[netip.Addr]time.Duration, error)
+	PingOnce(context.Context, []probe.Target) (map[netip.Addr]time.Duration, error)
 }
 
 // The servers see that they listen: control.Server, and httplimit.Server at those
 // addresses alone.
 type (
-	controlServer interface{ Keep() error }
-	httpServer    interface{ Keep(...netip.AddrPort) error }
+	controlServer interface{ EnsureListening() error }
+	httpServer    interface{ EnsureListening(...netip.AddrPort) error }
 )
 
 // services are the programs of this host that wait for meshd: the container runtime,

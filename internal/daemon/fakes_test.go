@@ -145,9 +145,9 @@ func (k *fakeKernel) changePeer(c netcfg.PeerChange) {
 	slices.SortFunc(p.AllowedIPs, netip.Prefix.Compare)
 }
 
-// Speak brings a handshake about.
-func (k *fakeKernel) Speak(_ context.Context, to netip.Addr) error {
-	k.add("kernel.Speak", to.String(), nil)
+// InitiateHandshake brings a handshake about.
+func (k *fakeKernel) InitiateHandshake(_ context.Context, to netip.Addr) error {
+	k.add("kernel.InitiateHandshake", to.String(), nil)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.lost > 0 {
@@ -277,8 +277,8 @@ func (n *fakeNetwork) View() mesh.View {
 	return v
 }
 
-// Heard is what a turn asks for first. Who is alive was heard just now.
-func (n *fakeNetwork) Heard() map[mesh.ID]time.Time {
+// LastHeard is what a turn asks for first. Who is alive was heard just now.
+func (n *fakeNetwork) LastHeard() map[mesh.ID]time.Time {
 	n.mark(inTurn)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -311,8 +311,8 @@ func (n *fakeNetwork) Publish(r mesh.Record) error {
 
 func wordRecord(r mesh.Record) string {
 	text := fmt.Sprintf("sequence %d, slot %s", r.Sequence, wordSlot(r.Claim.Slot))
-	if r.Office.Since != 0 {
-		text += fmt.Sprintf(", gateway in seat %d", r.Office.Seat)
+	if r.Term.Since != 0 {
+		text += fmt.Sprintf(", gateway in seat %d", r.Term.Seat)
 	}
 	for _, e := range r.Endpoints {
 		text += ", endpoint " + e.Host
@@ -327,14 +327,14 @@ func wordSlot(slot int) string {
 	return fmt.Sprint(slot)
 }
 
-func (n *fakeNetwork) Judge(v mesh.Verdict) error {
+func (n *fakeNetwork) PublishVerdict(v mesh.Verdict) error {
 	n.mu.Lock()
 	said := n.said
 	n.mu.Unlock()
 	if v.Epoch <= said {
 		return &gossip.EpochError{Exceed: said}
 	}
-	n.add("network.Judge", fmt.Sprintf("%s %s is %s, epoch %d", v.Role, n.names[v.Subject], v.State, v.Epoch), nil)
+	n.add("network.PublishVerdict", fmt.Sprintf("%s %s is %s, epoch %d", v.Role, n.names[v.Subject], v.State, v.Epoch), nil)
 	n.change(func(view *mesh.View) {
 		view.Verdicts = slices.DeleteFunc(slices.Clone(view.Verdicts), func(o mesh.Verdict) bool { return o.Author.Equal(v.Author) && o.Subject == v.Subject })
 		view.Verdicts = append(view.Verdicts, v)
@@ -369,19 +369,19 @@ func (n *fakeNetwork) RemoveClient(id mesh.ID) error {
 	return nil
 }
 
-func (n *fakeNetwork) Ask(ids []mesh.ID) {
+func (n *fakeNetwork) RequestSigns(ids []mesh.ID) {
 	var names []string
 	for _, id := range ids {
 		names = append(names, n.names[id])
 	}
 	if len(names) > 0 {
-		n.add("network.Ask", strings.Join(names, " "), nil)
+		n.add("network.RequestSigns", strings.Join(names, " "), nil)
 	}
 }
 
-func (n *fakeNetwork) Greet() { n.add("network.Greet", "", nil) }
+func (n *fakeNetwork) RefreshObservations() { n.add("network.RefreshObservations", "", nil) }
 
-func (n *fakeNetwork) SetPaths(paths map[mesh.ID][]netip.AddrPort) {
+func (n *fakeNetwork) SetAddresses(paths map[mesh.ID][]netip.AddrPort) {
 	if maps.EqualFunc(n.paths, paths, slices.Equal) {
 		return
 	}
@@ -391,7 +391,7 @@ func (n *fakeNetwork) SetPaths(paths map[mesh.ID][]netip.AddrPort) {
 		list = append(list, n.names[id]+" at "+strings.Join(words(addrs), " "))
 	}
 	slices.Sort(list)
-	n.add("network.SetPaths", strings.Join(list, ", "), nil)
+	n.add("network.SetAddresses", strings.Join(list, ", "), nil)
 }
 
 func (n *fakeNetwork) Reconfigure(c mesh.Cluster, join []string, _ [][32]byte, _ []mesh.ID) error {
@@ -481,7 +481,7 @@ type fakeProber struct {
 	results map[probe.Target]probe.Result
 }
 
-func (p *fakeProber) Aim(aims []probe.Aim, _ probe.Pace) {
+func (p *fakeProber) SetTargets(aims []probe.ScheduledTarget, _ probe.Pace) {
 	var targets []string
 	for _, a := range aims {
 		targets = append(targets, a.Addr.String())
@@ -489,7 +489,7 @@ func (p *fakeProber) Aim(aims []probe.Aim, _ probe.Pace) {
 	slices.Sort(targets)
 	if text := strings.Join(slices.Compact(targets), " "); text != p.aims {
 		p.aims = text
-		p.add("prober.Aim", cmp.Or(text, "at nobody"), nil)
+		p.add("prober.SetTargets", cmp.Or(text, "at nobody"), nil)
 	}
 }
 
@@ -497,7 +497,7 @@ func (p *fakeProber) Aim(aims []probe.Aim, _ probe.Pace) {
 func (p *fakeProber) answer(w probe.Watch, r func(probe.Target) probe.Result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, a := range w.Aims() {
+	for _, a := range w.Targets() {
 		p.results[a.Target] = r(a.Target)
 	}
 }
@@ -511,7 +511,7 @@ func (p *fakeProber) Results() map[probe.Target]probe.Result {
 func (p *fakeProber) Changed() <-chan struct{} { return p.changed }
 func (p *fakeProber) Err() error               { return nil }
 
-func (p *fakeProber) Sweep(_ context.Context, targets []probe.Target) (map[netip.Addr]time.Duration, error) {
+func (p *fakeProber) PingOnce(_ context.Context, targets []probe.Target) (map[netip.Addr]time.Duration, error) {
 	rtt := make(map[netip.Addr]time.Duration)
 	for _, t := range targets {
 		rtt[t.Addr] = time.Millisecond
@@ -531,15 +531,15 @@ type (
 	}
 )
 
-func (s fakeControl) Keep() error {
-	s.look("controlServer.Keep", nil)
+func (s fakeControl) EnsureListening() error {
+	s.look("controlServer.EnsureListening", nil)
 	return nil
 }
 
-func (s *fakeHTTP) Keep(addrs ...netip.AddrPort) error {
+func (s *fakeHTTP) EnsureListening(addrs ...netip.AddrPort) error {
 	if !slices.Equal(addrs, s.addrs) {
 		s.addrs = addrs
-		s.add(s.name+".Keep", strings.Join(words(addrs), " "), s.err)
+		s.add(s.name+".EnsureListening", strings.Join(words(addrs), " "), s.err)
 	}
 	return s.err
 }

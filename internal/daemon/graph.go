@@ -37,7 +37,7 @@ func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, er
 		return control.Plan{}, fmt.Errorf("%w: it is not known yet what this host should have", control.ErrRefused)
 	}
 	after := mesh.Derive(mesh.Without(t.wanted.Input, lost.ID()))
-	out := control.Plan{Changes: []string{}, Paths: changedPaths(t, after, lost.ID())}
+	out := control.Plan{Changes: []string{}, Routes: changedRoutes(t, after, lost.ID())}
 	plan := netcfg.Diff(t.observed, netcfg.Desired(after, t.wanted.Settings), netcfg.Options{Now: t.now, Prune: true})
 	if !plan.Empty() {
 		out.Changes = strings.Split(strings.TrimSpace(plan.String()), "\n")
@@ -45,11 +45,11 @@ func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, er
 	return out, ctx.Err()
 }
 
-// changedPaths lists the paths that the loss of a node changes, the one to the
+// changedRoutes lists the paths that the loss of a node changes, the one to the
 // node itself apart.
-func changedPaths(t turn, after mesh.Topology, lost mesh.ID) []string {
+func changedRoutes(t turn, after mesh.Topology, lost mesh.ID) []string {
 	x, lines := indexOf(t), []string{}
-	for _, p := range t.wanted.Topology.Paths {
+	for _, p := range t.wanted.Topology.Routes {
 		if p.ID == lost {
 			continue
 		}

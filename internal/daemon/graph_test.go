@@ -51,11 +51,11 @@ func TestPlanWithout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"path to far: lan via a2, was lan via a1"}, plan.Paths); diff != "" {
+	if diff := cmp.Diff([]string{"path to far: lan via a2, was lan via a1"}, plan.Routes); diff != "" {
 		t.Errorf("paths (-want +got):\n%s", diff)
 	}
 	plan, err = d.PlanWithout(t.Context(), "far")
-	if err != nil || len(plan.Paths) != 0 {
+	if err != nil || len(plan.Routes) != 0 {
 		t.Errorf("without who carries nothing: got %+v and %v, want no change of paths", plan, err)
 	}
 	for _, node := range []string{"a3", "nobody"} {
@@ -69,16 +69,16 @@ func TestPlanWithout(t *testing.T) {
 	}
 }
 
-func TestPathTo(t *testing.T) {
+func TestRouteTo(t *testing.T) {
 	tn := village(t)
-	tn.watch = probe.Choose(probe.Around{Cluster: tn.wanted.Input.Cluster, Self: tn.wanted.Input.Self, Records: tn.wanted.Input.Records, Topology: tn.wanted.Topology})
+	tn.watch = probe.Choose(probe.ChooseInput{Cluster: tn.wanted.Input.Cluster, Self: tn.wanted.Input.Self, Records: tn.wanted.Input.Records, Topology: tn.wanted.Topology})
 	ids := make(map[string]mesh.ID)
 	for _, r := range tn.wanted.Input.Records {
 		ids[r.Name] = r.ID()
 	}
 	answered := tn.now.Add(-time.Second)
 	tn.results = make(map[probe.Target]probe.Result)
-	for _, a := range tn.watch.Aims() {
+	for _, a := range tn.watch.Targets() {
 		switch r := (probe.Result{Answered: answered, RTT: 21 * time.Millisecond}); a.Addr.String() {
 		case "10.4.0.1": // a1
 			tn.results[a.Target] = r
@@ -92,14 +92,14 @@ func TestPathTo(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		node string
-		want control.Path
+		want control.Route
 	}{
-		{"a1", control.Path{Kind: mesh.PathLAN, Via: []string{}, Health: control.PathOK, RTT: 21 * time.Millisecond}},
-		{"a2", control.Path{Kind: mesh.PathLAN, Via: []string{}, Health: control.PathLosing, RTT: 21 * time.Millisecond}},
-		{"far", control.Path{Kind: mesh.PathLAN, Via: []string{"a1"}, Health: control.PathSilent}},
-		{"a3", control.Path{Kind: mesh.PathNone, Via: []string{}}}, // itself
+		{"a1", control.Route{Kind: mesh.RouteLAN, Via: []string{}, Health: control.RouteOK, RTT: 21 * time.Millisecond}},
+		{"a2", control.Route{Kind: mesh.RouteLAN, Via: []string{}, Health: control.RouteLosing, RTT: 21 * time.Millisecond}},
+		{"far", control.Route{Kind: mesh.RouteLAN, Via: []string{"a1"}, Health: control.RouteSilent}},
+		{"a3", control.Route{Kind: mesh.RouteNone, Via: []string{}}}, // itself
 	} {
-		if diff := cmp.Diff(tt.want, indexOf(tn).pathTo(ids[tt.node])); diff != "" {
+		if diff := cmp.Diff(tt.want, indexOf(tn).routeTo(ids[tt.node])); diff != "" {
 			t.Errorf("path to %s (-want +got):\n%s", tt.node, diff)
 		}
 	}
@@ -117,7 +117,7 @@ func TestLocationRole(t *testing.T) {
 		t.Errorf("before anybody has said anything (-want +got):\n%s", diff)
 	}
 	tn.wanted.Input.Records = slices.Clone(tn.wanted.Input.Records)
-	tn.wanted.Input.Records[0].Office.Since = 1
+	tn.wanted.Input.Records[0].Term.Since = 1
 	tn.wanted.Input.Records[1].Gateway = mesh.GatewayNever
 	if diff := cmp.Diff([]control.Role{control.RoleGateway, control.RoleNever, control.RoleMember, ""}, roles()); diff != "" {
 		t.Errorf("in office (-want +got):\n%s", diff)
@@ -144,8 +144,8 @@ func TestSwept(t *testing.T) {
 		rtt    time.Duration
 	}{
 		{nil, "", 0},
-		{[]netip.Addr{a, b}, control.PathOK, 2 * time.Millisecond},
-		{[]netip.Addr{a, netip.MustParseAddr("fd00:4::2")}, control.PathSilent, 0},
+		{[]netip.Addr{a, b}, control.RouteOK, 2 * time.Millisecond},
+		{[]netip.Addr{a, netip.MustParseAddr("fd00:4::2")}, control.RouteSilent, 0},
 	} {
 		if health, slowest := swept(tt.addrs, rtt); health != tt.health || slowest != tt.rtt {
 			t.Errorf("%v: got %s, %v, want %s, %v", tt.addrs, health, slowest, tt.health, tt.rtt)

@@ -24,24 +24,24 @@ type law struct {
 }
 
 var laws = []law{
-	{name: "a person can ask before anything else is tried", first: `^controlServer\.Keep`, then: `^(disk|kernel|network|prober|services)\.`},
+	{name: "a person can ask before anything else is tried", first: `^controlServer\.EnsureListening`, then: `^(disk|kernel|network|prober|services)\.`},
 	{name: "settings of others are on disk before the host follows them", first: `^disk\.SaveNode.* adopted`, then: `^kernel\.Apply`},
 	{name: "the host is looked at before anything is told", first: `^kernel\.Facts`, then: `^network\.`},
-	{name: "who moves asks where it is seen before it makes its record", first: `^network\.Greet`, then: `^disk\.SaveNode|^network\.Publish`},
+	{name: "who moves asks where it is seen before it makes its record", first: `^network\.RefreshObservations`, then: `^disk\.SaveNode|^network\.Publish`},
 	{name: "what a node says of itself is on disk before it is told", first: `^disk\.SaveNode`, then: `^network\.Publish`},
 	{name: "a slot is told before its address is used", first: `^network\.Publish.* slot \d`, then: `^kernel\.Apply.*\+address`},
-	{name: "a verdict counts in the turn in which it is told", first: `^network\.Judge`, then: `^kernel\.Apply`},
+	{name: "a verdict counts in the turn in which it is told", first: `^network\.PublishVerdict`, then: `^kernel\.Apply`},
 	{name: "the host is observed before it is changed", first: `^kernel\.Facts`, then: `^kernel\.(Observe|Apply)`},
-	{name: "peers are set before they are spoken to", first: `^kernel\.Apply`, then: `^kernel\.Speak`},
-	{name: "a peer that does not answer is renewed before it is spoken to again", first: `^kernel\.Apply +-peer (\S+), \+peer`, then: `^kernel\.Speak`},
-	{name: "addresses are there before a server listens at them", first: `^kernel\.Apply`, then: `^clientServer\.Keep`},
-	{name: "routes are there before paths lead over them", first: `^kernel\.Apply`, then: `^network\.SetPaths`},
-	{name: "routes are there before probes take them", first: `^kernel\.Apply`, then: `^prober\.Aim`},
+	{name: "peers are set before they are spoken to", first: `^kernel\.Apply`, then: `^kernel\.InitiateHandshake`},
+	{name: "a peer that does not answer is renewed before it is spoken to again", first: `^kernel\.Apply +-peer (\S+), \+peer`, then: `^kernel\.InitiateHandshake`},
+	{name: "addresses are there before a server listens at them", first: `^kernel\.Apply`, then: `^clientServer\.EnsureListening`},
+	{name: "routes are there before paths lead over them", first: `^kernel\.Apply`, then: `^network\.SetAddresses`},
+	{name: "routes are there before probes take them", first: `^kernel\.Apply`, then: `^prober\.SetTargets`},
 	{name: "the host is ready before a pod can start", first: `^kernel\.Apply`, then: `^services\.(ApplyCNI|WriteK3s)`},
 	{name: "that pods may run is on disk before the CNI configuration", first: `^disk\.SaveNode.* pods may run`, then: `^services\.ApplyCNI`},
 	{name: "that pods may run is on disk before k3s has its configuration", first: `^disk\.SaveNode.* pods may run`, then: `^services\.WriteK3s`},
 	{name: "that pods may run is on disk before k3s may start", first: `^disk\.SaveNode.* pods may run`, then: `READY=1`},
-	{name: "k3s may start once all is there", first: `^kernel\.Apply|^network\.SetPaths|^services\.(ApplyCNI|WriteK3s)`, then: `READY=1`},
+	{name: "k3s may start once all is there", first: `^kernel\.Apply|^network\.SetAddresses|^services\.(ApplyCNI|WriteK3s)`, then: `READY=1`},
 	{name: "who is forgotten is so on disk in the same turn", first: `^network\.Forget`, then: `^disk\.SaveObjects`},
 	{name: "what is known is saved when all is done", first: `^(kernel|network|prober|clientServer)\.|^services\.(ApplyCNI|WriteK3s)`, then: `^disk\.SaveObjects`},
 	{name: "the status is told when the turn is over", first: `^(disk|kernel|network|prober|clientServer)\.`, then: `STATUS=|WATCHDOG=1`},
@@ -161,11 +161,11 @@ func TestHostIsObservedAfterAChange(t *testing.T) {
 // TestVerdictFollowsTheRecordThatItPresupposes: a gateway that was replaced says first
 // that it is out of office, then that it is up. It says both in one turn.
 func TestVerdictFollowsTheRecordThatItPresupposes(t *testing.T) {
-	found := find(after(t, "replaced-undo", "meshd drain --undo"), `^network\.Judge.* a1 is up`)
+	found := find(after(t, "replaced-undo", "meshd drain --undo"), `^network\.PublishVerdict.* a1 is up`)
 	if len(found) != 1 {
 		t.Fatalf("got %d turns with that verdict, want 1", len(found))
 	}
-	record, verdict := found[0].next(regexp.MustCompile(`^network\.Publish`)), found[0].next(regexp.MustCompile(`^network\.Judge`))
+	record, verdict := found[0].next(regexp.MustCompile(`^network\.Publish`)), found[0].next(regexp.MustCompile(`^network\.PublishVerdict`))
 	if record < 0 || record > verdict {
 		t.Errorf("at %v:\n%v", found[0].at, found[0].effects)
 	}
@@ -192,7 +192,7 @@ func TestWhatIsNotOnDiskIsNotTold(t *testing.T) {
 // told, changed or saved.
 func TestBlindTurnDoesNothing(t *testing.T) {
 	for _, s := range find(after(t, "blind", "b1 appears, and the kernel does not answer"), `^kernel\.Facts.*error`) {
-		if s.next(regexp.MustCompile(`^(disk|network|prober)\.|^kernel\.(Observe|Apply|Speak)|^services\.(ApplyCNI|WriteK3s)`)) >= 0 {
+		if s.next(regexp.MustCompile(`^(disk|network|prober)\.|^kernel\.(Observe|Apply|InitiateHandshake)|^services\.(ApplyCNI|WriteK3s)`)) >= 0 {
 			t.Errorf("at %v:\n%v", s.at, s.effects)
 		}
 	}
@@ -214,7 +214,7 @@ func TestHostFailsAndTheTurnGoesOn(t *testing.T) {
 func TestIdleTurnWritesNothing(t *testing.T) {
 	turns := 0
 	for _, s := range after(t, "first", "start") {
-		if s.title == inTurn && s.at > node.ClaimSettles+time.Second {
+		if s.title == inTurn && s.at > node.ClaimSettlePeriod+time.Second {
 			turns++
 			if s.writes() {
 				t.Errorf("at %v:\n%v", s.at, s.effects)
@@ -226,9 +226,9 @@ func TestIdleTurnWritesNothing(t *testing.T) {
 	}
 }
 
-// TestTwinGivesWayBeforeItSaysAnything: the turn that finds another daemon of this
+// TestDuplicateGivesWayBeforeItSaysAnything: the turn that finds another daemon of this
 // identity tells nobody, and leaves the host as it is.
-func TestTwinGivesWayBeforeItSaysAnything(t *testing.T) {
+func TestDuplicateGivesWayBeforeItSaysAnything(t *testing.T) {
 	all := after(t, "twin", "the other daemon tells its record")
 	last := all[len(all)-1]
 	var calls []string

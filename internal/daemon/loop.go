@@ -145,13 +145,13 @@ func (t *turn) options() netcfg.Options {
 // turn looks at everything and does what there is to do.
 func (d *daemon) turn(ctx context.Context) turn {
 	in := d.input(d.gossip.View(), time.Now())
-	in.Heard = d.gossip.Heard()
+	in.LastHeard = d.gossip.LastHeard()
 	t := turn{now: in.Now, cfg: d.cfg, view: in.View}
 	if d.memory.SawDuplicate(in) {
 		t.fatal = ErrDuplicate
 		return t
 	}
-	t.note(nil, d.server.Keep())
+	t.note(nil, d.server.EnsureListening())
 	t.note(nil, d.adopt(in.View.Cluster))
 	facts, err := d.host.Facts(ctx)
 	if err != nil {
@@ -174,7 +174,7 @@ func (d *daemon) announce(t *turn, in *node.Input) {
 	a := d.memory.Announce(*in)
 	t.note(a.Problems, d.publishRecord(a, t.now))
 	t.note(nil, d.publishVerdicts(a, in.View))
-	t.wakeIn(a.Again)
+	t.wakeIn(a.RecheckAfter)
 	in.View, in.Promise = d.gossip.View(), d.promise()
 	t.view = in.View
 	if !reflect.DeepEqual(in.View.Cluster, d.used) { // others have spoken meanwhile
@@ -211,14 +211,14 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 	in.Results = d.prober.Results()
 	c := d.memory.Conclude(in, t.wanted, observed)
 	t.note(c.Problems, nil)
-	t.wakeIn(c.Again)
-	if err := d.reachOut(ctx, t, c.Outreach); err != nil {
+	t.wakeIn(c.RecheckAfter)
+	if err := d.reachOut(ctx, t, c.Handshakes); err != nil {
 		t.note(nil, err)
 		c.HasAddresses, c.Watch = false, probe.Watch{} // what the host has is not known any more
 	}
 	t.watch, t.results = c.Watch, in.Results
 	t.note(d.answerClients(*t), nil)
-	d.gossip.SetPaths(d.paths(*t, c.HasAddresses))
+	d.gossip.SetAddresses(d.gossipAddresses(*t, c.HasAddresses))
 	t.note(d.watch(c.Watch), nil)
 	podsMayStart := d.applyCNI(t, c.ClaimWait)
 	k3sMayStart := d.applyK3s(t, c.ClaimWait)
@@ -233,7 +233,7 @@ const ProblemMetrics mesh.ProblemKind = "metrics"
 
 // serveMetrics sees that metrics are served. The mesh does not wait for it.
 func (d *daemon) serveMetrics() []mesh.Problem {
-	err := d.monitor.Keep(d.cfg.Metrics.Listen)
+	err := d.monitor.EnsureListening(d.cfg.Metrics.Listen)
 	if err == nil {
 		return nil
 	}
@@ -287,14 +287,14 @@ func refusedProblems(node string, steps []*host.RefusedStep) (problems []mesh.Pr
 }
 
 // reachOut brings about handshakes with peers that have none.
-func (d *daemon) reachOut(ctx context.Context, t *turn, out node.Outreach) (err error) {
+func (d *daemon) reachOut(ctx context.Context, t *turn, out node.HandshakePlan) (err error) {
 	if len(out.Renew) > 0 {
 		options := t.options()
 		options.Renew = out.Renew
 		err = d.change(ctx, t, options)
 	}
-	for _, a := range out.Speak {
-		if err := d.host.Speak(ctx, a); err != nil {
+	for _, a := range out.Initiate {
+		if err := d.host.InitiateHandshake(ctx, a); err != nil {
 			d.log.Debug("speak to peer", "addr", a, "err", err)
 		}
 	}
@@ -388,13 +388,13 @@ func (c *complaint) isNew(err error, now time.Time) bool {
 	return false
 }
 
-// paths are the addresses under which each node's gossip port may be reached.
+// gossipAddresses are the addresses under which each node's gossip port may be reached.
 // The underlay comes first, also where the tunnel works: a node learns from its
 // peers under which address they see it, and through the tunnel they don't. For
 // the same reason an internal IP counts in its own location only: elsewhere it
 // is reached through the tunnel, and would pass for an endpoint. Overlay addresses
 // come last, and only once this host has routes to them.
-func (d *daemon) paths(t turn, through bool) map[mesh.ID][]netip.AddrPort {
+func (d *daemon) gossipAddresses(t turn, through bool) map[mesh.ID][]netip.AddrPort {
 	paths := make(map[mesh.ID][]netip.AddrPort, len(t.view.Records))
 	for _, r := range t.view.Records {
 		id := r.ID()
@@ -452,7 +452,7 @@ func addrsOf(host string, resolved map[string][]netip.Addr) []netip.Addr {
 // as many as an honest one has, and first those of nodes whose slots are theirs, in
 // the order of their claims, so that nobody who comes later crowds them out.
 func hostNames(records []mesh.Record) []string {
-	owners := mesh.Owners(records)
+	owners := mesh.SlotOwners(records)
 	named := make([]mesh.Record, 0, len(records))
 	for _, r := range records {
 		if len(namesOf(r)) > 0 {

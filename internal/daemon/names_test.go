@@ -91,7 +91,7 @@ func TestHostNamesAndAddresses(t *testing.T) {
 // An internal IP is a way to a node of the same location. To any other it leads
 // through the tunnel, and whoever is seen there would take it for an endpoint.
 // Overlay addresses are ways only once the host has its own.
-func TestPaths(t *testing.T) {
+func TestGossipAddresses(t *testing.T) {
 	cfg := parse(t, "node: {name: a}")
 	_, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
@@ -120,7 +120,7 @@ func TestPaths(t *testing.T) {
 			"[192.168.1.7:7946 203.0.113.7:7946 10.4.0.2:7946]", "[203.0.113.8:7000 203.0.113.7:7946 10.4.0.3:7946]",
 		},
 	} {
-		got := d.paths(seen, step.addresses)
+		got := d.gossipAddresses(seen, step.addresses)
 		if g := fmt.Sprint(got[near.ID()]); g != step.near {
 			t.Errorf("%s, to a neighbor: got %s, want %s", step.name, g, step.near)
 		}

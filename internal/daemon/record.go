@@ -67,10 +67,10 @@ func (d *daemon) promise() node.Promise {
 // publishRecord tells what this node says of itself, if that is news. What is told is on
 // disk before: after a crash the node still stands by it.
 func (d *daemon) publishRecord(a node.Announcement, now time.Time) error {
-	if a.Greet {
-		d.gossip.Greet()
+	if a.RefreshObservations {
+		d.gossip.RefreshObservations()
 	}
-	if !a.News {
+	if !a.RecordChanged {
 		return nil
 	}
 	promised, former := d.node, d.node.Claim.Slot
@@ -79,8 +79,8 @@ func (d *daemon) publishRecord(a node.Announcement, now time.Time) error {
 		return err
 	}
 	d.node = promised
-	if a.Claimed {
-		d.memory.Claimed = now
+	if a.NewClaim {
+		d.memory.ClaimedAt = now
 		d.log.Info("claim", "slot", promised.Claim.Slot, "former", former)
 	}
 	if err := d.gossip.Publish(a.Record); err != nil {

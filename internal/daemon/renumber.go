@@ -23,7 +23,7 @@ func (d *daemon) Renumber(ctx context.Context, force bool) (r control.Renumbered
 // it, and moves the host.
 func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error) {
 	view := d.gossip.View()
-	s := d.memory.Situation(d.input(view, now))
+	s := d.memory.ClaimInput(d.input(view, now))
 	if s.Current.Slot == mesh.None {
 		return control.Renumbered{}, fmt.Errorf("%w: this node has no slot yet", control.ErrRefused)
 	}
@@ -43,7 +43,7 @@ func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error)
 	}
 	d.log.Info("renumber", "slot", claim.Slot, "former", d.node.Claim.Slot)
 	r := control.Renumbered{Former: slot(s.Cluster, d.node.Claim.Slot), Now: slot(s.Cluster, claim.Slot)}
-	d.node, d.memory.Claimed = promised, now
+	d.node, d.memory.ClaimedAt = promised, now
 	return r, nil
 }
 

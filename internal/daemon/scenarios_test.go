@@ -305,20 +305,20 @@ func settled(w *world, others ...mesh.Record) {
 // beside it, and b1 elsewhere.
 func gatewayOfA(w *world) []mesh.Record {
 	w.kernel.facts = lanFacts("192.168.1.1/24")
-	return []mesh.Record{w.beside("a2", 1, mesh.Office{}), w.b1()}
+	return []mesh.Record{w.beside("a2", 1, mesh.GatewayTerm{}), w.b1()}
 }
 
 // memberOfA makes the host a node of location a, of which a2 is the gateway.
 func memberOfA(w *world) []mesh.Record {
 	w.kernel.facts = lanFacts("192.168.1.1/24")
-	return []mesh.Record{w.beside("a2", 1, mesh.Office{Since: 1}), w.beside("a3", 2, mesh.Office{}), w.b1()}
+	return []mesh.Record{w.beside("a2", 1, mesh.GatewayTerm{Since: 1}), w.beside("a3", 2, mesh.GatewayTerm{}), w.b1()}
 }
 
 // drain drains this node while a2 takes over, or lays its office down again.
 func drain(w *world, undo bool) {
-	line, office := "meshd drain", mesh.Office{Since: time.Now().UnixMilli()}
+	line, office := "meshd drain", mesh.GatewayTerm{Since: time.Now().UnixMilli()}
 	if undo {
-		line, office = "meshd drain --undo", mesh.Office{}
+		line, office = "meshd drain --undo", mesh.GatewayTerm{}
 	}
 	w.mark(line)
 	done := make(chan control.Drained, 1)
@@ -343,9 +343,9 @@ func (w *world) b1() mesh.Record { return w.node("b1", 3, "203.0.113.11") }
 func (w *world) c1() mesh.Record { return w.node("c1", 4, "203.0.113.12") }
 
 // beside is a node of this one's location. It came later.
-func (w *world) beside(name string, number int, office mesh.Office) mesh.Record {
+func (w *world) beside(name string, number int, office mesh.GatewayTerm) mesh.Record {
 	r := w.node(name, number, "203.0.113.2")
-	r.Location, r.Gateway, r.Office = "a", mesh.GatewayAuto, office
+	r.Location, r.Gateway, r.Term = "a", mesh.GatewayAuto, office
 	r.Claim.Time += 2 * time.Hour.Milliseconds()
 	r.InternalIPs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 1, byte(number + 1)}), 24)}
 	return r
@@ -353,7 +353,7 @@ func (w *world) beside(name string, number int, office mesh.Office) mesh.Record 
 
 // judgedDown has a2 say that this gateway is down.
 func (w *world) judgedDown() {
-	a2 := w.beside("a2", 1, mesh.Office{})
+	a2 := w.beside("a2", 1, mesh.GatewayTerm{})
 	w.network.change(func(v *mesh.View) {
 		v.Verdicts = []mesh.Verdict{{Author: a2.Identity, Subject: w.network.self, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1}}
 	})

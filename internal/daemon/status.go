@@ -202,16 +202,16 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 	for _, p := range t.observed.Peers {
 		onDevice[p.Key] = p
 	}
-	owners, inside := mesh.Owners(t.view.Records), tunnelled(t.wanted.Topology)
+	owners, inside := mesh.SlotOwners(t.view.Records), tunnelled(t.wanted.Topology)
 	peers := []control.Peer{}
 	for _, r := range t.view.Records {
 		id := r.ID()
 		if id == d.identity.ID() {
 			continue
 		}
-		p := control.Peer{ID: id, Name: r.Name, Location: r.Location, Role: t.locationRole(r), Alive: t.view.Alive[id], Path: t.pathTo(id)}
+		p := control.Peer{ID: id, Name: r.Name, Location: r.Location, Role: t.locationRole(r), Alive: t.view.Alive[id], Route: t.routeTo(id)}
 		p.Overlay, p.PodCIDRs, p.InternalIPs = []netip.Addr{}, []netip.Prefix{}, []netip.Addr{}
-		if slot := r.Claim.Slot; p.Path.Kind != mesh.PathNone && owners[slot] == id && slot < t.wanted.Input.Cluster.Slots() {
+		if slot := r.Claim.Slot; p.Route.Kind != mesh.RouteNone && owners[slot] == id && slot < t.wanted.Input.Cluster.Slots() {
 			p.Overlay, p.PodCIDRs = t.wanted.Input.Cluster.Overlays(slot), t.wanted.Input.Cluster.PodCIDRs(slot)
 		}
 		for _, ip := range r.InternalIPs {

@@ -66,7 +66,7 @@ func story(before, after control.Status) []line {
 		if p.Alive {
 			alive++
 		}
-		if path := p.Path.String(); wasKnown && path != old.Path.String() {
+		if path := p.Route.String(); wasKnown && path != old.Route.String() {
 			moved[path] = append(moved[path], p.Name)
 		}
 		delete(known, p.ID)

@@ -14,7 +14,7 @@ import (
 
 func TestStory(t *testing.T) {
 	peer := func(n byte, alive bool, via ...string) control.Peer {
-		return control.Peer{ID: mesh.ID{n}, Name: fmt.Sprint("n", n), Alive: alive, Path: control.Path{Kind: "direct", Via: via}}
+		return control.Peer{ID: mesh.ID{n}, Name: fmt.Sprint("n", n), Alive: alive, Route: control.Route{Kind: "direct", Via: via}}
 	}
 	peers := func(ps ...control.Peer) control.Status { return control.Status{Peers: ps} }
 	many := func(alive bool) (out control.Status) {

@@ -23,13 +23,13 @@ func (d *daemon) Probe(ctx context.Context) (control.Status, error) {
 	status.Peers = slices.Clone(status.Peers)
 	ctx, cancel := context.WithTimeout(ctx, sweepFor)
 	defer cancel()
-	rtt, err := d.prober.Sweep(ctx, sweepTargets(status, t.wanted.Topology.Addresses))
+	rtt, err := d.prober.PingOnce(ctx, sweepTargets(status, t.wanted.Topology.Addresses))
 	if err != nil {
 		return control.Status{}, err
 	}
 	for i := range status.Peers {
 		p := &status.Peers[i]
-		p.Path.Health, p.Path.RTT = swept(p.Overlay, rtt)
+		p.Route.Health, p.Route.RTT = swept(p.Overlay, rtt)
 	}
 	return status, nil
 }
@@ -53,12 +53,12 @@ func swept(addrs []netip.Addr, rtt map[netip.Addr]time.Duration) (health control
 	for _, a := range addrs {
 		d, ok := rtt[a]
 		if !ok {
-			return control.PathSilent, 0
+			return control.RouteSilent, 0
 		}
 		slowest = max(slowest, d)
 	}
 	if len(addrs) == 0 {
 		return "", 0
 	}
-	return control.PathOK, slowest
+	return control.RouteOK, slowest
 }

@@ -76,7 +76,7 @@ func (t *transport) acceptHandshake(conn *net.TCPConn) (*stream, error) {
 		return nil, err
 	}
 	if t.filter != nil && !t.filter("tcp", netip.AddrPortFrom(from.Addr(), s.peer.port)) {
-		return nil, errNoPath
+		return nil, errNoAddress
 	}
 	place := netip.AddrPortFrom(from.Addr(), s.peer.port)
 	if err := t.checkPeer(s.peer, place.String()); err != nil {
@@ -84,9 +84,9 @@ func (t *transport) acceptHandshake(conn *net.TCPConn) (*stream, error) {
 	}
 	t.mu.Lock()
 	t.replays.resume(s.peer.id, s.peer.boot, s.peer.counter)
-	t.paths.suppose(s.peer.id, place)
+	t.addresses.setGuess(s.peer.id, place)
 	t.mu.Unlock()
-	t.hearVoice(s, true)
+	t.noteObservation(s, true)
 	t.tasks.Go(func() { t.dialBack(s.peer.id, place) })
 	return s, conn.SetDeadline(time.Time{})
 }

@@ -91,8 +91,8 @@ type Hello struct {
 	Cluster  func(*mesh.Cluster) // changes the settings that it claims; nil for no change
 }
 
-// Greet runs the handshake on a connection, and returns the encrypted stream.
-func (a *Attacker) Greet(conn net.Conn, h Hello) (net.Conn, error) {
+// Handshake runs gossip's handshake on a connection, and returns the encrypted stream.
+func (a *Attacker) Handshake(conn net.Conn, h Hello) (net.Conn, error) {
 	c := a.cluster
 	if h.Cluster != nil {
 		h.Cluster(&c)

@@ -70,7 +70,7 @@ func TestHostileTombstonesLeaveRoom(t *testing.T) {
 		t.Errorf("problems %v, want one that names the node which fills the store", v.Problems)
 	}
 
-	if err := g.Judge(testVerdict(0, 1, mesh.HealthDown, 1)); err != nil {
+	if err := g.PublishVerdict(testVerdict(0, 1, mesh.HealthDown, 1)); err != nil {
 		t.Error(err)
 	}
 	if err := g.Forget(idOf(2), 1); err != nil {
@@ -176,7 +176,7 @@ func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 	}
 	g.acceptObjects([][]byte{signRecord(t, 4, testRecord(4, 1))}, fromSync)
 	before := sequenceOf(g.View(), idOf(4))
-	g.transport.voices.hear(idOf(4), voice{addr: netip.MustParseAddr("192.0.2.1"), at: now})
+	g.transport.observations.hear(idOf(4), observation{addr: netip.MustParseAddr("192.0.2.1"), at: now})
 	g.acceptObjects([][]byte{signRecord(t, 4, testRecord(4, 1))}, fromSync)
 	if after := sequenceOf(g.View(), idOf(4)); before != 0 || after != 1 {
 		t.Errorf("a newcomer's record: got sequence %d before its greeting and %d after it, want 0 and 1", before, after)
@@ -184,7 +184,7 @@ func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 	if err := g.Publish(testRecord(0, 1)); err != nil {
 		t.Errorf("our own record: %v", err)
 	}
-	if err := g.Judge(testVerdict(0, 1, mesh.HealthDown, 1)); err != nil {
+	if err := g.PublishVerdict(testVerdict(0, 1, mesh.HealthDown, 1)); err != nil {
 		t.Errorf("our verdict: %v", err)
 	}
 	if err := g.Forget(idOf(3), mesh.Forever); err != nil {
@@ -418,7 +418,7 @@ func TestHostileInsiderIsUndone(t *testing.T) {
 
 	newcomer := startNode(t, 10, joining(admin))
 	newcomer.publish(1)
-	if err := honest[2].Judge(testVerdict(honest[2].n, admin.n, mesh.HealthDown, 1)); err != nil {
+	if err := honest[2].PublishVerdict(testVerdict(honest[2].n, admin.n, mesh.HealthDown, 1)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "a verdict and a newcomer are heard", []*testNode{admin, honest[2], newcomer}, func(v mesh.View) bool {
@@ -456,7 +456,7 @@ func TestHostileEpochsLeaveRoom(t *testing.T) {
 		standing := func() mesh.Verdict { return highestOf(g.View().Verdicts) }
 		// A verdict that was too far ahead may count after the first attempt.
 		for range 2 {
-			if err := g.Judge(testVerdict(0, 0, mesh.HealthUp, standing().Epoch+1)); err != nil {
+			if err := g.PublishVerdict(testVerdict(0, 0, mesh.HealthUp, standing().Epoch+1)); err != nil {
 				t.Fatalf("epoch %d: %v", epoch, err)
 			}
 		}
@@ -501,11 +501,11 @@ func TestRefusedVerdictSaysWhatToExceed(t *testing.T) {
 	if err := g.Publish(testRecord(0, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Judge(testVerdict(0, 1, mesh.HealthDown, 41)); err != nil {
+	if err := g.PublishVerdict(testVerdict(0, 1, mesh.HealthDown, 41)); err != nil {
 		t.Fatal(err)
 	}
 	var said *EpochError
-	if err := g.Judge(testVerdict(0, 1, mesh.HealthDown, 3)); !errors.As(err, &said) || said.Exceed != 41 || !errors.Is(err, ErrStale) {
+	if err := g.PublishVerdict(testVerdict(0, 1, mesh.HealthDown, 3)); !errors.As(err, &said) || said.Exceed != 41 || !errors.Is(err, ErrStale) {
 		t.Errorf("got %v, want an epoch to exceed, 41", err)
 	}
 }

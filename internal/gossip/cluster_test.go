@@ -125,7 +125,7 @@ func (n *testNode) followPaths(done <-chan struct{}) {
 			}
 			paths[r.ID()] = addrs
 		}
-		n.SetPaths(paths)
+		n.SetAddresses(paths)
 		select {
 		case <-n.Changed():
 		case <-done:
@@ -499,7 +499,7 @@ func TestDuplicateIsFound(t *testing.T) {
 		joining(a)(o)
 		o.Instance = 99
 	})
-	eventually(t, "duplicate found", []*testNode{a, duplicate}, func(v mesh.View) bool { return hasProblem(v, ProblemTwin, "identity") })
+	eventually(t, "duplicate found", []*testNode{a, duplicate}, func(v mesh.View) bool { return hasProblem(v, ProblemDuplicate, "identity") })
 }
 
 func TestBindErrorsNameTheSetting(t *testing.T) {

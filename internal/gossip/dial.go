@@ -18,12 +18,12 @@ import (
 )
 
 // errNoPath: no address of the node is known.
-var errNoPath = errors.New("no address is known")
+var errNoAddress = errors.New("no address is known")
 
 // dial opens a stream to an address and learns which node is there.
 func (t *transport) dial(ctx context.Context, addr netip.AddrPort) (*stream, error) {
 	if t.filter != nil && !t.filter("tcp", addr) {
-		return nil, fmt.Errorf("dial %v: %w", addr, errNoPath)
+		return nil, fmt.Errorf("dial %v: %w", addr, errNoAddress)
 	}
 	d := net.Dialer{LocalAddr: t.source(addr)}
 	conn, err := d.DialContext(ctx, "tcp", addr.String())
@@ -84,9 +84,9 @@ func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, addr netip
 	}
 	t.mu.Lock()
 	t.replays.resume(s.peer.id, s.peer.boot, s.peer.counter)
-	t.paths.meet(s.peer.id, addr, t.now())
+	t.addresses.sawAt(s.peer.id, addr, t.now())
 	t.mu.Unlock()
-	t.hearVoice(s, false)
+	t.noteObservation(s, false)
 	return s, conn.SetDeadline(time.Time{})
 }
 
@@ -95,7 +95,7 @@ func (t *transport) checkPeer(peer hello, place string) error {
 	if peer.id == t.self.id {
 		if peer.instance != t.self.instance {
 			t.reportProblem(place, mesh.Problem{
-				Kind: ProblemTwin, Node: place, Text: "a second daemon runs with this node's identity at " + place,
+				Kind: ProblemDuplicate, Node: place, Text: "a second daemon runs with this node's identity at " + place,
 				Advice: "stop one of them and remove its state directory, so that it gets a new identity",
 			})
 			return fmt.Errorf("a second daemon with our identity: %w", errCluster)
@@ -130,10 +130,10 @@ func (t *transport) reportProblem(place string, p mesh.Problem) {
 // in order, each with a head start over the next.
 func (t *transport) dialNode(ctx context.Context, id mesh.ID) (*stream, error) {
 	t.mu.Lock()
-	addrs := t.paths.order(id, t.now())
+	addrs := t.addresses.order(id, t.now())
 	t.mu.Unlock()
 	if len(addrs) == 0 {
-		return nil, fmt.Errorf("dial %v: %w", id, errNoPath)
+		return nil, fmt.Errorf("dial %v: %w", id, errNoAddress)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

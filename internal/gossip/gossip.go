@@ -5,7 +5,7 @@
 //
 // Membership and failure detection are hashicorp/memberlist's. What nodes say travels
 // beside it, as signed objects in a store that is replicated to every node: see
-// [Gossip.Publish], [Gossip.Judge], [Gossip.AddClient] and [Gossip.Forget]; and see the
+// [Gossip.Publish], [Gossip.PublishVerdict], [Gossip.AddClient] and [Gossip.Forget]; and see the
 // type settings for what nodes agree on without a person. Below both is a transport of
 // our own, which encrypts every packet and stream with keys derived from the cluster's
 // secret, and finds the address of a node by its fingerprint.
@@ -106,8 +106,8 @@ type Gossip struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
-	rejoin chan struct{} // signals that the join list has changed
-	greet  chan struct{} // signals that our address has changed
+	rejoin  chan struct{} // signals that the join list has changed
+	refresh chan struct{} // signals that our address has changed
 
 	mu        sync.Mutex // never held while memberlist is called
 	cluster   mesh.Cluster
@@ -148,7 +148,7 @@ func Start(ctx context.Context, o Options) (*Gossip, error) {
 	}
 	ctx, g.cancel = context.WithCancel(ctx)
 	for _, task := range []func(context.Context){
-		g.handleLoop, g.joinLoop, g.rejoinLoop, g.followUpLoop, g.greetLoop, g.compareLoop, g.epochLoop,
+		g.handleLoop, g.joinLoop, g.rejoinLoop, g.followUpLoop, g.refreshLoop, g.compareLoop, g.epochLoop,
 	} {
 		g.tasks.Go(func() { task(ctx) })
 	}
@@ -181,7 +181,7 @@ func newGossip(o Options) (*Gossip, error) {
 		identity: o.Identity, self: self, name: o.Cluster.Name, ranges: o.Cluster.Hash(), instance: o.Instance,
 		cluster: o.Cluster, joinList: slices.Clone(o.Join), resolver: o.Resolver, now: o.Now,
 		rejoin:    make(chan struct{}, 1),
-		greet:     make(chan struct{}, 1),
+		refresh:   make(chan struct{}, 1),
 		log:       newLimitedLog(o.Logger),
 		notices:   &notices{now: o.Now, lastSeen: make(map[notice]time.Time)},
 		counters:  &counters{counts: make(map[string]uint64)},
@@ -195,7 +195,7 @@ func newGossip(o Options) (*Gossip, error) {
 		ring: ring, random: o.Rand, now: o.Now, log: g.log, notices: g.notices, counters: g.counters,
 		self:  hello{id: self, instance: o.Instance, boot: o.Boot, cluster: o.Cluster},
 		label: labelOf(o.Cluster), filter: o.filter,
-		paths: newPaths(o.Cluster.Overlay), changed: g.signal, voices: newVoices(), identity: o.Identity,
+		addresses: newAddressTable(o.Cluster.Overlay), changed: g.signal, observations: newObservationTable(), identity: o.Identity,
 		trusts: func(id mesh.ID) bool {
 			g.mu.Lock()
 			defer g.mu.Unlock()
@@ -217,7 +217,7 @@ func newGossip(o Options) (*Gossip, error) {
 	g.store.hasMet = g.transport.hasMet
 	for _, r := range g.store.records() {
 		if r.ID() == self {
-			g.transport.voices.remember(r, g.now())
+			g.transport.observations.remember(r, g.now())
 		}
 	}
 	return g, nil
@@ -332,12 +332,12 @@ func (g *Gossip) Changed() <-chan struct{} { return g.changed }
 // Addr returns the address to which the sockets are bound.
 func (g *Gossip) Addr() netip.AddrPort { return g.transport.bound() }
 
-// SetPaths sets the addresses at which nodes may be reached, the best first. It replaces
+// SetAddresses sets the addresses at which nodes may be reached, the best first. It replaces
 // the earlier ones.
-func (g *Gossip) SetPaths(candidates map[mesh.ID][]netip.AddrPort) {
+func (g *Gossip) SetAddresses(candidates map[mesh.ID][]netip.AddrPort) {
 	g.transport.mu.Lock()
 	defer g.transport.mu.Unlock()
-	g.transport.paths.set(candidates)
+	g.transport.addresses.set(candidates)
 }
 
 // Publish signs a record of this node and distributes it. Its sequence must be higher

@@ -166,7 +166,7 @@ func TestHostileFloodLeavesKnownNodes(t *testing.T) {
 	tr := idle(t, &now).transport
 	tr.places, tr.streamsOf = newStreamPlaces(1<<20), make(map[mesh.ID]int)
 	home := netip.MustParseAddr("203.0.113.7")
-	tr.paths.set(map[mesh.ID][]netip.AddrPort{{1}: {netip.AddrPortFrom(home, 7946)}})
+	tr.addresses.set(map[mesh.ID][]netip.AddrPort{{1}: {netip.AddrPortFrom(home, 7946)}})
 	known := &fakeConn{}
 	tr.admitStream(known, home)
 	for n := range 2 * maxPendingStreams {
@@ -236,7 +236,7 @@ func TestHostileNameWithoutProof(t *testing.T) {
 		conn.Close()
 	}
 	eventually(t, "counted", []*testNode{n}, func(v mesh.View) bool { return v.Counters["stream-proof"] == 2 })
-	if v := n.View(); hasProblem(v, ProblemTwin, "") || len(v.Observed) > 0 || len(v.Paths) > 0 {
+	if v := n.View(); hasProblem(v, ProblemDuplicate, "") || len(v.Observed) > 0 || len(v.Paths) > 0 {
 		t.Errorf("problems %v, observed %v, paths %v: want none", v.Problems, v.Observed, v.Paths)
 	}
 
@@ -257,7 +257,7 @@ func TestHostileNameWithoutProof(t *testing.T) {
 	if _, err := n.transport.dial(context.Background(), netip.MustParseAddrPort(l.Addr().String())); !errors.Is(err, errProof) {
 		t.Errorf("dial: got %v, want %v", err, errProof)
 	}
-	if v := n.View(); hasProblem(v, ProblemTwin, "") {
+	if v := n.View(); hasProblem(v, ProblemDuplicate, "") {
 		t.Errorf("problems %v", v.Problems)
 	}
 }
@@ -335,17 +335,17 @@ func TestHostileWordOfOurAddress(t *testing.T) {
 // when it is not alive.
 func TestHostileVoices(t *testing.T) {
 	t.Parallel()
-	v := newVoices()
+	v := newObservationTable()
 	now := time.Unix(1700000000, 0)
 	for n := range 1000 {
-		v.hear(mesh.ID{1}, voice{addr: netip.AddrFrom4([4]byte{203, 0, byte(n >> 8), byte(n)}), at: now})
-		v.hear(mesh.ID{1}, voice{addr: six(uint64(n), 1), at: now})
+		v.hear(mesh.ID{1}, observation{addr: netip.AddrFrom4([4]byte{203, 0, byte(n >> 8), byte(n)}), at: now})
+		v.hear(mesh.ID{1}, observation{addr: six(uint64(n), 1), at: now})
 	}
 	if got := v.observations(now); len(got) != 2 {
 		t.Errorf("got %d observations of one node, want 2", len(got))
 	}
 	for n := range 2 * maxSenders {
-		v.hear(mesh.ID{2, byte(n >> 8), byte(n)}, voice{addr: netip.MustParseAddr("203.0.113.6"), at: now.Add(time.Duration(n))})
+		v.hear(mesh.ID{2, byte(n >> 8), byte(n)}, observation{addr: netip.MustParseAddr("203.0.113.6"), at: now.Add(time.Duration(n))})
 	}
 	if got := len(v.said); got != maxSenders {
 		t.Errorf("%d voices are kept, want %d", got, maxSenders)

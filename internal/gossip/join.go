@@ -232,20 +232,20 @@ func (g *Gossip) followUpLoop(ctx context.Context) {
 	}
 }
 
-// Greet opens new streams to some members, so that they report at which address they see
+// RefreshObservations opens new streams to some members, so that they report at which address they see
 // us. It does not wait for them.
-func (g *Gossip) Greet() {
+func (g *Gossip) RefreshObservations() {
 	select {
-	case g.greet <- struct{}{}:
+	case g.refresh <- struct{}{}:
 	default:
 	}
 }
 
-// greetLoop does what Greet asks for.
-func (g *Gossip) greetLoop(ctx context.Context) {
+// refreshLoop does what RefreshObservations asks for.
+func (g *Gossip) refreshLoop(ctx context.Context) {
 	for {
 		select {
-		case <-g.greet:
+		case <-g.refresh:
 		case <-ctx.Done():
 			return
 		}

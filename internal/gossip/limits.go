@@ -66,12 +66,12 @@ const (
 const (
 	// freshPath is how long an address counts as working after an authenticated packet
 	// came from it.
-	freshPath = 3 * time.Second
-	// pathPatience is how long an answer may take before the next path is tried: two
+	freshAddress = 3 * time.Second
+	// answerTimeout is how long an answer may take before the next path is tried: two
 	// round trips to the other side of the world.
-	pathPatience = 750 * time.Millisecond
-	// pathMemory is how long an address at which a node was seen is remembered.
-	pathMemory = 10 * time.Minute
+	answerTimeout = 750 * time.Millisecond
+	// addressMemory is how long an address at which a node was seen is remembered.
+	addressMemory = 10 * time.Minute
 	// dialBackPeriod is how often a node is dialled back at one address. openFor is how
 	// long an address at which we were dialled counts as open; it is longer, because some
 	// dials fail.

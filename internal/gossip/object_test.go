@@ -69,7 +69,7 @@ func TestObjectGolden(t *testing.T) {
 	}
 	lines := strings.Fields(string(golden))
 	inOffice := fullRecord()
-	inOffice.Office = mesh.Office{Seat: 1, Since: 1700000000000}
+	inOffice.Term = mesh.GatewayTerm{Seat: 1, Since: 1700000000000}
 	relay := verdict{testVerdict(0, 1, mesh.HealthDraining, 7), 8, 9}
 	relay.Role, relay.Record = mesh.RoleRelay, 10
 	made := [][]byte{
@@ -192,10 +192,10 @@ func TestRecordLimits(t *testing.T) {
 		{"location with a newline", func(r *mesh.Record) { r.Location = "a\nb" }, false},
 		{"location of letters", func(r *mesh.Record) { r.Location = "Zürich" }, true},
 		{"gateway wish", func(r *mesh.Record) { r.Gateway = "perhaps" }, false},
-		{"seat", func(r *mesh.Record) { r.Office.Seat = maxSeats - 1 }, true},
-		{"no such seat", func(r *mesh.Record) { r.Office.Seat = maxSeats }, false},
-		{"seat below 0", func(r *mesh.Record) { r.Office.Seat = -1 }, false},
-		{"in office before 1970", func(r *mesh.Record) { r.Office.Since = -1 }, false},
+		{"seat", func(r *mesh.Record) { r.Term.Seat = maxSeats - 1 }, true},
+		{"no such seat", func(r *mesh.Record) { r.Term.Seat = maxSeats }, false},
+		{"seat below 0", func(r *mesh.Record) { r.Term.Seat = -1 }, false},
+		{"in office before 1970", func(r *mesh.Record) { r.Term.Since = -1 }, false},
 		{"absurd sequence", func(r *mesh.Record) { r.Sequence = maxSequence + 1 }, false},
 		{"MTU", func(r *mesh.Record) { r.MTU = 1 << 16 }, false},
 		{"gossip address", func(r *mesh.Record) { r.GossipAddr = "[2001:db8::1]:7946" }, true},

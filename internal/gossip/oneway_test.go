@@ -27,8 +27,8 @@ func TestOneWayPathIsAvoided(t *testing.T) {
 	}))
 	// A knows one path, and B both, the bad one first.
 	setPaths := func() {
-		a.SetPaths(map[mesh.ID][]netip.AddrPort{b.self: {netip.AddrPortFrom(first, b.Addr().Port())}})
-		b.SetPaths(map[mesh.ID][]netip.AddrPort{a.self: {netip.AddrPortFrom(first, port), netip.AddrPortFrom(second, port)}})
+		a.SetAddresses(map[mesh.ID][]netip.AddrPort{b.self: {netip.AddrPortFrom(first, b.Addr().Port())}})
+		b.SetAddresses(map[mesh.ID][]netip.AddrPort{a.self: {netip.AddrPortFrom(first, port), netip.AddrPortFrom(second, port)}})
 	}
 	b.publish(1)
 	root := newStore().rootMessage() // a differing one, so that B has something to reply
@@ -37,7 +37,7 @@ func TestOneWayPathIsAvoided(t *testing.T) {
 		a.transport.send(b.self, kindSync, root)
 		a.transport.mu.Lock()
 		defer a.transport.mu.Unlock()
-		n := a.transport.paths.nodes[b.self]
+		n := a.transport.addresses.nodes[b.self]
 		return n != nil && n.fresh(a.now()) && n.silent.IsZero()
 	})
 	eventually(t, "the record gets through", []*testNode{a}, func(v mesh.View) bool {

@@ -145,7 +145,7 @@ func (t *transport) admitStream(conn net.Conn, source netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	waiting := t.places.strangers
-	if t.paths.isKnown(source) {
+	if t.addresses.isKnown(source) {
 		waiting = t.places.known
 	}
 	t.closeReplaced(waiting.add(conn, source))

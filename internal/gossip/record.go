@@ -44,7 +44,7 @@ type wireRecord struct {
 	Allowed     []netip.Prefix `cbor:"18,keyasint,omitempty"`
 	ClaimSince  uint64         `cbor:"19,keyasint,omitempty"`
 	Seat        int64          `cbor:"20,keyasint,omitempty"`
-	OfficeSince int64          `cbor:"21,keyasint,omitempty"`
+	TermSince   int64          `cbor:"21,keyasint,omitempty"`
 	Replaced    uint64         `cbor:"22,keyasint,omitempty"`
 	Encrypted   bool           `cbor:"23,keyasint,omitempty"`
 }
@@ -75,7 +75,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 		Identity: r.Identity, Sequence: r.Sequence, Instance: r.Instance,
 		Name: r.Name, Key: r.Key[:], Slot: int64(r.Claim.Slot), ClaimTime: r.Claim.Time, ClaimSince: r.Claim.Since,
 		Settings: r.Settings, Location: r.Location, Gateway: string(r.Gateway),
-		Seat: int64(r.Office.Seat), OfficeSince: r.Office.Since, Replaced: r.Replaced, Encrypted: r.Encrypted,
+		Seat: int64(r.Term.Seat), TermSince: r.Term.Since, Replaced: r.Replaced, Encrypted: r.Encrypted,
 		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
 		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr,
 		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs,
@@ -101,14 +101,14 @@ func decodeRecord(payload []byte) (body, error) {
 	r := mesh.Record{
 		Identity: w.Identity, Sequence: w.Sequence, Instance: w.Instance,
 		Name: w.Name, Key: wgtypes.Key(w.Key), Settings: w.Settings, Location: w.Location,
-		Gateway: mesh.GatewayWish(w.Gateway), Encrypted: w.Encrypted, NAT: w.NAT, ListenPort: w.ListenPort,
+		Gateway: mesh.GatewayPreference(w.Gateway), Encrypted: w.Encrypted, NAT: w.NAT, ListenPort: w.ListenPort,
 		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr,
 		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed,
 	}
 	if w.Slot < mesh.None || w.Slot >= mesh.MaxSlots || w.MTU < 0 || w.MTU > math.MaxUint16 || w.Seat < 0 || w.Seat >= maxSeats {
 		return nil, fmt.Errorf("decode record: slot %d, MTU %d, seat %d", w.Slot, w.MTU, w.Seat)
 	}
-	r.Office, r.Replaced = mesh.Office{Seat: int(w.Seat), Since: w.OfficeSince}, w.Replaced
+	r.Term, r.Replaced = mesh.GatewayTerm{Seat: int(w.Seat), Since: w.TermSince}, w.Replaced
 	r.Claim, r.MTU = mesh.Claim{Slot: int(w.Slot), Time: w.ClaimTime, Since: w.ClaimSince}, int(w.MTU)
 	for _, e := range w.Endpoints {
 		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: e.Host, Port: e.Port, Source: mesh.EndpointSource(e.Source)})
@@ -137,8 +137,8 @@ func checkRecord(r mesh.Record) error {
 		return fmt.Errorf("check record: location %q", r.Location)
 	case r.Gateway != "" && r.Gateway != mesh.GatewayAuto && r.Gateway != mesh.GatewayPrefer && r.Gateway != mesh.GatewayNever:
 		return fmt.Errorf("check record: gateway %q", r.Gateway)
-	case r.Office.Seat < 0 || r.Office.Seat >= maxSeats || r.Office.Since < 0:
-		return fmt.Errorf("check record: seat %d since %d", r.Office.Seat, r.Office.Since)
+	case r.Term.Seat < 0 || r.Term.Seat >= maxSeats || r.Term.Since < 0:
+		return fmt.Errorf("check record: seat %d since %d", r.Term.Seat, r.Term.Since)
 	case r.MTU != 0 && r.MTU < mesh.MinMTU || r.MTU > math.MaxUint16:
 		return fmt.Errorf("check record: MTU %d, the lowest is %d", r.MTU, mesh.MinMTU)
 	}

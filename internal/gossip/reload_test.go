@@ -86,7 +86,7 @@ func TestTrustList(t *testing.T) {
 		return len(v.Records) == 2 && hasProblem(v, ProblemUntrusted, idOf(2).String()) && v.Counters["object-untrusted"] > 0
 	})
 	eventually(t, "the stranger sees all", []*testNode{stranger}, func(v mesh.View) bool { return len(v.Records) == 3 })
-	if err := stranger.Judge(testVerdict(2, 0, mesh.HealthDown, 1)); err != nil {
+	if err := stranger.PublishVerdict(testVerdict(2, 0, mesh.HealthDown, 1)); err != nil {
 		t.Fatal(err)
 	}
 	if err := stranger.Forget(a.self, mesh.Forever); err != nil {

@@ -9,15 +9,15 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Heard returns when something authenticated came from each node last, outside
+// LastHeard returns when something authenticated came from each node last, outside
 // of the mesh. Whoever judges a path through the mesh has to know whether the
 // node at its end can be reached by another one.
-func (g *Gossip) Heard() map[mesh.ID]time.Time {
+func (g *Gossip) LastHeard() map[mesh.ID]time.Time {
 	t := g.transport
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	heard := make(map[mesh.ID]time.Time, len(t.paths.nodes))
-	for id, n := range t.paths.nodes {
+	heard := make(map[mesh.ID]time.Time, len(t.addresses.nodes))
+	for id, n := range t.addresses.nodes {
 		if !n.seenAt.IsZero() {
 			heard[id] = n.seenAt
 		}
@@ -25,9 +25,9 @@ func (g *Gossip) Heard() map[mesh.ID]time.Time {
 	return heard
 }
 
-// Ask asks nodes for a sign of life, at each address outside of the mesh that is
+// RequestSigns asks nodes for a sign of life, at each address outside of the mesh that is
 // known of them. It does not wait for it; Heard has it a round trip later.
-func (g *Gossip) Ask(ids []mesh.ID) {
+func (g *Gossip) RequestSigns(ids []mesh.ID) {
 	for _, id := range ids {
 		g.transport.ask(id)
 	}
@@ -37,8 +37,8 @@ func (t *transport) ask(to mesh.ID) {
 	var addrs []netip.AddrPort
 	t.mu.Lock()
 	now := t.now()
-	for _, a := range t.paths.order(to, now) {
-		if !t.paths.inside(a.Addr()) {
+	for _, a := range t.addresses.order(to, now) {
+		if !t.addresses.inside(a.Addr()) {
 			addrs = append(addrs, a)
 		}
 	}

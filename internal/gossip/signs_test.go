@@ -14,19 +14,19 @@ import (
 func TestAsk(t *testing.T) {
 	t.Parallel()
 	a, b := startNode(t, 0, nil), startNode(t, 1, nil)
-	a.SetPaths(map[mesh.ID][]netip.AddrPort{b.self: {b.Addr(), netip.MustParseAddrPort("10.4.0.2:7946")}})
-	if heard := a.Heard(); len(heard) > 0 {
+	a.SetAddresses(map[mesh.ID][]netip.AddrPort{b.self: {b.Addr(), netip.MustParseAddrPort("10.4.0.2:7946")}})
+	if heard := a.LastHeard(); len(heard) > 0 {
 		t.Fatalf("before it asks: got %v, want nothing heard", heard)
 	}
 	before := time.Now()
-	for a.Heard()[b.self].Before(before) {
+	for a.LastHeard()[b.self].Before(before) {
 		if time.Since(before) > time.Minute {
 			t.Fatal("no sign of life")
 		}
-		a.Ask([]mesh.ID{b.self, {9}})
+		a.RequestSigns([]mesh.ID{b.self, {9}})
 		time.Sleep(10 * time.Millisecond)
 	}
-	if b.Heard()[a.self].Before(before) {
+	if b.LastHeard()[a.self].Before(before) {
 		t.Error("who was asked has not heard who asked")
 	}
 }

@@ -115,7 +115,7 @@ type lastArrival struct {
 // note records that a packet from a peer's address arrived at an address of this host.
 func (a arrivals) note(peer netip.AddrPort, here netip.Addr, now time.Time) {
 	if _, known := a[peer]; !known && len(a) >= maxSenders {
-		maps.DeleteFunc(a, func(_ netip.AddrPort, last lastArrival) bool { return now.Sub(last.at) > freshPath })
+		maps.DeleteFunc(a, func(_ netip.AddrPort, last lastArrival) bool { return now.Sub(last.at) > freshAddress })
 		if len(a) >= maxSenders {
 			return
 		}
@@ -128,7 +128,7 @@ func (a arrivals) note(peer netip.AddrPort, here netip.Addr, now time.Time) {
 // the old address: it may have lost its way out since.
 func (a arrivals) source(peer netip.AddrPort, now time.Time) netip.Addr {
 	last := a[peer]
-	if now.Sub(last.at) > freshPath {
+	if now.Sub(last.at) > freshAddress {
 		delete(a, peer)
 	}
 	return last.here

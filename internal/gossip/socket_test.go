@@ -71,11 +71,11 @@ func TestArrivals(t *testing.T) {
 	}
 	a.note(peer, here, now)
 	for range 2 {
-		if got := a.source(peer, now.Add(freshPath)); got != here {
+		if got := a.source(peer, now.Add(freshAddress)); got != here {
 			t.Errorf("source %s while the peer is heard, want %s", got, here)
 		}
 	}
-	later := now.Add(freshPath + 1)
+	later := now.Add(freshAddress + 1)
 	if got := a.source(peer, later); got != here {
 		t.Errorf("source %s of the first packet after silence, want %s", got, here)
 	}

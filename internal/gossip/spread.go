@@ -152,7 +152,7 @@ func (g *Gossip) handleOwnRecord(r mesh.Record) {
 		return
 	}
 	g.transport.reportProblem(g.self.String(), mesh.Problem{
-		Kind: ProblemTwin, Node: r.Name, Text: "records of this node's identity keep coming from another instance",
+		Kind: ProblemDuplicate, Node: r.Name, Text: "records of this node's identity keep coming from another instance",
 		Advice: "stop one of them and remove its state directory, so that it gets a new identity",
 	})
 }

@@ -58,16 +58,16 @@ type transport struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
-	mu        sync.Mutex
-	ring      keyring
-	paths     *paths
-	arrivals  arrivals
-	replays   replays
-	voices    *voices
-	offers    map[string]*stream // streams for memberlist's Join, by name
-	places    streamPlaces       // of inbound streams
-	streamsOf map[mesh.ID]int    // streams of each node that has proved its identity
-	open      map[net.Conn]struct{}
+	mu           sync.Mutex
+	ring         keyring
+	addresses    *addressTable
+	arrivals     arrivals
+	replays      replays
+	observations *observationTable
+	offers       map[string]*stream // streams for memberlist's Join, by name
+	places       streamPlaces       // of inbound streams
+	streamsOf    map[mesh.ID]int    // streams of each node that has proved its identity
+	open         map[net.Conn]struct{}
 }
 
 // message is the payload of a packet that is not memberlist's.
@@ -230,12 +230,12 @@ func (t *transport) admitPacket(p packet, from netip.AddrPort, at netip.Addr) (a
 	now := t.now()
 	t.arrivals.note(from, at, now)
 	if p.kind == kindHere && len(p.payload) == 8 {
-		t.paths.answered(p.from, binary.BigEndian.Uint64(p.payload), now)
+		t.addresses.noteAnswer(p.from, binary.BigEndian.Uint64(p.payload), now)
 	}
 	if p.want {
-		t.paths.meet(p.from, from, now)
+		t.addresses.sawAt(p.from, from, now)
 	} else {
-		ask = t.paths.hear(p.from, from, now)
+		ask = t.addresses.heardFrom(p.from, from, now)
 	}
 	return true, ask
 }
@@ -267,7 +267,7 @@ func (t *transport) send(to mesh.ID, kind packetKind, payload []byte) {
 	}
 	now := t.now()
 	t.mu.Lock()
-	addr, want, ok := t.paths.next(to, now)
+	addr, want, ok := t.addresses.next(to, now)
 	t.mu.Unlock()
 	if !ok {
 		t.counters.add("packet-no-path")
@@ -283,7 +283,7 @@ func (t *transport) sendAnswer(q packet, from netip.AddrPort) {
 	now := t.now()
 	p := packet{kind: kindHere, payload: binary.BigEndian.AppendUint64(nil, q.counter)}
 	t.mu.Lock()
-	other, want := t.paths.instead(q.from, from, now)
+	other, want := t.addresses.otherAddress(q.from, from, now)
 	t.mu.Unlock()
 	t.sendVia(q.from, from, p)
 	if other.IsValid() && q.kind != kindHere {
@@ -297,7 +297,7 @@ func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
 	p.label, p.from, p.boot, p.counter = t.label, t.self.id, t.self.boot, t.counter.Add(1)
 	t.mu.Lock()
 	if p.want {
-		t.paths.ask(to, p.counter, addr)
+		t.addresses.noteQuestion(to, p.counter, addr)
 	}
 	source := t.arrivals.source(addr, t.now())
 	t.mu.Unlock()
@@ -312,7 +312,7 @@ func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
 	if err := t.udp.send(b, addr, source); err != nil {
 		t.counters.add("packet-unsent")
 		t.mu.Lock()
-		t.paths.fail(to, addr)
+		t.addresses.noteSendError(to, addr)
 		t.mu.Unlock()
 	}
 }
@@ -323,26 +323,26 @@ func (t *transport) sightings() ([]mesh.Observation, map[mesh.ID]netip.AddrPort)
 	defer t.mu.Unlock()
 	now := t.now()
 	seen := make(map[mesh.ID]netip.AddrPort)
-	for id := range t.paths.nodes {
-		if addr, at := t.paths.underlay(id, now); now.Sub(at) <= viewPathFor {
+	for id := range t.addresses.nodes {
+		if addr, at := t.addresses.underlay(id, now); now.Sub(at) <= viewPathFor {
 			seen[id] = addr
 		}
 	}
-	return t.voices.observations(now), seen
+	return t.observations.observations(now), seen
 }
 
 // isSilent reports whether packets to a node are not answered.
 func (t *transport) isSilent(id mesh.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.paths.isSilent(id, t.now())
+	return t.addresses.isSilent(id, t.now())
 }
 
 // reachable reports whether an address of a node is known.
 func (t *transport) reachable(id mesh.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.paths.order(id, t.now())) > 0
+	return len(t.addresses.order(id, t.now())) > 0
 }
 
 // syntheticIP returns a node's address in memberlist: a unique local address (RFC 4193)

@@ -209,8 +209,8 @@ func TestRunningDuplicateIsFoundByItsRecords(t *testing.T) {
 		g.acceptObjects([][]byte{foreignRecord(t, sequence+1)}, fromGossip)
 		now = now.Add(duplicateAfter)
 	}
-	if v := g.View(); !hasProblem(v, ProblemTwin, "another instance") {
-		t.Errorf("problems %v, want %s", v.Problems, ProblemTwin)
+	if v := g.View(); !hasProblem(v, ProblemDuplicate, "another instance") {
+		t.Errorf("problems %v, want %s", v.Problems, ProblemDuplicate)
 	}
 }
 
@@ -324,7 +324,7 @@ func TestFloodOfGarbageLeavesLittle(t *testing.T) {
 	}
 	n.transport.mu.Lock()
 	defer n.transport.mu.Unlock()
-	if got := len(n.transport.paths.nodes) + len(n.transport.replays.windows) + len(n.transport.voices.said); got > 0 {
+	if got := len(n.transport.addresses.nodes) + len(n.transport.replays.windows) + len(n.transport.observations.said); got > 0 {
 		t.Errorf("%d senders of garbage are remembered", got)
 	}
 	if got := len(n.log.limiters); got > 5 {
@@ -349,7 +349,9 @@ func TestOpenAddressIsRemembered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	isOpen := func(a netip.Addr, at time.Time) bool { return g.transport.voices.isOpen(voice{addr: a}, at) }
+	isOpen := func(a netip.Addr, at time.Time) bool {
+		return g.transport.observations.isOpen(observation{addr: a}, at)
+	}
 	if at := openFor; !isOpen(open, now.Add(at)) || isOpen(open, now.Add(at+1)) {
 		t.Errorf("%v is not open for just %v", open, at)
 	}

@@ -102,7 +102,7 @@ func checkVerdict(v verdict) error {
 	return nil
 }
 
-// EpochError is returned by Judge for an epoch that is not above that of our last verdict
+// EpochError is returned by PublishVerdict for an epoch that is not above that of our last verdict
 // on the subject in the role. It wraps ErrStale.
 type EpochError struct {
 	Exceed uint64 // what the epoch must exceed
@@ -112,20 +112,20 @@ func (e *EpochError) Error() string { return fmt.Sprintf("the epoch must exceed 
 
 func (e *EpochError) Unwrap() error { return ErrStale }
 
-// Judge signs a verdict of this node and sends it to all nodes at once. Its author may be
+// PublishVerdict signs a verdict of this node and sends it to all nodes at once. Its author may be
 // left out. Its epoch must be above that of our last verdict on the subject in the role,
 // else the error is an *EpochError.
-func (g *Gossip) Judge(v mesh.Verdict) error {
+func (g *Gossip) PublishVerdict(v mesh.Verdict) error {
 	own := g.identity.Public().(ed25519.PublicKey)
 	if len(v.Author) == 0 {
 		v.Author = own
 	}
 	if !own.Equal(v.Author) {
-		return fmt.Errorf("judge %v: the author is %v", v.Subject, mesh.IDOf(v.Author))
+		return fmt.Errorf("publish verdict on %v: the author is %v", v.Subject, mesh.IDOf(v.Author))
 	}
 	o, err := g.storeVerdict(v)
 	if err != nil {
-		return fmt.Errorf("judge %v: %w", v.Subject, err)
+		return fmt.Errorf("publish verdict on %v: %w", v.Subject, err)
 	}
 	g.signal()
 	g.spread([]object{o})

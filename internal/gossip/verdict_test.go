@@ -94,11 +94,11 @@ func TestJudge(t *testing.T) {
 		v    mesh.Verdict
 		want error
 	}{{down, nil}, {down, ErrStale}, {older, ErrStale}, {relay, nil}} {
-		if err := g.Judge(step.v); !errors.Is(err, step.want) {
+		if err := g.PublishVerdict(step.v); !errors.Is(err, step.want) {
 			t.Errorf("judge %+v: got %v, want %v", step.v, err, step.want)
 		}
 	}
-	if err := g.Judge(testVerdict(1, 0, mesh.HealthDown, 9)); err == nil {
+	if err := g.PublishVerdict(testVerdict(1, 0, mesh.HealthDown, 9)); err == nil {
 		t.Error("a verdict of another node is signed")
 	}
 	relay.Author = down.Author
@@ -115,7 +115,7 @@ func TestJudge(t *testing.T) {
 	}
 	down.Epoch = 3
 	g.acceptObjects([][]byte{signRecord(t, 1, testRecord(1, 8))}, fromSync)
-	if err := g.Judge(down); err != nil {
+	if err := g.PublishVerdict(down); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]mesh.Verdict{down}, g.View().Verdicts); diff != "" {
@@ -146,7 +146,7 @@ func TestVerdictReachesAllNodes(t *testing.T) {
 	for epoch := range uint64(5) {
 		v := testVerdict(3, 5, mesh.HealthDown, epoch+1)
 		began := time.Now()
-		if err := nodes[3].Judge(v); err != nil {
+		if err := nodes[3].PublishVerdict(v); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, "the verdict is everywhere", nodes, func(view mesh.View) bool {

@@ -38,7 +38,7 @@ func (g *Gossip) View() mesh.View {
 		counts[r.ID()] = true
 		v.Records = append(v.Records, clone(r))
 	}
-	v.Verdicts = mesh.WithinStep(slices.DeleteFunc(v.Verdicts, func(v mesh.Verdict) bool {
+	v.Verdicts = mesh.WithinEpochStep(slices.DeleteFunc(v.Verdicts, func(v mesh.Verdict) bool {
 		return !counts[mesh.IDOf(v.Author)] || !counts[v.Subject]
 	}))
 	if revoked {

@@ -54,10 +54,10 @@ func NewHTTP(h http.Handler, limit time.Duration, log *slog.Logger) *http.Server
 type Options struct {
 	PerSource int // from one IPv4 address, or one IPv6 /64
 	Total     int // New lowers it to an eighth of the process's file descriptors
-	// Whole reports whether an IPv6 address is a source by itself, because its host can't
+	// PerAddress reports whether an IPv6 address is a source by itself, because its host can't
 	// choose other addresses of its /64. nil for none.
-	Whole  func(netip.Addr) bool
-	Logger *slog.Logger
+	PerAddress func(netip.Addr) bool
+	Logger     *slog.Logger
 }
 
 // Limiter counts and limits the connections of one server.
@@ -211,7 +211,7 @@ func (l *Limiter) source(c net.Conn) netip.Prefix {
 		return netip.Prefix{}
 	}
 	a, bits := at.Addr().Unmap().WithZone(""), 64
-	if a.Is4() || l.Whole != nil && l.Whole(a) {
+	if a.Is4() || l.PerAddress != nil && l.PerAddress(a) {
 		bits = a.BitLen()
 	}
 	return netip.PrefixFrom(a, bits).Masked()

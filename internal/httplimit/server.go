@@ -24,7 +24,7 @@ type Server struct {
 	done      sync.WaitGroup
 }
 
-// NewServer returns a server that does not listen yet; see [Server.Keep]. The purpose, for
+// NewServer returns a server that does not listen yet; see [Server.EnsureListening]. The purpose, for
 // example "serve metrics", appears in errors. A request may take at most limit.
 func NewServer(purpose string, h http.Handler, limit time.Duration, o Options) *Server {
 	return &Server{
@@ -33,10 +33,10 @@ func NewServer(purpose string, h http.Handler, limit time.Duration, o Options) *
 	}
 }
 
-// Keep makes the server listen on exactly these addresses; invalid ones are ignored. It is
+// EnsureListening makes the server listen on exactly these addresses; invalid ones are ignored. It is
 // idempotent and retries addresses that failed before. It must not be called by several
 // goroutines.
-func (s *Server) Keep(addrs ...netip.AddrPort) error {
+func (s *Server) EnsureListening(addrs ...netip.AddrPort) error {
 	wanted := make(map[netip.AddrPort]bool)
 	for _, a := range addrs {
 		if a.IsValid() {

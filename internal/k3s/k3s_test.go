@@ -128,7 +128,7 @@ func TestLook(t *testing.T) {
 	root := t.TempDir()
 	check := func(want Settings) {
 		t.Helper()
-		got, err := Look(root)
+		got, err := ReadSettings(root)
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Errorf("%v, settings (-want +got):\n%s", err, diff)
 		}
@@ -163,7 +163,7 @@ func TestLook(t *testing.T) {
 		}
 	}
 	put(t, root, late, "node-ip: [\n")
-	if _, err := Look(root); err == nil {
+	if _, err := ReadSettings(root); err == nil {
 		t.Error("a file that is not YAML is accepted")
 	}
 }

@@ -16,9 +16,9 @@ import (
 // configFile is the file that k3s reads first.
 const configFile = "/etc/rancher/k3s/config.yaml"
 
-// Look reads the settings of k3s: from its configuration file, from the drop-ins, and from
+// ReadSettings reads the settings of k3s: from its configuration file, from the drop-ins, and from
 // the command line of its unit, which overrides both.
-func Look(root string) (Settings, error) {
+func ReadSettings(root string) (Settings, error) {
 	s := Settings{Role: RoleOf(root), Values: make(map[string]Value)}
 	paths := []string{configFile}
 	for _, pattern := range []string{"*.yaml", "*.yml"} {

@@ -20,7 +20,7 @@ import (
 // replies. Both directions must go through the one node that the client's configuration
 // names.
 func (w world) checkClient(t *rapid.T, k *walker, c *host, all *tally) {
-	owners := mesh.Owners(w.records)
+	owners := mesh.SlotOwners(w.records)
 	for _, r := range w.records {
 		b := k.hosts[r.ID()]
 		if b.dead || owners[r.Claim.Slot] != b.id {
@@ -88,7 +88,7 @@ func (w world) isExcused(k *walker, c, b *host, dst netip.Addr) bool {
 	path := k.hosts[e.to].path
 	if e.to != b.id {
 		p := path(b.id)
-		if p.Kind == mesh.PathNone || slices.ContainsFunc(p.Hops, func(id mesh.ID) bool { return k.hosts[id].dead }) {
+		if p.Kind == mesh.RouteNone || slices.ContainsFunc(p.Hops, func(id mesh.ID) bool { return k.hosts[id].dead }) {
 			return true
 		}
 		for _, id := range p.Hops {
@@ -156,7 +156,7 @@ func TestDeriveClientInLocation(t *testing.T) {
 	if s := fmt.Sprint(got.Neighbors[0].Prefixes); len(got.Clients) > 0 || !strings.Contains(s, "10.4.128.1/32") {
 		t.Errorf("a member has %d clients, and its gateway %s", len(got.Clients), s)
 	}
-	config := mesh.ConfigOf(in, in.Clients[0], nil)
+	config := mesh.ClientConfigOf(in, in.Clients[0], nil)
 	var peers []string
 	for _, p := range config.Peers {
 		peers = append(peers, fmt.Sprint(p.Name, p.AllowedIPs))
@@ -175,12 +175,12 @@ func TestStandbys(t *testing.T) {
 		in.Records[i].InternalIPs = prefixes(fmt.Sprintf("192.168.1.%d/24", i+1))
 	}
 	in.Records[2].Gateway, in.Records[3].Endpoints = mesh.GatewayNever, nil
-	in.Records[4].Office = mesh.Office{Since: 7}
+	in.Records[4].Term = mesh.GatewayTerm{Since: 7}
 	if home := mesh.Homes(in)[0]; home != in.Records[4].ID() {
 		t.Fatalf("home: got %s, want n4, which is the gateway", home)
 	}
 	var got []string
-	for _, p := range mesh.ConfigOf(in, in.Clients[0], nil).Standbys {
+	for _, p := range mesh.ClientConfigOf(in, in.Clients[0], nil).Standbys {
 		got = append(got, fmt.Sprint(p.Name, p.AllowedIPs))
 	}
 	if s := strings.Join(got, " "); s != "n0[10.4.0.1/32] n1[10.4.0.2/32]" {
@@ -302,7 +302,7 @@ func TestConfigOfRestrictedClient(t *testing.T) {
 			}
 			c.Access = append(c.Access, a)
 		}
-		got := mesh.ConfigOf(in, c, nil)
+		got := mesh.ClientConfigOf(in, c, nil)
 		var allowed []string
 		for _, p := range got.Peers {
 			allowed = append(allowed, fmt.Sprint(p.AllowedIPs))
@@ -336,7 +336,7 @@ func TestHostileAccess(t *testing.T) {
 	}
 	c := in.Clients[0]
 	c.Access = parse("pods services nodes 192.168.10.7 tcp/22@192.168.20.0/24 10.4.128.1 0.0.0.0/1")
-	config := mesh.ConfigOf(in, c, nil)
+	config := mesh.ClientConfigOf(in, c, nil)
 	if got := fmt.Sprint(config.Unserved); got != "[tcp/22@192.168.20.0/24 10.4.128.1/32]" {
 		t.Errorf("unserved: got %s", got)
 	}
@@ -357,7 +357,7 @@ func TestHostileAccess(t *testing.T) {
 func TestServiceGatewayMoves(t *testing.T) {
 	in := clusterOf(5)
 	of := func(c mesh.Client, alive map[mesh.ID]bool) mesh.ID {
-		for _, p := range mesh.ConfigOf(in, c, alive).Peers {
+		for _, p := range mesh.ClientConfigOf(in, c, alive).Peers {
 			if p.ServiceGateway {
 				return p.ID
 			}

@@ -51,12 +51,12 @@ type ClientPeer struct {
 	ServiceGateway bool // the client's traffic to Services goes through it
 }
 
-// ConfigOf returns a client's configuration: one peer for each node to which clients have
+// ClientConfigOf returns a client's configuration: one peer for each node to which clients have
 // tunnels, with the prefixes that are reached through it and that the client may reach.
 // The nodes' own addresses are always included, because there the client asks for its
 // configuration. Services go through the node that the client names, if it is alive, else
 // through one of the live ones; a nil map means that all are alive.
-func ConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
+func ClientConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 	l := newLayout(in)
 	l.nodes = l.nodePrefixes() // also for a client that does not count
 	allowed := l.allowances(c.Access)

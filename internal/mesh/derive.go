@@ -44,7 +44,7 @@ func Derive(in Input) Topology {
 	l := newLayout(in)
 	t := Topology{
 		Guarded: l.guarded, Seat: None,
-		Guests: in.Cluster.guests(), PodRanges: in.Cluster.podRanges(), Hosts: l.hosts(),
+		PodsAndClients: in.Cluster.podAndClientRanges(), PodRanges: in.Cluster.podRanges(), Hosts: l.hosts(),
 	}
 	self := l.find(in.Self)
 	if self == nil {
@@ -59,9 +59,9 @@ func Derive(in Input) Topology {
 	d.findTunnelRoutes()
 	t.Peers = d.peers()
 	t.Neighbors = d.neighbors()
-	t.Paths = d.paths()
+	t.Routes = d.routes()
 	t.Inside = MergePrefixes(append(d.routed, d.guarded...))
-	t.Serves = d.serves()
+	t.ServedNetworks = d.servedNetworks()
 	d.routeToClients(&t)
 	d.reportNames()
 	d.reportSlots()

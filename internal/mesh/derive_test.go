@@ -38,13 +38,13 @@ func TestDeriveTwoNodes(t *testing.T) {
 			Keepalive:  25 * time.Second, MTU: 1370,
 		}},
 		Seat:    mesh.None,
-		Paths:   []mesh.Path{{ID: in.Records[1].ID(), Kind: mesh.PathTunnel}},
+		Routes:  []mesh.Route{{ID: in.Records[1].ID(), Kind: mesh.RouteTunnel}},
 		Inside:  prefixes("10.4.0.0/16", "10.42.0.0/16", "172.16.1.5/32"),
 		Guarded: prefixes("10.4.0.0/16", "10.42.0.0/16"),
 
-		Guests:    prefixes("10.4.128.0/17", "10.42.0.0/16"),
-		PodRanges: []mesh.PodRange{{Range: netip.MustParsePrefix("10.42.0.0/16"), Bits: 24}},
-		Hosts:     prefixes("10.4.0.0/17", "172.16.0.5/32", "172.16.1.5/32", "198.51.0.1/32", "198.51.0.2/32"),
+		PodsAndClients: prefixes("10.4.128.0/17", "10.42.0.0/16"),
+		PodRanges:      []mesh.PodRange{{Range: netip.MustParsePrefix("10.42.0.0/16"), Bits: 24}},
+		Hosts:          prefixes("10.4.0.0/17", "172.16.0.5/32", "172.16.1.5/32", "198.51.0.1/32", "198.51.0.2/32"),
 	}
 	if diff := cmp.Diff(want, got, compareTopologies); diff != "" {
 		t.Errorf("topology (-want +got):\n%s", diff)
@@ -274,7 +274,7 @@ func TestDeriveWithoutOwnRecord(t *testing.T) {
 	in.Records = in.Records[1:]
 	want := mesh.Topology{
 		Seat: mesh.None, Guarded: prefixes("10.4.0.0/14", "10.128.0.0/9", "fd04::/64", "fd42::/48"),
-		Guests: prefixes("10.6.0.0/15", "10.128.0.0/9", "fd04::8000:0:0:0/65", "fd42::/48"),
+		PodsAndClients: prefixes("10.6.0.0/15", "10.128.0.0/9", "fd04::8000:0:0:0/65", "fd42::/48"),
 		PodRanges: []mesh.PodRange{
 			{Range: netip.MustParsePrefix("10.128.0.0/9"), Bits: 24}, {Range: netip.MustParsePrefix("fd42::/48"), Bits: 64},
 		},
@@ -353,8 +353,8 @@ func TestOwnEndpoints(t *testing.T) {
 
 		{"a neighbor lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor, "203.0.113.5 192.168.1.7"), Last: observed("192.168.1.5")}, private, false},
 		{"another node lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(routed, "203.0.113.5 192.168.2.7"), Last: observed("192.168.1.5")}, private, false},
-		{"the first observer lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen("203.0.113.5"), Last: observed("192.168.1.5"), Voices: 2}, private, false},
-		{"the first observer lies to a node behind 1:1 NAT", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.6"), Last: observed("203.0.113.5"), LastNAT: true, Voices: 2}, public, true},
+		{"the first observer lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen("203.0.113.5"), Last: observed("192.168.1.5"), RequiredObservers: 2}, private, false},
+		{"the first observer lies to a node behind 1:1 NAT", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.6"), Last: observed("203.0.113.5"), LastNAT: true, RequiredObservers: 2}, public, true},
 		{"one observer denies the NAT", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(nat, "192.168.1.5"), LastNAT: true}, noEndpoint, true},
 		{"one observer claims that the NAT is open", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(nat, "203.0.113.5"), LastNAT: true}, noEndpoint, true},
 		{"no observers any more", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor), LastNAT: true}, noEndpoint, true},

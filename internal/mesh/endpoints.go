@@ -81,9 +81,9 @@ type EndpointInput struct {
 	// Last are the endpoints of the last record, and LastNAT its NAT flag.
 	Last    []Endpoint
 	LastNAT bool
-	// Voices is how many nodes must agree to change what the last record says. It is more
+	// RequiredObservers is how many nodes must agree to change what the last record says. It is more
 	// than one until most nodes have reported.
-	Voices int
+	RequiredObservers int
 }
 
 // OwnEndpoints returns a node's endpoints, best first, and whether it is behind NAT,
@@ -106,13 +106,13 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 	nat = in.behindNAT(c)
 	votes := c.own
 	for a, n := range c.open {
-		if n >= min(2, max(len(c.outside), in.Voices)) {
+		if n >= min(2, max(len(c.outside), in.RequiredObservers)) {
 			votes[a] = n
 		}
 	}
 	for _, a := range in.lastObserved() {
 		// It stays as long as the address is ours, or another node can connect there.
-		if slices.Contains(in.Own, a) || c.open[a] > 0 || in.Voices > 1 {
+		if slices.Contains(in.Own, a) || c.open[a] > 0 || in.RequiredObservers > 1 {
 			votes[a] = max(votes[a], c.open[a], 1)
 		}
 	}
@@ -207,7 +207,7 @@ func (in EndpointInput) countObservations() observationCounts {
 
 // behindNAT decides by majority, separately for each viewpoint.
 func (in EndpointInput) behindNAT(c observationCounts) bool {
-	least := max(in.Voices, 1)
+	least := max(in.RequiredObservers, 1)
 	notBehindNAT, tied := false, false
 	for _, b := range c.sightings {
 		switch {

@@ -164,7 +164,7 @@ func (s *failoverSim) derive(id mesh.ID, now time.Duration) {
 func (s *failoverSim) updateTerm(id mesh.ID, now time.Duration) {
 	line := s.timeline[id]
 	seat, r := line[len(line)-1].top.Seat, s.views[id].records[id]
-	if seat == mesh.None && r.Office.Since != 0 {
+	if seat == mesh.None && r.Term.Since != 0 {
 		relieved := line[len(line)-1].since
 		for i := len(line) - 1; i >= 0 && line[i].top.Seat == mesh.None; i-- {
 			relieved = line[i].since
@@ -176,9 +176,9 @@ func (s *failoverSim) updateTerm(id mesh.ID, now time.Duration) {
 			s.queue = append(s.queue, simEvent{at: relieved + simTenure, node: id})
 			return
 		}
-		r.Office = mesh.Office{}
-	} else if seat != mesh.None && (r.Office.Seat != seat || r.Office.Since == 0) {
-		r.Office = mesh.Office{Seat: seat, Since: int64(now/time.Millisecond) + 1}
+		r.Term = mesh.GatewayTerm{}
+	} else if seat != mesh.None && (r.Term.Seat != seat || r.Term.Since == 0) {
+		r.Term = mesh.GatewayTerm{Seat: seat, Since: int64(now/time.Millisecond) + 1}
 	} else {
 		return
 	}
@@ -320,17 +320,17 @@ func (c simCase) records() []mesh.Record {
 		if seat := i % firstOfB; seat > c.k {
 			r.Gateway = mesh.GatewayNever
 		} else if seat < c.k && r.Location != "" {
-			r.Office = mesh.Office{Seat: seat, Since: int64(1 + seat)}
+			r.Term = mesh.GatewayTerm{Seat: seat, Since: int64(1 + seat)}
 		}
 		rs = append(rs, r)
 	}
 	next := &rs[c.k]
 	if c.returns {
-		next.Office, rs[subject].Office = rs[subject].Office, mesh.Office{}
+		next.Term, rs[subject].Term = rs[subject].Term, mesh.GatewayTerm{}
 		next = &rs[subject]
 	}
 	if c.standby {
-		next.Office = mesh.Office{Seat: mesh.None, Since: 100}
+		next.Term = mesh.GatewayTerm{Seat: mesh.None, Since: 100}
 	}
 	if c.prefer {
 		rs[subject].Gateway = mesh.GatewayPrefer
@@ -414,7 +414,7 @@ func (s *failoverSim) measure(t *testing.T, c simCase, ws *windows) {
 func (s *failoverSim) onPath(a, b mesh.ID) map[mesh.ID]bool {
 	on := map[mesh.ID]bool{a: true, b: true}
 	for _, when := range []time.Duration{0, simSettled} {
-		for _, p := range s.at(a, when).top.Paths {
+		for _, p := range s.at(a, when).top.Routes {
 			if p.ID == b {
 				for _, h := range p.Hops {
 					on[h] = true

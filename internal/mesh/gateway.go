@@ -41,10 +41,10 @@ func GatewayVerdicts(verdicts []Verdict, records []Record) map[ID]Verdict {
 // verdict. Among honest nodes it is one ahead.
 const EpochStep = 1 << 16
 
-// WithinStep returns the verdicts without those of others on a gateway whose epoch is too
+// WithinEpochStep returns the verdicts without those of others on a gateway whose epoch is too
 // far ahead of its own verdict. Otherwise a single verdict with the maximum epoch would
 // keep a gateway down for good.
-func WithinStep(verdicts []Verdict) []Verdict {
+func WithinEpochStep(verdicts []Verdict) []Verdict {
 	own := make(map[ID]uint64)
 	for _, v := range verdicts {
 		if v.Role == RoleGateway && v.Subject == IDOf(v.Author) {
@@ -89,7 +89,7 @@ func (l *layout) chooseGateways(location string, members []*member, verdicts map
 	// A replaced gateway keeps its own tunnels until its term ends, so that packets on
 	// their way through it arrive.
 	for _, m := range candidates {
-		if m.Office.Since > 0 && m.health != HealthDown {
+		if m.Term.Since > 0 && m.health != HealthDown {
 			m.via = m
 		}
 	}
@@ -146,10 +146,10 @@ func compareCandidates(a, b *member) int {
 // keep a third one from ever being chosen. Epochs can't be that count, because any node
 // can raise them.
 func compareTerms(a, b *member) int {
-	if c := compareTrueFirst(a.Office.Since > 0, b.Office.Since > 0); c != 0 {
+	if c := compareTrueFirst(a.Term.Since > 0, b.Term.Since > 0); c != 0 {
 		return c
 	}
-	if c := cmp.Or(cmp.Compare(a.Office.Since, b.Office.Since), cmp.Compare(a.Replaced, b.Replaced)); c != 0 {
+	if c := cmp.Or(cmp.Compare(a.Term.Since, b.Term.Since), cmp.Compare(a.Replaced, b.Replaced)); c != 0 {
 		return c
 	}
 	return compareClaims(a.node, b.node)
@@ -183,7 +183,7 @@ func seatGateways(gateways []*member, k int) []*member {
 	seats := make([]*member, k)
 	var rest []*member
 	for _, m := range slices.SortedFunc(slices.Values(gateways), compareTerms) {
-		if s := m.Office.Seat; m.Office.Since > 0 && s >= 0 && s < k && seats[s] == nil {
+		if s := m.Term.Seat; m.Term.Since > 0 && s >= 0 && s < k && seats[s] == nil {
 			seats[s] = m
 		}
 	}

@@ -53,16 +53,16 @@ func TestGatewayChoice(t *testing.T) {
 		want   string
 	}{
 		{"the oldest claim", func(*mesh.Input, []mesh.Record) {}, "0:n0"},
-		{"a gateway already", func(_ *mesh.Input, rs []mesh.Record) { rs[2].Office = mesh.Office{Seat: 0, Since: 7} }, "0:n2"},
+		{"a gateway already", func(_ *mesh.Input, rs []mesh.Record) { rs[2].Term = mesh.GatewayTerm{Seat: 0, Since: 7} }, "0:n2"},
 		{"a gateway for longer", func(_ *mesh.Input, rs []mesh.Record) {
-			rs[2].Office, rs[1].Office = mesh.Office{Since: 7}, mesh.Office{Since: 8}
+			rs[2].Term, rs[1].Term = mesh.GatewayTerm{Since: 7}, mesh.GatewayTerm{Since: 8}
 		}, "0:n2"},
 		{"an endpoint before a term", func(_ *mesh.Input, rs []mesh.Record) {
-			rs[2].Office = mesh.Office{Since: 7}
+			rs[2].Term = mesh.GatewayTerm{Since: 7}
 			rs[2].Endpoints = nil
 		}, "0:n0"},
 		{"preferred before endpoint and term", func(_ *mesh.Input, rs []mesh.Record) {
-			rs[2].Office, rs[3].Gateway, rs[3].Endpoints = mesh.Office{Since: 7}, mesh.GatewayPrefer, nil
+			rs[2].Term, rs[3].Gateway, rs[3].Endpoints = mesh.GatewayTerm{Since: 7}, mesh.GatewayPrefer, nil
 		}, "0:n3"},
 		{"never", func(_ *mesh.Input, rs []mesh.Record) {
 			rs[0].Gateway, rs[1].Gateway = mesh.GatewayNever, mesh.GatewayNever
@@ -76,13 +76,13 @@ func TestGatewayChoice(t *testing.T) {
 		{"two", func(in *mesh.Input, _ []mesh.Record) { in.Cluster.Gateways = 2 }, "0:n0 1:n1"},
 		{"more seats than nodes", func(in *mesh.Input, _ []mesh.Record) { in.Cluster.Gateways = 9 }, "0:n0 1:n1 2:n2 3:n3"},
 		{"a seat is kept", func(in *mesh.Input, rs []mesh.Record) {
-			in.Cluster.Gateways, rs[3].Office = 2, mesh.Office{Seat: 1, Since: 7}
+			in.Cluster.Gateways, rs[3].Term = 2, mesh.GatewayTerm{Seat: 1, Since: 7}
 		}, "0:n0 1:n3"},
 		{"two of one seat", func(in *mesh.Input, rs []mesh.Record) {
 			in.Cluster.Gateways = 2
-			rs[3].Office, rs[2].Office = mesh.Office{Seat: 1, Since: 7}, mesh.Office{Seat: 1, Since: 6}
+			rs[3].Term, rs[2].Term = mesh.GatewayTerm{Seat: 1, Since: 7}, mesh.GatewayTerm{Seat: 1, Since: 6}
 		}, "0:n3 1:n2"},
-		{"a seat that is no more", func(in *mesh.Input, rs []mesh.Record) { rs[3].Office = mesh.Office{Seat: 1, Since: 7} }, "0:n3"},
+		{"a seat that is no more", func(in *mesh.Input, rs []mesh.Record) { rs[3].Term = mesh.GatewayTerm{Seat: 1, Since: 7} }, "0:n3"},
 		{"down", func(in *mesh.Input, _ []mesh.Record) {
 			in.Verdicts = []mesh.Verdict{verdict(*in, 3, 0, mesh.HealthDown, 1)}
 		}, "0:n1"},
@@ -106,7 +106,7 @@ func TestGatewayChoice(t *testing.T) {
 			for i := range 4 {
 				in.Verdicts = append(in.Verdicts, verdict(*in, 3, i, mesh.HealthDown, 1))
 			}
-			rs[2].Office = mesh.Office{Since: 7}
+			rs[2].Term = mesh.GatewayTerm{Since: 7}
 		}, "0:n2"},
 		{"up again, and preferred", func(in *mesh.Input, rs []mesh.Record) {
 			rs[0].Gateway = mesh.GatewayPrefer
@@ -188,13 +188,13 @@ func TestLocationWithoutGateway(t *testing.T) {
 		in.Records[i].Gateway = mesh.GatewayNever
 	}
 	for i, want := range []struct {
-		kind mesh.PathKind
+		kind mesh.RouteKind
 		to   int
-	}{{mesh.PathNone, 6}, {mesh.PathLAN, 0}, {mesh.PathLAN, 1}, {mesh.PathLAN, 1}, {mesh.PathNone, 0}, {mesh.PathNone, 0}, {mesh.PathNone, 0}} {
+	}{{mesh.RouteNone, 6}, {mesh.RouteLAN, 0}, {mesh.RouteLAN, 1}, {mesh.RouteLAN, 1}, {mesh.RouteNone, 0}, {mesh.RouteNone, 0}, {mesh.RouteNone, 0}} {
 		in.Self = in.Records[i].ID()
 		top := mesh.Derive(in)
-		j := slices.IndexFunc(top.Paths, func(p mesh.Path) bool { return p.ID == in.Records[want.to].ID() })
-		if got := top.Paths[j].Kind; got != want.kind {
+		j := slices.IndexFunc(top.Routes, func(p mesh.Route) bool { return p.ID == in.Records[want.to].ID() })
+		if got := top.Routes[j].Kind; got != want.kind {
 			t.Errorf("path from n%d to n%d: got %s, want %s", i, want.to, got, want.kind)
 		}
 		if len(top.Problems) != 1 || top.Problems[0].Kind != mesh.ProblemGateway {
@@ -208,7 +208,7 @@ func TestReplacedGatewayKeepsItsTunnels(t *testing.T) {
 	in := twoLocations()
 	in.Verdicts = []mesh.Verdict{verdict(in, 0, 0, mesh.HealthDraining, 1)}
 	for _, since := range []int64{7, 0} {
-		in.Records[0].Office.Since = since
+		in.Records[0].Term.Since = since
 		in.Self = in.Records[0].ID()
 		top := mesh.Derive(in)
 		if got, want := len(top.Peers) > 0, since > 0; got != want || top.Seat != mesh.None {
@@ -247,12 +247,12 @@ func TestFailureMovesOnlyWhatHungOnIt(t *testing.T) {
 			t.Fatalf("%s failed, which was not a gateway, and other nodes' seats changed", failed.Name)
 		}
 		for id, h := range before.hosts {
-			for _, p := range h.top.Paths {
+			for _, p := range h.top.Routes {
 				got := after.hosts[id].path(p.ID)
 				through := moved[id] || moved[p.ID] || slices.Contains(p.Hops, failed.id)
 				// Where there was no gateway, or none with an endpoint, its successor may
 				// make nodes reachable, or be one more relay.
-				joins := office && (p.Kind == mesh.PathNone || len(failed.Endpoints) == 0 && slices.ContainsFunc(got.Hops, func(id mesh.ID) bool { return moved[id] }))
+				joins := office && (p.Kind == mesh.RouteNone || len(failed.Endpoints) == 0 && slices.ContainsFunc(got.Hops, func(id mesh.ID) bool { return moved[id] }))
 				if !through && !joins && (got.Kind != p.Kind || !slices.Equal(got.Hops, p.Hops)) {
 					t.Fatalf("%s failed: path from %s to %s was %s by way of %v, is %s by way of %v", failed.Name, h.Name, before.hosts[p.ID].Name, p.Kind, p.Hops, got.Kind, got.Hops)
 				}
@@ -269,9 +269,9 @@ func (w *world) settleTerms() {
 			r := &w.records[i]
 			switch seat := k.hosts[r.ID()].top.Seat; {
 			case seat == mesh.None:
-				r.Office = mesh.Office{}
-			case r.Office.Since == 0 || r.Office.Seat != seat:
-				r.Office = mesh.Office{Seat: seat, Since: int64(100 + i)}
+				r.Term = mesh.GatewayTerm{}
+			case r.Term.Since == 0 || r.Term.Seat != seat:
+				r.Term = mesh.GatewayTerm{Seat: seat, Since: int64(100 + i)}
 			}
 		}
 	}

@@ -159,7 +159,7 @@ func TestGraphIsWhatNodesDerive(t *testing.T) {
 			}
 		}
 		for _, p := range g.Links {
-			if path := k.hosts[p.A].path(p.B); path.Kind != mesh.PathLAN || len(path.Hops) > 0 {
+			if path := k.hosts[p.A].path(p.B); path.Kind != mesh.RouteLAN || len(path.Hops) > 0 {
 				t.Fatalf("a link from %s to %s; the path is %v", k.hosts[p.A].Name, k.hosts[p.B].Name, path)
 			}
 		}

@@ -88,7 +88,7 @@ func TestHostileRecordsCostTheirNumber(t *testing.T) {
 					in := input(n)
 					return work(t, func() {
 						mesh.Derive(in)
-						mesh.ConfigOf(in, in.Clients[0], nil)
+						mesh.ClientConfigOf(in, in.Clients[0], nil)
 					})
 				}
 				const few, many = 1000, 8000

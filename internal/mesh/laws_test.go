@@ -57,7 +57,7 @@ type tally struct{ walked, excused int }
 // drawPairs returns pairs of live nodes with addresses: all of a small world, some of a
 // large one.
 func (w world) drawPairs(t *rapid.T) [][2]int {
-	owners := mesh.Owners(w.records)
+	owners := mesh.SlotOwners(w.records)
 	var living []int
 	for i, r := range w.records {
 		if !w.dead[r.ID()] && owners[r.Claim.Slot] == r.ID() {
@@ -109,13 +109,13 @@ func checkTables(t *rapid.T, k *walker, h *host) {
 			}
 		}
 	}
-	if len(h.top.Paths) != len(k.hosts)-1 || !slices.IsSortedFunc(h.top.Paths, func(a, b mesh.Path) int { return a.ID.Compare(b.ID) }) {
-		t.Fatalf("paths of %s: %v", h.Name, h.top.Paths)
+	if len(h.top.Routes) != len(k.hosts)-1 || !slices.IsSortedFunc(h.top.Routes, func(a, b mesh.Route) int { return a.ID.Compare(b.ID) }) {
+		t.Fatalf("paths of %s: %v", h.Name, h.top.Routes)
 	}
 }
 
-func (h *host) path(to mesh.ID) mesh.Path {
-	return h.top.Paths[slices.IndexFunc(h.top.Paths, func(p mesh.Path) bool { return p.ID == to })]
+func (h *host) path(to mesh.ID) mesh.Route {
+	return h.top.Routes[slices.IndexFunc(h.top.Routes, func(p mesh.Route) bool { return p.ID == to })]
 }
 
 // checkTunnels checks that in mode location only nodes that need tunnels have them.
@@ -124,7 +124,7 @@ func (w world) checkTunnels(t *rapid.T, h *host) {
 	if w.cluster.Mode != mesh.ModeLocation || h.Location == "" || h.Encrypted || !beside || h.top.Seat != mesh.None {
 		return
 	}
-	if (h.Office.Since == 0 || h.Gateway == mesh.GatewayNever) && len(h.top.Peers) > 0 {
+	if (h.Term.Since == 0 || h.Gateway == mesh.GatewayNever) && len(h.top.Peers) > 0 {
 		t.Fatalf("%s is not a gateway and was not one, but has %d peers", h.Name, len(h.top.Peers))
 	}
 }
@@ -172,7 +172,7 @@ func (w *walker) concerns(p mesh.Problem, a, b *host) bool {
 // checkPair sends packets from a to b, and back.
 func checkPair(t *rapid.T, k *walker, a, b *host, all *tally) {
 	path := a.path(b.id)
-	if path.Kind == mesh.PathNone {
+	if path.Kind == mesh.RouteNone {
 		if !k.problem(a, b, "", mesh.ProblemGateway, mesh.ProblemNeighbor, mesh.ProblemRelay, mesh.ProblemKey) {
 			t.Fatalf("no path from %s to %s, and no problem that says why: %v", a.Name, b.Name, a.top.Problems)
 		}
@@ -210,7 +210,7 @@ func checkPair(t *rapid.T, k *walker, a, b *host, all *tally) {
 
 // checkWalk sends one packet. Only a family that the LAN does not carry, which is
 // reported, may have no route; then it returns false.
-func checkWalk(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr, path mesh.Path) bool {
+func checkWalk(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr, path mesh.Route) bool {
 	if _, ok := a.tables.lookup(dst); !ok {
 		version := "IPv6"
 		if dst.Is4() {
@@ -228,7 +228,7 @@ func checkWalk(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr, path mesh
 	if got := p.hops[:len(p.hops)-1]; p.at != b || !slices.Equal(got, path.Hops) {
 		t.Fatalf("%s to %s: went by way of %v, ended at %s; the path is %v", a.Name, b.Name, got, p.at.Name, path)
 	}
-	first := map[link]mesh.PathKind{byTunnel: mesh.PathTunnel, byVXLAN: mesh.PathLAN, byLAN: mesh.PathLAN}
+	first := map[link]mesh.RouteKind{byTunnel: mesh.RouteTunnel, byVXLAN: mesh.RouteLAN, byLAN: mesh.RouteLAN}
 	if e, _ := a.tables.lookup(dst); first[e.link] != path.Kind {
 		t.Fatalf("%s to %s: leaves by %s; the path is %v", a.Name, b.Name, e.link, path)
 	}

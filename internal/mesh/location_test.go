@@ -35,14 +35,14 @@ func topologyText(in mesh.Input, i int) string {
 		}
 		fmt.Fprintf(&b, "  neighbor %s %s %v mtu %d\n", n.Name, how, n.Prefixes, n.MTU)
 	}
-	for _, p := range top.Paths {
+	for _, p := range top.Routes {
 		var hops []string
 		for _, id := range p.Hops {
 			hops = append(hops, names[id])
 		}
 		fmt.Fprintf(&b, "  path %s %s %v\n", names[p.ID], p.Kind, hops)
 	}
-	fmt.Fprintf(&b, "  inside %v\n  serves %v\n", top.Inside, top.Serves)
+	fmt.Fprintf(&b, "  inside %v\n  serves %v\n", top.Inside, top.ServedNetworks)
 	for _, p := range top.Problems {
 		fmt.Fprintf(&b, "  problem %s on %s: %s; %s\n", p.Kind, p.Node, p.Text, p.Advice)
 	}

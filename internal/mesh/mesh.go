@@ -9,7 +9,7 @@
 // gives the same output on every node. Nodes that only gossip therefore agree on one
 // network without a coordinator.
 //
-// Start reading at [Record], which gossip delivers. [Owners] decides which of several
+// Start reading at [Record], which gossip delivers. [SlotOwners] decides which of several
 // conflicting slot claims counts, and [Derive] computes the [Topology] from which package
 // netcfg makes devices, peers and routes.
 package mesh
@@ -105,19 +105,19 @@ type Record struct {
 	Sequence uint64            // increases with every change; the highest one counts
 	Instance uint64            // random, new at each start of the daemon
 
-	Name       string      // the host name; only a claim
-	Key        wgtypes.Key // WireGuard public key
-	Claim      Claim       // the slot; None while the node has not claimed one
-	Settings   uint64      // hash of the address settings, see Cluster.Hash
-	Location   string      // "" for a node without a location
-	Gateway    GatewayWish // whether the node wants to be its location's gateway
-	Encrypted  bool        // never in plain text on a LAN, whatever the mode: it is not a neighbor, and not a gateway for others
-	Office     Office      // its term as one of its location's gateways; zero for none
-	Replaced   uint64      // how often verdicts have ended its term as a gateway, by its own count
-	MTU        int         // of its WireGuard device, in bytes
-	NAT        bool        // others see it at an address that it does not have itself
-	ListenPort uint16      // where its WireGuard socket listens; an endpoint's port may differ
-	GossipPort uint16      // where its gossip socket listens
+	Name       string            // the host name; only a claim
+	Key        wgtypes.Key       // WireGuard public key
+	Claim      Claim             // the slot; None while the node has not claimed one
+	Settings   uint64            // hash of the address settings, see Cluster.Hash
+	Location   string            // "" for a node without a location
+	Gateway    GatewayPreference // whether the node wants to be its location's gateway
+	Encrypted  bool              // never in plain text on a LAN, whatever the mode: it is not a neighbor, and not a gateway for others
+	Term       GatewayTerm       // its term as one of its location's gateways; zero for none
+	Replaced   uint64            // how often verdicts have ended its term as a gateway, by its own count
+	MTU        int               // of its WireGuard device, in bytes
+	NAT        bool              // others see it at an address that it does not have itself
+	ListenPort uint16            // where its WireGuard socket listens; an endpoint's port may differ
+	GossipPort uint16            // where its gossip socket listens
 
 	// GossipAddr is the address of its gossip socket, host:port, if that is not the host
 	// of any of its endpoints with GossipPort.
@@ -155,21 +155,21 @@ type Claim struct {
 // None is the Slot of a node that has not claimed one.
 const None = -1
 
-// GatewayWish says whether a node wants to be its location's gateway.
-type GatewayWish string
+// GatewayPreference says whether a node wants to be its location's gateway.
+type GatewayPreference string
 
 // The values, as they are written in the configuration.
 const (
-	GatewayAuto   GatewayWish = "auto"
-	GatewayPrefer GatewayWish = "prefer"
-	GatewayNever  GatewayWish = "never"
+	GatewayAuto   GatewayPreference = "auto"
+	GatewayPrefer GatewayPreference = "prefer"
+	GatewayNever  GatewayPreference = "never"
 )
 
-// Office is a node's term as one of its location's gateways. It keeps a newcomer from
+// GatewayTerm is a node's term as one of its location's gateways. It keeps a newcomer from
 // replacing a gateway that works. A gateway that was replaced keeps its tunnels until its
 // term ends, so packets that are still on their way through it arrive, and its own
 // traffic does not move.
-type Office struct {
+type GatewayTerm struct {
 	Seat  int   // 0 to Cluster.Gateways-1, or None; nodes are assigned to seats, not to gateways
 	Since int64 // milliseconds since 1970, by the node's own clock; 0 if it is not a gateway
 }
@@ -299,8 +299,8 @@ type Topology struct {
 	// A node without a location, or any node in the modes full and cross, has none: there
 	// is no node that could replace it.
 	Seat int
-	// Paths say how packets reach each other node. Sorted by ID.
-	Paths []Path
+	// Routes say how packets reach each other node. Sorted by ID.
+	Routes []Route
 
 	// Inside is what belongs to the mesh: the overlay and pod ranges, and the internal
 	// IPs that are reached through tunnels. Traffic between these is never masqueraded.
@@ -309,17 +309,17 @@ type Topology struct {
 	// Guarded are the ranges whose addresses only the mesh may use as sources: overlay
 	// (nodes and clients) and pods.
 	Guarded []netip.Prefix
-	// Serves are the networks that this node reaches for other nodes, such as its own
+	// ServedNetworks are the networks that this node reaches for other nodes, such as its own
 	// allowed-location-ips. Hosts there have no route back to the mesh.
-	Serves []netip.Prefix
+	ServedNetworks []netip.Prefix
 
-	// Guests are the ranges of pods and clients, which are not nodes. PodRanges are the
+	// PodsAndClients are the ranges of pods and clients, which are not nodes. PodRanges are the
 	// ranges of pods alone, with the length of each node's pod CIDR. Hosts are all
 	// addresses of nodes that are known: overlay addresses, internal IPs, endpoints. Each
 	// is sorted, without overlaps.
-	Guests    []netip.Prefix
-	PodRanges []PodRange
-	Hosts     []netip.Prefix
+	PodsAndClients []netip.Prefix
+	PodRanges      []PodRange
+	Hosts          []netip.Prefix
 
 	// Clients are those whose tunnels end on this node, by address. ClientRanges are the
 	// address ranges of all clients. Nodes are the addresses of nodes, and GossipPorts
@@ -387,21 +387,21 @@ func MAC(id ID) [6]byte {
 	return [6]byte{0x02, id[0], id[1], id[2], id[3], id[4]}
 }
 
-// Path is how packets travel from this node to another one.
-type Path struct {
+// Route is how packets travel from this node to another one.
+type Route struct {
 	ID   ID
-	Kind PathKind
+	Kind RouteKind
 	Hops []ID // the nodes between, in order: own gateway, relay, the other node's gateway; shared, must not be changed
 }
 
-// PathKind is the kind of the first hop.
-type PathKind string
+// RouteKind is the kind of the first hop.
+type RouteKind string
 
 // Kinds of paths.
 const (
-	PathTunnel PathKind = "tunnel" // the first hop is a WireGuard peer
-	PathLAN    PathKind = "lan"    // the first hop is a neighbor
-	PathNone   PathKind = "none"   // unreachable; a problem says why
+	RouteTunnel RouteKind = "tunnel" // the first hop is a WireGuard peer
+	RouteLAN    RouteKind = "lan"    // the first hop is a neighbor
+	RouteNone   RouteKind = "none"   // unreachable; a problem says why
 )
 
 // Problem is a conflict or a defect that needs a person's attention. It is a value:

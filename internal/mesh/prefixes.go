@@ -178,12 +178,12 @@ func (l *layout) containsEndpoint(p netip.Prefix) bool {
 	return i < len(l.endpointAddrs) && p.Contains(l.endpointAddrs[i])
 }
 
-// serves returns what this node reaches on its LAN for others: the networks behind it and
+// servedNetworks returns what this node reaches on its LAN for others: the networks behind it and
 // behind the nodes that use it as their gateway, and those nodes' internal IPs. Such a
 // node drops packets from the mesh that arrive over the LAN with their original source,
 // and accepts them with this node's own address as the source. The same holds for nodes
 // of the own location that others can reach only through this one.
-func (d *deriver) serves() []netip.Prefix {
+func (d *deriver) servedNetworks() []netip.Prefix {
 	var ps []netip.Prefix
 	for _, m := range slices.Concat(d.self.carries, d.relayed(), d.reachedByClientsViaUs()) {
 		for _, p := range m.AllowedLocationIPs {
@@ -207,7 +207,7 @@ func (d *deriver) relayed() []*member {
 	}
 	var ms []*member
 	for _, m := range d.self.group.members {
-		if m != d.self && hidden(m) && d.tunnelled(d.self, m) {
+		if m != d.self && behindNAT(m) && d.tunnelled(d.self, m) {
 			ms = append(ms, m.carries...)
 		}
 	}

@@ -66,14 +66,14 @@ func (l *layout) route(x, y *member) *member {
 		return nil
 	}
 	onLAN := x.group == y.group && len(x.InternalIPs)+len(y.InternalIPs) > 0
-	if hidden(x) && hidden(y) && !onLAN {
+	if behindNAT(x) && behindNAT(y) && !onLAN {
 		return l.relayFor(x, y)
 	}
 	return y
 }
 
-// hidden says whether a node has to speak first to whoever it talks to.
-func hidden(m *member) bool { return m.NAT && len(m.Endpoints) == 0 }
+// behindNAT says whether a node has to speak first to whoever it talks to.
+func behindNAT(m *member) bool { return m.NAT && len(m.Endpoints) == 0 }
 
 // relayFor chooses who passes on packets between x and y, by rendezvous hashing, so
 // that both come to the same without asking. The relay itself needs to know

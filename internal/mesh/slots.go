@@ -91,8 +91,8 @@ func (c Cluster) guarded() []netip.Prefix {
 	return ps
 }
 
-// guests returns the address ranges of pods and clients.
-func (c Cluster) guests() []netip.Prefix {
+// podAndClientRanges returns the address ranges of pods and clients.
+func (c Cluster) podAndClientRanges() []netip.Prefix {
 	return MergePrefixes(slices.Concat(c.Pods, c.clientRanges()))
 }
 
@@ -171,11 +171,11 @@ func nodes(records []Record) []*node {
 	return slices.CompactFunc(ns, func(a, b *node) bool { return a.id == b.id })
 }
 
-// Owners returns who owns each claimed slot: of all nodes that claim it, the one with the
+// SlotOwners returns who owns each claimed slot: of all nodes that claim it, the one with the
 // oldest claim, and of those the one with the lowest ID. It is a pure function of the
 // records, so nodes with equal records agree on the owners, in whatever order the records
 // came.
-func Owners(records []Record) map[int]ID {
+func SlotOwners(records []Record) map[int]ID {
 	owners := make(map[int]ID)
 	for slot, n := range claimOwners(nodes(records)) {
 		owners[slot] = n.id
@@ -196,17 +196,17 @@ func claimOwners(ns []*node) map[int]*node {
 	return owners
 }
 
-// Situation is what a node knows when it chooses its own claim.
-type Situation struct {
-	Cluster Cluster
-	Self    ID
-	Name    string
-	Records []Record // of all nodes; the node's own one is ignored
-	Current Claim    // what this node has claimed; read from disk after a start
-	Ready   bool     // it was READY with Current, so pods may use its addresses
-	Void    bool     // Current was forgotten with the node, so its time starts again
-	Static  int      // the slot that the configuration names, or None
-	GiveUp  bool     // a person asked for a slot other than Current
+// ClaimInput is what a node knows when it chooses its own claim.
+type ClaimInput struct {
+	Cluster   Cluster
+	Self      ID
+	Name      string
+	Records   []Record // of all nodes; the node's own one is ignored
+	Current   Claim    // what this node has claimed; read from disk after a start
+	Ready     bool     // it was READY with Current, so pods may use its addresses
+	Forgotten bool     // Current was forgotten with the node, so its time starts again
+	Static    int      // the slot that the configuration names, or None
+	GiveUp    bool     // a person asked for a slot other than Current
 	// Listened is true once the state of some member has been merged, or if there is no
 	// other member. Until then a node claims nothing.
 	Listened bool
@@ -220,7 +220,7 @@ type Situation struct {
 // pods may use stays, because running pods are never renumbered automatically: the
 // problem says what a person can do. Once the person gives the claim up, NextClaim
 // returns another one, or None and the reason.
-func NextClaim(s Situation) (Claim, []Problem) {
+func NextClaim(s ClaimInput) (Claim, []Problem) {
 	others := make([]*node, 0, len(s.Records))
 	for _, n := range nodes(s.Records) {
 		if n.id != s.Self {
@@ -228,7 +228,7 @@ func NextClaim(s Situation) (Claim, []Problem) {
 		}
 	}
 	taken := claimOwners(others)
-	if s.Void {
+	if s.Forgotten {
 		// A node that claimed the slot in the meantime has the older claim.
 		s.Current.Time = s.Now
 	}
@@ -266,7 +266,7 @@ func NextClaim(s Situation) (Claim, []Problem) {
 }
 
 // staticSlotTaken describes that the slot in the configuration is not free.
-func (s Situation) staticSlotTaken(owner *node) Problem {
+func (s ClaimInput) staticSlotTaken(owner *node) Problem {
 	p := Problem{Kind: ProblemSlot, Node: s.Name}
 	if owner.id == s.Self {
 		p.Text = fmt.Sprintf("node.pod-cidr names slot %d (%s), which is the one to be given up", s.Static, FormatPrefixes(s.Cluster.PodCIDRs(s.Static)))
@@ -281,7 +281,7 @@ func (s Situation) staticSlotTaken(owner *node) Problem {
 // pickFreeSlot chooses a free slot: the lowest one if no other node is without a slot,
 // else one that depends on the node's identity, so that new nodes that have not heard of
 // each other seldom choose the same.
-func (s Situation) pickFreeSlot(others []*node, taken map[int]*node) (Claim, []Problem) {
+func (s ClaimInput) pickFreeSlot(others []*node, taken map[int]*node) (Claim, []Problem) {
 	_, collided := taken[s.Current.Slot]
 	alone := !collided
 	for _, n := range others {
@@ -307,7 +307,7 @@ func (s Situation) pickFreeSlot(others []*node, taken map[int]*node) (Claim, []P
 }
 
 // currentClaimProblem describes what conflicts with a claim that pods may use.
-func (s Situation) currentClaimProblem(owner *node, lost, fits bool) Problem {
+func (s ClaimInput) currentClaimProblem(owner *node, lost, fits bool) Problem {
 	p := Problem{Kind: ProblemSlot, Node: s.Name}
 	renumber := fmt.Sprintf("to give %[1]s and its pods other addresses, run on %[1]s: meshd renumber", s.Name)
 	switch {

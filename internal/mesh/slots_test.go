@@ -119,7 +119,7 @@ func TestOwners(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, mesh.Owners(tt.records)); diff != "" {
+			if diff := cmp.Diff(tt.want, mesh.SlotOwners(tt.records)); diff != "" {
 				t.Errorf("owners (-want +got):\n%s", diff)
 			}
 		})
@@ -135,8 +135,8 @@ func TestOwnersDoNotDependOnOrder(t *testing.T) {
 			records[i] = record(i)
 			records[i].Claim = mesh.Claim{Slot: rapid.IntRange(-1, 10).Draw(t, "slot"), Time: rapid.Int64Range(0, 3).Draw(t, "time")}
 		}
-		want := mesh.Owners(records)
-		got := mesh.Owners(rapid.Permutation(records).Draw(t, "order"))
+		want := mesh.SlotOwners(records)
+		got := mesh.SlotOwners(rapid.Permutation(records).Draw(t, "order"))
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Fatalf("owners in another order (-want +got):\n%s", diff)
 		}
@@ -157,33 +157,33 @@ func TestNextClaim(t *testing.T) {
 	}
 	tests := []struct {
 		name    string
-		s       mesh.Situation
+		s       mesh.ClaimInput
 		want    mesh.Claim // Slot -2: any free one; -3: any free one but Current's
 		problem string
 	}{
-		{"has not listened", mesh.Situation{Current: none, Static: mesh.None}, none, ""},
-		{"first of all", mesh.Situation{Current: none, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 0, Time: 50}, ""},
-		{"lowest free", mesh.Situation{Current: none, Static: mesh.None, Listened: true, Records: []mesh.Record{other(0, 5)}}, mesh.Claim{Slot: 1, Time: 50}, ""},
-		{"with another newcomer", mesh.Situation{Current: none, Static: mesh.None, Listened: true, Records: []mesh.Record{other(mesh.None, 0)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
-		{"keeps its claim", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 3}, Static: mesh.None}, mesh.Claim{Slot: 9, Time: 3}, ""},
-		{"keeps an older claim", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 3}, Static: mesh.None, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: 9, Time: 3}, ""},
-		{"moves when it loses", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
-		{"stays when pods run", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: 9, Time: 7}, "belongs to node n1"},
-		{"forgotten: claims again", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 3}, Void: true, Ready: true, Static: mesh.None}, mesh.Claim{Slot: 9, Time: 50}, ""},
-		{"forgotten, its slot taken", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 3}, Void: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
-		{"forgotten, its slot taken, pods run", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 3}, Void: true, Ready: true, Static: mesh.None, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: 9, Time: 50}, "belongs to node n1"},
-		{"static", mesh.Situation{Current: none, Static: 7, Listened: true}, mesh.Claim{Slot: 7, Time: 50}, ""},
-		{"static before it was claimed", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Static: 7, Listened: true}, mesh.Claim{Slot: 7, Time: 50}, ""},
-		{"static, taken", mesh.Situation{Current: none, Static: 7, Listened: true, Records: []mesh.Record{other(7, 5)}}, none, "meshd forget n1"},
-		{"static, another one in use", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, Static: 7, Listened: true}, mesh.Claim{Slot: 9, Time: 7}, "runs with slot 9"},
-		{"given up after a conflict", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
-		{"given up without a conflict", mesh.Situation{Current: mesh.Claim{Slot: 0, Time: 7}, Ready: true, GiveUp: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(1, 5)}}, mesh.Claim{Slot: -3, Time: 50}, ""},
-		{"given up for the static one", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true}, mesh.Claim{Slot: 7, Time: 50}, ""},
-		{"given up though it is the static one", mesh.Situation{Current: mesh.Claim{Slot: 7, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true}, none, "to be given up"},
-		{"given up, the static one is taken", mesh.Situation{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true, Records: []mesh.Record{other(7, 5)}}, none, "meshd forget n1"},
-		{"given up without a claim", mesh.Situation{Current: none, GiveUp: true, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 0, Time: 50}, ""},
-		{"ranges shrank", mesh.Situation{Current: mesh.Claim{Slot: 999, Time: 7}, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 0, Time: 50}, ""},
-		{"ranges shrank under pods", mesh.Situation{Current: mesh.Claim{Slot: 999, Time: 7}, Ready: true, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 999, Time: 7}, "does not fit"},
+		{"has not listened", mesh.ClaimInput{Current: none, Static: mesh.None}, none, ""},
+		{"first of all", mesh.ClaimInput{Current: none, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 0, Time: 50}, ""},
+		{"lowest free", mesh.ClaimInput{Current: none, Static: mesh.None, Listened: true, Records: []mesh.Record{other(0, 5)}}, mesh.Claim{Slot: 1, Time: 50}, ""},
+		{"with another newcomer", mesh.ClaimInput{Current: none, Static: mesh.None, Listened: true, Records: []mesh.Record{other(mesh.None, 0)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
+		{"keeps its claim", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 3}, Static: mesh.None}, mesh.Claim{Slot: 9, Time: 3}, ""},
+		{"keeps an older claim", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 3}, Static: mesh.None, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: 9, Time: 3}, ""},
+		{"moves when it loses", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 7}, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
+		{"stays when pods run", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: 9, Time: 7}, "belongs to node n1"},
+		{"forgotten: claims again", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 3}, Forgotten: true, Ready: true, Static: mesh.None}, mesh.Claim{Slot: 9, Time: 50}, ""},
+		{"forgotten, its slot taken", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 3}, Forgotten: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
+		{"forgotten, its slot taken, pods run", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 3}, Forgotten: true, Ready: true, Static: mesh.None, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: 9, Time: 50}, "belongs to node n1"},
+		{"static", mesh.ClaimInput{Current: none, Static: 7, Listened: true}, mesh.Claim{Slot: 7, Time: 50}, ""},
+		{"static before it was claimed", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 7}, Static: 7, Listened: true}, mesh.Claim{Slot: 7, Time: 50}, ""},
+		{"static, taken", mesh.ClaimInput{Current: none, Static: 7, Listened: true, Records: []mesh.Record{other(7, 5)}}, none, "meshd forget n1"},
+		{"static, another one in use", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, Static: 7, Listened: true}, mesh.Claim{Slot: 9, Time: 7}, "runs with slot 9"},
+		{"given up after a conflict", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(9, 5)}}, mesh.Claim{Slot: -2, Time: 50}, ""},
+		{"given up without a conflict", mesh.ClaimInput{Current: mesh.Claim{Slot: 0, Time: 7}, Ready: true, GiveUp: true, Static: mesh.None, Listened: true, Records: []mesh.Record{other(1, 5)}}, mesh.Claim{Slot: -3, Time: 50}, ""},
+		{"given up for the static one", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true}, mesh.Claim{Slot: 7, Time: 50}, ""},
+		{"given up though it is the static one", mesh.ClaimInput{Current: mesh.Claim{Slot: 7, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true}, none, "to be given up"},
+		{"given up, the static one is taken", mesh.ClaimInput{Current: mesh.Claim{Slot: 9, Time: 7}, Ready: true, GiveUp: true, Static: 7, Listened: true, Records: []mesh.Record{other(7, 5)}}, none, "meshd forget n1"},
+		{"given up without a claim", mesh.ClaimInput{Current: none, GiveUp: true, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 0, Time: 50}, ""},
+		{"ranges shrank", mesh.ClaimInput{Current: mesh.Claim{Slot: 999, Time: 7}, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 0, Time: 50}, ""},
+		{"ranges shrank under pods", mesh.ClaimInput{Current: mesh.Claim{Slot: 999, Time: 7}, Ready: true, Static: mesh.None, Listened: true}, mesh.Claim{Slot: 999, Time: 7}, "does not fit"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -194,7 +194,7 @@ func TestNextClaim(t *testing.T) {
 				t.Errorf("got slot %d, which was to be given up", got.Slot)
 			}
 			if tt.want.Slot < mesh.None {
-				if _, taken := mesh.Owners(s.Records)[got.Slot]; taken || got.Slot < 0 || got.Slot >= s.Cluster.Slots() {
+				if _, taken := mesh.SlotOwners(s.Records)[got.Slot]; taken || got.Slot < 0 || got.Slot >= s.Cluster.Slots() {
 					t.Errorf("got slot %d, want a free one", got.Slot)
 				}
 				tt.want.Slot = got.Slot
@@ -212,7 +212,7 @@ func TestNextClaim(t *testing.T) {
 var none = mesh.Claim{Slot: mesh.None}
 
 func TestNextClaimExhausted(t *testing.T) {
-	s := mesh.Situation{Cluster: cluster(true), Self: mesh.ID{1}, Current: none, Static: mesh.None, Listened: true}
+	s := mesh.ClaimInput{Cluster: cluster(true), Self: mesh.ID{1}, Current: none, Static: mesh.None, Listened: true}
 	s.Cluster.PodPrefix = []int{18}
 	for i := range 4 {
 		s.Records = append(s.Records, record(i))
@@ -278,7 +278,7 @@ func (s *claimSim) gossip(fanout int) {
 
 func (s *claimSim) claim(now int64) {
 	for i := range s.own {
-		next, _ := mesh.NextClaim(mesh.Situation{
+		next, _ := mesh.NextClaim(mesh.ClaimInput{
 			Cluster: s.cluster, Self: s.own[i].ID(), Records: s.records(i), Current: s.own[i].Claim,
 			Static: mesh.None, Listened: true, Now: now,
 		})
@@ -305,6 +305,6 @@ func (s *claimSim) settled() bool {
 		for _, r := range v {
 			rs = append(rs, r)
 		}
-		return len(mesh.Owners(rs)) != len(s.own)
+		return len(mesh.SlotOwners(rs)) != len(s.own)
 	})
 }

@@ -209,8 +209,8 @@ func (w *walker) forward(p *packet, tb *tables) error {
 // deliver passes a packet to a host on the LAN, or to one of the networks behind it, with
 // the host's own address there as the source.
 func (w *walker) deliver(p *packet) error {
-	if !slices.ContainsFunc(p.at.top.Serves, func(s netip.Prefix) bool { return s.Contains(p.dst) }) {
-		return p.lost("no route, and it serves %v", p.at.top.Serves)
+	if !slices.ContainsFunc(p.at.top.ServedNetworks, func(s netip.Prefix) bool { return s.Contains(p.dst) }) {
+		return p.lost("no route, and it serves %v", p.at.top.ServedNetworks)
 	}
 	behind := false
 	for _, h := range w.hosts {
@@ -306,7 +306,7 @@ func newWalkerOf(in mesh.Input) *walker {
 func (w *walker) addClients(in mesh.Input) {
 	w.clients = map[mesh.ID]*host{}
 	for _, c := range w.hosts[in.Self].top.AllClients {
-		config := mesh.ConfigOf(in, c, nil)
+		config := mesh.ClientConfigOf(in, c, nil)
 		h := &host{Record: mesh.Record{Name: "client-" + c.Name, Key: c.Key}, id: c.ID}
 		h.top.Addresses = config.Addresses
 		for _, p := range config.Peers {

@@ -61,10 +61,10 @@ func drawRecord(t *rapid.T, i int) mesh.Record {
 	r := record(i)
 	r.MTU = rapid.IntRange(1280, 8920).Draw(t, "mtu")
 	r.Location = rapid.SampledFrom([]string{"", "", "a", "a", "b", "c", "d"}).Draw(t, "location")
-	r.Gateway = rapid.SampledFrom([]mesh.GatewayWish{mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayPrefer, mesh.GatewayNever}).Draw(t, "wish")
+	r.Gateway = rapid.SampledFrom([]mesh.GatewayPreference{mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayPrefer, mesh.GatewayNever}).Draw(t, "wish")
 	r.Encrypted = rapid.IntRange(0, 7).Draw(t, "encrypted") == 0
 	if rapid.IntRange(0, 3).Draw(t, "in office") == 0 {
-		r.Office = mesh.Office{Seat: rapid.IntRange(-1, 4).Draw(t, "seat"), Since: rapid.Int64Range(1, 9).Draw(t, "since")}
+		r.Term = mesh.GatewayTerm{Seat: rapid.IntRange(-1, 4).Draw(t, "seat"), Since: rapid.Int64Range(1, 9).Draw(t, "since")}
 	}
 	if r.Location != "" {
 		net := strings.Index("abcc", strings.Replace(r.Location, "d", "c", 1)) + 1

@@ -71,20 +71,20 @@ func (m *Metrics) Turn(s control.Status, took time.Duration) {
 	m.durations.Observe(took.Seconds())
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.paths.Add(float64(changedPaths(m.status.Peers, s.Peers)))
+	m.paths.Add(float64(changedRoutes(m.status.Peers, s.Peers)))
 	m.status, m.turned = s, time.Now()
 }
 
-// changedPaths counts the nodes in both lists whose path has changed.
-func changedPaths(before, after []control.Peer) int {
-	paths := make(map[string]control.Path, len(before))
+// changedRoutes counts the nodes in both lists whose path has changed.
+func changedRoutes(before, after []control.Peer) int {
+	paths := make(map[string]control.Route, len(before))
 	for _, p := range before {
-		paths[p.ID.String()] = p.Path
+		paths[p.ID.String()] = p.Route
 	}
 	changed := 0
 	for _, p := range after {
 		old, ok := paths[p.ID.String()]
-		if ok && (old.Kind != p.Path.Kind || !slices.Equal(old.Via, p.Path.Via)) {
+		if ok && (old.Kind != p.Route.Kind || !slices.Equal(old.Via, p.Route.Via)) {
 			changed++
 		}
 	}

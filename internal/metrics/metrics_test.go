@@ -58,13 +58,13 @@ func TestMetrics(t *testing.T) {
 	}, own(t, m)); diff != "" {
 		t.Errorf("before the first turn (-want +got):\n%s", diff)
 	}
-	direct, relayed := control.Path{Kind: "direct"}, control.Path{Kind: "direct", Via: []string{"b"}}
+	direct, relayed := control.Route{Kind: "direct"}, control.Route{Kind: "direct", Via: []string{"b"}}
 	s := control.Status{
 		Node: control.Node{Ready: true, Role: control.RoleGateway},
 		Peers: []control.Peer{
-			{ID: mesh.ID{1}, Name: "a", Alive: true, Path: direct, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Received: 10, Sent: 20, LastHandshake: time.Now(), RTT: 1500 * time.Microsecond},
-			{ID: mesh.ID{2}, Name: "a", Path: direct},
-			{ID: mesh.ID{3}, Name: "c", Alive: true, Path: direct},
+			{ID: mesh.ID{1}, Name: "a", Alive: true, Route: direct, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Received: 10, Sent: 20, LastHandshake: time.Now(), RTT: 1500 * time.Microsecond},
+			{ID: mesh.ID{2}, Name: "a", Route: direct},
+			{ID: mesh.ID{3}, Name: "c", Alive: true, Route: direct},
 		},
 		Clients:   []control.ClientStatus{{Name: "laptop"}},
 		Problems:  []mesh.Problem{{Kind: mesh.ProblemAddress}, {Kind: mesh.ProblemAddress}},
@@ -74,7 +74,7 @@ func TestMetrics(t *testing.T) {
 	m.Turn(s, time.Millisecond)
 	s.Reconcile.Error = ""
 	s.Peers = append([]control.Peer{}, s.Peers...)
-	s.Peers[1].Path, s.Peers[2].ID = relayed, mesh.ID{4} // one path changes, one node is new
+	s.Peers[1].Route, s.Peers[2].ID = relayed, mesh.ID{4} // one path changes, one node is new
 	m.Turn(s, time.Second)
 	if diff := cmp.Diff([]string{
 		`meshd_build_info{version="1.0"} 1`,
@@ -161,8 +161,8 @@ func TestServer(t *testing.T) {
 		{netip.AddrPort{}, false, nil},
 		{two, false, []netip.AddrPort{two}},
 	} {
-		if err := s.Keep(step.keep); (err != nil) != step.fails {
-			t.Errorf("Keep(%v): got %v, want an error: %t", step.keep, err, step.fails)
+		if err := s.EnsureListening(step.keep); (err != nil) != step.fails {
+			t.Errorf("EnsureListening(%v): got %v, want an error: %t", step.keep, err, step.fails)
 		}
 		var serves []netip.AddrPort
 		for _, a := range []netip.AddrPort{one, two} {
@@ -171,7 +171,7 @@ func TestServer(t *testing.T) {
 			}
 		}
 		if diff := cmp.Diff(step.serves, serves, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
-			t.Errorf("addresses that answer after Keep(%v) (-want +got):\n%s", step.keep, diff)
+			t.Errorf("addresses that answer after EnsureListening(%v) (-want +got):\n%s", step.keep, diff)
 		}
 	}
 	if err := s.Close(t.Context()); err != nil {
@@ -208,7 +208,7 @@ func answers(a netip.AddrPort) bool {
 func TestHostileScrapers(t *testing.T) {
 	s := NewServer(New("1.0"), slog.New(slog.DiscardHandler))
 	at := free(t)
-	if err := s.Keep(at); err != nil {
+	if err := s.EnsureListening(at); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close(t.Context()) }()

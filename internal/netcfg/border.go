@@ -80,8 +80,8 @@ func (s Settings) toNodePorts() []string {
 	return out
 }
 
-// guestLinks returns the links on which packets of pods and clients arrive.
-func (b builder) guestLinks() []string {
+// podAndClientLinks returns the links on which packets of pods and clients arrive.
+func (b builder) podAndClientLinks() []string {
 	links := b.devices
 	if b.Bridge != "" {
 		links = append([]string{b.Bridge}, links...)
@@ -116,7 +116,7 @@ func (b builder) dropForged(f family) []Rule {
 // neighbors, whose outer packets arrive by the LAN. Gossip may arrive through the mesh,
 // if it comes from nodes.
 func (b builder) inputRules() []Rule {
-	out := []Rule{rule("udp dport %d iifname %s counter drop", VXLANPort, linkSet(b.guestLinks()))}
+	out := []Rule{rule("udp dport %d iifname %s counter drop", VXLANPort, linkSet(b.podAndClientLinks()))}
 	for _, toPorts := range b.toNodePorts() {
 		if b.Bridge != "" {
 			out = append(out, rule("%s iifname %q counter drop", toPorts, b.Bridge))
@@ -147,7 +147,7 @@ func (b builder) forwardRules() []Rule {
 			continue
 		}
 		out = append(out,
-			rule("%s iifname %s %s daddr != @guests%s ct direction original counter drop", vxlan, linkSet(b.guestLinks()), f.keyword, f.suffix),
+			rule("%s iifname %s %s daddr != @guests%s ct direction original counter drop", vxlan, linkSet(b.podAndClientLinks()), f.keyword, f.suffix),
 			rule("%[1]s %[2]s saddr @guests%[3]s %[2]s daddr != @guests%[3]s ct direction original counter drop", vxlan, f.keyword, f.suffix))
 		for _, toPorts := range b.toNodePorts() {
 			from := fmt.Sprintf("%s %s saddr @guests%s", toPorts, f.keyword, f.suffix)

@@ -30,15 +30,15 @@ type Settings struct {
 	// Uplinks are the links on which packets of the underlay arrive, see Facts.Uplinks.
 	Uplinks []Uplink
 
-	// Pick is the index of the endpoint to use for each peer, modulo the length of the
+	// EndpointIndex is the index of the endpoint to use for each peer, modulo the length of the
 	// peer's list. A negative index means that the peer must not have an endpoint yet. A
 	// peer that is missing here uses its first endpoint.
-	Pick map[mesh.ID]int
+	EndpointIndex map[mesh.ID]int
 
-	// Heard holds the addresses from which packets of peers arrived recently. It is used
+	// LearnedEndpoints holds the addresses from which packets of peers arrived recently. It is used
 	// for peers that have no endpoint in the topology. It is not in JSON, which has no
 	// such keys.
-	Heard map[wgtypes.Key]netip.AddrPort `json:"-"`
+	LearnedEndpoints map[wgtypes.Key]netip.AddrPort `json:"-"`
 }
 
 // MTU returns the MTU of a WireGuard device on a host whose uplink has the MTU egress, in
@@ -135,14 +135,14 @@ func (b builder) peers() []Peer {
 	return out
 }
 
-// endpoint returns the endpoint that Pick selects. If the peer has no endpoints, it
+// endpoint returns the endpoint that EndpointIndex selects. If the peer has no endpoints, it
 // returns the address in Heard.
 func (s Settings) endpoint(p mesh.Peer) netip.AddrPort {
-	switch pick := s.Pick[p.ID]; {
+	switch pick := s.EndpointIndex[p.ID]; {
 	case pick < 0:
 		return netip.AddrPort{}
 	case len(p.Endpoints) == 0:
-		return unmapPort(s.Heard[p.Key])
+		return unmapPort(s.LearnedEndpoints[p.Key])
 	default:
 		return unmapPort(p.Endpoints[pick%len(p.Endpoints)])
 	}

@@ -36,7 +36,7 @@ func TestDesired(t *testing.T) {
 	dual.PodCIDRs = append(dual.PodCIDRs, netip.MustParsePrefix("fd00:42::/64"))
 	dual.Inside = append(dual.Inside, netcfgtest.Prefixes("fd00:4::/64", "fd00:42::/48")...)
 	dual.Guarded = append(dual.Guarded, netcfgtest.Prefixes("fd00:4::/64", "fd00:42::/48")...)
-	dual.Guests = append(dual.Guests, netcfgtest.Prefixes("fd00:4::8000:0:0:0/65", "fd00:42::/48")...)
+	dual.PodsAndClients = append(dual.PodsAndClients, netcfgtest.Prefixes("fd00:4::8000:0:0:0/65", "fd00:42::/48")...)
 	dual.PodRanges = append(dual.PodRanges, mesh.PodRange{Range: netip.MustParsePrefix("fd00:42::/48"), Bits: 64})
 	dual.Hosts = append(dual.Hosts, netcfgtest.Prefixes("fd00:4::/65", "2001:db8::2/128")...)
 
@@ -48,10 +48,10 @@ func TestDesired(t *testing.T) {
 	natted := netcfgtest.IPv4(nat, small, netcfgtest.Peer(2, "aws-1", "10.4.0.2/32", "10.42.1.0/24"))
 	natted.Inside = append(natted.Inside, netcfgtest.Prefixes("192.168.20.5/32", "10.42.3.0/24")...)
 	picked := settings()
-	picked.Pick = map[mesh.ID]int{small.ID: 3, nat.ID: 1}
-	natted.Serves = netcfgtest.Prefixes("192.168.10.0/24")
+	picked.EndpointIndex = map[mesh.ID]int{small.ID: 3, nat.ID: 1}
+	natted.ServedNetworks = netcfgtest.Prefixes("192.168.10.0/24")
 	heard := picked
-	heard.Heard = map[wgtypes.Key]netip.AddrPort{
+	heard.LearnedEndpoints = map[wgtypes.Key]netip.AddrPort{
 		nat.Key:   netip.MustParseAddrPort("[::ffff:203.0.113.9]:40001"),
 		small.Key: netip.MustParseAddrPort("203.0.113.9:40002"), // ignored: this peer has endpoints
 	}

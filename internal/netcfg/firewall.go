@@ -47,11 +47,11 @@ func sets(t mesh.Topology, members []netip.Prefix) map[string][]netip.Prefix {
 	for _, f := range families() {
 		sets["inside"+f.suffix] = f.merged(inside(t))
 		sets["guarded"+f.suffix] = f.merged(t.Guarded)
-		sets["location"+f.suffix] = f.merged(t.Serves)
+		sets["location"+f.suffix] = f.merged(t.ServedNetworks)
 		sets["members"+f.suffix] = f.merged(members)
 		sets["plain"+f.suffix] = f.merged(plainNextHops(t))
 		sets["clientranges"+f.suffix] = f.merged(t.ClientRanges)
-		sets["guests"+f.suffix] = f.merged(t.Guests)
+		sets["guests"+f.suffix] = f.merged(t.PodsAndClients)
 		sets["hosts"+f.suffix] = f.merged(t.Hosts)
 	}
 	return sets

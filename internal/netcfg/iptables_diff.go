@@ -14,23 +14,23 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// Barrier is a base chain that blocks packets of the mesh, or would do so without our
+// BlockingChain is a base chain that blocks packets of the mesh, or would do so without our
 // rules.
-type Barrier struct {
+type BlockingChain struct {
 	Table   filter.Table
 	Chain   string
 	Accepts []Accept // the rules that would accept them
 	Sure    bool     // false if a rule that is not understood may accept them
 }
 
-// Barriers returns the barriers of a host, for the accept rules that are desired.
-func Barriers(tables []filter.Table, accepts []Accept) []Barrier {
-	var out []Barrier
+// BlockingChains returns the base chains of a host that block packets of the mesh, for the accept rules that are desired.
+func BlockingChains(tables []filter.Table, accepts []Accept) []BlockingChain {
+	var out []BlockingChain
 	for _, t := range tables {
 		bare := withoutOurRules(t)
 		for _, name := range slices.Sorted(maps.Keys(t.Chains)) {
 			if hook := t.Chains[name].Hook; hook == "input" || hook == "forward" {
-				b := Barrier{Table: t, Chain: name}
+				b := BlockingChain{Table: t, Chain: name}
 				for _, a := range accepts {
 					b.addIfBlocked(bare, a)
 				}
@@ -43,13 +43,13 @@ func Barriers(tables []filter.Table, accepts []Accept) []Barrier {
 	return out
 }
 
-func (b *Barrier) addIfBlocked(t filter.Table, a Accept) {
+func (b *BlockingChain) addIfBlocked(t filter.Table, a Accept) {
 	if a.Hook != t.Chains[b.Chain].Hook || t.Family != "inet" && t.Family != a.Family {
 		return
 	}
 	needed := false
 	for _, p := range a.Packets {
-		v := t.Judge(b.Chain, p)
+		v := t.Evaluate(b.Chain, p)
 		needed = needed || v != filter.Accepted
 		b.Sure = b.Sure || v == filter.Dropped
 	}
@@ -118,7 +118,7 @@ func (c AcceptChange) String() string {
 // behind the dropping rule is moved.
 func diffAccepts(tables []filter.Table, accepts []Accept, prune bool) []AcceptChange {
 	var out []AcceptChange
-	barriers := Barriers(tables, accepts)
+	barriers := BlockingChains(tables, accepts)
 	for _, t := range tables {
 		if t.Program == "" {
 			continue
@@ -152,7 +152,7 @@ type ruleKey struct{ chain, comment string }
 const dockerUser = "DOCKER-USER"
 
 // addAccepts adds the rules that a base chain needs.
-func (e *edit) addAccepts(b Barrier) {
+func (e *edit) addAccepts(b BlockingChain) {
 	for _, a := range b.Accepts {
 		chain := e.targetChain(b.Chain, a)
 		comment := a.Comment()
@@ -189,7 +189,7 @@ func (e *edit) targetChain(base string, a Accept) string {
 
 // passes reports whether all sample packets of a rule are accepted by the table as it is.
 func (e *edit) passes(base string, a Accept) bool {
-	return !slices.ContainsFunc(a.Packets, func(p filter.Packet) bool { return e.table.Judge(base, p) != filter.Accepted })
+	return !slices.ContainsFunc(a.Packets, func(p filter.Packet) bool { return e.table.Evaluate(base, p) != filter.Accepted })
 }
 
 // position returns the index of the first rule that must come after the accept rule, or
@@ -273,16 +273,16 @@ func Problems(observed, desired State) []mesh.Problem {
 			Advice: "run iptables-nft -S and iptables-legacy -S; if a chain there drops input or forwarded packets, packets of the mesh may be lost",
 		})
 	}
-	for _, b := range Barriers(observed.Filters, desired.Accepts) {
+	for _, b := range BlockingChains(observed.Filters, desired.Accepts) {
 		if b.Sure && b.Table.Program == "" {
 			out = append(out, mesh.Problem{Kind: ProblemFirewall, Text: b.Text(), Advice: b.Advice()})
 		}
 	}
-	return append(out, takerProblems(observed, desired)...)
+	return append(out, portProblems(observed, desired)...)
 }
 
 // Text describes what the barrier does.
-func (b Barrier) Text() string {
+func (b BlockingChain) Text() string {
 	var names []string
 	for _, a := range b.Accepts {
 		if !slices.Contains(names, a.What) {
@@ -297,7 +297,7 @@ func (b Barrier) Text() string {
 }
 
 // owner names the program or table that has the rules.
-func (b Barrier) owner() string {
+func (b BlockingChain) owner() string {
 	switch {
 	case b.isFirewalld():
 		return "firewalld"
@@ -307,12 +307,12 @@ func (b Barrier) owner() string {
 	return cmp.Or(b.Table.Program, b.Table.Backend.Program(b.Table.Family))
 }
 
-func (b Barrier) isFirewalld() bool {
+func (b BlockingChain) isFirewalld() bool {
 	return b.Table.Backend == filter.NFT && b.Table.Name == "firewalld"
 }
 
 // Advice tells a person which commands to run, and how to make their effect permanent.
-func (b Barrier) Advice() string {
+func (b BlockingChain) Advice() string {
 	var commands []string
 	for _, a := range b.Accepts {
 		for _, c := range b.commands(a) {
@@ -332,7 +332,7 @@ func (b Barrier) Advice() string {
 }
 
 // commands returns the commands that let the packets of a rule through.
-func (b Barrier) commands(a Accept) []string {
+func (b BlockingChain) commands(a Accept) []string {
 	switch {
 	case b.isFirewalld() && a.Protocol != "":
 		return []string{fmt.Sprintf("firewall-cmd --permanent --add-port=%d/%s", a.Port, a.Protocol)}

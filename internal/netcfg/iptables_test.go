@@ -126,10 +126,10 @@ func TestDiffAccepts(t *testing.T) {
 				t.Errorf("changes (-want +got):\n%s", diff)
 			}
 			after := follow(t, table, changes)
-			for _, b := range Barriers([]filter.Table{after}, accepts) {
+			for _, b := range BlockingChains([]filter.Table{after}, accepts) {
 				for _, a := range b.Accepts {
 					for _, p := range a.Packets {
-						if v := after.Judge(b.Chain, p); v != filter.Accepted {
+						if v := after.Evaluate(b.Chain, p); v != filter.Accepted {
 							t.Errorf("%s %s: packet %+v: got %s, want accepted", b.Chain, a.Match(), p, v)
 						}
 					}

@@ -13,35 +13,35 @@ import (
 
 // Announcement is what a node tells the others, and what has to be on disk before.
 type Announcement struct {
-	// Greet asks the others where they see this node now: its addresses have changed.
-	Greet bool
-	// News reports whether Record has to be told. First Promise has to be on disk.
-	News     bool
-	Record   mesh.Record
-	Promise  Promise
-	Claimed  bool // the claim is a new one
-	Problems []mesh.Problem
+	// RefreshObservations asks the others where they see this node now: its addresses have changed.
+	RefreshObservations bool
+	// RecordChanged reports whether Record has to be told. First Promise has to be on disk.
+	RecordChanged bool
+	Record        mesh.Record
+	Promise       Promise
+	NewClaim      bool // the claim is a new one
+	Problems      []mesh.Problem
 
-	Verdicts []mesh.Verdict // to be published when Record is
-	Ask      []mesh.ID      // who should give a sign of life outside of the mesh
-	Again    time.Duration  // how soon to announce again at the latest; 0 for no wish
+	Verdicts     []mesh.Verdict // to be published when Record is
+	RequestSigns []mesh.ID      // who should give a sign of life outside of the mesh
+	RecheckAfter time.Duration  // how soon to announce again at the latest; 0 for no wish
 }
 
 // Announce works out what this node says of itself, and of those who carry traffic for it.
 func (m *Memory) Announce(in Input) Announcement {
 	out := m.announceRecord(in)
 	own := m.Own
-	if out.News {
+	if out.RecordChanged {
 		own = out.Record
 	}
-	found := probe.Judge(probe.Situation{
+	found := probe.Evaluate(probe.EvaluateInput{
 		Now: in.Now, Author: in.Self.Public, Watch: m.watch, Results: in.Results, Pace: in.Config.Pace,
-		Alive: in.View.Alive, Heard: in.Heard, Verdicts: in.View.Verdicts, Records: in.View.Records,
+		Alive: in.View.Alive, LastHeard: in.LastHeard, Verdicts: in.View.Verdicts, Records: in.View.Records,
 	})
-	self := m.judgeSelf(in, own)
+	self := m.verdictOnSelf(in, own)
 	out.Verdicts = append(found.Verdicts, self.verdicts...)
-	out.Ask = append(found.Ask, self.ask...)
-	out.Again = sooner(found.Again, self.again)
+	out.RequestSigns = append(found.RequestSigns, self.requestSigns...)
+	out.RecheckAfter = soonest(found.RecheckAfter, self.recheckAfter)
 	return out
 }
 
@@ -52,14 +52,14 @@ func (m *Memory) announceRecord(in Input) Announcement {
 		return out // revoked: nobody would listen
 	}
 	var claim mesh.Claim
-	claim, out.Problems = mesh.NextClaim(m.Situation(in))
+	claim, out.Problems = mesh.NextClaim(m.ClaimInput(in))
 	if m.Own.Identity == nil {
 		m.Own = firstRecord(in)
 	}
-	out.Greet = m.moves.look(in.Facts.Addresses, in.Now)
+	out.RefreshObservations = m.moves.look(in.Facts.Addresses, in.Now)
 	next := nextRecord(in.Config, surroundings{
 		facts: in.Facts, observed: m.moves.since(in.View.Observed),
-		voices: in.Config.voices(m.Own, in.Facts, in.Now.Sub(in.Started)),
+		requiredObservers: in.Config.requiredObservers(m.Own, in.Facts, in.Now.Sub(in.Started)),
 	}, m.Own)
 	next.Claim = claim
 	m.term.stamp(&next)
@@ -69,8 +69,8 @@ func (m *Memory) announceRecord(in Input) Announcement {
 		return out
 	}
 	next.Sequence = NextSequence(in.Promise.Sequence, in.View.OwnSequence, in.Now)
-	out.News, out.Claimed = true, claim != in.Promise.Claim
-	if out.Claimed && claim.Slot != mesh.None {
+	out.RecordChanged, out.NewClaim = true, claim != in.Promise.Claim
+	if out.NewClaim && claim.Slot != mesh.None {
 		next.Claim.Since = next.Sequence
 	}
 	out.Record = next
@@ -81,19 +81,19 @@ func (m *Memory) announceRecord(in Input) Announcement {
 	return out
 }
 
-// Situation returns what this node decides its claim by.
-func (m *Memory) Situation(in Input) mesh.Situation {
-	return mesh.Situation{
-		Cluster:  in.View.Cluster,
-		Self:     in.Self.ID(),
-		Name:     in.Config.Name,
-		Records:  in.View.Records,
-		Current:  in.Promise.Claim,
-		Ready:    in.Promise.Ready,
-		Void:     in.Promise.Claim.Since <= in.View.Forgotten && in.View.Forgotten > 0,
-		Static:   in.Config.Slot,
-		Listened: in.listened(),
-		Now:      in.Now.UnixMilli(),
+// ClaimInput returns what this node decides its claim by.
+func (m *Memory) ClaimInput(in Input) mesh.ClaimInput {
+	return mesh.ClaimInput{
+		Cluster:   in.View.Cluster,
+		Self:      in.Self.ID(),
+		Name:      in.Config.Name,
+		Records:   in.View.Records,
+		Current:   in.Promise.Claim,
+		Ready:     in.Promise.Ready,
+		Forgotten: in.Promise.Claim.Since <= in.View.Forgotten && in.View.Forgotten > 0,
+		Static:    in.Config.Slot,
+		Listened:  in.listened(),
+		Now:       in.Now.UnixMilli(),
 	}
 }
 
@@ -103,7 +103,7 @@ func firstRecord(in Input) mesh.Record {
 	r := mesh.Record{Identity: in.Self.Public, Key: in.Self.WireGuard.PublicKey(), Instance: in.Self.Instance}
 	for _, old := range in.View.Records {
 		if old.ID() == in.Self.ID() {
-			r.Endpoints, r.NAT, r.Office, r.Replaced = old.Endpoints, old.NAT, old.Office, old.Replaced
+			r.Endpoints, r.NAT, r.Term, r.Replaced = old.Endpoints, old.NAT, old.Term, old.Replaced
 		}
 	}
 	return r

@@ -46,10 +46,10 @@ func TestAnnounce(t *testing.T) {
 	} {
 		step.change()
 		out := m.Announce(in)
-		if out.News != step.news || out.Greet != step.greet {
-			t.Fatalf("%s: got news %t, greet %t, want %t, %t", step.what, out.News, out.Greet, step.news, step.greet)
+		if out.RecordChanged != step.news || out.RefreshObservations != step.greet {
+			t.Fatalf("%s: got news %t, greet %t, want %t, %t", step.what, out.RecordChanged, out.RefreshObservations, step.news, step.greet)
 		}
-		if !out.News {
+		if !out.RecordChanged {
 			continue
 		}
 		if got := out.Promise; got.Sequence != step.sequence || got.Claim.Slot != step.slot || got.Ready != step.ready {
@@ -58,7 +58,7 @@ func TestAnnounce(t *testing.T) {
 		if out.Record.Sequence != out.Promise.Sequence || out.Record.Claim != out.Promise.Claim {
 			t.Errorf("%s: the record says %+v, sequence %d, and on disk is %+v", step.what, out.Record.Claim, out.Record.Sequence, out.Promise)
 		}
-		if out.Claimed && out.Record.Claim.Since != out.Record.Sequence {
+		if out.NewClaim && out.Record.Claim.Since != out.Record.Sequence {
 			t.Errorf("%s: got a claim since %d, want %d", step.what, out.Record.Claim.Since, out.Record.Sequence)
 		}
 		m.Own, in.Promise = out.Record, out.Promise
@@ -70,9 +70,9 @@ func TestAnnounce(t *testing.T) {
 // where the node was seen, and about its term.
 func TestFirstRecord(t *testing.T) {
 	public := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)).Public().(ed25519.PublicKey)
-	former := mesh.Record{Identity: public, Name: "former", Office: mesh.Office{Since: 7}, Replaced: 2, NAT: true, Sequence: 5}
+	former := mesh.Record{Identity: public, Name: "former", Term: mesh.GatewayTerm{Since: 7}, Replaced: 2, NAT: true, Sequence: 5}
 	got := firstRecord(Input{Self: Identity{Public: public, Instance: 8}, View: mesh.View{Records: []mesh.Record{former}}})
-	if got.Office != former.Office || got.Replaced != 2 || !got.NAT || got.Instance != 8 || got.Name != "" || got.Sequence != 0 {
+	if got.Term != former.Term || got.Replaced != 2 || !got.NAT || got.Instance != 8 || got.Name != "" || got.Sequence != 0 {
 		t.Errorf("got %+v", got)
 	}
 }

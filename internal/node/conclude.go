@@ -21,11 +21,11 @@ type Conclusion struct {
 	ClaimWait    time.Duration // until the claim can be relied on
 	ReadyWait    time.Duration // until k3s may start, if the host can carry pods
 
-	Outreach Outreach      // to peers without a session
-	Watch    probe.Watch   // whom to probe from now on
-	Forget   []mesh.Record // of nodes that have been away for too long
-	Problems []mesh.Problem
-	Again    time.Duration // how soon to take the next turn at the latest; 0 for no wish
+	Handshakes   HandshakePlan // to peers without a session
+	Watch        probe.Watch   // whom to probe from now on
+	Forget       []mesh.Record // of nodes that have been away for too long
+	Problems     []mesh.Problem
+	RecheckAfter time.Duration // how soon to take the next turn at the latest; 0 for no wish
 }
 
 // Conclude works out what follows from what the host has after its configuration was
@@ -39,14 +39,14 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 			p.Node = in.Config.Name
 			out.Problems = append(out.Problems, p)
 		}
-		out.Outreach = m.Handshakes.next(handshakeInput{Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host})
-		out.Again = out.Outreach.Again
+		out.Handshakes = m.Handshakes.next(handshakeInput{Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host})
+		out.RecheckAfter = out.Handshakes.RecheckAfter
 	}
 	out.ClaimWait, out.ReadyWait = m.claimWait(in), m.readyWait(in, c.Topology)
 	if out.HasAddresses = hasAddresses(host, c.Desired); out.HasAddresses {
-		out.Watch = probe.Choose(probe.Around{
+		out.Watch = probe.Choose(probe.ChooseInput{
 			Cluster: c.Input.Cluster, Self: c.Input.Self, Records: in.View.Records, Topology: c.Topology, Alive: in.View.Alive,
-			Blamed: relaysFoundDown(in.View.Verdicts, c.Input.Self),
+			FoundDown: relaysFoundDown(in.View.Verdicts, c.Input.Self),
 		})
 	}
 	m.watch = out.Watch
@@ -54,7 +54,7 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 		out.Problems = append(out.Problems, filteredProblem(m.Own, NameOf(in.View.Records, n.ID), n))
 	}
 	out.Problems = append(out.Problems, lostGateways(in, c)...)
-	out.Again = sooner(out.Again, m.decideTerm(in, c.Topology.Seat))
+	out.RecheckAfter = soonest(out.RecheckAfter, m.decideTerm(in, c.Topology.Seat))
 	m.health.blocked = !forwards(c.Desired, host)
 	m.Absences.count(in.View, in.Self.ID(), in.Now)
 	out.Forget = m.Absences.overdue(in.View, in.Self.ID(), in.Config.ForgetAfter)
@@ -81,7 +81,7 @@ func lostGateways(in Input, c Configuration) []mesh.Problem {
 	own := records[c.Input.Self].Location
 	lost := make(map[mesh.ID]bool)
 	var problems []mesh.Problem
-	for _, p := range c.Topology.Paths {
+	for _, p := range c.Topology.Routes {
 		for _, hop := range p.Hops {
 			r, seen := records[hop], lost[hop]
 			if in.View.Alive[hop] || seen || r.Location == "" || r.Location != own && r.Location != records[p.ID].Location {

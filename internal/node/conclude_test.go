@@ -28,11 +28,11 @@ func TestLostGateways(t *testing.T) {
 		{"gone, from elsewhere", func(in *Input, c *Configuration) {
 			delete(in.View.Alive, id(0))
 			c.Input.Self = id(3)
-			c.Topology.Paths = []mesh.Path{{ID: id(0)}, {ID: id(1), Hops: []mesh.ID{id(0)}}, {ID: id(2), Hops: []mesh.ID{id(0)}}}
+			c.Topology.Routes = []mesh.Route{{ID: id(0)}, {ID: id(1), Hops: []mesh.ID{id(0)}}, {ID: id(2), Hops: []mesh.ID{id(0)}}}
 		}, []string{"a1"}},
 		{"a relay that is gone", func(in *Input, c *Configuration) {
 			delete(in.View.Alive, id(3))
-			c.Topology.Paths = []mesh.Path{{ID: id(1), Hops: []mesh.ID{id(3)}}}
+			c.Topology.Routes = []mesh.Route{{ID: id(1), Hops: []mesh.ID{id(3)}}}
 		}, nil},
 		{"another mode", func(in *Input, c *Configuration) { delete(in.View.Alive, id(0)); c.Input.Cluster.Mode = mesh.ModeCross }, nil},
 	} {
@@ -42,7 +42,7 @@ func TestLostGateways(t *testing.T) {
 		}
 		c := Configuration{
 			Input:    mesh.Input{Self: id(1), Records: records, Cluster: mesh.Cluster{Mode: mesh.ModeLocation}},
-			Topology: mesh.Topology{Paths: []mesh.Path{{ID: id(0)}, {ID: id(2)}, {ID: id(3), Hops: []mesh.ID{id(0)}}}},
+			Topology: mesh.Topology{Routes: []mesh.Route{{ID: id(0)}, {ID: id(2)}, {ID: id(3), Hops: []mesh.ID{id(0)}}}},
 		}
 		tt.change(&in, &c)
 		var got []string
@@ -66,7 +66,7 @@ func TestFilteredNeighbors(t *testing.T) {
 	m := w.machines[1]
 	in := Input{Now: w.now, Started: founded, Self: m.self, Config: m.config, Promise: m.promise, View: w.view(m), Facts: m.facts}
 	in.Results = make(map[probe.Target]probe.Result)
-	for _, a := range m.concluded.Watch.Aims() {
+	for _, a := range m.concluded.Watch.Targets() {
 		in.Results[a.Target] = probe.Result{Answered: w.now}
 		if a.Slow && !m.config.Cluster.Outside(a.Addr) {
 			in.Results[a.Target] = probe.Result{Misses: 9, FirstMiss: w.now.Add(-time.Minute)}

@@ -43,18 +43,18 @@ func (m *Memory) Configure(in Input) Configuration {
 	}}
 	c.Topology = mesh.Derive(c.Input)
 	c.Settings = netcfg.Settings{
-		Interface:      in.Config.Interface,
-		Implementation: in.Config.Implementation,
-		ListenPort:     int(in.Config.ListenPort),
-		GossipPort:     int(in.Config.GossipPort),
-		LANs:           in.Facts.LANs(m.Own.InternalIPs),
-		Uplinks:        in.Facts.Uplinks,
-		PrivateKey:     in.Self.WireGuard,
-		MTU:            cmp.Or(m.Own.MTU, in.Config.deviceMTU(in.Facts)), // a revoked node has no record
-		Bridge:         in.Config.Bridge,
-		ID:             in.Self.ID(),
-		Pick:           m.Handshakes.pick(c.Topology.Peers, m.Own),
-		Heard:          m.Sessions.Endpoints(),
+		Interface:        in.Config.Interface,
+		Implementation:   in.Config.Implementation,
+		ListenPort:       int(in.Config.ListenPort),
+		GossipPort:       int(in.Config.GossipPort),
+		LANs:             in.Facts.LANs(m.Own.InternalIPs),
+		Uplinks:          in.Facts.Uplinks,
+		PrivateKey:       in.Self.WireGuard,
+		MTU:              cmp.Or(m.Own.MTU, in.Config.deviceMTU(in.Facts)), // a revoked node has no record
+		Bridge:           in.Config.Bridge,
+		ID:               in.Self.ID(),
+		EndpointIndex:    m.Handshakes.pick(c.Topology.Peers, m.Own),
+		LearnedEndpoints: m.Sessions.Endpoints(),
 	}
 	c.Desired = netcfg.Desired(c.Topology, c.Settings)
 	c.Prune = in.mayPrune()

@@ -15,30 +15,30 @@ import (
 )
 
 const (
-	// followerWaits is how long a node leaves it to the leader of the two to bring about
+	// followerWait is how long a node leaves it to the leader of the two to bring about
 	// their first handshake.
-	followerWaits = 3 * time.Second
-	// roleSettles is how long a node that becomes the leader later waits for what the
+	followerWait = 3 * time.Second
+	// roleChangeWait is how long a node that becomes the leader later waits for what the
 	// other one may have sent meanwhile.
-	roleSettles = 200 * time.Millisecond
-	// renewFirst is how long the leader waits for the first handshake before it renews
-	// the peer; each time after that it waits twice as long, up to speakAgain. When a
+	roleChangeWait = 200 * time.Millisecond
+	// firstRenewWait is how long the leader waits for the first handshake before it renews
+	// the peer; each time after that it waits twice as long, up to retryInterval. When a
 	// gateway takes over, both ends add each other a few hundredths of a second apart,
 	// and nothing passes until they have met. A round trip of half a second delays a
-	// second. Later handshakes have speakAgain from the beginning.
-	renewFirst = 150 * time.Millisecond
-	// speakAgain is how soon a node speaks again to a living peer that has not answered:
+	// second. Later handshakes have retryInterval from the beginning.
+	firstRenewWait = 150 * time.Millisecond
+	// retryInterval is how soon a node speaks again to a living peer that has not answered:
 	// WireGuard itself tries every 5 s once it has something to send.
-	speakAgain = 5 * time.Second
-	// endpointSet is how long it takes until a peer that gets an endpoint has it: the
+	retryInterval = 5 * time.Second
+	// endpointDelay is how long it takes until a peer that gets an endpoint has it: the
 	// loop takes its next turn by then.
-	endpointSet = 50 * time.Millisecond
+	endpointDelay = 50 * time.Millisecond
 	// lookFor is how often to look for a handshake that has just been begun: WireGuard
 	// does not tell when it is there.
-	lookFor = 500 * time.Millisecond
+	pollInterval = 500 * time.Millisecond
 	// tryNext is how long an endpoint has to bring about a handshake before the peer's
 	// next one is tried.
-	tryNext = 8 * time.Second
+	endpointTimeout = 8 * time.Second
 )
 
 // Handshakes holds what was tried to get a handshake with each peer.
@@ -70,14 +70,14 @@ type Handshakes struct {
 
 // attempt is the state of one peer.
 type attempt struct {
-	role     role
-	met      bool          // the first handshake is over, or left to chance
-	spoken   bool          // something was sent that WireGuard may be waiting on
-	speakAt  time.Time     // when to speak next; zero while there is a session
-	wait     time.Duration // from then until the next time
-	endpoint int           // index of the endpoint in use, counted round the list
-	tried    time.Time     // since when
-	begun    time.Time     // the schedule
+	role          role
+	firstDone     bool          // the first handshake is over, or left to chance
+	initiated     bool          // something was sent that WireGuard may be waiting on
+	initiateAt    time.Time     // when to speak next; zero while there is a session
+	wait          time.Duration // from then until the next time
+	endpoint      int           // index of the endpoint in use, counted round the list
+	endpointSince time.Time     // since when
+	scheduledAt   time.Time     // the schedule
 }
 
 // role is what a schedule depends on: when it changes, the schedule does.
@@ -111,7 +111,7 @@ func (h Handshakes) pick(peers []mesh.Peer, self mesh.Record) map[mesh.ID]int {
 	for _, p := range peers {
 		a := h.attempt(p.ID)
 		pick[p.ID] = a.endpoint
-		if !a.met && !roleOf(self, p).leads {
+		if !a.firstDone && !roleOf(self, p).leads {
 			pick[p.ID] = -1
 		}
 	}
@@ -127,16 +127,16 @@ type handshakeInput struct {
 	Observed netcfg.State
 }
 
-// Outreach is what there is to do about peers without a session.
-type Outreach struct {
-	Renew map[wgtypes.Key]bool // peers to renew first
-	Speak []netip.Addr         // addresses to send something to
-	Again time.Duration        // how soon to ask again; 0 for not before something happens
+// HandshakePlan is what there is to do about peers without a session.
+type HandshakePlan struct {
+	Renew        map[wgtypes.Key]bool // peers to renew first
+	Initiate     []netip.Addr         // addresses to send something to
+	RecheckAfter time.Duration        // how soon to ask again; 0 for not before something happens
 }
 
 // next returns what to do now.
-func (h Handshakes) next(in handshakeInput) Outreach {
-	out := Outreach{Renew: make(map[wgtypes.Key]bool)}
+func (h Handshakes) next(in handshakeInput) HandshakePlan {
+	out := HandshakePlan{Renew: make(map[wgtypes.Key]bool)}
 	last := make(map[wgtypes.Key]time.Time, len(in.Observed.Peers))
 	for _, p := range in.Observed.Peers {
 		last[p.Key] = p.LastHandshake
@@ -148,9 +148,9 @@ func (h Handshakes) next(in handshakeInput) Outreach {
 		a := h.attempt(p.ID)
 		switch {
 		case !there || !in.Alive[p.ID]:
-			a.speakAt = time.Time{}
+			a.initiateAt = time.Time{}
 		case !handshake.IsZero() && in.Now.Sub(handshake) < netcfg.HandshakeFresh:
-			*a = attempt{met: true, endpoint: a.endpoint}
+			*a = attempt{firstDone: true, endpoint: a.endpoint}
 		default:
 			a.plan(roleOf(in.Self, p), handshake.IsZero(), in.Now)
 			out.add(p, a, in.Now)
@@ -167,7 +167,7 @@ func (h Handshakes) next(in handshakeInput) Outreach {
 func (h Handshakes) attempt(id mesh.ID) *attempt {
 	a, ok := h.peers[id]
 	if !ok {
-		a = &attempt{met: h.known[id]}
+		a = &attempt{firstDone: h.known[id]}
 		h.peers[id] = a
 	}
 	return a
@@ -176,48 +176,48 @@ func (h Handshakes) attempt(id mesh.ID) *attempt {
 // plan makes a schedule where there is none for this role. It depends on whether the two
 // have never had a handshake.
 func (a *attempt) plan(r role, never bool, now time.Time) {
-	if !a.speakAt.IsZero() && a.role == r {
+	if !a.initiateAt.IsZero() && a.role == r {
 		return
 	}
-	changed := !a.speakAt.IsZero()
-	a.role, a.begun, a.tried, a.speakAt, a.wait = r, now, now, now, speakAgain
+	changed := !a.initiateAt.IsZero()
+	a.role, a.scheduledAt, a.endpointSince, a.initiateAt, a.wait = r, now, now, now, retryInterval
 	if r.leads && never {
-		a.wait = renewFirst
+		a.wait = firstRenewWait
 	}
 	switch {
 	case changed:
 		// WireGuard may have tried to speak while the peer had no endpoint.
-		a.speakAt, a.spoken = now.Add(roleSettles), true
-	case !r.leads && !a.met:
-		a.speakAt = now.Add(followerWaits)
+		a.initiateAt, a.initiated = now.Add(roleChangeWait), true
+	case !r.leads && !a.firstDone:
+		a.initiateAt = now.Add(followerWait)
 	case !r.leads:
-		a.speakAt = now.Add(roleSettles)
+		a.initiateAt = now.Add(roleChangeWait)
 	}
 }
 
 // add does what is due for a peer without a session.
-func (o *Outreach) add(p mesh.Peer, a *attempt, now time.Time) {
-	if now.Sub(a.tried) >= tryNext {
-		a.endpoint, a.tried = a.endpoint+1, now
+func (o *HandshakePlan) add(p mesh.Peer, a *attempt, now time.Time) {
+	if now.Sub(a.endpointSince) >= endpointTimeout {
+		a.endpoint, a.endpointSince = a.endpoint+1, now
 	}
-	switch due := !now.Before(a.speakAt); {
-	case due && !a.role.leads && !a.met:
+	switch due := !now.Before(a.initiateAt); {
+	case due && !a.role.leads && !a.firstDone:
 		// The leader has had its time. The next turn gives the peer its endpoint, so that
 		// it can be spoken to.
-		a.met, a.speakAt = true, now.Add(endpointSet)
+		a.firstDone, a.initiateAt = true, now.Add(endpointDelay)
 	case due:
-		if a.role.leads && a.spoken {
+		if a.role.leads && a.initiated {
 			o.Renew[p.Key] = true
 		}
-		o.Speak = append(o.Speak, anyAddress(p)...)
-		a.spoken, a.speakAt, a.wait = true, now.Add(a.wait), min(2*a.wait, speakAgain)
+		o.Initiate = append(o.Initiate, anyAddress(p)...)
+		a.initiated, a.initiateAt, a.wait = true, now.Add(a.wait), min(2*a.wait, retryInterval)
 	}
-	wait := a.speakAt.Sub(now)
-	if now.Sub(a.begun) < speakAgain {
-		wait = min(wait, lookFor)
+	wait := a.initiateAt.Sub(now)
+	if now.Sub(a.scheduledAt) < retryInterval {
+		wait = min(wait, pollInterval)
 	}
-	if o.Again == 0 || wait < o.Again {
-		o.Again = wait
+	if o.RecheckAfter == 0 || wait < o.RecheckAfter {
+		o.RecheckAfter = wait
 	}
 }
 

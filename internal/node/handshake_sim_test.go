@@ -93,10 +93,10 @@ func (e *end) turn(w *wire, to *end) {
 	if len(out.Renew) > 0 && (e.session == 0 || w.now-e.session >= netcfg.HandshakeFresh) {
 		e.begun, e.last, e.responded, e.session, e.refuses = 0, 0, false, 0, false
 	}
-	if len(out.Speak) > 0 {
+	if len(out.Initiate) > 0 {
 		e.initiate(w, to)
 	}
-	e.wake = w.now + max(out.Again, endpointSet)
+	e.wake = w.now + max(out.RecheckAfter, endpointDelay)
 }
 
 // TestTunnelsOfANewGateway lets two nodes learn at different times that they
@@ -160,7 +160,7 @@ func TestTunnelsOfClocksSetBack(t *testing.T) {
 		self, peer := mesh.Record{Key: wgtypes.Key{byte(1 + i)}}, mesh.Record{Key: wgtypes.Key{byte(2 - i)}}
 		self.Endpoints, peer.Endpoints = make([]mesh.Endpoint, 1), make([]mesh.Endpoint, 1)
 		ends[i] = &end{self: self, peer: peer, schedule: NewHandshakes([]mesh.Record{peer}), refuses: true, session: time.Second}
-		ends[i].schedule.peers[mesh.ID{peer.Key[0]}] = &attempt{met: true}
+		ends[i].schedule.peers[mesh.ID{peer.Key[0]}] = &attempt{firstDone: true}
 	}
 	limit := netcfg.HandshakeFresh + time.Minute
 	for w.now = time.Second; w.now < limit; w.now += 5 * time.Millisecond {

@@ -100,10 +100,10 @@ func TestWhoSpeaks(t *testing.T) {
 				switch {
 				case len(out.Renew) > 0:
 					got = "renews"
-				case len(out.Speak) > 0:
+				case len(out.Initiate) > 0:
 					got = "speaks"
 				}
-				if got = fmt.Sprintf("%d %s, %v", pick, got, out.Again); got != s.want {
+				if got = fmt.Sprintf("%d %s, %v", pick, got, out.RecheckAfter); got != s.want {
 					t.Errorf("after %v: got %s, want %s", s.at, got, s.want)
 				}
 			}
@@ -121,15 +121,15 @@ func TestRoleChanges(t *testing.T) {
 	in := inputWithPeer(self, start, true, true, 0)
 	endpoints := in.Topology.Peers[0].Endpoints
 	in.Topology.Peers[0].Endpoints = nil // the peer leads now, it can't be spoken to
-	if out := h.next(in); len(out.Speak) > 0 || out.Again != lookFor {
+	if out := h.next(in); len(out.Initiate) > 0 || out.RecheckAfter != pollInterval {
 		t.Errorf("without endpoint: got %+v, want silence", out)
 	}
 	in.Topology.Peers[0].Endpoints = endpoints
-	if out := h.next(in); len(out.Speak) > 0 || out.Again != roleSettles {
+	if out := h.next(in); len(out.Initiate) > 0 || out.RecheckAfter != roleChangeWait {
 		t.Errorf("with endpoint: got %+v, want silence for a moment", out)
 	}
-	in.Now = start.Add(roleSettles)
-	if out := h.next(in); len(out.Speak) == 0 || len(out.Renew) == 0 || out.Again != renewFirst {
+	in.Now = start.Add(roleChangeWait)
+	if out := h.next(in); len(out.Initiate) == 0 || len(out.Renew) == 0 || out.RecheckAfter != firstRenewWait {
 		t.Errorf("a moment later: got %+v, want to speak after a renewal", out)
 	}
 }
@@ -156,7 +156,7 @@ func TestEndpointsTakeTurns(t *testing.T) {
 	h := NewHandshakes(nil)
 	self := mesh.Record{}
 	for i, want := range []int{0, 1, 2, 2} {
-		now := start.Add(time.Duration(i) * tryNext)
+		now := start.Add(time.Duration(i) * endpointTimeout)
 		handshake := time.Duration(0)
 		if i == 3 {
 			handshake = time.Second // the third try has worked

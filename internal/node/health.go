@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	// lookAtSelf is how often a gateway that is down looks whether it could work.
-	lookAtSelf = 2 * time.Second
+	// selfCheckInterval is how often a gateway that is down looks whether it could work.
+	selfCheckInterval = 2 * time.Second
 	// heardFresh is how old a sign of life may be for that.
 	heardFresh = 3 * time.Second
 )
 
 // health is what a node knows about itself as a gateway. The zero value is up.
 type health struct {
-	hold     probe.Hold
+	hold     probe.HoldDown
 	draining bool // a person wants so; a restart ends it
 	undone   bool // a person took that back, which needs no waiting
 	blocked  bool // at the end of the last turn the host did not forward as it should
@@ -31,48 +31,48 @@ type health struct {
 // may be one again.
 func (m *Memory) Drain(undo bool) { m.health.draining, m.health.undone = !undo, undo }
 
-// outlook is what follows from looking at oneself.
-type outlook struct {
-	verdicts []mesh.Verdict // at most one
-	ask      []mesh.ID      // who should give a sign of life
-	again    time.Duration  // how soon to look again; 0 for no wish
+// selfVerdict is what follows from looking at oneself.
+type selfVerdict struct {
+	verdicts     []mesh.Verdict // at most one
+	requestSigns []mesh.ID      // who should give a sign of life
+	recheckAfter time.Duration  // how soon to look again; 0 for no wish
 }
 
 // judgeSelf says that this node is draining, if a person wants that, or that it is up
 // again after it was down. Then the own record has said before that its term has ended:
 // the others must not find it a gateway the moment it is up.
-func (m *Memory) judgeSelf(in Input, own mesh.Record) outlook {
+func (m *Memory) verdictOnSelf(in Input, own mesh.Record) selfVerdict {
 	h, standing := &m.health, in.standing()
 	next := mesh.Verdict{Author: in.Self.Public, Subject: in.Self.ID(), Role: mesh.RoleGateway, Epoch: standing.Epoch + 1}
 	if IsUp(standing) {
-		h.hold.Raise(in.Now)
+		h.hold.Recovered(in.Now)
 		h.undone = false
 		if !h.draining {
-			return outlook{}
+			return selfVerdict{}
 		}
 		next.State = mesh.HealthDraining
-		return outlook{verdicts: []mesh.Verdict{next}}
+		return selfVerdict{verdicts: []mesh.Verdict{next}}
 	}
 	if h.draining {
-		return outlook{}
+		return selfVerdict{}
 	}
 	var ask []mesh.ID
 	if !h.undone {
-		if wait := h.hold.Fall(in.Now); wait > 0 {
-			return outlook{again: wait}
+		if wait := h.hold.Failed(in.Now); wait > 0 {
+			return selfVerdict{recheckAfter: wait}
 		}
 	}
-	if own.Office.Since != 0 {
-		return outlook{again: soon}
+	if own.Term.Since != 0 {
+		return selfVerdict{recheckAfter: soon}
 	}
 	if !h.undone {
 		var able bool
 		if able, ask = m.canForward(in, own); !able {
-			return outlook{ask: ask, again: lookAtSelf}
+			return selfVerdict{requestSigns: ask, recheckAfter: selfCheckInterval}
 		}
 	}
 	next.State, next.Record = mesh.HealthUp, own.Sequence
-	return outlook{verdicts: []mesh.Verdict{next}, ask: ask}
+	return selfVerdict{verdicts: []mesh.Verdict{next}, requestSigns: ask}
 }
 
 // standing returns the verdict on this node as a gateway that counts.
@@ -102,7 +102,7 @@ func (m *Memory) canForward(in Input, own mesh.Record) (able bool, ask []mesh.ID
 	}
 	hears := func(ids []mesh.ID) bool {
 		ask = append(ask, ids[:min(len(ids), 3)]...)
-		fresh := func(id mesh.ID) bool { return in.Now.Sub(in.Heard[id]) <= heardFresh }
+		fresh := func(id mesh.ID) bool { return in.Now.Sub(in.LastHeard[id]) <= heardFresh }
 		return len(ids) == 0 || slices.ContainsFunc(ids, fresh)
 	}
 	near, far := hears(beside), hears(outside)

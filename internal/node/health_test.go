@@ -42,14 +42,14 @@ func TestRaise(t *testing.T) {
 	step := func(at time.Duration, want string) {
 		t.Helper()
 		in := Input{
-			Now: start.Add(at), Self: Identity{Public: own.Identity}, Heard: make(map[mesh.ID]time.Time),
+			Now: start.Add(at), Self: Identity{Public: own.Identity}, LastHeard: make(map[mesh.ID]time.Time),
 			View: mesh.View{Records: records, Alive: make(map[mesh.ID]bool), Verdicts: verdicts},
 		}
 		for _, r := range heard {
-			in.View.Alive[r.ID()], in.Heard[r.ID()] = true, in.Now
+			in.View.Alive[r.ID()], in.LastHeard[r.ID()] = true, in.Now
 		}
-		out := m.judgeSelf(in, own)
-		got := fmt.Sprintf("again in %v", out.again)
+		out := m.verdictOnSelf(in, own)
+		got := fmt.Sprintf("again in %v", out.recheckAfter)
 		for _, v := range out.verdicts {
 			got = fmt.Sprintf("%s, epoch %d, record %d", v.State, v.Epoch, v.Record)
 			say(0, v.State, v.Epoch)
@@ -60,11 +60,11 @@ func TestRaise(t *testing.T) {
 	}
 	step(0, "again in 0s")
 	say(1, mesh.HealthDown, 4)
-	own.Office = mesh.Office{Since: 1}
+	own.Term = mesh.GatewayTerm{Since: 1}
 	step(time.Second, "again in 10s")
 	step(5*time.Second, "again in 6s")
 	step(11*time.Second, "again in 1ns") // the record has to say first that it is not in office
-	own.Office, own.Sequence = mesh.Office{}, 8
+	own.Term, own.Sequence = mesh.GatewayTerm{}, 8
 	heard = records[1:3]
 	step(12*time.Second, "again in 2s") // nobody outside is heard
 	heard = records[3:]

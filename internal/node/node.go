@@ -40,9 +40,9 @@ type Input struct {
 	Promise Promise
 	View    mesh.View
 	Facts   netcfg.Facts
-	// Heard is when something came from each node last, outside of the mesh.
-	Heard   map[mesh.ID]time.Time
-	Results map[probe.Target]probe.Result
+	// LastHeard is when something came from each node last, outside of the mesh.
+	LastHeard map[mesh.ID]time.Time
+	Results   map[probe.Target]probe.Result
 	// Resolved has the addresses of hosts in the records that are names. Configure needs it.
 	Resolved map[string][]netip.Addr
 }
@@ -70,7 +70,7 @@ type Promise struct {
 // and what sessions the device has.
 type Memory struct {
 	Own        mesh.Record // as published last
-	Claimed    time.Time   // when this daemon made its claim; zero if the claim came from disk
+	ClaimedAt  time.Time   // when this daemon made its claim; zero if the claim came from disk
 	Sessions   Sessions
 	Handshakes Handshakes
 	Absences   Absences
@@ -86,7 +86,7 @@ type Memory struct {
 const soon = time.Nanosecond
 
 // sooner returns the shorter of two waits, of which 0 is none.
-func sooner(a, b time.Duration) time.Duration {
+func soonest(a, b time.Duration) time.Duration {
 	if a == 0 || b == 0 {
 		return max(a, b)
 	}

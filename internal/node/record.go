@@ -11,23 +11,23 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// firstVoices is how long after the start a single node's word does not change what this
+// singleObserverPeriod is how long after the start a single node's word does not change what this
 // one said of itself before: the first to speak may lie, and the others have greeted it by
 // then.
-const firstVoices = 30 * time.Second
+const singleObserverPeriod = 30 * time.Second
 
 // surroundings is what this node's record says of its host.
 type surroundings struct {
-	facts    netcfg.Facts
-	observed []mesh.Observation // where others see it
-	voices   int                // how many of them it takes to change the last record
+	facts             netcfg.Facts
+	observed          []mesh.Observation // where others see it
+	requiredObservers int                // how many of them it takes to change the last record
 }
 
-// voices returns how many voices it takes to change the last record, so long after the
+// requiredObservers returns how many voices it takes to change the last record, so long after the
 // start.
-func (c Config) voices(last mesh.Record, facts netcfg.Facts, after time.Duration) int {
+func (c Config) requiredObservers(last mesh.Record, facts netcfg.Facts, after time.Duration) int {
 	known := len(last.Endpoints) > 0 || last.NAT
-	if known && after < firstVoices && slices.Equal(c.InternalIPs(facts), last.InternalIPs) {
+	if known && after < singleObserverPeriod && slices.Equal(c.InternalIPs(facts), last.InternalIPs) {
 		return 2
 	}
 	return 1
@@ -58,15 +58,15 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 	// A node that nobody sees just now is still where it was seen last.
 	if len(s.observed) > 0 || len(last.Endpoints) == 0 {
 		r.Endpoints, r.NAT = mesh.OwnEndpoints(mesh.EndpointInput{
-			Cluster:    c.Cluster,
-			Configured: c.Endpoint,
-			Own:        s.facts.Addresses,
-			OnLink:     s.facts.InternalIPs,
-			Observed:   s.observed,
-			ListenPort: r.ListenPort,
-			Last:       last.Endpoints,
-			LastNAT:    last.NAT,
-			Voices:     s.voices,
+			Cluster:           c.Cluster,
+			Configured:        c.Endpoint,
+			Own:               s.facts.Addresses,
+			OnLink:            s.facts.InternalIPs,
+			Observed:          s.observed,
+			ListenPort:        r.ListenPort,
+			Last:              last.Endpoints,
+			LastNAT:           last.NAT,
+			RequiredObservers: s.requiredObservers,
 		})
 	}
 	// Do not tell everybody about another order alone.

@@ -93,7 +93,7 @@ func TestNextRecord(t *testing.T) {
 				InternalIPs: facts.InternalIPs,
 			}
 			tt.change(&want)
-			got := nextRecord(tt.config, surroundings{facts: facts, observed: tt.seen, voices: 1}, tt.last)
+			got := nextRecord(tt.config, surroundings{facts: facts, observed: tt.seen, requiredObservers: 1}, tt.last)
 			if diff := cmp.Diff(want, got, compareNet); diff != "" {
 				t.Errorf("record (-want +got):\n%s", diff)
 			}
@@ -166,7 +166,7 @@ func TestHostileOldObservations(t *testing.T) {
 	last := mesh.Record{InternalIPs: facts.InternalIPs, MTU: 1420, Endpoints: []mesh.Endpoint{{Host: "192.168.1.5", Port: 51820, Source: mesh.EndpointObserved}}}
 	heard := []mesh.Observation{{By: mesh.ID{6}, Addr: netip.MustParseAddr("203.0.113.66"), From: netip.MustParseAddr("198.51.100.6"), At: start, Open: true}}
 	next := func(after time.Duration) mesh.Record {
-		return nextRecord(config(), surroundings{facts: facts, observed: heard, voices: config().voices(last, facts, after)}, last)
+		return nextRecord(config(), surroundings{facts: facts, observed: heard, requiredObservers: config().requiredObservers(last, facts, after)}, last)
 	}
 	got := next(time.Second)
 	if got.NAT || !slices.Equal(got.Endpoints, last.Endpoints) {

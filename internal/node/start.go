@@ -19,12 +19,12 @@ const (
 	// without one: k3s must be able to start on a node whose others are down, and starts
 	// best when the others are there.
 	aloneFor = 20 * time.Second
-	// ClaimSettles is how long a new claim may still turn out to be somebody else's: a
+	// ClaimSettlePeriod is how long a new claim may still turn out to be somebody else's: a
 	// node that starts at the same moment takes that long to be heard of, at the most.
 	// Until then no pod may start, because pods can't move to other addresses. That goes
 	// for the first node of a mesh too: one that joins it may have merged its state
 	// before it claimed, and then wants the same slot.
-	ClaimSettles = 3 * time.Second
+	ClaimSettlePeriod = 3 * time.Second
 )
 
 // listened reports whether somebody has told what is claimed already, or nobody is there
@@ -45,11 +45,11 @@ func (m *Memory) claimWait(in Input) time.Duration {
 	if in.Promise.Ready {
 		return 0
 	}
-	since := m.Claimed
+	since := m.ClaimedAt
 	if since.IsZero() {
 		since = in.Started
 	}
-	wait := ClaimSettles - in.Now.Sub(since)
+	wait := ClaimSettlePeriod - in.Now.Sub(since)
 	if !in.listened() {
 		wait = max(wait, listenFirst-in.Now.Sub(in.Started))
 	}

@@ -23,17 +23,17 @@ func TestClaimWait(t *testing.T) {
 		want    time.Duration
 	}{
 		{"has had pods", true, time.Time{}, mesh.View{}, at(0), 0},
-		{"first of all", false, at(0), mesh.View{JoinEmpty: true}, at(0), ClaimSettles},
-		{"first of all, from disk", false, time.Time{}, mesh.View{JoinEmpty: true}, at(ClaimSettles), 0},
-		{"new", false, at(time.Second), mesh.View{Merged: true}, at(2 * time.Second), ClaimSettles - time.Second},
-		{"not new", false, at(time.Second), mesh.View{Merged: true}, at(time.Second + ClaimSettles), 0},
-		{"from disk, nobody heard", false, time.Time{}, mesh.View{}, at(ClaimSettles), listenFirst - ClaimSettles},
-		{"from disk, somebody heard at once", false, time.Time{}, mesh.View{Merged: true}, at(time.Second), ClaimSettles - time.Second},
-		{"from disk, somebody heard", false, time.Time{}, mesh.View{Merged: true}, at(ClaimSettles), 0},
+		{"first of all", false, at(0), mesh.View{JoinEmpty: true}, at(0), ClaimSettlePeriod},
+		{"first of all, from disk", false, time.Time{}, mesh.View{JoinEmpty: true}, at(ClaimSettlePeriod), 0},
+		{"new", false, at(time.Second), mesh.View{Merged: true}, at(2 * time.Second), ClaimSettlePeriod - time.Second},
+		{"not new", false, at(time.Second), mesh.View{Merged: true}, at(time.Second + ClaimSettlePeriod), 0},
+		{"from disk, nobody heard", false, time.Time{}, mesh.View{}, at(ClaimSettlePeriod), listenFirst - ClaimSettlePeriod},
+		{"from disk, somebody heard at once", false, time.Time{}, mesh.View{Merged: true}, at(time.Second), ClaimSettlePeriod - time.Second},
+		{"from disk, somebody heard", false, time.Time{}, mesh.View{Merged: true}, at(ClaimSettlePeriod), 0},
 		{"from disk, nobody is there", false, time.Time{}, mesh.View{}, at(listenFirst), 0},
 	}
 	for _, tt := range tests {
-		m := Memory{Claimed: tt.claimed}
+		m := Memory{ClaimedAt: tt.claimed}
 		if got := m.claimWait(Input{Now: tt.now, Started: start, Promise: Promise{Ready: tt.ready}, View: tt.view}); got != tt.want {
 			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
 		}
@@ -55,7 +55,7 @@ func TestReadyWait(t *testing.T) {
 		{"restart, nobody is there yet", true, mesh.View{}, mesh.Topology{}, time.Second, aloneFor - time.Second},
 		{"restart, nobody came", true, mesh.View{}, mesh.Topology{}, aloneFor + time.Second, 0},
 		{"restart of the only node", true, mesh.View{JoinEmpty: true}, mesh.Topology{}, 0, 0},
-		{"new, others are there", false, mesh.View{Merged: true}, one, time.Second, ClaimSettles - time.Second},
+		{"new, others are there", false, mesh.View{Merged: true}, one, time.Second, ClaimSettlePeriod - time.Second},
 		{"new, others are not there yet", false, mesh.View{Merged: true}, mesh.Topology{}, time.Second, aloneFor - time.Second},
 	} {
 		in := Input{Now: start.Add(tt.after), Started: start, Promise: Promise{Ready: tt.ready}, View: tt.view}

@@ -8,17 +8,17 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// termLingers is how long a gateway that was replaced while it works keeps its term: it
+// replacedTermLasts is how long a gateway that was replaced while it works keeps its term: it
 // keeps its tunnels until then, and what others still send by it arrives. Gossip has
 // reached all of them within two or three seconds.
-const termLingers = 5 * time.Second
+const replacedTermLasts = 5 * time.Second
 
 // term is this node's term as a gateway, as its next record is to state it. It follows
 // from what was derived, so each turn decides on it for the next one. Before the first
 // decision the former record's term stands.
 type term struct {
 	decided bool
-	next    mesh.Office
+	next    mesh.GatewayTerm
 	lost    time.Time // when the seat was, zero while it is held
 	ended   bool      // by a verdict, with the next record
 }
@@ -33,7 +33,7 @@ type termConditions struct {
 // decideTerm works out this node's term from the seat that was derived. It returns how soon
 // to take the next turn, 0 for no wish.
 func (m *Memory) decideTerm(in Input, seat int) time.Duration {
-	return m.term.decide(m.Own.Office, seat, termConditions{
+	return m.term.decide(m.Own.Term, seat, termConditions{
 		down:    !IsUp(in.standing()) && !m.health.draining,
 		settled: in.View.Merged || in.View.JoinEmpty,
 		now:     in.Now,
@@ -43,7 +43,7 @@ func (m *Memory) decideTerm(in Input, seat int) time.Duration {
 // decide works out the term for the next record from the current one and the seat that
 // was derived. It returns how soon to take the next turn, 0 for no wish. A gateway
 // keeps its seniority as long as it keeps its seat.
-func (t *term) decide(current mesh.Office, seat int, c termConditions) time.Duration {
+func (t *term) decide(current mesh.GatewayTerm, seat int, c termConditions) time.Duration {
 	t.decided = true
 	t.next, t.ended = current, c.down && current.Since != 0
 	if seat != mesh.None {
@@ -51,17 +51,17 @@ func (t *term) decide(current mesh.Office, seat int, c termConditions) time.Dura
 	}
 	switch {
 	case c.down:
-		t.next = mesh.Office{}
+		t.next = mesh.GatewayTerm{}
 	case seat != mesh.None && c.settled && (current.Since == 0 || current.Seat != seat):
-		t.next = mesh.Office{Seat: seat, Since: c.now.UnixMilli()}
+		t.next = mesh.GatewayTerm{Seat: seat, Since: c.now.UnixMilli()}
 	case seat == mesh.None && current.Since != 0:
 		if t.lost.IsZero() {
 			t.lost = c.now
 		}
-		if left := t.lost.Add(termLingers).Sub(c.now); left > 0 {
+		if left := t.lost.Add(replacedTermLasts).Sub(c.now); left > 0 {
 			return left
 		}
-		t.next = mesh.Office{}
+		t.next = mesh.GatewayTerm{}
 	}
 	if t.next != current {
 		return soon
@@ -75,8 +75,8 @@ func (t *term) stamp(r *mesh.Record) {
 	if !t.decided {
 		return
 	}
-	if t.ended && r.Office.Since != 0 {
+	if t.ended && r.Term.Since != 0 {
 		r.Replaced++
 	}
-	r.Office = t.next
+	r.Term = t.next
 }

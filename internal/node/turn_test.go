@@ -96,15 +96,15 @@ func (w *town) pass(d, step time.Duration) {
 
 // turn takes one as the daemon does, on a host that takes all that is wanted.
 func (w *town) turn(m *machine) {
-	in := Input{Now: w.now, Started: founded, Self: m.self, Config: m.config, Promise: m.promise, View: w.view(m), Facts: m.facts, Heard: make(map[mesh.ID]time.Time)}
+	in := Input{Now: w.now, Started: founded, Self: m.self, Config: m.config, Promise: m.promise, View: w.view(m), Facts: m.facts, LastHeard: make(map[mesh.ID]time.Time)}
 	for id := range in.View.Alive {
-		in.Heard[id] = w.now
+		in.LastHeard[id] = w.now
 	}
 	a := m.memory.Announce(in)
-	if a.News {
+	if a.RecordChanged {
 		m.promise, m.memory.Own = a.Promise, a.Record
-		if a.Claimed {
-			m.memory.Claimed = w.now
+		if a.NewClaim {
+			m.memory.ClaimedAt = w.now
 		}
 	}
 	for _, v := range a.Verdicts {
@@ -137,7 +137,7 @@ func (w *town) say(v mesh.Verdict) {
 // gateways are the nodes whose records say that they serve.
 func (w *town) gateways() (names []string) {
 	for _, m := range w.machines {
-		if m.memory.Own.Office.Since != 0 {
+		if m.memory.Own.Term.Since != 0 {
 			names = append(names, m.config.Name)
 		}
 	}
@@ -182,7 +182,7 @@ func TestTurns(t *testing.T) {
 		t.Errorf("got slots %v, want three", slices.Collect(maps.Keys(slots)))
 	}
 	serves("at first", a1)
-	if heard := b1.wanted.Settings.Heard; len(heard) != 1 {
+	if heard := b1.wanted.Settings.LearnedEndpoints; len(heard) != 1 {
 		t.Errorf("b1 has sessions with %v, want one", heard)
 	}
 	if got := a2.concluded.Watch.Gateway; got != a1.self.ID() {
@@ -256,7 +256,7 @@ func TestUnknownHost(t *testing.T) {
 		t.Error("just after a start, before anybody was heard: got that what is not desired may go")
 	}
 	c := m.memory.Conclude(in, wanted, nil)
-	if c.HasAddresses || c.Watch.Gateway != (mesh.ID{}) || len(c.Outreach.Speak) > 0 || len(c.Problems) > 0 {
+	if c.HasAddresses || c.Watch.Gateway != (mesh.ID{}) || len(c.Handshakes.Initiate) > 0 || len(c.Problems) > 0 {
 		t.Errorf("got %+v", c)
 	}
 }

@@ -15,34 +15,34 @@ import (
 // How many nodes of each kind are watched: enough that the failure of a single one does
 // not mislead, few enough that 200 nodes put no load on their gateway.
 const (
-	maxBeside = 2
-	maxBeyond = 3
-	maxRelays = 8
-	maxPeers  = 2
-	maxPlain  = 2
+	maxLAN            = 2
+	maxRemote         = 3
+	maxRelays         = 8
+	maxPeers          = 2
+	maxUnencapsulated = 2
 )
 
-// Around is the input of Choose.
-type Around struct {
+// ChooseInput is the input of Choose.
+type ChooseInput struct {
 	Cluster  mesh.Cluster
 	Self     mesh.ID
 	Records  []mesh.Record // of all nodes, including this one
 	Topology mesh.Topology
 	Alive    map[mesh.ID]bool // according to gossip
-	// Blamed are relays on which this node has published a verdict down. They are watched
+	// FoundDown are relays on which this node has published a verdict down. They are watched
 	// until they answer again.
-	Blamed []mesh.ID
+	FoundDown []mesh.ID
 }
 
 // Watch is the set of nodes that this node watches.
 type Watch struct {
-	Gateway mesh.ID    // of this node; zero if it has none, or one that no other node could replace
-	Beside  []mesh.ID  // other nodes of the LAN
-	Beyond  []mesh.ID  // remote nodes whose tunnels end at the gateway
-	Outside []mesh.ID  // nodes of other locations, which are not probed: gossip hears them
-	Relays  []mesh.ID  // that this node or its clients use, or that are Blamed
-	Peers   []mesh.ID  // nodes with a direct tunnel, to compare relays with
-	Plain   []Neighbor // nodes of the LAN that are reached without encapsulation
+	Gateway        mesh.ID    // of this node; zero if it has none, or one that no other node could replace
+	LAN            []mesh.ID  // other nodes of the LAN
+	Remote         []mesh.ID  // remote nodes whose tunnels end at the gateway
+	Unprobed       []mesh.ID  // nodes of other locations, which are not probed: gossip hears them
+	Relays         []mesh.ID  // that this node or its clients use, or that are FoundDown
+	Peers          []mesh.ID  // nodes with a direct tunnel, to compare relays with
+	Unencapsulated []Neighbor // nodes of the LAN that are reached without encapsulation
 
 	addrs map[mesh.ID][]netip.Addr // overlay addresses of the nodes above
 	own   []netip.Addr             // overlay addresses of this node
@@ -57,14 +57,14 @@ type Neighbor struct {
 
 // chooser holds the values that the steps of Choose share.
 type chooser struct {
-	Around
+	ChooseInput
 	records map[mesh.ID]mesh.Record
 	own     mesh.Record
 }
 
 // Choose decides whom to watch. A node stays chosen as long as it is alive.
-func Choose(a Around) Watch {
-	c := chooser{Around: a, records: make(map[mesh.ID]mesh.Record, len(a.Records))}
+func Choose(a ChooseInput) Watch {
+	c := chooser{ChooseInput: a, records: make(map[mesh.ID]mesh.Record, len(a.Records))}
 	for _, r := range a.Records {
 		c.records[r.ID()] = r
 	}
@@ -75,12 +75,12 @@ func Choose(a Around) Watch {
 	}
 	c.gateway(&w)
 	c.relays(&w)
-	c.plain(&w)
+	c.unencapsulated(&w)
 	w.addrs = make(map[mesh.ID][]netip.Addr)
-	for _, id := range slices.Concat([]mesh.ID{w.Gateway}, w.Beside, w.Beyond, w.Relays, w.Peers) {
+	for _, id := range slices.Concat([]mesh.ID{w.Gateway}, w.LAN, w.Remote, w.Relays, w.Peers) {
 		w.addrs[id] = c.overlay(id)
 	}
-	for _, n := range w.Plain {
+	for _, n := range w.Unencapsulated {
 		w.addrs[n.ID] = c.overlay(n.ID)
 	}
 	return w
@@ -88,17 +88,17 @@ func Choose(a Around) Watch {
 
 // gateway sets this node's gateway and the nodes that show whether it works.
 func (c chooser) gateway(w *Watch) {
-	i := slices.IndexFunc(c.Topology.Paths, func(p mesh.Path) bool { return p.Kind == mesh.PathLAN && len(p.Hops) > 0 })
+	i := slices.IndexFunc(c.Topology.Routes, func(p mesh.Route) bool { return p.Kind == mesh.RouteLAN && len(p.Hops) > 0 })
 	if i < 0 || !c.replaceable() {
 		return
 	}
-	w.Gateway = c.Topology.Paths[i].Hops[0]
+	w.Gateway = c.Topology.Routes[i].Hops[0]
 	var beside, beyond, outside []mesh.ID
-	for _, p := range c.Topology.Paths {
+	for _, p := range c.Topology.Routes {
 		switch {
-		case p.Kind == mesh.PathLAN && len(p.Hops) == 0 && p.ID != w.Gateway:
+		case p.Kind == mesh.RouteLAN && len(p.Hops) == 0 && p.ID != w.Gateway:
 			beside = append(beside, p.ID)
-		case p.Kind == mesh.PathLAN && slices.Equal(p.Hops, []mesh.ID{w.Gateway}):
+		case p.Kind == mesh.RouteLAN && slices.Equal(p.Hops, []mesh.ID{w.Gateway}):
 			beyond = append(beyond, p.ID)
 		}
 		if r := c.records[p.ID]; c.Alive[p.ID] && (r.Location == "" || r.Location != c.own.Location) {
@@ -107,9 +107,9 @@ func (c chooser) gateway(w *Watch) {
 	}
 	c.rank(beside)
 	c.rank(outside)
-	w.Beside = beside[:min(len(beside), maxBeside)]
-	w.Beyond = c.spread(beyond)
-	w.Outside = outside[:min(len(outside), maxBeyond)]
+	w.LAN = beside[:min(len(beside), maxLAN)]
+	w.Remote = c.spread(beyond)
+	w.Unprobed = outside[:min(len(outside), maxRemote)]
 }
 
 // replaceable reports whether another node of the location could be the gateway.
@@ -138,16 +138,16 @@ func (c chooser) spread(ids []mesh.ID) []mesh.ID {
 		}
 	}
 	all := slices.Concat(first, rest)
-	return all[:min(len(all), maxBeyond)]
+	return all[:min(len(all), maxRemote)]
 }
 
 // relays sets the relays to watch, and other peers: if one of them answers, a silent
 // relay is down; if none does, this node is cut off.
 func (c chooser) relays(w *Watch) {
-	relays := slices.Clone(c.Blamed)
+	relays := slices.Clone(c.FoundDown)
 	var peers []mesh.ID
-	for _, p := range c.Topology.Paths {
-		if p.Kind != mesh.PathTunnel {
+	for _, p := range c.Topology.Routes {
+		if p.Kind != mesh.RouteTunnel {
 			continue
 		}
 		if len(p.Hops) == 0 {
@@ -173,13 +173,13 @@ func (c chooser) relays(w *Watch) {
 
 // isRelay reports whether the end of a tunnel forwards packets as a relay. In mode
 // location it may instead be the gateway of the destination's location.
-func (c chooser) isRelay(p mesh.Path) bool {
+func (c chooser) isRelay(p mesh.Route) bool {
 	l := c.records[p.ID].Location
 	return c.Cluster.Mode != mesh.ModeLocation || l == "" || c.records[p.Hops[0]].Location != l
 }
 
 // plain sets the watched neighbors that are reached without encapsulation.
-func (c chooser) plain(w *Watch) {
+func (c chooser) unencapsulated(w *Watch) {
 	internal := make(map[mesh.ID]netip.Addr)
 	var ids []mesh.ID
 	for _, n := range c.Topology.Neighbors {
@@ -189,8 +189,8 @@ func (c chooser) plain(w *Watch) {
 		}
 	}
 	c.rank(ids)
-	for _, id := range ids[:min(len(ids), maxPlain)] {
-		w.Plain = append(w.Plain, Neighbor{id, internal[id]})
+	for _, id := range ids[:min(len(ids), maxUnencapsulated)] {
+		w.Unencapsulated = append(w.Unencapsulated, Neighbor{id, internal[id]})
 	}
 }
 
@@ -229,7 +229,7 @@ func (c chooser) overlay(id mesh.ID) []netip.Addr {
 
 // targets returns a node's addresses as targets, each with this node's address of the
 // same family as source.
-func (w Watch) targets(id, via mesh.ID) []Target {
+func (w Watch) targetsOf(id, via mesh.ID) []Target {
 	var out []Target
 	for _, a := range w.addrs[id] {
 		i := slices.IndexFunc(w.own, func(o netip.Addr) bool { return o.Is4() == a.Is4() })
@@ -240,33 +240,33 @@ func (w Watch) targets(id, via mesh.ID) []Target {
 	return out
 }
 
-// plainTargets returns a neighbor's overlay addresses as targets and, for comparison, its
+// unencapsulatedTargets returns a neighbor's overlay addresses as targets and, for comparison, its
 // internal IP.
-func (w Watch) plainTargets(n Neighbor) (overlay []Target, internal Target) {
-	return w.targets(n.ID, mesh.ID{}), Target{Addr: n.Internal}
+func (w Watch) unencapsulatedTargets(n Neighbor) (overlay []Target, internal Target) {
+	return w.targetsOf(n.ID, mesh.ID{}), Target{Addr: n.Internal}
 }
 
-// Aims returns the targets of all watched nodes.
-func (w Watch) Aims() []Aim {
-	var out []Aim
+// Targets returns the targets of all watched nodes.
+func (w Watch) Targets() []ScheduledTarget {
+	var out []ScheduledTarget
 	add := func(slow bool, ts ...Target) {
 		for _, t := range ts {
-			out = append(out, Aim{t, slow})
+			out = append(out, ScheduledTarget{t, slow})
 		}
 	}
 	if w.Gateway != (mesh.ID{}) {
-		for _, id := range append([]mesh.ID{w.Gateway}, w.Beside...) {
-			add(false, w.targets(id, mesh.ID{})...)
+		for _, id := range append([]mesh.ID{w.Gateway}, w.LAN...) {
+			add(false, w.targetsOf(id, mesh.ID{})...)
 		}
-		for _, id := range w.Beyond {
-			add(false, w.targets(id, w.Gateway)...)
+		for _, id := range w.Remote {
+			add(false, w.targetsOf(id, w.Gateway)...)
 		}
 	}
 	for _, id := range slices.Concat(w.Relays, w.Peers) {
-		add(false, w.targets(id, mesh.ID{})...)
+		add(false, w.targetsOf(id, mesh.ID{})...)
 	}
-	for _, n := range w.Plain {
-		overlay, internal := w.plainTargets(n)
+	for _, n := range w.Unencapsulated {
+		overlay, internal := w.unencapsulatedTargets(n)
 		add(true, append(overlay, internal)...)
 	}
 	return out

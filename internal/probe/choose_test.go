@@ -31,8 +31,8 @@ func testNodes(names ...string) (out []testNode) {
 }
 
 // around returns Choose's input on one of the nodes.
-func around(mode mesh.Mode, encapsulation mesh.Encapsulation, self string, nodes []testNode) Around {
-	a := Around{Cluster: mesh.Cluster{
+func around(mode mesh.Mode, encapsulation mesh.Encapsulation, self string, nodes []testNode) ChooseInput {
+	a := ChooseInput{Cluster: mesh.Cluster{
 		Name: "test", Mode: mode, Encapsulation: encapsulation, Gateways: 1,
 		Overlay: []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")}, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, PodPrefix: []int{24},
 	}, Alive: make(map[mesh.ID]bool)}
@@ -63,7 +63,7 @@ func around(mode mesh.Mode, encapsulation mesh.Encapsulation, self string, nodes
 }
 
 // describe prints whom a node watches.
-func describe(a Around, w Watch) string {
+func describe(a ChooseInput, w Watch) string {
 	name := func(id mesh.ID) string {
 		for _, r := range a.Records {
 			if r.ID() == id {
@@ -81,10 +81,10 @@ func describe(a Around, w Watch) string {
 		return strings.Join(names, ",")
 	}
 	var plain []mesh.ID
-	for _, n := range w.Plain {
+	for _, n := range w.Unencapsulated {
 		plain = append(plain, n.ID)
 	}
-	return fmt.Sprintf("gateway %s beside %s beyond %s relays %s peers %s plain %s", name(w.Gateway), list(w.Beside), list(w.Beyond), list(w.Relays), list(w.Peers), list(plain))
+	return fmt.Sprintf("gateway %s beside %s beyond %s relays %s peers %s plain %s", name(w.Gateway), list(w.LAN), list(w.Remote), list(w.Relays), list(w.Peers), list(plain))
 }
 
 func TestChoose(t *testing.T) {
@@ -145,7 +145,7 @@ func TestChooseIsSteady(t *testing.T) {
 		}
 		a.Alive[id] = false
 		after := Choose(a)
-		for _, lists := range [][2][]mesh.ID{{before.Beside, after.Beside}, {before.Beyond, after.Beyond}} {
+		for _, lists := range [][2][]mesh.ID{{before.LAN, after.LAN}, {before.Remote, after.Remote}} {
 			for _, was := range lists[0] {
 				if slices.Contains(lists[1], was) == (was == id) {
 					t.Errorf("after %s died: got %s, before %s", r.Name, describe(a, after), describe(a, before))
@@ -159,16 +159,16 @@ func TestChooseIsSteady(t *testing.T) {
 // A relay that is down stays watched, although no path leads through it any more.
 func TestChooseBlamed(t *testing.T) {
 	a := around(mesh.ModeFull, "always", "lone1", testNodes("lone1", "lone2", "lone3"))
-	a.Blamed = []mesh.ID{a.Records[1].ID()}
+	a.FoundDown = []mesh.ID{a.Records[1].ID()}
 	w := Choose(a)
 	if got, want := describe(a, w), "gateway - beside  beyond  relays lone2 peers lone3 plain "; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	want := []Aim{
+	want := []ScheduledTarget{
 		{Target: Target{Addr: netip.MustParseAddr("10.4.0.2"), Source: netip.MustParseAddr("10.4.0.1")}},
 		{Target: Target{Addr: netip.MustParseAddr("10.4.0.3"), Source: netip.MustParseAddr("10.4.0.1")}},
 	}
-	if diff := cmp.Diff(want, w.Aims(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff(want, w.Targets(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("aims (-want +got):\n%s", diff)
 	}
 }

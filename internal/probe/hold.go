@@ -13,19 +13,19 @@ const (
 	relapse = 10 * time.Minute
 )
 
-// Hold is the hysteresis that each gateway keeps for itself. After a failure it waits
+// HoldDown is the hysteresis that each gateway keeps for itself. After a failure it waits
 // 10 s before it publishes that it is up again. With each failure within 10 min after
 // that it waits twice as long, up to 5 min, so that a host with an unstable network is
 // not a gateway most of the time. The zero Hold is that of a gateway that is up.
-type Hold struct {
+type HoldDown struct {
 	wait   time.Duration // the last one
 	raised time.Time     // when the gateway last came up again
 	until  time.Time     // end of the wait; zero while the gateway is up
 }
 
-// Fall starts the wait when it is first called for a gateway that is down. It returns
+// Failed starts the wait when it is first called for a gateway that is down. It returns
 // the rest of the wait: 0 when the gateway may publish that it is up.
-func (h *Hold) Fall(now time.Time) time.Duration {
+func (h *HoldDown) Failed(now time.Time) time.Duration {
 	if h.until.IsZero() {
 		if h.raised.IsZero() || now.Sub(h.raised) > relapse {
 			h.wait = 0
@@ -36,8 +36,8 @@ func (h *Hold) Fall(now time.Time) time.Duration {
 	return max(h.until.Sub(now), 0)
 }
 
-// Raise records that the gateway is up.
-func (h *Hold) Raise(now time.Time) {
+// Recovered records that the gateway is up.
+func (h *HoldDown) Recovered(now time.Time) {
 	if !h.until.IsZero() {
 		h.raised, h.until = now, time.Time{}
 	}

@@ -6,7 +6,7 @@
 // gateway whose daemon is dead still counts as up, and one that does not forward counts
 // as down.
 //
-// [Choose] decides whom to watch, and [Judge] what the answers mean; both are pure
+// [Choose] decides whom to watch, and [Evaluate] what the answers mean; both are pure
 // functions. Package ping sends the requests. The result is a mesh.Verdict, never a changed
 // route: both ends of a path must switch to the same gateway, so all nodes act on the
 // verdict and none on its own probes.
@@ -50,7 +50,7 @@
 // # Why it does not flap
 //
 // Only the gateway itself publishes that it is up again. It waits 10 s the first time
-// and twice as long after each relapse, see [Hold]. After that it is a candidate again:
+// and twice as long after each relapse, see [HoldDown]. After that it is a candidate again:
 // the current gateway keeps its term, unless the configuration prefers the other one.
 package probe
 
@@ -76,8 +76,8 @@ type Target struct {
 	Via    mesh.ID    // the gateway that carries the requests; zero for none
 }
 
-// Aim is a target and how often it is probed.
-type Aim struct {
+// ScheduledTarget is a target and how often it is probed.
+type ScheduledTarget struct {
 	Target
 	Slow bool // every SlowInterval instead of every interval
 }

@@ -51,7 +51,7 @@ func NewTable(pace Pace) *Table {
 }
 
 // SetTargets replaces the targets. Those that are in the table already keep their state.
-func (p *Table) SetTargets(aims []Aim) {
+func (p *Table) SetTargets(aims []ScheduledTarget) {
 	wanted := make(map[Target]bool, len(aims)) // the value: whether slowly
 	for _, a := range aims {
 		slow, there := wanted[a.Target]
@@ -149,7 +149,7 @@ func (p *Table) Results(now time.Time) map[Target]Result {
 	return out
 }
 
-// Level is a coarse state of a target; a change of it means that Judge must run again.
+// Level is a coarse state of a target; a change of it means that Evaluate must run again.
 type Level int
 
 const (

@@ -13,7 +13,7 @@ func TestProbeTable(t *testing.T) {
 	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
 	p := NewTable(Pace{250 * time.Millisecond, 3})
 	fast, slow := Target{Addr: netip.MustParseAddr("10.4.0.1")}, Target{Addr: netip.MustParseAddr("10.4.0.2")}
-	p.SetTargets([]Aim{{fast, true}, {fast, false}, {slow, true}})
+	p.SetTargets([]ScheduledTarget{{fast, true}, {fast, false}, {slow, true}})
 	check := func(what string, target Target, now time.Time, want Result) {
 		t.Helper()
 		if got := p.Results(now)[target]; got != want {
@@ -47,7 +47,7 @@ func TestProbeTable(t *testing.T) {
 	if r.Misses != 2*maxPending || r.FirstMiss != at(2000) || r.LastMiss != at(2000+250*(2*maxPending-1)) || !r.Since.IsZero() {
 		t.Errorf("silent for long: got %+v", r)
 	}
-	p.SetTargets([]Aim{{slow, true}})
-	p.SetTargets([]Aim{{fast, false}})
+	p.SetTargets([]ScheduledTarget{{slow, true}})
+	p.SetTargets([]ScheduledTarget{{fast, false}})
 	check("removed and added again", fast, at(70_000), Result{Known: true})
 }

@@ -15,20 +15,20 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Seen is the state of a state directory.
-type Seen struct {
+// Inspection is the state of a state directory.
+type Inspection struct {
 	Locked bool    // another process has the directory open
 	Origin Origin  // what Identity would return
 	ID     mesh.ID // of the identity in the file; zero if Origin is Made
 }
 
-// Look reads the files that Open, Identity, Node and Objects would read, and changes
+// Inspect reads the files that Open, Identity, Node and Objects would read, and changes
 // nothing. A directory that does not exist is like one before the first start. Errors wrap
 // ErrDamaged or ErrNewer if a file's content is the cause. Damaged objects are not an
 // error, because a daemon runs without them.
-func Look(path, machineID string) (Seen, error) {
+func Inspect(path, machineID string) (Inspection, error) {
 	d := &Dir{path: path}
-	seen := Seen{Origin: Made}
+	seen := Inspection{Origin: Made}
 	var err error
 	if seen.Locked, err = locked(filepath.Join(path, lockFile)); err != nil {
 		return seen, fmt.Errorf("look at state directory: %w", err)

@@ -10,23 +10,23 @@ import (
 	"testing"
 )
 
-// TestLook checks that Look returns what Identity would, at each stage of a directory, and
+// TestInspect checks that Inspect returns what Identity would, at each stage of a directory, and
 // changes nothing.
-func TestLook(t *testing.T) {
+func TestInspect(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
-	look := func(machineID string) Seen {
+	look := func(machineID string) Inspection {
 		t.Helper()
-		seen, err := Look(path, machineID)
+		seen, err := Inspect(path, machineID)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return seen
 	}
-	if got, want := look("m"), (Seen{Origin: Made}); got != want {
+	if got, want := look("m"), (Inspection{Origin: Made}); got != want {
 		t.Errorf("before the first start: got %+v, want %+v", got, want)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("Look made the directory: %v", err)
+		t.Errorf("Inspect made the directory: %v", err)
 	}
 
 	d, err := Open(path)
@@ -37,26 +37,26 @@ func TestLook(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := look("m\n"), (Seen{Locked: true, Origin: Loaded, ID: id.ID()}); got != want {
+	if got, want := look("m\n"), (Inspection{Locked: true, Origin: Loaded, ID: id.ID()}); got != want {
 		t.Errorf("while it is open: got %+v, want %+v", got, want)
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := look("m"), (Seen{Origin: Loaded, ID: id.ID()}); got != want {
+	if got, want := look("m"), (Inspection{Origin: Loaded, ID: id.ID()}); got != want {
 		t.Errorf("closed: got %+v, want %+v", got, want)
 	}
-	if got, want := look("other"), (Seen{Origin: Cloned, ID: id.ID()}); got != want {
+	if got, want := look("other"), (Inspection{Origin: Cloned, ID: id.ID()}); got != want {
 		t.Errorf("on another machine: got %+v, want %+v", got, want)
 	}
 	if got := look("m"); got.Origin != Loaded {
-		t.Errorf("Look renamed the identity: got %+v", got)
+		t.Errorf("Inspect renamed the identity: got %+v", got)
 	}
 	for _, name := range []string{IdentityFile, NodeFile} {
 		if err := os.WriteFile(filepath.Join(path, name), []byte("{"), fileMode); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Look(path, "m"); !errors.Is(err, ErrDamaged) {
+		if _, err := Inspect(path, "m"); !errors.Is(err, ErrDamaged) {
 			t.Errorf("damaged %s: got %v, want ErrDamaged", name, err)
 		}
 		if err := os.Remove(filepath.Join(path, name)); err != nil {
@@ -70,7 +70,7 @@ func TestLook(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(path, ObjectsFile), []byte(content), fileMode); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Look(path, "m"); !errors.Is(err, want) {
+		if _, err := Inspect(path, "m"); !errors.Is(err, want) {
 			t.Errorf("%s is %q: got %v, want %v", ObjectsFile, content, err, want)
 		}
 	}

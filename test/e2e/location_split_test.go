@@ -28,9 +28,9 @@ func (v *village) told(groups ...[]*lab.Node) {
 			switch {
 			case o == n:
 			case slices.ContainsFunc(groups, together):
-				want[n][o.Name] = control.PathOK
+				want[n][o.Name] = control.RouteOK
 			default:
-				want[n][o.Name] = control.PathSilent
+				want[n][o.Name] = control.RouteSilent
 			}
 		}
 	}
@@ -51,7 +51,7 @@ func tells(ctx context.Context, n *lab.Node, want map[string]control.Health) err
 	}
 	got := map[string]control.Health{}
 	for _, p := range s.Peers {
-		got[p.Name] = p.Path.Health
+		got[p.Name] = p.Route.Health
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		return fmt.Errorf("paths in the status of %s (-want +got):\n%s", n.Name, diff)

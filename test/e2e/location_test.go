@@ -152,8 +152,8 @@ func (v *village) seenInStatus(n, gateway, remote *lab.Node) error {
 		case remote.Name:
 			role, via = "", []string{gateway.Name}
 		}
-		if p.Role != role || p.Path.Kind != mesh.PathLAN || !slices.Equal(p.Path.Via, via) || p.Path.Health != control.PathOK || p.Path.RTT == 0 {
-			return fmt.Errorf("%s, seen by %s: got %q by %+v, want %q through %v, and its round trip", p.Name, n.Name, p.Role, p.Path, role, via)
+		if p.Role != role || p.Route.Kind != mesh.RouteLAN || !slices.Equal(p.Route.Via, via) || p.Route.Health != control.RouteOK || p.Route.RTT == 0 {
+			return fmt.Errorf("%s, seen by %s: got %q by %+v, want %q through %v, and its round trip", p.Name, n.Name, p.Role, p.Route, role, via)
 		}
 	}
 	return nil
@@ -164,7 +164,7 @@ func (v *village) seenInPlan(_, gateway, remote *lab.Node) error {
 	var p control.Plan
 	v.answer(remote, &p, "plan", "--without", gateway.Name, "-o", "json")
 	// The path to whoever takes over is another one as well.
-	if len(p.Paths) != 2 || !slices.ContainsFunc(p.Paths, func(s string) bool { return strings.HasSuffix(s, "tunnel, was tunnel via "+gateway.Name) }) || len(p.Changes) == 0 {
+	if len(p.Routes) != 2 || !slices.ContainsFunc(p.Routes, func(s string) bool { return strings.HasSuffix(s, "tunnel, was tunnel via "+gateway.Name) }) || len(p.Changes) == 0 {
 		return fmt.Errorf("plan of %s without %s: got %+v, want changes, and the paths to the others of a", remote.Name, gateway.Name, p)
 	}
 	if got := v.gateway(remote, "a"); got != gateway {

@@ -156,9 +156,9 @@ func TestClonedImage(t *testing.T) {
 	}
 }
 
-// TestTwin starts a host from another one's disk, machine-id and all: the one
+// TestDuplicate starts a host from another one's disk, machine-id and all: the one
 // that started later gives way.
-func TestTwin(t *testing.T) {
+func TestDuplicate(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 3)
 	early, twin := m.nodes[:2], m.nodes[2]

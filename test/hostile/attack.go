@@ -174,7 +174,7 @@ func (t *Target) whisper(ctx context.Context, a *gossip.Attacker, h gossip.Hello
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
-	s, err := a.Greet(conn, h)
+	s, err := a.Handshake(conn, h)
 	if err != nil {
 		return nil
 	}

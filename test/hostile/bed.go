@@ -164,7 +164,7 @@ func (b *Bed) settle(ctx context.Context) error {
 	}
 	office := func(s control.Status) bool {
 		return slices.ContainsFunc(s.Peers, func(p control.Peer) bool {
-			return p.ID == b.ids[b.Friend] && (p.Role == "" || slices.Equal(p.Path.Via, []string{b.Victim.Name}))
+			return p.ID == b.ids[b.Friend] && (p.Role == "" || slices.Equal(p.Route.Via, []string{b.Victim.Name}))
 		})
 	}
 	if err := await(ctx, b.Far, "aware that the victim is the gateway", office); err != nil {

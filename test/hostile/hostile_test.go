@@ -144,7 +144,7 @@ func underAttack(t *testing.T, ctx context.Context, b *Bed, a Attack, n int) {
 		t.Errorf("meanwhile the victim has changed:\n%s", strings.Join(diff, "\n"))
 	}
 	readable(t, ctx, b)
-	if s, err := b.Victim.Status(ctx); err != nil || slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool { return p.Kind == gossip.ProblemTwin }) {
+	if s, err := b.Victim.Status(ctx); err != nil || slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool { return p.Kind == gossip.ProblemDuplicate }) {
 		t.Errorf("the victim believes that another daemon has its identity: %v, %+v", err, s.Problems)
 	}
 	stop()

@@ -32,7 +32,7 @@ func shapeOf(ctx context.Context, n *lab.Node) ([]string, error) {
 	for _, p := range s.Peers {
 		if !strings.HasPrefix(p.Name, insiderName) {
 			lines = append(lines, fmt.Sprintf("peer %s %s role %s alive %t path %s %v overlay %v pods %v internal %v",
-				p.ID, p.Name, p.Role, p.Alive, p.Path.Kind, p.Path.Via, p.Overlay, p.PodCIDRs, p.InternalIPs))
+				p.ID, p.Name, p.Role, p.Alive, p.Route.Kind, p.Route.Via, p.Overlay, p.PodCIDRs, p.InternalIPs))
 		}
 	}
 	for _, command := range []string{"ip -4 route show table all", "ip -6 route show table all", "wg show meshd0 allowed-ips"} {

@@ -302,7 +302,7 @@ func (n *Node) turn() int {
 			paths[id] = append(paths[id], netip.AddrPortFrom(netip.MustParseAddr(e.Host), r.GossipPort))
 		}
 	}
-	n.gossip.SetPaths(paths)
+	n.gossip.SetAddresses(paths)
 	n.note(v)
 	return len(v.Records)
 }

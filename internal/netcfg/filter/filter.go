@@ -5,7 +5,7 @@
 //
 // A [Table] represents the rules of nftables or iptables in one common form. [Parse]
 // creates it from the output of `iptables -S`, and package host from the kernel's data.
-// [Table.Judge] follows a [Packet] through a chain as the kernel would.
+// [Table.Evaluate] follows a [Packet] through a chain as the kernel would.
 //
 // No program can know every condition that a rule may have. Whether a packet meets an
 // unknown condition is left open. If such a rule may have accepted a packet that is
@@ -141,8 +141,8 @@ const (
 	undecided Verdict = ""
 )
 
-// Judge returns the verdict of a base chain on a packet.
-func (t Table) Judge(chain string, p Packet) Verdict {
+// Evaluate returns the verdict of a base chain on a packet.
+func (t Table) Evaluate(chain string, p Packet) Verdict {
 	o := walk{t, p, map[string]outcome{}}.through(chain)
 	switch {
 	case o.verdict == Accepted, o.verdict == undecided && !t.Chains[chain].Drops:

@@ -56,7 +56,7 @@ func TestJudge(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := Parse(XTNFT, "ip", "filter", tt.rules).Judge("FORWARD", tt.packet); got != tt.want {
+			if got := Parse(XTNFT, "ip", "filter", tt.rules).Evaluate("FORWARD", tt.packet); got != tt.want {
 				t.Errorf("verdict: got %s, want %s", got, tt.want)
 			}
 		})
@@ -95,7 +95,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("-P FORWARD DROP\n-N X\n-A FORWARD -i meshd0 -j X\n-A X ! -s 10.0.0.0/8 -m comment --comment \"a b\" -g FORWARD")
 	f.Add("-A FORWARD !\n-A FORWARD -j\n-A\n-P FORWARD\n-A FORWARD -p tcp --dport 1:2,3 -j REJECT")
 	f.Fuzz(func(t *testing.T, text string) {
-		switch v := Parse(Legacy, "ip", "filter", text).Judge("FORWARD", forwarded); v {
+		switch v := Parse(Legacy, "ip", "filter", text).Evaluate("FORWARD", forwarded); v {
 		case Accepted, Dropped, Unsure:
 		default:
 			t.Errorf("verdict: got %q", v)

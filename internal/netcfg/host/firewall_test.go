@@ -108,17 +108,17 @@ func startLab(t *testing.T, changes ...func(*mesh.Topology)) netcfg.Plan {
 		run(t, line)
 	}
 	topology := mesh.Topology{
-		Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1"), netip.MustParseAddr("fd00:4::1")},
-		PodCIDRs:  netcfgtest.Prefixes("10.42.0.0/24", "fd00:42::/64"),
-		Inside:    netcfgtest.Prefixes("10.4.0.0/16", "10.42.0.0/16", "fd00:4::/64", "fd00:42::/48"),
-		Guarded:   netcfgtest.Prefixes("10.4.0.0/16", "10.42.0.0/16", "fd00:4::/64", "fd00:42::/48"),
-		Guests:    netcfgtest.Prefixes("10.4.128.0/17", "10.42.0.0/16", "fd00:4::8000:0:0:0/65", "fd00:42::/48"),
-		Hosts:     netcfgtest.Prefixes("10.4.0.0/17", "192.0.2.1/32", "192.0.2.254/32", "fd00:4::/65", "2001:db8::1/128", "2001:db8::fe/128"),
+		Addresses:      []netip.Addr{netip.MustParseAddr("10.4.0.1"), netip.MustParseAddr("fd00:4::1")},
+		PodCIDRs:       netcfgtest.Prefixes("10.42.0.0/24", "fd00:42::/64"),
+		Inside:         netcfgtest.Prefixes("10.4.0.0/16", "10.42.0.0/16", "fd00:4::/64", "fd00:42::/48"),
+		Guarded:        netcfgtest.Prefixes("10.4.0.0/16", "10.42.0.0/16", "fd00:4::/64", "fd00:42::/48"),
+		PodsAndClients: netcfgtest.Prefixes("10.4.128.0/17", "10.42.0.0/16", "fd00:4::8000:0:0:0/65", "fd00:42::/48"),
+		Hosts:          netcfgtest.Prefixes("10.4.0.0/17", "192.0.2.1/32", "192.0.2.254/32", "fd00:4::/65", "2001:db8::1/128", "2001:db8::fe/128"),
 		PodRanges: []mesh.PodRange{
 			{Range: netip.MustParsePrefix("10.42.0.0/16"), Bits: 24},
 			{Range: netip.MustParsePrefix("fd00:42::/48"), Bits: 64},
 		},
-		Serves: netcfgtest.Prefixes("198.51.100.0/24", "2001:db8:1::/64"),
+		ServedNetworks: netcfgtest.Prefixes("198.51.100.0/24", "2001:db8:1::/64"),
 	}
 	for _, change := range changes {
 		change(&topology)

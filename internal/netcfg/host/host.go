@@ -383,13 +383,13 @@ func ipNetOf(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// Speak makes WireGuard start its handshake with the peer that has the overlay address,
+// InitiateHandshake makes WireGuard start its handshake with the peer that has the overlay address,
 // by sending one byte to the discard port (RFC 863) of that address. If a handshake
 // arrives before the other side knows our key, it is lost and is repeated only after 5 s.
 // So the caller waits until both sides had time to add each other. The byte leaves by the
 // device even if there is no route yet: on the default route it would start no handshake
 // and would be unencrypted.
-func (k *Kernel) Speak(ctx context.Context, addr netip.Addr) error {
+func (k *Kernel) InitiateHandshake(ctx context.Context, addr netip.Addr) error {
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		var bindErr error
 		err := c.Control(func(fd uintptr) { bindErr = unix.BindToDevice(int(fd), k.name) })

@@ -173,7 +173,7 @@ func TestTwoHosts(t *testing.T) {
 	mustReconcile(t, h, want)
 	checkState(t, h, want)
 
-	if err := h.Speak(t.Context(), netip.MustParseAddr("10.4.0.2")); err != nil {
+	if err := h.InitiateHandshake(t.Context(), netip.MustParseAddr("10.4.0.2")); err != nil {
 		t.Error(err)
 	}
 	eventually(t, "handshake", func() bool {
@@ -394,7 +394,7 @@ func TestFirewallOfDesired(t *testing.T) {
 		Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.1"), netip.MustParseAddr("fd00:4::1")},
 		PodCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24"), netip.MustParsePrefix("fd00:42::/64")},
 		Inside:    inside, Guarded: inside,
-		Serves: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd07::/64"), netip.MustParsePrefix("255.255.255.0/24")},
+		ServedNetworks: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd07::/64"), netip.MustParsePrefix("255.255.255.0/24")},
 	}, netcfg.Settings{
 		Interface: "meshd0", Implementation: netcfg.Auto, PrivateKey: netcfgtest.Key(8), ListenPort: 51820, MTU: 1400, Bridge: "kube-bridge",
 	})
@@ -655,7 +655,7 @@ func TestSpeakNowhere(t *testing.T) {
 	if !namespaced(t) {
 		return
 	}
-	if err := newKernel(t).Speak(t.Context(), netip.MustParseAddr("10.4.0.2")); !errors.Is(err, unix.ENODEV) {
+	if err := newKernel(t).InitiateHandshake(t.Context(), netip.MustParseAddr("10.4.0.2")); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("got %v, want ENODEV", err)
 	}
 }

@@ -86,10 +86,10 @@ func checkAccepted(t *testing.T, h *Kernel, want netcfg.State) {
 	if changes := diff(got, want).Accepts; len(changes) > 0 {
 		t.Errorf("changes: got %q, want none", changes)
 	}
-	for _, b := range netcfg.Barriers(got.Filters, want.Accepts) {
+	for _, b := range netcfg.BlockingChains(got.Filters, want.Accepts) {
 		for _, a := range b.Accepts {
 			for _, p := range a.Packets {
-				if v := b.Table.Judge(b.Chain, p); v != filter.Accepted {
+				if v := b.Table.Evaluate(b.Chain, p); v != filter.Accepted {
 					t.Errorf("%s %s %s: %+v is %s, want accepted", b.Table.Program, b.Chain, a.Match(), p, v)
 				}
 			}

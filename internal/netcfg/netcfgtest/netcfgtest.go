@@ -48,14 +48,14 @@ func Peer(n byte, name string, allowed ...string) mesh.Peer {
 // IPv4 returns the topology of a node in slot 0.
 func IPv4(peers ...mesh.Peer) mesh.Topology {
 	return mesh.Topology{
-		Addresses: Addrs("10.4.0.1"),
-		PodCIDRs:  Prefixes("10.42.0.0/24"),
-		Inside:    Prefixes("10.4.0.0/16", "10.42.0.0/16"),
-		Guarded:   Prefixes("10.4.0.0/16", "10.42.0.0/16"),
-		Guests:    Prefixes("10.4.128.0/17", "10.42.0.0/16"),
-		PodRanges: []mesh.PodRange{{Range: netip.MustParsePrefix("10.42.0.0/16"), Bits: 24}},
-		Hosts:     Prefixes("10.4.0.0/17", "203.0.113.2/32"),
-		Peers:     peers,
+		Addresses:      Addrs("10.4.0.1"),
+		PodCIDRs:       Prefixes("10.42.0.0/24"),
+		Inside:         Prefixes("10.4.0.0/16", "10.42.0.0/16"),
+		Guarded:        Prefixes("10.4.0.0/16", "10.42.0.0/16"),
+		PodsAndClients: Prefixes("10.4.128.0/17", "10.42.0.0/16"),
+		PodRanges:      []mesh.PodRange{{Range: netip.MustParsePrefix("10.42.0.0/16"), Bits: 24}},
+		Hosts:          Prefixes("10.4.0.0/17", "203.0.113.2/32"),
+		Peers:          peers,
 	}
 }
 
@@ -121,7 +121,7 @@ func Member() mesh.Topology {
 func Gateway() mesh.Topology {
 	t := DualStack(Peer(9, "far", "10.4.0.9/32", "10.42.8.0/24", "fd00:4::9/128", "192.168.20.0/24"))
 	t.Inside = append(t.Inside, Prefixes("192.168.20.0/24")...)
-	t.Serves = Prefixes("172.20.0.0/16")
+	t.ServedNetworks = Prefixes("172.20.0.0/16")
 	t.Neighbors = Member().Neighbors
 	t.Neighbors[0].Prefixes = Prefixes("10.42.1.0/24", "fd00:42:0:1::/64")
 	return t

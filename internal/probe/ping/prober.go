@@ -41,7 +41,7 @@ type Prober struct {
 
 	mu      sync.Mutex
 	table   *probe.Table
-	sweeps  map[*sweep]bool
+	rounds  map[*pingRound]bool
 	sockets map[bool]*socket // true for IPv4
 	openErr error            // of the last attempt to open a socket
 	closed  bool
@@ -56,7 +56,7 @@ func Start(ctx context.Context, o Options) *Prober {
 		log: o.Logger, cookie: make([]byte, 8),
 		changed: make(chan struct{}, 1),
 		table:   probe.NewTable(o.Pace),
-		sweeps:  make(map[*sweep]bool),
+		rounds:  make(map[*pingRound]bool),
 		sockets: make(map[bool]*socket),
 	}
 	_, _ = rand.Read(p.cookie) // never fails, see crypto/rand
@@ -76,9 +76,9 @@ func (p *Prober) Stop() {
 // for the first time, has become suspect or silent, or answers again.
 func (p *Prober) Changed() <-chan struct{} { return p.changed }
 
-// Aim replaces the targets and the pace. A new interval takes effect after the next
+// SetTargets replaces the targets and the pace. A new interval takes effect after the next
 // request.
-func (p *Prober) Aim(aims []probe.Aim, pace probe.Pace) {
+func (p *Prober) SetTargets(aims []probe.ScheduledTarget, pace probe.Pace) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.table.SetTargets(aims)
@@ -198,7 +198,7 @@ func (p *Prober) answer(from netip.Addr, sequence uint16) {
 	if p.table.RecordAnswer(from, sequence, now) {
 		return
 	}
-	for s := range p.sweeps {
+	for s := range p.rounds {
 		s.answer(from, sequence, now)
 	}
 }
@@ -237,15 +237,15 @@ func (p *Prober) signal() {
 	}
 }
 
-// sweep is the state of one call of Sweep. Requests are keyed by sequence number.
-type sweep struct {
+// pingRound is the state of one call of PingOnce. Requests are keyed by sequence number.
+type pingRound struct {
 	waiting map[uint16]probe.Request
 	targets map[uint16]netip.Addr
 	rtt     map[netip.Addr]time.Duration
 	done    chan struct{} // closed when all targets have answered
 }
 
-func (s *sweep) answer(from netip.Addr, sequence uint16, now time.Time) {
+func (s *pingRound) answer(from netip.Addr, sequence uint16, now time.Time) {
 	r, ok := s.waiting[sequence]
 	if !ok || s.targets[sequence] != from {
 		return
@@ -256,17 +256,17 @@ func (s *sweep) answer(from netip.Addr, sequence uint16, now time.Time) {
 	}
 }
 
-// A sweep sends sweepBurst requests at a time and then waits for sweepSpacing, because
+// A sweep sends pingBurst requests at a time and then waits for pingSpacing, because
 // queues would drop a larger burst.
 const (
-	sweepBurst   = 50
-	sweepSpacing = 20 * time.Millisecond
+	pingBurst   = 50
+	pingSpacing = 20 * time.Millisecond
 )
 
-// Sweep sends one request to each target. It waits until all have answered or ctx ends,
+// PingOnce sends one request to each target. It waits until all have answered or ctx ends,
 // and returns the round-trip times.
-func (p *Prober) Sweep(ctx context.Context, targets []probe.Target) (map[netip.Addr]time.Duration, error) {
-	s := &sweep{
+func (p *Prober) PingOnce(ctx context.Context, targets []probe.Target) (map[netip.Addr]time.Duration, error) {
+	s := &pingRound{
 		waiting: make(map[uint16]probe.Request), targets: make(map[uint16]netip.Addr),
 		rtt: make(map[netip.Addr]time.Duration), done: make(chan struct{}),
 	}
@@ -283,16 +283,16 @@ func (p *Prober) Sweep(ctx context.Context, targets []probe.Target) (map[netip.A
 		sequences[i] = p.table.NextSequence()
 		s.waiting[sequences[i]], s.targets[sequences[i]] = probe.Request{}, t.Addr
 	}
-	p.sweeps[s] = true
+	p.rounds[s] = true
 	p.mu.Unlock()
-	for burst := range slices.Chunk(indices(len(targets)), sweepBurst) {
+	for burst := range slices.Chunk(indices(len(targets)), pingBurst) {
 		p.mu.Lock()
 		for _, i := range burst {
 			s.waiting[sequences[i]] = probe.Request{Sequence: sequences[i], At: time.Now()}
 			p.request(targets[i], sequences[i])
 		}
 		p.mu.Unlock()
-		if wait.Sleep(ctx, sweepSpacing) != nil {
+		if wait.Sleep(ctx, pingSpacing) != nil {
 			break
 		}
 	}
@@ -302,7 +302,7 @@ func (p *Prober) Sweep(ctx context.Context, targets []probe.Target) (map[netip.A
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.sweeps, s)
+	delete(p.rounds, s)
 	return s.rtt, p.openErr
 }
 

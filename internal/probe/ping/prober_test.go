@@ -24,7 +24,7 @@ func TestProber(t *testing.T) {
 	v4, v6 := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")
 	answering := []probe.Target{{Addr: v4}, {Addr: netip.MustParseAddr("127.0.0.2"), Source: netip.MustParseAddr("127.0.0.3")}, {Addr: v6, Source: v6}}
 	unanswered := probe.Target{Addr: v4, Source: netip.MustParseAddr("192.0.2.1")}
-	p.Aim([]probe.Aim{{Target: answering[0]}, {Target: answering[1]}, {Target: answering[2]}, {Target: unanswered}}, pace)
+	p.SetTargets([]probe.ScheduledTarget{{Target: answering[0]}, {Target: answering[1]}, {Target: answering[2]}, {Target: unanswered}}, pace)
 	await(t, p, "answers", func() bool {
 		r := p.Results()
 		for _, w := range answering {
@@ -34,7 +34,7 @@ func TestProber(t *testing.T) {
 		}
 		return r[unanswered].Misses >= 3 && r[unanswered].Answered.IsZero()
 	})
-	p.Aim([]probe.Aim{{Target: answering[0]}}, pace)
+	p.SetTargets([]probe.ScheduledTarget{{Target: answering[0]}}, pace)
 	if got := len(p.Results()); got != 1 {
 		t.Errorf("after targets were removed: got %d results, want 1", got)
 	}
@@ -56,27 +56,27 @@ func await(t *testing.T, p *Prober, what string, done func() bool) {
 	}
 }
 
-func TestSweep(t *testing.T) {
+func TestPingOnce(t *testing.T) {
 	p := Start(t.Context(), Options{Pace: probe.Pace{Interval: time.Hour, Misses: 3}})
 	defer p.Stop()
 	var targets []probe.Target
 	for i := range 120 {
 		targets = append(targets, probe.Target{Addr: netip.AddrFrom4([4]byte{127, 0, 1, byte(i)})})
 	}
-	rtt, err := p.Sweep(t.Context(), targets)
+	rtt, err := p.PingOnce(t.Context(), targets)
 	if err != nil || len(rtt) != len(targets) {
 		t.Errorf("got %d answers and %v, want %d", len(rtt), err, len(targets))
 	}
-	// With a target that does not answer, Sweep waits until ctx ends.
+	// With a target that does not answer, PingOnce waits until ctx ends.
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	unanswered := probe.Target{Addr: netip.MustParseAddr("127.0.0.1"), Source: netip.MustParseAddr("192.0.2.1")}
-	if rtt, err := p.Sweep(ctx, []probe.Target{unanswered}); err != nil || len(rtt) != 0 || ctx.Err() == nil {
+	if rtt, err := p.PingOnce(ctx, []probe.Target{unanswered}); err != nil || len(rtt) != 0 || ctx.Err() == nil {
 		t.Errorf("got %v, %v and ctx %v, want no answer after the whole time", rtt, err, ctx.Err())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.sweeps) != 0 {
+	if len(p.rounds) != 0 {
 		t.Error("the state of a finished sweep is still there")
 	}
 }

@@ -65,14 +65,14 @@ func to(t Target, ids ...mesh.ID) bool {
 	return slices.ContainsFunc(ids, func(id mesh.ID) bool { return slices.Contains(addrs(id, 2), t.Addr) })
 }
 
-// simulate calls Judge every 50 ms of simulated time, and returns the verdicts, one line
+// simulate calls Evaluate every 50 ms of simulated time, and returns the verdicts, one line
 // each.
 func simulate(w network, first Watch, length time.Duration) []string {
 	const interval, misses, step, begin = 250 * time.Millisecond, 4, 50 * time.Millisecond, 20 * time.Millisecond
 	start := time.Unix(1_800_000_000, 0)
 	table := NewTable(Pace{interval, misses})
 	watched := first
-	table.SetTargets(watched.Aims())
+	table.SetTargets(watched.Targets())
 	type answer struct {
 		at  time.Duration
 		run func()
@@ -105,17 +105,17 @@ func simulate(w network, first Watch, length time.Duration) []string {
 		}
 		if w.watch != nil {
 			watched = w.watch(watched, at)
-			table.SetTargets(watched.Aims())
+			table.SetTargets(watched.Targets())
 		}
 		alive := make(map[mesh.ID]bool)
 		for id := range names {
 			alive[id] = w.alive == nil || w.alive(id, at)
 		}
-		f := Judge(Situation{
+		f := Evaluate(EvaluateInput{
 			Now: now, Author: self, Watch: watched, Results: table.Results(now), Pace: Pace{interval, misses},
-			Alive: alive, Heard: heard, Verdicts: verdicts,
+			Alive: alive, LastHeard: heard, Verdicts: verdicts,
 		})
-		for _, id := range f.Ask {
+		for _, id := range f.RequestSigns {
 			if w.hears != nil && w.hears(id, at) {
 				answers = append(answers, answer{at + 40*time.Millisecond, func() { heard[id] = start.Add(at + 40*time.Millisecond) }})
 			}
@@ -139,8 +139,8 @@ func TestTimelines(t *testing.T) {
 	gossipUntil := func(ids ...mesh.ID) func(mesh.ID, time.Duration) bool {
 		return func(id mesh.ID, at time.Duration) bool { return at < event || !slices.Contains(ids, id) }
 	}
-	three := watch(1, Watch{Gateway: a, Beside: []mesh.ID{b}, Beyond: []mesh.ID{x, y}, Outside: []mesh.ID{x, y}})
-	two := watch(1, Watch{Gateway: a, Beyond: []mesh.ID{x}, Outside: []mesh.ID{x}})
+	three := watch(1, Watch{Gateway: a, LAN: []mesh.ID{b}, Remote: []mesh.ID{x, y}, Unprobed: []mesh.ID{x, y}})
+	two := watch(1, Watch{Gateway: a, Remote: []mesh.ID{x}, Unprobed: []mesh.ID{x}})
 	relayed := watch(1, Watch{Relays: []mesh.ID{r}, Peers: []mesh.ID{p}})
 
 	tests := []struct {
@@ -194,7 +194,7 @@ func TestTimelines(t *testing.T) {
 			pings: until(a, x, y), hears: always,
 			watch: func(now Watch, at time.Duration) Watch {
 				if at == event+time.Second {
-					return watch(1, Watch{Gateway: b, Beyond: now.Beyond, Outside: now.Outside})
+					return watch(1, Watch{Gateway: b, Remote: now.Remote, Unprobed: now.Unprobed})
 				}
 				return now
 			},
@@ -206,20 +206,20 @@ func TestTimelines(t *testing.T) {
 			pings: func(Target, time.Duration) bool { return false }, hears: always,
 		}, nil},
 		{"the next gateway filters pings", three, network{pings: func(t Target, _ time.Duration) bool { return !to(t, a) }, hears: always}, nil},
-		{"the next gateway does not forward", watch(1, Watch{Gateway: b, Beyond: three.Beyond}), network{
+		{"the next gateway does not forward", watch(1, Watch{Gateway: b, Remote: three.Remote}), network{
 			pings: func(t Target, _ time.Duration) bool { return t.Via != a }, hears: always,
 			watch: func(now Watch, at time.Duration) Watch {
 				if at == time.Second {
-					return watch(1, Watch{Gateway: a, Beyond: now.Beyond})
+					return watch(1, Watch{Gateway: a, Remote: now.Remote})
 				}
 				return now
 			},
 		}, []string{"10.95s gateway a is down, epoch 1"}},
-		{"no remote node is alive any more when the next gateway takes over", watch(1, Watch{Gateway: b, Beyond: three.Beyond}), network{
+		{"no remote node is alive any more when the next gateway takes over", watch(1, Watch{Gateway: b, Remote: three.Remote}), network{
 			pings: func(t Target, _ time.Duration) bool { return t.Via != a },
 			watch: func(now Watch, at time.Duration) Watch {
 				if at == time.Second {
-					return watch(1, Watch{Gateway: a, Beyond: now.Beyond})
+					return watch(1, Watch{Gateway: a, Remote: now.Remote})
 				}
 				return now
 			},
@@ -256,11 +256,11 @@ func TestEpochs(t *testing.T) {
 	itself := identity(1)
 	a := mesh.IDOf(itself)
 	now := time.Unix(1_800_000_000, 0)
-	w := watch(1, Watch{Gateway: a, Beside: []mesh.ID{b}})
+	w := watch(1, Watch{Gateway: a, LAN: []mesh.ID{b}})
 	w.addrs[a] = addrs(a, 1)
 	results := map[Target]Result{
-		w.targets(a, mesh.ID{})[0]: {Misses: 4, FirstMiss: now.Add(-time.Second), LastMiss: now, Answered: now.Add(-time.Minute)},
-		w.targets(b, mesh.ID{})[0]: {Answered: now},
+		w.targetsOf(a, mesh.ID{})[0]: {Misses: 4, FirstMiss: now.Add(-time.Second), LastMiss: now, Answered: now.Add(-time.Minute)},
+		w.targetsOf(b, mesh.ID{})[0]: {Answered: now},
 	}
 	other := identity(2)
 	for _, tt := range []struct {
@@ -276,7 +276,7 @@ func TestEpochs(t *testing.T) {
 		{[]mesh.Verdict{{Author: other, Subject: a, Role: mesh.RoleRelay, State: mesh.HealthDown, Epoch: 6}}, 1},
 		{[]mesh.Verdict{{Author: other, Subject: b, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 6}}, 1},
 	} {
-		f := Judge(Situation{Now: now, Author: self, Watch: w, Results: results, Pace: Pace{Misses: 4}, Verdicts: tt.verdicts, Records: []mesh.Record{{Identity: itself, Sequence: 3}}, Alive: map[mesh.ID]bool{a: true}})
+		f := Evaluate(EvaluateInput{Now: now, Author: self, Watch: w, Results: results, Pace: Pace{Misses: 4}, Verdicts: tt.verdicts, Records: []mesh.Record{{Identity: itself, Sequence: 3}}, Alive: map[mesh.ID]bool{a: true}})
 		var got uint64
 		if len(f.Verdicts) > 0 {
 			got = f.Verdicts[0].Epoch
@@ -291,40 +291,40 @@ func TestEpochs(t *testing.T) {
 // no load.
 func TestJudgeAgain(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
-	w := watch(1, Watch{Gateway: a, Beyond: []mesh.ID{x}})
+	w := watch(1, Watch{Gateway: a, Remote: []mesh.ID{x}})
 	for _, tt := range []struct {
 		misses int
 		want   time.Duration
-	}{{0, 0}, {1, 0}, {2, judgeSoon}, {12, judgeSoon}, {13, SlowInterval}, {1000, SlowInterval}} {
-		f := Judge(Situation{
+	}{{0, 0}, {1, 0}, {2, recheckSoon}, {12, recheckSoon}, {13, SlowInterval}, {1000, SlowInterval}} {
+		f := Evaluate(EvaluateInput{
 			Now: now, Author: self, Watch: w, Pace: Pace{Misses: 4}, Alive: map[mesh.ID]bool{a: true},
-			Results: map[Target]Result{w.targets(x, a)[0]: {Misses: tt.misses, FirstMiss: now, LastMiss: now, Answered: now}},
+			Results: map[Target]Result{w.targetsOf(x, a)[0]: {Misses: tt.misses, FirstMiss: now, LastMiss: now, Answered: now}},
 		})
-		if f.Again != tt.want || len(f.Verdicts) > 0 {
+		if f.RecheckAfter != tt.want || len(f.Verdicts) > 0 {
 			t.Errorf("after %d misses: got %+v, want to judge again in %v", tt.misses, f, tt.want)
 		}
 	}
 }
 
 func TestHold(t *testing.T) {
-	var h Hold
+	var h HoldDown
 	now := time.Unix(1_800_000_000, 0)
 	fall := func(want time.Duration) {
 		t.Helper()
-		if got := h.Fall(now); got != want {
+		if got := h.Failed(now); got != want {
 			t.Errorf("after a failure: got a wait of %v, want %v", got, want)
 		}
 		now = now.Add(want)
-		if got := h.Fall(now); got != 0 {
+		if got := h.Failed(now); got != 0 {
 			t.Errorf("after %v: got %v more, want none", want, got)
 		}
-		h.Raise(now)
+		h.Recovered(now)
 	}
 	for _, s := range []int{10, 20, 40, 80, 160, 300, 300} {
 		now = now.Add(time.Minute)
 		fall(time.Duration(s) * time.Second)
 	}
 	now = now.Add(relapse + time.Second)
-	h.Raise(now) // the gateway is up already
+	h.Recovered(now) // the gateway is up already
 	fall(10 * time.Second)
 }

@@ -2,15 +2,15 @@
 
 package mesh
 
-// paths tells how packets get to every other node.
-func (d *deriver) paths() []Path {
-	paths := make([]Path, len(d.all))
+// routes tells how packets get to every other node.
+func (d *deriver) routes() []Route {
+	paths := make([]Route, len(d.all))
 	for i, m := range d.all {
-		paths[i] = Path{ID: m.id, Kind: PathNone}
+		paths[i] = Route{ID: m.id, Kind: RouteNone}
 	}
-	kind := PathTunnel
+	kind := RouteTunnel
 	if !d.self.isTunnelEnd() {
-		kind = PathLAN
+		kind = RouteLAN
 	}
 	for _, w := range d.tunnelRoutes {
 		hops := d.hops(w)
@@ -27,13 +27,13 @@ func (d *deriver) paths() []Path {
 	}
 	for _, m := range d.self.group.members {
 		if m != d.self && !d.tunnelled(d.self, m) && d.link(d.self, m).families != noFamily {
-			paths[m.index].Kind = PathLAN
+			paths[m.index].Kind = RouteLAN
 		}
 	}
 	return append(paths[:d.self.index], paths[d.self.index+1:]...)
 }
 
-// hops are the nodes on a way, the far end among them. Paths share them.
+// hops are the nodes on a way, the far end among them. Routes share them.
 func (d *deriver) hops(w tunnelRoute) []ID {
 	hops := make([]ID, 0, 3)
 	if !d.self.isTunnelEnd() {

@@ -11,40 +11,40 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// voices are what other nodes say of our own address. It does no I/O and reads no
+// observationTable are what other nodes say of our own address. It does no I/O and reads no
 // clock.
 //
 // Only who has proved its identity in a stream's greeting has a voice, one for
 // each family of addresses: who dials says which address it dialled, and who is
 // dialled says where the stream came from. Packets say nothing of the kind: whoever
 // has the secret can send them in the name of any node.
-type voices struct {
-	said map[voiceKey]voice
+type observationTable struct {
+	said map[observationKey]observation
 	// remembered are the addresses in our last record, with the time of the start:
 	// a restart must not look like a change.
 	remembered map[netip.Addr]time.Time
 }
 
-type voiceKey struct {
+type observationKey struct {
 	by   mesh.ID
 	four bool
 }
 
-// voice is what one node says.
-type voice struct {
+// observation is what one node says.
+type observation struct {
 	addr  netip.Addr // that we have
 	from  netip.Addr // where its stream came from, or went to
 	at    time.Time
 	gotIn time.Time // when a stream of its last got in at our gossip port there; zero for never
 }
 
-func newVoices() *voices {
-	return &voices{said: make(map[voiceKey]voice), remembered: make(map[netip.Addr]time.Time)}
+func newObservationTable() *observationTable {
+	return &observationTable{said: make(map[observationKey]observation), remembered: make(map[netip.Addr]time.Time)}
 }
 
 // hear takes in what a node says, and reports whether that is news.
-func (v *voices) hear(by mesh.ID, said voice) bool {
-	key := voiceKey{by, said.addr.Is4()}
+func (v *observationTable) hear(by mesh.ID, said observation) bool {
+	key := observationKey{by, said.addr.Is4()}
 	old, known := v.said[key]
 	if !known && len(v.said) >= maxSenders {
 		delete(v.said, v.oldest())
@@ -58,9 +58,9 @@ func (v *voices) hear(by mesh.ID, said voice) bool {
 }
 
 // has reports whether a node has said anything.
-func (v *voices) has(id mesh.ID) bool {
+func (v *observationTable) has(id mesh.ID) bool {
 	for _, four := range []bool{true, false} {
-		if _, ok := v.said[voiceKey{id, four}]; ok {
+		if _, ok := v.said[observationKey{id, four}]; ok {
 			return true
 		}
 	}
@@ -68,7 +68,7 @@ func (v *voices) has(id mesh.ID) bool {
 }
 
 // oldest returns whose voice was heard longest ago.
-func (v *voices) oldest() (key voiceKey) {
+func (v *observationTable) oldest() (key observationKey) {
 	var at time.Time
 	for k, said := range v.said {
 		if at.IsZero() || said.at.Before(at) {
@@ -79,7 +79,7 @@ func (v *voices) oldest() (key voiceKey) {
 }
 
 // remember takes the addresses in our last record for open for a while.
-func (v *voices) remember(own mesh.Record, now time.Time) {
+func (v *observationTable) remember(own mesh.Record, now time.Time) {
 	for _, e := range own.Endpoints {
 		if a, err := netip.ParseAddr(e.Host); err == nil && e.Source == mesh.EndpointObserved {
 			v.remembered[a] = now
@@ -88,13 +88,13 @@ func (v *voices) remember(own mesh.Record, now time.Time) {
 }
 
 // isOpen reports whether strangers get in where a voice has us.
-func (v *voices) isOpen(said voice, now time.Time) bool {
+func (v *observationTable) isOpen(said observation, now time.Time) bool {
 	since := func(t time.Time) bool { return !t.IsZero() && now.Sub(t) <= openFor }
 	return since(said.gotIn) || since(v.remembered[said.addr])
 }
 
 // observations returns all that is said, by node.
-func (v *voices) observations(now time.Time) []mesh.Observation {
+func (v *observationTable) observations(now time.Time) []mesh.Observation {
 	all := make([]mesh.Observation, 0, len(v.said))
 	for k, said := range v.said {
 		all = append(all, mesh.Observation{By: k.by, Addr: said.addr, From: said.from, At: said.at, Open: v.isOpen(said, now)})
@@ -107,21 +107,21 @@ func (v *voices) observations(now time.Time) []mesh.Observation {
 
 // hearVoice takes in what a node says that has proved its identity: that it sees
 // our streams come from an address, or that it has dialled one and got in.
-func (t *transport) hearVoice(s *stream, dialled bool) {
+func (t *transport) noteObservation(s *stream, dialled bool) {
 	addr := s.peer.you.Addr()
 	if !addr.IsValid() || !t.trusts(s.peer.id) {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.paths.inside(addr) {
+	if t.addresses.inside(addr) {
 		return
 	}
-	said := voice{addr: addr, from: remote(s.Conn).Addr(), at: t.now()}
+	said := observation{addr: addr, from: remote(s.Conn).Addr(), at: t.now()}
 	if dialled && s.peer.you.Port() == t.self.port {
 		said.gotIn = said.at
 	}
-	if t.voices.hear(s.peer.id, said) {
+	if t.observations.hear(s.peer.id, said) {
 		t.changed()
 	}
 }
@@ -130,7 +130,7 @@ func (t *transport) hearVoice(s *stream, dialled bool) {
 func (t *transport) hasMet(id mesh.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.voices.has(id)
+	return t.observations.has(id)
 }
 
 // recognise notes an address of our own configuration as ours: we have dialled it
@@ -138,8 +138,8 @@ func (t *transport) hasMet(id mesh.ID) bool {
 func (t *transport) recognise(addr netip.AddrPort) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	said := voice{addr: addr.Addr(), from: addr.Addr(), at: t.now(), gotIn: t.now()}
-	if t.voices.hear(t.self.id, said) {
+	said := observation{addr: addr.Addr(), from: addr.Addr(), at: t.now(), gotIn: t.now()}
+	if t.observations.hear(t.self.id, said) {
 		t.changed()
 	}
 }
@@ -153,7 +153,7 @@ func (t *transport) dialBack(to mesh.ID, at netip.AddrPort) {
 		return
 	}
 	t.mu.Lock()
-	due := t.paths.dialBack(to, at, t.now())
+	due := t.addresses.dialBack(to, at, t.now())
 	t.mu.Unlock()
 	if !due {
 		return

@@ -19,8 +19,8 @@ const filteredAfter = 10 * time.Second
 // through VXLAN are not affected and never among them.
 func Filtered(w Watch, results map[Target]Result, alive map[mesh.ID]bool, now time.Time) []Neighbor {
 	var out []Neighbor
-	for _, n := range w.Plain {
-		overlay, internal := w.plainTargets(n)
+	for _, n := range w.Unencapsulated {
+		overlay, internal := w.unencapsulatedTargets(n)
 		silent := func(t Target) bool {
 			r := results[t]
 			return r.Misses > 0 && now.Sub(r.FirstMiss) >= filteredAfter
@@ -36,11 +36,11 @@ func Filtered(w Watch, results map[Target]Result, alive map[mesh.ID]bool, now ti
 // Of returns the results of a watched node, one for each of its addresses.
 func (w Watch) Of(id mesh.ID, results map[Target]Result) []Result {
 	var via mesh.ID
-	if slices.Contains(w.Beyond, id) {
+	if slices.Contains(w.Remote, id) {
 		via = w.Gateway
 	}
 	var out []Result
-	for _, t := range w.targets(id, via) {
+	for _, t := range w.targetsOf(id, via) {
 		if r, ok := results[t]; ok {
 			out = append(out, r)
 		}

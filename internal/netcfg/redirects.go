@@ -12,22 +12,22 @@ import (
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
-// Taker is a rule of another program that would redirect packets to one of our ports,
+// PortRedirect is a rule of another program that would redirect packets to one of our ports,
 // such as that of a hostPort. The rule has no effect, because our table decides first,
 // see protectOwnPorts. But whoever made it waits for packets that never arrive.
-type Taker struct {
+type PortRedirect struct {
 	Table    filter.Table
 	Redirect filter.Redirect
 	Port     OwnPort
 }
 
-// Takers returns such rules, at most one per table and port.
-func Takers(tables []filter.Table, ports []OwnPort) []Taker {
-	var out []Taker
+// PortRedirects returns such rules, at most one per table and port.
+func PortRedirects(tables []filter.Table, ports []OwnPort) []PortRedirect {
+	var out []PortRedirect
 	for _, t := range tables {
 		for _, p := range ports {
 			if r, ok := findRedirect(t, p); ok {
-				out = append(out, Taker{Table: t, Redirect: r, Port: p})
+				out = append(out, PortRedirect{Table: t, Redirect: r, Port: p})
 			}
 		}
 	}
@@ -56,12 +56,12 @@ func findRedirect(t filter.Table, p OwnPort) (filter.Redirect, bool) {
 }
 
 // Text describes what the rule would do.
-func (t Taker) Text() string {
+func (t PortRedirect) Text() string {
 	text := fmt.Sprintf("%s port %d is meshd's", strings.ToUpper(t.Port.Protocol), t.Port.Port)
 	if t.Port.Setting != "" {
 		text += fmt.Sprintf(" (%s)", t.Port.Setting)
 	}
-	text += fmt.Sprintf(", but the chain %s of %s redirects it", t.Redirect.Chain, Barrier{Table: t.Table}.owner())
+	text += fmt.Sprintf(", but the chain %s of %s redirects it", t.Redirect.Chain, BlockingChain{Table: t.Table}.owner())
 	if t.Redirect.To != "" {
 		text += " to " + t.Redirect.To
 	}
@@ -72,7 +72,7 @@ func (t Taker) Text() string {
 }
 
 // Advice tells a person what to do about the rule.
-func (t Taker) Advice() string {
+func (t PortRedirect) Advice() string {
 	whose := "find the pod that has this hostPort, or the Service with this port and an external IP or a load balancer"
 	if host, _, ok := strings.Cut(t.Redirect.To, ":"); ok && host != "" && !strings.Contains(t.Redirect.To, "[") {
 		whose = fmt.Sprintf("find the pod or the Service (kubectl get pods -A -o wide | grep -w %s)", host)
@@ -87,9 +87,9 @@ func (t Taker) Advice() string {
 // ProblemPort is the kind of problem for a rule that would redirect one of our ports.
 const ProblemPort mesh.ProblemKind = "port-asked-for"
 
-func takerProblems(observed, desired State) []mesh.Problem {
+func portProblems(observed, desired State) []mesh.Problem {
 	var out []mesh.Problem
-	for _, t := range Takers(observed.Filters, desired.OwnPorts) {
+	for _, t := range PortRedirects(observed.Filters, desired.OwnPorts) {
 		out = append(out, mesh.Problem{Kind: ProblemPort, Text: t.Text(), Advice: t.Advice()})
 	}
 	return out

@@ -21,7 +21,7 @@ var (
 	viaRoaming  = netip.MustParseAddrPort("198.51.100.9:4001")
 )
 
-func TestPathsNext(t *testing.T) {
+func TestAddressesNext(t *testing.T) {
 	node := mesh.ID{1}
 	type step struct {
 		at     time.Duration
@@ -41,7 +41,7 @@ func TestPathsNext(t *testing.T) {
 		{"first candidate first", all, []step{{want: viaMesh, unsure: true}}},
 		{"the same path while an answer may come", all, []step{
 			{want: viaMesh, unsure: true},
-			{at: pathPatience / 2, want: viaMesh, unsure: true},
+			{at: answerTimeout / 2, want: viaMesh, unsure: true},
 		}},
 		{"one unanswered packet, the next path, and round again", all, []step{
 			{want: viaMesh, unsure: true},
@@ -52,7 +52,7 @@ func TestPathsNext(t *testing.T) {
 		{"what was heard from is used", all, []step{
 			{want: viaMesh, unsure: true},
 			{at: time.Second, hear: viaRoaming},
-			{at: time.Second + freshPath, want: viaRoaming},
+			{at: time.Second + freshAddress, want: viaRoaming},
 		}},
 		{"after silence it still has the first turn", all, []step{
 			{hear: viaLAN},
@@ -68,10 +68,10 @@ func TestPathsNext(t *testing.T) {
 		{"a question is answered where it came from, but then all are tried", all[:2], []step{
 			{ask: viaRoaming},
 			{want: viaRoaming, unsure: true},
-			{at: pathPatience, ask: viaRoaming},
-			{at: pathPatience, want: viaMesh, unsure: true},
-			{at: 2 * pathPatience, ask: viaRoaming},
-			{at: 2 * pathPatience, want: viaEndpoint, unsure: true},
+			{at: answerTimeout, ask: viaRoaming},
+			{at: answerTimeout, want: viaMesh, unsure: true},
+			{at: 2 * answerTimeout, ask: viaRoaming},
+			{at: 2 * answerTimeout, want: viaEndpoint, unsure: true},
 		}},
 		{"a question does not move a path that works", all, []step{
 			{hear: viaLAN},
@@ -80,7 +80,7 @@ func TestPathsNext(t *testing.T) {
 		}},
 		{"and is forgotten after long", []netip.AddrPort{viaMesh}, []step{
 			{hear: viaRoaming},
-			{at: pathMemory + time.Second, want: viaMesh, unsure: true},
+			{at: addressMemory + time.Second, want: viaMesh, unsure: true},
 		}},
 		{"a refused packet moves on at once", all, []step{
 			{want: viaMesh, unsure: true, fail: true},
@@ -95,7 +95,7 @@ func TestPathsNext(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			start := time.Unix(1700000000, 0)
-			p := newPaths(testCluster().Overlay)
+			p := newAddressTable(testCluster().Overlay)
 			if tt.candidates != nil {
 				p.set(map[mesh.ID][]netip.AddrPort{node: tt.candidates})
 			}
@@ -106,7 +106,7 @@ func TestPathsNext(t *testing.T) {
 					continue
 				}
 				if s.ask.IsValid() {
-					p.meet(node, s.ask, now)
+					p.sawAt(node, s.ask, now)
 					continue
 				}
 				got, unsure, ok := p.next(node, now)
@@ -114,7 +114,7 @@ func TestPathsNext(t *testing.T) {
 					t.Errorf("step %d: got %v, unsure %v, ok %v; want %v, unsure %v", i, got, unsure, ok, s.want, s.unsure)
 				}
 				if s.fail {
-					p.fail(node, got)
+					p.noteSendError(node, got)
 				}
 			}
 		})
@@ -122,17 +122,17 @@ func TestPathsNext(t *testing.T) {
 }
 
 // answer lets a question that went to an address be answered from there.
-func answer(p *paths, id mesh.ID, addr netip.AddrPort, now time.Time) {
-	p.ask(id, uint64(now.UnixNano()), addr)
-	p.answered(id, uint64(now.UnixNano()), now)
-	p.hear(id, addr, now)
+func answer(p *addressTable, id mesh.ID, addr netip.AddrPort, now time.Time) {
+	p.noteQuestion(id, uint64(now.UnixNano()), addr)
+	p.noteAnswer(id, uint64(now.UnixNano()), now)
+	p.heardFrom(id, addr, now)
 }
 
-func TestPathsOrderBeginsWithWhatWorked(t *testing.T) {
+func TestAddressesOrderBeginsWithWhatWorked(t *testing.T) {
 	node, now := mesh.ID{1}, time.Unix(1700000000, 0)
-	p := newPaths(nil)
+	p := newAddressTable(nil)
 	p.set(map[mesh.ID][]netip.AddrPort{node: {viaMesh, viaEndpoint, viaEndpoint, viaLAN}})
-	p.suppose(node, viaRoaming)
+	p.setGuess(node, viaRoaming)
 	answer(p, node, viaEndpoint, now)
 	want := []netip.AddrPort{viaEndpoint, viaLAN, viaRoaming, viaMesh}
 	if diff := cmp.Diff(want, p.order(node, now), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
@@ -142,7 +142,7 @@ func TestPathsOrderBeginsWithWhatWorked(t *testing.T) {
 
 func TestUnderlayIsNeverInsideTheMesh(t *testing.T) {
 	node, now := mesh.ID{1}, time.Unix(1700000000, 0)
-	p := newPaths(testCluster().Overlay)
+	p := newAddressTable(testCluster().Overlay)
 	answer(p, node, viaEndpoint, now)
 	answer(p, node, viaMesh, now.Add(time.Second))
 	if got, _ := p.underlay(node, now); got != viaEndpoint {
@@ -155,13 +155,13 @@ func TestUnderlayIsNeverInsideTheMesh(t *testing.T) {
 
 // As long as one path works, it is found within one round, whatever was
 // before; and never is anything but a known address used.
-func TestPathsFindTheOneThatWorks(t *testing.T) {
+func TestAddressesFindTheOneThatWorks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		addrs := []netip.AddrPort{viaMesh, viaEndpoint, viaLAN, viaRoaming}
 		candidates := rapid.SliceOfNDistinct(rapid.SampledFrom(addrs), 1, 4, rapid.ID).Draw(t, "candidates")
 		works := rapid.SampledFrom(candidates).Draw(t, "works")
 		node, now := mesh.ID{1}, time.Unix(1700000000, 0)
-		p := newPaths(nil)
+		p := newAddressTable(nil)
 		p.set(map[mesh.ID][]netip.AddrPort{node: candidates})
 		for range rapid.IntRange(0, 10).Draw(t, "before") {
 			now = now.Add(time.Duration(rapid.IntRange(0, 5000).Draw(t, "ms")) * time.Millisecond)
@@ -171,7 +171,7 @@ func TestPathsFindTheOneThatWorks(t *testing.T) {
 				p.next(node, now)
 			}
 		}
-		now = now.Add(freshPath + time.Second) // from here on, only one works
+		now = now.Add(freshAddress + time.Second) // from here on, only one works
 		for range len(candidates) + 1 {
 			addr, _, ok := p.next(node, now)
 			if !ok || !slices.Contains(candidates, addr) {
@@ -180,19 +180,19 @@ func TestPathsFindTheOneThatWorks(t *testing.T) {
 			if addr == works {
 				return
 			}
-			now = now.Add(pathPatience)
+			now = now.Add(answerTimeout)
 		}
 		t.Fatalf("%v of %v was not tried", works, candidates)
 	})
 }
 
-func TestPathsAreBounded(t *testing.T) {
-	p := newPaths(nil)
+func TestAddressesAreBounded(t *testing.T) {
+	p := newAddressTable(nil)
 	keep := mesh.ID{0xff}
 	p.set(map[mesh.ID][]netip.AddrPort{keep: {viaLAN}})
 	now := time.Unix(1700000000, 0)
 	for i := range maxSenders + 10 {
-		p.hear(mesh.ID{byte(i), byte(i >> 8)}, viaRoaming, now.Add(time.Duration(i)))
+		p.heardFrom(mesh.ID{byte(i), byte(i >> 8)}, viaRoaming, now.Add(time.Duration(i)))
 	}
 	if len(p.nodes) > maxSenders {
 		t.Errorf("%d nodes are remembered, at most %d", len(p.nodes), maxSenders)
@@ -206,7 +206,7 @@ func TestPathsAreBounded(t *testing.T) {
 // never inside the mesh or more than once a second.
 func TestDialBack(t *testing.T) {
 	t.Parallel()
-	p := newPaths([]netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")})
+	p := newAddressTable([]netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")})
 	start := time.Unix(1000, 0)
 	id := mesh.ID{1}
 	one, two, inside := netip.MustParseAddrPort("192.0.2.1:7946"), netip.MustParseAddrPort("[2001:db8::1]:7946"), netip.MustParseAddrPort("10.4.0.1:7946")

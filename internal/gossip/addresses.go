@@ -10,19 +10,19 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// paths knows over which addresses each node may be reached, and which of them
+// addressTable knows over which addresses each node may be reached, and which of them
 // to try. It does no I/O and reads no clock.
 //
 // The rule: the address to which a question was answered within freshPath; else
 // the candidates in turn, beginning with the one that worked last. A packet that
-// has gone unanswered for pathPatience moves the turn on.
+// has gone unanswered for answerTimeout moves the turn on.
 //
 // That something comes from an address does not show that anything gets there.
 // So a packet over a path that is not known to work is a question, and its answer
 // names it: over that path packets pass in both directions. From then on, each
 // packet of a node that hears us shows that this is still so.
-type paths struct {
-	nodes map[mesh.ID]*nodePaths
+type addressTable struct {
+	nodes map[mesh.ID]*nodeAddresses
 	known map[netip.Addr]bool // addresses of candidates
 	// overlay are the mesh's own ranges. An address in them leads through the
 	// tunnels: good for gossip, but nothing to build tunnels on.
@@ -30,7 +30,7 @@ type paths struct {
 }
 
 // nodePaths is what is known of one node.
-type nodePaths struct {
+type nodeAddresses struct {
 	candidates []netip.AddrPort // set by the daemon, best first
 	guess      netip.AddrPort   // where an inbound stream lets it be supposed
 
@@ -60,12 +60,12 @@ type question struct {
 	addr    netip.AddrPort
 }
 
-func newPaths(overlay []netip.Prefix) *paths {
-	return &paths{nodes: make(map[mesh.ID]*nodePaths), overlay: overlay}
+func newAddressTable(overlay []netip.Prefix) *addressTable {
+	return &addressTable{nodes: make(map[mesh.ID]*nodeAddresses), overlay: overlay}
 }
 
 // set replaces the candidates of all nodes.
-func (p *paths) set(candidates map[mesh.ID][]netip.AddrPort) {
+func (p *addressTable) set(candidates map[mesh.ID][]netip.AddrPort) {
 	p.known = make(map[netip.Addr]bool)
 	for id, n := range p.nodes {
 		if _, ok := candidates[id]; !ok {
@@ -89,29 +89,29 @@ func (p *paths) set(candidates map[mesh.ID][]netip.AddrPort) {
 }
 
 // isKnown reports whether a node is known to live at an address.
-func (p *paths) isKnown(a netip.Addr) bool { return p.known[a] }
+func (p *addressTable) isKnown(a netip.Addr) bool { return p.known[a] }
 
-// hear notes that something came from a node that hears us. It returns true if
+// heardFrom notes that something came from a node that hears us. It returns true if
 // the node should be asked at that address, because it may be the better one:
 // the node has moved, perhaps.
-func (p *paths) hear(id mesh.ID, from netip.AddrPort, now time.Time) (ask bool) {
-	p.meet(id, from, now)
+func (p *addressTable) heardFrom(id mesh.ID, from netip.AddrPort, now time.Time) (ask bool) {
+	p.sawAt(id, from, now)
 	n := p.node(id)
 	n.silent, n.asking = time.Time{}, time.Time{}
 	if !n.fresh(now) {
 		return false
 	}
 	n.worksAt = now
-	if n.works == from || now.Sub(n.probed) < pathPatience {
+	if n.works == from || now.Sub(n.probed) < answerTimeout {
 		return false
 	}
 	n.probed = now
 	return true
 }
 
-// meet notes an address that a node has been met at. Packets go there first,
+// sawAt notes an address that a node has been met at. Packets go there first,
 // but for a path that works and for one that was just begun with.
-func (p *paths) meet(id mesh.ID, at netip.AddrPort, now time.Time) {
+func (p *addressTable) sawAt(id mesh.ID, at netip.AddrPort, now time.Time) {
 	n := p.node(id)
 	known := slices.Contains(n.all(now), at)
 	n.heard, n.heardAt = at, now
@@ -123,15 +123,15 @@ func (p *paths) meet(id mesh.ID, at netip.AddrPort, now time.Time) {
 	}
 }
 
-// ask notes that a question goes to an address.
-func (p *paths) ask(id mesh.ID, counter uint64, addr netip.AddrPort) {
+// noteQuestion notes that a question goes to an address.
+func (p *addressTable) noteQuestion(id mesh.ID, counter uint64, addr netip.AddrPort) {
 	n := p.node(id)
 	n.questions[n.asked%len(n.questions)] = question{counter, addr}
 	n.asked++
 }
 
-// answered notes that a question was answered.
-func (p *paths) answered(id mesh.ID, counter uint64, now time.Time) {
+// noteAnswer notes that a question was answered.
+func (p *addressTable) noteAnswer(id mesh.ID, counter uint64, now time.Time) {
 	n := p.node(id)
 	for _, q := range n.questions {
 		if q.counter == counter && q.addr.IsValid() {
@@ -141,14 +141,14 @@ func (p *paths) answered(id mesh.ID, counter uint64, now time.Time) {
 	}
 }
 
-// instead returns over which path to answer a question besides the one that it
+// otherAddress returns over which path to answer a question besides the one that it
 // came over: one that works, or the next one if our answers get lost.
-func (p *paths) instead(id mesh.ID, from netip.AddrPort, now time.Time) (addr netip.AddrPort, want bool) {
+func (p *addressTable) otherAddress(id mesh.ID, from netip.AddrPort, now time.Time) (addr netip.AddrPort, want bool) {
 	n := p.node(id)
 	if n.asking.IsZero() {
 		n.asking = now
 	}
-	if n.fresh(now) || now.Sub(n.asking) >= pathPatience {
+	if n.fresh(now) || now.Sub(n.asking) >= answerTimeout {
 		addr, want, _ = p.next(id, now)
 	}
 	if addr == from {
@@ -159,17 +159,17 @@ func (p *paths) instead(id mesh.ID, from netip.AddrPort, now time.Time) (addr ne
 
 // isSilent says whether packets to a node go unanswered for longer than it
 // takes to lose one.
-func (p *paths) isSilent(id mesh.ID, now time.Time) bool {
+func (p *addressTable) isSilent(id mesh.ID, now time.Time) bool {
 	n := p.nodes[id]
-	return n != nil && !n.silent.IsZero() && now.Sub(n.silent) >= 2*pathPatience
+	return n != nil && !n.silent.IsZero() && now.Sub(n.silent) >= 2*answerTimeout
 }
 
-// suppose notes an address at which a node may listen.
-func (p *paths) suppose(id mesh.ID, addr netip.AddrPort) { p.node(id).guess = addr }
+// setGuess notes an address at which a node may listen.
+func (p *addressTable) setGuess(id mesh.ID, addr netip.AddrPort) { p.node(id).guess = addr }
 
 // next returns the address for the next packet to a node, and whether to ask
 // for a sign of life because that address is not known to work.
-func (p *paths) next(id mesh.ID, now time.Time) (addr netip.AddrPort, want, ok bool) {
+func (p *addressTable) next(id mesh.ID, now time.Time) (addr netip.AddrPort, want, ok bool) {
 	n := p.nodes[id]
 	if n == nil {
 		return netip.AddrPort{}, false, false
@@ -188,7 +188,7 @@ func (p *paths) next(id mesh.ID, now time.Time) (addr netip.AddrPort, want, ok b
 	switch {
 	case n.waiting.IsZero():
 		n.waiting = now
-	case now.Sub(n.waiting) >= pathPatience:
+	case now.Sub(n.waiting) >= answerTimeout:
 		at = (at + 1) % len(all)
 		n.waiting = now
 	}
@@ -196,9 +196,9 @@ func (p *paths) next(id mesh.ID, now time.Time) (addr netip.AddrPort, want, ok b
 	return n.turn, true, true
 }
 
-// fail notes that the system refused to send to an address: there is no use
+// noteSendError notes that the system refused to send to an address: there is no use
 // in waiting for an answer.
-func (p *paths) fail(id mesh.ID, addr netip.AddrPort) {
+func (p *addressTable) noteSendError(id mesh.ID, addr netip.AddrPort) {
 	n := p.nodes[id]
 	if n == nil {
 		return
@@ -212,7 +212,7 @@ func (p *paths) fail(id mesh.ID, addr netip.AddrPort) {
 }
 
 // order returns all addresses of a node in the order in which to dial them.
-func (p *paths) order(id mesh.ID, now time.Time) []netip.AddrPort {
+func (p *addressTable) order(id mesh.ID, now time.Time) []netip.AddrPort {
 	n := p.nodes[id]
 	if n == nil {
 		return nil
@@ -223,37 +223,37 @@ func (p *paths) order(id mesh.ID, now time.Time) []netip.AddrPort {
 }
 
 // underlay returns where a node was last seen outside of the mesh.
-func (p *paths) underlay(id mesh.ID, now time.Time) (netip.AddrPort, time.Time) {
+func (p *addressTable) underlay(id mesh.ID, now time.Time) (netip.AddrPort, time.Time) {
 	n := p.nodes[id]
-	if n == nil || now.Sub(n.seenAt) > pathMemory {
+	if n == nil || now.Sub(n.seenAt) > addressMemory {
 		return netip.AddrPort{}, time.Time{}
 	}
 	return n.seen, n.seenAt
 }
 
-func (p *paths) inside(a netip.Addr) bool {
+func (p *addressTable) inside(a netip.Addr) bool {
 	return slices.ContainsFunc(p.overlay, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
-func (n *nodePaths) fresh(now time.Time) bool {
-	return n.works.IsValid() && now.Sub(n.worksAt) <= freshPath
+func (n *nodeAddresses) fresh(now time.Time) bool {
+	return n.works.IsValid() && now.Sub(n.worksAt) <= freshAddress
 }
 
 // all returns the candidates, then where the node was seen, then the guess.
-func (n *nodePaths) all(now time.Time) []netip.AddrPort {
+func (n *nodeAddresses) all(now time.Time) []netip.AddrPort {
 	all := slices.Clone(n.candidates)
 	add := func(a netip.AddrPort) {
 		if a.IsValid() && !slices.Contains(all, a) {
 			all = append(all, a)
 		}
 	}
-	if now.Sub(n.worksAt) <= pathMemory {
+	if now.Sub(n.worksAt) <= addressMemory {
 		add(n.works)
 	}
-	if now.Sub(n.heardAt) <= pathMemory {
+	if now.Sub(n.heardAt) <= addressMemory {
 		add(n.heard)
 	}
-	if now.Sub(n.seenAt) <= pathMemory {
+	if now.Sub(n.seenAt) <= addressMemory {
 		add(n.seen)
 	}
 	add(n.guess)
@@ -261,20 +261,20 @@ func (n *nodePaths) all(now time.Time) []netip.AddrPort {
 }
 
 // node returns a node's entry, and makes room for it if need be.
-func (p *paths) node(id mesh.ID) *nodePaths {
+func (p *addressTable) node(id mesh.ID) *nodeAddresses {
 	n := p.nodes[id]
 	if n == nil {
 		if len(p.nodes) >= maxSenders {
 			p.evict()
 		}
-		n = &nodePaths{}
+		n = &nodeAddresses{}
 		p.nodes[id] = n
 	}
 	return n
 }
 
 // dialBack reports whether to dial a node back at an address outside of the mesh.
-func (p *paths) dialBack(id mesh.ID, at netip.AddrPort, now time.Time) bool {
+func (p *addressTable) dialBack(id mesh.ID, at netip.AddrPort, now time.Time) bool {
 	if p.inside(at.Addr()) {
 		return false
 	}
@@ -292,9 +292,9 @@ func (p *paths) dialBack(id mesh.ID, at netip.AddrPort, now time.Time) bool {
 
 // evict forgets the node that has been silent for longest, if possible one of
 // which the daemon knows nothing.
-func (p *paths) evict() {
+func (p *addressTable) evict() {
 	var victim mesh.ID
-	var worst *nodePaths
+	var worst *nodeAddresses
 	for id, n := range p.nodes {
 		if worst == nil || (len(n.candidates) == 0) && len(worst.candidates) > 0 ||
 			(len(n.candidates) == 0) == (len(worst.candidates) == 0) && n.heardAt.Before(worst.heardAt) {

@@ -14,11 +14,11 @@ const (
 	// SuspectAfter is after how many misses other nodes are asked for a sign of life, so
 	// that it has arrived when a verdict needs it.
 	SuspectAfter = 2
-	// judgeSoon is how soon Judge must run again while a target is suspect, because
-	// signs of life come without an event. After judgeSoonMisses more misses than make a
+	// judgeSoon is how soon Evaluate must run again while a target is suspect, because
+	// signs of life come without an event. After recheckSoonMisses more misses than make a
 	// target silent, it runs at SlowInterval: the remote end is dead.
-	judgeSoon       = 50 * time.Millisecond
-	judgeSoonMisses = 8
+	recheckSoon       = 50 * time.Millisecond
+	recheckSoonMisses = 8
 	// unprovenFactor multiplies the misses allowed to a gateway that has never worked:
 	// its tunnels have to come up first.
 	unprovenFactor = 10
@@ -26,8 +26,8 @@ const (
 	relaySteady = 10 * time.Second
 )
 
-// Situation is the input of Judge.
-type Situation struct {
+// EvaluateInput is the input of Evaluate.
+type EvaluateInput struct {
 	Now     time.Time
 	Author  ed25519.PublicKey // this node
 	Watch   Watch
@@ -35,23 +35,23 @@ type Situation struct {
 	Pace
 	// Alive is gossip's view, which is late by seconds.
 	Alive map[mesh.ID]bool
-	// Heard is when an authenticated packet last came from a node outside of the mesh.
-	Heard    map[mesh.ID]time.Time
-	Verdicts []mesh.Verdict // all known ones
-	Records  []mesh.Record  // of all nodes
+	// LastHeard is when an authenticated packet last came from a node outside of the mesh.
+	LastHeard map[mesh.ID]time.Time
+	Verdicts  []mesh.Verdict // all known ones
+	Records   []mesh.Record  // of all nodes
 }
 
-// Findings are the result of Judge.
+// Findings are the result of Evaluate.
 type Findings struct {
-	Verdicts []mesh.Verdict // to be published
-	Ask      []mesh.ID      // nodes to ask now for a sign of life outside of the mesh; sorted
-	// Again is when Judge must run again at the latest; 0 if it need not.
-	Again time.Duration
+	Verdicts     []mesh.Verdict // to be published
+	RequestSigns []mesh.ID      // nodes to ask now for a sign of life outside of the mesh; sorted
+	// Again is when Evaluate must run again at the latest; 0 if it need not.
+	RecheckAfter time.Duration
 }
 
-// Judge evaluates the results of the gateway and the relays, and returns the verdicts to
+// Evaluate works out what follows from the results of the gateway and the relays, and returns the verdicts to
 // publish.
-func Judge(s Situation) Findings {
+func Evaluate(s EvaluateInput) Findings {
 	var f Findings
 	if g := s.Watch.Gateway; g != (mesh.ID{}) && s.gatewayState(g) != mesh.HealthDown {
 		if s.dead(&f) || s.blackhole(&f) || s.useless(&f) {
@@ -61,8 +61,8 @@ func Judge(s Situation) Findings {
 	for _, r := range s.Watch.Relays {
 		s.relay(&f, r)
 	}
-	slices.SortFunc(f.Ask, mesh.ID.Compare)
-	f.Ask = slices.Compact(f.Ask)
+	slices.SortFunc(f.RequestSigns, mesh.ID.Compare)
+	f.RequestSigns = slices.Compact(f.RequestSigns)
 	return f
 }
 
@@ -77,7 +77,7 @@ type silence struct {
 // silenceOf returns the time in which all the targets have been silent. Targets that have
 // never answered, because a firewall may drop the requests, are counted only if unproven
 // is set. It returns false if no target counts.
-func (s Situation) silenceOf(targets []Target, unproven bool) (silence, bool) {
+func (s EvaluateInput) silenceOf(targets []Target, unproven bool) (silence, bool) {
 	var out silence
 	found := false
 	for _, t := range targets {
@@ -104,26 +104,26 @@ func (s Situation) silenceOf(targets []Target, unproven bool) (silence, bool) {
 // answer from the rest of the LAN proves the latter. If no other node of the LAN has ever
 // answered, or if the gateway is dead in gossip too, hearing a node of another location
 // is enough.
-func (s Situation) dead(f *Findings) bool {
+func (s EvaluateInput) dead(f *Findings) bool {
 	w := s.Watch
 	deadInGossip := !s.Alive[w.Gateway]
-	quiet, ok := s.silenceOf(w.targets(w.Gateway, mesh.ID{}), deadInGossip)
+	quiet, ok := s.silenceOf(w.targetsOf(w.Gateway, mesh.ID{}), deadInGossip)
 	if !ok || quiet.misses < SuspectAfter {
 		return false
 	}
-	s.ask(f, w.Outside, quiet)
+	s.ask(f, w.Unprobed, quiet)
 	if quiet.misses < s.Misses {
 		return false
 	}
 	witnesses, answer := s.witnesses(quiet)
-	return answer || (witnesses == 0 || deadInGossip) && s.hears(w.Outside, quiet)
+	return answer || (witnesses == 0 || deadInGossip) && s.hears(w.Unprobed, quiet)
 }
 
 // witnesses counts the addresses of the rest of the LAN that have ever answered, and
 // reports whether one has answered during a silence.
-func (s Situation) witnesses(quiet silence) (n int, answer bool) {
-	for _, id := range s.Watch.Beside {
-		for _, t := range s.Watch.targets(id, mesh.ID{}) {
+func (s EvaluateInput) witnesses(quiet silence) (n int, answer bool) {
+	for _, id := range s.Watch.LAN {
+		for _, t := range s.Watch.targetsOf(id, mesh.ID{}) {
 			if r := s.Results[t]; !r.Answered.IsZero() {
 				n++
 				answer = answer || !r.Answered.Before(quiet.last)
@@ -136,8 +136,8 @@ func (s Situation) witnesses(quiet silence) (n int, answer bool) {
 // blackhole reports whether the gateway is alive but does not forward: in one family no
 // remote node answers through it, though one of them is heard outside of the mesh. If
 // the gateway itself is silent, the result is false: the path to it may be cut.
-func (s Situation) blackhole(f *Findings) bool {
-	if quiet, ok := s.silenceOf(s.Watch.targets(s.Watch.Gateway, mesh.ID{}), false); ok && quiet.misses >= SuspectAfter {
+func (s EvaluateInput) blackhole(f *Findings) bool {
+	if quiet, ok := s.silenceOf(s.Watch.targetsOf(s.Watch.Gateway, mesh.ID{}), false); ok && quiet.misses >= SuspectAfter {
 		return false
 	}
 	for _, v4 := range []bool{true, false} {
@@ -146,7 +146,7 @@ func (s Situation) blackhole(f *Findings) bool {
 		if !ok || quiet.misses < SuspectAfter {
 			continue
 		}
-		s.ask(f, s.Watch.Beyond, quiet)
+		s.ask(f, s.Watch.Remote, quiet)
 		if quiet.misses >= s.Misses && s.hears(s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() }), quiet) {
 			return true
 		}
@@ -158,15 +158,15 @@ func (s Situation) blackhole(f *Findings) bool {
 // may. Either it answers itself but no remote node ever has through it, though one is
 // heard outside of the mesh and is known to answer pings. Or it has never answered
 // itself, while the rest of the LAN answers.
-func (s Situation) useless(f *Findings) bool {
+func (s EvaluateInput) useless(f *Findings) bool {
 	targets := s.beyond()
 	quiet, ok := s.silenceOf(targets, true)
 	if !ok || quiet.misses < unprovenFactor*s.Misses || len(s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() })) > 0 {
 		return false
 	}
-	gateway := s.Watch.targets(s.Watch.Gateway, mesh.ID{})
+	gateway := s.Watch.targetsOf(s.Watch.Gateway, mesh.ID{})
 	if near, ok := s.silenceOf(gateway, false); ok {
-		s.ask(f, s.Watch.Beyond, quiet)
+		s.ask(f, s.Watch.Remote, quiet)
 		return near.misses < SuspectAfter && s.hears(s.beyondWith(targets, func(r Result) bool { return r.Known }), quiet)
 	}
 	near, ok := s.silenceOf(gateway, true)
@@ -175,33 +175,33 @@ func (s Situation) useless(f *Findings) bool {
 }
 
 // beyond returns the targets that are reached through the gateway.
-func (s Situation) beyond() []Target {
+func (s EvaluateInput) beyond() []Target {
 	var out []Target
-	for _, id := range s.Watch.Beyond {
-		out = append(out, s.Watch.targets(id, s.Watch.Gateway)...)
+	for _, id := range s.Watch.Remote {
+		out = append(out, s.Watch.targetsOf(id, s.Watch.Gateway)...)
 	}
 	return out
 }
 
 // ask adds nodes to ask for a sign of life because of a silence, and sets when to judge
 // again.
-func (s Situation) ask(f *Findings, ids []mesh.ID, quiet silence) {
-	f.Ask = append(f.Ask, ids...)
-	again := judgeSoon
-	if quiet.misses > s.Misses+judgeSoonMisses {
+func (s EvaluateInput) ask(f *Findings, ids []mesh.ID, quiet silence) {
+	f.RequestSigns = append(f.RequestSigns, ids...)
+	again := recheckSoon
+	if quiet.misses > s.Misses+recheckSoonMisses {
 		again = SlowInterval
 	}
-	if f.Again == 0 || again < f.Again {
-		f.Again = again
+	if f.RecheckAfter == 0 || again < f.RecheckAfter {
+		f.RecheckAfter = again
 	}
 }
 
 // beyondWith returns the remote nodes that have one of the targets with a result for
 // which match is true.
-func (s Situation) beyondWith(targets []Target, match func(Result) bool) []mesh.ID {
+func (s EvaluateInput) beyondWith(targets []Target, match func(Result) bool) []mesh.ID {
 	var out []mesh.ID
-	for _, id := range s.Watch.Beyond {
-		for _, t := range s.Watch.targets(id, s.Watch.Gateway) {
+	for _, id := range s.Watch.Remote {
+		for _, t := range s.Watch.targetsOf(id, s.Watch.Gateway) {
 			if slices.Contains(targets, t) && match(s.Results[t]) {
 				out = append(out, id)
 			}
@@ -212,15 +212,15 @@ func (s Situation) beyondWith(targets []Target, match func(Result) bool) []mesh.
 
 // hears reports whether one of the nodes was heard during a silence. Packets that were
 // already on their way when the silence began don't count.
-func (s Situation) hears(ids []mesh.ID, quiet silence) bool {
+func (s EvaluateInput) hears(ids []mesh.ID, quiet silence) bool {
 	from := quiet.since.Add(s.Interval + quiet.rtt)
-	return slices.ContainsFunc(ids, func(id mesh.ID) bool { return s.Heard[id].After(from) })
+	return slices.ContainsFunc(ids, func(id mesh.ID) bool { return s.LastHeard[id].After(from) })
 }
 
 // relay evaluates a relay, for this node's own use only. It is down when it is silent
 // while another peer answers, and up when it has answered for relaySteady.
-func (s Situation) relay(f *Findings, id mesh.ID) {
-	targets := s.Watch.targets(id, mesh.ID{})
+func (s EvaluateInput) relay(f *Findings, id mesh.ID) {
+	targets := s.Watch.targetsOf(id, mesh.ID{})
 	if s.relayState(id) == mesh.HealthDown {
 		steady := func(t Target) bool {
 			since := s.Results[t].Since
@@ -236,7 +236,7 @@ func (s Situation) relay(f *Findings, id mesh.ID) {
 		return
 	}
 	for _, p := range s.Watch.Peers {
-		for _, t := range s.Watch.targets(p, mesh.ID{}) {
+		for _, t := range s.Watch.targetsOf(p, mesh.ID{}) {
 			if r := s.Results[t]; !r.Answered.IsZero() && !r.Answered.Before(quiet.last) {
 				f.Verdicts = append(f.Verdicts, s.verdict(id, mesh.RoleRelay, mesh.HealthDown))
 				return
@@ -247,7 +247,7 @@ func (s Situation) relay(f *Findings, id mesh.ID) {
 
 // verdict returns a verdict whose epoch exceeds those of all verdicts on its subject, also
 // of those that don't count yet.
-func (s Situation) verdict(subject mesh.ID, role mesh.Role, state mesh.Health) mesh.Verdict {
+func (s EvaluateInput) verdict(subject mesh.ID, role mesh.Role, state mesh.Health) mesh.Verdict {
 	next := mesh.Verdict{Author: s.Author, Subject: subject, Role: role, State: state, Epoch: 1}
 	for _, v := range s.Verdicts {
 		if v.Subject == subject && v.Role == role && (role == mesh.RoleGateway || v.Author.Equal(s.Author)) {
@@ -258,12 +258,12 @@ func (s Situation) verdict(subject mesh.ID, role mesh.Role, state mesh.Health) m
 }
 
 // gatewayState returns what the verdict that counts says of a gateway; "" if there is none.
-func (s Situation) gatewayState(id mesh.ID) mesh.Health {
+func (s EvaluateInput) gatewayState(id mesh.ID) mesh.Health {
 	return mesh.GatewayVerdicts(s.Verdicts, s.Records)[id].State
 }
 
 // relayState returns what this node itself has said of a relay; "" if nothing.
-func (s Situation) relayState(id mesh.ID) mesh.Health {
+func (s EvaluateInput) relayState(id mesh.ID) mesh.Health {
 	for _, v := range s.Verdicts {
 		if v.Subject == id && v.Role == mesh.RoleRelay && v.Author.Equal(s.Author) {
 			return v.State
