@@ -194,28 +194,6 @@ func withWish(alive map[mesh.ID]bool, c mesh.Client) map[mesh.ID]bool {
 	return alive
 }
 
-// ProblemAnswer says that clients can't ask this node.
-const ProblemAnswer mesh.ProblemKind = "no-answer"
-
-// answerClients sees that clients get answers under this node's addresses, once there
-// are clients.
-func (d *daemon) answerClients(t turn) []mesh.Problem {
-	var at []netip.AddrPort
-	if len(t.view.Clients) > 0 {
-		for _, a := range t.wanted.Topology.Addresses {
-			at = append(at, netip.AddrPortFrom(a, mesh.ClientPort))
-		}
-	}
-	err := d.answers.EnsureListening(at...)
-	if err == nil {
-		return nil
-	}
-	return []mesh.Problem{{
-		Kind: ProblemAnswer, Node: t.cfg.Node.Name, Text: err.Error(),
-		Advice: fmt.Sprintf("see who uses the port: ss -ltnp sport = %d; until then meshd connect asks other nodes", mesh.ClientPort),
-	}}
-}
-
 // tellClient is the source of what clients are told that ask. It goes by the last turn,
 // and is for other goroutines.
 func (d *daemon) tellClient(a connect.Requester) (control.ClientConfig, bool) {

@@ -11,15 +11,23 @@
 // take another turn; nothing acts on the payload of an event. A turn that
 // finds all as it should be writes nothing.
 //
-// The files tell one story each: daemon.go starts, tasks.go runs and stops all parts, loop.go is the loop,
-// edges.go has the interfaces through which it reaches the world, record.go tells what
-// this node says of itself, names.go resolves, ready.go tells that k3s may start,
-// memory.go keeps what is known of the others, and has those forgotten that are away for
-// long, generation.go follows others' newer settings, reload.go takes over a changed
-// file, renumber.go and trust.go do what a person asks for, carry.go probes who carries
-// traffic for this node and tells verdicts, drain.go is about this node as a gateway,
-// graph.go draws, status.go is what a person sees, story.go what the journal tells,
-// k3s.go is for k3s, down.go clears a host.
+// The files tell one story each:
+//
+//	daemon.go    the start
+//	tasks.go     runs all parts and stops them; servers.go has those that are HTTP servers
+//	loop.go      the loop; turn.go is what a turn saw and did
+//	edges.go     the interfaces through which the loop reaches the world
+//	record.go    what this node says of itself
+//	carry.go     verdicts, and whom to probe for them
+//	apply.go     changes the host
+//	addrs.go     where the other nodes' gossip ports are
+//	names.go     resolves host names
+//	cni.go, k3s.go, ready.go     what pods need before they start
+//	memory.go    what is known of the others, and who is forgotten
+//	generation.go, reload.go     other settings, from other nodes or the file
+//	renumber.go, drain.go, trust.go, clients.go, sweep.go, graph.go     commands
+//	status.go    what a person sees; journal.go is what the log says
+//	down.go      clears a host
 package daemon
 
 import (

@@ -164,3 +164,53 @@ func (n *names) problems(records []mesh.Record) []mesh.Problem {
 // wait returns when no question is under way any more. The context must have
 // ended.
 func (n *names) wait() { n.running.Wait() }
+
+// hostNames are those hosts in the records that have to be resolved: of each node
+// as many as an honest one has, and first those of nodes whose slots are theirs, in
+// the order of their claims, so that nobody who comes later crowds them out.
+func hostNames(records []mesh.Record) []string {
+	owners := mesh.SlotOwners(records)
+	named := make([]mesh.Record, 0, len(records))
+	for _, r := range records {
+		if len(namesOf(r)) > 0 {
+			named = append(named, r)
+		}
+	}
+	rank := func(r mesh.Record) int {
+		if owner, ok := owners[r.Claim.Slot]; ok && owner == r.ID() {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(named, func(a, b mesh.Record) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Claim.Time, b.Claim.Time), a.ID().Compare(b.ID()))
+	})
+	var hosts []string
+	seen := make(map[string]bool)
+	for _, r := range named {
+		for _, host := range namesOf(r) {
+			if !seen[host] && len(hosts) < maxNames {
+				seen[host] = true
+				hosts = append(hosts, host)
+			}
+		}
+	}
+	return hosts
+}
+
+// namesOf are the names among the hosts of one node.
+func namesOf(r mesh.Record) []string {
+	var hosts []string
+	add := func(host string) {
+		if _, err := netip.ParseAddr(host); err != nil && host != "" && len(hosts) < namesPerNode && !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	if host, _, err := net.SplitHostPort(r.GossipAddr); err == nil {
+		add(host)
+	}
+	for _, e := range r.Endpoints {
+		add(e.Host)
+	}
+	return hosts
+}

@@ -6,20 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/meshd/meshd/internal/connect"
-	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/gossip"
-	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/probe/ping"
 )
-
-// shutdownTimeout bounds how long the daemon's end waits for requests to each server.
-const shutdownTimeout = 2 * time.Second
 
 // task is a part of the daemon that runs until its context ends.
 type task struct {
@@ -114,36 +107,4 @@ func (d *daemon) runProber(ctx context.Context, ready func()) error {
 	<-ctx.Done()
 	p.Stop()
 	return nil
-}
-
-func (d *daemon) runControlServer(ctx context.Context, ready func()) error {
-	s, err := control.Listen(d.opt.RunDir, d, d.log)
-	if err != nil {
-		return err
-	}
-	d.server = s
-	return closeAfter(ctx, ready, s)
-}
-
-func (d *daemon) runMetricsServer(ctx context.Context, ready func()) error {
-	s := metrics.NewServer(d.metrics, d.log)
-	d.monitor = s
-	return closeAfter(ctx, ready, s)
-}
-
-func (d *daemon) runClientServer(ctx context.Context, ready func()) error {
-	s := connect.NewServer(connect.ServerOptions{
-		Source: d.tellClient, IsClient: d.isClientAddress, Cluster: d.cfg.Cluster.Name, Identity: d.identity.Key, Logger: d.log,
-	})
-	d.answers = s
-	return closeAfter(ctx, ready, s)
-}
-
-// closeAfter closes a server when ctx ends.
-func closeAfter(ctx context.Context, ready func(), server interface{ Close(context.Context) error }) error {
-	ready()
-	<-ctx.Done()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-	defer cancel()
-	return server.Close(ctx)
 }

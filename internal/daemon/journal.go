@@ -112,3 +112,22 @@ func without(a, b []mesh.Problem) []mesh.Problem {
 	}
 	return slices.DeleteFunc(slices.Clone(a), func(p mesh.Problem) bool { return held[p] })
 }
+
+// complainAgain is how often an error that stays is logged; meshd status shows it
+// all the time.
+const complainAgain = time.Hour
+
+// complaint is what was logged last of turns that fail, until one succeeds.
+type complaint struct {
+	text string
+	at   time.Time
+}
+
+// isNew says whether an error is worth a line in the log.
+func (c *complaint) isNew(err error, now time.Time) bool {
+	if text := err.Error(); text != c.text || now.Sub(c.at) >= complainAgain {
+		c.text, c.at = text, now
+		return true
+	}
+	return false
+}

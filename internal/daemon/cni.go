@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// cniConfig is what the CNI configuration follows from. It is for the control
+// socket's goroutines too, and takes what changes from the turn.
+func (d *daemon) cniConfig(t turn) cni.Config {
+	return cni.Config{
+		ConfDir: t.cfg.CNI.ConfDir, BinDir: t.cfg.CNI.BinDir, PluginSource: t.cfg.CNI.PluginSource,
+		Bridge: t.cfg.CNI.Bridge, PodCIDRs: t.wanted.Topology.PodCIDRs, MTU: t.wanted.Desired.Device.MTU,
+	}
+}
+
+// applyCNI puts the CNI configuration and plugins in place, once there are pod CIDRs to
+// write into it. It reports whether they are, or are not wanted.
+func (d *daemon) applyCNI(t *turn, claimWait time.Duration) (done bool) {
+	if !d.cfg.CNI.Enabled || len(t.wanted.Topology.PodCIDRs) == 0 {
+		return !d.cfg.CNI.Enabled
+	}
+	if claimWait > 0 {
+		t.wakeIn(claimWait)
+		return false
+	}
+	problems, err := d.installCNI(d.cniConfig(*t))
+	t.note(problems, err)
+	return err == nil
+}
+
+// installCNI puts a CNI configuration and the plugins in place.
+func (d *daemon) installCNI(cfg cni.Config) ([]mesh.Problem, error) {
+	// Pods start as soon as containerd sees the file, and can't move then.
+	if err := d.promiseReady(); err != nil {
+		return nil, err
+	}
+	observed, err := cni.Observe(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("observe CNI: %w", err)
+	}
+	problems := cni.Problems(cfg, observed)
+	for i := range problems {
+		problems[i].Node = d.cfg.Node.Name
+	}
+	changes, err := cni.Plan(cfg, observed)
+	if err = errors.Join(err, d.services.ApplyCNI(changes)); err != nil {
+		return problems, fmt.Errorf("install CNI configuration: %w", explainReadOnly(err, directories(changes)...))
+	}
+	return problems, nil
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/meshd/meshd/internal/connect"
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/metrics"
+)
+
+// shutdownTimeout bounds how long the daemon's end waits for requests to each server.
+const shutdownTimeout = 2 * time.Second
+
+func (d *daemon) runControlServer(ctx context.Context, ready func()) error {
+	s, err := control.Listen(d.opt.RunDir, d, d.log)
+	if err != nil {
+		return err
+	}
+	d.server = s
+	return closeAfter(ctx, ready, s)
+}
+
+func (d *daemon) runMetricsServer(ctx context.Context, ready func()) error {
+	s := metrics.NewServer(d.metrics, d.log)
+	d.monitor = s
+	return closeAfter(ctx, ready, s)
+}
+
+func (d *daemon) runClientServer(ctx context.Context, ready func()) error {
+	s := connect.NewServer(connect.ServerOptions{
+		Source: d.tellClient, IsClient: d.isClientAddress, Cluster: d.cfg.Cluster.Name, Identity: d.identity.Key, Logger: d.log,
+	})
+	d.answers = s
+	return closeAfter(ctx, ready, s)
+}
+
+// closeAfter closes a server when ctx ends.
+func closeAfter(ctx context.Context, ready func(), server interface{ Close(context.Context) error }) error {
+	ready()
+	<-ctx.Done()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	return server.Close(ctx)
+}
+
+// ProblemMetrics says that metrics can't be served.
+const ProblemMetrics mesh.ProblemKind = "metrics"
+
+// serveMetrics sees that metrics are served. The mesh does not wait for it.
+func (d *daemon) serveMetrics() []mesh.Problem {
+	err := d.monitor.EnsureListening(d.cfg.Metrics.Listen)
+	if err == nil {
+		return nil
+	}
+	return []mesh.Problem{{
+		Kind: ProblemMetrics, Node: d.cfg.Node.Name, Text: err.Error(),
+		Advice: `set metrics.listen to an address and port of this host that nobody uses, or to "" for no metrics; then run: systemctl reload meshd`,
+	}}
+}
+
+// ProblemAnswer says that clients can't ask this node.
+const ProblemAnswer mesh.ProblemKind = "no-answer"
+
+// answerClients sees that clients get answers under this node's addresses, once there
+// are clients.
+func (d *daemon) answerClients(t turn) []mesh.Problem {
+	var at []netip.AddrPort
+	if len(t.view.Clients) > 0 {
+		for _, a := range t.wanted.Topology.Addresses {
+			at = append(at, netip.AddrPortFrom(a, mesh.ClientPort))
+		}
+	}
+	err := d.answers.EnsureListening(at...)
+	if err == nil {
+		return nil
+	}
+	return []mesh.Problem{{
+		Kind: ProblemAnswer, Node: t.cfg.Node.Name, Text: err.Error(),
+		Advice: fmt.Sprintf("see who uses the port: ss -ltnp sport = %d; until then meshd connect asks other nodes", mesh.ClientPort),
+	}}
+}
