@@ -38,7 +38,7 @@ func healthy() Facts {
 	uplink := netcfg.Uplink{Link: "eth0", Source: netip.MustParsePrefix("192.168.1.1/24"), MTU: 1500}
 	f := Facts{
 		Root: true, Capable: true,
-		State:    State{Path: "/var/lib/meshd", MachineID: true, Read: true, Seen: state.Inspection{Origin: state.Made}, Free: 1 << 30},
+		State:    State{Path: "/var/lib/meshd", Read: true, Seen: state.Inspection{Origin: state.Made}, Free: 1 << 30},
 		Kernel:   Kernel{WireGuard: true, TUN: true, NFT: true, BridgeFilter: true, IPv6: true},
 		Links:    []Link{{Name: "lo", Kind: "device"}, {Name: "eth0", Kind: "veth"}, {Name: "kube-bridge", Kind: "bridge"}},
 		Networks: []Network{{netip.MustParsePrefix("192.168.1.1/24"), "eth0", true}, {netip.MustParsePrefix("10.42.0.1/24"), "kube-bridge", true}},
@@ -101,8 +101,10 @@ func TestEvaluate(t *testing.T) {
 			"warning permission: not root: kernel, firewall and device were not checked → run: sudo meshd check",
 			"warning configuration: /s can't be opened: permission denied → run: sudo meshd check",
 		}},
-		{"no machine-id", nil, func(f *Facts) { f.State.MachineID = false }, []string{
-			"error state: /etc/machine-id is missing or empty, and the node's identity is bound to it → run: systemd-machine-id-setup",
+		{"no machine-id", nil, func(f *Facts) {
+			f.State.MachineIDErr = errors.New("read machine ID: /etc/machine-id is empty; run: systemd-machine-id-setup")
+		}, []string{
+			"error state: read machine ID: /etc/machine-id is empty → run: systemd-machine-id-setup",
 		}},
 		{"cloned", nil, func(f *Facts) { f.State.Seen.Origin = state.Cloned }, []string{
 			"warning state: /var/lib/meshd/identity.json belongs to another machine: this node will make itself a new identity → none needed if this machine is a copy; if it is not, restore the old /etc/machine-id",

@@ -50,13 +50,13 @@ type Unread struct {
 
 // State is the state directory.
 type State struct {
-	Path      string
-	MachineID bool // the host has a machine ID
-	Read      bool // its files could be read
-	Seen      state.Inspection
-	Err       error // why its files can't be used
-	WriteErr  error // why it can't be written to
-	Free      int64 // bytes; -1 if not known
+	Path         string
+	MachineIDErr error // the host has no machine ID, to which the identity is bound
+	Read         bool  // its files could be read
+	Seen         state.Inspection
+	Err          error // why its files can't be used
+	WriteErr     error // why it can't be written to
+	Free         int64 // bytes; -1 if not known
 }
 
 // Kernel is what the kernel and its tools support.

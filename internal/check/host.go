@@ -29,8 +29,8 @@ func (f Facts) state() []Finding {
 	add := func(level Level, advice, format string, args ...any) {
 		out = append(out, Finding{level, what, fmt.Sprintf(format, args...), advice})
 	}
-	if !s.MachineID {
-		add(Error, "run: systemd-machine-id-setup", "/etc/machine-id is missing or empty, and the node's identity is bound to it")
+	if s.MachineIDErr != nil {
+		out = append(out, errorFindings(what, s.MachineIDErr)...)
 	}
 	if s.Err != nil {
 		out = append(out, errorFindings(what, s.Err)...)

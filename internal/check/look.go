@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -29,9 +28,6 @@ type Options struct {
 	Nodes    int          // how many nodes the daemon knows, including its own
 	Config   []error      // errors of config.Load about files that the configuration names
 }
-
-// machineIDFile holds the ID of this installation, see machine-id(5).
-const machineIDFile = "/etc/machine-id"
 
 // ReadFacts reads the facts. It leaves no changes, except that the kernel may load a module; it
 // binds ports only for a moment. What can't be read is in Facts.Unread.
@@ -99,9 +95,9 @@ func ownsNetwork() (bool, error) {
 
 func (f *Facts) lookState(dir string) {
 	f.State = State{Path: dir, Free: -1}
-	id, err := os.ReadFile(machineIDFile)
-	f.State.MachineID = err == nil && strings.TrimSpace(string(id)) != ""
-	f.State.Seen, f.State.Err = state.Inspect(dir, string(id))
+	id, err := state.MachineID()
+	f.State.MachineIDErr = err
+	f.State.Seen, f.State.Err = state.Inspect(dir, id)
 	f.State.Read = true
 	if errors.Is(f.State.Err, fs.ErrPermission) {
 		f.Unread = append(f.Unread, Unread{"state", f.State.Err})

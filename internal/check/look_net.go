@@ -126,7 +126,7 @@ func (f *Facts) lookPorts(cfg config.Config, ours []int) error {
 		{Network: "tcp", Address: address, Port: bind.Port(), Key: "gossip.bind"},
 	}
 	if wantsVXLAN(cfg) {
-		f.Ports = append(f.Ports, Port{Network: "udp", Port: vxlanPort, Key: vxlanKey})
+		f.Ports = append(f.Ports, Port{Network: "udp", Port: netcfg.VXLANPort, Key: vxlanKey})
 	}
 	own, _ := os.ReadFile("/proc/self/comm")
 	var errs []error
@@ -152,9 +152,6 @@ func (f *Facts) lookPorts(cfg config.Config, ours []int) error {
 	}
 	return errors.Join(errs...)
 }
-
-// vxlanPort is the UDP port of VXLAN; see package netcfg.
-const vxlanPort = 7947
 
 // vxlanKey is the setting that decides whether the port is needed.
 const vxlanKey = "cluster.encapsulation"

@@ -40,7 +40,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -70,9 +69,6 @@ type Options struct {
 	Logger   *slog.Logger
 	Reload   <-chan os.Signal // "look again"
 }
-
-// machineIDFile names this installation of the system, see machine-id(5).
-const machineIDFile = "/etc/machine-id"
 
 // daemon is what the turns of the loop share.
 type daemon struct {
@@ -127,11 +123,11 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	d.dir = dir
-	machineID, err := os.ReadFile(machineIDFile)
+	machineID, err := state.MachineID()
 	if err != nil {
-		return fmt.Errorf("read machine id: %w: run systemd-machine-id-setup", err)
+		return err
 	}
-	remembered, err := d.recall(strings.TrimSpace(string(machineID)))
+	remembered, err := d.recall(machineID)
 	if err != nil {
 		return err
 	}

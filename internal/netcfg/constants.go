@@ -90,8 +90,6 @@ const (
 	// ethernetMTU is the upper limit of the MTU: a path that starts with jumbo frames
 	// rarely supports them to its end.
 	ethernetMTU = 1500
-	// minIPv6MTU is the smallest MTU on which Linux runs IPv6 (RFC 8200, section 5).
-	minIPv6MTU = 1280
 )
 
 // HandshakeFresh is how long a WireGuard session may be valid after its last handshake:

@@ -51,7 +51,7 @@ func MTU(egress int, ipv6 bool) int {
 	}
 	mtu := max(min(egress, ethernetMTU)-overhead, mesh.MinMTU)
 	if ipv6 {
-		mtu = max(mtu, minIPv6MTU)
+		mtu = max(mtu, mesh.MinMTU6)
 	}
 	return mtu
 }

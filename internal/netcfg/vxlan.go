@@ -98,7 +98,7 @@ func (s Settings) vxlan(t mesh.Topology) *VXLAN {
 		}
 		mtu := min(s.MTU, lan.MTU-overhead)
 		if usesIPv6(t) {
-			mtu = max(mtu, minIPv6MTU)
+			mtu = max(mtu, mesh.MinMTU6)
 		}
 		return &VXLAN{
 			Name: VXLANName(s.Interface), ID: VXLANID, Port: VXLANPort,

@@ -42,8 +42,26 @@ const (
 	Cloned Origin = "cloned" // new, because the one in the file belongs to another machine
 )
 
+// machineIDFile holds the ID of this installation of the system, see machine-id(5).
+const machineIDFile = "/etc/machine-id"
+
+// MachineID returns the ID of this installation of the system. It is never empty.
+func MachineID() (string, error) { return readMachineID(machineIDFile) }
+
+func readMachineID(path string) (string, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read machine ID: %w; run: systemd-machine-id-setup", err)
+	}
+	id := strings.TrimSpace(string(data))
+	if id == "" {
+		return "", fmt.Errorf("read machine ID: %s is empty; run: systemd-machine-id-setup", path)
+	}
+	return id, nil
+}
+
 // Identity returns the node's identity, and makes one from random if there is none.
-// machineID is the content of /etc/machine-id; it must not be empty.
+// machineID is the result of MachineID.
 //
 // An identity is bound to its machine. If the machine-id differs, the disk is a copy of
 // another node's, and two nodes with one identity would conflict in everything. So
@@ -53,10 +71,6 @@ const (
 // A file that can't be read is an error, which wraps ErrDamaged or ErrNewer if its content
 // is the cause: only a person may decide that this becomes another node.
 func (d *Dir) Identity(machineID string, random io.Reader) (Identity, Origin, error) {
-	machineID = strings.TrimSpace(machineID)
-	if machineID == "" {
-		return Identity{}, "", errors.New("read identity: this machine has no machine-id, to which the identity is bound; systemd-machine-id-setup makes one")
-	}
 	machine := machineHash(machineID)
 	data, err := os.ReadFile(d.file(IdentityFile))
 	if errors.Is(err, os.ErrNotExist) {

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -51,7 +50,7 @@ func Inspect(path, machineID string) (Inspection, error) {
 		return seen, err
 	}
 	seen.Origin, seen.ID = Loaded, id.ID()
-	if boundTo != machineHash(strings.TrimSpace(machineID)) {
+	if boundTo != machineHash(machineID) {
 		seen.Origin = Cloned
 	}
 	return seen, nil

@@ -37,7 +37,7 @@ func TestInspect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := look("m\n"), (Inspection{Locked: true, Origin: Loaded, ID: id.ID()}); got != want {
+	if got, want := look("m"), (Inspection{Locked: true, Origin: Loaded, ID: id.ID()}); got != want {
 		t.Errorf("while it is open: got %+v, want %+v", got, want)
 	}
 	if err := d.Close(); err != nil {

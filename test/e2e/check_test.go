@@ -98,7 +98,7 @@ func TestCheckFinds(t *testing.T) {
 		{name: "open secret", breaks: []string{"chmod 644 " + lab.SecretPath}, what: "configuration", text: "is open to other users", advice: "chmod 600 " + lab.SecretPath, undo: true},
 		{name: "foreign conflist", breaks: []string{"mkdir -p " + lab.ConfDir, "touch " + lab.ConfDir + "/05-other.conflist"}, what: "cni", text: "05-other.conflist", advice: "remove that network"},
 		{name: "file where a directory has to be", breaks: []string{"mkdir -p " + filepath.Dir(lab.ConfDir), "touch " + lab.ConfDir}, what: "cni", text: lab.ConfDir + " can't be written to", advice: "writable"},
-		{name: "no machine-id", breaks: []string{"rm /etc/machine-id"}, what: "state", text: "/etc/machine-id is missing", advice: "systemd-machine-id-setup"},
+		{name: "no machine-id", breaks: []string{"rm /etc/machine-id"}, what: "state", text: "/etc/machine-id", advice: "systemd-machine-id-setup"},
 		{name: "damaged state", breaks: []string{"mkdir -p " + lab.StateDir, "touch " + lab.StateDir + "/identity.json"}, what: "state", text: "identity.json", advice: "move it away"},
 		{name: "read-only state", breaks: []string{"mkdir -p " + lab.StateDir, "mount -t tmpfs -o ro none " + lab.StateDir}, what: "state", text: "read-only file system", advice: "writable"},
 		{name: "full disk", breaks: []string{"mkdir -p " + lab.StateDir, "mount -t tmpfs -o size=64k none " + lab.StateDir}, what: "state", text: "64 KiB of disk space left", advice: "free some space"},
