@@ -80,9 +80,13 @@ func (s *Server) Close(ctx context.Context) error {
 }
 
 // Shutdown stops a server and waits for requests in progress until ctx ends. Then it closes
-// their connections.
+// their connections. It is no error that a listener was closed before: the server may not
+// have noticed that yet.
 func Shutdown(ctx context.Context, s *http.Server) error {
 	err := s.Shutdown(ctx)
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
 	if err != nil {
 		err = errors.Join(err, s.Close())
 	}
