@@ -190,7 +190,7 @@ func (t index) pathIn(topology mesh.Topology, id mesh.ID) control.Route {
 	return out
 }
 
-// pathTo returns how packets get to another node, and how they fare.
+// routeTo returns how packets get to another node, and how they fare.
 func (t index) routeTo(id mesh.ID) control.Route {
 	out := t.pathIn(t.wanted.Topology, id)
 	results := t.watch.Of(id, t.results)

@@ -13,7 +13,7 @@ import (
 // addressTable knows over which addresses each node may be reached, and which of them
 // to try. It does no I/O and reads no clock.
 //
-// The rule: the address to which a question was answered within freshPath; else
+// The rule: the address to which a question was answered within freshAddress; else
 // the candidates in turn, beginning with the one that worked last. A packet that
 // has gone unanswered for answerTimeout moves the turn on.
 //
@@ -29,7 +29,7 @@ type addressTable struct {
 	overlay []netip.Prefix
 }
 
-// nodePaths is what is known of one node.
+// nodeAddresses is what is known of one node.
 type nodeAddresses struct {
 	candidates []netip.AddrPort // set by the daemon, best first
 	guess      netip.AddrPort   // where an inbound stream lets it be supposed
@@ -222,15 +222,7 @@ func (p *addressTable) order(id mesh.ID, now time.Time) []netip.AddrPort {
 	return append(slices.Clone(all[at:]), all[:at]...)
 }
 
-// underlay returns where a node was last seen outside of the mesh.
-func (p *addressTable) underlay(id mesh.ID, now time.Time) (netip.AddrPort, time.Time) {
-	n := p.nodes[id]
-	if n == nil || now.Sub(n.seenAt) > addressMemory {
-		return netip.AddrPort{}, time.Time{}
-	}
-	return n.seen, n.seenAt
-}
-
+// inside reports whether an address is one of the mesh's own.
 func (p *addressTable) inside(a netip.Addr) bool {
 	return slices.ContainsFunc(p.overlay, func(r netip.Prefix) bool { return r.Contains(a) })
 }

@@ -145,8 +145,8 @@ func TestUnderlayIsNeverInsideTheMesh(t *testing.T) {
 	p := newAddressTable(testCluster().Overlay)
 	answer(p, node, viaEndpoint, now)
 	answer(p, node, viaMesh, now.Add(time.Second))
-	if got, _ := p.underlay(node, now); got != viaEndpoint {
-		t.Errorf("underlay %v, want %v", got, viaEndpoint)
+	if got := p.nodes[node].seen; got != viaEndpoint {
+		t.Errorf("seen outside of the mesh: %v, want %v", got, viaEndpoint)
 	}
 	if got, _, _ := p.next(node, now.Add(2*time.Second)); got != viaMesh {
 		t.Errorf("next %v, want %v", got, viaMesh)

@@ -17,7 +17,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// errNoPath: no address of the node is known.
+// errNoAddress: no address of the node is known.
 var errNoAddress = errors.New("no address is known")
 
 // dial opens a stream to an address and learns which node is there.

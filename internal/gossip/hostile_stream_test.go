@@ -236,8 +236,8 @@ func TestHostileNameWithoutProof(t *testing.T) {
 		conn.Close()
 	}
 	eventually(t, "counted", []*testNode{n}, func(v mesh.View) bool { return v.Counters["stream-proof"] == 2 })
-	if v := n.View(); hasProblem(v, ProblemDuplicate, "") || len(v.Observed) > 0 || len(v.Paths) > 0 {
-		t.Errorf("problems %v, observed %v, paths %v: want none", v.Problems, v.Observed, v.Paths)
+	if v := n.View(); hasProblem(v, ProblemDuplicate, "") || len(v.Observed) > 0 || len(n.seen()) > 0 {
+		t.Errorf("problems %v, observed %v, seen %v: want none", v.Problems, v.Observed, n.seen())
 	}
 
 	// The other way round: a dialled peer can't prove it either.
@@ -319,10 +319,11 @@ func TestHostileWordOfOurAddress(t *testing.T) {
 	if _, err := testHandshaker(a.ring, 99).initiate(conn, h); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "both have arrived", []*testNode{victim}, func(v mesh.View) bool {
+	eventually(t, "both have arrived", []*testNode{victim}, func(mesh.View) bool {
+		seen := victim.seen()
 		victim.transport.mu.Lock()
 		defer victim.transport.mu.Unlock()
-		return v.Paths[attackerID].IsValid() && victim.transport.streamsOf[h.id] == 1
+		return seen[attackerID].IsValid() && victim.transport.streamsOf[h.id] == 1
 	})
 	for _, o := range victim.View().Observed {
 		if o.By != friend.self || o.Addr != victim.Addr().Addr() {

@@ -250,14 +250,13 @@ func TestHostileFlood(t *testing.T) { // not parallel: it measures the heap
 	honest, stream := inside.seal(kindSync, newStore().rootMessage()), inside.overheard()
 	inside.send(honest)
 	// A node whose packets can be decrypted is seen as an address, and nothing more.
-	paths := map[mesh.ID]netip.AddrPort{friend.self: friend.Addr(), attackerID: netip.MustParseAddrPort(inside.conn.LocalAddr().String())}
-	eventually(t, "the packet has arrived", both[:1], func(v mesh.View) bool { return maps.Equal(v.Paths, paths) })
+	addrs := map[mesh.ID]netip.AddrPort{friend.self: friend.Addr(), attackerID: netip.MustParseAddrPort(inside.conn.LocalAddr().String())}
+	eventually(t, "the packet has arrived", both[:1], func(mesh.View) bool { return maps.Equal(victim.seen(), addrs) })
 	unmoved := func(by string) {
 		t.Helper()
-		v := victim.View()
-		maps.DeleteFunc(v.Paths, func(id mesh.ID, at netip.AddrPort) bool { return paths[id] == at })
-		if !whole(v) || len(v.Paths) > 0 {
-			t.Errorf("%s changed something: alive %v, %d records, paths %v", by, v.Alive, len(v.Records), v.Paths)
+		v, seen := victim.View(), victim.seen()
+		if !whole(v) || !maps.Equal(seen, addrs) {
+			t.Errorf("%s changed something: alive %v, %d records, seen %v", by, v.Alive, len(v.Records), seen)
 		}
 	}
 	for n := range flood {

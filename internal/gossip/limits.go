@@ -64,7 +64,7 @@ const (
 
 // Timings.
 const (
-	// freshPath is how long an address counts as working after an authenticated packet
+	// freshAddress is how long an address counts as working after an authenticated packet
 	// came from it.
 	freshAddress = 3 * time.Second
 	// answerTimeout is how long an answer may take before the next path is tried: two
@@ -77,8 +77,6 @@ const (
 	// dials fail.
 	dialBackPeriod = time.Minute
 	openFor        = 10 * time.Minute
-	// viewPathFor is how long an address is shown as a node's path.
-	viewPathFor = 30 * time.Second
 	// noticeFor is how long a problem is shown after it was last seen.
 	noticeFor = 3 * time.Minute
 

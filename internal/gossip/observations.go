@@ -11,7 +11,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// observationTable are what other nodes say of our own address. It does no I/O and reads no
+// observationTable holds what other nodes say of our own address. It does no I/O and reads no
 // clock.
 //
 // Only who has proved its identity in a stream's greeting has a voice, one for
@@ -105,7 +105,7 @@ func (v *observationTable) observations(now time.Time) []mesh.Observation {
 	return all
 }
 
-// hearVoice takes in what a node says that has proved its identity: that it sees
+// noteObservation takes in what a node says that has proved its identity: that it sees
 // our streams come from an address, or that it has dialled one and got in.
 func (t *transport) noteObservation(s *stream, dialled bool) {
 	addr := s.peer.you.Addr()

@@ -282,8 +282,8 @@ func TestGarbagePacketsAreDropped(t *testing.T) {
 		}
 	}
 	eventually(t, "counted", []*testNode{n}, func(v mesh.View) bool { return v.Counters["packet-sealed"] >= 10 })
-	if v := n.View(); len(v.Alive) != 1 || len(v.Paths) > 0 {
-		t.Errorf("alive %v, paths %v", v.Alive, v.Paths)
+	if v := n.View(); len(v.Alive) != 1 || len(n.seen()) > 0 {
+		t.Errorf("alive %v, seen %v", v.Alive, n.seen())
 	}
 }
 

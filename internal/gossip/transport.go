@@ -31,7 +31,7 @@ import (
 //
 // The sender in a packet is only a claim by a host with the secret. What nodes say about
 // themselves is trusted only in signed objects, and what they say about our address only
-// in streams, see voices.
+// in streams, see observationTable.
 type transport struct {
 	random   io.Reader
 	now      func() time.Time
@@ -317,18 +317,11 @@ func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
 	}
 }
 
-// sightings returns where others see us, and where they were seen recently.
-func (t *transport) sightings() ([]mesh.Observation, map[mesh.ID]netip.AddrPort) {
+// observed returns where others see us.
+func (t *transport) observed() []mesh.Observation {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.now()
-	seen := make(map[mesh.ID]netip.AddrPort)
-	for id := range t.addresses.nodes {
-		if addr, at := t.addresses.underlay(id, now); now.Sub(at) <= viewPathFor {
-			seen[id] = addr
-		}
-	}
-	return t.observations.observations(now), seen
+	return t.observations.observations(t.now())
 }
 
 // isSilent reports whether packets to a node are not answered.

@@ -14,7 +14,7 @@ func (g *Gossip) View() mesh.View {
 	v := mesh.View{Counters: g.counters.snapshot(), Problems: g.notices.problems()}
 	v.Alive, v.RTT = g.members.snapshot()
 	v.Alone = len(v.Alive) == 1
-	v.Observed, v.Paths = g.transport.sightings()
+	v.Observed = g.transport.observed()
 	g.mu.Lock()
 	v.Observed = slices.DeleteFunc(v.Observed, func(o mesh.Observation) bool { return !v.Alive[o.By] || !g.trusts(o.By) })
 	records := g.store.records()

@@ -85,9 +85,9 @@ func (w world) isExcused(k *walker, c, b *host, dst netip.Addr) bool {
 		return false
 	}
 	// Its gateway may not reach a node that it needs, or may be dead.
-	path := k.hosts[e.to].path
+	route := k.hosts[e.to].route
 	if e.to != b.id {
-		p := path(b.id)
+		p := route(b.id)
 		if p.Kind == mesh.RouteNone || slices.ContainsFunc(p.Hops, func(id mesh.ID) bool { return k.hosts[id].dead }) {
 			return true
 		}

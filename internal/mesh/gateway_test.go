@@ -195,7 +195,7 @@ func TestLocationWithoutGateway(t *testing.T) {
 		top := mesh.Derive(in)
 		j := slices.IndexFunc(top.Routes, func(p mesh.Route) bool { return p.ID == in.Records[want.to].ID() })
 		if got := top.Routes[j].Kind; got != want.kind {
-			t.Errorf("path from n%d to n%d: got %s, want %s", i, want.to, got, want.kind)
+			t.Errorf("route from n%d to n%d: got %s, want %s", i, want.to, got, want.kind)
 		}
 		if len(top.Problems) != 1 || top.Problems[0].Kind != mesh.ProblemGateway {
 			t.Errorf("problems of n%d: got %v, want one %s", i, top.Problems, mesh.ProblemGateway)
@@ -223,7 +223,7 @@ func TestReplacedGatewayKeepsItsTunnels(t *testing.T) {
 	}
 }
 
-// The failure of a node changes only paths through it, in every mode, and, if it was a
+// The failure of a node changes only routes through it, in every mode, and, if it was a
 // gateway, those of its successor.
 func TestFailureMovesOnlyWhatHungOnIt(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -248,13 +248,13 @@ func TestFailureMovesOnlyWhatHungOnIt(t *testing.T) {
 		}
 		for id, h := range before.hosts {
 			for _, p := range h.top.Routes {
-				got := after.hosts[id].path(p.ID)
+				got := after.hosts[id].route(p.ID)
 				through := moved[id] || moved[p.ID] || slices.Contains(p.Hops, failed.id)
 				// Where there was no gateway, or none with an endpoint, its successor may
 				// make nodes reachable, or be one more relay.
 				joins := office && (p.Kind == mesh.RouteNone || len(failed.Endpoints) == 0 && slices.ContainsFunc(got.Hops, func(id mesh.ID) bool { return moved[id] }))
 				if !through && !joins && (got.Kind != p.Kind || !slices.Equal(got.Hops, p.Hops)) {
-					t.Fatalf("%s failed: path from %s to %s was %s by way of %v, is %s by way of %v", failed.Name, h.Name, before.hosts[p.ID].Name, p.Kind, p.Hops, got.Kind, got.Hops)
+					t.Fatalf("%s failed: route from %s to %s was %s by way of %v, is %s by way of %v", failed.Name, h.Name, before.hosts[p.ID].Name, p.Kind, p.Hops, got.Kind, got.Hops)
 				}
 			}
 		}

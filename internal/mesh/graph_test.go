@@ -132,7 +132,7 @@ func golden(t *testing.T, name, got string) {
 }
 
 // The graph shows what the nodes derive: its tunnels are all nodes' peers, and its relays
-// are those on the nodes' paths.
+// are those on the nodes' routes.
 func TestGraphIsWhatNodesDerive(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawWorld(t)
@@ -154,13 +154,13 @@ func TestGraphIsWhatNodesDerive(t *testing.T) {
 			}
 		}
 		for _, r := range g.Relayed {
-			if path := k.hosts[r.A].path(r.B); !slices.Equal(path.Hops, []mesh.ID{r.By}) {
-				t.Fatalf("%s and %s relayed by %s; the path is %v", k.hosts[r.A].Name, k.hosts[r.B].Name, k.hosts[r.By].Name, path)
+			if route := k.hosts[r.A].route(r.B); !slices.Equal(route.Hops, []mesh.ID{r.By}) {
+				t.Fatalf("%s and %s relayed by %s; the route is %v", k.hosts[r.A].Name, k.hosts[r.B].Name, k.hosts[r.By].Name, route)
 			}
 		}
 		for _, p := range g.Links {
-			if path := k.hosts[p.A].path(p.B); path.Kind != mesh.RouteLAN || len(path.Hops) > 0 {
-				t.Fatalf("a link from %s to %s; the path is %v", k.hosts[p.A].Name, k.hosts[p.B].Name, path)
+			if route := k.hosts[p.A].route(p.B); route.Kind != mesh.RouteLAN || len(route.Hops) > 0 {
+				t.Fatalf("a link from %s to %s; the route is %v", k.hosts[p.A].Name, k.hosts[p.B].Name, route)
 			}
 		}
 	})

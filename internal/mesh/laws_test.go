@@ -110,11 +110,11 @@ func checkTables(t *rapid.T, k *walker, h *host) {
 		}
 	}
 	if len(h.top.Routes) != len(k.hosts)-1 || !slices.IsSortedFunc(h.top.Routes, func(a, b mesh.Route) int { return a.ID.Compare(b.ID) }) {
-		t.Fatalf("paths of %s: %v", h.Name, h.top.Routes)
+		t.Fatalf("routes of %s: %v", h.Name, h.top.Routes)
 	}
 }
 
-func (h *host) path(to mesh.ID) mesh.Route {
+func (h *host) route(to mesh.ID) mesh.Route {
 	return h.top.Routes[slices.IndexFunc(h.top.Routes, func(p mesh.Route) bool { return p.ID == to })]
 }
 
@@ -171,17 +171,17 @@ func (w *walker) concerns(p mesh.Problem, a, b *host) bool {
 
 // checkPair sends packets from a to b, and back.
 func checkPair(t *rapid.T, k *walker, a, b *host, all *tally) {
-	path := a.path(b.id)
-	if path.Kind == mesh.RouteNone {
+	route := a.route(b.id)
+	if route.Kind == mesh.RouteNone {
 		if !k.problem(a, b, "", mesh.ProblemGateway, mesh.ProblemNeighbor, mesh.ProblemRelay, mesh.ProblemKey) {
-			t.Fatalf("no path from %s to %s, and no problem that says why: %v", a.Name, b.Name, a.top.Problems)
+			t.Fatalf("no route from %s to %s, and no problem that says why: %v", a.Name, b.Name, a.top.Problems)
 		}
 		all.excused += len(a.top.Addresses)
 		return
 	}
-	if slices.ContainsFunc(path.Hops, func(id mesh.ID) bool { return k.hosts[id].dead }) {
+	if slices.ContainsFunc(route.Hops, func(id mesh.ID) bool { return k.hosts[id].dead }) {
 		if !k.problem(a, b, "all gateways", mesh.ProblemGateway) {
-			t.Fatalf("dead nodes on the path from %s to %s: %v, problems %v", a.Name, b.Name, path, a.top.Problems)
+			t.Fatalf("dead nodes on the route from %s to %s: %v, problems %v", a.Name, b.Name, route, a.top.Problems)
 		}
 		all.excused += len(a.top.Addresses)
 		return
@@ -193,8 +193,8 @@ func checkPair(t *rapid.T, k *walker, a, b *host, all *tally) {
 			{a.top.Addresses[i], b.top.PodCIDRs[i].Addr().Next()},
 			{a.top.PodCIDRs[i].Addr().Next(), b.top.PodCIDRs[i].Addr().Next()},
 		} {
-			walked = checkWalk(t, k, a, b, ends[0], ends[1], path) && walked
-			walked = checkWalk(t, k, b, a, ends[1], ends[0], b.path(a.id)) && walked
+			walked = checkWalk(t, k, a, b, ends[0], ends[1], route) && walked
+			walked = checkWalk(t, k, b, a, ends[1], ends[0], b.route(a.id)) && walked
 		}
 		for _, ends := range [][2]*host{{a, b}, {b, a}} {
 			checkInternal(t, k, ends[0], ends[1], ends[0].top.Addresses[i])
@@ -210,7 +210,7 @@ func checkPair(t *rapid.T, k *walker, a, b *host, all *tally) {
 
 // checkWalk sends one packet. Only a family that the LAN does not carry, which is
 // reported, may have no route; then it returns false.
-func checkWalk(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr, path mesh.Route) bool {
+func checkWalk(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr, route mesh.Route) bool {
 	if _, ok := a.tables.lookup(dst); !ok {
 		version := "IPv6"
 		if dst.Is4() {
@@ -225,12 +225,12 @@ func checkWalk(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr, path mesh
 	if err != nil {
 		t.Fatalf("%s to %s: %v", a.Name, b.Name, err)
 	}
-	if got := p.hops[:len(p.hops)-1]; p.at != b || !slices.Equal(got, path.Hops) {
-		t.Fatalf("%s to %s: went by way of %v, ended at %s; the path is %v", a.Name, b.Name, got, p.at.Name, path)
+	if got := p.hops[:len(p.hops)-1]; p.at != b || !slices.Equal(got, route.Hops) {
+		t.Fatalf("%s to %s: went by way of %v, ended at %s; the route is %v", a.Name, b.Name, got, p.at.Name, route)
 	}
 	first := map[link]mesh.RouteKind{byTunnel: mesh.RouteTunnel, byVXLAN: mesh.RouteLAN, byLAN: mesh.RouteLAN}
-	if e, _ := a.tables.lookup(dst); first[e.link] != path.Kind {
-		t.Fatalf("%s to %s: leaves by %s; the path is %v", a.Name, b.Name, e.link, path)
+	if e, _ := a.tables.lookup(dst); first[e.link] != route.Kind {
+		t.Fatalf("%s to %s: leaves by %s; the route is %v", a.Name, b.Name, e.link, route)
 	}
 	return true
 }

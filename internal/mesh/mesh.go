@@ -143,7 +143,7 @@ func (r Record) ID() ID {
 func (r *Record) Identify() { r.id = IDOf(r.Identity) }
 
 // Claim is a node's claim of a slot. Of several claims of a slot the lowest (Time, ID)
-// wins; see Owners.
+// wins; see SlotOwners.
 type Claim struct {
 	Slot int   // None while no slot is claimed
 	Time int64 // when it was claimed: milliseconds since 1970, by the claiming node's clock
@@ -397,7 +397,7 @@ type Route struct {
 // RouteKind is the kind of the first hop.
 type RouteKind string
 
-// Kinds of paths.
+// Kinds of routes.
 const (
 	RouteTunnel RouteKind = "tunnel" // the first hop is a WireGuard peer
 	RouteLAN    RouteKind = "lan"    // the first hop is a neighbor

@@ -2,11 +2,11 @@
 
 package mesh
 
-// routes tells how packets get to every other node.
+// routes returns how packets get to every other node.
 func (d *deriver) routes() []Route {
-	paths := make([]Route, len(d.all))
+	routes := make([]Route, len(d.all))
 	for i, m := range d.all {
-		paths[i] = Route{ID: m.id, Kind: RouteNone}
+		routes[i] = Route{ID: m.id, Kind: RouteNone}
 	}
 	kind := RouteTunnel
 	if !d.self.isTunnelEnd() {
@@ -18,7 +18,7 @@ func (d *deriver) routes() []Route {
 			if m.viaFamilies&d.self.viaFamilies&d.clusterFamilies == noFamily {
 				continue
 			}
-			p := &paths[m.index]
+			p := &routes[m.index]
 			p.Kind, p.Hops = kind, hops
 			if m == w.end {
 				p.Hops = hops[:len(hops)-1]
@@ -27,13 +27,13 @@ func (d *deriver) routes() []Route {
 	}
 	for _, m := range d.self.group.members {
 		if m != d.self && !d.tunnelled(d.self, m) && d.link(d.self, m).families != noFamily {
-			paths[m.index].Kind = RouteLAN
+			routes[m.index].Kind = RouteLAN
 		}
 	}
-	return append(paths[:d.self.index], paths[d.self.index+1:]...)
+	return append(routes[:d.self.index], routes[d.self.index+1:]...)
 }
 
-// hops are the nodes on a way, the far end among them. Routes share them.
+// hops are the nodes of a route, the far end among them. Routes share them.
 func (d *deriver) hops(w tunnelRoute) []ID {
 	hops := make([]ID, 0, 3)
 	if !d.self.isTunnelEnd() {

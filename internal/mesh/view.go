@@ -3,7 +3,6 @@
 package mesh
 
 import (
-	"net/netip"
 	"time"
 )
 
@@ -34,7 +33,6 @@ type View struct {
 	// word counts, and who are alive, by observer. Our own stands for an address of the
 	// join list that we dialled and found to be ours.
 	Observed []Observation
-	Paths    map[ID]netip.AddrPort // where nodes were seen of late, outside of the mesh
 	RTT      map[ID]time.Duration
 
 	Alone     bool // nobody else is alive

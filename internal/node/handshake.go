@@ -33,10 +33,10 @@ const (
 	// endpointDelay is how long it takes until a peer that gets an endpoint has it: the
 	// loop takes its next turn by then.
 	endpointDelay = 50 * time.Millisecond
-	// lookFor is how often to look for a handshake that has just been begun: WireGuard
+	// pollInterval is how often to look for a handshake that has just been begun: WireGuard
 	// does not tell when it is there.
 	pollInterval = 500 * time.Millisecond
-	// tryNext is how long an endpoint has to bring about a handshake before the peer's
+	// endpointTimeout is how long an endpoint has to bring about a handshake before the peer's
 	// next one is tried.
 	endpointTimeout = 8 * time.Second
 )

@@ -38,7 +38,7 @@ type selfVerdict struct {
 	recheckAfter time.Duration  // how soon to look again; 0 for no wish
 }
 
-// judgeSelf says that this node is draining, if a person wants that, or that it is up
+// verdictOnSelf publishes that this node is draining, if a person wants that, or that it is up
 // again after it was down. Then the own record has said before that its term has ended:
 // the others must not find it a gateway the moment it is up.
 func (m *Memory) verdictOnSelf(in Input, own mesh.Record) selfVerdict {

@@ -85,7 +85,7 @@ type Memory struct {
 // soon asks for another turn as soon as the loop can take one.
 const soon = time.Nanosecond
 
-// sooner returns the shorter of two waits, of which 0 is none.
+// soonest returns the shorter of two waits, of which 0 is none.
 func soonest(a, b time.Duration) time.Duration {
 	if a == 0 || b == 0 {
 		return max(a, b)

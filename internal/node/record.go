@@ -23,7 +23,7 @@ type surroundings struct {
 	requiredObservers int                // how many of them it takes to change the last record
 }
 
-// requiredObservers returns how many voices it takes to change the last record, so long after the
+// requiredObservers returns how many observers it takes to change the last record, so long after the
 // start.
 func (c Config) requiredObservers(last mesh.Record, facts netcfg.Facts, after time.Duration) int {
 	known := len(last.Endpoints) > 0 || last.NAT

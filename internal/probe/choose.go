@@ -123,7 +123,7 @@ func (c chooser) replaceable() bool {
 	return n >= 2
 }
 
-// spread chooses up to maxBeyond nodes from as many locations as possible. A node without
+// spread chooses up to maxRemote nodes from as many locations as possible. A node without
 // a location counts as a location of its own.
 func (c chooser) spread(ids []mesh.ID) []mesh.ID {
 	c.rank(ids)

@@ -14,7 +14,7 @@ const (
 	// SuspectAfter is after how many misses other nodes are asked for a sign of life, so
 	// that it has arrived when a verdict needs it.
 	SuspectAfter = 2
-	// judgeSoon is how soon Evaluate must run again while a target is suspect, because
+	// recheckSoon is how soon Evaluate must run again while a target is suspect, because
 	// signs of life come without an event. After recheckSoonMisses more misses than make a
 	// target silent, it runs at SlowInterval: the remote end is dead.
 	recheckSoon       = 50 * time.Millisecond
