@@ -40,6 +40,9 @@ can't be read at all.`,
 			defer cancel()
 			if s, err := p.client().Status(ctx); err == nil {
 				o.Running, o.Nodes, o.Overlay = true, len(s.Peers)+1, s.Node.Overlay
+				for _, i := range s.Node.InternalIPs {
+					o.InternalIPs = append(o.InternalIPs, i.Address)
+				}
 			}
 			r := report{check.Evaluate(cfg, check.ReadFacts(ctx, cfg, o))}
 			if err := out.print(cmd.OutOrStdout(), r, r.print); err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/meshd/meshd/internal/check"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -53,7 +54,11 @@ func TestPrintStatus(t *testing.T) {
 		return as
 	}
 	full := control.Status{
-		Node:   control.Node{Name: "aws-1", Location: "aws", Role: control.RoleDraining, Overlay: addrs("10.4.0.1", "fd04::1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Endpoints: []string{"198.51.100.1:51820"}, NAT: true, Ready: true},
+		Node: control.Node{
+			Name: "aws-1", Location: "aws", Role: control.RoleDraining, Overlay: addrs("10.4.0.1", "fd04::1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Endpoints: []string{"198.51.100.1:51820"}, NAT: true, Ready: true,
+			InternalIPs:  []netcfg.InternalIP{{Link: "eth0", Address: netip.MustParsePrefix("192.168.1.1/24"), Reason: "the default route leaves by its link"}},
+			OtherPrivate: []netcfg.InternalIP{{Link: "wg0", Address: netip.MustParsePrefix("10.8.0.2/24"), Reason: "its link is a tunnel"}, {Link: "eth1", Address: netip.MustParsePrefix("10.0.0.1/16"), Reason: "node.internal-ip can name it"}},
+		},
 		Device: control.Device{Name: "meshd0", Implementation: "kernel", ListenPort: 51820, MTU: 1420},
 		Peers: []control.Peer{
 			{Name: "aws-2", Location: "aws", Role: control.RoleGateway, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Health: control.RouteOK, RTT: 210 * time.Microsecond}},

@@ -81,6 +81,16 @@ func printNode(w io.Writer, s control.Status) {
 	fmt.Fprintf(t, "Overlay:\t%s\n", join(n.Overlay))
 	fmt.Fprintf(t, "Pods:\t%s\n", join(n.PodCIDRs))
 	fmt.Fprintf(t, "Endpoint:\t%s%s\n", join(n.Endpoints), nat)
+	heading := "Internal IP:"
+	for _, i := range n.InternalIPs {
+		fmt.Fprintf(t, "%s\t%v\n", heading, i)
+		heading = ""
+	}
+	heading = "Not used:"
+	for _, i := range n.OtherPrivate {
+		fmt.Fprintf(t, "%s\t%v\n", heading, i)
+		heading = ""
+	}
 	device := "-"
 	if d := s.Device; d.Name != "" {
 		device = fmt.Sprintf("%s, %s WireGuard, port %d, MTU %d", d.Name, d.Implementation, d.ListenPort, d.MTU)

@@ -56,7 +56,7 @@ const (
 func Evaluate(cfg config.Config, f Facts) []Finding {
 	return slices.Concat(
 		f.permission(), f.configuration(), f.state(), f.kernel(cfg), f.names(cfg), f.ports(),
-		f.firewall(cfg), f.mtu(cfg), f.location(cfg), f.overlaps(cfg), f.cni(cfg), f.k3s(cfg), f.unit(), f.clock(), f.reach(), f.size(cfg), f.unread(),
+		f.firewall(cfg), f.mtu(cfg), f.location(cfg), f.internalIP(cfg), f.overlaps(cfg), f.cni(cfg), f.k3s(cfg), f.unit(), f.clock(), f.reach(), f.size(cfg), f.unread(),
 	)
 }
 
@@ -176,11 +176,11 @@ func (f Facts) mtu(cfg config.Config) []Finding {
 	case f.Host.MTU == 0:
 		return []Finding{{Warning, what, "this host has no default route", "give it one, so that it reaches the other nodes"}}
 	case cfg.WireGuard.MTU > fits:
-		return []Finding{{Warning, what, fmt.Sprintf("wireguard.mtu is %d, but only %d fit through the uplink's %d", cfg.WireGuard.MTU, fits, f.Host.MTU), "set wireguard.mtu to auto"}}
+		return []Finding{{Warning, what, fmt.Sprintf("wireguard.mtu is %d, but only %d fit through the %d of %s", cfg.WireGuard.MTU, fits, f.Host.MTU, f.Host.MTULink), "set wireguard.mtu to auto"}}
 	case v6 && fits < mesh.MinMTU6:
-		return []Finding{{Warning, what, fmt.Sprintf("IPv6 needs an MTU of %d inside the tunnels, and only %d fit through the uplink's %d: packets will come in fragments", mesh.MinMTU6, fits, f.Host.MTU), fmt.Sprintf("raise the uplink's MTU to %d, or use IPv4 ranges only", mesh.MinMTU6+mesh.Overhead)}}
+		return []Finding{{Warning, what, fmt.Sprintf("IPv6 needs an MTU of %d inside the tunnels, and only %d fit through the %d of %s: packets will come in fragments", mesh.MinMTU6, fits, f.Host.MTU, f.Host.MTULink), fmt.Sprintf("raise its MTU to %d, or use IPv4 ranges only", mesh.MinMTU6+mesh.Overhead)}}
 	}
-	return ok(what, "%d on the uplink leave %d for the tunnels", f.Host.MTU, fits)
+	return ok(what, "%d on %s, by which packets to other nodes leave, leave %d for the tunnels", f.Host.MTU, f.Host.MTULink, fits)
 }
 
 // location reports whether this host has an address in the network of its location. A host
@@ -190,10 +190,29 @@ func (f Facts) location(cfg config.Config) []Finding {
 	if cfg.Node.Location == "" || len(f.Host.Uplinks) == 0 {
 		return nil
 	}
-	if !cfg.Node.InternalIP.IsValid() && len(f.Host.InternalIPs) == 0 {
+	if chosen, _ := f.Host.InternalIPs(cfg.Node.InternalIP, nil); len(chosen) == 0 {
 		return []Finding{{Error, what, fmt.Sprintf("node.location is %s, but this host has no private address", cfg.Node.Location), "set node.internal-ip to its address in that location's network, for example 192.168.10.1/24, or remove node.location"}}
 	}
 	return ok(what, "this host has an address in the network of %s", cfg.Node.Location)
+}
+
+// internalIP names the address that this node has on its private network, why it is that one,
+// and what other private addresses the host has.
+func (f Facts) internalIP(cfg config.Config) []Finding {
+	const what = "internal ip"
+	chosen, others := f.Host.InternalIPs(cfg.Node.InternalIP, f.InternalIPs)
+	var out []Finding
+	for _, i := range chosen {
+		if i.Link == "" {
+			out = append(out, Finding{Warning, what, fmt.Sprintf("node.internal-ip is %v, which no link of this host has", i.Address), "set node.internal-ip to an address that ip address shows, or remove it"})
+			continue
+		}
+		out = append(out, ok(what, "%v", i)...)
+	}
+	for _, i := range others {
+		out = append(out, ok(what, "not used: %v", i)...)
+	}
+	return out
 }
 
 // overlaps reports networks of this host, or behind its routes, that share addresses with

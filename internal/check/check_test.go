@@ -42,7 +42,7 @@ func healthy() Facts {
 		Kernel:   Kernel{WireGuard: true, TUN: true, NFT: true, BridgeFilter: true, IPv6: true},
 		Links:    []Link{{Name: "lo", Kind: "device"}, {Name: "eth0", Kind: "veth"}, {Name: "kube-bridge", Kind: "bridge"}},
 		Networks: []Network{{netip.MustParsePrefix("192.168.1.1/24"), "eth0", true}, {netip.MustParsePrefix("10.42.0.1/24"), "kube-bridge", true}},
-		Host:     netcfg.Facts{Uplinks: []netcfg.Uplink{uplink}, MTU: 1500},
+		Host:     netcfg.Facts{Uplinks: []netcfg.Uplink{uplink}, Attached: []netcfg.LAN{{Link: "eth0", Address: uplink.Source}}, MTU: 1500, MTULink: "eth0"},
 		Ports: []Port{
 			{Network: "udp", Port: 51820, Key: "wireguard.listen-port", State: PortFree},
 			{Network: "udp", Port: 7946, Key: "gossip.bind", State: PortTaken, Ours: true},
@@ -168,6 +168,9 @@ func TestEvaluate(t *testing.T) {
 		{"location without a private address", located[:3], func(*Facts) {}, []string{
 			"error location: node.location is aws, but this host has no private address → set node.internal-ip to its address in that location's network, for example 192.168.10.1/24, or remove node.location",
 		}},
+		{"internal IP that no link has", located, func(f *Facts) { f.Host.Attached = nil }, []string{
+			"warning internal ip: node.internal-ip is 192.168.1.1/24, which no link of this host has → set node.internal-ip to an address that ip address shows, or remove it",
+		}},
 		{"port of a program that only root can see", nil, func(f *Facts) {
 			f.Root, f.Capable, f.Kernel, f.Ports[0].State = false, false, Kernel{}, PortTaken
 		}, []string{
@@ -178,10 +181,10 @@ func TestEvaluate(t *testing.T) {
 			"warning mtu: this host has no default route → give it one, so that it reaches the other nodes",
 		}},
 		{"MTU too large", []string{"wireguard: {mtu: 1450}"}, func(*Facts) {}, []string{
-			"warning mtu: wireguard.mtu is 1450, but only 1420 fit through the uplink's 1500 → set wireguard.mtu to auto",
+			"warning mtu: wireguard.mtu is 1450, but only 1420 fit through the 1500 of eth0 → set wireguard.mtu to auto",
 		}},
 		{"MTU too small for IPv6", v6, func(f *Facts) { f.Host.MTU = 1300 }, []string{
-			"warning mtu: IPv6 needs an MTU of 1280 inside the tunnels, and only 1220 fit through the uplink's 1300: packets will come in fragments → raise the uplink's MTU to 1360, or use IPv4 ranges only",
+			"warning mtu: IPv6 needs an MTU of 1280 inside the tunnels, and only 1220 fit through the 1300 of eth0: packets will come in fragments → raise its MTU to 1360, or use IPv4 ranges only",
 		}},
 		{"overlaps", nil, func(f *Facts) {
 			f.Networks = append(f.Networks,
@@ -360,5 +363,32 @@ func TestEvaluateFirewall(t *testing.T) {
 				t.Errorf("findings (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestInternalIP checks that a person sees which address was taken, why, and what others
+// there were, and that the daemon's choice counts while it runs.
+func TestInternalIP(t *testing.T) {
+	f := healthy()
+	f.Host.Private = []netcfg.PrivateAddress{
+		{Link: "eth0", Address: netip.MustParsePrefix("192.168.1.1/24"), Default: true},
+		{Link: "eth1", Address: netip.MustParsePrefix("10.0.0.1/16")},
+		{Link: "wg0", Address: netip.MustParsePrefix("10.8.0.2/24"), Unfit: "a tunnel"},
+	}
+	for _, tt := range []struct {
+		last []netip.Prefix // as the daemon says
+		want []string
+	}{
+		{nil, []string{"192.168.1.1/24 on eth0: the default route leaves by its link", "not used: 10.0.0.1/16 on eth1: node.internal-ip can name it", "not used: 10.8.0.2/24 on wg0: its link is a tunnel"}},
+		{[]netip.Prefix{netip.MustParsePrefix("10.0.0.1/16")}, []string{"10.0.0.1/16 on eth1: it was this node's internal IP before", "not used: 192.168.1.1/24 on eth0: node.internal-ip can name it", "not used: 10.8.0.2/24 on wg0: its link is a tunnel"}},
+	} {
+		f.InternalIPs = tt.last
+		var got []string
+		for _, finding := range f.internalIP(parse(t)) {
+			got = append(got, finding.Text)
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("last %v: findings (-want +got):\n%s", tt.last, diff)
+		}
 	}
 }

@@ -110,6 +110,10 @@ type Node struct {
 	Endpoints []string       `json:"endpoints"` // host:port, as announced to the other nodes
 	NAT       bool           `json:"nat"`
 	Ready     bool           `json:"ready"`
+	// InternalIPs are those that this node found out or was given, and OtherPrivate the
+	// host's other private addresses, each with the reason.
+	InternalIPs  []netcfg.InternalIP `json:"internalIPs"`
+	OtherPrivate []netcfg.InternalIP `json:"otherPrivate"`
 }
 
 // Cluster is the cluster's settings in effect on this node: its own, or those of a node

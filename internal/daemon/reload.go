@@ -70,7 +70,7 @@ func (d *daemon) takeConfig(ctx context.Context) (changed []string, err error) {
 // checkLocation refuses a location for a host that shares no network with it. A
 // host without any way out may have one later.
 func checkLocation(path string, cfg config.Config, facts netcfg.Facts) error {
-	if cfg.Node.Location == "" || len(facts.Uplinks) == 0 || len(nodeConfig(cfg).InternalIPs(facts)) > 0 {
+	if cfg.Node.Location == "" || len(facts.Uplinks) == 0 || len(nodeConfig(cfg).InternalIPs(facts, nil)) > 0 {
 		return nil
 	}
 	return &config.Error{

@@ -189,6 +189,9 @@ func (d *daemon) nodeStatus(t index) control.Node {
 		Overlay:   append([]netip.Addr{}, t.wanted.Topology.Addresses...),
 		PodCIDRs:  append([]netip.Prefix{}, t.wanted.Topology.PodCIDRs...),
 		Endpoints: []string{},
+
+		InternalIPs:  append([]netcfg.InternalIP{}, t.wanted.InternalIPs...),
+		OtherPrivate: append([]netcfg.InternalIP{}, t.wanted.OtherPrivate...),
 	}
 	for _, e := range d.memory.Own.Endpoints {
 		n.Endpoints = append(n.Endpoints, net.JoinHostPort(e.Host, strconv.Itoa(int(e.Port))))

@@ -90,7 +90,7 @@ func hostFacts(public string) netcfg.Facts {
 func lanFacts(private string) netcfg.Facts {
 	p := netip.MustParsePrefix(private)
 	return netcfg.Facts{
-		Addresses: []netip.Addr{p.Addr()}, MTU: 1500, InternalIPs: []netip.Prefix{p},
+		Addresses: []netip.Addr{p.Addr()}, MTU: 1500, Private: []netcfg.PrivateAddress{{Link: "eth0", Address: p, Default: true}},
 		Uplinks:  []netcfg.Uplink{{Link: "eth0", Source: p, MTU: 1500}},
 		Attached: []netcfg.LAN{{Link: "eth0", Address: p}},
 	}

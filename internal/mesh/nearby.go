@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -17,24 +18,42 @@ type Nearby struct {
 	Resolvers []netip.Addr // name servers that the host asks
 }
 
-// AttachedNetwork is a network that a host reaches on a link, without a router.
+// AttachedNetwork is a network that a host reaches without the mesh.
 type AttachedNetwork struct {
 	Prefix netip.Prefix
-	Link   string
-	// Containers means that the link belongs to containers of this host. Others may
-	// announce a wider network, such as 172.16.0.0/12, because the host's own route is
-	// more specific.
+	Link   string // "" if there are several
+	// LAN means that the link is a network card, or part of what a card is part of.
+	LAN bool
+	// Containers means that the link leads to containers of this host.
 	Containers bool
+	// Routed means that a router leads there, and the host has no address in it.
+	Routed bool
+}
+
+// String names a network for messages.
+func (a AttachedNetwork) String() string {
+	how := "to which this host is attached by"
+	if a.Routed {
+		how = "to which this host has a route by"
+	}
+	return fmt.Sprintf("%v, %s %s", a.Prefix, how, cmp.Or(a.Link, "several links"))
+}
+
+// holds reports whether a network of another node would take this one over, or a part of it.
+// The host's own route to a network that is more specific stays in effect. But on a LAN, and
+// on other networks whose hosts the tunnel could imitate, a wider one is refused, too: the
+// packets that it would bring from there would pass for those of a neighbor.
+func (a AttachedNetwork) holds(p netip.Prefix) bool {
+	within := a.Prefix.Contains(p.Addr()) && a.Prefix.Bits() <= p.Bits()
+	return within || !a.Containers && !a.Routed && !a.Prefix.IsSingleIP() && a.Prefix.Overlaps(p)
 }
 
 // conflict returns which of the host's own networks, routers or resolvers a network of
 // another node would take over; "" for none.
 func (n Nearby) conflict(p netip.Prefix) string {
 	for _, a := range n.Attached {
-		within := a.Prefix.Contains(p.Addr()) && a.Prefix.Bits() <= p.Bits()
-		// A route to one address is not a network whose hosts the tunnel could imitate.
-		if within || !a.Containers && !a.Prefix.IsSingleIP() && a.Prefix.Overlaps(p) {
-			return fmt.Sprintf("%v, to which this host is attached by %s", a.Prefix, a.Link)
+		if a.holds(p) {
+			return a.String()
 		}
 	}
 	// An address on an attached network has a more specific route.

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"net/netip"
 	"reflect"
 	"slices"
 	"time"
@@ -55,11 +56,13 @@ func (m *Memory) announceRecord(in Input) Announcement {
 	claim, out.Problems = mesh.NextClaim(m.ClaimInput(in))
 	if m.Own.Identity == nil {
 		m.Own = firstRecord(in)
+		m.internalIPs = in.lastInternalIPs()
 	}
 	out.RefreshObservations = m.moves.look(in.Facts.Addresses, in.Now)
+	ips := m.chooseInternalIPs(in)
 	next := nextRecord(in.Config, surroundings{
-		facts: in.Facts, observed: m.moves.since(in.View.Observed),
-		requiredObservers: in.Config.requiredObservers(m.Own, in.Facts, in.Now.Sub(in.Started)),
+		facts: in.Facts, internalIPs: ips, observed: m.moves.since(in.View.Observed),
+		requiredObservers: requiredObservers(m.Own, ips, in.Now.Sub(in.Started)),
 	}, m.Own)
 	next.Claim = claim
 	m.term.stamp(&next)
@@ -107,4 +110,14 @@ func firstRecord(in Input) mesh.Record {
 		}
 	}
 	return r
+}
+
+// lastInternalIPs returns the internal IPs that this node had before this daemon started.
+func (in Input) lastInternalIPs() []netip.Prefix {
+	for _, old := range in.View.Records {
+		if old.ID() == in.Self.ID() {
+			return old.InternalIPs
+		}
+	}
+	return nil
 }

@@ -4,7 +4,6 @@ package node
 
 import (
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -42,16 +41,17 @@ type Config struct {
 	Bridge             string        // that the pods are on; "" if others do the CNI
 }
 
-// InternalIPs returns the configured internal IP, or those found out.
-func (c Config) InternalIPs(facts netcfg.Facts) []netip.Prefix {
-	ips := facts.InternalIPs
-	if c.InternalIP.IsValid() {
-		ips = []netip.Prefix{c.InternalIP}
+// InternalIPs returns the configured internal IP, or those found out. Those of the last time
+// stay as long as they are there.
+func (c Config) InternalIPs(facts netcfg.Facts, last []netip.Prefix) (ips []netip.Prefix) {
+	chosen, _ := facts.InternalIPs(c.InternalIP, last)
+	for _, i := range chosen {
+		ips = append(ips, i.Address)
 	}
-	return slices.Clone(ips[:min(len(ips), mesh.MaxInternalIPs)])
+	return ips
 }
 
-// deviceMTU returns the configured MTU, or what fits through the uplink.
+// deviceMTU returns the configured MTU, or what fits through the links to other nodes.
 func (c Config) deviceMTU(facts netcfg.Facts) int {
 	if c.MTU != 0 {
 		return c.MTU

@@ -25,7 +25,9 @@ type Configuration struct {
 	Settings netcfg.Settings
 	Desired  netcfg.State
 	Prune    bool // what is not desired may be taken away
-	Problems []mesh.Problem
+	// InternalIPs are those of this node, and OtherPrivate the host's other private addresses.
+	InternalIPs, OtherPrivate []netcfg.InternalIP
+	Problems                  []mesh.Problem
 }
 
 // Configure works out what this host should have.
@@ -58,6 +60,7 @@ func (m *Memory) Configure(in Input) Configuration {
 	}
 	c.Desired = netcfg.Desired(c.Topology, c.Settings)
 	c.Prune = in.mayPrune()
+	c.InternalIPs, c.OtherPrivate = in.Facts.InternalIPs(in.Config.InternalIP, m.internalIPs)
 	c.Problems = append(c.Problems, c.Topology.Problems...)
 	c.Problems = append(c.Problems, in.View.Problems...)
 	c.Problems = append(c.Problems, uplinkProblems(in)...)

@@ -75,6 +75,8 @@ type Memory struct {
 	Handshakes Handshakes
 	Absences   Absences
 
+	internalIPs []netip.Prefix // to be kept as long as the host has them
+
 	duplicate duplicate
 	moves     moves
 	term      term

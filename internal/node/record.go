@@ -19,15 +19,16 @@ const singleObserverPeriod = 30 * time.Second
 // surroundings is what this node's record says of its host.
 type surroundings struct {
 	facts             netcfg.Facts
+	internalIPs       []netip.Prefix
 	observed          []mesh.Observation // where others see it
 	requiredObservers int                // how many of them it takes to change the last record
 }
 
 // requiredObservers returns how many observers it takes to change the last record, so long after the
 // start.
-func (c Config) requiredObservers(last mesh.Record, facts netcfg.Facts, after time.Duration) int {
+func requiredObservers(last mesh.Record, internalIPs []netip.Prefix, after time.Duration) int {
 	known := len(last.Endpoints) > 0 || last.NAT
-	if known && after < singleObserverPeriod && slices.Equal(c.InternalIPs(facts), last.InternalIPs) {
+	if known && after < singleObserverPeriod && slices.Equal(internalIPs, last.InternalIPs) {
 		return 2
 	}
 	return 1
@@ -46,13 +47,12 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 	r.GossipPort = c.GossipPort
 	r.GossipAddr = c.GossipAddr
 	r.AllowedLocationIPs = slices.Clone(c.AllowedLocationIPs)
-	// A host that has lost its uplink will most likely have the same one again, unless it
-	// is on its way to another place.
-	online := len(s.facts.Uplinks) > 0 || last.MTU == 0
-	if online || r.Location != last.Location || c.InternalIP.IsValid() {
-		r.InternalIPs = c.InternalIPs(s.facts)
+	// A host that has lost its links will most likely have the same ones again, unless it is
+	// on its way to another place.
+	if len(s.internalIPs) > 0 || len(s.facts.Uplinks) > 0 || last.MTU == 0 || r.Location != last.Location {
+		r.InternalIPs = s.internalIPs
 	}
-	if online {
+	if s.facts.MTU != 0 || last.MTU == 0 {
 		r.MTU = c.deviceMTU(s.facts)
 	}
 	// A node that nobody sees just now is still where it was seen last.
@@ -61,7 +61,7 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 			Cluster:           c.Cluster,
 			Configured:        c.Endpoint,
 			Own:               s.facts.Addresses,
-			OnLink:            s.facts.InternalIPs,
+			OnLink:            s.facts.CardNetworks(),
 			Observed:          s.observed,
 			ListenPort:        r.ListenPort,
 			Last:              last.Endpoints,
@@ -74,6 +74,24 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 		r.Endpoints = last.Endpoints
 	}
 	return r
+}
+
+// firstAddresses is how long after the start a host may still be getting its addresses: by
+// DHCP it takes a card some seconds.
+const firstAddresses = time.Minute
+
+// chooseInternalIPs returns the internal IPs. One that was found out stays as long as the
+// host has it. But in the first minute, one that no default route leaves by gives way to
+// others: a second card with a fixed address is often up before the first one has any.
+func (m *Memory) chooseInternalIPs(in Input) []netip.Prefix {
+	ips := in.Config.InternalIPs(in.Facts, m.internalIPs)
+	for _, ip := range ips {
+		if in.Now.Sub(in.Started) >= firstAddresses || in.Facts.LeadsOut(ip) {
+			others := slices.DeleteFunc(slices.Clone(m.internalIPs), func(p netip.Prefix) bool { return p.Addr().Is4() == ip.Addr().Is4() })
+			m.internalIPs = append(others, ip)
+		}
+	}
+	return ips
 }
 
 // sameEndpoints reports whether the lists differ in their order at most.

@@ -5,6 +5,7 @@ package node
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -57,10 +58,10 @@ var compareNet = cmp.Options{
 
 func TestNextRecord(t *testing.T) {
 	facts := netcfg.Facts{
-		Addresses:   []netip.Addr{netip.MustParseAddr("192.168.1.5")},
-		Uplinks:     []netcfg.Uplink{{Link: "eth0", Source: netip.MustParsePrefix("192.168.1.5/24"), MTU: 1500}},
-		InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")},
-		MTU:         1500,
+		Addresses: []netip.Addr{netip.MustParseAddr("192.168.1.5")},
+		Uplinks:   []netcfg.Uplink{{Link: "eth0", Source: netip.MustParsePrefix("192.168.1.5/24"), MTU: 1500}},
+		Private:   []netcfg.PrivateAddress{{Link: "eth0", Address: netip.MustParsePrefix("192.168.1.5/24"), Default: true}},
+		MTU:       1500,
 	}
 	seen := []mesh.Observation{{Addr: netip.MustParseAddr("203.0.113.5"), Open: true}}
 	last := mesh.Record{Endpoints: []mesh.Endpoint{{Host: "203.0.113.9", Port: 51820, Source: mesh.EndpointObserved}}, NAT: true}
@@ -90,10 +91,10 @@ func TestNextRecord(t *testing.T) {
 			want := mesh.Record{
 				Name: "a", Settings: tt.config.Cluster.Hash(), Gateway: mesh.GatewayAuto, Encrypted: true, MTU: 1420, NAT: true, ListenPort: 51820, GossipPort: 7946,
 				Endpoints:   []mesh.Endpoint{{Host: "203.0.113.5", Port: 51820, Source: mesh.EndpointObserved}},
-				InternalIPs: facts.InternalIPs,
+				InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")},
 			}
 			tt.change(&want)
-			got := nextRecord(tt.config, surroundings{facts: facts, observed: tt.seen, requiredObservers: 1}, tt.last)
+			got := nextRecord(tt.config, surroundings{facts: facts, internalIPs: tt.config.InternalIPs(facts, nil), observed: tt.seen, requiredObservers: 1}, tt.last)
 			if diff := cmp.Diff(want, got, compareNet); diff != "" {
 				t.Errorf("record (-want +got):\n%s", diff)
 			}
@@ -119,7 +120,7 @@ func TestNextRecordWithoutUplink(t *testing.T) {
 		config Config
 		want   []netip.Prefix
 	}{{elsewhere, nil}, {configured, []netip.Prefix{configured.InternalIP}}} {
-		if got := nextRecord(tt.config, surroundings{}, last).InternalIPs; !slices.Equal(got, tt.want) {
+		if got := nextRecord(tt.config, surroundings{internalIPs: tt.config.InternalIPs(netcfg.Facts{}, nil)}, last).InternalIPs; !slices.Equal(got, tt.want) {
 			t.Errorf("%+v: got internal IPs %v, want %v", tt.config, got, tt.want)
 		}
 	}
@@ -162,11 +163,12 @@ func TestHostileOldObservations(t *testing.T) {
 		t.Errorf("observations since then: got %v, want the last one", got)
 	}
 
-	facts := netcfg.Facts{Addresses: one, InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}}
-	last := mesh.Record{InternalIPs: facts.InternalIPs, MTU: 1420, Endpoints: []mesh.Endpoint{{Host: "192.168.1.5", Port: 51820, Source: mesh.EndpointObserved}}}
+	internal := []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}
+	facts := netcfg.Facts{Addresses: one, Private: []netcfg.PrivateAddress{{Link: "eth0", Address: internal[0]}}}
+	last := mesh.Record{InternalIPs: internal, MTU: 1420, Endpoints: []mesh.Endpoint{{Host: "192.168.1.5", Port: 51820, Source: mesh.EndpointObserved}}}
 	heard := []mesh.Observation{{By: mesh.ID{6}, Addr: netip.MustParseAddr("203.0.113.66"), From: netip.MustParseAddr("198.51.100.6"), At: start, Open: true}}
 	next := func(after time.Duration) mesh.Record {
-		return nextRecord(config(), surroundings{facts: facts, observed: heard, requiredObservers: config().requiredObservers(last, facts, after)}, last)
+		return nextRecord(config(), surroundings{facts: facts, internalIPs: internal, observed: heard, requiredObservers: requiredObservers(last, internal, after)}, last)
 	}
 	got := next(time.Second)
 	if got.NAT || !slices.Equal(got.Endpoints, last.Endpoints) {
@@ -177,5 +179,77 @@ func TestHostileOldObservations(t *testing.T) {
 	heard = append(heard, truth)
 	if got = next(time.Hour); got.NAT || !slices.Equal(got.Endpoints, last.Endpoints) {
 		t.Errorf("with a liar and an honest node: NAT %v, endpoints %v; want %v", got.NAT, got.Endpoints, last.Endpoints)
+	}
+}
+
+// TestInternalIPStays checks that an internal IP stays while the host has it, whatever the
+// default route does, also after a restart; and that an address which is merely the first to
+// be up after the start does not.
+func TestInternalIPStays(t *testing.T) {
+	card := func(link, address string, leadsOut bool) netcfg.PrivateAddress {
+		return netcfg.PrivateAddress{Link: link, Address: netip.MustParsePrefix(address), Default: leadsOut}
+	}
+	start := time.Unix(1_800_000_000, 0)
+	lan, storage := card("eth0", "192.168.1.5/24", true), card("eth1", "10.0.0.5/16", false)
+	quietLAN, newDefault := card("eth0", "192.168.1.5/24", false), card("eth1", "10.0.0.5/16", true)
+	ula := card("eth0", "fd00::5/64", false)
+	type look struct {
+		after time.Duration // since the start
+		cards []netcfg.PrivateAddress
+		want  string
+	}
+	tests := []struct {
+		name   string
+		before string // the restart
+		looks  []look
+	}{
+		{"the default route moves", "", []look{
+			{0, []netcfg.PrivateAddress{lan, storage}, "192.168.1.5/24"},
+			{time.Second, []netcfg.PrivateAddress{newDefault, quietLAN}, "192.168.1.5/24"},
+			{time.Hour, []netcfg.PrivateAddress{storage, quietLAN}, "192.168.1.5/24"},
+		}},
+		{"the address goes, and returns", "", []look{
+			{time.Hour, []netcfg.PrivateAddress{lan, storage}, "192.168.1.5/24"},
+			{2 * time.Hour, []netcfg.PrivateAddress{storage}, "10.0.0.5/16"},
+			{3 * time.Hour, []netcfg.PrivateAddress{lan, storage}, "10.0.0.5/16"},
+		}},
+		{"DHCP is slower than another card", "", []look{
+			{0, []netcfg.PrivateAddress{storage}, "10.0.0.5/16"},
+			{10 * time.Second, []netcfg.PrivateAddress{lan, storage}, "192.168.1.5/24"},
+			{time.Hour, []netcfg.PrivateAddress{storage, quietLAN}, "192.168.1.5/24"},
+		}},
+		{"DHCP is slower after a restart", "192.168.1.5/24", []look{
+			{0, []netcfg.PrivateAddress{storage}, "10.0.0.5/16"},
+			{10 * time.Second, []netcfg.PrivateAddress{storage, quietLAN}, "192.168.1.5/24"},
+		}},
+		{"a restart after the default route has moved", "192.168.1.5/24", []look{
+			{0, []netcfg.PrivateAddress{newDefault, quietLAN}, "192.168.1.5/24"},
+		}},
+		{"no default route at all", "", []look{
+			{0, []netcfg.PrivateAddress{storage, quietLAN}, "10.0.0.5/16"},
+			{time.Hour, []netcfg.PrivateAddress{storage, quietLAN}, "10.0.0.5/16"},
+			{2 * time.Hour, []netcfg.PrivateAddress{lan, storage}, "10.0.0.5/16"},
+		}},
+		{"two families", "", []look{
+			{0, []netcfg.PrivateAddress{lan, ula}, "192.168.1.5/24 fd00::5/64"},
+			{time.Hour, []netcfg.PrivateAddress{ula}, "fd00::5/64"},
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var m Memory
+			if tt.before != "" {
+				m.internalIPs = []netip.Prefix{netip.MustParsePrefix(tt.before)}
+			}
+			for _, l := range tt.looks {
+				var got []string
+				for _, ip := range m.chooseInternalIPs(Input{Now: start.Add(l.after), Started: start, Config: config(), Facts: netcfg.Facts{Private: l.cards}}) {
+					got = append(got, ip.String())
+				}
+				if got := strings.Join(got, " "); got != l.want {
+					t.Errorf("after %v: got %q, want %q", l.after, got, l.want)
+				}
+			}
+		})
 	}
 }

@@ -59,7 +59,7 @@ func newTown() *town {
 		if name != "b1" {
 			m.config.Location = "a"
 			internal := netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 1, byte(i + 1)}), 24)
-			m.facts.InternalIPs = []netip.Prefix{internal}
+			m.facts.Private = []netcfg.PrivateAddress{{Link: "eth1", Address: internal}}
 			m.facts.Attached = []netcfg.LAN{{Link: "eth1", Address: internal}}
 		}
 		w.machines = append(w.machines, m)

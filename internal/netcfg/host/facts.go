@@ -19,22 +19,13 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// containerLinks are the name prefixes of links that belong to containers. A host must
-// not announce their addresses.
-var containerLinks = []string{"br-", "cali", "cilium", "cni", "docker", "flannel", "kube-", "veth", "virbr"}
-
 // rawFacts is the input of chooseFacts: what the kernel reports, unfiltered.
 type rawFacts struct {
 	links   []rawLink
 	addrs   []rawAddr
 	sources []rawSource
 	routes  []rawRoute
-}
-
-type rawLink struct {
-	index int
-	name  string
-	mtu   int
+	egress  []int // indices of links by which packets to other nodes leave
 }
 
 type rawAddr struct {
@@ -52,9 +43,10 @@ type rawSource struct {
 
 // rawRoute is a route in the main table that is not ours.
 type rawRoute struct {
-	link int // index; 0 if there are several
-	to   netip.Prefix
-	via  []netip.Addr // next hops
+	link   int // index; 0 if there are several
+	to     netip.Prefix
+	via    []netip.Addr // next hops
+	metric int
 }
 
 // Facts reads the facts about the host.
@@ -65,8 +57,7 @@ func (k *Kernel) Facts(ctx context.Context) (netcfg.Facts, error) {
 	if err != nil {
 		return netcfg.Facts{}, err
 	}
-	f := chooseFacts(raw, k.name, k.bridge)
-	f.Nearby = nearby(raw, k.name, k.bridge)
+	f := chooseFacts(raw, newLinks(raw.links, k.name, k.bridge))
 	f.Nearby.Resolvers = resolvers(resolverFiles)
 	return f, ctx.Err()
 }
@@ -83,7 +74,7 @@ func (k *Kernel) readFacts() (rawFacts, error) {
 		return raw, fmt.Errorf("list links: %w", err)
 	}
 	for _, l := range links {
-		raw.links = append(raw.links, rawLink{index: l.Attrs().Index, name: l.Attrs().Name, mtu: l.Attrs().MTU})
+		raw.links = append(raw.links, toRawLink(l))
 	}
 	addrs, err := retryInterrupted(func() ([]netlink.Addr, error) { return k.nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
@@ -104,7 +95,60 @@ func (k *Kernel) readFacts() (rawFacts, error) {
 			raw.sources = append(raw.sources, rawSource{link: routes[0].LinkIndex, addr: src.Unmap()})
 		}
 	}
-	return raw, nil
+	raw.egress, err = k.egress()
+	return raw, err
+}
+
+// egress returns the links by which packets to other nodes leave now: those to the endpoints
+// of WireGuard peers, and those to neighbors.
+func (k *Kernel) egress() ([]int, error) {
+	var to []netip.Addr
+	link, err := k.ownLink()
+	if link == nil || err != nil {
+		return nil, ignoreForeign(err)
+	}
+	_, peers, err := k.observeDevice(link)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range peers {
+		if p.Endpoint.IsValid() {
+			to = append(to, p.Endpoint.Addr())
+		}
+	}
+	_, forwarding, _, err := k.observeVXLAN()
+	if err != nil {
+		return nil, ignoreForeign(err)
+	}
+	for _, e := range forwarding {
+		to = append(to, e.To)
+	}
+	routes, err := k.ownRoutes()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range routes {
+		to = append(to, toRawRoute(r).via...)
+	}
+	slices.SortFunc(to, netip.Addr.Compare)
+	var out []int
+	for _, a := range slices.Compact(to) {
+		routes, err := k.nl.RouteGet(a.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_UNICAST {
+			out = append(out, routes[0].LinkIndex)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
+
+// ignoreForeign returns nil for ErrForeignDevice: nothing of ours uses that link, and Observe
+// reports it.
+func ignoreForeign(err error) error {
+	if errors.Is(err, ErrForeignDevice) {
+		return nil
+	}
+	return err
 }
 
 // foreignRoutes returns the routes of the main table that are not ours.
@@ -131,7 +175,7 @@ func (k *Kernel) foreignRoutes() ([]rawRoute, error) {
 }
 
 func toRawRoute(r netlink.Route) rawRoute {
-	out := rawRoute{link: r.LinkIndex, to: destination(r)}
+	out := rawRoute{link: r.LinkIndex, to: destination(r), metric: r.Priority}
 	add := func(ip net.IP) {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			out.via = append(out.via, a.Unmap())
@@ -152,24 +196,19 @@ func toRawRoute(r netlink.Route) rawRoute {
 
 // chooseFacts selects the facts from what the kernel reports. Addresses of the device and
 // the bridge are left out, because meshd sets them itself.
-func chooseFacts(raw rawFacts, device, bridge string) netcfg.Facts {
+func chooseFacts(raw rawFacts, ls links) netcfg.Facts {
 	var f netcfg.Facts
-	own := func(link string) bool { return link == device || link == netcfg.VXLANName(device) || link == bridge }
-	links := make(map[int]rawLink)
-	for _, l := range raw.links {
-		if !own(l.name) && !ofContainers(l.name) {
-			links[l.index] = l
-		}
-	}
 	for _, a := range raw.addrs {
-		if _, ok := links[a.link]; ok && permanent(a) {
+		link, ok := ls.find(a.link)
+		if !ok || !permanent(a) || ls.role(link) == roleOwn {
+			continue
+		}
+		// A virtual machine of this host may be its router.
+		if _, leadsOut := raw.defaultRoute(a, a.link); leadsOut || ls.role(link) != roleContainers {
 			f.Addresses = append(f.Addresses, a.prefix.Addr())
 		}
 		// The configuration may use the address of a bridge as the internal IP.
-		i := slices.IndexFunc(raw.links, func(l rawLink) bool { return l.index == a.link && !own(l.name) })
-		if i >= 0 && permanent(a) {
-			f.Attached = append(f.Attached, netcfg.LAN{Link: raw.links[i].name, Address: a.prefix, MTU: raw.links[i].mtu})
-		}
+		f.Attached = append(f.Attached, netcfg.LAN{Link: link.name, Address: a.prefix, MTU: link.mtu})
 	}
 	slices.SortFunc(f.Attached, func(a, b netcfg.LAN) int {
 		return cmp.Or(a.Address.Compare(b.Address), strings.Compare(a.Link, b.Link))
@@ -178,32 +217,106 @@ func chooseFacts(raw rawFacts, device, bridge string) netcfg.Facts {
 	f.Addresses = slices.Compact(f.Addresses)
 
 	for _, s := range raw.sources {
-		link, ok := links[s.link]
-		if !ok || !s.addr.IsGlobalUnicast() {
+		link, ok := ls.find(s.link)
+		if !ok || ls.role(link) == roleOwn || !s.addr.IsGlobalUnicast() {
 			continue
 		}
-		up := netcfg.Uplink{Link: link.name, Source: netip.PrefixFrom(s.addr, s.addr.BitLen()), MTU: link.mtu}
-		for _, a := range raw.addrs {
-			if a.link == s.link && a.prefix.Addr() == s.addr {
-				up.Source = a.prefix
-			}
-		}
-		f.Uplinks = append(f.Uplinks, up)
-		if private(s.addr) {
-			f.InternalIPs = append(f.InternalIPs, up.Source)
-		}
-		if f.MTU == 0 || up.MTU < f.MTU {
-			f.MTU = up.MTU
-		}
+		f.Uplinks = append(f.Uplinks, netcfg.Uplink{Link: link.name, Source: raw.withLength(s), MTU: link.mtu})
 	}
 	slices.SortFunc(f.Uplinks, func(a, b netcfg.Uplink) int { return a.Source.Compare(b.Source) })
-	slices.SortFunc(f.InternalIPs, netip.Prefix.Compare)
+	f.Private = privateAddresses(raw, ls)
+	f.MTU, f.MTULink = egressMTU(raw, ls, f.Uplinks)
+	f.Nearby = nearby(raw, ls)
 	return f
 }
 
-// ofContainers reports whether a link belongs to containers, by its name.
-func ofContainers(name string) bool {
-	return slices.ContainsFunc(containerLinks, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+// withLength returns a source with the length of its network, which another link may have.
+func (raw rawFacts) withLength(s rawSource) netip.Prefix {
+	i := slices.IndexFunc(raw.addrs, func(a rawAddr) bool { return a.link == s.link && a.prefix.Addr() == s.addr })
+	if i < 0 {
+		return netip.PrefixFrom(s.addr, s.addr.BitLen())
+	}
+	return raw.addrs[i].prefix
+}
+
+// egressMTU returns the lowest MTU of the links by which packets to other nodes leave, and
+// that link. Before any is known, these are the uplinks.
+func egressMTU(raw rawFacts, ls links, uplinks []netcfg.Uplink) (mtu int, link string) {
+	lower := func(name string, n int) {
+		if mtu == 0 || n < mtu {
+			mtu, link = n, name
+		}
+	}
+	for _, index := range raw.egress {
+		if l, ok := ls.find(index); ok && ls.role(l) != roleOwn {
+			lower(l.name, l.mtu)
+		}
+	}
+	if mtu != 0 {
+		return mtu, link
+	}
+	for _, u := range uplinks {
+		lower(u.Link, u.MTU)
+	}
+	return mtu, link
+}
+
+// privateAddresses returns the host's private addresses outside of the mesh: first those
+// that can be its internal IP, the best first. These are the addresses of network cards. An
+// address that the host uses on its card can also be on another link: routers announce it.
+// A single address is last among those of a link: a virtual one moves to other hosts.
+func privateAddresses(raw rawFacts, ls links) []netcfg.PrivateAddress {
+	type ranked struct {
+		netcfg.PrivateAddress
+		rank []int // less is better
+	}
+	var all []ranked
+	for i, a := range raw.addrs {
+		l, ok := ls.find(a.link)
+		role := ls.role(l)
+		if !ok || role == roleOwn || holdsServices(l) || !permanent(a) || !private(a.prefix.Addr()) {
+			continue
+		}
+		r := ranked{PrivateAddress: netcfg.PrivateAddress{Link: l.name, Address: a.prefix}}
+		source := slices.ContainsFunc(raw.sources, func(s rawSource) bool {
+			card, ok := ls.find(s.link)
+			return ok && s.addr == a.prefix.Addr() && ls.role(card) == roleLAN
+		})
+		if role != roleLAN && !source {
+			r.Unfit = ls.describe(l)
+		}
+		metric, leadsOut := raw.defaultRoute(a, l.index)
+		r.rank = []int{1, l.index, i}
+		if r.Unfit == "" {
+			r.Default = source || leadsOut
+			r.rank = []int{0, bit(!source), bit(!leadsOut), metric, bit(l.flags&net.FlagRunning == 0), l.index, bit(a.prefix.IsSingleIP()), i}
+		}
+		all = append(all, r)
+	}
+	slices.SortFunc(all, func(a, b ranked) int { return slices.Compare(a.rank, b.rank) })
+	var out []netcfg.PrivateAddress
+	for _, r := range all {
+		out = append(out, r.PrivateAddress)
+	}
+	return out
+}
+
+func bit(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// defaultRoute returns the metric of the default route of an address's family by a link. A
+// VPN that takes all traffic leaves that route where it is and adds others.
+func (raw rawFacts) defaultRoute(a rawAddr, link int) (metric int, ok bool) {
+	for _, r := range raw.routes {
+		if r.link == link && r.to.Bits() == 0 && r.to.Addr().Is4() == a.prefix.Addr().Is4() && (!ok || r.metric < metric) {
+			metric, ok = r.metric, true
+		}
+	}
+	return metric, ok
 }
 
 // permanent reports whether others may rely on an address: it works, it will not expire

@@ -674,8 +674,8 @@ func TestFactsOfHost(t *testing.T) {
 		t.Errorf("facts of a host without network (-want +got):\n%s", d)
 	}
 	for _, line := range []string{
-		"ip link add lan0 mtu 1450 type bridge", "ip link set lan0 up",
-		"ip addr add 192.168.7.2/24 dev lan0", "ip addr add fd07::2/64 dev lan0 nodad",
+		"ip netns add router", "ip link add lan0 mtu 1450 type veth peer name port0 mtu 1450 netns router", "ip link set lan0 up",
+		"ip -n router link set port0 up", "ip addr add 192.168.7.2/24 dev lan0", "ip addr add fd07::2/64 dev lan0 nodad",
 		"ip route add default via 192.168.7.1", "ip route add default via fd07::1",
 	} {
 		run(t, line)
@@ -687,19 +687,59 @@ func TestFactsOfHost(t *testing.T) {
 	}
 	lan4, lan6 := netip.MustParsePrefix("192.168.7.2/24"), netip.MustParsePrefix("fd07::2/64")
 	want := netcfg.Facts{
-		Addresses:   []netip.Addr{lan4.Addr(), lan6.Addr()},
-		Uplinks:     []netcfg.Uplink{{Link: "lan0", Source: lan4, MTU: 1450}, {Link: "lan0", Source: lan6, MTU: 1450}},
-		InternalIPs: []netip.Prefix{lan4, lan6},
-		Attached:    []netcfg.LAN{{Link: "lan0", Address: lan4, MTU: 1450}, {Link: "lan0", Address: lan6, MTU: 1450}},
-		MTU:         1450,
+		Addresses: []netip.Addr{lan4.Addr(), lan6.Addr()},
+		Uplinks:   []netcfg.Uplink{{Link: "lan0", Source: lan4, MTU: 1450}, {Link: "lan0", Source: lan6, MTU: 1450}},
+		Private:   []netcfg.PrivateAddress{{Link: "lan0", Address: lan4, Default: true}, {Link: "lan0", Address: lan6, Default: true}},
+		Attached:  []netcfg.LAN{{Link: "lan0", Address: lan4, MTU: 1450}, {Link: "lan0", Address: lan6, MTU: 1450}},
+		MTU:       1450,
+		MTULink:   "lan0",
 		Nearby: mesh.Nearby{
-			Attached: []mesh.AttachedNetwork{{Prefix: lan4.Masked(), Link: "lan0"}, {Prefix: lan6.Masked(), Link: "lan0"}},
+			Attached: []mesh.AttachedNetwork{{Prefix: lan4.Masked(), Link: "lan0", LAN: true}, {Prefix: lan6.Masked(), Link: "lan0", LAN: true}},
 			Routers:  []netip.Addr{netip.MustParseAddr("192.168.7.1"), netip.MustParseAddr("fd07::1")},
 		},
 	}
 	got.Nearby.Resolvers = nil
 	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); d != "" {
 		t.Errorf("facts (-want +got):\n%s", d)
+	}
+}
+
+// TestFactsWithVPN has another program's tunnel take all traffic of a host, while the peer of
+// ours is on the LAN. It checks that the internal IP stays that of the bridge with the card, and that the MTU is that of the way to the peer.
+func TestFactsWithVPN(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	h := newKernel(t)
+	for _, line := range []string{
+		"ip netns add router", "ip link add eth0 mtu 1480 type veth peer name port0 netns router", "ip link set eth0 up", "ip -n router link set port0 up",
+		"ip link add br0 mtu 1480 type bridge", "ip link set eth0 master br0", "ip link set br0 up", "ip addr add 192.168.7.2/24 dev br0", "ip route add default via 192.168.7.1",
+		"ip link add docker0 type bridge", "ip link set docker0 up", "ip addr add 172.17.0.1/16 dev docker0",
+		"ip tuntap add tun0 mode tun", "ip link set tun0 mtu 1300 up", "ip addr add 10.8.0.2/24 dev tun0", "ip route add 0.0.0.0/1 dev tun0", "ip route add 128.0.0.0/1 dev tun0",
+	} {
+		run(t, line)
+	}
+	describe := func() string {
+		got, err := h.Facts(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		chosen, others := got.InternalIPs(netip.Prefix{}, nil)
+		return fmt.Sprintf("%v %v %d by %s", chosen, others, got.MTU, got.MTULink)
+	}
+	const others = "[172.17.0.1/16 on docker0: its link is a bridge without a network card 10.8.0.2/24 on tun0: its link is a tunnel]"
+	if got, want := describe(), "[192.168.7.2/24 on br0: the default route leaves by its link] "+others+" 1300 by tun0"; got != want {
+		t.Errorf("before there are peers: got %s, want %s", got, want)
+	}
+	want := alone()
+	want.Peers[0].Endpoint = netip.MustParseAddrPort("192.168.7.9:51820")
+	mustReconcile(t, h, want)
+	if got, want := describe(), "[192.168.7.2/24 on br0: the default route leaves by its link] "+others+" 1480 by br0"; got != want {
+		t.Errorf("with a peer on the LAN: got %s, want %s", got, want)
+	}
+	run(t, "ip route replace default dev tun0")
+	if got, want := describe(), "[192.168.7.2/24 on br0: it is the first private address of a network card] "+others+" 1480 by br0"; got != want {
+		t.Errorf("when the tunnel has the default route: got %s, want %s", got, want)
 	}
 }
 

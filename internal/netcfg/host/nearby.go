@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/meshd/meshd/internal/mesh"
-	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // resolverFiles list the resolvers of this host: the file of resolv.conf(5), and the file
@@ -23,34 +22,39 @@ var resolverFiles = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.co
 const maxResolverFile = 1 << 16
 
 // nearby selects what the host reaches without the mesh: networks of links that are not
-// ours, and routers. Link-local networks are left out, since no node may announce them.
-func nearby(raw rawFacts, device, bridge string) mesh.Nearby {
+// ours, networks behind routers, and the routers. Link-local networks are left out, since no
+// node may announce them, and so are default routes. A VPN writes one as several networks
+// that are too wide to be announced.
+func nearby(raw rawFacts, ls links) mesh.Nearby {
 	var out mesh.Nearby
-	links := make(map[int]string, len(raw.links))
-	for _, l := range raw.links {
-		if l.name != device && l.name != netcfg.VXLANName(device) && l.name != bridge {
-			links[l.index] = l.name
+	attach := func(link int, p netip.Prefix, routed bool) {
+		l, ok := ls.find(link)
+		role := roleOther // a route with several next hops may use several links
+		if ok {
+			role = ls.role(l)
 		}
-	}
-	attach := func(link int, p netip.Prefix) {
-		if name, ok := links[link]; ok && mesh.CheckHost(p.Addr()) == nil && p.Bits() > 0 {
-			out.Attached = append(out.Attached, mesh.AttachedNetwork{Prefix: p.Masked(), Link: name, Containers: ofContainers(name)})
+		if role == roleOwn || holdsServices(l) || !ok && !routed || mesh.CheckNetwork(p.Masked()) != nil {
+			return
 		}
+		out.Attached = append(out.Attached, mesh.AttachedNetwork{
+			Prefix: p.Masked(), Link: l.name, LAN: role == roleLAN, Containers: role == roleContainers, Routed: routed,
+		})
 	}
 	for _, a := range raw.addrs {
-		attach(a.link, a.prefix)
+		attach(a.link, a.prefix, false)
 	}
 	for _, r := range raw.routes {
-		if len(r.via) == 0 {
-			attach(r.link, r.to)
-		} else if _, ok := links[r.link]; ok || r.link == 0 {
+		attach(r.link, r.to, len(r.via) > 0)
+		if l, ok := ls.find(r.link); r.link == 0 || ok && ls.role(l) != roleOwn {
 			out.Routers = append(out.Routers, r.via...)
 		}
 	}
 	slices.SortFunc(out.Attached, func(a, b mesh.AttachedNetwork) int {
-		return cmp.Or(mesh.ComparePrefix(a.Prefix, b.Prefix), strings.Compare(a.Link, b.Link))
+		return cmp.Or(mesh.ComparePrefix(a.Prefix, b.Prefix), bit(a.Routed)-bit(b.Routed), strings.Compare(a.Link, b.Link))
 	})
-	out.Attached = slices.Compact(out.Attached)
+	out.Attached = slices.CompactFunc(out.Attached, func(a, b mesh.AttachedNetwork) bool {
+		return a.Prefix == b.Prefix && (a.Link == b.Link || b.Routed)
+	})
 	slices.SortFunc(out.Routers, netip.Addr.Compare)
 	out.Routers = slices.Compact(out.Routers)
 	return out

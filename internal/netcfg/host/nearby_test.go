@@ -3,6 +3,7 @@
 package host
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,7 +21,7 @@ var compareNetip = cmp.Options{
 func TestHostileNearby(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	raw := rawFacts{
-		links: []rawLink{{1, "lo", 65536}, {2, "eth0", 1500}, {3, "docker0", 1500}, {4, "meshd0", 1420}, {5, "meshd0-vx", 1370}, {6, "kube-bridge", 1420}},
+		links: []rawLink{{index: 1, name: "lo", mtu: 65536, flags: net.FlagLoopback}, {index: 2, name: "eth0", mtu: 1500}, {index: 3, name: "docker0", mtu: 1500, kind: "bridge"}, {index: 4, name: "meshd0", mtu: 1420, kind: "wireguard"}, {index: 5, name: "meshd0-vx", mtu: 1370, kind: "vxlan"}, {index: 6, name: "kube-bridge", mtu: 1420, kind: "bridge"}},
 		addrs: []rawAddr{
 			{1, prefix("127.0.0.1/8"), 0},
 			{2, prefix("192.168.1.5/24"), 0},
@@ -38,18 +39,22 @@ func TestHostileNearby(t *testing.T) {
 			{link: 0, to: prefix("10.99.0.0/16"), via: []netip.Addr{addr("192.168.1.2"), addr("192.168.1.3")}},
 			{link: 4, to: prefix("10.77.0.0/16"), via: []netip.Addr{addr("10.4.0.9")}},
 			{link: 2, to: prefix("0.0.0.0/0")}, // ppp
+			{link: 2, to: prefix("0.0.0.0/1")}, // a VPN for all traffic
+			{link: 2, to: prefix("128.0.0.0/1"), via: []netip.Addr{addr("192.168.1.1")}},
+			{link: 2, to: prefix("2000::/3")},
 		},
 	}
 	want := mesh.Nearby{
 		Attached: []mesh.AttachedNetwork{
+			{Prefix: prefix("10.99.0.0/16"), Routed: true},
 			{Prefix: prefix("172.17.0.0/16"), Link: "docker0", Containers: true},
-			{Prefix: prefix("172.31.1.1/32"), Link: "eth0"},
-			{Prefix: prefix("192.168.1.0/24"), Link: "eth0"},
-			{Prefix: prefix("2001:db8:1::/64"), Link: "eth0"},
+			{Prefix: prefix("172.31.1.1/32"), Link: "eth0", LAN: true},
+			{Prefix: prefix("192.168.1.0/24"), Link: "eth0", LAN: true},
+			{Prefix: prefix("2001:db8:1::/64"), Link: "eth0", LAN: true},
 		},
 		Routers: []netip.Addr{addr("192.168.1.1"), addr("192.168.1.2"), addr("192.168.1.3"), addr("fe80::ff")},
 	}
-	if diff := cmp.Diff(want, nearby(raw, "meshd0", "kube-bridge"), compareNetip); diff != "" {
+	if diff := cmp.Diff(want, nearby(raw, newLinks(raw.links, "meshd0", "kube-bridge")), compareNetip); diff != "" {
 		t.Errorf("nearby (-want +got):\n%s", diff)
 	}
 }
