@@ -132,8 +132,10 @@ func newLogger(w io.Writer, verbose bool) *slog.Logger {
 
 func newStatus(p *paths) *cobra.Command {
 	var (
-		out   output
-		probe bool
+		out     output
+		probe   bool
+		await   bool
+		timeout time.Duration
 	)
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -144,9 +146,24 @@ PATH is how packets get to a node: through a tunnel or over the LAN, and by whic
 nodes if it is not direct. HEALTH and the round trip behind it come from echo
 requests along that path. Only those on which a failover depends are sent all the
 time; with --probe, one is sent to every node, and shown is what comes back
-within a second.`,
+within a second.
+
+With --wait, it waits until pods may start on this host: the overlay address is on
+the device, and the CNI configuration is in place. meshd-online.service does this
+for k3s. It ends with exit code 1 if that takes longer than --timeout, and with 3 if
+no daemon answers for 30 seconds.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			show := func(s control.Status) error {
+				return out.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return printStatus(w, s, time.Now()) })
+			}
+			if await {
+				s, err := awaitReady(cmd.Context(), p.client(), timeout)
+				if errors.Is(err, control.ErrNotRunning) {
+					return err
+				}
+				return errors.Join(err, show(s))
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
 			defer cancel()
 			ask := p.client().Status
@@ -157,12 +174,29 @@ within a second.`,
 			if err != nil {
 				return err
 			}
-			return out.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return printStatus(w, s, time.Now()) })
+			return show(s)
 		},
 	}
 	cmd.Flags().BoolVar(&probe, "probe", false, "try every path now")
+	cmd.Flags().BoolVar(&await, "wait", false, "wait until pods may start on this host")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long --wait waits, such as 5m; 0 is for ever")
+	cmd.MarkFlagsMutuallyExclusive("probe", "wait")
 	out.register(cmd)
 	return cmd
+}
+
+// awaitReady waits until pods may start, no longer than timeout unless that is 0.
+func awaitReady(ctx context.Context, c *control.Client, timeout time.Duration) (control.Status, error) {
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	s, err := c.AwaitReady(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("pods may not start on this host after %v: the status and journalctl -u meshd say why", timeout)
+	}
+	return s, err
 }
 
 func newPlan(p *paths) *cobra.Command {

@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 	"internal/cni":        {"internal/atomicfile", "internal/mesh"},
 	"internal/config":     {"internal/mesh"},
 	"internal/connect":    {"internal/control", "internal/httplimit", "internal/mesh", "internal/netcfg", "internal/netcfg/host"},
-	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg"},
+	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg", "internal/wait"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",
 		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",

@@ -23,6 +23,9 @@ type law struct {
 	in          string // the section's title; a turn if it is empty
 }
 
+// online is what systemd is told once meshd status --wait lets k3s start.
+const online = `STATUS=online`
+
 var laws = []law{
 	{name: "a person can ask before anything else is tried", first: `^controlServer\.EnsureListening`, then: `^(disk|kernel|network|prober|services)\.`},
 	{name: "settings of others are on disk before the host follows them", first: `^disk\.SaveNode.* adopted`, then: `^kernel\.Apply`},
@@ -40,8 +43,8 @@ var laws = []law{
 	{name: "the host is ready before a pod can start", first: `^kernel\.Apply`, then: `^services\.(ApplyCNI|WriteK3s)`},
 	{name: "that pods may run is on disk before the CNI configuration", first: `^disk\.SaveNode.* pods may run`, then: `^services\.ApplyCNI`},
 	{name: "that pods may run is on disk before k3s has its configuration", first: `^disk\.SaveNode.* pods may run`, then: `^services\.WriteK3s`},
-	{name: "that pods may run is on disk before k3s may start", first: `^disk\.SaveNode.* pods may run`, then: `READY=1`},
-	{name: "k3s may start once all is there", first: `^kernel\.Apply|^network\.SetAddresses|^services\.(ApplyCNI|WriteK3s)`, then: `READY=1`},
+	{name: "that pods may run is on disk before k3s may start", first: `^disk\.SaveNode.* pods may run`, then: online},
+	{name: "k3s may start once all is there", first: `^kernel\.Apply|^network\.SetAddresses|^services\.(ApplyCNI|WriteK3s)`, then: online},
 	{name: "who is forgotten is so on disk in the same turn", first: `^network\.Forget`, then: `^disk\.SaveObjects`},
 	{name: "what is known is saved when all is done", first: `^(kernel|network|prober|clientServer)\.|^services\.(ApplyCNI|WriteK3s)`, then: `^disk\.SaveObjects`},
 	{name: "the status is told when the turn is over", first: `^(disk|kernel|network|prober|clientServer)\.`, then: `STATUS=|WATCHDOG=1`},

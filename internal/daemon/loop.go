@@ -9,6 +9,8 @@ import (
 	"reflect"
 	"time"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
+
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/wait"
@@ -34,6 +36,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		return fmt.Errorf("watch host: %w", err)
 	}
 	d.memory.Handshakes = node.NewHandshakes(d.gossip.View().Records)
+	d.services.Notify(sd.SdNotifyReady) // the control socket answers
 	var retry time.Duration
 	for {
 		t := d.turn(ctx)

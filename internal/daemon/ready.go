@@ -2,16 +2,12 @@
 
 package daemon
 
-import (
-	"time"
+import "time"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
-)
-
-// readiness is whether systemd and the state directory have been told.
+// readiness is whether pods may start, as meshd status --wait waits for it.
 type readiness struct{ told bool }
 
-// ready tells systemd that k3s may start. The node can carry pods: its overlay address is on
+// ready lets pods and k3s start, once. The node can carry pods: its overlay address is on
 // the device, and the CNI configuration is in place.
 func (d *daemon) ready(t *turn, wait time.Duration) {
 	if d.readiness.told {
@@ -27,8 +23,7 @@ func (d *daemon) ready(t *turn, wait time.Duration) {
 	}
 	d.readiness.told = true
 	topology := t.wanted.Topology
-	d.log.Info("ready", "overlay", topology.Addresses, "pods", topology.PodCIDRs, "peers", len(topology.Peers))
-	d.services.Notify(sd.SdNotifyReady)
+	d.log.Info("online: pods may start", "overlay", topology.Addresses, "pods", topology.PodCIDRs, "peers", len(topology.Peers))
 }
 
 // promiseReady writes down that pods may run on the claimed addresses.

@@ -29,10 +29,8 @@ func (e restartError) Error() string {
 // reload reads the configuration again and takes over all of it, or nothing.
 // What stands against it is a problem until a reload succeeds.
 func (d *daemon) reload(ctx context.Context) {
-	if d.readiness.told { // before, READY=1 would say too much
-		d.services.Notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
-		defer d.services.Notify(sd.SdNotifyReady)
-	}
+	d.services.Notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
+	defer d.services.Notify(sd.SdNotifyReady)
 	changed, err := d.takeConfig(ctx)
 	d.refused = reloadProblems(d.cfg.Node.Name, d.opt.Config, err)
 	if err != nil {

@@ -264,8 +264,13 @@ func sentence(s control.Status) string {
 		return "reconcile fails: " + strings.ReplaceAll(s.Reconcile.Error, "\n", "; ")
 	case s.Node.Slot == mesh.None:
 		return "looking for the mesh: no member of the join list has answered yet"
-	case len(s.Problems) > 0:
-		return fmt.Sprintf("%d of %d other nodes alive, %d problems: see meshd status", alive, len(s.Peers), len(s.Problems))
 	}
-	return fmt.Sprintf("%d of %d other nodes alive", alive, len(s.Peers))
+	state := "pods may not start yet"
+	if s.Node.Ready {
+		state = "online"
+	}
+	if len(s.Problems) > 0 {
+		return fmt.Sprintf("%s, %d of %d other nodes alive, %d problems: see meshd status", state, alive, len(s.Peers), len(s.Problems))
+	}
+	return fmt.Sprintf("%s, %d of %d other nodes alive", state, alive, len(s.Peers))
 }

@@ -124,6 +124,7 @@ func TestContents(t *testing.T) {
 		"-rw-r--r-- usr/lib/systemd/system/k3s-agent.service.d/meshd.conf",
 		"-rw-r--r-- usr/lib/systemd/system/k3s.service.d/meshd.conf",
 		"-rw-r--r-- usr/lib/systemd/system/meshd-drain.service",
+		"-rw-r--r-- usr/lib/systemd/system/meshd-online.service",
 		"-rw-r--r-- usr/lib/systemd/system/meshd.service",
 		"-rw-r--r-- usr/share/bash-completion/completions/meshd",
 		"-rw-r--r-- usr/share/doc/meshd/changelog.Debian.gz",
@@ -211,7 +212,7 @@ func TestVersion(t *testing.T) {
 
 // exposures are what systemd-analyze security may make of the units at most, in
 // tenths: what each has with the systemd of Debian 12.
-var exposures = map[string]string{"meshd.service": "20", "meshd-drain.service": "7"}
+var exposures = map[string]string{"meshd.service": "20", "meshd-drain.service": "7", "meshd-online.service": "7"}
 
 func TestUnits(t *testing.T) {
 	dir := unpack(t)

@@ -87,7 +87,17 @@ func useRepository(t *testing.T, n *node, name string) {
 		apt-get update --error-on=any`, name))
 }
 
-// testStart: four lines of configuration make a mesh.
+// k3sUnit stands in for k3s. Like that, it does not start before pods may.
+const k3sUnit = `[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'ip -o address show meshd0 | grep -q " 10\.4\." && test -s /etc/cni/net.d/10-meshd.conflist'
+[Install]
+WantedBy=multi-user.target
+`
+
+// testStart: four lines of configuration make a mesh. meshd.service is up as soon as the
+// daemon answers, k3s once pods may start.
 func testStart(t *testing.T, nodes []*node) {
 	nodes[0].sh(t, "meshd secret new --out /etc/meshd/secret")
 	secret := nodes[0].sh(t, "cat /etc/meshd/secret")
@@ -100,6 +110,7 @@ func testStart(t *testing.T, nodes []*node) {
 			config = "secret-file: /etc/meshd/secret\nnode:\n  name: " + n.name
 		}
 		n.sh(t, fmt.Sprintf("cat >/etc/meshd.yaml <<'END'\n%s\nEND\nsystemctl enable --now meshd", config))
+		n.sh(t, "cat >/etc/systemd/system/k3s.service <<'END'\n"+k3sUnit+"END\nsystemctl daemon-reload && systemctl enable --now k3s")
 	}
 	for _, n := range nodes {
 		waitMesh(t, n, len(nodes)-1)
@@ -309,6 +320,10 @@ func testRestart(t *testing.T, nodes []*node) {
 		})
 		waitMesh(t, n, len(nodes)-1)
 	})
+	// Nobody stopped k3s, and what starts next need not wait.
+	if got := n.sh(t, "systemctl start meshd-online && systemctl is-active k3s"); got != "active" {
+		t.Errorf("after restarts k3s is %s, want active", got)
+	}
 	// The restarts handed over nothing.
 	if got := n.sh(t, "systemctl is-active meshd-drain"); got != "active" {
 		t.Errorf("meshd-drain is %s, want active", got)
@@ -377,6 +392,9 @@ func testReboot(t *testing.T, nodes []*node) {
 	waitMesh(t, n, len(nodes)-1)
 	if n.overlay != overlay {
 		t.Errorf("after a reboot the address is %s, want %s", n.overlay, overlay)
+	}
+	if got := n.sh(t, "systemctl is-active k3s"); got != "active" {
+		t.Errorf("after a reboot k3s is %s, want active: it has waited until pods may start", got)
 	}
 	n.sh(t, "systemctl start containerd")
 	runPod(t, n)

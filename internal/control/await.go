@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"time"
+
+	"github.com/meshd/meshd/internal/wait"
+)
+
+const (
+	// askAgain is how often a daemon is asked whether pods may start.
+	askAgain = 200 * time.Millisecond
+	// absentFor is how long no daemon may answer: longer than a restart of it takes.
+	absentFor = 30 * time.Second
+)
+
+// AwaitReady waits until pods may start on this node and returns the status then. It
+// outlasts restarts of the daemon. With an error it returns the last status that there
+// was. The error wraps ErrNotRunning if no daemon answered last, be it for absentFor or
+// when ctx ended, and else that of ctx.
+func (c *Client) AwaitReady(ctx context.Context) (Status, error) {
+	var last Status
+	answered := time.Now()
+	for {
+		s, err := c.Status(ctx)
+		switch {
+		case err == nil && s.Node.Ready:
+			return s, nil
+		case err == nil:
+			last, answered = s, time.Now()
+		case !errors.Is(err, ErrNotRunning), time.Since(answered) >= absentFor:
+			return last, err
+		}
+		if ended := wait.Sleep(ctx, askAgain); ended != nil {
+			return last, cmp.Or(err, ended)
+		}
+	}
+}
