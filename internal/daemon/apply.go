@@ -32,11 +32,16 @@ func (d *daemon) change(ctx context.Context, t *turn, o netcfg.Options) error {
 		return nil
 	}
 	refused, err := host.SplitRefused(d.host.Apply(ctx, plan))
-	t.refused = t.refused || len(refused) > 0
+	unset, err := host.SplitSysctl(err)
+	t.refused = t.refused || len(refused) > 0 || len(unset) > 0
 	t.note(refusedProblems(d.cfg.Node.Name, refused), nil)
 	observed, observeErr := d.observe(ctx, t.wanted.Desired)
 	if err = errors.Join(err, observeErr); err != nil {
 		err = fmt.Errorf("apply plan: %w", err)
+	}
+	observed.SysctlErrs = make(map[string]error, len(unset))
+	for _, u := range unset {
+		observed.SysctlErrs[u.Key] = u.Unwrap()
 	}
 	t.observed = observed
 	return err

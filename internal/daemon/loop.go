@@ -155,7 +155,7 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 	t.note(d.watch(c.Watch), nil)
 	podsMayStart := d.applyCNI(t, c.ClaimWait)
 	k3sMayStart := d.applyK3s(t, c.ClaimWait)
-	if podsMayStart && k3sMayStart && c.HasAddresses {
+	if podsMayStart && k3sMayStart && c.HasAddresses && c.ParametersSet {
 		d.ready(t, c.ReadyWait)
 	}
 	t.note(nil, d.forget(c.Forget))

@@ -200,7 +200,13 @@ func (b builder) sysctls() []Sysctl {
 		{"net.ipv4.conf.all.send_redirects", "0"},
 		{conf + ".send_redirects", "0"},
 	}
+	for _, link := range b.forwardingLinks() {
+		out = append(out, Sysctl{"net.ipv4.conf." + strings.ReplaceAll(link, ".", "/") + ".forwarding", "1"})
+	}
 	if usesIPv6(b.t) {
+		for _, link := range b.podAndClientLinks() {
+			out = append(out, Sysctl{"net.ipv6.conf." + strings.ReplaceAll(link, ".", "/") + ".forwarding", "1"})
+		}
 		out = append(out,
 			Sysctl{"net.ipv6.conf.all.forwarding", "1"},
 			// Hosts without IPv6 often have it disabled on all links.
@@ -223,6 +229,36 @@ func (b builder) sysctls() []Sysctl {
 	}
 	slices.SortFunc(out, func(a, b Sysctl) int { return strings.Compare(a.Key, b.Key) })
 	return out
+}
+
+// forwardingLinks returns the links on which IPv4 packets arrive that this host forwards:
+// those of the mesh, and the links to others of its pods and of its location, because
+// replies arrive there. The kernel asks the link on which a packet arrives, not ip_forward,
+// which only sets all links when it changes: a link that is created later takes the value
+// of conf.default, and networkd sets its links one by one.
+//
+// In IPv6 the kernel asks only conf.all (Documentation/networking/ip-sysctl.rst). There
+// forwarding is set on links of the mesh alone: on others it would change whether the host
+// accepts router advertisements.
+func (b builder) forwardingLinks() []string {
+	links := slices.Clone(b.podAndClientLinks())
+	carries := len(b.t.ServedNetworks) > 0
+	if carries || len(b.t.PodCIDRs) > 0 {
+		for _, u := range b.Uplinks {
+			if u.Source.Addr().Is4() {
+				links = append(links, u.Link)
+			}
+		}
+	}
+	if carries || slices.ContainsFunc(b.t.Neighbors, func(n mesh.Neighbor) bool { return !n.Encapsulated }) {
+		for _, l := range b.LANs {
+			if l.Address.Addr().Is4() {
+				links = append(links, l.Link)
+			}
+		}
+	}
+	slices.Sort(links)
+	return slices.Compact(links)
 }
 
 // usesIPv6 reports whether any range of the mesh is IPv6.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -120,6 +121,40 @@ func lanSettings() Settings {
 
 // TestDesiredOrder checks that the order of a topology's lists doesn't change the result,
 // and that each destination has one route.
+// Forwarding is asked for on every link on which packets to be forwarded arrive, and on no
+// other link.
+func TestForwardingLinks(t *testing.T) {
+	uplinks := []Uplink{{Link: "wan.7", Source: netip.MustParsePrefix("192.0.2.1/24")}, {Link: "wan6", Source: netip.MustParsePrefix("2001:db8::1/64")}}
+	served := netcfgtest.Member()
+	served.PodCIDRs, served.ServedNetworks = nil, netcfgtest.Prefixes("192.168.10.0/24")
+	quiet := netcfgtest.Member()
+	quiet.PodCIDRs = nil
+	for _, tt := range []struct {
+		name     string
+		topology mesh.Topology
+		want     []string
+	}{
+		{"pods", netcfgtest.Member(), []string{"kube-bridge", "meshd0-vx", "meshd0", "wan/7"}},
+		{"plain neighbors", netcfgtest.Plain(netcfgtest.Member()), []string{"eth0", "kube-bridge", "meshd0", "wan/7"}},
+		{"networks of the location", served, []string{"eth0", "kube-bridge", "meshd0-vx", "meshd0", "wan/7"}},
+		{"no pods", quiet, []string{"kube-bridge", "meshd0-vx", "meshd0"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := lanSettings()
+			s.Uplinks = uplinks
+			var got []string
+			for _, c := range Desired(tt.topology, s).Sysctls {
+				if link, ok := strings.CutSuffix(strings.TrimPrefix(c.Key, "net.ipv4.conf."), ".forwarding"); ok && c.Value == "1" && !strings.HasPrefix(link, "net.") {
+					got = append(got, link)
+				}
+			}
+			if d := cmp.Diff(tt.want, got); d != "" {
+				t.Errorf("links (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
 func TestDesiredOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		peers := []mesh.Peer{

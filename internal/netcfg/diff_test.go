@@ -217,8 +217,8 @@ func TestDiffDevice(t *testing.T) {
 	if len(again.Addresses) != 1 || len(again.Peers) != 1 || len(again.Routes) != len(desired.Routes) || len(again.StaleRoutes) != 1 {
 		t.Errorf("other implementation, got:\n%s", again)
 	}
-	if got := len(again.Sysctls); got != 2 {
-		t.Errorf("other implementation: got %d kernel parameters to set, want those 2 of the device", got)
+	if got := len(again.Sysctls); got != 3 {
+		t.Errorf("other implementation: got %d kernel parameters to set, want those 3 of the device", got)
 	}
 }
 

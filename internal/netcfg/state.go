@@ -32,6 +32,10 @@ type State struct {
 	// Observed states only.
 	Filters   []filter.Table // of other programs
 	FilterErr error          // why Filters is not known
+
+	// SysctlErrs tells why parameters could not be set, by key. Package host doesn't fill
+	// it, but who applied a plan.
+	SysctlErrs map[string]error
 }
 
 // Device is the WireGuard device. Its private key is in no exported field and is never

@@ -129,7 +129,8 @@ func TestDiffVXLAN(t *testing.T) {
 		},
 		{
 			name: "member becomes a gateway: routes after the peer", from: netcfgtest.Member, to: netcfgtest.Gateway,
-			want: `+ peer FAR (far) endpoint 203.0.113.9:51820 allowed-ips +10.4.0.9/32, +10.42.8.0/24, +192.168.20.0/24, +fd00:4::9/128
+			want: `~ sysctl net.ipv4.conf.eth0.forwarding = 1
++ peer FAR (far) endpoint 203.0.113.9:51820 allowed-ips +10.4.0.9/32, +10.42.8.0/24, +192.168.20.0/24, +fd00:4::9/128
 ~ route 10.4.0.9/32 dev meshd0 src 10.4.0.1 (was route 10.4.0.9/32 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1)
 ~ route 10.42.8.0/24 dev meshd0 src 10.4.0.1 (was route 10.42.8.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1)
 ~ route 192.168.20.0/24 dev meshd0 src 10.4.0.1 (was route 192.168.20.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1)
@@ -166,8 +167,9 @@ func TestDiffVXLAN(t *testing.T) {
 				*o = State{Device: o.Device, Addresses: o.Addresses, Backstops: o.Backstops, Firewall: o.Firewall, Sysctls: o.Sysctls, VXLAN: &v}
 			},
 			want: "- link meshd0-vx\n+ link meshd0-vx vxlan id 77 local 192.168.10.1 dstport 7947 nolearning address 02:01:00:00:00:00 mtu 1420 up\n" +
-				"~ sysctl net.ipv4.conf.meshd0-vx.rp_filter = 2\n~ sysctl net.ipv4.conf.meshd0-vx.send_redirects = 0\n" +
+				"~ sysctl net.ipv4.conf.meshd0-vx.forwarding = 1\n~ sysctl net.ipv4.conf.meshd0-vx.rp_filter = 2\n~ sysctl net.ipv4.conf.meshd0-vx.send_redirects = 0\n" +
 				"~ sysctl net.ipv6.conf.meshd0-vx.accept_ra = 0\n~ sysctl net.ipv6.conf.meshd0-vx.disable_ipv6 = 0\n" +
+				"~ sysctl net.ipv6.conf.meshd0-vx.forwarding = 1\n" +
 				entriesOnly(Diff(State{Backstops: Desired(netcfgtest.Member(), lanSettings()).Backstops}, Desired(netcfgtest.Member(), lanSettings()), Options{}).String()),
 		},
 		{

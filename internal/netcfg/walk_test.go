@@ -486,6 +486,7 @@ func TestPlanString(t *testing.T) {
   nft rule guard iifname "meshd0" ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif missing counter drop
 - link meshd0
 + link meshd0 wireguard userspace mtu 1420 listen-port 51820 public-key ` + netcfgtest.Key(1).PublicKey().String() + ` up
+~ sysctl net.ipv4.conf.meshd0.forwarding = 1
 ~ sysctl net.ipv4.conf.meshd0.rp_filter = 2
 ~ sysctl net.ipv4.conf.meshd0.send_redirects = 0
 + addr 10.4.0.1/32 dev meshd0

@@ -18,8 +18,11 @@ type Conclusion struct {
 	// HasAddresses reports whether the host has its addresses in the mesh. Without them,
 	// packets to the mesh would leave in plain text by the default route.
 	HasAddresses bool
-	ClaimWait    time.Duration // until the claim can be relied on
-	ReadyWait    time.Duration // until k3s may start, if the host can carry pods
+	// ParametersSet reports whether the kernel parameters are as desired. Without them, the
+	// host drops what its pods send and get.
+	ParametersSet bool
+	ClaimWait     time.Duration // until the claim can be relied on
+	ReadyWait     time.Duration // until k3s may start, if the host can carry pods
 
 	Handshakes   HandshakePlan // to peers without a session
 	Watch        probe.Watch   // whom to probe from now on
@@ -35,7 +38,9 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 	var host netcfg.State
 	if observed != nil {
 		host = *observed
-		for _, p := range netcfg.Problems(host, c.Desired) {
+		unset := netcfg.ParameterProblems(host, c.Desired)
+		out.ParametersSet = len(unset) == 0
+		for _, p := range append(unset, netcfg.Problems(host, c.Desired)...) {
 			p.Node = in.Config.Name
 			out.Problems = append(out.Problems, p)
 		}

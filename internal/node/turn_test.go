@@ -244,6 +244,27 @@ func TestTurnsAgree(t *testing.T) {
 	}
 }
 
+// TestParametersNotSet: a host whose kernel parameters can't be set drops what pods send.
+// That is a problem, and the node is not ready.
+func TestParametersNotSet(t *testing.T) {
+	w := newTown()
+	w.pass(time.Minute, time.Second)
+	m := w.machines[1]
+	problem := func() bool {
+		return slices.ContainsFunc(m.concluded.Problems, func(p mesh.Problem) bool {
+			return p.Kind == netcfg.ProblemParameter && p.Node == m.config.Name
+		})
+	}
+	if !m.concluded.ParametersSet || problem() {
+		t.Errorf("parameters are set: got ParametersSet %v, problems %v", m.concluded.ParametersSet, m.concluded.Problems)
+	}
+	m.stuck = true
+	w.turn(m)
+	if m.concluded.ParametersSet || !problem() {
+		t.Errorf("parameters are not set: got ParametersSet %v, problems %v", m.concluded.ParametersSet, m.concluded.Problems)
+	}
+}
+
 // TestUnknownHost: of a host that can't be observed, nothing is believed.
 func TestUnknownHost(t *testing.T) {
 	w := newTown()
@@ -256,7 +277,7 @@ func TestUnknownHost(t *testing.T) {
 		t.Error("just after a start, before anybody was heard: got that what is not desired may go")
 	}
 	c := m.memory.Conclude(in, wanted, nil)
-	if c.HasAddresses || c.Watch.Gateway != (mesh.ID{}) || len(c.Handshakes.Initiate) > 0 || len(c.Problems) > 0 {
+	if c.HasAddresses || c.ParametersSet || c.Watch.Gateway != (mesh.ID{}) || len(c.Handshakes.Initiate) > 0 || len(c.Problems) > 0 {
 		t.Errorf("got %+v", c)
 	}
 }

@@ -61,8 +61,10 @@ func stateOf(s peerSpec) netcfg.State {
 		},
 		Sysctls: []netcfg.Sysctl{
 			{Key: "net.ipv4.conf.meshd0.rp_filter", Value: "2"},
+			{Key: "net.ipv4.conf.meshd0.forwarding", Value: "1"},
 			{Key: "net.ipv4.ip_forward", Value: "1"},
 			{Key: "net.ipv6.conf.all.forwarding", Value: "1"},
+			{Key: "net.ipv6.conf.meshd0.forwarding", Value: "1"},
 		},
 	}
 	if s.Implementation != "" {
@@ -219,7 +221,9 @@ func TestRestore(t *testing.T) {
 		{name: "extra rule", damage: "nft insert rule inet meshd mss accept"},
 		{name: "policy", damage: "nft add chain inet meshd mss { policy drop ; }"},
 		{name: "set", damage: "nft delete element inet meshd inside4 { 10.4.0.0/16 }"},
-		{name: "sysctl", damage: "sysctl -qw net.ipv4.ip_forward=0", silent: true},
+		{name: "sysctl", damage: "sysctl -qw net.ipv4.ip_forward=0"},
+		{name: "forwarding of the device", damage: "sysctl -qw net.ipv4.conf.meshd0.forwarding=0"},
+		{name: "forwarding of the device in IPv6", damage: "sysctl -qw net.ipv6.conf.meshd0.forwarding=0"},
 		{name: "peer", damage: "wg set meshd0 peer " + peer + " remove", silent: true},
 		{name: "port", damage: "wg set meshd0 listen-port 51821", silent: true},
 	}
@@ -607,6 +611,57 @@ func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
 	}
 	if d := cmp.Diff(wanted, got); d != "" {
 		t.Errorf("sysctls (-want +got):\n%s", d)
+	}
+}
+
+// A link may be created after the daemon has started, and then takes conf.default, which
+// networkd sets to 0.
+func TestForwardingOfALaterLink(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	h, want := newKernel(t), netcfg.State{Sysctls: []netcfg.Sysctl{
+		{Key: "net.ipv4.conf.later/1.forwarding", Value: "1"},
+		{Key: "net.ipv4.ip_forward", Value: "1"},
+	}}
+	mustReconcile(t, h, want)
+	run(t, "sysctl -qw net.ipv4.conf.default.forwarding=0")
+	changed, err := h.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip link add later.1 type bridge")
+	select {
+	case <-changed:
+	case <-time.After(patience):
+		t.Error("Watch: got no value after a new link")
+	}
+	if b, err := os.ReadFile(sysctlPath("net.ipv4.conf.later/1.forwarding")); err != nil || strings.TrimSpace(string(b)) != "0" {
+		t.Fatalf("forwarding of a new link is %q, %v, want 0", b, err)
+	}
+	mustReconcile(t, h, want)
+	if b, err := os.ReadFile(sysctlPath("net.ipv4.conf.later/1.forwarding")); err != nil || strings.TrimSpace(string(b)) != "1" {
+		t.Errorf("forwarding of the link is %q, %v, want 1", b, err)
+	}
+}
+
+func TestParameterThatCannotBeSet(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	run(t, "ip link add on0 type veth peer name off0")
+	run(t, "sysctl -qw net/ipv6/conf/on0/accept_ra=1")
+	run(t, "mount --bind /proc/sys /proc/sys")
+	run(t, "mount -o remount,bind,ro /proc/sys")
+	want := netcfg.State{Sysctls: []netcfg.Sysctl{{Key: "net.ipv4.ip_forward", Value: "1"}, {Key: "net.ipv6.conf.all.forwarding", Value: "1"}}}
+	refused, rest := SplitSysctl(reconcile(newKernel(t), want))
+	if len(refused) != 2 || rest != nil {
+		t.Fatalf("got %v and %v, want two parameters that can't be set", refused, rest)
+	}
+	for i, r := range refused {
+		if r.Key != want.Sysctls[i].Key || !errors.Is(r, unix.EROFS) {
+			t.Errorf("got %v, want EROFS for %s", r, want.Sysctls[i].Key)
+		}
 	}
 }
 

@@ -36,11 +36,17 @@ func gone(err error) bool {
 }
 
 // SplitRefused separates the refused steps from the rest of an error returned by Apply.
-// An error without any is returned unchanged: it may wrap several errors and have a text
-// of its own.
-func SplitRefused(err error) (refused []*RefusedStep, rest error) {
-	if r, ok := err.(*RefusedStep); ok {
-		return []*RefusedStep{r}, nil
+func SplitRefused(err error) (refused []*RefusedStep, rest error) { return split[*RefusedStep](err) }
+
+// SplitSysctl separates the parameters that can't be set from the rest of an error
+// returned by Apply.
+func SplitSysctl(err error) (refused []*SysctlError, rest error) { return split[*SysctlError](err) }
+
+// split separates the errors of one type from the rest of a joined error. An error without
+// any is returned unchanged: it may wrap several errors and have a text of its own.
+func split[T error](err error) (found []T, rest error) {
+	if e, ok := err.(T); ok {
+		return []T{e}, nil
 	}
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
@@ -48,11 +54,11 @@ func SplitRefused(err error) (refused []*RefusedStep, rest error) {
 	}
 	var others []error
 	for _, e := range joined.Unwrap() {
-		more, other := SplitRefused(e)
-		refused, others = append(refused, more...), append(others, other)
+		more, other := split[T](e)
+		found, others = append(found, more...), append(others, other)
 	}
-	if len(refused) == 0 {
+	if len(found) == 0 {
 		return nil, err
 	}
-	return refused, errors.Join(others...)
+	return found, errors.Join(others...)
 }

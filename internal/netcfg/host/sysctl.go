@@ -3,6 +3,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,8 +39,9 @@ func sysctlPath(key string) string {
 	}, key))
 }
 
-// observeSysctls reads the parameters in want. On a kernel without IPv6, an IPv6
-// parameter is reported with its desired value, because there is nothing to set. Any
+// observeSysctls reads the parameters in want. A parameter of a link that does not exist,
+// such as a bridge that the CNI plugin has yet to create, is reported with its desired
+// value, because there is nothing to set; so is one of IPv6 on a kernel without IPv6. Any
 // other missing parameter is left out.
 func observeSysctls(want []netcfg.Sysctl) ([]netcfg.Sysctl, error) {
 	var got []netcfg.Sysctl
@@ -50,7 +52,7 @@ func observeSysctls(want []netcfg.Sysctl) ([]netcfg.Sysctl, error) {
 			got = append(got, netcfg.Sysctl{Key: w.Key, Value: strings.TrimSpace(string(b))})
 		case !errors.Is(err, fs.ErrNotExist):
 			return nil, fmt.Errorf("read sysctl %s: %w", w.Key, err)
-		case withoutIPv6(w.Key):
+		case withoutIPv6(w.Key), withoutLink(w.Key):
 			got = append(got, w)
 		}
 	}
@@ -66,21 +68,57 @@ func withoutIPv6(key string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// setSysctl writes one parameter.
+// withoutLink reports whether the key is about a link that does not exist.
+func withoutLink(key string) bool {
+	conf, _, _ := strings.Cut(strings.TrimPrefix(key, "net."), ".")
+	rest, ok := strings.CutPrefix(key, "net."+conf+".conf.")
+	if !ok {
+		return false
+	}
+	link, _, _ := strings.Cut(rest, ".")
+	_, err := os.Stat(sysctlPath("net." + conf + ".conf." + link))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// SysctlError is an error about a parameter that can't be set.
+type SysctlError struct {
+	Key string
+	err error
+}
+
+// sysctlError leaves the path out of the system's error: it is the key again, and what
+// has one reason is one problem.
+func sysctlError(key string, err error) *SysctlError {
+	if p, ok := err.(*fs.PathError); ok {
+		err = p.Err
+	}
+	return &SysctlError{key, err}
+}
+
+// Error implements error.
+func (e *SysctlError) Error() string { return fmt.Sprintf("set sysctl %s: %v", e.Key, e.err) }
+
+// Unwrap returns the system's error.
+func (e *SysctlError) Unwrap() error { return e.err }
+
+// setSysctl writes one parameter. An error is a SysctlError.
 func (k *Kernel) setSysctl(ctx context.Context, s netcfg.Sysctl) error {
 	if s == (netcfg.Sysctl{Key: "net.ipv6.conf.all.forwarding", Value: "1"}) {
 		if err := k.keepRouterAdvertisements(); err != nil {
-			return err
+			return &SysctlError{s.Key, err}
 		}
 	}
 	err := k.writeSysctl(s)
 	if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(s.Key, "net.bridge.") {
 		if out, modErr := exec.CommandContext(ctx, "modprobe", "br_netfilter").CombinedOutput(); modErr != nil {
-			return fmt.Errorf("set sysctl %s: %w: %w: %s", s.Key, ErrNoBridgeNetfilter, modErr, strings.TrimSpace(string(out)))
+			return &SysctlError{s.Key, fmt.Errorf("%w: %w: %s", ErrNoBridgeNetfilter, modErr, strings.TrimSpace(string(out)))}
 		}
 		err = k.writeSysctl(s)
 	}
-	return err
+	if err != nil {
+		return sysctlError(s.Key, err)
+	}
+	return nil
 }
 
 func (k *Kernel) writeSysctl(s netcfg.Sysctl) error {
@@ -88,13 +126,10 @@ func (k *Kernel) writeSysctl(s netcfg.Sysctl) error {
 	// Open without O_CREATE: with it, /proc returns EACCES for a missing parameter.
 	f, err := os.OpenFile(sysctlPath(s.Key), os.O_WRONLY, 0)
 	if err != nil {
-		return fmt.Errorf("set sysctl %s: %w", s.Key, err)
+		return err
 	}
 	_, err = f.WriteString(s.Value)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("set sysctl %s: %w", s.Key, err)
-	}
-	return nil
+	return cmp.Or(err, f.Close())
 }
 
 // keepRouterAdvertisements lets the host continue to accept router advertisements when it
@@ -115,7 +150,7 @@ func (k *Kernel) keepRouterAdvertisements() error {
 		}
 		key := "net.ipv6.conf." + strings.ReplaceAll(link, ".", "/") + ".accept_ra"
 		if err := k.writeSysctl(netcfg.Sysctl{Key: key, Value: "2"}); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
+			errs = append(errs, sysctlError(key, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -25,15 +25,17 @@ var watched = []struct {
 	{unix.NETLINK_ROUTE, unix.RTMGRP_LINK |
 		unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
 		unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE |
-		unix.RTMGRP_NEIGH},
+		unix.RTMGRP_NEIGH |
+		1<<(unix.RTNLGRP_IPV4_NETCONF-1) | 1<<(unix.RTNLGRP_IPV6_NETCONF-1)}, // forwarding and rp_filter
 	{unix.NETLINK_NETFILTER, 1 << (unix.NFNLGRP_NFTABLES - 1)},
 }
 
 // reopenDelay is how long Watch waits before it reopens a broken socket.
 const reopenDelay = time.Second
 
-// Watch returns a channel that receives a value when a link, an address, a route, an
-// entry of our VXLAN device or the nftables ruleset has changed, whoever changed it. The
+// Watch returns a channel that receives a value when a link, whether it forwards, an
+// address, a route, an entry of our VXLAN device or the nftables ruleset has changed,
+// whoever changed it. The
 // value only means "look again": many changes may give one value, and our own writes give
 // one too. The channel is closed after ctx has ended and all goroutines of Watch have
 // stopped.
