@@ -10,33 +10,36 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/meshd/meshd/internal/check"
 	"github.com/meshd/meshd/internal/config"
 	"github.com/spf13/cobra"
 )
 
+// checkTimeout bounds the time for reading the host's state.
+const checkTimeout = 30 * time.Second
+
 func newCheck(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Look for what would keep meshd from working on this host, and change nothing",
-		Long: `Look for what would keep meshd from working on this host: configuration, secret
-and state, kernel, ports, firewall, MTU, address ranges, CNI plugins, what the unit
-may write to, clock, and the names and addresses in the configuration. For each
-problem it says what to do. It changes nothing, with or without a running daemon.
-It needs root; without, it looks at what it may.
+		Short: "Check this host for problems, before anything is changed",
+		Long: `Check this host for everything that could keep meshd from working: configuration,
+secret and state, kernel, ports, firewall, MTU, address ranges, CNI plugins,
+directories that the unit may write to, clock, and the names and addresses in the
+configuration. For each problem it prints what to do. It changes nothing, whether or
+not the daemon runs. Run it as root; without root it checks only what it may read.
 
-It ends with exit code 1 if it found an error, and with 2 if the configuration
-can't be read at all.`,
+The exit code is 1 if it found an error, and 2 if the configuration can't be read.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, wrongs, err := loadConfig(p.config)
+			cfg, broken, err := loadConfig(p.config)
 			if err != nil {
 				return err
 			}
-			o := check.Options{StateDir: p.stateDir, Config: wrongs}
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+			o := check.Options{StateDir: p.stateDir, Config: broken}
+			ctx, cancel := context.WithTimeout(cmd.Context(), checkTimeout)
 			defer cancel()
 			if s, err := p.client().Status(ctx); err == nil {
 				o.Running, o.Nodes, o.Overlay = true, len(s.Peers)+1, s.Node.Overlay
@@ -55,8 +58,8 @@ can't be read at all.`,
 	return cmd
 }
 
-// loadConfig returns the configuration also where only what it refers to is
-// wrong, the secret or the host name, with what is wrong there.
+// loadConfig returns the configuration. Errors of what it refers to, the secret or the
+// host name, are returned separately, because everything else can still be checked.
 func loadConfig(path string) (config.Config, []error, error) {
 	cfg, err := config.Load(path)
 	if err == nil {
@@ -76,12 +79,12 @@ func loadConfig(path string) (config.Config, []error, error) {
 	return cfg, []error{err}, nil
 }
 
-// report is what check found.
+// report is the result of a check.
 type report struct {
 	Findings []check.Finding `json:"findings"`
 }
 
-// print writes a line for each finding, and one for what to do about it.
+// print writes a line for each finding, and below it one with the advice.
 func (r report) print(w io.Writer) error {
 	var b strings.Builder
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -91,12 +94,12 @@ func (r report) print(w io.Writer) error {
 			fmt.Fprintf(t, "\t\t→ %s\n", strings.ReplaceAll(f.Advice, "\n", "\n\t\t  "))
 		}
 	}
-	t.Flush() // to a strings.Builder, which takes everything
+	t.Flush() // writing to a strings.Builder never fails
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-// err is an error if one was found, for the exit code.
+// err returns an error if there is a finding of that level.
 func (r report) err() error {
 	errs := 0
 	for _, f := range r.Findings {

@@ -21,7 +21,7 @@ import (
 func newClient(p *paths) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "client",
-		Short: "Let laptops and phones into the cluster, and out again",
+		Short: "Give laptops and phones access to the cluster",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -29,10 +29,10 @@ func newClient(p *paths) *cobra.Command {
 	return cmd
 }
 
-// clientWish is what client add is told.
-type clientWish struct {
+// addOptions are the arguments of client add.
+type addOptions struct {
 	request   control.ClientRequest
-	preshared bool
+	preshared bool // generate a preshared key
 	qr        bool
 	file      string
 	warnings  io.Writer
@@ -40,47 +40,46 @@ type clientWish struct {
 
 func newClientAdd(p *paths) *cobra.Command {
 	var (
-		out  output
-		wish clientWish
+		out output
+		o   addOptions
 	)
 	cmd := &cobra.Command{
 		Use:   "add NAME",
-		Short: "Add a client on all nodes, and print its WireGuard configuration",
+		Short: "Add a client, and print its WireGuard configuration",
 		Long: `Add a client on all nodes, and print its configuration for wg-quick(8), which the
-WireGuard applications of all systems read. NAME is as a host name, and that of no
-other client and no node, in upper or lower case. The private key
-in it is made here, printed this once, and kept nowhere; with --public-key it stays
-where it was made, and the configuration has a placeholder.
+WireGuard apps of all systems can read. NAME must be a valid host name and differ
+from the names of all other clients and nodes, ignoring case. The private key is
+generated here, printed once and not stored; with --public-key it stays on the
+client, and the configuration has a placeholder.
 
-With --access the client reaches no more than what is listed there: pods, services,
-nodes, an address or a network, each with tcp/PORT@ or udp/PORT@ before it to allow
-one port only. It is enforced on the node where the client's tunnel ends. What
-no node serves is warned of.
+--access limits what the client may reach: pods, services, nodes, an address or a
+network, each with tcp/PORT@ or udp/PORT@ before it to allow that port only. The node
+where the client's tunnel ends enforces it. A network that no node routes to causes a
+warning.
 
-The configuration is of the moment. When nodes come, go, or get other endpoints, or
-another node becomes the gateway of its location, see meshd client show.`,
+The configuration does not follow later changes. When nodes are added or removed, get
+other endpoints, or a location gets another gateway, print it again with meshd client
+show, or use meshd connect.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
-			wish.request.Name, wish.warnings = args[0], cmd.ErrOrStderr()
-			return addClient(ctx, p.client(), wish, func(c addedClient, text func(io.Writer) error) error {
+			o.request.Name, o.warnings = args[0], cmd.ErrOrStderr()
+			return addClient(cmd.Context(), p.client(), o, func(c addedClient, text func(io.Writer) error) error {
 				return out.print(cmd.OutOrStdout(), c, text)
 			})
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&wish.request.PublicKey, "public-key", "", "the client's public `key`, if it has made its keys itself")
-	flags.BoolVar(&wish.preshared, "psk", false, "make a preshared key, too")
-	flags.BoolVar(&wish.qr, "qr", false, "print a QR code, for the application on a phone")
-	flags.StringVar(&wish.file, "out", "", "write the configuration to a new `file` of mode 0600, not to the terminal")
-	flags.StringSliceVar(&wish.request.Access, "access", []string{"pods", "services", "nodes"}, "`list` of what the client may reach")
-	flags.StringVar(&wish.request.ServiceGateway, "service-gateway", "", "the `node` through which the client reaches Services (default the best)")
+	flags.StringVar(&o.request.PublicKey, "public-key", "", "the client's public `key`, if it generated its keys itself")
+	flags.BoolVar(&o.preshared, "psk", false, "also generate a preshared key")
+	flags.BoolVar(&o.qr, "qr", false, "print a QR code, for the WireGuard app of a phone")
+	flags.StringVar(&o.file, "out", "", "write the configuration to a new `file`, mode 0600, instead of standard output")
+	flags.StringSliceVar(&o.request.Access, "access", []string{"pods", "services", "nodes"}, "`list` of what the client may reach")
+	flags.StringVar(&o.request.ServiceGateway, "service-gateway", "", "the `node` through which the client reaches Services (default the best)")
 	out.register(cmd)
 	return cmd
 }
 
-// addedClient is a new client with its secrets, which stay empty where they are in a
+// addedClient is a new client with its secrets, which are empty if they were written to a
 // file.
 type addedClient struct {
 	control.ClientConfig
@@ -89,38 +88,38 @@ type addedClient struct {
 	Config       string `json:"config"` // for wg-quick
 }
 
-// addClient makes what secrets are missing, has the client added, and prints it. The
-// file is made first: nothing is to be added whose key can't be kept.
-func addClient(ctx context.Context, daemon *control.Client, wish clientWish, show func(addedClient, func(io.Writer) error) error) (err error) {
-	if wish.qr && wish.request.PublicKey != "" {
-		return usageError{errors.New("--qr needs the private key, which is not known with --public-key")}
+// addClient generates the secrets, has the daemon add the client, and prints it. It
+// creates the file first, so that no client is added whose key can't be saved.
+func addClient(ctx context.Context, daemon *control.Client, o addOptions, show func(addedClient, func(io.Writer) error) error) (err error) {
+	if o.qr && o.request.PublicKey != "" {
+		return usageError{errors.New("--qr and --public-key exclude each other: a QR code needs the private key")}
 	}
 	var c addedClient
-	if err := c.makeKeys(&wish); err != nil {
+	if err := c.makeKeys(&o); err != nil {
 		return err
 	}
 	var file *os.File
-	if wish.file != "" {
-		if file, err = os.OpenFile(wish.file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+	if o.file != "" {
+		if file, err = os.OpenFile(o.file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 			return fmt.Errorf("write the configuration: %w", err)
 		}
 		defer func() {
 			err = errors.Join(err, file.Close())
 			if err != nil {
-				_ = os.Remove(wish.file)
+				_ = os.Remove(o.file)
 			}
 		}()
 	}
-	if c.ClientConfig, err = daemon.AddClient(ctx, wish.request); err != nil {
+	if c.ClientConfig, err = daemon.AddClient(ctx, o.request); err != nil {
 		return err
 	}
-	warnUnserved(wish.warnings, c.ClientConfig)
+	warnUnserved(o.warnings, c.ClientConfig)
 	c.Config = wgQuick(c.ClientConfig, c.PrivateKey, c.PresharedKey)
 	text := func(w io.Writer) error {
 		_, err := io.WriteString(w, c.Config)
 		return err
 	}
-	if wish.qr {
+	if o.qr {
 		config := withoutComments(c.Config)
 		text = func(w io.Writer) error { return printQR(w, config) }
 	}
@@ -129,9 +128,9 @@ func addClient(ctx context.Context, daemon *control.Client, wish clientWish, sho
 			return undo(ctx, daemon, c.ID.String(), fmt.Errorf("write the configuration: %w", err))
 		}
 		c.PrivateKey, c.PresharedKey, c.Config = "", "", ""
-		if !wish.qr {
+		if !o.qr {
 			text = func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "The configuration of %s is in %s.\n", c.Name, wish.file)
+				_, err := fmt.Fprintf(w, "The configuration of %s is in %s.\n", c.Name, o.file)
 				return err
 			}
 		}
@@ -142,36 +141,36 @@ func addClient(ctx context.Context, daemon *control.Client, wish clientWish, sho
 	return nil
 }
 
-// warnUnserved warns of networks in a client's access list that no node leads to.
+// warnUnserved warns of networks in a client's access list that no node routes to.
 func warnUnserved(w io.Writer, c control.ClientConfig) {
 	for _, a := range c.Unserved {
-		fmt.Fprintf(w, "warning: %s may reach %s, but no node serves that; a node does if its node.allowed-location-ips names it\n", c.Name, a)
+		fmt.Fprintf(w, "warning: %s may reach %s, but no node routes to that; add it to node.allowed-location-ips of a node that can reach it\n", c.Name, a)
 	}
 }
 
-// undo removes a client whose configuration nobody got to see.
+// undo removes a client whose configuration could not be printed or saved.
 func undo(ctx context.Context, daemon *control.Client, id string, cause error) error {
 	if _, err := daemon.RemoveClient(ctx, id); err != nil {
-		return fmt.Errorf("%w; and the client is there: remove it: %w", cause, err)
+		return fmt.Errorf("%w; the client was added, and can't be removed again; run meshd client remove: %w", cause, err)
 	}
 	return fmt.Errorf("%w; the client was removed again", cause)
 }
 
-// makeKeys makes the secrets that a wish leaves to us.
-func (c *addedClient) makeKeys(wish *clientWish) error {
-	if wish.request.PublicKey == "" {
+// makeKeys generates the secrets that the options don't contain.
+func (c *addedClient) makeKeys(o *addOptions) error {
+	if o.request.PublicKey == "" {
 		key, err := wgtypes.GeneratePrivateKey()
 		if err != nil {
-			return fmt.Errorf("make private key: %w", err)
+			return fmt.Errorf("generate private key: %w", err)
 		}
-		c.PrivateKey, wish.request.PublicKey = key.String(), key.PublicKey().String()
+		c.PrivateKey, o.request.PublicKey = key.String(), key.PublicKey().String()
 	}
-	if wish.preshared {
+	if o.preshared {
 		key, err := wgtypes.GenerateKey()
 		if err != nil {
-			return fmt.Errorf("make preshared key: %w", err)
+			return fmt.Errorf("generate preshared key: %w", err)
 		}
-		c.PresharedKey, wish.request.PresharedKey = key.String(), key.String()
+		c.PresharedKey, o.request.PresharedKey = key.String(), key.String()
 	}
 	return nil
 }
@@ -180,12 +179,10 @@ func newClientList(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List the clients, and how their tunnels to this node fare",
+		Short: "List the clients, and the state of their tunnels to this node",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
-			s, err := p.client().Status(ctx)
+			s, err := p.client().Status(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -216,14 +213,12 @@ func newClientShow(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "show NAME",
-		Short: "Print a client's WireGuard configuration as it would be now, without secrets",
-		Long: `Print a client's WireGuard configuration as it would be now. Where the private key
-and the preshared key belong it has placeholders: put in what the client has.`,
+		Short: "Print a client's current WireGuard configuration, without secrets",
+		Long: `Print a client's current WireGuard configuration. It has placeholders for the private
+key and the preshared key; copy these from the client's old configuration.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
-			c, err := p.client().ClientConfig(ctx, args[0])
+			c, err := p.client().ClientConfig(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -248,18 +243,16 @@ func newClientRemove(p *paths) *cobra.Command {
 		Use:   "remove NAME",
 		Short: "Remove a client from all nodes, and end its sessions",
 		Long: `Remove a client from all nodes, and end its sessions. NAME is its name or its ID.
-Nodes that are down remove it when they return. Its key is worth nothing from then
-on; a client that is added under the same name later is another one.`,
+Nodes that are down remove it when they return. Its key is not accepted any more; a
+client that is added later under the same name is a new client.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
-			r, err := p.client().RemoveClient(ctx, args[0])
+			r, err := p.client().RemoveClient(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return out.print(cmd.OutOrStdout(), r, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "Client %s (%v) is removed.\n", r.Name, r.ID)
+				_, err := fmt.Fprintf(w, "Client %s (%v) was removed.\n", r.Name, r.ID)
 				return err
 			})
 		},
@@ -268,9 +261,9 @@ on; a client that is added under the same name later is another one.`,
 	return cmd
 }
 
-// wgQuick writes a configuration as wg-quick(8) reads it. Secrets that are not known
-// are placeholders. Comments have what only meshd connect reads: whose answers count,
-// and how far they may go.
+// wgQuick formats a configuration for wg-quick(8), with placeholders for secrets that are
+// "". Only meshd connect reads the comments: which nodes' answers to accept, and for which
+// networks.
 func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 	placeholder := func(secret, what string) string {
 		if secret == "" {
@@ -304,11 +297,11 @@ func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 	return b.String()
 }
 
-// commas lists prefixes as wg-quick takes them.
+// commas formats prefixes as wg-quick(8) expects them.
 func commas(ps []netip.Prefix) string { return strings.ReplaceAll(join(ps), ",", ", ") }
 
-// withoutComments returns a configuration without comments and empty lines: a phone
-// keeps none, and a QR code has little room.
+// withoutComments returns a configuration without comments and empty lines: apps on phones
+// drop them, and a QR code has little room.
 func withoutComments(config string) string {
 	var b strings.Builder
 	for line := range strings.Lines(config) {

@@ -82,7 +82,7 @@ func TestHostileEmptyAccess(t *testing.T) {
 func TestWarnUnserved(t *testing.T) {
 	var b strings.Builder
 	warnUnserved(&b, control.ClientConfig{Name: "kiosk", Unserved: []string{"192.168.20.0/24"}})
-	if got := b.String(); !strings.HasPrefix(got, "warning: kiosk may reach 192.168.20.0/24, but no node serves that") {
+	if got := b.String(); !strings.HasPrefix(got, "warning: kiosk may reach 192.168.20.0/24, but no node routes to that; add it to node.allowed-location-ips") {
 		t.Errorf("got %q", got)
 	}
 }

@@ -22,18 +22,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// What the build sets: -ldflags "-X main.version=… -X main.commit=… -X main.date=…".
+// The build sets these: -ldflags "-X main.version=… -X main.commit=… -X main.date=…".
 var (
 	version = "unreleased"
 	commit  = "unknown"
 	date    = "unknown" // of the commit, YYYY-MM-DD
 )
 
-// askTimeout bounds a question to the daemon. It answers at once; only plan has
-// to look at the host.
-const askTimeout = 30 * time.Second
-
-// paths are the flags that every command has.
+// paths are the values of the flags that every command has.
 type paths struct{ config, stateDir, runDir string }
 
 func (p paths) client() *control.Client { return control.NewClient(p.runDir) }
@@ -44,29 +40,30 @@ func newRoot() *cobra.Command {
 		Use:   "meshd",
 		Short: "A WireGuard mesh for k3s hosts, without a coordinator",
 		Long: `meshd joins hosts that share nothing but the internet into one network that
-k3s can stand on: it gossips with the other hosts, sets up WireGuard, routes
-and firewall rules, and installs the CNI configuration.
+k3s can run on. A host needs only the shared secret and one other host's address;
+the rest is discovered automatically. meshd finds the other hosts by gossip, sets up
+WireGuard, routes and firewall rules, and installs the CNI configuration.
 
 Exit codes: 0 success, 1 failure, 2 wrong command line or configuration,
-3 the daemon is not running, 4 the daemon refuses, 5 this node's identity runs
-elsewhere.`,
+3 the daemon is not running, 4 the daemon refuses the request, 5 a duplicate of this
+node runs on another host.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		// A word that is no command is a mistake, not a wish for help.
+		// With cobra.NoArgs an unknown command is an error; the default prints the help.
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	flags := root.PersistentFlags()
 	flags.StringVar(&p.config, "config", "/etc/meshd.yaml", "configuration `file`")
-	flags.StringVar(&p.stateDir, "state-dir", "/var/lib/meshd", "`directory` of what the node must not forget")
+	flags.StringVar(&p.stateDir, "state-dir", "/var/lib/meshd", "`directory` of the node's persistent state")
 	flags.StringVar(&p.runDir, "run-dir", "/run/meshd", "`directory` of the control socket")
 	root.AddCommand(newRun(&p), newStatus(&p), newGraph(&p), newPlan(&p), newCheck(&p), newClient(&p), newConnect(&p), newDrain(&p), newForget(&p), newRevoke(&p), newRenumber(&p), newDown(&p), newSecret(), newMan(), newVersion())
 	checkArgs(root)
 	return root
 }
 
-// checkArgs makes wrong arguments of any command usage errors.
+// checkArgs turns errors about the arguments of any command into usage errors.
 func checkArgs(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
@@ -81,10 +78,10 @@ func checkArgs(cmd *cobra.Command) {
 	}
 }
 
-// collectAt is by how much the heap may grow before it is collected, in percent. The
-// daemon allocates little once it runs, so that to collect earlier than at 100 costs
-// nothing to speak of, and what an attack made it allocate is soon given back.
-const collectAt = 50
+// gcPercent is by how much the heap may grow before it is collected (GOGC). The daemon
+// allocates little once it runs, so collecting earlier than at the default of 100 costs
+// next to nothing, and memory that an attack made it allocate is soon freed.
+const gcPercent = 50
 
 func newRun(p *paths) *cobra.Command {
 	var verbose bool
@@ -92,16 +89,16 @@ func newRun(p *paths) *cobra.Command {
 		Use:   "run",
 		Short: "Run the daemon in the foreground",
 		Long: `Run the daemon in the foreground until SIGINT or SIGTERM. Stopping it changes
-nothing on the host: tunnels, routes and rules stay, see meshd down. SIGHUP makes
-it read its configuration again; what needs a restart is named, and then nothing
-is taken over.`,
+nothing on the host: tunnels, routes and rules stay; meshd down removes them. SIGHUP
+reloads the configuration. If a changed setting needs a restart, the daemon names it
+and keeps the configuration that it has.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			reload := make(chan os.Signal, 1)
 			signal.Notify(reload, syscall.SIGHUP)
 			defer signal.Stop(reload)
 			if os.Getenv("GOGC") == "" {
-				debug.SetGCPercent(collectAt)
+				debug.SetGCPercent(gcPercent)
 			}
 			return daemon.Run(cmd.Context(), daemon.Options{
 				Config: p.config, StateDir: p.stateDir, RunDir: p.runDir,
@@ -109,11 +106,12 @@ is taken over.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "log what happens in detail")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "log in detail")
 	return cmd
 }
 
-// newLogger logs without times where journald adds its own.
+// newLogger returns a logger. It omits the time if the output goes to journald, which adds
+// its own.
 func newLogger(w io.Writer, verbose bool) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: slog.LevelInfo}
 	if verbose {
@@ -139,19 +137,18 @@ func newStatus(p *paths) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show this node, the others, and what is wrong",
-		Long: `Show this node, the others, and what is wrong.
+		Short: "Show this node, the other nodes, and problems",
+		Long: `Show this node, the other nodes, and problems with advice.
 
-PATH is how packets get to a node: through a tunnel or over the LAN, and by which
-nodes if it is not direct. HEALTH and the round trip behind it come from echo
-requests along that path. Only those on which a failover depends are sent all the
-time; with --probe, one is sent to every node, and shown is what comes back
-within a second.
+PATH is how packets get to a node: through a tunnel or over the LAN, and via which
+nodes if it is not direct. HEALTH and the round-trip time after it are measured with
+echo requests along that path. Without --probe only the paths that a failover depends
+on are measured; with it, every node gets one request and has a second to answer.
 
 With --wait, it waits until pods may start on this host: the overlay address is on
 the device, and the CNI configuration is in place. meshd-online.service does this
-for k3s. It ends with exit code 1 if that takes longer than --timeout, and with 3 if
-no daemon answers for 30 seconds.`,
+for k3s. The exit code is 1 if that takes longer than --timeout, and 3 if no daemon
+answers for 30 seconds.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			show := func(s control.Status) error {
@@ -164,20 +161,18 @@ no daemon answers for 30 seconds.`,
 				}
 				return errors.Join(err, show(s))
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
 			ask := p.client().Status
 			if probe {
 				ask = p.client().Probe
 			}
-			s, err := ask(ctx)
+			s, err := ask(cmd.Context())
 			if err != nil {
 				return err
 			}
 			return show(s)
 		},
 	}
-	cmd.Flags().BoolVar(&probe, "probe", false, "try every path now")
+	cmd.Flags().BoolVar(&probe, "probe", false, "measure every path now")
 	cmd.Flags().BoolVar(&await, "wait", false, "wait until pods may start on this host")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long --wait waits, such as 5m; 0 is for ever")
 	cmd.MarkFlagsMutuallyExclusive("probe", "wait")
@@ -206,16 +201,14 @@ func newPlan(p *paths) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "plan",
-		Short: "Show what the daemon would change on this host, and change nothing",
+		Short: "Preview pending changes (dry run)",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
 			ask := p.client().Plan
 			if without != "" {
 				ask = func(ctx context.Context) (control.Plan, error) { return p.client().PlanWithout(ctx, without) }
 			}
-			plan, err := ask(ctx)
+			plan, err := ask(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -229,7 +222,7 @@ func newPlan(p *paths) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&without, "without", "", "show what the loss of this `node` would change, here and on the paths from here")
+	cmd.Flags().StringVar(&without, "without", "", "preview what the loss of this `node` would change, on this host and on the paths from it")
 	out.register(cmd)
 	return cmd
 }
@@ -238,19 +231,17 @@ func newForget(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "forget NODE",
-		Short: "Drop the records of a node that is gone for good, and free its addresses",
-		Long: `Drop the records of a node that is gone for good, on all nodes, and free its
-slot. NODE is a name or a fingerprint. A node that is alive can't be forgotten;
-one that comes back later is known again.`,
+		Short: "Remove a node that is gone for good, and free its addresses",
+		Long: `Remove the records of a node that is gone for good, on all nodes, and free its slot.
+NODE is a name or a fingerprint. A node that is alive can't be forgotten. A forgotten
+node that starts again is back in the mesh.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
-			if err := p.client().Forget(ctx, args[0]); err != nil {
+			if err := p.client().Forget(cmd.Context(), args[0]); err != nil {
 				return err
 			}
 			done := struct {
-				Node string `json:"node"` // as it was named
+				Node string `json:"node"` // as given
 			}{args[0]}
 			return out.print(cmd.OutOrStdout(), done, func(io.Writer) error { return nil })
 		},
@@ -263,17 +254,17 @@ func newDown(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "down",
-		Short: "Remove from this host all that meshd has put there",
-		Long: `Remove from this host all that meshd has put there: device, routes, nft table,
-CNI configuration and plugin links. The daemon must be stopped. What the node
-must not forget, in the state directory, stays; so do kernel parameters.`,
+		Short: "Remove everything that meshd has set up on this host",
+		Long: `Remove everything that meshd has set up on this host: device, routes, nft table, CNI
+configuration and plugin links. The daemon must be stopped. The state directory and
+kernel parameters are left as they are.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			removed, err := daemon.Down(cmd.Context(), daemon.Options{
 				Config: p.config, StateDir: p.stateDir, RunDir: p.runDir, Logger: newLogger(cmd.ErrOrStderr(), false),
 			})
 			done := struct {
-				Removed []string `json:"removed"` // also before an error; empty when there was nothing
+				Removed []string `json:"removed"` // also what was removed before an error
 			}{append([]string{}, removed...)}
 			return errors.Join(err, out.print(cmd.OutOrStdout(), done, func(w io.Writer) error {
 				for _, line := range removed {
@@ -313,7 +304,7 @@ func newVersion() *cobra.Command {
 	return cmd
 }
 
-// output is the -o flag.
+// output is the value of the -o flag: text or json.
 type output string
 
 func (o *output) register(cmd *cobra.Command) {
@@ -335,7 +326,7 @@ func (o *output) Set(s string) error {
 	return nil
 }
 
-// print writes v as JSON, or what text writes.
+// print writes v as JSON, or calls text, as the flag says.
 func (o *output) print(w io.Writer, v any, text func(io.Writer) error) error {
 	if *o == "text" {
 		return text(w)
@@ -343,7 +334,7 @@ func (o *output) print(w io.Writer, v any, text func(io.Writer) error) error {
 	return printJSON(w, v)
 }
 
-// printJSON writes v for programs, and so that a person can read it.
+// printJSON writes v as indented JSON.
 func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")

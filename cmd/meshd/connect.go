@@ -23,21 +23,21 @@ func newConnect(p *paths) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "connect FILE",
-		Short: "Connect this client, and keep its tunnels current",
-		Long: `Connect this client with the configuration that meshd client add has written, in
-the place of wg-quick, and keep the tunnels current: the nodes are asked, through the
-tunnels, for what has changed. When the node that Services go through dies, they go
-through another one within seconds. It runs until SIGINT or SIGTERM, and undoes
-everything then. It is not for a host that is a node.
+		Short: "Connect this client, and keep its tunnels up to date",
+		Long: `Connect this client with the configuration that meshd client add has printed, instead
+of wg-quick, and keep the tunnels up to date: it asks the nodes for changes through
+the tunnels. When the node that carries Services dies, they move to another node within
+seconds. It runs until SIGINT or SIGTERM, and then removes everything that it has set
+up. It can't run on a host that is a node.
 
-An answer counts if a node has signed it whose fingerprint is in the file, or was in
-an answer before. It leads to no network beyond those that the file names, and to
-none that this host is in.`,
+It accepts only answers that are signed by a node whose fingerprint is in the file or
+in an earlier answer. It never routes a network into the tunnels that the file does
+not name, or that this host is attached to.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			// A node's routes and rules carry the same marks.
+			// The routes and rules of a node have the same route protocol and table name.
 			if _, err := os.Stat(filepath.Join(p.stateDir, "identity.json")); !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("%w: this host is a node, or was one: %s has its identity", control.ErrRefused, p.stateDir)
+				return fmt.Errorf("%w: this host is or was a node: %s contains its identity", control.ErrRefused, p.stateDir)
 			}
 			text, err := os.ReadFile(args[0])
 			if err != nil {
@@ -45,7 +45,7 @@ none that this host is in.`,
 			}
 			file, err := connect.ParseFile(string(text))
 			if err != nil {
-				return usageError{fmt.Errorf("%s: %w; it must be as meshd client add writes it", args[0], err)}
+				return usageError{fmt.Errorf("%s: %w; use a file that meshd client add has written", args[0], err)}
 			}
 			return connect.Run(cmd.Context(), connect.Options{
 				Interface: device, File: file, Logger: newLogger(cmd.ErrOrStderr(), verbose), Now: time.Now, Resolver: net.DefaultResolver,
@@ -53,6 +53,6 @@ none that this host is in.`,
 		},
 	}
 	cmd.Flags().StringVar(&device, "interface", "mesh0", "`name` of the WireGuard device")
-	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "log what happens in detail")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "log in detail")
 	return cmd
 }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +10,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// errNotRelieved is the failure of a drain after which others still rely on
-// this node.
-var errNotRelieved = errors.New("this node still carries the traffic of others")
+// errNotReplaced is returned if no other gateway has taken over.
+var errNotReplaced = errors.New("this node still carries the traffic of other nodes")
 
 func newDrain(p *paths) *cobra.Command {
 	var (
@@ -22,19 +20,16 @@ func newDrain(p *paths) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "drain",
-		Short: "Have another gateway take over before this host goes down for a while",
-		Long: `Ask to be relieved as the gateway of this location, and wait until another
-node has taken over, ten seconds at most. Connections go on. The node stays a
-member and does not become a gateway again until the daemon is restarted or
-meshd drain --undo is run. On a node that is no gateway nothing happens, or
-no more than that it does not become one.
+		Short: "Hand over the role of gateway before maintenance",
+		Long: `Have another node replace this one as the gateway of its location, and wait for that,
+ten seconds at most. Connections continue. The node stays in the mesh and does not
+become a gateway again until the daemon is restarted or meshd drain --undo is run. On a
+node that is not a gateway, it only keeps the node from becoming one.
 
-It ends with exit code 1 if nobody takes over.`,
+The exit code is 1 if no other node takes over.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
-			d, err := p.client().Drain(ctx, undo)
+			d, err := p.client().Drain(cmd.Context(), undo)
 			if err != nil {
 				return err
 			}
@@ -43,12 +38,12 @@ It ends with exit code 1 if nobody takes over.`,
 				return err
 			})
 			if err == nil && !undo && d.Gateway {
-				err = errNotRelieved
+				err = errNotReplaced
 			}
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&undo, "undo", false, "let this node be a gateway again")
+	cmd.Flags().BoolVar(&undo, "undo", false, "allow this node to be a gateway again")
 	out.register(cmd)
 	return cmd
 }

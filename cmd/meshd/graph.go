@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// format is the -T flag, named as graphviz names it.
+// format is the value of the flag -T, which has the same name in graphviz.
 type format string
 
 func (f *format) String() string { return string(*f) }
@@ -35,36 +35,34 @@ func newGraph(p *paths) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "graph",
 		Short: "Draw the mesh: locations, gateways, tunnels and LANs",
-		Long: `Draw the mesh: locations, gateways, tunnels and LANs. The output is in
-graphviz's language, which its programs dot and circo draw:
+		Long: `Draw the mesh: locations, gateways, tunnels and LANs. The output is in graphviz's
+language, which its programs dot and circo turn into pictures:
 
   meshd graph | circo -Tpng > mesh.png
 
-With -T svg it is a picture, for which dot must be installed, and with -T json
-what the picture is made of.`,
+With -T svg the output is a picture, for which dot must be installed, and with -T json
+the data for it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
 			if f == "json" {
-				g, err := p.client().Graph(ctx)
+				g, err := p.client().Graph(cmd.Context())
 				if err != nil {
 					return err
 				}
 				return printJSON(cmd.OutOrStdout(), g)
 			}
-			dot, err := p.client().DOT(ctx)
+			dot, err := p.client().DOT(cmd.Context())
 			if err != nil {
 				return err
 			}
-			return draw(ctx, cmd.OutOrStdout(), dot, f)
+			return draw(cmd.Context(), cmd.OutOrStdout(), dot, f)
 		},
 	}
 	cmd.Flags().VarP(&f, "type", "T", "output as `format` dot, svg or json")
 	return cmd
 }
 
-// draw writes a graph as it is, or has graphviz draw it.
+// draw writes a graph in graphviz's language, or the picture of it.
 func draw(ctx context.Context, w io.Writer, dot string, f format) error {
 	if f == "svg" {
 		return drawSVG(ctx, w, dot)
@@ -73,7 +71,7 @@ func draw(ctx context.Context, w io.Writer, dot string, f format) error {
 	return err
 }
 
-// drawSVG has graphviz draw.
+// drawSVG writes the picture that graphviz makes of a graph.
 func drawSVG(ctx context.Context, w io.Writer, dot string) error {
 	cmd := exec.CommandContext(ctx, "dot", "-Tsvg")
 	cmd.Stdin = strings.NewReader(dot)
@@ -81,7 +79,7 @@ func drawSVG(ctx context.Context, w io.Writer, dot string) error {
 	var exit *exec.ExitError
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
-		return errors.New("draw svg: the program dot is not installed; run: apt install graphviz; or use -T dot, and draw it elsewhere")
+		return errors.New("draw svg: the program dot is not installed; run: apt install graphviz; or use -T dot, and draw it on another host")
 	case errors.As(err, &exit):
 		return fmt.Errorf("draw svg: dot: %w: %s", err, strings.TrimSpace(string(exit.Stderr)))
 	case err != nil:

@@ -23,13 +23,13 @@ const (
 	exitFailure    = 1
 	exitUsage      = 2 // the command line or the configuration is wrong
 	exitNotRunning = 3 // the command needs a running daemon
-	exitRefused    = 4 // the daemon won't do that, and says why
-	exitDuplicate  = 5 // the daemon's identity runs on another host, too
+	exitRefused    = 4 // the daemon refuses the request
+	exitDuplicate  = 5 // a duplicate of this node runs on another host
 )
 
 func main() { os.Exit(run()) }
 
-// run runs the command line and returns the exit code.
+// run executes the command line and returns the exit code.
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// newMan is for the package's build: the manual page can't say anything else
-// than --help does.
+// newMan returns the hidden command that writes the manual page when the Debian package is
+// built. It is generated, so it always agrees with --help.
 func newMan() *cobra.Command {
 	var date string
 	cmd := &cobra.Command{
@@ -25,11 +25,11 @@ func newMan() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&date, "date", "", "`day` at the foot of the page")
+	cmd.Flags().StringVar(&date, "date", "", "`date` at the foot of the page")
 	return cmd
 }
 
-// manual is meshd(8) in the language of man(7).
+// manual returns the manual page meshd(8), in the language of man(7).
 func manual(root *cobra.Command, date string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, ".TH MESHD 8 %q %q \"System administration\"\n", date, "meshd "+version)
@@ -44,7 +44,7 @@ func manual(root *cobra.Command, date string) string {
 	return b.String()
 }
 
-// manualCommands describes the commands below one that do something themselves.
+// manualCommands describes all subcommands that have no subcommands themselves.
 func manualCommands(b *strings.Builder, parent *cobra.Command) {
 	for _, cmd := range parent.Commands() {
 		if !cmd.IsAvailableCommand() || cmd.Name() == "completion" || cmd.Name() == "help" {
@@ -86,8 +86,8 @@ func manualFlags(b *strings.Builder, flags *pflag.FlagSet) {
 	})
 }
 
-// paragraphs sets text with empty lines between its paragraphs. Lines that are
-// indented stay as they are.
+// paragraphs formats text whose paragraphs are separated by empty lines. Indented lines
+// are not filled.
 func paragraphs(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(strings.TrimSpace(text) + "\n") {
@@ -103,8 +103,8 @@ func paragraphs(text string) string {
 	return b.String()
 }
 
-// roff escapes what roff(7) would take for its own: backslashes, hyphens that are
-// to be copied as such, and a dot or quote at the start of a line.
+// roff escapes what has a meaning in roff(7): backslashes, hyphens, and a dot or quote at
+// the start of a line.
 func roff(s string) string {
 	s = strings.NewReplacer(`\`, `\e`, "-", `\-`).Replace(s)
 	if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "'") {
@@ -113,16 +113,16 @@ func roff(s string) string {
 	return s
 }
 
-// manualEnd is what --help doesn't say.
+// manualEnd has the sections that are not in --help.
 const manualEnd = `.SH SIGNALS
 Of
 .BR "meshd run" :
 .TP
 .B SIGTERM, SIGINT
-End. Tunnels, routes and rules stay as they are.
+Stop. Tunnels, routes and rules stay as they are.
 .TP
 .B SIGHUP
-Read the configuration and the secret again, and look at everything anew.
+Reload the configuration and the secret, and check the whole host.
 .SH FILES
 .TP
 .I /etc/meshd.yaml
@@ -133,13 +133,13 @@ The configuration, see
 The secret that all nodes of a mesh share.
 .TP
 .I /var/lib/meshd
-What the node must not forget: who it is, and which addresses it has claimed.
+The persistent state: the node's identity, and the addresses that it has claimed.
 .TP
 .I /run/meshd/meshd.sock
 The control socket.
 .TP
 .I /etc/cni/net.d/10\-meshd.conflist
-The pods' network, written by meshd.
+The CNI configuration of the pods, written by meshd.
 .SH EXAMPLES
 The first node of a mesh:
 .PP
@@ -149,10 +149,10 @@ systemctl enable \-\-now meshd
 meshd status
 .fi
 .PP
-Each further node gets a copy of the secret and, in
+Each further node needs a copy of the secret and, in
 .IR /etc/meshd.yaml ,
-.B join
-with the address of a node that is there already.
+the address of an existing node under
+.BR join .
 .SH SEE ALSO
 .BR meshd.yaml (5),
 .BR wg (8),

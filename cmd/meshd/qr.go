@@ -14,14 +14,14 @@ import (
 // 5.3.8 asks for 4; readers are content with 2, and a terminal has few lines).
 const quietZone = 2
 
-// printQR prints a text as a QR code, two rows of modules in a line. A light module
-// is a full block: most terminals are dark.
+// printQR prints a text as a QR code, with two rows of modules on each line. Light modules
+// are printed, because most terminals are dark.
 func printQR(w io.Writer, text string) error {
 	code, err := qr.Encode(text, qr.L)
 	if err != nil {
-		return fmt.Errorf("the configuration has %d bytes, too many for a QR code; use --out", len(text))
+		return fmt.Errorf("the configuration has %d bytes, too many for a QR code; use --out instead", len(text))
 	}
-	light := func(x, y int) bool { return !code.Black(x, y) } // so is what is outside
+	light := func(x, y int) bool { return !code.Black(x, y) } // true also outside of the code
 	blocks := map[[2]bool]string{{true, true}: "█", {true, false}: "▀", {false, true}: "▄", {false, false}: " "}
 	var b strings.Builder
 	for y := -quietZone; y < code.Size+quietZone; y += 2 {

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -19,26 +18,24 @@ func newRenumber(p *paths) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "renumber",
-		Short: "Give this node other addresses, after its slot turned out to be another node's",
-		Long: `Give up this node's slot, and with it its overlay addresses and pod CIDRs, and
-claim another one. It is for a node whose slot belongs to another node, which
-meshd status says; without such a conflict it needs --force.
+		Short: "Give this node other addresses, to resolve a conflict",
+		Long: `Give up this node's slot, and with it its overlay addresses and pod CIDRs, and claim
+another one. Use it when meshd status reports that the slot belongs to another node;
+without such a conflict it needs --force.
 
-Pods that run on this node keep the addresses that they have, which lead
-nowhere then. Delete them, so that new ones take their place; k3s must be
-restarted if it was told the overlay address.`,
+Pods that run on this node keep their old addresses and can't be reached any more.
+Delete them, so that they are created again. Restart k3s if its configuration contains
+the overlay address.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
-			r, err := p.client().Renumber(ctx, force)
+			r, err := p.client().Renumber(cmd.Context(), force)
 			if err != nil {
 				return err
 			}
 			return out.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return printRenumbered(w, r) })
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "also where nothing is wrong with the slot")
+	cmd.Flags().BoolVar(&force, "force", false, "also if the slot has no conflict")
 	out.register(cmd)
 	return cmd
 }
@@ -56,10 +53,10 @@ func printRenumbered(w io.Writer, r control.Renumbered) error {
 		return err
 	}
 	_, err := fmt.Fprint(w, `
-Pods that ran here have their old addresses still, and can't be reached. Once
-meshd status shows the new ones, delete these pods; their successors are well:
+Pods that ran here still have their old addresses and can't be reached. Once meshd
+status shows the new ones, delete these pods, so that they are created again:
   kubectl delete pods --all-namespaces --field-selector spec.nodeName=NODE
-If k3s was told the former overlay address (node-ip), change it there and restart k3s.
+If k3s has the former overlay address as node-ip, change it there and restart k3s.
 `)
 	return err
 }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 
@@ -15,20 +14,18 @@ func newRevoke(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "revoke NODE",
-		Short: "Shut a node's identity out for ever",
-		Long: `Shut a node's identity out for ever, on all nodes, and free its slot. NODE is a
-name or a fingerprint, which need not be known here. The node may be alive: its
-tunnels are taken down, and the clients that it has added, and what it has
-forgotten or revoked, go with it. It can't be taken back: if the host is to return, it
-needs a new identity, and so another state directory.
+		Short: "Exclude a node's identity for ever",
+		Long: `Exclude a node's identity for ever, on all nodes, and free its slot. NODE is a name or
+a fingerprint, which need not be known here. The node may be alive: its tunnels are
+removed, and so are the clients that it has added; nodes that it has forgotten or
+revoked may return. Revoking can't be undone: if the host itself is to return, it needs
+a new identity, and so another state directory.
 
-Whoever runs that host still has the secret, and with it can make another
-identity. Change the secret too, or trust a list, see cluster.trust.`,
+Whoever controls that host still has the secret and can make a new identity with it.
+Change the secret as well, or set cluster.trust to list.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
-			defer cancel()
-			r, err := p.client().Revoke(ctx, args[0])
+			r, err := p.client().Revoke(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -44,6 +41,6 @@ func printRevoked(w io.Writer, r control.Revoked) error {
 	if r.Name != "" {
 		of = ", of " + r.Name + ","
 	}
-	_, err := fmt.Fprintf(w, "Identity %v%s is revoked. Its host still has the secret: change that, too.\n", r.ID, of)
+	_, err := fmt.Fprintf(w, "Identity %v%s is revoked. Its host still has the secret: change that as well.\n", r.ID, of)
 	return err
 }

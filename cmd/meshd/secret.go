@@ -16,7 +16,7 @@ import (
 func newSecret() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "secret",
-		Short: "Make the secret that the nodes of a mesh share",
+		Short: "Generate the secret that the nodes of a mesh share",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -31,12 +31,12 @@ func newSecretNew() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "new",
-		Short: "Make a new secret: 32 random bytes in base64",
+		Short: "Generate a new secret: 32 random bytes in base64",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var secret [32]byte
 			if _, err := rand.Read(secret[:]); err != nil {
-				return fmt.Errorf("draw secret: %w", err)
+				return fmt.Errorf("generate secret: %w", err)
 			}
 			made := struct {
 				Secret string `json:"secret,omitempty"` // unless it is in the file
@@ -62,12 +62,12 @@ func newSecretNew() *cobra.Command {
 	return cmd
 }
 
-// writeSecret makes a new file. It never replaces one: a lost secret is a lost
-// mesh.
+// writeSecret creates a file. It never replaces one: without its secret a mesh can't get
+// new nodes.
 func writeSecret(path, line string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("write secret: %s exists already, and other nodes may have it; move it away first", path)
+		return fmt.Errorf("write secret: %s exists, and other nodes may use it; move it away first", path)
 	}
 	if err != nil {
 		return fmt.Errorf("write secret: %w", err)

@@ -15,8 +15,8 @@ import (
 	"github.com/meshd/meshd/internal/control"
 )
 
-// printStatus writes what a person wants to know first: who this node is, who
-// the others are and how they fare, and what to do about what is wrong.
+// printStatus writes a status for a person: this node, the other nodes, the clients, and
+// problems with advice.
 func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	var b strings.Builder
 	printNode(&b, s)
@@ -31,7 +31,7 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 		}
 	}
 	if s.Reconcile.Error != "" {
-		fmt.Fprintf(&b, "\nThe last turn failed:\n")
+		fmt.Fprintf(&b, "\nThe last reconcile failed:\n")
 		for line := range strings.Lines(s.Reconcile.Error) {
 			fmt.Fprintf(&b, "  %s\n", strings.TrimSuffix(line, "\n"))
 		}
@@ -47,7 +47,7 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	return err
 }
 
-// printCounters lists what gossip has dropped, by reason.
+// printCounters lists how many packets and objects gossip has dropped, by reason.
 func printCounters(w io.Writer, counters map[string]uint64) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if len(counters) > 0 {
@@ -96,7 +96,7 @@ func printNode(w io.Writer, s control.Status) {
 		device = fmt.Sprintf("%s, %s WireGuard, port %d, MTU %d", d.Name, d.Implementation, d.ListenPort, d.MTU)
 	}
 	fmt.Fprintf(t, "Device:\t%s\n", device)
-	t.Flush() // to a strings.Builder, which takes everything
+	t.Flush() // writing to a strings.Builder never fails
 }
 
 func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
@@ -113,7 +113,8 @@ func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
 	t.Flush()
 }
 
-// role marks what matters of a node's role: not that it is one of many.
+// role formats the role of a node behind its location. The roles that most nodes have are
+// left out.
 func role(r control.Role) string {
 	switch r {
 	case "", control.RoleMember, control.RoleNever:
@@ -146,7 +147,7 @@ func endpoint(a netip.AddrPort) string {
 	return a.String()
 }
 
-// join lists values, or writes a dash for none.
+// join lists values, or returns a dash for none.
 func join[T netip.Addr | netip.Prefix | string](vs []T) string {
 	s := make([]string, len(vs))
 	for i, v := range vs {
@@ -162,7 +163,7 @@ func orDash(s string) string {
 	return s
 }
 
-// age says how long ago something was.
+// age formats how long ago something was.
 func age(t, now time.Time) string {
 	if t.IsZero() {
 		return "never"
@@ -170,7 +171,7 @@ func age(t, now time.Time) string {
 	return max(now.Sub(t), 0).Round(time.Second).String() + " ago"
 }
 
-// size prints bytes with a binary prefix.
+// size formats a number of bytes with a binary prefix.
 func size(n int64) string {
 	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
 	f, i := float64(n), 0

@@ -14,6 +14,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // Client talks to a running daemon.
@@ -22,6 +23,10 @@ type Client struct {
 	path string
 }
 
+// answerTimeout bounds a request. The daemon answers most at once; plan reads the host's
+// state first, and drain waits for another gateway.
+const answerTimeout = 30 * time.Second
+
 // NewClient returns a client of the daemon with the given run directory. It does not
 // connect yet.
 func NewClient(runDir string) *Client {
@@ -29,7 +34,9 @@ func NewClient(runDir string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}
-	return &Client{path: path, http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+	return &Client{path: path, http: http.Client{
+		Timeout: answerTimeout, Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true},
+	}}
 }
 
 // Status returns the daemon's status.

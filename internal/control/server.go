@@ -13,14 +13,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"github.com/meshd/meshd/internal/httplimit"
 )
 
-// requestTimeout bounds a request. Drain and Probe wait, but no command waits longer than
-// half a minute for the daemon.
-const requestTimeout = time.Minute
+// requestTimeout bounds a request. It is longer than the client waits.
+const requestTimeout = 2 * answerTimeout
 
 // Server answers requests at the control socket.
 type Server struct {
