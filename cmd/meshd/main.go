@@ -41,12 +41,11 @@ func run() int {
 }
 
 func exitCode(err error) int {
-	var bad *config.Error
 	var usage usageError
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.As(err, &bad), errors.As(err, &usage):
+	case config.Permanent(err), errors.As(err, &usage):
 		return exitUsage
 	case errors.Is(err, control.ErrNotRunning):
 		return exitNotRunning

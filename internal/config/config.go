@@ -244,9 +244,11 @@ func readFile(path string) ([]byte, error) {
 
 // useHostName sets the node's name to the host name.
 func (d *decoder) useHostName(host string) {
-	name, err := label(strings.ToLower(host))
+	name, err := nodeName(strings.ToLower(host))
 	if err != nil {
-		d.report("node.name", fmt.Sprintf("is not set, and the host name %s can't stand in", quote(host)), "set node.name to a name of "+labelRule)
+		d.report("node.name", fmt.Sprintf("is not set, and the host name %s can't stand in", quote(host)),
+			"set node.name to a name of "+labelRule+", or give the host one: hostnamectl set-hostname NAME")
+		d.errs[len(d.errs)-1].Transient = true
 		return
 	}
 	d.config.Node.Name = name

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"regexp"
@@ -131,12 +132,16 @@ func TestKeysAreInOrder(t *testing.T) {
 	}
 }
 
+// A host may get its name after the daemon has started: that is no mistake in the file.
 func TestHostName(t *testing.T) {
+	const name = ", or give the host one: hostnamectl set-hostname NAME"
 	tests := []struct{ host, want, problem string }{
 		{"aws-1", "aws-1", ""},
 		{"AWS-1.Example.com", "aws-1.example.com", ""},
-		{"aws_1", "", `meshd.yaml:1: node.name: is not set, and the host name "aws_1" can't stand in: set node.name to a name of ` + labelRule},
-		{"", "", `meshd.yaml:1: node.name: is not set, and the host name "" can't stand in: set node.name to a name of ` + labelRule},
+		{"aws_1", "", `meshd.yaml:1: node.name: is not set, and the host name "aws_1" can't stand in: set node.name to a name of ` + labelRule + name},
+		{"localhost", "", `meshd.yaml:1: node.name: is not set, and the host name "localhost" can't stand in: set node.name to a name of ` + labelRule + name},
+		{"10.0.0.1", "", `meshd.yaml:1: node.name: is not set, and the host name "10.0.0.1" can't stand in: set node.name to a name of ` + labelRule + name},
+		{"", "", `meshd.yaml:1: node.name: is not set, and the host name "" can't stand in: set node.name to a name of ` + labelRule + name},
 	}
 	for _, tt := range tests {
 		t.Run(tt.host, func(t *testing.T) {
@@ -150,7 +155,16 @@ func TestHostName(t *testing.T) {
 			if got.Node.Name != tt.want || problem != tt.problem {
 				t.Errorf("got name %q, error %q; want name %q, error %q", got.Node.Name, problem, tt.want, tt.problem)
 			}
+			if Permanent(err) {
+				t.Errorf("error %q is permanent", problem)
+			}
 		})
+	}
+	mistake := &Error{Problem: "unknown key"}
+	for _, err := range []error{mistake, errors.Join(&Error{Transient: true}, mistake)} {
+		if !Permanent(err) {
+			t.Errorf("%v is not permanent", err)
+		}
 	}
 }
 

@@ -4,7 +4,9 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -17,7 +19,23 @@ type Error struct {
 	Problem string
 	Advice  string // "" if none is needed
 
+	// Transient means that the host may put it right by itself: its name can come by DHCP
+	// or cloud-init after the start.
+	Transient bool
+
 	cause error
+}
+
+// Permanent reports whether an error of Load stays until a person mends a file.
+func Permanent(err error) bool {
+	all := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		all = joined.Unwrap()
+	}
+	return slices.ContainsFunc(all, func(err error) bool {
+		var bad *Error
+		return errors.As(err, &bad) && !bad.Transient
+	})
 }
 
 // Error returns file:line: key: problem: advice, without empty parts.

@@ -207,6 +207,15 @@ var badFiles = []struct {
 	{"endpoint", false, "node: {endpoint: \"127.0.0.1:51820\"}\n", []string{
 		"2: node.endpoint: 127.0.0.1 is not an address that other hosts can reach: write the node's public address or name",
 	}},
+	{"name of every host", false, "node: {name: localhost}\n", []string{
+		"2: node.name: localhost names every host: write a name of the host's own, which k3s has for it too",
+	}},
+	{"name of every host, with a domain", false, "node: {name: localhost.localdomain}\n", []string{
+		"2: node.name: localhost.localdomain names every host: write a name of the host's own, which k3s has for it too",
+	}},
+	{"address as name", false, "node: {name: 192.0.2.1}\n", []string{
+		"2: node.name: 192.0.2.1 is an address: write a name of the host's own, which k3s has for it too",
+	}},
 	{"endpoint by a local name", false, "node: {endpoint: localhost}\n", []string{
 		"2: node.endpoint: localhost is not an address that other hosts can reach: write the node's public address or name",
 	}},

@@ -75,7 +75,7 @@ var keys = []key{
 	one("secret-file", func(c *Config) *string { return &c.SecretFile }, secretPath),
 	many("join", func(c *Config) *[]HostPort { return &c.Join }, joinAddress),
 
-	needsRestart(one("node.name", func(c *Config) *string { return &c.Node.Name }, label)),
+	needsRestart(one("node.name", func(c *Config) *string { return &c.Node.Name }, nodeName)),
 	one("node.location", func(c *Config) *string { return &c.Node.Location }, label),
 	one("node.endpoint", func(c *Config) *HostPort { return &c.Node.Endpoint }, endpoint),
 	one("node.internal-ip", func(c *Config) *netip.Prefix { return &c.Node.InternalIP }, interfaceAddress),

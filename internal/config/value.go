@@ -32,6 +32,22 @@ func label(s string) (string, *Error) {
 	return s, nil
 }
 
+// nodeName parses a node's name: a label that tells one host from another.
+func nodeName(s string) (string, *Error) {
+	name, err := label(s)
+	if err != nil {
+		return "", err
+	}
+	const advice = "write a name of the host's own, which k3s has for it too"
+	if first, _, _ := strings.Cut(name, "."); first == "localhost" {
+		return "", wrong(name+" names every host", advice)
+	}
+	if _, err := netip.ParseAddr(name); err == nil {
+		return "", wrong(name+" is an address", advice)
+	}
+	return name, nil
+}
+
 // domain parses a DNS domain.
 func domain(s string) (string, *Error) {
 	if s = strings.TrimSuffix(s, "."); !isDomain(s) {

@@ -137,13 +137,6 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, k.Close()) }()
 	d.host = k
-	facts, err := d.host.Facts(ctx)
-	if err != nil {
-		return err
-	}
-	if err := checkLocation(opt.Config, cfg, facts); err != nil {
-		return err
-	}
 	d.metrics = metrics.New(opt.Version)
 	d.show(d.status(turn{}), turn{})
 	return runTasks(ctx, d.tasks(remembered))

@@ -52,7 +52,6 @@ var laws = []law{
 	{name: "a client is known before it is saved", first: `^network\.AddClient`, then: `^disk\.SaveObjects`, in: "meshd client add laptop"},
 	{name: "a client's removal is known before it is saved", first: `^network\.RemoveClient`, then: `^disk\.SaveObjects`, in: "meshd client remove laptop"},
 	{name: "a reload begins before it changes anything", first: `RELOADING=1`, then: `^(kernel|network)\.`, in: "SIGHUP"},
-	{name: "a reload looks at the host before it changes anything", first: `^kernel\.Facts`, then: `^network\.Reconfigure`, in: "SIGHUP"},
 	{name: "a reload ends when gossip has the new settings", first: `^network\.Reconfigure`, then: `READY=1`, in: "SIGHUP"},
 	{name: "systemd hears of the end before the disk is waited for", first: `STOPPING=1`, then: `^disk\.SaveObjects`, in: "SIGTERM"},
 }

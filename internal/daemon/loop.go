@@ -60,7 +60,7 @@ func (d *daemon) loop(ctx context.Context) error {
 			urgent = true
 		case <-d.names.changed:
 		case <-d.opt.Reload:
-			d.reload(ctx)
+			d.reload()
 		case ask := <-d.asked:
 			ask()
 			urgent = true

@@ -30,6 +30,7 @@ func nodeConfig(c config.Config) node.Config {
 		ListenPort:         uint16(c.WireGuard.ListenPort),
 		MTU:                c.WireGuard.MTU,
 		GossipPort:         c.Gossip.Bind.Port(),
+		GossipBind:         c.Gossip.Bind.Addr(),
 		GossipAddr:         c.Gossip.Advertise.String(),
 		Joins:              len(c.Join) > 0,
 		Pace:               probe.Pace(c.Probe),

@@ -3,7 +3,6 @@
 package daemon
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
-	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // ProblemConfiguration says that the configuration file has in it what this
@@ -28,10 +26,10 @@ func (e restartError) Error() string {
 
 // reload reads the configuration again and takes over all of it, or nothing.
 // What stands against it is a problem until a reload succeeds.
-func (d *daemon) reload(ctx context.Context) {
+func (d *daemon) reload() {
 	d.services.Notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
 	defer d.services.Notify(sd.SdNotifyReady)
-	changed, err := d.takeConfig(ctx)
+	changed, err := d.takeConfig()
 	d.refused = reloadProblems(d.cfg.Node.Name, d.opt.Config, err)
 	if err != nil {
 		d.log.Error("configuration not reloaded; the old one stays", "err", err)
@@ -42,7 +40,7 @@ func (d *daemon) reload(ctx context.Context) {
 
 // takeConfig takes over the configuration as it is on disk, and says which keys
 // have changed. With an error, nothing is taken over.
-func (d *daemon) takeConfig(ctx context.Context) (changed []string, err error) {
+func (d *daemon) takeConfig() (changed []string, err error) {
 	next, err := config.Load(d.opt.Config)
 	if err != nil {
 		return nil, err
@@ -51,31 +49,11 @@ func (d *daemon) takeConfig(ctx context.Context) (changed []string, err error) {
 	if len(restart) > 0 {
 		return nil, restartError{restart}
 	}
-	facts, err := d.host.Facts(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkLocation(d.opt.Config, next, facts); err != nil {
-		return nil, err
-	}
 	if err := d.gossip.Reconfigure(next.Cluster, joinList(next), next.Secrets, next.Trusted); err != nil {
 		return nil, err
 	}
 	d.cfg = next
 	return changed, nil
-}
-
-// checkLocation refuses a location for a host that shares no network with it. A
-// host without any way out may have one later.
-func checkLocation(path string, cfg config.Config, facts netcfg.Facts) error {
-	if cfg.Node.Location == "" || len(facts.Uplinks) == 0 || len(nodeConfig(cfg).InternalIPs(facts, nil)) > 0 {
-		return nil
-	}
-	return &config.Error{
-		File: path, Key: "node.location",
-		Problem: fmt.Sprintf("is %s, but this host has no private address", cfg.Node.Location),
-		Advice:  "set node.internal-ip to its address in that location's network, as 192.168.10.1/24, or remove node.location",
-	}
 }
 
 // joinList is what gossip takes: host:port.

@@ -9,14 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
-	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // A reload that fails tells systemd that it has begun and ended, as sd_notify(3)
@@ -36,7 +34,7 @@ func TestReloadRefused(t *testing.T) {
 	before := parse(t, "node: {name: a}")
 	d := &daemon{opt: Options{Config: path}, cfg: before, log: slog.New(slog.DiscardHandler), services: hostServices{}}
 
-	d.reload(t.Context())
+	d.reload()
 	for _, want := range []string{`^RELOADING=1\nMONOTONIC_USEC=[1-9]\d*\n?$`, `^READY=1$`} {
 		buf := make([]byte, 256)
 		n, err := socket.Read(buf)
@@ -81,26 +79,5 @@ func TestReloadProblems(t *testing.T) {
 		if diff := cmp.Diff(tt.want, reloadProblems("a", "/etc/meshd.yaml", tt.err)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
-	}
-}
-
-func TestCheckLocation(t *testing.T) {
-	cfg := parse(t, "node: {name: a, location: aws}")
-	uplinks := []netcfg.Uplink{{Link: "eth0"}}
-	err := checkLocation("/etc/meshd.yaml", cfg, netcfg.Facts{Uplinks: uplinks})
-	var bad *config.Error
-	if !errors.As(err, &bad) || !strings.Contains(bad.Advice, "node.internal-ip") {
-		t.Errorf("without a private address: got %v, want a configuration error that names node.internal-ip", err)
-	}
-	if err := checkLocation("/etc/meshd.yaml", cfg, netcfg.Facts{}); err != nil {
-		t.Errorf("without any way out: got %v, want none", err)
-	}
-	cfg.Node.InternalIP = parse(t, "node: {internal-ip: 192.168.1.6/25}").Node.InternalIP
-	if err := checkLocation("/etc/meshd.yaml", cfg, netcfg.Facts{Uplinks: uplinks}); err != nil {
-		t.Errorf("with a configured one: got %v, want none", err)
-	}
-	cfg.Node.Location = ""
-	if err := checkLocation("/etc/meshd.yaml", cfg, netcfg.Facts{Uplinks: uplinks}); err != nil {
-		t.Errorf("without a location: got %v, want none", err)
 	}
 }

@@ -89,3 +89,16 @@ func TestArrivals(t *testing.T) {
 		t.Errorf("%d peers are remembered, want %d", len(a), maxSenders)
 	}
 }
+
+// An address that the host will have later can be bound to now.
+func TestBindBeforeTheAddressIsThere(t *testing.T) {
+	for _, bind := range []string{"192.0.2.77:0", "[2001:db8::77]:0"} {
+		udp, tcp, err := bindBoth(t.Context(), bind)
+		if err != nil {
+			t.Errorf("%s: %v", bind, err)
+			continue
+		}
+		udp.Close()
+		tcp.Close()
+	}
+}

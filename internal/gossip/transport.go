@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -114,7 +115,7 @@ func bindBoth(ctx context.Context, bind string) (*net.UDPConn, *net.TCPListener,
 	if err != nil {
 		return nil, nil, fmt.Errorf("gossip.bind %q: want host:port or :port: %w", bind, err)
 	}
-	var lc net.ListenConfig
+	lc := net.ListenConfig{Control: allowMissingAddress}
 	for try := 0; ; try++ {
 		udp, err := lc.ListenPacket(ctx, "udp", bind)
 		if err != nil {
@@ -130,6 +131,14 @@ func bindBoth(ctx context.Context, bind string) (*net.UDPConn, *net.TCPListener,
 			return nil, nil, bindError(bind, "tcp", err)
 		}
 	}
+}
+
+// allowMissingAddress lets a socket be bound to an address that the host does not have yet,
+// for example because DHCP is late: see IP_FREEBIND in ip(7), which IPv6 has too.
+func allowMissingAddress(_, _ string, c syscall.RawConn) error {
+	var optionErr error
+	err := c.Control(func(fd uintptr) { optionErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
+	return errors.Join(err, optionErr)
 }
 
 func bindError(bind, network string, err error) error {

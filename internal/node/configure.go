@@ -5,6 +5,8 @@ package node
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
@@ -65,6 +67,7 @@ func (m *Memory) Configure(in Input) Configuration {
 	c.Problems = append(c.Problems, in.View.Problems...)
 	c.Problems = append(c.Problems, uplinkProblems(in)...)
 	c.Problems = append(c.Problems, encryptionProblems(in)...)
+	c.Problems = append(c.Problems, bindProblems(in)...)
 	if m.Own.Location != "" && len(m.Own.InternalIPs) == 0 {
 		c.Problems = append(c.Problems, mesh.Problem{
 			Kind: mesh.ProblemAddress, Node: m.Own.Name,
@@ -73,6 +76,21 @@ func (m *Memory) Configure(in Input) Configuration {
 		})
 	}
 	return c
+}
+
+// bindProblems: gossip can listen at an address that comes later, for example by DHCP, and
+// is not heard until then.
+func bindProblems(in Input) []mesh.Problem {
+	a := in.Config.GossipBind
+	has := func(l netcfg.LAN) bool { return l.Address.Addr() == a }
+	if !a.IsValid() || a.IsUnspecified() || a.IsLoopback() || a.IsLinkLocalUnicast() || slices.ContainsFunc(in.Facts.Attached, has) {
+		return nil
+	}
+	return []mesh.Problem{{
+		Kind: mesh.ProblemAddress, Node: in.Config.Name,
+		Text:   fmt.Sprintf("gossip.bind is %v, which is not an address of this host", netip.AddrPortFrom(a, in.Config.GossipPort)),
+		Advice: fmt.Sprintf("give the host that address, or set gossip.bind to :%d, which is every address", in.Config.GossipPort),
+	}}
 }
 
 // uplinkProblems: a host without a default route may still have a way to all others; one

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -49,6 +50,19 @@ func TestEncryptionProblems(t *testing.T) {
 		tt.change(&in)
 		if got := encryptionProblems(in); len(got) != tt.want {
 			t.Errorf("%s: got %v, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestBindProblems(t *testing.T) {
+	facts := netcfg.Facts{Attached: []netcfg.LAN{{Link: "eth0", Address: netip.MustParsePrefix("192.168.1.5/24")}}}
+	for bind, want := range map[string]int{"": 0, "0.0.0.0": 0, "127.0.0.1": 0, "192.168.1.5": 0, "192.168.1.6": 1} {
+		in := Input{Config: Config{GossipPort: 7946}, Facts: facts}
+		if bind != "" {
+			in.Config.GossipBind = netip.MustParseAddr(bind)
+		}
+		if got := bindProblems(in); len(got) != want {
+			t.Errorf("%q: got %+v, want %d problems", bind, got, want)
 		}
 	}
 }
