@@ -141,10 +141,10 @@ func (b builder) snatClients(f family) []Rule {
 }
 
 // clientPeers returns the WireGuard peers of clients whose tunnels end on this node.
-func (s Settings) clientPeers(clients []mesh.ClientTunnel) []Peer {
+func (b builder) clientPeers(clients []mesh.ClientTunnel) []Peer {
 	var out []Peer
 	for _, c := range clients {
-		out = append(out, Peer{Key: c.Key, Name: "client " + c.Name, Endpoint: unmapPort(s.LearnedEndpoints[c.Key]), PresharedKey: c.PresharedKey, AllowedIPs: hostPrefixes(c.Addresses)})
+		out = append(out, Peer{Key: c.Key, Name: "client " + c.Name, Endpoint: b.learnedEndpoint(c.Key), PresharedKey: c.PresharedKey, AllowedIPs: hostPrefixes(c.Addresses)})
 	}
 	return out
 }

@@ -136,16 +136,26 @@ func (b builder) peers() []Peer {
 }
 
 // endpoint returns the endpoint that EndpointIndex selects. If the peer has no endpoints, it
-// returns the address in Heard.
-func (s Settings) endpoint(p mesh.Peer) netip.AddrPort {
-	switch pick := s.EndpointIndex[p.ID]; {
+// returns the address at which it was heard.
+func (b builder) endpoint(p mesh.Peer) netip.AddrPort {
+	switch pick := b.EndpointIndex[p.ID]; {
 	case pick < 0:
 		return netip.AddrPort{}
 	case len(p.Endpoints) == 0:
-		return unmapPort(s.LearnedEndpoints[p.Key])
+		return b.learnedEndpoint(p.Key)
 	default:
 		return unmapPort(p.Endpoints[pick%len(p.Endpoints)])
 	}
+}
+
+// learnedEndpoint returns the address in LearnedEndpoints, unless it is reached through a tunnel now, as a former
+// neighbor's address on a LAN that this host has left: packets to it would go round and round.
+func (b builder) learnedEndpoint(key wgtypes.Key) netip.AddrPort {
+	at := unmapPort(b.LearnedEndpoints[key])
+	if slices.ContainsFunc(b.t.Inside, func(p netip.Prefix) bool { return unmap(p).Contains(at.Addr()) }) {
+		return netip.AddrPort{}
+	}
+	return at
 }
 
 // routes returns one route for each allowed IP of nodes and clients, the routes to

@@ -211,3 +211,17 @@ func TestMTU(t *testing.T) {
 		})
 	}
 }
+
+// TestHeardInsideTheMesh: a peer was heard on a LAN that this host has left, and its address
+// there is reached through the tunnel now.
+func TestHeardInsideTheMesh(t *testing.T) {
+	nat := netcfgtest.Peer(3, "home", "10.4.0.3/32", "192.168.20.5/32")
+	nat.Endpoints = nil
+	topology := netcfgtest.IPv4(nat)
+	topology.Inside = append(topology.Inside, netcfgtest.Prefixes("192.168.20.5/32")...)
+	s := settings()
+	s.LearnedEndpoints = map[wgtypes.Key]netip.AddrPort{nat.Key: netip.MustParseAddrPort("192.168.20.5:51820")}
+	if got := Desired(topology, s).Peers[0].Endpoint; got.IsValid() {
+		t.Errorf("got endpoint %v, want none", got)
+	}
+}
