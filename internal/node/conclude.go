@@ -44,7 +44,13 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 			p.Node = in.Config.Name
 			out.Problems = append(out.Problems, p)
 		}
-		out.Handshakes = m.Handshakes.next(handshakeInput{Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host})
+		settled := in.Started
+		if m.moves.last.After(settled) {
+			settled = m.moves.last
+		}
+		out.Handshakes = m.Handshakes.next(handshakeInput{
+			Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host, Settled: settled,
+		})
 		out.RecheckAfter = out.Handshakes.RecheckAfter
 	}
 	out.ClaimWait, out.ReadyWait = m.claimWait(in), m.readyWait(in, c.Topology)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -78,6 +79,7 @@ type attempt struct {
 	endpoint      int           // index of the endpoint in use, counted round the list
 	endpointSince time.Time     // since when
 	scheduledAt   time.Time     // the schedule
+	toldAt        time.Time     // when a peer with a session was told where this host is
 }
 
 // role is what a schedule depends on: when it changes, the schedule does.
@@ -89,10 +91,27 @@ type role struct {
 // roleOf returns this node's role towards a peer.
 func roleOf(self mesh.Record, p mesh.Peer) role {
 	r := role{leads: bytes.Compare(self.Key[:], p.Key[:]) < 0, reachable: len(p.Endpoints) > 0}
-	if selfReachable := len(self.Endpoints) > 0; selfReachable != r.reachable {
+	if selfReachable := len(self.Endpoints) > 0 || onLAN(self, p); selfReachable != r.reachable {
 		r.leads = r.reachable
 	}
 	return r
+}
+
+// retryInterval returns how soon to speak again without an answer. The two do so in different
+// intervals: messages that have crossed once would cross each time.
+func (r role) retryInterval() time.Duration {
+	if r.leads {
+		return retryInterval
+	}
+	return retryInterval + roleChangeWait
+}
+
+// onLAN reports whether a peer is reached in this node's private network. Then it reaches this
+// node there as well, although neither of them may have an endpoint for others.
+func onLAN(self mesh.Record, p mesh.Peer) bool {
+	return slices.ContainsFunc(p.Endpoints, func(e netip.AddrPort) bool {
+		return slices.ContainsFunc(self.InternalIPs, func(ip netip.Prefix) bool { return ip.Contains(e.Addr()) })
+	})
 }
 
 // NewHandshakes begins with the records that were known before.
@@ -125,6 +144,8 @@ type handshakeInput struct {
 	Topology mesh.Topology
 	Alive    map[mesh.ID]bool
 	Observed netcfg.State
+	// Settled is since when this host is where it is, as far as this daemon knows.
+	Settled time.Time
 }
 
 // HandshakePlan is what there is to do about peers without a session.
@@ -150,7 +171,14 @@ func (h Handshakes) next(in handshakeInput) HandshakePlan {
 		case !there || !in.Alive[p.ID]:
 			a.initiateAt = time.Time{}
 		case !handshake.IsZero() && in.Now.Sub(handshake) < netcfg.HandshakeFresh:
-			*a = attempt{firstDone: true, endpoint: a.endpoint}
+			toldAt := a.toldAt
+			if handshake.Before(in.Settled) && toldAt.Before(in.Settled) {
+				// The peer may know us at another address. It sends there until its session is
+				// too old, unless we say something.
+				out.Initiate = append(out.Initiate, anyAddress(p)...)
+				toldAt = in.Now
+			}
+			*a = attempt{firstDone: true, endpoint: a.endpoint, toldAt: toldAt}
 		default:
 			a.plan(roleOf(in.Self, p), handshake.IsZero(), in.Now)
 			out.add(p, a, in.Now)
@@ -180,7 +208,7 @@ func (a *attempt) plan(r role, never bool, now time.Time) {
 		return
 	}
 	changed := !a.initiateAt.IsZero()
-	a.role, a.scheduledAt, a.endpointSince, a.initiateAt, a.wait = r, now, now, now, retryInterval
+	a.role, a.scheduledAt, a.endpointSince, a.initiateAt, a.wait = r, now, now, now, r.retryInterval()
 	if r.leads && never {
 		a.wait = firstRenewWait
 	}
@@ -210,7 +238,7 @@ func (o *HandshakePlan) add(p mesh.Peer, a *attempt, now time.Time) {
 			o.Renew[p.Key] = true
 		}
 		o.Initiate = append(o.Initiate, anyAddress(p)...)
-		a.initiated, a.initiateAt, a.wait = true, now.Add(a.wait), min(2*a.wait, retryInterval)
+		a.initiated, a.initiateAt, a.wait = true, now.Add(a.wait), min(2*a.wait, a.role.retryInterval())
 	}
 	wait := a.initiateAt.Sub(now)
 	if now.Sub(a.scheduledAt) < retryInterval {

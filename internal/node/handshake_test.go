@@ -57,7 +57,7 @@ func TestWhoSpeaks(t *testing.T) {
 			{0, true, true, 0, "-1 silent, 500ms"},
 			{3 * time.Second, true, true, 0, "-1 silent, 50ms"},
 			{3050 * time.Millisecond, true, true, 0, "0 speaks, 500ms"},
-			{8050 * time.Millisecond, true, true, 0, "0 speaks, 5s"},
+			{8250 * time.Millisecond, true, true, 0, "0 speaks, 5.2s"}, // not in step with the leader
 		}},
 		{"after a restart nobody waits for who may not have noticed", high, reachable, true, []step{
 			{0, true, true, 0, "0 silent, 200ms"},
@@ -131,6 +131,50 @@ func TestRoleChanges(t *testing.T) {
 	in.Now = start.Add(roleChangeWait)
 	if out := h.next(in); len(out.Initiate) == 0 || len(out.Renew) == 0 || out.RecheckAfter != firstRenewWait {
 		t.Errorf("a moment later: got %+v, want to speak after a renewal", out)
+	}
+}
+
+// TestOneOfNeighborsLeads: two nodes of one LAN that nobody else can speak to don't both lead.
+func TestOneOfNeighborsLeads(t *testing.T) {
+	low := mesh.Record{Key: wgtypes.Key{1}, InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.1/24")}}
+	high := mesh.Record{Key: wgtypes.Key{2}, InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.2/24")}}
+	peer := func(r mesh.Record) mesh.Peer {
+		return mesh.Peer{Key: r.Key, Endpoints: []netip.AddrPort{netip.AddrPortFrom(r.InternalIPs[0].Addr(), 51820)}}
+	}
+	if !roleOf(low, peer(high)).leads || roleOf(high, peer(low)).leads {
+		t.Error("want that the lower key leads, and the higher one does not")
+	}
+}
+
+// TestPeersHearOfAMove: a peer with a session is told once, by any packet, where this host is
+// now: WireGuard at the far end goes by that.
+func TestPeersHearOfAMove(t *testing.T) {
+	start := time.Unix(1000, 0)
+	h := NewHandshakes(nil)
+	self := mesh.Record{Key: wgtypes.Key{1}}
+	speaks := func(at, settled, handshake time.Duration, alive bool) bool {
+		in := inputWithPeer(self, start.Add(at), true, alive, at-handshake)
+		in.Settled = start.Add(settled)
+		return len(h.next(in).Initiate) > 0
+	}
+	for _, step := range []struct {
+		name    string
+		at      time.Duration // since the start
+		settled time.Duration // when the host got to where it is
+		session time.Duration // when the handshake was
+		alive   bool
+		want    bool
+	}{
+		{"a session from before the daemon's start, with one that is not heard yet", time.Second, 0, -time.Minute, false, false},
+		{"it is heard", 2 * time.Second, 0, -time.Minute, true, true},
+		{"it was told", 3 * time.Second, 0, -time.Minute, true, false},
+		{"the host has moved", 5 * time.Second, 4 * time.Second, -time.Minute, true, true},
+		{"it was told that, too", 6 * time.Second, 4 * time.Second, -time.Minute, true, false},
+		{"a session made at the new place", 9 * time.Second, 7 * time.Second, 8 * time.Second, true, false},
+	} {
+		if got := speaks(step.at, step.settled, step.session, step.alive); got != step.want {
+			t.Errorf("%s: got that it speaks: %t, want %t", step.name, got, step.want)
+		}
 	}
 }
 
