@@ -23,7 +23,7 @@ SEED ?= 1
 # Packages without goroutines, in which the race detector finds nothing and takes long.
 PURE := ./internal/mesh ./internal/netcfg ./internal/netcfg/filter ./internal/node
 # Unit tests that are shorter with -short.
-LONG_TESTS := ./internal/gossip ./internal/mesh ./internal/netcfg ./internal/netcfg/host ./internal/state
+LONG_TESTS := ./internal/gossip ./internal/mesh ./internal/netcfg ./internal/netcfg/host ./internal/node ./internal/state
 # Static, so that it runs on any host and in the virtual machine of test-kernel.
 BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION) $(COMMIT)'
 # End-to-end tests of a meshd that stops at the first data race.
