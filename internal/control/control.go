@@ -35,10 +35,10 @@ type Daemon interface {
 	// Plan reads the host's state and returns what the daemon would change there.
 	Plan(ctx context.Context) (Plan, error)
 	// Forget drops the records of a node that is gone for good.
-	Forget(node string) error
+	Forget(ctx context.Context, node string) error
 	// Revoke drops the records of a node and refuses new ones for ever. A fingerprint need
 	// not be known.
-	Revoke(node string) (Revoked, error)
+	Revoke(ctx context.Context, node string) (Revoked, error)
 	// Renumber exchanges this node's slot for another one. It refuses if no slot is free,
 	// or if the slot has no conflict and force is not set.
 	Renumber(ctx context.Context, force bool) (Renumbered, error)

@@ -40,12 +40,12 @@ type daemon struct {
 
 func (d *daemon) Status() control.Status                     { return d.status }
 func (d *daemon) Plan(context.Context) (control.Plan, error) { return d.plan, d.planErr }
-func (d *daemon) Forget(node string) error {
+func (d *daemon) Forget(_ context.Context, node string) error {
 	d.forgotten = append(d.forgotten, node)
 	return d.forgetErr
 }
 
-func (d *daemon) Revoke(node string) (control.Revoked, error) {
+func (d *daemon) Revoke(_ context.Context, node string) (control.Revoked, error) {
 	d.revoked = node
 	return control.Revoked{ID: mesh.ID{7}, Name: node}, nil
 }

@@ -63,9 +63,9 @@ func (d *counting) Probe(context.Context) (Status, error) { d.reads++; return St
 
 func (d *counting) Graph() (mesh.Graph, error) { d.reads++; return mesh.Graph{}, nil }
 
-func (d *counting) Forget(string) error { d.writes++; return ErrRefused }
+func (d *counting) Forget(context.Context, string) error { d.writes++; return ErrRefused }
 
-func (d *counting) Revoke(string) (Revoked, error) { d.writes++; return Revoked{}, nil }
+func (d *counting) Revoke(context.Context, string) (Revoked, error) { d.writes++; return Revoked{}, nil }
 
 func (d *counting) Renumber(context.Context, bool) (Renumbered, error) {
 	d.writes++

@@ -136,10 +136,10 @@ func handler(d Daemon) http.Handler {
 		reply(w, plan, err)
 	})
 	mux.HandleFunc("POST /v1/forget", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, struct{}{}, d.Forget(r.URL.Query().Get("node")))
+		reply(w, struct{}{}, d.Forget(r.Context(), r.URL.Query().Get("node")))
 	})
 	mux.HandleFunc("POST /v1/revoke", func(w http.ResponseWriter, r *http.Request) {
-		revoked, err := d.Revoke(r.URL.Query().Get("node"))
+		revoked, err := d.Revoke(r.Context(), r.URL.Query().Get("node"))
 		reply(w, revoked, err)
 	})
 	mux.HandleFunc("POST /v1/renumber", func(w http.ResponseWriter, r *http.Request) {

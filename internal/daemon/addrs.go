@@ -20,7 +20,7 @@ func (d *daemon) gossipAddresses(t turn, through bool) map[mesh.ID][]netip.AddrP
 	paths := make(map[mesh.ID][]netip.AddrPort, len(t.view.Records))
 	for _, r := range t.view.Records {
 		id := r.ID()
-		if id == d.identity.ID() {
+		if id == d.self.ID() {
 			continue
 		}
 		var list []netip.AddrPort

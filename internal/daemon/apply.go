@@ -16,7 +16,7 @@ import (
 
 // observe looks at what is ours on the host.
 func (d *daemon) observe(ctx context.Context, desired netcfg.State) (netcfg.State, error) {
-	observed, err := d.host.Observe(ctx, desired)
+	observed, err := d.kernel.Observe(ctx, desired)
 	if err != nil {
 		return netcfg.State{}, fmt.Errorf("observe host: %w", err)
 	}
@@ -31,7 +31,7 @@ func (d *daemon) change(ctx context.Context, t *turn, o netcfg.Options) error {
 	if plan.Empty() {
 		return nil
 	}
-	refused, err := host.SplitRefused(d.host.Apply(ctx, plan))
+	refused, err := host.SplitRefused(d.kernel.Apply(ctx, plan))
 	unset, err := host.SplitSysctl(err)
 	t.refused = t.refused || len(refused) > 0 || len(unset) > 0
 	t.note(refusedProblems(d.cfg.Node.Name, refused), nil)
@@ -70,7 +70,7 @@ func (d *daemon) reachOut(ctx context.Context, t *turn, out node.HandshakePlan) 
 		err = d.change(ctx, t, options)
 	}
 	for _, a := range out.Initiate {
-		if err := d.host.InitiateHandshake(ctx, a); err != nil {
+		if err := d.kernel.InitiateHandshake(ctx, a); err != nil {
 			d.log.Debug("speak to peer", "addr", a, "err", err)
 		}
 	}

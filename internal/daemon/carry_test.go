@@ -31,12 +31,12 @@ func neighborhood() (*daemon, []mesh.Record) {
 		}
 		records = append(records, r)
 	}
-	return &daemon{identity: state.Identity{Key: key(0)}, memory: node.Memory{Own: records[0]}}, records
+	return &daemon{self: self{Identity: state.Identity{Key: key(0)}}, memory: node.Memory{Own: records[0]}}, records
 }
 
 func TestDrained(t *testing.T) {
 	d, records := neighborhood()
-	self := d.identity.ID()
+	self := d.self.ID()
 	turnOf := func(state mesh.Health, seat int, office ...int) turn {
 		rs := append([]mesh.Record{}, records...)
 		for _, i := range office {
@@ -90,7 +90,7 @@ func TestNoGateways(t *testing.T) {
 		{"never", func(in *mesh.Input) { in.Records[0].Gateway = mesh.GatewayNever }, "This node is no gateway, and never will be: node.gateway is never."},
 		{"alone in it", func(in *mesh.Input) { in.Records = in.Records[:1] }, "This node is no gateway: nobody else is in location a."},
 	} {
-		in := mesh.Input{Self: d.identity.ID(), Records: append([]mesh.Record{}, records...), Cluster: mesh.Cluster{Mode: mesh.ModeLocation}}
+		in := mesh.Input{Self: d.self.ID(), Records: append([]mesh.Record{}, records...), Cluster: mesh.Cluster{Mode: mesh.ModeLocation}}
 		tt.change(&in)
 		if got := noGateways(turn{wanted: node.Configuration{Input: in}}); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)

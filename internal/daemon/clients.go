@@ -24,18 +24,6 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// inLoop runs f between two turns of the loop, and waits for it.
-func (d *daemon) inLoop(ctx context.Context, f func()) error {
-	done := make(chan struct{})
-	select {
-	case d.asked <- func() { defer close(done); f() }:
-		<-done
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("wait for the loop: %w", ctx.Err())
-	}
-}
-
 // AddClient implements control.Daemon. The loop does it, so that of two at once the
 // second sees the first.
 func (d *daemon) AddClient(ctx context.Context, r control.ClientRequest) (config control.ClientConfig, err error) {
@@ -44,10 +32,12 @@ func (d *daemon) AddClient(ctx context.Context, r control.ClientRequest) (config
 }
 
 func (d *daemon) addClient(r control.ClientRequest, now time.Time) (control.ClientConfig, error) {
-	in, alive, err := d.clientInput()
+	t := d.published.Load().turn
+	in, err := clientInput(t)
 	if err != nil {
 		return control.ClientConfig{}, err
 	}
+	in.Clients = d.gossip.View().Clients // others may have added some since
 	c, err := newClient(in, r, now)
 	if err != nil {
 		return control.ClientConfig{}, fmt.Errorf("%w: %w", control.ErrRefused, err)
@@ -58,7 +48,7 @@ func (d *daemon) addClient(r control.ClientRequest, now time.Time) (control.Clie
 	d.log.Info("client added", "client", c.Name, "id", c.ID, "overlay", in.Cluster.ClientAddresses(c.Index))
 	in.Clients = append(in.Clients, c)
 	d.keepClients(now)
-	return clientConfig(in, c, withWish(alive, c)), nil
+	return clientConfig(in, c, withServiceGateway(t.view.Alive, c)), nil
 }
 
 // keepClients writes what is known to disk at once: a client whose configuration is
@@ -70,16 +60,12 @@ func (d *daemon) keepClients(now time.Time) {
 	}
 }
 
-// clientInput is what the last turn knew, with the clients that are known now, and
-// who is alive.
-func (d *daemon) clientInput() (mesh.Input, map[mesh.ID]bool, error) {
-	_, t := d.published.get()
+// clientInput returns what a client's configuration follows from, as a turn saw it.
+func clientInput(t turn) (mesh.Input, error) {
 	if len(t.wanted.Topology.Addresses) == 0 {
-		return mesh.Input{}, nil, fmt.Errorf("%w: this node has no place in the mesh yet; see meshd status", control.ErrRefused)
+		return mesh.Input{}, fmt.Errorf("%w: this node has no place in the mesh yet; see meshd status", control.ErrRefused)
 	}
-	view := d.gossip.View()
-	t.wanted.Input.Clients = view.Clients
-	return t.wanted.Input, view.Alive, nil
+	return t.wanted.Input, nil
 }
 
 // newClient makes the client that is asked for, without author and ID.
@@ -158,7 +144,8 @@ func place(in mesh.Input, c *mesh.Client, gateway string) error {
 
 // ClientConfig implements control.Daemon.
 func (d *daemon) ClientConfig(client string) (control.ClientConfig, error) {
-	in, alive, err := d.clientInput()
+	t := d.published.Load().turn
+	in, err := clientInput(t)
 	if err != nil {
 		return control.ClientConfig{}, err
 	}
@@ -166,7 +153,7 @@ func (d *daemon) ClientConfig(client string) (control.ClientConfig, error) {
 	if err != nil {
 		return control.ClientConfig{}, err
 	}
-	return clientConfig(in, c, withWish(alive, c)), nil
+	return clientConfig(in, c, withServiceGateway(t.view.Alive, c)), nil
 }
 
 // RemoveClient implements control.Daemon.
@@ -186,26 +173,27 @@ func (d *daemon) RemoveClient(ctx context.Context, client string) (removed contr
 	return removed, errors.Join(wait, err)
 }
 
-// withWish takes the service gateway that a client names for alive: what is printed
-// is not for this moment alone.
-func withWish(alive map[mesh.ID]bool, c mesh.Client) map[mesh.ID]bool {
+// withServiceGateway takes the service gateway that a client names for alive: a printed
+// configuration is used for longer than this moment.
+func withServiceGateway(alive map[mesh.ID]bool, c mesh.Client) map[mesh.ID]bool {
 	alive = maps.Clone(alive)
 	alive[c.ServiceGateway] = true
 	return alive
 }
 
-// tellClient is the source of what clients are told that ask. It goes by the last turn,
-// and is for other goroutines.
-func (d *daemon) tellClient(a connect.Requester) (control.ClientConfig, bool) {
-	_, t := d.published.get()
+// configOf returns the current configuration of the client that sends a request. It
+// implements connect.Source.
+func (d *daemon) configOf(r connect.Requester) (config control.ClientConfig, ok bool) {
+	last := d.published.Load()
+	t := &last.turn
 	i := slices.IndexFunc(t.wanted.Topology.AllClients, func(c mesh.Client) bool {
-		return c.Key == a.Key && slices.Contains(t.wanted.Input.Cluster.ClientAddresses(c.Index), a.Addr)
+		return c.Key == r.Key && slices.Contains(t.wanted.Input.Cluster.ClientAddresses(c.Index), r.Addr)
 	})
 	if i < 0 {
 		return control.ClientConfig{}, false
 	}
 	c := t.wanted.Topology.AllClients[i]
-	return d.advice.get(t.now, c.ID, silentNodes(t.wanted.Input.Records, a.Silent), func(silent []mesh.ID) control.ClientConfig {
+	return last.configs.get(c.ID, nodesWithKeys(t.wanted.Input.Records, r.Silent), func(silent []mesh.ID) control.ClientConfig {
 		alive := maps.Clone(t.view.Alive)
 		for _, id := range silent {
 			delete(alive, id)
@@ -214,8 +202,8 @@ func (d *daemon) tellClient(a connect.Requester) (control.ClientConfig, bool) {
 	}), true
 }
 
-// silentNodes are those of the nodes that have one of the public keys, sorted.
-func silentNodes(records []mesh.Record, keys []string) []mesh.ID {
+// nodesWithKeys returns the nodes that have one of the public keys, sorted.
+func nodesWithKeys(records []mesh.Record, keys []string) []mesh.ID {
 	if len(keys) == 0 {
 		return nil
 	}
@@ -236,46 +224,47 @@ func silentNodes(records []mesh.Record, keys []string) []mesh.ID {
 // isClientAddress reports whether an address is of a range that only clients have.
 // WireGuard has checked that it is the client's own.
 func (d *daemon) isClientAddress(a netip.Addr) bool {
-	_, t := d.published.get()
+	t := &d.published.Load().turn
 	return slices.ContainsFunc(t.wanted.Topology.ClientRanges, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// maxAdvice is how many different things a client may say of silent nodes in a turn.
-const maxAdvice = 8
+// maxConfigs is how many configurations of one client are kept, of those that differ by
+// which nodes it calls silent.
+const maxConfigs = 8
 
-// advice keeps what clients were told since the last turn: each asks every second, and
-// to work it out takes as long as a turn does.
-type advice struct {
+// configCache keeps the configurations that clients got since the last turn: each client
+// asks every second, and working one out takes as long as a turn. The zero value is empty.
+type configCache struct {
 	mu      sync.Mutex
-	turn    time.Time
-	configs map[mesh.ID]map[string]control.ClientConfig // by client, and by who is silent
+	configs map[mesh.ID]map[string]control.ClientConfig // by client, and by the silent nodes
 }
 
-// get returns what a client is told if some nodes are silent. One that says ever
-// different things of them is told, after a few, what holds if none is.
-func (a *advice) get(turn time.Time, client mesh.ID, silent []mesh.ID, work func(silent []mesh.ID) control.ClientConfig) control.ClientConfig {
-	a.mu.Lock()
-	if turn != a.turn {
-		a.turn, a.configs = turn, make(map[mesh.ID]map[string]control.ClientConfig)
+// get returns the configuration of a client to which some nodes are silent, and works it
+// out if it is not kept. A client that names ever other nodes gets, after maxConfigs, what
+// holds if none is silent.
+func (cache *configCache) get(client mesh.ID, silent []mesh.ID, work func(silent []mesh.ID) control.ClientConfig) control.ClientConfig {
+	cache.mu.Lock()
+	if cache.configs == nil {
+		cache.configs = make(map[mesh.ID]map[string]control.ClientConfig)
 	}
-	if a.configs[client] == nil {
-		a.configs[client] = make(map[string]control.ClientConfig)
+	configs := cache.configs[client]
+	if configs == nil {
+		configs = make(map[string]control.ClientConfig)
+		cache.configs[client] = configs
 	}
-	said := fmt.Sprint(silent)
-	if _, ok := a.configs[client][said]; !ok && len(a.configs[client]) >= maxAdvice {
-		silent, said = nil, fmt.Sprint([]mesh.ID(nil))
+	key := fmt.Sprint(silent)
+	if _, ok := configs[key]; !ok && len(configs) >= maxConfigs {
+		silent, key = nil, fmt.Sprint([]mesh.ID(nil))
 	}
-	c, ok := a.configs[client][said]
-	a.mu.Unlock()
+	c, ok := configs[key]
+	cache.mu.Unlock()
 	if ok {
 		return c
 	}
 	c = work(silent) // unlocked: others may ask meanwhile
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if configs := a.configs[client]; turn == a.turn && configs != nil {
-		configs[said] = c
-	}
+	cache.mu.Lock()
+	defer cache.mu.Unlock()
+	configs[key] = c
 	return c
 }
 

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"slices"
@@ -13,6 +14,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
@@ -75,14 +77,14 @@ func TestPlanWithoutGateway(t *testing.T) {
 // TestCommandsRefused asks for what can't be.
 func TestCommandsRefused(t *testing.T) {
 	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
-		_, revokeSelf := w.d.Revoke("a1")
-		_, revokeNobody := w.d.Revoke("z9")
+		_, revokeSelf := w.d.Revoke(t.Context(), "a1")
+		_, revokeNobody := w.d.Revoke(t.Context(), "z9")
 		_, withoutSelf := w.d.PlanWithout(t.Context(), "a1")
 		_, withoutNobody := w.d.PlanWithout(t.Context(), "z9")
 		_, renumber := w.d.Renumber(t.Context(), false)
 		_, noClient := w.d.ClientConfig("laptop")
 		for what, err := range map[string]error{
-			"forget a1": w.d.Forget("a1"), "forget b1, which is alive": w.d.Forget("b1"), "forget z9": w.d.Forget("z9"),
+			"forget a1": w.d.Forget(t.Context(), "a1"), "forget b1, which is alive": w.d.Forget(t.Context(), "b1"), "forget z9": w.d.Forget(t.Context(), "z9"),
 			"revoke a1": revokeSelf, "revoke z9": revokeNobody, "plan without a1": withoutSelf, "plan without z9": withoutNobody,
 			"renumber for no reason": renumber, "client that is not there": noClient,
 		} {
@@ -107,7 +109,7 @@ func TestRevoke(t *testing.T) {
 	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
 		b1, unknown := w.b1().ID(), mesh.ID{7}
 		for name, want := range map[string]control.Revoked{"b1": {ID: b1, Name: "b1"}, unknown.String(): {ID: unknown}} {
-			if got, err := w.d.Revoke(name); err != nil || got != want {
+			if got, err := w.d.Revoke(t.Context(), name); err != nil || got != want {
 				t.Errorf("got %+v, %v, want %+v", got, err, want)
 			}
 		}
@@ -132,17 +134,21 @@ func TestClientIsTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		asker := connect.Requester{Key: wgtypes.Key{5}, Addr: want.Overlay[0]}
-		got, ok := w.d.tellClient(asker)
+		got, ok := w.d.configOf(asker)
 		if !ok || got.ID != want.ID || len(got.Peers) != len(want.Peers) || !w.d.isClientAddress(asker.Addr) {
 			t.Errorf("got %+v, %t, want %+v", got, ok, want)
 		}
 		b1 := w.b1()
 		asker.Silent = []string{b1.Key.String()}
-		if got, ok = w.d.tellClient(asker); !ok || slices.ContainsFunc(got.Peers, func(p control.ClientPeer) bool { return p.ServiceGateway && p.ID == b1.ID() }) {
+		if got, ok = w.d.configOf(asker); !ok || slices.ContainsFunc(got.Peers, func(p control.ClientPeer) bool { return p.ServiceGateway && p.ID == b1.ID() }) {
 			t.Errorf("with b1 silent: got %+v, %t", got.Peers, ok)
 		}
+		w.meet(w.node("d1", 5, "203.0.113.13"))
+		if later, ok := w.d.configOf(asker); !ok || len(later.Peers) <= len(got.Peers) {
+			t.Errorf("after a node has appeared: got %+v, %t, want a peer more", later.Peers, ok)
+		}
 		asker.Addr = netip.MustParseAddr("10.4.0.1")
-		if _, ok = w.d.tellClient(asker); ok || w.d.isClientAddress(asker.Addr) {
+		if _, ok = w.d.configOf(asker); ok || w.d.isClientAddress(asker.Addr) {
 			t.Error("somebody is taken for a client at a node's address")
 		}
 	})
@@ -150,7 +156,7 @@ func TestClientIsTold(t *testing.T) {
 
 // TestBeforeTheFirstTurn: a daemon that has only just started knows nothing yet.
 func TestBeforeTheFirstTurn(t *testing.T) {
-	d := new(daemon)
+	d := newDaemon(Options{}, config.Config{})
 	_, graph := d.Graph()
 	_, drain := d.Drain(t.Context(), false)
 	_, client := d.ClientConfig("laptop")
@@ -197,8 +203,8 @@ func TestServersThatCannotListen(t *testing.T) {
 	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
 		taken := errors.New("address already in use")
 		_ = w.d.inLoop(t.Context(), func() {
-			w.d.monitor = &fakeHTTP{trace: w.trace, name: "metricsServer", err: taken}
-			w.d.answers = &fakeHTTP{trace: w.trace, name: "clientServer", err: taken}
+			w.d.servers.metrics = &fakeHTTP{trace: w.trace, name: "metricsServer", err: taken}
+			w.d.servers.clients = &fakeHTTP{trace: w.trace, name: "clientServer", err: taken}
 		})
 		w.pass(resync)
 		var kinds []mesh.ProblemKind
@@ -207,6 +213,40 @@ func TestServersThatCannotListen(t *testing.T) {
 		}
 		if want := []mesh.ProblemKind{ProblemMetrics, ProblemAnswer}; !slices.Equal(kinds, want) || w.d.Status().Reconcile.Error != "" {
 			t.Errorf("problems: got %v, want %v", kinds, want)
+		}
+	})
+}
+
+// TestWritesAreSeen: a command that changes something is answered when the others see the
+// change.
+func TestWritesAreSeen(t *testing.T) {
+	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
+		request := control.ClientRequest{Name: "laptop", PublicKey: wgtypes.Key{5}.String(), Access: []string{"pods"}}
+		if _, err := w.d.AddClient(t.Context(), request); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.d.ClientConfig("laptop"); err != nil {
+			t.Errorf("the client was added: got %v", err)
+		}
+		if _, err := w.d.RemoveClient(t.Context(), "laptop"); err != nil {
+			t.Fatal(err)
+		}
+		if s := w.d.Status(); len(s.Clients) > 0 {
+			t.Errorf("the client was removed: got %+v", s.Clients)
+		}
+	})
+}
+
+// TestCommandAfterTheLoop: nobody waits for a loop that has ended.
+func TestCommandAfterTheLoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, standsAlone)
+		w.start()
+		w.end()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := w.d.Renumber(ctx, true); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want %v", err, context.DeadlineExceeded)
 		}
 	})
 }

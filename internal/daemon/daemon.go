@@ -23,30 +23,25 @@
 //	addrs.go     where the other nodes' gossip ports are
 //	names.go     resolves host names
 //	cni.go, k3s.go, ready.go     what pods need before they start
-//	memory.go    what is known of the others, and who is forgotten
+//	disk.go      the state directory: this node and what is known of the others
 //	generation.go, reload.go     other settings, from other nodes or the file
-//	renumber.go, drain.go, trust.go, clients.go, sweep.go, graph.go     commands
+//	renumber.go, drain.go, trust.go, clients.go, sweep.go, graph.go     commands, see commands.go
 //	status.go    what a person sees; journal.go is what the log says
 //	down.go      clears a host
 package daemon
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/control"
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/netcfg/host"
@@ -70,43 +65,48 @@ type Options struct {
 	Reload   <-chan os.Signal // "look again"
 }
 
-// daemon is what the turns of the loop share.
+// daemon is what the turns of the loop share. Only the loop changes it.
 type daemon struct {
 	opt      Options
-	cfg      config.Config // changed by the loop alone; others take the turn's
-	log      *slog.Logger
-	started  time.Time
-	instance uint64
+	cfg      config.Config // the file's
+	settings mesh.Cluster  // in force: the file's, or those of another node with a higher generation
+	self     self
+	disk     disk
+	memory   node.Memory
 
-	dir      disk
-	identity state.Identity
-	node     state.Node   // as on disk
-	used     mesh.Cluster // settings in force, the file's or those of a higher generation
-
-	host     kernel
+	// The edges, see edges.go.
+	kernel   kernel
 	gossip   network
 	prober   prober
 	names    *names
 	services services
-	server   controlServer
+	servers  servers
 
-	metrics *metrics.Metrics
-	monitor httpServer
-	answers httpServer
-	advice  advice
+	log            *slog.Logger
+	journal        journal
+	metrics        *metrics.Metrics
+	readiness      readiness
+	reloadProblems []mesh.Problem // of the last reload, until one succeeds
 
-	storyLimit *rate.Limiter
+	// For requests, see commands.go.
+	commands  chan command
+	published atomic.Pointer[snapshot]
+}
 
-	readiness readiness
-	objects   objectsFile
-	memory    node.Memory
-	complaint complaint
-	refused   []mesh.Problem // what stands against the last reload
+// self is who this daemon is.
+type self struct {
+	state.Identity           // of the node
+	instance       uint64    // higher than those of all daemons with this identity that started before
+	started        time.Time // when this daemon was
+}
 
-	asked chan func() // by commands, for the loop to do
-
-	shown     control.Status // as published last
-	published snapshot
+func newDaemon(opt Options, cfg config.Config) *daemon {
+	d := &daemon{
+		opt: opt, cfg: cfg, log: opt.Logger, journal: newJournal(), metrics: metrics.New(opt.Version),
+		self: self{started: time.Now()}, services: hostServices{}, commands: make(chan command),
+	}
+	d.publish(control.Status{}, turn{})
+	return d
 }
 
 // Run runs a daemon until ctx ends. It returns nil then, and an error when it
@@ -116,13 +116,13 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	d := &daemon{opt: opt, cfg: cfg, log: opt.Logger, started: time.Now(), services: hostServices{}, asked: make(chan func()), storyLimit: newStoryLimit()}
+	d := newDaemon(opt, cfg)
 	dir, err := state.Open(opt.StateDir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	d.dir = dir
+	d.disk.dir = dir
 	machineID, err := state.MachineID()
 	if err != nil {
 		return err
@@ -136,53 +136,9 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return fmt.Errorf("open host: %w", err)
 	}
 	defer func() { err = errors.Join(err, k.Close()) }()
-	d.host = k
-	d.metrics = metrics.New(opt.Version)
-	d.show(d.status(turn{}), turn{})
+	d.kernel = k
+	d.publish(d.status(turn{}), turn{})
 	return runTasks(ctx, d.tasks(remembered))
-}
-
-// recall reads the state directory: who this node is, what it has promised, and
-// what it knew of the others.
-func (d *daemon) recall(machineID string) (gossip.Remembered, error) {
-	identity, origin, err := d.dir.Identity(machineID, rand.Reader)
-	if err != nil {
-		return gossip.Remembered{}, err
-	}
-	d.identity = identity
-	d.log = d.log.With("node", d.cfg.Node.Name)
-	d.log.Info("identity", "id", identity.ID(), "origin", origin)
-	if d.node, err = d.dir.Node(); err != nil {
-		return gossip.Remembered{}, err
-	}
-	d.used = inForce(d.cfg.Cluster, d.node.Adopted)
-	// A start that is not on disk would let old packets of ours pass for new
-	// ones; so a disk that takes nothing is an error here, and only here.
-	d.node.Boot = nextBoot(d.node.Boot, time.Now())
-	if err := d.dir.SaveNode(d.node); err != nil {
-		return gossip.Remembered{}, err
-	}
-	if d.instance, err = newInstance(d.node.Boot, rand.Reader); err != nil {
-		return gossip.Remembered{}, err
-	}
-	return d.recallObjects()
-}
-
-// nextBoot numbers a start. The others take no packet of a start that has a lower
-// number than one that they have seen; so a node whose count was lost, or put
-// back from a backup, must not begin anew. The clock is ahead of any count.
-func nextBoot(last uint64, now time.Time) uint64 {
-	return max(last+1, uint64(max(now.Unix(), 0)))
-}
-
-// newInstance names a start of the daemon: by its number, which rises with the clock,
-// and at random. So of two daemons with one identity both know which started later.
-func newInstance(boot uint64, random io.Reader) (uint64, error) {
-	var b [4]byte
-	if _, err := io.ReadFull(random, b[:]); err != nil {
-		return 0, fmt.Errorf("draw instance: %w", err)
-	}
-	return boot<<32 | uint64(binary.BigEndian.Uint32(b[:])), nil
 }
 
 // bindAddress is what net.Listen takes: an address that is not set means all.

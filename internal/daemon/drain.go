@@ -27,7 +27,7 @@ const (
 // Drain implements control.Daemon. The loop does it; here is waited for what
 // comes of it.
 func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) {
-	_, before := d.published.get()
+	before := d.published.Load().turn
 	if before.wanted.Input.Self == (mesh.ID{}) {
 		return control.Drained{}, fmt.Errorf("%w: the daemon has only just started", control.ErrRefused)
 	}
@@ -36,15 +36,11 @@ func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, drainFor)
 	defer cancel()
-	wish := func() { d.memory.Drain(undo) }
-	select {
-	case d.asked <- wish:
-	case <-ctx.Done():
-		return control.Drained{}, fmt.Errorf("wait for the loop: %w", ctx.Err())
+	if err := d.inLoop(ctx, func() { d.memory.Drain(undo) }); err != nil {
+		return control.Drained{}, err
 	}
 	for {
-		_, now := d.published.get()
-		out, done := drained(before, now, undo)
+		out, done := drained(before, d.published.Load().turn, undo)
 		if done || wait.Sleep(ctx, lookAtDrain) != nil {
 			return out, nil
 		}

@@ -52,8 +52,8 @@ type network interface {
 	Reconfigure(c mesh.Cluster, join []string, secrets [][32]byte, trusted []mesh.ID) error
 }
 
-// disk is the state directory: state.Dir.
-type disk interface {
+// stateDir is the state directory: state.Dir.
+type stateDir interface {
 	Identity(machineID string, random io.Reader) (state.Identity, state.Origin, error)
 	Node() (state.Node, error)
 	SaveNode(state.Node) error

@@ -256,8 +256,8 @@ type fakeNetwork struct {
 
 // start begins with what the network was, except that nobody has been heard yet.
 func (n *fakeNetwork) start(d *daemon) {
-	n.self = d.identity.ID()
-	n.view.Alive, n.view.Merged, n.view.Alone, n.view.Cluster = map[mesh.ID]bool{n.self: true}, false, true, d.used
+	n.self = d.self.ID()
+	n.view.Alive, n.view.Merged, n.view.Alone, n.view.Cluster = map[mesh.ID]bool{n.self: true}, false, true, d.settings
 	n.paths = nil
 }
 

@@ -24,25 +24,20 @@ func inForce(own mesh.Cluster, a state.Adopted) mesh.Cluster {
 	return own
 }
 
-// cluster returns the settings in force: the file's, or those of a node with a
-// higher generation.
-func (d *daemon) cluster() mesh.Cluster { return d.used }
-
 // adopt takes over the settings on which the nodes agree. They are kept on disk:
 // a node that fell back to its file at a restart would send packets where nobody
 // takes them.
 func (d *daemon) adopt(used mesh.Cluster) error {
-	d.used = used
+	d.settings = used
 	a := adopted(d.cfg.Cluster, used)
-	if a == d.node.Adopted {
+	if a == d.disk.node.Adopted {
 		return nil
 	}
-	promised := d.node
-	promised.Adopted = a
-	if err := d.dir.SaveNode(promised); err != nil {
+	next := d.disk.node
+	next.Adopted = a
+	if err := d.disk.saveNode(next); err != nil {
 		return err
 	}
-	d.node = promised
 	d.log.Info("cluster settings", "generation", used.Generation, "mode", used.Mode, "encapsulation", used.Encapsulation, "gateways", used.Gateways)
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 
 // Graph implements control.Daemon.
 func (d *daemon) Graph() (mesh.Graph, error) {
-	_, t := d.published.get()
+	t := d.published.Load().turn
 	if t.wanted.Input.Self == (mesh.ID{}) {
 		return mesh.Graph{}, fmt.Errorf("%w: the daemon has only just started", control.ErrRefused)
 	}
@@ -25,7 +25,7 @@ func (d *daemon) Graph() (mesh.Graph, error) {
 // PlanWithout implements control.Daemon: what this host would do, and which
 // paths would be others, if a node were lost.
 func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, error) {
-	_, t := d.published.get()
+	t := d.published.Load().turn
 	lost, err := named(t.wanted.Input.Records, node)
 	if err != nil {
 		return control.Plan{}, err

@@ -46,7 +46,7 @@ func village(t *testing.T) turn {
 
 func TestPlanWithout(t *testing.T) {
 	var d daemon
-	d.published.set(control.Status{}, village(t))
+	d.publish(control.Status{}, village(t))
 	plan, err := d.PlanWithout(t.Context(), "a1")
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +63,7 @@ func TestPlanWithout(t *testing.T) {
 			t.Errorf("without %s: got %v, want a refusal", node, err)
 		}
 	}
-	d.published.set(control.Status{}, turn{})
+	d.publish(control.Status{}, turn{})
 	if _, err := d.Graph(); !errors.Is(err, control.ErrRefused) {
 		t.Errorf("graph before the first turn: got %v, want a refusal", err)
 	}

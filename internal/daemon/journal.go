@@ -18,11 +18,19 @@ import (
 // The journal tells of a day in few lines: so many at once, and one more each time
 // that this long has passed. What is left out is in meshd status as long as it lasts.
 const (
-	storyBurst  = 60
-	storyPeriod = 10 * time.Second
+	changesBurst  = 60
+	changesPeriod = 10 * time.Second
 )
 
-func newStoryLimit() *rate.Limiter { return rate.NewLimiter(rate.Every(storyPeriod), storyBurst) }
+// journal bounds what the loop logs.
+type journal struct {
+	changes *rate.Limiter // lines on changes from turn to turn
+	errors  errorLimiter
+}
+
+func newJournal() journal {
+	return journal{changes: rate.NewLimiter(rate.Every(changesPeriod), changesBurst)}
+}
 
 // line is one of the journal's, with what slog adds to it.
 type line struct {
@@ -30,18 +38,18 @@ type line struct {
 	args []any
 }
 
-// tell logs what has changed since the last turn.
-func (d *daemon) tell(before, after control.Status) {
-	for _, l := range story(before, after) {
-		if d.storyLimit.Allow() {
+// logChanges logs what has changed since the last turn.
+func (d *daemon) logChanges(before, after control.Status) {
+	for _, l := range changes(before, after) {
+		if d.journal.changes.Allow() {
 			d.log.Info(l.text, l.args...)
 		}
 	}
 }
 
-// story says who came and who went, which paths changed, and which problems are new
-// or gone.
-func story(before, after control.Status) []line {
+// changes lists who came and who went, which routes changed, and which problems are new or
+// gone.
+func changes(before, after control.Status) []line {
 	var lines []line
 	add := func(names []string, text string, args ...any) {
 		if len(names) > 0 {
@@ -113,20 +121,21 @@ func without(a, b []mesh.Problem) []mesh.Problem {
 	return slices.DeleteFunc(slices.Clone(a), func(p mesh.Problem) bool { return held[p] })
 }
 
-// complainAgain is how often an error that stays is logged; meshd status shows it
-// all the time.
-const complainAgain = time.Hour
+// logErrorAgain is how often an error that stays is logged; meshd status shows it all the
+// time.
+const logErrorAgain = time.Hour
 
-// complaint is what was logged last of turns that fail, until one succeeds.
-type complaint struct {
+// errorLimiter keeps an error that stays from being logged at each turn. The zero value
+// has seen no error.
+type errorLimiter struct {
 	text string
-	at   time.Time
+	at   time.Time // when text was logged
 }
 
-// isNew says whether an error is worth a line in the log.
-func (c *complaint) isNew(err error, now time.Time) bool {
-	if text := err.Error(); text != c.text || now.Sub(c.at) >= complainAgain {
-		c.text, c.at = text, now
+// isNew reports whether an error is to be logged.
+func (l *errorLimiter) isNew(err error, now time.Time) bool {
+	if text := err.Error(); text != l.text || now.Sub(l.at) >= logErrorAgain {
+		l.text, l.at = text, now
 		return true
 	}
 	return false

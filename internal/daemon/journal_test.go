@@ -12,7 +12,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-func TestStory(t *testing.T) {
+func TestChanges(t *testing.T) {
 	peer := func(n byte, alive bool, via ...string) control.Peer {
 		return control.Peer{ID: mesh.ID{n}, Name: fmt.Sprint("n", n), Alive: alive, Route: control.Route{Kind: "direct", Via: via}}
 	}
@@ -44,7 +44,7 @@ func TestStory(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
-			for _, l := range story(test.before, test.after) {
+			for _, l := range changes(test.before, test.after) {
 				got = append(got, fmt.Sprint(l.text, " ", l.args))
 			}
 			if diff := cmp.Diff(test.want, got); diff != "" {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -272,7 +273,8 @@ func TestStartIsOnDiskBeforeAnythingElse(t *testing.T) {
 			}
 		}
 	}
-	d := &daemon{log: slog.New(slog.DiscardHandler), dir: &fakeDisk{trace: &trace{sections: []*section{{}}}, identity: state.Identity{Key: identityKey(0)}, full: errors.New("no space")}}
+	d := newDaemon(Options{Logger: slog.New(slog.DiscardHandler)}, config.Config{})
+	d.disk.dir = &fakeDisk{trace: &trace{sections: []*section{{}}}, identity: state.Identity{Key: identityKey(0)}, full: errors.New("no space")}
 	if _, err := d.recall("machine"); err == nil {
 		t.Error("got a start that is not on disk")
 	}

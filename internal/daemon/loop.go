@@ -31,13 +31,15 @@ const (
 
 // loop takes turns until ctx ends.
 func (d *daemon) loop(ctx context.Context) error {
-	events, err := d.host.Watch(ctx)
+	events, err := d.kernel.Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("watch host: %w", err)
 	}
 	d.memory.Handshakes = node.NewHandshakes(d.gossip.View().Records)
 	d.services.Notify(sd.SdNotifyReady) // the control socket answers
 	var retry time.Duration
+	var c command // that led to the turn, if one did
+	defer func() { c.answer() }()
 	for {
 		t := d.turn(ctx)
 		if ctx.Err() != nil {
@@ -48,6 +50,8 @@ func (d *daemon) loop(ctx context.Context) error {
 			return errors.Join(t.fatal, d.remember(t.now, true))
 		}
 		retry = d.report(t, retry)
+		c.answer()
+		c = command{}
 		wake := time.NewTimer(nextWake(t, retry))
 		urgent := false
 		select {
@@ -61,8 +65,8 @@ func (d *daemon) loop(ctx context.Context) error {
 		case <-d.names.changed:
 		case <-d.opt.Reload:
 			d.reload()
-		case ask := <-d.asked:
-			ask()
+		case c = <-d.commands:
+			c.run()
 			urgent = true
 		}
 		wake.Stop()
@@ -84,9 +88,9 @@ func (d *daemon) turn(ctx context.Context) turn {
 		t.fatal = ErrDuplicate
 		return t
 	}
-	t.note(nil, d.server.EnsureListening())
+	t.note(nil, d.servers.control.EnsureListening())
 	t.note(nil, d.adopt(in.View.Cluster))
-	facts, err := d.host.Facts(ctx)
+	facts, err := d.kernel.Facts(ctx)
 	if err != nil {
 		t.note(nil, err)
 		return t
@@ -110,7 +114,7 @@ func (d *daemon) announce(t *turn, in *node.Input) {
 	t.wakeIn(a.RecheckAfter)
 	in.View, in.Promise = d.gossip.View(), d.promise()
 	t.view = in.View
-	if !reflect.DeepEqual(in.View.Cluster, d.used) { // others have spoken meanwhile
+	if !reflect.DeepEqual(in.View.Cluster, d.settings) { // others have spoken meanwhile
 		t.note(nil, d.adopt(in.View.Cluster))
 	}
 }
@@ -122,7 +126,7 @@ func (d *daemon) configure(ctx context.Context, t *turn, in *node.Input) (known 
 	t.wanted = d.memory.Configure(*in)
 	t.note(t.wanted.Problems, nil)
 	t.note(d.names.problems(in.View.Records), nil)
-	t.note(d.refused, nil)
+	t.note(d.reloadProblems, nil)
 	observed, err := d.observe(ctx, t.wanted.Desired)
 	if err != nil {
 		t.note(nil, err)
@@ -158,16 +162,16 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 	if podsMayStart && k3sMayStart && c.HasAddresses && c.ParametersSet {
 		d.ready(t, c.ReadyWait)
 	}
-	t.note(nil, d.forget(c.Forget))
+	t.note(nil, d.forgetAbsent(c.Forget))
 }
 
 // report publishes what a turn saw and returns how soon a failed one is taken again.
 func (d *daemon) report(t turn, retry time.Duration) time.Duration {
-	if t.err == nil && d.complaint != (complaint{}) {
-		d.complaint = complaint{}
+	if t.err == nil && d.journal.errors != (errorLimiter{}) {
+		d.journal.errors = errorLimiter{}
 		d.log.Info("reconcile works again")
 	}
-	if t.err != nil && d.complaint.isNew(t.err, t.now) {
+	if t.err != nil && d.journal.errors.isNew(t.err, t.now) {
 		d.log.Error("reconcile", "err", shownError(t.err))
 	}
 	if t.err != nil || t.refused {
@@ -176,8 +180,8 @@ func (d *daemon) report(t turn, retry time.Duration) time.Duration {
 		retry = 0
 	}
 	status := d.status(t)
-	d.tell(d.shown, status)
-	d.show(status, t)
+	d.logChanges(d.published.Load().status, status)
+	d.publish(status, t)
 	d.metrics.Turn(status, time.Since(t.now))
 	d.services.Notify("STATUS=" + sentence(status))
 	d.feedWatchdog()

@@ -97,7 +97,7 @@ func TestGossipAddresses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{cfg: cfg, identity: state.Identity{Key: key}}
+	d := &daemon{cfg: cfg, self: self{Identity: state.Identity{Key: key}}}
 	d.memory.Own.Location = "home"
 	record := func(id byte, location string) mesh.Record {
 		return mesh.Record{

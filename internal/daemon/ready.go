@@ -28,14 +28,10 @@ func (d *daemon) ready(t *turn, wait time.Duration) {
 
 // promiseReady writes down that pods may run on the claimed addresses.
 func (d *daemon) promiseReady() error {
-	if d.node.Ready {
+	if d.disk.node.Ready {
 		return nil
 	}
-	promised := d.node
-	promised.Ready = true
-	if err := d.dir.SaveNode(promised); err != nil {
-		return err
-	}
-	d.node = promised
-	return nil
+	next := d.disk.node
+	next.Ready = true
+	return d.disk.saveNode(next)
 }

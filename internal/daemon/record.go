@@ -53,16 +53,16 @@ func nodeConfig(c config.Config) node.Config {
 // input returns what the decisions of a turn depend on, as far as it is known already.
 func (d *daemon) input(view mesh.View, now time.Time) node.Input {
 	return node.Input{
-		Now: now, Started: d.started, Config: nodeConfig(d.cfg), View: view, Promise: d.promise(),
+		Now: now, Started: d.self.started, Config: nodeConfig(d.cfg), View: view, Promise: d.promise(),
 		Self: node.Identity{
-			Public: d.identity.Key.Public().(ed25519.PublicKey), WireGuard: d.identity.WireGuard, Instance: d.instance,
+			Public: d.self.Key.Public().(ed25519.PublicKey), WireGuard: d.self.WireGuard, Instance: d.self.instance,
 		},
 	}
 }
 
 // promise returns what is on disk of what this node told others.
 func (d *daemon) promise() node.Promise {
-	return node.Promise{Sequence: d.node.Sequence, Claim: d.node.Claim, Ready: d.node.Ready}
+	return node.Promise{Sequence: d.disk.node.Sequence, Claim: d.disk.node.Claim, Ready: d.disk.node.Ready}
 }
 
 // publishRecord tells what this node says of itself, if that is news. What is told is on
@@ -74,15 +74,14 @@ func (d *daemon) publishRecord(a node.Announcement, now time.Time) error {
 	if !a.RecordChanged {
 		return nil
 	}
-	promised, former := d.node, d.node.Claim.Slot
-	promised.Sequence, promised.Claim, promised.Ready = a.Promise.Sequence, a.Promise.Claim, a.Promise.Ready
-	if err := d.dir.SaveNode(promised); err != nil {
+	next, former := d.disk.node, d.disk.node.Claim.Slot
+	next.Sequence, next.Claim, next.Ready = a.Promise.Sequence, a.Promise.Claim, a.Promise.Ready
+	if err := d.disk.saveNode(next); err != nil {
 		return err
 	}
-	d.node = promised
 	if a.NewClaim {
 		d.memory.ClaimedAt = now
-		d.log.Info("claim", "slot", promised.Claim.Slot, "former", former)
+		d.log.Info("claim", "slot", next.Claim.Slot, "former", former)
 	}
 	if err := d.gossip.Publish(a.Record); err != nil {
 		return err

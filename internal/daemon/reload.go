@@ -30,7 +30,7 @@ func (d *daemon) reload() {
 	d.services.Notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
 	defer d.services.Notify(sd.SdNotifyReady)
 	changed, err := d.takeConfig()
-	d.refused = reloadProblems(d.cfg.Node.Name, d.opt.Config, err)
+	d.reloadProblems = reloadProblems(d.cfg.Node.Name, d.opt.Config, err)
 	if err != nil {
 		d.log.Error("configuration not reloaded; the old one stays", "err", err)
 		return

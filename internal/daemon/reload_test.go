@@ -48,8 +48,8 @@ func TestReloadRefused(t *testing.T) {
 	if diff := cmp.Diff(before, d.cfg, compareNet); diff != "" {
 		t.Errorf("configuration (-before +after):\n%s", diff)
 	}
-	if len(d.refused) != 2 {
-		t.Errorf("problems: got %+v, want one for the key, one for the secret", d.refused)
+	if len(d.reloadProblems) != 2 {
+		t.Errorf("problems: got %+v, want one for the key, one for the secret", d.reloadProblems)
 	}
 }
 

@@ -35,16 +35,15 @@ func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error)
 	if claim.Slot == mesh.None {
 		return control.Renumbered{}, fmt.Errorf("%w: there is no other slot: %s: %s", control.ErrRefused, problems[0].Text, problems[0].Advice)
 	}
-	claim.Since = node.NextSequence(d.node.Sequence, view.OwnSequence, now)
-	promised := d.node
-	promised.Claim, promised.Ready = claim, false
-	if err := d.dir.SaveNode(promised); err != nil {
+	claim.Since = node.NextSequence(d.disk.node.Sequence, view.OwnSequence, now)
+	former, next := d.disk.node.Claim.Slot, d.disk.node
+	next.Claim, next.Ready = claim, false
+	if err := d.disk.saveNode(next); err != nil {
 		return control.Renumbered{}, err
 	}
-	d.log.Info("renumber", "slot", claim.Slot, "former", d.node.Claim.Slot)
-	r := control.Renumbered{Former: slot(s.Cluster, d.node.Claim.Slot), Now: slot(s.Cluster, claim.Slot)}
-	d.node, d.memory.ClaimedAt = promised, now
-	return r, nil
+	d.memory.ClaimedAt = now
+	d.log.Info("renumber", "slot", claim.Slot, "former", former)
+	return control.Renumbered{Former: slot(s.Cluster, former), Now: slot(s.Cluster, claim.Slot)}, nil
 }
 
 // slot is a slot with its addresses; one beyond the cluster's ranges has none.

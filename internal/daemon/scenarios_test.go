@@ -73,8 +73,8 @@ var scenarios = []scenario{
 		w.mark("b1 dies")
 		w.hear(func(v *mesh.View) { delete(v.Alive, moved.ID()) })
 		w.pass(10 * time.Second)
-		w.command("meshd forget b1", func(context.Context) error { return w.d.Forget("b1") })
-		w.pass(10 * time.Second)
+		w.command("meshd forget b1", func(ctx context.Context) error { return w.d.Forget(ctx, "b1") })
+		w.pass(11 * time.Second)
 		w.end()
 	}},
 	{"no-answer", "A node appears, and the first three handshakes with it are lost.", standsAlone, func(w *world) {
@@ -164,14 +164,14 @@ var scenarios = []scenario{
 			_, err := w.d.Drain(ctx, true)
 			return err
 		})
-		w.pass(10 * time.Second)
+		w.pass(11 * time.Second)
 		w.end()
 	}},
 	{"failover", "The gateway of this node's location is silent, and another node of the LAN answers.", inLocation, func(w *world) {
 		settled(w, memberOfA(w)...)
 		w.mark("a2 is silent")
 		now, a2 := time.Now(), w.d.cfg.Cluster.Overlays(1)[0]
-		w.prober.answer(w.d.published.turn.watch, func(t probe.Target) probe.Result {
+		w.prober.answer(w.d.published.Load().turn.watch, func(t probe.Target) probe.Result {
 			if t.Addr == a2 || t.Via != (mesh.ID{}) {
 				return probe.Result{Answered: now.Add(-10 * time.Second), Misses: w.d.cfg.Probe.Misses, FirstMiss: now.Add(-2 * time.Second), LastMiss: now.Add(-time.Second), Known: true}
 			}

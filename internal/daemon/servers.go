@@ -14,6 +14,13 @@ import (
 	"github.com/meshd/meshd/internal/metrics"
 )
 
+// servers are the daemon's HTTP servers.
+type servers struct {
+	control controlServer
+	metrics httpServer
+	clients httpServer // answers meshd connect
+}
+
 // shutdownTimeout bounds how long the daemon's end waits for requests to each server.
 const shutdownTimeout = 2 * time.Second
 
@@ -22,21 +29,21 @@ func (d *daemon) runControlServer(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	d.server = s
+	d.servers.control = s
 	return closeAfter(ctx, ready, s)
 }
 
 func (d *daemon) runMetricsServer(ctx context.Context, ready func()) error {
 	s := metrics.NewServer(d.metrics, d.log)
-	d.monitor = s
+	d.servers.metrics = s
 	return closeAfter(ctx, ready, s)
 }
 
 func (d *daemon) runClientServer(ctx context.Context, ready func()) error {
 	s := connect.NewServer(connect.ServerOptions{
-		Source: d.tellClient, IsClient: d.isClientAddress, Cluster: d.cfg.Cluster.Name, Identity: d.identity.Key, Logger: d.log,
+		Source: d.configOf, IsClient: d.isClientAddress, Cluster: d.cfg.Cluster.Name, Identity: d.self.Key, Logger: d.log,
 	})
-	d.answers = s
+	d.servers.clients = s
 	return closeAfter(ctx, ready, s)
 }
 
@@ -54,7 +61,7 @@ const ProblemMetrics mesh.ProblemKind = "metrics"
 
 // serveMetrics sees that metrics are served. The mesh does not wait for it.
 func (d *daemon) serveMetrics() []mesh.Problem {
-	err := d.monitor.EnsureListening(d.cfg.Metrics.Listen)
+	err := d.servers.metrics.EnsureListening(d.cfg.Metrics.Listen)
 	if err == nil {
 		return nil
 	}
@@ -76,7 +83,7 @@ func (d *daemon) answerClients(t turn) []mesh.Problem {
 			at = append(at, netip.AddrPortFrom(a, mesh.ClientPort))
 		}
 	}
-	err := d.answers.EnsureListening(at...)
+	err := d.servers.clients.EnsureListening(at...)
 	if err == nil {
 		return nil
 	}

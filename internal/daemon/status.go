@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -23,41 +22,14 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// snapshot is what the loop leaves for the control socket.
-type snapshot struct {
-	mu     sync.Mutex
-	status control.Status
-	turn   turn
-}
-
-func (s *snapshot) set(status control.Status, t turn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.status, s.turn = status, t
-}
-
-func (s *snapshot) get() (control.Status, turn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.status, s.turn
-}
-
-// show leaves a status for the control socket, and what it was made of.
-func (d *daemon) show(status control.Status, t turn) {
-	d.shown = status
-	d.published.set(status, t)
-}
-
 // Status implements control.Daemon.
 func (d *daemon) Status() control.Status {
-	s, _ := d.published.get()
-	return s
+	return d.published.Load().status
 }
 
 // Plan implements control.Daemon: what the next turn would change.
 func (d *daemon) Plan(ctx context.Context) (control.Plan, error) {
-	_, t := d.published.get()
-	return d.plan(ctx, t)
+	return d.plan(ctx, d.published.Load().turn)
 }
 
 // plan compares the host with what the turn found to be wanted.
@@ -66,7 +38,7 @@ func (d *daemon) plan(ctx context.Context, t turn) (control.Plan, error) {
 	if t.wanted.Desired.Device == nil {
 		return out, errors.Join(errors.New("it is not known yet what this host should have"), t.err)
 	}
-	observed, err := d.host.Observe(ctx, t.wanted.Desired)
+	observed, err := d.kernel.Observe(ctx, t.wanted.Desired)
 	if err != nil {
 		return out, fmt.Errorf("observe host: %w", err)
 	}
@@ -106,7 +78,7 @@ func (d *daemon) status(seen turn) control.Status {
 	s := control.Status{
 		Version:  d.opt.Version,
 		Node:     d.nodeStatus(t),
-		Cluster:  clusterStatus(d.cluster()),
+		Cluster:  clusterStatus(d.settings),
 		Peers:    d.peerStatus(t),
 		Clients:  clientStatus(t),
 		Problems: shownProblems(t.problems),
@@ -115,9 +87,9 @@ func (d *daemon) status(seen turn) control.Status {
 	if dev := t.observed.Device; dev != nil {
 		s.Device = control.Device{Name: dev.Name, Implementation: dev.Implementation, ListenPort: dev.ListenPort, MTU: dev.MTU}
 	}
-	s.Reconcile = d.shown.Reconcile
+	s.Reconcile = d.published.Load().status.Reconcile
 	s.Reconcile.Error = ""
-	s.Reconcile.Writes = d.host.Writes()
+	s.Reconcile.Writes = d.kernel.Writes()
 	switch {
 	case t.now.IsZero():
 		return s // no turn was taken yet
@@ -184,8 +156,8 @@ func clusterStatus(c mesh.Cluster) control.Cluster {
 
 func (d *daemon) nodeStatus(t index) control.Node {
 	n := control.Node{
-		ID: d.identity.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location, Role: t.locationRole(d.memory.Own),
-		Slot: d.node.Claim.Slot, NAT: d.memory.Own.NAT, Ready: d.readiness.told,
+		ID: d.self.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location, Role: t.locationRole(d.memory.Own),
+		Slot: d.disk.node.Claim.Slot, NAT: d.memory.Own.NAT, Ready: d.readiness.told,
 		Overlay:   append([]netip.Addr{}, t.wanted.Topology.Addresses...),
 		PodCIDRs:  append([]netip.Prefix{}, t.wanted.Topology.PodCIDRs...),
 		Endpoints: []string{},
@@ -209,7 +181,7 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 	peers := []control.Peer{}
 	for _, r := range t.view.Records {
 		id := r.ID()
-		if id == d.identity.ID() {
+		if id == d.self.ID() {
 			continue
 		}
 		p := control.Peer{ID: id, Name: r.Name, Location: r.Location, Role: t.locationRole(r), Alive: t.view.Alive[id], Route: t.routeTo(id)}

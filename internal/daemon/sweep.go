@@ -19,11 +19,12 @@ const sweepFor = time.Second
 // Probe implements control.Daemon. Paths that no failover depends on are probed
 // only for who asks: probes all the time would keep every tunnel of a mesh busy.
 func (d *daemon) Probe(ctx context.Context) (control.Status, error) {
-	status, t := d.published.get()
+	last := d.published.Load()
+	status := last.status
 	status.Peers = slices.Clone(status.Peers)
 	ctx, cancel := context.WithTimeout(ctx, sweepFor)
 	defer cancel()
-	rtt, err := d.prober.PingOnce(ctx, sweepTargets(status, t.wanted.Topology.Addresses))
+	rtt, err := d.prober.PingOnce(ctx, sweepTargets(status, last.turn.wanted.Topology.Addresses))
 	if err != nil {
 		return control.Status{}, err
 	}

@@ -71,13 +71,13 @@ func runTasks(ctx context.Context, tasks []task) error {
 // runGossip opens the gossip port, looks for the other nodes and talks to them.
 func (d *daemon) runGossip(ctx context.Context, ready func(), remembered gossip.Remembered) error {
 	g, err := gossip.Start(ctx, gossip.Options{
-		Identity:   d.identity.Key,
+		Identity:   d.self.Key,
 		Cluster:    d.cfg.Cluster,
-		Adopted:    d.used,
+		Adopted:    d.settings,
 		Trusted:    d.cfg.Trusted,
 		Secrets:    d.cfg.Secrets,
-		Boot:       d.node.Boot,
-		Instance:   d.instance,
+		Boot:       d.disk.node.Boot,
+		Instance:   d.self.instance,
 		Bind:       bindAddress(d.cfg.Gossip.Bind),
 		Join:       joinList(d.cfg),
 		Remembered: remembered,

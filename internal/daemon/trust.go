@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -12,7 +13,12 @@ import (
 )
 
 // Forget implements control.Daemon.
-func (d *daemon) Forget(node string) error {
+func (d *daemon) Forget(ctx context.Context, node string) (err error) {
+	wait := d.inLoop(ctx, func() { err = d.forget(node) })
+	return errors.Join(wait, err)
+}
+
+func (d *daemon) forget(node string) error {
 	view := d.gossip.View()
 	found, err := named(view.Records, node)
 	if err != nil {
@@ -20,7 +26,7 @@ func (d *daemon) Forget(node string) error {
 	}
 	id := found.ID()
 	switch {
-	case id == d.identity.ID():
+	case id == d.self.ID():
 		return fmt.Errorf("%w: %s is this node", control.ErrRefused, node)
 	case view.Alive[id]:
 		return fmt.Errorf("%w: node %s is alive; stop meshd there first, else it comes back at once", control.ErrRefused, node)
@@ -28,9 +34,15 @@ func (d *daemon) Forget(node string) error {
 	return d.gossip.Forget(id, found.Sequence)
 }
 
-// Revoke implements control.Daemon. A fingerprint that nobody has a record of
-// may be revoked too: it is what a stolen backup comes back with.
-func (d *daemon) Revoke(node string) (control.Revoked, error) {
+// Revoke implements control.Daemon.
+func (d *daemon) Revoke(ctx context.Context, node string) (r control.Revoked, err error) {
+	wait := d.inLoop(ctx, func() { r, err = d.revoke(node) })
+	return r, errors.Join(wait, err)
+}
+
+// revoke also takes the fingerprint of a node that is not known: a node that starts from a
+// stolen backup has one.
+func (d *daemon) revoke(node string) (control.Revoked, error) {
 	found, err := named(d.gossip.View().Records, node)
 	revoked := control.Revoked{ID: found.ID(), Name: found.Name}
 	if err != nil {
@@ -40,7 +52,7 @@ func (d *daemon) Revoke(node string) (control.Revoked, error) {
 		}
 		revoked = control.Revoked{ID: id}
 	}
-	if revoked.ID == d.identity.ID() {
+	if revoked.ID == d.self.ID() {
 		return control.Revoked{}, fmt.Errorf("%w: %s is this node; run it on another one", control.ErrRefused, node)
 	}
 	err = d.gossip.Forget(revoked.ID, mesh.Forever)

@@ -24,7 +24,6 @@ import (
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
-	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
@@ -127,12 +126,11 @@ func (w *world) start() {
 	ctx, w.stop = context.WithCancel(w.t.Context())
 	w.reload, w.ended = make(chan os.Signal), make(chan error, 1)
 	w.mark("start")
-	d := &daemon{
-		opt: Options{Config: path, Reload: w.reload}, cfg: w.cfg, log: slog.New(slog.DiscardHandler), started: time.Now(),
-		dir: w.disk, host: w.kernel, gossip: w.network, services: &fakeServices{w.trace, w.dir},
-		asked: make(chan func()), storyLimit: newStoryLimit(),
-		metrics: metrics.New("test"), names: newNames(ctx),
-		server: fakeControl{w.trace}, monitor: &fakeHTTP{trace: w.trace, name: "metricsServer"}, answers: &fakeHTTP{trace: w.trace, name: "clientServer"},
+	d := newDaemon(Options{Config: path, Reload: w.reload, Logger: slog.New(slog.DiscardHandler), Version: "test"}, w.cfg)
+	d.disk.dir, d.kernel, d.gossip, d.services, d.names = w.disk, w.kernel, w.network, &fakeServices{w.trace, w.dir}, newNames(ctx)
+	d.servers = servers{
+		control: fakeControl{w.trace},
+		metrics: &fakeHTTP{trace: w.trace, name: "metricsServer"}, clients: &fakeHTTP{trace: w.trace, name: "clientServer"},
 	}
 	if _, err := d.recall("machine"); err != nil {
 		w.t.Fatal(err)
@@ -140,7 +138,7 @@ func (w *world) start() {
 	w.network.start(d)
 	w.prober = &fakeProber{trace: w.trace, changed: make(chan struct{}, 1), results: make(map[probe.Target]probe.Result)}
 	d.prober = w.prober
-	d.show(d.status(turn{}), turn{})
+	d.publish(d.status(turn{}), turn{})
 	w.d = d
 	go func() { w.ended <- d.loop(ctx) }()
 	synctest.Wait()
