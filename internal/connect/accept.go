@@ -188,3 +188,22 @@ func withoutAttached(peers []control.ClientPeer, host netcfg.Facts) (kept []cont
 	}
 	return kept, conflicts
 }
+
+// checkConfig returns an error if a configuration is incomplete or invalid.
+func checkConfig(c control.ClientConfig) error {
+	if len(c.Peers) == 0 || len(c.Overlay) == 0 {
+		return errors.New("a configuration without peers or addresses")
+	}
+	if c.Cluster == "" || len(c.Ranges) == 0 {
+		return errUnverifiable
+	}
+	for _, p := range c.Peers {
+		if p.ID == (mesh.ID{}) {
+			return fmt.Errorf("%s: %w", p.Name, errUnverifiable)
+		}
+		if err := checkPeer(p); err != nil {
+			return fmt.Errorf("%s: %w", p.Name, err)
+		}
+	}
+	return nil
+}
