@@ -3,7 +3,6 @@
 package control
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,20 +19,18 @@ import (
 // requestTimeout bounds a request. It is longer than the client waits.
 const requestTimeout = 2 * answerTimeout
 
-// Server answers requests at the control socket.
+// Server answers requests at the control socket, which Close removes.
 type Server struct {
-	http   *http.Server
-	log    *slog.Logger
+	*httplimit.HTTP
 	runDir string
 	socket net.Listener // replaced by EnsureListening
-	done   sync.WaitGroup
 }
 
 // Listen opens the control socket in runDir, mode 0600, and answers there until Close. It
 // replaces a socket that a killed daemon has left, so the caller must make sure that no
 // other daemon runs (package state holds a lock).
 func Listen(runDir string, d Daemon, log *slog.Logger) (*Server, error) {
-	s := &Server{log: log, runDir: runDir, http: httplimit.NewHTTP(handler(d), requestTimeout, log)}
+	s := &Server{HTTP: httplimit.NewHTTP("answer commands", handler(d), requestTimeout, log), runDir: runDir}
 	return s, s.open()
 }
 
@@ -47,17 +44,12 @@ func (s *Server) open() error {
 		return fmt.Errorf("open control socket: %w", err)
 	}
 	s.socket = l
-	s.done.Go(func() {
-		err := s.http.Serve(l)
-		if !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-			s.log.Error("control socket closed", "err", err)
-		}
-	})
+	s.Serve(l)
 	return nil
 }
 
-// EnsureListening opens the socket again if its file was deleted: without it the commands would
-// report that meshd is not running. EnsureListening must not be called by several goroutines, nor
+// EnsureListening opens the socket again if its file was deleted: without it the commands
+// would report that meshd is not running. It must not be called by several goroutines, nor
 // after Close.
 func (s *Server) EnsureListening() error {
 	if _, err := os.Lstat(SocketPath(s.runDir)); !errors.Is(err, os.ErrNotExist) {
@@ -65,13 +57,6 @@ func (s *Server) EnsureListening() error {
 	}
 	_ = s.socket.Close() // no process can connect to it without its file
 	return s.open()
-}
-
-// Close removes the socket, and waits for requests in progress until ctx ends.
-func (s *Server) Close(ctx context.Context) error {
-	err := httplimit.Shutdown(ctx, s.http)
-	s.done.Wait()
-	return err
 }
 
 // listen binds a temporary name and renames it after chmod, so that the socket is never

@@ -16,7 +16,6 @@ import (
 	"context"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"sync"
 	"syscall"
@@ -34,21 +33,6 @@ const (
 	// logEvery is how often closed connections are logged at most.
 	logEvery = time.Minute
 )
-
-// NewHTTP returns an HTTP server that limits the size and the time of each request. The
-// limit for reading must not be shorter than that for the answer: when it is over,
-// net/http ends the context of a request that is still being answered.
-func NewHTTP(h http.Handler, limit time.Duration, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler:           http.MaxBytesHandler(h, maxBody),
-		ReadHeaderTimeout: headerTimeout,
-		ReadTimeout:       limit,
-		WriteTimeout:      limit,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-}
 
 // Options are the limits on connections.
 type Options struct {

@@ -14,28 +14,70 @@ import (
 	"time"
 )
 
-// Server is an HTTP server with limits, whose addresses may change.
-type Server struct {
-	purpose   string // for errors
-	http      *http.Server
-	limiter   *Limiter
-	log       *slog.Logger
-	listeners map[netip.AddrPort]net.Listener
-	done      sync.WaitGroup
+// HTTP is an HTTP server that limits the size and the time of each request.
+type HTTP struct {
+	purpose string // for errors
+	log     *slog.Logger
+	server  *http.Server
+	serving sync.WaitGroup
 }
 
-// NewServer returns a server that does not listen yet; see [Server.EnsureListening]. The purpose, for
-// example "serve metrics", appears in errors. A request may take at most limit.
-func NewServer(purpose string, h http.Handler, limit time.Duration, o Options) *Server {
-	return &Server{
-		purpose: purpose, http: NewHTTP(h, limit, o.Logger), limiter: New(o), log: o.Logger,
-		listeners: make(map[netip.AddrPort]net.Listener),
+// NewHTTP returns a server without listeners. The purpose, for example "serve metrics",
+// appears in errors. A request may take at most limit; that goes for reading, too, because
+// net/http ends the context of a request when the time for reading it is over.
+func NewHTTP(purpose string, h http.Handler, limit time.Duration, log *slog.Logger) *HTTP {
+	return &HTTP{purpose: purpose, log: log, server: &http.Server{
+		Handler:           http.MaxBytesHandler(h, maxBody),
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       limit,
+		WriteTimeout:      limit,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}}
+}
+
+// Serve answers at a listener in the background, until the listener or the server is
+// closed.
+func (s *HTTP) Serve(l net.Listener) {
+	s.serving.Go(func() {
+		if err := s.server.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			s.log.Error("the HTTP server has stopped", "purpose", s.purpose, "at", l.Addr(), "err", err)
+		}
+	})
+}
+
+// Close closes the listeners, and waits for requests in progress until ctx ends. Then it
+// closes their connections.
+func (s *HTTP) Close(ctx context.Context) error {
+	err := s.server.Shutdown(ctx)
+	if errors.Is(err, net.ErrClosed) {
+		err = nil // a listener was closed before, which the server has not noticed yet
 	}
+	if err != nil {
+		err = errors.Join(err, s.server.Close())
+	}
+	s.serving.Wait()
+	return err
 }
 
-// EnsureListening makes the server listen on exactly these addresses; invalid ones are ignored. It is
-// idempotent and retries addresses that failed before. It must not be called by several
-// goroutines.
+// Server is an HTTP server with limits on requests and connections, whose addresses may
+// change.
+type Server struct {
+	*HTTP
+	limiter   *Limiter
+	listeners map[netip.AddrPort]net.Listener
+}
+
+// NewServer returns a server that does not listen yet; see [Server.EnsureListening]. The
+// other arguments are those of [NewHTTP].
+func NewServer(purpose string, h http.Handler, limit time.Duration, o Options) *Server {
+	return &Server{HTTP: NewHTTP(purpose, h, limit, o.Logger), limiter: New(o), listeners: make(map[netip.AddrPort]net.Listener)}
+}
+
+// EnsureListening makes the server listen on exactly these addresses; invalid ones are
+// ignored. It is idempotent and retries addresses that failed before. It must not be called
+// by several goroutines.
 func (s *Server) EnsureListening(addrs ...netip.AddrPort) error {
 	wanted := make(map[netip.AddrPort]bool)
 	for _, a := range addrs {
@@ -64,31 +106,6 @@ func (s *Server) listen(at netip.AddrPort) error {
 		return fmt.Errorf("%s: %w", s.purpose, err)
 	}
 	s.listeners[at] = l
-	s.done.Go(func() {
-		if err := s.http.Serve(s.limiter.Listener(l)); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-			s.log.Error("the HTTP server has stopped", "purpose", s.purpose, "at", at, "err", err)
-		}
-	})
+	s.Serve(s.limiter.Listener(l))
 	return nil
-}
-
-// Close stops listening and waits for requests in progress until ctx ends.
-func (s *Server) Close(ctx context.Context) error {
-	err := Shutdown(ctx, s.http)
-	s.done.Wait()
-	return err
-}
-
-// Shutdown stops a server and waits for requests in progress until ctx ends. Then it closes
-// their connections. It is no error that a listener was closed before: the server may not
-// have noticed that yet.
-func Shutdown(ctx context.Context, s *http.Server) error {
-	err := s.Shutdown(ctx)
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	if err != nil {
-		err = errors.Join(err, s.Close())
-	}
-	return err
 }

@@ -3,9 +3,11 @@
 package httplimit
 
 import (
+	"log/slog"
 	"net"
 	"net/http"
 	"testing"
+	"time"
 )
 
 // lateListener is a listener that was closed, which the server has not noticed yet.
@@ -25,21 +27,24 @@ func (l lateListener) Close() error {
 	return l.Listener.Close()
 }
 
-func TestShutdownAfterListenerClosed(t *testing.T) {
+func TestCloseAfterListenerClosed(t *testing.T) {
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := lateListener{inner, make(chan struct{}), make(chan struct{})}
-	s := &http.Server{}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(l) }()
+	s := NewHTTP("test", http.NotFoundHandler(), time.Second, slog.New(slog.DiscardHandler))
+	s.Serve(l)
 	<-l.accepting
 	inner.Close()
-	if err := Shutdown(t.Context(), s); err != nil {
+	if err := s.Close(t.Context()); err != nil {
 		t.Errorf("got %v, want no error", err)
 	}
-	if err := <-served; err != http.ErrServerClosed {
-		t.Errorf("serve: got %v, want %v", err, http.ErrServerClosed)
+}
+
+func TestTimeouts(t *testing.T) {
+	s := NewHTTP("test", http.NotFoundHandler(), time.Second, slog.New(slog.DiscardHandler)).server
+	if s.ReadHeaderTimeout == 0 || s.ReadTimeout == 0 || s.WriteTimeout == 0 || s.IdleTimeout == 0 {
+		t.Errorf("a timeout is missing: %+v", s)
 	}
 }
