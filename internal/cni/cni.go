@@ -129,6 +129,19 @@ func (p Plugin) ours(c Config) bool {
 	return p.Link != "" && filepath.Dir(p.Link) == filepath.Clean(c.PluginSource)
 }
 
+// PlanWithdrawal returns the changes that keep new pods from starting with other pod CIDRs
+// than those of c.
+func PlanWithdrawal(c Config, s Status) ([]Change, error) {
+	want, err := Render(c)
+	if err != nil || bytes.Equal(s.Conflist, want) {
+		return nil, err
+	}
+	if name, err := networkName(s.Conflist); err != nil || name != NetworkName {
+		return nil, nil // it is not ours, or not there
+	}
+	return []Change{{Kind: Delete, Path: filepath.Join(c.ConfDir, FileName)}}, nil
+}
+
 // PlanRemoval returns the changes that remove everything of ours and nothing else. The
 // conflist is removed first, so that containerd doesn't start a pod without plugins.
 func PlanRemoval(c Config, s Status) []Change {

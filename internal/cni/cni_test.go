@@ -282,6 +282,58 @@ func TestApplyStops(t *testing.T) {
 	}
 }
 
+// A conflist of ours with other pod CIDRs is withdrawn, so that no pod starts with them.
+func TestPlanWithdrawal(t *testing.T) {
+	c := cni.Config{ConfDir: "/etc/cni/net.d", Bridge: "kube-bridge", PodCIDRs: prefixes("10.42.7.0/24"), MTU: 1420}
+	render := func(c cni.Config) []byte {
+		list, err := cni.Render(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	former := c
+	former.PodCIDRs = prefixes("10.42.0.0/24")
+	for _, tt := range []struct {
+		name     string
+		conflist []byte
+		want     int
+	}{
+		{"none", nil, 0},
+		{"that of now", render(c), 0},
+		{"of other pod CIDRs", render(former), 1},
+		{"another network's", []byte(`{"name": "cilium"}`), 0},
+	} {
+		changes, err := cni.PlanWithdrawal(c, cni.Status{Conflist: tt.conflist})
+		if err != nil || len(changes) != tt.want || tt.want > 0 && (changes[0].Kind != cni.Delete || changes[0].Path != "/etc/cni/net.d/10-meshd.conflist") {
+			t.Errorf("%s: got %v, %v, want %d changes", tt.name, changes, err, tt.want)
+		}
+	}
+}
+
+func TestReserved(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"10.42.7.2", "10.42.7.3", "10.42.0.9", "fd42:7::2", "last_reserved_ip.0", "lock"} {
+		file(t, filepath.Join(dir, name), "")
+	}
+	for _, tt := range []struct {
+		name string
+		dir  string
+		pods []netip.Prefix
+		want int
+	}{
+		{"no pod ever ran", filepath.Join(dir, "missing"), prefixes("10.42.7.0/24"), 0},
+		{"two pods, and one of a former slot", dir, prefixes("10.42.7.0/24"), 2},
+		{"both families", dir, prefixes("10.42.7.0/24", "fd42:7::/64"), 3},
+		{"only of a former slot", dir, prefixes("10.42.8.0/24"), 0},
+	} {
+		got, err := cni.Reserved(tt.dir, tt.pods)
+		if err != nil || len(got) != tt.want {
+			t.Errorf("%s: got %v, %v, want %d addresses", tt.name, got, err, tt.want)
+		}
+	}
+}
+
 func TestPlanRemoval(t *testing.T) {
 	tests := []struct {
 		name    string

@@ -28,6 +28,7 @@ func (d *daemon) applyCNI(t *turn, claimWait time.Duration) (done bool) {
 	}
 	if claimWait > 0 {
 		t.wakeIn(claimWait)
+		t.note(nil, d.withdrawCNI(d.cniConfig(*t)))
 		return false
 	}
 	problems, err := d.installCNI(d.cniConfig(*t))
@@ -54,4 +55,18 @@ func (d *daemon) installCNI(cfg cni.Config) ([]mesh.Problem, error) {
 		return problems, fmt.Errorf("install CNI configuration: %w", explainReadOnly(err, directories(changes)...))
 	}
 	return problems, nil
+}
+
+// withdrawCNI takes away a CNI configuration with other pod CIDRs than those that are
+// claimed now, so that no pod gets an address that this node has given up.
+func (d *daemon) withdrawCNI(cfg cni.Config) error {
+	observed, err := cni.Observe(cfg)
+	if err != nil {
+		return fmt.Errorf("observe CNI: %w", err)
+	}
+	changes, err := cni.PlanWithdrawal(cfg, observed)
+	if err != nil || len(changes) == 0 {
+		return err
+	}
+	return d.services.ApplyCNI(changes)
 }

@@ -30,6 +30,8 @@ type kernel interface {
 	Observe(ctx context.Context, want netcfg.State) (netcfg.State, error)
 	Apply(context.Context, netcfg.Plan) error
 	InitiateHandshake(context.Context, netip.Addr) error
+	Users(ctx context.Context, overlay []netip.Addr) ([]string, error)
+	RemoveBridge(context.Context) error
 	Writes() uint64
 }
 
@@ -82,6 +84,7 @@ type (
 // k3s and systemd.
 type services interface {
 	ApplyCNI([]cni.Change) error
+	PodAddresses(podCIDRs []netip.Prefix) ([]netip.Addr, error)
 	WriteK3s(k3s.Wanted) (changed bool, err error)
 	Notify(state string) // for systemd, see sd_notify(3)
 }
@@ -90,6 +93,10 @@ type services interface {
 type hostServices struct{}
 
 func (hostServices) ApplyCNI(changes []cni.Change) error { return cni.Apply(changes) }
+
+func (hostServices) PodAddresses(podCIDRs []netip.Prefix) ([]netip.Addr, error) {
+	return cni.Reserved(cni.StoreDir, podCIDRs)
+}
 
 func (hostServices) WriteK3s(w k3s.Wanted) (bool, error) { return k3s.Write("/", w) }
 

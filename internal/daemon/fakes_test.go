@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -38,6 +39,7 @@ type fakeKernel struct {
 	state   netcfg.State
 	met     map[wgtypes.Key]bool // peers with a handshake
 	lost    int                  // how many handshakes are lost before one comes about
+	users   []string             // of the claimed addresses
 	applied uint64
 }
 
@@ -159,6 +161,18 @@ func (k *fakeKernel) InitiateHandshake(_ context.Context, to netip.Addr) error {
 			k.met[p.Key] = true
 		}
 	}
+	return nil
+}
+
+func (k *fakeKernel) Users(context.Context, []netip.Addr) ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.look("kernel.Users", nil)
+	return k.users, nil
+}
+
+func (k *fakeKernel) RemoveBridge(context.Context) error {
+	k.add("kernel.RemoveBridge", "", nil)
 	return nil
 }
 
@@ -310,7 +324,7 @@ func (n *fakeNetwork) Publish(r mesh.Record) error {
 }
 
 func wordRecord(r mesh.Record) string {
-	text := fmt.Sprintf("sequence %d, slot %s", r.Sequence, wordSlot(r.Claim.Slot))
+	text := fmt.Sprintf("sequence %d, slot %s", r.Sequence, wordClaim(r.Claim))
 	if r.Term.Since != 0 {
 		text += fmt.Sprintf(", gateway in seat %d", r.Term.Seat)
 	}
@@ -320,11 +334,14 @@ func wordRecord(r mesh.Record) string {
 	return text
 }
 
-func wordSlot(slot int) string {
-	if slot == mesh.None {
+func wordClaim(c mesh.Claim) string {
+	switch {
+	case c.Slot == mesh.None:
 		return "none"
+	case c.Confirmed:
+		return fmt.Sprintf("%d confirmed", c.Slot)
 	}
-	return fmt.Sprint(slot)
+	return fmt.Sprint(c.Slot)
 }
 
 func (n *fakeNetwork) PublishVerdict(v mesh.Verdict) error {
@@ -428,7 +445,7 @@ func (d *fakeDisk) Node() (state.Node, error) { return d.node, nil }
 func (d *fakeDisk) SaveNode(n state.Node) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	text := fmt.Sprintf("sequence %d, slot %s", n.Sequence, wordSlot(n.Claim.Slot))
+	text := fmt.Sprintf("sequence %d, slot %s", n.Sequence, wordClaim(n.Claim))
 	if n.Ready {
 		text += ", pods may run"
 	}
@@ -555,6 +572,10 @@ func (s *fakeServices) ApplyCNI(changes []cni.Change) error {
 		s.add("services.ApplyCNI", fmt.Sprintf("%d changes", len(changes)), nil)
 	}
 	return cni.Apply(changes)
+}
+
+func (s *fakeServices) PodAddresses(podCIDRs []netip.Prefix) ([]netip.Addr, error) {
+	return cni.Reserved(filepath.Join(s.root, "reserved"), podCIDRs)
 }
 
 func (s *fakeServices) WriteK3s(w k3s.Wanted) (bool, error) {

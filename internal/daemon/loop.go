@@ -11,6 +11,7 @@ import (
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/wait"
@@ -96,7 +97,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 		return t
 	}
 	in.Facts = facts
-	d.announce(&t, &in)
+	d.announce(ctx, &t, &in)
 	t.note(d.serveMetrics(), nil)
 	known := d.configure(ctx, &t, &in)
 	d.conclude(ctx, &t, in, known)
@@ -106,10 +107,19 @@ func (d *daemon) turn(ctx context.Context) turn {
 }
 
 // announce tells the others what there is to tell.
-func (d *daemon) announce(t *turn, in *node.Input) {
+func (d *daemon) announce(ctx context.Context, t *turn, in *node.Input) {
 	in.Results = d.prober.Results()
-	a := d.memory.Announce(*in)
+	if d.memory.WouldMove(*in) {
+		users, err := d.users(ctx, in.View.Cluster)
+		t.note(nil, err)
+		in.InUse = users
+	}
+	a, former := d.memory.Announce(*in), d.node.Claim.Slot
 	t.note(a.Problems, d.publishRecord(a, t.now))
+	if d.node.Claim.Slot != former && former != mesh.None && d.cfg.CNI.Enabled {
+		// It has an address of the former slot, whose pods are on another node now.
+		t.note(nil, d.host.RemoveBridge(ctx))
+	}
 	t.note(nil, d.publishVerdicts(a, in.View))
 	t.wakeIn(a.RecheckAfter)
 	in.View, in.Promise = d.gossip.View(), d.promise()

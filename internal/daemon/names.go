@@ -183,7 +183,7 @@ func hostNames(records []mesh.Record) []string {
 		return 1
 	}
 	slices.SortStableFunc(named, func(a, b mesh.Record) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Claim.Time, b.Claim.Time), a.ID().Compare(b.ID()))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Claim.Compare(b.Claim), a.ID().Compare(b.ID()))
 	})
 	var hosts []string
 	seen := make(map[string]bool)

@@ -138,14 +138,14 @@ func TestHostileNames(t *testing.T) {
 	for i := range records {
 		r := &records[i]
 		r.Identity = ed25519.PublicKey(fmt.Appendf(nil, "%032d", i))
-		r.Claim = mesh.Claim{Slot: i % 256, Time: int64(1000 + i)}
+		r.Claim = mesh.Claim{Slot: i % 256, Time: mesh.FirstRelease + int64(1000+i)}
 		for n := range mesh.MaxEndpoints {
 			r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: fmt.Sprintf("h%d-%d.example.com", i, n), Port: 1})
 		}
 		r.Identify()
 	}
 	honest := &records[4000]
-	honest.Claim = mesh.Claim{Slot: 255, Time: 1}
+	honest.Claim = mesh.Claim{Slot: 255, Time: mesh.FirstRelease}
 	honest.Endpoints = []mesh.Endpoint{{Host: "honest.example.com", Port: 1}}
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -174,7 +174,7 @@ func TestHostileNames(t *testing.T) {
 	if got := runtime.NumGoroutine() - before; got > lookups {
 		t.Errorf("got %d goroutines more, want at most %d", got, lookups)
 	}
-	<-n.changed // the oldest claim's name is among the first
+	<-n.changed // the strongest claim's name is among the first
 	if got := n.resolve(hosts, now)["honest.example.com"]; len(got) != 1 {
 		t.Errorf("the honest node's name: got %v, want its address", got)
 	}

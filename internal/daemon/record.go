@@ -3,9 +3,13 @@
 package daemon
 
 import (
+	"context"
 	"crypto/ed25519"
+	"fmt"
+	"strings"
 	"time"
 
+	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
@@ -64,6 +68,35 @@ func (d *daemon) input(view mesh.View, now time.Time) node.Input {
 func (d *daemon) promise() node.Promise {
 	return node.Promise{Sequence: d.disk.node.Sequence, Claim: d.disk.node.Claim, Ready: d.disk.node.Ready}
 }
+
+// users says what uses the addresses that this node has claimed; "" for nothing. Where
+// that can't be told, something may.
+func (d *daemon) users(ctx context.Context, c mesh.Cluster) (string, error) {
+	claimed := slot(c, d.node.Claim.Slot)
+	var users []string
+	if !d.cfg.CNI.Enabled && d.node.Ready {
+		users = append(users, "cni.enabled is false, and another program gives its pods addresses")
+	}
+	pods, err := d.services.PodAddresses(claimed.PodCIDRs)
+	if err != nil {
+		return "it is not known what uses it", err
+	}
+	if len(pods) > 0 {
+		users = append(users, fmt.Sprintf("%d addresses of pods in %s", len(pods), cni.StoreDir))
+	}
+	others, err := d.host.Users(ctx, claimed.Overlay)
+	if err != nil {
+		return "it is not known what uses it", fmt.Errorf("look for users of the claimed addresses: %w", err)
+	}
+	users = append(users, others...)
+	if more := len(users) - shownUsers; more > 0 {
+		users = append(users[:shownUsers], fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(users, ", "), nil
+}
+
+// shownUsers is how many users of an address a person is shown.
+const shownUsers = 4
 
 // publishRecord tells what this node says of itself, if that is news. What is told is on
 // disk before: after a crash the node still stands by it.

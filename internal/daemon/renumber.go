@@ -27,7 +27,7 @@ func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error)
 	if s.Current.Slot == mesh.None {
 		return control.Renumbered{}, fmt.Errorf("%w: this node has no slot yet", control.ErrRefused)
 	}
-	if _, problems := mesh.NextClaim(s); len(problems) == 0 && !force {
+	if claim, problems := mesh.NextClaim(s); claim.Slot == s.Current.Slot && len(problems) == 0 && !force {
 		return control.Renumbered{}, fmt.Errorf("%w: nothing is wrong with slot %d; with --force it is given up all the same", control.ErrRefused, s.Current.Slot)
 	}
 	s.GiveUp, s.Listened = true, true

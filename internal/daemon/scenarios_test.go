@@ -60,6 +60,26 @@ var scenarios = []scenario{
 		w.pass(20 * time.Second)
 		w.end()
 	}},
+	{"other-half", "Another half of the mesh is heard of, whose first node has the same slot. Nothing runs here yet, so this node takes another one by itself.", standsAlone, func(w *world) {
+		settled(w)
+		w.mark("b1 is heard")
+		w.meet(w.otherFirst())
+		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"other-half-in-use", "The same, and a pod runs here: this node keeps its slot until a person has it take another one.", standsAlone, func(w *world) {
+		settled(w)
+		w.kernel.change(func(k *fakeKernel) { k.users = []string{"link veth1 on kube-bridge"} })
+		w.mark("b1 is heard")
+		w.meet(w.otherFirst())
+		w.pass(time.Second)
+		w.command("meshd renumber", func(ctx context.Context) error {
+			_, err := w.d.Renumber(ctx, false)
+			return err
+		})
+		w.pass(10 * time.Second)
+		w.end()
+	}},
 	{"peer", "A node appears, moves to another address, dies, and is forgotten.", standsAlone, func(w *world) {
 		settled(w)
 		w.mark("b1 appears")
@@ -341,6 +361,13 @@ func drain(w *world, undo bool) {
 // b1 and c1 are nodes that everybody reaches.
 func (w *world) b1() mesh.Record { return w.node("b1", 3, "203.0.113.11") }
 func (w *world) c1() mesh.Record { return w.node("c1", 4, "203.0.113.12") }
+
+// otherFirst is b1 as the first node of another half of the mesh, which began earlier.
+func (w *world) otherFirst() mesh.Record {
+	r := w.b1()
+	r.Claim.Slot, r.Claim.Confirmed = 0, true
+	return r
+}
 
 // beside is a node of this one's location. It came later.
 func (w *world) beside(name string, number int, office mesh.GatewayTerm) mesh.Record {

@@ -70,6 +70,7 @@ func TestObjectGolden(t *testing.T) {
 	lines := strings.Fields(string(golden))
 	inOffice := fullRecord()
 	inOffice.Term = mesh.GatewayTerm{Seat: 1, Since: 1700000000000}
+	inOffice.Claim = mesh.Claim{Slot: 3, Confirmed: true, Time: 1800000000000, Since: 4}
 	relay := verdict{testVerdict(0, 1, mesh.HealthDraining, 7), 8, 9}
 	relay.Role, relay.Record = mesh.RoleRelay, 10
 	made := [][]byte{

@@ -47,6 +47,7 @@ type wireRecord struct {
 	TermSince   int64          `cbor:"21,keyasint,omitempty"`
 	Replaced    uint64         `cbor:"22,keyasint,omitempty"`
 	Encrypted   bool           `cbor:"23,keyasint,omitempty"`
+	Confirmed   bool           `cbor:"24,keyasint,omitempty"`
 }
 
 type wireEndpoint struct {
@@ -73,7 +74,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 	}
 	w := wireRecord{
 		Identity: r.Identity, Sequence: r.Sequence, Instance: r.Instance,
-		Name: r.Name, Key: r.Key[:], Slot: int64(r.Claim.Slot), ClaimTime: r.Claim.Time, ClaimSince: r.Claim.Since,
+		Name: r.Name, Key: r.Key[:], Slot: int64(r.Claim.Slot), ClaimTime: r.Claim.Time, ClaimSince: r.Claim.Since, Confirmed: r.Claim.Confirmed,
 		Settings: r.Settings, Location: r.Location, Gateway: string(r.Gateway),
 		Seat: int64(r.Term.Seat), TermSince: r.Term.Since, Replaced: r.Replaced, Encrypted: r.Encrypted,
 		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
@@ -109,7 +110,7 @@ func decodeRecord(payload []byte) (body, error) {
 		return nil, fmt.Errorf("decode record: slot %d, MTU %d, seat %d", w.Slot, w.MTU, w.Seat)
 	}
 	r.Term, r.Replaced = mesh.GatewayTerm{Seat: int(w.Seat), Since: w.TermSince}, w.Replaced
-	r.Claim, r.MTU = mesh.Claim{Slot: int(w.Slot), Time: w.ClaimTime, Since: w.ClaimSince}, int(w.MTU)
+	r.Claim, r.MTU = mesh.Claim{Slot: int(w.Slot), Confirmed: w.Confirmed, Time: w.ClaimTime, Since: w.ClaimSince}, int(w.MTU)
 	for _, e := range w.Endpoints {
 		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: e.Host, Port: e.Port, Source: mesh.EndpointSource(e.Source)})
 	}

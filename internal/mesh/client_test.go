@@ -236,7 +236,7 @@ func TestHostileClientName(t *testing.T) {
 			in.Clients = append(in.Clients, c)
 		}, 1, mesh.ProblemClient, "client c0 that n1 added before has the same name"},
 		{"of a node", func(in *mesh.Input) { in.Clients[0].Name = "N1" }, 1, mesh.ProblemName, "node n1 has the name of client N1"},
-		{"a node comes later", func(in *mesh.Input) { in.Records[1].Name, in.Records[1].Claim.Time = "C0", 6000 }, 1, mesh.ProblemName, "node C0 has the name of client c0"},
+		{"a node comes later", func(in *mesh.Input) { in.Records[1].Name, in.Records[1].Claim.Time = "C0", mesh.FirstRelease+6000 }, 1, mesh.ProblemName, "node C0 has the name of client c0"},
 		{"a node without a claim", func(in *mesh.Input) {
 			in.Records[1].Name, in.Records[1].Claim = "c0", mesh.Claim{Slot: mesh.None}
 		}, 1, mesh.ProblemName, "node c0 has the name of client c0"},

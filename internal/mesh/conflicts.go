@@ -4,7 +4,7 @@ package mesh
 
 import "fmt"
 
-// reportNames reports nodes that share a name. The one with the older claim keeps it.
+// reportNames reports nodes that share a name. The one with the stronger claim keeps it.
 func (l *layout) reportNames() {
 	first := make(map[string]*member, len(l.all))
 	for _, n := range l.all {
@@ -17,7 +17,7 @@ func (l *layout) reportNames() {
 			n, o = o, n
 			first[n.Name] = o
 		}
-		l.report(ProblemName, n.Name, fmt.Sprintf("two nodes are named %s: %v has the older claim, %v must change", n.Name, o.id, n.id),
+		l.report(ProblemName, n.Name, fmt.Sprintf("two nodes are named %s: %v has the stronger claim, %v must change", n.Name, o.id, n.id),
 			fmt.Sprintf("set another node.name on %v; or, if %v is that host before it was reinstalled, run: meshd forget %v", n.id, o.id, o.id))
 	}
 }
@@ -35,7 +35,7 @@ func (d *deriver) reportSlots() {
 			continue
 		}
 		if o := d.owners[n.Claim.Slot]; o != n.node {
-			d.report(ProblemSlot, n.Name, fmt.Sprintf("nodes %s and %s both claim slot %d (%v); %s has the older claim", n.Name, o.Name, n.Claim.Slot, d.Cluster.PodCIDRs(n.Claim.Slot), o.Name),
+			d.report(ProblemSlot, n.Name, fmt.Sprintf("nodes %s and %s both claim slot %d (%v); %s has the stronger claim", n.Name, o.Name, n.Claim.Slot, d.Cluster.PodCIDRs(n.Claim.Slot), o.Name),
 				fmt.Sprintf("see meshd status on %s", n.Name))
 		}
 	}

@@ -180,7 +180,7 @@ func TestDeriveCases(t *testing.T) {
 			problem:   "overlaps the cluster's range 10.42.0.0/16",
 		},
 		{
-			name: "one network, served twice in one location: the older claim",
+			name: "one network, served twice in one location: the stronger claim",
 			change: func(_ *mesh.Input, _, n1, n2 *mesh.Record) {
 				n1.Location, n2.Location = "gcp", "gcp"
 				n1.AllowedLocationIPs, n2.AllowedLocationIPs = prefixes("192.168.7.0/24"), prefixes("192.168.7.0/24")
@@ -196,7 +196,7 @@ func TestDeriveCases(t *testing.T) {
 			},
 			endpoints: "[198.51.0.2:51820]",
 			allowed:   "[172.16.1.5/32]",
-			problem:   "n2 has the older claim",
+			problem:   "n2 has the stronger claim",
 		},
 		{
 			name: "slot beyond the ranges",
@@ -262,7 +262,7 @@ func TestDeriveSameKeyTwice(t *testing.T) {
 	in.Records[2].Key = in.Records[1].Key
 	top := mesh.Derive(in)
 	if len(top.Peers) != 1 || top.Peers[0].Name != "n1" {
-		t.Errorf("peers: got %+v, want the older claim n1 alone", top.Peers)
+		t.Errorf("peers: got %+v, want the stronger claim n1 alone", top.Peers)
 	}
 	if len(top.Problems) != 1 || top.Problems[0].Kind != mesh.ProblemKey || top.Problems[0].Node != "n2" {
 		t.Errorf("problems: got %v, want one %s on n2", top.Problems, mesh.ProblemKey)

@@ -141,7 +141,7 @@ func compareCandidates(a, b *member) int {
 }
 
 // compareTerms orders by seniority: nodes that are gateways first, then the older term,
-// then the node that was replaced less often, then the older claim. Without the count of
+// then the node that was replaced less often, then the stronger claim. Without the count of
 // replacements, two nodes that return in turn and serve only some of the others would
 // keep a third one from ever being chosen. Epochs can't be that count, because any node
 // can raise them.

@@ -52,7 +52,7 @@ func TestGatewayChoice(t *testing.T) {
 		change func(in *mesh.Input, rs []mesh.Record)
 		want   string
 	}{
-		{"the oldest claim", func(*mesh.Input, []mesh.Record) {}, "0:n0"},
+		{"the strongest claim", func(*mesh.Input, []mesh.Record) {}, "0:n0"},
 		{"a gateway already", func(_ *mesh.Input, rs []mesh.Record) { rs[2].Term = mesh.GatewayTerm{Seat: 0, Since: 7} }, "0:n2"},
 		{"a gateway for longer", func(_ *mesh.Input, rs []mesh.Record) {
 			rs[2].Term, rs[1].Term = mesh.GatewayTerm{Since: 7}, mesh.GatewayTerm{Since: 8}

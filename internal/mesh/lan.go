@@ -10,7 +10,7 @@ import (
 )
 
 // findLANAddresses decides which addresses the members of a group have on their LAN. If
-// two claim the same address, the one with the older claim gets it.
+// two claim the same address, the one with the stronger claim gets it.
 func (l *layout) findLANAddresses(g *group) {
 	g.outerFamily = family4 | family6
 	first := l.duplicateOwners(g)
@@ -32,7 +32,7 @@ func (l *layout) findLANAddresses(g *group) {
 }
 
 // duplicateOwners returns, for each internal IP that several nodes claim, the group's
-// member with the oldest claim.
+// member with the strongest claim.
 func (l *layout) duplicateOwners(g *group) map[netip.Addr]*member {
 	first := make(map[netip.Addr]*member)
 	for _, m := range g.members {

@@ -142,11 +142,13 @@ func (r Record) ID() ID {
 // not change afterwards.
 func (r *Record) Identify() { r.id = IDOf(r.Identity) }
 
-// Claim is a node's claim of a slot. Of several claims of a slot the lowest (Time, ID)
-// wins; see SlotOwners.
+// Claim is a node's claim of a slot. Of several claims of a slot one wins; see SlotOwners.
 type Claim struct {
-	Slot int   // None while no slot is claimed
-	Time int64 // when it was claimed: milliseconds since 1970, by the claiming node's clock
+	Slot int // None while no slot is claimed
+	// Confirmed claims go before others. A claim is confirmed once its node has met others
+	// and still owned the slot, and stays so.
+	Confirmed bool
+	Time      int64 // when it was made, or confirmed: milliseconds since 1970, by the claiming node's clock
 	// Since is the sequence of the record that made the claim. If the node is forgotten
 	// up to that sequence, it loses the claim, even if it returns with newer records.
 	Since uint64

@@ -36,7 +36,7 @@ func record(i int) mesh.Record {
 	return mesh.Record{
 		Identity: id[:], Sequence: 1, Name: fmt.Sprintf("n%d", i),
 		Key:   wgtypes.Key(sha256.Sum256(fmt.Append(nil, "key", i))),
-		Claim: mesh.Claim{Slot: i, Time: int64(1000 + i)},
+		Claim: mesh.Claim{Slot: i, Time: mesh.FirstRelease + int64(1000+i)},
 		MTU:   1420, ListenPort: 51820, GossipPort: 7946, Gateway: mesh.GatewayAuto,
 		Endpoints:   []mesh.Endpoint{{Host: fmt.Sprintf("198.51.%d.%d", i/250, i%250+1), Port: 51820, Source: mesh.EndpointObserved}},
 		InternalIPs: prefixes(fmt.Sprintf("172.%d.%d.5/24", 16+i/250, i%250)),

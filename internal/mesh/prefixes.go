@@ -16,7 +16,7 @@ type prefixOwner struct {
 }
 
 // findPrefixOwners decides which node owns each internal IP and each allowed-location-ip.
-// If several nodes of one location have the same, the one with the oldest claim owns it.
+// If several nodes of one location have the same, the one with the strongest claim owns it.
 func (l *layout) findPrefixOwners() {
 	claims := make(map[netip.Prefix]*prefixOwner, len(l.all))
 	slab := make([]prefixOwner, 0, len(l.all)) // pointers into it stay valid when it grows

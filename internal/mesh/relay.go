@@ -19,7 +19,7 @@ type relay struct {
 	key uint64
 }
 
-// MaxRelays bounds who is considered for each pair. Who has the older claims comes
+// MaxRelays bounds who is considered for each pair. Who has the stronger claims comes
 // first, so that newcomers push nobody out.
 const MaxRelays = 64
 

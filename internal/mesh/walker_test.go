@@ -318,10 +318,10 @@ func (w *walker) addClients(in mesh.Input) {
 	}
 }
 
-// older reports whether a's claim is older than b's.
+// older reports whether a's claim is stronger than b's.
 func older(a, b mesh.Record) bool {
-	if a.Claim.Time != b.Claim.Time {
-		return a.Claim.Time < b.Claim.Time
+	if c := a.Claim.Compare(b.Claim); c != 0 {
+		return c < 0
 	}
 	return a.ID().Compare(b.ID()) < 0
 }

@@ -67,13 +67,14 @@ func (m *Memory) announceRecord(in Input) Announcement {
 	next.Claim = claim
 	m.term.stamp(&next)
 	// Tell it again if it has gone: whoever has revoked this node may be revoked.
-	told := slices.ContainsFunc(in.View.Records, func(r mesh.Record) bool { return r.ID() == in.Self.ID() })
+	_, told := ownRecord(in)
 	if told && reflect.DeepEqual(next, m.Own) && m.Own.Sequence >= in.View.OwnSequence && m.Own.Sequence > 0 {
 		return out
 	}
 	next.Sequence = NextSequence(in.Promise.Sequence, in.View.OwnSequence, in.Now)
-	out.RecordChanged, out.NewClaim = true, claim != in.Promise.Claim
-	if out.NewClaim && claim.Slot != mesh.None {
+	made := claim.Slot != mesh.None && claim.Since == 0
+	out.RecordChanged, out.NewClaim = true, made || claim.Slot != in.Promise.Claim.Slot
+	if made {
 		next.Claim.Since = next.Sequence
 	}
 	out.Record = next
@@ -86,28 +87,57 @@ func (m *Memory) announceRecord(in Input) Announcement {
 
 // ClaimInput returns what this node decides its claim by.
 func (m *Memory) ClaimInput(in Input) mesh.ClaimInput {
-	return mesh.ClaimInput{
-		Cluster:   in.View.Cluster,
-		Self:      in.Self.ID(),
-		Name:      in.Config.Name,
-		Records:   in.View.Records,
-		Current:   in.Promise.Claim,
-		Ready:     in.Promise.Ready,
-		Forgotten: in.Promise.Claim.Since <= in.View.Forgotten && in.View.Forgotten > 0,
-		Static:    in.Config.Slot,
-		Listened:  in.listened(),
-		Now:       in.Now.UnixMilli(),
+	s := mesh.ClaimInput{
+		Cluster:  in.View.Cluster,
+		Self:     in.Self.ID(),
+		Name:     in.Config.Name,
+		Records:  in.View.Records,
+		Current:  in.Promise.Claim,
+		InUse:    in.InUse,
+		Void:     in.Promise.Claim.Since <= in.View.Forgotten && in.View.Forgotten > 0,
+		Static:   in.Config.Slot,
+		First:    in.View.JoinEmpty,
+		Listened: in.listened(),
+		Met:      in.View.Merged && m.claimWait(in) == 0,
+		Now:      in.Now.UnixMilli(),
 	}
+	told, ok := ownRecord(in)
+	if !ok || told.Sequence <= in.Promise.Sequence {
+		return s
+	}
+	// This node's disk was lost or restored, and others know what it claimed afterwards.
+	// The slot on disk may be another node's by now.
+	if told.Claim.Slot != mesh.None && (told.Claim.Slot == s.Current.Slot || in.InUse == "") {
+		s.Current, s.Void = told.Claim, false
+	} else {
+		s.Void = true
+	}
+	return s
+}
+
+// WouldMove reports whether this node would give up its claim if nothing used the claim's
+// addresses, so that somebody has to look.
+func (m *Memory) WouldMove(in Input) bool {
+	in.InUse = ""
+	claim, _ := mesh.NextClaim(m.ClaimInput(in))
+	return in.Promise.Claim.Slot != mesh.None && claim.Slot != in.Promise.Claim.Slot
+}
+
+// ownRecord returns what others know that this node has said of itself.
+func ownRecord(in Input) (mesh.Record, bool) {
+	i := slices.IndexFunc(in.View.Records, func(r mesh.Record) bool { return r.ID() == in.Self.ID() })
+	if i < 0 {
+		return mesh.Record{}, false
+	}
+	return in.View.Records[i], true
 }
 
 // firstRecord returns the record to start from: what this node said of itself before this
 // daemon started, about where it was seen and about its term.
 func firstRecord(in Input) mesh.Record {
 	r := mesh.Record{Identity: in.Self.Public, Key: in.Self.WireGuard.PublicKey(), Instance: in.Self.Instance}
-	for _, old := range in.View.Records {
-		if old.ID() == in.Self.ID() {
-			r.Endpoints, r.NAT, r.Term, r.Replaced = old.Endpoints, old.NAT, old.Term, old.Replaced
-		}
+	if old, ok := ownRecord(in); ok {
+		r.Endpoints, r.NAT, r.Term, r.Replaced = old.Endpoints, old.NAT, old.Term, old.Replaced
 	}
 	return r
 }

@@ -43,6 +43,9 @@ type Input struct {
 	// LastHeard is when something came from each node last, outside of the mesh.
 	LastHeard map[mesh.ID]time.Time
 	Results   map[probe.Target]probe.Result
+	// InUse says what uses the addresses of Promise.Claim on this host, "" for nothing. It
+	// has to be known where WouldMove says so.
+	InUse string
 	// Resolved has the addresses of hosts in the records that are names. Configure needs it.
 	Resolved map[string][]netip.Addr
 }

@@ -70,10 +70,11 @@ type nodeFile struct {
 }
 
 type claimFile struct {
-	Slot  *int    `json:"slot"`
-	Time  *int64  `json:"time"`  // milliseconds since 1970
-	Since *uint64 `json:"since"` // sequence
-	Ready *bool   `json:"ready"`
+	Slot      *int    `json:"slot"`
+	Confirmed *bool   `json:"confirmed"`
+	Time      *int64  `json:"time"`  // milliseconds since 1970
+	Since     *uint64 `json:"since"` // sequence
+	Ready     *bool   `json:"ready"`
 }
 
 type adoptedFile struct {
@@ -86,7 +87,7 @@ type adoptedFile struct {
 func encodeNode(n Node) ([]byte, error) {
 	f := nodeFile{Version: version, Boot: &n.Boot, Sequence: &n.Sequence}
 	if n.Claim.Slot != mesh.None {
-		f.Claim = &claimFile{Slot: &n.Claim.Slot, Time: &n.Claim.Time, Since: &n.Claim.Since, Ready: &n.Ready}
+		f.Claim = &claimFile{Slot: &n.Claim.Slot, Confirmed: &n.Claim.Confirmed, Time: &n.Claim.Time, Since: &n.Claim.Since, Ready: &n.Ready}
 	}
 	if n.Adopted != (Adopted{}) {
 		f.Adopted = (*adoptedFile)(&n.Adopted)
@@ -113,13 +114,13 @@ func decodeNode(data []byte) (Node, error) {
 		return n, nil
 	}
 	c := *f.Claim
-	if c.Slot == nil || c.Time == nil || c.Since == nil || c.Ready == nil {
-		return Node{}, fmt.Errorf("%w: a claim must have slot, time, since and ready", ErrDamaged)
+	if c.Slot == nil || c.Confirmed == nil || c.Time == nil || c.Since == nil || c.Ready == nil {
+		return Node{}, fmt.Errorf("%w: a claim must have slot, confirmed, time, since and ready", ErrDamaged)
 	}
 	if *c.Slot < 0 {
 		return Node{}, fmt.Errorf("%w: slot %d", ErrDamaged, *c.Slot)
 	}
-	n.Claim = mesh.Claim{Slot: *c.Slot, Time: *c.Time, Since: *c.Since}
+	n.Claim = mesh.Claim{Slot: *c.Slot, Confirmed: *c.Confirmed, Time: *c.Time, Since: *c.Since}
 	n.Ready = *c.Ready
 	return n, nil
 }

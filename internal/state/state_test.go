@@ -277,8 +277,8 @@ func TestNodeRefused(t *testing.T) {
 		{"newer", `{"version": 2, "boot": 1, "slots": []}`, state.ErrNewer},
 		{"no version", `{"boot": 1, "sequence": 1, "claim": null}`, state.ErrDamaged},
 		{"no sequence", `{"version": 1, "boot": 1, "claim": null}`, state.ErrDamaged},
-		{"negative slot", `{"version": 1, "boot": 1, "sequence": 1, "claim": {"slot": -1, "time": 1, "ready": true}}`, state.ErrDamaged},
-		{"half a claim", `{"version": 1, "boot": 1, "sequence": 1, "claim": {"slot": 3, "ready": true}}`, state.ErrDamaged},
+		{"negative slot", `{"version": 1, "boot": 1, "sequence": 1, "claim": {"slot": -1, "confirmed": false, "time": 1, "since": 1, "ready": true}}`, state.ErrDamaged},
+		{"half a claim", `{"version": 1, "boot": 1, "sequence": 1, "claim": {"slot": 3, "confirmed": true, "ready": true}}`, state.ErrDamaged},
 		{"half of adopted settings", `{"version": 1, "boot": 1, "sequence": 1, "claim": null, "adopted": {"generation": 3}}`, state.ErrDamaged},
 		{"fraction", `{"version": 1, "boot": 1, "sequence": 1.5, "claim": null}`, state.ErrDamaged},
 		{"unknown key", `{"version": 1, "boot": 1, "sequence": 1, "claim": null, "reboot": 1}`, state.ErrDamaged},
@@ -573,6 +573,7 @@ func Example() {
 	//   "sequence": 4,
 	//   "claim": {
 	//     "slot": 3,
+	//     "confirmed": false,
 	//     "time": 1767225600000,
 	//     "since": 0,
 	//     "ready": false

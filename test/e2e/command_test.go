@@ -57,7 +57,7 @@ func TestForget(t *testing.T) {
 	m.connected(pingLimit, rest...)
 
 	// The slot is free for whoever comes next, and stays the newcomer's when the
-	// old node returns with its older claim.
+	// old node returns with its stronger claim.
 	slot := func(n *lab.Node) int {
 		s, err := n.Status(m.ctx)
 		m.must(err)

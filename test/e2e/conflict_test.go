@@ -34,7 +34,7 @@ func TestOneNameTwice(t *testing.T) {
 	m.must(second.Configure(lab.Config("b", join), m.secret))
 	m.start(second)
 	m.settle(settleLimit, m.nodes...)
-	m.await(settleLimit, "aware of the name's two nodes", shows(mesh.ProblemName, first+" has the older claim", "set another node.name on "+m.status(second).Node.ID.String()), m.nodes...)
+	m.await(settleLimit, "aware of the name's two nodes", shows(mesh.ProblemName, first+" has the stronger claim", "set another node.name on "+m.status(second).Node.ID.String()), m.nodes...)
 	m.connected(pingLimit, m.nodes...)
 
 	// What does it on a running node says so; the name is then its own.
@@ -113,7 +113,7 @@ func TestConflictAfterReady(t *testing.T) {
 	m.must(m.lab.Heal(m.ctx))
 	m.settle(settleLimit, m.nodes...)
 	m.await(settleLimit, "loud about its slot", shows(mesh.ProblemSlot, "belongs to node "+c.Name, "run on "+d.Name+": meshd renumber"), d)
-	m.await(settleLimit, "aware of the conflict", shows(mesh.ProblemSlot, c.Name+" has the older claim"), m.nodes[:3]...)
+	m.await(settleLimit, "aware of the conflict", shows(mesh.ProblemSlot, c.Name+" has the stronger claim"), m.nodes[:3]...)
 	if got := m.status(d).Node; got.Slot != contested || len(got.PodCIDRs) != 1 {
 		t.Errorf("the loser: got %+v, want it to keep slot %d", got, contested)
 	}

@@ -37,7 +37,7 @@ func TestHostile(t *testing.T) {
 		m := m.in(t)
 		m.usurp(insider, m.status(b).Node.Slot)
 		m.await(settleLimit, "loud about its slot", shows(mesh.ProblemSlot, "belongs to node "+b.Name), insider)
-		m.await(settleLimit, "aware of the conflict", shows(mesh.ProblemSlot, b.Name+" has the older claim"), rest...)
+		m.await(settleLimit, "aware of the conflict", shows(mesh.ProblemSlot, b.Name+" has the stronger claim"), rest...)
 		talk.goesOn(t)
 	})
 	talk.end(implementation)

@@ -191,7 +191,7 @@ func TestDuplicate(t *testing.T) {
 }
 
 // TestReinstalledHost has a new identity under an old name. The old one has the
-// older claim, until somebody says that it is gone.
+// stronger claim, until somebody says that it is gone.
 func TestReinstalledHost(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 3)
@@ -201,7 +201,7 @@ func TestReinstalledHost(t *testing.T) {
 	m.run(host, "rm", "-r", lab.StateDir)
 	m.start(host)
 	advice := "meshd forget " + old.String()
-	m.await(settleLimit, "aware of two nodes of one name", shows(mesh.ProblemName, old.String()+" has the older claim", advice), m.nodes...)
+	m.await(settleLimit, "aware of two nodes of one name", shows(mesh.ProblemName, old.String()+" has the stronger claim", advice), m.nodes...)
 	m.await(settleLimit, "sure that the old identity is dead", all(knows(3), lab.Sees(2)), m.nodes...)
 
 	m.run(rest[0], binary, strings.Fields(advice)[1:]...)

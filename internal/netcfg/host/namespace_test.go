@@ -30,6 +30,8 @@ import (
 const (
 	insideVar = "NETCFG_TEST_INSIDE" // name of the test that the child runs
 	peerVar   = "NETCFG_TEST_PEER"   // set in the child that acts as the other host: apart | beside
+	// socketsVar is set in the child that opens these sockets, see openSockets.
+	socketsVar = "NETCFG_TEST_SOCKETS"
 )
 
 // patience is how long a test waits for something; a loaded machine may be slow.
@@ -38,6 +40,9 @@ const patience = 60 * time.Second
 func TestMain(m *testing.M) {
 	if os.Getenv(peerVar) != "" {
 		os.Exit(playPeer(os.Stdin, os.Stdout))
+	}
+	if sockets := os.Getenv(socketsVar); sockets != "" {
+		os.Exit(openSockets(strings.Fields(sockets)))
 	}
 	os.Exit(m.Run())
 }

@@ -94,6 +94,14 @@ func (k *Kernel) removeFirewall(ctx context.Context) ([]string, error) {
 	return []string{"nft table inet " + netcfg.FirewallTable}, nil
 }
 
+// RemoveBridge removes the CNI bridge if no pod uses it. The CNI plugin makes it anew.
+func (k *Kernel) RemoveBridge(ctx context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, err := k.removeBridge(ctx)
+	return err
+}
+
 // removeBridge removes the CNI bridge, which the CNI plugin created for the first pod,
 // unless a link is still attached to it.
 func (k *Kernel) removeBridge(context.Context) ([]string, error) {

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Users names what uses the addresses that this node has from the mesh: links of pods on
+// the bridge, and sockets of other programs at its overlay addresses. It returns nothing
+// for addresses that can be changed without anybody's notice.
+func (k *Kernel) Users(ctx context.Context, overlay []netip.Addr) ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	links, err := retryInterrupted(k.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var users []string
+	for _, bridge := range links {
+		if bridge.Attrs().Name != k.bridge {
+			continue
+		}
+		for _, l := range links {
+			if l.Attrs().MasterIndex == bridge.Attrs().Index {
+				users = append(users, fmt.Sprintf("link %s on %s", l.Attrs().Name, k.bridge))
+			}
+		}
+	}
+	sockets, err := socketsAt(overlay)
+	if err != nil {
+		return nil, err
+	}
+	return append(users, sockets...), ctx.Err()
+}
+
+// socketsAt lists the sockets of other processes that are bound to one of the addresses,
+// connections among them.
+func socketsAt(addrs []netip.Addr) ([]string, error) {
+	own, err := ownSockets()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, protocol := range []string{"tcp", "tcp6", "udp", "udp6"} {
+		f, err := os.Open("/proc/self/net/" + protocol)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list sockets: %w", err)
+		}
+		sockets, err := parseSockets(f)
+		f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("list sockets in /proc/self/net/%s: %w", protocol, err)
+		}
+		for _, s := range sockets {
+			// A socket without an inode has no process any more, as in TIME_WAIT.
+			if s.inode != 0 && !own[s.inode] && slices.Contains(addrs, s.local.Addr()) {
+				out = append(out, fmt.Sprintf("%s socket at %v", strings.TrimSuffix(protocol, "6"), s.local))
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
+
+// ownSockets returns the inodes of this process's sockets.
+func ownSockets() (map[uint64]bool, error) {
+	const dir = "/proc/self/fd"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list own sockets: %w", err)
+	}
+	own := make(map[uint64]bool)
+	for _, e := range entries {
+		target, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err != nil {
+			continue // closed meanwhile
+		}
+		number, ok := strings.CutPrefix(target, "socket:[")
+		if inode, err := strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 64); ok && err == nil {
+			own[inode] = true
+		}
+	}
+	return own, nil
+}
+
+// socket is one line of /proc/net/tcp and the like, see proc_net_tcp.rst in the kernel's
+// documentation.
+type socket struct {
+	local netip.AddrPort
+	inode uint64
+}
+
+func parseSockets(r io.Reader) ([]socket, error) {
+	var out []socket
+	lines := bufio.NewScanner(r)
+	lines.Scan() // the header
+	for lines.Scan() {
+		// sl, local, remote, st, queues, timer, retrnsmt, uid, timeout, inode, …
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 10 {
+			return nil, fmt.Errorf("unknown line %q", lines.Text())
+		}
+		local, err := parseProcAddr(fields[1])
+		if err != nil {
+			return nil, err
+		}
+		inode, err := strconv.ParseUint(fields[9], 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("inode: %w", err)
+		}
+		out = append(out, socket{local, inode})
+	}
+	return out, lines.Err()
+}
+
+// parseProcAddr parses 0100007F:0016, on a little-endian machine 127.0.0.1:22: the address
+// is printed in words of 32 bits, each as this machine reads it.
+func parseProcAddr(s string) (netip.AddrPort, error) {
+	text, portText, _ := strings.Cut(s, ":")
+	b, err := hex.DecodeString(text)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("address %q: %w", s, err)
+	}
+	for word := range slices.Chunk(b, 4) {
+		if len(word) == 4 {
+			binary.NativeEndian.PutUint32(word, binary.BigEndian.Uint32(word))
+		}
+	}
+	a, ok := netip.AddrFromSlice(b)
+	port, err := strconv.ParseUint(portText, 16, 16)
+	if !ok || err != nil {
+		return netip.AddrPort{}, fmt.Errorf("address %q", s)
+	}
+	return netip.AddrPortFrom(a.Unmap(), uint16(port)), nil
+}
