@@ -191,7 +191,7 @@ func (f Facts) location(cfg config.Config) []Finding {
 		return nil
 	}
 	if chosen, _ := f.Host.InternalIPs(cfg.Node.InternalIP, nil); len(chosen) == 0 {
-		return []Finding{{Error, what, fmt.Sprintf("node.location is %s, but this host has no private address", cfg.Node.Location), "set node.internal-ip to its address in that location's network, for example 192.168.10.1/24, or remove node.location"}}
+		return []Finding{{Error, what, fmt.Sprintf("node.location is %s, but %s", cfg.Node.Location, netcfg.NoPrivateAddress), netcfg.NoPrivateAddressAdvice}}
 	}
 	return ok(what, "this host has an address in the network of %s", cfg.Node.Location)
 }

@@ -16,7 +16,6 @@ import (
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/k3s"
-	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -151,7 +150,7 @@ func (f *Facts) lookCNI(cfg config.Config) error {
 	c := cfg.CNI
 	f.CNI.Config = cni.Config{
 		ConfDir: c.ConfDir, BinDir: c.BinDir, PluginSource: c.PluginSource, Bridge: c.Bridge,
-		PodCIDRs: cfg.Cluster.PodCIDRs(max(0, slot(cfg))), // any will do
+		PodCIDRs: cfg.Cluster.PodCIDRs(max(0, cfg.StaticSlot())), // any will do
 	}
 	s, err := cni.Observe(f.CNI.Config)
 	if errors.Is(err, unix.ENOTDIR) {
@@ -172,14 +171,4 @@ func (f *Facts) lookCNI(cfg config.Config) error {
 		}
 	}
 	return nil
-}
-
-// slot returns the slot that the configuration names, or mesh.None.
-func slot(cfg config.Config) int {
-	for _, p := range cfg.Node.PodCIDR {
-		if s, ok := cfg.Cluster.SlotOf(p); ok {
-			return s
-		}
-	}
-	return mesh.None
 }

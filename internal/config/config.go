@@ -84,6 +84,16 @@ func (c Config) Encrypted() bool {
 	return c.Node.Encryption == EncryptionRequired || c.Cluster.Mode == mesh.ModeFull
 }
 
+// StaticSlot returns the slot that node.pod-cidr names, or mesh.None.
+func (c Config) StaticSlot() int {
+	for _, p := range c.Node.PodCIDR {
+		if slot, ok := c.Cluster.SlotOf(p); ok {
+			return slot
+		}
+	}
+	return mesh.None
+}
+
 // WireGuard holds the settings of the WireGuard device.
 type WireGuard struct {
 	Interface      string

@@ -23,7 +23,7 @@ func nodeConfig(c config.Config) node.Config {
 		Name:               c.Node.Name,
 		Location:           c.Node.Location,
 		Cluster:            c.Cluster,
-		Slot:               mesh.None,
+		Slot:               c.StaticSlot(),
 		Gateway:            c.Node.Gateway,
 		Encrypted:          c.Encrypted(),
 		EncryptionRequired: c.Node.Encryption == config.EncryptionRequired,
@@ -44,12 +44,6 @@ func nodeConfig(c config.Config) node.Config {
 	}
 	if c.CNI.Enabled {
 		out.Bridge = c.CNI.Bridge
-	}
-	for _, p := range c.Node.PodCIDR {
-		if slot, ok := c.Cluster.SlotOf(p); ok {
-			out.Slot = slot
-			break
-		}
 	}
 	return out
 }

@@ -33,7 +33,6 @@ const (
 // Limits of what is sent, for an [Attacker].
 const (
 	AttackMaxSequence = maxSequence
-	AttackMaxState    = maxState
 )
 
 // Attacker speaks the protocol without any of the checks that a node makes of what it

@@ -50,7 +50,7 @@ func RoleOf(root string) Role {
 	return Unknown
 }
 
-// Wanted is the input of Render.
+// Wanted is the input of render.
 type Wanted struct {
 	Role    Role
 	Overlay []netip.Addr // this node's addresses, one per family
@@ -63,9 +63,9 @@ const fileMode = 0o600
 // mark is how a file of ours begins. Any other file of that name is not changed.
 const mark = "# Written by meshd"
 
-// Render returns the content of the file. For an agent it has only node-ip: an agent gets
+// render returns the content of the file. For an agent it has only node-ip: an agent gets
 // the cluster's settings from its server, and does not know their keys.
-func Render(w Wanted) []byte {
+func render(w Wanted) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s, because k3s.write-config is true in /etc/meshd.yaml.\n", mark)
 	fmt.Fprintln(&b, "# What is changed here is lost; files with higher names count more.")
@@ -117,7 +117,7 @@ func Differs(root string, w Wanted) (bool, error) {
 		return true, nil
 	case err != nil:
 		return false, fmt.Errorf("read k3s's configuration: %w", err)
-	case bytes.Equal(old, Render(w)):
+	case bytes.Equal(old, render(w)):
 		return false, nil
 	case !bytes.HasPrefix(old, []byte(mark)):
 		return false, fmt.Errorf("k3s's configuration %s exists already: %w; give it another name", DropIn, errForeign)
@@ -134,7 +134,7 @@ func Write(root string, w Wanted) (changed bool, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return false, fmt.Errorf("write k3s's configuration: %w", err)
 	}
-	if err := atomicfile.Write(path, Render(w), fileMode); err != nil {
+	if err := atomicfile.Write(path, render(w), fileMode); err != nil {
 		return false, fmt.Errorf("write k3s's configuration: %w", err)
 	}
 	return true, nil

@@ -45,7 +45,7 @@ cluster-domain: "cluster.local"
 kube-proxy-arg+: "nodeport-addresses=primary"
 `
 	for role, want := range map[Role]string{Agent: head, Unknown: head, Server: server} {
-		if diff := cmp.Diff(want, string(Render(wanted(role)))); diff != "" {
+		if diff := cmp.Diff(want, string(render(wanted(role)))); diff != "" {
 			t.Errorf("file for role %q (-want +got):\n%s", role, diff)
 		}
 	}

@@ -29,11 +29,6 @@ const (
 	AccessNodes    AccessTarget = "nodes" // overlay addresses, internal IPs, and the nodes' own addresses in the pod ranges
 )
 
-// DefaultAccess is what a client may reach if nothing else is configured.
-func DefaultAccess() []Access {
-	return []Access{{Target: AccessPods}, {Target: AccessServices}, {Target: AccessNodes}}
-}
-
 // ParseAccess reads what String writes: a target (pods, services, nodes, an address or a
 // network), or PROTOCOL/PORT@TARGET.
 func ParseAccess(s string) (Access, error) {
@@ -136,8 +131,8 @@ func (l *layout) resolveAccess(list []Access) []Allowance {
 		if i < 0 {
 			out, i = append(out, Allowance{Protocol: a.Protocol, Port: a.Port}), len(out)
 		}
-		out[i].Destinations = MergePrefixes(append(out[i].Destinations, l.destinations(a)...))
-		out[i].Bridges = MergePrefixes(append(out[i].Bridges, l.bridges(a)...))
+		out[i].Destinations = mergePrefixes(append(out[i].Destinations, l.destinations(a)...))
+		out[i].Bridges = mergePrefixes(append(out[i].Bridges, l.bridges(a)...))
 	}
 	slices.SortFunc(out, func(a, b Allowance) int {
 		return strings.Compare(fmt.Sprint(a.Protocol, a.Port), fmt.Sprint(b.Protocol, b.Port))

@@ -344,7 +344,7 @@ func (l *layout) nodePrefixes() []netip.Prefix {
 			ps = append(ps, single(ip.Addr()))
 		}
 	}
-	return MergePrefixes(ps)
+	return mergePrefixes(ps)
 }
 
 // hosts returns all addresses of nodes, including those of their endpoints. Addresses
@@ -356,7 +356,7 @@ func (l *layout) hosts() []netip.Prefix {
 			ps = append(ps, p)
 		}
 	}
-	return MergePrefixes(ps)
+	return mergePrefixes(ps)
 }
 
 // reportUnreachableByClients reports nodes that no client can reach.

@@ -75,7 +75,7 @@ func ClientConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 		if p.ServiceGateway {
 			p.AllowedIPs = append(p.AllowedIPs, reachablePrefixes(in.Cluster.Services, allowed)...)
 		}
-		p.AllowedIPs = MergePrefixes(p.AllowedIPs)
+		p.AllowedIPs = mergePrefixes(p.AllowedIPs)
 		out.Peers = append(out.Peers, p)
 		out.MTU = min(out.MTU, cmp.Or(h.MTU, clientMTU))
 	}
@@ -105,7 +105,7 @@ func (l *layout) accessRanges(list []Access, allowed []Allowance) []netip.Prefix
 			ps = append(ps, a.Prefix)
 		}
 	}
-	return MergePrefixes(ps)
+	return mergePrefixes(ps)
 }
 
 // unserved returns the entries of an access list of which no part is behind any of the
@@ -162,7 +162,7 @@ func (l *layout) prefixesThrough(h *member, ms []*member) []netip.Prefix {
 		}
 		ps = d.appendNetworks(ps, m, reached, groups)
 	}
-	return MergePrefixes(ps)
+	return mergePrefixes(ps)
 }
 
 // appendSlotPrefixes appends the prefixes that follow from a node's slot, in the given

@@ -60,7 +60,7 @@ func Derive(in Input) Topology {
 	t.Peers = d.peers()
 	t.Neighbors = d.neighbors()
 	t.Routes = d.routes()
-	t.Inside = MergePrefixes(append(d.routed, d.guarded...))
+	t.Inside = mergePrefixes(append(d.routed, d.guarded...))
 	t.ServedNetworks = d.servedNetworks()
 	d.routeToClients(&t)
 	d.reportNames()

@@ -131,15 +131,15 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 	configured := in.Configured.Host != ""
 	public := false
 	for _, a := range in.Own {
-		public = public || !Private(a)
-		if votes[a] == 0 && !Private(a) && !configured {
+		public = public || !isPrivate(a)
+		if votes[a] == 0 && !isPrivate(a) && !configured {
 			addrs = append(addrs, a)
 		}
 	}
 	// Behind NAT, a private address is useful only on the own LAN, where it is known as
 	// an internal IP.
 	if configured || nat || public {
-		addrs = slices.DeleteFunc(addrs, Private)
+		addrs = slices.DeleteFunc(addrs, isPrivate)
 	}
 	if configured {
 		endpoints = append(endpoints, in.Configured)
@@ -189,7 +189,7 @@ func (in EndpointInput) countObservations() observationCounts {
 			continue
 		}
 		c.outside[o.By] = true
-		v := viewpoint{a.Is4(), Private(o.From.Unmap())}
+		v := viewpoint{a.Is4(), isPrivate(o.From.Unmap())}
 		b := c.sightings[v]
 		switch {
 		case own:
@@ -232,14 +232,14 @@ func (in EndpointInput) lastObserved() (addrs []netip.Addr) {
 	return addrs
 }
 
-// Private reports whether an address is used on private networks only: RFC 1918, unique
+// isPrivate reports whether an address is used on private networks only: RFC 1918, unique
 // local (RFC 4193), shared space (RFC 6598), link-local, loopback.
-func Private(a netip.Addr) bool {
-	return a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsLoopback() || Shared(a)
+func isPrivate(a netip.Addr) bool {
+	return a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsLoopback() || IsShared(a)
 }
 
-// Shared reports whether an address is in the shared space (RFC 6598), from which carriers
+// IsShared reports whether an address is in the shared space (RFC 6598), from which carriers
 // number their customers: not reserved as private, but used as private.
-func Shared(a netip.Addr) bool {
+func IsShared(a netip.Addr) bool {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10).Contains(a)
 }

@@ -204,7 +204,7 @@ func (g *group) networks() []netip.Prefix {
 			ps = append(ps, p.Masked())
 		}
 	}
-	g.merged = MergePrefixes(ps)
+	g.merged = mergePrefixes(ps)
 	return g.merged
 }
 

@@ -47,7 +47,7 @@ func record(i int) mesh.Record {
 func client(author mesh.Record, i int) mesh.Client {
 	return mesh.Client{
 		ID: mesh.IDOf(fmt.Append(nil, "client", i)), Author: author.Identity, Name: fmt.Sprintf("c%d", i),
-		Key: wgtypes.Key(sha256.Sum256(fmt.Append(nil, "client key", i))), Index: i, Added: int64(5000 + i), Access: mesh.DefaultAccess(),
+		Key: wgtypes.Key(sha256.Sum256(fmt.Append(nil, "client key", i))), Index: i, Added: int64(5000 + i), Access: []mesh.Access{{Target: mesh.AccessPods}, {Target: mesh.AccessServices}, {Target: mesh.AccessNodes}},
 	}
 }
 

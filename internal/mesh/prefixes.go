@@ -257,8 +257,8 @@ func singles(as []netip.Addr) []netip.Prefix {
 	return ps
 }
 
-// MergePrefixes sorts prefixes and removes those that others contain, in place.
-func MergePrefixes(ps []netip.Prefix) []netip.Prefix {
+// mergePrefixes sorts prefixes and removes those that others contain, in place.
+func mergePrefixes(ps []netip.Prefix) []netip.Prefix {
 	slices.SortFunc(ps, ComparePrefix)
 	out := ps[:0]
 	for _, p := range ps {

@@ -93,7 +93,7 @@ func (c Cluster) guarded() []netip.Prefix {
 
 // podAndClientRanges returns the address ranges of pods and clients.
 func (c Cluster) podAndClientRanges() []netip.Prefix {
-	return MergePrefixes(slices.Concat(c.Pods, c.clientRanges()))
+	return mergePrefixes(slices.Concat(c.Pods, c.clientRanges()))
 }
 
 // podRanges returns the pod ranges with the length of a node's pod CIDR.

@@ -80,9 +80,6 @@ const maxLinkName = 15
 
 // Sizes in bytes.
 const (
-	// overhead is the most that WireGuard adds to a packet: 40 of IPv6, 8 of UDP, 32 of
-	// its own.
-	overhead = 80
 	// vxlanOverhead4 and vxlanOverhead6 are what VXLAN adds to a packet: 20 or 40 of IP,
 	// 8 of UDP, 8 of its own, 14 of the inner Ethernet header (RFC 7348, section 5).
 	vxlanOverhead4 = 50

@@ -43,13 +43,13 @@ type Settings struct {
 
 // MTU returns the MTU of a WireGuard device on a host whose uplink has the MTU egress, in
 // bytes. If egress is 0, because the host has no uplink at the moment, it assumes
-// Ethernet. The result is at least mesh.MinMTU, and at least 1280 if IPv6 runs inside the
+// Ethernet. The result is at least mesh.MinMTU, and at least mesh.MinMTU6 if IPv6 runs inside the
 // tunnel, even if the outer packets are then fragmented.
 func MTU(egress int, ipv6 bool) int {
 	if egress == 0 {
 		egress = ethernetMTU
 	}
-	mtu := max(min(egress, ethernetMTU)-overhead, mesh.MinMTU)
+	mtu := max(min(egress, ethernetMTU)-mesh.Overhead, mesh.MinMTU)
 	if ipv6 {
 		mtu = max(mtu, mesh.MinMTU6)
 	}

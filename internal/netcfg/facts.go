@@ -10,6 +10,13 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
+// NoPrivateAddress is what is wrong with a host that has a location but no address in that
+// location's network, and NoPrivateAddressAdvice what to do about it.
+const (
+	NoPrivateAddress       = "this host has no private address"
+	NoPrivateAddressAdvice = "set node.internal-ip to its address in that location's network, for example 192.168.10.1/24, or remove node.location"
+)
+
 // Facts are what the daemon needs to know about its host, besides the State.
 type Facts struct {
 	// Addresses are the host's permanent unicast addresses, sorted. They exclude

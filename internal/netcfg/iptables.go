@@ -39,8 +39,8 @@ type Accept struct {
 // programs' tables. A hash of the rule follows it, for the same reason as in Rule.
 const acceptMark = "meshd:"
 
-// Comment returns the comment of the rule.
-func (a Accept) Comment() string {
+// comment returns the comment of the rule.
+func (a Accept) comment() string {
 	sum := sha256.Sum256([]byte(a.Hook + " " + a.Match()))
 	return acceptMark + hex.EncodeToString(sum[:6])
 }
@@ -63,8 +63,8 @@ func (a Accept) Match() string {
 	return strings.Join(words, " ")
 }
 
-// NFT returns the conditions of the rule in the syntax of nft: one rule, or two.
-func (a Accept) NFT() []string {
+// nft returns the conditions of the rule in the syntax of nft: one rule, or two.
+func (a Accept) nft() []string {
 	var words []string
 	add := func(present bool, format string, args ...any) {
 		if present {

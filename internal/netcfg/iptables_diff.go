@@ -155,7 +155,7 @@ const dockerUser = "DOCKER-USER"
 func (e *edit) addAccepts(b BlockingChain) {
 	for _, a := range b.Accepts {
 		chain := e.targetChain(b.Chain, a)
-		comment := a.Comment()
+		comment := a.comment()
 		e.wanted[ruleKey{chain, comment}] = true
 		have := slices.IndexFunc(e.table.Chains[chain].Rules, func(r filter.Rule) bool { return r.Comment == comment })
 		if have >= 0 && e.passes(b.Chain, a) {
@@ -215,7 +215,7 @@ func (e *edit) stopsAt(chain string, index int, a Accept) bool {
 }
 
 func (e *edit) add(chain string, a Accept) {
-	c := AcceptChange{Program: e.table.Program, Chain: chain, Match: a.Match(), Comment: a.Comment()}
+	c := AcceptChange{Program: e.table.Program, Chain: chain, Match: a.Match(), Comment: a.comment()}
 	at := e.position(chain, a)
 	rules := e.table.Chains[chain].Rules
 	if at < len(rules) {
@@ -344,7 +344,7 @@ func (b BlockingChain) commands(a Accept) []string {
 		return []string{fmt.Sprintf("%s -I %s %s -j ACCEPT", b.owner(), b.Chain, a.Match())}
 	}
 	var out []string
-	for _, match := range a.NFT() {
+	for _, match := range a.nft() {
 		out = append(out, fmt.Sprintf("nft insert rule %s %s %s %s accept", b.Table.Family, b.Table.Name, b.Chain, match))
 	}
 	return out

@@ -58,7 +58,7 @@ func (m *Memory) Configure(in Input) Configuration {
 		Bridge:           in.Config.Bridge,
 		ID:               in.Self.ID(),
 		EndpointIndex:    m.Handshakes.pick(c.Topology.Peers, m.Own),
-		LearnedEndpoints: m.Sessions.Endpoints(),
+		LearnedEndpoints: m.Sessions.endpoints(),
 	}
 	c.Desired = netcfg.Desired(c.Topology, c.Settings)
 	c.Prune = in.mayPrune()
@@ -71,8 +71,8 @@ func (m *Memory) Configure(in Input) Configuration {
 	if m.Own.Location != "" && len(m.Own.InternalIPs) == 0 {
 		c.Problems = append(c.Problems, mesh.Problem{
 			Kind: mesh.ProblemAddress, Node: m.Own.Name,
-			Text:   fmt.Sprintf("node.location is %s, but this host has no private address", m.Own.Location),
-			Advice: "set node.internal-ip to this host's address in that location's network, as 192.168.10.1/24",
+			Text:   fmt.Sprintf("node.location is %s, but %s", m.Own.Location, netcfg.NoPrivateAddress),
+			Advice: netcfg.NoPrivateAddressAdvice,
 		})
 	}
 	return c

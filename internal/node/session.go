@@ -59,8 +59,8 @@ func (s Sessions) Correct(observed netcfg.State, now time.Time) (Sessions, netcf
 	return next, observed
 }
 
-// Endpoints returns where peers were that may still have a session with us.
-func (s Sessions) Endpoints() map[wgtypes.Key]netip.AddrPort {
+// endpoints returns where peers were that may still have a session with us.
+func (s Sessions) endpoints() map[wgtypes.Key]netip.AddrPort {
 	endpoints := make(map[wgtypes.Key]netip.AddrPort, len(s.peers))
 	for key, known := range s.peers {
 		endpoints[key] = known.endpoint

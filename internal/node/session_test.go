@@ -65,7 +65,7 @@ func TestEndpoints(t *testing.T) {
 		{"no session can be left", 4 * time.Minute, []netcfg.Peer{{}}, netip.AddrPort{}},
 	} {
 		s, _ = s.Correct(netcfg.State{Peers: step.observed}, start.Add(step.at))
-		if got := s.Endpoints()[wgtypes.Key{}]; got != step.want {
+		if got := s.endpoints()[wgtypes.Key{}]; got != step.want {
 			t.Errorf("%s: got %v, want %v", step.name, got, step.want)
 		}
 	}

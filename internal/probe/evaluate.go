@@ -11,12 +11,12 @@ import (
 )
 
 const (
-	// SuspectAfter is after how many misses other nodes are asked for a sign of life, so
+	// suspectAfter is after how many misses other nodes are asked for a sign of life, so
 	// that it has arrived when a verdict needs it.
-	SuspectAfter = 2
+	suspectAfter = 2
 	// recheckSoon is how soon Evaluate must run again while a target is suspect, because
 	// signs of life come without an event. After recheckSoonMisses more misses than make a
-	// target silent, it runs at SlowInterval: the remote end is dead.
+	// target silent, it runs at slowInterval: the remote end is dead.
 	recheckSoon       = 50 * time.Millisecond
 	recheckSoonMisses = 8
 	// unprovenFactor multiplies the misses allowed to a gateway that has never worked:
@@ -108,7 +108,7 @@ func (s EvaluateInput) dead(f *Findings) bool {
 	w := s.Watch
 	deadInGossip := !s.Alive[w.Gateway]
 	quiet, ok := s.silenceOf(w.targetsOf(w.Gateway, mesh.ID{}), deadInGossip)
-	if !ok || quiet.misses < SuspectAfter {
+	if !ok || quiet.misses < suspectAfter {
 		return false
 	}
 	s.ask(f, w.Unprobed, quiet)
@@ -137,13 +137,13 @@ func (s EvaluateInput) witnesses(quiet silence) (n int, answer bool) {
 // remote node answers through it, though one of them is heard outside of the mesh. If
 // the gateway itself is silent, the result is false: the path to it may be cut.
 func (s EvaluateInput) blackhole(f *Findings) bool {
-	if quiet, ok := s.silenceOf(s.Watch.targetsOf(s.Watch.Gateway, mesh.ID{}), false); ok && quiet.misses >= SuspectAfter {
+	if quiet, ok := s.silenceOf(s.Watch.targetsOf(s.Watch.Gateway, mesh.ID{}), false); ok && quiet.misses >= suspectAfter {
 		return false
 	}
 	for _, v4 := range []bool{true, false} {
 		targets := slices.DeleteFunc(s.beyond(), func(t Target) bool { return t.Addr.Is4() != v4 })
 		quiet, ok := s.silenceOf(targets, false)
-		if !ok || quiet.misses < SuspectAfter {
+		if !ok || quiet.misses < suspectAfter {
 			continue
 		}
 		s.ask(f, s.Watch.Remote, quiet)
@@ -167,7 +167,7 @@ func (s EvaluateInput) useless(f *Findings) bool {
 	gateway := s.Watch.targetsOf(s.Watch.Gateway, mesh.ID{})
 	if near, ok := s.silenceOf(gateway, false); ok {
 		s.ask(f, s.Watch.Remote, quiet)
-		return near.misses < SuspectAfter && s.hears(s.beyondWith(targets, func(r Result) bool { return r.Known }), quiet)
+		return near.misses < suspectAfter && s.hears(s.beyondWith(targets, func(r Result) bool { return r.Known }), quiet)
 	}
 	near, ok := s.silenceOf(gateway, true)
 	_, answer := s.witnesses(near)
@@ -189,7 +189,7 @@ func (s EvaluateInput) ask(f *Findings, ids []mesh.ID, quiet silence) {
 	f.RequestSigns = append(f.RequestSigns, ids...)
 	again := recheckSoon
 	if quiet.misses > s.Misses+recheckSoonMisses {
-		again = SlowInterval
+		again = slowInterval
 	}
 	if f.RecheckAfter == 0 || again < f.RecheckAfter {
 		f.RecheckAfter = again

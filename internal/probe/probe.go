@@ -79,7 +79,7 @@ type Target struct {
 // ScheduledTarget is a target and how often it is probed.
 type ScheduledTarget struct {
 	Target
-	Slow bool // every SlowInterval instead of every interval
+	Slow bool // every slowInterval instead of every interval
 }
 
 // Result is what is known about a target.
@@ -99,5 +99,5 @@ type Result struct {
 	Known bool
 }
 
-// SlowInterval is how often targets are probed that no failover depends on.
-const SlowInterval = 2 * time.Second
+// slowInterval is how often targets are probed that no failover depends on.
+const slowInterval = 2 * time.Second

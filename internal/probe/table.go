@@ -73,7 +73,7 @@ func (p *Table) TakeDue(now time.Time) map[Target]Request {
 		if e.slow && now.Before(e.due) {
 			continue
 		}
-		e.due = now.Add(SlowInterval)
+		e.due = now.Add(slowInterval)
 		r := Request{p.NextSequence(), now}
 		if len(e.pending) == 0 && e.dropped == 0 {
 			e.first = now
@@ -123,7 +123,7 @@ func (p *Table) RecordAnswer(from netip.Addr, sequence uint16, now time.Time) bo
 
 // overdue counts the requests of an entry that were not answered in time.
 func (p *Table) overdue(e *entry, now time.Time) int {
-	late := min(Grace, p.Interval) + min(2*e.rtt, SlowInterval)
+	late := min(Grace, p.Interval) + min(2*e.rtt, slowInterval)
 	n := e.dropped
 	for _, r := range e.pending {
 		if now.Sub(r.At) >= late {
@@ -166,7 +166,7 @@ func (p *Table) Levels(now time.Time) map[Target]Level {
 		switch n := p.overdue(e, now); {
 		case n >= p.Misses:
 			out[t] = silent
-		case n >= SuspectAfter:
+		case n >= suspectAfter:
 			out[t] = suspect
 		case !e.answered.IsZero():
 			out[t] = answering

@@ -73,9 +73,6 @@ func (l *Lab) Site(ctx context.Context, name string, o SiteOptions) (*Site, erro
 	return s, nil
 }
 
-// Router is the site's router, as a place to look at.
-func (s *Site) Router() *Host { return s.router }
-
 // Host adds a host to the site's first subnet.
 func (s *Site) Host(ctx context.Context, name string) (*Host, error) { return s.HostIn(ctx, 0, name) }
 

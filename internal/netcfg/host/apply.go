@@ -23,7 +23,7 @@ import (
 // exists and deleting what is missing succeed. If a step fails, the others are still
 // done, except that nothing which needs the device is tried without it. All errors are
 // returned joined, among them a RefusedStep for each route, entry and peer that the
-// kernel refuses. Errors match ErrForeignDevice and ErrNoBridgeNetfilter.
+// kernel refuses. Errors match ErrForeignDevice and errNoBridgeNetfilter.
 func (k *Kernel) Apply(ctx context.Context, p netcfg.Plan) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -331,4 +331,4 @@ func permanent(a rawAddr) bool {
 
 // private reports whether an address belongs to a private network: RFC 1918, RFC 4193, or
 // behind a carrier's NAT.
-func private(a netip.Addr) bool { return a.IsPrivate() || mesh.Shared(a) }
+func private(a netip.Addr) bool { return a.IsPrivate() || mesh.IsShared(a) }

@@ -552,7 +552,7 @@ func TestApplyErrors(t *testing.T) {
 	t.Run("no br_netfilter", func(t *testing.T) {
 		t.Setenv("PATH", "")
 		bad := netcfg.Plan{Sysctls: []netcfg.Sysctl{{Key: "net.bridge.no_such_thing", Value: "1"}}}
-		if err := h.Apply(t.Context(), bad); !errors.Is(err, ErrNoBridgeNetfilter) {
+		if err := h.Apply(t.Context(), bad); !errors.Is(err, errNoBridgeNetfilter) {
 			t.Errorf("got %v, want ErrNoBridgeNetfilter", err)
 		}
 	})

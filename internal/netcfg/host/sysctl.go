@@ -20,10 +20,10 @@ import (
 // network namespace of the reader.
 const sysctlRoot = "/proc/sys"
 
-// ErrNoBridgeNetfilter means that bridged packets don't pass iptables because the kernel
+// errNoBridgeNetfilter means that bridged packets don't pass iptables because the kernel
 // module br_netfilter can't be loaded. Pods of one node then reach Services without
 // NetworkPolicy, or not at all. The mesh itself works.
-var ErrNoBridgeNetfilter = errors.New("kernel module br_netfilter is missing (`modprobe br_netfilter`)")
+var errNoBridgeNetfilter = errors.New("kernel module br_netfilter is missing (`modprobe br_netfilter`)")
 
 // sysctlPath returns the file of a parameter. As in sysctl(8), a slash stands for a dot
 // inside a name: net.ipv4.conf.eth0/100.rp_filter.
@@ -111,7 +111,7 @@ func (k *Kernel) setSysctl(ctx context.Context, s netcfg.Sysctl) error {
 	err := k.writeSysctl(s)
 	if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(s.Key, "net.bridge.") {
 		if out, modErr := exec.CommandContext(ctx, "modprobe", "br_netfilter").CombinedOutput(); modErr != nil {
-			return &SysctlError{s.Key, fmt.Errorf("%w: %w: %s", ErrNoBridgeNetfilter, modErr, strings.TrimSpace(string(out)))}
+			return &SysctlError{s.Key, fmt.Errorf("%w: %w: %s", errNoBridgeNetfilter, modErr, strings.TrimSpace(string(out)))}
 		}
 		err = k.writeSysctl(s)
 	}
