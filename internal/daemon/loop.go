@@ -114,11 +114,11 @@ func (d *daemon) announce(ctx context.Context, t *turn, in *node.Input) {
 		t.note(nil, err)
 		in.InUse = users
 	}
-	a, former := d.memory.Announce(*in), d.node.Claim.Slot
+	a, former := d.memory.Announce(*in), d.disk.node.Claim.Slot
 	t.note(a.Problems, d.publishRecord(a, t.now))
-	if d.node.Claim.Slot != former && former != mesh.None && d.cfg.CNI.Enabled {
+	if d.disk.node.Claim.Slot != former && former != mesh.None && d.cfg.CNI.Enabled {
 		// It has an address of the former slot, whose pods are on another node now.
-		t.note(nil, d.host.RemoveBridge(ctx))
+		t.note(nil, d.kernel.RemoveBridge(ctx))
 	}
 	t.note(nil, d.publishVerdicts(a, in.View))
 	t.wakeIn(a.RecheckAfter)

@@ -66,9 +66,9 @@ func (d *daemon) promise() node.Promise {
 // users says what uses the addresses that this node has claimed; "" for nothing. Where
 // that can't be told, something may.
 func (d *daemon) users(ctx context.Context, c mesh.Cluster) (string, error) {
-	claimed := slot(c, d.node.Claim.Slot)
+	claimed := slot(c, d.disk.node.Claim.Slot)
 	var users []string
-	if !d.cfg.CNI.Enabled && d.node.Ready {
+	if !d.cfg.CNI.Enabled && d.disk.node.Ready {
 		users = append(users, "cni.enabled is false, and another program gives its pods addresses")
 	}
 	pods, err := d.services.PodAddresses(claimed.PodCIDRs)
@@ -78,7 +78,7 @@ func (d *daemon) users(ctx context.Context, c mesh.Cluster) (string, error) {
 	if len(pods) > 0 {
 		users = append(users, fmt.Sprintf("%d addresses of pods in %s", len(pods), cni.StoreDir))
 	}
-	others, err := d.host.Users(ctx, claimed.Overlay)
+	others, err := d.kernel.Users(ctx, claimed.Overlay)
 	if err != nil {
 		return "it is not known what uses it", fmt.Errorf("look for users of the claimed addresses: %w", err)
 	}
