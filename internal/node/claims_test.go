@@ -16,6 +16,9 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
+// founded is when the mesh of these tests begins.
+var founded = time.UnixMilli(1_800_000_000_000)
+
 // claimant is a node of which only the claim matters.
 type claimant struct {
 	name  string
