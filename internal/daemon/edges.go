@@ -32,6 +32,7 @@ type kernel interface {
 	InitiateHandshake(context.Context, netip.Addr) error
 	Users(ctx context.Context, overlay []netip.Addr) ([]string, error)
 	RemoveBridge(context.Context) error
+	TakeDown() error
 	Writes() uint64
 }
 

@@ -176,6 +176,16 @@ func (k *fakeKernel) RemoveBridge(context.Context) error {
 	return nil
 }
 
+func (k *fakeKernel) TakeDown() error {
+	k.add("kernel.TakeDown", "", nil)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.state.Device != nil {
+		k.state.Device.Up = false
+	}
+	return nil
+}
+
 func (k *fakeKernel) Writes() uint64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -451,6 +461,9 @@ func (d *fakeDisk) SaveNode(n state.Node) error {
 	}
 	if n.Adopted.Generation != 0 {
 		text += fmt.Sprintf(", adopted generation %d", n.Adopted.Generation)
+	}
+	if n.Duplicate {
+		text += ", a duplicate"
 	}
 	if n.Boot != d.node.Boot {
 		text += ", a new start"

@@ -49,6 +49,8 @@ var laws = []law{
 	{name: "what is known is saved when all is done", first: `^(kernel|network|prober|clientServer)\.|^services\.(ApplyCNI|WriteK3s)`, then: `^disk\.SaveObjects`},
 	{name: "the status is told when the turn is over", first: `^(disk|kernel|network|prober|clientServer)\.`, then: `STATUS=|WATCHDOG=1`},
 
+	{name: "a duplicate knows of it at its next start, whatever becomes of its device", first: `^disk\.SaveNode.* a duplicate`, then: `^kernel\.TakeDown`},
+
 	{name: "a client is known before it is saved", first: `^network\.AddClient`, then: `^disk\.SaveObjects`, in: "meshd client add laptop"},
 	{name: "a client's removal is known before it is saved", first: `^network\.RemoveClient`, then: `^disk\.SaveObjects`, in: "meshd client remove laptop"},
 	{name: "a reload begins before it changes anything", first: `RELOADING=1`, then: `^(kernel|network)\.`, in: "SIGHUP"},
@@ -254,7 +256,7 @@ func TestIdleTurnWritesNothing(t *testing.T) {
 }
 
 // TestDuplicateGivesWayBeforeItSaysAnything: the turn that finds another daemon of this
-// identity tells nobody, and leaves the host as it is.
+// identity tells nobody. It writes down what it is and sets its device down.
 func TestDuplicateGivesWayBeforeItSaysAnything(t *testing.T) {
 	all := after(t, "twin", "the other daemon tells its record")
 	last := all[len(all)-1]
@@ -262,7 +264,7 @@ func TestDuplicateGivesWayBeforeItSaysAnything(t *testing.T) {
 	for _, e := range last.effects {
 		calls = append(calls, e.call)
 	}
-	if got, want := strings.Join(calls, " "), "services.Notify disk.SaveObjects"; got != want {
+	if got, want := strings.Join(calls, " "), "services.Notify disk.SaveNode kernel.TakeDown disk.SaveObjects"; got != want {
 		t.Errorf("the last turn: got %s, want %s", got, want)
 	}
 }
@@ -310,5 +312,17 @@ func TestRefusedReloadChangesNothing(t *testing.T) {
 	i := slices.IndexFunc(all, func(s *section) bool { return s.title == "SIGHUP" })
 	if refused := all[i]; len(refused.effects) != 2 || len(find(all[i:], `^network|^kernel\.Apply`)) > 0 {
 		t.Errorf("got:\n%v\nwant that systemd hears of the beginning and the end", refused.effects)
+	}
+}
+
+// TestDuplicateLeavesTheHostAlone: who stopped as a duplicate does not set its device up
+// again before it is sure that the other one is gone.
+func TestDuplicateLeavesTheHostAlone(t *testing.T) {
+	const applied = `^kernel\.Apply`
+	if found := find(after(t, "twin-again", "start"), applied); len(found) > 0 {
+		t.Errorf("the other one runs: at %v:\n%v", found[0].at, found[0].effects)
+	}
+	if found := find(after(t, "twin-gone", "start"), applied); len(found) == 0 {
+		t.Error("the other one is gone, and the device stays down")
 	}
 }

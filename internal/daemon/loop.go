@@ -48,7 +48,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		}
 		if t.fatal != nil {
 			d.services.Notify("STOPPING=1")
-			return errors.Join(t.fatal, d.remember(t.now, true))
+			return errors.Join(t.fatal, d.giveWay(), d.remember(t.now, true))
 		}
 		retry = d.report(t, retry)
 		c.answer()
@@ -99,6 +99,12 @@ func (d *daemon) turn(ctx context.Context) turn {
 	in.Facts = facts
 	d.announce(ctx, &t, &in)
 	t.note(d.serveMetrics(), nil)
+	if wait := in.DuplicateWait(); wait > 0 {
+		t.note([]mesh.Problem{node.DuplicateProblem(d.cfg.Node.Name)}, nil)
+		t.wakeIn(wait)
+		return t
+	}
+	t.note(nil, d.promiseDuplicate(false))
 	known := d.configure(ctx, &t, &in)
 	d.conclude(ctx, &t, in, known)
 	t.note(nil, d.remember(t.now, false))

@@ -60,7 +60,7 @@ func (d *daemon) input(view mesh.View, now time.Time) node.Input {
 
 // promise returns what is on disk of what this node told others.
 func (d *daemon) promise() node.Promise {
-	return node.Promise{Sequence: d.disk.node.Sequence, Claim: d.disk.node.Claim, Ready: d.disk.node.Ready}
+	return node.Promise{Sequence: d.disk.node.Sequence, Claim: d.disk.node.Claim, Ready: d.disk.node.Ready, Duplicate: d.disk.node.Duplicate}
 }
 
 // users says what uses the addresses that this node has claimed; "" for nothing. Where

@@ -250,17 +250,22 @@ var scenarios = []scenario{
 	}},
 	{"twin", "Another daemon runs with this identity, and was there before. This one gives way.", standsAlone, func(w *world) {
 		settled(w)
-		for len(w.ended) == 0 {
-			w.mark("the other daemon tells its record")
-			other := w.d.memory.Own
-			other.Instance, other.Sequence = 1, w.d.memory.Own.Sequence+1
-			w.hear(func(v *mesh.View) { v.Records, v.OwnSequence = withRecord(v.Records, other), other.Sequence })
-			w.pass(4 * time.Second)
-		}
-		if err := <-w.ended; !errors.Is(err, ErrDuplicate) {
-			w.t.Errorf("the loop ended: got %v, want %v", err, ErrDuplicate)
-		}
-		w.stop()
+		w.givesWay()
+	}},
+	{"twin-again", "A daemon starts again that has given way. The other one still runs, and this one does not touch the host.", standsAlone, func(w *world) {
+		settled(w, w.b1())
+		w.givesWay()
+		w.anew()
+		w.start()
+		w.givesWay()
+	}},
+	{"twin-gone", "A daemon starts again that has given way. Nobody else has its identity any more.", standsAlone, func(w *world) {
+		settled(w, w.b1())
+		w.givesWay()
+		w.anew()
+		w.start()
+		w.pass(2 * time.Minute)
+		w.end()
 	}},
 	{"revoked", "This node is revoked. It says no more of itself.", standsAlone, func(w *world) {
 		b1 := w.b1()
@@ -356,6 +361,23 @@ func drain(w *world, undo bool) {
 	if out := <-done; out.Draining == undo {
 		w.t.Errorf("%s: %+v", line, out)
 	}
+}
+
+// givesWay has another daemon of this identity, which was there before, tell its record
+// until this one stops.
+func (w *world) givesWay() {
+	w.t.Helper()
+	for len(w.ended) == 0 {
+		w.mark("the other daemon tells its record")
+		other := w.d.memory.Own
+		other.Instance, other.Sequence = 1, w.d.memory.Own.Sequence+1
+		w.hear(func(v *mesh.View) { v.Records, v.OwnSequence = withRecord(v.Records, other), other.Sequence })
+		w.pass(4 * time.Second)
+	}
+	if err := <-w.ended; !errors.Is(err, ErrDuplicate) {
+		w.t.Errorf("the loop ended: got %v, want %v", err, ErrDuplicate)
+	}
+	w.stop()
 }
 
 // b1 and c1 are nodes that everybody reaches.

@@ -36,6 +36,34 @@ func (m *Memory) SawDuplicate(in Input) bool {
 	return false
 }
 
+// duplicateGone is how long a node that stopped as a duplicate hears from others, and from
+// no other instance, until it uses its device again. A running one shows itself within
+// duplicateAfter of the first record.
+const duplicateGone = 30 * time.Second
+
+// DuplicateWait returns how long this node has yet to leave the host alone because it
+// stopped as a duplicate last. It tells its record meanwhile: an instance that still runs
+// contradicts, and this one stops again before it has taken away any traffic.
+func (in Input) DuplicateWait() time.Duration {
+	wait := listenFirst
+	switch {
+	case !in.Promise.Duplicate:
+		return 0
+	case in.View.Merged:
+		wait = duplicateGone
+	}
+	return max(wait-in.Now.Sub(in.Started), 0)
+}
+
+// DuplicateProblem says why this node leaves the host alone for now.
+func DuplicateProblem(name string) mesh.Problem {
+	return mesh.Problem{
+		Kind: mesh.ProblemKey, Node: name,
+		Text:   "this node's identity ran on another host when meshd stopped here last: it makes sure that it does no longer, before it sets its device up",
+		Advice: "wait a minute; if meshd stops again, journalctl -u meshd says what to do",
+	}
+}
+
 // runs takes in the record of ours that is in force, and reports whether another instance
 // is sure to run. Published is the sequence of the record that we published last, 0 for
 // none.

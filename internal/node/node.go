@@ -66,6 +66,8 @@ type Promise struct {
 	Sequence uint64     // of its last record
 	Claim    mesh.Claim // Slot is mesh.None for none
 	Ready    bool       // pods may have run with this claim
+	// Duplicate means that the daemon stopped last because this identity ran elsewhere, too.
+	Duplicate bool
 }
 
 // Memory is what a node remembers from turn to turn. Whoever takes a turn keeps it, and

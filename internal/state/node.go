@@ -18,6 +18,8 @@ type Node struct {
 	Claim    mesh.Claim // Slot is mesh.None for none
 	Ready    bool       // it has been ready with this claim, so there may be pods
 	Adopted  Adopted    // settings in effect instead of its own file's; zero for none
+	// Duplicate means that the daemon stopped because this identity ran on another host, too.
+	Duplicate bool
 }
 
 // Adopted are another node's settings with a higher generation.
@@ -66,7 +68,8 @@ type nodeFile struct {
 	Sequence *uint64    `json:"sequence"`
 	Claim    *claimFile `json:"claim"` // null for none
 	// Adopted is null or missing if there are none.
-	Adopted *adoptedFile `json:"adopted"`
+	Adopted   *adoptedFile `json:"adopted"`
+	Duplicate bool         `json:"duplicate,omitempty"`
 }
 
 type claimFile struct {
@@ -85,7 +88,7 @@ type adoptedFile struct {
 }
 
 func encodeNode(n Node) ([]byte, error) {
-	f := nodeFile{Version: version, Boot: &n.Boot, Sequence: &n.Sequence}
+	f := nodeFile{Version: version, Boot: &n.Boot, Sequence: &n.Sequence, Duplicate: n.Duplicate}
 	if n.Claim.Slot != mesh.None {
 		f.Claim = &claimFile{Slot: &n.Claim.Slot, Confirmed: &n.Claim.Confirmed, Time: &n.Claim.Time, Since: &n.Claim.Since, Ready: &n.Ready}
 	}
@@ -103,7 +106,7 @@ func decodeNode(data []byte) (Node, error) {
 	if f.Boot == nil || f.Sequence == nil {
 		return Node{}, fmt.Errorf("%w: boot or sequence is missing", ErrDamaged)
 	}
-	n := Node{Boot: *f.Boot, Sequence: *f.Sequence, Claim: mesh.Claim{Slot: mesh.None}}
+	n := Node{Boot: *f.Boot, Sequence: *f.Sequence, Claim: mesh.Claim{Slot: mesh.None}, Duplicate: f.Duplicate}
 	if f.Adopted != nil {
 		n.Adopted = Adopted(*f.Adopted)
 		if a := n.Adopted; a.Generation == 0 || a.Mode == "" || a.Encapsulation == "" || a.Gateways < 1 {

@@ -248,6 +248,7 @@ func TestNode(t *testing.T) {
 		{"claimed", claimed},
 		{"slot 0", state.Node{Boot: 1, Sequence: 1, Claim: mesh.Claim{Slot: 0, Time: 0}}},
 		{"adopted", state.Node{Boot: 1, Sequence: 1, Claim: mesh.Claim{Slot: mesh.None}, Adopted: state.Adopted{Generation: 2, Mode: mesh.ModeLocation, Encapsulation: "never", Gateways: 3}}},
+		{"duplicate", state.Node{Boot: 1, Sequence: 1, Claim: mesh.Claim{Slot: mesh.None}, Duplicate: true}},
 		{"extremes", state.Node{
 			Boot: math.MaxUint64, Sequence: math.MaxUint64,
 			Claim: mesh.Claim{Slot: math.MaxInt32, Time: math.MinInt64}, Ready: true,

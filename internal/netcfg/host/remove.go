@@ -35,6 +35,34 @@ func (k *Kernel) Remove(ctx context.Context) ([]string, error) {
 	return removed, errors.Join(append(errs, ctx.Err())...)
 }
 
+// TakeDown sets our devices down, so that nothing more is sent with this node's keys and
+// addresses. Backstop routes and firewall stay: nothing leaves in plain text instead.
+func (k *Kernel) TakeDown() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var errs []error
+	for _, own := range []func() (netlink.Link, error){k.ownLink, k.ownVXLANLink} {
+		link, err := own()
+		if err == nil && link != nil {
+			k.writes.Add(1)
+			err = k.nl.LinkSetDown(link)
+		}
+		if err != nil && !errors.Is(err, ErrForeignDevice) && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("set device down: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ownVXLANLink returns our vxlan device as a link, or nil if there is none.
+func (k *Kernel) ownVXLANLink() (netlink.Link, error) {
+	link, err := k.ownVXLAN()
+	if err != nil || link == nil {
+		return nil, err
+	}
+	return link, nil
+}
+
 func (k *Kernel) removeRoutes(context.Context) ([]string, error) {
 	return k.removeRoutesIf(func(r netlink.Route) bool { return !isBackstop(r) })
 }
