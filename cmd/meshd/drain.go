@@ -26,7 +26,8 @@ ten seconds at most. Connections continue. The node stays in the mesh and does n
 become a gateway again until the daemon is restarted or meshd drain --undo is run. On a
 node that is not a gateway, it only keeps the node from becoming one.
 
-The exit code is 1 if no other node takes over.`,
+The last gateway of a location is not drained: the command says why each other node
+cannot take over, and the exit code is 4. It is 1 if no node takes over in time.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d, err := p.client().Drain(cmd.Context(), undo)

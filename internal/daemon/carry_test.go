@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -95,6 +96,51 @@ func TestNoGateways(t *testing.T) {
 		if got := noGateways(turn{wanted: node.Configuration{Input: in}}); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
 		}
+	}
+}
+
+// TestNoSuccessor: the last gateway of a location is not drained.
+func TestNoSuccessor(t *testing.T) {
+	d, records := neighborhood() // a1, a2 and a3 in location a, and one elsewhere
+	down := func(i int, state mesh.Health) mesh.Verdict {
+		return mesh.Verdict{Author: records[i].Identity, Subject: records[i].ID(), Role: mesh.RoleGateway, State: state, Epoch: 1}
+	}
+	for _, tt := range []struct {
+		name   string
+		change func(tn *turn)
+		want   []string // parts of the text
+	}{
+		{"others", func(*turn) {}, nil},
+		{"one is left", func(tn *turn) { delete(tn.view.Alive, records[1].ID()) }, nil},
+		{"all are dead", func(tn *turn) { clear(tn.view.Alive) }, []string{"location a", "a2 (it is not alive)", "a3 (it is not alive)"}},
+		{"one may not, one drains", func(tn *turn) {
+			tn.wanted.Input.Records[1].Gateway = mesh.GatewayNever
+			tn.wanted.Input.Verdicts = []mesh.Verdict{down(2, mesh.HealthDraining)}
+		}, []string{"a2 (its node.gateway is never)", "a3 (it is draining; run there: meshd drain --undo)"}},
+		{"they have no address", func(tn *turn) {
+			for i := range tn.wanted.Input.Records {
+				tn.wanted.Input.Records[i].Claim.Slot = mesh.None
+			}
+		}, []string{"a2 (it has no address)"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tn := turn{view: mesh.View{Alive: make(map[mesh.ID]bool)}}
+			tn.wanted.Input = mesh.Input{Self: d.self.ID(), Records: append([]mesh.Record{}, records...)}
+			for i := range tn.wanted.Input.Records {
+				tn.wanted.Input.Records[i].Claim = mesh.Claim{Slot: i, Since: 1}
+				tn.view.Alive[records[i].ID()] = true
+			}
+			tt.change(&tn)
+			got := noSuccessor(tn)
+			if (got == "") != (tt.want == nil) {
+				t.Errorf("got %q", got)
+			}
+			for _, part := range tt.want {
+				if !strings.Contains(got, part) {
+					t.Errorf("got %q, want it to say %q", got, part)
+				}
+			}
+		})
 	}
 }
 

@@ -34,6 +34,9 @@ func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) 
 	if text := noGateways(before); text != "" {
 		return control.Drained{Successors: []string{}, Text: text}, nil
 	}
+	if text := noSuccessor(before); text != "" && !undo {
+		return control.Drained{}, fmt.Errorf("%w: %s", control.ErrRefused, text)
+	}
 	ctx, cancel := context.WithTimeout(ctx, drainFor)
 	defer cancel()
 	if err := d.inLoop(ctx, func() { d.memory.Drain(undo) }); err != nil {
@@ -65,6 +68,38 @@ func noGateways(t turn) string {
 		return fmt.Sprintf("This node is no gateway: nobody else is in location %s.", own.Location)
 	}
 	return ""
+}
+
+// noSuccessor says why nobody could take over from this node, and what to do about it; ""
+// if somebody could.
+func noSuccessor(t turn) string {
+	in, own := t.wanted.Input, recordOf(t)
+	standings, owners := mesh.GatewayVerdicts(in.Verdicts, in.Records), mesh.SlotOwners(in.Records)
+	var others []string
+	for _, r := range in.Records {
+		id := r.ID()
+		if r.Location != own.Location || r.Encrypted || id == in.Self {
+			continue
+		}
+		var why string
+		switch {
+		case r.Gateway == mesh.GatewayNever:
+			why = "its node.gateway is never"
+		case !t.view.Alive[id]:
+			why = "it is not alive"
+		case r.Claim.Slot == mesh.None || owners[r.Claim.Slot] != id:
+			why = "it has no address"
+		case standings[id].State == mesh.HealthDraining:
+			why = "it is draining; run there: meshd drain --undo"
+		case !node.IsUp(standings[id]):
+			why = "it is down"
+		default:
+			return ""
+		}
+		others = append(others, fmt.Sprintf("%s (%s)", r.Name, why))
+	}
+	slices.Sort(others)
+	return fmt.Sprintf("this is the last gateway of location %s, and nobody can take over: %s", own.Location, strings.Join(others, ", "))
 }
 
 // recordOf returns the turn's own record.

@@ -75,7 +75,11 @@ func (l *layout) chooseGateways(location string, members []*member, verdicts map
 	}
 	k := max(1, l.Cluster.Gateways)
 	serving := bestCandidates(candidates, k)
-	if serving[0].health == HealthDown {
+	switch serving[0].health {
+	case HealthDraining:
+		l.report(ProblemGateway, serving[0].Name, fmt.Sprintf("all gateways of location %s are draining or down: %s", location, names(candidates)),
+			fmt.Sprintf("before %s stops, run meshd drain --undo on another one, or set node.gateway to auto on a further node of %s", names(serving), location))
+	case HealthDown:
 		serving = serving[:1]
 		l.report(ProblemGateway, serving[0].Name, fmt.Sprintf("all gateways of location %s are down: %s", location, names(candidates)),
 			fmt.Sprintf("see meshd status on %s, which stays the gateway", serving[0].Name))

@@ -276,3 +276,32 @@ func (w *world) settleTerms() {
 		}
 	}
 }
+
+// TestLocationWithoutHealthyGateway: every node says that the gateways of a location are
+// about to be gone, and what to do.
+func TestLocationWithoutHealthyGateway(t *testing.T) {
+	in := twoLocations()
+	in.Records[2].Gateway, in.Records[3].Gateway = mesh.GatewayNever, mesh.GatewayNever
+	problems := func() (texts []string) {
+		for i := range in.Records {
+			in.Self = in.Records[i].ID()
+			for _, p := range mesh.Derive(in).Problems {
+				if p.Kind == mesh.ProblemGateway {
+					texts = append(texts, p.Text+" → "+p.Advice)
+				}
+			}
+		}
+		return texts
+	}
+	in.Verdicts = []mesh.Verdict{verdict(in, 1, 1, mesh.HealthDraining, 1)}
+	if got := problems(); len(got) > 0 {
+		t.Errorf("one of two drains: got %q, want no problem", got)
+	}
+	for _, state := range []mesh.Health{mesh.HealthDraining, mesh.HealthDown} {
+		in.Verdicts = []mesh.Verdict{verdict(in, 1, 1, mesh.HealthDraining, 1), verdict(in, 0, 0, state, 1)}
+		got := problems()
+		if len(got) != len(in.Records) || !strings.Contains(got[0], "all gateways of location a are draining or down: n0, n1 → ") || !strings.Contains(got[0], "meshd drain --undo") {
+			t.Errorf("the other one is %s: got %q, want a problem on each of %d nodes", state, got, len(in.Records))
+		}
+	}
+}
