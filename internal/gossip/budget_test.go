@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,21 +19,31 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// flood is more objects than the store holds.
-const flood = 8300
+// flood is more tombstones than the store holds of one author, and a quarter of it more
+// revocations.
+const flood = 4300
 
 // invented returns the n-th of some fingerprints that no node has.
 func invented(n int) mesh.ID { return mesh.ID{0xfd, byte(n >> 8), byte(n)} }
 
-// tombstones returns n tombstones of an author for nodes that don't exist.
+// tombstones returns n tombstones of an author for nodes that don't exist. Several tests
+// need the same ones, and signing takes long with the race detector.
 func tombstones(t testing.TB, author, n int, upTo uint64) [][]byte {
 	t.Helper()
-	var raws [][]byte
-	for i := range n {
-		raws = append(raws, signTombstone(t, author, invented(i), upTo))
+	signed.mu.Lock()
+	defer signed.mu.Unlock()
+	key := [2]uint64{uint64(author), upTo}
+	for i := len(signed.by[key]); i < n; i++ {
+		signed.by[key] = append(signed.by[key], signTombstone(t, author, invented(i), upTo))
 	}
-	return raws
+	return slices.Clone(signed.by[key][:n])
 }
+
+// signed has the tombstones that were made, by author and sequence.
+var signed = struct {
+	mu sync.Mutex
+	by map[[2]uint64][][]byte
+}{by: map[[2]uint64][][]byte{}}
 
 // heldOf counts the objects of an author.
 func heldOf(g *Gossip, author mesh.ID) int {
@@ -400,7 +411,7 @@ func TestHostileInsiderIsUndone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raws := tombstones(t, insider.n, 4300, 5)
+	raws := tombstones(t, insider.n, flood, 5)
 	for len(raws) > 0 {
 		n := min(len(raws), 100)
 		for _, victim := range honest {
