@@ -24,7 +24,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -216,59 +215,26 @@ func (f Facts) internalIP(cfg config.Config) []Finding {
 }
 
 // overlaps reports networks of this host, or behind its routes, that share addresses with
-// the cluster's ranges. A network within a range takes packets away from the mesh, which
-// is an error. A network that contains a range loses packets to the mesh: a warning.
+// the cluster's ranges. The host keeps them, so the mesh has no addresses there, which is an
+// error; with a LAN of this host meshd does not start. A route to a wider network loses
+// packets to the mesh: a warning.
 func (f Facts) overlaps(cfg config.Config) []Finding {
 	const what = "ranges"
 	var out []Finding
-	for _, r := range ranges(cfg) {
-		for _, n := range f.Networks {
-			if !r.prefix.Overlaps(n.Prefix) || n.Link == cfg.WireGuard.Interface || n.Link == cfg.CNI.Bridge || strings.HasPrefix(n.Link, "kube-") {
-				continue
-			}
-			text := fmt.Sprintf("%s %s overlaps %s, to which this host has a route by %s", r.key, r.prefix, n.Prefix.Masked(), n.Link)
-			inside := r.prefix.Bits() <= n.Prefix.Bits()
-			if n.Own {
-				text = fmt.Sprintf("%s %s overlaps %s, the network of this host's address on %s", r.key, r.prefix, n.Prefix.Masked(), n.Link)
-				inside = inside || r.prefix.Contains(n.Prefix.Addr())
-			}
-			advice := fmt.Sprintf("choose another range for %s, the same on all nodes", r.key)
-			if n.Link == "cni0" || strings.HasPrefix(n.Link, "flannel") {
-				advice = fmt.Sprintf("if another pod network was here before, remove what it left: ip link delete %s", n.Link)
-			}
-			level := Warning
-			if inside {
-				level = Error
-			}
-			out = append(out, Finding{level, what, text, advice})
+	for _, o := range f.Host.Nearby.Overlaps(cfg.Cluster) {
+		advice := o.Advice()
+		if link := o.Network.Link; link == "cni0" || strings.HasPrefix(link, "flannel") {
+			advice = fmt.Sprintf("if another pod network was here before, remove what it left: ip link delete %s", link)
 		}
+		out = append(out, Finding{Error, what, o.Text(), advice})
+	}
+	for _, o := range f.Host.Nearby.Wider(cfg.Cluster) {
+		out = append(out, Finding{Warning, what, o.Text() + ": the mesh takes that part of it", o.Advice()})
 	}
 	if out == nil {
 		return ok(what, "the cluster's ranges overlap no network of this host")
 	}
 	return out
-}
-
-type clusterRange struct {
-	key    string
-	prefix netip.Prefix
-}
-
-func ranges(cfg config.Config) []clusterRange {
-	var all []clusterRange
-	for _, list := range []struct {
-		key      string
-		prefixes []netip.Prefix
-	}{
-		{"cluster.overlay", cfg.Cluster.Overlay},
-		{"cluster.pods", cfg.Cluster.Pods},
-		{"cluster.services", cfg.Cluster.Services},
-	} {
-		for _, p := range list.prefixes {
-			all = append(all, clusterRange{list.key, p})
-		}
-	}
-	return all
 }
 
 // clock reports an unsynchronised clock: if two nodes claim the same addresses, the

@@ -17,6 +17,7 @@ import (
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/k3s"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/filter"
 	"github.com/meshd/meshd/internal/state"
@@ -38,11 +39,10 @@ func healthy() Facts {
 	uplink := netcfg.Uplink{Link: "eth0", Source: netip.MustParsePrefix("192.168.1.1/24"), MTU: 1500}
 	f := Facts{
 		Root: true, Capable: true,
-		State:    State{Path: "/var/lib/meshd", Read: true, Seen: state.Inspection{Origin: state.Made}, Free: 1 << 30},
-		Kernel:   Kernel{WireGuard: true, TUN: true, NFT: true, BridgeFilter: true, IPv6: true},
-		Links:    []Link{{Name: "lo", Kind: "device"}, {Name: "eth0", Kind: "veth"}, {Name: "kube-bridge", Kind: "bridge"}},
-		Networks: []Network{{netip.MustParsePrefix("192.168.1.1/24"), "eth0", true}, {netip.MustParsePrefix("10.42.0.1/24"), "kube-bridge", true}},
-		Host:     netcfg.Facts{Uplinks: []netcfg.Uplink{uplink}, Attached: []netcfg.LAN{{Link: "eth0", Address: uplink.Source}}, MTU: 1500, MTULink: "eth0"},
+		State:  State{Path: "/var/lib/meshd", Read: true, Seen: state.Inspection{Origin: state.Made}, Free: 1 << 30},
+		Kernel: Kernel{WireGuard: true, TUN: true, NFT: true, BridgeFilter: true, IPv6: true},
+		Links:  []Link{{Name: "lo", Kind: "device"}, {Name: "eth0", Kind: "veth"}, {Name: "kube-bridge", Kind: "bridge"}},
+		Host:   netcfg.Facts{Uplinks: []netcfg.Uplink{uplink}, Attached: []netcfg.LAN{{Link: "eth0", Address: uplink.Source}}, MTU: 1500, MTULink: "eth0"},
 		Ports: []Port{
 			{Network: "udp", Port: 51820, Key: "wireguard.listen-port", State: PortFree},
 			{Network: "udp", Port: 7946, Key: "gossip.bind", State: PortTaken, Ours: true},
@@ -187,19 +187,19 @@ func TestEvaluate(t *testing.T) {
 			"warning mtu: IPv6 needs an MTU of 1280 inside the tunnels, and only 1220 fit through the 1300 of eth0: packets will come in fragments → raise its MTU to 1360, or use IPv4 ranges only",
 		}},
 		{"overlaps", nil, func(f *Facts) {
-			f.Networks = append(f.Networks,
-				Network{netip.MustParsePrefix("10.4.7.9/24"), "eth1", true},
-				Network{netip.MustParsePrefix("10.42.0.1/24"), "cni0", true},
-				Network{netip.MustParsePrefix("10.43.128.0/17"), "tun5", false},
-				Network{netip.MustParsePrefix("10.0.0.0/8"), "tun6", false},
-				Network{netip.MustParsePrefix("10.43.0.1/32"), "kube-ipvs0", true})
+			network := func(p, link string) mesh.AttachedNetwork {
+				return mesh.AttachedNetwork{Prefix: netip.MustParsePrefix(p), Link: link}
+			}
+			routed := network("10.0.0.0/8", "eth0")
+			routed.Routed = true
+			f.Host.Nearby.Attached = []mesh.AttachedNetwork{network("192.168.1.0/24", "eth0"), routed, network("10.4.7.0/24", "eth1"), network("10.42.0.0/24", "cni0"), network("10.43.128.0/17", "tun5")}
 		}, []string{
-			"error ranges: cluster.overlay 10.4.0.0/16 overlaps 10.4.7.0/24, the network of this host's address on eth1 → choose another range for cluster.overlay, the same on all nodes",
-			"warning ranges: cluster.overlay 10.4.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by tun6 → choose another range for cluster.overlay, the same on all nodes",
-			"error ranges: cluster.pods 10.42.0.0/16 overlaps 10.42.0.0/24, the network of this host's address on cni0 → if another pod network was here before, remove what it left: ip link delete cni0",
-			"warning ranges: cluster.pods 10.42.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by tun6 → choose another range for cluster.pods, the same on all nodes",
-			"error ranges: cluster.services 10.43.0.0/16 overlaps 10.43.128.0/17, to which this host has a route by tun5 → choose another range for cluster.services, the same on all nodes",
-			"warning ranges: cluster.services 10.43.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by tun6 → choose another range for cluster.services, the same on all nodes",
+			"error ranges: cluster.overlay 10.4.0.0/16 overlaps 10.4.7.0/24, to which this host is attached by eth1 → choose another range for cluster.overlay, the same on all nodes, such as 172.16.0.0/16, which is free on this host; or give that network other addresses",
+			"error ranges: cluster.pods 10.42.0.0/16 overlaps 10.42.0.0/24, to which this host is attached by cni0 → if another pod network was here before, remove what it left: ip link delete cni0",
+			"error ranges: cluster.services 10.43.0.0/16 overlaps 10.43.128.0/17, to which this host is attached by tun5 → choose another range for cluster.services, the same on all nodes, such as 172.18.0.0/16, which is free on this host; or give that network other addresses",
+			"warning ranges: cluster.overlay 10.4.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by eth0: the mesh takes that part of it → choose another range for cluster.overlay, the same on all nodes, such as 172.16.0.0/16, which is free on this host; or give that network other addresses",
+			"warning ranges: cluster.pods 10.42.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by eth0: the mesh takes that part of it → choose another range for cluster.pods, the same on all nodes, such as 172.17.0.0/16, which is free on this host; or give that network other addresses",
+			"warning ranges: cluster.services 10.43.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by eth0: the mesh takes that part of it → choose another range for cluster.services, the same on all nodes, such as 172.18.0.0/16, which is free on this host; or give that network other addresses",
 		}},
 		{"no plugins, another network, a directory that is not writable", nil, func(f *Facts) {
 			f.CNI.Status.Plugins[0].InSource, f.CNI.Status.Plugins[3].InSource = false, false

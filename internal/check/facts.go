@@ -26,7 +26,6 @@ type Facts struct {
 	ForeignDevice bool   // a link that is not ours has our device's name
 	ForeignVXLAN  bool   // a link that is not ours has our VXLAN device's name
 	Links         []Link // all links of the host
-	Networks      []Network
 	Host          netcfg.Facts
 	Ports         []Port
 	Filters       []filter.Table
@@ -74,15 +73,6 @@ type Kernel struct {
 type Link struct {
 	Name string
 	Kind string
-
-	index int
-}
-
-// Network is a network that this host has an address in, or a route to.
-type Network struct {
-	Prefix netip.Prefix // its address part is the host's own address, if it has one
-	Link   string
-	Own    bool // the host has an address in it
 }
 
 // Port is a port that meshd listens on.

@@ -37,7 +37,6 @@ func ReadFacts(ctx context.Context, cfg config.Config, o Options) Facts {
 	f.read("permission", func() (err error) { f.Capable, err = capable(); return err })
 	f.lookState(o.StateDir)
 	f.read("links", f.lookLinks)
-	f.read("networks", f.lookNetworks)
 	f.read("clock", f.lookClock)
 	f.read("k3s", func() (err error) { f.K3s, err = k3s.ReadSettings("/"); return err })
 	if cfg.CNI.Enabled {

@@ -65,52 +65,9 @@ func (f *Facts) lookLinks() error {
 		return fmt.Errorf("list links: %w", err)
 	}
 	for _, l := range links {
-		f.Links = append(f.Links, Link{Name: l.Attrs().Name, Kind: l.Type(), index: l.Attrs().Index})
+		f.Links = append(f.Links, Link{Name: l.Attrs().Name, Kind: l.Type()})
 	}
 	return nil
-}
-
-// lookNetworks reads addresses and routes. It skips routes of the kernel
-// (RTPROT_KERNEL), because they repeat the networks of the addresses, and meshd's own.
-func (f *Facts) lookNetworks() error {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return fmt.Errorf("list addresses: %w", err)
-	}
-	for _, a := range addrs {
-		f.addNetwork(a.IPNet, a.LinkIndex, true)
-	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL) // of the main table
-	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
-	}
-	for _, r := range routes {
-		if r.Protocol != unix.RTPROT_KERNEL && r.Protocol != netcfg.RouteProtocol {
-			f.addNetwork(r.Dst, r.LinkIndex, false)
-		}
-	}
-	slices.SortFunc(f.Networks, func(a, b Network) int {
-		return a.Prefix.Compare(b.Prefix)
-	})
-	return nil
-}
-
-// addNetwork adds a network, unless it is a default route or can't overlap a range.
-func (f *Facts) addNetwork(n *net.IPNet, link int, own bool) {
-	if n == nil {
-		return
-	}
-	addr, _ := netip.AddrFromSlice(n.IP)
-	bits, _ := n.Mask.Size()
-	p := netip.PrefixFrom(addr.Unmap(), bits)
-	if bits == 0 || !p.IsValid() || p.Addr().IsLinkLocalUnicast() || p.Addr().IsLoopback() || p.Addr().IsMulticast() {
-		return
-	}
-	name := "no link"
-	if i := slices.IndexFunc(f.Links, func(l Link) bool { return l.index == link }); i >= 0 {
-		name = f.Links[i].Name
-	}
-	f.Networks = append(f.Networks, Network{Prefix: p, Link: name, Own: own})
 }
 
 // lookPorts tries to listen on the ports that meshd needs.

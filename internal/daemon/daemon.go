@@ -137,6 +137,13 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, k.Close()) }()
 	d.kernel = k
+	facts, err := d.kernel.Facts(ctx)
+	if err != nil {
+		return err
+	}
+	if err := checkRanges(opt.Config, cfg, facts); err != nil {
+		return err
+	}
 	d.publish(d.status(turn{}), turn{})
 	return runTasks(ctx, d.tasks(remembered))
 }

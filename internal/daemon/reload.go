@@ -11,6 +11,7 @@ import (
 
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // ProblemConfiguration says that the configuration file has in it what this
@@ -54,6 +55,19 @@ func (d *daemon) takeConfig() (changed []string, err error) {
 	}
 	d.cfg = next
 	return changed, nil
+}
+
+// checkRanges refuses ranges in which this host's own LAN lies: what the host sends there, or
+// the mesh, would be lost. A network that comes later is a problem and not an error: it stays
+// the host's, see mesh.RangeOverlap.
+func checkRanges(path string, cfg config.Config, facts netcfg.Facts) error {
+	var errs []error
+	for _, o := range facts.Nearby.Overlaps(cfg.Cluster) {
+		if o.Network.LAN && !o.Network.Routed {
+			errs = append(errs, &config.Error{File: path, Key: o.Key, Problem: fmt.Sprintf("%v overlaps %v", o.Range, o.Network), Advice: o.Advice() + "; if meshd has run here before, run: meshd down"})
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // joinList is what gossip takes: host:port.

@@ -6,15 +6,18 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // A reload that fails tells systemd that it has begun and ended, as sd_notify(3)
@@ -79,5 +82,31 @@ func TestReloadProblems(t *testing.T) {
 		if diff := cmp.Diff(tt.want, reloadProblems("a", "/etc/meshd.yaml", tt.err)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
+	}
+}
+
+// TestCheckRanges checks that ranges in which the host's own LAN lies are refused, all at
+// once, with ranges that would do; and that those of others of its networks are not.
+func TestCheckRanges(t *testing.T) {
+	cfg := parse(t, "node: {name: a}")
+	lan := func(p string) mesh.AttachedNetwork {
+		return mesh.AttachedNetwork{Prefix: netip.MustParsePrefix(p), Link: "eth0", LAN: true}
+	}
+	facts := netcfg.Facts{Nearby: mesh.Nearby{Attached: []mesh.AttachedNetwork{lan("10.42.3.0/24"), lan("10.4.0.0/20"), lan("192.168.1.0/24")}}}
+	err := checkRanges("/etc/meshd.yaml", cfg, facts)
+	for _, want := range []string{"cluster.overlay: 10.4.0.0/16 overlaps 10.4.0.0/20", "such as 10.5.0.0/16", "cluster.pods: 10.42.0.0/16 overlaps 10.42.3.0/24, to which this host is attached by eth0", "such as 10.44.0.0/16"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q in it", err, want)
+		}
+	}
+	var bad *config.Error
+	if !errors.As(err, &bad) {
+		t.Errorf("got %T, want a configuration error, which a restart does not mend", err)
+	}
+	behindRouter, tunnel := lan("10.42.3.0/24"), lan("10.42.4.0/24")
+	behindRouter.Routed, tunnel.LAN, tunnel.Link = true, false, "tun0"
+	facts.Nearby.Attached = []mesh.AttachedNetwork{behindRouter, tunnel}
+	if err := checkRanges("/etc/meshd.yaml", cfg, facts); err != nil {
+		t.Errorf("without a LAN there: got %v, want none", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,6 +56,7 @@ func fullRecord() mesh.Record {
 	}
 	r.InternalIPs = []netip.Prefix{netip.MustParsePrefix("192.168.10.1/24")}
 	r.AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("192.168.10.0/24"), netip.MustParsePrefix("fd01::/48")}
+	r.Withheld = []netip.Prefix{netip.MustParsePrefix("10.0.0.5/32"), netip.MustParsePrefix("fd02::/64")}
 	return r
 }
 
@@ -219,6 +221,11 @@ func TestRecordLimits(t *testing.T) {
 		{"allowed metadata service", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("169.254.169.254/32")} }, false},
 		{"allowed default route", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("0.0.0.0/0")} }, false},
 		{"allowed half of the default route", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("2000::/3")} }, false},
+		{"withheld", func(r *mesh.Record) { r.Withheld = []netip.Prefix{prefix("10.0.0.5/32")} }, true},
+		{"many withheld", func(r *mesh.Record) {
+			r.Withheld = slices.Repeat([]netip.Prefix{prefix("10.0.0.5/32")}, mesh.MaxWithheld+1)
+		}, false},
+		{"invalid withheld", func(r *mesh.Record) { r.Withheld = []netip.Prefix{{}} }, false},
 		{"invalid prefix", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{{}} }, false},
 	}
 	for _, tt := range tests {

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -48,6 +49,7 @@ type wireRecord struct {
 	Replaced    uint64         `cbor:"22,keyasint,omitempty"`
 	Encrypted   bool           `cbor:"23,keyasint,omitempty"`
 	Confirmed   bool           `cbor:"24,keyasint,omitempty"`
+	Withheld    []netip.Prefix `cbor:"25,keyasint,omitempty"`
 }
 
 type wireEndpoint struct {
@@ -79,7 +81,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 		Seat: int64(r.Term.Seat), TermSince: r.Term.Since, Replaced: r.Replaced, Encrypted: r.Encrypted,
 		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
 		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr,
-		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs,
+		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs, Withheld: r.Withheld,
 	}
 	for _, e := range r.Endpoints {
 		w.Endpoints = append(w.Endpoints, wireEndpoint{Host: e.Host, Port: e.Port, Source: string(e.Source)})
@@ -104,7 +106,7 @@ func decodeRecord(payload []byte) (body, error) {
 		Name: w.Name, Key: wgtypes.Key(w.Key), Settings: w.Settings, Location: w.Location,
 		Gateway: mesh.GatewayPreference(w.Gateway), Encrypted: w.Encrypted, NAT: w.NAT, ListenPort: w.ListenPort,
 		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr,
-		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed,
+		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed, Withheld: w.Withheld,
 	}
 	if w.Slot < mesh.None || w.Slot >= mesh.MaxSlots || w.MTU < 0 || w.MTU > math.MaxUint16 || w.Seat < 0 || w.Seat >= maxSeats {
 		return nil, fmt.Errorf("decode record: slot %d, MTU %d, seat %d", w.Slot, w.MTU, w.Seat)
@@ -159,6 +161,9 @@ func checkAddresses(r mesh.Record) error {
 	if len(r.Endpoints) > mesh.MaxEndpoints || len(r.InternalIPs) > mesh.MaxInternalIPs || len(r.AllowedLocationIPs) > mesh.MaxCIDRs {
 		return fmt.Errorf("check record: %d endpoints, %d internal IPs, %d allowed-location-ips; at most %d, %d, %d",
 			len(r.Endpoints), len(r.InternalIPs), len(r.AllowedLocationIPs), mesh.MaxEndpoints, mesh.MaxInternalIPs, mesh.MaxCIDRs)
+	}
+	if len(r.Withheld) > mesh.MaxWithheld || slices.ContainsFunc(r.Withheld, func(p netip.Prefix) bool { return !p.IsValid() }) {
+		return fmt.Errorf("check record: withheld networks %v, at most %d", r.Withheld, mesh.MaxWithheld)
 	}
 	for _, e := range r.Endpoints {
 		if !mesh.ValidHost(e.Host) || e.Port == 0 || !mesh.ValidText(string(e.Source), maxWord) {

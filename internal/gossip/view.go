@@ -64,5 +64,6 @@ func clone(r mesh.Record) mesh.Record {
 	r.Endpoints = slices.Clone(r.Endpoints)
 	r.InternalIPs = slices.Clone(r.InternalIPs)
 	r.AllowedLocationIPs = slices.Clone(r.AllowedLocationIPs)
+	r.Withheld = slices.Clone(r.Withheld)
 	return r
 }

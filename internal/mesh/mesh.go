@@ -38,6 +38,7 @@ const (
 	MaxEndpoints   = 6
 	MaxCIDRs       = 8
 	MaxInternalIPs = 4
+	MaxWithheld    = 8
 	MaxName        = 63 // a DNS label, as Kubernetes requires for a node's name
 )
 
@@ -126,6 +127,7 @@ type Record struct {
 	Endpoints          []Endpoint     // best first; at most MaxEndpoints
 	InternalIPs        []netip.Prefix // addresses on its private network, with that network's prefix length
 	AllowedLocationIPs []netip.Prefix // further networks behind its location
+	Withheld           []netip.Prefix // networks of other nodes that its host reaches otherwise; at most MaxWithheld
 
 	id ID // of Identity; zero until it is computed
 }
@@ -430,6 +432,7 @@ const (
 	ProblemNeighbor  ProblemKind = "no-neighbor" // not reachable on the LAN
 	ProblemRelay     ProblemKind = "no-relay"
 	ProblemClient    ProblemKind = "client-conflict"
+	ProblemRange     ProblemKind = "range-overlap" // a network of the host is in the cluster's ranges
 )
 
 // Compare orders problems by kind, node and text.

@@ -129,7 +129,7 @@ func addToAddr(a netip.Addr, n, shift int) netip.Addr {
 	}
 	b := a.As16()
 	hi, lo := binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
-	addLo, addHi := uint64(n)<<shift, uint64(n)>>(64-shift)
+	addLo, addHi := uint64(n)<<shift, uint64(n)>>max(0, 64-shift)
 	if shift >= 64 {
 		addLo, addHi = 0, uint64(n)<<(shift-64)
 	}

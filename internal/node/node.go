@@ -80,7 +80,8 @@ type Memory struct {
 	Handshakes Handshakes
 	Absences   Absences
 
-	internalIPs []netip.Prefix // to be kept as long as the host has them
+	internalIPs  []netip.Prefix // to be kept as long as the host has them
+	withheldNext time.Time      // when the record's Withheld may change again
 
 	duplicate duplicate
 	moves     moves

@@ -94,6 +94,27 @@ func (m *Memory) chooseInternalIPs(in Input) []netip.Prefix {
 	return ips
 }
 
+// What this node says that it withholds follows from the records of others, and a node that
+// changes its record all the time must not make all others do the same. So it changes once in
+// withheldPause on average, and withheldBurst times at once.
+const (
+	withheldPause = time.Minute
+	withheldBurst = 4
+)
+
+// withheld returns the networks of others that this node does not route to them.
+func (m *Memory) withheld(in Input) []netip.Prefix {
+	now := mesh.Withheld(in.View.Cluster, m.Own, in.View.Records, in.Facts.Nearby)
+	if slices.Equal(now, m.Own.Withheld) || in.Now.Before(m.withheldNext) {
+		return m.Own.Withheld
+	}
+	if full := in.Now.Add(-(withheldBurst - 1) * withheldPause); m.withheldNext.Before(full) {
+		m.withheldNext = full
+	}
+	m.withheldNext = m.withheldNext.Add(withheldPause)
+	return now
+}
+
 // sameEndpoints reports whether the lists differ in their order at most.
 func sameEndpoints(a, b []mesh.Endpoint) bool {
 	return len(a) == len(b) && !slices.ContainsFunc(a, func(e mesh.Endpoint) bool { return !slices.Contains(b, e) })

@@ -253,3 +253,24 @@ func TestInternalIPStays(t *testing.T) {
 		})
 	}
 }
+
+// TestHostileWithheld checks that a node which announces other networks all the time does not
+// have others change their records as often.
+func TestHostileWithheld(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	var m Memory
+	m.Own.Identity = []byte("own")
+	facts := netcfg.Facts{Nearby: mesh.Nearby{Attached: []mesh.AttachedNetwork{{Prefix: netip.MustParsePrefix("10.0.0.0/16"), Link: "eth1"}}}}
+	changes := 0
+	for i := range 600 {
+		restless := mesh.Record{Identity: []byte("another"), Claim: mesh.Claim{Slot: mesh.None}, InternalIPs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i / 250), byte(1 + i%250)}), 24)}}
+		got := m.withheld(Input{Now: now.Add(time.Duration(i) * time.Second), Facts: facts, View: mesh.View{Records: []mesh.Record{restless}}})
+		if !slices.Equal(got, m.Own.Withheld) {
+			changes++
+		}
+		m.Own.Withheld = got
+	}
+	if want := withheldBurst + 9; changes != want {
+		t.Errorf("in ten minutes: %d changes, want %d: some at once, then one a minute", changes, want)
+	}
+}

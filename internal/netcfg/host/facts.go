@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"slices"
@@ -105,9 +106,12 @@ func (k *Kernel) egress() ([]int, error) {
 	var to []netip.Addr
 	link, err := k.ownLink()
 	if link == nil || err != nil {
-		return nil, ignoreForeign(err)
+		return nil, unlessForeign(err)
 	}
 	_, peers, err := k.observeDevice(link)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, nil // meshd check, by a user who may not see them
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +122,7 @@ func (k *Kernel) egress() ([]int, error) {
 	}
 	_, forwarding, _, err := k.observeVXLAN()
 	if err != nil {
-		return nil, ignoreForeign(err)
+		return nil, unlessForeign(err)
 	}
 	for _, e := range forwarding {
 		to = append(to, e.To)
@@ -142,9 +146,9 @@ func (k *Kernel) egress() ([]int, error) {
 	return slices.Compact(out), nil
 }
 
-// ignoreForeign returns nil for ErrForeignDevice: nothing of ours uses that link, and Observe
+// unlessForeign returns nil for ErrForeignDevice: nothing of ours uses that link, and Observe
 // reports it.
-func ignoreForeign(err error) error {
+func unlessForeign(err error) error {
 	if errors.Is(err, ErrForeignDevice) {
 		return nil
 	}
