@@ -140,10 +140,10 @@ func newStatus(p *paths) *cobra.Command {
 		Short: "Show this node, the other nodes, and problems",
 		Long: `Show this node, the other nodes, and problems with advice.
 
-PATH is how packets get to a node: through a tunnel or over the LAN, and via which
+ROUTE is how packets get to a node: through a tunnel or over the LAN, and via which
 nodes if it is not direct. HEALTH and the round-trip time after it are measured with
-echo requests along that path. Without --probe only the paths that a failover depends
-on are measured; with it, every node gets one request and has a second to answer.
+echo requests along that route. Without --probe only the routes that a failover
+depends on are measured; with it, every node gets one request and has a second to answer.
 
 With --wait, it waits until pods may start on this host: the overlay address is on
 the device, and the CNI configuration is in place. meshd-online.service does this
@@ -172,7 +172,7 @@ answers for 30 seconds.`,
 			return show(s)
 		},
 	}
-	cmd.Flags().BoolVar(&probe, "probe", false, "measure every path now")
+	cmd.Flags().BoolVar(&probe, "probe", false, "measure every route now")
 	cmd.Flags().BoolVar(&await, "wait", false, "wait until pods may start on this host")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long --wait waits, such as 5m; 0 is for ever")
 	cmd.MarkFlagsMutuallyExclusive("probe", "wait")
@@ -222,7 +222,7 @@ func newPlan(p *paths) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&without, "without", "", "preview what the loss of this `node` would change, on this host and on the paths from it")
+	cmd.Flags().StringVar(&without, "without", "", "preview what the loss of this `node` would change, on this host and on the routes from it")
 	out.register(cmd)
 	return cmd
 }

@@ -101,7 +101,7 @@ func printNode(w io.Writer, s control.Status) {
 
 func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tLOCATION\tALIVE\tPATH\tHEALTH\tOVERLAY\tPODS\tINTERNAL IP\tENDPOINT\tHANDSHAKE\tRTT\tRECEIVED\tSENT")
+	fmt.Fprintln(t, "NODE\tLOCATION\tALIVE\tROUTE\tHEALTH\tOVERLAY\tPODS\tINTERNAL IP\tENDPOINT\tHANDSHAKE\tRTT\tRECEIVED\tSENT")
 	for _, p := range peers {
 		alive := "no"
 		if p.Alive {
@@ -123,7 +123,7 @@ func role(r control.Role) string {
 	return " (" + string(r) + ")"
 }
 
-// health words the health of a path, with its round trip.
+// health words the health of a route, with its round-trip time.
 func health(p control.Route) string {
 	if p.RTT == 0 {
 		return orDash(string(p.Health))

@@ -65,7 +65,10 @@ func (d *counting) Graph() (mesh.Graph, error) { d.reads++; return mesh.Graph{},
 
 func (d *counting) Forget(context.Context, string) error { d.writes++; return ErrRefused }
 
-func (d *counting) Revoke(context.Context, string) (Revoked, error) { d.writes++; return Revoked{}, nil }
+func (d *counting) Revoke(context.Context, string) (Revoked, error) {
+	d.writes++
+	return Revoked{}, nil
+}
 
 func (d *counting) Renumber(context.Context, bool) (Renumbered, error) {
 	d.writes++

@@ -29,27 +29,27 @@ const (
 // Route is how packets get to another node.
 type Route struct {
 	Kind   mesh.RouteKind `json:"kind"`
-	Via    []string       `json:"via"` // names of the nodes between, in order; empty for a direct path
+	Via    []string       `json:"via"` // names of the nodes between, in order; empty for a direct route
 	Health Health         `json:"health"`
 	RTT    time.Duration  `json:"rtt,omitzero"` // of the echo requests, nanoseconds; absent if not known
 }
 
-// String words a path for a person: "tunnel", or "lan via a, b".
-func (p Route) String() string {
-	if len(p.Via) == 0 {
-		return string(p.Kind)
+// String formats a route for a person: "tunnel", or "lan via a, b".
+func (r Route) String() string {
+	if len(r.Via) == 0 {
+		return string(r.Kind)
 	}
-	return string(p.Kind) + " via " + strings.Join(p.Via, ", ")
+	return string(r.Kind) + " via " + strings.Join(r.Via, ", ")
 }
 
-// Health is the result of echo requests along a path; "" where none are sent.
+// Health is the result of echo requests along a route; "" where none are sent.
 type Health string
 
 // The values of Health.
 const (
 	RouteOK     Health = "ok"
 	RouteLosing Health = "losing" // some requests in a row stay without an answer
-	RouteSilent Health = "silent" // so many that the path counts as broken
+	RouteSilent Health = "silent" // so many that the route counts as broken
 )
 
 // Drained is the state after a request to drain the node, or to undo that.
@@ -81,7 +81,7 @@ func (c *Client) DOT(ctx context.Context) (string, error) {
 }
 
 // Probe makes the daemon send one echo request to every node, and returns the status
-// after that, which has the health of all paths.
+// after that, which has the health of all routes.
 func (c *Client) Probe(ctx context.Context) (Status, error) {
 	var s Status
 	return s, c.do(ctx, http.MethodGet, "/v1/status?probe=true", &s)
@@ -93,7 +93,7 @@ func (c *Client) PlanWithout(ctx context.Context, node string) (Plan, error) {
 	return p, c.do(ctx, http.MethodGet, "/v1/plan?"+url.Values{"without": {node}}.Encode(), &p)
 }
 
-// handleGateways adds the handlers for gateways and paths.
+// handleGateways adds the handlers for gateways and routes.
 func handleGateways(mux *http.ServeMux, d Daemon) {
 	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, r *http.Request) {
 		drained, err := d.Drain(r.Context(), r.URL.Query().Get("undo") == "true")

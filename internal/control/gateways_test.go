@@ -29,10 +29,10 @@ func (d *daemon) PlanWithout(_ context.Context, node string) (control.Plan, erro
 	if node != "a&b" {
 		return control.Plan{}, fmt.Errorf("%w: no node is named %s", control.ErrRefused, node)
 	}
-	return control.Plan{Changes: []string{}, Routes: []string{"path to x: none, was tunnel"}}, nil
+	return control.Plan{Changes: []string{}, Routes: []string{"route to x: none, was tunnel"}}, nil
 }
 
-func TestGatewaysAndPaths(t *testing.T) {
+func TestGatewaysAndRoutes(t *testing.T) {
 	c, _ := serve(t, &daemon{})
 	for _, undo := range []bool{false, true} {
 		got, err := c.Drain(t.Context(), undo)
@@ -60,16 +60,16 @@ func TestGatewaysAndPaths(t *testing.T) {
 	}
 }
 
-func TestPathString(t *testing.T) {
+func TestRouteString(t *testing.T) {
 	for _, tt := range []struct {
-		path control.Route
-		want string
+		route control.Route
+		want  string
 	}{
 		{control.Route{Kind: mesh.RouteNone}, "none"},
 		{control.Route{Kind: mesh.RouteTunnel}, "tunnel"},
 		{control.Route{Kind: mesh.RouteLAN, Via: []string{"a", "b"}}, "lan via a, b"},
 	} {
-		if got := tt.path.String(); got != tt.want {
+		if got := tt.route.String(); got != tt.want {
 			t.Errorf("got %q, want %q", got, tt.want)
 		}
 	}

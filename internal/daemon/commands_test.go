@@ -68,7 +68,7 @@ func TestPlanWithoutGateway(t *testing.T) {
 		if err != nil || !strings.Contains(strings.Join(got.Changes, "\n"), " (b1) endpoint 203.0.113.11:51820") {
 			t.Errorf("changes: got %q, %v", got.Changes, err)
 		}
-		if want := []string{"path to b1: tunnel, was lan via a2"}; !slices.Equal(got.Routes, want) {
+		if want := []string{"route to b1: tunnel, was lan via a2"}; !slices.Equal(got.Routes, want) {
 			t.Errorf("paths: got %q, want %q", got.Routes, want)
 		}
 	})

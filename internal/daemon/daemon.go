@@ -102,7 +102,7 @@ type self struct {
 
 func newDaemon(opt Options, cfg config.Config) *daemon {
 	d := &daemon{
-		opt: opt, cfg: cfg, log: opt.Logger, journal: newJournal(), metrics: metrics.New(opt.Version),
+		opt: opt, cfg: cfg, log: opt.Logger, journal: newJournal(), metrics: metrics.New(opt.Version, time.Now),
 		self: self{started: time.Now()}, services: hostServices{}, commands: make(chan command),
 	}
 	d.publish(control.Status{}, turn{})

@@ -206,9 +206,9 @@ func (t index) locationRole(r mesh.Record) control.Role {
 	return control.RoleMember
 }
 
-// pathIn returns the path to a node in a topology of the turn's records, without its
+// routeIn returns the route to a node in a topology of the turn's records, without its
 // health.
-func (t index) pathIn(topology mesh.Topology, id mesh.ID) control.Route {
+func (t index) routeIn(topology mesh.Topology, id mesh.ID) control.Route {
 	out := control.Route{Kind: mesh.RouteNone, Via: []string{}}
 	i, ok := slices.BinarySearchFunc(topology.Routes, id, func(p mesh.Route, id mesh.ID) int { return p.ID.Compare(id) })
 	if !ok {
@@ -223,12 +223,12 @@ func (t index) pathIn(topology mesh.Topology, id mesh.ID) control.Route {
 
 // routeTo returns how packets get to another node, and how they fare.
 func (t index) routeTo(id mesh.ID) control.Route {
-	out := t.pathIn(t.wanted.Topology, id)
+	out := t.routeIn(t.wanted.Topology, id)
 	results := t.watch.Of(id, t.results)
 	if len(results) == 0 {
 		return out
 	}
-	// A path is as good as it is in the worse family.
+	// A route is as good as it is in the worse family.
 	worst := slices.MaxFunc(results, func(a, b probe.Result) int { return cmp.Compare(a.Misses, b.Misses) })
 	switch {
 	case worst.Misses >= t.cfg.Probe.Misses:

@@ -23,7 +23,7 @@ func (d *daemon) Graph() (mesh.Graph, error) {
 }
 
 // PlanWithout implements control.Daemon: what this host would do, and which
-// paths would be others, if a node were lost.
+// routes would change, if a node were lost.
 func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, error) {
 	t := d.published.Load().turn
 	lost, err := named(t.wanted.Input.Records, node)
@@ -45,7 +45,7 @@ func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, er
 	return out, ctx.Err()
 }
 
-// changedRoutes lists the paths that the loss of a node changes, the one to the
+// changedRoutes lists the routes that the loss of a node changes, the one to the
 // node itself apart.
 func changedRoutes(t turn, after mesh.Topology, lost mesh.ID) []string {
 	x, lines := indexOf(t), []string{}
@@ -53,9 +53,9 @@ func changedRoutes(t turn, after mesh.Topology, lost mesh.ID) []string {
 		if p.ID == lost {
 			continue
 		}
-		was, is := x.pathIn(t.wanted.Topology, p.ID).String(), x.pathIn(after, p.ID).String()
+		was, is := x.routeIn(t.wanted.Topology, p.ID).String(), x.routeIn(after, p.ID).String()
 		if was != is {
-			lines = append(lines, fmt.Sprintf("path to %s: %s, was %s", x.nameOf(p.ID), is, was))
+			lines = append(lines, fmt.Sprintf("route to %s: %s, was %s", x.nameOf(p.ID), is, was))
 		}
 	}
 	slices.Sort(lines)

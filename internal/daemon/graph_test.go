@@ -51,12 +51,12 @@ func TestPlanWithout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"path to far: lan via a2, was lan via a1"}, plan.Routes); diff != "" {
-		t.Errorf("paths (-want +got):\n%s", diff)
+	if diff := cmp.Diff([]string{"route to far: lan via a2, was lan via a1"}, plan.Routes); diff != "" {
+		t.Errorf("routes (-want +got):\n%s", diff)
 	}
 	plan, err = d.PlanWithout(t.Context(), "far")
 	if err != nil || len(plan.Routes) != 0 {
-		t.Errorf("without who carries nothing: got %+v and %v, want no change of paths", plan, err)
+		t.Errorf("without who carries nothing: got %+v and %v, want no change of routes", plan, err)
 	}
 	for _, node := range []string{"a3", "nobody"} {
 		if _, err := d.PlanWithout(t.Context(), node); !errors.Is(err, control.ErrRefused) {
@@ -100,7 +100,7 @@ func TestRouteTo(t *testing.T) {
 		{"a3", control.Route{Kind: mesh.RouteNone, Via: []string{}}}, // itself
 	} {
 		if diff := cmp.Diff(tt.want, indexOf(tn).routeTo(ids[tt.node])); diff != "" {
-			t.Errorf("path to %s (-want +got):\n%s", tt.node, diff)
+			t.Errorf("route to %s (-want +got):\n%s", tt.node, diff)
 		}
 	}
 }

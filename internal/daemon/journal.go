@@ -62,7 +62,7 @@ func changes(before, after control.Status) []line {
 	}
 	var came, went []string
 	alive := 0
-	moved := make(map[string][]string) // names of peers, by the new path to them
+	moved := make(map[string][]string) // names of peers, by the new route to them
 	for _, p := range after.Peers {
 		old, wasKnown := known[p.ID]
 		switch {
@@ -74,8 +74,8 @@ func changes(before, after control.Status) []line {
 		if p.Alive {
 			alive++
 		}
-		if path := p.Route.String(); wasKnown && path != old.Route.String() {
-			moved[path] = append(moved[path], p.Name)
+		if route := p.Route.String(); wasKnown && route != old.Route.String() {
+			moved[route] = append(moved[route], p.Name)
 		}
 		delete(known, p.ID)
 	}
@@ -88,8 +88,8 @@ func changes(before, after control.Status) []line {
 	add(came, "alive", "others", len(after.Peers), "alive", alive)
 	add(went, "absent", "others", len(after.Peers), "alive", alive)
 	add(gone, "forgotten", "others", len(after.Peers), "alive", alive)
-	for _, path := range slices.Sorted(maps.Keys(moved)) {
-		add(moved[path], "path changed", "path", path)
+	for _, route := range slices.Sorted(maps.Keys(moved)) {
+		add(moved[route], "route changed", "route", route)
 	}
 	if after.Node.Role != before.Node.Role && after.Node.Role != "" {
 		lines = append(lines, line{"role", []any{"role", after.Node.Role}})

@@ -35,7 +35,7 @@ func TestChanges(t *testing.T) {
 		"goes":          {before: peers(peer(1, true), peer(2, true)), after: peers(peer(1, false), peer(2, true)), want: []string{"absent [peers n1 others 2 alive 1]"}},
 		"is forgotten":  {before: peers(peer(1, false)), after: peers(), want: []string{"forgotten [peers n1 others 0 alive 0]"}},
 		"many at once":  {before: many(false), after: many(true), want: []string{"alive [peers n0, n1, n2, n3, n4 and 4 more others 9 alive 9]"}},
-		"paths":         {before: peers(peer(1, true, "a"), peer(2, true, "a"), peer(3, true, "c")), after: peers(peer(1, true, "b"), peer(2, true, "b"), peer(3, true)), want: []string{"path changed [peers n3 path direct]", "path changed [peers n1, n2 path direct via b]"}},
+		"routes":        {before: peers(peer(1, true, "a"), peer(2, true, "a"), peer(3, true, "c")), after: peers(peer(1, true, "b"), peer(2, true, "b"), peer(3, true)), want: []string{"route changed [peers n3 route direct]", "route changed [peers n1, n2 route direct via b]"}},
 		"a problem":     {before: control.Status{}, after: sick, want: []string{"problem [kind k subject n1 text bad advice mend it]"}},
 		"it stays":      {before: sick, after: sick},
 		"and goes":      {before: sick, after: control.Status{}, want: []string{"problem is gone [kind k subject n1 text bad]"}},

@@ -13,10 +13,10 @@ import (
 )
 
 // sweepFor is how long answers are waited for when a person asks for the health
-// of all paths.
+// of all routes.
 const sweepFor = time.Second
 
-// Probe implements control.Daemon. Paths that no failover depends on are probed
+// Probe implements control.Daemon. Routes that no failover depends on are probed
 // only for who asks: probes all the time would keep every tunnel of a mesh busy.
 func (d *daemon) Probe(ctx context.Context) (control.Status, error) {
 	last := d.published.Load()
@@ -48,7 +48,7 @@ func sweepTargets(status control.Status, own []netip.Addr) []probe.Target {
 	return out
 }
 
-// swept says how a path fares that leads to these addresses. It is as good as
+// swept returns the health of the route to these addresses. It is as good as
 // it is in the worse family.
 func swept(addrs []netip.Addr, rtt map[netip.Addr]time.Duration) (health control.Health, slowest time.Duration) {
 	for _, a := range addrs {

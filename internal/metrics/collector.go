@@ -5,7 +5,6 @@ package metrics
 import (
 	"cmp"
 	"slices"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -20,16 +19,16 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 // The metrics that are read from a status.
 var (
 	descReady     = describe("meshd_node_ready", "Whether this node can carry pods.")
-	descRole      = describe("meshd_node_role", "1 for what this node is in its location, where there are gateways.", "role")
-	descPeers     = describe("meshd_peers", "Other nodes, by what gossip says of them.", "state")
+	descRole      = describe("meshd_node_role", "1, with the role of this node in its location. Absent where there are no gateways.", "role")
+	descPeers     = describe("meshd_peers", "Other nodes, by whether gossip finds them alive.", "state")
 	descClients   = describe("meshd_clients", "Clients that were added and not removed.")
-	descProblems  = describe("meshd_problems", "What meshd status names as problems, by kind.", "kind")
+	descProblems  = describe("meshd_problems", "Problems that meshd status shows, by kind.", "kind")
 	descDropped   = describe("meshd_dropped_total", "Packets, streams and objects that were dropped, by reason.", "reason")
 	descWrites    = describe("meshd_host_writes_total", "Calls that changed something on the host.")
 	descHandshake = describe("meshd_peer_last_handshake_age_seconds", "Time since WireGuard's last handshake with a peer.", "peer")
-	descReceived  = describe("meshd_peer_received_bytes_total", "What WireGuard has received from a peer.", "peer")
-	descSent      = describe("meshd_peer_sent_bytes_total", "What WireGuard has sent to a peer.", "peer")
-	descRTT       = describe("meshd_gossip_round_trip_seconds", "The last round trip of gossip to a node.", "peer")
+	descReceived  = describe("meshd_peer_received_bytes_total", "Bytes that WireGuard has received from a peer.", "peer")
+	descSent      = describe("meshd_peer_sent_bytes_total", "Bytes that WireGuard has sent to a peer.", "peer")
+	descRTT       = describe("meshd_gossip_round_trip_seconds", "The last round-trip time of gossip to a node.", "peer")
 )
 
 // statusCollector exports the last status as metrics.
@@ -90,7 +89,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(descReceived, float64(p.Received), name)
 		counter(descSent, float64(p.Sent), name)
 		if !p.LastHandshake.IsZero() {
-			gauge(descHandshake, time.Since(p.LastHandshake).Seconds(), name)
+			gauge(descHandshake, c.m.now().Sub(p.LastHandshake).Seconds(), name)
 		}
 	}
 }

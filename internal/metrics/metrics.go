@@ -18,19 +18,22 @@ import (
 
 // Metrics collects the results of the turns of the daemon's loop. Make one with [New].
 type Metrics struct {
+	now       func() time.Time
 	registry  *prometheus.Registry
 	durations prometheus.Histogram
 	results   *prometheus.CounterVec
-	paths     prometheus.Counter
+	routes    prometheus.Counter
 
 	mu     sync.Mutex
 	status control.Status
 	turned time.Time // when the last turn ended
 }
 
-// New returns the metrics of a daemon of the given version before its first turn.
-func New(version string) *Metrics {
+// New returns the metrics of a daemon of the given version before its first turn. It takes
+// the clock as now.
+func New(version string, now func() time.Time) *Metrics {
 	m := &Metrics{
+		now:      now,
 		registry: prometheus.NewRegistry(),
 		durations: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "meshd_reconcile_duration_seconds", Help: "How long turns of the loop took.",
@@ -39,8 +42,8 @@ func New(version string) *Metrics {
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "meshd_reconciles_total", Help: "Turns of the loop, by result: ok or error.",
 		}, []string{"result"}),
-		paths: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "meshd_path_changes_total", Help: "How often packets to another node have got another way: by another gateway or relay, or none.",
+		routes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshd_path_changes_total", Help: "How often the route to another node has changed: to another gateway or relay, or to none.",
 		}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -50,7 +53,7 @@ func New(version string) *Metrics {
 	for _, result := range []string{resultOK, resultError} {
 		m.results.WithLabelValues(result) // so that both series start with 0
 	}
-	m.registry.MustRegister(build, m.durations, m.results, m.paths, statusCollector{m},
+	m.registry.MustRegister(build, m.durations, m.results, m.routes, statusCollector{m},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -71,19 +74,19 @@ func (m *Metrics) Turn(s control.Status, took time.Duration) {
 	m.durations.Observe(took.Seconds())
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.paths.Add(float64(changedRoutes(m.status.Peers, s.Peers)))
-	m.status, m.turned = s, time.Now()
+	m.routes.Add(float64(changedRoutes(m.status.Peers, s.Peers)))
+	m.status, m.turned = s, m.now()
 }
 
-// changedRoutes counts the nodes in both lists whose path has changed.
+// changedRoutes counts the nodes in both lists whose route has changed.
 func changedRoutes(before, after []control.Peer) int {
-	paths := make(map[string]control.Route, len(before))
+	routes := make(map[string]control.Route, len(before))
 	for _, p := range before {
-		paths[p.ID.String()] = p.Route
+		routes[p.ID.String()] = p.Route
 	}
 	changed := 0
 	for _, p := range after {
-		old, ok := paths[p.ID.String()]
+		old, ok := routes[p.ID.String()]
 		if ok && (old.Kind != p.Route.Kind || !slices.Equal(old.Via, p.Route.Via)) {
 			changed++
 		}

@@ -49,7 +49,7 @@ func own(t *testing.T, m *Metrics) []string {
 }
 
 func TestMetrics(t *testing.T) {
-	m := New("1.0")
+	m := New("1.0", time.Now)
 	if diff := cmp.Diff([]string{
 		`meshd_build_info{version="1.0"} 1`,
 		`meshd_path_changes_total 0`,
@@ -74,7 +74,7 @@ func TestMetrics(t *testing.T) {
 	m.Turn(s, time.Millisecond)
 	s.Reconcile.Error = ""
 	s.Peers = append([]control.Peer{}, s.Peers...)
-	s.Peers[1].Route, s.Peers[2].ID = relayed, mesh.ID{4} // one path changes, one node is new
+	s.Peers[1].Route, s.Peers[2].ID = relayed, mesh.ID{4} // one route changes, one node is new
 	m.Turn(s, time.Second)
 	if diff := cmp.Diff([]string{
 		`meshd_build_info{version="1.0"} 1`,
@@ -109,7 +109,8 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestHealth(t *testing.T) {
-	m := New("1.0")
+	now := time.Now()
+	m := New("1.0", func() time.Time { return now })
 	check := func(path string, code int, text string) {
 		t.Helper()
 		if gotCode, got := get(t, m, path); gotCode != code || !strings.Contains(got, text) {
@@ -129,7 +130,7 @@ func TestHealth(t *testing.T) {
 	m.Turn(failing, 0)
 	check("/healthz", http.StatusOK, "ok")
 	check("/readyz", http.StatusServiceUnavailable, "the disk is full")
-	m.turned = time.Now().Add(-2 * stale)
+	now = now.Add(2 * stale)
 	check("/healthz", http.StatusServiceUnavailable, "ago")
 	check("/readyz", http.StatusServiceUnavailable, "ago")
 	check("/", http.StatusNotFound, "")
@@ -137,7 +138,7 @@ func TestHealth(t *testing.T) {
 
 // TestServer changes the address of a server several times, also to one that is in use.
 func TestServer(t *testing.T) {
-	m := New("1.0")
+	m := New("1.0", time.Now)
 	m.Turn(control.Status{}, 0)
 	s := NewServer(m, slog.New(slog.DiscardHandler))
 	one, two, taken := free(t), free(t), free(t)
@@ -206,7 +207,7 @@ func answers(a netip.AddrPort) bool {
 
 // A scraper gets an answer although another host keeps hundreds of connections open.
 func TestHostileScrapers(t *testing.T) {
-	s := NewServer(New("1.0"), slog.New(slog.DiscardHandler))
+	s := NewServer(New("1.0", time.Now), slog.New(slog.DiscardHandler))
 	at := free(t)
 	if err := s.EnsureListening(at); err != nil {
 		t.Fatal(err)

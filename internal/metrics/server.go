@@ -14,8 +14,8 @@ import (
 	"github.com/meshd/meshd/internal/httplimit"
 )
 
-// stale is after how long without a turn the loop counts as hung. Turns are about ten
-// seconds apart at most.
+// stale is how long no turn may end before the loop counts as hung. Turns are at most about
+// ten seconds apart.
 const stale = time.Minute
 
 // Limits on open connections: from one address, and in total. Prometheus keeps one
@@ -48,7 +48,7 @@ func (m *Metrics) health() error {
 	if turned.IsZero() {
 		return errors.New("no turn of the loop has ended yet")
 	}
-	if since := time.Since(turned); since > stale {
+	if since := m.now().Sub(turned); since > stale {
 		return fmt.Errorf("the last turn of the loop ended %s ago", since.Round(time.Second))
 	}
 	return nil
