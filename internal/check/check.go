@@ -125,18 +125,14 @@ func (f Facts) ports() []Finding {
 			free = append(free, name)
 		case p.State == PortForeign:
 			out = append(out, Finding{Error, what, fmt.Sprintf("%s is the port of %s, but %s is not an address of this host", name, p.Key, p.Address), "set " + p.Key + " to an address of this host, or to a port alone"})
-		case !f.Root && p.Process == "": // only root can see which program it is
+		case !f.Root && p.Process.PID == 0: // only root can see which program it is
 			out = append(out, Finding{Warning, what, fmt.Sprintf("%s (%s) is taken, maybe by meshd itself", name, p.Key), "run: sudo meshd check"})
 		default:
-			holder := "another program"
-			if p.Process != "" {
-				holder = p.Process
-			}
 			advice := "stop that program, or set " + p.Key + " to another port"
 			if p.Key == vxlanKey {
 				advice = "stop that program, or set " + p.Key + " to never on all nodes"
 			}
-			out = append(out, Finding{Error, what, fmt.Sprintf("%s (%s) is taken by %s", name, p.Key, holder), advice})
+			out = append(out, Finding{Error, what, fmt.Sprintf("%s (%s) is taken by %s", name, p.Key, p.Process), advice})
 		}
 	}
 	if out == nil && len(free) > 0 {

@@ -150,8 +150,8 @@ func TestEvaluate(t *testing.T) {
 		}},
 		{"ports", nil, func(f *Facts) {
 			f.Ports[0].State = PortTaken
-			f.Ports[1].Ours, f.Ports[1].Process = false, "serf (pid 7)"
-			f.Ports[2].State, f.Ports[2].Address = PortForeign, "192.0.2.9"
+			f.Ports[1].Ours, f.Ports[1].Process = false, Process{"serf", 7}
+			f.Ports[2].State, f.Ports[2].Address = PortForeign, netip.MustParseAddr("192.0.2.9")
 		}, []string{
 			"error ports: UDP port 51820 (wireguard.listen-port) is taken by another program → stop that program, or set wireguard.listen-port to another port",
 			"error ports: UDP port 7946 (gossip.bind) is taken by serf (pid 7) → stop that program, or set gossip.bind to another port",
@@ -159,7 +159,7 @@ func TestEvaluate(t *testing.T) {
 		}},
 		{"vxlan", located, func(f *Facts) {
 			f.ForeignVXLAN = true
-			f.Ports = append(f.Ports, Port{Network: "udp", Port: 7947, Key: vxlanKey, State: PortTaken, Process: "flanneld (pid 7)"})
+			f.Ports = append(f.Ports, Port{Network: "udp", Port: 7947, Key: vxlanKey, State: PortTaken, Process: Process{"flanneld", 7}})
 		}, []string{
 			"error links: there is a link meshd0-vx which is not meshd's → delete it (ip link delete meshd0-vx), or set wireguard.interface to another name",
 			"error ports: UDP port 7947 (cluster.encapsulation) is taken by flanneld (pid 7) → stop that program, or set cluster.encapsulation to never on all nodes",

@@ -3,6 +3,7 @@
 package check
 
 import (
+	"fmt"
 	"net/netip"
 
 	"github.com/meshd/meshd/internal/cni"
@@ -77,13 +78,26 @@ type Link struct {
 
 // Port is a port that meshd listens on.
 type Port struct {
-	Network string // udp | tcp
-	Address string // as configured; "" for all
+	Network string     // udp | tcp
+	Address netip.Addr // as configured; invalid for all
 	Port    uint16
 	Key     string // of the configuration
 	State   PortState
-	Process string // the process that uses it, as "name (pid 1)"; "" if not known
-	Ours    bool   // the daemon or one of our devices uses it
+	Process Process // that uses it
+	Ours    bool    // the daemon or one of our devices uses it
+}
+
+// Process is a process of this host. PID is 0 if it is not known.
+type Process struct {
+	Name string
+	PID  int
+}
+
+func (p Process) String() string {
+	if p.PID == 0 {
+		return "another program"
+	}
+	return fmt.Sprintf("%s (pid %d)", p.Name, p.PID)
 }
 
 // PortState is the result of a trial to listen on a port.

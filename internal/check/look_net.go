@@ -73,14 +73,10 @@ func (f *Facts) lookLinks() error {
 // lookPorts tries to listen on the ports that meshd needs.
 func (f *Facts) lookPorts(cfg config.Config, ours []int) error {
 	bind := cfg.Gossip.Bind
-	address := ""
-	if bind.Addr().IsValid() {
-		address = bind.Addr().String()
-	}
 	f.Ports = []Port{
 		{Network: "udp", Port: uint16(cfg.WireGuard.ListenPort), Key: "wireguard.listen-port"},
-		{Network: "udp", Address: address, Port: bind.Port(), Key: "gossip.bind"},
-		{Network: "tcp", Address: address, Port: bind.Port(), Key: "gossip.bind"},
+		{Network: "udp", Address: bind.Addr(), Port: bind.Port(), Key: "gossip.bind"},
+		{Network: "tcp", Address: bind.Addr(), Port: bind.Port(), Key: "gossip.bind"},
 	}
 	if wantsVXLAN(cfg) {
 		f.Ports = append(f.Ports, Port{Network: "udp", Port: netcfg.VXLANPort, Key: vxlanKey})
@@ -89,19 +85,19 @@ func (f *Facts) lookPorts(cfg config.Config, ours []int) error {
 	var errs []error
 	for i := range f.Ports {
 		p := &f.Ports[i]
-		err := listen(p.Network, net.JoinHostPort(p.Address, strconv.Itoa(int(p.Port))))
+		address := ""
+		if p.Address.IsValid() {
+			address = p.Address.String()
+		}
+		err := listen(p.Network, net.JoinHostPort(address, strconv.Itoa(int(p.Port))))
 		switch {
 		case err == nil:
 			p.State = PortFree
 		case errors.Is(err, unix.EADDRNOTAVAIL):
 			p.State = PortForeign
 		case errors.Is(err, unix.EADDRINUSE):
-			name, pid := holder(p.Network, p.Port)
-			p.State = PortTaken
-			if pid != 0 {
-				p.Process = fmt.Sprintf("%s (pid %d)", name, pid)
-			}
-			p.Ours = f.Running && name == strings.TrimSpace(string(own)) || p.Network == "udp" && slices.Contains(ours, int(p.Port))
+			p.State, p.Process = PortTaken, processOn(p.Network, p.Port)
+			p.Ours = f.Running && p.Process.Name == strings.TrimSpace(string(own)) || p.Network == "udp" && slices.Contains(ours, int(p.Port))
 		default:
 			p.State = PortFree // not known; the caller reports the error
 			errs = append(errs, err)
@@ -135,16 +131,16 @@ func listen(network, address string) error {
 	return c.Close()
 }
 
-// holder returns the process that uses a port. It finds it by the inode of the socket. The
-// pid is 0 if the kernel uses the port or the process can't be seen.
-func holder(network string, port uint16) (name string, pid int) {
+// processOn returns the process that uses a port. It finds it by the inode of the socket.
+// It is not known if the kernel uses the port or the process can't be seen.
+func processOn(network string, port uint16) Process {
 	var sockets []string
 	for _, path := range []string{"/proc/thread-self/net/" + network, "/proc/thread-self/net/" + network + "6"} {
 		sockets = append(sockets, socketsOn(path, port)...)
 	}
 	files, err := filepath.Glob("/proc/[0-9]*/fd/*")
 	if err != nil {
-		return "", 0
+		return Process{}
 	}
 	for _, file := range files {
 		target, err := os.Readlink(file)
@@ -154,9 +150,9 @@ func holder(network string, port uint16) (name string, pid int) {
 		proc := filepath.Dir(filepath.Dir(file))
 		comm, _ := os.ReadFile(filepath.Join(proc, "comm"))
 		pid, _ := strconv.Atoi(filepath.Base(proc))
-		return strings.TrimSpace(string(comm)), pid
+		return Process{strings.TrimSpace(string(comm)), pid}
 	}
-	return "", 0
+	return Process{}
 }
 
 // socketsOn returns the sockets that are bound to a port, from a file such as

@@ -26,8 +26,8 @@ func TestHolder(t *testing.T) {
 	}
 	udp, tcp := c.LocalAddr().(*net.UDPAddr).Port, l.Addr().(*net.TCPAddr).Port
 	for network, port := range map[string]int{"udp": udp, "tcp": tcp} {
-		if name, pid := holder(network, uint16(port)); name == "" || pid != os.Getpid() {
-			t.Errorf("holder of %s port %d: got %q, pid %d, want this process, pid %d", network, port, name, pid, os.Getpid())
+		if p := processOn(network, uint16(port)); p.Name == "" || p.PID != os.Getpid() {
+			t.Errorf("process on %s port %d: got %v, want this one, pid %d", network, port, p, os.Getpid())
 		}
 	}
 	if err := c.Close(); err != nil {
@@ -36,8 +36,8 @@ func TestHolder(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if name, pid := holder("tcp", uint16(tcp)); pid != 0 {
-		t.Errorf("holder of a closed port: got %q, pid %d, want none", name, pid)
+	if p := processOn("tcp", uint16(tcp)); p.PID != 0 {
+		t.Errorf("process on a closed port: got %v, want none", p)
 	}
 }
 
