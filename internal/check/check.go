@@ -21,6 +21,7 @@
 package check
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -175,7 +176,10 @@ func (f Facts) mtu(cfg config.Config) []Finding {
 	case v6 && fits < mesh.MinMTU6:
 		return []Finding{{Warning, what, fmt.Sprintf("IPv6 needs an MTU of %d inside the tunnels, and only %d fit through the %d of %s: packets will come in fragments", mesh.MinMTU6, fits, f.Host.MTU, f.Host.MTULink), fmt.Sprintf("raise its MTU to %d, or use IPv4 ranges only", mesh.MinMTU6+mesh.Overhead)}}
 	}
-	return ok(what, "%d on %s, by which packets to other nodes leave, leave %d for the tunnels", f.Host.MTU, f.Host.MTULink, fits)
+	// What the daemon sets: wider links, of jumbo frames, don't count, because the way to
+	// other nodes is no wider than Ethernet.
+	device := cmp.Or(cfg.WireGuard.MTU, netcfg.MTU(f.Host.MTU, v6))
+	return ok(what, "%d on %s, by which packets to other nodes leave; %s gets %d", f.Host.MTU, f.Host.MTULink, cfg.WireGuard.Interface, device)
 }
 
 // location reports whether this host has an address in the network of its location. A host

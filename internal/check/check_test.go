@@ -392,3 +392,18 @@ func TestInternalIP(t *testing.T) {
 		}
 	}
 }
+
+// A link of jumbo frames gives the tunnels no more than Ethernet does: check says what the
+// daemon sets.
+func TestMTUOfJumboFrames(t *testing.T) {
+	cfg, err := config.Parse("meshd.yaml", []byte("secret-file: /secret\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for egress, want := range map[int]string{9000: "meshd0 gets 1420", 1500: "meshd0 gets 1420", 1400: "meshd0 gets 1320"} {
+		got := Facts{Host: netcfg.Facts{MTU: egress, MTULink: "eth0"}}.mtu(cfg)
+		if len(got) != 1 || got[0].Level != OK || !strings.Contains(got[0].Text, want) {
+			t.Errorf("MTU of %d: got %+v, want %q", egress, got, want)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/loglimit"
 	"github.com/meshd/meshd/internal/mesh"
 )
 
@@ -25,22 +26,30 @@ const (
 // journal bounds what the loop logs.
 type journal struct {
 	changes *rate.Limiter // lines on changes from turn to turn
-	errors  errorLimiter
+	said    *loglimit.Limiter
+	failing bool // an error was logged, and no turn has succeeded since
 }
 
 func newJournal() journal {
-	return journal{changes: rate.NewLimiter(rate.Every(changesPeriod), changesBurst)}
+	return journal{changes: rate.NewLimiter(rate.Every(changesPeriod), changesBurst), said: new(loglimit.Limiter)}
 }
 
 // line is one of the journal's, with what slog adds to it.
 type line struct {
 	text string
 	args []any
+	// lasting means that the line is about something that comes and goes, of which one
+	// line is enough for a while.
+	lasting bool
 }
 
 // logChanges logs what has changed since the last turn.
 func (d *daemon) logChanges(before, after control.Status) {
+	now := time.Now()
 	for _, l := range changes(before, after) {
+		if l.lasting && !d.journal.said.IsNew(now, append([]any{l.text}, l.args...)...) {
+			continue
+		}
 		if d.journal.changes.Allow() {
 			d.log.Info(l.text, l.args...)
 		}
@@ -53,7 +62,7 @@ func changes(before, after control.Status) []line {
 	var lines []line
 	add := func(names []string, text string, args ...any) {
 		if len(names) > 0 {
-			lines = append(lines, line{text, append([]any{"peers", list(names)}, args...)})
+			lines = append(lines, line{text: text, args: append([]any{"peers", list(names)}, args...)})
 		}
 	}
 	known := make(map[mesh.ID]control.Peer, len(before.Peers))
@@ -92,13 +101,13 @@ func changes(before, after control.Status) []line {
 		add(moved[route], "route changed", "route", route)
 	}
 	if after.Node.Role != before.Node.Role && after.Node.Role != "" {
-		lines = append(lines, line{"role", []any{"role", after.Node.Role}})
+		lines = append(lines, line{text: "role", args: []any{"role", after.Node.Role}})
 	}
 	for _, p := range without(after.Problems, before.Problems) {
-		lines = append(lines, line{"problem", []any{"kind", p.Kind, "subject", p.Node, "text", p.Text, "advice", p.Advice}})
+		lines = append(lines, line{text: "problem", args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text, "advice", p.Advice}, lasting: true})
 	}
 	for _, p := range without(before.Problems, after.Problems) {
-		lines = append(lines, line{"problem is gone", []any{"kind", p.Kind, "subject", p.Node, "text", p.Text}})
+		lines = append(lines, line{text: "problem is gone", args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text}, lasting: true})
 	}
 	return lines
 }
@@ -121,22 +130,9 @@ func without(a, b []mesh.Problem) []mesh.Problem {
 	return slices.DeleteFunc(slices.Clone(a), func(p mesh.Problem) bool { return held[p] })
 }
 
-// logErrorAgain is how often an error that stays is logged; meshd status shows it all the
-// time.
-const logErrorAgain = time.Hour
-
-// errorLimiter keeps an error that stays from being logged at each turn. The zero value
-// has seen no error.
-type errorLimiter struct {
-	text string
-	at   time.Time // when text was logged
-}
-
-// isNew reports whether an error is to be logged.
-func (l *errorLimiter) isNew(err error, now time.Time) bool {
-	if text := err.Error(); text != l.text || now.Sub(l.at) >= logErrorAgain {
-		l.text, l.at = text, now
-		return true
-	}
-	return false
+// newLines returns those lines of an error that the journal has not had lately, as text. A
+// turn's error has a line for each step that failed.
+func (j *journal) newLines(err error, now time.Time) string {
+	lines := slices.Collect(strings.Lines(shownError(err)))
+	return strings.TrimSpace(strings.Join(slices.DeleteFunc(lines, func(l string) bool { return !j.said.IsNew(now, strings.TrimSpace(l)) }), ""))
 }

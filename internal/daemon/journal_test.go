@@ -4,10 +4,13 @@ package daemon
 
 import (
 	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -51,5 +54,19 @@ func TestChanges(t *testing.T) {
 				t.Errorf("lines (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A problem that comes and goes is told once.
+func TestFlappingProblemIsLoggedOnce(t *testing.T) {
+	var log strings.Builder
+	d := newDaemon(Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, config.Config{})
+	well, ill := control.Status{}, control.Status{Problems: []mesh.Problem{{Kind: mesh.ProblemRelay, Node: "a", Text: "no way"}}}
+	for range 5 {
+		d.logChanges(well, ill)
+		d.logChanges(ill, well)
+	}
+	if got := strings.Count(log.String(), "\n"); got != 2 {
+		t.Errorf("got %d lines, want that it came and that it went:\n%s", got, &log)
 	}
 }

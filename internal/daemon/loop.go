@@ -183,12 +183,15 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 
 // report publishes what a turn saw and returns how soon a failed one is taken again.
 func (d *daemon) report(t turn, retry time.Duration) time.Duration {
-	if t.err == nil && d.journal.errors != (errorLimiter{}) {
-		d.journal.errors = errorLimiter{}
+	if t.err == nil && d.journal.failing {
+		d.journal.failing = false
 		d.log.Info("reconcile works again")
 	}
-	if t.err != nil && d.journal.errors.isNew(t.err, t.now) {
-		d.log.Error("reconcile", "err", shownError(t.err))
+	if t.err != nil {
+		if lines := d.journal.newLines(t.err, t.now); lines != "" {
+			d.journal.failing = true
+			d.log.Error("reconcile", "err", lines)
+		}
 	}
 	if t.err != nil || t.refused {
 		retry = min(max(2*retry, retryMin), retryMax)

@@ -11,25 +11,26 @@ import (
 	"github.com/meshd/meshd/internal/config"
 )
 
-// An error that stays is not logged at each turn.
-func TestErrorLimiter(t *testing.T) {
+// An error that stays is not logged at each turn, nor when another one comes and goes
+// beside it.
+func TestNewLines(t *testing.T) {
 	start := time.Unix(1000, 0)
-	var l errorLimiter
+	j := newJournal()
+	space, route := errors.New("no space"), errors.New("no route")
 	for _, step := range []struct {
 		after time.Duration
-		text  string
-		want  bool
+		err   error
+		want  string
 	}{
-		{0, "no space", true},
-		{time.Second, "no space", false},
-		{2 * time.Second, "no route", true},
-		{3 * time.Second, "no space", true},
-		{time.Hour, "no space", false},
-		{time.Hour + 3*time.Second, "no space", true},
-		{time.Hour + 4*time.Second, "no space", false},
+		{0, space, "no space"},
+		{time.Second, space, ""},
+		{2 * time.Second, errors.Join(space, route), "no route"},
+		{3 * time.Second, space, ""},
+		{4 * time.Second, errors.Join(route, space), ""},
+		{time.Hour, space, "no space"},
 	} {
-		if got := l.isNew(errors.New(step.text), start.Add(step.after)); got != step.want {
-			t.Errorf("%q after %v: got %t, want %t", step.text, step.after, got, step.want)
+		if got := j.newLines(step.err, start.Add(step.after)); got != step.want {
+			t.Errorf("%q after %v: got %q, want %q", step.err, step.after, got, step.want)
 		}
 	}
 }

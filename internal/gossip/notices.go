@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/meshd/meshd/internal/loglimit"
 	"github.com/meshd/meshd/internal/mesh"
 )
 
@@ -126,9 +127,10 @@ func (c *counters) snapshot() map[string]uint64 {
 
 // limitedLog limits the rate of messages that unknown hosts can cause, so that they can't
 // fill a disk. Each message has a limit of its own, so that a flood of one does not
-// suppress the others.
+// suppress the others. The same line is not repeated, except among the details of debug.
 type limitedLog struct {
-	log *slog.Logger
+	log  *slog.Logger
+	said loglimit.Limiter
 
 	mu       sync.Mutex
 	limiters map[string]*rate.Limiter // by message, of which there are few
@@ -142,7 +144,13 @@ func newLimitedLog(log *slog.Logger) *limitedLog {
 const logBurst = 10
 
 func (l *limitedLog) at(level slog.Level, message string, args ...any) {
-	if l.log.Enabled(context.Background(), level) && l.allow(message) {
+	if !l.log.Enabled(context.Background(), level) {
+		return
+	}
+	if level > slog.LevelDebug && !l.said.IsNew(time.Now(), append([]any{message}, args...)...) {
+		return
+	}
+	if l.allow(message) {
 		l.log.Log(context.Background(), level, message, args...)
 	}
 }

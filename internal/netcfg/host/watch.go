@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/mdlayher/netlink"
+	"github.com/meshd/meshd/internal/loglimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -69,6 +70,7 @@ func (k *Kernel) Watch(ctx context.Context) (<-chan struct{}, error) {
 
 // watch reads one socket until ctx ends. It reopens the socket when it breaks.
 func (k *Kernel) watch(ctx context.Context, c *netlink.Conn, family int, groups uint32, changed chan<- struct{}) {
+	var said loglimit.Limiter
 	for {
 		err := k.receive(ctx, c, changed)
 		if ctx.Err() != nil {
@@ -82,7 +84,9 @@ func (k *Kernel) watch(ctx context.Context, c *netlink.Conn, family int, groups 
 			case <-time.After(reopenDelay):
 			}
 			if c, err = netlink.Dial(family, &netlink.Config{Groups: groups}); err != nil {
-				k.log.Warn("reopen netlink event socket", "err", err)
+				if said.IsNew(time.Now(), err) {
+					k.log.Warn("reopen netlink event socket", "err", err)
+				}
 				c = nil
 			}
 		}

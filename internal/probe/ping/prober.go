@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/net/icmp"
 
+	"github.com/meshd/meshd/internal/loglimit"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/wait"
 )
@@ -44,6 +45,7 @@ type Prober struct {
 	rounds  map[*pingRound]bool
 	sockets map[bool]*socket // true for IPv4
 	openErr error            // of the last attempt to open a socket
+	said    loglimit.Limiter // for the log
 	closed  bool
 }
 
@@ -210,7 +212,9 @@ func (p *Prober) drop(s *socket, err error) {
 	if p.closed {
 		return
 	}
-	p.log.Warn("probe", "err", err)
+	if p.said.IsNew(time.Now(), err) {
+		p.log.Warn("probe", "err", err)
+	}
 	delete(p.sockets, s.v4)
 	_ = s.close() // the first error is logged already
 }
