@@ -214,6 +214,41 @@ func TestReinstalledHost(t *testing.T) {
 	m.connected(pingLimit, m.nodes...)
 }
 
+// TestReplacedHost plays the runbook "A dead host is replaced" of docs/operations.md: another
+// host, with another address and an empty disk, takes the name and the addresses of a dead
+// one, which comes back later all the same.
+func TestReplacedHost(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.NAT, 4)
+	dead, replacement, rest := m.nodes[2], m.nodes[3], m.nodes[:2]
+	m.start(append(rest, dead)...)
+	before := m.settle(settleLimit, append(rest, dead)...)[2].Node
+	m.must(dead.Kill())
+	m.await(settleLimit, "aware of the dead host", lab.Sees(1), rest...)
+
+	m.run(rest[0], binary, "forget", dead.Name)
+	podCIDR := fmt.Sprintf("  pod-cidr: [%v]", before.PodCIDRs[0])
+	m.must(replacement.Configure(lab.Config(dead.Name, []string{rest[0].Public().String()}, podCIDR), m.secret))
+	m.start(replacement)
+	m.run(replacement, binary, "status", "--wait")
+	m.await(settleLimit, "whole, without a conflict", all(lab.Sees(2), knows(2), lacks(mesh.ProblemName), lacks(mesh.ProblemSlot)), append(rest, replacement)...)
+	after := m.status(replacement).Node
+	if after.Name != before.Name || after.Slot != before.Slot || after.ID == before.ID {
+		t.Errorf("the replacement: got %+v, want another identity with name and slot of %+v", after, before)
+	}
+	m.connected(pingLimit, append(rest, replacement)...)
+
+	// The dead host comes back. Name and addresses stay with the replacement.
+	m.must(dead.Start())
+	m.await(settleLimit, "told of the old identity", shows(mesh.ProblemName, before.ID.String()), append(rest, replacement)...)
+	m.run(rest[0], binary, "revoke", before.ID.String())
+	m.await(settleLimit, "rid of the old identity", all(lab.Sees(2), knows(2), lacks(mesh.ProblemName)), append(rest, replacement)...)
+	m.connected(pingLimit, append(rest, replacement)...)
+	if got := m.status(replacement).Node.Slot; got != before.Slot {
+		t.Errorf("slot of the replacement: got %d, want %d", got, before.Slot)
+	}
+}
+
 // lacks is the contrary of shows.
 func lacks(kind mesh.ProblemKind) func(control.Status) bool { return not(shows(kind)) }
 
