@@ -3,8 +3,13 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -12,7 +17,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/state"
+	"github.com/meshd/meshd/internal/wait"
 )
 
 // taskLog makes tasks that record when they start and stop.
@@ -138,5 +148,55 @@ func TestOrderOfTasks(t *testing.T) {
 		if used < 0 || used > by {
 			t.Errorf("%q is not before %q in %q: %s", tt.used, tt.by, names, tt.why)
 		}
+	}
+}
+
+// TestDaemonStops runs a whole daemon on a fake kernel. Its end leaves the host as it is,
+// and what it knows on disk. (TestMain looks for goroutines that it leaves behind.)
+func TestDaemonStops(t *testing.T) {
+	w := &world{t: t, trace: &trace{names: make(map[mesh.ID]string)}, dir: t.TempDir()}
+	w.mark("start")
+	w.write("secret", base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{1}, 32)), 0o600)
+	w.configure("node: {name: a1, endpoint: 203.0.113.1}\ncni: {enabled: false}\n")
+	cfg, err := config.Load(filepath.Join(w.dir, "meshd.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := netip.MustParseAddrPort("127.0.0.1:0")
+	cfg.Gossip.Bind, cfg.Metrics.Listen = free, free
+	dir, err := state.Open(filepath.Join(w.dir, "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	d := newDaemon(Options{RunDir: filepath.Join(w.dir, "run"), Logger: slog.New(slog.DiscardHandler)}, cfg)
+	kernel := &fakeKernel{trace: w.trace, facts: hostFacts("203.0.113.1")}
+	d.disk.dir, d.kernel, d.services = dir, kernel, &fakeServices{w.trace, w.dir}
+	remembered, err := d.recall("machine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- runTasks(ctx, d.tasks(remembered)) }()
+	c := control.NewClient(d.opt.RunDir)
+	for s, err := c.Status(ctx); err != nil || s.Reconcile.LastSuccess.IsZero(); s, err = c.Status(ctx) {
+		if wait.Sleep(ctx, 10*time.Millisecond) != nil {
+			t.Fatalf("got %+v and %v, want a turn that succeeds", s, err)
+		}
+	}
+	writes := kernel.Writes()
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Status(t.Context()); !errors.Is(err, control.ErrNotRunning) {
+		t.Errorf("after the end: got %v, want %v", err, control.ErrNotRunning)
+	}
+	if objects, err := dir.Objects(); err != nil || len(objects.Objects) != 1 {
+		t.Errorf("on disk: got %d objects, %v, want this node's record", len(objects.Objects), err)
+	}
+	if got := kernel.Writes(); got != writes {
+		t.Errorf("the host was written to %d times, want %d as before the end", got, writes)
 	}
 }
