@@ -513,7 +513,7 @@ func TestDuplicateIsFound(t *testing.T) {
 		joining(a)(o)
 		o.Instance = 99
 	})
-	eventually(t, "duplicate found", []*testNode{a, duplicate}, func(v mesh.View) bool { return hasProblem(v, ProblemDuplicate, "identity") })
+	eventually(t, "duplicate found", []*testNode{a, duplicate}, func(v mesh.View) bool { return hasProblem(v, mesh.ProblemDuplicate, "identity") })
 }
 
 func TestBindErrorsNameTheSetting(t *testing.T) {

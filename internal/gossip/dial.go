@@ -95,7 +95,7 @@ func (t *transport) checkPeer(peer hello, place string) error {
 	if peer.id == t.self.id {
 		if peer.instance != t.self.instance {
 			t.reportProblem(place, mesh.Problem{
-				Kind: ProblemDuplicate, Node: place, Text: "a second daemon runs with this node's identity at " + place,
+				Kind: mesh.ProblemDuplicate, Node: place, Text: "a second daemon runs with this node's identity at " + place,
 				Advice: "stop one of them and remove its state directory, so that it gets a new identity",
 			})
 			return fmt.Errorf("a second daemon with our identity: %w", errCluster)

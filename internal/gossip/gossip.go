@@ -91,7 +91,6 @@ type Gossip struct {
 	self     mesh.ID
 	name     string // of the cluster
 	ranges   uint64 // hash of its address settings
-	instance uint64
 	resolver Resolver
 	now      func() time.Time
 
@@ -117,20 +116,11 @@ type Gossip struct {
 	list      *memberlist.Memberlist
 	member    memberTransport // the transport that list uses
 	store     *store
-	published uint64 // sequence of the last record that we published
-	foreign   foreignRecords
 	full      time.Time // when we last determined who fills the store
 	merged    bool
 	joinEmpty bool
 	// joinFailure is why no node of the join list answered the last time; "" if one did.
 	joinFailure string
-}
-
-// foreignRecords is what we have seen of records of ours that another instance made.
-type foreignRecords struct {
-	at       time.Time // of the first
-	sequence uint64    // of the last
-	times    int       // how often one had a higher sequence than a record that we had published
 }
 
 // Start binds the sockets and begins to gossip, without waiting for an answer. Stop ends
@@ -178,7 +168,7 @@ func newGossip(o Options) (*Gossip, error) {
 	}
 	self := mesh.IDOf(o.Identity.Public().(ed25519.PublicKey))
 	g := &Gossip{
-		identity: o.Identity, self: self, name: o.Cluster.Name, ranges: o.Cluster.Hash(), instance: o.Instance,
+		identity: o.Identity, self: self, name: o.Cluster.Name, ranges: o.Cluster.Hash(),
 		cluster: o.Cluster, joinList: slices.Clone(o.Join), resolver: o.Resolver, now: o.Now,
 		rejoin:    make(chan struct{}, 1),
 		refresh:   make(chan struct{}, 1),
@@ -360,9 +350,6 @@ func (g *Gossip) Publish(r mesh.Record) error {
 		return fmt.Errorf("publish record: sequence %d, %d was seen: %w", r.Sequence, own, ErrStale)
 	}
 	result := g.store.put(o)
-	if result == fresh {
-		g.published = r.Sequence
-	}
 	g.mu.Unlock()
 	if result != fresh {
 		return errors.New("publish record: the store is full")

@@ -236,7 +236,7 @@ func TestHostileNameWithoutProof(t *testing.T) {
 		conn.Close()
 	}
 	eventually(t, "counted", []*testNode{n}, func(v mesh.View) bool { return v.Counters["stream-proof"] == 2 })
-	if v := n.View(); hasProblem(v, ProblemDuplicate, "") || len(v.Observed) > 0 || len(n.seen()) > 0 {
+	if v := n.View(); hasProblem(v, mesh.ProblemDuplicate, "") || len(v.Observed) > 0 || len(n.seen()) > 0 {
 		t.Errorf("problems %v, observed %v, seen %v: want none", v.Problems, v.Observed, n.seen())
 	}
 
@@ -257,7 +257,7 @@ func TestHostileNameWithoutProof(t *testing.T) {
 	if _, err := n.transport.dial(context.Background(), netip.MustParseAddrPort(l.Addr().String())); !errors.Is(err, errProof) {
 		t.Errorf("dial: got %v, want %v", err, errProof)
 	}
-	if v := n.View(); hasProblem(v, ProblemDuplicate, "") {
+	if v := n.View(); hasProblem(v, mesh.ProblemDuplicate, "") {
 		t.Errorf("problems %v", v.Problems)
 	}
 }

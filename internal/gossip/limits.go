@@ -95,14 +95,7 @@ const (
 	rejoinInterval = 10 * time.Second
 	// antiEntropy is the mean time between two comparisons with random nodes.
 	antiEntropy = 1500 * time.Millisecond
-	// duplicateAfter distinguishes a running duplicate of this node from stale records of
-	// an earlier instance, which all arrive within moments.
-	duplicateAfter = 10 * time.Second
 )
-
-// duplicateTimes is how often a record of ours from another instance may have a higher
-// sequence than ours before that instance is considered to be running.
-const duplicateTimes = 2
 
 // followUps are the times after the start at which a random member is joined again. When
 // all nodes start at once through one seed, this shortens convergence from minutes to

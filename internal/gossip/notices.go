@@ -33,8 +33,6 @@ const (
 	ProblemSequence mesh.ProblemKind = "sequence-conflict"
 	// ProblemFull: there are more objects than a node stores.
 	ProblemFull mesh.ProblemKind = "store-full"
-	// ProblemDuplicate: our own identity is used by another running daemon.
-	ProblemDuplicate mesh.ProblemKind = "identity-elsewhere"
 	// ProblemForged: a host with the secret sends objects that none of our nodes would
 	// make.
 	ProblemForged mesh.ProblemKind = "forged-object"

@@ -110,9 +110,6 @@ func (g *Gossip) storeChecked(o object) bool {
 		return false // no longer trusted, since it was checked
 	}
 	result := g.store.put(o)
-	if o.key.author == g.self && o.key.kind == kindRecord && result != known {
-		g.handleOwnRecord(o.body.(recordBody).Record)
-	}
 	switch result {
 	case fresh:
 		return true
@@ -132,29 +129,6 @@ func (g *Gossip) storeChecked(o object) bool {
 		g.counters.add("object-buried")
 	}
 	return false
-}
-
-// handleOwnRecord handles a record of ours that another node has sent. After a lost disk
-// it has a higher sequence than ours. If such records keep coming from another instance,
-// then that instance is running.
-func (g *Gossip) handleOwnRecord(r mesh.Record) {
-	if r.Instance == g.instance || r.Sequence <= g.published {
-		return
-	}
-	if g.foreign.at.IsZero() {
-		g.foreign.at = g.now()
-	}
-	if g.published > g.foreign.sequence {
-		g.foreign.times++ // we had already exceeded the last one
-	}
-	g.foreign.sequence = r.Sequence
-	if g.foreign.times < duplicateTimes || g.now().Sub(g.foreign.at) < duplicateAfter {
-		return
-	}
-	g.transport.reportProblem(g.self.String(), mesh.Problem{
-		Kind: ProblemDuplicate, Node: r.Name, Text: "records of this node's identity keep coming from another instance",
-		Advice: "stop one of them and remove its state directory, so that it gets a new identity",
-	})
 }
 
 // nameOf returns the host name that a node claims, or its fingerprint.

@@ -199,21 +199,6 @@ func TestLostDiskIsJumpedPast(t *testing.T) {
 	}
 }
 
-func TestRunningDuplicateIsFoundByItsRecords(t *testing.T) {
-	now := time.Unix(1700000000, 0)
-	g := idle(t, &now)
-	for sequence := uint64(1); sequence < 8; sequence += 2 {
-		if err := g.Publish(testRecord(0, sequence)); err != nil {
-			t.Fatal(err)
-		}
-		g.acceptObjects([][]byte{foreignRecord(t, sequence+1)}, fromGossip)
-		now = now.Add(duplicateAfter)
-	}
-	if v := g.View(); !hasProblem(v, ProblemDuplicate, "another instance") {
-		t.Errorf("problems %v, want %s", v.Problems, ProblemDuplicate)
-	}
-}
-
 func TestSequenceConflictIsReported(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)

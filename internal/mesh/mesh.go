@@ -432,7 +432,8 @@ const (
 	ProblemNeighbor  ProblemKind = "no-neighbor" // not reachable on the LAN
 	ProblemRelay     ProblemKind = "no-relay"
 	ProblemClient    ProblemKind = "client-conflict"
-	ProblemRange     ProblemKind = "range-overlap" // a network of the host is in the cluster's ranges
+	ProblemRange     ProblemKind = "range-overlap"      // a network of the host is in the cluster's ranges
+	ProblemDuplicate ProblemKind = "identity-elsewhere" // another daemon runs with this node's identity
 )
 
 // Compare orders problems by kind, node and text.

@@ -31,6 +31,7 @@ type Announcement struct {
 // Announce works out what this node says of itself, and of those who carry traffic for it.
 func (m *Memory) Announce(in Input) Announcement {
 	out := m.announceRecord(in)
+	out.Problems = append(out.Problems, m.duplicate.problems(in.Config.Name, in.Now)...)
 	own := m.Own
 	if out.RecordChanged {
 		own = out.Record

@@ -14,15 +14,18 @@ const (
 	// what is left over from an instance that was stopped is gone by then.
 	duplicateTimes = 3
 	duplicateAfter = 10 * time.Second
+	// duplicateShown is how long a duplicate is a problem after its last record.
+	duplicateShown = 3 * time.Minute
 )
 
 // duplicate is what was seen of a second daemon that runs with this node's identity. The
 // zero value has seen none.
 type duplicate struct {
 	instance uint64
-	since    time.Time
-	past     uint64 // its last record
-	times    int    // how often it went beyond a record that we had published
+	since    time.Time // of its first record
+	last     time.Time // of its last record
+	past     uint64    // the sequence of its last record
+	times    int       // how often it went beyond a record that we had published
 }
 
 // SawDuplicate reports whether another instance of this node is sure to run that was
@@ -30,10 +33,10 @@ type duplicate struct {
 func (m *Memory) SawDuplicate(in Input) bool {
 	for _, r := range in.View.Records {
 		if r.ID() == in.Self.ID() {
-			return m.duplicate.runs(in.Self.Instance, r, m.Own.Sequence, in.Now) && m.duplicate.instance < in.Self.Instance
+			m.duplicate.look(in.Self.Instance, r, m.Own.Sequence, in.Now)
 		}
 	}
-	return false
+	return m.duplicate.runs(in.Now) && m.duplicate.instance < in.Self.Instance
 }
 
 // duplicateGone is how long a node that stopped as a duplicate hears from others, and from
@@ -58,18 +61,17 @@ func (in Input) DuplicateWait() time.Duration {
 // DuplicateProblem says why this node leaves the host alone for now.
 func DuplicateProblem(name string) mesh.Problem {
 	return mesh.Problem{
-		Kind: mesh.ProblemKey, Node: name,
+		Kind: mesh.ProblemDuplicate, Node: name,
 		Text:   "this node's identity ran on another host when meshd stopped here last: it makes sure that it does no longer, before it sets its device up",
 		Advice: "wait a minute; if meshd stops again, journalctl -u meshd says what to do",
 	}
 }
 
-// runs takes in the record of ours that is in force, and reports whether another instance
-// is sure to run. Published is the sequence of the record that we published last, 0 for
-// none.
-func (d *duplicate) runs(instance uint64, r mesh.Record, published uint64, now time.Time) bool {
+// look takes in the record of ours that is in force. Published is the sequence of the record
+// that we published last, 0 for none.
+func (d *duplicate) look(instance uint64, r mesh.Record, published uint64, now time.Time) {
 	if r.Instance == instance || published == 0 || r.Sequence <= published {
-		return false
+		return
 	}
 	if r.Instance != d.instance {
 		*d = duplicate{instance: r.Instance, since: now}
@@ -77,6 +79,22 @@ func (d *duplicate) runs(instance uint64, r mesh.Record, published uint64, now t
 	if published > d.past {
 		d.times++
 	}
-	d.past = r.Sequence
-	return d.times >= duplicateTimes && now.Sub(d.since) >= duplicateAfter
+	d.past, d.last = r.Sequence, now
+}
+
+// runs reports whether another instance is sure to run.
+func (d *duplicate) runs(now time.Time) bool {
+	return d.times >= duplicateTimes && d.last.Sub(d.since) >= duplicateAfter && now.Sub(d.last) <= duplicateShown
+}
+
+// problems reports an instance that runs and does not stop, because it was started later or
+// does not hear of this one.
+func (d *duplicate) problems(name string, now time.Time) []mesh.Problem {
+	if !d.runs(now) {
+		return nil
+	}
+	return []mesh.Problem{{
+		Kind: mesh.ProblemDuplicate, Node: name, Text: "records of this node's identity keep coming from another instance",
+		Advice: "stop one of them and remove its state directory, so that it gets a new identity",
+	}}
 }

@@ -22,7 +22,8 @@ func (n *instance) see(r mesh.Record, now time.Time) {
 	if r.Sequence <= n.published {
 		return // the store refuses it
 	}
-	n.sure = n.runs(n.number, r, n.published, now) || n.sure
+	n.look(n.number, r, n.published, now)
+	n.sure = n.runs(now) || n.sure
 	n.published = NextSequence(n.published, r.Sequence, now)
 }
 
@@ -45,14 +46,16 @@ func TestDuplicatesFindOut(t *testing.T) {
 	}
 }
 
-// TestSawDuplicate: of two instances the one that was started later gives way.
+// TestSawDuplicate: of two instances the one that was started later gives way. The other one
+// reports it as a problem, for as long as its records keep coming.
 func TestSawDuplicate(t *testing.T) {
 	records := location()
 	for _, tt := range []struct {
 		name        string
 		own, theirs uint64
 		want        bool
-	}{{"ours is later", 2, 1, true}, {"ours is earlier", 1, 2, false}, {"it is ours", 1, 1, false}} {
+		problems    int
+	}{{"ours is later", 2, 1, true, 1}, {"ours is earlier", 1, 2, false, 1}, {"it is ours", 1, 1, false, 0}} {
 		in := Input{Now: time.Unix(1_800_000_000, 0), Self: Identity{Public: records[0].Identity, Instance: tt.own}}
 		m := Memory{Own: mesh.Record{Sequence: 20}}
 		saw := false
@@ -63,8 +66,12 @@ func TestSawDuplicate(t *testing.T) {
 			saw = m.SawDuplicate(in) || saw
 			m.Own.Sequence, in.Now = other.Sequence+1, in.Now.Add(time.Second)
 		}
-		if saw != tt.want {
-			t.Errorf("%s: got %t, want %t", tt.name, saw, tt.want)
+		problems := m.duplicate.problems("a1", in.Now)
+		if saw != tt.want || len(problems) != tt.problems {
+			t.Errorf("%s: got %t and %v, want %t and %d problems", tt.name, saw, problems, tt.want, tt.problems)
+		}
+		if later := m.duplicate.problems("a1", in.Now.Add(time.Hour)); len(later) > 0 {
+			t.Errorf("%s: an hour later: got %v, want no problem", tt.name, later)
 		}
 	}
 	if new(Memory).SawDuplicate(Input{}) {

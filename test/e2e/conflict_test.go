@@ -225,7 +225,7 @@ func TestOtherRanges(t *testing.T) {
 	m.settle(settleLimit, members...)
 	both := []*lab.Node{members[0], stranger}
 	refused := shows(gossip.ProblemCluster, "cluster.pods", "10.42.0.0/16", "10.50.0.0/16")
-	m.await(settleLimit, "aware of the difference", all(refused, lacks(gossip.ProblemDuplicate)), both...)
+	m.await(settleLimit, "aware of the difference", all(refused, lacks(mesh.ProblemDuplicate)), both...)
 	for end := time.Now().Add(settleTime); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		for _, n := range both {
 			if s := m.status(n); !refused(s) {

@@ -15,7 +15,6 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -144,7 +143,7 @@ func underAttack(t *testing.T, ctx context.Context, b *Bed, a Attack, n int) {
 		t.Errorf("meanwhile the victim has changed:\n%s", strings.Join(diff, "\n"))
 	}
 	readable(t, ctx, b)
-	if s, err := b.Victim.Status(ctx); err != nil || slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool { return p.Kind == gossip.ProblemDuplicate }) {
+	if s, err := b.Victim.Status(ctx); err != nil || slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool { return p.Kind == mesh.ProblemDuplicate }) {
 		t.Errorf("the victim believes that another daemon has its identity: %v, %+v", err, s.Problems)
 	}
 	stop()
