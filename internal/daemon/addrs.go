@@ -10,14 +10,14 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// gossipAddresses are the addresses under which each node's gossip port may be reached.
-// The underlay comes first, also where the tunnel works: a node learns from its
-// peers under which address they see it, and through the tunnel they don't. For
-// the same reason an internal IP counts in its own location only: elsewhere it
-// is reached through the tunnel, and would pass for an endpoint. Overlay addresses
-// come last, and only once this host has routes to them.
-func (d *daemon) gossipAddresses(t turn, through bool) map[mesh.ID][]netip.AddrPort {
-	paths := make(map[mesh.ID][]netip.AddrPort, len(t.view.Records))
+// gossipAddresses returns the addresses at which each node's gossip port may be reached, the
+// best first. Addresses of the underlay come first, even where the tunnel works: a node learns
+// from its peers at which address they see it, which they don't see through the tunnel. For the
+// same reason an internal IP is used in its own location only: elsewhere it is reached through
+// the tunnel, and would be taken for an endpoint. Overlay addresses come last, and only once
+// this host has routes to them.
+func (d *daemon) gossipAddresses(t turn, hasRoutes bool) map[mesh.ID][]netip.AddrPort {
+	addresses := make(map[mesh.ID][]netip.AddrPort, len(t.view.Records))
 	for _, r := range t.view.Records {
 		id := r.ID()
 		if id == d.self.ID() {
@@ -26,27 +26,27 @@ func (d *daemon) gossipAddresses(t turn, through bool) map[mesh.ID][]netip.AddrP
 		var list []netip.AddrPort
 		if host, port, err := net.SplitHostPort(r.GossipAddr); err == nil {
 			if p, err := net.LookupPort("udp", port); err == nil {
-				list = append(list, at(addrsOf(host, t.wanted.Input.Resolved), uint16(p))...)
+				list = append(list, withPort(addrsOf(host, t.wanted.Input.Resolved), uint16(p))...)
 			}
 		}
 		if r.Location != "" && r.Location == d.memory.Own.Location {
-			list = append(list, lan(r)...)
+			list = append(list, lanAddresses(r)...)
 		}
 		for _, e := range r.Endpoints {
-			list = append(list, at(addrsOf(e.Host, t.wanted.Input.Resolved), r.GossipPort)...)
+			list = append(list, withPort(addrsOf(e.Host, t.wanted.Input.Resolved), r.GossipPort)...)
 		}
-		// What names resolve to is others' word, too.
+		// A name may resolve to an address of the mesh, too.
 		list = slices.DeleteFunc(list, func(a netip.AddrPort) bool { return !d.cfg.Cluster.Outside(a.Addr()) })
-		if through && r.Claim.Slot != mesh.None && r.Claim.Slot < d.cfg.Cluster.Slots() {
-			list = append(list, at(d.cfg.Cluster.Overlays(r.Claim.Slot), r.GossipPort)...)
+		if hasRoutes && r.Claim.Slot != mesh.None && r.Claim.Slot < d.cfg.Cluster.Slots() {
+			list = append(list, withPort(d.cfg.Cluster.Overlays(r.Claim.Slot), r.GossipPort)...)
 		}
-		paths[id] = list
+		addresses[id] = list
 	}
-	return paths
+	return addresses
 }
 
-// lan are the gossip addresses of a node on its private network.
-func lan(r mesh.Record) []netip.AddrPort {
+// lanAddresses returns the gossip addresses of a node in its private network.
+func lanAddresses(r mesh.Record) []netip.AddrPort {
 	var list []netip.AddrPort
 	for _, ip := range r.InternalIPs {
 		list = append(list, netip.AddrPortFrom(ip.Addr(), r.GossipPort))
@@ -54,7 +54,7 @@ func lan(r mesh.Record) []netip.AddrPort {
 	return list
 }
 
-func at(addrs []netip.Addr, port uint16) []netip.AddrPort {
+func withPort(addrs []netip.Addr, port uint16) []netip.AddrPort {
 	list := make([]netip.AddrPort, 0, len(addrs))
 	for _, a := range addrs {
 		list = append(list, netip.AddrPortFrom(a, port))

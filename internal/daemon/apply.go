@@ -14,7 +14,7 @@ import (
 	"github.com/meshd/meshd/internal/node"
 )
 
-// observe looks at what is ours on the host.
+// observe reads what meshd has on the host.
 func (d *daemon) observe(ctx context.Context, desired netcfg.State) (netcfg.State, error) {
 	observed, err := d.kernel.Observe(ctx, desired)
 	if err != nil {
@@ -24,8 +24,8 @@ func (d *daemon) observe(ctx context.Context, desired netcfg.State) (netcfg.Stat
 	return observed, nil
 }
 
-// change applies the difference between observed and desired. It does what can be done;
-// what the host has afterwards is what there is to go on with.
+// change applies the difference between observed and desired, as far as the kernel takes it.
+// The turn goes on with what the host has afterwards.
 func (d *daemon) change(ctx context.Context, t *turn, o netcfg.Options) error {
 	plan := netcfg.Diff(t.observed, t.wanted.Desired, o)
 	if plan.Empty() {
@@ -47,23 +47,23 @@ func (d *daemon) change(ctx context.Context, t *turn, o netcfg.Options) error {
 	return err
 }
 
-// ProblemRefused says that the kernel does not take a route, an entry or a peer.
+// ProblemRefused means that the kernel refuses a route, an entry or a peer.
 const ProblemRefused mesh.ProblemKind = "kernel-refuses"
 
-// refusedProblems names the steps that the kernel refused. They are no failure of the turn:
-// others may have asked for what can't be.
+// refusedProblems reports the steps that the kernel refused. They do not make the turn fail:
+// another node may have asked for something impossible.
 func refusedProblems(node string, steps []*host.RefusedStep) (problems []mesh.Problem) {
 	for _, r := range steps {
 		problems = append(problems, mesh.Problem{
 			Kind: ProblemRefused, Node: node, Text: r.Error(),
-			Advice: "if another program has set up the same here, remove that; else see which node gives this away (meshd status), and change it there",
+			Advice: "if another program on this host has the same route or address, remove it there; otherwise find the node that announces it (meshd status), and change it on that node",
 		})
 	}
 	return problems
 }
 
-// reachOut brings about handshakes with peers that have none.
-func (d *daemon) reachOut(ctx context.Context, t *turn, out node.HandshakePlan) (err error) {
+// startHandshakes starts handshakes with peers that have no session.
+func (d *daemon) startHandshakes(ctx context.Context, t *turn, out node.HandshakePlan) (err error) {
 	if len(out.Renew) > 0 {
 		options := t.options()
 		options.Renew = out.Renew
@@ -71,7 +71,7 @@ func (d *daemon) reachOut(ctx context.Context, t *turn, out node.HandshakePlan) 
 	}
 	for _, a := range out.Initiate {
 		if err := d.kernel.InitiateHandshake(ctx, a); err != nil {
-			d.log.Debug("speak to peer", "addr", a, "err", err)
+			d.log.Debug("start handshake", "addr", a, "err", err)
 		}
 	}
 	return err

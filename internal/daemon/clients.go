@@ -47,15 +47,15 @@ func (d *daemon) addClient(r control.ClientRequest, now time.Time) (control.Clie
 	}
 	d.log.Info("client added", "client", c.Name, "id", c.ID, "overlay", in.Cluster.ClientAddresses(c.Index))
 	in.Clients = append(in.Clients, c)
-	d.keepClients(now)
+	d.saveClients(now)
 	return clientConfig(in, c, withServiceGateway(t.view.Alive, c)), nil
 }
 
-// keepClients writes what is known to disk at once: a client whose configuration is
+// saveClients writes what is known to disk at once: a client whose configuration is
 // out, or that was removed, is to be so after this daemon's end, too. The loop tries
 // again, and complains, if that fails.
-func (d *daemon) keepClients(now time.Time) {
-	if err := d.remember(now, true); err != nil {
+func (d *daemon) saveClients(now time.Time) {
+	if err := d.saveObjects(now, true); err != nil {
 		d.log.Warn("clients are not on disk yet", "err", err)
 	}
 }
@@ -89,14 +89,14 @@ func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Clie
 		}
 		c.Access = append(c.Access, a)
 	}
-	if err := errors.Join(mesh.CheckAccess(c.Access), checkTaken(in, c)); err != nil {
+	if err := errors.Join(mesh.CheckAccess(c.Access), checkUnique(in, c)); err != nil {
 		return c, err
 	}
-	return c, place(in, &c, r.ServiceGateway)
+	return c, assign(in, &c, r.ServiceGateway)
 }
 
-// checkTaken refuses a client whose name or key is another client's or a node's.
-func checkTaken(in mesh.Input, c mesh.Client) error {
+// checkUnique refuses a client whose name or key is another client's or a node's.
+func checkUnique(in mesh.Input, c mesh.Client) error {
 	if _, err := mesh.ParseID(c.Name); err == nil {
 		return fmt.Errorf("%s looks like a fingerprint, which other commands would take it for; choose another name", c.Name)
 	}
@@ -120,7 +120,7 @@ func checkTaken(in mesh.Input, c mesh.Client) error {
 }
 
 // place gives a client an address, and the service gateway that it asks for.
-func place(in mesh.Input, c *mesh.Client, gateway string) error {
+func assign(in mesh.Input, c *mesh.Client, gateway string) error {
 	var ok bool
 	if c.Index, ok = mesh.FreeClientIndex(in.Cluster, in.Clients, c.Key); !ok {
 		return fmt.Errorf("all %d addresses for clients are taken: run meshd client remove for those that are not needed; for more, cluster.overlay must be wider", in.Cluster.ClientSlots())
@@ -149,7 +149,7 @@ func (d *daemon) ClientConfig(client string) (control.ClientConfig, error) {
 	if err != nil {
 		return control.ClientConfig{}, err
 	}
-	c, err := namedClient(in.Clients, client)
+	c, err := findClient(in.Clients, client)
 	if err != nil {
 		return control.ClientConfig{}, err
 	}
@@ -160,7 +160,7 @@ func (d *daemon) ClientConfig(client string) (control.ClientConfig, error) {
 func (d *daemon) RemoveClient(ctx context.Context, client string) (removed control.RemovedClient, err error) {
 	wait := d.inLoop(ctx, func() {
 		var c mesh.Client
-		if c, err = namedClient(d.gossip.View().Clients, client); err != nil {
+		if c, err = findClient(d.gossip.View().Clients, client); err != nil {
 			return
 		}
 		if err = d.gossip.RemoveClient(c.ID); err != nil {
@@ -168,7 +168,7 @@ func (d *daemon) RemoveClient(ctx context.Context, client string) (removed contr
 		}
 		d.log.Info("client removed", "client", c.Name, "id", c.ID)
 		removed = control.RemovedClient{ID: c.ID, Name: c.Name}
-		d.keepClients(time.Now())
+		d.saveClients(time.Now())
 	})
 	return removed, errors.Join(wait, err)
 }
@@ -268,9 +268,9 @@ func (cache *configCache) get(client mesh.ID, silent []mesh.ID, work func(silent
 	return c
 }
 
-// namedClient finds the one client of a name or an ID. Errors wrap
+// findClient finds the one client of a name or an ID. Errors wrap
 // control.ErrRefused.
-func namedClient(clients []mesh.Client, name string) (mesh.Client, error) {
+func findClient(clients []mesh.Client, name string) (mesh.Client, error) {
 	var found []mesh.Client
 	for _, c := range clients {
 		if c.ID.String() == name {
@@ -294,7 +294,7 @@ func clientConfig(in mesh.Input, c mesh.Client, alive map[mesh.ID]bool) control.
 	m := mesh.ClientConfigOf(in, c, alive)
 	out := control.ClientConfig{
 		Cluster: in.Cluster.Name, ID: c.ID, Name: c.Name, PublicKey: c.Key.String(), PresharedKey: c.PresharedKey != mesh.PresharedKey{},
-		Overlay: m.Addresses, Access: wordAccess(c.Access), Unserved: wordAccess(m.Unserved), Ranges: m.Ranges, Search: append([]string{}, m.Search...),
+		Overlay: m.Addresses, Access: accessStrings(c.Access), Unserved: accessStrings(m.Unserved), Ranges: m.Ranges, Search: append([]string{}, m.Search...),
 		MTU: m.MTU, Keepalive: int(m.Keepalive.Seconds()), Peers: clientPeers(m.Peers), Standbys: clientPeers(m.Standbys),
 	}
 	if m.Resolver.IsValid() {
@@ -332,7 +332,7 @@ func rankEndpoint(e mesh.Endpoint) int {
 	return 2
 }
 
-func wordAccess(list []mesh.Access) []string {
+func accessStrings(list []mesh.Access) []string {
 	out := []string{}
 	for _, a := range list {
 		out = append(out, a.String())
@@ -350,7 +350,7 @@ func clientStatus(t index) []control.ClientStatus {
 	}
 	for _, c := range t.wanted.Topology.AllClients {
 		s := control.ClientStatus{
-			ID: c.ID, Name: c.Name, Overlay: t.wanted.Input.Cluster.ClientAddresses(c.Index), Access: wordAccess(c.Access),
+			ID: c.ID, Name: c.Name, Overlay: t.wanted.Input.Cluster.ClientAddresses(c.Index), Access: accessStrings(c.Access),
 			AddedBy: t.nameOf(mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC(),
 			PresharedKey: c.PresharedKey != mesh.PresharedKey{},
 		}

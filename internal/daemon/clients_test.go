@@ -92,18 +92,18 @@ func TestClientEndpoint(t *testing.T) {
 
 func TestNamedClient(t *testing.T) {
 	clients := []mesh.Client{{ID: mesh.ID{1}, Name: "a"}, {ID: mesh.ID{2}, Name: "b"}, {ID: mesh.ID{3}, Name: "b"}}
-	if c, err := namedClient(clients, "a"); err != nil || c.ID != clients[0].ID {
+	if c, err := findClient(clients, "a"); err != nil || c.ID != clients[0].ID {
 		t.Errorf("a: got %v, %v", c.ID, err)
 	}
-	if c, err := namedClient(clients, clients[2].ID.String()); err != nil || c.ID != clients[2].ID {
+	if c, err := findClient(clients, clients[2].ID.String()); err != nil || c.ID != clients[2].ID {
 		t.Errorf("an ID: got %v, %v", c.ID, err)
 	}
 	named := mesh.Client{ID: mesh.ID{9}, Name: clients[0].ID.String()} // an old one
-	if c, err := namedClient(append([]mesh.Client{named}, clients...), named.Name); err != nil || c.ID != clients[0].ID {
+	if c, err := findClient(append([]mesh.Client{named}, clients...), named.Name); err != nil || c.ID != clients[0].ID {
 		t.Errorf("an ID that is a name, too: got %v, %v", c.ID, err)
 	}
 	for _, name := range []string{"b", "c"} {
-		if _, err := namedClient(clients, name); err == nil {
+		if _, err := findClient(clients, name); err == nil {
 			t.Errorf("%s: want a refusal", name)
 		}
 	}

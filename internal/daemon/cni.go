@@ -11,8 +11,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// cniConfig is what the CNI configuration follows from. It is for the control
-// socket's goroutines too, and takes what changes from the turn.
+// cniConfig returns what the CNI configuration follows from. Requests use it too, so it takes
+// everything from the turn.
 func (d *daemon) cniConfig(t turn) cni.Config {
 	return cni.Config{
 		ConfDir: t.cfg.CNI.ConfDir, BinDir: t.cfg.CNI.BinDir, PluginSource: t.cfg.CNI.PluginSource,
@@ -20,14 +20,14 @@ func (d *daemon) cniConfig(t turn) cni.Config {
 	}
 }
 
-// applyCNI puts the CNI configuration and plugins in place, once there are pod CIDRs to
-// write into it. It reports whether they are, or are not wanted.
+// applyCNI installs the CNI configuration and plugins once pod CIDRs are known. It reports
+// whether they are in place, or not wanted.
 func (d *daemon) applyCNI(t *turn, claimWait time.Duration) (done bool) {
 	if !d.cfg.CNI.Enabled || len(t.wanted.Topology.PodCIDRs) == 0 {
 		return !d.cfg.CNI.Enabled
 	}
 	if claimWait > 0 {
-		t.wakeIn(claimWait)
+		t.recheckIn(claimWait)
 		t.note(nil, d.withdrawCNI(d.cniConfig(*t)))
 		return false
 	}
@@ -36,10 +36,10 @@ func (d *daemon) applyCNI(t *turn, claimWait time.Duration) (done bool) {
 	return err == nil
 }
 
-// installCNI puts a CNI configuration and the plugins in place.
+// installCNI writes the CNI configuration and the plugins.
 func (d *daemon) installCNI(cfg cni.Config) ([]mesh.Problem, error) {
-	// Pods start as soon as containerd sees the file, and can't move then.
-	if err := d.promiseReady(); err != nil {
+	// Pods start as soon as containerd sees the file, and their addresses can't change then.
+	if err := d.saveReady(); err != nil {
 		return nil, err
 	}
 	observed, err := cni.Observe(cfg)
@@ -57,8 +57,8 @@ func (d *daemon) installCNI(cfg cni.Config) ([]mesh.Problem, error) {
 	return problems, nil
 }
 
-// withdrawCNI takes away a CNI configuration with other pod CIDRs than those that are
-// claimed now, so that no pod gets an address that this node has given up.
+// withdrawCNI removes a CNI configuration whose pod CIDRs this node no longer claims, so that
+// no pod gets an address from them.
 func (d *daemon) withdrawCNI(cfg cni.Config) error {
 	observed, err := cni.Observe(cfg)
 	if err != nil {

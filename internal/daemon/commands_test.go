@@ -179,7 +179,7 @@ func TestDamagedObjects(t *testing.T) {
 		}
 		w.end()
 		w.disk.damaged = errors.New("permission denied")
-		if got, err := w.d.recallObjects(); err == nil || len(got.Objects) > 0 {
+		if got, err := w.d.loadObjects(); err == nil || len(got.Objects) > 0 {
 			t.Errorf("got %v, %v, want an error", got, err)
 		}
 	})

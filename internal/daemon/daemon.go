@@ -18,14 +18,14 @@
 //	loop.go      the loop; turn.go is what a turn saw and did
 //	edges.go     the interfaces through which the loop reaches the world
 //	record.go    what this node says of itself
-//	carry.go     verdicts, and whom to probe for them
+//	verdicts.go  verdicts, and probes for them
 //	apply.go     changes the host
 //	addrs.go     where the other nodes' gossip ports are
 //	names.go     resolves host names
 //	cni.go, k3s.go, ready.go     what pods need before they start
 //	disk.go      the state directory: this node and what is known of the others
 //	generation.go, reload.go     other settings, from other nodes or the file
-//	renumber.go, drain.go, trust.go, clients.go, sweep.go, graph.go     commands, see commands.go
+//	renumber.go, drain.go, trust.go, clients.go, probe.go, graph.go     commands, see commands.go
 //	status.go    what a person sees; journal.go is what the log says
 //	down.go      clears a host
 package daemon
@@ -55,14 +55,14 @@ var ErrDuplicate = errors.New("this node's identity runs on another host, too: "
 	"if this host is a copy of that one, stop meshd here, remove identity.json and node.json from its state directory, and start it: it makes an identity of its own; " +
 	"if the other one is the copy, do so there")
 
-// Options says where a daemon finds its things.
+// Options configure a daemon.
 type Options struct {
 	Config   string // path of the configuration file
 	StateDir string
 	RunDir   string
 	Version  string
 	Logger   *slog.Logger
-	Reload   <-chan os.Signal // "look again"
+	Reload   <-chan os.Signal // has the configuration file read again
 }
 
 // daemon is what the turns of the loop share. Only the loop changes it.
@@ -85,7 +85,7 @@ type daemon struct {
 	log            *slog.Logger
 	journal        journal
 	metrics        *metrics.Metrics
-	readiness      readiness
+	online         bool           // pods may start, as meshd status --wait waits for it
 	reloadProblems []mesh.Problem // of the last reload, until one succeeds
 
 	// For requests, see commands.go.
@@ -127,7 +127,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	remembered, err := d.recall(machineID)
+	remembered, err := d.loadState(machineID)
 	if err != nil {
 		return err
 	}

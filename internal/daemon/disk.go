@@ -18,20 +18,19 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// rememberEvery is the least time between two writes of what is known of the
-// others. Losing that much costs a question to the join list, and a disk that
-// is a memory card lives longer.
-const rememberEvery = 5 * time.Second
+// saveEvery is the least time between two writes of what is known of the other nodes. If that
+// is lost, the nodes of the join list have it; fewer writes spare memory cards.
+const saveEvery = 5 * time.Second
 
-// disk is what this daemon has in the state directory.
+// disk is what the state directory holds.
 type disk struct {
 	dir     stateDir
 	node    state.Node // as written last
 	objects objectsFile
 }
 
-// saveNode writes what this node has to stand by after a crash. What others may rely on is
-// on disk before it is done or told.
+// saveNode writes this node's own state, which must survive a crash: it is on disk before other
+// nodes or pods can rely on it.
 func (d *disk) saveNode(n state.Node) error {
 	if err := d.dir.SaveNode(n); err != nil {
 		return err
@@ -40,16 +39,16 @@ func (d *disk) saveNode(n state.Node) error {
 	return nil
 }
 
-// objectsFile is the file of what is known of the others.
+// objectsFile is the file of gossip's objects.
 type objectsFile struct {
 	at    time.Time        // of the last attempt to write it
 	err   error            // of the last attempt
 	saved state.Remembered // as written last
 }
 
-// recall reads the state directory: who this node is, what it has promised, and
-// what it knew of the others.
-func (d *daemon) recall(machineID string) (gossip.Remembered, error) {
+// loadState reads the state directory: this node's identity and state, and what it knew of the
+// other nodes.
+func (d *daemon) loadState(machineID string) (gossip.Remembered, error) {
 	identity, origin, err := d.disk.dir.Identity(machineID, rand.Reader)
 	if err != nil {
 		return gossip.Remembered{}, err
@@ -60,9 +59,9 @@ func (d *daemon) recall(machineID string) (gossip.Remembered, error) {
 	if d.disk.node, err = d.disk.dir.Node(); err != nil {
 		return gossip.Remembered{}, err
 	}
-	d.settings = inForce(d.cfg.Cluster, d.disk.node.Adopted)
-	// A start that is not on disk would let old packets of ours pass for new
-	// ones; so a disk that takes nothing is an error here, and only here.
+	d.settings = settingsInForce(d.cfg.Cluster, d.disk.node.Adopted)
+	// Other nodes tell old packets of ours from new ones by the number of the start. So
+	// a full disk is an error here; later it is only a problem.
 	next := d.disk.node
 	next.Boot = nextBoot(next.Boot, time.Now())
 	if err := d.disk.saveNode(next); err != nil {
@@ -71,36 +70,36 @@ func (d *daemon) recall(machineID string) (gossip.Remembered, error) {
 	if d.self.instance, err = newInstance(d.disk.node.Boot, rand.Reader); err != nil {
 		return gossip.Remembered{}, err
 	}
-	return d.recallObjects()
+	return d.loadObjects()
 }
 
-// nextBoot numbers a start. The others take no packet of a start that has a lower
-// number than one that they have seen; so a node whose count was lost, or put
-// back from a backup, must not begin anew. The clock is ahead of any count.
+// nextBoot returns the number of this start. Other nodes drop packets with a lower number than
+// one they have seen. The clock makes it rise even if the last number was lost or restored from
+// a backup.
 func nextBoot(last uint64, now time.Time) uint64 {
 	return max(last+1, uint64(max(now.Unix(), 0)))
 }
 
-// newInstance names a start of the daemon: by its number, which rises with the clock,
-// and at random. So of two daemons with one identity both know which started later.
+// newInstance returns an identifier of this start: its number and a random part. Of two daemons
+// with one identity, the one that started later has the higher one.
 func newInstance(boot uint64, random io.Reader) (uint64, error) {
 	var b [4]byte
 	if _, err := io.ReadFull(random, b[:]); err != nil {
-		return 0, fmt.Errorf("draw instance: %w", err)
+		return 0, fmt.Errorf("choose instance: %w", err)
 	}
 	return boot<<32 | uint64(binary.BigEndian.Uint32(b[:])), nil
 }
 
-// recallObjects reads what this node knew of the others. A damaged file is set
-// aside: the others still know all of it.
-func (d *daemon) recallObjects() (gossip.Remembered, error) {
+// loadObjects reads what this node knew of the other nodes. A damaged file is set aside,
+// because the other nodes still know all of it.
+func (d *daemon) loadObjects() (gossip.Remembered, error) {
 	saved, err := d.disk.dir.Objects()
 	if errors.Is(err, state.ErrDamaged) {
 		aside, asideErr := d.disk.dir.SetAside(state.ObjectsFile)
 		if asideErr != nil {
 			return gossip.Remembered{}, errors.Join(err, asideErr)
 		}
-		d.log.Error("remembered nodes are lost; asking the join list", "err", err, "kept", aside)
+		d.log.Error("the file of remembered nodes is damaged; joining through the join list", "err", err, "kept", aside)
 		return gossip.Remembered{}, nil
 	}
 	if err != nil {
@@ -118,19 +117,18 @@ func (d *daemon) recallObjects() (gossip.Remembered, error) {
 	return r, nil
 }
 
-// remember saves what this node knows of the others. Without force it does so
-// only every rememberEvery, and returns the last attempt's error in between: a
-// disk does not get well by not being asked.
-func (d *daemon) remember(now time.Time, force bool) error {
-	if force || now.Sub(d.disk.objects.at) >= rememberEvery {
-		d.disk.objects.at = now // also after an error: a full disk is not asked more often
-		d.disk.objects.err = d.save()
+// saveObjects writes what this node knows of the other nodes. Without force it writes once
+// every saveEvery, and reports the error of the last attempt in between.
+func (d *daemon) saveObjects(now time.Time, force bool) error {
+	if force || now.Sub(d.disk.objects.at) >= saveEvery {
+		d.disk.objects.at = now // after an error, too: a full disk is not tried more often
+		d.disk.objects.err = d.writeObjects()
 	}
 	return d.disk.objects.err
 }
 
-// save writes what this node knows of the others, if that has changed.
-func (d *daemon) save() error {
+// writeObjects writes what this node knows of the other nodes, if it has changed.
+func (d *daemon) writeObjects() error {
 	r := d.gossip.Remember()
 	out := state.Remembered{Objects: r.Objects}
 	for id, absent := range d.memory.Absences.Save() {
@@ -150,7 +148,7 @@ func (d *daemon) save() error {
 	return nil
 }
 
-// forgetAbsent has the nodes forgotten that have been away for too long.
+// forgetAbsent makes all nodes forget those that have been absent for too long.
 func (d *daemon) forgetAbsent(absent []mesh.Record) error {
 	for _, r := range absent {
 		if err := d.gossip.Forget(r.ID(), r.Sequence); err != nil {

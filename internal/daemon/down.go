@@ -16,17 +16,17 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// Down removes from the host all that a daemon has put there: device, routes,
-// nft table, configuration of CNI and k3s. It says what it removed, a line each. The state
-// directory stays, so that the node comes back as itself; and so do kernel
-// parameters, on which others may rely by now. Errors wrap control.ErrRefused
-// while a daemon runs, which would only put everything back.
+// Down removes from the host everything that a daemon has set up: device, routes, nft table,
+// configuration of CNI and k3s. It returns what it removed, one line each. The state directory
+// stays, so that the node keeps its identity and slot, and so do kernel parameters, on which
+// other programs may rely by now. Errors wrap control.ErrRefused while a daemon runs, because
+// the daemon would put everything back.
 func Down(ctx context.Context, opt Options) (removed []string, err error) {
 	cfg, err := readConfig(opt.Config)
 	if err != nil {
 		return nil, err
 	}
-	// The lock also tells of a daemon whose socket is gone, and keeps one from
+	// The lock also finds a daemon whose socket was deleted, and keeps another from
 	// starting meanwhile.
 	lock, err := state.Lock(opt.StateDir)
 	if err != nil && !errors.Is(err, state.ErrLocked) {
@@ -44,8 +44,8 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 		return nil, fmt.Errorf("open host: %w", err)
 	}
 	defer func() { err = errors.Join(err, kernel.Close()) }()
-	// The CNI configuration goes first: no pod is started on a bridge that
-	// leads nowhere.
+	// Remove the CNI configuration first, so that no pod starts on a bridge without a
+	// network.
 	if cfg.CNI.Enabled {
 		if removed, err = removeCNI(cfg.CNI); err != nil {
 			return removed, err
@@ -77,8 +77,7 @@ func removeCNI(c config.CNI) ([]string, error) {
 	return removed, nil
 }
 
-// readConfig reads the configuration without the secret, which may be gone
-// already when a host is cleared.
+// readConfig reads the configuration without the secret, which may have been deleted already.
 func readConfig(path string) (config.Config, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -19,9 +19,9 @@ import (
 
 const (
 	// drainFor bounds how long meshd drain waits for another gateway, and
-	// lookAtDrain is how often it looks.
-	drainFor    = 10 * time.Second
-	lookAtDrain = 20 * time.Millisecond
+	// drainPoll is how often it looks.
+	drainFor  = 10 * time.Second
+	drainPoll = 20 * time.Millisecond
 )
 
 // Drain implements control.Daemon. The loop does it; here is waited for what
@@ -31,7 +31,7 @@ func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) 
 	if before.wanted.Input.Self == (mesh.ID{}) {
 		return control.Drained{}, fmt.Errorf("%w: the daemon has only just started", control.ErrRefused)
 	}
-	if text := noGateways(before); text != "" {
+	if text := whyNotGateway(before); text != "" {
 		return control.Drained{Successors: []string{}, Text: text}, nil
 	}
 	if text := noSuccessor(before); text != "" && !undo {
@@ -43,15 +43,15 @@ func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) 
 		return control.Drained{}, err
 	}
 	for {
-		out, done := drained(before, d.published.Load().turn, undo)
-		if done || wait.Sleep(ctx, lookAtDrain) != nil {
+		out, done := drainResult(before, d.published.Load().turn, undo)
+		if done || wait.Sleep(ctx, drainPoll) != nil {
 			return out, nil
 		}
 	}
 }
 
-// noGateways says why a node has nothing to drain, "" if it may have.
-func noGateways(t turn) string {
+// whyNotGateway says why a node has nothing to drain, "" if it may have.
+func whyNotGateway(t turn) string {
 	own := recordOf(t)
 	switch {
 	case t.wanted.Input.Cluster.Mode != mesh.ModeLocation:
@@ -115,7 +115,7 @@ func recordOf(t turn) mesh.Record {
 // drained says how far a wish to drain has come since the turn before it, and
 // whether that is the end. Who takes over says so in its record, and has turned
 // to its own tunnels then.
-func drained(before, now turn, undo bool) (control.Drained, bool) {
+func drainResult(before, now turn, undo bool) (control.Drained, bool) {
 	self, own := now.wanted.Input.Self, recordOf(now)
 	standings := mesh.GatewayVerdicts(now.wanted.Input.Verdicts, now.wanted.Input.Records)
 	up := node.IsUp(standings[self])

@@ -7,29 +7,29 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// adopted are settings in force that are not those of the file, because their
-// generation is higher; zero if the file has its way.
-func adopted(own, used mesh.Cluster) state.Adopted {
-	if used.Generation <= own.Generation {
+// adoptedSettings returns the settings in force if another node's higher generation replaced
+// those of the file, else zero.
+func adoptedSettings(file, used mesh.Cluster) state.Adopted {
+	if used.Generation <= file.Generation {
 		return state.Adopted{}
 	}
 	return state.Adopted{Generation: used.Generation, Mode: used.Mode, Encapsulation: used.Encapsulation, Gateways: used.Gateways}
 }
 
-// inForce is the reverse, after a restart.
-func inForce(own mesh.Cluster, a state.Adopted) mesh.Cluster {
+// settingsInForce returns the settings to start with: those of the file, or adopted ones of a
+// higher generation.
+func settingsInForce(own mesh.Cluster, a state.Adopted) mesh.Cluster {
 	if a.Generation > own.Generation && a.Generation <= mesh.MaxGeneration {
 		own.Generation, own.Mode, own.Encapsulation, own.Gateways = a.Generation, a.Mode, a.Encapsulation, a.Gateways
 	}
 	return own
 }
 
-// adopt takes over the settings on which the nodes agree. They are kept on disk:
-// a node that fell back to its file at a restart would send packets where nobody
-// takes them.
+// adopt takes over the settings on which the nodes agree. They are saved to disk: a node that
+// returned to its file at a restart would send packets that no node accepts.
 func (d *daemon) adopt(used mesh.Cluster) error {
 	d.settings = used
-	a := adopted(d.cfg.Cluster, used)
+	a := adoptedSettings(d.cfg.Cluster, used)
 	if a == d.disk.node.Adopted {
 		return nil
 	}

@@ -25,11 +25,11 @@ func TestAdoptedSettings(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := adopted(own, tt.used)
+			got := adoptedSettings(own, tt.used)
 			if got != tt.disk {
 				t.Errorf("on disk: got %+v, want %+v", got, tt.disk)
 			}
-			if diff := cmp.Diff(tt.used, inForce(own, got), compareNet); diff != "" {
+			if diff := cmp.Diff(tt.used, settingsInForce(own, got), compareNet); diff != "" {
 				t.Errorf("after a restart (-want +got):\n%s", diff)
 			}
 		})
@@ -37,7 +37,7 @@ func TestAdoptedSettings(t *testing.T) {
 	// What was adopted loses against a file that has caught up, or gone beyond.
 	caught := own
 	caught.Generation = 4
-	if diff := cmp.Diff(caught, inForce(caught, adopted(own, later)), compareNet); diff != "" {
+	if diff := cmp.Diff(caught, settingsInForce(caught, adoptedSettings(own, later)), compareNet); diff != "" {
 		t.Errorf("the file has the same generation (-want +got):\n%s", diff)
 	}
 }
@@ -46,7 +46,7 @@ func TestAdoptedSettings(t *testing.T) {
 // beyond.
 func TestHostileGenerationOnDisk(t *testing.T) {
 	own := mesh.Cluster{Generation: 3, Mode: mesh.ModeFull}
-	if got := inForce(own, state.Adopted{Generation: mesh.MaxGeneration + 1, Mode: mesh.ModeCross}); got.Mode != mesh.ModeFull || got.Generation != 3 {
+	if got := settingsInForce(own, state.Adopted{Generation: mesh.MaxGeneration + 1, Mode: mesh.ModeCross}); got.Mode != mesh.ModeFull || got.Generation != 3 {
 		t.Errorf("got %+v, want the file's own", got)
 	}
 }

@@ -26,7 +26,7 @@ func (d *daemon) Graph() (mesh.Graph, error) {
 // routes would change, if a node were lost.
 func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, error) {
 	t := d.published.Load().turn
-	lost, err := named(t.wanted.Input.Records, node)
+	lost, err := findNode(t.wanted.Input.Records, node)
 	if err != nil {
 		return control.Plan{}, err
 	}

@@ -147,7 +147,7 @@ func TestSwept(t *testing.T) {
 		{[]netip.Addr{a, b}, control.RouteOK, 2 * time.Millisecond},
 		{[]netip.Addr{a, netip.MustParseAddr("fd00:4::2")}, control.RouteSilent, 0},
 	} {
-		if health, slowest := swept(tt.addrs, rtt); health != tt.health || slowest != tt.rtt {
+		if health, slowest := routeHealth(tt.addrs, rtt); health != tt.health || slowest != tt.rtt {
 			t.Errorf("%v: got %s, %v, want %s, %v", tt.addrs, health, slowest, tt.health, tt.rtt)
 		}
 	}

@@ -10,7 +10,8 @@ import (
 	"github.com/meshd/meshd/internal/k3s"
 )
 
-// k3sWanted is what k3s's configuration follows from, and whether it can be written.
+// k3sWanted returns what k3s's configuration follows from, and reports whether it can be
+// written.
 func k3sWanted(t turn) (k3s.Wanted, bool) {
 	role := k3s.Role(t.cfg.K3s.Role)
 	if t.cfg.K3s.Role == config.RoleAuto {
@@ -20,15 +21,15 @@ func k3sWanted(t turn) (k3s.Wanted, bool) {
 	return w, t.cfg.K3s.WriteConfig && len(w.Overlay) > 0
 }
 
-// applyK3s writes k3s's configuration, if that is wanted and this node's address is one to
-// rely on. It reports whether it is written, or is not wanted.
+// applyK3s writes k3s's configuration if it is wanted, once this node's claim can be relied on.
+// It reports whether it is in place, or not wanted.
 func (d *daemon) applyK3s(t *turn, claimWait time.Duration) (done bool) {
 	wanted, can := k3sWanted(*t)
 	if !can {
 		return !t.cfg.K3s.WriteConfig
 	}
 	if claimWait > 0 {
-		t.wakeIn(claimWait)
+		t.recheckIn(claimWait)
 		return false
 	}
 	err := d.writeK3s(wanted)
@@ -38,7 +39,7 @@ func (d *daemon) applyK3s(t *turn, claimWait time.Duration) (done bool) {
 
 // writeK3s writes k3s's configuration.
 func (d *daemon) writeK3s(wanted k3s.Wanted) error {
-	if err := d.promiseReady(); err != nil {
+	if err := d.saveReady(); err != nil {
 		return err
 	}
 	changed, err := d.services.WriteK3s(wanted)
@@ -51,7 +52,7 @@ func (d *daemon) writeK3s(wanted k3s.Wanted) error {
 	return nil
 }
 
-// planK3s says whether k3s's configuration would be written.
+// planK3s lists what would change of k3s's configuration.
 func planK3s(t turn) ([]string, error) {
 	wanted, can := k3sWanted(t)
 	if !can {

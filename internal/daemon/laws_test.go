@@ -301,7 +301,7 @@ func TestStartIsOnDiskBeforeAnythingElse(t *testing.T) {
 	}
 	d := newDaemon(Options{Logger: slog.New(slog.DiscardHandler)}, config.Config{})
 	d.disk.dir = &fakeDisk{trace: &trace{sections: []*section{{}}}, identity: state.Identity{Key: identityKey(0)}, full: errors.New("no space")}
-	if _, err := d.recall("machine"); err == nil {
+	if _, err := d.loadState("machine"); err == nil {
 		t.Error("got a start that is not on disk")
 	}
 }

@@ -18,14 +18,14 @@ import (
 )
 
 const (
-	// resync is how often the loop looks again without being told to.
+	// resync is the longest time between two turns.
 	resync = 10 * time.Second
-	// gather is how long a first event waits for more of its kind, and spacing
-	// the least time from turn to turn: a node that joins makes several events,
-	// and pods that start on a busy host make them without end.
+	// gather is how long to wait for more events after the first, and spacing the least time
+	// between two turns: a node that joins causes several events, and pods that start on a busy
+	// host cause them without end.
 	gather  = 5 * time.Millisecond
 	spacing = 50 * time.Millisecond
-	// retryMin and retryMax bound how soon a turn that failed is taken again.
+	// retryMin and retryMax bound the time until a failed turn is repeated.
 	retryMin = 250 * time.Millisecond
 	retryMax = resync
 )
@@ -48,7 +48,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		}
 		if t.fatal != nil {
 			d.services.Notify("STOPPING=1")
-			return errors.Join(t.fatal, d.giveWay(), d.remember(t.now, true))
+			return errors.Join(t.fatal, d.giveWay(), d.saveObjects(t.now, true))
 		}
 		retry = d.report(t, retry)
 		c.answer()
@@ -60,7 +60,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		case <-wake.C:
 		case <-events:
 		case <-d.gossip.Changed():
-			urgent = d.newVerdicts(t)
+			urgent = d.verdictsChanged(t)
 		case <-d.prober.Changed():
 			urgent = true
 		case <-d.names.changed:
@@ -77,10 +77,10 @@ func (d *daemon) loop(ctx context.Context) error {
 	}
 	d.log.Info("stopping; the host stays as it is")
 	d.services.Notify("STOPPING=1")
-	return d.remember(time.Now(), true)
+	return d.saveObjects(time.Now(), true)
 }
 
-// turn looks at everything and does what there is to do.
+// turn reads everything anew and does what follows from it.
 func (d *daemon) turn(ctx context.Context) turn {
 	in := d.input(d.gossip.View(), time.Now())
 	in.LastHeard = d.gossip.LastHeard()
@@ -101,18 +101,18 @@ func (d *daemon) turn(ctx context.Context) turn {
 	t.note(d.serveMetrics(), nil)
 	if wait := in.DuplicateWait(); wait > 0 {
 		t.note([]mesh.Problem{node.DuplicateProblem(d.cfg.Node.Name)}, nil)
-		t.wakeIn(wait)
+		t.recheckIn(wait)
 		return t
 	}
 	t.note(nil, d.promiseDuplicate(false))
 	known := d.configure(ctx, &t, &in)
 	d.conclude(ctx, &t, in, known)
-	t.note(nil, d.remember(t.now, false))
+	t.note(nil, d.saveObjects(t.now, false))
 	t.sessions = d.memory.Sessions
 	return t
 }
 
-// announce tells the others what there is to tell.
+// announce publishes this node's record and verdicts.
 func (d *daemon) announce(ctx context.Context, t *turn, in *node.Input) {
 	in.Results = d.prober.Results()
 	if d.memory.WouldMove(*in) {
@@ -127,16 +127,16 @@ func (d *daemon) announce(ctx context.Context, t *turn, in *node.Input) {
 		t.note(nil, d.kernel.RemoveBridge(ctx))
 	}
 	t.note(nil, d.publishVerdicts(a, in.View))
-	t.wakeIn(a.RecheckAfter)
+	t.recheckIn(a.RecheckAfter)
 	in.View, in.Promise = d.gossip.View(), d.promise()
 	t.view = in.View
-	if !reflect.DeepEqual(in.View.Cluster, d.settings) { // others have spoken meanwhile
+	if !reflect.DeepEqual(in.View.Cluster, d.settings) { // changed by another node meanwhile
 		t.note(nil, d.adopt(in.View.Cluster))
 	}
 }
 
-// configure brings the host to where it should be, and reports whether it is known what it
-// has then.
+// configure brings the host to its desired state, and reports whether it is known what the host
+// has afterwards.
 func (d *daemon) configure(ctx context.Context, t *turn, in *node.Input) (known bool) {
 	in.Resolved = d.names.resolve(hostNames(in.View.Records), t.now)
 	t.wanted = d.memory.Configure(*in)
@@ -153,9 +153,9 @@ func (d *daemon) configure(ctx context.Context, t *turn, in *node.Input) (known 
 	return true
 }
 
-// conclude does what follows from what the host has, in this order: before the host has its
-// routes, what goes to an address in the mesh would leave by the default route, and a pod
-// that starts can't move to another address.
+// conclude does what follows from the state of the host. The order matters: without routes,
+// packets to the mesh would leave by the default route; and once a pod has started, its address
+// can't change.
 func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known bool) {
 	observed := &t.observed
 	if !known {
@@ -164,24 +164,25 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 	in.Results = d.prober.Results()
 	c := d.memory.Conclude(in, t.wanted, observed)
 	t.note(c.Problems, nil)
-	t.wakeIn(c.RecheckAfter)
-	if err := d.reachOut(ctx, t, c.Handshakes); err != nil {
+	t.recheckIn(c.RecheckAfter)
+	if err := d.startHandshakes(ctx, t, c.Handshakes); err != nil {
 		t.note(nil, err)
-		c.HasAddresses, c.Watch = false, probe.Watch{} // what the host has is not known any more
+		c.HasAddresses, c.Watch = false, probe.Watch{} // it is no longer known what the host has
 	}
 	t.watch, t.results = c.Watch, in.Results
 	t.note(d.answerClients(*t), nil)
 	d.gossip.SetAddresses(d.gossipAddresses(*t, c.HasAddresses))
-	t.note(d.watch(c.Watch), nil)
+	t.note(d.setProbeTargets(c.Watch), nil)
 	podsMayStart := d.applyCNI(t, c.ClaimWait)
 	k3sMayStart := d.applyK3s(t, c.ClaimWait)
 	if podsMayStart && k3sMayStart && c.HasAddresses && c.ParametersSet {
-		d.ready(t, c.ReadyWait)
+		d.goOnline(t, c.ReadyWait)
 	}
 	t.note(nil, d.forgetAbsent(c.Forget))
 }
 
-// report publishes what a turn saw and returns how soon a failed one is taken again.
+// report publishes the result of a turn and returns the time after which a failed turn is
+// repeated.
 func (d *daemon) report(t turn, retry time.Duration) time.Duration {
 	if t.err == nil && d.journal.failing {
 		d.journal.failing = false

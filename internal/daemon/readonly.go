@@ -15,9 +15,9 @@ import (
 	"github.com/meshd/meshd/internal/config"
 )
 
-// explainReadOnly adds to an error about a read-only file system how to let the daemon
-// write to these directories: systemd makes all read-only for it that its unit does
-// not name, or that was missing when it started.
+// explainReadOnly adds to an error about a read-only file system how to let the daemon write to
+// these directories. systemd makes every directory read-only that the unit does not name, or
+// that did not exist when the daemon started.
 func explainReadOnly(err error, dirs ...string) error {
 	if !errors.Is(err, unix.EROFS) || len(dirs) == 0 {
 		return err
@@ -26,7 +26,7 @@ func explainReadOnly(err error, dirs ...string) error {
 	return fmt.Errorf("%w; the unit meshd.service may keep it read-only: run mkdir -p %s, write %s into what systemctl edit meshd opens, a line each, and run systemctl restart meshd", err, strings.Join(dirs, " "), dropIn)
 }
 
-// directories are those that changes are made in.
+// directories returns the directories of the changed files.
 func directories(changes []cni.Change) []string {
 	var out []string
 	for _, c := range changes {

@@ -4,30 +4,27 @@ package daemon
 
 import "time"
 
-// readiness is whether pods may start, as meshd status --wait waits for it.
-type readiness struct{ told bool }
-
-// ready lets pods and k3s start, once. The node can carry pods: its overlay address is on
-// the device, and the CNI configuration is in place.
-func (d *daemon) ready(t *turn, wait time.Duration) {
-	if d.readiness.told {
+// goOnline lets pods and k3s start, once: the overlay address is on the device, and the CNI
+// configuration is in place.
+func (d *daemon) goOnline(t *turn, wait time.Duration) {
+	if d.online {
 		return
 	}
 	if wait > 0 {
-		t.wakeIn(wait)
+		t.recheckIn(wait)
 		return
 	}
-	if err := d.promiseReady(); err != nil {
+	if err := d.saveReady(); err != nil {
 		t.note(nil, err)
 		return
 	}
-	d.readiness.told = true
+	d.online = true
 	topology := t.wanted.Topology
 	d.log.Info("online: pods may start", "overlay", topology.Addresses, "pods", topology.PodCIDRs, "peers", len(topology.Peers))
 }
 
-// promiseReady writes down that pods may run on the claimed addresses.
-func (d *daemon) promiseReady() error {
+// saveReady writes to disk that pods may run on the claimed addresses.
+func (d *daemon) saveReady() error {
 	if d.disk.node.Ready {
 		return nil
 	}

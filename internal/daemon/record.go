@@ -17,7 +17,7 @@ import (
 	"github.com/meshd/meshd/internal/probe"
 )
 
-// nodeConfig returns what a node's decisions depend on of the configuration.
+// nodeConfig returns the part of the configuration that a node's decisions depend on.
 func nodeConfig(c config.Config) node.Config {
 	out := node.Config{
 		Name:               c.Node.Name,
@@ -48,7 +48,8 @@ func nodeConfig(c config.Config) node.Config {
 	return out
 }
 
-// input returns what the decisions of a turn depend on, as far as it is known already.
+// input returns the input of a turn's decisions, as far as it is known without reading the
+// host.
 func (d *daemon) input(view mesh.View, now time.Time) node.Input {
 	return node.Input{
 		Now: now, Started: d.self.started, Config: nodeConfig(d.cfg), View: view, Promise: d.promise(),
@@ -58,7 +59,7 @@ func (d *daemon) input(view mesh.View, now time.Time) node.Input {
 	}
 }
 
-// promise returns what is on disk of what this node told others.
+// promise returns what this node has told others and saved to disk.
 func (d *daemon) promise() node.Promise {
 	return node.Promise{Sequence: d.disk.node.Sequence, Claim: d.disk.node.Claim, Ready: d.disk.node.Ready, Duplicate: d.disk.node.Duplicate}
 }
@@ -92,8 +93,8 @@ func (d *daemon) users(ctx context.Context, c mesh.Cluster) (string, error) {
 // shownUsers is how many users of an address a person is shown.
 const shownUsers = 4
 
-// publishRecord tells what this node says of itself, if that is news. What is told is on
-// disk before: after a crash the node still stands by it.
+// publishRecord publishes this node's record if it has changed. It is on disk before, so that
+// the node still stands by it after a crash.
 func (d *daemon) publishRecord(a node.Announcement, now time.Time) error {
 	if a.RefreshObservations {
 		d.gossip.RefreshObservations()

@@ -14,19 +14,19 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// ProblemConfiguration says that the configuration file has in it what this
-// daemon could not take over.
+// ProblemConfiguration means that the configuration file has changed, and this daemon could not take it
+// over.
 const ProblemConfiguration mesh.ProblemKind = "configuration"
 
-// restartError is a reload that needs more than a reload.
+// restartError is a change that takes effect only after a restart.
 type restartError struct{ keys []string }
 
 func (e restartError) Error() string {
-	return fmt.Sprintf("new values of %s count only after a restart", strings.Join(e.keys, ", "))
+	return fmt.Sprintf("new values of %s take effect only after a restart", strings.Join(e.keys, ", "))
 }
 
-// reload reads the configuration again and takes over all of it, or nothing.
-// What stands against it is a problem until a reload succeeds.
+// reload reads the configuration again and takes over all of it, or nothing. Why it failed
+// stays a problem until a reload succeeds.
 func (d *daemon) reload() {
 	d.services.Notify(sd.SdNotifyReloading + "\n" + sd.SdNotifyMonotonicUsec())
 	defer d.services.Notify(sd.SdNotifyReady)
@@ -39,8 +39,8 @@ func (d *daemon) reload() {
 	d.log.Info("configuration reloaded", "changed", changed)
 }
 
-// takeConfig takes over the configuration as it is on disk, and says which keys
-// have changed. With an error, nothing is taken over.
+// takeConfig takes over the configuration file and returns the keys that have changed. After an
+// error nothing is taken over.
 func (d *daemon) takeConfig() (changed []string, err error) {
 	next, err := config.Load(d.opt.Config)
 	if err != nil {
@@ -70,7 +70,7 @@ func checkRanges(path string, cfg config.Config, facts netcfg.Facts) error {
 	return errors.Join(errs...)
 }
 
-// joinList is what gossip takes: host:port.
+// joinList returns the join list as gossip takes it, host:port.
 func joinList(cfg config.Config) []string {
 	join := make([]string, 0, len(cfg.Join))
 	for _, j := range cfg.Join {
@@ -79,8 +79,7 @@ func joinList(cfg config.Config) []string {
 	return join
 }
 
-// reloadProblems words what stands against a reload: each mistake in the file is
-// one.
+// reloadProblems reports why a reload failed, one problem for each mistake in the file.
 func reloadProblems(node, path string, err error) []mesh.Problem {
 	if err == nil {
 		return nil

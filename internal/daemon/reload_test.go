@@ -69,7 +69,7 @@ func TestReloadProblems(t *testing.T) {
 			{Text: "not reloaded: /etc/meshd.yaml:3: nodes: unknown key", Advice: "did you mean node?; then run: systemctl reload meshd"},
 		}},
 		{"needs a restart", restartError{[]string{"node.name", "gossip.bind"}}, []mesh.Problem{
-			{Text: "not reloaded: new values of node.name, gossip.bind count only after a restart", Advice: "run: systemctl restart meshd; or put the old values back into /etc/meshd.yaml, and run: systemctl reload meshd"},
+			{Text: "not reloaded: new values of node.name, gossip.bind take effect only after a restart", Advice: "run: systemctl restart meshd; or put the old values back into /etc/meshd.yaml, and run: systemctl reload meshd"},
 		}},
 		{"anything else", os.ErrPermission, []mesh.Problem{
 			{Text: "not reloaded: permission denied", Advice: "see that /etc/meshd.yaml can be read, then run: systemctl reload meshd"},

@@ -13,14 +13,14 @@ import (
 	"github.com/meshd/meshd/internal/node"
 )
 
-// Renumber implements control.Daemon. The loop does it, between two turns.
+// Renumber implements control.Daemon.
 func (d *daemon) Renumber(ctx context.Context, force bool) (r control.Renumbered, err error) {
 	wait := d.inLoop(ctx, func() { r, err = d.renumber(force, time.Now()) })
 	return r, errors.Join(wait, err)
 }
 
-// renumber gives up this node's claim for another one. The next turn publishes
-// it, and moves the host.
+// renumber gives up this node's claim for another slot. The next turn publishes the claim and
+// changes the host.
 func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error) {
 	view := d.gossip.View()
 	s := d.memory.ClaimInput(d.input(view, now))
@@ -28,7 +28,7 @@ func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error)
 		return control.Renumbered{}, fmt.Errorf("%w: this node has no slot yet", control.ErrRefused)
 	}
 	if claim, problems := mesh.NextClaim(s); claim.Slot == s.Current.Slot && len(problems) == 0 && !force {
-		return control.Renumbered{}, fmt.Errorf("%w: nothing is wrong with slot %d; with --force it is given up all the same", control.ErrRefused, s.Current.Slot)
+		return control.Renumbered{}, fmt.Errorf("%w: nothing is wrong with slot %d; give it up anyway with --force", control.ErrRefused, s.Current.Slot)
 	}
 	s.GiveUp, s.Listened = true, true
 	claim, problems := mesh.NextClaim(s)
@@ -46,7 +46,7 @@ func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error)
 	return control.Renumbered{Former: slot(s.Cluster, former), Now: slot(s.Cluster, claim.Slot)}, nil
 }
 
-// slot is a slot with its addresses; one beyond the cluster's ranges has none.
+// slot returns a slot with its addresses; one beyond the cluster's ranges has none.
 func slot(c mesh.Cluster, number int) control.Slot {
 	s := control.Slot{Slot: number}
 	if number < c.Slots() {

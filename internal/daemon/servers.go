@@ -56,10 +56,10 @@ func closeAfter(ctx context.Context, ready func(), server interface{ Close(conte
 	return server.Close(ctx)
 }
 
-// ProblemMetrics says that metrics can't be served.
+// ProblemMetrics means that metrics can't be served.
 const ProblemMetrics mesh.ProblemKind = "metrics"
 
-// serveMetrics sees that metrics are served. The mesh does not wait for it.
+// serveMetrics has the metrics server listen. The turn goes on if it can't.
 func (d *daemon) serveMetrics() []mesh.Problem {
 	err := d.servers.metrics.EnsureListening(d.cfg.Metrics.Listen)
 	if err == nil {
@@ -67,15 +67,15 @@ func (d *daemon) serveMetrics() []mesh.Problem {
 	}
 	return []mesh.Problem{{
 		Kind: ProblemMetrics, Node: d.cfg.Node.Name, Text: err.Error(),
-		Advice: `set metrics.listen to an address and port of this host that nobody uses, or to "" for no metrics; then run: systemctl reload meshd`,
+		Advice: `set metrics.listen to a free address and port of this host, or to "" for no metrics; then run: systemctl reload meshd`,
 	}}
 }
 
-// ProblemAnswer says that clients can't ask this node.
+// ProblemAnswer means that clients can't ask this node for their configuration.
 const ProblemAnswer mesh.ProblemKind = "no-answer"
 
-// answerClients sees that clients get answers under this node's addresses, once there
-// are clients.
+// answerClients has the client server listen at this node's overlay addresses, once there are
+// clients.
 func (d *daemon) answerClients(t turn) []mesh.Problem {
 	var at []netip.AddrPort
 	if len(t.view.Clients) > 0 {
@@ -89,6 +89,6 @@ func (d *daemon) answerClients(t turn) []mesh.Problem {
 	}
 	return []mesh.Problem{{
 		Kind: ProblemAnswer, Node: t.cfg.Node.Name, Text: err.Error(),
-		Advice: fmt.Sprintf("see who uses the port: ss -ltnp sport = %d; until then meshd connect asks other nodes", mesh.ClientPort),
+		Advice: fmt.Sprintf("see which program uses the port: ss -ltnp sport = %d; until then meshd connect asks other nodes", mesh.ClientPort),
 	}}
 }

@@ -157,7 +157,7 @@ func clusterStatus(c mesh.Cluster) control.Cluster {
 func (d *daemon) nodeStatus(t index) control.Node {
 	n := control.Node{
 		ID: d.self.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location, Role: t.locationRole(d.memory.Own),
-		Slot: d.disk.node.Claim.Slot, NAT: d.memory.Own.NAT, Ready: d.readiness.told,
+		Slot: d.disk.node.Claim.Slot, NAT: d.memory.Own.NAT, Ready: d.online,
 		Overlay:   append([]netip.Addr{}, t.wanted.Topology.Addresses...),
 		PodCIDRs:  append([]netip.Prefix{}, t.wanted.Topology.PodCIDRs...),
 		Endpoints: []string{},

@@ -20,7 +20,7 @@ func (d *daemon) Forget(ctx context.Context, node string) (err error) {
 
 func (d *daemon) forget(node string) error {
 	view := d.gossip.View()
-	found, err := named(view.Records, node)
+	found, err := findNode(view.Records, node)
 	if err != nil {
 		return err
 	}
@@ -43,7 +43,7 @@ func (d *daemon) Revoke(ctx context.Context, node string) (r control.Revoked, er
 // revoke also takes the fingerprint of a node that is not known: a node that starts from a
 // stolen backup has one.
 func (d *daemon) revoke(node string) (control.Revoked, error) {
-	found, err := named(d.gossip.View().Records, node)
+	found, err := findNode(d.gossip.View().Records, node)
 	revoked := control.Revoked{ID: found.ID(), Name: found.Name}
 	if err != nil {
 		id, parseErr := mesh.ParseID(node)
@@ -67,9 +67,8 @@ func (d *daemon) revoke(node string) (control.Revoked, error) {
 	return revoked, nil
 }
 
-// named finds the one record of a node, by its name or its fingerprint. Errors
-// wrap control.ErrRefused.
-func named(records []mesh.Record, node string) (mesh.Record, error) {
+// findNode returns the node with a name or fingerprint. Errors wrap control.ErrRefused.
+func findNode(records []mesh.Record, node string) (mesh.Record, error) {
 	var found []mesh.Record
 	for _, r := range records {
 		if r.Name == node || r.ID().String() == node {

@@ -132,7 +132,7 @@ func (w *world) start() {
 		control: fakeControl{w.trace},
 		metrics: &fakeHTTP{trace: w.trace, name: "metricsServer"}, clients: &fakeHTTP{trace: w.trace, name: "clientServer"},
 	}
-	if _, err := d.recall("machine"); err != nil {
+	if _, err := d.loadState("machine"); err != nil {
 		w.t.Fatal(err)
 	}
 	w.network.start(d)

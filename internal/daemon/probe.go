@@ -12,31 +12,30 @@ import (
 	"github.com/meshd/meshd/internal/probe"
 )
 
-// sweepFor is how long answers are waited for when a person asks for the health
-// of all routes.
-const sweepFor = time.Second
+// probeFor is how long meshd status --probe waits for answers.
+const probeFor = time.Second
 
-// Probe implements control.Daemon. Routes that no failover depends on are probed
-// only for who asks: probes all the time would keep every tunnel of a mesh busy.
+// Probe implements control.Daemon. It probes every route once; probing all of them all the time
+// would keep every tunnel of the mesh busy.
 func (d *daemon) Probe(ctx context.Context) (control.Status, error) {
 	last := d.published.Load()
 	status := last.status
 	status.Peers = slices.Clone(status.Peers)
-	ctx, cancel := context.WithTimeout(ctx, sweepFor)
+	ctx, cancel := context.WithTimeout(ctx, probeFor)
 	defer cancel()
-	rtt, err := d.prober.PingOnce(ctx, sweepTargets(status, last.turn.wanted.Topology.Addresses))
+	rtt, err := d.prober.PingOnce(ctx, overlayTargets(status, last.turn.wanted.Topology.Addresses))
 	if err != nil {
 		return control.Status{}, err
 	}
 	for i := range status.Peers {
 		p := &status.Peers[i]
-		p.Route.Health, p.Route.RTT = swept(p.Overlay, rtt)
+		p.Route.Health, p.Route.RTT = routeHealth(p.Overlay, rtt)
 	}
 	return status, nil
 }
 
-// sweepTargets are the overlay addresses of all other nodes.
-func sweepTargets(status control.Status, own []netip.Addr) []probe.Target {
+// overlayTargets returns the overlay addresses of all other nodes.
+func overlayTargets(status control.Status, own []netip.Addr) []probe.Target {
 	var out []probe.Target
 	for _, p := range status.Peers {
 		for _, a := range p.Overlay {
@@ -48,9 +47,9 @@ func sweepTargets(status control.Status, own []netip.Addr) []probe.Target {
 	return out
 }
 
-// swept returns the health of the route to these addresses. It is as good as
-// it is in the worse family.
-func swept(addrs []netip.Addr, rtt map[netip.Addr]time.Duration) (health control.Health, slowest time.Duration) {
+// routeHealth returns the health of the route to a node with these addresses. It is that of the
+// worse family.
+func routeHealth(addrs []netip.Addr, rtt map[netip.Addr]time.Duration) (health control.Health, slowest time.Duration) {
 	for _, a := range addrs {
 		d, ok := rtt[a]
 		if !ok {

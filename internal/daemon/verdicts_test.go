@@ -70,7 +70,7 @@ func TestDrained(t *testing.T) {
 			if tt.want.Successors == nil {
 				tt.want.Successors = []string{}
 			}
-			got, done := drained(tt.before, tt.now, tt.undo)
+			got, done := drainResult(tt.before, tt.now, tt.undo)
 			if diff := cmp.Diff(tt.want, got); diff != "" || done != tt.done {
 				t.Errorf("done: got %t, want %t (-want +got):\n%s", done, tt.done, diff)
 			}
@@ -93,7 +93,7 @@ func TestNoGateways(t *testing.T) {
 	} {
 		in := mesh.Input{Self: d.self.ID(), Records: append([]mesh.Record{}, records...), Cluster: mesh.Cluster{Mode: mesh.ModeLocation}}
 		tt.change(&in)
-		if got := noGateways(turn{wanted: node.Configuration{Input: in}}); got != tt.want {
+		if got := whyNotGateway(turn{wanted: node.Configuration{Input: in}}); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
 		}
 	}

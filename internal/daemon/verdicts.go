@@ -13,9 +13,9 @@ import (
 	"github.com/meshd/meshd/internal/probe"
 )
 
-// publishVerdicts tells what this node has to say of those who carry traffic for it, and of
-// itself. If our record could not be told, a verdict that names it names the former one,
-// or waits if by that one our term goes on.
+// publishVerdicts publishes this node's verdicts on the nodes that carry its traffic, and on
+// itself. If the new record was not published, a verdict that names it names the last one
+// instead; if this node's term goes on in that one, the verdict is not published yet.
 func (d *daemon) publishVerdicts(a node.Announcement, view mesh.View) error {
 	d.gossip.RequestSigns(a.RequestSigns)
 	for _, v := range a.Verdicts {
@@ -25,7 +25,7 @@ func (d *daemon) publishVerdicts(a node.Announcement, view mesh.View) error {
 			}
 			v.Record = own.Sequence
 		}
-		if err := d.say(v); err != nil {
+		if err := d.publishVerdict(v); err != nil {
 			return err
 		}
 		d.log.Info("verdict", "role", v.Role, "peer", node.NameOf(view.Records, v.Subject), "state", v.State, "epoch", v.Epoch)
@@ -33,9 +33,9 @@ func (d *daemon) publishVerdicts(a node.Announcement, view mesh.View) error {
 	return nil
 }
 
-// say publishes a verdict. We may have said more of a node than gossip still
-// shows, before it was forgotten; then the epoch has to go beyond that.
-func (d *daemon) say(v mesh.Verdict) error {
+// publishVerdict publishes a verdict. This node may have published a higher epoch that gossip
+// no longer has, because the subject was forgotten since; then the verdict goes beyond that.
+func (d *daemon) publishVerdict(v mesh.Verdict) error {
 	err := d.gossip.PublishVerdict(v)
 	if said := (*gossip.EpochError)(nil); errors.As(err, &said) {
 		v.Epoch = said.Exceed + 1
@@ -44,25 +44,25 @@ func (d *daemon) say(v mesh.Verdict) error {
 	return err
 }
 
-// watch probes those who carry traffic for this node.
-func (d *daemon) watch(w probe.Watch) []mesh.Problem {
+// setProbeTargets has the nodes probed that carry this node's traffic.
+func (d *daemon) setProbeTargets(w probe.Watch) []mesh.Problem {
 	d.prober.SetTargets(w.Targets(), probe.Pace(d.cfg.Probe))
 	if err := d.prober.Err(); err != nil {
 		return []mesh.Problem{{
-			Kind: ProblemProbe, Node: d.memory.Own.Name, Text: fmt.Sprintf("gateways can't be watched: %v", err),
+			Kind: ProblemProbe, Node: d.memory.Own.Name, Text: fmt.Sprintf("gateways can't be probed: %v", err),
 			Advice: "give meshd CAP_NET_RAW, as the packaged unit does",
 		}}
 	}
 	return nil
 }
 
-// newVerdicts says whether gossip brought one since a turn. That turn is taken at
-// once: until everybody has, packets go to a gateway that is not there.
-func (d *daemon) newVerdicts(t turn) bool {
+// verdictsChanged reports whether gossip has other verdicts than a turn had. The next turn is
+// taken at once then: until every node has taken it, packets go to a gateway that is down.
+func (d *daemon) verdictsChanged(t turn) bool {
 	return t.err == nil && !slices.EqualFunc(d.gossip.View().Verdicts, t.view.Verdicts, func(a, b mesh.Verdict) bool {
 		return a.Epoch == b.Epoch && a.State == b.State && a.Subject == b.Subject && a.Role == b.Role && a.Author.Equal(b.Author)
 	})
 }
 
-// ProblemProbe is that nobody watches those who carry traffic for this node.
+// ProblemProbe means that this node can't probe the nodes that carry its traffic.
 const ProblemProbe mesh.ProblemKind = "no-probes"
