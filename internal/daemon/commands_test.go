@@ -93,7 +93,7 @@ func TestCommandsRefused(t *testing.T) {
 			}
 		}
 		drained, err := w.d.Drain(t.Context(), false)
-		if want := "This node is no gateway: there are none in mode full."; err != nil || drained.Text != want {
+		if want := "This node is not a gateway: there are none in mode full."; err != nil || drained.Text != want {
 			t.Errorf("drain: got %q, %v, want %q", drained.Text, err, want)
 		}
 		for _, changed := range []string{`^disk\.`, `^network\.`, `^kernel\.(Apply|InitiateHandshake)`} {

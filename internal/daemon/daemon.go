@@ -78,7 +78,7 @@ type daemon struct {
 	kernel   kernel
 	gossip   network
 	prober   prober
-	names    *names
+	resolver *resolver
 	services services
 	servers  servers
 

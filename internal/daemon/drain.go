@@ -18,14 +18,14 @@ import (
 )
 
 const (
-	// drainFor bounds how long meshd drain waits for another gateway, and
-	// drainPoll is how often it looks.
+	// drainFor bounds how long meshd drain waits for another gateway, and drainPoll is how
+	// often it looks.
 	drainFor  = 10 * time.Second
 	drainPoll = 20 * time.Millisecond
 )
 
-// Drain implements control.Daemon. The loop does it; here is waited for what
-// comes of it.
+// Drain implements control.Daemon. The loop starts it; then Drain waits for another gateway to
+// take over.
 func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) {
 	before := d.published.Load().turn
 	if before.wanted.Input.Self == (mesh.ID{}) {
@@ -50,31 +50,31 @@ func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) 
 	}
 }
 
-// whyNotGateway says why a node has nothing to drain, "" if it may have.
+// whyNotGateway returns why a node has nothing to drain, "" if it may be a gateway.
 func whyNotGateway(t turn) string {
 	own := recordOf(t)
 	switch {
 	case t.wanted.Input.Cluster.Mode != mesh.ModeLocation:
-		return fmt.Sprintf("This node is no gateway: there are none in mode %s.", t.wanted.Input.Cluster.Mode)
+		return fmt.Sprintf("This node is not a gateway: there are none in mode %s.", t.wanted.Input.Cluster.Mode)
 	case own.Location == "":
-		return "This node is no gateway: it has no location."
+		return "This node is not a gateway: it has no location."
 	case own.Encrypted:
-		return "This node is no gateway: all that it sends is encrypted, see node.encryption."
+		return "This node is not a gateway: everything it sends is encrypted, see node.encryption."
 	case own.Gateway == mesh.GatewayNever:
-		return "This node is no gateway, and never will be: node.gateway is never."
+		return "This node is not a gateway and never becomes one: node.gateway is never."
 	case !slices.ContainsFunc(t.wanted.Input.Records, func(r mesh.Record) bool {
 		return r.Location == own.Location && !r.Encrypted && r.ID() != t.wanted.Input.Self
 	}):
-		return fmt.Sprintf("This node is no gateway: nobody else is in location %s.", own.Location)
+		return fmt.Sprintf("This node is not a gateway: no other node is in location %s.", own.Location)
 	}
 	return ""
 }
 
-// noSuccessor says why nobody could take over from this node, and what to do about it; ""
-// if somebody could.
+// noSuccessor returns why no other node can take over from this one and what to do about it,
+// "" if one can.
 func noSuccessor(t turn) string {
 	in, own := t.wanted.Input, recordOf(t)
-	standings, owners := mesh.GatewayVerdicts(in.Verdicts, in.Records), mesh.SlotOwners(in.Records)
+	verdicts, owners := mesh.GatewayVerdicts(in.Verdicts, in.Records), mesh.SlotOwners(in.Records)
 	var others []string
 	for _, r := range in.Records {
 		id := r.ID()
@@ -89,9 +89,9 @@ func noSuccessor(t turn) string {
 			why = "it is not alive"
 		case r.Claim.Slot == mesh.None || owners[r.Claim.Slot] != id:
 			why = "it has no address"
-		case standings[id].State == mesh.HealthDraining:
+		case verdicts[id].State == mesh.HealthDraining:
 			why = "it is draining; run there: meshd drain --undo"
-		case !node.IsUp(standings[id]):
+		case !node.IsUp(verdicts[id]):
 			why = "it is down"
 		default:
 			return ""
@@ -99,10 +99,10 @@ func noSuccessor(t turn) string {
 		others = append(others, fmt.Sprintf("%s (%s)", r.Name, why))
 	}
 	slices.Sort(others)
-	return fmt.Sprintf("this is the last gateway of location %s, and nobody can take over: %s", own.Location, strings.Join(others, ", "))
+	return fmt.Sprintf("this is the last gateway of location %s, and no other node can take over: %s", own.Location, strings.Join(others, ", "))
 }
 
-// recordOf returns the turn's own record.
+// recordOf returns this node's record, as a turn saw it.
 func recordOf(t turn) mesh.Record {
 	for _, r := range t.wanted.Input.Records {
 		if r.ID() == t.wanted.Input.Self {
@@ -112,16 +112,16 @@ func recordOf(t turn) mesh.Record {
 	return mesh.Record{}
 }
 
-// drained says how far a wish to drain has come since the turn before it, and
-// whether that is the end. Who takes over says so in its record, and has turned
-// to its own tunnels then.
+// drainResult returns the progress of a drain since the turn before it, and reports whether it
+// is complete. The successor says in its record that it has taken over, and uses its own
+// tunnels by then.
 func drainResult(before, now turn, undo bool) (control.Drained, bool) {
 	self, own := now.wanted.Input.Self, recordOf(now)
-	standings := mesh.GatewayVerdicts(now.wanted.Input.Verdicts, now.wanted.Input.Records)
-	up := node.IsUp(standings[self])
+	verdicts := mesh.GatewayVerdicts(now.wanted.Input.Verdicts, now.wanted.Input.Records)
+	up := node.IsUp(verdicts[self])
 	out := control.Drained{Draining: !up, Gateway: now.wanted.Topology.Seat != mesh.None, Successors: []string{}}
 	for _, r := range now.wanted.Input.Records {
-		if r.Location == own.Location && r.ID() != self && r.Term.Since != 0 && node.IsUp(standings[r.ID()]) {
+		if r.Location == own.Location && r.ID() != self && r.Term.Since != 0 && node.IsUp(verdicts[r.ID()]) {
 			out.Successors = append(out.Successors, r.Name)
 		}
 	}
@@ -134,40 +134,40 @@ func drainResult(before, now turn, undo bool) (control.Drained, bool) {
 			out.Text = "This node is a gateway again."
 		}
 	case undo:
-		out.Text = "This node does not say yet that it is up; see meshd status."
+		out.Text = "This node has not announced yet that it is up; see meshd status."
 	case up:
-		out.Text = "The daemon has not said yet that this node is draining; see meshd status."
+		out.Text = "This node has not announced yet that it is draining; see meshd status."
 	case out.Gateway:
-		done, out.Text = true, fmt.Sprintf("Nobody can relieve this node: it stays the gateway of location %s.", own.Location)
+		done, out.Text = true, fmt.Sprintf("No other node can replace this one: it stays the gateway of location %s.", own.Location)
 	case before.wanted.Topology.Seat == mesh.None:
 		done, out.Text = true, "This node was not a gateway, and will not become one before a restart or meshd drain --undo."
 	case len(out.Successors) > 0:
-		done, out.Text = true, fmt.Sprintf("Relieved: the traffic of location %s goes through %s now.", own.Location, strings.Join(out.Successors, ", "))
+		done, out.Text = true, fmt.Sprintf("Replaced: the traffic of location %s goes through %s now.", own.Location, strings.Join(out.Successors, ", "))
 	default:
-		out.Text = "This node is relieved, but its successor has not said that it is in office."
+		out.Text = "This node is no longer the gateway, but its successor has not announced yet that it has taken over."
 	}
 	return out, done
 }
 
-// index is a turn with what is looked up in it for each node, so that a status takes
-// a time that grows with the nodes and not with their square.
+// index is a turn with lookups by node, so that the time of a status grows with the number of
+// nodes and not with its square.
 type index struct {
 	turn
-	records   map[mesh.ID]*mesh.Record
-	located   map[string]int // nodes by location, without those that stand outside of it
-	standings map[mesh.ID]mesh.Verdict
+	records    map[mesh.ID]*mesh.Record
+	inLocation map[string]int // number of nodes by location, without encrypted ones
+	verdicts   map[mesh.ID]mesh.Verdict
 }
 
 func indexOf(t turn) index {
 	x := index{
-		turn: t, records: make(map[mesh.ID]*mesh.Record, len(t.wanted.Input.Records)), located: make(map[string]int),
-		standings: mesh.GatewayVerdicts(t.wanted.Input.Verdicts, t.wanted.Input.Records),
+		turn: t, records: make(map[mesh.ID]*mesh.Record, len(t.wanted.Input.Records)), inLocation: make(map[string]int),
+		verdicts: mesh.GatewayVerdicts(t.wanted.Input.Verdicts, t.wanted.Input.Records),
 	}
 	for i := range t.wanted.Input.Records {
 		r := &t.wanted.Input.Records[i]
 		x.records[r.ID()] = r
 		if !r.Encrypted {
-			x.located[r.Location]++
+			x.inLocation[r.Location]++
 		}
 	}
 	return x
@@ -181,17 +181,17 @@ func (t index) nameOf(id mesh.ID) string {
 	return id.String()
 }
 
-// locationRole returns what a node is in its location, as the turn sees it.
+// locationRole returns a node's role in its location.
 func (t index) locationRole(r mesh.Record) control.Role {
 	id := r.ID()
-	others := t.located[r.Location]
+	others := t.inLocation[r.Location]
 	if itself := t.records[id]; itself != nil && itself.Location == r.Location && !itself.Encrypted {
 		others--
 	}
 	if t.wanted.Input.Cluster.Mode != mesh.ModeLocation || r.Location == "" || r.Encrypted || others <= 0 {
 		return ""
 	}
-	switch t.standings[id].State {
+	switch t.verdicts[id].State {
 	case mesh.HealthDraining:
 		return control.RoleDraining
 	case mesh.HealthDown:
@@ -206,8 +206,7 @@ func (t index) locationRole(r mesh.Record) control.Role {
 	return control.RoleMember
 }
 
-// routeIn returns the route to a node in a topology of the turn's records, without its
-// health.
+// routeIn returns the route to a node in a topology of the turn's records, without its health.
 func (t index) routeIn(topology mesh.Topology, id mesh.ID) control.Route {
 	out := control.Route{Kind: mesh.RouteNone, Via: []string{}}
 	i, ok := slices.BinarySearchFunc(topology.Routes, id, func(p mesh.Route, id mesh.ID) int { return p.ID.Compare(id) })
@@ -221,7 +220,7 @@ func (t index) routeIn(topology mesh.Topology, id mesh.ID) control.Route {
 	return out
 }
 
-// routeTo returns how packets get to another node, and how they fare.
+// routeTo returns how packets get to another node, and the health of that route.
 func (t index) routeTo(id mesh.ID) control.Route {
 	out := t.routeIn(t.wanted.Topology, id)
 	results := t.watch.Of(id, t.results)

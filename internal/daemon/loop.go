@@ -63,7 +63,7 @@ func (d *daemon) loop(ctx context.Context) error {
 			urgent = d.verdictsChanged(t)
 		case <-d.prober.Changed():
 			urgent = true
-		case <-d.names.changed:
+		case <-d.resolver.changed:
 		case <-d.opt.Reload:
 			d.reload()
 		case c = <-d.commands:
@@ -138,10 +138,10 @@ func (d *daemon) announce(ctx context.Context, t *turn, in *node.Input) {
 // configure brings the host to its desired state, and reports whether it is known what the host
 // has afterwards.
 func (d *daemon) configure(ctx context.Context, t *turn, in *node.Input) (known bool) {
-	in.Resolved = d.names.resolve(hostNames(in.View.Records), t.now)
+	in.Resolved = d.resolver.resolve(hostNames(in.View.Records), t.now)
 	t.wanted = d.memory.Configure(*in)
 	t.note(t.wanted.Problems, nil)
-	t.note(d.names.problems(in.View.Records), nil)
+	t.note(d.resolver.problems(in.View.Records), nil)
 	t.note(d.reloadProblems, nil)
 	observed, err := d.observe(ctx, t.wanted.Desired)
 	if err != nil {

@@ -28,7 +28,7 @@ type task struct {
 func (d *daemon) tasks(remembered gossip.Remembered) []task {
 	return []task{
 		{"gossip", func(ctx context.Context, ready func()) error { return d.runGossip(ctx, ready, remembered) }},
-		{"names", d.runNames},
+		{"resolver", d.runResolver},
 		{"prober", d.runProber},
 		{"control server", d.runControlServer},
 		{"metrics server", d.runMetricsServer},
@@ -92,11 +92,11 @@ func (d *daemon) runGossip(ctx context.Context, ready func(), remembered gossip.
 	return g.Stop()
 }
 
-func (d *daemon) runNames(ctx context.Context, ready func()) error {
-	d.names = newNames(ctx)
+func (d *daemon) runResolver(ctx context.Context, ready func()) error {
+	d.resolver = newResolver(ctx)
 	ready()
 	<-ctx.Done()
-	d.names.wait()
+	d.resolver.wait()
 	return nil
 }
 

@@ -136,7 +136,7 @@ func TestOrderOfTasks(t *testing.T) {
 	}
 	for _, tt := range []struct{ used, by, why string }{
 		{"gossip", "loop", "the loop's last act is to save what gossip knows"},
-		{"names", "loop", "a turn resolves names"},
+		{"resolver", "loop", "a turn resolves names"},
 		{"prober", "loop", "a turn says whom to probe"},
 		{"control server", "loop", "a turn opens the control socket again if it was deleted, which must not be after the server's end"},
 		{"metrics server", "loop", "a turn has the server listen, which must not be after its end"},

@@ -57,14 +57,14 @@ func TestDrained(t *testing.T) {
 		want        control.Drained
 		done        bool
 	}{
-		{"not said yet", gateway, gateway, false, control.Drained{Gateway: true, Text: "The daemon has not said yet that this node is draining; see meshd status."}, false},
-		{"said, the successor is silent", gateway, turnOf(mesh.HealthDraining, mesh.None, 0), false, control.Drained{Draining: true, Text: "This node is relieved, but its successor has not said that it is in office."}, false},
-		{"relieved", gateway, turnOf(mesh.HealthDraining, mesh.None, 0, 2), false, control.Drained{Draining: true, Successors: []string{"a3"}, Text: "Relieved: the traffic of location a goes through a3 now."}, true},
-		{"nobody else", gateway, turnOf(mesh.HealthDraining, 0, 0), false, control.Drained{Draining: true, Gateway: true, Text: "Nobody can relieve this node: it stays the gateway of location a."}, true},
+		{"not said yet", gateway, gateway, false, control.Drained{Gateway: true, Text: "This node has not announced yet that it is draining; see meshd status."}, false},
+		{"said, the successor is silent", gateway, turnOf(mesh.HealthDraining, mesh.None, 0), false, control.Drained{Draining: true, Text: "This node is no longer the gateway, but its successor has not announced yet that it has taken over."}, false},
+		{"relieved", gateway, turnOf(mesh.HealthDraining, mesh.None, 0, 2), false, control.Drained{Draining: true, Successors: []string{"a3"}, Text: "Replaced: the traffic of location a goes through a3 now."}, true},
+		{"nobody else", gateway, turnOf(mesh.HealthDraining, 0, 0), false, control.Drained{Draining: true, Gateway: true, Text: "No other node can replace this one: it stays the gateway of location a."}, true},
 		{"a member", member, turnOf(mesh.HealthDraining, mesh.None, 1), false, control.Drained{Draining: true, Successors: []string{"a2"}, Text: "This node was not a gateway, and will not become one before a restart or meshd drain --undo."}, true},
 		{"undone", turnOf(mesh.HealthDraining, mesh.None, 1), turnOf(mesh.HealthUp, mesh.None, 1), true, control.Drained{Successors: []string{"a2"}, Text: "This node may be a gateway again."}, true},
 		{"undone, and called back", turnOf(mesh.HealthDraining, mesh.None, 1), turnOf(mesh.HealthUp, 0, 1), true, control.Drained{Gateway: true, Successors: []string{"a2"}, Text: "This node is a gateway again."}, true},
-		{"not undone yet", turnOf(mesh.HealthDraining, 0), turnOf(mesh.HealthDraining, 0), true, control.Drained{Draining: true, Gateway: true, Text: "This node does not say yet that it is up; see meshd status."}, false},
+		{"not undone yet", turnOf(mesh.HealthDraining, 0), turnOf(mesh.HealthDraining, 0), true, control.Drained{Draining: true, Gateway: true, Text: "This node has not announced yet that it is up; see meshd status."}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.want.Successors == nil {
@@ -86,10 +86,10 @@ func TestNoGateways(t *testing.T) {
 		want   string
 	}{
 		{"a location", func(*mesh.Input) {}, ""},
-		{"mode full", func(in *mesh.Input) { in.Cluster.Mode = mesh.ModeFull }, "This node is no gateway: there are none in mode full."},
-		{"no location", func(in *mesh.Input) { in.Self = records[3].ID() }, "This node is no gateway: it has no location."},
-		{"never", func(in *mesh.Input) { in.Records[0].Gateway = mesh.GatewayNever }, "This node is no gateway, and never will be: node.gateway is never."},
-		{"alone in it", func(in *mesh.Input) { in.Records = in.Records[:1] }, "This node is no gateway: nobody else is in location a."},
+		{"mode full", func(in *mesh.Input) { in.Cluster.Mode = mesh.ModeFull }, "This node is not a gateway: there are none in mode full."},
+		{"no location", func(in *mesh.Input) { in.Self = records[3].ID() }, "This node is not a gateway: it has no location."},
+		{"never", func(in *mesh.Input) { in.Records[0].Gateway = mesh.GatewayNever }, "This node is not a gateway and never becomes one: node.gateway is never."},
+		{"alone in it", func(in *mesh.Input) { in.Records = in.Records[:1] }, "This node is not a gateway: no other node is in location a."},
 	} {
 		in := mesh.Input{Self: d.self.ID(), Records: append([]mesh.Record{}, records...), Cluster: mesh.Cluster{Mode: mesh.ModeLocation}}
 		tt.change(&in)

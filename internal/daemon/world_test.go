@@ -127,7 +127,7 @@ func (w *world) start() {
 	w.reload, w.ended = make(chan os.Signal), make(chan error, 1)
 	w.mark("start")
 	d := newDaemon(Options{Config: path, Reload: w.reload, Logger: slog.New(slog.DiscardHandler), Version: "test"}, w.cfg)
-	d.disk.dir, d.kernel, d.gossip, d.services, d.names = w.disk, w.kernel, w.network, &fakeServices{w.trace, w.dir}, newNames(ctx)
+	d.disk.dir, d.kernel, d.gossip, d.services, d.resolver = w.disk, w.kernel, w.network, &fakeServices{w.trace, w.dir}, newResolver(ctx)
 	d.servers = servers{
 		control: fakeControl{w.trace},
 		metrics: &fakeHTTP{trace: w.trace, name: "metricsServer"}, clients: &fakeHTTP{trace: w.trace, name: "clientServer"},

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestNames(t *testing.T) {
 	answers := make(chan []netip.Addr)
-	n := newNames(t.Context())
+	n := newResolver(t.Context())
 	n.lookup = func(_ context.Context, _, host string) ([]netip.Addr, error) {
 		addrs := <-answers
 		if addrs == nil {
@@ -63,8 +63,8 @@ func TestNames(t *testing.T) {
 		n.resolve(hosts, now)
 		answers <- []netip.Addr{first, second}
 		n.wait()
-		if len(n.problems(nil)) > 0 || len(n.lost) > 0 {
-			t.Errorf("after an answer: got %v lost, want none", n.lost)
+		if len(n.problems(nil)) > 0 || len(n.failed) > 0 {
+			t.Errorf("after an answer: got %v lost, want none", n.failed)
 		}
 	}
 	<-n.changed
@@ -149,7 +149,7 @@ func TestHostileNames(t *testing.T) {
 	honest.Endpoints = []mesh.Endpoint{{Host: "honest.example.com", Port: 1}}
 
 	ctx, cancel := context.WithCancel(t.Context())
-	n := newNames(ctx)
+	n := newResolver(ctx)
 	var running, most atomic.Int32
 	n.lookup = func(ctx context.Context, _, host string) ([]netip.Addr, error) {
 		now := running.Add(1)
@@ -171,8 +171,8 @@ func TestHostileNames(t *testing.T) {
 	for range 100 {
 		n.resolve(hosts, now)
 	}
-	if got := runtime.NumGoroutine() - before; got > lookups {
-		t.Errorf("got %d goroutines more, want at most %d", got, lookups)
+	if got := runtime.NumGoroutine() - before; got > maxLookups {
+		t.Errorf("got %d goroutines more, want at most %d", got, maxLookups)
 	}
 	<-n.changed // the strongest claim's name is among the first
 	if got := n.resolve(hosts, now)["honest.example.com"]; len(got) != 1 {
@@ -180,8 +180,8 @@ func TestHostileNames(t *testing.T) {
 	}
 	cancel()
 	n.wait()
-	if got := most.Load(); got > lookups {
-		t.Errorf("%d questions were under way at a time, want at most %d", got, lookups)
+	if got := most.Load(); got > maxLookups {
+		t.Errorf("%d questions were under way at a time, want at most %d", got, maxLookups)
 	}
 }
 
