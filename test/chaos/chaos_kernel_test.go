@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestChaos is three minutes of it.
+// TestChaos runs three minutes of faults.
 func TestChaos(t *testing.T) {
 	if err := chaos(t.Context(), os.Getenv("MESHD"), 3*time.Minute, options{seed: 1, clock: lab.OwnsClock(), netem: true}); err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// suffer has the events of a round happen and pass.
+// suffer runs the events of a round: each begins and passes.
 func (t *town) suffer(ctx context.Context, events []event) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, e := range events {
@@ -45,8 +45,7 @@ func (t *town) suffer(ctx context.Context, events []event) error {
 	return g.Wait()
 }
 
-// begin has an event happen, and returns what makes it pass, nil if it needs
-// nothing.
+// begin begins an event, and returns a function that ends it, nil if none is needed.
 func (t *town) begin(ctx context.Context, e event) (pass func() error, err error) {
 	var n, other *lab.Node
 	if len(e.targets) > 0 {
@@ -106,14 +105,14 @@ func (t *town) begin(ctx context.Context, e event) (pass func() error, err error
 		by := time.Duration(e.amount-3600) * time.Second
 		return func() error { return lab.MoveClock(-by) }, lab.MoveClock(by)
 	}
-	return nil, fmt.Errorf("nobody knows how to do %q", e.kind)
+	return nil, fmt.Errorf("unknown kind of fault %q", e.kind)
 }
 
-// forgetAll takes from a kernel what it does not have after a start. The pods can't be
-// reached until they start, too.
+// forgetAll removes what a kernel does not have after a boot. The pods can't be reached
+// either until they start.
 const forgetAll = "ip link set kube-bridge down; ip link delete meshd0; ip link delete meshd0-vx; ip route flush proto 77; ip -6 route flush proto 77; nft delete table inet meshd; true"
 
-// boot starts a host that had no power. Its pods start when the node is ready.
+// boot starts a host after a power failure. Its pods start when the node is ready.
 func (t *town) boot(ctx context.Context, n *lab.Node) error {
 	if err := errors.Join(n.Restore(ctx), n.Start()); err != nil {
 		return err
@@ -139,8 +138,8 @@ func (t *town) hosts(location string) []*lab.Host {
 	return out
 }
 
-// rewrite writes everybody's files and has those read them that run. The others do
-// so when they start.
+// rewrite writes all configuration files and reloads the running daemons. The others read
+// them when they start.
 func (t *town) rewrite(ctx context.Context) error {
 	var g errgroup.Group
 	for _, n := range t.all() {
@@ -155,8 +154,8 @@ func (t *town) rewrite(ctx context.Context) error {
 	return g.Wait()
 }
 
-// reload is systemd's: it waits until a daemon that is being started has begun, which
-// SIGHUP would end before, and does nothing if there is none.
+// reload reloads as systemd does: it waits until a starting daemon handles SIGHUP, which
+// would end it before, and does nothing if there is no daemon.
 func reload(ctx context.Context, n *lab.Node) {
 	if n.PID() == 0 {
 		return
@@ -166,7 +165,7 @@ func reload(ctx context.Context, n *lab.Node) {
 	}
 }
 
-// rollSecret replaces the secret as docs/security.md says.
+// rollSecret replaces the secret as docs/security.md describes.
 func (t *town) rollSecret(ctx context.Context) error {
 	next, err := t.nodes[0].NewSecret(ctx)
 	if err != nil {
@@ -184,8 +183,8 @@ func (t *town) rollSecret(ctx context.Context) error {
 	return nil
 }
 
-// changeMode writes another mode into the files, and has one node read its own, which
-// all others follow.
+// changeMode writes another mode into the files and reloads one node, which all others
+// follow.
 func (t *town) changeMode(ctx context.Context, n *lab.Node, mode mesh.Mode) error {
 	t.mu.Lock()
 	t.generation++
@@ -199,7 +198,7 @@ func (t *town) changeMode(ctx context.Context, n *lab.Node, mode mesh.Mode) erro
 	return errors.Join(errs...)
 }
 
-// leave has the ninth node go for good.
+// leave removes the ninth node for good.
 func (t *town) leave(ctx context.Context, by *lab.Node) error {
 	if err := t.ninth.Stop(); err != nil {
 		return err
@@ -217,7 +216,7 @@ func (t *town) leave(ctx context.Context, by *lab.Node) error {
 	return t.forgetNinth(ctx, by)
 }
 
-// forgetNinth waits until a node knows that the ninth is gone, which it has not said.
+// forgetNinth has a node forget the ninth one, which did not announce that it left.
 func (t *town) forgetNinth(ctx context.Context, by *lab.Node) error {
 	ctx, cancel := context.WithTimeout(ctx, wholeLimit)
 	defer cancel()

@@ -13,8 +13,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// holdings count what the kernel has that a daemon makes. They are counted here and
-// not taken from a plan, which only names what the daemon finds.
+// holdings counts what a daemon has configured in the kernel. It reads the kernel and not
+// the daemon's plan, which only has what the daemon itself finds.
 type holdings struct {
 	Peers  int // of WireGuard devices
 	Routes int // of meshd's protocol
@@ -99,9 +99,8 @@ func countRules(h *holdings) error {
 	return nil
 }
 
-// most is what a host needs in whatever mode: peers are the seven others, routes three
-// for each of them and two for each of the whole ranges, and of the rules more than there ever
-// are, but not many more.
+// most is what a host needs at most in any mode: seven peers, three routes for each of
+// them and two for each of the ranges, and a few more rules than there ever are.
 var most = holdings{Peers: 7, Routes: 25, Links: 2, Rules: 240}
 
 // enough returns an error if a host has more than the town needs.

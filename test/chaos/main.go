@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command chaos lets everything go wrong in a mesh that can go wrong, and looks
-// after each round whether all is well again. Eight nodes are in three locations,
-// one of which is a home behind NAT, and their pods send each other data all the
-// time, both ways over each connection. Rounds follow each other for as long as is
-// wanted: some faults at once, each of which passes, then calm. The same seed
-// brings the same faults in the same order. It exits with 1 if after the calm not
-// everything is whole, and prints the seed, what was done when, and what the nodes
-// say.
+// Command chaos injects faults into a mesh and checks after each round that it has
+// recovered. Eight nodes are in three locations, one of which is a home behind NAT, and
+// their pods send each other data all the time, both ways over each connection. Each
+// round has some faults at once, each of which ends, and then no faults. The same seed
+// gives the same faults in the same order. If the mesh does not recover, it exits with
+// code 1 and prints the seed, a timeline, and the status of the nodes.
 package main
 
 import (

@@ -9,26 +9,26 @@ import (
 	"time"
 )
 
-// options say what a series is made of.
+// options are the parameters of a series.
 type options struct {
 	seed         uint64
 	clock, netem bool
 }
 
-// event is one fault: it begins at some time of its round, and passes.
+// event is one fault: it begins at some time of its round, and ends.
 type event struct {
 	kind    kind
 	at      time.Duration // since the round began
 	lasts   time.Duration
 	targets []int // of the town's nodes
-	amount  int   // what it means is the kind's
+	amount  int   // its meaning depends on the kind
 }
 
 func (e event) String() string {
 	return fmt.Sprintf("%s (%d) of %s after %v for %v", e.kind, e.amount, strings.Trim(fmt.Sprint(e.targets), "[]"), e.at, e.lasts)
 }
 
-// kind names what goes wrong.
+// kind names a kind of fault.
 type kind string
 
 // The kinds of faults.
@@ -54,11 +54,11 @@ const (
 	clockMoved kind = "clock moved"
 )
 
-// What a kind needs.
+// Requirements of a kind.
 var kinds = []struct {
 	kind    kind
 	targets int
-	alone   string // of those with the same word, one a round
+	alone   string // at most one of those with the same word per round
 	amounts int
 	needs   func(options) bool
 }{

@@ -24,13 +24,13 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// wholeLimit only has to tell slow from never.
+// wholeLimit only distinguishes slow from never.
 const wholeLimit = 5 * time.Minute
 
-// town is the mesh.
+// town is the mesh under test.
 type town struct {
 	lab    *lab.Lab
-	nodes  []*lab.Node // those that are to be there after each round
+	nodes  []*lab.Node // those that must be alive after each round
 	ninth  *lab.Node   // comes and goes
 	pods   map[*lab.Node]*lab.Pod
 	talks  []talk
@@ -46,7 +46,7 @@ type town struct {
 	longest    time.Duration
 }
 
-// trace is what must not change, or not grow.
+// trace holds what must not change, or not grow.
 type trace struct {
 	addresses string
 	metrics   map[string]float64
@@ -126,11 +126,11 @@ type talk struct {
 
 func (t talk) String() string { return t.from.Name + " to " + t.to.Name }
 
-// talkPeriod is slow, because there are many who talk.
+// talkPeriod is long because there are many connections.
 const talkPeriod = 200 * time.Millisecond
 
-// converse has each node's pod open a connection to one at another place. So each
-// of them sends over a connection that it has opened, and over one that it has not.
+// converse opens a connection from each node's pod to a pod at another place. So each pod
+// sends over a connection that it has opened, and over one that it has accepted.
 func (t *town) converse(ctx context.Context) error {
 	for i, from := range t.nodes {
 		to := t.nodes[(i+3)%len(t.nodes)]
@@ -143,7 +143,7 @@ func (t *town) converse(ctx context.Context) error {
 	return nil
 }
 
-// talking waits until over each of the connections something has arrived both ways.
+// talking waits until new bytes have arrived both ways over each connection.
 func (t *town) talking(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, wholeLimit)
 	defer cancel()
@@ -161,7 +161,7 @@ func (t *town) talking(ctx context.Context) error {
 	return nil
 }
 
-// hangUp ends all connections, over which every byte must have arrived.
+// hangUp ends all connections and checks that every byte has arrived.
 func (t *town) hangUp() error {
 	var g errgroup.Group
 	for _, s := range t.talks {
@@ -175,7 +175,7 @@ func (t *town) hangUp() error {
 	return g.Wait()
 }
 
-// configure writes a node's files as they are to be now.
+// configure writes a node's current configuration files.
 func (t *town) configure(n *lab.Node) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -187,7 +187,7 @@ func (t *town) configure(n *lab.Node) error {
 	return n.Configure(lab.Config(n.Name, t.join, lines...), t.secret)
 }
 
-// all are the nodes, and the one that may be gone.
+// all returns all nodes, including the ninth.
 func (t *town) all() []*lab.Node { return append(slices.Clone(t.nodes), t.ninth) }
 
 func (t *town) names() []string {
@@ -207,8 +207,8 @@ func (t *town) note(format string, args ...any) {
 	fmt.Fprintln(os.Stderr, line)
 }
 
-// whole waits until everybody reaches everybody, all know the same, and no host
-// differs from what it should be.
+// whole waits until all nodes and pods reach each other, all nodes know the same, and no
+// host differs from its desired state.
 func (t *town) whole(ctx context.Context) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, wholeLimit)
@@ -271,7 +271,7 @@ func (t *town) connected(ctx context.Context) error {
 	return g.Wait()
 }
 
-// patiently waits again and again for a few seconds, and notes what it waits for.
+// patiently repeats a wait of a few seconds, and adds to the timeline what it waits for.
 func (t *town) patiently(ctx context.Context, wait func(context.Context) error) error {
 	for {
 		some, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -285,8 +285,7 @@ func (t *town) patiently(ctx context.Context, wait func(context.Context) error) 
 	}
 }
 
-// calm says what is not yet as it should be: a plan with changes, or nodes that
-// know different things.
+// calm returns an error while a plan has changes, or nodes know different things.
 func (t *town) calm(ctx context.Context) error {
 	var first string
 	for _, n := range t.nodes {
@@ -317,7 +316,7 @@ func (t *town) calm(ctx context.Context) error {
 	return nil
 }
 
-// view is what a node knows of the mesh, without what only it can see.
+// view returns what a node knows of the mesh, without what only that node can see.
 func view(s control.Status) string {
 	lines := []string{nodeLine(s.Node.Name, s.Node.ID, s.Node.Overlay, s.Node.PodCIDRs)}
 	for _, p := range s.Peers {
@@ -331,7 +330,7 @@ func nodeLine(name string, id mesh.ID, overlay []netip.Addr, pods []netip.Prefix
 	return fmt.Sprint(name, " ", id, " ", overlay, " ", pods)
 }
 
-// remember notes how the nodes are before the first fault.
+// remember records the state of the nodes before the first fault.
 func (t *town) remember(ctx context.Context) error {
 	t.before = make(map[*lab.Node]trace)
 	for _, n := range t.nodes {
@@ -344,15 +343,15 @@ func (t *town) remember(ctx context.Context) error {
 	return nil
 }
 
-// mayGrow is what a daemon may have more of than in the beginning: streams and timers
-// come and go, and memory is given back late.
+// mayGrow is how much more than in the beginning a daemon may use: streams and timers
+// come and go, and memory is returned late.
 var mayGrow = map[string]float64{
 	"go_goroutines":                 64,
 	"process_open_fds":              32,
 	"process_resident_memory_bytes": 64 << 20,
 }
 
-// unchanged compares the nodes with how they were before the first fault.
+// unchanged compares the nodes with their state before the first fault.
 func (t *town) unchanged(ctx context.Context) error {
 	var errs []error
 	for _, n := range t.nodes {
@@ -407,7 +406,7 @@ func traceOf(ctx context.Context, n *lab.Node) (trace, error) {
 	return out, nil
 }
 
-// report is what somebody needs who wants to know what happened.
+// report returns what is needed to find out what happened.
 func (t *town) report(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()

@@ -11,8 +11,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestCutOffForTenMinutes is for the virtual machine that runs beside that of the
-// other tests.
+// TestCutOffForTenMinutes runs in a virtual machine of its own, beside that of the other
+// tests.
 func TestCutOffForTenMinutes(t *testing.T) {
 	const length = 10 * time.Minute
 	m := settledMesh(t, lab.NAT, 3)

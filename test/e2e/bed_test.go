@@ -18,8 +18,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// shows returns a function for await: there is a problem of a kind, with each of
-// the words in its text or advice.
+// shows returns a condition for await: the status has a problem of this kind, with
+// each of the words in its text or advice.
 func shows(kind mesh.ProblemKind, words ...string) func(control.Status) bool {
 	return func(s control.Status) bool {
 		return slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool {
@@ -28,15 +28,15 @@ func shows(kind mesh.ProblemKind, words ...string) func(control.Status) bool {
 	}
 }
 
-// all is for await: every one of the conditions holds.
+// all returns a condition for await: all of the conditions hold.
 func all(conditions ...func(control.Status) bool) func(control.Status) bool {
 	return func(s control.Status) bool {
 		return !slices.ContainsFunc(conditions, func(ok func(control.Status) bool) bool { return !ok(s) })
 	}
 }
 
-// never asks nodes again and again how they are, until the function that it returns
-// is called. The test fails as soon as one answers with what must not be.
+// never polls the status of nodes until the function that it returns is called. The test
+// fails as soon as the condition holds for one of them.
 func (m *testbed) never(what string, bad func(control.Status) bool, nodes ...*lab.Node) (stop func()) {
 	m.t.Helper()
 	ctx, cancel := context.WithCancel(m.ctx)
@@ -63,7 +63,7 @@ func (m *testbed) never(what string, bad func(control.Status) bool, nodes ...*la
 	return stop
 }
 
-// not is for never and await: the contrary.
+// not negates a condition.
 func not(ok func(control.Status) bool) func(control.Status) bool {
 	return func(s control.Status) bool { return !ok(s) }
 }
@@ -76,7 +76,7 @@ func (m *testbed) status(n *lab.Node) control.Status {
 }
 
 // check runs meshd check on a node and returns the errors that it found, with
-// what is to be done. Warnings depend on the machine: its clock, its kernel.
+// their advice. Warnings depend on the machine: its clock, its kernel.
 func (m *testbed) check(n *lab.Node, env ...string) []check.Finding {
 	m.t.Helper()
 	cmd := n.Command(m.ctx, binary, "check", "-o", "json")
@@ -106,7 +106,7 @@ func (m *testbed) check(n *lab.Node, env ...string) []check.Finding {
 // dualStack are settings that the tests of IPv6 add.
 var dualStack = []string{"cluster:", "  overlay: [10.4.0.0/16, fd00:4::/112]", "  pods: [10.42.0.0/16, fd00:42::/48]", "  services: [10.43.0.0/16, fd00:43::/112]"}
 
-// follow does what an advice says, as a person would.
+// follow runs the commands of an advice, as a person would.
 func (m *testbed) follow(n *lab.Node, advice string) {
 	m.t.Helper()
 	commands, _, _ := strings.Cut(strings.TrimPrefix(advice, "run: "), " (and ")
@@ -116,8 +116,8 @@ func (m *testbed) follow(n *lab.Node, advice string) {
 	}
 }
 
-// rewrite gives a node another configuration, with the join list of newMesh, and
-// has its daemon read it.
+// rewrite replaces a node's configuration, keeps the join list of newMesh, and reloads
+// its daemon.
 func (m *testbed) rewrite(n *lab.Node, more ...string) {
 	m.t.Helper()
 	var join []string

@@ -39,8 +39,8 @@ func vxlanFrame(mac net.HardwareAddr, from, to netip.AddrPort) []byte {
 	return append(append(frame, ip...), udp...)
 }
 
-// TestHostileVXLAN has pods and a laptop send vxlan packets of their own making to
-// nodes. What is in them would come from inside of the mesh.
+// TestHostileVXLAN has pods and a laptop send forged vxlan packets to nodes. The packets
+// inside would seem to come from the mesh.
 func TestHostileVXLAN(t *testing.T) {
 	t.Parallel()
 	v, place := newClientVillage(t, mesh.ModeLocation)
@@ -104,9 +104,9 @@ func TestHostileVXLAN(t *testing.T) {
 	v.full(v.nodes...)
 }
 
-// TestHostileHostPort has a pod on the node where all others join take our ports, as
-// the plugin portmap and kube-proxy would have it. The tunnels stay, a newcomer joins,
-// and who asked for the ports is named.
+// TestHostileHostPort has a pod on the seed node claim our ports as host ports, with the
+// rules that the plugin portmap and kube-proxy make. The tunnels stay up, a new node can
+// join, and the status names the rule.
 func TestHostileHostPort(t *testing.T) {
 	t.Parallel()
 	v := newVillage(t, func(m *testbed) []*lab.Host {

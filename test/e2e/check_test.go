@@ -41,8 +41,8 @@ func TestCheckOfACleanHost(t *testing.T) {
 	})
 }
 
-// TestCheckBesideADaemon finds no fault with what the daemon itself has put there,
-// nor with what it leaves behind.
+// TestCheckBesideADaemon checks that meshd check reports neither what a running daemon
+// has configured nor what a stopped one leaves behind.
 func TestCheckBesideADaemon(t *testing.T) {
 	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
 		m := settledMesh(t, u, 2)
@@ -66,7 +66,7 @@ func TestCheckBesideADaemon(t *testing.T) {
 	})
 }
 
-// TestCheckFinds breaks a host in one way after another.
+// TestCheckFinds breaks a host in several ways, one after another.
 func TestCheckFinds(t *testing.T) {
 	t.Parallel()
 	noPrograms := t.TempDir()
@@ -138,7 +138,7 @@ func TestCheckFinds(t *testing.T) {
 	}
 }
 
-// TestCheckFindsTakenPorts has a program of the host's listen on each port.
+// TestCheckFindsTakenPorts has another program listen on each port.
 func TestCheckFindsTakenPorts(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 1)
@@ -167,7 +167,7 @@ func TestCheckFindsTakenPorts(t *testing.T) {
 	}
 }
 
-// TestCheckFindsMissingPlugins names a source that has none.
+// TestCheckFindsMissingPlugins configures a plugin source without plugins.
 func TestCheckFindsMissingPlugins(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 1)
@@ -185,7 +185,7 @@ func TestCheckFindsMissingPlugins(t *testing.T) {
 	}
 }
 
-// TestCheckOfABadConfiguration ends as all commands do then.
+// TestCheckOfABadConfiguration checks the exit code, which is that of all commands.
 func TestCheckOfABadConfiguration(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 1)
@@ -198,7 +198,7 @@ func TestCheckOfABadConfiguration(t *testing.T) {
 	}
 }
 
-// files lists all that is in the places where meshd writes.
+// files lists all files in the directories that meshd writes to.
 func (m *testbed) files(n *lab.Node) string {
 	m.t.Helper()
 	return m.run(n, "find", "/etc", "/opt", "/run", "/var/lib", "-xdev", "-not", "-path", "/run/lab*", "-printf", "%p %m %s %T@ %l\n")

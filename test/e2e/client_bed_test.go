@@ -24,8 +24,8 @@ import (
 // serviceAddr is the address of a Service that kube-proxy's kind of rules translates.
 var serviceAddr = netip.MustParseAddr("10.43.7.7")
 
-// service is what kube-proxy makes of a Service: whoever is no pod gets the backend
-// under an address of the node that translates.
+// service returns the rules that kube-proxy makes for a Service: a client that is not a
+// pod reaches the backend from an address of the node that translates.
 const service = `
 table ip kube {
 	chain services {
@@ -96,14 +96,14 @@ func (v *village) laptop(at *lab.Node, h *lab.Host, name string, flags ...string
 	return c
 }
 
-// shown is the client's configuration as a node would write it now.
+// shown returns the client's configuration as a node would print it now.
 func (c *client) shown(at *lab.Node) (config control.ClientConfig) {
 	c.v.t.Helper()
 	c.v.must(json.Unmarshal([]byte(c.v.run(at, binary, "client", "show", c.name, "-o", "json")), &config))
 	return config
 }
 
-// home is the node through which a client is told to reach another one.
+// home returns the node through which the client's configuration reaches another one.
 func (v *village) home(c control.ClientConfig, n *lab.Node) *lab.Node {
 	v.t.Helper()
 	for _, p := range c.Peers {
@@ -124,8 +124,7 @@ func (c *client) install(h *lab.Host) {
 	c.v.must(q.Up(c.v.ctx))
 }
 
-// reaches waits until the client has had answers from all addresses of all of the
-// nodes and their pods.
+// reaches waits until all addresses of the nodes and their pods have answered the client.
 func (c *client) reaches(nodes ...*lab.Node) {
 	c.v.t.Helper()
 	ctx, cancel := context.WithTimeout(c.v.ctx, pingLimit)
@@ -138,7 +137,7 @@ func (c *client) reaches(nodes ...*lab.Node) {
 	c.v.must(c.Host.AwaitPings(ctx, addrs))
 }
 
-// silent checks that the client has no answer from an address.
+// silent checks that an address does not answer the client.
 func (c *client) silent(a netip.Addr) {
 	c.v.t.Helper()
 	ctx, cancel := context.WithTimeout(c.v.ctx, 2*time.Second)
@@ -148,7 +147,7 @@ func (c *client) silent(a netip.Addr) {
 	}
 }
 
-// sees asks an echo server under an address, and checks under which one it was seen.
+// sees connects to an echo server and checks which source address the server saw.
 func (c *client) sees(backend lab.Place, at netip.AddrPort, want netip.Addr) {
 	c.v.t.Helper()
 	echo, err := lab.ListenEcho(backend, port)
@@ -162,7 +161,7 @@ func (c *client) sees(backend lab.Place, at netip.AddrPort, want netip.Addr) {
 	}
 }
 
-// refused checks that a connection comes to nothing.
+// refused checks that a connection fails.
 func (c *client) refused(at netip.AddrPort) {
 	c.v.t.Helper()
 	ctx, cancel := context.WithTimeout(c.v.ctx, 3*time.Second)
@@ -172,13 +171,13 @@ func (c *client) refused(at netip.AddrPort) {
 	}
 }
 
-// services is the name of the node that a configuration sends to Services.
+// services returns the name of the node through which a configuration reaches Services.
 func services(c control.ClientConfig) string {
 	i := slices.IndexFunc(c.Peers, func(p control.ClientPeer) bool { return p.ServiceGateway })
 	return c.Peers[i].Name
 }
 
-// servesThrough is the node that the client's configuration sends to Services.
+// servesThrough returns the node through which the client's configuration reaches Services.
 func (c *client) servesThrough() *lab.Node {
 	c.v.t.Helper()
 	for line := range strings.Lines(c.config) {
@@ -202,13 +201,13 @@ func (c *client) services() {
 	}
 }
 
-// knows waits until all of the nodes show so many clients.
+// knows waits until all nodes show this number of clients.
 func (v *village) knows(clients int, nodes ...*lab.Node) {
 	v.t.Helper()
 	v.await(settleLimit, fmt.Sprintf("aware of %d clients", clients), func(s control.Status) bool { return len(s.Clients) == clients }, nodes...)
 }
 
-// unknown waits until a client's key and address are on none of the nodes.
+// unknown waits until no node has the client's key or address any more.
 func (v *village) unknown(c control.ClientConfig, nodes ...*lab.Node) {
 	v.t.Helper()
 	v.eventually(settleLimit, func() error {
@@ -224,10 +223,9 @@ func (v *village) unknown(c control.ClientConfig, nodes ...*lab.Node) {
 	})
 }
 
-// newClientVillage has three nodes in a cloud, one at home that nobody reaches first,
-// and those that are alone, without a location; and a host in another home, for a client.
-// One node of the cloud is preferred as its gateway: what was printed holds again when all
-// have been away.
+// newClientVillage makes three nodes in a cloud, one at home behind NAT, nodes without a
+// location, and a host in another home for a client. One node of the cloud is preferred as
+// gateway, so a printed configuration is valid again after all nodes have been down.
 func newClientVillage(t *testing.T, mode mesh.Mode, alone ...string) (v *village, laptop *lab.Host) {
 	t.Helper()
 	v = newVillage(t, func(m *testbed) []*lab.Host {

@@ -13,7 +13,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestClientsExhausted has room for two clients.
+// TestClientsExhausted runs a mesh with addresses for two clients only.
 func TestClientsExhausted(t *testing.T) {
 	t.Parallel()
 	v := newVillage(t, func(m *testbed) []*lab.Host {

@@ -48,7 +48,7 @@ func TestClient(t *testing.T) {
 			if resolver, err := c.Resolver(); err != nil || !strings.Contains(resolver, "nameserver 10.43.0.10") || !strings.Contains(resolver, "default.svc.cluster.local") {
 				t.Errorf("resolver of the client: got %q, %v", resolver, err)
 			}
-			v.hidden()
+			v.encrypted()
 
 			t.Run("restart of all daemons", func(t *testing.T) {
 				for _, n := range v.nodes {
@@ -70,7 +70,7 @@ func TestClient(t *testing.T) {
 	}
 }
 
-// publicKey is the one that belongs to the private key of a configuration.
+// publicKey returns the public key for the private key of a configuration.
 func publicKey(config string, v *village) string {
 	v.t.Helper()
 	for line := range strings.Lines(config) {
@@ -82,8 +82,8 @@ func publicKey(config string, v *village) string {
 	return ""
 }
 
-// TestClientMoves has a laptop go from one place to another, and its configuration be
-// used in two places at once: the one that spoke last has the answers.
+// TestClientMoves moves a laptop to another network, and then uses its configuration in
+// two places at once: answers go to the one that sent last.
 func TestClientMoves(t *testing.T) {
 	t.Parallel()
 	v, host := newClientVillage(t, mesh.ModeFull)
@@ -104,7 +104,7 @@ func TestClientMoves(t *testing.T) {
 	v.settle(settleLimit, v.nodes...)
 }
 
-// TestClientAccess has clients that may reach little.
+// TestClientAccess checks clients with restricted access.
 func TestClientAccess(t *testing.T) {
 	t.Parallel()
 	v, host := newClientVillage(t, mesh.ModeLocation)
@@ -119,7 +119,7 @@ func TestClientAccess(t *testing.T) {
 	}
 	v.knows(1, v.nodes...)
 	kiosk.services()
-	// A client can send what it likes: it is the node that refuses it.
+	// The node must drop these packets: a client can send anything.
 	v.must(kiosk.Down(v.ctx))
 	kiosk.config = strings.Replace(kiosk.config, "AllowedIPs = ", "AllowedIPs = 10.42.0.0/16, 10.4.0.0/16, ", 1)
 	kiosk.install(host)
@@ -161,8 +161,8 @@ func TestClientWhileNodeIsDown(t *testing.T) {
 	v.unknown(old, v.nodes...)
 }
 
-// TestClientHomeDies kills the node through which clients reach another one, which no
-// stranger can speak to. Another node takes its place, as a new configuration says.
+// TestClientHomeDies kills the node through which clients reach another one that is behind
+// NAT. Another node takes its place, and a new configuration names it.
 func TestClientHomeDies(t *testing.T) {
 	t.Parallel()
 	v, host := newClientVillage(t, mesh.ModeFull)
@@ -185,8 +185,8 @@ func TestClientHomeDies(t *testing.T) {
 	c.reaches(v.without(home)...)
 }
 
-// TestClientsOfASplit has both halves of a split add a client of one name. The older
-// one stays; the other half is told, and what to do.
+// TestClientsOfASplit adds a client of the same name in both halves of a split. The older
+// client stays; the other half gets a problem that says what to do.
 func TestClientsOfASplit(t *testing.T) {
 	t.Parallel()
 	v, _ := newClientVillage(t, mesh.ModeFull)

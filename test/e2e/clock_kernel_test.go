@@ -12,9 +12,9 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestClocksSetBack sets back the clock of both ends of a tunnel, whose sessions
-// end soon after. Each end's WireGuard has seen later handshakes than the other one
-// sends now, and refuses them until meshd has the two forget each other.
+// TestClocksSetBack sets back the clocks of both ends of a tunnel, whose sessions end
+// soon after. Each WireGuard has seen later handshake timestamps than the other one sends
+// now, and refuses them until meshd removes the peers and adds them again.
 func TestClocksSetBack(t *testing.T) { // not parallel: all hosts of the machine have one clock
 	m := settledMesh(t, lab.NAT, 2)
 	for _, n := range m.nodes {
@@ -31,13 +31,13 @@ func TestClocksSetBack(t *testing.T) { // not parallel: all hosts of the machine
 	m.connected(settleLimit, m.nodes...)
 }
 
-// dropSessions takes a node's device down, which meshd takes up again. The kernel
-// keeps its peers and nothing of their sessions.
+// dropSessions sets a node's device down; meshd sets it up again. The kernel then
+// keeps the peers but not their sessions.
 func (m *testbed) dropSessions(n *lab.Node) {
 	m.run(n, "ip", "link", "set", device, "down")
 }
 
-// setClock moves the machine's clock, or skips the test where that is not ours.
+// setClock moves the machine's clock, or skips the test where that is not allowed.
 func setClock(t *testing.T, by time.Duration) {
 	t.Helper()
 	switch err := lab.MoveClock(by); {

@@ -56,8 +56,8 @@ func TestForget(t *testing.T) {
 	m.await(settleLimit, "rid of the forgotten node", func(s control.Status) bool { return len(s.Peers) == 1 }, rest...)
 	m.connected(pingLimit, rest...)
 
-	// The slot is free for whoever comes next, and stays the newcomer's when the
-	// old node returns with its stronger claim.
+	// The slot is free for the next node, and stays with that node even if the old one
+	// returns with its earlier claim.
 	slot := func(n *lab.Node) int {
 		s, err := n.Status(m.ctx)
 		m.must(err)

@@ -23,7 +23,7 @@ import (
 // podCIDR is a line of configuration that names a slot.
 func podCIDR(slot int) string { return fmt.Sprintf("  pod-cidr: [10.42.%d.0/24]", slot) }
 
-// TestOneNameTwice starts a node under another one's name.
+// TestOneNameTwice starts two nodes with one name.
 func TestOneNameTwice(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 3)
@@ -37,7 +37,7 @@ func TestOneNameTwice(t *testing.T) {
 	m.await(settleLimit, "aware of the name's two nodes", shows(mesh.ProblemName, first+" has the stronger claim", "set another node.name on "+m.status(second).Node.ID.String()), m.nodes...)
 	m.connected(pingLimit, m.nodes...)
 
-	// What does it on a running node says so; the name is then its own.
+	// The node that changed its name reports it. Then it gets a name of its own.
 	m.must(second.Configure(lab.Config("c", join), m.secret))
 	m.must(second.Reload())
 	m.await(settleLimit, "aware that a name needs a restart", shows(daemon.ProblemConfiguration, "node.name", "systemctl restart"), second)
@@ -47,7 +47,7 @@ func TestOneNameTwice(t *testing.T) {
 	m.await(settleLimit, "content", lacks(mesh.ProblemName), m.nodes...)
 }
 
-// TestStaticSlotTaken names a slot that is another node's.
+// TestStaticSlotTaken configures a slot that another node has.
 func TestStaticSlotTaken(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 3)
@@ -70,7 +70,7 @@ func TestStaticSlotTaken(t *testing.T) {
 	}
 	m.connected(pingLimit, m.nodes...)
 
-	// Named while it runs, another slot is taken on request only.
+	// A running node changes to a newly configured slot only on request.
 	m.rewrite(late, podCIDR(78))
 	m.await(settleLimit, "aware of what runs", shows(mesh.ProblemSlot, "names slot 78", "runs with slot 77", "meshd renumber"), late)
 	m.run(late, binary, "renumber")
@@ -79,8 +79,8 @@ func TestStaticSlotTaken(t *testing.T) {
 	m.connected(pingLimit, m.nodes...)
 }
 
-// split makes a mesh of two halves that don't know of each other, a and b, each
-// with a newcomer: c on the side of a, and d, not started yet, on that of b.
+// split makes a mesh of two halves, a and b, that don't know each other. Each gets a new
+// node: c on the side of a, and d, not started yet, on that of b.
 func split(t *testing.T) *testbed {
 	t.Helper()
 	m := newMesh(t, lab.NAT, 4)
@@ -176,7 +176,7 @@ func TestConflictBeforeReady(t *testing.T) {
 	}
 }
 
-// TestRenumberByForce gives up a slot that nobody contests.
+// TestRenumberByForce renumbers a node whose slot is not contested.
 func TestRenumberByForce(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 2)
@@ -190,8 +190,8 @@ func TestRenumberByForce(t *testing.T) {
 	m.connected(pingLimit, m.nodes...)
 }
 
-// TestInternalIPsClash has two nodes of no common location with one internal IP:
-// nobody routes it, and everybody says why.
+// TestInternalIPsClash gives two nodes of different locations the same internal IP. No
+// node routes it, and all nodes report why.
 func TestInternalIPsClash(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 3)
@@ -214,8 +214,8 @@ func TestInternalIPsClash(t *testing.T) {
 	})
 }
 
-// TestOtherRanges has a node whose ranges are not those of the mesh. Both sides
-// refuse each other and say in what they differ, for as long as that lasts.
+// TestOtherRanges starts a node whose ranges differ from those of the mesh. Both sides
+// refuse each other and report the difference for as long as it lasts.
 func TestOtherRanges(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 3)

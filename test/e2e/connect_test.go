@@ -23,8 +23,8 @@ import (
 // clientDevice is the one of meshd connect.
 const clientDevice = "mesh0"
 
-// connect has a host run meshd connect with a client's configuration, and returns what
-// ends it.
+// connect runs meshd connect on a host with a client's configuration, and returns a
+// function that stops it.
 func (c *client) connect() (end func()) {
 	c.v.t.Helper()
 	const path, log = "/etc/laptop.conf", "/run/connect.log"
@@ -48,9 +48,9 @@ func (c *client) connect() (end func()) {
 	}
 }
 
-// TestConnect has meshd connect follow what happens: a gateway that dies, with the
-// Services that went through it, a node that is new, and the home of another one. When
-// it ends, nothing of it is left.
+// TestConnect checks that meshd connect follows changes of the mesh: a gateway that also
+// carries Services dies, a node joins, a node is reached through another one. When it
+// ends, nothing of it is left.
 func TestConnect(t *testing.T) {
 	t.Parallel()
 	v, host := newClientVillage(t, mesh.ModeLocation)
@@ -79,7 +79,7 @@ func TestConnect(t *testing.T) {
 	v.pods[n] = v.pod(n, "pod-late")
 	c.reaches(v.nodes...) // the new one has come by itself
 
-	// Whichever carries Services now dies.
+	// Stop the node that carries Services now.
 	serving := v.node(services(c.shown(first)))
 	v.must(serving.Kill())
 	v.must(serving.Cut(v.ctx))
@@ -106,8 +106,8 @@ func TestConnect(t *testing.T) {
 	}
 }
 
-// TestConnectFailover has the gateway that carries all of a client's tunnels die under
-// connections to and from a pod behind it. The client finds the next one by itself.
+// TestConnectFailover kills the gateway that carries all of a client's tunnels, with open
+// connections to and from a pod behind it. The client changes to the next one by itself.
 func TestConnectFailover(t *testing.T) {
 	t.Parallel()
 	v, host := newClientVillage(t, mesh.ModeLocation)
@@ -137,9 +137,9 @@ func TestConnectFailover(t *testing.T) {
 	}
 }
 
-// TestHostileConnect has somebody answer clients in the place of the node that a client
-// asks first, as a pod does that has taken its port. The client goes on as it was told
-// when its configuration was made, and has its Services carried by a node that answers.
+// TestHostileConnect answers a client in place of the first node that it asks, as a pod
+// could that has taken the node's port. The client keeps its configuration, and reaches
+// Services through a node that answers properly.
 func TestHostileConnect(t *testing.T) {
 	t.Parallel()
 	v, host := newClientVillage(t, mesh.ModeLocation, "lone-1")

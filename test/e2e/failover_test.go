@@ -11,8 +11,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// noForwarding is somebody else's firewall on a host that lives: it answers, its
-// tunnels work, and it forwards nothing.
+// noForwarding is another program's firewall on a host: the host answers and its
+// tunnels work, but it forwards nothing.
 const noForwarding = `
 table inet broken {
 	chain forward {
@@ -21,8 +21,8 @@ table inet broken {
 }
 `
 
-// TestFailover takes gateways away in every way while pods of two locations talk:
-// by datagrams, and over TCP connections that have to survive all of it.
+// TestFailover makes gateways fail in every way while pods of two locations exchange
+// datagrams and bytes over TCP connections, which must survive all of it.
 func TestFailover(t *testing.T) { // not parallel: six hosts are a load
 	settings := cluster(1, mesh.ModeLocation)
 	v, _ := newSix(t, settings...)
@@ -34,8 +34,8 @@ func TestFailover(t *testing.T) { // not parallel: six hosts are a load
 	if got := v.gateway(lone, "a"); got != preferred {
 		t.Fatalf("gateway of a: got %s, want %s, which is preferred", got.Name, preferred.Name)
 	}
-	// a3 is the end that stays; whoever of a1 and a2 is in office can go. In b, the
-	// end is who is not in office.
+	// The conversation ends at a3, which stays: of a1 and a2, the gateway fails. In b, it
+	// ends at the node that is not the gateway.
 	near, far := v.pods[v.node("a3")], v.pods[v.without(append(v.members("a"), v.gateway(lone, "b"), lone)...)[0]]
 	never := append([]string{"  gateway: never"}, settings...)
 	v.configure(v.node("a3"), never...)
@@ -74,7 +74,7 @@ func TestFailover(t *testing.T) { // not parallel: six hosts are a load
 	} {
 		t.Run(step.name, func(t *testing.T) {
 			v := v.in(t)
-			// A machine that stops for a while may have moved it meanwhile.
+			// On a machine that stalls, another node may have become the gateway meanwhile.
 			v.moves(lone, "a", func(n *lab.Node) bool { return n == preferred })
 			talk.CountGaps()
 			step.do(v, preferred)
@@ -90,7 +90,7 @@ func TestFailover(t *testing.T) { // not parallel: six hosts are a load
 			talk.goesOn(t)
 			t.Logf("longest gap on return: %s", talk.LongestGap())
 			v.full(v.nodes...)
-			v.hidden()
+			v.encrypted()
 		})
 	}
 	for _, s := range streams {
@@ -117,11 +117,11 @@ func TestFailover(t *testing.T) { // not parallel: six hosts are a load
 		v.settle(settleLimit, v.nodes...)
 		during.goesOn(t)
 		during.end(implementation)
-		v.hidden()
+		v.encrypted()
 	})
 }
 
-// moves waits until a location has a gateway as wanted.
+// moves waits until a location has the wanted gateway.
 func (v *village) moves(observer *lab.Node, location string, wanted func(*lab.Node) bool) {
 	v.t.Helper()
 	v.eventually(settleLimit, func() error {
@@ -132,7 +132,7 @@ func (v *village) moves(observer *lab.Node, location string, wanted func(*lab.No
 	})
 }
 
-// flow waits until each stream has brought something new.
+// flow waits until new bytes have arrived over each stream.
 func (v *village) flow(streams []*lab.Stream) {
 	v.t.Helper()
 	for i, s := range streams {

@@ -31,11 +31,11 @@ func TestKilledNodeReturns(t *testing.T) {
 	})
 }
 
-// splitTime is how long the network is away.
+// splitTime is how long the network is split.
 const splitTime = 60 * time.Second
 
-// heals waits until the nodes are one mesh again after the network's return, and
-// logs how long that took. The addresses must be those of before.
+// heals waits until the nodes are one mesh again after the split, and logs how long
+// that took. Their addresses must not have changed.
 func (m *testbed) heals(before []string) {
 	m.t.Helper()
 	returned := time.Now()

@@ -20,8 +20,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestFaultsAreMended starts a daemon on a host that lacks something. It says
-// what, and how to get out of it, and works as soon as that is done. meshd check
+// TestFaultsAreMended starts a daemon on a host that lacks something. The status says what
+// is missing and what to do, and the daemon works as soon as that is done. meshd check
 // finds it beforehand.
 func TestFaultsAreMended(t *testing.T) {
 	t.Parallel()
@@ -78,7 +78,7 @@ func TestFaultsAreMended(t *testing.T) {
 	}
 }
 
-// program is where a program really is, behind all links.
+// program returns the path of a program, with all symbolic links resolved.
 func program(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -91,8 +91,8 @@ func program(t *testing.T, name string) string {
 	return path
 }
 
-// TestRefusesToStart starts a daemon that could only do harm. It ends, and says
-// what a person can do.
+// TestRefusesToStart starts a daemon that could only do harm. It exits, and prints what a
+// person can do.
 func TestRefusesToStart(t *testing.T) {
 	t.Parallel()
 	identity, node, objects := lab.StateDir+"/identity.json", lab.StateDir+"/node.json", lab.StateDir+"/objects.cbor"
@@ -134,8 +134,8 @@ func TestRefusesToStart(t *testing.T) {
 	}
 }
 
-// TestNoPermission runs a daemon in a user namespace of its own, where it may do
-// nothing to the host: as nobody, and as one that only looks like root.
+// TestNoPermission runs a daemon in a user namespace of its own, where it has no
+// permissions on the host: as the user nobody, and as root of that namespace.
 func TestNoPermission(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 1)
@@ -165,8 +165,8 @@ func TestNoPermission(t *testing.T) {
 	}
 }
 
-// TestFullDisk fills the disk of a node that runs. The mesh runs on, and takes a
-// newcomer in; a restart finds the old state whole.
+// TestFullDisk fills the disk of a running node. The mesh goes on and accepts a new node;
+// after a restart the old state is intact.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 4)
@@ -177,8 +177,8 @@ func TestFullDisk(t *testing.T) {
 	before := addresses(t, m.settle(settleLimit, m.nodes[:2]...))
 	m.connected(pingLimit, m.nodes[:2]...)
 
-	// Whoever replaces a file meanwhile leaves room for another one: that of the
-	// old file. So the disk is full only if nobody was at it when it was filled.
+	// If a file is replaced meanwhile, the old file's space becomes free. So the disk is
+	// full only if no file was being replaced while it was filled.
 	m.run(n, "sh", "-c", `cd "$1"; until ! ls .*.tmp && test "$(stat -f -c %f .)" = 0; do cat /dev/zero >> fill || :; done 2>&1`, "sh", lab.StateDir)
 	m.start(m.nodes[2])
 	m.await(settleLimit, "aware of its full disk", func(s control.Status) bool { return says(s, lab.StateDir, "no space left on device") }, n)

@@ -15,8 +15,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// says reports whether a person would learn of something from the status: in
-// an error, or in a problem with its advice.
+// says reports whether the status mentions something: in an error, or in a problem with
+// its advice.
 func says(s control.Status, texts ...string) bool {
 	told := []string{s.Reconcile.Error}
 	for _, p := range s.Problems {
@@ -27,7 +27,7 @@ func says(s control.Status, texts ...string) bool {
 	})
 }
 
-// well is for Await: ready, and nothing to complain of.
+// well is a condition for Await: the node is ready and has no problems.
 func well(s control.Status) bool {
 	return lab.Ready(s) && s.Reconcile.Error == "" && len(s.Problems) == 0
 }
@@ -40,7 +40,7 @@ func (m *testbed) commands(n *lab.Node, commands []string) {
 	}
 }
 
-// TestTakenPorts has another program listen where the daemon would.
+// TestTakenPorts has another program listen on the daemon's ports.
 func TestTakenPorts(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 1)
@@ -102,7 +102,7 @@ func TestWithoutIPv6(t *testing.T) {
 }
 
 // TestUnderlayAddressChanges gives a host another address while the mesh runs, as
-// providers do. Nobody else changes anything.
+// providers do. Nothing else is changed.
 func TestUnderlayAddressChanges(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.Routed, 3)
@@ -133,8 +133,8 @@ func TestUnderlayAddressChanges(t *testing.T) {
 	talk.Stop()
 }
 
-// TestUplinkGoesAndComes takes a host's only link down and up again, with which
-// its routes go, until somebody makes them anew.
+// TestUplinkGoesAndComes sets a host's only link down and up again. Its routes are gone
+// until the test adds them again.
 func TestUplinkGoesAndComes(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 3)
@@ -152,7 +152,7 @@ func TestUplinkGoesAndComes(t *testing.T) {
 	}
 }
 
-// refuses runs a daemon that has to end by itself, with texts in what it prints.
+// refuses runs a daemon that must exit by itself and print the given texts.
 func (m *testbed) refuses(n *lab.Node, texts ...string) {
 	m.t.Helper()
 	_, err := n.Meshd(m.ctx, "run")

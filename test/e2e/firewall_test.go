@@ -30,14 +30,14 @@ func (m *testbed) backends(n *lab.Node) []string {
 	return []string{"nft", "legacy"}
 }
 
-// closed leaves a host as Docker, ufw or a careful person do: what nobody has
-// accepted is dropped. Neighbor discovery is what no IPv6 host can do without.
+// closed are the rules of a host as Docker, ufw or a careful person leave it: what no
+// rule accepts is dropped. No IPv6 host works without neighbor discovery.
 var closed = []string{"-P INPUT DROP", "-P FORWARD DROP"}
 
-// foreignRule is one of somebody else in a chain where meshd's are.
+// foreignRule is another program's rule in a chain that also has meshd's.
 const foreignRule = "-A FORWARD -s 10.99.0.0/24 -j ACCEPT"
 
-// shut closes a host's firewall, of both families.
+// shut closes a host's firewall in both families.
 func (m *testbed) shut(n *lab.Node, backend string) {
 	m.t.Helper()
 	for _, program := range []string{"iptables-" + backend, "ip6tables-" + backend} {
@@ -48,14 +48,14 @@ func (m *testbed) shut(n *lab.Node, backend string) {
 	m.run(n, "ip6tables-"+backend, "-A", "INPUT", "-p", "ipv6-icmp", "-j", "ACCEPT")
 }
 
-// tables is all that iptables has.
+// tables returns all rules of iptables.
 func (m *testbed) tables(n *lab.Node, backend string) string {
 	m.t.Helper()
 	return m.run(n, "iptables-"+backend, "-S") + m.run(n, "ip6tables-"+backend, "-S")
 }
 
-// TestClosedFirewall has every host drop what nobody has accepted, before meshd
-// starts. Another's rule stands in the same chains all the time.
+// TestClosedFirewall has every host drop what no rule accepts, before meshd starts. The
+// same chains have another program's rule all the time.
 func TestClosedFirewall(t *testing.T) {
 	t.Parallel()
 	backends := newMesh(t, lab.NAT, 1)
@@ -106,7 +106,7 @@ func TestClosedFirewall(t *testing.T) {
 	}
 }
 
-// reachesOut sees a pod speak to its own node, and to the internet.
+// reachesOut checks that a pod reaches its own node and the internet.
 func (m *testbed) reachesOut(p *lab.Pod, n *lab.Node) {
 	m.t.Helper()
 	s, err := n.Status(m.ctx)
@@ -116,7 +116,7 @@ func (m *testbed) reachesOut(p *lab.Pod, n *lab.Node) {
 	}
 }
 
-// restored has somebody flush the chains, and sees the rules come back.
+// restored flushes the chains and waits until meshd's rules are back.
 func (m *testbed) restored(n *lab.Node, backend string, near, far *lab.Pod) {
 	m.t.Helper()
 	want := ourRules(m.tables(n, backend))
@@ -137,7 +137,7 @@ func (m *testbed) restored(n *lab.Node, backend string, near, far *lab.Pod) {
 	m.reaches(far, near)
 }
 
-// ourRules are those of iptables that meshd has made.
+// ourRules returns the rules of iptables that meshd has added.
 func ourRules(text string) []string {
 	var ours []string
 	for line := range strings.Lines(text) {
@@ -149,8 +149,8 @@ func ourRules(text string) []string {
 	return ours
 }
 
-// TestDockerComes closes the firewall of a mesh that runs, as the start of
-// Docker does, with the chain that Docker leaves to others.
+// TestDockerComes closes the firewall of a running mesh, as Docker does when it starts,
+// with the chain that Docker leaves to others.
 func TestDockerComes(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 2)
@@ -185,7 +185,7 @@ func TestDockerComes(t *testing.T) {
 	})
 }
 
-// hide takes a program away from a host. The path is the one behind all links.
+// hide hides a program from a host. All symbolic links in the path must be resolved.
 func (m *testbed) hide(n *lab.Node, program string) {
 	m.t.Helper()
 	path, err := exec.LookPath(program)
@@ -195,7 +195,7 @@ func (m *testbed) hide(n *lab.Node, program string) {
 	m.run(n, "mount", "--bind", "/dev/null", path)
 }
 
-// awaitAdvice waits for a problem in the status with a text and a way out.
+// awaitAdvice waits for a problem in the status with this text and advice.
 func (m *testbed) awaitAdvice(n *lab.Node, kind mesh.ProblemKind, text, advice string) mesh.Problem {
 	m.t.Helper()
 	var found mesh.Problem
@@ -211,8 +211,8 @@ func (m *testbed) awaitAdvice(n *lab.Node, kind mesh.ProblemKind, text, advice s
 	return found
 }
 
-// TestFirewallThatMeshdLeaves finds firewalls that meshd doesn't write to named
-// in the status, with what a person can do; who does that is rid of the problem.
+// TestFirewallThatMeshdLeaves checks that the status names firewalls that meshd doesn't
+// change, with commands; once a person has run them, the problem is gone.
 func TestFirewallThatMeshdLeaves(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -261,8 +261,8 @@ func TestFirewallThatMeshdLeaves(t *testing.T) {
 	}
 }
 
-// TestIdleWithAFirewall has a daemon that has opened a firewall start nothing
-// while nothing changes: a program that is not there any more can't be started.
+// TestIdleWithAFirewall checks that a daemon that has opened a firewall runs no program
+// while nothing changes: the programs are removed, so running one would fail.
 func TestIdleWithAFirewall(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 1)

@@ -11,8 +11,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestForeignWireGuard has a WireGuard device of somebody else under the name of
-// meshd's. It stays as it is, key and all, until its owner deletes it.
+// TestForeignWireGuard starts meshd on a host that has a foreign WireGuard device of the
+// same name. The device stays as it is, key included, until its owner deletes it.
 func TestForeignWireGuard(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 1)

@@ -19,7 +19,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// carrier is how the kernel shows that nobody serves a persistent TUN device:
+// carrier is how the kernel shows that no process serves a persistent TUN device:
 // its configuration stays, traffic waits.
 var carrier = regexp.MustCompile(` linkdown|,LOWER_UP`)
 
@@ -30,8 +30,8 @@ func withoutCarrier(state map[string]string) map[string]string {
 	return state
 }
 
-// wholeHost is the host's state with its CNI plugins, and what [parameters] and
-// [tunnels] give.
+// wholeHost returns the host's state, its CNI plugins, and the results of [parameters]
+// and [tunnels].
 func (m *testbed) wholeHost(n *lab.Node) map[string]string {
 	m.t.Helper()
 	state := withoutCarrier(m.hostState(n.Host))
@@ -42,7 +42,7 @@ func (m *testbed) wholeHost(n *lab.Node) map[string]string {
 	return state
 }
 
-// parameterRoots are where those kernel parameters are that a mesh could care for.
+// parameterRoots are the directories of kernel parameters that matter to a mesh.
 var parameterRoots = []string{
 	"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf", "/proc/sys/net/bridge",
 }
@@ -103,7 +103,7 @@ func TestStopChangesNothing(t *testing.T) {
 	})
 }
 
-// foreign is configuration that is not meshd's, much of it close to what is.
+// foreign is configuration that is not meshd's, much of it similar to meshd's.
 var foreign = []string{
 	"ip link add foreign-br type bridge",
 	"ip link set foreign-br up",
@@ -123,7 +123,7 @@ var foreign = []string{
 	"touch /etc/cni/net.d/20-foreign.conflist /opt/cni/bin/foreign",
 }
 
-// foreignWireGuard is a device of somebody else, for kernels with WireGuard.
+// foreignWireGuard is another program's device, for kernels with WireGuard.
 var foreignWireGuard = []string{
 	"umask 077; wg genkey > /run/foreign.key",
 	"wg set foreign-wg listen-port 51999 private-key /run/foreign.key",
@@ -132,7 +132,7 @@ var foreignWireGuard = []string{
 	"ip link set foreign-wg up",
 }
 
-// down runs meshd down and returns what that says it removed.
+// down runs meshd down and returns what it printed as removed.
 func (m *testbed) down(n *lab.Node) []string {
 	m.t.Helper()
 	var down struct{ Removed []string }
@@ -193,7 +193,7 @@ func TestDownRemovesExactlyOurs(t *testing.T) {
 	})
 }
 
-// TestDeletedByHandIsBack deletes what meshd made, one thing after another.
+// TestDeletedByHandIsBack deletes meshd's configuration piece by piece.
 func TestDeletedByHandIsBack(t *testing.T) {
 	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
 		m := settledMesh(t, u, 3)
@@ -225,8 +225,8 @@ func TestDeletedByHandIsBack(t *testing.T) {
 	})
 }
 
-// observed is the host's state with its peers, and without what differs from
-// one device of the same name to the next.
+// observed returns the host's state with its peers, without values that change when a
+// device of the same name is created again.
 func (m *testbed) observed(n *lab.Node) map[string]string {
 	state := m.hostState(n.Host)
 	delete(state, "ip -br link")
@@ -271,8 +271,8 @@ func deleteRule(m *testbed, n *lab.Node) string {
 	return ""
 }
 
-// TestIdleReconcileWritesNothing has the daemon look again and again until it
-// has looked several times in a row without a write.
+// TestIdleReconcileWritesNothing triggers turns until the daemon has taken several in a
+// row without a write.
 func TestIdleReconcileWritesNothing(t *testing.T) {
 	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
 		m := settledMesh(t, u, 3)

@@ -22,8 +22,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestHostile has a mesh of three be bothered by an insider and then by an
-// outsider, while pods of two nodes talk.
+// TestHostile attacks a mesh of three nodes from inside and then from outside, while
+// pods of two nodes exchange packets.
 func TestHostile(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 4)
@@ -53,8 +53,8 @@ func TestHostile(t *testing.T) {
 	m.connected(pingLimit, rest...)
 }
 
-// usurp starts a node whose state file says that it has another one's slot, since
-// just now, and that there are pods behind it.
+// usurp starts a node whose state file claims another node's slot, as of now, and says
+// that pods run there.
 func (m *testbed) usurp(n *lab.Node, slot int) {
 	m.t.Helper()
 	m.must(n.Configure(lab.Config(n.Name, nil), m.secret))
@@ -80,15 +80,15 @@ func (m *testbed) usurp(n *lab.Node, slot int) {
 	m.start(n)
 }
 
-// What somebody without the secret sends: so many packets, and so many streams.
+// How many packets and streams a host without the secret sends.
 const (
 	garbagePackets = 5000
 	garbageStreams = 500
 )
 
-// bombard sends garbage to a node's gossip port from outside, and finds the daemon
-// as it was: the same process, with little more memory and few more lines in its
-// log, which has counted what it refused.
+// bombard sends garbage to a node's gossip port from outside. Afterwards the daemon must
+// be the same process, with little more memory and few more log lines, and must have
+// counted what it refused.
 func (m *testbed) bombard(n *lab.Node) {
 	m.t.Helper()
 	pid, memory, lines, began := n.PID(), m.peakMemory(n), strings.Count(n.Log(), "\n"), time.Now()
@@ -104,17 +104,16 @@ func (m *testbed) bombard(n *lab.Node) {
 	if grown := m.peakMemory(n) - memory; grown > 32<<10 {
 		m.t.Errorf("peak memory of %s: it has grown by %d KiB, want 32 MiB at most", n.Name, grown)
 	}
-	// Ten at once of each kind, of which there are a handful, then one a second.
+	// The log takes ten lines at once of each of a few kinds, then one a second.
 	most := 5 * (10 + int(time.Since(began)/time.Second) + 1)
 	if grown := strings.Count(n.Log(), "\n") - lines; grown > most {
 		m.t.Errorf("log of %s: it has grown by %d lines, want %d at most", n.Name, grown, most)
 	}
 }
 
-// garbage is what may come in a packet or a stream: nothing in particular, what
-// begins as meshd's do, and what crashes memberlist 0.7, which takes encryption
-// version 0 with a padding longer than the text for its own, and so a frame that is
-// shorter than its header.
+// garbage is content of packets and streams: random bytes, bytes that begin like meshd's,
+// and bytes that crash memberlist 0.7: encryption version 0 with a padding longer than
+// the text, and a frame that is shorter than its header.
 func garbage(chance *rand.Rand) []byte {
 	random := make([]byte, chance.IntN(1400))
 	for i := range random {
@@ -176,7 +175,7 @@ func openStreams(chance *rand.Rand, at string) error {
 	return nil
 }
 
-// peakMemory is the most that a node's daemon has had of memory, in KiB.
+// peakMemory returns the peak resident memory of a node's daemon, in KiB.
 func (m *testbed) peakMemory(n *lab.Node) int {
 	m.t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.PID()))

@@ -18,8 +18,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestK3sConfiguration follows the file that meshd writes for k3s: somebody else's in
-// its place, deleted, of another role, and after meshd.
+// TestK3sConfiguration checks the file that meshd writes for k3s: when a foreign file is
+// in its place, when it is deleted, when the role changes, and after meshd down.
 func TestK3sConfiguration(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 1)

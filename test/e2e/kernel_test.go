@@ -6,10 +6,10 @@ package e2e
 
 import "github.com/meshd/meshd/test/lab"
 
-// underlays leave out those on which the tests have run on this machine's kernel:
-// what is different here does not look at the way to the other hosts.
+// underlays has one only: the others were tested without this kernel, whose WireGuard
+// does not depend on the underlay.
 var underlays = []lab.Underlay{lab.NAT}
 
-// probes are slow: the emulated machine stops for a second now and then, and six
-// hosts that watch each other at the usual pace leave nothing of it to the tests.
+// probes are slow: the emulated machine sometimes stalls for a second, and six hosts that
+// probe each other at the usual pace would take all of its time.
 var probes = slowProbes

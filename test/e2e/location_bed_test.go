@@ -26,17 +26,16 @@ type village struct {
 	config  func(n *lab.Node, more ...string) string
 }
 
-// slowProbes are for gateways that must not be taken for dead because the machine is
-// busy.
+// slowProbes are for tests in which a busy machine must not make a gateway look dead.
 var slowProbes = []string{"probe: {interval: 1s, misses: 5}"}
 
-// cluster are the lines of the section cluster: ranges of both families, and what
-// may change with the generation. Before it is how gateways are watched.
+// cluster returns the sections probe and cluster of the configuration: ranges of both
+// families, and the settings that may change with the generation.
 func cluster(generation int, mode mesh.Mode, more ...string) []string {
 	return slices.Concat(probes, dualStack, []string{fmt.Sprintf("  generation: %d", generation), "  mode: " + string(mode)}, more)
 }
 
-// newVillage makes a mesh of hosts; the first one is where the others join.
+// newVillage makes a mesh of hosts. All others join the first one.
 func newVillage(t *testing.T, build func(m *testbed) []*lab.Host) *village {
 	t.Helper()
 	m := newTestbed(t)
@@ -82,7 +81,7 @@ func (v *village) configure(n *lab.Node, lines ...string) {
 	v.must(n.Configure(v.config(n, lines...), v.secret))
 }
 
-// live starts all nodes, waits until they see each other, and makes the pods.
+// live starts all nodes, waits until they see each other, and makes their pods.
 func (v *village) live() {
 	v.t.Helper()
 	v.start(v.nodes...)
@@ -93,7 +92,7 @@ func (v *village) live() {
 	}
 }
 
-// node returns the node of a name.
+// node returns the node with the given name.
 func (v *village) node(name string) *lab.Node {
 	v.t.Helper()
 	for _, n := range v.nodes {
@@ -105,7 +104,7 @@ func (v *village) node(name string) *lab.Node {
 	return nil
 }
 
-// without returns the nodes but some.
+// without returns all nodes except the given ones.
 func (v *village) without(some ...*lab.Node) []*lab.Node {
 	return slices.DeleteFunc(slices.Clone(v.nodes), func(n *lab.Node) bool { return slices.Contains(some, n) })
 }
@@ -119,15 +118,15 @@ func (v *village) adopt(generation uint64) {
 	}, v.nodes...)
 }
 
-// full checks the whole matrix: every node and every pod has answers from all
-// addresses of every other node and pod, of both families.
+// full checks that every node and every pod reaches all addresses of every other node
+// and pod, in both families.
 func (v *village) full(nodes ...*lab.Node) {
 	v.t.Helper()
 	v.answered(nodes, func(_, to *lab.Node) []netip.Addr { return slices.Concat(v.overlay[to], v.pods[to].Addresses) })
 }
 
-// answered has the host and the pod of each node ping what targets names for each
-// other node, until all has answered.
+// answered pings from the host and the pod of each node what targets returns for each
+// other node, until all addresses have answered.
 func (v *village) answered(nodes []*lab.Node, targets func(from, to *lab.Node) []netip.Addr) {
 	v.t.Helper()
 	ctx, cancel := context.WithTimeout(v.ctx, pingLimit)
@@ -159,8 +158,8 @@ func (v *village) silent(a, b *lab.Node) {
 	}
 }
 
-// hidden checks that no packet has been on its way in plain text.
-func (m *testbed) hidden() {
+// encrypted checks that no packet has crossed the internet in plain text.
+func (m *testbed) encrypted() {
 	m.t.Helper()
 	n, err := m.lab.PlainText(m.ctx)
 	m.must(err)
@@ -170,8 +169,8 @@ func (m *testbed) hidden() {
 	}
 }
 
-// carrier is the node through which another one reaches an address by a tunnel of
-// its own, nil if there is none.
+// carrier returns the node at the end of the tunnel through which another node reaches
+// an address, nil if it has no such tunnel.
 func (v *village) carrier(from *lab.Node, a netip.Addr) *lab.Node {
 	v.t.Helper()
 	n, err := lab.Carrier(v.ctx, from, v.nodes, a)
@@ -179,8 +178,8 @@ func (v *village) carrier(from *lab.Node, a netip.Addr) *lab.Node {
 	return n
 }
 
-// gateway waits until the observer reaches all nodes of a location through one of
-// them, and returns that one.
+// gateway waits until the observer reaches all nodes of a location through one of them,
+// and returns that node.
 func (v *village) gateway(observer *lab.Node, location string) *lab.Node {
 	v.t.Helper()
 	var (
@@ -201,8 +200,8 @@ func (v *village) members(location string) []*lab.Node {
 	return slices.DeleteFunc(slices.Clone(v.nodes), func(n *lab.Node) bool { return n.Location() != location })
 }
 
-// has reports whether a status has a problem of a kind that names a node, and
-// what to do about it.
+// has reports whether a status has a problem of this kind that names a node and has
+// advice.
 func has(kind mesh.ProblemKind, node, advice string) func(control.Status) bool {
 	return func(s control.Status) bool {
 		return slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool {
@@ -211,7 +210,7 @@ func has(kind mesh.ProblemKind, node, advice string) func(control.Status) bool {
 	}
 }
 
-// fine reports that a status has no problem of a kind.
+// fine reports whether a status has no problem of this kind.
 func fine(kind mesh.ProblemKind) func(control.Status) bool {
 	return func(s control.Status) bool {
 		return !slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool { return p.Kind == kind })

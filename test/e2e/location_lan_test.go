@@ -15,7 +15,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// nft applies rules on a host that are not meshd's.
+// nft applies foreign rules on a host.
 func nft(ctx context.Context, n *lab.Node, rules string) error {
 	path := "/run/rules.nft"
 	if err := n.WriteFile(path, rules, 0o600); err != nil {
@@ -25,10 +25,10 @@ func nft(ctx context.Context, n *lab.Node, rules string) error {
 	return err
 }
 
-// TestEncapsulation has a location with two subnets, whose router knows no pods,
-// and one whose LAN speaks IPv6, which can't carry the pods' IPv4 as it is, and
-// changes the encapsulation of the living mesh. Some of the LANs carry less than the
-// others: whatever fits the smaller one passes.
+// TestEncapsulation changes the encapsulation of a running mesh. One location has two
+// subnets, whose router has no routes to pods; another one has an IPv6 LAN, which can't
+// carry the pods' IPv4 without encapsulation. Some LANs have a smaller MTU: packets that
+// fit the smaller one pass.
 func TestEncapsulation(t *testing.T) {
 	t.Parallel()
 	v := newVillage(t, func(m *testbed) []*lab.Host {
@@ -93,7 +93,7 @@ func TestEncapsulation(t *testing.T) {
 			}
 			v.fits(a3, b2)
 			v.fits(a1, b2)
-			v.hidden()
+			v.encrypted()
 		})
 	}
 	t.Run(string(mesh.EncapsulationNever), func(t *testing.T) {
@@ -105,15 +105,15 @@ func TestEncapsulation(t *testing.T) {
 		v.await(settleLimit, "aware that the LAN has no IPv4", has(mesh.ProblemNeighbor, b2.Name, "encapsulation"), b1)
 		v.full(a1, a2)
 		v.fits(a1, a2)
-		v.hidden()
+		v.encrypted()
 	})
 }
 
-// smallFrames is the MTU of a LAN that carries less than others.
+// smallFrames is the MTU of the LANs with small frames.
 const smallFrames = 1400
 
-// fits checks that packets that are as large as any between two nodes' pods may be
-// arrive in one piece, both ways, and so do many of them.
+// fits checks that packets of the largest size that fits between the pods of two nodes
+// arrive unfragmented, both ways, and in large numbers.
 func (v *village) fits(a, b *lab.Node) {
 	v.t.Helper()
 	size := lab.UnderlayMTU - wireguardOverhead
@@ -130,9 +130,9 @@ func (v *village) fits(a, b *lab.Node) {
 	}
 }
 
-// TestAntiSpoofing has a LAN that drops packets with addresses that are not the
-// sender's or not the receiver's. Nodes reach each other there, so that everything
-// seems to be well, but nothing can be routed. meshd has to say so, and what helps.
+// TestAntiSpoofing has a LAN that drops packets whose addresses are not those of the
+// sender and the receiver. Nodes reach each other there, but nothing can be routed. meshd
+// must report this, with advice.
 func TestAntiSpoofing(t *testing.T) {
 	t.Parallel()
 	v := newVillage(t, func(m *testbed) []*lab.Host {
@@ -158,5 +158,5 @@ func TestAntiSpoofing(t *testing.T) {
 	v.adopt(2)
 	v.full(v.nodes...)
 	v.await(settleLimit, "content", fine(mesh.ProblemNeighbor), a1, a2)
-	v.hidden()
+	v.encrypted()
 }

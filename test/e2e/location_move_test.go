@@ -16,9 +16,9 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// carryOver carries the gateway of a to b, where it gets other addresses, while its
-// daemon runs; and back again while it is switched off. It learns where it is before
-// it is connected: who is told later has its neighbors seek it where it is not.
+// carryOver moves the gateway of a to b, where it gets other addresses, while its daemon
+// runs; and back again while it is switched off. Its configuration is changed before it is
+// connected: otherwise its neighbors would look for it on the wrong LAN.
 func (v *village) carryOver(lone *lab.Node, six *lab.Six, settings []string) {
 	v.t.Helper()
 	moved := v.gateway(lone, "a")
@@ -45,8 +45,8 @@ func (v *village) carryOver(lone *lab.Node, six *lab.Six, settings []string) {
 	v.arrived(moved, former)
 }
 
-// arrived waits until a node that has moved is one of its new location, and nobody has
-// anything left of its former addresses.
+// arrived waits until a moved node belongs to its new location, and no host has anything
+// left of its former addresses.
 func (v *village) arrived(moved *lab.Node, former []netip.Addr) {
 	v.t.Helper()
 	v.settle(settleLimit, v.nodes...)
@@ -63,15 +63,14 @@ func (v *village) arrived(moved *lab.Node, former []netip.Addr) {
 		return nil
 	})
 	for _, n := range v.without(moved) {
-		// A ping of its own for each: the kernel takes those of earlier steps for one
-		// conversation, which goes on with the addresses that it had.
+		// Use a new ping each time: conntrack would treat the pings of earlier steps as
+		// the same connection, with its former addresses.
 		v.run(n, "ping", "-n", "-q", "-c", "1", "-w", "60", moved.Address().String())
 		v.run(moved, "ping", "-n", "-q", "-c", "1", "-w", "60", n.Address().String())
 	}
 }
 
-// onlyGateways compares the tunnels of all nodes with those that there should be:
-// between the gateways of a and b, and the lone node.
+// onlyGateways checks that only the gateways of a and b and the lone node have tunnels.
 func (v *village) onlyGateways(lone *lab.Node) error {
 	v.t.Helper()
 	ends := []*lab.Node{v.gateway(lone, "a"), v.gateway(lone, "b"), lone}
@@ -90,8 +89,8 @@ func (v *village) onlyGateways(lone *lab.Node) error {
 	return nil
 }
 
-// neat finds what a host has that it should not: of addresses that are nobody's any
-// more, of nodes in vxlan that are not on its LAN, and whatever meshd would change.
+// neat returns an error if a host has leftovers: addresses that no node has any more,
+// vxlan entries of nodes that are not on its LAN, or anything that meshd would change.
 func (v *village) neat(n *lab.Node, former []netip.Addr) error {
 	v.t.Helper()
 	var beside, entered []string

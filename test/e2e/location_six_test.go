@@ -15,9 +15,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestLocations takes a mesh with locations through what happens to one: splits,
-// hosts that go, and hosts that move. On one LAN the hosts' firewalls drop what
-// they forward unless somebody accepts it.
+// TestLocations takes a mesh with locations through splits, hosts that leave, and hosts
+// that move. On one LAN the hosts' firewalls drop forwarded packets that no rule accepts.
 func TestLocations(t *testing.T) { // not parallel: six hosts are a load
 	settings := cluster(1, mesh.ModeLocation)
 	v, six := newSix(t, settings...)
@@ -112,7 +111,7 @@ func TestLocations(t *testing.T) { // not parallel: six hosts are a load
 			step.do(v)
 			v.settle(settleLimit, v.nodes...)
 			v.full(v.nodes...)
-			v.hidden()
+			v.encrypted()
 		})
 	}
 	if diff := cmp.Diff(before, addresses(t, v.settle(settleLimit, v.nodes...))); diff != "" {
@@ -130,7 +129,7 @@ func newSix(t *testing.T, lines ...string) (*village, *lab.Six) {
 	return &village{testbed: m, config: six.Config}, six
 }
 
-// peers are the nodes that a node has tunnels to, with their allowed IPs.
+// peers returns the nodes that a node has tunnels to, with their allowed IPs.
 func (v *village) peers(n *lab.Node) map[*lab.Node][]netip.Prefix {
 	v.t.Helper()
 	tunnels, err := lab.Tunnels(v.ctx, n, v.nodes)
@@ -138,7 +137,7 @@ func (v *village) peers(n *lab.Node) map[*lab.Node][]netip.Prefix {
 	return tunnels
 }
 
-// names is for comparing.
+// names returns the sorted names of nodes, for comparing.
 func names(nodes []*lab.Node) []string {
 	var all []string
 	for _, n := range nodes {

@@ -16,8 +16,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// told waits until every node of the groups says in its status which of the others it
-// reaches: those with whom it shares a group.
+// told waits until the status of every node shows which other nodes it reaches: those in
+// a group with it.
 func (v *village) told(groups ...[]*lab.Node) {
 	v.t.Helper()
 	want := map[*lab.Node]map[string]control.Health{}
@@ -43,7 +43,7 @@ func (v *village) told(groups ...[]*lab.Node) {
 	})
 }
 
-// tells compares the health of the paths in a node's status with what it should be.
+// tells compares the health of the routes in a node's status with the wanted one.
 func tells(ctx context.Context, n *lab.Node, want map[string]control.Health) error {
 	s, err := control.NewClient(n.Path(lab.RunDir)).Probe(ctx)
 	if err != nil {
@@ -59,8 +59,8 @@ func tells(ctx context.Context, n *lab.Node, want map[string]control.Health) err
 	return nil
 }
 
-// splitPair cuts the LAN between two nodes of a location that are no gateways. They
-// are all that miss each other.
+// splitPair cuts the LAN between two nodes of a location that are not gateways. No other
+// node loses anything.
 func (v *village) splitPair(lone *lab.Node) {
 	v.t.Helper()
 	gateway := v.gateway(lone, "a")
@@ -74,7 +74,7 @@ func (v *village) splitPair(lone *lab.Node) {
 	v.must(v.lab.Heal(v.ctx))
 }
 
-// bar has a node be no gateway.
+// bar configures a node so that it may not be a gateway.
 func (v *village) bar(n *lab.Node, settings []string) {
 	v.t.Helper()
 	v.configure(n, append([]string{"  gateway: never"}, settings...)...)
@@ -82,9 +82,9 @@ func (v *village) bar(n *lab.Node, settings []string) {
 	v.await(settleLimit, "barred", func(s control.Status) bool { return s.Node.Role == control.RoleNever }, n)
 }
 
-// splitFromGateway cuts the LAN between a location's gateway and one of the two
-// others there. The third one, which reaches both, takes over in the end, even if
-// the one that is cut off from the gateway was tried first.
+// splitFromGateway cuts the LAN between a location's gateway and one of the two other
+// nodes. The third node, which reaches both, becomes the gateway in the end, even if the
+// node that is cut off was tried first.
 func (v *village) splitFromGateway(lone *lab.Node) {
 	v.t.Helper()
 	gateway := v.gateway(lone, "a")
@@ -99,9 +99,8 @@ func (v *village) splitFromGateway(lone *lab.Node) {
 	v.must(v.lab.Heal(v.ctx))
 }
 
-// loseWaysOut leaves one of three nodes on a LAN with a way out: neither the
-// location's gateway has one, nor another node. Everybody reaches everybody through
-// the one.
+// loseWaysOut leaves only one of three nodes on a LAN with an uplink: neither the
+// location's gateway nor the other node has one. All traffic goes through the one node.
 func (v *village) loseWaysOut(lone *lab.Node) {
 	v.t.Helper()
 	gateway := v.gateway(lone, "a")
@@ -114,8 +113,8 @@ func (v *village) loseWaysOut(lone *lab.Node) {
 	v.must(errors.Join(gateway.Restore(v.ctx), member.Restore(v.ctx)))
 }
 
-// loseLastGateway takes away the gateway of a location whose other node may not be
-// one. All say who is gone and whom they miss.
+// loseLastGateway stops the gateway of a location whose other node may not be a gateway.
+// All nodes report which gateway is gone and whom they don't reach.
 func (v *village) loseLastGateway(lone *lab.Node, settings []string) {
 	v.t.Helper()
 	gateway := v.gateway(lone, "b")

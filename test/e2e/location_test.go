@@ -16,8 +16,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// nodePort is what kube-proxy makes of a Service of type NodePort: whoever asks
-// for the port gets the backend, under an address of the node that was asked.
+// nodePort returns the rules that kube-proxy makes for a Service of type NodePort:
+// connections to the port go to the backend, from an address of the node.
 const nodePort = `
 table ip kube {
 	chain services {
@@ -33,12 +33,11 @@ table ip kube {
 }
 `
 
-// TestNodePortAwayFromGateway has three nodes share a LAN, and a fourth one be
-// elsewhere, with the same private range and the same address in it as one of the
-// three. A pod there asks for a NodePort on a node that is no gateway. Its
-// MASQUERADE picks the LAN's address, with which no answer would come back. Beside
-// the three there is a host without meshd, in another subnet, that one of them
-// names as a network behind it.
+// TestNodePortAwayFromGateway has three nodes on a LAN, and a fourth one elsewhere with
+// the same private range and the same address as one of the three. A pod there connects to
+// a NodePort on a node that is not a gateway. MASQUERADE picks that node's LAN address,
+// to which no answer would return. Another subnet of the LAN has a host without meshd,
+// which one of the three nodes names in allowed-location-ips.
 func TestNodePortAwayFromGateway(t *testing.T) {
 	t.Parallel()
 	same := netip.MustParsePrefix("192.168.1.0/24")
@@ -87,12 +86,12 @@ func TestNodePortAwayFromGateway(t *testing.T) {
 	}
 	t.Run("network behind it", func(t *testing.T) { v.in(t).behind(port, remote, printer) })
 	t.Run("what a person sees", func(t *testing.T) { v.in(t).seen(port, remote) })
-	v.hidden()
+	v.encrypted()
 }
 
-// behind has a node name a host without meshd as a network behind its location. The
-// host and the pod elsewhere reach it, through the gateway, under whose address they
-// come, since it knows no other way back.
+// behind configures a host without meshd as a network behind a location. The host and
+// the pod elsewhere reach it through the gateway, with the gateway's address as source,
+// because it has no other route back.
 func (v *village) behind(n, remote *lab.Node, bare *lab.Host) {
 	v.t.Helper()
 	lines := []string{"  gateway: never", fmt.Sprintf("  allowed-location-ips: [%s/32]", bare.Address())}
@@ -107,7 +106,7 @@ func (v *village) behind(n, remote *lab.Node, bare *lab.Host) {
 			if gateway == nil || gateway == n {
 				return fmt.Errorf("%s reaches %s through %s, want a gateway", remote.Name, bare.Name, nameOf(gateway))
 			}
-			// What began before the gateway knew goes on as it began.
+			// A connection that began before the gateway knew keeps its source.
 			ctx, cancel := context.WithTimeout(v.ctx, pingLimit/6)
 			defer cancel()
 			got, err := lab.SourceSeen(ctx, from, netip.AddrPortFrom(bare.Address(), 7000))
@@ -122,8 +121,8 @@ func (v *village) behind(n, remote *lab.Node, bare *lab.Host) {
 	}
 }
 
-// seen checks what the commands say of the gateway of n's location, here and from
-// elsewhere. On a slow machine another one may take over meanwhile.
+// seen checks what the commands print about the gateway of n's location, there and
+// elsewhere. On a slow machine another node may take over meanwhile.
 func (v *village) seen(n, remote *lab.Node) {
 	v.t.Helper()
 	for _, look := range []func(n, gateway, remote *lab.Node) error{v.seenInStatus, v.seenInPlan, v.seenInGraph} {
@@ -131,7 +130,7 @@ func (v *village) seen(n, remote *lab.Node) {
 	}
 }
 
-// answer reads what a command prints as JSON.
+// answer runs a command and decodes the JSON that it prints.
 func (v *village) answer(from *lab.Node, into any, args ...string) {
 	v.t.Helper()
 	v.must(json.Unmarshal([]byte(v.run(from, binary, args...)), into))
@@ -163,7 +162,7 @@ func (v *village) seenInPlan(_, gateway, remote *lab.Node) error {
 	v.t.Helper()
 	var p control.Plan
 	v.answer(remote, &p, "plan", "--without", gateway.Name, "-o", "json")
-	// The path to whoever takes over is another one as well.
+	// The route to the node that takes over changes as well.
 	if len(p.Routes) != 2 || !slices.ContainsFunc(p.Routes, func(s string) bool { return strings.HasSuffix(s, "tunnel, was tunnel via "+gateway.Name) }) || len(p.Changes) == 0 {
 		return fmt.Errorf("plan of %s without %s: got %+v, want changes, and the paths to the others of a", remote.Name, gateway.Name, p)
 	}

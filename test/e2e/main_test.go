@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package e2e tests meshd from outside: its executable, on the hosts of a
-// [lab.Lab], with real WireGuard, nft, netlink and CNI plugins. What a test knows
-// of a daemon it has from the command line or from the host's kernel.
+// [lab.Lab], with real WireGuard, nft, netlink and CNI plugins. A test observes a
+// daemon only through its commands and the host's kernel.
 //
-// The executable is the one that MESHD names, or one built from the tree. When a
+// The executable is the one in the variable MESHD, or one built from the tree. When a
 // test fails, the daemons' logs are printed.
 package e2e
 
@@ -54,7 +54,7 @@ func build() (string, error) {
 	return path, nil
 }
 
-// Limits only tell slow from never, unless a test says otherwise.
+// Limits only distinguish slow from never, unless a test says otherwise.
 const (
 	testLimit   = 20 * time.Minute
 	settleLimit = 5 * time.Minute
@@ -72,7 +72,7 @@ func onUnderlays(t *testing.T, test func(t *testing.T, u lab.Underlay)) {
 	}
 }
 
-// testbed is a lab whose hosts all have a meshd and one secret.
+// testbed is a lab whose hosts all have meshd and the same secret.
 type testbed struct {
 	t      *testing.T
 	ctx    context.Context
@@ -147,8 +147,7 @@ func (m *testbed) printLogs() {
 	}
 }
 
-// printState prints what a person would look at first on a node that does not do
-// what it should.
+// printState prints what a person would look at first on a node that fails.
 func (m *testbed) printState(n *lab.Node) {
 	ctx, cancel := context.WithTimeout(context.Background(), pingLimit)
 	defer cancel()
@@ -189,15 +188,15 @@ func (m *testbed) start(nodes ...*lab.Node) {
 	m.must(g.Wait())
 }
 
-// settle waits until the nodes all see each other as alive, and returns what
-// each says of itself then.
+// settle waits until all nodes see each other as alive, and returns each node's own
+// entry in its status.
 func (m *testbed) settle(limit time.Duration, nodes ...*lab.Node) []control.Status {
 	m.t.Helper()
 	what := fmt.Sprintf("ready with %d live peers", len(nodes)-1)
 	return m.await(limit, what, lab.Sees(len(nodes)-1), nodes...)
 }
 
-// await waits until the status of every node is as wanted.
+// await waits until the condition holds for the status of every node.
 func (m *testbed) await(limit time.Duration, what string, ok func(control.Status) bool, nodes ...*lab.Node) []control.Status {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(m.ctx, limit)
@@ -214,8 +213,8 @@ func (m *testbed) await(limit time.Duration, what string, ok func(control.Status
 	return all
 }
 
-// connected pings every node from every other, by overlay address and, where
-// there is one that the underlay does not route, by internal IP.
+// connected pings every node from every other one at its overlay address and, if the
+// underlay does not route that, at its internal IP.
 func (m *testbed) connected(limit time.Duration, nodes ...*lab.Node) {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(m.ctx, limit)
@@ -252,8 +251,8 @@ func awaitEachOther[P pinger](ctx context.Context, all []P, addrs func(P) []neti
 	return g.Wait()
 }
 
-// addresses are the overlay addresses and pod CIDRs of nodes, which have to be
-// different ones.
+// addresses returns the overlay addresses and pod CIDRs of nodes, which must all be
+// different.
 func addresses(t *testing.T, all []control.Status) []string {
 	t.Helper()
 	var list []string
@@ -291,7 +290,7 @@ func (m *testbed) eventually(limit time.Duration, check func() error) {
 // device is the name of meshd's WireGuard device.
 const device = "meshd0"
 
-// hostState is what a person would look at to see what is configured on a host.
+// hostState returns what is configured on a host, as a person would see it.
 func (m *testbed) hostState(h *lab.Host) map[string]string {
 	m.t.Helper()
 	state := map[string]string{}
@@ -310,11 +309,10 @@ func (m *testbed) hostState(h *lab.Host) map[string]string {
 	return state
 }
 
-// later is what the kernel adds or takes back by itself, some of it only seconds
-// after a link is up: link-local addresses and their routes, and the lack of a
-// carrier.
+// later matches what the kernel adds or removes by itself, partly only seconds after a
+// link is up: link-local addresses and their routes, and the lack of a carrier.
 var later = regexp.MustCompile(`(?m)^(local |multicast |anycast )?(fe80:|ff00:).*\n|fe80:[0-9a-f:]+/64 |NO-CARRIER,`)
 
-// operational finds a link's name and operational state, which follows its
-// carrier when the kernel finds the time.
+// operational matches a link's name and operational state, which follows its carrier
+// with a delay.
 var operational = regexp.MustCompile(`(?m)^(\S+) +(?:UNKNOWN|DOWN|UP|LOWERLAYERDOWN) +`)

@@ -12,7 +12,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestMetrics asks a node how it is, before and after another one dies.
+// TestMetrics reads a node's metrics and health before and after another node dies.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 2)

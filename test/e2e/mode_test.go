@@ -14,13 +14,13 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestModes changes the mode of a living mesh file by file, through all modes and
-// back to the first one, while pods talk. Afterwards the hosts are as they were.
+// TestModes changes the mode of a running mesh file by file, through all modes and back
+// to the first one, while pods exchange packets. Afterwards the hosts are as before.
 func TestModes(t *testing.T) { // not parallel: six hosts are a load
 	v, _ := newSix(t, cluster(1, mesh.ModeFull)...)
 	v.live()
 	v.full(v.nodes...)
-	v.hidden()
+	v.encrypted()
 	a, b, lone := v.members("a"), v.members("b"), v.node("c")
 	talks := []conversation{
 		v.converseEach(slowPeriod, v.pods[a[1]], v.pods[b[1]]),
@@ -59,7 +59,7 @@ func TestModes(t *testing.T) { // not parallel: six hosts are a load
 			for _, talk := range talks {
 				talk.goesOn(t)
 			}
-			v.hidden()
+			v.encrypted()
 		})
 	}
 	v.eventually(settleLimit, func() error {
@@ -76,8 +76,8 @@ func TestModes(t *testing.T) { // not parallel: six hosts are a load
 	ends.Wait()
 }
 
-// loseOneOfTwo takes away the gateway that carries two of three nodes of a
-// location. What it carried moves to the other one, and nothing else does.
+// loseOneOfTwo stops the gateway that carries two of three nodes of a location. Its
+// traffic moves to the other gateway, and no other traffic moves.
 func (v *village) loseOneOfTwo() {
 	v.t.Helper()
 	lone := v.node("c")
@@ -119,7 +119,7 @@ func (v *village) tunnels(lone *lab.Node, wantLone, wantAll int) error {
 	return nil
 }
 
-// state is what is configured on all hosts, the allowed IPs among it.
+// state returns what is configured on all hosts, including allowed IPs.
 func (v *village) state() map[string]map[string]string {
 	v.t.Helper()
 	all := map[string]map[string]string{}

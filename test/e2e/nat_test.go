@@ -39,9 +39,9 @@ func newHomes(t *testing.T, keepsPorts bool, clouds []string, inside ...string) 
 	return v
 }
 
-// between is through whom the gateway of a location and a node elsewhere reach each
-// other: the node itself, if they have a tunnel. It is an error while they don't
-// agree.
+// between returns through which node the gateway of a location and a node elsewhere
+// reach each other: the node itself, if they have a tunnel. It returns an error while
+// they don't agree.
 func (v *village) between(location string, far *lab.Node) (*lab.Node, error) {
 	gateway := v.gateway(v.nodes[0], location)
 	there, back := v.carrier(gateway, v.overlay[far][0]), v.carrier(far, v.overlay[gateway][0])
@@ -54,9 +54,9 @@ func (v *village) between(location string, far *lab.Node) (*lab.Node, error) {
 	return there, nil
 }
 
-// TestHomesAndClouds has homes whose routers give every socket another port, so
-// that nobody there can be reached by who is not spoken to. They reach each other
-// through somebody whom both reach.
+// TestHomesAndClouds has homes whose routers translate the port of every socket, so nodes
+// there can't be reached unless they send first. They reach each other through a node
+// that both reach.
 func TestHomesAndClouds(t *testing.T) {
 	t.Parallel()
 	v := newHomes(t, false, []string{"gcp", "azure"}, "home-1", "home-2")
@@ -67,12 +67,11 @@ func TestHomesAndClouds(t *testing.T) {
 	v.must(relay.Restore(v.ctx))
 	v.settle(settleLimit, v.nodes...)
 	v.full(v.nodes...)
-	v.hidden()
+	v.encrypted()
 }
 
-// TestHomesThatKeepPorts has homes whose routers leave source ports as they are
-// where they can, as most do, and let nobody in who was not spoken to. That makes none
-// of their addresses an endpoint.
+// TestHomesThatKeepPorts has homes whose routers keep source ports where they can, as
+// most do, and drop unsolicited packets. None of their addresses becomes an endpoint.
 func TestHomesThatKeepPorts(t *testing.T) {
 	t.Parallel()
 	v := newHomes(t, true, nil, "home-1", "home-2")
@@ -84,8 +83,8 @@ func TestHomesThatKeepPorts(t *testing.T) {
 	}
 }
 
-// relayed waits until the two homes reach each other through somebody else, has
-// pods talk that way, and returns who that is.
+// relayed waits until the two homes reach each other through a third node, exchanges
+// packets between their pods, and returns that node.
 func (v *village) relayed() (relay *lab.Node) {
 	v.t.Helper()
 	shed := v.node("shed-1")
@@ -98,14 +97,14 @@ func (v *village) relayed() (relay *lab.Node) {
 	})
 	v.full(v.nodes...)
 	v.must(lab.Transfer(v.ctx, v.pods[v.node("home-2")].Do, party(v.pods[shed]), transferSize))
-	v.hidden()
+	v.encrypted()
 	return relay
 }
 
-// TestDeletedDeviceFindsWhoIsBehindNAT deletes a device while somebody is cut off whose
-// record has no endpoint. Nothing that comes in can tell where that peer is; the node
-// has to remember.
-func TestDeletedDeviceFindsWhoIsBehindNAT(t *testing.T) {
+// TestDeletedDeviceFindsPeersBehindNAT deletes a device while a peer without an endpoint
+// in its record is cut off. No packet shows where that peer is, so the node has to
+// remember it.
+func TestDeletedDeviceFindsPeersBehindNAT(t *testing.T) {
 	t.Parallel()
 	v := newHomes(t, false, nil, "home-1")
 	cloud, hidden := v.node("aws-1"), v.node("home-1")

@@ -10,12 +10,12 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// underlays are what most tests run on.
+// underlays are those on which most tests run.
 var underlays = []lab.Underlay{lab.NAT, lab.Routed}
 
-// probes are as the daemon has them.
+// probes has no settings: the daemon's defaults.
 var probes []string
 
-// settleTime is how long something must last that may not come and go: longer
-// than any round of gossip's.
+// settleTime is how long a condition must hold to count as stable: longer than any
+// round of gossip.
 const settleTime = 30 * time.Second

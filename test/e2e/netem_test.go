@@ -17,7 +17,7 @@ import (
 // The tests in this file need a kernel with netem and WireGuard; they are built
 // with the tag kernel, for the virtual machine of test/kernel.
 
-// TestKernelWireGuard makes sure that the other tests test what they should.
+// TestKernelWireGuard checks that the tests here use the kernel's WireGuard.
 func TestKernelWireGuard(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 2)
@@ -27,8 +27,8 @@ func TestKernelWireGuard(t *testing.T) {
 	m.connected(pingLimit, m.nodes...)
 }
 
-// TestBadUnderlay starts a mesh on an internet that loses, delays or reorders
-// what it sends to every host, and kills a node there.
+// TestBadUnderlay starts a mesh on an internet that loses, delays or reorders packets to
+// every host, and kills a node there.
 func TestBadUnderlay(t *testing.T) {
 	t.Parallel()
 	for name, netem := range map[string]string{

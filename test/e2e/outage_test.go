@@ -11,7 +11,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// blockGossipUDP has a host lose all gossip packets, and no streams.
+// blockGossipUDP drops all gossip packets of a host, but no streams.
 const blockGossipUDP = `
 add table inet outage
 add chain inet outage in { type filter hook input priority filter; }
@@ -33,7 +33,7 @@ func TestGossipWithoutUDP(t *testing.T) {
 	time.Sleep(settleTime) // what must not happen takes so long
 	stop()
 
-	// Streams bring news, too.
+	// Changes also arrive by streams.
 	m.must(m.nodes[2].Kill())
 	m.await(settleLimit, "aware of one dead peer", lab.Sees(1), m.nodes[:2]...)
 	m.start(m.nodes[2])
@@ -41,8 +41,8 @@ func TestGossipWithoutUDP(t *testing.T) {
 	m.connected(pingLimit, m.nodes...)
 }
 
-// TestBlockedPaths blocks some pairs for half of splitTime. Nobody is taken for dead
-// for it, and all other pairs talk.
+// TestBlockedPaths cuts the direct path between some pairs of nodes for half of splitTime.
+// No node is taken for dead, and all other pairs reach each other.
 func TestBlockedPaths(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.Routed, 5)

@@ -10,10 +10,10 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestHostileAnswersStayInTunnels has pods of two nodes send both ways, over a
-// connection that one of them has opened and over one that the other has. What
-// carries their packets is taken away over and over, with and without a daemon
-// that brings it back. Not a packet leaves in plain text.
+// TestHostileAnswersStayInTunnels has pods of two nodes send both ways, over connections
+// that either of them has opened. The devices and routes that carry their packets are
+// deleted again and again, with and without a daemon that restores them. No packet leaves
+// in plain text.
 func TestHostileAnswersStayInTunnels(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 2)
@@ -27,12 +27,12 @@ func TestHostileAnswersStayInTunnels(t *testing.T) {
 		talk.goesOn(t)
 		m.flows(streams)
 	}
-	m.hidden()
+	m.encrypted()
 	t.Run("table deleted", func(t *testing.T) {
 		m := m.in(t)
 		m.run(n, "nft", "delete", "table", "inet", "meshd")
 		m.flows(streams)
-		m.hidden()
+		m.encrypted()
 	})
 	t.Run("without a daemon", func(t *testing.T) {
 		m := m.in(t)
@@ -42,23 +42,23 @@ func TestHostileAnswersStayInTunnels(t *testing.T) {
 		} {
 			m.commands(n, []string{damage})
 			time.Sleep(time.Second) // what must not happen takes so long
-			m.hidden()
+			m.encrypted()
 		}
 		m.start(n)
 		talk.goesOn(t)
 		m.flows(streams)
-		m.hidden()
+		m.encrypted()
 	})
 	t.Run("without routes and a daemon", func(t *testing.T) {
 		m := m.in(t)
 		m.must(n.Stop())
 		m.commands(n, []string{"ip route flush proto 77", "ip link delete " + device})
 		time.Sleep(time.Second) // what must not happen takes so long
-		m.hidden()
+		m.encrypted()
 		m.start(n)
 		talk.goesOn(t)
 		m.flows(streams)
-		m.hidden()
+		m.encrypted()
 	})
 	talk.Stop()
 	for _, s := range streams {
@@ -74,7 +74,7 @@ func (m *testbed) stream(from, to *lab.Pod) *lab.Stream {
 	return s
 }
 
-// flows waits until something has arrived both ways over each of the streams.
+// flows waits until bytes have arrived both ways over each stream.
 func (m *testbed) flows(streams []*lab.Stream) {
 	m.t.Helper()
 	for i, s := range streams {

@@ -14,7 +14,7 @@ import (
 // port is where echo servers listen.
 const port = 7000
 
-// pod makes a pod with what meshd installed.
+// pod makes a pod with the CNI configuration that meshd installed.
 func (m *testbed) pod(n *lab.Node, name string) *lab.Pod {
 	m.t.Helper()
 	p, err := n.Pod(m.ctx, lab.Network, name)
@@ -22,8 +22,8 @@ func (m *testbed) pod(n *lab.Node, name string) *lab.Pod {
 	return p
 }
 
-// TestSourceAddresses asks the far side which source address it sees: the mesh's
-// own inside the mesh, the host's outside of it.
+// TestSourceAddresses checks which source address the far side sees: addresses of the mesh
+// inside the mesh, the host's address outside of it.
 func TestSourceAddresses(t *testing.T) {
 	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
 		m := settledMesh(t, u, 2)
@@ -43,9 +43,8 @@ type connection struct {
 	want     netip.Addr // the source that the other one sees
 }
 
-// connections are all sorts of them between the outside, a mesh of two nodes, two
-// pods of the first one and one of the other, in a family: the i-th of everybody's
-// addresses.
+// connections returns connections of all kinds between the outside, two nodes, two pods of
+// the first node and one of the second, in the family of the i-th address of each.
 func (m *testbed) connections(i int, one, two, far *lab.Pod, outside, publicA, publicB netip.Addr) []connection {
 	m.t.Helper()
 	a, b := m.nodes[0], m.nodes[1]
@@ -89,11 +88,11 @@ func (m *testbed) sources(connections []connection) {
 	}
 }
 
-// outside6 is an address of the lab's outside.
+// outside6 is an IPv6 address outside of the mesh.
 var outside6 = netip.MustParseAddr("2001:db8:0:1::1")
 
-// TestSourceAddresses6 is the same for IPv6, of which the router lets nothing pass
-// but under a host's own address.
+// TestSourceAddresses6 is the same for IPv6: the router drops packets whose source is not
+// the host's own address.
 func TestSourceAddresses6(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.Routed, 2)

@@ -16,13 +16,13 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// routes says whether a host has a route to a network through the mesh.
+// routes reports whether a host has a route to a network through the mesh.
 func (m *testbed) routes(n *lab.Node, network string) bool {
 	m.t.Helper()
 	return strings.Contains(m.run(n, "ip", "route", "show", "dev", device), network)
 }
 
-// TestReload changes the configuration of a running node, rightly and wrongly.
+// TestReload reloads valid and invalid configurations.
 func TestReload(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 2)
@@ -64,8 +64,7 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestLocationNeedsInternalIP starts a node in a location with whose hosts it
-// shares no network.
+// TestLocationNeedsInternalIP starts a node with a location but without a private address.
 func TestLocationNeedsInternalIP(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.Routed, 1)
@@ -82,7 +81,7 @@ func TestLocationNeedsInternalIP(t *testing.T) {
 	}
 }
 
-// settings is for await: these settings of the cluster are in force.
+// settings returns a condition for await: these settings of the cluster are in force.
 func settings(generation uint64, mode mesh.Mode, gateways int) func(control.Status) bool {
 	return func(s control.Status) bool {
 		return s.Cluster.Generation == generation && s.Cluster.Mode == mode && s.Cluster.Gateways == gateways
@@ -104,7 +103,7 @@ func TestGenerations(t *testing.T) {
 	m.rewrite(b, second)
 	m.await(settleLimit, "content", all(settings(2, mesh.ModeCross, 1), lacks(gossip.ProblemSettings)), b)
 
-	// What was adopted stays so when nobody else is there to say it.
+	// Adopted settings stay in force when no other node is there.
 	for _, n := range m.nodes {
 		m.must(n.Stop())
 	}
@@ -113,8 +112,8 @@ func TestGenerations(t *testing.T) {
 	m.start(a, b)
 	m.settle(settleLimit, m.nodes...)
 
-	// One file with the same generation and other content: everybody is told, and
-	// nobody gives in.
+	// One file has the same generation with other content: all nodes report it, and each
+	// keeps its own settings.
 	m.rewrite(c, "cluster: {generation: 2, mode: cross, gateways: 3}")
 	m.await(settleLimit, "aware of the contradiction", shows(gossip.ProblemSettings, "gateways 1", "gateways 3", "higher cluster.generation"), m.nodes...)
 	m.await(settleLimit, "true to its file", settings(2, mesh.ModeCross, 1), a, b)

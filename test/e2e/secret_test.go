@@ -43,7 +43,7 @@ func TestSecretRolled(t *testing.T) {
 	suspicious()
 	talk.end(implementation)
 
-	// Who has only the old one is a stranger now.
+	// A node that has only the old secret is refused now.
 	m.secret = old
 	m.must(m.nodes[2].Stop())
 	m.must(m.nodes[2].Configure(lab.Config(m.nodes[2].Name, []string{a.Public().String()}), old))

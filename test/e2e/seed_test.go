@@ -73,13 +73,13 @@ func TestLateJoiner(t *testing.T) {
 	})
 }
 
-// TestRestartWithoutSeeds takes the only seed away for good while everybody is
-// stopped; the remembered nodes have to do.
+// TestRestartWithoutSeeds removes the only seed for good while all nodes are stopped. They
+// find each other through remembered nodes.
 func TestRestartWithoutSeeds(t *testing.T) {
 	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
 		m := settledMesh(t, u, 4)
 		seed, rest := m.nodes[0], m.nodes[1:]
-		// Whom nobody has told yet where the others see it has no address to be found at.
+		// A node that does not yet know how others see it has no endpoint.
 		found := m.await(settleLimit, "known by its public address", func(s control.Status) bool {
 			return lab.Sees(len(rest))(s) && len(s.Node.Endpoints) > 0
 		}, m.nodes...)
@@ -111,7 +111,7 @@ type resolver struct {
 	told  map[string]netip.Addr // with which addresses names were answered last
 }
 
-// resolver starts a name server at the outside of the lab, which the nodes ask.
+// resolver starts a name server outside of the mesh, which the nodes use.
 func (m *testbed) resolver(nodes ...*lab.Node) *resolver {
 	m.t.Helper()
 	r := &resolver{names: map[string]netip.Addr{}, mute: map[string]bool{}, told: map[string]netip.Addr{}}
@@ -131,7 +131,7 @@ func (m *testbed) resolver(nodes ...*lab.Node) *resolver {
 	return r
 }
 
-// set has a name lead to an address, or to none if that is invalid.
+// set sets the address of a name; an invalid one means none.
 func (r *resolver) set(name string, a netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -179,7 +179,7 @@ func (r *resolver) answer(q dnsmessage.Message) ([]byte, bool) {
 	return packed, err == nil
 }
 
-// saw returns an error until somebody has been told that the name leads to the
+// saw returns an error until the server has answered a query for the name with this
 // address.
 func (r *resolver) saw(name string, a netip.Addr) error {
 	r.mu.Lock()
@@ -190,8 +190,8 @@ func (r *resolver) saw(name string, a netip.Addr) error {
 	return nil
 }
 
-// TestSeedsByName joins by names of which one does not exist at first, then leads
-// to nobody, and then to a node, while another one is never answered.
+// TestSeedsByName joins by names. One does not exist at first, then points to an address
+// without a node, and then to a node; queries for the other one are never answered.
 func TestSeedsByName(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 3)
@@ -201,7 +201,7 @@ func TestSeedsByName(t *testing.T) {
 	m.must(m.nodes[1].Configure(lab.Config(m.nodes[1].Name, []string{"hangs.example", "changes.example"}), m.secret))
 	m.must(m.nodes[2].Configure(lab.Config(m.nodes[2].Name, []string{"hangs.example", "good.example"}), m.secret))
 	m.start(m.nodes...)
-	// A seed that hangs doesn't keep another one from being asked.
+	// A name that can't be resolved must not delay the other one.
 	m.settle(settleLimit, m.nodes[0], m.nodes[2])
 
 	late := m.nodes[1]

@@ -20,10 +20,10 @@ import (
 // packetPeriod makes 200 packets a second in each direction.
 const packetPeriod = 5 * time.Millisecond
 
-// slowPeriod leaves a slow machine time for six hosts and several conversations.
+// slowPeriod is for six hosts with several conversations on a slow machine.
 const slowPeriod = 20 * time.Millisecond
 
-// conversation is two pods that exchange packets.
+// conversation is an exchange of packets between two pods.
 type conversation struct {
 	*lab.Exchange
 	m    *testbed
@@ -36,7 +36,7 @@ func (m *testbed) converse(a, b *lab.Pod) conversation {
 	return m.converseEach(packetPeriod, a, b)
 }
 
-// converseEach is a conversation at another pace.
+// converseEach begins a conversation with another period.
 func (m *testbed) converseEach(period time.Duration, a, b *lab.Pod) conversation {
 	m.t.Helper()
 	m.reaches(a, b)
@@ -47,7 +47,7 @@ func (m *testbed) converseEach(period time.Duration, a, b *lab.Pod) conversation
 
 func party(p *lab.Pod) lab.Party { return lab.Party{At: p.Do, Addr: p.Addresses[0]} }
 
-// reaches waits until a pod has had answers from all addresses of another.
+// reaches waits until all addresses of another pod have answered.
 func (m *testbed) reaches(from, to *lab.Pod) {
 	m.t.Helper()
 	for _, a := range to.Addresses {
@@ -55,7 +55,7 @@ func (m *testbed) reaches(from, to *lab.Pod) {
 	}
 }
 
-// goesOn waits until each side has had half a second's packets from the other.
+// goesOn waits until each side has received half a second's worth of packets.
 func (c conversation) goesOn(t *testing.T) {
 	t.Helper()
 	const enough = 100
@@ -69,8 +69,7 @@ func (c conversation) goesOn(t *testing.T) {
 	})
 }
 
-// end ends the conversation. Where the kernel speaks WireGuard, every packet must
-// have arrived.
+// end ends the conversation. With the kernel's WireGuard, every packet must have arrived.
 func (c conversation) end(implementation netcfg.Implementation) {
 	c.m.t.Helper()
 	sent, lost := c.Stop()
@@ -80,7 +79,7 @@ func (c conversation) end(implementation netcfg.Implementation) {
 	}
 }
 
-// TestTrafficOverRestarts ends a daemon in every way while its pod talks.
+// TestTrafficOverRestarts stops a daemon in every way while its pod exchanges packets.
 func TestTrafficOverRestarts(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 2)
@@ -118,10 +117,10 @@ func TestTrafficOverRestarts(t *testing.T) {
 	}
 }
 
-// nextVersion is what the other build of meshd says that it is.
+// nextVersion is the version of the other build of meshd.
 const nextVersion = "next"
 
-// nextBinary is another build of meshd: the one that MESHD_NEXT names, or one
+// nextBinary returns another build of meshd: the one in the variable MESHD_NEXT, or one
 // built from the tree.
 func nextBinary(t *testing.T, ctx context.Context) string {
 	t.Helper()
@@ -136,16 +135,16 @@ func nextBinary(t *testing.T, ctx context.Context) string {
 	return path
 }
 
-// TestAllowedIPMoves has two nodes of one location serve one network. The one
-// that has it gives it up, so that it moves to the other; then that one does, so
-// that it is gone. The pods of all nodes talk meanwhile.
+// TestAllowedIPMoves has two nodes of one location serve the same network. The one that
+// carries it stops serving it, so it moves to the other one; then that one stops too, so it
+// is gone. The pods of all nodes exchange packets meanwhile.
 func TestAllowedIPMoves(t *testing.T) {
 	t.Parallel()
 	const network = "10.77.0.0/24"
 	m := newMesh(t, lab.Routed, 3)
 	observer, servers := m.nodes[0], m.nodes[1:]
 	configure := func(n *lab.Node, more ...string) {
-		// Their LAN is the internet itself.
+		// Their LAN is the lab's internet.
 		more = append([]string{"  location: office", fmt.Sprintf("  internal-ip: %s/32", n.Public())}, more...)
 		m.must(n.Configure(lab.Config(n.Name, []string{observer.Public().String()}, more...), m.secret))
 	}
@@ -162,7 +161,7 @@ func TestAllowedIPMoves(t *testing.T) {
 	for _, n := range servers {
 		talks = append(talks, m.converse(near, m.pod(n, "far-"+n.Name)))
 	}
-	// whose is the node behind which the observer's device has the network.
+	// whose returns the node whose peer has the network in its allowed IPs.
 	whose := func() *lab.Node {
 		for line := range strings.Lines(m.run(observer, "wg", "show", device, "allowed-ips")) {
 			allowed := strings.Fields(line)[1:]

@@ -21,7 +21,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// refused runs a command that the daemon must refuse, and returns why it does.
+// refused runs a command that the daemon must refuse, and returns the error message.
 func (m *testbed) refused(n *lab.Node, args ...string) string {
 	m.t.Helper()
 	_, err := n.Meshd(m.ctx, args...)
@@ -49,8 +49,7 @@ func (m *testbed) copyState(from, to *lab.Node) {
 	}))
 }
 
-// TestRevoke shuts out a node that is alive, and lets its host in again under
-// another identity.
+// TestRevoke revokes a running node, and lets its host join again with another identity.
 func TestRevoke(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 3)
@@ -87,8 +86,8 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
-// TestRevokeUnseen revokes an identity by its fingerprint before it ever comes,
-// as that of a stolen backup.
+// TestRevokeUnseen revokes an identity by its fingerprint before it is ever seen, for
+// example that of a stolen backup.
 func TestRevokeUnseen(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 3)
@@ -107,7 +106,7 @@ func TestRevokeUnseen(t *testing.T) {
 	m.await(settleLimit, "without it", knows(1), rest...)
 }
 
-// TestTrustList has a node with the secret that is not on the list.
+// TestTrustList starts a node that has the secret but is not on the list.
 func TestTrustList(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 3)
@@ -125,7 +124,7 @@ func TestTrustList(t *testing.T) {
 	m.await(settleLimit, "without the stranger, and aware of it", all(knows(1), shows(gossip.ProblemUntrusted, id.String())), members...)
 	m.connected(pingLimit, members...)
 
-	// It is on the list now.
+	// Add it to the list.
 	list = strings.Replace(list, "]", ", "+id.String()+"]", 1)
 	for i, n := range members {
 		var join []string
@@ -156,8 +155,8 @@ func TestClonedImage(t *testing.T) {
 	}
 }
 
-// TestDuplicate starts a host from another one's disk, machine-id and all: the one
-// that started later gives way.
+// TestDuplicate starts a host from a copy of another one's disk, including machine-id:
+// the daemon that started later stops.
 func TestDuplicate(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 3)
@@ -195,8 +194,8 @@ func TestDuplicate(t *testing.T) {
 	}
 }
 
-// TestReinstalledHost has a new identity under an old name. The old one has the
-// stronger claim, until somebody says that it is gone.
+// TestReinstalledHost starts a new identity under an old name. The old identity keeps its
+// claim until a person forgets it.
 func TestReinstalledHost(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 3)
@@ -249,10 +248,10 @@ func TestReplacedHost(t *testing.T) {
 	}
 }
 
-// lacks is the contrary of shows.
+// lacks negates shows.
 func lacks(kind mesh.ProblemKind) func(control.Status) bool { return not(shows(kind)) }
 
-// knows is for await: so many other nodes are known, alive or not.
+// knows returns a condition for await: this number of other nodes is known, alive or not.
 func knows(peers int) func(control.Status) bool {
 	return func(s control.Status) bool { return len(s.Peers) == peers }
 }

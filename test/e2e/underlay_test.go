@@ -14,7 +14,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// transferSize is many times what any queue or window holds.
+// transferSize is many times the size of any queue or window.
 const transferSize = 1 << 20
 
 // transferLimit is for all transfers of a test, on a slow machine.
@@ -48,8 +48,8 @@ func (m *testbed) transfers(size int, nodes ...*lab.Node) []*lab.Pod {
 	return pods
 }
 
-// TestUnderlayMTU has packets vanish that are too big for a link, without a word
-// to who sent them. Jumbo frames of 9001 bytes are what a cloud has.
+// TestUnderlayMTU silently drops packets that are too big for a link. Clouds have jumbo
+// frames of 9001 bytes.
 func TestUnderlayMTU(t *testing.T) {
 	t.Parallel()
 	for name, mtus := range map[string][]int{
@@ -67,7 +67,7 @@ func TestUnderlayMTU(t *testing.T) {
 			}
 			m.start(m.nodes...)
 			for i, s := range m.settle(settleLimit, m.nodes...) {
-				// Larger frames are for inside a cloud, not for the internet.
+				// Larger frames work inside a cloud, not on the internet.
 				if got, want := s.Device.MTU, min(mtus[i], lab.UnderlayMTU)-wireguardOverhead; got != want {
 					t.Errorf("MTU of %s: got %d, want %d", s.Device.Name, got, want)
 				}
@@ -110,8 +110,8 @@ func TestDualStackPods(t *testing.T) {
 	})
 }
 
-// portMapping is a router that leads two ports of host 2 to others inside, and
-// lets in nothing else for these. Like the lab's NAT it keeps no state.
+// portMapping are the rules of a router that maps two public ports of host 2 to other
+// ports inside, and drops everything else to these. It keeps no state, like the lab's NAT.
 const portMapping = `
 table ip mapping {
 	chain enter {
@@ -134,8 +134,8 @@ table ip mapping {
 }
 `
 
-// TestMappedPorts has a node whose sockets are on other ports than usual, and are
-// reached under others again. It is the seed of one that joins later.
+// TestMappedPorts starts a node whose sockets have unusual ports, which the router maps to
+// yet other public ports. It is the seed of a node that joins later.
 func TestMappedPorts(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 3)
@@ -171,7 +171,7 @@ func TestMappedPorts(t *testing.T) {
 	})
 }
 
-// endpoint waits until the WireGuard of a host sends to another node there.
+// endpoint waits until a host's WireGuard has this endpoint for another node.
 func (m *testbed) endpoint(from, to *lab.Node, want netip.AddrPort) {
 	m.t.Helper()
 	key := strings.TrimSpace(m.run(to, "wg", "show", device, "public-key"))
@@ -208,5 +208,5 @@ func TestFullModeOverTheLAN(t *testing.T) {
 	v.endpoint(far, a1, at(a1.Public()))
 	v.endpoint(far, a2, at(a2.Public()))
 	v.endpoint(a1, far, at(far.Public()))
-	v.hidden()
+	v.encrypted()
 }

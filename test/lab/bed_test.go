@@ -15,8 +15,8 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// abandonedLab in the environment makes the test binary a program that makes a
-// lab and waits to be killed.
+// abandonedLab is the environment variable that makes the test binary create a lab and
+// wait until it is killed.
 const abandonedLab = "LAB_TEST_ABANDONED"
 
 func TestMain(m *testing.M) {
@@ -59,7 +59,7 @@ func answers(ctx context.Context, h *lab.Host, addr netip.Addr, seconds int) err
 	return err
 }
 
-// abandon makes a lab with something of every kind in it and waits for ever.
+// abandon makes a lab with one thing of every kind in it and waits for ever.
 func abandon() error {
 	ctx := context.Background()
 	l, err := lab.New(ctx)

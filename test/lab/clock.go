@@ -11,18 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownClock is the variable of the environment that says that the machine is there
-// for the lab alone, and its clock with it. The kernel lab's virtual machine sets it.
+// ownClock is the environment variable which is set if the machine, and so its clock, is
+// for the lab alone. The kernel lab's virtual machine sets it.
 const ownClock = "MESHD_LAB_OWN_CLOCK"
 
-// ErrClock is why the clock was not moved: it is that of a machine with other work.
-var ErrClock = errors.New("the clock of this machine is not the lab's alone; the kernel lab's virtual machine has one that is")
+// ErrClock means that the clock was not moved because the machine also does other work.
+var ErrClock = errors.New("other programs use the clock of this machine; run the test in the kernel lab's virtual machine")
 
-// OwnsClock says whether MoveClock may move the clock.
+// OwnsClock reports whether MoveClock may move the clock.
 func OwnsClock() bool { return os.Getenv(ownClock) != "" }
 
-// MoveClock moves the clock of all hosts, which is the machine's. The error is
-// ErrClock where it must stay.
+// MoveClock moves the machine's clock, which all hosts share. It returns ErrClock where
+// that is not allowed.
 func MoveClock(by time.Duration) error {
 	if !OwnsClock() {
 		return ErrClock

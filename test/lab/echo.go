@@ -14,14 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Place runs a function on a thread that is somewhere: [Host.Do] or [Pod.Do].
+// Place runs a function in the namespaces of a host or a pod: [Host.Do] or [Pod.Do].
 type Place func(f func() error) error
 
-// ListenEcho serves TCP on a port of the place. It tells each client the address
-// that it sees it under, until it is closed.
+// ListenEcho serves TCP on a port of the place, until it is closed. It sends each client
+// the source address that it sees.
 func ListenEcho(at Place, port uint16) (io.Closer, error) {
-	// Package net asks once whether there is IPv6, wherever the process happens to
-	// be then. A host has both families, whatever the answer was.
+	// Package net checks only once whether there is IPv6, in the namespace where the
+	// process is then. A host has both families, whatever the result was.
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		return setsockopt(c, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
 	}}
@@ -49,13 +49,13 @@ func (e *echo) serve() {
 		if err != nil {
 			return
 		}
-		_, _ = io.WriteString(conn, conn.RemoteAddr().String()) // who doesn't read it misses it
+		_, _ = io.WriteString(conn, conn.RemoteAddr().String()) // an error means that the client has gone
 		_ = conn.Close()
 	}
 }
 
-// Close stops serving. The port is free then, also if a process that is being
-// started still has the listener's descriptor, as all have until they execute.
+// Close stops serving. The port is free then, even if a child process that has not
+// executed its program yet still has the listener's descriptor.
 func (e *echo) Close() error {
 	conn, err := e.listener.(*net.TCPListener).SyscallConn()
 	if err != nil {

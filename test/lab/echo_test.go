@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Programs that are being started have all descriptors of this process for a
-// moment. A listener that is closed meanwhile leaves its port nevertheless.
+// A child process has all descriptors of this process until it executes its program. A
+// listener that is closed meanwhile must free its port nevertheless.
 func TestClosedEchoLeavesItsPort(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()

@@ -16,14 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Party is one of two that exchange datagrams.
+// Party is one end of an exchange.
 type Party struct {
 	At   Place
-	Addr netip.Addr // its own, under which the other one reaches it
+	Addr netip.Addr // its own, to which the other party sends
 }
 
-// Exchange is a conversation of numbered UDP datagrams, sent both ways at a
-// steady rate and counted on both ends.
+// Exchange sends numbered UDP datagrams both ways at a steady rate and counts them at
+// both ends.
 type Exchange struct {
 	ends    [2]*exchangeEnd
 	stop    chan struct{}
@@ -31,8 +31,7 @@ type Exchange struct {
 	readers sync.WaitGroup
 }
 
-// StartExchange has each of two parties send the other one a datagram each
-// period, until Stop.
+// StartExchange has both parties send each other one datagram per period, until Stop.
 func StartExchange(a, b Party, period time.Duration) (*Exchange, error) {
 	e := &Exchange{stop: make(chan struct{})}
 	for i, p := range []Party{a, b} {
@@ -54,7 +53,7 @@ func StartExchange(a, b Party, period time.Duration) (*Exchange, error) {
 	return e, nil
 }
 
-// exchangeBuffer holds what arrives while a test is not scheduled: many seconds.
+// exchangeBuffer is enough for what arrives in many seconds without CPU time.
 const exchangeBuffer = 4 << 20
 
 func listenExchange(p Party) (*net.UDPConn, error) {
@@ -68,7 +67,7 @@ func listenExchange(p Party) (*net.UDPConn, error) {
 	}
 	raw, err := conn.SyscallConn()
 	if err == nil {
-		// The plain option stops at the machine's limit.
+		// SO_RCVBUF is bounded by the machine's limit, SO_RCVBUFFORCE is not.
 		err = setsockopt(raw, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, exchangeBuffer)
 	}
 	if err != nil {
@@ -112,7 +111,7 @@ func (e *exchangeEnd) send(period time.Duration, stop <-chan struct{}) {
 		case <-stop:
 			return
 		case <-tick.C:
-			// A datagram that can't be sent is one that is lost.
+			// A datagram that can't be sent counts as lost.
 			number := e.sent.Add(1)
 			_, _ = e.conn.WriteToUDPAddrPort(binary.BigEndian.AppendUint64(nil, number), e.to)
 		}
@@ -143,7 +142,7 @@ func (e *Exchange) Received() (fromFirst, fromSecond uint64) {
 	return e.ends[1].received.Load(), e.ends[0].received.Load()
 }
 
-// CountGaps forgets how long either party has had to wait for a datagram so far.
+// CountGaps resets LongestGap.
 func (e *Exchange) CountGaps() {
 	for _, end := range e.ends {
 		end.mu.Lock()
@@ -152,9 +151,8 @@ func (e *Exchange) CountGaps() {
 	}
 }
 
-// LongestGap returns the longest time since CountGaps that either party was
-// without a datagram, the time since its last one included. Its precision is the
-// period.
+// LongestGap returns the longest time since CountGaps in which a party received no
+// datagram, including the time since its last one. Its precision is the period.
 func (e *Exchange) LongestGap() time.Duration {
 	var longest time.Duration
 	for _, end := range e.ends {
@@ -165,12 +163,12 @@ func (e *Exchange) LongestGap() time.Duration {
 	return longest
 }
 
-// lastDatagrams is how long the last ones may be on their way. Nothing waits for
-// it unless some are lost.
+// lastDatagrams is how long the last datagrams may take to arrive. The whole time is
+// waited only if some are lost.
 const lastDatagrams = 5 * time.Second
 
-// Stop ends the exchange and returns how many datagrams were sent, both ways
-// together, and how many of them did not arrive.
+// Stop ends the exchange and returns how many datagrams were sent, in both directions
+// together, and how many of them were lost.
 func (e *Exchange) Stop() (sent, lost uint64) {
 	close(e.stop)
 	e.senders.Wait()

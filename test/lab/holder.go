@@ -22,9 +22,8 @@ import (
 // holderName is argv[0] of a holder.
 const holderName = "meshd-lab-host"
 
-// Main turns the process into a host's holder if it was started as one, and
-// never returns then. Programs that use the package call it before they do
-// anything else.
+// Main runs the process as a host's holder if it was started as one, and then never
+// returns. Programs that use the package call it first.
 func Main() {
 	if os.Args[0] != holderName {
 		return
@@ -43,7 +42,7 @@ func startHolder(name string) (*exec.Cmd, io.Closer, error) {
 	cmd.Args = []string{holderName, name}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
-		Setsid:     true, // ctrl-C is for the program, which then closes its lab
+		Setsid:     true, // ctrl-C must reach only the program, which then closes its lab
 	}
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -64,8 +63,8 @@ func startHolder(name string) (*exec.Cmd, io.Closer, error) {
 	return cmd, stdin, nil
 }
 
-// hold makes the process's namespaces look like a host, says so on standard
-// output, and reaps orphans until standard input ends.
+// hold sets up the process's namespaces as a host, reports that on standard output, and
+// reaps orphans until standard input ends.
 func hold(name string) error {
 	if err := mountHost(); err != nil {
 		return err
@@ -84,7 +83,7 @@ func hold(name string) error {
 	return nil
 }
 
-// reap is what is expected of a PID 1. One signal may stand for many children.
+// reap reaps children, as PID 1 must. One signal may stand for many of them.
 func reap(children <-chan os.Signal) {
 	for range children {
 		for {
@@ -96,12 +95,11 @@ func reap(children <-chan os.Signal) {
 	}
 }
 
-// scratch is where a host's own files really are: in the tmpfs on /run.
+// scratch is the directory of a host's own files, in the tmpfs on /run.
 const scratch = "/run/lab"
 
-// mountHost gives the host file systems of its own. The parents of all places
-// that a daemon or a CNI plugin writes to become overlays, because the places
-// themselves may not exist on the machine.
+// mountHost gives the host file systems of its own. Directories that a daemon or a CNI
+// plugin writes to may not exist on the machine, so their parents become overlays.
 func mountHost() error {
 	for _, m := range []struct {
 		source, target, fstype string
@@ -131,8 +129,8 @@ func mountHost() error {
 	return nil
 }
 
-// nameHost gives the host its identity, and takes away what the machine's own
-// mesh or cluster may have left where the host would see it.
+// nameHost gives the host its name and machine-id, and hides files of a mesh or cluster
+// on the machine itself.
 func nameHost(name string) error {
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("set host name: %w", err)
@@ -151,7 +149,7 @@ func nameHost(name string) error {
 		"/etc/hostname":   name + "\n",
 		"/etc/machine-id": hex.EncodeToString(id) + "\n",
 		"/etc/hosts":      "127.0.0.1 localhost\n127.0.1.1 " + name + "\n",
-		// Nobody listens there, so that a look-up fails at once.
+		// No server listens there, so look-ups fail at once.
 		"/etc/resolv.conf": "nameserver 127.0.0.1\n",
 	} {
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {

@@ -51,12 +51,12 @@ func (h *Host) Close() error {
 // PID returns the holder's process number on the machine, for nsenter.
 func (h *Host) PID() int { return h.holder.Process.Pid }
 
-// Path returns the path by which the machine reaches a file of the host.
+// Path returns the path of one of the host's files, as seen from the machine.
 func (h *Host) Path(path string) string {
 	return filepath.Join("/proc", strconv.Itoa(h.PID()), "root", path)
 }
 
-// WriteFile writes a file of the host, with the directories above it.
+// WriteFile writes a file on the host and makes its directories.
 func (h *Host) WriteFile(path, content string, mode os.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(h.Path(path)), 0o755); err != nil {
 		return fmt.Errorf("make directory on %s: %w", h.Name, err)
@@ -67,9 +67,8 @@ func (h *Host) WriteFile(path, content string, mode os.FileMode) error {
 	return nil
 }
 
-// Do runs f on a thread that is on the host. A socket that f opens stays on the
-// host wherever it is used afterwards. What f hands to other goroutines runs on
-// the machine.
+// Do runs f on a thread in the host's namespaces. A socket that f opens stays on the host
+// wherever it is used afterwards. Goroutines that f starts run on the machine.
 func (h *Host) Do(f func() error) error { return h.do("", f) }
 
 // Command prepares a command that runs on the host. The executable is looked up
@@ -78,19 +77,18 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *Cmd {
 	return h.command(ctx, "", name, args...)
 }
 
-// Run runs a command on the host and returns what it printed on standard
-// output. The error of one that fails carries what it printed on standard error.
+// Run runs a command on the host and returns its standard output. If it fails, the error
+// contains its standard error.
 func (h *Host) Run(ctx context.Context, name string, args ...string) (string, error) {
 	return h.Command(ctx, name, args...).run(h.Name)
 }
 
-// do runs f on the host, in the network namespace at the host's path netns if
-// that is not empty.
+// do runs f on the host, in the network namespace at path netns if that is not empty.
 func (h *Host) do(netns string, f func() error) error {
 	result := make(chan error)
 	go func() {
-		// The thread is never given back: it ends with this goroutine, so that
-		// nothing else ever runs in its namespaces.
+		// The thread stays locked and ends with this goroutine, so nothing else ever
+		// runs in its namespaces.
 		runtime.LockOSThread()
 		result <- h.enter(netns, f)
 	}()
@@ -109,7 +107,7 @@ func (h *Host) enter(netns string, f func() error) error {
 			unix.Close(fd)
 		}
 	}()
-	// All are opened first: after the mount namespace /proc is another.
+	// Open all first: in the other mount namespace /proc is different.
 	for _, path := range []string{netns, h.namespace("ipc"), h.namespace("uts"), h.namespace("pid"), h.namespace("mnt")} {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -117,7 +115,7 @@ func (h *Host) enter(netns string, f func() error) error {
 		}
 		fds = append(fds, fd)
 	}
-	// setns(2): a mount namespace is for threads that share no directories.
+	// setns(2): a thread that shares its directories can't enter a mount namespace.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare working directory: %w", err)
 	}

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lab makes hosts out of Linux namespaces, wires them to a small
-// internet of its own, and lets programs run on them: real daemons, real nft,
-// real CNI plugins, without containers and without touching the machine.
+// Package lab makes hosts out of Linux namespaces, connects them to a small internet of
+// its own, and runs programs on them: real daemons, real nft, real CNI plugins, without
+// containers and without changes to the machine.
 //
 // A [Host] is one process, the holder, which is PID 1 of a PID namespace and
 // owns a network, a mount and a UTS namespace. Everything else hangs on it:
 // links live in its network namespace, files in tmpfs mounts of its mount
 // namespace (/etc, /opt and /var are overlays, /run is fresh), and every process
 // on the host is in its PID namespace. The holder ends when its standard input
-// does, which is a pipe from the program that made the lab. So whatever becomes
-// of that program, a kill -9 included, the kernel takes all of it away, and two
-// labs at once can't meet.
+// does, which is a pipe from the program that made the lab. So however that program
+// ends, kill -9 included, the kernel removes all of it. Two labs don't affect each
+// other.
 //
 // Programs that use the package call [Main] first of all, because the holder is
 // the same executable, started again:
@@ -23,8 +23,8 @@
 //
 // The internet is a router, with a link to each host and nothing shared between
 // links: all namespaces of a machine share one neighbour table, and a flat
-// bridge would fill it. How a host is seen from the others is its [Underlay].
-// A [Site] is a place where hosts share a LAN, behind a router of its own.
+// bridge would fill it. An [Underlay] is how a host is connected and addressed. At a
+// [Site], hosts share a LAN behind a router of its own.
 package lab
 
 import (
@@ -48,8 +48,8 @@ type Lab struct {
 	number int // the last one that a host was given
 }
 
-// New makes a lab that has nothing but its router. It needs root. The context
-// bounds only the making; the lab lives until Close or until the program ends.
+// New makes a lab with only a router. It needs root. The context bounds only New; the
+// lab lives until Close or until the program ends.
 func New(ctx context.Context) (*Lab, error) {
 	router, err := startHost("router")
 	if err != nil {
@@ -62,8 +62,8 @@ func New(ctx context.Context) (*Lab, error) {
 	return l, nil
 }
 
-// Host adds a host. The first one is number 1, which its addresses follow; see
-// [Underlay].
+// Host adds a host. Hosts are numbered from 1, and their addresses follow from their
+// numbers, see [Underlay].
 func (l *Lab) Host(ctx context.Context, name string, u Underlay) (*Host, error) {
 	h, err := startHost(name)
 	if err != nil {
@@ -76,7 +76,7 @@ func (l *Lab) Host(ctx context.Context, name string, u Underlay) (*Host, error) 
 	return h, nil
 }
 
-// add returns the host's number, another one for a host that is there already.
+// add returns a new number for the host, and adds the host if it is new.
 func (l *Lab) add(h *Host) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -91,10 +91,9 @@ func (l *Lab) add(h *Host) int {
 // at OutsideAddr.
 func (l *Lab) Outside() *Host { return l.router }
 
-// Partition cuts every path between a host of a and a host of b, both ways.
-// Each call adds to what is cut already. Hosts of one site are cut from each
-// other on their LAN. To other places a site has one link, so that one host of
-// it is cut off there with all the others.
+// Partition cuts every path between hosts of a and hosts of b, both ways. Each call adds
+// to the cuts. Hosts of one site are cut off on their LAN. A site has only one link to
+// other places, so a cut there affects all hosts of the site.
 func (l *Lab) Partition(ctx context.Context, a, b []*Host) error {
 	pairs := map[*Host][]string{} // by the router that has the links
 	for _, x := range a {
@@ -127,8 +126,8 @@ func (l *Lab) Heal(ctx context.Context) error {
 	return err
 }
 
-// BlockPathMTU makes the internet one where path MTU discovery does not work and
-// fragments are lost: packets that are too big vanish and nobody is told.
+// BlockPathMTU breaks path MTU discovery and drops fragments on the internet: packets
+// that are too big are dropped silently.
 func (l *Lab) BlockPathMTU(ctx context.Context) error {
 	return l.nft(ctx, `
 table inet lab-mtu {

@@ -66,7 +66,7 @@ func TestUnderlayReachesEveryHost(t *testing.T) {
 		newHost(ctx, t, l, "r3", lab.Routed), newHost(ctx, t, l, "r4", lab.Routed),
 	}
 	for _, from := range hosts {
-		for _, to := range hosts { // itself too: that is the hairpin
+		for _, to := range hosts { // itself too: hairpin NAT
 			if err := answers(ctx, from, to.Public(), 20); err != nil {
 				t.Error(err)
 			}
@@ -94,7 +94,7 @@ func TestPrivateAddressesAreNotRouted(t *testing.T) {
 	}
 }
 
-// TestFarSideSeesPublicAddress holds the NAT to what meshd finds out about it.
+// TestFarSideSeesPublicAddress checks that other hosts see a host's public address.
 func TestFarSideSeesPublicAddress(t *testing.T) {
 	ctx, l := newLab(t)
 	n1, n2 := newHost(ctx, t, l, "n1", lab.NAT), newHost(ctx, t, l, "n2", lab.NAT)
@@ -198,7 +198,7 @@ func TestTwoLabsDoNotMeet(t *testing.T) {
 	}
 }
 
-// podNetwork is what meshd would install, by hand.
+// podNetwork is a conflist such as meshd would install.
 const podNetwork = `{"cniVersion": "1.0.0", "name": "meshd", "plugins": [
 	{"type": "bridge", "bridge": "kube-bridge", "isDefaultGateway": true, "hairpinMode": true,
 	 "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.42.0.0/24"}]]}},
@@ -234,8 +234,8 @@ func TestPod(t *testing.T) {
 	}
 }
 
-// TestNothingOutlivesTheProgram kills a program that has a lab with a process,
-// a pod's namespace and files in it.
+// TestNothingOutlivesTheProgram kills a program whose lab has a process, a pod's namespace
+// and files.
 func TestNothingOutlivesTheProgram(t *testing.T) {
 	before := traces(t)
 	program := exec.Command("/proc/self/exe")
@@ -280,9 +280,8 @@ func TestNothingOutlivesTheProgram(t *testing.T) {
 	}
 }
 
-// traces is what can be seen of an abandoned lab on the machine: its processes,
-// without which no namespace stays, and the mounts, links and files of the
-// machine itself.
+// traces returns what an abandoned lab could leave on the machine: processes, without
+// which no namespace stays, and mounts, links and files of the machine itself.
 func traces(t *testing.T) map[string]bool {
 	t.Helper()
 	found := map[string]bool{}
@@ -318,8 +317,7 @@ func traces(t *testing.T) map[string]bool {
 	return found
 }
 
-// limit is for conditions that come true in well under a second on an idle
-// machine.
+// limit is for conditions that take well under a second on an idle machine.
 const limit = 30 * time.Second
 
 func run(ctx context.Context, t *testing.T, h *lab.Host, name string, args ...string) string {

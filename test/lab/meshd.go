@@ -19,7 +19,7 @@ import (
 	"github.com/meshd/meshd/internal/control"
 )
 
-// Paths that meshd uses unless told otherwise.
+// Default paths of meshd.
 const (
 	ConfigPath = "/etc/meshd.yaml"
 	SecretPath = "/etc/meshd/secret"
@@ -27,7 +27,7 @@ const (
 	RunDir     = "/run/meshd"
 )
 
-// MetricsAddress is where metrics are served unless a configuration says otherwise.
+// MetricsAddress is the default address of the metrics server.
 const MetricsAddress = "127.0.0.1:9586"
 
 // Network is the name of the CNI network that meshd installs.
@@ -46,11 +46,11 @@ type Node struct {
 	exit    error
 }
 
-// NewNode makes a node of a host; nothing is written or started yet.
+// NewNode makes a node on a host; nothing is written or started yet.
 func NewNode(h *Host, binary string) *Node { return &Node{Host: h, binary: binary} }
 
-// Config is the text of a configuration file: the secret's path, what to join,
-// the node's name, and whatever further lines are given.
+// Config returns a configuration file: the secret's path, the join list, the node's name,
+// and the given further lines.
 func Config(name string, join []string, more ...string) string {
 	lines := []string{"secret-file: " + SecretPath}
 	if len(join) > 0 {
@@ -62,8 +62,7 @@ func Config(name string, join []string, more ...string) string {
 	return strings.Join(append(lines, more...), "\n") + "\n"
 }
 
-// Upgrade replaces the node's executable. A running daemon goes on with the old
-// one.
+// Upgrade replaces the node's executable. A running daemon keeps the old one.
 func (n *Node) Upgrade(binary string) { n.binary = binary }
 
 // Env adds to the environment of the daemons that are started from now on, in the form
@@ -77,7 +76,7 @@ func (n *Node) Configure(config, secret string) error {
 		n.WriteFile(SecretPath, secret, 0o600))
 }
 
-// NewSecret has meshd make a secret.
+// NewSecret runs meshd secret new.
 func (n *Node) NewSecret(ctx context.Context) (string, error) {
 	const path = "/run/new-secret"
 	if _, err := n.Meshd(ctx, "secret", "new", "--out", path); err != nil {
@@ -144,7 +143,7 @@ func (n *Node) Reload() error {
 	return nil
 }
 
-// stopTimeout is more than any daemon needs to stop; one that hangs is killed.
+// stopTimeout is more than any daemon needs to stop; after that it is killed.
 const stopTimeout = 20 * time.Second
 
 func (n *Node) end(sig syscall.Signal) error {
@@ -164,7 +163,7 @@ func (n *Node) end(sig syscall.Signal) error {
 	return n.exit
 }
 
-// Exited is closed when the daemon that Start started has ended, whoever ended it.
+// Exited is closed when the daemon that Start started has ended, for whatever reason.
 func (n *Node) Exited() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -184,8 +183,8 @@ func (n *Node) PID() int {
 // Log returns everything that the node's daemons have printed.
 func (n *Node) Log() string { return n.log.String() }
 
-// Status asks the daemon how it is, through its control socket and without a
-// process for it, so that one can ask often.
+// Status reads the daemon's status from its control socket. It starts no process, so it
+// can be called often.
 func (n *Node) Status(ctx context.Context) (control.Status, error) {
 	s, err := control.NewClient(n.Path(RunDir)).Status(ctx)
 	if err != nil {
@@ -194,8 +193,7 @@ func (n *Node) Status(ctx context.Context) (control.Status, error) {
 	return s, nil
 }
 
-// Get asks the daemon's web server, as somebody on the host would, and returns the
-// whole answer.
+// Get sends a request to the daemon's web server from the host, and returns the body.
 func (n *Node) Get(ctx context.Context, path string) (string, error) {
 	var answer []byte
 	err := n.Do(func() error {
@@ -216,7 +214,7 @@ func (n *Node) Get(ctx context.Context, path string) (string, error) {
 	return string(answer), nil
 }
 
-// logBuffer collects what several processes print, one after another.
+// logBuffer collects the output of several processes, one after another.
 type logBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

@@ -17,7 +17,7 @@ func TestImpair(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := answers(ctx, a, b.Public(), 1); err == nil {
-		t.Error("a host answers that nothing reaches")
+		t.Error("a host answers although it loses all packets")
 	}
 	if err := b.Impair(ctx, "delay 1ms"); err != nil {
 		t.Fatal(err)

@@ -11,8 +11,8 @@ import (
 	"github.com/meshd/meshd/internal/control"
 )
 
-// Nodes makes a node of each name, all with one secret, which the first one's
-// meshd made. They are configured to join the first one at its public address.
+// Nodes makes nodes with the given names and one secret. All are configured to join the
+// first one at its public address.
 func (l *Lab) Nodes(ctx context.Context, binary string, u Underlay, names ...string) ([]*Node, error) {
 	binary, err := filepath.Abs(binary) // commands on hosts run in /
 	if err != nil {
@@ -42,21 +42,18 @@ func (l *Lab) Nodes(ctx context.Context, binary string, u Underlay, names ...str
 	return nodes, nil
 }
 
-// pollPeriod is the first pause between two questions for a status that is not yet
-// as wanted.
+// pollPeriod is the first pause between two reads of a status.
 const pollPeriod = 100 * time.Millisecond
 
-// Pause is how long to wait before looking again at what has been waited for since
-// it began: first, and later a twentieth of the time that has passed. That is the
-// precision of what is found, and looking does not become all that a slow machine
-// does.
+// Pause returns how long to wait before the next poll of a condition that has been waited
+// for since began: first, and later a twentieth of the time that has passed. This bounds
+// the error of a measurement, and polling does not overload a slow machine.
 func Pause(first time.Duration, began time.Time) time.Duration {
 	return max(first, time.Since(began)/20)
 }
 
-// Await asks for the daemon's status until ok is content with it and returns
-// that status. If the daemon or ctx ends first, the error says what the last
-// answer was.
+// Await reads the daemon's status until ok returns true, and returns that status. If the
+// daemon or ctx ends first, the error contains the last status.
 func (n *Node) Await(ctx context.Context, what string, ok func(control.Status) bool) (control.Status, error) {
 	exited, began := n.Exited(), time.Now()
 	for {
@@ -77,7 +74,7 @@ func (n *Node) Await(ctx context.Context, what string, ok func(control.Status) b
 	}
 }
 
-// Ready is for Await: the daemon says that the host can be used.
+// Ready is a condition for Await: the node is ready.
 func Ready(s control.Status) bool { return s.Node.Ready && len(s.Node.Overlay) > 0 }
 
 // TunnelsUp counts the live peers to which the node has a tunnel.
@@ -91,7 +88,7 @@ func TunnelsUp(s control.Status) int {
 	return up
 }
 
-// Sees returns a function for Await: so many peers are alive.
+// Sees returns a condition for Await: this number of peers is alive.
 func Sees(peers int) func(control.Status) bool {
 	return func(s control.Status) bool {
 		alive := 0

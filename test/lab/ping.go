@@ -17,17 +17,16 @@ import (
 )
 
 // pingPeriod is the first [Pause] between two echo requests to one address. A pause
-// is at least pingShare times as long as sending took: requests that are sent faster
-// than a slow machine answers them would be all that it does.
+// is at least pingShare times as long as sending took, so that requests don't take all
+// the time of a slow machine.
 const (
 	pingPeriod = 10 * time.Millisecond
 	pingShare  = 5
 )
 
-// AwaitPings sends echo requests from the host to every address, again and
-// again, until each has answered at least once. If ctx ends first, the error
-// names those that did not. No process is started for it, so that the moment of
-// its return is a measurement.
+// AwaitPings sends echo requests from the host to every address, repeatedly, until each
+// has answered at least once. If ctx ends first, the error names those that did not. It
+// starts no process, so the time of its return is a measurement.
 func (h *Host) AwaitPings(ctx context.Context, addrs []netip.Addr) error {
 	return awaitPings(ctx, h.Name, h.Do, addrs)
 }
@@ -65,7 +64,7 @@ func awaitPings(ctx context.Context, name string, from Place, addrs []netip.Addr
 	return nil
 }
 
-// family is what differs between ICMP of IPv4 and of IPv6.
+// family holds the differences between ICMP and ICMPv6.
 type family struct {
 	network, any   string
 	protocol       int
@@ -86,13 +85,13 @@ type echoConn struct {
 type pings struct {
 	conns  []echoConn
 	done   chan struct{} // closed when all have answered
-	broken chan error    // why a socket reads no longer
+	broken chan error    // why a socket can't be read any more
 
 	mu     sync.Mutex
 	silent []netip.Addr
 }
 
-// send sends to all that have not answered, until there are none.
+// send sends to all addresses that have not answered, until all have.
 func (p *pings) send(ctx context.Context) error {
 	began := time.Now()
 	for {
@@ -125,20 +124,20 @@ func (c echoConn) requestOnce(addrs []netip.Addr) error {
 	}
 	for _, a := range addrs {
 		if c.has(a) {
-			// There may be no route yet: then this request is one that was lost.
+			// There may be no route yet: then the request counts as lost.
 			_, _ = c.WriteTo(request, &net.IPAddr{IP: a.AsSlice()})
 		}
 	}
 	return nil
 }
 
-// read strikes out who answers, until the socket is closed.
+// read removes addresses that answer, until the socket is closed.
 func (p *pings) read(f family, conn *icmp.PacketConn) {
 	buf := make([]byte, 1500)
 	for {
 		n, from, err := conn.ReadFrom(buf)
 		if err != nil {
-			p.broken <- err // nobody cares once the socket is closed
+			p.broken <- err // ignored once the socket is closed
 			return
 		}
 		m, err := icmp.ParseMessage(f.protocol, buf[:n])
@@ -153,7 +152,7 @@ func (p *pings) read(f family, conn *icmp.PacketConn) {
 	}
 }
 
-// strike reports whether a was the last one silent.
+// strike removes an address and reports whether it was the last one.
 func (p *pings) strike(a netip.Addr) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

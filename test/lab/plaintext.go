@@ -10,10 +10,9 @@ import (
 	"strings"
 )
 
-// plainTextRules count at a hook what nobody on the way may see, wherever it is
-// going: packets that have an address of the mesh's ranges, themselves or inside
-// vxlan, and whatever else carries IP without hiding it. The ranges are those that
-// meshd has by default and those that tests use for IPv6.
+// plainTextRules count at a hook the packets that must not cross the internet: packets
+// with an address of the mesh's ranges, as they are or inside vxlan, and other
+// unencrypted tunnels. The ranges are meshd's defaults and those that tests use for IPv6.
 //
 // VXLAN is known by its flags and the inner EtherType, because its port may be
 // any; a WireGuard packet begins with another number. See RFC 7348, section 5.
@@ -39,8 +38,8 @@ table inet lab-plain {
 `, hook, match)
 }
 
-// PlainTextSeen is what the routers of PlainText have seen of such packets: source,
-// destination, protocol and length of the first ones of IPv4.
+// PlainTextSeen returns source, destination, protocol and length of the first IPv4
+// packets that PlainText counts.
 func (l *Lab) PlainTextSeen(ctx context.Context) (string, error) {
 	var all strings.Builder
 	for _, r := range l.routers() {
@@ -53,7 +52,7 @@ func (l *Lab) PlainTextSeen(ctx context.Context) (string, error) {
 	return all.String(), nil
 }
 
-// routers are those between places.
+// routers returns the routers between hosts of different places.
 func (l *Lab) routers() []*Host {
 	all := []*Host{l.router}
 	for _, s := range l.sites {
@@ -62,10 +61,10 @@ func (l *Lab) routers() []*Host {
 	return all
 }
 
-// PlainText counts packets in plain text that were on their way between hosts of
-// different places since the lab was made: with overlay or pod addresses, or in
-// an encapsulation without encryption. What stays on a site's LAN is not among
-// them. A packet counts at each router it passes.
+// PlainText returns how many packets have been sent in plain text between hosts of
+// different places since the lab was made: with overlay or pod addresses, or in an
+// unencrypted encapsulation. Packets that stay on a site's LAN don't count. A packet
+// counts at each router that it passes.
 func (l *Lab) PlainText(ctx context.Context) (uint64, error) {
 	var total uint64
 	for _, r := range l.routers() {

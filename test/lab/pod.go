@@ -15,13 +15,13 @@ import (
 	"sync"
 )
 
-// CNI directories of a host, where containerd looks.
+// The CNI directories of a host, as containerd uses them.
 const (
 	ConfDir = "/etc/cni/net.d"
 	BinDir  = "/opt/cni/bin"
 )
 
-// Pod is a network namespace that the host's CNI plugins wired.
+// Pod is a network namespace that the host's CNI plugins connected.
 type Pod struct {
 	Name      string
 	Host      *Host
@@ -82,7 +82,7 @@ func (p *Pod) cnitool(ctx context.Context, verb string) (string, error) {
 	return c.Output()
 }
 
-// cnitoolPath is the tool that CNITOOL names, or else the one that go.mod pins,
+// cnitoolPath returns the tool in the variable CNITOOL, or else the one that go.mod pins,
 // which Go builds into its own cache.
 var cnitoolPath = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv("CNITOOL"); path != "" {

@@ -12,22 +12,22 @@ import (
 	"sync"
 )
 
-// SiteOptions say what a site's network is like.
+// SiteOptions describe a site's network.
 type SiteOptions struct {
 	// Underlay is the site's way out: NAT is a cloud's private network with a 1:1
 	// NAT for each host, as [NAT] has it; Home is many hosts behind one address;
 	// with Routed each host has a public address beside its private one.
 	Underlay Underlay
-	// KeepsPorts has the NAT of Home leave a source port as it is while no other
-	// host uses it. Without, it always takes another one.
+	// KeepsPorts makes the NAT of Home keep a source port while no other host uses it.
+	// Otherwise it always takes another port.
 	KeepsPorts bool
-	// Subnets of the LAN, at most /29 each; without, there is one that no other
-	// site has. Between them the site's router routes.
+	// Subnets of the LAN, at most /29 each; by default one that no other site has. The
+	// site's router routes between them.
 	Subnets []netip.Prefix
 	// ULA gives the hosts private addresses of IPv6, GUA public ones.
 	ULA, GUA bool
-	// AntiSpoofing drops what a host sends from or gets for addresses that are not
-	// its own, as clouds do between the virtual machines of one network.
+	// AntiSpoofing drops packets from and to a host with addresses that are not its own,
+	// as clouds do between the virtual machines of one network.
 	AntiSpoofing bool
 }
 
@@ -106,10 +106,9 @@ func (s *Site) assign(h *Host, subnet int) {
 	}
 }
 
-// Move carries a site's host to the first subnet of another site. What runs on it
-// sees its link go, and another one come. On the way, where it has no link, there is
-// time to do something; the addresses are the new ones by then, and the former ones
-// nobody's.
+// Move moves a site's host to the first subnet of another site. Processes on the host see
+// its link go and another one come. In between, without a link, it calls onTheWay; the
+// host has its new addresses by then, and the former ones are free.
 func (h *Host) Move(ctx context.Context, to *Site, underWay func() error) error {
 	if h.link.site == nil {
 		return fmt.Errorf("move %s: it is on no site", h.Name)
@@ -121,7 +120,7 @@ func (h *Host) Move(ctx context.Context, to *Site, underWay func() error) error 
 	return errors.Join(underWay(), to.connect(ctx, h.link, 0))
 }
 
-// unplug takes a host's link away, and its addresses out of the routers' tables.
+// unplug removes a host's link, and its addresses from the routers' tables.
 func (s *Site) unplug(ctx context.Context, l *link) error {
 	router := []string{"link del " + l.routerEnd}
 	for _, a := range l.addresses6() {
@@ -170,7 +169,7 @@ func (s *Site) prefix6(of string) netip.Prefix {
 // end is the site's link on the internet's router.
 func (s *Site) end() string { return "site" + strconv.Itoa(s.number) }
 
-// inside is the site's address on that link, which nobody else uses.
+// inside is the site's address on that link.
 func (s *Site) inside() netip.Addr { return netip.AddrFrom4([4]byte{100, 64, 0, byte(s.number)}) }
 
 // internetEnd is the internet's end of the link over which a host is reached.
@@ -197,15 +196,15 @@ func (s *Site) setUpLAN(ctx context.Context) error {
 	if err := s.router.ip(ctx, commands...); err != nil {
 		return err
 	}
-	// What one host sends another is none of the router's rules' business, even if
-	// somebody has loaded br_netfilter.
+	// The router's rules must not see packets between hosts of the LAN, even if
+	// br_netfilter is loaded.
 	for _, family := range []string{"iptables", "ip6tables", "arptables"} {
-		_ = s.router.sysctl("net/bridge/bridge-nf-call-"+family, "0") // fails if nobody has
+		_ = s.router.sysctl("net/bridge/bridge-nf-call-"+family, "0") // fails if it is not loaded
 	}
 	return nil
 }
 
-// routerOf is the last address of a subnet but the broadcast address.
+// routerOf returns the last address of a subnet before the broadcast address.
 func routerOf(subnet netip.Prefix) netip.Addr {
 	a := subnet.Addr().As4()
 	a[3] += byte(1<<min(8, 32-subnet.Bits()) - 2)
@@ -238,7 +237,7 @@ func (s *Site) setUpWAN(ctx context.Context) error {
 	return errors.Join(s.lab.router.ip(ctx, internet...), s.router.ip(ctx, site...))
 }
 
-// connect plugs a host into its LAN and makes it known.
+// connect connects a host to its LAN and adds it to the routers' tables.
 func (s *Site) connect(ctx context.Context, l *link, subnet int) error {
 	if err := wire(ctx, s.router, l.routerEnd, l.host, HostLink); err != nil {
 		return err

@@ -9,9 +9,8 @@ import (
 	"strings"
 )
 
-// lanRules watch the frames at the ports of a site's LAN. Neighbours find each
-// other's hardware addresses whatever is cut: an ARP answer says nothing about
-// what else arrives.
+// lanRules filter the frames at the ports of a site's LAN. ARP and neighbor discovery
+// always pass: an ARP answer does not show that other packets arrive.
 const lanRules = `
 table bridge lab {
 	set sources { type ifname . ipv4_addr; }
@@ -47,7 +46,7 @@ table bridge lab {
 }
 `
 
-// antiSpoofingRules are for addresses that are not those of the port.
+// antiSpoofingRules drop packets with addresses that do not belong to the port.
 const antiSpoofingRules = `
 add rule bridge lab spoofed ether type ip iifname . ip saddr != @sources counter drop
 add rule bridge lab spoofed ip6 saddr != fe80::/10 iifname . ip6 saddr != @sources6 counter drop
@@ -82,10 +81,9 @@ table inet lab {
 
 // homeRules are what every home router does. A range of ports to choose from
 // changes nothing about a mapping that exists: as long as it can, the kernel gives
-// packets from one socket to everybody the same source port, see
-// find_appropriate_src in net/netfilter/nf_nat_core.c. What comes unasked is
-// dropped before connection tracking remembers it, which would cost a host its
-// source port.
+// packets from one socket to all destinations the same source port, see
+// find_appropriate_src in net/netfilter/nf_nat_core.c. Unsolicited packets are dropped
+// before connection tracking remembers them, which would cost a host its source port.
 const homeRules = `
 table inet lab {
 	chain leave {
@@ -115,7 +113,7 @@ func (s *Site) setUpRules(ctx context.Context) error {
 	for _, p := range s.options.Subnets {
 		lan += p.String() + ", "
 	}
-	ports := ":20000-59999" // without those that daemons like
+	ports := ":20000-59999" // without the ports that daemons usually have
 	if s.options.KeepsPorts {
 		ports = ""
 	}
@@ -127,7 +125,7 @@ func (s *Site) setUpRules(ctx context.Context) error {
 }
 
 // CutLAN drops all frames between a site's host and the others of its subnet. The
-// host keeps its carrier and its way out.
+// host keeps its carrier and its route to the internet.
 func (h *Host) CutLAN(ctx context.Context) error { return h.cut(ctx, "nolan") }
 
 // CutWAN drops all packets between a site's host and the site's router. The host
@@ -141,7 +139,7 @@ func (h *Host) cut(ctx context.Context, set string) error {
 	return nft(ctx, h.link.router, fmt.Sprintf("add element bridge lab %s { %s }\n", set, h.link.routerEnd))
 }
 
-// restore undoes every cut of one host. What is deleted has to be there.
+// restore undoes every cut of one host. It fails if there is none.
 func (s *Site) restore(ctx context.Context, l *link) error {
 	var rules strings.Builder
 	for _, set := range []string{"nolan", "nowan"} {

@@ -33,8 +33,8 @@ func siteHost(ctx context.Context, t *testing.T, s *lab.Site, name string) *lab.
 	return h
 }
 
-// reach reports pairs of which the first one has, or has not, answers from an
-// address of the second one.
+// reach fails the test unless each first host of a pair gets answers from the second
+// one's address, or gets none if want is false.
 func reach(ctx context.Context, t *testing.T, want bool, from *lab.Host, addrs ...netip.Addr) {
 	t.Helper()
 	for _, a := range addrs {
@@ -93,8 +93,8 @@ func seenOutside(ctx context.Context, t *testing.T, l *lab.Lab, h *lab.Host) net
 	return got
 }
 
-// TestHomeIsPortRestricted has two hosts behind one address speak to one port
-// from the same port of theirs, and others answer from elsewhere.
+// TestHomeIsPortRestricted has two hosts behind one address send to one port from the
+// same source port, and packets come back from other addresses and ports.
 func TestHomeIsPortRestricted(t *testing.T) {
 	t.Parallel()
 	for _, keeps := range []bool{false, true} {
@@ -119,7 +119,7 @@ func TestHomeIsPortRestricted(t *testing.T) {
 				t.Fatal(err)
 			}
 			if _, err := one.read(); err == nil {
-				t.Error("the NAT lets in who was not spoken to")
+				t.Error("the NAT lets unsolicited packets in")
 			}
 			if again := other.hear(t, func() { one.send(t, netip.AddrPortFrom(server.Public(), 7001)) }); again != from {
 				t.Errorf("to another port: got %s, want %s as before", again, from)
@@ -207,7 +207,7 @@ func TestCutsOfASite(t *testing.T) {
 	reach(ctx, t, true, a, b.Address(), far.Public())
 }
 
-// TestMovedHost has a host leave a site for another one, and come back.
+// TestMovedHost moves a host to another site and back.
 func TestMovedHost(t *testing.T) {
 	t.Parallel()
 	ctx, l := newLab(t)
@@ -235,7 +235,7 @@ func TestMovedHost(t *testing.T) {
 	}
 }
 
-// TestPlainText sends what has to be counted, and what has not.
+// TestPlainText sends packets that must be counted, and packets that must not.
 func TestPlainText(t *testing.T) {
 	t.Parallel()
 	ctx, l := newLab(t)

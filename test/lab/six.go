@@ -8,19 +8,18 @@ import (
 	"path/filepath"
 )
 
-// Six is the smallest mesh in which everything about locations can be seen: three
-// nodes share a LAN, two share another one, and one is alone.
+// Six is the smallest mesh that has everything about locations: three nodes share a LAN,
+// two share another one, and one is alone.
 type Six struct {
 	A, B  *Site
 	Nodes []*Node // a1, a2, a3, b1, b2, c
-	// Secret and Join are what their files have: everybody joins a1 and b1, so
-	// that neither location depends on the other.
+	// Secret and Join are in their configuration files: all join a1 and b1, so neither
+	// location depends on the other.
 	Secret string
 	Join   []string
 }
 
-// Location returns the location of a host on a site, which is the site's name, and
-// "" for one that is alone.
+// Location returns the location of a host: the name of its site, or "" without one.
 func (h *Host) Location() string {
 	if h.link.site == nil {
 		return ""
@@ -28,8 +27,8 @@ func (h *Host) Location() string {
 	return h.link.site.Name
 }
 
-// Six makes six nodes in clouds, whose files say where they are and have further
-// lines at the end. No daemon runs yet.
+// Six makes six nodes in clouds. Their files have their locations and the given further
+// lines. No daemon runs yet.
 func (l *Lab) Six(ctx context.Context, binary string, more ...string) (*Six, error) {
 	binary, err := filepath.Abs(binary) // commands on hosts run in /
 	if err != nil {
@@ -71,7 +70,7 @@ func (l *Lab) Six(ctx context.Context, binary string, more ...string) (*Six, err
 	return s, nil
 }
 
-// Config is the text of a node's file with further lines at the end; the first
+// Config returns a node's configuration file with further lines at the end; the first
 // ones may belong to the section node.
 func (s *Six) Config(n *Node, more ...string) string {
 	if location := n.Location(); location != "" {

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// Stream is one TCP connection over which bytes flow steadily, one way or both. It
-// shows what a user's download goes through.
+// Stream is one TCP connection over which bytes flow steadily, one way or both ways, like
+// a user's download.
 type Stream struct {
 	cancel      context.CancelFunc
 	period      time.Duration // between chunks
@@ -39,14 +39,13 @@ const (
 	chunkPeriod = 10 * time.Millisecond
 )
 
-// StartStream connects the two and begins to send.
+// StartStream connects the two parties and begins to send.
 func StartStream(ctx context.Context, from Place, to Party) (*Stream, error) {
 	s, _, _, err := connectStream(ctx, from, to, chunkPeriod)
 	return s, err
 }
 
-// StartTwoWayStream does the same, and has the other one send as well, each a chunk
-// in every period.
+// StartTwoWayStream does the same in both directions, with a chunk per period.
 func StartTwoWayStream(ctx context.Context, from Place, to Party, period time.Duration) (*Stream, error) {
 	s, opener, accepter, err := connectStream(ctx, from, to, period)
 	if err != nil {
@@ -95,7 +94,7 @@ func Connect(ctx context.Context, from Place, to Party) (sender, receiver net.Co
 	return sender, receiver, nil
 }
 
-// failed keeps the first error, and ends the whole stream.
+// failed keeps the first error, and ends the stream.
 func (s *Stream) failed(err error) {
 	if err == nil {
 		return
@@ -127,8 +126,8 @@ func (s *Stream) send(f *flow, conn net.Conn) error {
 	}
 }
 
-// streamByte is what the stream has at a place. 251 is a prime, so that a missing
-// packet shows.
+// streamByte returns the stream's byte at an offset. 251 is a prime, so a missing packet
+// is noticed.
 func streamByte(place uint64) byte { return byte(place % 251) }
 
 func (f *flow) receive(conn net.Conn) error {
@@ -153,17 +152,18 @@ func (f *flow) receive(conn net.Conn) error {
 // Received returns how many bytes have arrived so far.
 func (s *Stream) Received() uint64 { return s.there.received.Load() }
 
-// ReceivedBack returns how many bytes have arrived so far at who opened the connection.
+// ReceivedBack returns how many bytes have arrived so far at the party that opened the
+// connection.
 func (s *Stream) ReceivedBack() uint64 { return s.back.received.Load() }
 
-// Err returns why the stream has ended, nil while it goes on.
+// Err returns why the stream has ended, or nil while it goes on.
 func (s *Stream) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.err
 }
 
-// streamEnd is how long the last bytes may take.
+// streamEnd is how long the last bytes may take to arrive.
 const streamEnd = time.Minute
 
 // Stop ends the stream, and fails unless every byte has arrived, in order, over

@@ -17,8 +17,8 @@ import (
 
 func party(h *lab.Host) lab.Party { return lab.Party{At: h.Do, Addr: h.Public()} }
 
-// exchange lets two hosts talk until each has heard twenty datagrams, and then
-// until during has returned and so many more were sent.
+// exchange runs an exchange until each host has received twenty datagrams, calls during,
+// and goes on until as many more were sent.
 func exchange(t *testing.T, a, b *lab.Host, during func()) (sent, lost uint64) {
 	t.Helper()
 	e, err := lab.StartExchange(party(a), party(b), time.Millisecond)
@@ -75,8 +75,8 @@ func TestTransfer(t *testing.T) {
 	}
 }
 
-// TestBlockedPathMTU sends what is too big for the far link, with and without
-// the permission to make fragments of it.
+// TestBlockedPathMTU sends packets that are too big for the far link, with and without
+// permission to fragment them.
 func TestBlockedPathMTU(t *testing.T) {
 	ctx, l := newLab(t)
 	a, b := newHost(ctx, t, l, "a", lab.Routed), newHost(ctx, t, l, "b", lab.Routed)
@@ -87,7 +87,7 @@ func TestBlockedPathMTU(t *testing.T) {
 		return a.Run(ctx, "ping", "-n", "-c", "1", "-w", "2", "-s", "1400", "-M", fragments, addr.String())
 	}
 	if out, _ := ping(b.Public(), "do"); !strings.Contains(out, "mtu = 1280") {
-		t.Errorf("before: got %q, want that somebody names the MTU", out)
+		t.Errorf("before: got %q, want an ICMP error with the MTU", out)
 	}
 	run(ctx, t, a, "ip", "route", "flush", "cache")
 	if err := l.BlockPathMTU(ctx); err != nil {
@@ -147,7 +147,7 @@ func (s socket) read() (netip.AddrPort, error) {
 	return from, err
 }
 
-// hear waits for a datagram that ask brings about.
+// hear calls ask and waits for a datagram.
 func (s socket) hear(t *testing.T, ask func()) netip.AddrPort {
 	t.Helper()
 	if err := s.conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
@@ -201,7 +201,7 @@ func TestLongestGap(t *testing.T) {
 	}
 }
 
-// TestStream cuts a connection for a while, which it survives, and then breaks it.
+// TestStream cuts a connection for a while, which it must survive, and then breaks it.
 func TestStream(t *testing.T) {
 	ctx, l := newLab(t)
 	a, b := newHost(ctx, t, l, "a", lab.Routed), newHost(ctx, t, l, "b", lab.Routed)

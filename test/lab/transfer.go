@@ -16,12 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Transfer sends size bytes over one TCP connection to the party, and fails
-// unless they all arrive as they were sent before ctx ends.
+// Transfer sends size bytes over one TCP connection to the party. It returns an error
+// unless all arrive unchanged before ctx ends.
 func Transfer(ctx context.Context, from Place, to Party, size int) error {
 	sent := make([]byte, size)
 	for i := range sent {
-		sent[i] = byte(i % 251) // a prime, so that a missing packet shows
+		sent[i] = byte(i % 251) // a prime, so a missing packet is noticed
 	}
 	listener, err := listenTransfer(to)
 	if err != nil {
@@ -70,8 +70,8 @@ func receive(ctx context.Context, l *net.TCPListener) ([]byte, error) {
 	return io.ReadAll(conn)
 }
 
-// dial tries again where the network says that there is no way: one that is just
-// moving may be there a moment later.
+// dial tries again on "no route" errors: a route that is being moved may be there a
+// moment later.
 func dial(ctx context.Context, to string) (net.Conn, error) {
 	for {
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", to)

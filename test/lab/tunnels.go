@@ -13,8 +13,8 @@ import (
 // wgDevice is the name of meshd's WireGuard device.
 const wgDevice = "meshd0"
 
-// Tunnels returns to which of the nodes one of them has a tunnel, and what may go
-// through it. It is what the host's WireGuard has, whatever the daemon says.
+// Tunnels returns the nodes to which a node has tunnels, with their allowed IPs, as its
+// WireGuard device has them.
 func Tunnels(ctx context.Context, from *Node, nodes []*Node) (map[*Node][]netip.Prefix, error) {
 	keys := map[string]*Node{}
 	for _, n := range nodes {
@@ -48,8 +48,8 @@ func Tunnels(ctx context.Context, from *Node, nodes []*Node) (map[*Node][]netip.
 	return tunnels, nil
 }
 
-// Carrier returns the node through whose tunnel another one reaches an address, or
-// nil if it has none for it.
+// Carrier returns the node at the end of the tunnel through which another node reaches an
+// address, or nil if it has no tunnel for it.
 func Carrier(ctx context.Context, from *Node, nodes []*Node, to netip.Addr) (*Node, error) {
 	tunnels, err := Tunnels(ctx, from, nodes)
 	for n, prefixes := range tunnels {
@@ -60,8 +60,8 @@ func Carrier(ctx context.Context, from *Node, nodes []*Node, to netip.Addr) (*No
 	return nil, err
 }
 
-// Gateway returns the node through which an observer elsewhere reaches all nodes of
-// a location, given the overlay address of each. It fails if that is not one.
+// Gateway returns the node through which an observer elsewhere reaches all nodes of a
+// location, given their overlay addresses. It fails if that is not a single node.
 func Gateway(ctx context.Context, observer *Node, nodes []*Node, location []netip.Addr) (*Node, error) {
 	var gateway *Node
 	for _, a := range location {

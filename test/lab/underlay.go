@@ -12,25 +12,23 @@ import (
 	"strings"
 )
 
-// Underlay is how a host hangs on the internet.
+// Underlay is how a host is connected to the internet.
 type Underlay string
 
 const (
-	// NAT is a virtual machine at a cloud: host N has 192.168.N.1/24, and a 1:1
-	// NAT that it knows nothing of makes that 198.51.100.N for everybody else.
-	// Packets to private addresses go nowhere, and packets with a source that is
-	// not the host's are dropped, as clouds do. The NAT keeps no state, knows its
-	// own public address from the inside (hairpin), and does not translate the
-	// packets inside ICMP errors.
+	// NAT is a virtual machine at a cloud: host N has 192.168.N.1/24, and 1:1 NAT makes
+	// that 198.51.100.N for all others. Packets to private addresses, and packets with a
+	// source that is not the host's, are dropped, as in clouds. The NAT keeps no state,
+	// does hairpin NAT, and does not translate the packets inside ICMP errors.
 	NAT Underlay = "nat"
 	// Routed is a server with addresses of its own on the internet, 203.0.113.N/32
 	// and 2001:db8::N/128. Foreign sources are dropped here too.
 	Routed Underlay = "routed"
 	// Routed6 is Routed without IPv4.
 	Routed6 Underlay = "routed6"
-	// Home is for a [Site] only: all its hosts are behind one public address. The
-	// NAT shows a socket under one port to everybody, and lets in only what answers
-	// from an address and port that the socket has spoken to.
+	// Home is for a [Site] only: all its hosts are behind one public address. The NAT
+	// maps a socket to the same port for all destinations, and lets in only packets from
+	// an address and port to which the socket has sent (port restricted cone).
 	Home Underlay = "home"
 )
 
@@ -93,15 +91,15 @@ func nth(base netip.Addr, n int) netip.Addr {
 // site that is the one on the LAN.
 func (h *Host) Address() netip.Addr { return h.link.address }
 
-// Public returns the address under which other hosts reach this one, of IPv4 if
-// it has one. Hosts of a Home site share it.
+// Public returns the address at which other hosts reach this one, of IPv4 if it has one.
+// Hosts of a Home site share it.
 func (h *Host) Public() netip.Addr { return h.link.public }
 
 // Public6 returns the public IPv6 address of a host that has one.
 func (h *Host) Public6() netip.Addr { return h.link.public6 }
 
-// Cut takes the router's end of the host's link down. The host sees a link
-// without carrier and keeps its addresses and routes.
+// Cut sets the router's end of the host's link down. The host's link loses its carrier
+// and keeps its addresses and routes.
 func (h *Host) Cut(ctx context.Context) error {
 	return h.link.router.ip(ctx, "link set "+h.link.routerEnd+" down")
 }
@@ -121,16 +119,15 @@ func (h *Host) SetMTU(ctx context.Context, mtu int) error {
 		h.ip(ctx, fmt.Sprintf("link set %s mtu %d", HostLink, mtu)))
 }
 
-// Impair has what the internet sends to the host suffer from netem, in the words
-// of tc-netem(8): "loss 5%". The kernel must have netem.
+// Impair applies netem to packets from the internet to the host, with options as in
+// tc-netem(8): "loss 5%". The kernel must have netem.
 func (h *Host) Impair(ctx context.Context, netem string) error {
 	args := append([]string{"qdisc", "replace", "dev", h.link.routerEnd, "root", "netem", "limit", "10000"}, strings.Fields(netem)...)
 	_, err := h.link.router.Run(ctx, "tc", args...)
 	return err
 }
 
-// wire makes a link between two hosts. The kernel makes it inside the two
-// namespaces, so that the machine's own never has it.
+// wire makes a link between two hosts, directly in their two namespaces.
 func wire(ctx context.Context, a *Host, nameA string, b *Host, nameB string) error {
 	args := fmt.Sprintf("link add %s mtu %d netns %d type veth peer name %s mtu %[2]d netns %[5]d",
 		nameA, UnderlayMTU, a.PID(), nameB, b.PID())

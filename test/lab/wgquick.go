@@ -16,11 +16,11 @@ type WGQuick struct {
 	userspace string
 }
 
-// QuickDir has what wg-quick calls on a host: resolvconf.
+// QuickDir is the directory of the program that wg-quick calls on a host: resolvconf.
 const QuickDir = "/opt/wg-quick"
 
-// resolvconf stands for the program that most systems have: the nameservers and
-// search domains that it is told are what the host uses.
+// resolvconf replaces the program of most systems: the host uses the nameservers and
+// search domains that it is given.
 const resolvconf = `#!/bin/sh
 case "$1" in
 -a) rm -f /etc/resolv.conf; cat >/etc/resolv.conf ;;
@@ -44,7 +44,7 @@ func (h *Host) WGQuick(name, config, userspace string) (*WGQuick, error) {
 // Up sets the interface up.
 func (q *WGQuick) Up(ctx context.Context) error { return q.run(ctx, "up") }
 
-// Down takes it down.
+// Down removes the interface.
 func (q *WGQuick) Down(ctx context.Context) error { return q.run(ctx, "down") }
 
 func (q *WGQuick) run(ctx context.Context, verb string) error {
@@ -54,8 +54,7 @@ func (q *WGQuick) run(ctx context.Context, verb string) error {
 	return err
 }
 
-// Resolver is what the host would ask for names: the lines of resolv.conf(5) that the
-// interface brought.
+// Resolver returns the lines of resolv.conf(5) that the interface has set.
 func (q *WGQuick) Resolver() (string, error) {
 	b, err := os.ReadFile(q.host.Path("/etc/resolv.conf"))
 	if err != nil {
