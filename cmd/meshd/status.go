@@ -20,6 +20,13 @@ import (
 func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	var b strings.Builder
 	printNode(&b, s)
+	if s.Node.Alone {
+		at := "ADDRESS"
+		if len(s.Node.JoinAt) > 0 {
+			at = strings.Join(s.Node.JoinAt, ", ")
+		}
+		fmt.Fprintf(&b, "\nThis node is alone. Others join it with the same secret, and in their configuration:\n  join: [%s]\n", at)
+	}
 	if len(s.Peers) > 0 {
 		b.WriteString("\n")
 		printPeers(&b, s.Peers, now)

@@ -110,6 +110,10 @@ type Node struct {
 	Endpoints []string       `json:"endpoints"` // host:port, as announced to the other nodes
 	NAT       bool           `json:"nat"`
 	Ready     bool           `json:"ready"`
+	// Alone means that this is the first node: it knows of no other one, and its join list
+	// names nobody else. JoinAt is what others write into theirs to find it, host:port.
+	Alone  bool     `json:"alone"`
+	JoinAt []string `json:"joinAt"`
 	// InternalIPs are those that this node found out or was given, and OtherPrivate the
 	// host's other private addresses, each with the reason.
 	InternalIPs  []netcfg.InternalIP `json:"internalIPs"`

@@ -161,6 +161,8 @@ func (d *daemon) nodeStatus(t index) control.Node {
 		Overlay:   append([]netip.Addr{}, t.wanted.Topology.Addresses...),
 		PodCIDRs:  append([]netip.Prefix{}, t.wanted.Topology.PodCIDRs...),
 		Endpoints: []string{},
+		Alone:     t.view.JoinEmpty && len(t.view.Records) == 1,
+		JoinAt:    joinAt(d.memory.Own),
 
 		InternalIPs:  append([]netcfg.InternalIP{}, t.wanted.InternalIPs...),
 		OtherPrivate: append([]netcfg.InternalIP{}, t.wanted.OtherPrivate...),
@@ -169,6 +171,28 @@ func (d *daemon) nodeStatus(t index) control.Node {
 		n.Endpoints = append(n.Endpoints, net.JoinHostPort(e.Host, strconv.Itoa(int(e.Port))))
 	}
 	return n
+}
+
+// joinAt returns what other nodes write into their join list to find this one: the
+// configured address, else those at which it is seen, else those on its private network.
+func joinAt(own mesh.Record) []string {
+	at := []string{}
+	if own.GossipAddr != "" {
+		return append(at, own.GossipAddr)
+	}
+	port := strconv.Itoa(int(own.GossipPort))
+	for _, e := range own.Endpoints {
+		if a := net.JoinHostPort(e.Host, port); !slices.Contains(at, a) {
+			at = append(at, a)
+		}
+	}
+	if len(at) > 0 {
+		return at
+	}
+	for _, ip := range own.InternalIPs {
+		at = append(at, net.JoinHostPort(ip.Addr().String(), port))
+	}
+	return at
 }
 
 // peerStatus joins what gossip says of the others with what WireGuard does.

@@ -481,7 +481,75 @@ func TestJoinListThatDoesNotResolveIsNotEmpty(t *testing.T) {
 	}
 	eventually(t, "aware that nobody answers", []*testNode{n}, func(v mesh.View) bool { return hasProblem(v, ProblemJoin, "nobody.example.com") })
 	startNode(t, 1, joining(n))
-	eventually(t, "content with another's company", []*testNode{n}, func(v mesh.View) bool { return !v.Alone && !hasProblem(v, ProblemJoin, "") })
+	eventually(t, "in company, and still aware", []*testNode{n}, func(v mesh.View) bool {
+		return !v.Alone && hasProblem(v, ProblemJoin, "nobody.example.com:7946 of the join list has not answered")
+	})
+}
+
+// TestJoinEntries: each entry of the join list counts on its own. One that answered is
+// missed only while no other node is alive.
+func TestJoinEntries(t *testing.T) {
+	g := &Gossip{
+		joinList: []string{"a:1", "b:1", "me:1"}, joinEntries: make(map[string]joinEntry), changed: make(chan struct{}, 1),
+	}
+	refused, self := joinEntry{err: errors.New("refused")}, joinEntry{self: true}
+	for _, step := range []struct {
+		what   string
+		target string
+		e      joinEntry
+		inside []string // the problems among others
+		alone  []string // and when no other node is alive
+		empty  bool
+	}{
+		{"the first to be asked is ourselves", "me:1", self, nil, nil, false},
+		{"one is not there", "a:1", refused, []string{"a:1 of the join list has not answered"}, []string{"a:1 of the join list has not answered"}, false},
+		{"one is", "b:1", joinEntry{answered: true}, []string{"a:1"}, []string{"a:1"}, false},
+		{"the other comes", "a:1", joinEntry{answered: true}, nil, nil, false},
+		{"one goes", "b:1", refused, nil, []string{"b:1 of the join list does not answer any more"}, false},
+	} {
+		g.noteJoin(step.target, step.e)
+		for alone, want := range map[bool][]string{false: step.inside, true: step.alone} {
+			got := g.joinProblems(alone)
+			if len(got) != len(want) || len(want) > 0 && !strings.Contains(got[0].Text, want[0]) {
+				t.Errorf("%s: alone %t: got %v, want %v", step.what, alone, got, want)
+			}
+		}
+		if g.joinEmpty() != step.empty {
+			t.Errorf("%s: the list is empty: %t", step.what, g.joinEmpty())
+		}
+	}
+	for _, target := range g.joinList {
+		g.noteJoin(target, self)
+	}
+	if !g.joinEmpty() {
+		t.Error("a list that names only this node is not empty")
+	}
+}
+
+// TestNextAttempt: who has never answered is asked every second or two, in company too.
+// After that the pauses grow while no other node is alive, else they are long.
+func TestNextAttempt(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		eager, alone bool
+		want         string // the waits
+	}{
+		{"at first", true, true, "100ms 200ms 400ms 800ms 1.5s 1.5s 1.5s 1.5s 1.5s"},
+		{"at first, in company", true, false, "100ms 200ms 400ms 800ms 1.5s 1.5s 1.5s 1.5s 1.5s"},
+		{"later, or answered once", false, true, "100ms 200ms 400ms 800ms 1.6s 3.2s 6.4s 10s 10s"},
+		{"the same, in company", false, false, "1m0s 1m0s 1m0s 1m0s 1m0s 1m0s 1m0s 1m0s 1m0s"},
+	} {
+		pause := joinBackoffMin
+		var waits []string
+		for range 9 {
+			var wait time.Duration
+			wait, pause = nextAttempt(pause, tt.eager, tt.alone)
+			waits = append(waits, wait.String())
+		}
+		if got := strings.Join(waits, " "); got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
+		}
+	}
 }
 
 type resolverFunc func()

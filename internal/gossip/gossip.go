@@ -118,9 +118,8 @@ type Gossip struct {
 	store     *store
 	full      time.Time // when we last determined who fills the store
 	merged    bool
-	joinEmpty bool
-	// joinFailure is why no node of the join list answered the last time; "" if one did.
-	joinFailure string
+	// joinEntries has those of joinList that were asked.
+	joinEntries map[string]joinEntry
 }
 
 // Start binds the sockets and begins to gossip, without waiting for an answer. Stop ends
@@ -170,14 +169,14 @@ func newGossip(o Options) (*Gossip, error) {
 	g := &Gossip{
 		identity: o.Identity, self: self, name: o.Cluster.Name, ranges: o.Cluster.Hash(),
 		cluster: o.Cluster, joinList: slices.Clone(o.Join), resolver: o.Resolver, now: o.Now,
-		rejoin:    make(chan struct{}, 1),
-		refresh:   make(chan struct{}, 1),
-		log:       newLimitedLog(o.Logger),
-		notices:   &notices{now: o.Now, lastSeen: make(map[notice]time.Time)},
-		counters:  &counters{counts: make(map[string]uint64)},
-		changed:   make(chan struct{}, 1),
-		store:     newStore(),
-		joinEmpty: len(o.Join) == 0,
+		rejoin:      make(chan struct{}, 1),
+		refresh:     make(chan struct{}, 1),
+		log:         newLimitedLog(o.Logger),
+		notices:     &notices{now: o.Now, lastSeen: make(map[notice]time.Time)},
+		counters:    &counters{counts: make(map[string]uint64)},
+		changed:     make(chan struct{}, 1),
+		store:       newStore(),
+		joinEntries: make(map[string]joinEntry),
 	}
 	g.members = newMembers(self, g.signal)
 	g.queue = &memberlist.TransmitLimitedQueue{NumNodes: g.members.count, RetransmitMult: retransmitMult}

@@ -25,15 +25,75 @@ type Resolver interface {
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
-// joinLoop tries the join list, with growing pauses, as long as no other node is alive;
-// after that only addresses that have never answered, and less often.
+// joinEntry is what has become of an entry of the join list.
+type joinEntry struct {
+	answered bool  // by another node, at any time
+	self     bool  // it leads to this node alone
+	err      error // of the last attempt; nil if another node answered
+}
+
+// joinLoop asks each entry of the join list on its own: one that does not answer holds up
+// no other. It begins anew when the list changes.
 func (g *Gossip) joinLoop(ctx context.Context) {
-	reached := make(map[netip.AddrPort]bool)
+	for ctx.Err() == nil {
+		asking, end := context.WithCancel(ctx)
+		g.mu.Lock()
+		targets := g.joinList
+		g.mu.Unlock()
+		var wg sync.WaitGroup
+		for _, target := range targets {
+			wg.Go(func() { g.askLoop(asking, target) })
+		}
+		wg.Go(func() { g.rememberedLoop(asking) })
+		select {
+		case <-ctx.Done():
+		case <-g.rejoin:
+		}
+		end()
+		wg.Wait()
+	}
+}
+
+// askLoop asks an entry of the join list, first all the time, then with growing pauses, as
+// long as no other node is alive; after that only those of its addresses that have never
+// answered, and less often.
+func (g *Gossip) askLoop(ctx context.Context, target string) {
+	began, pause := time.Now(), joinBackoffMin
+	reached := make(map[netip.AddrPort]error) // nil, or errSelf
+	for {
+		answered := g.ask(ctx, target, reached)
+		eager := !answered && time.Since(began) < joinEagerFor
+		var wait time.Duration
+		wait, pause = nextAttempt(pause, eager, g.members.alone())
+		if !g.sleepUntilAlone(ctx, jitter(wait)) {
+			return
+		}
+	}
+}
+
+// nextAttempt returns how long to wait until an entry is asked again, and the pause to go
+// on with.
+func nextAttempt(pause time.Duration, eager, alone bool) (wait, next time.Duration) {
+	switch {
+	case eager:
+		return min(pause, joinEager), min(2*pause, joinBackoffMax)
+	case alone:
+		return pause, min(2*pause, joinBackoffMax)
+	}
+	return joinUnreached, joinBackoffMin
+}
+
+// rememberedLoop asks remembered nodes as long as no other node is alive.
+func (g *Gossip) rememberedLoop(ctx context.Context) {
 	pause := joinBackoffMin
 	for {
-		g.joinOnce(ctx, reached)
 		wait := joinUnreached
 		if g.members.alone() {
+			var wg sync.WaitGroup
+			for _, id := range firstN(g.absent(), 3) {
+				wg.Go(func() { g.joinNode(ctx, id) })
+			}
+			wg.Wait()
 			wait, pause = pause, min(2*pause, joinBackoffMax)
 		} else {
 			pause = joinBackoffMin
@@ -44,8 +104,8 @@ func (g *Gossip) joinLoop(ctx context.Context) {
 	}
 }
 
-// sleepUntilAlone waits, but returns early if all other nodes are lost or the join list
-// changes. It returns false at shutdown.
+// sleepUntilAlone waits, but returns early if all other nodes are lost. It returns false
+// when ctx ends.
 func (g *Gossip) sleepUntilAlone(ctx context.Context, d time.Duration) bool {
 	was := g.members.alone()
 	end := time.After(d)
@@ -56,8 +116,6 @@ func (g *Gossip) sleepUntilAlone(ctx context.Context, d time.Duration) bool {
 			return ctx.Err() == nil
 		case <-ctx.Done():
 			return false
-		case <-g.rejoin:
-			return true
 		case <-step:
 			if !was && g.members.alone() {
 				return true
@@ -66,83 +124,101 @@ func (g *Gossip) sleepUntilAlone(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// joinOnce tries all addresses of the list that are due, in parallel, and if no other
-// node is alive, a few remembered nodes as well.
-func (g *Gossip) joinOnce(ctx context.Context, reached map[netip.AddrPort]bool) {
-	addrs, unresolved := g.resolve(ctx)
+// ask tries those addresses of an entry that are due, in parallel, and reports whether
+// the entry has ever answered, or leads to this node.
+func (g *Gossip) ask(ctx context.Context, target string, reached map[netip.AddrPort]error) bool {
+	addrs, err := g.resolve(ctx, target)
 	alone := g.members.alone()
 	var wg sync.WaitGroup
 	errs := make([]error, len(addrs))
 	for i, addr := range addrs {
-		if alone || !reached[addr] {
-			wg.Go(func() { errs[i] = g.joinAddr(ctx, addr) })
+		if was, ok := reached[addr]; ok && !alone {
+			errs[i] = was
+			continue
 		}
-	}
-	if alone {
-		for _, id := range firstN(g.absent(), 3) {
-			wg.Go(func() { g.joinNode(ctx, id) })
-		}
+		wg.Go(func() { errs[i] = g.joinAddr(ctx, addr) })
 	}
 	wg.Wait()
+	var others []error // of addresses that are not our own
 	for i, addr := range addrs {
-		if errs[i] == nil || errors.Is(errs[i], errSelf) {
-			reached[addr] = true
+		self := errors.Is(errs[i], errSelf)
+		if errs[i] == nil || self {
+			reached[addr] = errs[i]
+		}
+		if !self {
+			others = append(others, errs[i])
 		}
 	}
-	if alone && ctx.Err() == nil {
-		g.noteJoin(append(errs, unresolved...))
+	e := joinEntry{self: len(addrs) > 0 && len(others) == 0, answered: slices.Contains(others, nil)}
+	if !e.answered && !e.self {
+		e.err = errors.Join(append(others, err)...)
 	}
+	if ctx.Err() != nil {
+		return false
+	}
+	return g.noteJoin(target, e)
 }
 
-// noteJoin records the result of trying the whole join list: whether it names only this
-// node, and why no node answered, if that is so.
-func (g *Gossip) noteJoin(errs []error) {
-	others := slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, errSelf) })
-	failure := ""
-	if !slices.Contains(others, nil) && len(others) > 0 {
-		// An error may quote what the other side sent.
-		failure = mesh.Printable(strings.ReplaceAll(errors.Join(others...).Error(), "\n", "; "), mesh.MaxText)
-	}
+// noteJoin records what has become of an entry of the join list, and reports whether it
+// has ever answered, or leads to this node.
+func (g *Gossip) noteJoin(target string, e joinEntry) bool {
 	g.mu.Lock()
-	changed := g.joinEmpty != (len(others) == 0) || g.joinFailure != failure
-	g.joinEmpty, g.joinFailure = len(others) == 0, failure
+	was := g.joinEntries[target]
+	e.answered = e.answered || was.answered
+	g.joinEntries[target] = e
 	g.mu.Unlock()
-	if changed {
+	if e.self != was.self || e.answered != was.answered || e.failure() != was.failure() {
 		g.signal()
 	}
+	return e.answered || e.self
 }
 
-// resolve returns the addresses of the join list, and an error for each entry that can't
-// be resolved.
-func (g *Gossip) resolve(ctx context.Context) (addrs []netip.AddrPort, unresolved []error) {
-	g.mu.Lock()
-	targets := g.joinList
-	g.mu.Unlock()
-	var wg sync.WaitGroup
-	found := make([][]netip.AddrPort, len(targets))
-	errs := make([]error, len(targets))
-	for i, target := range targets {
-		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-			defer cancel()
-			found[i], errs[i] = lookup(ctx, g.resolver, target)
+// failure returns why an entry did not answer the last time; "" if it did.
+func (e joinEntry) failure() string {
+	if e.err == nil {
+		return ""
+	}
+	// An error may quote what the other side sent.
+	return mesh.Printable(strings.ReplaceAll(e.err.Error(), "\n", "; "), mesh.MaxText)
+}
+
+// joinEmpty reports whether the join list names nobody, or only this node. Call it with
+// g.mu held.
+func (g *Gossip) joinEmpty() bool {
+	return !slices.ContainsFunc(g.joinList, func(target string) bool { return !g.joinEntries[target].self })
+}
+
+// joinProblems names the entries of the join list that have never answered, and says why
+// this node is alone if none of them answers. Call it with g.mu held.
+func (g *Gossip) joinProblems(alone bool) []mesh.Problem {
+	var problems []mesh.Problem
+	for _, target := range g.joinList {
+		e := g.joinEntries[target]
+		text := "does not answer any more"
+		switch {
+		case e.err == nil || e.answered && !alone:
+			continue
+		case !e.answered:
+			text = "has not answered since meshd started here"
+		}
+		problems = append(problems, mesh.Problem{
+			Kind: ProblemJoin, Node: g.self.String(), Text: fmt.Sprintf("%s of the join list %s: %s", target, text, e.failure()),
+			Advice: "see that `join` names nodes of the mesh, that meshd runs there, and that its gossip port is open for UDP and TCP; the first node does not need join",
 		})
 	}
-	wg.Wait()
-	seen := make(map[netip.AddrPort]bool)
-	for _, list := range found {
-		for _, a := range list {
-			if !seen[a] {
-				seen[a] = true
-				addrs = append(addrs, a)
-			}
-		}
+	return problems
+}
+
+// resolve returns the addresses of an entry of the join list.
+func (g *Gossip) resolve(ctx context.Context, target string) ([]netip.AddrPort, error) {
+	resolving, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	found, err := lookup(resolving, g.resolver, target)
+	if err != nil && ctx.Err() == nil {
+		g.log.at(slog.LevelWarn, "join list not resolved", "err", err)
 	}
-	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
-	if len(errs) > 0 && ctx.Err() == nil {
-		g.log.at(slog.LevelWarn, "join list not resolved", "err", errors.Join(errs...))
-	}
-	return addrs, errs
+	slices.SortFunc(found, netip.AddrPort.Compare)
+	return slices.Compact(found), err
 }
 
 // lookup resolves one entry of the join list.

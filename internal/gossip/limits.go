@@ -87,6 +87,12 @@ const (
 
 	joinBackoffMin = 100 * time.Millisecond
 	joinBackoffMax = 10 * time.Second
+	// joinEager is the longest pause between two attempts to reach an entry of the join
+	// list that has never answered, for joinEagerFor: hosts that are set up together come
+	// up within minutes, and halves of a mesh that know nothing of each other should meet
+	// before pods run on both.
+	joinEager    = 1500 * time.Millisecond
+	joinEagerFor = 3 * time.Minute
 	// joinUnreached is how often a join address that never answered is tried by a node
 	// that has found other nodes: behind it may be the other half of a split cluster.
 	joinUnreached = time.Minute

@@ -38,7 +38,8 @@ const (
 	ProblemForged mesh.ProblemKind = "forged-object"
 	// ProblemUntrusted: a node is not on the list of trusted nodes.
 	ProblemUntrusted mesh.ProblemKind = "untrusted"
-	// ProblemJoin: no node of the join list answers, and no other node is alive.
+	// ProblemJoin: an entry of the join list has never answered, or does not while no other
+	// node is alive.
 	ProblemJoin mesh.ProblemKind = "no-seed"
 	// ProblemRevoked: our own identity was revoked.
 	ProblemRevoked mesh.ProblemKind = "revoked"

@@ -21,9 +21,10 @@ func (g *Gossip) View() mesh.View {
 	v.Verdicts, v.Clients = g.store.verdicts(), g.store.clients()
 	v.Cluster = g.effectiveSettings().applyTo(g.cluster)
 	v.Problems = append(v.Problems, g.settingsProblems()...)
-	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty
+	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty()
 	v.Forgotten = g.store.forgottenUpTo[g.self]
-	revoked, joinFailure := v.Forgotten == mesh.Forever, g.joinFailure
+	v.Problems = append(v.Problems, g.joinProblems(v.Alone)...)
+	revoked := v.Forgotten == mesh.Forever
 	g.mu.Unlock()
 	v.Records = slices.Grow(v.Records, len(records))
 	counts := make(map[mesh.ID]bool, len(records))
@@ -45,12 +46,6 @@ func (g *Gossip) View() mesh.View {
 		v.Problems = append(v.Problems, mesh.Problem{
 			Kind: ProblemRevoked, Node: g.self.String(), Text: "this node's identity was revoked",
 			Advice: "if the node should return, remove its state directory, so that it gets a new identity",
-		})
-	}
-	if v.Alone && joinFailure != "" {
-		v.Problems = append(v.Problems, mesh.Problem{
-			Kind: ProblemJoin, Node: g.self.String(), Text: "nobody of the join list answers: " + joinFailure,
-			Advice: "see that `join` names nodes of the mesh, that meshd runs there, and that its gossip port is open for UDP and TCP; the first node does not need join",
 		})
 	}
 	slices.SortFunc(v.Problems, mesh.Problem.Compare)
