@@ -46,6 +46,11 @@ The exit code is 1 if it found an error, and 2 if the configuration can't be rea
 				for _, i := range s.Node.InternalIPs {
 					o.InternalIPs = append(o.InternalIPs, i.Address)
 				}
+				for _, peer := range s.Peers {
+					if peer.Endpoint.IsValid() {
+						o.Endpoints = append(o.Endpoints, peer.Endpoint)
+					}
+				}
 			}
 			r := report{check.Evaluate(cfg, check.ReadFacts(ctx, cfg, o))}
 			if err := out.print(cmd.OutOrStdout(), r, r.print); err != nil {

@@ -366,6 +366,43 @@ func TestEvaluateFirewall(t *testing.T) {
 	}
 }
 
+// TestEvaluateFirewallOfTheLAN has the rules of a VPN that takes the range of carrier-grade
+// NAT for its own, on a host whose LAN is in that range.
+func TestEvaluateFirewallOfTheLAN(t *testing.T) {
+	const text = "-P INPUT ACCEPT\n-N ts-input\n-A INPUT -j ts-input\n-A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP"
+	const drops = "drops packets to UDP port 51820, to UDP port 7946, to TCP port 7946, to UDP port 7947, of replies to this host" +
+		` (the rule "saddr 100.64.0.0/10 iifname != tailscale0 drop" of the chain ts-input drops those from 100.64.1.2 to 100.64.1.1 on eth1)`
+	f := healthy()
+	lan := netip.MustParsePrefix("100.64.1.1/24")
+	f.Host.Attached = append(f.Host.Attached, netcfg.LAN{Link: "eth1", Address: lan, MTU: 1500})
+	f.Host.Private = []netcfg.PrivateAddress{{Link: "eth1", Address: lan}}
+	cfg := parse(t, "node: {location: home}", "cluster: {mode: location}")
+
+	f.Filters = []filter.Table{rules(filter.XTNFT, "iptables-nft", text)}
+	want := []Finding{{OK, "firewall", "the chain INPUT of iptables-nft " + drops + "; meshd lets them through with rules of its own", ""}}
+	if diff := cmp.Diff(want, f.firewall(cfg)); diff != "" {
+		t.Errorf("findings (-want +got):\n%s", diff)
+	}
+	table := rules(filter.NFT, "", text)
+	table.Family, table.Name = "inet", "vpn"
+	f.Filters = []filter.Table{table}
+	start := "error firewall: the chain INPUT of nft table inet vpn " + drops + " → run: nft insert rule inet vpn INPUT udp dport 51820 accept; "
+	if got := bad(f.firewall(cfg)); len(got) != 1 || !strings.HasPrefix(got[0], start) || !strings.Contains(got[0], "inet vpn INPUT udp dport 7947 accept;") {
+		t.Errorf("findings: got %q, want %q", got, start)
+	}
+
+	// Without a LAN there, only the daemon knows a peer whose packets are dropped.
+	f = healthy()
+	f.Filters = []filter.Table{rules(filter.Legacy, "", "-P INPUT ACCEPT\n-A INPUT -s 203.0.113.7/32 -j DROP")}
+	if got := bad(f.firewall(parse(t))); got != nil {
+		t.Errorf("findings: got %q, want none", got)
+	}
+	f.Endpoints = []netip.AddrPort{netip.MustParseAddrPort("203.0.113.7:51820")}
+	if got := bad(f.firewall(parse(t))); len(got) != 1 || !strings.Contains(got[0], "drops those from 203.0.113.7") {
+		t.Errorf("findings: got %q, want one about 203.0.113.7", got)
+	}
+}
+
 // TestInternalIP checks that a person sees which address was taken, why, and what others
 // there were, and that the daemon's choice counts while it runs.
 func TestInternalIP(t *testing.T) {

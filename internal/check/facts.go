@@ -34,8 +34,9 @@ type Facts struct {
 	K3s           k3s.Settings
 	Unit          Unit
 	Written       []Directory
-	Overlay       []netip.Addr   // this node's addresses, if the daemon was asked
-	InternalIPs   []netip.Prefix // this node's, if the daemon was asked
+	Overlay       []netip.Addr     // this node's addresses, if the daemon was asked
+	InternalIPs   []netip.Prefix   // this node's, if the daemon was asked
+	Endpoints     []netip.AddrPort // of this node's peers, if the daemon was asked
 	ClockRead     bool
 	ClockSynced   bool
 	Reach         []Reach

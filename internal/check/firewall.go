@@ -3,6 +3,7 @@
 package check
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/meshd/meshd/internal/config"
@@ -11,8 +12,9 @@ import (
 )
 
 // desired returns the state that a node of this cluster would have on this host. Any slot
-// will do.
-func desired(cfg config.Config, host netcfg.Facts) netcfg.State {
+// will do. The peers that it knows are those of the daemon, and a host on its private
+// network.
+func (f Facts) desired(cfg config.Config) netcfg.State {
 	c := cfg.Cluster
 	t := mesh.Topology{
 		Addresses: c.Overlays(0), PodCIDRs: c.PodCIDRs(0), ServedNetworks: cfg.Node.AllowedLocationIPs,
@@ -20,12 +22,41 @@ func desired(cfg config.Config, host netcfg.Facts) netcfg.State {
 	}
 	s := netcfg.Settings{
 		Interface: cfg.WireGuard.Interface, ListenPort: cfg.WireGuard.ListenPort,
-		GossipPort: int(cfg.Gossip.Bind.Port()), Uplinks: host.Uplinks,
+		GossipPort: int(cfg.Gossip.Bind.Port()), Uplinks: f.Host.Uplinks,
 	}
 	if cfg.CNI.Enabled {
 		s.Bridge = cfg.CNI.Bridge
 	}
+	t.Peers = []mesh.Peer{{Endpoints: slices.Clone(f.Endpoints)}}
+	chosen, _ := f.Host.InternalIPs(cfg.Node.InternalIP, f.InternalIPs)
+	for _, ip := range chosen {
+		beside, ok := neighborOf(ip.Address)
+		if !ok {
+			continue
+		}
+		s.LANs = append(s.LANs, f.Host.LANs([]netip.Prefix{ip.Address})...)
+		t.Peers[0].Endpoints = append(t.Peers[0].Endpoints, netip.AddrPortFrom(beside, uint16(cfg.WireGuard.ListenPort)))
+		if cfg.Node.Location == "" || c.Mode == mesh.ModeFull {
+			continue
+		}
+		if c.Encapsulation != mesh.EncapsulationNever {
+			t.Neighbors = append(t.Neighbors, mesh.Neighbor{InternalIP: beside, Encapsulated: true})
+		}
+		if c.Encapsulation != mesh.EncapsulationAlways {
+			t.Neighbors = append(t.Neighbors, mesh.Neighbor{InternalIP: beside, NextHops: []netip.Addr{beside}})
+		}
+	}
 	return netcfg.Desired(t, s)
+}
+
+// neighborOf returns another address of a host's network, if there is one.
+func neighborOf(host netip.Prefix) (netip.Addr, bool) {
+	for _, a := range []netip.Addr{host.Addr().Next(), host.Addr().Prev()} {
+		if host.Contains(a) {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
 }
 
 // firewall evaluates the base chains of other programs with packets that the mesh needs. A
@@ -37,7 +68,7 @@ func (f Facts) firewall(cfg config.Config) []Finding {
 		return nil
 	}
 	var good, bad []Finding
-	state := desired(cfg, f.Host)
+	state := f.desired(cfg)
 	for _, b := range netcfg.BlockingChains(f.Filters, state.Accepts) {
 		switch {
 		case b.Table.Program != "":

@@ -26,14 +26,15 @@ type Options struct {
 	Overlay  []netip.Addr // this node's addresses, from the daemon
 	// InternalIPs are this node's, from the daemon, which keeps them.
 	InternalIPs []netip.Prefix
-	Nodes       int     // how many nodes the daemon knows, including its own
-	Config      []error // errors of config.Load about files that the configuration names
+	Endpoints   []netip.AddrPort // of this node's peers, from the daemon
+	Nodes       int              // how many nodes the daemon knows, including its own
+	Config      []error          // errors of config.Load about files that the configuration names
 }
 
 // ReadFacts reads the facts. It leaves no changes, except that the kernel may load a module; it
 // binds ports only for a moment. What can't be read is in Facts.Unread.
 func ReadFacts(ctx context.Context, cfg config.Config, o Options) Facts {
-	f := Facts{Root: os.Geteuid() == 0, Running: o.Running, Nodes: o.Nodes, Overlay: o.Overlay, InternalIPs: o.InternalIPs, Config: o.Config}
+	f := Facts{Root: os.Geteuid() == 0, Running: o.Running, Nodes: o.Nodes, Overlay: o.Overlay, InternalIPs: o.InternalIPs, Endpoints: o.Endpoints, Config: o.Config}
 	f.read("permission", func() (err error) { f.Capable, err = capable(); return err })
 	f.lookState(o.StateDir)
 	f.read("links", f.lookLinks)

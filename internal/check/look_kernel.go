@@ -81,7 +81,7 @@ func tryFirewall(ctx context.Context, cfg config.Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, kernel.Close()) }()
-	want := desired(cfg, netcfg.Facts{})
+	want := Facts{}.desired(cfg)
 	return kernel.Apply(ctx, netcfg.Diff(netcfg.State{}, netcfg.State{Firewall: want.Firewall}, netcfg.Options{}))
 }
 

@@ -177,7 +177,7 @@ func (f family) bridgeAddresses(t mesh.Topology, within []netip.Prefix) []string
 		if f.is4 {
 			zero = netip.IPv4Unspecified()
 		}
-		mask := last(netip.PrefixFrom(zero, r.Bits))
+		mask := filter.Last(netip.PrefixFrom(zero, r.Bits))
 		own := []netip.Addr{zero, zero.Next()}
 		if f.is4 {
 			own = append(own, mask)

@@ -89,15 +89,25 @@ func (a Accept) nft() []string {
 type port struct {
 	protocol string
 	number   int
+	service  service
 }
 
+// service is what listens on a port.
+type service string
+
+const (
+	wireGuard service = "wireguard"
+	gossip    service = "gossip"
+	vxlan     service = "vxlan"
+)
+
 func (b builder) ports() []port {
-	ports := []port{{"udp", b.ListenPort}}
+	ports := []port{{"udp", b.ListenPort, wireGuard}}
 	if b.GossipPort != 0 {
-		ports = append(ports, port{"udp", b.GossipPort}, port{"tcp", b.GossipPort})
+		ports = append(ports, port{"udp", b.GossipPort, gossip}, port{"tcp", b.GossipPort, gossip})
 	}
 	if b.vxlan != nil {
-		ports = append(ports, port{"udp", b.vxlan.Port})
+		ports = append(ports, port{"udp", b.vxlan.Port, vxlan})
 	}
 	return ports
 }
@@ -132,6 +142,8 @@ type sampleAddresses struct {
 	overlay netip.Addr // this host, in the mesh
 	mesh    []netip.Prefix
 	pod     netip.Addr // a pod of this host
+	senders []sender
+	inside  []insideSource
 }
 
 func (b builder) samples(f family) sampleAddresses {
@@ -144,25 +156,16 @@ func (b builder) samples(f family) sampleAddresses {
 	}
 	p.overlay, p.pod = p.here, p.here
 	if len(p.mesh) > 0 {
-		p.overlay, p.pod = last(p.mesh[0]), last(p.mesh[len(p.mesh)-1])
+		p.overlay, p.pod = filter.Last(p.mesh[0]), filter.Last(p.mesh[len(p.mesh)-1])
 	}
 	if own := f.first(hostPrefixes(b.t.Addresses)); own.IsValid() {
 		p.overlay = own.Addr()
 	}
 	if pods := f.merged(b.t.PodCIDRs); len(pods) > 0 {
-		p.pod = last(pods[0])
+		p.pod = filter.Last(pods[0])
 	}
+	p.senders, p.inside = b.senders(f), b.insideSources(f, p.mesh)
 	return p
-}
-
-// last returns the last address of a prefix.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Addr().AsSlice()
-	for i := p.Bits(); i < 8*len(b); i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	addr, _ := netip.AddrFromSlice(b)
-	return addr
 }
 
 // Ports of sample packets: the port of a service, and one from which connections are
@@ -180,17 +183,38 @@ func (b builder) acceptFromOutside(p sampleAddresses) []Accept {
 			What: fmt.Sprintf("to %s port %d", strings.ToUpper(port.protocol), port.number),
 			Hook: "input", Family: p.family, Protocol: port.protocol, Port: port.number,
 		}
-		a.Packets = []filter.Packet{{In: p.uplink, Protocol: port.protocol, Port: uint16(port.number), Source: p.outside, Destination: p.here}}
-		out = append(out, a)
+		if a.Packets = b.packetsTo(port, p); len(a.Packets) > 0 {
+			out = append(out, a)
+		}
 	}
 	// Gossip opens connections, and names of seeds have to be resolved.
 	replies := Accept{What: "of replies to this host", Hook: "input", Family: p.family, RepliesOnly: true}
-	for _, protocol := range []string{"tcp", "udp"} {
-		replies.Packets = append(replies.Packets, filter.Packet{
-			In: p.uplink, Protocol: protocol, Port: sampleClientPort, Source: p.outside, Destination: p.here, Established: true,
-		})
+	for _, s := range p.senders {
+		for _, protocol := range []string{"tcp", "udp"} {
+			reply := s.packet(protocol, sampleClientPort, b.GossipPort)
+			reply.Established = true
+			replies.Packets = append(replies.Packets, reply)
+		}
 	}
 	return append(out, replies)
+}
+
+// packetsTo returns sample packets to a port of this host, from each sender that uses it.
+func (b builder) packetsTo(p port, addrs sampleAddresses) []filter.Packet {
+	var out []filter.Packet
+	for _, s := range addrs.senders {
+		from := sampleClientPort
+		switch {
+		case p.service == vxlan && !s.vxlan, p.service == wireGuard && s.wireGuard == 0:
+			continue
+		case p.service == wireGuard:
+			from = s.wireGuard
+		case p.service == gossip && p.protocol == "udp":
+			from = b.GossipPort
+		}
+		out = append(out, s.packet(p.protocol, p.number, from))
+	}
+	return out
 }
 
 // acceptMesh accepts packets from other nodes and to them.
@@ -201,11 +225,15 @@ func (b builder) acceptMesh(p sampleAddresses) []Accept {
 		from := Accept{What: "from the mesh", Hook: "forward", Family: p.family, In: link}
 		to := Accept{What: "to the mesh", Hook: "forward", Family: p.family, Out: link}
 		for _, source := range p.mesh {
-			from.Packets = append(from.Packets, tcp(link, b.Interface, last(source), last(p.mesh[0])), tcp(link, p.uplink, last(source), p.outside))
-			to.Packets = append(to.Packets, tcp(p.uplink, link, last(source), last(p.mesh[0])))
+			from.Packets = append(from.Packets, tcp(link, b.Interface, filter.Last(source), filter.Last(p.mesh[0])), tcp(link, p.uplink, filter.Last(source), p.outside))
+			to.Packets = append(to.Packets, tcp(p.uplink, link, filter.Last(source), filter.Last(p.mesh[0])))
 		}
 		if b.Bridge != "" {
-			from.Packets = append(from.Packets, tcp(link, b.Bridge, last(p.mesh[0]), p.pod))
+			from.Packets = append(from.Packets, tcp(link, b.Bridge, filter.Last(p.mesh[0]), p.pod))
+			for _, s := range p.on(link) {
+				from.Packets = append(from.Packets, tcp(link, b.Bridge, s.addr, p.pod))
+				to.Packets = append(to.Packets, tcp(b.Bridge, link, p.pod, s.addr))
+			}
 		}
 		out = append(out, from, to)
 	}
@@ -213,23 +241,36 @@ func (b builder) acceptMesh(p sampleAddresses) []Accept {
 	if slices.ContainsFunc(b.t.Neighbors, direct) {
 		out = append(out, p.acceptFromMesh("")...)
 		for _, source := range p.mesh {
-			out = append(out, Accept{
+			a := Accept{
 				What: "from neighbors", Hook: "forward", Family: p.family, Source: source,
-				Packets: []filter.Packet{tcp(p.uplink, b.Bridge, last(source), p.pod)},
-			})
+				Packets: []filter.Packet{tcp(p.uplink, b.Bridge, filter.Last(source), p.pod)},
+			}
+			for _, s := range p.on("") {
+				if source.Contains(s.addr) {
+					a.Packets = append(a.Packets, tcp(s.link, b.Bridge, s.addr, p.pod))
+				}
+			}
+			out = append(out, a)
 		}
 	}
 	return out
 }
 
-// acceptFromMesh accepts packets to this host whose source is in the mesh.
+// acceptFromMesh accepts packets to this host whose source is in the mesh, from a device of
+// the mesh or, if link is "", from the LAN.
 func (p sampleAddresses) acceptFromMesh(link string) []Accept {
 	var out []Accept
 	for _, source := range p.mesh {
-		out = append(out, Accept{
+		a := Accept{
 			What: "from the mesh to this host", Hook: "input", Family: p.family, In: link, Source: source,
-			Packets: []filter.Packet{tcp(link, "", last(source), p.overlay)},
-		})
+			Packets: []filter.Packet{tcp(link, "", filter.Last(source), p.overlay)},
+		}
+		for _, s := range p.on(link) {
+			if source.Contains(s.addr) {
+				a.Packets = append(a.Packets, tcp(s.link, "", s.addr, p.overlay))
+			}
+		}
+		out = append(out, a)
 	}
 	return out
 }
@@ -245,7 +286,7 @@ func (s Settings) acceptPods(p sampleAddresses) []Accept {
 		},
 		{
 			What: "from pods", Hook: "forward", Family: p.family, In: s.Bridge,
-			Packets: []filter.Packet{tcp(s.Bridge, s.Interface, p.pod, last(p.mesh[0])), tcp(s.Bridge, p.uplink, p.pod, p.outside)},
+			Packets: []filter.Packet{tcp(s.Bridge, s.Interface, p.pod, filter.Last(p.mesh[0])), tcp(s.Bridge, p.uplink, p.pod, p.outside)},
 		},
 		{
 			What: "of replies to pods", Hook: "forward", Family: p.family, Out: s.Bridge, RepliesOnly: true,

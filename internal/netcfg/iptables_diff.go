@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,18 +22,28 @@ type BlockingChain struct {
 	Chain   string
 	Accepts []Accept // the rules that would accept them
 	Sure    bool     // false if a rule that is not understood may accept them
+
+	packet filter.Packet // the first one that is blocked
+	place  filter.Place  // where
 }
 
 // BlockingChains returns the base chains of a host that block packets of the mesh, for the accept rules that are desired.
 func BlockingChains(tables []filter.Table, accepts []Accept) []BlockingChain {
 	var out []BlockingChain
+	var sources []netip.Prefix // of our rules, which tell packets apart too
+	for _, a := range accepts {
+		if a.Source.IsValid() {
+			sources = append(sources, a.Source)
+		}
+	}
 	for _, t := range tables {
 		bare := withoutOurRules(t)
+		distinct := filter.NewDistinct(bare, sources)
 		for _, name := range slices.Sorted(maps.Keys(t.Chains)) {
 			if hook := t.Chains[name].Hook; hook == "input" || hook == "forward" {
 				b := BlockingChain{Table: t, Chain: name}
 				for _, a := range accepts {
-					b.addIfBlocked(bare, a)
+					b.addIfBlocked(bare, a, distinct)
 				}
 				if b.Accepts != nil {
 					out = append(out, b)
@@ -43,14 +54,21 @@ func BlockingChains(tables []filter.Table, accepts []Accept) []BlockingChain {
 	return out
 }
 
-func (b *BlockingChain) addIfBlocked(t filter.Table, a Accept) {
+func (b *BlockingChain) addIfBlocked(t filter.Table, a Accept, distinct filter.Distinct) {
 	if a.Hook != t.Chains[b.Chain].Hook || t.Family != "inet" && t.Family != a.Family {
 		return
 	}
 	needed := false
+	a.Packets = distinct.Of(a.Packets)
 	for _, p := range a.Packets {
 		v := t.Evaluate(b.Chain, p)
-		needed = needed || v != filter.Accepted
+		if v == filter.Accepted {
+			continue
+		}
+		if !needed && b.Accepts == nil {
+			b.packet, b.place = p, t.DroppedAt(b.Chain, p)
+		}
+		needed = true
 		b.Sure = b.Sure || v == filter.Dropped
 	}
 	if needed {
@@ -293,7 +311,20 @@ func (b BlockingChain) Text() string {
 	if b.Sure {
 		drops = "drops"
 	}
-	return fmt.Sprintf("the chain %s of %s %s packets %s", b.Chain, b.owner(), drops, strings.Join(names, ", "))
+	return fmt.Sprintf("the chain %s of %s %s packets %s%s", b.Chain, b.owner(), drops, strings.Join(names, ", "), b.reason())
+}
+
+// reason names the rule that drops the first packet, unless it drops whatever nothing else
+// has accepted.
+func (b BlockingChain) reason() string {
+	if len(b.place.Rule.Conditions) == 0 {
+		return ""
+	}
+	on := ""
+	if b.packet.In != "" {
+		on = " on " + b.packet.In
+	}
+	return fmt.Sprintf(" (the rule %q of the chain %s drops those from %s to %s%s)", b.place.Rule.String(), b.place.Chain, b.packet.Source, b.packet.Destination, on)
 }
 
 // owner names the program or table that has the rules.

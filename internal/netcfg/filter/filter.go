@@ -110,8 +110,9 @@ const (
 	Family      Field = "family"      // ip | ip6
 	Protocol    Field = "protocol"    // tcp | udp | icmp | ipv6-icmp | a number
 	Port        Field = "port"        // of the destination: 80, 80-90
-	Source      Field = "source"      // prefix
-	Destination Field = "destination" // prefix
+	SourcePort  Field = "sourceport"  // as Port
+	Source      Field = "source"      // prefix, or a range such as 10.0.0.5-10.0.0.9
+	Destination Field = "destination" // as Source
 	Type        Field = "type"        // of the destination's address: local | unicast | …
 	State       Field = "state"       // of the connection in conntrack: new | established | …
 	Mark        Field = "mark"        // number; sample packets always have 0
@@ -124,6 +125,7 @@ type Packet struct {
 	Out         string // link by which it leaves; "" for a packet to the host itself
 	Protocol    string // tcp | udp
 	Port        uint16 // of the destination
+	SourcePort  uint16
 	Source      netip.Addr
 	Destination netip.Addr
 	Established bool // it belongs to a connection that was accepted before
@@ -143,7 +145,7 @@ const (
 
 // Evaluate returns the verdict of a base chain on a packet.
 func (t Table) Evaluate(chain string, p Packet) Verdict {
-	o := walk{t, p, map[string]outcome{}}.through(chain)
+	o := t.walk(p).through(chain)
 	switch {
 	case o.verdict == Accepted, o.verdict == undecided && !t.Chains[chain].Drops:
 		return Accepted
@@ -159,7 +161,7 @@ func (t Table) RuleVerdict(r Rule, p Packet) Verdict {
 	if r.met(p) != yes {
 		return undecided
 	}
-	return walk{t, p, map[string]outcome{}}.follow(r).verdict
+	return t.walk(p).follow(r).verdict
 }
 
 // Matches reports whether a packet certainly meets all conditions of a rule.
@@ -174,25 +176,42 @@ type walk struct {
 }
 
 // outcome is the result of a chain. maybe is set if a rule that is not understood may
-// have accepted the packet before.
+// have accepted the packet before. place is where the packet was dropped.
 type outcome struct {
 	verdict Verdict
 	maybe   bool
+	place   Place
 }
+
+// Place is a rule, or the policy of a base chain, that drops a packet.
+type Place struct {
+	Chain string
+	Rule  Rule // zero for the policy
+}
+
+// DroppedAt returns where a base chain drops a packet.
+func (t Table) DroppedAt(chain string, p Packet) Place {
+	if o := t.walk(p).through(chain); o.verdict == Dropped {
+		return o.place
+	}
+	return Place{Chain: chain}
+}
+
+func (t Table) walk(p Packet) walk { return walk{t, p, map[string]outcome{}} }
 
 func (w walk) through(chain string) outcome {
 	if o, ok := w.known[chain]; ok {
 		return o
 	}
 	w.known[chain] = outcome{maybe: true} // ends loops of jumps, which the kernel would refuse
-	o := w.rules(w.Chains[chain].Rules)
+	o := w.rules(chain)
 	w.known[chain] = o
 	return o
 }
 
-func (w walk) rules(rules []Rule) outcome {
+func (w walk) rules(chain string) outcome {
 	maybe := false
-	for _, r := range rules {
+	for _, r := range w.Chains[chain].Rules {
 		met := r.met(w.packet)
 		if met == no || r.Action == None {
 			continue
@@ -201,12 +220,16 @@ func (w walk) rules(rules []Rule) outcome {
 			break
 		}
 		o := w.follow(r)
+		if r.Action == Drop {
+			o.place = Place{chain, r}
+		}
 		maybe = maybe || o.maybe || met == unknown && o.verdict == Accepted
 		if met == yes && (o.verdict != undecided || r.Action == Goto) {
-			return outcome{o.verdict, maybe}
+			o.maybe = maybe
+			return o
 		}
 	}
-	return outcome{undecided, maybe}
+	return outcome{maybe: maybe}
 }
 
 // follow returns the outcome of a rule's action.
@@ -262,6 +285,8 @@ func (p Packet) has(f Field, value string) bool {
 		return value == p.Protocol
 	case Port:
 		return inRange(value, p.Port)
+	case SourcePort:
+		return inRange(value, p.SourcePort)
 	case Source:
 		return isIn(value, p.Source)
 	case Destination:
@@ -283,16 +308,46 @@ func isLink(pattern, name string) bool {
 
 // inRange reports whether a port is in a range such as 80 or 80-90.
 func inRange(ports string, port uint16) bool {
-	first, last, ok := strings.Cut(ports, "-")
-	if !ok {
-		last = first
-	}
-	from, err1 := strconv.ParseUint(first, 10, 16)
-	to, err2 := strconv.ParseUint(last, 10, 16)
-	return err1 == nil && err2 == nil && from <= uint64(port) && uint64(port) <= to
+	from, to, ok := portBounds(ports)
+	return ok && from <= port && port <= to
 }
 
-func isIn(prefix string, a netip.Addr) bool {
-	p, err := netip.ParsePrefix(prefix)
-	return err == nil && p.Contains(a)
+// portBounds returns the first and the last port of a range.
+func portBounds(ports string) (from, to uint16, ok bool) {
+	first, last, isRange := strings.Cut(ports, "-")
+	if !isRange {
+		last = first
+	}
+	low, err1 := strconv.ParseUint(first, 10, 16)
+	high, err2 := strconv.ParseUint(last, 10, 16)
+	return uint16(low), uint16(high), err1 == nil && err2 == nil
+}
+
+func isIn(addrs string, a netip.Addr) bool {
+	from, to, ok := bounds(addrs)
+	return ok && from.BitLen() == a.BitLen() && from.Compare(a) <= 0 && a.Compare(to) <= 0
+}
+
+// bounds returns the first and the last address of a prefix or range.
+func bounds(addrs string) (from, to netip.Addr, ok bool) {
+	if first, last, isRange := strings.Cut(addrs, "-"); isRange {
+		from, err1 := netip.ParseAddr(first)
+		to, err2 := netip.ParseAddr(last)
+		return from, to, err1 == nil && err2 == nil
+	}
+	p, err := netip.ParsePrefix(addrs)
+	if err != nil {
+		return from, to, false
+	}
+	return p.Masked().Addr(), Last(p), true
+}
+
+// Last returns the last address of a prefix.
+func Last(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	addr, _ := netip.AddrFromSlice(b)
+	return addr
 }

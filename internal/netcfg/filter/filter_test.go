@@ -4,14 +4,16 @@ package filter
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 )
 
 // forwarded is a packet from the mesh to a pod.
 var forwarded = Packet{
-	In: "meshd0", Out: "kube-bridge", Protocol: "tcp", Port: 80,
+	In: "meshd0", Out: "kube-bridge", Protocol: "tcp", Port: 80, SourcePort: 40005,
 	Source: netip.MustParseAddr("10.42.1.2"), Destination: netip.MustParseAddr("10.42.0.2"),
 }
 
@@ -52,6 +54,10 @@ func TestJudge(t *testing.T) {
 		{"may be accepted", "-P FORWARD DROP\n-A FORWARD -m set --match-set friends src -j ACCEPT", forwarded, Unsure},
 		{"may be accepted after a jump", "-P FORWARD DROP\n-N X\n-A FORWARD -j X\n-A X -m set --match-set friends src -j ACCEPT\n-A X -j DROP", forwarded, Unsure},
 		{"may be dropped", "-P FORWARD ACCEPT\n-A FORWARD -m set --match-set foes src -j DROP", forwarded, Accepted},
+		{"source port", "-P FORWARD ACCEPT\n-A FORWARD -p tcp -m tcp --sport 40000:40010 -j DROP", forwarded, Dropped},
+		{"another source port", "-P FORWARD ACCEPT\n-A FORWARD -p tcp -m multiport --sports 1:1023,50000 -j DROP", forwarded, Accepted},
+		{"range of addresses", "-P FORWARD ACCEPT\n-A FORWARD -m iprange --src-range 10.42.0.9-10.42.1.2 -j DROP", forwarded, Dropped},
+		{"not in a range of addresses", "-P FORWARD ACCEPT\n-A FORWARD -m iprange ! --dst-range 10.42.0.1-10.42.0.2 -j DROP", forwarded, Accepted},
 		{"not understood, but for another link", "-P FORWARD DROP\n-A FORWARD -i eth0 -m set --match-set friends src -j ACCEPT", forwarded, Dropped},
 	}
 	for _, tt := range tests {
@@ -156,5 +162,77 @@ func TestRedirected(t *testing.T) {
 				t.Errorf("redirect: got %+v, %v, want %+v", got, ok, tt.want)
 			}
 		})
+	}
+}
+
+// TestDroppedAt checks that the rule is named that drops a packet, not those before it.
+func TestDroppedAt(t *testing.T) {
+	const rules = "-P FORWARD ACCEPT\n-N mine\n-A FORWARD -i eth0 -j DROP\n-A FORWARD -j mine\n-A mine -p udp -j DROP\n-A mine -s 10.42.0.0/16 ! -i eth0 -m set --match-set a src -j RETURN\n-A mine -s 10.42.0.0/16 ! -i eth0 -j DROP"
+	got := Parse(XTNFT, "ip", "filter", rules).DroppedAt("FORWARD", forwarded)
+	if want := "saddr 10.42.0.0/16 iifname != eth0 drop"; got.Chain != "mine" || got.Rule.String() != want {
+		t.Errorf("got %q in the chain %s, want %q in mine", got.Rule, got.Chain, want)
+	}
+	got = Parse(XTNFT, "ip", "filter", "-P FORWARD DROP").DroppedAt("FORWARD", forwarded)
+	if got.Chain != "FORWARD" || got.Rule.String() != "" {
+		t.Errorf("got %q in the chain %s, want the policy of FORWARD", got.Rule, got.Chain)
+	}
+}
+
+func TestRuleString(t *testing.T) {
+	for rule, want := range map[string]string{
+		"-p udp -m multiport --sports 1:5,9 -j DROP":                               "meta l4proto udp th sport { 1-5, 9 } drop",
+		"-d 10.0.0.0/8 -m multiport --dports 1,2,3,4 -j ACCEPT":                    "daddr 10.0.0.0/8 th dport { 1, 2, 3, ... } accept",
+		"-m set --match-set a src -m conntrack --ctstate NEW -g X":                 "... ct state new goto X",
+		"-m mark ! --mark 0x10/0x10 -o br+ -m addrtype --dst-type LOCAL -j RETURN": "meta mark != 16 oifname br* fib daddr type local return",
+	} {
+		if got := Parse(XTNFT, "ip", "filter", "-N X\n-A X "+rule).Chains["X"].Rules[0].String(); got != want {
+			t.Errorf("%s: got %q, want %q", rule, got, want)
+		}
+	}
+}
+
+// TestDistinct checks the law that makes few packets stand for many: each packet has the
+// verdict of the one that stands for its class.
+func TestDistinct(t *testing.T) {
+	table := Parse(XTNFT, "ip", "filter", `-P INPUT ACCEPT
+-A INPUT -s 10.0.1.0/24 -p udp --sport 100:200 -j DROP
+-A INPUT -m iprange --src-range 10.0.3.7-10.0.3.9 -j DROP
+-A INPUT -s 255.255.255.255/32 -j DROP
+-A INPUT -d 10.0.9.1/32 ! -i eth0 -p udp -m multiport --dports 5,65535 -j DROP`)
+	addr := func(third, fourth int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(third), byte(fourth)}) }
+	rapid.Check(t, func(t *rapid.T) {
+		var packets []Packet
+		for range 200 {
+			packets = append(packets, Packet{
+				In: rapid.SampledFrom([]string{"eth0", "eth1"}).Draw(t, "in"), Protocol: "udp",
+				Port:        rapid.SampledFrom([]uint16{4, 5, 6, 65534, 65535}).Draw(t, "port"),
+				SourcePort:  rapid.SampledFrom([]uint16{99, 100, 150, 200, 201}).Draw(t, "source port"),
+				Source:      addr(rapid.IntRange(0, 4).Draw(t, "network"), rapid.IntRange(0, 12).Draw(t, "host")),
+				Destination: addr(9, rapid.IntRange(0, 2).Draw(t, "destination")),
+			})
+		}
+		parts := NewDistinct(table, nil)
+		few := parts.Of(packets)
+		for _, p := range packets {
+			same := parts.Of(append(slices.Clone(few), p))
+			if len(same) != len(few) {
+				t.Fatalf("nothing stands for %+v", p)
+			}
+			one := slices.IndexFunc(few, func(f Packet) bool { return len(parts.Of([]Packet{f, p})) == 1 })
+			if got, want := table.Evaluate("INPUT", few[one]), table.Evaluate("INPUT", p); got != want {
+				t.Fatalf("%+v is %s, but stands for %+v, which is %s", few[one], got, p, want)
+			}
+		}
+	})
+	// Nodes that no rule tells apart are one packet.
+	var nodes []Packet
+	for i := range 200 {
+		nodes = append(nodes, Packet{In: "eth0", Protocol: "udp", Port: 51820, SourcePort: uint16(40000 + i), Source: addr(100, i), Destination: addr(9, 5)})
+	}
+	if got := len(NewDistinct(table, nil).Of(nodes)); got != 1 {
+		t.Errorf("got %d packets for %d nodes, want 1", got, len(nodes))
+	}
+	if got := len(NewDistinct(table, []netip.Prefix{netip.MustParsePrefix("10.0.100.64/26")}).Of(nodes)); got != 3 {
+		t.Errorf("got %d packets for nodes within a source and beside it, want 3", got)
 	}
 }

@@ -116,11 +116,17 @@ func parseCondition(option, arg string) Condition {
 	case "-p":
 		return Condition{Field: Protocol, Values: []string{arg}}
 	case "--dport", "--dports":
-		return Condition{Field: Port, Values: strings.Split(strings.ReplaceAll(arg, ":", "-"), ",")}
+		return portsCondition(Port, arg)
+	case "--sport", "--sports":
+		return portsCondition(SourcePort, arg)
 	case "-s":
 		return prefixCondition(Source, arg)
 	case "-d":
 		return prefixCondition(Destination, arg)
+	case "--src-range":
+		return Condition{Field: Source, Values: []string{arg}}
+	case "--dst-range":
+		return Condition{Field: Destination, Values: []string{arg}}
 	case "--mark":
 		return markCondition(arg)
 	case "--dst-type":
@@ -129,6 +135,11 @@ func parseCondition(option, arg string) Condition {
 		return Condition{Field: State, Values: strings.Split(strings.ToLower(arg), ",")}
 	}
 	return Condition{Field: Unknown}
+}
+
+// portsCondition parses a list of ports and of ranges such as 80:90.
+func portsCondition(f Field, arg string) Condition {
+	return Condition{Field: f, Values: strings.Split(strings.ReplaceAll(arg, ":", "-"), ",")}
 }
 
 // markCondition parses value/mask.

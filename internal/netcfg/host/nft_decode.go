@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -49,7 +50,7 @@ func (d decoder) decode(exprs []expr.Any) []filter.Rule {
 		case *expr.Bitwise:
 			l.mask = e.Mask
 		case *expr.Cmp:
-			r.Conditions = append(r.Conditions, l.compare(e))
+			r.Conditions = append(r.Conditions, l.compare(e)...)
 		case *expr.Range:
 			r.Conditions = append(r.Conditions, l.between(e))
 		case *expr.Lookup:
@@ -174,11 +175,12 @@ func xtDestination(info xt.InfoAny) string {
 // ports, 15 ports, a flag for each port that starts a range, and whether the match is
 // negated.
 func multiport(data []byte) filter.Condition {
-	const destination, most, size = 1, 15, 2 + 2*15 + 15 + 1
-	if len(data) < size || data[0] != destination || data[1] > most {
+	const most, size = 15, 2 + 2*15 + 15 + 1
+	fields := []filter.Field{filter.SourcePort, filter.Port} // by the first byte
+	if len(data) < size || int(data[0]) >= len(fields) || data[1] > most {
 		return filter.Condition{Field: filter.Unknown}
 	}
-	c := filter.Condition{Field: filter.Port, Not: data[size-1] != 0}
+	c := filter.Condition{Field: fields[data[0]], Not: data[size-1] != 0}
 	first := ""
 	for i := range int(data[1]) {
 		port := strconv.Itoa(int(binary.NativeEndian.Uint16(data[2+2*i:])))
@@ -286,7 +288,7 @@ func (d decoder) loadMeta(key expr.MetaKey) load {
 	return load{}
 }
 
-// loadPayload recognizes addresses and the destination port by their position in the
+// loadPayload recognizes addresses and ports by their position in the
 // headers. The positions of IPv4 and IPv6 addresses differ. nft loads only as many bytes
 // of an address as it compares.
 func loadPayload(e *expr.Payload) load {
@@ -295,6 +297,8 @@ func loadPayload(e *expr.Payload) load {
 		offset uint32
 	}
 	switch (place{e.Base, e.Offset}) {
+	case place{expr.PayloadBaseTransportHeader, 0}:
+		return load{field: filter.SourcePort}
 	case place{expr.PayloadBaseTransportHeader, 2}:
 		return load{field: filter.Port}
 	case place{expr.PayloadBaseNetworkHeader, 12}:
@@ -309,45 +313,89 @@ func loadPayload(e *expr.Payload) load {
 	return load{}
 }
 
-// compare returns the condition of a comparison with one value.
-func (l load) compare(e *expr.Cmp) filter.Condition {
+// compare returns the condition of a comparison with one value. If a rule compares the
+// source and the destination, nft compares both at once (payload_try_merge in payload.c).
+func (l load) compare(e *expr.Cmp) []filter.Condition {
 	if l.field == filter.State && l.mask != nil && e.Op == expr.CmpOpNeq {
-		return filter.Condition{Field: filter.State, Values: states(l.mask)} // (state & mask) != 0
+		return []filter.Condition{{Field: filter.State, Values: states(l.mask)}} // (state & mask) != 0
+	}
+	if second, ok := destinations[l.field]; ok && l.mask == nil && e.Op == expr.CmpOpEq && len(e.Data) == 2*l.width() {
+		first, last := *e, *e
+		first.Data, last.Data = e.Data[:l.width()], e.Data[l.width():]
+		return append(l.compare(&first), load{field: second, size: l.size}.compare(&last)...)
 	}
 	value, ok := l.value(e.Data)
-	switch {
-	case !ok:
-	case e.Op == expr.CmpOpEq || e.Op == expr.CmpOpNeq:
-		return filter.Condition{Field: l.field, Not: e.Op == expr.CmpOpNeq, Values: []string{value}}
-	case e.Op == expr.CmpOpGte && l.field == filter.Port:
-		return filter.Condition{Field: filter.Port, Values: []string{value + "-65535"}}
-	case e.Op == expr.CmpOpLte && l.field == filter.Port:
-		return filter.Condition{Field: filter.Port, Values: []string{"0-" + value}}
+	switch e.Op {
+	case expr.CmpOpEq, expr.CmpOpNeq:
+	case expr.CmpOpGte:
+		value, ok = l.span(e.Data, bytes.Repeat([]byte{0xff}, l.width()))
+	case expr.CmpOpLte:
+		value, ok = l.span(make([]byte, l.width()), e.Data)
+	default:
+		ok = false
 	}
-	return filter.Condition{Field: filter.Unknown}
+	if !ok {
+		return []filter.Condition{{Field: filter.Unknown}}
+	}
+	return []filter.Condition{{Field: l.field, Not: e.Op == expr.CmpOpNeq, Values: []string{value}}}
 }
 
-// between returns the condition of a comparison with a range. Only ranges of ports are
-// understood.
+// destinations are the fields that follow others in the headers.
+var destinations = map[filter.Field]filter.Field{filter.Source: filter.Destination, filter.SourcePort: filter.Port}
+
+// width is the length of an address or port, in bytes; 0 for other fields.
+func (l load) width() int {
+	switch l.field {
+	case filter.Source, filter.Destination:
+		return l.size
+	case filter.Port, filter.SourcePort:
+		return 2
+	}
+	return 0
+}
+
+// span formats a range of addresses, of ports, or of the link names that begin alike.
+func (l load) span(from, to []byte) (string, bool) {
+	if l.links == nil && (l.field == filter.In || l.field == filter.Out) {
+		start := bytes.TrimRight(from, "\x00")
+		switch end := bytes.TrimRight(to, "\xff"); {
+		case bytes.Equal(from, to):
+			return linkPattern(from), true
+		case bytes.Equal(start, end):
+			return string(start) + "*", true
+		}
+		return "", false
+	}
+	if w := l.width(); w == 0 || l.mask != nil || len(from) != w || len(to) != w {
+		return "", false
+	}
+	first, ok1 := l.value(from)
+	last, ok2 := l.value(to)
+	if l.size != 0 { // a value is a prefix
+		first, _, _ = strings.Cut(first, "/")
+		last, _, _ = strings.Cut(last, "/")
+	}
+	return first + "-" + last, ok1 && ok2
+}
+
+// between returns the condition of a comparison with a range. Only ranges of addresses and
+// ports are understood.
 func (l load) between(e *expr.Range) filter.Condition {
-	from, ok1 := l.value(e.FromData)
-	to, ok2 := l.value(e.ToData)
-	if l.field != filter.Port || !ok1 || !ok2 {
+	value, ok := l.span(e.FromData, e.ToData)
+	if !ok {
 		return filter.Condition{Field: filter.Unknown}
 	}
-	return filter.Condition{Field: filter.Port, Not: e.Op == expr.CmpOpNeq, Values: []string{from + "-" + to}}
+	return filter.Condition{Field: l.field, Not: e.Op == expr.CmpOpNeq, Values: []string{value}}
 }
 
-// lookUp returns the condition of a lookup in a set. Sets of intervals are not
-// understood.
+// lookUp returns the condition of a lookup in a set.
 func (l load) lookUp(e *expr.Lookup, elements []nftables.SetElement) filter.Condition {
 	c := filter.Condition{Field: l.field, Not: e.Invert}
-	for _, element := range elements {
-		value, ok := l.value(element.Key)
-		if !ok || element.IntervalEnd || len(element.KeyEnd) > 0 {
+	for _, m := range l.members(elements) {
+		if !m.ok {
 			return filter.Condition{Field: filter.Unknown}
 		}
-		c.Values = append(c.Values, value)
+		c.Values = append(c.Values, m.value)
 	}
 	if len(c.Values) == 0 {
 		return filter.Condition{Field: filter.Unknown}
@@ -358,16 +406,73 @@ func (l load) lookUp(e *expr.Lookup, elements []nftables.SetElement) filter.Cond
 // verdicts returns the rules for the elements of a verdict map.
 func (l load) verdicts(r filter.Rule, elements []nftables.SetElement) []filter.Rule {
 	var rules []filter.Rule
-	for _, e := range elements {
+	for _, m := range l.members(elements) {
 		c := filter.Condition{Field: filter.Unknown}
-		if value, ok := l.value(e.Key); ok && !e.IntervalEnd {
-			c = filter.Condition{Field: l.field, Values: []string{value}}
+		if m.ok {
+			c = filter.Condition{Field: l.field, Values: []string{m.value}}
 		}
 		one := filter.Rule{Conditions: append(append([]filter.Condition{}, r.Conditions...), c)}
-		one.Action, one.Chain = elementVerdict(e.Val)
+		one.Action, one.Chain = elementVerdict(m.element.Val)
 		rules = append(rules, one)
 	}
 	return rules
+}
+
+// member is an element of a set or map: a value, or an interval.
+type member struct {
+	element nftables.SetElement
+	value   string
+	ok      bool // the value is understood
+}
+
+// members returns the elements of a set. The kernel lists an interval as two elements: its
+// first value, and the one behind its last, which is marked as an end. The highest interval
+// may have no end, and there may be an end before the first interval (nft_set_rbtree.c).
+func (l load) members(elements []nftables.SetElement) []member {
+	isEnd := func(e nftables.SetElement) bool { return e.IntervalEnd }
+	if !slices.ContainsFunc(elements, isEnd) {
+		var out []member
+		for _, e := range elements {
+			value, ok := l.value(e.Key)
+			out = append(out, member{e, value, ok && len(e.KeyEnd) == 0})
+		}
+		return out
+	}
+	sorted := slices.Clone(elements)
+	slices.SortStableFunc(sorted, func(a, b nftables.SetElement) int {
+		switch c := bytes.Compare(a.Key, b.Key); {
+		case c != 0 || a.IntervalEnd == b.IntervalEnd:
+			return c
+		case a.IntervalEnd:
+			return -1
+		}
+		return 1
+	})
+	var out []member
+	for i, e := range sorted {
+		if e.IntervalEnd {
+			continue
+		}
+		last := bytes.Repeat([]byte{0xff}, len(e.Key))
+		if i+1 < len(sorted) {
+			last = before(sorted[i+1].Key)
+		}
+		value, ok := l.span(e.Key, last)
+		out = append(out, member{e, value, ok})
+	}
+	return out
+}
+
+// before returns the number before a number of several bytes, the highest byte first.
+func before(number []byte) []byte {
+	out := slices.Clone(number)
+	for i := range slices.Backward(out) {
+		out[i]--
+		if out[i] != 0xff {
+			break
+		}
+	}
+	return out
 }
 
 // value formats the bytes that a field is compared with in the form that a condition
@@ -385,7 +490,7 @@ func (l load) value(data []byte) (value string, ok bool) {
 		if value, ok = protocols[data[0]]; !ok {
 			value, ok = strconv.Itoa(int(data[0])), true
 		}
-	case l.field == filter.Port && len(data) == 2:
+	case (l.field == filter.Port || l.field == filter.SourcePort) && len(data) == 2:
 		value, ok = strconv.Itoa(int(binary.BigEndian.Uint16(data))), true
 	case l.field == filter.Source || l.field == filter.Destination:
 		return l.prefix(data)
