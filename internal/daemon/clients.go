@@ -24,8 +24,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// AddClient implements control.Daemon. The loop does it, so that of two at once the
-// second sees the first.
+// AddClient implements control.Daemon.
 func (d *daemon) AddClient(ctx context.Context, r control.ClientRequest) (config control.ClientConfig, err error) {
 	wait := d.inLoop(ctx, func() { config, err = d.addClient(r, time.Now()) })
 	return config, errors.Join(wait, err)
@@ -51,9 +50,9 @@ func (d *daemon) addClient(r control.ClientRequest, now time.Time) (control.Clie
 	return clientConfig(in, c, withServiceGateway(t.view.Alive, c)), nil
 }
 
-// saveClients writes what is known to disk at once: a client whose configuration is
-// out, or that was removed, is to be so after this daemon's end, too. The loop tries
-// again, and complains, if that fails.
+// saveClients writes the objects to disk at once, so that a client whose configuration was
+// given out, or that was removed, stays so after a crash. If that fails, the loop tries
+// again and reports it.
 func (d *daemon) saveClients(now time.Time) {
 	if err := d.saveObjects(now, true); err != nil {
 		d.log.Warn("clients are not on disk yet", "err", err)
@@ -68,17 +67,17 @@ func clientInput(t turn) (mesh.Input, error) {
 	return t.wanted.Input, nil
 }
 
-// newClient makes the client that is asked for, without author and ID.
+// newClient returns the requested client, without author and ID.
 func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Client, error) {
 	c := mesh.Client{Name: r.Name, Added: now.UnixMilli()}
 	var err error
 	if c.Key, err = wgtypes.ParseKey(r.PublicKey); err != nil || c.Key == (wgtypes.Key{}) {
-		return c, fmt.Errorf("%q is no WireGuard public key", r.PublicKey)
+		return c, fmt.Errorf("%q is not a WireGuard public key", r.PublicKey)
 	}
 	if r.PresharedKey != "" {
 		key, err := wgtypes.ParseKey(r.PresharedKey)
 		if err != nil {
-			return c, errors.New("the preshared key is no WireGuard key")
+			return c, errors.New("the preshared key is not a WireGuard key")
 		}
 		c.PresharedKey = mesh.PresharedKey(key)
 	}
@@ -95,10 +94,10 @@ func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Clie
 	return c, assign(in, &c, r.ServiceGateway)
 }
 
-// checkUnique refuses a client whose name or key is another client's or a node's.
+// checkUnique refuses a client with the name or key of another client or a node.
 func checkUnique(in mesh.Input, c mesh.Client) error {
 	if _, err := mesh.ParseID(c.Name); err == nil {
-		return fmt.Errorf("%s looks like a fingerprint, which other commands would take it for; choose another name", c.Name)
+		return fmt.Errorf("%s looks like a fingerprint, and other commands would take it for one; choose another name", c.Name)
 	}
 	for _, o := range in.Clients {
 		switch {
@@ -119,11 +118,11 @@ func checkUnique(in mesh.Input, c mesh.Client) error {
 	return nil
 }
 
-// place gives a client an address, and the service gateway that it asks for.
+// assign gives a client an address, and the service gateway that it asks for.
 func assign(in mesh.Input, c *mesh.Client, gateway string) error {
 	var ok bool
 	if c.Index, ok = mesh.FreeClientIndex(in.Cluster, in.Clients, c.Key); !ok {
-		return fmt.Errorf("all %d addresses for clients are taken: run meshd client remove for those that are not needed; for more, cluster.overlay must be wider", in.Cluster.ClientSlots())
+		return fmt.Errorf("all %d addresses for clients are taken: run meshd client remove for clients that are not needed; for more, cluster.overlay must be wider", in.Cluster.ClientSlots())
 	}
 	for _, n := range in.Records {
 		if gateway != "" && (n.Name == gateway || n.ID().String() == gateway) {
@@ -137,7 +136,7 @@ func assign(in mesh.Input, c *mesh.Client, gateway string) error {
 	case gateway != "" && c.ServiceGateway == mesh.ID{}:
 		return fmt.Errorf("no node is named %s; meshd status lists them", gateway)
 	case gateway != "" && !slices.Contains(homes, c.ServiceGateway):
-		return fmt.Errorf("clients have no tunnels to node %s: it has no endpoint, or is no gateway of its location", gateway)
+		return fmt.Errorf("clients have no tunnels to node %s: it has no endpoint, or is not a gateway of its location", gateway)
 	}
 	return nil
 }
@@ -268,13 +267,12 @@ func (cache *configCache) get(client mesh.ID, silent []mesh.ID, work func(silent
 	return c
 }
 
-// findClient finds the one client of a name or an ID. Errors wrap
-// control.ErrRefused.
+// findClient returns the client with a name or ID. Errors wrap control.ErrRefused.
 func findClient(clients []mesh.Client, name string) (mesh.Client, error) {
 	var found []mesh.Client
 	for _, c := range clients {
 		if c.ID.String() == name {
-			return c, nil // also if somebody else is named so
+			return c, nil // even if another client has this name
 		}
 		if c.Name == name {
 			found = append(found, c)
@@ -289,7 +287,7 @@ func findClient(clients []mesh.Client, name string) (mesh.Client, error) {
 	return found[0], nil
 }
 
-// clientConfig works out what a client is to be configured with.
+// clientConfig returns the configuration of a client.
 func clientConfig(in mesh.Input, c mesh.Client, alive map[mesh.ID]bool) control.ClientConfig {
 	m := mesh.ClientConfigOf(in, c, alive)
 	out := control.ClientConfig{
@@ -314,8 +312,8 @@ func clientPeers(peers []mesh.ClientPeer) []control.ClientPeer {
 	return out
 }
 
-// clientEndpoint chooses the one endpoint that a client's configuration has room
-// for: what a person has configured, else IPv4, which most networks have.
+// clientEndpoint returns the best endpoint, because a client's configuration has room for
+// one: what a person has configured, else an IPv4 address, because most networks have IPv4.
 func clientEndpoint(endpoints []mesh.Endpoint) string {
 	best := slices.MinFunc(endpoints, func(a, b mesh.Endpoint) int { return cmp.Compare(rankEndpoint(a), rankEndpoint(b)) })
 	return net.JoinHostPort(best.Host, strconv.Itoa(int(best.Port)))
@@ -340,8 +338,8 @@ func accessStrings(list []mesh.Access) []string {
 	return out
 }
 
-// clientStatus joins what is known of the clients that count with what WireGuard
-// knows of their tunnels to this node.
+// clientStatus returns the clients that are in force, with what WireGuard knows of their
+// tunnels to this node.
 func clientStatus(t index) []control.ClientStatus {
 	out := []control.ClientStatus{}
 	onDevice := make(map[wgtypes.Key]netcfg.Peer, len(t.observed.Peers))

@@ -41,8 +41,8 @@ func TestHostileNewClient(t *testing.T) {
 		{"all that can be asked for", func(_ *mesh.Input, r *control.ClientRequest) {
 			r.PresharedKey, r.Access, r.ServiceGateway = key(9), []string{"tcp/443@services", "10.0.0.0/8"}, "open"
 		}, ""},
-		{"no key", func(_ *mesh.Input, r *control.ClientRequest) { r.PublicKey = "x" }, "no WireGuard public key"},
-		{"preshared key", func(_ *mesh.Input, r *control.ClientRequest) { r.PresharedKey = "secret" }, "the preshared key is no WireGuard key"},
+		{"no key", func(_ *mesh.Input, r *control.ClientRequest) { r.PublicKey = "x" }, "not a WireGuard public key"},
+		{"preshared key", func(_ *mesh.Input, r *control.ClientRequest) { r.PresharedKey = "secret" }, "the preshared key is not a WireGuard key"},
 		{"access", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{"all"} }, "want pods, services, nodes"},
 		{"name", func(_ *mesh.Input, r *control.ClientRequest) { r.Name = "taken" }, "meshd client remove taken"},
 		{"name in another case", func(_ *mesh.Input, r *control.ClientRequest) { r.Name = "TAKEN" }, "there is a client taken"},

@@ -82,8 +82,7 @@ type daemon struct {
 	services services
 	servers  servers
 
-	log            *slog.Logger
-	journal        journal
+	log            journal
 	metrics        *metrics.Metrics
 	online         bool           // pods may start, as meshd status --wait waits for it
 	reloadProblems []mesh.Problem // of the last reload, until one succeeds
@@ -102,7 +101,7 @@ type self struct {
 
 func newDaemon(opt Options, cfg config.Config) *daemon {
 	d := &daemon{
-		opt: opt, cfg: cfg, log: opt.Logger, journal: newJournal(), metrics: metrics.New(opt.Version, time.Now),
+		opt: opt, cfg: cfg, log: newJournal(opt.Logger), metrics: metrics.New(opt.Version, time.Now),
 		self: self{started: time.Now()}, services: hostServices{}, commands: make(chan command),
 	}
 	d.publish(control.Status{}, turn{})
@@ -131,7 +130,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	k, err := host.Open(host.Options{Logger: d.log, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	k, err := host.Open(host.Options{Logger: d.log.Logger, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
 		return fmt.Errorf("open host: %w", err)
 	}

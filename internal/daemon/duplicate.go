@@ -4,18 +4,18 @@ package daemon
 
 import "errors"
 
-// giveWay leaves the traffic to the other host that has this identity. A stopped daemon's
-// kernel would go on, and take packets away from that host. The next start knows.
-func (d *daemon) giveWay() error {
-	if err := errors.Join(d.promiseDuplicate(true), d.kernel.TakeDown()); err != nil {
+// takeDown takes the device down and saves that this node stopped as a duplicate. Otherwise
+// the kernel would go on after the daemon, and take packets away from the other host.
+func (d *daemon) takeDown() error {
+	if err := errors.Join(d.saveDuplicate(true), d.kernel.TakeDown()); err != nil {
 		return err
 	}
 	d.log.Info("device set down, since this node's identity runs elsewhere")
 	return nil
 }
 
-// promiseDuplicate writes down whether this identity was seen on another host.
-func (d *daemon) promiseDuplicate(is bool) error {
+// saveDuplicate saves whether this identity was seen on another host.
+func (d *daemon) saveDuplicate(is bool) error {
 	if d.disk.node.Duplicate == is {
 		return nil
 	}

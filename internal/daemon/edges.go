@@ -19,9 +19,9 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// The loop reads and changes the world through these interfaces alone. Run fills them
-// with the real ones. Tests fill them with fakes that record each call, see
-// trace_test.go: so a turn runs without root, and the order of its effects is tested.
+// The loop reads and changes everything outside the daemon through these interfaces. In
+// tests they are fakes that record each call, see trace_test.go: so a turn runs without
+// root, and the order of what it does is tested.
 
 // kernel is this host's network: host.Kernel.
 type kernel interface {
@@ -36,7 +36,7 @@ type kernel interface {
 	Writes() uint64
 }
 
-// network is what nodes tell each other: gossip.Gossip.
+// network is the exchange with other nodes: gossip.Gossip.
 type network interface {
 	View() mesh.View
 	LastHeard() map[mesh.ID]time.Time
@@ -65,7 +65,7 @@ type stateDir interface {
 	SetAside(name string) (string, error)
 }
 
-// prober watches those who carry traffic for this node: ping.Prober.
+// prober probes the nodes that carry this node's traffic: ping.Prober.
 type prober interface {
 	SetTargets([]probe.ScheduledTarget, probe.Pace)
 	Results() map[probe.Target]probe.Result
@@ -74,15 +74,15 @@ type prober interface {
 	PingOnce(context.Context, []probe.Target) (map[netip.Addr]time.Duration, error)
 }
 
-// The servers see that they listen: control.Server, and httplimit.Server at those
-// addresses alone.
+// The servers listen, or listen again: control.Server at its socket, and httplimit.Server at
+// exactly these addresses.
 type (
 	controlServer interface{ EnsureListening() error }
 	httpServer    interface{ EnsureListening(...netip.AddrPort) error }
 )
 
-// services are the programs of this host that wait for meshd: the container runtime,
-// k3s and systemd.
+// services are the programs on this host that wait for meshd: the container runtime, k3s
+// and systemd.
 type services interface {
 	ApplyCNI([]cni.Change) error
 	PodAddresses(podCIDRs []netip.Prefix) ([]netip.Addr, error)
@@ -90,7 +90,7 @@ type services interface {
 	Notify(state string) // for systemd, see sd_notify(3)
 }
 
-// hostServices are the real ones.
+// hostServices is the real implementation.
 type hostServices struct{}
 
 func (hostServices) ApplyCNI(changes []cni.Change) error { return cni.Apply(changes) }

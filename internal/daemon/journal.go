@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -16,25 +17,26 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// The journal tells of a day in few lines: so many at once, and one more each time
-// that this long has passed. What is left out is in meshd status as long as it lasts.
+// The loop logs at most changesBurst changes at once, and one more every changesPeriod, so
+// that a restless mesh does not fill the log. meshd status shows the rest while it lasts.
 const (
 	changesBurst  = 60
 	changesPeriod = 10 * time.Second
 )
 
-// journal bounds what the loop logs.
+// journal is the daemon's log. It limits what the loop logs.
 type journal struct {
+	*slog.Logger
 	changes *rate.Limiter // lines on changes from turn to turn
 	said    *loglimit.Limiter
 	failing bool // an error was logged, and no turn has succeeded since
 }
 
-func newJournal() journal {
-	return journal{changes: rate.NewLimiter(rate.Every(changesPeriod), changesBurst), said: new(loglimit.Limiter)}
+func newJournal(log *slog.Logger) journal {
+	return journal{Logger: log, changes: rate.NewLimiter(rate.Every(changesPeriod), changesBurst), said: new(loglimit.Limiter)}
 }
 
-// line is one of the journal's, with what slog adds to it.
+// line is a line of the log.
 type line struct {
 	text string
 	args []any
@@ -47,17 +49,17 @@ type line struct {
 func (d *daemon) logChanges(before, after control.Status) {
 	now := time.Now()
 	for _, l := range changes(before, after) {
-		if l.lasting && !d.journal.said.IsNew(now, append([]any{l.text}, l.args...)...) {
+		if l.lasting && !d.log.said.IsNew(now, append([]any{l.text}, l.args...)...) {
 			continue
 		}
-		if d.journal.changes.Allow() {
+		if d.log.changes.Allow() {
 			d.log.Info(l.text, l.args...)
 		}
 	}
 }
 
-// changes lists who came and who went, which routes changed, and which problems are new or
-// gone.
+// changes lists which nodes came and went, which routes changed, and which problems are new
+// or gone.
 func changes(before, after control.Status) []line {
 	var lines []line
 	add := func(names []string, text string, args ...any) {
@@ -112,7 +114,7 @@ func changes(before, after control.Status) []line {
 	return lines
 }
 
-// list names some of many.
+// list names some of many nodes.
 func list(names []string) string {
 	const most = 5
 	if more := len(names) - most; more > 0 {
@@ -121,7 +123,7 @@ func list(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// without returns those problems of a that are not in b.
+// without returns the problems of a that are not in b.
 func without(a, b []mesh.Problem) []mesh.Problem {
 	held := make(map[mesh.Problem]bool, len(b))
 	for _, p := range b {
@@ -130,8 +132,8 @@ func without(a, b []mesh.Problem) []mesh.Problem {
 	return slices.DeleteFunc(slices.Clone(a), func(p mesh.Problem) bool { return held[p] })
 }
 
-// newLines returns those lines of an error that the journal has not had lately, as text. A
-// turn's error has a line for each step that failed.
+// newLines returns those lines of an error that were not logged lately. A turn's error has
+// a line for each step that failed.
 func (j *journal) newLines(err error, now time.Time) string {
 	lines := slices.Collect(strings.Lines(shownError(err)))
 	return strings.TrimSpace(strings.Join(slices.DeleteFunc(lines, func(l string) bool { return !j.said.IsNew(now, strings.TrimSpace(l)) }), ""))

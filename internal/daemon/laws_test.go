@@ -258,7 +258,7 @@ func TestIdleTurnWritesNothing(t *testing.T) {
 // TestDuplicateGivesWayBeforeItSaysAnything: the turn that finds another daemon of this
 // identity tells nobody. It writes down what it is and sets its device down.
 func TestDuplicateGivesWayBeforeItSaysAnything(t *testing.T) {
-	all := after(t, "twin", "the other daemon tells its record")
+	all := after(t, "duplicate", "the other daemon tells its record")
 	last := all[len(all)-1]
 	var calls []string
 	for _, e := range last.effects {
@@ -319,10 +319,10 @@ func TestRefusedReloadChangesNothing(t *testing.T) {
 // again before it is sure that the other one is gone.
 func TestDuplicateLeavesTheHostAlone(t *testing.T) {
 	const applied = `^kernel\.Apply`
-	if found := find(after(t, "twin-again", "start"), applied); len(found) > 0 {
+	if found := find(after(t, "duplicate-again", "start"), applied); len(found) > 0 {
 		t.Errorf("the other one runs: at %v:\n%v", found[0].at, found[0].effects)
 	}
-	if found := find(after(t, "twin-gone", "start"), applied); len(found) == 0 {
+	if found := find(after(t, "duplicate-gone", "start"), applied); len(found) == 0 {
 		t.Error("the other one is gone, and the device stays down")
 	}
 }

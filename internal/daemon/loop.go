@@ -48,7 +48,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		}
 		if t.fatal != nil {
 			d.services.Notify("STOPPING=1")
-			return errors.Join(t.fatal, d.giveWay(), d.saveObjects(t.now, true))
+			return errors.Join(t.fatal, d.takeDown(), d.saveObjects(t.now, true))
 		}
 		retry = d.report(t, retry)
 		c.answer()
@@ -104,7 +104,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 		t.recheckIn(wait)
 		return t
 	}
-	t.note(nil, d.promiseDuplicate(false))
+	t.note(nil, d.saveDuplicate(false))
 	known := d.configure(ctx, &t, &in)
 	d.conclude(ctx, &t, in, known)
 	t.note(nil, d.saveObjects(t.now, false))
@@ -184,13 +184,13 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 // report publishes the result of a turn and returns the time after which a failed turn is
 // repeated.
 func (d *daemon) report(t turn, retry time.Duration) time.Duration {
-	if t.err == nil && d.journal.failing {
-		d.journal.failing = false
+	if t.err == nil && d.log.failing {
+		d.log.failing = false
 		d.log.Info("reconcile works again")
 	}
 	if t.err != nil {
-		if lines := d.journal.newLines(t.err, t.now); lines != "" {
-			d.journal.failing = true
+		if lines := d.log.newLines(t.err, t.now); lines != "" {
+			d.log.failing = true
 			d.log.Error("reconcile", "err", lines)
 		}
 	}

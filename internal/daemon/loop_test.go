@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 // beside it.
 func TestNewLines(t *testing.T) {
 	start := time.Unix(1000, 0)
-	j := newJournal()
+	j := newJournal(slog.New(slog.DiscardHandler))
 	space, route := errors.New("no space"), errors.New("no route")
 	for _, step := range []struct {
 		after time.Duration

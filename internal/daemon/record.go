@@ -64,8 +64,8 @@ func (d *daemon) promise() node.Promise {
 	return node.Promise{Sequence: d.disk.node.Sequence, Claim: d.disk.node.Claim, Ready: d.disk.node.Ready, Duplicate: d.disk.node.Duplicate}
 }
 
-// users says what uses the addresses that this node has claimed; "" for nothing. Where
-// that can't be told, something may.
+// users returns what uses the addresses that this node has claimed, "" for nothing. It is
+// not "" if that can't be found out.
 func (d *daemon) users(ctx context.Context, c mesh.Cluster) (string, error) {
 	claimed := slot(c, d.disk.node.Claim.Slot)
 	var users []string
@@ -90,7 +90,7 @@ func (d *daemon) users(ctx context.Context, c mesh.Cluster) (string, error) {
 	return strings.Join(users, ", "), nil
 }
 
-// shownUsers is how many users of an address a person is shown.
+// shownUsers is how many users of an address are listed.
 const shownUsers = 4
 
 // publishRecord publishes this node's record if it has changed. It is on disk before, so that

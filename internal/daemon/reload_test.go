@@ -35,7 +35,7 @@ func TestReloadRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := parse(t, "node: {name: a}")
-	d := &daemon{opt: Options{Config: path}, cfg: before, log: slog.New(slog.DiscardHandler), services: hostServices{}}
+	d := &daemon{opt: Options{Config: path}, cfg: before, log: newJournal(slog.New(slog.DiscardHandler)), services: hostServices{}}
 
 	d.reload()
 	for _, want := range []string{`^RELOADING=1\nMONOTONIC_USEC=[1-9]\d*\n?$`, `^READY=1$`} {

@@ -248,18 +248,18 @@ var scenarios = []scenario{
 		w.pass(10 * time.Second)
 		w.end()
 	}},
-	{"twin", "Another daemon runs with this identity, and was there before. This one gives way.", standsAlone, func(w *world) {
+	{"duplicate", "Another daemon runs with this identity, and was there before. This one gives way.", standsAlone, func(w *world) {
 		settled(w)
 		w.givesWay()
 	}},
-	{"twin-again", "A daemon starts again that has given way. The other one still runs, and this one does not touch the host.", standsAlone, func(w *world) {
+	{"duplicate-again", "A daemon starts again that has given way. The other one still runs, and this one does not touch the host.", standsAlone, func(w *world) {
 		settled(w, w.b1())
 		w.givesWay()
 		w.anew()
 		w.start()
 		w.givesWay()
 	}},
-	{"twin-gone", "A daemon starts again that has given way. Nobody else has its identity any more.", standsAlone, func(w *world) {
+	{"duplicate-gone", "A daemon starts again that has given way. Nobody else has its identity any more.", standsAlone, func(w *world) {
 		settled(w, w.b1())
 		w.givesWay()
 		w.anew()

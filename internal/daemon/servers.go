@@ -25,7 +25,7 @@ type servers struct {
 const shutdownTimeout = 2 * time.Second
 
 func (d *daemon) runControlServer(ctx context.Context, ready func()) error {
-	s, err := control.Listen(d.opt.RunDir, d, d.log)
+	s, err := control.Listen(d.opt.RunDir, d, d.log.Logger)
 	if err != nil {
 		return err
 	}
@@ -34,14 +34,14 @@ func (d *daemon) runControlServer(ctx context.Context, ready func()) error {
 }
 
 func (d *daemon) runMetricsServer(ctx context.Context, ready func()) error {
-	s := metrics.NewServer(d.metrics, d.log)
+	s := metrics.NewServer(d.metrics, d.log.Logger)
 	d.servers.metrics = s
 	return closeAfter(ctx, ready, s)
 }
 
 func (d *daemon) runClientServer(ctx context.Context, ready func()) error {
 	s := connect.NewServer(connect.ServerOptions{
-		Source: d.configOf, IsClient: d.isClientAddress, Cluster: d.cfg.Cluster.Name, Identity: d.self.Key, Logger: d.log,
+		Source: d.configOf, IsClient: d.isClientAddress, Cluster: d.cfg.Cluster.Name, Identity: d.self.Key, Logger: d.log.Logger,
 	})
 	d.servers.clients = s
 	return closeAfter(ctx, ready, s)

@@ -81,7 +81,7 @@ func (d *daemon) runGossip(ctx context.Context, ready func(), remembered gossip.
 		Bind:       bindAddress(d.cfg.Gossip.Bind),
 		Join:       joinList(d.cfg),
 		Remembered: remembered,
-		Logger:     d.log,
+		Logger:     d.log.Logger,
 	})
 	if err != nil {
 		return fmt.Errorf("start gossip: %w", err)
@@ -101,7 +101,7 @@ func (d *daemon) runResolver(ctx context.Context, ready func()) error {
 }
 
 func (d *daemon) runProber(ctx context.Context, ready func()) error {
-	p := ping.Start(ctx, ping.Options{Pace: probe.Pace(d.cfg.Probe), Logger: d.log})
+	p := ping.Start(ctx, ping.Options{Pace: probe.Pace(d.cfg.Probe), Logger: d.log.Logger})
 	d.prober = p
 	ready()
 	<-ctx.Done()

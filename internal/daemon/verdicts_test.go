@@ -157,7 +157,7 @@ func TestVerdictOnUntoldRecord(t *testing.T) {
 	} {
 		d, records := neighborhood()
 		network := &fakeNetwork{trace: &trace{names: make(map[mesh.ID]string), sections: []*section{{}}}, changed: make(chan struct{}, 1)}
-		d.gossip, d.log = network, slog.New(slog.DiscardHandler)
+		d.gossip, d.log.Logger = network, slog.New(slog.DiscardHandler)
 		d.memory.Own.Term = tt.term
 		up := mesh.Verdict{Author: records[0].Identity, Subject: records[0].ID(), Role: mesh.RoleGateway, State: mesh.HealthUp, Epoch: 1, Record: 8}
 		if err := d.publishVerdicts(node.Announcement{Verdicts: []mesh.Verdict{up}}, mesh.View{Records: records}); err != nil {
