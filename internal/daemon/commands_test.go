@@ -34,7 +34,7 @@ func within(t *testing.T, config string, others func(*world) []mesh.Record, test
 
 func b1AndC1(w *world) []mesh.Record { return []mesh.Record{w.b1(), w.c1()} }
 
-// TestCommandsLook asks a daemon all that changes nothing.
+// TestCommandsLook runs all commands that change nothing.
 func TestCommandsLook(t *testing.T) {
 	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
 		s := w.d.Status()
@@ -61,7 +61,7 @@ func TestCommandsLook(t *testing.T) {
 	})
 }
 
-// TestPlanWithoutGateway: who loses its gateway takes a tunnel of its own.
+// TestPlanWithoutGateway: a node that loses its gateway gets a tunnel of its own.
 func TestPlanWithoutGateway(t *testing.T) {
 	within(t, inLocation, memberOfA, func(t *testing.T, w *world) {
 		got, err := w.d.PlanWithout(t.Context(), "a2")
@@ -74,7 +74,7 @@ func TestPlanWithoutGateway(t *testing.T) {
 	})
 }
 
-// TestCommandsRefused asks for what can't be.
+// TestCommandsRefused runs commands that must be refused.
 func TestCommandsRefused(t *testing.T) {
 	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
 		_, revokeSelf := w.d.Revoke(t.Context(), "a1")
@@ -123,8 +123,8 @@ func TestRevoke(t *testing.T) {
 	})
 }
 
-// TestClientIsTold: a client that asks is told the same as a person, and a stranger
-// nothing.
+// TestClientIsTold: a client that asks gets the same configuration as the command prints,
+// and a stranger none.
 func TestClientIsTold(t *testing.T) {
 	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
 		w.addClient()
@@ -167,8 +167,8 @@ func TestBeforeTheFirstTurn(t *testing.T) {
 	}
 }
 
-// TestDamagedObjects: what was known of the others is set aside if it can't be read,
-// and the daemon starts all the same. A file that can't be opened is an error.
+// TestDamagedObjects: a damaged file of objects is set aside, and the daemon starts. A file
+// that can't be read is an error.
 func TestDamagedObjects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, standsAlone)
@@ -185,8 +185,8 @@ func TestDamagedObjects(t *testing.T) {
 	})
 }
 
-// TestVerdictBeyondForgottenOnes: a node that was forgotten may come back, and what was
-// said of it before still has the higher epoch.
+// TestVerdictBeyondForgottenOnes: a verdict on a node that was forgotten and came back has
+// a higher epoch than those before.
 func TestVerdictBeyondForgottenOnes(t *testing.T) {
 	within(t, inLocation, gatewayOfA, func(t *testing.T, w *world) {
 		w.network.change(func(*mesh.View) { w.network.said = 6 })
@@ -197,8 +197,7 @@ func TestVerdictBeyondForgottenOnes(t *testing.T) {
 	})
 }
 
-// TestServersThatCannotListen: a port that somebody else has is a problem, and keeps the
-// mesh from nothing.
+// TestServersThatCannotListen: a port that is in use is a problem, and stops nothing else.
 func TestServersThatCannotListen(t *testing.T) {
 	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
 		taken := errors.New("address already in use")
@@ -237,7 +236,7 @@ func TestWritesAreSeen(t *testing.T) {
 	})
 }
 
-// TestCommandAfterTheLoop: nobody waits for a loop that has ended.
+// TestCommandAfterTheLoop: a command does not wait for a loop that has ended.
 func TestCommandAfterTheLoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, standsAlone)

@@ -27,7 +27,7 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// fakeKernel is a host made of values: it has what plans gave it.
+// fakeKernel is a host in memory. It has what plans gave it.
 type fakeKernel struct {
 	*trace
 	events chan struct{}
@@ -43,7 +43,7 @@ type fakeKernel struct {
 	applied uint64
 }
 
-// change changes the host behind the daemon's back.
+// change changes the host without the daemon.
 func (k *fakeKernel) change(f func(*fakeKernel)) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -73,12 +73,11 @@ func (k *fakeKernel) Observe(context.Context, netcfg.State) (netcfg.State, error
 	return s, nil
 }
 
-// Apply does what a plan says. In which order the real one does it is tested in its
-// own package.
+// Apply applies a plan. The real order of its steps is tested in package host.
 func (k *fakeKernel) Apply(_ context.Context, p netcfg.Plan) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.add("kernel.Apply", wordPlan(p), k.refuse)
+	k.add("kernel.Apply", planText(p), k.refuse)
 	if k.refuse != nil {
 		return k.refuse
 	}
@@ -147,7 +146,7 @@ func (k *fakeKernel) changePeer(c netcfg.PeerChange) {
 	slices.SortFunc(p.AllowedIPs, netip.Prefix.Compare)
 }
 
-// InitiateHandshake brings a handshake about.
+// InitiateHandshake completes a handshake, unless lost says otherwise.
 func (k *fakeKernel) InitiateHandshake(_ context.Context, to netip.Addr) error {
 	k.add("kernel.InitiateHandshake", to.String(), nil)
 	k.mu.Lock()
@@ -192,11 +191,11 @@ func (k *fakeKernel) Writes() uint64 {
 	return k.applied
 }
 
-// same compares two of a list.
+// same reports whether two elements are equal.
 func same[T comparable](a, b T) bool { return a == b }
 
-// replaced returns a list with some elements more or in the place of their like, and
-// some less.
+// replaced returns a list without less, and with more, which replaces elements that are
+// alike.
 func replaced[T any](have, more, less []T, like func(a, b T) bool) []T {
 	for _, changed := range [][]T{more, less} {
 		have = slices.DeleteFunc(slices.Clone(have), func(h T) bool {
@@ -206,8 +205,8 @@ func replaced[T any](have, more, less []T, like func(a, b T) bool) []T {
 	return append(have, more...)
 }
 
-// wordPlan lists the parts of a plan, in the order in which they are applied.
-func wordPlan(p netcfg.Plan) string {
+// planText lists the parts of a plan in the order in which they are applied.
+func planText(p netcfg.Plan) string {
 	var parts []string
 	part := func(sign, what string, names []string) {
 		if len(names) > 0 {
@@ -266,7 +265,7 @@ func words[T fmt.Stringer](list []T) []string {
 	return out
 }
 
-// fakeNetwork is gossip without others: a test says what is heard of them.
+// fakeNetwork is gossip without other nodes: a test sets what they say.
 type fakeNetwork struct {
 	*trace
 	changed chan struct{}
@@ -278,14 +277,14 @@ type fakeNetwork struct {
 	said  uint64 // the highest epoch of our verdicts, which no view shows any more
 }
 
-// start begins with what the network was, except that nobody has been heard yet.
+// start keeps what the network was, but no node has been heard yet.
 func (n *fakeNetwork) start(d *daemon) {
 	n.self = d.self.ID()
 	n.view.Alive, n.view.Merged, n.view.Alone, n.view.Cluster = map[mesh.ID]bool{n.self: true}, false, true, d.settings
 	n.paths = nil
 }
 
-// change changes what is known, of which gossip gives a signal.
+// change changes the view and signals it.
 func (n *fakeNetwork) change(f func(*mesh.View)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -301,7 +300,7 @@ func (n *fakeNetwork) View() mesh.View {
 	return v
 }
 
-// LastHeard is what a turn asks for first. Who is alive was heard just now.
+// LastHeard is the first call of a turn. Nodes that are alive were heard just now.
 func (n *fakeNetwork) LastHeard() map[mesh.ID]time.Time {
 	n.mark(inTurn)
 	n.mu.Lock()
@@ -328,12 +327,12 @@ func (n *fakeNetwork) Remember() gossip.Remembered {
 }
 
 func (n *fakeNetwork) Publish(r mesh.Record) error {
-	n.add("network.Publish", wordRecord(r), nil)
+	n.add("network.Publish", recordText(r), nil)
 	n.change(func(v *mesh.View) { v.Records = withRecord(v.Records, r) })
 	return nil
 }
 
-func wordRecord(r mesh.Record) string {
+func recordText(r mesh.Record) string {
 	text := fmt.Sprintf("sequence %d, slot %s", r.Sequence, wordClaim(r.Claim))
 	if r.Term.Since != 0 {
 		text += fmt.Sprintf(", gateway in seat %d", r.Term.Seat)
@@ -439,7 +438,7 @@ type fakeDisk struct {
 	full error // of all writes
 }
 
-// fill has all writes fail, or none.
+// fill makes all writes fail with an error; nil makes them succeed again.
 func (d *fakeDisk) fill(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -501,7 +500,7 @@ func (d *fakeDisk) SetAside(name string) (string, error) {
 	return name + ".aside", nil
 }
 
-// fakeProber sends nothing. Its results are a test's.
+// fakeProber sends nothing. A test sets its results.
 type fakeProber struct {
 	*trace
 	changed chan struct{}
@@ -523,7 +522,7 @@ func (p *fakeProber) SetTargets(aims []probe.ScheduledTarget, _ probe.Pace) {
 	}
 }
 
-// answer says how the targets with an address fare that are aimed at.
+// answer sets the results of all targets.
 func (p *fakeProber) answer(w probe.Watch, r func(probe.Target) probe.Result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -549,8 +548,8 @@ func (p *fakeProber) PingOnce(_ context.Context, targets []probe.Target) (map[ne
 	return rtt, nil
 }
 
-// The servers don't listen. Each is recorded under its own name, and of the ones for
-// HTTP only where they listen from now on.
+// The servers don't listen. Each is recorded under its own name; HTTP servers are recorded
+// only when their addresses change.
 type (
 	fakeControl struct{ *trace }
 	fakeHTTP    struct {
@@ -574,7 +573,7 @@ func (s *fakeHTTP) EnsureListening(addrs ...netip.AddrPort) error {
 	return s.err
 }
 
-// fakeServices writes what the real ones do, below a directory of the test's.
+// fakeServices writes the real files below a directory of the test.
 type fakeServices struct {
 	*trace
 	root string

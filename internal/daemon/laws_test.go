@@ -16,8 +16,8 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// law is an order of effects within a section: each effect that matches first comes
-// before each that matches then.
+// law is an order of effects in a section: each that matches first comes before each that
+// matches then.
 type law struct {
 	name        string
 	first, then string
@@ -28,26 +28,26 @@ type law struct {
 const online = `STATUS=online`
 
 var laws = []law{
-	{name: "a person can ask before anything else is tried", first: `^controlServer\.EnsureListening`, then: `^(disk|kernel|network|prober|services)\.`},
-	{name: "settings of others are on disk before the host follows them", first: `^disk\.SaveNode.* adopted`, then: `^kernel\.Apply`},
-	{name: "the host is looked at before anything is told", first: `^kernel\.Facts`, then: `^network\.`},
-	{name: "who moves asks where it is seen before it makes its record", first: `^network\.RefreshObservations`, then: `^disk\.SaveNode|^network\.Publish`},
-	{name: "a slot is told before its address is used", first: `^network\.Publish.* slot \d`, then: `^kernel\.Apply.*\+address`},
-	{name: "a verdict counts in the turn in which it is told", first: `^network\.PublishVerdict`, then: `^kernel\.Apply`},
+	{name: "the control socket is open before anything else is done", first: `^controlServer\.EnsureListening`, then: `^(disk|kernel|network|prober|services)\.`},
+	{name: "adopted settings are on disk before the host is changed", first: `^disk\.SaveNode.* adopted`, then: `^kernel\.Apply`},
+	{name: "the host is read before anything is published", first: `^kernel\.Facts`, then: `^network\.`},
+	{name: "a node whose addresses changed asks where it is seen before it makes its record", first: `^network\.RefreshObservations`, then: `^disk\.SaveNode|^network\.Publish`},
+	{name: "a claim is published before its address is used", first: `^network\.Publish.* slot \d`, then: `^kernel\.Apply.*\+address`},
+	{name: "a verdict takes effect in the turn that publishes it", first: `^network\.PublishVerdict`, then: `^kernel\.Apply`},
 	{name: "the host is observed before it is changed", first: `^kernel\.Facts`, then: `^kernel\.(Observe|Apply)`},
-	{name: "peers are set before they are spoken to", first: `^kernel\.Apply`, then: `^kernel\.InitiateHandshake`},
-	{name: "a peer that does not answer is renewed before it is spoken to again", first: `^kernel\.Apply +-peer (\S+), \+peer`, then: `^kernel\.InitiateHandshake`},
-	{name: "addresses are there before a server listens at them", first: `^kernel\.Apply`, then: `^clientServer\.EnsureListening`},
-	{name: "routes are there before paths lead over them", first: `^kernel\.Apply`, then: `^network\.SetAddresses`},
-	{name: "routes are there before probes take them", first: `^kernel\.Apply`, then: `^prober\.SetTargets`},
+	{name: "peers are set before handshakes start", first: `^kernel\.Apply`, then: `^kernel\.InitiateHandshake`},
+	{name: "a peer that does not answer is renewed before the next handshake", first: `^kernel\.Apply +-peer (\S+), \+peer`, then: `^kernel\.InitiateHandshake`},
+	{name: "addresses exist before a server listens at them", first: `^kernel\.Apply`, then: `^clientServer\.EnsureListening`},
+	{name: "routes exist before gossip uses overlay addresses", first: `^kernel\.Apply`, then: `^network\.SetAddresses`},
+	{name: "routes exist before probes are sent", first: `^kernel\.Apply`, then: `^prober\.SetTargets`},
 	{name: "the host is ready before a pod can start", first: `^kernel\.Apply`, then: `^services\.(ApplyCNI|WriteK3s)`},
 	{name: "that pods may run is on disk before the CNI configuration", first: `^disk\.SaveNode.* pods may run`, then: `^services\.ApplyCNI`},
 	{name: "that pods may run is on disk before k3s has its configuration", first: `^disk\.SaveNode.* pods may run`, then: `^services\.WriteK3s`},
 	{name: "that pods may run is on disk before k3s may start", first: `^disk\.SaveNode.* pods may run`, then: online},
-	{name: "k3s may start once all is there", first: `^kernel\.Apply|^network\.SetAddresses|^services\.(ApplyCNI|WriteK3s)`, then: online},
-	{name: "who is forgotten is so on disk in the same turn", first: `^network\.Forget`, then: `^disk\.SaveObjects`},
-	{name: "what is known is saved when all is done", first: `^(kernel|network|prober|clientServer)\.|^services\.(ApplyCNI|WriteK3s)`, then: `^disk\.SaveObjects`},
-	{name: "the status is told when the turn is over", first: `^(disk|kernel|network|prober|clientServer)\.`, then: `STATUS=|WATCHDOG=1`},
+	{name: "k3s starts when everything is in place", first: `^kernel\.Apply|^network\.SetAddresses|^services\.(ApplyCNI|WriteK3s)`, then: online},
+	{name: "a node that was forgotten is so on disk in the same turn", first: `^network\.Forget`, then: `^disk\.SaveObjects`},
+	{name: "objects are saved at the end of the turn", first: `^(kernel|network|prober|clientServer)\.|^services\.(ApplyCNI|WriteK3s)`, then: `^disk\.SaveObjects`},
+	{name: "systemd gets the status when the turn is over", first: `^(disk|kernel|network|prober|clientServer)\.`, then: `STATUS=|WATCHDOG=1`},
 
 	{name: "a duplicate knows of it at its next start, whatever becomes of its device", first: `^disk\.SaveNode.* a duplicate`, then: `^kernel\.TakeDown`},
 
@@ -55,11 +55,11 @@ var laws = []law{
 	{name: "a client's removal is known before it is saved", first: `^network\.RemoveClient`, then: `^disk\.SaveObjects`, in: "meshd client remove laptop"},
 	{name: "a reload begins before it changes anything", first: `RELOADING=1`, then: `^(kernel|network)\.`, in: "SIGHUP"},
 	{name: "a reload ends when gossip has the new settings", first: `^network\.Reconfigure`, then: `READY=1`, in: "SIGHUP"},
-	{name: "systemd hears of the end before the disk is waited for", first: `STOPPING=1`, then: `^disk\.SaveObjects`, in: "SIGTERM"},
+	{name: "systemd is told of the end before the disk is written", first: `STOPPING=1`, then: `^disk\.SaveObjects`, in: "SIGTERM"},
 }
 
-// TestLaws tries each law in all sections of all scenarios. Some section must have
-// both effects, else the law says nothing.
+// TestLaws checks each law in all sections of all scenarios. At least one section must have
+// both effects.
 func TestLaws(t *testing.T) {
 	traces := make(map[string]*trace)
 	for _, s := range scenarios {
@@ -91,7 +91,7 @@ func TestLaws(t *testing.T) {
 	}
 }
 
-// TestOnDiskBeforeTold: what a node says of itself is on disk before it is told.
+// TestOnDiskBeforeTold: a record is on disk before it is published.
 func TestOnDiskBeforeTold(t *testing.T) {
 	told := regexp.MustCompile(`^network\.Publish +(sequence \d+, slot \w+( confirmed)?)`)
 	seen := 0
@@ -116,12 +116,12 @@ func TestOnDiskBeforeTold(t *testing.T) {
 	}
 }
 
-// next returns the index of a section's first effect that matches, and last that of
-// the last one; -1 for none.
+// next returns the index of the first effect of a section that matches, -1 for none.
 func (s *section) next(what *regexp.Regexp) int {
 	return slices.IndexFunc(s.effects, func(e effect) bool { return what.MatchString(e.String()) })
 }
 
+// last returns the index of the last effect of a section that matches, -1 for none.
 func (s *section) last(what *regexp.Regexp) int {
 	for i, e := range slices.Backward(s.effects) {
 		if what.MatchString(e.String()) {
@@ -135,7 +135,7 @@ func scenarioNamed(name string) scenario {
 	return scenarios[slices.IndexFunc(scenarios, func(s scenario) bool { return s.name == name })]
 }
 
-// after returns the sections of one scenario from a title on, without it.
+// after returns the sections of a scenario after the one with a title.
 func after(t *testing.T, name, title string) []*section {
 	t.Helper()
 	all := play(t, scenarioNamed(name)).sections
@@ -146,7 +146,7 @@ func after(t *testing.T, name, title string) []*section {
 	return all[i+1:]
 }
 
-// find returns the sections that have an effect.
+// find returns the sections with an effect that matches.
 func find(all []*section, what string) (found []*section) {
 	for _, s := range all {
 		if s.next(regexp.MustCompile(what)) >= 0 {
@@ -156,8 +156,8 @@ func find(all []*section, what string) (found []*section) {
 	return found
 }
 
-// TestNothingIsPrunedBeforeGossipHasSettled: after a start, what nobody has told of
-// yet stays until somebody has, or a minute has passed.
+// TestNothingIsPrunedBeforeGossipHasSettled: after a start, peers and routes of nodes that
+// are not known yet stay until another node was heard, or for node.PruneAfter.
 func TestNothingIsPrunedBeforeGossipHasSettled(t *testing.T) {
 	const pruned = `^kernel\.Apply.* -`
 	start := func(all []*section) time.Duration { return all[0].at }
@@ -177,8 +177,8 @@ func TestNothingIsPrunedBeforeGossipHasSettled(t *testing.T) {
 	}
 }
 
-// TestHostIsObservedAfterAChange: a turn goes on with what the host has, and not with
-// what it was told to have.
+// TestHostIsObservedAfterAChange: a turn goes on with what the host has, not with what it
+// should have.
 func TestHostIsObservedAfterAChange(t *testing.T) {
 	for _, s := range find(after(t, "peer", "b1 appears"), `^kernel\.Apply`) {
 		if i := s.last(regexp.MustCompile(`^kernel\.Apply`)); s.effects[i+1].call != "kernel.Observe" {
@@ -187,8 +187,8 @@ func TestHostIsObservedAfterAChange(t *testing.T) {
 	}
 }
 
-// TestVerdictFollowsTheRecordThatItPresupposes: a gateway that was replaced says first
-// that it is out of office, then that it is up. It says both in one turn.
+// TestVerdictFollowsTheRecordThatItPresupposes: a gateway that was replaced first publishes
+// a record without a term, then the verdict that it is up, both in one turn.
 func TestVerdictFollowsTheRecordThatItPresupposes(t *testing.T) {
 	found := find(after(t, "replaced-undo", "meshd drain --undo"), `^network\.PublishVerdict.* a1 is up`)
 	if len(found) != 1 {
@@ -200,8 +200,8 @@ func TestVerdictFollowsTheRecordThatItPresupposes(t *testing.T) {
 	}
 }
 
-// TestWhatIsNotOnDiskIsNotTold: with a full disk a node says nothing new of itself. Its
-// tunnels go on, and a node that appears has one.
+// TestWhatIsNotOnDiskIsNotTold: with a full disk a node publishes no new record. A node
+// that appears still gets its tunnel.
 func TestWhatIsNotOnDiskIsNotTold(t *testing.T) {
 	full := after(t, "full-disk", "the disk is full")
 	again := after(t, "full-disk", "there is room again")
@@ -217,8 +217,8 @@ func TestWhatIsNotOnDiskIsNotTold(t *testing.T) {
 	}
 }
 
-// TestBlindTurnDoesNothing: where the kernel does not say what host this is, nothing is
-// told, changed or saved.
+// TestBlindTurnDoesNothing: a turn that can't read the host publishes, changes and saves
+// nothing.
 func TestBlindTurnDoesNothing(t *testing.T) {
 	for _, s := range find(after(t, "blind", "b1 appears, and the kernel does not answer"), `^kernel\.Facts.*error`) {
 		if s.next(regexp.MustCompile(`^(disk|network|prober)\.|^kernel\.(Observe|Apply|InitiateHandshake)|^services\.(ApplyCNI|WriteK3s)`)) >= 0 {
@@ -227,8 +227,8 @@ func TestBlindTurnDoesNothing(t *testing.T) {
 	}
 }
 
-// TestHostFailsAndTheTurnGoesOn: what the kernel does not take is tried again soon, and
-// keeps nothing else from being done.
+// TestHostFailsAndTheTurnGoesOn: a change that the kernel refuses is tried again soon, and
+// stops nothing else.
 func TestHostFailsAndTheTurnGoesOn(t *testing.T) {
 	failed := find(after(t, "apply-fails", "b1 appears, and the kernel takes nothing"), `^kernel\.Apply.*error`)
 	if len(failed) < 2 || failed[1].at-failed[0].at > 2*retryMin {
@@ -239,7 +239,7 @@ func TestHostFailsAndTheTurnGoesOn(t *testing.T) {
 	}
 }
 
-// TestIdleTurnWritesNothing: a turn that finds all as it should be has no effect.
+// TestIdleTurnWritesNothing: a turn with nothing to change has no effect.
 func TestIdleTurnWritesNothing(t *testing.T) {
 	turns := 0
 	for _, s := range after(t, "first", "start") {
@@ -255,8 +255,8 @@ func TestIdleTurnWritesNothing(t *testing.T) {
 	}
 }
 
-// TestDuplicateGivesWayBeforeItSaysAnything: the turn that finds another daemon of this
-// identity tells nobody. It writes down what it is and sets its device down.
+// TestDuplicateGivesWayBeforeItSaysAnything: the turn that finds another daemon with this
+// identity publishes nothing. It saves that, and takes the device down.
 func TestDuplicateGivesWayBeforeItSaysAnything(t *testing.T) {
 	all := after(t, "duplicate", "the other daemon tells its record")
 	last := all[len(all)-1]
@@ -269,7 +269,8 @@ func TestDuplicateGivesWayBeforeItSaysAnything(t *testing.T) {
 	}
 }
 
-// TestStopLeavesTheHost: the daemon's end changes nothing on the host, and tells nobody.
+// TestStopLeavesTheHost: the daemon's end changes nothing on the host, and publishes
+// nothing.
 func TestStopLeavesTheHost(t *testing.T) {
 	for _, name := range []string{"first", "peer", "drain", "stop"} {
 		all := play(t, scenarioNamed(name)).sections
@@ -281,7 +282,7 @@ func TestStopLeavesTheHost(t *testing.T) {
 }
 
 // TestRenumberIsOnDiskBeforeItsAnswer: after a crash, the node has the slot that the
-// person was told.
+// command printed.
 func TestRenumberIsOnDiskBeforeItsAnswer(t *testing.T) {
 	saved := find(play(t, scenarioNamed("renumber")).sections, `^disk\.SaveNode.* slot 99`)
 	if len(saved) == 0 || saved[0].title != "meshd renumber --force" {
@@ -289,8 +290,8 @@ func TestRenumberIsOnDiskBeforeItsAnswer(t *testing.T) {
 	}
 }
 
-// TestStartIsOnDiskBeforeAnythingElse: the number of a start is on disk before the
-// daemon tells anybody of it. Without room for it, there is no start.
+// TestStartIsOnDiskBeforeAnythingElse: the number of a start is on disk before other nodes
+// see it. With a full disk the daemon does not start.
 func TestStartIsOnDiskBeforeAnythingElse(t *testing.T) {
 	for _, name := range []string{"first", "restart", "reboot"} {
 		for _, s := range play(t, scenarioNamed(name)).sections {
@@ -306,7 +307,7 @@ func TestStartIsOnDiskBeforeAnythingElse(t *testing.T) {
 	}
 }
 
-// TestRefusedReloadChangesNothing: a file with a mistake in it reaches nobody.
+// TestRefusedReloadChangesNothing: nothing of a file with a mistake is taken over.
 func TestRefusedReloadChangesNothing(t *testing.T) {
 	all := after(t, "reload", "SIGHUP")
 	i := slices.IndexFunc(all, func(s *section) bool { return s.title == "SIGHUP" })
@@ -315,8 +316,8 @@ func TestRefusedReloadChangesNothing(t *testing.T) {
 	}
 }
 
-// TestDuplicateLeavesTheHostAlone: who stopped as a duplicate does not set its device up
-// again before it is sure that the other one is gone.
+// TestDuplicateLeavesTheHostAlone: a node that stopped as a duplicate sets its device up
+// again only when the other one is gone.
 func TestDuplicateLeavesTheHostAlone(t *testing.T) {
 	const applied = `^kernel\.Apply`
 	if found := find(after(t, "duplicate-again", "start"), applied); len(found) > 0 {

@@ -20,8 +20,7 @@ import (
 	"github.com/meshd/meshd/internal/probe"
 )
 
-// scenario is something that happens to node a1. The trace of each is in
-// testdata/trace.
+// scenario is a story of node a1. Its trace is in testdata/trace.
 type scenario struct {
 	name, about string
 	config      string
@@ -109,7 +108,7 @@ var scenarios = []scenario{
 		b1, c1 := w.b1(), w.c1()
 		settled(w, b1, c1)
 		w.end()
-		w.anew()
+		w.reset()
 		w.hear(func(v *mesh.View) { v.Records = withRecord(withRecord(nil, w.d.memory.Own), b1) })
 		w.start()
 		w.pass(20 * time.Second)
@@ -122,7 +121,7 @@ var scenarios = []scenario{
 		b1, c1 := w.b1(), w.c1()
 		settled(w, b1, c1)
 		w.end()
-		w.anew()
+		w.reset()
 		w.hear(func(v *mesh.View) { v.JoinEmpty, v.Records = false, withRecord(withRecord(nil, w.d.memory.Own), b1) })
 		w.start()
 		w.pass(2 * node.PruneAfter)
@@ -132,7 +131,7 @@ var scenarios = []scenario{
 		settled(w, memberOfA(w)...)
 		w.addClient()
 		w.end()
-		w.anew()
+		w.reset()
 		w.kernel.state, w.kernel.met = netcfg.State{}, make(map[wgtypes.Key]bool)
 		if err := errors.Join(os.RemoveAll(filepath.Join(w.dir, "net.d")), os.RemoveAll(filepath.Join(w.dir, "etc"))); err != nil {
 			w.t.Fatal(err)
@@ -255,14 +254,14 @@ var scenarios = []scenario{
 	{"duplicate-again", "A daemon starts again that has given way. The other one still runs, and this one does not touch the host.", standsAlone, func(w *world) {
 		settled(w, w.b1())
 		w.givesWay()
-		w.anew()
+		w.reset()
 		w.start()
 		w.givesWay()
 	}},
 	{"duplicate-gone", "A daemon starts again that has given way. Nobody else has its identity any more.", standsAlone, func(w *world) {
 		settled(w, w.b1())
 		w.givesWay()
-		w.anew()
+		w.reset()
 		w.start()
 		w.pass(2 * time.Minute)
 		w.end()
@@ -314,8 +313,8 @@ var scenarios = []scenario{
 	}},
 }
 
-// settled starts a node and lets it meet others. When it is ready and may take things
-// away, the trace begins anew.
+// settled starts a node and makes others known. When it is ready and may prune, the trace
+// is reset.
 func settled(w *world, others ...mesh.Record) {
 	w.start()
 	w.pass(10 * time.Second)
@@ -323,23 +322,23 @@ func settled(w *world, others ...mesh.Record) {
 		w.meet(others...)
 	}
 	w.pass(2 * node.PruneAfter)
-	w.anew()
+	w.reset()
 }
 
-// gatewayOfA makes the host the gateway of location a, and returns the others: a2 is
-// beside it, and b1 elsewhere.
+// gatewayOfA makes the host the gateway of location a, and returns the other nodes: a2 in
+// the same location, and b1 elsewhere.
 func gatewayOfA(w *world) []mesh.Record {
 	w.kernel.facts = lanFacts("192.168.1.1/24")
 	return []mesh.Record{w.beside("a2", 1, mesh.GatewayTerm{}), w.b1()}
 }
 
-// memberOfA makes the host a node of location a, of which a2 is the gateway.
+// memberOfA makes the host a member of location a, whose gateway is a2.
 func memberOfA(w *world) []mesh.Record {
 	w.kernel.facts = lanFacts("192.168.1.1/24")
 	return []mesh.Record{w.beside("a2", 1, mesh.GatewayTerm{Since: 1}), w.beside("a3", 2, mesh.GatewayTerm{}), w.b1()}
 }
 
-// drain drains this node while a2 takes over, or lays its office down again.
+// drain drains this node while a2 takes over, or undoes that.
 func drain(w *world, undo bool) {
 	line, office := "meshd drain", mesh.GatewayTerm{Since: time.Now().UnixMilli()}
 	if undo {
@@ -380,7 +379,7 @@ func (w *world) givesWay() {
 	w.stop()
 }
 
-// b1 and c1 are nodes that everybody reaches.
+// b1 and c1 are nodes with public addresses.
 func (w *world) b1() mesh.Record { return w.node("b1", 3, "203.0.113.11") }
 func (w *world) c1() mesh.Record { return w.node("c1", 4, "203.0.113.12") }
 
@@ -391,7 +390,7 @@ func (w *world) otherFirst() mesh.Record {
 	return r
 }
 
-// beside is a node of this one's location. It came later.
+// beside returns a node of the same location, with a later claim.
 func (w *world) beside(name string, number int, office mesh.GatewayTerm) mesh.Record {
 	r := w.node(name, number, "203.0.113.2")
 	r.Location, r.Gateway, r.Term = "a", mesh.GatewayAuto, office
@@ -400,7 +399,7 @@ func (w *world) beside(name string, number int, office mesh.GatewayTerm) mesh.Re
 	return r
 }
 
-// judgedDown has a2 say that this gateway is down.
+// judgedDown has a2 publish a verdict that this gateway is down.
 func (w *world) judgedDown() {
 	a2 := w.beside("a2", 1, mesh.GatewayTerm{})
 	w.network.change(func(v *mesh.View) {
@@ -409,7 +408,7 @@ func (w *world) judgedDown() {
 	synctest.Wait()
 }
 
-// addClient adds a client, as a person does.
+// addClient adds a client.
 func (w *world) addClient() {
 	w.t.Helper()
 	w.command("meshd client add laptop", func(ctx context.Context) error {
@@ -418,7 +417,7 @@ func (w *world) addClient() {
 	})
 }
 
-// move gives the host another address. Others see it there.
+// move gives the host another address, at which b1 then sees it.
 func (w *world) move(to netcfg.Facts) {
 	w.mark("the host has another address")
 	w.kernel.change(func(k *fakeKernel) { k.facts = to })

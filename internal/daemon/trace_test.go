@@ -21,9 +21,8 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// trace is what the loop did to the world, in order: one line an effect, under what
-// led to it. A line is the method that was called, and with what. A turn without any
-// effect leaves nothing behind.
+// trace is what the loop did, in order, in sections. Each effect is one line: the method
+// that was called, and with what. A turn without an effect is left out.
 type trace struct {
 	names map[mesh.ID]string
 
@@ -70,8 +69,8 @@ func (tr *trace) mark(title string) {
 	tr.sections = append(tr.sections, &section{title: title, at: time.Since(tr.began)})
 }
 
-// anew forgets all until now.
-func (tr *trace) anew() {
+// reset forgets everything so far.
+func (tr *trace) reset() {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	tr.began, tr.sections = time.Time{}, []*section{{title: between}}
@@ -93,8 +92,8 @@ func (tr *trace) record(e effect) {
 	s.effects = append(s.effects, e)
 }
 
-// notify records what systemd is told. That the status is still the same, and that the
-// loop still runs, is nothing to be seen.
+// notify records what systemd is told. A status that has not changed and the watchdog are
+// no effects.
 func (tr *trace) notify(state string) {
 	status, isStatus := strings.CutPrefix(state, "STATUS=")
 	e := effect{call: "services.Notify", text: strings.SplitN(state, "\n", 2)[0], look: state == "WATCHDOG=1"}
@@ -117,7 +116,7 @@ func (tr *trace) all() (all []*section) {
 	return all
 }
 
-// String prints all but the turns in which nothing was done.
+// String prints all sections but the turns without an effect.
 func (tr *trace) String() string {
 	var b strings.Builder
 	for _, s := range tr.all() {
@@ -132,7 +131,7 @@ func (tr *trace) String() string {
 	return b.String()
 }
 
-// writes reports whether anything was done in a section.
+// writes reports whether a section has an effect.
 func (s *section) writes() bool {
 	for _, e := range s.effects {
 		if !e.look {
@@ -142,7 +141,7 @@ func (s *section) writes() bool {
 	return false
 }
 
-// play runs a scenario, and returns its trace.
+// play runs a scenario and returns its trace.
 func play(t *testing.T, s scenario) (tr *trace) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -153,8 +152,8 @@ func play(t *testing.T, s scenario) (tr *trace) {
 	return tr
 }
 
-// TestTrace compares what the loop does to the world, and in which order, with the
-// files below testdata/trace. After a change that is meant: go test -run TestTrace -update.
+// TestTrace compares the trace of each scenario with a file below testdata/trace. After an
+// intended change: go test -run TestTrace -update.
 func TestTrace(t *testing.T) {
 	for _, s := range scenarios {
 		t.Run(s.name, func(t *testing.T) {

@@ -29,9 +29,9 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// world is a host with a daemon on it, made of values. It needs no root, and no time
-// passes but in the bubble of testing/synctest: the loop, its timers and its channels
-// are the real ones. What the loop does to the world is recorded in the trace.
+// world is a daemon on a host in memory. It needs no root, and its time is that of a bubble
+// of testing/synctest. The loop, its timers and its channels are the real ones. The trace
+// records what the loop does.
 type world struct {
 	t *testing.T
 	*trace
@@ -49,12 +49,12 @@ type world struct {
 	ended  chan error
 }
 
-// begin is when all scenarios begin: in a year after the release, unlike the year 2000,
-// in which each bubble begins.
+// begin is when all scenarios begin: after the release, unlike the year 2000, in which each
+// bubble begins.
 var begin = time.Unix(1_800_000_000, 0)
 
-// newWorld makes a host that has never had a daemon. The file's remaining keys are
-// those of extra.
+// newWorld makes a host on which no daemon has run. Extra is the end of the configuration
+// file.
 func newWorld(t *testing.T, extra string) *world {
 	t.Helper()
 	time.Sleep(time.Until(begin))
@@ -76,7 +76,7 @@ func newWorld(t *testing.T, extra string) *world {
 	return w
 }
 
-// hostFacts are those of a host with one public address.
+// hostFacts returns the facts of a host with one public address.
 func hostFacts(public string) netcfg.Facts {
 	addr := netip.MustParseAddr(public)
 	return netcfg.Facts{
@@ -85,7 +85,7 @@ func hostFacts(public string) netcfg.Facts {
 	}
 }
 
-// lanFacts are those of a host with a private address, and no other.
+// lanFacts returns the facts of a host with one private address.
 func lanFacts(private string) netcfg.Facts {
 	p := netip.MustParsePrefix(private)
 	return netcfg.Facts{
@@ -160,13 +160,13 @@ func (w *world) pass(d time.Duration) {
 	synctest.Wait()
 }
 
-// hear changes what gossip knows, and says so.
+// hear changes what gossip knows, and lets a turn follow.
 func (w *world) hear(change func(*mesh.View)) {
 	w.network.change(change)
 	w.pass(spacing)
 }
 
-// meet has gossip hear of nodes that are alive, and take in their state.
+// meet makes nodes alive and known.
 func (w *world) meet(records ...mesh.Record) {
 	for _, r := range records {
 		w.names[r.ID()] = r.Name
@@ -187,7 +187,7 @@ func (w *world) signal() {
 	w.pass(spacing)
 }
 
-// command runs what a person asks for.
+// command runs a command, and lets a turn follow.
 func (w *world) command(line string, run func(ctx context.Context) error) {
 	w.t.Helper()
 	w.mark(line)
@@ -197,8 +197,8 @@ func (w *world) command(line string, run func(ctx context.Context) error) {
 	w.pass(spacing)
 }
 
-// node makes a record of another node, which has an address that everybody reaches.
-// Its WireGuard key is above ours, so that we begin the handshake.
+// node returns the record of another node, which has a public address. Its WireGuard key is
+// above ours, so that we start the handshake.
 func (w *world) node(name string, number int, addr string) mesh.Record {
 	return mesh.Record{
 		Identity: identityKey(number).Public().(ed25519.PublicKey), Name: name, Sequence: 1, Instance: uint64(number),
