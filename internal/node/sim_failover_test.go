@@ -228,14 +228,14 @@ func (f *failover) keepSending(c *flow, since time.Time) {
 // callDown has a member say that the gateway is down.
 func (f *failover) callDown() {
 	m := f.members[0]
-	m.say(mesh.Verdict{Author: m.self.Public, Subject: f.subject.id(), Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1})
+	m.say(mesh.Verdict{Author: m.self.Public, Subject: f.subject.id, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1})
 }
 
 // await lets time pass until somebody says so of the gateway.
 func (f *failover) await(state mesh.Health) {
 	said := func() bool {
 		return slices.ContainsFunc(f.hosts, func(h *host) bool {
-			return slices.ContainsFunc(h.view().Verdicts, func(v mesh.Verdict) bool { return v.Subject == f.subject.id() && v.State == state })
+			return slices.ContainsFunc(h.view().Verdicts, func(v mesh.Verdict) bool { return v.Subject == f.subject.id && v.State == state })
 		})
 	}
 	if !f.passUntil(20*time.Second, said) {

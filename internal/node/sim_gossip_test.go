@@ -197,9 +197,9 @@ func (h *host) say(v mesh.Verdict) {
 		h.fail("%s: a verdict that names a record which was not told", h.name)
 	}
 	s := h.peers.store
-	v.Epoch = max(v.Epoch, s.verdicts[verdictKey{h.id(), v.Subject, v.Role}].Epoch+1)
+	v.Epoch = max(v.Epoch, s.verdicts[verdictKey{h.id, v.Subject, v.Role}].Epoch+1)
 	h.note("%s: %s %s is %s, epoch %d", h.name, v.Role, h.byID(v.Subject).name, v.State, v.Epoch)
-	h.publish(object{verdict: &verdict{v, max(s.records[v.Subject].Sequence, v.Record), s.records[h.id()].Sequence}})
+	h.publish(object{verdict: &verdict{v, max(s.records[v.Subject].Sequence, v.Record), s.records[h.id].Sequence}})
 }
 
 // greet lets others know where this node is, and it where they see it.
@@ -242,14 +242,14 @@ func (h *host) meet(o *host) {
 	if !h.linked(o) {
 		return
 	}
-	h.peers.heard[o.id()], o.peers.heard[h.id()] = h.now, h.now
+	h.peers.heard[o.id], o.peers.heard[h.id] = h.now, h.now
 	h.observedBy(o)
 	o.observedBy(h)
 }
 
 // observedBy notes at which address another node sees this one.
 func (h *host) observedBy(o *host) {
-	seen := mesh.Observation{By: o.id(), Addr: h.public, From: o.public, At: h.now, Open: h.place.underlay != home}
+	seen := mesh.Observation{By: o.id, Addr: h.public, From: o.public, At: h.now, Open: h.place.underlay != home}
 	if h.onLAN(o) {
 		seen.Addr, seen.From = h.internal.Addr(), o.internal.Addr()
 	}
@@ -286,7 +286,7 @@ func (s *simulation) watchMembers() {
 		}
 		before := len(h.alive())
 		for _, o := range h.reached() {
-			h.peers.seen[o.id()] = s.now
+			h.peers.seen[o.id] = s.now
 		}
 		if len(h.alive()) != before {
 			h.tell()
@@ -310,7 +310,7 @@ func (h *host) reached() []*host {
 
 // alive returns who is alive, as this node sees it.
 func (h *host) alive() map[mesh.ID]bool {
-	alive := map[mesh.ID]bool{h.id(): true}
+	alive := map[mesh.ID]bool{h.id: true}
 	for id, at := range h.peers.seen {
 		if h.now.Sub(at) < simDeath {
 			alive[id] = true
@@ -321,7 +321,7 @@ func (h *host) alive() map[mesh.ID]bool {
 
 // view returns what this node knows.
 func (h *host) view() mesh.View {
-	g, id := h.peers, h.id()
+	g, id := h.peers, h.id
 	v := mesh.View{
 		Alive: h.alive(), Cluster: h.effective(), Merged: g.merged, JoinEmpty: !h.config.Joins,
 		Forgotten: g.store.forgotten[id], OwnSequence: max(g.store.records[id].Sequence, g.store.forgotten[id]),
@@ -383,8 +383,8 @@ func (h *host) settle() {
 		h.tell()
 	}
 	own := settingsOf(used)
-	if !told[own] && s.records[h.id()].Sequence > 0 {
-		own.author, own.number = h.id(), s.settings[h.id()].number+1
+	if !told[own] && s.records[h.id].Sequence > 0 {
+		own.author, own.number = h.id, s.settings[h.id].number+1
 		h.publish(object{settings: &own})
 	}
 }

@@ -99,7 +99,7 @@ func (h *host) byVXLAN(r netcfg.Route, dst netip.Addr) *host {
 	for _, n := range h.kernel.Neighbors {
 		for _, f := range h.kernel.Forwarding {
 			if n.Addr == via && f.MAC == n.MAC {
-				if to := h.neighborAt(f.To); to != nil && to.kernel.VXLAN != nil && f.MAC == mesh.MAC(to.id()) && to.kernel.VXLAN.Local == f.To {
+				if to := h.neighborAt(f.To); to != nil && to.kernel.VXLAN != nil && f.MAC == mesh.MAC(to.id) && to.kernel.VXLAN.Local == f.To {
 					return to
 				}
 			}

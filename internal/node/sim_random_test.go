@@ -326,13 +326,13 @@ func (c *chaos) changeWish() bool {
 func (c *chaos) forget() bool {
 	by := c.pick(isRunning)
 	h := c.pick(func(h *host) bool {
-		return !h.powered && by != nil && !by.alive()[h.id()] && by.peers.store.records[h.id()].Sequence > 0
+		return !h.powered && by != nil && !by.alive()[h.id] && by.peers.store.records[h.id].Sequence > 0
 	})
 	if h == nil {
 		return false
 	}
 	c.note("%s: forget %s", by.name, h.name)
-	by.publish(object{forgotten: &tombstone{h.id(), by.peers.store.records[h.id()].Sequence}})
+	by.publish(object{forgotten: &tombstone{h.id, by.peers.store.records[h.id].Sequence}})
 	by.tell()
 	h.disk = disk{store: newStore(), instance: h.disk.instance}
 	h.disk.promise.Claim.Slot = mesh.None
@@ -402,10 +402,14 @@ func (c *chaos) willBeFound(h *host) bool {
 // quiet reports whether nothing has been written to any kernel for a while, and no gateway
 // is down, which would be up again some time.
 func (c *chaos) quiet() bool {
-	for _, v := range mesh.GatewayVerdicts(c.hosts[0].view().Verdicts, c.hosts[0].view().Records) {
-		if !node.IsUp(v) {
+	if slices.ContainsFunc(c.hosts, func(h *host) bool { return h.running && c.now.Sub(h.written) < 6*time.Second }) {
+		return false
+	}
+	v := c.hosts[slices.IndexFunc(c.hosts, isRunning)].view()
+	for _, verdict := range mesh.GatewayVerdicts(v.Verdicts, v.Records) {
+		if !node.IsUp(verdict) {
 			return false
 		}
 	}
-	return !slices.ContainsFunc(c.hosts, func(h *host) bool { return h.running && c.now.Sub(h.written) < 6*time.Second })
+	return true
 }

@@ -164,6 +164,7 @@ type host struct {
 	internal netip.Prefix // invalid for none
 	config   node.Config
 	self     node.Identity
+	id       mesh.ID
 	disk     disk
 
 	powered bool
@@ -200,6 +201,7 @@ func (s *simulation) add(name, location string, at place) *host {
 		Public:    ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(number)}, ed25519.SeedSize)).Public().(ed25519.PublicKey),
 		WireGuard: wgtypes.Key{0: byte(8 * number), 30: byte(number), 31: 64},
 	}
+	h.id = h.self.ID()
 	h.config = node.Config{
 		Name: name, Location: location, Cluster: s.cluster, Slot: mesh.None, Gateway: mesh.GatewayAuto,
 		ListenPort: 51820, GossipPort: 7946, Joins: number > 1, Interface: "meshd0", Implementation: netcfg.Auto,
@@ -492,12 +494,9 @@ func (h *host) weigh() {
 	}
 }
 
-// id returns the node's fingerprint.
-func (h *host) id() mesh.ID { return h.self.ID() }
-
 // byID returns the host with a node, or nil.
 func (s *simulation) byID(id mesh.ID) *host {
-	i := slices.IndexFunc(s.hosts, func(h *host) bool { return h.id() == id })
+	i := slices.IndexFunc(s.hosts, func(h *host) bool { return h.id == id })
 	if i < 0 {
 		return nil
 	}

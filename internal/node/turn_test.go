@@ -49,7 +49,7 @@ func TestTurns(t *testing.T) {
 		if !slices.Equal(got, []string{want.name}) {
 			t.Fatalf("%s: got gateways %v, want %s", when, got, want.name)
 		}
-		if p := b1.wanted.Topology.Peers; len(p) != 1 || p[0].ID != want.id() {
+		if p := b1.wanted.Topology.Peers; len(p) != 1 || p[0].ID != want.id {
 			t.Fatalf("%s: b1 has peers %v, want %s", when, p, want.name)
 		}
 	}
@@ -60,13 +60,13 @@ func TestTurns(t *testing.T) {
 	}
 	s.checkSlots(make(map[*host]int))
 	serves("at first", a1)
-	if got := a2.concluded.Watch.Gateway; got != a1.id() {
+	if got := a2.concluded.Watch.Gateway; got != a1.id {
 		t.Errorf("a2 watches %v, want its gateway", got)
 	}
 
 	a1.blocked = true
 	a1.turn()
-	a2.say(mesh.Verdict{Author: a2.self.Public, Subject: a1.id(), Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1})
+	a2.say(mesh.Verdict{Author: a2.self.Public, Subject: a1.id, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1})
 	a2.tellUrgently()
 	s.pass(5 * time.Second)
 	serves("after a verdict", a2)
@@ -74,7 +74,7 @@ func TestTurns(t *testing.T) {
 		t.Errorf("a1 was replaced %d times, want once", a1.memory.Own.Replaced)
 	}
 	standing := func() mesh.Verdict {
-		return mesh.GatewayVerdicts(b1.view().Verdicts, b1.view().Records)[a1.id()]
+		return mesh.GatewayVerdicts(b1.view().Verdicts, b1.view().Records)[a1.id]
 	}
 	s.pass(20 * time.Second)
 	if v := standing(); v.State != mesh.HealthDown {
@@ -172,7 +172,7 @@ func TestFilteredNeighbors(t *testing.T) {
 	if len(got) != 1 || got[0].Kind != mesh.ProblemNeighbor || !strings.HasPrefix(got[0].Text, "node a1 answers at 192.168.1.1 ") {
 		t.Errorf("got %v, want one about a1", got)
 	}
-	if name := node.NameOf(nil, a2.id()); name != a2.id().String() {
+	if name := node.NameOf(nil, a2.id); name != a2.id.String() {
 		t.Errorf("of an unknown node: got %s, want its fingerprint", name)
 	}
 }
