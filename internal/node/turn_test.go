@@ -3,6 +3,7 @@
 package node_test
 
 import (
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -175,4 +176,80 @@ func TestFilteredNeighbors(t *testing.T) {
 	if name := node.NameOf(nil, a2.id); name != a2.id.String() {
 		t.Errorf("of an unknown node: got %s, want its fingerprint", name)
 	}
+}
+
+// TestInternalIPsClash has two nodes of no common location with one internal IP: nobody routes
+// it, and everybody says why.
+func TestInternalIPsClash(t *testing.T) {
+	s := newSimulation(t, 1)
+	for _, name := range []string{"a", "b", "c"} {
+		s.add(name, "", place{0, routed})
+	}
+	s.settleDown(s.hosts...)
+	contested, other := netip.MustParsePrefix("172.20.0.1/24"), netip.MustParsePrefix("172.20.1.1/24")
+	configure := func(h *host, ip netip.Prefix) {
+		h.config.InternalIP = ip
+		h.tellUrgently()
+		s.pass(15 * time.Second)
+	}
+	a := s.hosts[0]
+	routes := func(ip netip.Prefix) bool {
+		_, ok := a.route(ip.Addr())
+		return ok
+	}
+	clash := func() bool {
+		return slices.ContainsFunc(a.wanted.Problems, func(p mesh.Problem) bool {
+			return p.Kind == mesh.ProblemAddress && strings.Contains(p.Text, "172.20.0.1")
+		})
+	}
+	configure(s.hosts[1], contested)
+	if clash() || !routes(contested) {
+		t.Errorf("of one node: got problems %v, and that a routes it: %t", a.wanted.Problems, routes(contested))
+	}
+	configure(s.hosts[2], contested)
+	if !clash() || routes(contested) {
+		t.Errorf("of two nodes: got problems %v, and that a routes it: %t", a.wanted.Problems, routes(contested))
+	}
+	if err := s.whole(); err != nil {
+		t.Error(err)
+	}
+	configure(s.hosts[2], other)
+	if clash() || !routes(contested) || !routes(other) {
+		t.Errorf("of one node each: got problems %v, and that a routes them: %t, %t", a.wanted.Problems, routes(contested), routes(other))
+	}
+}
+
+// TestConflictBeforeReady has two nodes claim one slot, each in one half of a split. The one
+// with the later claim is killed before pods may have run there, and moves by itself.
+func TestConflictBeforeReady(t *testing.T) {
+	s := newSimulation(t, 1)
+	for _, name := range []string{"a", "b", "c", "d"} {
+		s.add(name, "", place{0, routed})
+	}
+	a, b, c, d := s.hosts[0], s.hosts[1], s.hosts[2], s.hosts[3]
+	s.settleDown(a, b)
+	for _, one := range []*host{a, c} {
+		for _, other := range []*host{b, d} {
+			s.cut[[2]int{one.number, other.number}], s.cut[[2]int{other.number, one.number}] = true, true
+		}
+	}
+	c.boot()
+	s.pass(30 * time.Second)
+	d.boot()
+	if !s.passUntil(time.Minute, func() bool { return d.disk.promise.Claim.Slot != mesh.None }) {
+		s.fail("d has claimed nothing")
+	}
+	contested := d.disk.promise.Claim.Slot
+	d.kill()
+	if contested != c.disk.promise.Claim.Slot || !c.disk.promise.Ready || d.disk.promise.Ready {
+		t.Fatalf("got promises %+v and %+v, want one slot, and that only c is ready", c.disk.promise, d.disk.promise)
+	}
+	clear(s.cut)
+	s.pass(10 * time.Second)
+	d.startDaemon()
+	s.pass(30 * time.Second)
+	if err := s.whole(); err != nil {
+		t.Error(err)
+	}
+	s.checkSlots(map[*host]int{c: contested})
 }

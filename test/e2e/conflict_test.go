@@ -7,7 +7,6 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +15,6 @@ import (
 	"github.com/meshd/meshd/internal/daemon"
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
-	"github.com/meshd/meshd/internal/state"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -137,45 +135,6 @@ func TestConflictAfterReady(t *testing.T) {
 	m.reaches(m.pod(d, "new"), m.pod(c, "old"))
 }
 
-// TestConflictBeforeReady is the same, but the later one was stopped before it
-// was ready: it moves by itself.
-func TestConflictBeforeReady(t *testing.T) {
-	t.Parallel()
-	m := split(t)
-	c, d := m.nodes[2], m.nodes[3]
-	claimed := func(s control.Status) bool { return s.Node.Slot != mesh.None }
-	// A claim becomes one that stays after three seconds.
-	m.eventually(settleLimit, func() error {
-		m.run(d, "rm", "-rf", lab.StateDir)
-		m.start(d)
-		m.await(settleLimit, "in possession of a slot", claimed, d)
-		m.must(d.Kill())
-		var node struct {
-			Claim struct {
-				Slot  int
-				Ready bool
-			}
-		}
-		data, err := os.ReadFile(d.Path(lab.StateDir + "/" + state.NodeFile))
-		m.must(err)
-		m.must(json.Unmarshal(data, &node))
-		if node.Claim.Ready || node.Claim.Slot != m.status(c).Node.Slot {
-			return fmt.Errorf("claim when it was killed: got %+v, want that of %s, not yet ready", node.Claim, c.Name)
-		}
-		return nil
-	})
-	m.must(m.lab.Heal(m.ctx))
-	m.settle(settleLimit, m.nodes[:3]...)
-	m.start(d)
-	addresses(t, m.settle(settleLimit, m.nodes...))
-	m.connected(pingLimit, m.nodes...)
-	for _, n := range m.nodes {
-		if s := m.status(n); shows(mesh.ProblemSlot)(s) {
-			t.Errorf("problems of %s: got %+v, want none of slots", n.Name, s.Problems)
-		}
-	}
-}
-
 // TestRenumberByForce renumbers a node whose slot is not contested.
 func TestRenumberByForce(t *testing.T) {
 	t.Parallel()
@@ -188,30 +147,6 @@ func TestRenumberByForce(t *testing.T) {
 	m.await(settleLimit, "on another slot", func(s control.Status) bool { return s.Node.Slot != before && s.Node.Ready }, n)
 	m.settle(settleLimit, m.nodes...)
 	m.connected(pingLimit, m.nodes...)
-}
-
-// TestInternalIPsClash gives two nodes of different locations the same internal IP. No
-// node routes it, and all nodes report why.
-func TestInternalIPsClash(t *testing.T) {
-	t.Parallel()
-	m := settledMesh(t, lab.NAT, 3)
-	clashing := "  internal-ip: 172.20.0.1/24"
-	for _, n := range m.nodes[1:] {
-		m.rewrite(n, clashing)
-	}
-	m.await(settleLimit, "aware of the clash", shows(mesh.ProblemAddress, "172.20.0.1", "nodes of several locations have it"), m.nodes[0])
-	if m.routes(m.nodes[0], "172.20.0.1") {
-		t.Error("the contested address is routed")
-	}
-	m.connected(pingLimit, m.nodes[0])
-	m.rewrite(m.nodes[2], "  internal-ip: 172.20.1.1/24")
-	m.await(settleLimit, "content", lacks(mesh.ProblemAddress), m.nodes[0])
-	m.eventually(settleLimit, func() error {
-		if !m.routes(m.nodes[0], "172.20.0.1") || !m.routes(m.nodes[0], "172.20.1.1") {
-			return fmt.Errorf("got no routes to both internal IPs")
-		}
-		return nil
-	})
 }
 
 // TestOtherRanges starts a node whose ranges differ from those of the mesh. Both sides
