@@ -45,7 +45,7 @@ func TestCommandsLook(t *testing.T) {
 		if err != nil || len(plan.Changes) > 0 {
 			t.Errorf("plan on a host that is as it should be: got %q, %v", plan.Changes, err)
 		}
-		w.kernel.change(func(k *fakeKernel) { k.state.Addresses = nil })
+		w.kernel.change(func(k *fakeKernel) { k.kernel.Addresses = nil })
 		plan, err = w.d.Plan(t.Context())
 		if want := []string{"+ addr 10.4.0.1/32 dev meshd0"}; err != nil || !slices.Equal(plan.Changes, want) {
 			t.Errorf("plan when an address is gone: got %q, %v, want %q", plan.Changes, err, want)

@@ -23,6 +23,7 @@ import (
 	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/fakekernel"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -36,7 +37,7 @@ type fakeKernel struct {
 	facts   netcfg.Facts
 	err     error // of Facts
 	refuse  error // of Apply, which then does nothing
-	state   netcfg.State
+	kernel  fakekernel.Kernel
 	met     map[wgtypes.Key]bool // peers with a handshake
 	lost    int                  // how many handshakes are lost before one comes about
 	users   []string             // of the claimed addresses
@@ -63,7 +64,7 @@ func (k *fakeKernel) Observe(context.Context, netcfg.State) (netcfg.State, error
 	k.look("kernel.Observe", nil)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := k.state
+	s := k.kernel.State
 	s.Peers = slices.Clone(s.Peers)
 	for i := range s.Peers {
 		if k.met[s.Peers[i].Key] {
@@ -73,7 +74,7 @@ func (k *fakeKernel) Observe(context.Context, netcfg.State) (netcfg.State, error
 	return s, nil
 }
 
-// Apply applies a plan. The real order of its steps is tested in package host.
+// Apply applies a plan.
 func (k *fakeKernel) Apply(_ context.Context, p netcfg.Plan) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -82,68 +83,7 @@ func (k *fakeKernel) Apply(_ context.Context, p netcfg.Plan) error {
 		return k.refuse
 	}
 	k.applied++
-	s := &k.state
-	if p.Firewall != nil {
-		s.Firewall = *p.Firewall
-	}
-	if p.Device != nil {
-		device := p.Device.Device
-		s.Device = &device
-	}
-	if p.VXLAN != nil {
-		vxlan := p.VXLAN.VXLAN
-		s.VXLAN = &vxlan
-	}
-	s.Backstops = replaced(s.Backstops, p.Backstops, p.StaleBackstops, same[netip.Prefix])
-	s.Sysctls = replaced(s.Sysctls, p.Sysctls, nil, func(a, b netcfg.Sysctl) bool { return a.Key == b.Key })
-	s.Addresses = replaced(s.Addresses, p.Addresses, p.StaleAddresses, same[netip.Prefix])
-	s.Forwarding = replaced(s.Forwarding, p.Forwarding, p.StaleForwarding, func(a, b netcfg.FDBEntry) bool { return a.MAC == b.MAC })
-	s.Neighbors = replaced(s.Neighbors, p.Neighbors, p.StaleNeighbors, func(a, b netcfg.NeighborEntry) bool { return a.Addr == b.Addr })
-	var routes []netcfg.Route
-	for _, c := range slices.Concat(p.Routes, p.MovedRoutes) {
-		routes = append(routes, c.Route)
-	}
-	s.Routes = replaced(s.Routes, routes, nil, func(a, b netcfg.Route) bool { return a.Destination == b.Destination })
-	s.Routes = replaced(s.Routes, nil, p.StaleRoutes, same[netcfg.Route])
-	if p.StaleVXLAN != "" {
-		s.VXLAN, s.Forwarding, s.Neighbors = nil, nil, nil
-	}
-	for _, c := range p.Peers {
-		k.changePeer(c)
-	}
-	return nil
-}
-
-func (k *fakeKernel) changePeer(c netcfg.PeerChange) {
-	is := func(p netcfg.Peer) bool { return p.Key == c.Key }
-	if c.Add || c.Remove {
-		k.state.Peers = slices.DeleteFunc(slices.Clone(k.state.Peers), is)
-		delete(k.met, c.Key)
-	}
-	if c.Add {
-		k.state.Peers = append(k.state.Peers, netcfg.Peer{Key: c.Key})
-	}
-	i := slices.IndexFunc(k.state.Peers, is)
-	if i < 0 {
-		return
-	}
-	p := &k.state.Peers[i]
-	if c.Endpoint.IsValid() {
-		p.Endpoint = c.Endpoint
-	}
-	if c.Keepalive != nil {
-		p.Keepalive = *c.Keepalive
-	}
-	if c.PresharedKey != nil {
-		p.PresharedKey = *c.PresharedKey
-	}
-	for j := range k.state.Peers {
-		if j != i {
-			k.state.Peers[j].AllowedIPs = replaced(k.state.Peers[j].AllowedIPs, nil, c.AllowedIPs, same[netip.Prefix])
-		}
-	}
-	p.AllowedIPs = replaced(p.AllowedIPs, c.AllowedIPs, nil, same[netip.Prefix])
-	slices.SortFunc(p.AllowedIPs, netip.Prefix.Compare)
+	return k.kernel.Apply(p)
 }
 
 // InitiateHandshake completes a handshake, unless lost says otherwise.
@@ -155,7 +95,7 @@ func (k *fakeKernel) InitiateHandshake(_ context.Context, to netip.Addr) error {
 		k.lost--
 		return nil
 	}
-	for _, p := range k.state.Peers {
+	for _, p := range k.kernel.Peers {
 		if slices.ContainsFunc(p.AllowedIPs, func(ip netip.Prefix) bool { return ip.Contains(to) }) {
 			k.met[p.Key] = true
 		}
@@ -189,20 +129,6 @@ func (k *fakeKernel) Writes() uint64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.applied
-}
-
-// same reports whether two elements are equal.
-func same[T comparable](a, b T) bool { return a == b }
-
-// replaced returns a list without less, and with more, which replaces elements that are
-// alike.
-func replaced[T any](have, more, less []T, like func(a, b T) bool) []T {
-	for _, changed := range [][]T{more, less} {
-		have = slices.DeleteFunc(slices.Clone(have), func(h T) bool {
-			return slices.ContainsFunc(changed, func(c T) bool { return like(h, c) })
-		})
-	}
-	return append(have, more...)
 }
 
 // planText lists the parts of a plan in the order in which they are applied.

@@ -132,7 +132,8 @@ var scenarios = []scenario{
 		w.addClient()
 		w.end()
 		w.reset()
-		w.kernel.state, w.kernel.met = netcfg.State{}, make(map[wgtypes.Key]bool)
+		w.kernel.kernel.State = netcfg.State{}
+		clear(w.kernel.met)
 		if err := errors.Join(os.RemoveAll(filepath.Join(w.dir, "net.d")), os.RemoveAll(filepath.Join(w.dir, "etc"))); err != nil {
 			w.t.Fatal(err)
 		}

@@ -72,6 +72,7 @@ func newWorld(t *testing.T, extra string) *world {
 	w.disk.identity = state.Identity{Key: identityKey(0), WireGuard: wgtypes.Key{31: 64}}
 	w.names[w.disk.identity.ID()] = "a1"
 	w.kernel = &fakeKernel{trace: w.trace, events: make(chan struct{}, 1), met: make(map[wgtypes.Key]bool), facts: hostFacts("203.0.113.1")}
+	w.kernel.kernel.Removed = func(key wgtypes.Key) { delete(w.kernel.met, key) }
 	w.network = &fakeNetwork{trace: w.trace, changed: make(chan struct{}, 1), view: mesh.View{Alone: true, JoinEmpty: true}}
 	return w
 }
