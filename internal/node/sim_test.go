@@ -393,6 +393,9 @@ func (h *host) adopt(used mesh.Cluster) {
 
 // announce tells the others what there is to tell.
 func (h *host) announce(in *node.Input) {
+	if h.disk.promise.Ready && h.memory.WouldMove(*in) {
+		in.InUse = "pods"
+	}
 	a := h.memory.Announce(*in)
 	if a.RefreshObservations {
 		h.greet()

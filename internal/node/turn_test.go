@@ -218,38 +218,3 @@ func TestInternalIPsClash(t *testing.T) {
 		t.Errorf("of one node each: got problems %v, and that a routes them: %t, %t", a.wanted.Problems, routes(contested), routes(other))
 	}
 }
-
-// TestConflictBeforeReady has two nodes claim one slot, each in one half of a split. The one
-// with the later claim is killed before pods may have run there, and moves by itself.
-func TestConflictBeforeReady(t *testing.T) {
-	s := newSimulation(t, 1)
-	for _, name := range []string{"a", "b", "c", "d"} {
-		s.add(name, "", place{0, routed})
-	}
-	a, b, c, d := s.hosts[0], s.hosts[1], s.hosts[2], s.hosts[3]
-	s.settleDown(a, b)
-	for _, one := range []*host{a, c} {
-		for _, other := range []*host{b, d} {
-			s.cut[[2]int{one.number, other.number}], s.cut[[2]int{other.number, one.number}] = true, true
-		}
-	}
-	c.boot()
-	s.pass(30 * time.Second)
-	d.boot()
-	if !s.passUntil(time.Minute, func() bool { return d.disk.promise.Claim.Slot != mesh.None }) {
-		s.fail("d has claimed nothing")
-	}
-	contested := d.disk.promise.Claim.Slot
-	d.kill()
-	if contested != c.disk.promise.Claim.Slot || !c.disk.promise.Ready || d.disk.promise.Ready {
-		t.Fatalf("got promises %+v and %+v, want one slot, and that only c is ready", c.disk.promise, d.disk.promise)
-	}
-	clear(s.cut)
-	s.pass(10 * time.Second)
-	d.startDaemon()
-	s.pass(30 * time.Second)
-	if err := s.whole(); err != nil {
-		t.Error(err)
-	}
-	s.checkSlots(map[*host]int{c: contested})
-}
