@@ -119,8 +119,8 @@ func (k *fakeKernel) TakeDown() error {
 	k.add("kernel.TakeDown", "", nil)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.state.Device != nil {
-		k.state.Device.Up = false
+	if k.kernel.Device != nil {
+		k.kernel.Device.Up = false
 	}
 	return nil
 }
