@@ -330,6 +330,9 @@ func TestOwnEndpoints(t *testing.T) {
 		{"nothing known", mesh.EndpointInput{Own: home}, noEndpoint, false},
 		{"public address", mesh.EndpointInput{Own: own("192.168.1.5", "203.0.113.5")}, "[{203.0.113.5 51820 own}]", false},
 		{"1:1 NAT", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5")}, public, true},
+		{"1:1 NAT, and only a neighbor is left", mesh.EndpointInput{
+			Own: home, OnLink: lan, Observed: seen(neighbor), Last: observed("203.0.113.5"), LastNAT: true,
+		}, public, true},
 		{"1:1 NAT, one could connect so far", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat)}, noEndpoint, true},
 		{"1:1 NAT, two could connect", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat, "203.0.113.5")}, public, true},
 		{"1:1 NAT, known before", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat), Last: observed("203.0.113.5"), LastNAT: true}, public, true},

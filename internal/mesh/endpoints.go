@@ -111,8 +111,10 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 		}
 	}
 	for _, a := range in.lastObserved() {
-		// It stays as long as the address is ours, or another node can connect there.
-		if slices.Contains(in.Own, a) || c.open[a] > 0 || in.RequiredObservers > 1 {
+		// It stays as long as the address is ours, or another node can connect there, or only
+		// neighbors are left, who can't know: when a location is cut off, all have to find it
+		// again where it was.
+		if slices.Contains(in.Own, a) || c.open[a] > 0 || len(c.outside) == 0 || in.RequiredObservers > 1 {
 			votes[a] = max(votes[a], c.open[a], 1)
 		}
 	}
