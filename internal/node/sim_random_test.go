@@ -34,8 +34,9 @@ func TestSimulation(t *testing.T) {
 // chaos is a simulation in which things happen at random.
 type chaos struct {
 	*simulation
-	slots  map[*host]int  // of nodes whose pods may run
-	served map[*host]bool // gateways as of the last calm, under the same settings
+	slots   map[*host]int // of nodes whose pods may run
+	drained map[*host]bool
+	served  map[*host]bool // gateways as of the last calm, under the same settings
 }
 
 // The sites of the random simulations. All at home are behind one address, and no other
@@ -54,7 +55,7 @@ var chaosSites = []struct {
 }
 
 func newChaos(t *testing.T, seed uint64) *chaos {
-	c := &chaos{simulation: newSimulation(t, seed), slots: make(map[*host]int), served: make(map[*host]bool)}
+	c := &chaos{simulation: newSimulation(t, seed), slots: make(map[*host]int), drained: make(map[*host]bool), served: make(map[*host]bool)}
 	c.cluster = c.drawSettings(c.cluster)
 	delays := make(map[[2]int]time.Duration)
 	for i := range 10 {
@@ -242,6 +243,7 @@ func (c *chaos) drain() bool {
 	undo := c.rng.IntN(2) == 0
 	c.note("%s: drain, undo %t", h.name, undo)
 	h.memory.Drain(undo)
+	c.drained[h] = !undo
 	h.tellUrgently()
 	return true
 }
@@ -354,7 +356,9 @@ func (c *chaos) deleteDevice() bool {
 
 // calm ends what a network or a person ends, and waits until everything is whole. That takes
 // as long as WireGuard holds on to a session, three minutes, where a node has moved whose
-// packets the NAT of its peer does not let in.
+// packets the NAT of its peer does not let in. What lasts are hosts without power, nodes that
+// are drained, and gateways that forward nothing if others can notice: of one that has never
+// worked for them, they can't know.
 func (c *chaos) calm() {
 	c.note("calm")
 	clear(c.cut)
@@ -362,7 +366,11 @@ func (c *chaos) calm() {
 		if h.powered && !h.running {
 			h.startDaemon()
 		}
-		h.stuck = h.stuck && c.willBeFound(h)
+		if c.drained[h] && c.substitutes(h) == 0 && h.running { // else the location may have none
+			h.memory.Drain(true)
+			c.drained[h] = false
+		}
+		h.stuck = h.stuck && c.substitutes(h) >= 2 && c.served[h]
 	}
 	var missing error
 	for end := c.now.Add(4 * time.Minute); c.now.Before(end); {
@@ -387,16 +395,14 @@ func (c *chaos) calm() {
 	}
 }
 
-// willBeFound reports whether others will notice that a host forwards nothing, and can do
-// without it. Of a gateway that has never worked for them, they can't know.
-func (c *chaos) willBeFound(h *host) bool {
-	n := 0 // that could be a gateway instead
+// substitutes counts the nodes of a host's location that could be a gateway instead.
+func (c *chaos) substitutes(h *host) (n int) {
 	for _, o := range c.hosts {
-		if o != h && o.running && !o.stuck && o.config.Location == h.config.Location && !o.config.Encrypted {
+		if o != h && o.running && !o.stuck && !c.drained[o] && o.config.Location == h.config.Location && !o.config.Encrypted {
 			n++
 		}
 	}
-	return n >= 2 && c.served[h]
+	return n
 }
 
 // quiet reports whether nothing has been written to any kernel for a while, and no gateway
