@@ -7,14 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/meshd/meshd/internal/check"
 	"github.com/meshd/meshd/internal/config"
-	"github.com/spf13/cobra"
 )
 
 // checkTimeout bounds the time for reading the host's state.
@@ -34,7 +34,7 @@ not the daemon runs. Run it as root; without root it checks only what it may rea
 The exit code is 1 if it found an error, and 2 if the configuration can't be read.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, broken, err := loadConfig(p.config)
+			cfg, broken, err := config.Inspect(p.config)
 			if err != nil {
 				return err
 			}
@@ -61,27 +61,6 @@ The exit code is 1 if it found an error, and 2 if the configuration can't be rea
 	}
 	out.register(cmd)
 	return cmd
-}
-
-// loadConfig returns the configuration. Errors of what it refers to, the secret or the
-// host name, are returned separately, because everything else can still be checked.
-func loadConfig(path string) (config.Config, []error, error) {
-	cfg, err := config.Load(path)
-	if err == nil {
-		return cfg, nil, nil
-	}
-	data, readErr := os.ReadFile(path)
-	if readErr != nil {
-		return cfg, nil, err
-	}
-	cfg, parseErr := config.Parse(path, data)
-	if parseErr != nil {
-		return cfg, nil, err
-	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return cfg, joined.Unwrap(), nil
-	}
-	return cfg, []error{err}, nil
 }
 
 // report is the result of a check.

@@ -202,15 +202,26 @@ const (
 // Load reads the configuration file and the secret file that it names. A node without a
 // name gets the host name, in lower case like in k3s. The errors are *Error, joined.
 func Load(path string) (Config, error) {
+	cfg, broken, err := Inspect(path)
+	if len(broken) > 0 {
+		return Config{}, errors.Join(broken...)
+	}
+	return cfg, err
+}
+
+// Inspect is like Load, but also returns the configuration if only what it refers to is
+// broken, the secret or the host name. These errors are in broken.
+func Inspect(path string) (cfg Config, broken []error, err error) {
 	data, err := readFile(path)
 	if err != nil {
-		return Config{}, err
+		return Config{}, nil, err
 	}
 	d := decode(path, data)
+	sound := len(d.errs) == 0
 	if d.config.Node.Name == "" && d.sound("node.name") {
 		host, err := os.Hostname()
 		if err != nil {
-			return Config{}, fmt.Errorf("read host name: %w", err)
+			return Config{}, nil, fmt.Errorf("read host name: %w", err)
 		}
 		d.useHostName(host)
 	}
@@ -226,14 +237,18 @@ func Load(path string) (Config, error) {
 			}
 		}
 	}
-	return d.result(secretErrs)
+	errs := d.errors(secretErrs)
+	if !sound {
+		return Config{}, nil, errors.Join(errs...)
+	}
+	return d.config, errs, nil
 }
 
 // Parse parses a configuration; name is the file name for errors. It reads no other file,
 // so Secrets is empty, and so is the node's name if the configuration has none. The errors
 // are *Error with a line, joined.
 func Parse(name string, data []byte) (Config, error) {
-	return decode(name, data).result(nil)
+	return decode(name, data).result()
 }
 
 // readFile reads a file up to one byte beyond maxSize.

@@ -286,3 +286,34 @@ func write(t *testing.T, path string, mode os.FileMode, content string) {
 		t.Fatal(err)
 	}
 }
+
+// TestInspect has a file with and without errors, and one whose secret is missing.
+func TestInspect(t *testing.T) {
+	dir := t.TempDir()
+	path, secret := filepath.Join(dir, "meshd.yaml"), filepath.Join(dir, "secret")
+	for _, tt := range []struct {
+		name, text     string
+		secret, broken bool
+		fails          bool
+	}{
+		{"sound", "secret-file: " + secret + "\n", true, false, false},
+		{"without the secret", "secret-file: " + secret + "\n", false, true, false},
+		{"unknown key", "secret-file: " + secret + "\nnode:\n  nam: a\n", false, false, true},
+	} {
+		if err := errors.Join(os.WriteFile(path, []byte(tt.text), 0o600), os.RemoveAll(secret)); err != nil {
+			t.Fatal(err)
+		}
+		if tt.secret {
+			if err := os.WriteFile(secret, []byte(strings.Repeat("secr", 10)+"ets=\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cfg, broken, err := config.Inspect(path)
+		if (len(broken) > 0) != tt.broken || (err != nil) != tt.fails || (cfg.SecretFile == secret) == tt.fails {
+			t.Errorf("%s: got %q, broken %v, error %v", tt.name, cfg.SecretFile, broken, err)
+		}
+		if _, err := config.Load(path); (err != nil) != (tt.broken || tt.fails) {
+			t.Errorf("%s: Load: got %v", tt.name, err)
+		}
+	}
+}

@@ -48,15 +48,19 @@ func decode(file string, data []byte) *decoder {
 	return d
 }
 
-// result returns the configuration, or all errors: those of this file by line, then those
-// of the secret file.
-func (d *decoder) result(secretErrs []*Error) (Config, error) {
+// errors returns all errors: those of this file by line, then those of the secret file.
+func (d *decoder) errors(secretErrs []*Error) []error {
 	slices.SortStableFunc(d.errs, compareLines)
 	var errs []error
 	for _, e := range append(d.errs, secretErrs...) {
 		errs = append(errs, e)
 	}
-	if len(errs) > 0 {
+	return errs
+}
+
+// result returns the configuration, or all errors of this file.
+func (d *decoder) result() (Config, error) {
+	if errs := d.errors(nil); len(errs) > 0 {
 		return Config{}, errors.Join(errs...)
 	}
 	return d.config, nil

@@ -52,7 +52,7 @@ func TestReferenceFileHasTheDefaults(t *testing.T) {
 func TestReferenceFileHasEveryKey(t *testing.T) {
 	setting := regexp.MustCompile(`(?m)^( *)#(\w)`)
 	d := decode(referencePath, setting.ReplaceAll(read(t, referencePath), []byte("$1$2")))
-	if _, err := d.result(nil); err != nil {
+	if _, err := d.result(); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range supported() {
@@ -147,7 +147,7 @@ func TestHostName(t *testing.T) {
 		t.Run(tt.host, func(t *testing.T) {
 			d := decode("meshd.yaml", []byte("secret-file: /a"))
 			d.useHostName(tt.host)
-			got, err := d.result(nil)
+			got, err := d.result()
 			problem := ""
 			if err != nil {
 				problem = err.Error()
