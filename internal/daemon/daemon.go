@@ -27,6 +27,7 @@
 //	generation.go, reload.go     other settings, from other nodes or the file
 //	renumber.go, drain.go, trust.go, clients.go, probe.go, graph.go     commands, see commands.go
 //	status.go    what a person sees; journal.go is what the log says
+//	duplicate.go gives way to another daemon of this identity
 //	down.go      clears a host
 package daemon
 
