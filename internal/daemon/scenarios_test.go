@@ -79,6 +79,15 @@ var scenarios = []scenario{
 		w.pass(10 * time.Second)
 		w.end()
 	}},
+	{"late-address", "A node of a location starts before the host has an address there, and tells it when it comes.", inLocation, func(w *world) {
+		w.start()
+		w.pass(10 * time.Second)
+		w.mark("DHCP answers")
+		w.kernel.change(func(k *fakeKernel) { k.facts = lanFacts("192.168.1.1/24") })
+		fire(w.kernel.events)
+		w.pass(10 * time.Second)
+		w.end()
+	}},
 	{"peer", "A node appears, moves to another address, dies, and is forgotten.", standsAlone, func(w *world) {
 		settled(w)
 		w.mark("b1 appears")

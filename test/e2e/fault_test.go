@@ -70,6 +70,21 @@ func TestTakenPorts(t *testing.T) {
 	})
 }
 
+// TestLateAddress starts a daemon before DHCP has given the host the address that its
+// configuration counts on.
+func TestLateAddress(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.Routed, 1)
+	n := m.nodes[0]
+	m.must(n.Configure(lab.Config(n.Name, nil, "  location: office", "cluster: {mode: location}", `gossip: {bind: "192.168.77.1:7946"}`), m.secret))
+	m.start(n)
+	m.await(settleLimit, "aware of the missing address", func(s control.Status) bool {
+		return says(s, "no private address", "node.internal-ip") && says(s, "gossip.bind is 192.168.77.1:7946", "not an address of this host")
+	}, n)
+	m.run(n, "ip", "address", "add", "192.168.77.1/24", "dev", lab.HostLink)
+	m.await(settleLimit, "well in its location", func(s control.Status) bool { return well(s) && s.Node.Location == "office" }, n)
+}
+
 func (m *testbed) listen(n *lab.Node, network, address string) io.Closer {
 	m.t.Helper()
 	var c io.Closer
