@@ -71,8 +71,11 @@ func whyNotGateway(t turn) string {
 }
 
 // noSuccessor returns why no other node can take over from this one and what to do about it,
-// "" if one can.
+// "" if one can, or if this node is not a gateway.
 func noSuccessor(t turn) string {
+	if t.wanted.Topology.Seat == mesh.None {
+		return ""
+	}
 	in, own := t.wanted.Input, recordOf(t)
 	verdicts, owners := mesh.GatewayVerdicts(in.Verdicts, in.Records), mesh.SlotOwners(in.Records)
 	var others []string

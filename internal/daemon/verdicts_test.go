@@ -113,6 +113,10 @@ func TestNoSuccessor(t *testing.T) {
 		{"others", func(*turn) {}, nil},
 		{"one is left", func(tn *turn) { delete(tn.view.Alive, records[1].ID()) }, nil},
 		{"all are dead", func(tn *turn) { clear(tn.view.Alive) }, []string{"location a", "a2 (it is not alive)", "a3 (it is not alive)"}},
+		{"all are dead, but it is not a gateway", func(tn *turn) {
+			clear(tn.view.Alive)
+			tn.wanted.Topology.Seat = mesh.None
+		}, nil},
 		{"one may not, one drains", func(tn *turn) {
 			tn.wanted.Input.Records[1].Gateway = mesh.GatewayNever
 			tn.wanted.Input.Verdicts = []mesh.Verdict{down(2, mesh.HealthDraining)}
