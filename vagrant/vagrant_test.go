@@ -40,7 +40,7 @@ func arch(t *testing.T) string {
 	return strings.TrimSpace(string(out))
 }
 
-// validate has vagrant read the file. It makes no machine.
+// validate runs vagrant validate. It makes no machine.
 func validate(t *testing.T, dir string, env ...string) (string, error) {
 	t.Helper()
 	cmd := exec.Command("vagrant", "validate")

@@ -198,7 +198,7 @@ func TestRecordLimits(t *testing.T) {
 		{"seat", func(r *mesh.Record) { r.Term.Seat = maxSeats - 1 }, true},
 		{"no such seat", func(r *mesh.Record) { r.Term.Seat = maxSeats }, false},
 		{"seat below 0", func(r *mesh.Record) { r.Term.Seat = -1 }, false},
-		{"in office before 1970", func(r *mesh.Record) { r.Term.Since = -1 }, false},
+		{"a term from before 1970", func(r *mesh.Record) { r.Term.Since = -1 }, false},
 		{"absurd sequence", func(r *mesh.Record) { r.Sequence = maxSequence + 1 }, false},
 		{"MTU", func(r *mesh.Record) { r.MTU = 1 << 16 }, false},
 		{"gossip address", func(r *mesh.Record) { r.GossipAddr = "[2001:db8::1]:7946" }, true},

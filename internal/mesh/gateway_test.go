@@ -212,12 +212,12 @@ func TestReplacedGatewayKeepsItsTunnels(t *testing.T) {
 		in.Self = in.Records[0].ID()
 		top := mesh.Derive(in)
 		if got, want := len(top.Peers) > 0, since > 0; got != want || top.Seat != mesh.None {
-			t.Errorf("in office since %d: has peers %v, want %v; seat %d, want none", since, got, want, top.Seat)
+			t.Errorf("gateway since %d: has peers %v, want %v; seat %d, want none", since, got, want, top.Seat)
 		}
 		in.Self = in.Records[6].ID()
 		for _, p := range mesh.Derive(in).Peers {
 			if got, want := fmt.Sprint(p.AllowedIPs), "[10.4.0.1/32 10.42.0.0/24 192.168.1.1/32]"; p.Name == "n0" && got != want {
-				t.Errorf("in office since %d: n6 takes %s from n0, want %s", since, got, want)
+				t.Errorf("gateway since %d: n6 takes %s from n0, want %s", since, got, want)
 			}
 		}
 	}
@@ -242,8 +242,8 @@ func TestFailureMovesOnlyWhatHungOnIt(t *testing.T) {
 				moved[id] = true
 			}
 		}
-		office := failed.top.Seat != mesh.None
-		if !office && len(moved) > 1 {
+		gateway := failed.top.Seat != mesh.None
+		if !gateway && len(moved) > 1 {
 			t.Fatalf("%s failed, which was not a gateway, and other nodes' seats changed", failed.Name)
 		}
 		for id, h := range before.hosts {
@@ -252,7 +252,7 @@ func TestFailureMovesOnlyWhatHungOnIt(t *testing.T) {
 				through := moved[id] || moved[p.ID] || slices.Contains(p.Hops, failed.id)
 				// Where there was no gateway, or none with an endpoint, its successor may
 				// make nodes reachable, or be one more relay.
-				joins := office && (p.Kind == mesh.RouteNone || len(failed.Endpoints) == 0 && slices.ContainsFunc(got.Hops, func(id mesh.ID) bool { return moved[id] }))
+				joins := gateway && (p.Kind == mesh.RouteNone || len(failed.Endpoints) == 0 && slices.ContainsFunc(got.Hops, func(id mesh.ID) bool { return moved[id] }))
 				if !through && !joins && (got.Kind != p.Kind || !slices.Equal(got.Hops, p.Hops)) {
 					t.Fatalf("%s failed: route from %s to %s was %s by way of %v, is %s by way of %v", failed.Name, h.Name, before.hosts[p.ID].Name, p.Kind, p.Hops, got.Kind, got.Hops)
 				}

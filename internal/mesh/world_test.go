@@ -63,7 +63,7 @@ func drawRecord(t *rapid.T, i int) mesh.Record {
 	r.Location = rapid.SampledFrom([]string{"", "", "a", "a", "b", "c", "d"}).Draw(t, "location")
 	r.Gateway = rapid.SampledFrom([]mesh.GatewayPreference{mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayAuto, mesh.GatewayPrefer, mesh.GatewayNever}).Draw(t, "wish")
 	r.Encrypted = rapid.IntRange(0, 7).Draw(t, "encrypted") == 0
-	if rapid.IntRange(0, 3).Draw(t, "in office") == 0 {
+	if rapid.IntRange(0, 3).Draw(t, "is a gateway") == 0 {
 		r.Term = mesh.GatewayTerm{Seat: rapid.IntRange(-1, 4).Draw(t, "seat"), Since: rapid.Int64Range(1, 9).Draw(t, "since")}
 	}
 	if r.Location != "" {

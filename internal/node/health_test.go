@@ -63,7 +63,7 @@ func TestRaise(t *testing.T) {
 	own.Term = mesh.GatewayTerm{Since: 1}
 	step(time.Second, "again in 10s")
 	step(5*time.Second, "again in 6s")
-	step(11*time.Second, "again in 1ns") // the record has to say first that it is not in office
+	step(11*time.Second, "again in 1ns") // the record has to say first that its term has ended
 	own.Term, own.Sequence = mesh.GatewayTerm{}, 8
 	heard = records[1:3]
 	step(12*time.Second, "again in 2s") // nobody outside is heard

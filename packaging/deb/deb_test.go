@@ -53,7 +53,7 @@ func build(dist string, env ...string) error {
 
 func deb(arch string) string { return filepath.Join(built, "meshd_1.2.3-1_"+arch+".deb") }
 
-// output runs a program that has to succeed.
+// output runs a program that must succeed.
 func output(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	var stderr bytes.Buffer
@@ -164,8 +164,7 @@ func TestContents(t *testing.T) {
 	}
 }
 
-// TestManual looks for each command and for what man(1) would
-// complain about.
+// TestManual checks that the manual has each command, and that man(1) prints no warnings.
 func TestManual(t *testing.T) {
 	dir := unpack(t)
 	for page, wants := range map[string][]string{
@@ -187,9 +186,8 @@ func TestManual(t *testing.T) {
 	}
 }
 
-// TestNotConfiguredDoesNotStart: the file that the package installs is no
-// configuration yet, and the daemon says what is missing. Its exit code is the one
-// after which systemd doesn't try again.
+// TestNotConfiguredDoesNotStart: the installed file is not a complete configuration, and
+// the daemon reports what is missing. After its exit code systemd does not restart it.
 func TestNotConfiguredDoesNotStart(t *testing.T) {
 	dir := unpack(t)
 	out, err := exec.Command(filepath.Join(dir, "usr/bin/meshd"), "run",
@@ -203,15 +201,15 @@ func TestNotConfiguredDoesNotStart(t *testing.T) {
 // versionLine is what meshd version prints of a package.
 var versionLine = regexp.MustCompile(`^meshd v1\.2\.3, commit [0-9a-f]{7,} of \d{4}-\d\d-\d\d \(go1\.\S+\)\n$`)
 
-// TestVersion: the program says what it was made of.
+// TestVersion: the program prints the version and commit that it was built from.
 func TestVersion(t *testing.T) {
 	if got := output(t, filepath.Join(unpack(t), "usr/bin/meshd"), "version"); !versionLine.MatchString(got) {
 		t.Errorf("meshd version prints %q, want version, commit and date", got)
 	}
 }
 
-// exposures are what systemd-analyze security may make of the units at most, in
-// tenths: what each has with the systemd of Debian 12.
+// exposures are the highest allowed values of systemd-analyze security, in tenths: those
+// of the units with the systemd of Debian 12.
 var exposures = map[string]string{"meshd.service": "20", "meshd-drain.service": "7", "meshd-online.service": "7"}
 
 func TestUnits(t *testing.T) {

@@ -35,8 +35,8 @@ func signer(t *testing.T) string {
 	return m[1]
 }
 
-// apt returns a function that runs apt-get on a root of its own, which knows
-// nothing but the repository and which packages this machine has.
+// apt returns a function that runs apt-get on a root of its own, which has only the
+// repository and this machine's list of packages.
 func apt(t *testing.T, repo string) func(args ...string) (string, error) {
 	t.Helper()
 	root := t.TempDir()
@@ -74,7 +74,7 @@ func TestRepository(t *testing.T) {
 	if err != nil || !strings.Contains(out, "Inst meshd (1.2.3-1 meshd:stable") {
 		t.Errorf("apt-get install meshd: %v\n%s", err, out)
 	}
-	// A second run takes the place of the first.
+	// A second run replaces the first.
 	output(t, "./repo.sh", key)
 
 	list := filepath.Join(built, "apt/dists/stable/InRelease")

@@ -42,9 +42,9 @@ func measureFailovers(ctx context.Context, binary string, s samples) error {
 }
 
 // measureFailover makes one mesh of two locations and a lone node. The preferred
-// gateway of one of them goes in each of three ways, and comes back each time. Each
-// run needs a mesh of its own: who falls again and again has to wait longer and
-// longer before it may come back.
+// gateway of one of them fails in each of three ways, and recovers each time. Each run
+// needs a mesh of its own: a gateway that fails repeatedly must wait longer and longer
+// before it is up again.
 func measureFailover(ctx context.Context, binary string, s samples) (err error) {
 	l, err := lab.New(ctx)
 	if err != nil {
@@ -76,7 +76,7 @@ type failover struct {
 	streams   []*lab.Stream
 }
 
-// way is how a gateway goes and comes back.
+// way is how a gateway fails and recovers.
 type way struct {
 	name     string
 	do, undo func(ctx context.Context) error
@@ -89,7 +89,8 @@ func startFailover(ctx context.Context, l *lab.Lab, binary string) (*failover, e
 		return nil, err
 	}
 	f := &failover{binary: binary, nodes: six.Nodes, preferred: six.Nodes[0], observer: six.Nodes[5]}
-	// Who talks must not be who goes: a3 is never a gateway, nor is b2.
+	// The pods that exchange packets must not be on a gateway that fails: a3 and b2 are
+	// never gateways.
 	for n, wish := range map[*lab.Node]string{six.Nodes[0]: "prefer", six.Nodes[2]: "never", six.Nodes[4]: "never"} {
 		if err := n.Configure(six.Config(n, append([]string{"  gateway: " + wish}, settings...)...), six.Secret); err != nil {
 			return nil, err
@@ -139,7 +140,7 @@ func (f *failover) begin(ctx context.Context, a, b *lab.Node) error {
 	return err
 }
 
-// noForwarding is somebody else's firewall on a gateway that lives.
+// noForwarding is another program's firewall on a gateway that is alive.
 const noForwarding = "table inet broken { chain forward { type filter hook forward priority -20; policy drop; }; }"
 
 func (f *failover) ways() []way {
@@ -156,7 +157,7 @@ func (f *failover) ways() []way {
 	}
 }
 
-// measure has the preferred gateway go and come back.
+// measure makes the preferred gateway fail and recover.
 func (f *failover) measure(ctx context.Context, w way, s samples) error {
 	f.talk.CountGaps()
 	if err := errors.Join(w.do(ctx), f.awaitGateway(ctx, false), f.flows(ctx)); err != nil {
@@ -179,7 +180,7 @@ func (f *failover) add(s samples, name string) {
 	s[name+"_median_ms"] = append(s[name+"_median_ms"], gap)
 }
 
-// awaitGateway waits until the preferred gateway is in office, or another one.
+// awaitGateway waits until the preferred gateway is the gateway, or until another one is.
 func (f *failover) awaitGateway(ctx context.Context, preferred bool) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -218,7 +219,7 @@ func (f *failover) flows(ctx context.Context) error {
 	}
 }
 
-// stop ends the connections, over which every byte must have come.
+// stop ends the connections and checks that every byte has arrived.
 func (f *failover) stop() error {
 	var err error
 	for _, s := range f.streams {

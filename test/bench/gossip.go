@@ -140,8 +140,7 @@ func measureSwarmKill(ctx context.Context, w *swarm.Swarm, s samples) error {
 	return nil
 }
 
-// measureSwarmIdle lets the nodes alone. They share a process, and with it what
-// the Go runtime needs for itself.
+// measureSwarmIdle measures idle nodes. They share a process and its Go runtime.
 func measureSwarmIdle(ctx context.Context, s samples) error {
 	before, began := cpuTime(), time.Now()
 	if err := wait.Sleep(ctx, swarmIdle); err != nil {
@@ -161,7 +160,7 @@ func measureSwarmIdle(ctx context.Context, s samples) error {
 	return nil
 }
 
-// cpuTime is what this process has used.
+// cpuTime returns the CPU time that this process has used.
 func cpuTime() time.Duration {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {

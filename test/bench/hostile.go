@@ -25,8 +25,7 @@ var atOnce = []string{"silent streams", "tombstones"}
 
 // measureHostile has a newcomer join while somebody keeps the victim's places for streams
 // and another one fills its store. The other attacks follow, one after the other. When all
-// are over and those who made them are banished, the victim has some time to give back
-// what it took.
+// are over and the attackers are revoked, the victim has some time to release resources.
 func measureHostile(ctx context.Context, binary string, s samples) (err error) {
 	b, err := hostile.NewBed(ctx, binary, hostile.Options{Settings: []string{"cluster:", "  mode: location"}})
 	if err != nil {

@@ -22,14 +22,14 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// acquaintances is how many other nodes the daemon knows that is measured.
+// acquaintances is how many other nodes the measured daemon knows.
 const acquaintances = 1000
 
 // manyPods has room for them.
 const manyPods = "cluster: {pods: [10.64.0.0/12]}"
 
-// measureMany starts a daemon that remembers a thousand nodes, of which none is there,
-// and lets it alone.
+// measureMany starts a daemon that remembers a thousand nodes, none of which runs, and
+// measures it when idle.
 func measureMany(ctx context.Context, binary string, s samples) (err error) {
 	l, err := lab.New(ctx)
 	if err != nil {

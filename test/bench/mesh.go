@@ -130,7 +130,7 @@ func overlays(ctx context.Context, nodes []*lab.Node) ([]netip.Addr, error) {
 	return addrs, g.Wait()
 }
 
-// settle waits until everybody sees everybody alive.
+// settle waits until all nodes see all others alive.
 func settle(ctx context.Context, nodes []*lab.Node) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, n := range nodes {
@@ -169,7 +169,7 @@ const pollPeriod = 20 * time.Millisecond
 // patience is how long anything may take before the measurement is given up.
 const patience = 2 * time.Minute
 
-// poll asks for a node's status until ok is content with it.
+// poll reads a node's status until ok returns true.
 func poll(ctx context.Context, n *lab.Node, ok func(control.Status) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

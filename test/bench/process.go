@@ -20,8 +20,8 @@ const (
 	idleTime = 30 * time.Second
 )
 
-// measureIdle lets the mesh alone. Of memory and CPU time the greediest daemon
-// counts; bytes are the mean over the nodes' underlay links.
+// measureIdle measures an idle mesh. Memory and CPU time are those of the daemon with the
+// highest values; bytes are the mean over the nodes' underlay links.
 func measureIdle(ctx context.Context, nodes []*lab.Node, s samples) error {
 	if err := wait.Sleep(ctx, calmTime); err != nil {
 		return err

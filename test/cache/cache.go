@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Cache is a directory of directories, each made once and never changed. Its
-// name says what went into it, so whatever has another input has another name.
+// Cache is a directory of entries, each made once and never changed. An entry's name is
+// derived from its inputs, so other inputs give another name.
 type Cache struct{ dir string }
 
 // life is after what time without use an entry is removed.
@@ -32,8 +32,8 @@ func Open() (Cache, error) {
 }
 
 // Get returns the entry of that name, which fill makes if there is none. It is
-// made under another name first, so that nobody sees a half of it. When two make
-// it at once, one of them is lucky and the other's is thrown away.
+// made under another name first, so no process sees an incomplete one. When two make it
+// at once, one of the results is discarded.
 func (c Cache) Get(name string, fill func(dir string) error) (string, error) {
 	path := filepath.Join(c.dir, name)
 	now := time.Now()
@@ -55,8 +55,8 @@ func (c Cache) Get(name string, fill func(dir string) error) (string, error) {
 	return path, nil
 }
 
-// prune removes what has not been used for long, halves of builds that were
-// killed among it. What it can't remove now it can later.
+// prune removes entries that have not been used for long, including incomplete ones. What
+// it can't remove now is removed later.
 func (c Cache) prune(now time.Time) {
 	entries, _ := os.ReadDir(c.dir)
 	for _, e := range entries {

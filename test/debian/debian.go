@@ -26,7 +26,7 @@ type Image struct {
 	Size     string            // of the disk, as for truncate(1)
 }
 
-// Unneeded are units that only cost a virtual machine time, apart by spaces.
+// Unneeded are units that only cost a virtual machine time, separated by spaces.
 const Unneeded = "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer " +
 	"getty@tty1.service serial-getty@ttyS0.service systemd-pstore.service"
 

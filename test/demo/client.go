@@ -25,8 +25,8 @@ var (
 	serviceAddr  = netip.MustParseAddr("10.43.0.80")
 )
 
-// services is what kube-proxy makes of these two: the resolver in one pod, the Service
-// in another.
+// services returns kube-proxy's rules for both: the resolver in one pod, the Service in
+// another.
 const services = `
 table ip kube {
 	chain services {
@@ -43,8 +43,8 @@ table ip kube {
 }
 `
 
-// tryClient adds a laptop behind another NAT, sets it up with wg-quick, and has it
-// reach every pod, a Service, and a name. It returns what to say of that.
+// tryClient adds a laptop behind another NAT, sets it up with wg-quick, and checks that it
+// reaches every pod, a Service, and a name. It returns a summary.
 func tryClient(ctx context.Context, l *lab.Lab, wireguardGo string, stations []station) (string, error) {
 	first, last := stations[0], stations[len(stations)-1]
 	stop, err := serve(ctx, stations, first.pod, last.pod)

@@ -59,7 +59,7 @@ func run() int {
 	return exitCode(demo(ctx, o))
 }
 
-// options are what a demo is of.
+// options are the settings of a demo.
 type options struct {
 	binary      string
 	mode        mesh.Mode
@@ -67,7 +67,7 @@ type options struct {
 	wireguardGo string // "" for no laptop
 }
 
-// exitCode says what went wrong with a demo, and returns what it exits with.
+// exitCode prints the error of a demo, and returns its exit code.
 func exitCode(err error) int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -94,7 +94,7 @@ func names(count int) []string {
 	return all
 }
 
-// Limits are generous: they only have to tell slow from never.
+// Limits are generous: they only distinguish slow from never.
 const (
 	settleLimit = 3 * time.Minute // for daemons to be ready and to see each other
 	pingLimit   = 1 * time.Minute // for one ping to be answered

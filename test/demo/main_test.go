@@ -21,7 +21,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// asDemo in the environment makes the test binary the demo.
+// asDemo is the environment variable that makes the test binary run as the demo.
 const asDemo = "DEMO_TEST_AS_DEMO"
 
 func TestMain(m *testing.M) {
@@ -79,7 +79,7 @@ func TestLocations(t *testing.T) {
 	}
 }
 
-// endsWith runs a demo, which has to succeed and to say so in its last line.
+// endsWith runs a demo, which must succeed and print this last line.
 func endsWith(cmd *exec.Cmd, last string) error {
 	out, err := cmd.CombinedOutput()
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
@@ -140,7 +140,7 @@ func children(t *testing.T, pid int) []string {
 	return all
 }
 
-// TestCommandLine has what is wrong be said before anything is made.
+// TestCommandLine checks that usage errors are reported before anything is made.
 func TestCommandLine(t *testing.T) {
 	for _, args := range [][]string{
 		{"-nodes", "1"}, {"-nodes", "51"}, {"-nodes", "many"}, {"-topology", "ring"}, {"-hosts", "4"},

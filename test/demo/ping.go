@@ -33,8 +33,8 @@ type pair struct {
 	pod      error // from pod to pod
 }
 
-// pingAll pings all directed pairs, says which did not answer and why, and ends
-// with the count, and what there is to say more.
+// pingAll pings all directed pairs, prints which did not answer and why, and ends with
+// the count and further results.
 func pingAll(ctx context.Context, stations []station, more string) error {
 	var pairs []*pair
 	for i, from := range stations {

@@ -21,19 +21,19 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// Attack is something that is done to the victim, round after round.
+// Attack is one kind of attack on the victim, repeated in rounds.
 type Attack struct {
 	Name  string
 	Round func(ctx context.Context, t *Target) error
 	Pause time.Duration // between two rounds
 	Many  bool          // leaves behind more nodes than can be revoked one by one
 
-	// Peak is how much more than before the victim may use meanwhile, and Keeps how much
-	// more afterwards, beside what it may always.
+	// Peak is how much more than before the victim may use during the attack, and Keeps
+	// how much more afterwards, in addition to what it may always use.
 	Peak, Keeps Usage
 }
 
-// Target is who is attacked, and by whom.
+// Target is the victim of an attack and the attacker.
 type Target struct {
 	*Bed
 	*gossip.Attacker // somebody who has the secret, with an identity of his own
@@ -46,7 +46,7 @@ type Target struct {
 	made   [][]byte // objects, the same in each round
 }
 
-// Target makes the target of the n-th attack. Each has another insider.
+// Target returns the target of the n-th attack. Each has an insider of its own.
 func (b *Bed) Target(n int) (*Target, error) {
 	secrets, err := config.ReadSecrets(b.Victim.Path(lab.SecretPath))
 	if err != nil {
@@ -59,13 +59,13 @@ func (b *Bed) Target(n int) (*Target, error) {
 	return &Target{Bed: b, Attacker: a}, nil
 }
 
-// identityOf returns one of a fixed row of identities.
+// identityOf returns the n-th of a fixed list of identities.
 func identityOf(what string, n int) ed25519.PrivateKey {
 	seed := sha256.Sum256(fmt.Append(nil, what, " ", n))
 	return ed25519.NewKeyFromSeed(seed[:])
 }
 
-// Run goes on until ctx ends. First is closed after the first round.
+// Run attacks until ctx ends. First is closed after the first round.
 func (t *Target) Run(ctx context.Context, a Attack, first chan<- struct{}) error {
 	defer t.release(0)
 	for ; ; t.rounds++ {
@@ -83,10 +83,10 @@ func (t *Target) Run(ctx context.Context, a Attack, first chan<- struct{}) error
 	}
 }
 
-// Identities are all that the insider has used, except where they are too many.
+// Identities returns the identities that the insider has used, unless they are too many.
 func (t *Target) Identities() []mesh.ID { return append([]mesh.ID{t.ID()}, t.others...) }
 
-// other is the n-th further identity of the insider.
+// other returns the n-th further identity of the insider.
 func (t *Target) other(n int) *gossip.Attacker {
 	for len(t.others) <= n {
 		t.others = append(t.others, t.As(identityOf(t.ID().String(), len(t.others))).ID())
@@ -94,8 +94,7 @@ func (t *Target) other(n int) *gossip.Attacker {
 	return t.As(identityOf(t.ID().String(), n))
 }
 
-// Banish has an honest node revoke the insider's identities, as a person would who has
-// found out.
+// Banish revokes the insider's identities on an honest node, as a person would.
 func (t *Target) Banish(ctx context.Context) error {
 	for _, id := range t.Identities() {
 		if _, err := t.Far.Meshd(ctx, "revoke", id.String()); err != nil {
@@ -105,7 +104,7 @@ func (t *Target) Banish(ctx context.Context) error {
 	return nil
 }
 
-// hold keeps a connection open until many later ones are, or the attack ends.
+// hold keeps a connection open until many later ones are open, or the attack ends.
 func (t *Target) hold(conn net.Conn) {
 	t.held = append(t.held, conn)
 	t.release(maxHeld)
@@ -113,7 +112,7 @@ func (t *Target) hold(conn net.Conn) {
 
 const maxHeld = 6000
 
-// release closes the oldest connections but so many.
+// release closes the oldest connections and keeps the given number.
 func (t *Target) release(keep int) {
 	for len(t.held) > keep {
 		_ = t.held[0].Close()
@@ -121,7 +120,7 @@ func (t *Target) release(keep int) {
 	}
 }
 
-// nobody is the next address of the crowd. They lie in as many networks as can be.
+// nobody returns the next address of the crowd, spread over as many networks as possible.
 func (t *Target) nobody() netip.Addr {
 	t.speaks++
 	b := crowd.Addr().As4()
@@ -137,7 +136,7 @@ func (t *Target) dial(ctx context.Context, from netip.Addr) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", t.gossip().String())
 }
 
-// tell gives the victim objects over a stream, and returns when it has looked at them.
+// tell sends the victim objects over a stream, and returns when it has processed them.
 func (t *Target) tell(ctx context.Context, objects [][]byte) error {
 	state, err := gossip.AttackState(objects)
 	if err != nil {
@@ -146,7 +145,7 @@ func (t *Target) tell(ctx context.Context, objects [][]byte) error {
 	return t.whisper(ctx, t.Attacker, gossip.Hello{ID: t.ID(), Instance: 1}, state)
 }
 
-// repeat tells the victim the same objects in each round.
+// repeat sends the victim the same objects in each round.
 func (t *Target) repeat(ctx context.Context, count int, object func(n int) ([]byte, error)) error {
 	for n := len(t.made); n < count; n++ {
 		o, err := object(n)
@@ -158,8 +157,8 @@ func (t *Target) repeat(ctx context.Context, count int, object func(n int) ([]by
 	return t.tell(ctx, t.made)
 }
 
-// whisper greets the victim, says something, and waits until it closes the stream. The
-// victim may hang up on an attacker at any time.
+// whisper opens a stream to the victim, sends data, and waits until the victim closes it.
+// The victim may close an attacker's stream at any time.
 func (t *Target) whisper(ctx context.Context, a *gossip.Attacker, h gossip.Hello, content []byte) error {
 	var conn net.Conn
 	from := t.nobody()
@@ -206,7 +205,7 @@ func (t *Target) throw(packets [][]byte) error {
 	})
 }
 
-// record is the record of a node that does not exist, with some fields changed.
+// record returns the record of a node that does not exist, with some fields changed.
 func record(a *gossip.Attacker, name string, sequence int, change map[int]any) ([]byte, error) {
 	key := sha256.Sum256(a.Identity)
 	content := map[int]any{2: sequence, 3: 1, 4: name, 5: key[:], 6: mesh.None}

@@ -18,7 +18,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// Attacks are all of them. Those that leave something behind come last.
+// Attacks returns all attacks. Those that leave something behind come last.
 var Attacks = []Attack{
 	{Name: "silent streams", Round: silentStreams, Pause: 10 * time.Millisecond, Peak: Usage{Descriptors: 5000, Goroutines: 10000, RSS: 192 << 20}},
 	{Name: "half-open metrics", Round: halfOpen(func(t *Target) (lab.Place, string) { return t.Victim.Do, lab.MetricsAddress }), Pause: time.Second, Peak: fewConnections},
@@ -36,15 +36,15 @@ var Attacks = []Attack{
 	{Name: "names", Round: names, Pause: 5 * time.Second, Many: true, Peak: manyNodes, Keeps: manyNodes},
 }
 
-// manyNodes is what some thousand nodes cost, of which fifty have an address and so a
-// tunnel. WireGuard in the daemon has goroutines and queues for each.
+// manyNodes is the cost of some thousand nodes, of which fifty have an address and so a
+// tunnel. Userspace WireGuard has goroutines and queues for each.
 var manyNodes = Usage{Goroutines: 4000, Heap: 160 << 20, RSS: 256 << 20, Disk: 10 << 20}
 
-// fewConnections is what a server of HTTP may have open at the same time.
+// fewConnections is the cost of the connections that an HTTP server may have open.
 var fewConnections = Usage{Descriptors: 600, Goroutines: 1200, RSS: 48 << 20}
 
-// silentStreams opens streams, each from another address, and says nothing over them:
-// hundreds a second.
+// silentStreams opens hundreds of streams a second, each from another address, and sends
+// nothing over them.
 func silentStreams(ctx context.Context, t *Target) error {
 	return t.lab.Outside().Do(func() error {
 		for range 100 {
@@ -56,8 +56,8 @@ func silentStreams(ctx context.Context, t *Target) error {
 	})
 }
 
-// halfOpen opens connections to a server of HTTP. Every other one has asked something,
-// and listens; the rest never gets to the end of a question.
+// halfOpen opens connections to an HTTP server. Every other one sends a request and reads
+// the answer; the rest never complete a request.
 func halfOpen(where func(t *Target) (lab.Place, string)) func(context.Context, *Target) error {
 	return func(ctx context.Context, t *Target) error {
 		place, addr := where(t)
@@ -80,9 +80,9 @@ func halfOpen(where func(t *Target) (lab.Place, string)) func(context.Context, *
 	}
 }
 
-// seenElsewhere tells the victim that it is seen where it is not: by several nodes that
-// have a record and prove their identities, and by packets in the names of honest ones,
-// which also claim to be of a later start.
+// seenElsewhere reports false addresses to the victim: by several nodes that have a record
+// and prove their identities, and by packets in the names of honest nodes, which also
+// claim a later boot.
 func seenElsewhere(ctx context.Context, t *Target) error {
 	var records [][]byte
 	for n := range 8 {
@@ -118,7 +118,7 @@ func seenElsewhere(ctx context.Context, t *Target) error {
 	return t.throw(packets)
 }
 
-// introduce gives the victim the insider's own record.
+// introduce sends the victim the insider's own record.
 func (t *Target) introduce(ctx context.Context) error {
 	r, err := record(t.Attacker, insiderName, t.rounds+1, map[int]any{8: t.cluster.Hash()})
 	if err != nil {
@@ -127,7 +127,7 @@ func (t *Target) introduce(ctx context.Context) error {
 	return t.tell(ctx, [][]byte{r})
 }
 
-// anothersIdentity says at the beginning of streams that it is the victim, or a node that
+// anothersIdentity opens streams that claim the identity of the victim, or of a node that
 // the victim knows.
 func anothersIdentity(ctx context.Context, t *Target) error {
 	state, err := gossip.AttackState(nil)
@@ -143,7 +143,7 @@ func anothersIdentity(ctx context.Context, t *Target) error {
 	return nil
 }
 
-// anothersName has records with the names of honest nodes, which claim to be older.
+// anothersName sends records with the names of honest nodes and earlier claims.
 func anothersName(ctx context.Context, t *Target) error {
 	var objects [][]byte
 	for i, n := range t.Nodes() {
@@ -156,10 +156,10 @@ func anothersName(ctx context.Context, t *Target) error {
 	return t.tell(ctx, objects)
 }
 
-// escape does things to terminals, to logs, and to files with a setting in each line.
+// escape holds characters that harm terminals, logs, and files with one setting per line.
 const escape = "x\x1b[2J\x1b]0;owned\x07\r\nnameserver 192.0.2.66\n\u202e\u0085\u2028"
 
-// escapes writes this into every text that travels.
+// escapes puts escape into every text that nodes send each other.
 func escapes(ctx context.Context, t *Target) error {
 	if err := t.introduce(ctx); err != nil {
 		return err
@@ -225,12 +225,12 @@ func escapes(ctx context.Context, t *Target) error {
 	return nil
 }
 
-// firstInsider is the first slot that an insider claims. Whoever has the secret may have
-// one, and is routed to.
+// firstInsider is the first slot that an insider claims. A node with the secret may claim
+// a slot and gets routes.
 const firstInsider = 200
 
-// networks has nodes give away what nobody may: all addresses, those of the cloud's
-// metadata, of resolvers, of the LAN, of the mesh and of its routers.
+// networks has nodes announce networks that no node may: all addresses, the cloud's
+// metadata service, resolvers, the LAN, the mesh and its routers.
 func networks(ctx context.Context, t *Target) error {
 	lan := netip.MustParsePrefix("172.20.1.0/24")
 	var objects [][]byte
@@ -265,8 +265,8 @@ func networks(ctx context.Context, t *Target) error {
 	return t.tell(ctx, objects)
 }
 
-// forgedObjects are four megabytes of objects whose signatures do not hold, in the names
-// of the insider and of honest nodes.
+// forgedObjects returns four megabytes of objects with invalid signatures, in the names of
+// the insider and of honest nodes.
 func forgedObjects(ctx context.Context, t *Target) error {
 	if err := t.introduce(ctx); err != nil {
 		return err
@@ -280,7 +280,7 @@ func forgedObjects(ctx context.Context, t *Target) error {
 	})
 }
 
-// hugeGeneration tells settings of generations that no file can go beyond.
+// hugeGeneration sends settings of generations that no file can exceed.
 func hugeGeneration(ctx context.Context, t *Target) error {
 	if err := t.introduce(ctx); err != nil {
 		return err
@@ -298,7 +298,7 @@ func hugeGeneration(ctx context.Context, t *Target) error {
 	return t.tell(ctx, objects)
 }
 
-// InPlainText tells settings with which nodes of one location would speak to each other in
+// InPlainText sends settings with which nodes of one location would send to each other in
 // plain text.
 var InPlainText = Attack{Name: "from full to cross", Round: func(ctx context.Context, t *Target) error {
 	if err := t.introduce(ctx); err != nil {
@@ -313,8 +313,8 @@ var InPlainText = Attack{Name: "from full to cross", Round: func(ctx context.Con
 	return t.tell(ctx, [][]byte{o})
 }, Pause: time.Second}
 
-// verdicts calls the far node and some that nobody knows down, as gateways and as relays,
-// in the highest epochs.
+// verdicts sends verdicts in the highest epochs that the far node and some unknown nodes
+// are down, as gateways and as relays.
 func verdicts(ctx context.Context, t *Target) error {
 	if err := t.introduce(ctx); err != nil {
 		return err
@@ -341,7 +341,7 @@ func verdicts(ctx context.Context, t *Target) error {
 	return t.tell(ctx, objects)
 }
 
-// tombstones buries more nodes than there is room for.
+// tombstones sends tombstones for more nodes than there is room for.
 func tombstones(ctx context.Context, t *Target) error {
 	if err := t.introduce(ctx); err != nil {
 		return err
@@ -352,7 +352,7 @@ func tombstones(ctx context.Context, t *Target) error {
 	})
 }
 
-// names has as many nodes as there is room for, each with six names to look up.
+// names sends as many records as there is room for, each with six host names to resolve.
 func names(ctx context.Context, t *Target) error {
 	return t.repeat(ctx, 8100, func(n int) ([]byte, error) {
 		var endpoints []any

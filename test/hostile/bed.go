@@ -22,16 +22,16 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// patience is how long anything may take that has to happen at all.
+// patience is how long any required condition may take.
 const patience = 2 * time.Minute
 
 // packetPeriod makes 50 packets a second in each direction.
 const packetPeriod = 20 * time.Millisecond
 
-// crowd are addresses from which the internet speaks, all at once.
+// crowd are addresses on the internet from which attackers send.
 var crowd = netip.MustParsePrefix("198.18.0.0/15")
 
-// Options say how the daemons of a bed run.
+// Options are settings of the daemons of a bed.
 type Options struct {
 	Settings []string // further lines of each configuration
 	Env      []string // of the daemons; see [lab.Node.Env]
@@ -80,7 +80,7 @@ func (b *Bed) Close() error {
 	return errors.Join(err, b.lab.Close())
 }
 
-// Nodes are the three.
+// Nodes returns the three nodes.
 func (b *Bed) Nodes() []*lab.Node { return []*lab.Node{b.Victim, b.Friend, b.Far} }
 
 func (b *Bed) makeNodes(ctx context.Context) error {
@@ -128,7 +128,7 @@ func (b *Bed) makeNodes(ctx context.Context) error {
 	return err
 }
 
-// gossip is where the victim listens, as the internet sees it.
+// gossip returns the victim's public gossip address.
 func (b *Bed) gossip() netip.AddrPort {
 	return netip.AddrPortFrom(b.Victim.Public(), config.DefaultGossipPort)
 }
@@ -170,7 +170,7 @@ func (b *Bed) settle(ctx context.Context) error {
 	if err := await(ctx, b.Far, "aware that the victim is the gateway", office); err != nil {
 		return err
 	}
-	// Nodes answer clients as soon as there is one.
+	// Nodes serve clients as soon as there is one.
 	if _, err := b.Far.Meshd(ctx, "client", "add", "laptop", "--out", "/run/laptop.conf"); err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ func (b *Bed) settle(ctx context.Context) error {
 	return err
 }
 
-// await waits until a node's status is as wanted.
+// await waits until the condition holds for a node's status.
 func await(ctx context.Context, n *lab.Node, what string, ok func(control.Status) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -217,8 +217,8 @@ func talk(ctx context.Context, one, other *lab.Pod) (*lab.Exchange, error) {
 		lab.Party{At: one.Do, Addr: one.Addresses[0]}, lab.Party{At: other.Do, Addr: other.Addresses[0]}, packetPeriod)
 }
 
-// lanPlain counts what comes to a host over its LAN in plain text: packets with addresses
-// of the mesh, by themselves or in vxlan.
+// lanPlain counts packets that reach a host over its LAN in plain text: packets with
+// addresses of the mesh, as they are or in vxlan.
 const lanPlain = `
 table inet lan-plain {
 	counter plain { }
@@ -230,7 +230,7 @@ table inet lan-plain {
 }
 `
 
-// CountPlainText begins to count what reaches the friend over its LAN in plain text.
+// CountPlainText begins to count packets that reach the friend over its LAN in plain text.
 func (b *Bed) CountPlainText(ctx context.Context) error {
 	const path = "/run/lan-plain.nft"
 	if err := b.Friend.WriteFile(path, lanPlain, 0o600); err != nil {
@@ -240,7 +240,7 @@ func (b *Bed) CountPlainText(ctx context.Context) error {
 	return err
 }
 
-// PlainText is how many such packets there were.
+// PlainText returns the number of such packets.
 func (b *Bed) PlainText(ctx context.Context) (string, error) {
 	out, err := b.Friend.Run(ctx, "nft", "list", "counter", "inet", "lan-plain", "plain")
 	if _, after, ok := strings.Cut(out, "packets "); ok {
@@ -250,7 +250,7 @@ func (b *Bed) PlainText(ctx context.Context) (string, error) {
 	return "", errors.Join(err, errors.New("count plain text: nft shows no counter"))
 }
 
-// Newcomer is a node that joins a mesh under attack.
+// Newcomer is a new node that joins a mesh under attack.
 type Newcomer struct {
 	*lab.Node
 	Took time.Duration // from its start until it was online
@@ -292,7 +292,7 @@ func (b *Bed) Join(ctx context.Context) (Newcomer, error) {
 	return n, err
 }
 
-// Leave stops a newcomer, and has an honest node revoke its identity.
+// Leave stops a newcomer and revokes its identity on an honest node.
 func (b *Bed) Leave(ctx context.Context, n Newcomer) error {
 	if n.Node == nil {
 		return nil // it didn't come so far
@@ -304,8 +304,7 @@ func (b *Bed) Leave(ctx context.Context, n Newcomer) error {
 	return errors.Join(err, n.Kill(), n.Close())
 }
 
-// Verdict has the friend say that it drains, and take it back, and waits until the victim
-// knows either.
+// Verdict drains and undrains the friend, and waits until the victim knows each.
 func (b *Bed) Verdict(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

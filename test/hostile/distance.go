@@ -17,12 +17,12 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// roundTrip is how much longer packets of a newcomer are on their way, there and back. A
-// handshake that takes a moment is easier to disturb.
+// roundTrip is the round trip time that is added to a newcomer's packets. A longer
+// handshake is easier to disturb.
 const roundTrip = 200 * time.Millisecond
 
-// distance is a device of the internet's router, through which the packets of distant
-// hosts pass: it gives them back later. Every kernel has what it takes.
+// distance is a device of the internet's router that delays the packets of distant hosts.
+// It works with every kernel, without netem.
 type distance struct {
 	router *lab.Host
 	device *os.File
@@ -94,7 +94,7 @@ func (d *distance) give(packets <-chan delayed) {
 	}
 }
 
-// add has what a host sends pass the device.
+// add routes a host's packets through the device.
 func (d *distance) add(ctx context.Context, h *lab.Host) error {
 	number := h.Public().As4()[3]
 	_, err := d.router.Run(ctx, "ip", "rule", "add", "priority", "100", "iif", fmt.Sprintf("host%d", number), "lookup", distanceTable)

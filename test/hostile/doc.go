@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hostile attacks real daemons: as a stranger, as a pod, and as somebody who has
-// the secret. A [Bed] is a lab with a mesh whose pods talk to each other; an [Attack] is
-// what is done to one of its nodes. Meanwhile a newcomer has to join and an honest verdict
-// to arrive, and afterwards everything has to be as it was.
+// Package hostile attacks real daemons: from outside, from a pod, and from a host that has
+// the secret. A [Bed] is a lab with a mesh whose pods exchange packets; an [Attack] is
+// directed at one of its nodes. During the attack a new node must be able to join and an
+// honest verdict must arrive, and afterwards all must be as before.
 //
-// All of it is built with the tag hostile, with which package gossip has what an attacker
-// needs, too.
+// It is built with the tag hostile, which also adds the attacker's side to package gossip.
 package hostile

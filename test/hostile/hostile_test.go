@@ -27,20 +27,21 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Limits only tell slow from never.
+// Limits only distinguish slow from never.
 const testLimit = 20 * time.Minute
 
-// always is how much more than before a daemon may use after any attack: what comes and
-// goes by itself, and a heap that is not collected yet. The records of newcomers and what
-// revokes them take some hundred bytes each.
+// always is how much more than before a daemon may use after any attack: normal variation,
+// and heap that is not collected yet. Records and revocations of newcomers take some
+// hundred bytes each.
 var always = Usage{Descriptors: 10, Goroutines: 40, Heap: 4 << 20, RSS: 1 << 30, Disk: 16 << 10}
 
-// during is how much more it may use meanwhile, if the attack does not say.
+// during is how much more it may use during an attack, unless the attack sets it.
 var during = Usage{Descriptors: 100, Goroutines: 300, Heap: 1 << 30, RSS: 96 << 20, Disk: 1 << 20}
 
-// TestHostile attacks one node in all ways, one after the other, while its pod talks to
-// one elsewhere. Each time a newcomer joins, a verdict of another node arrives, and
-// nothing that the victim knew changes; afterwards it uses no more than before.
+// TestHostile runs all attacks on one node, one after the other, while its pod exchanges
+// packets with one elsewhere. During each attack a newcomer joins, a verdict of another
+// node arrives, and nothing that the victim knew changes; afterwards the victim uses no
+// more resources than before.
 func TestHostile(t *testing.T) { // not parallel: it measures
 	ctx, b := newBed(t, mesh.ModeLocation)
 	for n, a := range Attacks {
@@ -48,8 +49,8 @@ func TestHostile(t *testing.T) { // not parallel: it measures
 	}
 }
 
-// TestHostileSettings has an insider call nodes that encrypt everything to speak in plain
-// text on their LAN.
+// TestHostileSettings has an insider try to make nodes that encrypt everything send in
+// plain text on their LAN.
 func TestHostileSettings(t *testing.T) {
 	ctx, b := newBed(t, mesh.ModeFull)
 	target, err := b.Target(0)
@@ -83,7 +84,7 @@ func newBed(t *testing.T, mode mesh.Mode) (context.Context, *Bed) {
 	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	t.Cleanup(cancel)
 	b, err := NewBed(ctx, meshd, Options{
-		// A machine that is busy answers pings late.
+		// A busy machine answers pings late.
 		Settings: []string{"probe: {interval: 1s, misses: 5}", "cluster:", "  mode: " + string(mode)},
 		Env:      []string{FrequentCollection},
 	})
@@ -103,7 +104,7 @@ func newBed(t *testing.T, mode mesh.Mode) (context.Context, *Bed) {
 	return ctx, b
 }
 
-// underAttack carries out an attack and checks everything that has to hold.
+// underAttack runs an attack and checks everything that must hold.
 func underAttack(t *testing.T, ctx context.Context, b *Bed, a Attack, n int) {
 	target, err := b.Target(n)
 	if err != nil {
@@ -182,7 +183,7 @@ func exited(n *lab.Node) bool {
 	}
 }
 
-// sight is how the victim is at a moment.
+// sight is the state of the victim at one moment.
 type sight struct {
 	usage Usage
 	shape []string
@@ -197,7 +198,7 @@ func look(ctx context.Context, b *Bed) (sight, error) {
 	return sight{u, shape}, err
 }
 
-// settled waits until the victim is as before, but for what an attack leaves behind.
+// settled waits until the victim is as before, except for what an attack may leave.
 func settled(ctx context.Context, b *Bed, before sight, a Attack) (sight, error) {
 	keeps := a.Keeps
 	var about []string
@@ -223,8 +224,8 @@ func settled(ctx context.Context, b *Bed, before sight, a Attack) (sight, error)
 	}
 }
 
-// watch looks at what the victim uses, until the function that it returns is called, which
-// returns the highest of each.
+// watch samples what the victim uses until the returned function is called, which returns
+// the maximum of each value.
 func watch(b *Bed) (stop func() Usage) {
 	ctx, cancel := context.WithCancel(context.Background())
 	result := make(chan Usage)
@@ -271,7 +272,7 @@ func about(ctx context.Context, t *Target, n Newcomer) []string {
 	return words
 }
 
-// readable checks that what the victim shows a person harms no terminal.
+// readable checks that the victim's output does not harm a terminal.
 func readable(t *testing.T, ctx context.Context, b *Bed) {
 	t.Helper()
 	for _, args := range [][]string{{"status"}, {"status", "-o", "json"}, {"graph"}, {"client", "list"}} {
@@ -290,8 +291,8 @@ func readable(t *testing.T, ctx context.Context, b *Bed) {
 	}
 }
 
-// harmful returns a line that has what does not print or what an attacker wrote, "" if
-// there is none.
+// harmful returns a line with unprintable characters or an attacker's text, "" if there
+// is none.
 func harmful(text string) string {
 	for line := range strings.Lines(text) {
 		if strings.HasPrefix(line, "nameserver") || strings.ContainsFunc(strings.TrimSuffix(line, "\n"), func(r rune) bool {
@@ -303,7 +304,7 @@ func harmful(text string) string {
 	return ""
 }
 
-// firstWords keeps an error from filling pages.
+// firstWords shortens an error.
 func firstWords(err error) string {
 	text := err.Error()
 	return text[:min(len(text), 600)]

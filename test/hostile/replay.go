@@ -16,21 +16,21 @@ import (
 	"github.com/meshd/meshd/internal/config"
 )
 
-// replay listens on the way to the victim for a while, and sends what it has caught again,
-// all of it in each round and from other addresses.
+// replay captures packets to the victim for a while, and sends all of them again in each
+// round, from other addresses.
 func replay(ctx context.Context, t *Target) error {
 	if t.rounds == 0 {
 		if err := t.listenIn(ctx, 5*time.Second); err != nil {
 			return err
 		}
 		if len(t.caught) == 0 {
-			return errors.New("caught no packet on its way")
+			return errors.New("captured no packet")
 		}
 	}
 	return t.throw(t.caught)
 }
 
-// listenIn keeps the gossip that passes the internet's router.
+// listenIn captures the gossip that passes the internet's router.
 func (t *Target) listenIn(ctx context.Context, d time.Duration) error {
 	return t.lab.Outside().Do(func() error {
 		network := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_IP))
@@ -56,8 +56,8 @@ func (t *Target) listenIn(ctx context.Context, d time.Duration) error {
 	})
 }
 
-// payloadOf returns what an IPv4 packet carries to a UDP port, nil if it is none (RFC 791,
-// section 3.1, and RFC 768).
+// payloadOf returns the UDP payload of an IPv4 packet to a port, nil for other packets
+// (RFC 791, section 3.1, and RFC 768).
 func payloadOf(b []byte, port uint16) []byte {
 	const udpHeader = 8
 	if len(b) < 20 || b[9] != unix.IPPROTO_UDP {

@@ -16,8 +16,8 @@ import (
 // insiderName begins the names of all nodes that an attacker makes up.
 const insiderName = "insider"
 
-// shapeOf is what a node makes of the mesh, in lines: its own addresses, the settings in
-// force, the others with their roles and the way to them, its routes and its tunnels.
+// shapeOf returns a node's view of the mesh as lines: its own addresses, the settings in
+// force, the other nodes with their roles and routes, its routes and its tunnels.
 func shapeOf(ctx context.Context, n *lab.Node) ([]string, error) {
 	s, err := n.Status(ctx)
 	if err != nil {
@@ -58,8 +58,7 @@ func shapeOf(ctx context.Context, n *lab.Node) ([]string, error) {
 	return lines, nil
 }
 
-// differ returns the lines that are gone, and those that are new and about none of the
-// words.
+// differ returns the lines that are gone, and new lines that contain none of the words.
 func differ(before, after []string, about ...string) []string {
 	var all []string
 	for _, line := range before {

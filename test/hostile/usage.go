@@ -17,18 +17,18 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// FrequentCollection is an environment in which a daemon collects its heap whenever it
-// has grown by a fifth, and by 800 kB at least. What it has allocated then is, within
-// that, what is left after a forced collection.
+// FrequentCollection is an environment in which a daemon collects its heap whenever that
+// has grown by a fifth, and by at least 800 kB. So the allocated heap is at most that much
+// larger than after a forced collection.
 const FrequentCollection = "GOGC=20"
 
-// Usage is what a daemon uses.
+// Usage is what a daemon uses of memory and descriptors.
 type Usage struct {
 	Descriptors, Goroutines int
 	Heap, RSS, Disk         int // bytes
 }
 
-// UsageOf asks a daemon and the kernel.
+// UsageOf reads it from a daemon's metrics and the kernel.
 func UsageOf(ctx context.Context, n *lab.Node) (Usage, error) {
 	u, err := outsideView(n)
 	if err != nil {
@@ -55,7 +55,7 @@ func UsageOf(ctx context.Context, n *lab.Node) (Usage, error) {
 	return u, nil
 }
 
-// outsideView is the part of it that the kernel knows.
+// outsideView returns the part that the kernel knows.
 func outsideView(n *lab.Node) (Usage, error) {
 	var u Usage
 	proc := fmt.Sprintf("/proc/%d/", n.PID())
@@ -87,7 +87,7 @@ func outsideView(n *lab.Node) (Usage, error) {
 	return u, err
 }
 
-// excess names what is used more than before, beyond an allowance.
+// excess names the values that exceed those of before by more than an allowance.
 func (u Usage) excess(before, more Usage) []string {
 	var all []string
 	for _, c := range []struct {
@@ -107,7 +107,7 @@ func (u Usage) excess(before, more Usage) []string {
 	return all
 }
 
-// most takes the higher of each.
+// most takes the maximum of each value.
 func (u Usage) most(o Usage) Usage {
 	return Usage{
 		max(u.Descriptors, o.Descriptors), max(u.Goroutines, o.Goroutines), max(u.Heap, o.Heap), max(u.RSS, o.RSS), max(u.Disk, o.Disk),

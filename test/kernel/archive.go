@@ -34,7 +34,7 @@ const (
 	modeSymlink = 0o120777
 )
 
-// header writes an entry's header and name; size bytes and a pad have to follow.
+// header writes an entry's header and name; size bytes and padding must follow.
 func (a *archive) header(path string, mode, size int64) error {
 	a.inode++
 	name := strings.TrimPrefix(path, "/") + "\x00"
@@ -55,7 +55,7 @@ func (a *archive) pad(length int64) error {
 	return err
 }
 
-// dir adds a directory, and those above it, once.
+// dir adds a directory and its parents, once.
 func (a *archive) dir(path string) error {
 	if a.dirs[path] {
 		return nil
@@ -119,7 +119,7 @@ func (a *archive) copy(path, source string) error {
 	return a.file(path, info.Mode().Perm(), info.Size(), f)
 }
 
-// Close ends the archive. What it was written to stays open.
+// Close ends the archive. The underlying writer stays open.
 func (a *archive) Close() error {
 	return errors.Join(a.header("TRAILER!!!", 0, 0), a.w.Flush())
 }

@@ -21,14 +21,14 @@ import (
 	"github.com/meshd/meshd/test/cache"
 )
 
-// image is what does not change from one run to the next.
+// image is the part that does not change from run to run.
 type image struct {
 	vmlinuz string
 	initrd  string // modules and userland; a job's files follow it
 }
 
-// userland are the programs that daemons, tests and labs call, and those that a
-// person wants who looks around in the virtual machine.
+// userland are the programs that daemons, tests and labs call, and those that a person
+// needs to look around in the virtual machine.
 var userland = []string{
 	"bash", "sh",
 	"cat", "chmod", "cp", "cut", "date", "df", "env", "echo", "false", "head", "id", "ln", "ls", "mkdir", "mktemp", "mv",
@@ -44,8 +44,8 @@ var userland = []string{
 	"/usr/lib/cni/bridge", "/usr/lib/cni/host-local", "/usr/lib/cni/loopback", "/usr/lib/cni/portmap",
 }
 
-// userlandDirs are what these programs load at run time. One that is missing is
-// where another release of Debian keeps it elsewhere.
+// userlandDirs are what these programs load at run time. Missing ones are skipped:
+// releases of Debian keep them in different places.
 var userlandDirs = []string{
 	"/usr/lib/x86_64-linux-gnu/xtables", // matches and targets of iptables
 	"/usr/lib/tc",                       // netem's distributions

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inside is the first process of the virtual machine. It never returns: the
-// machine is off when the job is done.
+// inside is the first process of the virtual machine. It never returns: it turns the
+// machine off when the job is done.
 func inside() {
 	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "meshd kernel lab:", err) // the console
@@ -83,12 +83,12 @@ func mountAll() error {
 	return os.Symlink("/proc/self/fd", "/dev/fd") // bash's <(command), which wg-quick uses
 }
 
-// modules are those that nothing asks for by itself, and br_netfilter, because
-// its parameters would appear on all hosts when one host's daemon loads it.
+// modules are those that are not loaded on demand, and br_netfilter, because its
+// parameters would appear on all hosts when one host's daemon loads it.
 var modules = []string{"virtio_pci", "virtio_console", "tun", "overlay", "br_netfilter"}
 
-// settings are the kernel's. All namespaces share one neighbour table, and its
-// usual size is for one host.
+// settings are kernel parameters. All namespaces share one neighbour table, whose default
+// size is for one host.
 var settings = map[string]string{
 	"net/ipv4/neigh/default/gc_thresh1": "65536",
 	"net/ipv4/neigh/default/gc_thresh2": "131072",
@@ -96,8 +96,8 @@ var settings = map[string]string{
 	"net/ipv6/neigh/default/gc_thresh1": "65536",
 	"net/ipv6/neigh/default/gc_thresh2": "131072",
 	"net/ipv6/neigh/default/gc_thresh3": "262144",
-	// All hosts' links share the queues of two slow processors; what one test
-	// transfers is not to push out the packets that another one counts.
+	// All hosts' links share the queues of two slow processors; one test's transfers must
+	// not displace packets that another test counts.
 	"net/core/netdev_max_backlog": "100000",
 }
 
@@ -144,8 +144,8 @@ func openResults() (*os.File, error) {
 	return nil, errors.New("find port for results: there is none")
 }
 
-// shell gives the console to a person, with the environment of the job's first
-// command, and says what could be run.
+// shell runs a shell on the console, with the environment of the job's first command, and
+// prints what could be run.
 func shell(j job) error {
 	tty, err := os.OpenFile("/dev/ttyS0", os.O_RDWR, 0)
 	if err != nil {

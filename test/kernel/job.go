@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// job is what a virtual machine is started for.
+// job is the work of one virtual machine.
 type job struct {
 	Commands []command
 	Files    []string // in the virtual machine they have the same paths
@@ -74,9 +74,9 @@ func (j job) split() (busy, wait []job) {
 	return busy, wait
 }
 
-// again returns the job of running tests once more, one at a time. It says whether
-// there are any: a test binary may also end without the name of a test that failed,
-// and another program may print what looks like one.
+// again returns the job of running failed tests once more, one at a time. It reports
+// whether there are any: a test binary may fail without the name of a failed test, and
+// other programs may print what looks like one.
 func (j job) again(tests []string) (job, bool) {
 	c := j.Commands[0]
 	if len(tests) == 0 || c.Package == "" {
@@ -86,8 +86,8 @@ func (j job) again(tests []string) (job, bool) {
 	return job{Commands: []command{c}, Files: j.Files}, true
 }
 
-// programs are the variables that tell labs of programs. A command gets them as
-// they are here, with the programs.
+// programs are the environment variables with paths of programs for labs. A command gets
+// the variables and the programs.
 var programs = []string{"MESHD", "CNITOOL"}
 
 // addCommand adds a command, whose program is looked up here.
@@ -118,25 +118,23 @@ func (j *job) addCommand(args []string) error {
 // testTimeout bounds one package's tests, so that a hanging one shows its stacks.
 const testTimeout = "30m"
 
-// testParallel is one more than the machine has processors, because every test
-// waits now and then.
+// testParallel is one more than the machine's processors, because tests wait now and then.
 const testParallel = "3"
 
-// waiting names the tests that do little but wait for minutes. They have a virtual
-// machine of their own, beside the others'.
+// waiting names tests that mostly wait for minutes. They run in a virtual machine of their
+// own, beside the others.
 var waiting = regexp.MustCompile(`^Test(ClocksSetBack|CutOffForTenMinutes)$`)
 
 // testTag is the build tag of tests that only a kernel with WireGuard and netem
 // can run.
 const testTag = "kernel"
 
-// perMachine is how many tests of one package a virtual machine runs before the
-// next one takes over, so that none gets old: what one leaves behind in its kernel
-// slows down all that come after.
+// perMachine is how many tests of one package a virtual machine runs before the next one
+// takes over: what tests leave behind in the kernel slows down all later ones.
 const perMachine = 30
 
-// addTests builds the tests of packages in dir, and whatever tests want to run
-// beside them: meshd, a later build of it, and cnitool.
+// addTests builds the tests of packages in dir, and the programs that they run: meshd, a
+// later build of it, and cnitool.
 func (j *job) addTests(ctx context.Context, dir, run string, packages []string) error {
 	env, err := j.addPrograms(ctx, dir)
 	if err != nil {
@@ -197,8 +195,8 @@ func (j *job) addTests(ctx context.Context, dir, run string, packages []string) 
 	return nil
 }
 
-// addPrograms adds the programs that tests run, and returns the environment that
-// tells tests of them.
+// addPrograms adds the programs that tests run, and returns the environment with their
+// paths.
 func (j *job) addPrograms(ctx context.Context, dir string) ([]string, error) {
 	meshd, next := filepath.Join(dir, "meshd"), filepath.Join(dir, "meshd-next")
 	if built := os.Getenv("MESHD"); built != "" {
@@ -218,8 +216,8 @@ func (j *job) addPrograms(ctx context.Context, dir string) ([]string, error) {
 	return []string{"MESHD=" + meshd, "MESHD_NEXT=" + next, "CNITOOL=" + cnitool}, nil
 }
 
-// testsOf asks a test binary for its tests and fuzz targets that the pattern,
-// without what is for subtests, matches.
+// testsOf lists the tests and fuzz targets of a test binary that match the pattern without
+// its part for subtests.
 func testsOf(ctx context.Context, binary, run string, env []string) ([]string, error) {
 	top, _, _ := strings.Cut(run, "/")
 	if _, err := regexp.Compile(top); err != nil {
@@ -253,8 +251,8 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// ownKernelWillDo tries, in a network namespace that ends with the trial,
-// whether this machine has what the virtual machine is for.
+// ownKernelWillDo reports whether this machine's own kernel has WireGuard and netem. It
+// tries them in a temporary network namespace.
 func ownKernelWillDo(ctx context.Context) bool {
 	cmd := exec.CommandContext(ctx, "sh", "-c", "ip link add wg-trial type wireguard && tc qdisc add dev lo root netem delay 1ms")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}

@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// bootLimit is for a virtual machine that has little to do, on a busy machine.
+// bootLimit is for a virtual machine with a small job, on a busy machine.
 const bootLimit = 3 * time.Minute
 
 // boot runs shell commands in a virtual machine and returns what they print.
@@ -59,7 +59,7 @@ func TestJobInVirtualMachine(t *testing.T) {
 	}
 }
 
-// TestVirtualMachineDies has virtual machines end in ways that are no end of a job.
+// TestVirtualMachineDies ends virtual machines before their job is done, in several ways.
 func TestVirtualMachineDies(t *testing.T) {
 	for _, tt := range []struct {
 		name, line string
@@ -88,8 +88,8 @@ func TestVirtualMachineDies(t *testing.T) {
 	}
 }
 
-// TestDeadMachineIsStartedAgain has a machine die twice, which is an error, and
-// lets one live, which is not run twice.
+// TestDeadMachineIsStartedAgain has a machine die twice, which is an error, and checks
+// that one that does not die is not run twice.
 func TestDeadMachineIsStartedAgain(t *testing.T) {
 	for _, tt := range []struct {
 		name, line string
@@ -111,7 +111,7 @@ func TestDeadMachineIsStartedAgain(t *testing.T) {
 	}
 }
 
-// TestFailedTestsAreNamed is what runs a second time.
+// TestFailedTestsAreNamed checks which tests run a second time.
 func TestFailedTestsAreNamed(t *testing.T) {
 	var got failures
 	results := "=== RUN   TestA\n    --- FAIL: TestA/sub (1s)\n--- PASS: TestB (0.1s)\n\n--- FAIL: TestA (2.00s)\n--- FAIL: TestC (0.00s)\nFAIL\n" + exitLine + "1\n"
@@ -128,15 +128,15 @@ func TestFailedTestsAreNamed(t *testing.T) {
 		t.Errorf("command (-want +got):\n%s", diff)
 	}
 	if _, ok := j.again(nil); ok {
-		t.Error("nothing failed, and is run again")
+		t.Error("no test failed, but some are run again")
 	}
 	other := job{Commands: []command{{Args: []string{"program"}}}}
 	if _, ok := other.again(got); ok {
-		t.Error("what is no test is run again")
+		t.Error("a name that is not a test's is run again")
 	}
 }
 
-// TestSplit has every command in a job of its own, those that wait apart.
+// TestSplit checks that every command gets a job of its own, those that wait apart.
 func TestSplit(t *testing.T) {
 	a, b, c := command{Package: "a"}, command{Package: "b", Waits: true}, command{Package: "c"}
 	files := []string{"x"}

@@ -19,12 +19,12 @@ import (
 	"time"
 )
 
-// Names that both sides of the virtual machine know.
+// Names that are used inside and outside of the virtual machine.
 const (
 	jobPath     = "/job.json"
 	resultsPort = "results"
-	// exitLine is the last line of the results; the exit code follows. Without
-	// it nothing that went before counts.
+	// exitLine begins the last line of the results; the exit code follows. Without it the
+	// results don't count.
 	exitLine = "meshd kernel lab: exit "
 )
 
@@ -36,8 +36,8 @@ type machine struct {
 	failed []string // tests that did, after run
 }
 
-// memory is what 20 nodes and the image need, with room; QEMU takes it from the
-// real machine as it is used.
+// memory is enough for 20 nodes and the image; QEMU takes it from the real machine as it
+// is used.
 const memory = "3072"
 
 // processor has what the kernel's WireGuard and Go's cryptography can use: without, they
@@ -46,7 +46,7 @@ const memory = "3072"
 // and so with AVX and "max", the machine comes to a stop.
 const processor = "qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt,+movbe,+bmi1,+bmi2,+adx,+aes,+pclmulqdq"
 
-// runTwice runs the machine, and if it dies itself, a second time.
+// runTwice runs the machine, and a second time if the machine itself dies.
 func (m *machine) runTwice(ctx context.Context, limit time.Duration) (int, error) {
 	one := func() (int, error) {
 		ctx, cancel := context.WithTimeout(ctx, limit)
@@ -149,8 +149,8 @@ func (f *failures) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// errNoExit says that the results just stop.
-var errNoExit = errors.New("the virtual machine ended without saying how the job went")
+// errNoExit means that the results end without an exit code.
+var errNoExit = errors.New("the virtual machine ended without a result of the job")
 
 // passOn copies lines until the results end, and returns the exit code from
 // their last one.
@@ -193,8 +193,8 @@ func (m *machine) interact(ctx context.Context, args []string) error {
 	return nil
 }
 
-// writeInitrd writes the image, and behind it what this run adds: the job, its
-// files, and this program as the first process.
+// writeInitrd writes the image and after it what this run adds: the job, its files, and
+// this program as the first process.
 func (m *machine) writeInitrd(path string, img image) (err error) {
 	f, err := os.Create(path)
 	if err != nil {

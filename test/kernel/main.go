@@ -9,23 +9,21 @@
 //	kernel [-file PATH]... exec COMMAND ...   one command
 //	kernel shell [PACKAGE...]                 bash on the console, to look around
 //
-// The files of a job are in the virtual machine where they are on the real one,
-// so neither tests nor commands need to know where they run. Output comes as it
-// is printed, and kernel exits with 1 if a test or the command fails. Every few
-// tests have a virtual machine of their own, and those that only wait have one
-// beside the others'. If one hangs, panics or ends early,
-// it says so, shows the last lines of the console, and starts that machine once
-// more, because an emulated kernel locks up now and then; a second time it exits
-// with 2. A test that fails is run once more as well, with others that have failed
-// and one at a time, because an emulated machine stops for seconds when it has too
-// much to do. What is said of it stays in the output, and a test that fails twice
-// has failed.
+// The files of a job have the same paths in the virtual machine as on the real one, so
+// tests and commands need not know where they run. Output comes as it is printed, and
+// kernel exits with 1 if a test or the command fails. Every few tests get a new virtual
+// machine, and those that only wait have one beside the others. If a machine hangs, panics
+// or ends early, kernel reports it, prints the last lines of the console, and starts that
+// machine once more, because an emulated kernel sometimes locks up; the second time it
+// exits with 2. Failed tests are also run once more, one at a time, because an overloaded
+// emulated machine stalls for seconds. The first failure stays in the output; a test that
+// fails twice has failed.
 //
 // On a machine whose own kernel has WireGuard and netem, test and exec run
 // directly.
 //
-// The program is also what it starts: as process 1 of the virtual machine, see
-// inside.go, it does the job and turns the machine off.
+// The program is also process 1 of the virtual machine, see inside.go, where it does the
+// job and turns the machine off.
 package main
 
 import (

@@ -16,9 +16,9 @@ import (
 // isolatedName is argv[0] of a process that has a network namespace of its own.
 const isolatedName = "meshd-swarm"
 
-// Command prepares this same program to run once more, in a network namespace of
-// its own, where [Isolated] is true. The kernel takes the namespace away when the
-// process ends. It needs root.
+// Command prepares a second process of this program, in a network namespace of its own,
+// where [Isolated] is true. The kernel removes the namespace when the process ends. It
+// needs root.
 func Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = append([]string{isolatedName}, args...)
@@ -30,7 +30,7 @@ func Command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Isolated says whether the process was started by [Command].
+// Isolated reports whether the process was started by [Command].
 func Isolated() bool { return os.Args[0] == isolatedName }
 
 // SetUp makes the process's namespace usable.
@@ -41,8 +41,8 @@ func SetUp(ctx context.Context) error {
 	return nil
 }
 
-// Lose makes the process's namespace lose a percentage of all UDP packets, where
-// they arrive: senders don't learn of it.
+// Lose drops a percentage of all incoming UDP packets in the process's namespace; senders
+// don't notice.
 func Lose(ctx context.Context, percent int) error {
 	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(fmt.Sprintf(`

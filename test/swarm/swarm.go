@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package swarm runs hundreds of gossip nodes in one process. All is as between
-// hosts, sealed packets over UDP and streams over TCP, but for three things: the
-// nodes talk over the loopback of a network namespace, each at an address of its
-// own; the streams that they open come from one address, 127.0.0.1; and there
-// are no tunnels, hence no paths through them.
+// Package swarm runs hundreds of gossip nodes in one process. They exchange sealed packets
+// over UDP and streams over TCP as between hosts, with three differences: the nodes use
+// the loopback of a network namespace, each with an address of its own; the streams that
+// they open come from one address, 127.0.0.1; and there are no tunnels.
 //
-// What a daemon does for its node, a [Node] does too: it publishes a record and
-// turns the records of others into paths, at the daemon's pace.
+// A [Node] does what a daemon does for gossip: it publishes a record and sets the
+// addresses from the records of others, at the daemon's pace.
 //
-// The kernel makes a socket in the namespace of the thread that asks for it, and
-// the nodes' goroutines run on any. So the whole process has to be in the
-// namespace: see [Command].
+// The kernel makes a socket in the namespace of the calling thread, and the nodes'
+// goroutines run on any thread. So the whole process must be in the namespace: see
+// [Command].
 package swarm
 
 import (
@@ -35,7 +34,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Swarm is a row of nodes, numbered from 0. Node 0 is the seed of all others.
+// Swarm is a list of nodes, numbered from 0. Node 0 is the seed of all others.
 type Swarm struct {
 	Nodes []*Node
 
@@ -46,7 +45,7 @@ type Swarm struct {
 // secrets are what the nodes seal with.
 var secrets = [][32]byte{{1}}
 
-// New makes a swarm of which no node runs yet.
+// New makes a swarm in which no node runs yet.
 func New(count int) *Swarm {
 	s := &Swarm{cluster: mesh.Cluster{
 		Name: "swarm", Generation: 1, Trust: "open", Mode: mesh.ModeLocation, Encapsulation: "always", Gateways: 1,
@@ -66,7 +65,7 @@ func New(count int) *Swarm {
 	return s
 }
 
-// Start starts nodes one right after the other, without waiting for anybody.
+// Start starts nodes one after the other, without waiting.
 func (s *Swarm) Start(nodes ...*Node) error {
 	for _, n := range nodes {
 		if err := n.start(); err != nil {
@@ -85,7 +84,7 @@ func (s *Swarm) Stop() error {
 	return g.Wait()
 }
 
-// FalseDeaths is how often a node has taken another for dead that was running.
+// FalseDeaths returns how often a node has taken a running node for dead.
 func (s *Swarm) FalseDeaths() int { return int(s.deaths.Load()) }
 
 // Running are the nodes that run.
@@ -93,11 +92,11 @@ func (s *Swarm) Running() []*Node {
 	return slices.DeleteFunc(slices.Clone(s.Nodes), func(n *Node) bool { return !n.running.Load() })
 }
 
-// pollPeriod is short beside everything that is measured among a hundred nodes.
+// pollPeriod is short compared with everything that is measured with a hundred nodes.
 const pollPeriod = 10 * time.Millisecond
 
-// Await waits until a condition holds on all nodes that run. It spends no more than a
-// tenth of the time on looking.
+// Await waits until a condition holds on all running nodes. It spends at most a tenth of
+// the time on checking.
 func (s *Swarm) Await(ctx context.Context, what string, holds func(*Node) bool) error {
 	for {
 		began := time.Now()
@@ -113,8 +112,8 @@ func (s *Swarm) Await(ctx context.Context, what string, holds func(*Node) bool) 
 	}
 }
 
-// AwaitCalm waits until half of the machine's processors have nothing to do: what is
-// new is still passed on for a while after all know it.
+// AwaitCalm waits until half of the machine's processors are idle: changes are still
+// passed on for a while after all nodes know them.
 func AwaitCalm(ctx context.Context) error {
 	for {
 		began, before := time.Now(), used()
@@ -142,7 +141,7 @@ func used() time.Duration {
 }
 
 // AwaitAll waits until every running node has the record of every other and
-// sees it alive, and nobody else.
+// sees it alive, and no others.
 func (s *Swarm) AwaitAll(ctx context.Context) error {
 	running := s.Running()
 	return s.Await(ctx, fmt.Sprintf("all see %d", len(running)), func(n *Node) bool {
@@ -163,7 +162,7 @@ func (s *Swarm) AwaitGone(ctx context.Context, gone ...*Node) error {
 	})
 }
 
-// Node is a gossip node with as much of a daemon around it as it needs.
+// Node is a gossip node with the part of a daemon that it needs.
 type Node struct {
 	swarm    *Swarm
 	number   int
@@ -182,7 +181,7 @@ type Node struct {
 	living    int
 }
 
-// String says what the node sees.
+// String describes what the node sees.
 func (n *Node) String() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -217,7 +216,7 @@ func (n *Node) start() error {
 	return err
 }
 
-// Stop ends the node as a kill would: it tells nobody.
+// Stop ends the node as a kill would: without telling other nodes.
 func (n *Node) Stop() error {
 	if !n.running.Swap(false) {
 		return nil
@@ -227,7 +226,7 @@ func (n *Node) Stop() error {
 	return n.gossip.Stop()
 }
 
-// Publish tells a new record of the node and returns its sequence.
+// Publish publishes a new record of the node and returns its sequence.
 func (n *Node) Publish() (uint64, error) {
 	n.sequence++
 	return n.sequence, n.gossip.Publish(mesh.Record{
@@ -240,7 +239,7 @@ func (n *Node) Publish() (uint64, error) {
 	})
 }
 
-// Has says whether the node has another's record of that sequence.
+// Has reports whether the node has another node's record with this sequence.
 func (n *Node) Has(other *Node, sequence uint64) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -251,18 +250,18 @@ func (n *Node) Has(other *Node, sequence uint64) bool {
 const (
 	spacing = 50 * time.Millisecond
 	resync  = 10 * time.Second
-	// A look costs as much as there are records, and here all nodes' looks are one
-	// machine's: beyond this many they are made as much rarer.
+	// The cost of a turn grows with the number of records, and here all nodes share one
+	// machine: with more nodes than this, turns are rarer in proportion.
 	crowd = 70
 )
 
-// pace is how soon a node that knows that many looks again.
+// pace returns how soon a node that knows this many nodes takes the next turn.
 func pace(known int) time.Duration {
 	crowds := max(1, known/crowd)
 	return time.Duration(crowds*crowds) * spacing
 }
 
-// follow looks at each change.
+// follow takes a turn after each change.
 func (n *Node) follow() {
 	for {
 		pace := pace(n.turn())
@@ -278,8 +277,8 @@ func (n *Node) follow() {
 		case <-n.done:
 			return
 		}
-		// All learn of a change at the same moment, and each would have a processor of
-		// its own, but for here.
+		// All nodes learn of a change at the same moment, but here they share the
+		// processors.
 		select {
 		case <-time.After(rand.N(1 + pace - spacing)):
 		case <-n.done:
@@ -288,7 +287,7 @@ func (n *Node) follow() {
 	}
 }
 
-// turn is as much of the daemon's turn as concerns gossip. It returns how many nodes
+// turn does the part of the daemon's turn that concerns gossip. It returns how many nodes
 // are known.
 func (n *Node) turn() int {
 	v := n.gossip.View()
@@ -307,7 +306,7 @@ func (n *Node) turn() int {
 	return len(v.Records)
 }
 
-// note keeps what the swarm wants to know of a view.
+// note records what the swarm needs of a view.
 func (n *Node) note(v mesh.View) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -37,10 +37,9 @@ func TestMain(m *testing.M) {
 // few is how many nodes a group of full size may join.
 const few = 30
 
-// settled starts the nodes of a swarm group by group, each when the former sees
-// all, and waits until all see all. What a newcomer costs each of the others is one
-// machine's, so groups become smaller as the swarm grows: a machine that is busy
-// answers late, and who answers late is suspected, which costs as much again.
+// settled starts the nodes of a swarm in groups, each when the group before sees all
+// nodes, and waits until all see all. All nodes share one machine, so groups become smaller
+// as the swarm grows: a busy machine answers late, and suspicions cost even more time.
 func settled(t *testing.T, count, group int) *Swarm {
 	t.Helper()
 	s := New(count)
@@ -67,7 +66,7 @@ func settled(t *testing.T, count, group int) *Swarm {
 	return s
 }
 
-// patience is far beyond what anything here takes on an idle machine.
+// patience is far more than anything here takes on an idle machine.
 const patience = 2 * time.Minute
 
 func within(t *testing.T, d time.Duration) context.Context {
@@ -76,8 +75,8 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-// A tenth of a hundred nodes is killed at one moment. All others notice, and
-// bury nobody else.
+// Ten of a hundred nodes are killed at the same moment. All others notice, and take no
+// other node for dead.
 func TestTenOfAHundredAreKilled(t *testing.T) {
 	s := settled(t, 100, 100)
 	before := s.FalseDeaths()
@@ -100,12 +99,12 @@ func TestTenOfAHundredAreKilled(t *testing.T) {
 	}
 }
 
-// Two hundred nodes are left alone for two minutes.
+// Two hundred nodes run undisturbed for two minutes.
 func TestTwoHundredStay(t *testing.T) { stay(t, 200) }
 
 // Five hundred nodes do the same. On two processor cores it takes a quarter of an hour
-// until they are together: while one joins, all others are busy for as long as its news
-// goes round, and if the next ones did not wait for that, all would be late at once.
+// until all have joined: while one joins, all others are busy passing on its record, and if
+// the next ones did not wait for that, all would be late at once.
 func TestFiveHundredStay(t *testing.T) { stay(t, 500) }
 
 // stay starts nodes, and fails if any of them is taken for dead in two minutes.

@@ -41,8 +41,8 @@ func system(publicKey string) debian.Image {
 	}
 }
 
-// relink has systemd-networkd take up links that it has given up. It does so for good
-// when the machine was too slow for 25 seconds, which can't be set before systemd 255:
+// relink makes systemd-networkd configure links that it has given up. It gives up for good
+// if the machine is too slow for 25 seconds, a limit that can't be set before systemd 255:
 // https://github.com/systemd/systemd/issues/25441.
 const relink = `[Unit]
 StartLimitIntervalSec=0

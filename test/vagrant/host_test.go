@@ -21,8 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// host is a place with a libvirt of its own, whose machines and networks nobody
-// outside of it sees.
+// host runs a libvirt of its own, whose machines and networks are invisible outside.
 type host struct {
 	dir  string // of this run
 	pid  int    // of process 1 there
@@ -31,7 +30,7 @@ type host struct {
 
 // isolate is what libvirtd's namespaces are before it starts in them. A kernel may have
 // a /dev/kvm that hangs, so there is none here. The shell stays, because it is process 1
-// of its namespace, where libvirt leaves processes behind that somebody has to wait for.
+// of its namespace and reaps the processes that libvirt leaves behind.
 const isolate = `
 	mount --make-rprivate /
 	mount -t proc proc /proc
@@ -142,8 +141,7 @@ func (h *host) try(dir string, env []string, name string, args ...string) (strin
 	return string(out), nil
 }
 
-// patience is how long a condition may take to come about, on machines that are
-// emulated by one that has other things to do.
+// patience is how long a condition may take on machines that a busy machine emulates.
 const patience = 20 * time.Minute
 
 var errGone = errors.New("libvirtd has ended")

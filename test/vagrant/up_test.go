@@ -85,7 +85,7 @@ func TestUp(t *testing.T) {
 	}
 }
 
-// whole says what a node lacks, by its status.
+// whole returns an error that says what a node lacks, by its status.
 func whole(out, overlay string) error {
 	var s control.Status
 	if err := json.Unmarshal([]byte(out), &s); err != nil {

@@ -20,8 +20,8 @@ type agent struct {
 	r    *bufio.Reader
 }
 
-// execute has bash run a script in the machine. It waits for a machine that
-// still starts.
+// execute runs a bash script in the machine. It waits for a machine that is still
+// starting.
 func execute(ctx context.Context, socket, script string) (stdout string, err error) {
 	a, err := dialAgent(ctx, socket)
 	if err != nil {
@@ -58,15 +58,13 @@ func execute(ctx context.Context, socket, script string) (stdout string, err err
 	}
 }
 
-// How long an agent that runs takes to answer. One that has just been killed by a
-// reboot never does.
+// How long a running agent takes to answer. One that a reboot has just killed never does.
 const (
 	syncTimeout = 5 * time.Second
 	callTimeout = time.Minute
 )
 
-// dialAgent connects to the agent and throws away what it still had to say to
-// others.
+// dialAgent connects to the agent and discards answers to earlier requests.
 func dialAgent(ctx context.Context, socket string) (*agent, error) {
 	for {
 		a, err := tryAgent(socket)
@@ -95,7 +93,7 @@ func tryAgent(socket string) (*agent, error) {
 }
 
 // sync sends a number of its own, and reads until the answer with that number.
-// The byte 0xff makes the agent forget half a request of somebody before.
+// The byte 0xff makes the agent discard an incomplete earlier request.
 func (a *agent) sync() error {
 	if err := a.conn.SetDeadline(time.Now().Add(syncTimeout)); err != nil {
 		return err

@@ -19,8 +19,8 @@ import (
 // disk as Debian makes them.
 type image struct{ disk, kernel, initrd string }
 
-// system is what the machines have: what hosts of k3s have, and what tests need to
-// look around.
+// system lists the packages of the machines: those of k3s hosts, and those that tests
+// need.
 var system = debian.Image{
 	Packages: []string{
 		"systemd-sysv", "dbus", "udev", "kmod", "procps", "iproute2", "iputils-ping", "wireguard-tools",
@@ -29,7 +29,7 @@ var system = debian.Image{
 	},
 	Files: map[string]string{
 		"etc/machine-id": "", // made at the first start, so each machine has its own
-		// Which of the three this is, the network card's address says.
+		// The network card's address shows which of the three machines this is.
 		"etc/systemd/network/20-vm1.network": network(1),
 		"etc/systemd/network/20-vm2.network": network(2),
 		"etc/systemd/network/20-vm3.network": network(3),
@@ -43,8 +43,8 @@ bin_dir = "/opt/cni/bin"
 		// Enough for journalctl --boot=-1.
 		"etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=persistent\n",
 	},
-	// What is masked only costs time here. containerd's network comes from meshd, so
-	// the test starts it.
+	// Masked units only cost time here. containerd gets its network from meshd, so the
+	// test starts it.
 	Script: `systemctl mask ` + debian.Unneeded + `
 		systemctl enable systemd-networkd
 		systemctl disable containerd
@@ -66,7 +66,7 @@ func getImage(t *testing.T) image {
 	return image{filepath.Join(dir, debian.Disk), filepath.Join(dir, debian.Kernel), filepath.Join(dir, debian.Initrd)}
 }
 
-// command runs a program that has to succeed.
+// command runs a program that must succeed.
 func command(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(name, args...)

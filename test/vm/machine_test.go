@@ -51,8 +51,8 @@ func (m *machine) qemu(img image, payload string) []string {
 	}
 }
 
-// start starts machines in a network namespace of their own, so that no packet
-// gets out of it, nor in.
+// start starts machines in a network namespace of their own, so no packet leaves or
+// enters it.
 func start(t *testing.T, count int) []*machine {
 	t.Helper()
 	dir := t.TempDir()
@@ -97,8 +97,7 @@ func start(t *testing.T, count int) []*machine {
 	return machines
 }
 
-// patience is how long a condition may take to come about, on a machine that is
-// emulated by one that has other things to do.
+// patience is how long a condition may take on a machine that a busy machine emulates.
 const patience = 20 * time.Minute
 
 // eventually waits until f returns nil.
@@ -142,7 +141,7 @@ func (m *machine) try(script string) (string, error) {
 	return out, nil
 }
 
-// sh runs a script that has to succeed.
+// sh runs a script that must succeed.
 func (m *machine) sh(t *testing.T, script string) string {
 	t.Helper()
 	out, err := m.try(script)
@@ -152,8 +151,8 @@ func (m *machine) sh(t *testing.T, script string) string {
 	return strings.TrimSpace(out)
 }
 
-// waitBooted waits until the machine has started all it was told to, and mounts the
-// payload: a disk in fstab would have to be found in a time that can't be set.
+// waitBooted waits until the machine has started all units, and mounts the payload: for a
+// disk in fstab, systemd's time limit could not be set.
 func (m *machine) waitBooted(t *testing.T) {
 	t.Helper()
 	eventually(t, m.name+" boots", func() error {

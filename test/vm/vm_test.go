@@ -14,7 +14,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// node is a machine with what meshd and containerd have given it.
+// node is a machine with its addresses from meshd and its pod from containerd.
 type node struct {
 	*machine
 	overlay string
@@ -25,8 +25,8 @@ type node struct {
 // hostPort is the port of every node that leads to its pod.
 const hostPort = 30080
 
-// TestPackage is a day in the life of three hosts. Each part goes on from where
-// the one before has left them.
+// TestPackage takes three hosts through the life of the package. Each part continues from
+// the state that the part before has left.
 func TestPackage(t *testing.T) {
 	var nodes []*node
 	for _, m := range start(t, 3) {
@@ -52,8 +52,8 @@ func TestPackage(t *testing.T) {
 	}
 }
 
-// testInstall: apt finds the package by its name; it starts nothing, and says what
-// to do.
+// testInstall: apt finds the package by its name; the package starts nothing, and prints
+// what to do.
 func testInstall(t *testing.T, nodes []*node) {
 	for _, n := range nodes {
 		useRepository(t, n, "old")
@@ -65,7 +65,7 @@ func testInstall(t *testing.T, nodes []*node) {
 			t.Errorf("%s: after installation meshd is %q, want disabled, inactive, with /etc/meshd for root alone", n.name, got)
 		}
 	}
-	// Started all the same, it fails once and says why.
+	// If it is started nevertheless, it fails once and prints why.
 	n := nodes[0]
 	if out, err := n.try("systemctl start meshd"); err == nil {
 		t.Errorf("meshd starts without a secret: %s", out)
@@ -125,8 +125,8 @@ func testStart(t *testing.T, nodes []*node) {
 	checkUnit(t, nodes)
 }
 
-// checkUnit looks at what the daemon may write to, from where it runs. For another
-// directory, meshd check says what to add to the unit, and then the daemon writes there.
+// checkUnit checks what the daemon may write to. For another directory, meshd check prints
+// what to add to the unit, and then the daemon writes there.
 func checkUnit(t *testing.T, nodes []*node) {
 	t.Helper()
 	n := nodes[0]
@@ -166,8 +166,7 @@ func checkUnit(t *testing.T, nodes []*node) {
 	waitMesh(t, n, len(nodes)-1)
 }
 
-// waitMesh waits until a node has a tunnel to that many others, and notes its
-// address.
+// waitMesh waits until a node has tunnels to this many others, and stores its address.
 func waitMesh(t *testing.T, n *node, peers int) {
 	t.Helper()
 	eventually(t, n.name+" has its tunnels", func() error {
@@ -260,8 +259,8 @@ func reachAll(t *testing.T, nodes []*node) {
 // pinged is the summary of ping.
 var pinged = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`)
 
-// whilePinging sends packets between the pods of two nodes while f runs. None may
-// be lost but the one that is on its way in the end.
+// whilePinging pings between the pods of two nodes while f runs. No packet may be lost,
+// except the last one, which may still be on its way.
 func whilePinging(t *testing.T, from, to *node, f func()) {
 	t.Helper()
 	from.sh(t, fmt.Sprintf("nsenter --net=%s ping -i 0.05 %s >/run/ping 2>&1 & echo $! >/run/ping.pid", from.netns, to.pod))
@@ -320,20 +319,19 @@ func testRestart(t *testing.T, nodes []*node) {
 		})
 		waitMesh(t, n, len(nodes)-1)
 	})
-	// Nobody stopped k3s, and what starts next need not wait.
+	// k3s was not stopped, and units that start next need not wait.
 	if got := n.sh(t, "systemctl start meshd-online && systemctl is-active k3s"); got != "active" {
 		t.Errorf("after restarts k3s is %s, want active", got)
 	}
-	// The restarts handed over nothing.
+	// The restarts did not drain the node.
 	if got := n.sh(t, "systemctl is-active meshd-drain"); got != "active" {
 		t.Errorf("meshd-drain is %s, want active", got)
 	}
 }
 
-// testNetworkd: systemd-networkd takes no route away, nor any address, when it
-// starts or is told to look again; not even with a file that matches every device.
-// Only the backstops go, which are on no device that could be unmanaged, and the
-// daemon puts them back.
+// testNetworkd: systemd-networkd removes no route or address when it starts or reloads,
+// not even with a file that matches every device. It removes only the backstops, which
+// are on no device that could be unmanaged, and the daemon restores them.
 func testNetworkd(t *testing.T, nodes []*node) {
 	n := nodes[0]
 	n.sh(t, `printf '[Match]\nName=*\n[Network]\nLinkLocalAddressing=no\n' >/etc/systemd/network/99-all.network
@@ -376,7 +374,7 @@ func testUpgrade(t *testing.T, nodes []*node) {
 			}
 			waitMesh(t, n, len(nodes)-1)
 		})
-		// What the user wrote is what there is.
+		// The user's file stays as it is.
 		if got := n.sh(t, "grep -c '' /etc/meshd.yaml"); got != strconv.Itoa(min(3+i, 4)) {
 			t.Errorf("%s: the configuration has %s lines after the upgrade", n.name, got)
 		}
@@ -384,7 +382,7 @@ func testUpgrade(t *testing.T, nodes []*node) {
 	reachAll(t, nodes)
 }
 
-// testReboot: a host comes back with its addresses, before anybody logs in.
+// testReboot: after a reboot a host has its addresses again, without any login.
 func testReboot(t *testing.T, nodes []*node) {
 	n := nodes[2]
 	overlay := n.overlay
@@ -399,7 +397,7 @@ func testReboot(t *testing.T, nodes []*node) {
 	n.sh(t, "systemctl start containerd")
 	runPod(t, n)
 	reachAll(t, nodes)
-	// On the way down it has handed over while the daemon still ran. The upgrade has
+	// At shutdown the node was drained while the daemon still ran. The upgrade has
 	// stopped the daemon before.
 	log := n.sh(t, "journalctl --boot=-1 -o cat -u meshd -u meshd-drain")
 	drained, stopped := strings.LastIndex(log, "Stopping meshd-drain.service"), strings.LastIndex(log, "Stopping meshd.service")
@@ -431,6 +429,6 @@ func testPurge(t *testing.T, nodes []*node) {
 	if left != "" {
 		t.Errorf("after the purge there still is:\n%s\napt printed:\n%s", left, out)
 	}
-	// The others go on.
+	// The other nodes go on.
 	reach(t, nodes[0], "nsenter --net="+nodes[0].netns+" ", nodes[1].pod)
 }

@@ -53,7 +53,7 @@ func runPod(ctx context.Context, name string, hostPort int32) error {
 	})
 }
 
-// namespaceOf finds the network namespace in what containerd says of a pod.
+// namespaceOf returns the network namespace in containerd's description of a pod.
 func namespaceOf(info string) (string, error) {
 	var parsed struct {
 		RuntimeSpec struct {
@@ -73,7 +73,7 @@ func namespaceOf(info string) (string, error) {
 	return "", errors.New("read pod's state: no network namespace in it")
 }
 
-// removePod removes all pods of that name, those that a reboot ended among them.
+// removePod removes all pods of that name, including those that a reboot has ended.
 func removePod(ctx context.Context, name string) error {
 	return withRuntime(func(c cri.RuntimeServiceClient) error {
 		list, err := c.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})

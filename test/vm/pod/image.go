@@ -14,7 +14,7 @@ import (
 	"runtime"
 )
 
-// imageName is what containerd has to be told to use for sandboxes.
+// imageName must be containerd's sandbox image.
 const imageName = "localhost/meshd-test/pod:1"
 
 // writeImage writes an archive as docker save does: a layer with this program,

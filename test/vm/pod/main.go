@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command pod does what a kubelet does with containerd, as far as a pod's network
-// is concerned, and is what runs in the pod:
+// Command pod makes pods with containerd as a kubelet does, as far as the network is
+// concerned, and is also the program in the pod:
 //
 //	pod image FILE         write an image for ctr images import, with this program in it
 //	pod run NAME [PORT]    make a pod, reached at that port of its host too, and print
@@ -9,7 +9,7 @@
 //	pod remove NAME        remove it
 //	pod serve              answer each TCP connection with the host name
 //
-// A pod's sandbox is enough: the program stands in for the pause image.
+// A sandbox is enough for a pod: the program replaces the pause image.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 	"time"
 )
 
-// timeout is for machines that are emulated, and busy.
+// timeout is for busy emulated machines.
 const timeout = 5 * time.Minute
 
 func main() {
