@@ -108,16 +108,16 @@ type Gossip struct {
 	rejoin  chan struct{} // signals that the join list has changed
 	refresh chan struct{} // signals that our address has changed
 
-	mu        sync.Mutex // never held while memberlist is called
-	cluster   mesh.Cluster
-	adopted   settings         // from others; used if their generation is higher than cluster's
-	trusted   map[mesh.ID]bool // nil if all nodes are trusted
-	joinList  []string
-	list      *memberlist.Memberlist
-	member    memberTransport // the transport that list uses
-	store     *store
-	full      time.Time // when we last determined who fills the store
-	merged    bool
+	mu       sync.Mutex // never held while memberlist is called
+	cluster  mesh.Cluster
+	adopted  settings         // from others; used if their generation is higher than cluster's
+	trusted  map[mesh.ID]bool // nil if all nodes are trusted
+	joinList []string
+	list     *memberlist.Memberlist
+	member   memberTransport // the transport that list uses
+	store    *store
+	full     time.Time // when we last determined who fills the store
+	merged   bool
 	// joinEntries has those of joinList that were asked.
 	joinEntries map[string]joinEntry
 }
