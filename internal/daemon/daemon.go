@@ -1,34 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package daemon is the one loop that turns what nodes tell each other into
-// what this host needs. Each turn of it looks at everything anew:
+// Package daemon is the loop that makes this host follow what the nodes tell each other.
+// Each turn of the loop reads everything anew:
 //
 //	gossip.View ─► node.Announce ─► gossip.Publish, gossip.PublishVerdict
 //	host.Facts  ─► node.Configure ─► netcfg.Diff ─► host.Apply
 //	host.Observe ─► node.Conclude ─► handshakes, probes, cni.Apply, status
 //
-// Whatever happens (gossip, netlink, a timer, a signal) only makes the loop
-// take another turn; nothing acts on the payload of an event. A turn that
-// finds all as it should be writes nothing.
+// An event (gossip, netlink, a timer, a signal) only leads to the next turn; nothing acts on
+// the event itself. A turn that finds nothing to change writes nothing.
 //
-// The files tell one story each:
+// The files:
 //
-//	daemon.go    the start
-//	tasks.go     runs all parts and stops them; servers.go has those that are HTTP servers
-//	loop.go      the loop; turn.go is what a turn saw and did
-//	edges.go     the interfaces through which the loop reaches the world
-//	record.go    what this node says of itself
-//	verdicts.go  verdicts, and probes for them
-//	apply.go     changes the host
-//	addrs.go     where the other nodes' gossip ports are
-//	names.go     resolves host names
+//	daemon.go       what a daemon has, and its start
+//	tasks.go        the parts of a daemon, and in which order they start and stop
+//	loop.go         the loop
+//	turn.go         one turn of it
+//	edges.go        the interfaces through which the loop reaches everything else
+//	record.go       publishes this node's record
+//	verdicts.go     publishes its verdicts, and sets whom to probe for them
+//	duplicate.go    stops a second daemon with the same identity
+//	apply.go        observes and changes the host
+//	addrs.go        the addresses of other nodes' gossip ports
+//	resolver.go     looks up host names
 //	cni.go, k3s.go, ready.go     what pods need before they start
-//	disk.go      the state directory: this node and what is known of the others
-//	generation.go, reload.go     other settings, from other nodes or the file
-//	renumber.go, drain.go, trust.go, clients.go, probe.go, graph.go     commands, see commands.go
-//	status.go    what a person sees; journal.go is what the log says
-//	duplicate.go gives way to another daemon of this identity
-//	down.go      clears a host
+//	disk.go         the state directory
+//	generation.go   settings that other nodes have in newer files
+//	reload.go       changes of the configuration file
+//	commands.go     how commands read and write; the commands themselves are in renumber.go,
+//	                drain.go, trust.go, clients.go, probe.go and graph.go
+//	status.go       what meshd status shows
+//	journal.go      what the log says
+//	servers.go      the HTTP servers
+//	down.go         clears a host
 package daemon
 
 import (

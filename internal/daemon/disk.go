@@ -29,8 +29,8 @@ type disk struct {
 	objects objectsFile
 }
 
-// saveNode writes this node's own state, which must survive a crash: it is on disk before other
-// nodes or pods can rely on it.
+// saveNode writes this node's own state, which must survive a crash: it is on disk before
+// other nodes or pods can rely on it.
 func (d *disk) saveNode(n state.Node) error {
 	if err := d.dir.SaveNode(n); err != nil {
 		return err
@@ -73,15 +73,15 @@ func (d *daemon) loadState(machineID string) (gossip.Remembered, error) {
 	return d.loadObjects()
 }
 
-// nextBoot returns the number of this start. Other nodes drop packets with a lower number than
-// one they have seen. The clock makes it rise even if the last number was lost or restored from
-// a backup.
+// nextBoot returns the number of this start. Other nodes drop packets with a lower number
+// than one they have seen. The clock makes it rise even if the last number was lost or
+// restored from a backup.
 func nextBoot(last uint64, now time.Time) uint64 {
 	return max(last+1, uint64(max(now.Unix(), 0)))
 }
 
-// newInstance returns an identifier of this start: its number and a random part. Of two daemons
-// with one identity, the one that started later has the higher one.
+// newInstance returns an identifier of this start: its number and a random part. Of two
+// daemons with one identity, the one that started later has the higher one.
 func newInstance(boot uint64, random io.Reader) (uint64, error) {
 	var b [4]byte
 	if _, err := io.ReadFull(random, b[:]); err != nil {

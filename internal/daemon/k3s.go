@@ -21,8 +21,8 @@ func k3sWanted(t turn) (k3s.Wanted, bool) {
 	return w, t.cfg.K3s.WriteConfig && len(w.Overlay) > 0
 }
 
-// applyK3s writes k3s's configuration if it is wanted, once this node's claim can be relied on.
-// It reports whether it is in place, or not wanted.
+// applyK3s writes k3s's configuration if it is wanted, once this node's claim can be relied
+// on. It reports whether it is in place, or not wanted.
 func (d *daemon) applyK3s(t *turn, claimWait time.Duration) (done bool) {
 	wanted, can := k3sWanted(*t)
 	if !can {

@@ -15,8 +15,8 @@ import (
 // probeFor is how long meshd status --probe waits for answers.
 const probeFor = time.Second
 
-// Probe implements control.Daemon. It probes every route once; probing all of them all the time
-// would keep every tunnel of the mesh busy.
+// Probe implements control.Daemon. It probes every route once; probing all of them all the
+// time would keep every tunnel of the mesh busy.
 func (d *daemon) Probe(ctx context.Context) (control.Status, error) {
 	last := d.published.Load()
 	status := last.status
@@ -47,8 +47,8 @@ func overlayTargets(status control.Status, own []netip.Addr) []probe.Target {
 	return out
 }
 
-// routeHealth returns the health of the route to a node with these addresses. It is that of the
-// worse family.
+// routeHealth returns the health of the route to a node with these addresses. It is that of
+// the worse family.
 func routeHealth(addrs []netip.Addr, rtt map[netip.Addr]time.Duration) (health control.Health, slowest time.Duration) {
 	for _, a := range addrs {
 		d, ok := rtt[a]

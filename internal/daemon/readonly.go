@@ -15,9 +15,9 @@ import (
 	"github.com/meshd/meshd/internal/config"
 )
 
-// explainReadOnly adds to an error about a read-only file system how to let the daemon write to
-// these directories. systemd makes every directory read-only that the unit does not name, or
-// that did not exist when the daemon started.
+// explainReadOnly adds to an error about a read-only file system how to let the daemon
+// write to these directories. systemd makes every directory read-only that the unit does
+// not name, or that did not exist when the daemon started.
 func explainReadOnly(err error, dirs ...string) error {
 	if !errors.Is(err, unix.EROFS) || len(dirs) == 0 {
 		return err

@@ -14,8 +14,8 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// ProblemConfiguration means that the configuration file has changed, and this daemon could not take it
-// over.
+// ProblemConfiguration means that the configuration file has changed, and this daemon could
+// not take it over.
 const ProblemConfiguration mesh.ProblemKind = "configuration"
 
 // restartError is a change that takes effect only after a restart.
@@ -39,8 +39,8 @@ func (d *daemon) reload() {
 	d.log.Info("configuration reloaded", "changed", changed)
 }
 
-// takeConfig takes over the configuration file and returns the keys that have changed. After an
-// error nothing is taken over.
+// takeConfig takes over the configuration file and returns the keys that have changed.
+// After an error nothing is taken over.
 func (d *daemon) takeConfig() (changed []string, err error) {
 	next, err := config.Load(d.opt.Config)
 	if err != nil {

@@ -107,8 +107,8 @@ func (n *resolver) startLookups(now time.Time) {
 	}
 }
 
-// lookUp resolves one host, and wakes the loop if the result has changed. The lookup started at
-// now by the loop's clock, and at began by ours.
+// lookUp resolves one host, and wakes the loop if the result has changed. The lookup
+// started at now by the loop's clock, and at began by ours.
 func (n *resolver) lookUp(host string, now, began time.Time) {
 	ctx, cancel := context.WithTimeout(n.ctx, resolveTimeout)
 	defer cancel()
