@@ -106,7 +106,7 @@ type self struct {
 
 func newDaemon(opt Options, cfg config.Config) *daemon {
 	d := &daemon{
-		opt: opt, cfg: cfg, log: newJournal(opt.Logger), metrics: metrics.New(opt.Version, time.Now),
+		opt: opt, cfg: cfg, settings: cfg.Cluster, log: newJournal(opt.Logger), metrics: metrics.New(opt.Version, time.Now),
 		self: self{started: time.Now()}, services: hostServices{}, commands: make(chan command),
 	}
 	d.publish(control.Status{}, turn{})

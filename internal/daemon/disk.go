@@ -59,7 +59,6 @@ func (d *daemon) loadState(machineID string) (gossip.Remembered, error) {
 	if d.disk.node, err = d.disk.dir.Node(); err != nil {
 		return gossip.Remembered{}, err
 	}
-	d.settings = settingsInForce(d.cfg.Cluster, d.disk.node.Adopted)
 	// Other nodes tell old packets of ours from new ones by the number of the start. So
 	// a full disk is an error here; later it is only a problem.
 	next := d.disk.node

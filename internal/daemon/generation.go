@@ -7,22 +7,27 @@ import (
 	"github.com/meshd/meshd/internal/state"
 )
 
-// adoptedSettings returns the settings in force if another node's higher generation replaced
-// those of the file, else zero.
-func adoptedSettings(file, used mesh.Cluster) state.Adopted {
-	if used.Generation <= file.Generation {
-		return state.Adopted{}
+// adoptedSettings returns the settings in force if they are not those of the file, else
+// zero. Which are in force is decided by gossip.
+func adoptedSettings(file, inForce mesh.Cluster) state.Adopted {
+	if a := settingsOf(inForce); a != settingsOf(file) {
+		return a
 	}
-	return state.Adopted{Generation: used.Generation, Mode: used.Mode, Encapsulation: used.Encapsulation, Gateways: used.Gateways}
+	return state.Adopted{}
 }
 
-// settingsInForce returns the settings to start with: those of the file, or adopted ones of a
-// higher generation.
-func settingsInForce(own mesh.Cluster, a state.Adopted) mesh.Cluster {
-	if a.Generation > own.Generation && a.Generation <= mesh.MaxGeneration {
-		own.Generation, own.Mode, own.Encapsulation, own.Gateways = a.Generation, a.Mode, a.Encapsulation, a.Gateways
+func settingsOf(c mesh.Cluster) state.Adopted {
+	return state.Adopted{Generation: c.Generation, Mode: c.Mode, Encapsulation: c.Encapsulation, Gateways: c.Gateways}
+}
+
+// withSettings returns the file's cluster with settings that were adopted before a restart;
+// zero if there are none.
+func withSettings(file mesh.Cluster, a state.Adopted) mesh.Cluster {
+	if a == (state.Adopted{}) {
+		return mesh.Cluster{}
 	}
-	return own
+	file.Generation, file.Mode, file.Encapsulation, file.Gateways = a.Generation, a.Mode, a.Encapsulation, a.Gateways
+	return file
 }
 
 // adopt takes over the settings on which the nodes agree. They are saved to disk: a node that

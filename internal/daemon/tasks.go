@@ -73,7 +73,7 @@ func (d *daemon) runGossip(ctx context.Context, ready func(), remembered gossip.
 	g, err := gossip.Start(ctx, gossip.Options{
 		Identity:   d.self.Key,
 		Cluster:    d.cfg.Cluster,
-		Adopted:    d.settings,
+		Adopted:    withSettings(d.cfg.Cluster, d.disk.node.Adopted),
 		Trusted:    d.cfg.Trusted,
 		Secrets:    d.cfg.Secrets,
 		Boot:       d.disk.node.Boot,
@@ -86,7 +86,7 @@ func (d *daemon) runGossip(ctx context.Context, ready func(), remembered gossip.
 	if err != nil {
 		return fmt.Errorf("start gossip: %w", err)
 	}
-	d.gossip = g
+	d.gossip, d.settings = g, g.View().Cluster
 	ready()
 	<-ctx.Done()
 	return g.Stop()
