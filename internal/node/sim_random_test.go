@@ -36,7 +36,7 @@ type chaos struct {
 	*simulation
 	slots   map[*host]int // of nodes whose pods may run
 	drained map[*host]bool
-	served  map[*host]bool // gateways as of the last calm, under the same settings
+	watched map[*host]bool // gateways for which others watched as of the last calm, under the same settings
 }
 
 // The sites of the random simulations. All at home are behind one address, and no other
@@ -55,7 +55,7 @@ var chaosSites = []struct {
 }
 
 func newChaos(t *testing.T, seed uint64) *chaos {
-	c := &chaos{simulation: newSimulation(t, seed), slots: make(map[*host]int), drained: make(map[*host]bool), served: make(map[*host]bool)}
+	c := &chaos{simulation: newSimulation(t, seed), slots: make(map[*host]int), drained: make(map[*host]bool), watched: make(map[*host]bool)}
 	c.cluster = c.drawSettings(c.cluster)
 	delays := make(map[[2]int]time.Duration)
 	for i := range 10 {
@@ -256,7 +256,7 @@ func (c *chaos) changeSettings() bool {
 	}
 	c.cluster = c.drawSettings(c.cluster)
 	h.config.Cluster, h.config.Encrypted = c.cluster, c.cluster.Mode == mesh.ModeFull
-	clear(c.served)
+	clear(c.watched)
 	c.note("%s: settings %v", h.name, settingsOf(c.cluster))
 	h.settle()
 	h.tellUrgently()
@@ -370,7 +370,7 @@ func (c *chaos) calm() {
 			h.memory.Drain(true)
 			c.drained[h] = false
 		}
-		h.stuck = h.stuck && c.substitutes(h) >= 2 && c.served[h]
+		h.stuck = h.stuck && c.substitutes(h) >= 2 && c.watched[h]
 	}
 	var missing error
 	for end := c.now.Add(4 * time.Minute); c.now.Before(end); {
@@ -387,7 +387,7 @@ func (c *chaos) calm() {
 	}
 	c.note("whole")
 	for _, h := range c.hosts {
-		c.served[h] = h.running && h.memory.Own.Term.Since != 0
+		c.watched[h] = slices.ContainsFunc(c.hosts, func(o *host) bool { return o.running && o.concluded.Watch.Gateway == h.id })
 	}
 	c.checkSlots(c.slots)
 	if h := c.pick(isRunning); c.rng.IntN(4) == 0 && c.passUntil(time.Minute, c.quiet) {
