@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -293,5 +294,56 @@ func TestIdleWithAFirewall(t *testing.T) {
 	})
 	if now, err := n.Status(m.ctx); err != nil || len(now.Problems) > 0 {
 		t.Errorf("problems: got %+v, %v, want none", now.Problems, err)
+	}
+}
+
+// TestFirewallOfTheLAN has the rule of a VPN that takes the range of carrier-grade NAT for
+// its own, on a host whose LAN is in that range: it drops what neighbors send.
+func TestFirewallOfTheLAN(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name     string
+		commands []string
+		opens    bool // meshd opens it by itself
+		text     string
+	}{
+		{
+			"iptables",
+			[]string{"iptables-nft -N ts-input", "iptables-nft -A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP", "iptables-nft -I INPUT -j ts-input"},
+			true,
+			"INPUT of iptables-nft drops packets to UDP port 51820, to UDP port 7946, to TCP port 7946, to UDP port 7947",
+		},
+		{
+			"nft",
+			[]string{
+				"nft add table inet vpn", "nft add chain inet vpn in { type filter hook input priority 0 ; }",
+				"nft add rule inet vpn in iifname != tailscale0 ip saddr 100.64.0.0/10 drop",
+			},
+			false,
+			"in of nft table inet vpn drops packets to UDP port 51820, to UDP port 7946, to TCP port 7946, to UDP port 7947",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			v := newVillage(t, func(m *testbed) []*lab.Host {
+				return m.site("home", lab.SiteOptions{Underlay: lab.Home, Subnets: []netip.Prefix{netip.MustParsePrefix("100.64.1.0/24")}}, "a", "b")
+			})
+			a, b := v.nodes[0], v.nodes[1]
+			v.must(a.Configure(lab.Config("a", nil, append([]string{"  location: home"}, cluster(1, mesh.ModeLocation)...)...), v.secret))
+			v.must(b.Configure(lab.Config("b", []string{a.Address().String()}, append([]string{"  location: home"}, cluster(1, mesh.ModeLocation)...)...), v.secret))
+			v.commands(b, tt.commands)
+			found := v.check(b)
+			if tt.opens != (len(found) == 0) || !tt.opens && !strings.Contains(found[0].Text, tt.text) {
+				t.Errorf("errors that check finds: got %+v, want %q", found, tt.text)
+			}
+			if text := v.run(b, "sh", "-c", binary+" check || true"); !strings.Contains(text, tt.text) || !strings.Contains(text, "on eth0") {
+				t.Errorf("check: got %s, want %q in it", text, tt.text)
+			}
+			if !tt.opens && len(found) > 0 {
+				v.follow(b, found[0].Advice)
+			}
+			v.live()
+			v.full(v.nodes...)
+		})
 	}
 }
