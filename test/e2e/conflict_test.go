@@ -68,7 +68,8 @@ func TestStaticSlotTaken(t *testing.T) {
 	}
 	m.connected(pingLimit, m.nodes...)
 
-	// A running node changes to a newly configured slot only on request.
+	// A node that is in use changes to a newly configured slot only on request.
+	m.pod(late, "held")
 	m.rewrite(late, podCIDR(78))
 	m.await(settleLimit, "aware of what runs", shows(mesh.ProblemSlot, "names slot 78", "runs with slot 77", "meshd renumber"), late)
 	m.run(late, binary, "renumber")
@@ -77,45 +78,38 @@ func TestStaticSlotTaken(t *testing.T) {
 	m.connected(pingLimit, m.nodes...)
 }
 
-// split makes a mesh of two halves, a and b, that don't know each other. Each gets a new
-// node: c on the side of a, and d, not started yet, on that of b.
-func split(t *testing.T) *testbed {
-	t.Helper()
+// TestConflictInUse has two nodes claim one slot in a split, and use it. The one with the
+// weaker claim keeps its pods, and gets other addresses on request.
+func TestConflictInUse(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t, lab.NAT, 4)
 	a, b, c, d := m.nodes[0], m.nodes[1], m.nodes[2], m.nodes[3]
 	m.start(a, b)
 	m.settle(settleLimit, a, b)
-	m.must(d.Configure(lab.Config(d.Name, []string{b.Public().String()}), m.secret))
 	m.must(m.lab.Partition(m.ctx, hosts([]*lab.Node{a, c}), hosts([]*lab.Node{b, d})))
 	m.await(settleLimit, "alone", lab.Sees(0), a, b)
-	m.start(c)
-	m.settle(settleLimit, a, c)
-	return m
-}
-
-// TestConflictAfterReady has two nodes claim one slot in a split, and use it. The
-// later claim loses, keeps its pods, and gets other addresses on request.
-func TestConflictAfterReady(t *testing.T) {
-	t.Parallel()
-	m := split(t)
-	b, c, d := m.nodes[1], m.nodes[2], m.nodes[3]
-	m.start(d)
-	m.settle(settleLimit, b, d)
-	contested := m.status(c).Node.Slot
-	if got := m.status(d).Node.Slot; got != contested {
-		t.Fatalf("slots in the split: got %d and %d, want one", contested, got)
+	const contested = 50
+	joins := map[*lab.Node]string{c: a.Public().String(), d: b.Public().String()}
+	for _, n := range []*lab.Node{c, d} {
+		m.must(n.Configure(lab.Config(n.Name, []string{joins[n]}, podCIDR(contested)), m.secret))
+		m.start(n)
+		m.settle(settleLimit, map[*lab.Node]*lab.Node{c: a, d: b}[n], n)
+		m.must(n.Configure(lab.Config(n.Name, []string{joins[n]}), m.secret))
+		m.must(n.Reload())
 	}
+	old := m.pod(c, "old")
+	m.pod(d, "held")
 	if text := m.refused(d, "renumber"); !strings.Contains(text, "nothing is wrong") || !strings.Contains(text, "--force") {
 		t.Errorf("renumber without a conflict: got %q, want that nothing is wrong", text)
 	}
 	m.must(m.lab.Heal(m.ctx))
 	m.settle(settleLimit, m.nodes...)
-	m.await(settleLimit, "loud about its slot", shows(mesh.ProblemSlot, "belongs to node "+c.Name, "run on "+d.Name+": meshd renumber"), d)
-	m.await(settleLimit, "aware of the conflict", shows(mesh.ProblemSlot, c.Name+" has the stronger claim"), m.nodes[:3]...)
+	m.await(settleLimit, "loud about its slot", shows(mesh.ProblemSlot, "belongs to node "+c.Name, "in use here", "run on "+d.Name+": meshd renumber"), d)
+	m.await(settleLimit, "aware of the conflict", shows(mesh.ProblemSlot, c.Name+" has the stronger claim"), a, b, c)
 	if got := m.status(d).Node; got.Slot != contested || len(got.PodCIDRs) != 1 {
 		t.Errorf("the loser: got %+v, want it to keep slot %d", got, contested)
 	}
-	m.connected(pingLimit, m.nodes[:3]...)
+	m.connected(pingLimit, a, b, c)
 
 	var r control.Renumbered
 	m.must(json.Unmarshal([]byte(m.run(d, binary, "renumber", "-o", "json")), &r))
@@ -127,12 +121,39 @@ func TestConflictAfterReady(t *testing.T) {
 	addresses(t, m.settle(settleLimit, m.nodes...))
 	m.connected(pingLimit, m.nodes...)
 	m.eventually(settleLimit, func() error {
-		if conflist := m.run(d, "cat", lab.ConfDir+"/10-meshd.conflist"); !strings.Contains(conflist, r.Now.PodCIDRs[0].String()) {
-			return fmt.Errorf("CNI configuration: got %s, want %v in it", conflist, r.Now.PodCIDRs)
+		conflist, err := os.ReadFile(d.Path(lab.ConfDir + "/10-meshd.conflist"))
+		if err != nil || !strings.Contains(string(conflist), r.Now.PodCIDRs[0].String()) {
+			return fmt.Errorf("CNI configuration: got %s, %v, want %v in it", conflist, err, r.Now.PodCIDRs)
 		}
 		return nil
 	})
-	m.reaches(m.pod(d, "new"), m.pod(c, "old"))
+	m.reaches(m.pod(d, "new"), old)
+}
+
+// TestTwoSeeds starts the README's two locations, each with a seed of its own that names
+// nobody, one seed after the other is ready. The others name both seeds. Both seeds have
+// taken the first slot; one of them moves by itself, and nobody is told to renumber.
+func TestTwoSeeds(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.NAT, 4)
+	office, aws := m.nodes[0], m.nodes[1]
+	seeds := []string{office.Public().String(), aws.Public().String()}
+	m.must(aws.Configure(lab.Config(aws.Name, nil), m.secret))
+	m.start(office)
+	m.await(settleLimit, "ready alone", lab.Ready, office)
+	m.start(aws)
+	m.await(settleLimit, "ready alone", lab.Ready, aws)
+	if a, b := m.status(office).Node, m.status(aws).Node; a.Slot != 0 || b.Slot != 0 || !a.Alone || !b.Alone {
+		t.Errorf("the seeds have slots %d and %d, and are alone: %t, %t; want the first one both", a.Slot, b.Slot, a.Alone, b.Alone)
+	}
+	for _, n := range m.nodes[2:] {
+		m.must(n.Configure(lab.Config(n.Name, seeds), m.secret))
+		m.start(n)
+	}
+	addresses(t, m.settle(settleLimit, m.nodes...))
+	m.await(settleLimit, "content", all(lab.Ready, lacks(mesh.ProblemSlot)), m.nodes...)
+	m.connected(pingLimit, m.nodes...)
+	m.reaches(m.pod(aws, "there"), m.pod(office, "here"))
 }
 
 // TestRenumberByForce renumbers a node whose slot is not contested.

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/state"
@@ -53,8 +54,8 @@ func TestHostile(t *testing.T) {
 	m.connected(pingLimit, rest...)
 }
 
-// usurp starts a node whose state file claims another node's slot, as of now, and says
-// that pods run there.
+// usurp starts a node whose state file claims another node's slot, as of now, and whose
+// host has a pod there.
 func (m *testbed) usurp(n *lab.Node, slot int) {
 	m.t.Helper()
 	m.must(n.Configure(lab.Config(n.Name, nil), m.secret))
@@ -72,7 +73,8 @@ func (m *testbed) usurp(n *lab.Node, slot int) {
 		Adopted  json.RawMessage `json:"adopted"`
 	}
 	m.must(json.Unmarshal(data, &file))
-	file.Claim = map[string]any{"slot": slot, "time": time.Now().UnixMilli(), "since": file.Sequence, "ready": true}
+	file.Claim = map[string]any{"slot": slot, "time": time.Now().UnixMilli(), "confirmed": false, "since": file.Sequence, "ready": true}
+	m.must(n.WriteFile(fmt.Sprintf("%s/10.42.%d.9", cni.StoreDir, slot), "pod", 0o644))
 	data, err = json.Marshal(file)
 	m.must(err)
 	m.must(n.WriteFile(path, string(data), 0o600))
