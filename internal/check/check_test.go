@@ -166,7 +166,7 @@ func TestEvaluate(t *testing.T) {
 		}},
 		{"foreign VXLAN device, mode full", located[1:], func(f *Facts) { f.ForeignVXLAN = true }, nil},
 		{"location without a private address", located[:3], func(*Facts) {}, []string{
-			"error location: node.location is aws, but this host has no private address → set node.internal-ip to its address in that location's network, for example 192.168.10.1/24, or remove node.location",
+			"error location: node.location is aws, but this host has no private address on a network card → set node.internal-ip to its address in that location's network, for example 192.168.10.1/24, or remove node.location",
 		}},
 		{"internal IP that no link has", located, func(f *Facts) { f.Host.Attached = nil }, []string{
 			"warning internal ip: node.internal-ip is 192.168.1.1/24, which no link of this host has → set node.internal-ip to an address that ip address shows, or remove it",

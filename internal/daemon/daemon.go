@@ -120,7 +120,22 @@ func Run(ctx context.Context, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
+	opt.Logger = opt.Logger.With("node", cfg.Node.Name)
 	d := newDaemon(opt, cfg)
+	k, err := host.Open(host.Options{Logger: opt.Logger, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
+	if err != nil {
+		return fmt.Errorf("open host: %w", err)
+	}
+	defer func() { err = errors.Join(err, k.Close()) }()
+	d.kernel = k
+	// Before anything is written, also to the disk.
+	facts, err := d.kernel.Facts(ctx)
+	if err != nil {
+		return err
+	}
+	if err := checkRanges(opt.Config, cfg, facts); err != nil {
+		return err
+	}
 	dir, err := state.Open(opt.StateDir)
 	if err != nil {
 		return err
@@ -133,19 +148,6 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	remembered, err := d.loadState(machineID)
 	if err != nil {
-		return err
-	}
-	k, err := host.Open(host.Options{Logger: d.log.Logger, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
-	if err != nil {
-		return fmt.Errorf("open host: %w", err)
-	}
-	defer func() { err = errors.Join(err, k.Close()) }()
-	d.kernel = k
-	facts, err := d.kernel.Facts(ctx)
-	if err != nil {
-		return err
-	}
-	if err := checkRanges(opt.Config, cfg, facts); err != nil {
 		return err
 	}
 	d.publish(d.status(turn{}), turn{})

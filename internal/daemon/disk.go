@@ -54,7 +54,6 @@ func (d *daemon) loadState(machineID string) (gossip.Remembered, error) {
 		return gossip.Remembered{}, err
 	}
 	d.self.Identity = identity
-	d.log.Logger = d.log.With("node", d.cfg.Node.Name)
 	d.log.Info("identity", "id", identity.ID(), "origin", origin)
 	if d.disk.node, err = d.disk.dir.Node(); err != nil {
 		return gossip.Remembered{}, err

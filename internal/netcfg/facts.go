@@ -13,7 +13,7 @@ import (
 // NoPrivateAddress is what is wrong with a host that has a location but no address in that
 // location's network, and NoPrivateAddressAdvice what to do about it.
 const (
-	NoPrivateAddress       = "this host has no private address"
+	NoPrivateAddress       = "this host has no private address on a network card"
 	NoPrivateAddressAdvice = "set node.internal-ip to its address in that location's network, for example 192.168.10.1/24, or remove node.location"
 )
 
