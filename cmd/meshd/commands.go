@@ -188,7 +188,7 @@ func awaitReady(ctx context.Context, c *control.Client, timeout time.Duration) (
 		defer cancel()
 	}
 	s, err := c.AwaitReady(ctx)
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) { // not the limit of one request
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil { // not the limit of one request
 		err = fmt.Errorf("pods may not start on this host after %v: the status and journalctl -u meshd say why", timeout)
 	}
 	return s, err
