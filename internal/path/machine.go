@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// The pace of probes on the path in use. A path that is cut is noticed after
+// deadMisses at fastPace: in a little more than a second.
+const (
+	fastPace   = 200 * time.Millisecond // while an answer is missing, WireGuard is silent, or a change is under way
+	steadyPace = time.Second            // with traffic
+	idlePace   = 25 * time.Second       // without: NATs keep a UDP mapping for 30 s at least, RFC 4787 REQ-5
+)
+
+// When a probe counts as missed, and a path as dead.
+const (
+	minTimeout = 250 * time.Millisecond
+	// firstTimeout is for paths whose round trip is unknown: RFC 6298 says 1 s.
+	firstTimeout = time.Second
+	nextMisses   = 2 // from then on alternatives are probed, too
+	deadMisses   = 4
+)
+
+// How a path is replaced by a better one.
+const (
+	betterAnswers = 3               // in a row, before a better path is used
+	minHold       = 3 * time.Second // between two changes
+	maxHold       = time.Minute     // after a path has failed again and again
+	sameKindHold  = 30 * time.Second
+	sameKindGain  = 10 * time.Millisecond
+	provenFor     = 5 * time.Second  // for how long an answer shows that a path works
+	openFor       = 25 * time.Second // for how long a NAT surely lets answers in, RFC 4787 REQ-5
+)
+
+// The endpoint is written again and again after a change, because each packet that
+// arrives over the path before sets WireGuard's endpoint back.
+const (
+	insistFor   = time.Second
+	insistEvery = 50 * time.Millisecond
+)
+
+// What is done while nothing answers.
+const (
+	rotateAfter = 15 * time.Second
+	rotateEvery = 5 * time.Second
+)
+
+// When paths better than the one in use are looked for again.
+const (
+	searchFor  = 2 * time.Second // for how long each candidate is probed
+	searchBusy = time.Minute
+	searchIdle = 5 * time.Minute
+	searchLate = 30 * time.Minute
+)
+
+// workedFor is for how long a path that has worked is tried although nobody names it.
+const workedFor = 10 * time.Minute
+
+// maxLearned bounds the addresses that were learned from where a peer's probes came.
+const maxLearned = 4
+
+// Candidate is a path to try.
+type Candidate struct {
+	Path Path
+	// Open reports whether a probe may go there at once: strangers reach it. A probe to a
+	// closed one waits until the peer has opened its side, see punch.go.
+	Open bool
+}
+
+// Traffic is what WireGuard shows of a peer.
+type Traffic struct {
+	Sent, Received uint64 // bytes since the device was made
+	Endpoint       netip.AddrPort
+}
+
+// Action is something to do: send a message, or write WireGuard's endpoint.
+type Action struct {
+	Path    Path
+	Message Message // its Op is zero if the endpoint is to be written
+	TTL     int     // of the packet; 0 for the system's
+}
+
+// way is what is known of one path.
+type way struct {
+	Candidate
+	learned  bool      // from where a probe came
+	heard    time.Time // when something came from there last
+	pending  []ping
+	misses   int // in a row
+	answers  int // in a row
+	srtt     time.Duration
+	rttvar   time.Duration
+	answered time.Time     // when the last answer came; zero for never
+	probed   time.Time     // when the last probe was due; zero to send one at once
+	search   time.Time     // until when to probe it as a better path
+	hold     time.Duration // how long it must be stable before it is used again
+	failed   time.Time     // when it was left as dead
+}
+
+type ping struct {
+	number uint32
+	at     time.Time
+}
+
+// Machine chooses the path to one peer. Both ends run one. The end that leads chooses
+// among the paths that live, and says so in its probes; the other one does the same.
+// Either may leave a path that is dead. It is not safe for concurrent use.
+type Machine struct {
+	leads   bool
+	ways    []*way
+	use     *way // nil for none
+	changed time.Time
+	written time.Time // when the endpoint was written last
+	insist  time.Time // until when it is written again
+	wanted  Path      // that the leader uses, and on which it did not answer yet
+	number  uint32
+
+	traffic  Traffic
+	busy     time.Time // when data was sent last
+	received time.Time // when bytes were received last
+	silent   time.Time // since when data was sent and nothing received; zero if not
+	rotated  time.Time
+
+	searches int       // since candidates changed
+	searched time.Time // when the last one began
+	punch    punch
+}
+
+// NewMachine returns the machine for a peer. The end with the lower WireGuard key leads.
+// Endpoint is where WireGuard sends packets to the peer already; the zero value if
+// nowhere. It stays in use until something else is proved.
+func NewMachine(leads bool, endpoint netip.AddrPort, now time.Time) *Machine {
+	m := &Machine{leads: leads, changed: now, traffic: Traffic{Endpoint: endpoint}}
+	if endpoint.IsValid() {
+		m.use = m.add(Candidate{Path: Path{Kind: Direct, Addr: endpoint}, Open: true}, true)
+	}
+	return m
+}
+
+// SetCandidates sets the paths to try. Those that are in use stay, and those that worked a
+// short time ago: what others see of a NAT need not be what the peer sees.
+func (m *Machine) SetCandidates(now time.Time, all []Candidate) {
+	changed := false
+	for _, c := range all {
+		w := m.find(c.Path)
+		if w == nil {
+			m.add(c, false)
+			changed = true
+			continue
+		}
+		changed = changed || c.Open && !w.Open
+		w.Candidate, w.learned = c, false
+	}
+	m.ways = slices.DeleteFunc(m.ways, func(w *way) bool {
+		listed := slices.ContainsFunc(all, func(c Candidate) bool { return c.Path == w.Path })
+		worked := !w.answered.IsZero() && now.Sub(w.answered) < workedFor
+		return !listed && !w.learned && w != m.use && !worked
+	})
+	if changed {
+		m.searches = 0
+		m.punch.attempts = 0
+	}
+}
+
+func (m *Machine) add(c Candidate, learned bool) *way {
+	w := &way{Candidate: c, learned: learned, hold: minHold}
+	m.ways = append(m.ways, w)
+	slices.SortFunc(m.ways, func(a, b *way) int { return a.Path.Compare(b.Path) })
+	return w
+}
+
+// find returns the way with the same route: a straight path is known by its address alone.
+func (m *Machine) find(p Path) *way {
+	i := slices.IndexFunc(m.ways, func(w *way) bool {
+		return w.Path == p || w.Path.Straight() && p.Straight() && w.Path.Addr == p.Addr
+	})
+	if i < 0 {
+		return nil
+	}
+	return m.ways[i]
+}
+
+// learn returns the way over which a message came, which need not be among the candidates:
+// a NAT may show the peer elsewhere than others see it.
+func (m *Machine) learn(over Path) *way {
+	if w := m.find(over); w != nil {
+		return w
+	}
+	learned := 0
+	for _, w := range m.ways {
+		if w.learned {
+			learned++
+		}
+	}
+	if learned >= maxLearned {
+		i := slices.IndexFunc(m.ways, func(w *way) bool { return w.learned && w != m.use && w.misses > 0 })
+		if i < 0 {
+			return nil
+		}
+		m.ways = slices.Delete(m.ways, i, i+1)
+	}
+	return m.add(Candidate{Path: over}, true)
+}
+
+// Observe takes what WireGuard shows of the peer.
+func (m *Machine) Observe(now time.Time, t Traffic) {
+	if sent := t.Sent - m.traffic.Sent; !overhead(sent) {
+		m.busy = now
+		if m.silent.IsZero() {
+			m.silent = now
+		}
+	}
+	if t.Received != m.traffic.Received {
+		m.received, m.silent = now, time.Time{}
+	}
+	if t.Endpoint != m.traffic.Endpoint && t.Endpoint.IsValid() && m.find(Path{Kind: Direct, Addr: t.Endpoint}) == nil && !m.isRelay(t.Endpoint) {
+		// WireGuard follows whoever sends authenticated packets. To us that is a candidate.
+		if w := m.learn(Path{Kind: Direct, Addr: t.Endpoint}); w != nil {
+			w.heard, w.probed, w.search = now, time.Time{}, now.Add(searchFor)
+		}
+	}
+	m.traffic = t
+}
+
+func (m *Machine) isRelay(a netip.AddrPort) bool {
+	return slices.ContainsFunc(m.ways, func(w *way) bool { return !w.Path.Straight() && w.Path.Addr == a })
+}
+
+// overhead reports whether WireGuard sends that many bytes without data: nothing, a
+// keepalive of 32 bytes, a handshake's message of 148 or 92 bytes, or one of each.
+func overhead(bytes uint64) bool {
+	switch bytes {
+	case 0, 32, 92, 148, 92 + 32, 148 + 32:
+		return true
+	}
+	return false
+}
+
+// isOpen reports whether a probe may go all the way: strangers reach the peer there, or
+// the peer has sent something from there a short time ago.
+func (m *Machine) isOpen(w *way, now time.Time) bool {
+	return w.Open || !w.Path.Straight() || !w.heard.IsZero() && now.Sub(w.heard) < openFor
+}
+
+// lives reports whether a path works: it answered a short time ago, and no probe since
+// was missed.
+func (m *Machine) lives(w *way, now time.Time) bool {
+	return w.misses == 0 && !w.answered.IsZero() && now.Sub(w.answered) < provenFor
+}
+
+// Receive takes a message that the peer has sealed, and the path over which it came, and
+// returns what to send at once. A Call and a Called may also come by gossip; their path is
+// the zero value then.
+func (m *Machine) Receive(now time.Time, msg Message, over Path) []Action {
+	var w *way
+	if over.Kind != None {
+		if w = m.learn(over); w != nil {
+			w.heard = now
+		}
+	}
+	switch msg.Op {
+	case Ping:
+		pong := m.message(Pong, w)
+		pong.Look, pong.Number, pong.Seen = over.Kind, msg.Number, over.Addr
+		actions := []Action{{Path: over, Message: pong}}
+		if w != nil {
+			m.heard(now, msg, w)
+		}
+		return actions
+	case Pong:
+		if w != nil {
+			m.answer(now, msg, w)
+		}
+	case Call, Called:
+		return m.called(now, msg, over)
+	}
+	return nil
+}
+
+// heard notes what a peer's probe says of the path that the peer uses.
+func (m *Machine) heard(now time.Time, msg Message, w *way) {
+	if m.use == nil || w.answered.IsZero() {
+		// Prove it: a probe that came need not mean that one goes back.
+		w.probed, w.search = time.Time{}, now.Add(searchFor)
+	}
+	if msg.Silence > 0 && m.isBusy(now) {
+		m.lookAround(now) // what we send does not arrive there
+	}
+	switch {
+	case !msg.This || w == m.use:
+		return
+	case m.leads && m.use != nil && m.use.misses < nextMisses:
+		return // the leader chooses, unless its own path fails
+	case m.lives(w, now):
+		m.change(now, w)
+	default:
+		m.wanted = w.Path
+		w.probed, w.search = time.Time{}, now.Add(searchFor)
+	}
+}
+
+// lookAround has the other paths probed for a moment, so that one is known to work when the
+// one in use has to be left.
+func (m *Machine) lookAround(now time.Time) {
+	for _, w := range m.ways {
+		if w != m.use && w.search.Before(now.Add(fastPace)) {
+			w.search = now.Add(2 * fastPace)
+		}
+	}
+}
+
+// answer takes the answer to a probe.
+func (m *Machine) answer(now time.Time, msg Message, w *way) {
+	i := slices.IndexFunc(w.pending, func(p ping) bool { return p.number == msg.Number })
+	if i < 0 {
+		// A late one, or one that was sent elsewhere: NATs may answer from another address.
+		return
+	}
+	w.sample(now.Sub(w.pending[i].at))
+	w.pending = slices.Delete(w.pending, 0, i+1) // those before it are lost, or come too late
+	w.misses, w.answered = 0, now
+	w.answers++
+	switch {
+	case m.use == nil, m.wanted == w.Path:
+		m.change(now, w)
+	case w == m.use:
+	case m.use.answered.IsZero(): // the endpoint of an earlier run, which has not answered
+		m.change(now, w)
+	}
+}
+
+// sample updates the round trip as RFC 6298 does.
+func (w *way) sample(rtt time.Duration) {
+	if w.srtt == 0 {
+		w.srtt, w.rttvar = rtt, rtt/2
+		return
+	}
+	w.rttvar += ((w.srtt - rtt).Abs() - w.rttvar) / 4
+	w.srtt += (rtt - w.srtt) / 8
+}
+
+func (w *way) timeout() time.Duration {
+	if w.srtt == 0 {
+		return firstTimeout
+	}
+	return max(minTimeout, 2*w.srtt+4*w.rttvar)
+}
+
+// change begins to use a path.
+func (m *Machine) change(now time.Time, w *way) {
+	if m.use == w {
+		return
+	}
+	m.use, m.changed, m.wanted = w, now, Path{}
+	if w.Path.Straight() {
+		m.punch.attempts = 0
+	}
+	m.written, m.insist = time.Time{}, now.Add(insistFor)
+	w.probed = time.Time{} // tell the peer
+}
+
+// message returns a message with what this node says of itself in each.
+func (m *Machine) message(op Op, over *way) Message {
+	msg := Message{Op: op}
+	if over != nil {
+		msg.Look = over.Path.Kind
+		msg.This = over == m.use
+	}
+	if m.use != nil {
+		msg.Use, msg.Node = m.use.Path.Kind, m.use.Path.Relay
+	}
+	return msg
+}
+
+// InUse returns the path in use, and whether it is proved: the peer answers on it.
+func (m *Machine) InUse(now time.Time) (Path, bool) {
+	if m.use == nil {
+		return Path{}, false
+	}
+	return m.use.Path, !m.use.answered.IsZero() && m.use.misses < deadMisses
+}

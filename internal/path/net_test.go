@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// natKind is how a router treats the UDP of the hosts behind it. The words are those of
+// RFC 4787.
+type natKind int
+
+const (
+	public     natKind = iota // no router
+	firewall                  // no translation; in comes what answers
+	preserving                // the host's own port if it is free; in comes what answers
+	restricted                // one port of its own for each of the host's; in comes what answers
+	fullCone                  // the same; in comes all
+	symmetric                 // another port for each destination; in comes what answers
+	natKinds
+)
+
+func (k natKind) String() string {
+	return []string{"public", "firewall", "preserving", "restricted", "full cone", "symmetric"}[k]
+}
+
+const natTimeout = 30 * time.Second
+
+// flow is what a router knows a datagram by: the port that the internet sees, and the
+// address at the other end.
+type flow struct {
+	port   uint16
+	remote netip.AddrPort
+}
+
+// router stands between a host and the internet.
+type router struct {
+	kind   natKind
+	accept bool // what comes in unasked is taken for its own, and holds the flow
+	addr   netip.Addr
+	out    map[netip.AddrPort]uint16 // the port in use towards a remote
+	flows  map[flow]time.Time        // in use, for the host
+	own    map[flow]time.Time        // in use, by the router itself
+	cone   uint16                    // the port of restricted and fullCone
+	rand   *rand.Rand
+}
+
+// send returns the address from which the internet sees a datagram of the host.
+func (r *router) send(now time.Time, from, to netip.AddrPort) netip.AddrPort {
+	port, ok := r.out[to]
+	if ok && now.Sub(r.flows[flow{port, to}]) >= natTimeout {
+		ok = false
+	}
+	if !ok {
+		switch r.kind {
+		case firewall, preserving:
+			port = from.Port()
+		case restricted, fullCone:
+			port = r.cone
+		case symmetric:
+			port = uint16(10000 + r.rand.IntN(20000))
+		}
+		if t, taken := r.own[flow{port, to}]; taken && now.Sub(t) < natTimeout && r.kind != firewall {
+			port = uint16(30000 + r.rand.IntN(20000))
+		}
+		r.out[to] = port
+	}
+	r.flows[flow{port, to}] = now
+	if r.kind == firewall {
+		return from
+	}
+	return netip.AddrPortFrom(r.addr, port)
+}
+
+// receive reports whether a datagram from the internet reaches the host.
+func (r *router) receive(now time.Time, from netip.AddrPort, port uint16) bool {
+	if r.kind == fullCone && port == r.cone {
+		return true
+	}
+	if t, ok := r.flows[flow{port, from}]; ok && now.Sub(t) < natTimeout {
+		r.flows[flow{port, from}] = now
+		return true
+	}
+	if r.accept {
+		r.own[flow{port, from}] = now
+	}
+	return false
+}
+
+func (r *router) forget() {
+	r.out, r.flows, r.own = map[netip.AddrPort]uint16{}, map[flow]time.Time{}, map[flow]time.Time{}
+}
+
+// datagram is what the simulated internet carries.
+type datagram struct {
+	author, to int
+	probe      *Message // nil for WireGuard's data
+	bind       bool     // to a relay, and its answer
+	who        bool     // from a relay that does not know the address
+}
+
+// box is one host of the simulation.
+type box struct {
+	num     int
+	addr    netip.AddrPort // of WireGuard, as the host knows it
+	router  *router        // nil for none
+	site    int            // hosts of one site share a LAN; 0 for none
+	relay   bool
+	up      bool // the daemon; WireGuard goes on without it
+	machine map[int]*Machine
+	wg      map[int]*Traffic
+	got     map[int]int            // data received by peer
+	last    time.Time              // when data was received last
+	gap     time.Duration          // the longest time without
+	seen    netip.AddrPort         // where relays see it
+	bound   map[int]netip.AddrPort // of a relay: where nodes are
+}
+
+const relayPort = 7946
+
+// sharesLAN reports whether two hosts reach each other by private addresses.
+func (b *box) sharesLAN(o *box) bool {
+	return b.site == o.site && b.addr.Addr().IsPrivate() && o.addr.Addr().IsPrivate()
+}
+
+func (b *box) relayAddr() netip.AddrPort { return netip.AddrPortFrom(b.addr.Addr(), relayPort) }
+
+// event is something that happens later.
+type event struct {
+	at  time.Time
+	seq int
+	do  func()
+}
+
+type events []event
+
+func (e events) Len() int { return len(e) }
+func (e events) Less(i, j int) bool {
+	return e[i].at.Before(e[j].at) || e[i].at.Equal(e[j].at) && e[i].seq < e[j].seq
+}
+func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
+func (e *events) Push(x any)   { *e = append(*e, x.(event)) }
+func (e *events) Pop() any {
+	old := *e
+	last := old[len(old)-1]
+	*e = old[:len(old)-1]
+	return last
+}
+
+// internet is the simulation: hosts, routers, links that can be cut, on virtual time.
+type internet struct {
+	now    time.Time
+	rand   *rand.Rand
+	boxes  []*box
+	cut    map[[2]int]bool // datagrams from one host to another, by any address but a LAN's
+	lanCut map[[2]int]bool
+	loss   float64
+	queue  events
+	seq    int
+	log    []string
+}
+
+func newInternet(seed uint64) *internet {
+	return &internet{
+		now: time.Unix(1e9, 0), rand: rand.New(rand.NewPCG(seed, 1)),
+		cut: map[[2]int]bool{}, lanCut: map[[2]int]bool{},
+	}
+}
+
+func (n *internet) note(format string, args ...any) {
+	n.log = append(n.log, fmt.Sprintf("%8.3f ", n.now.Sub(time.Unix(1e9, 0)).Seconds())+fmt.Sprintf(format, args...))
+}
+
+func (n *internet) after(d time.Duration, do func()) {
+	n.seq++
+	heap.Push(&n.queue, event{n.now.Add(d), n.seq, do})
+}
+
+// run lets time pass.
+func (n *internet) run(d time.Duration) {
+	end := n.now.Add(d)
+	for len(n.queue) > 0 && !n.queue[0].at.After(end) {
+		e := heap.Pop(&n.queue).(event)
+		n.now = e.at
+		e.do()
+	}
+	n.now = end
+}
+
+// host adds a host.
+func (n *internet) host(kind natKind, accept bool, site int) *box {
+	num := len(n.boxes) + 1
+	b := &box{
+		num: num, site: site, up: true, machine: map[int]*Machine{}, wg: map[int]*Traffic{}, got: map[int]int{},
+		addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(num)}), 51820), bound: map[int]netip.AddrPort{},
+	}
+	if kind != public {
+		b.router = &router{kind: kind, accept: accept, addr: netip.AddrFrom4([4]byte{203, 0, 113, byte(num)}), cone: uint16(40000 + num), rand: n.rand}
+		b.router.forget()
+		if kind != firewall {
+			b.addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 168, byte(site), byte(num)}), 51820)
+		}
+	}
+	n.boxes = append(n.boxes, b)
+	return b
+}
+
+func (n *internet) box(num int) *box { return n.boxes[num-1] }
+
+// delay is how long a datagram travels between two hosts: 5 to 45 ms, the same each time,
+// and some jitter.
+func (n *internet) delay(a, b int) time.Duration {
+	return time.Duration(5+(a*7+b*13+a*b)%40)*time.Millisecond + time.Duration(n.rand.IntN(2000))*time.Microsecond
+}
+
+// send sends a datagram from a host's port.
+func (n *internet) send(from *box, port uint16, to netip.AddrPort, ttl int, d datagram) {
+	source := netip.AddrPortFrom(from.addr.Addr(), port)
+	if n.rand.Float64() < n.loss {
+		return
+	}
+	for _, b := range n.boxes { // on the LAN
+		if b.addr.Addr() == to.Addr() && b.addr.Addr().IsPrivate() {
+			if b.site == from.site && !n.lanCut[[2]int{from.num, b.num}] {
+				n.after(time.Millisecond, func() { n.deliver(b, source, to.Port(), d) })
+			}
+			return
+		}
+	}
+	if from.router != nil {
+		source = from.router.send(n.now, source, to)
+	}
+	if ttl != 0 {
+		return // it dies on the way
+	}
+	for _, b := range n.boxes {
+		outside := b.addr.Addr()
+		if b.router != nil && b.router.kind != firewall {
+			outside = b.router.addr
+		}
+		if outside != to.Addr() {
+			continue
+		}
+		if !n.cut[[2]int{from.num, b.num}] {
+			n.after(n.delay(from.num, b.num), func() {
+				if b.router == nil || b.router.receive(n.now, source, to.Port()) {
+					port := to.Port()
+					if b.router != nil {
+						port = b.addr.Port()
+					}
+					n.deliver(b, source, port, d)
+				}
+			})
+		}
+		return
+	}
+}
+
+// deliver gives a datagram to a host.
+func (n *internet) deliver(b *box, source netip.AddrPort, port uint16, d datagram) {
+	if port == relayPort {
+		if !b.relay || !b.up {
+			return
+		}
+		if d.bind {
+			b.bound[d.author] = source
+			n.send(b, relayPort, source, 0, datagram{author: b.num, to: d.author, bind: true})
+			n.after(300*time.Millisecond, func() { n.box(d.author).seen = source }) // told by gossip
+			return
+		}
+		if b.bound[d.author] != source { // who is this?
+			n.send(b, relayPort, source, 0, datagram{author: b.num, to: d.author, who: true})
+			return
+		}
+		if at, ok := b.bound[d.to]; ok {
+			n.send(b, relayPort, at, 0, d)
+		}
+		return
+	}
+	if d.who && b.up {
+		n.bindTo(b, n.box(d.author))
+		return
+	}
+	if port != b.addr.Port() || d.to != b.num || d.bind {
+		return
+	}
+	if d.probe == nil {
+		t := b.wg[d.author]
+		t.Received += 128
+		t.Endpoint = source
+		b.got[d.author]++
+		b.gap, b.last = max(b.gap, n.now.Sub(b.last)), n.now
+		return
+	}
+	if !b.up {
+		return
+	}
+	n.act(b, d.author, b.machine[d.author].Receive(n.now, *d.probe, n.over(b, d.author, source)))
+}
+
+// over is the path over which a datagram came.
+func (n *internet) over(b *box, author int, source netip.AddrPort) Path {
+	for _, r := range n.boxes {
+		if r.relay && r.relayAddr() == source {
+			return Path{Kind: Relayed, Relay: Short{byte(r.num)}, Addr: source}
+		}
+	}
+	if source.Addr().IsPrivate() && n.box(author).site == b.site {
+		return Path{Kind: LAN, Addr: source}
+	}
+	return Path{Kind: Direct, Addr: source}
+}
+
+// act does what a machine wants.
+func (n *internet) act(b *box, peer int, actions []Action) {
+	for _, a := range actions {
+		if a.Message.Op == 0 {
+			if t := b.wg[peer]; t.Endpoint != a.Path.Addr {
+				n.note("%d writes for %d: %v", b.num, peer, a.Path)
+				t.Endpoint = a.Path.Addr
+			}
+			continue
+		}
+		if a.Message.Op >= Call || a.TTL > 0 {
+			n.note("%d to %d: op %d over %v, TTL %d", b.num, peer, a.Message.Op, a.Path, a.TTL)
+		}
+		if a.Path.Kind == None {
+			n.gossip(b, n.box(peer), a.Message)
+			continue
+		}
+		n.send(b, b.addr.Port(), a.Path.Addr, a.TTL, datagram{author: b.num, to: peer, probe: &a.Message})
+	}
+}
+
+// gossip carries a call, if both ends reach somebody.
+func (n *internet) gossip(from, to *box, m Message) {
+	reaches := func(b *box) bool {
+		return slices.ContainsFunc(n.boxes, func(o *box) bool {
+			return o.router == nil && o != from && o != to && o.up && !n.cut[[2]int{b.num, o.num}] && !n.cut[[2]int{o.num, b.num}]
+		})
+	}
+	if !reaches(from) || !reaches(to) {
+		return
+	}
+	n.after(time.Duration(100+n.rand.IntN(500))*time.Millisecond, func() {
+		if to.up {
+			n.act(to, from.num, to.machine[from.num].Receive(n.now, m, Path{}))
+		}
+	})
+}
+
+// candidates is what gossip tells a host of a peer.
+func (n *internet) candidates(b, peer *box) []Candidate {
+	var all []Candidate
+	if b.sharesLAN(peer) {
+		all = append(all, Candidate{Path{Kind: LAN, Addr: peer.addr}, true})
+	}
+	switch {
+	case peer.router == nil:
+		all = append(all, Candidate{Path{Kind: Direct, Addr: peer.addr}, true})
+	case peer.router.kind == firewall:
+		all = append(all, Candidate{Path{Kind: Direct, Addr: peer.addr}, false})
+	case peer.seen.IsValid():
+		open := peer.router.kind == fullCone // as others have found out
+		all = append(all, Candidate{Path{Kind: Direct, Addr: peer.seen}, open})
+		// Many routers keep the port, although others may have seen another one.
+		if own := netip.AddrPortFrom(peer.seen.Addr(), peer.addr.Port()); own != peer.seen {
+			all = append(all, Candidate{Path{Kind: Direct, Addr: own}, false})
+		}
+	}
+	for _, r := range n.boxes {
+		if r.relay && r != b && r != peer {
+			all = append(all, Candidate{Path{Kind: Relayed, Relay: Short{byte(r.num)}, Addr: r.relayAddr()}, true})
+		}
+	}
+	return all
+}
+
+// connect has two hosts talk, some packets a second each way while busy holds.
+func (n *internet) connect(a, b *box, busy func() bool) {
+	for _, e := range [][2]*box{{a, b}, {b, a}} {
+		self, peer := e[0], e[1]
+		self.wg[peer.num] = &Traffic{}
+		self.machine[peer.num] = NewMachine(self.num < peer.num, netip.AddrPort{}, n.now)
+		var tick, talk func()
+		var told time.Time
+		tick = func() {
+			m := self.machine[peer.num]
+			if !self.up {
+				n.after(time.Second, tick)
+				return
+			}
+			if n.now.Sub(told) > time.Second {
+				m.SetCandidates(n.now, n.candidates(self, peer))
+				told = n.now
+			}
+			before, _ := m.InUse(n.now)
+			m.Observe(n.now, *self.wg[peer.num])
+			n.act(self, peer.num, m.Step(n.now))
+			if after, _ := m.InUse(n.now); after != before {
+				n.note("%d to %d: %v, was %v", self.num, peer.num, after, before)
+			}
+			wait := m.Next(n.now).Sub(n.now)
+			if !m.isBusy(n.now) {
+				wait = min(wait, time.Second)
+			} else {
+				wait = min(wait, 100*time.Millisecond) // to look at WireGuard
+			}
+			n.after(max(wait, 5*time.Millisecond)+time.Duration(n.rand.IntN(5))*time.Millisecond, tick)
+		}
+		talk = func() {
+			n.after(time.Duration(20+n.rand.IntN(60))*time.Millisecond, talk)
+			if t := self.wg[peer.num]; busy() && t.Endpoint.IsValid() {
+				t.Sent += 128
+				n.send(self, self.addr.Port(), t.Endpoint, 0, datagram{author: self.num, to: peer.num})
+			}
+		}
+		n.after(time.Duration(n.rand.IntN(int(time.Second))), tick)
+		n.after(time.Second, talk)
+	}
+}
+
+func (n *internet) bindTo(b, relay *box) {
+	n.send(b, b.addr.Port(), relay.relayAddr(), 0, datagram{author: b.num, bind: true})
+}
+
+// bind keeps a host bound to all relays.
+func (n *internet) bind(b *box) {
+	var again func()
+	again = func() {
+		n.after(20*time.Second, again)
+		if !b.up {
+			return
+		}
+		for _, r := range n.boxes {
+			if r.relay && r != b {
+				n.bindTo(b, r)
+			}
+		}
+	}
+	n.after(0, again)
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path
+
+import "time"
+
+// Two ends behind NAT or a firewall reach each other only if each sends first. But a
+// packet that arrives at a router before its host has sent one may be taken for one to the
+// router itself, whose connection tracking then gives the host's own packet another
+// port. So both send packets that die on the way (their TTL is low) to open their own
+// side, and tell each other so, before any probe goes all the way:
+//
+//	leader                        follower
+//	   CALL over a path that works, or gossip ─►
+//	                              opens its side
+//	   ◄─ CALLED
+//	opens its side
+//	   CALLED ─►
+//	probes for 4 s                probes for 4 s
+const (
+	punchPace  = 100 * time.Millisecond
+	punchFor   = 4 * time.Second
+	punchQuiet = 35 * time.Second // after a failure: conntrack forgets an unanswered UDP flow after 30 s
+	lowTTL     = 2                // beyond the own router
+	higherTTL  = 5                // beyond a carrier's, too; every second attempt
+	openings   = 2                // packets that open the own side, for each candidate
+)
+
+// punch is the state of punching.
+type punch struct {
+	attempts int
+	began    time.Time // of the last attempt
+	opened   bool      // this side is open, in this attempt
+	until    time.Time // until when probes go all the way
+	next     time.Time
+	over     Path // the path over which calls go
+}
+
+// called takes a Call or a Called of the peer.
+func (m *Machine) called(now time.Time, msg Message, over Path) []Action {
+	p := &m.punch
+	if msg.Op == Call {
+		if now.Sub(p.began) < punchFor {
+			return nil // an attempt is under way
+		}
+		p.begin(now, over)
+		return m.open(now)
+	}
+	p.over = over
+	if !p.opened {
+		actions := m.open(now)
+		p.until, p.next = now.Add(punchFor), now
+		return actions
+	}
+	p.until, p.next = now.Add(punchFor), now
+	return nil
+}
+
+func (p *punch) begin(now time.Time, over Path) {
+	p.attempts++
+	p.began, p.opened, p.until, p.over = now, false, time.Time{}, over
+}
+
+// open sends the packets that open this side, and says so.
+func (m *Machine) open(now time.Time) []Action {
+	p := &m.punch
+	p.opened = true
+	ttl := lowTTL
+	if p.attempts%2 == 0 {
+		ttl = higherTTL
+	}
+	var actions []Action
+	for range openings {
+		for _, w := range m.ways {
+			if m.closed(w, now) {
+				msg := m.message(Ping, w) // never answered: its number is not remembered
+				actions = append(actions, Action{Path: w.Path, Message: msg, TTL: ttl})
+			}
+		}
+	}
+	for _, w := range m.ways {
+		if w.Path.Straight() && w != m.use {
+			w.search, w.probed = now.Add(punchFor), time.Time{}
+		}
+	}
+	return append(actions, Action{Path: p.over, Message: m.message(Called, m.find(p.over))})
+}
+
+// closed reports whether a way needs punching.
+func (m *Machine) closed(w *way, now time.Time) bool { return w != m.use && !m.isOpen(w, now) }
+
+// punching begins an attempt if one is due, and sends its probes.
+func (m *Machine) punching(now time.Time) []Action {
+	p := &m.punch
+	if now.Before(p.until) {
+		if now.Before(p.next) {
+			return nil
+		}
+		p.next = now.Add(punchPace)
+		var actions []Action
+		for _, w := range m.ways {
+			if m.closed(w, now) {
+				actions = append(actions, m.probe(now, w))
+			}
+		}
+		return actions
+	}
+	if !m.leads || !m.wantsPunch(now) {
+		return nil
+	}
+	over := Path{} // by gossip
+	if m.works(now) {
+		over = m.use.Path
+	}
+	p.begin(now, over)
+	return []Action{{Path: over, Message: m.message(Call, m.find(over))}}
+}
+
+// works reports whether the peer answers on the path in use.
+func (m *Machine) works(now time.Time) bool {
+	return m.use != nil && m.use.misses < nextMisses && !m.use.answered.IsZero()
+}
+
+// wantsPunch reports whether the leader is to call now: there is no straight path that works, and
+// one might be opened.
+func (m *Machine) wantsPunch(now time.Time) bool {
+	if m.works(now) && m.use.Path.Straight() {
+		return false
+	}
+	closed := false
+	for _, w := range m.ways {
+		closed = closed || m.closed(w, now)
+	}
+	if !closed {
+		return false
+	}
+	quiet := punchQuiet
+	switch {
+	case m.punch.attempts == 0:
+		return now.Sub(m.punch.began) >= punchFor
+	case m.isBusy(now):
+	case m.punch.attempts == 1:
+		quiet = searchIdle
+	default:
+		quiet = searchLate
+	}
+	return now.Sub(m.punch.began) >= punchFor+quiet
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/crypto/blake2s"
+	"golang.org/x/time/rate"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// How long a relay remembers, and how much. A node binds again every 25 s (idlePace), and
+// WireGuard makes a new session, with a new index, every two minutes at the latest.
+const (
+	boundFor = 3 * time.Minute
+	rowFor   = 200 * time.Second
+	maxBound = 1024 // nodes
+	maxRows  = 4096 // of one node: two sessions with each of a thousand peers, and those before
+	tokenFor = 30 * time.Second
+	// Handshakes of one node: each costs a try of all keys, 0.2 ms at 200 nodes. A node
+	// that starts begins one with each of its peers, and WireGuard repeats them every 5 s.
+	handshakeRate  = 40 // a second
+	handshakeBurst = 512
+	maxDatagram    = 2048
+)
+
+// WireGuard's messages, by their first byte, and the lengths of those of a handshake.
+const (
+	initiation    = 1
+	initiationLen = 148
+	response      = 2
+	responseLen   = 92
+	cookieReply   = 3
+	cookieLen     = 64
+	transport     = 4
+	transportMin  = 32
+)
+
+// Token is what a relay sends to an address, and only who is there can repeat.
+type Token [8]byte
+
+// Verdict is what a relay does with a datagram.
+type Verdict int
+
+// The verdicts of Forward.
+const (
+	Drop    Verdict = iota
+	Pass            // on to the returned address
+	AskWho          // its source is not bound: ask it to bind
+	Unknown         // its source is bound, but nobody has its index
+)
+
+// binding is where a node is reached.
+type binding struct {
+	addr  netip.AddrPort
+	left  netip.AddrPort // where it was before: packets are under way
+	until time.Time
+	mac1  [blake2s.Size]byte // key of mac1 in handshakes to the node
+	rows  map[uint32]row     // by the index with which the node sends
+	begun *rate.Limiter      // of handshakes whose receiver is found by its key
+}
+
+// row is for whom packets with an index are.
+type row struct {
+	to    Short
+	until time.Time
+}
+
+// Relay forwards WireGuard's datagrams and sealed probes between nodes that are bound to it,
+// unopened. It tells WireGuard's datagrams apart without a header of its own: those that begin a handshake
+// by mac1, which is keyed with the receiver's public key, the others by the index in them,
+// which the receiver has chosen and whose handshake has passed, or which its peer has told
+// (a Row). It is not safe for concurrent use.
+type Relay struct {
+	secret [32]byte // of tokens
+	bound  map[Short]*binding
+	at     map[netip.AddrPort]Short // by where nodes are, and were before
+}
+
+// NewRelay returns a relay that has no node. The secret is drawn anew at each start.
+func NewRelay(secret [32]byte) *Relay {
+	return &Relay{secret: secret, bound: map[Short]*binding{}, at: map[netip.AddrPort]Short{}}
+}
+
+// token is valid for one node at one address, for tokenFor to twice that time.
+func (r *Relay) token(node Short, at netip.AddrPort, period int64) Token {
+	h := hmac.New(sha256.New, r.secret[:])
+	h.Write(node[:])
+	b, err := at.MarshalBinary()
+	if err != nil {
+		panic(err) // it returns none
+	}
+	h.Write(binary.BigEndian.AppendUint64(b, uint64(period)))
+	return Token(h.Sum(nil)[:len(Token{})])
+}
+
+// Bind takes a Bind of a node, which an opened datagram has authenticated, and returns the answer. Key is
+// the node's WireGuard key. A node is bound once it has repeated the token that was sent
+// to the address from which it asks: else a forged source would draw others' traffic there.
+func (r *Relay) Bind(now time.Time, node Short, key wgtypes.Key, m Message, from netip.AddrPort) Message {
+	answer := Message{Op: Bound, Number: m.Number, Seen: from}
+	b := r.bound[node]
+	if b != nil && b.addr == from { // proved before
+		b.until = now.Add(boundFor)
+		return answer
+	}
+	period := now.UnixNano() / int64(tokenFor)
+	valid := func(t Token) bool { return subtle.ConstantTimeCompare(m.Token[:], t[:]) == 1 }
+	if !valid(r.token(node, from, period)) && !valid(r.token(node, from, period-1)) {
+		answer.Token = r.token(node, from, period)
+		return answer
+	}
+	r.prune(now)
+	if b == nil {
+		if len(r.bound) >= maxBound {
+			return answer
+		}
+		b = &binding{rows: map[uint32]row{}, begun: rate.NewLimiter(handshakeRate, handshakeBurst)}
+		r.bound[node] = b
+	}
+	if r.at[b.left] == node {
+		delete(r.at, b.left)
+	}
+	b.left, b.addr, b.until = b.addr, from, now.Add(boundFor)
+	b.mac1 = blake2s.Sum256(append([]byte("mac1----"), key[:]...))
+	r.at[from] = node
+	return answer
+}
+
+// prune forgets nodes that have not bound again, rows, and addresses where nobody is.
+func (r *Relay) prune(now time.Time) {
+	for id, b := range r.bound {
+		if now.After(b.until) {
+			delete(r.bound, id)
+		}
+	}
+	for a, id := range r.at {
+		if r.bound[id] == nil {
+			delete(r.at, a)
+		}
+	}
+}
+
+// IsBound reports whether a node is bound.
+func (r *Relay) IsBound(now time.Time, node Short) bool {
+	b := r.bound[node]
+	return b != nil && now.Before(b.until)
+}
+
+// Learn takes a Row of a node: what it sends with an index is for another node.
+func (r *Relay) Learn(now time.Time, from Short, index uint32, to Short) {
+	b := r.bound[from]
+	if b == nil {
+		return
+	}
+	if _, known := b.rows[index]; !known && len(b.rows) >= maxRows {
+		for i, old := range b.rows {
+			if now.After(old.until) {
+				delete(b.rows, i)
+			}
+		}
+		if len(b.rows) >= maxRows {
+			return
+		}
+	}
+	b.rows[index] = row{to, now.Add(rowFor)}
+}
+
+// Forward returns what to do with a datagram that came from an address, and where it goes.
+func (r *Relay) Forward(now time.Time, b []byte, from netip.AddrPort) (netip.AddrPort, Verdict) {
+	if h, err := ParseHeader(b); err == nil {
+		return r.probe(now, h, from)
+	}
+	if len(b) < transportMin || len(b) > maxDatagram || b[1]|b[2]|b[3] != 0 || b[0] < initiation || b[0] > transport {
+		return netip.AddrPort{}, Drop
+	}
+	sender, ok := r.at[from]
+	if !ok || !r.IsBound(now, sender) {
+		return netip.AddrPort{}, AskWho
+	}
+	to, ok := r.receiver(now, sender, b)
+	if !ok {
+		return netip.AddrPort{}, Unknown
+	}
+	dst := r.bound[to]
+	if dst == nil || now.After(dst.until) {
+		return netip.AddrPort{}, Drop
+	}
+	return dst.addr, Pass
+}
+
+// probe forwards a sealed probe by its header.
+func (r *Relay) probe(now time.Time, h Header, from netip.AddrPort) (netip.AddrPort, Verdict) {
+	sender, ok := r.at[from]
+	if !ok || sender != h.From || !r.IsBound(now, sender) {
+		return netip.AddrPort{}, AskWho
+	}
+	if !r.IsBound(now, h.To) {
+		return netip.AddrPort{}, Drop
+	}
+	return r.bound[h.To].addr, Pass
+}
+
+// receiver returns for whom a WireGuard message of a node is. The receiver of the first
+// messages of a handshake will send with the index that is in them.
+func (r *Relay) receiver(now time.Time, sender Short, b []byte) (Short, bool) {
+	switch {
+	case b[0] == initiation && len(b) == initiationLen:
+		to, ok := r.byMAC1(now, sender, b)
+		if ok {
+			r.Learn(now, to, binary.LittleEndian.Uint32(b[4:]), sender)
+		}
+		return to, ok
+	case b[0] == response && len(b) == responseLen:
+		to, ok := r.byIndex(now, sender, b[8:])
+		if !ok {
+			to, ok = r.byMAC1(now, sender, b)
+		}
+		if ok {
+			r.Learn(now, to, binary.LittleEndian.Uint32(b[4:]), sender)
+		}
+		return to, ok
+	case b[0] == cookieReply && len(b) == cookieLen, b[0] == transport:
+		return r.byIndex(now, sender, b[4:])
+	}
+	return Short{}, false
+}
+
+func (r *Relay) byIndex(now time.Time, sender Short, index []byte) (Short, bool) {
+	found, ok := r.bound[sender].rows[binary.LittleEndian.Uint32(index)]
+	return found.to, ok && now.Before(found.until)
+}
+
+// byMAC1 tries the keys of all nodes, a microsecond each: mac1 is a keyed hash of the
+// message before it, see section 5.4.4 of the WireGuard paper.
+func (r *Relay) byMAC1(now time.Time, sender Short, b []byte) (Short, bool) {
+	if !r.bound[sender].begun.AllowN(now, 1) {
+		return Short{}, false
+	}
+	signed, mac := b[:len(b)-32], b[len(b)-32:len(b)-16]
+	for id, to := range r.bound {
+		h, err := blake2s.New128(to.mac1[:])
+		if err != nil {
+			panic(err) // keys of 32 bytes are valid
+		}
+		h.Write(signed)
+		if subtle.ConstantTimeCompare(h.Sum(nil), mac) == 1 {
+			return id, true
+		}
+	}
+	return Short{}, false
+}
+
+// Nodes returns the nodes that are bound, in order.
+func (r *Relay) Nodes(now time.Time) []Short {
+	var all []Short
+	for id := range r.bound {
+		if r.IsBound(now, id) {
+			all = append(all, id)
+		}
+	}
+	slices.SortFunc(all, func(a, b Short) int { return slices.Compare(a[:], b[:]) })
+	return all
+}

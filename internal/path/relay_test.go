@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/blake2s"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// guest is a node of a relay.
+type guest struct {
+	id   Short
+	key  wgtypes.Key
+	addr netip.AddrPort
+}
+
+func guests(n int) []guest {
+	var all []guest
+	for i := range n {
+		addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), 51820)
+		all = append(all, guest{Short{0, byte(i >> 8), byte(i)}, wgtypes.Key{1, byte(i >> 8), byte(i)}, addr})
+	}
+	return all
+}
+
+var began = time.Unix(1e9, 0)
+
+// bind binds nodes to a new relay.
+func bind(t testing.TB, nodes ...guest) *Relay {
+	t.Helper()
+	r := NewRelay([32]byte{7})
+	for _, g := range nodes {
+		first := r.Bind(began, g.id, g.key, Message{Op: Bind}, g.addr)
+		if first.Token == (Token{}) || first.Seen != g.addr {
+			t.Fatalf("first answer: got %+v, want a token and %s", first, g.addr)
+		}
+		if second := r.Bind(began, g.id, g.key, Message{Op: Bind, Token: first.Token}, g.addr); second.Token != (Token{}) || !r.IsBound(began, g.id) {
+			t.Fatalf("second answer: got %+v, want that the node is bound", second)
+		}
+	}
+	return r
+}
+
+// handshake is a first message, with mac1 for its receiver.
+func handshake(kind byte, length int, sender, receiver uint32, to wgtypes.Key) []byte {
+	b := make([]byte, length)
+	b[0] = kind
+	binary.LittleEndian.PutUint32(b[4:], sender)
+	if kind == response {
+		binary.LittleEndian.PutUint32(b[8:], receiver)
+	}
+	key := blake2s.Sum256(append([]byte("mac1----"), to[:]...))
+	h, err := blake2s.New128(key[:])
+	if err != nil {
+		panic(err)
+	}
+	h.Write(b[:length-32])
+	copy(b[length-32:], h.Sum(nil))
+	return b
+}
+
+// data is a message of a session.
+func data(index uint32) []byte {
+	b := make([]byte, transportMin)
+	b[0] = transport
+	binary.LittleEndian.PutUint32(b[4:], index)
+	return b
+}
+
+func TestForward(t *testing.T) {
+	g := guests(4)
+	a, b, c, stranger := g[0], g[1], g[2], g[3]
+	r := bind(t, a, b, c)
+	steps := []struct {
+		name string
+		from guest
+		data []byte
+		to   guest // nobody unless the verdict is Pass
+		want Verdict
+	}{
+		{"data of an unknown session", a, data(1), guest{}, Unknown},
+		{"initiation", a, handshake(initiation, initiationLen, 11, 0, b.key), b, Pass},
+		{"response", b, handshake(response, responseLen, 22, 11, a.key), a, Pass},
+		{"data", a, data(22), b, Pass},
+		{"data back", b, data(11), a, Pass},
+		{"the same index of somebody else", c, data(22), guest{}, Unknown},
+		{"initiation for somebody who is not here", a, handshake(initiation, initiationLen, 12, 0, stranger.key), guest{}, Unknown},
+		{"from a stranger", stranger, data(22), guest{}, AskWho},
+		{"another length", a, handshake(initiation, initiationLen+1, 12, 0, b.key), guest{}, Unknown},
+		{"garbage", a, []byte("garbage garbage garbage garbage garbage"), guest{}, Drop},
+		{"short", a, []byte{4, 0, 0, 0}, guest{}, Drop},
+	}
+	for _, s := range steps {
+		to, got := r.Forward(began, s.data, s.from.addr)
+		if got != s.want || to != s.to.addr {
+			t.Errorf("%s: got verdict %d to %s, want %d to %s", s.name, got, to, s.want, s.to.addr)
+		}
+	}
+}
+
+func TestForwardProbes(t *testing.T) {
+	g := guests(3)
+	r := bind(t, g[0], g[1])
+	probe := func(from, to guest) []byte {
+		k, _ := pair(t, "default", "default")
+		k.self, k.peer = from.id, to.id
+		return k.Seal(Message{Op: Ping}, 1)
+	}
+	if to, got := r.Forward(began, probe(g[0], g[1]), g[0].addr); got != Pass || to != g[1].addr {
+		t.Errorf("probe: got verdict %d to %s, want it passed to %s", got, to, g[1].addr)
+	}
+	if _, got := r.Forward(began, probe(g[0], g[2]), g[0].addr); got != Drop {
+		t.Errorf("probe to a node that is not bound: got verdict %d, want it dropped", got)
+	}
+	if _, got := r.Forward(began, probe(g[1], g[0]), g[0].addr); got != AskWho {
+		t.Errorf("probe in the name of another node: got verdict %d, want that its sender is asked", got)
+	}
+}
+
+func TestRowIsTold(t *testing.T) {
+	g := guests(2)
+	r := bind(t, g...)
+	r.Learn(began, g[0].id, 5, g[1].id)
+	if to, got := r.Forward(began, data(5), g[0].addr); got != Pass || to != g[1].addr {
+		t.Errorf("data of a session that was told: got verdict %d to %s", got, to)
+	}
+	if _, got := r.Forward(began.Add(rowFor), data(5), g[0].addr); got == Pass {
+		t.Error("data of a session that was told long ago is passed on")
+	}
+}
+
+func TestBind(t *testing.T) {
+	g := guests(2)
+	r := bind(t, g[0])
+	elsewhere := netip.MustParseAddrPort("198.51.100.9:1234")
+
+	token := r.Bind(began, g[1].id, g[1].key, Message{Op: Bind}, g[1].addr).Token
+	if r.Bind(began, g[1].id, g[1].key, Message{Op: Bind, Token: token}, elsewhere); r.IsBound(began, g[1].id) {
+		t.Error("a token that was sent elsewhere binds")
+	}
+	if r.Bind(began, g[0].id, g[0].key, Message{Op: Bind, Token: token}, elsewhere); r.bound[g[0].id].addr != g[0].addr {
+		t.Error("a token of somebody else moves a node")
+	}
+	if r.Bind(began.Add(3*tokenFor), g[1].id, g[1].key, Message{Op: Bind, Token: token}, g[1].addr); r.IsBound(began, g[1].id) {
+		t.Error("an old token binds")
+	}
+	if r.IsBound(began.Add(boundFor), g[0].id) {
+		t.Error("a node that did not bind again is bound")
+	}
+	// Moved, with packets from before under way.
+	token = r.Bind(began, g[0].id, g[0].key, Message{Op: Bind}, elsewhere).Token
+	r.Bind(began, g[0].id, g[0].key, Message{Op: Bind, Token: token}, elsewhere)
+	r.Learn(began, g[0].id, 5, g[0].id)
+	if to, got := r.Forward(began, data(5), g[0].addr); got != Pass || to != elsewhere {
+		t.Errorf("data from where a node was before: got verdict %d to %s, want it passed to %s", got, to, elsewhere)
+	}
+	third := netip.MustParseAddrPort("198.51.100.9:1235")
+	token = r.Bind(began, g[0].id, g[0].key, Message{Op: Bind}, third).Token
+	r.Bind(began, g[0].id, g[0].key, Message{Op: Bind, Token: token}, third)
+	if len(r.at) != 2 {
+		t.Errorf("addresses after two moves: got %v, want the last two", r.at)
+	}
+	if want := []Short{g[0].id}; !slices.Equal(r.Nodes(began), want) {
+		t.Errorf("nodes: got %v, want %v", r.Nodes(began), want)
+	}
+}
+
+// TestHostileBounds has a node tell rows, and nodes bind, without end.
+func TestHostileBounds(t *testing.T) {
+	g := guests(maxBound + 10)
+	r := bind(t, g[:maxBound]...)
+	for _, one := range g[maxBound:] {
+		token := r.Bind(began, one.id, one.key, Message{Op: Bind}, one.addr).Token
+		r.Bind(began, one.id, one.key, Message{Op: Bind, Token: token}, one.addr)
+	}
+	if len(r.bound) > maxBound {
+		t.Errorf("nodes: got %d, want no more than %d", len(r.bound), maxBound)
+	}
+	tried := 0
+	for i := range uint32(10 * handshakeBurst) {
+		if _, v := r.Forward(began, handshake(initiation, initiationLen, i, 0, g[1].key), g[0].addr); v == Pass {
+			tried++
+		}
+	}
+	if tried != handshakeBurst {
+		t.Errorf("handshakes at once: %d were passed, want %d", tried, handshakeBurst)
+	}
+	for i := range uint32(maxRows + 10) {
+		r.Learn(began, g[0].id, i, g[1].id)
+	}
+	if rows := len(r.bound[g[0].id].rows); rows > maxRows {
+		t.Errorf("rows: got %d, want no more than %d", rows, maxRows)
+	}
+	r.Learn(began.Add(2*rowFor), g[0].id, 1<<20, g[1].id)
+	if rows := len(r.bound[g[0].id].rows); rows != 1 {
+		t.Errorf("rows after a while: got %d, want the new one", rows)
+	}
+}
+
+func FuzzForward(f *testing.F) {
+	g := guests(2)
+	r := bind(f, g...)
+	f.Add(data(5))
+	f.Add(handshake(initiation, initiationLen, 1, 0, g[1].key))
+	f.Add(handshake(response, responseLen, 1, 2, g[1].key))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if to, v := r.Forward(began, b, g[0].addr); v == Pass && !to.IsValid() {
+			t.Errorf("passed to nowhere: %x", b)
+		}
+	})
+}
+
+func BenchmarkForward(b *testing.B) {
+	for _, n := range []int{2, 30, 200} {
+		g := guests(n)
+		r := bind(b, g...)
+		r.Learn(began, g[0].id, 5, g[1].id)
+		for name, datagram := range map[string][]byte{"data": data(5), "initiation": handshake(initiation, initiationLen, 1, 0, g[1].key)} {
+			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
+				now := began
+				for b.Loop() {
+					now = now.Add(time.Second / handshakeRate)
+					r.bound[g[0].id].until, r.bound[g[1].id].until = now.Add(boundFor), now.Add(boundFor)
+					r.Learn(now, g[0].id, 5, g[1].id)
+					if _, v := r.Forward(now, datagram, g[0].addr); v != Pass {
+						b.Fatalf("got verdict %d", v)
+					}
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path
+
+import (
+	"slices"
+	"time"
+)
+
+// Step returns what is to be done now. It is called whenever something has happened, and at
+// the time that Next returns.
+func (m *Machine) Step(now time.Time) []Action {
+	for _, w := range m.ways {
+		m.expire(now, w)
+	}
+	m.leaveDead(now)
+	m.improve(now)
+	m.plan(now)
+	var actions []Action
+	for _, w := range m.ways {
+		if due, ok := m.due(now, w); ok && !due.After(now) {
+			actions = append(actions, m.probe(now, w))
+		}
+	}
+	actions = append(actions, m.punching(now)...)
+	if a, ok := m.endpoint(now); ok {
+		actions = append(actions, a)
+	}
+	return actions
+}
+
+// expire counts the probes that were not answered in time.
+func (m *Machine) expire(now time.Time, w *way) {
+	for len(w.pending) > 0 && now.Sub(w.pending[0].at) >= w.timeout() {
+		w.pending = w.pending[1:]
+		w.misses++
+		w.answers = 0
+	}
+}
+
+// probe sends a ping and plans the next one.
+func (m *Machine) probe(now time.Time, w *way) Action {
+	m.number++
+	w.pending = append(w.pending, ping{m.number, now})
+	msg := m.message(Ping, w)
+	msg.Number = m.number
+	if !m.silent.IsZero() {
+		msg.Silence = now.Sub(m.silent)
+	}
+	w.probed = now
+	return Action{Path: w.Path, Message: msg}
+}
+
+// pace is how long after a probe the next one follows on the same path.
+func (m *Machine) pace(now time.Time, w *way) time.Duration {
+	switch {
+	case w != m.use, w.misses > 0, w.answered.IsZero(), now.Before(m.insist):
+		return fastPace
+	case m.isSilent(now):
+		return fastPace
+	case m.isBusy(now):
+		return steadyPace
+	default:
+		return idlePace
+	}
+}
+
+// isBusy reports whether there was traffic in the last seconds.
+func (m *Machine) isBusy(now time.Time) bool {
+	return !m.busy.IsZero() && now.Sub(m.busy) < 10*time.Second
+}
+
+// isSilent reports whether the peer's WireGuard should have said something by now.
+func (m *Machine) isSilent(now time.Time) bool {
+	return !m.silent.IsZero() && m.use != nil && now.Sub(m.silent) >= m.use.srtt+2*insistEvery && m.isBusy(now)
+}
+
+// due returns when a path is to be probed next, and whether it is at all.
+func (m *Machine) due(now time.Time, w *way) (time.Time, bool) {
+	switch {
+	case w != m.use:
+		return w.probed.Add(fastPace), m.isOpen(w, now) && now.Before(w.search)
+	case m.pace(now, w) == idlePace:
+		return w.probed.Add(idlePace), m.leads
+	default:
+		return w.probed.Add(m.pace(now, w)), true
+	}
+}
+
+// Next returns when to call Step again, if nothing happens before.
+func (m *Machine) Next(now time.Time) time.Time {
+	next := now.Add(time.Second)
+	sooner := func(t time.Time, wanted bool) {
+		if wanted && t.Before(next) {
+			next = t
+		}
+	}
+	for _, w := range m.ways {
+		if len(w.pending) > 0 {
+			sooner(w.pending[0].at.Add(w.timeout()), true)
+		}
+		sooner(m.due(now, w))
+	}
+	sooner(m.written.Add(insistEvery), now.Before(m.insist))
+	sooner(m.punch.next, now.Before(m.punch.until))
+	if m.use != nil {
+		sooner(m.silent.Add(m.use.srtt+2*insistEvery), !m.silent.IsZero() && !m.isSilent(now))
+	}
+	return next
+}
+
+// leaveDead leaves a path on which nothing comes back for one on which the peer answers.
+func (m *Machine) leaveDead(now time.Time) {
+	if m.use == nil || m.use.misses < nextMisses {
+		return
+	}
+	m.lookAround(now)
+	// No answer alone is no death: the daemon may be away while its kernel forwards.
+	if m.use.misses < deadMisses || now.Sub(m.received) < time.Duration(deadMisses-1)*fastPace {
+		return
+	}
+	if w := m.best(now, func(w *way) bool { return w != m.use && m.lives(w, now) && now.Sub(w.answered) < time.Second }); w != nil {
+		if now.Sub(m.changed) < 2*maxHold {
+			m.use.hold = min(2*m.use.hold, maxHold)
+		} else {
+			m.use.hold = minHold
+		}
+		m.use.failed = now
+		m.change(now, w)
+		return
+	}
+	if m.isBusy(now) && now.Sub(m.use.answered) > rotateAfter && now.Sub(m.changed) > rotateAfter && now.Sub(m.rotated) > rotateEvery {
+		m.rotate(now)
+	}
+}
+
+// rotate tries the paths in turn, by WireGuard's own packets.
+func (m *Machine) rotate(now time.Time) {
+	i := slices.Index(m.ways, m.use)
+	for n := range len(m.ways) {
+		if w := m.ways[(i+1+n)%len(m.ways)]; m.isOpen(w, now) && w != m.use {
+			m.rotated = now
+			changed := m.changed
+			m.change(now, w)
+			m.changed = changed
+			return
+		}
+	}
+}
+
+// best returns the best of the ways for which want holds; nil if there is none.
+func (m *Machine) best(now time.Time, want func(*way) bool) *way {
+	var best *way
+	for _, w := range m.ways {
+		if want(w) && (best == nil || m.better(now, w, best)) {
+			best = w
+		}
+	}
+	return best
+}
+
+// better reports whether a path is better than another one: its kind, or its round trip if
+// that is lower by much.
+func (m *Machine) better(now time.Time, w, than *way) bool {
+	if w.Path.Kind != than.Path.Kind {
+		return w.Path.Kind < than.Path.Kind
+	}
+	if than == m.use {
+		return now.Sub(m.changed) >= sameKindHold && w.srtt+max(than.srtt/5, sameKindGain) < than.srtt
+	}
+	return w.srtt < than.srtt
+}
+
+// improve has the leader use a better path that is stable.
+func (m *Machine) improve(now time.Time) {
+	if !m.leads || m.use == nil {
+		return
+	}
+	if now.Sub(m.changed) < minHold && !m.use.answered.IsZero() {
+		return
+	}
+	w := m.best(now, func(w *way) bool {
+		return w != m.use && w.answers >= betterAnswers && m.lives(w, now) && now.Sub(w.failed) >= w.hold && m.better(now, w, m.use)
+	})
+	if w != nil {
+		m.change(now, w)
+	}
+}
+
+// plan decides when to look for better paths.
+func (m *Machine) plan(now time.Time) {
+	if m.use == nil {
+		for _, w := range m.ways {
+			w.search = now.Add(searchFor)
+		}
+		return
+	}
+	// A path that has begun to answer is probed until it is used.
+	for _, w := range m.ways {
+		if w != m.use && m.leads && w.answers > 0 && m.lives(w, now) && m.better(now, w, m.use) {
+			w.search = now.Add(searchFor)
+		}
+	}
+	if m.searches > 0 && now.Sub(m.searched) < m.rest(now) {
+		return
+	}
+	for _, w := range m.ways {
+		if w != m.use && w.Path.Kind <= m.use.Path.Kind {
+			w.search, w.answers = now.Add(searchFor), 0
+		}
+	}
+	m.searches++
+	m.searched = now
+}
+
+// rest is how long after a search the next one follows.
+func (m *Machine) rest(now time.Time) time.Duration {
+	switch {
+	case m.isBusy(now):
+		return searchBusy
+	case m.searches < 2:
+		return searchIdle
+	default:
+		return searchLate
+	}
+}
+
+// endpoint returns the write of WireGuard's endpoint, if one is due.
+func (m *Machine) endpoint(now time.Time) (Action, bool) {
+	if m.use == nil || m.use.answered.IsZero() && m.rotated.IsZero() || m.traffic.Endpoint == m.use.Path.Addr && now.After(m.insist) {
+		return Action{}, false
+	}
+	if now.Sub(m.written) < insistEvery {
+		return Action{}, false
+	}
+	if now.After(m.insist) && m.use.misses >= nextMisses {
+		return Action{}, false // it may be the kernel that is right
+	}
+	m.written = now
+	return Action{Path: m.use.Path}, true
+}
