@@ -117,7 +117,7 @@ type box struct {
 	got     map[int]int            // data received by peer
 	last    time.Time              // when data was received last
 	gap     time.Duration          // the longest time without
-	seen    netip.AddrPort         // where relays see it
+	seen    [2]netip.AddrPort      // where relays see it: at the relay's port, and at WireGuard's
 	bound   map[int]netip.AddrPort // of a relay: where nodes are
 }
 
@@ -270,7 +270,7 @@ func (n *internet) deliver(b *box, source netip.AddrPort, port uint16, d datagra
 		if d.bind {
 			b.bound[d.author] = source
 			n.send(b, relayPort, source, 0, datagram{author: b.num, to: d.author, bind: true})
-			n.after(300*time.Millisecond, func() { n.box(d.author).seen = source }) // told by gossip
+			n.after(300*time.Millisecond, func() { n.box(d.author).seen[0] = source }) // told by gossip
 			return
 		}
 		if b.bound[d.author] != source { // who is this?
@@ -286,7 +286,13 @@ func (n *internet) deliver(b *box, source netip.AddrPort, port uint16, d datagra
 		n.bindTo(b, n.box(d.author))
 		return
 	}
-	if port != b.addr.Port() || d.to != b.num || d.bind {
+	if port != b.addr.Port() || d.to != b.num {
+		return
+	}
+	if d.bind {
+		if b.relay && b.up {
+			n.after(300*time.Millisecond, func() { n.box(d.author).seen[1] = source })
+		}
 		return
 	}
 	if d.probe == nil {
@@ -365,12 +371,16 @@ func (n *internet) candidates(b, peer *box) []Candidate {
 		all = append(all, Candidate{Path{Kind: Direct, Addr: peer.addr}, true})
 	case peer.router.kind == firewall:
 		all = append(all, Candidate{Path{Kind: Direct, Addr: peer.addr}, false})
-	case peer.seen.IsValid():
+	default:
 		open := peer.router.kind == fullCone // as others have found out
-		all = append(all, Candidate{Path{Kind: Direct, Addr: peer.seen}, open})
-		// Many routers keep the port, although others may have seen another one.
-		if own := netip.AddrPortFrom(peer.seen.Addr(), peer.addr.Port()); own != peer.seen {
-			all = append(all, Candidate{Path{Kind: Direct, Addr: own}, false})
+		for _, seen := range peer.seen {
+			// Many routers keep the port, although others may have seen another one.
+			for _, port := range []uint16{seen.Port(), peer.addr.Port()} {
+				c := Candidate{Path{Kind: Direct, Addr: netip.AddrPortFrom(seen.Addr(), port)}, open && port == seen.Port()}
+				if seen.IsValid() && !slices.ContainsFunc(all, func(o Candidate) bool { return o.Path == c.Path }) {
+					all = append(all, c)
+				}
+			}
 		}
 	}
 	for _, r := range n.boxes {
@@ -427,6 +437,7 @@ func (n *internet) connect(a, b *box, busy func() bool) {
 
 func (n *internet) bindTo(b, relay *box) {
 	n.send(b, b.addr.Port(), relay.relayAddr(), 0, datagram{author: b.num, bind: true})
+	n.send(b, b.addr.Port(), relay.addr, 0, datagram{author: b.num, to: relay.num, bind: true})
 }
 
 // bind keeps a host bound to all relays.
