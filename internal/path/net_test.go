@@ -282,8 +282,10 @@ func (n *internet) deliver(b *box, source netip.AddrPort, port uint16, d datagra
 		}
 		return
 	}
-	if d.who && b.up {
-		n.bindTo(b, n.box(d.author))
+	if d.who {
+		if b.up {
+			n.bindTo(b, n.box(d.author))
+		}
 		return
 	}
 	if port != b.addr.Port() || d.to != b.num {
