@@ -21,7 +21,7 @@ DURATION ?= 10m
 soak: DURATION = 1h
 SEED ?= 1
 # Packages without goroutines, in which the race detector finds nothing and takes long.
-PURE := ./internal/mesh ./internal/netcfg ./internal/netcfg/filter ./internal/node
+PURE := ./internal/mesh ./internal/netcfg ./internal/netcfg/filter ./internal/node ./internal/path
 # Unit tests that are shorter with -short.
 LONG_TESTS := ./internal/gossip ./internal/mesh ./internal/netcfg ./internal/netcfg/host ./internal/node ./internal/state
 # Static, so that it runs on any host and in the virtual machine of test-kernel.

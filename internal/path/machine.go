@@ -377,7 +377,7 @@ func (m *Machine) message(op Op, over *way) Message {
 }
 
 // InUse returns the path in use, and whether it is proved: the peer answers on it.
-func (m *Machine) InUse(now time.Time) (Path, bool) {
+func (m *Machine) InUse() (Path, bool) {
 	if m.use == nil {
 		return Path{}, false
 	}

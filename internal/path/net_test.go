@@ -411,10 +411,10 @@ func (n *internet) connect(a, b *box, busy func() bool) {
 				m.SetCandidates(n.now, n.candidates(self, peer))
 				told = n.now
 			}
-			before, _ := m.InUse(n.now)
+			before, _ := m.InUse()
 			m.Observe(n.now, *self.wg[peer.num])
 			n.act(self, peer.num, m.Step(n.now))
-			if after, _ := m.InUse(n.now); after != before {
+			if after, _ := m.InUse(); after != before {
 				n.note("%d to %d: %v, was %v", self.num, peer.num, after, before)
 			}
 			wait := m.Next(n.now).Sub(n.now)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"golang.org/x/crypto/blake2s"
-	"golang.org/x/time/rate"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
@@ -64,7 +63,10 @@ type binding struct {
 	until time.Time
 	mac1  [blake2s.Size]byte // key of mac1 in handshakes to the node
 	rows  map[uint32]row     // by the index with which the node sends
-	begun *rate.Limiter      // of handshakes whose receiver is found by its key
+	// allowed is how many more handshakes of the node may have their receiver found by its
+	// key, as of the time counted.
+	allowed float64
+	counted time.Time
 }
 
 // row is for whom packets with an index are.
@@ -122,7 +124,7 @@ func (r *Relay) Bind(now time.Time, node Short, key wgtypes.Key, m Message, from
 		if len(r.bound) >= maxBound {
 			return answer
 		}
-		b = &binding{rows: map[uint32]row{}, begun: rate.NewLimiter(handshakeRate, handshakeBurst)}
+		b = &binding{rows: map[uint32]row{}, allowed: handshakeBurst, counted: now}
 		r.bound[node] = b
 	}
 	if r.at[b.left] == node {
@@ -238,10 +240,21 @@ func (r *Relay) byIndex(now time.Time, sender Short, index []byte) (Short, bool)
 	return found.to, ok && now.Before(found.until)
 }
 
+// allow reports whether a node may begin a handshake now.
+func (b *binding) allow(now time.Time) bool {
+	b.allowed = min(handshakeBurst, b.allowed+handshakeRate*now.Sub(b.counted).Seconds())
+	b.counted = now
+	if b.allowed < 1 {
+		return false
+	}
+	b.allowed--
+	return true
+}
+
 // byMAC1 tries the keys of all nodes, a microsecond each: mac1 is a keyed hash of the
 // message before it, see section 5.4.4 of the WireGuard paper.
 func (r *Relay) byMAC1(now time.Time, sender Short, b []byte) (Short, bool) {
-	if !r.bound[sender].begun.AllowN(now, 1) {
+	if !r.bound[sender].allow(now) {
 		return Short{}, false
 	}
 	signed, mac := b[:len(b)-32], b[len(b)-32:len(b)-16]

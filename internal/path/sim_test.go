@@ -61,17 +61,17 @@ func (n *internet) calm(t rapid.TB, a, b *box) {
 	}
 	n.run(74 * time.Second)
 	for _, e := range [][2]*box{{a, b}, {b, a}} {
-		if got, proved := e[0].machine[e[1].num].InUse(n.now); got.Kind > want || !proved {
+		if got, proved := e[0].machine[e[1].num].InUse(); got.Kind > want || !proved {
 			fail("after 90 s: %d uses %v to %d (proved %t), want %v", e[0].num, got, e[1].num, proved, want)
 		}
 	}
-	before, _ := a.machine[b.num].InUse(n.now)
+	before, _ := a.machine[b.num].InUse()
 	for range 30 {
 		if !passes(time.Second) {
 			fail("packets don't pass on the best path")
 		}
 	}
-	if after, _ := a.machine[b.num].InUse(n.now); after != before && after.Kind >= before.Kind { // two may meet by luck
+	if after, _ := a.machine[b.num].InUse(); after != before && after.Kind >= before.Kind { // two may meet by luck
 		fail("the path does not stay: %v, then %v", before, after)
 	}
 }
