@@ -345,14 +345,16 @@ func (n *internet) act(b *box, peer int, actions []Action) {
 	}
 }
 
-// gossip carries a call, if both ends reach somebody.
+// hears reports whether gossip reaches a host, by a node that all reach.
+func (n *internet) hears(b *box) bool {
+	return slices.ContainsFunc(n.boxes, func(o *box) bool {
+		return o.router == nil && o != b && o.up && !n.cut[[2]int{b.num, o.num}] && !n.cut[[2]int{o.num, b.num}]
+	})
+}
+
+// gossip carries a call.
 func (n *internet) gossip(from, to *box, m Message) {
-	reaches := func(b *box) bool {
-		return slices.ContainsFunc(n.boxes, func(o *box) bool {
-			return o.router == nil && o != from && o != to && o.up && !n.cut[[2]int{b.num, o.num}] && !n.cut[[2]int{o.num, b.num}]
-		})
-	}
-	if !reaches(from) || !reaches(to) {
+	if !n.hears(from) || !n.hears(to) {
 		return
 	}
 	n.after(time.Duration(100+n.rand.IntN(500))*time.Millisecond, func() {

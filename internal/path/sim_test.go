@@ -25,7 +25,8 @@ func (n *internet) bestKind(a, b *box) Kind {
 		return b.router.kind
 	}
 	open := func(k natKind) bool { return k == public || k == fullCone }
-	direct := open(kind(a)) || open(kind(b)) || kind(a) != symmetric && kind(b) != symmetric
+	punched := kind(a) != symmetric && kind(b) != symmetric && n.hears(a) && n.hears(b)
+	direct := open(kind(a)) || open(kind(b)) || punched
 	if direct && !both(n.cut, a.num, b.num) {
 		return Direct
 	}
