@@ -17,8 +17,8 @@ import (
 // and can send from a certain address. On a host with two cards, the kernel would
 // otherwise take the source of an answer from the route to the peer, which may lead out
 // of the other card: a NAT or a firewall in front of the peer then drops the answer,
-// because it comes from an address that the peer has not asked. TCP and WireGuard do the
-// same by themselves.
+// because it comes from an address that the peer has not asked. TCP and WireGuard in the
+// kernel do the same by themselves.
 type udpSocket struct {
 	*net.UDPConn
 	six bool // AF_INET6, also if it serves both families
