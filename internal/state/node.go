@@ -60,8 +60,8 @@ func (d *Dir) SaveNode(n Node) error {
 	return nil
 }
 
-// nodeFile is the content of node.json. All keys are required; the pointers tell missing
-// ones from zero.
+// nodeFile is the content of node.json. The pointers tell missing keys, which are required,
+// from zero.
 type nodeFile struct {
 	Version  int        `json:"version"`
 	Boot     *uint64    `json:"boot"`
@@ -74,9 +74,9 @@ type nodeFile struct {
 
 type claimFile struct {
 	Slot      *int    `json:"slot"`
-	Confirmed *bool   `json:"confirmed"`
-	Time      *int64  `json:"time"`  // milliseconds since 1970
-	Since     *uint64 `json:"since"` // sequence
+	Confirmed bool    `json:"confirmed"` // missing in files of versions whose claims had no class
+	Time      *int64  `json:"time"`      // milliseconds since 1970
+	Since     *uint64 `json:"since"`     // sequence
 	Ready     *bool   `json:"ready"`
 }
 
@@ -90,7 +90,7 @@ type adoptedFile struct {
 func encodeNode(n Node) ([]byte, error) {
 	f := nodeFile{Version: version, Boot: &n.Boot, Sequence: &n.Sequence, Duplicate: n.Duplicate}
 	if n.Claim.Slot != mesh.None {
-		f.Claim = &claimFile{Slot: &n.Claim.Slot, Confirmed: &n.Claim.Confirmed, Time: &n.Claim.Time, Since: &n.Claim.Since, Ready: &n.Ready}
+		f.Claim = &claimFile{Slot: &n.Claim.Slot, Confirmed: n.Claim.Confirmed, Time: &n.Claim.Time, Since: &n.Claim.Since, Ready: &n.Ready}
 	}
 	if n.Adopted != (Adopted{}) {
 		f.Adopted = (*adoptedFile)(&n.Adopted)
@@ -117,13 +117,13 @@ func decodeNode(data []byte) (Node, error) {
 		return n, nil
 	}
 	c := *f.Claim
-	if c.Slot == nil || c.Confirmed == nil || c.Time == nil || c.Since == nil || c.Ready == nil {
-		return Node{}, fmt.Errorf("%w: a claim must have slot, confirmed, time, since and ready", ErrDamaged)
+	if c.Slot == nil || c.Time == nil || c.Since == nil || c.Ready == nil {
+		return Node{}, fmt.Errorf("%w: a claim must have slot, time, since and ready", ErrDamaged)
 	}
 	if *c.Slot < 0 {
 		return Node{}, fmt.Errorf("%w: slot %d", ErrDamaged, *c.Slot)
 	}
-	n.Claim = mesh.Claim{Slot: *c.Slot, Confirmed: *c.Confirmed, Time: *c.Time, Since: *c.Since}
+	n.Claim = mesh.Claim{Slot: *c.Slot, Confirmed: c.Confirmed, Time: *c.Time, Since: *c.Since}
 	n.Ready = *c.Ready
 	return n, nil
 }

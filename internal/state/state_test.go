@@ -269,6 +269,24 @@ func TestNode(t *testing.T) {
 	}
 }
 
+// A file of a version whose claims had no class keeps its claim.
+func TestNodeWithoutClass(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	data := `{"version": 1, "boot": 2, "sequence": 7, "claim": {"slot": 3, "time": 5, "since": 6, "ready": true}, "adopted": null}`
+	if err := os.WriteFile(filepath.Join(path, state.NodeFile), []byte(data), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := d.Node()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := state.Node{Boot: 2, Sequence: 7, Claim: mesh.Claim{Slot: 3, Time: 5, Since: 6}, Ready: true}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("node (-want +read):\n%s", diff)
+	}
+}
+
 func TestNodeRefused(t *testing.T) {
 	tests := []struct {
 		name string
