@@ -89,7 +89,7 @@ type daemon struct {
 
 	log            journal
 	metrics        *metrics.Metrics
-	online         bool           // pods may start, as meshd status --wait waits for it
+	online         bool           // pods may start on the claimed addresses, as meshd status --wait waits for it
 	reloadProblems []mesh.Problem // of the last reload, until one succeeds
 
 	// For requests, see commands.go.

@@ -327,3 +327,27 @@ func TestDuplicateLeavesTheHostAlone(t *testing.T) {
 		t.Error("the other one is gone, and the device stays down")
 	}
 }
+
+// TestNewClaimIsNotOnline: when a node takes another slot, the daemon is not online before
+// it is on disk that pods may run on the new addresses, also where others do the CNI.
+func TestNewClaimIsNotOnline(t *testing.T) {
+	bare := scenarioNamed("renumber")
+	bare.name, bare.config = "renumber-bare", standsAlone+withoutCNI
+	for _, s := range []scenario{bare, scenarioNamed("renumber"), scenarioNamed("other-half"), scenarioNamed("other-half-in-use")} {
+		ready, again := true, false
+		for _, section := range play(t, s).sections {
+			for _, e := range section.effects {
+				switch {
+				case e.call == "disk.SaveNode":
+					again = !ready
+					ready = strings.Contains(e.text, "pods may run")
+				case strings.HasPrefix(e.text, "STATUS=online") && !ready:
+					t.Errorf("%s, %s at %v: online without having saved that pods may run", s.name, section.title, section.at)
+				}
+			}
+		}
+		if !ready || !again {
+			t.Errorf("%s: pods may never run on the new addresses", s.name)
+		}
+	}
+}

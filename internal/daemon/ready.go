@@ -4,8 +4,8 @@ package daemon
 
 import "time"
 
-// goOnline lets pods and k3s start, once: the overlay address is on the device, and the CNI
-// configuration is in place.
+// goOnline lets pods and k3s start, once for each claim: the overlay address is on the
+// device, and the CNI configuration is in place.
 func (d *daemon) goOnline(t *turn, wait time.Duration) {
 	if d.online {
 		return

@@ -125,6 +125,7 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 	t.note(d.answerClients(*t), nil)
 	d.gossip.SetAddresses(d.gossipAddresses(*t, c.HasAddresses))
 	t.note(d.setProbeTargets(c.Watch), nil)
+	d.online = d.online && d.disk.node.Ready // after a new claim, pods wait again
 	podsMayStart := d.applyCNI(t, c.ClaimWait)
 	k3sMayStart := d.applyK3s(t, c.ClaimWait)
 	if podsMayStart && k3sMayStart && c.HasAddresses && c.ParametersSet {
