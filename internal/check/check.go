@@ -220,15 +220,19 @@ func (f Facts) internalIP(cfg config.Config) []Finding {
 // packets to the mesh: a warning.
 func (f Facts) overlaps(cfg config.Config) []Finding {
 	const what = "ranges"
+	nearby := f.Host.Nearby
+	if !cfg.CNI.Enabled {
+		nearby = nearby.WithoutPods(cfg.Cluster)
+	}
 	var out []Finding
-	for _, o := range f.Host.Nearby.Overlaps(cfg.Cluster) {
+	for _, o := range nearby.Overlaps(cfg.Cluster) {
 		advice := o.Advice()
 		if link := o.Network.Link; link == "cni0" || strings.HasPrefix(link, "flannel") {
 			advice = fmt.Sprintf("if another pod network was here before, remove what it left: ip link delete %s", link)
 		}
 		out = append(out, Finding{Error, what, o.Text(), advice})
 	}
-	for _, o := range f.Host.Nearby.Wider(cfg.Cluster) {
+	for _, o := range nearby.Wider(cfg.Cluster) {
 		out = append(out, Finding{Warning, what, o.Text() + ": the mesh takes that part of it", o.Advice()})
 	}
 	if out == nil {

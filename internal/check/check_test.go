@@ -201,6 +201,9 @@ func TestEvaluate(t *testing.T) {
 			"warning ranges: cluster.pods 10.42.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by eth0: the mesh takes that part of it → choose another range for cluster.pods, the same on all nodes, such as 172.17.0.0/16, which is free on this host; or give that network other addresses",
 			"warning ranges: cluster.services 10.43.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by eth0: the mesh takes that part of it → choose another range for cluster.services, the same on all nodes, such as 172.18.0.0/16, which is free on this host; or give that network other addresses",
 		}},
+		{"pods of another program", []string{"cni: {enabled: false}"}, func(f *Facts) {
+			f.Host.Nearby.Attached = []mesh.AttachedNetwork{{Prefix: netip.MustParsePrefix("10.42.3.0/24"), Link: "cni0", Containers: true}}
+		}, nil},
 		{"no plugins, another network, a directory that is not writable", nil, func(f *Facts) {
 			f.CNI.Status.Plugins[0].InSource, f.CNI.Status.Plugins[3].InSource = false, false
 			f.CNI.Status.Others = []string{"05-other.conflist", "99-last.conflist"}

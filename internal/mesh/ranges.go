@@ -32,6 +32,16 @@ func (o RangeOverlap) Advice() string {
 	return advice + "; or give that network other addresses"
 }
 
+// WithoutPods leaves out the links to containers in the cluster's pod ranges. Where another
+// program than meshd gives pods their network, they lead to the pods of this host.
+func (n Nearby) WithoutPods(c Cluster) Nearby {
+	n.Attached = slices.DeleteFunc(slices.Clone(n.Attached), func(a AttachedNetwork) bool {
+		within := func(r netip.Prefix) bool { return r.Contains(a.Prefix.Addr()) && r.Bits() <= a.Prefix.Bits() }
+		return a.Containers && slices.ContainsFunc(c.Pods, within)
+	})
+	return n
+}
+
 // Overlaps returns the networks of this host that overlap the cluster's ranges. A route to a
 // wider network behind a router does not count, see Wider.
 func (n Nearby) Overlaps(c Cluster) []RangeOverlap {

@@ -42,7 +42,7 @@ func (m *Memory) Configure(in Input) Configuration {
 		Clients:   in.View.Clients,
 		Resolved:  in.Resolved,
 		Underlay:  in.Facts.Addresses,
-		Nearby:    in.Facts.Nearby,
+		Nearby:    in.nearby(),
 		Keepalive: in.Config.peerKeepalive(m.Own),
 	}}
 	c.Topology = mesh.Derive(c.Input)
@@ -76,6 +76,15 @@ func (m *Memory) Configure(in Input) Configuration {
 		})
 	}
 	return c
+}
+
+// nearby returns what this host must reach without the mesh. Pods are not part of it, whoever
+// gives them their network.
+func (in Input) nearby() mesh.Nearby {
+	if in.Config.Bridge == "" {
+		return in.Facts.Nearby.WithoutPods(in.View.Cluster)
+	}
+	return in.Facts.Nearby
 }
 
 // bindProblems: gossip can listen at an address that comes later, for example by DHCP, and

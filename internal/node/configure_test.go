@@ -34,6 +34,23 @@ func TestUplinkProblems(t *testing.T) {
 	}
 }
 
+// Where another program gives pods their network, its bridge is not in the mesh's way: the
+// node keeps its pod CIDR, and others get to it.
+func TestPodsOfAnotherProgram(t *testing.T) {
+	cni0 := mesh.AttachedNetwork{Prefix: netip.MustParsePrefix("10.42.3.0/24"), Link: "cni0", Containers: true}
+	docker := mesh.AttachedNetwork{Prefix: netip.MustParsePrefix("172.17.0.0/16"), Link: "docker0", Containers: true}
+	for bridge, want := range map[string]int{"kube-bridge": 2, "": 1} {
+		in := Input{Config: Config{Bridge: bridge}, View: mesh.View{Cluster: config().Cluster}}
+		in.Facts.Nearby.Attached = []mesh.AttachedNetwork{cni0, docker}
+		if got := in.nearby().Attached; len(got) != want || got[want-1] != docker {
+			t.Errorf("with the bridge %q: got %v, want %d networks", bridge, got, want)
+		}
+		if got := len(in.nearby().Overlaps(in.View.Cluster)); got != want-1 {
+			t.Errorf("with the bridge %q: got %d overlaps, want %d", bridge, got, want-1)
+		}
+	}
+}
+
 func TestEncryptionProblems(t *testing.T) {
 	other := Input{Config: Config{Name: "a", Location: "home", Encrypted: true, Cluster: mesh.Cluster{Mode: mesh.ModeFull}}, View: mesh.View{Cluster: mesh.Cluster{Mode: mesh.ModeLocation, Generation: 2}}}
 	for _, tt := range []struct {

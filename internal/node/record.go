@@ -104,7 +104,7 @@ const (
 
 // withheld returns the networks of others that this node does not route to them.
 func (m *Memory) withheld(in Input) []netip.Prefix {
-	now := mesh.Withheld(in.View.Cluster, m.Own, in.View.Records, in.Facts.Nearby)
+	now := mesh.Withheld(in.View.Cluster, m.Own, in.View.Records, in.nearby())
 	if slices.Equal(now, m.Own.Withheld) || in.Now.Before(m.withheldNext) {
 		return m.Own.Withheld
 	}
