@@ -130,11 +130,13 @@ func (p Plugin) ours(c Config) bool {
 }
 
 // PlanWithdrawal returns the changes that keep new pods from starting with other pod CIDRs
-// than those of c.
+// than those of c, or at all if c has none.
 func PlanWithdrawal(c Config, s Status) ([]Change, error) {
-	want, err := Render(c)
-	if err != nil || bytes.Equal(s.Conflist, want) {
-		return nil, err
+	if len(c.PodCIDRs) > 0 {
+		want, err := Render(c)
+		if err != nil || bytes.Equal(s.Conflist, want) {
+			return nil, err
+		}
 	}
 	if name, err := networkName(s.Conflist); err != nil || name != NetworkName {
 		return nil, nil // it is not ours, or not there

@@ -8,25 +8,35 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
 )
 
 // cniConfig returns what the CNI configuration follows from. Requests use it too, so it takes
 // everything from the turn.
 func (d *daemon) cniConfig(t turn) cni.Config {
-	return cni.Config{
-		ConfDir: t.cfg.CNI.ConfDir, BinDir: t.cfg.CNI.BinDir, PluginSource: t.cfg.CNI.PluginSource,
-		Bridge: t.cfg.CNI.Bridge, PodCIDRs: t.wanted.Topology.PodCIDRs, MTU: t.wanted.Desired.Device.MTU,
-	}
+	cfg := cniWithoutPods(t.cfg.CNI)
+	cfg.PodCIDRs, cfg.MTU = t.wanted.Topology.PodCIDRs, t.wanted.Desired.Device.MTU
+	return cfg
+}
+
+// cniWithoutPods returns where the CNI configuration is on this host, without pod CIDRs.
+func cniWithoutPods(c config.CNI) cni.Config {
+	return cni.Config{ConfDir: c.ConfDir, BinDir: c.BinDir, PluginSource: c.PluginSource, Bridge: c.Bridge}
 }
 
 // applyCNI installs the CNI configuration and plugins once pod CIDRs are known. It reports
 // whether they are in place, or not wanted.
 func (d *daemon) applyCNI(t *turn, claimWait time.Duration) (done bool) {
-	if !d.cfg.CNI.Enabled || len(t.wanted.Topology.PodCIDRs) == 0 {
-		return !d.cfg.CNI.Enabled
-	}
-	if claimWait > 0 {
+	switch {
+	case !d.cfg.CNI.Enabled:
+		return true
+	case d.disk.node.Claim.Slot == mesh.None:
+		t.note(nil, d.withdrawCNI(cniWithoutPods(t.cfg.CNI)))
+		return false
+	case len(t.wanted.Topology.PodCIDRs) == 0:
+		return false
+	case claimWait > 0:
 		t.recheckIn(claimWait)
 		t.note(nil, d.withdrawCNI(d.cniConfig(*t)))
 		return false

@@ -61,7 +61,7 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 }
 
 func removeCNI(c config.CNI) ([]string, error) {
-	cfg := cni.Config{ConfDir: c.ConfDir, BinDir: c.BinDir, PluginSource: c.PluginSource, Bridge: c.Bridge}
+	cfg := cniWithoutPods(c)
 	observed, err := cni.Observe(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("observe CNI: %w", err)

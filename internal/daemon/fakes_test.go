@@ -506,7 +506,10 @@ type fakeServices struct {
 }
 
 func (s *fakeServices) ApplyCNI(changes []cni.Change) error {
-	if len(changes) > 0 {
+	switch {
+	case len(changes) == 1 && changes[0].Kind == cni.Delete && filepath.Base(changes[0].Path) == cni.FileName:
+		s.add("services.ApplyCNI", "no pod may start", nil)
+	case len(changes) > 0:
 		s.add("services.ApplyCNI", fmt.Sprintf("%d changes", len(changes)), nil)
 	}
 	return cni.Apply(changes)

@@ -4,14 +4,20 @@ package daemon
 
 import (
 	"errors"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -40,8 +46,8 @@ var laws = []law{
 	{name: "addresses exist before a server listens at them", first: `^kernel\.Apply`, then: `^clientServer\.EnsureListening`},
 	{name: "routes exist before gossip uses overlay addresses", first: `^kernel\.Apply`, then: `^network\.SetAddresses`},
 	{name: "routes exist before probes are sent", first: `^kernel\.Apply`, then: `^prober\.SetTargets`},
-	{name: "the host is ready before a pod can start", first: `^kernel\.Apply`, then: `^services\.(ApplyCNI|WriteK3s)`},
-	{name: "that pods may run is on disk before the CNI configuration", first: `^disk\.SaveNode.* pods may run`, then: `^services\.ApplyCNI`},
+	{name: "the host is ready before a pod can start", first: `^kernel\.Apply`, then: `^services\.(ApplyCNI +\d|WriteK3s)`},
+	{name: "that pods may run is on disk before the CNI configuration", first: `^disk\.SaveNode.* pods may run`, then: `^services\.ApplyCNI +\d`},
 	{name: "that pods may run is on disk before k3s has its configuration", first: `^disk\.SaveNode.* pods may run`, then: `^services\.WriteK3s`},
 	{name: "that pods may run is on disk before k3s may start", first: `^disk\.SaveNode.* pods may run`, then: online},
 	{name: "k3s starts when everything is in place", first: `^kernel\.Apply|^network\.SetAddresses|^services\.(ApplyCNI|WriteK3s)`, then: online},
@@ -350,4 +356,41 @@ func TestNewClaimIsNotOnline(t *testing.T) {
 			t.Errorf("%s: pods may never run on the new addresses", s.name)
 		}
 	}
+}
+
+// TestNoPodOnAFormerSlot: a node that gives its slot up lets no pod start with an address of
+// it, before other nodes hear of that, and also if there is no other slot for it.
+func TestNoPodOnAFormerSlot(t *testing.T) {
+	const left = `^(services\.ApplyCNI|kernel\.RemoveBridge|network\.Publish)`
+	found := find(after(t, "other-half", "b1 is heard"), `^kernel\.RemoveBridge`)
+	if len(found) != 1 {
+		t.Fatalf("the bridge is removed in %d turns, want 1", len(found))
+	}
+	var calls []string
+	for _, e := range found[0].effects {
+		if regexp.MustCompile(left).MatchString(e.String()) {
+			calls = append(calls, e.call)
+		}
+	}
+	if got, want := strings.Join(calls, " "), "services.ApplyCNI kernel.RemoveBridge network.Publish"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "node: {name: a1, pod-cidr: [10.42.0.0/24]}")
+		settled(w)
+		conflist := filepath.Join(w.dir, "net.d", cni.FileName)
+		if _, err := os.Stat(conflist); err != nil {
+			t.Fatal(err)
+		}
+		w.meet(w.otherFirst())
+		w.pass(10 * time.Second)
+		if slot := w.d.Status().Node.Slot; slot != mesh.None {
+			t.Fatalf("got slot %d, want none: the one of the configuration is another node's", slot)
+		}
+		if _, err := os.Stat(conflist); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("without a slot: got %v, want no %s", err, conflist)
+		}
+		w.end()
+	})
 }

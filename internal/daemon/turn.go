@@ -73,11 +73,13 @@ func (d *daemon) announce(ctx context.Context, t *turn, in *node.Input) {
 		in.InUse = users
 	}
 	a, former := d.memory.Announce(*in), d.disk.node.Claim.Slot
-	t.note(a.Problems, d.publishRecord(a, t.now))
-	if d.disk.node.Claim.Slot != former && former != mesh.None && d.cfg.CNI.Enabled {
-		// It has an address of the former slot, whose pods are on another node now.
+	if a.NewClaim && a.Promise.Claim.Slot != former && former != mesh.None && d.cfg.CNI.Enabled {
+		// From now on no pod gets an address of the former slot, whose pods are on another
+		// node. The bridge has one, too.
+		t.note(nil, d.withdrawCNI(cniWithoutPods(d.cfg.CNI)))
 		t.note(nil, d.kernel.RemoveBridge(ctx))
 	}
+	t.note(a.Problems, d.publishRecord(a, t.now))
 	t.note(nil, d.publishVerdicts(a, in.View))
 	t.recheckIn(a.RecheckAfter)
 	in.View, in.Promise = d.gossip.View(), d.promise()
