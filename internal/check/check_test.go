@@ -137,7 +137,7 @@ func TestEvaluate(t *testing.T) {
 			"error nftables: the kernel or nft refuse meshd's rules: operation not supported → run: modprobe -a nf_tables nft_fib_inet nft_masq nft_ct; if these modules are missing, install another kernel",
 		}},
 		{"no br_netfilter", nil, func(f *Facts) { f.Kernel.BridgeFilter = false }, []string{
-			"warning kernel: the module br_netfilter is not available: pods of one node may not reach each other through Services → install a kernel with br_netfilter, and run: modprobe br_netfilter",
+			"error kernel: the module br_netfilter is not available: pods of one node may not reach each other through Services, and the node does not come online → install a kernel with br_netfilter, and run: modprobe br_netfilter (in a container, on its host)",
 		}},
 		{"no br_netfilter, no pods", []string{"cni: {enabled: false}"}, func(f *Facts) { f.Kernel.BridgeFilter = false }, nil},
 		{"IPv6 off, without IPv6 ranges", nil, func(f *Facts) { f.Kernel.IPv6 = false }, nil},

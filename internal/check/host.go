@@ -72,7 +72,7 @@ func (f Facts) kernel(cfg config.Config) []Finding {
 	out := append(f.wireguard(cfg), f.nft()...)
 	k := f.Kernel
 	if cfg.CNI.Enabled && !k.BridgeFilter {
-		out = append(out, Finding{Warning, "kernel", "the module br_netfilter is not available: pods of one node may not reach each other through Services", "install a kernel with br_netfilter, and run: modprobe br_netfilter"})
+		out = append(out, Finding{Error, "kernel", "the module br_netfilter is not available: pods of one node may not reach each other through Services, and the node does not come online", "install a kernel with br_netfilter, and run: modprobe br_netfilter (in a container, on its host)"})
 	}
 	if _, v6 := cfg.Cluster.Families(); v6 && !k.IPv6 {
 		out = append(out, Finding{Error, "kernel", "the cluster has IPv6 ranges, and IPv6 is off on this host", "switch it on (no ipv6.disable=1 at boot; sysctl net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0), or leave IPv6 ranges out"})

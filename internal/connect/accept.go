@@ -169,7 +169,8 @@ func isUnicast(a netip.Addr) bool {
 // withoutAttached returns the peers without the allowed IPs that overlap the host's own
 // networks, and describes each conflict. The host must not lose access to its own LAN. A
 // network without an address of the host, to which only a route leads, as another VPN's,
-// does not count if it is wider than the allowed IP: it keeps the rest of it.
+// does not count if it is wider than the allowed IP: it keeps the rest of it. Neither does a
+// narrower one behind a router: its own route stays in effect.
 func withoutAttached(peers []control.ClientPeer, host netcfg.Facts) (kept []control.ClientPeer, conflicts []string) {
 	hasAddress := func(n netip.Prefix) bool {
 		return slices.ContainsFunc(host.Attached, func(l netcfg.LAN) bool { return l.Address.Masked() == n })
@@ -177,6 +178,9 @@ func withoutAttached(peers []control.ClientPeer, host netcfg.Facts) (kept []cont
 	for _, p := range peers {
 		p.AllowedIPs = slices.DeleteFunc(slices.Clone(p.AllowedIPs), func(a netip.Prefix) bool {
 			i := slices.IndexFunc(host.Nearby.Attached, func(n mesh.AttachedNetwork) bool {
+				if n.Routed {
+					return n.Prefix == a
+				}
 				return n.Prefix.Overlaps(a) && (n.Prefix.Bits() >= a.Bits() || hasAddress(n.Prefix))
 			})
 			if i >= 0 {

@@ -273,6 +273,13 @@ func TestHostileAttachedNetworks(t *testing.T) {
 	if _, conflicts := withoutAttached(c.config.Peers, wide); len(conflicts) == 0 {
 		t.Error("a wider network in which the host has an address: got no conflict")
 	}
+	for prefix, want := range map[string]int{"10.43.7.0/24": 0, "10.43.0.0/16": 1, "10.0.0.0/8": 0} {
+		routed := attached(prefix)
+		routed[0].Routed = true
+		if _, conflicts := withoutAttached(c.config.Peers, netcfg.Facts{Nearby: mesh.Nearby{Attached: routed}}); len(conflicts) != want {
+			t.Errorf("%s behind a router: got %v, want %d conflicts", prefix, conflicts, want)
+		}
+	}
 }
 
 // An endpoint's name that resolves into the mesh is not used: a tunnel can't run through
