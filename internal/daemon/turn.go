@@ -51,7 +51,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	in.Facts = facts
 	d.announce(ctx, &t, &in)
 	t.note(d.serveMetrics(), nil)
-	if wait := in.DuplicateWait(); wait > 0 {
+	if wait := d.memory.DuplicateWait(in); wait > 0 {
 		t.note([]mesh.Problem{node.DuplicateProblem(d.cfg.Node.Name)}, nil)
 		t.recheckIn(wait)
 		return t

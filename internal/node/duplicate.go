@@ -26,11 +26,15 @@ type duplicate struct {
 	last     time.Time // of its last record
 	past     uint64    // the sequence of its last record
 	times    int       // how often it went beyond a record that we had published
+	merged   time.Time // when this daemon first heard from others
 }
 
 // SawDuplicate reports whether another instance of this node is sure to run that was
 // started before this one. Then this one must stop.
 func (m *Memory) SawDuplicate(in Input) bool {
+	if in.View.Merged && m.duplicate.merged.IsZero() {
+		m.duplicate.merged = in.Now
+	}
 	for _, r := range in.View.Records {
 		if r.ID() == in.Self.ID() {
 			m.duplicate.look(in.Self.Instance, r, m.Own.Sequence, in.Now)
@@ -47,15 +51,18 @@ const duplicateGone = 30 * time.Second
 // DuplicateWait returns how long this node has yet to leave the host alone because it
 // stopped as a duplicate last. It tells its record meanwhile: an instance that still runs
 // contradicts, and this one stops again before it has taken away any traffic.
-func (in Input) DuplicateWait() time.Duration {
-	wait := listenFirst
-	switch {
-	case !in.Promise.Duplicate:
+func (m *Memory) DuplicateWait(in Input) time.Duration {
+	d, end := m.duplicate, in.Started.Add(listenFirst)
+	if !in.Promise.Duplicate {
 		return 0
-	case in.View.Merged:
-		wait = duplicateGone
 	}
-	return max(wait-in.Now.Sub(in.Started), 0)
+	if !d.merged.IsZero() {
+		end = d.merged.Add(duplicateGone)
+	}
+	if seen := d.last.Add(duplicateGone); seen.After(end) {
+		end = seen
+	}
+	return max(end.Sub(in.Now), 0)
 }
 
 // DuplicateProblem says why this node leaves the host alone for now.
@@ -74,7 +81,7 @@ func (d *duplicate) look(instance uint64, r mesh.Record, published uint64, now t
 		return
 	}
 	if r.Instance != d.instance {
-		*d = duplicate{instance: r.Instance, since: now}
+		*d = duplicate{instance: r.Instance, since: now, merged: d.merged}
 	}
 	if published > d.past {
 		d.times++

@@ -79,6 +79,47 @@ func TestSawDuplicate(t *testing.T) {
 	}
 }
 
+// TestDuplicateWait: after a stop as a duplicate, a node leaves the host alone until it has
+// heard from others, and from no other instance, for a while, however late the network is.
+func TestDuplicateWait(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	records := location()
+	other := records[0]
+	other.Instance, other.Sequence = 1, 21
+	for _, tt := range []struct {
+		name         string
+		merged, seen time.Duration // after the start; 0 for never
+		want         time.Duration // after the start
+	}{
+		{"nobody is heard", 0, 0, listenFirst},
+		{"others are heard", time.Second, 0, time.Second + duplicateGone},
+		{"the network is late", 50 * time.Second, 0, 50*time.Second + duplicateGone},
+		{"the other instance is heard", time.Second, 20 * time.Second, 20*time.Second + duplicateGone},
+	} {
+		m := Memory{Own: mesh.Record{Sequence: 20}}
+		in := Input{Started: start, Self: Identity{Public: other.Identity, Instance: 2}, Promise: Promise{Duplicate: true}}
+		var ended time.Duration
+		for ; ended < 5*time.Minute; ended += time.Second {
+			in.Now, in.View.Merged = start.Add(ended), tt.merged > 0 && ended >= tt.merged
+			in.View.Records = records[1:]
+			if tt.seen > 0 && ended == tt.seen {
+				in.View.Records = append([]mesh.Record{other}, records[1:]...)
+			}
+			m.SawDuplicate(in)
+			if m.DuplicateWait(in) == 0 {
+				break
+			}
+		}
+		if ended != tt.want {
+			t.Errorf("%s: got %v after the start, want %v", tt.name, ended, tt.want)
+		}
+		in.Promise.Duplicate = false
+		if got := new(Memory).DuplicateWait(in); got != 0 {
+			t.Errorf("after any other stop: got %v, want no wait", got)
+		}
+	}
+}
+
 // Somebody who has all records of our former lives, and whom alone we hear, can
 // show them in any order and for as long as he likes.
 func TestReplaysAreNoDuplicate(t *testing.T) {
