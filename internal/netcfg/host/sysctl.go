@@ -22,7 +22,7 @@ const sysctlRoot = "/proc/sys"
 
 // errNoBridgeNetfilter means that bridged packets don't pass iptables because the kernel
 // module br_netfilter can't be loaded. Pods of one node then reach Services without
-// NetworkPolicy, or not at all. The mesh itself works.
+// NetworkPolicy, or not at all. The mesh itself works, but the node does not come online.
 var errNoBridgeNetfilter = errors.New("kernel module br_netfilter is missing (`modprobe br_netfilter`)")
 
 // sysctlPath returns the file of a parameter. As in sysctl(8), a slash stands for a dot
