@@ -71,7 +71,13 @@ func (ls links) find(index int) (rawLink, bool) {
 // isCard reports whether a driver made the link. A modem is a point-to-point link: it leads
 // to a provider and to no network of this host.
 func isCard(l rawLink) bool {
-	return l.kind == "" && l.flags&(net.FlagLoopback|net.FlagPointToPoint) == 0
+	return l.kind == "" && l.flags&(net.FlagLoopback|net.FlagPointToPoint) == 0 && !leadsToMachines(l)
+}
+
+// leadsToMachines reports whether a link is one that VirtualBox or VMware makes for virtual
+// machines of this host. These have no kind, as cards have none.
+func leadsToMachines(l rawLink) bool {
+	return strings.HasPrefix(l.name, "vboxnet") || strings.HasPrefix(l.name, "vmnet")
 }
 
 // overLower are the kinds of links that are a part of the link below. Tunnels are not among
@@ -99,7 +105,7 @@ func (ls links) role(l rawLink) linkRole {
 		return roleOwn
 	case ls.isLAN(l, nil):
 		return roleLAN
-	case l.kind == "bridge", l.kind == "openvswitch", l.kind == "veth", l.kind == "netkit", namedForContainers(l):
+	case l.kind == "bridge", l.kind == "openvswitch", l.kind == "veth", l.kind == "netkit", namedForContainers(l), leadsToMachines(l):
 		return roleContainers
 	}
 	return roleOther
@@ -156,6 +162,8 @@ func (ls links) describe(l rawLink) string {
 		return "the loopback device"
 	case l.kind == "bridge" || l.kind == "openvswitch":
 		return "a bridge without a network card"
+	case leadsToMachines(l):
+		return "a link to virtual machines"
 	case ls.role(l) == roleContainers:
 		return "a link to containers"
 	case l.flags&net.FlagPointToPoint != 0 || slices.Contains(tunnels, l.kind):
