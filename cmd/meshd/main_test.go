@@ -81,7 +81,7 @@ func TestPrintStatus(t *testing.T) {
 		{"full", full},
 		{"alone", control.Status{Node: control.Node{
 			Name: "aws-1", Overlay: addrs("10.4.0.1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Ready: true,
-			Alone: true, JoinAt: []string{"198.51.100.1:7946"},
+			Alone: true, JoinAt: []string{"198.51.100.1:7946", "[2001:db8::1]:7946"},
 		}}},
 		{"starting", control.Status{Node: control.Node{Name: "aws-1", Slot: mesh.None}}},
 	}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -23,7 +24,7 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	if s.Node.Alone {
 		at := "ADDRESS"
 		if len(s.Node.JoinAt) > 0 {
-			at = strings.Join(s.Node.JoinAt, ", ")
+			at = yamlList(s.Node.JoinAt)
 		}
 		fmt.Fprintf(&b, "\nThis node is alone. Others join it with the same secret, and in their configuration:\n  join: [%s]\n", at)
 	}
@@ -52,6 +53,18 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	printCounters(&b, s.Counters)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// yamlList formats addresses as the elements of a list in YAML, where those of IPv6 need
+// quotes.
+func yamlList(addrs []string) string {
+	out := make([]string, len(addrs))
+	for i, a := range addrs {
+		if out[i] = a; strings.HasPrefix(a, "[") {
+			out[i] = strconv.Quote(a)
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 // printCounters lists how many packets and objects gossip has dropped, by reason.
