@@ -18,8 +18,8 @@ import (
 // has gone unanswered for answerTimeout moves the turn on.
 //
 // That something comes from an address does not show that anything gets there.
-// So a packet over a path that is not known to work is a question, and its answer
-// names it: over that path packets pass in both directions. From then on, each
+// So a packet to an address that is not known to work is a question, and its answer
+// names it: packets pass in both directions there. From then on, each
 // packet of a node that hears us shows that this is still so.
 type addressTable struct {
 	nodes map[mesh.ID]*nodeAddresses
@@ -44,7 +44,7 @@ type nodeAddresses struct {
 	turn    netip.AddrPort // whose turn it is
 	waiting time.Time      // when the first unanswered packet went there; zero for none
 	silent  time.Time      // when the first packet of all went that is not answered; zero for none
-	probed  time.Time      // when a path that is not in use was last asked
+	probed  time.Time      // when an address that is not in use was last asked
 	asking  time.Time      // since when it asks us without hearing our answers; zero for not at all
 
 	questions [8]question // the last ones, a ring
@@ -110,7 +110,7 @@ func (p *addressTable) heardFrom(id mesh.ID, from netip.AddrPort, now time.Time)
 }
 
 // sawAt notes an address that a node has been met at. Packets go there first,
-// but for a path that works and for one that was just begun with.
+// but for an address that works and for one that was just begun with.
 func (p *addressTable) sawAt(id mesh.ID, at netip.AddrPort, now time.Time) {
 	n := p.node(id)
 	known := slices.Contains(n.all(now), at)
@@ -141,8 +141,8 @@ func (p *addressTable) noteAnswer(id mesh.ID, counter uint64, now time.Time) {
 	}
 }
 
-// otherAddress returns over which path to answer a question besides the one that it
-// came over: one that works, or the next one if our answers get lost.
+// otherAddress returns at which address to answer a question besides the one that it
+// came from: one that works, or the next one if our answers get lost.
 func (p *addressTable) otherAddress(id mesh.ID, from netip.AddrPort, now time.Time) (addr netip.AddrPort, want bool) {
 	n := p.node(id)
 	if n.asking.IsZero() {
@@ -157,7 +157,7 @@ func (p *addressTable) otherAddress(id mesh.ID, from netip.AddrPort, now time.Ti
 	return addr, want
 }
 
-// isSilent says whether packets to a node go unanswered for longer than it
+// isSilent reports whether packets to a node go unanswered for longer than it
 // takes to lose one.
 func (p *addressTable) isSilent(id mesh.ID, now time.Time) bool {
 	n := p.nodes[id]

@@ -39,11 +39,11 @@ func TestAddressesNext(t *testing.T) {
 	}{
 		{"nothing known", nil, []step{{}}},
 		{"first candidate first", all, []step{{want: viaMesh, unsure: true}}},
-		{"the same path while an answer may come", all, []step{
+		{"the same address while an answer may come", all, []step{
 			{want: viaMesh, unsure: true},
 			{at: answerTimeout / 2, want: viaMesh, unsure: true},
 		}},
-		{"one unanswered packet, the next path, and round again", all, []step{
+		{"one unanswered packet, the next address, and round again", all, []step{
 			{want: viaMesh, unsure: true},
 			{at: time.Second, want: viaEndpoint, unsure: true},
 			{at: 2 * time.Second, want: viaLAN, unsure: true},
@@ -73,7 +73,7 @@ func TestAddressesNext(t *testing.T) {
 			{at: 2 * answerTimeout, ask: viaRoaming},
 			{at: 2 * answerTimeout, want: viaEndpoint, unsure: true},
 		}},
-		{"a question does not move a path that works", all, []step{
+		{"a question does not move an address that works", all, []step{
 			{hear: viaLAN},
 			{at: time.Millisecond, ask: viaRoaming},
 			{at: time.Millisecond, want: viaLAN},
@@ -86,7 +86,7 @@ func TestAddressesNext(t *testing.T) {
 			{want: viaMesh, unsure: true, fail: true},
 			{at: time.Millisecond, want: viaEndpoint, unsure: true},
 		}},
-		{"also from a path that was good", all, []step{
+		{"also from an address that was good", all, []step{
 			{hear: viaMesh},
 			{at: time.Millisecond, want: viaMesh, fail: true},
 			{at: 2 * time.Millisecond, want: viaEndpoint, unsure: true},
@@ -153,7 +153,7 @@ func TestUnderlayIsNeverInsideTheMesh(t *testing.T) {
 	}
 }
 
-// As long as one path works, it is found within one round, whatever was
+// As long as one address works, it is found within one round, whatever was
 // before; and never is anything but a known address used.
 func TestAddressesFindTheOneThatWorks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

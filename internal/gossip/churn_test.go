@@ -85,7 +85,7 @@ func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
 	stays.transport.mu.Lock()
 	defer stays.transport.mu.Unlock()
 	for what, count := range map[string]int{
-		"paths": len(stays.transport.addresses.nodes), "windows": len(stays.transport.replays.windows), "observations": len(stays.transport.observations.said),
+		"addresses": len(stays.transport.addresses.nodes), "windows": len(stays.transport.replays.windows), "observations": len(stays.transport.observations.said),
 	} {
 		if count > rounds+1 { // including its own
 			t.Errorf("%s: %d of %d nodes are kept", what, count, rounds)

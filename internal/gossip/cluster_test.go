@@ -74,13 +74,13 @@ func testRecord(n int, sequence uint64) mesh.Record {
 }
 
 // testNode is a Gossip with the part of a daemon that it needs: it turns records into
-// paths.
+// addresses.
 type testNode struct {
 	*Gossip
 	t       *testing.T
 	n       int
 	blocked atomic.Pointer[map[uint16]bool] // ports that can't be reached
-	dead    atomic.Pointer[netip.AddrPort]  // a path that drops everything, tried first
+	dead    atomic.Pointer[netip.AddrPort]  // an address that drops everything, tried first
 	stop    func()
 }
 
@@ -102,7 +102,7 @@ func startNode(t *testing.T, n int, change func(*Options)) *testNode {
 	}
 	done := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Go(func() { node.followPaths(done) })
+	wg.Go(func() { node.followAddresses(done) })
 	node.stop = sync.OnceFunc(func() {
 		close(done)
 		wg.Wait()
@@ -114,18 +114,18 @@ func startNode(t *testing.T, n int, change func(*Options)) *testNode {
 	return node
 }
 
-// followPaths sets each record's gossip port on the loopback as its path.
-func (n *testNode) followPaths(done <-chan struct{}) {
+// followAddresses sets each record's gossip port on the loopback as its address.
+func (n *testNode) followAddresses(done <-chan struct{}) {
 	for {
-		paths := make(map[mesh.ID][]netip.AddrPort)
+		addresses := make(map[mesh.ID][]netip.AddrPort)
 		for _, r := range n.View().Records {
 			addrs := []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.GossipPort)}
 			if dead := n.dead.Load(); dead != nil {
 				addrs = slices.Insert(addrs, 0, *dead)
 			}
-			paths[r.ID()] = addrs
+			addresses[r.ID()] = addrs
 		}
-		n.SetAddresses(paths)
+		n.SetAddresses(addresses)
 		select {
 		case <-n.Changed():
 		case <-done:
@@ -273,7 +273,7 @@ func TestSplitHeals(t *testing.T) {
 	})
 }
 
-// A path that drops everything, like a tunnel with old keys, costs time but no member.
+// An address that drops everything, like a tunnel with old keys, costs time but no member.
 func TestDeadPathIsAvoided(t *testing.T) {
 	t.Parallel()
 	sink, err := net.ListenPacket("udp", "127.0.0.1:0")

@@ -126,8 +126,8 @@ func (t *transport) reportProblem(place string, p mesh.Problem) {
 	}
 }
 
-// dialNode opens a stream to a node over the path that answers first. The paths are tried
-// in order, each with a head start over the next.
+// dialNode opens a stream to a node at the address that answers first. The addresses
+// are tried in order, each with a head start over the next.
 func (t *transport) dialNode(ctx context.Context, id mesh.ID) (*stream, error) {
 	t.mu.Lock()
 	addrs := t.addresses.order(id, t.now())

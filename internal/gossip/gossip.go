@@ -248,7 +248,7 @@ func (g *Gossip) memberlistConfig(member memberTransport, l listener) *memberlis
 	// The transport encrypts; memberlist's own key and label are not needed.
 	c.SecretKey, c.Label = nil, ""
 	// If UDP does not reach a node for a moment, memberlist asks it over a stream before
-	// suspecting it: the transport tries all of its paths at once.
+	// suspecting it: the transport tries all of its addresses at once.
 	c.DisableTcpPings = false
 	return c
 }

@@ -260,7 +260,7 @@ func (g *Gossip) joinAddr(ctx context.Context, addr netip.AddrPort) error {
 	return g.join(s)
 }
 
-// joinNode joins a node over any of its paths that works.
+// joinNode joins a node at any of its addresses that works.
 func (g *Gossip) joinNode(ctx context.Context, id mesh.ID) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()

@@ -67,7 +67,7 @@ const (
 	// freshAddress is how long an address counts as working after an authenticated packet
 	// came from it.
 	freshAddress = 3 * time.Second
-	// answerTimeout is how long an answer may take before the next path is tried: two
+	// answerTimeout is how long an answer may take before the next address is tried: two
 	// round trips to the other side of the world.
 	answerTimeout = 750 * time.Millisecond
 	// addressMemory is how long an address at which a node was seen is remembered.
@@ -82,7 +82,7 @@ const (
 
 	helloTimeout = 5 * time.Second
 	dialTimeout  = 5 * time.Second
-	// dialStagger is the head start of one path over the next (RFC 8305, section 5).
+	// dialStagger is the head start of one address over the next (RFC 8305, section 5).
 	dialStagger = 250 * time.Millisecond
 
 	joinBackoffMin = 100 * time.Millisecond

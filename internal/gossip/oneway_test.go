@@ -11,7 +11,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// Packets from one node to the other pass only over one of two paths, packets back only
+// Packets from one node to the other pass only by one of two addresses, packets back only
 // over the other. That other one is found, although requests for answers keep coming over
 // the first.
 func TestOneWayPathIsAvoided(t *testing.T) {
@@ -25,7 +25,7 @@ func TestOneWayPathIsAvoided(t *testing.T) {
 			return network == "udp" && to != netip.AddrPortFrom(first, port)
 		}
 	}))
-	// A knows one path, and B both, the bad one first.
+	// A knows one address, and B both, the bad one first.
 	setPaths := func() {
 		a.SetAddresses(map[mesh.ID][]netip.AddrPort{b.self: {netip.AddrPortFrom(first, b.Addr().Port())}})
 		b.SetAddresses(map[mesh.ID][]netip.AddrPort{a.self: {netip.AddrPortFrom(first, port), netip.AddrPortFrom(second, port)}})

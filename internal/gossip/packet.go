@@ -22,8 +22,8 @@ const (
 	kindAsk        packetKind = 5 // only a request for an answer
 )
 
-// wantFlag in the kind's byte asks for an answer: the sender has had none over this path
-// recently, and does not know whether the path works.
+// wantFlag in the kind's byte asks for an answer: the sender has had none from this
+// address // recently, and does not know whether the address works.
 const wantFlag = 0x80
 
 // label is a hash of the sender's cluster name and ranges. It is inside the encrypted

@@ -10,7 +10,7 @@ import (
 )
 
 // LastHeard returns when something authenticated came from each node last, outside
-// of the mesh. Whoever judges a path through the mesh has to know whether the
+// of the mesh. Whoever judges a way through the mesh has to know whether the
 // node at its end can be reached by another one.
 func (g *Gossip) LastHeard() map[mesh.ID]time.Time {
 	t := g.transport

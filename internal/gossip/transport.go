@@ -267,7 +267,7 @@ func (t *transport) keys() keyring {
 	return t.ring
 }
 
-// send encrypts a payload and sends it over the path that is due. A packet that can't be
+// send encrypts a payload and sends it to the address that is due. A packet that can't be
 // sent counts as lost: the callers notice that no answer comes, and have other ways.
 func (t *transport) send(to mesh.ID, kind packetKind, payload []byte) {
 	if len(payload) > maxPayload {
@@ -286,7 +286,7 @@ func (t *transport) send(to mesh.ID, kind packetKind, payload []byte) {
 }
 
 // sendAnswer answers a packet that asks for an answer, to the address from which it came,
-// and if necessary over another path too. That second answer may ask for an answer
+// and if necessary to another address too. That second answer may ask for an answer
 // itself, but the answer to it does not ask again, so the exchange ends.
 func (t *transport) sendAnswer(q packet, from netip.AddrPort) {
 	now := t.now()

@@ -72,7 +72,7 @@ func (l *layout) route(x, y *member) *member {
 	return y
 }
 
-// behindNAT says whether a node has to speak first to whoever it talks to.
+// behindNAT reports whether a node has to speak first to whoever it talks to.
 func behindNAT(m *member) bool { return m.NAT && len(m.Endpoints) == 0 }
 
 // relayFor chooses who passes on packets between x and y, by rendezvous hashing, so
