@@ -84,6 +84,10 @@ func TestPrintStatus(t *testing.T) {
 			Alone: true, JoinAt: []string{"198.51.100.1:7946", "[2001:db8::1]:7946"},
 		}}},
 		{"starting", control.Status{Node: control.Node{Name: "aws-1", Slot: mesh.None}}},
+		{"no-slot", control.Status{
+			Node: control.Node{Name: "aws-1", Slot: mesh.None}, Peers: []control.Peer{{Name: "aws-2", Alive: true, Route: control.Route{Kind: mesh.RouteNone}}},
+			Problems: []mesh.Problem{{Kind: mesh.ProblemExhausted, Node: "aws-1", Text: "all 256 slots of the cluster are taken", Advice: "run meshd forget for nodes that are gone"}},
+		}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -83,7 +83,7 @@ func printNode(w io.Writer, s control.Status) {
 	n := s.Node
 	state := "ready"
 	switch {
-	case len(n.Overlay) == 0:
+	case n.Slot < 0 && !slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return p.Alive }):
 		state = "looking for the mesh"
 	case !n.Ready:
 		state = "not ready yet"

@@ -292,19 +292,22 @@ func TestPlanWithdrawal(t *testing.T) {
 		}
 		return list
 	}
-	former := c
-	former.PodCIDRs = prefixes("10.42.0.0/24")
+	former, none := c, c
+	former.PodCIDRs, none.PodCIDRs = prefixes("10.42.0.0/24"), nil
 	for _, tt := range []struct {
 		name     string
+		now      cni.Config
 		conflist []byte
 		want     int
 	}{
-		{"none", nil, 0},
-		{"that of now", render(c), 0},
-		{"of other pod CIDRs", render(former), 1},
-		{"another network's", []byte(`{"name": "cilium"}`), 0},
+		{"none", c, nil, 0},
+		{"that of now", c, render(c), 0},
+		{"of other pod CIDRs", c, render(former), 1},
+		{"of pod CIDRs, and this node has none now", none, render(former), 1},
+		{"another network's", c, []byte(`{"name": "cilium"}`), 0},
+		{"another network's, and this node has no pod CIDRs", none, []byte(`{"name": "cilium"}`), 0},
 	} {
-		changes, err := cni.PlanWithdrawal(c, cni.Status{Conflist: tt.conflist})
+		changes, err := cni.PlanWithdrawal(tt.now, cni.Status{Conflist: tt.conflist})
 		if err != nil || len(changes) != tt.want || tt.want > 0 && (changes[0].Kind != cni.Delete || changes[0].Path != "/etc/cni/net.d/10-meshd.conflist") {
 			t.Errorf("%s: got %v, %v, want %d changes", tt.name, changes, err, tt.want)
 		}

@@ -258,7 +258,7 @@ func sentence(s control.Status) string {
 	switch {
 	case s.Reconcile.Error != "":
 		return "reconcile fails: " + strings.ReplaceAll(s.Reconcile.Error, "\n", "; ")
-	case s.Node.Slot == mesh.None:
+	case s.Node.Slot == mesh.None && alive == 0:
 		return "looking for the mesh: no member of the join list has answered yet"
 	}
 	state := "pods may not start yet"

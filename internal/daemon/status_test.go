@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 )
 
@@ -24,6 +25,29 @@ func TestJoinAt(t *testing.T) {
 		{"configured", mesh.Record{GossipPort: 7946, GossipAddr: "gossip.example.com:1", Endpoints: endpoints}, "gossip.example.com:1"},
 	} {
 		if got := strings.Join(joinAt(tt.own), " "); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestSentence: a node without a slot is looking for others only as long as it hears none.
+func TestSentence(t *testing.T) {
+	none := control.Status{Node: control.Node{Slot: mesh.None}}
+	full := none
+	full.Peers, full.Problems = []control.Peer{{Alive: true}}, []mesh.Problem{{Kind: mesh.ProblemExhausted}}
+	failing := full
+	failing.Reconcile.Error = "no space\nno route"
+	for _, tt := range []struct {
+		name   string
+		status control.Status
+		want   string
+	}{
+		{"nobody is heard", none, "looking for the mesh: no member of the join list has answered yet"},
+		{"no slot is free", full, "pods may not start yet, 1 of 1 other nodes alive, 1 problems: see meshd status"},
+		{"online", control.Status{Node: control.Node{Ready: true}}, "online, 0 of 0 other nodes alive"},
+		{"failing", failing, "reconcile fails: no space; no route"},
+	} {
+		if got := sentence(tt.status); got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
 		}
 	}
