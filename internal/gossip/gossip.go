@@ -336,6 +336,11 @@ func (g *Gossip) Publish(r mesh.Record) error {
 		return fmt.Errorf("publish record: it is of %v", r.ID())
 	}
 	payload, err := encodeRecord(r)
+	for err == nil && len(payload) > maxObject-objectHeader && len(r.Withheld) > 0 {
+		// What it withholds follows from the records of others, who must not make it too long.
+		r.Withheld = r.Withheld[:len(r.Withheld)-1]
+		payload, err = encodeRecord(r)
+	}
 	if err != nil {
 		return fmt.Errorf("publish record: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/google/go-cmp/cmp"
@@ -305,4 +306,25 @@ func FuzzUnpackObjects(f *testing.F) {
 			t.Errorf("%x became %x", b, again)
 		}
 	})
+}
+
+// What a record withholds follows from the records of others, so it gives way if the record
+// does not fit a packet.
+func TestPublishLongRecord(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	r := testRecord(0, 1)
+	r.Name, r.Location = strings.Repeat("n", mesh.MaxName), strings.Repeat("l", mesh.MaxName)
+	r.GossipAddr = strings.Repeat(strings.Repeat("g", mesh.MaxName)+".", 2) + "example.com:7946"
+	for i := range mesh.MaxEndpoints {
+		r.Endpoints = append(r.Endpoints[:i], mesh.Endpoint{Host: "2001:db8:1111:2222:3333:4444:5555:6666", Port: uint16(50000 + i), Source: mesh.EndpointObserved})
+	}
+	r.AllowedLocationIPs = slices.Repeat([]netip.Prefix{netip.MustParsePrefix("2001:db8::/64")}, mesh.MaxCIDRs)
+	r.Withheld = slices.Repeat([]netip.Prefix{netip.MustParsePrefix("2001:db8::5/128")}, mesh.MaxWithheld)
+	if err := g.Publish(r); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(g.View().Records[0].Withheld); got == 0 || got == mesh.MaxWithheld {
+		t.Errorf("%d withheld networks are published, want some of %d", got, mesh.MaxWithheld)
+	}
 }

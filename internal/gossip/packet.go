@@ -23,7 +23,7 @@ const (
 )
 
 // wantFlag in the kind's byte asks for an answer: the sender has had none from this
-// address // recently, and does not know whether the address works.
+// address recently, and does not know whether the address works.
 const wantFlag = 0x80
 
 // label is a hash of the sender's cluster name and ranges. It is inside the encrypted
