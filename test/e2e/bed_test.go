@@ -3,14 +3,11 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"os/exec"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/meshd/meshd/internal/check"
 	"github.com/meshd/meshd/internal/control"
@@ -33,34 +30,6 @@ func all(conditions ...func(control.Status) bool) func(control.Status) bool {
 	return func(s control.Status) bool {
 		return !slices.ContainsFunc(conditions, func(ok func(control.Status) bool) bool { return !ok(s) })
 	}
-}
-
-// never polls the status of nodes until the function that it returns is called. The test
-// fails as soon as the condition holds for one of them.
-func (m *testbed) never(what string, bad func(control.Status) bool, nodes ...*lab.Node) (stop func()) {
-	m.t.Helper()
-	ctx, cancel := context.WithCancel(m.ctx)
-	var watching sync.WaitGroup
-	for _, n := range nodes {
-		watching.Go(func() {
-			for ctx.Err() == nil {
-				if s, err := n.Status(ctx); err == nil && bad(s) {
-					m.t.Errorf("%s has had %s for a moment: %+v", n.Name, what, s)
-					return
-				}
-				select {
-				case <-time.After(100 * time.Millisecond):
-				case <-ctx.Done():
-				}
-			}
-		})
-	}
-	stop = func() {
-		cancel()
-		watching.Wait()
-	}
-	m.t.Cleanup(stop)
-	return stop
 }
 
 // not negates a condition.
@@ -114,16 +83,4 @@ func (m *testbed) follow(n *lab.Node, advice string) {
 		words := strings.Fields(command)
 		m.run(n, words[0], words[1:]...)
 	}
-}
-
-// rewrite replaces a node's configuration, keeps the join list of newMesh, and reloads
-// its daemon.
-func (m *testbed) rewrite(n *lab.Node, more ...string) {
-	m.t.Helper()
-	var join []string
-	if n != m.nodes[0] {
-		join = append(join, m.nodes[0].Public().String())
-	}
-	m.must(n.Configure(lab.Config(n.Name, join, more...), m.secret))
-	m.must(n.Reload())
 }
