@@ -27,8 +27,7 @@ table inet strict {
 `
 
 // TestTwoCards has a host with two cards and a rule by which packets with the second one's
-// address leave there. Others know it by that address, and take replies of gossip from no
-// other one.
+// address leave there. Others know it by that address, and take replies from no other one.
 func TestTwoCards(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 2)
@@ -51,6 +50,8 @@ func TestTwoCards(t *testing.T) {
 	m.must(b.Configure(lab.Config(b.Name, []string{second.String()}), m.secret))
 	m.start(a, b)
 	m.settle(settleLimit, a, b)
+	m.connected(pingLimit, a, b)
+	m.endpoint(b, a, netip.AddrPortFrom(second, 51820))
 	m.eventually(settleLimit, func() error {
 		words := strings.Fields(m.run(b, "nft", "list", "counter", "inet", "strict", "replies"))
 		for i, w := range words {

@@ -12,7 +12,6 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/ipc"
 	"golang.zx2c4.com/wireguard/tun"
@@ -56,7 +55,7 @@ func openUserspace(name string, mtu int, log *slog.Logger, adopt func() error) (
 
 	u := &userspace{
 		name:     name,
-		dev:      device.NewDevice(t, conn.NewDefaultBind(), deviceLogger(log.With("link", name))),
+		dev:      device.NewDevice(t, &bind{}, deviceLogger(log.With("link", name))),
 		listener: l,
 	}
 	u.wg.Go(func() { u.serve(l) })

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+// socketBuffer is what WireGuard's sockets may hold of packets, in bytes: wireguard-go's own
+// figure, for bursts on fast links.
+const socketBuffer = 7 << 20
+
+// bind is WireGuard's sockets, one for each family. It sends to a peer from the address of this host at which
+// the peer's last packet arrived, as WireGuard in the kernel does: on a host with two
+// cards, the route to the peer may lead out of the card that the peer does not know.
+//
+// wireguard-go's StdNetBind is meant to do the same, but loses the address where the kernel
+// merges datagrams (UDP_GRO): splitCoalescedMessages copies them without their control
+// messages. So this one does not have them merged.
+type bind struct {
+	mu     sync.Mutex
+	v4, v6 *bindSocket
+}
+
+// bindSocket is the socket of one family.
+type bindSocket struct {
+	udp   *net.UDPConn
+	batch batchConn
+	sends sync.Pool // of *[]ipv6.Message, for Send
+}
+
+// batchConn reads and writes several datagrams in a call. Messages of both families have
+// one type.
+type batchConn interface {
+	ReadBatch([]ipv6.Message, int) (int, error)
+	WriteBatch([]ipv6.Message, int) (int, error)
+}
+
+// bindEndpoint is a peer's address, and the one of this host from which to send to it.
+type bindEndpoint struct {
+	dst    netip.AddrPort
+	src    netip.Addr
+	source []byte // the control message that sets src; nil to let the kernel choose
+}
+
+func (e *bindEndpoint) ClearSrc()           { e.src, e.source = netip.Addr{}, nil }
+func (e *bindEndpoint) SrcToString() string { return e.src.String() }
+func (e *bindEndpoint) DstToString() string { return e.dst.String() }
+func (e *bindEndpoint) DstIP() netip.Addr   { return e.dst.Addr() }
+func (e *bindEndpoint) SrcIP() netip.Addr   { return e.src }
+
+// DstToBytes is what the cookie of WireGuard's mac2 covers.
+func (e *bindEndpoint) DstToBytes() []byte {
+	b, _ := e.dst.MarshalBinary() // which returns no error
+	return b
+}
+
+// Open binds the sockets to a port, 0 for any.
+func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.v4 != nil || b.v6 != nil {
+		return nil, 0, conn.ErrBindAlreadyOpen
+	}
+	var fns []conn.ReceiveFunc
+	for _, family := range []struct {
+		network string
+		socket  **bindSocket
+	}{{"udp4", &b.v4}, {"udp6", &b.v6}} {
+		s, err := openSocket(family.network, port)
+		if errors.Is(err, unix.EAFNOSUPPORT) {
+			continue
+		}
+		if err != nil {
+			return nil, 0, errors.Join(err, b.close())
+		}
+		*family.socket = s
+		port = s.udp.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+		fns = append(fns, s.receiver())
+	}
+	if len(fns) == 0 {
+		return nil, 0, unix.EAFNOSUPPORT
+	}
+	return fns, port, nil
+}
+
+func openSocket(network string, port uint16) (*bindSocket, error) {
+	lc := net.ListenConfig{Control: func(network, _ string, raw syscall.RawConn) error {
+		var err error
+		if e := raw.Control(func(fd uintptr) { err = socketOptions(int(fd), network == "udp6") }); e != nil {
+			return e
+		}
+		return err
+	}}
+	p, err := lc.ListenPacket(context.Background(), network, fmt.Sprintf(":%d", port))
+	if err != nil {
+		return nil, err
+	}
+	s := &bindSocket{udp: p.(*net.UDPConn)}
+	if network == "udp6" {
+		s.batch = ipv6.NewPacketConn(s.udp)
+	} else {
+		s.batch = ipv4.NewPacketConn(s.udp)
+	}
+	s.sends.New = func() any {
+		messages := newMessages()
+		return &messages
+	}
+	return s, nil
+}
+
+// socketOptions asks for the local addresses of packets and for room. Without the
+// capability for more, the system's limit is the room.
+func socketOptions(fd int, six bool) error {
+	for _, option := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF, unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, socketBuffer)
+	}
+	if six {
+		return errors.Join(
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1),
+		)
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+}
+
+func newMessages() []ipv6.Message {
+	messages := make([]ipv6.Message, conn.IdealBatchSize)
+	for i := range messages {
+		messages[i].Buffers = make([][]byte, 1)
+	}
+	return messages
+}
+
+// receiver returns the function that reads from the socket. One goroutine calls it.
+func (s *bindSocket) receiver() conn.ReceiveFunc {
+	messages := newMessages()
+	control := make([]byte, len(messages)*unix.CmsgSpace(unix.SizeofInet6Pktinfo))
+	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		room := len(control) / len(messages)
+		for i := range packets {
+			messages[i].Buffers[0] = packets[i]
+			messages[i].OOB = control[i*room : (i+1)*room]
+		}
+		n, err := s.batch.ReadBatch(messages[:len(packets)], 0)
+		if err != nil {
+			return 0, err
+		}
+		for i := range n {
+			m := &messages[i]
+			sizes[i] = m.N
+			eps[i] = newBindEndpoint(m.Addr.(*net.UDPAddr).AddrPort(), m.OOB[:m.NN])
+		}
+		return n, nil
+	}
+}
+
+// newBindEndpoint returns the endpoint from which a packet came. Only the address of this
+// host is set for packets to it, not the card, so that the host's routing rules apply.
+func newBindEndpoint(from netip.AddrPort, control []byte) *bindEndpoint {
+	e := &bindEndpoint{dst: from}
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return e
+	}
+	for _, m := range messages {
+		switch {
+		case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
+			addr := [16]byte(m.Data) // ipi6_addr comes first
+			e.src, e.source = netip.AddrFrom16(addr), unix.PktInfo6(&unix.Inet6Pktinfo{Addr: addr})
+		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
+			addr := [4]byte(m.Data[4:]) // ipi_spec_dst follows ipi_ifindex
+			e.src, e.source = netip.AddrFrom4(addr), unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: addr})
+		}
+	}
+	return e
+}
+
+// Send sends packets to a peer. If its source address is not this host's any more, the
+// kernel chooses one.
+func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
+	e, ok := ep.(*bindEndpoint)
+	if !ok {
+		return conn.ErrWrongEndpointType
+	}
+	b.mu.Lock()
+	s := b.v6
+	if e.dst.Addr().Is4() {
+		s = b.v4
+	}
+	b.mu.Unlock()
+	if s == nil {
+		return unix.EAFNOSUPPORT
+	}
+	err := s.send(packets, e.dst, e.source)
+	if err != nil && e.source != nil {
+		err = s.send(packets, e.dst, nil)
+	}
+	return err
+}
+
+func (s *bindSocket) send(packets [][]byte, to netip.AddrPort, source []byte) error {
+	pooled := s.sends.Get().(*[]ipv6.Message)
+	defer s.sends.Put(pooled)
+	messages := *pooled
+	addr := net.UDPAddrFromAddrPort(to)
+	for i, p := range packets {
+		messages[i].Buffers[0], messages[i].OOB, messages[i].Addr = p, source, addr
+	}
+	for rest := messages[:len(packets)]; len(rest) > 0; {
+		n, err := s.batch.WriteBatch(rest, 0)
+		if err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	return nil
+}
+
+// ParseEndpoint reads a peer's address.
+func (*bind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	dst, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return nil, err
+	}
+	return &bindEndpoint{dst: netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())}, nil
+}
+
+// BatchSize is how many packets are read or written in one call.
+func (*bind) BatchSize() int { return conn.IdealBatchSize }
+
+// SetMark sets the mark of all packets.
+func (b *bind) SetMark(mark uint32) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	for _, s := range []*bindSocket{b.v4, b.v6} {
+		if s == nil {
+			continue
+		}
+		raw, err := s.udp.SyscallConn()
+		if err == nil {
+			var optionErr error
+			err = raw.Control(func(fd uintptr) {
+				optionErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark))
+			})
+			err = errors.Join(err, optionErr)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Close closes the sockets. Open may be called again.
+func (b *bind) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.close()
+}
+
+func (b *bind) close() error {
+	var errs []error
+	for _, s := range []**bindSocket{&b.v4, &b.v6} {
+		if *s != nil {
+			errs = append(errs, (*s).udp.Close())
+			*s = nil
+		}
+	}
+	return errors.Join(errs...)
+}
