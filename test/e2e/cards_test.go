@@ -13,15 +13,15 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// strictFilter lets in only replies on gossip's port, as a router does in front of
-// a host, and counts those that come from one address.
+// strictFilter lets in only replies on the ports of the mesh, as a router does in front of
+// a host, and counts those of gossip that come from one address.
 const strictFilter = `
 table inet strict {
 	counter replies { }
 	chain in {
 		type filter hook input priority -5;
 		iifname "eth0" ip saddr %s udp sport 7946 ct state established counter name replies
-		iifname "eth0" udp dport 7946 ct state new drop
+		iifname "eth0" udp dport { 7946, 51820 } ct state new drop
 	}
 }
 `
