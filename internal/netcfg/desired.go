@@ -30,6 +30,9 @@ type Settings struct {
 	// Uplinks are the links on which packets of the underlay arrive, see Facts.Uplinks.
 	Uplinks []Uplink
 
+	// Cards are the links on which others' packets to pods may arrive, see Facts.Cards.
+	Cards []string
+
 	// EndpointIndex is the index of the endpoint to use for each peer, modulo the length of the
 	// peer's list. A negative index means that the peer must not have an endpoint yet. A
 	// peer that is missing here uses its first endpoint.
@@ -242,8 +245,8 @@ func (b builder) sysctls() []Sysctl {
 }
 
 // forwardingLinks returns the links on which IPv4 packets arrive that this host forwards:
-// those of the mesh, and the links to others of its pods and of its location, because
-// replies arrive there. The kernel asks the link on which a packet arrives, not ip_forward,
+// those of the mesh, and those to hosts outside of it, because replies to pods and to the
+// mesh arrive there. The kernel asks the link on which a packet arrives, not ip_forward,
 // which only sets all links when it changes: a link that is created later takes the value
 // of conf.default, and networkd sets its links one by one.
 //
@@ -254,6 +257,7 @@ func (b builder) forwardingLinks() []string {
 	links := slices.Clone(b.podAndClientLinks())
 	carries := len(b.t.ServedNetworks) > 0
 	if carries || len(b.t.PodCIDRs) > 0 {
+		links = append(links, b.Cards...)
 		for _, u := range b.Uplinks {
 			if u.Source.Addr().Is4() {
 				links = append(links, u.Link)

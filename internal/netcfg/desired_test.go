@@ -134,14 +134,14 @@ func TestForwardingLinks(t *testing.T) {
 		topology mesh.Topology
 		want     []string
 	}{
-		{"pods", netcfgtest.Member(), []string{"kube-bridge", "meshd0-vx", "meshd0", "wan/7"}},
-		{"plain neighbors", netcfgtest.Plain(netcfgtest.Member()), []string{"eth0", "kube-bridge", "meshd0", "wan/7"}},
-		{"networks of the location", served, []string{"eth0", "kube-bridge", "meshd0-vx", "meshd0", "wan/7"}},
+		{"pods", netcfgtest.Member(), []string{"eth2", "kube-bridge", "meshd0-vx", "meshd0", "wan/7"}},
+		{"plain neighbors", netcfgtest.Plain(netcfgtest.Member()), []string{"eth0", "eth2", "kube-bridge", "meshd0", "wan/7"}},
+		{"networks of the location", served, []string{"eth0", "eth2", "kube-bridge", "meshd0-vx", "meshd0", "wan/7"}},
 		{"no pods", quiet, []string{"kube-bridge", "meshd0-vx", "meshd0"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := lanSettings()
-			s.Uplinks = uplinks
+			s.Uplinks, s.Cards = uplinks, []string{"eth2", "wan.7"}
 			var got []string
 			for _, c := range Desired(tt.topology, s).Sysctls {
 				if link, ok := strings.CutSuffix(strings.TrimPrefix(c.Key, "net.ipv4.conf."), ".forwarding"); ok && c.Value == "1" && !strings.HasPrefix(link, "net.") {

@@ -24,6 +24,9 @@ type Facts struct {
 	Addresses []netip.Addr
 	// Uplinks are the links to the internet, at most one per family, IPv4 first.
 	Uplinks []Uplink
+	// Cards are the links on which IPv4 packets of hosts outside of the mesh arrive: network
+	// cards with an address, and all links of default routes. Sorted.
+	Cards []string
 	// Private are the host's private addresses outside of the mesh: first those that can be
 	// its internal IP, the best first. See InternalIPs.
 	Private []PrivateAddress

@@ -44,7 +44,7 @@ type rawSource struct {
 
 // rawRoute is a route in the main table that is not ours.
 type rawRoute struct {
-	link   int // index; 0 if there are several
+	links  []int // indices; several if it has several next hops
 	to     netip.Prefix
 	via    []netip.Addr // next hops
 	metric int
@@ -179,21 +179,24 @@ func (k *Kernel) foreignRoutes() ([]rawRoute, error) {
 }
 
 func toRawRoute(r netlink.Route) rawRoute {
-	out := rawRoute{link: r.LinkIndex, to: destination(r), metric: r.Priority}
+	out := rawRoute{to: destination(r), metric: r.Priority}
 	add := func(ip net.IP) {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			out.via = append(out.via, a.Unmap())
 		}
 	}
-	hop := func(gw net.IP, via netlink.Destination) {
+	hop := func(link int, gw net.IP, via netlink.Destination) {
+		if link != 0 {
+			out.links = append(out.links, link)
+		}
 		add(gw)
 		if v, ok := via.(*netlink.Via); ok { // an IPv4 route by an IPv6 next hop (RFC 5549)
 			add(v.Addr)
 		}
 	}
-	hop(r.Gw, r.Via)
+	hop(r.LinkIndex, r.Gw, r.Via)
 	for _, m := range r.MultiPath {
-		hop(m.Gw, m.Via)
+		hop(m.LinkIndex, m.Gw, m.Via)
 	}
 	return out
 }
@@ -214,6 +217,7 @@ func chooseFacts(raw rawFacts, ls links) netcfg.Facts {
 		// The configuration may use the address of a bridge as the internal IP.
 		f.Attached = append(f.Attached, netcfg.LAN{Link: link.name, Address: a.prefix, MTU: link.mtu})
 	}
+	f.Cards = cards(raw, ls)
 	slices.SortFunc(f.Attached, func(a, b netcfg.LAN) int {
 		return cmp.Or(a.Address.Compare(b.Address), strings.Compare(a.Link, b.Link))
 	})
@@ -232,6 +236,27 @@ func chooseFacts(raw rawFacts, ls links) netcfg.Facts {
 	f.MTU, f.MTULink = egressMTU(raw, ls, f.Uplinks)
 	f.Nearby = nearby(raw, ls)
 	return f
+}
+
+// cards returns the links on which IPv4 packets of hosts outside of the mesh arrive, see
+// netcfg.Facts. A card may forward without an address of its own: a default route can have an
+// IPv6 next hop.
+func cards(raw rawFacts, ls links) []string {
+	var out []string
+	for _, a := range raw.addrs {
+		if l, ok := ls.find(a.link); ok && permanent(a) && a.prefix.Addr().Is4() && ls.role(l) == roleLAN {
+			out = append(out, l.name)
+		}
+	}
+	for _, r := range raw.routes {
+		for _, index := range r.links {
+			if l, ok := ls.find(index); ok && r.to.Bits() == 0 && r.to.Addr().Is4() && ls.role(l) != roleOwn {
+				out = append(out, l.name)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // withLength returns a source with the length of its network, which another link may have.
@@ -316,7 +341,7 @@ func bit(b bool) int {
 // VPN that takes all traffic leaves that route where it is and adds others.
 func (raw rawFacts) defaultRoute(a rawAddr, link int) (metric int, ok bool) {
 	for _, r := range raw.routes {
-		if r.link == link && r.to.Bits() == 0 && r.to.Addr().Is4() == a.prefix.Addr().Is4() && (!ok || r.metric < metric) {
+		if slices.Contains(r.links, link) && r.to.Bits() == 0 && r.to.Addr().Is4() == a.prefix.Addr().Is4() && (!ok || r.metric < metric) {
 			metric, ok = r.metric, true
 		}
 	}

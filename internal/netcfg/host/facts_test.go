@@ -34,6 +34,7 @@ func TestChooseFacts(t *testing.T) {
 			},
 			want: netcfg.Facts{
 				Addresses: []netip.Addr{addr("203.0.113.7")},
+				Cards:     []string{"eth0"},
 				Uplinks:   []netcfg.Uplink{{Link: "eth0", Source: prefix("203.0.113.7/24"), MTU: 1500}},
 				Attached:  []netcfg.LAN{{Link: "eth0", Address: prefix("203.0.113.7/24"), MTU: 1500}},
 				MTU:       1500, MTULink: "eth0",
@@ -49,6 +50,7 @@ func TestChooseFacts(t *testing.T) {
 				sources: []rawSource{{2, addr("100.64.3.4")}, {3, addr("fd12::5")}},
 			},
 			want: netcfg.Facts{
+				Cards:     []string{"eth0"},
 				Addresses: []netip.Addr{addr("100.64.3.4"), addr("192.168.1.9"), addr("fd12::5")},
 				Uplinks:   []netcfg.Uplink{{Link: "eth0", Source: prefix("100.64.3.4/10"), MTU: 9001}, {Link: "ppp0", Source: prefix("fd12::5/64"), MTU: 1492}},
 				Private: []netcfg.PrivateAddress{
@@ -60,6 +62,24 @@ func TestChooseFacts(t *testing.T) {
 					{Link: "eth0", Address: prefix("100.64.3.4/10"), MTU: 9001}, {Link: "eth0", Address: prefix("192.168.1.9/24"), MTU: 9001}, {Link: "ppp0", Address: prefix("fd12::5/64"), MTU: 1492},
 				},
 				MTU: 1492, MTULink: "ppp0",
+			},
+		},
+		{
+			name: "links by which packets to pods arrive",
+			raw: rawFacts{
+				links: []rawLink{{index: 1, name: "lo", flags: net.FlagLoopback}, {index: 2, name: "eth0"}, {index: 3, name: "eth1"}, {index: 4, name: "eth2"}, {index: 5, name: "eth3"}, {index: 6, name: "ppp0", kind: "ppp", flags: net.FlagPointToPoint}, {index: 7, name: "meshd0", kind: "wireguard"}, {index: 8, name: "docker0", kind: "bridge"}},
+				addrs: []rawAddr{{1, prefix("203.0.113.1/32"), 0}, {2, prefix("203.0.113.2/32"), 0}, {3, prefix("2001:db8::3/64"), 0}, {8, prefix("203.0.113.8/32"), 0}},
+				routes: []rawRoute{
+					{links: []int{5, 6}, to: prefix("0.0.0.0/0")},
+					{links: []int{7}, to: prefix("0.0.0.0/0")},
+					{links: []int{4}, to: prefix("::/0")},
+					{links: []int{4}, to: prefix("198.51.100.0/24")},
+				},
+			},
+			want: netcfg.Facts{
+				Addresses: []netip.Addr{addr("203.0.113.1"), addr("203.0.113.2"), addr("2001:db8::3")},
+				Cards:     []string{"eth0", "eth3", "ppp0"},
+				Attached:  []netcfg.LAN{{Link: "lo", Address: prefix("203.0.113.1/32")}, {Link: "eth0", Address: prefix("203.0.113.2/32")}, {Link: "docker0", Address: prefix("203.0.113.8/32")}, {Link: "eth1", Address: prefix("2001:db8::3/64")}},
 			},
 		},
 		{
@@ -162,6 +182,7 @@ func TestInternalIP(t *testing.T) {
 	type route struct {
 		link   int
 		metric int
+		other  int // link of another next hop; 0 for none
 	}
 	tests := []struct {
 		name     string
@@ -173,18 +194,19 @@ func TestInternalIP(t *testing.T) {
 		want     string // "" for none
 		others   string
 	}{
-		{name: "one card", links: []rawLink{lo, eth0}, addrs: []address{{2, "192.168.1.5/24"}}, defaults: []route{{2, 0}}, want: "192.168.1.5/24 on eth0"},
+		{name: "one card", links: []rawLink{lo, eth0}, addrs: []address{{2, "192.168.1.5/24"}}, defaults: []route{{2, 0, 0}}, want: "192.168.1.5/24 on eth0"},
 		{name: "no default route", links: []rawLink{lo, eth0}, addrs: []address{{2, "192.168.1.5/24"}}, want: "192.168.1.5/24 on eth0"},
-		{name: "a VPN has the default route", links: []rawLink{eth0, wg0}, addrs: []address{{1, "192.168.1.5/24"}, {2, "10.8.0.2/24"}}, defaults: []route{{1, 100}}, source: address{2, "10.8.0.2"}, want: "192.168.1.5/24 on eth0", others: "10.8.0.2/24: its link is a tunnel"},
-		{name: "a VPN replaced the default route", links: []rawLink{eth0, {name: "tun0", kind: "tuntap", flags: p2p}}, addrs: []address{{1, "192.168.1.5/24"}, {2, "10.8.0.2/24"}}, defaults: []route{{2, 0}}, source: address{2, "10.8.0.2"}, want: "192.168.1.5/24 on eth0", others: "10.8.0.2/24: its link is a tunnel"},
+		{name: "a VPN has the default route", links: []rawLink{eth0, wg0}, addrs: []address{{1, "192.168.1.5/24"}, {2, "10.8.0.2/24"}}, defaults: []route{{1, 100, 0}}, source: address{2, "10.8.0.2"}, want: "192.168.1.5/24 on eth0", others: "10.8.0.2/24: its link is a tunnel"},
+		{name: "a VPN replaced the default route", links: []rawLink{eth0, {name: "tun0", kind: "tuntap", flags: p2p}}, addrs: []address{{1, "192.168.1.5/24"}, {2, "10.8.0.2/24"}}, defaults: []route{{2, 0, 0}}, source: address{2, "10.8.0.2"}, want: "192.168.1.5/24 on eth0", others: "10.8.0.2/24: its link is a tunnel"},
 		{name: "a VPN over Ethernet frames", links: []rawLink{eth0, {name: "tap0", kind: "tuntap"}}, addrs: []address{{1, "203.0.113.5/24"}, {2, "10.8.0.2/24"}}, others: "10.8.0.2/24: its link is a tunnel"},
-		{name: "a modem", links: []rawLink{{name: "ppp0", kind: "ppp", flags: p2p}, {name: "wwan0", flags: p2p}}, addrs: []address{{1, "10.64.0.9/32"}, {2, "10.65.0.9/30"}}, defaults: []route{{1, 0}}, source: address{1, "10.64.0.9"}, others: "10.64.0.9/32: its link is a tunnel; 10.65.0.9/30: its link is a tunnel"},
-		{name: "two cards, the second has the default route", links: []rawLink{eth0, eth1}, addrs: []address{{1, "10.0.0.5/16"}, {2, "192.168.1.5/24"}}, defaults: []route{{2, 0}}, want: "192.168.1.5/24 on eth1", others: "10.0.0.5/16: node.internal-ip can name it"},
-		{name: "two cards with default routes", links: []rawLink{eth0, eth1}, addrs: []address{{1, "10.0.0.5/16"}, {2, "192.168.1.5/24"}}, defaults: []route{{1, 600}, {2, 100}}, want: "192.168.1.5/24 on eth1", others: "10.0.0.5/16: node.internal-ip can name it"},
-		{name: "the default route has moved", links: []rawLink{eth0, eth1}, addrs: []address{{1, "10.0.0.5/16"}, {2, "192.168.1.5/24"}}, defaults: []route{{2, 0}}, source: address{2, "192.168.1.5"}, last: "10.0.0.5/16", want: "10.0.0.5/16 on eth0", others: "192.168.1.5/24: node.internal-ip can name it"},
+		{name: "a modem", links: []rawLink{{name: "ppp0", kind: "ppp", flags: p2p}, {name: "wwan0", flags: p2p}}, addrs: []address{{1, "10.64.0.9/32"}, {2, "10.65.0.9/30"}}, defaults: []route{{1, 0, 0}}, source: address{1, "10.64.0.9"}, others: "10.64.0.9/32: its link is a tunnel; 10.65.0.9/30: its link is a tunnel"},
+		{name: "two cards, the second has the default route", links: []rawLink{eth0, eth1}, addrs: []address{{1, "10.0.0.5/16"}, {2, "192.168.1.5/24"}}, defaults: []route{{2, 0, 0}}, want: "192.168.1.5/24 on eth1", others: "10.0.0.5/16: node.internal-ip can name it"},
+		{name: "two cards with default routes", links: []rawLink{eth0, eth1}, addrs: []address{{1, "10.0.0.5/16"}, {2, "192.168.1.5/24"}}, defaults: []route{{1, 600, 0}, {2, 100, 0}}, want: "192.168.1.5/24 on eth1", others: "10.0.0.5/16: node.internal-ip can name it"},
+		{name: "two cards with one default route", links: []rawLink{eth0, eth1, {name: "eth2"}}, addrs: []address{{1, "203.0.113.5/24"}, {2, "172.16.0.5/16"}, {3, "192.168.1.5/24"}}, defaults: []route{{1, 0, 3}}, want: "192.168.1.5/24 on eth2", others: "172.16.0.5/16: node.internal-ip can name it"},
+		{name: "the default route has moved", links: []rawLink{eth0, eth1}, addrs: []address{{1, "10.0.0.5/16"}, {2, "192.168.1.5/24"}}, defaults: []route{{2, 0, 0}}, source: address{2, "192.168.1.5"}, last: "10.0.0.5/16", want: "10.0.0.5/16 on eth0", others: "192.168.1.5/24: node.internal-ip can name it"},
 		{name: "the last one was a tunnel's", links: []rawLink{eth0, wg0}, addrs: []address{{1, "192.168.1.5/24"}, {2, "10.8.0.2/24"}}, last: "10.8.0.2/24", want: "192.168.1.5/24 on eth0", others: "10.8.0.2/24: its link is a tunnel"},
 		{name: "the last one has gone", links: []rawLink{eth0}, addrs: []address{{1, "192.168.1.5/24"}}, last: "192.168.1.4/24", want: "192.168.1.5/24 on eth0"},
-		{name: "a public and a private card", links: []rawLink{eth0, eth1}, addrs: []address{{1, "203.0.113.5/24"}, {2, "10.0.0.2/32"}}, defaults: []route{{1, 0}}, want: "10.0.0.2/32 on eth1"},
+		{name: "a public and a private card", links: []rawLink{eth0, eth1}, addrs: []address{{1, "203.0.113.5/24"}, {2, "10.0.0.2/32"}}, defaults: []route{{1, 0, 0}}, want: "10.0.0.2/32 on eth1"},
 		{name: "a virtual address besides", links: []rawLink{eth0}, addrs: []address{{1, "192.168.1.100/32"}, {1, "192.168.1.5/24"}}, want: "192.168.1.5/24 on eth0", others: "192.168.1.100/32: node.internal-ip can name it"},
 		{name: "bridges of docker and libvirt", links: []rawLink{eth0, docker0, virbr0, {name: "vethab", kind: "veth", master: 2}, {name: "vnet0", kind: "tuntap", master: 3}}, addrs: []address{{1, "203.0.113.5/24"}, {2, "172.17.0.1/16"}, {3, "192.168.122.1/24"}}, others: "172.17.0.1/16: its link is a bridge without a network card; 192.168.122.1/24: its link is a bridge without a network card"},
 		{name: "links to virtual machines", links: []rawLink{eth0, {name: "vboxnet0"}, {name: "vmnet8"}}, addrs: []address{{1, "203.0.113.5/24"}, {2, "192.168.56.1/24"}, {3, "172.16.5.1/24"}}, others: "192.168.56.1/24: its link is a link to virtual machines; 172.16.5.1/24: its link is a link to virtual machines"},
@@ -216,7 +238,11 @@ func TestInternalIP(t *testing.T) {
 				raw.addrs = append(raw.addrs, rawAddr{link: a.link, prefix: netip.MustParsePrefix(a.prefix)})
 			}
 			for _, r := range tt.defaults {
-				raw.routes = append(raw.routes, rawRoute{link: r.link, to: netip.MustParsePrefix("0.0.0.0/0"), metric: r.metric})
+				hops := []int{r.link}
+				if r.other != 0 {
+					hops = append(hops, r.other)
+				}
+				raw.routes = append(raw.routes, rawRoute{links: hops, to: netip.MustParsePrefix("0.0.0.0/0"), metric: r.metric})
 			}
 			if tt.source.link != 0 {
 				raw.sources = append(raw.sources, rawSource{tt.source.link, netip.MustParseAddr(tt.source.prefix)})

@@ -744,6 +744,7 @@ func TestFactsOfHost(t *testing.T) {
 	want := netcfg.Facts{
 		Addresses: []netip.Addr{lan4.Addr(), lan6.Addr()},
 		Uplinks:   []netcfg.Uplink{{Link: "lan0", Source: lan4, MTU: 1450}, {Link: "lan0", Source: lan6, MTU: 1450}},
+		Cards:     []string{"lan0"},
 		Private:   []netcfg.PrivateAddress{{Link: "lan0", Address: lan4, Default: true}, {Link: "lan0", Address: lan6, Default: true}},
 		Attached:  []netcfg.LAN{{Link: "lan0", Address: lan4, MTU: 1450}, {Link: "lan0", Address: lan6, MTU: 1450}},
 		MTU:       1450,

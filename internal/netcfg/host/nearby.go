@@ -44,8 +44,12 @@ func nearby(raw rawFacts, ls links) mesh.Nearby {
 		attach(a.link, a.prefix, false)
 	}
 	for _, r := range raw.routes {
-		attach(r.link, r.to, len(r.via) > 0)
-		if l, ok := ls.find(r.link); r.link == 0 || ok && ls.role(l) != roleOwn {
+		link := 0 // no link
+		if len(r.links) == 1 {
+			link = r.links[0]
+		}
+		attach(link, r.to, len(r.via) > 0)
+		if l, ok := ls.find(link); len(r.links) > 1 || ok && ls.role(l) != roleOwn {
 			out.Routers = append(out.Routers, r.via...)
 		}
 	}

@@ -32,16 +32,16 @@ func TestHostileNearby(t *testing.T) {
 			{6, prefix("10.42.0.1/24"), 0},
 		},
 		routes: []rawRoute{
-			{link: 2, to: prefix("0.0.0.0/0"), via: []netip.Addr{addr("192.168.1.1")}},
-			{link: 2, to: prefix("::/0"), via: []netip.Addr{addr("fe80::ff")}},
-			{link: 2, to: prefix("192.168.1.0/24")},
-			{link: 2, to: prefix("172.31.1.1/32")},
-			{link: 0, to: prefix("10.99.0.0/16"), via: []netip.Addr{addr("192.168.1.2"), addr("192.168.1.3")}},
-			{link: 4, to: prefix("10.77.0.0/16"), via: []netip.Addr{addr("10.4.0.9")}},
-			{link: 2, to: prefix("0.0.0.0/0")}, // ppp
-			{link: 2, to: prefix("0.0.0.0/1")}, // a VPN for all traffic
-			{link: 2, to: prefix("128.0.0.0/1"), via: []netip.Addr{addr("192.168.1.1")}},
-			{link: 2, to: prefix("2000::/3")},
+			{links: []int{2}, to: prefix("0.0.0.0/0"), via: []netip.Addr{addr("192.168.1.1")}},
+			{links: []int{2}, to: prefix("::/0"), via: []netip.Addr{addr("fe80::ff")}},
+			{links: []int{2}, to: prefix("192.168.1.0/24")},
+			{links: []int{2}, to: prefix("172.31.1.1/32")},
+			{links: []int{2, 3}, to: prefix("10.99.0.0/16"), via: []netip.Addr{addr("192.168.1.2"), addr("192.168.1.3")}},
+			{links: []int{4}, to: prefix("10.77.0.0/16"), via: []netip.Addr{addr("10.4.0.9")}},
+			{links: []int{2}, to: prefix("0.0.0.0/0")}, // ppp
+			{links: []int{2}, to: prefix("0.0.0.0/1")}, // a VPN for all traffic
+			{links: []int{2}, to: prefix("128.0.0.0/1"), via: []netip.Addr{addr("192.168.1.1")}},
+			{links: []int{2}, to: prefix("2000::/3")},
 		},
 	}
 	want := mesh.Nearby{
