@@ -32,18 +32,14 @@ func label(s string) (string, *Error) {
 	return s, nil
 }
 
-// nodeName parses a node's name: a label that tells one host from another.
+// nodeName parses a node's name: a label that mesh.CheckName accepts.
 func nodeName(s string) (string, *Error) {
 	name, err := label(s)
 	if err != nil {
 		return "", err
 	}
-	const advice = "write a name of the host's own, which k3s has for it too"
-	if first, _, _ := strings.Cut(name, "."); first == "localhost" {
-		return "", wrong(name+" names every host", advice)
-	}
-	if _, err := netip.ParseAddr(name); err == nil {
-		return "", wrong(name+" is an address", advice)
+	if err := mesh.CheckName(name); err != nil {
+		return "", wrong(err.Error(), "write a name of the host's own, which k3s has for it too")
 	}
 	return name, nil
 }

@@ -72,8 +72,8 @@ func decodeClient(payload []byte) (body, error) {
 	switch {
 	case len(w.Identity) != ed25519.PublicKeySize:
 		return nil, fmt.Errorf("decode client: an identity of %d bytes", len(w.Identity))
-	case !mesh.ValidName(w.Name):
-		return nil, fmt.Errorf("decode client: name %q is not a host name", w.Name)
+	case mesh.CheckName(w.Name) != nil:
+		return nil, fmt.Errorf("decode client: name: %w", mesh.CheckName(w.Name))
 	case len(w.Key) != wgtypes.KeyLen || wgtypes.Key(w.Key) == wgtypes.Key{}:
 		return nil, errors.New("decode client: no WireGuard key")
 	case len(w.PresharedKey) != 0 && len(w.PresharedKey) != wgtypes.KeyLen:

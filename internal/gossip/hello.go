@@ -125,7 +125,7 @@ func checkCluster(c mesh.Cluster) error {
 		}
 	}
 	switch {
-	case !mesh.ValidName(c.Name):
+	case len(c.Name) > mesh.MaxName || !mesh.ValidHostName(c.Name):
 		return fmt.Errorf("check cluster: name %q", c.Name)
 	case len(c.PodPrefix) > mesh.MaxCIDRs:
 		return fmt.Errorf("check cluster: %d lengths of pod CIDRs", len(c.PodPrefix))

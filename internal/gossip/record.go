@@ -130,8 +130,8 @@ func checkRecord(r mesh.Record) error {
 		return fmt.Errorf("check record: an identity of %d bytes", len(r.Identity))
 	case r.Sequence == 0 || r.Sequence > maxSequence:
 		return fmt.Errorf("check record: sequence %d, want 1 to %d", r.Sequence, maxSequence)
-	case !mesh.ValidName(r.Name):
-		return fmt.Errorf("check record: name %q is not a host name", r.Name)
+	case mesh.CheckName(r.Name) != nil:
+		return fmt.Errorf("check record: name: %w", mesh.CheckName(r.Name))
 	case r.Key == wgtypes.Key{}:
 		return errors.New("check record: no WireGuard key")
 	case r.Claim.Slot < mesh.None || r.Claim.Slot >= mesh.MaxSlots || r.Claim.Time < 0 || r.Claim.Since > r.Sequence:

@@ -23,10 +23,19 @@ func ValidText(s string, limit int) bool {
 		strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
 }
 
-// ValidName reports whether a string is the name of a node or a client: a host name of at
-// most MaxName bytes, also of several labels.
-func ValidName(s string) bool {
-	return len(s) <= MaxName && ValidHostName(s)
+// CheckName returns why a string can't be the name of a node or a client, or nil if it can: a
+// host name of at most MaxName bytes, also of several labels, that tells one host from another.
+func CheckName(s string) error {
+	if len(s) > MaxName || !ValidHostName(s) {
+		return fmt.Errorf("%q is not a host name of at most %d characters", s, MaxName)
+	}
+	if first, _, _ := strings.Cut(strings.ToLower(s), "."); first == "localhost" {
+		return fmt.Errorf("%s names every host", s)
+	}
+	if _, err := netip.ParseAddr(s); err == nil {
+		return fmt.Errorf("%s is an address", s)
+	}
+	return nil
 }
 
 // ValidHostName reports whether a string is a host name (RFC 1123, plus the underscores
