@@ -216,7 +216,7 @@ func (f Facts) internalIP(cfg config.Config) []Finding {
 
 // overlaps reports networks of this host, or behind its routes, that share addresses with
 // the cluster's ranges. The host keeps them, so the mesh has no addresses there, which is an
-// error; with a LAN of this host meshd does not start. A route to a wider network loses
+// error; with a LAN of this host meshd does not start for the first time. A route to a wider network loses
 // packets to the mesh: a warning.
 func (f Facts) overlaps(cfg config.Config) []Finding {
 	const what = "ranges"

@@ -128,20 +128,15 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, k.Close()) }()
 	d.kernel = k
-	// Before anything is written, also to the disk.
-	facts, err := d.kernel.Facts(ctx)
-	if err != nil {
-		return err
-	}
-	if err := checkRanges(opt.Config, cfg, facts); err != nil {
-		return err
-	}
 	dir, err := state.Open(opt.StateDir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	d.disk.dir = dir
+	if err := d.checkFirstStart(ctx); err != nil {
+		return err
+	}
 	machineID, err := state.MachineID()
 	if err != nil {
 		return err

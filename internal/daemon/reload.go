@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -57,14 +58,28 @@ func (d *daemon) takeConfig() (changed []string, err error) {
 	return changed, nil
 }
 
+// checkFirstStart checks what has to be right before a node first writes anything. A node with
+// a claim may have pods and starts in any case: a network that comes later is a problem and not
+// an error, and stays the host's, see mesh.RangeOverlap.
+func (d *daemon) checkFirstStart(ctx context.Context) error {
+	saved, err := d.disk.dir.Node()
+	if err != nil || saved.Claim.Slot != mesh.None {
+		return err
+	}
+	facts, err := d.kernel.Facts(ctx)
+	if err != nil {
+		return err
+	}
+	return checkRanges(d.opt.Config, d.cfg, facts)
+}
+
 // checkRanges refuses ranges in which this host's own LAN lies: what the host sends there, or
-// the mesh, would be lost. A network that comes later is a problem and not an error: it stays
-// the host's, see mesh.RangeOverlap.
+// the mesh, would be lost.
 func checkRanges(path string, cfg config.Config, facts netcfg.Facts) error {
 	var errs []error
 	for _, o := range facts.Nearby.Overlaps(cfg.Cluster) {
 		if o.Network.LAN && !o.Network.Routed {
-			errs = append(errs, &config.Error{File: path, Key: o.Key, Problem: fmt.Sprintf("%v overlaps %v", o.Range, o.Network), Advice: o.Advice() + "; if meshd has run here before, run: meshd down"})
+			errs = append(errs, &config.Error{File: path, Key: o.Key, Problem: fmt.Sprintf("%v overlaps %v", o.Range, o.Network), Advice: o.Advice()})
 		}
 	}
 	return errors.Join(errs...)

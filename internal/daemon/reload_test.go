@@ -10,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -108,5 +110,34 @@ func TestCheckRanges(t *testing.T) {
 	facts.Nearby.Attached = []mesh.AttachedNetwork{behindRouter, tunnel}
 	if err := checkRanges("/etc/meshd.yaml", cfg, facts); err != nil {
 		t.Errorf("without a LAN there: got %v, want none", err)
+	}
+}
+
+// TestLANInTheRanges checks that a LAN in any of the cluster's ranges keeps a node from its
+// first start, and that a node with a claim starts and reports it.
+func TestLANInTheRanges(t *testing.T) {
+	for key, lan := range map[string]string{"cluster.overlay": "10.4.7.0/24", "cluster.pods": "10.42.3.0/24", "cluster.services": "10.43.9.0/24"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, standsAlone)
+			w.kernel.facts.Nearby.Attached = []mesh.AttachedNetwork{{Prefix: netip.MustParsePrefix(lan), Link: "eth0", LAN: true}}
+			w.reset()
+			d := newDaemon(Options{Config: "/etc/meshd.yaml", Logger: slog.New(slog.DiscardHandler)}, w.cfg)
+			d.disk.dir, d.kernel = w.disk, w.kernel
+			if err := d.checkFirstStart(t.Context()); err == nil || !strings.Contains(err.Error(), key) {
+				t.Errorf("%s, first start: got %v, want an error", key, err)
+			}
+			w.disk.node.Claim = mesh.Claim{Slot: 1}
+			if err := d.checkFirstStart(t.Context()); err != nil {
+				t.Errorf("%s, with a claim: got %v, want none", key, err)
+			}
+			w.start()
+			w.pass(resync)
+			if problems := w.d.Status().Problems; !slices.ContainsFunc(problems, func(p mesh.Problem) bool {
+				return p.Kind == mesh.ProblemRange && strings.Contains(p.Text, key) && strings.Contains(p.Text, lan)
+			}) {
+				t.Errorf("%s: got problems %v, want one about %s", key, problems, lan)
+			}
+			w.end()
+		})
 	}
 }
