@@ -25,9 +25,9 @@ func cniWithoutPods(c config.CNI) cni.Config {
 	return cni.Config{ConfDir: c.ConfDir, BinDir: c.BinDir, PluginSource: c.PluginSource, Bridge: c.Bridge}
 }
 
-// applyCNI installs the CNI configuration and plugins once pod CIDRs are known. It reports
-// whether they are in place, or not wanted.
-func (d *daemon) applyCNI(t *turn, claimWait time.Duration) (done bool) {
+// applyCNI installs the CNI configuration and plugins once pod CIDRs are known and the host
+// can carry pods. It reports whether they are in place, or not wanted.
+func (d *daemon) applyCNI(t *turn, claimWait time.Duration, canCarryPods bool) (done bool) {
 	switch {
 	case !d.cfg.CNI.Enabled:
 		return true
@@ -40,6 +40,8 @@ func (d *daemon) applyCNI(t *turn, claimWait time.Duration) (done bool) {
 		t.recheckIn(claimWait)
 		t.note(nil, d.withdrawCNI(d.cniConfig(*t)))
 		return false
+	case !canCarryPods:
+		return false // a configuration that is there stays: its pods run
 	}
 	problems, err := d.installCNI(d.cniConfig(*t))
 	t.note(problems, err)

@@ -18,6 +18,8 @@ import (
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/netcfg/host"
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -393,4 +395,48 @@ func TestNoPodOnAFormerSlot(t *testing.T) {
 		}
 		w.end()
 	})
+}
+
+// TestConflistWaitsForTheHost: pods get no network on a host that is not as it should be, and
+// those that run keep theirs.
+func TestConflistWaitsForTheHost(t *testing.T) {
+	unset := &host.SysctlError{Key: "net.ipv4.ip_forward"} // no failure of the turn
+	for name, test := range map[string]struct {
+		refuse error
+		lose   func(*netcfg.State)
+	}{
+		"the plan can't be applied":   {errors.New("no buffer space available"), func(s *netcfg.State) { s.Firewall = netcfg.Firewall{} }},
+		"the addresses are not there": {unset, func(s *netcfg.State) { s.Addresses = nil }},
+		"a parameter can't be set":    {unset, func(s *netcfg.State) { s.Sysctls = nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, standsAlone)
+				settled(w)
+				conflist := filepath.Join(w.dir, "net.d", cni.FileName)
+				exists := func() bool { _, err := os.Stat(conflist); return err == nil }
+				w.kernel.change(func(k *fakeKernel) {
+					k.refuse = test.refuse
+					test.lose(&k.kernel.State)
+				})
+				w.pass(2 * resync)
+				if !exists() {
+					t.Error("the conflist was removed")
+				}
+				if err := os.Remove(conflist); err != nil {
+					t.Fatal(err)
+				}
+				w.pass(2 * resync)
+				if exists() {
+					t.Error("a conflist was installed")
+				}
+				w.kernel.change(func(k *fakeKernel) { k.refuse = nil })
+				w.pass(2 * resync)
+				if !exists() {
+					t.Error("no conflist was installed on a host that is as it should be")
+				}
+				w.end()
+			})
+		})
+	}
 }

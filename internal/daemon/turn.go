@@ -28,6 +28,7 @@ type turn struct {
 	problems     []mesh.Problem
 	recheckAfter time.Duration // take the next turn after this at the latest; 0 for no limit
 	err          error
+	applied      bool  // the host was brought to its desired state, but for what was refused
 	refused      bool  // the kernel refused some step, see problems
 	fatal        error // the daemon can't go on
 }
@@ -103,7 +104,9 @@ func (d *daemon) configure(ctx context.Context, t *turn, in *node.Input) (known 
 		return false
 	}
 	t.observed = observed
-	t.note(nil, d.change(ctx, t, t.options()))
+	err = d.change(ctx, t, t.options())
+	t.note(nil, err)
+	t.applied = err == nil
 	return true
 }
 
@@ -128,9 +131,10 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 	d.gossip.SetAddresses(d.gossipAddresses(*t, c.HasAddresses))
 	t.note(d.setProbeTargets(c.Watch), nil)
 	d.online = d.online && d.disk.node.Ready // after a new claim, pods wait again
-	podsMayStart := d.applyCNI(t, c.ClaimWait)
+	canCarryPods := t.applied && c.HasAddresses && c.ParametersSet
+	podsMayStart := d.applyCNI(t, c.ClaimWait, canCarryPods)
 	k3sMayStart := d.applyK3s(t, c.ClaimWait)
-	if podsMayStart && k3sMayStart && c.HasAddresses && c.ParametersSet {
+	if podsMayStart && k3sMayStart && canCarryPods {
 		d.goOnline(t, c.ReadyWait)
 	}
 	t.note(nil, d.forgetAbsent(c.Forget))
