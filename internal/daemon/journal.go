@@ -24,12 +24,24 @@ const (
 	changesPeriod = 10 * time.Second
 )
 
+// lasts is after how long a problem or an error is logged that was logged before and has come
+// again: it no longer only comes and goes.
+const lasts = time.Minute
+
 // journal is the daemon's log. It limits what the loop logs.
 type journal struct {
 	*slog.Logger
 	changes *rate.Limiter // lines on changes from turn to turn
 	said    *loglimit.Limiter
-	failing bool // an error was logged, and no turn has succeeded since
+	unsaid  []unsaidLine // about problems that are now otherwise than the log says
+	failing bool         // an error was logged, and no turn has succeeded since
+	failed  time.Time    // the first of the turns that fail now; zero if the last one did not
+}
+
+// unsaidLine is a line that was not logged, because it was a repetition or there were too many.
+type unsaidLine struct {
+	line
+	since time.Time
 }
 
 func newJournal(log *slog.Logger) journal {
@@ -38,25 +50,49 @@ func newJournal(log *slog.Logger) journal {
 
 // line is a line of the log.
 type line struct {
-	text string
-	args []any
-	// lasting means that the line is about something that comes and goes, of which one
-	// line is enough for a while.
-	lasting bool
+	text    string
+	args    []any
+	problem mesh.Problem // that came or went; zero for other lines
 }
 
 // logChanges logs what has changed since the last turn.
 func (d *daemon) logChanges(before, after control.Status) {
 	now := time.Now()
 	for _, l := range changes(before, after) {
-		if l.lasting && !d.log.said.IsNew(now, append([]any{l.text}, l.args...)...) {
-			continue
-		}
-		if d.log.changes.Allow() {
-			d.log.Info(l.text, l.args...)
+		switch {
+		case l.problem == (mesh.Problem{}):
+			if d.log.changes.Allow() {
+				d.log.Info(l.text, l.args...)
+			}
+		case d.log.takeBack(l.problem):
+		case !d.log.said.IsNew(now, l.parts()...) || !d.log.tell(l):
+			d.log.unsaid = append(d.log.unsaid, unsaidLine{l, now})
 		}
 	}
+	d.log.unsaid = slices.DeleteFunc(d.log.unsaid, func(u unsaidLine) bool {
+		return now.Sub(u.since) >= lasts && d.log.tell(u.line)
+	})
 }
+
+// takeBack reports whether a line about a problem was not logged, which is now as the log says.
+func (j *journal) takeBack(p mesh.Problem) bool {
+	n := len(j.unsaid)
+	j.unsaid = slices.DeleteFunc(j.unsaid, func(u unsaidLine) bool { return u.problem == p })
+	return len(j.unsaid) < n
+}
+
+// tell logs a line about a problem, and reports whether there were not too many.
+func (j *journal) tell(l line) bool {
+	if !j.changes.Allow() {
+		j.said.Forget(l.parts()...)
+		return false
+	}
+	j.Info(l.text, l.args...)
+	return true
+}
+
+// parts are what makes a line another one.
+func (l line) parts() []any { return append([]any{l.text}, l.args...) }
 
 // changes lists which nodes came and went, which routes changed, and which problems are new
 // or gone.
@@ -106,10 +142,10 @@ func changes(before, after control.Status) []line {
 		lines = append(lines, line{text: "role", args: []any{"role", after.Node.Role}})
 	}
 	for _, p := range without(after.Problems, before.Problems) {
-		lines = append(lines, line{text: "problem", args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text, "advice", p.Advice}, lasting: true})
+		lines = append(lines, line{text: "problem", args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text, "advice", p.Advice}, problem: p})
 	}
 	for _, p := range without(before.Problems, after.Problems) {
-		lines = append(lines, line{text: "problem is gone", args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text}, lasting: true})
+		lines = append(lines, line{text: "problem is gone", args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text}, problem: p})
 	}
 	return lines
 }
@@ -130,6 +166,28 @@ func without(a, b []mesh.Problem) []mesh.Problem {
 		held[p] = true
 	}
 	return slices.DeleteFunc(slices.Clone(a), func(p mesh.Problem) bool { return held[p] })
+}
+
+// logResult logs the error of a turn, or that turns succeed again.
+func (j *journal) logResult(err error, now time.Time) {
+	if err == nil {
+		if j.failing {
+			j.Info("reconcile works again")
+		}
+		j.failing, j.failed = false, time.Time{}
+		return
+	}
+	if j.failed.IsZero() {
+		j.failed = now
+	}
+	lines := j.newLines(err, now)
+	if lines == "" && !j.failing && now.Sub(j.failed) >= lasts {
+		lines = shownError(err)
+	}
+	if lines != "" {
+		j.failing = true
+		j.Error("reconcile", "err", lines)
+	}
 }
 
 // newLines returns those lines of an error that were not logged lately. A turn's error has

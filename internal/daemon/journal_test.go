@@ -3,10 +3,13 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -68,5 +71,94 @@ func TestFlappingProblemIsLoggedOnce(t *testing.T) {
 	}
 	if got := strings.Count(log.String(), "\n"); got != 2 {
 		t.Errorf("got %d lines, want that it came and that it went:\n%s", got, &log)
+	}
+}
+
+// A problem that came and went before is logged again when it stays, and so is its end.
+func TestRepeatedProblemThatLasts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		d := newDaemon(Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, config.Config{})
+		well, ill := control.Status{}, control.Status{Problems: []mesh.Problem{{Kind: mesh.ProblemRelay, Node: "a", Text: "no way"}}}
+		before := well
+		for _, step := range []struct {
+			status control.Status
+			last   time.Duration
+			want   string // the new lines
+		}{
+			{ill, resync, "problem"},
+			{well, resync, "gone"},
+			{ill, lasts / 2, ""},
+			{well, 2 * lasts, ""},
+			{ill, 2 * lasts, "problem"},
+			{well, lasts / 2, ""},
+			{ill, 2 * lasts, ""},
+			{well, 2 * lasts, "gone"},
+			{well, 2 * time.Hour, ""},
+		} {
+			log.Reset()
+			for end := time.Now().Add(step.last); time.Now().Before(end); time.Sleep(resync) {
+				d.logChanges(before, step.status)
+				before = step.status
+			}
+			var got []string
+			for line := range strings.Lines(log.String()) {
+				if strings.Contains(line, "is gone") {
+					got = append(got, "gone")
+				} else {
+					got = append(got, "problem")
+				}
+			}
+			if got := strings.Join(got, " "); got != step.want {
+				t.Errorf("%d problems for %v: logged %q, want %q", len(step.status.Problems), step.last, got, step.want)
+			}
+		}
+	})
+}
+
+// Problems that were too many for the log are logged when it has room again, if they last.
+func TestTooManyProblemsAreLoggedLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		d := newDaemon(Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, config.Config{})
+		var ill control.Status
+		for i := range changesBurst + 5 {
+			ill.Problems = append(ill.Problems, mesh.Problem{Kind: mesh.ProblemRelay, Text: fmt.Sprint("way ", i)})
+		}
+		d.logChanges(control.Status{}, ill)
+		for range 20 {
+			time.Sleep(changesPeriod)
+			d.logChanges(ill, ill)
+		}
+		if got := strings.Count(log.String(), "\n"); got != len(ill.Problems) {
+			t.Errorf("got %d lines, want %d:\n%s", got, len(ill.Problems), &log)
+		}
+	})
+}
+
+// An error that comes and goes is logged once, and again when it stays.
+func TestRepeatedErrorThatLasts(t *testing.T) {
+	var log strings.Builder
+	j := newJournal(slog.New(slog.NewTextHandler(&log, nil)))
+	start, space := time.Unix(1000, 0), errors.New("no space")
+	for _, step := range []struct {
+		after time.Duration
+		err   error
+		want  string
+	}{
+		{0, space, "no space"},
+		{time.Second, nil, "works again"},
+		{2 * time.Second, space, ""},
+		{3 * time.Second, nil, ""},
+		{4 * time.Second, space, ""},
+		{4*time.Second + lasts, space, "no space"},
+		{5*time.Second + lasts, space, ""},
+		{6*time.Second + lasts, nil, "works again"},
+	} {
+		log.Reset()
+		j.logResult(step.err, start.Add(step.after))
+		if got := log.String(); !strings.Contains(got, step.want) || step.want == "" && got != "" {
+			t.Errorf("%v after %v: logged %q, want %q in it", step.err, step.after, got, step.want)
+		}
 	}
 }

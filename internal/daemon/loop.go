@@ -80,16 +80,7 @@ func (d *daemon) loop(ctx context.Context) error {
 // report publishes the result of a turn and returns the time after which a failed turn is
 // repeated.
 func (d *daemon) report(t turn, retry time.Duration) time.Duration {
-	if t.err == nil && d.log.failing {
-		d.log.failing = false
-		d.log.Info("reconcile works again")
-	}
-	if t.err != nil {
-		if lines := d.log.newLines(t.err, t.now); lines != "" {
-			d.log.failing = true
-			d.log.Error("reconcile", "err", lines)
-		}
-	}
+	d.log.logResult(t.err, t.now)
 	if t.err != nil || t.refused {
 		retry = min(max(2*retry, retryMin), retryMax)
 	} else {

@@ -146,12 +146,15 @@ func (l *limitedLog) at(level slog.Level, message string, args ...any) {
 	if !l.log.Enabled(context.Background(), level) {
 		return
 	}
-	if level > slog.LevelDebug && !l.said.IsNew(time.Now(), append([]any{message}, args...)...) {
+	parts := append([]any{message}, args...)
+	if level > slog.LevelDebug && !l.said.IsNew(time.Now(), parts...) {
 		return
 	}
-	if l.allow(message) {
-		l.log.Log(context.Background(), level, message, args...)
+	if !l.allow(message) {
+		l.said.Forget(parts...)
+		return
 	}
+	l.log.Log(context.Background(), level, message, args...)
 }
 
 func (l *limitedLog) allow(message string) bool {

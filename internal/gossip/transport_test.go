@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -159,6 +161,26 @@ func TestMemberlistLog(t *testing.T) {
 	if got := strings.Count(out.String(), "\n"); got > 2*logBurst {
 		t.Errorf("%d lines of a flood are logged", got)
 	}
+}
+
+// TestRefusedLineIsNew: a line that a rate has kept out of the log is not taken for a repetition.
+func TestRefusedLineIsNew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		l := newLimitedLog(slog.New(slog.NewTextHandler(&out, nil)))
+		for i := range 2 * logBurst {
+			l.at(slog.LevelInfo, "refused", "from", i)
+		}
+		time.Sleep(2 * time.Second)
+		last := fmt.Sprintf("from=%d\n", 2*logBurst-1)
+		if strings.Contains(out.String(), last) {
+			t.Fatalf("the flood was not limited:\n%s", &out)
+		}
+		l.at(slog.LevelInfo, "refused", "from", 2*logBurst-1)
+		if !strings.Contains(out.String(), last) {
+			t.Errorf("got no line with %q, want one:\n%s", last, &out)
+		}
+	})
 }
 
 // idle returns a Gossip without a network, for tests of the store.

@@ -50,6 +50,14 @@ func (l *Limiter) IsNew(now time.Time, parts ...any) bool {
 	return true
 }
 
+// Forget has the next line made of these parts count as new: the last one was not logged after
+// all, because a rate refused it.
+func (l *Limiter) Forget(parts ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.last, keyOf(parts))
+}
+
 // sourcePort is the port of this host in the text of a *net.OpError.
 var sourcePort = regexp.MustCompile(`:\d+->`)
 

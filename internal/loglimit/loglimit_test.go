@@ -48,3 +48,14 @@ func TestBound(t *testing.T) {
 		t.Errorf("got %d lines remembered, want at most %d", len(l.last), most)
 	}
 }
+
+// A line that was not logged after all is still new.
+func TestForget(t *testing.T) {
+	var l Limiter
+	now := time.Unix(1000, 0)
+	first := l.IsNew(now, "no space", "a")
+	l.Forget("no space", "a")
+	if again, third := l.IsNew(now, "no space", "a"), l.IsNew(now, "no space", "a"); !first || !again || third {
+		t.Errorf("got %t, and after it was forgotten %t and %t, want new, new and old", first, again, third)
+	}
+}
