@@ -48,13 +48,13 @@ func (k *Kernel) Users(ctx context.Context, overlay []netip.Addr) ([]string, err
 }
 
 // socketsAt lists the sockets of other processes that are bound to one of the addresses,
-// connections among them.
+// connections among them, see usersOf.
 func socketsAt(addrs []netip.Addr) ([]string, error) {
 	own, err := ownSockets()
 	if err != nil {
 		return nil, err
 	}
-	var out []string
+	var all []socket
 	for _, protocol := range []string{"tcp", "tcp6", "udp", "udp6"} {
 		f, err := os.Open("/proc/self/net/" + protocol)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -63,20 +63,42 @@ func socketsAt(addrs []netip.Addr) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list sockets: %w", err)
 		}
-		sockets, err := parseSockets(f)
+		sockets, err := parseSockets(f, strings.TrimSuffix(protocol, "6"))
 		f.Close()
 		if err != nil {
 			return nil, fmt.Errorf("list sockets in /proc/self/net/%s: %w", protocol, err)
 		}
-		for _, s := range sockets {
-			// A socket without an inode has no process any more, as in TIME_WAIT.
-			if s.inode != 0 && !own[s.inode] && slices.Contains(addrs, s.local.Addr()) {
-				out = append(out, fmt.Sprintf("%s socket at %v", strings.TrimSuffix(protocol, "6"), s.local))
-			}
+		all = append(all, sockets...)
+	}
+	// A socket without an inode has no process any more, as in TIME_WAIT.
+	all = slices.DeleteFunc(all, func(s socket) bool { return s.inode == 0 || own[s.inode] })
+	return usersOf(all, addrs), nil
+}
+
+// usersOf describes the sockets that use one of the addresses. Sockets that only wait for
+// packets are left out if there are such sockets with their port at addresses of the host
+// outside of the mesh, too: NTP servers, BIND and Samba bind each address that the host has,
+// and follow when one changes. Loopback addresses do not count for that: etcd binds the
+// node's address and one of these.
+func usersOf(sockets []socket, addrs []netip.Addr) []string {
+	type port struct {
+		protocol string
+		number   uint16
+	}
+	elsewhere := make(map[port]bool)
+	for _, s := range sockets {
+		if a := s.local.Addr(); s.waits && !a.IsUnspecified() && !a.IsLoopback() && !slices.Contains(addrs, a) {
+			elsewhere[port{s.protocol, s.local.Port()}] = true
+		}
+	}
+	var out []string
+	for _, s := range sockets {
+		if slices.Contains(addrs, s.local.Addr()) && !(s.waits && elsewhere[port{s.protocol, s.local.Port()}]) {
+			out = append(out, fmt.Sprintf("%s socket at %v", s.protocol, s.local))
 		}
 	}
 	slices.Sort(out)
-	return slices.Compact(out), nil
+	return slices.Compact(out)
 }
 
 // ownSockets returns the inodes of this process's sockets.
@@ -103,11 +125,19 @@ func ownSockets() (map[uint64]bool, error) {
 // socket is one line of /proc/net/tcp and the like, see proc_net_tcp.rst in the kernel's
 // documentation.
 type socket struct {
-	local netip.AddrPort
-	inode uint64
+	protocol string // tcp | udp
+	local    netip.AddrPort
+	waits    bool // it listens (TCP) or is not connected (UDP)
+	inode    uint64
 }
 
-func parseSockets(r io.Reader) ([]socket, error) {
+// The states of sockets that wait, as /proc/net shows them (tcp_states.h in the kernel).
+const (
+	stateClose  = "07" // of a UDP socket: not connected
+	stateListen = "0A"
+)
+
+func parseSockets(r io.Reader, protocol string) ([]socket, error) {
 	var out []socket
 	lines := bufio.NewScanner(r)
 	lines.Scan() // the header
@@ -125,7 +155,8 @@ func parseSockets(r io.Reader) ([]socket, error) {
 		if err != nil {
 			return nil, fmt.Errorf("inode: %w", err)
 		}
-		out = append(out, socket{local, inode})
+		waits := fields[3] == stateListen || protocol == "udp" && fields[3] == stateClose
+		out = append(out, socket{protocol, local, waits, inode})
 	}
 	return out, lines.Err()
 }

@@ -59,7 +59,7 @@ func TestUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	program := exec.CommandContext(t.Context(), "/proc/self/exe")
-	program.Env = append(os.Environ(), socketsVar+"=tcp/10.4.0.1:6443 tcp/[fd04::1]:6443 udp/10.4.0.1:53 tcp/10.4.0.9:80 tcp/:81")
+	program.Env = append(os.Environ(), socketsVar+"=udp/10.4.0.1:123 udp/[fd04::1]:123 udp/10.4.0.9:123 tcp/10.4.0.1:6443 tcp/[fd04::1]:6443 udp/10.4.0.1:53 tcp/10.4.0.9:80 tcp/:81")
 	in, err := program.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -105,6 +105,32 @@ func openSockets(sockets []string) int {
 	return 0
 }
 
+// TestUsersOf: a program that binds every address of the host does not use the overlay
+// address; one that has chosen it does.
+func TestUsersOf(t *testing.T) {
+	at := func(protocol, local string, waits bool) socket {
+		return socket{protocol: protocol, local: netip.MustParseAddrPort(local), waits: waits, inode: 1}
+	}
+	for _, tt := range []struct {
+		name    string
+		sockets []socket
+		want    string
+	}{
+		{"an NTP server", []socket{at("udp", "10.4.0.1:123", true), at("udp", "192.168.1.5:123", true), at("udp", "0.0.0.0:123", true)}, ""},
+		{"an NTP server on a host with addresses of one family elsewhere", []socket{at("udp", "[fd04::1]:123", true), at("udp", "192.168.1.5:123", true)}, ""},
+		{"a name server", []socket{at("tcp", "10.4.0.1:53", true), at("tcp", "[fe80::1]:53", true)}, ""},
+		{"a connection to it", []socket{at("tcp", "10.4.0.1:53", false), at("tcp", "10.4.0.1:53", true), at("tcp", "192.168.1.5:53", true)}, "tcp socket at 10.4.0.1:53"},
+		{"etcd", []socket{at("tcp", "10.4.0.1:2379", true), at("tcp", "127.0.0.1:2379", true)}, "tcp socket at 10.4.0.1:2379"},
+		{"another program everywhere", []socket{at("udp", "10.4.0.1:53", true), at("udp", "0.0.0.0:53", true), at("udp", "[fd04::1]:53", true)}, "udp socket at 10.4.0.1:53, udp socket at [fd04::1]:53"},
+		{"another port, another protocol", []socket{at("udp", "10.4.0.1:53", true), at("udp", "192.168.1.5:54", true), at("tcp", "192.168.1.5:53", true)}, "udp socket at 10.4.0.1:53"},
+		{"a connection under the same port elsewhere", []socket{at("tcp", "10.4.0.1:6443", true), at("tcp", "192.168.1.5:6443", false)}, "tcp socket at 10.4.0.1:6443"},
+	} {
+		if got := strings.Join(usersOf(tt.sockets, []netip.Addr{netip.MustParseAddr("10.4.0.1"), netip.MustParseAddr("fd04::1")}), ", "); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
 func TestParseSockets(t *testing.T) {
 	for _, text := range []string{
 		"header\n  0: 0100007F:0016\n",
@@ -112,7 +138,7 @@ func TestParseSockets(t *testing.T) {
 		"header\n  0: 0100007F 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 17 1\n",
 		"header\n  0: 01007F:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 17 1\n",
 	} {
-		if got, err := parseSockets(strings.NewReader(text)); err == nil {
+		if got, err := parseSockets(strings.NewReader(text), "tcp"); err == nil {
 			t.Errorf("%q: got %v, want an error", text, got)
 		}
 	}
