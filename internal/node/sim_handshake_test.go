@@ -30,7 +30,7 @@ func TestTunnelsOfANewGateway(t *testing.T) {
 		{"only the one with the higher key can be reached", home, true},
 	} {
 		for _, way := range []struct{ delay, most time.Duration }{
-			{5 * time.Millisecond, 300 * time.Millisecond},
+			{5 * time.Millisecond, 310 * time.Millisecond}, // two waits of the leader and a round trip
 			{25 * time.Millisecond, 350 * time.Millisecond},
 			{70 * time.Millisecond, 450 * time.Millisecond},
 			{140 * time.Millisecond, 900 * time.Millisecond}, // longer than the leader waits before it renews the peer

@@ -40,7 +40,7 @@ func around(mode mesh.Mode, encapsulation mesh.Encapsulation, self string, nodes
 		location := strings.TrimRight(p.name, "0123456789")
 		r := mesh.Record{
 			Identity: identity(byte(i + 1)), Sequence: 1, Name: p.name, Key: wgtypes.Key{byte(i + 1)}, MTU: 1420, Settings: a.Cluster.Hash(),
-			Claim: mesh.Claim{Slot: i, Time: int64(i + 1), Since: 1}, ListenPort: 51820, GossipPort: 7946, NAT: p.behindNAT,
+			Claim: mesh.Claim{Slot: i, Time: mesh.FirstRelease + int64(i), Since: 1}, ListenPort: 51820, GossipPort: 7946, NAT: p.behindNAT,
 		}
 		if !p.behindNAT {
 			r.Endpoints = []mesh.Endpoint{{Host: fmt.Sprintf("203.0.113.%d", i+1), Port: 51820}}
