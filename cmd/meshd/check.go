@@ -47,8 +47,12 @@ The exit code is 1 if it found an error, and 2 if the configuration can't be rea
 					o.InternalIPs = append(o.InternalIPs, i.Address)
 				}
 				for _, peer := range s.Peers {
+					o.Endpoints = append(o.Endpoints, peer.Candidates...)
 					if peer.Endpoint.IsValid() {
 						o.Endpoints = append(o.Endpoints, peer.Endpoint)
+					}
+					if peer.LANAddress.IsValid() {
+						o.Neighbors = append(o.Neighbors, peer.LANAddress)
 					}
 				}
 			}

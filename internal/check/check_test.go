@@ -394,6 +394,16 @@ func TestEvaluateFirewallOfTheLAN(t *testing.T) {
 		t.Errorf("findings: got %q, want %q", got, start)
 	}
 
+	// The daemon knows which node of the LAN it is whose packets are dropped.
+	f.Filters = []filter.Table{rules(filter.Legacy, "", "-P INPUT ACCEPT\n-A INPUT -s 100.64.1.77/32 -j DROP")}
+	if got := bad(f.firewall(cfg)); got != nil {
+		t.Errorf("findings: got %q, want none", got)
+	}
+	f.Neighbors = []netip.Addr{netip.MustParseAddr("100.64.1.77")}
+	if got := bad(f.firewall(cfg)); len(got) != 1 || !strings.Contains(got[0], "to UDP port 7947") || !strings.Contains(got[0], "drops those from 100.64.1.77 to 100.64.1.1 on eth1") {
+		t.Errorf("findings: got %q, want one about 100.64.1.77", got)
+	}
+
 	// Without a LAN there, only the daemon knows a peer whose packets are dropped.
 	f = healthy()
 	f.Filters = []filter.Table{rules(filter.Legacy, "", "-P INPUT ACCEPT\n-A INPUT -s 203.0.113.7/32 -j DROP")}

@@ -37,6 +37,7 @@ type Facts struct {
 	Overlay       []netip.Addr     // this node's addresses, if the daemon was asked
 	InternalIPs   []netip.Prefix   // this node's, if the daemon was asked
 	Endpoints     []netip.AddrPort // of this node's peers, if the daemon was asked
+	Neighbors     []netip.Addr     // nodes reached over the LAN, if the daemon was asked
 	ClockRead     bool
 	ClockSynced   bool
 	Reach         []Reach

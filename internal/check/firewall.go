@@ -12,8 +12,8 @@ import (
 )
 
 // desired returns the state that a node of this cluster would have on this host. Any slot
-// will do. The peers that it knows are those of the daemon, and a host on its private
-// network.
+// will do. The others are those that the daemon knows; without any, they are a host on this
+// one's private network.
 func (f Facts) desired(cfg config.Config) netcfg.State {
 	c := cfg.Cluster
 	t := mesh.Topology{
@@ -28,22 +28,24 @@ func (f Facts) desired(cfg config.Config) netcfg.State {
 		s.Bridge = cfg.CNI.Bridge
 	}
 	t.Peers = []mesh.Peer{{Endpoints: slices.Clone(f.Endpoints)}}
+	neighbors := slices.Clone(f.Neighbors)
 	chosen, _ := f.Host.InternalIPs(cfg.Node.InternalIP, f.InternalIPs)
 	for _, ip := range chosen {
-		beside, ok := neighborOf(ip.Address)
-		if !ok {
-			continue
-		}
 		s.LANs = append(s.LANs, f.Host.LANs([]netip.Prefix{ip.Address})...)
-		t.Peers[0].Endpoints = append(t.Peers[0].Endpoints, netip.AddrPortFrom(beside, uint16(cfg.WireGuard.ListenPort)))
-		if cfg.Node.Location == "" || c.Mode == mesh.ModeFull {
-			continue
+		if beside, ok := neighborOf(ip.Address); ok && len(f.Endpoints)+len(f.Neighbors) == 0 {
+			neighbors = append(neighbors, beside)
+			t.Peers[0].Endpoints = append(t.Peers[0].Endpoints, netip.AddrPortFrom(beside, uint16(cfg.WireGuard.ListenPort)))
 		}
+	}
+	if cfg.Node.Location == "" || c.Mode == mesh.ModeFull {
+		neighbors = nil
+	}
+	for _, n := range neighbors {
 		if c.Encapsulation != mesh.EncapsulationNever {
-			t.Neighbors = append(t.Neighbors, mesh.Neighbor{InternalIP: beside, Encapsulated: true})
+			t.Neighbors = append(t.Neighbors, mesh.Neighbor{InternalIP: n, Encapsulated: true})
 		}
 		if c.Encapsulation != mesh.EncapsulationAlways {
-			t.Neighbors = append(t.Neighbors, mesh.Neighbor{InternalIP: beside, NextHops: []netip.Addr{beside}})
+			t.Neighbors = append(t.Neighbors, mesh.Neighbor{InternalIP: n, NextHops: []netip.Addr{n}})
 		}
 	}
 	return netcfg.Desired(t, s)

@@ -141,20 +141,24 @@ type Device struct {
 
 // Peer is another node.
 type Peer struct {
-	ID            mesh.ID        `json:"id"`
-	Name          string         `json:"name"`
-	Location      string         `json:"location"`
-	Role          Role           `json:"role"`  // in its location; "" where there are no gateways
-	Alive         bool           `json:"alive"` // according to gossip
-	Route         Route          `json:"path"`
-	Overlay       []netip.Addr   `json:"overlay"`
-	PodCIDRs      []netip.Prefix `json:"podCIDRs"`
-	InternalIPs   []netip.Addr   `json:"internalIPs"`            // those reached through the tunnel
-	Endpoint      netip.AddrPort `json:"endpoint"`               // in use; "" for none
-	LastHandshake time.Time      `json:"lastHandshake,omitzero"` // UTC; absent for never
-	Received      int64          `json:"received"`               // bytes
-	Sent          int64          `json:"sent"`                   // bytes
-	RTT           time.Duration  `json:"rtt,omitzero"`           // of gossip, nanoseconds; absent if not known
+	ID          mesh.ID        `json:"id"`
+	Name        string         `json:"name"`
+	Location    string         `json:"location"`
+	Role        Role           `json:"role"`  // in its location; "" where there are no gateways
+	Alive       bool           `json:"alive"` // according to gossip
+	Route       Route          `json:"path"`
+	Overlay     []netip.Addr   `json:"overlay"`
+	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
+	InternalIPs []netip.Addr   `json:"internalIPs"` // those reached through the tunnel
+	Endpoint    netip.AddrPort `json:"endpoint"`    // in use; "" for none
+	// Candidates are the endpoints that this node would try, best first. LANAddress is where a
+	// node is that is reached over the private network.
+	Candidates    []netip.AddrPort `json:"candidates"`
+	LANAddress    netip.Addr       `json:"lanAddress,omitzero"`
+	LastHandshake time.Time        `json:"lastHandshake,omitzero"` // UTC; absent for never
+	Received      int64            `json:"received"`               // bytes
+	Sent          int64            `json:"sent"`                   // bytes
+	RTT           time.Duration    `json:"rtt,omitzero"`           // of gossip, nanoseconds; absent if not known
 }
 
 // Reconcile is the state of the daemon's loop.

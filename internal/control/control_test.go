@@ -101,7 +101,7 @@ func TestAnswers(t *testing.T) {
 			Version: "1", Counters: map[string]uint64{"seal": 3},
 			Peers: []control.Peer{
 				{Name: "a", Endpoint: netip.MustParseAddrPort("[2001:db8::1]:51820"), LastHandshake: time.Unix(1767323045, 5).UTC(), RTT: 1500 * time.Microsecond},
-				{Name: "without a tunnel"},
+				{Name: "without a tunnel", Candidates: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:51820")}, LANAddress: netip.MustParseAddr("192.168.1.2")},
 			},
 		},
 		plan: control.Plan{Changes: []string{"+ route 10.42.1.0/24 dev meshd0"}},
@@ -111,7 +111,7 @@ func TestAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(d.status, status, cmpopts.EquateComparable(netip.AddrPort{})); diff != "" {
+	if diff := cmp.Diff(d.status, status, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}
 	plan, err := c.Plan(t.Context())

@@ -5,6 +5,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -70,6 +71,28 @@ func TestPlanWithoutGateway(t *testing.T) {
 		}
 		if want := []string{"route to b1: tunnel, was lan via a2"}; !slices.Equal(got.Routes, want) {
 			t.Errorf("paths: got %q, want %q", got.Routes, want)
+		}
+	})
+}
+
+// TestUnderlayOfPeers: the status has the addresses from which packets of the others come, for
+// meshd check.
+func TestUnderlayOfPeers(t *testing.T) {
+	addresses := func(w *world) string {
+		var all []string
+		for _, p := range w.d.Status().Peers {
+			all = append(all, fmt.Sprintf("%s %v %v", p.Name, p.Candidates, p.LANAddress))
+		}
+		return strings.Join(all, ", ")
+	}
+	within(t, inLocation, memberOfA, func(t *testing.T, w *world) {
+		if got, want := addresses(w), "a2 [] 192.168.1.2, a3 [] 192.168.1.3, b1 [] invalid IP"; got != want {
+			t.Errorf("member of a location: got %s, want %s", got, want)
+		}
+	})
+	within(t, standsAlone, b1AndC1, func(t *testing.T, w *world) {
+		if got, want := addresses(w), "b1 [203.0.113.11:51820] invalid IP, c1 [203.0.113.12:51820] invalid IP"; got != want {
+			t.Errorf("node with tunnels: got %s, want %s", got, want)
 		}
 	})
 }

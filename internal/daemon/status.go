@@ -202,6 +202,13 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 		onDevice[p.Key] = p
 	}
 	owners, inside := mesh.SlotOwners(t.view.Records), tunnelled(t.wanted.Topology)
+	candidates, lan := make(map[mesh.ID][]netip.AddrPort), make(map[mesh.ID]netip.Addr)
+	for _, p := range t.wanted.Topology.Peers {
+		candidates[p.ID] = p.Endpoints
+	}
+	for _, n := range t.wanted.Topology.Neighbors {
+		lan[n.ID] = n.InternalIP
+	}
 	peers := []control.Peer{}
 	for _, r := range t.view.Records {
 		id := r.ID()
@@ -218,6 +225,7 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 				p.InternalIPs = append(p.InternalIPs, ip.Addr())
 			}
 		}
+		p.Candidates, p.LANAddress = append([]netip.AddrPort{}, candidates[id]...), lan[id]
 		p.RTT = t.view.RTT[id]
 		w := onDevice[r.Key] // zero for a node without a tunnel to this one
 		p.Endpoint, p.LastHandshake, p.Received, p.Sent = w.Endpoint, w.LastHandshake.UTC(), w.Received, w.Sent
