@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -67,6 +68,30 @@ func (d *daemon) installCNI(cfg cni.Config) ([]mesh.Problem, error) {
 		return problems, fmt.Errorf("install CNI configuration: %w", explainReadOnly(err, directories(changes)...))
 	}
 	return problems, nil
+}
+
+// leaveSlot lets no more pod get an address of the claimed slot, before this node claims
+// another one: these addresses are another node's then. The bridge has one, too.
+func (d *daemon) leaveSlot(ctx context.Context) error {
+	if !d.cfg.CNI.Enabled || d.disk.node.Claim.Slot == mesh.None {
+		return nil
+	}
+	err := d.withdrawCNI(cniWithoutPods(d.cfg.CNI))
+	d.bridgeIsStale = d.kernel.RemoveBridge(ctx) != nil // then the turn tries again
+	return err
+}
+
+// removeStaleBridge removes a bridge that leaveSlot could not remove. Pods that start before
+// would get its former address for their gateway.
+func (d *daemon) removeStaleBridge(ctx context.Context) error {
+	if !d.bridgeIsStale {
+		return nil
+	}
+	if err := d.kernel.RemoveBridge(ctx); err != nil {
+		return err
+	}
+	d.bridgeIsStale = false
+	return nil
 }
 
 // withdrawCNI removes a CNI configuration whose pod CIDRs this node no longer claims, so that

@@ -90,6 +90,7 @@ type daemon struct {
 	log            journal
 	metrics        *metrics.Metrics
 	online         bool           // pods may start on the claimed addresses, as meshd status --wait waits for it
+	bridgeIsStale  bool           // the pods' bridge has an address of a former slot
 	reloadProblems []mesh.Problem // of the last reload, until one succeeds
 
 	// For requests, see commands.go.

@@ -33,15 +33,16 @@ type fakeKernel struct {
 	*trace
 	events chan struct{}
 
-	mu      sync.Mutex
-	facts   netcfg.Facts
-	err     error // of Facts
-	refuse  error // of Apply, which then does nothing
-	kernel  fakekernel.Kernel
-	met     map[wgtypes.Key]bool // peers with a handshake
-	lost    int                  // how many handshakes are lost before one comes about
-	users   []string             // of the claimed addresses
-	applied uint64
+	mu         sync.Mutex
+	facts      netcfg.Facts
+	err        error // of Facts
+	refuse     error // of Apply, which then does nothing
+	keepBridge error // of RemoveBridge
+	kernel     fakekernel.Kernel
+	met        map[wgtypes.Key]bool // peers with a handshake
+	lost       int                  // how many handshakes are lost before one comes about
+	users      []string             // of the claimed addresses
+	applied    uint64
 }
 
 // change changes the host without the daemon.
@@ -111,8 +112,10 @@ func (k *fakeKernel) Users(context.Context, []netip.Addr) ([]string, error) {
 }
 
 func (k *fakeKernel) RemoveBridge(context.Context) error {
-	k.add("kernel.RemoveBridge", "", nil)
-	return nil
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.add("kernel.RemoveBridge", "", k.keepBridge)
+	return k.keepBridge
 }
 
 func (k *fakeKernel) TakeDown() error {

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -363,19 +364,19 @@ func TestNewClaimIsNotOnline(t *testing.T) {
 // TestNoPodOnAFormerSlot: a node that gives its slot up lets no pod start with an address of
 // it, before other nodes hear of that, and also if there is no other slot for it.
 func TestNoPodOnAFormerSlot(t *testing.T) {
-	const left = `^(services\.ApplyCNI|kernel\.RemoveBridge|network\.Publish)`
-	found := find(after(t, "other-half", "b1 is heard"), `^kernel\.RemoveBridge`)
-	if len(found) != 1 {
-		t.Fatalf("the bridge is removed in %d turns, want 1", len(found))
-	}
-	var calls []string
-	for _, e := range found[0].effects {
-		if regexp.MustCompile(left).MatchString(e.String()) {
-			calls = append(calls, e.call)
+	order := regexp.MustCompile(`^(services\.ApplyCNI|kernel\.RemoveBridge|disk\.SaveNode|network\.Publish)`)
+	for _, name := range []string{"other-half", "other-half-in-use", "renumber"} {
+		var calls []string
+		for _, s := range play(t, scenarioNamed(name)).sections {
+			for _, e := range s.effects {
+				if order.MatchString(e.call) {
+					calls = append(calls, e.call)
+				}
+			}
 		}
-	}
-	if got, want := strings.Join(calls, " "), "services.ApplyCNI kernel.RemoveBridge network.Publish"; got != want {
-		t.Errorf("got %s, want %s", got, want)
+		if got, want := strings.Join(calls, " "), "services.ApplyCNI kernel.RemoveBridge disk.SaveNode "; !strings.HasPrefix(got, want) {
+			t.Errorf("%s: got %s, want %s and the rest", name, got, want)
+		}
 	}
 
 	synctest.Test(t, func(t *testing.T) {
@@ -434,6 +435,43 @@ func TestConflistWaitsForTheHost(t *testing.T) {
 				w.pass(2 * resync)
 				if !exists() {
 					t.Error("no conflist was installed on a host that is as it should be")
+				}
+				w.end()
+			})
+		})
+	}
+}
+
+// TestBridgeOfAFormerSlot: a bridge that can't be removed is tried again, and no pod starts
+// before it is gone.
+func TestBridgeOfAFormerSlot(t *testing.T) {
+	for name, move := range map[string]func(*world){
+		"by itself": func(w *world) { w.meet(w.otherFirst()) },
+		"by command": func(w *world) {
+			w.command("meshd renumber --force", func(ctx context.Context) error {
+				_, err := w.d.Renumber(ctx, true)
+				return err
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, standsAlone)
+				settled(w)
+				conflist := filepath.Join(w.dir, "net.d", cni.FileName)
+				w.kernel.change(func(k *fakeKernel) { k.keepBridge = errors.New("delete bridge kube-bridge: device or resource busy") })
+				move(w)
+				w.pass(2 * resync)
+				if s := w.d.Status(); s.Node.Slot == 0 || s.Node.Ready || !strings.Contains(s.Reconcile.Error, "kube-bridge") {
+					t.Errorf("got slot %d, ready %t, error %q, want another slot, not ready, with the bridge in the error", s.Node.Slot, s.Node.Ready, s.Reconcile.Error)
+				}
+				if _, err := os.Stat(conflist); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("with the old bridge: got %v, want no %s", err, conflist)
+				}
+				w.kernel.change(func(k *fakeKernel) { k.keepBridge = nil })
+				w.pass(2 * resync)
+				if _, err := os.Stat(conflist); err != nil || !w.d.Status().Node.Ready {
+					t.Errorf("without the old bridge: got %v, ready %t", err, w.d.Status().Node.Ready)
 				}
 				w.end()
 			})

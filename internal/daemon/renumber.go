@@ -15,13 +15,13 @@ import (
 
 // Renumber implements control.Daemon.
 func (d *daemon) Renumber(ctx context.Context, force bool) (r control.Renumbered, err error) {
-	wait := d.inLoop(ctx, func() { r, err = d.renumber(force, time.Now()) })
+	wait := d.inLoop(ctx, func() { r, err = d.renumber(ctx, force, time.Now()) })
 	return r, errors.Join(wait, err)
 }
 
 // renumber gives up this node's claim for another slot. The next turn publishes the claim and
 // changes the host.
-func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error) {
+func (d *daemon) renumber(ctx context.Context, force bool, now time.Time) (control.Renumbered, error) {
 	view := d.gossip.View()
 	s := d.memory.ClaimInput(d.input(view, now))
 	if s.Current.Slot == mesh.None {
@@ -34,6 +34,9 @@ func (d *daemon) renumber(force bool, now time.Time) (control.Renumbered, error)
 	claim, problems := mesh.NextClaim(s)
 	if claim.Slot == mesh.None {
 		return control.Renumbered{}, fmt.Errorf("%w: there is no other slot: %s: %s", control.ErrRefused, problems[0].Text, problems[0].Advice)
+	}
+	if err := d.leaveSlot(ctx); err != nil {
+		return control.Renumbered{}, err
 	}
 	claim.Since = node.NextSequence(d.disk.node.Sequence, view.OwnSequence, now)
 	former, next := d.disk.node.Claim.Slot, d.disk.node

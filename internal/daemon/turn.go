@@ -74,11 +74,8 @@ func (d *daemon) announce(ctx context.Context, t *turn, in *node.Input) {
 		in.InUse = users
 	}
 	a, former := d.memory.Announce(*in), d.disk.node.Claim.Slot
-	if a.NewClaim && a.Promise.Claim.Slot != former && former != mesh.None && d.cfg.CNI.Enabled {
-		// From now on no pod gets an address of the former slot, whose pods are on another
-		// node. The bridge has one, too.
-		t.note(nil, d.withdrawCNI(cniWithoutPods(d.cfg.CNI)))
-		t.note(nil, d.kernel.RemoveBridge(ctx))
+	if a.NewClaim && a.Promise.Claim.Slot != former {
+		t.note(nil, d.leaveSlot(ctx))
 	}
 	t.note(a.Problems, d.publishRecord(a, t.now))
 	t.note(nil, d.publishVerdicts(a, in.View))
@@ -131,7 +128,9 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 	d.gossip.SetAddresses(d.gossipAddresses(*t, c.HasAddresses))
 	t.note(d.setProbeTargets(c.Watch), nil)
 	d.online = d.online && d.disk.node.Ready // after a new claim, pods wait again
-	canCarryPods := t.applied && c.HasAddresses && c.ParametersSet
+	bridgeErr := d.removeStaleBridge(ctx)
+	t.note(nil, bridgeErr)
+	canCarryPods := t.applied && c.HasAddresses && c.ParametersSet && bridgeErr == nil
 	podsMayStart := d.applyCNI(t, c.ClaimWait, canCarryPods)
 	k3sMayStart := d.applyK3s(t, c.ClaimWait)
 	if podsMayStart && k3sMayStart && canCarryPods {
