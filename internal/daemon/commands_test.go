@@ -272,3 +272,25 @@ func TestCommandAfterTheLoop(t *testing.T) {
 		}
 	})
 }
+
+// TestUndoOfADrain: a drain can be undone where the node is not a gateway for lack of other
+// nodes, so that it may be one again when they are back.
+func TestUndoOfADrain(t *testing.T) {
+	within(t, inLocation, gatewayOfA, func(t *testing.T, w *world) {
+		drain(w, false)
+		a2 := w.beside("a2", 1, mesh.GatewayTerm{}).ID()
+		w.hear(func(v *mesh.View) {
+			delete(v.Alive, a2)
+			v.Records = slices.DeleteFunc(slices.Clone(v.Records), func(r mesh.Record) bool { return r.ID() == a2 })
+		})
+		got, err := w.d.Drain(t.Context(), true)
+		if want := "This node is not draining. This node is not a gateway: no other node is in location a."; err != nil || got.Draining || got.Text != want {
+			t.Errorf("got %+v, %v, want %q", got, err, want)
+		}
+		w.meet(w.beside("a2", 1, mesh.GatewayTerm{}))
+		w.pass(resync)
+		if role := w.d.Status().Node.Role; role != control.RoleMember {
+			t.Errorf("role when the other node is back: got %s, want %s", role, control.RoleMember)
+		}
+	})
+}

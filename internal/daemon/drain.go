@@ -31,8 +31,9 @@ func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) 
 	if before.wanted.Input.Self == (mesh.ID{}) {
 		return control.Drained{}, fmt.Errorf("%w: the daemon has only just started", control.ErrRefused)
 	}
-	if text := whyNotGateway(before); text != "" {
-		return control.Drained{Successors: []string{}, Text: text}, nil
+	notGateway := whyNotGateway(before)
+	if notGateway != "" && !undo { // undo counts for when it is a gateway again
+		return control.Drained{Successors: []string{}, Text: notGateway}, nil
 	}
 	if text := noSuccessor(before); text != "" && !undo {
 		return control.Drained{}, fmt.Errorf("%w: %s", control.ErrRefused, text)
@@ -44,6 +45,9 @@ func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) 
 	}
 	for {
 		out, done := drainResult(before, d.published.Load().turn, undo)
+		if done && notGateway != "" {
+			out.Text = "This node is not draining. " + notGateway
+		}
 		if done || wait.Sleep(ctx, drainPoll) != nil {
 			return out, nil
 		}
