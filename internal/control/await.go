@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"os"
 	"time"
 
 	"github.com/meshd/meshd/internal/wait"
@@ -19,9 +20,9 @@ const (
 )
 
 // AwaitReady waits until pods may start on this node and returns the status then. It
-// outlasts restarts of the daemon. With an error it returns the last status that there
-// was. The error wraps ErrNotRunning if no daemon answered last, be it for absentFor or
-// when ctx ended, and else that of ctx.
+// outlasts restarts of the daemon, also if it is killed while it answers. With an error it returns the last status that there
+// was: that of ctx if a daemon answered last, and else why none did, be it for absentFor or
+// when ctx ended. It wraps ErrNotRunning if nobody listens.
 func (c *Client) AwaitReady(ctx context.Context) (Status, error) {
 	var last Status
 	answered := time.Now()
@@ -32,7 +33,7 @@ func (c *Client) AwaitReady(ctx context.Context) (Status, error) {
 			return s, nil
 		case err == nil:
 			last, answered = s, time.Now()
-		case !errors.Is(err, ErrNotRunning), time.Since(answered) >= absentFor:
+		case errors.Is(err, os.ErrPermission), time.Since(answered) >= absentFor:
 			return last, err
 		}
 		if ended := wait.Sleep(ctx, askAgain); ended != nil {

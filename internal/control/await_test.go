@@ -5,6 +5,8 @@ package control_test
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"net"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -50,4 +52,40 @@ func TestAwaitReadyWithoutDaemon(t *testing.T) {
 			t.Errorf("got %v after %v, want %v, and not before a restart is over", err, time.Since(began), control.ErrNotRunning)
 		}
 	})
+}
+
+// A daemon that is killed in the middle of a request is waited for, too.
+func TestAwaitReadyWhenDaemonIsKilled(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", control.SocketPath(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		ready bool
+		err   error
+	}
+	got := make(chan result, 1)
+	go func() {
+		s, err := control.NewClient(dir).AwaitReady(t.Context())
+		got <- result{s.Node.Ready, err}
+	}()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = conn.Read(make([]byte, 1)) // the rest is unread, so that the client gets a reset
+	if err := errors.Join(conn.Close(), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s, err := control.Listen(dir, &daemon{status: control.Status{Node: control.Node{Ready: true}}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := <-got; r.err != nil || !r.ready {
+		t.Errorf("got ready %t, %v, want the answer of the next daemon", r.ready, r.err)
+	}
+	if err := s.Close(context.Background()); err != nil {
+		t.Error(err)
+	}
 }
