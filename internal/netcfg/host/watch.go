@@ -76,7 +76,9 @@ func (k *Kernel) watch(ctx context.Context, c *netlink.Conn, family int, groups 
 		if ctx.Err() != nil {
 			return
 		}
-		k.log.Warn("read netlink event socket", "err", err)
+		if said.IsNew(time.Now(), "read", err) {
+			k.log.Warn("read netlink event socket", "err", err)
+		}
 		for c = nil; c == nil; {
 			select {
 			case <-ctx.Done():
@@ -84,7 +86,7 @@ func (k *Kernel) watch(ctx context.Context, c *netlink.Conn, family int, groups 
 			case <-time.After(reopenDelay):
 			}
 			if c, err = netlink.Dial(family, &netlink.Config{Groups: groups}); err != nil {
-				if said.IsNew(time.Now(), err) {
+				if said.IsNew(time.Now(), "reopen", err) {
 					k.log.Warn("reopen netlink event socket", "err", err)
 				}
 				c = nil
