@@ -2,16 +2,22 @@
 
 package daemon
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
-// takeDown takes the device down and saves that this node stopped as a duplicate. Otherwise
-// the kernel would go on after the daemon, and take packets away from the other host.
-func (d *daemon) takeDown() error {
-	if err := errors.Join(d.saveDuplicate(true), d.kernel.TakeDown()); err != nil {
-		return err
+// giveWay takes the device down and saves that this node stopped as a duplicate. Otherwise the
+// kernel would go on after the daemon, and take packets away from the other host. It returns
+// ErrDuplicate, after which systemd does not start the daemon again, or another error if the
+// device could not be taken down: the next start tries again.
+func (d *daemon) giveWay() error {
+	saveErr := d.saveDuplicate(true)
+	if err := d.kernel.TakeDown(); err != nil {
+		return errors.Join(fmt.Errorf("stop as a duplicate: %w: this node's identity runs on another host, too, and the device here still takes packets away from it: if the next start does not help, run: ip link delete %s", err, d.cfg.WireGuard.Interface), saveErr)
 	}
 	d.log.Info("device set down, since this node's identity runs elsewhere")
-	return nil
+	return errors.Join(ErrDuplicate, saveErr)
 }
 
 // saveDuplicate saves whether this identity was seen on another host.

@@ -38,6 +38,7 @@ type fakeKernel struct {
 	err        error // of Facts
 	refuse     error // of Apply, which then does nothing
 	keepBridge error // of RemoveBridge
+	stayUp     error // of TakeDown
 	kernel     fakekernel.Kernel
 	met        map[wgtypes.Key]bool // peers with a handshake
 	lost       int                  // how many handshakes are lost before one comes about
@@ -119,9 +120,12 @@ func (k *fakeKernel) RemoveBridge(context.Context) error {
 }
 
 func (k *fakeKernel) TakeDown() error {
-	k.add("kernel.TakeDown", "", nil)
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.add("kernel.TakeDown", "", k.stayUp)
+	if k.stayUp != nil {
+		return k.stayUp
+	}
 	if k.kernel.Device != nil {
 		k.kernel.Device.Up = false
 	}

@@ -478,3 +478,22 @@ func TestBridgeOfAFormerSlot(t *testing.T) {
 		})
 	}
 }
+
+// TestDuplicateThatStaysUp: a daemon that can't take its device down does not stop for good:
+// the next start takes it down.
+func TestDuplicateThatStaysUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, standsAlone)
+		settled(w)
+		w.kernel.change(func(k *fakeKernel) { k.stayUp = errors.New("no buffer space available") })
+		if err := w.meetDuplicate(); !errors.Is(err, w.kernel.stayUp) || errors.Is(err, ErrDuplicate) {
+			t.Errorf("with the device up: got %v, want an error after which systemd starts the daemon again", err)
+		}
+		w.kernel.change(func(k *fakeKernel) { k.stayUp = nil })
+		w.start()
+		w.givesWay()
+		if w.kernel.kernel.Device.Up {
+			t.Error("the device is still up")
+		}
+	})
+}

@@ -43,9 +43,9 @@ func (d *daemon) loop(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		if t.fatal != nil {
+		if t.duplicate {
 			d.services.Notify("STOPPING=1")
-			return errors.Join(t.fatal, d.takeDown(), d.saveObjects(t.now, true))
+			return errors.Join(d.giveWay(), d.saveObjects(t.now, true))
 		}
 		retry = d.report(t, retry)
 		c.answer()

@@ -372,10 +372,17 @@ func drain(w *world, undo bool) {
 	}
 }
 
-// givesWay has another daemon of this identity, which was there before, tell its record
-// until this one stops.
+// givesWay has this daemon stop for a duplicate, once and for all.
 func (w *world) givesWay() {
 	w.t.Helper()
+	if err := w.meetDuplicate(); !errors.Is(err, ErrDuplicate) {
+		w.t.Errorf("the loop ended: got %v, want %v", err, ErrDuplicate)
+	}
+}
+
+// meetDuplicate has another daemon of this identity, which was there before, tell its record
+// until this one stops, and returns the error of its end.
+func (w *world) meetDuplicate() error {
 	for len(w.ended) == 0 {
 		w.mark("the other daemon tells its record")
 		other := w.d.memory.Own
@@ -383,10 +390,8 @@ func (w *world) givesWay() {
 		w.hear(func(v *mesh.View) { v.Records, v.OwnSequence = withRecord(v.Records, other), other.Sequence })
 		w.pass(4 * time.Second)
 	}
-	if err := <-w.ended; !errors.Is(err, ErrDuplicate) {
-		w.t.Errorf("the loop ended: got %v, want %v", err, ErrDuplicate)
-	}
 	w.stop()
+	return <-w.ended
 }
 
 // b1 and c1 are nodes with public addresses.

@@ -28,9 +28,9 @@ type turn struct {
 	problems     []mesh.Problem
 	recheckAfter time.Duration // take the next turn after this at the latest; 0 for no limit
 	err          error
-	applied      bool  // the host was brought to its desired state, but for what was refused
-	refused      bool  // the kernel refused some step, see problems
-	fatal        error // the daemon can't go on
+	applied      bool // the host was brought to its desired state, but for what was refused
+	refused      bool // the kernel refused some step, see problems
+	duplicate    bool // another daemon runs with this identity, and this one has to stop
 }
 
 // turn reads everything anew and does what follows from it.
@@ -39,7 +39,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	in.LastHeard = d.gossip.LastHeard()
 	t := turn{now: in.Now, cfg: d.cfg, view: in.View}
 	if d.memory.SawDuplicate(in) {
-		t.fatal = ErrDuplicate
+		t.duplicate = true
 		return t
 	}
 	t.note(nil, d.servers.control.EnsureListening())
