@@ -338,7 +338,7 @@ func (g *Gossip) Publish(r mesh.Record) error {
 	payload, err := encodeRecord(r)
 	for err == nil && len(payload) > maxObject-objectHeader && len(r.Withheld) > 0 {
 		// What it withholds follows from the records of others, who must not make it too long.
-		r.Withheld = r.Withheld[:len(r.Withheld)-1]
+		r.Withheld, r.WithheldMore = r.Withheld[:len(r.Withheld)-1], r.WithheldMore+1
 		payload, err = encodeRecord(r)
 	}
 	if err != nil {

@@ -328,7 +328,8 @@ func TestPublishLongRecord(t *testing.T) {
 	if err := g.Publish(r); err != nil {
 		t.Fatal(err)
 	}
-	if got := len(g.View().Records[0].Withheld); got == 0 || got == mesh.MaxWithheld {
-		t.Errorf("%d withheld networks are published, want some of %d", got, mesh.MaxWithheld)
+	published := g.View().Records[0]
+	if got := len(published.Withheld); got == 0 || got == mesh.MaxWithheld || got+published.WithheldMore != mesh.MaxWithheld {
+		t.Errorf("%d withheld networks are published, and %d more, want some of %d, and the rest", got, published.WithheldMore, mesh.MaxWithheld)
 	}
 }

@@ -50,6 +50,7 @@ type wireRecord struct {
 	Encrypted   bool           `cbor:"23,keyasint,omitempty"`
 	Confirmed   bool           `cbor:"24,keyasint,omitempty"`
 	Withheld    []netip.Prefix `cbor:"25,keyasint,omitempty"`
+	More        uint16         `cbor:"26,keyasint,omitempty"` // withheld besides these
 }
 
 type wireEndpoint struct {
@@ -81,7 +82,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 		Seat: int64(r.Term.Seat), TermSince: r.Term.Since, Replaced: r.Replaced, Encrypted: r.Encrypted,
 		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
 		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr,
-		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs, Withheld: r.Withheld,
+		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs, Withheld: r.Withheld, More: uint16(min(r.WithheldMore, math.MaxUint16)),
 	}
 	for _, e := range r.Endpoints {
 		w.Endpoints = append(w.Endpoints, wireEndpoint{Host: e.Host, Port: e.Port, Source: string(e.Source)})
@@ -106,7 +107,7 @@ func decodeRecord(payload []byte) (body, error) {
 		Name: w.Name, Key: wgtypes.Key(w.Key), Settings: w.Settings, Location: w.Location,
 		Gateway: mesh.GatewayPreference(w.Gateway), Encrypted: w.Encrypted, NAT: w.NAT, ListenPort: w.ListenPort,
 		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr,
-		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed, Withheld: w.Withheld,
+		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed, Withheld: w.Withheld, WithheldMore: int(w.More),
 	}
 	if w.Slot < mesh.None || w.Slot >= mesh.MaxSlots || w.MTU < 0 || w.MTU > math.MaxUint16 || w.Seat < 0 || w.Seat >= maxSeats {
 		return nil, fmt.Errorf("decode record: slot %d, MTU %d, seat %d", w.Slot, w.MTU, w.Seat)

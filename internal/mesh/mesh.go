@@ -127,7 +127,8 @@ type Record struct {
 	Endpoints          []Endpoint     // best first; at most MaxEndpoints
 	InternalIPs        []netip.Prefix // addresses on its private network, with that network's prefix length
 	AllowedLocationIPs []netip.Prefix // further networks behind its location
-	Withheld           []netip.Prefix // networks of other nodes that its host reaches otherwise; at most MaxWithheld
+	Withheld           []netip.Prefix // networks of other nodes that its host reaches otherwise; the first MaxWithheld in the order of ComparePrefix
+	WithheldMore       int            // how many more of them there are
 
 	id ID // of Identity; zero until it is computed
 }

@@ -218,10 +218,11 @@ func (c Cluster) slotNetworks(slot int) []netip.Prefix {
 	return append(singles(c.Overlays(slot)), c.PodCIDRs(slot)...)
 }
 
-// Withheld returns the networks of other nodes, at most MaxWithheld, that a node does not
-// route to them because its host reaches them otherwise. It tells them in its record. Those in
-// the node's own private network are left out: the others see that network in the record.
-func Withheld(c Cluster, own Record, records []Record, nearby Nearby) []netip.Prefix {
+// Withheld returns the networks of other nodes that a node does not route to them because its
+// host reaches them otherwise, the first MaxWithheld, and how many more there are. It tells them
+// in its record. Those in the node's own private network are left out: the others see that
+// network in the record.
+func Withheld(c Cluster, own Record, records []Record, nearby Nearby) (first []netip.Prefix, more int) {
 	var out []netip.Prefix
 	kept := nearby.kept(c)
 	for _, r := range records {
@@ -246,7 +247,8 @@ func Withheld(c Cluster, own Record, records []Record, nearby Nearby) []netip.Pr
 	}
 	slices.SortFunc(out, ComparePrefix)
 	out = slices.Compact(out)
-	return out[:min(len(out), MaxWithheld)]
+	first = out[:min(len(out), MaxWithheld)]
+	return first, len(out) - len(first)
 }
 
 // announced returns the networks of a node outside the cluster's ranges.
@@ -261,7 +263,9 @@ func (r Record) announced() []netip.Prefix {
 	return out
 }
 
-// reportWithheld reports which of this node's networks other nodes do not route to it.
+// reportWithheld reports which of this node's networks other nodes do not route to it. Of the
+// networks that a node withholds and does not name, this node's can only be those that come
+// after the last one named.
 func (d *deriver) reportWithheld() {
 	own := d.self.announced()
 	if d.self.slot != None {
@@ -270,6 +274,16 @@ func (d *deriver) reportWithheld() {
 	for _, m := range d.all {
 		if m == d.self {
 			continue
+		}
+		var unsure []string
+		for _, p := range own {
+			if n := len(m.Withheld); m.WithheldMore > 0 && (n == 0 || ComparePrefix(m.Withheld[n-1], p) < 0) {
+				unsure = append(unsure, p.String())
+			}
+		}
+		if unsure != nil {
+			d.report(ProblemAddress, m.Name, fmt.Sprintf("node %s does not reach %d more networks of other nodes through the mesh than it names; %s of this node may be among them", m.Name, m.WithheldMore, strings.Join(unsure, ", ")),
+				fmt.Sprintf("meshd status on %s names all of them; give its host's networks other addresses", m.Name))
 		}
 		for _, p := range m.Withheld {
 			if slices.Contains(own, p) {

@@ -175,7 +175,7 @@ func TestBothSidesNameIt(t *testing.T) {
 			here, there := &in.Records[0], &in.Records[1]
 			tt.change(there)
 			nearby := mesh.Nearby{Attached: []mesh.AttachedNetwork{tt.network}}
-			here.Withheld = mesh.Withheld(in.Cluster, *here, in.Records, nearby)
+			here.Withheld, here.WithheldMore = mesh.Withheld(in.Cluster, *here, in.Records, nearby)
 			if !slices.Equal(here.Withheld, tt.want) {
 				t.Fatalf("withheld: got %v, want %v", here.Withheld, tt.want)
 			}
@@ -203,5 +203,41 @@ func TestBothSidesNameIt(t *testing.T) {
 				t.Errorf("problems where nothing is withheld: %v", far.Problems)
 			}
 		})
+	}
+}
+
+// TestWithheldMore: a node that withholds more networks than it may name says how many more,
+// and those whose networks may be among them report that.
+func TestWithheldMore(t *testing.T) {
+	in := mesh.Input{Cluster: cluster(true), Nearby: mesh.Nearby{Attached: []mesh.AttachedNetwork{attached("10.200.0.0/16", "eth1")}}}
+	for i := range mesh.MaxWithheld + 3 {
+		r := record(i)
+		if i > 0 {
+			r.InternalIPs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 200, 0, byte(i)}), 24)}
+		}
+		in.Records = append(in.Records, r)
+	}
+	here := &in.Records[0]
+	here.Withheld, here.WithheldMore = mesh.Withheld(in.Cluster, *here, in.Records, in.Nearby)
+	if len(here.Withheld) != mesh.MaxWithheld || here.WithheldMore != 2 {
+		t.Fatalf("withheld: got %v and %d more, want %d and 2", here.Withheld, here.WithheldMore, mesh.MaxWithheld)
+	}
+	in.Nearby = mesh.Nearby{}
+	for i, r := range in.Records[1:] {
+		in.Self = r.ID()
+		want := "node n0 does not reach " + r.InternalIPs[0].Addr().String() + "/32 of this node"
+		if i >= mesh.MaxWithheld {
+			want = "node n0 does not reach 2 more networks of other nodes through the mesh than it names; " + r.InternalIPs[0].Addr().String() + "/32"
+		}
+		var got []string
+		for _, p := range mesh.Derive(in).Problems {
+			if strings.HasPrefix(p.Text, "node n0 does not reach") {
+				got = append(got, p.Text)
+			}
+		}
+		// The overlay address and the pod CIDR of a node sort before these networks.
+		if len(got) != 1 || !strings.HasPrefix(got[0], want) {
+			t.Errorf("%s: got %q, want %q", r.Name, got, want)
+		}
 	}
 }

@@ -65,7 +65,7 @@ func (m *Memory) announceRecord(in Input) Announcement {
 		facts: in.Facts, internalIPs: ips, observed: m.moves.since(in.View.Observed),
 		requiredObservers: requiredObservers(m.Own, ips, in.Now.Sub(in.Started)),
 	}, m.Own)
-	next.Withheld = m.withheld(in)
+	next.Withheld, next.WithheldMore = m.withheld(in)
 	next.Claim = claim
 	m.term.stamp(&next)
 	// Tell it again if it has gone: whoever has revoked this node may be revoked.

@@ -103,16 +103,16 @@ const (
 )
 
 // withheld returns the networks of others that this node does not route to them.
-func (m *Memory) withheld(in Input) []netip.Prefix {
-	now := mesh.Withheld(in.View.Cluster, m.Own, in.View.Records, in.nearby())
-	if slices.Equal(now, m.Own.Withheld) || in.Now.Before(m.withheldNext) {
-		return m.Own.Withheld
+func (m *Memory) withheld(in Input) (first []netip.Prefix, more int) {
+	first, more = mesh.Withheld(in.View.Cluster, m.Own, in.View.Records, in.nearby())
+	if slices.Equal(first, m.Own.Withheld) && more == m.Own.WithheldMore || in.Now.Before(m.withheldNext) {
+		return m.Own.Withheld, m.Own.WithheldMore
 	}
 	if full := in.Now.Add(-(withheldBurst - 1) * withheldPause); m.withheldNext.Before(full) {
 		m.withheldNext = full
 	}
 	m.withheldNext = m.withheldNext.Add(withheldPause)
-	return now
+	return first, more
 }
 
 // sameEndpoints reports whether the lists differ in their order at most.

@@ -264,7 +264,7 @@ func TestHostileWithheld(t *testing.T) {
 	changes := 0
 	for i := range 600 {
 		restless := mesh.Record{Identity: []byte("another"), Claim: mesh.Claim{Slot: mesh.None}, InternalIPs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i / 250), byte(1 + i%250)}), 24)}}
-		got := m.withheld(Input{Now: now.Add(time.Duration(i) * time.Second), Facts: facts, View: mesh.View{Records: []mesh.Record{restless}}})
+		got, _ := m.withheld(Input{Now: now.Add(time.Duration(i) * time.Second), Facts: facts, View: mesh.View{Records: []mesh.Record{restless}}})
 		if !slices.Equal(got, m.Own.Withheld) {
 			changes++
 		}
