@@ -53,11 +53,14 @@ func readMachineID(path string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read machine ID: %w; run: systemd-machine-id-setup", err)
 	}
-	id := strings.TrimSpace(string(data))
-	if id == "" {
+	switch id := strings.TrimSpace(string(data)); id {
+	case "":
 		return "", fmt.Errorf("read machine ID: %s is empty; run: systemd-machine-id-setup", path)
+	case "uninitialized": // images have this until their first boot: it is the same on all copies
+		return "", fmt.Errorf("read machine ID: %s says %s; run: systemd-machine-id-setup", path, id)
+	default:
+		return id, nil
 	}
-	return id, nil
 }
 
 // Identity returns the node's identity, and makes one from random if there is none.
