@@ -462,6 +462,26 @@ func TestJoinListOfOneselfIsEmpty(t *testing.T) {
 	}
 }
 
+// TestFormerAddressOfAnEntry: that an address has answered counts only as long as the name
+// leads there.
+func TestFormerAddressOfAnEntry(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	g.transport.filter = func(string, netip.AddrPort) bool { return false } // sends nothing
+	kept, former := netip.MustParseAddrPort("192.0.2.1:7946"), netip.MustParseAddrPort("192.0.2.2:7946")
+	reached := map[netip.AddrPort]error{kept: nil, former: nil}
+	g.resolver = fakeResolver{}
+	g.ask(t.Context(), "a.example.com:7946", reached)
+	if len(reached) != 2 {
+		t.Errorf("after a name was not resolved: got %v, want both addresses", reached)
+	}
+	g.resolver = fakeResolver{"a.example.com": {kept.Addr()}}
+	g.ask(t.Context(), "a.example.com:7946", reached)
+	if _, ok := reached[kept]; !ok || len(reached) != 1 {
+		t.Errorf("after the name was resolved to %v: got %v", kept, reached)
+	}
+}
+
 func TestJoinListThatDoesNotResolveIsNotEmpty(t *testing.T) {
 	t.Parallel()
 	asked := make(chan struct{}, 100)

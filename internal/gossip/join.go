@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -128,6 +129,10 @@ func (g *Gossip) sleepUntilAlone(ctx context.Context, d time.Duration) bool {
 // the entry has ever answered, or leads to this node.
 func (g *Gossip) ask(ctx context.Context, target string, reached map[netip.AddrPort]error) bool {
 	addrs, err := g.resolve(ctx, target)
+	if err == nil {
+		// An address that the name has no more may be another node's when it comes back.
+		maps.DeleteFunc(reached, func(a netip.AddrPort, _ error) bool { return !slices.Contains(addrs, a) })
+	}
 	alone := g.members.alone()
 	var wg sync.WaitGroup
 	errs := make([]error, len(addrs))
