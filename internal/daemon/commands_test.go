@@ -70,7 +70,7 @@ func TestPlanWithoutGateway(t *testing.T) {
 			t.Errorf("changes: got %q, %v", got.Changes, err)
 		}
 		if want := []string{"route to b1: tunnel, was lan via a2"}; !slices.Equal(got.Routes, want) {
-			t.Errorf("paths: got %q, want %q", got.Routes, want)
+			t.Errorf("routes: got %q, want %q", got.Routes, want)
 		}
 	})
 }

@@ -203,18 +203,18 @@ type fakeNetwork struct {
 	*trace
 	changed chan struct{}
 
-	mu    sync.Mutex
-	view  mesh.View
-	self  mesh.ID
-	paths map[mesh.ID][]netip.AddrPort
-	said  uint64 // the highest epoch of our verdicts, which no view shows any more
+	mu        sync.Mutex
+	view      mesh.View
+	self      mesh.ID
+	addresses map[mesh.ID][]netip.AddrPort
+	said      uint64 // the highest epoch of our verdicts, which no view shows any more
 }
 
 // start keeps what the network was, but no node has been heard yet.
 func (n *fakeNetwork) start(d *daemon) {
 	n.self = d.self.ID()
 	n.view.Alive, n.view.Merged, n.view.Alone, n.view.Cluster = map[mesh.ID]bool{n.self: true}, false, true, d.settings
-	n.paths = nil
+	n.addresses = nil
 }
 
 // change changes the view and signals it.
@@ -340,13 +340,13 @@ func (n *fakeNetwork) RequestSigns(ids []mesh.ID) {
 
 func (n *fakeNetwork) RefreshObservations() { n.add("network.RefreshObservations", "", nil) }
 
-func (n *fakeNetwork) SetAddresses(paths map[mesh.ID][]netip.AddrPort) {
-	if maps.EqualFunc(n.paths, paths, slices.Equal) {
+func (n *fakeNetwork) SetAddresses(addresses map[mesh.ID][]netip.AddrPort) {
+	if maps.EqualFunc(n.addresses, addresses, slices.Equal) {
 		return
 	}
-	n.paths = paths
+	n.addresses = addresses
 	var list []string
-	for id, addrs := range paths {
+	for id, addrs := range addresses {
 		list = append(list, n.names[id]+" at "+strings.Join(words(addrs), " "))
 	}
 	slices.Sort(list)
@@ -437,20 +437,20 @@ func (d *fakeDisk) SetAside(name string) (string, error) {
 type fakeProber struct {
 	*trace
 	changed chan struct{}
-	aims    string
+	targets string
 
 	mu      sync.Mutex
 	results map[probe.Target]probe.Result
 }
 
-func (p *fakeProber) SetTargets(aims []probe.ScheduledTarget, _ probe.Pace) {
+func (p *fakeProber) SetTargets(wanted []probe.ScheduledTarget, _ probe.Pace) {
 	var targets []string
-	for _, a := range aims {
+	for _, a := range wanted {
 		targets = append(targets, a.Addr.String())
 	}
 	slices.Sort(targets)
-	if text := strings.Join(slices.Compact(targets), " "); text != p.aims {
-		p.aims = text
+	if text := strings.Join(slices.Compact(targets), " "); text != p.targets {
+		p.targets = text
 		p.add("prober.SetTargets", cmp.Or(text, "at nobody"), nil)
 	}
 }

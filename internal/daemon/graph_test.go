@@ -120,7 +120,7 @@ func TestLocationRole(t *testing.T) {
 	tn.wanted.Input.Records[0].Term.Since = 1
 	tn.wanted.Input.Records[1].Gateway = mesh.GatewayNever
 	if diff := cmp.Diff([]control.Role{control.RoleGateway, control.RoleNever, control.RoleMember, ""}, roles()); diff != "" {
-		t.Errorf("in office (-want +got):\n%s", diff)
+		t.Errorf("gateways (-want +got):\n%s", diff)
 	}
 	tn.wanted.Input.Verdicts = []mesh.Verdict{
 		{Author: tn.wanted.Input.Records[1].Identity, Subject: tn.wanted.Input.Records[0].ID(), Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1},

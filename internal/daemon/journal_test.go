@@ -45,8 +45,8 @@ func TestChanges(t *testing.T) {
 		"a problem":     {before: control.Status{}, after: sick, want: []string{"problem [kind k subject n1 text bad advice mend it]"}},
 		"it stays":      {before: sick, after: sick},
 		"and goes":      {before: sick, after: control.Status{}, want: []string{"problem is gone [kind k subject n1 text bad]"}},
-		"takes office":  {before: control.Status{}, after: control.Status{Node: control.Node{Role: control.RoleGateway}}, want: []string{"role [role gateway]"}},
-		"has no office": {before: control.Status{Node: control.Node{Role: control.RoleGateway}}, after: control.Status{}},
+		"is a gateway":  {before: control.Status{}, after: control.Status{Node: control.Node{Role: control.RoleGateway}}, want: []string{"role [role gateway]"}},
+		"is none again": {before: control.Status{Node: control.Node{Role: control.RoleGateway}}, after: control.Status{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string

@@ -178,17 +178,17 @@ var scenarios = []scenario{
 		w.pass(10 * time.Second)
 		w.end()
 	}},
-	{"replaced", "Another node says that this gateway is down. It is up again when it has been out of office for a while.", inLocation, func(w *world) {
+	{"replaced", "Another node says that this gateway is down. It is up again when it has been replaced for a while.", inLocation, func(w *world) {
 		settled(w, gatewayOfA(w)...)
 		w.mark("a2 says that a1 is down")
-		w.judgedDown()
+		w.foundDown()
 		w.pass(time.Minute)
 		w.end()
 	}},
 	{"replaced-undo", "Another node says that this gateway is down. A person sees to it that it is up again at once.", inLocation, func(w *world) {
 		settled(w, gatewayOfA(w)...)
 		w.mark("a2 says that a1 is down")
-		w.judgedDown()
+		w.foundDown()
 		w.command("meshd drain --undo", func(ctx context.Context) error {
 			_, err := w.d.Drain(ctx, true)
 			return err
@@ -350,9 +350,9 @@ func memberOfA(w *world) []mesh.Record {
 
 // drain drains this node while a2 takes over, or undoes that.
 func drain(w *world, undo bool) {
-	line, office := "meshd drain", mesh.GatewayTerm{Since: time.Now().UnixMilli()}
+	line, term := "meshd drain", mesh.GatewayTerm{Since: time.Now().UnixMilli()}
 	if undo {
-		line, office = "meshd drain --undo", mesh.GatewayTerm{}
+		line, term = "meshd drain --undo", mesh.GatewayTerm{}
 	}
 	w.mark(line)
 	done := make(chan control.Drained, 1)
@@ -364,8 +364,8 @@ func drain(w *world, undo bool) {
 		done <- out
 	}()
 	w.pass(time.Second)
-	w.mark("a2 says whether it is in office")
-	w.meet(w.beside("a2", 1, office))
+	w.mark("a2 says whether it is the gateway")
+	w.meet(w.beside("a2", 1, term))
 	w.pass(time.Second)
 	if out := <-done; out.Draining == undo {
 		w.t.Errorf("%s: %+v", line, out)
@@ -406,16 +406,16 @@ func (w *world) otherFirst() mesh.Record {
 }
 
 // beside returns a node of the same location, with a later claim.
-func (w *world) beside(name string, number int, office mesh.GatewayTerm) mesh.Record {
+func (w *world) beside(name string, number int, term mesh.GatewayTerm) mesh.Record {
 	r := w.node(name, number, "203.0.113.2")
-	r.Location, r.Gateway, r.Term = "a", mesh.GatewayAuto, office
+	r.Location, r.Gateway, r.Term = "a", mesh.GatewayAuto, term
 	r.Claim.Time += 2 * time.Hour.Milliseconds()
 	r.InternalIPs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 1, byte(number + 1)}), 24)}
 	return r
 }
 
-// judgedDown has a2 publish a verdict that this gateway is down.
-func (w *world) judgedDown() {
+// foundDown has a2 publish a verdict that this gateway is down.
+func (w *world) foundDown() {
 	a2 := w.beside("a2", 1, mesh.GatewayTerm{})
 	w.network.change(func(v *mesh.View) {
 		v.Verdicts = []mesh.Verdict{{Author: a2.Identity, Subject: w.network.self, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1}}

@@ -38,9 +38,9 @@ func neighborhood() (*daemon, []mesh.Record) {
 func TestDrained(t *testing.T) {
 	d, records := neighborhood()
 	self := d.self.ID()
-	turnOf := func(state mesh.Health, seat int, office ...int) turn {
+	turnOf := func(state mesh.Health, seat int, gateways ...int) turn {
 		rs := append([]mesh.Record{}, records...)
-		for _, i := range office {
+		for _, i := range gateways {
 			rs[i].Term = mesh.GatewayTerm{Since: 1}
 		}
 		tn := turn{wanted: node.Configuration{Input: mesh.Input{Self: self, Records: rs, Cluster: mesh.Cluster{Mode: mesh.ModeLocation}}, Topology: mesh.Topology{Seat: seat}}}
@@ -59,7 +59,7 @@ func TestDrained(t *testing.T) {
 	}{
 		{"not said yet", gateway, gateway, false, control.Drained{Gateway: true, Text: "This node has not announced yet that it is draining; see meshd status."}, false},
 		{"said, the successor is silent", gateway, turnOf(mesh.HealthDraining, mesh.None, 0), false, control.Drained{Draining: true, Text: "This node is no longer the gateway, but its successor has not announced yet that it has taken over."}, false},
-		{"relieved", gateway, turnOf(mesh.HealthDraining, mesh.None, 0, 2), false, control.Drained{Draining: true, Successors: []string{"a3"}, Text: "Replaced: the traffic of location a goes through a3 now."}, true},
+		{"replaced", gateway, turnOf(mesh.HealthDraining, mesh.None, 0, 2), false, control.Drained{Draining: true, Successors: []string{"a3"}, Text: "Replaced: the traffic of location a goes through a3 now."}, true},
 		{"nobody else", gateway, turnOf(mesh.HealthDraining, 0, 0), false, control.Drained{Draining: true, Gateway: true, Text: "No other node can replace this one: it stays the gateway of location a."}, true},
 		{"a member", member, turnOf(mesh.HealthDraining, mesh.None, 1), false, control.Drained{Draining: true, Successors: []string{"a2"}, Text: "This node was not a gateway, and will not become one before a restart or meshd drain --undo."}, true},
 		{"undone", turnOf(mesh.HealthDraining, mesh.None, 1), turnOf(mesh.HealthUp, mesh.None, 1), true, control.Drained{Successors: []string{"a2"}, Text: "This node may be a gateway again."}, true},

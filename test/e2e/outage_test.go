@@ -23,9 +23,9 @@ add rule inet outage out udp dport 7946 counter drop
 func TestGossipWithoutUDP(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.Routed, 3)
-	mute := m.nodes[1]
-	m.must(mute.WriteFile("/run/outage.nft", blockGossipUDP, 0o644))
-	m.run(mute, "nft", "-f", "/run/outage.nft")
+	silent := m.nodes[1]
+	m.must(silent.WriteFile("/run/outage.nft", blockGossipUDP, 0o644))
+	m.run(silent, "nft", "-f", "/run/outage.nft")
 	m.start(m.nodes...)
 	m.settle(settleLimit, m.nodes...)
 	stop := m.never("one less alive", not(lab.Sees(2)), m.nodes...)

@@ -160,30 +160,30 @@ func TestClonedImage(t *testing.T) {
 func TestDuplicate(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, lab.NAT, 3)
-	early, twin := m.nodes[:2], m.nodes[2]
+	early, duplicate := m.nodes[:2], m.nodes[2]
 	m.start(early...)
 	before := m.settle(settleLimit, early...)
-	m.copyState(early[1], twin)
-	m.must(twin.WriteFile("/etc/machine-id", m.run(early[1], "cat", "/etc/machine-id"), 0o444))
-	m.must(twin.Configure(lab.Config(early[1].Name, []string{early[0].Public().String()}), m.secret))
+	m.copyState(early[1], duplicate)
+	m.must(duplicate.WriteFile("/etc/machine-id", m.run(early[1], "cat", "/etc/machine-id"), 0o444))
+	m.must(duplicate.Configure(lab.Config(early[1].Name, []string{early[0].Public().String()}), m.secret))
 	for _, start := range []string{"first", "second"} { // it does not come back and forth
-		m.start(twin)
+		m.start(duplicate)
 		select {
-		case <-twin.Exited():
+		case <-duplicate.Exited():
 		case <-m.ctx.Done():
-			t.Fatalf("%s start: the twin that started later runs on", start)
+			t.Fatalf("%s start: the duplicate that started later runs on", start)
 		}
-		err := twin.Stop()
+		err := duplicate.Stop()
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.ExitCode() != 5 {
-			t.Errorf("%s start: the twin ended with %v, want exit code 5", start, err)
+			t.Errorf("%s start: the duplicate ended with %v, want exit code 5", start, err)
 		}
-		if up := m.run(twin, "ip", "-o", "link", "show", "up"); strings.Contains(up, "meshd0") {
-			t.Errorf("%s start: the twin's device is still up:\n%s", start, up)
+		if up := m.run(duplicate, "ip", "-o", "link", "show", "up"); strings.Contains(up, "meshd0") {
+			t.Errorf("%s start: the duplicate's device is still up:\n%s", start, up)
 		}
 	}
-	if log := twin.Log(); !strings.Contains(log, "runs on another host, too") || !strings.Contains(log, "identity.json") {
-		t.Errorf("log of the twin: got %s, want what is wrong and what to do", log)
+	if log := duplicate.Log(); !strings.Contains(log, "runs on another host, too") || !strings.Contains(log, "identity.json") {
+		t.Errorf("log of the duplicate: got %s, want what is wrong and what to do", log)
 	}
 	after := m.settle(settleLimit, early...)
 	m.connected(pingLimit, early...)

@@ -162,12 +162,12 @@ func (b *Bed) settle(ctx context.Context) error {
 			b.overlay = s.Node.Overlay[0].String()
 		}
 	}
-	office := func(s control.Status) bool {
+	isGateway := func(s control.Status) bool {
 		return slices.ContainsFunc(s.Peers, func(p control.Peer) bool {
 			return p.ID == b.ids[b.Friend] && (p.Role == "" || slices.Equal(p.Route.Via, []string{b.Victim.Name}))
 		})
 	}
-	if err := await(ctx, b.Far, "aware that the victim is the gateway", office); err != nil {
+	if err := await(ctx, b.Far, "aware that the victim is the gateway", isGateway); err != nil {
 		return err
 	}
 	// Nodes serve clients as soon as there is one.
