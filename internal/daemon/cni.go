@@ -81,8 +81,8 @@ func (d *daemon) leaveSlot(ctx context.Context) error {
 	return err
 }
 
-// removeStaleBridge removes a bridge that leaveSlot could not remove. Pods that start before
-// would get its former address for their gateway.
+// removeStaleBridge removes a bridge that leaveSlot could not remove. Its route leads to the
+// former pod CIDR, which is another node's, and a pod that starts before keeps the bridge.
 func (d *daemon) removeStaleBridge(ctx context.Context) error {
 	if !d.bridgeIsStale {
 		return nil
