@@ -20,7 +20,7 @@ import (
 func (c *client) apply(ctx context.Context) error {
 	t := c.tunnel
 	t.MTU, t.Addresses = c.config.MTU, c.config.Overlay
-	facts, err := c.kernel.Facts(ctx)
+	facts, err := c.kernel.Networks(ctx)
 	if err != nil {
 		return err
 	}

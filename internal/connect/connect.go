@@ -66,7 +66,7 @@ type Resolver interface {
 
 // kernel is the host's network configuration: netcfg/host, or a fake in tests.
 type kernel interface {
-	Facts(ctx context.Context) (netcfg.Facts, error)
+	Networks(ctx context.Context) (netcfg.Facts, error)
 	Observe(ctx context.Context, desired netcfg.State) (netcfg.State, error)
 	Apply(ctx context.Context, plan netcfg.Plan) error
 	InitiateHandshake(ctx context.Context, to netip.Addr) error

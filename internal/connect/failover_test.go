@@ -78,7 +78,7 @@ func newTestClient(t *testing.T) *testClient {
 	return c
 }
 
-func (c *testClient) Facts(context.Context) (netcfg.Facts, error) { return c.facts, nil }
+func (c *testClient) Networks(context.Context) (netcfg.Facts, error) { return c.facts, nil }
 
 func (c *testClient) Observe(_ context.Context, desired netcfg.State) (netcfg.State, error) {
 	c.desired = desired

@@ -52,10 +52,23 @@ type rawRoute struct {
 
 // Facts reads the facts about the host.
 func (k *Kernel) Facts(ctx context.Context) (netcfg.Facts, error) {
+	return k.facts(ctx, k.egress)
+}
+
+// Networks reads the facts about the host as if it had no peers: the MTU is that of the
+// uplinks. Facts looks up the route to each of them.
+func (k *Kernel) Networks(ctx context.Context) (netcfg.Facts, error) {
+	return k.facts(ctx, func() ([]int, error) { return nil, nil })
+}
+
+func (k *Kernel) facts(ctx context.Context, egress func() ([]int, error)) (netcfg.Facts, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	raw, err := k.readFacts()
 	if err != nil {
+		return netcfg.Facts{}, err
+	}
+	if raw.egress, err = egress(); err != nil {
 		return netcfg.Facts{}, err
 	}
 	f := chooseFacts(raw, newLinks(raw.links, k.name, k.bridge))
@@ -96,8 +109,7 @@ func (k *Kernel) readFacts() (rawFacts, error) {
 			raw.sources = append(raw.sources, rawSource{link: routes[0].LinkIndex, addr: src.Unmap()})
 		}
 	}
-	raw.egress, err = k.egress()
-	return raw, err
+	return raw, nil
 }
 
 // egress returns the links by which packets to other nodes leave now: those to the endpoints

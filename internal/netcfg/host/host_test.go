@@ -793,6 +793,9 @@ func TestFactsWithVPN(t *testing.T) {
 	if got, want := describe(), "[192.168.7.2/24 on br0: the default route leaves by its link] "+others+" 1480 by br0"; got != want {
 		t.Errorf("with a peer on the LAN: got %s, want %s", got, want)
 	}
+	if got, err := h.Networks(t.Context()); err != nil || got.MTULink != "tun0" || len(got.Attached) != 3 {
+		t.Errorf("networks: got %+v, %v, want those of three links, and the MTU of tun0", got, err)
+	}
 	run(t, "ip route replace default dev tun0")
 	if got, want := describe(), "[192.168.7.2/24 on br0: it is the first private address of a network card] "+others+" 1480 by br0"; got != want {
 		t.Errorf("when the tunnel has the default route: got %s, want %s", got, want)
