@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/net/ipv4"
@@ -48,17 +49,29 @@ type batchConn interface {
 }
 
 // bindEndpoint is a peer's address, and the one of this host from which to send to it.
+// WireGuard clears the latter while others of its goroutines send.
 type bindEndpoint struct {
-	dst    netip.AddrPort
-	src    netip.Addr
-	source []byte // the control message that sets src; nil to let the kernel choose
+	dst netip.AddrPort
+	src atomic.Pointer[bindSource] // nil to let the kernel choose
 }
 
-func (e *bindEndpoint) ClearSrc()           { e.src, e.source = netip.Addr{}, nil }
-func (e *bindEndpoint) SrcToString() string { return e.src.String() }
+// bindSource is an address of this host, and the control message that sets it.
+type bindSource struct {
+	addr    netip.Addr
+	control []byte
+}
+
+func (e *bindEndpoint) ClearSrc()           { e.src.Store(nil) }
+func (e *bindEndpoint) SrcToString() string { return e.SrcIP().String() }
 func (e *bindEndpoint) DstToString() string { return e.dst.String() }
 func (e *bindEndpoint) DstIP() netip.Addr   { return e.dst.Addr() }
-func (e *bindEndpoint) SrcIP() netip.Addr   { return e.src }
+
+func (e *bindEndpoint) SrcIP() netip.Addr {
+	if src := e.src.Load(); src != nil {
+		return src.addr
+	}
+	return netip.Addr{}
+}
 
 // DstToBytes is what the cookie of WireGuard's mac2 covers.
 func (e *bindEndpoint) DstToBytes() []byte {
@@ -178,10 +191,10 @@ func newBindEndpoint(from netip.AddrPort, control []byte) *bindEndpoint {
 		switch {
 		case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
 			addr := [16]byte(m.Data) // ipi6_addr comes first
-			e.src, e.source = netip.AddrFrom16(addr), unix.PktInfo6(&unix.Inet6Pktinfo{Addr: addr})
+			e.src.Store(&bindSource{netip.AddrFrom16(addr), unix.PktInfo6(&unix.Inet6Pktinfo{Addr: addr})})
 		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
 			addr := [4]byte(m.Data[4:]) // ipi_spec_dst follows ipi_ifindex
-			e.src, e.source = netip.AddrFrom4(addr), unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: addr})
+			e.src.Store(&bindSource{netip.AddrFrom4(addr), unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: addr})})
 		}
 	}
 	return e
@@ -203,11 +216,10 @@ func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
 	if s == nil {
 		return unix.EAFNOSUPPORT
 	}
-	err := s.send(packets, e.dst, e.source)
-	if err != nil && e.source != nil {
-		err = s.send(packets, e.dst, nil)
+	if src := e.src.Load(); src != nil && s.send(packets, e.dst, src.control) == nil {
+		return nil
 	}
-	return err
+	return s.send(packets, e.dst, nil)
 }
 
 func (s *bindSocket) send(packets [][]byte, to netip.AddrPort, source []byte) error {

@@ -98,11 +98,23 @@ func TestBind(t *testing.T) {
 				}
 			}
 			answers(tt.asked)
-			ep.ClearSrc()
+			clearing := make(chan struct{}) // while another goroutine sends
+			go func() {
+				ep.ClearSrc()
+				close(clearing)
+			}()
+			if err := b.Send([][]byte{[]byte("in between")}, ep); err != nil {
+				t.Error(err)
+			}
+			<-clearing
+			if _, _, err := peer.ReadFromUDPAddrPort(make([]byte, 100)); err != nil {
+				t.Error(err)
+			}
 			answers(tt.other)
 			gone := ep.(*bindEndpoint)
 			if gone.DstIP().Unmap().Is4() {
-				gone.source = unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: [4]byte{192, 0, 2, 1}}) // TEST-NET-1, RFC 5737
+				control := unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: [4]byte{192, 0, 2, 1}}) // TEST-NET-1, RFC 5737
+				gone.src.Store(&bindSource{netip.MustParseAddr("192.0.2.1"), control})
 				answers(tt.other)
 			}
 		})
