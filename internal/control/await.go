@@ -24,7 +24,10 @@ const (
 // was: that of ctx if a daemon answered last, and else why none did, be it for absentFor or
 // when ctx ended. It wraps ErrNotRunning if nobody listens.
 func (c *Client) AwaitReady(ctx context.Context) (Status, error) {
-	var last Status
+	var (
+		last   Status
+		absent error // why the daemon did not answer last
+	)
 	answered := time.Now()
 	for {
 		s, err := c.Status(ctx)
@@ -32,12 +35,16 @@ func (c *Client) AwaitReady(ctx context.Context) (Status, error) {
 		case err == nil && s.Node.Ready:
 			return s, nil
 		case err == nil:
-			last, answered = s, time.Now()
+			last, answered, absent = s, time.Now(), nil
+		case ctx.Err() != nil: // it may have ended in the middle of the request
+			return last, cmp.Or(absent, err)
 		case errors.Is(err, os.ErrPermission), time.Since(answered) >= absentFor:
 			return last, err
+		default:
+			absent = err
 		}
 		if ended := wait.Sleep(ctx, askAgain); ended != nil {
-			return last, cmp.Or(err, ended)
+			return last, cmp.Or(absent, ended)
 		}
 	}
 }
