@@ -56,6 +56,7 @@ func namespaced(t *testing.T) bool {
 		t.Cleanup(func() { goleak.VerifyNone(t) })
 		return true
 	}
+	t.Parallel() // children share nothing, and mostly wait for the kernel
 	// Pdeathsig is sent when the thread that started the child ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
