@@ -64,23 +64,6 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestLocationNeedsInternalIP starts a node with a location but without a private address.
-func TestLocationNeedsInternalIP(t *testing.T) {
-	t.Parallel()
-	m := newMesh(t, lab.Routed, 1)
-	n := m.nodes[0]
-	m.must(n.Configure(lab.Config(n.Name, nil, "  location: aws"), m.secret))
-	m.start(n)
-	select {
-	case <-n.Exited():
-	case <-m.ctx.Done():
-		t.Fatal("the daemon runs on")
-	}
-	if err := n.Stop(); err == nil || !strings.Contains(n.Log(), "node.location: is aws") || !strings.Contains(n.Log(), "set node.internal-ip") {
-		t.Errorf("got %v and log %s, want it to end with what to set", err, n.Log())
-	}
-}
-
 // settings returns a condition for await: these settings of the cluster are in force.
 func settings(generation uint64, mode mesh.Mode, gateways int) func(control.Status) bool {
 	return func(s control.Status) bool {
