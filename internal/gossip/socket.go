@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/pktinfo"
 )
 
 // udpSocket is a UDP socket that can tell at which address of this host a packet arrived,
@@ -36,11 +38,8 @@ func newUDPSocket(c *net.UDPConn) (udpSocket, error) {
 		if domain, optionErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); optionErr != nil {
 			return
 		}
-		if s.six = domain == unix.AF_INET6; s.six {
-			optionErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
-		} else {
-			optionErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
-		}
+		s.six = domain == unix.AF_INET6
+		optionErr = pktinfo.Enable(int(fd), s.six)
 	})
 	if err := errors.Join(err, optionErr); err != nil {
 		return s, fmt.Errorf("ask for addresses of packets: %w", err)
@@ -51,56 +50,24 @@ func newUDPSocket(c *net.UDPConn) (udpSocket, error) {
 // receive reads one packet. It also returns the address of this host at which the packet
 // arrived, or the zero Addr if the kernel does not tell.
 func (s udpSocket) receive(b []byte) (n int, from netip.AddrPort, at netip.Addr, err error) {
-	control := make([]byte, unix.CmsgSpace(unix.SizeofInet6Pktinfo))
+	control := make([]byte, pktinfo.Room)
 	n, length, _, from, err := s.ReadMsgUDPAddrPort(b, control)
 	if err != nil {
 		return 0, netip.AddrPort{}, netip.Addr{}, err
 	}
-	return n, unmapped(from), arrivedAt(control[:length]), nil
-}
-
-// arrivedAt returns the local address in a packet's control messages. A socket of both
-// families gives it in the IPv6 form for IPv4 packets too (ipv6/datagram.c,
-// ip6_datagram_recv_common_ctl).
-func arrivedAt(control []byte) netip.Addr {
-	messages, err := unix.ParseSocketControlMessage(control)
-	if err != nil {
-		return netip.Addr{}
-	}
-	for _, m := range messages {
-		switch {
-		case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
-			return netip.AddrFrom16([16]byte(m.Data)).Unmap() // ipi6_addr comes first
-		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
-			return netip.AddrFrom4([4]byte(m.Data[4:])) // ipi_spec_dst follows ipi_ifindex
-		}
-	}
-	return netip.Addr{}
+	return n, unmapped(from), pktinfo.Local(control[:length]), nil
 }
 
 // send sends a packet from an address of this host, or from the one that the kernel
 // chooses if that is the zero Addr, or is not possible any more.
-//
-// Only the address is set, not the link: the host's rules for this source address then
-// choose the card. Setting the link would bypass its routes, and an answer to a router
-// behind that card would be lost if there is no route back on the same card.
 func (s udpSocket) send(b []byte, to netip.AddrPort, from netip.Addr) error {
 	if from.IsValid() && from.Is4() == to.Addr().Unmap().Is4() {
-		if _, _, err := s.WriteMsgUDPAddrPort(b, s.sourceControl(from), to); err == nil {
+		if _, _, err := s.WriteMsgUDPAddrPort(b, pktinfo.Source(from, s.six), to); err == nil {
 			return nil
 		}
 	}
 	_, err := s.WriteToUDPAddrPort(b, to)
 	return err
-}
-
-// sourceControl returns the control message that sets a packet's source. A socket of both
-// families takes an IPv4 address in its mapped form (ip_cmsg_send in ip_sockglue.c).
-func (s udpSocket) sourceControl(from netip.Addr) []byte {
-	if s.six {
-		return unix.PktInfo6(&unix.Inet6Pktinfo{Addr: from.As16()})
-	}
-	return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: from.As4()})
 }
 
 // arrivals remembers at which address of this host packets of each peer arrived last. What

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/meshd/meshd/internal/pktinfo"
 )
 
 // socketBuffer is what WireGuard's sockets may hold of packets, in bytes: wireguard-go's own
@@ -140,12 +142,11 @@ func socketOptions(fd int, six bool) error {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, socketBuffer)
 	}
 	if six {
-		return errors.Join(
-			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1),
-			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1),
-		)
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return err
+		}
 	}
-	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+	return pktinfo.Enable(fd, six)
 }
 
 func newMessages() []ipv6.Message {
@@ -159,12 +160,11 @@ func newMessages() []ipv6.Message {
 // receiver returns the function that reads from the socket. One goroutine calls it.
 func (s *bindSocket) receiver() conn.ReceiveFunc {
 	messages := newMessages()
-	control := make([]byte, len(messages)*unix.CmsgSpace(unix.SizeofInet6Pktinfo))
+	control := make([]byte, len(messages)*pktinfo.Room)
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-		room := len(control) / len(messages)
 		for i := range packets {
 			messages[i].Buffers[0] = packets[i]
-			messages[i].OOB = control[i*room : (i+1)*room]
+			messages[i].OOB = control[i*pktinfo.Room : (i+1)*pktinfo.Room]
 		}
 		n, err := s.batch.ReadBatch(messages[:len(packets)], 0)
 		if err != nil {
@@ -179,23 +179,11 @@ func (s *bindSocket) receiver() conn.ReceiveFunc {
 	}
 }
 
-// newBindEndpoint returns the endpoint from which a packet came. Only the address of this
-// host is set for packets to it, not the card, so that the host's routing rules apply.
+// newBindEndpoint returns the endpoint from which a packet came.
 func newBindEndpoint(from netip.AddrPort, control []byte) *bindEndpoint {
 	e := &bindEndpoint{dst: from}
-	messages, err := unix.ParseSocketControlMessage(control)
-	if err != nil {
-		return e
-	}
-	for _, m := range messages {
-		switch {
-		case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
-			addr := [16]byte(m.Data) // ipi6_addr comes first
-			e.src.Store(&bindSource{netip.AddrFrom16(addr), unix.PktInfo6(&unix.Inet6Pktinfo{Addr: addr})})
-		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
-			addr := [4]byte(m.Data[4:]) // ipi_spec_dst follows ipi_ifindex
-			e.src.Store(&bindSource{netip.AddrFrom4(addr), unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: addr})})
-		}
+	if local := pktinfo.Local(control); local.IsValid() {
+		e.src.Store(&bindSource{local, pktinfo.Source(local, local.Is6())})
 	}
 	return e
 }

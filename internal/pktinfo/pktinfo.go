@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package pktinfo tells at which address of this host a UDP packet arrived, and sends from
+// a certain address: IP_PKTINFO of ip(7) and IPV6_PKTINFO of ipv6(7). On a host with two
+// cards, the kernel would otherwise take the source of an answer from the route to the peer,
+// which may lead out of the card that the peer does not know.
+package pktinfo
+
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Room is how many bytes the control messages of a packet take.
+var Room = unix.CmsgSpace(unix.SizeofInet6Pktinfo)
+
+// Enable asks the kernel for the local addresses of a socket's packets. A socket that is six
+// is one of AF_INET6, also if it serves both families.
+func Enable(fd int, six bool) error {
+	if six {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+}
+
+// Local returns the local address in a packet's control messages, or the zero Addr if there
+// is none. A socket of both families gives it in the IPv6 form for IPv4 packets too
+// (ipv6/datagram.c, ip6_datagram_recv_common_ctl); it is returned as an IPv4 address.
+func Local(control []byte) netip.Addr {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, m := range messages {
+		switch {
+		case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
+			return netip.AddrFrom16([16]byte(m.Data)).Unmap() // ipi6_addr comes first
+		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
+			return netip.AddrFrom4([4]byte(m.Data[4:])) // ipi_spec_dst follows ipi_ifindex
+		}
+	}
+	return netip.Addr{}
+}
+
+// Source returns the control message that sets the source of a packet. A socket of AF_INET6
+// takes an IPv4 address in its mapped form (ip_cmsg_send in ip_sockglue.c).
+//
+// Only the address is set, not the link: the host's rules for this source address then
+// choose the card. Setting the link would bypass its routes, and an answer to a router
+// behind that card would be lost if there is no route back on the same card.
+func Source(from netip.Addr, six bool) []byte {
+	if six {
+		return unix.PktInfo6(&unix.Inet6Pktinfo{Addr: from.As16()})
+	}
+	return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: from.As4()})
+}
