@@ -212,7 +212,7 @@ func (d *decoder) checkPodCIDR() {
 // pod CIDRs in it.
 func rangeAround(c mesh.Cluster, p netip.Prefix) (netip.Prefix, int) {
 	for i, pods := range c.Pods {
-		if pods.Contains(p.Addr()) && pods.Bits() <= p.Bits() {
+		if mesh.ContainsPrefix(pods, p) {
 			return pods, c.PodPrefix[i]
 		}
 	}

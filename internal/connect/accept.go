@@ -133,7 +133,7 @@ func acceptPeers(answer []control.ClientPeer, granted []netip.Prefix, own string
 // within reports whether a prefix is valid and lies in one of the granted ones.
 func within(p netip.Prefix, granted []netip.Prefix) bool {
 	return p.IsValid() && p == p.Masked() && !p.Addr().Is4In6() && p.Bits() >= minBits &&
-		slices.ContainsFunc(granted, func(g netip.Prefix) bool { return g.Bits() <= p.Bits() && g.Contains(p.Addr()) })
+		slices.ContainsFunc(granted, func(g netip.Prefix) bool { return mesh.ContainsPrefix(g, p) })
 }
 
 // checkPeer returns an error if no tunnel to a peer can be set up.

@@ -44,8 +44,7 @@ func (a AttachedNetwork) String() string {
 // on other networks whose hosts the tunnel could imitate, a wider one is refused, too: the
 // packets that it would bring from there would pass for those of a neighbor.
 func (a AttachedNetwork) holds(p netip.Prefix) bool {
-	within := a.Prefix.Contains(p.Addr()) && a.Prefix.Bits() <= p.Bits()
-	return within || !a.Containers && !a.Routed && !a.Prefix.IsSingleIP() && a.Prefix.Overlaps(p)
+	return ContainsPrefix(a.Prefix, p) || !a.Containers && !a.Routed && !a.Prefix.IsSingleIP() && a.Prefix.Overlaps(p)
 }
 
 // conflict returns which of the host's own networks, routers or resolvers a network of

@@ -36,7 +36,7 @@ func (o RangeOverlap) Advice() string {
 // program than meshd gives pods their network, they lead to the pods of this host.
 func (n Nearby) WithoutPods(c Cluster) Nearby {
 	n.Attached = slices.DeleteFunc(slices.Clone(n.Attached), func(a AttachedNetwork) bool {
-		within := func(r netip.Prefix) bool { return r.Contains(a.Prefix.Addr()) && r.Bits() <= a.Prefix.Bits() }
+		within := func(r netip.Prefix) bool { return ContainsPrefix(r, a.Prefix) }
 		return a.Containers && slices.ContainsFunc(c.Pods, within)
 	})
 	return n
@@ -112,7 +112,7 @@ func (n Nearby) freeRange(r netip.Prefix, taken []netip.Prefix) netip.Prefix {
 	for _, start := range append([]netip.Prefix{r}, pools...) {
 		for i := range rangesTried {
 			p := netip.PrefixFrom(addToAddr(start.Addr(), i, r.Addr().BitLen()-r.Bits()), r.Bits())
-			inPool := slices.ContainsFunc(pools, func(pool netip.Prefix) bool { return pool.Contains(p.Addr()) && pool.Bits() <= p.Bits() })
+			inPool := slices.ContainsFunc(pools, func(pool netip.Prefix) bool { return ContainsPrefix(pool, p) })
 			if !inPool {
 				break
 			}
@@ -175,7 +175,7 @@ func exclude(p netip.Prefix, networks []netip.Prefix) []netip.Prefix {
 	switch {
 	case !overlapsAny(networks, p):
 		return []netip.Prefix{p}
-	case slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Bits() <= p.Bits() && n.Contains(p.Addr()) }):
+	case slices.ContainsFunc(networks, func(n netip.Prefix) bool { return ContainsPrefix(n, p) }):
 		return nil
 	}
 	bits := p.Bits() + 1
