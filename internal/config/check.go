@@ -137,40 +137,23 @@ func (d *decoder) checkPodPrefix() {
 
 // checkOverlaps reports ranges of the cluster that share addresses.
 func (d *decoder) checkOverlaps() {
-	rs := d.ranges()
+	rs := d.config.Cluster.Ranges()
 	for i, a := range rs {
 		for _, b := range rs[i+1:] {
-			if !a.prefix.Overlaps(b.prefix) {
+			if !a.Range.Overlaps(b.Range) {
 				continue
 			}
 			blamed, other := a, b
-			if key, _ := d.later(a.key, b.key); key == b.key {
+			if key, _ := d.later(keyOf(a), keyOf(b)); key == keyOf(b) {
 				blamed, other = b, a
 			}
-			d.report(blamed.key, fmt.Sprintf("%v overlaps %s, %v", blamed.prefix, other.key, other.prefix), "choose ranges that share no address")
+			d.report(keyOf(blamed), fmt.Sprintf("%v overlaps %s, %v", blamed.Range, keyOf(other), other.Range), "choose ranges that share no address")
 		}
 	}
 }
 
-// clusterRange is a range of the cluster and its key.
-type clusterRange struct {
-	key    string
-	prefix netip.Prefix
-}
-
-// ranges returns the ranges whose addresses only the cluster assigns.
-func (d *decoder) ranges() []clusterRange {
-	var rs []clusterRange
-	add := func(key string, ps []netip.Prefix) {
-		for i, p := range ps {
-			rs = append(rs, clusterRange{entry(key, i), p})
-		}
-	}
-	add("cluster.overlay", d.config.Cluster.Overlay)
-	add("cluster.pods", d.config.Cluster.Pods)
-	add("cluster.services", d.config.Cluster.Services)
-	return rs
-}
+// keyOf returns the key of one range of the cluster.
+func keyOf(r mesh.KeyedRange) string { return entry(r.Key, r.Index) }
 
 func (d *decoder) checkRoom() {
 	if d.config.Cluster.Slots() > 0 {
@@ -244,9 +227,9 @@ func (d *decoder) checkTrust() {
 func (d *decoder) checkUnderlay() {
 	c := d.config
 	outside := func(key, what string, p netip.Prefix) {
-		for _, r := range d.ranges() {
-			if r.prefix.Overlaps(p) {
-				d.report(key, fmt.Sprintf("%s %s, %v", what, r.key, r.prefix), "it must be outside the mesh: change it, or the cluster's range")
+		for _, r := range c.Cluster.Ranges() {
+			if r.Range.Overlaps(p) {
+				d.report(key, fmt.Sprintf("%s %s, %v", what, keyOf(r), r.Range), "it must be outside the mesh: change it, or the cluster's range")
 				return
 			}
 		}

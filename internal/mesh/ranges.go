@@ -58,7 +58,7 @@ func (n Nearby) Wider(c Cluster) []RangeOverlap {
 func (n Nearby) overlaps(c Cluster, counts func(AttachedNetwork, netip.Prefix) bool) []RangeOverlap {
 	var out []RangeOverlap
 	taken := slices.Concat(c.Overlay, c.Pods, c.Services)
-	for _, r := range c.keyedRanges() {
+	for _, r := range c.Ranges() {
 		var free netip.Prefix
 		for _, a := range n.Attached {
 			if !a.Prefix.Overlaps(r.Range) || !counts(a, r.Range) {
@@ -74,18 +74,20 @@ func (n Nearby) overlaps(c Cluster, counts func(AttachedNetwork, netip.Prefix) b
 	return out
 }
 
-// keyedRange is a range of the cluster with the key that sets it.
-type keyedRange struct {
+// KeyedRange is a range of the cluster with the key of the configuration that sets it.
+type KeyedRange struct {
 	Key   string
+	Index int // in the key's list
 	Range netip.Prefix
 }
 
-// keyedRanges returns all ranges of the cluster, in the order of the configuration.
-func (c Cluster) keyedRanges() []keyedRange {
-	var out []keyedRange
+// Ranges returns all ranges whose addresses only the cluster assigns, in the order of the
+// configuration.
+func (c Cluster) Ranges() []KeyedRange {
+	var out []KeyedRange
 	add := func(key string, ranges []netip.Prefix) {
-		for _, r := range ranges {
-			out = append(out, keyedRange{key, r})
+		for i, r := range ranges {
+			out = append(out, KeyedRange{key, i, r})
 		}
 	}
 	add("cluster.overlay", c.Overlay)
