@@ -151,6 +151,8 @@ func TestClientWhileNodeIsDown(t *testing.T) {
 		away = v.node("aws-2")
 	}
 	v.must(away.Kill())
+	// What is printed before the mesh knows of the loss may lead through the lost node.
+	v.await(settleLimit, "aware of the loss", lab.Sees(len(v.nodes)-2), v.without(away)...)
 	v.run(v.node("attic-1"), binary, "client", "remove", "old")
 	c := v.laptop(v.nodes[0], host, "laptop")
 	v.knows(1, v.without(away)...)
