@@ -218,7 +218,7 @@ func (s EvaluateInput) hears(ids []mesh.ID, quiet silence) bool {
 }
 
 // relay evaluates a relay, for this node's own use only. It is down when it is silent
-// while another peer answers, and up when it has answered for relaySteady.
+// while a peer or another relay answers, and up when it has answered for relaySteady.
 func (s EvaluateInput) relay(f *Findings, id mesh.ID) {
 	targets := s.Watch.targetsOf(id, mesh.ID{})
 	if s.relayState(id) == mesh.HealthDown {
@@ -235,7 +235,10 @@ func (s EvaluateInput) relay(f *Findings, id mesh.ID) {
 	if !ok || quiet.misses < s.Misses {
 		return
 	}
-	for _, p := range s.Watch.Peers {
+	for _, p := range slices.Concat(s.Watch.Peers, s.Watch.Relays) {
+		if p == id {
+			continue
+		}
 		for _, t := range s.Watch.targetsOf(p, mesh.ID{}) {
 			if r := s.Results[t]; !r.Answered.IsZero() && !r.Answered.Before(quiet.last) {
 				f.Verdicts = append(f.Verdicts, s.verdict(id, mesh.RoleRelay, mesh.HealthDown))

@@ -228,7 +228,9 @@ func TestTimelines(t *testing.T) {
 			pings: func(t Target, _ time.Duration) bool { return !to(t, x, y) }, hears: always,
 		}, nil},
 		{"a relay dies", relayed, network{pings: until(r)}, []string{"10.9s relay r is down, epoch 1"}},
+		{"a relay dies, and only another relay answers", watch(1, Watch{Relays: []mesh.ID{r, p}}), network{pings: until(r)}, []string{"10.9s relay r is down, epoch 1"}},
 		{"no peer answers, so this node is cut off", relayed, network{pings: until(r, p)}, nil},
+		{"no relay answers, so this node is cut off", watch(1, Watch{Relays: []mesh.ID{r, p}}), network{pings: until(r, p)}, nil},
 		{"a relay comes back after 30 s", relayed, network{
 			pings: func(t Target, at time.Duration) bool { return at < event || at > event+30*time.Second || !to(t, r) },
 		}, []string{"10.9s relay r is down, epoch 1", "50.05s relay r is up, epoch 2"}},
