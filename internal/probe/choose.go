@@ -141,7 +141,7 @@ func (c chooser) spread(ids []mesh.ID) []mesh.ID {
 	return all[:min(len(all), maxRemote)]
 }
 
-// relays sets the relays to watch, and other peers: if one of them answers, a silent
+// relays sets the relays to watch, and other peers: if any of all these answers, a silent
 // relay is down; if none does, this node is cut off.
 func (c chooser) relays(w *Watch) {
 	relays := slices.Clone(c.FoundDown)
