@@ -11,9 +11,15 @@ TOPOLOGY ?= full
 CLIENT ?=
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 COMMIT := $(shell git log -1 --format='-X main.commit=%h -X main.date=%cs' 2>/dev/null)
-# What test-kernel runs; RUN is a regular expression for names of tests.
-KERNEL_TESTS := ./test/e2e ./test/chaos ./test/lab ./internal/netcfg/host
+# A regular expression for names of tests.
 RUN ?=
+# What test-kernel runs: the end-to-end tests in which the kernel's own WireGuard, ipip or
+# netem has a part, and all tests of the other packages. Every other end-to-end test runs in
+# namespaces, and there too if RUN names it.
+KERNEL_TESTS := ./test/chaos ./test/lab ./internal/netcfg/host
+KERNEL_E2E := ^Test(AllowedIPMoves|BadUnderlay|DeletedByHandIsBack|DeletedDeviceFindsPeersBehindNAT|DownRemovesExactlyOurs|Encapsulation|ForeignWireGuard|IPv6OnlyUnderlay|IdleReconcileWritesNothing|KernelWireGuard|MTU|SourceAddresses|StopChangesNothing|TakenPorts|TrafficOverRestarts|UnderlayAddressChanges|UnderlayMTU)$$
+# What takes minutes there by its nature.
+KERNEL_LONG := ^Test(ClocksSetBack|CutOffForTenMinutes)$$
 # How long fuzz runs each target.
 TIME ?= 30s
 # How long chaos begins new faults, and which ones.
@@ -103,10 +109,15 @@ test-swarm: setup ## gossip among a hundred, two hundred and five hundred nodes;
 	go test -count=1 -timeout 60m -v -run '$(RUN)' ./test/swarm
 
 .PHONY: test-kernel
-test-kernel: setup-kernel build ## the same tests on a kernel with WireGuard and netem, in QEMU; RUN=TestName for one
+test-kernel: setup-kernel build ## what the kernel has a part in, on one with WireGuard and netem, in QEMU; RUN=TestName for one of all tests
 	go test -run '$(RUN)' ./test/cache ./test/kernel
 	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
-	@exec bin/kernel -run '$(RUN)' test $(KERNEL_TESTS)
+ifeq ($(RUN),)
+	@bin/kernel -run '$(KERNEL_E2E)' test ./test/e2e
+	@exec bin/kernel test $(KERNEL_TESTS)
+else
+	@exec bin/kernel -run '$(RUN)' test ./test/e2e $(KERNEL_TESTS)
+endif
 
 .PHONY: test-package
 test-package: setup-deb setup-vagrantfile ## what is in the package, and the Vagrantfile; RUN=TestName for one
@@ -129,10 +140,14 @@ chaos: setup-kernel build ## faults at random for DURATION=10m, SEED=1, on a ker
 .PHONY: kernel-shell
 kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
 	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
-	@exec bin/kernel -run '$(RUN)' shell $(KERNEL_TESTS)
+	@exec bin/kernel -run '$(RUN)' shell ./test/e2e $(KERNEL_TESTS)
+
+.PHONY: test-kernel-long
+test-kernel-long: ## there too: ten minutes without a network, clocks that are set back
+	@$(MAKE) --no-print-directory test-kernel RUN='$(KERNEL_LONG)'
 
 .PHONY: soak
-soak: test-swarm test-vagrant chaos fuzz ## what takes minutes by its nature: hundreds of nodes, vagrant up, an hour of faults, every fuzz target; some two hours
+soak: test-swarm test-vagrant test-kernel-long chaos fuzz ## what takes minutes by its nature: hundreds of nodes, vagrant up, ten minutes without a network, an hour of faults, every fuzz target; some two hours
 
 .PHONY: bench
 bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"; RUN=datapath for one measurement

@@ -11,8 +11,7 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// TestCutOffForTenMinutes runs in a virtual machine of its own, beside that of the other
-// tests.
+// TestCutOffForTenMinutes is one of those that only soak runs.
 func TestCutOffForTenMinutes(t *testing.T) {
 	const length = 10 * time.Minute
 	m := settledMesh(t, lab.NAT, 3)

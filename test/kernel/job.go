@@ -30,7 +30,6 @@ type command struct {
 	Args    []string
 	Dir     string
 	Env     []string // beside what every command has
-	Waits   bool     // hardly does anything
 }
 
 // run does the job where this process is, and returns the exit code of the
@@ -61,28 +60,24 @@ func (j job) run(ctx context.Context, output *os.File) int {
 	return code
 }
 
-// split returns jobs of one command each, those that wait apart from the others.
-func (j job) split() (busy, wait []job) {
+// split returns jobs of one command each.
+func (j job) split() []job {
+	var each []job
 	for _, c := range j.Commands {
-		one := job{Commands: []command{c}, Files: j.Files}
-		if c.Waits {
-			wait = append(wait, one)
-		} else {
-			busy = append(busy, one)
-		}
+		each = append(each, job{Commands: []command{c}, Files: j.Files})
 	}
-	return busy, wait
+	return each
 }
 
-// again returns the job of running failed tests once more, one at a time. It reports
-// whether there are any: a test binary may fail without the name of a failed test, and
+// again returns the job of running failed tests once more. It reports whether there are
+// any: a test binary may fail without the name of a failed test, and
 // other programs may print what looks like one.
 func (j job) again(tests []string) (job, bool) {
 	c := j.Commands[0]
 	if len(tests) == 0 || c.Package == "" {
 		return job{}, false
 	}
-	c.Args = append(slices.Clone(c.Args), "-test.parallel=1", "-test.run=^("+strings.Join(tests, "|")+")$") // the last ones count
+	c.Args = append(slices.Clone(c.Args), "-test.run=^("+strings.Join(tests, "|")+")$") // the last ones count
 	return job{Commands: []command{c}, Files: j.Files}, true
 }
 
@@ -118,12 +113,9 @@ func (j *job) addCommand(args []string) error {
 // testTimeout bounds one package's tests, so that a hanging one shows its stacks.
 const testTimeout = "30m"
 
-// testParallel is one more than the machine's processors, because tests wait now and then.
-const testParallel = "3"
-
-// waiting names tests that mostly wait for minutes. They run in a virtual machine of their
-// own, beside the others.
-var waiting = regexp.MustCompile(`^Test(ClocksSetBack|CutOffForTenMinutes)$`)
+// testParallel is one: the hosts of two tests at once have been seen to stall each other
+// until neither came to an end.
+const testParallel = "1"
 
 // testTag is the build tag of tests that only a kernel with WireGuard and netem
 // can run.
@@ -162,31 +154,16 @@ func (j *job) addTests(ctx context.Context, dir, run string, packages []string) 
 			j.Files = append(j.Files, testdata)
 		}
 		_, below, _ := strings.Cut(run, "/")
-		add := func(waits bool, tests []string) {
+		for some := range slices.Chunk(tests, perMachine) {
 			j.Commands = append(j.Commands, command{
 				Package: path,
 				Args: []string{
 					binary, "-test.v", "-test.timeout=" + testTimeout, "-test.parallel=" + testParallel,
-					"-test.run=^(" + strings.Join(tests, "|") + ")$/" + below,
+					"-test.run=^(" + strings.Join(some, "|") + ")$/" + below,
 				},
-				Dir:   src,
-				Env:   env,
-				Waits: waits,
+				Dir: src,
+				Env: env,
 			})
-		}
-		var busy, wait []string
-		for _, test := range tests {
-			if waiting.MatchString(test) {
-				wait = append(wait, test)
-			} else {
-				busy = append(busy, test)
-			}
-		}
-		for some := range slices.Chunk(busy, perMachine) {
-			add(false, some)
-		}
-		if len(wait) > 0 {
-			add(true, wait)
 		}
 	}
 	if len(j.Commands) == 0 {

@@ -123,7 +123,7 @@ func TestFailedTestsAreNamed(t *testing.T) {
 	}
 	c := command{Package: "x", Args: []string{"x.test", "-test.run=^(TestA|TestB)$/"}}
 	j, ok := job{Commands: []command{c}}.again(got)
-	want := []string{"x.test", "-test.run=^(TestA|TestB)$/", "-test.parallel=1", "-test.run=^(TestA|TestC)$"}
+	want := []string{"x.test", "-test.run=^(TestA|TestB)$/", "-test.run=^(TestA|TestC)$"}
 	if diff := cmp.Diff(want, j.Commands[0].Args); !ok || diff != "" {
 		t.Errorf("command (-want +got):\n%s", diff)
 	}
@@ -136,13 +136,12 @@ func TestFailedTestsAreNamed(t *testing.T) {
 	}
 }
 
-// TestSplit checks that every command gets a job of its own, those that wait apart.
+// TestSplit checks that every command gets a job of its own, with all files.
 func TestSplit(t *testing.T) {
-	a, b, c := command{Package: "a"}, command{Package: "b", Waits: true}, command{Package: "c"}
+	a, b := command{Package: "a"}, command{Package: "b"}
 	files := []string{"x"}
-	busy, wait := job{Commands: []command{a, b, c}, Files: files}.split()
-	one := func(c command) job { return job{Commands: []command{c}, Files: files} }
-	if diff := cmp.Diff([][]job{{one(a), one(c)}, {one(b)}}, [][]job{busy, wait}); diff != "" {
+	want := []job{{Commands: []command{a}, Files: files}, {Commands: []command{b}, Files: files}}
+	if diff := cmp.Diff(want, job{Commands: []command{a, b}, Files: files}.split()); diff != "" {
 		t.Errorf("jobs (-want +got):\n%s", diff)
 	}
 }

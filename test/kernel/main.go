@@ -12,12 +12,11 @@
 // The files of a job have the same paths in the virtual machine as on the real one, so
 // tests and commands need not know where they run. Output comes as it is printed, and
 // kernel exits with 1 if a test or the command fails. Every few tests get a new virtual
-// machine, and those that only wait have one beside the others. If a machine hangs, panics
-// or ends early, kernel reports it, prints the last lines of the console, and starts that
-// machine once more, because an emulated kernel sometimes locks up; the second time it
-// exits with 2. Failed tests are also run once more, one at a time, because an overloaded
-// emulated machine stalls for seconds. The first failure stays in the output; a test that
-// fails twice has failed.
+// machine. If a machine hangs, panics or ends early, kernel reports it, prints the last
+// lines of the console, and starts that machine once more, because an emulated kernel
+// sometimes locks up; the second time it exits with 2. Tests run one at a time. Failed
+// ones are run once more, in another machine, because an emulated one stalls for seconds.
+// The first failure stays in the output; a test that fails twice has failed.
 //
 // On a machine whose own kernel has WireGuard and netem, test and exec run
 // directly.
@@ -27,17 +26,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -123,40 +118,19 @@ func do(ctx context.Context, o options, args []string) (int, error) {
 	case ownKernelWillDo(ctx):
 		return j.run(ctx, os.Stdout), ctx.Err()
 	}
-	return runAll(ctx, dir, j, o.timeout)
-}
-
-// runAll does a job in virtual machines, one after the other, and beside them what
-// only waits, whose output comes at the end.
-func runAll(ctx context.Context, dir string, j job, limit time.Duration) (int, error) {
-	beside := filepath.Join(dir, "beside")
-	if err := os.Mkdir(beside, 0o755); err != nil {
-		return 0, fmt.Errorf("make directory for the run: %w", err)
-	}
-	busy, wait := j.split()
-	var (
-		output bytes.Buffer
-		code   int
-		err    error
-		wg     sync.WaitGroup
-	)
-	wg.Go(func() { code, err = runEach(ctx, beside, wait, limit, &output) })
-	codeBusy, errBusy := runEach(ctx, dir, busy, limit, os.Stdout)
-	wg.Wait()
-	_, errWrite := output.WriteTo(os.Stdout)
-	return max(code, codeBusy), errors.Join(errBusy, err, errWrite)
+	return runEach(ctx, dir, j.split(), o.timeout)
 }
 
 // runEach does each of the jobs in a virtual machine of its own, and the tests that
 // fail once more.
-func runEach(ctx context.Context, dir string, jobs []job, limit time.Duration, output io.Writer) (int, error) {
+func runEach(ctx context.Context, dir string, jobs []job, limit time.Duration) (int, error) {
 	code := 0
 	for _, one := range jobs {
-		m := machine{dir: dir, job: one, output: output}
+		m := machine{dir: dir, job: one, output: os.Stdout}
 		c, err := m.runTwice(ctx, limit)
 		if again, ok := one.again(m.failed); err == nil && c == exitFailed && ok {
-			fmt.Fprintln(os.Stderr, "kernel: once more, one at a time:", strings.Join(m.failed, " "))
-			m = machine{dir: dir, job: again, output: output}
+			fmt.Fprintln(os.Stderr, "kernel: once more:", strings.Join(m.failed, " "))
+			m = machine{dir: dir, job: again, output: os.Stdout}
 			c, err = m.runTwice(ctx, limit)
 		}
 		if err != nil {
