@@ -90,6 +90,7 @@ type way struct {
 	learned  bool      // from where a probe came
 	heard    time.Time // when something came from there last
 	pending  []ping
+	outcomes outcomes
 	misses   int // in a row
 	answers  int // in a row
 	srtt     time.Duration
@@ -321,6 +322,10 @@ func (m *Machine) answer(now time.Time, msg Message, w *way) {
 		return
 	}
 	w.sample(now.Sub(w.pending[i].at))
+	for range i {
+		w.outcomes.add(false)
+	}
+	w.outcomes.add(true)
 	w.pending = slices.Delete(w.pending, 0, i+1) // those before it are lost, or come too late
 	w.misses, w.answered = 0, now
 	w.answers++

@@ -13,7 +13,8 @@
 //
 // Nothing here does I/O or reads a clock. A Machine, one for each peer, is told what
 // happened and when, and returns what to send. Keys seals and opens the datagrams of
-// probes, Message is what is in them, Window recognises the ones that came before.
+// probes, Message is what is in them, Window recognises the ones that came before. Package
+// agent runs the machines on real packets.
 package path
 
 import (

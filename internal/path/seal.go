@@ -31,6 +31,9 @@ const (
 	sealedLen = headerLen + messageLen + chacha20poly1305.Overhead
 )
 
+// Magic returns the bytes with which each datagram begins.
+func Magic() [4]byte { return [4]byte(binary.BigEndian.AppendUint32(nil, magic)) }
+
 // Header is the part of a datagram that anybody can read. A relay forwards by it.
 type Header struct {
 	From, To Short

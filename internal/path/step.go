@@ -35,6 +35,7 @@ func (m *Machine) expire(now time.Time, w *way) {
 		w.pending = w.pending[1:]
 		w.misses++
 		w.answers = 0
+		w.outcomes.add(false)
 	}
 }
 
@@ -68,6 +69,12 @@ func (m *Machine) pace(now time.Time, w *way) time.Duration {
 // isBusy reports whether there was traffic in the last seconds.
 func (m *Machine) isBusy(now time.Time) bool {
 	return !m.busy.IsZero() && now.Sub(m.busy) < 10*time.Second
+}
+
+// IsActive reports whether Observe is to be called often, some ten times a second: there is
+// traffic, the path has just changed, or it has just failed.
+func (m *Machine) IsActive(now time.Time) bool {
+	return m.isBusy(now) || now.Before(m.insist) || m.use != nil && m.use.misses > 0 && now.Sub(m.use.answered) < rotateAfter
 }
 
 // isSilent reports whether the peer's WireGuard should have said something by now.
@@ -104,7 +111,7 @@ func (m *Machine) Next(now time.Time) time.Time {
 	sooner(m.written.Add(insistEvery), now.Before(m.insist))
 	sooner(m.punch.next, now.Before(m.punch.until))
 	if m.use != nil {
-		sooner(m.silent.Add(m.use.srtt+2*insistEvery), !m.silent.IsZero() && !m.isSilent(now))
+		sooner(m.silent.Add(m.use.srtt+2*insistEvery), !m.silent.IsZero() && m.isBusy(now) && !m.isSilent(now))
 	}
 	return next
 }

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path
+
+import (
+	"math/bits"
+	"time"
+)
+
+// Report is what a machine knows, for people.
+type Report struct {
+	Path   Path // in use
+	Proved bool // the peer answers on it
+	Since  time.Time
+	RTT    time.Duration // of the path in use; 0 while unknown
+	Loss   float64       // of the last 32 probes on the path in use, 0 to 1
+	Tried  []Tried       // all paths, in their order
+}
+
+// Tried is what a machine knows of one path.
+type Tried struct {
+	Path     Path
+	Open     bool          // a probe may go there without punching
+	RTT      time.Duration // 0 while unknown
+	Loss     float64       // of the last 32 probes
+	Answered time.Time     // when the peer answered there last; zero for never
+}
+
+// Report returns what the machine knows.
+func (m *Machine) Report(now time.Time) Report {
+	r := Report{Since: m.changed}
+	r.Path, r.Proved = m.InUse()
+	if m.use != nil {
+		r.RTT, r.Loss = m.use.srtt, m.use.outcomes.loss()
+	}
+	for _, w := range m.ways {
+		r.Tried = append(r.Tried, Tried{Path: w.Path, Open: m.isOpen(w, now), RTT: w.srtt, Loss: w.outcomes.loss(), Answered: w.answered})
+	}
+	return r
+}
+
+// outcomes are those of the last 32 probes on a path.
+type outcomes struct {
+	lost  uint32 // a bit each, the last one lowest
+	count int
+}
+
+func (o *outcomes) add(answered bool) {
+	o.lost <<= 1
+	if !answered {
+		o.lost |= 1
+	}
+	o.count = min(o.count+1, 32)
+}
+
+func (o *outcomes) loss() float64 {
+	if o.count == 0 {
+		return 0
+	}
+	return float64(bits.OnesCount32(o.lost)) / float64(o.count)
+}

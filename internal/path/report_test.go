@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path
+
+import (
+	"testing"
+	"time"
+)
+
+// TestReport has two hosts lose a fifth of the datagrams, and compares what a machine tells
+// with what is.
+func TestReport(t *testing.T) {
+	n := newInternet(1)
+	n.host(public, false, 0).relay = true
+	a, b := n.host(public, false, 1), n.host(public, false, 2)
+	n.bind(a)
+	n.bind(b)
+	n.connect(a, b, func() bool { return true })
+	n.run(60 * time.Second)
+	r := a.machine[b.num].Report(n.now)
+	delay := n.delay(a.num, b.num) + n.delay(b.num, a.num)
+	if r.Path.Addr != b.addr || !r.Proved || r.Loss != 0 || (r.RTT-delay).Abs() > 5*time.Millisecond || n.now.Sub(r.Since) > time.Minute {
+		t.Errorf("got %+v, want %v, proved, without loss, round trip %v", r, b.addr, delay)
+	}
+	if !a.machine[b.num].IsActive(n.now) {
+		t.Error("with traffic: got not active")
+	}
+	if len(r.Tried) != 2 || r.Tried[0].Path != r.Path || r.Tried[0].Answered.IsZero() || !r.Tried[1].Open || r.Tried[1].Path.Kind != Relayed {
+		t.Errorf("got tried %+v, want the path in use and a relayed one", r.Tried)
+	}
+	n.loss = 0.2
+	n.run(60 * time.Second)
+	if r := a.machine[b.num].Report(n.now); r.Loss < 0.1 || r.Loss > 0.7 { // of two ways, and in bursts
+		t.Errorf("got loss %v, want a third", r.Loss)
+	}
+}
