@@ -51,6 +51,7 @@ var mayImport = map[string][]string{
 	"internal/netcfg/host":       {"internal/loglimit", "internal/mesh", "internal/netcfg", "internal/pktinfo"},
 	"internal/node":              {"internal/mesh", "internal/netcfg", "internal/probe"},
 	"internal/path":              {"internal/mesh"},
+	"internal/path/agent":        {"internal/loglimit", "internal/mesh", "internal/path", "internal/path/rawudp"},
 	"internal/path/rawudp":       {},
 	"internal/pktinfo":           {},
 	"internal/probe":             {"internal/mesh"},

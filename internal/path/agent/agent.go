@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent runs the path machines of package path: one for each WireGuard peer, on real
+// packets and the real clock.
+//
+//	datagrams from WireGuard's port ─► open ─► Machine ─► seal ─► datagrams from that port
+//	calls by gossip                 ─►               ─►        calls by gossip
+//	what WireGuard counts           ─►               ─►        WireGuard's endpoint of the peer
+//
+// One goroutine owns all machines, so they need no locks. It is woken by what arrives and by
+// the time that a machine names, and reads the device once for all peers: ten times a
+// second while one of them has traffic or changes its path, else once a second.
+//
+// A new agent takes the endpoints that WireGuard has as paths in use. So traffic goes on
+// as before when the daemon starts again.
+package agent
+
+import (
+	"context"
+	"crypto/ecdh"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/loglimit"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/rawudp"
+)
+
+// How often the device is read.
+const (
+	activeRead = 100 * time.Millisecond
+	idleRead   = time.Second
+)
+
+// minWait is the least time between two steps of a machine that nothing has woken.
+const minWait = 5 * time.Millisecond
+
+// What a flood may cost. A hundred peers that all look for paths send a tenth of it. Opening
+// takes two microseconds, so that a flood takes some 2 % of a core.
+const (
+	maxOpen      = 10_000 // datagrams a second
+	maxOpenBurst = 2_000
+	maxQueue     = 1_024 // datagrams
+	maxCalls     = 64
+	// Punching sends most: ten probes a second to each of some twenty addresses, and as
+	// many answers.
+	maxSend      = 400 // datagrams a second to one peer
+	maxSendBurst = 400
+	maxDatagram  = 512 // bytes; those of this version have 90
+)
+
+// Port is WireGuard's UDP port.
+type Port interface {
+	Send(rawudp.Packet) error
+	// Serve calls got with each datagram that arrives, until the port is closed. Got doesn't
+	// keep the payload, and may be called by several goroutines.
+	Serve(got func(rawudp.Datagram)) error
+}
+
+// Device is the WireGuard device.
+type Device interface {
+	// Traffic returns the state of all peers.
+	Traffic() (map[wgtypes.Key]path.Traffic, error)
+	// SetEndpoint changes a peer's endpoint. It never adds a peer.
+	SetEndpoint(peer wgtypes.Key, to netip.AddrPort) error
+}
+
+// Peer is a node to find paths to.
+type Peer struct {
+	ID      mesh.ID
+	Key     wgtypes.Key     // of WireGuard
+	PathKey *ecdh.PublicKey // X25519; nil while unknown, then the peer is left alone
+	// Candidates are the paths to try. Among them are all relays by which the peer may
+	// send: its own, and those of this node.
+	Candidates []path.Candidate
+}
+
+// Options are what an agent needs. Only Inside may be missing.
+type Options struct {
+	Cluster string
+	Self    mesh.ID
+	Key     wgtypes.Key      // WireGuard's public key of this node
+	PathKey *ecdh.PrivateKey // X25519
+	// Counter returns the next counter for Seal, never the same one with one PathKey.
+	Counter func() uint64
+	Port    Port
+	Device  Device
+	// Call carries a sealed message to a node by gossip. It must not block.
+	Call func(to mesh.ID, sealed []byte)
+	// Inside reports whether a link is a device of the mesh. What arrives by one has
+	// travelled through a tunnel, and says nothing of a path beneath it.
+	Inside func(link int) bool
+	Logger *slog.Logger
+}
+
+// Agent finds and keeps the paths to all peers. Its methods are safe for concurrent use.
+type Agent struct {
+	o         Options
+	self      path.Short
+	wg        sync.WaitGroup
+	err       error // of Serve
+	done      chan struct{}
+	set       chan []Peer
+	datagrams chan rawudp.Datagram
+	calls     chan call
+	asked     chan chan []PeerStatus
+	changed   chan struct{}
+	opening   *rate.Limiter
+	logged    loglimit.Limiter
+
+	// The rest belongs to run.
+	peers   []*peer // by ID
+	byShort map[path.Short]*peer
+	read    time.Time // when the device is read next
+}
+
+// call is a sealed message that gossip has carried.
+type call struct {
+	from   mesh.ID
+	sealed []byte
+}
+
+// Start starts an agent without peers. It ends when ctx does, or when the port can't be
+// read; then call Wait.
+func Start(ctx context.Context, o Options) *Agent {
+	if o.Inside == nil {
+		o.Inside = func(int) bool { return false }
+	}
+	a := &Agent{
+		o:         o,
+		self:      path.ShortOf(o.Self),
+		done:      make(chan struct{}),
+		set:       make(chan []Peer),
+		datagrams: make(chan rawudp.Datagram, maxQueue),
+		calls:     make(chan call, maxCalls),
+		asked:     make(chan chan []PeerStatus),
+		changed:   make(chan struct{}, 1),
+		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	a.wg.Go(func() {
+		defer cancel()
+		a.err = o.Port.Serve(a.received)
+	})
+	a.wg.Go(func() {
+		defer close(a.done)
+		a.run(ctx)
+	})
+	return a
+}
+
+// Wait waits until the agent has ended, for which its port must be closed, too. It returns
+// the error of the port, if there was one.
+func (a *Agent) Wait() error {
+	a.wg.Wait()
+	return a.err
+}
+
+// SetPeers sets the peers to find paths to. Peers that stay keep what is known of them.
+func (a *Agent) SetPeers(peers []Peer) {
+	select {
+	case a.set <- peers:
+	case <-a.done:
+	}
+}
+
+// Called takes what Call has carried from a node. It does not block.
+func (a *Agent) Called(from mesh.ID, sealed []byte) {
+	select {
+	case a.calls <- call{from, slices.Clone(sealed)}:
+	default: // the peer calls again
+	}
+}
+
+// Changed returns a channel that receives after a path in use, whether it is proved, or an
+// address in Seen has changed.
+func (a *Agent) Changed() <-chan struct{} { return a.changed }
+
+func (a *Agent) notify() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+// received takes what arrives at the port, while there is room for it.
+func (a *Agent) received(d rawudp.Datagram) {
+	h, err := path.ParseHeader(d.Payload)
+	if err != nil || h.To != a.self || len(d.Payload) > maxDatagram || a.o.Inside(d.Link) || !a.opening.Allow() {
+		return
+	}
+	d.Payload = slices.Clone(d.Payload)
+	select {
+	case a.datagrams <- d:
+	default:
+	}
+}
+
+func (a *Agent) run(ctx context.Context) {
+	a.read = time.Now().Add(idleRead)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		timer.Reset(time.Until(a.next()))
+		select {
+		case <-ctx.Done():
+			return
+		case peers := <-a.set:
+			a.setPeers(peers)
+			a.readDevice(time.Now())
+		case d := <-a.datagrams:
+			a.takeDatagram(time.Now(), d)
+		case c := <-a.calls:
+			a.takeCall(time.Now(), c)
+		case answer := <-a.asked:
+			answer <- a.status(time.Now())
+		case <-timer.C:
+			a.wake(time.Now())
+		}
+	}
+}
+
+// next returns when something is to be done although nothing happens.
+func (a *Agent) next() time.Time {
+	next := a.read
+	for _, p := range a.peers {
+		if p.machine != nil && p.due.Before(next) {
+			next = p.due
+		}
+	}
+	return next
+}
+
+func (a *Agent) wake(now time.Time) {
+	if !now.Before(a.read) {
+		a.readDevice(now)
+	}
+	for _, p := range a.peers {
+		if p.machine != nil && !now.Before(p.due) {
+			a.step(now, p)
+		}
+	}
+}
+
+// readDevice shows each machine what WireGuard has counted. A peer that WireGuard doesn't
+// have, yet, has no machine.
+func (a *Agent) readDevice(now time.Time) {
+	a.read = now.Add(idleRead)
+	all, err := a.o.Device.Traffic()
+	if err != nil {
+		a.log("WireGuard's counters can't be read", "err", err)
+		return
+	}
+	for _, p := range a.peers {
+		t, ok := all[p.Key]
+		t.Endpoint = netip.AddrPortFrom(t.Endpoint.Addr().Unmap(), t.Endpoint.Port())
+		switch {
+		case !ok || p.keys == nil:
+			p.machine = nil
+			continue
+		case p.machine == nil:
+			p.start(now, a.o.Key, t.Endpoint)
+		case t == p.traffic:
+			if p.machine.IsActive(now) {
+				a.readSoon(now)
+			}
+			continue
+		}
+		p.traffic = t
+		p.machine.Observe(now, t)
+		a.step(now, p)
+	}
+}
+
+func (a *Agent) readSoon(now time.Time) {
+	if soon := now.Add(activeRead); soon.Before(a.read) {
+		a.read = soon
+	}
+}
+
+// log logs what is wrong now, but not again and again.
+func (a *Agent) log(message string, args ...any) {
+	if a.logged.IsNew(time.Now(), append([]any{message}, args...)...) {
+		a.o.Logger.Warn(message, args...)
+	}
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"bytes"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/time/rate"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/rawudp"
+)
+
+// peer is what the agent knows of a peer.
+type peer struct {
+	Peer
+	ambiguous bool       // another node has the same path.Short
+	keys      *path.Keys // nil without PathKey, or if ambiguous
+	machine   *path.Machine
+	due       time.Time // when to step the machine, if nothing happens before
+	traffic   path.Traffic
+	sending   *rate.Limiter
+	unopened  uint64
+	seen      [2]netip.AddrPort // by IPv4, IPv6
+	use       path.Path         // when Changed was told last
+	proved    bool
+}
+
+// setPeers replaces the peers.
+func (a *Agent) setPeers(all []Peer) {
+	known := make(map[mesh.ID]*peer, len(a.peers))
+	for _, p := range a.peers {
+		known[p.ID] = p
+	}
+	a.peers = nil
+	count := map[path.Short]int{a.self: 1}
+	for _, want := range all {
+		p := known[want.ID]
+		if p == nil || p.Key != want.Key {
+			p = &peer{sending: rate.NewLimiter(maxSend, maxSendBurst)}
+		}
+		if p.PathKey == nil || want.PathKey == nil || !p.PathKey.Equal(want.PathKey) {
+			p.keys = nil
+		}
+		p.Peer, p.ambiguous = want, false
+		a.peers = append(a.peers, p)
+		count[path.ShortOf(p.ID)]++
+	}
+	slices.SortFunc(a.peers, func(p, q *peer) int { return bytes.Compare(p.ID[:], q.ID[:]) })
+	now := time.Now()
+	a.byShort = make(map[path.Short]*peer, len(a.peers))
+	for _, p := range a.peers {
+		short := path.ShortOf(p.ID)
+		if count[short] > 1 {
+			p.ambiguous, p.keys = true, nil
+			a.log("fingerprints begin with the same 8 bytes: no path to the node is looked for", "peer", p.ID)
+		} else {
+			a.byShort[short] = p
+			a.deriveKeys(p)
+		}
+		if p.keys == nil {
+			p.machine = nil
+		}
+		if p.machine != nil {
+			p.machine.SetCandidates(now, p.Candidates)
+			p.due = now
+		}
+	}
+}
+
+// deriveKeys derives the keys of a peer whose path key is new.
+func (a *Agent) deriveKeys(p *peer) {
+	if p.keys != nil || p.PathKey == nil {
+		return
+	}
+	keys, err := path.NewKeys(a.o.Cluster, a.self, path.ShortOf(p.ID), a.o.PathKey, p.PathKey)
+	if err != nil {
+		a.log("a node's path key is refused", "peer", p.ID, "err", err)
+		return
+	}
+	p.keys = keys
+}
+
+// start makes the machine of a peer that WireGuard has.
+func (p *peer) start(now time.Time, own wgtypes.Key, endpoint netip.AddrPort) {
+	if !endpoint.IsValid() {
+		endpoint = netip.AddrPort{}
+	}
+	p.machine = path.NewMachine(bytes.Compare(own[:], p.Key[:]) < 0, endpoint, now)
+	p.machine.SetCandidates(now, p.Candidates)
+}
+
+// step lets a machine do what is due.
+func (a *Agent) step(now time.Time, p *peer) {
+	a.perform(p, p.machine.Step(now), netip.Addr{})
+	p.due = p.machine.Next(now)
+	if soon := now.Add(minWait); p.due.Before(soon) {
+		p.due = soon
+	}
+	if p.machine.IsActive(now) {
+		a.readSoon(now)
+	}
+	if use, proved := p.machine.InUse(); use != p.use || proved != p.proved {
+		a.o.Logger.Debug("path", "peer", p.ID, "path", use, "before", p.use, "proved", proved)
+		p.use, p.proved = use, proved
+		a.notify()
+	}
+}
+
+// perform does what a machine wants. Answers leave from the local address at which the
+// question came: a NAT or firewall on the way expects them from there.
+func (a *Agent) perform(p *peer, actions []path.Action, local netip.Addr) {
+	for _, act := range actions {
+		if act.Message.Op == 0 {
+			if err := a.o.Device.SetEndpoint(p.Key, act.Path.Addr); err != nil { // the machine repeats it
+				a.log("WireGuard's endpoint can't be written", "peer", p.ID, "err", err)
+			}
+			continue
+		}
+		if !p.sending.Allow() {
+			continue
+		}
+		sealed := p.keys.Seal(act.Message, a.o.Counter())
+		if act.Path.Kind == path.None {
+			a.o.Call(p.ID, sealed)
+			continue
+		}
+		packet := rawudp.Packet{Payload: sealed, To: act.Path.Addr, TTL: act.TTL}
+		if act.Message.Op == path.Pong {
+			packet.From = local
+		}
+		// Without a route or an address family nothing is sent, and so nothing answered.
+		if err := a.o.Port.Send(packet); err != nil {
+			a.o.Logger.Debug("probe is not sent", "peer", p.ID, "path", act.Path, "err", err)
+		}
+	}
+}
+
+// takeDatagram takes a probe that has arrived at WireGuard's port.
+func (a *Agent) takeDatagram(now time.Time, d rawudp.Datagram) {
+	p, m, ok := a.open(d.Payload)
+	if !ok {
+		return
+	}
+	over := p.over(d.From)
+	switch m.Op {
+	case path.Ping, path.Pong, path.Call, path.Called:
+		a.perform(p, p.machine.Receive(now, m, over), d.To)
+	default:
+		return // between a node and a relay
+	}
+	if m.Op == path.Pong && over.Kind == path.Direct {
+		a.sawAt(p, m.Seen)
+	}
+	a.step(now, p)
+}
+
+// takeCall takes a call that gossip has carried. Whoever carried it can't have changed it.
+func (a *Agent) takeCall(now time.Time, c call) {
+	p, m, ok := a.open(c.sealed)
+	if !ok || p.ID != c.from || m.Op != path.Call && m.Op != path.Called {
+		return
+	}
+	a.perform(p, p.machine.Receive(now, m, path.Path{}), netip.Addr{})
+	a.step(now, p)
+}
+
+// open returns the message in a datagram, and who sealed it.
+func (a *Agent) open(b []byte) (*peer, path.Message, bool) {
+	h, err := path.ParseHeader(b)
+	if err != nil {
+		return nil, path.Message{}, false
+	}
+	p := a.byShort[h.From]
+	if p == nil {
+		return nil, path.Message{}, false
+	}
+	if p.keys == nil {
+		p.unopened++
+		return nil, path.Message{}, false
+	}
+	m, err := p.keys.Open(b)
+	if err != nil {
+		p.unopened++
+		return nil, path.Message{}, false
+	}
+	return p, m, p.machine != nil
+}
+
+// over returns the path by which a datagram of the peer came. What the peer says of itself
+// comes before what is said of relays, so that a relay can't pass off the peer's address
+// as its own.
+func (p *peer) over(from netip.AddrPort) path.Path {
+	over := path.Path{Kind: path.Direct, Addr: from}
+	for _, c := range p.Candidates {
+		switch {
+		case c.Path.Addr != from:
+		case c.Path.Straight():
+			return c.Path
+		default:
+			over = c.Path
+		}
+	}
+	return over
+}
+
+// sawAt notes where a peer sees this node.
+func (a *Agent) sawAt(p *peer, at netip.AddrPort) {
+	if !at.IsValid() {
+		return
+	}
+	seen := &p.seen[0]
+	if at.Addr().Is6() {
+		seen = &p.seen[1]
+	}
+	if *seen != at {
+		*seen = at
+		a.notify()
+	}
+}
