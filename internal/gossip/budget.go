@@ -38,12 +38,13 @@ func (o object) class() class {
 // uses up its own room and the shared room, but not that of others.
 type budget struct{ own, shared int }
 
-// budgets: a node has one record and announces its settings once. It watches its
+// budgets: a node has one record and one path record, and announces its settings once. It watches its
 // location's gateways and its own relays, a few at a time. One node may be the one on
 // which an administrator adds all clients, and removes them again.
 var budgets = map[class]budget{
 	class(kindRecord):         {own: 1},
 	class(kindSettings):       {own: 1},
+	class(kindPath):           {own: 1},
 	class(kindGatewayVerdict): {own: 16},
 	class(kindRelayVerdict):   {own: mesh.MaxRelays},
 	class(kindClient):         {own: 4, shared: 1024},

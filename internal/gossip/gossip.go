@@ -5,7 +5,8 @@
 //
 // Membership and failure detection are hashicorp/memberlist's. What nodes say travels
 // beside it, as signed objects in a store that is replicated to every node: see
-// [Gossip.Publish], [Gossip.PublishVerdict], [Gossip.AddClient] and [Gossip.Forget]; and see the
+// [Gossip.Publish], [Gossip.PublishPath], [Gossip.PublishVerdict], [Gossip.AddClient] and
+// [Gossip.Forget]; and see the
 // type settings for what nodes agree on without a person. Below both is a transport of
 // our own, which encrypts every packet and stream with keys derived from the cluster's
 // secret, and finds the address of a node by its fingerprint.
@@ -37,6 +38,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"golang.org/x/time/rate"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -94,13 +96,15 @@ type Gossip struct {
 	resolver Resolver
 	now      func() time.Time
 
-	log       *limitedLog
-	notices   *notices
-	counters  *counters
-	changed   chan struct{}
-	members   *members
-	transport *transport
-	queue     *memberlist.TransmitLimitedQueue
+	log      *limitedLog
+	notices  *notices
+	counters *counters
+	changed  chan struct{}
+	// pathsChanged is changed for path records.
+	pathsChanged chan struct{}
+	members      *members
+	transport    *transport
+	queue        *memberlist.TransmitLimitedQueue
 
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
@@ -118,6 +122,8 @@ type Gossip struct {
 	store    *store
 	full     time.Time // when we last determined who fills the store
 	merged   bool
+	ownPath  *mesh.PathRecord // what PublishPath was given last; nil for nothing
+	pathPace *rate.Limiter    // of our path records
 	// joinEntries has those of joinList that were asked.
 	joinEntries map[string]joinEntry
 }
@@ -169,14 +175,16 @@ func newGossip(o Options) (*Gossip, error) {
 	g := &Gossip{
 		identity: o.Identity, self: self, name: o.Cluster.Name, ranges: o.Cluster.Hash(),
 		cluster: o.Cluster, joinList: slices.Clone(o.Join), resolver: o.Resolver, now: o.Now,
-		rejoin:      make(chan struct{}, 1),
-		refresh:     make(chan struct{}, 1),
-		log:         newLimitedLog(o.Logger),
-		notices:     &notices{now: o.Now, lastSeen: make(map[notice]time.Time)},
-		counters:    &counters{counts: make(map[string]uint64)},
-		changed:     make(chan struct{}, 1),
-		store:       newStore(),
-		joinEntries: make(map[string]joinEntry),
+		rejoin:       make(chan struct{}, 1),
+		refresh:      make(chan struct{}, 1),
+		log:          newLimitedLog(o.Logger),
+		notices:      &notices{now: o.Now, lastSeen: make(map[notice]time.Time)},
+		counters:     &counters{counts: make(map[string]uint64)},
+		changed:      make(chan struct{}, 1),
+		pathsChanged: make(chan struct{}, 1),
+		pathPace:     newPathPace(),
+		store:        newStore(),
+		joinEntries:  make(map[string]joinEntry),
 	}
 	g.members = newMembers(self, g.signal)
 	g.queue = &memberlist.TransmitLimitedQueue{NumNodes: g.members.count, RetransmitMult: retransmitMult}
@@ -293,9 +301,12 @@ func (g *Gossip) handleLoop(ctx context.Context) {
 }
 
 // signal makes Changed fire, without blocking.
-func (g *Gossip) signal() {
+func (g *Gossip) signal() { notify(g.changed) }
+
+// notify sends on a channel of size one, without blocking.
+func notify(c chan<- struct{}) {
 	select {
-	case g.changed <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -315,7 +326,8 @@ func (g *Gossip) Stop() error {
 	return nil
 }
 
-// Changed fires when View has changed, at least once after the last change.
+// Changed fires when View has changed, but for View.Paths, at least once after the last
+// change.
 func (g *Gossip) Changed() <-chan struct{} { return g.changed }
 
 // Addr returns the address to which the sockets are bound.
@@ -361,6 +373,7 @@ func (g *Gossip) Publish(r mesh.Record) error {
 	g.signal()
 	g.spread([]object{o})
 	g.updateSettings()
+	g.updatePath()
 	return nil
 }
 
@@ -425,16 +438,20 @@ func (g *Gossip) ownSequence() uint64 {
 	return max(g.store.highest[recordKey(g.self)], g.store.forgottenUpTo[g.self])
 }
 
-// Remember returns what to keep on disk.
+// Remember returns what to keep on disk: all but path records, which change too often.
 func (g *Gossip) Remember() Remembered {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var r Remembered
-	for _, raw := range g.store.raws() {
-		r.Objects = append(r.Objects, slices.Clone(raw))
+	for _, o := range g.store.sorted() {
+		if o.key.kind != kindPath {
+			r.Objects = append(r.Objects, slices.Clone(o.raw))
+		}
 	}
 	for key, sequence := range g.store.highest {
-		r.Highest = append(r.Highest, Highest{string(key.bytes()), sequence})
+		if key.kind != kindPath {
+			r.Highest = append(r.Highest, Highest{string(key.bytes()), sequence})
+		}
 	}
 	slices.SortFunc(r.Highest, func(a, b Highest) int {
 		return strings.Compare(a.Key, b.Key)

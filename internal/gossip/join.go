@@ -341,6 +341,7 @@ func (g *Gossip) refreshLoop(ctx context.Context) {
 func (g *Gossip) compareLoop(ctx context.Context) {
 	for wait.Sleep(ctx, jitter(antiEntropy)) == nil {
 		g.updateSettings()
+		g.updatePath()
 		g.mu.Lock()
 		root := g.store.rootMessage()
 		g.mu.Unlock()

@@ -34,6 +34,7 @@ const (
 	kindTombstone      objectKind = 4
 	kindRelayVerdict   objectKind = 5
 	kindSettings       objectKind = 6
+	kindPath           objectKind = 7
 )
 
 // codecs holds the decoder of each kind. A node forwards only what it can check, so an
@@ -45,6 +46,7 @@ var codecs = map[objectKind]func(payload []byte) (body, error){
 	kindTombstone:      decodeTombstone,
 	kindRelayVerdict:   decodeVerdict(mesh.RoleRelay),
 	kindSettings:       decodeSettings,
+	kindPath:           decodePath,
 }
 
 // body is a decoded payload.

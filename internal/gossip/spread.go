@@ -47,7 +47,13 @@ func (g *Gossip) acceptObjects(raws [][]byte, from source) {
 	if len(news) == 0 {
 		return
 	}
-	g.signal()
+	isPath := func(o object) bool { return o.key.kind == kindPath }
+	if slices.ContainsFunc(news, isPath) {
+		g.signalPaths()
+	}
+	if slices.ContainsFunc(news, func(o object) bool { return !isPath(o) }) {
+		g.signal()
+	}
 	if from == fromGossip {
 		g.spread(news)
 	}

@@ -35,7 +35,7 @@ type store struct {
 	self          mesh.ID            // its own objects always find room
 	hasMet        func(mesh.ID) bool // whether a node has proved its identity to us in a stream
 	objects       map[objectKey]object
-	nonRecords    map[objectKey]object           // the objects that are not records: few, and iterated often
+	nonRecords    map[objectKey]object           // the objects that are not records: iterated often
 	sums          map[[sha256.Size]byte]struct{} // of objects, to recognize copies without checking their signatures
 	highest       map[objectKey]uint64           // also of dropped objects, to detect replays
 	forgottenUpTo map[mesh.ID]uint64             // the highest sequence of the tombstones of each target that count
@@ -243,15 +243,6 @@ func (s *store) records() []mesh.Record {
 		}
 	}
 	return s.recordsCache
-}
-
-// raws returns all objects, in order, so that equal stores return the same.
-func (s *store) raws() [][]byte {
-	var all [][]byte
-	for _, o := range s.sorted() {
-		all = append(all, o.raw)
-	}
-	return all
 }
 
 // sorted returns all objects in the order of their keys' hashes.

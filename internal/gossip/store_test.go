@@ -165,6 +165,15 @@ func exchange(t rapid.TB, a, b *store) {
 	}
 }
 
+// raws returns all objects, in order, so that equal stores return the same.
+func (s *store) raws() [][]byte {
+	var all [][]byte
+	for _, o := range s.sorted() {
+		all = append(all, o.raw)
+	}
+	return all
+}
+
 func equalStores(a, b *store) bool {
 	return slices.EqualFunc(a.raws(), b.raws(), bytes.Equal) && bytes.Equal(a.digest.root(), b.digest.root())
 }

@@ -53,6 +53,7 @@ func foreignBytes(t *testing.T) map[string][]foreignSample {
 		"decodeVerdict":   {object(kindGatewayVerdict, signVerdict(t, 0, verdict{v, 4, 5})), object(kindRelayVerdict, signVerdict(t, 0, verdict{relay, 4, 5}))},
 		"decodeTombstone": {object(kindTombstone, signTombstone(t, 0, mesh.ID{1}, 1))},
 		"decodeSettings":  {object(kindSettings, signSettings(t, 0, 1, settingsOf(testCluster())))},
+		"decodePath":      {object(kindPath, signPath(t, 0, testPath(0, 1)))},
 		"parseHello":      {{hello, func(b []byte) (any, error) { return parseHello(b) }}},
 		"checkOpening":    nil, // numbers
 		"isEvicted":       nil, // compares a name with ours

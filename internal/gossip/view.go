@@ -18,7 +18,7 @@ func (g *Gossip) View() mesh.View {
 	g.mu.Lock()
 	v.Observed = slices.DeleteFunc(v.Observed, func(o mesh.Observation) bool { return !v.Alive[o.By] || !g.trusts(o.By) })
 	records := g.store.records()
-	v.Verdicts, v.Clients = g.store.verdicts(), g.store.clients()
+	v.Verdicts, v.Clients, v.Paths = g.store.verdicts(), g.store.clients(), g.store.paths()
 	v.Cluster = g.effectiveSettings().applyTo(g.cluster)
 	v.Problems = append(v.Problems, g.settingsProblems()...)
 	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty()
@@ -42,6 +42,11 @@ func (g *Gossip) View() mesh.View {
 	v.Verdicts = mesh.WithinEpochStep(slices.DeleteFunc(v.Verdicts, func(v mesh.Verdict) bool {
 		return !counts[mesh.IDOf(v.Author)] || !counts[v.Subject]
 	}))
+	v.Paths = slices.DeleteFunc(v.Paths, func(p mesh.PathRecord) bool { return !counts[p.Author] })
+	for i := range v.Paths {
+		p := &v.Paths[i]
+		p.Candidates = slices.DeleteFunc(p.Candidates, func(c mesh.PathCandidate) bool { return !v.Cluster.Outside(c.Addr.Addr()) })
+	}
 	if revoked {
 		v.Problems = append(v.Problems, mesh.Problem{
 			Kind: ProblemRevoked, Node: g.self.String(), Text: "this node's identity was revoked",

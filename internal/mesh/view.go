@@ -12,9 +12,10 @@ const Forever = ^uint64(0)
 
 // View is what a node knows at one moment.
 type View struct {
-	Records  []Record  // that count, our own among them, by fingerprint
-	Verdicts []Verdict // of those nodes on each other, by subject, role and author
-	Clients  []Client  // those that were not removed, by ID
+	Records  []Record     // that count, our own among them, by fingerprint
+	Verdicts []Verdict    // of those nodes on each other, by subject, role and author
+	Clients  []Client     // those that were not removed, by ID
+	Paths    []PathRecord // of those nodes, without candidates inside the mesh, by author
 	Alive    map[ID]bool
 
 	// Cluster are the settings in use: our configuration's, except that

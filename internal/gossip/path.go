@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// pathBody is a path record as the content of an object.
+type pathBody struct {
+	mesh.PathRecord
+	identity ed25519.PublicKey
+	by       uint64 // sequence of the author's record at that time: it is forgotten with that record
+}
+
+type wirePath struct {
+	Identity   []byte          `cbor:"1,keyasint"`
+	Sequence   uint64          `cbor:"2,keyasint"`
+	By         uint64          `cbor:"3,keyasint"`
+	Key        []byte          `cbor:"4,keyasint"`
+	Candidates []wireCandidate `cbor:"5,keyasint,omitempty"`
+	Relays     [][]byte        `cbor:"6,keyasint,omitempty"`
+}
+
+type wireCandidate struct {
+	_    struct{} `cbor:",toarray"`
+	Addr netip.AddrPort
+	Kind string
+	Open bool
+}
+
+func (b pathBody) author() ed25519.PublicKey { return b.identity }
+func (b pathBody) subject() mesh.ID          { return b.Author }
+func (b pathBody) sequence() uint64          { return b.Sequence }
+
+func (b pathBody) covered(forgotten map[mesh.ID]uint64) bool { return b.by <= forgotten[b.Author] }
+
+// pathKey returns the key of a node's path record.
+func pathKey(id mesh.ID) objectKey { return objectKey{kindPath, id, id} }
+
+func encodePath(b pathBody) ([]byte, error) {
+	w := wirePath{Identity: b.identity, Sequence: b.Sequence, By: b.by, Key: b.Key[:]}
+	for _, c := range b.Candidates {
+		w.Candidates = append(w.Candidates, wireCandidate{Addr: c.Addr, Kind: string(c.Kind), Open: c.Open})
+	}
+	for _, id := range b.Relays {
+		w.Relays = append(w.Relays, id[:])
+	}
+	payload, err := encoding.Marshal(w)
+	if err != nil {
+		return nil, fmt.Errorf("encode path: %w", err)
+	}
+	return payload, nil
+}
+
+func decodePath(payload []byte) (body, error) {
+	var w wirePath
+	if err := decoding.Unmarshal(payload, &w); err != nil {
+		return nil, fmt.Errorf("decode path: %w", err)
+	}
+	b := pathBody{identity: w.Identity, by: w.By}
+	switch {
+	case len(w.Identity) != ed25519.PublicKeySize:
+		return nil, fmt.Errorf("decode path: an identity of %d bytes", len(w.Identity))
+	case w.Sequence == 0 || w.Sequence > maxSequence || w.By == 0 || w.By > maxSequence:
+		return nil, fmt.Errorf("decode path: sequence %d, by record %d", w.Sequence, w.By)
+	case len(w.Key) != len(b.Key):
+		return nil, fmt.Errorf("decode path: a path key of %d bytes", len(w.Key))
+	}
+	b.Author, b.Sequence, b.Key = mesh.IDOf(b.identity), w.Sequence, [32]byte(w.Key)
+	for _, c := range w.Candidates {
+		b.Candidates = append(b.Candidates, mesh.PathCandidate{Addr: c.Addr, Kind: mesh.CandidateKind(c.Kind), Open: c.Open})
+	}
+	for _, id := range w.Relays {
+		if len(id) != len(mesh.ID{}) {
+			return nil, fmt.Errorf("decode path: a fingerprint of %d bytes", len(id))
+		}
+		b.Relays = append(b.Relays, mesh.ID(id))
+	}
+	if err := checkPath(b.PathRecord); err != nil {
+		return nil, fmt.Errorf("decode path: %w", err)
+	}
+	return b, nil
+}
+
+// checkPath checks what a path record says, our own or another node's.
+func checkPath(p mesh.PathRecord) error {
+	switch {
+	case p.Key == [32]byte{}:
+		return errors.New("no path key")
+	case len(p.Candidates) > mesh.MaxPathCandidates || len(p.Relays) > mesh.MaxPathRelays:
+		return fmt.Errorf("%d candidates, %d relays; at most %d, %d",
+			len(p.Candidates), len(p.Relays), mesh.MaxPathCandidates, mesh.MaxPathRelays)
+	case slices.Contains(p.Relays, p.Author):
+		return errors.New("a node is not its own relay")
+	}
+	for _, c := range p.Candidates {
+		if err := c.Check(); err != nil {
+			return fmt.Errorf("candidate: %w", err)
+		}
+	}
+	return nil
+}
+
+// PublishPath signs a path record of this node and distributes it, without its Author and
+// Sequence, which are filled in. It does nothing if the other nodes know the same already.
+// As long as this node has no record, the path record waits for it. What changes more often
+// than about once a second is left out.
+func (g *Gossip) PublishPath(p mesh.PathRecord) error {
+	p = clonePath(p)
+	p.Author, p.Sequence = g.self, 0
+	if err := checkPath(p); err != nil {
+		return fmt.Errorf("publish path: %w", err)
+	}
+	g.mu.Lock()
+	inside := slices.IndexFunc(p.Candidates, func(c mesh.PathCandidate) bool { return !g.cluster.Outside(c.Addr.Addr()) })
+	if inside < 0 {
+		g.ownPath = &p
+	}
+	g.mu.Unlock()
+	if inside >= 0 {
+		return fmt.Errorf("publish path: candidate %v is inside the mesh", p.Candidates[inside].Addr)
+	}
+	g.updatePath()
+	return nil
+}
+
+// bootBits leaves each start of the daemon this many bits for the sequences of its path
+// records, before they reach those of the next start. Boot follows the seconds of the clock,
+// so with more bits the sequences would exceed maxSequence within some centuries.
+const bootBits = 14
+
+// A node signs pathBurst path records at once, then one in each pathPeriod: a NAT that
+// gives it another address with each packet must not keep the whole mesh busy.
+const (
+	pathPeriod = time.Second
+	pathBurst  = 5
+)
+
+// updatePath distributes what PublishPath was given, if the store has something else of
+// ours. It is called again and again, because others may return what an earlier start has
+// signed: path records are not kept on disk. They rise with Boot; should Boot fall, because
+// the state directory comes from a backup and the clock is wrong, this jumps past them.
+func (g *Gossip) updatePath() {
+	g.mu.Lock()
+	o, err := g.signPath()
+	g.mu.Unlock()
+	if err != nil {
+		g.log.at(slog.LevelError, "publish path", "err", err)
+		return
+	}
+	if o.raw != nil {
+		g.signalPaths()
+		g.spread([]object{o})
+	}
+}
+
+// signPath stores our path record anew if that is necessary, else it returns an empty
+// object.
+func (g *Gossip) signPath() (object, error) {
+	key := pathKey(g.self)
+	record, ok := g.store.objects[recordKey(g.self)]
+	if g.ownPath == nil || !ok {
+		return object{}, nil
+	}
+	if held, ok := g.store.objects[key].body.(pathBody); ok && samePath(held.PathRecord, *g.ownPath) {
+		return object{}, nil
+	}
+	if !g.pathPace.AllowN(g.now(), 1) {
+		return object{}, nil
+	}
+	b := pathBody{*g.ownPath, g.identity.Public().(ed25519.PublicKey), record.body.sequence()}
+	b.Sequence = max(g.store.highest[key]+1, g.transport.self.boot<<bootBits)
+	payload, err := encodePath(b)
+	if err != nil {
+		return object{}, err
+	}
+	o, err := g.sign(kindPath, payload)
+	if err != nil {
+		return object{}, err
+	}
+	if g.store.put(o) != fresh {
+		return object{}, errors.New("the store is full")
+	}
+	return o, nil
+}
+
+func newPathPace() *rate.Limiter { return rate.NewLimiter(rate.Every(pathPeriod), pathBurst) }
+
+// samePath reports whether two path records of one author say the same.
+func samePath(a, b mesh.PathRecord) bool {
+	return a.Key == b.Key && slices.Equal(a.Candidates, b.Candidates) && slices.Equal(a.Relays, b.Relays)
+}
+
+// paths returns all path records, by author.
+func (s *store) paths() []mesh.PathRecord {
+	var all []mesh.PathRecord
+	for _, o := range s.nonRecords {
+		if b, ok := o.body.(pathBody); ok {
+			all = append(all, clonePath(b.PathRecord))
+		}
+	}
+	slices.SortFunc(all, func(a, b mesh.PathRecord) int { return a.Author.Compare(b.Author) })
+	return all
+}
+
+func clonePath(p mesh.PathRecord) mesh.PathRecord {
+	p.Candidates, p.Relays = slices.Clone(p.Candidates), slices.Clone(p.Relays)
+	return p
+}
+
+// PathsChanged fires when View.Paths has changed because of a path record. Changed does not
+// fire then, because nothing that is derived from the records changes.
+func (g *Gossip) PathsChanged() <-chan struct{} { return g.pathsChanged }
+
+func (g *Gossip) signalPaths() { notify(g.pathsChanged) }
