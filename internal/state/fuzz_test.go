@@ -39,6 +39,28 @@ func FuzzDecodeIdentity(f *testing.F) {
 	})
 }
 
+func FuzzDecodePathKey(f *testing.F) {
+	key, err := newPathKey(rand.NewChaCha8([32]byte{}))
+	if err != nil {
+		f.Fatal(err)
+	}
+	seed(f, func() ([]byte, error) { return encodePathKey(key, counterBlock) })
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, reserved, err := decodePathKey(data)
+		if refused(t, err) {
+			return
+		}
+		data, err = encodePathKey(got, reserved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, reservedAgain, err := decodePathKey(data)
+		if err != nil || reservedAgain != reserved || !again.Equal(got) {
+			t.Errorf("got another key with %d reserved, %v, want %d", reservedAgain, err, reserved)
+		}
+	})
+}
+
 func FuzzDecodeNode(f *testing.F) {
 	for _, n := range []Node{
 		{Claim: mesh.Claim{Slot: mesh.None}},

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package state stores a node's persistent state in /var/lib/meshd.
+// Package state stores a node's persistent state in /var/lib/meshd, and in /run/meshd what
+// lasts until the next boot.
 //
 //	lock           held while a daemon runs, so that no two use the directory
 //	identity.json  the node's ed25519 identity and its WireGuard key
@@ -13,7 +14,7 @@
 // another node, and without node.json it may claim another slot. So if one of these can't
 // be read, it is an error for a person to decide on, and the file is never replaced.
 // Without objects.cbor the node only asks its join list again, so the daemon renames a
-// damaged one and continues.
+// damaged one and continues. A damaged path.json is replaced: others hear of the new key.
 //
 // All files are replaced atomically (package atomicfile): after a crash or on a full disk
 // the old state is still there.
@@ -120,14 +121,21 @@ func takeLock(dir string, flags int) (*os.File, error) {
 // running process uses them.
 func (d *Dir) removeLeftovers() error {
 	for _, name := range []string{IdentityFile, NodeFile, ObjectsFile} {
-		files, err := atomicfile.Leftovers(d.file(name))
-		if err != nil {
+		if err := removeLeftovers(d.file(name)); err != nil {
 			return err
 		}
-		for _, f := range files {
-			if err := os.Remove(f); err != nil {
-				return fmt.Errorf("remove temporary file: %w", err)
-			}
+	}
+	return nil
+}
+
+func removeLeftovers(path string) error {
+	files, err := atomicfile.Leftovers(path)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := os.Remove(f); err != nil {
+			return fmt.Errorf("remove temporary file: %w", err)
 		}
 	}
 	return nil

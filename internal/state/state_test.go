@@ -439,7 +439,9 @@ func TestTorn(t *testing.T) {
 	}
 }
 
-func TestDiskFull(t *testing.T) {
+// smallDisk returns a directory on a file system of 32 KiB.
+func smallDisk(t *testing.T) string {
+	t.Helper()
 	// Use a mount namespace of this thread. The thread is never unlocked, so it ends with the
 	// test, and the namespace with it.
 	runtime.LockOSThread()
@@ -453,19 +455,18 @@ func TestDiskFull(t *testing.T) {
 	if err := unix.Mount("tmpfs", path, "tmpfs", 0, "size=32k"); err != nil {
 		t.Fatal(err)
 	}
-	d, err := state.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := errors.Join(d.Close(), unix.Unmount(path, unix.MNT_DETACH)); err != nil {
+	t.Cleanup(func() {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
-	}()
-	saveNode(t, d, claimed)
-	saveObjects(t, d, remembered)
+	})
+	return path
+}
 
-	fill, err := os.Create(filepath.Join(path, "ballast"))
+// fillDisk fills the file system of a directory with a file, and returns its path.
+func fillDisk(t *testing.T, dir string) string {
+	t.Helper()
+	fill, err := os.Create(filepath.Join(dir, "ballast"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -475,8 +476,17 @@ func TestDiskFull(t *testing.T) {
 	if err := fill.Close(); err != nil {
 		t.Fatal(err)
 	}
+	return fill.Name()
+}
 
-	_, _, err = d.Identity(machine, rand.NewChaCha8([32]byte{}))
+func TestDiskFull(t *testing.T) {
+	path := smallDisk(t)
+	d := open(t, path)
+	saveNode(t, d, claimed)
+	saveObjects(t, d, remembered)
+	fillDisk(t, path)
+
+	_, _, err := d.Identity(machine, rand.NewChaCha8([32]byte{}))
 	for what, err := range map[string]error{
 		"identity": err,
 		"node":     d.SaveNode(unclaimed),
