@@ -7,6 +7,7 @@
 package pktinfo
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -28,19 +29,27 @@ func Enable(fd int, six bool) error {
 // is none. A socket of both families gives it in the IPv6 form for IPv4 packets too
 // (ipv6/datagram.c, ip6_datagram_recv_common_ctl); it is returned as an IPv4 address.
 func Local(control []byte) netip.Addr {
+	local, _ := Arrival(control)
+	return local
+}
+
+// Arrival returns what Local does, and the index of the link by which the packet came.
+func Arrival(control []byte) (local netip.Addr, link int) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
-		return netip.Addr{}
+		return netip.Addr{}, 0
 	}
 	for _, m := range messages {
 		switch {
 		case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
-			return netip.AddrFrom16([16]byte(m.Data)).Unmap() // ipi6_addr comes first
+			// ipi6_addr, then ipi6_ifindex
+			return netip.AddrFrom16([16]byte(m.Data)).Unmap(), int(binary.NativeEndian.Uint32(m.Data[16:]))
 		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
-			return netip.AddrFrom4([4]byte(m.Data[4:])) // ipi_spec_dst follows ipi_ifindex
+			// ipi_ifindex, then ipi_spec_dst
+			return netip.AddrFrom4([4]byte(m.Data[4:])), int(binary.NativeEndian.Uint32(m.Data))
 		}
 	}
-	return netip.Addr{}
+	return netip.Addr{}, 0
 }
 
 // Source returns the control message that sets the source of a packet. A socket of AF_INET6
