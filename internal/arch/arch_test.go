@@ -48,7 +48,7 @@ var mayImport = map[string][]string{
 	"internal/metrics":           {"internal/control", "internal/httplimit"},
 	"internal/netcfg":            {"internal/mesh"},
 	"internal/netcfg/fakekernel": {"internal/netcfg"},
-	"internal/netcfg/host":       {"internal/loglimit", "internal/mesh", "internal/netcfg", "internal/pktinfo"},
+	"internal/netcfg/host":       {"internal/loglimit", "internal/mesh", "internal/netcfg", "internal/path", "internal/path/rawudp", "internal/pktinfo"},
 	"internal/node":              {"internal/mesh", "internal/netcfg", "internal/probe"},
 	"internal/path":              {"internal/mesh"},
 	"internal/path/agent":        {"internal/loglimit", "internal/mesh", "internal/path", "internal/path/rawudp"},

@@ -230,7 +230,7 @@ func (k *Kernel) attach(d netcfg.Device) error {
 func (k *Kernel) openTUN(d netcfg.Device) error {
 	k.closeTUN()
 	k.writes.Add(1)
-	u, err := openUserspace(k.name, d.MTU, k.log, k.mark)
+	u, err := openUserspace(k.name, d.MTU, &bind{probes: k.underlay.received}, k.log, k.mark)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/rawudp"
 	"github.com/meshd/meshd/internal/pktinfo"
 )
 
@@ -31,10 +34,17 @@ const socketBuffer = 7 << 20
 // wireguard-go's StdNetBind is meant to do the same, but loses the address where the kernel
 // merges datagrams (UDP_GRO): splitCoalescedMessages copies them without their control
 // messages. So this one does not have them merged.
+//
+// Probes of package path go through the same sockets. WireGuard never sees them.
 type bind struct {
+	probes chan<- rawudp.Datagram // that arrived; when it is full, they are dropped
+
 	mu     sync.Mutex
 	v4, v6 *bindSocket
 }
+
+// probeMagic begins all probes, and none of WireGuard's messages.
+var probeMagic = path.Magic()
 
 // bindSocket is the socket of one family.
 type bindSocket struct {
@@ -102,7 +112,7 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		}
 		*family.socket = s
 		port = s.udp.LocalAddr().(*net.UDPAddr).AddrPort().Port()
-		fns = append(fns, s.receiver())
+		fns = append(fns, s.receiver(b.probes))
 	}
 	if len(fns) == 0 {
 		return nil, 0, unix.EAFNOSUPPORT
@@ -157,8 +167,10 @@ func newMessages() []ipv6.Message {
 	return messages
 }
 
-// receiver returns the function that reads from the socket. One goroutine calls it.
-func (s *bindSocket) receiver() conn.ReceiveFunc {
+// receiver returns the function that reads from the socket. One goroutine calls it. It must
+// not wait for who takes the probes: while WireGuard's port is changed, its settings are
+// locked until that goroutine has ended.
+func (s *bindSocket) receiver(probes chan<- rawudp.Datagram) conn.ReceiveFunc {
 	messages := newMessages()
 	control := make([]byte, len(messages)*pktinfo.Room)
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
@@ -172,10 +184,30 @@ func (s *bindSocket) receiver() conn.ReceiveFunc {
 		}
 		for i := range n {
 			m := &messages[i]
+			if m.N >= len(probeMagic) && [4]byte(packets[i]) == probeMagic {
+				passProbe(probes, packets[i][:m.N], m)
+				sizes[i] = 0 // WireGuard skips it
+				continue
+			}
 			sizes[i] = m.N
 			eps[i] = newBindEndpoint(m.Addr.(*net.UDPAddr).AddrPort(), m.OOB[:m.NN])
 		}
 		return n, nil
+	}
+}
+
+// passProbe passes a probe on, unless too many wait.
+func passProbe(probes chan<- rawudp.Datagram, payload []byte, m *ipv6.Message) {
+	from := m.Addr.(*net.UDPAddr).AddrPort()
+	to, link := pktinfo.Arrival(m.OOB[:m.NN])
+	select {
+	case probes <- rawudp.Datagram{
+		Payload: bytes.Clone(payload),
+		From:    netip.AddrPortFrom(from.Addr().Unmap(), from.Port()),
+		To:      to,
+		Link:    link,
+	}:
+	default:
 	}
 }
 
@@ -195,12 +227,7 @@ func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
 	if !ok {
 		return conn.ErrWrongEndpointType
 	}
-	b.mu.Lock()
-	s := b.v6
-	if e.dst.Addr().Is4() {
-		s = b.v4
-	}
-	b.mu.Unlock()
+	s := b.socket(e.dst.Addr())
 	if s == nil {
 		return unix.EAFNOSUPPORT
 	}
@@ -208,6 +235,35 @@ func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
 		return nil
 	}
 	return s.send(packets, e.dst, nil)
+}
+
+// socket returns the socket from which to send to an address, or nil if there is none.
+func (b *bind) socket(to netip.Addr) *bindSocket {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if to.Is4() {
+		return b.v4
+	}
+	return b.v6
+}
+
+// sendProbe sends a packet that is not WireGuard's.
+func (b *bind) sendProbe(p rawudp.Packet) error {
+	to, from := netip.AddrPortFrom(p.To.Addr().Unmap(), p.To.Port()), p.From.Unmap()
+	s := b.socket(to.Addr())
+	if s == nil {
+		return fmt.Errorf("send to %s: %w", to, ErrNoPort)
+	}
+	var control []byte
+	if to.Addr().Is4() {
+		control = (&ipv4.ControlMessage{Src: from.AsSlice(), TTL: p.TTL}).Marshal()
+	} else {
+		control = (&ipv6.ControlMessage{Src: from.AsSlice(), HopLimit: p.TTL}).Marshal()
+	}
+	if _, _, err := s.udp.WriteMsgUDPAddrPort(p.Payload, control, to); err != nil {
+		return fmt.Errorf("send to %s: %w", to, err)
+	}
+	return nil
 }
 
 func (s *bindSocket) send(packets [][]byte, to netip.AddrPort, source []byte) error {

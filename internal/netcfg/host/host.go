@@ -71,6 +71,7 @@ type Kernel struct {
 
 	writes     atomic.Uint64
 	vxlanIndex atomic.Uint32 // last known link index of our VXLAN device, for Watch
+	underlay   *Underlay
 
 	mu       sync.Mutex // held by the one reader or writer of the host
 	nl       *netlink.Handle
@@ -98,7 +99,7 @@ func Open(o Options) (*Kernel, error) {
 		nl.Close()
 		return nil, fmt.Errorf("open nftables netlink (does the kernel have nf_tables?): %w", err)
 	}
-	return &Kernel{log: o.Logger, name: o.Interface, bridge: o.Bridge, nl: nl, nft: nft}, nil
+	return &Kernel{log: o.Logger, name: o.Interface, bridge: o.Bridge, underlay: newUnderlay(o, nl), nl: nl, nft: nft}, nil
 }
 
 // Close closes the connections to the kernel. Device, addresses, routes and rules remain
@@ -106,12 +107,13 @@ func Open(o Options) (*Kernel, error) {
 func (k *Kernel) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	err := k.underlay.Close()
 	k.closeTUN()
 	k.nl.Close()
-	if err := k.nft.CloseLasting(); err != nil {
-		return fmt.Errorf("close nftables netlink: %w", err)
+	if nftErr := k.nft.CloseLasting(); nftErr != nil {
+		err = errors.Join(err, fmt.Errorf("close nftables netlink: %w", nftErr))
 	}
-	return nil
+	return err
 }
 
 // Writes returns how many times the host was written to: netlink requests that change
@@ -139,6 +141,7 @@ func (k *Kernel) Observe(ctx context.Context, want netcfg.State) (netcfg.State, 
 			return netcfg.State{}, err
 		}
 	}
+	k.underlay.follow(k.listener(s.Device))
 	if s.VXLAN, s.Forwarding, s.Neighbors, err = k.observeVXLAN(); err != nil {
 		return netcfg.State{}, err
 	}

@@ -4,17 +4,24 @@ package host
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/ipc"
 	"golang.zx2c4.com/wireguard/tun"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/path"
 )
 
 // userspace is WireGuard run by this process: wireguard-go on a TUN device, with the
@@ -27,6 +34,7 @@ import (
 type userspace struct {
 	name     string
 	dev      *device.Device
+	bind     *bind
 	listener net.Listener
 	wg       sync.WaitGroup
 }
@@ -34,7 +42,7 @@ type userspace struct {
 // openUserspace attaches to the TUN device of that name, or creates it, and serves its
 // control socket. The function adopt marks a new link as ours. It is called before the
 // link is made persistent, so that no unmarked link can remain.
-func openUserspace(name string, mtu int, log *slog.Logger, adopt func() error) (*userspace, error) {
+func openUserspace(name string, mtu int, b *bind, log *slog.Logger, adopt func() error) (*userspace, error) {
 	// Open the socket first: this fails if another process serves this name, and it
 	// removes a socket that a killed process left.
 	l, err := listenControl(name)
@@ -55,7 +63,8 @@ func openUserspace(name string, mtu int, log *slog.Logger, adopt func() error) (
 
 	u := &userspace{
 		name:     name,
-		dev:      device.NewDevice(t, &bind{}, deviceLogger(log.With("link", name))),
+		dev:      device.NewDevice(t, b, deviceLogger(log.With("link", name))),
+		bind:     b,
 		listener: l,
 	}
 	u.wg.Go(func() { u.serve(l) })
@@ -165,6 +174,59 @@ func (u *userspace) alive() bool {
 	default:
 		return true
 	}
+}
+
+// traffic returns what the device shows of each peer. It is read often, and without the
+// control socket it costs a tenth.
+func (u *userspace) traffic() (map[wgtypes.Key]path.Traffic, error) {
+	text, err := u.dev.IpcGet()
+	if err != nil {
+		return nil, err
+	}
+	return parseTraffic(text)
+}
+
+// parseTraffic reads the settings of a device, https://www.wireguard.com/xplatform/.
+func parseTraffic(text string) (map[wgtypes.Key]path.Traffic, error) {
+	out := make(map[wgtypes.Key]path.Traffic)
+	var key wgtypes.Key
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		if name == "public_key" { // begins a peer
+			b, err := hex.DecodeString(value)
+			if err != nil {
+				return nil, fmt.Errorf("parse %s: %w", name, err)
+			}
+			if key, err = wgtypes.NewKey(b); err != nil {
+				return nil, fmt.Errorf("parse %s: %w", name, err)
+			}
+			out[key] = path.Traffic{}
+			continue
+		}
+		t := out[key]
+		var err error
+		switch name {
+		case "endpoint":
+			t.Endpoint, err = netip.ParseAddrPort(value)
+			t.Endpoint = netip.AddrPortFrom(t.Endpoint.Addr().Unmap(), t.Endpoint.Port())
+		case "tx_bytes":
+			t.Sent, err = strconv.ParseUint(value, 10, 64)
+		case "rx_bytes":
+			t.Received, err = strconv.ParseUint(value, 10, 64)
+		default:
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("parse %s: %w", name, err)
+		}
+		out[key] = t
+	}
+	return out, nil
+}
+
+// setEndpoint sets the endpoint of a peer that exists.
+func (u *userspace) setEndpoint(peer wgtypes.Key, to netip.AddrPort) error {
+	return u.dev.IpcSet(fmt.Sprintf("public_key=%x\nupdate_only=true\nendpoint=%s\n", peer[:], to))
 }
 
 // Close detaches this process from the device. The link remains.
