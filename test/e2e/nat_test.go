@@ -16,7 +16,7 @@ import (
 // newHomes has clouds with 1:1 NAT, a home of some hosts behind one address, and a
 // host behind another home's router. Three of the places have the same private
 // range, and the same addresses in it.
-func newHomes(t *testing.T, keepsPorts bool, clouds []string, inside ...string) *village {
+func newHomes(t *testing.T, mapping lab.Mapping, clouds []string, inside ...string) *village {
 	t.Helper()
 	same := []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}
 	v := newVillage(t, func(m *testbed) []*lab.Host {
@@ -26,7 +26,7 @@ func newHomes(t *testing.T, keepsPorts bool, clouds []string, inside ...string) 
 			m.must(err)
 			all = append(all, h)
 		}
-		home := lab.SiteOptions{Underlay: lab.Home, Subnets: same, KeepsPorts: keepsPorts}
+		home := lab.SiteOptions{Underlay: lab.Home, Subnets: same, Router: lab.Router{Mapping: mapping}}
 		all = append(all, m.site("home", home, inside...)...)
 		return append(all, m.site("shed", home, "shed-1")...)
 	})
@@ -59,7 +59,7 @@ func (v *village) between(location string, far *lab.Node) (*lab.Node, error) {
 // that both reach.
 func TestHomesAndClouds(t *testing.T) {
 	t.Parallel()
-	v := newHomes(t, false, []string{"gcp", "azure"}, "home-1", "home-2")
+	v := newHomes(t, lab.EndpointIndependent, []string{"gcp", "azure"}, "home-1", "home-2")
 	relay := v.relayed()
 	v.must(relay.Cut(v.ctx))
 	rest := v.without(relay)
@@ -74,7 +74,7 @@ func TestHomesAndClouds(t *testing.T) {
 // most do, and drop unsolicited packets. None of their addresses becomes an endpoint.
 func TestHomesThatKeepPorts(t *testing.T) {
 	t.Parallel()
-	v := newHomes(t, true, nil, "home-1", "home-2")
+	v := newHomes(t, lab.PortPreserving, nil, "home-1", "home-2")
 	v.relayed()
 	for _, n := range append(v.members("home"), v.node("shed-1")) {
 		if got := v.status(n).Node.Endpoints; len(got) > 0 {
@@ -106,7 +106,7 @@ func (v *village) relayed() (relay *lab.Node) {
 // remember it.
 func TestDeletedDeviceFindsPeersBehindNAT(t *testing.T) {
 	t.Parallel()
-	v := newHomes(t, false, nil, "home-1")
+	v := newHomes(t, lab.EndpointIndependent, nil, "home-1")
 	cloud, hidden := v.node("aws-1"), v.node("home-1")
 	key := strings.TrimSpace(v.run(hidden, "wg", "show", device, "public-key"))
 	var was string

@@ -24,7 +24,15 @@
 // The internet is a router, with a link to each host and nothing shared between
 // links: all namespaces of a machine share one neighbour table, and a flat
 // bridge would fill it. An [Underlay] is how a host is connected and addressed. At a
-// [Site], hosts share a LAN behind a router of its own.
+// [Site], hosts share a LAN behind a router of its own. A [Router] is how that treats
+// packets. Two homes behind routers of different kinds, and a host that everybody reaches:
+//
+//	l, err := lab.New(ctx)
+//	cone, err := l.Site(ctx, "cone", lab.SiteOptions{Underlay: lab.Home, Router: lab.Router{FullCone: true}})
+//	symmetric, err := l.Site(ctx, "symmetric", lab.SiteOptions{Underlay: lab.Home, Router: lab.Router{Mapping: lab.PortDependent}})
+//	a, err := cone.Host(ctx, "a")
+//	b, err := symmetric.Host(ctx, "b")
+//	public, err := l.Host(ctx, "public", lab.Routed)
 package lab
 
 import (
@@ -32,7 +40,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -91,41 +98,6 @@ func (l *Lab) add(h *Host) int {
 // at OutsideAddr.
 func (l *Lab) Outside() *Host { return l.router }
 
-// Partition cuts every path between hosts of a and hosts of b, both ways. Each call adds
-// to the cuts. Hosts of one site are cut off on their LAN. A site has only one link to
-// other places, so a cut there affects all hosts of the site.
-func (l *Lab) Partition(ctx context.Context, a, b []*Host) error {
-	pairs := map[*Host][]string{} // by the router that has the links
-	for _, x := range a {
-		for _, y := range b {
-			router, from, to := l.router, x.link.internetEnd(), y.link.internetEnd()
-			if x.link.site != nil && x.link.site == y.link.site {
-				router, from, to = x.link.router, x.link.routerEnd, y.link.routerEnd
-			}
-			pairs[router] = append(pairs[router], from+" . "+to, to+" . "+from)
-		}
-	}
-	for router, cut := range pairs {
-		family := "inet"
-		if router != l.router {
-			family = "bridge"
-		}
-		if err := nft(ctx, router, fmt.Sprintf("add element %s lab cut { %s }\n", family, strings.Join(cut, ", "))); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Heal undoes every Partition.
-func (l *Lab) Heal(ctx context.Context) error {
-	err := l.nft(ctx, "flush set inet lab cut\n")
-	for _, s := range l.sites {
-		err = errors.Join(err, nft(ctx, s.router, "flush set bridge lab cut\n"))
-	}
-	return err
-}
-
 // BlockPathMTU breaks path MTU discovery and drops fragments on the internet: packets
 // that are too big are dropped silently.
 func (l *Lab) BlockPathMTU(ctx context.Context) error {
@@ -155,6 +127,9 @@ func (l *Lab) Close() error {
 	}
 	for _, s := range l.sites {
 		g.Go(s.router.Close)
+		if s.carrier != nil {
+			g.Go(s.carrier.Close)
+		}
 	}
 	return g.Wait()
 }

@@ -11,12 +11,12 @@ import (
 // routerRules is the internet. Packets get their public source as they come
 // from a host and their private destination as they leave to one; between the
 // two there are only public addresses. Nothing is tracked: a NAT with state can
-// find a port taken when both ends speak first at the same moment.
+// find a port taken when both ends speak first at the same moment. A packet with a TTL
+// that would not be enough for a few more routers expires here, as it would on its way.
 const routerRules = `
 table inet lab {
 	set sources { type ifname . ipv4_addr; }
 	set sources6 { type ifname . ipv6_addr; }
-	set cut { type ifname . ifname; }
 	map public { type ipv4_addr : ipv4_addr; }
 	map private { type ipv4_addr : ipv4_addr; }
 
@@ -29,10 +29,11 @@ table inet lab {
 		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept
 		meta nfproto ipv6 iifname . ip6 saddr != @sources6 counter drop
 		ip saddr set ip saddr map @public
+		ip ttl < 9 ip ttl set 1
+		ip6 hoplimit < 9 ip6 hoplimit set 1
 	}
-	chain between {
+	chain blocked {
 		type filter hook forward priority filter
-		iifname . oifname @cut counter drop
 	}
 	chain leave {
 		type filter hook postrouting priority raw

@@ -18,9 +18,8 @@ type SiteOptions struct {
 	// NAT for each host, as [NAT] has it; Home is many hosts behind one address;
 	// with Routed each host has a public address beside its private one.
 	Underlay Underlay
-	// KeepsPorts makes the NAT of Home keep a source port while no other host uses it.
-	// Otherwise it always takes another port.
-	KeepsPorts bool
+	// Router is how the site's router treats packets.
+	Router Router
 	// Subnets of the LAN, at most /29 each; by default one that no other site has. The
 	// site's router routes between them.
 	Subnets []netip.Prefix
@@ -38,6 +37,7 @@ type Site struct {
 
 	lab     *Lab
 	router  *Host
+	carrier *Host // its router; nil if there is none
 	number  int
 	options SiteOptions
 
@@ -53,6 +53,9 @@ const routerMAC = "02:00:00:00:00:fe"
 
 // Site adds a site without hosts.
 func (l *Lab) Site(ctx context.Context, name string, o SiteOptions) (*Site, error) {
+	if err := o.check(); err != nil {
+		return nil, fmt.Errorf("make site %s: %w", name, err)
+	}
 	router, err := startHost(name)
 	if err != nil {
 		return nil, fmt.Errorf("make site %s: %w", name, err)
@@ -213,28 +216,46 @@ func routerOf(subnet netip.Prefix) netip.Addr {
 
 // setUpWAN links the site to the internet.
 func (s *Site) setUpWAN(ctx context.Context) error {
-	if err := wire(ctx, s.lab.router, s.end(), s.router, wan); err != nil {
+	last := s.router
+	if s.options.Router.Carrier != nil {
+		if err := s.setUpCarrier(ctx); err != nil {
+			return err
+		}
+		last = s.carrier
+	}
+	if err := s.uplink(ctx, s.lab.router, s.end(), last, s.inside()); err != nil {
 		return err
 	}
-	internet := []string{
-		fmt.Sprintf("link set %s up", s.end()),
-		fmt.Sprintf("addr add %s/32 dev %s", gateway4, s.end()),
-		fmt.Sprintf("addr add fe80::1/64 dev %s nodad", s.end()),
-		fmt.Sprintf("route add %s dev %s", s.inside(), s.end()),
-		fmt.Sprintf("route add %s via fe80::2 dev %s", s.prefix6("2001:db8::"), s.end()),
-	}
-	site := []string{
-		"link set wan up",
-		fmt.Sprintf("addr add %s/32 dev wan", s.inside()),
-		"addr add fe80::2/64 dev wan nodad",
-		fmt.Sprintf("route add %s dev wan", gateway4),
-		fmt.Sprintf("route add default via %s", gateway4),
-		"route add default via fe80::1 dev wan",
-	}
 	if s.options.Underlay == Home {
-		site = append(site, fmt.Sprintf("addr add %s/32 dev lo", s.publicOf(0)))
+		return last.ip(ctx, fmt.Sprintf("addr add %s/32 dev lo", s.publicOf(0)))
 	}
-	return errors.Join(s.lab.router.ip(ctx, internet...), s.router.ip(ctx, site...))
+	return nil
+}
+
+// uplink links one of the site's routers to the next one towards the internet, which has
+// the named end and reaches the site there.
+func (s *Site) uplink(ctx context.Context, up *Host, end string, down *Host, address netip.Addr) error {
+	if err := wire(ctx, up, end, down, wan); err != nil {
+		return err
+	}
+	gateway := gateway4
+	if up == s.carrier {
+		gateway = carrierGateway4
+	}
+	return errors.Join(
+		up.ip(ctx,
+			fmt.Sprintf("link set %s up", end),
+			fmt.Sprintf("addr add %s/32 dev %s", gateway, end),
+			fmt.Sprintf("addr add fe80::1/64 dev %s nodad", end),
+			fmt.Sprintf("route add %s dev %s", address, end),
+			fmt.Sprintf("route add %s via fe80::2 dev %s", s.prefix6("2001:db8::"), end)),
+		down.ip(ctx,
+			"link set wan up",
+			fmt.Sprintf("addr add %s/32 dev wan", address),
+			"addr add fe80::2/64 dev wan nodad",
+			fmt.Sprintf("route add %s dev wan", gateway),
+			fmt.Sprintf("route add default via %s", gateway),
+			"route add default via fe80::1 dev wan"))
 }
 
 // connect connects a host to its LAN and adds it to the routers' tables.

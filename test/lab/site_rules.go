@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 )
 
@@ -15,7 +16,6 @@ const lanRules = `
 table bridge lab {
 	set sources { type ifname . ipv4_addr; }
 	set sources6 { type ifname . ipv6_addr; }
-	set cut { type ifname . ifname; }
 	set nolan { type ifname; }
 	set nowan { type ifname; }
 
@@ -27,9 +27,8 @@ table bridge lab {
 		iifname @nolan ether daddr != ROUTER counter drop
 		jump spoofed
 	}
-	chain between {
+	chain blocked {
 		type filter hook forward priority filter
-		iifname . oifname @cut counter drop
 	}
 	chain leave {
 		type filter hook postrouting priority filter
@@ -79,49 +78,29 @@ table inet lab {
 }
 `
 
-// homeRules are what every home router does. A range of ports to choose from
-// changes nothing about a mapping that exists: as long as it can, the kernel gives
-// packets from one socket to all destinations the same source port, see
-// find_appropriate_src in net/netfilter/nf_nat_core.c. Unsolicited packets are dropped
-// before connection tracking remembers them, which would cost a host its source port.
-const homeRules = `
-table inet lab {
-	chain leave {
-		type nat hook postrouting priority srcnat
-		oifname wan meta l4proto { tcp, udp } snat ip to PUBLICPORTS
-		meta nfproto ipv4 oifname wan snat ip to PUBLIC
-	}
-	chain own {
-		type filter hook input priority filter
-		iifname wan meta l4proto { tcp, udp } ct state new counter drop
-	}
-}
-`
-
 func (s *Site) setUpRules(ctx context.Context) error {
 	rules := lanRules + plainTextRules("forward", "oifname wan")
-	switch s.options.Underlay {
-	case NAT:
-		rules += natRules
-	case Home:
-		rules += homeRules
-	}
 	if s.options.AntiSpoofing {
 		rules += antiSpoofingRules
 	}
-	lan := ""
-	for _, p := range s.options.Subnets {
-		lan += p.String() + ", "
+	if s.options.Underlay == NAT {
+		rules += natRules
 	}
-	ports := ":20000-59999" // without the ports that daemons usually have
-	if s.options.KeepsPorts {
-		ports = ""
+	rules = strings.NewReplacer("ROUTER", routerMAC, "LAN", list(s.options.Subnets)).Replace(rules)
+	r := s.options.Router
+	if s.options.Underlay == Home {
+		rules += r.nat(s.ownAddress(), s.options.Subnets...)
 	}
-	words := strings.NewReplacer("ROUTER", routerMAC, "PORTS", ports, "PUBLIC", s.publicOf(0).String(), "LAN", "{ "+lan+"}")
-	if err := nft(ctx, s.router, words.Replace(rules)); err != nil {
-		return fmt.Errorf("add rules: %w", err)
+	return r.setUp(ctx, s.router, rules)
+}
+
+// list returns a set of networks for nft.
+func list(networks []netip.Prefix) string {
+	var b strings.Builder
+	for _, p := range networks {
+		b.WriteString(p.String() + ", ")
 	}
-	return nil
+	return "{ " + b.String() + "}"
 }
 
 // CutLAN drops all frames between a site's host and the others of its subnet. The

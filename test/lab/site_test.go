@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/meshd/meshd/test/lab"
 )
@@ -91,42 +90,6 @@ func seenOutside(ctx context.Context, t *testing.T, l *lab.Lab, h *lab.Host) net
 		t.Fatal(err)
 	}
 	return got
-}
-
-// TestHomeIsPortRestricted has two hosts behind one address send to one port from the
-// same source port, and packets come back from other addresses and ports.
-func TestHomeIsPortRestricted(t *testing.T) {
-	t.Parallel()
-	for _, keeps := range []bool{false, true} {
-		t.Run(fmt.Sprint(keeps), func(t *testing.T) {
-			t.Parallel()
-			ctx, l := newLab(t)
-			home := newSite(ctx, t, l, "home", lab.SiteOptions{Underlay: lab.Home, KeepsPorts: keeps})
-			h1, h2, server := siteHost(ctx, t, home, "h1"), siteHost(ctx, t, home, "h2"), newHost(ctx, t, l, "server", lab.Routed)
-
-			asked, other := datagrams(t, server, 7000), datagrams(t, server, 7001)
-			one, two := datagrams(t, h1, 5000), datagrams(t, h2, 5000)
-			from := asked.hear(t, func() { one.send(t, netip.AddrPortFrom(server.Public(), 7000)) })
-			if from.Addr() != h1.Public() || (from.Port() == 5000) != keeps {
-				t.Errorf("first host: got %s, want %s and that port 5000 stays: %t", from, h1.Public(), keeps)
-			}
-			if second := asked.hear(t, func() { two.send(t, netip.AddrPortFrom(server.Public(), 7000)) }); second.Addr() != from.Addr() || second.Port() == from.Port() {
-				t.Errorf("second host: got %s, want another port of %s", second, from.Addr())
-			}
-			one.hear(t, func() { asked.send(t, from) })
-			other.send(t, from)
-			if err := one.conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := one.read(); err == nil {
-				t.Error("the NAT lets unsolicited packets in")
-			}
-			if again := other.hear(t, func() { one.send(t, netip.AddrPortFrom(server.Public(), 7001)) }); again != from {
-				t.Errorf("to another port: got %s, want %s as before", again, from)
-			}
-			one.hear(t, func() { other.send(t, from) })
-		})
-	}
 }
 
 func TestSubnetsOfASite(t *testing.T) {

@@ -26,9 +26,8 @@ const (
 	Routed Underlay = "routed"
 	// Routed6 is Routed without IPv4.
 	Routed6 Underlay = "routed6"
-	// Home is for a [Site] only: all its hosts are behind one public address. The NAT
-	// maps a socket to the same port for all destinations, and lets in only packets from
-	// an address and port to which the socket has sent (port restricted cone).
+	// Home is for a [Site] only: all its hosts are behind one public address, and a NAT
+	// that [Router] describes.
 	Home Underlay = "home"
 )
 
