@@ -52,7 +52,7 @@ var mayImport = map[string][]string{
 	"internal/node":              {"internal/mesh", "internal/netcfg", "internal/probe"},
 	"internal/path":              {"internal/mesh"},
 	"internal/path/agent":        {"internal/loglimit", "internal/mesh", "internal/path", "internal/path/rawudp"},
-	"internal/path/rawudp":       {},
+	"internal/path/rawudp":       {"internal/pktinfo"},
 	"internal/pktinfo":           {},
 	"internal/probe":             {"internal/mesh"},
 	"internal/probe/ping":        {"internal/loglimit", "internal/mesh", "internal/probe", "internal/wait"},

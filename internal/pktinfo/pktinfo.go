@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package pktinfo tells at which address of this host a UDP packet arrived, and sends from
-// a certain address: IP_PKTINFO of ip(7) and IPV6_PKTINFO of ipv6(7). On a host with two
+// a certain address, or with a TTL of its own: IP_PKTINFO and IP_TTL of ip(7), IPV6_PKTINFO
+// and IPV6_HOPLIMIT of ipv6(7). On a host with two
 // cards, the kernel would otherwise take the source of an answer from the route to the peer,
 // which may lead out of the card that the peer does not know.
 package pktinfo
@@ -9,6 +10,7 @@ package pktinfo
 import (
 	"encoding/binary"
 	"net/netip"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,4 +65,19 @@ func Source(from netip.Addr, six bool) []byte {
 		return unix.PktInfo6(&unix.Inet6Pktinfo{Addr: from.As16()})
 	}
 	return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: from.As4()})
+}
+
+// TTL returns the control message that sets the TTL of a packet, for IPv6 its hop limit.
+// ControlMessage of x/net/ipv4 has a TTL for received packets only.
+func TTL(ttl int, six bool) []byte {
+	const size = 4 // an int
+	b := make([]byte, unix.CmsgSpace(size))
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = unix.IPPROTO_IP, unix.IP_TTL
+	if six {
+		h.Level, h.Type = unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT
+	}
+	h.SetLen(unix.CmsgLen(size))
+	binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], uint32(ttl))
+	return b
 }

@@ -255,10 +255,11 @@ func (b *bind) sendProbe(p rawudp.Packet) error {
 		return fmt.Errorf("send to %s: %w", to, ErrNoPort)
 	}
 	var control []byte
-	if to.Addr().Is4() {
-		control = (&ipv4.ControlMessage{Src: from.AsSlice(), TTL: p.TTL}).Marshal()
-	} else {
-		control = (&ipv6.ControlMessage{Src: from.AsSlice(), HopLimit: p.TTL}).Marshal()
+	if from.IsValid() {
+		control = pktinfo.Source(from, to.Addr().Is6())
+	}
+	if p.TTL > 0 {
+		control = append(control, pktinfo.TTL(p.TTL, to.Addr().Is6())...)
 	}
 	if _, _, err := s.udp.WriteMsgUDPAddrPort(p.Payload, control, to); err != nil {
 		return fmt.Errorf("send to %s: %w", to, err)

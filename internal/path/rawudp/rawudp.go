@@ -27,6 +27,8 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/pktinfo"
 )
 
 const (
@@ -207,13 +209,17 @@ func (c *Conn) Send(p Packet) error {
 	b = binary.BigEndian.AppendUint16(b, to.Port())
 	b = binary.BigEndian.AppendUint16(b, uint16(udpHeaderLen+len(p.Payload)))
 	b = append(append(b, 0, 0), p.Payload...)
+	control := pktinfo.Source(from, to.Addr().Is6())
+	if p.TTL > 0 {
+		control = append(control, pktinfo.TTL(p.TTL, to.Addr().Is6())...)
+	}
 	dst := &net.IPAddr{IP: to.Addr().AsSlice(), Zone: to.Addr().Zone()}
 	var err error
 	if to.Addr().Is4() {
 		binary.BigEndian.PutUint16(b[checksumOffset:], checksum(from, to.Addr(), b))
-		_, err = c.v4.WriteTo(b, &ipv4.ControlMessage{Src: from.AsSlice(), TTL: p.TTL}, dst)
+		_, err = c.v4.WriteBatch([]ipv4.Message{{Buffers: [][]byte{b}, OOB: control, Addr: dst}}, 0)
 	} else {
-		_, err = c.v6.WriteTo(b, &ipv6.ControlMessage{Src: from.AsSlice(), HopLimit: p.TTL}, dst)
+		_, err = c.v6.WriteBatch([]ipv6.Message{{Buffers: [][]byte{b}, OOB: control, Addr: dst}}, 0)
 	}
 	if err != nil {
 		return fmt.Errorf("send to %s from port %d: %w", to, c.port, err)

@@ -3,6 +3,8 @@
 package rawudp
 
 import (
+	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -10,6 +12,9 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -28,10 +33,29 @@ func bound(t *testing.T) *net.UDPConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
+	err = errors.Join(
+		c.SetDeadline(time.Now().Add(limit)),
+		ipv4.NewPacketConn(c).SetControlMessage(ipv4.FlagTTL, true),
+		ipv6.NewPacketConn(c).SetControlMessage(ipv6.FlagHopLimit, true),
+	)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// readTTL reads a datagram with its TTL from a socket of both families.
+func readTTL(c *net.UDPConn, buf []byte) (n, ttl int, from netip.AddrPort, err error) {
+	control := make([]byte, 100)
+	n, nn, _, from, err := c.ReadMsgUDPAddrPort(buf, control)
+	if err != nil {
+		return 0, 0, from, err
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:nn])
+	for _, m := range messages { // IP_TTL or IPV6_HOPLIMIT, nothing else was asked for
+		ttl = int(binary.NativeEndian.Uint32(m.Data))
+	}
+	return n, ttl, from, err
 }
 
 func port(c *net.UDPConn) uint16 { return c.LocalAddr().(*net.UDPAddr).AddrPort().Port() }
@@ -95,9 +119,12 @@ func TestBesideASocket(t *testing.T) {
 			// The socket itself gets all four, with sums that the kernel takes for right.
 			buf := make([]byte, 100)
 			for _, want := range []string{"else", "tes", "testing", "test, with all set"} {
-				n, from, err := there.ReadFromUDPAddrPort(buf)
+				n, ttl, from, err := readTTL(there, buf)
 				if err != nil || string(buf[:n]) != want || from.Port() != port(here) {
 					t.Errorf("at the socket: got %q from %s, %v, want %q from port %d", buf[:n], from, err, want, port(here))
+				}
+				if low := want == "test, with all set"; low != (ttl == 3) {
+					t.Errorf("%q: got TTL %d, want 3 for the last one alone", want, ttl)
 				}
 			}
 		})
