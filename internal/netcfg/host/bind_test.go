@@ -7,17 +7,24 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/meshd/meshd/internal/path/rawudp"
+	"github.com/meshd/meshd/internal/pktinfo"
 )
 
 // openBind returns WireGuard's sockets, at the returned port, and what they receive.
-func openBind(t *testing.T) (*bind, uint16, <-chan conn.Endpoint) {
+func openBind(t *testing.T, b *bind) (uint16, <-chan conn.Endpoint) {
 	t.Helper()
-	b := &bind{}
 	fns, port, err := b.Open(0)
 	if err != nil {
 		t.Fatal(err)
@@ -53,13 +60,14 @@ func openBind(t *testing.T) (*bind, uint16, <-chan conn.Endpoint) {
 			}
 		}
 	})
-	return b, port, got
+	return port, got
 }
 
 // TestBind asks an address of this host, and wants answers from there: some at once, some
 // after the source was cleared, and some from an address that the host does not have any more.
 func TestBind(t *testing.T) {
-	b, port, got := openBind(t)
+	b := &bind{}
+	port, got := openBind(t, b)
 	for _, tt := range []struct{ asked, other string }{{"127.0.0.2", "127.0.0.1"}, {"::1", "::1"}} {
 		t.Run(tt.asked, func(t *testing.T) {
 			peer, err := net.ListenUDP("udp", nil)
@@ -119,6 +127,136 @@ func TestBind(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestBindProbes sends more probes than may wait between two packets of WireGuard's, which
+// are all that WireGuard gets.
+func TestBindProbes(t *testing.T) {
+	const room, excess = 3, 5
+	probes := make(chan rawudp.Datagram, room)
+	b := &bind{probes: probes}
+	port, got := openBind(t, b)
+	for name, local := range map[string]netip.Addr{"IPv4": netip.MustParseAddr("127.0.0.2"), "IPv6": netip.IPv6Loopback()} {
+		t.Run(name, func(t *testing.T) {
+			peer, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(local, 0)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer peer.Close()
+			self := peer.LocalAddr().(*net.UDPAddr).AddrPort()
+			packets := [][]byte{[]byte("one"), probeMagic[:3]}
+			for i := range room + excess {
+				packets = append(packets, probe(fmt.Sprint(i)))
+			}
+			for _, p := range append(packets, []byte("another")) {
+				if _, err := peer.WriteToUDPAddrPort(p, netip.AddrPortFrom(local, port)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i := range 3 {
+				if ep := <-got; ep.DstToString() != self.String() {
+					t.Errorf("packet %d: got it from %s, want %s", i, ep.DstToString(), self)
+				}
+			}
+			for i := range room {
+				d := <-probes
+				if want := probe(fmt.Sprint(i)); string(d.Payload) != string(want) || d.From != self || d.To != local || d.Link == 0 {
+					t.Errorf("got %q %+v, want %q from %s to %s by a link", d.Payload, d, want, self, local)
+				}
+			}
+			if n := len(probes) + len(got); n != 0 {
+				t.Errorf("got %d more packets, want none", n)
+			}
+		})
+	}
+}
+
+func TestBindSendProbe(t *testing.T) {
+	b := &bind{}
+	if err := b.sendProbe(rawudp.Packet{To: netip.MustParseAddrPort("127.0.0.1:9")}); !errors.Is(err, ErrNoPort) {
+		t.Errorf("while closed: got %v, want %v", err, ErrNoPort)
+	}
+	port, _ := openBind(t, b)
+	peer, err := net.ListenUDP("udp4", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	if err := peer.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	p := ipv4.NewPacketConn(peer)
+	if err := p.SetControlMessage(ipv4.FlagTTL, true); err != nil {
+		t.Fatal(err)
+	}
+	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), peer.LocalAddr().(*net.UDPAddr).AddrPort().Port())
+	for _, tt := range []struct {
+		packet rawudp.Packet
+		from   string
+		ttl    int
+	}{
+		{rawudp.Packet{Payload: probe("low"), From: netip.MustParseAddr("127.0.0.2"), To: to, TTL: 2}, "127.0.0.2", 2},
+		{rawudp.Packet{Payload: probe("high"), To: to}, "127.0.0.1", defaultTTL(t)}, // the other one's TTL does not stay
+	} {
+		if err := b.sendProbe(tt.packet); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 200)
+		n, cm, from, err := p.ReadFrom(buf)
+		if want := fmt.Sprintf("%s:%d", tt.from, port); err != nil || string(buf[:n]) != string(tt.packet.Payload) || cm.TTL != tt.ttl || from.String() != want {
+			t.Errorf("got %q from %v with TTL %v, %v, want %q from %s with TTL %d", buf[:n], from, cm, err, tt.packet.Payload, want, tt.ttl)
+		}
+	}
+	if err := b.sendProbe(rawudp.Packet{From: netip.MustParseAddr("192.0.2.1"), To: to}); err == nil { // TEST-NET-1, RFC 5737
+		t.Error("from another host's address: got no error")
+	}
+}
+
+func defaultTTL(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_default_ttl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ttl, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ttl
+}
+
+// fullSocket always has a batch of packets.
+type fullSocket struct {
+	batchConn
+	from    *net.UDPAddr
+	control []byte
+}
+
+func (s fullSocket) ReadBatch(messages []ipv6.Message, _ int) (int, error) {
+	for i := range messages {
+		m := &messages[i]
+		m.N, m.NN, m.Addr = len(m.Buffers[0]), copy(m.OOB, s.control), s.from
+	}
+	return len(messages), nil
+}
+
+// BenchmarkReceive takes WireGuard's packets from a socket without the kernel's part of it.
+func BenchmarkReceive(b *testing.B) {
+	s := &bindSocket{batch: fullSocket{
+		from:    net.UDPAddrFromAddrPort(netip.MustParseAddrPort("192.0.2.1:51820")),
+		control: pktinfo.Source(netip.MustParseAddr("192.0.2.2"), false),
+	}}
+	receive := s.receiver(nil)
+	packets, sizes, eps := make([][]byte, conn.IdealBatchSize), make([]int, conn.IdealBatchSize), make([]conn.Endpoint, conn.IdealBatchSize)
+	for i := range packets {
+		packets[i] = append([]byte{4, 0, 0, 0}, make([]byte, 1400)...)
+	}
+	for b.Loop() {
+		if _, err := receive(packets, sizes, eps); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(packets)), "ns/packet")
 }
 
 func TestParseEndpoint(t *testing.T) {
