@@ -14,6 +14,7 @@ const (
 	fastPace   = 200 * time.Millisecond // while an answer is missing, WireGuard is silent, or a change is under way
 	steadyPace = time.Second            // with traffic
 	idlePace   = 25 * time.Second       // without: NATs keep a UDP mapping for 30 s at least, RFC 4787 REQ-5
+	lostPace   = 4 * time.Second        // of a path that has not answered for long, instead of fastPace
 )
 
 // When a probe counts as missed, and a path as dead.
@@ -23,6 +24,12 @@ const (
 	firstTimeout = time.Second
 	nextMisses   = 2 // from then on alternatives are probed, too
 	deadMisses   = 4
+	// deadAfter is how long that takes.
+	deadAfter = (deadMisses - 1) * fastPace
+	// A path that misses this many is probed every second, and then at lostPace: a peer may
+	// be down for days.
+	slowMisses = 25
+	lostMisses = 50
 )
 
 // How a path is replaced by a better one.
@@ -124,6 +131,7 @@ type Machine struct {
 	busy     time.Time // when data was sent last
 	received time.Time // when bytes were received last
 	silent   time.Time // since when data was sent and nothing received; zero if not
+	unheard  time.Time // when the peer said last that it receives nothing
 	rotated  time.Time
 
 	searches int       // since candidates changed
@@ -290,6 +298,9 @@ func (m *Machine) heard(now time.Time, msg Message, w *way) {
 	}
 	if msg.Silence > 0 && m.isBusy(now) {
 		m.lookAround(now) // what we send does not arrive there
+		if msg.Silence >= deadAfter {
+			m.unheard = now
+		}
 	}
 	switch {
 	case !msg.This || w == m.use:
@@ -333,9 +344,14 @@ func (m *Machine) answer(now time.Time, msg Message, w *way) {
 	case m.use == nil, m.wanted == w.Path:
 		m.change(now, w)
 	case w == m.use:
-	case m.use.answered.IsZero(): // the endpoint of an earlier run, which has not answered
+	case m.use.answered.IsZero() && m.use.isLate(now, w.timeout()): // the endpoint of an earlier run
 		m.change(now, w)
 	}
+}
+
+// isLate reports whether the answer to a probe takes longer than timeout.
+func (w *way) isLate(now time.Time, timeout time.Duration) bool {
+	return w.misses > 0 || len(w.pending) > 0 && now.Sub(w.pending[0].at) >= timeout
 }
 
 // sample updates the round trip as RFC 6298 does.

@@ -23,6 +23,7 @@ const (
 	punchQuiet = 35 * time.Second // after a failure: conntrack forgets an unanswered UDP flow after 30 s
 	lowTTL     = 2                // beyond the own router
 	higherTTL  = 5                // beyond a carrier's, too; every second attempt
+	maxCalls   = 5                // that are repeated soon if not answered: after 8, 12, 20, 36 s
 	openings   = 2                // packets that open the own side, for each candidate
 )
 
@@ -138,6 +139,10 @@ func (m *Machine) wantsPunch(now time.Time) bool {
 	switch {
 	case m.punch.attempts == 0:
 		return now.Sub(m.punch.began) >= punchFor
+	case !m.punch.opened && m.punch.attempts < maxCalls:
+		// The call was lost, or the peer does not know this node yet. No probe has gone to its
+		// side, so there is nothing to be forgotten.
+		quiet = punchFor << (m.punch.attempts - 1)
 	case m.isBusy(now):
 	case m.punch.attempts == 1:
 		quiet = searchIdle

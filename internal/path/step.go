@@ -52,17 +52,27 @@ func (m *Machine) probe(now time.Time, w *way) Action {
 	return Action{Path: w.Path, Message: msg}
 }
 
-// pace is how long after a probe the next one follows on the same path.
-func (m *Machine) pace(now time.Time, w *way) time.Duration {
+// pace is how long after a probe the next one follows on the path in use.
+func (m *Machine) pace(now time.Time) time.Duration {
 	switch {
-	case w != m.use, w.misses > 0, w.answered.IsZero(), now.Before(m.insist):
-		return fastPace
-	case m.isSilent(now):
-		return fastPace
+	case m.use.misses > 0, m.use.answered.IsZero(), now.Before(m.insist), m.isSilent(now):
+		return m.use.soon()
 	case m.isBusy(now):
 		return steadyPace
 	default:
 		return idlePace
+	}
+}
+
+// soon is how long after a probe the next one follows while an answer is wanted at once.
+func (w *way) soon() time.Duration {
+	switch {
+	case w.misses < slowMisses:
+		return fastPace
+	case w.misses < lostMisses:
+		return steadyPace
+	default:
+		return lostPace
 	}
 }
 
@@ -84,14 +94,11 @@ func (m *Machine) isSilent(now time.Time) bool {
 
 // due returns when a path is to be probed next, and whether it is at all.
 func (m *Machine) due(now time.Time, w *way) (time.Time, bool) {
-	switch {
-	case w != m.use:
-		return w.probed.Add(fastPace), m.isOpen(w, now) && now.Before(w.search)
-	case m.pace(now, w) == idlePace:
-		return w.probed.Add(idlePace), m.leads
-	default:
-		return w.probed.Add(m.pace(now, w)), true
+	if w != m.use {
+		return w.probed.Add(w.soon()), m.isOpen(w, now) && now.Before(w.search)
 	}
+	pace := m.pace(now)
+	return w.probed.Add(pace), pace < idlePace || m.leads
 }
 
 // Next returns when to call Step again, if nothing happens before.
@@ -122,8 +129,7 @@ func (m *Machine) leaveDead(now time.Time) {
 		return
 	}
 	m.lookAround(now)
-	// No answer alone is no death: the daemon may be away while its kernel forwards.
-	if m.use.misses < deadMisses || now.Sub(m.received) < time.Duration(deadMisses-1)*fastPace {
+	if m.use.misses < deadMisses || m.delivers(now) {
 		return
 	}
 	if w := m.best(now, func(w *way) bool { return w != m.use && m.lives(w, now) && now.Sub(w.answered) < time.Second }); w != nil {
@@ -139,6 +145,13 @@ func (m *Machine) leaveDead(now time.Time) {
 	if m.isBusy(now) && now.Sub(m.use.answered) > rotateAfter && now.Sub(m.changed) > rotateAfter && now.Sub(m.rotated) > rotateEvery {
 		m.rotate(now)
 	}
+}
+
+// delivers reports whether WireGuard's packets seem to pass on the path in use although no
+// probe is answered: the other daemon may be away while its kernel forwards. What arrives
+// says so, unless WireGuard has moved elsewhere, or the peer receives nothing itself.
+func (m *Machine) delivers(now time.Time) bool {
+	return now.Sub(m.received) < deadAfter && m.traffic.Endpoint == m.use.Path.Addr && now.Sub(m.unheard) >= deadAfter
 }
 
 // rotate tries the paths in turn, by WireGuard's own packets.
