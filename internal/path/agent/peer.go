@@ -4,6 +4,7 @@ package agent
 
 import (
 	"bytes"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -27,9 +28,23 @@ type peer struct {
 	sending   *rate.Limiter
 	unopened  uint64
 	seen      [2]netip.AddrPort // by IPv4, IPv6
-	use       path.Path         // when Changed was told last
+	local     map[netip.AddrPort]local
+	use       path.Path // when Changed was told last
 	proved    bool
 }
+
+// local is the address of this host to which a peer sends from one of its addresses.
+// WireGuard answers from the address at which packets came (sticky sockets). Probes do the
+// same, else they would travel another way than WireGuard's packets.
+type local struct {
+	addr netip.Addr
+	at   time.Time // when something arrived there
+}
+
+const (
+	keepLocal = 30 * time.Second // as long as a NAT keeps a mapping, RFC 4787 REQ-5
+	maxLocal  = 32
+)
 
 // setPeers replaces the peers.
 func (a *Agent) setPeers(all []Peer) {
@@ -42,7 +57,7 @@ func (a *Agent) setPeers(all []Peer) {
 	for _, want := range all {
 		p := known[want.ID]
 		if p == nil || p.Key != want.Key {
-			p = &peer{sending: rate.NewLimiter(maxSend, maxSendBurst)}
+			p = &peer{sending: rate.NewLimiter(maxSend, maxSendBurst), local: map[netip.AddrPort]local{}}
 		}
 		if p.PathKey == nil || want.PathKey == nil || !p.PathKey.Equal(want.PathKey) {
 			p.keys = nil
@@ -97,7 +112,7 @@ func (p *peer) start(now time.Time, own wgtypes.Key, endpoint netip.AddrPort) {
 
 // step lets a machine do what is due.
 func (a *Agent) step(now time.Time, p *peer) {
-	a.perform(p, p.machine.Step(now), netip.Addr{})
+	a.perform(now, p, p.machine.Step(now), netip.Addr{})
 	p.due = p.machine.Next(now)
 	if soon := now.Add(minWait); p.due.Before(soon) {
 		p.due = soon
@@ -114,7 +129,7 @@ func (a *Agent) step(now time.Time, p *peer) {
 
 // perform does what a machine wants. Answers leave from the local address at which the
 // question came: a NAT or firewall on the way expects them from there.
-func (a *Agent) perform(p *peer, actions []path.Action, local netip.Addr) {
+func (a *Agent) perform(now time.Time, p *peer, actions []path.Action, asked netip.Addr) {
 	for _, act := range actions {
 		if act.Message.Op == 0 {
 			if err := a.o.Device.SetEndpoint(p.Key, act.Path.Addr); err != nil { // the machine repeats it
@@ -122,22 +137,35 @@ func (a *Agent) perform(p *peer, actions []path.Action, local netip.Addr) {
 			}
 			continue
 		}
-		if !p.sending.Allow() {
-			continue
-		}
-		sealed := p.keys.Seal(act.Message, a.o.Counter())
-		if act.Path.Kind == path.None {
-			a.o.Call(p.ID, sealed)
-			continue
-		}
-		packet := rawudp.Packet{Payload: sealed, To: act.Path.Addr, TTL: act.TTL}
+		from := p.localFor(now, act.Path.Addr)
 		if act.Message.Op == path.Pong {
-			packet.From = local
+			from = asked
 		}
-		// Without a route or an address family nothing is sent, and so nothing answered.
-		if err := a.o.Port.Send(packet); err != nil {
-			a.o.Logger.Debug("probe is not sent", "peer", p.ID, "path", act.Path, "err", err)
+		if p.sending.AllowN(now, 1) {
+			a.send(p, act, from)
 		}
+	}
+}
+
+// localFor returns the local address from which to send, invalid for what the route says.
+func (p *peer) localFor(now time.Time, to netip.AddrPort) netip.Addr {
+	if l := p.local[to]; now.Sub(l.at) < keepLocal {
+		return l.addr
+	}
+	return netip.Addr{}
+}
+
+func (a *Agent) send(p *peer, act path.Action, from netip.Addr) {
+	sealed := p.keys.Seal(act.Message, a.o.Counter())
+	if act.Path.Kind == path.None {
+		a.o.Call(p.ID, sealed)
+		return
+	}
+	packet := rawudp.Packet{Payload: sealed, From: from, To: act.Path.Addr, TTL: act.TTL}
+	// Without a route or an address family nothing is sent, and so nothing answered.
+	if err := a.o.Port.Send(packet); err != nil {
+		delete(p.local, act.Path.Addr) // the address may be gone
+		a.o.Logger.Debug("probe is not sent", "peer", p.ID, "path", act.Path, "err", err)
 	}
 }
 
@@ -147,17 +175,33 @@ func (a *Agent) takeDatagram(now time.Time, d rawudp.Datagram) {
 	if !ok {
 		return
 	}
-	over := p.over(d.From)
 	switch m.Op {
 	case path.Ping, path.Pong, path.Call, path.Called:
-		a.perform(p, p.machine.Receive(now, m, over), d.To)
 	default:
 		return // between a node and a relay
 	}
+	over := p.over(d.From)
 	if m.Op == path.Pong && over.Kind == path.Direct {
 		a.sawAt(p, m.Seen)
 	}
+	p.arrived(now, d, m.This)
+	a.perform(now, p, p.machine.Receive(now, m, over), d.To)
 	a.step(now, p)
+}
+
+// arrived notes where a message of the peer arrived. The path that the peer uses counts
+// most: WireGuard's packets arrive there.
+func (p *peer) arrived(now time.Time, d rawudp.Datagram, inUse bool) {
+	before, known := p.local[d.From]
+	if known && !inUse && before.addr != d.To && now.Sub(before.at) < keepLocal {
+		return
+	}
+	if len(p.local) >= maxLocal {
+		maps.DeleteFunc(p.local, func(_ netip.AddrPort, l local) bool { return now.Sub(l.at) >= keepLocal })
+	}
+	if len(p.local) < maxLocal || known {
+		p.local[d.From] = local{d.To, now}
+	}
 }
 
 // takeCall takes a call that gossip has carried. Whoever carried it can't have changed it.
@@ -166,7 +210,7 @@ func (a *Agent) takeCall(now time.Time, c call) {
 	if !ok || p.ID != c.from || m.Op != path.Call && m.Op != path.Called {
 		return
 	}
-	a.perform(p, p.machine.Receive(now, m, path.Path{}), netip.Addr{})
+	a.perform(now, p, p.machine.Receive(now, m, path.Path{}), netip.Addr{})
 	a.step(now, p)
 }
 
