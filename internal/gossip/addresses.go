@@ -157,6 +157,12 @@ func (p *addressTable) otherAddress(id mesh.ID, from netip.AddrPort, now time.Ti
 	return addr, want
 }
 
+// reaches reports whether something has just shown that packets to a node arrive.
+func (p *addressTable) reaches(id mesh.ID, now time.Time) bool {
+	n := p.nodes[id]
+	return n != nil && n.fresh(now)
+}
+
 // isSilent reports whether packets to a node go unanswered for longer than it
 // takes to lose one.
 func (p *addressTable) isSilent(id mesh.ID, now time.Time) bool {

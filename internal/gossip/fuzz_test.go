@@ -32,6 +32,7 @@ func FuzzInboundPacket(f *testing.F) {
 		{kind: kindSync, payload: steps[0], want: true},
 		{kind: kindSync, payload: s.listDifferences(make([]byte, 8*buckets))[0]},
 		{kind: kindHere, payload: make([]byte, 8)},
+		{kind: kindCall, payload: make([]byte, callHeader+maxCall)},
 		{kind: kindMemberlist, payload: accusation("a", "b", 7)},
 		{kind: kindMemberlist, payload: append([]byte{memberlistCRC, 0, 0, 0, 0, memberlistCompound, 1, 0, 2}, memberlistPing, 0x80)},
 	} {
@@ -58,6 +59,11 @@ func FuzzInboundPacket(f *testing.F) {
 		case kindObjects:
 			if raws, err := unpackObjects(p.payload[min(1, len(p.payload)):]); err == nil {
 				g.acceptObjects(raws, fromSync)
+			}
+		case kindCall:
+			g.handleCall(message{p.from, p.kind, p.payload})
+			if len(g.calls) > 0 {
+				t.Error("a stranger's call is delivered")
 			}
 		case kindSync:
 			steps, objects, _ := g.store.answer(p.payload)

@@ -102,12 +102,15 @@ type Gossip struct {
 	changed  chan struct{}
 	// pathsChanged is changed for path records.
 	pathsChanged chan struct{}
+	calls        chan Call
 	members      *members
 	transport    *transport
 	queue        *memberlist.TransmitLimitedQueue
 
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
+
+	callPace callPace // of handleLoop
 
 	rejoin  chan struct{} // signals that the join list has changed
 	refresh chan struct{} // signals that our address has changed
@@ -183,6 +186,7 @@ func newGossip(o Options) (*Gossip, error) {
 		changed:      make(chan struct{}, 1),
 		pathsChanged: make(chan struct{}, 1),
 		pathPace:     newPathPace(),
+		calls:        make(chan Call, maxCalls),
 		store:        newStore(),
 		joinEntries:  make(map[string]joinEntry),
 	}

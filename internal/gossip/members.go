@@ -162,6 +162,13 @@ func (m *members) others() []mesh.ID {
 	return ids
 }
 
+// isAlive reports whether another node is alive.
+func (m *members) isAlive(id mesh.ID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.alive[id] != nil
+}
+
 func (m *members) alone() bool { return m.count() == 1 }
 
 // count returns how many nodes are alive, including this one.

@@ -20,6 +20,7 @@ const (
 	kindSync       packetKind = 3 // a step of the comparison of two stores
 	kindHere       packetKind = 4 // an answer: the counter of the packet that asked, 8 bytes
 	kindAsk        packetKind = 5 // only a request for an answer
+	kindCall       packetKind = 6 // see Call
 )
 
 // wantFlag in the kind's byte asks for an answer: the sender has had none from this

@@ -217,7 +217,7 @@ func (t *transport) receive(b []byte, from netip.AddrPort, at netip.Addr) {
 		case t.packets <- &memberlist.Packet{Buf: p.payload, From: net.UDPAddrFromAddrPort(from), Timestamp: time.Now()}:
 		case <-t.ctx.Done():
 		}
-	case kindObjects, kindSync:
+	case kindObjects, kindSync, kindCall:
 		select {
 		case t.inbound <- message{p.from, p.kind, p.payload}:
 		default:
@@ -331,6 +331,13 @@ func (t *transport) observed() []mesh.Observation {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.observations.observations(t.now())
+}
+
+// reaches reports whether a node has answered us just now.
+func (t *transport) reaches(id mesh.ID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.addresses.reaches(id, t.now())
 }
 
 // isSilent reports whether packets to a node are not answered.

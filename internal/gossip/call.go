@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gossip
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// Two nodes behind NAT that want to reach each other have to agree on the moment at which
+// both begin. What they say about that is a call. It goes to the other node itself and, if
+// that does not surely get there, through nodes that may reach both: those send it on, once.
+// It is sealed for its receiver, so that a node on the way can't read or change it.
+//
+//	node that calls 16 | node that is called 16 | sealed
+
+// Call is what another node has sent with SendCall.
+type Call struct {
+	From   mesh.ID // as long as Sealed does not show it, this is only a claim
+	Sealed []byte
+}
+
+const (
+	callHeader = 2 * len(mesh.ID{})
+	// maxCall limits what is sealed, in bytes.
+	maxCall = 200
+	// maxCalls is how many calls wait to be read.
+	maxCalls = 256
+	// callForwarders is how many other nodes are asked to send a call on: should one of
+	// them fail, the two nodes would try again only after half a minute.
+	callForwarders = 3
+)
+
+// In each second, a node accepts this many calls of each sender and of all together. When a
+// mesh with a single node outside of NATs starts, all calls go through that one.
+const (
+	callsPerSender = 128
+	callsPerSecond = 1024
+)
+
+// SendCall sends a sealed datagram of at most 200 bytes to another node. It may get lost, or
+// arrive several times. A node without a record gets none.
+func (g *Gossip) SendCall(to mesh.ID, sealed []byte) error {
+	switch {
+	case len(sealed) == 0 || len(sealed) > maxCall:
+		return fmt.Errorf("call %v: %d bytes, want 1 to %d", to, len(sealed), maxCall)
+	case to == g.self || !g.isKnown(to):
+		return fmt.Errorf("call %v: it is not another node with a record", to)
+	}
+	payload := append(append(slices.Clone(g.self[:]), to[:]...), sealed...)
+	g.transport.send(to, kindCall, payload)
+	if !g.transport.reaches(to) {
+		for _, id := range g.forwarders(to) {
+			g.transport.send(id, kindCall, payload)
+		}
+	}
+	return nil
+}
+
+// Calls delivers the calls of other nodes, also those that come twice. What is not read in
+// time is dropped.
+func (g *Gossip) Calls() <-chan Call { return g.calls }
+
+// isKnown reports whether a node has a record, so that it is not forgotten. Who is alive is
+// no condition: of two nodes that don't reach each other, each may take the other for dead.
+func (g *Gossip) isKnown(id mesh.ID) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, ok := g.store.objects[recordKey(id)]
+	return ok
+}
+
+// forwarders returns the live nodes that most likely reach a node: first its relays, then
+// those that are not behind NAT, of each those first that we reach ourselves, and in random
+// order otherwise.
+func (g *Gossip) forwarders(to mesh.ID) []mesh.ID {
+	others := slices.DeleteFunc(g.members.others(), func(id mesh.ID) bool { return id == to })
+	type candidate struct {
+		id   mesh.ID
+		rank int
+	}
+	var all []candidate
+	g.mu.Lock()
+	path, _ := g.store.objects[pathKey(to)].body.(pathBody)
+	for _, id := range others {
+		r, ok := g.store.objects[recordKey(id)].body.(recordBody)
+		if !ok {
+			continue
+		}
+		rank := 0
+		if !slices.Contains(path.Relays, id) {
+			rank += 2
+			if r.NAT && len(r.Endpoints) == 0 {
+				rank += 2
+			}
+		}
+		all = append(all, candidate{id, rank})
+	}
+	g.mu.Unlock()
+	for i, c := range all {
+		if !g.transport.reaches(c.id) {
+			all[i].rank++
+		}
+	}
+	slices.SortStableFunc(all, func(a, b candidate) int { return cmp.Compare(a.rank, b.rank) })
+	var ids []mesh.ID
+	for _, c := range firstN(all, callForwarders) {
+		ids = append(ids, c.id)
+	}
+	return ids
+}
+
+// handleCall delivers a call for this node. A call for another one that is alive it sends on
+// if it came from its author: so a call is sent on once.
+func (g *Gossip) handleCall(m message) {
+	if len(m.payload) <= callHeader || len(m.payload) > callHeader+maxCall {
+		g.counters.add("packet-content")
+		return
+	}
+	from, to := mesh.ID(m.payload), mesh.ID(m.payload[len(mesh.ID{}):])
+	switch {
+	case from == g.self || !g.isKnown(from) || !g.isKnown(m.from):
+		g.counters.add("call-stranger")
+	case !g.callPace.allow(m.from, g.now()):
+		g.counters.add("call-limit")
+	case to == g.self:
+		select {
+		case g.calls <- Call{from, m.payload[callHeader:]}:
+		default:
+			g.counters.add("call-overload")
+		}
+	case from == m.from && g.members.isAlive(to) && g.isKnown(to):
+		g.transport.send(to, kindCall, m.payload)
+	default:
+		g.counters.add("call-stray")
+	}
+}
+
+// callPace limits how many calls are accepted. It has no lock of its own.
+type callPace struct {
+	since    time.Time
+	bySender map[mesh.ID]int // calls since then
+	total    int
+}
+
+func (p *callPace) allow(from mesh.ID, now time.Time) bool {
+	if now.Sub(p.since) >= time.Second {
+		p.since, p.bySender, p.total = now, make(map[mesh.ID]int), 0
+	}
+	if p.total >= callsPerSecond || p.bySender[from] >= callsPerSender {
+		return false
+	}
+	p.bySender[from]++
+	p.total++
+	return true
+}
