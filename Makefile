@@ -102,7 +102,7 @@ test-hostile: setup-race build ## what pods, strangers and insiders may not do, 
 .PHONY: test-e2e
 test-e2e: setup-race ## end-to-end tests on namespaces, with the race detector in meshd, needs root; RUN=TestName for one
 	go build -race -o bin/meshd-race ./cmd/meshd
-	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '$(RUN)' $(if $(RUN),,-skip '^TestHostile') ./test/bench ./test/chaos ./test/lab ./test/demo ./test/e2e
+	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '$(RUN)' $(if $(RUN),,-skip '^TestHostile') ./test/bench ./test/chaos ./test/lab ./test/paths ./test/demo ./test/e2e
 
 .PHONY: test-swarm
 test-swarm: setup ## gossip among a hundred, two hundred and five hundred nodes; wants a machine of its own
