@@ -40,7 +40,8 @@ type Router struct {
 	FullCone bool
 	// OpenInput makes the router accept packets for itself. If a packet comes to a port
 	// before a host has sent one from there to the same remote, connection tracking takes
-	// it for the router's own, and the host gets another port.
+	// it for the router's own, and the host gets another port. The kernel then prefers that
+	// one for further destinations.
 	OpenInput bool
 	// Hairpin lets a host of the site reach the mapping of another one. Whether that one
 	// has sent something before does not matter.

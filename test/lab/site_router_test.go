@@ -129,11 +129,15 @@ func TestRouterWithOpenInput(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h, inside := home(ctx, t, l, "home", lab.Router{Mapping: lab.PortPreserving, OpenInput: open})
 			near := newHost(ctx, t, l, "near "+name, lab.Routed)
+			far, other := server(ctx, t, l, "far "+name)
 			early(t, near, at(h, nodePort), open)
 			asked := datagrams(t, near, 7000)
 			mapping := asked.hear(t, func() { inside.send(t, at(near, 7000)) })
 			if (mapping.Port() != nodePort) != open {
 				t.Errorf("got %s, want another port than %d: %t", mapping, nodePort, open)
+			}
+			if got := other.hear(t, func() { inside.send(t, at(far, 7000)) }); got != mapping {
+				t.Errorf("to another host: got %s, want %s as before", got, mapping)
 			}
 			inside.hears(t, true, "who was asked", func() { asked.send(t, mapping) })
 		})
