@@ -130,20 +130,7 @@ type call struct {
 // Start starts an agent without peers. It ends when ctx does, or when the port can't be
 // read; then call Wait.
 func Start(ctx context.Context, o Options) *Agent {
-	if o.Inside == nil {
-		o.Inside = func(int) bool { return false }
-	}
-	a := &Agent{
-		o:         o,
-		self:      path.ShortOf(o.Self),
-		done:      make(chan struct{}),
-		set:       make(chan []Peer),
-		datagrams: make(chan rawudp.Datagram, maxQueue),
-		calls:     make(chan call, maxCalls),
-		asked:     make(chan chan []PeerStatus),
-		changed:   make(chan struct{}, 1),
-		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
-	}
+	a := newAgent(o)
 	ctx, cancel := context.WithCancel(ctx)
 	a.wg.Go(func() {
 		defer cancel()
@@ -154,6 +141,23 @@ func Start(ctx context.Context, o Options) *Agent {
 		a.run(ctx)
 	})
 	return a
+}
+
+func newAgent(o Options) *Agent {
+	if o.Inside == nil {
+		o.Inside = func(int) bool { return false }
+	}
+	return &Agent{
+		o:         o,
+		self:      path.ShortOf(o.Self),
+		done:      make(chan struct{}),
+		set:       make(chan []Peer),
+		datagrams: make(chan rawudp.Datagram, maxQueue),
+		calls:     make(chan call, maxCalls),
+		asked:     make(chan chan []PeerStatus),
+		changed:   make(chan struct{}, 1),
+		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
+	}
 }
 
 // Wait waits until the agent has ended, for which its port must be closed, too. It returns
