@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg", "internal/wait"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",
-		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
+		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/path", "internal/path/agent", "internal/path/rawudp", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
 	},
 	"internal/gossip":            {"internal/loglimit", "internal/mesh", "internal/pktinfo", "internal/wait"},
 	"internal/httplimit":         {},
@@ -49,7 +49,7 @@ var mayImport = map[string][]string{
 	"internal/netcfg":            {"internal/mesh"},
 	"internal/netcfg/fakekernel": {"internal/netcfg"},
 	"internal/netcfg/host":       {"internal/loglimit", "internal/mesh", "internal/netcfg", "internal/path", "internal/path/rawudp", "internal/pktinfo"},
-	"internal/node":              {"internal/mesh", "internal/netcfg", "internal/probe"},
+	"internal/node":              {"internal/mesh", "internal/netcfg", "internal/path", "internal/probe"},
 	"internal/path":              {"internal/mesh"},
 	"internal/path/agent":        {"internal/loglimit", "internal/mesh", "internal/path", "internal/path/rawudp"},
 	"internal/path/rawudp":       {"internal/pktinfo"},

@@ -245,3 +245,9 @@ func isPrivate(a netip.Addr) bool {
 func IsShared(a netip.Addr) bool {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10).Contains(a)
 }
+
+// IsPublic reports whether an address means the same host everywhere on the internet.
+func IsPublic(a netip.Addr) bool {
+	a = a.Unmap()
+	return CheckHost(a) == nil && !isPrivate(a) && !IsSpecial(a)
+}

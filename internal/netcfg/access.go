@@ -144,7 +144,7 @@ func (b builder) snatClients(f family) []Rule {
 func (b builder) clientPeers(clients []mesh.ClientTunnel) []Peer {
 	var out []Peer
 	for _, c := range clients {
-		out = append(out, Peer{Key: c.Key, Name: "client " + c.Name, Endpoint: b.learnedEndpoint(c.Key), PresharedKey: c.PresharedKey, AllowedIPs: hostPrefixes(c.Addresses)})
+		out = append(out, Peer{Key: c.Key, Name: "client " + c.Name, Endpoint: b.outside(b.LearnedEndpoints[c.Key]), PresharedKey: c.PresharedKey, AllowedIPs: hostPrefixes(c.Addresses)})
 	}
 	return out
 }

@@ -38,6 +38,9 @@ type Settings struct {
 	// peer that is missing here uses its first endpoint.
 	EndpointIndex map[mesh.ID]int
 
+	// ProvedEndpoints are the endpoints at which peers answer probes. They go before all others.
+	ProvedEndpoints map[mesh.ID]netip.AddrPort
+
 	// LearnedEndpoints holds the addresses from which packets of peers arrived recently. It is used
 	// for peers that have no endpoint in the topology. It is not in JSON, which has no
 	// such keys.
@@ -138,23 +141,26 @@ func (b builder) peers() []Peer {
 	return out
 }
 
-// endpoint returns the endpoint that EndpointIndex selects. If the peer has no endpoints, it
-// returns the address at which it was heard.
+// endpoint returns the endpoint at which the peer answers, else the one that EndpointIndex
+// selects. If the peer has no endpoints, it returns the address at which it was heard.
 func (b builder) endpoint(p mesh.Peer) netip.AddrPort {
-	switch pick := b.EndpointIndex[p.ID]; {
-	case pick < 0:
+	pick := b.EndpointIndex[p.ID]
+	if pick < 0 {
 		return netip.AddrPort{}
-	case len(p.Endpoints) == 0:
-		return b.learnedEndpoint(p.Key)
-	default:
-		return unmapPort(p.Endpoints[pick%len(p.Endpoints)])
 	}
+	if proved := b.outside(b.ProvedEndpoints[p.ID]); proved.IsValid() {
+		return proved
+	}
+	if len(p.Endpoints) == 0 {
+		return b.outside(b.LearnedEndpoints[p.Key])
+	}
+	return unmapPort(p.Endpoints[pick%len(p.Endpoints)])
 }
 
-// learnedEndpoint returns the address in LearnedEndpoints, unless it is reached through a tunnel now, as a former
+// outside returns an endpoint, unless it is reached through a tunnel now, as a former
 // neighbor's address on a LAN that this host has left: packets to it would go round and round.
-func (b builder) learnedEndpoint(key wgtypes.Key) netip.AddrPort {
-	at := unmapPort(b.LearnedEndpoints[key])
+func (b builder) outside(at netip.AddrPort) netip.AddrPort {
+	at = unmapPort(at)
 	if slices.ContainsFunc(b.t.Inside, func(p netip.Prefix) bool { return unmap(p).Contains(at.Addr()) }) {
 		return netip.AddrPort{}
 	}

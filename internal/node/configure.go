@@ -59,6 +59,7 @@ func (m *Memory) Configure(in Input) Configuration {
 		Bridge:           in.Config.Bridge,
 		ID:               in.Self.ID(),
 		EndpointIndex:    m.Handshakes.pick(c.Topology.Peers, m.Own),
+		ProvedEndpoints:  in.Paths.Proved,
 		LearnedEndpoints: m.Sessions.endpoints(),
 	}
 	c.Desired = netcfg.Desired(c.Topology, c.Settings)

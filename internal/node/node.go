@@ -48,6 +48,7 @@ type Input struct {
 	InUse string
 	// Resolved has the addresses of hosts in the records that are names. Configure needs it.
 	Resolved map[string][]netip.Addr
+	Paths    Paths
 }
 
 // Identity is who this node is.
