@@ -63,8 +63,8 @@ func TestPrintStatus(t *testing.T) {
 		Peers: []control.Peer{
 			{Name: "aws-2", Location: "aws", Role: control.RoleGateway, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Health: control.RouteOK, RTT: 210 * time.Microsecond}},
 			{Name: "far-2", Location: "far", Role: control.RoleMember, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Via: []string{"aws-2", "far-1"}, Health: control.RouteSilent}},
-			{Name: "gcp-1", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Overlay: addrs("10.4.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}, InternalIPs: addrs("192.168.2.1"), Endpoint: netip.MustParseAddrPort("198.51.100.2:51820"), LastHandshake: now.Add(-65 * time.Second), Received: 1023, Sent: 5 << 30, RTT: 1500 * time.Microsecond},
-			{Name: "home", Location: "attic", Role: control.RoleDown, Route: control.Route{Kind: mesh.RouteNone}},
+			{Name: "gcp-1", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Overlay: addrs("10.4.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}, InternalIPs: addrs("192.168.2.1"), Path: control.Path{Kind: control.PathDirect, Proved: true, Since: now.Add(-200 * time.Second), RTT: 1200 * time.Microsecond}, Endpoint: netip.MustParseAddrPort("198.51.100.2:51820"), LastHandshake: now.Add(-65 * time.Second), Received: 1023, Sent: 5 << 30, RTT: 1500 * time.Microsecond},
+			{Name: "home", Location: "attic", Role: control.RoleDown, Route: control.Route{Kind: mesh.RouteNone}, Path: control.Path{Kind: control.PathLAN}},
 		},
 		Clients: []control.ClientStatus{
 			{Name: "laptop", Overlay: addrs("10.4.128.1", "fd04:0:0:0:8000::1"), Access: []string{"pods", "tcp/443@services"}, AddedBy: "gcp-1", Endpoint: netip.MustParseAddrPort("203.0.113.9:1234"), LastHandshake: now.Add(-65 * time.Second), Received: 1023, Sent: 5 << 30},

@@ -138,6 +138,9 @@ The persistent state: the node's identity, and the addresses that it has claimed
 .I /run/meshd/meshd.sock
 The control socket.
 .TP
+.I /run/meshd/path.json
+The key with which this node's probes of paths are sealed. It lasts until the next boot.
+.TP
 .I /etc/cni/net.d/10\-meshd.conflist
 The CNI configuration of the pods, written by meshd.
 .SH EXAMPLES

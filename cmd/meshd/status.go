@@ -121,14 +121,14 @@ func printNode(w io.Writer, s control.Status) {
 
 func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tLOCATION\tALIVE\tROUTE\tHEALTH\tOVERLAY\tPODS\tINTERNAL IP\tENDPOINT\tHANDSHAKE\tRTT\tRECEIVED\tSENT")
+	fmt.Fprintln(t, "NODE\tLOCATION\tALIVE\tROUTE\tHEALTH\tOVERLAY\tPODS\tINTERNAL IP\tPATH\tENDPOINT\tHANDSHAKE\tRTT\tRECEIVED\tSENT")
 	for _, p := range peers {
 		alive := "no"
 		if p.Alive {
 			alive = "yes"
 		}
-		fmt.Fprintf(t, "%s\t%s%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, orDash(p.Location), role(p.Role), alive, p.Route, health(p.Route), join(p.Overlay), join(p.PodCIDRs),
-			join(p.InternalIPs), endpoint(p.Endpoint), age(p.LastHandshake, now), orDash(roundTrip(p.RTT)), size(p.Received), size(p.Sent))
+		fmt.Fprintf(t, "%s\t%s%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, orDash(p.Location), role(p.Role), alive, p.Route, health(p.Route), join(p.Overlay), join(p.PodCIDRs),
+			join(p.InternalIPs), path(p.Path, now), endpoint(p.Endpoint), age(p.LastHandshake, now), orDash(roundTrip(p.RTT)), size(p.Received), size(p.Sent))
 	}
 	t.Flush()
 }
@@ -149,6 +149,21 @@ func health(p control.Route) string {
 		return orDash(string(p.Health))
 	}
 	return string(p.Health) + ", " + roundTrip(p.RTT)
+}
+
+// path words how WireGuard's packets travel to a peer, since when, and the round trip.
+func path(p control.Path, now time.Time) string {
+	switch {
+	case p.Kind == "" || p.Kind == control.PathNone:
+		return "-"
+	case !p.Proved:
+		return string(p.Kind) + ", not proved"
+	}
+	s := fmt.Sprintf("%s for %v", p.Kind, max(now.Sub(p.Since), 0).Round(time.Second))
+	if p.RTT == 0 {
+		return s
+	}
+	return s + ", " + roundTrip(p.RTT)
 }
 
 // roundTrip prints a round-trip time, "" if it is not known.

@@ -151,6 +151,9 @@ type Peer struct {
 	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
 	InternalIPs []netip.Addr   `json:"internalIPs"` // those reached through the tunnel
 	Endpoint    netip.AddrPort `json:"endpoint"`    // in use; "" for none
+	// Path is how packets of the tunnel to it travel; its Kind is "" for a node without a
+	// tunnel to this one.
+	Path Path `json:"underlay"`
 	// Candidates are the endpoints that this node would try, best first. LANAddress is where a
 	// node is that is reached over the private network.
 	Candidates    []netip.AddrPort `json:"candidates"`
@@ -160,6 +163,39 @@ type Peer struct {
 	Sent          int64            `json:"sent"`                   // bytes
 	RTT           time.Duration    `json:"rtt,omitzero"`           // of gossip, nanoseconds; absent if not known
 }
+
+// Path is how WireGuard's packets travel to a peer.
+type Path struct {
+	Kind   PathKind       `json:"kind"`
+	Addr   netip.AddrPort `json:"address"`         // "" for none
+	Proved bool           `json:"proved"`          // the peer answers on it
+	Since  time.Time      `json:"since,omitzero"`  // UTC; absent for no path
+	RTT    time.Duration  `json:"rtt,omitzero"`    // nanoseconds; absent if not known
+	Loss   float64        `json:"loss"`            // of the last 32 probes, 0 to 1
+	Tried  []TriedPath    `json:"tried,omitempty"` // all paths that are tried, that one among them
+	// NotProbed is why no path is looked for, "" if one is.
+	NotProbed string `json:"notProbed,omitempty"`
+}
+
+// TriedPath is a path that was or will be tried.
+type TriedPath struct {
+	Kind PathKind       `json:"kind"`
+	Addr netip.AddrPort `json:"address"`
+	RTT  time.Duration  `json:"rtt,omitzero"` // nanoseconds; absent if not known
+	Loss float64        `json:"loss"`         // of the last 32 probes, 0 to 1
+}
+
+// PathKind is the kind of a path.
+type PathKind string
+
+// The kinds of paths.
+const (
+	PathNone    PathKind = "none"
+	PathLAN     PathKind = "lan"     // straight to an address of a private network that both ends are on
+	PathDirect  PathKind = "direct"  // straight to any other address
+	PathRelayed PathKind = "relayed" // through a node that forwards packets unopened
+	PathTCP     PathKind = "tcp"     // over TCP, to such a node or to the peer itself
+)
 
 // Reconcile is the state of the daemon's loop.
 type Reconcile struct {

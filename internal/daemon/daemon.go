@@ -20,6 +20,7 @@
 //	record.go       publishes this node's record
 //	verdicts.go     publishes its verdicts, and sets whom to probe for them
 //	duplicate.go    stops a second daemon with the same identity
+//	paths.go        finds paths to the peers beneath the tunnels
 //	apply.go        observes and changes the host
 //	addrs.go        the addresses of other nodes' gossip ports
 //	resolver.go     looks up host names
@@ -81,7 +82,9 @@ type daemon struct {
 
 	// The edges, see edges.go.
 	kernel   kernel
+	underlay underlay // paths use it, not the loop
 	gossip   network
+	paths    paths
 	prober   prober
 	resolver *resolver
 	services services
@@ -128,7 +131,7 @@ func Run(ctx context.Context, opt Options) (err error) {
 		return fmt.Errorf("open host: %w", err)
 	}
 	defer func() { err = errors.Join(err, k.Close()) }()
-	d.kernel = k
+	d.kernel, d.underlay = k, k.Underlay()
 	dir, err := state.Open(opt.StateDir)
 	if err != nil {
 		return err

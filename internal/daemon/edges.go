@@ -15,6 +15,8 @@ import (
 	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/path/agent"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -36,6 +38,13 @@ type kernel interface {
 	Writes() uint64
 }
 
+// underlay is the outer side of the WireGuard device: host.Underlay.
+type underlay interface {
+	agent.Port
+	agent.Device
+	Close() error // Serve returns
+}
+
 // network is the exchange with other nodes: gossip.Gossip.
 type network interface {
 	View() mesh.View
@@ -43,7 +52,12 @@ type network interface {
 	Changed() <-chan struct{}
 	Remember() gossip.Remembered
 
+	PathsChanged() <-chan struct{}
+
 	Publish(mesh.Record) error
+	PublishPath(mesh.PathRecord) error
+	SendCall(to mesh.ID, sealed []byte) error
+	Calls() <-chan gossip.Call
 	PublishVerdict(mesh.Verdict) error
 	Forget(target mesh.ID, upTo uint64) error
 	AddClient(mesh.Client) (mesh.Client, error)
@@ -53,6 +67,14 @@ type network interface {
 	RefreshObservations()
 	SetAddresses(map[mesh.ID][]netip.AddrPort)
 	Reconfigure(c mesh.Cluster, join []string, secrets [][32]byte, trusted []mesh.ID) error
+}
+
+// paths finds and keeps the paths beneath the tunnels: pathAgent.
+type paths interface {
+	SetPeers([]node.PathPeer)
+	Status() []agent.PeerStatus
+	Changed() <-chan struct{}
+	Key() [32]byte
 }
 
 // stateDir is the state directory: state.Dir.

@@ -24,6 +24,10 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/fakekernel"
+	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/agent"
+	"github.com/meshd/meshd/internal/path/rawudp"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -202,6 +206,8 @@ func words[T fmt.Stringer](list []T) []string {
 type fakeNetwork struct {
 	*trace
 	changed chan struct{}
+	paths   chan struct{} // PathsChanged
+	path    string        // as published last
 
 	mu        sync.Mutex
 	view      mesh.View
@@ -264,6 +270,36 @@ func (n *fakeNetwork) Publish(r mesh.Record) error {
 	n.change(func(v *mesh.View) { v.Records = withRecord(v.Records, r) })
 	return nil
 }
+
+// PublishPath publishes what has changed, as gossip does.
+func (n *fakeNetwork) PublishPath(p mesh.PathRecord) error {
+	var text []string
+	for _, c := range p.Candidates {
+		word := fmt.Sprintf("%s %v", c.Kind, c.Addr)
+		if c.Open {
+			word += " (open)"
+		}
+		text = append(text, word)
+	}
+	if s := cmp.Or(strings.Join(text, ", "), "nowhere"); s != n.path {
+		n.path = s
+		n.add("network.PublishPath", s, nil)
+	}
+	return nil
+}
+
+// changePaths changes what other nodes say of their paths.
+func (n *fakeNetwork) changePaths(paths ...mesh.PathRecord) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.view.Paths = paths
+	fire(n.paths)
+}
+
+func (n *fakeNetwork) SendCall(mesh.ID, []byte) error { return nil }
+func (n *fakeNetwork) Calls() <-chan gossip.Call      { return nil }
+
+func (n *fakeNetwork) PathsChanged() <-chan struct{} { return n.paths }
 
 func recordText(r mesh.Record) string {
 	text := fmt.Sprintf("sequence %d, slot %s", r.Sequence, wordClaim(r.Claim))
@@ -432,6 +468,74 @@ func (d *fakeDisk) SetAside(name string) (string, error) {
 	d.add("disk.SetAside", name, nil)
 	return name + ".aside", nil
 }
+
+// fakeUnderlay is a WireGuard device without peers, on which nothing arrives.
+type fakeUnderlay struct{ closed chan struct{} }
+
+func (fakeUnderlay) Send(rawudp.Packet) error { return nil }
+
+func (u fakeUnderlay) Serve(func(rawudp.Datagram)) error {
+	<-u.closed
+	return nil
+}
+
+func (fakeUnderlay) Traffic() (map[wgtypes.Key]path.Traffic, error) { return nil, nil }
+func (fakeUnderlay) SetEndpoint(wgtypes.Key, netip.AddrPort) error  { return nil }
+
+func (u fakeUnderlay) Close() error {
+	close(u.closed)
+	return nil
+}
+
+// fakePaths finds no paths. A test sets what it has found.
+type fakePaths struct {
+	*trace
+	changed chan struct{}
+	tried   string
+
+	mu     sync.Mutex
+	status []agent.PeerStatus
+}
+
+// find changes what is known of the paths, and signals it.
+func (p *fakePaths) find(status ...agent.PeerStatus) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.status = status
+	fire(p.changed)
+}
+
+func (p *fakePaths) SetPeers(peers []node.PathPeer) {
+	var tried []string
+	for _, peer := range peers {
+		text := p.names[peer.ID] + " at"
+		for _, c := range peer.Candidates {
+			text += " " + c.Path.String()
+		}
+		if peer.PathKey == [32]byte{} {
+			text += ", key not known"
+		}
+		if peer.Follows {
+			text += ", speaks first"
+		}
+		tried = append(tried, text)
+	}
+	slices.Sort(tried)
+	if text := strings.Join(tried, "; "); text != p.tried {
+		p.tried = text
+		p.add("paths.SetPeers", cmp.Or(text, "nobody"), nil)
+	}
+}
+
+func (p *fakePaths) Status() []agent.PeerStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.status)
+}
+
+func (p *fakePaths) Changed() <-chan struct{} { return p.changed }
+
+func (p *fakePaths) Key() [32]byte { return [32]byte{1} }
 
 // fakeProber sends nothing. A test sets its results.
 type fakeProber struct {

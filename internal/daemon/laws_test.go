@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,10 +19,13 @@ import (
 
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/host"
 	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/agent"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -203,10 +207,37 @@ func TestVerdictFollowsTheRecordThatItPresupposes(t *testing.T) {
 	if len(found) != 1 {
 		t.Fatalf("got %d turns with that verdict, want 1", len(found))
 	}
-	record, verdict := found[0].next(regexp.MustCompile(`^network\.Publish`)), found[0].next(regexp.MustCompile(`^network\.PublishVerdict`))
+	record, verdict := found[0].next(regexp.MustCompile(`^network\.Publish `)), found[0].next(regexp.MustCompile(`^network\.PublishVerdict`))
 	if record < 0 || record > verdict {
 		t.Errorf("at %v:\n%v", found[0].at, found[0].effects)
 	}
+}
+
+// TestPathsNeedNoTurn: what changes of the paths is told and tried between two turns, and shown.
+func TestPathsNeedNoTurn(t *testing.T) {
+	const heard = "b1 tells where it is reached"
+	changed := play(t, scenarioNamed("paths")).sections
+	changed = changed[slices.IndexFunc(changed, func(s *section) bool { return s.title == heard }):]
+	for _, s := range changed {
+		if s.title == inTurn {
+			t.Errorf("a turn at %v:\n%v", s.at, s.effects)
+		}
+	}
+	if len(find(changed, `^paths\.SetPeers .*198\.51\.100\.11:40001`)) != 1 || len(find(changed, `^network\.PublishPath .*seen 198\.51\.100\.1:40000`)) != 1 {
+		t.Error("the path is not tried, or this node does not tell where it is seen")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, standsAlone)
+		settled(w, w.b1())
+		w.paths.find(agent.PeerStatus{
+			ID: w.b1().ID(), Report: path.Report{Path: path.Path{Kind: path.Direct, Addr: netip.MustParseAddrPort("198.51.100.11:40001")}, Proved: true, RTT: time.Second},
+		})
+		w.pass(2 * spacing)
+		if p := w.d.Status().Peers[0].Path; p.Kind != control.PathDirect || !p.Proved || p.Addr.Port() != 40001 || p.RTT != time.Second {
+			t.Errorf("status shows %+v", p)
+		}
+		w.end()
+	})
 }
 
 // TestWhatIsNotOnDiskIsNotTold: with a full disk a node publishes no new record. A node
@@ -215,13 +246,13 @@ func TestWhatIsNotOnDiskIsNotTold(t *testing.T) {
 	full := after(t, "full-disk", "the disk is full")
 	again := after(t, "full-disk", "there is room again")
 	full = full[:len(full)-len(again)]
-	if told := find(full, `^network\.Publish`); len(told) > 0 {
+	if told := find(full, `^network\.Publish(Verdict)? `); len(told) > 0 {
 		t.Errorf("told at %v:\n%v", told[0].at, told[0].effects)
 	}
 	if len(find(full, `^kernel\.Apply.*\+peer c1`)) != 1 {
 		t.Error("a full disk keeps a node from its tunnel")
 	}
-	if len(find(again, `^network\.Publish`)) != 1 {
+	if len(find(again, `^network\.Publish(Verdict)? `)) != 1 {
 		t.Error("nothing is told when there is room again")
 	}
 }

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,25 +50,8 @@ func (d *daemon) loop(ctx context.Context) error {
 		}
 		retry = d.report(t, retry)
 		c.answer()
-		c = command{}
-		wake := time.NewTimer(nextWake(t, retry))
-		urgent := false
-		select {
-		case <-ctx.Done():
-		case <-wake.C:
-		case <-events:
-		case <-d.gossip.Changed():
-			urgent = d.verdictsChanged(t)
-		case <-d.prober.Changed():
-			urgent = true
-		case <-d.resolver.changed:
-		case <-d.opt.Reload:
-			d.reload()
-		case c = <-d.commands:
-			c.run()
-			urgent = true
-		}
-		wake.Stop()
+		var urgent bool
+		c, urgent = d.awaitTurn(ctx, &t, events, nextWake(t, retry))
 		if !urgent && wait.Sleep(ctx, pause(t, retry)) != nil {
 			break
 		}
@@ -75,6 +59,45 @@ func (d *daemon) loop(ctx context.Context) error {
 	d.log.Info("stopping; the host stays as it is")
 	d.services.Notify("STOPPING=1")
 	return d.saveObjects(time.Now(), true)
+}
+
+// awaitTurn waits for what leads to the next turn: an event, a command, which it runs and
+// returns, or the time to look again. It reports whether the turn is to be taken at once. What
+// changes of the paths needs no turn.
+func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{}, within time.Duration) (c command, urgent bool) {
+	wake := time.NewTimer(within)
+	defer wake.Stop()
+	var pathsDue <-chan time.Time // after the first of several changes
+	for {
+		select {
+		case <-d.gossip.PathsChanged():
+			pathsDue = cmp.Or(pathsDue, time.After(spacing))
+		case <-d.paths.Changed():
+			pathsDue = cmp.Or(pathsDue, time.After(spacing))
+		case <-pathsDue:
+			d.updatePaths(t)
+			pathsDue = nil
+
+		case <-ctx.Done():
+			return c, false
+		case <-wake.C:
+			return c, false
+		case <-events:
+			return c, false
+		case <-d.gossip.Changed():
+			return c, d.verdictsChanged(*t)
+		case <-d.prober.Changed():
+			return c, true
+		case <-d.resolver.changed:
+			return c, false
+		case <-d.opt.Reload:
+			d.reload()
+			return c, false
+		case c = <-d.commands:
+			c.run()
+			return c, true
+		}
+	}
 }
 
 // report publishes the result of a turn and returns the time after which a failed turn is

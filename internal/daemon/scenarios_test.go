@@ -17,6 +17,8 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/agent"
 	"github.com/meshd/meshd/internal/probe"
 )
 
@@ -228,6 +230,25 @@ var scenarios = []scenario{
 			return err
 		})
 		w.pass(10 * time.Second)
+		w.end()
+	}},
+	{"paths", "A node tells where it is reached, a path to it is found, and this node learns where it is seen itself. None of that needs a turn.", standsAlone, func(w *world) {
+		b1 := w.b1()
+		settled(w, b1)
+		w.kernel.change(func(k *fakeKernel) { k.facts = lanFacts("192.168.1.1/24") })
+		w.move(lanFacts("192.168.1.1/24"))
+		w.pass(time.Second)
+		w.mark("b1 tells where it is reached")
+		w.network.changePaths(mesh.PathRecord{Author: b1.ID(), Key: [32]byte{2}, Candidates: []mesh.PathCandidate{
+			{Addr: netip.MustParseAddrPort("198.51.100.11:40001"), Kind: mesh.CandidateSeen},
+		}})
+		w.pass(time.Second)
+		w.mark("b1 answers")
+		w.paths.find(agent.PeerStatus{
+			ID: b1.ID(), Seen: []netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:40000")},
+			Report: path.Report{Path: path.Path{Kind: path.Direct, Addr: netip.MustParseAddrPort("198.51.100.11:40001")}, Proved: true, Since: time.Now(), RTT: 10 * time.Millisecond},
+		})
+		w.pass(time.Second)
 		w.end()
 	}},
 	{"generation", "Another node has newer settings: the mode is full.", inLocation, func(w *world) {

@@ -202,6 +202,7 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 		onDevice[p.Key] = p
 	}
 	owners, inside := mesh.SlotOwners(t.view.Records), tunnelled(t.wanted.Topology)
+	paths := pathStatus(t.paths)
 	candidates, lan := make(map[mesh.ID][]netip.AddrPort), make(map[mesh.ID]netip.Addr)
 	for _, p := range t.wanted.Topology.Peers {
 		candidates[p.ID] = p.Endpoints
@@ -226,7 +227,7 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 			}
 		}
 		p.Candidates, p.LANAddress = append([]netip.AddrPort{}, candidates[id]...), lan[id]
-		p.RTT = t.view.RTT[id]
+		p.RTT, p.Path = t.view.RTT[id], paths[id]
 		w := onDevice[r.Key] // zero for a node without a tunnel to this one
 		p.Endpoint, p.LastHandshake, p.Received, p.Sent = w.Endpoint, w.LastHandshake.UTC(), w.Received, w.Sent
 		peers = append(peers, p)

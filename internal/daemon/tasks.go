@@ -24,12 +24,13 @@ type task struct {
 // tasks returns the parts of the daemon. The loop comes last because it uses all others
 // until it returns: it has the servers listen, and what it does last is to save what
 // gossip knows. The control server comes after gossip and the prober because commands
-// use them.
+// use them, and the paths after gossip, which carries calls.
 func (d *daemon) tasks(remembered gossip.Remembered) []task {
 	return []task{
 		{"gossip", func(ctx context.Context, ready func()) error { return d.runGossip(ctx, ready, remembered) }},
 		{"resolver", d.runResolver},
 		{"prober", d.runProber},
+		{"paths", d.runPaths},
 		{"control server", d.runControlServer},
 		{"metrics server", d.runMetricsServer},
 		{"client server", d.runClientServer},

@@ -171,7 +171,7 @@ func TestDaemonStops(t *testing.T) {
 	defer dir.Close()
 	d := newDaemon(Options{RunDir: filepath.Join(w.dir, "run"), Logger: slog.New(slog.DiscardHandler)}, cfg)
 	kernel := &fakeKernel{trace: w.trace, facts: hostFacts("203.0.113.1")}
-	d.disk.dir, d.kernel, d.services = dir, kernel, &fakeServices{w.trace, w.dir}
+	d.disk.dir, d.kernel, d.underlay, d.services = dir, kernel, fakeUnderlay{make(chan struct{})}, &fakeServices{w.trace, w.dir}
 	remembered, err := d.loadState("machine")
 	if err != nil {
 		t.Fatal(err)

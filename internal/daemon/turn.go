@@ -12,6 +12,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/path/agent"
 	"github.com/meshd/meshd/internal/probe"
 )
 
@@ -19,9 +20,11 @@ import (
 type turn struct {
 	now          time.Time
 	cfg          config.Config
+	in           node.Input         // as far as it was read
 	view         mesh.View          // with what was announced
 	wanted       node.Configuration // what the host should have
 	observed     netcfg.State       // what the host has after the turn's changes
+	paths        []agent.PeerStatus
 	sessions     node.Sessions
 	watch        probe.Watch
 	results      map[probe.Target]probe.Result
@@ -38,6 +41,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	in := d.input(d.gossip.View(), time.Now())
 	in.LastHeard = d.gossip.LastHeard()
 	t := turn{now: in.Now, cfg: d.cfg, view: in.View}
+	t.paths, in.Paths = d.readPaths()
 	if d.memory.SawDuplicate(in) {
 		t.duplicate = true
 		return t
@@ -123,7 +127,8 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 		t.note(nil, err)
 		c.HasAddresses, c.Watch = false, probe.Watch{} // it is no longer known what the host has
 	}
-	t.watch, t.results = c.Watch, in.Results
+	t.watch, t.results, t.in = c.Watch, in.Results, in
+	t.note(nil, d.keepPaths(t))
 	t.note(d.answerClients(*t), nil)
 	d.gossip.SetAddresses(d.gossipAddresses(*t, c.HasAddresses))
 	t.note(d.setProbeTargets(c.Watch), nil)

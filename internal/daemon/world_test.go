@@ -40,6 +40,7 @@ type world struct {
 	kernel  *fakeKernel
 	network *fakeNetwork
 	disk    *fakeDisk
+	paths   *fakePaths
 	prober  *fakeProber
 
 	cfg    config.Config // as it was at the start
@@ -73,7 +74,7 @@ func newWorld(t *testing.T, extra string) *world {
 	w.names[w.disk.identity.ID()] = "a1"
 	w.kernel = &fakeKernel{trace: w.trace, events: make(chan struct{}, 1), met: make(map[wgtypes.Key]bool), facts: hostFacts("203.0.113.1")}
 	w.kernel.kernel.Removed = func(key wgtypes.Key) { delete(w.kernel.met, key) }
-	w.network = &fakeNetwork{trace: w.trace, changed: make(chan struct{}, 1), view: mesh.View{Alone: true, JoinEmpty: true}}
+	w.network = &fakeNetwork{trace: w.trace, changed: make(chan struct{}, 1), paths: make(chan struct{}, 1), view: mesh.View{Alone: true, JoinEmpty: true}}
 	return w
 }
 
@@ -138,7 +139,8 @@ func (w *world) start() {
 	}
 	w.network.start(d)
 	w.prober = &fakeProber{trace: w.trace, changed: make(chan struct{}, 1), results: make(map[probe.Target]probe.Result)}
-	d.prober = w.prober
+	w.paths = &fakePaths{trace: w.trace, changed: make(chan struct{}, 1)}
+	d.prober, d.paths = w.prober, w.paths
 	d.publish(d.status(turn{}), turn{})
 	w.d = d
 	go func() { w.ended <- d.loop(ctx) }()

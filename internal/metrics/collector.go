@@ -21,6 +21,7 @@ var (
 	descReady     = describe("meshd_node_ready", "Whether this node can carry pods.")
 	descRole      = describe("meshd_node_role", "1, with the role of this node in its location. Absent where there are no gateways.", "role")
 	descPeers     = describe("meshd_peers", "Other nodes, by whether gossip finds them alive.", "state")
+	descPaths     = describe("meshd_paths", "WireGuard peers of this node, by the kind of the path to them: none if they don't answer on any.", "kind")
 	descClients   = describe("meshd_clients", "Clients that were added and not removed.")
 	descProblems  = describe("meshd_problems", "Problems that meshd status shows, by kind.", "kind")
 	descDropped   = describe("meshd_dropped_total", "Packets, streams and objects that were dropped, by reason.", "reason")
@@ -37,7 +38,7 @@ type statusCollector struct{ m *Metrics }
 // Describe implements prometheus.Collector.
 func (statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descReady, descRole, descPeers, descClients, descProblems, descDropped, descWrites,
+		descReady, descRole, descPeers, descPaths, descClients, descProblems, descDropped, descWrites,
 		descHandshake, descReceived, descSent, descRTT,
 	} {
 		ch <- d
@@ -66,6 +67,9 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for state, n := range states {
 		gauge(descPeers, float64(n), state)
+	}
+	for kind, n := range paths(s.Peers) {
+		gauge(descPaths, float64(n), string(kind))
 	}
 	gauge(descClients, float64(len(s.Clients)))
 	kinds := make(map[string]int)
@@ -122,6 +126,23 @@ func byName(peers []control.Peer) map[string]control.Peer {
 		out[name] = p
 	}
 	return out
+}
+
+// paths counts the peers by the kind of the path on which they answer.
+func paths(peers []control.Peer) map[control.PathKind]int {
+	counts := map[control.PathKind]int{
+		control.PathNone: 0, control.PathLAN: 0, control.PathDirect: 0, control.PathRelayed: 0, control.PathTCP: 0,
+	}
+	for _, p := range peers {
+		switch {
+		case p.Path.Kind == "": // it is not a WireGuard peer of this node
+		case p.Path.Proved:
+			counts[p.Path.Kind]++
+		default:
+			counts[control.PathNone]++
+		}
+	}
+	return counts
 }
 
 func stateOf(p control.Peer) string {

@@ -62,8 +62,8 @@ func TestMetrics(t *testing.T) {
 	s := control.Status{
 		Node: control.Node{Ready: true, Role: control.RoleGateway},
 		Peers: []control.Peer{
-			{ID: mesh.ID{1}, Name: "a", Alive: true, Route: direct, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Received: 10, Sent: 20, LastHandshake: time.Now(), RTT: 1500 * time.Microsecond},
-			{ID: mesh.ID{2}, Name: "a", Route: direct},
+			{ID: mesh.ID{1}, Name: "a", Alive: true, Route: direct, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Received: 10, Sent: 20, LastHandshake: time.Now(), RTT: 1500 * time.Microsecond, Path: control.Path{Kind: control.PathDirect, Proved: true}},
+			{ID: mesh.ID{2}, Name: "a", Route: direct, Path: control.Path{Kind: control.PathLAN}},
 			{ID: mesh.ID{3}, Name: "c", Alive: true, Route: direct},
 		},
 		Clients:   []control.ClientStatus{{Name: "laptop"}},
@@ -85,6 +85,11 @@ func TestMetrics(t *testing.T) {
 		`meshd_node_ready 1`,
 		`meshd_node_role{role="gateway"} 1`,
 		`meshd_path_changes_total 1`,
+		`meshd_paths{kind="direct"} 1`,
+		`meshd_paths{kind="lan"} 0`,
+		`meshd_paths{kind="none"} 1`,
+		`meshd_paths{kind="relayed"} 0`,
+		`meshd_paths{kind="tcp"} 0`,
 		`meshd_peer_received_bytes_total{peer="a"} 10`,
 		`meshd_peer_sent_bytes_total{peer="a"} 20`,
 		`meshd_peers{state="absent"} 1`,

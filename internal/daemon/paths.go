@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/agent"
+	"github.com/meshd/meshd/internal/path/rawudp"
+	"github.com/meshd/meshd/internal/state"
+	"github.com/meshd/meshd/internal/wait"
+)
+
+// runPaths finds and keeps the paths to this node's WireGuard peers. Without a file for its
+// path key the node has a new one after each start.
+func (d *daemon) runPaths(ctx context.Context, ready func()) error {
+	key, err := state.OpenPathKey(d.opt.RunDir, rand.Reader)
+	if key == nil {
+		return err
+	}
+	if err != nil {
+		d.log.Warn("peers are probed only after they have heard of a new path key", "err", err)
+	}
+	w := &wireGuard{underlay: d.underlay, retry: func(err error) bool {
+		d.log.Warn("peers can't be probed", "err", err)
+		return wait.Sleep(ctx, retryMax) == nil
+	}}
+	a := agent.Start(ctx, agent.Options{
+		Cluster: d.cfg.Cluster.Name, Self: d.self.ID(), Key: d.self.WireGuard.PublicKey(),
+		PathKey: key.Private, Counter: key.Counter,
+		Port: w, Device: w, Call: d.call, Logger: d.log.Logger,
+	})
+	var calls sync.WaitGroup
+	calls.Go(func() { d.passCalls(ctx, a) })
+	d.paths = &pathAgent{Agent: a, wireGuard: w, key: [32]byte(key.Private.PublicKey().Bytes())}
+	ready()
+	<-ctx.Done()
+	calls.Wait()
+	return errors.Join(d.underlay.Close(), a.Wait())
+}
+
+// call sends what the agent has sealed to another node, by gossip.
+func (d *daemon) call(to mesh.ID, sealed []byte) {
+	if err := d.gossip.SendCall(to, sealed); err != nil {
+		d.log.Debug("call is not sent", "err", err)
+	}
+}
+
+// passCalls passes calls of other nodes to the agent until ctx ends.
+func (d *daemon) passCalls(ctx context.Context, a *agent.Agent) {
+	for {
+		select {
+		case c := <-d.gossip.Calls():
+			a.Called(c.From, c.Sealed)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// wireGuard is the outer side of the WireGuard device, as the agent uses it.
+type wireGuard struct {
+	underlay
+	retry func(error) bool // waits after an error, and reports whether to go on
+
+	mu       sync.Mutex
+	followed map[wgtypes.Key]bool // peers that are to send the first handshake
+}
+
+// Serve goes on after errors.
+func (w *wireGuard) Serve(got func(rawudp.Datagram)) error {
+	for {
+		err := w.underlay.Serve(got)
+		if err == nil || !w.retry(err) {
+			return nil
+		}
+	}
+}
+
+// SetEndpoint gives no endpoint to a peer that is to send the first handshake: a packet to it
+// would have WireGuard begin one, too, and both would fail.
+func (w *wireGuard) SetEndpoint(peer wgtypes.Key, to netip.AddrPort) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.followed[peer] {
+		return nil
+	}
+	return w.underlay.SetEndpoint(peer, to)
+}
+
+// pathAgent implements paths.
+type pathAgent struct {
+	*agent.Agent
+	wireGuard *wireGuard
+	key       [32]byte
+	peers     []node.PathPeer // as set last
+}
+
+// Key returns the public path key of this node.
+func (p *pathAgent) Key() [32]byte { return p.key }
+
+// SetPeers sets to whom paths are to be found.
+func (p *pathAgent) SetPeers(peers []node.PathPeer) {
+	if reflect.DeepEqual(peers, p.peers) {
+		return
+	}
+	p.peers = peers
+	followed := make(map[wgtypes.Key]bool)
+	list := make([]agent.Peer, 0, len(peers))
+	for _, peer := range peers {
+		if peer.Follows {
+			followed[peer.Key] = true
+		}
+		list = append(list, agent.Peer{ID: peer.ID, Key: peer.Key, PathKey: publicKey(peer.PathKey), Candidates: peer.Candidates})
+	}
+	p.wireGuard.mu.Lock()
+	p.wireGuard.followed = followed
+	p.wireGuard.mu.Unlock()
+	p.Agent.SetPeers(list)
+}
+
+// publicKey returns a path key, nil for none.
+func publicKey(key [32]byte) *ecdh.PublicKey {
+	if key == [32]byte{} {
+		return nil
+	}
+	k, err := ecdh.X25519().NewPublicKey(key[:])
+	if err != nil {
+		return nil // it has the right length, which is all that is checked
+	}
+	return k
+}
+
+// readPaths returns what is known of the paths, and what this node decides by.
+func (d *daemon) readPaths() ([]agent.PeerStatus, node.Paths) {
+	all := d.paths.Status()
+	p := node.Paths{Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort)}
+	for _, s := range all {
+		if len(s.Seen) > 0 {
+			p.Seen[s.ID] = s.Seen
+		}
+		if s.Proved {
+			p.Proved[s.ID] = s.Path.Addr
+		}
+	}
+	return all, p
+}
+
+// keepPaths tells the others where this node may be reached, and the agent what to try.
+func (d *daemon) keepPaths(t *turn) error {
+	d.paths.SetPeers(d.memory.PathPeers(t.in, t.wanted))
+	err := d.gossip.PublishPath(mesh.PathRecord{Key: d.paths.Key(), Candidates: d.memory.OwnCandidates(t.in)})
+	if err != nil {
+		return fmt.Errorf("publish paths: %w", err)
+	}
+	return nil
+}
+
+// updatePaths does what follows from paths that have changed, here or on other nodes. It needs
+// no turn: which peers there are does not depend on it.
+func (d *daemon) updatePaths(t *turn) {
+	if t.wanted.Desired.Device == nil {
+		return
+	}
+	t.paths, t.in.Paths = d.readPaths()
+	t.in.View.Paths = d.gossip.View().Paths
+	if err := d.keepPaths(t); err != nil {
+		d.log.Error("paths", "err", err)
+	}
+	status := d.published.Load().status
+	status.Peers = slices.Clone(status.Peers)
+	shown := pathStatus(t.paths)
+	for i := range status.Peers {
+		status.Peers[i].Path = shown[status.Peers[i].ID]
+	}
+	d.publish(status, *t)
+}
+
+// pathStatus returns what a person sees of the paths.
+func pathStatus(all []agent.PeerStatus) map[mesh.ID]control.Path {
+	out := make(map[mesh.ID]control.Path, len(all))
+	for _, s := range all {
+		p := control.Path{Kind: pathKind(s.Path), Addr: s.Path.Addr, Proved: s.Proved, RTT: s.RTT, Loss: s.Loss, NotProbed: notProbed(s.State)}
+		if s.Path.Kind != path.None {
+			p.Since = s.Since.UTC().Round(time.Second)
+		}
+		for _, c := range s.Tried {
+			p.Tried = append(p.Tried, control.TriedPath{Kind: pathKind(c.Path), Addr: c.Path.Addr, RTT: c.RTT, Loss: c.Loss})
+		}
+		out[s.ID] = p
+	}
+	return out
+}
+
+func pathKind(p path.Path) control.PathKind {
+	switch p.Kind {
+	case path.LAN:
+		return control.PathLAN
+	case path.Direct:
+		return control.PathDirect
+	case path.Relayed:
+		return control.PathRelayed
+	case path.Stream:
+		return control.PathTCP
+	default:
+		return control.PathNone
+	}
+}
+
+// notProbed words why no path to a peer is looked for.
+func notProbed(s agent.State) string {
+	switch s {
+	case agent.NoKey:
+		return "the node's path key is not known yet"
+	case agent.Ambiguous:
+		return "the fingerprint of another node begins with the same 8 bytes"
+	case agent.NotInWireGuard:
+		return "WireGuard does not have the peer yet"
+	default:
+		return ""
+	}
+}
