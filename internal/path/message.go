@@ -22,7 +22,8 @@ const (
 	Bind   Op = 5 // to a relay: forward to this address what is for me; the token is from Bound
 	Bound  Op = 6 // from a relay: repeat this token from where you are, or, without one, it is done
 	Row    Op = 7 // to a relay: what I send with this index, the Number, is for that Node
-	lastOp    = Row
+	Who    Op = 8 // from a relay: it does not know the address of the receiver, who is to bind again with this token
+	lastOp    = Who
 )
 
 // Message is what a datagram carries. All messages have one layout and one length, so

@@ -4,11 +4,14 @@ package path
 
 import (
 	"container/heap"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
 // natKind is how a router treats the UDP of the hosts behind it. The words are those of
@@ -100,9 +103,29 @@ func (r *router) forget() {
 type datagram struct {
 	author, to int
 	probe      *Message // nil for WireGuard's data
-	bind       bool     // to a relay, and its answer
-	who        bool     // from a relay that does not know the address
+	control    *Message // between a node and a relay
+	look       bool     // a probe that shows a relay's WireGuard port from where it comes
 }
+
+// bytes is what a relay looks at: a probe without its content, or data with an index.
+func (d datagram) bytes() []byte {
+	b := make([]byte, 128)
+	if d.probe == nil {
+		b[0] = transport
+		binary.LittleEndian.PutUint32(b[4:], d.index())
+		return b
+	}
+	binary.BigEndian.PutUint32(b, magic)
+	from, to := shortOf(d.author), shortOf(d.to)
+	copy(b[4:], from[:])
+	copy(b[12:], to[:])
+	return b[:sealedLen]
+}
+
+// index is the index of a session, the same all the time.
+func (d datagram) index() uint32 { return uint32(d.author<<8 | d.to) }
+
+func shortOf(num int) Short { return Short{byte(num)} }
 
 // box is one host of the simulation.
 type box struct {
@@ -111,14 +134,15 @@ type box struct {
 	router  *router        // nil for none
 	site    int            // hosts of one site share a LAN; 0 for none
 	relay   bool
+	table   *Relay // of a relay
+	binder  *Binder
 	up      bool // the daemon; WireGuard goes on without it
 	machine map[int]*Machine
 	wg      map[int]*Traffic
-	got     map[int]int            // data received by peer
-	last    time.Time              // when data was received last
-	gap     time.Duration          // the longest time without
-	seen    [2]netip.AddrPort      // where relays see it: at the relay's port, and at WireGuard's
-	bound   map[int]netip.AddrPort // of a relay: where nodes are
+	got     map[int]int       // data received by peer
+	last    time.Time         // when data was received last
+	gap     time.Duration     // the longest time without
+	seen    [2]netip.AddrPort // where relays see it: at the relay's port, and at WireGuard's
 }
 
 const relayPort = 7946
@@ -197,7 +221,8 @@ func (n *internet) host(kind natKind, accept bool, site int) *box {
 	num := len(n.boxes) + 1
 	b := &box{
 		num: num, site: site, up: true, machine: map[int]*Machine{}, wg: map[int]*Traffic{}, got: map[int]int{},
-		addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(num)}), 51820), bound: map[int]netip.AddrPort{},
+		addr:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(num)}), 51820),
+		table: NewRelay([32]byte{byte(num)}), binder: &Binder{},
 	}
 	if kind != public {
 		b.router = &router{kind: kind, accept: accept, addr: netip.AddrFrom4([4]byte{203, 0, 113, byte(num)}), cone: uint16(40000 + num), rand: n.rand}
@@ -264,34 +289,21 @@ func (n *internet) send(from *box, port uint16, to netip.AddrPort, ttl int, d da
 // deliver gives a datagram to a host.
 func (n *internet) deliver(b *box, source netip.AddrPort, port uint16, d datagram) {
 	if port == relayPort {
-		if !b.relay || !b.up {
-			return
-		}
-		if d.bind {
-			b.bound[d.author] = source
-			n.send(b, relayPort, source, 0, datagram{author: b.num, to: d.author, bind: true})
-			n.after(300*time.Millisecond, func() { n.box(d.author).seen[0] = source }) // told by gossip
-			return
-		}
-		if b.bound[d.author] != source { // who is this?
-			n.send(b, relayPort, source, 0, datagram{author: b.num, to: d.author, who: true})
-			return
-		}
-		if at, ok := b.bound[d.to]; ok {
-			n.send(b, relayPort, at, 0, d)
+		if b.relay && b.up {
+			n.relayed(b, source, d)
 		}
 		return
 	}
-	if d.who {
+	if d.control != nil {
 		if b.up {
-			n.bindTo(b, n.box(d.author))
+			n.controlled(b, d)
 		}
 		return
 	}
 	if port != b.addr.Port() || d.to != b.num {
 		return
 	}
-	if d.bind {
+	if d.look {
 		if b.relay && b.up {
 			n.after(300*time.Millisecond, func() { n.box(d.author).seen[1] = source })
 		}
@@ -308,14 +320,65 @@ func (n *internet) deliver(b *box, source netip.AddrPort, port uint16, d datagra
 	if !b.up {
 		return
 	}
-	n.act(b, d.author, b.machine[d.author].Receive(n.now, *d.probe, n.over(b, d.author, source)))
+	over := n.over(b, d.author, source)
+	if over.Kind == Relayed {
+		b.binder.Want(n.now, over.Relay)
+		n.stepBinder(b)
+	}
+	n.act(b, d.author, b.machine[d.author].Receive(n.now, *d.probe, over))
+}
+
+// relayed has a relay do with a datagram what it does.
+func (n *internet) relayed(b *box, source netip.AddrPort, d datagram) {
+	answer := func(m Message) {
+		n.send(b, relayPort, source, 0, datagram{author: b.num, to: d.author, control: &m})
+	}
+	if d.control != nil {
+		answer(b.table.Bind(n.now, shortOf(d.author), wgtypes.Key{byte(d.author)}, *d.control, source))
+		return
+	}
+	if d.probe == nil { // nodes tell their sessions
+		b.table.Learn(n.now, shortOf(d.author), d.index(), shortOf(d.to))
+	}
+	proved := map[Short]netip.AddrPort{}
+	for _, o := range n.boxes {
+		if o.router == nil {
+			proved[shortOf(o.num)] = o.addr
+		}
+	}
+	b.table.SetProved(proved)
+	switch to, verdict := b.table.Forward(n.now, d.bytes(), source); verdict {
+	case Pass:
+		n.send(b, relayPort, to, 0, d)
+	case AskWho:
+		if m, ok := b.table.Who(n.now, len(d.bytes()), source); ok {
+			answer(m)
+		}
+	}
+}
+
+// controlled takes what a relay says to a node.
+func (n *internet) controlled(b *box, d datagram) {
+	b.binder.Receive(n.now, shortOf(d.author), *d.control)
+	for _, r := range b.binder.Bound(n.now) {
+		n.after(300*time.Millisecond, func() { b.seen[0] = r.Seen }) // told by gossip
+	}
+	n.stepBinder(b)
+}
+
+func (n *internet) stepBinder(b *box) {
+	for _, r := range b.binder.Step(n.now) {
+		relay := n.box(int(r.Relay[0]))
+		n.send(b, b.addr.Port(), r.Addr, 0, datagram{author: b.num, to: relay.num, control: &r.Message})
+		n.send(b, b.addr.Port(), relay.addr, 0, datagram{author: b.num, to: relay.num, look: true})
+	}
 }
 
 // over is the path over which a datagram came.
 func (n *internet) over(b *box, author int, source netip.AddrPort) Path {
 	for _, r := range n.boxes {
 		if r.relay && r.relayAddr() == source {
-			return Path{Kind: Relayed, Relay: Short{byte(r.num)}, Addr: source}
+			return Path{Kind: Relayed, Relay: shortOf(r.num), Addr: source}
 		}
 	}
 	if source.Addr().IsPrivate() && n.box(author).site == b.site {
@@ -341,8 +404,12 @@ func (n *internet) act(b *box, peer int, actions []Action) {
 			n.gossip(b, n.box(peer), a.Message)
 			continue
 		}
+		if a.Path.Kind == Relayed {
+			b.binder.Want(n.now, a.Path.Relay)
+		}
 		n.send(b, b.addr.Port(), a.Path.Addr, a.TTL, datagram{author: b.num, to: peer, probe: &a.Message})
 	}
+	n.stepBinder(b)
 }
 
 // hears reports whether gossip reaches a host, by a node that all reach.
@@ -389,7 +456,7 @@ func (n *internet) candidates(b, peer *box) []Candidate {
 	}
 	for _, r := range n.boxes {
 		if r.relay && r != b && r != peer {
-			all = append(all, Candidate{Path{Kind: Relayed, Relay: Short{byte(r.num)}, Addr: r.relayAddr()}, true})
+			all = append(all, Candidate{Path{Kind: Relayed, Relay: shortOf(r.num), Addr: r.relayAddr()}, true})
 		}
 	}
 	return all
@@ -439,24 +506,27 @@ func (n *internet) connect(a, b *box, busy func() bool) {
 	}
 }
 
-func (n *internet) bindTo(b, relay *box) {
-	n.send(b, b.addr.Port(), relay.relayAddr(), 0, datagram{author: b.num, bind: true})
-	n.send(b, b.addr.Port(), relay.addr, 0, datagram{author: b.num, to: relay.num, bind: true})
-}
-
-// bind keeps a host bound to all relays.
+// bind has a host stay bound to all relays if strangers don't reach it, and bind to them when it
+// wants to otherwise.
 func (n *internet) bind(b *box) {
-	var again func()
-	again = func() {
-		n.after(20*time.Second, again)
+	keep := 2
+	if b.router == nil {
+		keep = 0
+	}
+	var step func()
+	step = func() {
+		n.after(max(b.binder.Next(n.now).Sub(n.now), 5*time.Millisecond), step)
 		if !b.up {
 			return
 		}
+		var relays []RelayAddr
 		for _, r := range n.boxes {
 			if r.relay && r != b {
-				n.bindTo(b, r)
+				relays = append(relays, RelayAddr{shortOf(r.num), r.relayAddr()})
 			}
 		}
+		b.binder.SetRelays(relays, keep)
+		n.stepBinder(b)
 	}
-	n.after(0, again)
+	n.after(0, step)
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -28,6 +29,9 @@ const (
 	handshakeRate  = 40 // a second
 	handshakeBurst = 512
 	maxDatagram    = 2048
+	// Strangers are asked who they are: each address once a second, and so many in that time.
+	askEvery = time.Second
+	maxAsked = 256
 )
 
 // WireGuard's messages, by their first byte, and the lengths of those of a handshake.
@@ -50,10 +54,11 @@ type Verdict int
 
 // The verdicts of Forward.
 const (
-	Drop    Verdict = iota
-	Pass            // on to the returned address
-	AskWho          // its source is not bound: ask it to bind
-	Unknown         // its source is bound, but nobody has its index
+	Drop    Verdict = iota // neither WireGuard's nor a probe
+	Pass                   // on to the returned address
+	AskWho                 // its source is not bound: ask it to bind
+	Unknown                // its source is bound, but nobody has its index
+	Absent                 // its receiver is not bound
 )
 
 // binding is where a node is reached.
@@ -84,14 +89,25 @@ type Relay struct {
 	secret [32]byte // of tokens
 	bound  map[Short]*binding
 	at     map[netip.AddrPort]Short // by where nodes are, and were before
+	proved map[Short]netip.AddrPort // of nodes that need not be bound
+	asked  map[netip.AddrPort]time.Time
 }
 
 // NewRelay returns a relay that has no node. The secret is drawn anew at each start.
 func NewRelay(secret [32]byte) *Relay {
-	return &Relay{secret: secret, bound: map[Short]*binding{}, at: map[netip.AddrPort]Short{}}
+	return &Relay{
+		secret: secret, bound: map[Short]*binding{}, at: map[netip.AddrPort]Short{},
+		asked: map[netip.AddrPort]time.Time{},
+	}
 }
 
-// token is valid for one node at one address, for tokenFor to twice that time.
+// SetProved sets the addresses at which nodes are reached without being bound, as probes
+// have shown. Probes to them are forwarded, so that they bind if somebody wants to reach
+// them through this relay.
+func (r *Relay) SetProved(at map[Short]netip.AddrPort) { r.proved = at }
+
+// token is valid for one node at one address, for tokenFor to twice that time. The zero
+// node's is for whoever is there, see Who.
 func (r *Relay) token(node Short, at netip.AddrPort, period int64) Token {
 	h := hmac.New(sha256.New, r.secret[:])
 	h.Write(node[:])
@@ -114,14 +130,20 @@ func (r *Relay) Bind(now time.Time, node Short, key wgtypes.Key, m Message, from
 		return answer
 	}
 	period := now.UnixNano() / int64(tokenFor)
-	valid := func(t Token) bool { return subtle.ConstantTimeCompare(m.Token[:], t[:]) == 1 }
-	if !valid(r.token(node, from, period)) && !valid(r.token(node, from, period-1)) {
+	valid := func(of Short) bool {
+		return slices.ContainsFunc([]int64{period, period - 1}, func(period int64) bool {
+			t := r.token(of, from, period)
+			return subtle.ConstantTimeCompare(m.Token[:], t[:]) == 1
+		})
+	}
+	if !valid(node) && !valid(Short{}) {
 		answer.Token = r.token(node, from, period)
 		return answer
 	}
 	r.prune(now)
 	if b == nil {
 		if len(r.bound) >= maxBound {
+			answer.Token = r.token(node, from, period) // it is not done
 			return answer
 		}
 		b = &binding{rows: map[uint32]row{}, allowed: handshakeBurst, counted: now}
@@ -148,6 +170,24 @@ func (r *Relay) prune(now time.Time) {
 			delete(r.at, a)
 		}
 	}
+}
+
+// Who returns the question to an address from which something came that Forward answers
+// with AskWho, of the given length. It returns false if the address was asked a short time
+// ago, or too many others were: the source may be forged. For the same reason the question,
+// once sealed, is never longer than what leads to it.
+func (r *Relay) Who(now time.Time, length int, from netip.AddrPort) (Message, bool) {
+	if last, ok := r.asked[from]; ok && now.Sub(last) < askEvery || length < sealedLen {
+		return Message{}, false
+	}
+	if len(r.asked) >= maxAsked {
+		maps.DeleteFunc(r.asked, func(_ netip.AddrPort, last time.Time) bool { return now.Sub(last) >= askEvery })
+		if len(r.asked) >= maxAsked {
+			return Message{}, false
+		}
+	}
+	r.asked[from] = now
+	return Message{Op: Who, Seen: from, Token: r.token(Short{}, from, now.UnixNano()/int64(tokenFor))}, true
 }
 
 // IsBound reports whether a node is bound.
@@ -193,7 +233,7 @@ func (r *Relay) Forward(now time.Time, b []byte, from netip.AddrPort) (netip.Add
 	}
 	dst := r.bound[to]
 	if dst == nil || now.After(dst.until) {
-		return netip.AddrPort{}, Drop
+		return netip.AddrPort{}, Absent
 	}
 	return dst.addr, Pass
 }
@@ -204,10 +244,13 @@ func (r *Relay) probe(now time.Time, h Header, from netip.AddrPort) (netip.AddrP
 	if !ok || sender != h.From || !r.IsBound(now, sender) {
 		return netip.AddrPort{}, AskWho
 	}
-	if !r.IsBound(now, h.To) {
-		return netip.AddrPort{}, Drop
+	if r.IsBound(now, h.To) {
+		return r.bound[h.To].addr, Pass
 	}
-	return r.bound[h.To].addr, Pass
+	if at, ok := r.proved[h.To]; ok {
+		return at, Pass
+	}
+	return netip.AddrPort{}, Absent
 }
 
 // receiver returns for whom a WireGuard message of a node is. The receiver of the first

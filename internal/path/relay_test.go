@@ -116,8 +116,15 @@ func TestForwardProbes(t *testing.T) {
 	if to, got := r.Forward(began, probe(g[0], g[1]), g[0].addr); got != Pass || to != g[1].addr {
 		t.Errorf("probe: got verdict %d to %s, want it passed to %s", got, to, g[1].addr)
 	}
-	if _, got := r.Forward(began, probe(g[0], g[2]), g[0].addr); got != Drop {
-		t.Errorf("probe to a node that is not bound: got verdict %d, want it dropped", got)
+	if _, got := r.Forward(began, probe(g[0], g[2]), g[0].addr); got != Absent {
+		t.Errorf("probe to a node that is not bound: got verdict %d, want that the node is absent", got)
+	}
+	r.SetProved(map[Short]netip.AddrPort{g[2].id: g[2].addr})
+	if to, got := r.Forward(began, probe(g[0], g[2]), g[0].addr); got != Pass || to != g[2].addr {
+		t.Errorf("probe to a node at a proved address: got verdict %d to %s, want it passed to %s", got, to, g[2].addr)
+	}
+	if _, got := r.Forward(began, probe(g[2], g[0]), g[2].addr); got != AskWho {
+		t.Errorf("probe from a node at a proved address that is not bound: got verdict %d, want that it is asked", got)
 	}
 	if _, got := r.Forward(began, probe(g[1], g[0]), g[0].addr); got != AskWho {
 		t.Errorf("probe in the name of another node: got verdict %d, want that its sender is asked", got)
@@ -172,6 +179,31 @@ func TestBind(t *testing.T) {
 	}
 }
 
+func TestWho(t *testing.T) {
+	g := guests(2)
+	r := bind(t, g[0])
+	if _, ok := r.Who(began, sealedLen-1, g[1].addr); ok {
+		t.Error("the question is longer than what led to it")
+	}
+	who, ok := r.Who(began, sealedLen, g[1].addr)
+	if !ok || who.Op != Who || who.Seen != g[1].addr {
+		t.Fatalf("question: got %+v, %t", who, ok)
+	}
+	if _, ok := r.Who(began.Add(askEvery-1), sealedLen, g[1].addr); ok {
+		t.Error("an address is asked twice in a second")
+	}
+	if _, ok := r.Who(began.Add(askEvery), sealedLen, g[1].addr); !ok {
+		t.Error("an address is not asked again after a second")
+	}
+	again := Message{Op: Bind, Token: who.Token}
+	if answer := r.Bind(began, g[1].id, g[1].key, again, netip.MustParseAddrPort("198.51.100.9:1234")); answer.Token == (Token{}) {
+		t.Error("the token of a question binds at another address than the one that was asked")
+	}
+	if answer := r.Bind(began, g[1].id, g[1].key, again, g[1].addr); answer.Token != (Token{}) || !r.IsBound(began, g[1].id) {
+		t.Errorf("answer to the question: got %+v, want that the node is bound", answer)
+	}
+}
+
 // TestHostileBounds has a node tell rows, and nodes bind, without end.
 func TestHostileBounds(t *testing.T) {
 	g := guests(maxBound + 10)
@@ -182,6 +214,20 @@ func TestHostileBounds(t *testing.T) {
 	}
 	if len(r.bound) > maxBound {
 		t.Errorf("nodes: got %d, want no more than %d", len(r.bound), maxBound)
+	}
+	last := g[len(g)-1]
+	token := r.Bind(began, last.id, last.key, Message{Op: Bind}, last.addr).Token
+	if answer := r.Bind(began, last.id, last.key, Message{Op: Bind, Token: token}, last.addr); answer.Token == (Token{}) {
+		t.Error("a relay that is full tells a node that it is bound")
+	}
+	asked := 0
+	for _, one := range g {
+		if _, ok := r.Who(began, sealedLen, one.addr); ok {
+			asked++
+		}
+	}
+	if asked != maxAsked {
+		t.Errorf("strangers that were asked at once: got %d, want %d", asked, maxAsked)
 	}
 	tried := 0
 	for i := range uint32(10 * handshakeBurst) {

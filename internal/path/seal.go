@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -58,7 +59,7 @@ func ParseHeader(b []byte) (Header, error) {
 // Keys seals and opens the datagrams between this node and one peer.
 type Keys struct {
 	self, peer Short
-	out, in    cipher.AEAD
+	out, in    cipher.AEAD // in is nil in a WhoSealer's, out in a WhoOpener's
 	window     Window
 }
 
@@ -79,6 +80,24 @@ func NewKeys(cluster string, self, peer Short, own *ecdh.PrivateKey, public *ecd
 		return nil, err
 	}
 	return &Keys{self: self, peer: peer, out: out, in: in}, nil
+}
+
+// WhoSealer returns keys that seal what a relay sends to whoever is at an address, and
+// WhoOpener those that open it: every node that has the cluster's secret and knows the
+// relay's path key. That key is in them because the counter begins anew with it.
+func WhoSealer(cluster string, secret [32]byte, relay Short, public *ecdh.PublicKey) (*Keys, error) {
+	aead, err := toAnybody(cluster, secret, relay, public)
+	return &Keys{self: relay, out: aead}, err
+}
+
+// WhoOpener returns keys that open what a relay has sealed with those of WhoSealer.
+func WhoOpener(cluster string, secret [32]byte, relay Short, public *ecdh.PublicKey) (*Keys, error) {
+	aead, err := toAnybody(cluster, secret, relay, public)
+	return &Keys{peer: relay, in: aead}, err
+}
+
+func toAnybody(cluster string, secret [32]byte, relay Short, public *ecdh.PublicKey) (cipher.AEAD, error) {
+	return directed(slices.Concat(secret[:], public.Bytes()), cluster, relay, Short{})
 }
 
 // directed is the key for what one node sends to another.

@@ -114,7 +114,7 @@ var faults = []struct {
 	{"relay down", func(n *internet, _, _ *box) func() {
 		r := n.boxes[n.rand.IntN(2)]
 		r.up = false
-		return func() { r.up, r.bound = true, map[int]netip.AddrPort{} }
+		return func() { r.up, r.table = true, NewRelay([32]byte{byte(r.num), 1}) }
 	}},
 	{"router of the first end forgets", func(n *internet, a, _ *box) func() { a.forget(); return nil }},
 	{"router of the second end forgets", func(n *internet, _, b *box) func() { b.forget(); return nil }},
@@ -163,6 +163,7 @@ func (b *box) move() {
 
 // restart gives a host a new machine for a peer, which begins with the kernel's endpoint.
 func (n *internet) restart(b, peer *box) {
+	b.binder = &Binder{}
 	b.machine[peer.num] = NewMachine(b.num < peer.num, b.wg[peer.num].Endpoint, n.now)
 }
 
