@@ -53,6 +53,7 @@ var mayImport = map[string][]string{
 	"internal/path":              {"internal/mesh"},
 	"internal/path/agent":        {"internal/loglimit", "internal/mesh", "internal/path", "internal/path/rawudp"},
 	"internal/path/rawudp":       {"internal/pktinfo"},
+	"internal/path/relayudp":     {"internal/mesh", "internal/path", "internal/pktinfo"},
 	"internal/pktinfo":           {},
 	"internal/probe":             {"internal/mesh"},
 	"internal/probe/ping":        {"internal/loglimit", "internal/mesh", "internal/probe", "internal/wait"},

@@ -337,6 +337,10 @@ func (g *Gossip) Changed() <-chan struct{} { return g.changed }
 // Addr returns the address to which the sockets are bound.
 func (g *Gossip) Addr() netip.AddrPort { return g.transport.bound() }
 
+// Socket returns the UDP socket, for another one that shares its port. What is gossip's must
+// still arrive here, and the caller neither reads from it nor closes it.
+func (g *Gossip) Socket() *net.UDPConn { return g.transport.udp.UDPConn }
+
 // SetAddresses sets the addresses at which nodes may be reached, the best first. It replaces
 // the earlier ones.
 func (g *Gossip) SetAddresses(candidates map[mesh.ID][]netip.AddrPort) {

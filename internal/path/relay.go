@@ -196,6 +196,18 @@ func (r *Relay) IsBound(now time.Time, node Short) bool {
 	return b != nil && now.Before(b.until)
 }
 
+// Unbind forgets where a node is: it may not use the relay any more, or has another key.
+func (r *Relay) Unbind(node Short) { delete(r.bound, node) }
+
+// Address returns where a node is, or was if it is not bound any more; the zero value for a
+// node that is forgotten.
+func (r *Relay) Address(node Short) netip.AddrPort {
+	if b := r.bound[node]; b != nil {
+		return b.addr
+	}
+	return netip.AddrPort{}
+}
+
 // Learn takes a Row of a node: what it sends with an index is for another node.
 func (r *Relay) Learn(now time.Time, from Short, index uint32, to Short) {
 	b := r.bound[from]

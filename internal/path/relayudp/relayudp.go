@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package relayudp is a relay on UDP: it forwards WireGuard's datagrams and sealed probes
+// between nodes that can't reach each other, and can't read them. What goes where is
+// decided by path.Relay.
+//
+// A relay needs no port of its own. It shares that of gossip, which is open anyway: the
+// kernel gives each datagram to one of two sockets by its first bytes. So gossip's loop
+// does not see what is forwarded. Nodes send to the relay from WireGuard's port, and the
+// relay is the endpoint that their WireGuard has for the peer:
+//
+//	node a ── WireGuard's port ─► relay, gossip's port ─► WireGuard's port of node b
+//
+// A node whose datagrams come by a stream is one on the loopback address here.
+package relayudp
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/net/ipv6"
+	"golang.org/x/time/rate"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/pktinfo"
+)
+
+// Options says who the relay is, and whose port it shares.
+type Options struct {
+	Cluster string
+	Self    mesh.ID
+	PathKey *ecdh.PrivateKey
+	Secret  [32]byte      // of the cluster; seals what is for nodes at unknown addresses
+	Counter func() uint64 // the next one to seal with, never used before with this path key
+	Beside  *net.UDPConn  // gossip's socket. From now on it shares its port.
+	MaxRate uint64        // bytes a second that are forwarded; 0 for no limit
+	Now     func() time.Time
+}
+
+// Node is one that the relay may serve.
+type Node struct {
+	ID      mesh.ID
+	Key     wgtypes.Key     // WireGuard's
+	PathKey *ecdh.PublicKey // nil while unknown: the node can't bind
+}
+
+// Status is what a relay has done since it was opened.
+type Status struct {
+	Bound     int // nodes, now
+	Datagrams uint64
+	Bytes     uint64
+	Dropped   map[string]uint64 // datagrams, by reason
+}
+
+// The reasons why a datagram is dropped.
+const (
+	dropGarbage = iota
+	dropStranger
+	dropSession
+	dropAbsent
+	dropForged
+	dropRate
+	dropUnsent
+	dropReasons
+)
+
+// dropReason returns the name of a reason.
+func dropReason(reason int) string {
+	return [dropReasons]string{
+		"not for a relay", "source not bound", "session unknown", "receiver not bound", "not authentic", "rate limit", "not sent",
+	}[reason]
+}
+
+// minBurst is how much may be forwarded at once with any limit: what a sender bursts.
+const minBurst = 256 << 10 // bytes
+
+// maxLegs bounds what is remembered of addresses: twice the nodes that may be bound.
+const maxLegs = 2048
+
+// client is a node with its keys.
+type client struct {
+	Node
+	keys *path.Keys
+}
+
+// leg is how to send to an address.
+type leg struct {
+	addr   *net.UDPAddr
+	source []byte // the control message that sets the source address; nil lets the kernel choose
+}
+
+// Relay serves nodes at one port. Its methods are safe for concurrent use.
+type Relay struct {
+	o     Options
+	self  path.Short
+	conn  *net.UDPConn
+	batch *ipv6.PacketConn // messages of both families have one type
+	six   bool
+
+	mu      sync.Mutex
+	table   *path.Relay
+	who     *path.Keys
+	clients map[path.Short]*client
+	legs    map[netip.AddrPort]leg
+	limit   *rate.Limiter
+	status  Status
+	dropped [dropReasons]uint64
+}
+
+// Open opens the relay's socket, beside one that was bound alone: so somebody else who has
+// the port is noticed before.
+func Open(ctx context.Context, o Options) (*Relay, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	var secret [32]byte
+	if _, err := rand.Read(secret[:]); err != nil {
+		return nil, fmt.Errorf("draw a secret: %w", err)
+	}
+	self := path.ShortOf(o.Self)
+	who, err := path.WhoSealer(o.Cluster, o.Secret, self, o.PathKey.PublicKey())
+	if err != nil {
+		return nil, err
+	}
+	conn, six, err := share(ctx, o.Beside)
+	if err != nil {
+		return nil, fmt.Errorf("share UDP port %s with a relay: %w", o.Beside.LocalAddr(), err)
+	}
+	limit := rate.NewLimiter(rate.Inf, 0)
+	if o.MaxRate > 0 {
+		limit = rate.NewLimiter(rate.Limit(o.MaxRate), int(max(minBurst, o.MaxRate/10)))
+	}
+	return &Relay{
+		o: o, self: self, conn: conn, batch: ipv6.NewPacketConn(conn), six: six,
+		table: path.NewRelay(secret), who: who, clients: map[path.Short]*client{}, legs: map[netip.AddrPort]leg{}, limit: limit,
+	}, nil
+}
+
+// Close closes the socket; all that arrives is gossip's again.
+func (r *Relay) Close() error { return r.conn.Close() }
+
+// SetNodes sets the nodes that may bind. Two nodes with one name in datagrams can't be told
+// apart, and neither may.
+func (r *Relay) SetNodes(nodes []Node) error {
+	count := map[path.Short]int{}
+	for _, n := range nodes {
+		count[path.ShortOf(n.ID)]++
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	clients := map[path.Short]*client{}
+	for _, n := range nodes {
+		short := path.ShortOf(n.ID)
+		if n.PathKey == nil || count[short] > 1 || n.ID == r.o.Self {
+			continue
+		}
+		old := r.clients[short]
+		if old != nil && old.ID == n.ID && old.PathKey.Equal(n.PathKey) {
+			clients[short] = &client{n, old.keys} // which remember what came before
+			continue
+		}
+		keys, err := path.NewKeys(r.o.Cluster, r.self, short, r.o.PathKey, n.PathKey)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("keys of node %s: %w", n.ID, err))
+			continue
+		}
+		clients[short] = &client{n, keys}
+	}
+	for short, old := range r.clients {
+		if n := clients[short]; n == nil || n.ID != old.ID || n.Key != old.Key {
+			r.table.Unbind(short)
+		}
+	}
+	r.clients = clients
+	return errors.Join(errs...)
+}
+
+// SetProved sets the addresses at which nodes are reached that need not be bound, see
+// path.Relay.
+func (r *Relay) SetProved(at map[path.Short]netip.AddrPort) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.table.SetProved(maps.Clone(at))
+}
+
+// Status returns what the relay does.
+func (r *Relay) Status() Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.status
+	s.Bound = len(r.table.Nodes(r.o.Now()))
+	s.Dropped = map[string]uint64{}
+	for reason, n := range r.dropped {
+		s.Dropped[dropReason(reason)] = n
+	}
+	return s
+}
+
+// batchSize is how many datagrams are read or written in one call, and maxDatagram how
+// long they are read: a byte more than what is forwarded, so that no part of one is.
+const (
+	batchSize   = 128
+	maxDatagram = 2049
+)
+
+// Serve forwards until Close.
+func (r *Relay) Serve() error {
+	in, out := make([]ipv6.Message, batchSize), make([]ipv6.Message, 0, batchSize)
+	payloads := make([]byte, batchSize*maxDatagram)
+	controls := make([]byte, batchSize*pktinfo.Room)
+	for i := range in {
+		in[i].Buffers = [][]byte{payloads[i*maxDatagram : (i+1)*maxDatagram]}
+		in[i].OOB = controls[i*pktinfo.Room : (i+1)*pktinfo.Room]
+	}
+	buffers := make([][]byte, batchSize) // of out, so that none is allocated
+	for {
+		n, err := r.batch.ReadBatch(in, 0)
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("receive as a relay: %w", err)
+		}
+		out = r.handle(in[:n], out[:0], buffers)
+		if failed := r.send(out); failed > 0 {
+			r.mu.Lock()
+			r.dropped[dropUnsent] += failed
+			r.mu.Unlock()
+		}
+	}
+}
+
+// send sends datagrams. It returns how many could not be sent: the others go nevertheless.
+func (r *Relay) send(out []ipv6.Message) (failed uint64) {
+	for len(out) > 0 {
+		n, err := r.batch.WriteBatch(out, 0)
+		if err != nil {
+			failed++
+			n = 1 // the kernel reports the error of the first one only, sendmmsg(2)
+		}
+		out = out[n:]
+	}
+	return failed
+}
+
+// handle appends to out what is to be sent after datagrams have come.
+func (r *Relay) handle(in, out []ipv6.Message, buffers [][]byte) []ipv6.Message {
+	now := r.o.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range in {
+		b := in[i].Buffers[0][:in[i].N]
+		from := in[i].Addr.(*net.UDPAddr).AddrPort()
+		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		if payload, to, ok := r.datagram(now, b, from, in[i].OOB[:in[i].NN]); ok {
+			buffers[i] = payload
+			out = append(out, ipv6.Message{Buffers: buffers[i : i+1], Addr: to.addr, OOB: to.source})
+		}
+	}
+	return out
+}
+
+// datagram returns what to send after a datagram has come, and where; false for nothing.
+func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control []byte) ([]byte, leg, bool) {
+	if h, err := path.ParseHeader(b); err == nil && h.To == r.self {
+		return r.request(now, h, b, from, control)
+	}
+	to, verdict := r.table.Forward(now, b, from)
+	switch verdict {
+	case path.Pass:
+		if !r.limit.AllowN(now, len(b)) {
+			r.dropped[dropRate]++
+			return nil, leg{}, false
+		}
+		r.status.Datagrams++
+		r.status.Bytes += uint64(len(b))
+		l, ok := r.legs[to]
+		if !ok {
+			l = leg{addr: net.UDPAddrFromAddrPort(to)}
+		}
+		return b, l, true
+	case path.AskWho:
+		r.dropped[dropStranger]++
+		if m, ok := r.table.Who(now, len(b), from); ok {
+			return r.who.Seal(m, r.o.Counter()), r.back(from, control), true
+		}
+	case path.Unknown:
+		r.dropped[dropSession]++
+	case path.Absent:
+		r.dropped[dropAbsent]++
+	default:
+		r.dropped[dropGarbage]++
+	}
+	return nil, leg{}, false
+}
+
+// request takes what a node has sealed for the relay itself.
+func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrPort, control []byte) ([]byte, leg, bool) {
+	c := r.clients[h.From]
+	if c == nil {
+		r.dropped[dropForged]++
+		return nil, leg{}, false
+	}
+	m, err := c.keys.Open(b)
+	if err != nil {
+		r.dropped[dropForged]++
+		return nil, leg{}, false
+	}
+	switch m.Op {
+	case path.Bind:
+		answer := r.table.Bind(now, h.From, c.Key, m, from)
+		back := r.back(from, control)
+		if r.table.Address(h.From) == from {
+			r.remember(now, from, back)
+		}
+		return c.keys.Seal(answer, r.o.Counter()), back, true
+	case path.Row:
+		r.table.Learn(now, h.From, m.Number, m.Node)
+	}
+	return nil, leg{}, false
+}
+
+// back returns the leg to where a datagram came from: from the address of this host at which
+// it arrived, which is the one that NATs in between let in.
+func (r *Relay) back(from netip.AddrPort, control []byte) leg {
+	l := leg{addr: net.UDPAddrFromAddrPort(from)}
+	if local := pktinfo.Local(control); local.IsValid() {
+		l.source = pktinfo.Source(local, r.six)
+	}
+	return l
+}
+
+// remember notes the leg to where a node is bound.
+func (r *Relay) remember(now time.Time, at netip.AddrPort, l leg) {
+	if _, known := r.legs[at]; !known && len(r.legs) >= maxLegs {
+		bound := map[netip.AddrPort]bool{}
+		for _, node := range r.table.Nodes(now) {
+			bound[r.table.Address(node)] = true
+		}
+		maps.DeleteFunc(r.legs, func(at netip.AddrPort, _ leg) bool { return !bound[at] })
+	}
+	r.legs[at] = l
+}
