@@ -54,6 +54,7 @@ var mayImport = map[string][]string{
 	"internal/path/agent":        {"internal/loglimit", "internal/mesh", "internal/path", "internal/path/rawudp"},
 	"internal/path/rawudp":       {"internal/pktinfo"},
 	"internal/path/relayudp":     {"internal/mesh", "internal/path", "internal/pktinfo"},
+	"internal/path/stream":       {"internal/mesh", "internal/path", "internal/wait"},
 	"internal/pktinfo":           {},
 	"internal/probe":             {"internal/mesh"},
 	"internal/probe/ping":        {"internal/loglimit", "internal/mesh", "internal/probe", "internal/wait"},

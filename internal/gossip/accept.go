@@ -11,9 +11,9 @@ import (
 )
 
 // acceptStreams accepts streams until the listener is closed.
-func (t *transport) acceptStreams() {
+func (t *transport) acceptStreams(l *net.TCPListener) {
 	for {
-		conn, err := t.tcp.AcceptTCP()
+		conn, err := l.AcceptTCP()
 		if t.ctx.Err() != nil {
 			if err == nil {
 				conn.Close()
@@ -35,7 +35,7 @@ func (t *transport) acceptStreams() {
 }
 
 // accept runs the handshake with the node that has connected, and hands the stream to
-// memberlist.
+// memberlist or to the carrier.
 func (t *transport) accept(conn *net.TCPConn) {
 	s, err := t.acceptHandshake(conn)
 	if err != nil {
@@ -44,6 +44,10 @@ func (t *transport) accept(conn *net.TCPConn) {
 		t.mu.Unlock()
 		conn.Close()
 		t.unregister(conn)
+		return
+	}
+	if s.peer.carries {
+		t.acceptCarrier(conn, s)
 		return
 	}
 	if !t.moveToProved(conn, s) {

@@ -50,6 +50,8 @@ type nodeAddresses struct {
 	questions [8]question // the last ones, a ring
 	asked     int         // how many there were
 
+	carried time.Time // when the last packet came by stream
+
 	dialledAt netip.AddrPort // where it was dialled back last
 	dialled   time.Time      // when
 }
@@ -168,6 +170,15 @@ func (p *addressTable) reaches(id mesh.ID, now time.Time) bool {
 func (p *addressTable) isSilent(id mesh.ID, now time.Time) bool {
 	n := p.nodes[id]
 	return n != nil && !n.silent.IsZero() && now.Sub(n.silent) >= 2*answerTimeout
+}
+
+// noteCarried notes that a packet of a node came by stream, which says nothing of addresses.
+func (p *addressTable) noteCarried(id mesh.ID, now time.Time) { p.node(id).carried = now }
+
+// isCarried reports whether packets of a node come by stream.
+func (p *addressTable) isCarried(id mesh.ID, now time.Time) bool {
+	n := p.nodes[id]
+	return n != nil && now.Sub(n.carried) <= freshAddress
 }
 
 // setGuess notes an address at which a node may listen.

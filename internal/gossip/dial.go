@@ -20,8 +20,13 @@ import (
 // errNoAddress: no address of the node is known.
 var errNoAddress = errors.New("no address is known")
 
-// dial opens a stream to an address and learns which node is there.
+// dial opens a stream for memberlist to an address and learns which node is there.
 func (t *transport) dial(ctx context.Context, addr netip.AddrPort) (*stream, error) {
+	return t.dialWith(ctx, addr, t.ourHello())
+}
+
+// dialWith opens a stream with a hello of this node.
+func (t *transport) dialWith(ctx context.Context, addr netip.AddrPort, ours hello) (*stream, error) {
 	if t.filter != nil && !t.filter("tcp", addr) {
 		return nil, fmt.Errorf("dial %v: %w", addr, errNoAddress)
 	}
@@ -34,7 +39,8 @@ func (t *transport) dial(ctx context.Context, addr netip.AddrPort) (*stream, err
 		conn.Close()
 		return nil, net.ErrClosed
 	}
-	s, err := t.dialHandshake(ctx, conn, addr)
+	ours.you = addr
+	s, err := t.dialHandshake(ctx, conn, ours)
 	if err != nil {
 		conn.Close()
 		t.unregister(conn)
@@ -55,7 +61,8 @@ func (t *transport) source(to netip.AddrPort) net.Addr {
 }
 
 // dialHandshake runs the handshake on a dialled connection and checks the peer.
-func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, addr netip.AddrPort) (*stream, error) {
+func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, ours hello) (*stream, error) {
+	addr := ours.you
 	deadline := time.Now().Add(helloTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
@@ -65,8 +72,6 @@ func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, addr netip
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	ours := t.ourHello()
-	ours.you = addr
 	s, err := t.handshaker().initiate(conn, ours)
 	if errors.Is(err, errRejected) || errors.Is(err, errSealed) {
 		t.counters.add("dial-rejected")
@@ -84,7 +89,9 @@ func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, addr netip
 	}
 	t.mu.Lock()
 	t.replays.resume(s.peer.id, s.peer.boot, s.peer.counter)
-	t.addresses.sawAt(s.peer.id, addr, t.now())
+	if !ours.carries { // the port may be one where no packets are received
+		t.addresses.sawAt(s.peer.id, addr, t.now())
+	}
 	t.mu.Unlock()
 	t.noteObservation(s, false)
 	return s, conn.SetDeadline(time.Time{})
@@ -126,12 +133,21 @@ func (t *transport) reportProblem(place string, p mesh.Problem) {
 	}
 }
 
-// dialNode opens a stream to a node at the address that answers first. The addresses
-// are tried in order, each with a head start over the next.
+// dialNode opens a stream for memberlist to a node, at any address that is known.
 func (t *transport) dialNode(ctx context.Context, id mesh.ID) (*stream, error) {
+	return t.dialFirst(ctx, id, t.addressesOf(id), t.ourHello())
+}
+
+// addressesOf returns all addresses of a node in the order in which to dial them.
+func (t *transport) addressesOf(id mesh.ID) []netip.AddrPort {
 	t.mu.Lock()
-	addrs := t.addresses.order(id, t.now())
-	t.mu.Unlock()
+	defer t.mu.Unlock()
+	return t.addresses.order(id, t.now())
+}
+
+// dialFirst opens a stream to a node at the address that answers first. The addresses
+// are tried in order, each with a head start over the next.
+func (t *transport) dialFirst(ctx context.Context, id mesh.ID, addrs []netip.AddrPort, ours hello) (*stream, error) {
 	if len(addrs) == 0 {
 		return nil, fmt.Errorf("dial %v: %w", id, errNoAddress)
 	}
@@ -150,7 +166,7 @@ func (t *transport) dialNode(ctx context.Context, id mesh.ID) (*stream, error) {
 				results <- result{nil, ctx.Err()}
 				return
 			}
-			s, err := t.dial(ctx, addr)
+			s, err := t.dialWith(ctx, addr, ours)
 			if err == nil && s.peer.id != id {
 				s.Close()
 				s, err = nil, fmt.Errorf("dial %v: %v is there", addr, s.peer.id)

@@ -60,6 +60,7 @@ type Options struct {
 	Instance uint64 // random, new at each start
 
 	Bind       string   // host:port; without a host, all addresses of both families
+	Listen     []string // the same: where streams are accepted besides
 	Join       []string // host:port, names or addresses
 	Remembered Remembered
 
@@ -138,7 +139,7 @@ func Start(ctx context.Context, o Options) (*Gossip, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up gossip: %w", err)
 	}
-	if err := g.transport.listen(ctx, o.Bind); err != nil {
+	if err := g.transport.listen(ctx, o.Bind, o.Listen); err != nil {
 		return nil, err // it begins with the setting that is wrong
 	}
 	if err := g.startMemberlist(0); err != nil {

@@ -117,8 +117,8 @@ func (c *prefixStreams) toReplace() net.Conn {
 
 // streamPlaces are the places of inbound streams: of unknown peers that have not proved
 // their identity yet, of such peers at addresses of known nodes, so that no flood can
-// keep these out, and of peers that have proved it.
-type streamPlaces struct{ strangers, known, proved *places }
+// keep these out, of peers that have proved it, and of those whose streams carry datagrams.
+type streamPlaces struct{ strangers, known, proved, carriers *places }
 
 // newStreamPlaces divides the number of files that the process may open. The rest is left
 // for everything else that the process does.
@@ -128,6 +128,7 @@ func newStreamPlaces(files uint64) streamPlaces {
 		strangers: newPlaces(share(maxPendingStreams, 4), maxPendingPerSource),
 		known:     newPlaces(share(maxPendingKnown, 16), maxPendingPerSource),
 		proved:    newPlaces(share(maxStreams, 16), maxStreams),
+		carriers:  newPlaces(share(maxCarriers, 16), maxCarriersPerSource),
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"golang.org/x/crypto/chacha20poly1305"
@@ -55,8 +56,10 @@ type stream struct {
 	closing sync.Once
 
 	reading sync.Mutex
+	in      io.Reader // Conn, or a buffer before it
 	opener  cipher.AEAD
 	opened  uint64
+	frame   []byte // room for one
 	rest    []byte // of a frame that was partly read
 	begun   bool   // something was read
 	budget  int    // bytes that may still be received
@@ -64,6 +67,7 @@ type stream struct {
 	writing sync.Mutex
 	sealer  cipher.AEAD
 	sealed  uint64
+	out     []byte // room for what is written at once
 }
 
 // handshaker runs handshakes. Each side sends a hello, and then proves its identity in
@@ -194,7 +198,7 @@ func newStream(conn net.Conn, keys secretKeys, dialer, acceptor [32]byte) (*stre
 	if err != nil {
 		return nil, err
 	}
-	return &stream{Conn: conn, closed: func() {}, sealer: out, opener: in, budget: maxState}, nil
+	return &stream{Conn: conn, closed: func() {}, in: conn, sealer: out, opener: in, budget: maxState}, nil
 }
 
 func (h *hello) draw(random io.Reader) error {
@@ -271,9 +275,10 @@ func (s *stream) Read(b []byte) (int, error) {
 	return n, nil
 }
 
+// readFrame returns the plaintext of the next frame, which is valid until it is called again.
 func (s *stream) readFrame() ([]byte, error) {
 	var head [2]byte
-	if _, err := io.ReadFull(s.Conn, head[:]); err != nil {
+	if _, err := io.ReadFull(s.in, head[:]); err != nil {
 		return nil, err // unwrapped: io.EOF is the end of the stream
 	}
 	n := int(binary.BigEndian.Uint16(head[:]))
@@ -283,8 +288,9 @@ func (s *stream) readFrame() ([]byte, error) {
 	if s.budget -= n; s.budget < 0 {
 		return nil, fmt.Errorf("read frame: more than %d bytes in one stream", maxState)
 	}
-	sealed := make([]byte, n)
-	if _, err := io.ReadFull(s.Conn, sealed); err != nil {
+	s.frame = slices.Grow(s.frame[:0], n)
+	sealed := s.frame[:n]
+	if _, err := io.ReadFull(s.in, sealed); err != nil {
 		return nil, fmt.Errorf("read frame: %w", err)
 	}
 	plain, err := s.opener.Open(sealed[:0], frameNonce(s.opened), sealed, nil)
@@ -311,9 +317,10 @@ func (s *stream) Write(b []byte) (int, error) {
 
 func (s *stream) writeFrame(plain []byte) error {
 	n := len(plain) + s.sealer.Overhead()
-	b := binary.BigEndian.AppendUint16(make([]byte, 0, 2+n), uint16(n))
-	_, err := s.Conn.Write(s.sealer.Seal(b, frameNonce(s.sealed), plain, nil))
+	s.out = binary.BigEndian.AppendUint16(slices.Grow(s.out[:0], 2+n), uint16(n))
+	s.out = s.sealer.Seal(s.out, frameNonce(s.sealed), plain, nil)
 	s.sealed++
+	_, err := s.Conn.Write(s.out)
 	return err
 }
 

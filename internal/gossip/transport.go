@@ -46,8 +46,9 @@ type transport struct {
 	changed  func()                                       // called under mu when the view has changed
 	filter   func(network string, to netip.AddrPort) bool // for tests: whether udp or tcp reaches the address
 
-	udp udpSocket
-	tcp *net.TCPListener
+	udp     udpSocket
+	tcp     []*net.TCPListener // the first one on UDP's port
+	carrier atomic.Pointer[Carrier]
 
 	packets  chan *memberlist.Packet
 	streams  chan net.Conn
@@ -80,16 +81,19 @@ type message struct {
 
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
 
-// listen opens the UDP socket and the TCP listener on one port and starts the transport's
-// tasks.
-func (t *transport) listen(ctx context.Context, bind string) error {
+// listen opens the UDP socket and the TCP listener on one port, further TCP listeners, and
+// starts the transport's tasks.
+func (t *transport) listen(ctx context.Context, bind string, further []string) error {
 	udp, tcp, err := bindBoth(ctx, bind)
 	if err != nil {
 		return err
 	}
-	t.tcp = tcp
+	t.tcp = []*net.TCPListener{tcp}
 	if t.udp, err = newUDPSocket(udp); err != nil {
 		return errors.Join(err, udp.Close(), tcp.Close())
+	}
+	if err := t.listenAt(ctx, further); err != nil {
+		return errors.Join(err, udp.Close(), t.closeListeners())
 	}
 	_ = udp.SetReadBuffer(receiveBuffer) // the system may allow less
 	t.self.port = t.bound().Port()
@@ -104,7 +108,9 @@ func (t *transport) listen(ctx context.Context, bind string) error {
 	t.places, t.streamsOf = newStreamPlaces(fileLimit()), make(map[mesh.ID]int)
 	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	t.tasks.Go(t.readPackets)
-	t.tasks.Go(t.acceptStreams)
+	for _, l := range t.tcp {
+		t.tasks.Go(func() { t.acceptStreams(l) })
+	}
 	return nil
 }
 
@@ -181,17 +187,8 @@ func (t *transport) pause() {
 // receive checks one packet, which arrived at an address of this host, and passes its
 // payload on.
 func (t *transport) receive(b []byte, from netip.AddrPort, at netip.Addr) {
-	p, err := t.keys().openPacket(b, t.self.id)
-	switch {
-	case err != nil:
-		t.counters.add("packet-sealed")
-		t.log.at(slog.LevelDebug, "packet dropped", "from", from, "err", err)
-		return
-	case p.label != t.label:
-		t.counters.add("packet-cluster")
-		return
-	case p.from == t.self.id:
-		t.counters.add("packet-own")
+	p, ok := t.openPacket(b, from)
+	if !ok {
 		return
 	}
 	admitted, ask := t.admitPacket(p, from, at)
@@ -205,6 +202,29 @@ func (t *transport) receive(b []byte, from netip.AddrPort, at netip.Addr) {
 	if p.want {
 		t.sendAnswer(p, from)
 	}
+	t.deliver(p, from)
+}
+
+// openPacket decrypts a packet of another node of this cluster.
+func (t *transport) openPacket(b []byte, from netip.AddrPort) (packet, bool) {
+	p, err := t.keys().openPacket(b, t.self.id)
+	switch {
+	case err != nil:
+		t.counters.add("packet-sealed")
+		t.log.at(slog.LevelDebug, "packet dropped", "from", from, "err", err)
+		return packet{}, false
+	case p.label != t.label:
+		t.counters.add("packet-cluster")
+		return packet{}, false
+	case p.from == t.self.id:
+		t.counters.add("packet-own")
+		return packet{}, false
+	}
+	return p, true
+}
+
+// deliver passes on the payload of a packet.
+func (t *transport) deliver(p packet, from netip.AddrPort) {
 	switch p.kind {
 	case kindHere, kindAsk:
 	case kindMemberlist:
@@ -277,7 +297,11 @@ func (t *transport) send(to mesh.ID, kind packetKind, payload []byte) {
 	now := t.now()
 	t.mu.Lock()
 	addr, want, ok := t.addresses.next(to, now)
+	silent := !ok || t.addresses.isSilent(to, now)
 	t.mu.Unlock()
+	if silent {
+		t.carry(to, packet{kind: kind, payload: payload})
+	}
 	if !ok {
 		t.counters.add("packet-no-path")
 		return
@@ -301,9 +325,15 @@ func (t *transport) sendAnswer(q packet, from netip.AddrPort) {
 	}
 }
 
+// numbered returns a packet with this node as its sender, and the next counter.
+func (t *transport) numbered(p packet) packet {
+	p.label, p.from, p.boot, p.counter = t.label, t.self.id, t.self.boot, t.counter.Add(1)
+	return p
+}
+
 // sendVia encrypts a packet and sends it to an address.
 func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
-	p.label, p.from, p.boot, p.counter = t.label, t.self.id, t.self.boot, t.counter.Add(1)
+	p = t.numbered(p)
 	t.mu.Lock()
 	if p.want {
 		t.addresses.noteQuestion(to, p.counter, addr)
@@ -340,11 +370,12 @@ func (t *transport) reaches(id mesh.ID) bool {
 	return t.addresses.reaches(id, t.now())
 }
 
-// isSilent reports whether packets to a node are not answered.
+// isSilent reports whether packets to a node are not answered, and none come by stream either.
 func (t *transport) isSilent(id mesh.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.addresses.isSilent(id, t.now())
+	now := t.now()
+	return t.addresses.isSilent(id, now) && !t.addresses.isCarried(id, now)
 }
 
 // reachable reports whether an address of a node is known.
@@ -390,7 +421,7 @@ func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
 // Shutdown closes everything and waits for the transport's tasks.
 func (t *transport) Shutdown() error {
 	t.cancel()
-	err := errors.Join(t.udp.Close(), t.tcp.Close())
+	err := errors.Join(t.udp.Close(), t.closeListeners())
 	t.mu.Lock()
 	for conn := range t.open {
 		conn.Close()

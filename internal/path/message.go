@@ -70,7 +70,7 @@ func (m Message) Append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(min(m.Silence.Milliseconds(), 1<<32-1)))
 	addr := m.Seen.Addr()
 	var as16 [16]byte
-	if addr.IsValid() {
+	if addr.IsValid() && addr.Zone() != streamZone {
 		as16 = addr.As16()
 	}
 	b = binary.BigEndian.AppendUint16(append(b, as16[:]...), m.Seen.Port())

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package stream
+
+import "time"
+
+// Bounds. A link takes some 300 KiB.
+const (
+	// maxAccepted is how many nodes may have streams to this one. Gossip has as many places
+	// for them, and decides who loses his when there are more.
+	maxAccepted = 256
+
+	// maxDatagram is as in the table of a relay: longer than what WireGuard sends on links of
+	// 1500 bytes, and than any packet of gossip.
+	maxDatagram = 2048
+
+	// maxQueued is how many bytes of frames wait to be sent: a tenth of a second at 10 Mbit/s.
+	// TCP connections in the tunnel need the loss of what is older to find their speed.
+	maxQueued = 128 << 10
+	// maxQueuedGossip is room for a dozen packets of gossip, which are sent before the rest.
+	maxQueuedGossip = 16 << 10
+	// maxUnsent is how many bytes the kernel holds that it has not sent yet, beyond the queue
+	// (TCP_NOTSENT_LOWAT). They can't be dropped.
+	maxUnsent = 32 << 10
+
+	// chunk is how much is read or written at once.
+	chunk = 32 << 10
+	// batch is how many datagrams are read or written at once.
+	batch = 32
+
+	// socketBuffer is what the local sockets may hold, in bytes of the kernel's count, which
+	// is about twice that of the datagrams: WireGuard sends in bursts.
+	socketBuffer = 1 << 20
+)
+
+// Timings.
+const (
+	// keepalive is after how long without a frame an empty one is sent. Many NATs and
+	// firewalls forget a TCP connection after a few minutes.
+	keepalive = 15 * time.Second
+	// deadAfter is how long nothing may come: two keepalives were lost.
+	deadAfter = 40 * time.Second
+	// ackTimeout is how long what was sent may stay unacknowledged (TCP_USER_TIMEOUT). TCP
+	// itself would try for a quarter of an hour.
+	ackTimeout = 20 * time.Second
+	// idleAfter is how long a node may keep a stream here without using it.
+	idleAfter = 10 * time.Minute
+	// lingerFor is how long the socket of an accepted stream outlives it: WireGuard goes on
+	// sending there, and the node opens a new stream within seconds.
+	lingerFor = time.Minute
+
+	redialMin = time.Second
+	redialMax = 30 * time.Second
+	// dialTimeout is for all addresses of a node together.
+	dialTimeout = 10 * time.Second
+)

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package stream
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
+)
+
+// local is a socket that WireGuard has as an endpoint. It is connected to WireGuard's port, so
+// the kernel drops what comes from elsewhere.
+type local struct {
+	addr  netip.AddrPort
+	udp   *net.UDPConn
+	batch interface { // of one family, with messages of one type for both
+		ReadBatch([]ipv6.Message, int) (int, error)
+		WriteBatch([]ipv6.Message, int) (int, error)
+	}
+	out []ipv6.Message // for WireGuard, see add
+}
+
+// openLocal opens a socket for WireGuard's port, on ::1 if there is no IPv4.
+func openLocal(wireguard uint16) (*local, error) {
+	var errs []error
+	for _, loopback := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+		udp, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0)),
+			net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback, wireguard)))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		_ = udp.SetReadBuffer(socketBuffer) // the system may allow less
+		_ = udp.SetWriteBuffer(socketBuffer)
+		l := &local{addr: udp.LocalAddr().(*net.UDPAddr).AddrPort(), udp: udp, batch: ipv6.NewPacketConn(udp)}
+		if loopback.Is4() {
+			l.addr = netip.AddrPortFrom(loopback, l.addr.Port())
+			l.batch = ipv4.NewPacketConn(udp)
+		}
+		return l, nil
+	}
+	return nil, fmt.Errorf("open a socket on the loopback: %w", errors.Join(errs...))
+}
+
+// newMessages returns messages with one buffer each, of a size, or empty ones.
+func newMessages(size int) []ipv6.Message {
+	messages := make([]ipv6.Message, batch)
+	for i := range messages {
+		messages[i].Buffers = [][]byte{make([]byte, size)}
+	}
+	return messages
+}
+
+// readAll calls got with each datagram that WireGuard sends, until the socket is closed. It must
+// not keep the bytes.
+func (l *local) readAll(got func([]byte)) {
+	messages := newMessages(maxDatagram)
+	for {
+		n, err := l.batch.ReadBatch(messages, 0)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // of what was written before, such as ECONNREFUSED; each is reported once
+		}
+		for i := range messages[:n] {
+			if m := &messages[i]; m.Flags&unix.MSG_TRUNC == 0 {
+				got(m.Buffers[0][:m.N])
+			}
+		}
+	}
+}
+
+// add adds a datagram for WireGuard, whose bytes must stay until flush.
+func (l *local) add(datagram []byte) {
+	if l.out == nil {
+		l.out = newMessages(0)[:0]
+	}
+	if len(l.out) == batch {
+		l.flush()
+	}
+	l.out = l.out[:len(l.out)+1]
+	l.out[len(l.out)-1].Buffers[0] = datagram
+}
+
+// flush writes what was added. Errors count as loss: WireGuard's device may be away.
+func (l *local) flush() {
+	for rest := l.out; len(rest) > 0; {
+		n, err := l.batch.WriteBatch(rest, 0)
+		if err != nil {
+			n = 1
+		}
+		rest = rest[n:]
+	}
+	l.out = l.out[:0]
+}

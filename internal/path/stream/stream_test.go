@@ -1,0 +1,492 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package stream
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/wait"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience is how long a test waits for something; a loaded machine may be slow.
+const patience = 30 * time.Second
+
+// testNode is a node with a socket in the place of WireGuard's.
+type testNode struct {
+	*Carrier
+	t         *testing.T
+	id        mesh.ID
+	wireguard *net.UDPConn
+	gossip    chan string
+	relayed   chan string
+
+	mu    sync.Mutex
+	conns []net.Conn // that it has dialled
+}
+
+// startNodes starts nodes that reach each other.
+func startNodes(t *testing.T, count int) []*testNode {
+	t.Helper()
+	nodes := make([]*testNode, count)
+	for i := range nodes {
+		nodes[i] = startNode(t, mesh.ID{byte(i + 1)}, nodes)
+	}
+	return nodes
+}
+
+func startNode(t *testing.T, id mesh.ID, others []*testNode) *testNode {
+	t.Helper()
+	wg, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := wg.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	n := &testNode{t: t, id: id, wireguard: wg, gossip: make(chan string, 100), relayed: make(chan string, 100)}
+	n.Carrier = New(Options{
+		WireGuard: wg.LocalAddr().(*net.UDPAddr).AddrPort().Port(),
+		Dial: func(_ context.Context, to mesh.ID) (net.Conn, error) {
+			for _, o := range others {
+				if o != nil && o.id == to {
+					return n.connect(o)
+				}
+			}
+			return nil, errors.New("no such node")
+		},
+		Gossip: func(from mesh.ID, b []byte) { n.gossip <- from.String()[:2] + " " + string(b) },
+		Relay: func(b []byte, from netip.AddrPort) {
+			node, ok := path.StreamNode(from)
+			if !ok {
+				t.Errorf("a relayed datagram comes from %s", from)
+			}
+			n.relayed <- node.String()[:2] + " " + string(b)
+		},
+	})
+	t.Cleanup(func() {
+		n.Close()
+		_ = wg.Close()
+	})
+	return n
+}
+
+// connect opens a stream to another node.
+func (n *testNode) connect(to *testNode) (net.Conn, error) {
+	near, far, err := tcpPair()
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	n.conns = append(n.conns, near)
+	n.mu.Unlock()
+	to.Accept(n.id, far)
+	return near, nil
+}
+
+func (n *testNode) dials() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.conns)
+}
+
+func tcpPair() (near, far net.Conn, err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer l.Close()
+	if near, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		return nil, nil, err
+	}
+	if far, err = l.Accept(); err != nil {
+		near.Close()
+		return nil, nil, err
+	}
+	return near, far, nil
+}
+
+// keep opens streams and waits for them.
+func (n *testNode) keep(nodes ...mesh.ID) {
+	n.t.Helper()
+	if err := n.Keep(nodes); err != nil {
+		n.t.Fatal(err)
+	}
+	eventually(n.t, "streams are open", func() bool {
+		for _, s := range n.Status() {
+			if s.Dialled && s.Since.IsZero() {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func (n *testNode) send(to netip.AddrPort, text string) {
+	n.t.Helper()
+	if _, err := n.wireguard.WriteToUDPAddrPort([]byte(text), to); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// receive returns the source of the next datagram for WireGuard, which must be this one.
+func (n *testNode) receive(want string) netip.AddrPort {
+	n.t.Helper()
+	b := make([]byte, maxDatagram)
+	l, from, err := n.wireguard.ReadFromUDPAddrPort(b)
+	if err != nil || string(b[:l]) != want {
+		n.t.Fatalf("got %q, %v, want %q", b[:l], err, want)
+	}
+	return from
+}
+
+func next(t *testing.T, c <-chan string) string {
+	t.Helper()
+	select {
+	case s := <-c:
+		return s
+	case <-time.After(patience):
+		t.Fatal("nothing arrives")
+		return ""
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within %v", what, patience)
+		}
+	}
+}
+
+func TestDatagramsOfWireGuard(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	a.keep(b.id)
+	toB, _ := a.Endpoints(b.id)
+
+	// What comes from another port than WireGuard's is not carried.
+	other, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(toB))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if _, err := other.Write([]byte("forged")); err != nil {
+		t.Fatal(err)
+	}
+
+	a.send(toB, "one")
+	toA := b.receive("one")
+	b.send(toA, "two")
+	if from := a.receive("two"); from != toB {
+		t.Errorf("the answer comes from %s, want %s", from, toB)
+	}
+	// A datagram that is too long is lost, those after it are not.
+	a.send(toB, string(make([]byte, maxDatagram+1)))
+	a.send(toB, "three")
+	b.receive("three")
+}
+
+func TestDatagramsOfRelay(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, relay := nodes[0], nodes[1]
+	a.keep(relay.id)
+	_, viaRelay := a.Endpoints(relay.id)
+	a.send(viaRelay, "for somebody")
+	if got, want := next(t, relay.relayed), "01 for somebody"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if !relay.SendRelayed(path.StreamAddr(a.id), []byte("of somebody")) {
+		t.Error("there is no stream for the answer")
+	}
+	if from := a.receive("of somebody"); from != viaRelay {
+		t.Errorf("the answer comes from %s, want %s", from, viaRelay)
+	}
+	for name, to := range map[string]netip.AddrPort{"unknown node": path.StreamAddr(mesh.ID{9}), "address": viaRelay, "none": {}} {
+		if relay.SendRelayed(to, []byte("x")) {
+			t.Errorf("%s: sent", name)
+		}
+	}
+}
+
+func TestPacketsOfGossip(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	if a.Carry(b.id, []byte("x")) {
+		t.Error("carried without a stream")
+	}
+	a.keep(b.id)
+	if !a.Carry(b.id, []byte("there")) {
+		t.Error("not carried to the node that was dialled")
+	}
+	if got, want := next(t, b.gossip), "01 there"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if !b.Carry(a.id, []byte("back")) {
+		t.Error("not carried to the node that has dialled")
+	}
+	if got, want := next(t, a.gossip), "02 back"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// A stream that breaks is opened again, and WireGuard's endpoints stay on both ends.
+func TestStreamIsOpenedAgain(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	a.keep(b.id)
+	toB, viaB := a.Endpoints(b.id)
+	a.send(toB, "one")
+	toA := b.receive("one")
+
+	a.mu.Lock()
+	_ = a.conns[0].Close()
+	a.mu.Unlock()
+	eventually(t, "dialled again", func() bool { return a.dials() == 2 })
+	a.keep(b.id)
+	if own, relay := a.Endpoints(b.id); own != toB || relay != viaB {
+		t.Errorf("endpoints %s and %s, want %s and %s as before", own, relay, toB, viaB)
+	}
+	b.send(toA, "two") // before anything came over the new stream
+	a.receive("two")
+
+	if err := a.Keep(nil); err != nil {
+		t.Fatal(err)
+	}
+	if own, relay := a.Endpoints(b.id); own.IsValid() || relay.IsValid() {
+		t.Errorf("endpoints %s and %s of a node that is not kept", own, relay)
+	}
+	eventually(t, "the other end notices", func() bool { return b.Status()[0].Since.IsZero() })
+}
+
+// Both nodes may open a stream to each other at once.
+func TestStreamsOfBothEnds(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	a.keep(b.id)
+	b.keep(a.id)
+	toB, _ := a.Endpoints(b.id)
+	toA, _ := b.Endpoints(a.id)
+	a.send(toB, "one")
+	b.receive("one")
+	b.send(toA, "two")
+	a.receive("two")
+	if a.dials() != 1 || b.dials() != 1 {
+		t.Errorf("%d and %d streams were opened, want one each", a.dials(), b.dials())
+	}
+}
+
+func TestNewStreamReplaces(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	var last net.Conn
+	for range 20 {
+		conn, err := a.connect(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last != nil {
+			if err := last.SetReadDeadline(time.Now().Add(patience)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, last); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the older stream stays open: %v", err)
+			}
+		}
+		last = conn
+	}
+	eventually(t, "the last one is in use", func() bool {
+		b.Carry(a.id, []byte("x"))
+		if err := last.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		n, _ := last.Read(make([]byte, 1))
+		return n == 1
+	})
+	if n := len(b.Status()); n != 1 {
+		t.Errorf("%d links, want 1", n)
+	}
+}
+
+// A node that does not read makes nobody wait: what does not fit is dropped.
+func TestSlowReader(t *testing.T) {
+	nodes := startNodes(t, 3)
+	slow, b, c := nodes[0], nodes[1], nodes[2]
+	if _, err := slow.connect(b); err != nil { // nobody reads from it
+		t.Fatal(err)
+	}
+	eventually(t, "accepted", func() bool { return b.Carry(slow.id, []byte("x")) })
+	datagram := make([]byte, maxDatagram)
+	eventually(t, "full", func() bool {
+		for range 100 {
+			b.SendRelayed(path.StreamAddr(slow.id), datagram)
+		}
+		return b.Status()[0].Dropped > 1000
+	})
+	c.keep(b.id)
+	toB, _ := c.Endpoints(b.id)
+	c.send(toB, "hello")
+	b.receive("hello")
+}
+
+func TestBrokenFramesEndTheStream(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	conn, err := a.connect(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("GET / HTTP/1.1\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %v, want the stream closed", err)
+	}
+	eventually(t, "the error is shown", func() bool { return b.Status()[0].Err != nil })
+}
+
+// However many nodes come, only so many are served, and those whose streams are gone make room.
+func TestManyNodes(t *testing.T) {
+	b := startNodes(t, 1)[0]
+	connect := func(n int) net.Conn {
+		near, far := net.Pipe()
+		t.Cleanup(func() { _ = near.Close() })
+		b.Accept(mesh.ID{1, byte(n >> 8), byte(n)}, far)
+		return near
+	}
+	var first net.Conn
+	for n := range 1000 {
+		conn := connect(n)
+		if n == 0 {
+			first = conn
+		}
+	}
+	if n := len(b.Status()); n != maxAccepted {
+		t.Fatalf("%d streams, want %d", n, maxAccepted)
+	}
+	refused := connect(2000)
+	if _, err := refused.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("one too many: got %v, want %v", err, io.EOF)
+	}
+	_ = first.Close()
+	eventually(t, "the first is gone", func() bool { return b.Status()[0].Err != nil })
+	connect(2001)
+	all := b.Status()
+	if last := all[len(all)-1].Node; len(all) != maxAccepted || last != (mesh.ID{1, 2001 >> 8, 2001 & 0xff}) {
+		t.Errorf("%d streams up to %v, want %d with the newest", len(all), last, maxAccepted)
+	}
+}
+
+// bare returns a carrier and a link without sockets, for tests of time.
+func bare(dialled bool) (*Carrier, *link) {
+	c := New(Options{Gossip: func(mesh.ID, []byte) {}})
+	return c, &link{out: newQueue(), own: &local{}, relay: &local{}, dialled: dialled}
+}
+
+func TestKeepalive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, l := bare(true)
+		near, far := net.Pipe()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- l.write(ctx, near) }()
+		began := time.Now()
+		for i := range 3 {
+			if _, err := io.ReadFull(far, make([]byte, frameHeader)); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := time.Since(began), time.Duration(i+1)*keepalive; got != want {
+				t.Errorf("keepalive %d comes after %v, want %v", i, got, want)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		near.Close()
+		far.Close()
+	})
+}
+
+// A stream ends if its other side is dead, or does not use it for long.
+func TestStreamEnds(t *testing.T) {
+	alive := encode(frame{frameKeepalive, ""})
+	used := encode(frame{frameGossip, "x"})
+	tests := []struct {
+		name    string
+		dialled bool
+		sends   []byte // every keepalive
+		after   time.Duration
+	}{
+		{"silent", true, nil, deadAfter},
+		{"idle, accepted", false, alive, idleAfter + keepalive},
+		{"idle, dialled", true, alive, 2 * idleAfter}, // when the test ends it
+		{"used", false, used, 2 * idleAfter},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, l := bare(tt.dialled)
+				near, far := net.Pipe()
+				ctx, cancel := context.WithTimeout(t.Context(), 2*idleAfter)
+				defer cancel()
+				var other sync.WaitGroup
+				other.Go(func() {
+					for wait.Sleep(ctx, keepalive) == nil {
+						if tt.sends != nil {
+							_, _ = far.Write(tt.sends)
+						}
+					}
+					far.Close()
+				})
+				began := time.Now()
+				err := c.read(l, near)
+				if got := time.Since(began); err == nil || got != tt.after {
+					t.Errorf("got %v after %v, want an error after %v", err, got, tt.after)
+				}
+				cancel()
+				near.Close()
+				other.Wait()
+			})
+		})
+	}
+}
+
+// A node that can't be reached is dialled again and again, at growing intervals.
+func TestRedial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var dials int
+		c := New(Options{Dial: func(context.Context, mesh.ID) (net.Conn, error) {
+			dials++
+			return nil, errors.New("unreachable")
+		}})
+		_, l := bare(true)
+		l.ctx, l.cancel = context.WithTimeout(t.Context(), time.Hour)
+		defer l.cancel()
+		c.redial(l)
+		if least, most := int(time.Hour/redialMax/2), int(2*time.Hour/redialMax)+10; dials < least || dials > most {
+			t.Errorf("dialled %d times in an hour, want %d to %d times", dials, least, most)
+		}
+		if l.status().Err == nil {
+			t.Error("the error is not shown")
+		}
+	})
+}
