@@ -17,6 +17,7 @@ import (
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
 
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/rawudp"
@@ -33,7 +34,7 @@ const socketBuffer = 7 << 20
 //
 // wireguard-go's StdNetBind is meant to do the same, but loses the address where the kernel
 // merges datagrams (UDP_GRO): splitCoalescedMessages copies them without their control
-// messages. So this one does not have them merged.
+// messages.
 //
 // Probes of package path go through the same sockets. WireGuard never sees them.
 type bind struct {
@@ -139,18 +140,20 @@ func openSocket(network string, port uint16) (*bindSocket, error) {
 		s.batch = ipv4.NewPacketConn(s.udp)
 	}
 	s.sends.New = func() any {
-		messages := newMessages()
+		messages := make([]ipv6.Message, conn.IdealBatchSize)
 		return &messages
 	}
 	return s, nil
 }
 
-// socketOptions asks for the local addresses of packets and for room. Without the
-// capability for more, the system's limit is the room.
+// socketOptions asks for the local addresses of packets, for merged ones, and for room.
+// Without the capability for more, the system's limit is the room. A kernel that does not
+// merge what it receives passes single packets.
 func socketOptions(fd int, six bool) error {
 	for _, option := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF, unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, socketBuffer)
 	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1)
 	if six {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
 			return err
@@ -159,39 +162,38 @@ func socketOptions(fd int, six bool) error {
 	return pktinfo.Enable(fd, six)
 }
 
-func newMessages() []ipv6.Message {
-	messages := make([]ipv6.Message, conn.IdealBatchSize)
-	for i := range messages {
-		messages[i].Buffers = make([][]byte, 1)
-	}
-	return messages
-}
+// readBatch is how many messages are read in one call, each of up to maxSegments packets.
+const readBatch = 16
 
 // receiver returns the function that reads from the socket. One goroutine calls it. It must
 // not wait for who takes the probes: while WireGuard's port is changed, its settings are
 // locked until that goroutine has ended.
 func (s *bindSocket) receiver(probes chan<- rawudp.Datagram) conn.ReceiveFunc {
-	messages := newMessages()
-	control := make([]byte, len(messages)*pktinfo.Room)
+	messages := make([]ipv6.Message, readBatch)
+	for i := range messages {
+		messages[i].Buffers = [][]byte{make([]byte, device.MaxMessageSize)}
+		messages[i].OOB = make([]byte, pktinfo.Room+segmentRoom)
+	}
+	var all, rest []packet // that were read, and that are yet to be returned
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-		for i := range packets {
-			messages[i].Buffers[0] = packets[i]
-			messages[i].OOB = control[i*pktinfo.Room : (i+1)*pktinfo.Room]
+		if len(rest) == 0 {
+			n, err := s.batch.ReadBatch(messages, 0)
+			if err != nil {
+				return 0, err
+			}
+			all = unmerge(all[:0], messages[:n])
+			rest = all
 		}
-		n, err := s.batch.ReadBatch(messages[:len(packets)], 0)
-		if err != nil {
-			return 0, err
-		}
-		for i := range n {
-			m := &messages[i]
-			if m.N >= len(probeMagic) && [4]byte(packets[i]) == probeMagic {
-				passProbe(probes, packets[i][:m.N], m)
+		n := min(len(rest), len(packets))
+		for i, p := range rest[:n] {
+			if len(p.payload) >= len(probeMagic) && [4]byte(p.payload) == probeMagic {
+				passProbe(probes, p.payload, p.message)
 				sizes[i] = 0 // WireGuard skips it
 				continue
 			}
-			sizes[i] = m.N
-			eps[i] = newBindEndpoint(m.Addr.(*net.UDPAddr).AddrPort(), m.OOB[:m.NN])
+			sizes[i], eps[i] = copy(packets[i], p.payload), p.from
 		}
+		rest = rest[n:]
 		return n, nil
 	}
 }
@@ -231,10 +233,21 @@ func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
 	if s == nil {
 		return unix.EAFNOSUPPORT
 	}
-	if src := e.src.Load(); src != nil && s.send(packets, e.dst, src.control) == nil {
-		return nil
+	var source []byte
+	if src := e.src.Load(); src != nil {
+		source = src.control
 	}
-	return s.send(packets, e.dst, nil)
+	var err error
+	for _, o := range []sendOptions{
+		{source, true},
+		{source, false}, // packets longer than the link's MTU, or a card that makes no checksums, see udp(7)
+		{nil, false},
+	} {
+		if packets, err = s.send(packets, e.dst, o); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // socket returns the socket from which to send to an address, or nil if there is none.
@@ -267,22 +280,27 @@ func (b *bind) sendProbe(p rawudp.Packet) error {
 	return nil
 }
 
-func (s *bindSocket) send(packets [][]byte, to netip.AddrPort, source []byte) error {
+// sendOptions says how packets leave.
+type sendOptions struct {
+	source []byte // control message with the address of this host; nil to let the kernel choose
+	merged bool   // as few datagrams as possible, which the kernel or the card cuts
+}
+
+// send sends packets and returns those that it could not send.
+func (s *bindSocket) send(packets [][]byte, to netip.AddrPort, o sendOptions) ([][]byte, error) {
 	pooled := s.sends.Get().(*[]ipv6.Message)
 	defer s.sends.Put(pooled)
-	messages := *pooled
-	addr := net.UDPAddrFromAddrPort(to)
-	for i, p := range packets {
-		messages[i].Buffers[0], messages[i].OOB, messages[i].Addr = p, source, addr
-	}
-	for rest := messages[:len(packets)]; len(rest) > 0; {
-		n, err := s.batch.WriteBatch(rest, 0)
+	for messages := merge(*pooled, packets, to, o); len(messages) > 0; {
+		n, err := s.batch.WriteBatch(messages, 0)
 		if err != nil {
-			return err
+			return packets, err
 		}
-		rest = rest[n:]
+		for _, m := range messages[:n] {
+			packets = packets[len(m.Buffers):]
+		}
+		messages = messages[n:]
 	}
-	return nil
+	return nil, nil
 }
 
 // ParseEndpoint reads a peer's address.
