@@ -153,7 +153,8 @@ soak: test-swarm test-vagrant test-kernel-long chaos fuzz ## what takes minutes 
 bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"; RUN=datapath for one measurement
 	@CGO_ENABLED=0 go build -tags hostile -o bin/ ./test/bench ./test/kernel
 	@bin/bench -run '$(RUN)' -meshd $(MESHD); code=$$?; \
-	CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel exec bin/bench -kernel -run '$(RUN)' -meshd $(MESHD) && exit $$code
+	CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel exec bin/bench -kernel -run '$(RUN)' -meshd $(MESHD) || code=$$?; \
+	bin/kernel -icount exec bin/bench -icount -run '$(RUN)' -meshd $(MESHD) && exit $$code
 
 .PHONY: fmt
 fmt: ## format the source

@@ -53,7 +53,11 @@ func measureDataPath(ctx context.Context, binary string, s samples) (err error) 
 	if err != nil {
 		return err
 	}
-	plain, err := plainPath(ctx, l)
+	third, err := twoHosts(ctx, l, lab.NAT, "third", "fourth")
+	if err != nil {
+		return err
+	}
+	plain, err := plainPath(ctx, third)
 	if err != nil {
 		return err
 	}
@@ -123,25 +127,31 @@ func meshdPath(ctx context.Context, nodes []*lab.Node) (dataPath, error) {
 	return dataPath{"meshd", ends[0], ends[1]}, nil
 }
 
-// plainPath makes two hosts with what a person would make by hand: a WireGuard
-// device, a route, a bridge, and a pod on it.
-func plainPath(ctx context.Context, l *lab.Lab) (dataPath, error) {
-	const port = 51820
-	var (
-		hosts []*lab.Host
-		keys  []wgtypes.Key
-		ends  []lab.Party
-	)
-	for _, name := range []string{"third", "fourth"} {
-		h, err := l.Host(ctx, name, lab.NAT)
-		if err != nil {
-			return dataPath{}, err
+// twoHosts makes two hosts.
+func twoHosts(ctx context.Context, l *lab.Lab, underlay lab.Underlay, first, second string) (hosts [2]*lab.Host, err error) {
+	for i, name := range []string{first, second} {
+		if hosts[i], err = l.Host(ctx, name, underlay); err != nil {
+			return hosts, err
 		}
-		key, err := wgtypes.GeneratePrivateKey()
-		if err != nil {
+	}
+	return hosts, nil
+}
+
+// plainPort is WireGuard's port on hosts of a mesh made by hand.
+const plainPort = 51820
+
+// plainPath gives two hosts what a person would make by hand: a WireGuard device, a
+// route, a bridge, and a pod on it.
+func plainPath(ctx context.Context, hosts [2]*lab.Host) (dataPath, error) {
+	var (
+		keys [2]wgtypes.Key
+		ends []lab.Party
+	)
+	for i := range keys {
+		var err error
+		if keys[i], err = wgtypes.GeneratePrivateKey(); err != nil {
 			return dataPath{}, fmt.Errorf("make key: %w", err)
 		}
-		hosts, keys = append(hosts, h), append(keys, key)
 	}
 	for i, h := range hosts {
 		gateway, pod := netip.AddrFrom4([4]byte{10, 99, byte(i), 1}), netip.AddrFrom4([4]byte{10, 99, byte(i), 2})
@@ -165,7 +175,7 @@ func plainPath(ctx context.Context, l *lab.Lab) (dataPath, error) {
 			ip -n pod link set lo up
 			ip -n pod link set eth0 up
 			ip -n pod route add default via %[5]s`,
-			port, keys[other].PublicKey(), hosts[other].Public(), other, gateway, pod)
+			plainPort, keys[other].PublicKey(), hosts[other].Public(), other, gateway, pod)
 		if _, err := h.Run(ctx, "sh", "-c", script); err != nil {
 			return dataPath{}, err
 		}
@@ -176,15 +186,15 @@ func plainPath(ctx context.Context, l *lab.Lab) (dataPath, error) {
 
 // barePath makes two hosts that reach each other over the underlay.
 func barePath(ctx context.Context, l *lab.Lab) (dataPath, error) {
-	var ends []lab.Party
-	for _, name := range []string{"fifth", "sixth"} {
-		h, err := l.Host(ctx, name, lab.Routed)
-		if err != nil {
-			return dataPath{}, err
-		}
-		ends = append(ends, lab.Party{At: h.Do, Addr: h.Public()})
+	hosts, err := twoHosts(ctx, l, lab.Routed, "fifth", "sixth")
+	if err != nil {
+		return dataPath{}, err
 	}
-	return dataPath{"bare", ends[0], ends[1]}, nil
+	return dataPath{
+		"bare",
+		lab.Party{At: hosts[0].Do, Addr: hosts[0].Public()},
+		lab.Party{At: hosts[1].Do, Addr: hosts[1].Public()},
+	}, nil
 }
 
 // throughput returns the megabits a second of one TCP connection, once it is up to

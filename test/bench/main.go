@@ -34,6 +34,7 @@ func main() {
 func run() int {
 	binary := flag.String("meshd", "bin/meshd", "the meshd to measure")
 	kernel := flag.Bool("kernel", false, "measure what needs WireGuard in the kernel, and nothing else")
+	icount := flag.Bool("icount", false, "measure what bin/kernel -icount runs, and nothing else")
 	pattern := flag.String("run", "", "regular expression: which measurements to take")
 	flag.Parse()
 	only, err := regexp.Compile(*pattern)
@@ -44,8 +45,11 @@ func run() int {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
 	b := bench{binary: *binary, measurements: measurements, figures: figures}
-	if *kernel {
+	switch {
+	case *kernel:
 		b.measurements, b.figures = kernelMeasurements(), kernelFigures
+	case *icount:
+		b.measurements, b.figures = countedMeasurements, countedFigures
 	}
 	measure := func() error { return b.run(ctx, only) }
 	if swarm.Isolated() {

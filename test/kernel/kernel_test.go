@@ -59,6 +59,20 @@ func TestJobInVirtualMachine(t *testing.T) {
 	}
 }
 
+// TestInstructionsAreCounted has a virtual machine wait for longer than it may run: where
+// time is what is executed, waiting takes none.
+func TestInstructionsAreCounted(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	defer cancel()
+	var output bytes.Buffer
+	wait := command{Args: []string{"/bin/sh", "-c", "sleep 3600; grep -c ^processor /proc/cpuinfo"}, Dir: "/"}
+	m := machine{dir: t.TempDir(), job: job{Commands: []command{wait}}, icount: true, output: &output}
+	code, err := m.run(ctx)
+	if err != nil || code != 0 || output.String() != "1\n" {
+		t.Errorf("got exit code %d, %v and %q processors, want 1 after an hour", code, err, output.String())
+	}
+}
+
 // TestVirtualMachineDies ends virtual machines before their job is done, in several ways.
 func TestVirtualMachineDies(t *testing.T) {
 	for _, tt := range []struct {

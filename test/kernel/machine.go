@@ -32,6 +32,7 @@ const (
 type machine struct {
 	dir    string // for what belongs to this run
 	job    job
+	icount bool // time is what is executed
 	output io.Writer
 	failed []string // tests that did, after run
 }
@@ -45,6 +46,12 @@ const memory = "3072"
 // takes twice as long. Without rdrand the first random number takes a second. With xsave,
 // and so with AVX and "max", the machine comes to a stop.
 const processor = "qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt,+movbe,+bmi1,+bmi2,+adx,+aes,+pclmulqdq"
+
+// countInstructions makes each instruction take 2^2 ns, about what QEMU takes for one on
+// an idle machine, so timeouts fit as they do without. QEMU counts only when one thread
+// emulates all processors. Where the virtual machine only waits, its clock jumps to what it
+// waits for.
+var countInstructions = []string{"-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=2,sleep=off"}
 
 // runTwice runs the machine, and a second time if the machine itself dies.
 func (m *machine) runTwice(ctx context.Context, limit time.Duration) (int, error) {
@@ -74,7 +81,7 @@ func (m *machine) run(ctx context.Context) (int, error) {
 	}
 	console := filepath.Join(m.dir, "console")
 	args := []string{
-		"-machine", "q35", "-accel", "tcg,thread=multi", "-smp", "2", "-m", memory,
+		"-machine", "q35", "-m", memory,
 		"-cpu", processor,
 		"-nodefaults", "-no-reboot", "-display", "none", // and no network device
 		"-kernel", img.vmlinuz, "-initrd", initrd,
@@ -83,6 +90,11 @@ func (m *machine) run(ctx context.Context) (int, error) {
 		// QEMU would translate a program anew wherever it is put in memory, so every
 		// start of it takes half the time at one address.
 		"-append", "console=ttyS0 quiet panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=30 mitigations=off tsc=reliable norandmaps",
+	}
+	if m.icount {
+		args = append(args, countInstructions...)
+	} else {
+		args = append(args, "-accel", "tcg,thread=multi", "-smp", "2")
 	}
 	if m.job.Shell {
 		return 0, m.interact(ctx, append(args, "-serial", "mon:stdio"))

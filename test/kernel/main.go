@@ -9,6 +9,10 @@
 //	kernel [-file PATH]... exec COMMAND ...   one command
 //	kernel shell [PACKAGE...]                 bash on the console, to look around
 //
+// With -icount, before any of them, time in the virtual machine is the number of
+// instructions that its one processor has executed, see machine.go: what is measured
+// there does not depend on what else the real machine does.
+//
 // The files of a job have the same paths in the virtual machine as on the real one, so
 // tests and commands need not know where they run. Output comes as it is printed, and
 // kernel exits with 1 if a test or the command fails. Every few tests get a new virtual
@@ -19,7 +23,7 @@
 // The first failure stays in the output; a test that fails twice has failed.
 //
 // On a machine whose own kernel has WireGuard and netem, test and exec run
-// directly.
+// directly, without -icount.
 //
 // The program is also process 1 of the virtual machine, see inside.go, where it does the
 // job and turns the machine off.
@@ -64,12 +68,13 @@ func run() int {
 	var with files
 	pattern := flag.String("run", "", "regular expression: which tests to run")
 	timeout := flag.Duration("timeout", 35*time.Minute, "how long one virtual machine may live")
+	icount := flag.Bool("icount", false, "count time in executed instructions, on one processor")
 	flag.Var(&with, "file", "a `path` to have in the virtual machine, for exec")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
 
-	code, err := do(ctx, options{run: *pattern, timeout: *timeout, files: with}, flag.Args())
+	code, err := do(ctx, options{run: *pattern, timeout: *timeout, icount: *icount, files: with}, flag.Args())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kernel:", err)
 		return exitBroken
@@ -80,6 +85,7 @@ func run() int {
 type options struct {
 	run     string
 	timeout time.Duration
+	icount  bool
 	files   []string
 }
 
@@ -114,24 +120,24 @@ func do(ctx context.Context, o options, args []string) (int, error) {
 	}
 	switch {
 	case j.Shell:
-		return (&machine{dir: dir, job: j}).run(ctx)
-	case ownKernelWillDo(ctx):
+		return (&machine{dir: dir, job: j, icount: o.icount}).run(ctx)
+	case !o.icount && ownKernelWillDo(ctx):
 		return j.run(ctx, os.Stdout), ctx.Err()
 	}
-	return runEach(ctx, dir, j.split(), o.timeout)
+	return runEach(ctx, dir, j.split(), o)
 }
 
 // runEach does each of the jobs in a virtual machine of its own, and the tests that
 // fail once more.
-func runEach(ctx context.Context, dir string, jobs []job, limit time.Duration) (int, error) {
+func runEach(ctx context.Context, dir string, jobs []job, o options) (int, error) {
 	code := 0
 	for _, one := range jobs {
-		m := machine{dir: dir, job: one, output: os.Stdout}
-		c, err := m.runTwice(ctx, limit)
+		m := machine{dir: dir, job: one, icount: o.icount, output: os.Stdout}
+		c, err := m.runTwice(ctx, o.timeout)
 		if again, ok := one.again(m.failed); err == nil && c == exitFailed && ok {
 			fmt.Fprintln(os.Stderr, "kernel: once more:", strings.Join(m.failed, " "))
-			m = machine{dir: dir, job: again, output: os.Stdout}
-			c, err = m.runTwice(ctx, limit)
+			m = machine{dir: dir, job: again, icount: o.icount, output: os.Stdout}
+			c, err = m.runTwice(ctx, o.timeout)
 		}
 		if err != nil {
 			return 0, err
