@@ -165,6 +165,12 @@ func (p *addressTable) reaches(id mesh.ID, now time.Time) bool {
 	return n != nil && n.fresh(now)
 }
 
+// hears reports whether something has come from a node within natMemory.
+func (p *addressTable) hears(id mesh.ID, now time.Time) bool {
+	n := p.nodes[id]
+	return n != nil && now.Sub(n.heardAt) <= natMemory
+}
+
 // isSilent reports whether packets to a node go unanswered for longer than it
 // takes to lose one.
 func (p *addressTable) isSilent(id mesh.ID, now time.Time) bool {

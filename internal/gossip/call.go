@@ -5,6 +5,7 @@ package gossip
 import (
 	"cmp"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -65,8 +66,7 @@ func (g *Gossip) SendCall(to mesh.ID, sealed []byte) error {
 // time is dropped.
 func (g *Gossip) Calls() <-chan Call { return g.calls }
 
-// isKnown reports whether a node has a record, so that it is not forgotten. Who is alive is
-// no condition: of two nodes that don't reach each other, each may take the other for dead.
+// isKnown reports whether a node has a record, so that it is not forgotten.
 func (g *Gossip) isKnown(id mesh.ID) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -74,11 +74,16 @@ func (g *Gossip) isKnown(id mesh.ID) bool {
 	return ok
 }
 
-// forwarders returns the live nodes that most likely reach a node: first its relays, then
+// isPresent reports whether a node is alive, or has just been heard: where most nodes are
+// behind NAT, memberlist takes some for dead that only a few others reach.
+func (g *Gossip) isPresent(id mesh.ID) bool {
+	return g.members.isAlive(id) || g.transport.hears(id)
+}
+
+// forwarders returns the present nodes that most likely reach a node: first its relays, then
 // those that are not behind NAT, of each those first that we reach ourselves, and in random
 // order otherwise.
 func (g *Gossip) forwarders(to mesh.ID) []mesh.ID {
-	others := slices.DeleteFunc(g.members.others(), func(id mesh.ID) bool { return id == to })
 	type candidate struct {
 		id   mesh.ID
 		rank int
@@ -86,12 +91,11 @@ func (g *Gossip) forwarders(to mesh.ID) []mesh.ID {
 	var all []candidate
 	g.mu.Lock()
 	path, _ := g.store.objects[pathKey(to)].body.(pathBody)
-	for _, id := range others {
-		r, ok := g.store.objects[recordKey(id)].body.(recordBody)
-		if !ok {
+	for _, r := range g.store.records() {
+		id, rank := r.ID(), 0
+		if id == g.self || id == to {
 			continue
 		}
-		rank := 0
 		if !slices.Contains(path.Relays, id) {
 			rank += 2
 			if r.NAT && len(r.Endpoints) == 0 {
@@ -101,6 +105,8 @@ func (g *Gossip) forwarders(to mesh.ID) []mesh.ID {
 		all = append(all, candidate{id, rank})
 	}
 	g.mu.Unlock()
+	all = slices.DeleteFunc(all, func(c candidate) bool { return !g.isPresent(c.id) })
+	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	for i, c := range all {
 		if !g.transport.reaches(c.id) {
 			all[i].rank++
@@ -114,8 +120,8 @@ func (g *Gossip) forwarders(to mesh.ID) []mesh.ID {
 	return ids
 }
 
-// handleCall delivers a call for this node. A call for another one that is alive it sends on
-// if it came from its author: so a call is sent on once.
+// handleCall delivers a call for this node. A call for another one that is present it sends
+// on if it came from its author: so a call is sent on once.
 func (g *Gossip) handleCall(m message) {
 	if len(m.payload) <= callHeader || len(m.payload) > callHeader+maxCall {
 		g.counters.add("packet-content")
@@ -133,7 +139,7 @@ func (g *Gossip) handleCall(m message) {
 		default:
 			g.counters.add("call-overload")
 		}
-	case from == m.from && g.members.isAlive(to) && g.isKnown(to):
+	case from == m.from && g.isPresent(to) && g.isKnown(to):
 		g.transport.send(to, kindCall, m.payload)
 	default:
 		g.counters.add("call-stray")

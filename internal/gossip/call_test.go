@@ -138,6 +138,18 @@ func TestHostileCallFlood(t *testing.T) {
 		t.Errorf("many senders: %d calls, want %d", allowed, callsPerSecond)
 	}
 
+	// A node counts as present, although memberlist takes it for dead, if it was just heard.
+	now = now.Add(time.Second)
+	g.transport.addresses.node(idOf(4)).heardAt = now.Add(-natMemory)
+	for n, want := range []uint64{1, 0} {
+		before := g.counters.snapshot()[sent]
+		g.handle(callMessage(idOf(1), idOf(1), idOf(4), []byte("sealed")))
+		if got := g.counters.snapshot()[sent] - before; got != want {
+			t.Errorf("for a dead node, heard %v ago: %d calls are sent on, want %d", natMemory+time.Duration(n), got, want)
+		}
+		now = now.Add(1)
+	}
+
 	// Nobody reads: what is dropped is the new, and nothing blocks.
 	m := callMessage(idOf(1), idOf(1), g.self, []byte("sealed"))
 	for range 2 * maxCalls / callsPerSender {

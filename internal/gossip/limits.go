@@ -75,6 +75,9 @@ const (
 	answerTimeout = 750 * time.Millisecond
 	// addressMemory is how long an address at which a node was seen is remembered.
 	addressMemory = 10 * time.Minute
+	// natMemory is how long a NAT lets packets in to a node after one of its own: two
+	// minutes (RFC 4787, section 4.3).
+	natMemory = 2 * time.Minute
 	// dialBackPeriod is how often a node is dialled back at one address. openFor is how
 	// long an address at which we were dialled counts as open; it is longer, because some
 	// dials fail.

@@ -370,6 +370,13 @@ func (t *transport) reaches(id mesh.ID) bool {
 	return t.addresses.reaches(id, t.now())
 }
 
+// hears reports whether a packet of a node has come within the time that NATs remember it.
+func (t *transport) hears(id mesh.ID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.addresses.hears(id, t.now())
+}
+
 // isSilent reports whether packets to a node are not answered, and none come by stream either.
 func (t *transport) isSilent(id mesh.ID) bool {
 	t.mu.Lock()
