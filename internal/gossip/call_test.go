@@ -270,7 +270,7 @@ func (n *natNetwork) start(t *testing.T, number, public int, change func(*Option
 // Nodes behind NATs that let in only answers call each other.
 func TestCallsBetweenNATs(t *testing.T) {
 	t.Parallel()
-	count, public := 20, 4
+	count, public := 40, 3
 	if testing.Short() {
 		count, public = 6, 2
 	}
@@ -280,7 +280,6 @@ func TestCallsBetweenNATs(t *testing.T) {
 		nodes = append(nodes, network.start(t, n, public, joining(nodes[0])))
 	}
 	eventually(t, "all know all", nodes, func(v mesh.View) bool { return len(v.Records) == count })
-	eventually(t, "those outside of NATs see all", nodes[:public], func(v mesh.View) bool { return len(v.Alive) == count })
 
 	var calls, again, copies int
 	var slowest time.Duration
