@@ -61,7 +61,7 @@ const (
 	maxStreams          = 128  // of peers that have proved their identity
 	maxStreamsPerNode   = 8    // the same, of one node: an honest node rarely has two
 
-	maxCarriers          = 256 // that carry datagrams, one of each node
+	maxCarriers          = 128 // that carry datagrams, one of each node
 	maxCarriersPerSource = 64  // the same, from one source: the network of a company without UDP
 )
 

@@ -9,6 +9,8 @@ import (
 	"io"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -98,12 +100,13 @@ func TestReadStopsAtErrors(t *testing.T) {
 // A ring holds the newest frames that fit, in order.
 func TestRing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		const size = 64
+		const size = 128 // room for the times, too
 		r := newRing(size)
+		now := time.Unix(1700000000, 0)
 		var want [][]byte
 		total := func() (n int) {
 			for _, b := range want {
-				n += len(b)
+				n += stamp + len(b)
 			}
 			return n
 		}
@@ -120,21 +123,42 @@ func TestRing(t *testing.T) {
 				}
 				continue
 			}
-			payload := rapid.SliceOfN(rapid.Byte(), 0, size-frameHeader).Draw(t, "payload")
+			payload := rapid.SliceOfN(rapid.Byte(), 0, size-stamp-frameHeader).Draw(t, "payload")
 			want = append(want, encode(frame{frameOwn, string(payload)}))
 			var dropped uint64
 			for ; total() > size; dropped++ {
 				want = want[1:]
 			}
-			if got := r.push(frameOwn, payload); got != dropped {
+			if got := r.push(now, frameOwn, payload); got != dropped {
 				t.Fatalf("dropped %d frames, want %d", got, dropped)
 			}
 		}
 	})
 }
 
+// What waits for too long is dropped.
+func TestQueueAges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue()
+		q.put(frameOwn, []byte("old"))
+		q.put(frameGossip, []byte("old"))
+		time.Sleep(maxAge)
+		q.put(frameOwn, []byte("new"))
+		b := make([]byte, chunk)
+		if got, want := string(b[:q.take(b[:2])]), ""; got != want || q.drops() > 0 {
+			t.Errorf("without room: got %q and %d dropped", got, q.drops())
+		}
+		time.Sleep(time.Nanosecond)
+		if got, want := string(b[:q.take(b)]), string(encode(frame{frameOwn, "new"})); got != want || q.drops() != 2 {
+			t.Errorf("got %q and %d dropped, want %q and 2", got, q.drops(), want)
+		}
+	})
+}
+
 // Gossip goes first, and neither it nor datagrams take the room of the other.
-func TestQueue(t *testing.T) {
+func TestQueue(t *testing.T) { synctest.Test(t, testQueue) } // where no time passes
+
+func testQueue(t *testing.T) {
 	q := newQueue()
 	datagram, packet := make([]byte, 1400), make([]byte, 1200)
 	for i := range 1000 {
@@ -160,7 +184,7 @@ func TestQueue(t *testing.T) {
 			t.Errorf("the last of kind %d is %d, want 999", f.Kind, n)
 		}
 	}
-	want := map[frameKind]int{frameGossip: maxQueuedGossip / (1200 + frameHeader), frameOwn: maxQueued / (1400 + frameHeader)}
+	want := map[frameKind]int{frameGossip: maxQueuedGossip / (1200 + stamp + frameHeader), frameOwn: maxQueued / (1400 + stamp + frameHeader)}
 	if diff := cmp.Diff(want, counts); diff != "" || frames[0].Kind != frameGossip {
 		t.Errorf("first %d, counts (-want +got):\n%s", frames[0].Kind, diff)
 	}

@@ -4,24 +4,25 @@ package stream
 
 import "time"
 
-// Bounds. A link takes some 300 KiB.
+// Bounds. A link takes some 200 KiB, and maxQueued more while its network is slow.
 const (
 	// maxAccepted is how many nodes may have streams to this one. Gossip has as many places
 	// for them, and decides who loses his when there are more.
-	maxAccepted = 256
+	maxAccepted = 128
 
 	// maxDatagram is as in the table of a relay: longer than what WireGuard sends on links of
 	// 1500 bytes, and than any packet of gossip.
 	maxDatagram = 2048
 
-	// maxQueued is how many bytes of frames wait to be sent: a tenth of a second at 10 Mbit/s.
-	// TCP connections in the tunnel need the loss of what is older to find their speed.
-	maxQueued = 128 << 10
+	// maxQueued is how many bytes of frames wait to be sent: a burst of a TCP connection in the
+	// tunnel, whose throughput falls to a third if a burst is cut. On slow networks maxAge is
+	// the tighter bound.
+	maxQueued = 1024 << 10
 	// maxQueuedGossip is room for a dozen packets of gossip, which are sent before the rest.
 	maxQueuedGossip = 16 << 10
 	// maxUnsent is how many bytes the kernel holds that it has not sent yet, beyond the queue
 	// (TCP_NOTSENT_LOWAT). They can't be dropped.
-	maxUnsent = 32 << 10
+	maxUnsent = 128 << 10
 
 	// chunk is how much is read or written at once.
 	chunk = 32 << 10
@@ -43,6 +44,9 @@ const (
 	// ackTimeout is how long what was sent may stay unacknowledged (TCP_USER_TIMEOUT). TCP
 	// itself would try for a quarter of an hour.
 	ackTimeout = 20 * time.Second
+	// maxAge is how long a frame may wait. TCP connections in the tunnel find their speed by the
+	// loss of what is older, and calls and terminals are of no use beyond it.
+	maxAge = 250 * time.Millisecond
 	// idleAfter is how long a node may keep a stream here without using it.
 	idleAfter = 10 * time.Minute
 	// lingerFor is how long the socket of an accepted stream outlives it: WireGuard goes on

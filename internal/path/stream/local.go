@@ -35,8 +35,7 @@ func openLocal(wireguard uint16) (*local, error) {
 			errs = append(errs, err)
 			continue
 		}
-		_ = udp.SetReadBuffer(socketBuffer) // the system may allow less
-		_ = udp.SetWriteBuffer(socketBuffer)
+		makeRoom(udp)
 		l := &local{addr: udp.LocalAddr().(*net.UDPAddr).AddrPort(), udp: udp, batch: ipv6.NewPacketConn(udp)}
 		if loopback.Is4() {
 			l.addr = netip.AddrPortFrom(loopback, l.addr.Port())
@@ -45,6 +44,20 @@ func openLocal(wireguard uint16) (*local, error) {
 		return l, nil
 	}
 	return nil, fmt.Errorf("open a socket on the loopback: %w", errors.Join(errs...))
+}
+
+// makeRoom has the kernel hold more datagrams than by default. Without the capability for it,
+// the system's limit is the room.
+func makeRoom(udp *net.UDPConn) {
+	raw, err := udp.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for _, option := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF, unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, socketBuffer)
+		}
+	})
 }
 
 // newMessages returns messages with one buffer each, of a size, or empty ones.

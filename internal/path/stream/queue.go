@@ -5,6 +5,7 @@ package stream
 import (
 	"encoding/binary"
 	"sync"
+	"time"
 )
 
 // queue holds the frames that wait to be sent. It is safe for concurrent use.
@@ -32,7 +33,7 @@ func (q *queue) put(kind frameKind, payload []byte) bool {
 		r = &q.gossip
 	}
 	q.mu.Lock()
-	q.dropped += r.push(kind, payload)
+	q.dropped += r.push(time.Now(), kind, payload)
 	q.mu.Unlock()
 	select {
 	case q.ready <- struct{}{}:
@@ -41,10 +42,13 @@ func (q *queue) put(kind frameKind, payload []byte) bool {
 	return true
 }
 
-// take moves as many frames as fit to b, and returns their length.
+// take moves as many frames as fit to b, and returns their length. It drops those that have
+// waited for too long.
 func (q *queue) take(b []byte) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	now := time.Now()
+	q.dropped += q.gossip.expire(now) + q.rest.expire(now)
 	n := q.gossip.take(b)
 	return n + q.rest.take(b[n:])
 }
@@ -63,24 +67,48 @@ func (q *queue) drops() uint64 {
 	return q.dropped
 }
 
-// ring holds frames in a buffer of constant size.
+// ring holds frames, each after the time at which it came, in a buffer that grows to a limit.
 type ring struct {
+	most int
 	buf  []byte
-	head int // where the oldest frame begins
+	head int // where the oldest frame's time begins
 	size int
 }
 
-func newRing(size int) ring { return ring{buf: make([]byte, size)} }
+// stamp is the length of the time before a frame, in nanoseconds.
+const stamp = 8
 
-// push appends a frame that is not longer than the buffer, and returns how many it has dropped
-// to make room.
-func (r *ring) push(kind frameKind, payload []byte) (dropped uint64) {
-	for ; r.size+frameHeader+len(payload) > len(r.buf); dropped++ {
-		r.skip(r.first())
+func newRing(most int) ring { return ring{most: most} }
+
+// push appends a frame, which must not be longer than the limit, and returns how many it has
+// dropped to make room.
+func (r *ring) push(now time.Time, kind frameKind, payload []byte) (dropped uint64) {
+	need := stamp + frameHeader + len(payload)
+	for r.size+need > len(r.buf) && len(r.buf) < r.most {
+		buf := make([]byte, min(max(2*len(r.buf), maxDatagram), r.most))
+		r.peek(buf[:r.size], 0)
+		r.buf, r.head = buf, 0
 	}
-	var header [frameHeader]byte
-	r.write(appendHeader(header[:0], kind, len(payload)))
+	for ; r.size+need > len(r.buf); dropped++ {
+		r.skip(stamp + r.first())
+	}
+	var header [stamp + frameHeader]byte
+	r.write(appendHeader(binary.BigEndian.AppendUint64(header[:0], uint64(now.UnixNano())), kind, len(payload)))
 	r.write(payload)
+	return dropped
+}
+
+// expire drops what is older than maxAge, and returns how many frames that were.
+func (r *ring) expire(now time.Time) (dropped uint64) {
+	oldest := uint64(now.Add(-maxAge).UnixNano())
+	for ; r.size > 0; dropped++ {
+		var came [stamp]byte
+		r.peek(came[:], 0)
+		if binary.BigEndian.Uint64(came[:]) >= oldest {
+			break
+		}
+		r.skip(stamp + r.first())
+	}
 	return dropped
 }
 
@@ -88,8 +116,8 @@ func (r *ring) push(kind frameKind, payload []byte) (dropped uint64) {
 func (r *ring) take(b []byte) (n int) {
 	for r.size > 0 && r.first() <= len(b)-n {
 		frame := b[n : n+r.first()]
-		r.peek(frame)
-		r.skip(len(frame))
+		r.peek(frame, stamp)
+		r.skip(stamp + len(frame))
 		n += len(frame)
 	}
 	return n
@@ -98,13 +126,16 @@ func (r *ring) take(b []byte) (n int) {
 // first returns the length of the oldest frame.
 func (r *ring) first() int {
 	var length [2]byte
-	r.peek(length[:])
+	r.peek(length[:], stamp)
 	return frameHeader + int(binary.BigEndian.Uint16(length[:]))
 }
 
-// peek copies the oldest bytes.
-func (r *ring) peek(b []byte) {
-	n := copy(b, r.buf[r.head:])
+// peek copies bytes from an offset behind the head.
+func (r *ring) peek(b []byte, offset int) {
+	if len(b) == 0 {
+		return
+	}
+	n := copy(b, r.buf[(r.head+offset)%len(r.buf):])
 	copy(b[n:], r.buf)
 }
 
@@ -119,4 +150,5 @@ func (r *ring) write(b []byte) {
 	r.size += len(b)
 }
 
-func (r *ring) clear() { r.head, r.size = 0, 0 }
+// clear drops all frames, and the buffer.
+func (r *ring) clear() { *r = newRing(r.most) }
