@@ -272,24 +272,6 @@ func (u *Underlay) closeControl() {
 	}
 }
 
-// LeadsIntoMesh reports whether the route to an address leads out of a link of meshd's, so
-// that a path there would lead through the mesh itself. An address without a route is an
-// error.
-func (u *Underlay) LeadsIntoMesh(addr netip.Addr) (bool, error) {
-	routes, err := u.nl.RouteGet(addr.Unmap().AsSlice())
-	for _, r := range routes {
-		own, ownErr := u.ownLink(r.LinkIndex)
-		if own {
-			return true, nil
-		}
-		err = errors.Join(err, ownErr)
-	}
-	if err != nil {
-		return false, fmt.Errorf("look up the route to %s: %w", addr, err)
-	}
-	return false, nil
-}
-
 // ownLink reports whether the link with an index is meshd's: the device, the VXLAN device, or
 // the pods' bridge.
 func (u *Underlay) ownLink(index int) (bool, error) {

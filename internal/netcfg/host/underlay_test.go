@@ -197,38 +197,6 @@ func TestUnderlayPeers(t *testing.T) {
 	})
 }
 
-func TestLeadsIntoMesh(t *testing.T) {
-	if !namespaced(t) {
-		return
-	}
-	h := newKernel(t)
-	mustReconcile(t, h, userspaceAlone())
-	run(t, "ip link add outside type bridge")
-	run(t, "ip addr add 192.0.2.1/24 dev outside")
-	run(t, "ip link set outside up")
-	run(t, "ip link add kube-bridge type bridge")
-	run(t, "ip addr add 10.42.1.1/24 dev kube-bridge")
-	run(t, "ip link set kube-bridge up")
-	for _, tt := range []struct {
-		addr      string
-		want, err bool
-	}{
-		{addr: "10.4.0.2", want: true},
-		{addr: "::ffff:10.4.0.2", want: true},
-		{addr: "fd00:42:2::5", want: true},
-		{addr: "10.42.1.9", want: true}, // a pod of this host
-		{addr: "192.0.2.9"},
-		{addr: "127.0.0.1"},
-		{addr: "10.4.0.9", err: true}, // the backstop
-		{addr: "203.0.113.1", err: true},
-	} {
-		got, err := h.Underlay().LeadsIntoMesh(netip.MustParseAddr(tt.addr))
-		if got != tt.want || (err != nil) != tt.err {
-			t.Errorf("%s: got %t, %v, want %t, and an error: %t", tt.addr, got, err, tt.want, tt.err)
-		}
-	}
-}
-
 // TestUnderlayDropsInside has probes that arrive by the device: they came through a tunnel.
 func TestUnderlayDropsInside(t *testing.T) {
 	if !namespaced(t) {
