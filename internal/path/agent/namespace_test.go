@@ -34,7 +34,7 @@ import (
 )
 
 // patience is how long a test waits for something; a loaded machine may be slow.
-const patience = 60 * time.Second
+const patience = 2 * time.Minute
 
 // namespace is a network namespace. It ends when nothing is open in it.
 type namespace netns.NsHandle

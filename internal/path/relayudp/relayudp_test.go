@@ -29,7 +29,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is how long a test waits for something.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 const cluster = "test"
 
