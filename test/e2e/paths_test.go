@@ -32,6 +32,7 @@ func TestPaths(t *testing.T) {
 		m.must(a.Kill())
 		m.start(a)
 		m.await(settleLimit, "paths are proved after a restart", proved(true), a, b)
+		m.connected(settleLimit, a, b) // with a session, there is traffic that nobody answers
 		m.run(a, "nft", deaf)
 		m.eventually(settleLimit, func() error {
 			// Without traffic, only one of the two probes the other, and that seldom.
