@@ -199,31 +199,53 @@ func barePath(ctx context.Context, l *lab.Lab) (dataPath, error) {
 
 // throughput returns the megabits a second of one TCP connection, once it is up to
 // speed.
-func throughput(ctx context.Context, w dataPath) (float64, error) {
-	rate, err := rateOf(ctx, w)
+func throughput(ctx context.Context, w dataPath) (rate float64, err error) {
+	t, err := startTransfer(ctx, w)
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", w.name, err)
+		return 0, err
 	}
-	return rate, nil
+	defer func() { err = errors.Join(err, t.stop()) }()
+	return t.rate(ctx)
 }
 
-func rateOf(ctx context.Context, w dataPath) (float64, error) {
+// transfer is one TCP connection over which as much is sent as it takes.
+type transfer struct {
+	name     string // of the data path
+	from, to net.Conn
+	received atomic.Int64
+	ends     errgroup.Group
+}
+
+// startTransfer returns a transfer that is up to speed.
+func startTransfer(ctx context.Context, w dataPath) (*transfer, error) {
 	dialing, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	from, to, err := lab.Connect(dialing, w.from.At, w.to)
 	if err != nil {
-		return 0, err
+		return nil, fmt.Errorf("%s: %w", w.name, err)
 	}
-	var received atomic.Int64
-	var g errgroup.Group
-	g.Go(func() error { return fill(from) })
-	g.Go(func() error { return drain(to, &received) })
-	err = wait.Sleep(ctx, slowStart)
-	before, began := received.Load(), time.Now()
-	err = errors.Join(err, wait.Sleep(ctx, transferTime))
-	bits, seconds := 8*float64(received.Load()-before), time.Since(began).Seconds()
-	err = errors.Join(err, from.Close(), to.Close(), g.Wait())
+	t := &transfer{name: w.name, from: from, to: to}
+	t.ends.Go(func() error { return fill(from) })
+	t.ends.Go(func() error { return drain(to, &t.received) })
+	if err := wait.Sleep(ctx, slowStart); err != nil {
+		return nil, errors.Join(err, t.stop())
+	}
+	return t, nil
+}
+
+// rate returns the megabits a second that arrive.
+func (t *transfer) rate(ctx context.Context) (float64, error) {
+	before, began := t.received.Load(), time.Now()
+	err := wait.Sleep(ctx, transferTime)
+	bits, seconds := 8*float64(t.received.Load()-before), time.Since(began).Seconds()
 	return bits / 1e6 / seconds, err
+}
+
+func (t *transfer) stop() error {
+	if err := errors.Join(t.from.Close(), t.to.Close(), t.ends.Wait()); err != nil {
+		return fmt.Errorf("%s: %w", t.name, err)
+	}
+	return nil
 }
 
 // fill writes until the connection is closed.

@@ -43,15 +43,21 @@ func measureProbeSockets(ctx context.Context, _ string, s samples) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := throughput(ctx, w); err != nil { // the first time an emulated machine takes longer
+	// One connection for all rounds: two connections differ more than what is measured.
+	t, err := startTransfer(ctx, w)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.stop()) }()
+	if _, err := t.rate(ctx); err != nil { // the first time an emulated machine takes longer
 		return err
 	}
 	for range probeRounds {
-		without, err := throughput(ctx, w)
+		without, err := t.rate(ctx)
 		if err != nil {
 			return err
 		}
-		with, err := throughputBesideProbes(ctx, w, hosts)
+		with, err := rateBesideProbes(ctx, t, hosts)
 		if err != nil {
 			return err
 		}
@@ -60,8 +66,8 @@ func measureProbeSockets(ctx context.Context, _ string, s samples) (err error) {
 	return nil
 }
 
-// throughputBesideProbes is throughput while both hosts have sockets for probes open.
-func throughputBesideProbes(ctx context.Context, w dataPath, hosts [2]*lab.Host) (rate float64, err error) {
+// rateBesideProbes is the rate while both hosts have sockets for probes open.
+func rateBesideProbes(ctx context.Context, t *transfer, hosts [2]*lab.Host) (rate float64, err error) {
 	var g errgroup.Group
 	defer func() { err = errors.Join(err, g.Wait()) }()
 	for _, h := range hosts {
@@ -75,5 +81,5 @@ func throughputBesideProbes(ctx context.Context, w dataPath, hosts [2]*lab.Host)
 		defer func() { err = errors.Join(err, c.Close()) }()
 		g.Go(func() error { return c.Serve(func(rawudp.Datagram) {}) })
 	}
-	return throughput(ctx, w)
+	return t.rate(ctx)
 }
