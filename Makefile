@@ -16,7 +16,7 @@ RUN ?=
 # What test-kernel runs: the end-to-end tests in which the kernel's own WireGuard, ipip or
 # netem has a part, and all tests of the other packages. Every other end-to-end test runs in
 # namespaces, and there too if RUN names it.
-KERNEL_TESTS := ./test/chaos ./test/lab ./internal/netcfg/host
+KERNEL_TESTS := ./test/lab ./internal/netcfg/host
 KERNEL_E2E := ^Test(AllowedIPMoves|BadUnderlay|DeletedByHandIsBack|DeletedDeviceFindsPeersBehindNAT|DownRemovesExactlyOurs|Encapsulation|ForeignWireGuard|IPv6OnlyUnderlay|IdleReconcileWritesNothing|KernelWireGuard|MTU|Paths|SourceAddresses|StopChangesNothing|TakenPorts|TrafficOverRestarts|UnderlayAddressChanges|UnderlayMTU)$$
 # What takes minutes there by its nature.
 KERNEL_LONG := ^Test(ClocksSetBack|CutOffForTenMinutes)$$
@@ -100,9 +100,10 @@ test-hostile: setup-race build ## what pods, strangers and insiders may not do, 
 	go test -tags hostile -count=1 -timeout 30m -v -run '^TestHostile$(if $(RUN),/$(RUN))' ./test/hostile
 
 .PHONY: test-e2e
-test-e2e: setup-race ## end-to-end tests on namespaces, with the race detector in meshd, needs root; RUN=TestName for one
+test-e2e: setup-race build ## end-to-end tests on namespaces, with the race detector in meshd, and three minutes of faults at random, needs root; RUN=TestName for one
 	go build -race -o bin/meshd-race ./cmd/meshd
-	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '$(RUN)' $(if $(RUN),,-skip '^TestHostile') ./test/bench ./test/chaos ./test/lab ./test/paths ./test/demo ./test/e2e
+	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '$(RUN)' $(if $(RUN),,-skip '^TestHostile') ./test/bench ./test/lab ./test/paths ./test/demo ./test/e2e
+	go test -count=1 -v -run '$(RUN)' ./test/chaos
 
 .PHONY: test-swarm
 test-swarm: setup ## gossip among a hundred, two hundred and five hundred nodes; wants a machine of its own
