@@ -31,6 +31,10 @@ func TestHostileAnswersStayInTunnels(t *testing.T) {
 	t.Run("table deleted", func(t *testing.T) {
 		m := m.in(t)
 		m.run(n, "nft", "delete", "table", "inet", "meshd")
+		m.eventually(settleLimit, func() error {
+			_, err := n.Run(m.ctx, "nft", "list", "table", "inet", "meshd")
+			return err
+		})
 		m.flows(streams)
 		m.encrypted()
 	})
