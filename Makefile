@@ -60,7 +60,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES) $(if $(CLIENT),-client)
 
 .PHONY: test
-test: test-unit test-vuln test-long test-hostile test-e2e test-kernel test-package test-vm ## everything but the swarm and vagrant up
+test: test-unit test-vuln test-hostile test-e2e test-kernel test-package test-vm ## everything but what takes minutes by its nature, see soak
 
 .PHONY: test-unit
 test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, fuzz seeds
@@ -148,7 +148,7 @@ test-kernel-long: ## there too: ten minutes without a network, clocks that are s
 	@$(MAKE) --no-print-directory test-kernel RUN='$(KERNEL_LONG)'
 
 .PHONY: soak
-soak: test-swarm test-vagrant test-kernel-long chaos fuzz ## what takes minutes by its nature: hundreds of nodes, vagrant up, ten minutes without a network, an hour of faults, every fuzz target; some two hours
+soak: test-long test-swarm test-vagrant test-kernel-long chaos fuzz ## what takes minutes by its nature: the unit tests at full length, hundreds of nodes, vagrant up, ten minutes without a network, an hour of faults, every fuzz target; some two hours
 
 .PHONY: bench
 bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"; RUN=datapath for one measurement
