@@ -190,6 +190,16 @@ func (r *relayState) giveUp(now time.Time) {
 	}
 }
 
+// Addrs returns the address of each relay, the best relay first: the one at which this node is
+// bound, or would try to be.
+func (b *Binder) Addrs() []RelayAddr {
+	all := make([]RelayAddr, 0, len(b.relays))
+	for _, r := range b.relays {
+		all = append(all, RelayAddr{r.id, r.addrs[r.current]})
+	}
+	return all
+}
+
 // Next returns when to call Step again, if nothing happens before.
 func (b *Binder) Next(now time.Time) time.Time {
 	next := now.Add(renewEvery)

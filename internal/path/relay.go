@@ -337,3 +337,13 @@ func (r *Relay) Nodes(now time.Time) []Short {
 	slices.SortFunc(all, func(a, b Short) int { return slices.Compare(a[:], b[:]) })
 	return all
 }
+
+// SessionIndex returns the index in a message of WireGuard that begins a session: with it the
+// receiver will send. It returns false for any other datagram.
+func SessionIndex(b []byte) (uint32, bool) {
+	begins := len(b) == initiationLen && b[0] == initiation || len(b) == responseLen && b[0] == response
+	if !begins || b[1]|b[2]|b[3] != 0 {
+		return 0, false
+	}
+	return binary.LittleEndian.Uint32(b[4:]), true
+}

@@ -35,6 +35,10 @@ const (
 // Magic returns the bytes with which each datagram begins.
 func Magic() [4]byte { return [4]byte(binary.BigEndian.AppendUint32(nil, magic)) }
 
+// Beginnings returns the bytes with one of which each datagram begins that a node takes:
+// those that are sealed, and the two messages of WireGuard of which SessionIndex is read.
+func Beginnings() [][4]byte { return [][4]byte{Magic(), {initiation}, {response}} }
+
 // Header is the part of a datagram that anybody can read. A relay forwards by it.
 type Header struct {
 	From, To Short

@@ -211,7 +211,9 @@ func (m *Machine) improve(now time.Time) {
 func (m *Machine) plan(now time.Time) {
 	if m.use == nil {
 		for _, w := range m.ways {
-			w.search = now.Add(searchFor)
+			if w.Path.Straight() || !m.expectsStraight(now) {
+				w.search = now.Add(searchFor)
+			}
 		}
 		return
 	}
@@ -231,6 +233,13 @@ func (m *Machine) plan(now time.Time) {
 	}
 	m.searches++
 	m.searched = now
+}
+
+// expectsStraight reports whether the first probes to an address that strangers reach may
+// still be answered. Until then nothing is sent through relays: to have it bind there costs
+// a node more than a few probes.
+func (m *Machine) expectsStraight(now time.Time) bool {
+	return now.Sub(m.changed) < firstTimeout && slices.ContainsFunc(m.ways, func(w *way) bool { return w.Path.Straight() && w.Open })
 }
 
 // rest is how long after a search the next one follows.

@@ -36,7 +36,8 @@ const socketBuffer = 7 << 20
 // merges datagrams (UDP_GRO): splitCoalescedMessages copies them without their control
 // messages.
 //
-// Probes of package path go through the same sockets. WireGuard never sees them.
+// Probes of package path go through the same sockets. WireGuard never sees them. With the
+// probes go copies of the messages with which peers begin sessions.
 type bind struct {
 	probes chan<- rawudp.Datagram // that arrived; when it is full, they are dropped
 
@@ -190,6 +191,9 @@ func (s *bindSocket) receiver(probes chan<- rawudp.Datagram) conn.ReceiveFunc {
 				passProbe(probes, p.payload, p.message)
 				sizes[i] = 0 // WireGuard skips it
 				continue
+			}
+			if _, ok := path.SessionIndex(p.payload); ok {
+				passProbe(probes, p.payload, p.message)
 			}
 			sizes[i], eps[i] = copy(packets[i], p.payload), p.from
 		}

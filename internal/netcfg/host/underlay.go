@@ -184,7 +184,7 @@ func (u *Underlay) listen() (*rawudp.Conn, <-chan struct{}, error) {
 	if u.listener.port == 0 || u.listener.tun != nil {
 		return nil, u.changed, nil
 	}
-	raw, err := rawudp.Open(rawudp.Options{Port: u.listener.port, Magic: path.Magic()})
+	raw, err := rawudp.Open(rawudp.Options{Port: u.listener.port, Magic: path.Beginnings()})
 	u.raw = raw
 	return raw, u.changed, err
 }

@@ -7,6 +7,9 @@
 //	calls by gossip                 ─►               ─►        calls by gossip
 //	what WireGuard counts           ─►               ─►        WireGuard's endpoint of the peer
 //
+// Besides, it runs the Binder, which keeps this node bound to relays, and tells those relays
+// which sessions WireGuard has begun: see relays.go.
+//
 // One goroutine owns all machines, so they need no locks. It is woken by what arrives and by
 // the time that a machine names, and reads the device once for all peers: ten times a
 // second while one of them has traffic or changes its path, else once a second.
@@ -74,12 +77,13 @@ type Device interface {
 
 // Peer is a node to find paths to.
 type Peer struct {
-	ID      mesh.ID
-	Key     wgtypes.Key     // of WireGuard
-	PathKey *ecdh.PublicKey // X25519; nil while unknown, then the peer is left alone
-	// Candidates are the paths to try. Among them are all relays by which the peer may
-	// send: its own, and those of this node.
-	Candidates []path.Candidate
+	ID         mesh.ID
+	Key        wgtypes.Key      // of WireGuard
+	PathKey    *ecdh.PublicKey  // X25519; nil while unknown, then the peer is left alone
+	Candidates []path.Candidate // the paths to try, but for those through relays
+	// Relays are those through which to try: relays to which the peer is bound, and those to
+	// which this node is. Only those that SetRelays has named are used.
+	Relays []mesh.ID
 }
 
 // Options are what an agent needs. Only Inside may be missing.
@@ -107,18 +111,19 @@ type Agent struct {
 	wg        sync.WaitGroup
 	err       error // of Serve
 	done      chan struct{}
-	set       chan []Peer
+	do        chan func() // what methods have run do
 	datagrams chan rawudp.Datagram
 	calls     chan call
-	asked     chan chan []PeerStatus
 	changed   chan struct{}
 	opening   *rate.Limiter
 	logged    loglimit.Limiter
 
 	// The rest belongs to run.
-	peers   []*peer // by ID
+	peers   []*peer // by ID, and relays that are no peers
 	byShort map[path.Short]*peer
 	read    time.Time // when the device is read next
+	wanted  []Peer    // as set last
+	relays  relays
 }
 
 // call is a sealed message that gossip has carried.
@@ -151,10 +156,9 @@ func newAgent(o Options) *Agent {
 		o:         o,
 		self:      path.ShortOf(o.Self),
 		done:      make(chan struct{}),
-		set:       make(chan []Peer),
+		do:        make(chan func()),
 		datagrams: make(chan rawudp.Datagram, maxQueue),
 		calls:     make(chan call, maxCalls),
-		asked:     make(chan chan []PeerStatus),
 		changed:   make(chan struct{}, 1),
 		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
 	}
@@ -169,9 +173,23 @@ func (a *Agent) Wait() error {
 
 // SetPeers sets the peers to find paths to. Peers that stay keep what is known of them.
 func (a *Agent) SetPeers(peers []Peer) {
+	a.inRun(func() {
+		a.wanted = peers
+		a.setNodes()
+		a.readDevice(time.Now())
+	})
+}
+
+// inRun has run call a function, and waits for it. It returns false without having done so if
+// the agent has ended.
+func (a *Agent) inRun(f func()) bool {
+	done := make(chan struct{})
 	select {
-	case a.set <- peers:
+	case a.do <- func() { defer close(done); f() }:
+		<-done
+		return true
 	case <-a.done:
+		return false
 	}
 }
 
@@ -183,8 +201,8 @@ func (a *Agent) Called(from mesh.ID, sealed []byte) {
 	}
 }
 
-// Changed returns a channel that receives after a path in use, whether it is proved, or an
-// address in Seen has changed.
+// Changed returns a channel that receives after a path in use, whether it is proved, an
+// address in Seen, or what Bound returns has changed.
 func (a *Agent) Changed() <-chan struct{} { return a.changed }
 
 func (a *Agent) notify() {
@@ -196,8 +214,7 @@ func (a *Agent) notify() {
 
 // received takes what arrives at the port, while there is room for it.
 func (a *Agent) received(d rawudp.Datagram) {
-	h, err := path.ParseHeader(d.Payload)
-	if err != nil || h.To != a.self || len(d.Payload) > maxDatagram || a.o.Inside(d.Link) || !a.opening.Allow() {
+	if !a.isForUs(d.Payload) || len(d.Payload) > maxDatagram || a.o.Inside(d.Link) || !a.opening.Allow() {
 		return
 	}
 	d.Payload = slices.Clone(d.Payload)
@@ -205,6 +222,17 @@ func (a *Agent) received(d rawudp.Datagram) {
 	case a.datagrams <- d:
 	default:
 	}
+}
+
+// isForUs reports whether a datagram may be one that the agent takes: a sealed one, to this
+// node or to anybody, or one that begins a session of WireGuard.
+func (a *Agent) isForUs(b []byte) bool {
+	h, err := path.ParseHeader(b)
+	if err != nil {
+		_, ok := path.SessionIndex(b)
+		return ok
+	}
+	return h.To == a.self || h.To == path.Short{}
 }
 
 func (a *Agent) run(ctx context.Context) {
@@ -216,15 +244,12 @@ func (a *Agent) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case peers := <-a.set:
-			a.setPeers(peers)
-			a.readDevice(time.Now())
+		case f := <-a.do:
+			f()
 		case d := <-a.datagrams:
 			a.takeDatagram(time.Now(), d)
 		case c := <-a.calls:
 			a.takeCall(time.Now(), c)
-		case answer := <-a.asked:
-			answer <- a.status(time.Now())
 		case <-timer.C:
 			a.wake(time.Now())
 		}
@@ -234,6 +259,9 @@ func (a *Agent) run(ctx context.Context) {
 // next returns when something is to be done although nothing happens.
 func (a *Agent) next() time.Time {
 	next := a.read
+	if a.relays.due.Before(next) {
+		next = a.relays.due
+	}
 	for _, p := range a.peers {
 		if p.machine != nil && p.due.Before(next) {
 			next = p.due
@@ -245,6 +273,9 @@ func (a *Agent) next() time.Time {
 func (a *Agent) wake(now time.Time) {
 	if !now.Before(a.read) {
 		a.readDevice(now)
+	}
+	if !now.Before(a.relays.due) {
+		a.stepBinder(now)
 	}
 	for _, p := range a.peers {
 		if p.machine != nil && !now.Before(p.due) {
@@ -270,7 +301,7 @@ func (a *Agent) readDevice(now time.Time) {
 			p.machine = nil
 			continue
 		case p.machine == nil:
-			p.start(now, a.o.Key, t.Endpoint)
+			a.startMachine(now, p, t.Endpoint)
 		case t == p.traffic:
 			if p.machine.IsActive(now) {
 				a.readSoon(now)

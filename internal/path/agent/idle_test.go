@@ -132,7 +132,8 @@ func BenchmarkSecond(b *testing.B) {
 				m.keys[path.ShortOf(p.ID)], m.traffic[p.Key] = keys, path.Traffic{}
 				peers = append(peers, p)
 			}
-			a.setPeers(peers)
+			a.wanted = peers
+			a.setNodes()
 			now := time.Now()
 			a.readDevice(now)
 			second := func() {

@@ -221,7 +221,7 @@ func (h *node) start(t *testing.T, other *node) {
 	var port *rawudp.Conn
 	err := h.inside(func() error {
 		var err error
-		port, err = rawudp.Open(rawudp.Options{Port: wireguardPort, Magic: path.Magic()})
+		port, err = rawudp.Open(rawudp.Options{Port: wireguardPort, Magic: path.Beginnings()})
 		return err
 	})
 	if err != nil {

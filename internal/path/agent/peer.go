@@ -17,7 +17,7 @@ import (
 	"github.com/meshd/meshd/internal/path/rawudp"
 )
 
-// peer is what the agent knows of a peer.
+// peer is what the agent knows of a peer, or of a relay that is no peer and has no Key.
 type peer struct {
 	Peer
 	ambiguous bool       // another node has the same path.Short
@@ -31,7 +31,11 @@ type peer struct {
 	local     map[netip.AddrPort]local
 	use       path.Path // when Changed was told last
 	proved    bool
+	sessions  []session // that were begun last
 }
+
+// isPeer reports whether WireGuard may have the peer: else it is a relay only.
+func (p *peer) isPeer() bool { return p.Key != wgtypes.Key{} }
 
 // local is the address of this host to which a peer sends from one of its addresses.
 // WireGuard answers from the address at which packets came (sticky sockets). Probes do the
@@ -46,8 +50,14 @@ const (
 	maxLocal  = 32
 )
 
-// setPeers replaces the peers.
-func (a *Agent) setPeers(all []Peer) {
+// setNodes replaces the peers and the relays.
+func (a *Agent) setNodes() {
+	all := slices.Clone(a.wanted)
+	for _, r := range a.relays.all {
+		if !slices.ContainsFunc(a.wanted, func(p Peer) bool { return p.ID == r.ID }) {
+			all = append(all, Peer{ID: r.ID, PathKey: r.PathKey})
+		}
+	}
 	known := make(map[mesh.ID]*peer, len(a.peers))
 	for _, p := range a.peers {
 		known[p.ID] = p
@@ -56,8 +66,11 @@ func (a *Agent) setPeers(all []Peer) {
 	count := map[path.Short]int{a.self: 1}
 	for _, want := range all {
 		p := known[want.ID]
-		if p == nil || p.Key != want.Key {
+		if p == nil {
 			p = &peer{sending: rate.NewLimiter(maxSend, maxSendBurst), local: map[netip.AddrPort]local{}}
+		}
+		if p.Key != want.Key { // the keys stay: they remember which datagrams came
+			p.machine, p.traffic, p.use, p.proved, p.sessions = nil, path.Traffic{}, path.Path{}, false, nil
 		}
 		if p.PathKey == nil || want.PathKey == nil || !p.PathKey.Equal(want.PathKey) {
 			p.keys = nil
@@ -81,11 +94,9 @@ func (a *Agent) setPeers(all []Peer) {
 		if p.keys == nil {
 			p.machine = nil
 		}
-		if p.machine != nil {
-			p.machine.SetCandidates(now, p.Candidates)
-			p.due = now
-		}
 	}
+	a.setBinder(now)
+	a.setCandidates(now)
 }
 
 // deriveKeys derives the keys of a peer whose path key is new.
@@ -101,13 +112,13 @@ func (a *Agent) deriveKeys(p *peer) {
 	p.keys = keys
 }
 
-// start makes the machine of a peer that WireGuard has.
-func (p *peer) start(now time.Time, own wgtypes.Key, endpoint netip.AddrPort) {
+// startMachine makes the machine of a peer that WireGuard has.
+func (a *Agent) startMachine(now time.Time, p *peer, endpoint netip.AddrPort) {
 	if !endpoint.IsValid() {
 		endpoint = netip.AddrPort{}
 	}
-	p.machine = path.NewMachine(bytes.Compare(own[:], p.Key[:]) < 0, endpoint, now)
-	p.machine.SetCandidates(now, p.Candidates)
+	p.machine = path.NewMachine(bytes.Compare(a.o.Key[:], p.Key[:]) < 0, endpoint, now)
+	p.machine.SetCandidates(now, a.candidates(p))
 }
 
 // step lets a machine do what is due.
@@ -137,9 +148,14 @@ func (a *Agent) perform(now time.Time, p *peer, actions []path.Action, asked net
 			}
 			continue
 		}
-		from := p.localFor(now, act.Path.Addr)
-		if act.Message.Op == path.Pong {
-			from = asked
+		relay := a.relayOf(act.Path)
+		from := asked
+		switch {
+		case relay != nil:
+			a.wantRelay(now, act.Path.Relay)
+			from = relay.localFor(now, act.Path.Addr) // from where this node is bound
+		case act.Message.Op != path.Pong:
+			from = p.localFor(now, act.Path.Addr)
 		}
 		if p.sending.AllowN(now, 1) {
 			a.send(p, act, from)
@@ -171,20 +187,39 @@ func (a *Agent) send(p *peer, act path.Action, from netip.Addr) {
 
 // takeDatagram takes a probe that has arrived at WireGuard's port.
 func (a *Agent) takeDatagram(now time.Time, d rawudp.Datagram) {
+	if index, ok := path.SessionIndex(d.Payload); ok {
+		a.takeSession(now, d.From, index)
+		return
+	}
+	if h, err := path.ParseHeader(d.Payload); err == nil && h.To != a.self {
+		a.takeWho(now, h.From, d.Payload)
+		return
+	}
 	p, m, ok := a.open(d.Payload)
 	if !ok {
 		return
 	}
 	switch m.Op {
 	case path.Ping, path.Pong, path.Call, path.Called:
+	case path.Bound:
+		a.takeBound(now, p, m, d)
+		return
 	default:
-		return // between a node and a relay
+		return // from a node to a relay
 	}
-	over := p.over(d.From)
+	if p.machine == nil {
+		return
+	}
+	over := a.over(p, d.From)
 	if m.Op == path.Pong && over.Kind == path.Direct {
 		a.sawAt(p, m.Seen)
 	}
-	p.arrived(now, d, m.This)
+	if relay := a.relayOf(over); relay != nil {
+		a.wantRelay(now, over.Relay)
+		relay.arrived(now, d, false)
+	} else {
+		p.arrived(now, d, m.This)
+	}
 	a.perform(now, p, p.machine.Receive(now, m, over), d.To)
 	a.step(now, p)
 }
@@ -207,7 +242,7 @@ func (p *peer) arrived(now time.Time, d rawudp.Datagram, inUse bool) {
 // takeCall takes a call that gossip has carried. Whoever carried it can't have changed it.
 func (a *Agent) takeCall(now time.Time, c call) {
 	p, m, ok := a.open(c.sealed)
-	if !ok || p.ID != c.from || m.Op != path.Call && m.Op != path.Called {
+	if !ok || p.machine == nil || p.ID != c.from || m.Op != path.Call && m.Op != path.Called {
 		return
 	}
 	a.perform(now, p, p.machine.Receive(now, m, path.Path{}), netip.Addr{})
@@ -233,14 +268,17 @@ func (a *Agent) open(b []byte) (*peer, path.Message, bool) {
 		p.unopened++
 		return nil, path.Message{}, false
 	}
-	return p, m, p.machine != nil
+	return p, m, true
 }
 
-// over returns the path by which a datagram of the peer came. What the peer says of itself
+// over returns the path by which a datagram of a peer came. What the peer says of itself
 // comes before what is said of relays, so that a relay can't pass off the peer's address
 // as its own.
-func (p *peer) over(from netip.AddrPort) path.Path {
+func (a *Agent) over(p *peer, from netip.AddrPort) path.Path {
 	over := path.Path{Kind: path.Direct, Addr: from}
+	if relay, ok := a.relays.at[from]; ok {
+		over = path.Path{Kind: path.Relayed, Relay: relay, Addr: a.relays.addr(relay)}
+	}
 	for _, c := range p.Candidates {
 		switch {
 		case c.Path.Addr != from:

@@ -34,18 +34,24 @@ type PeerStatus struct {
 
 // Status returns what is known of all peers, by ID. It is empty when the agent has ended.
 func (a *Agent) Status() []PeerStatus {
-	answer := make(chan []PeerStatus, 1)
-	select {
-	case a.asked <- answer:
-		return <-answer
-	case <-a.done:
-		return nil
-	}
+	var all []PeerStatus
+	a.inRun(func() { all = a.status(time.Now()) })
+	return all
+}
+
+// Bound returns the relays to which this node is bound. It is empty when the agent has ended.
+func (a *Agent) Bound() []path.BoundRelay {
+	var bound []path.BoundRelay
+	a.inRun(func() { bound = a.relays.binder.Bound(time.Now()) })
+	return bound
 }
 
 func (a *Agent) status(now time.Time) []PeerStatus {
 	all := make([]PeerStatus, 0, len(a.peers))
 	for _, p := range a.peers {
+		if !p.isPeer() {
+			continue
+		}
 		s := PeerStatus{ID: p.ID, State: p.state(), Unopened: p.unopened}
 		for _, at := range p.seen {
 			if at.IsValid() {

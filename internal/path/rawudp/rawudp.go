@@ -6,7 +6,7 @@
 // The datagrams leave from that port and come in by it, so they open and use the same
 // mappings of NATs and the same entries of connection tracking as WireGuard's own. Raw
 // sockets see a copy of what arrives (raw(7)); a filter in the kernel passes on only what
-// begins with four given bytes, so WireGuard's data costs one comparison a packet. What
+// begins with given bytes, so WireGuard's data costs a few comparisons a packet. What
 // WireGuard doesn't know it drops in silence.
 package rawudp
 
@@ -48,8 +48,8 @@ type Datagram struct {
 
 // Options says what to listen for.
 type Options struct {
-	Port  uint16  // of the other socket
-	Magic [4]byte // with which all datagrams begin
+	Port  uint16    // of the other socket
+	Magic [][4]byte // all datagrams begin with one of these
 }
 
 // Conn sends and receives from one port, in both families, in the network namespace in
@@ -153,7 +153,7 @@ func attach(raw syscall.RawConn, program []bpf.RawInstruction) error {
 	return nil
 }
 
-// filter passes on UDP to the port that begins with the magic. The program of an IPv4
+// filter passes on UDP to the port that begins with a magic. The program of an IPv4
 // socket sees the IP header, that of an IPv6 one begins with UDP's.
 func filter(o Options, v4 bool) []bpf.RawInstruction {
 	load := func(off uint32, size int) bpf.Instruction {
@@ -162,20 +162,23 @@ func filter(o Options, v4 bool) []bpf.RawInstruction {
 		}
 		return bpf.LoadAbsolute{Off: off, Size: size}
 	}
+	left := uint8(len(o.Magic)) // comparisons
 	program := []bpf.Instruction{
 		load(2, 2), // destination port
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(o.Port), SkipTrue: 3},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(o.Port), SkipTrue: left + 1},
 		load(udpHeaderLen, 4),
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32(o.Magic[:]), SkipTrue: 1},
-		bpf.RetConstant{Val: 0xffff},
-		bpf.RetConstant{Val: 0},
 	}
+	for _, magic := range o.Magic {
+		program = append(program, bpf.JumpIf{Cond: bpf.JumpEqual, Val: binary.BigEndian.Uint32(magic[:]), SkipTrue: left})
+		left--
+	}
+	program = append(program, bpf.RetConstant{Val: 0}, bpf.RetConstant{Val: 0xffff})
 	if v4 {
 		program = slices.Insert(program, 0, bpf.Instruction(bpf.LoadMemShift{Off: 0})) // X = length of the IP header
 	}
 	raw, err := bpf.Assemble(program)
 	if err != nil {
-		panic(fmt.Sprintf("assemble filter: %v", err)) // the program is a constant but for two numbers
+		panic(fmt.Sprintf("assemble filter: %v", err)) // the program is a constant but for some numbers
 	}
 	return raw
 }

@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 
 const limit = 30 * time.Second
 
-var magic = [4]byte{'t', 'e', 's', 't'}
+var magics = [][4]byte{{'t', 'e', 's', 't'}, {'m', 'o', 'r', 'e'}, {1}}
 
 // bound is a UDP socket, as WireGuard's is.
 func bound(t *testing.T) *net.UDPConn {
@@ -66,7 +66,7 @@ func open(t *testing.T, beside *net.UDPConn) (*Conn, <-chan Datagram) {
 	if os.Getuid() != 0 {
 		t.Skip("raw sockets need root")
 	}
-	c, err := Open(Options{Port: port(beside), Magic: magic})
+	c, err := Open(Options{Port: port(beside), Magic: magics})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,13 +100,16 @@ func TestBesideASocket(t *testing.T) {
 				{Payload: []byte("else"), To: target},
 				{Payload: []byte("tes"), To: target},
 				{Payload: []byte("testing"), To: target}, // an odd length
+				{Payload: []byte("\x01\x00\x00\x00 and more"), To: target},
+				{Payload: []byte("\x01\x00\x00\x01 else"), To: target},
+				{Payload: []byte("more"), To: target},
 				{Payload: []byte("test, with all set"), To: target, From: local, TTL: 3},
 			} {
 				if err := a.Send(p); err != nil {
 					t.Fatal(err)
 				}
 			}
-			for _, want := range []string{"testing", "test, with all set"} {
+			for _, want := range []string{"testing", "\x01\x00\x00\x00 and more", "more", "test, with all set"} {
 				select {
 				case d := <-fromA:
 					if string(d.Payload) != want || d.From != netip.AddrPortFrom(local, port(here)) || d.To != local || d.Link == 0 {
@@ -116,9 +119,9 @@ func TestBesideASocket(t *testing.T) {
 					t.Fatalf("%q does not arrive", want)
 				}
 			}
-			// The socket itself gets all four, with sums that the kernel takes for right.
+			// The socket itself gets all, with sums that the kernel takes for right.
 			buf := make([]byte, 100)
-			for _, want := range []string{"else", "tes", "testing", "test, with all set"} {
+			for _, want := range []string{"else", "tes", "testing", "\x01\x00\x00\x00 and more", "\x01\x00\x00\x01 else", "more", "test, with all set"} {
 				n, ttl, from, err := readTTL(there, buf)
 				if err != nil || string(buf[:n]) != want || from.Port() != port(here) {
 					t.Errorf("at the socket: got %q from %s, %v, want %q from port %d", buf[:n], from, err, want, port(here))
@@ -134,7 +137,7 @@ func TestBesideASocket(t *testing.T) {
 func TestSendErrors(t *testing.T) {
 	a, _ := open(t, bound(t))
 	// TEST-NET-1, RFC 5737, from an address that is not this host's.
-	p := Packet{Payload: magic[:], From: netip.MustParseAddr("192.0.2.1"), To: netip.MustParseAddrPort("127.0.0.1:9")}
+	p := Packet{Payload: magics[0][:], From: netip.MustParseAddr("192.0.2.1"), To: netip.MustParseAddrPort("127.0.0.1:9")}
 	if err := a.Send(p); err == nil {
 		t.Error("send from another host's address: got no error")
 	}

@@ -166,7 +166,7 @@ func newPeer(t *testing.T, num byte) *peer {
 		if err := p.device.Up(); err != nil { // here, so that its sockets are here
 			t.Error(err)
 		}
-		if p.raw, err = rawudp.Open(rawudp.Options{Port: wireguardPort, Magic: path.Magic()}); err != nil {
+		if p.raw, err = rawudp.Open(rawudp.Options{Port: wireguardPort, Magic: [][4]byte{path.Magic()}}); err != nil {
 			t.Error(err)
 		}
 	})

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"crypto/ecdh"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/rawudp"
+)
+
+// Relay is a node that forwards datagrams between others.
+type Relay struct {
+	ID      mesh.ID
+	PathKey *ecdh.PublicKey  // X25519; nil while unknown
+	Addrs   []netip.AddrPort // of its relay, in the order in which they are tried
+}
+
+// relays is what the agent knows of relays, and of how this node uses them.
+type relays struct {
+	all     []Relay // the best first
+	keep    int
+	secrets [][32]byte
+	at      map[netip.AddrPort]path.Short
+	addrs   []path.RelayAddr // the address of each that is used
+
+	binder path.Binder
+	due    time.Time // when to step the binder, if nothing happens before
+	bound  []path.BoundRelay
+}
+
+// addr returns the address of a relay that is used.
+func (r *relays) addr(relay path.Short) netip.AddrPort {
+	i := slices.IndexFunc(r.addrs, func(a path.RelayAddr) bool { return a.Relay == relay })
+	if i < 0 {
+		return netip.AddrPort{}
+	}
+	return r.addrs[i].Addr
+}
+
+// SetRelays sets the relays there are, the best first, and to how many of them this node
+// stays bound whether or not it has anything to send, see path.Binder. Secrets are those of
+// the cluster, any of which relays may use.
+func (a *Agent) SetRelays(all []Relay, keep int, secrets [][32]byte) {
+	a.inRun(func() {
+		a.relays.all, a.relays.keep, a.relays.secrets = all, keep, secrets
+		a.setNodes()
+	})
+}
+
+// setBinder tells the binder of the relays with which messages can be exchanged.
+func (a *Agent) setBinder(now time.Time) {
+	r := &a.relays
+	r.at = make(map[netip.AddrPort]path.Short)
+	var addrs []path.RelayAddr
+	for _, relay := range r.all {
+		short := path.ShortOf(relay.ID)
+		if p := a.byShort[short]; p == nil || p.keys == nil {
+			continue
+		}
+		for _, addr := range relay.Addrs {
+			r.at[addr] = short
+			addrs = append(addrs, path.RelayAddr{Relay: short, Addr: addr})
+		}
+	}
+	r.binder.SetRelays(addrs, r.keep)
+	r.addrs = r.binder.Addrs()
+	r.due = now
+}
+
+// candidates returns the paths to try to a peer.
+func (a *Agent) candidates(p *peer) []path.Candidate {
+	all := slices.Clone(p.Candidates)
+	for _, id := range p.Relays {
+		relay := path.ShortOf(id)
+		if addr := a.relays.addr(relay); addr.IsValid() && id != p.ID {
+			all = append(all, path.Candidate{Path: path.Path{Kind: path.Relayed, Relay: relay, Addr: addr}, Open: true})
+		}
+	}
+	return all
+}
+
+// setCandidates tells all machines which paths to try.
+func (a *Agent) setCandidates(now time.Time) {
+	for _, p := range a.peers {
+		if p.machine != nil {
+			p.machine.SetCandidates(now, a.candidates(p))
+			p.due = now
+		}
+	}
+}
+
+// relayOf returns the relay of a path, nil for a path without one.
+func (a *Agent) relayOf(p path.Path) *peer {
+	if p.Kind != path.Relayed {
+		return nil
+	}
+	return a.byShort[p.Relay]
+}
+
+// wantRelay has this node bind to a relay through which it sends or receives.
+func (a *Agent) wantRelay(now time.Time, relay path.Short) {
+	a.relays.binder.Want(now, relay)
+	a.stepBinder(now)
+}
+
+// stepBinder sends the Binds that are due.
+func (a *Agent) stepBinder(now time.Time) {
+	r := &a.relays
+	for _, b := range r.binder.Step(now) {
+		a.sendRelay(now, b.RelayAddr, b.Message)
+	}
+	r.due = r.binder.Next(now)
+	if soon := now.Add(minWait); r.due.Before(soon) {
+		r.due = soon
+	}
+	if addrs := r.binder.Addrs(); !slices.Equal(addrs, r.addrs) {
+		r.addrs = addrs
+		a.setCandidates(now)
+	}
+	before := r.bound
+	r.bound = r.binder.Bound(now)
+	if slices.Equal(r.bound, before) {
+		return
+	}
+	a.notify()
+	for _, b := range r.bound {
+		if !slices.ContainsFunc(before, func(o path.BoundRelay) bool { return o.RelayAddr == b.RelayAddr }) {
+			a.tellSessions(now, b, a.peers...)
+		}
+	}
+}
+
+// sendRelay sends a message to a relay, from the address at which the relay's datagrams
+// arrive.
+func (a *Agent) sendRelay(now time.Time, to path.RelayAddr, m path.Message) {
+	relay := a.byShort[to.Relay]
+	if relay == nil || relay.keys == nil || !relay.sending.AllowN(now, 1) {
+		return
+	}
+	over := path.Path{Kind: path.Relayed, Relay: to.Relay, Addr: to.Addr}
+	a.send(relay, path.Action{Path: over, Message: m}, relay.localFor(now, to.Addr))
+}
+
+// takeBound takes a relay's answer.
+func (a *Agent) takeBound(now time.Time, relay *peer, m path.Message, d rawudp.Datagram) {
+	relay.arrived(now, d, true)
+	a.relays.binder.Receive(now, path.ShortOf(relay.ID), m)
+	a.stepBinder(now)
+}
+
+// takeWho takes a datagram that a relay has sealed for whoever is here. It may have come
+// before, for all that it leads to is a Bind to that relay, once a second.
+func (a *Agent) takeWho(now time.Time, relay path.Short, b []byte) {
+	p := a.byShort[relay]
+	if p == nil || p.PathKey == nil {
+		return
+	}
+	for _, secret := range a.relays.secrets {
+		keys, err := path.WhoOpener(a.o.Cluster, secret, relay, p.PathKey)
+		if err != nil {
+			continue
+		}
+		if m, err := keys.Open(b); err == nil && m.Op == path.Who {
+			a.relays.binder.Receive(now, relay, m)
+			a.stepBinder(now)
+			return
+		}
+	}
+}
+
+// session is one of WireGuard with a peer.
+type session struct {
+	index uint32 // with which this node sends
+	begun time.Time
+}
+
+// WireGuard has up to three sessions with a peer, the one before and the next one among
+// them, and forgets each after three minutes.
+const (
+	maxSessions = 3
+	sessionFor  = 3 * time.Minute
+	// sessionEvery is how often either end begins one at most (Rekey-Timeout in section 6.1 of
+	// the WireGuard paper). What comes faster has a forged source.
+	sessionEvery = 5 * time.Second
+)
+
+// takeSession notes the index in a peer's message that begins a session, and tells it to the
+// relays through which this node may have to send to the peer: so the session goes on when
+// the path fails. The relay of the path itself knows the session. Of whom the message
+// is can't be read; if several peers are reached at one address, which is that of a relay
+// then, it is not known.
+func (a *Agent) takeSession(now time.Time, from netip.AddrPort, index uint32) {
+	var peer *peer
+	for _, p := range a.peers {
+		if p.machine == nil || p.use.Addr != from && p.traffic.Endpoint != from {
+			continue
+		}
+		if peer != nil {
+			return
+		}
+		peer = p
+	}
+	if peer == nil || slices.ContainsFunc(peer.sessions, func(s session) bool { return s.index == index }) {
+		return
+	}
+	if len(peer.sessions) == maxSessions {
+		if now.Sub(peer.sessions[0].begun) < sessionEvery {
+			return
+		}
+		peer.sessions = peer.sessions[1:]
+	}
+	peer.sessions = append(peer.sessions, session{index, now})
+	for _, b := range a.relays.bound {
+		a.tellSessions(now, b, peer)
+	}
+}
+
+// tellSessions tells a relay which index stands for which peer, where that may become
+// necessary.
+func (a *Agent) tellSessions(now time.Time, relay path.BoundRelay, peers ...*peer) {
+	for _, p := range peers {
+		if !slices.ContainsFunc(p.Relays, func(id mesh.ID) bool { return path.ShortOf(id) == relay.Relay }) {
+			continue
+		}
+		for _, s := range p.sessions {
+			if now.Sub(s.begun) < sessionFor {
+				a.sendRelay(now, relay.RelayAddr, path.Message{Op: path.Row, Number: s.index, Node: path.ShortOf(p.ID)})
+			}
+		}
+	}
+}
