@@ -34,6 +34,8 @@ type wire struct {
 	mu    sync.Mutex
 	hosts []*host
 	cut   map[netip.AddrPort]bool // addresses to which nothing passes
+	// relays are tables by the address at which they serve, see relays_test.go.
+	relays map[netip.AddrPort]*wireRelay
 }
 
 // host is one on the wire, with its WireGuard. It has a firewall if it is closed.
@@ -91,7 +93,9 @@ func (w *wire) host(t testing.TB, num byte, addrs ...string) *host {
 	return h
 }
 
-func newWire() *wire { return &wire{cut: map[netip.AddrPort]bool{}} }
+func newWire() *wire {
+	return &wire{cut: map[netip.AddrPort]bool{}, relays: map[netip.AddrPort]*wireRelay{}}
+}
 
 // start starts, or starts again, the agent of a host, until the test ends.
 func (h *host) start(t testing.TB) {
@@ -140,6 +144,10 @@ func (h *host) Send(p rawudp.Packet) error {
 		}
 	}
 	h.sentTo[p.To] = true
+	if r := h.relays[p.To]; r != nil && !h.cut[p.To] {
+		r.take(bytes.Clone(p.Payload), from)
+		return nil
+	}
 	to := h.at(p.To)
 	if to == nil || p.TTL > 0 || h.cut[p.To] || to.closed && !to.sentTo[from] {
 		return nil
@@ -253,6 +261,12 @@ func (h *host) data(peer *host) {
 	}
 	mine.Sent += 128
 	h.sentTo[mine.Endpoint] = true
+	if r := h.relays[mine.Endpoint]; r != nil {
+		if !h.cut[mine.Endpoint] {
+			r.data(h, peer, source)
+		}
+		return
+	}
 	if h.at(mine.Endpoint) != peer || h.cut[mine.Endpoint] || peer.closed && !peer.sentTo[source] {
 		return
 	}

@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/rawudp"
+)
+
+var secret = [32]byte{'s'}
+
+// wireRelay is a relay on the wire. Nothing else runs on its host.
+type wireRelay struct {
+	*host
+	t       testing.TB
+	table   *path.Relay
+	keys    map[path.Short]*path.Keys
+	who     *path.Keys
+	counter uint64
+}
+
+const (
+	addrR = "203.0.113.7:7946"
+	addrS = "203.0.113.8:7946"
+)
+
+// relay adds a relay.
+func (w *wire) relay(t testing.TB, num byte, addr string) *wireRelay {
+	t.Helper()
+	r := &wireRelay{host: w.host(t, num, addr), t: t, keys: map[path.Short]*path.Keys{}}
+	var err error
+	if r.who, err = path.WhoSealer("test", secret, path.ShortOf(r.id), r.pathKey.PublicKey()); err != nil {
+		t.Fatal(err)
+	}
+	r.restart()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.relays[r.addrs[0]] = r
+	return r
+}
+
+// restart has the relay forget all nodes.
+func (r *wireRelay) restart() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.table = path.NewRelay([32]byte{1})
+}
+
+// as returns the relay with the addresses at which others try it.
+func (r *wireRelay) as(addrs ...string) Relay {
+	out := Relay{ID: r.id, PathKey: r.pathKey.PublicKey()}
+	for _, a := range addrs {
+		out.Addrs = append(out.Addrs, netip.MustParseAddrPort(a))
+	}
+	return out
+}
+
+// by returns the path through the relay.
+func (r *wireRelay) by() path.Candidate {
+	return path.Candidate{Path: path.Path{Kind: path.Relayed, Relay: path.ShortOf(r.id), Addr: r.addrs[0]}, Open: true}
+}
+
+// take takes a datagram.
+func (r *wireRelay) take(b []byte, from netip.AddrPort) {
+	now := time.Now()
+	h, err := path.ParseHeader(b)
+	if err != nil || h.To != path.ShortOf(r.id) {
+		switch to, verdict := r.table.Forward(now, b, from); verdict {
+		case path.Pass:
+			r.sendOn(b, to)
+		case path.AskWho:
+			if m, ok := r.table.Who(now, len(b), from); ok {
+				r.counter++
+				r.sendOn(r.who.Seal(m, r.counter), from)
+			}
+		}
+		return
+	}
+	i := slices.IndexFunc(r.hosts, func(o *host) bool { return path.ShortOf(o.id) == h.From })
+	sender := r.hosts[i]
+	keys := r.keys[h.From]
+	if keys == nil {
+		if keys, err = path.NewKeys("test", h.To, h.From, r.pathKey, sender.pathKey.PublicKey()); err != nil {
+			r.t.Error(err)
+			return
+		}
+		r.keys[h.From] = keys
+	}
+	m, err := keys.Open(b)
+	if err != nil {
+		r.t.Errorf("the relay got what it can't open: %v", err)
+		return
+	}
+	switch m.Op {
+	case path.Bind:
+		r.counter++
+		r.sendOn(keys.Seal(r.table.Bind(now, h.From, sender.key, m, from), r.counter), from)
+	case path.Row:
+		r.table.Learn(now, h.From, m.Number, m.Node)
+	default:
+		r.t.Errorf("the relay got message %d", m.Op)
+	}
+}
+
+func (r *wireRelay) sendOn(b []byte, to netip.AddrPort) {
+	dst := r.at(to)
+	if dst == nil || dst.closed && !dst.sentTo[r.addrs[0]] {
+		return
+	}
+	d := rawudp.Datagram{Payload: b, From: r.addrs[0], To: to.Addr(), Link: dst.link}
+	time.AfterFunc(2*travel, func() { dst.deliver(d) })
+}
+
+// data forwards a packet of WireGuard's if the relay knows the session.
+func (r *wireRelay) data(from, to *host, source netip.AddrPort) {
+	b := make([]byte, device.MessageTransportSize)
+	b[0] = device.MessageTransportType
+	binary.LittleEndian.PutUint32(b[4:], indexOf(from, to))
+	at, verdict := r.table.Forward(time.Now(), b, source)
+	if verdict != path.Pass || r.at(at) != to {
+		return
+	}
+	theirs := to.peers[from.key]
+	theirs.Received += 128
+	theirs.Endpoint = r.addrs[0]
+	to.sources[from.key] = to.addrs[0]
+}
+
+// indexOf is the index with which one host sends to another.
+func indexOf(from, to *host) uint32 { return uint32(from.id[0])<<8 | uint32(to.id[0]) }
+
+// initiate has a host begin a session with another one, and returns what arrives there.
+func (h *host) initiate(peer *host, from netip.AddrPort) {
+	b := make([]byte, device.MessageInitiationSize)
+	b[0] = device.MessageInitiationType
+	binary.LittleEndian.PutUint32(b[4:], indexOf(peer, h))
+	peer.deliver(rawudp.Datagram{Payload: b, From: from, To: peer.addrs[0].Addr(), Link: peer.link})
+}
+
+func (h *host) received(peer *host) uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.peers[peer.key].Received
+}
+
+// through returns a peer that is also reached through relays.
+func (h *host) through(candidate path.Candidate, relays ...*wireRelay) Peer {
+	p := h.peer(candidate)
+	for _, r := range relays {
+		p.Relays = append(p.Relays, r.id)
+	}
+	return p
+}
+
+func (w *wire) set(addr string, cut bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cut[netip.MustParseAddrPort(addr)] = cut
+}
+
+// twoWithRelays returns two hosts behind firewalls, of which the first one stays bound to two
+// relays, and both relays.
+func twoWithRelays(t testing.TB) (a, b *host, r, s *wireRelay) {
+	t.Helper()
+	a, b = two(t)
+	a.closed, b.closed = true, true
+	r, s = a.relay(t, 7, addrR), a.relay(t, 8, addrS)
+	relays := []Relay{r.as(addrR), s.as(addrS)}
+	a.SetRelays(relays, 2, [][32]byte{{'o', 'l', 'd'}, secret})
+	b.SetRelays(relays, 0, [][32]byte{secret})
+	a.SetPeers([]Peer{b.through(behindFirewall(addrB), r, s)})
+	b.SetPeers([]Peer{a.through(behindFirewall(addrA), r, s)})
+	return a, b, r, s
+}
+
+// TestRelayed has two hosts that reach relays only. The second one binds where the first one
+// is bound. Then one of the relays is cut, and heals; sessions pass over both.
+func TestRelayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r, s := twoWithRelays(t)
+		a.set(addrA, true)
+		a.set(addrB, true)
+		time.Sleep(2 * time.Second)
+		use := a.statusOf(t, b).Path
+		if use != r.by().Path && use != s.by().Path {
+			t.Fatalf("got %v, want one of the relays", use)
+		}
+		a.wantPath(t, b, path.Candidate{Path: use})
+		if all := a.Bound(); len(all) != 2 || !all[0].Kept || !all[1].Kept || all[0].Seen != a.addrs[0] {
+			t.Errorf("the first one is bound at %+v, want both relays, kept, seen at %v", all, addrA)
+		}
+		if all := b.Bound(); len(all) == 0 || all[0].Kept {
+			t.Errorf("the second one is bound at %+v, want some that are not kept", all)
+		}
+
+		// A session begins through one relay. The other one is told.
+		a.initiate(b, use.Addr)
+		b.initiate(a, use.Addr)
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(3 * time.Second)
+		use = a.statusOf(t, b).Path
+		a.set(use.Addr.String(), true)
+		time.Sleep(4 * time.Second)
+		before := b.received(a)
+		time.Sleep(time.Second)
+		other := a.statusOf(t, b).Path
+		if other == use || other.Kind != path.Relayed {
+			t.Errorf("after the relay is cut: got %v, want the other one", other)
+		}
+		if b.received(a) == before {
+			t.Error("nothing passes through the other relay")
+		}
+	})
+}
+
+// TestRelayRestarts has a relay forget all nodes: it asks who they are, and they bind again,
+// long before they would by themselves.
+func TestRelayRestarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r, _ := twoWithRelays(t)
+		a.set(addrA, true)
+		a.set(addrB, true)
+		a.set(addrS, true)
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(2 * time.Second)
+		a.wantPath(t, b, r.by())
+		r.restart()
+		time.Sleep(3 * time.Second)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, h := range []*host{a, b} {
+			if !r.table.IsBound(time.Now(), path.ShortOf(h.id)) {
+				t.Errorf("%v is not bound again", h.id)
+			}
+		}
+	})
+}
+
+// TestSessionsAreKept has a session begin on a direct path that fails then: relays know it, as
+// they were told, also the one to which the second host binds only afterwards.
+func TestSessionsAreKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, _, _ := twoWithRelays(t)
+		time.Sleep(25 * time.Second)
+		a.wantPath(t, b, direct(addrB))
+		a.initiate(b, a.addrs[0])
+		b.initiate(a, b.addrs[0])
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(time.Second)
+		a.set(addrA, true)
+		a.set(addrB, true)
+		time.Sleep(5 * time.Second)
+		if use := a.statusOf(t, b).Path; use.Kind != path.Relayed {
+			t.Fatalf("got %v, want a relay", use)
+		}
+		fromA, fromB := b.received(a), a.received(b)
+		time.Sleep(time.Second)
+		if b.received(a) == fromA || a.received(b) == fromB {
+			t.Error("nothing passes both ways")
+		}
+	})
+}
+
+// TestRelayMoves has a relay that answers only at the second address that is known of it.
+func TestRelayMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r, _ := twoWithRelays(t)
+		a.set(addrA, true)
+		a.set(addrB, true)
+		for _, h := range []*host{a, b} {
+			h.SetRelays([]Relay{r.as("203.0.113.9:7946", addrR)}, 1, nil)
+		}
+		time.Sleep(15 * time.Second)
+		a.wantPath(t, b, r.by())
+		b.wantPath(t, a, r.by())
+	})
+}
+
+// TestDirectNeedsNoRelay has strangers reach both hosts: neither binds to a relay.
+func TestDirectNeedsNoRelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := two(t)
+		r := a.relay(t, 7, addrR)
+		for _, h := range []*host{a, b} {
+			h.SetRelays([]Relay{r.as(addrR)}, 0, nil)
+		}
+		a.SetPeers([]Peer{b.through(direct(addrB), r)})
+		b.SetPeers([]Peer{a.through(direct(addrA), r)})
+		time.Sleep(10 * time.Second)
+		a.wantPath(t, b, direct(addrB))
+		for _, h := range []*host{a, b} {
+			if all := h.Bound(); len(all) > 0 {
+				t.Errorf("%v is bound at %v, want nowhere", h.id, all)
+			}
+		}
+
+		// When they do not reach each other any more, they meet there: the relay reaches both.
+		r.mu.Lock()
+		r.table.SetProved(map[path.Short]netip.AddrPort{path.ShortOf(b.id): b.addrs[0]})
+		r.mu.Unlock()
+		a.set(addrA, true)
+		a.set(addrB, true)
+		a.talk(t, b)
+		time.Sleep(5 * time.Second)
+		a.wantPath(t, b, r.by())
+	})
+}
+
+// TestForgedSessions has somebody begin sessions in a peer's name as fast as he can: the relay
+// is told of a few.
+func TestForgedSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, _, _ := twoWithRelays(t)
+		time.Sleep(25 * time.Second)
+		a.wantPath(t, b, direct(addrB))
+		a.mu.Lock()
+		a.sent = 0
+		a.mu.Unlock()
+		for i := range uint32(1000) {
+			forged := make([]byte, device.MessageResponseSize)
+			forged[0] = device.MessageResponseType
+			binary.LittleEndian.PutUint32(forged[4:], i)
+			a.deliver(rawudp.Datagram{Payload: forged, From: b.addrs[0], To: a.addrs[0].Addr(), Link: 2})
+			time.Sleep(time.Millisecond)
+		}
+		if a.sent > 20 {
+			t.Errorf("got %d datagrams, want a few", a.sent)
+		}
+	})
+}
+
+// TestRelayIsPeer has a relay become a peer, and a peer a relay, without forgetting what came.
+func TestRelayIsPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := two(t)
+		b.SetPeers([]Peer{a.peer(direct(addrA))})
+		a.SetRelays([]Relay{{ID: b.id, PathKey: b.pathKey.PublicKey(), Addrs: []netip.AddrPort{netip.MustParseAddrPort(addrR)}}}, 0, nil)
+		keys, err := path.NewKeys("test", path.ShortOf(b.id), path.ShortOf(a.id), b.pathKey, a.pathKey.PublicKey())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all := a.Status(); len(all) > 0 {
+			t.Errorf("a relay that is no peer: got status %v, want none", all)
+		}
+		ping := rawudp.Datagram{Payload: keys.Seal(path.Message{Op: path.Ping}, 1<<20), From: b.addrs[0], To: a.addrs[0].Addr(), Link: 2}
+		a.deliver(ping)
+		a.SetPeers([]Peer{b.peer(direct(addrB))})
+		a.deliver(ping)
+		synctest.Wait()
+		if s := a.statusOf(t, b); s.Unopened != 1 {
+			t.Errorf("got %d unopened, want 1: what came before", s.Unopened)
+		}
+		a.SetPeers(nil)
+		if got := a.Status(); len(got) > 0 {
+			t.Errorf("got status %v, want none", got)
+		}
+	})
+}
+
+// TestForeignWho has a datagram for anybody from a node that is no relay, and with a secret
+// that is not the cluster's: nothing is sent.
+func TestForeignWho(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, _, r, _ := twoWithRelays(t)
+		a.SetPeers(nil)
+		time.Sleep(2 * time.Second)
+		sent := func(keys *path.Keys, err error) int {
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.mu.Lock()
+			a.sent = 0
+			a.mu.Unlock()
+			a.deliver(rawudp.Datagram{Payload: keys.Seal(path.Message{Op: path.Who}, 1<<20), From: r.addrs[0], To: a.addrs[0].Addr(), Link: 2})
+			synctest.Wait()
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			return a.sent
+		}
+		if n := sent(path.WhoSealer("test", [32]byte{9}, path.ShortOf(r.id), r.pathKey.PublicKey())); n != 0 {
+			t.Errorf("with another secret: got %d datagrams, want none", n)
+		}
+		if n := sent(path.WhoSealer("test", secret, path.ShortOf(mesh.ID{99}), r.pathKey.PublicKey())); n != 0 {
+			t.Errorf("from an unknown node: got %d datagrams, want none", n)
+		}
+		if n := sent(path.WhoSealer("test", secret, path.ShortOf(r.id), r.pathKey.PublicKey())); n != 1 {
+			t.Errorf("from the relay: got %d datagrams, want a Bind", n)
+		}
+	})
+}
