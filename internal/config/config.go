@@ -43,6 +43,7 @@ type Config struct {
 	Cluster    mesh.Cluster
 	WireGuard  WireGuard
 	Gossip     Gossip
+	Relay      Relay
 	Probe      Probe
 	CNI        CNI
 	K3s        K3s
@@ -63,6 +64,7 @@ type Node struct {
 	InternalIP netip.Prefix // the address with the length of its network; invalid: found automatically
 	Gateway    mesh.GatewayPreference
 	Encryption string // EncryptionAuto | EncryptionRequired
+	Relay      mesh.RelayPreference
 
 	// Keepalive is WireGuard's persistent keepalive, in whole seconds. Nil means the default
 	// behind NAT and none elsewhere, zero means none.
@@ -106,6 +108,11 @@ type WireGuard struct {
 type Gossip struct {
 	Bind      netip.AddrPort // the Addr is invalid for all addresses of the host
 	Advertise HostPort       // zero: found automatically
+}
+
+// Relay holds the settings for carrying other nodes' datagrams.
+type Relay struct {
+	MaxRate int // bytes a second that are forwarded; 0 for no limit
 }
 
 // Probe holds the settings for probing a location's gateways. One is asked every Interval,
@@ -159,7 +166,7 @@ func (h HostPort) String() string {
 // defaults returns the configuration of a file without any optional keys.
 func defaults() Config {
 	return Config{
-		Node: Node{Gateway: mesh.GatewayAuto, Encryption: EncryptionAuto},
+		Node: Node{Gateway: mesh.GatewayAuto, Encryption: EncryptionAuto, Relay: mesh.RelayAuto},
 		Cluster: mesh.Cluster{
 			Name:          "default",
 			Generation:    1,

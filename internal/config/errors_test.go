@@ -84,7 +84,7 @@ var badFiles = []struct {
 		"2: is not YAML: unknown anchor 'a' referenced: look at its indentation, brackets, quotes and colons",
 	}},
 	{"merge", false, "<<: {join: [a]}\n", []string{
-		"2: <<: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics",
+		"2: <<: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, relay, probe, cni, k3s, metrics",
 	}},
 	{"tag", false, "node: {name: !!str x}\n", []string{
 		"2: node.name: has a YAML tag (!): write the value alone, in quotes if it begins with this character",
@@ -105,16 +105,16 @@ var badFiles = []struct {
 		"2: node.name: unknown key: did you mean name in the section node?",
 	}},
 	{"unknown", false, "frobnicate: 1\ncluster: {frobnicate: 1}\n", []string{
-		"2: frobnicate: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics",
+		"2: frobnicate: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, relay, probe, cni, k3s, metrics",
 		"3: cluster.frobnicate: unknown key: known here: name, generation, trust, trusted, mode, encapsulation, gateways, forget-after, overlay, pods, pod-prefix, services, dns",
 	}},
 	{"strange", false, "\"a\\nb\": 1\n\"\": 1\n1: 1\n", []string{
-		`2: "a\nb": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics`,
-		`3: "": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics`,
-		"4: 1: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics",
+		`2: "a\nb": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, relay, probe, cni, k3s, metrics`,
+		`3: "": unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, relay, probe, cni, k3s, metrics`,
+		"4: 1: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, relay, probe, cni, k3s, metrics",
 	}},
 	{"long", false, strings.Repeat("a", 200) + ": 1\n", []string{
-		`2: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"…: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics`,
+		`2: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"…: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, relay, probe, cni, k3s, metrics`,
 	}},
 	{"no plain text", false, "? [a, b]\n: 1\nnode: {? {a: b} : c}\n", []string{
 		"2: has a key that is not plain text: write name: value",
@@ -130,7 +130,7 @@ var badFiles = []struct {
 		`2: k3s.role: "master" is unknown: write auto, or server, or agent`,
 	}},
 	{"nothing like it", false, "zzz: 1\n", []string{
-		"2: zzz: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, probe, cni, k3s, metrics",
+		"2: zzz: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, relay, probe, cni, k3s, metrics",
 	}},
 
 	// Kinds of values.
@@ -242,6 +242,13 @@ var badFiles = []struct {
 	}},
 	{"encryption unknown", false, "node: {encryption: never}\n", []string{
 		`2: node.encryption: "never" is unknown: write auto, or required`,
+	}},
+	{"relay unknown, and too slow", false, "node: {relay: yes}\nrelay: {max-rate: 9999}\n", []string{
+		`2: node.relay: "yes" is unknown: write auto, or prefer, or never`,
+		`3: relay.max-rate: "9999" is not a number of bytes a second: write one from 10000 to 12500000000 without a unit, or 0 for no limit`,
+	}},
+	{"relay's rate with a unit", false, "relay: {max-rate: 1M}\n", []string{
+		`2: relay.max-rate: "1M" is not a number of bytes a second: write one from 10000 to 12500000000 without a unit, or 0 for no limit`,
 	}},
 	{"gateway unknown", false, "node: {gateway: yes}\n", []string{
 		`2: node.gateway: "yes" is unknown: write auto, or prefer, or never`,

@@ -82,6 +82,8 @@ var keys = []key{
 	one("node.gateway", func(c *Config) *mesh.GatewayPreference { return &c.Node.Gateway },
 		choice(mesh.GatewayAuto, mesh.GatewayPrefer, mesh.GatewayNever)),
 	one("node.encryption", func(c *Config) *string { return &c.Node.Encryption }, choice(EncryptionAuto, EncryptionRequired)),
+	one("node.relay", func(c *Config) *mesh.RelayPreference { return &c.Node.Relay },
+		choice(mesh.RelayAuto, mesh.RelayPrefer, mesh.RelayNever)),
 	one("node.keepalive", func(c *Config) **time.Duration { return &c.Node.Keepalive }, keepalive),
 	many("node.pod-cidr", func(c *Config) *[]netip.Prefix { return &c.Node.PodCIDR }, network),
 	many("node.allowed-location-ips", func(c *Config) *[]netip.Prefix { return &c.Node.AllowedLocationIPs }, network),
@@ -111,6 +113,8 @@ var keys = []key{
 
 	needsRestart(one("gossip.bind", func(c *Config) *netip.AddrPort { return &c.Gossip.Bind }, bind)),
 	one("gossip.advertise", func(c *Config) *HostPort { return &c.Gossip.Advertise }, advertise),
+
+	one("relay.max-rate", func(c *Config) *int { return &c.Relay.MaxRate }, rate),
 
 	one("probe.interval", func(c *Config) *time.Duration { return &c.Probe.Interval }, duration(50*time.Millisecond, 10*time.Second, "250ms")),
 	one("probe.misses", func(c *Config) *int { return &c.Probe.Misses }, number(2, 100)),

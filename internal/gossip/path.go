@@ -30,6 +30,7 @@ type wirePath struct {
 	Key        []byte          `cbor:"4,keyasint"`
 	Candidates []wireCandidate `cbor:"5,keyasint,omitempty"`
 	Relays     [][]byte        `cbor:"6,keyasint,omitempty"`
+	Relay      string          `cbor:"7,keyasint,omitempty"`
 }
 
 type wireCandidate struct {
@@ -49,7 +50,7 @@ func (b pathBody) covered(forgotten map[mesh.ID]uint64) bool { return b.by <= fo
 func pathKey(id mesh.ID) objectKey { return objectKey{kindPath, id, id} }
 
 func encodePath(b pathBody) ([]byte, error) {
-	w := wirePath{Identity: b.identity, Sequence: b.Sequence, By: b.by, Key: b.Key[:]}
+	w := wirePath{Identity: b.identity, Sequence: b.Sequence, By: b.by, Key: b.Key[:], Relay: string(b.Relay)}
 	for _, c := range b.Candidates {
 		w.Candidates = append(w.Candidates, wireCandidate{Addr: c.Addr, Kind: string(c.Kind), Open: c.Open})
 	}
@@ -87,11 +88,16 @@ func decodePath(payload []byte) (body, error) {
 		}
 		b.Relays = append(b.Relays, mesh.ID(id))
 	}
+	b.Relay = mesh.RelayPreference(w.Relay)
 	if err := checkPath(b.PathRecord); err != nil {
 		return nil, fmt.Errorf("decode path: %w", err)
 	}
 	return b, nil
 }
+
+// maxRelayPreference is longer than any preference. One that this version does not know is
+// allowed: the node is taken for no relay.
+const maxRelayPreference = 16
 
 // checkPath checks what a path record says, our own or another node's.
 func checkPath(p mesh.PathRecord) error {
@@ -103,6 +109,8 @@ func checkPath(p mesh.PathRecord) error {
 			len(p.Candidates), len(p.Relays), mesh.MaxPathCandidates, mesh.MaxPathRelays)
 	case slices.Contains(p.Relays, p.Author):
 		return errors.New("a node is not its own relay")
+	case !mesh.ValidText(string(p.Relay), maxRelayPreference):
+		return fmt.Errorf("relay %q", p.Relay)
 	}
 	for _, c := range p.Candidates {
 		if err := c.Check(); err != nil {
@@ -199,7 +207,7 @@ func newPathPace() *rate.Limiter { return rate.NewLimiter(rate.Every(pathPeriod)
 
 // samePath reports whether two path records of one author say the same.
 func samePath(a, b mesh.PathRecord) bool {
-	return a.Key == b.Key && slices.Equal(a.Candidates, b.Candidates) && slices.Equal(a.Relays, b.Relays)
+	return a.Key == b.Key && slices.Equal(a.Candidates, b.Candidates) && slices.Equal(a.Relays, b.Relays) && a.Relay == b.Relay
 }
 
 // paths returns all path records, by author.

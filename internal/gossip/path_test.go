@@ -32,6 +32,7 @@ func testPath(n int, sequence uint64) pathBody {
 			Author: idOf(n), Sequence: sequence, Key: [32]byte{byte(n + 1)},
 			Candidates: []mesh.PathCandidate{open, candidate("192.168.10.1:51820", mesh.CandidateLAN)},
 			Relays:     []mesh.ID{{7}, {8}},
+			Relay:      mesh.RelayPrefer,
 		},
 		identity: identity(n).Public().(ed25519.PublicKey), by: 1,
 	}
@@ -110,6 +111,9 @@ func TestHostilePaths(t *testing.T) {
 		{"13 candidates", func(b *pathBody) { b.Candidates = append(slices.Repeat(b.Candidates, 6), b.Candidates[0]) }, false},
 		{"3 relays", func(b *pathBody) { b.Relays = []mesh.ID{{1}, {2}, {3}} }, false},
 		{"its own relay", func(b *pathBody) { b.Relays[1] = b.Author }, false},
+		{"no relay itself", func(b *pathBody) { b.Relay = "" }, true},
+		{"a relay of a newer version's kind", func(b *pathBody) { b.Relay = "sometimes" }, true},
+		{"a long kind of relay", func(b *pathBody) { b.Relay = "seventeen-letters" }, false},
 		{"no key", func(b *pathBody) { b.Key = [32]byte{} }, false},
 		{"sequence 0", func(b *pathBody) { b.Sequence = 0 }, false},
 		{"absurd sequence", func(b *pathBody) { b.Sequence = maxSequence + 1 }, false},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Limits of a path record's lists. Every other node refuses a record that exceeds one.
@@ -24,6 +25,28 @@ type PathRecord struct {
 	Key        [32]byte        // X25519 public key, with which probes to the node are sealed
 	Candidates []PathCandidate // best first; at most MaxPathCandidates
 	Relays     []ID            // nodes that forward to it whatever happens; at most MaxPathRelays
+	// Relay is RelayAuto or RelayPrefer if the node forwards others' packets, at its gossip
+	// port; "" if it does not.
+	Relay RelayPreference
+}
+
+// RelayPreference says whether a node wants to forward sealed packets between nodes that do not
+// reach each other.
+type RelayPreference string
+
+// The values, as they are written in the configuration.
+const (
+	RelayAuto   RelayPreference = "auto"
+	RelayPrefer RelayPreference = "prefer"
+	RelayNever  RelayPreference = "never"
+)
+
+// IsRelay reports whether the node forwards others' packets, as it says.
+func (p PathRecord) IsRelay() bool { return p.Relay == RelayAuto || p.Relay == RelayPrefer }
+
+// IsOpen reports whether strangers reach the node somewhere on the internet, as it says.
+func (p PathRecord) IsOpen() bool {
+	return slices.ContainsFunc(p.Candidates, func(c PathCandidate) bool { return c.Open && c.Kind != CandidateLAN })
 }
 
 // PathCandidate is an address at which a node's WireGuard socket may be reached.
