@@ -55,15 +55,17 @@ func TestPrintStatus(t *testing.T) {
 	}
 	full := control.Status{
 		Node: control.Node{
-			Name: "aws-1", Location: "aws", Role: control.RoleDraining, Overlay: addrs("10.4.0.1", "fd04::1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Endpoints: []string{"198.51.100.1:51820"}, NAT: true, Ready: true,
+			Name: "aws-1", Location: "aws", Role: control.RoleDraining, Overlay: addrs("10.4.0.1", "fd04::1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Endpoints: []string{"198.51.100.1:51820"}, NAT: true, Ready: true, Relays: []string{"gcp-1", "gcp-2"},
 			InternalIPs:  []netcfg.InternalIP{{Link: "eth0", Address: netip.MustParsePrefix("192.168.1.1/24"), Reason: "the default route leaves by its link"}},
 			OtherPrivate: []netcfg.InternalIP{{Link: "wg0", Address: netip.MustParsePrefix("10.8.0.2/24"), Reason: "its link is a tunnel"}, {Link: "eth1", Address: netip.MustParsePrefix("10.0.0.1/16"), Reason: "node.internal-ip can name it"}},
 		},
 		Device: control.Device{Name: "meshd0", Implementation: "kernel", ListenPort: 51820, MTU: 1420},
+		Relay:  &control.Relay{Nodes: 3, Bytes: 5 << 20},
 		Peers: []control.Peer{
 			{Name: "aws-2", Location: "aws", Role: control.RoleGateway, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Health: control.RouteOK, RTT: 210 * time.Microsecond}},
 			{Name: "far-2", Location: "far", Role: control.RoleMember, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Via: []string{"aws-2", "far-1"}, Health: control.RouteSilent}},
 			{Name: "gcp-1", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Overlay: addrs("10.4.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}, InternalIPs: addrs("192.168.2.1"), Path: control.Path{Kind: control.PathDirect, Proved: true, Since: now.Add(-200 * time.Second), RTT: 1200 * time.Microsecond}, Endpoint: netip.MustParseAddrPort("198.51.100.2:51820"), LastHandshake: now.Add(-65 * time.Second), Received: 1023, Sent: 5 << 30, RTT: 1500 * time.Microsecond},
+			{Name: "gcp-2", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Path: control.Path{Kind: control.PathRelayed, Relay: "gcp-1", Proved: true, Since: now.Add(-time.Minute), RTT: 31 * time.Millisecond}, Endpoint: netip.MustParseAddrPort("198.51.100.2:7946")},
 			{Name: "home", Location: "attic", Role: control.RoleDown, Route: control.Route{Kind: mesh.RouteNone}, Path: control.Path{Kind: control.PathLAN}},
 		},
 		Clients: []control.ClientStatus{

@@ -116,6 +116,12 @@ func printNode(w io.Writer, s control.Status) {
 		device = fmt.Sprintf("%s, %s WireGuard, port %d, MTU %d", d.Name, d.Implementation, d.ListenPort, d.MTU)
 	}
 	fmt.Fprintf(t, "Device:\t%s\n", device)
+	if len(n.Relays) > 0 {
+		fmt.Fprintf(t, "Reached via:\t%s, which forward sealed packets\n", join(n.Relays))
+	}
+	if r := s.Relay; r != nil {
+		fmt.Fprintf(t, "Relay:\tfor %d nodes, %s forwarded\n", r.Nodes, size(int64(r.Bytes)))
+	}
 	t.Flush() // writing to a strings.Builder never fails
 }
 
@@ -153,13 +159,17 @@ func health(p control.Route) string {
 
 // path words how WireGuard's packets travel to a peer, since when, and the round trip.
 func path(p control.Path, now time.Time) string {
+	how := string(p.Kind)
+	if p.Relay != "" {
+		how += " via " + p.Relay
+	}
 	switch {
 	case p.Kind == "" || p.Kind == control.PathNone:
 		return "-"
 	case !p.Proved:
-		return string(p.Kind) + ", not proved"
+		return how + ", not proved"
 	}
-	s := fmt.Sprintf("%s for %v", p.Kind, max(now.Sub(p.Since), 0).Round(time.Second))
+	s := fmt.Sprintf("%s for %v", how, max(now.Sub(p.Since), 0).Round(time.Second))
 	if p.RTT == 0 {
 		return s
 	}

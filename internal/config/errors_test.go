@@ -245,10 +245,10 @@ var badFiles = []struct {
 	}},
 	{"relay unknown, and too slow", false, "node: {relay: yes}\nrelay: {max-rate: 9999}\n", []string{
 		`2: node.relay: "yes" is unknown: write auto, or prefer, or never`,
-		`3: relay.max-rate: "9999" is not a number of bytes a second: write one from 10000 to 12500000000 without a unit, or 0 for no limit`,
+		`3: relay.max-rate: "9999" is not a number of bytes a second: write one from 10000 to 1250000000 without a unit, or 0 for no limit`,
 	}},
 	{"relay's rate with a unit", false, "relay: {max-rate: 1M}\n", []string{
-		`2: relay.max-rate: "1M" is not a number of bytes a second: write one from 10000 to 12500000000 without a unit, or 0 for no limit`,
+		`2: relay.max-rate: "1M" is not a number of bytes a second: write one from 10000 to 1250000000 without a unit, or 0 for no limit`,
 	}},
 	{"gateway unknown", false, "node: {gateway: yes}\n", []string{
 		`2: node.gateway: "yes" is unknown: write auto, or prefer, or never`,

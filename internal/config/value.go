@@ -109,9 +109,9 @@ func number(least, most int) func(string) (int, *Error) {
 }
 
 // rate parses bytes a second, 0 for no limit. With less than 10 kB/s no handshake gets through
-// while a TCP connection sends; 12.5 GB/s is more than any relay forwards.
+// while a TCP connection sends; 1.25 GB/s is more than a relay forwards.
 func rate(s string) (int, *Error) {
-	const least, most = 10_000, 12_500_000_000
+	const least, most = 10_000, 1_250_000_000
 	n, err := number(0, most)(s)
 	if err != nil || n > 0 && n < least {
 		return 0, wrong(quote(s)+" is not a number of bytes a second", fmt.Sprintf("write one from %d to %d without a unit, or 0 for no limit", least, most))

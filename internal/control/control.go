@@ -95,7 +95,16 @@ type Status struct {
 	Clients   []ClientStatus    `json:"clients"`  // sorted by name
 	Problems  []mesh.Problem    `json:"problems"` // sorted
 	Reconcile Reconcile         `json:"reconcile"`
-	Counters  map[string]uint64 `json:"counters"` // dropped packets and objects, by reason
+	Counters  map[string]uint64 `json:"counters"`        // dropped packets and objects, by reason
+	Relay     *Relay            `json:"relay,omitempty"` // nil if this node is not a relay
+}
+
+// Relay is what this node has forwarded between others since it became a relay.
+type Relay struct {
+	Nodes     int               `json:"nodes"` // that can be reached through it, now
+	Datagrams uint64            `json:"datagrams"`
+	Bytes     uint64            `json:"bytes"`
+	Dropped   map[string]uint64 `json:"dropped"` // datagrams, by reason
 }
 
 // Node is this node.
@@ -114,6 +123,9 @@ type Node struct {
 	// names nobody else. JoinAt is what others write into theirs to find it, host:port.
 	Alone  bool     `json:"alone"`
 	JoinAt []string `json:"joinAt"`
+	// Relays are the names of those through which others reach this node, if strangers don't
+	// reach it otherwise.
+	Relays []string `json:"relays,omitempty"`
 	// InternalIPs are those that this node found out or was given, and OtherPrivate the
 	// host's other private addresses, each with the reason.
 	InternalIPs  []netcfg.InternalIP `json:"internalIPs"`
@@ -168,6 +180,7 @@ type Peer struct {
 type Path struct {
 	Kind   PathKind       `json:"kind"`
 	Addr   netip.AddrPort `json:"address"`         // "" for none
+	Relay  string         `json:"relay,omitempty"` // the name of the node that forwards
 	Proved bool           `json:"proved"`          // the peer answers on it
 	Since  time.Time      `json:"since,omitzero"`  // UTC; absent for no path
 	RTT    time.Duration  `json:"rtt,omitzero"`    // nanoseconds; absent if not known
@@ -181,8 +194,10 @@ type Path struct {
 type TriedPath struct {
 	Kind PathKind       `json:"kind"`
 	Addr netip.AddrPort `json:"address"`
-	RTT  time.Duration  `json:"rtt,omitzero"` // nanoseconds; absent if not known
-	Loss float64        `json:"loss"`         // of the last 32 probes, 0 to 1
+	// Relay is the name of the node that forwards, "" for none.
+	Relay string        `json:"relay,omitempty"`
+	RTT   time.Duration `json:"rtt,omitzero"` // nanoseconds; absent if not known
+	Loss  float64       `json:"loss"`         // of the last 32 probes, 0 to 1
 }
 
 // PathKind is the kind of a path.

@@ -21,6 +21,7 @@
 //	verdicts.go     publishes its verdicts, and sets whom to probe for them
 //	duplicate.go    stops a second daemon with the same identity
 //	paths.go        finds paths to the peers beneath the tunnels
+//	relay.go        forwards sealed packets between other nodes
 //	apply.go        observes and changes the host
 //	addrs.go        the addresses of other nodes' gossip ports
 //	resolver.go     looks up host names
@@ -52,6 +53,7 @@ import (
 	"github.com/meshd/meshd/internal/metrics"
 	"github.com/meshd/meshd/internal/netcfg/host"
 	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/path/relayudp"
 	"github.com/meshd/meshd/internal/state"
 )
 
@@ -85,10 +87,13 @@ type daemon struct {
 	underlay underlay // paths use it, not the loop
 	gossip   network
 	paths    paths
+	relay    relay
 	prober   prober
 	resolver *resolver
 	services services
 	servers  servers
+
+	relayOptions relayudp.Options // what the relay takes of gossip and the paths, set by their tasks
 
 	log            journal
 	metrics        *metrics.Metrics

@@ -16,7 +16,9 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/agent"
+	"github.com/meshd/meshd/internal/path/relayudp"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -71,10 +73,20 @@ type network interface {
 
 // paths finds and keeps the paths beneath the tunnels: pathAgent.
 type paths interface {
+	SetRelays(all []node.Relay, keep int, secrets [][32]byte)
 	SetPeers([]node.PathPeer)
+	Bound() []path.BoundRelay
 	Status() []agent.PeerStatus
 	Changed() <-chan struct{}
 	Key() [32]byte
+}
+
+// relay forwards sealed packets between other nodes: relayServer.
+type relay interface {
+	// Serve forwards between nodes from now on, or not any more.
+	Serve(s node.RelayService, secret [32]byte, maxRate int) error
+	// Status returns false if nothing is forwarded.
+	Status() (relayudp.Status, bool)
 }
 
 // stateDir is the state directory: state.Dir.

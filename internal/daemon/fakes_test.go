@@ -28,6 +28,7 @@ import (
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/agent"
 	"github.com/meshd/meshd/internal/path/rawudp"
+	"github.com/meshd/meshd/internal/path/relayudp"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -281,6 +282,12 @@ func (n *fakeNetwork) PublishPath(p mesh.PathRecord) error {
 		}
 		text = append(text, word)
 	}
+	for _, id := range p.Relays {
+		text = append(text, "through "+n.names[id])
+	}
+	if p.Relay != "" {
+		text = append(text, "a relay")
+	}
 	if s := cmp.Or(strings.Join(text, ", "), "nowhere"); s != n.path {
 		n.path = s
 		n.add("network.PublishPath", s, nil)
@@ -492,9 +499,42 @@ type fakePaths struct {
 	*trace
 	changed chan struct{}
 	tried   string
+	relays  string
 
 	mu     sync.Mutex
 	status []agent.PeerStatus
+	bound  []path.BoundRelay
+}
+
+func (p *fakePaths) SetRelays(all []node.Relay, keep int, secrets [][32]byte) {
+	text := fmt.Sprintf("%d of", keep)
+	for _, r := range all {
+		text += fmt.Sprint(" ", p.names[r.ID], " at ", r.Addrs)
+	}
+	if len(secrets) == 0 {
+		text += ", without a secret"
+	}
+	if len(all) == 0 {
+		text = ""
+	}
+	if text != p.relays {
+		p.relays = text
+		p.add("paths.SetRelays", cmp.Or(text, "none"), nil)
+	}
+}
+
+// bind changes to which relays this node is bound, and signals it.
+func (p *fakePaths) bind(bound ...path.BoundRelay) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.bound = bound
+	fire(p.changed)
+}
+
+func (p *fakePaths) Bound() []path.BoundRelay {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.bound)
 }
 
 // find changes what is known of the paths, and signals it.
@@ -511,6 +551,9 @@ func (p *fakePaths) SetPeers(peers []node.PathPeer) {
 		text := p.names[peer.ID] + " at"
 		for _, c := range peer.Candidates {
 			text += " " + c.Path.String()
+		}
+		for _, id := range peer.Relays {
+			text += " through " + p.names[id]
 		}
 		if peer.PathKey == [32]byte{} {
 			text += ", key not known"
@@ -536,6 +579,26 @@ func (p *fakePaths) Status() []agent.PeerStatus {
 func (p *fakePaths) Changed() <-chan struct{} { return p.changed }
 
 func (p *fakePaths) Key() [32]byte { return [32]byte{1} }
+
+// fakeRelay forwards nothing.
+type fakeRelay struct {
+	*trace
+	serves bool
+	fail   error
+}
+
+func (r *fakeRelay) Serve(s node.RelayService, _ [32]byte, _ int) error {
+	if r.fail != nil && s.Serves {
+		return r.fail
+	}
+	if s.Serves != r.serves {
+		r.serves = s.Serves
+		r.add("relay.Serve", map[bool]string{true: "yes", false: "no"}[s.Serves], nil)
+	}
+	return nil
+}
+
+func (r *fakeRelay) Status() (relayudp.Status, bool) { return relayudp.Status{}, r.serves }
 
 // fakeProber sends nothing. A test sets its results.
 type fakeProber struct {

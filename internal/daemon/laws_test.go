@@ -240,6 +240,46 @@ func TestPathsNeedNoTurn(t *testing.T) {
 	})
 }
 
+// TestRelayedPath: status shows through which node packets travel, by name.
+func TestRelayedPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, standsAlone)
+		settled(w, w.b1(), w.c1())
+		w.paths.find(agent.PeerStatus{
+			ID:     w.b1().ID(),
+			Report: path.Report{Path: path.Path{Kind: path.Relayed, Relay: path.ShortOf(w.c1().ID()), Addr: netip.MustParseAddrPort("203.0.113.12:7946")}, Proved: true},
+		})
+		w.paths.bind(path.BoundRelay{RelayAddr: path.RelayAddr{Relay: path.ShortOf(w.c1().ID())}, Kept: true})
+		w.pass(2 * spacing)
+		s := w.d.Status()
+		if p := s.Peers[0].Path; p.Kind != control.PathRelayed || p.Relay != "c1" {
+			t.Errorf("status shows %+v, want relayed via c1", p)
+		}
+		if !slices.Equal(s.Node.Relays, []string{"c1"}) || s.Relay == nil {
+			t.Errorf("status shows relays %v, and as a relay itself %+v, want c1, and some", s.Node.Relays, s.Relay)
+		}
+		w.end()
+	})
+}
+
+// TestBrokenRelay: a node that can't forward tells nobody that it does, and says why.
+func TestBrokenRelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, standsAlone)
+		w.start()
+		w.relay.fail = errors.New("no such option")
+		w.pass(2 * resync)
+		s := w.d.Status()
+		if !slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool { return p.Kind == ProblemNoRelay }) || s.Reconcile.Error != "" {
+			t.Errorf("got problems %v and error %q, want that it can't forward", s.Problems, s.Reconcile.Error)
+		}
+		if strings.Contains(w.network.path, "a relay") {
+			t.Errorf("it tells %s", w.network.path)
+		}
+		w.end()
+	})
+}
+
 // TestWhatIsNotOnDiskIsNotTold: with a full disk a node publishes no new record. A node
 // that appears still gets its tunnel.
 func TestWhatIsNotOnDiskIsNotTold(t *testing.T) {

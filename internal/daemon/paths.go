@@ -45,6 +45,7 @@ func (d *daemon) runPaths(ctx context.Context, ready func()) error {
 		PathKey: key.Private, Counter: key.Counter,
 		Port: w, Device: w, Call: d.call, Logger: d.log.Logger,
 	})
+	d.relayOptions.PathKey, d.relayOptions.Counter = key.Private, key.Counter
 	var calls sync.WaitGroup
 	calls.Go(func() { d.passCalls(ctx, a) })
 	d.paths = &pathAgent{Agent: a, wireGuard: w, key: [32]byte(key.Private.PublicKey().Bytes())}
@@ -109,6 +110,14 @@ type pathAgent struct {
 	wireGuard *wireGuard
 	key       [32]byte
 	peers     []node.PathPeer // as set last
+	relays    relayConfig
+}
+
+// relayConfig is what SetRelays was given.
+type relayConfig struct {
+	all     []node.Relay
+	keep    int
+	secrets [][32]byte
 }
 
 // Key returns the public path key of this node.
@@ -126,12 +135,26 @@ func (p *pathAgent) SetPeers(peers []node.PathPeer) {
 		if peer.Follows {
 			followed[peer.Key] = true
 		}
-		list = append(list, agent.Peer{ID: peer.ID, Key: peer.Key, PathKey: publicKey(peer.PathKey), Candidates: peer.Candidates})
+		list = append(list, agent.Peer{ID: peer.ID, Key: peer.Key, PathKey: publicKey(peer.PathKey), Candidates: peer.Candidates, Relays: peer.Relays})
 	}
 	p.wireGuard.mu.Lock()
 	p.wireGuard.followed = followed
 	p.wireGuard.mu.Unlock()
 	p.Agent.SetPeers(list)
+}
+
+// SetRelays sets through which nodes others can be reached, see agent.SetRelays.
+func (p *pathAgent) SetRelays(all []node.Relay, keep int, secrets [][32]byte) {
+	c := relayConfig{all, keep, secrets}
+	if reflect.DeepEqual(c, p.relays) {
+		return
+	}
+	p.relays = c
+	list := make([]agent.Relay, 0, len(all))
+	for _, r := range all {
+		list = append(list, agent.Relay{ID: r.ID, PathKey: publicKey(r.PathKey), Addrs: r.Addrs})
+	}
+	p.Agent.SetRelays(list, keep, secrets)
 }
 
 // publicKey returns a path key, nil for none.
@@ -147,7 +170,7 @@ func publicKey(key [32]byte) *ecdh.PublicKey {
 }
 
 // readPaths returns what is known of the paths, and what this node decides by.
-func (d *daemon) readPaths() ([]agent.PeerStatus, node.Paths) {
+func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Paths) {
 	all := d.paths.Status()
 	p := node.Paths{Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort)}
 	for _, s := range all {
@@ -158,17 +181,36 @@ func (d *daemon) readPaths() ([]agent.PeerStatus, node.Paths) {
 			p.Proved[s.ID] = s.Path.Addr
 		}
 	}
+	ids := make(map[path.Short]mesh.ID, len(records))
+	for _, r := range records {
+		ids[path.ShortOf(r.ID())] = r.ID()
+	}
+	for _, b := range d.paths.Bound() {
+		id, known := ids[b.Relay]
+		if !known {
+			continue
+		}
+		p.Bound = append(p.Bound, node.BoundRelay{ID: id, Kept: b.Kept})
+		if seen := p.Seen[id]; b.Seen.IsValid() && !slices.Contains(seen, b.Seen) {
+			p.Seen[id] = append(slices.Clone(seen), b.Seen)
+		}
+	}
 	return all, p
 }
 
 // keepPaths tells the others where this node may be reached, and the agent what to try.
-func (d *daemon) keepPaths(t *turn) error {
+func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
+	relays, keep := d.memory.Relays(t.in, t.wanted)
+	d.paths.SetRelays(relays, keep, d.cfg.Secrets)
 	d.paths.SetPeers(d.memory.PathPeers(t.in, t.wanted))
-	err := d.gossip.PublishPath(mesh.PathRecord{Key: d.paths.Key(), Candidates: d.memory.OwnCandidates(t.in)})
+	serves, problems := d.serveAsRelay(t)
+	err := d.gossip.PublishPath(mesh.PathRecord{
+		Key: d.paths.Key(), Candidates: d.memory.OwnCandidates(t.in), Relays: t.in.OwnRelays(), Relay: serves,
+	})
 	if err != nil {
-		return fmt.Errorf("publish paths: %w", err)
+		return problems, fmt.Errorf("publish paths: %w", err)
 	}
-	return nil
+	return problems, nil
 }
 
 // updatePaths does what follows from paths that have changed, here or on other nodes. It needs
@@ -177,30 +219,35 @@ func (d *daemon) updatePaths(t *turn) {
 	if t.wanted.Desired.Device == nil {
 		return
 	}
-	t.paths, t.in.Paths = d.readPaths()
+	t.paths, t.in.Paths = d.readPaths(t.in.View.Records)
 	t.in.View.Paths = d.gossip.View().Paths
-	if err := d.keepPaths(t); err != nil {
+	if _, err := d.keepPaths(t); err != nil { // problems are shown by the next turn
 		d.log.Error("paths", "err", err)
 	}
 	status := d.published.Load().status
 	status.Peers = slices.Clone(status.Peers)
-	shown := pathStatus(t.paths)
+	shown := pathStatus(t.paths, t.in.View.Records)
 	for i := range status.Peers {
 		status.Peers[i].Path = shown[status.Peers[i].ID]
 	}
+	status.Node.Relays, status.Relay = d.relaysInUse(*t), d.relayStatus()
 	d.publish(status, *t)
 }
 
 // pathStatus returns what a person sees of the paths.
-func pathStatus(all []agent.PeerStatus) map[mesh.ID]control.Path {
+func pathStatus(all []agent.PeerStatus, records []mesh.Record) map[mesh.ID]control.Path {
+	names := make(map[path.Short]string, len(records))
+	for _, r := range records {
+		names[path.ShortOf(r.ID())] = r.Name
+	}
 	out := make(map[mesh.ID]control.Path, len(all))
 	for _, s := range all {
-		p := control.Path{Kind: pathKind(s.Path), Addr: s.Path.Addr, Proved: s.Proved, RTT: s.RTT, Loss: s.Loss, NotProbed: notProbed(s.State)}
+		p := control.Path{Kind: pathKind(s.Path), Addr: s.Path.Addr, Proved: s.Proved, RTT: s.RTT, Loss: s.Loss, NotProbed: notProbed(s.State), Relay: names[s.Path.Relay]}
 		if s.Path.Kind != path.None {
 			p.Since = s.Since.UTC().Round(time.Second)
 		}
 		for _, c := range s.Tried {
-			p.Tried = append(p.Tried, control.TriedPath{Kind: pathKind(c.Path), Addr: c.Path.Addr, RTT: c.RTT, Loss: c.Loss})
+			p.Tried = append(p.Tried, control.TriedPath{Kind: pathKind(c.Path), Addr: c.Path.Addr, Relay: names[c.Path.Relay], RTT: c.RTT, Loss: c.Loss})
 		}
 		out[s.ID] = p
 	}

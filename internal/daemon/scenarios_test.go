@@ -251,6 +251,28 @@ var scenarios = []scenario{
 		w.pass(time.Second)
 		w.end()
 	}},
+	{"relays", "A host that gets behind NAT is no relay any more. It hears of one, binds to it, and tells so. Then the relay is gone.", standsAlone, func(w *world) {
+		b1, c1 := w.b1(), w.c1()
+		settled(w, b1, c1)
+		w.kernel.change(func(k *fakeKernel) { k.facts = lanFacts("192.168.1.1/24") })
+		w.pass(time.Second)
+		w.mark("b1 is a relay")
+		w.network.changePaths(mesh.PathRecord{Author: b1.ID(), Key: [32]byte{2}, Relay: mesh.RelayAuto, Candidates: []mesh.PathCandidate{
+			{Addr: netip.MustParseAddrPort("203.0.113.11:51820"), Kind: mesh.CandidatePublic, Open: true},
+		}})
+		w.pass(time.Second)
+		w.mark("the host is bound to it")
+		w.paths.bind(path.BoundRelay{
+			RelayAddr: path.RelayAddr{Relay: path.ShortOf(b1.ID()), Addr: netip.MustParseAddrPort("203.0.113.11:7946")},
+			Seen:      netip.MustParseAddrPort("198.51.100.1:40000"), Kept: true,
+		})
+		w.pass(time.Second)
+		w.mark("the relay is gone")
+		w.paths.bind()
+		w.network.changePaths()
+		w.pass(time.Second)
+		w.end()
+	}},
 	{"generation", "Another node has newer settings: the mode is full.", inLocation, func(w *world) {
 		settled(w, gatewayOfA(w)...)
 		w.mark("generation 2 is heard")

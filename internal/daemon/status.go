@@ -98,6 +98,7 @@ func (d *daemon) status(seen turn) control.Status {
 	default:
 		s.Reconcile.LastSuccess = t.now.UTC()
 	}
+	s.Relay = d.relayStatus()
 	s.Reconcile.Runs++
 	return s
 }
@@ -163,6 +164,7 @@ func (d *daemon) nodeStatus(t index) control.Node {
 		Endpoints: []string{},
 		Alone:     t.view.JoinEmpty && len(t.view.Records) == 1,
 		JoinAt:    joinAt(d.memory.Own),
+		Relays:    d.relaysInUse(t.turn),
 
 		InternalIPs:  append([]netcfg.InternalIP{}, t.wanted.InternalIPs...),
 		OtherPrivate: append([]netcfg.InternalIP{}, t.wanted.OtherPrivate...),
@@ -202,7 +204,7 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 		onDevice[p.Key] = p
 	}
 	owners, inside := mesh.SlotOwners(t.view.Records), tunnelled(t.wanted.Topology)
-	paths := pathStatus(t.paths)
+	paths := pathStatus(t.paths, t.view.Records)
 	candidates, lan := make(map[mesh.ID][]netip.AddrPort), make(map[mesh.ID]netip.Addr)
 	for _, p := range t.wanted.Topology.Peers {
 		candidates[p.ID] = p.Endpoints

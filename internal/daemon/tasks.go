@@ -24,13 +24,15 @@ type task struct {
 // tasks returns the parts of the daemon. The loop comes last because it uses all others
 // until it returns: it has the servers listen, and what it does last is to save what
 // gossip knows. The control server comes after gossip and the prober because commands
-// use them, and the paths after gossip, which carries calls.
+// use them, the paths after gossip, which carries calls, and the relay after both: it shares
+// gossip's port and the paths' key.
 func (d *daemon) tasks(remembered gossip.Remembered) []task {
 	return []task{
 		{"gossip", func(ctx context.Context, ready func()) error { return d.runGossip(ctx, ready, remembered) }},
 		{"resolver", d.runResolver},
 		{"prober", d.runProber},
 		{"paths", d.runPaths},
+		{"relay", d.runRelay},
 		{"control server", d.runControlServer},
 		{"metrics server", d.runMetricsServer},
 		{"client server", d.runClientServer},
@@ -87,7 +89,7 @@ func (d *daemon) runGossip(ctx context.Context, ready func(), remembered gossip.
 	if err != nil {
 		return fmt.Errorf("start gossip: %w", err)
 	}
-	d.gossip, d.settings = g, g.View().Cluster
+	d.gossip, d.settings, d.relayOptions.Beside = g, g.View().Cluster, g.Socket()
 	ready()
 	<-ctx.Done()
 	return g.Stop()

@@ -141,6 +141,9 @@ func TestOrderOfTasks(t *testing.T) {
 		{"control server", "loop", "a turn opens the control socket again if it was deleted, which must not be after the server's end"},
 		{"metrics server", "loop", "a turn has the server listen, which must not be after its end"},
 		{"client server", "loop", "a turn has the server listen, which must not be after its end"},
+		{"gossip", "relay", "a relay shares gossip's port"},
+		{"paths", "relay", "a relay seals with the path key"},
+		{"relay", "loop", "a turn has the relay forward, which must not be after its end"},
 		{"gossip", "control server", "meshd forget has gossip forget a node"},
 		{"prober", "control server", "meshd status --probe has it probe all nodes"},
 	} {

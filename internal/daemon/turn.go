@@ -41,7 +41,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	in := d.input(d.gossip.View(), time.Now())
 	in.LastHeard = d.gossip.LastHeard()
 	t := turn{now: in.Now, cfg: d.cfg, view: in.View}
-	t.paths, in.Paths = d.readPaths()
+	t.paths, in.Paths = d.readPaths(in.View.Records)
 	if d.memory.SawDuplicate(in) {
 		t.duplicate = true
 		return t
@@ -128,7 +128,7 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 		c.HasAddresses, c.Watch = false, probe.Watch{} // it is no longer known what the host has
 	}
 	t.watch, t.results, t.in = c.Watch, in.Results, in
-	t.note(nil, d.keepPaths(t))
+	t.note(d.keepPaths(t))
 	t.note(d.answerClients(*t), nil)
 	d.gossip.SetAddresses(d.gossipAddresses(*t, c.HasAddresses))
 	t.note(d.setProbeTargets(c.Watch), nil)

@@ -41,6 +41,7 @@ type world struct {
 	network *fakeNetwork
 	disk    *fakeDisk
 	paths   *fakePaths
+	relay   *fakeRelay
 	prober  *fakeProber
 
 	cfg    config.Config // as it was at the start
@@ -140,7 +141,8 @@ func (w *world) start() {
 	w.network.start(d)
 	w.prober = &fakeProber{trace: w.trace, changed: make(chan struct{}, 1), results: make(map[probe.Target]probe.Result)}
 	w.paths = &fakePaths{trace: w.trace, changed: make(chan struct{}, 1)}
-	d.prober, d.paths = w.prober, w.paths
+	w.relay = &fakeRelay{trace: w.trace}
+	d.prober, d.paths, d.relay = w.prober, w.paths, w.relay
 	d.publish(d.status(turn{}), turn{})
 	w.d = d
 	go func() { w.ended <- d.loop(ctx) }()

@@ -49,6 +49,16 @@ func (p PathRecord) IsOpen() bool {
 	return slices.ContainsFunc(p.Candidates, func(c PathCandidate) bool { return c.Open && c.Kind != CandidateLAN })
 }
 
+// Weight is the weight of a node in a rendezvous between others, in any order: they choose the
+// nodes with the highest weights, and so come to the same ones without asking.
+func Weight(node ID, others ...ID) uint64 {
+	var sum uint64
+	for _, o := range others {
+		sum ^= low64(o)
+	}
+	return mix(sum + low64(node))
+}
+
 // PathCandidate is an address at which a node's WireGuard socket may be reached.
 type PathCandidate struct {
 	Addr netip.AddrPort

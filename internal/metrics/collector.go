@@ -18,18 +18,21 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 
 // The metrics that are read from a status.
 var (
-	descReady     = describe("meshd_node_ready", "Whether this node can carry pods.")
-	descRole      = describe("meshd_node_role", "1, with the role of this node in its location. Absent where there are no gateways.", "role")
-	descPeers     = describe("meshd_peers", "Other nodes, by whether gossip finds them alive.", "state")
-	descPaths     = describe("meshd_paths", "WireGuard peers of this node, by the kind of the path to them: none if they don't answer on any.", "kind")
-	descClients   = describe("meshd_clients", "Clients that were added and not removed.")
-	descProblems  = describe("meshd_problems", "Problems that meshd status shows, by kind.", "kind")
-	descDropped   = describe("meshd_dropped_total", "Packets, streams and objects that were dropped, by reason.", "reason")
-	descWrites    = describe("meshd_host_writes_total", "Calls that changed something on the host.")
-	descHandshake = describe("meshd_peer_last_handshake_age_seconds", "Time since WireGuard's last handshake with a peer.", "peer")
-	descReceived  = describe("meshd_peer_received_bytes_total", "Bytes that WireGuard has received from a peer.", "peer")
-	descSent      = describe("meshd_peer_sent_bytes_total", "Bytes that WireGuard has sent to a peer.", "peer")
-	descRTT       = describe("meshd_gossip_round_trip_seconds", "The last round-trip time of gossip to a node.", "peer")
+	descReady        = describe("meshd_node_ready", "Whether this node can carry pods.")
+	descRole         = describe("meshd_node_role", "1, with the role of this node in its location. Absent where there are no gateways.", "role")
+	descPeers        = describe("meshd_peers", "Other nodes, by whether gossip finds them alive.", "state")
+	descPaths        = describe("meshd_paths", "WireGuard peers of this node, by the kind of the path to them: none if they don't answer on any.", "kind")
+	descRelayNodes   = describe("meshd_relay_nodes", "Nodes that can be reached through this relay now. Absent where this node is not a relay, as the others are.")
+	descRelayed      = describe("meshd_relayed_bytes_total", "Bytes of sealed packets that this relay has forwarded between others.")
+	descRelayDropped = describe("meshd_relay_dropped_total", "Datagrams that this relay has not forwarded, by reason.", "reason")
+	descClients      = describe("meshd_clients", "Clients that were added and not removed.")
+	descProblems     = describe("meshd_problems", "Problems that meshd status shows, by kind.", "kind")
+	descDropped      = describe("meshd_dropped_total", "Packets, streams and objects that were dropped, by reason.", "reason")
+	descWrites       = describe("meshd_host_writes_total", "Calls that changed something on the host.")
+	descHandshake    = describe("meshd_peer_last_handshake_age_seconds", "Time since WireGuard's last handshake with a peer.", "peer")
+	descReceived     = describe("meshd_peer_received_bytes_total", "Bytes that WireGuard has received from a peer.", "peer")
+	descSent         = describe("meshd_peer_sent_bytes_total", "Bytes that WireGuard has sent to a peer.", "peer")
+	descRTT          = describe("meshd_gossip_round_trip_seconds", "The last round-trip time of gossip to a node.", "peer")
 )
 
 // statusCollector exports the last status as metrics.
@@ -39,7 +42,7 @@ type statusCollector struct{ m *Metrics }
 func (statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descReady, descRole, descPeers, descPaths, descClients, descProblems, descDropped, descWrites,
-		descHandshake, descReceived, descSent, descRTT,
+		descHandshake, descReceived, descSent, descRTT, descRelayNodes, descRelayed, descRelayDropped,
 	} {
 		ch <- d
 	}
@@ -70,6 +73,13 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for kind, n := range paths(s.Peers) {
 		gauge(descPaths, float64(n), string(kind))
+	}
+	if r := s.Relay; r != nil {
+		gauge(descRelayNodes, float64(r.Nodes))
+		counter(descRelayed, float64(r.Bytes))
+		for reason, n := range r.Dropped {
+			counter(descRelayDropped, float64(n), reason)
+		}
 	}
 	gauge(descClients, float64(len(s.Clients)))
 	kinds := make(map[string]int)

@@ -70,6 +70,7 @@ func TestMetrics(t *testing.T) {
 		Problems:  []mesh.Problem{{Kind: mesh.ProblemAddress}, {Kind: mesh.ProblemAddress}},
 		Reconcile: control.Reconcile{Writes: 7, Error: "no"},
 		Counters:  map[string]uint64{"replayed": 3},
+		Relay:     &control.Relay{Nodes: 4, Bytes: 1500, Dropped: map[string]uint64{"rate limit": 2}},
 	}
 	m.Turn(s, time.Millisecond)
 	s.Reconcile.Error = ""
@@ -97,6 +98,9 @@ func TestMetrics(t *testing.T) {
 		`meshd_problems{kind="` + string(mesh.ProblemAddress) + `"} 2`,
 		`meshd_reconciles_total{result="error"} 1`,
 		`meshd_reconciles_total{result="ok"} 1`,
+		`meshd_relay_dropped_total{reason="rate limit"} 2`,
+		`meshd_relay_nodes 4`,
+		`meshd_relayed_bytes_total 1500`,
 	}, own(t, m)); diff != "" {
 		t.Errorf("after two turns (-want +got):\n%s", diff)
 	}

@@ -23,6 +23,7 @@ type Config struct {
 	Cluster            mesh.Cluster // as in the file, which may not be in force
 	Slot               int          // that the file names; mesh.None: to be claimed
 	Gateway            mesh.GatewayPreference
+	Relay              mesh.RelayPreference
 	Encrypted          bool           // nothing crosses a LAN in plain text, whatever the mode
 	EncryptionRequired bool           // and that is written, and does not follow from the file's mode
 	Endpoint           mesh.Endpoint  // zero: to be found out

@@ -20,10 +20,12 @@ const maxPerKind = mesh.MaxPathCandidates / 3
 
 // Paths is what this node knows of the paths beneath its tunnels.
 type Paths struct {
-	// Seen is where each peer sees this node's WireGuard socket, at most one address a family.
+	// Seen is where each peer or relay sees this node's WireGuard socket: at most one address a
+	// family as a peer, and one as a relay.
 	Seen map[mesh.ID][]netip.AddrPort
 	// Proved are the endpoints of the peers that answer probes.
 	Proved map[mesh.ID]netip.AddrPort
+	Bound  []BoundRelay
 }
 
 // OwnCandidates returns the addresses at which others may reach this node's WireGuard socket:
@@ -101,8 +103,9 @@ func (in Input) seen() []netip.AddrPort {
 type PathPeer struct {
 	ID         mesh.ID
 	Key        wgtypes.Key
-	PathKey    [32]byte // X25519; zero while unknown
-	Candidates []path.Candidate
+	PathKey    [32]byte         // X25519; zero while unknown
+	Candidates []path.Candidate // but for those through relays
+	Relays     []mesh.ID        // through which it is tried, too
 	// Follows means that the peer is to send the first handshake: WireGuard gets no endpoint
 	// yet.
 	Follows bool
@@ -119,18 +122,25 @@ func (m *Memory) PathPeers(in Input, c Configuration) []PathPeer {
 	for _, r := range c.Input.Records {
 		records[r.ID()] = r
 	}
+	relays, _ := m.Relays(in, c)
 	w := pathFilter{in: in, routes: c.Desired.Routes}
 	peers := make([]PathPeer, 0, len(c.Topology.Peers))
 	for _, p := range c.Topology.Peers {
 		own := said[p.ID]
-		sameLocation := m.Own.Location != "" && m.Own.Location == records[p.ID].Location
+		own.Author = p.ID
 		peers = append(peers, PathPeer{
 			ID: p.ID, Key: p.Key, PathKey: own.Key,
-			Candidates: w.candidates(p, own, sameLocation || in.behindSameNAT(own), records[p.ID]),
+			Candidates: w.candidates(p, own, m.sharesLAN(in, records[p.ID], own), records[p.ID]),
+			Relays:     in.relaysTo(own, relays),
 			Follows:    c.Settings.EndpointIndex[p.ID] < 0,
 		})
 	}
 	return peers
+}
+
+// sharesLAN reports whether another node may be in a private network of this one.
+func (m *Memory) sharesLAN(in Input, r mesh.Record, said mesh.PathRecord) bool {
+	return m.Own.Location != "" && m.Own.Location == r.Location || in.behindSameNAT(said)
 }
 
 // behindSameNAT reports whether others see a node behind a public address behind which they see

@@ -157,6 +157,9 @@ func (m *Machine) SetCandidates(now time.Time, all []Candidate) {
 	for _, c := range all {
 		w := m.find(c.Path)
 		if w == nil {
+			w = m.mistaken(c.Path)
+		}
+		if w == nil {
 			m.add(c, false)
 			changed = true
 			continue
@@ -167,8 +170,10 @@ func (m *Machine) SetCandidates(now time.Time, all []Candidate) {
 	m.ways = slices.DeleteFunc(m.ways, func(w *way) bool {
 		listed := slices.ContainsFunc(all, func(c Candidate) bool { return c.Path == w.Path })
 		worked := !w.answered.IsZero() && now.Sub(w.answered) < workedFor
-		return !listed && !w.learned && w != m.use && !worked
+		isRelay := slices.ContainsFunc(all, func(c Candidate) bool { return !c.Path.Straight() && c.Path.Addr == w.Path.Addr })
+		return w != m.use && (!listed && !w.learned && !worked || w.learned && w.Path.Straight() && isRelay)
 	})
+	slices.SortFunc(m.ways, func(a, b *way) int { return a.Path.Compare(b.Path) })
 	if changed {
 		m.searches = 0
 		m.punch.attempts = 0
@@ -186,6 +191,18 @@ func (m *Machine) add(c Candidate, learned bool) *way {
 func (m *Machine) find(p Path) *way {
 	i := slices.IndexFunc(m.ways, func(w *way) bool {
 		return w.Path == p || w.Path.Straight() && p.Straight() && w.Path.Addr == p.Addr
+	})
+	if i < 0 {
+		return nil
+	}
+	return m.ways[i]
+}
+
+// mistaken returns the way that was taken for a straight one before it was known that a relay is
+// at its address: WireGuard's endpoint does not tell, see NewMachine and Observe.
+func (m *Machine) mistaken(p Path) *way {
+	i := slices.IndexFunc(m.ways, func(w *way) bool {
+		return w.learned && w.Path.Straight() && !p.Straight() && w.Path.Addr == p.Addr
 	})
 	if i < 0 {
 		return nil

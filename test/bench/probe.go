@@ -73,7 +73,7 @@ func rateBesideProbes(ctx context.Context, t *transfer, hosts [2]*lab.Host) (rat
 	for _, h := range hosts {
 		var c *rawudp.Conn
 		if err := h.Do(func() (err error) {
-			c, err = rawudp.Open(rawudp.Options{Port: plainPort, Magic: path.Magic()})
+			c, err = rawudp.Open(rawudp.Options{Port: plainPort, Magic: path.Beginnings()})
 			return err
 		}); err != nil {
 			return 0, err

@@ -274,6 +274,27 @@ func TestSessionsAreKept(t *testing.T) {
 	})
 }
 
+// TestStartsWithRelay has an agent start again while WireGuard's endpoint is a relay: it is one from
+// the beginning, and stays in use.
+func TestStartsWithRelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r, s := twoWithRelays(t)
+		a.set(addrA, true)
+		a.set(addrB, true)
+		time.Sleep(5 * time.Second)
+		use := a.statusOf(t, b).Path
+		a.stop()
+		a.start(t)
+		a.SetRelays([]Relay{r.as(addrR), s.as(addrS)}, 2, [][32]byte{secret})
+		a.SetPeers([]Peer{b.through(behindFirewall(addrB), r, s)})
+		if got := a.statusOf(t, b); got.Path != use || len(got.Tried) != 3 {
+			t.Errorf("got %v of %v, want %v", got.Path, got.Tried, use)
+		}
+		time.Sleep(3 * time.Second)
+		a.wantPath(t, b, path.Candidate{Path: use})
+	})
+}
+
 // TestRelayMoves has a relay that answers only at the second address that is known of it.
 func TestRelayMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"bytes"
+	"crypto/ecdh"
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/relayudp"
+)
+
+// TestRelayServer has a relay begin, get another limit, and end: what is for a relay is gossip's
+// while there is none.
+func TestRelayServer(t *testing.T) {
+	beside, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer beside.Close()
+	private := func(seed byte) *ecdh.PrivateKey {
+		k, err := ecdh.X25519().NewPrivateKey(bytes.Repeat([]byte{seed}, 32))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	var counter uint64
+	s := &relayServer{ctx: t.Context(), o: relayudp.Options{
+		Cluster: "test", Self: mesh.ID{1}, PathKey: private(1), Beside: beside, Counter: func() uint64 { counter++; return counter },
+	}}
+	client, err := net.DialUDP("udp4", nil, beside.LocalAddr().(*net.UDPAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	keys, err := path.NewKeys("test", path.ShortOf(mesh.ID{2}), path.ShortOf(mesh.ID{1}), private(2), private(1).PublicKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked uint64
+	bind := func() []byte {
+		asked++
+		return keys.Seal(path.Message{Op: path.Bind, Number: uint32(asked)}, asked)
+	}
+	buf := make([]byte, 2048)
+	for _, c := range []*net.UDPConn{client, beside} {
+		if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	serve := func(serves bool, maxRate int) {
+		t.Helper()
+		w := node.RelayService{Serves: serves}
+		if serves {
+			w.Nodes = []node.RelayNode{{ID: mesh.ID{2}, PathKey: [32]byte(private(2).PublicKey().Bytes())}}
+		}
+		if err := s.Serve(w, [32]byte{3}, maxRate); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Write(bind()); err != nil {
+			t.Fatal(err)
+		}
+		if !serves {
+			if n, err := beside.Read(buf); err != nil || n == 0 {
+				t.Fatalf("gossip got %d bytes, %v, want the datagram", n, err)
+			}
+			return
+		}
+		n, err := client.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := keys.Open(buf[:n]); err != nil || m.Op != path.Bound {
+			t.Errorf("got message %d, %v, want the relay's answer", m.Op, err)
+		}
+	}
+	serve(false, 0)
+	serve(true, 0)
+	first := s.relay
+	serve(true, 0)
+	if s.relay != first {
+		t.Error("the relay was opened anew although nothing has changed")
+	}
+	serve(true, 100_000)
+	if s.relay == first {
+		t.Error("the relay goes on with the old limit")
+	}
+	if _, ok := s.Status(); !ok {
+		t.Error("there is no status")
+	}
+	serve(false, 0)
+	if _, ok := s.Status(); ok {
+		t.Error("there is a status although nothing is forwarded")
+	}
+	serve(true, 0)
+
+	// A relay that fails is opened anew.
+	first = s.relay
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.ended <- <-s.ended // once it has ended
+	if err := s.Serve(node.RelayService{Serves: true}, [32]byte{3}, 0); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("got %v, want why it failed", err)
+	}
+	serve(true, 0)
+	if s.relay == first {
+		t.Error("the relay that has failed goes on")
+	}
+	if err := s.close(); err != nil {
+		t.Error(err)
+	}
+}

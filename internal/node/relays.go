@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"cmp"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// maxRelayAddrs bounds at how many addresses a relay is tried: each that does not answer costs
+// some seconds, see path.Binder.
+const maxRelayAddrs = 4
+
+// Relay is a node through which others are reached that this one does not reach itself.
+type Relay struct {
+	ID      mesh.ID
+	PathKey [32]byte         // X25519
+	Addrs   []netip.AddrPort // at which it forwards, in the order in which they are tried
+}
+
+// BoundRelay is a relay to which this node is bound.
+type BoundRelay struct {
+	ID   mesh.ID
+	Kept bool // whether or not this node has anything to send
+}
+
+// Relays returns the relays there are, the best first, and to how many of them this node
+// stays bound, so that others reach it there: to none if strangers reach it anyway. A relay to
+// which it is bound works, whatever gossip says.
+func (m *Memory) Relays(in Input, c Configuration) (relays []Relay, keep int) {
+	self := in.Self.ID()
+	usable := func(id mesh.ID) bool {
+		bound := slices.ContainsFunc(in.Paths.Bound, func(b BoundRelay) bool { return b.ID == id })
+		return id != self && (in.View.Alive[id] || bound)
+	}
+	records := in.recordsByID()
+	preferred := make(map[mesh.ID]bool)
+	w := pathFilter{in: in, routes: c.Desired.Routes}
+	for _, p := range in.View.Paths {
+		if !p.IsRelay() || !usable(p.Author) {
+			continue
+		}
+		if addrs := w.relayAddrs(records[p.Author], p, m.sharesLAN(in, records[p.Author], p)); len(addrs) > 0 {
+			relays = append(relays, Relay{p.Author, p.Key, addrs})
+			preferred[p.Author] = p.Relay == mesh.RelayPrefer
+		}
+	}
+	slices.SortFunc(relays, func(a, b Relay) int {
+		switch {
+		case preferred[a.ID] && !preferred[b.ID]:
+			return -1
+		case preferred[b.ID] && !preferred[a.ID]:
+			return 1
+		}
+		return cmp.Or(cmp.Compare(mesh.Weight(b.ID, self), mesh.Weight(a.ID, self)), a.ID.Compare(b.ID))
+	})
+	own := mesh.PathRecord{Candidates: m.OwnCandidates(in)}
+	if own.IsOpen() {
+		return relays, 0
+	}
+	return relays, mesh.MaxPathRelays
+}
+
+// OwnRelays returns the relays at which others reach this node, for its path record.
+func (in Input) OwnRelays() []mesh.ID {
+	var ids []mesh.ID
+	for _, b := range in.Paths.Bound {
+		if b.Kept && len(ids) < mesh.MaxPathRelays {
+			ids = append(ids, b.ID)
+		}
+	}
+	slices.SortFunc(ids, mesh.ID.Compare)
+	return ids
+}
+
+// relaysTo returns through which relays a peer is tried: where it is bound, and where this node
+// is. If strangers reach both, neither is bound anywhere, and they still may not reach each other:
+// then both choose the same relays without asking.
+func (in Input) relaysTo(peer mesh.PathRecord, all []Relay) []mesh.ID {
+	self := in.Self.ID()
+	isEnd := func(id mesh.ID) bool { return id == self || id == peer.Author }
+	ids := slices.DeleteFunc(slices.Concat(peer.Relays, in.OwnRelays()), isEnd)
+	if len(ids) == 0 {
+		for _, r := range all {
+			if !isEnd(r.ID) {
+				ids = append(ids, r.ID)
+			}
+		}
+		slices.SortFunc(ids, func(a, b mesh.ID) int {
+			return cmp.Or(cmp.Compare(mesh.Weight(b, self, peer.Author), mesh.Weight(a, self, peer.Author)), a.Compare(b))
+		})
+		ids = ids[:min(len(ids), mesh.MaxPathRelays)]
+	}
+	slices.SortFunc(ids, mesh.ID.Compare)
+	return slices.Compact(ids)
+}
+
+// relayAddrs returns the addresses at which a node forwards: that is where others reach its gossip.
+func (w pathFilter) relayAddrs(r mesh.Record, said mesh.PathRecord, sharesLAN bool) []netip.AddrPort {
+	var all []netip.AddrPort
+	add := func(addrs ...netip.AddrPort) {
+		for _, a := range addrs {
+			if len(all) < maxRelayAddrs && a.Port() != 0 && w.isUnderlay(a.Addr()) && !slices.Contains(all, a) {
+				all = append(all, a)
+			}
+		}
+	}
+	if host, port, err := net.SplitHostPort(r.GossipAddr); err == nil {
+		if p, err := strconv.ParseUint(port, 10, 16); err == nil {
+			add(w.in.resolve(mesh.Endpoint{Host: host, Port: uint16(p)})...)
+		}
+	}
+	for _, c := range said.Candidates {
+		if c.Kind == mesh.CandidateLAN && sharesLAN || c.Kind != mesh.CandidateLAN && c.Open {
+			add(netip.AddrPortFrom(c.Addr.Addr().Unmap(), r.GossipPort))
+		}
+	}
+	return all
+}
+
+// RelayNode is a node that may use this one as a relay.
+type RelayNode struct {
+	ID      mesh.ID
+	Key     wgtypes.Key
+	PathKey [32]byte // X25519
+}
+
+// RelayService is what this node does as a relay.
+type RelayService struct {
+	Serves bool
+	Nodes  []RelayNode
+	// Proved are the addresses of nodes that strangers reach, as they say, and at which they
+	// answer this node: they need not be bound to receive a probe.
+	Proved map[mesh.ID]netip.AddrPort
+}
+
+// RelayService returns whether and whom this node serves as a relay: all, if it may and
+// strangers reach it.
+func (m *Memory) RelayService(in Input) RelayService {
+	own := mesh.PathRecord{Candidates: m.OwnCandidates(in)}
+	if in.Config.Relay == mesh.RelayNever || !own.IsOpen() {
+		return RelayService{}
+	}
+	s := RelayService{Serves: true, Proved: make(map[mesh.ID]netip.AddrPort)}
+	records := in.recordsByID()
+	for _, p := range in.View.Paths {
+		r, ok := records[p.Author]
+		if !ok || p.Author == in.Self.ID() {
+			continue
+		}
+		s.Nodes = append(s.Nodes, RelayNode{p.Author, r.Key, p.Key})
+		at := in.Paths.Proved[p.Author]
+		if slices.ContainsFunc(p.Candidates, func(c mesh.PathCandidate) bool { return c.Open && c.Addr == at }) {
+			s.Proved[p.Author] = at
+		}
+	}
+	return s
+}
+
+func (in Input) recordsByID() map[mesh.ID]mesh.Record {
+	records := make(map[mesh.ID]mesh.Record, len(in.View.Records))
+	for _, r := range in.View.Records {
+		records[r.ID()] = r
+	}
+	return records
+}
