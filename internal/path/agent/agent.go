@@ -111,7 +111,7 @@ type Agent struct {
 	wg        sync.WaitGroup
 	err       error // of Serve
 	done      chan struct{}
-	do        chan func() // what methods have run do
+	do        chan func() // that run is to call
 	datagrams chan rawudp.Datagram
 	calls     chan call
 	changed   chan struct{}
@@ -180,16 +180,13 @@ func (a *Agent) SetPeers(peers []Peer) {
 	})
 }
 
-// inRun has run call a function, and waits for it. It returns false without having done so if
-// the agent has ended.
-func (a *Agent) inRun(f func()) bool {
+// inRun has run call a function, and waits for it. It does nothing if the agent has ended.
+func (a *Agent) inRun(f func()) {
 	done := make(chan struct{})
 	select {
 	case a.do <- func() { defer close(done); f() }:
 		<-done
-		return true
 	case <-a.done:
-		return false
 	}
 }
 

@@ -190,10 +190,9 @@ const (
 )
 
 // takeSession notes the index in a peer's message that begins a session, and tells it to the
-// relays through which this node may have to send to the peer: so the session goes on when
-// the path fails. The relay of the path itself knows the session. Of whom the message
-// is can't be read; if several peers are reached at one address, which is that of a relay
-// then, it is not known.
+// relays through which this node may have to send to the peer, so that the session goes on when
+// the path fails. The message does not say whose it is: that follows from the address alone.
+// Several peers may be reached at one, which is a relay's then; that relay knows the session.
 func (a *Agent) takeSession(now time.Time, from netip.AddrPort, index uint32) {
 	var peer *peer
 	for _, p := range a.peers {
