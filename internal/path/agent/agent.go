@@ -161,6 +161,7 @@ func newAgent(o Options) *Agent {
 		calls:     make(chan call, maxCalls),
 		changed:   make(chan struct{}, 1),
 		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
+		relays:    relays{forgot: make(map[path.Short]bool)},
 	}
 }
 

@@ -31,6 +31,9 @@ type relays struct {
 	binder path.Binder
 	due    time.Time // when to step the binder, if nothing happens before
 	bound  []path.BoundRelay
+	// forgot has the relays that have asked who this node is since they last bound it: they
+	// have forgotten its sessions, too.
+	forgot map[path.Short]bool
 }
 
 // addr returns the address of a relay that is used.
@@ -148,9 +151,19 @@ func (a *Agent) sendRelay(now time.Time, to path.RelayAddr, m path.Message) {
 
 // takeBound takes a relay's answer.
 func (a *Agent) takeBound(now time.Time, relay *peer, m path.Message, d rawudp.Datagram) {
+	short := path.ShortOf(relay.ID)
 	relay.arrived(now, d, true)
-	a.relays.binder.Receive(now, path.ShortOf(relay.ID), m)
+	a.relays.binder.Receive(now, short, m)
 	a.stepBinder(now)
+	if m.Token != (path.Token{}) || !a.relays.forgot[short] {
+		return
+	}
+	delete(a.relays.forgot, short)
+	for _, b := range a.relays.bound {
+		if b.Relay == short {
+			a.tellSessions(now, b, a.peers...)
+		}
+	}
 }
 
 // takeWho takes a datagram that a relay has sealed for whoever is here. It may have come
@@ -166,6 +179,7 @@ func (a *Agent) takeWho(now time.Time, relay path.Short, b []byte) {
 			continue
 		}
 		if m, err := keys.Open(b); err == nil && m.Op == path.Who {
+			a.relays.forgot[relay] = true
 			a.relays.binder.Receive(now, relay, m)
 			a.stepBinder(now)
 			return
