@@ -102,7 +102,7 @@ func (n *internet) node(ctx context.Context, t *testing.T, name string, o lab.Si
 			return err
 		}
 		t.Cleanup(func() { _ = beside.Close() })
-		x.Conn, err = rawudp.Open(rawudp.Options{Port: port, Magic: path.Magic()})
+		x.Conn, err = rawudp.Open(rawudp.Options{Port: port, Magic: [][4]byte{path.Magic()}})
 		return err
 	})
 	if err != nil {
