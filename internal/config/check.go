@@ -59,6 +59,7 @@ var checks = []struct {
 	{[]string{"node.allowed-location-ips"}, (*decoder).checkLocationIPs},
 	{[]string{"cluster.overlay", "cluster.pods", "wireguard.mtu"}, (*decoder).checkMTU},
 	{[]string{"wireguard.listen-port", "gossip.bind"}, (*decoder).checkPorts},
+	{[]string{"gossip.bind", "relay.listen"}, (*decoder).checkStreamPorts},
 	{[]string{"wireguard.interface", "cni.bridge"}, (*decoder).checkLinks},
 }
 
@@ -277,6 +278,13 @@ func (d *decoder) checkPorts() {
 	if port := d.config.WireGuard.ListenPort; port == int(d.config.Gossip.Bind.Port()) {
 		blamed, other := d.later("wireguard.listen-port", "gossip.bind")
 		d.report(blamed, fmt.Sprintf("has port %d, as %s has, and both are UDP", port, other), "choose another port")
+	}
+}
+
+func (d *decoder) checkStreamPorts() {
+	if port := d.config.Relay.Listen.Port(); port == d.config.Gossip.Bind.Port() {
+		blamed, other := d.later("gossip.bind", "relay.listen")
+		d.report(blamed, fmt.Sprintf("has port %d, as %s has, and both are TCP", port, other), "choose another port; streams are accepted at gossip's port anyway")
 	}
 }
 

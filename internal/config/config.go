@@ -113,6 +113,9 @@ type Gossip struct {
 // Relay holds the settings for carrying other nodes' datagrams.
 type Relay struct {
 	MaxRate int // bytes a second that are forwarded; 0 for no limit
+	// Listen is where streams are accepted that carry datagrams, besides gossip's port; zero for
+	// nowhere. The Addr is invalid for all addresses of the host.
+	Listen netip.AddrPort
 }
 
 // Probe holds the settings for probing a location's gateways. One is asked every Interval,

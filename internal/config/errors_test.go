@@ -293,6 +293,12 @@ var badFiles = []struct {
 		`2: probe.interval: "250" is not a duration: write one from 50ms to 10s, such as 250ms`,
 		"2: probe.misses: 101 is out of range: write one from 2 to 100",
 	}},
+	{"relay at a host name", false, "relay: {listen: \"aws:443\"}\n", []string{
+		`2: relay.listen: "aws:443" is not an IP address and a port: write one such as :443, 192.0.2.1:443 or [2001:db8::1]:443`,
+	}},
+	{"relay at gossip's port", false, "relay: {listen: \":7946\"}\n", []string{
+		"2: relay.listen: has port 7946, as gossip.bind has, and both are TCP: choose another port; streams are accepted at gossip's port anyway",
+	}},
 	{"metrics anywhere", false, "metrics: {listen: \":9586\"}\n", []string{
 		`2: metrics.listen: ":9586" is not an IP address and a port: write one such as 127.0.0.1:9586 or [::1]:9586, or "" for none`,
 	}},

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -111,9 +112,24 @@ func advertise(s string) (HostPort, *Error) {
 	return endpoint(s)
 }
 
-// bind parses an address to listen on. Without a host it means all addresses.
-func bind(s string) (netip.AddrPort, *Error) {
-	const advice = "write one such as :7946, 192.0.2.1:7946 or [2001:db8::1]:7946"
+// bind returns a function that parses an address to listen on, with a port for examples. Without
+// a host it means all addresses.
+func bind(example string) func(string) (netip.AddrPort, *Error) {
+	advice := fmt.Sprintf("write one such as :%[1]s, 192.0.2.1:%[1]s or [2001:db8::1]:%[1]s", example)
+	return func(s string) (netip.AddrPort, *Error) { return parseBind(s, advice) }
+}
+
+// optional returns a function that also parses "" for none.
+func optional(parse func(string) (netip.AddrPort, *Error)) func(string) (netip.AddrPort, *Error) {
+	return func(s string) (netip.AddrPort, *Error) {
+		if s == "" {
+			return netip.AddrPort{}, nil
+		}
+		return parse(s)
+	}
+}
+
+func parseBind(s, advice string) (netip.AddrPort, *Error) {
 	if port, ok := strings.CutPrefix(s, ":"); ok && !strings.Contains(port, ":") {
 		n, err := number(1, 65535)(port)
 		if err != nil {

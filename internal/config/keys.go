@@ -111,10 +111,11 @@ var keys = []key{
 	needsRestart(one("wireguard.implementation", func(c *Config) *string { return &c.WireGuard.Implementation },
 		choice("auto", "kernel", "userspace"))),
 
-	needsRestart(one("gossip.bind", func(c *Config) *netip.AddrPort { return &c.Gossip.Bind }, bind)),
+	needsRestart(one("gossip.bind", func(c *Config) *netip.AddrPort { return &c.Gossip.Bind }, bind("7946"))),
 	one("gossip.advertise", func(c *Config) *HostPort { return &c.Gossip.Advertise }, advertise),
 
 	one("relay.max-rate", func(c *Config) *int { return &c.Relay.MaxRate }, rate),
+	needsRestart(one("relay.listen", func(c *Config) *netip.AddrPort { return &c.Relay.Listen }, optional(bind("443")))),
 
 	one("probe.interval", func(c *Config) *time.Duration { return &c.Probe.Interval }, duration(50*time.Millisecond, 10*time.Second, "250ms")),
 	one("probe.misses", func(c *Config) *int { return &c.Probe.Misses }, number(2, 100)),

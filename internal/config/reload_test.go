@@ -43,11 +43,12 @@ node: {name: a}
 cluster: {name: b, overlay: [10.5.0.0/16], pods: ["10.44.0.0/16"], pod-prefix: [25]}
 wireguard: {interface: wg9, listen-port: 1, implementation: kernel}
 gossip: {bind: ":80"}
+relay: {listen: ":443"}
 cni: {enabled: false, conf-dir: /a, bin-dir: /b, plugin-source: /c, bridge: d}
 `, nil,
 			[]string{
 				"node.name", "cluster.name", "cluster.overlay", "cluster.pods", "cluster.pod-prefix", "wireguard.interface", "wireguard.listen-port",
-				"wireguard.implementation", "gossip.bind", "cni.enabled", "cni.conf-dir", "cni.bin-dir", "cni.plugin-source", "cni.bridge",
+				"wireguard.implementation", "gossip.bind", "relay.listen", "cni.enabled", "cni.conf-dir", "cni.bin-dir", "cni.plugin-source", "cni.bridge",
 			},
 		},
 		{"both", "", "join: [a]\nnode: {name: a}", []string{"join"}, []string{"node.name"}},

@@ -22,6 +22,7 @@
 //	duplicate.go    stops a second daemon with the same identity
 //	paths.go        finds paths to the peers beneath the tunnels
 //	relay.go        forwards sealed packets between other nodes
+//	streams.go      carries datagrams over TCP where UDP is blocked
 //	apply.go        observes and changes the host
 //	addrs.go        the addresses of other nodes' gossip ports
 //	resolver.go     looks up host names
@@ -86,6 +87,7 @@ type daemon struct {
 	kernel   kernel
 	underlay underlay // paths use it, not the loop
 	gossip   network
+	streams  streams
 	paths    paths
 	relay    relay
 	prober   prober
@@ -93,7 +95,8 @@ type daemon struct {
 	services services
 	servers  servers
 
-	relayOptions relayudp.Options // what the relay takes of gossip and the paths, set by their tasks
+	relayOptions relayudp.Options            // what the relay takes of gossip, streams and paths, set by their tasks
+	forwards     atomic.Pointer[relayServer] // what comes by streams; nil before the relay's task has started
 
 	log            journal
 	metrics        *metrics.Metrics

@@ -5,6 +5,7 @@ package daemon
 import (
 	"context"
 	"io"
+	"net"
 	"net/netip"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/agent"
 	"github.com/meshd/meshd/internal/path/relayudp"
+	"github.com/meshd/meshd/internal/path/stream"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -60,6 +62,9 @@ type network interface {
 	PublishPath(mesh.PathRecord) error
 	SendCall(to mesh.ID, sealed []byte) error
 	Calls() <-chan gossip.Call
+	SetCarrier(gossip.Carrier)
+	DialCarrier(ctx context.Context, to mesh.ID, at ...netip.AddrPort) (net.Conn, error)
+	Carried(from mesh.ID, packet []byte)
 	PublishVerdict(mesh.Verdict) error
 	Forget(target mesh.ID, upTo uint64) error
 	AddClient(mesh.Client) (mesh.Client, error)
@@ -69,6 +74,13 @@ type network interface {
 	RefreshObservations()
 	SetAddresses(map[mesh.ID][]netip.AddrPort)
 	Reconfigure(c mesh.Cluster, join []string, secrets [][32]byte, trusted []mesh.ID) error
+}
+
+// streams carries datagrams over TCP: stream.Carrier.
+type streams interface {
+	Keep([]mesh.ID) error
+	Status() []stream.Status
+	Changed() <-chan struct{}
 }
 
 // paths finds and keeps the paths beneath the tunnels: pathAgent.

@@ -6,9 +6,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -29,6 +31,7 @@ import (
 	"github.com/meshd/meshd/internal/path/agent"
 	"github.com/meshd/meshd/internal/path/rawudp"
 	"github.com/meshd/meshd/internal/path/relayudp"
+	"github.com/meshd/meshd/internal/path/stream"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -305,6 +308,13 @@ func (n *fakeNetwork) changePaths(paths ...mesh.PathRecord) {
 
 func (n *fakeNetwork) SendCall(mesh.ID, []byte) error { return nil }
 func (n *fakeNetwork) Calls() <-chan gossip.Call      { return nil }
+
+func (n *fakeNetwork) SetCarrier(gossip.Carrier) {}
+func (n *fakeNetwork) Carried(mesh.ID, []byte)   {}
+
+func (n *fakeNetwork) DialCarrier(context.Context, mesh.ID, ...netip.AddrPort) (net.Conn, error) {
+	return nil, errors.New("nobody is there")
+}
 
 func (n *fakeNetwork) PathsChanged() <-chan struct{} { return n.paths }
 
@@ -599,6 +609,60 @@ func (r *fakeRelay) Serve(s node.RelayService, _ [32]byte, _ int) error {
 }
 
 func (r *fakeRelay) Status() (relayudp.Status, bool) { return relayudp.Status{}, r.serves }
+
+// fakeStreams opens streams at once, to the nodes that it is asked for. A test says who has
+// opened some to this node.
+type fakeStreams struct {
+	*trace
+	changed chan struct{}
+	kept    string
+
+	mu       sync.Mutex
+	dialled  []stream.Status
+	accepted []stream.Status
+}
+
+func (s *fakeStreams) Keep(nodes []mesh.ID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var names []string
+	var next []stream.Status
+	for _, id := range nodes {
+		names = append(names, s.names[id])
+		i := slices.IndexFunc(s.dialled, func(old stream.Status) bool { return old.Node == id })
+		if i >= 0 {
+			next = append(next, s.dialled[i])
+			continue
+		}
+		local := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		next = append(next, stream.Status{
+			Node: id, Dialled: true, Since: time.Now(),
+			Own: netip.AddrPortFrom(local, 1000+uint16(id[0])), Relay: netip.AddrPortFrom(local, 2000+uint16(id[0])),
+		})
+	}
+	s.dialled = next
+	if text := strings.Join(names, " "); text != s.kept {
+		s.kept = text
+		s.add("streams.Keep", cmp.Or(text, "none"), nil)
+	}
+	return nil
+}
+
+// accept opens streams to this node.
+func (s *fakeStreams) accept(status ...stream.Status) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accepted = status
+	fire(s.changed)
+}
+
+func (s *fakeStreams) Status() []stream.Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append(slices.Clone(s.dialled), s.accepted...)
+}
+
+func (s *fakeStreams) Changed() <-chan struct{} { return s.changed }
 
 // fakeProber sends nothing. A test sets its results.
 type fakeProber struct {

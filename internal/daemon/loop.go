@@ -74,6 +74,8 @@ func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{},
 			pathsDue = cmp.Or(pathsDue, time.After(spacing))
 		case <-d.paths.Changed():
 			pathsDue = cmp.Or(pathsDue, time.After(spacing))
+		case <-d.streams.Changed():
+			pathsDue = cmp.Or(pathsDue, time.After(spacing))
 		case <-pathsDue:
 			d.updatePaths(t)
 			pathsDue = nil

@@ -172,13 +172,16 @@ func publicKey(key [32]byte) *ecdh.PublicKey {
 // readPaths returns what is known of the paths, and what this node decides by.
 func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Paths) {
 	all := d.paths.Status()
-	p := node.Paths{Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort)}
+	p := node.Paths{Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort), InUse: make(map[mesh.ID]path.Path)}
 	for _, s := range all {
 		if len(s.Seen) > 0 {
 			p.Seen[s.ID] = s.Seen
 		}
 		if s.Proved {
 			p.Proved[s.ID] = s.Path.Addr
+		}
+		if s.State == agent.Probed {
+			p.InUse[s.ID] = s.Path
 		}
 	}
 	ids := make(map[path.Short]mesh.ID, len(records))
@@ -200,17 +203,18 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 
 // keepPaths tells the others where this node may be reached, and the agent what to try.
 func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
+	err := d.keepStreams(t)
 	relays, keep := d.memory.Relays(t.in, t.wanted)
 	d.paths.SetRelays(relays, keep, d.cfg.Secrets)
 	d.paths.SetPeers(d.memory.PathPeers(t.in, t.wanted))
 	serves, problems := d.serveAsRelay(t)
-	err := d.gossip.PublishPath(mesh.PathRecord{
+	publishErr := d.gossip.PublishPath(mesh.PathRecord{
 		Key: d.paths.Key(), Candidates: d.memory.OwnCandidates(t.in), Relays: t.in.OwnRelays(), Relay: serves,
 	})
-	if err != nil {
-		return problems, fmt.Errorf("publish paths: %w", err)
+	if publishErr != nil {
+		err = errors.Join(err, fmt.Errorf("publish paths: %w", publishErr))
 	}
-	return problems, nil
+	return problems, err
 }
 
 // updatePaths does what follows from paths that have changed, here or on other nodes. It needs
@@ -219,6 +223,7 @@ func (d *daemon) updatePaths(t *turn) {
 	if t.wanted.Desired.Device == nil {
 		return
 	}
+	t.in.Now = time.Now()
 	t.paths, t.in.Paths = d.readPaths(t.in.View.Records)
 	t.in.View.Paths = d.gossip.View().Paths
 	if _, err := d.keepPaths(t); err != nil { // problems are shown by the next turn
@@ -242,20 +247,20 @@ func pathStatus(all []agent.PeerStatus, records []mesh.Record) map[mesh.ID]contr
 	}
 	out := make(map[mesh.ID]control.Path, len(all))
 	for _, s := range all {
-		p := control.Path{Kind: pathKind(s.Path), Addr: s.Path.Addr, Proved: s.Proved, RTT: s.RTT, Loss: s.Loss, NotProbed: notProbed(s.State), Relay: names[s.Path.Relay]}
+		p := control.Path{Kind: pathKind(s.Kind()), Addr: s.Path.Addr, Proved: s.Proved, RTT: s.RTT, Loss: s.Loss, NotProbed: notProbed(s.State), Relay: names[s.Path.Relay]}
 		if s.Path.Kind != path.None {
 			p.Since = s.Since.UTC().Round(time.Second)
 		}
 		for _, c := range s.Tried {
-			p.Tried = append(p.Tried, control.TriedPath{Kind: pathKind(c.Path), Addr: c.Path.Addr, Relay: names[c.Path.Relay], RTT: c.RTT, Loss: c.Loss})
+			p.Tried = append(p.Tried, control.TriedPath{Kind: pathKind(c.Path.Kind), Addr: c.Path.Addr, Relay: names[c.Path.Relay], RTT: c.RTT, Loss: c.Loss})
 		}
 		out[s.ID] = p
 	}
 	return out
 }
 
-func pathKind(p path.Path) control.PathKind {
-	switch p.Kind {
+func pathKind(k path.Kind) control.PathKind {
+	switch k {
 	case path.LAN:
 		return control.PathLAN
 	case path.Direct:

@@ -37,6 +37,7 @@ func nodeConfig(c config.Config) node.Config {
 		GossipPort:         c.Gossip.Bind.Port(),
 		GossipBind:         c.Gossip.Bind.Addr(),
 		GossipAddr:         c.Gossip.Advertise.String(),
+		StreamPort:         c.Relay.Listen.Port(),
 		Joins:              len(c.Join) > 0,
 		Pace:               probe.Pace(c.Probe),
 		ForgetAfter:        c.ForgetAfter,

@@ -26,6 +26,7 @@ func (d *daemon) runRelay(ctx context.Context, ready func()) error {
 	o.Cluster, o.Self = d.cfg.Cluster.Name, d.self.ID()
 	s := &relayServer{ctx: ctx, o: o}
 	d.relay = s
+	d.forwards.Store(s)
 	ready()
 	<-ctx.Done()
 	return s.close()
@@ -100,6 +101,21 @@ func (s *relayServer) close() error {
 		return nil
 	}
 	return s.closeRelay()
+}
+
+// forward takes what a node has sent by stream for others. It is dropped if this node is not a
+// relay.
+func (d *daemon) forward(datagram []byte, from netip.AddrPort) {
+	s := d.forwards.Load()
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	r := s.relay
+	s.mu.Unlock()
+	if r != nil {
+		r.Receive(datagram, from)
+	}
 }
 
 // Status returns what the relay has done since its socket was opened.

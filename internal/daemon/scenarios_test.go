@@ -273,6 +273,26 @@ var scenarios = []scenario{
 		w.pass(time.Second)
 		w.end()
 	}},
+	{"udp-blocked", "No node answers over UDP, so a stream takes its place, until one answers again.", standsAlone, func(w *world) {
+		b1 := w.b1()
+		settled(w, b1)
+		status := agent.PeerStatus{ID: b1.ID()}
+		answers := func(kind path.Kind, addr netip.AddrPort) {
+			status.Path, status.Proved = path.Path{Kind: kind, Addr: addr}, addr.IsValid()
+			w.paths.find(status)
+			w.pass(time.Second)
+		}
+		w.mark("b1 does not answer")
+		answers(path.None, netip.AddrPort{})
+		w.pass(30 * time.Second)
+		w.mark("b1 answers over the stream")
+		answers(path.Stream, w.streams.Status()[0].Own)
+		w.pass(time.Minute)
+		w.mark("b1 answers directly")
+		answers(path.Direct, netip.MustParseAddrPort("203.0.113.11:51820"))
+		w.pass(10 * time.Second)
+		w.end()
+	}},
 	{"generation", "Another node has newer settings: the mode is full.", inLocation, func(w *world) {
 		settled(w, gatewayOfA(w)...)
 		w.mark("generation 2 is heard")

@@ -24,13 +24,15 @@ type task struct {
 // tasks returns the parts of the daemon. The loop comes last because it uses all others
 // until it returns: it has the servers listen, and what it does last is to save what
 // gossip knows. The control server comes after gossip and the prober because commands
-// use them, the paths after gossip, which carries calls, and the relay after both: it shares
-// gossip's port and the paths' key.
+// use them, and the streams and paths after gossip, which opens streams and carries calls. The
+// relay comes after all three: it shares gossip's port and the paths' key, and serves nodes
+// that come by stream.
 func (d *daemon) tasks(remembered gossip.Remembered) []task {
 	return []task{
 		{"gossip", func(ctx context.Context, ready func()) error { return d.runGossip(ctx, ready, remembered) }},
 		{"resolver", d.runResolver},
 		{"prober", d.runProber},
+		{"streams", d.runStreams},
 		{"paths", d.runPaths},
 		{"relay", d.runRelay},
 		{"control server", d.runControlServer},
@@ -82,6 +84,7 @@ func (d *daemon) runGossip(ctx context.Context, ready func(), remembered gossip.
 		Boot:       d.disk.node.Boot,
 		Instance:   d.self.instance,
 		Bind:       bindAddress(d.cfg.Gossip.Bind),
+		Listen:     streamAddresses(d.cfg),
 		Join:       joinList(d.cfg),
 		Remembered: remembered,
 		Logger:     d.log.Logger,

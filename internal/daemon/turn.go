@@ -129,6 +129,7 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 	}
 	t.watch, t.results, t.in = c.Watch, in.Results, in
 	t.note(d.keepPaths(t))
+	t.note(d.memory.UDPProblems(t.in), nil)
 	t.note(d.answerClients(*t), nil)
 	d.gossip.SetAddresses(d.gossipAddresses(*t, c.HasAddresses))
 	t.note(d.setProbeTargets(c.Watch), nil)

@@ -42,6 +42,7 @@ type world struct {
 	disk    *fakeDisk
 	paths   *fakePaths
 	relay   *fakeRelay
+	streams *fakeStreams
 	prober  *fakeProber
 
 	cfg    config.Config // as it was at the start
@@ -142,7 +143,8 @@ func (w *world) start() {
 	w.prober = &fakeProber{trace: w.trace, changed: make(chan struct{}, 1), results: make(map[probe.Target]probe.Result)}
 	w.paths = &fakePaths{trace: w.trace, changed: make(chan struct{}, 1)}
 	w.relay = &fakeRelay{trace: w.trace}
-	d.prober, d.paths, d.relay = w.prober, w.paths, w.relay
+	w.streams = &fakeStreams{trace: w.trace, changed: make(chan struct{}, 1)}
+	d.prober, d.paths, d.streams, d.relay = w.prober, w.paths, w.streams, w.relay
 	d.publish(d.status(turn{}), turn{})
 	w.d = d
 	go func() { w.ended <- d.loop(ctx) }()

@@ -76,6 +76,7 @@ const (
 	CandidatePublic     CandidateKind = "public"     // a public address of one of the node's own links
 	CandidateLAN        CandidateKind = "lan"        // an address on its private network
 	CandidateSeen       CandidateKind = "seen"       // where other nodes see its packets come from
+	CandidateStream     CandidateKind = "stream"     // where it accepts TCP streams that carry datagrams, besides gossip's port
 )
 
 // maxCandidateKind is longer than any kind.

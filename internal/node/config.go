@@ -35,6 +35,7 @@ type Config struct {
 	GossipPort         uint16
 	GossipBind         netip.Addr // at which address of this host gossip listens; invalid: at all
 	GossipAddr         string     // host:port; "": to be found out
+	StreamPort         uint16     // where streams are accepted, besides gossip's port; 0 for none
 	Joins              bool       // there is a join list
 	Interface          string     // of WireGuard
 	Implementation     netcfg.Implementation

@@ -88,6 +88,7 @@ type Memory struct {
 	moves     moves
 	term      term
 	health    health
+	udp       udp
 	watch     probe.Watch // whose probes Input.Results has
 }
 

@@ -26,11 +26,15 @@ type Paths struct {
 	// Proved are the endpoints of the peers that answer probes.
 	Proved map[mesh.ID]netip.AddrPort
 	Bound  []BoundRelay
+	// InUse are the paths in use to the peers that are probed; a path without an address for none.
+	InUse map[mesh.ID]path.Path
+	// Streams are those that carry datagrams, those that this node has dialled first.
+	Streams []Stream
 }
 
 // OwnCandidates returns the addresses at which others may reach this node's WireGuard socket:
 // the configured ones, those of its private networks, its public ones, and where peers see
-// it.
+// it. The last ones are where it accepts streams, besides gossip's port.
 func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 	var all []mesh.PathCandidate
 	port := in.Config.ListenPort
@@ -38,7 +42,9 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 	add := func(kind mesh.CandidateKind, addrs []netip.AddrPort, isOpen func(netip.AddrPort) bool) {
 		slices.SortFunc(addrs, netip.AddrPort.Compare)
 		for _, a := range addrs[:min(len(addrs), maxPerKind)] {
-			known := slices.ContainsFunc(all, func(c mesh.PathCandidate) bool { return c.Addr == a })
+			known := slices.ContainsFunc(all, func(c mesh.PathCandidate) bool {
+				return c.Addr == a && (c.Kind == mesh.CandidateStream) == (kind == mesh.CandidateStream)
+			})
 			if !known && len(all) < mesh.MaxPathCandidates && in.View.Cluster.Outside(a.Addr()) {
 				all = append(all, mesh.PathCandidate{Addr: a, Kind: kind, Open: isOpen(a)})
 			}
@@ -58,6 +64,15 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 	add(mesh.CandidateLAN, lan, open)
 	add(mesh.CandidateSeen, in.seen(), m.isForwarded)
 	add(mesh.CandidatePublic, public, open)
+	if in.Config.StreamPort != 0 {
+		var streams []netip.AddrPort
+		for _, c := range all {
+			if c.Open && c.Kind != mesh.CandidateLAN {
+				streams = append(streams, netip.AddrPortFrom(c.Addr.Addr(), in.Config.StreamPort))
+			}
+		}
+		add(mesh.CandidateStream, streams, open)
+	}
 	return all
 }
 
@@ -171,6 +186,7 @@ func (w pathFilter) candidates(p mesh.Peer, said mesh.PathRecord, sharesLAN bool
 	}
 	for _, c := range said.Candidates {
 		switch {
+		case c.Kind == mesh.CandidateStream: // it is TCP
 		case c.Kind != mesh.CandidateLAN:
 			add(path.Direct, c.Addr, c.Open)
 		case sharesLAN:
@@ -183,6 +199,11 @@ func (w pathFilter) candidates(p mesh.Peer, said mesh.PathRecord, sharesLAN bool
 			kind = path.LAN
 		}
 		add(kind, e, true)
+	}
+	for _, s := range w.in.Paths.Streams {
+		if s.Node == p.ID {
+			all = append(all, path.Candidate{Path: path.At(s.Own), Open: true})
+		}
 	}
 	slices.SortFunc(all, func(a, b path.Candidate) int { return a.Path.Compare(b.Path) })
 	return all

@@ -37,6 +37,8 @@ func TestOwnCandidates(t *testing.T) {
 		}
 		return out
 	}
+	streaming := config()
+	streaming.StreamPort = 51820
 	named := config()
 	named.Endpoint = mesh.Endpoint{Host: "a.example.com", Port: 443}
 	for _, tt := range []struct {
@@ -92,6 +94,15 @@ func TestOwnCandidates(t *testing.T) {
 			[]mesh.PathCandidate{
 				candidate(mesh.CandidateConfigured, "198.51.100.9:443", true), candidate(mesh.CandidateConfigured, "203.0.113.1:443", true),
 				candidate(mesh.CandidatePublic, "203.0.113.1:51820", true),
+			},
+		},
+		{
+			"streams at a port of their own, the number of which is that of a UDP port",
+			Input{Config: streaming, Facts: netcfg.Facts{Addresses: addrs("203.0.113.1", "192.168.1.5")}, Paths: Paths{Seen: seen("198.51.100.7:40001")}},
+			mesh.Record{InternalIPs: lan},
+			[]mesh.PathCandidate{
+				candidate(mesh.CandidateLAN, "192.168.1.5:51820", true), candidate(mesh.CandidateSeen, "198.51.100.7:40001", false),
+				candidate(mesh.CandidatePublic, "203.0.113.1:51820", true), candidate(mesh.CandidateStream, "203.0.113.1:51820", true),
 			},
 		},
 	} {
@@ -155,6 +166,7 @@ func TestPathPeers(t *testing.T) {
 			[]path.Candidate{lan, tried(path.Direct, "198.51.100.7:40001", false), direct},
 		},
 		{"what the record says, too, is open", said(candidate(mesh.CandidateSeen, "203.0.113.2:51820", true), candidate(mesh.CandidateLAN, "192.168.1.2:51820", true)), []path.Candidate{lan, direct}},
+		{"where it accepts streams is no place for UDP", said(candidate(mesh.CandidateStream, "203.0.113.2:443", true)), []path.Candidate{lan, direct}},
 		{"a private network that may be another one", elsewhere, []path.Candidate{tried(path.Direct, "198.51.100.7:2", false), direct}},
 		{
 			"behind the same NAT", func(in *Input, peer *mesh.Record) {

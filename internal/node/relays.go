@@ -32,7 +32,8 @@ type BoundRelay struct {
 }
 
 // Relays returns the relays there are, the best first, and to how many of them this node
-// stays bound, so that others reach it there: to none if strangers reach it anyway. A relay to
+// stays bound, so that others reach it there: to none if strangers reach it anyway. While UDP is
+// blocked, nobody does, and relays are tried over streams. A relay to
 // which it is bound works, whatever gossip says.
 func (m *Memory) Relays(in Input, c Configuration) (relays []Relay, keep int) {
 	self := in.Self.ID()
@@ -47,7 +48,11 @@ func (m *Memory) Relays(in Input, c Configuration) (relays []Relay, keep int) {
 		if !p.IsRelay() || !usable(p.Author) {
 			continue
 		}
-		if addrs := w.relayAddrs(records[p.Author], p, m.sharesLAN(in, records[p.Author], p)); len(addrs) > 0 {
+		addrs := w.relayAddrs(records[p.Author], p, m.sharesLAN(in, records[p.Author], p))
+		if at := m.relayStream(in, p.Author); at.IsValid() {
+			addrs = []netip.AddrPort{at}
+		}
+		if len(addrs) > 0 {
 			relays = append(relays, Relay{p.Author, p.Key, addrs})
 			preferred[p.Author] = p.Relay == mesh.RelayPrefer
 		}
@@ -62,7 +67,7 @@ func (m *Memory) Relays(in Input, c Configuration) (relays []Relay, keep int) {
 		return cmp.Or(cmp.Compare(mesh.Weight(b.ID, self), mesh.Weight(a.ID, self)), a.ID.Compare(b.ID))
 	})
 	own := mesh.PathRecord{Candidates: m.OwnCandidates(in)}
-	if own.IsOpen() {
+	if own.IsOpen() && m.udp.blocked.IsZero() {
 		return relays, 0
 	}
 	return relays, mesh.MaxPathRelays

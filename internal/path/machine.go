@@ -95,6 +95,7 @@ type Action struct {
 type way struct {
 	Candidate
 	learned  bool      // from where a probe came
+	far      Kind      // how the peer's packets leave on it, as the peer has said last
 	heard    time.Time // when something came from there last
 	pending  []ping
 	outcomes outcomes
@@ -145,7 +146,7 @@ type Machine struct {
 func NewMachine(leads bool, endpoint netip.AddrPort, now time.Time) *Machine {
 	m := &Machine{leads: leads, changed: now, traffic: Traffic{Endpoint: endpoint}}
 	if endpoint.IsValid() {
-		m.use = m.add(Candidate{Path: Path{Kind: Direct, Addr: endpoint}, Open: true}, true)
+		m.use = m.add(Candidate{Path: At(endpoint), Open: true}, true)
 	}
 	return m
 }
@@ -198,6 +199,9 @@ func (m *Machine) find(p Path) *way {
 	return m.ways[i]
 }
 
+// kind is that of the worse end: each has a leg of its own to a relay.
+func (w *way) kind() Kind { return worse(w.Path.Kind, w.far) }
+
 // mistaken returns the way that was taken for a straight one before it was known that a relay is
 // at its address: WireGuard's endpoint does not tell, see NewMachine and Observe.
 func (m *Machine) mistaken(p Path) *way {
@@ -243,9 +247,9 @@ func (m *Machine) Observe(now time.Time, t Traffic) {
 	if t.Received != m.traffic.Received {
 		m.received, m.silent = now, time.Time{}
 	}
-	if t.Endpoint != m.traffic.Endpoint && t.Endpoint.IsValid() && m.find(Path{Kind: Direct, Addr: t.Endpoint}) == nil && !m.isRelay(t.Endpoint) {
+	if t.Endpoint != m.traffic.Endpoint && t.Endpoint.IsValid() && m.find(At(t.Endpoint)) == nil && !m.isRelay(t.Endpoint) {
 		// WireGuard follows whoever sends authenticated packets. To us that is a candidate.
-		if w := m.learn(Path{Kind: Direct, Addr: t.Endpoint}); w != nil {
+		if w := m.learn(At(t.Endpoint)); w != nil {
 			w.heard, w.probed, w.search = now, time.Time{}, now.Add(searchFor)
 		}
 	}
@@ -285,7 +289,7 @@ func (m *Machine) Receive(now time.Time, msg Message, over Path) []Action {
 	var w *way
 	if over.Kind != None {
 		if w = m.learn(over); w != nil {
-			w.heard = now
+			w.heard, w.far = now, msg.Look
 		}
 	}
 	switch msg.Op {

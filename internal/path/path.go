@@ -53,6 +53,15 @@ func (k Kind) String() string {
 	}
 }
 
+// worse returns the kind of a path that is of two kinds at its ends. Straight ones differ only
+// in what an end takes its network for.
+func worse(here, there Kind) Kind {
+	if here < Relayed {
+		return here
+	}
+	return max(here, there)
+}
+
 // Short is the part of a node's fingerprint that stands in datagrams: its first 8 bytes.
 type Short [8]byte
 
@@ -64,6 +73,15 @@ type Path struct {
 	Kind  Kind
 	Relay Short          // the node that forwards; zero on a straight path
 	Addr  netip.AddrPort // the endpoint: an address of the peer, of the relay, or of the stream's local socket
+}
+
+// At returns the path of which no more is known than its address: that of the peer, or of a
+// stream's socket on this host.
+func At(a netip.AddrPort) Path {
+	if a.Addr().IsLoopback() {
+		return Path{Kind: Stream, Addr: a}
+	}
+	return Path{Kind: Direct, Addr: a}
 }
 
 // Straight reports whether packets go to the peer's own address.

@@ -10,12 +10,16 @@ import (
 // Report is what a machine knows, for people.
 type Report struct {
 	Path   Path // in use
+	Far    Kind // how the peer's packets leave on it, as the peer has said last
 	Proved bool // the peer answers on it
 	Since  time.Time
 	RTT    time.Duration // of the path in use; 0 while unknown
 	Loss   float64       // of the last 32 probes on the path in use, 0 to 1
 	Tried  []Tried       // all paths, in their order
 }
+
+// Kind returns the kind of the path in use: that of the worse end, so that both come to the same.
+func (r Report) Kind() Kind { return worse(r.Path.Kind, r.Far) }
 
 // Tried is what a machine knows of one path.
 type Tried struct {
@@ -31,7 +35,7 @@ func (m *Machine) Report(now time.Time) Report {
 	r := Report{Since: m.changed}
 	r.Path, r.Proved = m.InUse()
 	if m.use != nil {
-		r.RTT, r.Loss = m.use.srtt, m.use.outcomes.loss()
+		r.Far, r.RTT, r.Loss = m.use.far, m.use.srtt, m.use.outcomes.loss()
 	}
 	for _, w := range m.ways {
 		r.Tried = append(r.Tried, Tried{Path: w.Path, Open: m.isOpen(w, now), RTT: w.srtt, Loss: w.outcomes.loss(), Answered: w.answered})

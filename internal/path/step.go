@@ -182,8 +182,8 @@ func (m *Machine) best(now time.Time, want func(*way) bool) *way {
 // better reports whether a path is better than another one: its kind, or its round trip if
 // that is lower by much.
 func (m *Machine) better(now time.Time, w, than *way) bool {
-	if w.Path.Kind != than.Path.Kind {
-		return w.Path.Kind < than.Path.Kind
+	if w.kind() != than.kind() {
+		return w.kind() < than.kind()
 	}
 	if than == m.use {
 		return now.Sub(m.changed) >= sameKindHold && w.srtt+max(than.srtt/5, sameKindGain) < than.srtt
@@ -227,7 +227,7 @@ func (m *Machine) plan(now time.Time) {
 		return
 	}
 	for _, w := range m.ways {
-		if w != m.use && w.Path.Kind <= m.use.Path.Kind {
+		if w != m.use && w.kind() <= m.use.kind() {
 			w.search, w.answers = now.Add(searchFor), 0
 		}
 	}
@@ -245,7 +245,7 @@ func (m *Machine) expectsStraight(now time.Time) bool {
 // rest is how long after a search the next one follows.
 func (m *Machine) rest(now time.Time) time.Duration {
 	switch {
-	case m.isBusy(now):
+	case m.isBusy(now), m.use.kind() == Stream:
 		return searchBusy
 	case m.searches < 2:
 		return searchIdle

@@ -111,7 +111,7 @@ type Agent struct {
 	wg        sync.WaitGroup
 	err       error // of Serve
 	done      chan struct{}
-	do        chan func() // that run is to call
+	do        chan func() // what methods have run do
 	datagrams chan rawudp.Datagram
 	calls     chan call
 	changed   chan struct{}
@@ -161,7 +161,6 @@ func newAgent(o Options) *Agent {
 		calls:     make(chan call, maxCalls),
 		changed:   make(chan struct{}, 1),
 		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
-		relays:    relays{forgot: make(map[path.Short]bool)},
 	}
 }
 
@@ -181,13 +180,16 @@ func (a *Agent) SetPeers(peers []Peer) {
 	})
 }
 
-// inRun has run call a function, and waits for it. It does nothing if the agent has ended.
-func (a *Agent) inRun(f func()) {
+// inRun has run call a function, and waits for it. It returns false without having done so if
+// the agent has ended.
+func (a *Agent) inRun(f func()) bool {
 	done := make(chan struct{})
 	select {
 	case a.do <- func() { defer close(done); f() }:
 		<-done
+		return true
 	case <-a.done:
+		return false
 	}
 }
 

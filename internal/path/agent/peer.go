@@ -275,9 +275,9 @@ func (a *Agent) open(b []byte) (*peer, path.Message, bool) {
 // comes before what is said of relays, so that a relay can't pass off the peer's address
 // as its own.
 func (a *Agent) over(p *peer, from netip.AddrPort) path.Path {
-	over := path.Path{Kind: path.Direct, Addr: from}
+	over := path.At(from)
 	if relay, ok := a.relays.at[from]; ok {
-		over = path.Path{Kind: path.Relayed, Relay: relay, Addr: a.relays.addr(relay)}
+		over = relayed(relay, a.relays.addr(relay))
 	}
 	for _, c := range p.Candidates {
 		switch {

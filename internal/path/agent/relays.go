@@ -31,9 +31,6 @@ type relays struct {
 	binder path.Binder
 	due    time.Time // when to step the binder, if nothing happens before
 	bound  []path.BoundRelay
-	// forgot has the relays that have asked who this node is since they last bound it: they
-	// have forgotten its sessions, too.
-	forgot map[path.Short]bool
 }
 
 // addr returns the address of a relay that is used.
@@ -81,10 +78,17 @@ func (a *Agent) candidates(p *peer) []path.Candidate {
 	for _, id := range p.Relays {
 		relay := path.ShortOf(id)
 		if addr := a.relays.addr(relay); addr.IsValid() && id != p.ID {
-			all = append(all, path.Candidate{Path: path.Path{Kind: path.Relayed, Relay: relay, Addr: addr}, Open: true})
+			all = append(all, path.Candidate{Path: relayed(relay, addr), Open: true})
 		}
 	}
 	return all
+}
+
+// relayed returns the path through a relay at an address, which may be that of a stream.
+func relayed(relay path.Short, at netip.AddrPort) path.Path {
+	p := path.At(at)
+	p.Kind, p.Relay = max(p.Kind, path.Relayed), relay
+	return p
 }
 
 // setCandidates tells all machines which paths to try.
@@ -99,7 +103,7 @@ func (a *Agent) setCandidates(now time.Time) {
 
 // relayOf returns the relay of a path, nil for a path without one.
 func (a *Agent) relayOf(p path.Path) *peer {
-	if p.Kind != path.Relayed {
+	if p.Relay == (path.Short{}) {
 		return nil
 	}
 	return a.byShort[p.Relay]
@@ -145,25 +149,14 @@ func (a *Agent) sendRelay(now time.Time, to path.RelayAddr, m path.Message) {
 	if relay == nil || relay.keys == nil || !relay.sending.AllowN(now, 1) {
 		return
 	}
-	over := path.Path{Kind: path.Relayed, Relay: to.Relay, Addr: to.Addr}
-	a.send(relay, path.Action{Path: over, Message: m}, relay.localFor(now, to.Addr))
+	a.send(relay, path.Action{Path: relayed(to.Relay, to.Addr), Message: m}, relay.localFor(now, to.Addr))
 }
 
 // takeBound takes a relay's answer.
 func (a *Agent) takeBound(now time.Time, relay *peer, m path.Message, d rawudp.Datagram) {
-	short := path.ShortOf(relay.ID)
 	relay.arrived(now, d, true)
-	a.relays.binder.Receive(now, short, m)
+	a.relays.binder.Receive(now, path.ShortOf(relay.ID), m)
 	a.stepBinder(now)
-	if m.Token != (path.Token{}) || !a.relays.forgot[short] {
-		return
-	}
-	delete(a.relays.forgot, short)
-	for _, b := range a.relays.bound {
-		if b.Relay == short {
-			a.tellSessions(now, b, a.peers...)
-		}
-	}
 }
 
 // takeWho takes a datagram that a relay has sealed for whoever is here. It may have come
@@ -179,7 +172,6 @@ func (a *Agent) takeWho(now time.Time, relay path.Short, b []byte) {
 			continue
 		}
 		if m, err := keys.Open(b); err == nil && m.Op == path.Who {
-			a.relays.forgot[relay] = true
 			a.relays.binder.Receive(now, relay, m)
 			a.stepBinder(now)
 			return
@@ -204,9 +196,10 @@ const (
 )
 
 // takeSession notes the index in a peer's message that begins a session, and tells it to the
-// relays through which this node may have to send to the peer, so that the session goes on when
-// the path fails. The message does not say whose it is: that follows from the address alone.
-// Several peers may be reached at one, which is a relay's then; that relay knows the session.
+// relays through which this node may have to send to the peer: so the session goes on when
+// the path fails. The relay of the path itself knows the session. Of whom the message
+// is can't be read; if several peers are reached at one address, which is that of a relay
+// then, it is not known.
 func (a *Agent) takeSession(now time.Time, from netip.AddrPort, index uint32) {
 	var peer *peer
 	for _, p := range a.peers {

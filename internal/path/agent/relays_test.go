@@ -224,8 +224,8 @@ func TestRelayed(t *testing.T) {
 	})
 }
 
-// TestRelayRestarts has a relay forget all nodes and sessions: it asks who the nodes are, and they
-// bind again and tell their sessions, long before they would by themselves.
+// TestRelayRestarts has a relay forget all nodes: it asks who they are, and they bind again,
+// long before they would by themselves.
 func TestRelayRestarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b, r, _ := twoWithRelays(t)
@@ -236,16 +236,8 @@ func TestRelayRestarts(t *testing.T) {
 		b.talk(t, a)
 		time.Sleep(2 * time.Second)
 		a.wantPath(t, b, r.by())
-		a.initiate(b, r.addrs[0])
-		b.initiate(a, r.addrs[0])
-		time.Sleep(time.Second)
 		r.restart()
 		time.Sleep(3 * time.Second)
-		before := b.received(a)
-		time.Sleep(time.Second)
-		if b.received(a) == before {
-			t.Error("nothing passes any more: the relay was not told of the session again")
-		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for _, h := range []*host{a, b} {

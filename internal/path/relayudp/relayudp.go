@@ -11,7 +11,7 @@
 //
 //	node a ── WireGuard's port ─► relay, gossip's port ─► WireGuard's port of node b
 //
-// A node whose datagrams come by a stream is one on the loopback address here.
+// Nodes whose UDP is blocked come by a stream, see Receive and Options.
 package relayudp
 
 import (
@@ -44,7 +44,11 @@ type Options struct {
 	Counter func() uint64 // the next one to seal with, never used before with this path key
 	Beside  *net.UDPConn  // gossip's socket. From now on it shares its port.
 	MaxRate uint64        // bytes a second that are forwarded; 0 for no limit
-	Now     func() time.Time
+	// Stream sends a datagram to a node that has come by a stream, whose address is
+	// path.StreamAddr. It doesn't block and doesn't keep the bytes, and returns false if there is
+	// no such stream. It is nil if nobody comes by stream.
+	Stream func(to netip.AddrPort, datagram []byte) bool
+	Now    func() time.Time
 }
 
 // Node is one that the relay may serve.
@@ -95,8 +99,17 @@ type client struct {
 
 // leg is how to send to an address.
 type leg struct {
-	addr   *net.UDPAddr
-	source []byte // the control message that sets the source address; nil lets the kernel choose
+	addr   *net.UDPAddr   // nil for a stream
+	source []byte         // the control message that sets the source address; nil lets the kernel choose
+	stream netip.AddrPort // the zero value for UDP
+}
+
+// legTo returns the leg to an address of which no more is known.
+func legTo(to netip.AddrPort) leg {
+	if _, ok := path.StreamNode(to); ok {
+		return leg{stream: to}
+	}
+	return leg{addr: net.UDPAddrFromAddrPort(to)}
 }
 
 // Relay serves nodes at one port. Its methods are safe for concurrent use.
@@ -263,12 +276,39 @@ func (r *Relay) handle(in, out []ipv6.Message, buffers [][]byte) []ipv6.Message 
 		b := in[i].Buffers[0][:in[i].N]
 		from := in[i].Addr.(*net.UDPAddr).AddrPort()
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		if payload, to, ok := r.datagram(now, b, from, in[i].OOB[:in[i].NN]); ok {
+		payload, to, ok := r.datagram(now, b, from, in[i].OOB[:in[i].NN])
+		switch {
+		case !ok:
+		case to.addr == nil:
+			r.sendStream(payload, to)
+		default:
 			buffers[i] = payload
 			out = append(out, ipv6.Message{Buffers: buffers[i : i+1], Addr: to.addr, OOB: to.source})
 		}
 	}
 	return out
+}
+
+// sendStream sends a datagram by stream.
+func (r *Relay) sendStream(payload []byte, to leg) {
+	if r.o.Stream == nil || !r.o.Stream(to.stream, payload) {
+		r.dropped[dropUnsent]++
+	}
+}
+
+// Receive takes a datagram that has come by a stream, from a node's path.StreamAddr. It doesn't
+// keep the bytes.
+func (r *Relay) Receive(b []byte, from netip.AddrPort) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	payload, to, ok := r.datagram(r.o.Now(), b, from, nil)
+	switch {
+	case !ok:
+	case to.addr == nil:
+		r.sendStream(payload, to)
+	default:
+		r.dropped[dropUnsent] += r.send([]ipv6.Message{{Buffers: [][]byte{payload}, Addr: to.addr, OOB: to.source}})
+	}
 }
 
 // datagram returns what to send after a datagram has come, and where; false for nothing.
@@ -287,7 +327,7 @@ func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control [
 		r.status.Bytes += uint64(len(b))
 		l, ok := r.legs[to]
 		if !ok {
-			l = leg{addr: net.UDPAddrFromAddrPort(to)}
+			l = legTo(to)
 		}
 		return b, l, true
 	case path.AskWho:
@@ -334,7 +374,7 @@ func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrP
 // back returns the leg to where a datagram came from: from the address of this host at which
 // it arrived, which is the one that NATs in between let in.
 func (r *Relay) back(from netip.AddrPort, control []byte) leg {
-	l := leg{addr: net.UDPAddrFromAddrPort(from)}
+	l := legTo(from)
 	if local := pktinfo.Local(control); local.IsValid() {
 		l.source = pktinfo.Source(local, r.six)
 	}

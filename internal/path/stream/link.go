@@ -178,6 +178,7 @@ func (c *Carrier) remove(l *link) bool {
 	}
 	if c.accepted[l.node] == l {
 		delete(c.accepted, l.node)
+		c.notify()
 	}
 	return true
 }

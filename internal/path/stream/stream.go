@@ -55,6 +55,8 @@ type Carrier struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
+	// changed fires when a node has opened the first stream to this one, or the last is gone.
+	changed chan struct{}
 
 	mu       sync.RWMutex
 	dialled  map[mesh.ID]*link
@@ -66,7 +68,7 @@ func New(o Options) *Carrier {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	c := &Carrier{o: o, dialled: map[mesh.ID]*link{}, accepted: map[mesh.ID]*link{}}
+	c := &Carrier{o: o, changed: make(chan struct{}, 1), dialled: map[mesh.ID]*link{}, accepted: map[mesh.ID]*link{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
 }
@@ -125,6 +127,17 @@ func (c *Carrier) Endpoints(node mesh.ID) (own, relay netip.AddrPort) {
 	return netip.AddrPort{}, netip.AddrPort{}
 }
 
+// Changed returns a channel that receives after an endpoint has come or gone because of what
+// other nodes do, see Status.
+func (c *Carrier) Changed() <-chan struct{} { return c.changed }
+
+func (c *Carrier) notify() {
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
 // Accept takes over a stream that a node has opened to this one. It takes the place of an
 // older one of that node: the node would not open another if the old one still worked.
 func (c *Carrier) Accept(node mesh.ID, conn net.Conn) {
@@ -153,6 +166,7 @@ func (c *Carrier) accept(node mesh.ID, conn net.Conn) error {
 	}
 	l.replace(conn)
 	c.accepted[node] = l
+	c.notify()
 	c.tasks.Go(func() {
 		defer l.close()
 		c.serve(l)
