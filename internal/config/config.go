@@ -67,7 +67,7 @@ type Node struct {
 	Relay      mesh.RelayPreference
 
 	// Keepalive is WireGuard's persistent keepalive, in whole seconds. Nil means the default
-	// behind NAT and none elsewhere, zero means none.
+	// on paths that a NAT's mapping holds and none elsewhere, zero means none.
 	Keepalive *time.Duration
 
 	PodCIDR            []netip.Prefix // name a slot, at most one per family; empty: claim a free slot

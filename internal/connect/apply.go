@@ -42,7 +42,7 @@ func (c *client) apply(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("observe host: %w", err)
 	}
-	if plan := netcfg.Diff(observed, desired, netcfg.Options{Now: c.Now(), Prune: true}); !plan.Empty() {
+	if plan := netcfg.Diff(observed, desired, netcfg.Options{Now: c.Now(), Prune: true, CorrectEndpoints: true}); !plan.Empty() {
 		if err := c.kernel.Apply(ctx, plan); err != nil {
 			return fmt.Errorf("apply plan: %w", err)
 		}

@@ -11,11 +11,10 @@ import (
 )
 
 // gossipAddresses returns the addresses at which each node's gossip port may be reached,
-// the best first. Addresses of the underlay come first, even where the tunnel works: a node
-// learns from its peers at which address they see it, which they don't see through the
-// tunnel. For the same reason an internal IP is used in its own location only: elsewhere it
-// is reached through the tunnel, and would be taken for an endpoint. Overlay addresses come
-// last, and only once this host has routes to them.
+// the best first. Addresses of the underlay come first, even where the tunnel works: gossip
+// has to work without it. For the same reason an internal IP is used in its own location
+// only: elsewhere it is reached through the tunnel. Overlay addresses come last, and only
+// once this host has routes to them.
 func (d *daemon) gossipAddresses(t turn, hasRoutes bool) map[mesh.ID][]netip.AddrPort {
 	addresses := make(map[mesh.ID][]netip.AddrPort, len(t.view.Records))
 	for _, r := range t.view.Records {

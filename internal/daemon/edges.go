@@ -71,7 +71,6 @@ type network interface {
 	RemoveClient(mesh.ID) error
 
 	RequestSigns([]mesh.ID)
-	RefreshObservations()
 	SetAddresses(map[mesh.ID][]netip.AddrPort)
 	Reconfigure(c mesh.Cluster, join []string, secrets [][32]byte, trusted []mesh.ID) error
 }

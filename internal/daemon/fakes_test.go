@@ -346,7 +346,7 @@ func (n *fakeNetwork) PublishVerdict(v mesh.Verdict) error {
 	if v.Epoch <= said {
 		return &gossip.EpochError{Exceed: said}
 	}
-	n.add("network.PublishVerdict", fmt.Sprintf("%s %s is %s, epoch %d", v.Role, n.names[v.Subject], v.State, v.Epoch), nil)
+	n.add("network.PublishVerdict", fmt.Sprintf("%s is %s, epoch %d", n.names[v.Subject], v.State, v.Epoch), nil)
 	n.change(func(view *mesh.View) {
 		view.Verdicts = slices.DeleteFunc(slices.Clone(view.Verdicts), func(o mesh.Verdict) bool { return o.Author.Equal(v.Author) && o.Subject == v.Subject })
 		view.Verdicts = append(view.Verdicts, v)
@@ -390,8 +390,6 @@ func (n *fakeNetwork) RequestSigns(ids []mesh.ID) {
 		n.add("network.RequestSigns", strings.Join(names, " "), nil)
 	}
 }
-
-func (n *fakeNetwork) RefreshObservations() { n.add("network.RefreshObservations", "", nil) }
 
 func (n *fakeNetwork) SetAddresses(addresses map[mesh.ID][]netip.AddrPort) {
 	if maps.EqualFunc(n.addresses, addresses, slices.Equal) {

@@ -123,8 +123,8 @@ func TestLocationRole(t *testing.T) {
 		t.Errorf("gateways (-want +got):\n%s", diff)
 	}
 	tn.wanted.Input.Verdicts = []mesh.Verdict{
-		{Author: tn.wanted.Input.Records[1].Identity, Subject: tn.wanted.Input.Records[0].ID(), Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1},
-		{Author: tn.wanted.Input.Records[2].Identity, Subject: tn.wanted.Input.Records[2].ID(), Role: mesh.RoleGateway, State: mesh.HealthDraining, Epoch: 1},
+		{Author: tn.wanted.Input.Records[1].Identity, Subject: tn.wanted.Input.Records[0].ID(), State: mesh.HealthDown, Epoch: 1},
+		{Author: tn.wanted.Input.Records[2].Identity, Subject: tn.wanted.Input.Records[2].ID(), State: mesh.HealthDraining, Epoch: 1},
 	}
 	if diff := cmp.Diff([]control.Role{control.RoleDown, control.RoleNever, control.RoleDraining, ""}, roles()); diff != "" {
 		t.Errorf("after verdicts (-want +got):\n%s", diff)

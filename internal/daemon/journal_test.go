@@ -64,7 +64,7 @@ func TestChanges(t *testing.T) {
 func TestFlappingProblemIsLoggedOnce(t *testing.T) {
 	var log strings.Builder
 	d := newDaemon(Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, config.Config{})
-	well, ill := control.Status{}, control.Status{Problems: []mesh.Problem{{Kind: mesh.ProblemRelay, Node: "a", Text: "no way"}}}
+	well, ill := control.Status{}, control.Status{Problems: []mesh.Problem{{Kind: mesh.ProblemGateway, Node: "a", Text: "no way"}}}
 	for range 5 {
 		d.logChanges(well, ill)
 		d.logChanges(ill, well)
@@ -79,7 +79,7 @@ func TestRepeatedProblemThatLasts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
 		d := newDaemon(Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, config.Config{})
-		well, ill := control.Status{}, control.Status{Problems: []mesh.Problem{{Kind: mesh.ProblemRelay, Node: "a", Text: "no way"}}}
+		well, ill := control.Status{}, control.Status{Problems: []mesh.Problem{{Kind: mesh.ProblemGateway, Node: "a", Text: "no way"}}}
 		before := well
 		for _, step := range []struct {
 			status control.Status
@@ -123,7 +123,7 @@ func TestTooManyProblemsAreLoggedLater(t *testing.T) {
 		d := newDaemon(Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, config.Config{})
 		var ill control.Status
 		for i := range changesBurst + 5 {
-			ill.Problems = append(ill.Problems, mesh.Problem{Kind: mesh.ProblemRelay, Text: fmt.Sprint("way ", i)})
+			ill.Problems = append(ill.Problems, mesh.Problem{Kind: mesh.ProblemGateway, Text: fmt.Sprint("way ", i)})
 		}
 		d.logChanges(control.Status{}, ill)
 		for range 20 {

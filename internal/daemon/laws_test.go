@@ -44,7 +44,6 @@ var laws = []law{
 	{name: "the control socket is open before anything else is done", first: `^controlServer\.EnsureListening`, then: `^(disk|kernel|network|prober|services)\.`},
 	{name: "adopted settings are on disk before the host is changed", first: `^disk\.SaveNode.* adopted`, then: `^kernel\.Apply`},
 	{name: "the host is read before anything is published", first: `^kernel\.Facts`, then: `^network\.`},
-	{name: "a node whose addresses changed asks where it is seen before it makes its record", first: `^network\.RefreshObservations`, then: `^disk\.SaveNode|^network\.Publish`},
 	{name: "a claim is published before its address is used", first: `^network\.Publish.* slot \d`, then: `^kernel\.Apply.*\+address`},
 	{name: "a verdict takes effect in the turn that publishes it", first: `^network\.PublishVerdict`, then: `^kernel\.Apply`},
 	{name: "the host is observed before it is changed", first: `^kernel\.Facts`, then: `^kernel\.(Observe|Apply)`},

@@ -62,8 +62,8 @@ func (d *daemon) loop(ctx context.Context) error {
 }
 
 // awaitTurn waits for what leads to the next turn: an event, a command, which it runs and
-// returns, or the time to look again. It reports whether the turn is to be taken at once. What
-// changes of the paths needs no turn.
+// returns, or the time to look again. It reports whether the turn is to be taken at once. Few
+// changes of paths need a turn.
 func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{}, within time.Duration) (c command, urgent bool) {
 	wake := time.NewTimer(within)
 	defer wake.Stop()
@@ -77,7 +77,9 @@ func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{},
 		case <-d.streams.Changed():
 			pathsDue = cmp.Or(pathsDue, time.After(spacing))
 		case <-pathsDue:
-			d.updatePaths(t)
+			if d.updatePaths(t) {
+				return c, true
+			}
 			pathsDue = nil
 
 		case <-ctx.Done():

@@ -217,15 +217,17 @@ func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
 	return problems, err
 }
 
-// updatePaths does what follows from paths that have changed, here or on other nodes. It needs
-// no turn: which peers there are does not depend on it.
-func (d *daemon) updatePaths(t *turn) {
+// updatePaths does what follows from paths that have changed, here or on other nodes. Which
+// peers there are does not depend on it. It reports whether something else does, so that a
+// turn has to be taken.
+func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 	if t.wanted.Desired.Device == nil {
-		return
+		return false
 	}
 	t.in.Now = time.Now()
 	t.paths, t.in.Paths = d.readPaths(t.in.View.Records)
-	t.in.View.Paths = d.gossip.View().Paths
+	view := d.gossip.View()
+	t.in.View.Paths, t.in.View.MetAt = view.Paths, view.MetAt
 	if _, err := d.keepPaths(t); err != nil { // problems are shown by the next turn
 		d.log.Error("paths", "err", err)
 	}
@@ -237,6 +239,7 @@ func (d *daemon) updatePaths(t *turn) {
 	}
 	status.Node.Relays, status.Relay = d.relaysInUse(*t), d.relayStatus()
 	d.publish(status, *t)
+	return d.memory.NeedsTurn(t.in)
 }
 
 // pathStatus returns what a person sees of the paths.

@@ -98,9 +98,6 @@ const shownUsers = 4
 // publishRecord publishes this node's record if it has changed. It is on disk before, so that
 // the node still stands by it after a crash.
 func (d *daemon) publishRecord(a node.Announcement, now time.Time) error {
-	if a.RefreshObservations {
-		d.gossip.RefreshObservations()
-	}
 	if !a.RecordChanged {
 		return nil
 	}

@@ -28,7 +28,7 @@ func (d *daemon) publishVerdicts(a node.Announcement, view mesh.View) error {
 		if err := d.publishVerdict(v); err != nil {
 			return err
 		}
-		d.log.Info("verdict", "role", v.Role, "peer", node.NameOf(view.Records, v.Subject), "state", v.State, "epoch", v.Epoch)
+		d.log.Info("verdict", "peer", node.NameOf(view.Records, v.Subject), "state", v.State, "epoch", v.Epoch)
 	}
 	return nil
 }
@@ -60,7 +60,7 @@ func (d *daemon) setProbeTargets(w probe.Watch) []mesh.Problem {
 // taken at once then: until every node has taken it, packets go to a gateway that is down.
 func (d *daemon) verdictsChanged(t turn) bool {
 	return t.err == nil && !slices.EqualFunc(d.gossip.View().Verdicts, t.view.Verdicts, func(a, b mesh.Verdict) bool {
-		return a.Epoch == b.Epoch && a.State == b.State && a.Subject == b.Subject && a.Role == b.Role && a.Author.Equal(b.Author)
+		return a.Epoch == b.Epoch && a.State == b.State && a.Subject == b.Subject && a.Author.Equal(b.Author)
 	})
 }
 

@@ -45,7 +45,7 @@ func TestDrained(t *testing.T) {
 		}
 		tn := turn{wanted: node.Configuration{Input: mesh.Input{Self: self, Records: rs, Cluster: mesh.Cluster{Mode: mesh.ModeLocation}}, Topology: mesh.Topology{Seat: seat}}}
 		if state != "" {
-			tn.wanted.Input.Verdicts = []mesh.Verdict{{Author: records[0].Identity, Subject: self, Role: mesh.RoleGateway, State: state, Epoch: 1}}
+			tn.wanted.Input.Verdicts = []mesh.Verdict{{Author: records[0].Identity, Subject: self, State: state, Epoch: 1}}
 		}
 		return tn
 	}
@@ -103,7 +103,7 @@ func TestNoGateways(t *testing.T) {
 func TestNoSuccessor(t *testing.T) {
 	d, records := neighborhood() // a1, a2 and a3 in location a, and one elsewhere
 	down := func(i int, state mesh.Health) mesh.Verdict {
-		return mesh.Verdict{Author: records[i].Identity, Subject: records[i].ID(), Role: mesh.RoleGateway, State: state, Epoch: 1}
+		return mesh.Verdict{Author: records[i].Identity, Subject: records[i].ID(), State: state, Epoch: 1}
 	}
 	for _, tt := range []struct {
 		name   string
@@ -163,7 +163,7 @@ func TestVerdictOnUntoldRecord(t *testing.T) {
 		network := &fakeNetwork{trace: &trace{names: make(map[mesh.ID]string), sections: []*section{{}}}, changed: make(chan struct{}, 1)}
 		d.gossip, d.log.Logger = network, slog.New(slog.DiscardHandler)
 		d.memory.Own.Term = tt.term
-		up := mesh.Verdict{Author: records[0].Identity, Subject: records[0].ID(), Role: mesh.RoleGateway, State: mesh.HealthUp, Epoch: 1, Record: 8}
+		up := mesh.Verdict{Author: records[0].Identity, Subject: records[0].ID(), State: mesh.HealthUp, Epoch: 1, Record: 8}
 		if err := d.publishVerdicts(node.Announcement{Verdicts: []mesh.Verdict{up}}, mesh.View{Records: records}); err != nil {
 			t.Errorf("%s: %v", tt.name, err)
 		}

@@ -72,9 +72,7 @@ func (t *transport) acceptHandshake(conn *net.TCPConn) (*stream, error) {
 	if err := conn.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return nil, err
 	}
-	ours := t.ourHello()
-	ours.you = from
-	s, err := t.handshaker().respond(conn, ours)
+	s, err := t.handshaker().respond(conn, t.ourHello())
 	if err != nil {
 		t.refuse(from, err)
 		return nil, err
@@ -90,8 +88,7 @@ func (t *transport) acceptHandshake(conn *net.TCPConn) (*stream, error) {
 	t.replays.resume(s.peer.id, s.peer.boot, s.peer.counter)
 	t.addresses.setGuess(s.peer.id, place)
 	t.mu.Unlock()
-	t.noteObservation(s, true)
-	t.tasks.Go(func() { t.dialBack(s.peer.id, place) })
+	t.noteMet(s.peer.id)
 	return s, conn.SetDeadline(time.Time{})
 }
 

@@ -52,8 +52,7 @@ type nodeAddresses struct {
 
 	carried time.Time // when the last packet came by stream
 
-	dialledAt netip.AddrPort // where it was dialled back last
-	dialled   time.Time      // when
+	met bool // it has proved its identity in a greeting
 }
 
 // question is a packet that asks for an answer.
@@ -288,21 +287,15 @@ func (p *addressTable) node(id mesh.ID) *nodeAddresses {
 	return n
 }
 
-// dialBack reports whether to dial a node back at an address outside of the mesh.
-func (p *addressTable) dialBack(id mesh.ID, at netip.AddrPort, now time.Time) bool {
-	if p.inside(at.Addr()) {
-		return false
+// metAt returns where each node was met last outside of the mesh.
+func (p *addressTable) metAt(now time.Time) map[mesh.ID]netip.Addr {
+	at := make(map[mesh.ID]netip.Addr, len(p.nodes))
+	for id, n := range p.nodes {
+		if n.seen.IsValid() && now.Sub(n.seenAt) <= addressMemory {
+			at[id] = n.seen.Addr()
+		}
 	}
-	n := p.node(id)
-	wait := dialBackPeriod
-	if n.dialledAt != at {
-		wait = time.Second
-	}
-	if !n.dialled.IsZero() && now.Sub(n.dialled) < wait {
-		return false
-	}
-	n.dialledAt, n.dialled = at, now
-	return true
+	return at
 }
 
 // evict forgets the node that has been silent for longest, if possible one of

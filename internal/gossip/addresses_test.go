@@ -201,35 +201,3 @@ func TestAddressesAreBounded(t *testing.T) {
 		t.Error("a node with candidates was forgotten before those without")
 	}
 }
-
-// A node is dialled back once a period at one address, at another one at once, and
-// never inside the mesh or more than once a second.
-func TestDialBack(t *testing.T) {
-	t.Parallel()
-	p := newAddressTable([]netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")})
-	start := time.Unix(1000, 0)
-	id := mesh.ID{1}
-	one, two, inside := netip.MustParseAddrPort("192.0.2.1:7946"), netip.MustParseAddrPort("[2001:db8::1]:7946"), netip.MustParseAddrPort("10.4.0.1:7946")
-	var got []time.Duration
-	for at := time.Duration(0); at < 3*time.Minute; at += 100 * time.Millisecond {
-		if p.dialBack(id, one, start.Add(at)) {
-			got = append(got, at)
-		}
-	}
-	want := []time.Duration{0, dialBackPeriod, 2 * dialBackPeriod}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("dialled back at one address (-want +got):\n%s", diff)
-	}
-	now := start.Add(time.Hour)
-	count := 0
-	for i := range 100 {
-		for _, a := range []netip.AddrPort{one, two, inside} {
-			if p.dialBack(id, a, now.Add(time.Duration(i)*10*time.Millisecond)) {
-				count++
-			}
-		}
-	}
-	if count != 1 {
-		t.Errorf("dialled back within a second at a node that is everywhere: got %d times, want 1", count)
-	}
-}

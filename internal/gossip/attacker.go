@@ -10,7 +10,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net"
-	"net/netip"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
 
@@ -21,8 +20,7 @@ import (
 const (
 	AttackRecord    = byte(kindRecord)
 	AttackClient    = byte(kindClient)
-	AttackVerdict   = byte(kindGatewayVerdict)
-	AttackRelay     = byte(kindRelayVerdict)
+	AttackVerdict   = byte(kindVerdict)
 	AttackTombstone = byte(kindTombstone)
 	AttackSettings  = byte(kindSettings)
 
@@ -86,7 +84,6 @@ func (a *Attacker) Packet(from, to mesh.ID, kind byte, payload []byte) ([]byte, 
 type Hello struct {
 	ID       mesh.ID
 	Instance uint64
-	You      netip.AddrPort
 	Cluster  func(*mesh.Cluster) // changes the settings that it claims; nil for no change
 }
 
@@ -97,7 +94,7 @@ func (a *Attacker) Handshake(conn net.Conn, h Hello) (net.Conn, error) {
 		h.Cluster(&c)
 	}
 	return handshaker{a.ring, rand.Reader, a.Identity}.initiate(conn, hello{
-		id: h.ID, instance: h.Instance, port: syntheticPort, boot: a.Boot, counter: a.counter, you: h.You, cluster: c,
+		id: h.ID, instance: h.Instance, port: syntheticPort, boot: a.Boot, counter: a.counter, cluster: c,
 	})
 }
 

@@ -38,18 +38,17 @@ func (o object) class() class {
 // uses up its own room and the shared room, but not that of others.
 type budget struct{ own, shared int }
 
-// budgets: a node has one record and one path record, and announces its settings once. It watches its
-// location's gateways and its own relays, a few at a time. One node may be the one on
+// budgets: a node has one record and one path record, and announces its settings once. It watches the
+// nodes that carry its traffic, a few at a time. One node may be the one on
 // which an administrator adds all clients, and removes them again.
 var budgets = map[class]budget{
-	class(kindRecord):         {own: 1},
-	class(kindSettings):       {own: 1},
-	class(kindPath):           {own: 1},
-	class(kindGatewayVerdict): {own: 16},
-	class(kindRelayVerdict):   {own: mesh.MaxRelays},
-	class(kindClient):         {own: 4, shared: 1024},
-	class(kindTombstone):      {own: 8, shared: 4096},
-	classRevocation:           {own: 8, shared: 1024},
+	class(kindRecord):    {own: 1},
+	class(kindSettings):  {own: 1},
+	class(kindPath):      {own: 1},
+	class(kindVerdict):   {own: 16},
+	class(kindClient):    {own: 4, shared: 1024},
+	class(kindTombstone): {own: 8, shared: 4096},
+	classRevocation:      {own: 8, shared: 1024},
 }
 
 // String returns a class's name for messages.
@@ -181,21 +180,17 @@ func compareNeed(a, b object) int {
 }
 
 // compareVerdicts orders verdicts of one author by how much they are needed: first the
-// one on itself, then those that others are down, then those that others are up again,
-// which is also the default. Within these the newest comes first, because the sequence of
-// its author's record increases with time.
+// one on itself, then those on others, the newest first, because the sequence of its
+// author's record increases with time.
 func compareVerdicts(a, b object) int {
 	v, w := a.body.(verdict), b.body.(verdict)
-	rank := func(o object, v verdict) int {
-		switch {
-		case o.key.subject == o.key.author:
+	rank := func(o object) int {
+		if o.key.subject == o.key.author {
 			return 0
-		case v.State != mesh.HealthUp:
-			return 1
 		}
-		return 2
+		return 1
 	}
-	return cmp.Or(cmp.Compare(rank(a, v), rank(b, w)), cmp.Compare(w.by, v.by), cmp.Compare(w.Epoch, v.Epoch), cmp.Compare(a.place, b.place))
+	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(w.by, v.by), cmp.Compare(w.Epoch, v.Epoch), cmp.Compare(a.place, b.place))
 }
 
 // fullest returns the author with the most objects of a class.

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -187,7 +186,7 @@ func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 	}
 	g.acceptObjects([][]byte{signRecord(t, 4, testRecord(4, 1))}, fromSync)
 	before := sequenceOf(g.View(), idOf(4))
-	g.transport.observations.hear(idOf(4), observation{addr: netip.MustParseAddr("192.0.2.1"), at: now})
+	g.transport.noteMet(idOf(4))
 	g.acceptObjects([][]byte{signRecord(t, 4, testRecord(4, 1))}, fromSync)
 	if after := sequenceOf(g.View(), idOf(4)); before != 0 || after != 1 {
 		t.Errorf("a newcomer's record: got sequence %d before its greeting and %d after it, want 0 and 1", before, after)
@@ -213,7 +212,7 @@ func TestHostileIdentitiesLeaveRoom(t *testing.T) {
 // Of many verdicts of one author, all nodes keep the same ones.
 func TestHostileVerdictsAreTheSameEverywhere(t *testing.T) {
 	var objects []object
-	for n := range 3 * budgets[class(kindGatewayVerdict)].own {
+	for n := range 3 * budgets[class(kindVerdict)].own {
 		v := verdict{testVerdict(1, 2, mesh.HealthDown, uint64(n%5+1)), 1, uint64(n%7 + 1)}
 		v.Subject = invented(n)
 		objects = append(objects, mustDecode(t, signVerdict(t, 1, v)))
@@ -229,40 +228,33 @@ func TestHostileVerdictsAreTheSameEverywhere(t *testing.T) {
 		for range 3 {
 			exchange(t, a, b)
 		}
-		if !equalStores(a, b) || len(a.objects) != budgets[class(kindGatewayVerdict)].own {
+		if !equalStores(a, b) || len(a.objects) != budgets[class(kindVerdict)].own {
 			t.Errorf("%d and %d objects", len(a.objects), len(b.objects))
 		}
 	})
 }
 
-// A node with verdicts on many others still keeps the verdict on itself, and that a relay
-// is down. Dropped verdicts that come back are stale, and cause no problem.
-func TestNeededVerdictsAreKept(t *testing.T) {
-	for role, class := range map[mesh.Role]class{mesh.RoleGateway: class(kindGatewayVerdict), mesh.RoleRelay: class(kindRelayVerdict)} {
-		t.Run(string(role), func(t *testing.T) {
-			now := time.Unix(1700000000, 0)
-			g := idle(t, &now)
-			say := func(subject mesh.ID, state mesh.Health, sequence uint64) {
-				v := verdict{testVerdict(1, 2, state, 1), 1, sequence}
-				v.Subject, v.Role = subject, role
-				g.acceptObjects([][]byte{signVerdict(t, 1, v)}, fromSync)
-			}
-			first, usual := idOf(1), mesh.HealthDown // the node whose verdict stays
-			if role == mesh.RoleRelay {
-				first, usual = invented(0), mesh.HealthUp
-			}
-			say(first, map[mesh.Health]mesh.Health{mesh.HealthDown: mesh.HealthUp, mesh.HealthUp: mesh.HealthDown}[usual], 1)
-			for n := range budgets[class].own {
-				say(invented(n+1), usual, uint64(n+2))
-			}
-			if all := g.store.verdicts(); len(all) != budgets[class].own || !slices.ContainsFunc(all, func(v mesh.Verdict) bool { return v.Subject == first && v.State != usual }) {
-				t.Errorf("%d verdicts, and the first one is not among them", len(all))
-			}
-			say(invented(1), usual, 2)
-			if v := g.View(); hasProblem(v, ProblemFull, "") {
-				t.Errorf("what was dropped comes back: problems %v, want none", v.Problems)
-			}
-		})
+// A node with verdicts on many others still keeps the verdict on itself. Dropped verdicts
+// that come back are stale, and cause no problem.
+func TestOwnVerdictIsKept(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	g := idle(t, &now)
+	say := func(subject mesh.ID, state mesh.Health, sequence uint64) {
+		v := verdict{testVerdict(1, 2, state, 1), 1, sequence}
+		v.Subject = subject
+		g.acceptObjects([][]byte{signVerdict(t, 1, v)}, fromSync)
+	}
+	say(idOf(1), mesh.HealthUp, 1)
+	most := budgets[class(kindVerdict)].own
+	for n := range most {
+		say(invented(n+1), mesh.HealthDown, uint64(n+2))
+	}
+	if all := g.store.verdicts(); len(all) != most || !slices.ContainsFunc(all, func(v mesh.Verdict) bool { return v.Subject == idOf(1) }) {
+		t.Errorf("%d verdicts, and the first one is not among them", len(all))
+	}
+	say(invented(1), mesh.HealthDown, 2)
+	if v := g.View(); hasProblem(v, ProblemFull, "") {
+		t.Errorf("what was dropped comes back: problems %v, want none", v.Problems)
 	}
 }
 

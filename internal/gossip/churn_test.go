@@ -43,7 +43,7 @@ func TestJoinsAndLeavesLeakNothing(t *testing.T) { // not parallel: it counts fi
 	}
 	stays.transport.mu.Lock()
 	defer stays.transport.mu.Unlock()
-	if got := len(stays.transport.addresses.nodes) + len(stays.transport.replays.windows) + len(stays.transport.observations.said); got > 6 {
+	if got := len(stays.transport.addresses.nodes) + len(stays.transport.replays.windows); got > 6 {
 		t.Errorf("%d entries of two nodes are kept", got)
 	}
 }
@@ -85,7 +85,7 @@ func TestForgottenIdentitiesLeaveLittle(t *testing.T) {
 	stays.transport.mu.Lock()
 	defer stays.transport.mu.Unlock()
 	for what, count := range map[string]int{
-		"addresses": len(stays.transport.addresses.nodes), "windows": len(stays.transport.replays.windows), "observations": len(stays.transport.observations.said),
+		"addresses": len(stays.transport.addresses.nodes), "windows": len(stays.transport.replays.windows),
 	} {
 		if count > rounds+1 { // including its own
 			t.Errorf("%s: %d of %d nodes are kept", what, count, rounds)

@@ -225,12 +225,12 @@ func TestClusterConvergesAndUpdates(t *testing.T) {
 	nodes := startCluster(t, 5)
 	nodes[3].publish(2)
 	eventually(t, "the update reaches all", nodes, func(v mesh.View) bool { return sequenceOf(v, nodes[3].self) == 2 })
-	eventually(t, "observed", nodes, func(v mesh.View) bool { return len(v.Observed) >= 1 && len(v.RTT) >= 1 })
+	eventually(t, "met", nodes, func(v mesh.View) bool { return len(v.MetAt) == len(nodes)-1 && len(v.RTT) >= 1 })
 	for _, n := range nodes {
 		v := n.View()
-		for _, o := range v.Observed {
-			if o.Addr != n.Addr().Addr() {
-				t.Errorf("node %d observed at %v, want %v", n.n, o.Addr, n.Addr().Addr())
+		for _, o := range nodes {
+			if at := v.MetAt[o.self]; o != n && at != o.Addr().Addr() {
+				t.Errorf("node %d met at %v, want %v", o.n, at, o.Addr().Addr())
 			}
 		}
 		if n.n > 0 && (!v.Merged || v.JoinEmpty || v.Alone) {
@@ -358,7 +358,7 @@ func TestWrongSecretLearnsNothing(t *testing.T) {
 	eventually(t, "problem named", []*testNode{outside}, func(v mesh.View) bool { return hasProblem(v, ProblemSecret, want) })
 	eventually(t, "counted", []*testNode{inside}, func(v mesh.View) bool { return v.Counters["stream-sealed"] > 0 })
 	for _, n := range []*testNode{inside, outside} {
-		if v := n.View(); len(v.Records) != 1 || len(v.Alive) != 1 || v.Merged || len(v.Observed) > 0 {
+		if v := n.View(); len(v.Records) != 1 || len(v.Alive) != 1 || v.Merged || len(v.MetAt) > 0 {
 			t.Errorf("node %d learned something: %+v", n.n, v)
 		}
 	}
@@ -457,9 +457,6 @@ func TestJoinListOfOneselfIsEmpty(t *testing.T) {
 		o.Resolver = fakeResolver{"me.example.com": local}
 	})
 	eventually(t, "empty", []*testNode{n}, func(v mesh.View) bool { return v.JoinEmpty && v.Alone && len(v.Problems) == 0 })
-	if got := n.View().Observed; len(got) != 1 || got[0].By != n.self || got[0].Addr != n.Addr().Addr() || !got[0].Open {
-		t.Errorf("observed %v, want %v by itself", got, n.Addr().Addr())
-	}
 }
 
 // TestFormerAddressOfAnEntry: that an address has answered counts only as long as the name
@@ -633,10 +630,9 @@ func TestDualStack(t *testing.T) {
 			o.Join = []string{netip.AddrPortFrom(netip.MustParseAddr(host), port).String()}
 		})
 		eventually(t, "seen", []*testNode{seed}, func(mesh.View) bool { return seed.seen()[n.self] == n.Addr() })
-		want := netip.MustParseAddr(host)
-		eventually(t, "observed, and that strangers get in", []*testNode{seed}, func(v mesh.View) bool {
-			return slices.ContainsFunc(v.Observed, func(o mesh.Observation) bool { return o.By == n.self && o.Addr == want && o.Open })
-		})
+		if got, want := seed.View().MetAt[n.self], netip.MustParseAddr(host); got != want {
+			t.Errorf("met at %v, want %v", got, want)
+		}
 	}
 }
 

@@ -39,8 +39,7 @@ func (t *transport) dialWith(ctx context.Context, addr netip.AddrPort, ours hell
 		conn.Close()
 		return nil, net.ErrClosed
 	}
-	ours.you = addr
-	s, err := t.dialHandshake(ctx, conn, ours)
+	s, err := t.dialHandshake(ctx, conn, addr, ours)
 	if err != nil {
 		conn.Close()
 		t.unregister(conn)
@@ -61,8 +60,7 @@ func (t *transport) source(to netip.AddrPort) net.Addr {
 }
 
 // dialHandshake runs the handshake on a dialled connection and checks the peer.
-func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, ours hello) (*stream, error) {
-	addr := ours.you
+func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, addr netip.AddrPort, ours hello) (*stream, error) {
 	deadline := time.Now().Add(helloTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
@@ -93,7 +91,7 @@ func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, ours hello
 		t.addresses.sawAt(s.peer.id, addr, t.now())
 	}
 	t.mu.Unlock()
-	t.noteObservation(s, false)
+	t.noteMet(s.peer.id)
 	return s, conn.SetDeadline(time.Time{})
 }
 

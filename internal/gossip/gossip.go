@@ -113,8 +113,7 @@ type Gossip struct {
 
 	callPace callPace // of handleLoop
 
-	rejoin  chan struct{} // signals that the join list has changed
-	refresh chan struct{} // signals that our address has changed
+	rejoin chan struct{} // signals that the join list has changed
 
 	mu       sync.Mutex // never held while memberlist is called
 	cluster  mesh.Cluster
@@ -147,7 +146,7 @@ func Start(ctx context.Context, o Options) (*Gossip, error) {
 	}
 	ctx, g.cancel = context.WithCancel(ctx)
 	for _, task := range []func(context.Context){
-		g.handleLoop, g.joinLoop, g.rejoinLoop, g.followUpLoop, g.refreshLoop, g.compareLoop, g.epochLoop,
+		g.handleLoop, g.joinLoop, g.rejoinLoop, g.followUpLoop, g.compareLoop, g.epochLoop,
 	} {
 		g.tasks.Go(func() { task(ctx) })
 	}
@@ -180,7 +179,6 @@ func newGossip(o Options) (*Gossip, error) {
 		identity: o.Identity, self: self, name: o.Cluster.Name, ranges: o.Cluster.Hash(),
 		cluster: o.Cluster, joinList: slices.Clone(o.Join), resolver: o.Resolver, now: o.Now,
 		rejoin:       make(chan struct{}, 1),
-		refresh:      make(chan struct{}, 1),
 		log:          newLimitedLog(o.Logger),
 		notices:      &notices{now: o.Now, lastSeen: make(map[notice]time.Time)},
 		counters:     &counters{counts: make(map[string]uint64)},
@@ -197,7 +195,7 @@ func newGossip(o Options) (*Gossip, error) {
 		ring: ring, random: o.Rand, now: o.Now, log: g.log, notices: g.notices, counters: g.counters,
 		self:  hello{id: self, instance: o.Instance, boot: o.Boot, cluster: o.Cluster},
 		label: labelOf(o.Cluster), filter: o.filter,
-		addresses: newAddressTable(o.Cluster.Overlay), changed: g.signal, observations: newObservationTable(), identity: o.Identity,
+		addresses: newAddressTable(o.Cluster.Overlay), identity: o.Identity,
 		trusts: func(id mesh.ID) bool {
 			g.mu.Lock()
 			defer g.mu.Unlock()
@@ -217,11 +215,6 @@ func newGossip(o Options) (*Gossip, error) {
 	g.setTrust(o.Cluster, o.Trusted)
 	g.restore(o.Remembered)
 	g.store.hasMet = g.transport.hasMet
-	for _, r := range g.store.records() {
-		if r.ID() == self {
-			g.transport.observations.remember(r, g.now())
-		}
-	}
 	return g, nil
 }
 

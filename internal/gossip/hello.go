@@ -23,8 +23,7 @@ type hello struct {
 	boot     uint64 // of the sender's packets
 	counter  uint64 // of the last packet that it sent
 	random   [32]byte
-	echo     [32]byte       // the dialer's random, in the acceptor's hello
-	you      netip.AddrPort // in the dialer's hello the address that it dialled, in the acceptor's the address from which the stream comes
+	echo     [32]byte // the dialer's random, in the acceptor's hello
 	cluster  mesh.Cluster
 	carries  bool // in the dialer's hello: the stream carries datagrams, see Carrier
 }
@@ -35,7 +34,6 @@ type wireHello struct {
 	Port     uint16       `cbor:"3,keyasint"`
 	Random   []byte       `cbor:"4,keyasint"`
 	Echo     []byte       `cbor:"5,keyasint"`
-	You      []byte       `cbor:"6,keyasint"`
 	Cluster  wireSettings `cbor:"7,keyasint"`
 	Boot     uint64       `cbor:"8,keyasint"`
 	Counter  uint64       `cbor:"9,keyasint"`
@@ -61,7 +59,7 @@ func (h hello) marshal() ([]byte, error) {
 	c := h.cluster
 	w := wireHello{
 		ID: h.id[:], Instance: h.instance, Port: h.port, Boot: h.boot, Counter: h.counter,
-		Random: h.random[:], Echo: h.echo[:], You: appendAddrPort(nil, h.you), Carries: h.carries,
+		Random: h.random[:], Echo: h.echo[:], Carries: h.carries,
 		Cluster: wireSettings{
 			Name: c.Name, Generation: c.Generation, Trust: string(c.Trust),
 			Mode: string(c.Mode), Encapsulation: string(c.Encapsulation), Gateways: int64(c.Gateways),
@@ -90,10 +88,6 @@ func parseHello(b []byte) (hello, error) {
 	if len(w.ID) != len(mesh.ID{}) || len(w.Random) != 32 || len(w.Echo) != 32 {
 		return hello{}, errors.New("decode hello: a field has the wrong size")
 	}
-	you, rest, err := cutAddrPort(w.You)
-	if err != nil || len(rest) > 0 {
-		return hello{}, errors.New("decode hello: not an address")
-	}
 	s := w.Cluster
 	c := mesh.Cluster{
 		Name: s.Name, Generation: s.Generation, Trust: mesh.Trust(s.Trust),
@@ -109,7 +103,7 @@ func parseHello(b []byte) (hello, error) {
 	}
 	return hello{
 		id: mesh.ID(w.ID), instance: w.Instance, port: w.Port, boot: w.Boot, counter: w.Counter,
-		random: [32]byte(w.Random), echo: [32]byte(w.Echo), you: you, cluster: c, carries: w.Carries,
+		random: [32]byte(w.Random), echo: [32]byte(w.Echo), cluster: c, carries: w.Carries,
 	}, nil
 }
 

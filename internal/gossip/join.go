@@ -255,9 +255,6 @@ func (g *Gossip) joinAddr(ctx context.Context, addr netip.AddrPort) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	s, err := g.transport.dial(ctx, addr)
-	if errors.Is(err, errSelf) {
-		g.transport.recognise(addr)
-	}
 	if err != nil {
 		g.log.at(slog.LevelDebug, "join address not reached", "addr", addr, "err", err)
 		return err
@@ -308,29 +305,6 @@ func (g *Gossip) followUpLoop(ctx context.Context) {
 		}
 		before = at
 		for _, id := range firstN(g.members.others(), 1) {
-			g.joinNode(ctx, id)
-		}
-	}
-}
-
-// RefreshObservations opens new streams to some members, so that they report at which address they see
-// us. It does not wait for them.
-func (g *Gossip) RefreshObservations() {
-	select {
-	case g.refresh <- struct{}{}:
-	default:
-	}
-}
-
-// refreshLoop does what RefreshObservations asks for.
-func (g *Gossip) refreshLoop(ctx context.Context) {
-	for {
-		select {
-		case <-g.refresh:
-		case <-ctx.Done():
-			return
-		}
-		for _, id := range firstN(g.members.others(), 3) {
 			g.joinNode(ctx, id)
 		}
 	}

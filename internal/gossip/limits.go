@@ -48,8 +48,6 @@ const (
 	// maxSenders limits how many senders are remembered. It is far above the size of any
 	// mesh; only an attacker with the secret can reach it.
 	maxSenders = 4096
-	// maxDialBacks limits how many nodes are dialled back at the same time.
-	maxDialBacks = 16
 )
 
 // Limits of inbound streams, see places. A stream that exceeds one of them is reset. If
@@ -78,11 +76,6 @@ const (
 	// natMemory is how long a NAT lets packets in to a node after one of its own: two
 	// minutes (RFC 4787, section 4.3).
 	natMemory = 2 * time.Minute
-	// dialBackPeriod is how often a node is dialled back at one address. openFor is how
-	// long an address at which we were dialled counts as open; it is longer, because some
-	// dials fail.
-	dialBackPeriod = time.Minute
-	openFor        = 10 * time.Minute
 	// noticeFor is how long a problem is shown after it was last seen.
 	noticeFor = 3 * time.Minute
 

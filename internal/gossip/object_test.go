@@ -74,11 +74,11 @@ func TestObjectGolden(t *testing.T) {
 	inOffice := fullRecord()
 	inOffice.Term = mesh.GatewayTerm{Seat: 1, Since: 1700000000000}
 	inOffice.Claim = mesh.Claim{Slot: 3, Confirmed: true, Time: 1800000000000, Since: 4}
-	relay := verdict{testVerdict(0, 1, mesh.HealthDraining, 7), 8, 9}
-	relay.Role, relay.Record = mesh.RoleRelay, 10
+	draining := verdict{testVerdict(0, 0, mesh.HealthDraining, 7), 8, 9}
+	draining.Record = 10
 	made := [][]byte{
 		signRecord(t, 0, fullRecord()), signTombstone(t, 0, mesh.ID{1, 2, 3}, 9),
-		signRecord(t, 0, inOffice), signVerdict(t, 0, verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}), signVerdict(t, 0, relay),
+		signRecord(t, 0, inOffice), signVerdict(t, 0, verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}), signVerdict(t, 0, draining),
 	}
 	for i, raw := range made {
 		if got := hex.EncodeToString(raw); i >= len(lines) || got != lines[i] {

@@ -79,35 +79,6 @@ func parsePacket(b []byte) (packet, error) {
 	return p, nil
 }
 
-// appendAddrPort appends the length of the address, the address, and the port; only a
-// zero length if there is no address.
-func appendAddrPort(b []byte, a netip.AddrPort) []byte {
-	ip := a.Addr().WithZone("").AsSlice()
-	b = append(b, byte(len(ip)))
-	if len(ip) == 0 {
-		return b
-	}
-	return binary.BigEndian.AppendUint16(append(b, ip...), a.Port())
-}
-
-func cutAddrPort(b []byte) (netip.AddrPort, []byte, error) {
-	if len(b) == 0 {
-		return netip.AddrPort{}, nil, errShort
-	}
-	n := int(b[0])
-	b = b[1:]
-	switch {
-	case n == 0:
-		return netip.AddrPort{}, b, nil
-	case n != 4 && n != 16:
-		return netip.AddrPort{}, nil, fmt.Errorf("an address of %d bytes", n)
-	case len(b) < n+2:
-		return netip.AddrPort{}, nil, errShort
-	}
-	ip, _ := netip.AddrFromSlice(b[:n])
-	return netip.AddrPortFrom(ip.Unmap(), binary.BigEndian.Uint16(b[n:])), b[n+2:], nil
-}
-
 // unmapped converts an IPv4 address that a dual-stack socket reports as IPv6 back to
 // IPv4, so that equal addresses compare equal.
 func unmapped(a netip.AddrPort) netip.AddrPort {

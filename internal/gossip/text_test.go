@@ -43,14 +43,12 @@ func foreignBytes(t *testing.T) map[string][]foreignSample {
 		return foreignSample{payload(raw), func(b []byte) (any, error) { return codecs[kind](b) }}
 	}
 	v := testVerdict(0, 1, mesh.HealthDown, 3)
-	relay := v
-	relay.Role = mesh.RoleRelay
 	client := testClient("laptop")
 	client.Author = identity(0).Public().(ed25519.PublicKey)
 	return map[string][]foreignSample{
 		"decodeRecord":    {object(kindRecord, signRecord(t, 0, fill(fullRecord())))},
 		"decodeClient":    {object(kindClient, signClient(t, 0, client))},
-		"decodeVerdict":   {object(kindGatewayVerdict, signVerdict(t, 0, verdict{v, 4, 5})), object(kindRelayVerdict, signVerdict(t, 0, verdict{relay, 4, 5}))},
+		"decodeVerdict":   {object(kindVerdict, signVerdict(t, 0, verdict{v, 4, 5}))},
 		"decodeTombstone": {object(kindTombstone, signTombstone(t, 0, mesh.ID{1}, 1))},
 		"decodeSettings":  {object(kindSettings, signSettings(t, 0, 1, settingsOf(testCluster())))},
 		"decodePath":      {object(kindPath, signPath(t, 0, testPath(0, 1)))},

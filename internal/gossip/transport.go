@@ -31,45 +31,41 @@ import (
 // addresses of both families, or be behind NAT, without memberlist noticing.
 //
 // The sender in a packet is only a claim by a host with the secret. What nodes say about
-// themselves is trusted only in signed objects, and what they say about our address only
-// in streams, see observationTable.
+// themselves is trusted only in signed objects.
 type transport struct {
 	random   io.Reader
 	now      func() time.Time
 	log      *limitedLog
 	notices  *notices
 	counters *counters
-	self     hello // with everything but counter, random, echo and you; mu guards its cluster
+	self     hello // with everything but counter, random and echo; mu guards its cluster
 	label    label
 	identity ed25519.PrivateKey
 	trusts   func(mesh.ID) bool                           // whether a node is trusted; not called under mu
-	changed  func()                                       // called under mu when the view has changed
 	filter   func(network string, to netip.AddrPort) bool // for tests: whether udp or tcp reaches the address
 
 	udp     udpSocket
 	tcp     []*net.TCPListener // the first one on UDP's port
 	carrier atomic.Pointer[Carrier]
 
-	packets  chan *memberlist.Packet
-	streams  chan net.Conn
-	inbound  chan message
-	counter  atomic.Uint64
-	dialling chan struct{} // one entry for each address that is being dialled back
+	packets chan *memberlist.Packet
+	streams chan net.Conn
+	inbound chan message
+	counter atomic.Uint64
 
 	ctx    context.Context
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
-	mu           sync.Mutex
-	ring         keyring
-	addresses    *addressTable
-	arrivals     arrivals
-	replays      replays
-	observations *observationTable
-	offers       map[string]*stream // streams for memberlist's Join, by name
-	places       streamPlaces       // of inbound streams
-	streamsOf    map[mesh.ID]int    // streams of each node that has proved its identity
-	open         map[net.Conn]struct{}
+	mu        sync.Mutex
+	ring      keyring
+	addresses *addressTable
+	arrivals  arrivals
+	replays   replays
+	offers    map[string]*stream // streams for memberlist's Join, by name
+	places    streamPlaces       // of inbound streams
+	streamsOf map[mesh.ID]int    // streams of each node that has proved its identity
+	open      map[net.Conn]struct{}
 }
 
 // message is the payload of a packet that is not memberlist's.
@@ -102,7 +98,6 @@ func (t *transport) listen(ctx context.Context, bind string, further []string) e
 	t.inbound = make(chan message, 256)
 	t.arrivals = make(arrivals)
 	t.replays.windows = make(map[mesh.ID]*window)
-	t.dialling = make(chan struct{}, maxDialBacks)
 	t.offers = make(map[string]*stream)
 	t.open = make(map[net.Conn]struct{})
 	t.places, t.streamsOf = newStreamPlaces(fileLimit()), make(map[mesh.ID]int)
@@ -356,11 +351,29 @@ func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
 	}
 }
 
-// observed returns where others see us.
-func (t *transport) observed() []mesh.Observation {
+// metAt returns where each node was met last outside of the mesh.
+func (t *transport) metAt() map[mesh.ID]netip.Addr {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.observations.observations(t.now())
+	return t.addresses.metAt(t.now())
+}
+
+// noteMet notes that a node has proved its identity in a greeting.
+func (t *transport) noteMet(id mesh.ID) {
+	if !t.trusts(id) {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.addresses.node(id).met = true
+}
+
+// hasMet reports whether a node has proved its identity in a greeting.
+func (t *transport) hasMet(id mesh.ID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.addresses.nodes[id]
+	return n != nil && n.met
 }
 
 // reaches reports whether a node has answered us just now.

@@ -331,38 +331,10 @@ func TestFloodOfGarbageLeavesLittle(t *testing.T) {
 	}
 	n.transport.mu.Lock()
 	defer n.transport.mu.Unlock()
-	if got := len(n.transport.addresses.nodes) + len(n.transport.replays.windows) + len(n.transport.observations.said); got > 0 {
+	if got := len(n.transport.addresses.nodes) + len(n.transport.replays.windows); got > 0 {
 		t.Errorf("%d senders of garbage are remembered", got)
 	}
 	if got := len(n.log.limiters); got > 5 {
 		t.Errorf("%d limiters", got)
-	}
-}
-
-// An address at which unknown nodes could connect counts as open for a while after a
-// restart.
-func TestOpenAddressIsRemembered(t *testing.T) {
-	now := time.Unix(1700000000, 0)
-	r := testRecord(0, 1)
-	open, other := netip.MustParseAddr("203.0.113.5"), netip.MustParseAddr("203.0.113.6")
-	r.Endpoints = []mesh.Endpoint{
-		{Host: "203.0.113.5", Port: 51820, Source: mesh.EndpointObserved},
-		{Host: "203.0.113.6", Port: 51820, Source: mesh.EndpointConfigured},
-	}
-	g, err := newGossip(Options{
-		Identity: identity(0), Cluster: testCluster(), Secrets: [][32]byte{testSecret}, Instance: 1,
-		Now: func() time.Time { return now }, Remembered: Remembered{Objects: [][]byte{signRecord(t, 0, r)}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	isOpen := func(a netip.Addr, at time.Time) bool {
-		return g.transport.observations.isOpen(observation{addr: a}, at)
-	}
-	if at := openFor; !isOpen(open, now.Add(at)) || isOpen(open, now.Add(at+1)) {
-		t.Errorf("%v is not open for just %v", open, at)
-	}
-	if isOpen(other, now) {
-		t.Errorf("%v is open, but no node has shown that", other)
 	}
 }

@@ -12,8 +12,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// verdict is a mesh.Verdict as the content of an object. Its role is in the object's
-// kind, so that an author has one verdict for each subject and role.
+// verdict is a mesh.Verdict as the content of an object.
 type verdict struct {
 	mesh.Verdict
 	// about and by are the sequences of the subject's and the author's record at that
@@ -40,12 +39,6 @@ func (v verdict) covered(forgotten map[mesh.ID]uint64) bool {
 	return about > 0 && v.about <= about || by > 0 && v.by <= by
 }
 
-// verdictKinds are the kinds of objects for verdicts in each role.
-var verdictKinds = map[mesh.Role]objectKind{
-	mesh.RoleGateway: kindGatewayVerdict,
-	mesh.RoleRelay:   kindRelayVerdict,
-}
-
 func encodeVerdict(v verdict) ([]byte, error) {
 	if err := checkVerdict(v); err != nil {
 		return nil, err
@@ -60,25 +53,22 @@ func encodeVerdict(v verdict) ([]byte, error) {
 	return payload, nil
 }
 
-// decodeVerdict returns the decoder of the verdicts in a role.
-func decodeVerdict(role mesh.Role) func([]byte) (body, error) {
-	return func(payload []byte) (body, error) {
-		var w wireVerdict
-		if err := decoding.Unmarshal(payload, &w); err != nil {
-			return nil, fmt.Errorf("decode verdict: %w", err)
-		}
-		if len(w.Subject) != len(mesh.ID{}) {
-			return nil, fmt.Errorf("decode verdict: a fingerprint of %d bytes", len(w.Subject))
-		}
-		v := verdict{mesh.Verdict{
-			Author: w.Identity, Subject: mesh.ID(w.Subject), Role: role,
-			State: mesh.Health(w.State), Epoch: w.Epoch, Record: w.Record,
-		}, w.About, w.By}
-		if err := checkVerdict(v); err != nil {
-			return nil, err
-		}
-		return v, nil
+func decodeVerdict(payload []byte) (body, error) {
+	var w wireVerdict
+	if err := decoding.Unmarshal(payload, &w); err != nil {
+		return nil, fmt.Errorf("decode verdict: %w", err)
 	}
+	if len(w.Subject) != len(mesh.ID{}) {
+		return nil, fmt.Errorf("decode verdict: a fingerprint of %d bytes", len(w.Subject))
+	}
+	v := verdict{mesh.Verdict{
+		Author: w.Identity, Subject: mesh.ID(w.Subject),
+		State: mesh.Health(w.State), Epoch: w.Epoch, Record: w.Record,
+	}, w.About, w.By}
+	if err := checkVerdict(v); err != nil {
+		return nil, err
+	}
+	return v, nil
 }
 
 // checkVerdict checks a verdict, our own or another node's.
@@ -86,8 +76,6 @@ func checkVerdict(v verdict) error {
 	switch {
 	case len(v.Author) != ed25519.PublicKeySize:
 		return fmt.Errorf("check verdict: an identity of %d bytes", len(v.Author))
-	case verdictKinds[v.Role] == 0:
-		return fmt.Errorf("check verdict: role %q", v.Role)
 	case v.State != mesh.HealthUp && v.State != mesh.HealthDraining && v.State != mesh.HealthDown:
 		return fmt.Errorf("check verdict: state %q", v.State)
 	case v.Epoch == 0:
@@ -96,14 +84,14 @@ func checkVerdict(v verdict) error {
 		return fmt.Errorf("check verdict: epoch %d, record %d: the highest is %d", v.Epoch, v.Record, maxSequence)
 	case v.Subject == mesh.IDOf(v.Author) && v.Epoch > maxSequence-mesh.EpochStep:
 		return fmt.Errorf("check verdict: epoch %d of the subject's own verdict: no other node could exceed it", v.Epoch)
-	case v.Role == mesh.RoleGateway && v.State != mesh.HealthDown && v.Subject != mesh.IDOf(v.Author):
-		return fmt.Errorf("check verdict: only the gateway itself may say that it is %s", v.State)
+	case v.State != mesh.HealthDown && v.Subject != mesh.IDOf(v.Author):
+		return fmt.Errorf("check verdict: only the node itself may say that it is %s", v.State)
 	}
 	return nil
 }
 
 // EpochError is returned by PublishVerdict for an epoch that is not above that of our last verdict
-// on the subject in the role. It wraps ErrStale.
+// on the subject. It wraps ErrStale.
 type EpochError struct {
 	Exceed uint64 // what the epoch must exceed
 }
@@ -113,7 +101,7 @@ func (e *EpochError) Error() string { return fmt.Sprintf("the epoch must exceed 
 func (e *EpochError) Unwrap() error { return ErrStale }
 
 // PublishVerdict signs a verdict of this node and sends it to all nodes at once. Its author may be
-// left out. Its epoch must be above that of our last verdict on the subject in the role,
+// left out. Its epoch must be above that of our last verdict on the subject,
 // else the error is an *EpochError.
 func (g *Gossip) PublishVerdict(v mesh.Verdict) error {
 	own := g.identity.Public().(ed25519.PublicKey)
@@ -136,7 +124,7 @@ func (g *Gossip) storeVerdict(v mesh.Verdict) (object, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	highest := g.store.highest
-	key := objectKey{verdictKinds[v.Role], g.self, v.Subject}
+	key := objectKey{kindVerdict, g.self, v.Subject}
 	if v.Epoch <= highest[key] {
 		return object{}, &EpochError{Exceed: highest[key]}
 	}
@@ -159,7 +147,7 @@ func (g *Gossip) storeVerdict(v mesh.Verdict) (object, error) {
 	return object{}, errors.New("the store is full")
 }
 
-// verdicts returns all verdicts, by subject, role and author.
+// verdicts returns all verdicts, by subject and author.
 func (s *store) verdicts() []mesh.Verdict {
 	var all []mesh.Verdict
 	for _, o := range s.nonRecords {
@@ -169,7 +157,7 @@ func (s *store) verdicts() []mesh.Verdict {
 		}
 	}
 	slices.SortFunc(all, func(a, b mesh.Verdict) int {
-		return cmp.Or(a.Subject.Compare(b.Subject), cmp.Compare(a.Role, b.Role), mesh.IDOf(a.Author).Compare(mesh.IDOf(b.Author)))
+		return cmp.Or(a.Subject.Compare(b.Subject), mesh.IDOf(a.Author).Compare(mesh.IDOf(b.Author)))
 	})
 	return all
 }

@@ -5,6 +5,7 @@ package gossip
 import (
 	"crypto/ed25519"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ func idOf(n int) mesh.ID { return mesh.IDOf(identity(n).Public().(ed25519.Public
 func testVerdict(n, subject int, state mesh.Health, epoch uint64) mesh.Verdict {
 	return mesh.Verdict{
 		Author: identity(n).Public().(ed25519.PublicKey), Subject: idOf(subject),
-		Role: mesh.RoleGateway, State: state, Epoch: epoch,
+		State: state, Epoch: epoch,
 	}
 }
 
@@ -29,7 +30,7 @@ func signVerdict(t testing.TB, n int, v verdict) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := signObject(identity(n), "default", verdictKinds[v.Role], payload)
+	raw, err := signObject(identity(n), "default", kindVerdict, payload)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,8 +48,6 @@ func TestVerdictLimits(t *testing.T) {
 		{"draining by another", func(v *verdict) { v.State = mesh.HealthDraining }, false},
 		{"up by itself", func(v *verdict) { v.Subject, v.State = idOf(0), mesh.HealthUp }, true},
 		{"draining by itself", func(v *verdict) { v.Subject, v.State = idOf(0), mesh.HealthDraining }, true},
-		{"relay up by another", func(v *verdict) { v.Role, v.State = mesh.RoleRelay, mesh.HealthUp }, true},
-		{"other role", func(v *verdict) { v.Role = "chair" }, false},
 		{"other state", func(v *verdict) { v.State = "tired" }, false},
 		{"epoch 0", func(v *verdict) { v.Epoch = 0 }, false},
 		{"highest epoch", func(v *verdict) { v.Epoch = maxSequence }, true},
@@ -67,7 +66,7 @@ func TestVerdictLimits(t *testing.T) {
 			if err != nil {
 				return
 			}
-			b, err := decodeVerdict(v.Role)(payload)
+			b, err := decodeVerdict(payload)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -86,14 +85,14 @@ func TestJudge(t *testing.T) {
 		t.Fatal(err)
 	}
 	down := testVerdict(0, 1, mesh.HealthDown, 2)
-	relay := down
-	relay.Role, relay.Author = mesh.RoleRelay, nil
+	own := testVerdict(0, 0, mesh.HealthDraining, 1)
+	own.Author = nil
 	older := down
 	older.Epoch = 1
 	for _, step := range []struct {
 		v    mesh.Verdict
 		want error
-	}{{down, nil}, {down, ErrStale}, {older, ErrStale}, {relay, nil}} {
+	}{{down, nil}, {down, ErrStale}, {older, ErrStale}, {own, nil}} {
 		if err := g.PublishVerdict(step.v); !errors.Is(err, step.want) {
 			t.Errorf("judge %+v: got %v, want %v", step.v, err, step.want)
 		}
@@ -101,8 +100,10 @@ func TestJudge(t *testing.T) {
 	if err := g.PublishVerdict(testVerdict(1, 0, mesh.HealthDown, 9)); err == nil {
 		t.Error("a verdict of another node is signed")
 	}
-	relay.Author = down.Author
-	if diff := cmp.Diff([]mesh.Verdict{down, relay}, g.View().Verdicts); diff != "" {
+	own.Author = down.Author
+	want := []mesh.Verdict{down, own}
+	slices.SortFunc(want, func(a, b mesh.Verdict) int { return a.Subject.Compare(b.Subject) })
+	if diff := cmp.Diff(want, g.View().Verdicts); diff != "" {
 		t.Errorf("verdicts (-want +got):\n%s", diff)
 	}
 
@@ -160,7 +161,7 @@ func FuzzDecodeVerdict(f *testing.F) {
 	v := verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}
 	f.Add(signVerdict(f, 0, v)[objectHeader:])
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		b, err := decodeVerdict(mesh.RoleGateway)(payload)
+		b, err := decodeVerdict(payload)
 		if err != nil {
 			return
 		}

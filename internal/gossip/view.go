@@ -14,9 +14,8 @@ func (g *Gossip) View() mesh.View {
 	v := mesh.View{Counters: g.counters.snapshot(), Problems: g.notices.problems()}
 	v.Alive, v.RTT = g.members.snapshot()
 	v.Alone = len(v.Alive) == 1
-	v.Observed = g.transport.observed()
+	v.MetAt = g.transport.metAt()
 	g.mu.Lock()
-	v.Observed = slices.DeleteFunc(v.Observed, func(o mesh.Observation) bool { return !v.Alive[o.By] || !g.trusts(o.By) })
 	records := g.store.records()
 	v.Verdicts, v.Clients, v.Paths = g.store.verdicts(), g.store.clients(), g.store.paths()
 	v.Cluster = g.effectiveSettings().applyTo(g.cluster)

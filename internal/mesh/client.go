@@ -212,27 +212,15 @@ func Homes(in Input) []ID {
 }
 
 // home returns the node through which clients reach m, and m reaches clients. It is m
-// itself, or the gateway that has the tunnels for m, or, if that gateway can't be reached
-// from outside, a node that both can reach; nil if there is none. All nodes must choose
-// the same one, because WireGuard accepts a source address from one peer only.
+// itself, or the gateway that has the tunnels for m, or, if strangers don't reach that
+// gateway, its carrier; nil if there is none. All nodes must choose the same one, because
+// WireGuard accepts a source address from one peer only.
 func (l *layout) home(m *member) *member {
 	end := m.via
 	if end == nil || end.slot == None || end.isHome() {
 		return end.withSlot()
 	}
-	var best *member
-	var highest uint64
-	for _, r := range l.relays {
-		near := r.group == end.group
-		if near && !l.tunnelled(r.member, end) && l.link(end, r.member).families == noFamily || l.relayDown[blame{end.id, r.id}] {
-			continue
-		}
-		bestNear := best != nil && best.group == end.group
-		if w := mix(low64(end.id) + r.key); best == nil || near && !bestNear || near == bestNear && w > highest {
-			best, highest = r.member, w
-		}
-	}
-	return best
+	return l.carrierFor(end)
 }
 
 // withSlot returns m if it owns its slot, else nil.

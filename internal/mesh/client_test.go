@@ -65,7 +65,7 @@ func roundTrip(k *walker, c, b *host, src, dst netip.Addr) error {
 // of the node or of a node between, or a dead node on the way.
 func (w world) isExcused(k *walker, c, b *host, dst netip.Addr) bool {
 	e, ok := c.tables.lookup(dst)
-	if ok && k.hosts[e.to].dead {
+	if ok && k.hosts[e.to].dead && (k.hosts[e.to].near(b) || e.to == b.id || !w.hasLivingCarrier()) {
 		return true
 	}
 	for _, p := range b.top.Problems {
@@ -98,6 +98,14 @@ func (w world) isExcused(k *walker, c, b *host, dst netip.Addr) bool {
 		}
 	}
 	return hasProblem(k.hosts[e.to], mesh.ProblemNeighbor)
+}
+
+// hasLivingCarrier reports whether a node lives that can carry clients' traffic for nodes
+// of any location.
+func (w world) hasLivingCarrier() bool {
+	return slices.ContainsFunc(w.records, func(r mesh.Record) bool {
+		return !w.dead[r.ID()] && r.Location == "" && len(r.Endpoints) > 0 && r.Gateway != mesh.GatewayNever && mesh.SlotOwners(w.records)[r.Claim.Slot] == r.ID()
+	})
 }
 
 func hasProblem(h *host, kind mesh.ProblemKind) bool {
@@ -139,6 +147,69 @@ func TestDeriveClient(t *testing.T) {
 	}
 	if got, want := fmt.Sprint(away.Peers[0].AllowedIPs), "[10.4.0.1/32 10.4.128.1/32 10.42.0.0/24 172.16.0.5/32]"; got != want {
 		t.Errorf("allowed IPs of its only peer: got %s, want %s", got, want)
+	}
+}
+
+// Clients reach a node that strangers don't reach through its carrier: a node that no
+// verdict calls down or draining, if there is one, first one of the same location. All
+// nodes choose the same one.
+func TestCarrier(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(in *mesh.Input, rs []mesh.Record)
+		want   string // of n0
+	}{
+		{"one of those that strangers reach", func(*mesh.Input, []mesh.Record) {}, "n4"},
+		{"it is down", func(in *mesh.Input, _ []mesh.Record) {
+			in.Verdicts = []mesh.Verdict{verdict(*in, 0, 4, mesh.HealthDown, 1)}
+		}, "n3"},
+		{"it was down", func(in *mesh.Input, _ []mesh.Record) {
+			in.Verdicts = []mesh.Verdict{verdict(*in, 0, 4, mesh.HealthDown, 1), verdict(*in, 4, 4, mesh.HealthUp, 2)}
+		}, "n4"},
+		{"it is draining", func(in *mesh.Input, _ []mesh.Record) {
+			in.Verdicts = []mesh.Verdict{verdict(*in, 4, 4, mesh.HealthDraining, 1)}
+		}, "n3"},
+		{"another one is down", func(in *mesh.Input, _ []mesh.Record) {
+			in.Verdicts = []mesh.Verdict{verdict(*in, 0, 3, mesh.HealthDown, 1)}
+		}, "n4"},
+		{"all are down", func(in *mesh.Input, rs []mesh.Record) {
+			for i := 1; i < len(rs); i++ {
+				in.Verdicts = append(in.Verdicts, verdict(*in, 0, i, mesh.HealthDown, 1))
+			}
+		}, "n4"},
+		{"one is in the same location", func(_ *mesh.Input, rs []mesh.Record) {
+			for _, i := range []int{0, 2} {
+				rs[i].Location, rs[i].InternalIPs = "home", prefixes(fmt.Sprintf("192.168.1.%d/24", i+1))
+			}
+		}, "n2"},
+		{"it does not want to", func(_ *mesh.Input, rs []mesh.Record) { rs[4].Gateway = mesh.GatewayNever }, "n3"},
+		{"strangers reach none", func(_ *mesh.Input, rs []mesh.Record) {
+			for i := range rs {
+				rs[i].Endpoints = nil
+			}
+		}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			in := withClient(5)
+			in.Cluster.Mode, in.Records[0].Endpoints = mesh.ModeFull, nil
+			tt.change(&in, in.Records)
+			carries := ""
+			for _, p := range mesh.ClientConfigOf(in, in.Clients[0], nil).Peers {
+				if slices.Contains(p.AllowedIPs, netip.MustParsePrefix("10.4.0.1/32")) {
+					carries += p.Name
+				}
+			}
+			in.Self = in.Records[0].ID()
+			home := ""
+			for _, p := range mesh.Derive(in).Peers {
+				if slices.Contains(p.AllowedIPs, netip.MustParsePrefix("10.4.128.1/32")) {
+					home += p.Name
+				}
+			}
+			if carries != tt.want || home != tt.want {
+				t.Errorf("got %q for the client and %q for the node, want %q", carries, home, tt.want)
+			}
+		})
 	}
 }
 

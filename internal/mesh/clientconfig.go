@@ -150,9 +150,9 @@ func (l *layout) prefixesThrough(h *member, ms []*member) []netip.Prefix {
 	d := &deriver{layout: l, self: h, ranges: l.Cluster.ranges()}
 	var ps []netip.Prefix
 	for _, m := range ms {
-		reached, groups := m.viaFamilies, []*group{h.group}
+		reached, from := m.viaFamilies, h.group
 		if m.group == h.group {
-			groups = nil // h is on their LAN
+			from = nil // h is on their LAN
 			if m != h && !l.tunnelled(m, h) {
 				reached = l.link(h, m).families
 			}
@@ -160,7 +160,7 @@ func (l *layout) prefixesThrough(h *member, ms []*member) []netip.Prefix {
 		if m.slot != None {
 			ps = d.appendSlotPrefixes(ps, m, reached)
 		}
-		ps = d.appendNetworks(ps, m, reached, groups)
+		ps = d.appendNetworks(ps, m, reached, from)
 	}
 	return mergePrefixes(ps)
 }

@@ -5,7 +5,6 @@ package mesh
 import (
 	"net/netip"
 	"slices"
-	"time"
 )
 
 // Input is all that Derive depends on. The order of its lists does not matter.
@@ -13,8 +12,8 @@ type Input struct {
 	Cluster Cluster
 	Self    ID
 	Records []Record // valid ones, of all nodes, including the own one
-	// Verdicts on gateways and relays, valid ones. Which nodes are gateways follows from
-	// these and the records alone.
+	// Verdicts on gateways and on nodes that carry traffic for clients, valid ones. Which
+	// nodes are gateways follows from these and the records alone.
 	Verdicts []Verdict
 	Clients  []Client // valid ones
 
@@ -25,9 +24,6 @@ type Input struct {
 	Underlay []netip.Addr
 	// Nearby is what this host must keep reaching without the mesh.
 	Nearby Nearby
-	// Keepalive is the interval at which this node sends a packet to each peer, 0 for
-	// never.
-	Keepalive time.Duration
 }
 
 // Derive returns what this node needs to reach every other one: WireGuard peers and
@@ -37,9 +33,10 @@ type Input struct {
 //
 // Derive first computes what is the same on all nodes, the layout: the groups of nodes
 // that share a LAN, and the nodes whose tunnels connect the groups. Then it computes this
-// node's part. A packet travels through the own tunnel end, perhaps a relay, and the far
-// tunnel end; replies take the same way back, because WireGuard checks the source
-// address.
+// node's part. Any two tunnel ends of different groups are peers: how WireGuard's packets
+// get from one to the other is the concern of package path. A packet travels through the
+// own tunnel end and the far one; replies take the same way back, because WireGuard
+// checks the source address.
 func Derive(in Input) Topology {
 	l := newLayout(in)
 	t := Topology{
@@ -56,7 +53,7 @@ func Derive(in Input) Topology {
 		t.PodCIDRs = in.Cluster.PodCIDRs(slot)
 	}
 	t.Seat = self.seat
-	d.findTunnelRoutes()
+	d.findFarEnds()
 	t.Peers = d.peers()
 	t.Neighbors = d.neighbors()
 	t.Routes = d.routes()
@@ -83,32 +80,26 @@ type deriver struct {
 	ranges []clusterRange
 	nearby Nearby // of this host; empty if another host's routes are derived
 
-	tunnelRoutes []tunnelRoute  // from the own tunnel end; sorted by the far end's ID
-	routed       []netip.Prefix // internal IPs and networks that are reached through tunnels
+	farEnds []*member      // to which the own tunnel end has tunnels; sorted by ID
+	routed  []netip.Prefix // internal IPs and networks that are reached through tunnels
 }
 
-// tunnelRoute leads from this node's tunnel end to another one.
-type tunnelRoute struct {
-	end *member // the far tunnel end
-	hop *member // the WireGuard peer: the far end, or a relay
-}
-
-// findTunnelRoutes finds how the own tunnel end reaches every other one.
-func (d *deriver) findTunnelRoutes() {
+// findFarEnds finds to which other nodes the own tunnel end has tunnels.
+func (d *deriver) findFarEnds() {
 	near := d.self.via
 	if near == nil {
 		return
 	}
 	for _, end := range d.all {
-		if !end.isTunnelEnd() || end == near || !d.tunnelled(near, end) {
-			continue
-		}
-		if hop := d.route(near, end); hop != nil {
-			d.tunnelRoutes = append(d.tunnelRoutes, tunnelRoute{end, hop})
-		} else {
-			d.reportNoRelay(near, end)
+		if end != near && d.haveTunnel(near, end) {
+			d.farEnds = append(d.farEnds, end)
 		}
 	}
+}
+
+// haveTunnel reports whether two nodes are WireGuard peers of each other.
+func (l *layout) haveTunnel(a, b *member) bool {
+	return a.isTunnelEnd() && b.isTunnelEnd() && l.tunnelled(a, b)
 }
 
 // peers returns the tunnel ends to which this node has a tunnel of its own.
@@ -116,58 +107,45 @@ func (d *deriver) peers() []Peer {
 	if !d.self.isTunnelEnd() {
 		return nil
 	}
-	relayed := make(map[*member][]tunnelRoute)
-	for _, w := range d.tunnelRoutes {
-		if w.hop != w.end {
-			relayed[w.hop] = append(relayed[w.hop], w)
-		}
-	}
-	peers := make([]Peer, 0, len(d.tunnelRoutes))
-	for i, w := range d.tunnelRoutes {
-		if w.hop != w.end {
-			continue
-		}
-		through := d.tunnelRoutes[i : i+1]
-		if more := relayed[w.end]; len(more) > 0 {
-			through = append(more, w)
-		}
+	peers := make([]Peer, 0, len(d.farEnds))
+	for i, end := range d.farEnds {
 		peers = append(peers, Peer{
-			ID:         w.end.id,
-			Name:       w.end.Name,
-			Key:        w.end.Key,
-			Endpoints:  d.endpointsOf(w.end),
-			AllowedIPs: d.prefixesBehind(through),
-			Keepalive:  d.Keepalive,
-			MTU:        min(w.end.MTU, d.self.MTU),
+			ID:         end.id,
+			Name:       end.Name,
+			Key:        end.Key,
+			Endpoints:  d.endpointsOf(end),
+			AllowedIPs: d.prefixesBehind(d.farEnds[i : i+1]),
+			MTU:        min(end.MTU, d.self.MTU),
 		})
 	}
 	return peers
 }
 
-// prefixesBehind returns the prefixes of all nodes that routes lead to, sorted.
-func (d *deriver) prefixesBehind(routes []tunnelRoute) []netip.Prefix {
+// prefixesBehind returns the prefixes of all nodes whose tunnels end at the given ones,
+// sorted.
+func (d *deriver) prefixesBehind(ends []*member) []netip.Prefix {
 	var ms []*member
 	n := 0
-	for _, w := range routes {
-		n += len(w.end.carries)
-		for _, m := range w.end.carries {
+	for _, end := range ends {
+		n += len(end.carries)
+		for _, m := range end.carries {
 			n += len(m.AllowedLocationIPs)
 		}
 	}
-	if len(routes) == 1 {
-		ms = routes[0].end.carries
+	if len(ends) == 1 {
+		ms = ends[0].carries
 	} else {
-		for _, w := range routes {
-			ms = append(ms, w.end.carries...)
+		for _, end := range ends {
+			ms = append(ms, end.carries...)
 		}
 		slices.SortFunc(ms, compareSlots)
 	}
 	ps := make([]netip.Prefix, 0, n*(len(d.ranges)+1))
 	ps = d.slotPrefixes(ps, ms, func(m *member) families { return m.viaFamilies & d.self.viaFamilies })
 	slots := len(ps)
-	for _, w := range routes {
-		if w.end.group != d.self.group { // the own location's LAN addresses are reached on the LAN
-			ps = d.locationPrefixes(ps, w)
+	for _, end := range ends {
+		if end.group != d.self.group { // the own location's LAN addresses are reached on the LAN
+			ps = d.locationPrefixes(ps, end)
 		}
 	}
 	location := ps[slots:]

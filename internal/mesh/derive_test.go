@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -25,7 +24,6 @@ var compareTopologies = cmp.Options{
 func TestDeriveTwoNodes(t *testing.T) {
 	in := clusterOf(2)
 	in.Cluster = cluster(true)
-	in.Keepalive = 25 * time.Second
 	in.Records[1].MTU = 1370
 	got := mesh.Derive(in)
 	want := mesh.Topology{
@@ -35,7 +33,7 @@ func TestDeriveTwoNodes(t *testing.T) {
 			ID: in.Records[1].ID(), Name: "n1", Key: in.Records[1].Key,
 			Endpoints:  []netip.AddrPort{netip.MustParseAddrPort("198.51.0.2:51820")},
 			AllowedIPs: prefixes("10.4.0.2/32", "10.42.1.0/24", "172.16.1.5/32"),
-			Keepalive:  25 * time.Second, MTU: 1370,
+			MTU:        1370,
 		}},
 		Seat:    mesh.None,
 		Routes:  []mesh.Route{{ID: in.Records[1].ID(), Kind: mesh.RouteTunnel}},
@@ -292,25 +290,11 @@ func TestOwnEndpoints(t *testing.T) {
 		}
 		return as
 	}
-	// seen returns an observation for each text: the address at which an observer sees
-	// us, the observer's own address (public unless given), and "shut" if it could not
-	// connect there.
-	seen := func(texts ...string) (os []mesh.Observation) {
-		for i, text := range texts {
-			o := mesh.Observation{By: mesh.ID{byte(i)}, From: netip.MustParseAddr("198.51.100.1"), Open: true}
-			for j, word := range strings.Fields(text) {
-				switch {
-				case j == 0:
-					o.Addr = netip.MustParseAddr(word)
-				case word == "shut":
-					o.Open = false
-				default:
-					o.From = netip.MustParseAddr(word)
-				}
-			}
-			os = append(os, o)
+	seen := func(s ...string) (as []netip.AddrPort) {
+		for _, a := range s {
+			as = append(as, netip.MustParseAddrPort(a))
 		}
-		return os
+		return as
 	}
 	observed := func(s ...string) (es []mesh.Endpoint) {
 		for _, a := range s {
@@ -318,9 +302,10 @@ func TestOwnEndpoints(t *testing.T) {
 		}
 		return es
 	}
-	home, lan := own("192.168.1.5"), prefixes("192.168.1.0/24")
-	const neighbor, routed, nat, noEndpoint = "192.168.1.5 192.168.1.6", "192.168.1.5 192.168.2.6", "203.0.113.5 shut", "[]"
-	const private, public = "[{192.168.1.5 51820 observed}]", "[{203.0.113.5 51820 observed}]"
+	home := own("192.168.1.5")
+	const forwarded, other, mapped, direct = "203.0.113.5:51820", "203.0.113.6:51820", "203.0.113.5:40001", "192.168.1.5:51820"
+	const noEndpoint, private, public = "[]", "[{192.168.1.5 51820 observed}]", "[{203.0.113.5 51820 observed}]"
+	configured := mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}
 	tests := []struct {
 		name string
 		in   mesh.EndpointInput
@@ -329,45 +314,31 @@ func TestOwnEndpoints(t *testing.T) {
 	}{
 		{"nothing known", mesh.EndpointInput{Own: home}, noEndpoint, false},
 		{"public address", mesh.EndpointInput{Own: own("192.168.1.5", "203.0.113.5")}, "[{203.0.113.5 51820 own}]", false},
-		{"1:1 NAT", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5")}, public, true},
-		{"1:1 NAT, and only a neighbor is left", mesh.EndpointInput{
-			Own: home, OnLink: lan, Observed: seen(neighbor), Last: observed("203.0.113.5"), LastNAT: true,
-		}, public, true},
-		{"1:1 NAT, one could connect so far", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat)}, noEndpoint, true},
-		{"1:1 NAT, two could connect", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat, "203.0.113.5")}, public, true},
-		{"1:1 NAT, known before", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.5", nat), Last: observed("203.0.113.5"), LastNAT: true}, public, true},
-		{"NAT that is closed to strangers", mesh.EndpointInput{Own: home, Observed: seen(nat, nat)}, noEndpoint, true},
-		{"own address behind a firewall", mesh.EndpointInput{Own: own("203.0.113.5"), Observed: seen(nat)}, public, false},
-		{"closed NAT, with neighbors behind it", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor, nat, neighbor), Last: observed("192.168.1.5")}, noEndpoint, true},
-		{"private underlay", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor, routed)}, private, false},
-		{"an office sees what the internet does not", mesh.EndpointInput{Own: home, Observed: seen(routed, routed, "203.0.113.5", "203.0.113.5")}, public, true},
-		{"IPv6 without NAT", mesh.EndpointInput{Own: own("192.168.1.5", "2001:db8::5"), Observed: seen("2001:db8::5 2001:db8::1", "2001:db8::5 2001:db8::2", nat)}, "[{2001:db8::5 51820 observed}]", true},
-		{"most observers first", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.4", "203.0.113.4", "203.0.113.5", "203.0.113.5", "203.0.113.5")}, "[{203.0.113.5 51820 observed} {203.0.113.4 51820 observed}]", true},
-		{"seen through the mesh", mesh.EndpointInput{Own: home, Observed: seen("10.4.0.9")}, noEndpoint, false},
-		{"seen at addresses that no host can have", mesh.EndpointInput{Own: home, Observed: seen("224.0.0.1", "224.0.0.1", "0.1.2.3", "0.1.2.3", "169.254.169.254", "169.254.169.254")}, noEndpoint, false},
-		{"invented addresses leave room for own ones", mesh.EndpointInput{Own: own("198.51.100.5"), Observed: seen(
-			"203.0.113.1", "203.0.113.1", "203.0.113.2", "203.0.113.2", "203.0.113.3", "203.0.113.3", "203.0.113.4", "203.0.113.4", "203.0.113.5", "203.0.113.5", "203.0.113.6", "203.0.113.6",
-		)}, "[{203.0.113.1 51820 observed} {203.0.113.2 51820 observed} {203.0.113.3 51820 observed} {198.51.100.5 51820 own}]", true},
-		{"seen by itself", mesh.EndpointInput{Own: home, Observed: seen("127.0.0.1")}, noEndpoint, false},
-		{"configured", mesh.EndpointInput{Own: home, OnLink: lan, Configured: mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}, Observed: seen("203.0.113.5", neighbor)}, "[{a.example.com 443 configured} {203.0.113.5 51820 observed}]", true},
-		{"configured as it is seen", mesh.EndpointInput{Own: own("192.168.1.5", "198.51.100.1"), Configured: mesh.Endpoint{Host: "203.0.113.5", Port: 51820, Source: mesh.EndpointConfigured}, Observed: seen("203.0.113.5")}, "[{203.0.113.5 51820 configured}]", true},
+		{"its port is kept, as behind a 1:1 NAT", mesh.EndpointInput{Own: home, Seen: seen(forwarded)}, public, true},
+		{"the same, and nobody says so now", mesh.EndpointInput{Own: home, Last: observed("203.0.113.5"), LastNAT: true}, public, true},
+		{"the same, and only a neighbor is left", mesh.EndpointInput{Own: home, Seen: seen(direct), Last: observed("203.0.113.5"), LastNAT: true}, public, true},
+		{"its port is changed", mesh.EndpointInput{Own: home, Seen: seen(mapped, mapped)}, noEndpoint, true},
+		{"neighbors are many", mesh.EndpointInput{Own: home, Seen: seen(direct, direct, mapped)}, noEndpoint, true},
+		{"private underlay", mesh.EndpointInput{Own: home, Seen: seen(direct, direct)}, private, false},
+		{"an office sees what the internet does not", mesh.EndpointInput{Own: home, Seen: seen(direct, forwarded, forwarded)}, public, true},
+		{"IPv6 without NAT", mesh.EndpointInput{Own: own("192.168.1.5", "2001:db8::5"), Seen: seen("[2001:db8::5]:51820", mapped)}, "[{2001:db8::5 51820 own}]", true},
+		{"both families mapped", mesh.EndpointInput{Own: home, Seen: seen(forwarded, "[2001:db8::5]:51820")}, "[{203.0.113.5 51820 observed} {2001:db8::5 51820 observed}]", true},
+		{"where most peers see it", mesh.EndpointInput{Own: home, Seen: seen(other, forwarded, forwarded)}, public, true},
+		{"a tie changes nothing", mesh.EndpointInput{Own: home, Seen: seen(other, forwarded), Last: observed("203.0.113.6"), LastNAT: true}, "[{203.0.113.6 51820 observed}]", true},
+		{"seen through the mesh", mesh.EndpointInput{Own: home, Seen: seen("10.4.0.9:51820")}, noEndpoint, false},
+		{"seen at addresses that no host can have", mesh.EndpointInput{Own: home, Seen: seen("224.0.0.1:51820", "0.1.2.3:51820", "169.254.169.254:51820", "127.0.0.1:51820")}, noEndpoint, false},
+		{"configured", mesh.EndpointInput{Own: own("198.51.100.1"), Configured: configured, Seen: seen(forwarded)}, "[{a.example.com 443 configured}]", true},
 		{"carrier's NAT is not public", mesh.EndpointInput{Own: own("100.64.9.9", "fd00::1")}, noEndpoint, false},
-		{"seven addresses", mesh.EndpointInput{Own: own("203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4", "203.0.113.5", "203.0.113.6", "203.0.113.7")}, "[{203.0.113.1 51820 own} {203.0.113.2 51820 own} {203.0.113.3 51820 own} {203.0.113.4 51820 own} {203.0.113.5 51820 own} {203.0.113.6 51820 own}]", false},
-
-		{"a neighbor lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor, "203.0.113.5 192.168.1.7"), Last: observed("192.168.1.5")}, private, false},
-		{"another node lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(routed, "203.0.113.5 192.168.2.7"), Last: observed("192.168.1.5")}, private, false},
-		{"the first observer lies", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen("203.0.113.5"), Last: observed("192.168.1.5"), RequiredObservers: 2}, private, false},
-		{"the first observer lies to a node behind 1:1 NAT", mesh.EndpointInput{Own: home, Observed: seen("203.0.113.6"), Last: observed("203.0.113.5"), LastNAT: true, RequiredObservers: 2}, public, true},
-		{"one observer denies the NAT", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(nat, "192.168.1.5"), LastNAT: true}, noEndpoint, true},
-		{"one observer claims that the NAT is open", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(nat, "203.0.113.5"), LastNAT: true}, noEndpoint, true},
-		{"no observers any more", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(neighbor), LastNAT: true}, noEndpoint, true},
-		{"NAT has gone", mesh.EndpointInput{Own: home, OnLink: lan, Observed: seen(routed), LastNAT: true}, private, false},
+		{"seven addresses", mesh.EndpointInput{Own: own("198.51.100.1", "198.51.100.2", "198.51.100.3", "198.51.100.4", "198.51.100.5", "198.51.100.6", "198.51.100.7"), Seen: seen(forwarded)}, "[{198.51.100.1 51820 own} {198.51.100.2 51820 own} {198.51.100.3 51820 own} {203.0.113.5 51820 observed}]", true},
+		{"one peer lies to a node without NAT", mesh.EndpointInput{Own: own("198.51.100.1"), Seen: seen("198.51.100.1:51820", forwarded)}, "[{198.51.100.1 51820 own}]", false},
+		{"one peer denies the NAT", mesh.EndpointInput{Own: home, Seen: seen(forwarded, forwarded, direct), LastNAT: true}, public, true},
+		{"behind NAT with its neighbors, who don't notice", mesh.EndpointInput{Own: home, Seen: seen(direct), LastNAT: true}, noEndpoint, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.in.Cluster, tt.in.ListenPort = cluster(true), 51820
 			got, nat := mesh.OwnEndpoints(tt.in)
-			if fmt.Sprint(got) != tt.want && (len(got) > 0 || tt.want != "[]") {
+			if fmt.Sprint(got) != tt.want && (len(got) > 0 || tt.want != noEndpoint) {
 				t.Errorf("endpoints: got %v, want %s", got, tt.want)
 			}
 			if nat != tt.nat {

@@ -48,9 +48,6 @@ func (g Graph) title() string {
 	if len(g.Clients) > 0 {
 		s += ", " + count(len(g.Clients), "client")
 	}
-	if len(g.Relayed) > 0 {
-		s += fmt.Sprintf(", %s relayed", count(len(g.Relayed), "pair"))
-	}
 	return s
 }
 
@@ -147,7 +144,7 @@ func (d *dotWriter) node(indent string, n GraphNode, color string) {
 	d.line("%s%s [label=%s fillcolor=%q%s]", indent, d.keys[n.ID], quote(strings.Join(label, "\n")), color, more)
 }
 
-// tunnels draws the tunnels, and the pairs that use relays.
+// tunnels draws the tunnels.
 func (d *dotWriter) tunnels() {
 	switch {
 	case d.tooManyTunnels() && d.Mode == ModeCross:
@@ -158,20 +155,6 @@ func (d *dotWriter) tunnels() {
 		for _, p := range d.Tunnels {
 			d.line("  %s -- %s [color=\"#1a73e8\" penwidth=1.6]", d.keys[p.A], d.keys[p.B])
 		}
-	}
-	if len(d.Relayed) > maxLines {
-		return // the title gives their number
-	}
-	names := make(map[ID]string)
-	for _, n := range d.Nodes {
-		names[n.ID] = n.Name
-	}
-	for _, r := range d.Relayed {
-		label := ""
-		if len(d.Relayed) <= maxLabels {
-			label = " label=" + quote("through "+names[r.By])
-		}
-		d.line("  %s -- %s [color=\"#e37400\" style=dashed constraint=false%s]", d.keys[r.A], d.keys[r.B], label)
 	}
 }
 

@@ -72,159 +72,104 @@ func (d *deriver) hasFamily(a netip.Addr) bool {
 // socket may be reached.
 type EndpointInput struct {
 	Cluster    Cluster
-	Configured Endpoint       // Host "" for none
-	Own        []netip.Addr   // the host's addresses outside the mesh
-	OnLink     []netip.Prefix // its private networks
-	Observed   []Observation  // what other nodes see
+	Configured Endpoint         // Host "" for none
+	Own        []netip.Addr     // the host's addresses outside the mesh
+	Seen       []netip.AddrPort // where peers see the socket, one for each peer and family
 	ListenPort uint16
 
-	// Last are the endpoints of the last record, and LastNAT its NAT flag.
+	// Last are the endpoints of the last record, and LastNAT its NAT flag. They count as long
+	// as no peer sees the socket at a public address.
 	Last    []Endpoint
 	LastNAT bool
-	// RequiredObservers is how many nodes must agree to change what the last record says. It is more
-	// than one until most nodes have reported.
-	RequiredObservers int
 }
 
-// OwnEndpoints returns a node's endpoints, best first, and whether it is behind NAT,
-// which means that others see it at an address that it does not have itself.
+// OwnEndpoints returns a node's endpoints, best first, and whether it is behind NAT, which
+// means that most peers see it at a public address that it does not have itself.
 //
-// A NAT that forwards the gossip port from anywhere (a cloud's 1:1 NAT, a port forward)
-// also forwards the WireGuard port, so its public address is an endpoint. A NAT that
-// accepts only replies, as at home, has no address that others could use: such a node has
-// no endpoint and sends the first packet itself.
-//
-// Other nodes may lie. One observation is enough for an own address. Another address is
-// an endpoint if two nodes could connect there, or the only one that reports. The node is
-// behind NAT, or no longer, if most of the nodes that can know say so. A tie changes
-// nothing, and no single node can remove an endpoint at which others can connect.
-//
-// A configured endpoint comes first. Public addresses that others see follow it, for
-// peers that can't resolve its name.
+// A configured endpoint is the only one. Else they are the host's public addresses, and in
+// each family the public address at which most peers see it with the port on which it
+// listens, as behind a 1:1 NAT or a port forward. Whether others get in there is for them
+// to find out. A host without any of these may be in a private network where others reach
+// it at its private addresses, if they see it there.
 func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
-	c := in.countObservations()
-	nat = in.behindNAT(c)
-	votes := c.own
-	for a, n := range c.open {
-		if n >= min(2, max(len(c.outside), in.RequiredObservers)) {
-			votes[a] = n
+	s := in.countSightings()
+	if in.Configured.Host != "" {
+		return []Endpoint{in.Configured}, s.nat
+	}
+	add := func(a netip.Addr, source EndpointSource) {
+		if len(endpoints) < MaxEndpoints {
+			endpoints = append(endpoints, Endpoint{Host: a.String(), Port: in.ListenPort, Source: source})
 		}
 	}
-	for _, a := range in.lastObserved() {
-		// It stays as long as the address is ours, or another node can connect there, or only
-		// neighbors are left, who can't know: when a location is cut off, all have to find it
-		// again where it was.
-		if slices.Contains(in.Own, a) || c.open[a] > 0 || len(c.outside) == 0 || in.RequiredObservers > 1 {
-			votes[a] = max(votes[a], c.open[a], 1)
-		}
-	}
-	var addrs []netip.Addr
-	for a := range votes {
-		addrs = append(addrs, a)
-	}
-	slices.SortFunc(addrs, func(a, b netip.Addr) int { return cmp.Or(votes[b]-votes[a], a.Compare(b)) })
-	others := 0
-	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
-		if !slices.Contains(in.Own, a) {
-			others++
-		}
-		return others > MaxEndpoints/2 // the rest is for the host's own addresses
-	})
-	configured := in.Configured.Host != ""
-	public := false
 	for _, a := range in.Own {
-		public = public || !isPrivate(a)
-		if votes[a] == 0 && !isPrivate(a) && !configured {
-			addrs = append(addrs, a)
+		if !isPrivate(a) && len(endpoints) < MaxEndpoints/2 {
+			add(a, EndpointOwn)
 		}
 	}
-	// Behind NAT, a private address is useful only on the own LAN, where it is known as
-	// an internal IP.
-	if configured || nat || public {
-		addrs = slices.DeleteFunc(addrs, isPrivate)
+	for _, a := range s.mapped {
+		add(a, EndpointObserved)
 	}
-	if configured {
-		endpoints = append(endpoints, in.Configured)
-	}
-	for _, a := range addrs {
-		e := Endpoint{Host: a.String(), Port: in.ListenPort, Source: EndpointOwn}
-		if votes[a] > 0 {
-			e.Source = EndpointObserved
-		}
-		if e.Host != in.Configured.Host || e.Port != in.Configured.Port {
-			endpoints = append(endpoints, e)
+	if len(endpoints) == 0 && !s.nat {
+		for _, a := range s.private {
+			add(a, EndpointObserved)
 		}
 	}
-	return endpoints[:min(len(endpoints), MaxEndpoints)], nat
+	return endpoints, s.nat
 }
 
-// viewpoint is the kind of network from which another node sees us. What one kind sees
-// need not hold for another: a home has NAT for IPv4 and none for IPv6, and an office
-// behind a VPN sees an address that the internet does not.
-type viewpoint struct{ four, private bool }
-
-// sightings counts the observations from one viewpoint: how many nodes see us at one of
-// our own addresses, and how many at another address.
-type sightings struct{ own, other int }
-
-// observationCounts is the sum of what other nodes observe.
-type observationCounts struct {
-	own       map[netip.Addr]int // for each own address, how many nodes see us there
-	open      map[netip.Addr]int // for each other address, how many nodes could connect there
-	outside   map[ID]bool        // nodes that could notice a NAT
-	sightings map[viewpoint]sightings
+// sightings sums up where peers see a node.
+type sightings struct {
+	mapped  []netip.Addr // public addresses that it does not have, seen with its own port; at most one a family
+	private []netip.Addr // its own private addresses
+	nat     bool
 }
 
-func (in EndpointInput) countObservations() observationCounts {
-	c := observationCounts{make(map[netip.Addr]int), make(map[netip.Addr]int), make(map[ID]bool), make(map[viewpoint]sightings)}
-	for _, o := range in.Observed {
-		a := o.Addr.Unmap()
-		if !in.Cluster.Outside(a) {
-			continue // seen through the mesh, or not an address of a host
-		}
-		own := slices.Contains(in.Own, a)
-		if own {
-			c.own[a]++
-		}
-		// There is no NAT between us and a neighbor on our link, whatever it reports.
-		if contains(in.OnLink, o.From.Unmap()) {
-			continue
-		}
-		c.outside[o.By] = true
-		v := viewpoint{a.Is4(), isPrivate(o.From.Unmap())}
-		b := c.sightings[v]
+func (in EndpointInput) countSightings() (s sightings) {
+	last := in.lastObserved()
+	own, others := make(map[bool]int), make(map[bool]int) // by family: how many peers see an own address, or another one
+	votes := make(map[netip.Addr]int)
+	for _, seen := range in.Seen {
+		a := seen.Addr().Unmap()
 		switch {
-		case own:
-			b.own++
-		case o.Open:
-			c.open[a]++
-			b.other++
-		default:
-			b.other++
-		}
-		c.sightings[v] = b
-	}
-	return c
-}
-
-// behindNAT decides by majority, separately for each viewpoint.
-func (in EndpointInput) behindNAT(c observationCounts) bool {
-	least := max(in.RequiredObservers, 1)
-	notBehindNAT, tied := false, false
-	for _, b := range c.sightings {
-		switch {
-		case b.other > b.own && b.other >= least:
-			return true
-		case b.own > b.other && b.own >= least:
-			notBehindNAT = true
-		default:
-			tied = true
+		case slices.Contains(in.Own, a) && isPrivate(a): // there may be a NAT towards other peers
+			s.private = append(s.private, a)
+		case slices.Contains(in.Own, a):
+			own[a.Is4()]++
+		case IsPublic(a) && in.Cluster.Outside(a):
+			others[a.Is4()]++
+			if seen.Port() == in.ListenPort {
+				votes[a]++
+			}
 		}
 	}
-	return in.LastNAT && (tied || !notBehindNAT)
+	if len(own)+len(others) == 0 {
+		for _, a := range last {
+			if slices.Contains(in.Own, a) {
+				s.private = append(s.private, a)
+			} else {
+				votes[a]++
+			}
+		}
+	}
+	slices.SortFunc(s.private, netip.Addr.Compare)
+	s.private = slices.Compact(s.private)
+	for _, four := range []bool{true, false} {
+		s.nat = s.nat || others[four] > own[four] || len(own)+len(others) == 0 && in.LastNAT
+		var best netip.Addr
+		for a, n := range votes {
+			better := cmp.Or(cmp.Compare(n, votes[best]), compareTrueFirst(slices.Contains(last, best), slices.Contains(last, a)), best.Compare(a)) > 0
+			if a.Is4() == four && better {
+				best = a
+			}
+		}
+		if best.IsValid() && votes[best] > own[four] {
+			s.mapped = append(s.mapped, best)
+		}
+	}
+	return s
 }
 
-// lastObserved returns the addresses of the last record at which others saw us.
+// lastObserved returns the addresses of the last record at which others saw the node.
 func (in EndpointInput) lastObserved() (addrs []netip.Addr) {
 	for _, e := range in.Last {
 		if a, err := netip.ParseAddr(e.Host); err == nil && e.Source == EndpointObserved {

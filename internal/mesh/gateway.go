@@ -26,7 +26,7 @@ func GatewayVerdicts(verdicts []Verdict, records []Record) map[ID]Verdict {
 			sequence, known := sequences[author]
 			counts = v.Record == 0 || known && v.Record <= sequence
 		}
-		if v.Role != RoleGateway || !counts {
+		if !counts {
 			continue
 		}
 		o, ok := best[v.Subject]
@@ -47,23 +47,19 @@ const EpochStep = 1 << 16
 func WithinEpochStep(verdicts []Verdict) []Verdict {
 	own := make(map[ID]uint64)
 	for _, v := range verdicts {
-		if v.Role == RoleGateway && v.Subject == IDOf(v.Author) {
+		if v.Subject == IDOf(v.Author) {
 			own[v.Subject] = max(own[v.Subject], v.Epoch)
 		}
 	}
 	return slices.DeleteFunc(slices.Clone(verdicts), func(v Verdict) bool {
-		return v.Role == RoleGateway && v.Epoch > own[v.Subject]+EpochStep
+		return v.Epoch > own[v.Subject]+EpochStep
 	})
 }
 
 // chooseGateways chooses a location's gateways and assigns its nodes to them.
-func (l *layout) chooseGateways(location string, members []*member, verdicts map[ID]Verdict) {
+func (l *layout) chooseGateways(location string, members []*member) {
 	var candidates []*member
 	for _, m := range members {
-		m.health = HealthUp
-		if v, ok := verdicts[m.id]; ok {
-			m.health = v.State
-		}
 		if m.canBeGateway() {
 			candidates = append(candidates, m)
 		}
@@ -118,7 +114,7 @@ func bestCandidates(candidates []*member, k int) []*member {
 	for len(serving) < k {
 		var next *member
 		for _, m := range candidates {
-			if m.health == best.health && compareCandidates(serving[len(serving)-1], m) < 0 && (next == nil || compareCandidates(m, next) < 0) {
+			if healthRank(m.health) == healthRank(best.health) && compareCandidates(serving[len(serving)-1], m) < 0 && (next == nil || compareCandidates(m, next) < 0) {
 				next = m
 			}
 		}
@@ -173,7 +169,7 @@ func compareTrueFirst(a, b bool) int {
 // healthRank orders health, the best first.
 func healthRank(h Health) int {
 	switch h {
-	case HealthUp:
+	case HealthUp, "": // without a verdict a node counts as up
 		return 0
 	case HealthDraining:
 		return 1

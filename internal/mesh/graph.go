@@ -20,8 +20,6 @@ type Graph struct {
 	// from gateways to the first one. In mode cross there are none, because all nodes of
 	// a location are equal.
 	Links []GraphPair `json:"links"`
-	// Relayed are pairs without a tunnel, and the node that relays between them.
-	Relayed []GraphRelay `json:"relayed"`
 	// Clients are those that count, by name.
 	Clients []GraphClient `json:"clients"`
 }
@@ -52,12 +50,6 @@ type GraphPair struct {
 	B ID `json:"b"`
 }
 
-// GraphRelay is a pair of nodes and the relay between them.
-type GraphRelay struct {
-	GraphPair
-	By ID `json:"by"`
-}
-
 // GraphOf returns the cluster's graph. It does not depend on which node's input it is.
 func GraphOf(in Input) Graph {
 	l := newLayout(in)
@@ -73,16 +65,10 @@ func GraphOf(in Input) Graph {
 		}
 		g.Nodes = append(g.Nodes, n)
 	}
-	var ends []*member
-	for _, m := range all {
-		if m.isTunnelEnd() {
-			ends = append(ends, m)
-		}
-	}
-	for i, x := range ends {
-		for _, y := range ends[i+1:] {
-			if l.tunnelled(x, y) {
-				g.connect(x, y, l.route(x, y))
+	for i, x := range all {
+		for _, y := range all[i+1:] {
+			if l.haveTunnel(x, y) {
+				g.Tunnels = append(g.Tunnels, GraphPair{x.id, y.id})
 			}
 		}
 	}
@@ -109,17 +95,6 @@ func (l *layout) graphClients(all []*member) []GraphClient {
 	}
 	slices.SortFunc(clients, func(a, b GraphClient) int { return cmp.Compare(a.Name, b.Name) })
 	return clients
-}
-
-// connect adds how two tunnel ends reach each other.
-func (g *Graph) connect(x, y, hop *member) {
-	switch pair := (GraphPair{x.id, y.id}); hop {
-	case nil:
-	case y:
-		g.Tunnels = append(g.Tunnels, pair)
-	default:
-		g.Relayed = append(g.Relayed, GraphRelay{pair, hop.id})
-	}
 }
 
 // lanPeer returns the node to which a link on the LAN is drawn from m, m itself if there

@@ -57,9 +57,6 @@ func graphText(g mesh.Graph) string {
 	for _, c := range g.Clients {
 		fmt.Fprintf(&b, "client %s %v\n", c.Name, c.Overlay)
 	}
-	for _, r := range g.Relayed {
-		fmt.Fprintf(&b, "relayed %s %s by %s\n", names[r.A], names[r.B], names[r.By])
-	}
 	return b.String()
 }
 
@@ -80,7 +77,7 @@ func TestGraphs(t *testing.T) {
 			in.Cluster.Gateways = 2
 			return in
 		}()},
-		{"relayed", func() mesh.Input {
+		{"behind-nat", func() mesh.Input {
 			in := clusterIn(mesh.ModeLocation, "home home office office - -")
 			for _, i := range []int{0, 1, 2, 3, 5} {
 				in.Records[i].NAT, in.Records[i].Endpoints = true, nil
@@ -131,8 +128,7 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// The graph shows what the nodes derive: its tunnels are all nodes' peers, and its relays
-// are those on the nodes' routes.
+// The graph shows what the nodes derive: its tunnels are all nodes' peers.
 func TestGraphIsWhatNodesDerive(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawWorld(t)
@@ -151,11 +147,6 @@ func TestGraphIsWhatNodesDerive(t *testing.T) {
 		for _, p := range g.Tunnels {
 			if !slices.ContainsFunc(k.hosts[p.A].top.Peers, func(o mesh.Peer) bool { return k.keys[o.Key] == p.B }) {
 				t.Fatalf("a tunnel from %s to %s that the node does not have", k.hosts[p.A].Name, k.hosts[p.B].Name)
-			}
-		}
-		for _, r := range g.Relayed {
-			if route := k.hosts[r.A].route(r.B); !slices.Equal(route.Hops, []mesh.ID{r.By}) {
-				t.Fatalf("%s and %s relayed by %s; the route is %v", k.hosts[r.A].Name, k.hosts[r.B].Name, k.hosts[r.By].Name, route)
 			}
 		}
 		for _, p := range g.Links {

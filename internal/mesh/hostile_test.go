@@ -56,7 +56,7 @@ func TestHostileRecordsCostTheirNumber(t *testing.T) {
 		"alone, networks without end": func(r *mesh.Record, i int) {
 			r.AllowedLocationIPs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{30, byte(i >> 8), byte(i), 0}), 24)}
 		},
-		"hidden, and others that relay": func(r *mesh.Record, i int) {
+		"half of them behind NAT": func(r *mesh.Record, i int) {
 			if i%2 == 0 {
 				r.NAT, r.Endpoints, r.InternalIPs = true, nil, nil
 			}

@@ -176,7 +176,7 @@ func (d *deriver) neighbors() []Neighbor {
 		}
 		if m == d.self.via {
 			own := len(n.Prefixes)
-			n.Prefixes = mergeSorted(append(n.Prefixes, d.prefixesBehind(d.tunnelRoutes)...), own)
+			n.Prefixes = mergeSorted(append(n.Prefixes, d.prefixesBehind(d.farEnds)...), own)
 		}
 		ns = append(ns, n)
 	}

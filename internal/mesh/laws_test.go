@@ -158,8 +158,6 @@ func (w *walker) concerns(p mesh.Problem, a, b *host) bool {
 		return !beside && (words[i+1] == a.Location || words[i+1] == b.Location)
 	case mesh.ProblemKey:
 		return p.Node == a.Name || p.Node == b.Name
-	case mesh.ProblemRelay:
-		return (at(a) || gateway(a)) && (at(b) || gateway(b))
 	case mesh.ProblemNeighbor:
 		if beside {
 			return at(a) && at(b)
@@ -173,7 +171,7 @@ func (w *walker) concerns(p mesh.Problem, a, b *host) bool {
 func checkPair(t *rapid.T, k *walker, a, b *host, all *tally) {
 	route := a.route(b.id)
 	if route.Kind == mesh.RouteNone {
-		if !k.problem(a, b, "", mesh.ProblemGateway, mesh.ProblemNeighbor, mesh.ProblemRelay, mesh.ProblemKey) {
+		if !k.problem(a, b, "", mesh.ProblemGateway, mesh.ProblemNeighbor, mesh.ProblemKey) {
 			t.Fatalf("no route from %s to %s, and no problem that says why: %v", a.Name, b.Name, a.top.Problems)
 		}
 		all.excused += len(a.top.Addresses)

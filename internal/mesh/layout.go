@@ -12,7 +12,8 @@ import (
 
 // layout is the part of the result that is the same on every node with the same records
 // and verdicts: which nodes form a location, which node carries whose traffic to other
-// locations, and which nodes can relay between nodes that can't reach each other.
+// locations, and which nodes can carry clients' traffic for those that strangers don't
+// reach.
 type layout struct {
 	Input
 	all             []*member // sorted by ID
@@ -26,11 +27,10 @@ type layout struct {
 	guarded  []netip.Prefix
 	reserved []netip.Prefix // the cluster's ranges: overlay, pods and Services
 
-	relays    []relay // the nodes that can be one
-	relayDown map[blame]bool
-	clients   []*Client      // those that count, by address
-	nodes     []netip.Prefix // where nodes have addresses, if there are clients
-	problems  []Problem
+	carriers []carrier      // the nodes that can be one
+	clients  []*Client      // those that count, by address
+	nodes    []netip.Prefix // where nodes have addresses, if there are clients
+	problems []Problem
 
 	allowed map[string][]Allowance // cache of allowances, by the list as text
 }
@@ -60,7 +60,7 @@ type member struct {
 	carries     []*member // nodes whose via is this one, sorted by slot
 	viaFamilies families  // families that travel between it and its via
 	seat        int       // its seat as a gateway, else None
-	health      Health    // its health as a gateway
+	health      Health    // its health as a gateway or carrier
 }
 
 // isTunnelEnd reports whether the node has tunnels of its own.
@@ -105,7 +105,7 @@ func newLayout(in Input) *layout {
 	}
 	l.collectEndpoints()
 	l.assignGateways()
-	l.findRelays()
+	l.findCarriers()
 	l.selectClients()
 	return l
 }
@@ -143,6 +143,7 @@ func (l *layout) assignGateways() {
 	for _, g := range l.groups {
 		members := l.sharing(g)
 		for _, m := range g.members {
+			m.health = verdicts[m.id].State
 			if m.standalone = len(members) < 2 || m.Encrypted; m.standalone && !m.keyConflict {
 				m.via, m.viaFamilies, m.carries = m, family4|family6, l.all[m.index:m.index+1:m.index+1]
 			}
@@ -150,7 +151,7 @@ func (l *layout) assignGateways() {
 		if len(members) < 2 {
 			continue
 		}
-		l.chooseGateways(g.location, members, verdicts)
+		l.chooseGateways(g.location, members)
 		for _, m := range members {
 			if m.via != nil {
 				m.via.carries = append(m.via.carries, m)

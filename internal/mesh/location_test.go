@@ -66,27 +66,11 @@ func TestTopologies(t *testing.T) {
 			in.Cluster.Gateways = 2
 			return in
 		}()},
-		{"relayed", func() mesh.Input {
+		{"behind-nat", func() mesh.Input {
 			in := clusterIn(mesh.ModeLocation, "home home - -")
 			for i := range 3 {
 				in.Records[i].NAT, in.Records[i].Endpoints = true, nil
 			}
-			return in
-		}()},
-		{"nobody-to-relay", func() mesh.Input {
-			in := clusterIn(mesh.ModeFull, "- - -")
-			for i := range 2 {
-				in.Records[i].NAT, in.Records[i].Endpoints = true, nil
-			}
-			in.Verdicts = []mesh.Verdict{{Author: in.Records[1].Identity, Subject: in.Records[2].ID(), Role: mesh.RoleRelay, State: mesh.HealthDown, Epoch: 1}}
-			return in
-		}()},
-		{"relayed-by-a-neighbor", func() mesh.Input {
-			in := clusterIn(mesh.ModeFull, "home home -")
-			for _, i := range []int{0, 2} {
-				in.Records[i].NAT, in.Records[i].Endpoints = true, nil
-			}
-			in.Records[0].AllowedLocationIPs = prefixes("172.30.0.0/24")
 			return in
 		}()},
 		{"clashing-internal-ips", func() mesh.Input {

@@ -22,7 +22,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
@@ -180,31 +179,18 @@ type GatewayTerm struct {
 }
 
 // Verdict is what a node says about how well another node, or itself, carries traffic for
-// others. Each author has one for each subject and role.
+// others, as a gateway of its location or for clients. Each author has one for each
+// subject. All verdicts on a node form one history: the highest epoch counts, then the
+// lowest author. Only the node itself can say that it is up or draining.
 type Verdict struct {
 	Author  ed25519.PublicKey // 32 bytes
 	Subject ID
-	Role    Role
 	State   Health
-	Epoch   uint64 // increases with every verdict on a subject in a role, whoever its author is
+	Epoch   uint64 // increases with every verdict on a subject, whoever its author is
 	// Record is the sequence of the record of its subject that a node's verdict on itself
 	// requires: without that record the verdict does not count yet. 0 for any record.
 	Record uint64
 }
-
-// Role is the function in which a node carries traffic for others.
-type Role string
-
-// The roles.
-const (
-	// RoleGateway: for its location. All verdicts on a gateway form one history: the
-	// highest epoch counts, then the lowest author. Only the gateway itself can say that
-	// it is up or draining.
-	RoleGateway Role = "gateway"
-	// RoleRelay: between two nodes that are both behind NAT. A verdict counts for the
-	// pairs that include its author.
-	RoleRelay Role = "relay"
-)
 
 // Health is a verdict's content.
 type Health string
@@ -229,19 +215,9 @@ type EndpointSource string
 // Sources of endpoints, the most trusted first.
 const (
 	EndpointConfigured EndpointSource = "configured" // written in the configuration
-	EndpointObserved   EndpointSource = "observed"   // other nodes see this node there
+	EndpointObserved   EndpointSource = "observed"   // peers see this node there
 	EndpointOwn        EndpointSource = "own"        // a public address of one of its own links
 )
-
-// Observation is an address at which another node, whose identity is proven, sees this
-// node.
-type Observation struct {
-	By   ID
-	Addr netip.Addr
-	From netip.Addr // the address of that node
-	At   time.Time
-	Open bool // that node could open a stream to our gossip port there
-}
 
 // Mode decides which nodes have tunnels to each other.
 type Mode string
@@ -363,9 +339,8 @@ type Peer struct {
 	ID         ID
 	Name       string
 	Key        wgtypes.Key
-	Endpoints  []netip.AddrPort // best first; empty if the peer has to send the first packet
+	Endpoints  []netip.AddrPort // that it names itself, best first
 	AllowedIPs []netip.Prefix   // sorted, masked
-	Keepalive  time.Duration    // 0 for none
 	MTU        int              // the lower of both ends
 }
 
@@ -396,7 +371,7 @@ func MAC(id ID) [6]byte {
 type Route struct {
 	ID   ID
 	Kind RouteKind
-	Hops []ID // the nodes between, in order: own gateway, relay, the other node's gateway; shared, must not be changed
+	Hops []ID // the nodes between, in order: own gateway, the other node's gateway; shared, must not be changed
 }
 
 // RouteKind is the kind of the first hop.
@@ -431,7 +406,6 @@ const (
 	ProblemExhausted ProblemKind = "no-free-slot"
 	ProblemGateway   ProblemKind = "no-gateway"
 	ProblemNeighbor  ProblemKind = "no-neighbor" // not reachable on the LAN
-	ProblemRelay     ProblemKind = "no-relay"
 	ProblemClient    ProblemKind = "client-conflict"
 	ProblemRange     ProblemKind = "range-overlap"      // a network of the host is in the cluster's ranges
 	ProblemDuplicate ProblemKind = "identity-elsewhere" // another daemon runs with this node's identity

@@ -91,31 +91,28 @@ func (c Cluster) ranges() []clusterRange {
 	return out
 }
 
-// locationPrefixes appends the internal IPs of nodes and the networks behind them, unless
-// a location on the way can't route them.
-func (d *deriver) locationPrefixes(ps []netip.Prefix, w tunnelRoute) []netip.Prefix {
-	groups := []*group{d.self.group}
-	if w.hop.group != w.end.group {
-		groups = append(groups, w.hop.group)
-	}
-	for _, m := range w.end.carries {
-		ps = d.appendNetworks(ps, m, m.viaFamilies&d.self.viaFamilies, groups)
+// locationPrefixes appends the internal IPs of the nodes whose tunnels end at the given
+// one, and the networks behind them, unless the own location can't route them.
+func (d *deriver) locationPrefixes(ps []netip.Prefix, end *member) []netip.Prefix {
+	for _, m := range end.carries {
+		ps = d.appendNetworks(ps, m, m.viaFamilies&d.self.viaFamilies, d.self.group)
 	}
 	return ps
 }
 
 // appendNetworks appends one node's internal IPs and the networks behind it, in the given
-// families, unless they overlap the networks of groups on the way.
-func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, viaFamilies families, groups []*group) []netip.Prefix {
+// families, unless they overlap the networks of the group from which they are reached; nil
+// for the node's own.
+func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, viaFamilies families, from *group) []netip.Prefix {
 	for i, ip := range m.InternalIPs {
 		p := single(ip.Addr())
-		if viaFamilies&familyOf(p.Addr()) != 0 && !d.containsEndpoint(p) && d.checkRoute(m, m.prefixOwners[i], p, "internal IP", groups) {
+		if viaFamilies&familyOf(p.Addr()) != 0 && !d.containsEndpoint(p) && d.checkRoute(m, m.prefixOwners[i], p, "internal IP", from) {
 			ps = append(ps, p)
 		}
 	}
 	for i, p := range m.AllowedLocationIPs {
 		p, c := p.Masked(), m.prefixOwners[len(m.InternalIPs)+i]
-		if viaFamilies&familyOf(p.Addr()) != 0 && d.checkRoute(m, c, p, "allowed-location-ips", groups) && d.checkEndpoints(m, p) {
+		if viaFamilies&familyOf(p.Addr()) != 0 && d.checkRoute(m, c, p, "allowed-location-ips", from) && d.checkEndpoints(m, p) {
 			ps = append(ps, p)
 		}
 	}
@@ -124,7 +121,7 @@ func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, viaFamilies famil
 
 // checkRoute reports whether a prefix of n outside the cluster's ranges may be routed
 // into a tunnel. If not, it adds a problem.
-func (d *deriver) checkRoute(n *member, c *prefixOwner, p netip.Prefix, what string, own []*group) bool {
+func (d *deriver) checkRoute(n *member, c *prefixOwner, p netip.Prefix, what string, from *group) bool {
 	for _, g := range d.reserved {
 		if g.Overlaps(p) {
 			return d.reportUnreachable(n, p, what, fmt.Sprintf("it overlaps the cluster's range %v", g), "choose cluster ranges that no host's network uses")
@@ -135,9 +132,9 @@ func (d *deriver) checkRoute(n *member, c *prefixOwner, p netip.Prefix, what str
 	} else if c.node != n.node {
 		return false // another node of n's location owns it
 	}
-	for _, g := range own {
-		if o, ok := overlapping(g.networks(), p); ok {
-			return d.reportUnreachable(n, p, what, fmt.Sprintf("it overlaps %v's own network %v", g, o),
+	if from != nil {
+		if o, ok := overlapping(from.networks(), p); ok {
+			return d.reportUnreachable(n, p, what, fmt.Sprintf("it overlaps %v's own network %v", from, o),
 				"if both are in one private network, give them the same node.location; else give one of the networks other addresses")
 		}
 	}
@@ -182,10 +179,10 @@ func (l *layout) containsEndpoint(p netip.Prefix) bool {
 // behind the nodes that use it as their gateway, and those nodes' internal IPs. Such a
 // node drops packets from the mesh that arrive over the LAN with their original source,
 // and accepts them with this node's own address as the source. The same holds for nodes
-// of the own location that others can reach only through this one.
+// of the own location that clients reach only through this one.
 func (d *deriver) servedNetworks() []netip.Prefix {
 	var ps []netip.Prefix
-	for _, m := range slices.Concat(d.self.carries, d.relayed(), d.reachedByClientsViaUs()) {
+	for _, m := range slices.Concat(d.self.carries, d.reachedByClientsViaUs()) {
 		for _, p := range m.AllowedLocationIPs {
 			ps = append(ps, p.Masked())
 		}
@@ -197,21 +194,6 @@ func (d *deriver) servedNetworks() []netip.Prefix {
 	}
 	slices.SortFunc(ps, ComparePrefix)
 	return slices.Compact(ps)
-}
-
-// relayed returns the nodes of the own location to which this node forwards packets when
-// other nodes choose it as a relay: tunnel ends, and the nodes that use them as gateways.
-func (d *deriver) relayed() []*member {
-	if !slices.ContainsFunc(d.relays, func(r relay) bool { return r.member == d.self }) {
-		return nil
-	}
-	var ms []*member
-	for _, m := range d.self.group.members {
-		if m != d.self && behindNAT(m) && d.tunnelled(d.self, m) {
-			ms = append(ms, m.carries...)
-		}
-	}
-	return ms
 }
 
 // reachedByClientsViaUs returns the other nodes of the own location that clients reach

@@ -12,15 +12,15 @@ func (d *deriver) routes() []Route {
 	if !d.self.isTunnelEnd() {
 		kind = RouteLAN
 	}
-	for _, w := range d.tunnelRoutes {
-		hops := d.hops(w)
-		for _, m := range w.end.carries {
+	for _, end := range d.farEnds {
+		hops := d.hops(end)
+		for _, m := range end.carries {
 			if m.viaFamilies&d.self.viaFamilies&d.clusterFamilies == noFamily {
 				continue
 			}
 			p := &routes[m.index]
 			p.Kind, p.Hops = kind, hops
-			if m == w.end {
+			if m == end {
 				p.Hops = hops[:len(hops)-1]
 			}
 		}
@@ -33,14 +33,11 @@ func (d *deriver) routes() []Route {
 	return append(routes[:d.self.index], routes[d.self.index+1:]...)
 }
 
-// hops are the nodes of a route, the far end among them. Routes share them.
-func (d *deriver) hops(w tunnelRoute) []ID {
-	hops := make([]ID, 0, 3)
-	if !d.self.isTunnelEnd() {
-		hops = append(hops, d.self.via.id)
+// hops are the nodes of a route through a far tunnel end, which is among them. Routes
+// share them.
+func (d *deriver) hops(end *member) []ID {
+	if d.self.isTunnelEnd() {
+		return []ID{end.id}
 	}
-	if w.hop != w.end {
-		hops = append(hops, w.hop.id)
-	}
-	return append(hops, w.end.id)
+	return []ID{d.self.via.id, end.id}
 }

@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"net/netip"
 	"time"
 )
 
@@ -30,11 +31,9 @@ type View struct {
 	// records the claims that they made; 0 for not at all, Forever if we are revoked.
 	Forgotten uint64
 
-	// Observed is where nodes say that they see us who have proved who they are, whose
-	// word counts, and who are alive, by observer. Our own stands for an address of the
-	// join list that we dialled and found to be ours.
-	Observed []Observation
-	RTT      map[ID]time.Duration
+	RTT map[ID]time.Duration
+	// MetAt is where gossip met each node last outside of the mesh.
+	MetAt map[ID]netip.Addr
 
 	Alone     bool // nobody else is alive
 	JoinEmpty bool // the join list names nobody, or only ourselves

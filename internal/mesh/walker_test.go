@@ -194,7 +194,7 @@ func (w *walker) forward(p *packet, tb *tables) error {
 	}
 	var why string
 	if e.link == byTunnel {
-		why = tunnelFault(tb.peers[next.id], p.at, next)
+		why = tunnelFault(p.at, next)
 	} else {
 		why = w.lanFault(tb.near[next.id], p, next)
 	}
@@ -234,14 +234,11 @@ func (w *walker) deliver(p *packet) error {
 // near reports whether two hosts are in one location.
 func (h *host) near(o *host) bool { return h.Location != "" && h.Location == o.Location }
 
-// tunnelFault returns why there can be no tunnel.
-func tunnelFault(p mesh.Peer, from, to *host) string {
-	back, ok := to.tables.peers[from.id]
-	switch {
-	case !ok:
+// tunnelFault returns why there can be no tunnel. How packets get to the other end beneath
+// it is not what the tables are about.
+func tunnelFault(from, to *host) string {
+	if _, ok := to.tables.peers[from.id]; !ok {
 		return "it has no such peer"
-	case len(p.Endpoints) == 0 && len(back.Endpoints) == 0:
-		return "neither knows where the other is"
 	}
 	return ""
 }

@@ -12,11 +12,9 @@ import (
 func Without(in Input, lost ID) Input {
 	in.Verdicts = slices.DeleteFunc(slices.Clone(in.Verdicts), func(v Verdict) bool { return v.Subject == lost })
 	for _, r := range in.Records {
-		for _, role := range []Role{RoleGateway, RoleRelay} {
-			in.Verdicts = append(in.Verdicts, Verdict{
-				Author: r.Identity, Subject: lost, Role: role, State: HealthDown, Epoch: math.MaxUint64,
-			})
-		}
+		in.Verdicts = append(in.Verdicts, Verdict{
+			Author: r.Identity, Subject: lost, State: HealthDown, Epoch: math.MaxUint64,
+		})
 	}
 	return in
 }

@@ -118,7 +118,6 @@ func (w *world) drawVerdicts(t *rapid.T, i int) {
 		}
 		w.verdicts = append(w.verdicts, mesh.Verdict{
 			Author: w.records[author].Identity, Subject: w.records[i].ID(),
-			Role:   rapid.SampledFrom([]mesh.Role{mesh.RoleGateway, mesh.RoleGateway, mesh.RoleRelay}).Draw(t, "role"),
 			State:  rapid.SampledFrom(all).Draw(t, "state"),
 			Epoch:  rapid.Uint64Range(0, deathEpoch-1).Draw(t, "epoch"),
 			Record: rapid.Uint64Range(0, 2).Draw(t, "record"),
@@ -137,10 +136,7 @@ func (w *world) kill(i int) {
 		if j == i {
 			continue
 		}
-		w.verdicts = append(w.verdicts, mesh.Verdict{Author: r.Identity, Subject: id, Role: mesh.RoleRelay, State: mesh.HealthDown, Epoch: deathEpoch + uint64(j)})
-		if r.Location != "" && r.Location == w.records[i].Location {
-			w.verdicts = append(w.verdicts, mesh.Verdict{Author: r.Identity, Subject: id, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: deathEpoch + uint64(j%3)})
-		}
+		w.verdicts = append(w.verdicts, mesh.Verdict{Author: r.Identity, Subject: id, State: mesh.HealthDown, Epoch: deathEpoch + uint64(j%3)})
 	}
 }
 

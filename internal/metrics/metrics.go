@@ -43,7 +43,7 @@ func New(version string, now func() time.Time) *Metrics {
 			Name: "meshd_reconciles_total", Help: "Turns of the loop, by result: ok or error.",
 		}, []string{"result"}),
 		routes: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "meshd_path_changes_total", Help: "How often the route to another node has changed: to another gateway or relay, or to none.",
+			Name: "meshd_path_changes_total", Help: "How often the route to another node has changed: to another gateway, or to none.",
 		}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -33,10 +34,12 @@ type Settings struct {
 	// Cards are the links on which others' packets to pods may arrive, see Facts.Cards.
 	Cards []string
 
-	// EndpointIndex is the index of the endpoint to use for each peer, modulo the length of the
-	// peer's list. A negative index means that the peer must not have an endpoint yet. A
-	// peer that is missing here uses its first endpoint.
-	EndpointIndex map[mesh.ID]int
+	// Keepalives are the intervals at which peers are sent something; a peer that is missing
+	// is sent nothing.
+	Keepalives map[mesh.ID]time.Duration
+
+	// Awaited are the peers that are to send the first handshake: they get no endpoint yet.
+	Awaited map[mesh.ID]bool
 
 	// ProvedEndpoints are the endpoints at which peers answer probes. They go before all others.
 	ProvedEndpoints map[mesh.ID]netip.AddrPort
@@ -134,18 +137,17 @@ func (b builder) peers() []Peer {
 			Name:       p.Name,
 			Endpoint:   b.endpoint(p),
 			AllowedIPs: normalize(p.AllowedIPs),
-			Keepalive:  p.Keepalive,
+			Keepalive:  b.Keepalives[p.ID],
 		})
 	}
 	slices.SortFunc(out, func(a, b Peer) int { return compareKeys(a.Key, b.Key) })
 	return out
 }
 
-// endpoint returns the endpoint at which the peer answers, else the one that EndpointIndex
-// selects. If the peer has no endpoints, it returns the address at which it was heard.
+// endpoint returns the endpoint with which a peer begins: the one at which it answers, else
+// the first that it names, else the address at which it was heard.
 func (b builder) endpoint(p mesh.Peer) netip.AddrPort {
-	pick := b.EndpointIndex[p.ID]
-	if pick < 0 {
+	if b.Awaited[p.ID] {
 		return netip.AddrPort{}
 	}
 	if proved := b.outside(b.ProvedEndpoints[p.ID]); proved.IsValid() {
@@ -154,7 +156,7 @@ func (b builder) endpoint(p mesh.Peer) netip.AddrPort {
 	if len(p.Endpoints) == 0 {
 		return b.outside(b.LearnedEndpoints[p.Key])
 	}
-	return unmapPort(p.Endpoints[pick%len(p.Endpoints)])
+	return unmapPort(p.Endpoints[0])
 }
 
 // outside returns an endpoint, unless it is reached through a tunnel now, as a former

@@ -44,14 +44,14 @@ func TestDesired(t *testing.T) {
 	nat := netcfgtest.Peer(3, "laptop", "10.4.128.1/32")
 	nat.Endpoints = nil
 	small := netcfgtest.Peer(4, "pppoe", "10.4.0.4/32", "10.42.3.0/24", "192.168.20.5/32")
-	small.MTU, small.Keepalive = 1412, 25*time.Second
-	small.Endpoints = append(small.Endpoints, netip.MustParseAddrPort("[::ffff:192.0.2.9]:4500"))
+	small.MTU = 1412
+	kept := settings()
+	kept.Keepalives = map[mesh.ID]time.Duration{small.ID: 25 * time.Second}
+	small.Endpoints = []netip.AddrPort{netip.MustParseAddrPort("[::ffff:192.0.2.9]:4500")}
 	natted := netcfgtest.IPv4(nat, small, netcfgtest.Peer(2, "aws-1", "10.4.0.2/32", "10.42.1.0/24"))
 	natted.Inside = append(natted.Inside, netcfgtest.Prefixes("192.168.20.5/32", "10.42.3.0/24")...)
-	picked := settings()
-	picked.EndpointIndex = map[mesh.ID]int{small.ID: 3, nat.ID: 1}
 	natted.ServedNetworks = netcfgtest.Prefixes("192.168.10.0/24")
-	heard := picked
+	heard := kept
 	heard.LearnedEndpoints = map[wgtypes.Key]netip.AddrPort{
 		nat.Key:   netip.MustParseAddrPort("[::ffff:203.0.113.9]:40001"),
 		small.Key: netip.MustParseAddrPort("203.0.113.9:40002"), // ignored: this peer has endpoints
@@ -70,7 +70,7 @@ func TestDesired(t *testing.T) {
 		{"one-node", netcfgtest.IPv4(), settings()},
 		{"two-nodes", two, settings()},
 		{"dual-stack", dual, settings()},
-		{"nat", natted, picked},
+		{"nat", natted, kept},
 		{"nat-heard", natted, heard},
 		{"no-slot", waiting, settings()},
 		{"no-cni", two, bare},

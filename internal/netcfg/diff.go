@@ -24,6 +24,9 @@ type Options struct {
 	// (REKEY_TIMEOUT), and ignores initiations that are older than the last one. A new
 	// peer has no such history.
 	Renew map[wgtypes.Key]bool
+	// CorrectEndpoints has the desired endpoint written to peers without a session, and not
+	// only to those without an endpoint. Nodes find endpoints by probes instead.
+	CorrectEndpoints bool
 }
 
 // Diff returns the plan that turns the observed state into the desired one. Everything in
@@ -203,9 +206,12 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 		old, ok := have[p.Key]
 		if ok && o.Renew[p.Key] && !old.mayHaveSession(o.Now) {
 			out = append(out, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
+			if old.Endpoint.IsValid() && !o.CorrectEndpoints {
+				p.Endpoint = old.Endpoint
+			}
 			old, ok = Peer{}, false
 		}
-		if c := diffPeer(old, p, !ok, o.Now); !c.empty() {
+		if c := diffPeer(old, p, !ok, o); !c.empty() {
 			out = append(out, c)
 		}
 	}
@@ -239,11 +245,12 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 }
 
 // diffPeer returns the change to one desired peer.
-func diffPeer(old, p Peer, add bool, now time.Time) PeerChange {
+func diffPeer(old, p Peer, add bool, o Options) PeerChange {
 	c := PeerChange{Key: p.Key, Name: p.Name, Add: add, AllowedIPs: missing(old.AllowedIPs, p.AllowedIPs)}
 	// During a session the kernel takes the endpoint from authenticated packets of the
 	// peer, so it is more current than any record.
-	if p.Endpoint.IsValid() && !old.mayHaveSession(now) && unmapPort(old.Endpoint) != unmapPort(p.Endpoint) {
+	correct := !old.Endpoint.IsValid() || o.CorrectEndpoints && !old.mayHaveSession(o.Now)
+	if p.Endpoint.IsValid() && correct && unmapPort(old.Endpoint) != unmapPort(p.Endpoint) {
 		c.Endpoint = p.Endpoint
 	}
 	if old.PresharedKey != p.PresharedKey {

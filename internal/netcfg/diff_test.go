@@ -70,10 +70,15 @@ func TestDiff(t *testing.T) {
 			prune: "", keep: "same",
 		},
 		{
-			name: "expired session gets the desired endpoint",
+			name: "the kernel's endpoint stays after the session",
 			edit: func(o, _ *State) {
 				peer(o, 2).Endpoint, peer(o, 2).LastHandshake = elsewhere, now.Add(-180*time.Second)
 			},
+			keep: "same",
+		},
+		{
+			name:  "a peer without endpoint gets one",
+			edit:  func(o, _ *State) { peer(o, 2).Endpoint = netip.AddrPort{} },
 			prune: "~ peer A (a) endpoint 203.0.113.2:51820\n", keep: "same",
 		},
 		{
@@ -270,7 +275,24 @@ func TestDiffRemoval(t *testing.T) {
 	}
 }
 
-// TestDiffRenews removes a peer and adds it again, unless that would end a session.
+// TestDiffCorrectsEndpoints: whoever finds no endpoints by probes gets the desired one as soon as
+// there is no session.
+func TestDiffCorrectsEndpoints(t *testing.T) {
+	desired := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32")), settings())
+	for age, want := range map[time.Duration]string{
+		179 * time.Second: "",
+		180 * time.Second: "~ peer " + netcfgtest.Key(2).PublicKey().String() + " (a) endpoint 203.0.113.2:51820\n",
+	} {
+		observed := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32")), settings())
+		observed.Peers[0].Endpoint, observed.Peers[0].LastHandshake = netip.MustParseAddrPort("198.51.100.9:1"), now.Add(-age)
+		if got := Diff(observed, desired, Options{Now: now, CorrectEndpoints: true}).String(); got != want {
+			t.Errorf("%v after the handshake: got %q, want %q", age, got, want)
+		}
+	}
+}
+
+// TestDiffRenews removes a peer and adds it again, unless that would end a session. It keeps
+// the endpoint.
 func TestDiffRenews(t *testing.T) {
 	desired := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32")), settings())
 	renew := map[wgtypes.Key]bool{netcfgtest.Key(2).PublicKey(): true}
@@ -285,10 +307,13 @@ func TestDiffRenews(t *testing.T) {
 		{"session is over", now.Add(-180 * time.Second), true},
 	} {
 		observed := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32")), settings())
-		observed.Peers[0].LastHandshake = tt.handshake
+		observed.Peers[0].LastHandshake, observed.Peers[0].Endpoint = tt.handshake, netip.MustParseAddrPort("198.51.100.9:1")
 		var got []bool // for each change of a peer, whether it is a removal
 		for _, c := range Diff(observed, desired, Options{Now: now, Renew: renew}).Peers {
 			got = append(got, c.Remove)
+			if c.Add && c.Endpoint != observed.Peers[0].Endpoint {
+				t.Errorf("%s: got endpoint %v, want the old one", tt.name, c.Endpoint)
+			}
 		}
 		var want []bool
 		if tt.want {

@@ -133,16 +133,6 @@ func (f Facts) LeadsOut(ip netip.Prefix) bool {
 	return slices.ContainsFunc(f.Private, func(p PrivateAddress) bool { return p.Default && p.Address.Addr() == ip.Addr() })
 }
 
-// CardNetworks returns the private networks that this host's cards are in.
-func (f Facts) CardNetworks() (all []netip.Prefix) {
-	for _, p := range f.Private {
-		if p.Unfit == "" {
-			all = append(all, p.Address)
-		}
-	}
-	return all
-}
-
 // LANs returns the links that have the internal IPs. An internal IP that no link has is
 // left out.
 func (f Facts) LANs(internalIPs []netip.Prefix) []LAN {

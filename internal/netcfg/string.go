@@ -33,7 +33,7 @@ func (s Settings) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.Strin
 
 // String returns the settings as one line, without the private key.
 func (s Settings) String() string {
-	return fmt.Sprintf("%s id %s bridge %s lans %v pick %v heard %v", s.device(), s.ID, orNone(s.Bridge), s.LANs, s.EndpointIndex, s.LearnedEndpoints)
+	return fmt.Sprintf("%s id %s bridge %s lans %v awaited %v heard %v", s.device(), s.ID, orNone(s.Bridge), s.LANs, s.Awaited, s.LearnedEndpoints)
 }
 
 // String returns the state as lines in the style of ip(8), wg(8), nft(8) and sysctl(8).

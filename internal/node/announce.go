@@ -14,8 +14,6 @@ import (
 
 // Announcement is what a node tells the others, and what has to be on disk before.
 type Announcement struct {
-	// RefreshObservations asks the others where they see this node now: its addresses have changed.
-	RefreshObservations bool
 	// RecordChanged reports whether Record has to be told. First Promise has to be on disk.
 	RecordChanged bool
 	Record        mesh.Record
@@ -59,12 +57,8 @@ func (m *Memory) announceRecord(in Input) Announcement {
 		m.Own = firstRecord(in)
 		m.internalIPs = in.lastInternalIPs()
 	}
-	out.RefreshObservations = m.moves.look(in.Facts.Addresses, in.Now)
-	ips := m.chooseInternalIPs(in)
-	next := nextRecord(in.Config, surroundings{
-		facts: in.Facts, internalIPs: ips, observed: m.moves.since(in.View.Observed),
-		requiredObservers: requiredObservers(m.Own, ips, in.Now.Sub(in.Started)),
-	}, m.Own)
+	m.moves.look(in.Facts.Addresses, in.Now)
+	next := nextRecord(in.Config, surroundings{in.Facts, m.chooseInternalIPs(in), in.Paths.allSeen()}, m.Own)
 	next.Withheld, next.WithheldMore = m.withheld(in)
 	next.Claim = claim
 	m.term.stamp(&next)

@@ -28,26 +28,25 @@ func TestAnnounce(t *testing.T) {
 		what     string
 		change   func()
 		news     bool
-		greet    bool
 		sequence uint64 // of what is told
 		slot     int
 		ready    bool
 	}{
-		{"the first node claims a slot", func() {}, true, false, 1, 0, false},
-		{"nothing new", func() { in.Promise.Ready = true }, false, false, 0, 0, false},
-		{"it has moved, and nobody has seen it yet", func() { in.Facts.Addresses = []netip.Addr{addr.Next()} }, false, true, 0, 0, false},
-		{"another name", func() { in.Config.Name = "b" }, true, false, 2, 0, true},
-		{"others have lost its record", func() { in.View.Records = nil }, true, false, 3, 0, true},
-		{"others know a later one", func() { in.View.OwnSequence = 9 }, true, false, uint64(start.UnixMilli()), 0, true},
+		{"the first node claims a slot", func() {}, true, 1, 0, false},
+		{"nothing new", func() { in.Promise.Ready = true }, false, 0, 0, false},
+		{"it has moved", func() { in.Facts.Addresses = []netip.Addr{addr.Next()} }, true, 2, 0, true},
+		{"another name", func() { in.Config.Name = "b" }, true, 3, 0, true},
+		{"others have lost its record", func() { in.View.Records = nil }, true, 4, 0, true},
+		{"others know a later one", func() { in.View.OwnSequence = 9 }, true, uint64(start.UnixMilli()), 0, true},
 		{"its claim was forgotten", func() {
 			in.View.Forgotten, in.View.OwnSequence, in.Now = in.Promise.Sequence, in.Promise.Sequence, start.Add(time.Minute)
-		}, true, false, uint64(start.UnixMilli()) + 1, 0, true},
-		{"it was revoked", func() { in.View.Forgotten, in.View.Records = mesh.Forever, nil }, false, false, 0, 0, false},
+		}, true, uint64(start.UnixMilli()) + 1, 0, true},
+		{"it was revoked", func() { in.View.Forgotten, in.View.Records = mesh.Forever, nil }, false, 0, 0, false},
 	} {
 		step.change()
 		out := m.Announce(in)
-		if out.RecordChanged != step.news || out.RefreshObservations != step.greet {
-			t.Fatalf("%s: got news %t, greet %t, want %t, %t", step.what, out.RecordChanged, out.RefreshObservations, step.news, step.greet)
+		if out.RecordChanged != step.news {
+			t.Fatalf("%s: got news %t, want %t", step.what, out.RecordChanged, step.news)
 		}
 		if !out.RecordChanged {
 			continue

@@ -49,7 +49,8 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 			settled = m.moves.last
 		}
 		out.Handshakes = m.Handshakes.next(handshakeInput{
-			Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host, Settled: settled,
+			Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host,
+			Proved: in.Paths.Proved, Settled: settled,
 		})
 		out.RecheckAfter = out.Handshakes.RecheckAfter
 	}
@@ -57,7 +58,6 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 	if out.HasAddresses = hasAddresses(host, c.Desired); out.HasAddresses {
 		out.Watch = probe.Choose(probe.ChooseInput{
 			Cluster: c.Input.Cluster, Self: c.Input.Self, Records: in.View.Records, Topology: c.Topology, Alive: in.View.Alive,
-			FoundDown: relaysFoundDown(in.View.Verdicts, c.Input.Self),
 		})
 	}
 	m.watch = out.Watch
@@ -118,17 +118,6 @@ func filteredProblem(own mesh.Record, neighbor string, n probe.Neighbor) mesh.Pr
 			neighbor, n.Internal, own.Location),
 		Advice: "set cluster.encapsulation: always and a higher cluster.generation on all nodes; or turn off that check in the network (clouds call it source/destination check or IP forwarding)",
 	}
-}
-
-// relaysFoundDown returns the relays that this node has found down.
-func relaysFoundDown(verdicts []mesh.Verdict, author mesh.ID) []mesh.ID {
-	var out []mesh.ID
-	for _, v := range verdicts {
-		if v.Role == mesh.RoleRelay && v.State == mesh.HealthDown && mesh.IDOf(v.Author) == author {
-			out = append(out, v.Subject)
-		}
-	}
-	return out
 }
 
 // NameOf returns a node's name, or its fingerprint if nothing is known of it.

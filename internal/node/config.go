@@ -11,7 +11,7 @@ import (
 	"github.com/meshd/meshd/internal/probe"
 )
 
-// natKeepalive is how often a node behind NAT speaks to its peers: NATs forget a UDP
+// natKeepalive is how often a node speaks to peers that reach it by a NAT's mapping: NATs forget a UDP
 // mapping after 30 s at the earliest (RFC 4787, REQ-5 asks for two minutes; many grant
 // less), and 25 s is WireGuard's own advice.
 const natKeepalive = 25 * time.Second
@@ -29,7 +29,7 @@ type Config struct {
 	Endpoint           mesh.Endpoint  // zero: to be found out
 	InternalIP         netip.Prefix   // with its network's length; invalid: to be found out
 	AllowedLocationIPs []netip.Prefix // further networks behind the location
-	Keepalive          *time.Duration // nil: only from behind NAT; 0: never
+	Keepalive          *time.Duration // nil: only on paths that a NAT's mapping holds; 0: never
 	ListenPort         uint16         // of WireGuard
 	MTU                int            // of the device, bytes; 0: to be found out
 	GossipPort         uint16
@@ -61,15 +61,4 @@ func (c Config) deviceMTU(facts netcfg.Facts) int {
 	}
 	_, v6 := c.Cluster.Families()
 	return netcfg.MTU(facts.MTU, v6)
-}
-
-// peerKeepalive returns how often this node speaks to each peer; 0 is never.
-func (c Config) peerKeepalive(own mesh.Record) time.Duration {
-	switch {
-	case c.Keepalive != nil:
-		return *c.Keepalive
-	case own.NAT:
-		return natKeepalive
-	}
-	return 0
 }

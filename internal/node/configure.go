@@ -35,15 +35,14 @@ type Configuration struct {
 // Configure works out what this host should have.
 func (m *Memory) Configure(in Input) Configuration {
 	c := Configuration{Input: mesh.Input{
-		Cluster:   in.View.Cluster,
-		Self:      in.Self.ID(),
-		Records:   in.View.Records,
-		Verdicts:  in.View.Verdicts,
-		Clients:   in.View.Clients,
-		Resolved:  in.Resolved,
-		Underlay:  in.Facts.Addresses,
-		Nearby:    in.nearby(),
-		Keepalive: in.Config.peerKeepalive(m.Own),
+		Cluster:  in.View.Cluster,
+		Self:     in.Self.ID(),
+		Records:  in.View.Records,
+		Verdicts: in.View.Verdicts,
+		Clients:  in.View.Clients,
+		Resolved: in.Resolved,
+		Underlay: in.Facts.Addresses,
+		Nearby:   in.nearby(),
 	}}
 	c.Topology = mesh.Derive(c.Input)
 	c.Settings = netcfg.Settings{
@@ -58,7 +57,8 @@ func (m *Memory) Configure(in Input) Configuration {
 		MTU:              cmp.Or(m.Own.MTU, in.Config.deviceMTU(in.Facts)), // a revoked node has no record
 		Bridge:           in.Config.Bridge,
 		ID:               in.Self.ID(),
-		EndpointIndex:    m.Handshakes.pick(c.Topology.Peers, m.Own),
+		Keepalives:       m.keepalives(in, c.Topology.Peers),
+		Awaited:          m.Handshakes.awaited(c.Topology.Peers, m.Own),
 		ProvedEndpoints:  in.Paths.Proved,
 		LearnedEndpoints: m.Sessions.endpoints(),
 	}

@@ -37,9 +37,6 @@ const (
 	// pollInterval is how often to look for a handshake that has just been begun: WireGuard
 	// does not tell when it is there.
 	pollInterval = 500 * time.Millisecond
-	// endpointTimeout is how long an endpoint has to bring about a handshake before the peer's
-	// next one is tried.
-	endpointTimeout = 8 * time.Second
 )
 
 // Handshakes holds what was tried to get a handshake with each peer.
@@ -55,8 +52,9 @@ const (
 // The other one follows: its peer has no endpoint for a while, so that nobody's packet into
 // the tunnel can make it speak; WireGuard learns the endpoint from the leader's message.
 //
-// A node that has no endpoint itself leads; between equals it is the one with the lower
-// key. Peers from before this daemon started have no first handshake: whoever has lost its
+// A node that names no endpoint itself leads; between equals it is the one with the lower
+// key. As long as no endpoint of the peer is known, not even one that probes have found,
+// both wait. Peers from before this daemon started have no first handshake: whoever has lost its
 // sessions speaks at once. A node that becomes a peer later, because one of the two is a
 // gateway now, does have one, however long they have known each other.
 //
@@ -71,28 +69,28 @@ type Handshakes struct {
 
 // attempt is the state of one peer.
 type attempt struct {
-	role          role
-	firstDone     bool          // the first handshake is over, or left to chance
-	initiated     bool          // something was sent that WireGuard may be waiting on
-	initiateAt    time.Time     // when to speak next; zero while there is a session
-	wait          time.Duration // from then until the next time
-	endpoint      int           // index of the endpoint in use, counted round the list
-	endpointSince time.Time     // since when
-	scheduledAt   time.Time     // the schedule
-	toldAt        time.Time     // when a peer with a session was told where this host is
+	role        role
+	firstDone   bool           // the first handshake is over, or left to chance
+	waiting     bool           // for a session
+	proved      netip.AddrPort // where the peer answered probes then
+	initiated   bool           // something was sent that WireGuard may be waiting on
+	initiateAt  time.Time      // when to speak next; zero while there is a session, or no endpoint
+	wait        time.Duration  // from then until the next time
+	scheduledAt time.Time      // the schedule
+	toldAt      time.Time      // when a peer with a session was told where this host is
 }
 
 // role is what a schedule depends on: when it changes, the schedule does.
 type role struct {
-	leads     bool
-	reachable bool // the peer has an endpoint
+	leads bool
+	named bool // the peer names an endpoint
 }
 
 // roleOf returns this node's role towards a peer.
 func roleOf(self mesh.Record, p mesh.Peer) role {
-	r := role{leads: bytes.Compare(self.Key[:], p.Key[:]) < 0, reachable: len(p.Endpoints) > 0}
-	if selfReachable := len(self.Endpoints) > 0 || onLAN(self, p); selfReachable != r.reachable {
-		r.leads = r.reachable
+	r := role{leads: bytes.Compare(self.Key[:], p.Key[:]) < 0, named: len(p.Endpoints) > 0}
+	if own := len(self.Endpoints) > 0 || onLAN(self, p); own != r.named {
+		r.leads = r.named
 	}
 	return r
 }
@@ -123,18 +121,26 @@ func NewHandshakes(records []mesh.Record) Handshakes {
 	return h
 }
 
-// pick returns which of each peer's endpoints to use, counted round its list; a negative
-// number means none yet.
-func (h Handshakes) pick(peers []mesh.Peer, self mesh.Record) map[mesh.ID]int {
-	pick := make(map[mesh.ID]int, len(peers))
+// awaited returns the peers that are to send the first handshake.
+func (h Handshakes) awaited(peers []mesh.Peer, self mesh.Record) map[mesh.ID]bool {
+	awaited := make(map[mesh.ID]bool)
 	for _, p := range peers {
-		a := h.attempt(p.ID)
-		pick[p.ID] = a.endpoint
-		if !a.firstDone && !roleOf(self, p).leads {
-			pick[p.ID] = -1
+		if !h.attempt(p.ID).firstDone && !roleOf(self, p).leads {
+			awaited[p.ID] = true
 		}
 	}
-	return pick
+	return awaited
+}
+
+// foundPath reports whether a peer without a session answers probes at another endpoint than
+// before, so that a turn should be taken at once.
+func (h Handshakes) foundPath(proved map[mesh.ID]netip.AddrPort) bool {
+	for id, a := range h.peers {
+		if at, ok := proved[id]; ok && a.waiting && at != a.proved {
+			return true
+		}
+	}
+	return false
 }
 
 // handshakeInput is what the next step depends on.
@@ -144,6 +150,7 @@ type handshakeInput struct {
 	Topology mesh.Topology
 	Alive    map[mesh.ID]bool
 	Observed netcfg.State
+	Proved   map[mesh.ID]netip.AddrPort // see Paths
 	// Settled is since when this host is where it is, as far as this daemon knows.
 	Settled time.Time
 }
@@ -159,17 +166,18 @@ type HandshakePlan struct {
 func (h Handshakes) next(in handshakeInput) HandshakePlan {
 	out := HandshakePlan{Renew: make(map[wgtypes.Key]bool)}
 	last := make(map[wgtypes.Key]time.Time, len(in.Observed.Peers))
+	endpoint := make(map[wgtypes.Key]bool, len(in.Observed.Peers))
 	for _, p := range in.Observed.Peers {
-		last[p.Key] = p.LastHandshake
+		last[p.Key], endpoint[p.Key] = p.LastHandshake, p.Endpoint.IsValid()
 	}
 	wanted := make(map[mesh.ID]bool, len(in.Topology.Peers))
 	for _, p := range in.Topology.Peers {
 		wanted[p.ID] = true
 		handshake, there := last[p.Key]
-		a := h.attempt(p.ID)
+		a, proved := h.attempt(p.ID), in.Proved[p.ID]
 		switch {
 		case !there || !in.Alive[p.ID]:
-			a.initiateAt = time.Time{}
+			a.waiting, a.initiateAt = false, time.Time{}
 		case !handshake.IsZero() && in.Now.Sub(handshake) < netcfg.HandshakeFresh:
 			toldAt := a.toldAt
 			if handshake.Before(in.Settled) && toldAt.Before(in.Settled) {
@@ -178,9 +186,11 @@ func (h Handshakes) next(in handshakeInput) HandshakePlan {
 				out.Initiate = append(out.Initiate, anyAddress(p)...)
 				toldAt = in.Now
 			}
-			*a = attempt{firstDone: true, endpoint: a.endpoint, toldAt: toldAt}
+			*a = attempt{firstDone: true, toldAt: toldAt}
+		case len(p.Endpoints) == 0 && !proved.IsValid() && !endpoint[p.Key]:
+			a.waiting, a.proved, a.initiateAt = true, netip.AddrPort{}, time.Time{}
 		default:
-			a.plan(roleOf(in.Self, p), handshake.IsZero(), in.Now)
+			a.plan(roleOf(in.Self, p), proved, handshake.IsZero(), in.Now)
 			out.add(p, a, in.Now)
 		}
 	}
@@ -201,14 +211,16 @@ func (h Handshakes) attempt(id mesh.ID) *attempt {
 	return a
 }
 
-// plan makes a schedule where there is none for this role. It depends on whether the two
-// have never had a handshake.
-func (a *attempt) plan(r role, never bool, now time.Time) {
-	if !a.initiateAt.IsZero() && a.role == r {
+// plan makes a schedule where there is none for this role, or where the leader has found
+// another path. It depends on whether the two have never had a handshake.
+func (a *attempt) plan(r role, proved netip.AddrPort, never bool, now time.Time) {
+	found := proved.IsValid() && proved != a.proved
+	scheduled, changed := !a.initiateAt.IsZero(), !a.initiateAt.IsZero() && a.role != r
+	a.waiting, a.proved = true, proved
+	if scheduled && !changed && !(found && r.leads) {
 		return
 	}
-	changed := !a.initiateAt.IsZero()
-	a.role, a.scheduledAt, a.endpointSince, a.initiateAt, a.wait = r, now, now, now, r.retryInterval()
+	a.role, a.scheduledAt, a.initiateAt, a.wait = r, now, now, r.retryInterval()
 	if r.leads && never {
 		a.wait = firstRenewWait
 	}
@@ -225,9 +237,6 @@ func (a *attempt) plan(r role, never bool, now time.Time) {
 
 // add does what is due for a peer without a session.
 func (o *HandshakePlan) add(p mesh.Peer, a *attempt, now time.Time) {
-	if now.Sub(a.endpointSince) >= endpointTimeout {
-		a.endpoint, a.endpointSince = a.endpoint+1, now
-	}
 	switch due := !now.Before(a.initiateAt); {
 	case due && !a.role.leads && !a.firstDone:
 		// The leader has had its time. The next turn gives the peer its endpoint, so that

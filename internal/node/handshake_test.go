@@ -23,7 +23,7 @@ func TestWhoSpeaks(t *testing.T) {
 		there     bool
 		alive     bool
 		handshake time.Duration // age; 0 for never
-		want      string        // endpoint, speaks?, how soon again
+		want      string        // whether it gets an endpoint, speaks?, how soon again
 	}
 	tests := []struct {
 		name      string
@@ -33,56 +33,56 @@ func TestWhoSpeaks(t *testing.T) {
 		steps     []step
 	}{
 		{"the lower key leads: it speaks at once, and renews the peer until it is answered", low, reachable, false, []step{
-			{0, true, true, 0, "0 speaks, 150ms"},
-			{100 * time.Millisecond, true, true, 0, "0 silent, 50ms"},
-			{150 * time.Millisecond, true, true, 0, "0 renews, 300ms"},
-			{200 * time.Millisecond, true, true, 0, "0 silent, 250ms"},
-			{450 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
-			{1050 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
-			{2250 * time.Millisecond, true, true, 0, "0 renews, 500ms"},
-			{6 * time.Second, true, true, 0, "0 renews, 4.8s"},
-			{11 * time.Second, true, true, 0, "0 renews, 5s"},
-			{12 * time.Second, true, true, time.Second, "1 silent, 0s"},
+			{0, true, true, 0, "endpoint, speaks, 150ms"},
+			{100 * time.Millisecond, true, true, 0, "endpoint, silent, 50ms"},
+			{150 * time.Millisecond, true, true, 0, "endpoint, renews, 300ms"},
+			{200 * time.Millisecond, true, true, 0, "endpoint, silent, 250ms"},
+			{450 * time.Millisecond, true, true, 0, "endpoint, renews, 500ms"},
+			{1050 * time.Millisecond, true, true, 0, "endpoint, renews, 500ms"},
+			{2250 * time.Millisecond, true, true, 0, "endpoint, renews, 500ms"},
+			{6 * time.Second, true, true, 0, "endpoint, renews, 4.8s"},
+			{11 * time.Second, true, true, 0, "endpoint, renews, 5s"},
+			{12 * time.Second, true, true, time.Second, "endpoint, silent, 0s"},
 		}},
 		{"who can't be spoken to leads, whatever its key", high, nil, false, []step{
-			{0, true, true, 0, "0 speaks, 150ms"},
-			{150 * time.Millisecond, true, true, 0, "0 renews, 300ms"},
+			{0, true, true, 0, "endpoint, speaks, 150ms"},
+			{150 * time.Millisecond, true, true, 0, "endpoint, renews, 300ms"},
 		}},
 		{"the higher key follows: no endpoint until the leader has spoken", high, reachable, false, []step{
-			{0, true, true, 0, "-1 silent, 500ms"},
-			{100 * time.Millisecond, true, true, time.Millisecond, "-1 silent, 0s"},
-			{time.Second, true, true, time.Second, "0 silent, 0s"},
+			{0, true, true, 0, "none, silent, 500ms"},
+			{100 * time.Millisecond, true, true, time.Millisecond, "none, silent, 0s"},
+			{time.Second, true, true, time.Second, "endpoint, silent, 0s"},
 		}},
 		{"the follower speaks when it was not spoken to, and never renews", high, reachable, false, []step{
-			{0, true, true, 0, "-1 silent, 500ms"},
-			{3 * time.Second, true, true, 0, "-1 silent, 50ms"},
-			{3050 * time.Millisecond, true, true, 0, "0 speaks, 500ms"},
-			{8250 * time.Millisecond, true, true, 0, "0 speaks, 5.2s"}, // not in step with the leader
+			{0, true, true, 0, "none, silent, 500ms"},
+			{3 * time.Second, true, true, 0, "none, silent, 50ms"},
+			{3050 * time.Millisecond, true, true, 0, "endpoint, speaks, 500ms"},
+			{8250 * time.Millisecond, true, true, 0, "endpoint, speaks, 5.2s"}, // not in step with the leader
 		}},
 		{"after a restart nobody waits for who may not have noticed", high, reachable, true, []step{
-			{0, true, true, 0, "0 silent, 200ms"},
-			{200 * time.Millisecond, true, true, 0, "0 speaks, 500ms"},
+			{0, true, true, 0, "endpoint, silent, 200ms"},
+			{200 * time.Millisecond, true, true, 0, "endpoint, speaks, 500ms"},
 		}},
 		{"nobody speaks to the dead", low, reachable, false, []step{
-			{0, true, false, 0, "0 silent, 0s"},
-			{time.Hour, true, false, time.Hour, "0 silent, 0s"},
-			{2 * time.Hour, true, true, 2 * time.Hour, "0 speaks, 500ms"},
-			{2*time.Hour + time.Second, true, true, 2 * time.Hour, "0 silent, 500ms"},
-			{2*time.Hour + 5*time.Second, true, true, 2 * time.Hour, "0 renews, 5s"},
+			{0, true, false, 0, "endpoint, silent, 0s"},
+			{time.Hour, true, false, time.Hour, "endpoint, silent, 0s"},
+			{2 * time.Hour, true, true, 2 * time.Hour, "endpoint, speaks, 500ms"},
+			{2*time.Hour + time.Second, true, true, 2 * time.Hour, "endpoint, silent, 500ms"},
+			{2*time.Hour + 5*time.Second, true, true, 2 * time.Hour, "endpoint, renews, 5s"},
 		}},
 		{"a peer that is not on the device yet", low, reachable, false, []step{
-			{0, false, true, 0, "0 silent, 0s"},
-			{time.Second, true, true, 0, "0 speaks, 150ms"},
+			{0, false, true, 0, "endpoint, silent, 0s"},
+			{time.Second, true, true, 0, "endpoint, speaks, 150ms"},
 		}},
 		{"a session that ran out is renewed", high, reachable, false, []step{
-			{0, true, true, time.Second, "-1 silent, 0s"},
-			{time.Hour, true, true, netcfg.HandshakeFresh, "0 silent, 200ms"},
-			{time.Hour + time.Second, true, true, netcfg.HandshakeFresh, "0 speaks, 500ms"},
+			{0, true, true, time.Second, "none, silent, 0s"},
+			{time.Hour, true, true, netcfg.HandshakeFresh, "endpoint, silent, 200ms"},
+			{time.Hour + time.Second, true, true, netcfg.HandshakeFresh, "endpoint, speaks, 500ms"},
 		}},
 		{"a device that was made anew begins anew", low, reachable, false, []step{
-			{0, true, true, 0, "0 speaks, 150ms"},
-			{time.Second, true, true, time.Second, "0 silent, 0s"},
-			{2 * time.Second, true, true, 0, "0 speaks, 150ms"},
+			{0, true, true, 0, "endpoint, speaks, 150ms"},
+			{time.Second, true, true, time.Second, "endpoint, silent, 0s"},
+			{2 * time.Second, true, true, 0, "endpoint, speaks, 150ms"},
 		}},
 	}
 	for _, tt := range tests {
@@ -94,7 +94,10 @@ func TestWhoSpeaks(t *testing.T) {
 				now := start.Add(s.at)
 				self := mesh.Record{Key: wgtypes.Key{tt.self}, Endpoints: tt.endpoints}
 				in := inputWithPeer(self, now, s.there, s.alive, s.handshake)
-				pick := h.pick(in.Topology.Peers, self)[mesh.ID{5}]
+				endpoint := "endpoint"
+				if h.awaited(in.Topology.Peers, self)[mesh.ID{5}] {
+					endpoint = "none"
+				}
 				out := h.next(in)
 				got := "silent"
 				switch {
@@ -103,7 +106,7 @@ func TestWhoSpeaks(t *testing.T) {
 				case len(out.Initiate) > 0:
 					got = "speaks"
 				}
-				if got = fmt.Sprintf("%d %s, %v", pick, got, out.RecheckAfter); got != s.want {
+				if got = fmt.Sprintf("%s, %s, %v", endpoint, got, out.RecheckAfter); got != s.want {
 					t.Errorf("after %v: got %s, want %s", s.at, got, s.want)
 				}
 			}
@@ -120,7 +123,8 @@ func TestRoleChanges(t *testing.T) {
 	self := mesh.Record{Key: wgtypes.Key{1}, Endpoints: []mesh.Endpoint{{Host: "203.0.113.1", Port: 51820}}}
 	in := inputWithPeer(self, start, true, true, 0)
 	endpoints := in.Topology.Peers[0].Endpoints
-	in.Topology.Peers[0].Endpoints = nil // the peer leads now, it can't be spoken to
+	in.Topology.Peers[0].Endpoints = nil // the peer leads now
+	in.Proved = map[mesh.ID]netip.AddrPort{{5}: endpoints[0]}
 	if out := h.next(in); len(out.Initiate) > 0 || out.RecheckAfter != pollInterval {
 		t.Errorf("without endpoint: got %+v, want silence", out)
 	}
@@ -195,24 +199,56 @@ func inputWithPeer(self mesh.Record, now time.Time, there, alive bool, handshake
 	return in
 }
 
-func TestEndpointsTakeTurns(t *testing.T) {
-	start := time.Unix(1000, 0)
-	h := NewHandshakes(nil)
-	self := mesh.Record{}
-	for i, want := range []int{0, 1, 2, 2} {
-		now := start.Add(time.Duration(i) * endpointTimeout)
-		handshake := time.Duration(0)
-		if i == 3 {
-			handshake = time.Second // the third try has worked
-		}
-		h.next(inputWithPeer(self, now, true, true, handshake))
-		if got := h.pick(inputWithPeer(self, now, true, true, 0).Topology.Peers, self)[mesh.ID{5}]; got != want {
-			t.Errorf("after %d intervals: got endpoint %d, want %d", i, got, want)
-		}
+// TestUnreachablePeer: as long as no endpoint of a peer is known, nobody speaks. Once probes have
+// found one, a turn is due, and the leader speaks at once, by the next path again; the follower
+// gives it time.
+func TestUnreachablePeer(t *testing.T) {
+	one, two := netip.MustParseAddrPort("203.0.113.5:1"), netip.MustParseAddrPort("203.0.113.5:2")
+	for _, tt := range []struct {
+		name  string
+		self  byte // of keys; the peer has 5
+		steps []string
+	}{
+		{"leader", 1, []string{"silent, 0s", "silent, 0s", "speaks, 150ms", "silent, 140ms", "renews, 150ms"}},
+		{"follower", 9, []string{"silent, 0s", "silent, 0s", "silent, 500ms", "silent, 500ms", "silent, 500ms"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			now := time.Unix(1000, 0)
+			h := NewHandshakes(nil)
+			for i, proved := range []netip.AddrPort{{}, {}, one, one, two} {
+				in := inputWithPeer(mesh.Record{Key: wgtypes.Key{tt.self}}, now.Add(time.Duration(i)*10*time.Millisecond), true, true, 0)
+				in.Topology.Peers[0].Endpoints = nil
+				in.Proved = make(map[mesh.ID]netip.AddrPort)
+				if proved.IsValid() {
+					in.Proved[mesh.ID{5}] = proved
+				}
+				if due := i == 2 || i == 4; h.foundPath(in.Proved) != due {
+					t.Errorf("step %d: a turn is due: %t, want %t", i, !due, due)
+				}
+				out := h.next(in)
+				got := "silent"
+				switch {
+				case len(out.Renew) > 0:
+					got = "renews"
+				case len(out.Initiate) > 0:
+					got = "speaks"
+				}
+				if got = fmt.Sprintf("%s, %v", got, out.RecheckAfter); got != tt.steps[i] {
+					t.Errorf("step %d: got %s, want %s", i, got, tt.steps[i])
+				}
+			}
+		})
 	}
-	h.next(handshakeInput{Now: start})
+}
+
+// TestGonePeersAreNotRemembered: what is kept has a bound.
+func TestGonePeersAreNotRemembered(t *testing.T) {
+	now := time.Unix(1000, 0)
+	h := NewHandshakes(nil)
+	h.next(inputWithPeer(mesh.Record{}, now, true, true, 0))
+	h.next(handshakeInput{Now: now})
 	if len(h.peers) != 0 {
-		t.Errorf("peers that are gone: got %v, want none remembered", h.peers)
+		t.Errorf("got %v, want none", h.peers)
 	}
 }
 
@@ -224,13 +260,13 @@ func TestLatePeersMeetAnew(t *testing.T) {
 	h.known[mesh.ID{5}] = true
 	self := mesh.Record{Key: wgtypes.Key{9}, Endpoints: []mesh.Endpoint{{Host: "203.0.113.1", Port: 51820}}}
 	early := inputWithPeer(self, start, true, true, 0)
-	if got := h.pick(early.Topology.Peers, self)[mesh.ID{5}]; got != 0 {
-		t.Errorf("a peer from before: got endpoint %d, want the first", got)
+	if h.awaited(early.Topology.Peers, self)[mesh.ID{5}] {
+		t.Error("a peer from before: got no endpoint, want one")
 	}
 	h = NewHandshakes(nil)
 	h.known[mesh.ID{5}] = true
 	h.next(handshakeInput{Now: start, Self: self, Topology: mesh.Topology{Addresses: []netip.Addr{netip.MustParseAddr("10.4.0.9")}}})
-	if got := h.pick(early.Topology.Peers, self)[mesh.ID{5}]; got != -1 {
-		t.Errorf("a peer of today: got endpoint %d, want none before the leader has spoken", got)
+	if !h.awaited(early.Topology.Peers, self)[mesh.ID{5}] {
+		t.Error("a peer of today: got an endpoint, want none before the leader has spoken")
 	}
 }

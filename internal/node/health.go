@@ -43,7 +43,7 @@ type selfVerdict struct {
 // the others must not find it a gateway the moment it is up.
 func (m *Memory) verdictOnSelf(in Input, own mesh.Record) selfVerdict {
 	h, standing := &m.health, in.standing()
-	next := mesh.Verdict{Author: in.Self.Public, Subject: in.Self.ID(), Role: mesh.RoleGateway, Epoch: standing.Epoch + 1}
+	next := mesh.Verdict{Author: in.Self.Public, Subject: in.Self.ID(), Epoch: standing.Epoch + 1}
 	if IsUp(standing) {
 		h.hold.Recovered(in.Now)
 		h.undone = false

@@ -35,7 +35,7 @@ func TestRaise(t *testing.T) {
 	start := time.Unix(1_800_000_000, 0)
 	verdicts := []mesh.Verdict{}
 	say := func(author int, state mesh.Health, epoch uint64) {
-		verdicts = []mesh.Verdict{{Author: records[author].Identity, Subject: records[0].ID(), Role: mesh.RoleGateway, State: state, Epoch: epoch}}
+		verdicts = []mesh.Verdict{{Author: records[author].Identity, Subject: records[0].ID(), State: state, Epoch: epoch}}
 	}
 	broken := netcfg.State{Sysctls: []netcfg.Sysctl{{Key: "net.ipv4.ip_forward", Value: "1"}}}
 	heard := records[1:]

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -30,6 +31,16 @@ type Paths struct {
 	InUse map[mesh.ID]path.Path
 	// Streams are those that carry datagrams, those that this node has dialled first.
 	Streams []Stream
+}
+
+// allSeen returns where peers see this node's WireGuard socket, sorted.
+func (p Paths) allSeen() []netip.AddrPort {
+	var all []netip.AddrPort
+	for _, seen := range p.Seen {
+		all = append(all, seen...)
+	}
+	slices.SortFunc(all, netip.AddrPort.Compare)
+	return all
 }
 
 // OwnCandidates returns the addresses at which others may reach this node's WireGuard socket:
@@ -76,8 +87,8 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 	return all
 }
 
-// isForwarded reports whether strangers reach this node at an address that it does not have
-// itself: if its NAT lets them in for gossip, it does so for WireGuard.
+// isForwarded reports whether strangers may reach this node at an address that it does not
+// have itself.
 func (m *Memory) isForwarded(a netip.AddrPort) bool {
 	return slices.ContainsFunc(m.Own.Endpoints, func(e mesh.Endpoint) bool { return e.Host == a.Addr().String() && e.Port == a.Port() })
 }
@@ -99,11 +110,9 @@ func (in Input) resolve(e mesh.Endpoint) []netip.AddrPort {
 // itself, first those that most of them name.
 func (in Input) seen() []netip.AddrPort {
 	votes := make(map[netip.AddrPort]int)
-	for _, seen := range in.Paths.Seen {
-		for _, a := range seen {
-			if mesh.IsPublic(a.Addr()) && !slices.Contains(in.Facts.Addresses, a.Addr()) {
-				votes[a]++
-			}
+	for _, a := range in.Paths.allSeen() {
+		if mesh.IsPublic(a.Addr()) && !slices.Contains(in.Facts.Addresses, a.Addr()) {
+			votes[a]++
 		}
 	}
 	var all []netip.AddrPort
@@ -112,6 +121,26 @@ func (in Input) seen() []netip.AddrPort {
 	}
 	slices.SortFunc(all, func(a, b netip.AddrPort) int { return cmp.Or(votes[b]-votes[a], a.Compare(b)) })
 	return all[:min(len(all), maxPerKind)]
+}
+
+// keepalives returns how often this node speaks to each of its peers, unless it is never. By
+// default it does so where a NAT's mapping has to be held: where the peer sees it at another
+// address than its own. As long as a peer has not said, what others say counts.
+func (m *Memory) keepalives(in Input, peers []mesh.Peer) map[mesh.ID]time.Duration {
+	keepalives := make(map[mesh.ID]time.Duration)
+	for _, p := range peers {
+		mapped := m.Own.NAT
+		if seen := in.Paths.Seen[p.ID]; len(seen) > 0 {
+			mapped = slices.ContainsFunc(seen, func(a netip.AddrPort) bool { return !slices.Contains(in.Facts.Addresses, a.Addr()) })
+		}
+		switch {
+		case in.Config.Keepalive != nil && *in.Config.Keepalive > 0:
+			keepalives[p.ID] = *in.Config.Keepalive
+		case in.Config.Keepalive == nil && mapped:
+			keepalives[p.ID] = natKeepalive
+		}
+	}
+	return keepalives
 }
 
 // PathPeer is a WireGuard peer to which a path is to be found and kept.
@@ -147,7 +176,7 @@ func (m *Memory) PathPeers(in Input, c Configuration) []PathPeer {
 			ID: p.ID, Key: p.Key, PathKey: own.Key,
 			Candidates: w.candidates(p, own, m.sharesLAN(in, records[p.ID], own), records[p.ID]),
 			Relays:     in.relaysTo(own, relays),
-			Follows:    c.Settings.EndpointIndex[p.ID] < 0,
+			Follows:    c.Settings.Awaited[p.ID],
 		})
 	}
 	return peers
@@ -156,6 +185,13 @@ func (m *Memory) PathPeers(in Input, c Configuration) []PathPeer {
 // sharesLAN reports whether another node may be in a private network of this one.
 func (m *Memory) sharesLAN(in Input, r mesh.Record, said mesh.PathRecord) bool {
 	return m.Own.Location != "" && m.Own.Location == r.Location || in.behindSameNAT(said)
+}
+
+// NeedsTurn reports whether paths that have changed lead to more than what is told of them: a
+// peer without a session can be reached now, or this node is seen elsewhere than its record says.
+func (m *Memory) NeedsTurn(in Input) bool {
+	next := nextRecord(in.Config, surroundings{in.Facts, m.Own.InternalIPs, in.Paths.allSeen()}, m.Own)
+	return m.Handshakes.foundPath(in.Paths.Proved) || next.NAT != m.Own.NAT || !slices.Equal(next.Endpoints, m.Own.Endpoints)
 }
 
 // behindSameNAT reports whether others see a node behind a public address behind which they see
@@ -204,6 +240,11 @@ func (w pathFilter) candidates(p mesh.Peer, said mesh.PathRecord, sharesLAN bool
 		if s.Node == p.ID {
 			all = append(all, path.Candidate{Path: path.At(s.Own), Open: true})
 		}
+	}
+	// Where gossip meets it, WireGuard may be met, too: behind a 1:1 NAT nothing else is known
+	// before the first probe.
+	if at := w.in.View.MetAt[p.ID]; at.IsValid() && r.ListenPort != 0 {
+		add(path.Direct, netip.AddrPortFrom(at, r.ListenPort), false)
 	}
 	slices.SortFunc(all, func(a, b path.Candidate) int { return a.Path.Compare(b.Path) })
 	return all

@@ -11,27 +11,11 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// singleObserverPeriod is how long after the start a single node's word does not change what this
-// one said of itself before: the first to speak may lie, and the others have greeted it by
-// then.
-const singleObserverPeriod = 30 * time.Second
-
 // surroundings is what this node's record says of its host.
 type surroundings struct {
-	facts             netcfg.Facts
-	internalIPs       []netip.Prefix
-	observed          []mesh.Observation // where others see it
-	requiredObservers int                // how many of them it takes to change the last record
-}
-
-// requiredObservers returns how many observers it takes to change the last record, so long after the
-// start.
-func requiredObservers(last mesh.Record, internalIPs []netip.Prefix, after time.Duration) int {
-	known := len(last.Endpoints) > 0 || last.NAT
-	if known && after < singleObserverPeriod && slices.Equal(internalIPs, last.InternalIPs) {
-		return 2
-	}
-	return 1
+	facts       netcfg.Facts
+	internalIPs []netip.Prefix
+	seen        []netip.AddrPort // where peers see its WireGuard socket
 }
 
 // nextRecord returns what this node says of itself now. The sequence is that of the last
@@ -55,20 +39,15 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 	if s.facts.MTU != 0 || last.MTU == 0 {
 		r.MTU = c.deviceMTU(s.facts)
 	}
-	// A node that nobody sees just now is still where it was seen last.
-	if len(s.observed) > 0 || len(last.Endpoints) == 0 {
-		r.Endpoints, r.NAT = mesh.OwnEndpoints(mesh.EndpointInput{
-			Cluster:           c.Cluster,
-			Configured:        c.Endpoint,
-			Own:               s.facts.Addresses,
-			OnLink:            s.facts.CardNetworks(),
-			Observed:          s.observed,
-			ListenPort:        r.ListenPort,
-			Last:              last.Endpoints,
-			LastNAT:           last.NAT,
-			RequiredObservers: s.requiredObservers,
-		})
-	}
+	r.Endpoints, r.NAT = mesh.OwnEndpoints(mesh.EndpointInput{
+		Cluster:    c.Cluster,
+		Configured: c.Endpoint,
+		Own:        s.facts.Addresses,
+		Seen:       s.seen,
+		ListenPort: r.ListenPort,
+		Last:       last.Endpoints,
+		LastNAT:    last.NAT,
+	})
 	// Do not tell everybody about another order alone.
 	if sameEndpoints(r.Endpoints, last.Endpoints) {
 		r.Endpoints = last.Endpoints
@@ -120,31 +99,18 @@ func sameEndpoints(a, b []mesh.Endpoint) bool {
 	return len(a) == len(b) && !slices.ContainsFunc(a, func(e mesh.Endpoint) bool { return !slices.Contains(b, e) })
 }
 
-// moves holds when the host's addresses changed last. What others said before is about
-// another address.
+// moves holds when the host's addresses changed last.
 type moves struct {
 	addresses []netip.Addr
 	last      time.Time // zero for not since the start
 }
 
-// look takes in the addresses, and reports whether they have changed.
-func (m *moves) look(addresses []netip.Addr, now time.Time) bool {
-	changed := m.addresses != nil && !slices.Equal(m.addresses, addresses)
-	if changed {
+// look takes in the addresses.
+func (m *moves) look(addresses []netip.Addr, now time.Time) {
+	if m.addresses != nil && !slices.Equal(m.addresses, addresses) {
 		m.last = now
 	}
 	m.addresses = append([]netip.Addr{}, addresses...)
-	return changed
-}
-
-// since returns what was said after the last change.
-func (m *moves) since(all []mesh.Observation) (since []mesh.Observation) {
-	for _, o := range all {
-		if !o.At.Before(m.last) {
-			since = append(since, o)
-		}
-	}
-	return since
 }
 
 // NextSequence numbers a record of ours. If somebody has shown one that we don't know to

@@ -63,7 +63,7 @@ func TestNextRecord(t *testing.T) {
 		Private:   []netcfg.PrivateAddress{{Link: "eth0", Address: netip.MustParsePrefix("192.168.1.5/24"), Default: true}},
 		MTU:       1500,
 	}
-	seen := []mesh.Observation{{Addr: netip.MustParseAddr("203.0.113.5"), Open: true}}
+	seen := []netip.AddrPort{netip.MustParseAddrPort("203.0.113.5:51820")}
 	last := mesh.Record{Endpoints: []mesh.Endpoint{{Host: "203.0.113.9", Port: 51820, Source: mesh.EndpointObserved}}, NAT: true}
 	configured := config()
 	configured.Name, configured.Location, configured.ListenPort, configured.GossipPort, configured.GossipAddr, configured.MTU = "b", "home", 4500, 7000, "g.example.com:7001", 1300
@@ -73,14 +73,14 @@ func TestNextRecord(t *testing.T) {
 	tests := []struct {
 		name   string
 		config Config
-		seen   []mesh.Observation
+		seen   []netip.AddrPort
 		last   mesh.Record
 		change func(*mesh.Record) // of what the first case wants
 	}{
 		{"found out", config(), seen, mesh.Record{}, func(*mesh.Record) {}},
 		{"configured", configured, seen, last, func(r *mesh.Record) {
 			r.Name, r.Location, r.ListenPort, r.GossipPort, r.GossipAddr, r.MTU = "b", "home", 4500, 7000, "g.example.com:7001", 1300
-			r.Endpoints = []mesh.Endpoint{{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}, {Host: "203.0.113.5", Port: 4500, Source: mesh.EndpointObserved}}
+			r.Endpoints = []mesh.Endpoint{{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}}
 			r.InternalIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.6/25")}
 			r.AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}
 		}},
@@ -94,7 +94,7 @@ func TestNextRecord(t *testing.T) {
 				InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")},
 			}
 			tt.change(&want)
-			got := nextRecord(tt.config, surroundings{facts: facts, internalIPs: tt.config.InternalIPs(facts, nil), observed: tt.seen, requiredObservers: 1}, tt.last)
+			got := nextRecord(tt.config, surroundings{facts, tt.config.InternalIPs(facts, nil), tt.seen}, tt.last)
 			if diff := cmp.Diff(want, got, compareNet); diff != "" {
 				t.Errorf("record (-want +got):\n%s", diff)
 			}
@@ -128,57 +128,31 @@ func TestNextRecordWithoutUplink(t *testing.T) {
 
 func TestKeepalive(t *testing.T) {
 	configured := 10 * time.Second
+	own, mapped := netip.MustParseAddrPort("203.0.113.1:51820"), netip.MustParseAddrPort("203.0.113.9:51820")
+	peer := mesh.ID{5}
 	tests := []struct {
 		name      string
 		keepalive *time.Duration
 		nat       bool
+		seen      []netip.AddrPort
 		want      time.Duration
 	}{
-		{"not behind NAT", nil, false, 0},
-		{"behind NAT", nil, true, natKeepalive},
-		{"switched off", new(time.Duration), true, 0},
-		{"configured", &configured, false, 10 * time.Second},
+		{"nothing is known", nil, false, nil, 0},
+		{"behind NAT, as other peers say", nil, true, nil, natKeepalive},
+		{"behind NAT, but not towards this peer", nil, true, []netip.AddrPort{own}, 0},
+		{"behind NAT towards this peer alone", nil, false, []netip.AddrPort{mapped}, natKeepalive},
+		{"switched off", new(time.Duration), true, []netip.AddrPort{mapped}, 0},
+		{"configured", &configured, false, []netip.AddrPort{own}, 10 * time.Second},
 	}
 	for _, tt := range tests {
-		if got := (Config{Keepalive: tt.keepalive}).peerKeepalive(mesh.Record{NAT: tt.nat}); got != tt.want {
+		m := Memory{Own: mesh.Record{NAT: tt.nat}}
+		in := Input{
+			Config: Config{Keepalive: tt.keepalive}, Facts: netcfg.Facts{Addresses: []netip.Addr{own.Addr()}},
+			Paths: Paths{Seen: map[mesh.ID][]netip.AddrPort{peer: tt.seen}},
+		}
+		if got := m.keepalives(in, []mesh.Peer{{ID: peer}})[peer]; got != tt.want {
 			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
 		}
-	}
-}
-
-// What others said of our address before it changed counts no more, and right after
-// a start one word does not change what the last record says.
-func TestHostileOldObservations(t *testing.T) {
-	start := time.Unix(1_800_000_000, 0)
-	one, two := []netip.Addr{netip.MustParseAddr("192.168.1.5")}, []netip.Addr{netip.MustParseAddr("192.168.2.5")}
-	said := []mesh.Observation{{By: mesh.ID{1}, At: start.Add(time.Second)}, {By: mesh.ID{2}, At: start.Add(3 * time.Second)}}
-	var m moves
-	if m.look(one, start) || m.look(one, start.Add(time.Second)) || len(m.since(said)) != 2 {
-		t.Error("the same address counts as a change")
-	}
-	if !m.look(two, start.Add(2*time.Second)) {
-		t.Error("another address is no change")
-	}
-	if got := m.since(said); len(got) != 1 || got[0].By != (mesh.ID{2}) {
-		t.Errorf("observations since then: got %v, want the last one", got)
-	}
-
-	internal := []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}
-	facts := netcfg.Facts{Addresses: one, Private: []netcfg.PrivateAddress{{Link: "eth0", Address: internal[0]}}}
-	last := mesh.Record{InternalIPs: internal, MTU: 1420, Endpoints: []mesh.Endpoint{{Host: "192.168.1.5", Port: 51820, Source: mesh.EndpointObserved}}}
-	heard := []mesh.Observation{{By: mesh.ID{6}, Addr: netip.MustParseAddr("203.0.113.66"), From: netip.MustParseAddr("198.51.100.6"), At: start, Open: true}}
-	next := func(after time.Duration) mesh.Record {
-		return nextRecord(config(), surroundings{facts: facts, internalIPs: internal, observed: heard, requiredObservers: requiredObservers(last, internal, after)}, last)
-	}
-	got := next(time.Second)
-	if got.NAT || !slices.Equal(got.Endpoints, last.Endpoints) {
-		t.Errorf("after one lie: NAT %v, endpoints %v; want %v", got.NAT, got.Endpoints, last.Endpoints)
-	}
-	// Against another's word it does not count later either.
-	truth := mesh.Observation{By: mesh.ID{7}, Addr: one[0], From: netip.MustParseAddr("198.51.100.7"), At: start}
-	heard = append(heard, truth)
-	if got = next(time.Hour); got.NAT || !slices.Equal(got.Endpoints, last.Endpoints) {
-		t.Errorf("with a liar and an honest node: NAT %v, endpoints %v; want %v", got.NAT, got.Endpoints, last.Endpoints)
 	}
 }
 

@@ -228,7 +228,7 @@ func (f *failover) keepSending(c *flow, since time.Time) {
 // callDown has a member say that the gateway is down.
 func (f *failover) callDown() {
 	m := f.members[0]
-	m.say(mesh.Verdict{Author: m.self.Public, Subject: f.subject.id, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1})
+	m.say(mesh.Verdict{Author: m.self.Public, Subject: f.subject.id, State: mesh.HealthDown, Epoch: 1})
 }
 
 // await lets time pass until somebody says so of the gateway.

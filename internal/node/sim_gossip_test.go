@@ -38,7 +38,6 @@ type verdict struct {
 
 type verdictKey struct {
 	author, subject mesh.ID
-	role            mesh.Role
 }
 
 // settings are what a node says of the cluster.
@@ -84,7 +83,7 @@ func (s store) put(o object) bool {
 		s.records[id] = *o.record
 	case o.verdict != nil:
 		v := *o.verdict
-		k := verdictKey{mesh.IDOf(v.Author), v.Subject, v.Role}
+		k := verdictKey{mesh.IDOf(v.Author), v.Subject}
 		if v.Epoch <= s.verdicts[k].Epoch || s.buries(v) {
 			return false
 		}
@@ -133,7 +132,7 @@ func (s store) all() (list []object) {
 
 // compare orders verdicts as a View does.
 func (k verdictKey) compare(o verdictKey) int {
-	return cmp.Or(k.subject.Compare(o.subject), cmp.Compare(k.role, o.role), k.author.Compare(o.author))
+	return cmp.Or(k.subject.Compare(o.subject), k.author.Compare(o.author))
 }
 
 // gossip is what one daemon knows of the others.
@@ -142,7 +141,6 @@ type gossip struct {
 	merged bool
 	heard  map[mesh.ID]time.Time // outside of the mesh
 	seen   map[mesh.ID]time.Time // by the members, when somebody was alive last
-	view   []mesh.Observation
 }
 
 // newGossip begins with what is on disk.
@@ -197,12 +195,12 @@ func (h *host) say(v mesh.Verdict) {
 		h.fail("%s: a verdict that names a record which was not told", h.name)
 	}
 	s := h.peers.store
-	v.Epoch = max(v.Epoch, s.verdicts[verdictKey{h.id, v.Subject, v.Role}].Epoch+1)
-	h.note("%s: %s %s is %s, epoch %d", h.name, v.Role, h.byID(v.Subject).name, v.State, v.Epoch)
+	v.Epoch = max(v.Epoch, s.verdicts[verdictKey{h.id, v.Subject}].Epoch+1)
+	h.note("%s: %s is %s, epoch %d", h.name, h.byID(v.Subject).name, v.State, v.Epoch)
 	h.publish(object{verdict: &verdict{v, max(s.records[v.Subject].Sequence, v.Record), s.records[h.id].Sequence}})
 }
 
-// greet lets others know where this node is, and it where they see it.
+// greet lets others hear this node, and it them.
 func (h *host) greet() {
 	for _, o := range h.linkedHosts() {
 		h.later(2*simTunnel, func() { h.meet(o) })
@@ -243,27 +241,6 @@ func (h *host) meet(o *host) {
 		return
 	}
 	h.peers.heard[o.id], o.peers.heard[h.id] = h.now, h.now
-	h.observedBy(o)
-	o.observedBy(h)
-}
-
-// observedBy notes at which address another node sees this one.
-func (h *host) observedBy(o *host) {
-	seen := mesh.Observation{By: o.id, Addr: h.public, From: o.public, At: h.now, Open: h.place.underlay != home}
-	if h.onLAN(o) {
-		seen.Addr, seen.From = h.internal.Addr(), o.internal.Addr()
-	}
-	g := &h.peers
-	i := slices.IndexFunc(g.view, func(o mesh.Observation) bool { return o.By == seen.By })
-	if i < 0 {
-		g.view = append(g.view, mesh.Observation{})
-		i = len(g.view) - 1
-	}
-	changed := g.view[i].Addr != seen.Addr || g.view[i].Open != seen.Open
-	g.view[i] = seen
-	if changed {
-		h.tell()
-	}
 }
 
 // ask has nodes give a sign of life outside of the mesh.
@@ -327,11 +304,6 @@ func (h *host) view() mesh.View {
 		Forgotten: g.store.forgotten[id], OwnSequence: max(g.store.records[id].Sequence, g.store.forgotten[id]),
 	}
 	v.Alone = len(v.Alive) == 1
-	for _, o := range g.view {
-		if v.Alive[o.By] {
-			v.Observed = append(v.Observed, o)
-		}
-	}
 	for _, id := range slices.SortedFunc(maps.Keys(g.store.records), mesh.ID.Compare) {
 		v.Records = append(v.Records, g.store.records[id])
 	}

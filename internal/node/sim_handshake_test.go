@@ -64,7 +64,7 @@ func meet(t *testing.T, far underlay, low bool, delay, apart time.Duration) time
 	a2.tellUrgently()
 	s.pass(5 * time.Second)
 
-	v := &verdict{mesh.Verdict{Author: a2.self.Public, Subject: a1.id, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1}, 1 << 40, 1 << 40}
+	v := &verdict{mesh.Verdict{Author: a2.self.Public, Subject: a1.id, State: mesh.HealthDown, Epoch: 1}, 1 << 40, 1 << 40}
 	for h, d := range map[*host]time.Duration{a2: max(-apart, 0), b: max(apart, 0)} {
 		s.after(d, func() {
 			if h.peers.store.put(object{verdict: v}) {

@@ -28,8 +28,8 @@ import (
 // The simulation is a number of whole nodes on virtual time, in one goroutine. Each takes
 // the turns that the daemon takes, with the very functions that the daemon calls, and has a
 // kernel that does what plans say. Simulated is what is between and below them: the
-// underlay and WireGuard (sim_wireguard_test.go), gossip (sim_gossip_test.go), and the
-// packets that go from host to host through the kernels' tables (sim_packet_test.go).
+// underlay and WireGuard (sim_wireguard_test.go), what probes find (sim_paths_test.go), gossip
+// (sim_gossip_test.go), and the packets that go from host to host through the kernels' tables (sim_packet_test.go).
 //
 // Everything follows from the seed. Time passes from event to event.
 type simulation struct {
@@ -56,6 +56,7 @@ const (
 	simGather  = 5 * time.Millisecond   // from an event to the turn
 	simSpacing = 50 * time.Millisecond  // the least time between two turns
 	simSave    = 5 * time.Second        // between two writes of what is known of the others
+	simProbes  = time.Second            // between two probes of all peers
 )
 
 // simBegin is when all simulations begin.
@@ -182,6 +183,8 @@ type host struct {
 	started time.Time
 	memory  node.Memory
 	peers   gossip
+	probes  map[mesh.ID]bool           // peers that are probed
+	proved  map[mesh.ID]netip.AddrPort // where they answer
 	table   *probe.Table
 	levels  map[probe.Target]probe.Level
 	turned  time.Time // when the last turn was taken
@@ -262,12 +265,14 @@ func (h *host) startDaemon() {
 	h.disk.instance++
 	h.self.Instance = h.disk.instance
 	h.table, h.levels = probe.NewTable(h.config.Pace), nil
+	h.probes, h.proved = make(map[mesh.ID]bool), make(map[mesh.ID]netip.AddrPort)
 	h.peers = newGossip(h)
 	h.memory = node.Memory{Handshakes: node.NewHandshakes(h.view().Records), Absences: node.NewAbsences(h.disk.absences)}
 	h.turned = time.Time{}
 	h.look(0)
 	h.each(h.config.Pace.Interval, h.probe)
 	h.each(simSave, h.save)
+	h.each(simProbes, h.findPaths)
 	h.greet()
 	h.later(simSync/2, h.compare)
 }
@@ -297,7 +302,10 @@ func (h *host) stop() {
 }
 
 // kill ends the daemon.
-func (h *host) kill() { h.running, h.next = false, time.Time{} }
+func (h *host) kill() {
+	h.running, h.next = false, time.Time{}
+	h.probes, h.proved = nil, nil
+}
 
 // crash takes a host's power away. What is on the disk stays.
 func (h *host) crash() {
@@ -380,6 +388,7 @@ func (h *host) input() node.Input {
 	return node.Input{
 		Now: h.now, Started: h.started, Self: h.self, Config: h.config, Promise: h.disk.promise,
 		View: h.view(), Facts: h.facts(), LastHeard: h.peers.heard, Results: h.table.Results(h.now),
+		Paths: h.paths(),
 	}
 }
 
@@ -397,9 +406,6 @@ func (h *host) announce(in *node.Input) {
 		in.InUse = "pods"
 	}
 	a := h.memory.Announce(*in)
-	if a.RefreshObservations {
-		h.greet()
-	}
 	if a.RecordChanged {
 		h.disk.promise = a.Promise
 		if a.NewClaim {
@@ -450,6 +456,9 @@ func (h *host) change(in node.Input, o netcfg.Options) bool {
 		if h.tunnels[p.Key] == nil {
 			h.tunnels[p.Key] = &tunnel{}
 		}
+	}
+	if len(plan.Peers) > 0 {
+		h.later(0, h.findPaths)
 	}
 	h.plan = plan
 	h.writes++

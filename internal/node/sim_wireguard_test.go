@@ -105,9 +105,12 @@ func (h *host) mapped() netip.AddrPort {
 	return netip.AddrPortFrom(h.public, wireguardPort)
 }
 
-// hasSpokenTo reports whether a NAT lets packets of another host in. Keepalives see to it
-// that it goes on doing so.
+// hasSpokenTo reports whether a NAT lets packets of another host in, which probes or
+// WireGuard have spoken to. Keepalives see to it that it goes on doing so.
 func (h *host) hasSpokenTo(o *host) bool {
+	if h.probes[o.id] {
+		return true
+	}
 	return slices.ContainsFunc(h.kernel.Peers, func(p netcfg.Peer) bool {
 		t := h.tunnels[p.Key]
 		return p.Endpoint == o.mapped() && t != nil && (!t.last.IsZero() || t.current != nil)

@@ -67,7 +67,7 @@ func TestTurns(t *testing.T) {
 
 	a1.blocked = true
 	a1.turn()
-	a2.say(mesh.Verdict{Author: a2.self.Public, Subject: a1.id, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 1})
+	a2.say(mesh.Verdict{Author: a2.self.Public, Subject: a1.id, State: mesh.HealthDown, Epoch: 1})
 	a2.tellUrgently()
 	s.pass(5 * time.Second)
 	serves("after a verdict", a2)

@@ -17,7 +17,6 @@ import (
 const (
 	maxLAN            = 2
 	maxRemote         = 3
-	maxRelays         = 8
 	maxPeers          = 2
 	maxUnencapsulated = 2
 )
@@ -29,9 +28,6 @@ type ChooseInput struct {
 	Records  []mesh.Record // of all nodes, including this one
 	Topology mesh.Topology
 	Alive    map[mesh.ID]bool // according to gossip
-	// FoundDown are relays on which this node has published a verdict down. They are watched
-	// until they answer again.
-	FoundDown []mesh.ID
 }
 
 // Watch is the set of nodes that this node watches.
@@ -40,8 +36,8 @@ type Watch struct {
 	LAN            []mesh.ID  // other nodes of the LAN
 	Remote         []mesh.ID  // remote nodes whose tunnels end at the gateway
 	Unprobed       []mesh.ID  // nodes of other locations, which are not probed: gossip hears them
-	Relays         []mesh.ID  // that this node or its clients use, or that are FoundDown
-	Peers          []mesh.ID  // nodes with a direct tunnel, to compare relays with
+	Carrier        mesh.ID    // that carries clients' traffic for this node; zero if it has none
+	Peers          []mesh.ID  // other nodes with a tunnel, to compare the carrier with
 	Unencapsulated []Neighbor // nodes of the LAN that are reached without encapsulation
 
 	addrs map[mesh.ID][]netip.Addr // overlay addresses of the nodes above
@@ -74,10 +70,10 @@ func Choose(a ChooseInput) Watch {
 		return w
 	}
 	c.gateway(&w)
-	c.relays(&w)
+	c.carrier(&w)
 	c.unencapsulated(&w)
 	w.addrs = make(map[mesh.ID][]netip.Addr)
-	for _, id := range slices.Concat([]mesh.ID{w.Gateway}, w.LAN, w.Remote, w.Relays, w.Peers) {
+	for _, id := range slices.Concat([]mesh.ID{w.Gateway, w.Carrier}, w.LAN, w.Remote, w.Peers) {
 		w.addrs[id] = c.overlay(id)
 	}
 	for _, n := range w.Unencapsulated {
@@ -141,44 +137,23 @@ func (c chooser) spread(ids []mesh.ID) []mesh.ID {
 	return all[:min(len(all), maxRemote)]
 }
 
-// relays sets the relays to watch, and other peers: if any of all these answers, a silent
-// relay is down; if none does, this node is cut off.
-func (c chooser) relays(w *Watch) {
-	relays := slices.Clone(c.FoundDown)
-	var peers []mesh.ID
-	for _, p := range c.Topology.Routes {
-		if p.Kind != mesh.RouteTunnel {
-			continue
-		}
-		if len(p.Hops) == 0 {
-			peers = append(peers, p.ID)
-		} else if c.isRelay(p) {
-			relays = append(relays, p.Hops[0])
-		}
-	}
-	if home := c.Topology.ClientHome; home != (mesh.ID{}) {
-		relays = append(relays, home)
-	}
-	slices.SortFunc(relays, mesh.ID.Compare)
-	relays = slices.Compact(relays)
-	if len(relays) == 0 {
+// carrier sets the carrier, and other peers: if one of them answers, a silent carrier is
+// dead; if none does, this node is cut off.
+func (c chooser) carrier(w *Watch) {
+	if w.Carrier = c.Topology.ClientHome; w.Carrier == (mesh.ID{}) {
 		return
 	}
-	c.rank(relays)
-	w.Relays = relays[:min(len(relays), maxRelays)]
-	peers = slices.DeleteFunc(peers, func(id mesh.ID) bool { return slices.Contains(w.Relays, id) })
+	var peers []mesh.ID
+	for _, p := range c.Topology.Peers {
+		if p.ID != w.Carrier {
+			peers = append(peers, p.ID)
+		}
+	}
 	c.rank(peers)
 	w.Peers = peers[:min(len(peers), maxPeers)]
 }
 
-// isRelay reports whether the end of a tunnel forwards packets as a relay. In mode
-// location it may instead be the gateway of the destination's location.
-func (c chooser) isRelay(p mesh.Route) bool {
-	l := c.records[p.ID].Location
-	return c.Cluster.Mode != mesh.ModeLocation || l == "" || c.records[p.Hops[0]].Location != l
-}
-
-// plain sets the watched neighbors that are reached without encapsulation.
+// unencapsulated sets the watched neighbors that are reached without encapsulation.
 func (c chooser) unencapsulated(w *Watch) {
 	internal := make(map[mesh.ID]netip.Addr)
 	var ids []mesh.ID
@@ -262,8 +237,10 @@ func (w Watch) Targets() []ScheduledTarget {
 			add(false, w.targetsOf(id, w.Gateway)...)
 		}
 	}
-	for _, id := range slices.Concat(w.Relays, w.Peers) {
-		add(false, w.targetsOf(id, mesh.ID{})...)
+	if w.Carrier != (mesh.ID{}) {
+		for _, id := range append([]mesh.ID{w.Carrier}, w.Peers...) {
+			add(false, w.targetsOf(id, mesh.ID{})...)
+		}
 	}
 	for _, n := range w.Unencapsulated {
 		overlay, internal := w.unencapsulatedTargets(n)

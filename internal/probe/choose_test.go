@@ -84,11 +84,11 @@ func describe(a ChooseInput, w Watch) string {
 	for _, n := range w.Unencapsulated {
 		plain = append(plain, n.ID)
 	}
-	return fmt.Sprintf("gateway %s beside %s beyond %s relays %s peers %s plain %s", name(w.Gateway), list(w.LAN), list(w.Remote), list(w.Relays), list(w.Peers), list(plain))
+	return fmt.Sprintf("gateway %s beside %s beyond %s carrier %s peers %s plain %s", name(w.Gateway), list(w.LAN), list(w.Remote), name(w.Carrier), list(w.Peers), list(plain))
 }
 
 func TestChoose(t *testing.T) {
-	const nobody = "gateway - beside  beyond  relays  peers  plain "
+	const nobody = "gateway - beside  beyond  carrier - peers  plain "
 	never := func(ps []testNode, names ...string) []testNode {
 		for i := range ps {
 			ps[i].never = slices.Contains(names, ps[i].name)
@@ -110,20 +110,18 @@ func TestChoose(t *testing.T) {
 		testNodes []testNode
 		want      string
 	}{
-		{"a member watches its gateway and the nodes at the end of its tunnels", mesh.ModeLocation, "always", "a3", six(), "gateway a1 beside a2 beyond b1,lone1 relays  peers  plain "},
+		{"a member watches its gateway and the nodes at the end of its tunnels", mesh.ModeLocation, "always", "a3", six(), "gateway a1 beside a2 beyond b1,lone1 carrier - peers  plain "},
 		{"a gateway watches nobody", mesh.ModeLocation, "always", "a1", six(), nobody},
 		{"a node without a location watches nobody", mesh.ModeLocation, "always", "lone1", six(), nobody},
-		{"two on a LAN", mesh.ModeLocation, "always", "b2", six(), "gateway b1 beside  beyond a1,lone1 relays  peers  plain "},
+		{"two on a LAN", mesh.ModeLocation, "always", "b2", six(), "gateway b1 beside  beyond a1,lone1 carrier - peers  plain "},
 		{"no other node may be the gateway", mesh.ModeLocation, "always", "a3", never(six(), "a2", "a3"), nobody},
-		{"a node that may not be the gateway watches too", mesh.ModeLocation, "always", "a3", never(six(), "a3"), "gateway a1 beside a2 beyond b1,lone1 relays  peers  plain "},
+		{"a node that may not be the gateway watches too", mesh.ModeLocation, "always", "a3", never(six(), "a3"), "gateway a1 beside a2 beyond b1,lone1 carrier - peers  plain "},
 		{"mode full", mesh.ModeFull, "always", "a3", six(), nobody},
 		{"mode cross", mesh.ModeCross, "always", "a3", six(), nobody},
-		{"without encapsulation the LAN is watched too", mesh.ModeCross, "never", "a3", six(), "gateway - beside  beyond  relays  peers  plain a1,a2"},
-		{"a few of many nodes are watched", mesh.ModeLocation, "always", "a4", testNodes("a1", "a2", "a3", "a4", "a5", "a6", "b1", "c1", "d1", "e1", "f1"), "gateway a1 beside a2,a6 beyond b1,d1,e1 relays  peers  plain "},
-		{"behind a relay", mesh.ModeFull, "always", "lone1", behindNAT(testNodes("lone1", "lone2", "lone3", "lone4"), "lone1", "lone2"), "gateway - beside  beyond  relays lone3 peers lone4 plain "},
-		{"a gateway behind NAT watches its relay, its members don't", mesh.ModeLocation, "always", "a1", behindNAT(testNodes("a1", "a2", "b1", "lone1", "lone2"), "a1", "a2", "b1"), "gateway - beside  beyond  relays lone2 peers lone1 plain "},
-		{"nodes behind a relay are not used to judge the gateway", mesh.ModeLocation, "always", "a2", behindNAT(testNodes("a1", "a2", "b1", "lone1", "lone2"), "a1", "a2", "b1"), "gateway a1 beside  beyond lone1,lone2 relays  peers  plain "},
-		{"the gateway at the end of a tunnel is not a relay for its location", mesh.ModeLocation, "always", "lone1", six(), nobody},
+		{"without encapsulation the LAN is watched too", mesh.ModeCross, "never", "a3", six(), "gateway - beside  beyond  carrier - peers  plain a1,a2"},
+		{"a few of many nodes are watched", mesh.ModeLocation, "always", "a4", testNodes("a1", "a2", "a3", "a4", "a5", "a6", "b1", "c1", "d1", "e1", "f1"), "gateway a1 beside a2,a6 beyond b1,d1,e1 carrier - peers  plain "},
+		{"behind NAT", mesh.ModeFull, "always", "lone1", behindNAT(testNodes("lone1", "lone2", "lone3", "lone4"), "lone1", "lone2"), nobody},
+		{"nodes behind NAT show whether the gateway works, too", mesh.ModeLocation, "always", "a2", behindNAT(testNodes("a1", "a2", "b1", "lone1", "lone2"), "a1", "a2", "b1"), "gateway a1 beside  beyond b1,lone1,lone2 carrier - peers  plain "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a := around(tt.mode, tt.encap, tt.self, tt.testNodes)
@@ -156,12 +154,16 @@ func TestChooseIsSteady(t *testing.T) {
 	}
 }
 
-// A relay that is down stays watched, although no path leads through it any more.
-func TestChooseBlamed(t *testing.T) {
-	a := around(mesh.ModeFull, "always", "lone1", testNodes("lone1", "lone2", "lone3"))
-	a.FoundDown = []mesh.ID{a.Records[1].ID()}
+// A node that strangers don't reach watches the node that carries its clients' traffic, and
+// others to compare it with.
+func TestChooseCarrier(t *testing.T) {
+	a := around(mesh.ModeFull, mesh.EncapsulationAlways, "lone1", []testNode{{name: "lone1", behindNAT: true}, {name: "lone2"}, {name: "lone3", behindNAT: true}})
+	if w := Choose(a); len(w.Targets()) > 0 {
+		t.Errorf("without clients it watches %v", w.Targets())
+	}
+	a.Topology.ClientHome = a.Records[1].ID()
 	w := Choose(a)
-	if got, want := describe(a, w), "gateway - beside  beyond  relays lone2 peers lone3 plain "; got != want {
+	if got, want := describe(a, w), "gateway - beside  beyond  carrier lone2 peers lone3 plain "; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	want := []ScheduledTarget{
@@ -169,19 +171,6 @@ func TestChooseBlamed(t *testing.T) {
 		{Target: Target{Addr: netip.MustParseAddr("10.4.0.3"), Source: netip.MustParseAddr("10.4.0.1")}},
 	}
 	if diff := cmp.Diff(want, w.Targets(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-		t.Errorf("aims (-want +got):\n%s", diff)
-	}
-}
-
-// A node without an endpoint of its own watches the node through which its clients reach
-// it.
-func TestChooseClientHome(t *testing.T) {
-	a := around(mesh.ModeFull, mesh.EncapsulationAlways, "lone1", []testNode{{name: "lone1", behindNAT: true}, {name: "lone2"}, {name: "lone3"}})
-	if w := Choose(a); len(w.Relays) > 0 {
-		t.Errorf("without clients it watches %v", w.Relays)
-	}
-	a.Topology.ClientHome = a.Records[2].ID()
-	if w := Choose(a); !slices.Equal(w.Relays, []mesh.ID{a.Topology.ClientHome}) || len(w.Peers) != 1 {
-		t.Errorf("it watches %v and %v, want the clients' node and another peer to compare", w.Relays, w.Peers)
+		t.Errorf("targets (-want +got):\n%s", diff)
 	}
 }

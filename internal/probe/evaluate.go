@@ -19,11 +19,11 @@ const (
 	// target silent, it runs at slowInterval: the remote end is dead.
 	recheckSoon       = 50 * time.Millisecond
 	recheckSoonMisses = 8
+	// pathTime is how long a gateway gets to find other paths to nodes that are silent to it.
+	pathTime = 1500 * time.Millisecond
 	// unprovenFactor multiplies the misses allowed to a gateway that has never worked:
 	// its tunnels have to come up first.
 	unprovenFactor = 10
-	// relaySteady is how long a relay must answer again before it is used.
-	relaySteady = 10 * time.Second
 )
 
 // EvaluateInput is the input of Evaluate.
@@ -49,17 +49,16 @@ type Findings struct {
 	RecheckAfter time.Duration
 }
 
-// Evaluate works out what follows from the results of the gateway and the relays, and returns the verdicts to
-// publish.
+// Evaluate works out what follows from the results, and returns the verdicts to publish.
 func Evaluate(s EvaluateInput) Findings {
 	var f Findings
-	if g := s.Watch.Gateway; g != (mesh.ID{}) && s.gatewayState(g) != mesh.HealthDown {
+	if g := s.Watch.Gateway; g != (mesh.ID{}) && !s.isDown(g) {
 		if s.dead(&f) || s.blackhole(&f) || s.useless(&f) {
-			f.Verdicts = append(f.Verdicts, s.verdict(g, mesh.RoleGateway, mesh.HealthDown))
+			f.Verdicts = append(f.Verdicts, s.down(g))
 		}
 	}
-	for _, r := range s.Watch.Relays {
-		s.relay(&f, r)
+	if c := s.Watch.Carrier; c != (mesh.ID{}) && !s.isDown(c) && s.carrierDead() {
+		f.Verdicts = append(f.Verdicts, s.down(c))
 	}
 	slices.SortFunc(f.RequestSigns, mesh.ID.Compare)
 	f.RequestSigns = slices.Compact(f.RequestSigns)
@@ -115,14 +114,14 @@ func (s EvaluateInput) dead(f *Findings) bool {
 	if quiet.misses < s.Misses {
 		return false
 	}
-	witnesses, answer := s.witnesses(quiet)
+	witnesses, answer := s.witnesses(w.LAN, quiet)
 	return answer || (witnesses == 0 || deadInGossip) && s.hears(w.Unprobed, quiet)
 }
 
-// witnesses counts the addresses of the rest of the LAN that have ever answered, and
-// reports whether one has answered during a silence.
-func (s EvaluateInput) witnesses(quiet silence) (n int, answer bool) {
-	for _, id := range s.Watch.LAN {
+// witnesses counts the addresses of nodes that have ever answered, and reports whether one
+// has answered during a silence.
+func (s EvaluateInput) witnesses(ids []mesh.ID, quiet silence) (n int, answer bool) {
+	for _, id := range ids {
 		for _, t := range s.Watch.targetsOf(id, mesh.ID{}) {
 			if r := s.Results[t]; !r.Answered.IsZero() {
 				n++
@@ -134,8 +133,9 @@ func (s EvaluateInput) witnesses(quiet silence) (n int, answer bool) {
 }
 
 // blackhole reports whether the gateway is alive but does not forward: in one family no
-// remote node answers through it, though one of them is heard outside of the mesh. If
-// the gateway itself is silent, the result is false: the path to it may be cut.
+// remote node answers through it, though one of them is heard outside of the mesh, and it
+// has had time to find other paths to them. If the gateway itself is silent, the result
+// is false: the path to it may be cut.
 func (s EvaluateInput) blackhole(f *Findings) bool {
 	if quiet, ok := s.silenceOf(s.Watch.targetsOf(s.Watch.Gateway, mesh.ID{}), false); ok && quiet.misses >= suspectAfter {
 		return false
@@ -147,7 +147,7 @@ func (s EvaluateInput) blackhole(f *Findings) bool {
 			continue
 		}
 		s.ask(f, s.Watch.Remote, quiet)
-		if quiet.misses >= s.Misses && s.hears(s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() }), quiet) {
+		if quiet.misses >= s.Misses && s.Now.Sub(quiet.since) >= time.Duration(s.Misses)*s.Interval+pathTime && s.hears(s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() }), quiet) {
 			return true
 		}
 	}
@@ -170,7 +170,7 @@ func (s EvaluateInput) useless(f *Findings) bool {
 		return near.misses < suspectAfter && s.hears(s.beyondWith(targets, func(r Result) bool { return r.Known }), quiet)
 	}
 	near, ok := s.silenceOf(gateway, true)
-	_, answer := s.witnesses(near)
+	_, answer := s.witnesses(s.Watch.LAN, near)
 	return ok && near.misses >= unprovenFactor*s.Misses && answer
 }
 
@@ -217,60 +217,34 @@ func (s EvaluateInput) hears(ids []mesh.ID, quiet silence) bool {
 	return slices.ContainsFunc(ids, func(id mesh.ID) bool { return s.LastHeard[id].After(from) })
 }
 
-// relay evaluates a relay, for this node's own use only. It is down when it is silent
-// while a peer or another relay answers, and up when it has answered for relaySteady.
-func (s EvaluateInput) relay(f *Findings, id mesh.ID) {
-	targets := s.Watch.targetsOf(id, mesh.ID{})
-	if s.relayState(id) == mesh.HealthDown {
-		steady := func(t Target) bool {
-			since := s.Results[t].Since
-			return !since.IsZero() && s.Now.Sub(since) >= relaySteady
-		}
-		if len(targets) > 0 && !slices.ContainsFunc(targets, func(t Target) bool { return !steady(t) }) {
-			f.Verdicts = append(f.Verdicts, s.verdict(id, mesh.RoleRelay, mesh.HealthUp))
-		}
-		return
+// carrierDead reports whether the carrier is silent and dead in gossip, while another peer
+// answers. That it is silent alone is not enough: the verdict counts for all nodes, and
+// perhaps only this one has no path to it.
+func (s EvaluateInput) carrierDead() bool {
+	if s.Alive[s.Watch.Carrier] {
+		return false
 	}
-	quiet, ok := s.silenceOf(targets, !s.Alive[id])
+	quiet, ok := s.silenceOf(s.Watch.targetsOf(s.Watch.Carrier, mesh.ID{}), true)
 	if !ok || quiet.misses < s.Misses {
-		return
+		return false
 	}
-	for _, p := range slices.Concat(s.Watch.Peers, s.Watch.Relays) {
-		if p == id {
-			continue
-		}
-		for _, t := range s.Watch.targetsOf(p, mesh.ID{}) {
-			if r := s.Results[t]; !r.Answered.IsZero() && !r.Answered.Before(quiet.last) {
-				f.Verdicts = append(f.Verdicts, s.verdict(id, mesh.RoleRelay, mesh.HealthDown))
-				return
-			}
-		}
-	}
+	_, answer := s.witnesses(s.Watch.Peers, quiet)
+	return answer
 }
 
-// verdict returns a verdict whose epoch exceeds those of all verdicts on its subject, also
-// of those that don't count yet.
-func (s EvaluateInput) verdict(subject mesh.ID, role mesh.Role, state mesh.Health) mesh.Verdict {
-	next := mesh.Verdict{Author: s.Author, Subject: subject, Role: role, State: state, Epoch: 1}
+// down returns a verdict whose epoch exceeds those of all verdicts on its subject, also of
+// those that don't count yet.
+func (s EvaluateInput) down(subject mesh.ID) mesh.Verdict {
+	next := mesh.Verdict{Author: s.Author, Subject: subject, State: mesh.HealthDown, Epoch: 1}
 	for _, v := range s.Verdicts {
-		if v.Subject == subject && v.Role == role && (role == mesh.RoleGateway || v.Author.Equal(s.Author)) {
+		if v.Subject == subject {
 			next.Epoch = max(next.Epoch, v.Epoch+1)
 		}
 	}
 	return next
 }
 
-// gatewayState returns what the verdict that counts says of a gateway; "" if there is none.
-func (s EvaluateInput) gatewayState(id mesh.ID) mesh.Health {
-	return mesh.GatewayVerdicts(s.Verdicts, s.Records)[id].State
-}
-
-// relayState returns what this node itself has said of a relay; "" if nothing.
-func (s EvaluateInput) relayState(id mesh.ID) mesh.Health {
-	for _, v := range s.Verdicts {
-		if v.Subject == id && v.Role == mesh.RoleRelay && v.Author.Equal(s.Author) {
-			return v.State
-		}
-	}
-	return ""
+// isDown reports whether the verdict on a node that counts is that it is down.
+func (s EvaluateInput) isDown(id mesh.ID) bool {
+	return mesh.GatewayVerdicts(s.Verdicts, s.Records)[id].State == mesh.HealthDown
 }

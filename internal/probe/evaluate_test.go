@@ -18,8 +18,7 @@ import (
 )
 
 // The nodes of the scenarios. a and b are on one LAN with the author, and a is its
-// gateway; x and y are remote; r is a relay that the author uses, p a peer with a direct
-// tunnel.
+// gateway; x and y are remote; r is the author's carrier, p another peer.
 var (
 	self = identity(1)
 	a    = mesh.ID{0xa}
@@ -121,8 +120,8 @@ func simulate(w network, first Watch, length time.Duration) []string {
 			}
 		}
 		for _, v := range f.Verdicts {
-			lines = append(lines, fmt.Sprintf("%v %s %s is %s, epoch %d", at, v.Role, names[v.Subject], v.State, v.Epoch))
-			verdicts = append(slices.DeleteFunc(verdicts, func(o mesh.Verdict) bool { return o.Subject == v.Subject && o.Role == v.Role }), v)
+			lines = append(lines, fmt.Sprintf("%v %s is %s, epoch %d", at, names[v.Subject], v.State, v.Epoch))
+			verdicts = append(slices.DeleteFunc(verdicts, func(o mesh.Verdict) bool { return o.Subject == v.Subject }), v)
 		}
 	}
 	return lines
@@ -141,7 +140,7 @@ func TestTimelines(t *testing.T) {
 	}
 	three := watch(1, Watch{Gateway: a, LAN: []mesh.ID{b}, Remote: []mesh.ID{x, y}, Unprobed: []mesh.ID{x, y}})
 	two := watch(1, Watch{Gateway: a, Remote: []mesh.ID{x}, Unprobed: []mesh.ID{x}})
-	relayed := watch(1, Watch{Relays: []mesh.ID{r}, Peers: []mesh.ID{p}})
+	carried := watch(1, Watch{Carrier: r, Peers: []mesh.ID{p}})
 
 	tests := []struct {
 		name    string
@@ -150,16 +149,19 @@ func TestTimelines(t *testing.T) {
 		want    []string
 	}{
 		{"nothing happens", three, network{pings: until(), hears: always}, nil},
-		{"the gateway's host is gone", three, network{pings: until(a, x, y), hears: always}, []string{"10.9s gateway a is down, epoch 1"}},
-		{"the gateway's host is gone, and gossip has no other way out of the LAN", three, network{pings: until(a, x, y)}, []string{"10.9s gateway a is down, epoch 1"}},
-		{"the gateway's host is gone, and no other node is on the LAN", two, network{pings: until(a, x), hears: always}, []string{"10.9s gateway a is down, epoch 1"}},
+		{"the gateway's host is gone", three, network{pings: until(a, x, y), hears: always}, []string{"10.9s a is down, epoch 1"}},
+		{"the gateway's host is gone, and gossip has no other way out of the LAN", three, network{pings: until(a, x, y)}, []string{"10.9s a is down, epoch 1"}},
+		{"the gateway's host is gone, and no other node is on the LAN", two, network{pings: until(a, x), hears: always}, []string{"10.9s a is down, epoch 1"}},
 		{"one answer in three is lost", three, network{
 			pings: func(_ Target, at time.Duration) bool { return at/(250*time.Millisecond)%3 != 0 }, hears: always,
 		}, nil},
-		{"the gateway is alive but does not forward", three, network{pings: until(x, y), hears: always}, []string{"10.9s gateway a is down, epoch 1"}},
+		{"the gateway is alive but does not forward", three, network{pings: until(x, y), hears: always}, []string{"12.55s a is down, epoch 1"}},
 		{"the gateway does not forward one family", watch(2, three), network{
 			pings: func(t Target, at time.Duration) bool { return at < event || t.Addr.Is4() || to(t, a, b) }, hears: always,
-		}, []string{"10.9s gateway a is down, epoch 1"}},
+		}, []string{"12.55s a is down, epoch 1"}},
+		{"the gateway finds other paths to the remote nodes", three, network{
+			pings: func(t Target, at time.Duration) bool { return at < event || at > event+2*time.Second || !to(t, x, y) }, hears: always,
+		}, nil},
 		{"the gateway lost one of two addresses, which its daemon restores", watch(2, three), network{
 			pings: func(t Target, at time.Duration) bool { return at < event || t.Addr.Is4() || !to(t, a) }, hears: always,
 		}, nil},
@@ -170,25 +172,25 @@ func TestTimelines(t *testing.T) {
 		{"the rest of the LAN dies, gossip notices after 8 s", three, network{
 			pings: until(a, b, x, y), hears: always,
 			alive: func(id mesh.ID, at time.Duration) bool { return at < event+8*time.Second || id != a && id != b },
-		}, []string{"18s gateway a is down, epoch 1"}},
+		}, []string{"18s a is down, epoch 1"}},
 		{"the only other gateway dies", two, network{pings: until(x), hears: gossipUntil(x)}, nil},
 		{"the only other gateway dies, and its last packet arrives late", two, network{
 			pings: until(x), hears: gossipUntil(x), rtt: func(Target) time.Duration { return 300 * time.Millisecond },
 		}, nil},
 		{"a tunnel is down though gossip gets through: another gateway may do better", two, network{
 			pings: until(x), hears: always,
-		}, []string{"10.9s gateway a is down, epoch 1"}},
+		}, []string{"12.55s a is down, epoch 1"}},
 		{"a distant location answers late", three, network{
 			pings: until(), hears: always, rtt: func(Target) time.Duration { return 900 * time.Millisecond },
 		}, nil},
 		{"no node answers pings, and the gateway dies", three, network{
 			pings: until(), hears: always, rtt: func(Target) time.Duration { return time.Hour },
 			alive: func(id mesh.ID, at time.Duration) bool { return at < event+8*time.Second || id != a },
-		}, []string{"18.05s gateway a is down, epoch 1"}},
+		}, []string{"18.05s a is down, epoch 1"}},
 		{"the next gateway has been dead for long", three, network{
 			pings: func(t Target, _ time.Duration) bool { return !to(t, a, x, y) }, hears: always,
 			alive: func(id mesh.ID, _ time.Duration) bool { return id != a },
-		}, []string{"900ms gateway a is down, epoch 1"}},
+		}, []string{"900ms a is down, epoch 1"}},
 		{"a new gateway is not blamed for what happened before", three, network{
 			// No remote node has ever answered through b, so their silence is not b's fault.
 			pings: until(a, x, y), hears: always,
@@ -198,10 +200,10 @@ func TestTimelines(t *testing.T) {
 				}
 				return now
 			},
-		}, []string{"10.9s gateway a is down, epoch 1"}},
+		}, []string{"10.9s a is down, epoch 1"}},
 		{"the next gateway can't be reached from this node", three, network{
 			pings: func(t Target, _ time.Duration) bool { return to(t, b) }, hears: func(mesh.ID, time.Duration) bool { return false },
-		}, []string{"9.9s gateway a is down, epoch 1"}},
+		}, []string{"9.9s a is down, epoch 1"}},
 		{"the whole LAN can't be reached from this node", three, network{
 			pings: func(Target, time.Duration) bool { return false }, hears: always,
 		}, nil},
@@ -214,7 +216,7 @@ func TestTimelines(t *testing.T) {
 				}
 				return now
 			},
-		}, []string{"10.95s gateway a is down, epoch 1"}},
+		}, []string{"10.95s a is down, epoch 1"}},
 		{"no remote node is alive any more when the next gateway takes over", watch(1, Watch{Gateway: b, Remote: three.Remote}), network{
 			pings: func(t Target, _ time.Duration) bool { return t.Via != a },
 			watch: func(now Watch, at time.Duration) Watch {
@@ -227,24 +229,19 @@ func TestTimelines(t *testing.T) {
 		{"remote nodes have never answered through any gateway", three, network{
 			pings: func(t Target, _ time.Duration) bool { return !to(t, x, y) }, hears: always,
 		}, nil},
-		{"a relay dies", relayed, network{pings: until(r)}, []string{"10.9s relay r is down, epoch 1"}},
-		{"a relay dies, and only another relay answers", watch(1, Watch{Relays: []mesh.ID{r, p}}), network{pings: until(r)}, []string{"10.9s relay r is down, epoch 1"}},
-		{"no peer answers, so this node is cut off", relayed, network{pings: until(r, p)}, nil},
-		{"no relay answers, so this node is cut off", watch(1, Watch{Relays: []mesh.ID{r, p}}), network{pings: until(r, p)}, nil},
-		{"a relay comes back after 30 s", relayed, network{
-			pings: func(t Target, at time.Duration) bool { return at < event || at > event+30*time.Second || !to(t, r) },
-		}, []string{"10.9s relay r is down, epoch 1", "50.05s relay r is up, epoch 2"}},
-		{"a relay is up and down every 5 s", relayed, network{
-			pings: func(t Target, at time.Duration) bool { return at < event || at/(5*time.Second)%2 == 1 || !to(t, r) },
-		}, []string{"10.9s relay r is down, epoch 1"}},
+		{"a carrier dies, gossip notices after 8 s", carried, network{
+			pings: until(r), alive: func(id mesh.ID, at time.Duration) bool { return at < event+8*time.Second || id != r },
+		}, []string{"18s r is down, epoch 1"}},
+		{"this node has no path to the carrier", carried, network{pings: until(r)}, nil},
+		{"a carrier's daemon is stopped", carried, network{pings: until(), alive: gossipUntil(r)}, nil},
+		{"no peer answers, so this node is cut off", carried, network{pings: until(r, p), alive: gossipUntil(r, p)}, nil},
+		{"a carrier that was dead when this node started", carried, network{
+			pings: func(t Target, _ time.Duration) bool { return !to(t, r) }, alive: func(id mesh.ID, _ time.Duration) bool { return id != r },
+		}, []string{"900ms r is down, epoch 1"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			length := 2 * event
-			if len(tt.watch.Relays) > 0 {
-				length = 6 * event // a relay must be steady before it counts as up
-			}
-			got := simulate(tt.network, tt.watch, length)
+			got := simulate(tt.network, tt.watch, 2*event)
 			if diff := cmp.Diff(strings.Join(tt.want, "\n"), strings.Join(got, "\n")); diff != "" {
 				t.Errorf("verdicts (-want +got):\n%s", diff)
 			}
@@ -270,13 +267,12 @@ func TestEpochs(t *testing.T) {
 		want     uint64 // 0 for none
 	}{
 		{nil, 1},
-		{[]mesh.Verdict{{Author: itself, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthUp, Epoch: 6, Record: 3}, {Author: self, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 5}}, 7},
-		{[]mesh.Verdict{{Author: itself, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthUp, Epoch: 6, Record: 4}, {Author: self, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 5}}, 0},
-		{[]mesh.Verdict{{Author: itself, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthUp, Epoch: 6, Record: 4}}, 7},
-		{[]mesh.Verdict{{Author: itself, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthDraining, Epoch: 6}}, 7},
-		{[]mesh.Verdict{{Author: other, Subject: a, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 6}}, 0},
-		{[]mesh.Verdict{{Author: other, Subject: a, Role: mesh.RoleRelay, State: mesh.HealthDown, Epoch: 6}}, 1},
-		{[]mesh.Verdict{{Author: other, Subject: b, Role: mesh.RoleGateway, State: mesh.HealthDown, Epoch: 6}}, 1},
+		{[]mesh.Verdict{{Author: itself, Subject: a, State: mesh.HealthUp, Epoch: 6, Record: 3}, {Author: self, Subject: a, State: mesh.HealthDown, Epoch: 5}}, 7},
+		{[]mesh.Verdict{{Author: itself, Subject: a, State: mesh.HealthUp, Epoch: 6, Record: 4}, {Author: self, Subject: a, State: mesh.HealthDown, Epoch: 5}}, 0},
+		{[]mesh.Verdict{{Author: itself, Subject: a, State: mesh.HealthUp, Epoch: 6, Record: 4}}, 7},
+		{[]mesh.Verdict{{Author: itself, Subject: a, State: mesh.HealthDraining, Epoch: 6}}, 7},
+		{[]mesh.Verdict{{Author: other, Subject: a, State: mesh.HealthDown, Epoch: 6}}, 0},
+		{[]mesh.Verdict{{Author: other, Subject: b, State: mesh.HealthDown, Epoch: 6}}, 1},
 	} {
 		f := Evaluate(EvaluateInput{Now: now, Author: self, Watch: w, Results: results, Pace: Pace{Misses: 4}, Verdicts: tt.verdicts, Records: []mesh.Record{{Identity: itself, Sequence: 3}}, Alive: map[mesh.ID]bool{a: true}})
 		var got uint64

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package probe watches the nodes that carry traffic for this node, its gateway and its
-// relays, and decides when one of them must be replaced. They are probed with ICMP echo
+// Package probe watches the nodes that carry traffic for this node, its gateway and the
+// carrier of its clients, and decides when one of them must be replaced. They are probed with ICMP echo
 // requests along the path that the traffic takes. The remote kernel answers them, so a
 // gateway whose daemon is dead still counts as up, and one that does not forward counts
 // as down.
@@ -15,8 +15,8 @@
 //
 // A node whose traffic goes through a gateway watches that gateway, up to two other
 // nodes of its LAN, and up to three remote nodes whose tunnels end at that gateway. A
-// node that uses a relay watches the relay. Where no other node could take over, nothing
-// is sent.
+// node that clients reach through a carrier watches that one. Where no other node could
+// take over, nothing is sent.
 //
 // # When a gateway is down
 //
@@ -40,6 +40,9 @@
 //
 // That takes at most n intervals and the grace time, and at least one interval less. For
 // remote nodes add two round trips.
+//
+// A gateway that does not forward gets 1.5 s more, in which it may find other paths to
+// the remote nodes.
 //
 // A gateway that has never worked for this node gets ten times as long, because its
 // tunnels have to come up first and firewalls may drop echo requests. It counts as down
@@ -90,10 +93,7 @@ type Result struct {
 	FirstMiss, LastMiss time.Time
 	// Answered is when the last request was sent that was answered; zero for none.
 	Answered time.Time
-	// Since is when the target began to answer without becoming silent again; zero while
-	// it is silent.
-	Since time.Time
-	RTT   time.Duration // of the last answer
+	RTT      time.Duration // of the last answer
 	// Known reports whether the address has ever answered, on any path. If so, it does
 	// not filter echo requests.
 	Known bool

@@ -27,7 +27,7 @@ type Table struct {
 	sequence uint16              // of the last request
 }
 
-// entry is the table's state of one target. See Result for answered, since and rtt.
+// entry is the table's state of one target. See Result for answered and rtt.
 type entry struct {
 	slow     bool
 	due      time.Time // when the next request of a slow target is sent
@@ -35,7 +35,6 @@ type entry struct {
 	dropped  int       // unanswered requests that are no longer in pending
 	first    time.Time // when the oldest unanswered request was sent
 	answered time.Time
-	since    time.Time
 	rtt      time.Duration
 }
 
@@ -104,16 +103,10 @@ func (p *Table) RecordAnswer(from netip.Addr, sequence uint16, now time.Time) bo
 		if i < 0 {
 			continue
 		}
-		if p.overdue(e, now) >= p.Misses {
-			e.since = time.Time{} // it was silent
-		}
 		e.answered, e.rtt = e.pending[i].At, now.Sub(e.pending[i].At)
 		e.pending, e.dropped = slices.Delete(e.pending, 0, i+1), 0
 		if len(e.pending) > 0 {
 			e.first = e.pending[0].At
-		}
-		if e.since.IsZero() {
-			e.since = now
 		}
 		p.known[from] = true
 		return true
@@ -137,12 +130,9 @@ func (p *Table) overdue(e *entry, now time.Time) int {
 func (p *Table) Results(now time.Time) map[Target]Result {
 	out := make(map[Target]Result, len(p.entries))
 	for t, e := range p.entries {
-		r := Result{Misses: p.overdue(e, now), Answered: e.answered, RTT: e.rtt, Since: e.since, Known: p.known[t.Addr]}
+		r := Result{Misses: p.overdue(e, now), Answered: e.answered, RTT: e.rtt, Known: p.known[t.Addr]}
 		if r.Misses > 0 {
 			r.FirstMiss, r.LastMiss = e.first, e.pending[max(r.Misses-e.dropped-1, 0)].At
-		}
-		if r.Misses >= p.Misses {
-			r.Since = time.Time{}
 		}
 		out[t] = r
 	}

@@ -24,7 +24,7 @@ var Attacks = []Attack{
 	{Name: "half-open metrics", Round: halfOpen(func(t *Target) (lab.Place, string) { return t.Victim.Do, lab.MetricsAddress }), Pause: time.Second, Peak: fewConnections},
 	{Name: "half-open answers to clients", Round: halfOpen(func(t *Target) (lab.Place, string) { return t.far.Do, t.overlay + ":7948" }), Pause: time.Second, Peak: fewConnections},
 	{Name: "replay", Round: replay, Pause: 200 * time.Millisecond},
-	{Name: "seen elsewhere", Round: seenElsewhere, Pause: 200 * time.Millisecond},
+	{Name: "packets of others", Round: packetsOfOthers, Pause: 200 * time.Millisecond},
 	{Name: "another's identity", Round: anothersIdentity, Pause: 500 * time.Millisecond},
 	{Name: "another's name", Round: anothersName, Pause: time.Second},
 	{Name: "escapes", Round: escapes, Pause: time.Second},
@@ -80,29 +80,9 @@ func halfOpen(where func(t *Target) (lab.Place, string)) func(context.Context, *
 	}
 }
 
-// seenElsewhere reports false addresses to the victim: by several nodes that have a record
-// and prove their identities, and by packets in the names of honest nodes, which also
-// claim a later boot.
-func seenElsewhere(ctx context.Context, t *Target) error {
-	var records [][]byte
-	for n := range 8 {
-		r, err := record(t.other(n), fmt.Sprintf("%s-%d", insiderName, n), t.rounds+1, map[int]any{8: t.cluster.Hash()})
-		if err != nil {
-			return err
-		}
-		records = append(records, r)
-	}
-	state, err := gossip.AttackState(records)
-	if err != nil {
-		return err
-	}
-	for n := range records {
-		insider := t.other(n)
-		you := netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(77 + n/4)}), 7946)
-		if err := t.whisper(ctx, insider, gossip.Hello{ID: insider.ID(), Instance: 1, You: you}, state); err != nil {
-			return err
-		}
-	}
+// packetsOfOthers sends packets in the names of honest nodes, which also claim a later
+// boot.
+func packetsOfOthers(_ context.Context, t *Target) error {
 	var packets [][]byte
 	for _, from := range []mesh.ID{t.ids[t.Friend], t.ids[t.Far]} {
 		for _, kind := range []byte{gossip.AttackPacketAsk, gossip.AttackPacketHere} {
@@ -135,7 +115,7 @@ func anothersIdentity(ctx context.Context, t *Target) error {
 		return err
 	}
 	for i, id := range []mesh.ID{t.ids[t.Victim], t.ids[t.Friend], t.ids[t.Far]} {
-		h := gossip.Hello{ID: id, Instance: uint64(1000*t.rounds + i), You: netip.MustParseAddrPort("203.0.113.77:7946")}
+		h := gossip.Hello{ID: id, Instance: uint64(1000*t.rounds + i)}
 		if err := t.whisper(ctx, t.Attacker, h, state); err != nil {
 			return err
 		}
@@ -314,7 +294,7 @@ var InPlainText = Attack{Name: "from full to cross", Round: func(ctx context.Con
 }, Pause: time.Second}
 
 // verdicts sends verdicts in the highest epochs that the far node and some unknown nodes
-// are down, as gateways and as relays.
+// are down.
 func verdicts(ctx context.Context, t *Target) error {
 	if err := t.introduce(ctx); err != nil {
 		return err
@@ -325,17 +305,15 @@ func verdicts(ctx context.Context, t *Target) error {
 	}
 	var objects [][]byte
 	for i, subject := range subjects {
-		for _, kind := range []byte{gossip.AttackVerdict, gossip.AttackRelay} {
-			for _, epoch := range []uint64{gossip.AttackMaxSequence - 1, gossip.AttackMaxSequence} {
-				if i > 3 && epoch == gossip.AttackMaxSequence {
-					continue
-				}
-				o, err := t.Object(kind, map[int]any{2: epoch, 3: subject[:], 4: "down", 5: 1, 6: 1, 7: 1})
-				if err != nil {
-					return err
-				}
-				objects = append(objects, o)
+		for _, epoch := range []uint64{gossip.AttackMaxSequence - 1, gossip.AttackMaxSequence} {
+			if i > 3 && epoch == gossip.AttackMaxSequence {
+				continue
 			}
+			o, err := t.Object(gossip.AttackVerdict, map[int]any{2: epoch, 3: subject[:], 4: "down", 5: 1, 6: 1, 7: 1})
+			if err != nil {
+				return err
+			}
+			objects = append(objects, o)
 		}
 	}
 	return t.tell(ctx, objects)

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node_test
+
+import (
+	"net/netip"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/node"
+)
+
+// What package path finds out, without its messages: a path is proved when both daemons
+// probe each other's host where datagrams get there and back.
+
+// paths returns what a turn reads of the paths.
+func (h *host) paths() node.Paths {
+	p := node.Paths{Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort)}
+	for id, at := range h.proved {
+		p.Proved[id] = at
+		p.Seen[id] = []netip.AddrPort{h.addressFor(h.byID(id))}
+	}
+	return p
+}
+
+// addressFor returns where another host meets this one.
+func (h *host) addressFor(o *host) netip.AddrPort {
+	if h.onLAN(o) {
+		return netip.AddrPortFrom(h.internal.Addr(), wireguardPort)
+	}
+	return h.mapped()
+}
+
+// findPaths probes all peers. What is found takes two round trips.
+func (h *host) findPaths() {
+	probes := make(map[mesh.ID]bool)
+	for _, p := range h.kernel.Peers {
+		for _, o := range h.hosts {
+			if o.deviceKey() == p.Key {
+				probes[o.id] = true
+			}
+		}
+	}
+	h.probes = probes
+	for id := range h.proved {
+		if !probes[id] {
+			delete(h.proved, id)
+		}
+	}
+	for _, o := range h.hosts {
+		if !probes[o.id] {
+			continue
+		}
+		h.later(2*(h.flight(o)+o.flight(h)), func() {
+			if h.meetsByProbes(o) {
+				h.prove(o)
+				o.prove(h)
+			}
+		})
+	}
+}
+
+// meetsByProbes reports whether two daemons answer each other's probes.
+func (h *host) meetsByProbes(o *host) bool {
+	if !h.running || !o.running || !h.probes[o.id] || !o.probes[h.id] {
+		return false
+	}
+	there, _ := h.deliver(o.addressFor(h))
+	back, _ := o.deliver(h.addressFor(o))
+	return there == o && back == h
+}
+
+// prove notes where a peer answers, and has WireGuard send there, unless the peer is to send
+// the first handshake.
+func (h *host) prove(o *host) {
+	at := o.addressFor(h)
+	before := h.proved[o.id]
+	h.proved[o.id] = at
+	awaited := h.wanted.Settings.Awaited[o.id]
+	if i := h.peer(o.deviceKey()); i >= 0 && !awaited && h.kernel.Peers[i].Endpoint != at {
+		h.kernel.Peers = append([]netcfg.Peer(nil), h.kernel.Peers...)
+		h.kernel.Peers[i].Endpoint = at
+	}
+	if before != at && h.memory.NeedsTurn(h.input()) {
+		h.tellUrgently()
+	}
+}
