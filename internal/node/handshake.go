@@ -74,6 +74,7 @@ type attempt struct {
 	waiting     bool           // for a session
 	proved      netip.AddrPort // where the peer answered probes then
 	initiated   bool           // something was sent that WireGuard may be waiting on
+	spokeTo     netip.AddrPort // where WireGuard sent that
 	initiateAt  time.Time      // when to speak next; zero while there is a session, or no endpoint
 	wait        time.Duration  // from then until the next time
 	scheduledAt time.Time      // the schedule
@@ -166,9 +167,9 @@ type HandshakePlan struct {
 func (h Handshakes) next(in handshakeInput) HandshakePlan {
 	out := HandshakePlan{Renew: make(map[wgtypes.Key]bool)}
 	last := make(map[wgtypes.Key]time.Time, len(in.Observed.Peers))
-	endpoint := make(map[wgtypes.Key]bool, len(in.Observed.Peers))
+	endpoint := make(map[wgtypes.Key]netip.AddrPort, len(in.Observed.Peers))
 	for _, p := range in.Observed.Peers {
-		last[p.Key], endpoint[p.Key] = p.LastHandshake, p.Endpoint.IsValid()
+		last[p.Key], endpoint[p.Key] = p.LastHandshake, p.Endpoint
 	}
 	wanted := make(map[mesh.ID]bool, len(in.Topology.Peers))
 	for _, p := range in.Topology.Peers {
@@ -187,11 +188,11 @@ func (h Handshakes) next(in handshakeInput) HandshakePlan {
 				toldAt = in.Now
 			}
 			*a = attempt{firstDone: true, toldAt: toldAt}
-		case len(p.Endpoints) == 0 && !proved.IsValid() && !endpoint[p.Key]:
+		case len(p.Endpoints) == 0 && !proved.IsValid() && !endpoint[p.Key].IsValid():
 			a.waiting, a.proved, a.initiateAt = true, netip.AddrPort{}, time.Time{}
 		default:
 			a.plan(roleOf(in.Self, p), proved, handshake.IsZero(), in.Now)
-			out.add(p, a, in.Now)
+			out.add(p, a, endpoint[p.Key], in.Now)
 		}
 	}
 	maps.DeleteFunc(h.peers, func(id mesh.ID, _ *attempt) bool { return !wanted[id] })
@@ -212,9 +213,9 @@ func (h Handshakes) attempt(id mesh.ID) *attempt {
 }
 
 // plan makes a schedule where there is none for this role, or where the leader has found
-// another path. It depends on whether the two have never had a handshake.
+// another path than the one on which it spoke. It depends on whether the two have never had a handshake.
 func (a *attempt) plan(r role, proved netip.AddrPort, never bool, now time.Time) {
-	found := proved.IsValid() && proved != a.proved
+	found := proved.IsValid() && a.spokeTo.IsValid() && proved != a.spokeTo
 	scheduled, changed := !a.initiateAt.IsZero(), !a.initiateAt.IsZero() && a.role != r
 	a.waiting, a.proved = true, proved
 	if scheduled && !changed && !(found && r.leads) {
@@ -235,8 +236,8 @@ func (a *attempt) plan(r role, proved netip.AddrPort, never bool, now time.Time)
 	}
 }
 
-// add does what is due for a peer without a session.
-func (o *HandshakePlan) add(p mesh.Peer, a *attempt, now time.Time) {
+// add does what is due for a peer without a session, whose endpoint is the given one.
+func (o *HandshakePlan) add(p mesh.Peer, a *attempt, endpoint netip.AddrPort, now time.Time) {
 	switch due := !now.Before(a.initiateAt); {
 	case due && !a.role.leads && !a.firstDone:
 		// The leader has had its time. The next turn gives the peer its endpoint, so that
@@ -247,6 +248,7 @@ func (o *HandshakePlan) add(p mesh.Peer, a *attempt, now time.Time) {
 			o.Renew[p.Key] = true
 		}
 		o.Initiate = append(o.Initiate, anyAddress(p)...)
+		a.spokeTo = endpoint
 		a.initiated, a.initiateAt, a.wait = true, now.Add(a.wait), min(2*a.wait, a.role.retryInterval())
 	}
 	wait := a.initiateAt.Sub(now)
