@@ -67,9 +67,9 @@ func whyNotGateway(t turn) string {
 	case own.Gateway == mesh.GatewayNever:
 		return "This node is not a gateway and never becomes one: node.gateway is never."
 	case !slices.ContainsFunc(t.wanted.Input.Records, func(r mesh.Record) bool {
-		return r.Location == own.Location && !r.Encrypted && r.ID() != t.wanted.Input.Self
+		return r.SameLAN(&own) && !r.Encrypted && r.ID() != t.wanted.Input.Self
 	}):
-		return fmt.Sprintf("This node is not a gateway: no other node is in location %s.", own.Location)
+		return fmt.Sprintf("This node is not a gateway: no other node is on the private network of location %s.", own.Location)
 	}
 	return ""
 }
@@ -85,7 +85,7 @@ func noSuccessor(t turn) string {
 	var others []string
 	for _, r := range in.Records {
 		id := r.ID()
-		if r.Location != own.Location || r.Encrypted || id == in.Self {
+		if !r.SameLAN(&own) || r.Encrypted || id == in.Self {
 			continue
 		}
 		var why string
@@ -128,7 +128,7 @@ func drainResult(before, now turn, undo bool) (control.Drained, bool) {
 	up := node.IsUp(verdicts[self])
 	out := control.Drained{Draining: !up, Gateway: now.wanted.Topology.Seat != mesh.None, Successors: []string{}}
 	for _, r := range now.wanted.Input.Records {
-		if r.Location == own.Location && r.ID() != self && r.Term.Since != 0 && node.IsUp(verdicts[r.ID()]) {
+		if r.SameLAN(&own) && r.ID() != self && r.Term.Since != 0 && node.IsUp(verdicts[r.ID()]) {
 			out.Successors = append(out.Successors, r.Name)
 		}
 	}
@@ -156,25 +156,33 @@ func drainResult(before, now turn, undo bool) (control.Drained, bool) {
 	return out, done
 }
 
+// segment is a part of a location.
+type segment struct {
+	location string
+	id       mesh.ID
+}
+
+func segmentOf(r *mesh.Record) segment { return segment{r.Location, r.Segment} }
+
 // index is a turn with lookups by node, so that the time of a status grows with the number of
 // nodes and not with its square.
 type index struct {
 	turn
-	records    map[mesh.ID]*mesh.Record
-	inLocation map[string]int // number of nodes by location, without encrypted ones
-	verdicts   map[mesh.ID]mesh.Verdict
+	records   map[mesh.ID]*mesh.Record
+	inSegment map[segment]int // number of nodes, without encrypted ones
+	verdicts  map[mesh.ID]mesh.Verdict
 }
 
 func indexOf(t turn) index {
 	x := index{
-		turn: t, records: make(map[mesh.ID]*mesh.Record, len(t.wanted.Input.Records)), inLocation: make(map[string]int),
+		turn: t, records: make(map[mesh.ID]*mesh.Record, len(t.wanted.Input.Records)), inSegment: make(map[segment]int),
 		verdicts: mesh.GatewayVerdicts(t.wanted.Input.Verdicts, t.wanted.Input.Records),
 	}
 	for i := range t.wanted.Input.Records {
 		r := &t.wanted.Input.Records[i]
 		x.records[r.ID()] = r
 		if !r.Encrypted {
-			x.inLocation[r.Location]++
+			x.inSegment[segmentOf(r)]++
 		}
 	}
 	return x
@@ -191,8 +199,12 @@ func (t index) nameOf(id mesh.ID) string {
 // locationRole returns a node's role in its location.
 func (t index) locationRole(r mesh.Record) control.Role {
 	id := r.ID()
-	others := t.inLocation[r.Location]
-	if itself := t.records[id]; itself != nil && itself.Location == r.Location && !itself.Encrypted {
+	itself := t.records[id]
+	if itself != nil {
+		r.Segment = itself.Segment // of our own record as announced it is not known
+	}
+	others := t.inSegment[segmentOf(&r)]
+	if itself != nil && itself.Location == r.Location && !itself.Encrypted {
 		others--
 	}
 	if t.wanted.Input.Cluster.Mode != mesh.ModeLocation || r.Location == "" || r.Encrypted || others <= 0 {

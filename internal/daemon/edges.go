@@ -60,6 +60,8 @@ type network interface {
 
 	Publish(mesh.Record) error
 	PublishPath(mesh.PathRecord) error
+	PublishMembership(mesh.Membership) error
+	PublishReach(mesh.Reach) error
 	SendCall(to mesh.ID, sealed []byte) error
 	Calls() <-chan gossip.Call
 	SetCarrier(gossip.Carrier)
@@ -87,7 +89,9 @@ type paths interface {
 	SetRelays(all []node.Relay, keep int, secrets [][32]byte)
 	SetPeers([]node.PathPeer)
 	Bound() []path.BoundRelay
+	SetLAN(links []string)
 	Status() []agent.PeerStatus
+	Proofs() agent.Proofs
 	Changed() <-chan struct{}
 	Key() [32]byte
 }

@@ -306,6 +306,9 @@ func (n *fakeNetwork) changePaths(paths ...mesh.PathRecord) {
 	fire(n.paths)
 }
 
+func (n *fakeNetwork) PublishMembership(mesh.Membership) error { return nil }
+func (n *fakeNetwork) PublishReach(mesh.Reach) error           { return nil }
+
 func (n *fakeNetwork) SendCall(mesh.ID, []byte) error { return nil }
 func (n *fakeNetwork) Calls() <-chan gossip.Call      { return nil }
 
@@ -556,6 +559,9 @@ func (p *fakePaths) find(status ...agent.PeerStatus) {
 func (p *fakePaths) SetPeers(peers []node.PathPeer) {
 	var tried []string
 	for _, peer := range peers {
+		if peer.NoTunnel {
+			continue
+		}
 		text := p.names[peer.ID] + " at"
 		for _, c := range peer.Candidates {
 			text += " " + c.Path.String()
@@ -585,6 +591,9 @@ func (p *fakePaths) Status() []agent.PeerStatus {
 }
 
 func (p *fakePaths) Changed() <-chan struct{} { return p.changed }
+
+func (p *fakePaths) SetLAN([]string)      {}
+func (p *fakePaths) Proofs() agent.Proofs { return agent.Proofs{} }
 
 func (p *fakePaths) Key() [32]byte { return [32]byte{1} }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/agent"
@@ -40,15 +42,17 @@ func (d *daemon) runPaths(ctx context.Context, ready func()) error {
 		d.log.Warn("peers can't be probed", "err", err)
 		return wait.Sleep(ctx, retryMax) == nil
 	}}
+	p := &pathAgent{wireGuard: w, key: [32]byte(key.Private.PublicKey().Bytes())}
 	a := agent.Start(ctx, agent.Options{
 		Cluster: d.cfg.Cluster.Name, Self: d.self.ID(), Key: d.self.WireGuard.PublicKey(),
 		PathKey: key.Private, Counter: key.Counter,
-		Port: w, Device: w, Call: d.call, Logger: d.log.Logger,
+		Port: w, Device: w, Call: d.call, OnLAN: p.onLAN, Logger: d.log.Logger,
 	})
 	d.relayOptions.PathKey, d.relayOptions.Counter = key.Private, key.Counter
 	var calls sync.WaitGroup
 	calls.Go(func() { d.passCalls(ctx, a) })
-	d.paths = &pathAgent{Agent: a, wireGuard: w, key: [32]byte(key.Private.PublicKey().Bytes())}
+	p.Agent = a
+	d.paths = p
 	ready()
 	<-ctx.Done()
 	calls.Wait()
@@ -111,6 +115,9 @@ type pathAgent struct {
 	key       [32]byte
 	peers     []node.PathPeer // as set last
 	relays    relayConfig
+
+	mu  sync.Mutex
+	lan []string // links of the private network
 }
 
 // relayConfig is what SetRelays was given.
@@ -118,6 +125,24 @@ type relayConfig struct {
 	all     []node.Relay
 	keep    int
 	secrets [][32]byte
+}
+
+// SetLAN sets the links by which the nodes of this node's location are reached.
+func (p *pathAgent) SetLAN(links []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lan = links
+}
+
+// onLAN reports whether a link is one of those.
+func (p *pathAgent) onLAN(index int) bool {
+	link, err := net.InterfaceByIndex(index)
+	if err != nil {
+		return false // it has just gone
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Contains(p.lan, link.Name)
 }
 
 // Key returns the public path key of this node.
@@ -135,7 +160,10 @@ func (p *pathAgent) SetPeers(peers []node.PathPeer) {
 		if peer.Follows {
 			followed[peer.Key] = true
 		}
-		list = append(list, agent.Peer{ID: peer.ID, Key: peer.Key, PathKey: publicKey(peer.PathKey), Candidates: peer.Candidates, Relays: peer.Relays})
+		list = append(list, agent.Peer{
+			ID: peer.ID, Key: peer.Key, PathKey: publicKey(peer.PathKey), Candidates: peer.Candidates, Relays: peer.Relays,
+			NoTunnel: peer.NoTunnel, Private: peer.Private, Try: peer.Try,
+		})
 	}
 	p.wireGuard.mu.Lock()
 	p.wireGuard.followed = followed
@@ -172,7 +200,11 @@ func publicKey(key [32]byte) *ecdh.PublicKey {
 // readPaths returns what is known of the paths, and what this node decides by.
 func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Paths) {
 	all := d.paths.Status()
-	p := node.Paths{Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort), InUse: make(map[mesh.ID]path.Path)}
+	proofs := d.paths.Proofs()
+	p := node.Paths{
+		Met: proofs.Met, Tried: proofs.Tried,
+		Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort), InUse: make(map[mesh.ID]path.Path),
+	}
 	for _, s := range all {
 		if len(s.Seen) > 0 {
 			p.Seen[s.ID] = s.Seen
@@ -206,6 +238,7 @@ func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
 	err := d.keepStreams(t)
 	relays, keep := d.memory.Relays(t.in, t.wanted)
 	d.paths.SetRelays(relays, keep, d.cfg.Secrets)
+	d.paths.SetLAN(lanLinks(t.in.Facts, d.memory.Own.InternalIPs))
 	d.paths.SetPeers(d.memory.PathPeers(t.in, t.wanted))
 	serves, problems := d.serveAsRelay(t)
 	publishErr := d.gossip.PublishPath(mesh.PathRecord{
@@ -214,7 +247,17 @@ func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
 	if publishErr != nil {
 		err = errors.Join(err, fmt.Errorf("publish paths: %w", publishErr))
 	}
-	return problems, err
+	return problems, errors.Join(err, d.gossip.PublishMembership(d.memory.Membership(t.in)), d.gossip.PublishReach(t.in.Reach()))
+}
+
+// lanLinks returns the links by which packets of the private network arrive: a host may have
+// several cards in it.
+func lanLinks(f netcfg.Facts, internalIPs []netip.Prefix) []string {
+	links := slices.Clone(f.Cards)
+	for _, l := range f.LANs(internalIPs) {
+		links = append(links, l.Link)
+	}
+	return links
 }
 
 // updatePaths does what follows from paths that have changed, here or on other nodes. Which

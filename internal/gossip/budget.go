@@ -38,17 +38,20 @@ func (o object) class() class {
 // uses up its own room and the shared room, but not that of others.
 type budget struct{ own, shared int }
 
-// budgets: a node has one record and one path record, and announces its settings once. It watches the
+// budgets: a node has one record, and one object each that says by which paths it is reached,
+// whom it has met, and whom it has reached; and it announces its settings once. It watches the
 // nodes that carry its traffic, a few at a time. One node may be the one on
 // which an administrator adds all clients, and removes them again.
 var budgets = map[class]budget{
-	class(kindRecord):    {own: 1},
-	class(kindSettings):  {own: 1},
-	class(kindPath):      {own: 1},
-	class(kindVerdict):   {own: 16},
-	class(kindClient):    {own: 4, shared: 1024},
-	class(kindTombstone): {own: 8, shared: 4096},
-	classRevocation:      {own: 8, shared: 1024},
+	class(kindRecord):     {own: 1},
+	class(kindSettings):   {own: 1},
+	class(kindPath):       {own: 1},
+	class(kindMembership): {own: 1},
+	class(kindReach):      {own: 1},
+	class(kindVerdict):    {own: 16},
+	class(kindClient):     {own: 4, shared: 1024},
+	class(kindTombstone):  {own: 8, shared: 4096},
+	classRevocation:       {own: 8, shared: 1024},
 }
 
 // String returns a class's name for messages.

@@ -38,7 +38,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
-	"golang.org/x/time/rate"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -125,8 +124,7 @@ type Gossip struct {
 	store    *store
 	full     time.Time // when we last determined who fills the store
 	merged   bool
-	ownPath  *mesh.PathRecord // what PublishPath was given last; nil for nothing
-	pathPace *rate.Limiter    // of our path records
+	own      []*own // what we say besides our record and verdicts
 	// joinEntries has those of joinList that were asked.
 	joinEntries map[string]joinEntry
 }
@@ -184,7 +182,7 @@ func newGossip(o Options) (*Gossip, error) {
 		counters:     &counters{counts: make(map[string]uint64)},
 		changed:      make(chan struct{}, 1),
 		pathsChanged: make(chan struct{}, 1),
-		pathPace:     newPathPace(),
+		own:          newOwn(),
 		calls:        make(chan Call, maxCalls),
 		store:        newStore(),
 		joinEntries:  make(map[string]joinEntry),
@@ -375,7 +373,7 @@ func (g *Gossip) Publish(r mesh.Record) error {
 	g.signal()
 	g.spread([]object{o})
 	g.updateSettings()
-	g.updatePath()
+	g.updateOwn()
 	return nil
 }
 

@@ -315,7 +315,7 @@ func (g *Gossip) followUpLoop(ctx context.Context) {
 func (g *Gossip) compareLoop(ctx context.Context) {
 	for wait.Sleep(ctx, jitter(antiEntropy)) == nil {
 		g.updateSettings()
-		g.updatePath()
+		g.updateOwn()
 		g.mu.Lock()
 		root := g.store.rootMessage()
 		g.mu.Unlock()

@@ -28,23 +28,27 @@ var (
 type objectKind byte
 
 const (
-	kindRecord    objectKind = 1
-	kindClient    objectKind = 2
-	kindVerdict   objectKind = 3
-	kindTombstone objectKind = 4
-	kindSettings  objectKind = 6
-	kindPath      objectKind = 7
+	kindRecord     objectKind = 1
+	kindClient     objectKind = 2
+	kindVerdict    objectKind = 3
+	kindTombstone  objectKind = 4
+	kindSettings   objectKind = 6
+	kindPath       objectKind = 7
+	kindMembership objectKind = 8
+	kindReach      objectKind = 9
 )
 
 // codecs holds the decoder of each kind. A node forwards only what it can check, so an
 // unknown kind is refused.
 var codecs = map[objectKind]func(payload []byte) (body, error){
-	kindRecord:    decodeRecord,
-	kindClient:    decodeClient,
-	kindVerdict:   decodeVerdict,
-	kindTombstone: decodeTombstone,
-	kindSettings:  decodeSettings,
-	kindPath:      decodePath,
+	kindRecord:     decodeRecord,
+	kindClient:     decodeClient,
+	kindVerdict:    decodeVerdict,
+	kindTombstone:  decodeTombstone,
+	kindSettings:   decodeSettings,
+	kindPath:       decodePath,
+	kindMembership: decodeMembership,
+	kindReach:      decodeReach,
 }
 
 // body is a decoded payload.

@@ -6,12 +6,8 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
-	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -45,6 +41,18 @@ func (b pathBody) subject() mesh.ID          { return b.Author }
 func (b pathBody) sequence() uint64          { return b.Sequence }
 
 func (b pathBody) covered(forgotten map[mesh.ID]uint64) bool { return b.by <= forgotten[b.Author] }
+
+func (b pathBody) isEmpty() bool { return false }
+
+func (b pathBody) same(held body) bool {
+	h, ok := held.(pathBody)
+	return ok && samePath(h.PathRecord, b.PathRecord)
+}
+
+func (b pathBody) encode(author ed25519.PublicKey, sequence, by uint64) ([]byte, error) {
+	b.identity, b.Sequence, b.by = author, sequence, by
+	return encodePath(b)
+}
 
 // pathKey returns the key of a node's path record.
 func pathKey(id mesh.ID) objectKey { return objectKey{kindPath, id, id} }
@@ -121,9 +129,7 @@ func checkPath(p mesh.PathRecord) error {
 }
 
 // PublishPath signs a path record of this node and distributes it, without its Author and
-// Sequence, which are filled in. It does nothing if the other nodes know the same already.
-// As long as this node has no record, the path record waits for it. What changes more often
-// than about once a second is left out.
+// Sequence, which are filled in. See say.
 func (g *Gossip) PublishPath(p mesh.PathRecord) error {
 	p = clonePath(p)
 	p.Author, p.Sequence = g.self, 0
@@ -132,78 +138,13 @@ func (g *Gossip) PublishPath(p mesh.PathRecord) error {
 	}
 	g.mu.Lock()
 	inside := slices.IndexFunc(p.Candidates, func(c mesh.PathCandidate) bool { return !g.cluster.Outside(c.Addr.Addr()) })
-	if inside < 0 {
-		g.ownPath = &p
-	}
 	g.mu.Unlock()
 	if inside >= 0 {
 		return fmt.Errorf("publish path: candidate %v is inside the mesh", p.Candidates[inside].Addr)
 	}
-	g.updatePath()
+	g.say(kindPath, pathBody{PathRecord: p})
 	return nil
 }
-
-// bootBits leaves each start of the daemon this many bits for the sequences of its path
-// records, before they reach those of the next start. Boot follows the seconds of the clock,
-// so with more bits the sequences would exceed maxSequence within some centuries.
-const bootBits = 14
-
-// A node signs pathBurst path records at once, then one in each pathPeriod: a NAT that
-// gives it another address with each packet must not keep the whole mesh busy.
-const (
-	pathPeriod = time.Second
-	pathBurst  = 5
-)
-
-// updatePath distributes what PublishPath was given, if the store has something else of
-// ours. It is called again and again, because others may return what an earlier start has
-// signed: path records are not kept on disk. They rise with Boot; should Boot fall, because
-// the state directory comes from a backup and the clock is wrong, this jumps past them.
-func (g *Gossip) updatePath() {
-	g.mu.Lock()
-	o, err := g.signPath()
-	g.mu.Unlock()
-	if err != nil {
-		g.log.at(slog.LevelError, "publish path", "err", err)
-		return
-	}
-	if o.raw != nil {
-		g.signalPaths()
-		g.spread([]object{o})
-	}
-}
-
-// signPath stores our path record anew if that is necessary, else it returns an empty
-// object.
-func (g *Gossip) signPath() (object, error) {
-	key := pathKey(g.self)
-	record, ok := g.store.objects[recordKey(g.self)]
-	if g.ownPath == nil || !ok {
-		return object{}, nil
-	}
-	if held, ok := g.store.objects[key].body.(pathBody); ok && samePath(held.PathRecord, *g.ownPath) {
-		return object{}, nil
-	}
-	if !g.pathPace.AllowN(g.now(), 1) {
-		return object{}, nil
-	}
-	b := pathBody{*g.ownPath, g.identity.Public().(ed25519.PublicKey), record.body.sequence()}
-	b.Sequence = max(g.store.highest[key]+1, g.transport.self.boot<<bootBits)
-	payload, err := encodePath(b)
-	if err != nil {
-		return object{}, err
-	}
-	o, err := g.sign(kindPath, payload)
-	if err != nil {
-		return object{}, err
-	}
-	if g.store.put(o) != fresh {
-		return object{}, errors.New("the store is full")
-	}
-	return o, nil
-}
-
-func newPathPace() *rate.Limiter { return rate.NewLimiter(rate.Every(pathPeriod), pathBurst) }
 
 // samePath reports whether two path records of one author say the same.
 func samePath(a, b mesh.PathRecord) bool {

@@ -234,18 +234,18 @@ func TestPublishPath(t *testing.T) {
 
 	// What changes too often is left out, until the next comparison of stores.
 	now = now.Add(time.Minute)
-	for i := range 3 * pathBurst {
+	for i := range 3 * ownBurst {
 		want.Key[0] = byte(i + 1)
 		if err := g.PublishPath(want); err != nil {
 			t.Fatal(err)
 		}
 	}
-	const last = first + 2 + pathBurst
+	const last = first + 2 + ownBurst
 	if got := pathOf(g.View(), g.self); got.Sequence != last || samePath(got, want) {
 		t.Errorf("got sequence %d, want %d and not the last content", got.Sequence, last)
 	}
-	now = now.Add(pathPeriod)
-	g.updatePath()
+	now = now.Add(ownPeriod)
+	g.updateOwn()
 	if got := pathOf(g.View(), g.self); got.Sequence != last+1 || !samePath(got, want) {
 		t.Errorf("a period later: got %+v, want sequence %d, %+v", got, last+1, want)
 	}
@@ -280,7 +280,7 @@ func TestPathAfterRestart(t *testing.T) {
 	}
 	former.Sequence = earlier + 7
 	g.acceptObjects([][]byte{signPath(t, 0, former)}, fromSync)
-	g.updatePath()
+	g.updateOwn()
 	if got := pathOf(g.View(), g.self); got.Sequence != earlier+8 || !samePath(got, want) {
 		t.Errorf("after a higher one: got %+v, want sequence %d, %+v", got, earlier+8, want)
 	}

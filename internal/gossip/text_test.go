@@ -46,15 +46,17 @@ func foreignBytes(t *testing.T) map[string][]foreignSample {
 	client := testClient("laptop")
 	client.Author = identity(0).Public().(ed25519.PublicKey)
 	return map[string][]foreignSample{
-		"decodeRecord":    {object(kindRecord, signRecord(t, 0, fill(fullRecord())))},
-		"decodeClient":    {object(kindClient, signClient(t, 0, client))},
-		"decodeVerdict":   {object(kindVerdict, signVerdict(t, 0, verdict{v, 4, 5}))},
-		"decodeTombstone": {object(kindTombstone, signTombstone(t, 0, mesh.ID{1}, 1))},
-		"decodeSettings":  {object(kindSettings, signSettings(t, 0, 1, settingsOf(testCluster())))},
-		"decodePath":      {object(kindPath, signPath(t, 0, testPath(0, 1)))},
-		"parseHello":      {{hello, func(b []byte) (any, error) { return parseHello(b) }}},
-		"checkOpening":    nil, // numbers
-		"isEvicted":       nil, // compares a name with ours
+		"decodeRecord":     {object(kindRecord, signRecord(t, 0, fill(fullRecord())))},
+		"decodeClient":     {object(kindClient, signClient(t, 0, client))},
+		"decodeVerdict":    {object(kindVerdict, signVerdict(t, 0, verdict{v, 4, 5}))},
+		"decodeTombstone":  {object(kindTombstone, signTombstone(t, 0, mesh.ID{1}, 1))},
+		"decodeSettings":   {object(kindSettings, signSettings(t, 0, 1, settingsOf(testCluster())))},
+		"decodePath":       {object(kindPath, signPath(t, 0, testPath(0, 1)))},
+		"decodeMembership": {object(kindMembership, signOwnBody(t, 0, testMembership(0), 1))},
+		"decodeReach":      {object(kindReach, signOwnBody(t, 0, testReach(0), 1))},
+		"parseHello":       {{hello, func(b []byte) (any, error) { return parseHello(b) }}},
+		"checkOpening":     nil, // numbers
+		"isEvicted":        nil, // compares a name with ours
 	}
 }
 

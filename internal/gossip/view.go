@@ -18,6 +18,7 @@ func (g *Gossip) View() mesh.View {
 	g.mu.Lock()
 	records := g.store.records()
 	v.Verdicts, v.Clients, v.Paths = g.store.verdicts(), g.store.clients(), g.store.paths()
+	v.Memberships, v.Reaches = g.store.memberships(), g.store.reaches()
 	v.Cluster = g.effectiveSettings().applyTo(g.cluster)
 	v.Problems = append(v.Problems, g.settingsProblems()...)
 	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty()
@@ -42,6 +43,10 @@ func (g *Gossip) View() mesh.View {
 		return !counts[mesh.IDOf(v.Author)] || !counts[v.Subject]
 	}))
 	v.Paths = slices.DeleteFunc(v.Paths, func(p mesh.PathRecord) bool { return !counts[p.Author] })
+	v.Memberships = slices.DeleteFunc(v.Memberships, func(m mesh.Membership) bool { return !counts[m.Author] })
+	v.Reaches = slices.DeleteFunc(v.Reaches, func(r mesh.Reach) bool { return !counts[r.Author] })
+	mesh.Locate(v.Records, v.Memberships)
+	mesh.Prove(v.Records, v.Reaches)
 	for i := range v.Paths {
 		p := &v.Paths[i]
 		p.Candidates = slices.DeleteFunc(p.Candidates, func(c mesh.PathCandidate) bool { return !v.Cluster.Outside(c.Addr.Addr()) })

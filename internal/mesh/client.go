@@ -198,7 +198,7 @@ func (l *layout) nameOf(id ID) string {
 
 // isHome reports whether clients have a tunnel to a node: it has tunnels of its own, and
 // can be reached from outside.
-func (m *member) isHome() bool { return m.isTunnelEnd() && len(m.Endpoints) > 0 && m.slot != None }
+func (m *member) isHome() bool { return m.isTunnelEnd() && m.IsOpen() && m.slot != None }
 
 // Homes returns the nodes to which clients have tunnels, sorted by ID.
 func Homes(in Input) []ID {

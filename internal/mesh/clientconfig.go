@@ -126,7 +126,7 @@ func (l *layout) unserved(list []Access, peers []ClientPeer) []Access {
 func (g *group) standbys() []*member {
 	var ms []*member
 	for _, m := range g.members {
-		if m.canBeGateway() && len(m.Endpoints) > 0 && !m.isHome() {
+		if m.canBeGateway() && m.IsOpen() && !m.isHome() {
 			ms = append(ms, m)
 		}
 	}

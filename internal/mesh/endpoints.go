@@ -9,7 +9,8 @@ import (
 )
 
 // endpointsOf returns the addresses at which n's WireGuard socket may be reached from
-// here, best first: over the LAN in the same location, then those in its record.
+// here, best first: over the LAN in the same segment, then those in its record, then over a
+// LAN that may be the same one.
 // Addresses inside the mesh, and those that mean this host, are never endpoints, even if
 // a name resolves to them.
 func (d *deriver) endpointsOf(n *member) []netip.AddrPort {
@@ -22,10 +23,13 @@ func (d *deriver) endpointsOf(n *member) []netip.AddrPort {
 			es = append(es, e)
 		}
 	}
-	if n.group == d.self.group {
+	addLAN := func() {
 		for _, ip := range n.InternalIPs {
 			add(ip.Addr(), n.ListenPort)
 		}
+	}
+	if n.group == d.self.group {
+		addLAN()
 	}
 	for _, e := range n.Endpoints {
 		if a, err := netip.ParseAddr(e.Host); err == nil {
@@ -35,6 +39,9 @@ func (d *deriver) endpointsOf(n *member) []netip.AddrPort {
 				add(a, e.Port)
 			}
 		}
+	}
+	if n.SameLocation(d.self.Record) {
+		addLAN()
 	}
 	return es
 }

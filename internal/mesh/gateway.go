@@ -134,7 +134,7 @@ func compareCandidates(a, b *member) int {
 	if c := compareTrueFirst(a.Gateway == GatewayPrefer, b.Gateway == GatewayPrefer); c != 0 {
 		return c
 	}
-	if c := compareTrueFirst(len(a.Endpoints) > 0, len(b.Endpoints) > 0); c != 0 {
+	if c := compareTrueFirst(a.IsOpen(), b.IsOpen()); c != 0 {
 		return c
 	}
 	return compareTerms(a, b)

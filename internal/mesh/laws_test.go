@@ -120,7 +120,7 @@ func (h *host) route(to mesh.ID) mesh.Route {
 
 // checkTunnels checks that in mode location only nodes that need tunnels have them.
 func (w world) checkTunnels(t *rapid.T, h *host) {
-	beside := slices.ContainsFunc(w.records, func(r mesh.Record) bool { return r.ID() != h.id && r.Location == h.Location && !r.Encrypted })
+	beside := slices.ContainsFunc(w.records, func(r mesh.Record) bool { return r.ID() != h.id && r.SameLAN(&h.Record) && !r.Encrypted })
 	if w.cluster.Mode != mesh.ModeLocation || h.Location == "" || h.Encrypted || !beside || h.top.Seat != mesh.None {
 		return
 	}
@@ -238,7 +238,7 @@ func checkInternal(t *rapid.T, k *walker, a, b *host, src netip.Addr) {
 	for _, ip := range b.InternalIPs {
 		dst := ip.Addr()
 		p := netip.PrefixFrom(dst, dst.BitLen())
-		if a.near(b) || dst.Is4() != src.Is4() || contested(k, b, dst) || !routed(t, k, a, b, p, "internal IP") {
+		if k.expectsOnLAN(a, b) || dst.Is4() != src.Is4() || contested(k, b, dst) || !routed(t, k, a, b, p, "internal IP") {
 			continue
 		}
 		if end := checkReply(t, k, a, b, src, dst); !end.at.holds(dst) || end.at.Location != b.Location {
@@ -250,13 +250,22 @@ func checkInternal(t *rapid.T, k *walker, a, b *host, src netip.Addr) {
 // checkNetworks sends packets to the networks behind b, and the replies.
 func checkNetworks(t *rapid.T, k *walker, a, b *host, src netip.Addr) {
 	for _, p := range b.AllowedLocationIPs {
-		if a.near(b) || p.Addr().Is4() != src.Is4() || !k.ownsNetwork(b, p) || !routed(t, k, a, b, p, "allowed-location-ips") {
+		if k.expectsOnLAN(a, b) || p.Addr().Is4() != src.Is4() || !k.ownsNetwork(b, p) || !routed(t, k, a, b, p, "allowed-location-ips") {
 			continue
 		}
 		if end := checkReply(t, k, a, b, src, last(p)); !end.outside || end.at != b && !end.at.near(b) {
 			t.Fatalf("%s to %v behind %s: ended at %s", a.Name, p, b.Name, end.at.Name)
 		}
 	}
+}
+
+// expectsOnLAN reports whether a, or a node between, names the same location as b. It does not
+// route the networks of that location.
+func (w *walker) expectsOnLAN(a, b *host) bool {
+	return a.SameLocation(&b.Record) || slices.ContainsFunc(a.route(b.id).Hops, func(id mesh.ID) bool {
+		hop := w.hosts[id]
+		return hop.SameLocation(&b.Record) && !hop.near(b)
+	})
 }
 
 // routed reports whether a routes a prefix of b. It must, unless a problem says why not,
@@ -308,7 +317,7 @@ func checkReply(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr) packet {
 // ownsNetwork reports whether b is the node of its location that owns the network.
 func (w *walker) ownsNetwork(b *host, p netip.Prefix) bool {
 	for _, h := range w.hosts {
-		if h.near(b) && slices.Contains(h.AllowedLocationIPs, p) && older(h.Record, b.Record) {
+		if h.SameLocation(&b.Record) && slices.Contains(h.AllowedLocationIPs, p) && older(h.Record, b.Record) {
 			return false
 		}
 	}

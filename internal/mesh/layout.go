@@ -35,7 +35,8 @@ type layout struct {
 	allowed map[string][]Allowance // cache of allowances, by the list as text
 }
 
-// group is a set of nodes that share a LAN: those of one location, or a single node.
+// group is a set of nodes that share a LAN: those of one segment of a location, or a single
+// node.
 type group struct {
 	location    string
 	members     []*member      // sorted by ID
@@ -115,7 +116,11 @@ func (l *layout) groupNodes(ns []*node) {
 	slab := make([]member, len(ns))
 	alone := make([]group, 0, len(ns))
 	l.all = make([]*member, len(ns))
-	located := make(map[string]*group)
+	type segment struct {
+		location string
+		id       ID
+	}
+	located := make(map[segment]*group)
 	copies := len(l.keys) < len(ns)
 	for i, n := range ns {
 		m := &slab[i]
@@ -124,16 +129,15 @@ func (l *layout) groupNodes(ns []*node) {
 		if s := n.Claim.Slot; s != None && s < l.Cluster.Slots() && l.owners[s] == n {
 			m.slot = s
 		}
-		if m.group = located[n.Location]; m.group != nil {
+		of := segment{n.Location, n.Segment}
+		if m.group = located[of]; m.group != nil && n.Location != "" {
 			m.group.members = append(m.group.members, m)
 			continue
 		}
 		alone = append(alone, group{location: n.Location, members: l.all[i : i+1 : i+1]})
 		m.group = &alone[len(alone)-1]
 		l.groups = append(l.groups, m.group)
-		if n.Location != "" {
-			located[n.Location] = m.group
-		}
+		located[of] = m.group
 	}
 }
 

@@ -129,6 +129,10 @@ type Record struct {
 	Withheld           []netip.Prefix // networks of other nodes that its host reaches otherwise; the first MaxWithheld in the order of ComparePrefix
 	WithheldMore       int            // how many more of them there are
 
+	// The rest is not in what the node signs: it follows from what others say.
+	Segment ID   // the part of its location that it is in, see Locate; zero for the whole location
+	Closed  bool // others have not reached any of its endpoints unasked, see Prove
+
 	id ID // of Identity; zero until it is computed
 }
 

@@ -92,8 +92,12 @@ func (c Cluster) ranges() []clusterRange {
 }
 
 // locationPrefixes appends the internal IPs of the nodes whose tunnels end at the given
-// one, and the networks behind them, unless the own location can't route them.
+// one, and the networks behind them, unless the own location can't route them. Those of its
+// own location a host expects on its own network, and takes no other way there.
 func (d *deriver) locationPrefixes(ps []netip.Prefix, end *member) []netip.Prefix {
+	if d.self.SameLocation(end.Record) {
+		return ps
+	}
 	for _, m := range end.carries {
 		ps = d.appendNetworks(ps, m, m.viaFamilies&d.self.viaFamilies, d.self.group)
 	}

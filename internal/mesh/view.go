@@ -17,7 +17,12 @@ type View struct {
 	Verdicts []Verdict    // of those nodes on each other, by subject, role and author
 	Clients  []Client     // those that were not removed, by ID
 	Paths    []PathRecord // of those nodes, without candidates inside the mesh, by author
-	Alive    map[ID]bool
+
+	// Records have what follows from these: Segment and Closed.
+	Memberships []Membership // of those nodes, by author
+	Reaches     []Reach      // of those nodes, by author
+
+	Alive map[ID]bool
 
 	// Cluster are the settings in use: our configuration's, except that
 	// generation, mode, encapsulation and gateways are those of the highest

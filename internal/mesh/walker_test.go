@@ -231,8 +231,8 @@ func (w *walker) deliver(p *packet) error {
 	return nil
 }
 
-// near reports whether two hosts are in one location.
-func (h *host) near(o *host) bool { return h.Location != "" && h.Location == o.Location }
+// near reports whether two hosts are on one private network.
+func (h *host) near(o *host) bool { return h.SameLAN(&o.Record) }
 
 // tunnelFault returns why there can be no tunnel. How packets get to the other end beneath
 // it is not what the tables are about.
@@ -246,7 +246,7 @@ func tunnelFault(from, to *host) string {
 // lanFault returns why a packet does not reach a neighbor.
 func (w *walker) lanFault(n mesh.Neighbor, p *packet, to *host) string {
 	from := p.at
-	if from.Location == "" || from.Location != to.Location {
+	if !from.near(to) {
 		return "it is on no LAN of this host"
 	}
 	back, ok := to.tables.near[from.id]

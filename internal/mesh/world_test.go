@@ -27,6 +27,9 @@ func drawWorld(t *rapid.T) world {
 		w.records = append(w.records, drawRecord(t, i))
 	}
 	w.drawCopies(t)
+	if rapid.Bool().Draw(t, "not all have met") {
+		w.drawSegments(t)
+	}
 	w.drawClients(t)
 	for i := range w.records {
 		if rapid.IntRange(0, 9).Draw(t, "spoken of") == 0 {
@@ -105,6 +108,25 @@ func (w *world) drawCopies(t *rapid.T) {
 			w.records[i].InternalIPs = w.records[0].InternalIPs
 		}
 	}
+}
+
+// drawSegments has each location fall into up to three parts.
+func (w *world) drawSegments(t *rapid.T) {
+	parts := make([]int, len(w.records))
+	for i := range parts {
+		parts[i] = rapid.SampledFrom([]int{0, 0, 0, 0, 1, 1, 2}).Draw(t, "part")
+	}
+	var said []mesh.Membership
+	for i, r := range w.records {
+		var met []int
+		for j, o := range w.records {
+			if i != j && r.SameLocation(&o) && parts[i] == parts[j] {
+				met = append(met, j)
+			}
+		}
+		said = append(said, says(w.records, i, met...))
+	}
+	mesh.Locate(w.records, said)
 }
 
 // drawVerdicts draws verdicts on a live node, by itself and by others, which may be

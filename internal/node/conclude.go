@@ -65,6 +65,7 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 		out.Problems = append(out.Problems, filteredProblem(m.Own, NameOf(in.View.Records, n.ID), n))
 	}
 	out.Problems = append(out.Problems, lostGateways(in, c)...)
+	out.Problems = append(out.Problems, membershipProblems(in)...)
 	out.RecheckAfter = soonest(out.RecheckAfter, m.decideTerm(in, c.Topology.Seat))
 	m.health.blocked = !forwards(c.Desired, host)
 	m.Absences.count(in.View, in.Self.ID(), in.Now)
@@ -89,13 +90,13 @@ func lostGateways(in Input, c Configuration) []mesh.Problem {
 	for _, r := range c.Input.Records {
 		records[r.ID()] = r
 	}
-	own := records[c.Input.Self].Location
+	own := records[c.Input.Self]
 	lost := make(map[mesh.ID]bool)
 	var problems []mesh.Problem
 	for _, p := range c.Topology.Routes {
 		for _, hop := range p.Hops {
-			r, seen := records[hop], lost[hop]
-			if in.View.Alive[hop] || seen || r.Location == "" || r.Location != own && r.Location != records[p.ID].Location {
+			r, seen, end := records[hop], lost[hop], records[p.ID]
+			if in.View.Alive[hop] || seen || !r.SameLAN(&own) && !r.SameLAN(&end) {
 				continue
 			}
 			lost[hop] = true

@@ -90,11 +90,14 @@ func (m *Memory) canForward(in Input, own mesh.Record) (able bool, ask []mesh.ID
 	if m.health.blocked {
 		return false, nil
 	}
+	if located, ok := ownRecord(in); ok {
+		own.Segment = located.Segment
+	}
 	var beside, outside []mesh.ID
 	for _, r := range in.View.Records {
 		switch id := r.ID(); {
 		case id == in.Self.ID():
-		case r.Location != own.Location:
+		case !r.SameLAN(&own):
 			outside = append(outside, id)
 		case in.View.Alive[id]:
 			beside = append(beside, id)

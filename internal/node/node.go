@@ -81,8 +81,9 @@ type Memory struct {
 	Handshakes Handshakes
 	Absences   Absences
 
-	internalIPs  []netip.Prefix // to be kept as long as the host has them
-	withheldNext time.Time      // when the record's Withheld may change again
+	met          map[mesh.ID]met // on the private network; nil until looked at
+	internalIPs  []netip.Prefix  // to be kept as long as the host has them
+	withheldNext time.Time       // when the record's Withheld may change again
 
 	duplicate duplicate
 	moves     moves

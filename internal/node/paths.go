@@ -31,6 +31,10 @@ type Paths struct {
 	InUse map[mesh.ID]path.Path
 	// Streams are those that carry datagrams, those that this node has dialled first.
 	Streams []Stream
+	// Met is when each node answered last on the private network, and Tried what has come of
+	// tries to reach nodes as a stranger does.
+	Met   map[mesh.ID]time.Time
+	Tried []mesh.Tried
 }
 
 // allSeen returns where peers see this node's WireGuard socket, sorted.
@@ -73,8 +77,14 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 		}
 	}
 	add(mesh.CandidateLAN, lan, open)
-	add(mesh.CandidateSeen, in.seen(), m.isForwarded)
-	add(mesh.CandidatePublic, public, open)
+	add(mesh.CandidateSeen, in.seen(), func(a netip.AddrPort) bool {
+		reached, _ := in.triedAt(a)
+		return m.isForwarded(a) || reached > 0
+	})
+	add(mesh.CandidatePublic, public, func(a netip.AddrPort) bool {
+		reached, failed := in.triedAt(a)
+		return reached > 0 || failed < enoughOthers
+	})
 	if in.Config.StreamPort != 0 {
 		var streams []netip.AddrPort
 		for _, c := range all {
@@ -143,7 +153,8 @@ func (m *Memory) keepalives(in Input, peers []mesh.Peer) map[mesh.ID]time.Durati
 	return keepalives
 }
 
-// PathPeer is a WireGuard peer to which a path is to be found and kept.
+// PathPeer is a node with which probes are exchanged: a WireGuard peer to which a path is to be
+// found and kept, or one without a tunnel that is asked for other proofs.
 type PathPeer struct {
 	ID         mesh.ID
 	Key        wgtypes.Key
@@ -153,10 +164,15 @@ type PathPeer struct {
 	// Follows means that the peer is to send the first handshake: WireGuard gets no endpoint
 	// yet.
 	Follows bool
+
+	NoTunnel bool
+	Private  []netip.AddrPort // where to meet it on the private network
+	Try      []netip.AddrPort // where to find out whether strangers reach it
 }
 
 // PathPeers returns the peers of this node's device, with the paths to try: what a peer says
-// of itself, and the endpoints of its record, whose names this host resolves by itself.
+// of itself, and the endpoints of its record, whose names this host resolves by itself. It also
+// returns all other nodes, which may ask this one whether they reach it.
 func (m *Memory) PathPeers(in Input, c Configuration) []PathPeer {
 	said := make(map[mesh.ID]mesh.PathRecord, len(in.View.Paths))
 	for _, p := range in.View.Paths {
@@ -178,6 +194,33 @@ func (m *Memory) PathPeers(in Input, c Configuration) []PathPeer {
 			Relays:     in.relaysTo(own, relays),
 			Follows:    c.Settings.Awaited[p.ID],
 		})
+	}
+	return m.withProofs(w, peers, said)
+}
+
+// withProofs adds the other nodes, and to all of them where to meet them and where to try to
+// reach them.
+func (m *Memory) withProofs(w pathFilter, peers []PathPeer, said map[mesh.ID]mesh.PathRecord) []PathPeer {
+	duty := w.in.reachDuty()
+	outside := func(a netip.AddrPort) bool { return !w.isUnderlay(a.Addr()) }
+	for _, r := range w.in.View.Records {
+		id := r.ID()
+		key := said[id].Key
+		if id == w.in.Self.ID() || key == [32]byte{} {
+			continue
+		}
+		i := slices.IndexFunc(peers, func(p PathPeer) bool { return p.ID == id })
+		if i < 0 {
+			i = len(peers)
+			peers = append(peers, PathPeer{ID: id, Key: r.Key, PathKey: key, NoTunnel: true})
+		}
+		peers[i].Try = slices.DeleteFunc(duty[id], outside)
+		if r.SameLocation(&m.Own) {
+			for _, ip := range r.InternalIPs {
+				peers[i].Private = append(peers[i].Private, netip.AddrPortFrom(ip.Addr().Unmap(), r.ListenPort))
+			}
+			peers[i].Private = slices.DeleteFunc(peers[i].Private, outside)
+		}
 	}
 	return peers
 }

@@ -67,6 +67,18 @@ func TestOwnCandidates(t *testing.T) {
 			[]mesh.PathCandidate{candidate(mesh.CandidateSeen, "198.51.100.7:51820", true)},
 		},
 		{
+			"a firewall that others have met, and a NAT that lets them in",
+			Input{
+				Config: config(), Facts: netcfg.Facts{Addresses: addrs("2001:db8::1")}, Paths: Paths{Seen: seen("198.51.100.7:40001")},
+				View: mesh.View{Reaches: []mesh.Reach{
+					{Author: mesh.ID{1}, Tried: []mesh.Tried{{Subject: mesh.IDOf(nil), Addr: netip.MustParseAddrPort("198.51.100.7:40001"), Reached: true}, {Subject: mesh.IDOf(nil), Addr: netip.MustParseAddrPort("[2001:db8::1]:51820")}}},
+					{Author: mesh.ID{2}, Tried: []mesh.Tried{{Subject: mesh.IDOf(nil), Addr: netip.MustParseAddrPort("[2001:db8::1]:51820")}}},
+				}},
+			},
+			mesh.Record{},
+			[]mesh.PathCandidate{candidate(mesh.CandidateSeen, "198.51.100.7:40001", true), candidate(mesh.CandidatePublic, "[2001:db8::1]:51820", false)},
+		},
+		{
 			"seen at its own address, on the LAN, inside the mesh and at no address of the internet",
 			Input{
 				Config: config(), Facts: netcfg.Facts{Addresses: addrs("203.0.113.1")},

@@ -19,6 +19,9 @@ const (
 	// without one: k3s must be able to start on a node whose others are down, and starts
 	// best when the others are there.
 	aloneFor = 20 * time.Second
+	// meetFirst is how long a node waits until it has met one of its location. It would lose
+	// what its pods send while it changes from tunnels of its own to the private network.
+	meetFirst = 10 * time.Second
 	// ClaimSettlePeriod is how long a new claim may still turn out to be somebody else's: a
 	// node that starts at the same moment takes that long to be heard of, at the most.
 	// Until then no pod may start, because pods can't move to other addresses. That goes
@@ -57,12 +60,15 @@ func (m *Memory) claimWait(in Input) time.Duration {
 }
 
 // readyWait returns how long a node that could carry pods waits until k3s may start: until
-// its claim can be relied on, and its first peers or neighbors are there, or there is
-// nobody to wait for.
+// its claim can be relied on, its first peers or neighbors are there, and it has met a node of
+// its location, or there is nobody to wait for.
 func (m *Memory) readyWait(in Input, t mesh.Topology) time.Duration {
 	wait := m.claimWait(in)
 	if len(t.Peers) == 0 && len(t.Neighbors) == 0 && !in.View.JoinEmpty {
 		wait = max(wait, aloneFor-in.Now.Sub(in.Started))
+	}
+	if in.standsAlone() {
+		wait = max(wait, meetFirst-in.Now.Sub(in.Started))
 	}
 	return max(wait, 0)
 }

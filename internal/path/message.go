@@ -23,7 +23,9 @@ const (
 	Bound  Op = 6 // from a relay: repeat this token from where you are, or, without one, it is done
 	Row    Op = 7 // to a relay: what I send with this index, the Number, is for that Node
 	Who    Op = 8 // from a relay: it does not know the address of the receiver, who is to bind again with this token
-	lastOp    = Who
+	Echo   Op = 9 // answer with Echoed over the way that this came, and learn nothing from it
+	Echoed Op = 10
+	lastOp    = Echoed
 )
 
 // Message is what a datagram carries. All messages have one layout and one length, so
@@ -44,7 +46,7 @@ type Message struct {
 	Look   Kind   // of the path over which the author sends this
 	Use    Kind   // of the path that the author uses
 	Node   Short  // the relay of the path that the author uses, zero on a straight path; of a Row the node it is about
-	This   bool   // the path over which the author sends this is the one that it uses
+	This   bool   // the path over which the author sends this is the one that it uses; of an Echo, it was answered before
 	// Silence is for how long WireGuard of the author has received nothing from the
 	// receiver, although it sent; zero if it receives. At most some 49 days.
 	Silence time.Duration

@@ -105,6 +105,7 @@ type datagram struct {
 	probe      *Message // nil for WireGuard's data
 	control    *Message // between a node and a relay
 	look       bool     // a probe that shows a relay's WireGuard port from where it comes
+	echo       *Message // an Echo or an Echoed
 }
 
 // bytes is what a relay looks at: a probe without its content, or data with an index.
@@ -139,7 +140,9 @@ type box struct {
 	up      bool // the daemon; WireGuard goes on without it
 	machine map[int]*Machine
 	wg      map[int]*Traffic
-	got     map[int]int       // data received by peer
+	got     map[int]int // data received by peer
+	meeting map[int]*Meeting
+	reached map[uint16]bool   // by the ports of sockets for trials
 	last    time.Time         // when data was received last
 	gap     time.Duration     // the longest time without
 	seen    [2]netip.AddrPort // where relays see it: at the relay's port, and at WireGuard's
@@ -221,6 +224,7 @@ func (n *internet) host(kind natKind, accept bool, site int) *box {
 	num := len(n.boxes) + 1
 	b := &box{
 		num: num, site: site, up: true, machine: map[int]*Machine{}, wg: map[int]*Traffic{}, got: map[int]int{},
+		meeting: map[int]*Meeting{}, reached: map[uint16]bool{},
 		addr:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(num)}), 51820),
 		table: NewRelay([32]byte{byte(num)}), binder: &Binder{},
 	}
@@ -298,6 +302,10 @@ func (n *internet) deliver(b *box, source netip.AddrPort, port uint16, d datagra
 		if b.up {
 			n.controlled(b, d)
 		}
+		return
+	}
+	if d.echo != nil && d.to == b.num {
+		n.echoed(b, source, port, d)
 		return
 	}
 	if port != b.addr.Port() || d.to != b.num {

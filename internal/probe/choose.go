@@ -97,7 +97,7 @@ func (c chooser) gateway(w *Watch) {
 		case p.Kind == mesh.RouteLAN && slices.Equal(p.Hops, []mesh.ID{w.Gateway}):
 			beyond = append(beyond, p.ID)
 		}
-		if r := c.records[p.ID]; c.Alive[p.ID] && (r.Location == "" || r.Location != c.own.Location) {
+		if r := c.records[p.ID]; c.Alive[p.ID] && !r.SameLAN(&c.own) {
 			outside = append(outside, p.ID)
 		}
 	}
@@ -112,7 +112,7 @@ func (c chooser) gateway(w *Watch) {
 func (c chooser) replaceable() bool {
 	n := 0
 	for _, r := range c.records {
-		if r.Location == c.own.Location && !r.Encrypted && r.Gateway != mesh.GatewayNever && len(r.InternalIPs) > 0 && r.Claim.Slot != mesh.None {
+		if r.SameLAN(&c.own) && !r.Encrypted && r.Gateway != mesh.GatewayNever && len(r.InternalIPs) > 0 && r.Claim.Slot != mesh.None {
 			n++
 		}
 	}
@@ -120,13 +120,18 @@ func (c chooser) replaceable() bool {
 }
 
 // spread chooses up to maxRemote nodes from as many locations as possible. A node without
-// a location counts as a location of its own.
+// a location counts as a location of its own, and so does each segment of one.
 func (c chooser) spread(ids []mesh.ID) []mesh.ID {
 	c.rank(ids)
-	seen := make(map[string]bool)
+	type segment struct {
+		location string
+		id       mesh.ID
+	}
+	seen := make(map[segment]bool)
 	var first, rest []mesh.ID
 	for _, id := range ids {
-		if l := c.records[id].Location; l == "" || !seen[l] {
+		r := c.records[id]
+		if l := (segment{r.Location, r.Segment}); r.Location == "" || !seen[l] {
 			seen[l] = true
 			first = append(first, id)
 		} else {

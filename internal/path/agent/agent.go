@@ -22,6 +22,7 @@ import (
 	"context"
 	"crypto/ecdh"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -84,9 +85,17 @@ type Peer struct {
 	// Relays are those through which to try: relays to which the peer is bound, and those to
 	// which this node is. Only those that SetRelays has named are used.
 	Relays []mesh.ID
+
+	// NoTunnel means that it is not a peer of WireGuard: no path to it is looked for.
+	NoTunnel bool
+	// Private are its addresses on the private network of this node's location, where the
+	// two are to meet.
+	Private []netip.AddrPort
+	// Try are its addresses at which this node is to find out whether strangers reach it.
+	Try []netip.AddrPort
 }
 
-// Options are what an agent needs. Only Inside may be missing.
+// Options are what an agent needs. Only Inside, OnLAN and Dial may be missing.
 type Options struct {
 	Cluster string
 	Self    mesh.ID
@@ -101,6 +110,11 @@ type Options struct {
 	// Inside reports whether a link is a device of the mesh. What arrives by one has
 	// travelled through a tunnel, and says nothing of a path beneath it.
 	Inside func(link int) bool
+	// OnLAN reports whether a link is one of this host's private network. Without it no node
+	// is met.
+	OnLAN func(link int) bool
+	// Dial opens a new UDP socket that sends to an address and receives from it.
+	Dial   func(to netip.AddrPort) (net.Conn, error)
 	Logger *slog.Logger
 }
 
@@ -114,6 +128,7 @@ type Agent struct {
 	do        chan func() // what methods have run do
 	datagrams chan rawudp.Datagram
 	calls     chan call
+	tried     chan tried
 	changed   chan struct{}
 	opening   *rate.Limiter
 	logged    loglimit.Limiter
@@ -124,6 +139,8 @@ type Agent struct {
 	read    time.Time // when the device is read next
 	wanted  []Peer    // as set last
 	relays  relays
+	trying  int    // how many tries to reach a peer are under way
+	number  uint32 // of the last try
 }
 
 // call is a sealed message that gossip has carried.
@@ -152,6 +169,12 @@ func newAgent(o Options) *Agent {
 	if o.Inside == nil {
 		o.Inside = func(int) bool { return false }
 	}
+	if o.OnLAN == nil {
+		o.OnLAN = func(int) bool { return false }
+	}
+	if o.Dial == nil {
+		o.Dial = dialUDP
+	}
 	return &Agent{
 		o:         o,
 		self:      path.ShortOf(o.Self),
@@ -159,6 +182,7 @@ func newAgent(o Options) *Agent {
 		do:        make(chan func()),
 		datagrams: make(chan rawudp.Datagram, maxQueue),
 		calls:     make(chan call, maxCalls),
+		tried:     make(chan tried),
 		changed:   make(chan struct{}, 1),
 		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
 	}
@@ -250,8 +274,10 @@ func (a *Agent) run(ctx context.Context) {
 			a.takeDatagram(time.Now(), d)
 		case c := <-a.calls:
 			a.takeCall(time.Now(), c)
+		case r := <-a.tried:
+			a.takeTried(time.Now(), r)
 		case <-timer.C:
-			a.wake(time.Now())
+			a.wake(ctx, time.Now())
 		}
 	}
 }
@@ -266,11 +292,14 @@ func (a *Agent) next() time.Time {
 		if p.machine != nil && p.due.Before(next) {
 			next = p.due
 		}
+		if due, ok := a.nextProof(p); ok && due.Before(next) {
+			next = due
+		}
 	}
 	return next
 }
 
-func (a *Agent) wake(now time.Time) {
+func (a *Agent) wake(ctx context.Context, now time.Time) {
 	if !now.Before(a.read) {
 		a.readDevice(now)
 	}
@@ -280,6 +309,9 @@ func (a *Agent) wake(now time.Time) {
 	for _, p := range a.peers {
 		if p.machine != nil && !now.Before(p.due) {
 			a.step(now, p)
+		}
+		if due, ok := a.nextProof(p); ok && !now.Before(due) {
+			a.prove(ctx, now, p)
 		}
 	}
 }
@@ -297,7 +329,7 @@ func (a *Agent) readDevice(now time.Time) {
 		t, ok := all[p.Key]
 		t.Endpoint = netip.AddrPortFrom(t.Endpoint.Addr().Unmap(), t.Endpoint.Port())
 		switch {
-		case !ok || p.keys == nil:
+		case !ok || p.keys == nil || p.NoTunnel:
 			p.machine = nil
 			continue
 		case p.machine == nil:

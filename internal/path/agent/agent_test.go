@@ -36,6 +36,7 @@ type wire struct {
 	cut   map[netip.AddrPort]bool // addresses to which nothing passes
 	// relays are tables by the address at which they serve, see relays_test.go.
 	relays map[netip.AddrPort]*wireRelay
+	tries  map[netip.AddrPort]*stranger
 }
 
 // host is one on the wire, with its WireGuard. It has a firewall if it is closed.
@@ -58,6 +59,7 @@ type host struct {
 	counter uint64
 	refuse  error                          // of SetEndpoint
 	lost    int                            // how many calls are lost
+	noWay   error                          // of dial
 	sources map[wgtypes.Key]netip.AddrPort // from where WireGuard sends to a peer: where the peer's packets arrived
 }
 
@@ -94,7 +96,7 @@ func (w *wire) host(t testing.TB, num byte, addrs ...string) *host {
 }
 
 func newWire() *wire {
-	return &wire{cut: map[netip.AddrPort]bool{}, relays: map[netip.AddrPort]*wireRelay{}}
+	return &wire{cut: map[netip.AddrPort]bool{}, relays: map[netip.AddrPort]*wireRelay{}, tries: map[netip.AddrPort]*stranger{}}
 }
 
 // start starts, or starts again, the agent of a host, until the test ends.
@@ -110,6 +112,8 @@ func (h *host) start(t testing.TB) {
 		Port:    h, Device: h,
 		Call:   func(to mesh.ID, sealed []byte) { h.call(to, sealed) },
 		Inside: func(link int) bool { return link == 1 },
+		OnLAN:  func(link int) bool { return link == 2 },
+		Dial:   h.dial,
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	stop := sync.OnceFunc(func() {
@@ -146,6 +150,11 @@ func (h *host) Send(p rawudp.Packet) error {
 	h.sentTo[p.To] = true
 	if r := h.relays[p.To]; r != nil && !h.cut[p.To] {
 		r.take(bytes.Clone(p.Payload), from)
+		return nil
+	}
+	if s := h.tries[p.To]; s != nil && s.to == from {
+		answer := bytes.Clone(p.Payload)
+		time.AfterFunc(travel, func() { s.receive(answer) })
 		return nil
 	}
 	to := h.at(p.To)

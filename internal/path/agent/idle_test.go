@@ -149,7 +149,7 @@ func BenchmarkSecond(b *testing.B) {
 						t.Sent, t.Received = t.Sent+bytes, t.Received+bytes
 						m.traffic[k] = t
 					}
-					a.wake(now)
+					a.wake(b.Context(), now)
 				}
 			}
 			for range 100 {

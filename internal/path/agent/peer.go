@@ -32,6 +32,7 @@ type peer struct {
 	use       path.Path // when Changed was told last
 	proved    bool
 	sessions  []session // that were begun last
+	proofs
 }
 
 // isPeer reports whether WireGuard may have the peer: else it is a relay only.
@@ -67,15 +68,17 @@ func (a *Agent) setNodes() {
 	for _, want := range all {
 		p := known[want.ID]
 		if p == nil {
-			p = &peer{sending: rate.NewLimiter(maxSend, maxSendBurst), local: map[netip.AddrPort]local{}}
+			p = &peer{sending: rate.NewLimiter(maxSend, maxSendBurst), local: map[netip.AddrPort]local{}, proofs: newProofs(a.self, want.ID)}
 		}
 		if p.Key != want.Key { // the keys stay: they remember which datagrams came
 			p.machine, p.traffic, p.use, p.proved, p.sessions = nil, path.Traffic{}, path.Path{}, false, nil
+			p.proofs = newProofs(a.self, want.ID)
 		}
 		if p.PathKey == nil || want.PathKey == nil || !p.PathKey.Equal(want.PathKey) {
 			p.keys = nil
 		}
 		p.Peer, p.ambiguous = want, false
+		p.setProofs()
 		a.peers = append(a.peers, p)
 		count[path.ShortOf(p.ID)]++
 	}
@@ -91,7 +94,7 @@ func (a *Agent) setNodes() {
 			a.byShort[short] = p
 			a.deriveKeys(p)
 		}
-		if p.keys == nil {
+		if p.keys == nil || p.NoTunnel {
 			p.machine = nil
 		}
 	}
@@ -203,6 +206,8 @@ func (a *Agent) takeDatagram(now time.Time, d rawudp.Datagram) {
 	case path.Ping, path.Pong, path.Call, path.Called:
 	case path.Bound:
 		a.takeBound(now, p, m, d)
+	case path.Echo, path.Echoed:
+		a.takeEcho(now, p, m, d)
 		return
 	default:
 		return // from a node to a relay

@@ -32,7 +32,7 @@ type PeerStatus struct {
 	Unopened uint64
 }
 
-// Status returns what is known of all peers, by ID. It is empty when the agent has ended.
+// Status returns what is known of all peers of WireGuard, by ID. It is empty when the agent has ended.
 func (a *Agent) Status() []PeerStatus {
 	var all []PeerStatus
 	a.inRun(func() { all = a.status(time.Now()) })
@@ -49,7 +49,7 @@ func (a *Agent) Bound() []path.BoundRelay {
 func (a *Agent) status(now time.Time) []PeerStatus {
 	all := make([]PeerStatus, 0, len(a.peers))
 	for _, p := range a.peers {
-		if !p.isPeer() {
+		if !p.isPeer() || p.NoTunnel {
 			continue
 		}
 		s := PeerStatus{ID: p.ID, State: p.state(), Unopened: p.unopened}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/meshd/meshd/internal/mesh"
+)
+
+// enoughOthers is how many others have to speak of a node for this one to say no more of it
+// when that is no longer its task. Until then a node that others reach must not seem closed.
+const enoughOthers = 2
+
+// Reach returns what this node says of addresses at which it has tried to reach others as a
+// stranger. What it has said before stays until there is something new.
+func (in Input) Reach() mesh.Reach {
+	self := in.Self.ID()
+	var said []mesh.Tried
+	others := make(map[mesh.ID]int) // that speak of a node
+	for _, r := range in.View.Reaches {
+		if r.Author == self {
+			said = r.Tried
+			continue
+		}
+		subjects := make(map[mesh.ID]bool)
+		for _, t := range r.Tried {
+			subjects[t.Subject] = true
+		}
+		for id := range subjects {
+			others[id]++
+		}
+	}
+	duty := in.reachDuty()
+	var out []mesh.Tried
+	for id, addrs := range duty {
+		for _, a := range addrs {
+			if i := slices.IndexFunc(in.Paths.Tried, func(t mesh.Tried) bool { return t.Subject == id && t.Addr == a }); i >= 0 {
+				out = append(out, in.Paths.Tried[i])
+			}
+		}
+	}
+	known := func(t mesh.Tried) bool {
+		return slices.ContainsFunc(out, func(o mesh.Tried) bool { return o.Subject == t.Subject && o.Addr == t.Addr })
+	}
+	for _, t := range said {
+		_, mine := duty[t.Subject]
+		stays := mine || !in.View.Alive[t.Subject] || others[t.Subject] < enoughOthers
+		if stays && !known(t) && slices.Contains(in.endpointsToTry(t.Subject), t.Addr) {
+			out = append(out, t)
+		}
+	}
+	slices.SortFunc(out, mesh.Tried.Compare)
+	return mesh.Reach{Tried: out[:min(len(out), mesh.MaxTried)]}
+}
+
+// reachDuty returns the nodes that this one is to try to reach, and where.
+func (in Input) reachDuty() map[mesh.ID][]netip.AddrPort {
+	out := make(map[mesh.ID][]netip.AddrPort)
+	for _, id := range mesh.ReachDuty(in.Self.ID(), in.View.Records, in.View.Alive) {
+		out[id] = in.endpointsToTry(id)
+	}
+	return out
+}
+
+// triedAt returns how many others say that they have reached this node as strangers at an
+// address, and how many that they have not.
+func (in Input) triedAt(a netip.AddrPort) (reached, failed int) {
+	for _, r := range in.View.Reaches {
+		for _, t := range r.Tried {
+			switch {
+			case t.Subject != in.Self.ID() || t.Addr != a || r.Author == t.Subject:
+			case t.Reached:
+				reached++
+			default:
+				failed++
+			}
+		}
+	}
+	return reached, failed
+}
+
+// endpointsToTry returns a node's first endpoint in each family, or, if its record has none of
+// a family, the first candidate outside of its private network.
+func (in Input) endpointsToTry(id mesh.ID) []netip.AddrPort {
+	i := slices.IndexFunc(in.View.Records, func(r mesh.Record) bool { return r.ID() == id })
+	if i < 0 {
+		return nil
+	}
+	var all []netip.AddrPort
+	for _, e := range in.View.Records[i].Endpoints {
+		all = append(all, in.resolve(e)...)
+	}
+	for _, p := range in.View.Paths {
+		for _, c := range p.Candidates {
+			if p.Author == id && mesh.IsPublic(c.Addr.Addr()) && c.Kind != mesh.CandidateLAN {
+				all = append(all, c.Addr)
+			}
+		}
+	}
+	var out []netip.AddrPort
+	for _, a := range all {
+		taken := func(o netip.AddrPort) bool { return o.Addr().Is4() == a.Addr().Is4() }
+		if in.View.Cluster.Outside(a.Addr()) && !slices.ContainsFunc(out, taken) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
