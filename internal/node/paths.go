@@ -37,11 +37,19 @@ type Paths struct {
 	Tried []mesh.Tried
 }
 
-// allSeen returns where peers see this node's WireGuard socket, sorted.
-func (p Paths) allSeen() []netip.AddrPort {
+// sightings returns where peers see this node's WireGuard socket, and where strangers say that
+// they have reached it, sorted.
+func (in Input) sightings() []netip.AddrPort {
 	var all []netip.AddrPort
-	for _, seen := range p.Seen {
+	for _, seen := range in.Paths.Seen {
 		all = append(all, seen...)
+	}
+	for _, r := range in.View.Reaches {
+		for _, t := range r.Tried {
+			if t.Subject == in.Self.ID() && t.Reached {
+				all = append(all, t.Addr)
+			}
+		}
 	}
 	slices.SortFunc(all, netip.AddrPort.Compare)
 	return all
@@ -120,7 +128,7 @@ func (in Input) resolve(e mesh.Endpoint) []netip.AddrPort {
 // itself, first those that most of them name.
 func (in Input) seen() []netip.AddrPort {
 	votes := make(map[netip.AddrPort]int)
-	for _, a := range in.Paths.allSeen() {
+	for _, a := range in.sightings() {
 		if mesh.IsPublic(a.Addr()) && !slices.Contains(in.Facts.Addresses, a.Addr()) {
 			votes[a]++
 		}
@@ -233,7 +241,7 @@ func (m *Memory) sharesLAN(in Input, r mesh.Record, said mesh.PathRecord) bool {
 // NeedsTurn reports whether paths that have changed lead to more than what is told of them: a
 // peer without a session can be reached now, or this node is seen elsewhere than its record says.
 func (m *Memory) NeedsTurn(in Input) bool {
-	next := nextRecord(in.Config, surroundings{in.Facts, m.Own.InternalIPs, in.Paths.allSeen()}, m.Own)
+	next := nextRecord(in.Config, surroundings{in.Facts, m.Own.InternalIPs, in.sightings()}, m.Own)
 	return m.Handshakes.foundPath(in.Paths.Proved) || next.NAT != m.Own.NAT || !slices.Equal(next.Endpoints, m.Own.Endpoints)
 }
 

@@ -82,7 +82,8 @@ func (in Input) triedAt(a netip.AddrPort) (reached, failed int) {
 }
 
 // endpointsToTry returns a node's first endpoint in each family, or, if its record has none of
-// a family, the first candidate outside of its private network.
+// a family, the first candidate outside of its private network, or where gossip meets it: behind
+// a 1:1 NAT nothing else is known of a node without tunnels.
 func (in Input) endpointsToTry(id mesh.ID) []netip.AddrPort {
 	i := slices.IndexFunc(in.View.Records, func(r mesh.Record) bool { return r.ID() == id })
 	if i < 0 {
@@ -98,6 +99,9 @@ func (in Input) endpointsToTry(id mesh.ID) []netip.AddrPort {
 				all = append(all, c.Addr)
 			}
 		}
+	}
+	if at, port := in.View.MetAt[id], in.View.Records[i].ListenPort; mesh.IsPublic(at) && port != 0 {
+		all = append(all, netip.AddrPortFrom(at, port))
 	}
 	var out []netip.AddrPort
 	for _, a := range all {

@@ -5,6 +5,7 @@ package node_test
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -28,6 +29,10 @@ type object struct {
 	verdict   *verdict
 	settings  *settings
 	forgotten *tombstone
+
+	path       *mesh.PathRecord
+	membership *mesh.Membership
+	reach      *mesh.Reach
 }
 
 // verdict is a verdict with the records of its subject and its author at that time.
@@ -62,14 +67,29 @@ type store struct {
 	verdicts  map[verdictKey]verdict
 	settings  map[mesh.ID]settings
 	forgotten map[mesh.ID]uint64
+
+	paths       map[mesh.ID]mesh.PathRecord
+	memberships map[mesh.ID]mesh.Membership
+	reaches     map[mesh.ID]mesh.Reach
 }
 
 func newStore() store {
-	return store{map[mesh.ID]mesh.Record{}, map[verdictKey]verdict{}, map[mesh.ID]settings{}, map[mesh.ID]uint64{}}
+	return store{
+		map[mesh.ID]mesh.Record{},
+		map[verdictKey]verdict{},
+		map[mesh.ID]settings{},
+		map[mesh.ID]uint64{},
+		map[mesh.ID]mesh.PathRecord{},
+		map[mesh.ID]mesh.Membership{},
+		map[mesh.ID]mesh.Reach{},
+	}
 }
 
 func (s store) clone() store {
-	return store{maps.Clone(s.records), maps.Clone(s.verdicts), maps.Clone(s.settings), maps.Clone(s.forgotten)}
+	return store{
+		maps.Clone(s.records), maps.Clone(s.verdicts), maps.Clone(s.settings), maps.Clone(s.forgotten),
+		maps.Clone(s.paths), maps.Clone(s.memberships), maps.Clone(s.reaches),
+	}
 }
 
 // put takes an object in, and reports whether it is news.
@@ -93,6 +113,12 @@ func (s store) put(o object) bool {
 			return false
 		}
 		s.settings[o.settings.author] = *o.settings
+	case o.path != nil:
+		return putNewer(s.paths, o.path.Author, *o.path, o.path.Sequence, s.paths[o.path.Author].Sequence)
+	case o.membership != nil:
+		return putNewer(s.memberships, o.membership.Author, *o.membership, o.membership.Sequence, s.memberships[o.membership.Author].Sequence)
+	case o.reach != nil:
+		return putNewer(s.reaches, o.reach.Author, *o.reach, o.reach.Sequence, s.reaches[o.reach.Author].Sequence)
 	case o.forgotten != nil:
 		f := *o.forgotten
 		if f.upTo <= s.forgotten[f.id] {
@@ -104,6 +130,15 @@ func (s store) put(o object) bool {
 		}
 		maps.DeleteFunc(s.verdicts, func(_ verdictKey, v verdict) bool { return s.buries(v) })
 	}
+	return true
+}
+
+// putNewer keeps what has the higher sequence.
+func putNewer[T any](all map[mesh.ID]T, author mesh.ID, said T, sequence, before uint64) bool {
+	if sequence <= before {
+		return false
+	}
+	all[author] = said
 	return true
 }
 
@@ -127,6 +162,15 @@ func (s store) all() (list []object) {
 	for _, id := range slices.SortedFunc(maps.Keys(s.settings), mesh.ID.Compare) {
 		list = append(list, object{settings: new(s.settings[id])})
 	}
+	for _, id := range slices.SortedFunc(maps.Keys(s.paths), mesh.ID.Compare) {
+		list = append(list, object{path: new(s.paths[id])})
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(s.memberships), mesh.ID.Compare) {
+		list = append(list, object{membership: new(s.memberships[id])})
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(s.reaches), mesh.ID.Compare) {
+		list = append(list, object{reach: new(s.reaches[id])})
+	}
 	return list
 }
 
@@ -143,9 +187,11 @@ type gossip struct {
 	seen   map[mesh.ID]time.Time // by the members, when somebody was alive last
 }
 
-// newGossip begins with what is on disk.
+// newGossip begins with what is on disk, where paths are not.
 func newGossip(h *host) gossip {
-	return gossip{store: h.disk.store.clone(), heard: make(map[mesh.ID]time.Time), seen: make(map[mesh.ID]time.Time)}
+	known := h.disk.store.clone()
+	clear(known.paths)
+	return gossip{store: known, heard: make(map[mesh.ID]time.Time), seen: make(map[mesh.ID]time.Time)}
 }
 
 // linked reports whether the daemons of two hosts can speak to each other.
@@ -314,6 +360,22 @@ func (h *host) view() mesh.View {
 		}
 	}
 	v.Verdicts = mesh.WithinEpochStep(v.Verdicts)
+	for _, o := range g.store.all() {
+		switch {
+		case o.path != nil && counts(o.path.Author):
+			v.Paths = append(v.Paths, *o.path)
+		case o.membership != nil && counts(o.membership.Author):
+			v.Memberships = append(v.Memberships, *o.membership)
+		case o.reach != nil && counts(o.reach.Author):
+			v.Reaches = append(v.Reaches, *o.reach)
+		}
+	}
+	mesh.Locate(v.Records, v.Memberships)
+	mesh.Prove(v.Records, v.Reaches)
+	v.MetAt = make(map[mesh.ID]netip.Addr)
+	for met := range g.heard {
+		v.MetAt[met] = h.byID(met).addressFor(h).Addr()
+	}
 	return v
 }
 

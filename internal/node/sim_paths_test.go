@@ -3,7 +3,10 @@
 package node_test
 
 import (
+	"maps"
 	"net/netip"
+	"reflect"
+	"slices"
 
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
@@ -20,6 +23,12 @@ func (h *host) paths() node.Paths {
 		p.Proved[id] = at
 		p.Seen[id] = []netip.AddrPort{h.addressFor(h.byID(id))}
 	}
+	p.Met = maps.Clone(h.met)
+	for t, reached := range h.tried {
+		t.Reached = reached
+		p.Tried = append(p.Tried, t)
+	}
+	slices.SortFunc(p.Tried, mesh.Tried.Compare)
 	return p
 }
 
@@ -57,6 +66,50 @@ func (h *host) findPaths() {
 				o.prove(h)
 			}
 		})
+	}
+}
+
+// findProofs meets the nodes of the own location, and tries to reach others as a stranger.
+func (h *host) findProofs() {
+	for _, p := range h.memory.PathPeers(h.input(), h.wanted) {
+		o := h.byID(p.ID)
+		if slices.Contains(p.Private, netip.AddrPortFrom(o.internal.Addr(), wireguardPort)) {
+			h.later(2*simLAN, func() {
+				if h.linked(o) && h.onLAN(o) {
+					h.met[o.id], o.met[h.id] = h.now, h.now
+				}
+			})
+		}
+		for _, at := range p.Try {
+			h.later(2*simTunnel, func() {
+				h.tried[mesh.Tried{Subject: o.id, Addr: at}] = o.running && h.linked(o) && o.place.underlay != home && at == o.mapped()
+			})
+		}
+	}
+	h.later(3*simTunnel, func() { h.sayPaths(h.input()) })
+}
+
+// sayPaths tells the others what this node has found out.
+func (h *host) sayPaths(in node.Input) {
+	known := h.peers.store
+	path := mesh.PathRecord{Author: h.id, Key: [32]byte(h.deviceKey()), Candidates: h.memory.OwnCandidates(in)}
+	if path.Sequence = known.paths[h.id].Sequence; !reflect.DeepEqual(path, known.paths[h.id]) {
+		path.Sequence = max(path.Sequence, h.disk.instance<<32) + 1
+		h.publish(object{path: &path})
+	}
+	membership := h.memory.Membership(in)
+	membership.Author, membership.Sequence = h.id, known.memberships[h.id].Sequence
+	if !reflect.DeepEqual(membership, known.memberships[h.id]) {
+		membership.Sequence = max(membership.Sequence, h.disk.instance<<32) + 1
+		h.publish(object{membership: &membership})
+		h.tell()
+	}
+	reach := in.Reach()
+	reach.Author, reach.Sequence = h.id, known.reaches[h.id].Sequence
+	if !reflect.DeepEqual(reach, known.reaches[h.id]) {
+		reach.Sequence = max(reach.Sequence, h.disk.instance<<32) + 1
+		h.publish(object{reach: &reach})
+		h.tell()
 	}
 }
 

@@ -185,6 +185,8 @@ type host struct {
 	peers   gossip
 	probes  map[mesh.ID]bool           // peers that are probed
 	proved  map[mesh.ID]netip.AddrPort // where they answer
+	met     map[mesh.ID]time.Time      // when each node was met last on the private network
+	tried   map[mesh.Tried]bool        // what this node has tried as a stranger, and whether it was answered
 	table   *probe.Table
 	levels  map[probe.Target]probe.Level
 	turned  time.Time // when the last turn was taken
@@ -266,6 +268,7 @@ func (h *host) startDaemon() {
 	h.self.Instance = h.disk.instance
 	h.table, h.levels = probe.NewTable(h.config.Pace), nil
 	h.probes, h.proved = make(map[mesh.ID]bool), make(map[mesh.ID]netip.AddrPort)
+	h.met, h.tried = make(map[mesh.ID]time.Time), make(map[mesh.Tried]bool)
 	h.peers = newGossip(h)
 	h.memory = node.Memory{Handshakes: node.NewHandshakes(h.view().Records), Absences: node.NewAbsences(h.disk.absences)}
 	h.turned = time.Time{}
@@ -273,6 +276,7 @@ func (h *host) startDaemon() {
 	h.each(h.config.Pace.Interval, h.probe)
 	h.each(simSave, h.save)
 	h.each(simProbes, h.findPaths)
+	h.each(simProbes, h.findProofs)
 	h.greet()
 	h.later(simSync/2, h.compare)
 }
