@@ -3,7 +3,6 @@
 package daemon
 
 import (
-	"net"
 	"net/netip"
 	"slices"
 
@@ -23,10 +22,8 @@ func (d *daemon) gossipAddresses(t turn, hasRoutes bool) map[mesh.ID][]netip.Add
 			continue
 		}
 		var list []netip.AddrPort
-		if host, port, err := net.SplitHostPort(r.GossipAddr); err == nil {
-			if p, err := net.LookupPort("udp", port); err == nil {
-				list = append(list, withPort(addrsOf(host, t.wanted.Input.Resolved), uint16(p))...)
-			}
+		if e := r.GossipEndpoint(); e.Host != "" {
+			list = append(list, withPort(addrsOf(e.Host, t.wanted.Input.Resolved), e.Port)...)
 		}
 		if r.Location != "" && r.Location == d.memory.Own.Location {
 			list = append(list, lanAddresses(r)...)

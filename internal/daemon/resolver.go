@@ -203,9 +203,7 @@ func hostNamesOf(r mesh.Record) []string {
 			hosts = append(hosts, host)
 		}
 	}
-	if host, _, err := net.SplitHostPort(r.GossipAddr); err == nil {
-		add(host)
-	}
+	add(r.GossipEndpoint().Host)
 	for _, e := range r.Endpoints {
 		add(e.Host)
 	}

@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // endpointsOf returns the addresses at which n's WireGuard socket may be reached from
@@ -44,6 +46,24 @@ func (d *deriver) endpointsOf(n *member) []netip.AddrPort {
 		addLAN()
 	}
 	return es
+}
+
+// GossipEndpoint returns host and port of GossipAddr; no host if there is none.
+func (r Record) GossipEndpoint() Endpoint {
+	host, port, ok := cutLast(r.GossipAddr, ":")
+	p, err := strconv.ParseUint(port, 10, 16)
+	if !ok || err != nil {
+		return Endpoint{}
+	}
+	return Endpoint{Host: strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"), Port: uint16(p)}
+}
+
+// cutLast is strings.Cut at the last separator.
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
 }
 
 // collectEndpoints collects the addresses of all nodes' endpoints, including those to

@@ -13,6 +13,12 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
+// Keepalive is how often a peer is sent something.
+type Keepalive struct {
+	Interval time.Duration // 0 for never
+	Guessed  bool          // a peer that is there keeps the interval that it has
+}
+
 // Settings are the inputs of a host's desired state besides the topology.
 type Settings struct {
 	Interface      string  // name of the WireGuard device
@@ -34,9 +40,8 @@ type Settings struct {
 	// Cards are the links on which others' packets to pods may arrive, see Facts.Cards.
 	Cards []string
 
-	// Keepalives are the intervals at which peers are sent something; a peer that is missing
-	// is sent nothing.
-	Keepalives map[mesh.ID]time.Duration
+	// Keepalives are the intervals at which peers are sent something.
+	Keepalives map[mesh.ID]Keepalive
 
 	// Awaited are the peers that are to send the first handshake: they get no endpoint yet.
 	Awaited map[mesh.ID]bool
@@ -137,7 +142,8 @@ func (b builder) peers() []Peer {
 			Name:       p.Name,
 			Endpoint:   b.endpoint(p),
 			AllowedIPs: normalize(p.AllowedIPs),
-			Keepalive:  b.Keepalives[p.ID],
+			Keepalive:  b.Keepalives[p.ID].Interval,
+			Guessed:    b.Keepalives[p.ID].Guessed,
 		})
 	}
 	slices.SortFunc(out, func(a, b Peer) int { return compareKeys(a.Key, b.Key) })

@@ -46,7 +46,7 @@ func TestDesired(t *testing.T) {
 	small := netcfgtest.Peer(4, "pppoe", "10.4.0.4/32", "10.42.3.0/24", "192.168.20.5/32")
 	small.MTU = 1412
 	kept := settings()
-	kept.Keepalives = map[mesh.ID]time.Duration{small.ID: 25 * time.Second}
+	kept.Keepalives = map[mesh.ID]Keepalive{small.ID: {Interval: 25 * time.Second}}
 	small.Endpoints = []netip.AddrPort{netip.MustParseAddrPort("[::ffff:192.0.2.9]:4500")}
 	natted := netcfgtest.IPv4(nat, small, netcfgtest.Peer(2, "aws-1", "10.4.0.2/32", "10.42.1.0/24"))
 	natted.Inside = append(natted.Inside, netcfgtest.Prefixes("192.168.20.5/32", "10.42.3.0/24")...)

@@ -258,7 +258,7 @@ func diffPeer(old, p Peer, add bool, o Options) PeerChange {
 	}
 	// Turning a keepalive on sends a packet at once, see the package comment. Turning it
 	// off sends none.
-	if old.Keepalive != p.Keepalive && (!old.LastHandshake.IsZero() || p.Keepalive == 0) {
+	if old.Keepalive != p.Keepalive && (add || !p.Guessed) && (!old.LastHandshake.IsZero() || p.Keepalive == 0) {
 		c.Keepalive = &p.Keepalive
 	}
 	return c

@@ -106,6 +106,13 @@ func TestDiff(t *testing.T) {
 			prune: "~ peer A (a) keepalive 25s\n", keep: "same",
 		},
 		{
+			name: "a guessed keepalive changes none",
+			edit: func(o, d *State) {
+				peer(o, 2).Keepalive, peer(d, 2).Guessed = 25*time.Second, true
+			},
+			keep: "same",
+		},
+		{
 			name:  "keepalive off needs no handshake",
 			edit:  func(o, _ *State) { peer(o, 2).Keepalive = 25 * time.Second },
 			prune: "~ peer A (a) keepalive 0s\n", keep: "same",

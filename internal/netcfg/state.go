@@ -71,6 +71,7 @@ type Peer struct {
 	Endpoint   netip.AddrPort // invalid for none
 	AllowedIPs []netip.Prefix
 	Keepalive  time.Duration
+	Guessed    bool // of a desired peer: see Keepalive
 
 	// PresharedKey is zero for none. It is never printed.
 	PresharedKey mesh.PresharedKey

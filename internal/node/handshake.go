@@ -248,7 +248,9 @@ func (o *HandshakePlan) add(p mesh.Peer, a *attempt, endpoint netip.AddrPort, no
 			o.Renew[p.Key] = true
 		}
 		o.Initiate = append(o.Initiate, anyAddress(p)...)
-		a.spokeTo = endpoint
+		if a.spokeTo = endpoint; a.proved.IsValid() {
+			a.spokeTo = a.proved // which WireGuard gets first
+		}
 		a.initiated, a.initiateAt, a.wait = true, now.Add(a.wait), min(2*a.wait, a.role.retryInterval())
 	}
 	wait := a.initiateAt.Sub(now)

@@ -218,6 +218,7 @@ func TestUnreachablePeer(t *testing.T) {
 			for i, proved := range []netip.AddrPort{{}, {}, one, one, two} {
 				in := inputWithPeer(mesh.Record{Key: wgtypes.Key{tt.self}}, now.Add(time.Duration(i)*10*time.Millisecond), true, true, 0)
 				in.Topology.Peers[0].Endpoints = nil
+				in.Observed.Peers[0].Endpoint = proved
 				in.Proved = make(map[mesh.ID]netip.AddrPort)
 				if proved.IsValid() {
 					in.Proved[mesh.ID{5}] = proved

@@ -143,20 +143,23 @@ func (in Input) seen() []netip.AddrPort {
 
 // keepalives returns how often this node speaks to each of its peers, unless it is never. By
 // default it does so where a NAT's mapping has to be held: where the peer sees it at another
-// address than its own. As long as a peer has not said, what others say counts.
-func (m *Memory) keepalives(in Input, peers []mesh.Peer) map[mesh.ID]time.Duration {
-	keepalives := make(map[mesh.ID]time.Duration)
+// address than its own. As long as a peer has not said, what others say counts, for a new peer.
+func (m *Memory) keepalives(in Input, peers []mesh.Peer) map[mesh.ID]netcfg.Keepalive {
+	keepalives := make(map[mesh.ID]netcfg.Keepalive)
 	for _, p := range peers {
-		mapped := m.Own.NAT
+		k, mapped := netcfg.Keepalive{}, m.Own.NAT
 		if seen := in.Paths.Seen[p.ID]; len(seen) > 0 {
 			mapped = slices.ContainsFunc(seen, func(a netip.AddrPort) bool { return !slices.Contains(in.Facts.Addresses, a.Addr()) })
+		} else {
+			k.Guessed = in.Config.Keepalive == nil
 		}
 		switch {
-		case in.Config.Keepalive != nil && *in.Config.Keepalive > 0:
-			keepalives[p.ID] = *in.Config.Keepalive
-		case in.Config.Keepalive == nil && mapped:
-			keepalives[p.ID] = natKeepalive
+		case in.Config.Keepalive != nil:
+			k.Interval = *in.Config.Keepalive
+		case mapped:
+			k.Interval = natKeepalive
 		}
+		keepalives[p.ID] = k
 	}
 	return keepalives
 }

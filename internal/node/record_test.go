@@ -135,14 +135,14 @@ func TestKeepalive(t *testing.T) {
 		keepalive *time.Duration
 		nat       bool
 		seen      []netip.AddrPort
-		want      time.Duration
+		want      netcfg.Keepalive
 	}{
-		{"nothing is known", nil, false, nil, 0},
-		{"behind NAT, as other peers say", nil, true, nil, natKeepalive},
-		{"behind NAT, but not towards this peer", nil, true, []netip.AddrPort{own}, 0},
-		{"behind NAT towards this peer alone", nil, false, []netip.AddrPort{mapped}, natKeepalive},
-		{"switched off", new(time.Duration), true, []netip.AddrPort{mapped}, 0},
-		{"configured", &configured, false, []netip.AddrPort{own}, 10 * time.Second},
+		{"nothing is known", nil, false, nil, netcfg.Keepalive{Guessed: true}},
+		{"behind NAT, as other peers say", nil, true, nil, netcfg.Keepalive{Interval: natKeepalive, Guessed: true}},
+		{"behind NAT, but not towards this peer", nil, true, []netip.AddrPort{own}, netcfg.Keepalive{}},
+		{"behind NAT towards this peer alone", nil, false, []netip.AddrPort{mapped}, netcfg.Keepalive{Interval: natKeepalive}},
+		{"switched off", new(time.Duration), true, []netip.AddrPort{mapped}, netcfg.Keepalive{}},
+		{"configured", &configured, false, nil, netcfg.Keepalive{Interval: 10 * time.Second}},
 	}
 	for _, tt := range tests {
 		m := Memory{Own: mesh.Record{NAT: tt.nat}}

@@ -4,10 +4,8 @@ package node
 
 import (
 	"cmp"
-	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -117,10 +115,8 @@ func (w pathFilter) relayAddrs(r mesh.Record, said mesh.PathRecord, sharesLAN bo
 			}
 		}
 	}
-	if host, port, err := net.SplitHostPort(r.GossipAddr); err == nil {
-		if p, err := strconv.ParseUint(port, 10, 16); err == nil {
-			add(w.in.resolve(mesh.Endpoint{Host: host, Port: uint16(p)})...)
-		}
+	if e := r.GossipEndpoint(); e.Host != "" {
+		add(w.in.resolve(e)...)
 	}
 	for _, c := range said.Candidates {
 		if c.Kind == mesh.CandidateLAN && sharesLAN || c.Kind != mesh.CandidateLAN && c.Open {

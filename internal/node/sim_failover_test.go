@@ -65,6 +65,9 @@ const (
 	// detectMost is how long a gateway may be silent: n requests and the grace time, the
 	// last answers under way, and the time of a request to one of the nodes beyond.
 	detectMost = 4*250*time.Millisecond + 100*time.Millisecond + 500*time.Millisecond
+	// forwardMost is how long longer one may be silent that answers, but does not forward: its
+	// own paths get time to move.
+	forwardMost = 1500 * time.Millisecond
 	// plannedMost is how long the follower of a new tunnel has no endpoint for it: until the
 	// leader's first message is there.
 	plannedMost = simTunnel + 2*flowEvery
@@ -242,8 +245,12 @@ func (f *failover) await(state mesh.Health) {
 		f.fail("nobody says that %s is %s", f.subject.name, state)
 	}
 	f.issued = f.now
-	if !f.failed.IsZero() && f.issued.Sub(f.failed) > detectMost {
-		f.fail("it took %v until a gateway was found to have failed, want %v at the most", f.issued.Sub(f.failed), detectMost)
+	most := detectMost
+	if f.subject.stuck {
+		most += forwardMost
+	}
+	if !f.failed.IsZero() && f.issued.Sub(f.failed) > most {
+		f.fail("it took %v until a gateway was found to have failed, want %v at the most", f.issued.Sub(f.failed), most)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/path"
 )
 
 // What package path finds out, without its messages: a path is proved when both daemons
@@ -24,9 +25,11 @@ func (h *host) paths() node.Paths {
 		p.Seen[id] = []netip.AddrPort{h.addressFor(h.byID(id))}
 	}
 	p.Met = maps.Clone(h.met)
-	for t, reached := range h.tried {
-		t.Reached = reached
-		p.Tried = append(p.Tried, t)
+	for t, trial := range h.trials {
+		if reached, known := trial.Reached(); known {
+			t.Reached = reached
+			p.Tried = append(p.Tried, t)
+		}
 	}
 	slices.SortFunc(p.Tried, mesh.Tried.Compare)
 	return p
@@ -81,9 +84,14 @@ func (h *host) findProofs() {
 			})
 		}
 		for _, at := range p.Try {
-			h.later(2*simTunnel, func() {
-				h.tried[mesh.Tried{Subject: o.id, Addr: at}] = o.running && h.linked(o) && o.place.underlay != home && at == o.mapped()
-			})
+			t := mesh.Tried{Subject: o.id, Addr: at}
+			if h.trials[t] == nil {
+				h.trials[t] = &path.Trial{}
+			}
+			if trial := h.trials[t]; !h.now.Before(trial.Due()) {
+				trial.Postpone(h.now)
+				h.later(2*simTunnel, func() { trial.Done(h.now, h.linked(o) && o.place.underlay != home && at == o.mapped()) })
+			}
 		}
 	}
 	h.later(3*simTunnel, func() { h.sayPaths(h.input()) })
@@ -92,10 +100,10 @@ func (h *host) findProofs() {
 // sayPaths tells the others what this node has found out.
 func (h *host) sayPaths(in node.Input) {
 	known := h.peers.store
-	path := mesh.PathRecord{Author: h.id, Key: [32]byte(h.deviceKey()), Candidates: h.memory.OwnCandidates(in)}
-	if path.Sequence = known.paths[h.id].Sequence; !reflect.DeepEqual(path, known.paths[h.id]) {
-		path.Sequence = max(path.Sequence, h.disk.instance<<32) + 1
-		h.publish(object{path: &path})
+	own := mesh.PathRecord{Author: h.id, Key: [32]byte(h.deviceKey()), Candidates: h.memory.OwnCandidates(in)}
+	if own.Sequence = known.paths[h.id].Sequence; !reflect.DeepEqual(own, known.paths[h.id]) {
+		own.Sequence = max(own.Sequence, h.disk.instance<<32) + 1
+		h.publish(object{path: &own})
 	}
 	membership := h.memory.Membership(in)
 	membership.Author, membership.Sequence = h.id, known.memberships[h.id].Sequence

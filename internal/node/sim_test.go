@@ -22,6 +22,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/fakekernel"
 	"github.com/meshd/meshd/internal/node"
+	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/probe"
 )
 
@@ -186,7 +187,7 @@ type host struct {
 	probes  map[mesh.ID]bool           // peers that are probed
 	proved  map[mesh.ID]netip.AddrPort // where they answer
 	met     map[mesh.ID]time.Time      // when each node was met last on the private network
-	tried   map[mesh.Tried]bool        // what this node has tried as a stranger, and whether it was answered
+	trials  map[mesh.Tried]*path.Trial // what this node has tried as a stranger
 	table   *probe.Table
 	levels  map[probe.Target]probe.Level
 	turned  time.Time // when the last turn was taken
@@ -268,7 +269,7 @@ func (h *host) startDaemon() {
 	h.self.Instance = h.disk.instance
 	h.table, h.levels = probe.NewTable(h.config.Pace), nil
 	h.probes, h.proved = make(map[mesh.ID]bool), make(map[mesh.ID]netip.AddrPort)
-	h.met, h.tried = make(map[mesh.ID]time.Time), make(map[mesh.Tried]bool)
+	h.met, h.trials = make(map[mesh.ID]time.Time), make(map[mesh.Tried]*path.Trial)
 	h.peers = newGossip(h)
 	h.memory = node.Memory{Handshakes: node.NewHandshakes(h.view().Records), Absences: node.NewAbsences(h.disk.absences)}
 	h.turned = time.Time{}
