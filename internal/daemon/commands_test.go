@@ -214,7 +214,7 @@ func TestVerdictBeyondForgottenOnes(t *testing.T) {
 	within(t, inLocation, gatewayOfA, func(t *testing.T, w *world) {
 		w.network.change(func(*mesh.View) { w.network.said = 6 })
 		drain(w, false)
-		if len(find(w.all(), `^network\.PublishVerdict +gateway a1 is draining, epoch 7`)) != 1 {
+		if len(find(w.all(), `^network\.PublishVerdict +a1 is draining, epoch 7`)) != 1 {
 			t.Errorf("got:\n%v", w.trace)
 		}
 	})
@@ -284,7 +284,7 @@ func TestUndoOfADrain(t *testing.T) {
 			v.Records = slices.DeleteFunc(slices.Clone(v.Records), func(r mesh.Record) bool { return r.ID() == a2 })
 		})
 		got, err := w.d.Drain(t.Context(), true)
-		if want := "This node is not draining. This node is not a gateway: no other node is in location a."; err != nil || got.Draining || got.Text != want {
+		if want := "This node is not draining. This node is not a gateway: no other node is on the private network of location a."; err != nil || got.Draining || got.Text != want {
 			t.Errorf("got %+v, %v, want %q", got, err, want)
 		}
 		w.meet(w.beside("a2", 1, mesh.GatewayTerm{}))

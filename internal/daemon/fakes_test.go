@@ -240,7 +240,25 @@ func (n *fakeNetwork) View() mesh.View {
 	defer n.mu.Unlock()
 	v := n.view
 	v.Records, v.Verdicts, v.Clients, v.Alive = slices.Clone(v.Records), slices.Clone(v.Verdicts), slices.Clone(v.Clients), maps.Clone(v.Alive)
+	v.Memberships = allMet(v.Records)
+	mesh.Locate(v.Records, v.Memberships)
 	return v
+}
+
+// allMet has all nodes of each location meet on its private network.
+func allMet(records []mesh.Record) []mesh.Membership {
+	var said []mesh.Membership
+	for i := range records {
+		m := mesh.Membership{Author: records[i].ID(), Location: records[i].Location}
+		for j := range records {
+			if i != j && records[i].SameLocation(&records[j]) {
+				m.Met = append(m.Met, records[j].ID().Short())
+			}
+		}
+		slices.SortFunc(m.Met, mesh.ShortID.Compare)
+		said = append(said, m)
+	}
+	return said
 }
 
 // LastHeard is the first call of a turn. Nodes that are alive were heard just now.

@@ -217,12 +217,17 @@ func TestPathsNeedNoTurn(t *testing.T) {
 	const heard = "b1 tells where it is reached"
 	changed := play(t, scenarioNamed("paths")).sections
 	changed = changed[slices.IndexFunc(changed, func(s *section) bool { return s.title == heard }):]
+	turns := 0 // that don't follow from a record, which says once that this host is behind NAT
 	for _, s := range changed {
-		if s.title == inTurn {
-			t.Errorf("a turn at %v:\n%v", s.at, s.effects)
+		if s.title == inTurn && s.last(regexp.MustCompile(`^network\.Publish `)) < 0 {
+			turns++
 		}
 	}
-	if len(find(changed, `^paths\.SetPeers .*198\.51\.100\.11:40001`)) != 1 || len(find(changed, `^network\.PublishPath .*seen 198\.51\.100\.1:40000`)) != 1 {
+	if turns > 1 { // the one that takes the record in
+		t.Errorf("got %d turns without a record:\n%v", turns, changed)
+	}
+	if len(find(changed, `^paths\.SetPeers .*198\.51\.100\.11:40001`)) != 1 || len(find(changed, `^network\.PublishPath .*seen 198\.51\.100\.1:40000`)) != 1 ||
+		len(find(changed, `^network\.PublishPath .*seen 198\.51\.100\.1:40002`)) != 1 {
 		t.Error("the path is not tried, or this node does not tell where it is seen")
 	}
 	synctest.Test(t, func(t *testing.T) {

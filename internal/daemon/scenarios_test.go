@@ -232,7 +232,7 @@ var scenarios = []scenario{
 		w.pass(10 * time.Second)
 		w.end()
 	}},
-	{"paths", "A node tells where it is reached, a path to it is found, and this node learns where it is seen itself. None of that needs a turn.", standsAlone, func(w *world) {
+	{"paths", "A node tells where it is reached, and a path to it is found. This node learns that it is behind NAT, which it says in its record. None of the rest needs a turn.", standsAlone, func(w *world) {
 		b1 := w.b1()
 		settled(w, b1)
 		w.kernel.change(func(k *fakeKernel) { k.facts = lanFacts("192.168.1.1/24") })
@@ -246,6 +246,12 @@ var scenarios = []scenario{
 		w.mark("b1 answers")
 		w.paths.find(agent.PeerStatus{
 			ID: b1.ID(), Seen: []netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:40000")},
+			Report: path.Report{Path: path.Path{Kind: path.Direct, Addr: netip.MustParseAddrPort("198.51.100.11:40001")}, Proved: true, Since: time.Now(), RTT: 10 * time.Millisecond},
+		})
+		w.pass(time.Second)
+		w.mark("the NAT gives this node another port")
+		w.paths.find(agent.PeerStatus{
+			ID: b1.ID(), Seen: []netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:40002")},
 			Report: path.Report{Path: path.Path{Kind: path.Direct, Addr: netip.MustParseAddrPort("198.51.100.11:40001")}, Proved: true, Since: time.Now(), RTT: 10 * time.Millisecond},
 		})
 		w.pass(time.Second)

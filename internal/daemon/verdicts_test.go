@@ -89,7 +89,7 @@ func TestNoGateways(t *testing.T) {
 		{"mode full", func(in *mesh.Input) { in.Cluster.Mode = mesh.ModeFull }, "This node is not a gateway: there are none in mode full."},
 		{"no location", func(in *mesh.Input) { in.Self = records[3].ID() }, "This node is not a gateway: it has no location."},
 		{"never", func(in *mesh.Input) { in.Records[0].Gateway = mesh.GatewayNever }, "This node is not a gateway and never becomes one: node.gateway is never."},
-		{"alone in it", func(in *mesh.Input) { in.Records = in.Records[:1] }, "This node is not a gateway: no other node is in location a."},
+		{"alone in it", func(in *mesh.Input) { in.Records = in.Records[:1] }, "This node is not a gateway: no other node is on the private network of location a."},
 	} {
 		in := mesh.Input{Self: d.self.ID(), Records: append([]mesh.Record{}, records...), Cluster: mesh.Cluster{Mode: mesh.ModeLocation}}
 		tt.change(&in)
