@@ -206,6 +206,7 @@ func (a *Agent) takeDatagram(now time.Time, d rawudp.Datagram) {
 	case path.Ping, path.Pong, path.Call, path.Called:
 	case path.Bound:
 		a.takeBound(now, p, m, d)
+		return
 	case path.Echo, path.Echoed:
 		a.takeEcho(now, p, m, d)
 		return
