@@ -673,13 +673,6 @@ func (s *fakeStreams) Keep(nodes []mesh.ID) error {
 	return nil
 }
 
-// accept opens streams to this node.
-func (s *fakeStreams) accept(status ...stream.Status) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.accepted = status
-	fire(s.changed)
-}
 
 func (s *fakeStreams) Status() []stream.Status {
 	s.mu.Lock()
