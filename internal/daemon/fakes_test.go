@@ -673,7 +673,6 @@ func (s *fakeStreams) Keep(nodes []mesh.ID) error {
 	return nil
 }
 
-
 func (s *fakeStreams) Status() []stream.Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
