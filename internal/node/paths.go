@@ -119,14 +119,14 @@ func (m *Memory) PathPeers(in Input, c Configuration) []PathPeer {
 	for _, r := range c.Input.Records {
 		records[r.ID()] = r
 	}
-	w := pathFilter{in: in, routes: c.Desired.Routes}
+	w := pathFilter{in: in, seen: in.seen(), routes: c.Desired.Routes}
 	peers := make([]PathPeer, 0, len(c.Topology.Peers))
 	for _, p := range c.Topology.Peers {
 		own := said[p.ID]
 		sameLocation := m.Own.Location != "" && m.Own.Location == records[p.ID].Location
 		peers = append(peers, PathPeer{
 			ID: p.ID, Key: p.Key, PathKey: own.Key,
-			Candidates: w.candidates(p, own, sameLocation || in.behindSameNAT(own), records[p.ID]),
+			Candidates: w.candidates(p, own, sameLocation || w.behindSameNAT(own), records[p.ID]),
 			Follows:    c.Settings.EndpointIndex[p.ID] < 0,
 		})
 	}
@@ -135,17 +135,17 @@ func (m *Memory) PathPeers(in Input, c Configuration) []PathPeer {
 
 // behindSameNAT reports whether others see a node behind a public address behind which they see
 // this node. Both may be in one private network then.
-func (in Input) behindSameNAT(other mesh.PathRecord) bool {
-	seen := in.seen()
+func (w pathFilter) behindSameNAT(other mesh.PathRecord) bool {
 	return slices.ContainsFunc(other.Candidates, func(c mesh.PathCandidate) bool {
-		return c.Kind == mesh.CandidateSeen && slices.ContainsFunc(seen, func(a netip.AddrPort) bool { return a.Addr() == c.Addr.Addr() })
+		return c.Kind == mesh.CandidateSeen && slices.ContainsFunc(w.seen, func(a netip.AddrPort) bool { return a.Addr() == c.Addr.Addr() })
 	})
 }
 
 // pathFilter chooses which addresses are tried.
 type pathFilter struct {
 	in     Input
-	routes []netcfg.Route // of this host, into the mesh
+	seen   []netip.AddrPort // where others see this node
+	routes []netcfg.Route   // of this host, into the mesh
 }
 
 // candidates returns the paths to try to a peer. Those of its private network are only tried if it may be
