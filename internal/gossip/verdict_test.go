@@ -26,14 +26,7 @@ func testVerdict(n, subject int, state mesh.Health, epoch uint64) mesh.Verdict {
 func signVerdict(t testing.TB, n int, v verdict) []byte {
 	t.Helper()
 	payload, err := encodeVerdict(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := signObject(identity(n), "default", verdictKinds[v.Role], payload)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
+	return signPayload(t, n, verdictKinds[v.Role], payload, err)
 }
 
 func TestVerdictLimits(t *testing.T) {
