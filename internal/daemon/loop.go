@@ -3,7 +3,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,14 +67,19 @@ func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{},
 	wake := time.NewTimer(within)
 	defer wake.Stop()
 	var pathsDue <-chan time.Time // after the first of several changes
+	pathsSoon := func() {
+		if pathsDue == nil {
+			pathsDue = time.After(spacing)
+		}
+	}
 	for {
 		select {
 		case <-d.gossip.PathsChanged():
-			pathsDue = cmp.Or(pathsDue, time.After(spacing))
+			pathsSoon()
 		case <-d.paths.Changed():
-			pathsDue = cmp.Or(pathsDue, time.After(spacing))
+			pathsSoon()
 		case <-d.streams.Changed():
-			pathsDue = cmp.Or(pathsDue, time.After(spacing))
+			pathsSoon()
 		case <-pathsDue:
 			if d.updatePaths(t) {
 				return c, true

@@ -28,14 +28,7 @@ func signClient(t testing.TB, n int, c mesh.Client) []byte {
 	t.Helper()
 	c.Author = identity(n).Public().(ed25519.PublicKey)
 	payload, err := encodeClient(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := signObject(identity(n), "default", kindClient, payload)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
+	return signPayload(t, n, kindClient, payload, err)
 }
 
 func TestClientGolden(t *testing.T) {

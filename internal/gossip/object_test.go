@@ -21,30 +21,29 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-func signRecord(t testing.TB, n int, r mesh.Record) []byte {
+// signPayload returns what an encoder has returned as an object of an identity.
+func signPayload(t testing.TB, n int, kind objectKind, payload []byte, err error) []byte {
 	t.Helper()
-	payload, err := encodeRecord(r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := signObject(identity(n), "default", kindRecord, payload)
+	raw, err := signObject(identity(n), "default", kind, payload)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return raw
 }
 
+func signRecord(t testing.TB, n int, r mesh.Record) []byte {
+	t.Helper()
+	payload, err := encodeRecord(r)
+	return signPayload(t, n, kindRecord, payload, err)
+}
+
 func signTombstone(t testing.TB, n int, target mesh.ID, upTo uint64) []byte {
 	t.Helper()
 	payload, err := encodeTombstone(tombstone{identity(n).Public().(ed25519.PublicKey), target, upTo})
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := signObject(identity(n), "default", kindTombstone, payload)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
+	return signPayload(t, n, kindTombstone, payload, err)
 }
 
 // fullRecord returns a record with every field set.

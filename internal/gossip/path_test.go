@@ -41,14 +41,7 @@ func testPath(n int, sequence uint64) pathBody {
 func signPath(t testing.TB, n int, b pathBody) []byte {
 	t.Helper()
 	payload, err := encodePath(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := signObject(identity(n), "default", kindPath, payload)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
+	return signPayload(t, n, kindPath, payload, err)
 }
 
 var comparePaths = cmp.Options{

@@ -34,14 +34,7 @@ func follows(generation uint64, mode mesh.Mode) func(mesh.View) bool {
 func signSettings(t testing.TB, n int, number uint64, s settings) []byte {
 	t.Helper()
 	payload, err := encodeSettings(settingsBody{s, identity(n).Public().(ed25519.PublicKey), number, testCluster().Hash(), 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := signObject(identity(n), "default", kindSettings, payload)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
+	return signPayload(t, n, kindSettings, payload, err)
 }
 
 func TestSettingsRoundTrip(t *testing.T) {

@@ -27,14 +27,7 @@ func testVerdict(n, subject int, state mesh.Health, epoch uint64) mesh.Verdict {
 func signVerdict(t testing.TB, n int, v verdict) []byte {
 	t.Helper()
 	payload, err := encodeVerdict(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := signObject(identity(n), "default", kindVerdict, payload)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
+	return signPayload(t, n, kindVerdict, payload, err)
 }
 
 func TestVerdictLimits(t *testing.T) {

@@ -194,14 +194,14 @@ func (m *Memory) PathPeers(in Input, c Configuration) []PathPeer {
 		records[r.ID()] = r
 	}
 	relays, _ := m.Relays(in, c)
-	w := pathFilter{in: in, routes: c.Desired.Routes}
+	w := pathFilter{in: in, seen: in.seen(), routes: c.Desired.Routes}
 	peers := make([]PathPeer, 0, len(c.Topology.Peers))
 	for _, p := range c.Topology.Peers {
 		own := said[p.ID]
 		own.Author = p.ID
 		peers = append(peers, PathPeer{
 			ID: p.ID, Key: p.Key, PathKey: own.Key,
-			Candidates: w.candidates(p, own, m.sharesLAN(in, records[p.ID], own), records[p.ID]),
+			Candidates: w.candidates(p, own, m.sharesLAN(w, records[p.ID], own), records[p.ID]),
 			Relays:     in.relaysTo(own, relays),
 			Follows:    c.Settings.Awaited[p.ID],
 		})
@@ -237,8 +237,8 @@ func (m *Memory) withProofs(w pathFilter, peers []PathPeer, said map[mesh.ID]mes
 }
 
 // sharesLAN reports whether another node may be in a private network of this one.
-func (m *Memory) sharesLAN(in Input, r mesh.Record, said mesh.PathRecord) bool {
-	return m.Own.Location != "" && m.Own.Location == r.Location || in.behindSameNAT(said)
+func (m *Memory) sharesLAN(w pathFilter, r mesh.Record, said mesh.PathRecord) bool {
+	return m.Own.Location != "" && m.Own.Location == r.Location || w.behindSameNAT(said)
 }
 
 // NeedsTurn reports whether paths that have changed lead to more than what is told of them: a
@@ -250,17 +250,17 @@ func (m *Memory) NeedsTurn(in Input) bool {
 
 // behindSameNAT reports whether others see a node behind a public address behind which they see
 // this node. Both may be in one private network then.
-func (in Input) behindSameNAT(other mesh.PathRecord) bool {
-	seen := in.seen()
+func (w pathFilter) behindSameNAT(other mesh.PathRecord) bool {
 	return slices.ContainsFunc(other.Candidates, func(c mesh.PathCandidate) bool {
-		return c.Kind == mesh.CandidateSeen && slices.ContainsFunc(seen, func(a netip.AddrPort) bool { return a.Addr() == c.Addr.Addr() })
+		return c.Kind == mesh.CandidateSeen && slices.ContainsFunc(w.seen, func(a netip.AddrPort) bool { return a.Addr() == c.Addr.Addr() })
 	})
 }
 
 // pathFilter chooses which addresses are tried.
 type pathFilter struct {
 	in     Input
-	routes []netcfg.Route // of this host, into the mesh
+	seen   []netip.AddrPort // where others see this node
+	routes []netcfg.Route   // of this host, into the mesh
 }
 
 // candidates returns the paths to try to a peer. Those of its private network are only tried if it may be

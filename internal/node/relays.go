@@ -41,12 +41,12 @@ func (m *Memory) Relays(in Input, c Configuration) (relays []Relay, keep int) {
 	}
 	records := in.recordsByID()
 	preferred := make(map[mesh.ID]bool)
-	w := pathFilter{in: in, routes: c.Desired.Routes}
+	w := pathFilter{in: in, seen: in.seen(), routes: c.Desired.Routes}
 	for _, p := range in.View.Paths {
 		if !p.IsRelay() || !usable(p.Author) {
 			continue
 		}
-		addrs := w.relayAddrs(records[p.Author], p, m.sharesLAN(in, records[p.Author], p))
+		addrs := w.relayAddrs(records[p.Author], p, m.sharesLAN(w, records[p.Author], p))
 		if at := m.relayStream(in, p.Author); at.IsValid() {
 			addrs = []netip.AddrPort{at}
 		}

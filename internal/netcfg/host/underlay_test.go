@@ -141,7 +141,7 @@ func TestUnderlayBesideSockets(t *testing.T) {
 	got := serve(t, u)
 	checkState(t, h, want)
 	exchange(t, u, got, 51820)
-	checkPeers(t, u, want)
+	want.Peers[0].Endpoint = checkPeers(t, u, want)
 
 	want.Device.ListenPort = 51822
 	mustReconcile(t, h, want)
@@ -157,8 +157,9 @@ func TestUnderlayBesideSockets(t *testing.T) {
 	exchange(t, u, got, 51822)
 }
 
-// checkPeers sets the endpoint of the device's one peer, and of one that it does not have.
-func checkPeers(t *testing.T, u *Underlay, want netcfg.State) {
+// checkPeers sets the endpoint of the device's one peer, which it returns, and of one that it
+// does not have.
+func checkPeers(t *testing.T, u *Underlay, want netcfg.State) netip.AddrPort {
 	t.Helper()
 	peer, to := want.Peers[0].Key, netip.MustParseAddrPort("[2001:db8::7]:1234")
 	stranger := wgtypes.Key(netcfgtest.Key(24).PublicKey())
@@ -171,6 +172,7 @@ func checkPeers(t *testing.T, u *Underlay, want netcfg.State) {
 	if err != nil || len(got) != 1 || got[peer].Endpoint != to {
 		t.Errorf("got %v, %v, want the one peer at %s", got, err, to)
 	}
+	return to
 }
 
 func TestUnderlayPeers(t *testing.T) {
