@@ -6,15 +6,22 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/path"
 )
 
 // maxRelayAddrs bounds at how many addresses a relay is tried: each that does not answer costs
 // some seconds, see path.Binder.
 const maxRelayAddrs = 4
+
+// relayPatience is how long some peer that lives may not be reached without a relay before this
+// node stays bound to relays, although strangers say that they reach it. A path is found, and a
+// dead node is noticed, sooner.
+const relayPatience = 5 * time.Second
 
 // Relay is a node through which others are reached that this one does not reach itself.
 type Relay struct {
@@ -29,8 +36,30 @@ type BoundRelay struct {
 	Kept bool // whether or not this node has anything to send
 }
 
+// noteUnreached notes whether each peer that lives is reached without a relay. It returns how
+// long it takes until this node needs relays itself, 0 if that is not to be expected.
+func (m *Memory) noteUnreached(in Input) time.Duration {
+	unreached := false
+	for id := range in.Paths.InUse {
+		unreached = unreached || in.View.Alive[id] && in.isSilent(id)
+	}
+	switch {
+	case !unreached:
+		m.unreached = time.Time{}
+		return 0
+	case m.unreached.IsZero():
+		m.unreached = in.Now
+	}
+	return max(relayPatience-in.Now.Sub(m.unreached), 0)
+}
+
+// isPartlyReached reports whether strangers reach this node, but not all of its peers do.
+func (m *Memory) isPartlyReached(now time.Time) bool {
+	return !m.unreached.IsZero() && now.Sub(m.unreached) >= relayPatience
+}
+
 // Relays returns the relays there are, the best first, and to how many of them this node
-// stays bound, so that others reach it there: to none if strangers reach it anyway. While UDP is
+// stays bound, so that others reach it there: to none if all reach it anyway. While UDP is
 // blocked, nobody does, and relays are tried over streams. A relay to
 // which it is bound works, whatever gossip says.
 func (m *Memory) Relays(in Input, c Configuration) (relays []Relay, keep int) {
@@ -56,19 +85,28 @@ func (m *Memory) Relays(in Input, c Configuration) (relays []Relay, keep int) {
 		}
 	}
 	slices.SortFunc(relays, func(a, b Relay) int {
-		switch {
-		case preferred[a.ID] && !preferred[b.ID]:
-			return -1
-		case preferred[b.ID] && !preferred[a.ID]:
-			return 1
+		for _, isWorse := range []func(mesh.ID) bool{in.isSilent, func(id mesh.ID) bool { return !preferred[id] }} {
+			switch {
+			case isWorse(b.ID) && !isWorse(a.ID):
+				return -1
+			case isWorse(a.ID) && !isWorse(b.ID):
+				return 1
+			}
 		}
 		return cmp.Or(cmp.Compare(mesh.Weight(b.ID, self), mesh.Weight(a.ID, self)), a.ID.Compare(b.ID))
 	})
 	own := mesh.PathRecord{Candidates: m.OwnCandidates(in)}
-	if own.IsOpen() && m.udp.blocked.IsZero() {
+	if own.IsOpen() && m.udp.blocked.IsZero() && !m.isPartlyReached(in.Now) {
 		return relays, 0
 	}
 	return relays, mesh.MaxPathRelays
+}
+
+// isSilent reports whether a peer does not answer directly.
+func (in Input) isSilent(id mesh.ID) bool {
+	p, isPeer := in.Paths.InUse[id]
+	_, proved := in.Paths.Proved[id]
+	return isPeer && (!proved || p.Kind == path.Relayed)
 }
 
 // OwnRelays returns the relays at which others reach this node, for its path record.

@@ -8,11 +8,13 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/path"
 )
 
 // relayMesh has node 1, of location home, and so many others, which stand alone and are relays at
@@ -133,6 +135,42 @@ func TestOpenNodeKeepsNoRelays(t *testing.T) {
 	if relays, keep := m.Relays(in, Configuration{}); len(relays) != 3 || keep != 0 {
 		t.Errorf("got %d relays of which to keep %d, want 3, 0", len(relays), keep)
 	}
+}
+
+// TestPartlyReachedNodeKeepsRelays: what strangers have reached before may be cut off now.
+func TestPartlyReachedNodeKeepsRelays(t *testing.T) {
+	m, in := relayMesh(3)
+	near, far := in.View.Records[1].ID(), in.View.Records[2].ID()
+	in.Now = time.Unix(1000, 0)
+	in.View.Alive[far] = true
+	in.Paths.Proved = map[mesh.ID]netip.AddrPort{near: netip.MustParseAddrPort("203.0.113.2:51820")}
+	in.Paths.InUse = map[mesh.ID]path.Path{near: {Kind: path.Direct}, far: {Kind: path.Direct}}
+	wantKept := func(want int) {
+		t.Helper()
+		if _, keep := m.Relays(in, Configuration{}); keep != want {
+			t.Errorf("at %s: keeps %d relays, want %d", in.Now, keep, want)
+		}
+	}
+	if wait := m.noteUnreached(in); wait != relayPatience {
+		t.Errorf("waits %s, want %s", wait, relayPatience)
+	}
+	wantKept(0)
+	in.Now = in.Now.Add(relayPatience)
+	if wait := m.noteUnreached(in); wait != 0 {
+		t.Errorf("waits %s longer", wait)
+	}
+	wantKept(mesh.MaxPathRelays)
+	if relays, _ := m.Relays(in, Configuration{}); relays[len(relays)-1].ID != far {
+		t.Errorf("got %v, want the relay that does not answer last", ids(relays))
+	}
+
+	in.Paths.Proved[far] = netip.MustParseAddrPort("203.0.113.3:51820")
+	in.Paths.InUse[far] = path.Path{Kind: path.Relayed}
+	m.noteUnreached(in)
+	wantKept(mesh.MaxPathRelays)
+	in.Paths.InUse[far] = path.Path{Kind: path.Direct}
+	m.noteUnreached(in)
+	wantKept(0)
 }
 
 // TestPreferredRelaysComeFirst: and the order of the others does not depend on how they are listed, and is
