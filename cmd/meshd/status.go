@@ -88,9 +88,16 @@ func printNode(w io.Writer, s control.Status) {
 	case !n.Ready:
 		state = "not ready yet"
 	}
-	nat := ""
+	var notes []string
 	if n.NAT {
-		nat = " (behind NAT)"
+		notes = append(notes, "behind NAT")
+	}
+	if len(n.Endpoints) > 0 && !n.Open {
+		notes = append(notes, "not reached by other nodes so far")
+	}
+	note := ""
+	if len(notes) > 0 {
+		note = " (" + strings.Join(notes, ", ") + ")"
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "Node:\t%s, %s\n", n.Name, state)
@@ -100,7 +107,7 @@ func printNode(w io.Writer, s control.Status) {
 	}
 	fmt.Fprintf(t, "Overlay:\t%s\n", join(n.Overlay))
 	fmt.Fprintf(t, "Pods:\t%s\n", join(n.PodCIDRs))
-	fmt.Fprintf(t, "Endpoint:\t%s%s\n", join(n.Endpoints), nat)
+	fmt.Fprintf(t, "Endpoint:\t%s%s\n", join(n.Endpoints), note)
 	heading := "Internal IP:"
 	for _, i := range n.InternalIPs {
 		fmt.Fprintf(t, "%s\t%v\n", heading, i)

@@ -118,6 +118,7 @@ type Node struct {
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"`
 	Endpoints []string       `json:"endpoints"` // host:port, as announced to the other nodes
 	NAT       bool           `json:"nat"`
+	Open      bool           `json:"open"` // strangers reach one of the endpoints, as they say
 	Ready     bool           `json:"ready"`
 	// Alone means that this is the first node: it knows of no other one, and its join list
 	// names nobody else. JoinAt is what others write into theirs to find it, host:port.
@@ -158,6 +159,7 @@ type Peer struct {
 	Location    string         `json:"location"`
 	Role        Role           `json:"role"`  // in its location; "" where there are no gateways
 	Alive       bool           `json:"alive"` // according to gossip
+	Open        bool           `json:"open"`  // strangers reach it, as they say
 	Route       Route          `json:"path"`
 	Overlay     []netip.Addr   `json:"overlay"`
 	PodCIDRs    []netip.Prefix `json:"podCIDRs"`

@@ -250,5 +250,18 @@ func newClientVillage(t *testing.T, mode mesh.Mode, alone ...string) (v *village
 	}
 	v.configure(v.node("aws-1"), append([]string{"  gateway: prefer"}, settings...)...)
 	v.live()
+	// What is printed for a client says for ever who is reached from outside.
+	v.await(settleLimit, "aware of who is reached by strangers", func(s control.Status) bool {
+		open := 0
+		for _, p := range s.Peers {
+			if p.Open {
+				open++
+			}
+		}
+		if s.Node.Open {
+			open++
+		}
+		return open == 3+len(alone)
+	}, v.nodes...)
 	return v, laptop
 }
