@@ -175,3 +175,46 @@ func TestReadyWaitForLocation(t *testing.T) {
 	in.View.Alive = map[mesh.ID]bool{in.Self.ID(): true}
 	want("nobody is there", 0)
 }
+
+// TestEndpointsToTry: what a node says of itself comes first, but a private address does not keep
+// others from trying where it may be on the internet.
+func TestEndpointsToTry(t *testing.T) {
+	_, in, peer := meshOfTwo()
+	r := &in.View.Records[1]
+	for _, tt := range []struct {
+		name       string
+		endpoints  []string
+		candidates []mesh.PathCandidate
+		metAt      string
+		want       []string
+	}{
+		{name: "nothing is known"},
+		{name: "endpoints", endpoints: []string{"198.51.100.2", "2001:db8::2", "198.51.100.3"}, metAt: "198.51.100.9", want: []string{"198.51.100.2", "2001:db8::2"}},
+		{name: "met by gossip", metAt: "198.51.100.9", want: []string{"198.51.100.9"}},
+		{name: "met by gossip, and a private endpoint", endpoints: []string{"172.20.1.2"}, metAt: "198.51.100.9", want: []string{"172.20.1.2", "198.51.100.9"}},
+		{name: "private endpoints only", endpoints: []string{"172.20.1.2", "172.20.1.3"}, metAt: "172.20.1.9", want: []string{"172.20.1.2"}},
+		{
+			name: "a candidate", candidates: []mesh.PathCandidate{candidate(mesh.CandidateLAN, "172.20.1.2:51820", true), candidate(mesh.CandidateSeen, "198.51.100.5:51820", false)},
+			metAt: "198.51.100.9", want: []string{"198.51.100.5"},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r.ListenPort, r.Endpoints = 51820, nil
+			for _, host := range tt.endpoints {
+				r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: host, Port: 51820})
+			}
+			in.View.Paths = []mesh.PathRecord{{Author: peer.ID(), Candidates: tt.candidates}}
+			in.View.MetAt = nil
+			if tt.metAt != "" {
+				in.View.MetAt = map[mesh.ID]netip.Addr{peer.ID(): netip.MustParseAddr(tt.metAt)}
+			}
+			var want []netip.AddrPort
+			for _, a := range addrs(tt.want...) {
+				want = append(want, netip.AddrPortFrom(a, 51820))
+			}
+			if got := in.endpointsToTry(peer.ID()); !slices.Equal(got, want) {
+				t.Errorf("got %v, want %v", got, want)
+			}
+		})
+	}
+}

@@ -81,9 +81,9 @@ func (in Input) triedAt(a netip.AddrPort) (reached, failed int) {
 	return reached, failed
 }
 
-// endpointsToTry returns a node's first endpoint in each family, or, if its record has none of
-// a family, the first candidate outside of its private network, or where gossip meets it: behind
-// a 1:1 NAT nothing else is known of a node without tunnels.
+// endpointsToTry returns a node's first endpoint in each family, and, if that is none on the
+// internet, the first candidate there, or where gossip meets it: behind a 1:1 NAT nothing else is
+// known of a node without tunnels, whose record then names its private address.
 func (in Input) endpointsToTry(id mesh.ID) []netip.AddrPort {
 	i := slices.IndexFunc(in.View.Records, func(r mesh.Record) bool { return r.ID() == id })
 	if i < 0 {
@@ -105,7 +105,9 @@ func (in Input) endpointsToTry(id mesh.ID) []netip.AddrPort {
 	}
 	var out []netip.AddrPort
 	for _, a := range all {
-		taken := func(o netip.AddrPort) bool { return o.Addr().Is4() == a.Addr().Is4() }
+		taken := func(o netip.AddrPort) bool {
+			return o.Addr().Is4() == a.Addr().Is4() && (mesh.IsPublic(o.Addr()) || !mesh.IsPublic(a.Addr()))
+		}
 		if in.View.Cluster.Outside(a.Addr()) && !slices.ContainsFunc(out, taken) {
 			out = append(out, a)
 		}
