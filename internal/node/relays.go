@@ -144,6 +144,9 @@ func (in Input) relaysTo(peer mesh.PathRecord, all []Relay) []mesh.ID {
 }
 
 // relayAddrs returns the addresses at which a node forwards: that is where others reach its gossip.
+// Its private ones come first, but not while nobody outside has seen this node: at its public
+// ones, the relay sees from where this node's packets come. Nobody else may tell a node that has
+// tunnels to none.
 func (w pathFilter) relayAddrs(r mesh.Record, said mesh.PathRecord, sharesLAN bool) []netip.AddrPort {
 	var all []netip.AddrPort
 	add := func(addrs ...netip.AddrPort) {
@@ -156,11 +159,21 @@ func (w pathFilter) relayAddrs(r mesh.Record, said mesh.PathRecord, sharesLAN bo
 	if e := r.GossipEndpoint(); e.Host != "" {
 		add(w.in.resolve(e)...)
 	}
+	var near, far []netip.AddrPort
 	for _, c := range said.Candidates {
-		if c.Kind == mesh.CandidateLAN && sharesLAN || c.Kind != mesh.CandidateLAN && c.Open {
-			add(netip.AddrPortFrom(c.Addr.Addr().Unmap(), r.GossipPort))
+		a := netip.AddrPortFrom(c.Addr.Addr().Unmap(), r.GossipPort)
+		switch {
+		case c.Kind == mesh.CandidateLAN && sharesLAN:
+			near = append(near, a)
+		case c.Kind != mesh.CandidateLAN && c.Open:
+			far = append(far, a)
 		}
 	}
+	if len(w.seen) == 0 {
+		near, far = far, near
+	}
+	add(near...)
+	add(far...)
 	return all
 }
 

@@ -109,6 +109,15 @@ func TestRelays(t *testing.T) {
 			},
 			at("203.0.113.2:7946", "192.168.1.2:7946"),
 		},
+		{
+			"on the same private network, and this node is seen from outside",
+			func(in *Input, r *mesh.Record, p *mesh.PathRecord) {
+				r.Location = "home"
+				p.Candidates = append(p.Candidates, candidate(mesh.CandidateLAN, "192.168.1.2:51820", true))
+				in.Paths.Seen = map[mesh.ID][]netip.AddrPort{r.ID(): at("198.51.100.1:51820")}
+			},
+			at("192.168.1.2:7946", "203.0.113.2:7946"),
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m, in := relayMesh(1)
