@@ -288,6 +288,7 @@ func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 	}
 	status.Node.Relays, status.Relay = d.relaysInUse(*t), d.relayStatus()
 	d.publish(status, *t)
+	d.metrics.Paths(status.Peers)
 	return d.memory.NeedsTurn(t.in) || !slices.EqualFunc(problems, t.pathProblems, sameSubject)
 }
 

@@ -8,8 +8,8 @@ import (
 	"slices"
 )
 
-// Graph is the cluster as a graph: the same, but for the paths, on every node that has the same records and
-// verdicts.
+// Graph is the cluster as a graph: the same, but for the paths, on every node that has the
+// same records and verdicts.
 type Graph struct {
 	Cluster string      `json:"cluster"`
 	Mode    Mode        `json:"mode"`
