@@ -40,6 +40,9 @@ language, which its programs dot and circo turn into pictures:
 
   meshd graph | circo -Tpng > mesh.png
 
+At the tunnels of this node stands how their packets travel: lan, direct, relayed, tcp or
+none. Others know theirs. If there are too many tunnels to draw each, that is left out.
+
 With -T svg the output is a picture, for which dot must be installed, and with -T json
 the data for it.`,
 		Args: cobra.NoArgs,

@@ -63,9 +63,9 @@ func TestPrintStatus(t *testing.T) {
 		Relay:  &control.Relay{Nodes: 3, Bytes: 5 << 20},
 		Peers: []control.Peer{
 			{Name: "aws-2", Location: "aws", Role: control.RoleGateway, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Health: control.RouteOK, RTT: 210 * time.Microsecond}},
-			{Name: "far-2", Location: "far", Role: control.RoleMember, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Via: []string{"aws-2", "far-1"}, Health: control.RouteSilent}},
+			{Name: "far-2", Location: "far", Role: control.RoleMember, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Via: []string{"aws-2", "far-1"}, Health: control.RouteSilent}, Path: control.Path{Kind: control.PathNone}},
 			{Name: "gcp-1", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Overlay: addrs("10.4.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}, InternalIPs: addrs("192.168.2.1"), Path: control.Path{Kind: control.PathDirect, Proved: true, Since: now.Add(-200 * time.Second), RTT: 1200 * time.Microsecond}, Endpoint: netip.MustParseAddrPort("198.51.100.2:51820"), LastHandshake: now.Add(-65 * time.Second), Received: 1023, Sent: 5 << 30, RTT: 1500 * time.Microsecond},
-			{Name: "gcp-2", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Path: control.Path{Kind: control.PathRelayed, Relay: "gcp-1", Proved: true, Since: now.Add(-time.Minute), RTT: 31 * time.Millisecond}, Endpoint: netip.MustParseAddrPort("198.51.100.2:7946")},
+			{Name: "gcp-2", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Path: control.Path{Kind: control.PathRelayed, Relay: "gcp-1", Proved: true, Since: now.Add(-time.Minute), RTT: 31 * time.Millisecond, Loss: 1. / 32}, Endpoint: netip.MustParseAddrPort("198.51.100.2:7946")},
 			{Name: "home", Location: "attic", Role: control.RoleDown, Route: control.Route{Kind: mesh.RouteNone}, Path: control.Path{Kind: control.PathLAN}},
 		},
 		Clients: []control.ClientStatus{

@@ -164,23 +164,29 @@ func health(p control.Route) string {
 	return string(p.Health) + ", " + roundTrip(p.RTT)
 }
 
-// path words how WireGuard's packets travel to a peer, since when, and the round trip.
+// path words how WireGuard's packets travel to a peer, since when, the round trip, and what is
+// lost.
 func path(p control.Path, now time.Time) string {
 	how := string(p.Kind)
 	if p.Relay != "" {
 		how += " via " + p.Relay
 	}
 	switch {
-	case p.Kind == "" || p.Kind == control.PathNone:
+	case p.Kind == "": // there is no tunnel to it
 		return "-"
+	case p.Kind == control.PathNone:
+		return how
 	case !p.Proved:
 		return how + ", not proved"
 	}
 	s := fmt.Sprintf("%s for %v", how, max(now.Sub(p.Since), 0).Round(time.Second))
-	if p.RTT == 0 {
-		return s
+	if p.RTT > 0 {
+		s += ", " + roundTrip(p.RTT)
 	}
-	return s + ", " + roundTrip(p.RTT)
+	if p.Loss > 0 {
+		s += fmt.Sprintf(", %.0f%% lost", 100*p.Loss)
+	}
+	return s
 }
 
 // roundTrip prints a round-trip time, "" if it is not known.

@@ -192,6 +192,15 @@ type Path struct {
 	NotProbed string `json:"notProbed,omitempty"`
 }
 
+// Works returns the kind of the path if the peer answers on it, else PathNone; "" for a node
+// without a tunnel to this one.
+func (p Path) Works() PathKind {
+	if p.Kind == "" || p.Proved {
+		return p.Kind
+	}
+	return PathNone
+}
+
 // TriedPath is a path that was or will be tried.
 type TriedPath struct {
 	Kind PathKind       `json:"kind"`

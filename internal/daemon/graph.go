@@ -15,11 +15,25 @@ import (
 
 // Graph implements control.Daemon.
 func (d *daemon) Graph() (mesh.Graph, error) {
-	t := d.published.Load().turn
-	if t.wanted.Input.Self == (mesh.ID{}) {
+	last := d.published.Load()
+	in := last.turn.wanted.Input
+	if in.Self == (mesh.ID{}) {
 		return mesh.Graph{}, fmt.Errorf("%w: the daemon has only just started", control.ErrRefused)
 	}
-	return mesh.GraphOf(t.wanted.Input), nil
+	g := mesh.GraphOf(in)
+	paths := make(map[mesh.ID]control.PathKind, len(last.status.Peers))
+	for _, p := range last.status.Peers {
+		paths[p.ID] = p.Path.Works()
+	}
+	for i := range g.Tunnels {
+		switch p := &g.Tunnels[i]; in.Self {
+		case p.A:
+			p.Path = string(paths[p.B])
+		case p.B:
+			p.Path = string(paths[p.A])
+		}
+	}
+	return g, nil
 }
 
 // PlanWithout implements control.Daemon: what this host would do, and which

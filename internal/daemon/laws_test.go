@@ -259,6 +259,14 @@ func TestRelayedPath(t *testing.T) {
 		if p := s.Peers[0].Path; p.Kind != control.PathRelayed || p.Relay != "c1" {
 			t.Errorf("status shows %+v, want relayed via c1", p)
 		}
+		var tunnels []string
+		graph, err := w.d.Graph()
+		for _, p := range graph.Tunnels {
+			tunnels = append(tunnels, p.Path)
+		}
+		if slices.Sort(tunnels); err != nil || !slices.Equal(tunnels, []string{"", "", "relayed"}) {
+			t.Errorf("the graph has paths %q, %v, want that of this node to b1", tunnels, err)
+		}
 		if !slices.Equal(s.Node.Relays, []string{"c1"}) || s.Relay == nil {
 			t.Errorf("status shows relays %v, and as a relay itself %+v, want c1, and some", s.Node.Relays, s.Relay)
 		}

@@ -204,6 +204,7 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 	p := node.Paths{
 		Met: proofs.Met, Tried: proofs.Tried,
 		Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort), InUse: make(map[mesh.ID]path.Path),
+		Received: make(map[mesh.ID]time.Time),
 	}
 	for _, s := range all {
 		if len(s.Seen) > 0 {
@@ -213,7 +214,7 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 			p.Proved[s.ID] = s.Path.Addr
 		}
 		if s.State == agent.Probed {
-			p.InUse[s.ID] = s.Path
+			p.InUse[s.ID], p.Received[s.ID] = s.Path, s.Received
 		}
 	}
 	ids := make(map[path.Short]mesh.ID, len(records))
@@ -239,8 +240,12 @@ func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
 	relays, keep := d.memory.Relays(t.in, t.wanted)
 	d.paths.SetRelays(relays, keep, d.cfg.Secrets)
 	d.paths.SetLAN(lanLinks(t.in.Facts, d.memory.Own.InternalIPs))
-	d.paths.SetPeers(d.memory.PathPeers(t.in, t.wanted))
+	peers := d.memory.PathPeers(t.in, t.wanted)
+	d.paths.SetPeers(peers)
 	serves, problems := d.serveAsRelay(t)
+	pathProblems, recheckAfter := d.memory.PathProblems(t.in, peers)
+	t.recheckIn(recheckAfter)
+	problems = slices.Concat(problems, d.memory.UDPProblems(t.in), pathProblems)
 	publishErr := d.gossip.PublishPath(mesh.PathRecord{
 		Key: d.paths.Key(), Candidates: d.memory.OwnCandidates(t.in), Relays: t.in.OwnRelays(), Relay: serves,
 	})
@@ -261,8 +266,8 @@ func lanLinks(f netcfg.Facts, internalIPs []netip.Prefix) []string {
 }
 
 // updatePaths does what follows from paths that have changed, here or on other nodes. Which
-// peers there are does not depend on it. It reports whether something else does, so that a
-// turn has to be taken.
+// peers there are does not depend on it. It reports whether something else does, or a problem
+// has come or gone, so that a turn has to be taken.
 func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 	if t.wanted.Desired.Device == nil {
 		return false
@@ -271,7 +276,8 @@ func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 	t.paths, t.in.Paths = d.readPaths(t.in.View.Records)
 	view := d.gossip.View()
 	t.in.View.Paths, t.in.View.MetAt = view.Paths, view.MetAt
-	if _, err := d.keepPaths(t); err != nil { // problems are shown by the next turn
+	problems, err := d.keepPaths(t)
+	if err != nil {
 		d.log.Error("paths", "err", err)
 	}
 	status := d.published.Load().status
@@ -282,8 +288,12 @@ func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 	}
 	status.Node.Relays, status.Relay = d.relaysInUse(*t), d.relayStatus()
 	d.publish(status, *t)
-	return d.memory.NeedsTurn(t.in)
+	d.metrics.Paths(status.Peers)
+	return d.memory.NeedsTurn(t.in) || !slices.EqualFunc(problems, t.pathProblems, sameSubject)
 }
+
+// sameSubject reports whether two problems are one, whatever they say.
+func sameSubject(a, b mesh.Problem) bool { return a.Kind == b.Kind && a.Node == b.Node }
 
 // pathStatus returns what a person sees of the paths.
 func pathStatus(all []agent.PeerStatus, records []mesh.Record) map[mesh.ID]control.Path {

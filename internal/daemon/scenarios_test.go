@@ -299,6 +299,26 @@ var scenarios = []scenario{
 		w.pass(10 * time.Second)
 		w.end()
 	}},
+	{"no-path", "Gossip reaches b1, and WireGuard does not. That is a problem after 15 s, and none as soon as b1 answers.", standsAlone, func(w *world) {
+		b1, c1 := w.b1(), w.c1()
+		settled(w, b1, c1)
+		answers := func(ids ...mesh.ID) {
+			status := map[mesh.ID]agent.PeerStatus{b1.ID(): {ID: b1.ID()}, c1.ID(): {ID: c1.ID()}}
+			for _, id := range ids {
+				status[id] = agent.PeerStatus{ID: id, Report: path.Report{
+					Path: path.Path{Kind: path.Direct, Addr: netip.MustParseAddrPort("203.0.113.9:51820")}, Proved: true, Since: time.Now(),
+				}}
+			}
+			w.paths.find(status[b1.ID()], status[c1.ID()])
+		}
+		w.mark("c1 answers, and b1 does not")
+		answers(c1.ID())
+		w.pass(30 * time.Second)
+		w.mark("b1 answers")
+		answers(b1.ID(), c1.ID())
+		w.pass(10 * time.Second)
+		w.end()
+	}},
 	{"generation", "Another node has newer settings: the mode is full.", inLocation, func(w *world) {
 		settled(w, gatewayOfA(w)...)
 		w.mark("generation 2 is heard")

@@ -29,7 +29,8 @@ type turn struct {
 	watch        probe.Watch
 	results      map[probe.Target]probe.Result
 	problems     []mesh.Problem
-	recheckAfter time.Duration // take the next turn after this at the latest; 0 for no limit
+	pathProblems []mesh.Problem // those of them that paths have, which may change between turns
+	recheckAfter time.Duration  // take the next turn after this at the latest; 0 for no limit
 	err          error
 	applied      bool // the host was brought to its desired state, but for what was refused
 	refused      bool // the kernel refused some step, see problems
@@ -128,8 +129,9 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 		c.HasAddresses, c.Watch = false, probe.Watch{} // it is no longer known what the host has
 	}
 	t.watch, t.results, t.in = c.Watch, in.Results, in
-	t.note(d.keepPaths(t))
-	t.note(d.memory.UDPProblems(t.in), nil)
+	var err error
+	t.pathProblems, err = d.keepPaths(t)
+	t.note(t.pathProblems, err)
 	t.note(d.answerClients(*t), nil)
 	d.gossip.SetAddresses(d.gossipAddresses(*t, c.HasAddresses))
 	t.note(d.setProbeTargets(c.Watch), nil)

@@ -153,9 +153,24 @@ func (d *dotWriter) tunnels() {
 		d.star()
 	default:
 		for _, p := range d.Tunnels {
-			d.line("  %s -- %s [color=\"#1a73e8\" penwidth=1.6]", d.keys[p.A], d.keys[p.B])
+			d.line("  %s -- %s [%s]", d.keys[p.A], d.keys[p.B], p.style())
 		}
 	}
+}
+
+// style returns how a tunnel is drawn: solid where packets go straight.
+func (p GraphPair) style() string {
+	color, more := "#1a73e8", ""
+	switch p.Path {
+	case "relayed", "tcp":
+		more = " style=dashed"
+	case "none":
+		color, more = "#d93025", " style=dotted"
+	}
+	if p.Path != "" {
+		more += " label=" + quote(p.Path)
+	}
+	return fmt.Sprintf("color=%q penwidth=1.6%s", color, more)
 }
 
 // clients draws the clients, with a line to each of their homes. If that were too many

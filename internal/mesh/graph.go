@@ -8,8 +8,8 @@ import (
 	"slices"
 )
 
-// Graph is the cluster as a graph: the same on every node that has the same records and
-// verdicts.
+// Graph is the cluster as a graph: the same, but for the paths, on every node that has the
+// same records and verdicts.
 type Graph struct {
 	Cluster string      `json:"cluster"`
 	Mode    Mode        `json:"mode"`
@@ -48,6 +48,9 @@ type GraphNode struct {
 type GraphPair struct {
 	A ID `json:"a"`
 	B ID `json:"b"`
+	// Path is the kind of the path of a tunnel's packets: lan, direct, relayed, tcp or none. GraphOf
+	// leaves it out; a node knows those of its own tunnels.
+	Path string `json:"path,omitempty"`
 }
 
 // GraphOf returns the cluster's graph. It does not depend on which node's input it is.
@@ -68,13 +71,13 @@ func GraphOf(in Input) Graph {
 	for i, x := range all {
 		for _, y := range all[i+1:] {
 			if l.haveTunnel(x, y) {
-				g.Tunnels = append(g.Tunnels, GraphPair{x.id, y.id})
+				g.Tunnels = append(g.Tunnels, GraphPair{A: x.id, B: y.id})
 			}
 		}
 	}
 	for _, m := range all {
 		if h := l.lanPeer(m); h != m && l.link(m, h).families != noFamily {
-			g.Links = append(g.Links, GraphPair{m.id, h.id})
+			g.Links = append(g.Links, GraphPair{A: m.id, B: h.id})
 		}
 	}
 	g.Clients = l.graphClients(all)

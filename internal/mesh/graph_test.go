@@ -110,6 +110,15 @@ func TestGraphs(t *testing.T) {
 	}
 }
 
+// TestGraphWithPaths draws what one node knows of its own tunnels.
+func TestGraphWithPaths(t *testing.T) {
+	g := mesh.GraphOf(clusterIn(mesh.ModeFull, "- - - - - -"))
+	for i, kind := range []string{"lan", "direct", "relayed", "tcp", "none"} {
+		g.Tunnels[i].Path = kind
+	}
+	golden(t, "paths.dot", g.DOT())
+}
+
 // golden compares with a file in testdata; -update writes it.
 func golden(t *testing.T, name, got string) {
 	t.Helper()

@@ -144,12 +144,8 @@ func paths(peers []control.Peer) map[control.PathKind]int {
 		control.PathNone: 0, control.PathLAN: 0, control.PathDirect: 0, control.PathRelayed: 0, control.PathTCP: 0,
 	}
 	for _, p := range peers {
-		switch {
-		case p.Path.Kind == "": // it is not a WireGuard peer of this node
-		case p.Path.Proved:
-			counts[p.Path.Kind]++
-		default:
-			counts[control.PathNone]++
+		if kind := p.Path.Works(); kind != "" { // it is a WireGuard peer of this node
+			counts[kind]++
 		}
 	}
 	return counts

@@ -23,10 +23,20 @@ type Metrics struct {
 	durations prometheus.Histogram
 	results   *prometheus.CounterVec
 	routes    prometheus.Counter
+	changes   prometheus.Counter // of paths
+	direct    prometheus.Histogram
 
 	mu     sync.Mutex
 	status control.Status
-	turned time.Time // when the last turn ended
+	turned time.Time           // when the last turn ended
+	paths  map[string]peerPath // by fingerprint
+}
+
+// peerPath is what was last seen of the path to a peer.
+type peerPath struct {
+	path     control.Path
+	appeared time.Time // when the peer became alive; zero while it is away
+	direct   bool      // it has answered directly since
 }
 
 // New returns the metrics of a daemon of the given version before its first turn. It takes
@@ -43,7 +53,14 @@ func New(version string, now func() time.Time) *Metrics {
 			Name: "meshd_reconciles_total", Help: "Turns of the loop, by result: ok or error.",
 		}, []string{"result"}),
 		routes: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "meshd_path_changes_total", Help: "How often the route to another node has changed: to another gateway, or to none.",
+			Name: "meshd_route_changes_total", Help: "How often the route to another node has changed: to another gateway, or to none.",
+		}),
+		changes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshd_path_changes_total", Help: "How often WireGuard's packets to a peer have changed to another path.",
+		}),
+		direct: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "meshd_time_to_direct_seconds", Help: "Time from when a WireGuard peer has appeared until it first answers directly, or on the LAN.",
+			Buckets: []float64{.1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800},
 		}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -53,7 +70,7 @@ func New(version string, now func() time.Time) *Metrics {
 	for _, result := range []string{resultOK, resultError} {
 		m.results.WithLabelValues(result) // so that both series start with 0
 	}
-	m.registry.MustRegister(build, m.durations, m.results, m.routes, statusCollector{m},
+	m.registry.MustRegister(build, m.durations, m.results, m.routes, m.changes, m.direct, statusCollector{m},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -76,6 +93,51 @@ func (m *Metrics) Turn(s control.Status, took time.Duration) {
 	defer m.mu.Unlock()
 	m.routes.Add(float64(changedRoutes(m.status.Peers, s.Peers)))
 	m.status, m.turned = s, m.now()
+	m.notePaths()
+}
+
+// Paths records the paths to the other nodes, which change between turns, too.
+func (m *Metrics) Paths(peers []control.Peer) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.status.Peers = peers
+	m.notePaths()
+}
+
+// notePaths counts what has become of the paths.
+func (m *Metrics) notePaths() {
+	now, paths := m.now(), make(map[string]peerPath)
+	for _, p := range m.status.Peers {
+		if p.Path.Kind == "" {
+			continue // it is not a WireGuard peer of this node
+		}
+		id := p.ID.String()
+		before := m.paths[id]
+		if isPath(before.path) && isPath(p.Path) && !samePath(before.path, p.Path) {
+			m.changes.Inc()
+		}
+		next := peerPath{path: p.Path}
+		kind := p.Path.Works()
+		isDirect := kind == control.PathLAN || kind == control.PathDirect
+		if p.Alive || isDirect { // gossip may take it for dead for a moment
+			next.appeared, next.direct = before.appeared, before.direct
+			if next.appeared.IsZero() {
+				next.appeared = now
+			}
+			if isDirect && !next.direct {
+				next.direct = true
+				m.direct.Observe(now.Sub(next.appeared).Seconds())
+			}
+		}
+		paths[id] = next
+	}
+	m.paths = paths
+}
+
+func isPath(p control.Path) bool { return p.Kind != "" && p.Kind != control.PathNone }
+
+func samePath(a, b control.Path) bool {
+	return a.Kind == b.Kind && a.Addr == b.Addr && a.Relay == b.Relay
 }
 
 // changedRoutes counts the nodes in both lists whose route has changed.

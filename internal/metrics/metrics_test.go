@@ -41,7 +41,7 @@ func own(t *testing.T, m *Metrics) []string {
 	}
 	var out []string
 	for line := range strings.Lines(text) {
-		if strings.HasPrefix(line, "meshd_") && !strings.Contains(line, "_duration_") && !strings.Contains(line, "_age_") {
+		if strings.HasPrefix(line, "meshd_") && !strings.Contains(line, "_bucket{") && !strings.Contains(line, "_seconds_sum") && !strings.Contains(line, "_duration_") && !strings.Contains(line, "_age_") {
 			out = append(out, strings.TrimSuffix(line, "\n"))
 		}
 	}
@@ -55,6 +55,8 @@ func TestMetrics(t *testing.T) {
 		`meshd_path_changes_total 0`,
 		`meshd_reconciles_total{result="error"} 0`,
 		`meshd_reconciles_total{result="ok"} 0`,
+		`meshd_route_changes_total 0`,
+		`meshd_time_to_direct_seconds_count 0`,
 	}, own(t, m)); diff != "" {
 		t.Errorf("before the first turn (-want +got):\n%s", diff)
 	}
@@ -85,7 +87,7 @@ func TestMetrics(t *testing.T) {
 		`meshd_host_writes_total 7`,
 		`meshd_node_ready 1`,
 		`meshd_node_role{role="gateway"} 1`,
-		`meshd_path_changes_total 1`,
+		`meshd_path_changes_total 0`,
 		`meshd_paths{kind="direct"} 1`,
 		`meshd_paths{kind="lan"} 0`,
 		`meshd_paths{kind="none"} 1`,
@@ -101,6 +103,8 @@ func TestMetrics(t *testing.T) {
 		`meshd_relay_dropped_total{reason="rate limit"} 2`,
 		`meshd_relay_nodes 4`,
 		`meshd_relayed_bytes_total 1500`,
+		`meshd_route_changes_total 1`,
+		`meshd_time_to_direct_seconds_count 1`,
 	}, own(t, m)); diff != "" {
 		t.Errorf("after two turns (-want +got):\n%s", diff)
 	}
@@ -115,6 +119,55 @@ func TestMetrics(t *testing.T) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
+}
+
+// TestPaths has a peer appear, be reached through a relay, then directly, die, and come back.
+func TestPaths(t *testing.T) {
+	now := time.Now()
+	m := New("1.0", func() time.Time { return now })
+	peer := control.Peer{ID: mesh.ID{1}, Name: "a", Alive: true, Path: control.Path{Kind: control.PathNone}}
+	pass := func(d time.Duration) {
+		now = now.Add(d)
+		m.Paths([]control.Peer{peer})
+	}
+	answers := func(kind control.PathKind, addr string) {
+		peer.Path = control.Path{Kind: kind, Addr: netip.MustParseAddrPort(addr), Proved: true}
+	}
+	check := func(when string, changes int, direct ...string) {
+		t.Helper()
+		_, text := get(t, m, "/metrics")
+		for _, line := range append(direct, fmt.Sprintf("meshd_path_changes_total %d", changes)) {
+			if !strings.Contains(text, line+"\n") {
+				t.Errorf("%s: no line %q", when, line)
+			}
+		}
+	}
+	pass(0)
+	pass(time.Second)
+	answers(control.PathRelayed, "203.0.113.2:7946")
+	pass(0)
+	check("relayed", 0, "meshd_time_to_direct_seconds_count 0")
+	answers(control.PathDirect, "203.0.113.1:51820")
+	pass(2 * time.Second)
+	check("direct", 1, "meshd_time_to_direct_seconds_sum 3", "meshd_time_to_direct_seconds_count 1")
+	answers(control.PathDirect, "203.0.113.1:51821")
+	pass(time.Minute)
+	check("direct elsewhere", 2, "meshd_time_to_direct_seconds_count 1")
+	peer.Alive = false
+	pass(time.Minute)
+	peer.Alive = true
+	pass(time.Minute)
+	check("taken for dead", 2, "meshd_time_to_direct_seconds_count 1")
+	peer.Alive, peer.Path.Proved = false, false
+	pass(time.Minute)
+	peer.Alive = true
+	pass(0)
+	check("alive again", 2, "meshd_time_to_direct_seconds_count 1")
+	peer.Path.Proved = true
+	pass(4 * time.Second)
+	check("direct again", 2, "meshd_time_to_direct_seconds_sum 7", "meshd_time_to_direct_seconds_count 2")
+	m.Turn(control.Status{Peers: []control.Peer{peer}}, 0)
+	check("after a turn", 2, `meshd_paths{kind="direct"} 1`, `meshd_paths{kind="none"} 0`)
 }
 
 func TestHealth(t *testing.T) {

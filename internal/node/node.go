@@ -90,6 +90,7 @@ type Memory struct {
 	term      term
 	health    health
 	udp       udp
+	troubles  map[mesh.ID]pathTrouble
 	unreached time.Time   // since when some peer that lives is not reached without a relay; zero if none
 	watch     probe.Watch // whose probes Input.Results has
 }

@@ -29,6 +29,8 @@ type Paths struct {
 	Bound  []BoundRelay
 	// InUse are the paths in use to the peers that are probed; a path without an address for none.
 	InUse map[mesh.ID]path.Path
+	// Received is when WireGuard received something last from each of them; zero for never.
+	Received map[mesh.ID]time.Time
 	// Streams are those that carry datagrams, those that this node has dialled first.
 	Streams []Stream
 	// Met is when each node answered last on the private network, and Tried what has come of

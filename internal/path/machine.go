@@ -131,6 +131,7 @@ type Machine struct {
 	traffic  Traffic
 	busy     time.Time // when data was sent last
 	received time.Time // when bytes were received last
+	passed   time.Time // the same, but for handshakes that a peer begins: the answer may not arrive
 	silent   time.Time // since when data was sent and nothing received; zero if not
 	unheard  time.Time // when the peer said last that it receives nothing
 	rotated  time.Time
@@ -244,8 +245,11 @@ func (m *Machine) Observe(now time.Time, t Traffic) {
 			m.silent = now
 		}
 	}
-	if t.Received != m.traffic.Received {
+	if got := t.Received - m.traffic.Received; got != 0 {
 		m.received, m.silent = now, time.Time{}
+		if got != initiationLen {
+			m.passed = now
+		}
 	}
 	if t.Endpoint != m.traffic.Endpoint && t.Endpoint.IsValid() && m.find(At(t.Endpoint)) == nil && !m.isRelay(t.Endpoint) {
 		// WireGuard follows whoever sends authenticated packets. To us that is a candidate.

@@ -16,6 +16,8 @@ type Report struct {
 	RTT    time.Duration // of the path in use; 0 while unknown
 	Loss   float64       // of the last 32 probes on the path in use, 0 to 1
 	Tried  []Tried       // all paths, in their order
+	// Received is when WireGuard received something last of a session that works; zero for never.
+	Received time.Time
 }
 
 // Kind returns the kind of the path in use: that of the worse end, so that both come to the same.
@@ -32,7 +34,7 @@ type Tried struct {
 
 // Report returns what the machine knows.
 func (m *Machine) Report(now time.Time) Report {
-	r := Report{Since: m.changed}
+	r := Report{Since: m.changed, Received: m.passed}
 	r.Path, r.Proved = m.InUse()
 	if m.use != nil {
 		r.Far, r.RTT, r.Loss = m.use.far, m.use.srtt, m.use.outcomes.loss()

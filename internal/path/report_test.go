@@ -34,3 +34,21 @@ func TestReport(t *testing.T) {
 		t.Errorf("got loss %v, want a third", r.Loss)
 	}
 }
+
+// TestReceived: a handshake that a peer begins is no sign that packets pass both ways.
+func TestReceived(t *testing.T) {
+	m := NewMachine(true, directly.Addr, epoch)
+	received := func(after time.Duration, bytes uint64) time.Duration {
+		m.Observe(epoch.Add(after), Traffic{Received: bytes, Endpoint: directly.Addr})
+		return m.Report(epoch.Add(after)).Received.Sub(epoch)
+	}
+	if got := received(time.Second, initiationLen); got > 0 {
+		t.Errorf("after the peer has begun: got %s", got)
+	}
+	if got := received(2*time.Second, initiationLen+responseLen); got != 2*time.Second {
+		t.Errorf("after it has answered: got %s, want 2s", got)
+	}
+	if got := received(3*time.Second, 2*initiationLen+responseLen); got != 2*time.Second {
+		t.Errorf("after it has begun again: got %s, want 2s", got)
+	}
+}

@@ -242,10 +242,13 @@ func (m *Machine) expectsStraight(now time.Time) bool {
 	return now.Sub(m.changed) < firstTimeout && slices.ContainsFunc(m.ways, func(w *way) bool { return w.Path.Straight() && w.Open })
 }
 
-// rest is how long after a search the next one follows.
+// rest is how long after a search the next one follows. Where strangers reach the peer, only
+// something that is to be mended keeps this node from it.
 func (m *Machine) rest(now time.Time) time.Duration {
 	switch {
 	case m.isBusy(now), m.use.kind() == Stream:
+		return searchBusy
+	case m.use.kind() == Relayed && slices.ContainsFunc(m.ways, func(w *way) bool { return w.Path.Straight() && w.Open }):
 		return searchBusy
 	case m.searches < 2:
 		return searchIdle

@@ -49,16 +49,19 @@ func machineWith(leads bool, paths ...Path) *Machine {
 	return m
 }
 
-// An idle machine whose path is a stream tries UDP every minute.
-func TestUDPIsTriedAgain(t *testing.T) {
-	m := machineWith(true, byStream, directly)
-	now := answering{byStream: Stream}.run(m, epoch, time.Hour)
-	if use, proved := m.InUse(); use != byStream || !proved {
-		t.Fatalf("uses %v, proved %t, want the stream", use, proved)
-	}
-	answering{byStream: Stream, directly: Direct}.run(m, now, searchBusy+5*time.Second)
-	if use, _ := m.InUse(); use != directly {
-		t.Errorf("uses %v, want the direct path, which works for more than a minute", use)
+// An idle machine whose path is a stream, or a relayed one although strangers reach the peer,
+// tries the direct path every minute.
+func TestDirectIsTriedAgain(t *testing.T) {
+	for before, kind := range map[Path]Kind{byStream: Stream, firstHop: Relayed} {
+		m := machineWith(true, before, directly)
+		now := answering{before: kind}.run(m, epoch, time.Hour)
+		if use, proved := m.InUse(); use != before || !proved {
+			t.Fatalf("uses %v, proved %t, want %v", use, proved, before)
+		}
+		answering{before: kind, directly: Direct}.run(m, now, searchBusy+5*time.Second)
+		if use, _ := m.InUse(); use != directly {
+			t.Errorf("uses %v, want the direct path, which works for more than a minute", use)
+		}
 	}
 }
 

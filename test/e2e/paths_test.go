@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -45,4 +47,44 @@ func TestPaths(t *testing.T) {
 		m.run(a, "nft", "delete table inet deaf")
 		m.await(settleLimit, "paths are proved again", proved(true), a, b)
 	})
+}
+
+// TestBlockedPathIsTold drops all packets of WireGuard between two nodes that a third one reaches. They
+// talk through it, and say what to mend; without a relay they say that nothing passes. Once packets
+// pass directly again, that is gone.
+func TestBlockedPathIsTold(t *testing.T) {
+	t.Parallel()
+	for relay, kind := range map[string]mesh.ProblemKind{"auto": node.ProblemDetour, "never": node.ProblemNoPath} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			m := newMesh(t, lab.Routed, 3)
+			a, b, c := m.nodes[0], m.nodes[1], m.nodes[2]
+			m.must(c.Configure(lab.Config(c.Name, []string{a.Public().String()}, "  relay: "+relay), m.secret))
+			m.start(m.nodes...)
+			m.settle(settleLimit, m.nodes...)
+			m.connected(settleLimit, m.nodes...)
+			wireguard := lab.Packets{Protocol: "udp", Port: 51820}
+			m.must(m.lab.Block(m.ctx, []*lab.Host{a.Host}, []*lab.Host{b.Host}, wireguard))
+			m.must(m.lab.Block(m.ctx, []*lab.Host{b.Host}, []*lab.Host{a.Host}, wireguard))
+			// Without traffic a path that is cut is noticed late.
+			passes := func(ok func(control.Status) bool) func() error {
+				return func() error {
+					for _, pair := range [][2]*lab.Node{{a, b}, {b, a}} {
+						_, _ = pair[0].Run(m.ctx, "ping", "-c", "1", "-W", "1", m.status(pair[1]).Node.Overlay[0].String())
+						if s := m.status(pair[0]); !ok(s) {
+							return fmt.Errorf("%s: got problems %+v, peers %+v", pair[0].Name, s.Problems, s.Peers)
+						}
+					}
+					return nil
+				}
+			}
+			m.eventually(settleLimit, passes(shows(kind, "51820")))
+			if kind == node.ProblemDetour {
+				m.connected(settleLimit, m.nodes...)
+				m.await(settleLimit, "aware of the relay", shows(kind, "through "+c.Name+" meanwhile"), a, b)
+			}
+			m.must(m.lab.Heal(m.ctx))
+			m.eventually(settleLimit, passes(func(s control.Status) bool { return len(s.Problems) == 0 }))
+		})
+	}
 }
