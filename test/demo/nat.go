@@ -65,8 +65,11 @@ func natHosts(ctx context.Context, l *lab.Lab, binary string) ([]*lab.Node, erro
 	if err != nil {
 		return nil, err
 	}
-	for _, n := range nodes {
-		if err := n.Configure(lab.Config(n.Name, []string{nodes[0].Public().String()}), secret); err != nil {
+	for i, n := range nodes {
+		// They start at the same moment. A node without UDP may hear too late that another
+		// one has claimed the slot that it chose.
+		slot := fmt.Sprintf("  pod-cidr: [10.42.%d.0/24]", i)
+		if err := n.Configure(lab.Config(n.Name, []string{nodes[0].Public().String()}, slot), secret); err != nil {
 			return nil, err
 		}
 	}
