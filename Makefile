@@ -53,7 +53,7 @@ repo: setup-deb deb ## make the apt repository dist/apt, signed with KEY=FINGERP
 	@URL='$(URL)' packaging/deb/repo.sh '$(KEY)'
 
 .PHONY: demo
-demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 for more, or TOPOLOGY=location, or cross; CLIENT=1 for a laptop
+demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 for more, or TOPOLOGY=location, cross, or nat for hosts behind routers; CLIENT=1 for a laptop
 	@go tool -n cnitool >/dev/null
 	@go build -o bin/ ./test/demo
 	@if [ -n "$(CLIENT)" ]; then test/setup.sh dnsmasq && CGO_ENABLED=0 go build -o bin/wireguard-go golang.zx2c4.com/wireguard; fi

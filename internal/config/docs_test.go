@@ -22,7 +22,7 @@ const (
 )
 
 // pages contain examples of the file, besides other YAML.
-var pages = []string{"../../README.md", manualPath, "../../docs/k3s.md", "../../docs/security.md"}
+var pages = []string{"../../README.md", manualPath, "../../docs/k3s.md", "../../docs/paths.md", "../../docs/security.md"}
 
 // supported returns the paths of all keys.
 func supported() []string {
@@ -96,7 +96,7 @@ func TestManualHasEveryKey(t *testing.T) {
 func TestExamples(t *testing.T) {
 	block := regexp.MustCompile("(?s)```yaml\n(.*?)\n *```")
 	indent := regexp.MustCompile("(?m)^   ")
-	ours := regexp.MustCompile("^(secret-file|join|node|cluster|wireguard|gossip|probe|cni):")
+	ours := regexp.MustCompile("^(secret-file|join|node|cluster|wireguard|gossip|relay|probe|cni):")
 	for _, path := range pages {
 		parsed := 0
 		for _, m := range block.FindAllSubmatch(read(t, path), -1) {

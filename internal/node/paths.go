@@ -89,7 +89,7 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 	add(mesh.CandidateLAN, lan, open)
 	add(mesh.CandidateSeen, in.seen(), func(a netip.AddrPort) bool {
 		reached, _ := in.triedAt(a)
-		return m.isForwarded(a) || reached > 0
+		return reached > 0
 	})
 	add(mesh.CandidatePublic, public, func(a netip.AddrPort) bool {
 		reached, failed := in.triedAt(a)
@@ -105,12 +105,6 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 		add(mesh.CandidateStream, streams, open)
 	}
 	return all
-}
-
-// isForwarded reports whether strangers may reach this node at an address that it does not
-// have itself.
-func (m *Memory) isForwarded(a netip.AddrPort) bool {
-	return slices.ContainsFunc(m.Own.Endpoints, func(e mesh.Endpoint) bool { return e.Host == a.Addr().String() && e.Port == a.Port() })
 }
 
 // resolve returns the addresses of an endpoint.

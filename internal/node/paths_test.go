@@ -61,10 +61,10 @@ func TestOwnCandidates(t *testing.T) {
 			[]mesh.PathCandidate{candidate(mesh.CandidateLAN, "192.168.1.5:51820", true), candidate(mesh.CandidateSeen, "198.51.100.7:40001", false)},
 		},
 		{
-			"behind NAT that lets strangers in",
+			"behind NAT that keeps the port, and lets in nobody as far as is known",
 			Input{Config: config(), Facts: netcfg.Facts{Addresses: addrs("192.168.1.5")}, Paths: Paths{Seen: seen("198.51.100.7:51820")}},
 			mesh.Record{Endpoints: []mesh.Endpoint{{Host: "198.51.100.7", Port: 51820}}},
-			[]mesh.PathCandidate{candidate(mesh.CandidateSeen, "198.51.100.7:51820", true)},
+			[]mesh.PathCandidate{candidate(mesh.CandidateSeen, "198.51.100.7:51820", false)},
 		},
 		{
 			"a firewall that others have met, and a NAT that lets them in",

@@ -5,9 +5,12 @@
 // meshd on every one of them, with one seed address to find each other, gives
 // each a pod through the CNI configuration that meshd installed, and pings
 // everything from everything. With a topology of locations there are six hosts:
-// three share a LAN, two share another one, and one is alone. With a client, a laptop
-// behind another NAT reaches every pod, a Service and a name. It exits with 0 only if
-// every ping was answered, and leaves nothing behind, however it ends.
+// three share a LAN, two share another one, and one is alone. With the topology nat there
+// are five: one in a cloud, three at homes behind routers of two kinds, and one in a
+// network without UDP. With a client, a laptop behind another NAT reaches every pod, a
+// Service and a name. It exits with 0 only if every ping was answered, and, with the
+// topology nat, every path is of the kind that it should be. It leaves nothing behind,
+// however it ends.
 package main
 
 import (
@@ -36,7 +39,7 @@ func main() {
 
 func run() int {
 	count := flag.Int("nodes", 4, "how many hosts to make, with the topology full")
-	topology := flag.String("topology", "full", "who has tunnels to whom: full, location or cross")
+	topology := flag.String("topology", "full", "which hosts there are, and who has tunnels to whom: full, location or cross; or nat: full, behind routers of several kinds")
 	binary := flag.String("meshd", "bin/meshd", "the meshd to run on them")
 	client := flag.Bool("client", false, "add a laptop behind NAT")
 	wireguardGo := flag.String("wireguard-go", "bin/wireguard-go", "what wg-quick runs on the laptop if the kernel has no WireGuard")
@@ -45,24 +48,26 @@ func run() int {
 		fmt.Fprintf(os.Stderr, "demo: -nodes: got %d, want 2 to %d\n", *count, maxNodes)
 		return 2
 	}
-	mode := mesh.Mode(*topology)
-	if !slices.Contains([]mesh.Mode{mesh.ModeFull, mesh.ModeLocation, mesh.ModeCross}, mode) {
-		fmt.Fprintf(os.Stderr, "demo: -topology: got %q, want full, location or cross\n", mode)
+	if !slices.Contains([]string{string(mesh.ModeFull), string(mesh.ModeLocation), string(mesh.ModeCross), topologyNAT}, *topology) {
+		fmt.Fprintf(os.Stderr, "demo: -topology: got %q, want full, location, cross or nat\n", *topology)
 		return 2
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
-	o := options{binary: *binary, mode: mode, count: *count}
+	o := options{binary: *binary, topology: *topology, count: *count}
 	if *client {
 		o.wireguardGo = *wireguardGo
 	}
 	return exitCode(demo(ctx, o))
 }
 
+// topologyNAT is the topology that is not named after a mode.
+const topologyNAT = "nat"
+
 // options are the settings of a demo.
 type options struct {
 	binary      string
-	mode        mesh.Mode
+	topology    string // a mode, or topologyNAT
 	count       int
 	wireguardGo string // "" for no laptop
 }
@@ -107,13 +112,16 @@ func demo(ctx context.Context, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 
-	nodes, err := hosts(ctx, l, o.binary, o.mode, o.count)
+	nodes, err := hosts(ctx, l, o)
 	if err != nil {
 		return err
 	}
 	for _, n := range nodes {
 		where := ""
-		if n.Location() != "" {
+		switch {
+		case o.topology == topologyNAT:
+			where = ", " + routerOf(n.Name)
+		case n.Location() != "":
 			where = " in location " + n.Location()
 		}
 		fmt.Printf("host %-8s %s behind %s%s\n", n.Name, n.Address(), n.Public(), where)
@@ -127,21 +135,33 @@ func demo(ctx context.Context, o options) (err error) {
 		return withLogs(err, nodes[0])
 	}
 	fmt.Printf("\n%s# meshd status\n%s\n", nodes[0].Name, status)
-	more := ""
-	if o.wireguardGo != "" {
-		if more, err = tryClient(ctx, l, o.wireguardGo, stations); err != nil {
-			return withLogs(fmt.Errorf("failed, %s\n%w", more, err), nodes...)
+	var more []string
+	if o.topology == topologyNAT {
+		paths, err := settlePaths(ctx, nodes)
+		if err != nil {
+			return withLogs(err, nodes...)
 		}
+		more = append(more, paths)
 	}
-	return pingAll(ctx, stations, more)
+	if o.wireguardGo != "" {
+		client, err := tryClient(ctx, l, o.wireguardGo, stations)
+		if err != nil {
+			return withLogs(fmt.Errorf("failed, %s\n%w", client, err), nodes...)
+		}
+		more = append(more, client)
+	}
+	return pingAll(ctx, stations, strings.Join(more, ", "))
 }
 
 // hosts makes the hosts with their files.
-func hosts(ctx context.Context, l *lab.Lab, binary string, mode mesh.Mode, count int) ([]*lab.Node, error) {
-	if mode == mesh.ModeFull {
-		return l.Nodes(ctx, binary, lab.NAT, names(count)...)
+func hosts(ctx context.Context, l *lab.Lab, o options) ([]*lab.Node, error) {
+	switch o.topology {
+	case topologyNAT:
+		return natHosts(ctx, l, o.binary)
+	case string(mesh.ModeFull):
+		return l.Nodes(ctx, o.binary, lab.NAT, names(o.count)...)
 	}
-	six, err := l.Six(ctx, binary, "cluster:", "  mode: "+string(mode))
+	six, err := l.Six(ctx, o.binary, "cluster:", "  mode: "+o.topology)
 	if err != nil {
 		return nil, err
 	}
