@@ -185,6 +185,7 @@ func newAgent(o Options) *Agent {
 		tried:     make(chan tried),
 		changed:   make(chan struct{}, 1),
 		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
+		relays:    relays{forgot: make(map[path.Short]bool)},
 	}
 }
 

@@ -31,6 +31,9 @@ type relays struct {
 	binder path.Binder
 	due    time.Time // when to step the binder, if nothing happens before
 	bound  []path.BoundRelay
+	// forgot has the relays that have asked who this node is since they last bound it: they
+	// have forgotten its sessions, too.
+	forgot map[path.Short]bool
 }
 
 // addr returns the address of a relay that is used.
@@ -137,7 +140,7 @@ func (a *Agent) stepBinder(now time.Time) {
 	a.notify()
 	for _, b := range r.bound {
 		if !slices.ContainsFunc(before, func(o path.BoundRelay) bool { return o.RelayAddr == b.RelayAddr }) {
-			a.tellSessions(now, b, a.peers...)
+			a.tellSessions(now, b, sessionFor, a.peers...)
 		}
 	}
 }
@@ -154,9 +157,23 @@ func (a *Agent) sendRelay(now time.Time, to path.RelayAddr, m path.Message) {
 
 // takeBound takes a relay's answer.
 func (a *Agent) takeBound(now time.Time, relay *peer, m path.Message, d rawudp.Datagram) {
+	short := path.ShortOf(relay.ID)
 	relay.arrived(now, d, true)
-	a.relays.binder.Receive(now, path.ShortOf(relay.ID), m)
+	a.relays.binder.Receive(now, short, m)
 	a.stepBinder(now)
+	if m.Token != (path.Token{}) {
+		return
+	}
+	age := repeatFor
+	if a.relays.forgot[short] {
+		delete(a.relays.forgot, short)
+		age = sessionFor
+	}
+	for _, b := range a.relays.bound {
+		if b.Relay == short {
+			a.tellSessions(now, b, age, a.peers...)
+		}
+	}
 }
 
 // takeWho takes a datagram that a relay has sealed for whoever is here. It may have come
@@ -172,6 +189,7 @@ func (a *Agent) takeWho(now time.Time, relay path.Short, b []byte) {
 			continue
 		}
 		if m, err := keys.Open(b); err == nil && m.Op == path.Who {
+			a.relays.forgot[relay] = true
 			a.relays.binder.Receive(now, relay, m)
 			a.stepBinder(now)
 			return
@@ -190,6 +208,9 @@ type session struct {
 const (
 	maxSessions = 3
 	sessionFor  = 3 * time.Minute
+	// repeatFor is for how long a session is told again whenever this node binds again, which
+	// is twice: a datagram may be lost.
+	repeatFor = 45 * time.Second
 	// sessionEvery is how often either end begins one at most (Rekey-Timeout in section 6.1 of
 	// the WireGuard paper). What comes faster has a forged source.
 	sessionEvery = 5 * time.Second
@@ -222,19 +243,19 @@ func (a *Agent) takeSession(now time.Time, from netip.AddrPort, index uint32) {
 	}
 	peer.sessions = append(peer.sessions, session{index, now})
 	for _, b := range a.relays.bound {
-		a.tellSessions(now, b, peer)
+		a.tellSessions(now, b, sessionFor, peer)
 	}
 }
 
 // tellSessions tells a relay which index stands for which peer, where that may become
-// necessary.
-func (a *Agent) tellSessions(now time.Time, relay path.BoundRelay, peers ...*peer) {
+// necessary, for all sessions that are younger than an age.
+func (a *Agent) tellSessions(now time.Time, relay path.BoundRelay, age time.Duration, peers ...*peer) {
 	for _, p := range peers {
 		if !slices.ContainsFunc(p.Relays, func(id mesh.ID) bool { return path.ShortOf(id) == relay.Relay }) {
 			continue
 		}
 		for _, s := range p.sessions {
-			if now.Sub(s.begun) < sessionFor {
+			if now.Sub(s.begun) < age {
 				a.sendRelay(now, relay.RelayAddr, path.Message{Op: path.Row, Number: s.index, Node: path.ShortOf(p.ID)})
 			}
 		}

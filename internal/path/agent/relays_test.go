@@ -224,8 +224,8 @@ func TestRelayed(t *testing.T) {
 	})
 }
 
-// TestRelayRestarts has a relay forget all nodes: it asks who they are, and they bind again,
-// long before they would by themselves.
+// TestRelayRestarts has a relay forget all nodes and sessions: it asks who the nodes are, and they
+// bind again and tell their sessions, long before they would by themselves.
 func TestRelayRestarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b, r, _ := twoWithRelays(t)
@@ -236,8 +236,16 @@ func TestRelayRestarts(t *testing.T) {
 		b.talk(t, a)
 		time.Sleep(2 * time.Second)
 		a.wantPath(t, b, r.by())
+		a.initiate(b, r.addrs[0])
+		b.initiate(a, r.addrs[0])
+		time.Sleep(time.Second)
 		r.restart()
 		time.Sleep(3 * time.Second)
+		before := b.received(a)
+		time.Sleep(time.Second)
+		if b.received(a) == before {
+			t.Error("nothing passes any more: the relay was not told of the session again")
+		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for _, h := range []*host{a, b} {
@@ -249,29 +257,41 @@ func TestRelayRestarts(t *testing.T) {
 }
 
 // TestSessionsAreKept has a session begin on a direct path that fails then: relays know it, as
-// they were told, also the one to which the second host binds only afterwards.
+// they were told, also the one to which the second host binds only afterwards. What was lost on
+// the way to the relays is told again.
 func TestSessionsAreKept(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, b, _, _ := twoWithRelays(t)
-		time.Sleep(25 * time.Second)
-		a.wantPath(t, b, direct(addrB))
-		a.initiate(b, a.addrs[0])
-		b.initiate(a, b.addrs[0])
-		a.talk(t, b)
-		b.talk(t, a)
-		time.Sleep(time.Second)
-		a.set(addrA, true)
-		a.set(addrB, true)
-		time.Sleep(5 * time.Second)
-		if use := a.statusOf(t, b).Path; use.Kind != path.Relayed {
-			t.Fatalf("got %v, want a relay", use)
-		}
-		fromA, fromB := b.received(a), a.received(b)
-		time.Sleep(time.Second)
-		if b.received(a) == fromA || a.received(b) == fromB {
-			t.Error("nothing passes both ways")
-		}
-	})
+	for name, lost := range map[string]bool{"told": false, "lost": true} {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { testSessionsAreKept(t, lost) }) })
+	}
+}
+
+func testSessionsAreKept(t *testing.T, lost bool) {
+	a, b, _, _ := twoWithRelays(t)
+	time.Sleep(25 * time.Second)
+	a.wantPath(t, b, direct(addrB))
+	a.set(addrR, lost)
+	a.set(addrS, lost)
+	a.initiate(b, a.addrs[0])
+	b.initiate(a, b.addrs[0])
+	a.talk(t, b)
+	b.talk(t, a)
+	time.Sleep(time.Second)
+	if lost {
+		a.set(addrR, false)
+		a.set(addrS, false)
+		time.Sleep(30 * time.Second)
+	}
+	a.set(addrA, true)
+	a.set(addrB, true)
+	time.Sleep(5 * time.Second)
+	if use := a.statusOf(t, b).Path; use.Kind != path.Relayed {
+		t.Fatalf("got %v, want a relay", use)
+	}
+	fromA, fromB := b.received(a), a.received(b)
+	time.Sleep(time.Second)
+	if b.received(a) == fromA || a.received(b) == fromB {
+		t.Error("nothing passes both ways")
+	}
 }
 
 // TestStartsWithRelay has an agent start again while WireGuard's endpoint is a relay: it is one from
