@@ -66,6 +66,7 @@ type binding struct {
 	addr  netip.AddrPort
 	left  netip.AddrPort // where it was before: packets are under way
 	until time.Time
+	key   wgtypes.Key
 	mac1  [blake2s.Size]byte // key of mac1 in handshakes to the node
 	rows  map[uint32]row     // by the index with which the node sends
 	// allowed is how many more handshakes of the node may have their receiver found by its
@@ -93,7 +94,7 @@ type Relay struct {
 	asked  map[netip.AddrPort]time.Time
 }
 
-// NewRelay returns a relay that has no node. The secret is drawn anew at each start.
+// NewRelay returns a relay that has no node, see Restore. The secret is drawn anew at each start.
 func NewRelay(secret [32]byte) *Relay {
 	return &Relay{
 		secret: secret, bound: map[Short]*binding{}, at: map[netip.AddrPort]Short{},
@@ -141,21 +142,28 @@ func (r *Relay) Bind(now time.Time, node Short, key wgtypes.Key, m Message, from
 		return answer
 	}
 	r.prune(now)
+	if b == nil && len(r.bound) >= maxBound {
+		answer.Token = r.token(node, from, period) // it is not done
+		return answer
+	}
+	r.bind(now, node, key, from).until = now.Add(boundFor)
+	return answer
+}
+
+// bind notes where a node is.
+func (r *Relay) bind(now time.Time, node Short, key wgtypes.Key, at netip.AddrPort) *binding {
+	b := r.bound[node]
 	if b == nil {
-		if len(r.bound) >= maxBound {
-			answer.Token = r.token(node, from, period) // it is not done
-			return answer
-		}
 		b = &binding{rows: map[uint32]row{}, allowed: handshakeBurst, counted: now}
 		r.bound[node] = b
 	}
 	if r.at[b.left] == node {
 		delete(r.at, b.left)
 	}
-	b.left, b.addr, b.until = b.addr, from, now.Add(boundFor)
-	b.mac1 = blake2s.Sum256(append([]byte("mac1----"), key[:]...))
-	r.at[from] = node
-	return answer
+	b.left, b.addr = b.addr, at
+	b.key, b.mac1 = key, blake2s.Sum256(append([]byte("mac1----"), key[:]...))
+	r.at[at] = node
+	return b
 }
 
 // prune forgets nodes that have not bound again, rows, and addresses where nobody is.
@@ -196,8 +204,14 @@ func (r *Relay) IsBound(now time.Time, node Short) bool {
 	return b != nil && now.Before(b.until)
 }
 
-// Unbind forgets where a node is: it may not use the relay any more, or has another key.
-func (r *Relay) Unbind(node Short) { delete(r.bound, node) }
+// SetKeys sets the WireGuard keys of the nodes that may use the relay. It forgets where other
+// nodes are, and those that have another key now.
+func (r *Relay) SetKeys(keys map[Short]wgtypes.Key) {
+	maps.DeleteFunc(r.bound, func(node Short, b *binding) bool {
+		key, ok := keys[node]
+		return !ok || key != b.key
+	})
+}
 
 // Address returns where a node is, or was if it is not bound any more; the zero value for a
 // node that is forgotten.

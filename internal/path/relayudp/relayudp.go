@@ -44,6 +44,7 @@ type Options struct {
 	Counter func() uint64 // the next one to seal with, never used before with this path key
 	Beside  *net.UDPConn  // gossip's socket. From now on it shares its port.
 	MaxRate uint64        // bytes a second that are forwarded; 0 for no limit
+	Kept    []path.Kept   // of the relay that ran before, see Relay.Kept
 	// Stream sends a datagram to a node that has come by a stream, whose address is
 	// path.StreamAddr. It doesn't block and doesn't keep the bytes, and returns false if there is
 	// no such stream. It is nil if nobody comes by stream.
@@ -55,7 +56,7 @@ type Options struct {
 type Node struct {
 	ID      mesh.ID
 	Key     wgtypes.Key     // WireGuard's
-	PathKey *ecdh.PublicKey // nil while unknown: the node can't bind
+	PathKey *ecdh.PublicKey // nil while unknown: the node can't bind, but stays bound
 }
 
 // Status is what a relay has done since it was opened.
@@ -100,16 +101,22 @@ type client struct {
 // leg is how to send to an address.
 type leg struct {
 	addr   *net.UDPAddr   // nil for a stream
-	source []byte         // the control message that sets the source address; nil lets the kernel choose
+	local  netip.Addr     // the source address; the zero value lets the kernel choose
+	source []byte         // the control message that sets it
 	stream netip.AddrPort // the zero value for UDP
 }
 
-// legTo returns the leg to an address of which no more is known.
-func legTo(to netip.AddrPort) leg {
+// legTo returns the leg to an address from one of this host, or from the one that the kernel
+// chooses.
+func (r *Relay) legTo(to netip.AddrPort, local netip.Addr) leg {
 	if _, ok := path.StreamNode(to); ok {
 		return leg{stream: to}
 	}
-	return leg{addr: net.UDPAddrFromAddrPort(to)}
+	l := leg{addr: net.UDPAddrFromAddrPort(to)}
+	if local.Is4() || local.IsValid() && r.six { // what was kept may be of another socket
+		l.local, l.source = local, pktinfo.Source(local, r.six)
+	}
+	return l
 }
 
 // Relay serves nodes at one port. Its methods are safe for concurrent use.
@@ -153,10 +160,27 @@ func Open(ctx context.Context, o Options) (*Relay, error) {
 	if o.MaxRate > 0 {
 		limit = rate.NewLimiter(rate.Limit(o.MaxRate), int(max(minBurst, o.MaxRate/10)))
 	}
-	return &Relay{
+	r := &Relay{
 		o: o, self: self, conn: conn, batch: ipv6.NewPacketConn(conn), six: six,
 		table: path.NewRelay(secret), who: who, clients: map[path.Short]*client{}, legs: map[netip.AddrPort]leg{}, limit: limit,
-	}, nil
+	}
+	r.table.Restore(o.Now(), o.Kept)
+	for _, k := range o.Kept[:min(len(o.Kept), maxLegs)] {
+		r.legs[k.Addr] = r.legTo(k.Addr, k.Local)
+	}
+	return r, nil
+}
+
+// Kept returns what Options take when the relay is opened again, also by another process: so
+// sessions go on at once.
+func (r *Relay) Kept() []path.Kept {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := r.table.Kept(r.o.Now())
+	for i := range all {
+		all[i].Local = r.legs[all[i].Addr].local
+	}
+	return all
 }
 
 // Close closes the socket; all that arrives is gossip's again.
@@ -172,10 +196,14 @@ func (r *Relay) SetNodes(nodes []Node) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var errs []error
-	clients := map[path.Short]*client{}
+	clients, mayBind := map[path.Short]*client{}, map[path.Short]wgtypes.Key{}
 	for _, n := range nodes {
 		short := path.ShortOf(n.ID)
-		if n.PathKey == nil || count[short] > 1 || n.ID == r.o.Self {
+		if count[short] > 1 || n.ID == r.o.Self {
+			continue
+		}
+		mayBind[short] = n.Key
+		if n.PathKey == nil {
 			continue
 		}
 		old := r.clients[short]
@@ -190,11 +218,7 @@ func (r *Relay) SetNodes(nodes []Node) error {
 		}
 		clients[short] = &client{n, keys}
 	}
-	for short, old := range r.clients {
-		if n := clients[short]; n == nil || n.ID != old.ID || n.Key != old.Key {
-			r.table.Unbind(short)
-		}
-	}
+	r.table.SetKeys(mayBind)
 	r.clients = clients
 	return errors.Join(errs...)
 }
@@ -327,7 +351,7 @@ func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control [
 		r.status.Bytes += uint64(len(b))
 		l, ok := r.legs[to]
 		if !ok {
-			l = legTo(to)
+			l = r.legTo(to, netip.Addr{})
 		}
 		return b, l, true
 	case path.AskWho:
@@ -374,11 +398,7 @@ func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrP
 // back returns the leg to where a datagram came from: from the address of this host at which
 // it arrived, which is the one that NATs in between let in.
 func (r *Relay) back(from netip.AddrPort, control []byte) leg {
-	l := legTo(from)
-	if local := pktinfo.Local(control); local.IsValid() {
-		l.source = pktinfo.Source(local, r.six)
-	}
-	return l
+	return r.legTo(from, pktinfo.Local(control))
 }
 
 // remember notes the leg to where a node is bound.

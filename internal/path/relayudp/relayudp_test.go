@@ -409,6 +409,49 @@ func TestHostileBinds(t *testing.T) {
 	}
 }
 
+// TestGoesOn has a relay start again, on a host with several addresses: sessions go on with the
+// next datagram, before the nodes have said anything and before their path keys are known.
+func TestGoesOn(t *testing.T) {
+	r, gossip, a, b := relayed(t, nil)
+	c := newNode(t, 3, port(gossip, "127.0.0.9"))
+	if err := r.SetNodes([]Node{a.Node, b.Node, c.Node}); err != nil {
+		t.Fatal(err)
+	}
+	c.bind(t)
+	a.write(t, c.initiation(11))
+	c.read(t)
+	b.write(t, a.initiation(12))
+	a.read(t)
+	kept := r.Kept()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r = serve(t, gossip, func(o *Options) { o.Kept = kept })
+	var unknown []Node
+	for _, n := range []*node{a, b, c} {
+		unknown = append(unknown, Node{ID: n.ID, Key: n.Key})
+	}
+	if err := r.SetNodes(unknown); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []struct {
+		from, to *node
+		datagram []byte
+	}{
+		{c, a, data(11, 100)},
+		{a, b, data(12, 100)},
+		{b, c, c.initiation(13)},
+	} {
+		s.from.write(t, s.datagram)
+		if got := s.to.read(t); !bytes.Equal(got, s.datagram) {
+			t.Errorf("got % x, want % x", got, s.datagram)
+		}
+	}
+	if n := dropped(r); n > 0 {
+		t.Errorf("%d datagrams were dropped", n)
+	}
+}
+
 func TestSetNodes(t *testing.T) {
 	r, gossip, a, b := relayed(t, nil)
 	if err := r.SetNodes([]Node{b.Node}); err != nil {
