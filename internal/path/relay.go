@@ -70,7 +70,7 @@ type binding struct {
 	mac1  [blake2s.Size]byte // key of mac1 in handshakes to the node
 	rows  map[uint32]row     // by the index with which the node sends
 	// allowed is how many more handshakes of the node may have their receiver found by its
-	// key, as of the time counted.
+	// key, or lead to a Begun, as of the time counted.
 	allowed float64
 	counted time.Time
 }
@@ -302,6 +302,23 @@ func (r *Relay) receiver(now time.Time, sender Short, b []byte) (Short, bool) {
 		return r.byIndex(now, sender, b[4:])
 	}
 	return Short{}, false
+}
+
+// Begun returns what to tell the receiver of a message that begins a session, which Forward has
+// passed on to an address: whose it is. The receiver can't read that, nor see it by the
+// address from which the message comes, which is this relay's. The message is longer than what
+// is told.
+func (r *Relay) Begun(now time.Time, b []byte, from, to netip.AddrPort) (receiver Short, m Message, ok bool) {
+	index, begins := SessionIndex(b)
+	if !begins {
+		return Short{}, Message{}, false
+	}
+	sender := r.at[from]
+	if b[0] == response && !r.bound[sender].allow(now) { // an initiation has been counted
+		return Short{}, Message{}, false
+	}
+	receiver, ok = r.at[to]
+	return receiver, Message{Op: Begun, Number: index, Node: sender}, ok
 }
 
 func (r *Relay) byIndex(now time.Time, sender Short, index []byte) (Short, bool) {

@@ -143,6 +143,45 @@ func TestRowIsTold(t *testing.T) {
 	}
 }
 
+// TestBegun has sessions begin through a relay: their receivers are told whose they are.
+func TestBegun(t *testing.T) {
+	g := guests(2)
+	r := bind(t, g...)
+	a, b := g[0], g[1]
+	steps := []struct {
+		name     string
+		data     []byte
+		from, to guest
+		index    uint32 // 0 for nothing told
+	}{
+		{"initiation", handshake(initiation, initiationLen, 11, 0, b.key), a, b, 11},
+		{"response", handshake(response, responseLen, 22, 11, a.key), b, a, 22},
+		{"data", data(22), a, b, 0},
+	}
+	for _, s := range steps {
+		to, verdict := r.Forward(began, s.data, s.from.addr)
+		if verdict != Pass || to != s.to.addr {
+			t.Fatalf("%s: got verdict %d to %s", s.name, verdict, to)
+		}
+		receiver, m, ok := r.Begun(began, s.data, s.from.addr, to)
+		if ok != (s.index != 0) || ok && (receiver != s.to.id || m.Op != Begun || m.Number != s.index || m.Node != s.from.id) {
+			t.Errorf("%s: %x is told %+v, %t, want index %d", s.name, receiver, m, ok, s.index)
+		}
+		if ok && sealedLen > len(s.data) {
+			t.Errorf("%s: what is told is longer", s.name)
+		}
+	}
+	told := 0
+	for range 10 * handshakeBurst {
+		if _, _, ok := r.Begun(began, steps[1].data, b.addr, a.addr); ok {
+			told++
+		}
+	}
+	if told > handshakeBurst {
+		t.Errorf("responses: %d were told at once, want no more than %d", told, handshakeBurst)
+	}
+}
+
 func TestBind(t *testing.T) {
 	g := guests(2)
 	r := bind(t, g[0])

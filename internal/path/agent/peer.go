@@ -207,6 +207,9 @@ func (a *Agent) takeDatagram(now time.Time, d rawudp.Datagram) {
 	case path.Bound:
 		a.takeBound(now, p, m, d)
 		return
+	case path.Begun:
+		a.takeBegun(now, p, m)
+		return
 	case path.Echo, path.Echoed:
 		a.takeEcho(now, p, m, d)
 		return

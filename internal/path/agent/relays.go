@@ -216,12 +216,13 @@ const (
 	sessionEvery = 5 * time.Second
 )
 
-// takeSession notes the index in a peer's message that begins a session, and tells it to the
-// relays through which this node may have to send to the peer: so the session goes on when
-// the path fails. The relay of the path itself knows the session. Of whom the message
-// is can't be read; if several peers are reached at one address, which is that of a relay
-// then, it is not known.
+// takeSession notes the index in a peer's message that begins a session. Of whom the message
+// is can't be read, but from where it came. What comes from a relay may be of several
+// peers: the relay says of whom, see takeBegun.
 func (a *Agent) takeSession(now time.Time, from netip.AddrPort, index uint32) {
+	if _, isRelay := a.relays.at[from]; isRelay {
+		return
+	}
 	var peer *peer
 	for _, p := range a.peers {
 		if p.machine == nil || p.use.Addr != from && p.traffic.Endpoint != from {
@@ -232,7 +233,26 @@ func (a *Agent) takeSession(now time.Time, from netip.AddrPort, index uint32) {
 		}
 		peer = p
 	}
-	if peer == nil || slices.ContainsFunc(peer.sessions, func(s session) bool { return s.index == index }) {
+	if peer != nil {
+		a.addSession(now, peer, index)
+	}
+}
+
+// takeBegun takes what a relay says of a session that has begun through it. If that is wrong,
+// other relays pass packets to the wrong node, which can't read them, until the next session
+// begins; so it counts only if the peer is reached through that relay.
+func (a *Agent) takeBegun(now time.Time, relay *peer, m path.Message) {
+	p := a.byShort[m.Node]
+	if p == nil || p.machine == nil || !slices.Contains(p.Relays, relay.ID) && p.use.Relay != path.ShortOf(relay.ID) {
+		return
+	}
+	a.addSession(now, p, m.Number)
+}
+
+// addSession notes a session with a peer, and tells it to the relays through which this node
+// may have to send to the peer: so the session goes on when the path fails.
+func (a *Agent) addSession(now time.Time, peer *peer, index uint32) {
+	if slices.ContainsFunc(peer.sessions, func(s session) bool { return s.index == index }) {
 		return
 	}
 	if len(peer.sessions) == maxSessions {

@@ -32,6 +32,7 @@ type wireRelay struct {
 const (
 	addrR = "203.0.113.7:7946"
 	addrS = "203.0.113.8:7946"
+	addrC = "198.51.100.4:51820"
 )
 
 // relay adds a relay.
@@ -78,6 +79,10 @@ func (r *wireRelay) take(b []byte, from netip.AddrPort) {
 		switch to, verdict := r.table.Forward(now, b, from); verdict {
 		case path.Pass:
 			r.sendOn(b, to)
+			if receiver, m, ok := r.table.Begun(now, b, from, to); ok {
+				r.counter++
+				r.sendOn(r.keys[receiver].Seal(m, r.counter), to)
+			}
 		case path.AskWho:
 			if m, ok := r.table.Who(now, len(b), from); ok {
 				r.counter++
@@ -147,6 +152,19 @@ func (h *host) initiate(peer *host, from netip.AddrPort) {
 	peer.deliver(rawudp.Datagram{Payload: b, From: from, To: peer.addrs[0].Addr(), Link: peer.link})
 }
 
+// initiateThrough has a host begin a session with another one through a relay.
+func (h *host) initiateThrough(r *wireRelay, peer *host) {
+	b := make([]byte, device.MessageInitiationSize)
+	b[0] = device.MessageInitiationType
+	binary.LittleEndian.PutUint32(b[4:], indexOf(peer, h))
+	var macs device.CookieGenerator
+	macs.Init(device.NoisePublicKey(peer.key))
+	macs.AddMacs(b)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r.take(b, h.addrs[0])
+}
+
 func (h *host) received(peer *host) uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -204,8 +222,12 @@ func TestRelayed(t *testing.T) {
 		}
 
 		// A session begins through one relay. The other one is told.
-		a.initiate(b, use.Addr)
-		b.initiate(a, use.Addr)
+		through := r
+		if use == s.by().Path {
+			through = s
+		}
+		a.initiateThrough(through, b)
+		b.initiateThrough(through, a)
 		a.talk(t, b)
 		b.talk(t, a)
 		time.Sleep(3 * time.Second)
@@ -224,6 +246,68 @@ func TestRelayed(t *testing.T) {
 	})
 }
 
+// TestRelayIsShared has a host reach two others through one relay, where sessions begin. When it is
+// cut, the other relay knows both sessions.
+func TestRelayIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r, s := twoWithRelays(t)
+		c := a.host(t, 3, addrC)
+		c.closed = true
+		c.start(t)
+		for _, h := range []*host{b, c} {
+			a.add(h, "")
+			h.add(a, "")
+			for _, other := range []string{addrA, h.addrs[0].String()} {
+				a.set(other, true)
+			}
+		}
+		c.SetRelays([]Relay{r.as(addrR), s.as(addrS)}, 0, [][32]byte{secret})
+		a.set(addrS, true)
+		a.SetPeers([]Peer{b.through(behindFirewall(addrB), r, s), c.through(behindFirewall(addrC), r, s)})
+		c.SetPeers([]Peer{a.through(behindFirewall(addrA), r, s)})
+		time.Sleep(5 * time.Second)
+		a.wantPath(t, b, r.by())
+		a.wantPath(t, c, r.by())
+		a.set(addrS, false)
+		time.Sleep(15 * time.Second)
+		for _, h := range []*host{b, c} {
+			a.initiateThrough(r, h)
+			h.initiateThrough(r, a)
+			a.talk(t, h)
+			h.talk(t, a)
+		}
+		time.Sleep(time.Second)
+		a.set(addrR, true)
+		time.Sleep(5 * time.Second)
+		for _, h := range []*host{b, c} {
+			a.wantPath(t, h, s.by())
+			fromA, fromH := h.received(a), a.received(h)
+			time.Sleep(time.Second)
+			if h.received(a) == fromA || a.received(h) == fromH {
+				t.Errorf("nothing passes both ways to %v", h.id)
+			}
+		}
+	})
+}
+
+// TestForeignBegun has nodes say of whom a session is that relay nothing to that peer.
+func TestForeignBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, _, _ := twoWithRelays(t)
+		time.Sleep(25 * time.Second)
+		a.inRun(func() {
+			var number uint32
+			for _, p := range a.Agent.peers {
+				number++
+				a.takeBegun(time.Now(), p, path.Message{Op: path.Begun, Number: number, Node: path.ShortOf(b.id)})
+			}
+			if n := len(a.byShort[path.ShortOf(b.id)].sessions); number != 3 || n != 2 {
+				t.Errorf("%d nodes have told of sessions, and %d are noted, want 3 and those of the two relays", number, n)
+			}
+		})
+	})
+}
+
 // TestRelayRestarts has a relay forget all nodes and sessions: it asks who the nodes are, and they
 // bind again and tell their sessions, long before they would by themselves.
 func TestRelayRestarts(t *testing.T) {
@@ -236,8 +320,8 @@ func TestRelayRestarts(t *testing.T) {
 		b.talk(t, a)
 		time.Sleep(2 * time.Second)
 		a.wantPath(t, b, r.by())
-		a.initiate(b, r.addrs[0])
-		b.initiate(a, r.addrs[0])
+		a.initiateThrough(r, b)
+		b.initiateThrough(r, a)
 		time.Sleep(time.Second)
 		r.restart()
 		time.Sleep(3 * time.Second)

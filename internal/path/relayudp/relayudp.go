@@ -251,16 +251,28 @@ const (
 	maxDatagram = 2049
 )
 
+// outbox collects datagrams to send by UDP.
+type outbox struct {
+	messages []ipv6.Message
+	payloads [][]byte // of the messages, so that none is allocated
+}
+
+func (o *outbox) add(payload []byte, to leg) {
+	n := len(o.payloads)
+	o.payloads = append(o.payloads, payload)
+	o.messages = append(o.messages, ipv6.Message{Buffers: o.payloads[n : n+1], Addr: to.addr, OOB: to.source})
+}
+
 // Serve forwards until Close.
 func (r *Relay) Serve() error {
-	in, out := make([]ipv6.Message, batchSize), make([]ipv6.Message, 0, batchSize)
+	in := make([]ipv6.Message, batchSize)
 	payloads := make([]byte, batchSize*maxDatagram)
 	controls := make([]byte, batchSize*pktinfo.Room)
 	for i := range in {
 		in[i].Buffers = [][]byte{payloads[i*maxDatagram : (i+1)*maxDatagram]}
 		in[i].OOB = controls[i*pktinfo.Room : (i+1)*pktinfo.Room]
 	}
-	buffers := make([][]byte, batchSize) // of out, so that none is allocated
+	var out outbox
 	for {
 		n, err := r.batch.ReadBatch(in, 0)
 		if errors.Is(err, net.ErrClosed) {
@@ -269,8 +281,9 @@ func (r *Relay) Serve() error {
 		if err != nil {
 			return fmt.Errorf("receive as a relay: %w", err)
 		}
-		out = r.handle(in[:n], out[:0], buffers)
-		if failed := r.send(out); failed > 0 {
+		out.messages, out.payloads = out.messages[:0], out.payloads[:0]
+		r.handle(in[:n], &out)
+		if failed := r.send(out.messages); failed > 0 {
 			r.mu.Lock()
 			r.dropped[dropUnsent] += failed
 			r.mu.Unlock()
@@ -291,8 +304,8 @@ func (r *Relay) send(out []ipv6.Message) (failed uint64) {
 	return failed
 }
 
-// handle appends to out what is to be sent after datagrams have come.
-func (r *Relay) handle(in, out []ipv6.Message, buffers [][]byte) []ipv6.Message {
+// handle puts into out what is to be sent after datagrams have come.
+func (r *Relay) handle(in []ipv6.Message, out *outbox) {
 	now := r.o.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -300,17 +313,17 @@ func (r *Relay) handle(in, out []ipv6.Message, buffers [][]byte) []ipv6.Message 
 		b := in[i].Buffers[0][:in[i].N]
 		from := in[i].Addr.(*net.UDPAddr).AddrPort()
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		payload, to, ok := r.datagram(now, b, from, in[i].OOB[:in[i].NN])
-		switch {
-		case !ok:
-		case to.addr == nil:
-			r.sendStream(payload, to)
-		default:
-			buffers[i] = payload
-			out = append(out, ipv6.Message{Buffers: buffers[i : i+1], Addr: to.addr, OOB: to.source})
-		}
+		r.datagram(now, b, from, in[i].OOB[:in[i].NN], out)
 	}
-	return out
+}
+
+// emit sends a datagram by stream, or puts it into out.
+func (r *Relay) emit(payload []byte, to leg, out *outbox) {
+	if to.addr == nil {
+		r.sendStream(payload, to)
+		return
+	}
+	out.add(payload, to)
 }
 
 // sendStream sends a datagram by stream.
@@ -325,39 +338,34 @@ func (r *Relay) sendStream(payload []byte, to leg) {
 func (r *Relay) Receive(b []byte, from netip.AddrPort) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	payload, to, ok := r.datagram(r.o.Now(), b, from, nil)
-	switch {
-	case !ok:
-	case to.addr == nil:
-		r.sendStream(payload, to)
-	default:
-		r.dropped[dropUnsent] += r.send([]ipv6.Message{{Buffers: [][]byte{payload}, Addr: to.addr, OOB: to.source}})
-	}
+	var out outbox
+	r.datagram(r.o.Now(), b, from, nil, &out)
+	r.dropped[dropUnsent] += r.send(out.messages)
 }
 
-// datagram returns what to send after a datagram has come, and where; false for nothing.
-func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control []byte) ([]byte, leg, bool) {
+// datagram takes a datagram that has come.
+func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control []byte, out *outbox) {
 	if h, err := path.ParseHeader(b); err == nil && h.To == r.self {
-		return r.request(now, h, b, from, control)
+		r.request(now, h, b, from, control, out)
+		return
 	}
 	to, verdict := r.table.Forward(now, b, from)
 	switch verdict {
 	case path.Pass:
 		if !r.limit.AllowN(now, len(b)) {
 			r.dropped[dropRate]++
-			return nil, leg{}, false
+			return
 		}
 		r.status.Datagrams++
 		r.status.Bytes += uint64(len(b))
-		l, ok := r.legs[to]
-		if !ok {
-			l = r.legTo(to, netip.Addr{})
+		r.emit(b, r.legOf(to), out)
+		if receiver, m, ok := r.table.Begun(now, b, from, to); ok {
+			r.tell(receiver, m, to, out)
 		}
-		return b, l, true
 	case path.AskWho:
 		r.dropped[dropStranger]++
 		if m, ok := r.table.Who(now, len(b), from); ok {
-			return r.who.Seal(m, r.o.Counter()), r.back(from, control), true
+			r.emit(r.who.Seal(m, r.o.Counter()), r.back(from, control), out)
 		}
 	case path.Unknown:
 		r.dropped[dropSession]++
@@ -366,20 +374,26 @@ func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control [
 	default:
 		r.dropped[dropGarbage]++
 	}
-	return nil, leg{}, false
+}
+
+// tell sends a message to a node that is bound, if its path key is known.
+func (r *Relay) tell(node path.Short, m path.Message, at netip.AddrPort, out *outbox) {
+	if c := r.clients[node]; c != nil {
+		r.emit(c.keys.Seal(m, r.o.Counter()), r.legOf(at), out)
+	}
 }
 
 // request takes what a node has sealed for the relay itself.
-func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrPort, control []byte) ([]byte, leg, bool) {
+func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrPort, control []byte, out *outbox) {
 	c := r.clients[h.From]
 	if c == nil {
 		r.dropped[dropForged]++
-		return nil, leg{}, false
+		return
 	}
 	m, err := c.keys.Open(b)
 	if err != nil {
 		r.dropped[dropForged]++
-		return nil, leg{}, false
+		return
 	}
 	switch m.Op {
 	case path.Bind:
@@ -388,11 +402,18 @@ func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrP
 		if r.table.Address(h.From) == from {
 			r.remember(now, from, back)
 		}
-		return c.keys.Seal(answer, r.o.Counter()), back, true
+		r.emit(c.keys.Seal(answer, r.o.Counter()), back, out)
 	case path.Row:
 		r.table.Learn(now, h.From, m.Number, m.Node)
 	}
-	return nil, leg{}, false
+}
+
+// legOf returns the leg to an address, as a node has used it.
+func (r *Relay) legOf(to netip.AddrPort) leg {
+	if l, ok := r.legs[to]; ok {
+		return l
+	}
+	return r.legTo(to, netip.Addr{})
 }
 
 // back returns the leg to where a datagram came from: from the address of this host at which

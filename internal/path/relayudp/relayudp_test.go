@@ -199,6 +199,14 @@ func relayed(t testing.TB, change func(*Options)) (r *Relay, gossip *net.UDPConn
 	return r, gossip, a, b
 }
 
+// readBegun reads what the relay tells of a session.
+func (n *node) readBegun(t testing.TB, index uint32, from *node) {
+	t.Helper()
+	if m, err := n.keys.Open(n.read(t)); err != nil || m.Op != path.Begun || m.Number != index || m.Node != path.ShortOf(from.ID) {
+		t.Errorf("got %+v, %v, want that the session with index %d is of %v", m, err, index, from.ID)
+	}
+}
+
 // initiation is the first message of a handshake with the node.
 func (n *node) initiation(index uint32) []byte {
 	b := make([]byte, 148)
@@ -320,6 +328,9 @@ func TestForwards(t *testing.T) {
 		if got := s.to.read(t); !bytes.Equal(got, s.datagram) {
 			t.Errorf("%s: got % x, want it unchanged", s.name, got)
 		}
+		if s.datagram[0] == 1 {
+			s.to.readBegun(t, 11, s.from)
+		}
 	}
 	a.write(t, a.seal(a.keys, path.Message{Op: path.Row, Number: 22, Node: path.ShortOf(b.ID)}))
 	a.write(t, data(22, 32))
@@ -420,8 +431,10 @@ func TestGoesOn(t *testing.T) {
 	c.bind(t)
 	a.write(t, c.initiation(11))
 	c.read(t)
+	c.readBegun(t, 11, a)
 	b.write(t, a.initiation(12))
 	a.read(t)
+	a.readBegun(t, 12, b)
 	kept := r.Kept()
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
