@@ -204,6 +204,7 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 	p := node.Paths{
 		Met: proofs.Met, Tried: proofs.Tried,
 		Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort), InUse: make(map[mesh.ID]path.Path),
+		Renew: make(map[mesh.ID]time.Time),
 	}
 	for _, s := range all {
 		if len(s.Seen) > 0 {
@@ -214,6 +215,9 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 		}
 		if s.State == agent.Probed {
 			p.InUse[s.ID] = s.Path
+		}
+		if !s.Renew.IsZero() {
+			p.Renew[s.ID] = s.Renew
 		}
 	}
 	ids := make(map[path.Short]mesh.ID, len(records))

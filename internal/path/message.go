@@ -26,7 +26,11 @@ const (
 	Echo   Op = 9 // answer with Echoed over the way that this came, and learn nothing from it
 	Echoed Op = 10
 	Begun  Op = 11 // from a relay: a session has begun; what the receiver sends with this index, the Number, is for that Node
-	lastOp    = Begun
+	// Unknown is from a relay: it does not know for whom what the receiver sends with this
+	// index, the Number, is. Renew is for the peer that leads: begin WireGuard's session anew.
+	Unknown Op = 12
+	Renew   Op = 13
+	lastOp     = Renew
 )
 
 // Message is what a datagram carries. All messages have one layout and one length, so

@@ -32,6 +32,8 @@ const (
 	// Strangers are asked who they are: each address once a second, and so many in that time.
 	askEvery = time.Second
 	maxAsked = 256
+	// unknownEvery is how often a node is told that something is unknown.
+	unknownEvery = time.Second
 )
 
 // WireGuard's messages, by their first byte, and the lengths of those of a handshake.
@@ -54,11 +56,11 @@ type Verdict int
 
 // The verdicts of Forward.
 const (
-	Drop    Verdict = iota // neither WireGuard's nor a probe
-	Pass                   // on to the returned address
-	AskWho                 // its source is not bound: ask it to bind
-	Unknown                // its source is bound, but nobody has its index
-	Absent                 // its receiver is not bound
+	Drop   Verdict = iota // neither WireGuard's nor a probe
+	Pass                  // on to the returned address
+	AskWho                // its source is not bound: ask it to bind
+	NoRow                 // its source is bound, but for whom it is is not known
+	Absent                // its receiver is not bound
 )
 
 // binding is where a node is reached.
@@ -73,6 +75,7 @@ type binding struct {
 	// key, or lead to a Begun, as of the time counted.
 	allowed float64
 	counted time.Time
+	told    time.Time // when the node was told last that something is unknown
 }
 
 // row is for whom packets with an index are.
@@ -255,7 +258,7 @@ func (r *Relay) Forward(now time.Time, b []byte, from netip.AddrPort) (netip.Add
 	}
 	to, ok := r.receiver(now, sender, b)
 	if !ok {
-		return netip.AddrPort{}, Unknown
+		return netip.AddrPort{}, NoRow
 	}
 	dst := r.bound[to]
 	if dst == nil || now.After(dst.until) {
@@ -319,6 +322,19 @@ func (r *Relay) Begun(now time.Time, b []byte, from, to netip.AddrPort) (receive
 	}
 	receiver, ok = r.at[to]
 	return receiver, Message{Op: Begun, Number: index, Node: sender}, ok
+}
+
+// Unknown returns what to tell the sender of something that Forward answers with NoRow: that
+// this relay does not know the session. It returns false if the node was told a short time ago,
+// or if what is told, once sealed, would be longer: the source may be forged.
+func (r *Relay) Unknown(now time.Time, b []byte, from netip.AddrPort) (sender Short, m Message, ok bool) {
+	sender = r.at[from]
+	bound := r.bound[sender]
+	if bound == nil || b[0] != transport || len(b) < sealedLen || now.Sub(bound.told) < unknownEvery {
+		return Short{}, Message{}, false
+	}
+	bound.told = now
+	return sender, Message{Op: Unknown, Number: binary.LittleEndian.Uint32(b[4:])}, true
 }
 
 func (r *Relay) byIndex(now time.Time, sender Short, index []byte) (Short, bool) {

@@ -16,6 +16,7 @@ type Report struct {
 	RTT    time.Duration // of the path in use; 0 while unknown
 	Loss   float64       // of the last 32 probes on the path in use, 0 to 1
 	Tried  []Tried       // all paths, in their order
+	Renew  time.Time     // when WireGuard's session was to be begun anew, last; zero for never
 }
 
 // Kind returns the kind of the path in use: that of the worse end, so that both come to the same.
@@ -32,7 +33,7 @@ type Tried struct {
 
 // Report returns what the machine knows.
 func (m *Machine) Report(now time.Time) Report {
-	r := Report{Since: m.changed}
+	r := Report{Since: m.changed, Renew: m.Renew()}
 	r.Path, r.Proved = m.InUse()
 	if m.use != nil {
 		r.Far, r.RTT, r.Loss = m.use.far, m.use.srtt, m.use.outcomes.loss()

@@ -199,8 +199,9 @@ func (a *Agent) takeWho(now time.Time, relay path.Short, b []byte) {
 
 // session is one of WireGuard with a peer.
 type session struct {
-	index uint32 // with which this node sends
-	begun time.Time
+	index   uint32 // with which this node sends
+	begun   time.Time
+	unknown bool // to a relay
 }
 
 // WireGuard has up to three sessions with a peer, the one before and the next one among
@@ -261,7 +262,7 @@ func (a *Agent) addSession(now time.Time, peer *peer, index uint32) {
 		}
 		peer.sessions = peer.sessions[1:]
 	}
-	peer.sessions = append(peer.sessions, session{index, now})
+	peer.sessions = append(peer.sessions, session{index: index, begun: now})
 	for _, b := range a.relays.bound {
 		a.tellSessions(now, b, sessionFor, peer)
 	}
@@ -278,6 +279,41 @@ func (a *Agent) tellSessions(now time.Time, relay path.BoundRelay, age time.Dura
 			if now.Sub(s.begun) < age {
 				a.sendRelay(now, relay.RelayAddr, path.Message{Op: path.Row, Number: s.index, Node: path.ShortOf(p.ID)})
 			}
+		}
+	}
+}
+
+// unknownEvery is how often a relay's Unknown is taken: relays send them at half that pace.
+const unknownEvery = time.Second / 2
+
+// takeUnknown takes a relay's word that it does not know a session. A session that this node
+// knows is told to it once more. If that is in vain, or any of the peers beyond the relay
+// may be meant, their machines decide.
+func (a *Agent) takeUnknown(now time.Time, relay *peer, index uint32) {
+	short := path.ShortOf(relay.ID)
+	addr := a.relays.addr(short)
+	if !addr.IsValid() || now.Sub(relay.unknown) < unknownEvery {
+		return
+	}
+	relay.unknown = now
+	meant := a.peers
+	for _, p := range a.peers {
+		i := slices.IndexFunc(p.sessions, func(s session) bool { return s.index == index })
+		if i < 0 {
+			continue
+		}
+		a.sendRelay(now, path.RelayAddr{Relay: short, Addr: addr}, path.Message{Op: path.Row, Number: index, Node: path.ShortOf(p.ID)})
+		if !p.sessions[i].unknown {
+			p.sessions[i].unknown = true
+			return
+		}
+		meant = []*peer{p}
+		break
+	}
+	for _, p := range meant {
+		if p.machine != nil {
+			p.machine.Unknown(now, short)
+			a.step(now, p)
 		}
 	}
 }

@@ -27,6 +27,7 @@ type wireRelay struct {
 	keys    map[path.Short]*path.Keys
 	who     *path.Keys
 	counter uint64
+	lossy   bool // no probe passes
 }
 
 const (
@@ -57,6 +58,18 @@ func (r *wireRelay) restart() {
 	r.table = path.NewRelay([32]byte{1})
 }
 
+// forgetSessions has the relay forget all sessions, but not the nodes.
+func (r *wireRelay) forgetSessions() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	kept := r.table.Kept(time.Now())
+	for i := range kept {
+		kept[i].Rows = nil
+	}
+	r.table = path.NewRelay([32]byte{1})
+	r.table.Restore(time.Now(), kept)
+}
+
 // as returns the relay with the addresses at which others try it.
 func (r *wireRelay) as(addrs ...string) Relay {
 	out := Relay{ID: r.id, PathKey: r.pathKey.PublicKey()}
@@ -76,6 +89,9 @@ func (r *wireRelay) take(b []byte, from netip.AddrPort) {
 	now := time.Now()
 	h, err := path.ParseHeader(b)
 	if err != nil || h.To != path.ShortOf(r.id) {
+		if err == nil && r.lossy {
+			return
+		}
 		switch to, verdict := r.table.Forward(now, b, from); verdict {
 		case path.Pass:
 			r.sendOn(b, to)
@@ -87,6 +103,11 @@ func (r *wireRelay) take(b []byte, from netip.AddrPort) {
 			if m, ok := r.table.Who(now, len(b), from); ok {
 				r.counter++
 				r.sendOn(r.who.Seal(m, r.counter), from)
+			}
+		case path.NoRow:
+			if sender, m, ok := r.table.Unknown(now, b, from); ok {
+				r.counter++
+				r.sendOn(r.keys[sender].Seal(m, r.counter), from)
 			}
 		}
 		return
@@ -128,11 +149,12 @@ func (r *wireRelay) sendOn(b []byte, to netip.AddrPort) {
 
 // data forwards a packet of WireGuard's if the relay knows the session.
 func (r *wireRelay) data(from, to *host, source netip.AddrPort) {
-	b := make([]byte, device.MessageTransportSize)
+	b := make([]byte, 128)
 	b[0] = device.MessageTransportType
 	binary.LittleEndian.PutUint32(b[4:], indexOf(from, to))
 	at, verdict := r.table.Forward(time.Now(), b, source)
 	if verdict != path.Pass || r.at(at) != to {
+		r.take(b, source)
 		return
 	}
 	theirs := to.peers[from.key]
@@ -397,6 +419,123 @@ func TestStartsWithRelay(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		a.wantPath(t, b, path.Candidate{Path: use})
 	})
+}
+
+// TestSessionIsUnknown has a relay forget sessions that the nodes know: they tell it again, and
+// nothing is begun anew.
+func TestSessionIsUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r := overOneRelay(t)
+		a.initiateThrough(r, b)
+		b.initiateThrough(r, a)
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(time.Minute) // then they are not told again by themselves
+		r.forgetSessions()
+		time.Sleep(time.Second)
+		fromA, fromB := b.received(a), a.received(b)
+		time.Sleep(time.Second)
+		if b.received(a) == fromA || a.received(b) == fromB {
+			t.Error("nothing passes both ways")
+		}
+		if renew := a.statusOf(t, b).Renew; !renew.IsZero() {
+			t.Errorf("the session was begun anew %v", renew)
+		}
+	})
+}
+
+// TestSessionIsRenewed has a session that neither the nodes nor the relay know of. The one with
+// the lower key begins it anew, whichever of the two sends; if no probe passes either, it is
+// asked by gossip.
+func TestSessionIsRenewed(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		aSends, lossy bool
+	}{
+		{"leader sends", true, false},
+		{"follower sends", false, false},
+		{"follower sends, no probe passes", false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b, r := overOneRelay(t)
+				sender, other := a, b
+				if !tt.aSends {
+					sender, other = b, a
+				}
+				if tt.lossy {
+					r.mu.Lock()
+					r.lossy = true
+					r.mu.Unlock()
+				}
+				sender.talk(t, other)
+				time.Sleep(2500 * time.Millisecond)
+				if renew := b.statusOf(t, a).Renew; !renew.IsZero() {
+					t.Errorf("the follower began the session anew %v", renew)
+				}
+				if renew := a.statusOf(t, b).Renew; renew.IsZero() {
+					t.Fatal("the leader did not begin the session anew")
+				}
+				a.initiateThrough(r, b)
+				b.initiateThrough(r, a) // instead of the response
+				before := other.received(sender)
+				time.Sleep(time.Second)
+				if other.received(sender) == before {
+					t.Error("nothing passes")
+				}
+			})
+		})
+	}
+}
+
+// TestHostileUnknown has a relay say that it does not know sessions as fast as it can. Nothing
+// but a few datagrams and renewals comes of it.
+func TestHostileUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r := overOneRelay(t)
+		a.initiateThrough(r, b)
+		b.initiateThrough(r, a)
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(time.Second)
+		keys := r.keys[path.ShortOf(a.id)]
+		a.mu.Lock()
+		a.sent = 0
+		a.mu.Unlock()
+		for i := range uint32(2000) {
+			r.mu.Lock()
+			r.counter++
+			datagram := keys.Seal(path.Message{Op: path.Unknown, Number: indexOf(a, b) + i%2}, r.counter)
+			r.mu.Unlock()
+			a.deliver(rawudp.Datagram{Payload: datagram, From: r.addrs[0], To: a.addrs[0].Addr(), Link: 2})
+			time.Sleep(5 * time.Millisecond)
+		}
+		a.mu.Lock()
+		sent := a.sent
+		a.mu.Unlock()
+		if sent > 100 {
+			t.Errorf("got %d datagrams in 10 s, want a few", sent)
+		}
+		if renew := a.statusOf(t, b).Renew; !renew.IsZero() {
+			t.Errorf("a session in which packets pass was begun anew %v", renew)
+		}
+	})
+}
+
+// overOneRelay returns two hosts that have met at a relay, which knows no session of theirs.
+func overOneRelay(t *testing.T) (a, b *host, r *wireRelay) {
+	t.Helper()
+	a, b, r, _ = twoWithRelays(t)
+	a.set(addrA, true)
+	a.set(addrB, true)
+	for _, h := range []*host{a, b} {
+		h.SetRelays([]Relay{r.as(addrR)}, 1, nil)
+	}
+	a.SetPeers([]Peer{b.through(behindFirewall(addrB), r)})
+	b.SetPeers([]Peer{a.through(behindFirewall(addrA), r)})
+	time.Sleep(20 * time.Second)
+	a.wantPath(t, b, r.by())
+	return a, b, r
 }
 
 // TestRelayMoves has a relay that answers only at the second address that is known of it.

@@ -367,8 +367,11 @@ func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control [
 		if m, ok := r.table.Who(now, len(b), from); ok {
 			r.emit(r.who.Seal(m, r.o.Counter()), r.back(from, control), out)
 		}
-	case path.Unknown:
+	case path.NoRow:
 		r.dropped[dropSession]++
+		if sender, m, ok := r.table.Unknown(now, b, from); ok {
+			r.tell(sender, m, from, out)
+		}
 	case path.Absent:
 		r.dropped[dropAbsent]++
 	default:
