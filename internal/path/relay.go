@@ -225,6 +225,9 @@ func (r *Relay) Address(node Short) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+// At returns the node that is at an address, or was; the zero value for nobody.
+func (r *Relay) At(a netip.AddrPort) Short { return r.at[a] }
+
 // Learn takes a Row of a node: what it sends with an index is for another node.
 func (r *Relay) Learn(now time.Time, from Short, index uint32, to Short) {
 	b := r.bound[from]

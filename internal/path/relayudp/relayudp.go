@@ -369,6 +369,9 @@ func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control [
 		}
 	case path.NoRow:
 		r.dropped[dropSession]++
+		if r.clients[r.table.At(from)] == nil {
+			return // its path key is not known yet: it will be told when that is there
+		}
 		if sender, m, ok := r.table.Unknown(now, b, from); ok {
 			r.tell(sender, m, from, out)
 		}

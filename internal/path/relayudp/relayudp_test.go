@@ -465,6 +465,23 @@ func TestGoesOn(t *testing.T) {
 	}
 }
 
+// TestTellsUnknown has a node send what is of no session: it is told so, once its path key is known.
+func TestTellsUnknown(t *testing.T) {
+	r, _, a, b := relayed(t, nil)
+	if err := r.SetNodes([]Node{{ID: a.ID, Key: a.Key}, b.Node}); err != nil {
+		t.Fatal(err)
+	}
+	a.write(t, data(5, 100))
+	eventually(t, "dropped", func() bool { return r.Status().Dropped[dropReason(dropSession)] == 1 })
+	if err := r.SetNodes([]Node{a.Node, b.Node}); err != nil {
+		t.Fatal(err)
+	}
+	a.write(t, data(6, 100))
+	if m, err := a.keys.Open(a.read(t)); err != nil || m.Op != path.Unknown || m.Number != 6 {
+		t.Errorf("got %+v, %v, want that index 6 is unknown", m, err)
+	}
+}
+
 func TestSetNodes(t *testing.T) {
 	r, gossip, a, b := relayed(t, nil)
 	if err := r.SetNodes([]Node{b.Node}); err != nil {
