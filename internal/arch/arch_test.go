@@ -58,7 +58,7 @@ var mayImport = map[string][]string{
 	"internal/pktinfo":           {},
 	"internal/probe":             {"internal/mesh"},
 	"internal/probe/ping":        {"internal/loglimit", "internal/mesh", "internal/probe", "internal/wait"},
-	"internal/state":             {"internal/atomicfile", "internal/mesh"},
+	"internal/state":             {"internal/atomicfile", "internal/mesh", "internal/path"},
 	"internal/wait":              {},
 }
 

@@ -204,7 +204,7 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 	p := node.Paths{
 		Met: proofs.Met, Tried: proofs.Tried,
 		Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort), InUse: make(map[mesh.ID]path.Path),
-		Received: make(map[mesh.ID]time.Time),
+		Received: make(map[mesh.ID]time.Time), Renew: make(map[mesh.ID]time.Time),
 	}
 	for _, s := range all {
 		if len(s.Seen) > 0 {
@@ -215,6 +215,9 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 		}
 		if s.State == agent.Probed {
 			p.InUse[s.ID], p.Received[s.ID] = s.Path, s.Received
+		}
+		if !s.Renew.IsZero() {
+			p.Renew[s.ID] = s.Renew
 		}
 	}
 	ids := make(map[path.Short]mesh.ID, len(records))

@@ -6,29 +6,40 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/loglimit"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/relayudp"
+	"github.com/meshd/meshd/internal/state"
+	"github.com/meshd/meshd/internal/wait"
 )
 
 // ProblemNoRelay means that this node should be a relay and can't.
 const ProblemNoRelay mesh.ProblemKind = "no-relay"
 
+// keepRelayEvery is how often a relay writes down what it knows. Sessions that have begun since
+// are told to it again by the nodes when it says that it does not know them.
+const keepRelayEvery = 5 * time.Second
+
 // runRelay forwards between other nodes whenever the loop has it do so.
 func (d *daemon) runRelay(ctx context.Context, ready func()) error {
 	o := d.relayOptions
 	o.Cluster, o.Self = d.cfg.Cluster.Name, d.self.ID()
-	s := &relayServer{ctx: ctx, o: o}
+	s := &relayServer{ctx: ctx, o: o, dir: d.opt.RunDir, log: d.log.Logger}
 	d.relay = s
 	d.forwards.Store(s)
 	ready()
-	<-ctx.Done()
+	for wait.Sleep(ctx, keepRelayEvery) == nil {
+		s.keep()
+	}
 	return s.close()
 }
 
@@ -36,14 +47,18 @@ func (d *daemon) runRelay(ctx context.Context, ready func()) error {
 type relayServer struct {
 	ctx context.Context
 	o   relayudp.Options // with those of the relay that runs
+	dir string           // where it keeps what it knows
+	log *slog.Logger
 
-	mu    sync.Mutex
-	relay *relayudp.Relay // nil while nothing is forwarded
-	ended chan error      // receives what its Serve returns
+	mu     sync.Mutex
+	relay  *relayudp.Relay // nil while nothing is forwarded
+	ended  chan error      // receives what its Serve returns
+	kept   bool            // the file has nodes
+	logged loglimit.Limiter
 }
 
 // Serve opens the relay's socket, closes it, or opens it anew if its options have changed or
-// it has failed: nodes that were bound bind again when they hear from it.
+// it has failed: it goes on with what it knew, also if it was another process.
 func (s *relayServer) Serve(w node.RelayService, secret [32]byte, maxRate int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,6 +92,11 @@ func (s *relayServer) open() error {
 	if err := s.ctx.Err(); err != nil {
 		return err
 	}
+	kept, err := state.LoadRelay(s.dir)
+	if err != nil {
+		s.warn("nodes bind to this relay again", err)
+	}
+	s.o.Kept, s.kept = kept, len(kept) > 0 || err != nil
 	r, err := relayudp.Open(s.ctx, s.o)
 	if err != nil {
 		return err
@@ -86,8 +106,37 @@ func (s *relayServer) open() error {
 	return nil
 }
 
+// keep writes down what the relay knows, if it knows or has known something.
+func (s *relayServer) keep() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.relay != nil {
+		s.keepRelay()
+	}
+}
+
+func (s *relayServer) keepRelay() {
+	all := s.relay.Kept()
+	if len(all) == 0 && !s.kept {
+		return
+	}
+	if err := state.SaveRelay(s.dir, all); err != nil {
+		s.warn("after a restart nodes would have to bind to this relay again", err)
+		return
+	}
+	s.kept = len(all) > 0
+}
+
+// warn logs what is wrong, but not again and again.
+func (s *relayServer) warn(message string, err error) {
+	if s.logged.IsNew(time.Now(), message, err) {
+		s.log.Warn(message, "err", err)
+	}
+}
+
 // closeRelay closes the relay's socket and waits for what serves it.
 func (s *relayServer) closeRelay() error {
+	s.keepRelay()
 	err := s.relay.Close()
 	err = errors.Join(err, <-s.ended)
 	s.relay, s.ended = nil, nil

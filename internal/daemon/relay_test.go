@@ -6,8 +6,11 @@ import (
 	"bytes"
 	"crypto/ecdh"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/relayudp"
+	"github.com/meshd/meshd/internal/state"
 )
 
 // TestRelayServer has a relay begin, get another limit, and end: what is for a relay is gossip's
@@ -33,7 +37,7 @@ func TestRelayServer(t *testing.T) {
 		return k
 	}
 	var counter uint64
-	s := &relayServer{ctx: t.Context(), o: relayudp.Options{
+	s := &relayServer{ctx: t.Context(), dir: t.TempDir(), log: slog.New(slog.DiscardHandler), o: relayudp.Options{
 		Cluster: "test", Self: mesh.ID{1}, PathKey: private(1), Beside: beside, Counter: func() uint64 { counter++; return counter },
 	}}
 	client, err := net.DialUDP("udp4", nil, beside.LocalAddr().(*net.UDPAddr))
@@ -46,9 +50,10 @@ func TestRelayServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	var asked uint64
+	var token path.Token // of the last answer
 	bind := func() []byte {
 		asked++
-		return keys.Seal(path.Message{Op: path.Bind, Number: uint32(asked)}, asked)
+		return keys.Seal(path.Message{Op: path.Bind, Number: uint32(asked), Token: token}, asked)
 	}
 	buf := make([]byte, 2048)
 	for _, c := range []*net.UDPConn{client, beside} {
@@ -78,9 +83,11 @@ func TestRelayServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m, err := keys.Open(buf[:n]); err != nil || m.Op != path.Bound {
+		m, err := keys.Open(buf[:n])
+		if err != nil || m.Op != path.Bound {
 			t.Errorf("got message %d, %v, want the relay's answer", m.Op, err)
 		}
+		token = m.Token
 	}
 	serve(false, 0)
 	serve(true, 0)
@@ -114,6 +121,31 @@ func TestRelayServer(t *testing.T) {
 	serve(true, 0)
 	if s.relay == first {
 		t.Error("the relay that has failed goes on")
+	}
+
+	// What it knows is there after it was killed, and a damaged file does no harm.
+	if serve(true, 0); token != (path.Token{}) {
+		t.Fatal("the node is not bound")
+	}
+	s.keep()
+	for _, damaged := range []bool{false, true} {
+		file := filepath.Join(s.dir, state.RelayFile)
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if damaged {
+			content = content[1:]
+		}
+		if err := s.close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, content, 0o600); err != nil { // as it was when it was killed
+			t.Fatal(err)
+		}
+		if serve(true, 0); (token != path.Token{}) != damaged {
+			t.Errorf("damaged %t: the node is asked to prove where it is: %t", damaged, !damaged)
+		}
 	}
 	if err := s.close(); err != nil {
 		t.Error(err)

@@ -279,6 +279,24 @@ var scenarios = []scenario{
 		w.pass(time.Second)
 		w.end()
 	}},
+	{"session-unknown", "A relay does not know the session with a peer, which answers probes through it: the session is begun anew, once each time that is asked for.", standsAlone, func(w *world) {
+		b1 := w.b1()
+		settled(w, b1)
+		status := agent.PeerStatus{ID: b1.ID(), Report: path.Report{
+			Path: path.Path{Kind: path.Relayed, Addr: netip.MustParseAddrPort("203.0.113.9:7946")}, Proved: true, Since: time.Now(), RTT: 10 * time.Millisecond,
+		}}
+		w.paths.find(status)
+		w.pass(time.Second)
+		for range 2 {
+			w.mark("the relay does not know the session")
+			status.Renew = time.Now().Add(time.Second) // the fake kernel has always just had a handshake
+			w.paths.find(status)
+			w.pass(10 * time.Second)
+			w.paths.find(status)
+			w.pass(10 * time.Second)
+		}
+		w.end()
+	}},
 	{"udp-blocked", "No node answers over UDP, so a stream takes its place, until one answers again.", standsAlone, func(w *world) {
 		b1 := w.b1()
 		settled(w, b1)

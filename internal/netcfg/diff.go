@@ -19,11 +19,11 @@ type Options struct {
 	// Prune allows removals. It is off until gossip has settled: until then, something
 	// that is not desired may belong to a node that is not known yet.
 	Prune bool
-	// Renew lists peers to remove and add again in the same change, unless they have a
-	// session. WireGuard sends a handshake initiation at most once in five seconds
-	// (REKEY_TIMEOUT), and ignores initiations that are older than the last one. A new
+	// Renew lists peers to remove and add again in the same change, unless they have had a
+	// handshake after that time. WireGuard sends a handshake initiation at most once in five
+	// seconds (REKEY_TIMEOUT), and ignores initiations that are older than the last one. A new
 	// peer has no such history.
-	Renew map[wgtypes.Key]bool
+	Renew map[wgtypes.Key]time.Time
 	// CorrectEndpoints has the desired endpoint written to peers without a session, and not
 	// only to those without an endpoint. Nodes find endpoints by probes instead.
 	CorrectEndpoints bool
@@ -204,7 +204,7 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 	var out []PeerChange
 	for _, p := range desired {
 		old, ok := have[p.Key]
-		if ok && o.Renew[p.Key] && !old.mayHaveSession(o.Now) {
+		if after, renew := o.Renew[p.Key]; ok && renew && !old.LastHandshake.After(after) {
 			out = append(out, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
 			if old.Endpoint.IsValid() && !o.CorrectEndpoints {
 				p.Endpoint = old.Endpoint

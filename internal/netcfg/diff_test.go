@@ -298,21 +298,24 @@ func TestDiffCorrectsEndpoints(t *testing.T) {
 	}
 }
 
-// TestDiffRenews removes a peer and adds it again, unless that would end a session. It keeps
-// the endpoint.
+// TestDiffRenews removes a peer and adds it again, unless that would end a younger session. It
+// keeps the endpoint.
 func TestDiffRenews(t *testing.T) {
 	desired := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32")), settings())
-	renew := map[wgtypes.Key]bool{netcfgtest.Key(2).PublicKey(): true}
 	for _, tt := range []struct {
 		name      string
 		handshake time.Time
+		after     time.Time
 		want      bool
 	}{
-		{"never", time.Time{}, true},
-		{"just now", now, false},
-		{"session may be live", now.Add(-179 * time.Second), false},
-		{"session is over", now.Add(-180 * time.Second), true},
+		{"never", time.Time{}, now.Add(-HandshakeFresh), true},
+		{"just now", now, now.Add(-HandshakeFresh), false},
+		{"session may be live", now.Add(-179 * time.Second), now.Add(-HandshakeFresh), false},
+		{"session is over", now.Add(-180 * time.Second), now.Add(-HandshakeFresh), true},
+		{"asked for since", now.Add(-2 * time.Second), now.Add(-time.Second), true},
+		{"asked for before", now.Add(-time.Second), now.Add(-2 * time.Second), false},
 	} {
+		renew := map[wgtypes.Key]time.Time{netcfgtest.Key(2).PublicKey(): tt.after}
 		observed := Desired(netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32")), settings())
 		observed.Peers[0].LastHandshake, observed.Peers[0].Endpoint = tt.handshake, netip.MustParseAddrPort("198.51.100.9:1")
 		var got []bool // for each change of a peer, whether it is a removal

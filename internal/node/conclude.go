@@ -50,7 +50,7 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 		}
 		out.Handshakes = m.Handshakes.next(handshakeInput{
 			Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host,
-			Proved: in.Paths.Proved, Settled: settled,
+			Proved: in.Paths.Proved, Renew: in.Paths.Renew, Settled: settled,
 		})
 		out.RecheckAfter = out.Handshakes.RecheckAfter
 	}

@@ -62,6 +62,8 @@ const (
 // answer. WireGuard remembers the time that a peer's last handshake carried and refuses
 // older ones, so two hosts whose clocks were both set back refuse each other until the
 // clocks are past that time again.
+//
+// A session that lives is renewed only if a relay does not know it, see path.Machine.
 type Handshakes struct {
 	peers map[mesh.ID]*attempt
 	known map[mesh.ID]bool // nodes from before this daemon started; none once this node has its peers
@@ -79,6 +81,7 @@ type attempt struct {
 	wait        time.Duration  // from then until the next time
 	scheduledAt time.Time      // the schedule
 	toldAt      time.Time      // when a peer with a session was told where this host is
+	renewed     time.Time      // when its session was to be begun anew, as far as that is done
 }
 
 // role is what a schedule depends on: when it changes, the schedule does.
@@ -144,6 +147,16 @@ func (h Handshakes) foundPath(proved map[mesh.ID]netip.AddrPort) bool {
 	return false
 }
 
+// isAsked reports whether the session with a peer is to be begun anew.
+func (h Handshakes) isAsked(renew map[mesh.ID]time.Time) bool {
+	for id, a := range h.peers {
+		if renew[id].After(a.renewed) {
+			return true
+		}
+	}
+	return false
+}
+
 // handshakeInput is what the next step depends on.
 type handshakeInput struct {
 	Now      time.Time
@@ -152,20 +165,22 @@ type handshakeInput struct {
 	Alive    map[mesh.ID]bool
 	Observed netcfg.State
 	Proved   map[mesh.ID]netip.AddrPort // see Paths
+	Renew    map[mesh.ID]time.Time      // see Paths
 	// Settled is since when this host is where it is, as far as this daemon knows.
 	Settled time.Time
 }
 
-// HandshakePlan is what there is to do about peers without a session.
+// HandshakePlan is what there is to do about peers without a session, or with one that a relay
+// does not know.
 type HandshakePlan struct {
-	Renew        map[wgtypes.Key]bool // peers to renew first
-	Initiate     []netip.Addr         // addresses to send something to
-	RecheckAfter time.Duration        // how soon to ask again; 0 for not before something happens
+	Renew        map[wgtypes.Key]time.Time // peers to renew first, see netcfg.Options
+	Initiate     []netip.Addr              // addresses to send something to
+	RecheckAfter time.Duration             // how soon to ask again; 0 for not before something happens
 }
 
 // next returns what to do now.
 func (h Handshakes) next(in handshakeInput) HandshakePlan {
-	out := HandshakePlan{Renew: make(map[wgtypes.Key]bool)}
+	out := HandshakePlan{Renew: make(map[wgtypes.Key]time.Time)}
 	last := make(map[wgtypes.Key]time.Time, len(in.Observed.Peers))
 	endpoint := make(map[wgtypes.Key]netip.AddrPort, len(in.Observed.Peers))
 	for _, p := range in.Observed.Peers {
@@ -176,18 +191,27 @@ func (h Handshakes) next(in handshakeInput) HandshakePlan {
 		wanted[p.ID] = true
 		handshake, there := last[p.Key]
 		a, proved := h.attempt(p.ID), in.Proved[p.ID]
+		asked := in.Renew[p.ID].After(a.renewed)
+		if asked {
+			a.renewed = in.Renew[p.ID]
+		}
 		switch {
 		case !there || !in.Alive[p.ID]:
 			a.waiting, a.initiateAt = false, time.Time{}
 		case !handshake.IsZero() && in.Now.Sub(handshake) < netcfg.HandshakeFresh:
 			toldAt := a.toldAt
-			if handshake.Before(in.Settled) && toldAt.Before(in.Settled) {
+			switch {
+			case asked && handshake.Before(a.renewed):
+				out.Renew[p.Key] = a.renewed
+				out.Initiate = append(out.Initiate, anyAddress(p)...)
+				out.recheck(pollInterval)
+			case handshake.Before(in.Settled) && toldAt.Before(in.Settled):
 				// The peer may know us at another address. It sends there until its session is
 				// too old, unless we say something.
 				out.Initiate = append(out.Initiate, anyAddress(p)...)
 				toldAt = in.Now
 			}
-			*a = attempt{firstDone: true, toldAt: toldAt}
+			*a = attempt{firstDone: true, toldAt: toldAt, renewed: a.renewed}
 		case len(p.Endpoints) == 0 && !proved.IsValid() && !endpoint[p.Key].IsValid():
 			a.waiting, a.proved, a.initiateAt = true, netip.AddrPort{}, time.Time{}
 		default:
@@ -245,7 +269,7 @@ func (o *HandshakePlan) add(p mesh.Peer, a *attempt, endpoint netip.AddrPort, no
 		a.firstDone, a.initiateAt = true, now.Add(endpointDelay)
 	case due:
 		if a.role.leads && a.initiated {
-			o.Renew[p.Key] = true
+			o.Renew[p.Key] = now.Add(-netcfg.HandshakeFresh) // unless it has a session
 		}
 		o.Initiate = append(o.Initiate, anyAddress(p)...)
 		if a.spokeTo = endpoint; a.proved.IsValid() {
@@ -257,6 +281,11 @@ func (o *HandshakePlan) add(p mesh.Peer, a *attempt, endpoint netip.AddrPort, no
 	if now.Sub(a.scheduledAt) < retryInterval {
 		wait = min(wait, pollInterval)
 	}
+	o.recheck(wait)
+}
+
+// recheck limits the time until it is asked again.
+func (o *HandshakePlan) recheck(wait time.Duration) {
 	if o.RecheckAfter == 0 || wait < o.RecheckAfter {
 		o.RecheckAfter = wait
 	}

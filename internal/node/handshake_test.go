@@ -242,6 +242,46 @@ func TestUnreachablePeer(t *testing.T) {
 	}
 }
 
+// TestRenewsUnknownSession: a session that lives is begun anew once each time that is asked for,
+// unless there was a handshake since. Times count from the first turn.
+func TestRenewsUnknownSession(t *testing.T) {
+	start, id := time.Unix(1000, 0), mesh.ID{5}
+	h := NewHandshakes(nil)
+	for _, step := range []struct {
+		name          string
+		at, age       time.Duration // of the handshake; 0 for never
+		asked         time.Duration
+		dead          bool
+		due, want     bool // a turn, a renewal
+		wantHandshake bool // something is sent
+	}{
+		{"nothing asked", 0, 10 * time.Second, -1, false, false, false, false},
+		{"asked", 2 * time.Second, 12 * time.Second, time.Second, false, true, true, true},
+		{"not again", 3 * time.Second, 13 * time.Second, time.Second, false, false, false, false},
+		{"asked again", 8 * time.Second, 18 * time.Second, 7 * time.Second, false, true, true, true},
+		{"asked before the handshake", 20 * time.Second, time.Second, 18 * time.Second, false, true, false, false},
+		{"asked without a session", 30 * time.Second, 0, 29 * time.Second, false, true, false, true},
+		{"not again with one", 40 * time.Second, 20 * time.Second, 29 * time.Second, false, false, false, false},
+		{"asked when it is dead", 50 * time.Second, 30 * time.Second, 49 * time.Second, true, true, false, false},
+	} {
+		in := inputWithPeer(mesh.Record{Key: wgtypes.Key{9}}, start.Add(step.at), true, !step.dead, step.age)
+		if step.asked >= 0 {
+			in.Renew = map[mesh.ID]time.Time{id: start.Add(step.asked)}
+		}
+		if due := h.isAsked(in.Renew); due != step.due {
+			t.Errorf("%s: a turn is due: got %t, want %t", step.name, due, step.due)
+		}
+		out := h.next(in)
+		after, renews := out.Renew[wgtypes.Key{5}]
+		if renews != step.want || renews && !after.Equal(start.Add(step.asked)) {
+			t.Errorf("%s: renews: got %t unless there was a handshake after %v, want %t", step.name, renews, after, step.want)
+		}
+		if sends := len(out.Initiate) > 0; sends != step.wantHandshake {
+			t.Errorf("%s: sends something: got %t, want %t", step.name, sends, step.wantHandshake)
+		}
+	}
+}
+
 // TestGonePeersAreNotRemembered: what is kept has a bound.
 func TestGonePeersAreNotRemembered(t *testing.T) {
 	now := time.Unix(1000, 0)

@@ -27,6 +27,8 @@ type Paths struct {
 	// Proved are the endpoints of the peers that answer probes.
 	Proved map[mesh.ID]netip.AddrPort
 	Bound  []BoundRelay
+	// Renew is when the session with a peer was to be begun anew, last: a relay does not know it.
+	Renew map[mesh.ID]time.Time
 	// InUse are the paths in use to the peers that are probed; a path without an address for none.
 	InUse map[mesh.ID]path.Path
 	// Received is when WireGuard received something last from each of them; zero for never.
@@ -238,10 +240,11 @@ func (m *Memory) sharesLAN(w pathFilter, r mesh.Record, said mesh.PathRecord) bo
 }
 
 // NeedsTurn reports whether paths that have changed lead to more than what is told of them: a
-// peer without a session can be reached now, or this node is seen elsewhere than its record says.
+// peer without a session can be reached now, one with a session needs another one, or this node is
+// seen elsewhere than its record says.
 func (m *Memory) NeedsTurn(in Input) bool {
 	next := nextRecord(in.Config, surroundings{in.Facts, m.Own.InternalIPs, in.sightings()}, m.Own)
-	return m.Handshakes.foundPath(in.Paths.Proved) || next.NAT != m.Own.NAT || !slices.Equal(next.Endpoints, m.Own.Endpoints)
+	return m.Handshakes.foundPath(in.Paths.Proved) || m.Handshakes.isAsked(in.Paths.Renew) || next.NAT != m.Own.NAT || !slices.Equal(next.Endpoints, m.Own.Endpoints)
 }
 
 // behindSameNAT reports whether others see a node behind a public address behind which they see

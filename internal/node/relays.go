@@ -181,7 +181,7 @@ func (w pathFilter) relayAddrs(r mesh.Record, said mesh.PathRecord, sharesLAN bo
 type RelayNode struct {
 	ID      mesh.ID
 	Key     wgtypes.Key
-	PathKey [32]byte // X25519
+	PathKey [32]byte // X25519; zero while unknown, as just after a start
 }
 
 // RelayService is what this node does as a relay.
@@ -201,16 +201,19 @@ func (m *Memory) RelayService(in Input) RelayService {
 		return RelayService{}
 	}
 	s := RelayService{Serves: true, Proved: make(map[mesh.ID]netip.AddrPort)}
-	records := in.recordsByID()
+	said := make(map[mesh.ID]mesh.PathRecord, len(in.View.Paths))
 	for _, p := range in.View.Paths {
-		r, ok := records[p.Author]
-		if !ok || p.Author == in.Self.ID() {
+		said[p.Author] = p
+	}
+	for _, r := range in.View.Records {
+		id := r.ID()
+		if id == in.Self.ID() {
 			continue
 		}
-		s.Nodes = append(s.Nodes, RelayNode{p.Author, r.Key, p.Key})
-		at := in.Paths.Proved[p.Author]
-		if slices.ContainsFunc(p.Candidates, func(c mesh.PathCandidate) bool { return c.Open && c.Addr == at }) {
-			s.Proved[p.Author] = at
+		s.Nodes = append(s.Nodes, RelayNode{id, r.Key, said[id].Key})
+		at := in.Paths.Proved[id]
+		if slices.ContainsFunc(said[id].Candidates, func(c mesh.PathCandidate) bool { return c.Open && c.Addr == at }) {
+			s.Proved[id] = at
 		}
 	}
 	return s

@@ -256,6 +256,11 @@ func TestRelayService(t *testing.T) {
 	if diff := cmp.Diff(want, s.Proved, compareNet); diff != "" {
 		t.Errorf("proved (-want +got):\n%s", diff)
 	}
+	in.View.Paths = nil
+	if s := m.RelayService(in); len(s.Nodes) != 3 || s.Nodes[0].PathKey != [32]byte{} {
+		t.Errorf("before gossip has told anything: got %+v, want three nodes served", s)
+	}
+	in.View.Paths = other
 	never := in
 	never.Config.Relay = mesh.RelayNever
 	if s := m.RelayService(never); s.Serves {

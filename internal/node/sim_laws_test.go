@@ -52,12 +52,12 @@ func (h *host) checkPlan(in node.Input, p netcfg.Plan, o netcfg.Options) {
 	moving := make(map[netip.Prefix]bool) // allowed IPs that stay
 	for _, peer := range h.wanted.Desired.Peers {
 		for _, ip := range peer.AllowedIPs {
-			moving[ip] = slices.ContainsFunc(h.kernel.Peers, func(k netcfg.Peer) bool { return slices.Contains(k.AllowedIPs, ip) && !o.Renew[k.Key] })
+			moving[ip] = slices.ContainsFunc(h.kernel.Peers, func(k netcfg.Peer) bool { return slices.Contains(k.AllowedIPs, ip) && o.Renew[k.Key].IsZero() })
 		}
 	}
 	for _, c := range p.Peers {
 		_, had := h.tunnels[c.Key]
-		takes = takes || c.Remove && had && !o.Renew[c.Key]
+		takes = takes || c.Remove && had && o.Renew[c.Key].IsZero()
 	}
 	if takes && !settled {
 		h.fail("%s takes away what nobody has told of yet:\n%s", h.name, p)

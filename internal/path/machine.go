@@ -139,6 +139,7 @@ type Machine struct {
 	searches int       // since candidates changed
 	searched time.Time // when the last one began
 	punch    punch
+	renewal  renewal
 }
 
 // NewMachine returns the machine for a peer. The end with the lower WireGuard key leads.
@@ -287,8 +288,8 @@ func (m *Machine) lives(w *way, now time.Time) bool {
 }
 
 // Receive takes a message that the peer has sealed, and the path over which it came, and
-// returns what to send at once. A Call and a Called may also come by gossip; their path is
-// the zero value then.
+// returns what to send at once. A Call, a Called and a Renew may also come by gossip; their
+// path is the zero value then.
 func (m *Machine) Receive(now time.Time, msg Message, over Path) []Action {
 	var w *way
 	if over.Kind != None {
@@ -311,6 +312,8 @@ func (m *Machine) Receive(now time.Time, msg Message, over Path) []Action {
 		}
 	case Call, Called:
 		return m.called(now, msg, over)
+	case Renew:
+		m.askedToRenew(now)
 	}
 	return nil
 }

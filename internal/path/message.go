@@ -25,7 +25,12 @@ const (
 	Who    Op = 8 // from a relay: it does not know the address of the receiver, who is to bind again with this token
 	Echo   Op = 9 // answer with Echoed over the way that this came, and learn nothing from it
 	Echoed Op = 10
-	lastOp    = Echoed
+	Begun  Op = 11 // from a relay: a session has begun; what the receiver sends with this index, the Number, is for that Node
+	// Unknown is from a relay: it does not know for whom what the receiver sends with this
+	// index, the Number, is. Renew is for the peer that leads: begin WireGuard's session anew.
+	Unknown Op = 12
+	Renew   Op = 13
+	lastOp     = Renew
 )
 
 // Message is what a datagram carries. All messages have one layout and one length, so
@@ -36,7 +41,7 @@ const (
 //	2   kind of the path in use
 //	3   flags: bit 0, the path that the message looks at is the one in use
 //	4   number, big-endian
-//	8   relay of the path in use, or the node that a Row is about
+//	8   relay of the path in use, or the node that a Row or a Begun is about
 //	16  silence in milliseconds, big-endian
 //	20  where the receiver is seen: 16 bytes of address, 2 of port
 //	38  token of a relay
@@ -45,7 +50,7 @@ type Message struct {
 	Number uint32 // of a Ping, chosen by its author; repeated in the Pong
 	Look   Kind   // of the path over which the author sends this
 	Use    Kind   // of the path that the author uses
-	Node   Short  // the relay of the path that the author uses, zero on a straight path; of a Row the node it is about
+	Node   Short  // the relay of the path that the author uses, zero on a straight path; of a Row or a Begun the node it is about
 	This   bool   // the path over which the author sends this is the one that it uses; of an Echo, it was answered before
 	// Silence is for how long WireGuard of the author has received nothing from the
 	// receiver, although it sent; zero if it receives. At most some 49 days.

@@ -84,7 +84,7 @@ func (m *Machine) open(now time.Time) []Action {
 			w.search, w.probed = now.Add(punchFor), time.Time{}
 		}
 	}
-	return append(actions, Action{Path: p.over, Message: m.message(Called, m.find(p.over))})
+	return append(actions, m.call(Called, p.over))
 }
 
 // closed reports whether a way needs punching.
@@ -109,12 +109,20 @@ func (m *Machine) punching(now time.Time) []Action {
 	if !m.leads || !m.wantsPunch(now) {
 		return nil
 	}
-	over := Path{} // by gossip
+	p.begin(now, m.callPath(now))
+	return []Action{m.call(Call, p.over)}
+}
+
+// callPath is the path in use if the peer answers on it, else that of gossip.
+func (m *Machine) callPath(now time.Time) Path {
 	if m.works(now) {
-		over = m.use.Path
+		return m.use.Path
 	}
-	p.begin(now, over)
-	return []Action{{Path: over, Message: m.message(Call, m.find(over))}}
+	return Path{}
+}
+
+func (m *Machine) call(op Op, over Path) Action {
+	return Action{Path: over, Message: m.message(op, m.find(over))}
 }
 
 // works reports whether the peer answers on the path in use.

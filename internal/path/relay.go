@@ -32,6 +32,8 @@ const (
 	// Strangers are asked who they are: each address once a second, and so many in that time.
 	askEvery = time.Second
 	maxAsked = 256
+	// unknownEvery is how often a node is told that something is unknown.
+	unknownEvery = time.Second
 )
 
 // WireGuard's messages, by their first byte, and the lengths of those of a handshake.
@@ -54,11 +56,11 @@ type Verdict int
 
 // The verdicts of Forward.
 const (
-	Drop    Verdict = iota // neither WireGuard's nor a probe
-	Pass                   // on to the returned address
-	AskWho                 // its source is not bound: ask it to bind
-	Unknown                // its source is bound, but nobody has its index
-	Absent                 // its receiver is not bound
+	Drop   Verdict = iota // neither WireGuard's nor a probe
+	Pass                  // on to the returned address
+	AskWho                // its source is not bound: ask it to bind
+	NoRow                 // its source is bound, but for whom it is is not known
+	Absent                // its receiver is not bound
 )
 
 // binding is where a node is reached.
@@ -66,12 +68,14 @@ type binding struct {
 	addr  netip.AddrPort
 	left  netip.AddrPort // where it was before: packets are under way
 	until time.Time
+	key   wgtypes.Key
 	mac1  [blake2s.Size]byte // key of mac1 in handshakes to the node
 	rows  map[uint32]row     // by the index with which the node sends
 	// allowed is how many more handshakes of the node may have their receiver found by its
-	// key, as of the time counted.
+	// key, or lead to a Begun, as of the time counted.
 	allowed float64
 	counted time.Time
+	told    time.Time // when the node was told last that something is unknown
 }
 
 // row is for whom packets with an index are.
@@ -93,7 +97,7 @@ type Relay struct {
 	asked  map[netip.AddrPort]time.Time
 }
 
-// NewRelay returns a relay that has no node. The secret is drawn anew at each start.
+// NewRelay returns a relay that has no node, see Restore. The secret is drawn anew at each start.
 func NewRelay(secret [32]byte) *Relay {
 	return &Relay{
 		secret: secret, bound: map[Short]*binding{}, at: map[netip.AddrPort]Short{},
@@ -141,21 +145,28 @@ func (r *Relay) Bind(now time.Time, node Short, key wgtypes.Key, m Message, from
 		return answer
 	}
 	r.prune(now)
+	if b == nil && len(r.bound) >= maxBound {
+		answer.Token = r.token(node, from, period) // it is not done
+		return answer
+	}
+	r.bind(now, node, key, from).until = now.Add(boundFor)
+	return answer
+}
+
+// bind notes where a node is.
+func (r *Relay) bind(now time.Time, node Short, key wgtypes.Key, at netip.AddrPort) *binding {
+	b := r.bound[node]
 	if b == nil {
-		if len(r.bound) >= maxBound {
-			answer.Token = r.token(node, from, period) // it is not done
-			return answer
-		}
 		b = &binding{rows: map[uint32]row{}, allowed: handshakeBurst, counted: now}
 		r.bound[node] = b
 	}
 	if r.at[b.left] == node {
 		delete(r.at, b.left)
 	}
-	b.left, b.addr, b.until = b.addr, from, now.Add(boundFor)
-	b.mac1 = blake2s.Sum256(append([]byte("mac1----"), key[:]...))
-	r.at[from] = node
-	return answer
+	b.left, b.addr = b.addr, at
+	b.key, b.mac1 = key, blake2s.Sum256(append([]byte("mac1----"), key[:]...))
+	r.at[at] = node
+	return b
 }
 
 // prune forgets nodes that have not bound again, rows, and addresses where nobody is.
@@ -196,8 +207,14 @@ func (r *Relay) IsBound(now time.Time, node Short) bool {
 	return b != nil && now.Before(b.until)
 }
 
-// Unbind forgets where a node is: it may not use the relay any more, or has another key.
-func (r *Relay) Unbind(node Short) { delete(r.bound, node) }
+// SetKeys sets the WireGuard keys of the nodes that may use the relay. It forgets where other
+// nodes are, and those that have another key now.
+func (r *Relay) SetKeys(keys map[Short]wgtypes.Key) {
+	maps.DeleteFunc(r.bound, func(node Short, b *binding) bool {
+		key, ok := keys[node]
+		return !ok || key != b.key
+	})
+}
 
 // Address returns where a node is, or was if it is not bound any more; the zero value for a
 // node that is forgotten.
@@ -207,6 +224,9 @@ func (r *Relay) Address(node Short) netip.AddrPort {
 	}
 	return netip.AddrPort{}
 }
+
+// At returns the node that is at an address, or was; the zero value for nobody.
+func (r *Relay) At(a netip.AddrPort) Short { return r.at[a] }
 
 // Learn takes a Row of a node: what it sends with an index is for another node.
 func (r *Relay) Learn(now time.Time, from Short, index uint32, to Short) {
@@ -241,7 +261,7 @@ func (r *Relay) Forward(now time.Time, b []byte, from netip.AddrPort) (netip.Add
 	}
 	to, ok := r.receiver(now, sender, b)
 	if !ok {
-		return netip.AddrPort{}, Unknown
+		return netip.AddrPort{}, NoRow
 	}
 	dst := r.bound[to]
 	if dst == nil || now.After(dst.until) {
@@ -288,6 +308,36 @@ func (r *Relay) receiver(now time.Time, sender Short, b []byte) (Short, bool) {
 		return r.byIndex(now, sender, b[4:])
 	}
 	return Short{}, false
+}
+
+// Begun returns what to tell the receiver of a message that begins a session, which Forward has
+// passed on to an address: whose it is. The receiver can't read that, nor see it by the
+// address from which the message comes, which is this relay's. The message is longer than what
+// is told.
+func (r *Relay) Begun(now time.Time, b []byte, from, to netip.AddrPort) (receiver Short, m Message, ok bool) {
+	index, begins := SessionIndex(b)
+	if !begins {
+		return Short{}, Message{}, false
+	}
+	sender := r.at[from]
+	if b[0] == response && !r.bound[sender].allow(now) { // an initiation has been counted
+		return Short{}, Message{}, false
+	}
+	receiver, ok = r.at[to]
+	return receiver, Message{Op: Begun, Number: index, Node: sender}, ok
+}
+
+// Unknown returns what to tell the sender of something that Forward answers with NoRow: that
+// this relay does not know the session. It returns false if the node was told a short time ago,
+// or if what is told, once sealed, would be longer: the source may be forged.
+func (r *Relay) Unknown(now time.Time, b []byte, from netip.AddrPort) (sender Short, m Message, ok bool) {
+	sender = r.at[from]
+	bound := r.bound[sender]
+	if bound == nil || b[0] != transport || len(b) < sealedLen || now.Sub(bound.told) < unknownEvery {
+		return Short{}, Message{}, false
+	}
+	bound.told = now
+	return sender, Message{Op: Unknown, Number: binary.LittleEndian.Uint32(b[4:])}, true
 }
 
 func (r *Relay) byIndex(now time.Time, sender Short, index []byte) (Short, bool) {

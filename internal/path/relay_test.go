@@ -85,15 +85,15 @@ func TestForward(t *testing.T) {
 		to   guest // nobody unless the verdict is Pass
 		want Verdict
 	}{
-		{"data of an unknown session", a, data(1), guest{}, Unknown},
+		{"data of an unknown session", a, data(1), guest{}, NoRow},
 		{"initiation", a, handshake(initiation, initiationLen, 11, 0, b.key), b, Pass},
 		{"response", b, handshake(response, responseLen, 22, 11, a.key), a, Pass},
 		{"data", a, data(22), b, Pass},
 		{"data back", b, data(11), a, Pass},
-		{"the same index of somebody else", c, data(22), guest{}, Unknown},
-		{"initiation for somebody who is not here", a, handshake(initiation, initiationLen, 12, 0, stranger.key), guest{}, Unknown},
+		{"the same index of somebody else", c, data(22), guest{}, NoRow},
+		{"initiation for somebody who is not here", a, handshake(initiation, initiationLen, 12, 0, stranger.key), guest{}, NoRow},
 		{"from a stranger", stranger, data(22), guest{}, AskWho},
-		{"another length", a, handshake(initiation, initiationLen+1, 12, 0, b.key), guest{}, Unknown},
+		{"another length", a, handshake(initiation, initiationLen+1, 12, 0, b.key), guest{}, NoRow},
 		{"garbage", a, []byte("garbage garbage garbage garbage garbage"), guest{}, Drop},
 		{"short", a, []byte{4, 0, 0, 0}, guest{}, Drop},
 	}
@@ -140,6 +140,71 @@ func TestRowIsTold(t *testing.T) {
 	}
 	if _, got := r.Forward(began.Add(rowFor), data(5), g[0].addr); got == Pass {
 		t.Error("data of a session that was told long ago is passed on")
+	}
+}
+
+// TestBegun has sessions begin through a relay: their receivers are told whose they are.
+func TestBegun(t *testing.T) {
+	g := guests(2)
+	r := bind(t, g...)
+	a, b := g[0], g[1]
+	steps := []struct {
+		name     string
+		data     []byte
+		from, to guest
+		index    uint32 // 0 for nothing told
+	}{
+		{"initiation", handshake(initiation, initiationLen, 11, 0, b.key), a, b, 11},
+		{"response", handshake(response, responseLen, 22, 11, a.key), b, a, 22},
+		{"data", data(22), a, b, 0},
+	}
+	for _, s := range steps {
+		to, verdict := r.Forward(began, s.data, s.from.addr)
+		if verdict != Pass || to != s.to.addr {
+			t.Fatalf("%s: got verdict %d to %s", s.name, verdict, to)
+		}
+		receiver, m, ok := r.Begun(began, s.data, s.from.addr, to)
+		if ok != (s.index != 0) || ok && (receiver != s.to.id || m.Op != Begun || m.Number != s.index || m.Node != s.from.id) {
+			t.Errorf("%s: %x is told %+v, %t, want index %d", s.name, receiver, m, ok, s.index)
+		}
+		if ok && sealedLen > len(s.data) {
+			t.Errorf("%s: what is told is longer", s.name)
+		}
+	}
+	told := 0
+	for range 10 * handshakeBurst {
+		if _, _, ok := r.Begun(began, steps[1].data, b.addr, a.addr); ok {
+			told++
+		}
+	}
+	if told > handshakeBurst {
+		t.Errorf("responses: %d were told at once, want no more than %d", told, handshakeBurst)
+	}
+}
+
+func TestUnknown(t *testing.T) {
+	g := guests(2)
+	r := bind(t, g[0])
+	long, short := append(data(5), make([]byte, sealedLen-transportMin)...), append(data(5), make([]byte, sealedLen-transportMin-1)...)
+	steps := []struct {
+		name string
+		at   time.Duration
+		data []byte
+		from guest
+		want bool
+	}{
+		{"what is shorter than the answer", 0, short, g[0], false},
+		{"an initiation", 0, handshake(initiation, initiationLen, 5, 0, g[1].key), g[0], false},
+		{"data", 0, long, g[0], true},
+		{"soon after", unknownEvery - 1, long, g[0], false},
+		{"later", unknownEvery, long, g[0], true},
+		{"a stranger's", unknownEvery, long, g[1], false},
+	}
+	for _, s := range steps {
+		to, m, ok := r.Unknown(began.Add(s.at), s.data, s.from.addr)
+		if ok != s.want || ok && (to != g[0].id || m.Op != Unknown || m.Number != 5) {
+			t.Errorf("%s: %x is told %+v, %t, want %t", s.name, to, m, ok, s.want)
+		}
 	}
 }
 
@@ -256,9 +321,20 @@ func FuzzForward(f *testing.F) {
 	f.Add(data(5))
 	f.Add(handshake(initiation, initiationLen, 1, 0, g[1].key))
 	f.Add(handshake(response, responseLen, 1, 2, g[1].key))
+	f.Add(append(data(6), make([]byte, sealedLen)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if to, v := r.Forward(began, b, g[0].addr); v == Pass && !to.IsValid() {
-			t.Errorf("passed to nowhere: %x", b)
+		to, v := r.Forward(began, b, g[0].addr)
+		switch v {
+		case Pass:
+			receiver, _, begun := r.Begun(began, b, g[0].addr, to)
+			if !to.IsValid() || begun && (receiver != g[1].id && receiver != g[0].id || len(b) < sealedLen) {
+				t.Errorf("passed to %s, told to %x: %x", to, receiver, b)
+			}
+		case NoRow:
+			r.bound[g[0].id].told = time.Time{}
+			if sender, _, ok := r.Unknown(began, b, g[0].addr); ok && (sender != g[0].id || len(b) < sealedLen) {
+				t.Errorf("%x is told that it is unknown: %x", sender, b)
+			}
 		}
 	})
 }

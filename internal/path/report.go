@@ -18,6 +18,7 @@ type Report struct {
 	Tried  []Tried       // all paths, in their order
 	// Received is when WireGuard received something last of a session that works; zero for never.
 	Received time.Time
+	Renew    time.Time // when WireGuard's session was to be begun anew, last; zero for never
 }
 
 // Kind returns the kind of the path in use: that of the worse end, so that both come to the same.
@@ -34,7 +35,7 @@ type Tried struct {
 
 // Report returns what the machine knows.
 func (m *Machine) Report(now time.Time) Report {
-	r := Report{Since: m.changed, Received: m.passed}
+	r := Report{Since: m.changed, Received: m.passed, Renew: m.Renew()}
 	r.Path, r.Proved = m.InUse()
 	if m.use != nil {
 		r.Far, r.RTT, r.Loss = m.use.far, m.use.srtt, m.use.outcomes.loss()

@@ -6,12 +6,15 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/path"
 )
 
 // What a parser accepts must be the same after encoding and parsing it again. What it does
@@ -107,6 +110,37 @@ func FuzzDecodeObjects(f *testing.F) {
 			t.Fatal(err)
 		}
 		second, err := encodeObjects(again)
+		if err != nil || !bytes.Equal(first, second) {
+			t.Errorf("got %x, %v, want %x", second, err, first)
+		}
+	})
+}
+
+func FuzzDecodeRelay(f *testing.F) {
+	for _, all := range [][]path.Kept{
+		nil,
+		{{
+			Node: path.Short{1}, Key: wgtypes.Key{2}, Addr: netip.MustParseAddrPort("192.0.2.1:51820"), Local: netip.MustParseAddr("192.0.2.2"),
+			Until: time.Unix(1e9, 0), Rows: []path.KeptRow{{Index: 3, To: path.Short{4}, Until: time.Unix(1e9, 0)}},
+		}},
+		{{Node: path.Short{1}, Addr: path.StreamAddr(mesh.ID{1, 2})}},
+	} {
+		seed(f, func() ([]byte, error) { return encodeSummed(all) })
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, err := decodeRelay(data)
+		if refused(t, err) {
+			return
+		}
+		first, err := encodeSummed(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decodeRelay(first)
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := encodeSummed(again)
 		if err != nil || !bytes.Equal(first, second) {
 			t.Errorf("got %x, %v, want %x", second, err, first)
 		}

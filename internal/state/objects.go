@@ -70,9 +70,9 @@ func (d *Dir) SaveObjects(r Remembered) error {
 	return nil
 }
 
-// objectsFile is the content of objects.cbor. The payload is an encoded Remembered. The
-// checksum detects disk errors, not manipulation.
-type objectsFile struct {
+// summedFile is the content of objects.cbor, where the payload is an encoded Remembered, and
+// of relay.cbor. The checksum detects disk errors, not manipulation.
+type summedFile struct {
 	Version int    `cbor:"1,keyasint"`
 	Sum     []byte `cbor:"2,keyasint"` // SHA-256 of Payload
 	Payload []byte `cbor:"3,keyasint"`
@@ -85,58 +85,71 @@ func encodeObjects(r Remembered) ([]byte, error) {
 	if len(r.Objects) > maxElements || len(r.Highest) > maxElements || len(r.Absent) > maxElements {
 		return nil, fmt.Errorf("more than %d objects", maxElements)
 	}
+	return encodeSummed(r)
+}
+
+// encodeSummed encodes what goes into a file with a checksum.
+func encodeSummed(payload any) ([]byte, error) {
 	options := cbor.CoreDetEncOptions()
 	options.String = cbor.StringToByteString // because keys need not be UTF-8
 	mode, err := options.EncMode()
 	if err != nil {
 		return nil, fmt.Errorf("set up CBOR: %w", err)
 	}
-	payload, err := mode.Marshal(r)
+	encoded, err := mode.Marshal(payload)
 	if err != nil {
-		return nil, fmt.Errorf("encode objects: %w", err)
+		return nil, fmt.Errorf("encode: %w", err)
 	}
-	sum := sha256.Sum256(payload)
-	data, err := mode.Marshal(objectsFile{Version: version, Sum: sum[:], Payload: payload})
+	sum := sha256.Sum256(encoded)
+	data, err := mode.Marshal(summedFile{Version: version, Sum: sum[:], Payload: encoded})
 	if err != nil {
-		return nil, fmt.Errorf("encode objects: %w", err)
+		return nil, fmt.Errorf("encode: %w", err)
 	}
 	return data, nil
 }
 
 func decodeObjects(data []byte) (Remembered, error) {
+	var r Remembered
+	if err := decodeSummed(data, &r); err != nil {
+		return Remembered{}, err
+	}
+	return r, nil
+}
+
+// decodeSummed decodes what encodeSummed has encoded.
+func decodeSummed(data []byte, payload any) error {
 	lenient, strict, err := decModes()
 	if err != nil {
-		return Remembered{}, fmt.Errorf("set up CBOR: %w", err)
+		return fmt.Errorf("set up CBOR: %w", err)
 	}
 	// Read the version alone first: a newer file may have keys that are unknown here.
 	var head struct {
 		Version int `cbor:"1,keyasint"`
 	}
 	if err := lenient.Unmarshal(data, &head); err != nil {
-		return Remembered{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if err := checkVersion(head.Version); err != nil {
-		return Remembered{}, err
+		return err
 	}
-	var f objectsFile
+	var f summedFile
 	if err := strict.Unmarshal(data, &f); err != nil {
-		return Remembered{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if sum := sha256.Sum256(f.Payload); !bytes.Equal(sum[:], f.Sum) {
-		return Remembered{}, fmt.Errorf("%w: checksum does not match", ErrDamaged)
+		return fmt.Errorf("%w: checksum does not match", ErrDamaged)
 	}
-	var r Remembered
-	if err := strict.Unmarshal(f.Payload, &r); err != nil {
-		return Remembered{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+	if err := strict.Unmarshal(f.Payload, payload); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	return r, nil
+	return nil
 }
 
 // decModes returns two decoding modes; only the lenient one accepts unknown keys.
 func decModes() (lenient, strict cbor.DecMode, err error) {
 	options := cbor.DecOptions{
 		DupMapKey:          cbor.DupMapKeyEnforcedAPF,
-		MaxNestedLevels:    4, // the library's minimum; Remembered has three
+		MaxNestedLevels:    4, // the library's minimum; that of the rows of a relay
 		MaxArrayElements:   maxElements,
 		MaxMapPairs:        16,
 		IndefLength:        cbor.IndefLengthForbidden,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package state stores a node's persistent state in /var/lib/meshd, and in /run/meshd what
-// lasts until the next boot.
+// lasts until the next boot: the key of probes, and what a relay knows of sessions.
 //
 //	lock           held while a daemon runs, so that no two use the directory
 //	identity.json  the node's ed25519 identity and its WireGuard key
@@ -14,7 +14,8 @@
 // another node, and without node.json it may claim another slot. So if one of these can't
 // be read, it is an error for a person to decide on, and the file is never replaced.
 // Without objects.cbor the node only asks its join list again, so the daemon renames a
-// damaged one and continues. A damaged path.json is replaced: others hear of the new key.
+// damaged one and continues. A damaged path.json is replaced: others hear of the new key. So is
+// a damaged relay.cbor: nodes bind to this relay again.
 //
 // All files are replaced atomically (package atomicfile): after a crash or on a full disk
 // the old state is still there.

@@ -185,6 +185,7 @@ func newAgent(o Options) *Agent {
 		tried:     make(chan tried),
 		changed:   make(chan struct{}, 1),
 		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
+		relays:    relays{forgot: make(map[path.Short]bool)},
 	}
 }
 
@@ -226,7 +227,7 @@ func (a *Agent) Called(from mesh.ID, sealed []byte) {
 }
 
 // Changed returns a channel that receives after a path in use, whether it is proved, an
-// address in Seen, or what Bound returns has changed.
+// address in Seen, or what Bound returns has changed, or a session is to be begun anew.
 func (a *Agent) Changed() <-chan struct{} { return a.changed }
 
 func (a *Agent) notify() {

@@ -31,7 +31,9 @@ type peer struct {
 	local     map[netip.AddrPort]local
 	use       path.Path // when Changed was told last
 	proved    bool
+	renew     time.Time // when the session was to be begun anew, then
 	sessions  []session // that were begun last
+	unknown   time.Time // of a relay, when its last Unknown was taken
 	proofs
 }
 
@@ -139,6 +141,11 @@ func (a *Agent) step(now time.Time, p *peer) {
 		p.use, p.proved = use, proved
 		a.notify()
 	}
+	if renew := p.machine.Renew(); renew.After(p.renew) {
+		a.o.Logger.Debug("session is begun anew: a relay does not know it", "peer", p.ID, "path", p.use)
+		p.renew = renew
+		a.notify()
+	}
 }
 
 // perform does what a machine wants. Answers leave from the local address at which the
@@ -203,9 +210,15 @@ func (a *Agent) takeDatagram(now time.Time, d rawudp.Datagram) {
 		return
 	}
 	switch m.Op {
-	case path.Ping, path.Pong, path.Call, path.Called:
+	case path.Ping, path.Pong, path.Call, path.Called, path.Renew:
+	case path.Unknown:
+		a.takeUnknown(now, p, m.Number)
+		return
 	case path.Bound:
 		a.takeBound(now, p, m, d)
+		return
+	case path.Begun:
+		a.takeBegun(now, p, m)
 		return
 	case path.Echo, path.Echoed:
 		a.takeEcho(now, p, m, d)
@@ -248,7 +261,7 @@ func (p *peer) arrived(now time.Time, d rawudp.Datagram, inUse bool) {
 // takeCall takes a call that gossip has carried. Whoever carried it can't have changed it.
 func (a *Agent) takeCall(now time.Time, c call) {
 	p, m, ok := a.open(c.sealed)
-	if !ok || p.machine == nil || p.ID != c.from || m.Op != path.Call && m.Op != path.Called {
+	if !ok || p.machine == nil || p.ID != c.from || m.Op != path.Call && m.Op != path.Called && m.Op != path.Renew {
 		return
 	}
 	a.perform(now, p, p.machine.Receive(now, m, path.Path{}), netip.Addr{})

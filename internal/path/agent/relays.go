@@ -31,6 +31,9 @@ type relays struct {
 	binder path.Binder
 	due    time.Time // when to step the binder, if nothing happens before
 	bound  []path.BoundRelay
+	// forgot has the relays that have asked who this node is since they last bound it: they
+	// have forgotten its sessions, too.
+	forgot map[path.Short]bool
 }
 
 // addr returns the address of a relay that is used.
@@ -137,7 +140,7 @@ func (a *Agent) stepBinder(now time.Time) {
 	a.notify()
 	for _, b := range r.bound {
 		if !slices.ContainsFunc(before, func(o path.BoundRelay) bool { return o.RelayAddr == b.RelayAddr }) {
-			a.tellSessions(now, b, a.peers...)
+			a.tellSessions(now, b, sessionFor, a.peers...)
 		}
 	}
 }
@@ -154,9 +157,23 @@ func (a *Agent) sendRelay(now time.Time, to path.RelayAddr, m path.Message) {
 
 // takeBound takes a relay's answer.
 func (a *Agent) takeBound(now time.Time, relay *peer, m path.Message, d rawudp.Datagram) {
+	short := path.ShortOf(relay.ID)
 	relay.arrived(now, d, true)
-	a.relays.binder.Receive(now, path.ShortOf(relay.ID), m)
+	a.relays.binder.Receive(now, short, m)
 	a.stepBinder(now)
+	if m.Token != (path.Token{}) {
+		return
+	}
+	age := repeatFor
+	if a.relays.forgot[short] {
+		delete(a.relays.forgot, short)
+		age = sessionFor
+	}
+	for _, b := range a.relays.bound {
+		if b.Relay == short {
+			a.tellSessions(now, b, age, a.peers...)
+		}
+	}
 }
 
 // takeWho takes a datagram that a relay has sealed for whoever is here. It may have come
@@ -172,6 +189,7 @@ func (a *Agent) takeWho(now time.Time, relay path.Short, b []byte) {
 			continue
 		}
 		if m, err := keys.Open(b); err == nil && m.Op == path.Who {
+			a.relays.forgot[relay] = true
 			a.relays.binder.Receive(now, relay, m)
 			a.stepBinder(now)
 			return
@@ -181,8 +199,9 @@ func (a *Agent) takeWho(now time.Time, relay path.Short, b []byte) {
 
 // session is one of WireGuard with a peer.
 type session struct {
-	index uint32 // with which this node sends
-	begun time.Time
+	index   uint32 // with which this node sends
+	begun   time.Time
+	unknown bool // to a relay
 }
 
 // WireGuard has up to three sessions with a peer, the one before and the next one among
@@ -190,17 +209,21 @@ type session struct {
 const (
 	maxSessions = 3
 	sessionFor  = 3 * time.Minute
+	// repeatFor is for how long a session is told again whenever this node binds again, which
+	// is twice: a datagram may be lost.
+	repeatFor = 45 * time.Second
 	// sessionEvery is how often either end begins one at most (Rekey-Timeout in section 6.1 of
 	// the WireGuard paper). What comes faster has a forged source.
 	sessionEvery = 5 * time.Second
 )
 
-// takeSession notes the index in a peer's message that begins a session, and tells it to the
-// relays through which this node may have to send to the peer: so the session goes on when
-// the path fails. The relay of the path itself knows the session. Of whom the message
-// is can't be read; if several peers are reached at one address, which is that of a relay
-// then, it is not known.
+// takeSession notes the index in a peer's message that begins a session. Of whom the message
+// is can't be read, but from where it came. What comes from a relay may be of several
+// peers: the relay says of whom, see takeBegun.
 func (a *Agent) takeSession(now time.Time, from netip.AddrPort, index uint32) {
+	if _, isRelay := a.relays.at[from]; isRelay {
+		return
+	}
 	var peer *peer
 	for _, p := range a.peers {
 		if p.machine == nil || p.use.Addr != from && p.traffic.Endpoint != from {
@@ -211,7 +234,26 @@ func (a *Agent) takeSession(now time.Time, from netip.AddrPort, index uint32) {
 		}
 		peer = p
 	}
-	if peer == nil || slices.ContainsFunc(peer.sessions, func(s session) bool { return s.index == index }) {
+	if peer != nil {
+		a.addSession(now, peer, index)
+	}
+}
+
+// takeBegun takes what a relay says of a session that has begun through it. If that is wrong,
+// other relays pass packets to the wrong node, which can't read them, until the next session
+// begins; so it counts only if the peer is reached through that relay.
+func (a *Agent) takeBegun(now time.Time, relay *peer, m path.Message) {
+	p := a.byShort[m.Node]
+	if p == nil || p.machine == nil || !slices.Contains(p.Relays, relay.ID) && p.use.Relay != path.ShortOf(relay.ID) {
+		return
+	}
+	a.addSession(now, p, m.Number)
+}
+
+// addSession notes a session with a peer, and tells it to the relays through which this node
+// may have to send to the peer: so the session goes on when the path fails.
+func (a *Agent) addSession(now time.Time, peer *peer, index uint32) {
+	if slices.ContainsFunc(peer.sessions, func(s session) bool { return s.index == index }) {
 		return
 	}
 	if len(peer.sessions) == maxSessions {
@@ -220,23 +262,58 @@ func (a *Agent) takeSession(now time.Time, from netip.AddrPort, index uint32) {
 		}
 		peer.sessions = peer.sessions[1:]
 	}
-	peer.sessions = append(peer.sessions, session{index, now})
+	peer.sessions = append(peer.sessions, session{index: index, begun: now})
 	for _, b := range a.relays.bound {
-		a.tellSessions(now, b, peer)
+		a.tellSessions(now, b, sessionFor, peer)
 	}
 }
 
 // tellSessions tells a relay which index stands for which peer, where that may become
-// necessary.
-func (a *Agent) tellSessions(now time.Time, relay path.BoundRelay, peers ...*peer) {
+// necessary, for all sessions that are younger than an age.
+func (a *Agent) tellSessions(now time.Time, relay path.BoundRelay, age time.Duration, peers ...*peer) {
 	for _, p := range peers {
 		if !slices.ContainsFunc(p.Relays, func(id mesh.ID) bool { return path.ShortOf(id) == relay.Relay }) {
 			continue
 		}
 		for _, s := range p.sessions {
-			if now.Sub(s.begun) < sessionFor {
+			if now.Sub(s.begun) < age {
 				a.sendRelay(now, relay.RelayAddr, path.Message{Op: path.Row, Number: s.index, Node: path.ShortOf(p.ID)})
 			}
+		}
+	}
+}
+
+// unknownEvery is how often a relay's Unknown is taken: relays send them at half that pace.
+const unknownEvery = time.Second / 2
+
+// takeUnknown takes a relay's word that it does not know a session. A session that this node
+// knows is told to it once more. If that is in vain, or any of the peers beyond the relay
+// may be meant, their machines decide.
+func (a *Agent) takeUnknown(now time.Time, relay *peer, index uint32) {
+	short := path.ShortOf(relay.ID)
+	addr := a.relays.addr(short)
+	if !addr.IsValid() || now.Sub(relay.unknown) < unknownEvery {
+		return
+	}
+	relay.unknown = now
+	meant := a.peers
+	for _, p := range a.peers {
+		i := slices.IndexFunc(p.sessions, func(s session) bool { return s.index == index })
+		if i < 0 {
+			continue
+		}
+		a.sendRelay(now, path.RelayAddr{Relay: short, Addr: addr}, path.Message{Op: path.Row, Number: index, Node: path.ShortOf(p.ID)})
+		if !p.sessions[i].unknown {
+			p.sessions[i].unknown = true
+			return
+		}
+		meant = []*peer{p}
+		break
+	}
+	for _, p := range meant {
+		if p.machine != nil {
+			p.machine.Unknown(now, short)
+			a.step(now, p)
 		}
 	}
 }

@@ -27,11 +27,13 @@ type wireRelay struct {
 	keys    map[path.Short]*path.Keys
 	who     *path.Keys
 	counter uint64
+	lossy   bool // no probe passes
 }
 
 const (
 	addrR = "203.0.113.7:7946"
 	addrS = "203.0.113.8:7946"
+	addrC = "198.51.100.4:51820"
 )
 
 // relay adds a relay.
@@ -56,6 +58,18 @@ func (r *wireRelay) restart() {
 	r.table = path.NewRelay([32]byte{1})
 }
 
+// forgetSessions has the relay forget all sessions, but not the nodes.
+func (r *wireRelay) forgetSessions() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	kept := r.table.Kept(time.Now())
+	for i := range kept {
+		kept[i].Rows = nil
+	}
+	r.table = path.NewRelay([32]byte{1})
+	r.table.Restore(time.Now(), kept)
+}
+
 // as returns the relay with the addresses at which others try it.
 func (r *wireRelay) as(addrs ...string) Relay {
 	out := Relay{ID: r.id, PathKey: r.pathKey.PublicKey()}
@@ -75,13 +89,25 @@ func (r *wireRelay) take(b []byte, from netip.AddrPort) {
 	now := time.Now()
 	h, err := path.ParseHeader(b)
 	if err != nil || h.To != path.ShortOf(r.id) {
+		if err == nil && r.lossy {
+			return
+		}
 		switch to, verdict := r.table.Forward(now, b, from); verdict {
 		case path.Pass:
 			r.sendOn(b, to)
+			if receiver, m, ok := r.table.Begun(now, b, from, to); ok {
+				r.counter++
+				r.sendOn(r.keys[receiver].Seal(m, r.counter), to)
+			}
 		case path.AskWho:
 			if m, ok := r.table.Who(now, len(b), from); ok {
 				r.counter++
 				r.sendOn(r.who.Seal(m, r.counter), from)
+			}
+		case path.NoRow:
+			if sender, m, ok := r.table.Unknown(now, b, from); ok {
+				r.counter++
+				r.sendOn(r.keys[sender].Seal(m, r.counter), from)
 			}
 		}
 		return
@@ -123,11 +149,12 @@ func (r *wireRelay) sendOn(b []byte, to netip.AddrPort) {
 
 // data forwards a packet of WireGuard's if the relay knows the session.
 func (r *wireRelay) data(from, to *host, source netip.AddrPort) {
-	b := make([]byte, device.MessageTransportSize)
+	b := make([]byte, 128)
 	b[0] = device.MessageTransportType
 	binary.LittleEndian.PutUint32(b[4:], indexOf(from, to))
 	at, verdict := r.table.Forward(time.Now(), b, source)
 	if verdict != path.Pass || r.at(at) != to {
+		r.take(b, source)
 		return
 	}
 	theirs := to.peers[from.key]
@@ -145,6 +172,19 @@ func (h *host) initiate(peer *host, from netip.AddrPort) {
 	b[0] = device.MessageInitiationType
 	binary.LittleEndian.PutUint32(b[4:], indexOf(peer, h))
 	peer.deliver(rawudp.Datagram{Payload: b, From: from, To: peer.addrs[0].Addr(), Link: peer.link})
+}
+
+// initiateThrough has a host begin a session with another one through a relay.
+func (h *host) initiateThrough(r *wireRelay, peer *host) {
+	b := make([]byte, device.MessageInitiationSize)
+	b[0] = device.MessageInitiationType
+	binary.LittleEndian.PutUint32(b[4:], indexOf(peer, h))
+	var macs device.CookieGenerator
+	macs.Init(device.NoisePublicKey(peer.key))
+	macs.AddMacs(b)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r.take(b, h.addrs[0])
 }
 
 func (h *host) received(peer *host) uint64 {
@@ -204,8 +244,12 @@ func TestRelayed(t *testing.T) {
 		}
 
 		// A session begins through one relay. The other one is told.
-		a.initiate(b, use.Addr)
-		b.initiate(a, use.Addr)
+		through := r
+		if use == s.by().Path {
+			through = s
+		}
+		a.initiateThrough(through, b)
+		b.initiateThrough(through, a)
 		a.talk(t, b)
 		b.talk(t, a)
 		time.Sleep(3 * time.Second)
@@ -224,8 +268,70 @@ func TestRelayed(t *testing.T) {
 	})
 }
 
-// TestRelayRestarts has a relay forget all nodes: it asks who they are, and they bind again,
-// long before they would by themselves.
+// TestRelayIsShared has a host reach two others through one relay, where sessions begin. When it is
+// cut, the other relay knows both sessions.
+func TestRelayIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r, s := twoWithRelays(t)
+		c := a.host(t, 3, addrC)
+		c.closed = true
+		c.start(t)
+		for _, h := range []*host{b, c} {
+			a.add(h, "")
+			h.add(a, "")
+			for _, other := range []string{addrA, h.addrs[0].String()} {
+				a.set(other, true)
+			}
+		}
+		c.SetRelays([]Relay{r.as(addrR), s.as(addrS)}, 0, [][32]byte{secret})
+		a.set(addrS, true)
+		a.SetPeers([]Peer{b.through(behindFirewall(addrB), r, s), c.through(behindFirewall(addrC), r, s)})
+		c.SetPeers([]Peer{a.through(behindFirewall(addrA), r, s)})
+		time.Sleep(5 * time.Second)
+		a.wantPath(t, b, r.by())
+		a.wantPath(t, c, r.by())
+		a.set(addrS, false)
+		time.Sleep(15 * time.Second)
+		for _, h := range []*host{b, c} {
+			a.initiateThrough(r, h)
+			h.initiateThrough(r, a)
+			a.talk(t, h)
+			h.talk(t, a)
+		}
+		time.Sleep(time.Second)
+		a.set(addrR, true)
+		time.Sleep(5 * time.Second)
+		for _, h := range []*host{b, c} {
+			a.wantPath(t, h, s.by())
+			fromA, fromH := h.received(a), a.received(h)
+			time.Sleep(time.Second)
+			if h.received(a) == fromA || a.received(h) == fromH {
+				t.Errorf("nothing passes both ways to %v", h.id)
+			}
+		}
+	})
+}
+
+// TestForeignBegun has nodes say of whom a session is that relay nothing to that peer.
+func TestForeignBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, _, _ := twoWithRelays(t)
+		time.Sleep(25 * time.Second)
+		a.inRun(func() {
+			var number uint32
+			for _, p := range a.Agent.peers {
+				number++
+				a.takeBegun(time.Now(), p, path.Message{Op: path.Begun, Number: number, Node: path.ShortOf(b.id)})
+			}
+			if n := len(a.byShort[path.ShortOf(b.id)].sessions); number != 3 || n != 2 {
+				t.Errorf("%d nodes have told of sessions, and %d are noted, want 3 and those of the two relays", number, n)
+			}
+		})
+	})
+}
+
+// TestRelayRestarts has a relay forget all nodes and sessions: it asks who the nodes are, and they
+// bind again and tell their sessions, long before they would by themselves.
 func TestRelayRestarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b, r, _ := twoWithRelays(t)
@@ -236,8 +342,16 @@ func TestRelayRestarts(t *testing.T) {
 		b.talk(t, a)
 		time.Sleep(2 * time.Second)
 		a.wantPath(t, b, r.by())
+		a.initiateThrough(r, b)
+		b.initiateThrough(r, a)
+		time.Sleep(time.Second)
 		r.restart()
 		time.Sleep(3 * time.Second)
+		before := b.received(a)
+		time.Sleep(time.Second)
+		if b.received(a) == before {
+			t.Error("nothing passes any more: the relay was not told of the session again")
+		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for _, h := range []*host{a, b} {
@@ -249,29 +363,41 @@ func TestRelayRestarts(t *testing.T) {
 }
 
 // TestSessionsAreKept has a session begin on a direct path that fails then: relays know it, as
-// they were told, also the one to which the second host binds only afterwards.
+// they were told, also the one to which the second host binds only afterwards. What was lost on
+// the way to the relays is told again.
 func TestSessionsAreKept(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, b, _, _ := twoWithRelays(t)
-		time.Sleep(25 * time.Second)
-		a.wantPath(t, b, direct(addrB))
-		a.initiate(b, a.addrs[0])
-		b.initiate(a, b.addrs[0])
-		a.talk(t, b)
-		b.talk(t, a)
-		time.Sleep(time.Second)
-		a.set(addrA, true)
-		a.set(addrB, true)
-		time.Sleep(5 * time.Second)
-		if use := a.statusOf(t, b).Path; use.Kind != path.Relayed {
-			t.Fatalf("got %v, want a relay", use)
-		}
-		fromA, fromB := b.received(a), a.received(b)
-		time.Sleep(time.Second)
-		if b.received(a) == fromA || a.received(b) == fromB {
-			t.Error("nothing passes both ways")
-		}
-	})
+	for name, lost := range map[string]bool{"told": false, "lost": true} {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { testSessionsAreKept(t, lost) }) })
+	}
+}
+
+func testSessionsAreKept(t *testing.T, lost bool) {
+	a, b, _, _ := twoWithRelays(t)
+	time.Sleep(25 * time.Second)
+	a.wantPath(t, b, direct(addrB))
+	a.set(addrR, lost)
+	a.set(addrS, lost)
+	a.initiate(b, a.addrs[0])
+	b.initiate(a, b.addrs[0])
+	a.talk(t, b)
+	b.talk(t, a)
+	time.Sleep(time.Second)
+	if lost {
+		a.set(addrR, false)
+		a.set(addrS, false)
+		time.Sleep(30 * time.Second)
+	}
+	a.set(addrA, true)
+	a.set(addrB, true)
+	time.Sleep(5 * time.Second)
+	if use := a.statusOf(t, b).Path; use.Kind != path.Relayed {
+		t.Fatalf("got %v, want a relay", use)
+	}
+	fromA, fromB := b.received(a), a.received(b)
+	time.Sleep(time.Second)
+	if b.received(a) == fromA || a.received(b) == fromB {
+		t.Error("nothing passes both ways")
+	}
 }
 
 // TestStartsWithRelay has an agent start again while WireGuard's endpoint is a relay: it is one from
@@ -293,6 +419,123 @@ func TestStartsWithRelay(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		a.wantPath(t, b, path.Candidate{Path: use})
 	})
+}
+
+// TestSessionIsUnknown has a relay forget sessions that the nodes know: they tell it again, and
+// nothing is begun anew.
+func TestSessionIsUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r := overOneRelay(t)
+		a.initiateThrough(r, b)
+		b.initiateThrough(r, a)
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(time.Minute) // then they are not told again by themselves
+		r.forgetSessions()
+		time.Sleep(time.Second)
+		fromA, fromB := b.received(a), a.received(b)
+		time.Sleep(time.Second)
+		if b.received(a) == fromA || a.received(b) == fromB {
+			t.Error("nothing passes both ways")
+		}
+		if renew := a.statusOf(t, b).Renew; !renew.IsZero() {
+			t.Errorf("the session was begun anew %v", renew)
+		}
+	})
+}
+
+// TestSessionIsRenewed has a session that neither the nodes nor the relay know of. The one with
+// the lower key begins it anew, whichever of the two sends; if no probe passes either, it is
+// asked by gossip.
+func TestSessionIsRenewed(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		aSends, lossy bool
+	}{
+		{"leader sends", true, false},
+		{"follower sends", false, false},
+		{"follower sends, no probe passes", false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b, r := overOneRelay(t)
+				sender, other := a, b
+				if !tt.aSends {
+					sender, other = b, a
+				}
+				if tt.lossy {
+					r.mu.Lock()
+					r.lossy = true
+					r.mu.Unlock()
+				}
+				sender.talk(t, other)
+				time.Sleep(2500 * time.Millisecond)
+				if renew := b.statusOf(t, a).Renew; !renew.IsZero() {
+					t.Errorf("the follower began the session anew %v", renew)
+				}
+				if renew := a.statusOf(t, b).Renew; renew.IsZero() {
+					t.Fatal("the leader did not begin the session anew")
+				}
+				a.initiateThrough(r, b)
+				b.initiateThrough(r, a) // instead of the response
+				before := other.received(sender)
+				time.Sleep(time.Second)
+				if other.received(sender) == before {
+					t.Error("nothing passes")
+				}
+			})
+		})
+	}
+}
+
+// TestHostileUnknown has a relay say that it does not know sessions as fast as it can. Nothing
+// but a few datagrams and renewals comes of it.
+func TestHostileUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r := overOneRelay(t)
+		a.initiateThrough(r, b)
+		b.initiateThrough(r, a)
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(time.Second)
+		keys := r.keys[path.ShortOf(a.id)]
+		a.mu.Lock()
+		a.sent = 0
+		a.mu.Unlock()
+		for i := range uint32(2000) {
+			r.mu.Lock()
+			r.counter++
+			datagram := keys.Seal(path.Message{Op: path.Unknown, Number: indexOf(a, b) + i%2}, r.counter)
+			r.mu.Unlock()
+			a.deliver(rawudp.Datagram{Payload: datagram, From: r.addrs[0], To: a.addrs[0].Addr(), Link: 2})
+			time.Sleep(5 * time.Millisecond)
+		}
+		a.mu.Lock()
+		sent := a.sent
+		a.mu.Unlock()
+		if sent > 100 {
+			t.Errorf("got %d datagrams in 10 s, want a few", sent)
+		}
+		if renew := a.statusOf(t, b).Renew; !renew.IsZero() {
+			t.Errorf("a session in which packets pass was begun anew %v", renew)
+		}
+	})
+}
+
+// overOneRelay returns two hosts that have met at a relay, which knows no session of theirs.
+func overOneRelay(t *testing.T) (a, b *host, r *wireRelay) {
+	t.Helper()
+	a, b, r, _ = twoWithRelays(t)
+	a.set(addrA, true)
+	a.set(addrB, true)
+	for _, h := range []*host{a, b} {
+		h.SetRelays([]Relay{r.as(addrR)}, 1, nil)
+	}
+	a.SetPeers([]Peer{b.through(behindFirewall(addrB), r)})
+	b.SetPeers([]Peer{a.through(behindFirewall(addrA), r)})
+	time.Sleep(20 * time.Second)
+	a.wantPath(t, b, r.by())
+	return a, b, r
 }
 
 // TestRelayMoves has a relay that answers only at the second address that is known of it.

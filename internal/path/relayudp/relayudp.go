@@ -44,6 +44,7 @@ type Options struct {
 	Counter func() uint64 // the next one to seal with, never used before with this path key
 	Beside  *net.UDPConn  // gossip's socket. From now on it shares its port.
 	MaxRate uint64        // bytes a second that are forwarded; 0 for no limit
+	Kept    []path.Kept   // of the relay that ran before, see Relay.Kept
 	// Stream sends a datagram to a node that has come by a stream, whose address is
 	// path.StreamAddr. It doesn't block and doesn't keep the bytes, and returns false if there is
 	// no such stream. It is nil if nobody comes by stream.
@@ -55,7 +56,7 @@ type Options struct {
 type Node struct {
 	ID      mesh.ID
 	Key     wgtypes.Key     // WireGuard's
-	PathKey *ecdh.PublicKey // nil while unknown: the node can't bind
+	PathKey *ecdh.PublicKey // nil while unknown: the node can't bind, but stays bound
 }
 
 // Status is what a relay has done since it was opened.
@@ -100,16 +101,22 @@ type client struct {
 // leg is how to send to an address.
 type leg struct {
 	addr   *net.UDPAddr   // nil for a stream
-	source []byte         // the control message that sets the source address; nil lets the kernel choose
+	local  netip.Addr     // the source address; the zero value lets the kernel choose
+	source []byte         // the control message that sets it
 	stream netip.AddrPort // the zero value for UDP
 }
 
-// legTo returns the leg to an address of which no more is known.
-func legTo(to netip.AddrPort) leg {
+// legTo returns the leg to an address from one of this host, or from the one that the kernel
+// chooses.
+func (r *Relay) legTo(to netip.AddrPort, local netip.Addr) leg {
 	if _, ok := path.StreamNode(to); ok {
 		return leg{stream: to}
 	}
-	return leg{addr: net.UDPAddrFromAddrPort(to)}
+	l := leg{addr: net.UDPAddrFromAddrPort(to)}
+	if local.Is4() || local.IsValid() && r.six { // what was kept may be of another socket
+		l.local, l.source = local, pktinfo.Source(local, r.six)
+	}
+	return l
 }
 
 // Relay serves nodes at one port. Its methods are safe for concurrent use.
@@ -153,10 +160,27 @@ func Open(ctx context.Context, o Options) (*Relay, error) {
 	if o.MaxRate > 0 {
 		limit = rate.NewLimiter(rate.Limit(o.MaxRate), int(max(minBurst, o.MaxRate/10)))
 	}
-	return &Relay{
+	r := &Relay{
 		o: o, self: self, conn: conn, batch: ipv6.NewPacketConn(conn), six: six,
 		table: path.NewRelay(secret), who: who, clients: map[path.Short]*client{}, legs: map[netip.AddrPort]leg{}, limit: limit,
-	}, nil
+	}
+	r.table.Restore(o.Now(), o.Kept)
+	for _, k := range o.Kept[:min(len(o.Kept), maxLegs)] {
+		r.legs[k.Addr] = r.legTo(k.Addr, k.Local)
+	}
+	return r, nil
+}
+
+// Kept returns what Options take when the relay is opened again, also by another process: so
+// sessions go on at once.
+func (r *Relay) Kept() []path.Kept {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := r.table.Kept(r.o.Now())
+	for i := range all {
+		all[i].Local = r.legs[all[i].Addr].local
+	}
+	return all
 }
 
 // Close closes the socket; all that arrives is gossip's again.
@@ -172,10 +196,14 @@ func (r *Relay) SetNodes(nodes []Node) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var errs []error
-	clients := map[path.Short]*client{}
+	clients, mayBind := map[path.Short]*client{}, map[path.Short]wgtypes.Key{}
 	for _, n := range nodes {
 		short := path.ShortOf(n.ID)
-		if n.PathKey == nil || count[short] > 1 || n.ID == r.o.Self {
+		if count[short] > 1 || n.ID == r.o.Self {
+			continue
+		}
+		mayBind[short] = n.Key
+		if n.PathKey == nil {
 			continue
 		}
 		old := r.clients[short]
@@ -190,11 +218,7 @@ func (r *Relay) SetNodes(nodes []Node) error {
 		}
 		clients[short] = &client{n, keys}
 	}
-	for short, old := range r.clients {
-		if n := clients[short]; n == nil || n.ID != old.ID || n.Key != old.Key {
-			r.table.Unbind(short)
-		}
-	}
+	r.table.SetKeys(mayBind)
 	r.clients = clients
 	return errors.Join(errs...)
 }
@@ -227,16 +251,28 @@ const (
 	maxDatagram = 2049
 )
 
+// outbox collects datagrams to send by UDP.
+type outbox struct {
+	messages []ipv6.Message
+	payloads [][]byte // of the messages, so that none is allocated
+}
+
+func (o *outbox) add(payload []byte, to leg) {
+	n := len(o.payloads)
+	o.payloads = append(o.payloads, payload)
+	o.messages = append(o.messages, ipv6.Message{Buffers: o.payloads[n : n+1], Addr: to.addr, OOB: to.source})
+}
+
 // Serve forwards until Close.
 func (r *Relay) Serve() error {
-	in, out := make([]ipv6.Message, batchSize), make([]ipv6.Message, 0, batchSize)
+	in := make([]ipv6.Message, batchSize)
 	payloads := make([]byte, batchSize*maxDatagram)
 	controls := make([]byte, batchSize*pktinfo.Room)
 	for i := range in {
 		in[i].Buffers = [][]byte{payloads[i*maxDatagram : (i+1)*maxDatagram]}
 		in[i].OOB = controls[i*pktinfo.Room : (i+1)*pktinfo.Room]
 	}
-	buffers := make([][]byte, batchSize) // of out, so that none is allocated
+	var out outbox
 	for {
 		n, err := r.batch.ReadBatch(in, 0)
 		if errors.Is(err, net.ErrClosed) {
@@ -245,8 +281,9 @@ func (r *Relay) Serve() error {
 		if err != nil {
 			return fmt.Errorf("receive as a relay: %w", err)
 		}
-		out = r.handle(in[:n], out[:0], buffers)
-		if failed := r.send(out); failed > 0 {
+		out.messages, out.payloads = out.messages[:0], out.payloads[:0]
+		r.handle(in[:n], &out)
+		if failed := r.send(out.messages); failed > 0 {
 			r.mu.Lock()
 			r.dropped[dropUnsent] += failed
 			r.mu.Unlock()
@@ -267,8 +304,8 @@ func (r *Relay) send(out []ipv6.Message) (failed uint64) {
 	return failed
 }
 
-// handle appends to out what is to be sent after datagrams have come.
-func (r *Relay) handle(in, out []ipv6.Message, buffers [][]byte) []ipv6.Message {
+// handle puts into out what is to be sent after datagrams have come.
+func (r *Relay) handle(in []ipv6.Message, out *outbox) {
 	now := r.o.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -276,17 +313,17 @@ func (r *Relay) handle(in, out []ipv6.Message, buffers [][]byte) []ipv6.Message 
 		b := in[i].Buffers[0][:in[i].N]
 		from := in[i].Addr.(*net.UDPAddr).AddrPort()
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		payload, to, ok := r.datagram(now, b, from, in[i].OOB[:in[i].NN])
-		switch {
-		case !ok:
-		case to.addr == nil:
-			r.sendStream(payload, to)
-		default:
-			buffers[i] = payload
-			out = append(out, ipv6.Message{Buffers: buffers[i : i+1], Addr: to.addr, OOB: to.source})
-		}
+		r.datagram(now, b, from, in[i].OOB[:in[i].NN], out)
 	}
-	return out
+}
+
+// emit sends a datagram by stream, or puts it into out.
+func (r *Relay) emit(payload []byte, to leg, out *outbox) {
+	if to.addr == nil {
+		r.sendStream(payload, to)
+		return
+	}
+	out.add(payload, to)
 }
 
 // sendStream sends a datagram by stream.
@@ -301,61 +338,68 @@ func (r *Relay) sendStream(payload []byte, to leg) {
 func (r *Relay) Receive(b []byte, from netip.AddrPort) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	payload, to, ok := r.datagram(r.o.Now(), b, from, nil)
-	switch {
-	case !ok:
-	case to.addr == nil:
-		r.sendStream(payload, to)
-	default:
-		r.dropped[dropUnsent] += r.send([]ipv6.Message{{Buffers: [][]byte{payload}, Addr: to.addr, OOB: to.source}})
-	}
+	var out outbox
+	r.datagram(r.o.Now(), b, from, nil, &out)
+	r.dropped[dropUnsent] += r.send(out.messages)
 }
 
-// datagram returns what to send after a datagram has come, and where; false for nothing.
-func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control []byte) ([]byte, leg, bool) {
+// datagram takes a datagram that has come.
+func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control []byte, out *outbox) {
 	if h, err := path.ParseHeader(b); err == nil && h.To == r.self {
-		return r.request(now, h, b, from, control)
+		r.request(now, h, b, from, control, out)
+		return
 	}
 	to, verdict := r.table.Forward(now, b, from)
 	switch verdict {
 	case path.Pass:
 		if !r.limit.AllowN(now, len(b)) {
 			r.dropped[dropRate]++
-			return nil, leg{}, false
+			return
 		}
 		r.status.Datagrams++
 		r.status.Bytes += uint64(len(b))
-		l, ok := r.legs[to]
-		if !ok {
-			l = legTo(to)
+		r.emit(b, r.legOf(to), out)
+		if receiver, m, ok := r.table.Begun(now, b, from, to); ok {
+			r.tell(receiver, m, to, out)
 		}
-		return b, l, true
 	case path.AskWho:
 		r.dropped[dropStranger]++
 		if m, ok := r.table.Who(now, len(b), from); ok {
-			return r.who.Seal(m, r.o.Counter()), r.back(from, control), true
+			r.emit(r.who.Seal(m, r.o.Counter()), r.back(from, control), out)
 		}
-	case path.Unknown:
+	case path.NoRow:
 		r.dropped[dropSession]++
+		if r.clients[r.table.At(from)] == nil {
+			return // its path key is not known yet: it will be told when that is there
+		}
+		if sender, m, ok := r.table.Unknown(now, b, from); ok {
+			r.tell(sender, m, from, out)
+		}
 	case path.Absent:
 		r.dropped[dropAbsent]++
 	default:
 		r.dropped[dropGarbage]++
 	}
-	return nil, leg{}, false
+}
+
+// tell sends a message to a node that is bound, if its path key is known.
+func (r *Relay) tell(node path.Short, m path.Message, at netip.AddrPort, out *outbox) {
+	if c := r.clients[node]; c != nil {
+		r.emit(c.keys.Seal(m, r.o.Counter()), r.legOf(at), out)
+	}
 }
 
 // request takes what a node has sealed for the relay itself.
-func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrPort, control []byte) ([]byte, leg, bool) {
+func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrPort, control []byte, out *outbox) {
 	c := r.clients[h.From]
 	if c == nil {
 		r.dropped[dropForged]++
-		return nil, leg{}, false
+		return
 	}
 	m, err := c.keys.Open(b)
 	if err != nil {
 		r.dropped[dropForged]++
-		return nil, leg{}, false
+		return
 	}
 	switch m.Op {
 	case path.Bind:
@@ -364,21 +408,24 @@ func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrP
 		if r.table.Address(h.From) == from {
 			r.remember(now, from, back)
 		}
-		return c.keys.Seal(answer, r.o.Counter()), back, true
+		r.emit(c.keys.Seal(answer, r.o.Counter()), back, out)
 	case path.Row:
 		r.table.Learn(now, h.From, m.Number, m.Node)
 	}
-	return nil, leg{}, false
+}
+
+// legOf returns the leg to an address, as a node has used it.
+func (r *Relay) legOf(to netip.AddrPort) leg {
+	if l, ok := r.legs[to]; ok {
+		return l
+	}
+	return r.legTo(to, netip.Addr{})
 }
 
 // back returns the leg to where a datagram came from: from the address of this host at which
 // it arrived, which is the one that NATs in between let in.
 func (r *Relay) back(from netip.AddrPort, control []byte) leg {
-	l := legTo(from)
-	if local := pktinfo.Local(control); local.IsValid() {
-		l.source = pktinfo.Source(local, r.six)
-	}
-	return l
+	return r.legTo(from, pktinfo.Local(control))
 }
 
 // remember notes the leg to where a node is bound.

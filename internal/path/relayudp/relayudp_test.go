@@ -199,6 +199,14 @@ func relayed(t testing.TB, change func(*Options)) (r *Relay, gossip *net.UDPConn
 	return r, gossip, a, b
 }
 
+// readBegun reads what the relay tells of a session.
+func (n *node) readBegun(t testing.TB, index uint32, from *node) {
+	t.Helper()
+	if m, err := n.keys.Open(n.read(t)); err != nil || m.Op != path.Begun || m.Number != index || m.Node != path.ShortOf(from.ID) {
+		t.Errorf("got %+v, %v, want that the session with index %d is of %v", m, err, index, from.ID)
+	}
+}
+
 // initiation is the first message of a handshake with the node.
 func (n *node) initiation(index uint32) []byte {
 	b := make([]byte, 148)
@@ -320,6 +328,9 @@ func TestForwards(t *testing.T) {
 		if got := s.to.read(t); !bytes.Equal(got, s.datagram) {
 			t.Errorf("%s: got % x, want it unchanged", s.name, got)
 		}
+		if s.datagram[0] == 1 {
+			s.to.readBegun(t, 11, s.from)
+		}
 	}
 	a.write(t, a.seal(a.keys, path.Message{Op: path.Row, Number: 22, Node: path.ShortOf(b.ID)}))
 	a.write(t, data(22, 32))
@@ -406,6 +417,68 @@ func TestHostileBinds(t *testing.T) {
 	}
 	if s := r.Status(); s.Bound != 2 {
 		t.Errorf("got %d nodes, want 2", s.Bound)
+	}
+}
+
+// TestGoesOn has a relay start again, on a host with several addresses: sessions go on with the
+// next datagram, before the nodes have said anything and before their path keys are known.
+func TestGoesOn(t *testing.T) {
+	r, gossip, a, b := relayed(t, nil)
+	c := newNode(t, 3, port(gossip, "127.0.0.9"))
+	if err := r.SetNodes([]Node{a.Node, b.Node, c.Node}); err != nil {
+		t.Fatal(err)
+	}
+	c.bind(t)
+	a.write(t, c.initiation(11))
+	c.read(t)
+	c.readBegun(t, 11, a)
+	b.write(t, a.initiation(12))
+	a.read(t)
+	a.readBegun(t, 12, b)
+	kept := r.Kept()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r = serve(t, gossip, func(o *Options) { o.Kept = kept })
+	var unknown []Node
+	for _, n := range []*node{a, b, c} {
+		unknown = append(unknown, Node{ID: n.ID, Key: n.Key})
+	}
+	if err := r.SetNodes(unknown); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []struct {
+		from, to *node
+		datagram []byte
+	}{
+		{c, a, data(11, 100)},
+		{a, b, data(12, 100)},
+		{b, c, c.initiation(13)},
+	} {
+		s.from.write(t, s.datagram)
+		if got := s.to.read(t); !bytes.Equal(got, s.datagram) {
+			t.Errorf("got % x, want % x", got, s.datagram)
+		}
+	}
+	if n := dropped(r); n > 0 {
+		t.Errorf("%d datagrams were dropped", n)
+	}
+}
+
+// TestTellsUnknown has a node send what is of no session: it is told so, once its path key is known.
+func TestTellsUnknown(t *testing.T) {
+	r, _, a, b := relayed(t, nil)
+	if err := r.SetNodes([]Node{{ID: a.ID, Key: a.Key}, b.Node}); err != nil {
+		t.Fatal(err)
+	}
+	a.write(t, data(5, 100))
+	eventually(t, "dropped", func() bool { return r.Status().Dropped[dropReason(dropSession)] == 1 })
+	if err := r.SetNodes([]Node{a.Node, b.Node}); err != nil {
+		t.Fatal(err)
+	}
+	a.write(t, data(6, 100))
+	if m, err := a.keys.Open(a.read(t)); err != nil || m.Op != path.Unknown || m.Number != 6 {
+		t.Errorf("got %+v, %v, want that index 6 is unknown", m, err)
 	}
 }
 

@@ -339,4 +339,21 @@ func TestWireGuard(t *testing.T) {
 	if plain.Load() > 0 {
 		t.Errorf("%d frames at the relay contain plain text", plain.Load())
 	}
+
+	// The relay starts again: the session goes on with the first packet.
+	kept := r.Kept()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r = serve(t, gossip, func(o *Options) { o.Kept = kept })
+	if err := r.SetNodes(nodes); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	pass(from, to)
+	pass(to, from)
+	t.Logf("packets pass both ways %v after the restart", time.Since(began))
+	if n := dropped(r); n > 0 {
+		t.Errorf("%d datagrams were dropped after the restart: %v", n, r.Status().Dropped)
+	}
 }
