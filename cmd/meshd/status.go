@@ -124,7 +124,7 @@ func printNode(w io.Writer, s control.Status) {
 	}
 	fmt.Fprintf(t, "Device:\t%s\n", device)
 	if len(n.Relays) > 0 {
-		fmt.Fprintf(t, "Reached via:\t%s, which forward sealed packets\n", join(n.Relays))
+		fmt.Fprintf(t, "Reached via:\t%s, by sealed packets\n", join(n.Relays))
 	}
 	if r := s.Relay; r != nil {
 		fmt.Fprintf(t, "Relay:\tfor %d nodes, %s forwarded\n", r.Nodes, size(int64(r.Bytes)))
