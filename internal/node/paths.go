@@ -78,7 +78,11 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 		}
 	}
 	open := func(netip.AddrPort) bool { return true }
-	add(mesh.CandidateConfigured, in.resolve(in.Config.Endpoint), open)
+	believed := func(a netip.AddrPort) bool { // until others have tried
+		reached, failed := in.triedAt(a)
+		return reached > 0 || failed < enoughOthers
+	}
+	add(mesh.CandidateConfigured, in.resolve(in.Config.Endpoint), believed)
 	var lan, public []netip.AddrPort
 	for _, ip := range m.Own.InternalIPs {
 		lan = append(lan, netip.AddrPortFrom(ip.Addr().Unmap(), port))
@@ -93,10 +97,7 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 		reached, _ := in.triedAt(a)
 		return reached > 0
 	})
-	add(mesh.CandidatePublic, public, func(a netip.AddrPort) bool {
-		reached, failed := in.triedAt(a)
-		return reached > 0 || failed < enoughOthers
-	})
+	add(mesh.CandidatePublic, public, believed)
 	if in.Config.StreamPort != 0 {
 		var streams []netip.AddrPort
 		for _, c := range all {

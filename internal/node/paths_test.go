@@ -109,6 +109,19 @@ func TestOwnCandidates(t *testing.T) {
 			},
 		},
 		{
+			"a configured address that others don't reach, and one that some do",
+			Input{
+				Config: named, Resolved: map[string][]netip.Addr{"a.example.com": addrs("198.51.100.8", "198.51.100.9")},
+				View: mesh.View{Reaches: []mesh.Reach{
+					{Author: mesh.ID{1}, Tried: []mesh.Tried{{Subject: mesh.IDOf(nil), Addr: netip.MustParseAddrPort("198.51.100.8:443")}, {Subject: mesh.IDOf(nil), Addr: netip.MustParseAddrPort("198.51.100.9:443")}}},
+					{Author: mesh.ID{2}, Tried: []mesh.Tried{{Subject: mesh.IDOf(nil), Addr: netip.MustParseAddrPort("198.51.100.8:443")}, {Subject: mesh.IDOf(nil), Addr: netip.MustParseAddrPort("198.51.100.9:443")}}},
+					{Author: mesh.ID{3}, Tried: []mesh.Tried{{Subject: mesh.IDOf(nil), Addr: netip.MustParseAddrPort("198.51.100.9:443"), Reached: true}}},
+				}},
+			},
+			mesh.Record{},
+			[]mesh.PathCandidate{candidate(mesh.CandidateConfigured, "198.51.100.8:443", false), candidate(mesh.CandidateConfigured, "198.51.100.9:443", true)},
+		},
+		{
 			"streams at a port of their own, the number of which is that of a UDP port",
 			Input{Config: streaming, Facts: netcfg.Facts{Addresses: addrs("203.0.113.1", "192.168.1.5")}, Paths: Paths{Seen: seen("198.51.100.7:40001")}},
 			mesh.Record{InternalIPs: lan},
