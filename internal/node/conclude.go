@@ -61,8 +61,8 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 		})
 	}
 	m.watch = out.Watch
-	for _, n := range probe.Filtered(m.watch, in.Results, in.View.Alive, in.Now) {
-		out.Problems = append(out.Problems, filteredProblem(m.Own, NameOf(in.View.Records, n.ID), n))
+	for _, n := range probe.Blocked(m.watch, in.Results, in.View.Alive, in.Now) {
+		out.Problems = append(out.Problems, blockedProblem(m.Own, NameOf(in.View.Records, n.ID), n))
 	}
 	out.Problems = append(out.Problems, lostGateways(in, c)...)
 	out.Problems = append(out.Problems, membershipProblems(in)...)
@@ -110,9 +110,17 @@ func lostGateways(in Input, c Configuration) []mesh.Problem {
 	return problems
 }
 
-// filteredProblem words what is wrong with a LAN that drops packets of addresses that it
-// does not know, and what helps.
-func filteredProblem(own mesh.Record, neighbor string, n probe.Neighbor) mesh.Problem {
+// blockedProblem words what is wrong with a LAN that drops packets of addresses that it
+// does not know, or those of VXLAN, and what helps.
+func blockedProblem(own mesh.Record, neighbor string, n probe.Neighbor) mesh.Problem {
+	if n.Encapsulated {
+		return mesh.Problem{
+			Kind: mesh.ProblemNeighbor, Node: own.Name,
+			Text: fmt.Sprintf("node %s answers at %v and not at its overlay address, through VXLAN: pods don't reach each other there",
+				neighbor, n.Internal),
+			Advice: fmt.Sprintf("let UDP %d pass between the internal IPs of both; or see what meshd status says on %s", netcfg.VXLANPort, neighbor),
+		}
+	}
 	return mesh.Problem{
 		Kind: mesh.ProblemNeighbor, Node: own.Name,
 		Text: fmt.Sprintf("node %s answers at %v and not at its overlay address: the network of location %s drops packets whose addresses it did not give out, so pods don't reach each other there",

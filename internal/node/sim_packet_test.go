@@ -75,6 +75,9 @@ func (p *packet) forward() (waits *tunnel, err error) {
 			return nil, p.lost("it does not get through the tunnel, endpoint %v", peer.Endpoint)
 		}
 	case "meshd0-vx":
+		if h.noVXLAN {
+			return nil, p.lost("the LAN drops VXLAN")
+		}
 		next = h.byVXLAN(r, p.dst)
 	default:
 		if h.antiSpoofing {

@@ -43,6 +43,7 @@ type simulation struct {
 
 	cluster      mesh.Cluster
 	antiSpoofing bool                               // LANs carry no addresses but internal IPs
+	noVXLAN      bool                               // LANs carry no VXLAN
 	cut          map[[2]int]bool                    // packets from one host to another are lost
 	gossipDelay  func(from, to *host) time.Duration // of an object
 	packetDelay  func(from, to *host) time.Duration // through the internet

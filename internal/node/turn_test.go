@@ -157,24 +157,31 @@ func TestUnknownHost(t *testing.T) {
 	}
 }
 
-// TestFilteredNeighbors: a neighbor that answers at its internal IP only is a problem with
+// TestBlockedNeighbors: a neighbor that answers at its internal IP only is a problem with
 // the LAN, and named.
-func TestFilteredNeighbors(t *testing.T) {
-	s := newSimulation(t, 1)
-	s.cluster.Mode, s.cluster.Encapsulation, s.antiSpoofing = mesh.ModeLocation, mesh.EncapsulationNever, true
-	s.addTown()
-	s.watchMembers()
-	for _, h := range s.hosts {
-		h.boot()
-	}
-	s.pass(time.Minute)
-	a2 := s.hosts[1]
-	got := a2.concluded.Problems
-	if len(got) != 1 || got[0].Kind != mesh.ProblemNeighbor || !strings.HasPrefix(got[0].Text, "node a1 answers at 192.168.1.1 ") {
-		t.Errorf("got %v, want one about a1", got)
-	}
-	if name := node.NameOf(nil, a2.id); name != a2.id.String() {
-		t.Errorf("of an unknown node: got %s, want its fingerprint", name)
+func TestBlockedNeighbors(t *testing.T) {
+	for encapsulation, advice := range map[mesh.Encapsulation]string{
+		mesh.EncapsulationNever: "cluster.encapsulation: always", mesh.EncapsulationAlways: "let UDP 7947 pass",
+	} {
+		t.Run(string(encapsulation), func(t *testing.T) {
+			s := newSimulation(t, 1)
+			s.cluster.Mode, s.cluster.Encapsulation, s.antiSpoofing = mesh.ModeLocation, encapsulation, true
+			s.noVXLAN = encapsulation == mesh.EncapsulationAlways
+			s.addTown()
+			s.watchMembers()
+			for _, h := range s.hosts {
+				h.boot()
+			}
+			s.pass(time.Minute)
+			a2 := s.hosts[1]
+			got := a2.concluded.Problems
+			if len(got) != 1 || got[0].Kind != mesh.ProblemNeighbor || !strings.HasPrefix(got[0].Text, "node a1 answers at 192.168.1.1 ") || !strings.Contains(got[0].Advice, advice) {
+				t.Errorf("got %v, want one about a1 with the advice %q", got, advice)
+			}
+			if name := node.NameOf(nil, a2.id); name != a2.id.String() {
+				t.Errorf("of an unknown node: got %s, want its fingerprint", name)
+			}
+		})
 	}
 }
 

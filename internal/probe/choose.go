@@ -15,10 +15,10 @@ import (
 // How many nodes of each kind are watched: enough that the failure of a single one does
 // not mislead, few enough that 200 nodes put no load on their gateway.
 const (
-	maxLAN            = 2
-	maxRemote         = 3
-	maxPeers          = 2
-	maxUnencapsulated = 2
+	maxLAN       = 2
+	maxRemote    = 3
+	maxPeers     = 2
+	maxNeighbors = 2
 )
 
 // ChooseInput is the input of Choose.
@@ -32,23 +32,24 @@ type ChooseInput struct {
 
 // Watch is the set of nodes that this node watches.
 type Watch struct {
-	Gateway        mesh.ID    // of this node; zero if it has none, or one that no other node could replace
-	LAN            []mesh.ID  // other nodes of the LAN
-	Remote         []mesh.ID  // remote nodes whose tunnels end at the gateway
-	Unprobed       []mesh.ID  // nodes of other locations, which are not probed: gossip hears them
-	Carrier        mesh.ID    // that carries clients' traffic for this node; zero if it has none
-	Peers          []mesh.ID  // other nodes with a tunnel, to compare the carrier with
-	Unencapsulated []Neighbor // nodes of the LAN that are reached without encapsulation
+	Gateway   mesh.ID    // of this node; zero if it has none, or one that no other node could replace
+	LAN       []mesh.ID  // other nodes of the LAN
+	Remote    []mesh.ID  // remote nodes whose tunnels end at the gateway
+	Unprobed  []mesh.ID  // nodes of other locations, which are not probed: gossip hears them
+	Carrier   mesh.ID    // that carries clients' traffic for this node; zero if it has none
+	Peers     []mesh.ID  // other nodes with a tunnel, to compare the carrier with
+	Neighbors []Neighbor // nodes of the LAN, to see whether it lets the mesh's packets through
 
 	addrs map[mesh.ID][]netip.Addr // overlay addresses of the nodes above
 	own   []netip.Addr             // overlay addresses of this node
 }
 
-// Neighbor is a node of the LAN that is reached without encapsulation, so the LAN must
-// carry packets with overlay addresses.
+// Neighbor is a node of the LAN. If packets to it are not encapsulated, the LAN must carry
+// overlay addresses, else the port of VXLAN.
 type Neighbor struct {
-	ID       mesh.ID
-	Internal netip.Addr
+	ID           mesh.ID
+	Internal     netip.Addr
+	Encapsulated bool
 }
 
 // chooser holds the values that the steps of Choose share.
@@ -71,12 +72,12 @@ func Choose(a ChooseInput) Watch {
 	}
 	c.gateway(&w)
 	c.carrier(&w)
-	c.unencapsulated(&w)
+	c.neighbors(&w)
 	w.addrs = make(map[mesh.ID][]netip.Addr)
 	for _, id := range slices.Concat([]mesh.ID{w.Gateway, w.Carrier}, w.LAN, w.Remote, w.Peers) {
 		w.addrs[id] = c.overlay(id)
 	}
-	for _, n := range w.Unencapsulated {
+	for _, n := range w.Neighbors {
 		w.addrs[n.ID] = c.overlay(n.ID)
 	}
 	return w
@@ -158,19 +159,19 @@ func (c chooser) carrier(w *Watch) {
 	w.Peers = peers[:min(len(peers), maxPeers)]
 }
 
-// unencapsulated sets the watched neighbors that are reached without encapsulation.
-func (c chooser) unencapsulated(w *Watch) {
-	internal := make(map[mesh.ID]netip.Addr)
+// neighbors sets the watched neighbors.
+func (c chooser) neighbors(w *Watch) {
+	all := make(map[mesh.ID]Neighbor)
 	var ids []mesh.ID
 	for _, n := range c.Topology.Neighbors {
-		if !n.Encapsulated && n.InternalIP.IsValid() && len(n.Overlay) > 0 {
-			internal[n.ID] = n.InternalIP
+		if n.InternalIP.IsValid() && len(n.Overlay) > 0 {
+			all[n.ID] = Neighbor{n.ID, n.InternalIP, n.Encapsulated}
 			ids = append(ids, n.ID)
 		}
 	}
 	c.rank(ids)
-	for _, id := range ids[:min(len(ids), maxUnencapsulated)] {
-		w.Unencapsulated = append(w.Unencapsulated, Neighbor{id, internal[id]})
+	for _, id := range ids[:min(len(ids), maxNeighbors)] {
+		w.Neighbors = append(w.Neighbors, all[id])
 	}
 }
 
@@ -220,10 +221,11 @@ func (w Watch) targetsOf(id, via mesh.ID) []Target {
 	return out
 }
 
-// unencapsulatedTargets returns a neighbor's overlay addresses as targets and, for comparison, its
-// internal IP.
-func (w Watch) unencapsulatedTargets(n Neighbor) (overlay []Target, internal Target) {
-	return w.targetsOf(n.ID, mesh.ID{}), Target{Addr: n.Internal}
+// neighborTargets returns one of a neighbor's overlay addresses as a target and, for comparison,
+// its internal IP.
+func (w Watch) neighborTargets(n Neighbor) (overlay []Target, internal Target) {
+	overlay = w.targetsOf(n.ID, mesh.ID{})
+	return overlay[:min(len(overlay), 1)], Target{Addr: n.Internal}
 }
 
 // Targets returns the targets of all watched nodes.
@@ -247,8 +249,8 @@ func (w Watch) Targets() []ScheduledTarget {
 			add(false, w.targetsOf(id, mesh.ID{})...)
 		}
 	}
-	for _, n := range w.Unencapsulated {
-		overlay, internal := w.unencapsulatedTargets(n)
+	for _, n := range w.Neighbors {
+		overlay, internal := w.neighborTargets(n)
 		add(true, append(overlay, internal)...)
 	}
 	return out

@@ -80,15 +80,15 @@ func describe(a ChooseInput, w Watch) string {
 		slices.Sort(names)
 		return strings.Join(names, ",")
 	}
-	var plain []mesh.ID
-	for _, n := range w.Unencapsulated {
-		plain = append(plain, n.ID)
+	var neighbors []mesh.ID
+	for _, n := range w.Neighbors {
+		neighbors = append(neighbors, n.ID)
 	}
-	return fmt.Sprintf("gateway %s beside %s beyond %s carrier %s peers %s plain %s", name(w.Gateway), list(w.LAN), list(w.Remote), name(w.Carrier), list(w.Peers), list(plain))
+	return fmt.Sprintf("gateway %s beside %s beyond %s carrier %s peers %s neighbors %s", name(w.Gateway), list(w.LAN), list(w.Remote), name(w.Carrier), list(w.Peers), list(neighbors))
 }
 
 func TestChoose(t *testing.T) {
-	const nobody = "gateway - beside  beyond  carrier - peers  plain "
+	const nobody = "gateway - beside  beyond  carrier - peers  neighbors "
 	never := func(ps []testNode, names ...string) []testNode {
 		for i := range ps {
 			ps[i].never = slices.Contains(names, ps[i].name)
@@ -110,18 +110,18 @@ func TestChoose(t *testing.T) {
 		testNodes []testNode
 		want      string
 	}{
-		{"a member watches its gateway and the nodes at the end of its tunnels", mesh.ModeLocation, "always", "a3", six(), "gateway a1 beside a2 beyond b1,lone1 carrier - peers  plain "},
-		{"a gateway watches nobody", mesh.ModeLocation, "always", "a1", six(), nobody},
+		{"a member watches its gateway and the nodes at the end of its tunnels", mesh.ModeLocation, "always", "a3", six(), "gateway a1 beside a2 beyond b1,lone1 carrier - peers  neighbors a1,a2"},
+		{"a gateway watches the LAN only", mesh.ModeLocation, "always", "a1", six(), nobody + "a2,a3"},
 		{"a node without a location watches nobody", mesh.ModeLocation, "always", "lone1", six(), nobody},
-		{"two on a LAN", mesh.ModeLocation, "always", "b2", six(), "gateway b1 beside  beyond a1,lone1 carrier - peers  plain "},
-		{"no other node may be the gateway", mesh.ModeLocation, "always", "a3", never(six(), "a2", "a3"), nobody},
-		{"a node that may not be the gateway watches too", mesh.ModeLocation, "always", "a3", never(six(), "a3"), "gateway a1 beside a2 beyond b1,lone1 carrier - peers  plain "},
+		{"two on a LAN", mesh.ModeLocation, "always", "b2", six(), "gateway b1 beside  beyond a1,lone1 carrier - peers  neighbors b1"},
+		{"no other node may be the gateway", mesh.ModeLocation, "always", "a3", never(six(), "a2", "a3"), nobody + "a1,a2"},
+		{"a node that may not be the gateway watches too", mesh.ModeLocation, "always", "a3", never(six(), "a3"), "gateway a1 beside a2 beyond b1,lone1 carrier - peers  neighbors a1,a2"},
 		{"mode full", mesh.ModeFull, "always", "a3", six(), nobody},
-		{"mode cross", mesh.ModeCross, "always", "a3", six(), nobody},
-		{"without encapsulation the LAN is watched too", mesh.ModeCross, "never", "a3", six(), "gateway - beside  beyond  carrier - peers  plain a1,a2"},
-		{"a few of many nodes are watched", mesh.ModeLocation, "always", "a4", testNodes("a1", "a2", "a3", "a4", "a5", "a6", "b1", "c1", "d1", "e1", "f1"), "gateway a1 beside a2,a6 beyond b1,d1,e1 carrier - peers  plain "},
+		{"mode cross", mesh.ModeCross, "always", "a3", six(), nobody + "a1,a2"},
+		{"without encapsulation", mesh.ModeCross, "never", "a3", six(), nobody + "a1,a2"},
+		{"a few of many nodes are watched", mesh.ModeLocation, "always", "a4", testNodes("a1", "a2", "a3", "a4", "a5", "a6", "b1", "c1", "d1", "e1", "f1"), "gateway a1 beside a2,a6 beyond b1,d1,e1 carrier - peers  neighbors a2,a6"},
 		{"behind NAT", mesh.ModeFull, "always", "lone1", behindNAT(testNodes("lone1", "lone2", "lone3", "lone4"), "lone1", "lone2"), nobody},
-		{"nodes behind NAT show whether the gateway works, too", mesh.ModeLocation, "always", "a2", behindNAT(testNodes("a1", "a2", "b1", "lone1", "lone2"), "a1", "a2", "b1"), "gateway a1 beside  beyond b1,lone1,lone2 carrier - peers  plain "},
+		{"nodes behind NAT show whether the gateway works, too", mesh.ModeLocation, "always", "a2", behindNAT(testNodes("a1", "a2", "b1", "lone1", "lone2"), "a1", "a2", "b1"), "gateway a1 beside  beyond b1,lone1,lone2 carrier - peers  neighbors a1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a := around(tt.mode, tt.encap, tt.self, tt.testNodes)
@@ -163,7 +163,7 @@ func TestChooseCarrier(t *testing.T) {
 	}
 	a.Topology.ClientHome = a.Records[1].ID()
 	w := Choose(a)
-	if got, want := describe(a, w), "gateway - beside  beyond  carrier lone2 peers lone3 plain "; got != want {
+	if got, want := describe(a, w), "gateway - beside  beyond  carrier lone2 peers lone3 neighbors "; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	want := []ScheduledTarget{

@@ -16,9 +16,10 @@ const (
 	suspectAfter = 2
 	// recheckSoon is how soon Evaluate must run again while a target is suspect, because
 	// signs of life come without an event. After recheckSoonMisses more misses than make a
-	// target silent, it runs at slowInterval: the remote end is dead.
+	// target silent, it runs again after recheckLater: the remote end is dead.
 	recheckSoon       = 50 * time.Millisecond
 	recheckSoonMisses = 8
+	recheckLater      = 2 * time.Second
 	// pathTime is how long a gateway gets to find other paths to nodes that are silent to it.
 	pathTime = 1500 * time.Millisecond
 	// unprovenFactor multiplies the misses allowed to a gateway that has never worked:
@@ -189,7 +190,7 @@ func (s EvaluateInput) ask(f *Findings, ids []mesh.ID, quiet silence) {
 	f.RequestSigns = append(f.RequestSigns, ids...)
 	again := recheckSoon
 	if quiet.misses > s.Misses+recheckSoonMisses {
-		again = slowInterval
+		again = recheckLater
 	}
 	if f.RecheckAfter == 0 || again < f.RecheckAfter {
 		f.RecheckAfter = again

@@ -293,7 +293,7 @@ func TestJudgeAgain(t *testing.T) {
 	for _, tt := range []struct {
 		misses int
 		want   time.Duration
-	}{{0, 0}, {1, 0}, {2, recheckSoon}, {12, recheckSoon}, {13, slowInterval}, {1000, slowInterval}} {
+	}{{0, 0}, {1, 0}, {2, recheckSoon}, {12, recheckSoon}, {13, recheckLater}, {1000, recheckLater}} {
 		f := Evaluate(EvaluateInput{
 			Now: now, Author: self, Watch: w, Pace: Pace{Misses: 4}, Alive: map[mesh.ID]bool{a: true},
 			Results: map[Target]Result{w.targetsOf(x, a)[0]: {Misses: tt.misses, FirstMiss: now, LastMiss: now, Answered: now}},

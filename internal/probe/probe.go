@@ -16,7 +16,10 @@
 // A node whose traffic goes through a gateway watches that gateway, up to two other
 // nodes of its LAN, and up to three remote nodes whose tunnels end at that gateway. A
 // node that clients reach through a carrier watches that one. Where no other node could
-// take over, nothing is sent.
+// take over, nothing is sent for that.
+//
+// Each node also asks up to two neighbors on its LAN now and then, both at their overlay and
+// their internal address: a firewall may let one of them pass alone, see [Blocked].
 //
 // # When a gateway is down
 //
@@ -100,4 +103,4 @@ type Result struct {
 }
 
 // slowInterval is how often targets are probed that no failover depends on.
-const slowInterval = 2 * time.Second
+const slowInterval = 5 * time.Second

@@ -9,21 +9,21 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// filteredAfter is how long a neighbor's overlay address must be silent before the LAN is
+// blockedAfter is how long a neighbor's overlay address must be silent before the LAN is
 // blamed: a neighbor that has just started gets its overlay address within seconds.
-const filteredAfter = 10 * time.Second
+const blockedAfter = 10 * time.Second
 
-// Filtered returns the neighbors that answer on the LAN at their internal IP but not at
+// Blocked returns the neighbors that answer on the LAN at their internal IP but not at
 // their overlay address, although they are alive in gossip. There the network drops
-// packets with addresses that it did not assign, as clouds do. Neighbors that are reached
-// through VXLAN are not affected and never among them.
-func Filtered(w Watch, results map[Target]Result, alive map[mesh.ID]bool, now time.Time) []Neighbor {
+// packets with addresses that it did not assign, as clouds do, or, where packets are
+// encapsulated, the port of VXLAN.
+func Blocked(w Watch, results map[Target]Result, alive map[mesh.ID]bool, now time.Time) []Neighbor {
 	var out []Neighbor
-	for _, n := range w.Unencapsulated {
-		overlay, internal := w.unencapsulatedTargets(n)
+	for _, n := range w.Neighbors {
+		overlay, internal := w.neighborTargets(n)
 		silent := func(t Target) bool {
 			r := results[t]
-			return r.Misses > 0 && now.Sub(r.FirstMiss) >= filteredAfter
+			return r.Misses > 0 && now.Sub(r.FirstMiss) >= blockedAfter
 		}
 		plain := results[internal]
 		if alive[n.ID] && plain.Misses == 0 && !plain.Answered.IsZero() && slices.ContainsFunc(overlay, silent) {

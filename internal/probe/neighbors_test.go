@@ -9,14 +9,14 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-func TestFiltered(t *testing.T) {
+func TestBlocked(t *testing.T) {
 	a := around(mesh.ModeLocation, mesh.EncapsulationNever, "a1", testNodes("a1", "a2", "lone1"))
 	w := Choose(a)
-	if len(w.Unencapsulated) != 1 {
-		t.Fatalf("watched: got %s, want a2 without encapsulation", describe(a, w))
+	if len(w.Neighbors) != 1 {
+		t.Fatalf("watched: got %s, want a2", describe(a, w))
 	}
 	now := time.Unix(1_800_000_000, 0)
-	overlay, internal := w.unencapsulatedTargets(w.Unencapsulated[0])
+	overlay, internal := w.neighborTargets(w.Neighbors[0])
 	ok := Result{Answered: now.Add(-time.Second)}
 	silentFor := func(d time.Duration) Result { return Result{Misses: 1, FirstMiss: now.Add(-d)} }
 	for _, tt := range []struct {
@@ -34,13 +34,13 @@ func TestFiltered(t *testing.T) {
 		{"not probed yet", Result{}, ok, false, 0},
 	} {
 		results := map[Target]Result{overlay[0]: tt.overlay, internal: tt.internal}
-		alive := map[mesh.ID]bool{w.Unencapsulated[0].ID: !tt.dead}
-		if got := len(Filtered(w, results, alive, now)); got != tt.want {
+		alive := map[mesh.ID]bool{w.Neighbors[0].ID: !tt.dead}
+		if got := len(Blocked(w, results, alive, now)); got != tt.want {
 			t.Errorf("%s: got %d neighbors, want %d", tt.name, got, tt.want)
 		}
 	}
 	encapsulated := around(mesh.ModeLocation, mesh.EncapsulationAlways, "a1", testNodes("a1", "a2", "lone1"))
-	if w := Choose(encapsulated); len(w.Unencapsulated) != 0 {
-		t.Errorf("with VXLAN: got %s, want no neighbor watched", describe(encapsulated, w))
+	if w := Choose(encapsulated); len(w.Neighbors) != 1 || !w.Neighbors[0].Encapsulated {
+		t.Errorf("with VXLAN: got %v, want a2, encapsulated", w.Neighbors)
 	}
 }
