@@ -47,7 +47,7 @@ func (d *daemon) addClient(r control.ClientRequest, now time.Time) (control.Clie
 	d.log.Info("client added", "client", c.Name, "id", c.ID, "overlay", in.Cluster.ClientAddresses(c.Index))
 	in.Clients = append(in.Clients, c)
 	d.saveClients(now)
-	return clientConfig(in, c, withServiceGateway(t.view.Alive, c)), nil
+	return clientConfig(mesh.WithoutReplaced(in), c, withServiceGateway(t.view.Alive, c)), nil
 }
 
 // saveClients writes the objects to disk at once, so that a client whose configuration was
@@ -152,7 +152,7 @@ func (d *daemon) ClientConfig(client string) (control.ClientConfig, error) {
 	if err != nil {
 		return control.ClientConfig{}, err
 	}
-	return clientConfig(in, c, withServiceGateway(t.view.Alive, c)), nil
+	return clientConfig(mesh.WithoutReplaced(in), c, withServiceGateway(t.view.Alive, c)), nil
 }
 
 // RemoveClient implements control.Daemon.

@@ -237,6 +237,32 @@ func TestDeriveClientInLocation(t *testing.T) {
 	}
 }
 
+// A configuration that is printed while a gateway hands over leads to its successor.
+func TestConfigWithoutReplacedGateway(t *testing.T) {
+	in := withClient(3)
+	in.Cluster.Mode, in.Cluster.Encapsulation = mesh.ModeLocation, mesh.EncapsulationAlways
+	for i := range 2 {
+		in.Records[i].Location, in.Records[i].Endpoints = "a", in.Records[0].Endpoints
+		in.Records[i].InternalIPs = prefixes(fmt.Sprintf("192.168.1.%d/24", i+1))
+	}
+	in.Records[0].Gateway, in.Records[1].Term = mesh.GatewayPrefer, mesh.GatewayTerm{Since: 7}
+	names := func(in mesh.Input) (names []string) {
+		for _, p := range mesh.ClientConfigOf(in, in.Clients[0], nil).Peers {
+			names = append(names, p.Name)
+		}
+		return names
+	}
+	if got := names(in); !slices.Equal(got, []string{"n0", "n1", "n2"}) {
+		t.Errorf("while n1 hands over to n0: got peers %s, want both and n2", got)
+	}
+	if got := names(mesh.WithoutReplaced(in)); !slices.Equal(got, []string{"n0", "n2"}) {
+		t.Errorf("afterwards: got peers %s, want n0 and n2", got)
+	}
+	if in.Records[1].Term.Since != 7 {
+		t.Error("the records have changed")
+	}
+}
+
 // A client knows in advance which nodes take over when its home in a location fails.
 func TestStandbys(t *testing.T) {
 	in := withClient(6)

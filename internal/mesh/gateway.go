@@ -100,6 +100,22 @@ func (l *layout) chooseGateways(location string, members []*member) {
 	}
 }
 
+// WithoutReplaced returns the input as it is once the terms of replaced gateways have ended, which
+// takes some seconds: for what is written down and read later.
+func WithoutReplaced(in Input) Input {
+	replaced := make(map[ID]bool)
+	for _, m := range newLayout(in).all {
+		replaced[m.id] = m.seat == None
+	}
+	in.Records = slices.Clone(in.Records)
+	for i := range in.Records {
+		if replaced[in.Records[i].ID()] {
+			in.Records[i].Term = GatewayTerm{}
+		}
+	}
+	return in
+}
+
 // canBeGateway reports whether a node can be a gateway.
 func (m *member) canBeGateway() bool {
 	return m.Gateway != GatewayNever && !m.keyConflict && m.slot != None
