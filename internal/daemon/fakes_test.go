@@ -619,12 +619,23 @@ func (p *fakePaths) Key() [32]byte { return [32]byte{1} }
 type fakeRelay struct {
 	*trace
 	serves bool
-	fail   error
+
+	mu     sync.Mutex
+	broken error // of Serve
+}
+
+// damage has the relay fail when it is to serve.
+func (r *fakeRelay) damage(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.broken = err
 }
 
 func (r *fakeRelay) Serve(s node.RelayService, _ [32]byte, _ int) error {
-	if r.fail != nil && s.Serves {
-		return r.fail
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.broken != nil && s.Serves {
+		return r.broken
 	}
 	if s.Serves != r.serves {
 		r.serves = s.Serves

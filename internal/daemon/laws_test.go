@@ -279,7 +279,7 @@ func TestBrokenRelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, standsAlone)
 		w.start()
-		w.relay.fail = errors.New("no such option")
+		w.relay.damage(errors.New("no such option"))
 		w.pass(2 * resync)
 		s := w.d.Status()
 		if !slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool { return p.Kind == ProblemNoRelay }) || s.Reconcile.Error != "" {
