@@ -139,6 +139,20 @@ type peer struct {
 
 func (p *peer) overlay() string { return fmt.Sprintf("10.99.0.%d", p.num) }
 
+// quietTUN is a TUN without events. When its link goes up or down, WireGuard opens its sockets
+// anew, in the namespace of whatever thread that is on.
+type quietTUN struct {
+	tun.Device
+	events chan tun.Event // until it is closed
+}
+
+func (q *quietTUN) Events() <-chan tun.Event { return q.events }
+
+func (q *quietTUN) Close() error {
+	close(q.events)
+	return q.Device.Close()
+}
+
 const wireguardPort = 51820
 
 // newPeer starts WireGuard in a home.
@@ -159,7 +173,7 @@ func newPeer(t *testing.T, num byte) *peer {
 			t.Error(err)
 			return
 		}
-		p.device = device.NewDevice(link, conn.NewStdNetBind(), device.NewLogger(device.LogLevelError, fmt.Sprintf("peer %d: ", num)))
+		p.device = device.NewDevice(&quietTUN{link, make(chan tun.Event)}, conn.NewStdNetBind(), device.NewLogger(device.LogLevelError, fmt.Sprintf("peer %d: ", num)))
 		if err := p.device.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(private[:]), wireguardPort)); err != nil {
 			t.Error(err)
 		}
