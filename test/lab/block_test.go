@@ -6,6 +6,7 @@ package lab_test
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/meshd/meshd/test/lab"
@@ -22,6 +23,16 @@ func TestBlock(t *testing.T) {
 		"LAN":      {siteHost(ctx, t, s, "c"), siteHost(ctx, t, s, "d")},
 	} {
 		a, b := hosts[0], hosts[1]
+		if place == "LAN" { // where ARP is blocked, too: nobody has to ask
+			for _, h := range hosts {
+				other := hosts[0]
+				if h == other {
+					other = hosts[1]
+				}
+				mac := strings.TrimSpace(run(ctx, t, other, "cat", "/sys/class/net/"+lab.HostLink+"/address"))
+				run(ctx, t, h, "ip", "neighbor", "replace", other.Address().String(), "lladdr", mac, "dev", lab.HostLink, "nud", "permanent")
+			}
+		}
 		from, back, one, two := datagrams(t, a, 5000), datagrams(t, b, 5000), datagrams(t, b, 7000), datagrams(t, b, 7001)
 		there := func(h *lab.Host, port uint16) netip.AddrPort {
 			if place == "LAN" {
