@@ -204,7 +204,7 @@ func (h Handshakes) next(in handshakeInput) HandshakePlan {
 			case asked && handshake.Before(a.renewed):
 				out.Renew[p.Key] = a.renewed
 				out.Initiate = append(out.Initiate, anyAddress(p)...)
-				out.recheck(pollInterval)
+				out.RecheckAfter = soonest(out.RecheckAfter, pollInterval)
 			case handshake.Before(in.Settled) && toldAt.Before(in.Settled):
 				// The peer may know us at another address. It sends there until its session is
 				// too old, unless we say something.
@@ -281,14 +281,7 @@ func (o *HandshakePlan) add(p mesh.Peer, a *attempt, endpoint netip.AddrPort, no
 	if now.Sub(a.scheduledAt) < retryInterval {
 		wait = min(wait, pollInterval)
 	}
-	o.recheck(wait)
-}
-
-// recheck limits the time until it is asked again.
-func (o *HandshakePlan) recheck(wait time.Duration) {
-	if o.RecheckAfter == 0 || wait < o.RecheckAfter {
-		o.RecheckAfter = wait
-	}
+	o.RecheckAfter = soonest(o.RecheckAfter, wait)
 }
 
 // anyAddress returns one address at the far end of the peer's tunnel, or none.

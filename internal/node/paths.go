@@ -184,10 +184,7 @@ type PathPeer struct {
 // of itself, and the endpoints of its record, whose names this host resolves by itself. It also
 // returns all other nodes, which may ask this one whether they reach it.
 func (m *Memory) PathPeers(in Input, c Configuration) []PathPeer {
-	said := make(map[mesh.ID]mesh.PathRecord, len(in.View.Paths))
-	for _, p := range in.View.Paths {
-		said[p.Author] = p
-	}
+	said := in.pathsByAuthor()
 	records := make(map[mesh.ID]mesh.Record, len(c.Input.Records))
 	for _, r := range c.Input.Records {
 		records[r.ID()] = r
@@ -237,7 +234,7 @@ func (m *Memory) withProofs(w pathFilter, peers []PathPeer, said map[mesh.ID]mes
 
 // sharesLAN reports whether another node may be in a private network of this one.
 func (m *Memory) sharesLAN(w pathFilter, r mesh.Record, said mesh.PathRecord) bool {
-	return m.Own.Location != "" && m.Own.Location == r.Location || w.behindSameNAT(said)
+	return r.SameLocation(&m.Own) || w.behindSameNAT(said)
 }
 
 // NeedsTurn reports whether paths that have changed lead to more than what is told of them: a

@@ -43,14 +43,15 @@ func (m *Memory) noteUnreached(in Input) time.Duration {
 	for id := range in.Paths.InUse {
 		unreached = unreached || in.View.Alive[id] && in.isSilent(id)
 	}
-	switch {
-	case !unreached:
-		m.unreached = time.Time{}
+	if m.unreached = begun(unreached, m.unreached, in.Now); !unreached {
 		return 0
-	case m.unreached.IsZero():
-		m.unreached = in.Now
 	}
 	return max(relayPatience-in.Now.Sub(m.unreached), 0)
+}
+
+// isOpen reports whether strangers reach this node, as far as is known.
+func (m *Memory) isOpen(in Input) bool {
+	return mesh.PathRecord{Candidates: m.OwnCandidates(in)}.IsOpen()
 }
 
 // isPartlyReached reports whether strangers reach this node, but not all of its peers do.
@@ -84,19 +85,19 @@ func (m *Memory) Relays(in Input, c Configuration) (relays []Relay, keep int) {
 			preferred[p.Author] = p.Relay == mesh.RelayPrefer
 		}
 	}
-	slices.SortFunc(relays, func(a, b Relay) int {
-		for _, isWorse := range []func(mesh.ID) bool{in.isSilent, func(id mesh.ID) bool { return !preferred[id] }} {
-			switch {
-			case isWorse(b.ID) && !isWorse(a.ID):
-				return -1
-			case isWorse(a.ID) && !isWorse(b.ID):
-				return 1
-			}
+	rank := func(id mesh.ID) (r int) {
+		if in.isSilent(id) {
+			r += 2
 		}
-		return cmp.Or(cmp.Compare(mesh.Weight(b.ID, self), mesh.Weight(a.ID, self)), a.ID.Compare(b.ID))
+		if !preferred[id] {
+			r++
+		}
+		return r
+	}
+	slices.SortFunc(relays, func(a, b Relay) int {
+		return cmp.Or(cmp.Compare(rank(a.ID), rank(b.ID)), cmp.Compare(mesh.Weight(b.ID, self), mesh.Weight(a.ID, self)), a.ID.Compare(b.ID))
 	})
-	own := mesh.PathRecord{Candidates: m.OwnCandidates(in)}
-	if own.IsOpen() && m.udp.blocked.IsZero() && !m.isPartlyReached(in.Now) {
+	if m.isOpen(in) && m.udp.blocked.IsZero() && !m.isPartlyReached(in.Now) {
 		return relays, 0
 	}
 	return relays, mesh.MaxPathRelays
@@ -196,15 +197,11 @@ type RelayService struct {
 // RelayService returns whether and whom this node serves as a relay: all, if it may and
 // strangers reach it.
 func (m *Memory) RelayService(in Input) RelayService {
-	own := mesh.PathRecord{Candidates: m.OwnCandidates(in)}
-	if in.Config.Relay == mesh.RelayNever || !own.IsOpen() {
+	if in.Config.Relay == mesh.RelayNever || !m.isOpen(in) {
 		return RelayService{}
 	}
 	s := RelayService{Serves: true, Proved: make(map[mesh.ID]netip.AddrPort)}
-	said := make(map[mesh.ID]mesh.PathRecord, len(in.View.Paths))
-	for _, p := range in.View.Paths {
-		said[p.Author] = p
-	}
+	said := in.pathsByAuthor()
 	for _, r := range in.View.Records {
 		id := r.ID()
 		if id == in.Self.ID() {
@@ -217,6 +214,14 @@ func (m *Memory) RelayService(in Input) RelayService {
 		}
 	}
 	return s
+}
+
+func (in Input) pathsByAuthor() map[mesh.ID]mesh.PathRecord {
+	said := make(map[mesh.ID]mesh.PathRecord, len(in.View.Paths))
+	for _, p := range in.View.Paths {
+		said[p.Author] = p
+	}
+	return said
 }
 
 func (in Input) recordsByID() map[mesh.ID]mesh.Record {

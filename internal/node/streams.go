@@ -127,12 +127,15 @@ func (m *Memory) chooseStreams(in Input, relays []Relay, silent []mesh.ID) (want
 	for _, r := range relays[:min(len(relays), maxRelayStreams)] {
 		add(r.ID)
 	}
-	said := make(map[mesh.ID]mesh.PathRecord, len(in.View.Paths))
-	for _, p := range in.View.Paths {
-		said[p.Author] = p
-	}
+	said := in.pathsByAuthor()
 	// Those that strangers reach come first: a stream to them can be opened.
-	slices.SortStableFunc(silent, func(a, b mesh.ID) int { return cmp.Compare(closed(said[a]), closed(said[b])) })
+	closed := func(id mesh.ID) int {
+		if said[id].IsOpen() {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(silent, func(a, b mesh.ID) int { return cmp.Compare(closed(a), closed(b)) })
 	for _, id := range silent {
 		if _, proved := in.Paths.Proved[id]; proved {
 			continue
@@ -166,14 +169,6 @@ func (m *Memory) relayStream(in Input, relay mesh.ID) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return in.Paths.Streams[i].Relay
-}
-
-// closed returns 0 if strangers reach a node on the internet, as it says, else 1.
-func closed(p mesh.PathRecord) int {
-	if slices.ContainsFunc(p.Candidates, func(c mesh.PathCandidate) bool { return c.Open && c.Kind != mesh.CandidateLAN }) {
-		return 0
-	}
-	return 1
 }
 
 // UDPProblems reports that UDP is blocked, even while streams take its place: they are slower.
