@@ -35,7 +35,7 @@ func homeOf(name string, r lab.Router) uplink {
 // The uplinks. In TestSoakPathsOfAllKinds there are two of each.
 var (
 	publicUplink     = uplink{name: "public", lone: lab.Routed, four: true, six: true, open: true}
-	sixUplink       = uplink{name: "six", lone: lab.Routed6, six: true, open: true}
+	sixUplink        = uplink{name: "six", lone: lab.Routed6, six: true, open: true}
 	closedUplink     = uplink{name: "closed", site: lab.SiteOptions{Underlay: lab.Routed, Router: lab.Router{Firewall4: true}}, four: true}
 	preservingUplink = homeOf("preserving", lab.Router{Mapping: lab.PortPreserving})
 	carrierUplink    = homeOf("carrier", lab.Router{Mapping: lab.PortPreserving, Carrier: &lab.Router{}})

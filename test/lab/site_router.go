@@ -214,15 +214,19 @@ func (s *Site) ownAddress() netip.Addr {
 	return netip.AddrFrom4([4]byte{100, 64, 1, byte(s.number)})
 }
 
-// ForgetMappings makes the site's router forget whom it has translated, as if it had been
-// switched off and on.
-func (s *Site) ForgetMappings(ctx context.Context) error {
+// RebootRouter makes the router of a site's host forget whom it has translated, as if it had
+// been switched off and on.
+func (h *Host) RebootRouter(ctx context.Context) error {
+	s := h.link.site
+	if s == nil {
+		return fmt.Errorf("reboot router of %s: it is on no site", h.Name)
+	}
 	err := s.router.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
 	if err == nil && s.options.Underlay == Home {
 		err = nft(ctx, s.router, "flush map inet lab mapped\n")
 	}
 	if err != nil {
-		return fmt.Errorf("make the router of %s forget mappings: %w", s.Name, err)
+		return fmt.Errorf("reboot router of %s: %w", h.Name, err)
 	}
 	return nil
 }
