@@ -42,6 +42,10 @@ var (
 	coneUplink       = homeOf("cone", lab.Router{FullCone: true})
 	dependentUplink  = homeOf("dependent", lab.Router{Mapping: lab.PortDependent})
 	officeUplink     = homeOf("office", lab.Router{BlockUDP: true})
+	sixHomeUplink    = uplink{
+		name: "six-home", four: true, six: true, hidden: true,
+		site: lab.SiteOptions{Underlay: lab.Home, GUA: true, Router: lab.Router{Mapping: lab.PortDependent, Firewall6: true}},
+	}
 )
 
 // kindBetween is how packets travel between two hosts.
@@ -122,12 +126,12 @@ func (m *testbed) meetAsTheyCan(limit time.Duration, uplinks []uplink) {
 	})
 }
 
-// pairs are those of nodes of eightKinds between which there is traffic: direct ones, one of them
-// by IPv6, some that only two open firewalls or NATs let pass, relayed ones, one of them between
-// the families, and one over TCP.
-var pairs = [][2]int{{0, 1}, {1, 2}, {1, 3}, {4, 3}, {5, 1}, {5, 3}, {6, 0}, {6, 1}, {7, 0}}
+var eightKinds = []uplink{publicUplink, preservingUplink, carrierUplink, sixHomeUplink, coneUplink, closedUplink, sixUplink, officeUplink}
 
-var eightKinds = []uplink{publicUplink, preservingUplink, carrierUplink, dependentUplink, coneUplink, closedUplink, sixUplink, officeUplink}
+// pairs are those of eightKinds between which there is traffic: direct ones, one of them by IPv6,
+// some that meet only because both speak first, relayed ones, one of them between the families,
+// and one over TCP.
+var pairs = [][2]int{{0, 1}, {1, 2}, {5, 1}, {4, 3}, {6, 3}, {1, 3}, {6, 1}, {7, 0}}
 
 // TestPathsOfKinds has a node of each kind, and traffic between some of them. Every two talk
 // over a path as good as their routers let it be.

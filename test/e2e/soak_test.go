@@ -20,15 +20,11 @@ const meetLimit = 15 * time.Minute
 // TestSoakPathsOfAllKinds has two nodes of each kind. Every two of all talk over a path as good as
 // their routers let it be.
 func TestSoakPathsOfAllKinds(t *testing.T) {
-	kinds := []uplink{
-		publicUplink, sixUplink, closedUplink, preservingUplink, carrierUplink, coneUplink, dependentUplink, officeUplink,
+	kinds := append(slices.Clone(eightKinds),
 		homeOf("open-input", lab.Router{Mapping: lab.PortPreserving, OpenInput: true}),
 		homeOf("restricted", lab.Router{}),
-		{
-			name: "dependent-six", four: true, six: true, hidden: true,
-			site: lab.SiteOptions{Underlay: lab.Home, GUA: true, Router: lab.Router{Mapping: lab.PortDependent, Firewall6: true}},
-		},
-	}
+		dependentUplink,
+	)
 	kinds = slices.Concat(kinds, kinds)
 	m := newUplinks(t, kinds...)
 	m.meetAsTheyCan(meetLimit, kinds)
