@@ -69,7 +69,7 @@ func (e *ends) relay() *lab.Node {
 	return nil
 }
 
-// absent kills a daemon and starts it again. Meanwhile the kernel goes on.
+// absent kills a daemon and starts it again. Meanwhile the kernel goes on, or another relay does.
 func (e *ends) absent(n *lab.Node) {
 	e.t.Helper()
 	e.must(n.Kill())
@@ -110,7 +110,7 @@ func TestTrafficOverChangesOfPath(t *testing.T) {
 			e.block(e.a, e.b)
 			e.block(e.b, e.a)
 		}},
-		{"daemon of the relay killed", control.PathRelayed, true, func(e *ends) { e.absent(e.relay()) }},
+		{"daemon of the relay killed", control.PathRelayed, false, func(e *ends) { e.absent(e.relay()) }},
 		{"relay gone", control.PathRelayed, false, func(e *ends) {
 			gone := e.relay()
 			e.must(gone.Cut(e.ctx))
@@ -136,7 +136,8 @@ func TestTrafficOverChangesOfPath(t *testing.T) {
 			e.must(e.lab.Block(e.ctx, end, hosts([]*lab.Node{e.relays[0], e.relays[1], e.b}), udp))
 			e.must(e.lab.Block(e.ctx, nil, end, udp))
 		}},
-		{"UDP passes again", control.PathDirect, true, func(e *ends) { e.must(e.lab.Heal(e.ctx)) }},
+		// What waits for TCP is bounded, and dropped on a machine that stalls.
+		{"UDP passes again", control.PathDirect, false, func(e *ends) { e.must(e.lab.Heal(e.ctx)) }},
 	} {
 		if !t.Run(step.name, func(t *testing.T) {
 			e := e.in(t)
