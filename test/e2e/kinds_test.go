@@ -112,7 +112,7 @@ func onPath(to *lab.Node, kind control.PathKind) func(control.Status) bool {
 func (m *testbed) meetAsTheyCan(limit time.Duration, uplinks []uplink) {
 	m.t.Helper()
 	m.eventually(limit, func() error {
-		m.connected(pingLimit, m.nodes...)
+		m.connected(limit, m.nodes...)
 		var errs []error
 		for i, n := range m.nodes {
 			s := m.status(n)
