@@ -129,11 +129,12 @@ type Machine struct {
 	number  uint32
 
 	traffic  Traffic
-	busy     time.Time // when data was sent last
-	received time.Time // when bytes were received last
-	passed   time.Time // the same, but for handshakes that a peer begins: the answer may not arrive
-	silent   time.Time // since when data was sent and nothing received; zero if not
-	unheard  time.Time // when the peer said last that it receives nothing
+	busy     time.Time     // when data was sent last
+	received time.Time     // when bytes were received last
+	passed   time.Time     // the same, but for handshakes that a peer begins: the answer may not arrive
+	silent   time.Time     // since when data was sent and nothing received; zero if not
+	unheard  time.Time     // when the peer said last that it receives nothing
+	deaf     time.Duration // for how long it had not received anything when its last probe came
 	rotated  time.Time
 
 	searches int       // since candidates changed
@@ -324,6 +325,7 @@ func (m *Machine) heard(now time.Time, msg Message, w *way) {
 		// Prove it: a probe that came need not mean that one goes back.
 		w.probed, w.search = time.Time{}, now.Add(searchFor)
 	}
+	m.deaf = msg.Silence
 	if msg.Silence > 0 && m.isBusy(now) {
 		m.lookAround(now) // what we send does not arrive there
 		if msg.Silence >= deadAfter {

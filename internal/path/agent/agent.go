@@ -139,8 +139,9 @@ type Agent struct {
 	read    time.Time // when the device is read next
 	wanted  []Peer    // as set last
 	relays  relays
-	trying  int    // how many tries to reach a peer are under way
-	number  uint32 // of the last try
+	early   []early // the oldest first
+	trying  int     // how many tries to reach a peer are under way
+	number  uint32  // of the last try
 }
 
 // call is a sealed message that gossip has carried.
@@ -201,7 +202,9 @@ func (a *Agent) SetPeers(peers []Peer) {
 	a.inRun(func() {
 		a.wanted = peers
 		a.setNodes()
-		a.readDevice(time.Now())
+		now := time.Now()
+		a.readDevice(now)
+		a.takeEarly(now)
 	})
 }
 

@@ -217,6 +217,19 @@ const (
 	sessionEvery = 5 * time.Second
 )
 
+// early is a message that began a session with somebody whom the agent did not know yet: WireGuard
+// speaks as soon as it has a peer, and the agent is told of the peer a moment later.
+type early struct {
+	from  netip.AddrPort
+	index uint32
+	at    time.Time
+}
+
+const (
+	earlyFor = 10 * time.Second
+	maxEarly = 128
+)
+
 // takeSession notes the index in a peer's message that begins a session. Of whom the message
 // is can't be read, but from where it came. What comes from a relay may be of several
 // peers: the relay says of whom, see takeBegun.
@@ -224,19 +237,53 @@ func (a *Agent) takeSession(now time.Time, from netip.AddrPort, index uint32) {
 	if _, isRelay := a.relays.at[from]; isRelay {
 		return
 	}
-	var peer *peer
-	for _, p := range a.peers {
-		if p.machine == nil || p.use.Addr != from && p.traffic.Endpoint != from {
-			continue
-		}
-		if peer != nil {
-			return
-		}
-		peer = p
+	if p := a.peerAt(from); p != nil {
+		a.addSession(now, p, index)
+		return
 	}
-	if peer != nil {
-		a.addSession(now, peer, index)
+	if len(a.early) == maxEarly {
+		a.early = a.early[1:]
 	}
+	a.early = append(a.early, early{from, index, now})
+}
+
+// takeEarly notes the sessions of peers that the agent has come to know.
+func (a *Agent) takeEarly(now time.Time) {
+	a.early = slices.DeleteFunc(a.early, func(e early) bool {
+		if now.Sub(e.at) >= earlyFor {
+			return true
+		}
+		p := a.peerAt(e.from)
+		if p != nil {
+			a.addSession(now, p, e.index)
+		}
+		return p != nil
+	})
+}
+
+// peerAt returns the only peer with which WireGuard talks at an address, or else the only one for
+// which the address is tried; nil if there is none, or several.
+func (a *Agent) peerAt(from netip.AddrPort) *peer {
+	uses := func(p *peer) bool { return p.use.Addr == from || p.traffic.Endpoint == from }
+	tries := func(p *peer) bool {
+		return slices.ContainsFunc(p.Candidates, func(c path.Candidate) bool { return c.Path.Addr == from })
+	}
+	for _, is := range []func(*peer) bool{uses, tries} {
+		var found []*peer
+		for _, p := range a.peers {
+			if p.machine != nil && is(p) {
+				found = append(found, p)
+			}
+		}
+		switch len(found) {
+		case 0:
+		case 1:
+			return found[0]
+		default:
+			return nil
+		}
+	}
+	return nil
 }
 
 // takeBegun takes what a relay says of a session that has begun through it. If that is wrong,

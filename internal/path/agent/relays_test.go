@@ -400,6 +400,50 @@ func testSessionsAreKept(t *testing.T, lost bool) {
 	}
 }
 
+// TestEarlySession has sessions begin before the agent knows the peer, and at an address of the
+// peer to which WireGuard does not send.
+func TestEarlySession(t *testing.T) {
+	for _, tt := range []struct {
+		name           string
+		relayed, known bool
+		from           string
+		late           time.Duration // when the agent is told of the peer
+		want           int
+	}{
+		{"before the peer is known", false, false, addrB, time.Second, 1},
+		{"long before", false, false, addrB, earlyFor, 0},
+		{"of a stranger", false, false, addrC, time.Second, 0},
+		{"from where WireGuard sends", false, true, addrB, 0, 1},
+		{"from elsewhere", true, true, addrB, 0, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b, r, s := twoWithRelays(t)
+				if tt.relayed {
+					a.set(addrA, true)
+					a.set(addrB, true)
+				}
+				time.Sleep(25 * time.Second)
+				if use := a.statusOf(t, b).Path; (use.Kind == path.Relayed) != tt.relayed {
+					t.Fatalf("got path %v, want a relay %t", use, tt.relayed)
+				}
+				if !tt.known {
+					a.SetPeers(nil)
+				}
+				b.initiate(a, netip.MustParseAddrPort(tt.from))
+				time.Sleep(tt.late)
+				a.SetPeers([]Peer{b.through(behindFirewall(addrB), r, s)})
+				synctest.Wait()
+				a.inRun(func() {
+					if got := len(a.byShort[path.ShortOf(b.id)].sessions); got != tt.want {
+						t.Errorf("got %d sessions, want %d", got, tt.want)
+					}
+				})
+			})
+		})
+	}
+}
+
 // TestStartsWithRelay has an agent start again while WireGuard's endpoint is a relay: it is one from
 // the beginning, and stays in use.
 func TestStartsWithRelay(t *testing.T) {
