@@ -252,20 +252,30 @@ func (a *Agent) takeBegun(now time.Time, relay *peer, m path.Message) {
 
 // addSession notes a session with a peer, and tells it to the relays through which this node
 // may have to send to the peer: so the session goes on when the path fails.
-func (a *Agent) addSession(now time.Time, peer *peer, index uint32) {
-	if slices.ContainsFunc(peer.sessions, func(s session) bool { return s.index == index }) {
+func (a *Agent) addSession(now time.Time, with *peer, index uint32) {
+	if slices.ContainsFunc(with.sessions, func(s session) bool { return s.index == index }) {
 		return
 	}
-	if len(peer.sessions) == maxSessions {
-		if now.Sub(peer.sessions[0].begun) < sessionEvery {
+	// WireGuard draws an index at random. One that stands for somebody else was read on the way, by
+	// whoever wants to have what is for him.
+	if slices.ContainsFunc(a.peers, func(p *peer) bool { return p.hasSession(now, index) }) {
+		return
+	}
+	if len(with.sessions) == maxSessions {
+		if now.Sub(with.sessions[0].begun) < sessionEvery {
 			return
 		}
-		peer.sessions = peer.sessions[1:]
+		with.sessions = with.sessions[1:]
 	}
-	peer.sessions = append(peer.sessions, session{index: index, begun: now})
+	with.sessions = append(with.sessions, session{index: index, begun: now})
 	for _, b := range a.relays.bound {
-		a.tellSessions(now, b, sessionFor, peer)
+		a.tellSessions(now, b, sessionFor, with)
 	}
+}
+
+// hasSession reports whether an index stands for the peer.
+func (p *peer) hasSession(now time.Time, index uint32) bool {
+	return slices.ContainsFunc(p.sessions, func(s session) bool { return s.index == index && now.Sub(s.begun) < sessionFor })
 }
 
 // tellSessions tells a relay which index stands for which peer, where that may become

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/rawudp"
+)
+
+const addrX = "192.0.2.66:51820"
+
+// outsider is somebody with an address of his own who sees all probes of two hosts.
+type outsider struct {
+	*wire
+	addr netip.AddrPort
+	sent int // bytes that he has sent, from whatever address
+	got  int // bytes that came to him
+}
+
+// send sends a datagram from any address, after a while.
+func (o *outsider) send(after time.Duration, b []byte, from, to netip.AddrPort) {
+	h := o.at(to)
+	if h == nil {
+		return
+	}
+	o.sent += len(b)
+	time.AfterFunc(after, func() { h.deliver(rawudp.Datagram{Payload: b, From: from, To: to.Addr(), Link: h.link}) })
+}
+
+// TestHostileOutsider has somebody who sees the probes of two hosts, and has no key, send them
+// again in all ways, while packets pass between the two. No path changes, nothing is sent to him,
+// and the two send no more than without him.
+func TestHostileOutsider(t *testing.T) {
+	later := 3 * travel // than the datagram itself
+	without := 0
+	for _, attack := range []struct {
+		name string
+		on   func(o *outsider, b []byte, from, to netip.AddrPort)
+	}{
+		{"none", func(*outsider, []byte, netip.AddrPort, netip.AddrPort) {}},
+		{"replays", func(o *outsider, b []byte, _, to netip.AddrPort) { o.send(later, b, o.addr, to) }},
+		{"replays from where it came", func(o *outsider, b []byte, from, to netip.AddrPort) { o.send(later, b, from, to) }},
+		{"reflects", func(o *outsider, b []byte, from, _ netip.AddrPort) { o.send(0, b, o.addr, from) }},
+		{"reflects from where it goes", func(o *outsider, b []byte, from, to netip.AddrPort) { o.send(0, b, to, from) }},
+		{"forges", func(o *outsider, b []byte, from, to netip.AddrPort) {
+			for n := range 20 {
+				forged := slices.Clone(b)
+				forged[20+n%8] ^= 1 // another counter
+				forged[len(forged)-1-n]++
+				o.send(0, forged, []netip.AddrPort{o.addr, from}[n%2], to)
+			}
+		}},
+	} {
+		t.Run(attack.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := two(t)
+				o := &outsider{wire: a.wire, addr: netip.MustParseAddrPort(addrX)}
+				sent := 0
+				a.tap = func(p []byte, from, to netip.AddrPort) {
+					sent += len(p)
+					if to == o.addr {
+						o.got += len(p)
+						return
+					}
+					attack.on(o, p, from, to)
+				}
+				a.SetPeers([]Peer{b.peer(direct(addrB))})
+				b.SetPeers([]Peer{a.peer(direct(addrA))})
+				a.talk(t, b)
+				b.talk(t, a)
+				time.Sleep(30 * time.Second)
+				a.wantPath(t, b, direct(addrB))
+				b.wantPath(t, a, direct(addrA))
+				fromA, fromB := b.received(a), a.received(b)
+				time.Sleep(time.Second)
+				if b.received(a) == fromA || a.received(b) == fromB {
+					t.Error("nothing passes both ways")
+				}
+				a.mu.Lock()
+				defer a.mu.Unlock()
+				for _, h := range []*host{a, b} {
+					if slices.Contains(h.writes, o.addr) {
+						t.Errorf("%v has sent packets to the outsider", h.id)
+					}
+				}
+				if o.got > 0 {
+					t.Errorf("the outsider got %d bytes for %d, want none", o.got, o.sent)
+				}
+				t.Logf("the two have sent %d bytes, the outsider %d", sent, o.sent)
+				if without == 0 {
+					without = sent
+				}
+				if sent > without*5/4 {
+					t.Errorf("the two have sent %d bytes of probes, want about %d as without an outsider", sent, without)
+				}
+			})
+		})
+	}
+}
+
+// insider is a node with keys that says what it likes.
+type insider struct {
+	*host
+	t       *testing.T
+	counter uint64
+}
+
+// insider adds a peer of a host.
+func (h *host) insider(t *testing.T, num byte, addr string) *insider {
+	i := &insider{host: h.wire.host(t, num, addr), t: t}
+	h.add(i.host, addr)
+	return i
+}
+
+// keysTo returns the keys for what it sends to a host.
+func (i *insider) keysTo(to *host) *path.Keys {
+	keys, err := path.NewKeys("test", path.ShortOf(i.id), path.ShortOf(to.id), i.pathKey, to.pathKey.PublicKey())
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return keys
+}
+
+// say has a message arrive at a host, from any address.
+func (i *insider) say(keys *path.Keys, to *host, from netip.AddrPort, m path.Message) {
+	i.counter++
+	to.deliver(rawudp.Datagram{Payload: keys.Seal(m, i.counter), From: from, To: to.addrs[0].Addr(), Link: to.link})
+}
+
+// TestHostileInsider has a third node flood one of two, which talk through a relay, with each message
+// there is, from its own address and from those of the other one and of the relay. Nothing about the
+// two changes, and the node sends little.
+func TestHostileInsider(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r := overOneRelay(t)
+		i := a.insider(t, 5, addrX)
+		a.SetPeers([]Peer{b.through(behindFirewall(addrB), r), i.through(direct(addrX), r)})
+		a.initiateThrough(r, b)
+		b.initiateThrough(r, a)
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(5 * time.Second)
+		keys := i.keysTo(a)
+		who, err := path.WhoSealer("test", secret, path.ShortOf(r.id), r.pathKey.PublicKey())
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := a.Bound()
+		said := 0
+		sent, toB := 0, b.received(a)
+		a.mu.Lock()
+		a.tap = func(p []byte, from, _ netip.AddrPort) {
+			if from == a.addrs[0] {
+				sent += len(p)
+			}
+		}
+		a.mu.Unlock()
+		const seconds = 30
+		for n := range seconds * 100 {
+			from := []netip.AddrPort{i.addrs[0], b.addrs[0], r.addrs[0]}[n%3]
+			node := []mesh.ID{i.id, b.id}[n%2]
+			for op := path.Ping; op <= path.Renew; op++ {
+				i.say(keys, a, from, path.Message{
+					Op: op, Number: indexOf(a, b), Node: path.ShortOf(node), Use: path.Relayed, Look: path.Relayed, This: true, Silence: time.Minute,
+				})
+				said++
+			}
+			i.counter++
+			a.deliver(rawudp.Datagram{Payload: who.Seal(path.Message{Op: path.Who}, 1<<40+i.counter), From: from, To: a.addrs[0].Addr(), Link: 2})
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Logf("it has sent %d bytes for %d datagrams", sent, said)
+		a.wantPath(t, b, r.by())
+		b.wantPath(t, a, r.by())
+		if after := a.Bound(); len(after) != 1 || after[0] != before[0] {
+			t.Errorf("bound at %+v, want %+v", after, before)
+		}
+		if n := (b.received(a) - toB) / 128; n < seconds*15 {
+			t.Errorf("%d packets have passed in %d s, want some 20 a second", n, seconds)
+		}
+		for _, of := range []*host{b, i.host} {
+			if renew := a.statusOf(t, of).Renew; !renew.IsZero() {
+				t.Errorf("the session with %v was begun anew %v", of.id, renew)
+			}
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if to, verdict := r.table.Forward(time.Now(), dataOf(a, b), a.addrs[0]); verdict != path.Pass || to != b.addrs[0] {
+			t.Errorf("what is for the other one: got verdict %d to %v", verdict, to)
+		}
+		if sent > said*90 {
+			t.Errorf("the node has sent %d bytes for %d datagrams, want no more than it got", sent, said)
+		}
+	})
+}
+
+// TestHostileBegun has a relay say that a session of others is its own, and somebody begin one in
+// a third node's name: the other relay, through which they talk, is told nothing.
+func TestHostileBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r, s := twoWithRelays(t)
+		a.set(addrA, true)
+		a.set(addrB, true)
+		time.Sleep(5 * time.Second)
+		through, rogue := r, s
+		if a.statusOf(t, b).Path == s.by().Path {
+			through, rogue = s, r
+		}
+		c := a.insider(t, 3, addrC)
+		a.SetPeers([]Peer{b.through(behindFirewall(addrB), r, s), c.through(direct(addrC), r, s)})
+		a.initiateThrough(through, b)
+		b.initiateThrough(through, a)
+		time.Sleep(time.Second)
+		rogue.mu.Lock()
+		rogue.counter++
+		begun := rogue.keys[path.ShortOf(a.id)].Seal(path.Message{Op: path.Begun, Number: indexOf(a, b), Node: path.ShortOf(c.id)}, rogue.counter)
+		rogue.mu.Unlock()
+		a.deliver(rawudp.Datagram{Payload: begun, From: rogue.addrs[0], To: a.addrs[0].Addr(), Link: 2})
+		initiation := make([]byte, device.MessageInitiationSize)
+		initiation[0] = device.MessageInitiationType
+		binary.LittleEndian.PutUint32(initiation[4:], indexOf(a, b))
+		a.deliver(rawudp.Datagram{Payload: initiation, From: c.addrs[0], To: a.addrs[0].Addr(), Link: 2})
+		time.Sleep(time.Second)
+		for _, relay := range []*wireRelay{through, rogue} {
+			relay.mu.Lock()
+			if to, verdict := relay.table.Forward(time.Now(), dataOf(a, b), a.addrs[0]); verdict != path.Pass || to != b.addrs[0] {
+				t.Errorf("what is for the other one: got verdict %d to %v", verdict, to)
+			}
+			relay.mu.Unlock()
+		}
+	})
+}
+
+// dataOf is a message of the session of two hosts.
+func dataOf(from, to *host) []byte {
+	b := make([]byte, 128)
+	b[0] = device.MessageTransportType
+	binary.LittleEndian.PutUint32(b[4:], indexOf(from, to))
+	return b
+}
