@@ -146,7 +146,7 @@ type Machine struct {
 // Endpoint is where WireGuard sends packets to the peer already; the zero value if
 // nowhere. It stays in use until something else is proved.
 func NewMachine(leads bool, endpoint netip.AddrPort, now time.Time) *Machine {
-	m := &Machine{leads: leads, changed: now, traffic: Traffic{Endpoint: endpoint}}
+	m := &Machine{leads: leads, changed: now, traffic: Traffic{Endpoint: endpoint}, punch: newPunch()}
 	if endpoint.IsValid() {
 		m.use = m.add(Candidate{Path: At(endpoint), Open: true}, true)
 	}

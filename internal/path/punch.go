@@ -2,7 +2,11 @@
 
 package path
 
-import "time"
+import (
+	"time"
+
+	"golang.org/x/time/rate"
+)
 
 // Two ends behind NAT or a firewall reach each other only if each sends first. But a
 // packet that arrives at a router before its host has sent one may be taken for one to the
@@ -25,6 +29,9 @@ const (
 	higherTTL  = 5                // beyond a carrier's, too; every second attempt
 	maxCalls   = 5                // that are repeated soon if not answered: after 8, 12, 20, 36 s
 	openings   = 2                // packets that open the own side, for each candidate
+	// A peer may call so often at once, and then once in punchQuiet: its candidates may be
+	// addresses of others, who would get some hundred probes for each call.
+	maxAttempts = 5
 )
 
 // punch is the state of punching.
@@ -34,8 +41,11 @@ type punch struct {
 	opened   bool      // this side is open, in this attempt
 	until    time.Time // until when probes go all the way
 	next     time.Time
-	over     Path // the path over which calls go
+	over     Path          // the path over which calls go
+	asked    *rate.Limiter // attempts for which the peer has called
 }
+
+func newPunch() punch { return punch{asked: rate.NewLimiter(rate.Every(punchQuiet), maxAttempts)} }
 
 // called takes a Call or a Called of the peer.
 func (m *Machine) called(now time.Time, msg Message, over Path) []Action {
@@ -44,17 +54,22 @@ func (m *Machine) called(now time.Time, msg Message, over Path) []Action {
 		if now.Sub(p.began) < punchFor {
 			return nil // an attempt is under way
 		}
+		if !p.asked.AllowN(now, 1) {
+			return nil
+		}
 		p.begin(now, over)
 		return m.open(now)
 	}
+	if !p.until.IsZero() {
+		return nil // the probes of this attempt have begun, and are not to be prolonged
+	}
 	p.over = over
+	var actions []Action
 	if !p.opened {
-		actions := m.open(now)
-		p.until, p.next = now.Add(punchFor), now
-		return actions
+		actions = m.open(now)
 	}
 	p.until, p.next = now.Add(punchFor), now
-	return nil
+	return actions
 }
 
 func (p *punch) begin(now time.Time, over Path) {

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -247,4 +248,41 @@ func dataOf(from, to *host) []byte {
 	b[0] = device.MessageTransportType
 	binary.LittleEndian.PutUint32(b[4:], indexOf(from, to))
 	return b
+}
+
+// TestHostileCalls has a node that names addresses of somebody else as its own call without end:
+// they get no more probes than from a peer that behaves.
+func TestHostileCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		a := w.host(t, 1, addrA)
+		a.start(t)
+		i := a.insider(t, 5, addrX)
+		var others []path.Candidate
+		for n := range 12 {
+			others = append(others, behindFirewall(fmt.Sprintf("192.0.2.%d:53", 100+n)))
+		}
+		a.SetPeers([]Peer{i.peer(others...)})
+		sent := 0
+		a.mu.Lock()
+		a.tap = func(p []byte, from, to netip.AddrPort) {
+			if to.Port() == 53 {
+				sent++
+			}
+		}
+		a.mu.Unlock()
+		keys := i.keysTo(a)
+		const minutes = 10
+		for range minutes * 120 {
+			for _, op := range []path.Op{path.Call, path.Called} {
+				i.say(keys, a, i.addrs[0], path.Message{Op: op})
+			}
+			time.Sleep(time.Second / 2)
+		}
+		t.Logf("%d datagrams in %d minutes", sent, minutes)
+		// Five attempts, and one every 35 s, of some 40 probes to each address.
+		if most := (5 + minutes*60/35 + 1) * 45 * len(others); sent == 0 || sent > most {
+			t.Errorf("others got %d datagrams in %d minutes, want some, and no more than %d", sent, minutes, most)
+		}
+	})
 }
