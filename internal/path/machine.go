@@ -321,8 +321,7 @@ func (m *Machine) Receive(now time.Time, msg Message, over Path) []Action {
 // heard notes what a peer's probe says of the path that the peer uses.
 func (m *Machine) heard(now time.Time, msg Message, w *way) {
 	if m.use == nil || w.answered.IsZero() {
-		// Prove it: a probe that came need not mean that one goes back.
-		w.probed, w.search = time.Time{}, now.Add(searchFor)
+		m.prove(now, w) // a probe that came need not mean that one goes back
 	}
 	if msg.Silence > 0 && m.isBusy(now) {
 		m.lookAround(now) // what we send does not arrive there
@@ -339,15 +338,28 @@ func (m *Machine) heard(now time.Time, msg Message, w *way) {
 		m.change(now, w)
 	default:
 		m.wanted = w.Path
-		w.probed, w.search = time.Time{}, now.Add(searchFor)
+		m.prove(now, w)
 	}
 }
+
+// prove probes a way over which something came.
+func (m *Machine) prove(now time.Time, w *way) {
+	w.probed, w.search = time.Time{}, now.Add(searchFor)
+	if m.use != nil && w.isClaim() {
+		w.search = now.Add(fastPace / 2) // once
+	}
+}
+
+// isClaim reports whether nothing but the source of the peer's messages says that it is there.
+// Somebody who repeats a probe from elsewhere before it arrives can forge that, so while there is
+// another path, one probe at most goes there for each message.
+func (w *way) isClaim() bool { return w.learned && w.answered.IsZero() }
 
 // lookAround has the other paths probed for a moment, so that one is known to work when the
 // one in use has to be left.
 func (m *Machine) lookAround(now time.Time) {
 	for _, w := range m.ways {
-		if w != m.use && w.search.Before(now.Add(fastPace)) {
+		if w != m.use && !w.isClaim() && w.search.Before(now.Add(fastPace)) {
 			w.search = now.Add(2 * fastPace)
 		}
 	}

@@ -109,6 +109,55 @@ func TestHostileOutsider(t *testing.T) {
 	}
 }
 
+// TestHostileOvertakes has somebody send probes of two hosts from another address before they
+// arrive, so that they count as sent from there. Packets stay on the path that they are on, and
+// little more is sent there than he has sent.
+func TestHostileOvertakes(t *testing.T) {
+	for _, every := range []int{1, 3, 10} {
+		t.Run(fmt.Sprintf("one of %d", every), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := two(t)
+				a.SetPeers([]Peer{b.peer(direct(addrB))})
+				b.SetPeers([]Peer{a.peer(direct(addrA))})
+				a.talk(t, b)
+				b.talk(t, a)
+				time.Sleep(5 * time.Second)
+				o := &outsider{wire: a.wire, addr: netip.MustParseAddrPort(addrX)}
+				seen := 0
+				a.mu.Lock()
+				a.tap = func(p []byte, from, to netip.AddrPort) {
+					if to == o.addr {
+						o.got += len(p)
+					} else if seen++; seen%every == 0 {
+						o.send(0, p, o.addr, to)
+					}
+				}
+				a.mu.Unlock()
+				time.Sleep(time.Minute)
+				for _, h := range []*host{a, b} {
+					if slices.Contains(h.writes, o.addr) {
+						t.Errorf("%v has sent packets to the outsider", h.id)
+					}
+				}
+				if to, from := a.statusOf(t, b).Path, b.statusOf(t, a).Path; to != direct(addrB).Path || from != direct(addrA).Path {
+					t.Errorf("got paths %v and %v, want those before", to, from)
+				}
+				fromA, fromB := b.received(a), a.received(b)
+				time.Sleep(time.Second)
+				if b.received(a) == fromA || a.received(b) == fromB {
+					t.Error("nothing passes both ways")
+				}
+				t.Logf("the outsider has sent %d bytes and got %d", o.sent, o.got)
+				// An answer and a probe for each, and what is sent in a search for better paths.
+				const search = 2 * 11 * 90
+				if most := 2*o.sent + search; o.sent == 0 || o.got > most {
+					t.Errorf("the outsider got %d bytes for %d, want no more than %d", o.got, o.sent, most)
+				}
+			})
+		})
+	}
+}
+
 // insider is a node with keys that says what it likes.
 type insider struct {
 	*host
