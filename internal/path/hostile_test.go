@@ -113,3 +113,37 @@ func TestHostileManyRows(t *testing.T) {
 		t.Errorf("rows: got %d, want no more than %d", rows, maxRows)
 	}
 }
+
+// TestSilentRelay has this end alone send, through a relay on which probes pass. The relay is left
+// if not even WireGuard's keepalives come back, which take up to 10 s.
+func TestSilentRelay(t *testing.T) {
+	for name, keepalives := range map[string]bool{"keepalives": true, "nothing": false} {
+		t.Run(name, func(t *testing.T) {
+			m := machineWith(true, firstHop, secondHop)
+			both := answering{firstHop: Relayed, secondHop: Relayed}
+			now := both.run(m, epoch, 20*time.Second)
+			use, _ := m.InUse()
+			began := now
+			traffic := Traffic{Sent: 1000, Received: 1000, Endpoint: use.Addr}
+			m.Observe(now, traffic)
+			for now.Sub(began) < 2*time.Minute {
+				now = both.run(m, now, 100*time.Millisecond)
+				traffic.Sent += 1000
+				if keepalives && now.Sub(began)%(10*time.Second) < 100*time.Millisecond {
+					traffic.Received += transportMin
+				}
+				m.Observe(now, traffic)
+				if at, _ := m.InUse(); at == use {
+					continue
+				}
+				if after := now.Sub(began); keepalives || after < quietAfter || after > quietAfter+2*time.Second {
+					t.Errorf("the relay was left after %v", after)
+				}
+				return
+			}
+			if !keepalives {
+				t.Error("the relay was not left")
+			}
+		})
+	}
+}

@@ -43,6 +43,13 @@ const (
 	openFor       = 25 * time.Second // for how long a NAT surely lets answers in, RFC 4787 REQ-5
 )
 
+// When a relay is left that passes probes and drops packets. WireGuard answers data with a keepalive
+// after 10 s at the latest (Keepalive-Timeout in section 6.1 of the WireGuard paper).
+const (
+	lossAfter  = 1500 * time.Millisecond // of what both ends say, which is late by some readings of the device
+	quietAfter = 12 * time.Second        // of what this end sees alone
+)
+
 // The endpoint is written again and again after a change, because each packet that
 // arrives over the path before sets WireGuard's endpoint back.
 const (
@@ -104,6 +111,7 @@ type way struct {
 	srtt     time.Duration
 	rttvar   time.Duration
 	answered time.Time     // when the last answer came; zero for never
+	late     time.Time     // when one came last that was not waited for any more
 	probed   time.Time     // when the last probe was due; zero to send one at once
 	search   time.Time     // until when to probe it as a better path
 	hold     time.Duration // how long it must be stable before it is used again
@@ -134,6 +142,7 @@ type Machine struct {
 	passed   time.Time // the same, but for handshakes that a peer begins: the answer may not arrive
 	silent   time.Time // since when data was sent and nothing received; zero if not
 	unheard  time.Time // when the peer said last that it receives nothing
+	lost     time.Time // since when the peer has said so although data was sent meanwhile; zero if it has not
 	rotated  time.Time
 
 	searches int       // since candidates changed
@@ -323,6 +332,7 @@ func (m *Machine) heard(now time.Time, msg Message, w *way) {
 	if m.use == nil || w.answered.IsZero() {
 		m.prove(now, w) // a probe that came need not mean that one goes back
 	}
+	m.noteLoss(now, msg.Silence)
 	if msg.Silence > 0 && m.isBusy(now) {
 		m.lookAround(now) // what we send does not arrive there
 		if msg.Silence >= deadAfter {
@@ -332,13 +342,25 @@ func (m *Machine) heard(now time.Time, msg Message, w *way) {
 	switch {
 	case !msg.This || w == m.use:
 		return
-	case m.leads && m.use != nil && m.use.misses < nextMisses:
+	case m.leads && m.use != nil && m.use.misses < nextMisses && !m.yields(now):
 		return // the leader chooses, unless its own path fails
 	case m.lives(w, now):
 		m.change(now, w)
 	default:
 		m.wanted = w.Path
 		m.prove(now, w)
+	}
+}
+
+// noteLoss takes for how long the peer has received nothing, and notes since when that is although
+// this node has sent something.
+func (m *Machine) noteLoss(now time.Time, silence time.Duration) {
+	began := now.Add(-silence)
+	switch {
+	case silence == 0 || m.busy.Before(began.Add(lossAfter)):
+		m.lost = time.Time{}
+	case m.lost.Before(began):
+		m.lost = now
 	}
 }
 
@@ -370,6 +392,7 @@ func (m *Machine) answer(now time.Time, msg Message, w *way) {
 	i := slices.IndexFunc(w.pending, func(p ping) bool { return p.number == msg.Number })
 	if i < 0 {
 		// A late one, or one that was sent elsewhere: NATs may answer from another address.
+		w.late = now
 		return
 	}
 	w.sample(now.Sub(w.pending[i].at))
@@ -416,7 +439,7 @@ func (m *Machine) change(now time.Time, w *way) {
 	if m.use == w {
 		return
 	}
-	m.use, m.changed, m.wanted = w, now, Path{}
+	m.use, m.changed, m.wanted, m.lost = w, now, Path{}, time.Time{}
 	if w.Path.Straight() {
 		m.punch.attempts = 0
 	}

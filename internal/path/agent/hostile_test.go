@@ -158,6 +158,65 @@ func TestHostileOvertakes(t *testing.T) {
 	}
 }
 
+// TestHostileRelay has the relay that two hosts use, and to which they are bound, no longer do what it
+// is for. Packets pass through the other one a few seconds later.
+func TestHostileRelay(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		turn func(r *wireRelay, a, b *host)
+		stay bool // packets pass as before
+	}{
+		{"drops all", func(r *wireRelay, a, b *host) { r.lossy, r.deaf = true, []*host{a, b} }, false},
+		{"drops packets and passes probes", func(r *wireRelay, a, b *host) { r.deaf = []*host{a, b} }, false},
+		{"drops packets of the one that leads", func(r *wireRelay, a, _ *host) { r.deaf = []*host{a} }, false},
+		{"drops packets of the other one", func(r *wireRelay, _, b *host) { r.deaf = []*host{b} }, false},
+		{"drops probes and passes packets", func(r *wireRelay, _, _ *host) { r.lossy = true }, true},
+		{"delays", func(r *wireRelay, _, _ *host) { r.delay = 2 * time.Second }, false},
+		{"delays more and more", func(r *wireRelay, _, _ *host) {
+			for n := range 20 {
+				time.AfterFunc(time.Duration(n)*300*time.Millisecond, func() { r.mu.Lock(); defer r.mu.Unlock(); r.delay += 100 * time.Millisecond })
+			}
+		}, false},
+		{"replays", func(r *wireRelay, _, _ *host) { r.copies = 5 }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b, r, s := twoWithRelays(t)
+				a.set(addrA, true)
+				a.set(addrB, true)
+				time.Sleep(2 * time.Second)
+				use := a.statusOf(t, b).Path
+				rogue, other := r, s
+				if use == s.by().Path {
+					rogue, other = s, r
+				}
+				a.initiateThrough(rogue, b)
+				b.initiateThrough(rogue, a)
+				a.talk(t, b)
+				b.talk(t, a)
+				time.Sleep(10 * time.Second)
+				a.wantPath(t, b, rogue.by())
+				rogue.mu.Lock()
+				tt.turn(rogue, a, b)
+				a.sent = 0
+				rogue.mu.Unlock()
+				time.Sleep(10 * time.Second)
+				if rogue.copies > 0 && a.sent > 40 { // what is to be answered comes once a second, as before
+					t.Errorf("%d datagrams were sent in 10 s, want the answers to new ones only", a.sent)
+				}
+				if use := a.statusOf(t, b).Path; use != other.by().Path && !tt.stay {
+					t.Errorf("got %v, want the other relay", use)
+				}
+				fromA, fromB := b.received(a), a.received(b)
+				time.Sleep(time.Second)
+				if b.received(a) == fromA || a.received(b) == fromB {
+					t.Error("nothing passes both ways")
+				}
+			})
+		})
+	}
+}
+
 // insider is a node with keys that says what it likes.
 type insider struct {
 	*host
