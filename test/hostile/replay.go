@@ -58,13 +58,18 @@ func (t *Target) listenIn(ctx context.Context, d time.Duration) error {
 
 // payloadOf returns the UDP payload of an IPv4 packet to a port, nil for other packets
 // (RFC 791, section 3.1, and RFC 768).
-func payloadOf(b []byte, port uint16) []byte {
+func payloadOf(b []byte, port uint16) []byte { return payload(b, 2, port) }
+
+// payloadFrom returns that of a packet from a port.
+func payloadFrom(b []byte, port uint16) []byte { return payload(b, 0, port) }
+
+func payload(b []byte, at int, port uint16) []byte {
 	const udpHeader = 8
 	if len(b) < 20 || b[9] != unix.IPPROTO_UDP {
 		return nil
 	}
 	head := 4 * int(b[0]&0x0f)
-	if len(b) < head+udpHeader || binary.BigEndian.Uint16(b[head+2:]) != port {
+	if len(b) < head+udpHeader || binary.BigEndian.Uint16(b[head+at:]) != port {
 		return nil
 	}
 	return b[head+udpHeader:]
