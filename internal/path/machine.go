@@ -162,6 +162,10 @@ func NewMachine(leads bool, endpoint netip.AddrPort, now time.Time) *Machine {
 	return m
 }
 
+// CountFrom sets what the numbers of probes follow. Answers to those of a machine before, which
+// somebody may have recorded, must not be taken for answers to those of this one.
+func (m *Machine) CountFrom(number uint32) { m.number = number }
+
 // SetCandidates sets the paths to try. Those that are in use stay, and those that worked a
 // short time ago: what others see of a NAT need not be what the peer sees.
 func (m *Machine) SetCandidates(now time.Time, all []Candidate) {

@@ -654,7 +654,7 @@ var errBroken = errors.New("broken")
 func (brokenPort) Serve(func(rawudp.Datagram)) error { return errBroken }
 
 func TestPortBreaks(t *testing.T) {
-	a := Start(t.Context(), Options{PathKey: privateKey(t, 1), Port: brokenPort{}, Logger: slog.New(slog.DiscardHandler)})
+	a := Start(t.Context(), Options{PathKey: privateKey(t, 1), Counter: func() uint64 { return 1 }, Port: brokenPort{}, Logger: slog.New(slog.DiscardHandler)})
 	if err := a.Wait(); !errors.Is(err, errBroken) {
 		t.Errorf("got %v, want %v", err, errBroken)
 	}

@@ -158,9 +158,9 @@ func TestHostileOvertakes(t *testing.T) {
 	}
 }
 
-// TestHostileRelay has the relay that two hosts use, and to which they are bound, no longer do what it
+// TestHostileRelayTurns has the relay that two hosts use, and to which they are bound, no longer do what it
 // is for. Packets pass through the other one a few seconds later.
-func TestHostileRelay(t *testing.T) {
+func TestHostileRelayTurns(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		turn func(r *wireRelay, a, b *host)
@@ -297,10 +297,8 @@ func TestHostileInsider(t *testing.T) {
 		if n := (b.received(a) - toB) / 128; n < seconds*15 {
 			t.Errorf("%d packets have passed in %d s, want some 20 a second", n, seconds)
 		}
-		for _, of := range []*host{b, i.host} {
-			if renew := a.statusOf(t, of).Renew; !renew.IsZero() {
-				t.Errorf("the session with %v was begun anew %v", of.id, renew)
-			}
+		if renew := a.statusOf(t, b).Renew; !renew.IsZero() {
+			t.Errorf("the session of the two was begun anew %v", renew)
 		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -313,9 +311,9 @@ func TestHostileInsider(t *testing.T) {
 	})
 }
 
-// TestHostileBegun has a relay say that a session of others is its own, and somebody begin one in
+// TestHostileSessions has a relay say that a session of others is its own, and somebody begin one in
 // a third node's name: the other relay, through which they talk, is told nothing.
-func TestHostileBegun(t *testing.T) {
+func TestHostileSessions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b, r, s := twoWithRelays(t)
 		a.set(addrA, true)
@@ -358,9 +356,9 @@ func dataOf(from, to *host) []byte {
 	return b
 }
 
-// TestHostileCalls has a node that names addresses of somebody else as its own call without end:
+// TestHostilePunching has a node that names addresses of somebody else as its own call without end:
 // they get no more probes than from a peer that behaves.
-func TestHostileCalls(t *testing.T) {
+func TestHostilePunching(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWire()
 		a := w.host(t, 1, addrA)
@@ -392,5 +390,52 @@ func TestHostileCalls(t *testing.T) {
 		if most := (5 + minutes*60/35 + 1) * 45 * len(others); sent == 0 || sent > most {
 			t.Errorf("others got %d datagrams in %d minutes, want some, and no more than %d", sent, minutes, most)
 		}
+	})
+}
+
+// TestHostileRestart has somebody who has recorded probes send them from his address to a host whose
+// agent has just started again, and so has not seen them.
+func TestHostileRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := two(t)
+		o := &outsider{wire: a.wire, addr: netip.MustParseAddrPort(addrX)}
+		var recorded [][]byte
+		a.tap = func(p []byte, _, to netip.AddrPort) {
+			switch to {
+			case b.addrs[0]:
+				recorded = append(recorded, p)
+			case o.addr:
+				o.got += len(p)
+			}
+		}
+		a.SetPeers([]Peer{b.peer(direct(addrB))})
+		b.SetPeers([]Peer{a.peer(direct(addrA))})
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(30 * time.Second)
+		b.stop()
+		a.mu.Lock()
+		old := recorded
+		a.mu.Unlock()
+		b.start(t)
+		b.SetPeers([]Peer{a.peer(direct(addrA))})
+		for len(old) > 0 {
+			a.mu.Lock()
+			o.send(0, old[0], o.addr, b.addrs[0])
+			a.mu.Unlock()
+			old = old[1:]
+			time.Sleep(travel)
+		}
+		time.Sleep(5 * time.Second)
+		a.mu.Lock()
+		if slices.Contains(b.writes, o.addr) {
+			t.Errorf("%v has sent packets to the outsider", b.id)
+		}
+		t.Logf("the outsider has sent %d bytes and got %d", o.sent, o.got)
+		if o.got > 2*o.sent {
+			t.Errorf("the outsider got %d bytes for %d, want no more than twice as many", o.got, o.sent)
+		}
+		a.mu.Unlock()
+		b.wantPath(t, a, direct(addrA))
 	})
 }

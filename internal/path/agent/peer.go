@@ -123,6 +123,7 @@ func (a *Agent) startMachine(now time.Time, p *peer, endpoint netip.AddrPort) {
 		endpoint = netip.AddrPort{}
 	}
 	p.machine = path.NewMachine(bytes.Compare(a.o.Key[:], p.Key[:]) < 0, endpoint, now)
+	p.machine.CountFrom(a.fresh())
 	p.machine.SetCandidates(now, a.candidates(p))
 }
 
