@@ -439,3 +439,33 @@ func TestHostileRestart(t *testing.T) {
 		b.wantPath(t, a, direct(addrA))
 	})
 }
+
+// TestHostileRelayVanishes has a relay through which two hosts talk go from the list of relays, as one
+// does that gossip takes for dead, and come back, while it goes on to forward: it is never taken for the peer.
+func TestHostileRelayVanishes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r := overOneRelay(t)
+		a.initiateThrough(r, b)
+		b.initiateThrough(r, a)
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(time.Second)
+		for _, relays := range [][]Relay{nil, {r.as(addrR)}} {
+			for _, h := range []*host{a, b} {
+				h.SetRelays(relays, 1, [][32]byte{secret})
+			}
+			time.Sleep(20 * time.Second)
+			for _, way := range [][2]*host{{a, b}, {b, a}} {
+				s := way[0].statusOf(t, way[1])
+				if s.Path.Addr != r.addrs[0] || s.Path.Straight() {
+					t.Errorf("with %d relays: got %v, want the relay", len(relays), s.Path)
+				}
+				for _, tried := range s.Tried {
+					if tried.Path.Addr == r.addrs[0] && tried.Path.Straight() {
+						t.Errorf("with %d relays: got %v among the paths", len(relays), tried.Path)
+					}
+				}
+			}
+		}
+	})
+}

@@ -296,8 +296,11 @@ func (a *Agent) open(b []byte) (*peer, path.Message, bool) {
 // as its own.
 func (a *Agent) over(p *peer, from netip.AddrPort) path.Path {
 	over := path.At(from)
-	if relay, ok := a.relays.at[from]; ok {
-		over = relayed(relay, a.relays.addr(relay))
+	if at, ok := a.relays.at[from]; ok {
+		over = relayed(at.relay, from)
+		if used := a.relays.addr(at.relay); used.IsValid() {
+			over = relayed(at.relay, used)
+		}
 	}
 	for _, c := range p.Candidates {
 		switch {
