@@ -155,7 +155,7 @@ type Machine struct {
 // Endpoint is where WireGuard sends packets to the peer already; the zero value if
 // nowhere. It stays in use until something else is proved.
 func NewMachine(leads bool, endpoint netip.AddrPort, now time.Time) *Machine {
-	m := &Machine{leads: leads, changed: now, traffic: Traffic{Endpoint: endpoint}, punch: newPunch()}
+	m := &Machine{leads: leads, changed: now, traffic: Traffic{Endpoint: endpoint}}
 	if endpoint.IsValid() {
 		m.use = m.add(Candidate{Path: At(endpoint), Open: true}, true)
 	}
@@ -343,11 +343,18 @@ func (m *Machine) heard(now time.Time, msg Message, w *way) {
 			m.unheard = now
 		}
 	}
-	switch {
-	case !msg.This || w == m.use:
+	if !msg.This || w == m.use {
 		return
-	case m.leads && m.use != nil && m.use.misses < nextMisses && !m.yields(now):
-		return // the leader chooses, unless its own path fails
+	}
+	if m.leads && m.use != nil && m.use.misses < nextMisses {
+		if !m.yields(now) {
+			return // the leader chooses, unless its own path fails
+		}
+		if now.Sub(m.use.failed) >= lossAfter {
+			m.fail(now)
+		}
+	}
+	switch {
 	case m.lives(w, now):
 		m.change(now, w)
 	default:

@@ -2,11 +2,7 @@
 
 package path
 
-import (
-	"time"
-
-	"golang.org/x/time/rate"
-)
+import "time"
 
 // Two ends behind NAT or a firewall reach each other only if each sends first. But a
 // packet that arrives at a router before its host has sent one may be taken for one to the
@@ -41,11 +37,23 @@ type punch struct {
 	opened   bool      // this side is open, in this attempt
 	until    time.Time // until when probes go all the way
 	next     time.Time
-	over     Path          // the path over which calls go
-	asked    *rate.Limiter // attempts for which the peer has called
+	over     Path // the path over which calls go
+	// asked is how many attempts the peer has called for, less one for each punchQuiet that has
+	// passed, as of the time counted.
+	asked   float64
+	counted time.Time
 }
 
-func newPunch() punch { return punch{asked: rate.NewLimiter(rate.Every(punchQuiet), maxAttempts)} }
+// allow reports whether the peer may call for another attempt, and counts it.
+func (p *punch) allow(now time.Time) bool {
+	p.asked = max(0, p.asked-now.Sub(p.counted).Seconds()/punchQuiet.Seconds())
+	p.counted = now
+	if p.asked > maxAttempts-1 {
+		return false
+	}
+	p.asked++
+	return true
+}
 
 // called takes a Call or a Called of the peer.
 func (m *Machine) called(now time.Time, msg Message, over Path) []Action {
@@ -54,7 +62,7 @@ func (m *Machine) called(now time.Time, msg Message, over Path) []Action {
 		if now.Sub(p.began) < punchFor {
 			return nil // an attempt is under way
 		}
-		if !p.asked.AllowN(now, 1) {
+		if !p.allow(now) {
 			return nil
 		}
 		p.begin(now, over)

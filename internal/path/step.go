@@ -140,7 +140,8 @@ func (m *Machine) leaveDead(now time.Time) {
 	if w := m.best(now, func(w *way) bool {
 		return w != m.use && m.lives(w, now) && now.Sub(w.answered) < time.Second && (!swallows || now.Sub(w.failed) >= w.hold)
 	}); w != nil {
-		m.leave(now, w)
+		m.fail(now)
+		m.change(now, w)
 		return
 	}
 	if m.use.misses < deadMisses {
@@ -151,15 +152,14 @@ func (m *Machine) leaveDead(now time.Time) {
 	}
 }
 
-// leave leaves the path in use, which fails, for another one.
-func (m *Machine) leave(now time.Time, w *way) {
+// fail notes that the path in use has failed, and for how long it is not to be used.
+func (m *Machine) fail(now time.Time) {
 	if now.Sub(m.changed) < 2*maxHold {
 		m.use.hold = min(2*m.use.hold, maxHold)
 	} else {
 		m.use.hold = minHold
 	}
 	m.use.failed = now
-	m.change(now, w)
 }
 
 // isRelayed reports whether the path in use is through a relay.
