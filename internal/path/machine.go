@@ -43,9 +43,11 @@ const (
 	openFor       = 25 * time.Second // for how long a NAT surely lets answers in, RFC 4787 REQ-5
 )
 
-// When a relay is left that passes probes and drops packets. WireGuard answers data with a keepalive
-// after 10 s at the latest (Keepalive-Timeout in section 6.1 of the WireGuard paper).
+// When a path is left over which answers come ever later, and a relay that passes probes and drops
+// packets. WireGuard answers data with a keepalive after 10 s at the latest (Keepalive-Timeout in
+// section 6.1 of the WireGuard paper).
 const (
+	slow       = time.Second             // an answer, on whatever path
 	lossAfter  = 1500 * time.Millisecond // of what both ends say, which is late by some readings of the device
 	quietAfter = 12 * time.Second        // of what this end sees alone
 )
@@ -73,6 +75,10 @@ const (
 
 // workedFor is for how long a path that has worked is tried although nobody names it.
 const workedFor = 10 * time.Minute
+
+// maxExpired bounds how many probes are remembered that were not answered in time: those of six
+// seconds at fastPace.
+const maxExpired = 32
 
 // maxLearned bounds the addresses that were learned from where a peer's probes came.
 const maxLearned = 4
@@ -105,13 +111,14 @@ type way struct {
 	far      Kind      // how the peer's packets leave on it, as the peer has said last
 	heard    time.Time // when something came from there last
 	pending  []ping
+	expired  []ping // the last ones that were not answered in time
 	outcomes outcomes
 	misses   int // in a row
 	answers  int // in a row
 	srtt     time.Duration
 	rttvar   time.Duration
 	answered time.Time     // when the last answer came; zero for never
-	late     time.Time     // when one came last that was not waited for any more
+	late     time.Time     // when one came last that took longer than slow
 	probed   time.Time     // when the last probe was due; zero to send one at once
 	search   time.Time     // until when to probe it as a better path
 	hold     time.Duration // how long it must be stable before it is used again
@@ -403,7 +410,9 @@ func (m *Machine) answer(now time.Time, msg Message, w *way) {
 	i := slices.IndexFunc(w.pending, func(p ping) bool { return p.number == msg.Number })
 	if i < 0 {
 		// A late one, or one that was sent elsewhere: NATs may answer from another address.
-		w.late = now
+		if slices.ContainsFunc(w.expired, func(p ping) bool { return p.number == msg.Number && now.Sub(p.at) >= slow }) {
+			w.late = now
+		}
 		return
 	}
 	w.sample(now.Sub(w.pending[i].at))

@@ -33,6 +33,10 @@ func (m *Machine) Step(now time.Time) []Action {
 // expire counts the probes that were not answered in time.
 func (m *Machine) expire(now time.Time, w *way) {
 	for len(w.pending) > 0 && now.Sub(w.pending[0].at) >= w.timeout() {
+		w.expired = append(w.expired, w.pending[0])
+		if len(w.expired) > maxExpired {
+			w.expired = w.expired[1:]
+		}
 		w.pending = w.pending[1:]
 		w.misses++
 		w.answers = 0
@@ -187,7 +191,7 @@ func (m *Machine) yields(now time.Time) bool {
 // delivers reports whether WireGuard's packets seem to pass on the path in use although no
 // probe is answered: the other daemon may be away while its kernel forwards. What arrives
 // says so, unless WireGuard has moved elsewhere, the peer receives nothing itself, or answers
-// come, but late: then packets do, too.
+// come, but very late: then packets do, too.
 func (m *Machine) delivers(now time.Time) bool {
 	if now.Sub(m.use.late) < deadAfter {
 		return false
