@@ -627,6 +627,7 @@ func TestForgedSessions(t *testing.T) {
 func TestRelayIsPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := two(t)
+		synctest.Wait() // until they listen
 		b.SetPeers([]Peer{a.peer(direct(addrA))})
 		a.SetRelays([]Relay{{ID: b.id, PathKey: b.pathKey.PublicKey(), Addrs: []netip.AddrPort{netip.MustParseAddrPort(addrR)}}}, 0, nil)
 		keys, err := path.NewKeys("test", path.ShortOf(b.id), path.ShortOf(a.id), b.pathKey, a.pathKey.PublicKey())
