@@ -176,7 +176,7 @@ func newAgent(o Options) *Agent {
 	if o.Dial == nil {
 		o.Dial = dialUDP
 	}
-	return &Agent{
+	a := &Agent{
 		o:         o,
 		self:      path.ShortOf(o.Self),
 		done:      make(chan struct{}),
@@ -188,7 +188,14 @@ func newAgent(o Options) *Agent {
 		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
 		relays:    relays{forgot: make(map[path.Short]bool)},
 	}
+	a.number = a.fresh()
+	a.relays.binder.CountFrom(a.fresh())
+	return a
 }
+
+// fresh returns a number from which messages can be counted: no message with a higher one was sent
+// before, also not before the daemon was started again. Each message takes a counter.
+func (a *Agent) fresh() uint32 { return uint32(a.o.Counter()) }
 
 // Wait waits until the agent has ended, for which its port must be closed, too. It returns
 // the error of the port, if there was one.
