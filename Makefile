@@ -17,7 +17,7 @@ RUN ?=
 # netem has a part, and all tests of the other packages. Every other end-to-end test runs in
 # namespaces, and there too if RUN names it.
 KERNEL_TESTS := ./test/lab ./internal/netcfg/host
-KERNEL_E2E := ^Test(AllowedIPMoves|BadUnderlay|DeletedByHandIsBack|DeletedDeviceFindsPeersBehindNAT|DownRemovesExactlyOurs|Encapsulation|ForeignWireGuard|IPv6OnlyUnderlay|IdleReconcileWritesNothing|KernelWireGuard|MTU|Paths|SourceAddresses|StopChangesNothing|TakenPorts|TrafficOverRestarts|UnderlayAddressChanges|UnderlayMTU)$$
+KERNEL_E2E := ^Test(AllowedIPMoves|BadUnderlay|DeletedByHandIsBack|DeletedDeviceFindsPeersBehindNAT|DownRemovesExactlyOurs|Encapsulation|ForeignWireGuard|IPv6OnlyUnderlay|IdleReconcileWritesNothing|KernelWireGuard|MTU|Paths|PathsOfKinds|SourceAddresses|StopChangesNothing|TakenPorts|TrafficOverChangesOfPath|TrafficOverRestarts|UnderlayAddressChanges|UnderlayMTU)$$
 # What takes minutes there by its nature.
 KERNEL_LONG := ^Test(ClocksSetBack|CutOffForTenMinutes)$$
 # How long fuzz runs each target.
@@ -102,7 +102,7 @@ test-hostile: setup-race build ## what pods, strangers and insiders may not do, 
 .PHONY: test-e2e
 test-e2e: setup-race build ## end-to-end tests on namespaces, with the race detector in meshd, and three minutes of faults at random, needs root; RUN=TestName for one
 	go build -race -o bin/meshd-race ./cmd/meshd
-	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '$(RUN)' $(if $(RUN),,-skip '^TestHostile') ./test/bench ./test/lab ./test/paths ./test/demo ./test/e2e
+	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '$(RUN)' $(if $(RUN),,-skip '^Test(Hostile|Soak)') ./test/bench ./test/lab ./test/paths ./test/demo ./test/e2e
 	go test -count=1 -v -run '$(RUN)' ./test/chaos
 
 .PHONY: test-swarm
@@ -147,8 +147,13 @@ kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
 test-kernel-long: ## there too: ten minutes without a network, clocks that are set back
 	@$(MAKE) --no-print-directory test-kernel RUN='$(KERNEL_LONG)'
 
+.PHONY: test-paths-long
+test-paths-long: setup build ## whole nodes behind two routers of each kind, thirty on one relay, routers that reboot; ten minutes of new sessions on paths of all kinds, there too; needs root
+	go test -count=1 -timeout 90m -v -run '^TestSoak' ./test/e2e
+	@$(MAKE) --no-print-directory test-kernel RUN=TestSoakRekeys
+
 .PHONY: soak
-soak: test-long test-swarm test-vagrant test-kernel-long chaos fuzz ## what takes minutes by its nature: the unit tests at full length, hundreds of nodes, vagrant up, ten minutes without a network, an hour of faults, every fuzz target; some two hours
+soak: test-long test-swarm test-vagrant test-kernel-long test-paths-long chaos fuzz ## what takes minutes by its nature: the unit tests at full length, hundreds of nodes, vagrant up, ten minutes without a network, paths of all kinds, an hour of faults, every fuzz target; some three hours
 
 .PHONY: bench
 bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"; RUN=datapath for one measurement

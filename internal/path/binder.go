@@ -69,6 +69,10 @@ type Binder struct {
 	number uint32
 }
 
+// CountFrom sets what the numbers of Binds follow: none of a Binder before is to be used again, since
+// somebody may have recorded the answers.
+func (b *Binder) CountFrom(number uint32) { b.number = number }
+
 // SetRelays sets the relays there are, the best first, and to how many of them this node
 // stays bound whether or not it has anything to send: 0 if strangers reach it. The addresses
 // of one relay are tried in the order in which they are given. A relay to which the node

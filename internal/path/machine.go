@@ -43,6 +43,15 @@ const (
 	openFor       = 25 * time.Second // for how long a NAT surely lets answers in, RFC 4787 REQ-5
 )
 
+// When a path is left over which answers come ever later, and a relay that passes probes and drops
+// packets. WireGuard answers data with a keepalive after 10 s at the latest (Keepalive-Timeout in
+// section 6.1 of the WireGuard paper).
+const (
+	slow       = time.Second             // an answer, on whatever path
+	lossAfter  = 1500 * time.Millisecond // of what both ends say, which is late by some readings of the device
+	quietAfter = 12 * time.Second        // of what this end sees alone
+)
+
 // The endpoint is written again and again after a change, because each packet that
 // arrives over the path before sets WireGuard's endpoint back.
 const (
@@ -66,6 +75,10 @@ const (
 
 // workedFor is for how long a path that has worked is tried although nobody names it.
 const workedFor = 10 * time.Minute
+
+// maxExpired bounds how many probes are remembered that were not answered in time: those of six
+// seconds at fastPace.
+const maxExpired = 32
 
 // maxLearned bounds the addresses that were learned from where a peer's probes came.
 const maxLearned = 4
@@ -98,12 +111,14 @@ type way struct {
 	far      Kind      // how the peer's packets leave on it, as the peer has said last
 	heard    time.Time // when something came from there last
 	pending  []ping
+	expired  []ping // the last ones that were not answered in time
 	outcomes outcomes
 	misses   int // in a row
 	answers  int // in a row
 	srtt     time.Duration
 	rttvar   time.Duration
 	answered time.Time     // when the last answer came; zero for never
+	late     time.Time     // when one came last that took longer than slow
 	probed   time.Time     // when the last probe was due; zero to send one at once
 	search   time.Time     // until when to probe it as a better path
 	hold     time.Duration // how long it must be stable before it is used again
@@ -129,11 +144,13 @@ type Machine struct {
 	number  uint32
 
 	traffic  Traffic
-	busy     time.Time // when data was sent last
-	received time.Time // when bytes were received last
-	passed   time.Time // the same, but for handshakes that a peer begins: the answer may not arrive
-	silent   time.Time // since when data was sent and nothing received; zero if not
-	unheard  time.Time // when the peer said last that it receives nothing
+	busy     time.Time     // when data was sent last
+	received time.Time     // when bytes were received last
+	passed   time.Time     // the same, but for handshakes that a peer begins: the answer may not arrive
+	silent   time.Time     // since when data was sent and nothing received; zero if not
+	unheard  time.Time     // when the peer said last that it receives nothing
+	deaf     time.Duration // for how long it had not received anything when its last probe came
+	lost     time.Time     // since when the peer has said so although data was sent meanwhile; zero if it has not
 	rotated  time.Time
 
 	searches int       // since candidates changed
@@ -152,6 +169,10 @@ func NewMachine(leads bool, endpoint netip.AddrPort, now time.Time) *Machine {
 	}
 	return m
 }
+
+// CountFrom sets what the numbers of probes follow. Answers to those of a machine before, which
+// somebody may have recorded, must not be taken for answers to those of this one.
+func (m *Machine) CountFrom(number uint32) { m.number = number }
 
 // SetCandidates sets the paths to try. Those that are in use stay, and those that worked a
 // short time ago: what others see of a NAT need not be what the peer sees.
@@ -321,33 +342,66 @@ func (m *Machine) Receive(now time.Time, msg Message, over Path) []Action {
 // heard notes what a peer's probe says of the path that the peer uses.
 func (m *Machine) heard(now time.Time, msg Message, w *way) {
 	if m.use == nil || w.answered.IsZero() {
-		// Prove it: a probe that came need not mean that one goes back.
-		w.probed, w.search = time.Time{}, now.Add(searchFor)
+		m.prove(now, w) // a probe that came need not mean that one goes back
 	}
+	m.deaf = msg.Silence
+	m.noteLoss(now, msg.Silence)
 	if msg.Silence > 0 && m.isBusy(now) {
 		m.lookAround(now) // what we send does not arrive there
 		if msg.Silence >= deadAfter {
 			m.unheard = now
 		}
 	}
-	switch {
-	case !msg.This || w == m.use:
+	if !msg.This || w == m.use {
 		return
-	case m.leads && m.use != nil && m.use.misses < nextMisses:
-		return // the leader chooses, unless its own path fails
+	}
+	if m.leads && m.use != nil && m.use.misses < nextMisses {
+		if !m.yields(now) {
+			return // the leader chooses, unless its own path fails
+		}
+		if now.Sub(m.use.failed) >= lossAfter {
+			m.fail(now)
+		}
+	}
+	switch {
 	case m.lives(w, now):
 		m.change(now, w)
 	default:
 		m.wanted = w.Path
-		w.probed, w.search = time.Time{}, now.Add(searchFor)
+		m.prove(now, w)
 	}
 }
+
+// noteLoss takes for how long the peer has received nothing, and notes since when that is although
+// this node has sent something.
+func (m *Machine) noteLoss(now time.Time, silence time.Duration) {
+	began := now.Add(-silence)
+	switch {
+	case silence == 0 || m.busy.Before(began.Add(lossAfter)):
+		m.lost = time.Time{}
+	case m.lost.Before(began):
+		m.lost = now
+	}
+}
+
+// prove probes a way over which something came.
+func (m *Machine) prove(now time.Time, w *way) {
+	w.probed, w.search = time.Time{}, now.Add(searchFor)
+	if m.use != nil && w.isClaim() {
+		w.search = now.Add(fastPace / 2) // once
+	}
+}
+
+// isClaim reports whether nothing but the source of the peer's messages says that it is there.
+// Somebody who repeats a probe from elsewhere before it arrives can forge that, so while there is
+// another path, one probe at most goes there for each message.
+func (w *way) isClaim() bool { return w.learned && w.answered.IsZero() }
 
 // lookAround has the other paths probed for a moment, so that one is known to work when the
 // one in use has to be left.
 func (m *Machine) lookAround(now time.Time) {
 	for _, w := range m.ways {
-		if w != m.use && w.search.Before(now.Add(fastPace)) {
+		if w != m.use && !w.isClaim() && w.search.Before(now.Add(fastPace)) {
 			w.search = now.Add(2 * fastPace)
 		}
 	}
@@ -358,6 +412,9 @@ func (m *Machine) answer(now time.Time, msg Message, w *way) {
 	i := slices.IndexFunc(w.pending, func(p ping) bool { return p.number == msg.Number })
 	if i < 0 {
 		// A late one, or one that was sent elsewhere: NATs may answer from another address.
+		if slices.ContainsFunc(w.expired, func(p ping) bool { return p.number == msg.Number && now.Sub(p.at) >= slow }) {
+			w.late = now
+		}
 		return
 	}
 	w.sample(now.Sub(w.pending[i].at))
@@ -404,7 +461,7 @@ func (m *Machine) change(now time.Time, w *way) {
 	if m.use == w {
 		return
 	}
-	m.use, m.changed, m.wanted = w, now, Path{}
+	m.use, m.changed, m.wanted, m.lost = w, now, Path{}, time.Time{}
 	if w.Path.Straight() {
 		m.punch.attempts = 0
 	}

@@ -517,24 +517,29 @@ func (n *internet) connect(a, b *box, busy func() bool) {
 // bind has a host stay bound to all relays if strangers don't reach it, and bind to them when it
 // wants to otherwise.
 func (n *internet) bind(b *box) {
-	keep := 2
-	if b.router == nil {
-		keep = 0
-	}
 	var step func()
 	step = func() {
 		n.after(max(b.binder.Next(n.now).Sub(n.now), 5*time.Millisecond), step)
 		if !b.up {
 			return
 		}
-		var relays []RelayAddr
-		for _, r := range n.boxes {
-			if r.relay && r != b {
-				relays = append(relays, RelayAddr{shortOf(r.num), r.relayAddr()})
-			}
-		}
-		b.binder.SetRelays(relays, keep)
+		n.setRelays(b)
 		n.stepBinder(b)
 	}
 	n.after(0, step)
+}
+
+// setRelays tells a host of all relays, as a daemon does at its start, too.
+func (n *internet) setRelays(b *box) {
+	keep := 2
+	if b.router == nil {
+		keep = 0
+	}
+	var relays []RelayAddr
+	for _, r := range n.boxes {
+		if r.relay && r != b {
+			relays = append(relays, RelayAddr{shortOf(r.num), r.relayAddr()})
+		}
+	}
+	b.binder.SetRelays(relays, keep)
 }

@@ -25,6 +25,9 @@ const (
 	higherTTL  = 5                // beyond a carrier's, too; every second attempt
 	maxCalls   = 5                // that are repeated soon if not answered: after 8, 12, 20, 36 s
 	openings   = 2                // packets that open the own side, for each candidate
+	// A peer may call so often at once, and then once in punchQuiet: its candidates may be
+	// addresses of others, who would get some hundred probes for each call.
+	maxAttempts = 5
 )
 
 // punch is the state of punching.
@@ -35,6 +38,21 @@ type punch struct {
 	until    time.Time // until when probes go all the way
 	next     time.Time
 	over     Path // the path over which calls go
+	// asked is how many attempts the peer has called for, less one for each punchQuiet that has
+	// passed, as of the time counted.
+	asked   float64
+	counted time.Time
+}
+
+// allow reports whether the peer may call for another attempt, and counts it.
+func (p *punch) allow(now time.Time) bool {
+	p.asked = max(0, p.asked-now.Sub(p.counted).Seconds()/punchQuiet.Seconds())
+	p.counted = now
+	if p.asked > maxAttempts-1 {
+		return false
+	}
+	p.asked++
+	return true
 }
 
 // called takes a Call or a Called of the peer.
@@ -44,17 +62,22 @@ func (m *Machine) called(now time.Time, msg Message, over Path) []Action {
 		if now.Sub(p.began) < punchFor {
 			return nil // an attempt is under way
 		}
+		if !p.allow(now) {
+			return nil
+		}
 		p.begin(now, over)
 		return m.open(now)
 	}
+	if !p.until.IsZero() {
+		return nil // the probes of this attempt have begun, and are not to be prolonged
+	}
 	p.over = over
+	var actions []Action
 	if !p.opened {
-		actions := m.open(now)
-		p.until, p.next = now.Add(punchFor), now
-		return actions
+		actions = m.open(now)
 	}
 	p.until, p.next = now.Add(punchFor), now
-	return nil
+	return actions
 }
 
 func (p *punch) begin(now time.Time, over Path) {

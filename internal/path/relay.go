@@ -129,7 +129,7 @@ func (r *Relay) token(node Short, at netip.AddrPort, period int64) Token {
 func (r *Relay) Bind(now time.Time, node Short, key wgtypes.Key, m Message, from netip.AddrPort) Message {
 	answer := Message{Op: Bound, Number: m.Number, Seen: from}
 	b := r.bound[node]
-	if b != nil && b.addr == from { // proved before
+	if b != nil && b.addr == from && r.at[from] == node { // proved before, and by nobody since
 		b.until = now.Add(boundFor)
 		return answer
 	}
@@ -235,16 +235,41 @@ func (r *Relay) Learn(now time.Time, from Short, index uint32, to Short) {
 		return
 	}
 	if _, known := b.rows[index]; !known && len(b.rows) >= maxRows {
-		for i, old := range b.rows {
-			if now.After(old.until) {
-				delete(b.rows, i)
-			}
-		}
+		maps.DeleteFunc(b.rows, func(_ uint32, old row) bool { return now.After(old.until) })
 		if len(b.rows) >= maxRows {
-			return
+			b.dropRows()
 		}
 	}
 	b.rows[index] = row{to, now.Add(rowFor)}
+}
+
+// dropRows forgets the older half of the rows for the node that has most: whoever begins
+// sessions without end takes room from itself, and the search for it is rare.
+func (b *binding) dropRows() {
+	of := map[Short][]uint32{}
+	var most Short
+	for i, r := range b.rows {
+		of[r.to] = append(of[r.to], i)
+		if len(of[r.to]) > len(of[most]) {
+			most = r.to
+		}
+	}
+	indices := of[most]
+	slices.SortFunc(indices, func(i, j uint32) int { return b.rows[i].until.Compare(b.rows[j].until) })
+	for _, i := range indices[:(len(indices)+1)/2] {
+		delete(b.rows, i)
+	}
+}
+
+// overhear notes that a node will send to another one with the index in a handshake that passes.
+// Anybody can begin a handshake with an index of others, so a row for somebody else stays: the
+// one for whom it is was first.
+func (r *Relay) overhear(now time.Time, node Short, handshake []byte, to Short) {
+	index := handshake[4:8]
+	if known, ok := r.byIndex(now, node, index); ok && known != to {
+		return
+	}
+	r.Learn(now, node, binary.LittleEndian.Uint32(index), to)
 }
 
 // Forward returns what to do with a datagram that came from an address, and where it goes.
@@ -292,7 +317,7 @@ func (r *Relay) receiver(now time.Time, sender Short, b []byte) (Short, bool) {
 	case b[0] == initiation && len(b) == initiationLen:
 		to, ok := r.byMAC1(now, sender, b)
 		if ok {
-			r.Learn(now, to, binary.LittleEndian.Uint32(b[4:]), sender)
+			r.overhear(now, to, b, sender)
 		}
 		return to, ok
 	case b[0] == response && len(b) == responseLen:
@@ -301,7 +326,7 @@ func (r *Relay) receiver(now time.Time, sender Short, b []byte) (Short, bool) {
 			to, ok = r.byMAC1(now, sender, b)
 		}
 		if ok {
-			r.Learn(now, to, binary.LittleEndian.Uint32(b[4:]), sender)
+			r.overhear(now, to, b, sender)
 		}
 		return to, ok
 	case b[0] == cookieReply && len(b) == cookieLen, b[0] == transport:
@@ -323,8 +348,9 @@ func (r *Relay) Begun(now time.Time, b []byte, from, to netip.AddrPort) (receive
 	if b[0] == response && !r.bound[sender].allow(now) { // an initiation has been counted
 		return Short{}, Message{}, false
 	}
-	receiver, ok = r.at[to]
-	return receiver, Message{Op: Begun, Number: index, Node: sender}, ok
+	receiver = r.at[to]
+	known, ok := r.byIndex(now, receiver, b[4:])
+	return receiver, Message{Op: Begun, Number: index, Node: sender}, ok && known == sender
 }
 
 // Unknown returns what to tell the sender of something that Forward answers with NoRow: that
@@ -341,7 +367,11 @@ func (r *Relay) Unknown(now time.Time, b []byte, from netip.AddrPort) (sender Sh
 }
 
 func (r *Relay) byIndex(now time.Time, sender Short, index []byte) (Short, bool) {
-	found, ok := r.bound[sender].rows[binary.LittleEndian.Uint32(index)]
+	bound := r.bound[sender]
+	if bound == nil {
+		return Short{}, false
+	}
+	found, ok := bound.rows[binary.LittleEndian.Uint32(index)]
 	return found.to, ok && now.Before(found.until)
 }
 

@@ -304,10 +304,13 @@ func TestHostileBounds(t *testing.T) {
 		t.Errorf("handshakes at once: %d were passed, want %d", tried, handshakeBurst)
 	}
 	for i := range uint32(maxRows + 10) {
-		r.Learn(began, g[0].id, i, g[1].id)
+		r.Learn(began, g[1].id, i, g[0].id)
 	}
-	if rows := len(r.bound[g[0].id].rows); rows > maxRows {
+	if rows := len(r.bound[g[1].id].rows); rows > maxRows {
 		t.Errorf("rows: got %d, want no more than %d", rows, maxRows)
+	}
+	for i := range uint32(maxRows) {
+		r.Learn(began, g[0].id, i, g[1].id)
 	}
 	r.Learn(began.Add(2*rowFor), g[0].id, 1<<20, g[1].id)
 	if rows := len(r.bound[g[0].id].rows); rows != 1 {

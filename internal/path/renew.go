@@ -9,8 +9,11 @@ import "time"
 // leads renews the session: it removes the peer and adds it again. The other end asks it to
 // (Renew). This is the last resort: nodes tell relays their sessions before.
 //
+// A relay may know only what one of the two ends sends: then the other end's packets arrive, and
+// nothing is quiet but the peer says that it hears nothing.
+//
 // Whoever sends Unknown or Renew without end causes one renewal a minute, of a session through
-// that relay in which nothing comes from the peer.
+// that relay in which nothing comes from the peer, or nothing comes to it.
 const (
 	unknownFor = 2 * time.Second // for how long an Unknown counts
 	quietFor   = time.Second     // for how long nothing must have come
@@ -43,7 +46,7 @@ func (m *Machine) Renew() time.Time {
 func (m *Machine) renewing(now time.Time) []Action {
 	r := &m.renewal
 	unknown := !r.unknown.IsZero() && now.Sub(r.unknown) < unknownFor && m.use != nil && m.use.Path.Relay == r.by
-	quiet := !m.silent.IsZero() && now.Sub(m.silent) >= quietFor
+	quiet := !m.silent.IsZero() && now.Sub(m.silent) >= quietFor || m.deaf >= quietFor && now.Sub(m.unheard) < quietFor
 	if !unknown || !quiet || !r.allow(now) || m.leads {
 		return nil
 	}

@@ -81,6 +81,26 @@ func TestRenew(t *testing.T) {
 	}
 }
 
+// TestRenewForADeafPeer has a relay know only what the peer sends, which arrives. The peer says for
+// how long it has heard nothing.
+func TestRenewForADeafPeer(t *testing.T) {
+	for _, c := range []struct {
+		silence time.Duration
+		renewed bool
+	}{{0, false}, {quietFor - 1, false}, {quietFor, true}} {
+		for _, leads := range []bool{true, false} {
+			m := throughRelay(leads)
+			m.Observe(began, Traffic{Sent: 500, Received: 500, Endpoint: firstRelay.Addr})
+			m.Receive(began, Message{Op: Ping, Silence: c.silence}, m.use.Path)
+			m.Unknown(began, firstRelay.Relay)
+			n, _ := renews(m, began)
+			if own := !m.Renew().IsZero(); own != (c.renewed && leads) || (n == 1) != (c.renewed && !leads) {
+				t.Errorf("silent for %v, leads %t: renewed %t, asked %d times", c.silence, leads, own, n)
+			}
+		}
+	}
+}
+
 // TestHostileRenew has a relay and a peer ask for renewals without end, and nothing comes.
 func TestHostileRenew(t *testing.T) {
 	for _, leads := range []bool{true, false} {

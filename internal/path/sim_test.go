@@ -164,6 +164,7 @@ func (b *box) move() {
 // restart gives a host a new machine for a peer, which begins with the kernel's endpoint.
 func (n *internet) restart(b, peer *box) {
 	b.binder = &Binder{}
+	n.setRelays(b)
 	b.machine[peer.num] = NewMachine(b.num < peer.num, b.wg[peer.num].Endpoint, n.now)
 }
 

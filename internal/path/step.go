@@ -33,6 +33,10 @@ func (m *Machine) Step(now time.Time) []Action {
 // expire counts the probes that were not answered in time.
 func (m *Machine) expire(now time.Time, w *way) {
 	for len(w.pending) > 0 && now.Sub(w.pending[0].at) >= w.timeout() {
+		w.expired = append(w.expired, w.pending[0])
+		if len(w.expired) > maxExpired {
+			w.expired = w.expired[1:]
+		}
 		w.pending = w.pending[1:]
 		w.misses++
 		w.answers = 0
@@ -126,21 +130,25 @@ func (m *Machine) Next(now time.Time) time.Time {
 
 // leaveDead leaves a path on which nothing comes back for one on which the peer answers.
 func (m *Machine) leaveDead(now time.Time) {
-	if m.use == nil || m.use.misses < nextMisses {
+	if m.use == nil {
+		return
+	}
+	swallows := m.swallows(now)
+	if m.use.misses < nextMisses && !swallows {
 		return
 	}
 	m.lookAround(now)
-	if m.use.misses < deadMisses || m.delivers(now) {
+	if !swallows && (m.use.misses < deadMisses || m.delivers(now)) {
 		return
 	}
-	if w := m.best(now, func(w *way) bool { return w != m.use && m.lives(w, now) && now.Sub(w.answered) < time.Second }); w != nil {
-		if now.Sub(m.changed) < 2*maxHold {
-			m.use.hold = min(2*m.use.hold, maxHold)
-		} else {
-			m.use.hold = minHold
-		}
-		m.use.failed = now
+	if w := m.best(now, func(w *way) bool {
+		return w != m.use && m.lives(w, now) && now.Sub(w.answered) < time.Second && (!swallows || now.Sub(w.failed) >= w.hold)
+	}); w != nil {
+		m.fail(now)
 		m.change(now, w)
+		return
+	}
+	if m.use.misses < deadMisses {
 		return
 	}
 	if m.isBusy(now) && now.Sub(m.use.answered) > rotateAfter && now.Sub(m.changed) > rotateAfter && now.Sub(m.rotated) > rotateEvery {
@@ -148,10 +156,46 @@ func (m *Machine) leaveDead(now time.Time) {
 	}
 }
 
+// fail notes that the path in use has failed, and for how long it is not to be used.
+func (m *Machine) fail(now time.Time) {
+	if now.Sub(m.changed) < 2*maxHold {
+		m.use.hold = min(2*m.use.hold, maxHold)
+	} else {
+		m.use.hold = minHold
+	}
+	m.use.failed = now
+}
+
+// isRelayed reports whether the path in use is through a relay.
+func (m *Machine) isRelayed() bool { return m.use.Path.Relay != Short{} }
+
+// swallows reports whether the relay in use passes probes and drops packets, of one end at least:
+// nothing comes for longer than WireGuard lets data go unanswered, or the peer says that nothing
+// comes of what this node sends.
+func (m *Machine) swallows(now time.Time) bool {
+	if !m.isRelayed() || !m.isBusy(now) {
+		return false
+	}
+	quiet := !m.silent.IsZero() && now.Sub(m.silent) >= quietAfter && now.Sub(m.changed) >= quietAfter
+	lost := !m.lost.IsZero() && now.Sub(m.lost) >= lossAfter && now.Sub(m.unheard) < deadAfter
+	return quiet || lost
+}
+
+// yields reports whether the leader goes where the other end is: nothing has come through its relay for
+// longer than the other one takes to follow.
+func (m *Machine) yields(now time.Time) bool {
+	return m.isRelayed() && m.isBusy(now) && !m.silent.IsZero() &&
+		now.Sub(m.silent) >= lossAfter && now.Sub(m.changed) >= lossAfter
+}
+
 // delivers reports whether WireGuard's packets seem to pass on the path in use although no
 // probe is answered: the other daemon may be away while its kernel forwards. What arrives
-// says so, unless WireGuard has moved elsewhere, or the peer receives nothing itself.
+// says so, unless WireGuard has moved elsewhere, the peer receives nothing itself, or answers
+// come, but very late: then packets do, too.
 func (m *Machine) delivers(now time.Time) bool {
+	if now.Sub(m.use.late) < deadAfter {
+		return false
+	}
 	return now.Sub(m.received) < deadAfter && m.traffic.Endpoint == m.use.Path.Addr && now.Sub(m.unheard) >= deadAfter
 }
 

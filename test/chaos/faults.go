@@ -79,6 +79,19 @@ func (t *town) begin(ctx context.Context, e event) (pass func() error, err error
 			return nil, nil
 		}
 		return t.heal(ctx), t.lab.Partition(ctx, t.hosts(n.Location()), t.hosts(other.Location()))
+	case noUDP, deafUDP:
+		what := lab.Packets{Protocol: "udp"}
+		if e.amount == 1 {
+			what.Port = 51820
+		}
+		one, two := []*lab.Host{n.Host}, []*lab.Host{other.Host}
+		err := t.lab.Block(ctx, one, two, what)
+		if e.kind == noUDP {
+			err = errors.Join(err, t.lab.Block(ctx, two, one, what))
+		}
+		return t.heal(ctx), err
+	case noRelay:
+		return t.killRelay(ctx)
 	case deaf:
 		addrs := fmt.Sprintf("%s, %s", other.Address(), other.Public())
 		return func() error { return run("nft delete table ip chaos") }, run(
@@ -122,6 +135,59 @@ func (t *town) boot(ctx context.Context, n *lab.Node) error {
 	}
 	_, err := n.Run(ctx, "ip", "link", "set", "kube-bridge", "up")
 	return err
+}
+
+// killRelay blocks WireGuard's packets from the first location to the second one, and kills the
+// daemon that then forwards what the gateway there sends to the other one, if there is one soon.
+func (t *town) killRelay(ctx context.Context) (pass func() error, err error) {
+	from, to := t.nodes[0], t.nodes[3]
+	if err := t.lab.Block(ctx, t.hosts(from.Location()), t.hosts(to.Location()), lab.Packets{Protocol: "udp", Port: 51820}); err != nil {
+		return nil, err
+	}
+	relay, err := t.awaitRelay(ctx, from.Location(), to.Location())
+	if err != nil || relay == nil {
+		return t.heal(ctx), err
+	}
+	t.note("the relay is %s", relay.Name)
+	return func() error { return errors.Join(relay.Start(), t.lab.Heal(ctx)) }, relay.Kill()
+}
+
+// relayWait is how long killRelay waits for a relay. Packets pass it after one or two seconds.
+const relayWait = 20 * time.Second
+
+// awaitRelay waits until a node forwards packets from one location to another one, and returns
+// it; nil if there is none after relayWait.
+func (t *town) awaitRelay(ctx context.Context, from, to string) (*lab.Node, error) {
+	for began := time.Now(); time.Since(began) < relayWait; {
+		for _, n := range t.nodes {
+			if n.Location() != from {
+				continue
+			}
+			s, err := n.Status(ctx)
+			if err != nil {
+				return nil, err
+			}
+			for _, p := range s.Peers {
+				if p.Location == to && p.Path.Proved && p.Path.Relay != "" {
+					return t.node(p.Path.Relay), nil
+				}
+			}
+		}
+		if err := wait.Sleep(ctx, lab.Pause(time.Second, began)); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// node returns the node with the given name, nil if it is none of those that are always there.
+func (t *town) node(name string) *lab.Node {
+	for _, n := range t.nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
 }
 
 func (t *town) heal(ctx context.Context) func() error {

@@ -42,6 +42,9 @@ const (
 	pair       kind = "pair cut"
 	sites      kind = "locations cut"
 	deaf       kind = "one-way cut"
+	noUDP      kind = "UDP blocked"
+	deafUDP    kind = "UDP blocked one way"
+	noRelay    kind = "relay killed"
 	loss       kind = "loss"
 	delay      kind = "delay"
 	noRoutes   kind = "routes deleted"
@@ -53,6 +56,9 @@ const (
 	newcomer   kind = "node joins and leaves"
 	clockMoved kind = "clock moved"
 )
+
+// everyNode is the number of targets of a kind that can't be in a round with others which have some.
+const everyNode = 8
 
 // Requirements of a kind.
 var kinds = []struct {
@@ -71,6 +77,9 @@ var kinds = []struct {
 	{kind: pair, targets: 2, alone: "partition"},
 	{kind: sites, targets: 2, alone: "partition"},
 	{kind: deaf, targets: 2},
+	{kind: noUDP, targets: 2, alone: "partition", amounts: 2},
+	{kind: deafUDP, targets: 2, alone: "partition", amounts: 2},
+	{kind: noRelay, targets: everyNode, alone: "partition"}, // it may kill any of them
 	{kind: loss, targets: 1, amounts: 30, needs: func(o options) bool { return o.netem }},
 	{kind: delay, targets: 1, amounts: 300, needs: func(o options) bool { return o.netem }},
 	{kind: noRoutes, targets: 1},

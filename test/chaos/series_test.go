@@ -10,7 +10,7 @@ import (
 
 // TestSeries compares two series of one seed, and one of another.
 func TestSeries(t *testing.T) {
-	names := []string{"a", "b", "c", "d", "e"}
+	names := []string{"a", "b", "c", "d", "e", "f", "g", "h"}
 	rounds := func(seed uint64) (out [][]event) {
 		s := newSeries(options{seed: seed, netem: true}, names)
 		for range 200 {

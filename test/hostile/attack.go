@@ -205,6 +205,39 @@ func (t *Target) throw(packets [][]byte) error {
 	})
 }
 
+// ask sends packets to an address of the victim, from somewhere on the internet, and returns how many
+// bytes that were and how many came back.
+func (t *Target) ask(to netip.AddrPort, packets [][]byte) (sent, answered int, err error) {
+	from := t.nobody()
+	err = t.lab.Outside().Do(func() error {
+		d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+		conn, err := d.Dial("udp", to.String())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		for _, p := range packets {
+			n, err := conn.Write(p)
+			if err != nil && !errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			sent += n
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+			return err
+		}
+		buf := make([]byte, 2048)
+		for {
+			n, err := conn.Read(buf)
+			if err != nil {
+				return nil // nothing more has come
+			}
+			answered += n
+		}
+	})
+	return sent, answered, err
+}
+
 // record returns the record of a node that does not exist, with some fields changed.
 func record(a *gossip.Attacker, name string, sequence int, change map[int]any) ([]byte, error) {
 	key := sha256.Sum256(a.Identity)

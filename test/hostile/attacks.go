@@ -24,6 +24,7 @@ var Attacks = []Attack{
 	{Name: "half-open metrics", Round: halfOpen(func(t *Target) (lab.Place, string) { return t.Victim.Do, lab.MetricsAddress }), Pause: time.Second, Peak: fewConnections},
 	{Name: "half-open answers to clients", Round: halfOpen(func(t *Target) (lab.Place, string) { return t.far.Do, t.overlay + ":7948" }), Pause: time.Second, Peak: fewConnections},
 	{Name: "replay", Round: replay, Pause: 200 * time.Millisecond},
+	{Name: "probes", Round: probes, Pause: 200 * time.Millisecond},
 	{Name: "packets of others", Round: packetsOfOthers, Pause: 200 * time.Millisecond},
 	{Name: "another's identity", Round: anothersIdentity, Pause: 500 * time.Millisecond},
 	{Name: "another's name", Round: anothersName, Pause: time.Second},

@@ -107,7 +107,7 @@ func (b *Bed) makeNodes(ctx context.Context) error {
 	if b.secret, err = b.Victim.NewSecret(ctx); err != nil {
 		return err
 	}
-	if b.distance, err = newDistance(ctx, b.lab.Outside()); err != nil {
+	if b.distance, err = newDistance(ctx, b.lab.Outside(), distant); err != nil {
 		return err
 	}
 	for n, lines := range map[*lab.Node][]string{

@@ -26,8 +26,16 @@ const roundTrip = 200 * time.Millisecond
 type distance struct {
 	router *lab.Host
 	device *os.File
+	treat  treatment
 	work   sync.WaitGroup
 }
+
+// treatment decides what becomes of a packet: how many of it go on, and how much later. It
+// doesn't keep the packet.
+type treatment func(packet []byte) (copies int, later time.Duration)
+
+// distant delays all packets.
+func distant([]byte) (copies int, later time.Duration) { return 1, roundTrip }
 
 const (
 	distanceLink  = "distance"
@@ -39,8 +47,8 @@ type delayed struct {
 	packet []byte
 }
 
-func newDistance(ctx context.Context, router *lab.Host) (*distance, error) {
-	d := &distance{router: router}
+func newDistance(ctx context.Context, router *lab.Host, treat treatment) (*distance, error) {
+	d := &distance{router: router, treat: treat}
 	err := router.Do(func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -83,7 +91,14 @@ func (d *distance) take(packets chan<- delayed) {
 		if err != nil {
 			return
 		}
-		packets <- delayed{time.Now().Add(roundTrip), b[:n]}
+		copies, later := d.treat(b[:n])
+		for range copies {
+			if later == 0 {
+				_, _ = d.device.Write(b[:n]) // fails at the end
+			} else {
+				packets <- delayed{time.Now().Add(later), b[:n]}
+			}
+		}
 	}
 }
 

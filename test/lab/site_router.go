@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // Mapping is which public port a router gives to a host's socket, see RFC 4787, sections
@@ -210,4 +212,21 @@ func (s *Site) ownAddress() netip.Addr {
 		return s.publicOf(0)
 	}
 	return netip.AddrFrom4([4]byte{100, 64, 1, byte(s.number)})
+}
+
+// RebootRouter makes the router of a site's host forget whom it has translated, as if it had
+// been switched off and on.
+func (h *Host) RebootRouter(ctx context.Context) error {
+	s := h.link.site
+	if s == nil {
+		return fmt.Errorf("reboot router of %s: it is on no site", h.Name)
+	}
+	err := s.router.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
+	if err == nil && s.options.Underlay == Home {
+		err = nft(ctx, s.router, "flush map inet lab mapped\n")
+	}
+	if err != nil {
+		return fmt.Errorf("reboot router of %s: %w", h.Name, err)
+	}
+	return nil
 }

@@ -130,6 +130,15 @@ func (s *Stream) send(f *flow, conn net.Conn) error {
 // is noticed.
 func streamByte(place uint64) byte { return byte(place % 251) }
 
+// StreamText returns some bytes that every packet of a stream has, unless it is a short one.
+func StreamText() []byte {
+	text := make([]byte, 16)
+	for i := range text {
+		text[i] = streamByte(100 + uint64(i))
+	}
+	return text
+}
+
 func (f *flow) receive(conn net.Conn) error {
 	buf := make([]byte, 16*chunkSize)
 	for {

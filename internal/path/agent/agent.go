@@ -139,8 +139,9 @@ type Agent struct {
 	read    time.Time // when the device is read next
 	wanted  []Peer    // as set last
 	relays  relays
-	trying  int    // how many tries to reach a peer are under way
-	number  uint32 // of the last try
+	early   []early // the oldest first
+	trying  int     // how many tries to reach a peer are under way
+	number  uint32  // of the last try
 }
 
 // call is a sealed message that gossip has carried.
@@ -175,7 +176,7 @@ func newAgent(o Options) *Agent {
 	if o.Dial == nil {
 		o.Dial = dialUDP
 	}
-	return &Agent{
+	a := &Agent{
 		o:         o,
 		self:      path.ShortOf(o.Self),
 		done:      make(chan struct{}),
@@ -187,7 +188,14 @@ func newAgent(o Options) *Agent {
 		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
 		relays:    relays{forgot: make(map[path.Short]bool)},
 	}
+	a.number = a.fresh()
+	a.relays.binder.CountFrom(a.fresh())
+	return a
 }
+
+// fresh returns a number from which messages can be counted: no message with a higher one was sent
+// before, also not before the daemon was started again. Each message takes a counter.
+func (a *Agent) fresh() uint32 { return uint32(a.o.Counter()) }
 
 // Wait waits until the agent has ended, for which its port must be closed, too. It returns
 // the error of the port, if there was one.
@@ -201,7 +209,9 @@ func (a *Agent) SetPeers(peers []Peer) {
 	a.inRun(func() {
 		a.wanted = peers
 		a.setNodes()
-		a.readDevice(time.Now())
+		now := time.Now()
+		a.readDevice(now)
+		a.takeEarly(now)
 	})
 }
 

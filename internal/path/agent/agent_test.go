@@ -37,6 +37,7 @@ type wire struct {
 	// relays are tables by the address at which they serve, see relays_test.go.
 	relays map[netip.AddrPort]*wireRelay
 	tries  map[netip.AddrPort]*stranger
+	tap    func(b []byte, from, to netip.AddrPort) // sees each probe; nil for nobody
 }
 
 // host is one on the wire, with its WireGuard. It has a firewall if it is closed.
@@ -148,6 +149,9 @@ func (h *host) Send(p rawudp.Packet) error {
 		}
 	}
 	h.sentTo[p.To] = true
+	if h.tap != nil {
+		h.tap(bytes.Clone(p.Payload), from, p.To)
+	}
 	if r := h.relays[p.To]; r != nil && !h.cut[p.To] {
 		r.take(bytes.Clone(p.Payload), from)
 		return nil
@@ -650,7 +654,7 @@ var errBroken = errors.New("broken")
 func (brokenPort) Serve(func(rawudp.Datagram)) error { return errBroken }
 
 func TestPortBreaks(t *testing.T) {
-	a := Start(t.Context(), Options{PathKey: privateKey(t, 1), Port: brokenPort{}, Logger: slog.New(slog.DiscardHandler)})
+	a := Start(t.Context(), Options{PathKey: privateKey(t, 1), Counter: func() uint64 { return 1 }, Port: brokenPort{}, Logger: slog.New(slog.DiscardHandler)})
 	if err := a.Wait(); !errors.Is(err, errBroken) {
 		t.Errorf("got %v, want %v", err, errBroken)
 	}

@@ -123,6 +123,7 @@ func (a *Agent) startMachine(now time.Time, p *peer, endpoint netip.AddrPort) {
 		endpoint = netip.AddrPort{}
 	}
 	p.machine = path.NewMachine(bytes.Compare(a.o.Key[:], p.Key[:]) < 0, endpoint, now)
+	p.machine.CountFrom(a.fresh())
 	p.machine.SetCandidates(now, a.candidates(p))
 }
 
@@ -295,8 +296,11 @@ func (a *Agent) open(b []byte) (*peer, path.Message, bool) {
 // as its own.
 func (a *Agent) over(p *peer, from netip.AddrPort) path.Path {
 	over := path.At(from)
-	if relay, ok := a.relays.at[from]; ok {
-		over = relayed(relay, a.relays.addr(relay))
+	if at, ok := a.relays.at[from]; ok {
+		over = relayed(at.relay, from)
+		if used := a.relays.addr(at.relay); used.IsValid() {
+			over = relayed(at.relay, used)
+		}
 	}
 	for _, c := range p.Candidates {
 		switch {

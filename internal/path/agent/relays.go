@@ -25,7 +25,7 @@ type relays struct {
 	all     []Relay // the best first
 	keep    int
 	secrets [][32]byte
-	at      map[netip.AddrPort]path.Short
+	at      map[netip.AddrPort]place
 	addrs   []path.RelayAddr // the address of each that is used
 
 	binder path.Binder
@@ -35,6 +35,18 @@ type relays struct {
 	// have forgotten its sessions, too.
 	forgot map[path.Short]bool
 }
+
+// place is what is at an address: a relay, also for a while after it has gone from the list. It may still
+// forward, and what comes from there is not of the peer's own address.
+type place struct {
+	relay path.Short
+	gone  time.Time // zero while it is in the list
+}
+
+const (
+	keepPlace = 10 * time.Minute
+	maxPlaces = 4096
+)
 
 // addr returns the address of a relay that is used.
 func (r *relays) addr(relay path.Short) netip.AddrPort {
@@ -58,7 +70,8 @@ func (a *Agent) SetRelays(all []Relay, keep int, secrets [][32]byte) {
 // setBinder tells the binder of the relays with which messages can be exchanged.
 func (a *Agent) setBinder(now time.Time) {
 	r := &a.relays
-	r.at = make(map[netip.AddrPort]path.Short)
+	before := r.at
+	r.at = make(map[netip.AddrPort]place)
 	var addrs []path.RelayAddr
 	for _, relay := range r.all {
 		short := path.ShortOf(relay.ID)
@@ -66,8 +79,16 @@ func (a *Agent) setBinder(now time.Time) {
 			continue
 		}
 		for _, addr := range relay.Addrs {
-			r.at[addr] = short
+			r.at[addr] = place{relay: short}
 			addrs = append(addrs, path.RelayAddr{Relay: short, Addr: addr})
+		}
+	}
+	for addr, old := range before {
+		if old.gone.IsZero() {
+			old.gone = now
+		}
+		if _, there := r.at[addr]; !there && len(r.at) < maxPlaces && now.Sub(old.gone) < keepPlace {
+			r.at[addr] = old
 		}
 	}
 	r.binder.SetRelays(addrs, r.keep)
@@ -217,6 +238,19 @@ const (
 	sessionEvery = 5 * time.Second
 )
 
+// early is a message that began a session with somebody whom the agent did not know yet: WireGuard
+// speaks as soon as it has a peer, and the agent is told of the peer a moment later.
+type early struct {
+	from  netip.AddrPort
+	index uint32
+	at    time.Time
+}
+
+const (
+	earlyFor = 10 * time.Second
+	maxEarly = 128
+)
+
 // takeSession notes the index in a peer's message that begins a session. Of whom the message
 // is can't be read, but from where it came. What comes from a relay may be of several
 // peers: the relay says of whom, see takeBegun.
@@ -224,19 +258,53 @@ func (a *Agent) takeSession(now time.Time, from netip.AddrPort, index uint32) {
 	if _, isRelay := a.relays.at[from]; isRelay {
 		return
 	}
-	var peer *peer
-	for _, p := range a.peers {
-		if p.machine == nil || p.use.Addr != from && p.traffic.Endpoint != from {
-			continue
-		}
-		if peer != nil {
-			return
-		}
-		peer = p
+	if p := a.peerAt(from); p != nil {
+		a.addSession(now, p, index)
+		return
 	}
-	if peer != nil {
-		a.addSession(now, peer, index)
+	if len(a.early) == maxEarly {
+		a.early = a.early[1:]
 	}
+	a.early = append(a.early, early{from, index, now})
+}
+
+// takeEarly notes the sessions of peers that the agent has come to know.
+func (a *Agent) takeEarly(now time.Time) {
+	a.early = slices.DeleteFunc(a.early, func(e early) bool {
+		if now.Sub(e.at) >= earlyFor {
+			return true
+		}
+		p := a.peerAt(e.from)
+		if p != nil {
+			a.addSession(now, p, e.index)
+		}
+		return p != nil
+	})
+}
+
+// peerAt returns the only peer with which WireGuard talks at an address, or else the only one for
+// which the address is tried; nil if there is none, or several.
+func (a *Agent) peerAt(from netip.AddrPort) *peer {
+	uses := func(p *peer) bool { return p.use.Addr == from || p.traffic.Endpoint == from }
+	tries := func(p *peer) bool {
+		return slices.ContainsFunc(p.Candidates, func(c path.Candidate) bool { return c.Path.Addr == from })
+	}
+	for _, is := range []func(*peer) bool{uses, tries} {
+		var found []*peer
+		for _, p := range a.peers {
+			if p.machine != nil && is(p) {
+				found = append(found, p)
+			}
+		}
+		switch len(found) {
+		case 0:
+		case 1:
+			return found[0]
+		default:
+			return nil
+		}
+	}
+	return nil
 }
 
 // takeBegun takes what a relay says of a session that has begun through it. If that is wrong,
@@ -252,20 +320,30 @@ func (a *Agent) takeBegun(now time.Time, relay *peer, m path.Message) {
 
 // addSession notes a session with a peer, and tells it to the relays through which this node
 // may have to send to the peer: so the session goes on when the path fails.
-func (a *Agent) addSession(now time.Time, peer *peer, index uint32) {
-	if slices.ContainsFunc(peer.sessions, func(s session) bool { return s.index == index }) {
+func (a *Agent) addSession(now time.Time, with *peer, index uint32) {
+	if slices.ContainsFunc(with.sessions, func(s session) bool { return s.index == index }) {
 		return
 	}
-	if len(peer.sessions) == maxSessions {
-		if now.Sub(peer.sessions[0].begun) < sessionEvery {
+	// WireGuard draws an index at random. One that stands for somebody else was read on the way, by
+	// whoever wants to have what is for him.
+	if slices.ContainsFunc(a.peers, func(p *peer) bool { return p.hasSession(now, index) }) {
+		return
+	}
+	if len(with.sessions) == maxSessions {
+		if now.Sub(with.sessions[0].begun) < sessionEvery {
 			return
 		}
-		peer.sessions = peer.sessions[1:]
+		with.sessions = with.sessions[1:]
 	}
-	peer.sessions = append(peer.sessions, session{index: index, begun: now})
+	with.sessions = append(with.sessions, session{index: index, begun: now})
 	for _, b := range a.relays.bound {
-		a.tellSessions(now, b, sessionFor, peer)
+		a.tellSessions(now, b, sessionFor, with)
 	}
+}
+
+// hasSession reports whether an index stands for the peer.
+func (p *peer) hasSession(now time.Time, index uint32) bool {
+	return slices.ContainsFunc(p.sessions, func(s session) bool { return s.index == index && now.Sub(s.begun) < sessionFor })
 }
 
 // tellSessions tells a relay which index stands for which peer, where that may become

@@ -27,7 +27,10 @@ type wireRelay struct {
 	keys    map[path.Short]*path.Keys
 	who     *path.Keys
 	counter uint64
-	lossy   bool // no probe passes
+	lossy   bool    // no probe passes
+	deaf    []*host // of which no packet of WireGuard's passes
+	delay   time.Duration
+	copies  int // of what it passes on, further ones
 }
 
 const (
@@ -144,23 +147,37 @@ func (r *wireRelay) sendOn(b []byte, to netip.AddrPort) {
 		return
 	}
 	d := rawudp.Datagram{Payload: b, From: r.addrs[0], To: to.Addr(), Link: dst.link}
-	time.AfterFunc(2*travel, func() { dst.deliver(d) })
+	for n := range 1 + r.copies {
+		time.AfterFunc(2*travel+r.delay+time.Duration(n)*travel, func() { dst.deliver(d) })
+	}
 }
 
 // data forwards a packet of WireGuard's if the relay knows the session.
 func (r *wireRelay) data(from, to *host, source netip.AddrPort) {
-	b := make([]byte, 128)
-	b[0] = device.MessageTransportType
-	binary.LittleEndian.PutUint32(b[4:], indexOf(from, to))
+	b := dataOf(from, to)
 	at, verdict := r.table.Forward(time.Now(), b, source)
 	if verdict != path.Pass || r.at(at) != to {
 		r.take(b, source)
 		return
 	}
-	theirs := to.peers[from.key]
-	theirs.Received += 128
-	theirs.Endpoint = r.addrs[0]
-	to.sources[from.key] = to.addrs[0]
+	if slices.Contains(r.deaf, from) {
+		return
+	}
+	arrive := func() {
+		theirs := to.peers[from.key]
+		theirs.Received += 128
+		theirs.Endpoint = r.addrs[0]
+		to.sources[from.key] = to.addrs[0]
+	}
+	if r.delay == 0 {
+		arrive()
+		return
+	}
+	time.AfterFunc(r.delay, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		arrive()
+	})
 }
 
 // indexOf is the index with which one host sends to another.
@@ -400,6 +417,50 @@ func testSessionsAreKept(t *testing.T, lost bool) {
 	}
 }
 
+// TestEarlySession has sessions begin before the agent knows the peer, and at an address of the
+// peer to which WireGuard does not send.
+func TestEarlySession(t *testing.T) {
+	for _, tt := range []struct {
+		name           string
+		relayed, known bool
+		from           string
+		late           time.Duration // when the agent is told of the peer
+		want           int
+	}{
+		{"before the peer is known", false, false, addrB, time.Second, 1},
+		{"long before", false, false, addrB, earlyFor, 0},
+		{"of a stranger", false, false, addrC, time.Second, 0},
+		{"from where WireGuard sends", false, true, addrB, 0, 1},
+		{"from elsewhere", true, true, addrB, 0, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b, r, s := twoWithRelays(t)
+				if tt.relayed {
+					a.set(addrA, true)
+					a.set(addrB, true)
+				}
+				time.Sleep(25 * time.Second)
+				if use := a.statusOf(t, b).Path; (use.Kind == path.Relayed) != tt.relayed {
+					t.Fatalf("got path %v, want a relay %t", use, tt.relayed)
+				}
+				if !tt.known {
+					a.SetPeers(nil)
+				}
+				b.initiate(a, netip.MustParseAddrPort(tt.from))
+				time.Sleep(tt.late)
+				a.SetPeers([]Peer{b.through(behindFirewall(addrB), r, s)})
+				synctest.Wait()
+				a.inRun(func() {
+					if got := len(a.byShort[path.ShortOf(b.id)].sessions); got != tt.want {
+						t.Errorf("got %d sessions, want %d", got, tt.want)
+					}
+				})
+			})
+		})
+	}
+}
+
 // TestStartsWithRelay has an agent start again while WireGuard's endpoint is a relay: it is one from
 // the beginning, and stays in use.
 func TestStartsWithRelay(t *testing.T) {
@@ -610,6 +671,7 @@ func TestForgedSessions(t *testing.T) {
 func TestRelayIsPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := two(t)
+		synctest.Wait() // until they listen
 		b.SetPeers([]Peer{a.peer(direct(addrA))})
 		a.SetRelays([]Relay{{ID: b.id, PathKey: b.pathKey.PublicKey(), Addrs: []netip.AddrPort{netip.MustParseAddrPort(addrR)}}}, 0, nil)
 		keys, err := path.NewKeys("test", path.ShortOf(b.id), path.ShortOf(a.id), b.pathKey, a.pathKey.PublicKey())
