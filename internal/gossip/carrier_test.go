@@ -200,6 +200,36 @@ func TestCarriedPacketsKeepNodesAlive(t *testing.T) {
 	})
 }
 
+// A node that makes a claim tells it over a stream at once, since the others may not hear of it by
+// UDP; one that only says it again doesn't.
+func TestClaimIsToldByStream(t *testing.T) {
+	t.Parallel()
+	noUDP := func(o *Options) {
+		o.filter = func(network string, _ netip.AddrPort) bool { return network != "udp" }
+	}
+	a := startNode(t, 0, noUDP)
+	b := startNode(t, 1, func(o *Options) { noUDP(o); joining(a)(o) })
+	eventually(t, "merged", []*testNode{b}, func(v mesh.View) bool { return v.Merged })
+	for _, n := range []*testNode{a, b} { // nothing but memberlist and the stream tells of the claim
+		n.cancel()
+		n.tasks.Wait()
+	}
+	b.publish(1)
+	if len(b.claimed) != 1 {
+		t.Fatal("a claim is not to be told")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { b.claimLoop(ctx) })
+	eventually(t, "the claim is known", []*testNode{a}, func(v mesh.View) bool { return sequenceOf(v, b.self) == 1 })
+	b.publish(2)
+	if len(b.claimed) != 0 {
+		t.Error("a claim that has been told is told again")
+	}
+}
+
 // What comes by stream is believed only of the node at its other end, and once.
 func TestCarriedPacketsThatAreDropped(t *testing.T) {
 	t.Parallel()

@@ -112,7 +112,8 @@ type Gossip struct {
 
 	callPace callPace // of handleLoop
 
-	rejoin chan struct{} // signals that the join list has changed
+	rejoin  chan struct{} // signals that the join list has changed
+	claimed chan struct{} // signals that this node has made a claim
 
 	mu       sync.Mutex // never held while memberlist is called
 	cluster  mesh.Cluster
@@ -124,7 +125,8 @@ type Gossip struct {
 	store    *store
 	full     time.Time // when we last determined who fills the store
 	merged   bool
-	own      []*own // what we say besides our record and verdicts
+	joined   mesh.ID // the node to which a stream was opened last; zero for none
+	own      []*own  // what we say besides our record and verdicts
 	// joinEntries has those of joinList that were asked.
 	joinEntries map[string]joinEntry
 }
@@ -144,7 +146,7 @@ func Start(ctx context.Context, o Options) (*Gossip, error) {
 	}
 	ctx, g.cancel = context.WithCancel(ctx)
 	for _, task := range []func(context.Context){
-		g.handleLoop, g.joinLoop, g.rejoinLoop, g.followUpLoop, g.compareLoop, g.epochLoop,
+		g.handleLoop, g.joinLoop, g.rejoinLoop, g.followUpLoop, g.claimLoop, g.compareLoop, g.epochLoop,
 	} {
 		g.tasks.Go(func() { task(ctx) })
 	}
@@ -177,6 +179,7 @@ func newGossip(o Options) (*Gossip, error) {
 		identity: o.Identity, self: self, name: o.Cluster.Name, ranges: o.Cluster.Hash(),
 		cluster: o.Cluster, joinList: slices.Clone(o.Join), resolver: o.Resolver, now: o.Now,
 		rejoin:       make(chan struct{}, 1),
+		claimed:      make(chan struct{}, 1),
 		log:          newLimitedLog(o.Logger),
 		notices:      &notices{now: o.Now, lastSeen: make(map[notice]time.Time)},
 		counters:     &counters{counts: make(map[string]uint64)},
@@ -365,12 +368,16 @@ func (g *Gossip) Publish(r mesh.Record) error {
 		g.mu.Unlock()
 		return fmt.Errorf("publish record: sequence %d, %d was seen: %w", r.Sequence, own, ErrStale)
 	}
+	before, known := g.store.objects[recordKey(g.self)].body.(recordBody)
 	result := g.store.put(o)
 	g.mu.Unlock()
 	if result != fresh {
 		return errors.New("publish record: the store is full")
 	}
 	g.signal()
+	if r.Claim.Slot != mesh.None && (!known || before.Claim.Slot != r.Claim.Slot) {
+		notify(g.claimed)
+	}
 	g.spread([]object{o})
 	g.updateSettings()
 	g.updateOwn()

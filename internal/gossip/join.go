@@ -271,12 +271,15 @@ func (g *Gossip) joinNode(ctx context.Context, id mesh.ID) {
 		err = g.join(s)
 	}
 	if err != nil {
-		g.log.at(slog.LevelDebug, "remembered node not reached", "node", id, "err", err)
+		g.log.at(slog.LevelDebug, "known node not reached", "node", id, "err", err)
 	}
 }
 
 // join exchanges the whole state over an open stream.
 func (g *Gossip) join(s *stream) error {
+	g.mu.Lock()
+	g.joined = s.peer.id // before what it tells is known, which leads to a claim
+	g.mu.Unlock()
 	target, withdraw := g.transport.offerStream(s)
 	defer withdraw()
 	list, _ := g.membership()
@@ -305,6 +308,24 @@ func (g *Gossip) followUpLoop(ctx context.Context) {
 		}
 		before = at
 		for _, id := range firstN(g.members.others(), 1) {
+			g.joinNode(ctx, id)
+		}
+	}
+}
+
+// claimLoop joins the node that was joined last as soon as this one has made a claim: where UDP
+// is blocked, the others would hear of it when one of them may have made the same claim.
+func (g *Gossip) claimLoop(ctx context.Context) {
+	for {
+		select {
+		case <-g.claimed:
+		case <-ctx.Done():
+			return
+		}
+		g.mu.Lock()
+		id := g.joined
+		g.mu.Unlock()
+		if id != (mesh.ID{}) {
 			g.joinNode(ctx, id)
 		}
 	}
