@@ -114,36 +114,97 @@ func TestHostileManyRows(t *testing.T) {
 	}
 }
 
-// TestSilentRelay has this end alone send, through a relay on which probes pass. The relay is left
+// TestSwallowedPackets has this end alone send, over a path on which probes pass. The path is left
 // if not even WireGuard's keepalives come back, which take up to 10 s.
-func TestSilentRelay(t *testing.T) {
-	for name, keepalives := range map[string]bool{"keepalives": true, "nothing": false} {
+func TestSwallowedPackets(t *testing.T) {
+	for name, tt := range map[string]struct {
+		first, second Path
+		keepalives    bool
+	}{
+		"relay, nothing":     {firstHop, secondHop, false},
+		"relay, keepalives":  {firstHop, secondHop, true},
+		"direct, nothing":    {directly, firstHop, false},
+		"direct, keepalives": {directly, firstHop, true},
+	} {
 		t.Run(name, func(t *testing.T) {
-			m := machineWith(true, firstHop, secondHop)
-			both := answering{firstHop: Relayed, secondHop: Relayed}
-			now := both.run(m, epoch, 20*time.Second)
-			use, _ := m.InUse()
-			began := now
-			traffic := Traffic{Sent: 1000, Received: 1000, Endpoint: use.Addr}
-			m.Observe(now, traffic)
-			for now.Sub(began) < 2*time.Minute {
-				now = both.run(m, now, 100*time.Millisecond)
-				traffic.Sent += 1000
-				if keepalives && now.Sub(began)%(10*time.Second) < 100*time.Millisecond {
-					traffic.Received += transportMin
+			s := sender{m: machineWith(true, tt.first, tt.second), now: epoch, passes: answering{tt.first: tt.first.Kind, tt.second: tt.second.Kind}}
+			s.run(20*time.Second, nil)
+			use, _ := s.m.InUse()
+			began := s.now
+			s.run(2*time.Minute, func(Path) bool { return tt.keepalives && s.now.Sub(began)%(10*time.Second) < sendEvery })
+			switch {
+			case tt.keepalives && len(s.changes) > 0:
+				t.Errorf("the path was left after %v", s.changes[0].Sub(began))
+			case !tt.keepalives && len(s.changes) == 0:
+				t.Error("the path was not left")
+			case !tt.keepalives:
+				if after := s.changes[0].Sub(began); after < quietAfter || after > quietAfter+2*time.Second {
+					t.Errorf("the path was left after %v", after)
 				}
-				m.Observe(now, traffic)
-				if at, _ := m.InUse(); at == use {
-					continue
-				}
-				if after := now.Sub(began); keepalives || after < quietAfter || after > quietAfter+2*time.Second {
-					t.Errorf("the relay was left after %v", after)
-				}
-				return
 			}
-			if !keepalives {
-				t.Error("the relay was not left")
+			if use != tt.first && tt.first.Kind == Direct {
+				t.Errorf("used %v at first, want %v", use, tt.first)
 			}
 		})
+	}
+}
+
+// TestSwallowedForGood has a network that lets probes pass and drops WireGuard's packets: the direct
+// path is tried again, but more and more rarely.
+func TestSwallowedForGood(t *testing.T) {
+	s := sender{m: machineWith(true, directly, firstHop), now: epoch, passes: answering{directly: Direct, firstHop: Relayed}}
+	s.run(20*time.Second, nil)
+	s.run(2*time.Hour, func(at Path) bool { return at != directly })
+	if got := len(s.changes); got < 4 || got > 30 {
+		t.Errorf("the path changed %d times in two hours, want the direct one tried now and then", got)
+	}
+	if use, _ := s.m.InUse(); use != firstHop {
+		t.Errorf("uses %v in the end, want %v", use, firstHop)
+	}
+}
+
+// TestPeerIsSilent has a peer whose WireGuard says nothing for a while, on any path. When it does,
+// the best path is in use again soon.
+func TestPeerIsSilent(t *testing.T) {
+	s := sender{m: machineWith(true, directly, firstHop), now: epoch, passes: answering{directly: Direct, firstHop: Relayed}}
+	s.run(20*time.Second, nil)
+	s.run(10*time.Minute, func(Path) bool { return false })
+	s.run(30*time.Second, func(Path) bool { return true })
+	if use, _ := s.m.InUse(); use != directly {
+		t.Errorf("uses %v, want %v", use, directly)
+	}
+}
+
+// sender is a machine whose WireGuard sends all the time. Its peer answers probes.
+type sender struct {
+	m       *Machine
+	now     time.Time
+	passes  answering
+	traffic Traffic
+	changes []time.Time
+}
+
+const sendEvery = 100 * time.Millisecond
+
+// run has the machine run for a while. Answers reports whether the peer's WireGuard sends something
+// over the path in use; if it is nil, this end sends nothing either.
+func (s *sender) run(d time.Duration, answers func(at Path) bool) {
+	for end := s.now.Add(d); s.now.Before(end); {
+		before, _ := s.m.InUse()
+		s.now = s.passes.run(s.m, s.now, sendEvery)
+		use, _ := s.m.InUse()
+		if use != before {
+			s.changes = append(s.changes, s.now)
+		}
+		s.traffic.Endpoint = use.Addr
+		if answers == nil {
+			s.changes = nil
+			continue
+		}
+		s.traffic.Sent += 1000
+		if answers(use) {
+			s.traffic.Received += transportMin
+		}
+		s.m.Observe(s.now, s.traffic)
 	}
 }

@@ -37,14 +37,15 @@ const (
 	betterAnswers = 3               // in a row, before a better path is used
 	minHold       = 3 * time.Second // between two changes
 	maxHold       = time.Minute     // after a path has failed again and again
+	maxHoldLong   = searchLate      // after it has dropped packets and passed probes: only its use shows whether it still does
 	sameKindHold  = 30 * time.Second
 	sameKindGain  = 10 * time.Millisecond
 	provenFor     = 5 * time.Second  // for how long an answer shows that a path works
 	openFor       = 25 * time.Second // for how long a NAT surely lets answers in, RFC 4787 REQ-5
 )
 
-// When a path is left over which answers come ever later, and a relay that passes probes and drops
-// packets. WireGuard answers data with a keepalive after 10 s at the latest (Keepalive-Timeout in
+// When a path is left over which answers come ever later, or that passes probes and drops packets: a
+// relay may do that, and a network that blocks WireGuard. WireGuard answers data with a keepalive after 10 s at the latest (Keepalive-Timeout in
 // section 6.1 of the WireGuard paper).
 const (
 	slow       = time.Second             // an answer, on whatever path
@@ -138,6 +139,7 @@ type Machine struct {
 	ways    []*way
 	use     *way // nil for none
 	changed time.Time
+	carried bool      // WireGuard received something on the path before
 	written time.Time // when the endpoint was written last
 	insist  time.Time // until when it is written again
 	wanted  Path      // that the leader uses, and on which it did not answer yet
@@ -360,7 +362,7 @@ func (m *Machine) heard(now time.Time, msg Message, w *way) {
 			return // the leader chooses, unless its own path fails
 		}
 		if now.Sub(m.use.failed) >= lossAfter {
-			m.fail(now)
+			m.failLong(now)
 		}
 	}
 	switch {
@@ -461,6 +463,7 @@ func (m *Machine) change(now time.Time, w *way) {
 	if m.use == w {
 		return
 	}
+	m.carried = !m.received.Before(m.changed)
 	m.use, m.changed, m.wanted, m.lost = w, now, Path{}, time.Time{}
 	if w.Path.Straight() {
 		m.punch.attempts = 0

@@ -144,7 +144,11 @@ func (m *Machine) leaveDead(now time.Time) {
 	if w := m.best(now, func(w *way) bool {
 		return w != m.use && m.lives(w, now) && now.Sub(w.answered) < time.Second && (!swallows || now.Sub(w.failed) >= w.hold)
 	}); w != nil {
-		m.fail(now)
+		if swallows {
+			m.failLong(now)
+		} else {
+			m.fail(now, maxHold)
+		}
 		m.change(now, w)
 		return
 	}
@@ -156,24 +160,33 @@ func (m *Machine) leaveDead(now time.Time) {
 	}
 }
 
-// fail notes that the path in use has failed, and for how long it is not to be used.
-func (m *Machine) fail(now time.Time) {
+// fail notes that the path in use has failed, and for how long it is not to be used: longer each
+// time, up to most.
+func (m *Machine) fail(now time.Time, most time.Duration) {
 	if now.Sub(m.changed) < 2*maxHold {
-		m.use.hold = min(2*m.use.hold, maxHold)
+		m.use.hold = min(2*m.use.hold, most)
 	} else {
 		m.use.hold = minHold
 	}
 	m.use.failed = now
 }
 
-// isRelayed reports whether the path in use is through a relay.
-func (m *Machine) isRelayed() bool { return m.use.Path.Relay != Short{} }
+// failLong is fail for a path that passes probes and drops packets. If nothing came on this path at
+// all, as on the one before, the peer's WireGuard is down and the paths are not to blame.
+func (m *Machine) failLong(now time.Time) {
+	if m.received.Before(m.changed) && !m.carried {
+		for _, w := range m.ways {
+			w.hold = minHold
+		}
+	}
+	m.fail(now, maxHoldLong)
+}
 
-// swallows reports whether the relay in use passes probes and drops packets, of one end at least:
+// swallows reports whether the path in use passes probes and drops packets, of one end at least:
 // nothing comes for longer than WireGuard lets data go unanswered, or the peer says that nothing
 // comes of what this node sends.
 func (m *Machine) swallows(now time.Time) bool {
-	if !m.isRelayed() || !m.isBusy(now) {
+	if !m.isBusy(now) {
 		return false
 	}
 	quiet := !m.silent.IsZero() && now.Sub(m.silent) >= quietAfter && now.Sub(m.changed) >= quietAfter
@@ -181,10 +194,10 @@ func (m *Machine) swallows(now time.Time) bool {
 	return quiet || lost
 }
 
-// yields reports whether the leader goes where the other end is: nothing has come through its relay for
+// yields reports whether the leader goes where the other end is: nothing has come on its path for
 // longer than the other one takes to follow.
 func (m *Machine) yields(now time.Time) bool {
-	return m.isRelayed() && m.isBusy(now) && !m.silent.IsZero() &&
+	return m.isBusy(now) && !m.silent.IsZero() &&
 		now.Sub(m.silent) >= lossAfter && now.Sub(m.changed) >= lossAfter
 }
 
