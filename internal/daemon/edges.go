@@ -90,6 +90,7 @@ type paths interface {
 	SetPeers([]node.PathPeer)
 	Bound() []path.BoundRelay
 	SetLAN(links []string)
+	SetStrange(addrs []netip.Addr)
 	Status() []agent.PeerStatus
 	Proofs() agent.Proofs
 	Changed() <-chan struct{}

@@ -610,8 +610,9 @@ func (p *fakePaths) Status() []agent.PeerStatus {
 
 func (p *fakePaths) Changed() <-chan struct{} { return p.changed }
 
-func (p *fakePaths) SetLAN([]string)      {}
-func (p *fakePaths) Proofs() agent.Proofs { return agent.Proofs{} }
+func (p *fakePaths) SetLAN([]string)         {}
+func (p *fakePaths) SetStrange([]netip.Addr) {}
+func (p *fakePaths) Proofs() agent.Proofs    { return agent.Proofs{} }
 
 func (p *fakePaths) Key() [32]byte { return [32]byte{1} }
 

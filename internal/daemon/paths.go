@@ -46,7 +46,7 @@ func (d *daemon) runPaths(ctx context.Context, ready func()) error {
 	a := agent.Start(ctx, agent.Options{
 		Cluster: d.cfg.Cluster.Name, Self: d.self.ID(), Key: d.self.WireGuard.PublicKey(),
 		PathKey: key.Private, Counter: key.Counter,
-		Port: w, Device: w, Call: d.call, OnLAN: p.onLAN, Logger: d.log.Logger,
+		Port: w, Device: w, Call: d.call, OnLAN: p.onLAN, Dial: p.dial, Logger: d.log.Logger,
 	})
 	d.relayOptions.PathKey, d.relayOptions.Counter = key.Private, key.Counter
 	var calls sync.WaitGroup
@@ -116,8 +116,9 @@ type pathAgent struct {
 	peers     []node.PathPeer // as set last
 	relays    relayConfig
 
-	mu  sync.Mutex
-	lan []string // links of the private network
+	mu      sync.Mutex
+	lan     []string     // links of the private network
+	strange []netip.Addr // see node.StrangeAddresses
 }
 
 // relayConfig is what SetRelays was given.
@@ -143,6 +144,29 @@ func (p *pathAgent) onLAN(index int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Contains(p.lan, link.Name)
+}
+
+// SetStrange sets the addresses from which nodes are tried that are to be reached by strangers.
+func (p *pathAgent) SetStrange(addrs []netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.strange = addrs
+}
+
+// dial opens a socket from which nothing was sent to anybody.
+func (p *pathAgent) dial(to netip.AddrPort) (net.Conn, error) {
+	p.mu.Lock()
+	i := slices.IndexFunc(p.strange, func(a netip.Addr) bool { return a.Is4() == to.Addr().Is4() })
+	var from *net.UDPAddr
+	if i >= 0 {
+		from = net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.strange[i], 0))
+	}
+	p.mu.Unlock()
+	c, err := net.DialUDP("udp", from, net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // Key returns the public path key of this node.
@@ -243,6 +267,7 @@ func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
 	relays, keep := d.memory.Relays(t.in, t.wanted)
 	d.paths.SetRelays(relays, keep, d.cfg.Secrets)
 	d.paths.SetLAN(lanLinks(t.in.Facts, d.memory.Own.InternalIPs))
+	d.paths.SetStrange(t.in.StrangeAddresses())
 	peers := d.memory.PathPeers(t.in, t.wanted)
 	d.paths.SetPeers(peers)
 	serves, problems := d.serveAsRelay(t)

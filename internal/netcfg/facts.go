@@ -128,6 +128,22 @@ func (f Facts) bestPrivate(is4 bool, last []netip.Prefix) (best PrivateAddress, 
 	return best, reason
 }
 
+// Spare returns a second public address of each family beside the one from which packets leave to the
+// internet, on the same link and in the same network, where the host has one.
+func (f Facts) Spare() []netip.Addr {
+	var out []netip.Addr
+	for _, u := range f.Uplinks {
+		i := slices.IndexFunc(f.Attached, func(l LAN) bool {
+			a := l.Address.Addr()
+			return l.Link == u.Link && a != u.Source.Addr() && u.Source.Masked().Contains(a) && mesh.IsPublic(a)
+		})
+		if i >= 0 {
+			out = append(out, f.Attached[i].Address.Addr())
+		}
+	}
+	return out
+}
+
 // LeadsOut reports whether a default route leaves by the link of an address.
 func (f Facts) LeadsOut(ip netip.Prefix) bool {
 	return slices.ContainsFunc(f.Private, func(p PrivateAddress) bool { return p.Default && p.Address.Addr() == ip.Addr() })

@@ -5,6 +5,7 @@ package node
 import (
 	"crypto/ed25519"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -73,5 +74,24 @@ func TestFirstRecord(t *testing.T) {
 	got := firstRecord(Input{Self: Identity{Public: public, Instance: 8}, View: mesh.View{Records: []mesh.Record{former}}})
 	if got.Term != former.Term || got.Replaced != 2 || !got.NAT || got.Instance != 8 || got.Name != "" || got.Sequence != 0 {
 		t.Errorf("got %+v", got)
+	}
+}
+
+// TestStrangeAddress checks that nobody is told of the address from which this node tries others.
+func TestStrangeAddress(t *testing.T) {
+	in := Input{
+		Self: Identity{Public: ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)).Public().(ed25519.PublicKey)}, Config: config(),
+		Promise: Promise{Claim: mesh.Claim{Slot: mesh.None}},
+		View:    mesh.View{JoinEmpty: true, Cluster: config().Cluster}, Facts: withSpare,
+	}
+	strange := addrs("203.0.113.2")
+	if got := in.StrangeAddresses(); !slices.Equal(got, strange) {
+		t.Fatalf("got %v, want %v", got, strange)
+	}
+	var m Memory
+	for _, e := range m.Announce(in).Record.Endpoints {
+		if e.Host == strange[0].String() {
+			t.Errorf("the record has the endpoint %v", e)
+		}
 	}
 }

@@ -87,7 +87,7 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 	for _, ip := range m.Own.InternalIPs {
 		lan = append(lan, netip.AddrPortFrom(ip.Addr().Unmap(), port))
 	}
-	for _, a := range in.Facts.Addresses {
+	for _, a := range in.knownAddresses() {
 		if mesh.IsPublic(a) {
 			public = append(public, netip.AddrPortFrom(a.Unmap(), port))
 		}
@@ -241,7 +241,7 @@ func (m *Memory) sharesLAN(w pathFilter, r mesh.Record, said mesh.PathRecord) bo
 // peer without a session can be reached now, one with a session needs another one, or this node is
 // seen elsewhere than its record says.
 func (m *Memory) NeedsTurn(in Input) bool {
-	next := nextRecord(in.Config, surroundings{in.Facts, m.Own.InternalIPs, in.sightings()}, m.Own)
+	next := nextRecord(in.Config, surroundings{in.Facts, in.knownAddresses(), m.Own.InternalIPs, in.sightings()}, m.Own)
 	return m.Handshakes.foundPath(in.Paths.Proved) || m.Handshakes.isAsked(in.Paths.Renew) || next.NAT != m.Own.NAT || !slices.Equal(next.Endpoints, m.Own.Endpoints)
 }
 

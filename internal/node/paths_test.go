@@ -28,6 +28,17 @@ func candidate(kind mesh.CandidateKind, addr string, open bool) mesh.PathCandida
 	return mesh.PathCandidate{Addr: netip.MustParseAddrPort(addr), Kind: kind, Open: open}
 }
 
+// withSpare are the facts of a host that has a second address in its network.
+var withSpare = netcfg.Facts{
+	Addresses: addrs("2001:db8::1", "203.0.113.1", "203.0.113.2"),
+	Uplinks:   []netcfg.Uplink{{Link: "eth0", Source: netip.MustParsePrefix("203.0.113.1/24")}, {Link: "eth0", Source: netip.MustParsePrefix("2001:db8::1/64")}},
+	Attached: []netcfg.LAN{
+		{Link: "eth0", Address: netip.MustParsePrefix("203.0.113.1/24")},
+		{Link: "eth0", Address: netip.MustParsePrefix("203.0.113.2/24")},
+		{Link: "eth0", Address: netip.MustParsePrefix("2001:db8::1/64")},
+	},
+}
+
 func TestOwnCandidates(t *testing.T) {
 	lan := []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}
 	seen := func(all ...string) map[mesh.ID][]netip.AddrPort {
@@ -39,6 +50,8 @@ func TestOwnCandidates(t *testing.T) {
 	}
 	streaming := config()
 	streaming.StreamPort = 51820
+	second := config()
+	second.Endpoint = mesh.Endpoint{Host: "203.0.113.2", Port: 51820}
 	named := config()
 	named.Endpoint = mesh.Endpoint{Host: "a.example.com", Port: 443}
 	for _, tt := range []struct {
@@ -53,6 +66,21 @@ func TestOwnCandidates(t *testing.T) {
 			Input{Config: config(), Facts: netcfg.Facts{Addresses: addrs("2001:db8::1", "203.0.113.1")}},
 			mesh.Record{},
 			[]mesh.PathCandidate{candidate(mesh.CandidatePublic, "203.0.113.1:51820", true), candidate(mesh.CandidatePublic, "[2001:db8::1]:51820", true)},
+		},
+		{
+			"a second address of a network",
+			Input{Config: config(), Facts: withSpare},
+			mesh.Record{},
+			[]mesh.PathCandidate{candidate(mesh.CandidatePublic, "203.0.113.1:51820", true), candidate(mesh.CandidatePublic, "[2001:db8::1]:51820", true)},
+		},
+		{
+			"a second address that is configured",
+			Input{Config: second, Facts: withSpare},
+			mesh.Record{},
+			[]mesh.PathCandidate{
+				candidate(mesh.CandidateConfigured, "203.0.113.2:51820", true), candidate(mesh.CandidatePublic, "203.0.113.1:51820", true),
+				candidate(mesh.CandidatePublic, "[2001:db8::1]:51820", true),
+			},
 		},
 		{
 			"behind NAT",

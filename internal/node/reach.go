@@ -55,6 +55,22 @@ func (in Input) Reach() mesh.Reach {
 	return mesh.Reach{Tried: out[:min(len(out), mesh.MaxTried)]}
 }
 
+// StrangeAddresses returns an address of each family, where this host has one, from which it tries to
+// reach others as a stranger: one at which nobody has heard of it, so that no router takes what comes
+// from there for an answer.
+func (in Input) StrangeAddresses() []netip.Addr {
+	named := in.resolve(in.Config.Endpoint)
+	return slices.DeleteFunc(in.Facts.Spare(), func(a netip.Addr) bool {
+		return slices.ContainsFunc(named, func(e netip.AddrPort) bool { return e.Addr() == a })
+	})
+}
+
+// knownAddresses returns the host's addresses at which others may reach it.
+func (in Input) knownAddresses() []netip.Addr {
+	strange := in.StrangeAddresses()
+	return slices.DeleteFunc(slices.Clone(in.Facts.Addresses), func(a netip.Addr) bool { return slices.Contains(strange, a) })
+}
+
 // reachDuty returns the nodes that this one is to try to reach, and where.
 func (in Input) reachDuty() map[mesh.ID][]netip.AddrPort {
 	out := make(map[mesh.ID][]netip.AddrPort)

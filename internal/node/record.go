@@ -14,6 +14,7 @@ import (
 // surroundings is what this node's record says of its host.
 type surroundings struct {
 	facts       netcfg.Facts
+	known       []netip.Addr // its addresses at which others may reach it
 	internalIPs []netip.Prefix
 	seen        []netip.AddrPort // where peers see its WireGuard socket
 }
@@ -42,7 +43,7 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 	r.Endpoints, r.NAT = mesh.OwnEndpoints(mesh.EndpointInput{
 		Cluster:    c.Cluster,
 		Configured: c.Endpoint,
-		Own:        s.facts.Addresses,
+		Own:        s.known,
 		Seen:       s.seen,
 		ListenPort: r.ListenPort,
 		Last:       last.Endpoints,

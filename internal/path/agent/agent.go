@@ -95,7 +95,7 @@ type Peer struct {
 	Try []netip.AddrPort
 }
 
-// Options are what an agent needs. Only Inside, OnLAN and Dial may be missing.
+// Options are what an agent needs. Inside, OnLAN and Dial may be missing.
 type Options struct {
 	Cluster string
 	Self    mesh.ID
@@ -113,7 +113,8 @@ type Options struct {
 	// OnLAN reports whether a link is one of this host's private network. Without it no node
 	// is met.
 	OnLAN func(link int) bool
-	// Dial opens a new UDP socket that sends to an address and receives from it.
+	// Dial opens a new UDP socket that sends to an address and receives from it, and from which
+	// nothing was sent to anybody. Without it no peer may have addresses to Try.
 	Dial   func(to netip.AddrPort) (net.Conn, error)
 	Logger *slog.Logger
 }
@@ -172,9 +173,6 @@ func newAgent(o Options) *Agent {
 	}
 	if o.OnLAN == nil {
 		o.OnLAN = func(int) bool { return false }
-	}
-	if o.Dial == nil {
-		o.Dial = dialUDP
 	}
 	a := &Agent{
 		o:         o,

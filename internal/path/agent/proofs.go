@@ -5,7 +5,6 @@ package agent
 import (
 	"context"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -205,13 +204,4 @@ func (a *Agent) proofs() Proofs {
 	}
 	slices.SortFunc(all.Tried, mesh.Tried.Compare)
 	return all
-}
-
-// dialUDP opens a socket from which nothing was sent to anybody.
-func dialUDP(to netip.AddrPort) (net.Conn, error) {
-	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
 }
