@@ -187,10 +187,16 @@ func (m *Memory) UDPProblems(in Input) []mesh.Problem {
 	if len(open) > 0 {
 		meanwhile = "packets go over TCP to " + strings.Join(open, ", ") + " meanwhile, which is slower"
 	}
+	who := "no other node answers over UDP"
+	if len(in.Paths.InUse) == 1 {
+		for id := range in.Paths.InUse {
+			who += fmt.Sprintf(" (there is only %s)", NameOf(in.View.Records, id))
+		}
+	}
 	port := in.Config.ListenPort
 	return []mesh.Problem{{
 		Kind: ProblemUDP, Node: in.Config.Name,
-		Text: "no other node answers over UDP: " + meanwhile,
+		Text: who + ": " + meanwhile,
 		Advice: fmt.Sprintf("let UDP from port %d of this host out to any address and port, and the answers in: in the host's own firewall, and in the network's or the provider's; it is tried again every minute",
 			port),
 	}}

@@ -112,6 +112,14 @@ func TestStreamInPlaceOfUDP(t *testing.T) {
 	w.after(time.Second)
 }
 
+// In a mesh of two it need not be this node's UDP that is blocked, so the other one is named.
+func TestUDPProblemOfTwo(t *testing.T) {
+	w := newStreamWorld(t, 1)
+	w.after(0)
+	w.after(udpPatience, 1)
+	w.problem("(there is only " + peerID(1).String() + ")")
+}
+
 // Whether UDP is blocked is found out from nodes that live, and not from those of a private
 // network.
 func TestUDPEvidence(t *testing.T) {
