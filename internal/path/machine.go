@@ -263,13 +263,13 @@ func (m *Machine) learn(over Path) *way {
 
 // Observe takes what WireGuard shows of the peer.
 func (m *Machine) Observe(now time.Time, t Traffic) {
-	if sent := t.Sent - m.traffic.Sent; !overhead(sent) {
+	if sent := added(t.Sent, m.traffic.Sent); !overhead(sent) {
 		m.busy = now
 		if m.silent.IsZero() {
 			m.silent = now
 		}
 	}
-	if got := t.Received - m.traffic.Received; got != 0 {
+	if got := added(t.Received, m.traffic.Received); got != 0 {
 		m.received, m.silent = now, time.Time{}
 		if got != initiationLen {
 			m.passed = now
@@ -282,6 +282,14 @@ func (m *Machine) Observe(now time.Time, t Traffic) {
 		}
 	}
 	m.traffic = t
+}
+
+// added returns by how much a counter has grown. That of a peer that was made anew begins at 0.
+func added(now, before uint64) uint64 {
+	if now < before {
+		return now
+	}
+	return now - before
 }
 
 func (m *Machine) isRelay(a netip.AddrPort) bool {

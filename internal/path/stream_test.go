@@ -102,3 +102,18 @@ func TestLoopbackIsAStream(t *testing.T) {
 		t.Error("the stream is not tried")
 	}
 }
+
+// A peer that was made anew in WireGuard counts from 0, and its first handshake is no traffic.
+func TestCountersBeginAnew(t *testing.T) {
+	m := machineWith(true, directly)
+	m.Observe(epoch, Traffic{Sent: 5000, Received: 5000, Endpoint: directly.Addr})
+	later := epoch.Add(time.Minute)
+	m.Observe(later, Traffic{Sent: 148, Endpoint: directly.Addr})
+	if m.isBusy(later) {
+		t.Error("a handshake is taken for data")
+	}
+	m.Observe(later, Traffic{Sent: 1000, Received: 92, Endpoint: directly.Addr})
+	if !m.isBusy(later) || m.received != later {
+		t.Error("data is not noticed")
+	}
+}
