@@ -72,8 +72,9 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 			known := slices.ContainsFunc(all, func(c mesh.PathCandidate) bool {
 				return c.Addr == a && (c.Kind == mesh.CandidateStream) == (kind == mesh.CandidateStream)
 			})
-			if !known && len(all) < mesh.MaxPathCandidates && in.View.Cluster.Outside(a.Addr()) {
-				all = append(all, mesh.PathCandidate{Addr: a, Kind: kind, Open: isOpen(a)})
+			c := mesh.PathCandidate{Addr: a, Kind: kind, Open: isOpen(a)}
+			if !known && len(all) < mesh.MaxPathCandidates && in.View.Cluster.Outside(a.Addr()) && c.Check() == nil {
+				all = append(all, c)
 			}
 		}
 	}

@@ -28,6 +28,21 @@ func candidate(kind mesh.CandidateKind, addr string, open bool) mesh.PathCandida
 	return mesh.PathCandidate{Addr: netip.MustParseAddrPort(addr), Kind: kind, Open: open}
 }
 
+// TestCandidatesThatOthersRefuse checks that what others would refuse in a path record is not in it: one
+// peer that says nonsense, or a name in /etc/hosts, would keep all else from being told.
+func TestCandidatesThatOthersRefuse(t *testing.T) {
+	m, in, peer := meshOfTwo()
+	in.Facts.Addresses = addrs("192.168.1.1")
+	in.Paths.Seen = map[mesh.ID][]netip.AddrPort{peer.ID(): {netip.MustParseAddrPort("203.0.113.9:0")}}
+	in.Config.Endpoint = mesh.Endpoint{Host: "me.example.com", Port: 51820}
+	in.Resolved = map[string][]netip.Addr{"me.example.com": addrs("127.0.1.1")}
+	for _, c := range m.OwnCandidates(in) {
+		if err := c.Check(); err != nil {
+			t.Errorf("%v: %v", c, err)
+		}
+	}
+}
+
 // withSpare are the facts of a host that has a second address in its network.
 var withSpare = netcfg.Facts{
 	Addresses: addrs("2001:db8::1", "203.0.113.1", "203.0.113.2"),
