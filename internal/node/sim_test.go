@@ -217,7 +217,7 @@ func (s *simulation) add(name, location string, at place) *host {
 	h.config.Encrypted = s.cluster.Mode == mesh.ModeFull
 	h.disk.promise.Claim.Slot = mesh.None
 	h.disk.store = newStore()
-	h.kernel.Removed = func(key wgtypes.Key) { delete(h.tunnels, key) }
+	h.kernel.Removed = h.removed
 	h.move(at, number)
 	s.hosts = append(s.hosts, h)
 	return h
