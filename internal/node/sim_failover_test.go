@@ -278,9 +278,14 @@ func (f *failover) callDown() {
 
 // await lets time pass until somebody says so of the gateway.
 func (f *failover) await(state mesh.Health) {
-	said := func() bool {
+	said := func() bool { // asked after each event, for which a whole view takes too long
 		return slices.ContainsFunc(f.hosts, func(h *host) bool {
-			return slices.ContainsFunc(h.view().Verdicts, func(v mesh.Verdict) bool { return v.Subject == f.subject.id && v.State == state })
+			for _, v := range h.peers.store.verdicts {
+				if v.Subject == f.subject.id && v.State == state {
+					return true
+				}
+			}
+			return false
 		})
 	}
 	if !f.passUntil(20*time.Second, said) {
