@@ -184,11 +184,7 @@ type PathPeer struct {
 // of itself, and the endpoints of its record, whose names this host resolves by itself. It also
 // returns all other nodes, which may ask this one whether they reach it.
 func (m *Memory) PathPeers(in Input, c Configuration) []PathPeer {
-	said := in.pathsByAuthor()
-	records := make(map[mesh.ID]mesh.Record, len(c.Input.Records))
-	for _, r := range c.Input.Records {
-		records[r.ID()] = r
-	}
+	said, records := in.pathsByAuthor(), in.recordsByID()
 	relays, _ := m.Relays(in, c)
 	w := pathFilter{in: in, seen: in.seen(), routes: c.Desired.Routes}
 	peers := make([]PathPeer, 0, len(c.Topology.Peers))
