@@ -243,7 +243,7 @@ func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
 	relays, keep := d.memory.Relays(t.in, t.wanted)
 	d.paths.SetRelays(relays, keep, d.cfg.Secrets)
 	d.paths.SetLAN(lanLinks(t.in.Facts, d.memory.Own.InternalIPs))
-	peers := d.memory.PathPeers(t.in, t.wanted)
+	peers := d.memory.PathPeers(t.in, t.wanted, relays)
 	d.paths.SetPeers(peers)
 	serves, problems := d.serveAsRelay(t)
 	pathProblems, recheckAfter := d.memory.PathProblems(t.in, peers)
