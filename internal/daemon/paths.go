@@ -240,6 +240,7 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 // keepPaths tells the others where this node may be reached, and the agent what to try.
 func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
 	err := d.keepStreams(t)
+	t.recheckIn(d.memory.NoteUnreached(t.in))
 	relays, keep := d.memory.Relays(t.in, t.wanted)
 	d.paths.SetRelays(relays, keep, d.cfg.Secrets)
 	d.paths.SetLAN(lanLinks(t.in.Facts, d.memory.Own.InternalIPs))
