@@ -419,6 +419,7 @@ func (h *host) announce(in *node.Input) {
 		}
 		h.memory.Own = a.Record
 		h.note("%s: record %d, slot %d, term %v, endpoints %v", h.name, a.Record.Sequence, a.Record.Claim.Slot, a.Record.Term, a.Record.Endpoints)
+		a.Record.Identify() // here, not at each look of each node
 		h.publish(object{record: &a.Record})
 	}
 	h.ask(a.RequestSigns)
