@@ -82,7 +82,7 @@ test-vuln: setup ## known vulnerabilities that the code can reach, by the databa
 
 .PHONY: test-long
 test-long: setup ## the unit tests that test-unit cuts short: more random cases, a thousand joins, a flood of packets
-	go test $(LONG_TESTS)
+	go test -timeout 30m $(LONG_TESTS)
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for TIME=30s; what it finds stays in testdata/fuzz

@@ -260,7 +260,7 @@ func TestPathPeers(t *testing.T) {
 			m, in, peer := meshOfTwo()
 			tt.change(&in, &peer)
 			in.View.Records[1] = peer
-			got := m.PathPeers(in, m.Configure(in))
+			got := m.PathPeers(in, m.Configure(in), nil)
 			if len(got) != 1 || got[0].ID != peer.ID() || got[0].Key != peer.Key {
 				t.Fatalf("got %+v, want the peer", got)
 			}
@@ -283,7 +283,7 @@ func TestFollowerHasNoEndpoint(t *testing.T) {
 	follows := func() bool {
 		c := m.Configure(in)
 		endpoint := c.Desired.Peers[0].Endpoint
-		follows := m.PathPeers(in, c)[0].Follows
+		follows := m.PathPeers(in, c, nil)[0].Follows
 		if follows == endpoint.IsValid() || !follows && endpoint != in.Paths.Proved[peer.ID()] {
 			t.Errorf("got endpoint %v, and that it follows: %t", endpoint, follows)
 		}
@@ -321,7 +321,7 @@ func TestCandidatesAreStable(t *testing.T) {
 		}
 		result := func() ([]mesh.PathCandidate, []path.Candidate) {
 			in.View.Paths = []mesh.PathRecord{{Author: peer.ID(), Candidates: said}}
-			return m.OwnCandidates(in), m.PathPeers(in, m.Configure(in))[0].Candidates
+			return m.OwnCandidates(in), m.PathPeers(in, m.Configure(in), nil)[0].Candidates
 		}
 		own, tried := result()
 		if len(own) > mesh.MaxPathCandidates {
