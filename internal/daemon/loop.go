@@ -83,7 +83,7 @@ func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{},
 		case <-pathsDue:
 			t.recheckAfter = 0
 			if d.updatePaths(t) {
-				return c, t.err == nil && !t.refused
+				return c, !t.failed()
 			}
 			pathsDue = nil
 			if at := time.Now().Add(t.recheckAfter); t.recheckAfter > 0 && at.Before(wakeAt) {
@@ -116,7 +116,7 @@ func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{},
 // repeated.
 func (d *daemon) report(t turn, retry time.Duration) time.Duration {
 	d.log.logResult(t.err, t.now)
-	if t.err != nil || t.refused {
+	if t.failed() {
 		retry = min(max(2*retry, retryMin), retryMax)
 	} else {
 		retry = 0
@@ -133,7 +133,7 @@ func (d *daemon) report(t turn, retry time.Duration) time.Duration {
 // nextWake returns how long to sleep after a turn if nothing happens.
 func nextWake(t turn, retry time.Duration) time.Duration {
 	d := resync
-	if t.err != nil || t.refused {
+	if t.failed() {
 		d = retry
 	}
 	if t.recheckAfter > 0 {
@@ -146,7 +146,7 @@ func nextWake(t turn, retry time.Duration) time.Duration {
 // have caused the event itself, so it must not be repeated without a pause.
 func pause(t turn, retry time.Duration) time.Duration {
 	least := spacing
-	if t.err != nil || t.refused {
+	if t.failed() {
 		least = min(retry, time.Second)
 	}
 	return max(gather, least-time.Since(t.now))

@@ -163,6 +163,9 @@ func (t *turn) note(problems []mesh.Problem, err error) {
 	}
 }
 
+// failed reports whether the turn is to be taken again soon.
+func (t *turn) failed() bool { return t.err != nil || t.refused }
+
 // options returns how to compare observed and desired state.
 func (t *turn) options() netcfg.Options {
 	return netcfg.Options{Now: t.now, Prune: t.wanted.Prune}
