@@ -422,22 +422,27 @@ func (m *Machine) lookAround(now time.Time) {
 
 // answer takes the answer to a probe.
 func (m *Machine) answer(now time.Time, msg Message, w *way) {
-	i := slices.IndexFunc(w.pending, func(p ping) bool { return p.number == msg.Number })
-	if i < 0 {
-		// A late one, or one that was sent elsewhere: NATs may answer from another address.
-		if slices.ContainsFunc(w.expired, func(p ping) bool { return p.number == msg.Number && now.Sub(p.at) >= slow }) {
+	sent := func(p ping) bool { return p.number == msg.Number }
+	if i := slices.IndexFunc(w.expired, sent); i >= 0 {
+		took := now.Sub(w.expired[i].at)
+		w.expired = slices.Delete(w.expired, i, i+1)
+		if took >= slow {
 			w.late = now
+			return
 		}
-		return
+		w.sample(took) // the round trip has grown: so must the time for answers
+	} else if i := slices.IndexFunc(w.pending, sent); i >= 0 {
+		w.sample(now.Sub(w.pending[i].at))
+		for range i {
+			w.outcomes.add(false)
+		}
+		w.outcomes.add(true)
+		w.pending = slices.Delete(w.pending, 0, i+1) // those before it are lost, or come too late
+		w.answers++
+	} else {
+		return // one that was sent elsewhere: NATs may answer from another address
 	}
-	w.sample(now.Sub(w.pending[i].at))
-	for range i {
-		w.outcomes.add(false)
-	}
-	w.outcomes.add(true)
-	w.pending = slices.Delete(w.pending, 0, i+1) // those before it are lost, or come too late
 	w.misses, w.answered = 0, now
-	w.answers++
 	switch {
 	case m.use == nil, m.wanted == w.Path:
 		m.change(now, w)

@@ -160,3 +160,32 @@ func TestWantedPathIsForgotten(t *testing.T) {
 		t.Errorf("uses %v, want %v", use, directly)
 	}
 }
+
+// A round trip that grows, as over a line that is full, is not taken for loss.
+func TestRoundTripGrows(t *testing.T) {
+	m := machineWith(true, directly, firstHop)
+	now := answering{directly: Direct, firstHop: Relayed}.run(m, epoch, 20*time.Second)
+	type answer struct {
+		at   time.Time
+		over Path
+		msg  Message
+	}
+	var coming []answer
+	for end := now.Add(2 * time.Minute); now.Before(end); now = now.Add(20 * time.Millisecond) {
+		for _, act := range m.Step(now) {
+			if act.Message.Op == Ping {
+				coming = append(coming, answer{now.Add(600 * time.Millisecond), act.Path, Message{Op: Pong, Number: act.Message.Number}})
+			}
+		}
+		for len(coming) > 0 && !coming[0].at.After(now) {
+			m.Receive(now, coming[0].msg, coming[0].over)
+			coming = coming[1:]
+		}
+		if use, proved := m.InUse(); use != directly || !proved {
+			t.Fatalf("after %v: uses %v, proved %t", now.Sub(epoch), use, proved)
+		}
+	}
+	if misses := m.use.misses; misses > 0 {
+		t.Errorf("%d probes count as missed in the end", misses)
+	}
+}
