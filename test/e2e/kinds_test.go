@@ -138,34 +138,33 @@ var eightKinds = []uplink{publicUplink, preservingUplink, carrierUplink, sixHome
 // and one over TCP.
 var pairs = [][2]int{{0, 1}, {1, 2}, {5, 1}, {4, 3}, {6, 3}, {1, 3}, {6, 1}, {7, 0}}
 
-// TestPathsOfKinds has a node of each kind, and traffic between some of them. Every two talk
-// over a path as good as their routers let it be.
+// TestPathsOfKinds has two nodes, and a public one that may be their relay, for each of some pairs of
+// kinds. They talk over a path as good as their routers let it be.
 func TestPathsOfKinds(t *testing.T) {
-	t.Parallel()
-	m := newUplinks(t, eightKinds...)
-	m.meetAsTheyCan(settleLimit, eightKinds)
-	implementation := m.status(m.nodes[0]).Device.Implementation
-	pods := m.podOnEach()
 	for _, pair := range pairs {
-		kind := kindBetween(eightKinds[pair[0]], eightKinds[pair[1]])
-		t.Run(fmt.Sprintf("%s and %s, %s", eightKinds[pair[0]].name, eightKinds[pair[1]].name, kind), func(t *testing.T) {
-			m := m.in(t)
-			a, b := pods[pair[0]], pods[pair[1]]
-			talk := m.converse(a, b)
-			stream := m.stream(a, b)
+		one, other := eightKinds[pair[0]], eightKinds[pair[1]]
+		kind := kindBetween(one, other)
+		t.Run(fmt.Sprintf("%s and %s, %s", one.name, other.name, kind), func(t *testing.T) {
+			t.Parallel()
+			m := newUplinks(t, publicUplink, one, other)
+			m.connected(settleLimit, m.nodes...)
+			e := &ends{testbed: m, a: m.nodes[1], b: m.nodes[2]}
+			e.on(kind)
+			near, far := m.pod(e.a, "near"), m.pod(e.b, "far")
+			talk, stream := m.converse(near, far), m.stream(near, far)
 			talk.goesOn(t)
 			m.flows([]*lab.Stream{stream})
 			m.must(stream.Stop())
 			if kind == control.PathDirect {
-				talk.end(implementation)
-				return
+				talk.end(m.status(e.a).Device.Implementation)
+			} else {
+				// Daemons that forward drop what they have no time for.
+				sent, lost := talk.Stop()
+				t.Logf("%d of %d packets were lost", lost, sent)
 			}
-			// Daemons that forward drop what they have no time for.
-			sent, lost := talk.Stop()
-			t.Logf("%d of %d packets were lost", lost, sent)
+			m.encrypted()
 		})
 	}
-	m.encrypted()
 }
 
 // podOnEach makes a pod on each node.
