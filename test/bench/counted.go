@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+// countedMeasurements are taken where time is the number of executed instructions: what
+// else the machine does makes no difference to them.
+var countedMeasurements = []measurement{
+	{"probe", 1, always(measureProbeSockets)},
+	{"firstping", runs, always(measureFirstPings)},
+}
+
+var countedFigures = []figure{
+	{name: "probe_throughput_ratio", unit: ratio, reduce: median, bound: atLeast(0.97)},
+	{name: "punch_first_ping_ms", unit: "ms", reduce: median, bound: atMost(1000)},
+	{name: "relay_first_ping_ms", unit: "ms", reduce: median, bound: atMost(500)},
+}
