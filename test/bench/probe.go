@@ -34,7 +34,7 @@ func measureProbeSockets(ctx context.Context, _ string, s samples) (err error) {
 		return err
 	}
 	// One connection for all rounds: two connections differ more than what is measured.
-	t, err := startTransfer(ctx, w)
+	t, err := startTransfer(ctx, w, slowStart)
 	if err != nil {
 		return err
 	}
