@@ -9,6 +9,7 @@ var countedMeasurements = []measurement{
 	{"firstping", runs, always(measureFirstPings)},
 	{"pathspeed", 1, always(measurePathSpeed)},
 	{"pathcut", 1, always(measureCuts)},
+	{"pathswitch", 1, always(measureSwitches)},
 }
 
 var countedFigures = []figure{
@@ -20,4 +21,5 @@ var countedFigures = []figure{
 	{name: "tcp_throughput_ratio", unit: ratio, reduce: median, bound: atLeast(0.5)},
 	{name: "path_cut_gap_ms", unit: "ms", reduce: worst, bound: atMost(1500)},
 	{name: "path_cut_oneway_gap_ms", unit: "ms", reduce: worst, bound: atMost(1500)},
+	{name: "path_switch_lost_packets", unit: "packets", reduce: worst, bound: atMost(0)},
 }
