@@ -160,7 +160,7 @@ bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"
 	@CGO_ENABLED=0 go build -tags hostile -o bin/ ./test/bench ./test/kernel
 	@bin/bench -run '$(RUN)' -meshd $(MESHD); code=$$?; \
 	CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel exec bin/bench -kernel -run '$(RUN)' -meshd $(MESHD) || code=$$?; \
-	bin/kernel -icount exec bin/bench -icount -run '$(RUN)' -meshd $(MESHD) && exit $$code
+	bin/kernel -icount -timeout 2h exec bin/bench -icount -run '$(RUN)' -meshd $(MESHD) && exit $$code
 
 .PHONY: fmt
 fmt: ## format the source

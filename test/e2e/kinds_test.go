@@ -5,7 +5,6 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -93,20 +92,6 @@ func newUplinks(t *testing.T, uplinks ...uplink) *testbed {
 	return m
 }
 
-// peerOf returns what a status says of a peer.
-func peerOf(s control.Status, name string) control.Peer {
-	i := slices.IndexFunc(s.Peers, func(p control.Peer) bool { return p.Name == name })
-	if i < 0 {
-		return control.Peer{}
-	}
-	return s.Peers[i]
-}
-
-// onPath is a condition for await: the peer answers on a path of this kind.
-func onPath(to *lab.Node, kind control.PathKind) func(control.Status) bool {
-	return func(s control.Status) bool { return peerOf(s, to.Name).Path.Works() == kind }
-}
-
 // meetAsTheyCan waits until every two nodes talk over a path of the kind that their uplinks
 // allow. There is traffic, so that nodes which did not meet at once try again soon.
 func (m *testbed) meetAsTheyCan(limit time.Duration, uplinks []uplink) {
@@ -118,7 +103,7 @@ func (m *testbed) meetAsTheyCan(limit time.Duration, uplinks []uplink) {
 		for i, n := range m.nodes {
 			s := m.status(n)
 			for j, other := range m.nodes {
-				if p, want := peerOf(s, other.Name).Path, kindBetween(uplinks[i], uplinks[j]); i != j && p.Works() != want {
+				if p, want := lab.PeerOf(s, other.Name).Path, kindBetween(uplinks[i], uplinks[j]); i != j && p.Works() != want {
 					errs = append(errs, fmt.Errorf("%s to %s: got %+v, want %s", n.Name, other.Name, p, want))
 				}
 			}

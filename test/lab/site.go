@@ -79,6 +79,15 @@ func (l *Lab) Site(ctx context.Context, name string, o SiteOptions) (*Site, erro
 // Host adds a host to the site's first subnet.
 func (s *Site) Host(ctx context.Context, name string) (*Host, error) { return s.HostIn(ctx, 0, name) }
 
+// HomeHost adds a host that is alone in a [Home] of its own, behind a router.
+func (l *Lab) HomeHost(ctx context.Context, name string, r Router) (*Host, error) {
+	s, err := l.Site(ctx, name, SiteOptions{Underlay: Home, Router: r})
+	if err != nil {
+		return nil, err
+	}
+	return s.Host(ctx, name)
+}
+
 // HostIn adds a host to one of the site's subnets.
 func (s *Site) HostIn(ctx context.Context, subnet int, name string) (*Host, error) {
 	h, err := startHost(name)
