@@ -56,6 +56,7 @@ var mayImport = map[string][]string{
 	"internal/path/relayudp":     {"internal/mesh", "internal/path", "internal/pktinfo"},
 	"internal/path/stream":       {"internal/mesh", "internal/path", "internal/wait"},
 	"internal/pktinfo":           {},
+	"internal/portmap":           {"internal/loglimit", "internal/wait"},
 	"internal/probe":             {"internal/mesh"},
 	"internal/probe/ping":        {"internal/loglimit", "internal/mesh", "internal/probe", "internal/wait"},
 	"internal/state":             {"internal/atomicfile", "internal/mesh", "internal/path"},
