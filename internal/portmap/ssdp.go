@@ -51,7 +51,7 @@ func search(ctx context.Context, gateway, source netip.Addr, try func(*url.URL) 
 	var seen []string
 	buf := make([]byte, ssdpMax)
 	for end := time.Now().Add(ssdpPatience); ctx.Err() == nil && time.Now().Before(end) && len(seen) < maxLocations; {
-		ask(conn, gateway)
+		sendSearch(conn, gateway)
 		_ = conn.SetReadDeadline(time.Now().Add(ssdpResend))
 		for ctx.Err() == nil && time.Now().Before(end) {
 			n, from, err := conn.ReadFromUDPAddrPort(buf)
@@ -76,9 +76,9 @@ func search(ctx context.Context, gateway, source netip.Addr, try func(*url.URL) 
 	return fmt.Errorf("%w: %w", errNoAnswer, errors.Join(append(errs, ctx.Err())...))
 }
 
-// ask sends a search to everybody on the link and to the gateway alone: a host's firewall takes
+// sendSearch sends a search to everybody on the link and to the gateway alone: a host's firewall takes
 // what the latter sends for an answer. Without success nobody answers.
-func ask(conn *net.UDPConn, gateway netip.Addr) {
+func sendSearch(conn *net.UDPConn, gateway netip.Addr) {
 	for _, to := range []netip.Addr{netip.AddrFrom4([4]byte{239, 255, 255, 250}), gateway} {
 		for _, target := range ssdpTargets {
 			_, _ = conn.WriteToUDPAddrPort(searchRequest(target), netip.AddrPortFrom(to, ssdpPort))

@@ -212,41 +212,40 @@ func codeOf(err error) int {
 	return fault.Detail.UPnPError.Errorcode
 }
 
-// noted returns an error as the machine takes it. One that is no refusal has the service
-// searched for again: after a restart it may have another port.
-func (p *upnp) noted(err error) error {
-	if err == nil || codeOf(err) != 0 || errors.Is(err, errTaken) {
-		return err
+// ask calls do with the gateway's service, and with the one that is found anew if the former one
+// does not answer: after a restart it may have another port. Errors are as the machine takes
+// them.
+func (p *upnp) ask(ctx context.Context, do func(context.Context, wanConnection) error) error {
+	ctx, cancel := context.WithTimeout(ctx, upnpTimeout)
+	defer cancel()
+	for {
+		former := p.service != nil
+		s, err := p.find(ctx)
+		if err == nil {
+			err = do(ctx, s)
+		}
+		if err == nil || codeOf(err) != 0 || errors.Is(err, errTaken) {
+			return err
+		}
+		p.service = nil
+		if !former || ctx.Err() != nil {
+			return fmt.Errorf("%w: %w", errNoAnswer, err)
+		}
 	}
-	p.service = nil
-	if errors.Is(err, errNoAnswer) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", errNoAnswer, err)
 }
 
 const udp = "UDP"
 
 func (p *upnp) Map(ctx context.Context, n Mapping) (r result) {
-	ctx, cancel := context.WithTimeout(ctx, upnpTimeout)
-	defer cancel()
-	defer func() { r.err = p.noted(r.err) }()
-	s, err := p.find(ctx)
-	if err != nil {
-		return result{err: err}
-	}
-	address, err := externalAddress(ctx, s)
-	if err != nil {
-		return result{err: err}
-	}
-	r.reading.address = address
-	port, err := p.add(ctx, s, n)
-	if err != nil {
-		r.err = err
-		return r
-	}
-	r.mapping, r.lifetime = n, lifetime
-	r.mapping.External, r.mapping.Permanent = netip.AddrPortFrom(address, port), p.permanent
+	r.err = p.ask(ctx, func(ctx context.Context, s wanConnection) (err error) {
+		if r.reading.address, err = externalAddress(ctx, s); err != nil {
+			return err
+		}
+		port, err := p.add(ctx, s, n)
+		r.mapping, r.lifetime = n, lifetime
+		r.mapping.External, r.mapping.Permanent = netip.AddrPortFrom(r.reading.address, port), p.permanent
+		return err
+	})
 	return r
 }
 
@@ -323,43 +322,33 @@ func (p *upnp) otherPort() (uint16, error) {
 }
 
 func (p *upnp) Check(ctx context.Context, n Mapping) (r result) {
-	ctx, cancel := context.WithTimeout(ctx, upnpTimeout)
-	defer cancel()
-	defer func() { r.err = p.noted(r.err) }()
-	s, err := p.find(ctx)
-	if err != nil {
-		return result{err: err}
-	}
-	address, err := externalAddress(ctx, s)
-	if err != nil {
-		return result{err: err}
-	}
-	r.reading.address = address
-	internal, client, enabled, _, _, err := s.GetSpecificPortMappingEntryCtx(ctx, "", n.External.Port(), udp)
-	switch c := codeOf(err); {
-	case err == nil:
-		r.reading.gone = client != p.source.String() || internal != n.Internal.Port() || !enabled
-	case c == upnpNoSuchEntry:
-		r.reading.gone = true
-	case c != upnpInvalidAction: // which not all routers have
-		r.err = err
-	}
+	r.err = p.ask(ctx, func(ctx context.Context, s wanConnection) (err error) {
+		if r.reading.address, err = externalAddress(ctx, s); err != nil {
+			return err
+		}
+		internal, client, enabled, _, _, err := s.GetSpecificPortMappingEntryCtx(ctx, "", n.External.Port(), udp)
+		switch codeOf(err) {
+		case upnpNoSuchEntry:
+			r.reading.gone = true
+			return nil
+		case upnpInvalidAction: // which not all routers have
+			return nil
+		}
+		r.reading.gone = err == nil && (client != p.source.String() || internal != n.Internal.Port() || !enabled)
+		return err
+	})
 	return r
 }
 
 func (p *upnp) Remove(ctx context.Context, n Mapping) error {
-	ctx, cancel := context.WithTimeout(ctx, upnpTimeout)
-	defer cancel()
-	s, err := p.find(ctx)
-	if err != nil {
-		return p.noted(err)
-	}
-	if p.isTaken(ctx, s, n.External.Port()) {
-		return nil // it is not ours any more
-	}
-	err = s.DeletePortMappingCtx(ctx, "", n.External.Port(), udp)
-	if codeOf(err) == upnpNoSuchEntry {
-		return nil
-	}
-	return p.noted(err)
+	return p.ask(ctx, func(ctx context.Context, s wanConnection) error {
+		if p.isTaken(ctx, s, n.External.Port()) {
+			return nil // it is not ours any more
+		}
+		err := s.DeletePortMappingCtx(ctx, "", n.External.Port(), udp)
+		if codeOf(err) == upnpNoSuchEntry {
+			return nil
+		}
+		return err
+	})
 }
