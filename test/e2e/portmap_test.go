@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/test/lab"
@@ -23,7 +24,7 @@ func mappingHome(by lab.Maps) uplink {
 // TestPortMapping has nodes at homes whose routers change ports and speak one protocol each:
 // Debian's miniupnpd. Strangers reach the nodes there, and each two are connected directly, which
 // is so again after the routers have lost their mappings. These stay when a daemon stops, and go
-// with meshd down.
+// with meshd down, and when a file says so.
 func TestPortMapping(t *testing.T) {
 	t.Parallel()
 	uplinks := []uplink{publicUplink, mappingHome(lab.PCP), mappingHome(lab.NATPMP), mappingHome(lab.UPnP)}
@@ -47,20 +48,31 @@ func TestPortMapping(t *testing.T) {
 	}
 	m.eventually(settleLimit, mapped)
 	m.meetAsTheyCan(settleLimit, uplinks)
-	for _, n := range homes {
+	restarted := time.Now()
+	for i, n := range homes {
 		m.must(n.RebootRouter(m.ctx))
+		m.eventually(settleLimit, func() error { return m.mappingsAt(1, homes[i:i+1]) })
+		t.Logf("%s: mapped again within %v", n.Name, time.Since(restarted).Round(100*time.Millisecond))
+		restarted = time.Now()
 	}
 	m.eventually(settleLimit, mapped)
 	m.meetAsTheyCan(settleLimit, uplinks)
 
+	off := homes[2]
+	file := m.run(off, "cat", lab.ConfigPath)
+	m.must(off.Configure(strings.Replace(file, "node:\n", "node:\n  port-mapping: never\n", 1), m.secret))
+	m.must(off.Reload())
+	m.eventually(settleLimit, func() error { return m.mappingsAt(0, homes[2:]) })
+	m.await(settleLimit, "has no mapping", func(s control.Status) bool { return len(s.Node.PortMappings) == 0 }, off)
+
+	homes = homes[:2]
 	for _, n := range homes {
 		m.must(n.Stop())
 	}
 	m.must(m.mappingsAt(1, homes))
 	for _, n := range homes {
-		out, err := n.Meshd(m.ctx, "down")
+		_, err := n.Meshd(m.ctx, "down")
 		m.must(err)
-		t.Logf("%s: %s", n.Name, out)
 	}
 	m.must(m.mappingsAt(0, homes))
 }
