@@ -245,6 +245,9 @@ func (m *machine) done(a action, r result, now time.Time) {
 		return
 	}
 	m.read(r, now)
+	if r.mapping.Nonce != [12]byte{} {
+		m.nonces[a.mapping.Internal.Port()] = r.mapping.Nonce // the answer may be what was lost
+	}
 	switch {
 	case r.err != nil:
 		m.failed(a, r, now)
@@ -266,7 +269,7 @@ func (m *machine) read(r result, now time.Time) {
 		if restarted || r.reading.gone {
 			h.renewAt = now // it has forgotten all of them
 		}
-		if r.reading.address.IsValid() {
+		if r.reading.address.IsValid() && h.External.IsValid() {
 			h.External = netip.AddrPortFrom(r.reading.address, h.External.Port())
 		}
 	}
@@ -285,7 +288,6 @@ func (m *machine) made(r result, now time.Time) {
 		m.protocol, m.last = h.Protocol, h.Protocol
 		m.checkAt = now.Add(checkEvery)
 	}
-	m.nonces[h.Internal.Port()] = h.Nonce
 	if i := m.find(h.Internal.Port()); i >= 0 {
 		m.held[i] = h
 	} else {

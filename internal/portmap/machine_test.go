@@ -267,6 +267,40 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestSecondPortRefusedByNATPMP has answers that name the router's address.
+func TestSecondPortRefusedByNATPMP(t *testing.T) {
+	b := newBench()
+	good := b.speaks(lifetime, NATPMP)
+	b.router = func(a action) result {
+		r := good(a)
+		r.reading.address = public
+		if a.mapping.Internal.Port() == 7946 {
+			r.err = errRefused
+		}
+		return r
+	}
+	b.want(target(51820, 7946), b.now)
+	b.run(10 * time.Minute)
+	wantExternal(t, b, "203.0.113.9:51820")
+}
+
+// TestNonceOfALostAnswer asks again with the nonce that the router may know already.
+func TestNonceOfALostAnswer(t *testing.T) {
+	b := newBench()
+	b.router = func(a action) result {
+		r := silent(a)
+		if r.mapping = a.mapping; a.protocol == PCP && a.mapping.Nonce == [12]byte{} {
+			r.mapping.Nonce = [12]byte{5}
+		}
+		return r
+	}
+	b.want(target(51820), b.now)
+	b.run(time.Second)
+	if got := b.wanted(51820).Nonce; got != [12]byte{5} {
+		t.Errorf("got nonce %x, want that of the first question", got)
+	}
+}
+
 func TestSecondPortUnanswered(t *testing.T) {
 	b := newBench()
 	answers := 0
