@@ -3,7 +3,6 @@
 package daemon
 
 import (
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -100,7 +99,7 @@ func changes(before, after control.Status) []line {
 	var lines []line
 	add := func(names []string, text string, args ...any) {
 		if len(names) > 0 {
-			lines = append(lines, line{text: text, args: append([]any{"peers", list(names)}, args...)})
+			lines = append(lines, line{text: text, args: append([]any{"peers", mesh.Some(names, namesShown)}, args...)})
 		}
 	}
 	known := make(map[mesh.ID]control.Peer, len(before.Peers))
@@ -150,14 +149,8 @@ func changes(before, after control.Status) []line {
 	return lines
 }
 
-// list names some of many nodes.
-func list(names []string) string {
-	const most = 5
-	if more := len(names) - most; more > 0 {
-		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), more)
-	}
-	return strings.Join(names, ", ")
-}
+// namesShown is how many peers a line names.
+const namesShown = 5
 
 // without returns the problems of a that are not in b.
 func without(a, b []mesh.Problem) []mesh.Problem {

@@ -64,7 +64,7 @@ func (d *daemon) loop(ctx context.Context) error {
 // returns, or the time to look again. It reports whether the turn is to be taken at once. Few
 // changes of paths need a turn.
 func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{}, within time.Duration) (c command, urgent bool) {
-	wake := time.NewTimer(within)
+	wake, wakeAt := time.NewTimer(within), time.Now().Add(within)
 	defer wake.Stop()
 	var pathsDue <-chan time.Time // after the first of several changes
 	pathsSoon := func() {
@@ -83,11 +83,15 @@ func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{},
 		case <-d.ports.Changed():
 			pathsSoon()
 		case <-pathsDue:
+			t.recheckAfter = 0
 			if d.updatePaths(t) {
-				return c, true
+				return c, t.err == nil && !t.refused
 			}
 			pathsDue = nil
-
+			if at := time.Now().Add(t.recheckAfter); t.recheckAfter > 0 && at.Before(wakeAt) {
+				wakeAt = at
+				wake.Reset(t.recheckAfter)
+			}
 		case <-ctx.Done():
 			return c, false
 		case <-wake.C:

@@ -265,11 +265,12 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
 	err := d.keepStreams(t)
 	d.wantMappings(t.in)
+	t.recheckIn(d.memory.NoteUnreached(t.in))
 	relays, keep := d.memory.Relays(t.in, t.wanted)
 	d.paths.SetRelays(relays, keep, d.cfg.Secrets)
 	d.paths.SetLAN(lanLinks(t.in.Facts, d.memory.Own.InternalIPs))
 	d.paths.SetStrange(t.in.StrangeAddresses())
-	peers := d.memory.PathPeers(t.in, t.wanted)
+	peers := d.memory.PathPeers(t.in, t.wanted, relays)
 	d.paths.SetPeers(peers)
 	serves, problems := d.serveAsRelay(t)
 	pathProblems, recheckAfter := d.memory.PathProblems(t.in, peers)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/meshd/meshd/internal/cni"
@@ -87,10 +86,7 @@ func (d *daemon) users(ctx context.Context, c mesh.Cluster) (string, error) {
 		return "it is not known what uses it", fmt.Errorf("look for users of the claimed addresses: %w", err)
 	}
 	users = append(users, others...)
-	if more := len(users) - shownUsers; more > 0 {
-		users = append(users[:shownUsers], fmt.Sprintf("and %d more", more))
-	}
-	return strings.Join(users, ", "), nil
+	return mesh.Some(users, shownUsers), nil
 }
 
 // shownUsers is how many users of an address are listed.

@@ -85,7 +85,10 @@ func (s *relayServer) Serve(w node.RelayService, secret [32]byte, maxRate int) e
 		proved[path.ShortOf(id)] = at
 	}
 	s.relay.SetProved(proved)
-	return errors.Join(failed, s.relay.SetNodes(nodes))
+	if err := errors.Join(failed, s.relay.SetNodes(nodes)); err != nil {
+		s.warn("relay", err) // it serves the others, or serves again
+	}
+	return nil
 }
 
 func (s *relayServer) open() error {

@@ -58,6 +58,9 @@ func Derive(in Input) Topology {
 	t.Neighbors = d.neighbors()
 	t.Routes = d.routes()
 	t.Inside = mergePrefixes(append(d.routed, d.guarded...))
+	for i, end := range d.farEnds[:len(t.Peers)] {
+		t.Peers[i].Endpoints = d.endpointsOf(end, t.Inside)
+	}
 	t.ServedNetworks = d.servedNetworks()
 	d.routeToClients(&t)
 	t.leaveOut(in.Nearby.kept(in.Cluster))
@@ -102,7 +105,8 @@ func (l *layout) haveTunnel(a, b *member) bool {
 	return a.isTunnelEnd() && b.isTunnelEnd() && l.tunnelled(a, b)
 }
 
-// peers returns the tunnel ends to which this node has a tunnel of its own.
+// peers returns the tunnel ends to which this node has a tunnel of its own, without their
+// endpoints: which of them can be used depends on what is routed to all peers.
 func (d *deriver) peers() []Peer {
 	if !d.self.isTunnelEnd() {
 		return nil
@@ -113,7 +117,6 @@ func (d *deriver) peers() []Peer {
 			ID:         end.id,
 			Name:       end.Name,
 			Key:        end.Key,
-			Endpoints:  d.endpointsOf(end),
 			AllowedIPs: d.prefixesBehind(d.farEnds[i : i+1]),
 			MTU:        min(end.MTU, d.self.MTU),
 		})

@@ -74,6 +74,25 @@ func TestDeriveCases(t *testing.T) {
 			allowed:   "[10.4.0.2/32 10.42.1.0/24]",
 		},
 		{
+			name: "same location, not met: the LAN address last",
+			change: func(_ *mesh.Input, n0, n1, _ *mesh.Record) {
+				n0.Location, n1.Location = "aws", "aws"
+				n0.Segment, n1.Segment = n0.ID(), n1.ID()
+			},
+			endpoints: "[198.51.0.2:51820 172.16.1.5:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24]",
+		},
+		{
+			name: "same location, not met: no LAN address that is routed to another location",
+			change: func(_ *mesh.Input, n0, n1, n2 *mesh.Record) {
+				n0.Location, n1.Location = "aws", "aws"
+				n0.Segment, n1.Segment = n0.ID(), n1.ID()
+				n2.AllowedLocationIPs = prefixes("172.16.1.0/24")
+			},
+			endpoints: "[198.51.0.2:51820]",
+			allowed:   "[10.4.0.2/32 10.42.1.0/24]",
+		},
+		{
 			name: "other location",
 			change: func(_ *mesh.Input, n0, n1, _ *mesh.Record) {
 				n0.Location, n1.Location = "aws", "gcp"

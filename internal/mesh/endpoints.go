@@ -14,8 +14,10 @@ import (
 // here, best first: over the LAN in the same segment, then those in its record, then over a
 // LAN that may be the same one.
 // Addresses inside the mesh, and those that mean this host, are never endpoints, even if
-// a name resolves to them.
-func (d *deriver) endpointsOf(n *member) []netip.AddrPort {
+// a name resolves to them. Neither is an address on a LAN that may be the same one if it is
+// routed into a tunnel, as part of a network behind another location: then that LAN is not
+// this host's, and a tunnel can't run through another one.
+func (d *deriver) endpointsOf(n *member, inside []netip.Prefix) []netip.AddrPort {
 	es := make([]netip.AddrPort, 0, len(n.Endpoints))
 	add := func(a netip.Addr, port uint16) {
 		if a = a.Unmap(); port == 0 || !d.hasFamily(a) || !d.Cluster.Outside(a) {
@@ -25,13 +27,10 @@ func (d *deriver) endpointsOf(n *member) []netip.AddrPort {
 			es = append(es, e)
 		}
 	}
-	addLAN := func() {
+	if n.group == d.self.group {
 		for _, ip := range n.InternalIPs {
 			add(ip.Addr(), n.ListenPort)
 		}
-	}
-	if n.group == d.self.group {
-		addLAN()
 	}
 	for _, e := range n.Endpoints {
 		if a, err := netip.ParseAddr(e.Host); err == nil {
@@ -43,7 +42,11 @@ func (d *deriver) endpointsOf(n *member) []netip.AddrPort {
 		}
 	}
 	if n.SameLocation(d.self.Record) {
-		addLAN()
+		for _, ip := range n.InternalIPs {
+			if _, routed := overlapping(inside, single(ip.Addr())); !routed {
+				add(ip.Addr(), n.ListenPort)
+			}
+		}
 	}
 	return es
 }

@@ -244,17 +244,11 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// names lists at most five nodes by name, for messages.
+// names lists some nodes by name, for messages.
 func names(ms []*member) string {
-	s := ""
-	for i, m := range ms[:min(len(ms), 5)] {
-		if i > 0 {
-			s += ", "
-		}
-		s += m.Name
+	all := make([]string, len(ms))
+	for i, m := range ms {
+		all[i] = m.Name
 	}
-	if len(ms) > 5 {
-		s += fmt.Sprintf(" and %d more", len(ms)-5)
-	}
-	return s
+	return Some(all, namesShown)
 }

@@ -205,11 +205,8 @@ func (d *deriver) reportRanges() {
 				names = append(names, m.Name)
 			}
 		}
-		if more := len(names) - namesShown; more > 0 {
-			names = append(names[:namesShown], fmt.Sprintf("%d more", more))
-		}
 		if names != nil {
-			text += ", and does not reach what these nodes have there: " + strings.Join(names, ", ")
+			text += ", and does not reach what these nodes have there: " + Some(names, namesShown)
 		}
 		d.report(ProblemRange, d.self.Name, text, o.Advice())
 	}

@@ -23,6 +23,14 @@ func ValidText(s string, limit int) bool {
 		strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
 }
 
+// Some lists texts for a person: the first of them, and how many more there are.
+func Some(texts []string, most int) string {
+	if more := len(texts) - most; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(texts[:most], ", "), more)
+	}
+	return strings.Join(texts, ", ")
+}
+
 // CheckName returns why a string can't be the name of a node or a client, or nil if it can: a
 // host name of at most MaxName bytes, also of several labels, that tells one host from another.
 func CheckName(s string) error {

@@ -35,3 +35,15 @@ func TestPrintable(t *testing.T) {
 		}
 	})
 }
+
+func TestSome(t *testing.T) {
+	all := []string{"a", "b", "c"}
+	for most, want := range map[int]string{1: "a and 2 more", 2: "a, b and 1 more", 3: "a, b, c", 4: "a, b, c"} {
+		if got := Some(all, most); got != want {
+			t.Errorf("at most %d: got %q, want %q", most, got, want)
+		}
+	}
+	if got := Some(nil, 1); got != "" {
+		t.Errorf("of none: got %q", got)
+	}
+}

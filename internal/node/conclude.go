@@ -86,10 +86,7 @@ func lostGateways(in Input, c Configuration) []mesh.Problem {
 	if c.Input.Cluster.Mode != mesh.ModeLocation {
 		return nil
 	}
-	records := make(map[mesh.ID]mesh.Record, len(c.Input.Records))
-	for _, r := range c.Input.Records {
-		records[r.ID()] = r
-	}
+	records := in.recordsByID()
 	own := records[c.Input.Self]
 	lost := make(map[mesh.ID]bool)
 	var problems []mesh.Problem

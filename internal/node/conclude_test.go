@@ -33,7 +33,7 @@ func TestLostGateways(t *testing.T) {
 		}, nil},
 		{"another mode", func(in *Input, c *Configuration) { delete(in.View.Alive, id(0)); c.Input.Cluster.Mode = mesh.ModeCross }, nil},
 	} {
-		in := Input{View: mesh.View{Alive: make(map[mesh.ID]bool)}}
+		in := Input{View: mesh.View{Records: records, Alive: make(map[mesh.ID]bool)}}
 		for _, r := range records {
 			in.View.Alive[r.ID()] = true
 		}

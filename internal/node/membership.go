@@ -5,7 +5,6 @@ package node
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -115,13 +114,15 @@ func membershipProblems(in Input) []mesh.Problem {
 			silent = append(silent, r.Name)
 		}
 	}
+	slices.Sort(silent)
+	slices.Sort(elsewhere)
 	ports := fmt.Sprintf("let UDP %d pass between the internal IPs of both", in.Config.ListenPort)
 	var problems []mesh.Problem
 	if len(silent) > 0 {
 		problems = append(problems, mesh.Problem{
 			Kind: mesh.ProblemNeighbor, Node: own.Name,
 			Text: fmt.Sprintf("node %s and these of location %s don't answer each other on the private network, although others reach both: %s",
-				own.Name, own.Location, atMost(silent, namesInProblem)),
+				own.Name, own.Location, mesh.Some(silent, namesInProblem)),
 			Advice: ports + "; what they send each other may be lost until then",
 		})
 	}
@@ -129,7 +130,7 @@ func membershipProblems(in Input) []mesh.Problem {
 		problems = append(problems, mesh.Problem{
 			Kind: mesh.ProblemNeighbor, Node: own.Name,
 			Text: fmt.Sprintf("no node of location %s answers node %s on the private network, so it stands alone, with tunnels: %s",
-				own.Location, own.Name, atMost(elsewhere, namesInProblem)),
+				own.Location, own.Name, mesh.Some(elsewhere, namesInProblem)),
 			Advice: fmt.Sprintf("if %s is in another network, give it another node.location; else %s", own.Name, ports),
 		})
 	}
@@ -138,13 +139,3 @@ func membershipProblems(in Input) []mesh.Problem {
 
 // namesInProblem is how many nodes a problem names.
 const namesInProblem = 5
-
-// atMost lists the first names, and how many more there are.
-func atMost(names []string, limit int) string {
-	slices.Sort(names)
-	s := strings.Join(names[:min(len(names), limit)], ", ")
-	if more := len(names) - limit; more > 0 {
-		s += fmt.Sprintf(" and %d more", more)
-	}
-	return s
-}

@@ -5,7 +5,6 @@ package node
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -134,7 +133,7 @@ func (in Input) noPathProblem(p PathPeer) mesh.Problem {
 	}
 	answer := "no address of it is known"
 	if len(tried) > 0 {
-		answer = "no answer " + some(tried)
+		answer = "no answer " + mesh.Some(tried, maxTold)
 	}
 	return mesh.Problem{
 		Kind: ProblemNoPath, Node: NameOf(in.View.Records, p.ID),
@@ -156,7 +155,7 @@ func (in Input) detourProblem(p PathPeer) mesh.Problem {
 	}
 	return mesh.Problem{
 		Kind: ProblemDetour, Node: NameOf(in.View.Records, p.ID),
-		Text:   fmt.Sprintf("others reach it and this node over UDP, but these two don't reach each other: no answer at %s; packets %s meanwhile", some(p.openAt()), how),
+		Text:   fmt.Sprintf("others reach it and this node over UDP, but these two don't reach each other: no answer at %s; packets %s meanwhile", mesh.Some(p.openAt(), maxTold), how),
 		Advice: in.pathAdvice(p) + "; it is tried again every minute",
 	}
 }
@@ -166,16 +165,8 @@ func (in Input) pathAdvice(p PathPeer) string {
 	port := in.Config.ListenPort
 	if at := p.openAt(); len(at) > 0 {
 		return fmt.Sprintf("let UDP pass both ways between port %d of this host and %s: in the firewalls of both hosts, and in those of their networks or providers",
-			port, some(at))
+			port, mesh.Some(at, maxTold))
 	}
 	return fmt.Sprintf("open UDP port %d of this host to the internet, or WireGuard's port of the other one; or have a third node forward between them, which needs its UDP ports of WireGuard and gossip open",
 		port)
-}
-
-// some lists strings, of many not all.
-func some(all []string) string {
-	if more := len(all) - maxTold; more > 0 {
-		all = append(slices.Clone(all[:maxTold]), fmt.Sprintf("and %d more", more))
-	}
-	return strings.Join(all, ", ")
 }

@@ -37,7 +37,7 @@ func newPathWorld(t *testing.T) *pathWorld {
 	w.reached(3, 2, true)
 	w.reached(4, 1, true)
 	w.reached(4, 2, true)
-	w.peers = w.m.PathPeers(w.in, w.m.Configure(w.in))
+	w.peers = w.m.PathPeers(w.in, w.m.Configure(w.in), nil)
 	return w
 }
 

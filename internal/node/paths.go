@@ -74,8 +74,9 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 			known := slices.ContainsFunc(all, func(c mesh.PathCandidate) bool {
 				return c.Addr == a && (c.Kind == mesh.CandidateStream) == (kind == mesh.CandidateStream)
 			})
-			if !known && len(all) < mesh.MaxPathCandidates && in.View.Cluster.Outside(a.Addr()) {
-				all = append(all, mesh.PathCandidate{Addr: a, Kind: kind, Open: isOpen(a)})
+			c := mesh.PathCandidate{Addr: a, Kind: kind, Open: isOpen(a)}
+			if !known && len(all) < mesh.MaxPathCandidates && in.View.Cluster.Outside(a.Addr()) && c.Check() == nil {
+				all = append(all, c)
 			}
 		}
 	}
@@ -186,14 +187,10 @@ type PathPeer struct {
 
 // PathPeers returns the peers of this node's device, with the paths to try: what a peer says
 // of itself, and the endpoints of its record, whose names this host resolves by itself. It also
-// returns all other nodes, which may ask this one whether they reach it.
-func (m *Memory) PathPeers(in Input, c Configuration) []PathPeer {
-	said := in.pathsByAuthor()
-	records := make(map[mesh.ID]mesh.Record, len(c.Input.Records))
-	for _, r := range c.Input.Records {
-		records[r.ID()] = r
-	}
-	relays, _ := m.Relays(in, c)
+// returns all other nodes, which may ask this one whether they reach it. Relays are those there
+// are.
+func (m *Memory) PathPeers(in Input, c Configuration, relays []Relay) []PathPeer {
+	said, records := in.pathsByAuthor(), in.recordsByID()
 	w := pathFilter{in: in, seen: in.seen(), routes: c.Desired.Routes}
 	peers := make([]PathPeer, 0, len(c.Topology.Peers))
 	for _, p := range c.Topology.Peers {

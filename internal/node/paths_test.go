@@ -28,6 +28,21 @@ func candidate(kind mesh.CandidateKind, addr string, open bool) mesh.PathCandida
 	return mesh.PathCandidate{Addr: netip.MustParseAddrPort(addr), Kind: kind, Open: open}
 }
 
+// TestCandidatesThatOthersRefuse checks that what others would refuse in a path record is not in it: one
+// peer that says nonsense, or a name in /etc/hosts, would keep all else from being told.
+func TestCandidatesThatOthersRefuse(t *testing.T) {
+	m, in, peer := meshOfTwo()
+	in.Facts.Addresses = addrs("192.168.1.1")
+	in.Paths.Seen = map[mesh.ID][]netip.AddrPort{peer.ID(): {netip.MustParseAddrPort("203.0.113.9:0")}}
+	in.Config.Endpoint = mesh.Endpoint{Host: "me.example.com", Port: 51820}
+	in.Resolved = map[string][]netip.Addr{"me.example.com": addrs("127.0.1.1")}
+	for _, c := range m.OwnCandidates(in) {
+		if err := c.Check(); err != nil {
+			t.Errorf("%v: %v", c, err)
+		}
+	}
+}
+
 // withSpare are the facts of a host that has a second address in its network.
 var withSpare = netcfg.Facts{
 	Addresses: addrs("2001:db8::1", "203.0.113.1", "203.0.113.2"),
@@ -245,7 +260,7 @@ func TestPathPeers(t *testing.T) {
 			m, in, peer := meshOfTwo()
 			tt.change(&in, &peer)
 			in.View.Records[1] = peer
-			got := m.PathPeers(in, m.Configure(in))
+			got := m.PathPeers(in, m.Configure(in), nil)
 			if len(got) != 1 || got[0].ID != peer.ID() || got[0].Key != peer.Key {
 				t.Fatalf("got %+v, want the peer", got)
 			}
@@ -268,7 +283,7 @@ func TestFollowerHasNoEndpoint(t *testing.T) {
 	follows := func() bool {
 		c := m.Configure(in)
 		endpoint := c.Desired.Peers[0].Endpoint
-		follows := m.PathPeers(in, c)[0].Follows
+		follows := m.PathPeers(in, c, nil)[0].Follows
 		if follows == endpoint.IsValid() || !follows && endpoint != in.Paths.Proved[peer.ID()] {
 			t.Errorf("got endpoint %v, and that it follows: %t", endpoint, follows)
 		}
@@ -306,7 +321,7 @@ func TestCandidatesAreStable(t *testing.T) {
 		}
 		result := func() ([]mesh.PathCandidate, []path.Candidate) {
 			in.View.Paths = []mesh.PathRecord{{Author: peer.ID(), Candidates: said}}
-			return m.OwnCandidates(in), m.PathPeers(in, m.Configure(in))[0].Candidates
+			return m.OwnCandidates(in), m.PathPeers(in, m.Configure(in), nil)[0].Candidates
 		}
 		own, tried := result()
 		if len(own) > mesh.MaxPathCandidates {

@@ -36,9 +36,9 @@ type BoundRelay struct {
 	Kept bool // whether or not this node has anything to send
 }
 
-// noteUnreached notes whether each peer that lives is reached without a relay. It returns how
+// NoteUnreached notes whether each peer that lives is reached without a relay. It returns how
 // long it takes until this node needs relays itself, 0 if that is not to be expected.
-func (m *Memory) noteUnreached(in Input) time.Duration {
+func (m *Memory) NoteUnreached(in Input) time.Duration {
 	unreached := false
 	for id := range in.Paths.InUse {
 		unreached = unreached || in.View.Alive[id] && in.isSilent(id)

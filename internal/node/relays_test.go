@@ -160,12 +160,12 @@ func TestPartlyReachedNodeKeepsRelays(t *testing.T) {
 			t.Errorf("at %s: keeps %d relays, want %d", in.Now, keep, want)
 		}
 	}
-	if wait := m.noteUnreached(in); wait != relayPatience {
+	if wait := m.NoteUnreached(in); wait != relayPatience {
 		t.Errorf("waits %s, want %s", wait, relayPatience)
 	}
 	wantKept(0)
 	in.Now = in.Now.Add(relayPatience)
-	if wait := m.noteUnreached(in); wait != 0 {
+	if wait := m.NoteUnreached(in); wait != 0 {
 		t.Errorf("waits %s longer", wait)
 	}
 	wantKept(mesh.MaxPathRelays)
@@ -175,10 +175,10 @@ func TestPartlyReachedNodeKeepsRelays(t *testing.T) {
 
 	in.Paths.Proved[far] = netip.MustParseAddrPort("203.0.113.3:51820")
 	in.Paths.InUse[far] = path.Path{Kind: path.Relayed}
-	m.noteUnreached(in)
+	m.NoteUnreached(in)
 	wantKept(mesh.MaxPathRelays)
 	in.Paths.InUse[far] = path.Path{Kind: path.Direct}
-	m.noteUnreached(in)
+	m.NoteUnreached(in)
 	wantKept(0)
 }
 

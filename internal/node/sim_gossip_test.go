@@ -360,16 +360,9 @@ func (h *host) view() mesh.View {
 		}
 	}
 	v.Verdicts = mesh.WithinEpochStep(v.Verdicts)
-	for _, o := range g.store.all() {
-		switch {
-		case o.path != nil && counts(o.path.Author):
-			v.Paths = append(v.Paths, *o.path)
-		case o.membership != nil && counts(o.membership.Author):
-			v.Memberships = append(v.Memberships, *o.membership)
-		case o.reach != nil && counts(o.reach.Author):
-			v.Reaches = append(v.Reaches, *o.reach)
-		}
-	}
+	v.Paths = saidBy(g.store.paths, counts)
+	v.Memberships = saidBy(g.store.memberships, counts)
+	v.Reaches = saidBy(g.store.reaches, counts)
 	mesh.Locate(v.Records, v.Memberships)
 	mesh.Prove(v.Records, v.Reaches)
 	v.MetAt = make(map[mesh.ID]netip.Addr)
@@ -377,6 +370,16 @@ func (h *host) view() mesh.View {
 		v.MetAt[met] = h.byID(met).addressFor(h).Addr()
 	}
 	return v
+}
+
+// saidBy returns what the nodes that count have said, sorted by author.
+func saidBy[T any](all map[mesh.ID]T, counts func(mesh.ID) bool) (said []T) {
+	for _, id := range slices.SortedFunc(maps.Keys(all), mesh.ID.Compare) {
+		if counts(id) {
+			said = append(said, all[id])
+		}
+	}
+	return said
 }
 
 // effective returns the settings in use: those of the file, or adopted ones of a higher

@@ -166,22 +166,25 @@ func (h *host) send(src, dst netip.Addr) error {
 
 // post takes a packet to its destination in the time that it needs, and says what became of
 // it. It waits for sessions.
-func (h *host) post(src, dst netip.Addr, became func(error)) {
+func (h *host) post(src, dst netip.Addr, became func(*packet, error)) {
 	h.travel(&packet{src: src, dst: dst, at: h}, became)
 }
 
-func (s *simulation) travel(p *packet, became func(error)) {
+func (s *simulation) travel(p *packet, became func(*packet, error)) {
 	done, err := p.arrive()
 	if done || err != nil {
-		became(err)
+		became(p, err)
 		return
 	}
 	waits, err := p.forward()
 	switch {
 	case waits != nil && len(waits.waiting) < maxWaiting:
-		waits.waiting = append(waits.waiting, func() { s.travel(p, became) })
+		waits.waiting = append(waits.waiting, waiting{
+			send: func() { s.travel(p, became) },
+			lose: func() { became(p, p.lost("the peer was renewed while it waited for a session")) },
+		})
 	case err != nil:
-		became(err)
+		became(p, err)
 	default:
 		s.after(p.from.flight(p.at), func() { s.travel(p, became) })
 	}

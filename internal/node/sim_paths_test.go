@@ -74,7 +74,7 @@ func (h *host) findPaths() {
 
 // findProofs meets the nodes of the own location, and tries to reach others as a stranger.
 func (h *host) findProofs() {
-	for _, p := range h.memory.PathPeers(h.input(), h.wanted) {
+	for _, p := range h.memory.PathPeers(h.input(), h.wanted, nil) {
 		o := h.byID(p.ID)
 		if slices.Contains(p.Private, netip.AddrPortFrom(o.internal.Addr(), wireguardPort)) {
 			h.later(2*simLAN, func() {

@@ -217,7 +217,7 @@ func (s *simulation) add(name, location string, at place) *host {
 	h.config.Encrypted = s.cluster.Mode == mesh.ModeFull
 	h.disk.promise.Claim.Slot = mesh.None
 	h.disk.store = newStore()
-	h.kernel.Removed = func(key wgtypes.Key) { delete(h.tunnels, key) }
+	h.kernel.Removed = h.removed
 	h.move(at, number)
 	s.hosts = append(s.hosts, h)
 	return h
@@ -419,6 +419,7 @@ func (h *host) announce(in *node.Input) {
 		}
 		h.memory.Own = a.Record
 		h.note("%s: record %d, slot %d, term %v, endpoints %v", h.name, a.Record.Sequence, a.Record.Claim.Slot, a.Record.Term, a.Record.Endpoints)
+		a.Record.Identify() // here, not at each look of each node
 		h.publish(object{record: &a.Record})
 	}
 	h.ask(a.RequestSigns)

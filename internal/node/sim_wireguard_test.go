@@ -39,8 +39,11 @@ type tunnel struct {
 	previous   *session
 	handshake  time.Time // as the system's clock tells it
 	unanswered time.Time // since when what is sent has no answer
-	waiting    []func()  // packets
+	waiting    []waiting
 }
+
+// waiting is a packet that waits for a session. It is lost with the peer.
+type waiting struct{ send, lose func() }
 
 // session is one that two devices share.
 type session struct {
@@ -200,8 +203,20 @@ func (h *host) begin(peer *host, key wgtypes.Key, seen netip.AddrPort, made *ses
 func (h *host) sendWaiting(t *tunnel) {
 	waiting := t.waiting
 	t.waiting = nil
-	for _, send := range waiting {
-		h.after(0, send)
+	for _, p := range waiting {
+		h.after(0, p.send)
+	}
+}
+
+// removed forgets a peer that the device has no more.
+func (h *host) removed(key wgtypes.Key) {
+	t := h.tunnels[key]
+	delete(h.tunnels, key)
+	if t == nil {
+		return
+	}
+	for _, p := range t.waiting {
+		h.after(0, p.lose)
 	}
 }
 

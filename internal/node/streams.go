@@ -91,7 +91,6 @@ func (u *udp) look(in Input) (silent []mesh.ID, wait time.Duration) {
 // of its own. Relays are those there are, the best first.
 func (m *Memory) WantedStreams(in Input, relays []Relay) (wanted []mesh.ID, recheckAfter time.Duration) {
 	silent, recheckAfter := m.udp.look(in)
-	recheckAfter = soonest(recheckAfter, m.noteUnreached(in))
 	wanted = m.chooseStreams(in, relays, silent)
 	slices.SortFunc(wanted, mesh.ID.Compare)
 	return wanted, recheckAfter

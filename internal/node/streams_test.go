@@ -257,7 +257,7 @@ func TestStreamCandidates(t *testing.T) {
 		{Node: peer.ID(), Own: loopback(1)}, {Node: peer.ID(), Dialled: true, Own: loopback(2), Relay: loopback(3)}, {Node: peerID(9), Own: loopback(4)},
 	}
 	var got []netip.AddrPort
-	for _, c := range m.PathPeers(in, m.Configure(in))[0].Candidates {
+	for _, c := range m.PathPeers(in, m.Configure(in), nil)[0].Candidates {
 		if c.Path.Kind == path.Stream && c.Open {
 			got = append(got, c.Path.Addr)
 		}

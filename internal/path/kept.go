@@ -37,8 +37,7 @@ type KeptRow struct {
 	Until time.Time
 }
 
-// Kept returns what Restore takes after a restart, by node, the youngest rows first. If there
-// are too many rows, the oldest ones of each node are left out.
+// Kept returns what Restore takes after a restart, by node, see Cut.
 func (r *Relay) Kept(now time.Time) []Kept {
 	// The clock that counts while the relay runs is unknown to the next one.
 	onClock := func(t time.Time) time.Time { return now.Round(0).Add(t.Sub(now)) }
@@ -48,15 +47,25 @@ func (r *Relay) Kept(now time.Time) []Kept {
 		b := r.bound[node]
 		k := Kept{Node: node, Key: b.key, Addr: b.addr, Until: onClock(b.until)}
 		for index, found := range b.rows {
-			if now.Before(found.until) {
-				k.Rows = append(k.Rows, KeptRow{Index: index, To: found.to, Until: onClock(found.until)})
+			if !now.Before(found.until) {
+				delete(b.rows, index)
+				continue
 			}
+			k.Rows = append(k.Rows, KeptRow{Index: index, To: found.to, Until: onClock(found.until)})
 		}
-		slices.SortFunc(k.Rows, func(a, b KeptRow) int { return cmp.Or(b.Until.Compare(a.Until), cmp.Compare(a.Index, b.Index)) })
-		k.Rows = k.Rows[:min(len(k.Rows), maxKept/len(nodes))]
 		all = append(all, k)
 	}
 	return all
+}
+
+// Cut sorts the rows of each node, the youngest first, and leaves out the oldest ones if there are
+// too many.
+func Cut(all []Kept) {
+	for i := range all {
+		k := &all[i]
+		slices.SortFunc(k.Rows, func(a, b KeptRow) int { return cmp.Or(b.Until.Compare(a.Until), cmp.Compare(a.Index, b.Index)) })
+		k.Rows = k.Rows[:min(len(k.Rows), maxKept/len(all))]
+	}
 }
 
 // Restore has a new relay go on with what the one before knew. Nothing stays longer than if it

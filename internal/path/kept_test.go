@@ -85,6 +85,7 @@ func TestHostileKept(t *testing.T) {
 		r.Learn(began.Add(time.Second), one.id, last, g[0].id)
 	}
 	all := r.Kept(began.Add(time.Second))
+	Cut(all)
 	rows := 0
 	for _, k := range all {
 		rows += len(k.Rows)
@@ -97,13 +98,29 @@ func TestHostileKept(t *testing.T) {
 	}
 
 	many := guests(maxBound + 1)
+	tooMany := make([]KeptRow, 2*maxRows)
+	for i := range tooMany {
+		tooMany[i] = KeptRow{Index: uint32(i), Until: began.Add(time.Minute)}
+	}
 	var kept []Kept
 	for _, one := range many {
-		kept = append(kept, Kept{Node: one.id, Addr: one.addr, Until: began.Add(time.Hour), Rows: make([]KeptRow, 2*maxRows)})
+		kept = append(kept, Kept{Node: one.id, Addr: one.addr, Until: began.Add(time.Hour), Rows: tooMany[:1]})
 	}
+	kept[0].Rows = tooMany
 	r = NewRelay([32]byte{8})
 	if r.Restore(began, kept); len(r.bound) != maxBound {
 		t.Errorf("restored: got %d nodes, want %d", len(r.bound), maxBound)
+	}
+	if got := len(r.bound[many[0].id].rows); got != maxRows {
+		t.Errorf("restored: got %d rows of a node, want %d", got, maxRows)
+	}
+
+	// What has ended takes no room.
+	r = bind(t, g[:2]...)
+	r.Learn(began, g[0].id, 1, g[1].id)
+	r.bound[g[0].id].until = began.Add(time.Hour)
+	if r.Kept(began.Add(rowFor)); len(r.bound[g[0].id].rows) != 0 {
+		t.Error("a row that has ended stays")
 	}
 }
 
@@ -116,6 +133,6 @@ func BenchmarkKept(b *testing.B) {
 		}
 	}
 	for b.Loop() {
-		r.Kept(began)
+		Cut(r.Kept(began))
 	}
 }

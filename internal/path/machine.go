@@ -162,12 +162,12 @@ type Machine struct {
 }
 
 // NewMachine returns the machine for a peer. The end with the lower WireGuard key leads.
-// Endpoint is where WireGuard sends packets to the peer already; the zero value if
-// nowhere. It stays in use until something else is proved.
-func NewMachine(leads bool, endpoint netip.AddrPort, now time.Time) *Machine {
-	m := &Machine{leads: leads, changed: now, traffic: Traffic{Endpoint: endpoint}}
-	if endpoint.IsValid() {
-		m.use = m.add(Candidate{Path: At(endpoint), Open: true}, true)
+// Before is what WireGuard shows of the peer already: where it sends packets stays in use until
+// something else is proved, and what it has counted until now is no traffic.
+func NewMachine(leads bool, before Traffic, now time.Time) *Machine {
+	m := &Machine{leads: leads, changed: now, traffic: before}
+	if before.Endpoint.IsValid() {
+		m.use = m.add(Candidate{Path: At(before.Endpoint), Open: true}, true)
 	}
 	return m
 }
@@ -241,7 +241,7 @@ func (m *Machine) mistaken(p Path) *way {
 
 // learn returns the way over which a message came, which need not be among the candidates:
 // a NAT may show the peer elsewhere than others see it.
-func (m *Machine) learn(over Path) *way {
+func (m *Machine) learn(now time.Time, over Path) *way {
 	if w := m.find(over); w != nil {
 		return w
 	}
@@ -252,7 +252,7 @@ func (m *Machine) learn(over Path) *way {
 		}
 	}
 	if learned >= maxLearned {
-		i := slices.IndexFunc(m.ways, func(w *way) bool { return w.learned && w != m.use && w.misses > 0 })
+		i := slices.IndexFunc(m.ways, func(w *way) bool { return w.learned && w != m.use && (w.misses > 0 || now.Sub(w.heard) >= openFor) })
 		if i < 0 {
 			return nil
 		}
@@ -263,13 +263,13 @@ func (m *Machine) learn(over Path) *way {
 
 // Observe takes what WireGuard shows of the peer.
 func (m *Machine) Observe(now time.Time, t Traffic) {
-	if sent := t.Sent - m.traffic.Sent; !overhead(sent) {
+	if sent := added(t.Sent, m.traffic.Sent); !overhead(sent) {
 		m.busy = now
 		if m.silent.IsZero() {
 			m.silent = now
 		}
 	}
-	if got := t.Received - m.traffic.Received; got != 0 {
+	if got := added(t.Received, m.traffic.Received); got != 0 {
 		m.received, m.silent = now, time.Time{}
 		if got != initiationLen {
 			m.passed = now
@@ -277,11 +277,19 @@ func (m *Machine) Observe(now time.Time, t Traffic) {
 	}
 	if t.Endpoint != m.traffic.Endpoint && t.Endpoint.IsValid() && m.find(At(t.Endpoint)) == nil && !m.isRelay(t.Endpoint) {
 		// WireGuard follows whoever sends authenticated packets. To us that is a candidate.
-		if w := m.learn(At(t.Endpoint)); w != nil {
+		if w := m.learn(now, At(t.Endpoint)); w != nil {
 			w.heard, w.probed, w.search = now, time.Time{}, now.Add(searchFor)
 		}
 	}
 	m.traffic = t
+}
+
+// added returns by how much a counter has grown. That of a peer that was made anew begins at 0.
+func added(now, before uint64) uint64 {
+	if now < before {
+		return now
+	}
+	return now - before
 }
 
 func (m *Machine) isRelay(a netip.AddrPort) bool {
@@ -316,7 +324,7 @@ func (m *Machine) lives(w *way, now time.Time) bool {
 func (m *Machine) Receive(now time.Time, msg Message, over Path) []Action {
 	var w *way
 	if over.Kind != None {
-		if w = m.learn(over); w != nil {
+		if w = m.learn(now, over); w != nil {
 			w.heard, w.far = now, msg.Look
 		}
 	}
@@ -353,6 +361,9 @@ func (m *Machine) heard(now time.Time, msg Message, w *way) {
 		if msg.Silence >= deadAfter {
 			m.unheard = now
 		}
+	}
+	if msg.This && w == m.use {
+		m.wanted = Path{}
 	}
 	if !msg.This || w == m.use {
 		return

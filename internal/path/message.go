@@ -102,7 +102,7 @@ func ParseMessage(b []byte) (Message, error) {
 	if m.Op < Ping || m.Op > lastOp || m.Look > Stream || m.Use > Stream {
 		return Message{}, fmt.Errorf("%w: op %d, kinds %d and %d", errMessage, m.Op, m.Look, m.Use)
 	}
-	if seen := netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[20:36])).Unmap(), binary.BigEndian.Uint16(b[36:])); !seen.Addr().IsUnspecified() {
+	if seen := netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[20:36])).Unmap(), binary.BigEndian.Uint16(b[36:])); !seen.Addr().IsUnspecified() && seen.Port() != 0 {
 		m.Seen = seen
 	}
 	return m, nil

@@ -475,7 +475,7 @@ func (n *internet) connect(a, b *box, busy func() bool) {
 	for _, e := range [][2]*box{{a, b}, {b, a}} {
 		self, peer := e[0], e[1]
 		self.wg[peer.num] = &Traffic{}
-		self.machine[peer.num] = NewMachine(self.num < peer.num, netip.AddrPort{}, n.now)
+		self.machine[peer.num] = NewMachine(self.num < peer.num, Traffic{}, n.now)
 		var tick, talk func()
 		var told time.Time
 		tick = func() {

@@ -15,7 +15,7 @@ var (
 
 // throughRelay returns a machine whose path in use is through the first relay.
 func throughRelay(leads bool) *Machine {
-	m := NewMachine(leads, firstRelay.Addr, began)
+	m := NewMachine(leads, Traffic{Endpoint: firstRelay.Addr}, began)
 	m.SetCandidates(began, []Candidate{{Path: Path{Kind: Relayed, Relay: firstRelay.Relay, Addr: firstRelay.Addr}, Open: true}})
 	return m
 }
@@ -74,7 +74,7 @@ func TestRenew(t *testing.T) {
 		})
 	}
 
-	straight := NewMachine(true, firstRelay.Addr, began)
+	straight := NewMachine(true, Traffic{Endpoint: firstRelay.Addr}, began)
 	straight.Receive(began.Add(time.Hour), Message{Op: Renew}, Path{})
 	if !straight.Renew().IsZero() {
 		t.Error("a session on a direct path is renewed")

@@ -37,7 +37,7 @@ func TestReport(t *testing.T) {
 
 // TestReceived: a handshake that a peer begins is no sign that packets pass both ways.
 func TestReceived(t *testing.T) {
-	m := NewMachine(true, directly.Addr, epoch)
+	m := NewMachine(true, Traffic{Endpoint: directly.Addr}, epoch)
 	received := func(after time.Duration, bytes uint64) time.Duration {
 		m.Observe(epoch.Add(after), Traffic{Received: bytes, Endpoint: directly.Addr})
 		return m.Report(epoch.Add(after)).Received.Sub(epoch)

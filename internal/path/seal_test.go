@@ -28,7 +28,7 @@ func messages() *rapid.Generator[Message] {
 			Silence: time.Duration(rapid.Uint32().Draw(t, "silence")) * time.Millisecond,
 		}
 		if rapid.Bool().Draw(t, "seen") {
-			m.Seen = netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(rapid.IntRange(1, 250).Draw(t, "host"))}), rapid.Uint16().Draw(t, "port"))
+			m.Seen = netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(rapid.IntRange(1, 250).Draw(t, "host"))}), rapid.Uint16Min(1).Draw(t, "port"))
 		}
 		return m
 	})

@@ -165,7 +165,7 @@ func (b *box) move() {
 func (n *internet) restart(b, peer *box) {
 	b.binder = &Binder{}
 	n.setRelays(b)
-	b.machine[peer.num] = NewMachine(b.num < peer.num, b.wg[peer.num].Endpoint, n.now)
+	b.machine[peer.num] = NewMachine(b.num < peer.num, *b.wg[peer.num], n.now)
 }
 
 // TestFaults has two hosts with two relays suffer faults at random, and asserts the law

@@ -60,13 +60,19 @@ func (m *Machine) probe(now time.Time, w *way) Action {
 // pace is how long after a probe the next one follows on the path in use.
 func (m *Machine) pace(now time.Time) time.Duration {
 	switch {
-	case m.use.misses > 0, m.use.answered.IsZero(), now.Before(m.insist), m.isSilent(now):
+	case m.use.misses > 0, m.use.answered.IsZero(), now.Before(m.insist), m.isSilent(now), m.isForsaken(now):
 		return m.use.soon()
 	case m.isBusy(now):
 		return steadyPace
 	default:
 		return idlePace
 	}
+}
+
+// isForsaken reports whether the leader, which probes an idle path, has sent nothing on it for long.
+func (m *Machine) isForsaken(now time.Time) bool {
+	const patience = 2*idlePace + time.Second
+	return !m.leads && now.Sub(m.use.heard) > patience && now.Sub(m.use.answered) > patience && now.Sub(m.changed) > patience
 }
 
 // soon is how long after a probe the next one follows while an answer is wanted at once.

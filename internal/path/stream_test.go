@@ -40,7 +40,7 @@ var (
 )
 
 func machineWith(leads bool, paths ...Path) *Machine {
-	m := NewMachine(leads, netip.AddrPort{}, epoch)
+	m := NewMachine(leads, Traffic{}, epoch)
 	var all []Candidate
 	for _, p := range paths {
 		all = append(all, Candidate{Path: p, Open: true})
@@ -84,7 +84,7 @@ func TestKindOfTheWorseEnd(t *testing.T) {
 // WireGuard's endpoint on the loopback is a stream, whether it comes from before or from where a
 // peer's packets came.
 func TestLoopbackIsAStream(t *testing.T) {
-	m := NewMachine(true, byStream.Addr, epoch)
+	m := NewMachine(true, Traffic{Endpoint: byStream.Addr}, epoch)
 	if use, _ := m.InUse(); use != byStream {
 		t.Errorf("begins with %v, want %v", use, byStream)
 	}
@@ -100,5 +100,63 @@ func TestLoopbackIsAStream(t *testing.T) {
 	}
 	if !tried {
 		t.Error("the stream is not tried")
+	}
+}
+
+// A peer that was made anew in WireGuard counts from 0, and its first handshake is no traffic.
+func TestCountersBeginAnew(t *testing.T) {
+	m := machineWith(true, directly)
+	m.Observe(epoch, Traffic{Sent: 5000, Received: 5000, Endpoint: directly.Addr})
+	later := epoch.Add(time.Minute)
+	m.Observe(later, Traffic{Sent: 148, Endpoint: directly.Addr})
+	if m.isBusy(later) {
+		t.Error("a handshake is taken for data")
+	}
+	m.Observe(later, Traffic{Sent: 1000, Received: 92, Endpoint: directly.Addr})
+	if !m.isBusy(later) || m.received != later {
+		t.Error("data is not noticed")
+	}
+}
+
+// A peer that moves again and again is followed, also by an end that only answers.
+func TestPeerMovesOften(t *testing.T) {
+	m := NewMachine(false, Traffic{}, epoch)
+	now := epoch
+	for i := range 2 * maxLearned {
+		at := Path{Kind: Direct, Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 4000)}
+		for range 48 {
+			m.Receive(now, Message{Op: Ping, Number: 1, Look: Direct, Use: Direct, This: true}, at)
+			now = answering{at: Direct}.run(m, now, idlePace)
+		}
+		if use, _ := m.InUse(); use != at {
+			t.Errorf("after %d moves: uses %v, want %v", i, use, at)
+		}
+	}
+}
+
+// An end that waits for the leader's probes asks by itself when none comes for long.
+func TestForsakenFollower(t *testing.T) {
+	m := machineWith(false, directly)
+	now := answering{directly: Direct}.run(m, epoch, 20*time.Second)
+	if _, proved := m.InUse(); !proved {
+		t.Fatal("the path is not proved at first")
+	}
+	answering{}.run(m, now, 5*time.Minute)
+	if _, proved := m.InUse(); proved {
+		t.Error("a path on which nothing has come for minutes is proved")
+	}
+}
+
+// What the leader has said of a path counts as long as it is there.
+func TestWantedPathIsForgotten(t *testing.T) {
+	m := machineWith(false, directly, firstHop)
+	now := answering{directly: Direct}.run(m, epoch, 20*time.Second)
+	m.Receive(now, Message{Op: Ping, Number: 1, Look: Relayed, Use: Relayed, This: true}, firstHop)
+	m.Receive(now, Message{Op: Ping, Number: 2, Look: Direct, Use: Direct, This: true}, directly)
+	now = answering{directly: Direct}.run(m, now, 10*time.Second)
+	m.prove(now, m.find(firstHop))
+	answering{directly: Direct, firstHop: Relayed}.run(m, now, time.Second)
+	if use, _ := m.InUse(); use != directly {
+		t.Errorf("uses %v, want %v", use, directly)
 	}
 }

@@ -111,6 +111,7 @@ func onPath(to *lab.Node, kind control.PathKind) func(control.Status) bool {
 // allow. There is traffic, so that nodes which did not meet at once try again soon.
 func (m *testbed) meetAsTheyCan(limit time.Duration, uplinks []uplink) {
 	m.t.Helper()
+	began, before := time.Now(), 0
 	m.eventually(limit, func() error {
 		m.connected(limit, m.nodes...)
 		var errs []error
@@ -121,6 +122,10 @@ func (m *testbed) meetAsTheyCan(limit time.Duration, uplinks []uplink) {
 					errs = append(errs, fmt.Errorf("%s to %s: got %+v, want %s", n.Name, other.Name, p, want))
 				}
 			}
+		}
+		if len(errs) != before {
+			m.t.Logf("after %v: %d of %d paths are not the best ones", time.Since(began).Round(time.Second), len(errs), len(m.nodes)*(len(m.nodes)-1))
+			before = len(errs)
 		}
 		return errors.Join(errs...)
 	})

@@ -22,6 +22,7 @@ import (
 	"context"
 	"crypto/ecdh"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -191,9 +192,9 @@ func newAgent(o Options) *Agent {
 	return a
 }
 
-// fresh returns a number from which messages can be counted: no message with a higher one was sent
-// before, also not before the daemon was started again. Each message takes a counter.
-func (a *Agent) fresh() uint32 { return uint32(a.o.Counter()) }
+// fresh returns a number from which messages can be counted: hardly one that came near it was sent
+// before the daemon was started again, so that recorded answers to those answer nothing now.
+func (a *Agent) fresh() uint32 { return rand.Uint32() }
 
 // Wait waits until the agent has ended, for which its port must be closed, too. It returns
 // the error of the port, if there was one.
@@ -342,7 +343,7 @@ func (a *Agent) readDevice(now time.Time) {
 			p.machine = nil
 			continue
 		case p.machine == nil:
-			a.startMachine(now, p, t.Endpoint)
+			a.startMachine(now, p, t)
 		case t == p.traffic:
 			if p.machine.IsActive(now) {
 				a.readSoon(now)

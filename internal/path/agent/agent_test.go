@@ -105,6 +105,7 @@ func (h *host) start(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	h.mu.Lock()
+	h.counter = (h.counter>>44 + 1) << 44 // as package state does
 	h.ended = make(chan struct{})
 	h.mu.Unlock()
 	a := Start(ctx, Options{
@@ -662,4 +663,27 @@ func TestPortBreaks(t *testing.T) {
 	if s := a.Status(); s != nil {
 		t.Errorf("status after the end: got %v, want none", s)
 	}
+}
+
+// TestSeenIsForgotten has the way between two hosts be cut: where each saw the other says nothing any more.
+func TestSeenIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := two(t)
+		a.SetPeers([]Peer{b.peer(direct(addrB))})
+		b.SetPeers([]Peer{a.peer(direct(addrA))})
+		time.Sleep(10 * time.Second)
+		for _, way := range [][2]*host{{a, b}, {b, a}} {
+			if len(way[0].statusOf(t, way[1]).Seen) == 0 {
+				t.Fatal("nobody is seen at first")
+			}
+		}
+		a.set(addrA, true)
+		a.set(addrB, true)
+		time.Sleep(5 * time.Minute)
+		for _, way := range [][2]*host{{a, b}, {b, a}} {
+			if s := way[0].statusOf(t, way[1]); len(s.Seen) > 0 {
+				t.Errorf("seen at %v, path proved %t", s.Seen, s.Proved)
+			}
+		}
+	})
 }

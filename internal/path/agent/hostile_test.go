@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -201,9 +202,11 @@ func TestHostileRelayTurns(t *testing.T) {
 				a.sent = 0
 				rogue.mu.Unlock()
 				time.Sleep(10 * time.Second)
+				rogue.mu.Lock()
 				if rogue.copies > 0 && a.sent > 40 { // what is to be answered comes once a second, as before
 					t.Errorf("%d datagrams were sent in 10 s, want the answers to new ones only", a.sent)
 				}
+				rogue.mu.Unlock()
 				if use := a.statusOf(t, b).Path; use != other.by().Path && !tt.stay {
 					t.Errorf("got %v, want the other relay", use)
 				}
@@ -265,12 +268,12 @@ func TestHostileInsider(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := a.Bound()
-		said := 0
-		sent, toB := 0, b.received(a)
+		said, toB := 0, b.received(a)
+		var sent atomic.Int64
 		a.mu.Lock()
 		a.tap = func(p []byte, from, _ netip.AddrPort) {
 			if from == a.addrs[0] {
-				sent += len(p)
+				sent.Add(int64(len(p)))
 			}
 		}
 		a.mu.Unlock()
@@ -288,7 +291,7 @@ func TestHostileInsider(t *testing.T) {
 			a.deliver(rawudp.Datagram{Payload: who.Seal(path.Message{Op: path.Who}, 1<<40+i.counter), From: from, To: a.addrs[0].Addr(), Link: 2})
 			time.Sleep(10 * time.Millisecond)
 		}
-		t.Logf("it has sent %d bytes for %d datagrams", sent, said)
+		t.Logf("it has sent %d bytes for %d datagrams", sent.Load(), said)
 		a.wantPath(t, b, r.by())
 		b.wantPath(t, a, r.by())
 		if after := a.Bound(); len(after) != 1 || after[0] != before[0] {
@@ -305,8 +308,8 @@ func TestHostileInsider(t *testing.T) {
 		if to, verdict := r.table.Forward(time.Now(), dataOf(a, b), a.addrs[0]); verdict != path.Pass || to != b.addrs[0] {
 			t.Errorf("what is for the other one: got verdict %d to %v", verdict, to)
 		}
-		if sent > said*90 {
-			t.Errorf("the node has sent %d bytes for %d datagrams, want no more than it got", sent, said)
+		if sent.Load() > int64(said)*90 {
+			t.Errorf("the node has sent %d bytes for %d datagrams, want no more than it got", sent.Load(), said)
 		}
 	})
 }
@@ -369,11 +372,11 @@ func TestHostilePunching(t *testing.T) {
 			others = append(others, behindFirewall(fmt.Sprintf("192.0.2.%d:53", 100+n)))
 		}
 		a.SetPeers([]Peer{i.peer(others...)})
-		sent := 0
+		var sent atomic.Int64
 		a.mu.Lock()
 		a.tap = func(p []byte, from, to netip.AddrPort) {
 			if to.Port() == 53 {
-				sent++
+				sent.Add(1)
 			}
 		}
 		a.mu.Unlock()
@@ -385,10 +388,10 @@ func TestHostilePunching(t *testing.T) {
 			}
 			time.Sleep(time.Second / 2)
 		}
-		t.Logf("%d datagrams in %d minutes", sent, minutes)
+		t.Logf("%d datagrams in %d minutes", sent.Load(), minutes)
 		// Five attempts, and one every 35 s, of some 40 probes to each address.
-		if most := (5 + minutes*60/35 + 1) * 45 * len(others); sent == 0 || sent > most {
-			t.Errorf("others got %d datagrams in %d minutes, want some, and no more than %d", sent, minutes, most)
+		if most := int64(5+minutes*60/35+1) * 45 * int64(len(others)); sent.Load() == 0 || sent.Load() > most {
+			t.Errorf("others got %d datagrams in %d minutes, want some, and no more than %d", sent.Load(), minutes, most)
 		}
 	})
 }

@@ -76,7 +76,10 @@ func (a *Agent) setNodes() {
 			p.machine, p.traffic, p.use, p.proved, p.sessions = nil, path.Traffic{}, path.Path{}, false, nil
 			p.proofs = newProofs(a.self, want.ID)
 		}
-		if p.PathKey == nil || want.PathKey == nil || !p.PathKey.Equal(want.PathKey) {
+		if want.PathKey == nil {
+			want.PathKey = p.PathKey // its path record is missing for a moment
+		}
+		if p.PathKey == nil || !p.PathKey.Equal(want.PathKey) {
 			p.keys = nil
 		}
 		p.Peer, p.ambiguous = want, false
@@ -118,11 +121,8 @@ func (a *Agent) deriveKeys(p *peer) {
 }
 
 // startMachine makes the machine of a peer that WireGuard has.
-func (a *Agent) startMachine(now time.Time, p *peer, endpoint netip.AddrPort) {
-	if !endpoint.IsValid() {
-		endpoint = netip.AddrPort{}
-	}
-	p.machine = path.NewMachine(bytes.Compare(a.o.Key[:], p.Key[:]) < 0, endpoint, now)
+func (a *Agent) startMachine(now time.Time, p *peer, before path.Traffic) {
+	p.machine = path.NewMachine(bytes.Compare(a.o.Key[:], p.Key[:]) < 0, before, now)
 	p.machine.CountFrom(a.fresh())
 	p.machine.SetCandidates(now, a.candidates(p))
 }

@@ -53,13 +53,13 @@ func (a *Agent) status(now time.Time) []PeerStatus {
 			continue
 		}
 		s := PeerStatus{ID: p.ID, State: p.state(), Unopened: p.unopened}
-		for _, at := range p.seen {
-			if at.IsValid() {
-				s.Seen = append(s.Seen, at)
-			}
-		}
 		if p.machine != nil {
 			s.Report = p.machine.Report(now)
+		}
+		for _, at := range p.seen {
+			if at.IsValid() && s.Proved && s.Path.Straight() { // what it saw before may be long ago
+				s.Seen = append(s.Seen, at)
+			}
 		}
 		all = append(all, s)
 	}

@@ -275,9 +275,15 @@ func (c *Conn) Serve(got func(Datagram)) error {
 		wg   sync.WaitGroup
 		errs [2]error
 	)
-	wg.Go(func() { errs[0] = c.serve4(got) })
+	// If one family fails, the other one ends, too, so that both are opened anew.
+	serve := func(i int, one func(func(Datagram)) error) {
+		if errs[i] = one(got); errs[i] != nil {
+			errs[i] = errors.Join(errs[i], c.Close())
+		}
+	}
+	wg.Go(func() { serve(0, c.serve4) })
 	if c.v6 != nil {
-		wg.Go(func() { errs[1] = c.serve6(got) })
+		wg.Go(func() { serve(1, c.serve6) })
 	}
 	wg.Wait()
 	return errors.Join(errs[:]...)

@@ -174,12 +174,16 @@ func Open(ctx context.Context, o Options) (*Relay, error) {
 // Kept returns what Options take when the relay is opened again, also by another process: so
 // sessions go on at once.
 func (r *Relay) Kept() []path.Kept {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := r.table.Kept(r.o.Now())
-	for i := range all {
-		all[i].Local = r.legs[all[i].Addr].local
-	}
+	all := func() []path.Kept {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		all := r.table.Kept(r.o.Now())
+		for i := range all {
+			all[i].Local = r.legs[all[i].Addr].local
+		}
+		return all
+	}()
+	path.Cut(all) // nothing is forwarded while the lock is held
 	return all
 }
 
