@@ -180,7 +180,7 @@ setup-unit:
 
 .PHONY: setup-race
 setup-race:
-	@test/setup.sh gcc dnsmasq
+	@test/setup.sh gcc dnsmasq miniupnpd
 
 .PHONY: setup-kernel
 setup-kernel:

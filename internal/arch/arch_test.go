@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg", "internal/wait"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",
-		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/path", "internal/path/agent", "internal/path/rawudp", "internal/path/relayudp", "internal/path/stream", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
+		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/path", "internal/path/agent", "internal/path/rawudp", "internal/path/relayudp", "internal/path/stream", "internal/portmap", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
 	},
 	"internal/gossip":            {"internal/loglimit", "internal/mesh", "internal/pktinfo", "internal/wait"},
 	"internal/httplimit":         {},
@@ -56,9 +56,10 @@ var mayImport = map[string][]string{
 	"internal/path/relayudp":     {"internal/mesh", "internal/path", "internal/pktinfo"},
 	"internal/path/stream":       {"internal/mesh", "internal/path", "internal/wait"},
 	"internal/pktinfo":           {},
+	"internal/portmap":           {"internal/loglimit", "internal/wait"},
 	"internal/probe":             {"internal/mesh"},
 	"internal/probe/ping":        {"internal/loglimit", "internal/mesh", "internal/probe", "internal/wait"},
-	"internal/state":             {"internal/atomicfile", "internal/mesh", "internal/path"},
+	"internal/state":             {"internal/atomicfile", "internal/mesh", "internal/path", "internal/portmap"},
 	"internal/wait":              {},
 }
 

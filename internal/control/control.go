@@ -127,10 +127,22 @@ type Node struct {
 	// Relays are the names of those through which others reach this node, if strangers don't
 	// reach it otherwise.
 	Relays []string `json:"relays,omitempty"`
+	// PortMappings are those that this host's router has made for it.
+	PortMappings []PortMapping `json:"portMappings,omitempty"`
 	// InternalIPs are those that this node found out or was given, and OtherPrivate the
 	// host's other private addresses, each with the reason.
 	InternalIPs  []netcfg.InternalIP `json:"internalIPs"`
 	OtherPrivate []netcfg.InternalIP `json:"otherPrivate"`
+}
+
+// PortMapping is a UDP port of this host that its router maps.
+type PortMapping struct {
+	Protocol  string         `json:"protocol"` // PCP, NAT-PMP or UPnP
+	Router    netip.Addr     `json:"router"`
+	Port      uint16         `json:"port"`     // of this host
+	External  netip.AddrPort `json:"external"` // of the router
+	Public    bool           `json:"public"`   // External is on the internet: the router is not behind NAT itself
+	Permanent bool           `json:"permanent,omitempty"`
 }
 
 // Cluster is the cluster's settings in effect on this node: its own, or those of a node

@@ -21,6 +21,7 @@ import (
 	"github.com/meshd/meshd/internal/path/agent"
 	"github.com/meshd/meshd/internal/path/relayudp"
 	"github.com/meshd/meshd/internal/path/stream"
+	"github.com/meshd/meshd/internal/portmap"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -95,6 +96,13 @@ type paths interface {
 	Proofs() agent.Proofs
 	Changed() <-chan struct{}
 	Key() [32]byte
+}
+
+// portMapper asks this host's router for port mappings: portmap.Mapper.
+type portMapper interface {
+	Want(portmap.Target)
+	Mappings() []portmap.Mapping
+	Changed() <-chan struct{}
 }
 
 // relay forwards sealed packets between other nodes: relayServer.

@@ -32,6 +32,7 @@ import (
 	"github.com/meshd/meshd/internal/path/rawudp"
 	"github.com/meshd/meshd/internal/path/relayudp"
 	"github.com/meshd/meshd/internal/path/stream"
+	"github.com/meshd/meshd/internal/portmap"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -615,6 +616,43 @@ func (p *fakePaths) SetStrange([]netip.Addr) {}
 func (p *fakePaths) Proofs() agent.Proofs    { return agent.Proofs{} }
 
 func (p *fakePaths) Key() [32]byte { return [32]byte{1} }
+
+// fakePorts is a router that maps no port before a test says so.
+type fakePorts struct {
+	*trace
+	changed chan struct{}
+	wanted  string
+
+	mu  sync.Mutex
+	all []portmap.Mapping
+}
+
+func (p *fakePorts) Want(t portmap.Target) {
+	text := "nothing"
+	if len(t.Ports) > 0 {
+		text = fmt.Sprintf("%v of %v at %v", t.Ports, t.Source, t.Gateway)
+	}
+	if text != cmp.Or(p.wanted, "nothing") {
+		p.wanted = text
+		p.add("ports.Want", text, nil)
+	}
+}
+
+func (p *fakePorts) Mappings() []portmap.Mapping {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.all
+}
+
+func (p *fakePorts) Changed() <-chan struct{} { return p.changed }
+
+// grant has the router map ports.
+func (p *fakePorts) grant(all ...portmap.Mapping) {
+	p.mu.Lock()
+	p.all = all
+	p.mu.Unlock()
+	p.changed <- struct{}{}
+}
 
 // fakeRelay forwards nothing.
 type fakeRelay struct {

@@ -226,7 +226,7 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 	all := d.paths.Status()
 	proofs := d.paths.Proofs()
 	p := node.Paths{
-		Met: proofs.Met, Tried: proofs.Tried,
+		Met: proofs.Met, Tried: proofs.Tried, Mapped: d.readMappings(),
 		Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort), InUse: make(map[mesh.ID]path.Path),
 		Received: make(map[mesh.ID]time.Time), Renew: make(map[mesh.ID]time.Time),
 	}
@@ -264,6 +264,7 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 // keepPaths tells the others where this node may be reached, and the agent what to try.
 func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
 	err := d.keepStreams(t)
+	d.wantMappings(t.in)
 	t.recheckIn(d.memory.NoteUnreached(t.in))
 	relays, keep := d.memory.Relays(t.in, t.wanted)
 	d.paths.SetRelays(relays, keep, d.cfg.Secrets)
@@ -315,7 +316,7 @@ func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 	for i := range status.Peers {
 		status.Peers[i].Path = shown[status.Peers[i].ID]
 	}
-	status.Node.Relays, status.Relay = d.relaysInUse(*t), d.relayStatus()
+	status.Node.Relays, status.Relay, status.Node.PortMappings = d.relaysInUse(*t), d.relayStatus(), d.mappingStatus()
 	d.publish(status, *t)
 	d.metrics.Paths(status.Peers)
 	return d.memory.NeedsTurn(t.in) || !slices.EqualFunc(problems, t.pathProblems, sameSubject)

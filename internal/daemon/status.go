@@ -167,6 +167,8 @@ func (d *daemon) nodeStatus(t index) control.Node {
 		Open:      slices.ContainsFunc(t.view.Records, func(r mesh.Record) bool { return r.ID() == d.self.ID() && r.IsOpen() }),
 		Relays:    d.relaysInUse(t.turn),
 
+		PortMappings: d.mappingStatus(),
+
 		InternalIPs:  append([]netcfg.InternalIP{}, t.wanted.InternalIPs...),
 		OtherPrivate: append([]netcfg.InternalIP{}, t.wanted.OtherPrivate...),
 	}

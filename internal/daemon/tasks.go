@@ -34,6 +34,7 @@ func (d *daemon) tasks(remembered gossip.Remembered) []task {
 		{"prober", d.runProber},
 		{"streams", d.runStreams},
 		{"paths", d.runPaths},
+		{"port mapper", d.runPortMapper},
 		{"relay", d.runRelay},
 		{"control server", d.runControlServer},
 		{"metrics server", d.runMetricsServer},

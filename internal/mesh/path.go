@@ -75,6 +75,7 @@ const (
 	CandidateConfigured CandidateKind = "configured" // written in the configuration
 	CandidatePublic     CandidateKind = "public"     // a public address of one of the node's own links
 	CandidateLAN        CandidateKind = "lan"        // an address on its private network
+	CandidateMapped     CandidateKind = "mapped"     // where its router has mapped a port to it
 	CandidateSeen       CandidateKind = "seen"       // where other nodes see its packets come from
 	CandidateStream     CandidateKind = "stream"     // where it accepts TCP streams that carry datagrams, besides gossip's port
 )

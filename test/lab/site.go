@@ -38,6 +38,7 @@ type Site struct {
 	lab     *Lab
 	router  *Host
 	carrier *Host // its router; nil if there is none
+	mapper  *mapper
 	number  int
 	options SiteOptions
 
@@ -68,7 +69,7 @@ func (l *Lab) Site(ctx context.Context, name string, o SiteOptions) (*Site, erro
 		s.options.Subnets = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 20, byte(s.number), 0}), 24)}
 	}
 	s.count = make([]int, len(s.options.Subnets))
-	for _, step := range []func(context.Context) error{s.setUpLAN, s.setUpWAN, s.setUpRules} {
+	for _, step := range []func(context.Context) error{s.setUpLAN, s.setUpWAN, s.setUpRules, s.startMapper} {
 		if err := step(ctx); err != nil {
 			return nil, fmt.Errorf("make site %s: %w", name, err)
 		}
@@ -163,6 +164,9 @@ func (h *Host) Prefix() netip.Prefix {
 func (s *Site) publicOf(number int) netip.Addr {
 	switch s.options.Underlay {
 	case Home:
+		if s.options.Router.Maps != "" {
+			return publicMapping(s.number)
+		}
 		return publicNAT(200 + s.number)
 	case Routed:
 		return publicRouted(number)

@@ -51,6 +51,8 @@ type Router struct {
 	// Timeout is for how long a UDP mapping stays without packets, in whole seconds;
 	// otherwise the kernel's: 30 s until an answer has come, then 120 s.
 	Timeout time.Duration
+	// Maps is by which protocol the router makes port mappings for hosts; "" for none.
+	Maps Maps
 	// Carrier is the NAT of a second router, between this one and the internet; nil for none.
 	Carrier *Router
 	// BlockUDP drops all UDP between the site and the internet.
@@ -58,6 +60,16 @@ type Router struct {
 	// Firewall4 and Firewall6 let in only answers, by family. Home always does for IPv4.
 	Firewall4, Firewall6 bool
 }
+
+// Maps are protocols by which hosts ask for port mappings.
+type Maps string
+
+// The protocols that miniupnpd speaks: PCP comes with NAT-PMP.
+const (
+	PCP    Maps = "PCP"
+	NATPMP Maps = "NAT-PMP"
+	UPnP   Maps = "UPnP"
+)
 
 // homeRules are those of a NAT with one public address for all. As long as it can, the kernel
 // gives packets from one socket to all destinations the same source port, see
@@ -153,6 +165,9 @@ func (o SiteOptions) check() error {
 	if o.Underlay == NAT && o.Router != (Router{}) {
 		return errors.New("a cloud's NAT has no options")
 	}
+	if o.Router.Maps != "" && (o.Underlay != Home || o.Router.Carrier != nil) {
+		return errors.New("only a home's router that has a public address makes port mappings")
+	}
 	if c := o.Router.Carrier; c != nil && (o.Underlay != Home || c.Carrier != nil) {
 		return errors.New("only a home's router has a carrier's beyond it")
 	}
@@ -224,6 +239,9 @@ func (h *Host) RebootRouter(ctx context.Context) error {
 	err := s.router.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
 	if err == nil && s.options.Underlay == Home {
 		err = nft(ctx, s.router, "flush map inet lab mapped\n")
+	}
+	if err == nil && s.mapper != nil {
+		err = errors.Join(s.mapper.stop(), s.startMapper(ctx))
 	}
 	if err != nil {
 		return fmt.Errorf("reboot router of %s: %w", h.Name, err)
