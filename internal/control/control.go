@@ -195,6 +195,7 @@ type Path struct {
 	Kind   PathKind       `json:"kind"`
 	Addr   netip.AddrPort `json:"address"`         // "" for none
 	Relay  string         `json:"relay,omitempty"` // the name of the node that forwards
+	Proxy  string         `json:"proxy,omitempty"` // the HTTP proxy through which TCP goes
 	Proved bool           `json:"proved"`          // the peer answers on it
 	Since  time.Time      `json:"since,omitzero"`  // UTC; absent for no path
 	RTT    time.Duration  `json:"rtt,omitzero"`    // nanoseconds; absent if not known

@@ -312,7 +312,7 @@ func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 	}
 	status := d.published.Load().status
 	status.Peers = slices.Clone(status.Peers)
-	shown := pathStatus(t.paths, t.in.View.Records)
+	shown := pathStatus(t.paths, t.in.View.Records, t.in.Paths.Streams)
 	for i := range status.Peers {
 		status.Peers[i].Path = shown[status.Peers[i].ID]
 	}
@@ -326,7 +326,7 @@ func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 func sameSubject(a, b mesh.Problem) bool { return a.Kind == b.Kind && a.Node == b.Node }
 
 // pathStatus returns what a person sees of the paths.
-func pathStatus(all []agent.PeerStatus, records []mesh.Record) map[mesh.ID]control.Path {
+func pathStatus(all []agent.PeerStatus, records []mesh.Record, streams []node.Stream) map[mesh.ID]control.Path {
 	names := make(map[path.Short]string, len(records))
 	for _, r := range records {
 		names[path.ShortOf(r.ID())] = r.Name
@@ -334,6 +334,9 @@ func pathStatus(all []agent.PeerStatus, records []mesh.Record) map[mesh.ID]contr
 	out := make(map[mesh.ID]control.Path, len(all))
 	for _, s := range all {
 		p := control.Path{Kind: pathKind(s.Kind()), Addr: s.Path.Addr, Proved: s.Proved, RTT: s.RTT, Loss: s.Loss, NotProbed: notProbed(s.State), Relay: names[s.Path.Relay]}
+		if i := slices.IndexFunc(streams, func(st node.Stream) bool { return s.Path.Addr == st.Own || s.Path.Addr == st.Relay }); i >= 0 && s.Path.Kind == path.Stream {
+			p.Proxy = streams[i].Proxy
+		}
 		if s.Path.Kind != path.None {
 			p.Since = s.Since.UTC().Round(time.Second)
 		}

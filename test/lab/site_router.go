@@ -57,6 +57,11 @@ type Router struct {
 	Carrier *Router
 	// BlockUDP drops all UDP between the site and the internet.
 	BlockUDP bool
+	// OnlyHTTPS lets out nothing but TCP connections to port 443 that begin as TLS does. Others to
+	// that port are reset, and all else is dropped.
+	OnlyHTTPS bool
+	// OnlyTo lets out nothing but TCP connections to this address; zero for no such bound.
+	OnlyTo netip.Addr
 	// Firewall4 and Firewall6 let in only answers, by family. Home always does for IPv4.
 	Firewall4, Firewall6 bool
 }
@@ -151,6 +156,12 @@ func (r Router) filter() string {
 	if r.BlockUDP {
 		rules += "meta l4proto udp iifname wan counter drop\nmeta l4proto udp oifname wan counter drop\n"
 	}
+	if r.OnlyHTTPS {
+		rules += onlyHTTPSRules
+	}
+	if r.OnlyTo.IsValid() {
+		rules += "oifname wan meta l4proto tcp ip daddr " + r.OnlyTo.String() + " accept\noifname wan counter drop\niifname wan ct state new counter drop\n"
+	}
 	if r.Firewall4 {
 		rules += "meta nfproto ipv4 iifname wan ct state new counter drop\n"
 	}
@@ -159,6 +170,19 @@ func (r Router) filter() string {
 	}
 	return rules + "}\n}\n"
 }
+
+// onlyHTTPSRules look at the first packet of a connection that carries data (@ih is what follows
+// the header of TCP): a record of TLS's handshake begins with 16 03 01. Packets without data have
+// 84 bytes at most, with all options of TCP.
+const onlyHTTPSRules = `
+iifname wan ct state new counter drop
+iifname wan accept
+oifname wan tcp dport 443 ct mark 443 accept
+oifname wan tcp dport 443 meta length <= 84 accept
+oifname wan tcp dport 443 @ih,0,24 0x160301 ct mark set 443 accept
+oifname wan tcp dport 443 counter reject with tcp reset
+oifname wan counter drop
+`
 
 // check returns an error if the options ask for what the underlay does not have.
 func (o SiteOptions) check() error {
