@@ -52,7 +52,9 @@ var mayImport = map[string][]string{
 	"internal/node":              {"internal/mesh", "internal/netcfg", "internal/path", "internal/probe"},
 	"internal/path":              {"internal/mesh"},
 	"internal/path/agent":        {"internal/loglimit", "internal/mesh", "internal/path", "internal/path/rawudp"},
+	"internal/path/forward":      {"internal/path"},
 	"internal/path/rawudp":       {"internal/pktinfo"},
+	"internal/path/relaynft":     {"internal/loglimit", "internal/path", "internal/path/forward", "internal/wait"},
 	"internal/path/relayudp":     {"internal/mesh", "internal/path", "internal/pktinfo"},
 	"internal/path/stream":       {"internal/mesh", "internal/path", "internal/wait"},
 	"internal/pktinfo":           {},
@@ -136,7 +138,7 @@ var impureNames = map[string][]string{
 }
 
 // pure are the rooms that decide the same from the same input, always and everywhere.
-var pure = []string{"internal/mesh", "internal/netcfg", "internal/node", "internal/path", "internal/probe"}
+var pure = []string{"internal/mesh", "internal/netcfg", "internal/node", "internal/path", "internal/path/forward", "internal/probe"}
 
 func TestPure(t *testing.T) {
 	for _, p := range packages(t) {
