@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg", "internal/wait"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",
-		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/path", "internal/path/agent", "internal/path/rawudp", "internal/path/relayudp", "internal/path/stream", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
+		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/path", "internal/path/agent", "internal/path/forward", "internal/path/rawudp", "internal/path/relaynft", "internal/path/relayudp", "internal/path/stream", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
 	},
 	"internal/gossip":            {"internal/loglimit", "internal/mesh", "internal/pktinfo", "internal/wait"},
 	"internal/httplimit":         {},

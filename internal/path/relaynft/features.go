@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -42,8 +43,12 @@ func (f *features) Close() { _ = unix.Close(f.socket) }
 // merges reports whether datagrams that arrive by a link may be passed on merged. A link that can't be
 // asked has gone.
 func (f *features) merges(link string) bool {
-	if f.bits == nil && !f.readBits(link) {
-		return false
+	if f.bits == nil {
+		bits, ok := f.find(link, mergingFeatures...)
+		if !ok {
+			return false
+		}
+		f.bits = bits
 	}
 	words := 0
 	for _, bit := range f.bits {
@@ -65,14 +70,14 @@ func (f *features) merges(link string) bool {
 	return false
 }
 
-// readBits reads the names of features, in their order.
-func (f *features) readBits(link string) bool {
+// find returns where those of the named features are that the kernel has.
+func (f *features) find(link string, wanted ...string) (bits []int, ok bool) {
 	// struct ethtool_sset_info: command, reserved, a mask of sets, a size for each.
 	info := make([]byte, 16+4)
 	binary.NativeEndian.PutUint32(info, unix.ETHTOOL_GSSET_INFO)
 	binary.NativeEndian.PutUint64(info[8:], 1<<featureNames)
 	if !f.ioctl(link, info) {
-		return false
+		return nil, false
 	}
 	count := int(binary.NativeEndian.Uint32(info[16:]))
 	// struct ethtool_gstrings: command, set, size, names.
@@ -81,18 +86,16 @@ func (f *features) readBits(link string) bool {
 	binary.NativeEndian.PutUint32(names[4:], featureNames)
 	binary.NativeEndian.PutUint32(names[8:], uint32(count))
 	if !f.ioctl(link, names) {
-		return false
+		return nil, false
 	}
-	f.bits = []int{}
+	bits = []int{}
 	for i := range count {
 		name, _, _ := bytes.Cut(names[12+stringLength*i:12+stringLength*(i+1)], []byte{0})
-		for _, wanted := range mergingFeatures {
-			if string(name) == wanted {
-				f.bits = append(f.bits, i)
-			}
+		if slices.Contains(wanted, string(name)) {
+			bits = append(bits, i)
 		}
 	}
-	return true
+	return bits, true
 }
 
 // ioctl has the kernel fill in b.

@@ -36,9 +36,11 @@ import (
 
 const (
 	// minPause is how long the forwarder waits at least between two looks at the kernel, and
-	// pauseFactor how long beside what the last one took: it takes a tenth of a CPU at most.
+	// pauseFactor how long beside what the last one took, up to maxPause: on a host that is busy with
+	// other things each look takes long.
 	minPause    = 50 * time.Millisecond
 	pauseFactor = 9
+	maxPause    = 2 * time.Second
 	// lookEvery is how often it looks if nothing has changed: the ends of sessions move, and somebody
 	// may have changed the table.
 	lookEvery = 10 * time.Second
@@ -88,7 +90,7 @@ type Forwarder struct {
 	total  forward.Counts // since Open
 }
 
-// Open opens the connections to the kernel, and changes nothing. It needs CAP_NET_ADMIN.
+// Open opens the connections to the kernel, and changes nothing there. It needs CAP_NET_ADMIN.
 func Open(o Options) (*Forwarder, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -103,7 +105,9 @@ func Open(o Options) (*Forwarder, error) {
 		nl.Close()
 		return nil, err
 	}
-	f := &Forwarder{o: o, nl: nl, table: t, userRate: o.MaxRate, share: forward.FirstShare}
+	f := &Forwarder{o: o, nl: nl, table: t, share: forward.FirstShare}
+	_, user := forward.Divide(o.MaxRate, f.share) // the kernel may forward already
+	f.setRate(user)
 	// What was forwarded before is not counted. After an error all is.
 	f.counts, err = t.count()
 	if err != nil {
@@ -163,7 +167,7 @@ func (f *Forwarder) Serve(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		pause := max(minPause, pauseFactor*time.Since(began))
+		pause := min(max(minPause, pauseFactor*time.Since(began)), maxPause)
 		if err != nil {
 			f.warn("the kernel does not forward for other nodes, this process does", err)
 			pause, next = retry, 0

@@ -79,10 +79,13 @@ const (
 	dropReasons
 )
 
+// RateLimit is the name of the reason that more came than may be forwarded.
+const RateLimit = "rate limit"
+
 // dropReason returns the name of a reason.
 func dropReason(reason int) string {
 	return [dropReasons]string{
-		"not for a relay", "source not bound", "session unknown", "receiver not bound", "not authentic", "rate limit", "not sent",
+		"not for a relay", "source not bound", "session unknown", "receiver not bound", "not authentic", RateLimit, "not sent",
 	}[reason]
 }
 
