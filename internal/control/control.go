@@ -105,7 +105,7 @@ type Relay struct {
 	Datagrams uint64            `json:"datagrams"`
 	Bytes     uint64            `json:"bytes"`
 	InKernel  uint64            `json:"inKernel"` // of the datagrams, those that the kernel has forwarded itself
-	Dropped   map[string]uint64 `json:"dropped"` // datagrams, by reason
+	Dropped   map[string]uint64 `json:"dropped"`  // datagrams, by reason
 }
 
 // Node is this node.

@@ -17,10 +17,15 @@ import (
 // else the machine does makes no difference to them.
 var countedMeasurements = []measurement{
 	{"probe", 1, always(measureProbeSockets)},
+	{"relaykernel", 1, always(measureKernelRelay)},
+	{"relayrestart", 1, always(measureRelayRestarts)},
 }
 
 var countedFigures = []figure{
 	{name: "probe_throughput_ratio", unit: ratio, reduce: median, bound: atLeast(0.97)},
+	{name: "relay_throughput_ratio", unit: ratio, reduce: median, bound: atLeast(0.85)},
+	{name: "relay_restart_lost_packets", unit: "packets", reduce: worst, bound: atMost(0)},
+	{name: "relay_away_lost_packets", unit: "packets", reduce: worst, bound: atMost(0)},
 }
 
 // probeRounds is how often throughput with and without sockets for probes is compared.

@@ -36,7 +36,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const insideVar = "RELAYNFT_TEST_INSIDE"
 
 // patience is how long a test waits for something.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 func namespaced(t *testing.T) bool {
 	t.Helper()
