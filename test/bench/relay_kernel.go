@@ -185,7 +185,7 @@ func measureRelayRestarts(ctx context.Context, binary string, s samples) (err er
 			if err != nil {
 				return err
 			}
-			err = errors.Join(tt.end(), wait.Sleep(ctx, tt.away), b.relay.Start(), poll(ctx, b.relay, reconciled), b.awaitPaths(ctx))
+			err = errors.Join(tt.end(), wait.Sleep(ctx, tt.away), b.relay.Start(), poll(ctx, b.relay, served), b.awaitPaths(ctx))
 			_, lost := e.Stop()
 			if err != nil {
 				return err
@@ -195,6 +195,9 @@ func measureRelayRestarts(ctx context.Context, binary string, s samples) (err er
 	}
 	return nil
 }
+
+// served is for poll: the relay is one again, for both nodes.
+func served(s control.Status) bool { return lab.Sees(3)(s) && s.Relay != nil && s.Relay.Nodes >= 2 }
 
 // awaitKernel waits until the relay's kernel forwards what the two nodes exchange.
 func (b *relayBed) awaitKernel(ctx context.Context) error {

@@ -46,6 +46,9 @@ const (
 	lookEvery = 10 * time.Second
 	// countEvery is how often counters are read.
 	countEvery = time.Second
+	// shareFor is for how long the limit stays divided as it is: the kernel's begins anew after each
+	// change, with all that may be forwarded at once.
+	shareFor = time.Minute
 	// It tries again after an error at first after minRetry, then ever later.
 	minRetry = time.Second
 	maxRetry = time.Minute
@@ -81,9 +84,10 @@ type Forwarder struct {
 	nl       *netlink.Handle
 	table    *table
 	logged   loglimit.Limiter
-	userRate uint64 // what user space may forward, as set last
-	share    uint64 // of the kernel, see forward.Share
-	offered  uint64 // to user space, as read last
+	userRate uint64    // what user space may forward, as set last
+	share    uint64    // of the kernel, see forward.Share
+	shared   time.Time // when that was changed last
+	offered  uint64    // to user space, as read last
 
 	mu     sync.Mutex
 	counts forward.Counts // as read last
@@ -270,12 +274,15 @@ func (f *Forwarder) count() bool {
 	f.mu.Unlock()
 	userOffered := offered - f.offered
 	f.offered = offered
-	if f.o.MaxRate == 0 {
+	if f.o.MaxRate == 0 || time.Since(f.shared) < shareFor {
 		return false
 	}
 	before := f.share
-	f.share = forward.Share(f.o.MaxRate, more.Offered, userOffered, before)
-	return f.share != before
+	if f.share = forward.Share(f.o.MaxRate, more.Offered, userOffered, before); f.share == before {
+		return false
+	}
+	f.shared = time.Now()
+	return true
 }
 
 // watched are the netlink multicast groups that report changes of links, addresses, routes and rules for
