@@ -216,14 +216,14 @@ func (s *relayServer) warn(message string, err error) {
 	}
 }
 
-// closeRelay closes the relay's socket and waits for what serves it. The kernel goes on with what it has.
+// closeRelay closes the relay's socket and waits for what serves it. Then nothing is learned any more: the
+// kernel goes on with all that is known, and so does the next relay.
 func (s *relayServer) closeRelay() error {
-	var err error
+	err := errors.Join(s.relay.Close(), <-s.ended)
 	if s.forwarder != nil {
-		err = s.stop()
+		err = errors.Join(err, s.stop())
 	}
 	s.keepRelay()
-	err = errors.Join(err, s.relay.Close(), <-s.ended)
 	s.relay, s.ended, s.forwarder, s.stop = nil, nil, nil, nil
 	return err
 }

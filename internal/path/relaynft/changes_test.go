@@ -130,6 +130,22 @@ func TestChanges(t *testing.T) {
 	b.forwards(t, atUser)
 }
 
+// TestLastSessions has sessions begin at the moment at which the relay stops: the kernel forwards them all
+// the same.
+func TestLastSessions(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	b := newBed(t, plain, plain)
+	for range 5 {
+		b.relay.set()
+		b.forward(t, 0)
+		b.relay.set(b.bound(long())...)
+		b.stop()
+		b.forwards(t, atPeer)
+	}
+}
+
 // TestAdopt has a relay be killed before it has written down what it knows.
 func TestAdopt(t *testing.T) {
 	if !namespaced(t) {

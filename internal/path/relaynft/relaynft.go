@@ -52,6 +52,8 @@ const (
 	// It tries again after an error at first after minRetry, then ever later.
 	minRetry = time.Second
 	maxRetry = time.Minute
+	// lastLook is how long the last look may take.
+	lastLook = 10 * time.Second
 	// reopenDelay is how long it waits before a broken socket of events is opened again.
 	reopenDelay = time.Second
 
@@ -156,12 +158,14 @@ func (f *Forwarder) Counts() forward.Counts {
 	return f.total
 }
 
-// Serve keeps the table until ctx ends, and leaves it as it is then.
+// Serve keeps the table until ctx ends, and leaves it as it is to be then: sessions that have begun a
+// moment before are to go on, too.
 func (f *Forwarder) Serve(ctx context.Context) {
 	changed := make(chan struct{}, 1)
 	var watching sync.WaitGroup
 	watching.Go(func() { f.watch(ctx, changed) })
 	defer watching.Wait()
+	defer f.lookLast(context.WithoutCancel(ctx))
 	count := time.NewTicker(countEvery)
 	defer count.Stop()
 	retry := minRetry
@@ -199,6 +203,14 @@ func (f *Forwarder) Serve(ctx context.Context) {
 			}
 		}
 		due.Stop()
+	}
+}
+
+func (f *Forwarder) lookLast(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lastLook)
+	defer cancel()
+	if _, err := f.look(ctx); err != nil {
+		f.warn("the kernel does not forward for other nodes until the next start", err)
 	}
 }
 
