@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg", "internal/wait"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",
-		"internal/gossip", "internal/httplimit", "internal/https", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/path", "internal/path/agent", "internal/path/rawudp", "internal/path/relayudp", "internal/path/stream", "internal/portmap", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
+		"internal/gossip", "internal/httplimit", "internal/https", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/path", "internal/path/agent", "internal/path/forward", "internal/path/rawudp", "internal/path/relaynft", "internal/path/relayudp", "internal/path/stream", "internal/portmap", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
 	},
 	"internal/gossip":            {"internal/https", "internal/loglimit", "internal/mesh", "internal/pktinfo", "internal/wait"},
 	"internal/httplimit":         {},
@@ -53,7 +53,9 @@ var mayImport = map[string][]string{
 	"internal/node":              {"internal/mesh", "internal/netcfg", "internal/path", "internal/probe"},
 	"internal/path":              {"internal/mesh"},
 	"internal/path/agent":        {"internal/loglimit", "internal/mesh", "internal/path", "internal/path/rawudp"},
+	"internal/path/forward":      {"internal/path"},
 	"internal/path/rawudp":       {"internal/pktinfo"},
+	"internal/path/relaynft":     {"internal/loglimit", "internal/path", "internal/path/forward", "internal/wait"},
 	"internal/path/relayudp":     {"internal/mesh", "internal/path", "internal/pktinfo"},
 	"internal/path/stream":       {"internal/mesh", "internal/path", "internal/wait"},
 	"internal/pktinfo":           {},
@@ -138,7 +140,7 @@ var impureNames = map[string][]string{
 }
 
 // pure are the rooms that decide the same from the same input, always and everywhere.
-var pure = []string{"internal/mesh", "internal/netcfg", "internal/node", "internal/path", "internal/probe"}
+var pure = []string{"internal/mesh", "internal/netcfg", "internal/node", "internal/path", "internal/path/forward", "internal/probe"}
 
 func TestPure(t *testing.T) {
 	for _, p := range packages(t) {

@@ -104,7 +104,8 @@ type Relay struct {
 	Nodes     int               `json:"nodes"` // that can be reached through it, now
 	Datagrams uint64            `json:"datagrams"`
 	Bytes     uint64            `json:"bytes"`
-	Dropped   map[string]uint64 `json:"dropped"` // datagrams, by reason
+	InKernel  uint64            `json:"inKernel"` // of the datagrams, those that the kernel has forwarded itself
+	Dropped   map[string]uint64 `json:"dropped"`  // datagrams, by reason
 }
 
 // Node is this node.

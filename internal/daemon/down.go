@@ -13,10 +13,12 @@ import (
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/netcfg/host"
+	"github.com/meshd/meshd/internal/path/forward"
+	"github.com/meshd/meshd/internal/path/relaynft"
 	"github.com/meshd/meshd/internal/state"
 )
 
-// Down removes from the host everything that a daemon has set up: device, routes, nft table,
+// Down removes from the host everything that a daemon has set up: device, routes, nft tables,
 // configuration of CNI and k3s, and its port mappings on routers. It returns what it removed, one line each. The state directory
 // stays, so that the node keeps its identity and slot, and so do kernel parameters, on which
 // other programs may rely by now. Errors wrap control.ErrRefused while a daemon runs, because
@@ -58,6 +60,11 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 		return removed, err
 	} else if ours {
 		removed = append(removed, "delete "+k3s.DropIn)
+	}
+	if ours, err := relaynft.Remove(); err != nil {
+		return removed, err
+	} else if ours {
+		removed = append(removed, "nft table netdev "+forward.TableName)
 	}
 	fromHost, err := kernel.Remove(ctx)
 	return append(removed, fromHost...), errors.Join(err, mappingErr)

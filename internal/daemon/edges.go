@@ -19,6 +19,7 @@ import (
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/agent"
+	"github.com/meshd/meshd/internal/path/forward"
 	"github.com/meshd/meshd/internal/path/relayudp"
 	"github.com/meshd/meshd/internal/path/stream"
 	"github.com/meshd/meshd/internal/portmap"
@@ -109,8 +110,9 @@ type portMapper interface {
 type relay interface {
 	// Serve forwards between nodes from now on, or not any more.
 	Serve(s node.RelayService, secret [32]byte, maxRate int) error
-	// Status returns false if nothing is forwarded.
-	Status() (relayudp.Status, bool)
+	// Status returns what was forwarded and dropped, what of that the kernel has done, and false if
+	// nothing is forwarded.
+	Status() (all relayudp.Status, inKernel forward.Counts, serves bool)
 }
 
 // stateDir is the state directory: state.Dir.

@@ -29,6 +29,7 @@ import (
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/agent"
+	"github.com/meshd/meshd/internal/path/forward"
 	"github.com/meshd/meshd/internal/path/rawudp"
 	"github.com/meshd/meshd/internal/path/relayudp"
 	"github.com/meshd/meshd/internal/path/stream"
@@ -683,7 +684,9 @@ func (r *fakeRelay) Serve(s node.RelayService, _ [32]byte, _ int) error {
 	return nil
 }
 
-func (r *fakeRelay) Status() (relayudp.Status, bool) { return relayudp.Status{}, r.serves }
+func (r *fakeRelay) Status() (relayudp.Status, forward.Counts, bool) {
+	return relayudp.Status{}, forward.Counts{}, r.serves
+}
 
 // fakeStreams opens streams at once, to the nodes that it is asked for. A test says who has
 // opened some to this node.

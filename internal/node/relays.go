@@ -188,6 +188,7 @@ type RelayNode struct {
 // RelayService is what this node does as a relay.
 type RelayService struct {
 	Serves bool
+	Never  bool // as the node is configured
 	Nodes  []RelayNode
 	// Proved are the addresses of nodes that strangers reach, as they say, and at which they
 	// answer this node: they need not be bound to receive a probe.
@@ -215,7 +216,7 @@ func (m *Memory) mayServe(in Input) bool {
 // strangers reach it.
 func (m *Memory) RelayService(in Input) RelayService {
 	if !m.mayServe(in) {
-		return RelayService{}
+		return RelayService{Never: in.Config.Relay == mesh.RelayNever}
 	}
 	s := RelayService{Serves: true, Proved: make(map[mesh.ID]netip.AddrPort)}
 	said := in.pathsByAuthor()

@@ -6,6 +6,8 @@ package main
 // else the machine does makes no difference to them.
 var countedMeasurements = []measurement{
 	{"probe", 1, always(measureProbeSockets)},
+	{"relaykernel", 1, always(measureKernelRelay)},
+	{"relayrestart", 1, always(measureRelayRestarts)},
 	{"firstping", runs, always(measureFirstPings)},
 	{"pathspeed", 1, always(measurePathSpeed)},
 	{"pathcut", 1, always(measureCuts)},
@@ -15,6 +17,9 @@ var countedMeasurements = []measurement{
 
 var countedFigures = []figure{
 	{name: "probe_throughput_ratio", unit: ratio, reduce: median, bound: atLeast(0.97)},
+	{name: "relay_throughput_ratio", unit: ratio, reduce: median, bound: atLeast(0.85)},
+	{name: "relay_restart_lost_packets", unit: "packets", reduce: worst, bound: atMost(0)},
+	{name: "relay_away_lost_packets", unit: "packets", reduce: worst, bound: atMost(0)},
 	{name: "punch_first_ping_ms", unit: "ms", reduce: median, bound: atMost(1000)},
 	{name: "relay_first_ping_ms", unit: "ms", reduce: median, bound: atMost(500)},
 	{name: "path_direct_mbit_per_s", unit: "Mbit/s", reduce: median},
