@@ -56,15 +56,15 @@ func TestNetworksWithNothingButHTTPS(t *testing.T) {
 		m.settle(settleLimit, m.nodes...)
 		m.connected(pingLimit, m.nodes...)
 		for _, n := range []*lab.Node{library, office} {
-			m.await(settleLimit, "on TCP to all", all(onPath(aws, control.PathTCP), onPath(gcp, control.PathTCP), shows(node.ProblemUDP, "packets go over TCP to aws")), n)
+			m.await(settleLimit, "on TCP to all", all(lab.OnPath(aws, control.PathTCP), lab.OnPath(gcp, control.PathTCP), shows(node.ProblemUDP, "packets go over TCP to aws")), n)
 		}
 		m.await(settleLimit, "aware of the proxy", shows(node.ProblemUDP, "through the proxy "+gateway.Public().String()+":3128"), office)
 	}
 	meet()
-	if got := peerOf(m.status(office), gcp.Name).Path; got.Relay != aws.Name || got.Proxy != gateway.Public().String()+":3128" {
+	if got := lab.PeerOf(m.status(office), gcp.Name).Path; got.Relay != aws.Name || got.Proxy != gateway.Public().String()+":3128" {
 		t.Errorf("path from %s: got %+v, want one via %s and the proxy", office.Name, got, aws.Name)
 	}
-	if got := peerOf(m.status(library), gcp.Name).Path; got.Relay != aws.Name || got.Proxy != "" {
+	if got := lab.PeerOf(m.status(library), gcp.Name).Path; got.Relay != aws.Name || got.Proxy != "" {
 		t.Errorf("path from %s: got %+v, want one via %s and no proxy", library.Name, got, aws.Name)
 	}
 	if proxy.Opened(seed) == 0 {
