@@ -16,8 +16,8 @@ RUN ?=
 # What test-kernel runs: the end-to-end tests in which the kernel's own WireGuard, ipip or
 # netem has a part, and all tests of the other packages. Every other end-to-end test runs in
 # namespaces, and there too if RUN names it.
-KERNEL_TESTS := ./test/lab ./internal/netcfg/host
-KERNEL_E2E := ^Test(AllowedIPMoves|BadUnderlay|DeletedByHandIsBack|DeletedDeviceFindsPeersBehindNAT|DownRemovesExactlyOurs|Encapsulation|ForeignWireGuard|IPv6OnlyUnderlay|IdleReconcileWritesNothing|KernelWireGuard|MTU|Paths|SourceAddresses|StopChangesNothing|TakenPorts|TrafficOverChangesOfPath|TrafficOverRestarts|UnderlayAddressChanges|UnderlayMTU)$$
+KERNEL_TESTS := ./test/lab ./internal/netcfg/host ./internal/path/relaynft
+KERNEL_E2E := ^Test(AllowedIPMoves|BadUnderlay|DeletedByHandIsBack|DeletedDeviceFindsPeersBehindNAT|DownRemovesExactlyOurs|Encapsulation|ForeignWireGuard|IPv6OnlyUnderlay|IdleReconcileWritesNothing|KernelWireGuard|MTU|Paths|PathsOfKinds|SourceAddresses|StopChangesNothing|TakenPorts|TrafficOverChangesOfPath|TrafficOverRestarts|UnderlayAddressChanges|UnderlayMTU)$$
 # What takes minutes there by its nature.
 KERNEL_LONG := ^Test(ClocksSetBack|CutOffForTenMinutes)$$
 # How long fuzz runs each target.
@@ -160,7 +160,7 @@ bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"
 	@CGO_ENABLED=0 go build -tags hostile -o bin/ ./test/bench ./test/kernel
 	@bin/bench -run '$(RUN)' -meshd $(MESHD); code=$$?; \
 	CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel exec bin/bench -kernel -run '$(RUN)' -meshd $(MESHD) || code=$$?; \
-	bin/kernel -icount exec bin/bench -icount -run '$(RUN)' -meshd $(MESHD) && exit $$code
+	bin/kernel -icount -timeout 2h exec bin/bench -icount -run '$(RUN)' -meshd $(MESHD) && exit $$code
 
 .PHONY: fmt
 fmt: ## format the source
@@ -180,7 +180,7 @@ setup-unit:
 
 .PHONY: setup-race
 setup-race:
-	@test/setup.sh gcc dnsmasq
+	@test/setup.sh gcc dnsmasq miniupnpd
 
 .PHONY: setup-kernel
 setup-kernel:

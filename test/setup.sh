@@ -14,6 +14,7 @@ declare -A package=(
 	[iptables]=iptables # the portmap plugin runs it
 	[wg]=wireguard-tools
 	[dnsmasq]=dnsmasq-base # the resolver of the demo's client
+	[miniupnpd]=miniupnpd-nftables # homes' routers that map ports
 	[/usr/lib/cni/bridge]=containernetworking-plugins
 	[/etc/ssl/certs/ca-certificates.crt]=ca-certificates # for Go modules
 	[gcc]='gcc libc6-dev' # for the race detector

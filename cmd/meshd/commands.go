@@ -256,7 +256,7 @@ func newDown(p *paths) *cobra.Command {
 		Use:   "down",
 		Short: "Remove everything that meshd has set up on this host",
 		Long: `Remove everything that meshd has set up on this host: device, routes, nft table, CNI
-configuration and plugin links. The daemon must be stopped. The state directory and
+configuration and plugin links, and its port mappings on the router. The daemon must be stopped. The state directory and
 kernel parameters are left as they are.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -56,6 +56,10 @@ func TestPrintStatus(t *testing.T) {
 	full := control.Status{
 		Node: control.Node{
 			Name: "aws-1", Location: "aws", Role: control.RoleDraining, Overlay: addrs("10.4.0.1", "fd04::1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Endpoints: []string{"198.51.100.1:51820"}, NAT: true, Ready: true, Relays: []string{"gcp-1", "gcp-2"},
+			PortMappings: []control.PortMapping{
+				{Protocol: "UPnP", Router: netip.MustParseAddr("192.168.1.1"), Port: 51820, External: netip.MustParseAddrPort("198.51.100.1:40001"), Public: true},
+				{Protocol: "UPnP", Router: netip.MustParseAddr("192.168.1.1"), Port: 7946, External: netip.MustParseAddrPort("100.64.1.2:7946")},
+			},
 			InternalIPs:  []netcfg.InternalIP{{Link: "eth0", Address: netip.MustParsePrefix("192.168.1.1/24"), Reason: "the default route leaves by its link"}},
 			OtherPrivate: []netcfg.InternalIP{{Link: "wg0", Address: netip.MustParsePrefix("10.8.0.2/24"), Reason: "its link is a tunnel"}, {Link: "eth1", Address: netip.MustParsePrefix("10.0.0.1/16"), Reason: "node.internal-ip can name it"}},
 		},

@@ -108,7 +108,16 @@ func printNode(w io.Writer, s control.Status) {
 	fmt.Fprintf(t, "Overlay:\t%s\n", join(n.Overlay))
 	fmt.Fprintf(t, "Pods:\t%s\n", join(n.PodCIDRs))
 	fmt.Fprintf(t, "Endpoint:\t%s%s\n", join(n.Endpoints), note)
-	heading := "Internal IP:"
+	heading := "Mapped:"
+	for _, m := range n.PortMappings {
+		note := ""
+		if !m.Public {
+			note = ", which is behind NAT itself"
+		}
+		fmt.Fprintf(t, "%s\t%v to port %d, by %s of the router %v%s\n", heading, m.External, m.Port, m.Protocol, m.Router, note)
+		heading = ""
+	}
+	heading = "Internal IP:"
 	for _, i := range n.InternalIPs {
 		fmt.Fprintf(t, "%s\t%v\n", heading, i)
 		heading = ""

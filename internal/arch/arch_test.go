@@ -31,17 +31,18 @@ const module = "github.com/meshd/meshd"
 var mayImport = map[string][]string{
 	"cmd/meshd":           {"internal/check", "internal/config", "internal/connect", "internal/control", "internal/daemon"},
 	"internal/atomicfile": {},
-	"internal/check":      {"internal/cni", "internal/config", "internal/k3s", "internal/mesh", "internal/netcfg", "internal/netcfg/host", "internal/state"},
+	"internal/check":      {"internal/cni", "internal/config", "internal/https", "internal/k3s", "internal/mesh", "internal/netcfg", "internal/netcfg/host", "internal/state"},
 	"internal/cni":        {"internal/atomicfile", "internal/mesh"},
 	"internal/config":     {"internal/mesh"},
 	"internal/connect":    {"internal/control", "internal/httplimit", "internal/mesh", "internal/netcfg", "internal/netcfg/host"},
 	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg", "internal/wait"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",
-		"internal/gossip", "internal/httplimit", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/path", "internal/path/agent", "internal/path/rawudp", "internal/path/relayudp", "internal/path/stream", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
+		"internal/gossip", "internal/httplimit", "internal/https", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/path", "internal/path/agent", "internal/path/forward", "internal/path/rawudp", "internal/path/relaynft", "internal/path/relayudp", "internal/path/stream", "internal/portmap", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
 	},
-	"internal/gossip":            {"internal/loglimit", "internal/mesh", "internal/pktinfo", "internal/wait"},
+	"internal/gossip":            {"internal/https", "internal/loglimit", "internal/mesh", "internal/pktinfo", "internal/wait"},
 	"internal/httplimit":         {},
+	"internal/https":             {"internal/mesh"},
 	"internal/k3s":               {"internal/atomicfile", "internal/mesh"},
 	"internal/loglimit":          {},
 	"internal/mesh":              {},
@@ -52,13 +53,16 @@ var mayImport = map[string][]string{
 	"internal/node":              {"internal/mesh", "internal/netcfg", "internal/path", "internal/probe"},
 	"internal/path":              {"internal/mesh"},
 	"internal/path/agent":        {"internal/loglimit", "internal/mesh", "internal/path", "internal/path/rawudp"},
+	"internal/path/forward":      {"internal/path"},
 	"internal/path/rawudp":       {"internal/pktinfo"},
+	"internal/path/relaynft":     {"internal/loglimit", "internal/path", "internal/path/forward", "internal/wait"},
 	"internal/path/relayudp":     {"internal/mesh", "internal/path", "internal/pktinfo"},
 	"internal/path/stream":       {"internal/mesh", "internal/path", "internal/wait"},
 	"internal/pktinfo":           {},
+	"internal/portmap":           {"internal/loglimit", "internal/wait"},
 	"internal/probe":             {"internal/mesh"},
 	"internal/probe/ping":        {"internal/loglimit", "internal/mesh", "internal/probe", "internal/wait"},
-	"internal/state":             {"internal/atomicfile", "internal/mesh", "internal/path"},
+	"internal/state":             {"internal/atomicfile", "internal/mesh", "internal/path", "internal/portmap"},
 	"internal/wait":              {},
 }
 
@@ -136,7 +140,7 @@ var impureNames = map[string][]string{
 }
 
 // pure are the rooms that decide the same from the same input, always and everywhere.
-var pure = []string{"internal/mesh", "internal/netcfg", "internal/node", "internal/path", "internal/probe"}
+var pure = []string{"internal/mesh", "internal/netcfg", "internal/node", "internal/path", "internal/path/forward", "internal/probe"}
 
 func TestPure(t *testing.T) {
 	for _, p := range packages(t) {

@@ -266,7 +266,9 @@ func (f Facts) reach() []Finding {
 		case r.ResolveErr != nil:
 			out = append(out, Finding{Warning, r.Key, fmt.Sprintf("%s does not resolve: %v", r.Host, r.ResolveErr), "correct the name, or check the resolver in /etc/resolv.conf"})
 		case r.DialErr != nil:
-			out = append(out, Finding{Warning, r.Key, fmt.Sprintf("%s does not answer on TCP port %d: %v", r.Host, r.Port, r.DialErr), fmt.Sprintf("make sure that meshd runs there, and open TCP and UDP port %d to it; the first node of a mesh needs no join", r.Port)})
+			out = append(out, Finding{Warning, r.Key, fmt.Sprintf("%s does not answer on TCP port %d: %v", r.Host, r.Port, r.DialErr), r.advice()})
+		case r.Foreign:
+			out = append(out, Finding{Warning, r.Key, fmt.Sprintf("%s has a certificate at TCP port %d that is not a node's: another server is there, or something on the way opens TLS%s", r.Host, r.Port, r.through()), "see that relay.listen names this port there; a load balancer with a certificate of its own is no fault"})
 		case r.Port != 0:
 			reached++
 		default:
@@ -274,9 +276,32 @@ func (f Facts) reach() []Finding {
 		}
 	}
 	if joins > 0 && reached == joins {
-		return append(ok("join", "all %d answer", joins), out...)
+		text := fmt.Sprintf("all %d answer", joins)
+		if i := slices.IndexFunc(f.Reach, func(r Reach) bool { return r.Proxy != "" }); i >= 0 {
+			text += f.Reach[i].through() + ", which meshd needs in its own environment, too"
+		}
+		return append(ok("join", "%s", text), out...)
 	}
 	return out
+}
+
+// through names the proxy in a text.
+func (r Reach) through() string {
+	if r.Proxy == "" {
+		return ""
+	}
+	return " through the proxy " + r.Proxy
+}
+
+// advice returns what to do about a host of the join list that does not answer.
+func (r Reach) advice() string {
+	switch {
+	case r.Proxy != "":
+		return fmt.Sprintf("see that relay.listen there is :%d, and that the proxy allows connections to it; NO_PROXY names hosts that are reached without", r.Port)
+	case mesh.IsTLSPort(r.Port):
+		return fmt.Sprintf("see that relay.listen there is :%d, and that the port is open; where only a proxy gets out, HTTPS_PROXY names it", r.Port)
+	}
+	return fmt.Sprintf("make sure that meshd runs there, and open TCP and UDP port %d to it; the first node of a mesh needs no join", r.Port)
 }
 
 // manyNodes is the number of nodes from which free slots should not run short.

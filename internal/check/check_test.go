@@ -225,6 +225,18 @@ func TestEvaluate(t *testing.T) {
 			"warning join[0]: a.example does not answer on TCP port 7946: connection refused → make sure that meshd runs there, and open TCP and UDP port 7946 to it; the first node of a mesh needs no join",
 			"warning node.endpoint: b.example does not resolve: no such host → correct the name, or check the resolver in /etc/resolv.conf",
 		}},
+		{"no host reached at a port of TLS", nil, func(f *Facts) { f.Reach[0].Port, f.Reach[0].DialErr = 443, unix.ECONNREFUSED }, []string{
+			"warning join[0]: a.example does not answer on TCP port 443: connection refused → see that relay.listen there is :443, and that the port is open; where only a proxy gets out, HTTPS_PROXY names it",
+		}},
+		{"no host reached through a proxy", nil, func(f *Facts) {
+			f.Reach[0].Port, f.Reach[0].Proxy = 8443, "proxy.example.com:3128"
+			f.Reach[0].DialErr = errors.New("connect to a.example:8443 through the proxy proxy.example.com:3128: it answered 403 Forbidden")
+		}, []string{
+			"warning join[0]: a.example does not answer on TCP port 8443: connect to a.example:8443 through the proxy proxy.example.com:3128: it answered 403 Forbidden → see that relay.listen there is :8443, and that the proxy allows connections to it; NO_PROXY names hosts that are reached without",
+		}},
+		{"another server", nil, func(f *Facts) { f.Reach[0].Port, f.Reach[0].Foreign = 443, true }, []string{
+			"warning join[0]: a.example has a certificate at TCP port 443 that is not a node's: another server is there, or something on the way opens TLS → see that relay.listen names this port there; a load balancer with a certificate of its own is no fault",
+		}},
 		{"many nodes, room enough", nil, func(f *Facts) { f.Running, f.Nodes = true, 60 }, nil},
 		{"many nodes, little room", []string{"cluster: {pods: [10.42.0.0/18]}"}, func(f *Facts) { f.Running, f.Nodes = true, 60 }, []string{
 			"warning size: 60 nodes are known, and the ranges have room for 4 more → run meshd forget for nodes that are gone; for a larger mesh, plan one with wider cluster.overlay and cluster.pods",

@@ -126,6 +126,8 @@ type Reach struct {
 	Key        string // of the configuration
 	Host       string
 	Port       uint16 // TCP; 0 if the name must only resolve
+	Proxy      string // the HTTP proxy through which it was tried; "" for none
 	ResolveErr error
 	DialErr    error
+	Foreign    bool // it speaks TLS with a certificate that is not a node's
 }

@@ -5,6 +5,7 @@ package check
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/https"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/host"
@@ -77,6 +79,9 @@ func (f *Facts) lookPorts(cfg config.Config, ours []int) error {
 		{Network: "udp", Port: uint16(cfg.WireGuard.ListenPort), Key: "wireguard.listen-port"},
 		{Network: "udp", Address: bind.Addr(), Port: bind.Port(), Key: "gossip.bind"},
 		{Network: "tcp", Address: bind.Addr(), Port: bind.Port(), Key: "gossip.bind"},
+	}
+	if l := cfg.Relay.Listen; l.Port() != 0 {
+		f.Ports = append(f.Ports, Port{Network: "tcp", Address: l.Addr(), Port: l.Port(), Key: "relay.listen"})
 	}
 	if wantsVXLAN(cfg) {
 		f.Ports = append(f.Ports, Port{Network: "udp", Port: netcfg.VXLANPort, Key: vxlanKey})
@@ -192,9 +197,10 @@ func reach(ctx context.Context, cfg config.Config, own []netip.Addr) []Reach {
 	}
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
+	proxy := https.ProxyFromEnvironment()
 	var wg sync.WaitGroup
 	for i := range all {
-		wg.Go(func() { all[i].try(ctx, own) })
+		wg.Go(func() { all[i].try(ctx, proxy, own) })
 	}
 	wg.Wait()
 	return all
@@ -202,7 +208,13 @@ func reach(ctx context.Context, cfg config.Config, own []netip.Addr) []Reach {
 
 // try resolves the name and connects, and sets the errors. It is enough if one of several
 // addresses answers. An address of this host itself need not answer.
-func (r *Reach) try(ctx context.Context, own []netip.Addr) {
+func (r *Reach) try(ctx context.Context, proxy *https.Proxy, own []netip.Addr) {
+	at := net.JoinHostPort(r.Host, strconv.Itoa(int(r.Port)))
+	if mesh.IsTLSPort(r.Port) && proxy.Covers(at) { // which looks up the name
+		r.Proxy = proxy.String()
+		r.connect(ctx, func() (net.Conn, error) { return proxy.Dial(ctx, at) })
+		return
+	}
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", r.Host)
 	if err != nil {
 		r.ResolveErr = err
@@ -211,10 +223,25 @@ func (r *Reach) try(ctx context.Context, own []netip.Addr) {
 	if r.Port == 0 || slices.ContainsFunc(addrs, func(a netip.Addr) bool { return slices.Contains(own, a.Unmap()) }) {
 		return
 	}
-	c, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(r.Host, strconv.Itoa(int(r.Port))))
+	r.connect(ctx, func() (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", at) })
+}
+
+// connect dials, and runs the handshake of TLS where nodes do so.
+func (r *Reach) connect(ctx context.Context, dial func() (net.Conn, error)) {
+	conn, err := dial()
 	if err != nil {
 		r.DialErr = err
 		return
 	}
-	_ = c.Close()
+	defer conn.Close()
+	if !mesh.IsTLSPort(r.Port) {
+		return
+	}
+	c := tls.Client(conn, https.Client(r.Host))
+	if err := c.HandshakeContext(ctx); err != nil {
+		r.DialErr = fmt.Errorf("speak TLS: %w", err)
+		return
+	}
+	_, isNode := https.IdentityOf(c.ConnectionState())
+	r.Foreign = !isNode
 }

@@ -3,16 +3,25 @@
 package check
 
 import (
+	"bufio"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"math/big"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/https"
 )
 
 func TestHolder(t *testing.T) {
@@ -130,5 +139,70 @@ func TestReach(t *testing.T) {
 		if g := got[i]; g.Key != w.key || (g.ResolveErr == nil) != w.resolved || (g.DialErr == nil) != w.dialled {
 			t.Errorf("got %+v, want %+v", g, w)
 		}
+	}
+}
+
+// A host of the join list at a port of TLS is asked for its certificate, through a proxy if there
+// is one.
+func TestReachOverTLS(t *testing.T) {
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	server, err := https.Server(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var proxies sync.WaitGroup
+	proxies.Go(func() { // a proxy that is the host itself
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			proxies.Go(func() {
+				defer conn.Close()
+				r, err := http.ReadRequest(bufio.NewReader(conn))
+				if err != nil {
+					return
+				}
+				answer := "HTTP/1.1 200 OK\r\n\r\n"
+				if strings.HasPrefix(r.Host, "closed") {
+					answer = "HTTP/1.1 403 No\r\n\r\n"
+				}
+				if _, err := io.WriteString(conn, answer); err == nil {
+					_ = tls.Server(conn, server).Handshake()
+				}
+			})
+		}
+	})
+	defer proxies.Wait()
+	defer l.Close()
+	t.Setenv("HTTPS_PROXY", "http://user:password@"+l.Addr().String())
+	t.Setenv("NO_PROXY", "")
+	t.Setenv("no_proxy", "")
+	cfg := config.Config{Join: []config.HostPort{{Host: "aws.example.com", Port: 443}, {Host: "closed.example.com", Port: 443}}}
+	got := reach(t.Context(), cfg, nil)
+	if r := got[0]; r.DialErr != nil || r.ResolveErr != nil || r.Foreign || r.Proxy != l.Addr().String() {
+		t.Errorf("a node: got %+v", r)
+	}
+	if r := got[1]; r.DialErr == nil || !strings.Contains(r.DialErr.Error(), "403") || strings.Contains(r.DialErr.Error(), "password") {
+		t.Errorf("a host to which the proxy allows no connections: got %+v", r)
+	}
+	// Without a proxy, and with another server than a node.
+	certificate, err := x509.CreateCertificate(nil, &x509.Certificate{SerialNumber: big.NewInt(1)}, &x509.Certificate{}, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, far := net.Pipe()
+	defer near.Close()
+	go func() {
+		defer far.Close()
+		_ = tls.Server(far, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}}).Handshake()
+	}()
+	r := Reach{Host: "aws.example.com", Port: 443}
+	if r.connect(t.Context(), func() (net.Conn, error) { return near, nil }); !r.Foreign || r.DialErr != nil {
+		t.Errorf("another server: got %+v", r)
 	}
 }

@@ -59,7 +59,7 @@ var checks = []struct {
 	{[]string{"node.allowed-location-ips"}, (*decoder).checkLocationIPs},
 	{[]string{"cluster.overlay", "cluster.pods", "wireguard.mtu"}, (*decoder).checkMTU},
 	{[]string{"wireguard.listen-port", "gossip.bind"}, (*decoder).checkPorts},
-	{[]string{"gossip.bind", "relay.listen"}, (*decoder).checkStreamPorts},
+	{[]string{"gossip.bind", "gossip.advertise", "relay.listen"}, (*decoder).checkTLSPorts},
 	{[]string{"wireguard.interface", "cni.bridge"}, (*decoder).checkLinks},
 }
 
@@ -281,11 +281,19 @@ func (d *decoder) checkPorts() {
 	}
 }
 
-func (d *decoder) checkStreamPorts() {
-	if port := d.config.Relay.Listen.Port(); port == d.config.Gossip.Bind.Port() {
-		blamed, other := d.later("gossip.bind", "relay.listen")
-		d.report(blamed, fmt.Sprintf("has port %d, as %s has, and both are TCP", port, other), "choose another port; streams are accepted at gossip's port anyway")
+// checkTLSPorts: a host that joins knows by the port whether to speak TLS.
+func (d *decoder) checkTLSPorts() {
+	const rule = "nodes speak TLS to the ports 443 and 8443, and to no others"
+	if port := d.config.Relay.Listen.Port(); port != 0 && !mesh.IsTLSPort(port) {
+		d.report("relay.listen", fmt.Sprintf("has port %d, but %s", port, rule), "write :443, or :8443 where that is taken")
 	}
+	plain := func(key string, port uint16) {
+		if mesh.IsTLSPort(port) {
+			d.report(key, fmt.Sprintf("has port %d, but %s", port, rule), "choose another port; relay.listen is for hosts that reach only this one")
+		}
+	}
+	plain("gossip.bind", d.config.Gossip.Bind.Port())
+	plain("gossip.advertise", d.config.Gossip.Advertise.Port)
 }
 
 func (d *decoder) checkLinks() {

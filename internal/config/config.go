@@ -65,6 +65,8 @@ type Node struct {
 	Gateway    mesh.GatewayPreference
 	Encryption string // EncryptionAuto | EncryptionRequired
 	Relay      mesh.RelayPreference
+	// PortMapping says whether the router is asked for mappings: PortMappingAuto | PortMappingNever.
+	PortMapping string
 
 	// Keepalive is WireGuard's persistent keepalive, in whole seconds. Nil means the default
 	// on paths that a NAT's mapping holds and none elsewhere, zero means none.
@@ -78,6 +80,13 @@ type Node struct {
 const (
 	EncryptionAuto     = "auto"     // yes, unless cluster.mode in this file is full
 	EncryptionRequired = "required" // no
+)
+
+// Values of node.port-mapping: whether the router of a host without a public address is asked to
+// let others in.
+const (
+	PortMappingAuto  = "auto" // yes, unless node.endpoint is set
+	PortMappingNever = "never"
 )
 
 // Encrypted reports whether this node's packets must be encrypted on a LAN, whatever the
@@ -169,7 +178,7 @@ func (h HostPort) String() string {
 // defaults returns the configuration of a file without any optional keys.
 func defaults() Config {
 	return Config{
-		Node: Node{Gateway: mesh.GatewayAuto, Encryption: EncryptionAuto, Relay: mesh.RelayAuto},
+		Node: Node{Gateway: mesh.GatewayAuto, Encryption: EncryptionAuto, Relay: mesh.RelayAuto, PortMapping: PortMappingAuto},
 		Cluster: mesh.Cluster{
 			Name:          "default",
 			Generation:    1,

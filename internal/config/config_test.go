@@ -30,7 +30,7 @@ var netipTypes = cmp.Options{
 func defaults() config.Config {
 	return config.Config{
 		SecretFile: "/etc/meshd/secret",
-		Node:       config.Node{Gateway: mesh.GatewayAuto, Encryption: config.EncryptionAuto, Relay: mesh.RelayAuto},
+		Node:       config.Node{Gateway: mesh.GatewayAuto, Encryption: config.EncryptionAuto, Relay: mesh.RelayAuto, PortMapping: config.PortMappingAuto},
 		Cluster: mesh.Cluster{
 			Name: "default", Generation: 1, Trust: "open", Mode: mesh.ModeFull, Encapsulation: "always", Gateways: 1,
 			Overlay: prefixes("10.4.0.0/16"), Pods: prefixes("10.42.0.0/16"), PodPrefix: []int{24}, Services: prefixes("10.43.0.0/16"),
@@ -93,7 +93,7 @@ node:
 				Name: "aws-1.example", Location: "1",
 				Endpoint:   config.HostPort{Host: "aws.example.com", Port: 40000},
 				InternalIP: netip.MustParsePrefix("192.168.10.1/24"),
-				Gateway:    mesh.GatewayAuto, Encryption: config.EncryptionAuto, Relay: mesh.RelayAuto, Keepalive: second(25),
+				Gateway:    mesh.GatewayAuto, Encryption: config.EncryptionAuto, Relay: mesh.RelayAuto, PortMapping: config.PortMappingAuto, Keepalive: second(25),
 				PodCIDR: prefixes("10.42.7.0/24"), AllowedLocationIPs: prefixes("192.168.20.0/24", "fd12::/64"),
 			}
 		}},
@@ -157,6 +157,7 @@ cluster: {overlay: ["fd00:4::/112"], pods: ["fd00:42::/56"], services: ["fd00:43
 			c.Gossip.Bind = netip.MustParseAddrPort("[2001:db8::1]:7950")
 			c.Gossip.Advertise = config.HostPort{Host: "mesh.example.com", Port: 7950}
 		}},
+		{"port mapping", "node: {port-mapping: never}", func(c *config.Config) { c.Node.PortMapping = config.PortMappingNever }},
 		{"relay", "node: {relay: never}\nrelay: {max-rate: 2500000}", func(c *config.Config) { c.Node.Relay, c.Relay.MaxRate = mesh.RelayNever, 2_500_000 }},
 		{"probe", "probe: {interval: 1s, misses: 2}", func(c *config.Config) {
 			c.Probe = config.Probe{Interval: time.Second, Misses: 2}

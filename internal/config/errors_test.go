@@ -247,6 +247,9 @@ var badFiles = []struct {
 		`2: node.relay: "yes" is unknown: write auto, or prefer, or never`,
 		`3: relay.max-rate: "9999" is not a number of bytes a second: write one from 10000 to 1250000000 without a unit, or 0 for no limit`,
 	}},
+	{"port mapping unknown", false, "node: {port-mapping: off}\n", []string{
+		`2: node.port-mapping: "off" is unknown: write auto, or never`,
+	}},
 	{"relay's rate with a unit", false, "relay: {max-rate: 1M}\n", []string{
 		`2: relay.max-rate: "1M" is not a number of bytes a second: write one from 10000 to 1250000000 without a unit, or 0 for no limit`,
 	}},
@@ -296,8 +299,12 @@ var badFiles = []struct {
 	{"relay at a host name", false, "relay: {listen: \"aws:443\"}\n", []string{
 		`2: relay.listen: "aws:443" is not an IP address and a port: write one such as :443, 192.0.2.1:443 or [2001:db8::1]:443`,
 	}},
-	{"relay at gossip's port", false, "relay: {listen: \":7946\"}\n", []string{
-		"2: relay.listen: has port 7946, as gossip.bind has, and both are TCP: choose another port; streams are accepted at gossip's port anyway",
+	{"relay without TLS", false, "relay: {listen: \":7946\"}\n", []string{
+		"2: relay.listen: has port 7946, but nodes speak TLS to the ports 443 and 8443, and to no others: write :443, or :8443 where that is taken",
+	}},
+	{"gossip at a port of TLS", false, "gossip: {bind: \":443\", advertise: \"a.example.com:8443\"}\n", []string{
+		"2: gossip.bind: has port 443, but nodes speak TLS to the ports 443 and 8443, and to no others: choose another port; relay.listen is for hosts that reach only this one",
+		"2: gossip.advertise: has port 8443, but nodes speak TLS to the ports 443 and 8443, and to no others: choose another port; relay.listen is for hosts that reach only this one",
 	}},
 	{"metrics anywhere", false, "metrics: {listen: \":9586\"}\n", []string{
 		`2: metrics.listen: ":9586" is not an IP address and a port: write one such as 127.0.0.1:9586 or [::1]:9586, or "" for none`,

@@ -104,7 +104,8 @@ type Relay struct {
 	Nodes     int               `json:"nodes"` // that can be reached through it, now
 	Datagrams uint64            `json:"datagrams"`
 	Bytes     uint64            `json:"bytes"`
-	Dropped   map[string]uint64 `json:"dropped"` // datagrams, by reason
+	InKernel  uint64            `json:"inKernel"` // of the datagrams, those that the kernel has forwarded itself
+	Dropped   map[string]uint64 `json:"dropped"`  // datagrams, by reason
 }
 
 // Node is this node.
@@ -127,10 +128,22 @@ type Node struct {
 	// Relays are the names of those through which others reach this node, if strangers don't
 	// reach it otherwise.
 	Relays []string `json:"relays,omitempty"`
+	// PortMappings are those that this host's router has made for it.
+	PortMappings []PortMapping `json:"portMappings,omitempty"`
 	// InternalIPs are those that this node found out or was given, and OtherPrivate the
 	// host's other private addresses, each with the reason.
 	InternalIPs  []netcfg.InternalIP `json:"internalIPs"`
 	OtherPrivate []netcfg.InternalIP `json:"otherPrivate"`
+}
+
+// PortMapping is a UDP port of this host that its router maps.
+type PortMapping struct {
+	Protocol  string         `json:"protocol"` // PCP, NAT-PMP or UPnP
+	Router    netip.Addr     `json:"router"`
+	Port      uint16         `json:"port"`     // of this host
+	External  netip.AddrPort `json:"external"` // of the router
+	Public    bool           `json:"public"`   // External is on the internet: the router is not behind NAT itself
+	Permanent bool           `json:"permanent,omitempty"`
 }
 
 // Cluster is the cluster's settings in effect on this node: its own, or those of a node
@@ -183,6 +196,7 @@ type Path struct {
 	Kind   PathKind       `json:"kind"`
 	Addr   netip.AddrPort `json:"address"`         // "" for none
 	Relay  string         `json:"relay,omitempty"` // the name of the node that forwards
+	Proxy  string         `json:"proxy,omitempty"` // the HTTP proxy through which TCP goes
 	Proved bool           `json:"proved"`          // the peer answers on it
 	Since  time.Time      `json:"since,omitzero"`  // UTC; absent for no path
 	RTT    time.Duration  `json:"rtt,omitzero"`    // nanoseconds; absent if not known

@@ -21,6 +21,7 @@
 //	verdicts.go     publishes its verdicts, and sets whom to probe for them
 //	duplicate.go    stops a second daemon with the same identity
 //	paths.go        finds paths to the peers beneath the tunnels
+//	portmap.go      asks the router for port mappings
 //	relay.go        forwards sealed packets between other nodes
 //	streams.go      carries datagrams over TCP where UDP is blocked
 //	apply.go        observes and changes the host
@@ -89,6 +90,7 @@ type daemon struct {
 	gossip   network
 	streams  streams
 	paths    paths
+	ports    portMapper
 	relay    relay
 	prober   prober
 	resolver *resolver

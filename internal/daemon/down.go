@@ -13,11 +13,13 @@ import (
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/netcfg/host"
+	"github.com/meshd/meshd/internal/path/forward"
+	"github.com/meshd/meshd/internal/path/relaynft"
 	"github.com/meshd/meshd/internal/state"
 )
 
-// Down removes from the host everything that a daemon has set up: device, routes, nft table,
-// configuration of CNI and k3s. It returns what it removed, one line each. The state directory
+// Down removes from the host everything that a daemon has set up: device, routes, nft tables,
+// configuration of CNI and k3s, and its port mappings on routers. It returns what it removed, one line each. The state directory
 // stays, so that the node keeps its identity and slot, and so do kernel parameters, on which
 // other programs may rely by now. Errors wrap control.ErrRefused while a daemon runs, because
 // the daemon would put everything back.
@@ -39,6 +41,7 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 	if !errors.Is(err, control.ErrNotRunning) {
 		return nil, fmt.Errorf("%w: meshd is running; stop it first: systemctl stop meshd", control.ErrRefused)
 	}
+	removed, mappingErr := removePortMappings(ctx, opt.StateDir)
 	kernel, err := host.Open(host.Options{Logger: opt.Logger, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
 		return nil, fmt.Errorf("open host: %w", err)
@@ -47,7 +50,9 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 	// Remove the CNI configuration first, so that no pod starts on a bridge without a
 	// network.
 	if cfg.CNI.Enabled {
-		if removed, err = removeCNI(cfg.CNI); err != nil {
+		fromCNI, err := removeCNI(cfg.CNI)
+		removed = append(removed, fromCNI...)
+		if err != nil {
 			return removed, err
 		}
 	}
@@ -56,8 +61,13 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 	} else if ours {
 		removed = append(removed, "delete "+k3s.DropIn)
 	}
+	if ours, err := relaynft.Remove(); err != nil {
+		return removed, err
+	} else if ours {
+		removed = append(removed, "nft table netdev "+forward.TableName)
+	}
 	fromHost, err := kernel.Remove(ctx)
-	return append(removed, fromHost...), err
+	return append(removed, fromHost...), errors.Join(err, mappingErr)
 }
 
 func removeCNI(c config.CNI) ([]string, error) {

@@ -19,8 +19,10 @@ import (
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/agent"
+	"github.com/meshd/meshd/internal/path/forward"
 	"github.com/meshd/meshd/internal/path/relayudp"
 	"github.com/meshd/meshd/internal/path/stream"
+	"github.com/meshd/meshd/internal/portmap"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -97,12 +99,20 @@ type paths interface {
 	Key() [32]byte
 }
 
+// portMapper asks this host's router for port mappings: portmap.Mapper.
+type portMapper interface {
+	Want(portmap.Target)
+	Mappings() []portmap.Mapping
+	Changed() <-chan struct{}
+}
+
 // relay forwards sealed packets between other nodes: relayServer.
 type relay interface {
 	// Serve forwards between nodes from now on, or not any more.
 	Serve(s node.RelayService, secret [32]byte, maxRate int) error
-	// Status returns false if nothing is forwarded.
-	Status() (relayudp.Status, bool)
+	// Status returns what was forwarded and dropped, what of that the kernel has done, and false if
+	// nothing is forwarded.
+	Status() (all relayudp.Status, inKernel forward.Counts, serves bool)
 }
 
 // stateDir is the state directory: state.Dir.

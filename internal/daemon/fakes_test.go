@@ -29,9 +29,11 @@ import (
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/agent"
+	"github.com/meshd/meshd/internal/path/forward"
 	"github.com/meshd/meshd/internal/path/rawudp"
 	"github.com/meshd/meshd/internal/path/relayudp"
 	"github.com/meshd/meshd/internal/path/stream"
+	"github.com/meshd/meshd/internal/portmap"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/state"
 )
@@ -616,6 +618,43 @@ func (p *fakePaths) Proofs() agent.Proofs    { return agent.Proofs{} }
 
 func (p *fakePaths) Key() [32]byte { return [32]byte{1} }
 
+// fakePorts is a router that maps no port before a test says so.
+type fakePorts struct {
+	*trace
+	changed chan struct{}
+	wanted  string
+
+	mu  sync.Mutex
+	all []portmap.Mapping
+}
+
+func (p *fakePorts) Want(t portmap.Target) {
+	text := "nothing"
+	if len(t.Ports) > 0 {
+		text = fmt.Sprintf("%v of %v at %v", t.Ports, t.Source, t.Gateway)
+	}
+	if text != cmp.Or(p.wanted, "nothing") {
+		p.wanted = text
+		p.add("ports.Want", text, nil)
+	}
+}
+
+func (p *fakePorts) Mappings() []portmap.Mapping {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.all
+}
+
+func (p *fakePorts) Changed() <-chan struct{} { return p.changed }
+
+// grant has the router map ports.
+func (p *fakePorts) grant(all ...portmap.Mapping) {
+	p.mu.Lock()
+	p.all = all
+	p.mu.Unlock()
+	p.changed <- struct{}{}
+}
+
 // fakeRelay forwards nothing.
 type fakeRelay struct {
 	*trace
@@ -645,7 +684,9 @@ func (r *fakeRelay) Serve(s node.RelayService, _ [32]byte, _ int) error {
 	return nil
 }
 
-func (r *fakeRelay) Status() (relayudp.Status, bool) { return relayudp.Status{}, r.serves }
+func (r *fakeRelay) Status() (relayudp.Status, forward.Counts, bool) {
+	return relayudp.Status{}, forward.Counts{}, r.serves
+}
 
 // fakeStreams opens streams at once, to the nodes that it is asked for. A test says who has
 // opened some to this node.

@@ -80,6 +80,8 @@ func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{},
 			pathsSoon()
 		case <-d.streams.Changed():
 			pathsSoon()
+		case <-d.ports.Changed():
+			pathsSoon()
 		case <-pathsDue:
 			t.recheckAfter = 0
 			if d.updatePaths(t) {

@@ -226,7 +226,7 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 	all := d.paths.Status()
 	proofs := d.paths.Proofs()
 	p := node.Paths{
-		Met: proofs.Met, Tried: proofs.Tried,
+		Met: proofs.Met, Tried: proofs.Tried, Mapped: d.readMappings(),
 		Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort), InUse: make(map[mesh.ID]path.Path),
 		Received: make(map[mesh.ID]time.Time), Renew: make(map[mesh.ID]time.Time),
 	}
@@ -264,6 +264,7 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 // keepPaths tells the others where this node may be reached, and the agent what to try.
 func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
 	err := d.keepStreams(t)
+	d.wantMappings(t.in)
 	t.recheckIn(d.memory.NoteUnreached(t.in))
 	relays, keep := d.memory.Relays(t.in, t.wanted)
 	d.paths.SetRelays(relays, keep, d.cfg.Secrets)
@@ -311,11 +312,11 @@ func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 	}
 	status := d.published.Load().status
 	status.Peers = slices.Clone(status.Peers)
-	shown := pathStatus(t.paths, t.in.View.Records)
+	shown := pathStatus(t.paths, t.in.View.Records, t.in.Paths.Streams)
 	for i := range status.Peers {
 		status.Peers[i].Path = shown[status.Peers[i].ID]
 	}
-	status.Node.Relays, status.Relay = d.relaysInUse(*t), d.relayStatus()
+	status.Node.Relays, status.Relay, status.Node.PortMappings = d.relaysInUse(*t), d.relayStatus(), d.mappingStatus()
 	d.publish(status, *t)
 	d.metrics.Paths(status.Peers)
 	return d.memory.NeedsTurn(t.in) || !slices.EqualFunc(problems, t.pathProblems, sameSubject)
@@ -325,7 +326,7 @@ func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 func sameSubject(a, b mesh.Problem) bool { return a.Kind == b.Kind && a.Node == b.Node }
 
 // pathStatus returns what a person sees of the paths.
-func pathStatus(all []agent.PeerStatus, records []mesh.Record) map[mesh.ID]control.Path {
+func pathStatus(all []agent.PeerStatus, records []mesh.Record, streams []node.Stream) map[mesh.ID]control.Path {
 	names := make(map[path.Short]string, len(records))
 	for _, r := range records {
 		names[path.ShortOf(r.ID())] = r.Name
@@ -333,6 +334,9 @@ func pathStatus(all []agent.PeerStatus, records []mesh.Record) map[mesh.ID]contr
 	out := make(map[mesh.ID]control.Path, len(all))
 	for _, s := range all {
 		p := control.Path{Kind: pathKind(s.Kind()), Addr: s.Path.Addr, Proved: s.Proved, RTT: s.RTT, Loss: s.Loss, NotProbed: notProbed(s.State), Relay: names[s.Path.Relay]}
+		if i := slices.IndexFunc(streams, func(st node.Stream) bool { return s.Path.Addr == st.Own || s.Path.Addr == st.Relay }); i >= 0 && s.Path.Kind == path.Stream {
+			p.Proxy = streams[i].Proxy
+		}
 		if s.Path.Kind != path.None {
 			p.Since = s.Since.UTC().Round(time.Second)
 		}

@@ -25,6 +25,7 @@ func nodeConfig(c config.Config) node.Config {
 		Slot:               c.StaticSlot(),
 		Gateway:            c.Node.Gateway,
 		Relay:              c.Node.Relay,
+		PortMapping:        c.Node.PortMapping == config.PortMappingAuto,
 		Encrypted:          c.Encrypted(),
 		EncryptionRequired: c.Node.Encryption == config.EncryptionRequired,
 		Endpoint:           mesh.Endpoint{Host: c.Node.Endpoint.Host, Port: c.Node.Endpoint.Port, Source: mesh.EndpointConfigured},

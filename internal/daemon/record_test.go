@@ -51,7 +51,7 @@ func TestNodeConfig(t *testing.T) {
 		"cluster: {mode: location}\nwireguard: {listen-port: 4500, mtu: 1300}\ngossip: {bind: ':7000', advertise: 'g.example.com:7001'}"))
 	keepalive := 10 * time.Second
 	want := node.Config{
-		Name: "b", Location: "home", Cluster: c.Cluster, Slot: 7, Gateway: mesh.GatewayPrefer, Relay: mesh.RelayAuto,
+		Name: "b", Location: "home", Cluster: c.Cluster, Slot: 7, Gateway: mesh.GatewayPrefer, Relay: mesh.RelayAuto, PortMapping: true,
 		Endpoint:   mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured},
 		InternalIP: netip.MustParsePrefix("192.168.1.6/25"), AllowedLocationIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")},
 		Keepalive: &keepalive, ListenPort: 4500, MTU: 1300, GossipPort: 7000, GossipAddr: "g.example.com:7001", Interface: "meshd0", Implementation: netcfg.Auto, Pace: probe.Pace{Interval: 250 * time.Millisecond, Misses: 4}, ForgetAfter: 720 * time.Hour, Bridge: "kube-bridge",

@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdh"
 	"log/slog"
 	"net"
@@ -16,9 +17,44 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/path/forward"
+	"github.com/meshd/meshd/internal/path/relaynft"
 	"github.com/meshd/meshd/internal/path/relayudp"
 	"github.com/meshd/meshd/internal/state"
 )
+
+// fakeRelayKernel notes what it is to do. What it forwards outlives the relay.
+type fakeRelayKernel struct {
+	counts  forward.Counts
+	forward bool // there is a table
+	serving int
+	rate    uint64
+}
+
+func (k *fakeRelayKernel) Adopt(all []path.Kept) ([]path.Kept, error) { return all, nil }
+
+func (k *fakeRelayKernel) Open(o relaynft.Options) (kernelForwarder, error) {
+	k.forward, k.rate = true, o.MaxRate
+	k.serving++
+	return fakeForwarder{k}, nil
+}
+
+func (k *fakeRelayKernel) Remove() (bool, error) {
+	had := k.forward
+	k.forward = false
+	return had, nil
+}
+
+type fakeForwarder struct{ k *fakeRelayKernel }
+
+func (f fakeForwarder) Serve(ctx context.Context) { <-ctx.Done() }
+
+func (f fakeForwarder) Counts() forward.Counts { return f.k.counts }
+
+func (f fakeForwarder) Close() error {
+	f.k.serving--
+	return nil
+}
 
 // TestRelayServer has a relay begin, get another limit, and end: what is for a relay is gossip's
 // while there is none.
@@ -36,7 +72,8 @@ func TestRelayServer(t *testing.T) {
 		return k
 	}
 	var counter uint64
-	s := &relayServer{ctx: t.Context(), dir: t.TempDir(), log: slog.New(slog.DiscardHandler), o: relayudp.Options{
+	inKernel := &fakeRelayKernel{}
+	s := &relayServer{ctx: t.Context(), dir: t.TempDir(), log: slog.New(slog.DiscardHandler), kernel: inKernel, started: time.Now(), o: relayudp.Options{
 		Cluster: "test", Self: mesh.ID{1}, PathKey: private(1), Beside: beside, Counter: func() uint64 { counter++; return counter },
 	}}
 	client, err := net.DialUDP("udp4", nil, beside.LocalAddr().(*net.UDPAddr))
@@ -72,6 +109,9 @@ func TestRelayServer(t *testing.T) {
 		if err := s.Serve(w, [32]byte{3}, maxRate); err != nil {
 			t.Fatal(err)
 		}
+		if inKernel.forward != serves || inKernel.serving != map[bool]int{true: 1}[serves] || serves && inKernel.rate != uint64(maxRate) {
+			t.Errorf("the kernel forwards: %t, with a limit of %d, by %d; want %t and %d", inKernel.forward, inKernel.rate, inKernel.serving, serves, maxRate)
+		}
 		if _, err := client.Write(bind()); err != nil {
 			t.Fatal(err)
 		}
@@ -102,11 +142,12 @@ func TestRelayServer(t *testing.T) {
 	if s.relay == first {
 		t.Error("the relay goes on with the old limit")
 	}
-	if _, ok := s.Status(); !ok {
-		t.Error("there is no status")
+	inKernel.counts = forward.Counts{Packets: 2, Bytes: 300, Limited: 4}
+	if got, counts, ok := s.Status(); !ok || counts.Packets != 2 || got.Datagrams != 2 || got.Bytes != 300 || got.Dropped[relayudp.RateLimit] != 4 {
+		t.Errorf("got the status %+v, %+v, %t, want what the kernel has done", got, counts, ok)
 	}
 	serve(false, 0)
-	if _, ok := s.Status(); ok {
+	if _, _, ok := s.Status(); ok {
 		t.Error("there is a status although nothing is forwarded")
 	}
 	serve(true, 0)
@@ -148,5 +189,33 @@ func TestRelayServer(t *testing.T) {
 	}
 	if err := s.close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestKernelForwardsAfterRestart has a relay stop, which leaves what the kernel forwards. Before the next
+// one knows whether it is to serve, that goes on, but not for longer than sessions last; nor at all on
+// a node that is no relay.
+func TestKernelForwardsAfterRestart(t *testing.T) {
+	k := &fakeRelayKernel{forward: true}
+	s := &relayServer{ctx: t.Context(), dir: t.TempDir(), log: slog.New(slog.DiscardHandler), kernel: k, started: time.Now()}
+	serve := func(w node.RelayService) {
+		t.Helper()
+		if err := s.Serve(w, [32]byte{3}, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	serve(node.RelayService{})
+	if !k.forward {
+		t.Error("the kernel forwards nothing any more although the relay is about to serve again")
+	}
+	s.started = time.Now().Add(-leftoverFor)
+	serve(node.RelayService{})
+	if k.forward {
+		t.Error("the kernel has a table although no session is left in it")
+	}
+	k.forward, s.cleared, s.started = true, false, time.Now()
+	serve(node.RelayService{Never: true})
+	if k.forward {
+		t.Error("the kernel forwards although this node is to be no relay")
 	}
 }

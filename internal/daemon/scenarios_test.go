@@ -19,6 +19,7 @@ import (
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/agent"
+	"github.com/meshd/meshd/internal/portmap"
 	"github.com/meshd/meshd/internal/probe"
 )
 
@@ -255,6 +256,26 @@ var scenarios = []scenario{
 			Report: path.Report{Path: path.Path{Kind: path.Direct, Addr: netip.MustParseAddrPort("198.51.100.11:40001")}, Proved: true, Since: time.Now(), RTT: 10 * time.Millisecond},
 		})
 		w.pass(time.Second)
+		w.end()
+	}},
+	{"port-mapping", "The router of a host without a public address maps WireGuard's port, and then is turned off by the file. None of it needs a turn but the file.", standsAlone, func(w *world) {
+		settled(w, w.b1())
+		w.move(lanFacts("192.168.1.7/24"))
+		w.pass(time.Second)
+		w.mark("the router maps the port")
+		w.ports.grant(portmap.Mapping{
+			Protocol: portmap.PCP, Gateway: netip.MustParseAddr("192.168.1.254"),
+			Internal: netip.MustParseAddrPort("192.168.1.7:51820"), External: netip.MustParseAddrPort("198.51.100.1:40001"),
+		})
+		w.pass(time.Second)
+		w.mark("it turns out to be behind NAT itself")
+		w.ports.grant(portmap.Mapping{
+			Protocol: portmap.PCP, Gateway: netip.MustParseAddr("192.168.1.254"),
+			Internal: netip.MustParseAddrPort("192.168.1.7:51820"), External: netip.MustParseAddrPort("100.64.1.1:40001"),
+		})
+		w.pass(time.Second)
+		w.configure("node: {name: a1, port-mapping: never}")
+		w.signal()
 		w.end()
 	}},
 	{"relays", "A host that gets behind NAT is no relay any more. It hears of one, binds to it, and tells so. Then the relay is gone.", standsAlone, func(w *world) {

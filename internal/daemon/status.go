@@ -167,6 +167,8 @@ func (d *daemon) nodeStatus(t index) control.Node {
 		Open:      slices.ContainsFunc(t.view.Records, func(r mesh.Record) bool { return r.ID() == d.self.ID() && r.IsOpen() }),
 		Relays:    d.relaysInUse(t.turn),
 
+		PortMappings: d.mappingStatus(),
+
 		InternalIPs:  append([]netcfg.InternalIP{}, t.wanted.InternalIPs...),
 		OtherPrivate: append([]netcfg.InternalIP{}, t.wanted.OtherPrivate...),
 	}
@@ -205,7 +207,7 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 		onDevice[p.Key] = p
 	}
 	owners, inside := mesh.SlotOwners(t.view.Records), tunnelled(t.wanted.Topology)
-	paths := pathStatus(t.paths, t.view.Records)
+	paths := pathStatus(t.paths, t.view.Records, t.in.Paths.Streams)
 	candidates, lan := make(map[mesh.ID][]netip.AddrPort), make(map[mesh.ID]netip.Addr)
 	for _, p := range t.wanted.Topology.Peers {
 		candidates[p.ID] = p.Endpoints

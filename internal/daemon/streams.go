@@ -75,7 +75,7 @@ func (d *daemon) keepStreams(t *turn) error {
 func (d *daemon) readStreams() []node.Stream {
 	var all []node.Stream
 	for _, s := range d.streams.Status() {
-		all = append(all, node.Stream{Node: s.Node, Dialled: s.Dialled, Own: s.Own, Relay: s.Relay, Since: s.Since})
+		all = append(all, node.Stream{Node: s.Node, Dialled: s.Dialled, Own: s.Own, Relay: s.Relay, Since: s.Since, Proxy: s.Proxy})
 	}
 	return all
 }

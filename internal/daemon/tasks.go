@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meshd/meshd/internal/gossip"
+	"github.com/meshd/meshd/internal/https"
 	"github.com/meshd/meshd/internal/probe"
 	"github.com/meshd/meshd/internal/probe/ping"
 )
@@ -34,6 +35,7 @@ func (d *daemon) tasks(remembered gossip.Remembered) []task {
 		{"prober", d.runProber},
 		{"streams", d.runStreams},
 		{"paths", d.runPaths},
+		{"port mapper", d.runPortMapper},
 		{"relay", d.runRelay},
 		{"control server", d.runControlServer},
 		{"metrics server", d.runMetricsServer},
@@ -75,7 +77,7 @@ func runTasks(ctx context.Context, tasks []task) error {
 
 // runGossip opens the gossip port, looks for the other nodes and talks to them.
 func (d *daemon) runGossip(ctx context.Context, ready func(), remembered gossip.Remembered) error {
-	g, err := gossip.Start(ctx, gossip.Options{
+	o := gossip.Options{
 		Identity:   d.self.Key,
 		Cluster:    d.cfg.Cluster,
 		Adopted:    withSettings(d.cfg.Cluster, d.disk.node.Adopted),
@@ -88,7 +90,12 @@ func (d *daemon) runGossip(ctx context.Context, ready func(), remembered gossip.
 		Join:       joinList(d.cfg),
 		Remembered: remembered,
 		Logger:     d.log.Logger,
-	})
+	}
+	if p := https.ProxyFromEnvironment(); p != nil {
+		d.log.Info("streams of TLS go through a proxy, unless NO_PROXY says otherwise", "proxy", p.String())
+		o.Proxy = p
+	}
+	g, err := gossip.Start(ctx, o)
 	if err != nil {
 		return fmt.Errorf("start gossip: %w", err)
 	}

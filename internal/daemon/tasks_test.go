@@ -144,6 +144,7 @@ func TestOrderOfTasks(t *testing.T) {
 		{"gossip", "relay", "a relay shares gossip's port"},
 		{"paths", "relay", "a relay seals with the path key"},
 		{"relay", "loop", "a turn has the relay forward, which must not be after its end"},
+		{"port mapper", "loop", "a turn says which ports are to be mapped"},
 		{"gossip", "streams", "gossip opens streams, and what they carry goes to it until the last is closed"},
 		{"streams", "relay", "a relay sends by streams to nodes that have come by them"},
 		{"streams", "loop", "a turn says to whom streams are kept"},

@@ -41,6 +41,7 @@ type world struct {
 	network *fakeNetwork
 	disk    *fakeDisk
 	paths   *fakePaths
+	ports   *fakePorts
 	relay   *fakeRelay
 	streams *fakeStreams
 	prober  *fakeProber
@@ -89,12 +90,12 @@ func hostFacts(public string) netcfg.Facts {
 	}
 }
 
-// lanFacts returns the facts of a host with one private address.
+// lanFacts returns the facts of a host with one private address in 192.168.1.0/24.
 func lanFacts(private string) netcfg.Facts {
 	p := netip.MustParsePrefix(private)
 	return netcfg.Facts{
 		Addresses: []netip.Addr{p.Addr()}, MTU: 1500, Private: []netcfg.PrivateAddress{{Link: "eth0", Address: p, Default: true}},
-		Uplinks:  []netcfg.Uplink{{Link: "eth0", Source: p, MTU: 1500}},
+		Uplinks:  []netcfg.Uplink{{Link: "eth0", Source: p, MTU: 1500, Gateway: netip.MustParseAddr("192.168.1.254")}},
 		Attached: []netcfg.LAN{{Link: "eth0", Address: p}},
 	}
 }
@@ -144,7 +145,8 @@ func (w *world) start() {
 	w.paths = &fakePaths{trace: w.trace, changed: make(chan struct{}, 1)}
 	w.relay = &fakeRelay{trace: w.trace}
 	w.streams = &fakeStreams{trace: w.trace, changed: make(chan struct{}, 1)}
-	d.prober, d.paths, d.streams, d.relay = w.prober, w.paths, w.streams, w.relay
+	w.ports = &fakePorts{trace: w.trace, changed: make(chan struct{}, 1)}
+	d.prober, d.paths, d.streams, d.relay, d.ports = w.prober, w.paths, w.streams, w.relay, w.ports
 	d.publish(d.status(turn{}), turn{})
 	w.d = d
 	go func() { w.ended <- d.loop(ctx) }()

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// acceptStreams accepts streams until the listener is closed.
-func (t *transport) acceptStreams(l *net.TCPListener) {
+// acceptStreams accepts streams, over TLS or not, until the listener is closed.
+func (t *transport) acceptStreams(l *net.TCPListener, isTLS bool) {
 	for {
 		conn, err := l.AcceptTCP()
 		if t.ctx.Err() != nil {
@@ -30,14 +30,14 @@ func (t *transport) acceptStreams(l *net.TCPListener) {
 			return
 		}
 		t.admitStream(conn, remote(conn).Addr())
-		t.tasks.Go(func() { t.accept(conn) })
+		t.tasks.Go(func() { t.accept(conn, isTLS) })
 	}
 }
 
 // accept runs the handshake with the node that has connected, and hands the stream to
 // memberlist or to the carrier.
-func (t *transport) accept(conn *net.TCPConn) {
-	s, err := t.acceptHandshake(conn)
+func (t *transport) accept(conn *net.TCPConn, isTLS bool) {
+	s, err := t.acceptHandshake(conn, isTLS)
 	if err != nil {
 		t.mu.Lock()
 		t.removePending(conn)
@@ -67,12 +67,24 @@ func (t *transport) accept(conn *net.TCPConn) {
 }
 
 // acceptHandshake answers the hello of an unknown peer, and checks the peer.
-func (t *transport) acceptHandshake(conn *net.TCPConn) (*stream, error) {
+func (t *transport) acceptHandshake(conn *net.TCPConn, isTLS bool) (*stream, error) {
 	from := remote(conn)
-	if err := conn.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
+	deadline := time.Now().Add(helloTimeout)
+	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, err
 	}
-	s, err := t.handshaker().respond(conn, t.ourHello())
+	var peer net.Conn = conn
+	if isTLS {
+		o := t.newOpening(conn, deadline)
+		defer o.lift()
+		var err error
+		if peer, err = o.acceptTLS(t.tls); err != nil {
+			t.counters.add("stream-tls")
+			t.log.at(slog.LevelDebug, "stream refused", "from", from, "err", err)
+			return nil, err
+		}
+	}
+	s, err := t.handshaker().respond(peer, t.ourHello())
 	if err != nil {
 		t.refuse(from, err)
 		return nil, err

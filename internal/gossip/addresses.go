@@ -53,6 +53,8 @@ type nodeAddresses struct {
 	carried time.Time // when the last packet came by stream
 
 	met bool // it has proved its identity in a greeting
+
+	name target // where it was met last under a name; zero for nowhere
 }
 
 // question is a packet that asks for an answer.
@@ -188,6 +190,17 @@ func (p *addressTable) isCarried(id mesh.ID, now time.Time) bool {
 
 // setGuess notes an address at which a node may listen.
 func (p *addressTable) setGuess(id mesh.ID, addr netip.AddrPort) { p.node(id).guess = addr }
+
+// setNamed notes a target with a name at which a node was met.
+func (p *addressTable) setNamed(id mesh.ID, at target) { p.node(id).name = at }
+
+// named returns the target with a name at which a node was met last, zero for none.
+func (p *addressTable) named(id mesh.ID) target {
+	if n := p.nodes[id]; n != nil {
+		return n.name
+	}
+	return target{}
+}
 
 // next returns the address for the next packet to a node, and whether to ask
 // for a sign of life because that address is not known to work.

@@ -4,6 +4,7 @@ package gossip
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/meshd/meshd/internal/https"
 	"github.com/meshd/meshd/internal/mesh"
 )
 
@@ -32,17 +34,27 @@ type Carrier interface {
 func (g *Gossip) SetCarrier(c Carrier) { g.transport.carrier.Store(&c) }
 
 // DialCarrier opens a stream for datagrams to a node, at the address that answers first: of
-// the given ones, and of all where gossip may reach the node, except through the mesh.
+// the given ones, at which it accepts TLS, and of all where gossip may reach the node, except
+// through the mesh.
 func (g *Gossip) DialCarrier(ctx context.Context, to mesh.ID, at ...netip.AddrPort) (net.Conn, error) {
-	t, at := g.transport, slices.Clone(at)
-	for _, a := range t.addressesOf(to) {
-		if !t.addresses.inside(a.Addr()) && !slices.Contains(at, a) {
-			at = append(at, a)
+	t := g.transport
+	var targets []target
+	for _, a := range at {
+		targets = append(targets, target{addr: a, port: a.Port(), node: to, tls: true})
+	}
+	for _, o := range t.targetsOf(to) {
+		switch i := slices.Index(at, o.addr); {
+		case i >= 0: // once is enough
+			targets[i].name = o.name
+		case !t.addresses.inside(o.addr.Addr()):
+			targets = append(targets, o)
 		}
 	}
+	// A proxy that allows no connections to addresses may allow those to names.
+	slices.SortStableFunc(targets, func(a, b target) int { return cmp.Compare(b.name, a.name) })
 	ours := t.ourHello()
 	ours.carries = true
-	s, err := t.dialFirst(ctx, to, at, ours)
+	s, err := t.dialFirst(ctx, to, targets, ours)
 	if err != nil {
 		return nil, fmt.Errorf("open stream for datagrams: %w", err)
 	}
@@ -129,6 +141,9 @@ func (s *stream) carry() {
 	s.begun, s.budget = true, math.MaxInt
 }
 
+// Proxy names the proxy through which the stream goes, "" for none.
+func (s *stream) Proxy() string { return s.proxy }
+
 // SyscallConn gives access to the socket, for its options.
 func (s *stream) SyscallConn() (syscall.RawConn, error) {
 	if c, ok := s.Conn.(syscall.Conn); ok {
@@ -137,8 +152,11 @@ func (s *stream) SyscallConn() (syscall.RawConn, error) {
 	return nil, errors.New("not a socket")
 }
 
-// listenAt opens further listeners.
-func (t *transport) listenAt(ctx context.Context, addrs []string) error {
+// listenAt opens further listeners, for TLS.
+func (t *transport) listenAt(ctx context.Context, addrs []string) (err error) {
+	if t.tls, err = https.Server(t.identity); err != nil {
+		return err
+	}
 	lc := net.ListenConfig{Control: allowMissingAddress}
 	for _, addr := range addrs {
 		l, err := lc.Listen(ctx, "tcp", addr)

@@ -57,10 +57,10 @@ func (c *testCarrier) stream(t *testing.T, of *testNode) net.Conn {
 func TestCarrierStream(t *testing.T) {
 	t.Parallel()
 	a := startNode(t, 0, nil)
-	b := startNode(t, 1, func(o *Options) { o.Listen = []string{"127.0.0.1:0"} })
+	b := startNode(t, 1, listening)
 	carrier := &testCarrier{}
 	b.SetCarrier(carrier)
-	further := remoteOf(t, b.transport.tcp[1])
+	further := b.overTLS().addr
 	conn, err := a.DialCarrier(context.Background(), b.self, further)
 	if err != nil {
 		t.Fatal(err)
@@ -114,11 +114,17 @@ func TestCarrierStreamsRefused(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			a, b := startNode(t, 0, nil), startNode(t, 1, tt.change)
+			a := startNode(t, 0, nil)
+			b := startNode(t, 1, func(o *Options) {
+				listening(o)
+				if tt.change != nil {
+					tt.change(o)
+				}
+			})
 			if tt.carrier {
 				b.SetCarrier(&testCarrier{})
 			}
-			conn, err := a.DialCarrier(context.Background(), b.self, b.Addr())
+			conn, err := a.DialCarrier(context.Background(), b.self, b.overTLS().addr)
 			if err == nil {
 				defer conn.Close()
 				if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -133,8 +139,8 @@ func TestCarrierStreamsRefused(t *testing.T) {
 			eventually(t, "counted", []*testNode{b}, func(v mesh.View) bool { return v.Counters["stream-carrier"] == 1 })
 		})
 	}
-	a, b, c := startNode(t, 0, nil), startNode(t, 1, nil), startNode(t, 2, nil)
-	if _, err := a.DialCarrier(context.Background(), c.self, b.Addr()); err == nil {
+	a, b, c := startNode(t, 0, nil), startNode(t, 1, listening), startNode(t, 2, nil)
+	if _, err := a.DialCarrier(context.Background(), c.self, b.overTLS().addr); err == nil {
 		t.Error("a stream to another node than wanted was opened")
 	}
 	if _, err := a.DialCarrier(context.Background(), c.self); !errors.Is(err, errNoAddress) {
@@ -145,10 +151,10 @@ func TestCarrierStreamsRefused(t *testing.T) {
 // A flood of streams for datagrams takes places from its own source only.
 func TestHostileCarriers(t *testing.T) {
 	t.Parallel()
-	a, b := startNode(t, 0, nil), startNode(t, 1, nil)
+	a, b := startNode(t, 0, nil), startNode(t, 1, listening)
 	b.SetCarrier(&testCarrier{})
 	for range maxCarriersPerSource + 10 {
-		conn, err := a.DialCarrier(context.Background(), b.self, b.Addr())
+		conn, err := a.DialCarrier(context.Background(), b.self, b.overTLS().addr)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -465,14 +465,19 @@ func TestFormerAddressOfAnEntry(t *testing.T) {
 	now := time.Unix(1700000000, 0)
 	g := idle(t, &now)
 	g.transport.filter = func(string, netip.AddrPort) bool { return false } // sends nothing
-	kept, former := netip.MustParseAddrPort("192.0.2.1:7946"), netip.MustParseAddrPort("192.0.2.2:7946")
-	reached := map[netip.AddrPort]error{kept: nil, former: nil}
+	at := func(addr string) target {
+		to := targetAt(netip.MustParseAddrPort(addr))
+		to.name = "a.example.com"
+		return to
+	}
+	kept, former := at("192.0.2.1:7946"), at("192.0.2.2:7946")
+	reached := map[target]error{kept: nil, former: nil}
 	g.resolver = fakeResolver{}
 	g.ask(t.Context(), "a.example.com:7946", reached)
 	if len(reached) != 2 {
 		t.Errorf("after a name was not resolved: got %v, want both addresses", reached)
 	}
-	g.resolver = fakeResolver{"a.example.com": {kept.Addr()}}
+	g.resolver = fakeResolver{"a.example.com": {kept.addr.Addr()}}
 	g.ask(t.Context(), "a.example.com:7946", reached)
 	if _, ok := reached[kept]; !ok || len(reached) != 1 {
 		t.Errorf("after the name was resolved to %v: got %v", kept, reached)

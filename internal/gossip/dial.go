@@ -20,18 +20,60 @@ import (
 // errNoAddress: no address of the node is known.
 var errNoAddress = errors.New("no address is known")
 
+// target is where a stream is opened to.
+type target struct {
+	addr netip.AddrPort // zero if only a proxy can look up the name
+	name string         // of the host, if it was looked up, or is to be by a proxy
+	port uint16
+	node mesh.ID // who must be there; zero for anybody
+	tls  bool    // TLS is spoken there, as a node says
+}
+
+// targetAt returns an address at which anybody may be.
+func targetAt(addr netip.AddrPort) target { return target{addr: addr, port: addr.Port()} }
+
+// String returns the address, or the name if there is none.
+func (to target) String() string {
+	if to.addr.IsValid() {
+		return to.addr.String()
+	}
+	return to.hostPort()
+}
+
+// hostPort returns what a proxy is asked for: the name rather than an address, since proxies
+// may allow no connections to addresses.
+func (to target) hostPort() string {
+	host := to.name
+	if host == "" {
+		host = to.addr.Addr().String()
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(to.port)))
+}
+
+// isTLS reports whether TLS is spoken there.
+func (to target) isTLS() bool { return to.tls || mesh.IsTLSPort(to.port) }
+
+// Proxy opens connections for streams of TLS, see [https.Proxy].
+type Proxy interface {
+	// Covers reports whether connections to host:port go through the proxy.
+	Covers(hostport string) bool
+	// Dial opens a connection to host:port.
+	Dial(ctx context.Context, hostport string) (net.Conn, error)
+	// String names the proxy to a person, without its password.
+	String() string
+}
+
 // dial opens a stream for memberlist to an address and learns which node is there.
 func (t *transport) dial(ctx context.Context, addr netip.AddrPort) (*stream, error) {
-	return t.dialWith(ctx, addr, t.ourHello())
+	return t.dialWith(ctx, targetAt(addr), t.ourHello())
 }
 
 // dialWith opens a stream with a hello of this node.
-func (t *transport) dialWith(ctx context.Context, addr netip.AddrPort, ours hello) (*stream, error) {
-	if t.filter != nil && !t.filter("tcp", addr) {
-		return nil, fmt.Errorf("dial %v: %w", addr, errNoAddress)
+func (t *transport) dialWith(ctx context.Context, to target, ours hello) (*stream, error) {
+	if t.filter != nil && !t.filter("tcp", to.addr) {
+		return nil, fmt.Errorf("dial %v: %w", to, errNoAddress)
 	}
-	d := net.Dialer{LocalAddr: t.source(addr)}
-	conn, err := d.DialContext(ctx, "tcp", addr.String())
+	conn, proxy, err := t.connect(ctx, to)
 	if err != nil {
 		return nil, err // it names the address
 	}
@@ -39,14 +81,36 @@ func (t *transport) dialWith(ctx context.Context, addr netip.AddrPort, ours hell
 		conn.Close()
 		return nil, net.ErrClosed
 	}
-	s, err := t.dialHandshake(ctx, conn, addr, ours)
+	s, err := t.dialHandshake(ctx, conn, to, ours)
 	if err != nil {
 		conn.Close()
 		t.unregister(conn)
 		return nil, err
 	}
+	s.proxy = proxy
 	s.closed = func() { t.unregister(conn) }
 	return s, nil
+}
+
+// connect opens a TCP connection, through the proxy if there is one for the target. It
+// returns the proxy's name, "" for none.
+func (t *transport) connect(ctx context.Context, to target) (conn net.Conn, proxy string, err error) {
+	if t.isProxied(to) {
+		conn, err := t.proxy.Dial(ctx, to.hostPort())
+		return conn, t.proxy.String(), err
+	}
+	if !to.addr.IsValid() {
+		return nil, "", fmt.Errorf("dial %v: %w", to, errNoAddress)
+	}
+	d := net.Dialer{LocalAddr: t.source(to.addr)}
+	conn, err = d.DialContext(ctx, "tcp", to.addr.String())
+	return conn, "", err
+}
+
+// isProxied reports whether streams to a target go through the proxy. Proxies seldom allow
+// connections to ports other than that of HTTPS, so only TLS does.
+func (t *transport) isProxied(to target) bool {
+	return to.isTLS() && t.proxy != nil && t.proxy.Covers(to.hostPort())
 }
 
 // source returns the local address of our streams. A node that is bound to one address
@@ -60,39 +124,59 @@ func (t *transport) source(to netip.AddrPort) net.Addr {
 }
 
 // dialHandshake runs the handshake on a dialled connection and checks the peer.
-func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, addr netip.AddrPort, ours hello) (*stream, error) {
+func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, to target, ours hello) (*stream, error) {
 	deadline := time.Now().Add(helloTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
 	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, fmt.Errorf("greet %v: %w", addr, err)
+		return nil, fmt.Errorf("greet %v: %w", to, err)
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	s, err := t.handshaker().initiate(conn, ours)
-	if errors.Is(err, errRejected) || errors.Is(err, errSealed) {
-		t.counters.add("dial-rejected")
-		t.reportProblem(addr.String(), mesh.Problem{
-			Kind: ProblemSecret, Node: addr.String(), Text: fmt.Sprintf("%v %v", addr, err),
-			Advice: "put the same secret on both nodes, or take the address out of join",
-		})
-	}
+	s, err := t.greet(conn, to, ours)
 	if err != nil {
-		return nil, fmt.Errorf("greet %v: %w", addr, err)
+		return nil, fmt.Errorf("greet %v: %w", to, err)
 	}
-	t.notices.resolve(addr.String(), ProblemSecret)
-	if err := t.checkPeer(s.peer, addr.String()); err != nil {
-		return nil, fmt.Errorf("greet %v: %w", addr, err)
+	t.notices.resolve(to.String(), ProblemSecret)
+	if err := t.checkPeer(s.peer, to.String()); err != nil {
+		return nil, fmt.Errorf("greet %v: %w", to, err)
 	}
 	t.mu.Lock()
 	t.replays.resume(s.peer.id, s.peer.boot, s.peer.counter)
-	if !ours.carries { // the port may be one where no packets are received
-		t.addresses.sawAt(s.peer.id, addr, t.now())
+	if !ours.carries && to.addr.IsValid() { // the port may be one where no packets are received
+		t.addresses.sawAt(s.peer.id, to.addr, t.now())
+	}
+	if to.name != "" {
+		t.addresses.setNamed(s.peer.id, to)
 	}
 	t.mu.Unlock()
 	t.noteMet(s.peer.id)
 	return s, conn.SetDeadline(time.Time{})
+}
+
+// greet begins a stream on a dialled connection. It records a problem if the other side has
+// another secret.
+func (t *transport) greet(conn net.Conn, to target, ours hello) (*stream, error) {
+	isNode := true // as far as is known
+	if to.isTLS() {
+		var err error
+		if conn, isNode, err = startTLS(conn, to); err != nil {
+			return nil, err
+		}
+	}
+	s, err := t.handshaker().initiate(conn, ours)
+	if errors.Is(err, errRejected) || errors.Is(err, errSealed) {
+		if !isNode {
+			return nil, errNotNode
+		}
+		t.counters.add("dial-rejected")
+		t.reportProblem(to.String(), mesh.Problem{
+			Kind: ProblemSecret, Node: to.String(), Text: fmt.Sprintf("%v %v", to, err),
+			Advice: "put the same secret on both nodes, or take the address out of join",
+		})
+	}
+	return s, err
 }
 
 // checkPeer decides whether to talk to a node that has proved its identity.
@@ -133,20 +217,35 @@ func (t *transport) reportProblem(place string, p mesh.Problem) {
 
 // dialNode opens a stream for memberlist to a node, at any address that is known.
 func (t *transport) dialNode(ctx context.Context, id mesh.ID) (*stream, error) {
-	return t.dialFirst(ctx, id, t.addressesOf(id), t.ourHello())
+	return t.dialFirst(ctx, id, t.targetsOf(id), t.ourHello())
 }
 
-// addressesOf returns all addresses of a node in the order in which to dial them.
-func (t *transport) addressesOf(id mesh.ID) []netip.AddrPort {
+// targetsOf returns where to dial a node, in order.
+func (t *transport) targetsOf(id mesh.ID) []target {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.addresses.order(id, t.now())
+	named := t.addresses.named(id)
+	var all []target
+	if named.name != "" && !named.addr.IsValid() {
+		all = append(all, named)
+	}
+	for _, addr := range t.addresses.order(id, t.now()) {
+		to := targetAt(addr)
+		if addr == named.addr {
+			to = named
+		}
+		all = append(all, to)
+	}
+	for i := range all {
+		all[i].node = id
+	}
+	return all
 }
 
-// dialFirst opens a stream to a node at the address that answers first. The addresses
-// are tried in order, each with a head start over the next.
-func (t *transport) dialFirst(ctx context.Context, id mesh.ID, addrs []netip.AddrPort, ours hello) (*stream, error) {
-	if len(addrs) == 0 {
+// dialFirst opens a stream to a node at the target that answers first. The targets are
+// tried in order, each with a head start over the next.
+func (t *transport) dialFirst(ctx context.Context, id mesh.ID, targets []target, ours hello) (*stream, error) {
+	if len(targets) == 0 {
 		return nil, fmt.Errorf("dial %v: %w", id, errNoAddress)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -155,8 +254,8 @@ func (t *transport) dialFirst(ctx context.Context, id mesh.ID, addrs []netip.Add
 		s   *stream
 		err error
 	}
-	results := make(chan result, len(addrs))
-	for i, addr := range addrs {
+	results := make(chan result, len(targets))
+	for i, to := range targets {
 		go func() { // waited for below
 			select {
 			case <-time.After(time.Duration(i) * dialStagger):
@@ -164,17 +263,17 @@ func (t *transport) dialFirst(ctx context.Context, id mesh.ID, addrs []netip.Add
 				results <- result{nil, ctx.Err()}
 				return
 			}
-			s, err := t.dialWith(ctx, addr, ours)
+			s, err := t.dialWith(ctx, to, ours)
 			if err == nil && s.peer.id != id {
 				s.Close()
-				s, err = nil, fmt.Errorf("dial %v: %v is there", addr, s.peer.id)
+				s, err = nil, fmt.Errorf("dial %v: %v is there", to, s.peer.id)
 			}
 			results <- result{s, err}
 		}()
 	}
 	var winner *stream
 	var errs []error
-	for range addrs {
+	for range targets {
 		switch r := <-results; {
 		case r.err != nil:
 			errs = append(errs, r.err)

@@ -59,13 +59,14 @@ type Options struct {
 	Instance uint64 // random, new at each start
 
 	Bind       string   // host:port; without a host, all addresses of both families
-	Listen     []string // the same: where streams are accepted besides
+	Listen     []string // the same: where streams of TLS are accepted besides
 	Join       []string // host:port, names or addresses
 	Remembered Remembered
 
 	Trusted []mesh.ID    // the nodes that are trusted if Cluster.Trust is mesh.TrustList; this node always is
 	Adopted mesh.Cluster // View.Cluster before a restart; zero for none
 
+	Proxy    Proxy            // for streams of TLS; default: none
 	Resolver Resolver         // default: net.DefaultResolver
 	Logger   *slog.Logger     // default: no logging
 	Now      func() time.Time // default: time.Now
@@ -195,7 +196,7 @@ func newGossip(o Options) (*Gossip, error) {
 	g.transport = &transport{
 		ring: ring, random: o.Rand, now: o.Now, log: g.log, notices: g.notices, counters: g.counters,
 		self:  hello{id: self, instance: o.Instance, boot: o.Boot, cluster: o.Cluster},
-		label: labelOf(o.Cluster), filter: o.filter,
+		label: labelOf(o.Cluster), filter: o.filter, proxy: o.Proxy,
 		addresses: newAddressTable(o.Cluster.Overlay), identity: o.Identity,
 		trusts: func(id mesh.ID) bool {
 			g.mu.Lock()

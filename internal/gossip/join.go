@@ -39,11 +39,11 @@ func (g *Gossip) joinLoop(ctx context.Context) {
 	for ctx.Err() == nil {
 		asking, end := context.WithCancel(ctx)
 		g.mu.Lock()
-		targets := g.joinList
+		entries := g.joinList
 		g.mu.Unlock()
 		var wg sync.WaitGroup
-		for _, target := range targets {
-			wg.Go(func() { g.askLoop(asking, target) })
+		for _, entry := range entries {
+			wg.Go(func() { g.askLoop(asking, entry) })
 		}
 		wg.Go(func() { g.rememberedLoop(asking) })
 		select {
@@ -58,11 +58,11 @@ func (g *Gossip) joinLoop(ctx context.Context) {
 // askLoop asks an entry of the join list, first all the time, then with growing pauses, as
 // long as no other node is alive; after that only those of its addresses that have never
 // answered, and less often.
-func (g *Gossip) askLoop(ctx context.Context, target string) {
+func (g *Gossip) askLoop(ctx context.Context, entry string) {
 	began, pause := time.Now(), joinBackoffMin
-	reached := make(map[netip.AddrPort]error) // nil, or errSelf
+	reached := make(map[target]error) // nil, or errSelf
 	for {
-		answered := g.ask(ctx, target, reached)
+		answered := g.ask(ctx, entry, reached)
 		eager := !answered && time.Since(began) < joinEagerFor
 		var wait time.Duration
 		wait, pause = nextAttempt(pause, eager, g.members.alone())
@@ -127,50 +127,50 @@ func (g *Gossip) sleepUntilAlone(ctx context.Context, d time.Duration) bool {
 
 // ask tries those addresses of an entry that are due, in parallel, and reports whether
 // the entry has ever answered, or leads to this node.
-func (g *Gossip) ask(ctx context.Context, target string, reached map[netip.AddrPort]error) bool {
-	addrs, err := g.resolve(ctx, target)
+func (g *Gossip) ask(ctx context.Context, entry string, reached map[target]error) bool {
+	targets, err := g.resolve(ctx, entry)
 	if err == nil {
 		// An address that the name has no more may be another node's when it comes back.
-		maps.DeleteFunc(reached, func(a netip.AddrPort, _ error) bool { return !slices.Contains(addrs, a) })
+		maps.DeleteFunc(reached, func(to target, _ error) bool { return !slices.Contains(targets, to) })
 	}
 	alone := g.members.alone()
 	var wg sync.WaitGroup
-	errs := make([]error, len(addrs))
-	for i, addr := range addrs {
-		if was, ok := reached[addr]; ok && !alone {
+	errs := make([]error, len(targets))
+	for i, to := range targets {
+		if was, ok := reached[to]; ok && !alone {
 			errs[i] = was
 			continue
 		}
-		wg.Go(func() { errs[i] = g.joinAddr(ctx, addr) })
+		wg.Go(func() { errs[i] = g.joinAt(ctx, to) })
 	}
 	wg.Wait()
 	var others []error // of addresses that are not our own
-	for i, addr := range addrs {
+	for i, to := range targets {
 		self := errors.Is(errs[i], errSelf)
 		if errs[i] == nil || self {
-			reached[addr] = errs[i]
+			reached[to] = errs[i]
 		}
 		if !self {
 			others = append(others, errs[i])
 		}
 	}
-	e := joinEntry{self: len(addrs) > 0 && len(others) == 0, answered: slices.Contains(others, nil)}
+	e := joinEntry{self: len(targets) > 0 && len(others) == 0, answered: slices.Contains(others, nil)}
 	if !e.answered && !e.self {
 		e.err = errors.Join(append(others, err)...)
 	}
 	if ctx.Err() != nil {
 		return false
 	}
-	return g.noteJoin(target, e)
+	return g.noteJoin(entry, e)
 }
 
 // noteJoin records what has become of an entry of the join list, and reports whether it
 // has ever answered, or leads to this node.
-func (g *Gossip) noteJoin(target string, e joinEntry) bool {
+func (g *Gossip) noteJoin(entry string, e joinEntry) bool {
 	g.mu.Lock()
-	was := g.joinEntries[target]
+	was := g.joinEntries[entry]
 	e.answered = e.answered || was.answered
-	g.joinEntries[target] = e
+	g.joinEntries[entry] = e
 	g.mu.Unlock()
 	if e.self != was.self || e.answered != was.answered || e.failure() != was.failure() {
 		g.signal()
@@ -190,15 +190,15 @@ func (e joinEntry) failure() string {
 // joinEmpty reports whether the join list names nobody, or only this node. Call it with
 // g.mu held.
 func (g *Gossip) joinEmpty() bool {
-	return !slices.ContainsFunc(g.joinList, func(target string) bool { return !g.joinEntries[target].self })
+	return !slices.ContainsFunc(g.joinList, func(entry string) bool { return !g.joinEntries[entry].self })
 }
 
 // joinProblems names the entries of the join list that have never answered, and says why
 // this node is alone if none of them answers. Call it with g.mu held.
 func (g *Gossip) joinProblems(alone bool) []mesh.Problem {
 	var problems []mesh.Problem
-	for _, target := range g.joinList {
-		e := g.joinEntries[target]
+	for _, entry := range g.joinList {
+		e := g.joinEntries[entry]
 		text := "does not answer any more"
 		switch {
 		case e.err == nil || e.answered && !alone:
@@ -207,56 +207,70 @@ func (g *Gossip) joinProblems(alone bool) []mesh.Problem {
 			text = "has not answered since meshd started here"
 		}
 		problems = append(problems, mesh.Problem{
-			Kind: ProblemJoin, Node: g.self.String(), Text: fmt.Sprintf("%s of the join list %s: %s", target, text, e.failure()),
+			Kind: ProblemJoin, Node: g.self.String(), Text: fmt.Sprintf("%s of the join list %s: %s", entry, text, e.failure()),
 			Advice: "see that `join` names nodes of the mesh, that meshd runs there, and that its gossip port is open for UDP and TCP; the first node does not need join",
 		})
 	}
 	return problems
 }
 
-// resolve returns the addresses of an entry of the join list.
-func (g *Gossip) resolve(ctx context.Context, target string) ([]netip.AddrPort, error) {
+// resolve returns where an entry of the join list leads. A name that a proxy looks up is left
+// to it: behind a proxy there is often no other way to.
+func (g *Gossip) resolve(ctx context.Context, entry string) ([]target, error) {
+	host, port, err := splitEntry(entry)
+	if err != nil {
+		return nil, err
+	}
+	addr, err := netip.ParseAddr(host)
+	isName := err != nil
+	to := target{port: port}
+	if isName {
+		to.name = host
+	}
+	if isName && g.transport.isProxied(to) {
+		return []target{to}, nil
+	}
+	if !isName {
+		return []target{targetAt(netip.AddrPortFrom(addr.Unmap(), port))}, nil
+	}
 	resolving, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	found, err := lookup(resolving, g.resolver, target)
-	if err != nil && ctx.Err() == nil {
-		g.log.at(slog.LevelWarn, "join list not resolved", "err", err)
+	found, err := g.resolver.LookupNetIP(resolving, "ip", host)
+	if err != nil {
+		err = fmt.Errorf("resolve join address %s: %w", entry, err)
+		if ctx.Err() == nil {
+			g.log.at(slog.LevelWarn, "join list not resolved", "err", err)
+		}
 	}
-	slices.SortFunc(found, netip.AddrPort.Compare)
-	return slices.Compact(found), err
+	var all []target
+	for _, a := range found {
+		to.addr = netip.AddrPortFrom(a.Unmap(), port)
+		all = append(all, to)
+	}
+	slices.SortFunc(all, func(a, b target) int { return a.addr.Compare(b.addr) })
+	return slices.Compact(all), err
 }
 
-// lookup resolves one entry of the join list.
-func lookup(ctx context.Context, r Resolver, target string) ([]netip.AddrPort, error) {
-	host, port, err := net.SplitHostPort(target)
+// splitEntry splits an entry of the join list into host and port.
+func splitEntry(entry string) (host string, port uint16, err error) {
+	host, text, err := net.SplitHostPort(entry)
 	if err != nil {
-		return nil, fmt.Errorf("resolve join address: %w", err)
+		return "", 0, fmt.Errorf("resolve join address: %w", err)
 	}
-	n, err := strconv.ParseUint(port, 10, 16)
+	n, err := strconv.ParseUint(text, 10, 16)
 	if err != nil {
-		return nil, fmt.Errorf("resolve join address %s: %w", target, err)
+		return "", 0, fmt.Errorf("resolve join address %s: %w", entry, err)
 	}
-	if ip, err := netip.ParseAddr(host); err == nil {
-		return []netip.AddrPort{netip.AddrPortFrom(ip.Unmap(), uint16(n))}, nil
-	}
-	ips, err := r.LookupNetIP(ctx, "ip", host)
-	if err != nil {
-		return nil, fmt.Errorf("resolve join address %s: %w", target, err)
-	}
-	var addrs []netip.AddrPort
-	for _, ip := range ips {
-		addrs = append(addrs, netip.AddrPortFrom(ip.Unmap(), uint16(n)))
-	}
-	return addrs, nil
+	return host, uint16(n), nil
 }
 
-// joinAddr joins the node at an address.
-func (g *Gossip) joinAddr(ctx context.Context, addr netip.AddrPort) error {
+// joinAt joins whatever node is there.
+func (g *Gossip) joinAt(ctx context.Context, to target) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	s, err := g.transport.dial(ctx, addr)
+	s, err := g.transport.dialWith(ctx, to, g.transport.ourHello())
 	if err != nil {
-		g.log.at(slog.LevelDebug, "join address not reached", "addr", addr, "err", err)
+		g.log.at(slog.LevelDebug, "join address not reached", "addr", to.String(), "err", err)
 		return err
 	}
 	return g.join(s)
@@ -280,10 +294,10 @@ func (g *Gossip) join(s *stream) error {
 	g.mu.Lock()
 	g.joined = s.peer.id // before what it tells is known, which leads to a claim
 	g.mu.Unlock()
-	target, withdraw := g.transport.offerStream(s)
+	name, withdraw := g.transport.offerStream(s)
 	defer withdraw()
 	list, _ := g.membership()
-	if _, err := list.Join([]string{target}); err != nil {
+	if _, err := list.Join([]string{name}); err != nil {
 		return fmt.Errorf("join %v: %w", s.peer.id, err)
 	}
 	return nil

@@ -21,6 +21,10 @@ const (
 	// a peer before any check.
 	maxHello = 4096
 
+	// maxOpening limits what is read, below TLS, from a peer before it has proved its
+	// identity: the first message of TLS, of which browsers make some 2 KiB, and a hello.
+	maxOpening = 4<<10 + maxHello
+
 	// maxFrame is the largest plaintext of one frame of a stream.
 	maxFrame = 16 << 10
 
@@ -53,7 +57,7 @@ const (
 // Limits of inbound streams, see places. A stream that exceeds one of them is reset. If
 // the process may open fewer than 8192 files, the total limits are lower.
 const (
-	maxPendingStreams   = 2048 // of peers that have not proved their identity; each takes some 8 KiB
+	maxPendingStreams   = 2048 // of peers that have not proved their identity; each takes some 8 KiB, in a handshake of TLS 30 KiB
 	maxPendingKnown     = 512  // the same, from addresses of known nodes
 	maxPendingPerSource = 64   // the same, from one source; all hosts of an office may start at once
 	maxStreams          = 128  // of peers that have proved their identity

@@ -51,6 +51,7 @@ var (
 type stream struct {
 	net.Conn
 	peer   hello
+	proxy  string // through which it goes; "" for none
 	closed func() // called once
 
 	closing sync.Once

@@ -5,6 +5,7 @@ package gossip
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -44,8 +45,12 @@ type transport struct {
 	trusts   func(mesh.ID) bool                           // whether a node is trusted; not called under mu
 	filter   func(network string, to netip.AddrPort) bool // for tests: whether udp or tcp reaches the address
 
+	proxy Proxy // nil for none
+
 	udp     udpSocket
-	tcp     []*net.TCPListener // the first one on UDP's port
+	tcp     []*net.TCPListener // the first one on UDP's port, TLS is accepted at the others
+	tls     *tls.Config        // to accept it
+	turns   turns
 	carrier atomic.Pointer[Carrier]
 
 	packets chan *memberlist.Packet
@@ -84,7 +89,7 @@ func (t *transport) listen(ctx context.Context, bind string, further []string) e
 	if err != nil {
 		return err
 	}
-	t.tcp = []*net.TCPListener{tcp}
+	t.tcp, t.turns = []*net.TCPListener{tcp}, newTurns()
 	if t.udp, err = newUDPSocket(udp); err != nil {
 		return errors.Join(err, udp.Close(), tcp.Close())
 	}
@@ -103,8 +108,8 @@ func (t *transport) listen(ctx context.Context, bind string, further []string) e
 	t.places, t.streamsOf = newStreamPlaces(fileLimit()), make(map[mesh.ID]int)
 	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	t.tasks.Go(t.readPackets)
-	for _, l := range t.tcp {
-		t.tasks.Go(func() { t.acceptStreams(l) })
+	for i, l := range t.tcp {
+		t.tasks.Go(func() { t.acceptStreams(l, i > 0) })
 	}
 	return nil
 }

@@ -104,7 +104,8 @@ type EndpointInput struct {
 	Cluster    Cluster
 	Configured Endpoint         // Host "" for none
 	Own        []netip.Addr     // the host's addresses outside the mesh
-	Seen       []netip.AddrPort // where peers see the socket, one for each peer and family
+	Seen       []netip.AddrPort // where peers see the socket, one for each peer and family, and where strangers have reached it
+	Mapped     []netip.AddrPort // where the host's router maps the port to it, as it says
 	ListenPort uint16
 
 	// Last are the endpoints of the last record, and LastNAT its NAT flag. They count as long
@@ -116,10 +117,10 @@ type EndpointInput struct {
 // OwnEndpoints returns a node's endpoints, best first, and whether it is behind NAT, which
 // means that most peers see it at a public address that it does not have itself.
 //
-// A configured endpoint is the only one. Else they are the host's public addresses, and in
-// each family the public address at which most peers see it with the port on which it
-// listens, as behind a 1:1 NAT or a port forward. Whether others get in there is for them
-// to find out. A host without any of these may be in a private network where others reach
+// A configured endpoint is the only one. Else they are the host's public addresses, those at
+// which its router maps the port and strangers have reached it, and in each family the public
+// address at which most peers see it with the port on which it listens, as behind a 1:1 NAT or
+// a port forward. Whether others get in there is for them to find out. A host without any of these may be in a private network where others reach
 // it at its private addresses, if they see it there.
 func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 	s := in.countSightings()
@@ -136,8 +137,18 @@ func OwnEndpoints(in EndpointInput) (endpoints []Endpoint, nat bool) {
 			add(a, EndpointOwn)
 		}
 	}
+	known := func(a netip.Addr) bool {
+		return slices.ContainsFunc(endpoints, func(e Endpoint) bool { return e.Host == a.String() })
+	}
+	for _, a := range in.Mapped {
+		if slices.Contains(in.Seen, a) && !known(a.Addr()) && len(endpoints) < MaxEndpoints {
+			endpoints = append(endpoints, Endpoint{Host: a.Addr().String(), Port: a.Port(), Source: EndpointObserved})
+		}
+	}
 	for _, a := range s.mapped {
-		add(a, EndpointObserved)
+		if !known(a) {
+			add(a, EndpointObserved)
+		}
 	}
 	if len(endpoints) == 0 && !s.nat {
 		for _, a := range s.private {
@@ -202,7 +213,7 @@ func (in EndpointInput) countSightings() (s sightings) {
 // lastObserved returns the addresses of the last record at which others saw the node.
 func (in EndpointInput) lastObserved() (addrs []netip.Addr) {
 	for _, e := range in.Last {
-		if a, err := netip.ParseAddr(e.Host); err == nil && e.Source == EndpointObserved {
+		if a, err := netip.ParseAddr(e.Host); err == nil && e.Source == EndpointObserved && e.Port == in.ListenPort {
 			addrs = append(addrs, a)
 		}
 	}

@@ -75,9 +75,14 @@ const (
 	CandidateConfigured CandidateKind = "configured" // written in the configuration
 	CandidatePublic     CandidateKind = "public"     // a public address of one of the node's own links
 	CandidateLAN        CandidateKind = "lan"        // an address on its private network
+	CandidateMapped     CandidateKind = "mapped"     // where its router has mapped a port to it
 	CandidateSeen       CandidateKind = "seen"       // where other nodes see its packets come from
 	CandidateStream     CandidateKind = "stream"     // where it accepts TCP streams that carry datagrams, besides gossip's port
 )
+
+// IsTLSPort reports whether nodes speak TLS to a TCP port, and nothing else: HTTPS's, and the
+// one that stands for it where that is taken. A host that joins knows nothing but the port.
+func IsTLSPort(port uint16) bool { return port == 443 || port == 8443 }
 
 // maxCandidateKind is longer than any kind.
 const maxCandidateKind = 16

@@ -47,6 +47,8 @@ type Uplink struct {
 	Link   string
 	Source netip.Prefix // the source of outgoing connections, with the prefix length of its network
 	MTU    int          // of the link, bytes
+	// Gateway is the next hop, of either family; invalid if there is none.
+	Gateway netip.Addr
 }
 
 // PrivateAddress is a private address of this host.

@@ -58,7 +58,7 @@ func (m *Memory) announceRecord(in Input) Announcement {
 		m.internalIPs = in.lastInternalIPs()
 	}
 	m.moves.look(in.Facts.Addresses, in.Now)
-	next := nextRecord(in.Config, surroundings{in.Facts, in.knownAddresses(), m.chooseInternalIPs(in), in.sightings()}, m.Own)
+	next := nextRecord(in.Config, surroundings{in.Facts, in.knownAddresses(), m.chooseInternalIPs(in), in.sightings(), in.mapped(in.Config.ListenPort)}, m.Own)
 	next.Withheld, next.WithheldMore = m.withheld(in)
 	next.Claim = claim
 	m.term.stamp(&next)

@@ -24,6 +24,7 @@ type Config struct {
 	Slot               int          // that the file names; mesh.None: to be claimed
 	Gateway            mesh.GatewayPreference
 	Relay              mesh.RelayPreference
+	PortMapping        bool           // the router may be asked
 	Encrypted          bool           // nothing crosses a LAN in plain text, whatever the mode
 	EncryptionRequired bool           // and that is written, and does not follow from the file's mode
 	Endpoint           mesh.Endpoint  // zero: to be found out

@@ -35,6 +35,8 @@ type Paths struct {
 	Received map[mesh.ID]time.Time
 	// Streams are those that carry datagrams, those that this node has dialled first.
 	Streams []Stream
+	// Mapped are the ports that this host's router maps to it.
+	Mapped []PortMapping
 	// Met is when each node answered last on the private network, and Tried what has come of
 	// tries to reach nodes as a stranger does.
 	Met   map[mesh.ID]time.Time
@@ -60,8 +62,8 @@ func (in Input) sightings() []netip.AddrPort {
 }
 
 // OwnCandidates returns the addresses at which others may reach this node's WireGuard socket:
-// the configured ones, those of its private networks, its public ones, and where peers see
-// it. The last ones are where it accepts streams, besides gossip's port.
+// the configured ones, those of its private networks, where its router maps a port to it, where
+// peers see it, and its public ones. The last ones are where it accepts streams, besides gossip's port.
 func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 	var all []mesh.PathCandidate
 	port := in.Config.ListenPort
@@ -94,10 +96,12 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 		}
 	}
 	add(mesh.CandidateLAN, lan, open)
-	add(mesh.CandidateSeen, in.seen(), func(a netip.AddrPort) bool {
+	proved := func(a netip.AddrPort) bool {
 		reached, _ := in.triedAt(a)
 		return reached > 0
-	})
+	}
+	add(mesh.CandidateMapped, in.mapped(port), proved)
+	add(mesh.CandidateSeen, in.seen(), proved)
 	add(mesh.CandidatePublic, public, believed)
 	if in.Config.StreamPort != 0 {
 		var streams []netip.AddrPort
@@ -238,15 +242,15 @@ func (m *Memory) sharesLAN(w pathFilter, r mesh.Record, said mesh.PathRecord) bo
 // peer without a session can be reached now, one with a session needs another one, or this node is
 // seen elsewhere than its record says.
 func (m *Memory) NeedsTurn(in Input) bool {
-	next := nextRecord(in.Config, surroundings{in.Facts, in.knownAddresses(), m.Own.InternalIPs, in.sightings()}, m.Own)
+	next := nextRecord(in.Config, surroundings{in.Facts, in.knownAddresses(), m.Own.InternalIPs, in.sightings(), in.mapped(in.Config.ListenPort)}, m.Own)
 	return m.Handshakes.foundPath(in.Paths.Proved) || m.Handshakes.isAsked(in.Paths.Renew) || next.NAT != m.Own.NAT || !slices.Equal(next.Endpoints, m.Own.Endpoints)
 }
 
 // behindSameNAT reports whether others see a node behind a public address behind which they see
-// this node. Both may be in one private network then.
+// this node, or its router says that it has that address. Both may be in one private network then.
 func (w pathFilter) behindSameNAT(other mesh.PathRecord) bool {
 	return slices.ContainsFunc(other.Candidates, func(c mesh.PathCandidate) bool {
-		return c.Kind == mesh.CandidateSeen && slices.ContainsFunc(w.seen, func(a netip.AddrPort) bool { return a.Addr() == c.Addr.Addr() })
+		return (c.Kind == mesh.CandidateSeen || c.Kind == mesh.CandidateMapped) && slices.ContainsFunc(w.seen, func(a netip.AddrPort) bool { return a.Addr() == c.Addr.Addr() })
 	})
 }
 

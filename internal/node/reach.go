@@ -97,7 +97,7 @@ func (in Input) triedAt(a netip.AddrPort) (reached, failed int) {
 	return reached, failed
 }
 
-// endpointsToTry returns a node's first endpoint in each family, and, if that is none on the
+// endpointsToTry returns where a node's router maps a port to it, else its first endpoint, in each family, and, if that is none on the
 // internet, the first candidate there, or where gossip meets it: behind a 1:1 NAT nothing else is
 // known of a node without tunnels, whose record then names its private address.
 func (in Input) endpointsToTry(id mesh.ID) []netip.AddrPort {
@@ -105,17 +105,22 @@ func (in Input) endpointsToTry(id mesh.ID) []netip.AddrPort {
 	if i < 0 {
 		return nil
 	}
-	var all []netip.AddrPort
+	var all, mapped []netip.AddrPort
 	for _, e := range in.View.Records[i].Endpoints {
 		all = append(all, in.resolve(e)...)
 	}
 	for _, p := range in.View.Paths {
 		for _, c := range p.Candidates {
-			if p.Author == id && mesh.IsPublic(c.Addr.Addr()) && c.Kind != mesh.CandidateLAN {
+			switch {
+			case p.Author != id || !mesh.IsPublic(c.Addr.Addr()) || c.Kind == mesh.CandidateLAN:
+			case c.Kind == mesh.CandidateMapped: // who has a mapping has no other way in
+				mapped = append(mapped, c.Addr)
+			default:
 				all = append(all, c.Addr)
 			}
 		}
 	}
+	all = append(mapped, all...)
 	if at, port := in.View.MetAt[id], in.View.Records[i].ListenPort; mesh.IsPublic(at) && port != 0 {
 		all = append(all, netip.AddrPortFrom(at, port))
 	}

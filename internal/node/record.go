@@ -17,6 +17,7 @@ type surroundings struct {
 	known       []netip.Addr // its addresses at which others may reach it
 	internalIPs []netip.Prefix
 	seen        []netip.AddrPort // where peers see its WireGuard socket
+	mapped      []netip.AddrPort // where its router maps the port to it
 }
 
 // nextRecord returns what this node says of itself now. The sequence is that of the last
@@ -45,6 +46,7 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 		Configured: c.Endpoint,
 		Own:        s.known,
 		Seen:       s.seen,
+		Mapped:     s.mapped,
 		ListenPort: r.ListenPort,
 		Last:       last.Endpoints,
 		LastNAT:    last.NAT,

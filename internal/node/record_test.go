@@ -94,7 +94,7 @@ func TestNextRecord(t *testing.T) {
 				InternalIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")},
 			}
 			tt.change(&want)
-			got := nextRecord(tt.config, surroundings{facts, facts.Addresses, tt.config.InternalIPs(facts, nil), tt.seen}, tt.last)
+			got := nextRecord(tt.config, surroundings{facts, facts.Addresses, tt.config.InternalIPs(facts, nil), tt.seen, nil}, tt.last)
 			if diff := cmp.Diff(want, got, compareNet); diff != "" {
 				t.Errorf("record (-want +got):\n%s", diff)
 			}

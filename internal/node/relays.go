@@ -188,17 +188,35 @@ type RelayNode struct {
 // RelayService is what this node does as a relay.
 type RelayService struct {
 	Serves bool
+	Never  bool // as the node is configured
 	Nodes  []RelayNode
 	// Proved are the addresses of nodes that strangers reach, as they say, and at which they
 	// answer this node: they need not be bound to receive a probe.
 	Proved map[mesh.ID]netip.AddrPort
 }
 
+// mayServe reports whether others may use this node as a relay. One that strangers reach only
+// because its router maps a port is at somebody's home, where the line is slow: it is a relay
+// only if it is to be preferred, and its router maps the port of relays, too.
+func (m *Memory) mayServe(in Input) bool {
+	if in.Config.Relay == mesh.RelayNever {
+		return false
+	}
+	all := m.OwnCandidates(in)
+	isMapped := func(c mesh.PathCandidate) bool { return c.Kind == mesh.CandidateMapped }
+	if (mesh.PathRecord{Candidates: slices.DeleteFunc(slices.Clone(all), isMapped)}).IsOpen() {
+		return true
+	}
+	// Others take a relay's port from its record.
+	forwards := func(a netip.AddrPort) bool { return a.Port() == in.Config.GossipPort }
+	return in.Config.Relay == mesh.RelayPrefer && mesh.PathRecord{Candidates: all}.IsOpen() && slices.ContainsFunc(in.mapped(in.Config.GossipPort), forwards)
+}
+
 // RelayService returns whether and whom this node serves as a relay: all, if it may and
 // strangers reach it.
 func (m *Memory) RelayService(in Input) RelayService {
-	if in.Config.Relay == mesh.RelayNever || !m.isOpen(in) {
-		return RelayService{}
+	if !m.mayServe(in) {
+		return RelayService{Never: in.Config.Relay == mesh.RelayNever}
 	}
 	s := RelayService{Serves: true, Proved: make(map[mesh.ID]netip.AddrPort)}
 	said := in.pathsByAuthor()

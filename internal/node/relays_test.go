@@ -263,7 +263,7 @@ func TestRelayService(t *testing.T) {
 	in.View.Paths = other
 	never := in
 	never.Config.Relay = mesh.RelayNever
-	if s := m.RelayService(never); s.Serves {
+	if s := m.RelayService(never); s.Serves || !s.Never {
 		t.Error("serves although it is never to")
 	}
 	behindNAT(&m, &in)

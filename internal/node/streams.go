@@ -36,6 +36,7 @@ type Stream struct {
 	Own     netip.AddrPort // WireGuard's endpoint for the node
 	Relay   netip.AddrPort // WireGuard's endpoint for nodes behind the node's relay; only if dialled
 	Since   time.Time      // when it was opened; zero while it is not
+	Proxy   string         // the HTTP proxy through which it goes; "" for none
 }
 
 // udp is what is known of whether UDP passes between this node and others. A private network
@@ -176,15 +177,19 @@ func (m *Memory) UDPProblems(in Input) []mesh.Problem {
 		return nil
 	}
 	var open []string
+	proxy := ""
 	for _, s := range in.Paths.Streams {
 		if name := NameOf(in.View.Records, s.Node); !s.Since.IsZero() && !slices.Contains(open, name) {
 			open = append(open, name)
+		}
+		if s.Proxy != "" {
+			proxy = " through the proxy " + s.Proxy
 		}
 	}
 	slices.Sort(open)
 	meanwhile := "and a TCP stream that could take its place can't be opened to any of them either"
 	if len(open) > 0 {
-		meanwhile = "packets go over TCP to " + strings.Join(open, ", ") + " meanwhile, which is slower"
+		meanwhile = "packets go over TCP to " + strings.Join(open, ", ") + proxy + " meanwhile, which is slower"
 	}
 	who := "no other node answers over UDP"
 	if len(in.Paths.InUse) == 1 {

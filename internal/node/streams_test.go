@@ -102,6 +102,8 @@ func TestStreamInPlaceOfUDP(t *testing.T) {
 	w.problem("")
 	w.after(time.Second, 1, 2)
 	w.problem("over TCP to ")
+	w.in.Paths.Streams[1].Proxy = "proxy.example.com:3128"
+	w.problem(" through the proxy proxy.example.com:3128 meanwhile")
 	w.answer(2, path.Stream, "127.0.0.1:1002")
 	w.answer(1, path.Stream, "127.0.0.1:1001")
 	w.after(time.Hour, 1, 2)

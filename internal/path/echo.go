@@ -52,9 +52,10 @@ type Meeting struct {
 	met      time.Time
 }
 
-// NewMeeting returns the meeting of two nodes.
-func NewMeeting(self, peer Short) *Meeting {
-	return &Meeting{asks: string(self[:]) < string(peer[:])}
+// NewMeeting returns the meeting of two nodes. The numbers of Echoes follow number: answers to those of
+// a meeting before, which somebody may have recorded, must not be taken for answers to those of this one.
+func NewMeeting(self, peer Short, number uint32) *Meeting {
+	return &Meeting{asks: string(self[:]) < string(peer[:]), number: number}
 }
 
 // SetAddrs sets the other end's WireGuard addresses on the private network.

@@ -32,7 +32,7 @@ func (n *internet) echoed(b *box, source netip.AddrPort, port uint16, d datagram
 func (n *internet) meet(a, b *box) {
 	for _, e := range [][2]*box{{a, b}, {b, a}} {
 		self, peer := e[0], e[1]
-		m := NewMeeting(shortOf(self.num), shortOf(peer.num))
+		m := NewMeeting(shortOf(self.num), shortOf(peer.num), 0)
 		m.SetAddrs([]netip.AddrPort{peer.addr})
 		self.meeting[peer.num] = m
 		var step func()

@@ -44,11 +44,11 @@ const (
 	openFor       = 25 * time.Second // for how long a NAT surely lets answers in, RFC 4787 REQ-5
 )
 
-// When a path is left over which answers come ever later, or that passes probes and drops packets: a
-// relay may do that, and a network that blocks WireGuard. WireGuard answers data with a keepalive after 10 s at the latest (Keepalive-Timeout in
-// section 6.1 of the WireGuard paper).
+// When a path is left that is slow, or that passes probes and drops packets: a relay may do that, and a
+// network that blocks WireGuard. WireGuard answers data with a keepalive after 10 s at the latest
+// (Keepalive-Timeout in section 6.1 of the WireGuard paper).
 const (
-	slow       = time.Second             // an answer, on whatever path
+	slow       = time.Second             // a round trip, on whatever path
 	lossAfter  = 1500 * time.Millisecond // of what both ends say, which is late by some readings of the device
 	quietAfter = 12 * time.Second        // of what this end sees alone
 )
@@ -119,7 +119,6 @@ type way struct {
 	srtt     time.Duration
 	rttvar   time.Duration
 	answered time.Time     // when the last answer came; zero for never
-	late     time.Time     // when one came last that took longer than slow
 	probed   time.Time     // when the last probe was due; zero to send one at once
 	search   time.Time     // until when to probe it as a better path
 	hold     time.Duration // how long it must be stable before it is used again
@@ -422,20 +421,20 @@ func (m *Machine) lookAround(now time.Time) {
 
 // answer takes the answer to a probe.
 func (m *Machine) answer(now time.Time, msg Message, w *way) {
-	i := slices.IndexFunc(w.pending, func(p ping) bool { return p.number == msg.Number })
-	if i < 0 {
-		// A late one, or one that was sent elsewhere: NATs may answer from another address.
-		if slices.ContainsFunc(w.expired, func(p ping) bool { return p.number == msg.Number && now.Sub(p.at) >= slow }) {
-			w.late = now
+	sent := func(p ping) bool { return p.number == msg.Number }
+	if i := slices.IndexFunc(w.expired, sent); i >= 0 {
+		w.sample(now.Sub(w.expired[i].at)) // it has grown: so must the time for answers
+		w.expired = slices.Delete(w.expired, i, i+1)
+	} else if i := slices.IndexFunc(w.pending, sent); i >= 0 {
+		w.sample(now.Sub(w.pending[i].at))
+		for range i {
+			w.outcomes.add(false)
 		}
-		return
+		w.outcomes.add(true)
+		w.pending = slices.Delete(w.pending, 0, i+1) // those before it are lost, or come too late
+	} else {
+		return // one that was sent elsewhere: NATs may answer from another address
 	}
-	w.sample(now.Sub(w.pending[i].at))
-	for range i {
-		w.outcomes.add(false)
-	}
-	w.outcomes.add(true)
-	w.pending = slices.Delete(w.pending, 0, i+1) // those before it are lost, or come too late
 	w.misses, w.answered = 0, now
 	w.answers++
 	switch {

@@ -16,7 +16,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// How long a relay remembers, and how much. A node binds again every 25 s (idlePace), and
+// How long a relay remembers, and how much. A node binds again every 20 s (renewEvery), and
 // WireGuard makes a new session, with a new index, every two minutes at the latest.
 const (
 	boundFor = 3 * time.Minute
@@ -95,6 +95,8 @@ type Relay struct {
 	at     map[netip.AddrPort]Short // by where nodes are, and were before
 	proved map[Short]netip.AddrPort // of nodes that need not be bound
 	asked  map[netip.AddrPort]time.Time
+	// changes counts what changes where packets of sessions go.
+	changes uint64
 }
 
 // NewRelay returns a relay that has no node, see Restore. The secret is drawn anew at each start.
@@ -104,6 +106,10 @@ func NewRelay(secret [32]byte) *Relay {
 		asked: map[netip.AddrPort]time.Time{},
 	}
 }
+
+// Changes returns a number that rises when a node is bound anew or no more, or a row has come or gone.
+// It doesn't when something is only known for longer, or ends by itself.
+func (r *Relay) Changes() uint64 { return r.changes }
 
 // SetProved sets the addresses at which nodes are reached without being bound, as probes
 // have shown. Probes to them are forwarded, so that they bind if somebody wants to reach
@@ -163,6 +169,7 @@ func (r *Relay) bind(now time.Time, node Short, key wgtypes.Key, at netip.AddrPo
 	if r.at[b.left] == node {
 		delete(r.at, b.left)
 	}
+	r.changes++
 	b.left, b.addr = b.addr, at
 	b.key, b.mac1 = key, blake2s.Sum256(append([]byte("mac1----"), key[:]...))
 	r.at[at] = node
@@ -212,7 +219,11 @@ func (r *Relay) IsBound(now time.Time, node Short) bool {
 func (r *Relay) SetKeys(keys map[Short]wgtypes.Key) {
 	maps.DeleteFunc(r.bound, func(node Short, b *binding) bool {
 		key, ok := keys[node]
-		return !ok || key != b.key
+		gone := !ok || key != b.key
+		if gone {
+			r.changes++
+		}
+		return gone
 	})
 }
 
@@ -234,7 +245,11 @@ func (r *Relay) Learn(now time.Time, from Short, index uint32, to Short) {
 	if b == nil {
 		return
 	}
-	if _, known := b.rows[index]; !known && len(b.rows) >= maxRows {
+	known, ok := b.rows[index]
+	if !ok || known.to != to {
+		r.changes++
+	}
+	if !ok && len(b.rows) >= maxRows {
 		maps.DeleteFunc(b.rows, func(_ uint32, old row) bool { return now.After(old.until) })
 		if len(b.rows) >= maxRows {
 			b.dropRows()

@@ -144,6 +144,37 @@ func TestRowIsTold(t *testing.T) {
 }
 
 // TestBegun has sessions begin through a relay: their receivers are told whose they are.
+// TestChanges has a number rise with whatever changes where packets go, and with nothing else.
+func TestChanges(t *testing.T) {
+	g := guests(2)
+	a, b := g[0], g[1]
+	r := bind(t, a, b)
+	moved := a
+	moved.addr = netip.MustParseAddrPort("203.0.113.9:7")
+	token := r.Bind(began, moved.id, moved.key, Message{Op: Bind}, moved.addr).Token
+	steps := []struct {
+		name string
+		do   func()
+		want bool
+	}{
+		{"a row", func() { r.Learn(began, a.id, 1, b.id) }, true},
+		{"the same row", func() { r.Learn(began.Add(time.Second), a.id, 1, b.id) }, false},
+		{"a row for somebody else", func() { r.Learn(began, a.id, 1, a.id) }, true},
+		{"a handshake that passes", func() { r.Forward(began, handshake(initiation, initiationLen, 11, 0, b.key), a.addr) }, true},
+		{"data", func() { r.Forward(began, data(11), b.addr) }, false},
+		{"a node that binds again", func() { r.Bind(began.Add(time.Second), a.id, a.key, Message{Op: Bind}, a.addr) }, false},
+		{"a node that moves", func() { r.Bind(began, moved.id, moved.key, Message{Op: Bind, Token: token}, moved.addr) }, true},
+		{"the same keys", func() { r.SetKeys(map[Short]wgtypes.Key{a.id: a.key, b.id: b.key}) }, false},
+		{"a node that has gone", func() { r.SetKeys(map[Short]wgtypes.Key{a.id: a.key}) }, true},
+	}
+	for _, s := range steps {
+		before := r.Changes()
+		if s.do(); r.Changes() != before != s.want {
+			t.Errorf("%s: the number rises: %t, want %t", s.name, r.Changes() != before, s.want)
+		}
+	}
+}
+
 func TestBegun(t *testing.T) {
 	g := guests(2)
 	r := bind(t, g...)

@@ -140,6 +140,9 @@ func (m *Machine) leaveDead(now time.Time) {
 		return
 	}
 	swallows := m.swallows(now)
+	if m.use.srtt >= slow && m.isBusy(now) {
+		m.lookAround(now)
+	}
 	if m.use.misses < nextMisses && !swallows {
 		return
 	}
@@ -209,12 +212,8 @@ func (m *Machine) yields(now time.Time) bool {
 
 // delivers reports whether WireGuard's packets seem to pass on the path in use although no
 // probe is answered: the other daemon may be away while its kernel forwards. What arrives
-// says so, unless WireGuard has moved elsewhere, the peer receives nothing itself, or answers
-// come, but very late: then packets do, too.
+// says so, unless WireGuard has moved elsewhere, or the peer receives nothing itself.
 func (m *Machine) delivers(now time.Time) bool {
-	if now.Sub(m.use.late) < deadAfter {
-		return false
-	}
 	return now.Sub(m.received) < deadAfter && m.traffic.Endpoint == m.use.Path.Addr && now.Sub(m.unheard) >= deadAfter
 }
 
@@ -246,7 +245,12 @@ func (m *Machine) best(now time.Time, want func(*way) bool) *way {
 // better reports whether a path is better than another one: its kind, or its round trip if
 // that is lower by much.
 func (m *Machine) better(now time.Time, w, than *way) bool {
-	if w.kind() != than.kind() {
+	switch {
+	case than.isSlowBeside(w):
+		return true
+	case w.isSlowBeside(than):
+		return false
+	case w.kind() != than.kind():
 		return w.kind() < than.kind()
 	}
 	if than == m.use {
@@ -254,6 +258,9 @@ func (m *Machine) better(now time.Time, w, than *way) bool {
 	}
 	return w.srtt < than.srtt
 }
+
+// isSlowBeside reports whether a path is so slow that another one is better, of whatever kind.
+func (w *way) isSlowBeside(o *way) bool { return w.srtt >= slow && o.srtt > 0 && o.srtt < w.srtt/2 }
 
 // improve has the leader use a better path that is stable.
 func (m *Machine) improve(now time.Time) {

@@ -4,6 +4,7 @@ package path
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -158,5 +159,78 @@ func TestWantedPathIsForgotten(t *testing.T) {
 	answering{directly: Direct, firstHop: Relayed}.run(m, now, time.Second)
 	if use, _ := m.InUse(); use != directly {
 		t.Errorf("uses %v, want %v", use, directly)
+	}
+}
+
+// A round trip that grows, as over a line that is full, is not taken for loss.
+func TestRoundTripGrows(t *testing.T) {
+	m := machineWith(true, directly, firstHop)
+	now := answering{directly: Direct, firstHop: Relayed}.run(m, epoch, 20*time.Second)
+	type answer struct {
+		at   time.Time
+		over Path
+		msg  Message
+	}
+	var coming []answer
+	for end := now.Add(2 * time.Minute); now.Before(end); now = now.Add(20 * time.Millisecond) {
+		for _, act := range m.Step(now) {
+			if act.Message.Op == Ping {
+				coming = append(coming, answer{now.Add(600 * time.Millisecond), act.Path, Message{Op: Pong, Number: act.Message.Number}})
+			}
+		}
+		for len(coming) > 0 && !coming[0].at.After(now) {
+			m.Receive(now, coming[0].msg, coming[0].over)
+			coming = coming[1:]
+		}
+		if use, proved := m.InUse(); use != directly || !proved {
+			t.Fatalf("after %v: uses %v, proved %t", now.Sub(epoch), use, proved)
+		}
+	}
+	if misses := m.use.misses; misses > 0 {
+		t.Errorf("%d probes count as missed in the end", misses)
+	}
+}
+
+// A path whose answers take longer than a probe may is used all the same if there is no other one, and
+// is left for a faster one, of whatever kind.
+func TestSlowPath(t *testing.T) {
+	type answer struct {
+		at   time.Time
+		over Path
+		msg  Message
+	}
+	m := machineWith(true, byStream, firstHop)
+	now, coming := epoch, []answer(nil)
+	run := func(d time.Duration, takes map[Path]time.Duration) {
+		sent := uint64(0)
+		for end := now.Add(d); now.Before(end); now = now.Add(20 * time.Millisecond) {
+			sent += 100
+			use, _ := m.InUse()
+			m.Observe(now, Traffic{Sent: sent, Received: sent, Endpoint: use.Addr})
+			for _, act := range m.Step(now) {
+				if after, ok := takes[act.Path]; ok && act.Message.Op == Ping {
+					coming = append(coming, answer{now.Add(after), act.Path, Message{Op: Pong, Number: act.Message.Number, Look: act.Path.Kind}})
+				}
+			}
+			coming = slices.DeleteFunc(coming, func(a answer) bool {
+				if a.at.After(now) {
+					return false
+				}
+				m.Receive(now, a.msg, a.over)
+				return true
+			})
+		}
+	}
+	run(30*time.Second, map[Path]time.Duration{firstHop: 2500 * time.Millisecond})
+	if use, proved := m.InUse(); use != firstHop || !proved {
+		t.Errorf("uses %v, proved %t, want the slow path, which is the only one", use, proved)
+	}
+	run(2*time.Minute, map[Path]time.Duration{firstHop: 2500 * time.Millisecond, byStream: 20 * time.Millisecond})
+	if use, _ := m.InUse(); use != byStream {
+		t.Errorf("uses %v, want the faster path", use)
+	}
+	run(5*time.Minute, map[Path]time.Duration{firstHop: 50 * time.Millisecond, byStream: 20 * time.Millisecond})
+	if use, _ := m.InUse(); use != firstHop {
+		t.Errorf("uses %v, want the relay, which is fast again", use)
 	}
 }

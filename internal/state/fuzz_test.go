@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/portmap"
 )
 
 // What a parser accepts must be the same after encoding and parsing it again. What it does
@@ -143,6 +145,32 @@ func FuzzDecodeRelay(f *testing.F) {
 		second, err := encodeSummed(again)
 		if err != nil || !bytes.Equal(first, second) {
 			t.Errorf("got %x, %v, want %x", second, err, first)
+		}
+	})
+}
+
+func FuzzDecodePortMappings(f *testing.F) {
+	for _, all := range [][]portmap.Mapping{
+		nil,
+		{{
+			Protocol: portmap.PCP, Gateway: netip.MustParseAddr("192.168.1.1"), Nonce: [12]byte{1},
+			Internal: netip.MustParseAddrPort("192.168.1.7:51820"), External: netip.MustParseAddrPort("203.0.113.9:51820"), Permanent: true,
+		}},
+	} {
+		seed(f, func() ([]byte, error) { return encodeSummed(all) })
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, err := decodePortMappings(data)
+		if refused(t, err) {
+			return
+		}
+		first, err := encodeSummed(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decodePortMappings(first)
+		if err != nil || !slices.Equal(got, again) {
+			t.Errorf("got %v, %v, want %v", again, err, got)
 		}
 	})
 }

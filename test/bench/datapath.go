@@ -70,7 +70,7 @@ func measureDataPath(ctx context.Context, binary string, s samples) (err error) 
 		return err
 	}
 	for _, w := range ways { // the first time an emulated machine takes longer
-		if _, err := throughput(ctx, w); err != nil {
+		if _, err := throughput(ctx, w, slowStart); err != nil {
 			return err
 		}
 	}
@@ -82,7 +82,7 @@ func measureDataPath(ctx context.Context, binary string, s samples) (err error) 
 		began := time.Now()
 		rates, times := map[string]float64{}, map[string]float64{}
 		for _, w := range ways {
-			if rates[w.name], err = throughput(ctx, w); err != nil {
+			if rates[w.name], err = throughput(ctx, w, slowStart); err != nil {
 				return err
 			}
 			if times[w.name], err = roundTrip(w); err != nil {
@@ -199,8 +199,8 @@ func barePath(ctx context.Context, l *lab.Lab) (dataPath, error) {
 
 // throughput returns the megabits a second of one TCP connection, once it is up to
 // speed.
-func throughput(ctx context.Context, w dataPath) (rate float64, err error) {
-	t, err := startTransfer(ctx, w)
+func throughput(ctx context.Context, w dataPath, start time.Duration) (rate float64, err error) {
+	t, err := startTransfer(ctx, w, start)
 	if err != nil {
 		return 0, err
 	}
@@ -216,8 +216,8 @@ type transfer struct {
 	ends     errgroup.Group
 }
 
-// startTransfer returns a transfer that is up to speed.
-func startTransfer(ctx context.Context, w dataPath) (*transfer, error) {
+// startTransfer returns a transfer that is up to speed, after some time.
+func startTransfer(ctx context.Context, w dataPath, start time.Duration) (*transfer, error) {
 	dialing, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	from, to, err := lab.Connect(dialing, w.from.At, w.to)
@@ -227,7 +227,7 @@ func startTransfer(ctx context.Context, w dataPath) (*transfer, error) {
 	t := &transfer{name: w.name, from: from, to: to}
 	t.ends.Go(func() error { return fill(from) })
 	t.ends.Go(func() error { return drain(to, &t.received) })
-	if err := wait.Sleep(ctx, slowStart); err != nil {
+	if err := wait.Sleep(ctx, start); err != nil {
 		return nil, errors.Join(err, t.stop())
 	}
 	return t, nil

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meshd/meshd/internal/netcfg"
+	"github.com/meshd/meshd/internal/wait"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -204,18 +205,31 @@ const flowing = 100
 func (f *failover) flows(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	firstBefore, secondBefore := f.talk.Received()
-	bytesBefore := []uint64{f.streams[0].Received(), f.streams[1].Received()}
+	before := []uint64{f.streams[0].Received(), f.streams[1].Received()}
+	if err := awaitDatagrams(ctx, f.talk); err != nil {
+		return err
+	}
+	for f.streams[0].Received() == before[0] || f.streams[1].Received() == before[1] {
+		if err := wait.Sleep(ctx, pollPeriod); err != nil {
+			return fmt.Errorf("wait for bytes to arrive: %w", err)
+		}
+	}
+	return nil
+}
+
+// awaitDatagrams waits until both directions of a talk work.
+func awaitDatagrams(ctx context.Context, talk *lab.Exchange) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	firstBefore, secondBefore := talk.Received()
 	for {
-		first, second := f.talk.Received()
-		if first >= firstBefore+flowing && second >= secondBefore+flowing &&
-			f.streams[0].Received() > bytesBefore[0] && f.streams[1].Received() > bytesBefore[1] {
+		first, second := talk.Received()
+		if first >= firstBefore+flowing && second >= secondBefore+flowing {
 			return nil
 		}
-		if err := ctx.Err(); err != nil {
+		if err := wait.Sleep(ctx, pollPeriod); err != nil {
 			return fmt.Errorf("wait for packets to arrive: %w", err)
 		}
-		time.Sleep(pollPeriod)
 	}
 }
 

@@ -66,7 +66,7 @@ const (
 	runs     = 5
 	failures = 10               // of each kind
 	kills    = failures / runs  // a run
-	limit    = 40 * time.Minute // for all of it
+	limit    = 80 * time.Minute // for all of it
 )
 
 // measurement takes samples of some figures.

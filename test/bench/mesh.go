@@ -130,11 +130,16 @@ func overlays(ctx context.Context, nodes []*lab.Node) ([]netip.Addr, error) {
 	return addrs, g.Wait()
 }
 
-// settle waits until all nodes see all others alive.
+// settle waits until all nodes see all others alive. Nobody takes the time, so it asks seldom.
 func settle(ctx context.Context, nodes []*lab.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, n := range nodes {
-		g.Go(func() error { return poll(ctx, n, lab.Sees(len(nodes)-1)) })
+		g.Go(func() error {
+			_, err := n.Await(ctx, "settled", lab.Sees(len(nodes)-1))
+			return err
+		})
 	}
 	return g.Wait()
 }

@@ -13,16 +13,6 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// countedMeasurements are taken where time is the number of executed instructions: what
-// else the machine does makes no difference to them.
-var countedMeasurements = []measurement{
-	{"probe", 1, always(measureProbeSockets)},
-}
-
-var countedFigures = []figure{
-	{name: "probe_throughput_ratio", unit: ratio, reduce: median, bound: atLeast(0.97)},
-}
-
 // probeRounds is how often throughput with and without sockets for probes is compared.
 const probeRounds = 5
 
@@ -44,7 +34,7 @@ func measureProbeSockets(ctx context.Context, _ string, s samples) (err error) {
 		return err
 	}
 	// One connection for all rounds: two connections differ more than what is measured.
-	t, err := startTransfer(ctx, w)
+	t, err := startTransfer(ctx, w, slowStart)
 	if err != nil {
 		return err
 	}

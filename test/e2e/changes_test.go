@@ -31,8 +31,8 @@ func (e *ends) in(t *testing.T) *ends {
 // on waits until both ends are on a path of this kind.
 func (e *ends) on(kind control.PathKind) {
 	e.t.Helper()
-	e.await(settleLimit, "on a path that is "+string(kind), onPath(e.b, kind), e.a)
-	e.await(settleLimit, "on a path that is "+string(kind), onPath(e.a, kind), e.b)
+	e.await(settleLimit, "on a path that is "+string(kind), lab.OnPath(e.b, kind), e.a)
+	e.await(settleLimit, "on a path that is "+string(kind), lab.OnPath(e.a, kind), e.b)
 }
 
 // changes has the ends exchange packets while do changes their path to one of the kind. If they
@@ -59,7 +59,7 @@ func (e *ends) changes(kind control.PathKind, lossless bool, do func()) {
 // relay returns the node that forwards what one end sends to the other one.
 func (e *ends) relay() *lab.Node {
 	e.t.Helper()
-	name := peerOf(e.status(e.a), e.b.Name).Path.Relay
+	name := lab.PeerOf(e.status(e.a), e.b.Name).Path.Relay
 	for _, n := range e.relays {
 		if n.Name == name {
 			return n
@@ -116,7 +116,7 @@ func TestTrafficOverChangesOfPath(t *testing.T) {
 			e.must(gone.Cut(e.ctx))
 			e.eventually(settleLimit, func() error {
 				for _, n := range []*lab.Node{e.a, e.b} {
-					if p := peerOf(e.status(n), e.other(n).Name).Path; p.Relay == gone.Name || p.Works() != control.PathRelayed {
+					if p := lab.PeerOf(e.status(n), e.other(n).Name).Path; p.Relay == gone.Name || p.Works() != control.PathRelayed {
 						return fmt.Errorf("the path from %s: got %+v, want one through another relay than %s", n.Name, p, gone.Name)
 					}
 				}

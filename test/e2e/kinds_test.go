@@ -5,7 +5,6 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -93,20 +92,6 @@ func newUplinks(t *testing.T, uplinks ...uplink) *testbed {
 	return m
 }
 
-// peerOf returns what a status says of a peer.
-func peerOf(s control.Status, name string) control.Peer {
-	i := slices.IndexFunc(s.Peers, func(p control.Peer) bool { return p.Name == name })
-	if i < 0 {
-		return control.Peer{}
-	}
-	return s.Peers[i]
-}
-
-// onPath is a condition for await: the peer answers on a path of this kind.
-func onPath(to *lab.Node, kind control.PathKind) func(control.Status) bool {
-	return func(s control.Status) bool { return peerOf(s, to.Name).Path.Works() == kind }
-}
-
 // meetAsTheyCan waits until every two nodes talk over a path of the kind that their uplinks
 // allow. There is traffic, so that nodes which did not meet at once try again soon.
 func (m *testbed) meetAsTheyCan(limit time.Duration, uplinks []uplink) {
@@ -118,7 +103,7 @@ func (m *testbed) meetAsTheyCan(limit time.Duration, uplinks []uplink) {
 		for i, n := range m.nodes {
 			s := m.status(n)
 			for j, other := range m.nodes {
-				if p, want := peerOf(s, other.Name).Path, kindBetween(uplinks[i], uplinks[j]); i != j && p.Works() != want {
+				if p, want := lab.PeerOf(s, other.Name).Path, kindBetween(uplinks[i], uplinks[j]); i != j && p.Works() != want {
 					errs = append(errs, fmt.Errorf("%s to %s: got %+v, want %s", n.Name, other.Name, p, want))
 				}
 			}
@@ -138,34 +123,33 @@ var eightKinds = []uplink{publicUplink, preservingUplink, carrierUplink, sixHome
 // and one over TCP.
 var pairs = [][2]int{{0, 1}, {1, 2}, {5, 1}, {4, 3}, {6, 3}, {1, 3}, {6, 1}, {7, 0}}
 
-// TestPathsOfKinds has a node of each kind, and traffic between some of them. Every two talk
-// over a path as good as their routers let it be.
+// TestPathsOfKinds has two nodes, and a public one that may be their relay, for each of some pairs of
+// kinds. They talk over a path as good as their routers let it be.
 func TestPathsOfKinds(t *testing.T) {
-	t.Parallel()
-	m := newUplinks(t, eightKinds...)
-	m.meetAsTheyCan(settleLimit, eightKinds)
-	implementation := m.status(m.nodes[0]).Device.Implementation
-	pods := m.podOnEach()
 	for _, pair := range pairs {
-		kind := kindBetween(eightKinds[pair[0]], eightKinds[pair[1]])
-		t.Run(fmt.Sprintf("%s and %s, %s", eightKinds[pair[0]].name, eightKinds[pair[1]].name, kind), func(t *testing.T) {
-			m := m.in(t)
-			a, b := pods[pair[0]], pods[pair[1]]
-			talk := m.converse(a, b)
-			stream := m.stream(a, b)
+		one, other := eightKinds[pair[0]], eightKinds[pair[1]]
+		kind := kindBetween(one, other)
+		t.Run(fmt.Sprintf("%s and %s, %s", one.name, other.name, kind), func(t *testing.T) {
+			t.Parallel()
+			m := newUplinks(t, publicUplink, one, other)
+			m.connected(settleLimit, m.nodes...)
+			e := &ends{testbed: m, a: m.nodes[1], b: m.nodes[2]}
+			e.on(kind)
+			near, far := m.pod(e.a, "near"), m.pod(e.b, "far")
+			talk, stream := m.converse(near, far), m.stream(near, far)
 			talk.goesOn(t)
 			m.flows([]*lab.Stream{stream})
 			m.must(stream.Stop())
 			if kind == control.PathDirect {
-				talk.end(implementation)
-				return
+				talk.end(m.status(e.a).Device.Implementation)
+			} else {
+				// Daemons that forward drop what they have no time for.
+				sent, lost := talk.Stop()
+				t.Logf("%d of %d packets were lost", lost, sent)
 			}
-			// Daemons that forward drop what they have no time for.
-			sent, lost := talk.Stop()
-			t.Logf("%d of %d packets were lost", lost, sent)
+			m.encrypted()
 		})
 	}
-	m.encrypted()
 }
 
 // podOnEach makes a pod on each node.

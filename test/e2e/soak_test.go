@@ -64,7 +64,7 @@ func (m *testbed) handshakes() []time.Time {
 	m.t.Helper()
 	var all []time.Time
 	for _, pair := range pairs {
-		all = append(all, peerOf(m.status(m.nodes[pair[0]]), m.nodes[pair[1]].Name).LastHandshake)
+		all = append(all, lab.PeerOf(m.status(m.nodes[pair[0]]), m.nodes[pair[1]].Name).LastHandshake)
 	}
 	return all
 }
@@ -126,7 +126,7 @@ func TestSoakHomes(t *testing.T) {
 				m.must(n.Cut(m.ctx))
 			}
 			m.await(settleLimit, "without a path", func(s control.Status) bool {
-				p := peerOf(s, other.Name)
+				p := lab.PeerOf(s, other.Name)
 				return !p.Alive || p.Path.Works() == control.PathNone
 			}, one)
 			goOn(m, talks[:1], streams[:1])

@@ -132,8 +132,13 @@ func (t *Target) nobody() netip.Addr {
 // dial opens a connection to the victim's gossip port from somewhere on the internet. It
 // is for use within Do of [lab.Lab.Outside].
 func (t *Target) dial(ctx context.Context, from netip.Addr) (net.Conn, error) {
+	return t.dialPort(ctx, from, t.gossip().Port())
+}
+
+// dialPort is dial for another port.
+func (t *Target) dialPort(ctx context.Context, from netip.Addr, port uint16) (net.Conn, error) {
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Timeout: 5 * time.Second}
-	return d.DialContext(ctx, "tcp", t.gossip().String())
+	return d.DialContext(ctx, "tcp", netip.AddrPortFrom(t.Victim.Public(), port).String())
 }
 
 // tell sends the victim objects over a stream, and returns when it has processed them.

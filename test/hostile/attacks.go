@@ -7,6 +7,7 @@ package hostile
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -21,6 +22,7 @@ import (
 // Attacks returns all attacks. Those that leave something behind come last.
 var Attacks = []Attack{
 	{Name: "silent streams", Round: silentStreams, Pause: 10 * time.Millisecond, Peak: Usage{Descriptors: 5000, Goroutines: 10000, RSS: 192 << 20}},
+	{Name: "handshakes of TLS", Round: handshakes, Pause: 10 * time.Millisecond, Peak: Usage{Descriptors: 5000, Goroutines: 10000, RSS: 256 << 20}},
 	{Name: "half-open metrics", Round: halfOpen(func(t *Target) (lab.Place, string) { return t.Victim.Do, lab.MetricsAddress }), Pause: time.Second, Peak: fewConnections},
 	{Name: "half-open answers to clients", Round: halfOpen(func(t *Target) (lab.Place, string) { return t.far.Do, t.overlay + ":7948" }), Pause: time.Second, Peak: fewConnections},
 	{Name: "replay", Round: replay, Pause: 200 * time.Millisecond},
@@ -55,6 +57,43 @@ func silentStreams(ctx context.Context, t *Target) error {
 		}
 		return nil
 	})
+}
+
+// handshakes begins hundreds of handshakes of TLS a second, each from another address, and ends
+// none of them. One in four sends garbage instead.
+func handshakes(ctx context.Context, t *Target) error {
+	hello, err := clientHello()
+	if err != nil {
+		return err
+	}
+	return t.lab.Outside().Do(func() error {
+		for i := range 100 {
+			conn, err := t.dialPort(ctx, t.nobody(), 443)
+			if err != nil {
+				continue
+			}
+			t.hold(conn)
+			message := hello
+			if i%4 == 0 {
+				message = append([]byte{0x16, 3, 1, 0x40, 0}, make([]byte, 16<<10)...)
+			}
+			_, _ = conn.Write(message) // the victim may have closed it
+		}
+		return nil
+	})
+}
+
+// clientHello returns the first message of TLS.
+func clientHello() ([]byte, error) {
+	near, far := net.Pipe()
+	defer far.Close()
+	go func() { // until far is closed
+		defer near.Close()
+		_ = tls.Client(near, &tls.Config{ServerName: "aws.example.com"}).Handshake()
+	}()
+	b := make([]byte, 4096)
+	n, err := far.Read(b)
+	return b[:n], err
 }
 
 // halfOpen opens connections to an HTTP server. Every other one sends a request and reads

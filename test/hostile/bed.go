@@ -111,7 +111,7 @@ func (b *Bed) makeNodes(ctx context.Context) error {
 		return err
 	}
 	for n, lines := range map[*lab.Node][]string{
-		b.Victim: {"  location: office", "  gateway: prefer"},
+		b.Victim: {"  location: office", "  gateway: prefer", "relay:", `  listen: ":443"`},
 		b.Friend: {"  location: office"},
 		b.Far:    nil,
 	} {

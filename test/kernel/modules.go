@@ -16,7 +16,7 @@ import (
 var wantedModules = []string{
 	"arch/x86/crypto", "crypto",
 	"drivers/char/virtio_console.ko", "drivers/virtio",
-	"drivers/net/dummy.ko", "drivers/net/ifb.ko", "drivers/net/nlmon.ko", "drivers/net/tun.ko", "drivers/net/veth.ko",
+	"drivers/net/bonding", "drivers/net/dummy.ko", "drivers/net/ifb.ko", "drivers/net/nlmon.ko", "drivers/net/tun.ko", "drivers/net/veth.ko",
 	"drivers/net/vxlan", "drivers/net/wireguard",
 	"fs/overlayfs",
 	"net/802", "net/8021q", "net/bridge", "net/core", "net/ipv4", "net/ipv6", "net/llc", "net/netfilter", "net/sched", "net/xfrm",

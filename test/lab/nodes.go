@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/meshd/meshd/internal/control"
@@ -14,6 +15,19 @@ import (
 // Nodes makes nodes with the given names and one secret. All are configured to join the
 // first one at its public address.
 func (l *Lab) Nodes(ctx context.Context, binary string, u Underlay, names ...string) ([]*Node, error) {
+	var hosts []*Host
+	for _, name := range names {
+		h, err := l.Host(ctx, name, u)
+		if err != nil {
+			return nil, err
+		}
+		hosts = append(hosts, h)
+	}
+	return NodesOn(ctx, binary, hosts...)
+}
+
+// NodesOn makes nodes on hosts, as Nodes does.
+func NodesOn(ctx context.Context, binary string, hosts ...*Host) ([]*Node, error) {
 	binary, err := filepath.Abs(binary) // commands on hosts run in /
 	if err != nil {
 		return nil, fmt.Errorf("find meshd: %w", err)
@@ -22,11 +36,7 @@ func (l *Lab) Nodes(ctx context.Context, binary string, u Underlay, names ...str
 		nodes  []*Node
 		secret string
 	)
-	for _, name := range names {
-		h, err := l.Host(ctx, name, u)
-		if err != nil {
-			return nil, err
-		}
+	for _, h := range hosts {
 		n := NewNode(h, binary)
 		var seed []string
 		if len(nodes) > 0 {
@@ -34,7 +44,7 @@ func (l *Lab) Nodes(ctx context.Context, binary string, u Underlay, names ...str
 		} else if secret, err = n.NewSecret(ctx); err != nil {
 			return nil, err
 		}
-		if err := n.Configure(Config(name, seed), secret); err != nil {
+		if err := n.Configure(Config(h.Name, seed), secret); err != nil {
 			return nil, err
 		}
 		nodes = append(nodes, n)
@@ -99,4 +109,18 @@ func Sees(peers int) func(control.Status) bool {
 		}
 		return Ready(s) && alive == peers
 	}
+}
+
+// PeerOf returns what a status says of a peer; the zero value if it does not know it.
+func PeerOf(s control.Status, name string) control.Peer {
+	i := slices.IndexFunc(s.Peers, func(p control.Peer) bool { return p.Name == name })
+	if i < 0 {
+		return control.Peer{}
+	}
+	return s.Peers[i]
+}
+
+// OnPath returns a condition for Await: the peer answers on a path of this kind.
+func OnPath(to *Node, kind control.PathKind) func(control.Status) bool {
+	return func(s control.Status) bool { return PeerOf(s, to.Name).Path.Works() == kind }
 }

@@ -38,6 +38,7 @@ type Site struct {
 	lab     *Lab
 	router  *Host
 	carrier *Host // its router; nil if there is none
+	mapper  *mapper
 	number  int
 	options SiteOptions
 
@@ -68,7 +69,7 @@ func (l *Lab) Site(ctx context.Context, name string, o SiteOptions) (*Site, erro
 		s.options.Subnets = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 20, byte(s.number), 0}), 24)}
 	}
 	s.count = make([]int, len(s.options.Subnets))
-	for _, step := range []func(context.Context) error{s.setUpLAN, s.setUpWAN, s.setUpRules} {
+	for _, step := range []func(context.Context) error{s.setUpLAN, s.setUpWAN, s.setUpRules, s.startMapper} {
 		if err := step(ctx); err != nil {
 			return nil, fmt.Errorf("make site %s: %w", name, err)
 		}
@@ -78,6 +79,15 @@ func (l *Lab) Site(ctx context.Context, name string, o SiteOptions) (*Site, erro
 
 // Host adds a host to the site's first subnet.
 func (s *Site) Host(ctx context.Context, name string) (*Host, error) { return s.HostIn(ctx, 0, name) }
+
+// HomeHost adds a host that is alone in a [Home] of its own, behind a router.
+func (l *Lab) HomeHost(ctx context.Context, name string, r Router) (*Host, error) {
+	s, err := l.Site(ctx, name, SiteOptions{Underlay: Home, Router: r})
+	if err != nil {
+		return nil, err
+	}
+	return s.Host(ctx, name)
+}
 
 // HostIn adds a host to one of the site's subnets.
 func (s *Site) HostIn(ctx context.Context, subnet int, name string) (*Host, error) {
@@ -154,6 +164,9 @@ func (h *Host) Prefix() netip.Prefix {
 func (s *Site) publicOf(number int) netip.Addr {
 	switch s.options.Underlay {
 	case Home:
+		if s.options.Router.Maps != "" {
+			return publicMapping(s.number)
+		}
 		return publicNAT(200 + s.number)
 	case Routed:
 		return publicRouted(number)

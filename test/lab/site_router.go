@@ -51,13 +51,30 @@ type Router struct {
 	// Timeout is for how long a UDP mapping stays without packets, in whole seconds;
 	// otherwise the kernel's: 30 s until an answer has come, then 120 s.
 	Timeout time.Duration
+	// Maps is by which protocol the router makes port mappings for hosts; "" for none.
+	Maps Maps
 	// Carrier is the NAT of a second router, between this one and the internet; nil for none.
 	Carrier *Router
 	// BlockUDP drops all UDP between the site and the internet.
 	BlockUDP bool
+	// OnlyHTTPS lets out nothing but TCP connections to port 443 that begin as TLS does. Others to
+	// that port are reset, and all else is dropped.
+	OnlyHTTPS bool
+	// OnlyTo lets out nothing but TCP connections to this address; zero for no such bound.
+	OnlyTo netip.Addr
 	// Firewall4 and Firewall6 let in only answers, by family. Home always does for IPv4.
 	Firewall4, Firewall6 bool
 }
+
+// Maps are protocols by which hosts ask for port mappings.
+type Maps string
+
+// The protocols that miniupnpd speaks: PCP comes with NAT-PMP.
+const (
+	PCP    Maps = "PCP"
+	NATPMP Maps = "NAT-PMP"
+	UPnP   Maps = "UPnP"
+)
 
 // homeRules are those of a NAT with one public address for all. As long as it can, the kernel
 // gives packets from one socket to all destinations the same source port, see
@@ -139,6 +156,12 @@ func (r Router) filter() string {
 	if r.BlockUDP {
 		rules += "meta l4proto udp iifname wan counter drop\nmeta l4proto udp oifname wan counter drop\n"
 	}
+	if r.OnlyHTTPS {
+		rules += onlyHTTPSRules
+	}
+	if r.OnlyTo.IsValid() {
+		rules += "oifname wan meta l4proto tcp ip daddr " + r.OnlyTo.String() + " accept\noifname wan counter drop\niifname wan ct state new counter drop\n"
+	}
 	if r.Firewall4 {
 		rules += "meta nfproto ipv4 iifname wan ct state new counter drop\n"
 	}
@@ -148,10 +171,26 @@ func (r Router) filter() string {
 	return rules + "}\n}\n"
 }
 
+// onlyHTTPSRules look at the first packet of a connection that carries data (@ih is what follows
+// the header of TCP): a record of TLS's handshake begins with 16 03 01. Packets without data have
+// 84 bytes at most, with all options of TCP.
+const onlyHTTPSRules = `
+iifname wan ct state new counter drop
+iifname wan accept
+oifname wan tcp dport 443 ct mark 443 accept
+oifname wan tcp dport 443 meta length <= 84 accept
+oifname wan tcp dport 443 @ih,0,24 0x160301 ct mark set 443 accept
+oifname wan tcp dport 443 counter reject with tcp reset
+oifname wan counter drop
+`
+
 // check returns an error if the options ask for what the underlay does not have.
 func (o SiteOptions) check() error {
 	if o.Underlay == NAT && o.Router != (Router{}) {
 		return errors.New("a cloud's NAT has no options")
+	}
+	if o.Router.Maps != "" && (o.Underlay != Home || o.Router.Carrier != nil) {
+		return errors.New("only a home's router that has a public address makes port mappings")
 	}
 	if c := o.Router.Carrier; c != nil && (o.Underlay != Home || c.Carrier != nil) {
 		return errors.New("only a home's router has a carrier's beyond it")
@@ -224,6 +263,9 @@ func (h *Host) RebootRouter(ctx context.Context) error {
 	err := s.router.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
 	if err == nil && s.options.Underlay == Home {
 		err = nft(ctx, s.router, "flush map inet lab mapped\n")
+	}
+	if err == nil && s.mapper != nil {
+		err = errors.Join(s.mapper.stop(), s.startMapper(ctx))
 	}
 	if err != nil {
 		return fmt.Errorf("reboot router of %s: %w", h.Name, err)

@@ -297,9 +297,11 @@ func TestSiteRefusesOptions(t *testing.T) {
 	t.Parallel()
 	ctx, l := newLab(t)
 	for name, o := range map[string]lab.SiteOptions{
-		"router of a cloud":   {Underlay: lab.NAT, Router: lab.Router{BlockUDP: true}},
-		"carrier of a server": {Underlay: lab.Routed, Router: lab.Router{Carrier: &lab.Router{}}},
-		"half a second":       {Underlay: lab.Home, Router: lab.Router{Timeout: 1500 * time.Millisecond}},
+		"router of a cloud":         {Underlay: lab.NAT, Router: lab.Router{BlockUDP: true}},
+		"carrier of a server":       {Underlay: lab.Routed, Router: lab.Router{Carrier: &lab.Router{}}},
+		"mappings of a cloud":       {Underlay: lab.Routed, Router: lab.Router{Maps: lab.PCP}},
+		"mappings behind a carrier": {Underlay: lab.Home, Router: lab.Router{Maps: lab.PCP, Carrier: &lab.Router{}}},
+		"half a second":             {Underlay: lab.Home, Router: lab.Router{Timeout: 1500 * time.Millisecond}},
 	} {
 		if _, err := l.Site(ctx, "site", o); err == nil {
 			t.Errorf("%s: got no error", name)

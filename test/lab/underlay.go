@@ -78,6 +78,10 @@ func publicNAT(number int) netip.Addr { return netip.AddrFrom4([4]byte{198, 51, 
 
 func publicRouted(number int) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, byte(number)}) }
 
+// publicMapping is the public address of the router of site number N if it makes port mappings:
+// miniupnpd refuses addresses that are reserved for documentation, as all others here are.
+func publicMapping(number int) netip.Addr { return netip.AddrFrom4([4]byte{11, 0, 113, byte(number)}) }
+
 // nth returns the address n after base, which ends in a zero.
 func nth(base netip.Addr, n int) netip.Addr {
 	b := base.AsSlice()

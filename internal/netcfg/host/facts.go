@@ -35,11 +35,12 @@ type rawAddr struct {
 	flags  int // IFA_F_…
 }
 
-// rawSource is the link and source address that the kernel uses for packets to the
+// rawSource is the link, source address and next hop that the kernel uses for packets to the
 // internet.
 type rawSource struct {
 	link int // index
 	addr netip.Addr
+	via  netip.Addr // the next hop; invalid for none
 }
 
 // rawRoute is a route in the main table that is not ours.
@@ -106,7 +107,11 @@ func (k *Kernel) readFacts() (rawFacts, error) {
 			continue // no default route in this family
 		}
 		if src, ok := netip.AddrFromSlice(routes[0].Src); ok && routes[0].Type == unix.RTN_UNICAST {
-			raw.sources = append(raw.sources, rawSource{link: routes[0].LinkIndex, addr: src.Unmap()})
+			s := rawSource{link: routes[0].LinkIndex, addr: src.Unmap()}
+			if via := toRawRoute(routes[0]).via; len(via) > 0 {
+				s.via = via[0]
+			}
+			raw.sources = append(raw.sources, s)
 		}
 	}
 	return raw, nil
@@ -241,7 +246,7 @@ func chooseFacts(raw rawFacts, ls links) netcfg.Facts {
 		if !ok || ls.role(link) == roleOwn || !s.addr.IsGlobalUnicast() {
 			continue
 		}
-		f.Uplinks = append(f.Uplinks, netcfg.Uplink{Link: link.name, Source: raw.withLength(s), MTU: link.mtu})
+		f.Uplinks = append(f.Uplinks, netcfg.Uplink{Link: link.name, Source: raw.withLength(s), MTU: link.mtu, Gateway: s.via})
 	}
 	slices.SortFunc(f.Uplinks, func(a, b netcfg.Uplink) int { return a.Source.Compare(b.Source) })
 	f.Private = privateAddresses(raw, ls)

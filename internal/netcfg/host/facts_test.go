@@ -30,12 +30,12 @@ func TestChooseFacts(t *testing.T) {
 			raw: rawFacts{
 				links:   []rawLink{{index: 1, name: "lo", mtu: 65536, flags: net.FlagLoopback}, {index: 2, name: "eth0", mtu: 1500}},
 				addrs:   []rawAddr{{1, prefix("127.0.0.1/8"), 0}, {2, prefix("203.0.113.7/24"), 0}, {2, prefix("fe80::1/64"), 0}},
-				sources: []rawSource{{2, addr("203.0.113.7")}},
+				sources: []rawSource{{2, addr("203.0.113.7"), addr("203.0.113.1")}},
 			},
 			want: netcfg.Facts{
 				Addresses: []netip.Addr{addr("203.0.113.7")},
 				Cards:     []string{"eth0"},
-				Uplinks:   []netcfg.Uplink{{Link: "eth0", Source: prefix("203.0.113.7/24"), MTU: 1500}},
+				Uplinks:   []netcfg.Uplink{{Link: "eth0", Source: prefix("203.0.113.7/24"), MTU: 1500, Gateway: addr("203.0.113.1")}},
 				Attached:  []netcfg.LAN{{Link: "eth0", Address: prefix("203.0.113.7/24"), MTU: 1500}},
 				MTU:       1500, MTULink: "eth0",
 			},
@@ -47,7 +47,7 @@ func TestChooseFacts(t *testing.T) {
 				addrs: []rawAddr{
 					{3, prefix("fd12::5/64"), 0}, {2, prefix("100.64.3.4/10"), 0}, {2, prefix("192.168.1.9/24"), unix.IFA_F_SECONDARY},
 				},
-				sources: []rawSource{{2, addr("100.64.3.4")}, {3, addr("fd12::5")}},
+				sources: []rawSource{{link: 2, addr: addr("100.64.3.4")}, {link: 3, addr: addr("fd12::5")}},
 			},
 			want: netcfg.Facts{
 				Cards:     []string{"eth0"},
@@ -95,7 +95,7 @@ func TestChooseFacts(t *testing.T) {
 					{6, prefix("10.43.0.1/32"), 0},
 					{7, prefix("203.0.113.9/32"), 0},
 				},
-				sources: []rawSource{{2, addr("10.4.0.1")}},
+				sources: []rawSource{{link: 2, addr: addr("10.4.0.1")}},
 			},
 			want: netcfg.Facts{Private: []netcfg.PrivateAddress{
 				{Link: "docker0", Address: prefix("172.17.0.1/16"), Unfit: "a bridge without a network card"},
@@ -130,7 +130,7 @@ func TestChooseFacts(t *testing.T) {
 			raw: rawFacts{
 				links:   []rawLink{{index: 1, name: "lo", mtu: 65536, flags: net.FlagLoopback}, {index: 2, name: "eth0", mtu: 1500}},
 				addrs:   []rawAddr{{1, prefix("10.0.0.1/32"), 0}},
-				sources: []rawSource{{2, addr("10.0.0.1")}},
+				sources: []rawSource{{link: 2, addr: addr("10.0.0.1")}},
 			},
 			want: netcfg.Facts{
 				Addresses: []netip.Addr{addr("10.0.0.1")},
@@ -145,7 +145,7 @@ func TestChooseFacts(t *testing.T) {
 			raw: rawFacts{
 				links:   []rawLink{{index: 2, name: "eth0", mtu: 9000}, {index: 3, name: "tun0", mtu: 1280, kind: "tuntap", flags: net.FlagPointToPoint}, {index: 4, name: "meshd0", mtu: 1000, kind: "wireguard"}},
 				addrs:   []rawAddr{{3, prefix("198.51.100.9/32"), 0}},
-				sources: []rawSource{{3, addr("198.51.100.9")}},
+				sources: []rawSource{{link: 3, addr: addr("198.51.100.9")}},
 				egress:  []int{2, 4},
 			},
 			want: netcfg.Facts{
@@ -245,7 +245,7 @@ func TestInternalIP(t *testing.T) {
 				raw.routes = append(raw.routes, rawRoute{links: hops, to: netip.MustParsePrefix("0.0.0.0/0"), metric: r.metric})
 			}
 			if tt.source.link != 0 {
-				raw.sources = append(raw.sources, rawSource{tt.source.link, netip.MustParseAddr(tt.source.prefix)})
+				raw.sources = append(raw.sources, rawSource{link: tt.source.link, addr: netip.MustParseAddr(tt.source.prefix)})
 			}
 			var last []netip.Prefix
 			if tt.last != "" {

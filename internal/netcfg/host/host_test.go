@@ -743,12 +743,15 @@ func TestFactsOfHost(t *testing.T) {
 	lan4, lan6 := netip.MustParsePrefix("192.168.7.2/24"), netip.MustParsePrefix("fd07::2/64")
 	want := netcfg.Facts{
 		Addresses: []netip.Addr{lan4.Addr(), lan6.Addr()},
-		Uplinks:   []netcfg.Uplink{{Link: "lan0", Source: lan4, MTU: 1450}, {Link: "lan0", Source: lan6, MTU: 1450}},
-		Cards:     []string{"lan0"},
-		Private:   []netcfg.PrivateAddress{{Link: "lan0", Address: lan4, Default: true}, {Link: "lan0", Address: lan6, Default: true}},
-		Attached:  []netcfg.LAN{{Link: "lan0", Address: lan4, MTU: 1450}, {Link: "lan0", Address: lan6, MTU: 1450}},
-		MTU:       1450,
-		MTULink:   "lan0",
+		Uplinks: []netcfg.Uplink{
+			{Link: "lan0", Source: lan4, MTU: 1450, Gateway: netip.MustParseAddr("192.168.7.1")},
+			{Link: "lan0", Source: lan6, MTU: 1450, Gateway: netip.MustParseAddr("fd07::1")},
+		},
+		Cards:    []string{"lan0"},
+		Private:  []netcfg.PrivateAddress{{Link: "lan0", Address: lan4, Default: true}, {Link: "lan0", Address: lan6, Default: true}},
+		Attached: []netcfg.LAN{{Link: "lan0", Address: lan4, MTU: 1450}, {Link: "lan0", Address: lan6, MTU: 1450}},
+		MTU:      1450,
+		MTULink:  "lan0",
 		Nearby: mesh.Nearby{
 			Attached: []mesh.AttachedNetwork{{Prefix: lan4.Masked(), Link: "lan0", LAN: true}, {Prefix: lan6.Masked(), Link: "lan0", LAN: true}},
 			Routers:  []netip.Addr{netip.MustParseAddr("192.168.7.1"), netip.MustParseAddr("fd07::1")},

@@ -116,10 +116,17 @@ func (k *Kernel) receive(ctx context.Context, c *netlink.Conn, changed chan<- st
 	}
 }
 
-// isRelevant reports whether an event may be about something that meshd owns. It ignores
-// only events about neighbor and forwarding entries of other links, which are frequent.
+// isRelevant reports whether an event may be about something that meshd owns and that Observe
+// reads. It ignores only what is frequent: events about neighbor and forwarding entries of other
+// links, and those of nftables that are about the family netdev, in which a relay's sessions come and go (see
+// package relaynft), or say only that something has changed.
 func (k *Kernel) isRelevant(event netlink.Message) bool {
-	if t := event.Header.Type; t != unix.RTM_NEWNEIGH && t != unix.RTM_DELNEIGH || len(event.Data) < unix.SizeofNdMsg {
+	t := event.Header.Type
+	if t>>8 == unix.NFNL_SUBSYS_NFTABLES && len(event.Data) > 0 {
+		// struct nfgenmsg begins with the family.
+		return t&0xff != unix.NFT_MSG_NEWGEN && event.Data[0] != unix.NFPROTO_NETDEV
+	}
+	if t != unix.RTM_NEWNEIGH && t != unix.RTM_DELNEIGH || len(event.Data) < unix.SizeofNdMsg {
 		return true
 	}
 	// struct ndmsg: family, padding, and the index of the link from byte 4 on.

@@ -48,7 +48,7 @@ const (
 const minWait = 5 * time.Millisecond
 
 // What a flood may cost. A hundred peers that all look for paths send a tenth of it. Opening
-// takes two microseconds, so that a flood takes some 2 % of a core.
+// takes two microseconds, so that a flood of what does not open takes some 2 % of a core.
 const (
 	maxOpen      = 10_000 // datagrams a second
 	maxOpenBurst = 2_000
@@ -96,7 +96,7 @@ type Peer struct {
 	Try []netip.AddrPort
 }
 
-// Options are what an agent needs. Inside, OnLAN and Dial may be missing.
+// Options are what an agent needs. OnLAN and Dial may be missing.
 type Options struct {
 	Cluster string
 	Self    mesh.ID
@@ -108,9 +108,6 @@ type Options struct {
 	Device  Device
 	// Call carries a sealed message to a node by gossip. It must not block.
 	Call func(to mesh.ID, sealed []byte)
-	// Inside reports whether a link is a device of the mesh. What arrives by one has
-	// travelled through a tunnel, and says nothing of a path beneath it.
-	Inside func(link int) bool
 	// OnLAN reports whether a link is one of this host's private network. Without it no node
 	// is met.
 	OnLAN func(link int) bool
@@ -169,9 +166,6 @@ func Start(ctx context.Context, o Options) *Agent {
 }
 
 func newAgent(o Options) *Agent {
-	if o.Inside == nil {
-		o.Inside = func(int) bool { return false }
-	}
 	if o.OnLAN == nil {
 		o.OnLAN = func(int) bool { return false }
 	}
@@ -248,7 +242,7 @@ func (a *Agent) notify() {
 
 // received takes what arrives at the port, while there is room for it.
 func (a *Agent) received(d rawudp.Datagram) {
-	if !a.isForUs(d.Payload) || len(d.Payload) > maxDatagram || a.o.Inside(d.Link) || !a.opening.Allow() {
+	if !a.isForUs(d.Payload) || len(d.Payload) > maxDatagram || !a.opening.Allow() {
 		return
 	}
 	d.Payload = slices.Clone(d.Payload)

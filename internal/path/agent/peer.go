@@ -70,11 +70,11 @@ func (a *Agent) setNodes() {
 	for _, want := range all {
 		p := known[want.ID]
 		if p == nil {
-			p = &peer{sending: rate.NewLimiter(maxSend, maxSendBurst), local: map[netip.AddrPort]local{}, proofs: newProofs(a.self, want.ID)}
+			p = &peer{sending: rate.NewLimiter(maxSend, maxSendBurst), local: map[netip.AddrPort]local{}, proofs: a.newProofs(want.ID)}
 		}
 		if p.Key != want.Key { // the keys stay: they remember which datagrams came
 			p.machine, p.traffic, p.use, p.proved, p.sessions = nil, path.Traffic{}, path.Path{}, false, nil
-			p.proofs = newProofs(a.self, want.ID)
+			p.proofs = a.newProofs(want.ID)
 		}
 		if want.PathKey == nil {
 			want.PathKey = p.PathKey // its path record is missing for a moment

@@ -52,10 +52,10 @@ type tried struct {
 	err    error  // the Echoes could not be sent
 }
 
-func newProofs(self path.Short, peer mesh.ID) proofs {
+func (a *Agent) newProofs(peer mesh.ID) proofs {
 	every, burst := path.EchoPace()
 	return proofs{
-		meeting: path.NewMeeting(self, path.ShortOf(peer)),
+		meeting: path.NewMeeting(a.self, path.ShortOf(peer), a.fresh()),
 		trials:  map[netip.AddrPort]*trial{},
 		echoing: rate.NewLimiter(rate.Every(every), burst),
 	}

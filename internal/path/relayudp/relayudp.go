@@ -79,10 +79,13 @@ const (
 	dropReasons
 )
 
+// RateLimit is the name of the reason that more came than may be forwarded.
+const RateLimit = "rate limit"
+
 // dropReason returns the name of a reason.
 func dropReason(reason int) string {
 	return [dropReasons]string{
-		"not for a relay", "source not bound", "session unknown", "receiver not bound", "not authentic", "rate limit", "not sent",
+		"not for a relay", "source not bound", "session unknown", "receiver not bound", "not authentic", RateLimit, "not sent",
 	}[reason]
 }
 
@@ -134,7 +137,11 @@ type Relay struct {
 	legs    map[netip.AddrPort]leg
 	limit   *rate.Limiter
 	status  Status
+	offered uint64 // bytes that were to be forwarded
 	dropped [dropReasons]uint64
+
+	changes uint64 // of the table, as told last
+	changed chan struct{}
 }
 
 // Open opens the relay's socket, beside one that was bound alone: so somebody else who has
@@ -158,11 +165,12 @@ func Open(ctx context.Context, o Options) (*Relay, error) {
 	}
 	limit := rate.NewLimiter(rate.Inf, 0)
 	if o.MaxRate > 0 {
-		limit = rate.NewLimiter(rate.Limit(o.MaxRate), int(max(minBurst, o.MaxRate/10)))
+		limit = rate.NewLimiter(rate.Limit(o.MaxRate), burst(o.MaxRate))
 	}
 	r := &Relay{
 		o: o, self: self, conn: conn, batch: ipv6.NewPacketConn(conn), six: six,
 		table: path.NewRelay(secret), who: who, clients: map[path.Short]*client{}, legs: map[netip.AddrPort]leg{}, limit: limit,
+		changed: make(chan struct{}, 1),
 	}
 	r.table.Restore(o.Now(), o.Kept)
 	for _, k := range o.Kept[:min(len(o.Kept), maxLegs)] {
@@ -186,6 +194,43 @@ func (r *Relay) Kept() []path.Kept {
 	path.Cut(all) // nothing is forwarded while the lock is held
 	return all
 }
+
+// Changed receives a value when Kept returns something else, other than that nodes stay bound for
+// longer.
+func (r *Relay) Changed() <-chan struct{} { return r.changed }
+
+// tellChanged tells whoever waits for it that the table has changed.
+func (r *Relay) tellChanged() {
+	changes := r.table.Changes()
+	if changes == r.changes {
+		return
+	}
+	r.changes = changes
+	select {
+	case r.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Offered returns how many bytes were to be forwarded since the relay was opened, also those that
+// the limit has dropped.
+func (r *Relay) Offered() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.offered
+}
+
+// SetRate sets another limit than that of Options: the kernel forwards beside this relay.
+func (r *Relay) SetRate(bytes uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.o.Now()
+	r.limit.SetLimitAt(now, rate.Limit(bytes))
+	r.limit.SetBurstAt(now, burst(bytes))
+}
+
+// burst returns how many bytes may be forwarded at once with a limit, of bytes a second.
+func burst(rate uint64) int { return int(max(minBurst, rate/10)) }
 
 // Close closes the socket; all that arrives is gossip's again.
 func (r *Relay) Close() error { return r.conn.Close() }
@@ -223,6 +268,7 @@ func (r *Relay) SetNodes(nodes []Node) error {
 		clients[short] = &client{n, keys}
 	}
 	r.table.SetKeys(mayBind)
+	r.tellChanged()
 	r.clients = clients
 	return errors.Join(errs...)
 }
@@ -319,6 +365,7 @@ func (r *Relay) handle(in []ipv6.Message, out *outbox) {
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 		r.datagram(now, b, from, in[i].OOB[:in[i].NN], out)
 	}
+	r.tellChanged()
 }
 
 // emit sends a datagram by stream, or puts it into out.
@@ -344,6 +391,7 @@ func (r *Relay) Receive(b []byte, from netip.AddrPort) {
 	defer r.mu.Unlock()
 	var out outbox
 	r.datagram(r.o.Now(), b, from, nil, &out)
+	r.tellChanged()
 	r.dropped[dropUnsent] += r.send(out.messages)
 }
 
@@ -356,6 +404,7 @@ func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control [
 	to, verdict := r.table.Forward(now, b, from)
 	switch verdict {
 	case path.Pass:
+		r.offered += uint64(len(b))
 		if !r.limit.AllowN(now, len(b)) {
 			r.dropped[dropRate]++
 			return

@@ -540,6 +540,39 @@ func TestHostileRate(t *testing.T) {
 	}
 }
 
+// TestSetRate has a limit that was reached be raised: as much is forwarded as it allows, and what was
+// offered is known.
+func TestSetRate(t *testing.T) {
+	var elapsed atomic.Int64
+	start := time.Now()
+	r, _, a, b := relayed(t, func(o *Options) {
+		o.MaxRate, o.Now = 1000, func() time.Time { return start.Add(time.Duration(elapsed.Load())) }
+	})
+	a.write(t, a.seal(a.keys, path.Message{Op: path.Row, Number: 22, Node: path.ShortOf(b.ID)}))
+	const length = 1000
+	exhaust := func() {
+		t.Helper()
+		before := r.Status().Dropped[RateLimit]
+		for sent := 0; r.Status().Dropped[RateLimit] < before+10; sent++ {
+			a.write(t, data(22, length))
+			if sent > 100*minBurst/length {
+				t.Fatalf("nothing is dropped after %d datagrams: %+v", sent, r.Status())
+			}
+		}
+	}
+	exhaust()
+	before := r.Status().Bytes
+	r.SetRate(10 * length)
+	elapsed.Add(int64(time.Second))
+	exhaust()
+	if got := r.Status().Bytes - before; got < 9*length || got > 10*length {
+		t.Errorf("got %d bytes in a second, want %d", got, 10*length)
+	}
+	if s := r.Status(); r.Offered() < s.Bytes+20*length {
+		t.Errorf("got %d bytes offered, want also those that were dropped beside %d", r.Offered(), s.Bytes)
+	}
+}
+
 // TestHostileFlood has strangers and a bound node send as fast as they can. Packets of gossip
 // arrive nevertheless, and strangers get no more than they have sent.
 func TestHostileFlood(t *testing.T) {

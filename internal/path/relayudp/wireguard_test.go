@@ -4,8 +4,10 @@ package relayudp
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -29,6 +31,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/path/rawudp"
+	"github.com/meshd/meshd/internal/path/relaynft"
 )
 
 // insideVar is the name of the test that the child runs in its own namespaces. They go away
@@ -280,94 +283,171 @@ func capture(t *testing.T, text []byte) (plain, sealed *atomic.Int64) {
 	return plain, sealed
 }
 
+// relayedPair is two hosts behind NAT, which can't reach each other, with a relay between them.
+type relayedPair struct {
+	gossip        *net.UDPConn
+	relay         *Relay
+	nodes         []Node
+	peers         []*peer
+	relays        []netip.AddrPort // where each home sees the relay
+	text          []byte           // what they send each other
+	plain, sealed *atomic.Int64    // frames at the relay
+	from, to      *net.UDPConn     // on the first one and on the second one
+}
+
+// newRelayedPair makes a pair whose WireGuard knows the relay as its peer's endpoint, once both are bound.
+func newRelayedPair(t *testing.T) *relayedPair {
+	t.Helper()
+	run(t, "ip link set lo up")
+	p := &relayedPair{gossip: listen(t, ":0"), text: []byte("this is not for the relay")}
+	p.relay = serve(t, p.gossip, nil)
+	p.plain, p.sealed = capture(t, p.text)
+	for _, num := range []byte{1, 2} {
+		home(t, int(num))
+		n := newPeer(t, num)
+		p.peers, p.nodes = append(p.peers, n), append(p.nodes, n.Node)
+		p.relays = append(p.relays, port(p.gossip, fmt.Sprintf("198.51.100.%d1", num)))
+	}
+	if err := p.relay.SetNodes(p.nodes); err != nil {
+		t.Fatal(err)
+	}
+	a, b := p.peers[0], p.peers[1]
+	for i, n := range p.peers {
+		n.bind(t, p.relays[i])
+	}
+	a.add(t, b, p.relays[0])
+	b.add(t, a, p.relays[1])
+	eventually(t, "both nodes are bound", func() bool { return p.relay.Status().Bound == 2 })
+	for _, e := range []struct {
+		p *peer
+		c **net.UDPConn
+	}{{a, &p.from}, {b, &p.to}} {
+		within(t, fmt.Sprintf("home%d", e.p.num), func() { *e.c = listen(t, e.p.overlay()+":9") })
+	}
+	return p
+}
+
+// pass sends text until it arrives.
+func (p *relayedPair) pass(t *testing.T, from, to *net.UDPConn) {
+	t.Helper()
+	eventually(t, "a packet passes", func() bool {
+		if _, err := from.WriteTo(p.text, to.LocalAddr()); err != nil {
+			t.Fatal(err)
+		}
+		if err := to.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 100)
+		n, _, err := to.ReadFrom(buf)
+		return err == nil && bytes.Equal(buf[:n], p.text)
+	})
+}
+
+// restart closes the relay and opens another one, as another process does.
+func (p *relayedPair) restart(t *testing.T) {
+	t.Helper()
+	kept := p.relay.Kept()
+	if err := p.relay.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.relay = serve(t, p.gossip, func(o *Options) { o.Kept = kept })
+	if err := p.relay.SetNodes(p.nodes); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestWireGuard has two hosts behind NAT, which can't reach each other, talk through a
 // relay. WireGuard knows the relay as its peer's endpoint, and the relay sees no plain text.
 func TestWireGuard(t *testing.T) {
 	if !namespaced(t) {
 		return
 	}
-	run(t, "ip link set lo up")
-	gossip := listen(t, ":0")
-	r := serve(t, gossip, nil)
-	text := []byte("this is not for the relay")
-	plain, sealed := capture(t, text)
-	var peers []*peer
-	var relays []netip.AddrPort // where each home sees the relay
-	var nodes []Node
-	for _, num := range []byte{1, 2} {
-		home(t, int(num))
-		p := newPeer(t, num)
-		peers, nodes = append(peers, p), append(nodes, p.Node)
-		relays = append(relays, port(gossip, fmt.Sprintf("198.51.100.%d1", num)))
-	}
-	if err := r.SetNodes(nodes); err != nil {
-		t.Fatal(err)
-	}
-	a, b := peers[0], peers[1]
-	for i, p := range peers {
-		p.bind(t, relays[i])
-	}
-	a.add(t, b, relays[0])
-	b.add(t, a, relays[1])
-	eventually(t, "both nodes are bound", func() bool { return r.Status().Bound == 2 })
-
-	var to, from *net.UDPConn
-	for _, e := range []struct {
-		p *peer
-		c **net.UDPConn
-	}{{a, &from}, {b, &to}} {
-		within(t, fmt.Sprintf("home%d", e.p.num), func() { *e.c = listen(t, e.p.overlay()+":9") })
-	}
-	pass := func(from, to *net.UDPConn) {
-		t.Helper()
-		eventually(t, "a packet passes", func() bool {
-			if _, err := from.WriteTo(text, to.LocalAddr()); err != nil {
-				t.Fatal(err)
-			}
-			if err := to.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
-				t.Fatal(err)
-			}
-			buf := make([]byte, 100)
-			n, _, err := to.ReadFrom(buf)
-			return err == nil && bytes.Equal(buf[:n], text)
-		})
-	}
-	pass(from, to)
-	pass(to, from)
-	for i, p := range peers {
-		state, err := p.device.IpcGet()
+	p := newRelayedPair(t)
+	p.pass(t, p.from, p.to)
+	p.pass(t, p.to, p.from)
+	for i, n := range p.peers {
+		state, err := n.device.IpcGet()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := "endpoint=" + relays[i].String() + "\n"; !strings.Contains(state, want) {
+		if want := "endpoint=" + p.relays[i].String() + "\n"; !strings.Contains(state, want) {
 			t.Errorf("WireGuard's state has no %q:\n%s", want, state)
 		}
 		eventually(t, "the node knows its router's address", func() bool {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			bound := p.binder.Bound(time.Now())
-			return len(bound) == 1 && bound[0].Seen.Addr().String() == fmt.Sprintf("198.51.100.%d2", p.num)
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			bound := n.binder.Bound(time.Now())
+			return len(bound) == 1 && bound[0].Seen.Addr().String() == fmt.Sprintf("198.51.100.%d2", n.num)
 		})
 	}
-	eventually(t, "frames are captured", func() bool { return sealed.Load() >= 4 })
-	if plain.Load() > 0 {
-		t.Errorf("%d frames at the relay contain plain text", plain.Load())
+	eventually(t, "frames are captured", func() bool { return p.sealed.Load() >= 4 })
+	if p.plain.Load() > 0 {
+		t.Errorf("%d frames at the relay contain plain text", p.plain.Load())
 	}
 
 	// The relay starts again: the session goes on with the first packet.
-	kept := r.Kept()
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
-	r = serve(t, gossip, func(o *Options) { o.Kept = kept })
-	if err := r.SetNodes(nodes); err != nil {
-		t.Fatal(err)
-	}
+	p.restart(t)
 	began := time.Now()
-	pass(from, to)
-	pass(to, from)
+	p.pass(t, p.from, p.to)
+	p.pass(t, p.to, p.from)
 	t.Logf("packets pass both ways %v after the restart", time.Since(began))
-	if n := dropped(r); n > 0 {
-		t.Errorf("%d datagrams were dropped after the restart: %v", n, r.Status().Dropped)
+	if n := dropped(p.relay); n > 0 {
+		t.Errorf("%d datagrams were dropped after the restart: %v", n, p.relay.Status().Dropped)
 	}
+}
+
+// TestWireGuardInKernel is the same with a kernel that forwards: what passes does not come to the relay
+// any more, and passes also while there is none.
+func TestWireGuardInKernel(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	p := newRelayedPair(t)
+	f, stop := forwardInKernel(t, p)
+	p.pass(t, p.from, p.to)
+	p.pass(t, p.to, p.from)
+	eventually(t, "the kernel forwards both ways", func() bool {
+		before := p.relay.Status().Datagrams
+		p.pass(t, p.from, p.to)
+		p.pass(t, p.to, p.from)
+		return p.relay.Status().Datagrams == before
+	})
+	eventually(t, "what the kernel forwards is counted", func() bool {
+		c := f.Counts()
+		return c.Packets >= 2 && c.Bytes >= 2*uint64(len(p.text))
+	})
+	if p.plain.Load() > 0 {
+		t.Errorf("%d frames at the relay contain plain text", p.plain.Load())
+	}
+
+	// Nobody is at the port.
+	stop()
+	if err := p.relay.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		p.pass(t, p.from, p.to)
+		p.pass(t, p.to, p.from)
+	}
+}
+
+// forwardInKernel has the kernel forward for the pair's relay until stop is called, or the test ends.
+func forwardInKernel(t *testing.T, p *relayedPair) (f *relaynft.Forwarder, stop func()) {
+	t.Helper()
+	f, err := relaynft.Open(relaynft.Options{Port: port(p.gossip, "127.0.0.1").Port(), Relay: p.relay, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var serving sync.WaitGroup
+	serving.Go(func() { f.Serve(ctx) })
+	stop = sync.OnceFunc(func() {
+		cancel()
+		serving.Wait()
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return f, stop
 }

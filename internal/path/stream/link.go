@@ -123,6 +123,9 @@ func (l *link) status() Status {
 	}
 	if l.conn != nil {
 		s.Since = l.since
+		if p, ok := l.conn.(interface{ Proxy() string }); ok {
+			s.Proxy = p.Proxy()
+		}
 	}
 	return s
 }

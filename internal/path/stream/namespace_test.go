@@ -43,6 +43,8 @@ type host struct {
 	dev    *device.Device
 	id     mesh.ID
 	gossip *gossip.Gossip
+	// overTLS is where gossip accepts streams of TLS.
+	overTLS netip.AddrPort
 	*Carrier
 }
 
@@ -265,8 +267,15 @@ func (h *host) startGossip() {
 		h.t.Fatal(err)
 	}
 	h.id = mesh.IDOf(identity.Public().(ed25519.PublicKey))
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.overTLS = free.Addr().(*net.TCPAddr).AddrPort()
+	free.Close()
 	h.gossip, err = gossip.Start(context.Background(), gossip.Options{
 		Identity: identity, Secrets: [][32]byte{{1}}, Boot: 1, Instance: uint64(h.n), Bind: "127.0.0.1:0",
+		Listen: []string{h.overTLS.String()},
 		Cluster: mesh.Cluster{
 			Name: "test", Trust: mesh.TrustOpen, Mode: mesh.ModeFull, Encapsulation: mesh.EncapsulationAlways, Gateways: 1,
 			Overlay: []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")},
@@ -298,7 +307,7 @@ func startCarriers(t testing.TB, hosts [2]*host) {
 		h.Carrier = New(Options{
 			WireGuard: port, Gossip: h.gossip.Carried,
 			Dial: func(ctx context.Context, to mesh.ID) (net.Conn, error) {
-				return h.gossip.DialCarrier(ctx, to, hosts[1-i].gossip.Addr())
+				return h.gossip.DialCarrier(ctx, to, hosts[1-i].overTLS)
 			},
 		})
 		t.Cleanup(h.Close)

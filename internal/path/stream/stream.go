@@ -218,7 +218,8 @@ type Status struct {
 	Own     netip.AddrPort // WireGuard's endpoint for the node
 	Relay   netip.AddrPort // WireGuard's endpoint for nodes behind the node's relay; only if dialled
 	Since   time.Time      // when the stream was opened; zero while there is none
-	Dropped uint64         // frames for which there was no room
+	Proxy   string         // the HTTP proxy through which it goes; "" for none
+	Dropped uint64         // frames for which there was no room, or that had waited for too long
 	Err     error          // why the last stream ended, or could not be opened
 }
 

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/wait"
+	"github.com/meshd/meshd/test/lab"
+)
+
+const (
+	// rekeyTime is the age of a session at which WireGuard replaces it as soon as there is data
+	// (Rekey-After-Time in section 6.1 of its paper), and a second more.
+	rekeyTime = 121 * time.Second
+	// steadyTime is how long packets flow before something happens to their path.
+	steadyTime = time.Second
+)
+
+// measureCuts cuts the direct paths from one node to others, one after the other, and lets them heal
+// together: so they share the time that it takes until sessions are replaced.
+func measureCuts(ctx context.Context, binary string, s samples) error {
+	return inLab(ctx, func(l *lab.Lab) error {
+		names := []string{"relay-1", "relay-2", "hub"}
+		for i := range failures / 2 {
+			names = append(names, fmt.Sprintf("spoke-%d", i+1))
+		}
+		nodes, err := l.Nodes(ctx, binary, lab.Routed, names...)
+		if err != nil {
+			return err
+		}
+		parties, err := meet(ctx, nodes)
+		if err != nil {
+			return err
+		}
+		const hub = 2
+		for cycle := range 4 {
+			for _, spoke := range nodes[hub+1:] {
+				if err := awaitPath(ctx, nodes[hub], spoke, control.PathDirect); err != nil {
+					return err
+				}
+			}
+			if err := wait.Sleep(ctx, rekeyTime); err != nil {
+				return err
+			}
+			for i := hub + 1; i < len(nodes); i++ {
+				c := cut{l, [2]*lab.Node{nodes[hub], nodes[i]}, [2]lab.Party{parties[hub], parties[i]}}
+				if cycle >= 2 && i%2 == 0 {
+					c = cut{l, [2]*lab.Node{nodes[i], nodes[hub]}, [2]lab.Party{parties[i], parties[hub]}}
+				}
+				if err := c.measure(ctx, cycle%2 == 0, s); err != nil {
+					return err
+				}
+			}
+			if err := l.Heal(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// cut is about a pair whose direct path is cut, from the first to the second one at least.
+type cut struct {
+	lab     *lab.Lab
+	nodes   [2]*lab.Node
+	parties [2]lab.Party
+}
+
+// measure takes the longest gap in what the two nodes send each other when their path is cut. Before,
+// WireGuard replaces their session, which no relay has seen.
+func (c cut) measure(ctx context.Context, bothWays bool, s samples) (err error) {
+	a, b := c.nodes[0], c.nodes[1]
+	before, err := a.Status(ctx)
+	if err != nil {
+		return err
+	}
+	talk, err := lab.StartExchange(c.parties[0], c.parties[1], packetPeriod)
+	if err != nil {
+		return err
+	}
+	defer talk.Stop()
+	old := lab.PeerOf(before, b.Name).LastHandshake
+	if err := errors.Join(
+		awaitBoth(ctx, a, b, "in a new session", func(p control.Peer) bool { return p.LastHandshake.After(old) }),
+		wait.Sleep(ctx, steadyTime),
+		awaitPath(ctx, a, b, control.PathDirect),
+	); err != nil {
+		return err
+	}
+	talk.CountGaps()
+	name := "path_cut_oneway_gap_ms"
+	if err := c.lab.Block(ctx, hostsOf(a), hostsOf(b), lab.Packets{}); err != nil {
+		return err
+	}
+	if bothWays {
+		name = "path_cut_gap_ms"
+		if err := c.lab.Block(ctx, hostsOf(b), hostsOf(a), lab.Packets{}); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(awaitPath(ctx, a, b, control.PathRelayed), awaitDatagrams(ctx, talk)); err != nil {
+		return err
+	}
+	s.add(name, milliseconds(talk.LongestGap()))
+	return nil
+}
+
+// hostsOf returns the hosts of nodes.
+func hostsOf(nodes ...*lab.Node) []*lab.Host {
+	var all []*lab.Host
+	for _, n := range nodes {
+		all = append(all, n.Host)
+	}
+	return all
+}
