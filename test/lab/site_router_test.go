@@ -6,12 +6,13 @@ package lab_test
 
 import (
 	"context"
-	"net"
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
 
 	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/test/lab"
 )
@@ -130,8 +131,8 @@ func TestRouterWithOpenInput(t *testing.T) {
 			h, inside := home(ctx, t, l, "home", lab.Router{Mapping: lab.PortPreserving, OpenInput: open})
 			near := newHost(ctx, t, l, "near "+name, lab.Routed)
 			far, other := server(ctx, t, l, "far "+name)
-			early(t, near, at(h, nodePort), open)
 			asked := datagrams(t, near, 7000)
+			asked.sendsEarly(t, at(h, nodePort), open)
 			mapping := asked.hear(t, func() { inside.send(t, at(near, 7000)) })
 			if (mapping.Port() != nodePort) != open {
 				t.Errorf("got %s, want another port than %d: %t", mapping, nodePort, open)
@@ -144,30 +145,31 @@ func TestRouterWithOpenInput(t *testing.T) {
 	}
 }
 
-// early sends a datagram from port 7000 before the other end does. A router that takes it
-// for its own says that nothing listens there.
-func early(t *testing.T, from *lab.Host, to netip.AddrPort, refused bool) {
+// sendsEarly sends a datagram before the other end does. A router that takes it for its own
+// says that nothing listens there.
+func (s socket) sendsEarly(t *testing.T, to netip.AddrPort, refused bool) {
 	t.Helper()
-	var conn *net.UDPConn
-	if err := from.Do(func() (err error) {
-		conn, err = net.DialUDP("udp4", &net.UDPAddr{Port: 7000}, net.UDPAddrFromAddrPort(to))
-		return err
-	}); err != nil {
+	// Without this the kernel tells of a refusal only to a socket that is connected.
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	tell := func(on int) {
+		if e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_RECVERR, on) }); e != nil || err != nil {
+			t.Fatal(e, err)
+		}
+	}
+	tell(1)
+	defer tell(0)
 	wait := limit
 	if !refused {
 		wait = 200 * time.Millisecond
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
+	if err := s.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := conn.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	_, err := conn.Read(make([]byte, 1))
-	if e, ok := err.(net.Error); !ok || e.Timeout() == refused {
+	s.send(t, to)
+	if _, err := s.read(); errors.Is(err, unix.ECONNREFUSED) != refused {
 		t.Errorf("a datagram to the router: got %v, want that it is refused: %t", err, refused)
 	}
 }
