@@ -65,7 +65,7 @@ type Node struct {
 	Gateway    mesh.GatewayPreference
 	Encryption string // EncryptionAuto | EncryptionRequired
 	Relay      mesh.RelayPreference
-	// PortMapping says whether the router is asked for mappings: PortMappingAuto | PortMappingNever.
+	// PortMapping says whether the router is asked for mappings: PortMappingAuto | PortMappingOff.
 	PortMapping string
 
 	// Keepalive is WireGuard's persistent keepalive, in whole seconds. Nil means the default
@@ -85,8 +85,8 @@ const (
 // Values of node.port-mapping: whether the router of a host without a public address is asked to
 // let others in.
 const (
-	PortMappingAuto  = "auto" // yes, unless node.endpoint is set
-	PortMappingNever = "never"
+	PortMappingAuto = "auto" // yes, unless node.endpoint is set
+	PortMappingOff  = "off"
 )
 
 // Encrypted reports whether this node's packets must be encrypted on a LAN, whatever the

@@ -157,7 +157,7 @@ cluster: {overlay: ["fd00:4::/112"], pods: ["fd00:42::/56"], services: ["fd00:43
 			c.Gossip.Bind = netip.MustParseAddrPort("[2001:db8::1]:7950")
 			c.Gossip.Advertise = config.HostPort{Host: "mesh.example.com", Port: 7950}
 		}},
-		{"port mapping", "node: {port-mapping: never}", func(c *config.Config) { c.Node.PortMapping = config.PortMappingNever }},
+		{"port mapping", "node: {port-mapping: off}", func(c *config.Config) { c.Node.PortMapping = config.PortMappingOff }},
 		{"relay", "node: {relay: never}\nrelay: {max-rate: 2500000}", func(c *config.Config) { c.Node.Relay, c.Relay.MaxRate = mesh.RelayNever, 2_500_000 }},
 		{"probe", "probe: {interval: 1s, misses: 2}", func(c *config.Config) {
 			c.Probe = config.Probe{Interval: time.Second, Misses: 2}

@@ -247,8 +247,8 @@ var badFiles = []struct {
 		`2: node.relay: "yes" is unknown: write auto, or prefer, or never`,
 		`3: relay.max-rate: "9999" is not a number of bytes a second: write one from 10000 to 1250000000 without a unit, or 0 for no limit`,
 	}},
-	{"port mapping unknown", false, "node: {port-mapping: off}\n", []string{
-		`2: node.port-mapping: "off" is unknown: write auto, or never`,
+	{"port mapping unknown", false, "node: {port-mapping: never}\n", []string{
+		`2: node.port-mapping: "never" is unknown: write auto, or off`,
 	}},
 	{"relay's rate with a unit", false, "relay: {max-rate: 1M}\n", []string{
 		`2: relay.max-rate: "1M" is not a number of bytes a second: write one from 10000 to 1250000000 without a unit, or 0 for no limit`,

@@ -84,7 +84,7 @@ var keys = []key{
 	one("node.encryption", func(c *Config) *string { return &c.Node.Encryption }, choice(EncryptionAuto, EncryptionRequired)),
 	one("node.relay", func(c *Config) *mesh.RelayPreference { return &c.Node.Relay },
 		choice(mesh.RelayAuto, mesh.RelayPrefer, mesh.RelayNever)),
-	one("node.port-mapping", func(c *Config) *string { return &c.Node.PortMapping }, choice(PortMappingAuto, PortMappingNever)),
+	one("node.port-mapping", func(c *Config) *string { return &c.Node.PortMapping }, choice(PortMappingAuto, PortMappingOff)),
 	one("node.keepalive", func(c *Config) **time.Duration { return &c.Node.Keepalive }, keepalive),
 	many("node.pod-cidr", func(c *Config) *[]netip.Prefix { return &c.Node.PodCIDR }, network),
 	many("node.allowed-location-ips", func(c *Config) *[]netip.Prefix { return &c.Node.AllowedLocationIPs }, network),

@@ -274,7 +274,7 @@ var scenarios = []scenario{
 			Internal: netip.MustParseAddrPort("192.168.1.7:51820"), External: netip.MustParseAddrPort("100.64.1.1:40001"),
 		})
 		w.pass(time.Second)
-		w.configure("node: {name: a1, port-mapping: never}")
+		w.configure("node: {name: a1, port-mapping: off}")
 		w.signal()
 		w.end()
 	}},

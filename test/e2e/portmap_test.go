@@ -62,7 +62,7 @@ func TestPortMapping(t *testing.T) {
 
 	off := homes[2]
 	file := m.run(off, "cat", lab.ConfigPath)
-	m.must(off.Configure(strings.Replace(file, "node:\n", "node:\n  port-mapping: never\n", 1), m.secret))
+	m.must(off.Configure(strings.Replace(file, "node:\n", "node:\n  port-mapping: off\n", 1), m.secret))
 	m.must(off.Reload())
 	m.eventually(settleLimit, func() error { return m.mappingsAt(0, homes[2:]) })
 	m.await(settleLimit, "has no mapping", func(s control.Status) bool { return len(s.Node.PortMappings) == 0 }, off)
