@@ -190,6 +190,9 @@ func TestDownRemovesExactlyOurs(t *testing.T) {
 		if diff := cmp.Diff(before, whole()); diff != "" {
 			t.Errorf("the host after down (-before +after):\n%s", diff)
 		}
+		if tables := m.run(n, "nft", "list", "tables"); strings.Contains(tables, " meshd") {
+			t.Errorf("nft's tables after down: got %s, want none of meshd", tables)
+		}
 	})
 }
 
@@ -240,11 +243,11 @@ func (m *testbed) observed(n *lab.Node) map[string]string {
 	return state
 }
 
-// table returns family and name of meshd's nft table.
+// table returns family and name of the nft table that the node's firewall is in.
 func table(m *testbed, n *lab.Node) string {
 	m.t.Helper()
 	for line := range strings.Lines(m.run(n, "nft", "list", "tables")) {
-		if family, ok := strings.CutSuffix(strings.TrimSpace(line), " meshd"); ok {
+		if family, ok := strings.CutSuffix(strings.TrimSpace(line), " meshd"); ok && family != "table netdev" {
 			return strings.TrimPrefix(family, "table ") + " meshd"
 		}
 	}

@@ -290,7 +290,8 @@ func (m *testbed) eventually(limit time.Duration, check func() error) {
 // device is the name of meshd's WireGuard device.
 const device = "meshd0"
 
-// hostState returns what is configured on a host, as a person would see it.
+// hostState returns what is configured on a host, as a person would see it, without what
+// changes by itself.
 func (m *testbed) hostState(h *lab.Host) map[string]string {
 	m.t.Helper()
 	state := map[string]string{}
@@ -304,7 +305,8 @@ func (m *testbed) hostState(h *lab.Host) map[string]string {
 			m.t.Fatal(err)
 		}
 		out = operational.ReplaceAllString(out, "$1 ")
-		state[command] = later.ReplaceAllString(out, "")
+		out = later.ReplaceAllString(out, "")
+		state[command] = relayTable.ReplaceAllString(out, "")
 	}
 	return state
 }
@@ -312,6 +314,9 @@ func (m *testbed) hostState(h *lab.Host) map[string]string {
 // later matches what the kernel adds or removes by itself, partly only seconds after a
 // link is up: link-local addresses and their routes, and the lack of a carrier.
 var later = regexp.MustCompile(`(?m)^(local |multicast |anycast )?(fe80:|ff00:).*\n|fe80:[0-9a-f:]+/64 |NO-CARRIER,`)
+
+// relayTable matches what the kernel forwards for a relay, which changes with each handshake.
+var relayTable = regexp.MustCompile(`(?ms)^table netdev meshd \{.*?^\}\n`)
 
 // operational matches a link's name and operational state, which follows its carrier
 // with a delay.
