@@ -56,13 +56,14 @@ var mayImport = map[string][]string{
 	"internal/path/forward":      {"internal/path"},
 	"internal/path/rawudp":       {"internal/pktinfo"},
 	"internal/path/relaynft":     {"internal/loglimit", "internal/path", "internal/path/forward", "internal/wait"},
-	"internal/path/relayudp":     {"internal/mesh", "internal/path", "internal/pktinfo"},
-	"internal/path/stream":       {"internal/mesh", "internal/path", "internal/wait"},
+	"internal/path/relayudp":     {"internal/mesh", "internal/path", "internal/pktinfo", "internal/udpbatch"},
+	"internal/path/stream":       {"internal/mesh", "internal/path", "internal/udpbatch", "internal/wait"},
 	"internal/pktinfo":           {},
 	"internal/portmap":           {"internal/loglimit", "internal/wait"},
 	"internal/probe":             {"internal/mesh"},
 	"internal/probe/ping":        {"internal/loglimit", "internal/mesh", "internal/probe", "internal/wait"},
 	"internal/state":             {"internal/atomicfile", "internal/mesh", "internal/path", "internal/portmap"},
+	"internal/udpbatch":          {},
 	"internal/wait":              {},
 }
 

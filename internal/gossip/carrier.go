@@ -137,7 +137,8 @@ func (t *transport) acceptCarrier(conn *net.TCPConn, s *stream) {
 // carry prepares a stream for datagrams: it is as long as the carrier wants, and nothing of
 // it gets to memberlist.
 func (s *stream) carry() {
-	s.in = bufio.NewReaderSize(s.Conn, 2*maxFrame)
+	s.buffer = bufio.NewReaderSize(s.Conn, maxWrite)
+	s.in = s.buffer
 	s.begun, s.budget = true, math.MaxInt
 }
 

@@ -27,6 +27,8 @@ const (
 
 	// maxFrame is the largest plaintext of one frame of a stream.
 	maxFrame = 16 << 10
+	// maxWrite is how much of a stream is encrypted before it is given to the kernel.
+	maxWrite = 4 * maxFrame
 
 	// receiveBuffer is enough for the packets that arrive while all nodes start at once.
 	receiveBuffer = 2 << 20

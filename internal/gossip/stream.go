@@ -3,6 +3,7 @@
 package gossip
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/cipher"
 	"crypto/ed25519"
@@ -57,7 +58,8 @@ type stream struct {
 	closing sync.Once
 
 	reading sync.Mutex
-	in      io.Reader // Conn, or a buffer before it
+	in      io.Reader     // Conn, or a buffer before it
+	buffer  *bufio.Reader // that buffer, for a carrier's stream
 	opener  cipher.AEAD
 	opened  uint64
 	frame   []byte // room for one
@@ -273,7 +275,24 @@ func (s *stream) Read(b []byte) (int, error) {
 	}
 	n := copy(b, s.rest)
 	s.rest = s.rest[n:]
+	for n < len(b) && s.hasFrame() {
+		frame, err := s.readFrame()
+		if err != nil {
+			return n, err
+		}
+		more := copy(b[n:], frame)
+		n, s.rest = n+more, frame[more:]
+	}
 	return n, nil
+}
+
+// hasFrame reports whether a frame has arrived as a whole.
+func (s *stream) hasFrame() bool {
+	if s.buffer == nil || s.buffer.Buffered() < 2 {
+		return false
+	}
+	head, err := s.buffer.Peek(2)
+	return err == nil && s.buffer.Buffered() >= 2+int(binary.BigEndian.Uint16(head))
 }
 
 // readFrame returns the plaintext of the next frame, which is valid until it is called again.
@@ -306,21 +325,31 @@ func (s *stream) readFrame() ([]byte, error) {
 func (s *stream) Write(b []byte) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	for written := 0; written < len(b); {
-		n := min(len(b)-written, maxFrame)
-		if err := s.writeFrame(b[written : written+n]); err != nil {
+	written := 0
+	for part := range slices.Chunk(b, maxWrite) {
+		s.out = s.out[:0]
+		for frame := range slices.Chunk(part, maxFrame) {
+			s.appendFrame(frame)
+		}
+		if _, err := s.Conn.Write(s.out); err != nil {
 			return written, err
 		}
-		written += n
+		written += len(part)
 	}
-	return len(b), nil
+	return written, nil
+}
+
+// appendFrame appends an encrypted frame to what is to be written.
+func (s *stream) appendFrame(plain []byte) {
+	n := len(plain) + s.sealer.Overhead()
+	s.out = binary.BigEndian.AppendUint16(slices.Grow(s.out, 2+n), uint16(n))
+	s.out = s.sealer.Seal(s.out, frameNonce(s.sealed), plain, nil)
+	s.sealed++
 }
 
 func (s *stream) writeFrame(plain []byte) error {
-	n := len(plain) + s.sealer.Overhead()
-	s.out = binary.BigEndian.AppendUint16(slices.Grow(s.out[:0], 2+n), uint16(n))
-	s.out = s.sealer.Seal(s.out, frameNonce(s.sealed), plain, nil)
-	s.sealed++
+	s.out = s.out[:0]
+	s.appendFrame(plain)
 	_, err := s.Conn.Write(s.out)
 	return err
 }

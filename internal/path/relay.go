@@ -433,6 +433,9 @@ func (r *Relay) Nodes(now time.Time) []Short {
 	return all
 }
 
+// IsData reports whether a datagram is one of WireGuard that belongs to a session.
+func IsData(b []byte) bool { return len(b) > 0 && b[0] == transport }
+
 // SessionIndex returns the index in a message of WireGuard that begins a session: with it the
 // receiver will send. It returns false for any other datagram.
 func SessionIndex(b []byte) (uint32, bool) {

@@ -186,23 +186,26 @@ type bench struct {
 	figures      []figure
 }
 
-// run takes the measurements whose names match and prints their figures.
+// run takes the measurements whose names match and prints their figures. A measurement that fails keeps no other
+// one from being taken.
 func (b bench) run(ctx context.Context, only *regexp.Regexp) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var errs []error
 	s := samples{}
 	for run := range runs {
 		for _, m := range b.measurements {
-			if run >= m.times || !only.MatchString(m.name) {
+			if ctx.Err() != nil || run >= m.times || !only.MatchString(m.name) {
 				continue
 			}
 			fmt.Fprintf(os.Stderr, "%s, run %d of %d\n", m.name, run+1, m.times)
 			if err := m.measure(ctx, b.binary, run, s); err != nil {
-				return fmt.Errorf("%s: %w", m.name, err)
+				errs = append(errs, fmt.Errorf("%s, run %d: %w", m.name, run+1, err))
+				fmt.Fprintln(os.Stderr, "bench:", errs[len(errs)-1])
 			}
 		}
 	}
-	return printAll(os.Stdout, s, b.figures)
+	return errors.Join(append(errs, printAll(os.Stdout, s, b.figures))...)
 }
 
 // printAll writes the figures of which there are samples, and returns an error that

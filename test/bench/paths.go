@@ -47,6 +47,17 @@ func meet(ctx context.Context, nodes []*lab.Node) ([]lab.Party, error) {
 	return all, nil
 }
 
+// neverRelay keeps nodes that have not been started from forwarding for others.
+func neverRelay(ctx context.Context, nodes ...*lab.Node) error {
+	for _, n := range nodes {
+		// The section of the node is the last one of the file.
+		if _, err := n.Run(ctx, "sh", "-c", "echo '  relay: never' >>"+lab.ConfigPath); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // awaitPath waits until both ends are on a path of a kind.
 func awaitPath(ctx context.Context, a, b *lab.Node, kind control.PathKind) error {
 	return awaitBoth(ctx, a, b, "on a path that is "+string(kind), func(p control.Peer) bool { return p.Path.Works() == kind })
@@ -108,8 +119,7 @@ func (p firstPing) measure(ctx context.Context, binary string, s samples) error 
 			return err
 		}
 		if !p.relay {
-			// It is the last line of the file, and of the section of the node.
-			if _, err := public.Run(ctx, "sh", "-c", "echo '  relay: never' >>"+lab.ConfigPath); err != nil {
+			if err := neverRelay(ctx, nodes[0]); err != nil {
 				return err
 			}
 		}

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/meshd/meshd/internal/control"
@@ -21,15 +22,18 @@ const (
 )
 
 // measurePathSpeed compares the throughput of one node to others over paths of each kind: direct; through a
-// relay, since all packets of WireGuard between the two are dropped; and over TCP, since all UDP of the
-// other one is.
+// relay, since all packets of WireGuard between the two are dropped; and through the same relay over TCP, since
+// all UDP of the other one is. The relay forwards in user space.
 func measurePathSpeed(ctx context.Context, binary string, s samples) error {
 	return inLab(ctx, func(l *lab.Lab) error {
 		nodes, err := l.Nodes(ctx, binary, lab.Routed, "relay", "near", "direct", "relayed", "tcp")
 		if err != nil {
 			return err
 		}
-		near, far := nodes[1], nodes[2:]
+		relay, near, far := nodes[0], nodes[1], nodes[2:]
+		if err := errors.Join(neverRelay(ctx, nodes[1:]...), relay.PassOnMerged()); err != nil {
+			return err
+		}
 		all, wireguard := lab.Packets{Protocol: "udp"}, lab.Packets{Protocol: "udp", Port: plainPort}
 		if err := errors.Join(
 			l.Block(ctx, hostsOf(near), hostsOf(far[1]), wireguard),
@@ -53,8 +57,35 @@ func measurePathSpeed(ctx context.Context, binary string, s samples) error {
 		if err := wait.Sleep(ctx, calmTime); err != nil {
 			return err
 		}
-		return compareSpeed(ctx, ways, s)
+		forwarded, err := inUserSpace(ctx, relay)
+		if err != nil {
+			return err
+		}
+		if err := compareSpeed(ctx, ways, s); err != nil {
+			return err
+		}
+		return forwarded()
 	})
+}
+
+// inUserSpace begins to count what a relay forwards. What it returns says whether its daemon has forwarded all of
+// it since: what the kernel forwards would be another figure.
+func inUserSpace(ctx context.Context, relay *lab.Node) (check func() error, err error) {
+	before, err := forwardedBy(ctx, relay)
+	if err != nil {
+		return nil, err
+	}
+	return func() error {
+		after, err := forwardedBy(ctx, relay)
+		if err != nil {
+			return err
+		}
+		if after.InKernel != before.InKernel || after.Datagrams == before.Datagrams {
+			return fmt.Errorf("%s has forwarded %d datagrams, %d of them in the kernel: want all in user space",
+				relay.Name, after.Datagrams-before.Datagrams, after.InKernel-before.InKernel)
+		}
+		return nil
+	}, nil
 }
 
 func compareSpeed(ctx context.Context, ways []dataPath, s samples) error {

@@ -39,11 +39,8 @@ func newRelayBed(ctx context.Context, l *lab.Lab, binary string) (*relayBed, err
 		return nil, err
 	}
 	b := &relayBed{relay: nodes[0], near: nodes[1], direct: nodes[2], far: nodes[3], overlay: map[*lab.Node]lab.Party{}}
-	for _, n := range nodes[1:] {
-		// The section of the node is the last one of the file.
-		if _, err := n.Run(ctx, "sh", "-c", "echo '  relay: never' >>/etc/meshd.yaml"); err != nil {
-			return nil, err
-		}
+	if err := neverRelay(ctx, nodes[1:]...); err != nil {
+		return nil, err
 	}
 	wireguard := lab.Packets{Protocol: "udp", Port: plainPort}
 	for _, ends := range [][2]*lab.Node{{b.near, b.far}, {b.far, b.near}} {
@@ -86,16 +83,16 @@ func (b *relayBed) awaitPaths(ctx context.Context) error {
 	return nil
 }
 
-// forwarded returns how many datagrams the relay has forwarded, and how many of them its kernel has.
-func (b *relayBed) forwarded(ctx context.Context) (all, inKernel uint64, err error) {
-	s, err := b.relay.Status(ctx)
+// forwardedBy returns what a relay has forwarded so far.
+func forwardedBy(ctx context.Context, relay *lab.Node) (control.Relay, error) {
+	s, err := relay.Status(ctx)
 	if err != nil {
-		return 0, 0, err
+		return control.Relay{}, err
 	}
 	if s.Relay == nil {
-		return 0, 0, errors.New("the node is not a relay")
+		return control.Relay{}, fmt.Errorf("%s is not a relay", relay.Name)
 	}
-	return s.Relay.Datagrams, s.Relay.InKernel, nil
+	return *s.Relay, nil
 }
 
 // measureKernelRelay compares the throughput over a relay, whose kernel forwards, with that of a direct
@@ -117,7 +114,7 @@ func measureKernelRelay(ctx context.Context, binary string, s samples) (err erro
 		{"direct", b.overlay[b.near], b.overlay[b.direct]},
 		{"relayed", b.overlay[b.near], b.overlay[b.far]},
 	}
-	all, inKernel, err := b.forwarded(ctx)
+	before, err := forwardedBy(ctx, b.relay)
 	if err != nil {
 		return err
 	}
@@ -132,11 +129,11 @@ func measureKernelRelay(ctx context.Context, binary string, s samples) (err erro
 			s.add("relay_throughput_ratio", rates[1]/rates[0])
 		}
 	}
-	allAfter, inKernelAfter, err := b.forwarded(ctx)
+	after, err := forwardedBy(ctx, b.relay)
 	if err != nil {
 		return err
 	}
-	if part := float64(inKernelAfter-inKernel) / float64(allAfter-all); part < leastInKernel {
+	if part := float64(after.InKernel-before.InKernel) / float64(after.Datagrams-before.Datagrams); part < leastInKernel {
 		return fmt.Errorf("the relay's kernel has forwarded only %.2f of the packets", part)
 	}
 	return nil
@@ -201,7 +198,7 @@ func (b *relayBed) awaitKernel(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		_, before, err := b.forwarded(ctx)
+		before, err := forwardedBy(ctx, b.relay)
 		if err != nil {
 			return err
 		}
@@ -211,11 +208,11 @@ func (b *relayBed) awaitKernel(ctx context.Context) error {
 		}
 		err = wait.Sleep(ctx, 2*time.Second)
 		sent, _ := e.Stop()
-		_, after, readErr := b.forwarded(ctx)
+		after, readErr := forwardedBy(ctx, b.relay)
 		if err := errors.Join(err, readErr); err != nil {
 			return err
 		}
-		if float64(after-before) > leastInKernel*float64(sent) {
+		if float64(after.InKernel-before.InKernel) > leastInKernel*float64(sent) {
 			return nil
 		}
 	}

@@ -33,6 +33,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/pktinfo"
+	"github.com/meshd/meshd/internal/udpbatch"
 )
 
 // Options says who the relay is, and whose port it shares.
@@ -104,6 +105,7 @@ type client struct {
 // leg is how to send to an address.
 type leg struct {
 	addr   *net.UDPAddr   // nil for a stream
+	alone  bool           // datagrams can't be merged on this way
 	local  netip.Addr     // the source address; the zero value lets the kernel choose
 	source []byte         // the control message that sets it
 	stream netip.AddrPort // the zero value for UDP
@@ -129,6 +131,8 @@ type Relay struct {
 	conn  *net.UDPConn
 	batch *ipv6.PacketConn // messages of both families have one type
 	six   bool
+	// merges is whether datagrams of WireGuard for one node may be sent as one.
+	merges bool
 
 	mu      sync.Mutex
 	table   *path.Relay
@@ -168,7 +172,7 @@ func Open(ctx context.Context, o Options) (*Relay, error) {
 		limit = rate.NewLimiter(rate.Limit(o.MaxRate), burst(o.MaxRate))
 	}
 	r := &Relay{
-		o: o, self: self, conn: conn, batch: ipv6.NewPacketConn(conn), six: six,
+		o: o, self: self, conn: conn, batch: ipv6.NewPacketConn(conn), six: six, merges: udpbatch.CanMerge(conn),
 		table: path.NewRelay(secret), who: who, clients: map[path.Short]*client{}, legs: map[netip.AddrPort]leg{}, limit: limit,
 		changed: make(chan struct{}, 1),
 	}
@@ -294,24 +298,14 @@ func (r *Relay) Status() Status {
 	return s
 }
 
-// batchSize is how many datagrams are read or written in one call, and maxDatagram how
-// long they are read: a byte more than what is forwarded, so that no part of one is.
+// batchMin and batchSize are how many datagrams are read in one call, at first and at most: twice as many as
+// the last time, because each costs, whether it comes or not. maxDatagram is how long they are read: a byte
+// more than what is forwarded, so that no part of one is.
 const (
+	batchMin    = 8
 	batchSize   = 128
 	maxDatagram = 2049
 )
-
-// outbox collects datagrams to send by UDP.
-type outbox struct {
-	messages []ipv6.Message
-	payloads [][]byte // of the messages, so that none is allocated
-}
-
-func (o *outbox) add(payload []byte, to leg) {
-	n := len(o.payloads)
-	o.payloads = append(o.payloads, payload)
-	o.messages = append(o.messages, ipv6.Message{Buffers: o.payloads[n : n+1], Addr: to.addr, OOB: to.source})
-}
 
 // Serve forwards until Close.
 func (r *Relay) Serve() error {
@@ -322,59 +316,67 @@ func (r *Relay) Serve() error {
 		in[i].Buffers = [][]byte{payloads[i*maxDatagram : (i+1)*maxDatagram]}
 		in[i].OOB = controls[i*pktinfo.Room : (i+1)*pktinfo.Room]
 	}
-	var out outbox
+	var out udpbatch.Batch
+	expected := batchMin
 	for {
-		n, err := r.batch.ReadBatch(in, 0)
+		n, err := r.batch.ReadBatch(in[:expected], 0)
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("receive as a relay: %w", err)
 		}
-		out.messages, out.payloads = out.messages[:0], out.payloads[:0]
+		expected = min(max(2*n, batchMin), batchSize)
 		r.handle(in[:n], &out)
-		if failed := r.send(out.messages); failed > 0 {
+		if failed, alone := out.Send(r.batch); failed > 0 || len(alone) > 0 {
 			r.mu.Lock()
-			r.dropped[dropUnsent] += failed
+			r.sent(failed, alone)
 			r.mu.Unlock()
 		}
 	}
 }
 
-// send sends datagrams. It returns how many could not be sent: the others go nevertheless.
-func (r *Relay) send(out []ipv6.Message) (failed uint64) {
-	for len(out) > 0 {
-		n, err := r.batch.WriteBatch(out, 0)
-		if err != nil {
-			failed++
-			n = 1 // the kernel reports the error of the first one only, sendmmsg(2)
+// sent notes what could not be sent, and where datagrams can't be merged: until the node there binds again.
+func (r *Relay) sent(failed uint64, alone []net.Addr) {
+	r.dropped[dropUnsent] += failed
+	for _, a := range alone {
+		at := unmapped(a)
+		if l, ok := r.legs[at]; ok {
+			l.alone = true
+			r.legs[at] = l
 		}
-		out = out[n:]
 	}
-	return failed
+}
+
+// unmapped returns the address of a datagram as the table has it.
+func unmapped(a net.Addr) netip.AddrPort {
+	at := a.(*net.UDPAddr).AddrPort()
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 }
 
 // handle puts into out what is to be sent after datagrams have come.
-func (r *Relay) handle(in []ipv6.Message, out *outbox) {
+func (r *Relay) handle(in []ipv6.Message, out *udpbatch.Batch) {
 	now := r.o.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range in {
 		b := in[i].Buffers[0][:in[i].N]
-		from := in[i].Addr.(*net.UDPAddr).AddrPort()
-		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		r.datagram(now, b, from, in[i].OOB[:in[i].NN], out)
+		r.datagram(now, b, unmapped(in[i].Addr), in[i].OOB[:in[i].NN], out)
 	}
 	r.tellChanged()
 }
 
-// emit sends a datagram by stream, or puts it into out.
-func (r *Relay) emit(payload []byte, to leg, out *outbox) {
+// emit sends a datagram by stream, or puts it into out. Probes and handshakes are not merged, because raw sockets
+// take them in, see package rawudp.
+func (r *Relay) emit(payload []byte, to leg, out *udpbatch.Batch) {
 	if to.addr == nil {
 		r.sendStream(payload, to)
 		return
 	}
-	out.add(payload, to)
+	out.Add(udpbatch.Datagram{
+		Payload: payload, To: to.addr, Control: to.source,
+		Merge: r.merges && !to.alone && path.IsData(payload),
+	})
 }
 
 // sendStream sends a datagram by stream.
@@ -389,14 +391,14 @@ func (r *Relay) sendStream(payload []byte, to leg) {
 func (r *Relay) Receive(b []byte, from netip.AddrPort) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var out outbox
+	var out udpbatch.Batch
 	r.datagram(r.o.Now(), b, from, nil, &out)
 	r.tellChanged()
-	r.dropped[dropUnsent] += r.send(out.messages)
+	r.sent(out.Send(r.batch))
 }
 
 // datagram takes a datagram that has come.
-func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control []byte, out *outbox) {
+func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control []byte, out *udpbatch.Batch) {
 	if h, err := path.ParseHeader(b); err == nil && h.To == r.self {
 		r.request(now, h, b, from, control, out)
 		return
@@ -436,14 +438,14 @@ func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control [
 }
 
 // tell sends a message to a node that is bound, if its path key is known.
-func (r *Relay) tell(node path.Short, m path.Message, at netip.AddrPort, out *outbox) {
+func (r *Relay) tell(node path.Short, m path.Message, at netip.AddrPort, out *udpbatch.Batch) {
 	if c := r.clients[node]; c != nil {
 		r.emit(c.keys.Seal(m, r.o.Counter()), r.legOf(at), out)
 	}
 }
 
 // request takes what a node has sealed for the relay itself.
-func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrPort, control []byte, out *outbox) {
+func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrPort, control []byte, out *udpbatch.Batch) {
 	c := r.clients[h.From]
 	if c == nil {
 		r.dropped[dropForged]++

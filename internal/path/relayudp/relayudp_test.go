@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/udpbatch"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -630,6 +632,51 @@ func TestHostileFlood(t *testing.T) {
 	if most := 1 + int(time.Since(began)/time.Second); answers > most {
 		t.Errorf("a stranger got %d questions, want no more than %d, one a second", answers, most)
 	}
+}
+
+// recorder notes how many datagrams each message has.
+type recorder []int
+
+func (c *recorder) WriteBatch(all []ipv6.Message, _ int) (int, error) {
+	for _, m := range all {
+		*c = append(*c, len(m.Buffers))
+	}
+	return len(all), nil
+}
+
+// TestMerges has data packets for one node sent as one, but neither probes nor handshakes, which raw sockets take in.
+// Where that has failed, each is sent alone until the node binds again.
+func TestMerges(t *testing.T) {
+	r, _, from, to := relayed(t, nil)
+	if !r.merges {
+		t.Skip("this kernel can't send datagrams as one")
+	}
+	from.write(t, from.seal(from.keys, path.Message{Op: path.Row, Number: 22, Node: path.ShortOf(to.ID)}))
+	from.write(t, data(22, 1452))
+	to.read(t) // the row is known
+	forward := func(want recorder, payloads ...[]byte) {
+		t.Helper()
+		var in []ipv6.Message
+		for _, p := range payloads {
+			in = append(in, ipv6.Message{Buffers: [][]byte{p}, N: len(p), Addr: from.LocalAddr()})
+		}
+		var out udpbatch.Batch
+		r.handle(in, &out)
+		var got recorder
+		out.Send(&got)
+		if !slices.Equal(got, want) {
+			t.Errorf("got messages of %v datagrams, want %v", got, want)
+		}
+	}
+	long, short := data(22, 1452), data(22, 96)
+	probe := from.seal(from.with(t, to.Node), path.Message{Op: path.Ping})
+	forward(recorder{3, 2}, long, long, short, long, short)
+	forward(recorder{1, 1, 1}, long, probe, long)
+	forward(recorder{1, 1, 1}, long, to.initiation(33)) // the last one tells whose it is
+	r.sent(0, []net.Addr{net.UDPAddrFromAddrPort(to.addr())})
+	forward(recorder{1, 1}, long, long)
+	to.ask(t, path.Message{Op: path.Bind, Number: 3})
+	forward(recorder{2}, long, long)
 }
 
 // BenchmarkForward forwards datagrams between two nodes on loopback. The sender is part of

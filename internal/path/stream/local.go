@@ -11,6 +11,9 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"github.com/meshd/meshd/internal/path"
+	"github.com/meshd/meshd/internal/udpbatch"
 )
 
 // local is a socket that WireGuard has as an endpoint. It is connected to WireGuard's port, so
@@ -22,7 +25,8 @@ type local struct {
 		ReadBatch([]ipv6.Message, int) (int, error)
 		WriteBatch([]ipv6.Message, int) (int, error)
 	}
-	out []ipv6.Message // for WireGuard, see add
+	merges bool           // datagrams for WireGuard may be sent as one
+	out    udpbatch.Batch // for WireGuard, see add
 }
 
 // openLocal opens a socket for WireGuard's port, on ::1 if there is no IPv4.
@@ -36,7 +40,7 @@ func openLocal(wireguard uint16) (*local, error) {
 			continue
 		}
 		makeRoom(udp)
-		l := &local{addr: udp.LocalAddr().(*net.UDPAddr).AddrPort(), udp: udp, batch: ipv6.NewPacketConn(udp)}
+		l := &local{addr: udp.LocalAddr().(*net.UDPAddr).AddrPort(), udp: udp, batch: ipv6.NewPacketConn(udp), merges: udpbatch.CanMerge(udp)}
 		if loopback.Is4() {
 			l.addr = netip.AddrPortFrom(loopback, l.addr.Port())
 			l.batch = ipv4.NewPacketConn(udp)
@@ -60,19 +64,13 @@ func makeRoom(udp *net.UDPConn) {
 	})
 }
 
-// newMessages returns messages with one buffer each, of a size, or empty ones.
-func newMessages(size int) []ipv6.Message {
-	messages := make([]ipv6.Message, batch)
-	for i := range messages {
-		messages[i].Buffers = [][]byte{make([]byte, size)}
-	}
-	return messages
-}
-
 // readAll calls got with each datagram that WireGuard sends, until the socket is closed. It must
 // not keep the bytes.
 func (l *local) readAll(got func([]byte)) {
-	messages := newMessages(maxDatagram)
+	messages := make([]ipv6.Message, batch)
+	for i := range messages {
+		messages[i].Buffers = [][]byte{make([]byte, maxDatagram)}
+	}
 	for {
 		n, err := l.batch.ReadBatch(messages, 0)
 		if errors.Is(err, net.ErrClosed) {
@@ -89,26 +87,11 @@ func (l *local) readAll(got func([]byte)) {
 	}
 }
 
-// add adds a datagram for WireGuard, whose bytes must stay until flush.
+// add adds a datagram for WireGuard, whose bytes must stay until flush. Probes and handshakes are not merged, because
+// raw sockets take them in, see package rawudp.
 func (l *local) add(datagram []byte) {
-	if l.out == nil {
-		l.out = newMessages(0)[:0]
-	}
-	if len(l.out) == batch {
-		l.flush()
-	}
-	l.out = l.out[:len(l.out)+1]
-	l.out[len(l.out)-1].Buffers[0] = datagram
+	l.out.Add(udpbatch.Datagram{Payload: datagram, Merge: l.merges && path.IsData(datagram)})
 }
 
 // flush writes what was added. Errors count as loss: WireGuard's device may be away.
-func (l *local) flush() {
-	for rest := l.out; len(rest) > 0; {
-		n, err := l.batch.WriteBatch(rest, 0)
-		if err != nil {
-			n = 1
-		}
-		rest = rest[n:]
-	}
-	l.out = l.out[:0]
-}
+func (l *local) flush() { l.out.Send(l.batch) }
