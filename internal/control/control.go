@@ -201,6 +201,7 @@ type Path struct {
 	Since  time.Time      `json:"since,omitzero"`  // UTC; absent for no path
 	RTT    time.Duration  `json:"rtt,omitzero"`    // nanoseconds; absent if not known
 	Loss   float64        `json:"loss"`            // of the last 32 probes, 0 to 1
+	MTU    int            `json:"mtu,omitempty"`   // the longest packet inside the tunnel that passes, bytes; absent if not known
 	Tried  []TriedPath    `json:"tried,omitempty"` // all paths that are tried, that one among them
 	// NotProbed is why no path is looked for, "" if one is.
 	NotProbed string `json:"notProbed,omitempty"`
