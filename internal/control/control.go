@@ -47,6 +47,9 @@ type Daemon interface {
 	Drain(ctx context.Context, undo bool) (Drained, error)
 	// Graph returns the network as this node sees it. It refuses until that is known.
 	Graph() (mesh.Graph, error)
+	// Network returns what is known of the networks between this node and the others. It takes up to a
+	// second.
+	Network(ctx context.Context) (Network, error)
 	// Probe sends one echo request to every node and returns the status after that.
 	Probe(ctx context.Context) (Status, error)
 	// PlanWithout returns what the loss of a node would change on the host.

@@ -143,9 +143,10 @@ type Agent struct {
 	read    time.Time // when the device is read next
 	wanted  []Peer    // as set last
 	relays  relays
-	early   []early // the oldest first
-	trying  int     // how many tries to reach a peer are under way
-	number  uint32  // of the last try
+	early   []early                    // the oldest first
+	trying  int                        // how many tries to reach a peer are under way
+	number  uint32                     // of the last try
+	loops   map[string]chan<- struct{} // who waits for a datagram to this node itself, see Hairpin
 }
 
 // call is a sealed message that gossip has carried.
@@ -185,6 +186,7 @@ func newAgent(o Options) *Agent {
 		changed:   make(chan struct{}, 1),
 		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
 		relays:    relays{forgot: make(map[path.Short]bool)},
+		loops:     make(map[string]chan<- struct{}),
 	}
 	a.number = a.fresh()
 	a.relays.binder.CountFrom(a.fresh())

@@ -215,6 +215,9 @@ func (a *Agent) takeDatagram(now time.Time, d rawudp.Datagram) {
 		a.takeWho(now, h.From, d.Payload)
 		return
 	}
+	if a.takeLoop(d.Payload) {
+		return
+	}
 	p, m, ok := a.open(d.Payload)
 	if !ok {
 		return
