@@ -101,20 +101,26 @@ func TestPrintStatus(t *testing.T) {
 			if err := printStatus(&got, tt.status, now); err != nil {
 				t.Fatal(err)
 			}
-			golden := filepath.Join("testdata", "status-"+tt.name+".golden")
-			if *update {
-				if err := os.WriteFile(golden, got.Bytes(), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got.String()); diff != "" {
-				t.Errorf("status (-want +got):\n%s", diff)
-			}
+			golden(t, "status-"+tt.name, got.String())
 		})
+	}
+}
+
+// golden compares what was printed with a file, or writes that.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", name, diff)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// TestPathsPage looks for what meshd status prints in the page about paths.
+// TestPathsPage looks for what meshd status and meshd netcheck print in the page about paths.
 func TestPathsPage(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	relay, direct := netip.MustParseAddrPort("198.51.100.1:7946"), netip.MustParseAddrPort("198.51.100.1:51820")
@@ -58,7 +58,11 @@ func TestPathsPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"```\n" + status.String() + "```\n", "```json\n" + string(underlay) + "\n```\n"} {
+	network, err := os.ReadFile("testdata/netcheck-same-port.golden")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"```\n" + string(network) + "```\n", "```\n" + status.String() + "```\n", "```json\n" + string(underlay) + "\n```\n"} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("%s does not have:\n%s", page, want)
 		}

@@ -47,6 +47,9 @@ type Daemon interface {
 	Drain(ctx context.Context, undo bool) (Drained, error)
 	// Graph returns the network as this node sees it. It refuses until that is known.
 	Graph() (mesh.Graph, error)
+	// Network returns what is known of the networks between this node and the others. It takes up to a
+	// second.
+	Network(ctx context.Context) (Network, error)
 	// Probe sends one echo request to every node and returns the status after that.
 	Probe(ctx context.Context) (Status, error)
 	// PlanWithout returns what the loss of a node would change on the host.
@@ -201,6 +204,7 @@ type Path struct {
 	Since  time.Time      `json:"since,omitzero"`  // UTC; absent for no path
 	RTT    time.Duration  `json:"rtt,omitzero"`    // nanoseconds; absent if not known
 	Loss   float64        `json:"loss"`            // of the last 32 probes, 0 to 1
+	MTU    int            `json:"mtu,omitempty"`   // the longest packet inside the tunnel that passes, bytes; absent if not known
 	Tried  []TriedPath    `json:"tried,omitempty"` // all paths that are tried, that one among them
 	// NotProbed is why no path is looked for, "" if one is.
 	NotProbed string `json:"notProbed,omitempty"`

@@ -61,6 +61,8 @@ func (d *counting) PlanWithout(context.Context, string) (Plan, error) { d.reads+
 
 func (d *counting) Probe(context.Context) (Status, error) { d.reads++; return Status{}, nil }
 
+func (d *counting) Network(context.Context) (Network, error) { d.reads++; return Network{}, nil }
+
 func (d *counting) Graph() (mesh.Graph, error) { d.reads++; return mesh.Graph{}, nil }
 
 func (d *counting) Forget(context.Context, string) error { d.writes++; return ErrRefused }

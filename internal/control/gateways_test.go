@@ -17,6 +17,10 @@ func (d *daemon) Drain(_ context.Context, undo bool) (control.Drained, error) {
 	return control.Drained{Draining: !undo, Successors: []string{"b"}, Text: "Replaced."}, nil
 }
 
+func (d *daemon) Network(context.Context) (control.Network, error) {
+	return control.Network{Node: "a"}, nil
+}
+
 func (d *daemon) Graph() (mesh.Graph, error) { return mesh.Graph{Cluster: "default"}, nil }
 
 func (d *daemon) Probe(context.Context) (control.Status, error) {
@@ -43,6 +47,10 @@ func TestGatewaysAndRoutes(t *testing.T) {
 	}
 	if s, err := c.Probe(t.Context()); err != nil || s.Version != "probed" {
 		t.Errorf("probe: got %+v, %v", s, err)
+	}
+	n, err := c.Network(t.Context())
+	if err != nil || n.Node != "a" {
+		t.Errorf("network: got %+v, %v", n, err)
 	}
 	g, err := c.Graph(t.Context())
 	if err != nil || g.Cluster != "default" {

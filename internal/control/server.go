@@ -131,6 +131,7 @@ func handler(d Daemon) http.Handler {
 		renumbered, err := d.Renumber(r.Context(), r.URL.Query().Get("force") == "true")
 		reply(w, renumbered, err)
 	})
+	handleNetwork(mux, d)
 	handleGateways(mux, d)
 	handleClients(mux, d)
 	return mux

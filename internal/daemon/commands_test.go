@@ -55,6 +55,10 @@ func TestCommandsLook(t *testing.T) {
 		if err != nil || len(graph.Nodes) != 3 {
 			t.Errorf("graph: got %+v, %v, want three nodes", graph, err)
 		}
+		network, err := w.d.Network(t.Context())
+		if err != nil || network.Alive != 2 || network.Port != 51820 || network.Hairpin != control.Unknown {
+			t.Errorf("network: got %+v, %v, want two nodes that are alive", network, err)
+		}
 		probed, err := w.d.Probe(t.Context())
 		if err != nil || probed.Peers[1].Route.Health != control.RouteOK || probed.Peers[1].Route.RTT != time.Millisecond {
 			t.Errorf("probe: got %+v, %v", probed.Peers, err)

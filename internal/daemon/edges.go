@@ -95,6 +95,7 @@ type paths interface {
 	SetStrange(addrs []netip.Addr)
 	Status() []agent.PeerStatus
 	Proofs() agent.Proofs
+	Hairpin(ctx context.Context, at netip.AddrPort) bool
 	Changed() <-chan struct{}
 	Key() [32]byte
 }

@@ -554,6 +554,9 @@ func (p *fakePaths) SetRelays(all []node.Relay, keep int, secrets [][32]byte) {
 	}
 }
 
+// Hairpin has a router that passes back nothing.
+func (p *fakePaths) Hairpin(context.Context, netip.AddrPort) bool { return false }
+
 // bind changes to which relays this node is bound, and signals it.
 func (p *fakePaths) bind(bound ...path.BoundRelay) {
 	p.mu.Lock()

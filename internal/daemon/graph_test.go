@@ -64,6 +64,9 @@ func TestPlanWithout(t *testing.T) {
 		}
 	}
 	d.publish(control.Status{}, turn{})
+	if _, err := d.Network(t.Context()); !errors.Is(err, control.ErrRefused) {
+		t.Errorf("network before the first turn: got %v, want %v", err, control.ErrRefused)
+	}
 	if _, err := d.Graph(); !errors.Is(err, control.ErrRefused) {
 		t.Errorf("graph before the first turn: got %v, want a refusal", err)
 	}

@@ -186,7 +186,7 @@ func (p *pathAgent) SetPeers(peers []node.PathPeer) {
 		}
 		list = append(list, agent.Peer{
 			ID: peer.ID, Key: peer.Key, PathKey: publicKey(peer.PathKey), Candidates: peer.Candidates, Relays: peer.Relays,
-			NoTunnel: peer.NoTunnel, Private: peer.Private, Try: peer.Try,
+			MTU: peer.MTU, NoTunnel: peer.NoTunnel, Private: peer.Private, Try: peer.Try,
 		})
 	}
 	p.wireGuard.mu.Lock()
@@ -228,7 +228,7 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 	p := node.Paths{
 		Met: proofs.Met, Tried: proofs.Tried, Mapped: d.readMappings(),
 		Seen: make(map[mesh.ID][]netip.AddrPort), Proved: make(map[mesh.ID]netip.AddrPort), InUse: make(map[mesh.ID]path.Path),
-		Received: make(map[mesh.ID]time.Time), Renew: make(map[mesh.ID]time.Time),
+		MTU: make(map[mesh.ID]int), Received: make(map[mesh.ID]time.Time), Renew: make(map[mesh.ID]time.Time),
 	}
 	for _, s := range all {
 		if len(s.Seen) > 0 {
@@ -238,7 +238,7 @@ func (d *daemon) readPaths(records []mesh.Record) ([]agent.PeerStatus, node.Path
 			p.Proved[s.ID] = s.Path.Addr
 		}
 		if s.State == agent.Probed {
-			p.InUse[s.ID], p.Received[s.ID] = s.Path, s.Received
+			p.InUse[s.ID], p.Received[s.ID], p.MTU[s.ID] = s.Path, s.Received, s.MTU
 		}
 		if !s.Renew.IsZero() {
 			p.Renew[s.ID] = s.Renew
@@ -333,7 +333,7 @@ func pathStatus(all []agent.PeerStatus, records []mesh.Record, streams []node.St
 	}
 	out := make(map[mesh.ID]control.Path, len(all))
 	for _, s := range all {
-		p := control.Path{Kind: pathKind(s.Kind()), Addr: s.Path.Addr, Proved: s.Proved, RTT: s.RTT, Loss: s.Loss, NotProbed: notProbed(s.State), Relay: names[s.Path.Relay]}
+		p := control.Path{Kind: pathKind(s.Kind()), Addr: s.Path.Addr, Proved: s.Proved, RTT: s.RTT, Loss: s.Loss, MTU: s.MTU, NotProbed: notProbed(s.State), Relay: names[s.Path.Relay]}
 		if i := slices.IndexFunc(streams, func(st node.Stream) bool { return s.Path.Addr == st.Own || s.Path.Addr == st.Relay }); i >= 0 && s.Path.Kind == path.Stream {
 			p.Proxy = streams[i].Proxy
 		}

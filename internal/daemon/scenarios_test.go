@@ -358,6 +358,24 @@ var scenarios = []scenario{
 		w.pass(10 * time.Second)
 		w.end()
 	}},
+	{"path-mtu", "The path to b1 carries less than the tunnel's MTU. The routes to it follow at once, and it is a problem until all passes.", standsAlone, func(w *world) {
+		b1 := w.b1()
+		settled(w, b1, w.c1())
+		carries := func(mtu int) {
+			w.paths.find(agent.PeerStatus{ID: b1.ID(), Report: path.Report{
+				Path: path.Path{Kind: path.Direct, Addr: netip.MustParseAddrPort("203.0.113.11:51820")}, Proved: true, Since: time.Now(), MTU: mtu,
+			}})
+		}
+		carries(0)
+		w.pass(10 * time.Second)
+		w.mark("it is found out that 1312 bytes pass")
+		carries(1312)
+		w.pass(10 * time.Second)
+		w.mark("all pass")
+		carries(1420)
+		w.pass(10 * time.Second)
+		w.end()
+	}},
 	{"generation", "Another node has newer settings: the mode is full.", inLocation, func(w *world) {
 		settled(w, gatewayOfA(w)...)
 		w.mark("generation 2 is heard")

@@ -49,6 +49,10 @@ type Settings struct {
 	// ProvedEndpoints are the endpoints at which peers answer probes. They go before all others.
 	ProvedEndpoints map[mesh.ID]netip.AddrPort
 
+	// PathMTUs are how long packets inside the tunnels to peers may be that pass beneath them, in
+	// bytes. 0 for unknown.
+	PathMTUs map[mesh.ID]int
+
 	// LearnedEndpoints holds the addresses from which packets of peers arrived recently. It is used
 	// for peers that have no endpoint in the topology. It is not in JSON, which has no
 	// such keys.
@@ -193,7 +197,7 @@ func (b builder) routes() []Route {
 	}
 	for _, p := range b.t.Peers {
 		for _, dst := range normalize(p.AllowedIPs) {
-			add(Route{Destination: dst, Link: b.Interface, MTU: routeMTU(p.MTU, b.MTU)})
+			add(Route{Destination: dst, Link: b.Interface, MTU: routeMTU(b.tunnelMTU(p, dst), b.MTU)})
 		}
 	}
 	for _, dst := range normalize(addressesOf(b.t.Clients)) {
@@ -210,6 +214,20 @@ func (b builder) routes() []Route {
 	}
 	slices.SortFunc(out, Route.Compare)
 	return out
+}
+
+// tunnelMTU returns how long packets through the tunnel to a peer may be: what both ends allow, or
+// what the path beneath carries, if that is less. TCP follows the route, in this host by itself
+// and in pods by what the kernel tells them of packets that are too long, see also clampMSS.
+func (b builder) tunnelMTU(p mesh.Peer, dst netip.Prefix) int {
+	carried := b.PathMTUs[p.ID]
+	if carried == 0 || carried >= p.MTU {
+		return p.MTU
+	}
+	if dst.Addr().Is6() {
+		carried = max(carried, mesh.MinMTU6) // no host of IPv6 sends less: its packets come in fragments
+	}
+	return min(carried, p.MTU)
 }
 
 // sysctls returns the kernel parameters that the mesh needs.

@@ -225,3 +225,28 @@ func TestHeardInsideTheMesh(t *testing.T) {
 		t.Errorf("got endpoint %v, want none", got)
 	}
 }
+
+// TestPathMTU has the paths beneath two tunnels carry less than the tunnels' MTU, and one carry all.
+func TestPathMTU(t *testing.T) {
+	narrow := netcfgtest.Peer(2, "narrow", "10.4.0.2/32", "fd00:42:0:1::/64")
+	small := netcfgtest.Peer(3, "small", "10.4.0.3/32")
+	small.MTU = 1300
+	top := netcfgtest.IPv4(narrow, small, netcfgtest.Peer(4, "wide", "10.4.0.4/32"))
+	top.Addresses = append(top.Addresses, netip.MustParseAddr("fd00:4::1"))
+	s := settings()
+	s.PathMTUs = map[mesh.ID]int{{2}: 1248, {3}: 1400, {4}: s.MTU}
+	got := make(map[string]int)
+	for _, r := range Desired(top, s).Routes {
+		got[r.Destination.String()] = r.MTU
+	}
+	for to, want := range map[string]int{
+		"10.4.0.2/32":      1248,
+		"fd00:42:0:1::/64": mesh.MinMTU6,
+		"10.4.0.3/32":      1300,
+		"10.4.0.4/32":      0,
+	} {
+		if mtu, ok := got[to]; !ok || mtu != want {
+			t.Errorf("route to %s: got MTU %d, want %d; there are %v", to, mtu, want, got)
+		}
+	}
+}

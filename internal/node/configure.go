@@ -60,6 +60,7 @@ func (m *Memory) Configure(in Input) Configuration {
 		Keepalives:       m.keepalives(in, c.Topology.Peers),
 		Awaited:          m.Handshakes.awaited(c.Topology.Peers, m.Own),
 		ProvedEndpoints:  in.Paths.Proved,
+		PathMTUs:         in.Paths.MTU,
 		LearnedEndpoints: m.Sessions.endpoints(),
 	}
 	c.Desired = netcfg.Desired(c.Topology, c.Settings)

@@ -11,10 +11,11 @@ import (
 	"github.com/meshd/meshd/internal/path"
 )
 
-// Problems with the path to one peer.
+// Problems with the path to one peer; the last one also with those to all.
 const (
-	ProblemNoPath mesh.ProblemKind = "no-path" // the peer lives, and nothing passes
-	ProblemDetour mesh.ProblemKind = "detour"  // packets go through a relay or over TCP although both ends are open to others
+	ProblemNoPath mesh.ProblemKind = "no-path"  // the peer lives, and nothing passes
+	ProblemDetour mesh.ProblemKind = "detour"   // packets go through a relay or over TCP although both ends are open to others
+	ProblemMTU    mesh.ProblemKind = "path-mtu" // it carries less than the tunnel's MTU needs
 )
 
 const (
@@ -23,6 +24,8 @@ const (
 	pathPatience = 15 * time.Second
 	// maxTold bounds the addresses in one problem.
 	maxTold = 6
+	// leastMTU is the lowest that wireguard.mtu may be.
+	leastMTU = 576
 )
 
 // pathTrouble is since when something is wrong with the path to a peer that lives; zero for not.
@@ -44,6 +47,7 @@ func (m *Memory) PathProblems(in Input, peers []PathPeer) (problems []mesh.Probl
 		return false
 	}
 	records := in.recordsByID()
+	var known []PathPeer // those of which it is known what their paths carry
 	for _, p := range peers {
 		use, isPeer := in.Paths.InUse[p.ID]
 		if !isPeer || !in.View.Alive[p.ID] || !m.udp.silent.IsZero() {
@@ -57,6 +61,9 @@ func (m *Memory) PathProblems(in Input, peers []PathPeer) (problems []mesh.Probl
 		}
 		t.detoured = begun((use.Kind == path.Relayed || use.Kind == path.Stream) && in.oughtToMeet(p, records), t.detoured, in.Now)
 		troubles[p.ID] = t
+		if proved && in.Paths.MTU[p.ID] > 0 {
+			known = append(known, p)
+		}
 		switch {
 		case lasts(t.silent):
 			problems = append(problems, in.noPathProblem(p))
@@ -65,7 +72,7 @@ func (m *Memory) PathProblems(in Input, peers []PathPeer) (problems []mesh.Probl
 		}
 	}
 	m.troubles = troubles
-	return problems, recheckAfter
+	return append(problems, in.mtuProblems(known)...), recheckAfter
 }
 
 // begun returns since when something holds: since before, or from now on.
@@ -158,6 +165,47 @@ func (in Input) detourProblem(p PathPeer) mesh.Problem {
 		Text:   fmt.Sprintf("others reach it and this node over UDP, but these two don't reach each other: no answer at %s; packets %s meanwhile", mesh.Some(p.openAt(), maxTold), how),
 		Advice: in.pathAdvice(p) + "; it is tried again every minute",
 	}
+}
+
+// mtuProblems reports paths that carry less than the tunnels need, of peers of which that is known.
+// If all do, the narrow link is this host's, as far as this node can tell.
+func (in Input) mtuProblems(known []PathPeer) (problems []mesh.Problem) {
+	most, wanted := 0, 0
+	for _, p := range known {
+		carried := in.Paths.MTU[p.ID]
+		most, wanted = max(most, carried), max(wanted, p.MTU)
+		if carried < p.MTU {
+			problems = append(problems, mesh.Problem{
+				Kind: ProblemMTU, Node: NameOf(in.View.Records, p.ID),
+				Text:   fmt.Sprintf("the path to it carries packets of at most %d bytes, but the tunnel's MTU is %d: %s", carried, p.MTU, mtuMeanwhile),
+				Advice: in.mtuAdvice(carried, "of the node whose network carries no more: that is this one if others of its paths carry no more either"),
+			})
+		}
+	}
+	if len(problems) < 2 || len(problems) < len(known) {
+		return problems
+	}
+	return []mesh.Problem{{
+		Kind: ProblemMTU, Node: in.Config.Name,
+		Text:   fmt.Sprintf("the paths to all %d other nodes carry packets of at most %d bytes, but the tunnels' MTU is %d: %s", len(known), most, wanted, mtuMeanwhile),
+		Advice: in.mtuAdvice(most, "of this host"),
+	}}
+}
+
+// mtuMeanwhile is what becomes of longer packets: the routes have what the path carries, see
+// PathMTUs of netcfg.Settings.
+const mtuMeanwhile = "TCP keeps to that, and longer packets of other protocols go in fragments"
+
+// mtuAdvice says what to set so that the tunnels need no more than is carried.
+func (in Input) mtuAdvice(carried int, where string) string {
+	least := leastMTU
+	if _, v6 := in.View.Cluster.Families(); v6 {
+		least = mesh.MinMTU6
+	}
+	if carried < least {
+		return fmt.Sprintf("have the links on the way carry packets of %d bytes: inside the tunnels there must be room for %d", least+mesh.Overhead, least)
+	}
+	return fmt.Sprintf("set wireguard.mtu: %d in the file %s, and run systemctl reload meshd there", carried, where)
 }
 
 // pathAdvice says what lets packets pass between a peer and this node.

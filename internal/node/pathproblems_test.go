@@ -236,3 +236,54 @@ func TestTroublesAreBounded(t *testing.T) {
 	w.after(pathPatience)
 	w.problem(ProblemNoPath, "and 45 more")
 }
+
+// TestPathMTU has paths carry less than their tunnels' MTU of 1420.
+func TestPathMTU(t *testing.T) {
+	w := newPathWorld(t)
+	carries := func(mtus ...int) {
+		w.in.Paths.MTU = make(map[mesh.ID]int)
+		for i, mtu := range mtus {
+			w.in.Paths.MTU[w.id(i+2)] = mtu
+		}
+		w.after(time.Minute)
+	}
+	for i := range w.peers {
+		w.peers[i].MTU = 1420
+	}
+	carries(1420, 1420, 0)
+	w.problem("")
+	carries(1312, 1420, 0)
+	w.problem(ProblemMTU, "the path to it carries packets of at most 1312 bytes, but the tunnel's MTU is 1420", "set wireguard.mtu: 1312 in the file of the node whose")
+	carries(1312, 0, 0) // there is nothing to compare it with
+	w.problem(ProblemMTU, "in the file of the node whose")
+	carries(560, 1420)
+	w.problem(ProblemMTU, "have the links on the way carry packets of 656 bytes")
+
+	carries(1312, 1280)
+	want := mesh.Problem{
+		Kind: ProblemMTU, Node: w.in.Config.Name,
+		Text:   "the paths to all 2 other nodes carry packets of at most 1312 bytes, but the tunnels' MTU is 1420: " + mtuMeanwhile,
+		Advice: "set wireguard.mtu: 1312 in the file of this host, and run systemctl reload meshd there",
+	}
+	if len(w.told) != 1 || w.told[0] != want {
+		t.Errorf("all paths carry less: got %+v, want %+v", w.told, want)
+	}
+	carries(1312, 1280, 1420)
+	if len(w.told) != 2 {
+		t.Errorf("two of three paths carry less: got %+v, want two problems", w.told)
+	}
+
+	carries(1312, 1420)
+	w.answer(2, path.None) // what it carried once does not count
+	w.after(0)
+	w.problem("")
+	w.answer(2, path.Direct)
+	w.peers[0].MTU = 1312 // as the problem says
+	carries(1312, 1420)
+	w.problem("")
+
+	w.in.View.Cluster.Overlay = append(w.in.View.Cluster.Overlay, netip.MustParsePrefix("fd00:4::/64"))
+	w.peers[0].MTU = 1420
+	carries(1264, 1420)
+	w.problem(ProblemMTU, "have the links on the way carry packets of 1360 bytes: inside the tunnels there must be room for 1280")
+}

@@ -31,6 +31,9 @@ type Paths struct {
 	Renew map[mesh.ID]time.Time
 	// InUse are the paths in use to the peers that are probed; a path without an address for none.
 	InUse map[mesh.ID]path.Path
+	// MTU is how long a packet inside the tunnel may be that passes on each of these paths, in bytes:
+	// at most the tunnel's MTU. 0 while unknown.
+	MTU map[mesh.ID]int
 	// Received is when WireGuard received something last from each of them; zero for never.
 	Received map[mesh.ID]time.Time
 	// Streams are those that carry datagrams, those that this node has dialled first.
@@ -179,6 +182,7 @@ type PathPeer struct {
 	// Follows means that the peer is to send the first handshake: WireGuard gets no endpoint
 	// yet.
 	Follows bool
+	MTU     int // of the tunnel, the lower of both ends; 0 while unknown
 
 	NoTunnel bool
 	Private  []netip.AddrPort // where to meet it on the private network
@@ -201,6 +205,7 @@ func (m *Memory) PathPeers(in Input, c Configuration, relays []Relay) []PathPeer
 			Candidates: w.candidates(p, own, m.sharesLAN(w, records[p.ID], own), records[p.ID]),
 			Relays:     in.relaysTo(own, relays),
 			Follows:    c.Settings.Awaited[p.ID],
+			MTU:        p.MTU,
 		})
 	}
 	return m.withProofs(w, peers, said)

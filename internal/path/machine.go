@@ -123,6 +123,7 @@ type way struct {
 	search   time.Time     // until when to probe it as a better path
 	hold     time.Duration // how long it must be stable before it is used again
 	failed   time.Time     // when it was left as dead
+	fit      fit
 }
 
 type ping struct {
@@ -158,6 +159,7 @@ type Machine struct {
 	searched time.Time // when the last one began
 	punch    punch
 	renewal  renewal
+	mtu      int // of the tunnel; 0 for unknown
 }
 
 // NewMachine returns the machine for a peer. The end with the lower WireGuard key leads.
@@ -421,6 +423,9 @@ func (m *Machine) lookAround(now time.Time) {
 
 // answer takes the answer to a probe.
 func (m *Machine) answer(now time.Time, msg Message, w *way) {
+	if m.fits(now, w, msg.Number) {
+		return
+	}
 	sent := func(p ping) bool { return p.number == msg.Number }
 	if i := slices.IndexFunc(w.expired, sent); i >= 0 {
 		w.sample(now.Sub(w.expired[i].at)) // it has grown: so must the time for answers

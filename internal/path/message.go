@@ -33,8 +33,8 @@ const (
 	lastOp     = Renew
 )
 
-// Message is what a datagram carries. All messages have one layout and one length, so
-// that an answer is never longer than what asked for it.
+// Message is what a datagram carries. All messages have one layout and one length, or are
+// longer if they ask, so that an answer is never longer than what asked for it.
 //
 //	0   op
 //	1   kind of the path that the message looks at
@@ -59,6 +59,9 @@ type Message struct {
 	Seen netip.AddrPort
 	// Token shows to a relay that its receiver is where it says. Zero for none.
 	Token Token
+	// Size is how long the datagram is to be, in bytes: zeros follow the message. 0 for no
+	// longer than it is, and in what was received.
+	Size int
 }
 
 const messageLen = 46
@@ -81,10 +84,12 @@ func (m Message) Append(b []byte) []byte {
 		as16 = addr.As16()
 	}
 	b = binary.BigEndian.AppendUint16(append(b, as16[:]...), m.Seen.Port())
-	return append(b, m.Token[:]...)
+	b = append(b, m.Token[:]...)
+	return append(b, make([]byte, max(m.Size-sealedLen, 0))...)
 }
 
-// ParseMessage decodes a message. What a later version appends is ignored.
+// ParseMessage decodes a message. What follows it is ignored: zeros, or what a later version
+// appends.
 func ParseMessage(b []byte) (Message, error) {
 	if len(b) < messageLen {
 		return Message{}, fmt.Errorf("%w: %d bytes", errMessage, len(b))

@@ -123,6 +123,14 @@ func (d datagram) bytes() []byte {
 	return b[:sealedLen]
 }
 
+// size is how long a probe is. WireGuard's data is short.
+func (d datagram) size() int {
+	if d.probe == nil {
+		return sealedLen
+	}
+	return max(sealedLen, d.probe.Size)
+}
+
 // index is the index of a session, the same all the time.
 func (d datagram) index() uint32 { return uint32(d.author<<8 | d.to) }
 
@@ -186,6 +194,8 @@ type internet struct {
 	boxes  []*box
 	cut    map[[2]int]bool // datagrams from one host to another, by any address but a LAN's
 	lanCut map[[2]int]bool
+	narrow map[[2]int]int // how long datagrams may be from one host to another, in bytes; 0 for any length
+	long   map[[2]int]int // bytes of datagrams that did not fit, or might not
 	loss   float64
 	queue  events
 	seq    int
@@ -195,7 +205,7 @@ type internet struct {
 func newInternet(seed uint64) *internet {
 	return &internet{
 		now: time.Unix(1e9, 0), rand: rand.New(rand.NewPCG(seed, 1)),
-		cut: map[[2]int]bool{}, lanCut: map[[2]int]bool{},
+		cut: map[[2]int]bool{}, lanCut: map[[2]int]bool{}, narrow: map[[2]int]int{}, long: map[[2]int]int{},
 	}
 }
 
@@ -275,7 +285,11 @@ func (n *internet) send(from *box, port uint16, to netip.AddrPort, ttl int, d da
 		if outside != to.Addr() {
 			continue
 		}
-		if !n.cut[[2]int{from.num, b.num}] {
+		way := [2]int{from.num, b.num}
+		if d.size() > sealedLen {
+			n.long[way] += d.size()
+		}
+		if most := n.narrow[way]; !n.cut[way] && (most == 0 || d.size() <= most) {
 			n.after(n.delay(from.num, b.num), func() {
 				if b.router == nil || b.router.receive(n.now, source, to.Port()) {
 					port := to.Port()

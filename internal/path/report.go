@@ -15,6 +15,7 @@ type Report struct {
 	Since  time.Time
 	RTT    time.Duration // of the path in use; 0 while unknown
 	Loss   float64       // of the last 32 probes on the path in use, 0 to 1
+	MTU    int           // the longest packet inside the tunnel that passes on it, at most the tunnel's MTU; 0 while unknown
 	Tried  []Tried       // all paths, in their order
 	// Received is when WireGuard received something last of a session that works; zero for never.
 	Received time.Time
@@ -35,7 +36,7 @@ type Tried struct {
 
 // Report returns what the machine knows.
 func (m *Machine) Report(now time.Time) Report {
-	r := Report{Since: m.changed, Received: m.passed, Renew: m.Renew()}
+	r := Report{Since: m.changed, Received: m.passed, Renew: m.Renew(), MTU: m.MTU()}
 	r.Path, r.Proved = m.InUse()
 	if m.use != nil {
 		r.Far, r.RTT, r.Loss = m.use.far, m.use.srtt, m.use.outcomes.loss()

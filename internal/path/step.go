@@ -24,6 +24,7 @@ func (m *Machine) Step(now time.Time) []Action {
 	}
 	actions = append(actions, m.punching(now)...)
 	actions = append(actions, m.renewing(now)...)
+	actions = append(actions, m.fitting(now)...)
 	if a, ok := m.endpoint(now); ok {
 		actions = append(actions, a)
 	}

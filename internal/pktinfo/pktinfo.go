@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package pktinfo tells at which address of this host a UDP packet arrived, and sends from
-// a certain address, or with a TTL of its own: IP_PKTINFO and IP_TTL of ip(7), IPV6_PKTINFO
-// and IPV6_HOPLIMIT of ipv6(7). On a host with two
+// a certain address, with a TTL of its own, or in one piece: IP_PKTINFO, IP_TTL and IP_MTU_DISCOVER
+// of ip(7), IPV6_PKTINFO, IPV6_HOPLIMIT and IPV6_MTU_DISCOVER of ipv6(7). On a host with two
 // cards, the kernel would otherwise take the source of an answer from the route to the peer,
 // which may lead out of the card that the peer does not know.
 package pktinfo
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -80,4 +82,26 @@ func TTL(ttl int, six bool) []byte {
 	h.SetLen(unix.CmsgLen(size))
 	binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], uint32(ttl))
 	return b
+}
+
+// Fragments sets whether packets of a socket may be cut into fragments. If so, which is the
+// system's default, those that are longer than the MTU of the path, as far as this host has been
+// told, are cut here. If not, they go as they are, unless they are longer than the MTU of the link:
+// then sending fails with EMSGSIZE. No router cuts the others in either case.
+func Fragments(socket syscall.RawConn, six, allowed bool) error {
+	level, option, mode := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE
+	if allowed {
+		mode = unix.IP_PMTUDISC_WANT
+	}
+	if six {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER // its modes have the same numbers
+	}
+	var err error
+	if e := socket.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, mode) }); e != nil {
+		return e
+	}
+	if err != nil {
+		return fmt.Errorf("set whether packets are cut into fragments: %w", err)
+	}
+	return nil
 }

@@ -6,11 +6,14 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -209,4 +212,40 @@ func TestFullModeOverTheLAN(t *testing.T) {
 	v.endpoint(far, a2, at(a2.Public()))
 	v.endpoint(a1, far, at(far.Public()))
 	v.encrypted()
+}
+
+// TestNarrowPath has a network before one of three hosts carry less than the hosts' own links, and
+// drop without a word what is too long. All three say so, and what to set; TCP passes meanwhile, and
+// with what was set nothing is wrong any more.
+func TestNarrowPath(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.NAT, 3)
+	a, b, c := m.nodes[0], m.nodes[1], m.nodes[2]
+	m.must(m.lab.BlockPathMTU(m.ctx))
+	m.must(c.Narrow(m.ctx, 1380))
+	m.start(m.nodes...)
+	for _, s := range m.settle(settleLimit, m.nodes...) {
+		if got, want := s.Device.MTU, lab.UnderlayMTU-wireguardOverhead; got != want {
+			t.Errorf("MTU of %s: got %d, want %d", s.Device.Name, got, want)
+		}
+	}
+	m.connected(pingLimit, m.nodes...)
+	// Without 20 bytes of IPv4, 8 of UDP and 32 of WireGuard 1320 are left, of which 16 times 82 are used.
+	const fits = "1312"
+	ctx, cancel := context.WithTimeout(m.ctx, transferLimit)
+	defer cancel()
+	early := make(chan error, 1)
+	to := lab.Party{At: c.Do, Addr: m.status(c).Node.Overlay[0]}
+	go func() { early <- lab.Transfer(ctx, a.Do, to, transferSize) }()
+	m.await(settleLimit, "aware of the path to "+c.Name, shows(node.ProblemMTU, "the path to it", "wireguard.mtu: "+fits), a, b)
+	m.await(settleLimit, "aware of its own network", shows(node.ProblemMTU, "all 2 other nodes", "wireguard.mtu: "+fits+" in the file of this host"), c)
+	m.must(<-early)
+	m.transfers(transferSize, m.nodes...)
+	m.must(c.Configure(lab.Config(c.Name, []string{a.Public().String()}, "wireguard:", "  mtu: "+fits), m.secret))
+	m.must(c.Reload())
+	m.await(settleLimit, "without problems", func(s control.Status) bool { return len(s.Problems) == 0 }, m.nodes...)
+	m.await(settleLimit, "sure that all passes", func(s control.Status) bool {
+		return !slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return p.Path.MTU == 0 })
+	}, m.nodes...)
+	m.connected(pingLimit, m.nodes...)
 }

@@ -122,6 +122,12 @@ func (h *Host) SetMTU(ctx context.Context, mtu int) error {
 		h.ip(ctx, fmt.Sprintf("link set %s mtu %d", HostLink, mtu)))
 }
 
+// Narrow sets the MTU of the router's end of the host's link alone: longer packets pass in neither
+// direction, and the host does not know. Those from it are dropped silently.
+func (h *Host) Narrow(ctx context.Context, mtu int) error {
+	return h.link.router.ip(ctx, fmt.Sprintf("link set %s mtu %d", h.link.routerEnd, mtu))
+}
+
 // Impair applies netem to packets from the internet to the host, with options as in
 // tc-netem(8): "loss 5%". The kernel must have netem.
 func (h *Host) Impair(ctx context.Context, netem string) error {

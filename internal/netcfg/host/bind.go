@@ -52,7 +52,8 @@ var probeMagic = path.Magic()
 type bindSocket struct {
 	udp   *net.UDPConn
 	batch batchConn
-	sends sync.Pool // of *[]ipv6.Message, for Send
+	sends sync.Pool  // of *[]ipv6.Message, for Send
+	whole sync.Mutex // held while packets must not be cut into fragments
 }
 
 // batchConn reads and writes several datagrams in a call. Messages of both families have
@@ -278,10 +279,35 @@ func (b *bind) sendProbe(p rawudp.Packet) error {
 	if p.TTL > 0 {
 		control = append(control, pktinfo.TTL(p.TTL, to.Addr().Is6())...)
 	}
-	if _, _, err := s.udp.WriteMsgUDPAddrPort(p.Payload, control, to); err != nil {
+	send := s.sendOne
+	if p.Whole {
+		send = s.sendWhole
+	}
+	if err := send(p.Payload, control, to); err != nil {
 		return fmt.Errorf("send to %s: %w", to, err)
 	}
 	return nil
+}
+
+func (s *bindSocket) sendOne(payload, control []byte, to netip.AddrPort) error {
+	_, _, err := s.udp.WriteMsgUDPAddrPort(payload, control, to)
+	return err
+}
+
+// sendWhole sends a packet that must not be cut into fragments. There is no control message for
+// that, so it also holds for packets of WireGuard in this moment: of those, only ones that are too
+// long for the path are lost.
+func (s *bindSocket) sendWhole(payload, control []byte, to netip.AddrPort) error {
+	s.whole.Lock()
+	defer s.whole.Unlock()
+	raw, err := s.udp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if err := pktinfo.Fragments(raw, to.Addr().Is6(), false); err != nil {
+		return err
+	}
+	return errors.Join(s.sendOne(payload, control, to), pktinfo.Fragments(raw, to.Addr().Is6(), true))
 }
 
 // sendOptions says how packets leave.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -270,4 +271,59 @@ func TestParseEndpoint(t *testing.T) {
 	if _, err := (&bind{}).ParseEndpoint("example.com:51820"); err == nil {
 		t.Error("a name: got no error")
 	}
+}
+
+// TestBindSendWhole sends probes that are longer than a route says of the path: one that must not be
+// cut goes as it is, and others are cut, also afterwards.
+func TestBindSendWhole(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	run(t, "ip link add out mtu 1400 type veth peer name in")
+	run(t, "ip link set in up")
+	run(t, "ip link set out up")
+	run(t, "ip address add 192.0.2.1/24 dev out")
+	run(t, "ip address add fd00::1/64 dev out nodad")
+	run(t, "ip route add 192.0.2.9 dev out mtu 1300")
+	run(t, "ip route add fd00::9 dev out mtu 1300")
+	run(t, "ip neighbor add 192.0.2.9 dev out lladdr 02:00:00:00:00:02")
+	run(t, "ip neighbor add fd00::9 dev out lladdr 02:00:00:00:00:02")
+	b := &bind{}
+	openBind(t, b)
+	for _, to := range []string{"192.0.2.9:1", "[fd00::9]:1"} {
+		p := rawudp.Packet{Payload: make([]byte, 1340), To: netip.MustParseAddrPort(to)}
+		for _, whole := range []bool{false, true, false} {
+			p.Whole = whole
+			before := fragments(t)
+			if err := b.sendProbe(p); err != nil {
+				t.Fatal(err)
+			}
+			if cut := fragments(t) > before; cut == whole {
+				t.Errorf("to %s, whole %t: got cut %t", to, whole, cut)
+			}
+		}
+		p.Whole, p.Payload = true, make([]byte, 1400)
+		if err := b.sendProbe(p); !errors.Is(err, unix.EMSGSIZE) {
+			t.Errorf("to %s, longer than the link allows: got %v, want %v", to, err, unix.EMSGSIZE)
+		}
+	}
+}
+
+// fragments returns how many fragments the host has made of packets of both families.
+func fragments(t *testing.T) (n int) {
+	t.Helper()
+	four, six := run(t, "cat /proc/net/snmp"), run(t, "cat /proc/net/snmp6")
+	lines := strings.Split(four, "\n") // of names and of values
+	values := strings.Fields(lines[1])
+	for _, value := range []string{
+		values[slices.Index(strings.Fields(lines[0]), "FragCreates")],
+		strings.Fields(six[strings.Index(six, "Ip6FragCreates"):])[1],
+	} {
+		made, err := strconv.Atoi(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += made
+	}
+	return n
 }

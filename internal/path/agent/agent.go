@@ -48,7 +48,8 @@ const (
 const minWait = 5 * time.Millisecond
 
 // What a flood may cost. A hundred peers that all look for paths send a tenth of it. Opening
-// takes two microseconds, so that a flood of what does not open takes some 2 % of a core.
+// takes two microseconds, so that a flood of what does not open takes some 2 % of a core. Long
+// ones take as much time as several of shortLen.
 const (
 	maxOpen      = 10_000 // datagrams a second
 	maxOpenBurst = 2_000
@@ -58,7 +59,8 @@ const (
 	// many answers.
 	maxSend      = 400 // datagrams a second to one peer
 	maxSendBurst = 400
-	maxDatagram  = 512 // bytes; those of this version have 90
+	shortLen     = 512  // bytes; most have 90
+	maxDatagram  = 2048 // as a relay forwards
 )
 
 // Port is WireGuard's UDP port.
@@ -86,6 +88,9 @@ type Peer struct {
 	// Relays are those through which to try: relays to which the peer is bound, and those to
 	// which this node is. Only those that SetRelays has named are used.
 	Relays []mesh.ID
+
+	// MTU is that of the tunnel: no longer packets are sent inside. 0 for unknown.
+	MTU int
 
 	// NoTunnel means that it is not a peer of WireGuard: no path to it is looked for.
 	NoTunnel bool
@@ -138,9 +143,10 @@ type Agent struct {
 	read    time.Time // when the device is read next
 	wanted  []Peer    // as set last
 	relays  relays
-	early   []early // the oldest first
-	trying  int     // how many tries to reach a peer are under way
-	number  uint32  // of the last try
+	early   []early                    // the oldest first
+	trying  int                        // how many tries to reach a peer are under way
+	number  uint32                     // of the last try
+	loops   map[string]chan<- struct{} // who waits for a datagram to this node itself, see Hairpin
 }
 
 // call is a sealed message that gossip has carried.
@@ -180,6 +186,7 @@ func newAgent(o Options) *Agent {
 		changed:   make(chan struct{}, 1),
 		opening:   rate.NewLimiter(maxOpen, maxOpenBurst),
 		relays:    relays{forgot: make(map[path.Short]bool)},
+		loops:     make(map[string]chan<- struct{}),
 	}
 	a.number = a.fresh()
 	a.relays.binder.CountFrom(a.fresh())
@@ -229,7 +236,7 @@ func (a *Agent) Called(from mesh.ID, sealed []byte) {
 	}
 }
 
-// Changed returns a channel that receives after a path in use, whether it is proved, an
+// Changed returns a channel that receives after a path in use, whether it is proved, its MTU, an
 // address in Seen, or what Bound returns has changed, or a session is to be begun anew.
 func (a *Agent) Changed() <-chan struct{} { return a.changed }
 
@@ -242,7 +249,7 @@ func (a *Agent) notify() {
 
 // received takes what arrives at the port, while there is room for it.
 func (a *Agent) received(d rawudp.Datagram) {
-	if !a.isForUs(d.Payload) || len(d.Payload) > maxDatagram || !a.opening.Allow() {
+	if !a.isForUs(d.Payload) || len(d.Payload) > maxDatagram || !a.opening.AllowN(time.Now(), 1+len(d.Payload)/shortLen) {
 		return
 	}
 	d.Payload = slices.Clone(d.Payload)

@@ -7,11 +7,13 @@ import (
 	"context"
 	"crypto/ecdh"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,6 +63,7 @@ type host struct {
 	refuse  error                          // of SetEndpoint
 	lost    int                            // how many calls are lost
 	noWay   error                          // of dial
+	mtu     int                            // of the link, for datagrams; 0 for any length. Longer ones are cut, or refused
 	sources map[wgtypes.Key]netip.AddrPort // from where WireGuard sends to a peer: where the peer's packets arrived
 }
 
@@ -142,6 +145,9 @@ func (h *host) Send(p rawudp.Packet) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.sent++
+	if h.mtu > 0 && len(p.Payload) > h.mtu && p.Whole {
+		return fmt.Errorf("send %d bytes: %w", len(p.Payload), syscall.EMSGSIZE)
+	}
 	from := h.addrs[0]
 	for _, a := range h.addrs {
 		if a.Addr() == p.From {

@@ -31,6 +31,7 @@ type peer struct {
 	local     map[netip.AddrPort]local
 	use       path.Path // when Changed was told last
 	proved    bool
+	mtu       int       // then, of the path in use
 	renew     time.Time // when the session was to be begun anew, then
 	sessions  []session // that were begun last
 	unknown   time.Time // of a relay, when its last Unknown was taken
@@ -125,6 +126,7 @@ func (a *Agent) startMachine(now time.Time, p *peer, before path.Traffic) {
 	p.machine = path.NewMachine(bytes.Compare(a.o.Key[:], p.Key[:]) < 0, before, now)
 	p.machine.CountFrom(a.fresh())
 	p.machine.SetCandidates(now, a.candidates(p))
+	p.machine.SetMTU(p.MTU)
 }
 
 // step lets a machine do what is due.
@@ -140,6 +142,11 @@ func (a *Agent) step(now time.Time, p *peer) {
 	if use, proved := p.machine.InUse(); use != p.use || proved != p.proved {
 		a.o.Logger.Debug("path", "peer", p.ID, "path", use, "before", p.use, "proved", proved)
 		p.use, p.proved = use, proved
+		a.notify()
+	}
+	if mtu := p.machine.MTU(); mtu != p.mtu {
+		a.o.Logger.Debug("MTU", "peer", p.ID, "path", p.use, "mtu", mtu, "tunnel", p.MTU)
+		p.mtu = mtu
 		a.notify()
 	}
 	if renew := p.machine.Renew(); renew.After(p.renew) {
@@ -188,10 +195,12 @@ func (a *Agent) send(p *peer, act path.Action, from netip.Addr) {
 		a.o.Call(p.ID, sealed)
 		return
 	}
-	packet := rawudp.Packet{Payload: sealed, From: from, To: act.Path.Addr, TTL: act.TTL}
+	packet := rawudp.Packet{Payload: sealed, From: from, To: act.Path.Addr, TTL: act.TTL, Whole: act.Message.Size > 0}
 	// Without a route or an address family nothing is sent, and so nothing answered.
 	if err := a.o.Port.Send(packet); err != nil {
-		delete(p.local, act.Path.Addr) // the address may be gone
+		if !packet.Whole { // else it may be too long for the link
+			delete(p.local, act.Path.Addr) // the address may be gone
+		}
 		a.o.Logger.Debug("probe is not sent", "peer", p.ID, "path", act.Path, "err", err)
 	}
 }
@@ -204,6 +213,9 @@ func (a *Agent) takeDatagram(now time.Time, d rawudp.Datagram) {
 	}
 	if h, err := path.ParseHeader(d.Payload); err == nil && h.To != a.self {
 		a.takeWho(now, h.From, d.Payload)
+		return
+	}
+	if a.takeLoop(d.Payload) {
 		return
 	}
 	p, m, ok := a.open(d.Payload)

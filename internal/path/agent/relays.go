@@ -115,11 +115,12 @@ func relayed(relay path.Short, at netip.AddrPort) path.Path {
 	return p
 }
 
-// setCandidates tells all machines which paths to try.
+// setCandidates tells all machines which paths to try, and what is to pass there.
 func (a *Agent) setCandidates(now time.Time) {
 	for _, p := range a.peers {
 		if p.machine != nil {
 			p.machine.SetCandidates(now, a.candidates(p))
+			p.machine.SetMTU(p.MTU)
 			p.due = now
 		}
 	}

@@ -8,6 +8,8 @@
 // sockets see a copy of what arrives (raw(7)); a filter in the kernel passes on only what
 // begins with given bytes, so WireGuard's data costs a few comparisons a packet. What
 // WireGuard doesn't know it drops in silence.
+//
+// No datagram is cut into fragments, neither here nor by a router on the way.
 package rawudp
 
 import (
@@ -35,7 +37,7 @@ const (
 	udpHeaderLen   = 8
 	protocolUDP    = 17
 	checksumOffset = 6
-	maxPayload     = 2048 // probes are far shorter
+	maxDatagram    = udpHeaderLen + 2048 // the longest that a relay forwards
 )
 
 // Datagram is one that arrived.
@@ -109,6 +111,9 @@ func listen(family, address string, program []bpf.RawInstruction) (net.PacketCon
 		return nil, fmt.Errorf("open raw socket: %w", err)
 	}
 	raw, err := p.(*net.IPConn).SyscallConn()
+	if err == nil {
+		err = pktinfo.Fragments(raw, family == "ip6", false)
+	}
 	if err == nil {
 		err = drain(p)
 	}
@@ -189,6 +194,9 @@ type Packet struct {
 	From    netip.Addr // an address of this host; the zero value for the one that the route says
 	To      netip.AddrPort
 	TTL     int // 0 for the system's
+	// Whole means that it must not be cut into fragments. A Conn cuts none; WireGuard's own sockets,
+	// through which a Packet may go as well, may do so with the others.
+	Whole bool
 }
 
 // ErrNoFamily means that this host has no address family to reach an address.
@@ -290,7 +298,7 @@ func (c *Conn) Serve(got func(Datagram)) error {
 }
 
 func (c *Conn) serve4(got func(Datagram)) error {
-	buf := make([]byte, maxPayload)
+	buf := make([]byte, maxDatagram)
 	for {
 		n, cm, from, err := c.v4.ReadFrom(buf)
 		if err != nil {
@@ -303,7 +311,7 @@ func (c *Conn) serve4(got func(Datagram)) error {
 }
 
 func (c *Conn) serve6(got func(Datagram)) error {
-	buf := make([]byte, maxPayload)
+	buf := make([]byte, maxDatagram)
 	for {
 		n, cm, from, err := c.v6.ReadFrom(buf)
 		if err != nil {
