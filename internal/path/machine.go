@@ -53,6 +53,14 @@ const (
 	quietAfter = 12 * time.Second        // of what this end sees alone
 )
 
+// When a path is left on which probes are lost, for one of its kind on which none is: a relay may forward
+// as much as it is allowed to, see relay.max-rate.
+const (
+	lossyProbes = 7               // of the last 32, more than a fifth
+	cleanProbes = 20              // none of which is lost; on a path that loses a fifth, that is so once in 87 times
+	lossyHold   = 5 * time.Minute // it may be clean only because nobody uses it
+)
+
 // The endpoint is written again and again after a change, because each packet that
 // arrives over the path before sets WireGuard's endpoint back.
 const (
@@ -68,7 +76,8 @@ const (
 
 // When paths better than the one in use are looked for again.
 const (
-	searchFor  = 2 * time.Second // for how long each candidate is probed
+	searchFor  = 2 * time.Second  // for how long each candidate is probed
+	searchSoon = 10 * time.Second // with traffic through a relay that has become worse
 	searchBusy = time.Minute
 	searchIdle = 5 * time.Minute
 	searchLate = 30 * time.Minute
@@ -118,6 +127,7 @@ type way struct {
 	answers  int // in a row
 	srtt     time.Duration
 	rttvar   time.Duration
+	usual    time.Duration // srtt when others were looked for last
 	answered time.Time     // when the last answer came; zero for never
 	probed   time.Time     // when the last probe was due; zero to send one at once
 	search   time.Time     // until when to probe it as a better path

@@ -187,6 +187,9 @@ type internet struct {
 	cut    map[[2]int]bool // datagrams from one host to another, by any address but a LAN's
 	lanCut map[[2]int]bool
 	loss   float64
+	far    map[int]time.Duration // how much farther from all others a host is
+	prefer []Short
+	full   map[int]float64 // the share of what a relay is to forward that it drops
 	queue  events
 	seq    int
 	log    []string
@@ -195,7 +198,7 @@ type internet struct {
 func newInternet(seed uint64) *internet {
 	return &internet{
 		now: time.Unix(1e9, 0), rand: rand.New(rand.NewPCG(seed, 1)),
-		cut: map[[2]int]bool{}, lanCut: map[[2]int]bool{},
+		cut: map[[2]int]bool{}, lanCut: map[[2]int]bool{}, far: map[int]time.Duration{}, full: map[int]float64{},
 	}
 }
 
@@ -241,10 +244,14 @@ func (n *internet) host(kind natKind, accept bool, site int) *box {
 
 func (n *internet) box(num int) *box { return n.boxes[num-1] }
 
-// delay is how long a datagram travels between two hosts: 5 to 45 ms, the same each time,
-// and some jitter.
+// delay is how long a datagram travels between two hosts, with some jitter.
 func (n *internet) delay(a, b int) time.Duration {
-	return time.Duration(5+(a*7+b*13+a*b)%40)*time.Millisecond + time.Duration(n.rand.IntN(2000))*time.Microsecond
+	return n.distance(a, b) + time.Duration(n.rand.IntN(2000))*time.Microsecond
+}
+
+// distance is 5 to 45 ms, the same each time, and what is added to it.
+func (n *internet) distance(a, b int) time.Duration {
+	return n.far[a] + n.far[b] + time.Duration(5+(a*7+b*13+a*b)%40)*time.Millisecond
 }
 
 // send sends a datagram from a host's port.
@@ -357,6 +364,9 @@ func (n *internet) relayed(b *box, source netip.AddrPort, d datagram) {
 	b.table.SetProved(proved)
 	switch to, verdict := b.table.Forward(n.now, d.bytes(), source); verdict {
 	case Pass:
+		if n.rand.Float64() < n.full[b.num] {
+			return
+		}
 		n.send(b, relayPort, to, 0, d)
 	case AskWho:
 		if m, ok := b.table.Who(n.now, len(d.bytes()), source); ok {
@@ -541,5 +551,5 @@ func (n *internet) setRelays(b *box) {
 			relays = append(relays, RelayAddr{shortOf(r.num), r.relayAddr()})
 		}
 	}
-	b.binder.SetRelays(relays, keep)
+	b.binder.SetRelays(relays, keep, n.prefer...)
 }

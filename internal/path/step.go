@@ -252,6 +252,10 @@ func (m *Machine) better(now time.Time, w, than *way) bool {
 		return false
 	case w.kind() != than.kind():
 		return w.kind() < than.kind()
+	case than.isLossyBeside(w):
+		return true
+	case w.isLossyBeside(than):
+		return false
 	}
 	if than == m.use {
 		return now.Sub(m.changed) >= sameKindHold && w.srtt+max(than.srtt/5, sameKindGain) < than.srtt
@@ -261,6 +265,14 @@ func (m *Machine) better(now time.Time, w, than *way) bool {
 
 // isSlowBeside reports whether a path is so slow that another one is better, of whatever kind.
 func (w *way) isSlowBeside(o *way) bool { return w.srtt >= slow && o.srtt > 0 && o.srtt < w.srtt/2 }
+
+// isLossyBeside reports whether on a path much is lost, and nothing on another one.
+func (w *way) isLossyBeside(o *way) bool { return w.outcomes.isLossy() && o.outcomes.isClean() }
+
+// hasWorsened reports whether a path through a relay has become lossy, or slower by far.
+func (w *way) hasWorsened() bool {
+	return w.kind() >= Relayed && (w.outcomes.isLossy() || w.srtt > 2*w.usual+sameKindGain)
+}
 
 // improve has the leader use a better path that is stable.
 func (m *Machine) improve(now time.Time) {
@@ -273,9 +285,14 @@ func (m *Machine) improve(now time.Time) {
 	w := m.best(now, func(w *way) bool {
 		return w != m.use && w.answers >= betterAnswers && m.lives(w, now) && now.Sub(w.failed) >= w.hold && m.better(now, w, m.use)
 	})
-	if w != nil {
-		m.change(now, w)
+	if w == nil {
+		return
 	}
+	if w.kind() == m.use.kind() && m.use.isLossyBeside(w) {
+		m.fail(now, maxHoldLong)
+		m.use.hold = max(m.use.hold, lossyHold)
+	}
+	m.change(now, w)
 }
 
 // plan decides when to look for better paths.
@@ -304,6 +321,7 @@ func (m *Machine) plan(now time.Time) {
 	}
 	m.searches++
 	m.searched = now
+	m.use.usual = m.use.srtt
 }
 
 // expectsStraight reports whether the first probes to an address that strangers reach may
@@ -317,6 +335,8 @@ func (m *Machine) expectsStraight(now time.Time) bool {
 // something that is to be mended keeps this node from it.
 func (m *Machine) rest(now time.Time) time.Duration {
 	switch {
+	case m.isBusy(now) && m.use.hasWorsened():
+		return searchSoon
 	case m.isBusy(now), m.use.kind() == Stream:
 		return searchBusy
 	case m.use.kind() == Relayed && slices.ContainsFunc(m.ways, func(w *way) bool { return w.Path.Straight() && w.Open }):
