@@ -12,7 +12,7 @@ import (
 // The pace at which a node binds to relays.
 const (
 	// renewEvery leaves time to repeat a Bind before a NAT forgets the mapping: after 30 s
-	// at the earliest, as idlePace has it.
+	// at the earliest, as holdPace has it.
 	renewEvery = 20 * time.Second
 	bindEvery  = time.Second // until there is an answer
 	bindTries  = 4           // at one address

@@ -138,6 +138,7 @@ type box struct {
 	table   *Relay // of a relay
 	binder  *Binder
 	up      bool // the daemon; WireGuard goes on without it
+	rests   bool // it holds no punched path open without traffic
 	machine map[int]*Machine
 	wg      map[int]*Traffic
 	got     map[int]int // data received by peer
@@ -499,6 +500,7 @@ func (n *internet) connect(a, b *box, busy func() bool) {
 				told = n.now
 			}
 			before, _ := m.InUse()
+			m.SetRest(self.rests)
 			m.Observe(n.now, *self.wg[peer.num])
 			n.act(self, peer.num, m.Step(n.now))
 			if after, _ := m.InUse(); after != before {

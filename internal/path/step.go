@@ -15,6 +15,7 @@ func (m *Machine) Step(now time.Time) []Action {
 	}
 	m.leaveDead(now)
 	m.improve(now)
+	m.goToRest(now)
 	m.plan(now)
 	var actions []Action
 	for _, w := range m.ways {
@@ -65,13 +66,13 @@ func (m *Machine) pace(now time.Time) time.Duration {
 	case m.isBusy(now):
 		return steadyPace
 	default:
-		return idlePace
+		return m.use.idlePace()
 	}
 }
 
 // isForsaken reports whether the leader, which probes an idle path, has sent nothing on it for long.
 func (m *Machine) isForsaken(now time.Time) bool {
-	const patience = 2*idlePace + time.Second
+	patience := 2*m.use.idlePace() + time.Second
 	return !m.leads && now.Sub(m.use.heard) > patience && now.Sub(m.use.answered) > patience && now.Sub(m.changed) > patience
 }
 
@@ -109,7 +110,7 @@ func (m *Machine) due(now time.Time, w *way) (time.Time, bool) {
 		return w.probed.Add(w.soon()), m.isOpen(w, now) && now.Before(w.search)
 	}
 	pace := m.pace(now)
-	return w.probed.Add(pace), pace < idlePace || m.leads
+	return w.probed.Add(pace), pace < holdPace || m.leads
 }
 
 // Next returns when to call Step again, if nothing happens before.
@@ -283,7 +284,7 @@ func (m *Machine) improve(now time.Time) {
 		return
 	}
 	w := m.best(now, func(w *way) bool {
-		return w != m.use && w.answers >= betterAnswers && m.lives(w, now) && now.Sub(w.failed) >= w.hold && m.better(now, w, m.use)
+		return w != m.use && m.mayUse(now, w) && w.answers >= betterAnswers && m.lives(w, now) && now.Sub(w.failed) >= w.hold && m.better(now, w, m.use)
 	})
 	if w == nil {
 		return
@@ -307,21 +308,27 @@ func (m *Machine) plan(now time.Time) {
 	}
 	// A path that has begun to answer is probed until it is used.
 	for _, w := range m.ways {
-		if w != m.use && m.leads && w.answers > 0 && m.lives(w, now) && m.better(now, w, m.use) {
+		if w != m.use && m.leads && m.mayUse(now, w) && w.answers > 0 && m.lives(w, now) && m.better(now, w, m.use) {
 			w.search = now.Add(searchFor)
 		}
 	}
-	if m.searches > 0 && now.Sub(m.searched) < m.rest(now) {
+	if m.searches > 0 && now.Sub(m.searched) < m.untilSearch(now) {
 		return
 	}
 	for _, w := range m.ways {
-		if w != m.use && w.kind() <= m.use.kind() {
+		if w != m.use && w.kind() <= m.use.kind() && m.mayUse(now, w) && m.isWorthIt(now, w) {
 			w.search, w.answers = now.Add(searchFor), 0
 		}
 	}
 	m.searches++
 	m.searched = now
-	m.use.usual = m.use.srtt
+	m.use.usual, m.use.probed = m.use.srtt, time.Time{}
+}
+
+// isWorthIt reports whether to look for a path: another relay is no gain while there is no traffic, and
+// whether it is one is the leader's business.
+func (m *Machine) isWorthIt(now time.Time, w *way) bool {
+	return w.Path.Straight() || w.kind() < m.use.kind() || m.leads && (m.searches == 0 || m.isBusy(now))
 }
 
 // expectsStraight reports whether the first probes to an address that strangers reach may
@@ -331,9 +338,9 @@ func (m *Machine) expectsStraight(now time.Time) bool {
 	return now.Sub(m.changed) < firstTimeout && slices.ContainsFunc(m.ways, func(w *way) bool { return w.Path.Straight() && w.Open })
 }
 
-// rest is how long after a search the next one follows. Where strangers reach the peer, only
+// untilSearch is how long after a search the next one follows. Where strangers reach the peer, only
 // something that is to be mended keeps this node from it.
-func (m *Machine) rest(now time.Time) time.Duration {
+func (m *Machine) untilSearch(now time.Time) time.Duration {
 	switch {
 	case m.isBusy(now) && m.use.hasWorsened():
 		return searchSoon
