@@ -204,7 +204,7 @@ func (p *pathAgent) SetRelays(all []node.Relay, keep int, secrets [][32]byte) {
 	p.relays = c
 	list := make([]agent.Relay, 0, len(all))
 	for _, r := range all {
-		list = append(list, agent.Relay{ID: r.ID, PathKey: publicKey(r.PathKey), Addrs: r.Addrs})
+		list = append(list, agent.Relay{ID: r.ID, PathKey: publicKey(r.PathKey), Addrs: r.Addrs, Preferred: r.Preferred})
 	}
 	p.Agent.SetRelays(list, keep, secrets)
 }

@@ -28,6 +28,8 @@ type Relay struct {
 	ID      mesh.ID
 	PathKey [32]byte         // X25519
 	Addrs   []netip.AddrPort // at which it forwards, in the order in which they are tried
+	// Preferred means that it is to be used before others, however far it is.
+	Preferred bool
 }
 
 // BoundRelay is a relay to which this node is bound.
@@ -59,7 +61,8 @@ func (m *Memory) isPartlyReached(now time.Time) bool {
 	return !m.unreached.IsZero() && now.Sub(m.unreached) >= relayPatience
 }
 
-// Relays returns the relays there are, the best first, and to how many of them this node
+// Relays returns the relays there are, in the order in which they are tried until it is known how far
+// they are, and to how many of them this node
 // stays bound, so that others reach it there: to none if all reach it anyway. While UDP is
 // blocked, nobody does, and relays are tried over streams. A relay to
 // which it is bound works, whatever gossip says.
@@ -70,7 +73,6 @@ func (m *Memory) Relays(in Input, c Configuration) (relays []Relay, keep int) {
 		return id != self && (in.View.Alive[id] || bound)
 	}
 	records := in.recordsByID()
-	preferred := make(map[mesh.ID]bool)
 	w := pathFilter{in: in, seen: in.seen(), routes: c.Desired.Routes}
 	for _, p := range in.View.Paths {
 		if !p.IsRelay() || !usable(p.Author) {
@@ -81,21 +83,20 @@ func (m *Memory) Relays(in Input, c Configuration) (relays []Relay, keep int) {
 			addrs = []netip.AddrPort{at}
 		}
 		if len(addrs) > 0 {
-			relays = append(relays, Relay{p.Author, p.Key, addrs})
-			preferred[p.Author] = p.Relay == mesh.RelayPrefer
+			relays = append(relays, Relay{p.Author, p.Key, addrs, p.Relay == mesh.RelayPrefer})
 		}
 	}
-	rank := func(id mesh.ID) (r int) {
-		if in.isSilent(id) {
-			r += 2
+	rank := func(r Relay) (n int) {
+		if in.isSilent(r.ID) {
+			n += 2
 		}
-		if !preferred[id] {
-			r++
+		if !r.Preferred {
+			n++
 		}
-		return r
+		return n
 	}
 	slices.SortFunc(relays, func(a, b Relay) int {
-		return cmp.Or(cmp.Compare(rank(a.ID), rank(b.ID)), cmp.Compare(mesh.Weight(b.ID, self), mesh.Weight(a.ID, self)), a.ID.Compare(b.ID))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(mesh.Weight(b.ID, self), mesh.Weight(a.ID, self)), a.ID.Compare(b.ID))
 	})
 	if m.isOpen(in) && m.udp.blocked.IsZero() && !m.isPartlyReached(in.Now) {
 		return relays, 0

@@ -188,8 +188,8 @@ func TestPreferredRelaysComeFirst(t *testing.T) {
 	m, in := relayMesh(20)
 	in.View.Paths[7].Relay = mesh.RelayPrefer
 	first, _ := m.Relays(in, Configuration{})
-	if first[0].ID != in.View.Paths[7].Author {
-		t.Errorf("got %v first, want the preferred one", first[0].ID)
+	if first[0].ID != in.View.Paths[7].Author || !first[0].Preferred || first[1].Preferred {
+		t.Errorf("got %v first, want the preferred one, and no other one preferred", first[0])
 	}
 	in.View.Paths = slices.Clone(in.View.Paths)
 	slices.Reverse(in.View.Paths)

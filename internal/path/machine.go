@@ -13,7 +13,8 @@ import (
 const (
 	fastPace   = 200 * time.Millisecond // while an answer is missing, WireGuard is silent, or a change is under way
 	steadyPace = time.Second            // with traffic
-	idlePace   = 25 * time.Second       // without: NATs keep a UDP mapping for 30 s at least, RFC 4787 REQ-5
+	holdPace   = 25 * time.Second       // without: NATs keep a UDP mapping for 30 s at least, RFC 4787 REQ-5
+	restPace   = 2 * time.Minute        // without, where no mapping has to be held; sooner than wantFor ends
 	lostPace   = 4 * time.Second        // of a path that has not answered for long, instead of fastPace
 )
 
@@ -53,6 +54,14 @@ const (
 	quietAfter = 12 * time.Second        // of what this end sees alone
 )
 
+// When a path is left on which probes are lost, for one of its kind on which none is: a relay may forward
+// as much as it is allowed to, see relay.max-rate.
+const (
+	lossyProbes = 7               // of the last 32, more than a fifth
+	cleanProbes = 20              // none of which is lost; on a path that loses a fifth, that is so once in 87 times
+	lossyHold   = 5 * time.Minute // it may be clean only because nobody uses it
+)
+
 // The endpoint is written again and again after a change, because each packet that
 // arrives over the path before sets WireGuard's endpoint back.
 const (
@@ -68,7 +77,8 @@ const (
 
 // When paths better than the one in use are looked for again.
 const (
-	searchFor  = 2 * time.Second // for how long each candidate is probed
+	searchFor  = 2 * time.Second  // for how long each candidate is probed
+	searchSoon = 10 * time.Second // with traffic through a relay that has become worse
 	searchBusy = time.Minute
 	searchIdle = 5 * time.Minute
 	searchLate = 30 * time.Minute
@@ -110,6 +120,7 @@ type way struct {
 	Candidate
 	learned  bool      // from where a probe came
 	far      Kind      // how the peer's packets leave on it, as the peer has said last
+	farOpen  bool      // strangers reach this node there, as the peer has said last
 	heard    time.Time // when something came from there last
 	pending  []ping
 	expired  []ping // the last ones that were not answered in time
@@ -118,6 +129,7 @@ type way struct {
 	answers  int // in a row
 	srtt     time.Duration
 	rttvar   time.Duration
+	usual    time.Duration // srtt when others were looked for last
 	answered time.Time     // when the last answer came; zero for never
 	probed   time.Time     // when the last probe was due; zero to send one at once
 	search   time.Time     // until when to probe it as a better path
@@ -145,7 +157,9 @@ type Machine struct {
 	wanted  Path      // that the leader uses, and on which it did not answer yet
 	number  uint32
 
+	made     time.Time
 	traffic  Traffic
+	used     time.Time     // when data was sent or received last; zero for never
 	busy     time.Time     // when data was sent last
 	received time.Time     // when bytes were received last
 	passed   time.Time     // the same, but for handshakes that a peer begins: the answer may not arrive
@@ -160,13 +174,14 @@ type Machine struct {
 	punch    punch
 	renewal  renewal
 	mtu      int // of the tunnel; 0 for unknown
+	rest     resting
 }
 
 // NewMachine returns the machine for a peer. The end with the lower WireGuard key leads.
 // Before is what WireGuard shows of the peer already: where it sends packets stays in use until
 // something else is proved, and what it has counted until now is no traffic.
 func NewMachine(leads bool, before Traffic, now time.Time) *Machine {
-	m := &Machine{leads: leads, changed: now, traffic: before}
+	m := &Machine{leads: leads, made: now, changed: now, traffic: before}
 	if before.Endpoint.IsValid() {
 		m.use = m.add(Candidate{Path: At(before.Endpoint), Open: true}, true)
 	}
@@ -265,6 +280,7 @@ func (m *Machine) learn(now time.Time, over Path) *way {
 // Observe takes what WireGuard shows of the peer.
 func (m *Machine) Observe(now time.Time, t Traffic) {
 	if sent := added(t.Sent, m.traffic.Sent); !overhead(sent) {
+		m.wake(now)
 		m.busy = now
 		if m.silent.IsZero() {
 			m.silent = now
@@ -274,6 +290,9 @@ func (m *Machine) Observe(now time.Time, t Traffic) {
 		m.received, m.silent = now, time.Time{}
 		if got != initiationLen {
 			m.passed = now
+		}
+		if !overhead(got) {
+			m.wake(now)
 		}
 	}
 	if t.Endpoint != m.traffic.Endpoint && t.Endpoint.IsValid() && m.find(At(t.Endpoint)) == nil && !m.isRelay(t.Endpoint) {
@@ -326,9 +345,10 @@ func (m *Machine) Receive(now time.Time, msg Message, over Path) []Action {
 	var w *way
 	if over.Kind != None {
 		if w = m.learn(now, over); w != nil {
-			w.heard, w.far = now, msg.Look
+			w.heard, w.far, w.farOpen = now, msg.Look, msg.Open
 		}
 	}
+	m.rest.there = msg.Rests
 	switch msg.Op {
 	case Ping:
 		pong := m.message(Pong, w)
@@ -489,9 +509,9 @@ func (m *Machine) change(now time.Time, w *way) {
 
 // message returns a message with what this node says of itself in each.
 func (m *Machine) message(op Op, over *way) Message {
-	msg := Message{Op: op}
+	msg := Message{Op: op, Rests: m.rest.here}
 	if over != nil {
-		msg.Look = over.Path.Kind
+		msg.Look, msg.Open = over.Path.Kind, over.strangersReach()
 		msg.This = over == m.use
 	}
 	if m.use != nil {

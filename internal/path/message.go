@@ -39,7 +39,8 @@ const (
 //	0   op
 //	1   kind of the path that the message looks at
 //	2   kind of the path in use
-//	3   flags: bit 0, the path that the message looks at is the one in use
+//	3   flags: bit 0, the path that the message looks at is the one in use;
+//	    bit 1, the author rests the path; bit 2, the receiver is open
 //	4   number, big-endian
 //	8   relay of the path in use, or the node that a Row or a Begun is about
 //	16  silence in milliseconds, big-endian
@@ -52,6 +53,12 @@ type Message struct {
 	Use    Kind   // of the path that the author uses
 	Node   Short  // the relay of the path that the author uses, zero on a straight path; of a Row or a Begun the node it is about
 	This   bool   // the path over which the author sends this is the one that it uses; of an Echo, it was answered before
+	// Rests says that the author does not hold a punched path to the receiver open while nothing is
+	// sent, see rest.go.
+	Rests bool
+	// Open says that strangers reach the receiver at the address to which this goes, as far as the author
+	// knows.
+	Open bool
 	// Silence is for how long WireGuard of the author has received nothing from the
 	// receiver, although it sent; zero if it receives. At most some 49 days.
 	Silence time.Duration
@@ -72,8 +79,10 @@ var errMessage = errors.New("not a message")
 // Append appends the encoded message to b.
 func (m Message) Append(b []byte) []byte {
 	b = append(b, byte(m.Op), byte(m.Look), byte(m.Use), 0)
-	if m.This {
-		b[len(b)-1] = 1
+	for bit, set := range [...]bool{m.This, m.Rests, m.Open} {
+		if set {
+			b[len(b)-1] |= 1 << bit
+		}
 	}
 	b = binary.BigEndian.AppendUint32(b, m.Number)
 	b = append(b, m.Node[:]...)
@@ -99,6 +108,8 @@ func ParseMessage(b []byte) (Message, error) {
 		Look:    Kind(b[1]),
 		Use:     Kind(b[2]),
 		This:    b[3]&1 != 0,
+		Rests:   b[3]&2 != 0,
+		Open:    b[3]&4 != 0,
 		Number:  binary.BigEndian.Uint32(b[4:]),
 		Node:    Short(b[8:16]),
 		Silence: time.Duration(binary.BigEndian.Uint32(b[16:])) * time.Millisecond,

@@ -146,6 +146,7 @@ type box struct {
 	table   *Relay // of a relay
 	binder  *Binder
 	up      bool // the daemon; WireGuard goes on without it
+	rests   bool // it holds no punched path open without traffic
 	machine map[int]*Machine
 	wg      map[int]*Traffic
 	got     map[int]int // data received by peer
@@ -197,6 +198,9 @@ type internet struct {
 	narrow map[[2]int]int // how long datagrams may be from one host to another, in bytes; 0 for any length
 	long   map[[2]int]int // bytes of datagrams that did not fit, or might not
 	loss   float64
+	far    map[int]time.Duration // how much farther from all others a host is
+	prefer []Short
+	full   map[int]float64 // the share of what a relay is to forward that it drops
 	queue  events
 	seq    int
 	log    []string
@@ -206,6 +210,7 @@ func newInternet(seed uint64) *internet {
 	return &internet{
 		now: time.Unix(1e9, 0), rand: rand.New(rand.NewPCG(seed, 1)),
 		cut: map[[2]int]bool{}, lanCut: map[[2]int]bool{}, narrow: map[[2]int]int{}, long: map[[2]int]int{},
+		far: map[int]time.Duration{}, full: map[int]float64{},
 	}
 }
 
@@ -251,10 +256,14 @@ func (n *internet) host(kind natKind, accept bool, site int) *box {
 
 func (n *internet) box(num int) *box { return n.boxes[num-1] }
 
-// delay is how long a datagram travels between two hosts: 5 to 45 ms, the same each time,
-// and some jitter.
+// delay is how long a datagram travels between two hosts, with some jitter.
 func (n *internet) delay(a, b int) time.Duration {
-	return time.Duration(5+(a*7+b*13+a*b)%40)*time.Millisecond + time.Duration(n.rand.IntN(2000))*time.Microsecond
+	return n.distance(a, b) + time.Duration(n.rand.IntN(2000))*time.Microsecond
+}
+
+// distance is 5 to 45 ms, the same each time, and what is added to it.
+func (n *internet) distance(a, b int) time.Duration {
+	return n.far[a] + n.far[b] + time.Duration(5+(a*7+b*13+a*b)%40)*time.Millisecond
 }
 
 // send sends a datagram from a host's port.
@@ -371,6 +380,9 @@ func (n *internet) relayed(b *box, source netip.AddrPort, d datagram) {
 	b.table.SetProved(proved)
 	switch to, verdict := b.table.Forward(n.now, d.bytes(), source); verdict {
 	case Pass:
+		if n.rand.Float64() < n.full[b.num] {
+			return
+		}
 		n.send(b, relayPort, to, 0, d)
 	case AskWho:
 		if m, ok := b.table.Who(n.now, len(d.bytes()), source); ok {
@@ -503,6 +515,7 @@ func (n *internet) connect(a, b *box, busy func() bool) {
 				told = n.now
 			}
 			before, _ := m.InUse()
+			m.SetRest(self.rests)
 			m.Observe(n.now, *self.wg[peer.num])
 			n.act(self, peer.num, m.Step(n.now))
 			if after, _ := m.InUse(); after != before {
@@ -555,5 +568,5 @@ func (n *internet) setRelays(b *box) {
 			relays = append(relays, RelayAddr{shortOf(r.num), r.relayAddr()})
 		}
 	}
-	b.binder.SetRelays(relays, keep)
+	b.binder.SetRelays(relays, keep, n.prefer...)
 }

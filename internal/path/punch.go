@@ -19,6 +19,7 @@ import "time"
 //	probes for 4 s                probes for 4 s
 const (
 	punchPace  = 100 * time.Millisecond
+	punchSlow  = 400 * time.Millisecond // where another attempt is in no hurry: there may be many of these at once
 	punchFor   = 4 * time.Second
 	punchQuiet = 35 * time.Second // after a failure: conntrack forgets an unanswered UDP flow after 30 s
 	lowTTL     = 2                // beyond the own router
@@ -121,6 +122,9 @@ func (m *Machine) punching(now time.Time) []Action {
 			return nil
 		}
 		p.next = now.Add(punchPace)
+		if p.attempts > 1 && m.works(now) && !m.isBusy(now) {
+			p.next = now.Add(punchSlow)
+		}
 		var actions []Action
 		for _, w := range m.ways {
 			if m.closed(w, now) {
@@ -156,7 +160,7 @@ func (m *Machine) works(now time.Time) bool {
 // wantsPunch reports whether the leader is to call now: there is no straight path that works, and
 // one might be opened.
 func (m *Machine) wantsPunch(now time.Time) bool {
-	if m.works(now) && m.use.Path.Straight() {
+	if m.works(now) && m.use.Path.Straight() || m.rests(now) {
 		return false
 	}
 	closed := false
@@ -175,7 +179,7 @@ func (m *Machine) wantsPunch(now time.Time) bool {
 		// side, so there is nothing to be forgotten.
 		quiet = punchFor << (m.punch.attempts - 1)
 	case m.isBusy(now):
-	case m.punch.attempts == 1:
+	case m.punch.attempts == 1 && !m.works(now):
 		quiet = searchIdle
 	default:
 		quiet = searchLate

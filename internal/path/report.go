@@ -65,5 +65,14 @@ func (o *outcomes) loss() float64 {
 	if o.count == 0 {
 		return 0
 	}
-	return float64(bits.OnesCount32(o.lost)) / float64(o.count)
+	return float64(o.losses()) / float64(o.count)
 }
+
+// losses is how many of them were not answered.
+func (o *outcomes) losses() int { return bits.OnesCount32(o.lost) }
+
+// isLossy reports whether a considerable share was lost, as where a relay is full.
+func (o *outcomes) isLossy() bool { return o.losses() >= lossyProbes }
+
+// isClean reports whether nothing was lost, of so many that it would hardly be luck on a lossy path.
+func (o *outcomes) isClean() bool { return o.count >= cleanProbes && o.lost == 0 }

@@ -25,6 +25,8 @@ func messages() *rapid.Generator[Message] {
 			Node:    Short(rapid.SliceOfN(rapid.Byte(), 8, 8).Draw(t, "node")),
 			Token:   Token(rapid.SliceOfN(rapid.Byte(), 8, 8).Draw(t, "token")),
 			This:    rapid.Bool().Draw(t, "this"),
+			Rests:   rapid.Bool().Draw(t, "rests"),
+			Open:    rapid.Bool().Draw(t, "open"),
 			Silence: time.Duration(rapid.Uint32().Draw(t, "silence")) * time.Millisecond,
 		}
 		if rapid.Bool().Draw(t, "seen") {

@@ -179,6 +179,7 @@ func TestFaults(t *testing.T) {
 		kind := rapid.IntRange(0, int(natKinds)-1)
 		a := n.host(natKind(kind.Draw(t, "kind")), rapid.Bool().Draw(t, "accept"), rapid.IntRange(1, 2).Draw(t, "site"))
 		b := n.host(natKind(kind.Draw(t, "other kind")), rapid.Bool().Draw(t, "other accept"), 2)
+		a.rests, b.rests = rapid.Bool().Draw(t, "rests"), rapid.Bool().Draw(t, "other rests")
 		n.bind(a)
 		n.bind(b)
 		busy := true

@@ -15,6 +15,7 @@ func (m *Machine) Step(now time.Time) []Action {
 	}
 	m.leaveDead(now)
 	m.improve(now)
+	m.goToRest(now)
 	m.plan(now)
 	var actions []Action
 	for _, w := range m.ways {
@@ -66,13 +67,13 @@ func (m *Machine) pace(now time.Time) time.Duration {
 	case m.isBusy(now):
 		return steadyPace
 	default:
-		return idlePace
+		return m.use.idlePace()
 	}
 }
 
 // isForsaken reports whether the leader, which probes an idle path, has sent nothing on it for long.
 func (m *Machine) isForsaken(now time.Time) bool {
-	const patience = 2*idlePace + time.Second
+	patience := 2*m.use.idlePace() + time.Second
 	return !m.leads && now.Sub(m.use.heard) > patience && now.Sub(m.use.answered) > patience && now.Sub(m.changed) > patience
 }
 
@@ -110,7 +111,7 @@ func (m *Machine) due(now time.Time, w *way) (time.Time, bool) {
 		return w.probed.Add(w.soon()), m.isOpen(w, now) && now.Before(w.search)
 	}
 	pace := m.pace(now)
-	return w.probed.Add(pace), pace < idlePace || m.leads
+	return w.probed.Add(pace), pace < holdPace || m.leads
 }
 
 // Next returns when to call Step again, if nothing happens before.
@@ -253,6 +254,10 @@ func (m *Machine) better(now time.Time, w, than *way) bool {
 		return false
 	case w.kind() != than.kind():
 		return w.kind() < than.kind()
+	case than.isLossyBeside(w):
+		return true
+	case w.isLossyBeside(than):
+		return false
 	}
 	if than == m.use {
 		return now.Sub(m.changed) >= sameKindHold && w.srtt+max(than.srtt/5, sameKindGain) < than.srtt
@@ -263,6 +268,14 @@ func (m *Machine) better(now time.Time, w, than *way) bool {
 // isSlowBeside reports whether a path is so slow that another one is better, of whatever kind.
 func (w *way) isSlowBeside(o *way) bool { return w.srtt >= slow && o.srtt > 0 && o.srtt < w.srtt/2 }
 
+// isLossyBeside reports whether on a path much is lost, and nothing on another one.
+func (w *way) isLossyBeside(o *way) bool { return w.outcomes.isLossy() && o.outcomes.isClean() }
+
+// hasWorsened reports whether a path through a relay has become lossy, or slower by far.
+func (w *way) hasWorsened() bool {
+	return w.kind() >= Relayed && (w.outcomes.isLossy() || w.srtt > 2*w.usual+sameKindGain)
+}
+
 // improve has the leader use a better path that is stable.
 func (m *Machine) improve(now time.Time) {
 	if !m.leads || m.use == nil {
@@ -272,11 +285,16 @@ func (m *Machine) improve(now time.Time) {
 		return
 	}
 	w := m.best(now, func(w *way) bool {
-		return w != m.use && w.answers >= betterAnswers && m.lives(w, now) && now.Sub(w.failed) >= w.hold && m.better(now, w, m.use)
+		return w != m.use && m.mayUse(now, w) && w.answers >= betterAnswers && m.lives(w, now) && now.Sub(w.failed) >= w.hold && m.better(now, w, m.use)
 	})
-	if w != nil {
-		m.change(now, w)
+	if w == nil {
+		return
 	}
+	if w.kind() == m.use.kind() && m.use.isLossyBeside(w) {
+		m.fail(now, maxHoldLong)
+		m.use.hold = max(m.use.hold, lossyHold)
+	}
+	m.change(now, w)
 }
 
 // plan decides when to look for better paths.
@@ -291,20 +309,27 @@ func (m *Machine) plan(now time.Time) {
 	}
 	// A path that has begun to answer is probed until it is used.
 	for _, w := range m.ways {
-		if w != m.use && m.leads && w.answers > 0 && m.lives(w, now) && m.better(now, w, m.use) {
+		if w != m.use && m.leads && m.mayUse(now, w) && w.answers > 0 && m.lives(w, now) && m.better(now, w, m.use) {
 			w.search = now.Add(searchFor)
 		}
 	}
-	if m.searches > 0 && now.Sub(m.searched) < m.rest(now) {
+	if m.searches > 0 && now.Sub(m.searched) < m.untilSearch(now) {
 		return
 	}
 	for _, w := range m.ways {
-		if w != m.use && w.kind() <= m.use.kind() {
+		if w != m.use && w.kind() <= m.use.kind() && m.mayUse(now, w) && m.isWorthIt(now, w) {
 			w.search, w.answers = now.Add(searchFor), 0
 		}
 	}
 	m.searches++
 	m.searched = now
+	m.use.usual, m.use.probed = m.use.srtt, time.Time{}
+}
+
+// isWorthIt reports whether to look for a path: another relay is no gain while there is no traffic, and
+// whether it is one is the leader's business.
+func (m *Machine) isWorthIt(now time.Time, w *way) bool {
+	return w.Path.Straight() || w.kind() < m.use.kind() || m.leads && (m.searches == 0 || m.isBusy(now))
 }
 
 // expectsStraight reports whether the first probes to an address that strangers reach may
@@ -314,10 +339,12 @@ func (m *Machine) expectsStraight(now time.Time) bool {
 	return now.Sub(m.changed) < firstTimeout && slices.ContainsFunc(m.ways, func(w *way) bool { return w.Path.Straight() && w.Open })
 }
 
-// rest is how long after a search the next one follows. Where strangers reach the peer, only
+// untilSearch is how long after a search the next one follows. Where strangers reach the peer, only
 // something that is to be mended keeps this node from it.
-func (m *Machine) rest(now time.Time) time.Duration {
+func (m *Machine) untilSearch(now time.Time) time.Duration {
 	switch {
+	case m.isBusy(now) && m.use.hasWorsened():
+		return searchSoon
 	case m.isBusy(now), m.use.kind() == Stream:
 		return searchBusy
 	case m.use.kind() == Relayed && slices.ContainsFunc(m.ways, func(w *way) bool { return w.Path.Straight() && w.Open }):

@@ -127,7 +127,7 @@ func TestPeerMovesOften(t *testing.T) {
 		at := Path{Kind: Direct, Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 4000)}
 		for range 48 {
 			m.Receive(now, Message{Op: Ping, Number: 1, Look: Direct, Use: Direct, This: true}, at)
-			now = answering{at: Direct}.run(m, now, idlePace)
+			now = answering{at: Direct}.run(m, now, holdPace)
 		}
 		if use, _ := m.InUse(); use != at {
 			t.Errorf("after %d moves: uses %v, want %v", i, use, at)

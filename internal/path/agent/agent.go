@@ -355,6 +355,7 @@ func (a *Agent) readDevice(now time.Time) {
 		p.machine.Observe(now, t)
 		a.step(now, p)
 	}
+	a.restPeers()
 }
 
 func (a *Agent) readSoon(now time.Time) {

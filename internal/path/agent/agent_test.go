@@ -50,7 +50,7 @@ type host struct {
 	pathKey *ecdh.PrivateKey
 	addrs   []netip.AddrPort // the first one is where it sends from
 	closed  bool
-	sentTo  map[netip.AddrPort]bool // whose answers the firewall lets in
+	sentTo  map[netip.AddrPort]time.Time // whose answers the firewall lets in, for a while
 	got     func(rawudp.Datagram)
 	ended   chan struct{} // closed with the port
 	link    int           // by which all arrives
@@ -58,6 +58,7 @@ type host struct {
 	peers   map[wgtypes.Key]*path.Traffic
 	writes  []netip.AddrPort
 	sent    int // datagrams
+	arrived int
 	reads   int
 	counter uint64
 	refuse  error                          // of SetEndpoint
@@ -87,7 +88,7 @@ func (w *wire) host(t testing.TB, num byte, addrs ...string) *host {
 	t.Helper()
 	h := &host{
 		wire: w, id: mesh.ID{num}, key: wgtypes.Key{num}, pathKey: privateKey(t, num), link: 2,
-		sentTo: map[netip.AddrPort]bool{}, peers: map[wgtypes.Key]*path.Traffic{},
+		sentTo: map[netip.AddrPort]time.Time{}, peers: map[wgtypes.Key]*path.Traffic{},
 		sources: map[wgtypes.Key]netip.AddrPort{},
 	}
 	for _, a := range addrs {
@@ -154,7 +155,7 @@ func (h *host) Send(p rawudp.Packet) error {
 			from = a
 		}
 	}
-	h.sentTo[p.To] = true
+	h.sentTo[p.To] = time.Now()
 	if h.tap != nil {
 		h.tap(bytes.Clone(p.Payload), from, p.To)
 	}
@@ -168,7 +169,7 @@ func (h *host) Send(p rawudp.Packet) error {
 		return nil
 	}
 	to := h.at(p.To)
-	if to == nil || p.TTL > 0 || h.cut[p.To] || to.closed && !to.sentTo[from] {
+	if to == nil || p.TTL > 0 || h.cut[p.To] || !to.letsIn(from) {
 		return nil
 	}
 	d := rawudp.Datagram{Payload: bytes.Clone(p.Payload), From: from, To: p.To.Addr(), Link: to.link}
@@ -176,8 +177,21 @@ func (h *host) Send(p rawudp.Packet) error {
 	return nil
 }
 
+// letsIn reports whether the firewall lets in what comes from there, which holds it open.
+func (h *host) letsIn(from netip.AddrPort) bool {
+	if !h.closed {
+		return true
+	}
+	if time.Since(h.sentTo[from]) >= 30*time.Second {
+		return false
+	}
+	h.sentTo[from] = time.Now()
+	return true
+}
+
 func (h *host) deliver(d rawudp.Datagram) {
 	h.mu.Lock()
+	h.arrived++
 	got := h.got
 	h.mu.Unlock()
 	if got != nil {
@@ -279,14 +293,14 @@ func (h *host) data(peer *host) {
 		source = h.addrs[0]
 	}
 	mine.Sent += 128
-	h.sentTo[mine.Endpoint] = true
+	h.sentTo[mine.Endpoint] = time.Now()
 	if r := h.relays[mine.Endpoint]; r != nil {
 		if !h.cut[mine.Endpoint] {
 			r.data(h, peer, source)
 		}
 		return
 	}
-	if h.at(mine.Endpoint) != peer || h.cut[mine.Endpoint] || peer.closed && !peer.sentTo[source] {
+	if h.at(mine.Endpoint) != peer || h.cut[mine.Endpoint] || !peer.letsIn(source) {
 		return
 	}
 	theirs := peer.peers[h.key]
@@ -520,7 +534,7 @@ func TestNewPathKey(t *testing.T) {
 		b.counter = 0
 		b.start(t)
 		b.SetPeers([]Peer{a.peer(direct(addrA))})
-		time.Sleep(30 * time.Second)
+		time.Sleep(3 * time.Minute) // without traffic the path is asked every two
 		if s := a.statusOf(t, b); s.Unopened == 0 || s.Proved {
 			t.Errorf("before the new key is known: got %d unopened, proved %t, want some, not proved", s.Unopened, s.Proved)
 		}

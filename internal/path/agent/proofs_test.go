@@ -48,7 +48,7 @@ func (h *host) dial(to netip.AddrPort) (net.Conn, error) {
 func (s *stranger) Write(b []byte) (int, error) {
 	s.host.mu.Lock()
 	defer s.host.mu.Unlock()
-	if to := s.host.at(s.to); to != nil && !s.host.cut[s.to] && (!to.closed || to.sentTo[s.from]) {
+	if to := s.host.at(s.to); to != nil && !s.host.cut[s.to] && to.letsIn(s.from) {
 		d := rawudp.Datagram{Payload: bytes.Clone(b), From: s.from, To: s.to.Addr(), Link: to.link}
 		time.AfterFunc(travel, func() { to.deliver(d) })
 	}

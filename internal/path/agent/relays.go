@@ -18,11 +18,13 @@ type Relay struct {
 	ID      mesh.ID
 	PathKey *ecdh.PublicKey  // X25519; nil while unknown
 	Addrs   []netip.AddrPort // of its relay, in the order in which they are tried
+	// Preferred relays go before all others, else the nearest ones do.
+	Preferred bool
 }
 
 // relays is what the agent knows of relays, and of how this node uses them.
 type relays struct {
-	all     []Relay // the best first
+	all     []Relay
 	keep    int
 	secrets [][32]byte
 	at      map[netip.AddrPort]place
@@ -57,7 +59,7 @@ func (r *relays) addr(relay path.Short) netip.AddrPort {
 	return r.addrs[i].Addr
 }
 
-// SetRelays sets the relays there are, the best first, and to how many of them this node
+// SetRelays sets the relays there are, and to how many of them this node
 // stays bound whether or not it has anything to send, see path.Binder. Secrets are those of
 // the cluster, any of which relays may use.
 func (a *Agent) SetRelays(all []Relay, keep int, secrets [][32]byte) {
@@ -73,10 +75,14 @@ func (a *Agent) setBinder(now time.Time) {
 	before := r.at
 	r.at = make(map[netip.AddrPort]place)
 	var addrs []path.RelayAddr
+	var preferred []path.Short
 	for _, relay := range r.all {
 		short := path.ShortOf(relay.ID)
 		if p := a.byShort[short]; p == nil || p.keys == nil {
 			continue
+		}
+		if relay.Preferred {
+			preferred = append(preferred, short)
 		}
 		for _, addr := range relay.Addrs {
 			r.at[addr] = place{relay: short}
@@ -91,7 +97,7 @@ func (a *Agent) setBinder(now time.Time) {
 			r.at[addr] = old
 		}
 	}
-	r.binder.SetRelays(addrs, r.keep)
+	r.binder.SetRelays(addrs, r.keep, preferred...)
 	r.addrs = r.binder.Addrs()
 	r.due = now
 }

@@ -143,7 +143,7 @@ func (r *wireRelay) take(b []byte, from netip.AddrPort) {
 
 func (r *wireRelay) sendOn(b []byte, to netip.AddrPort) {
 	dst := r.at(to)
-	if dst == nil || dst.closed && !dst.sentTo[r.addrs[0]] {
+	if dst == nil || !dst.letsIn(r.addrs[0]) {
 		return
 	}
 	d := rawudp.Datagram{Payload: b, From: r.addrs[0], To: to.Addr(), Link: dst.link}
