@@ -42,11 +42,15 @@ func (d *daemon) runPaths(ctx context.Context, ready func()) error {
 		d.log.Warn("peers can't be probed", "err", err)
 		return wait.Sleep(ctx, retryMax) == nil
 	}}
-	p := &pathAgent{wireGuard: w, key: [32]byte(key.Private.PublicKey().Bytes())}
+	iface := d.cfg.WireGuard.Interface
+	p := &pathAgent{
+		wireGuard: w, inside: []string{iface, netcfg.VXLANName(iface), d.cfg.CNI.Bridge},
+		key: [32]byte(key.Private.PublicKey().Bytes()), names: map[int]string{},
+	}
 	a := agent.Start(ctx, agent.Options{
 		Cluster: d.cfg.Cluster.Name, Self: d.self.ID(), Key: d.self.WireGuard.PublicKey(),
 		PathKey: key.Private, Counter: key.Counter,
-		Port: w, Device: w, Call: d.call, OnLAN: p.onLAN, Dial: p.dial, Logger: d.log.Logger,
+		Port: w, Device: w, Call: d.call, Inside: p.isInside, OnLAN: p.onLAN, Dial: p.dial, Logger: d.log.Logger,
 	})
 	d.relayOptions.PathKey, d.relayOptions.Counter = key.Private, key.Counter
 	var calls sync.WaitGroup
@@ -112,13 +116,15 @@ func (w *wireGuard) SetEndpoint(peer wgtypes.Key, to netip.AddrPort) error {
 type pathAgent struct {
 	*agent.Agent
 	wireGuard *wireGuard
+	inside    []string // devices of the mesh
 	key       [32]byte
 	peers     []node.PathPeer // as set last
 	relays    relayConfig
 
 	mu      sync.Mutex
-	lan     []string     // links of the private network
-	strange []netip.Addr // see node.StrangeAddresses
+	lan     []string       // links of the private network
+	names   map[int]string // of links, as far as they were looked up since SetLAN
+	strange []netip.Addr   // see node.StrangeAddresses
 }
 
 // relayConfig is what SetRelays was given.
@@ -133,17 +139,36 @@ func (p *pathAgent) SetLAN(links []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lan = links
+	clear(p.names) // a link may have another name now
 }
 
 // onLAN reports whether a link is one of those.
-func (p *pathAgent) onLAN(index int) bool {
-	link, err := net.InterfaceByIndex(index)
-	if err != nil {
-		return false // it has just gone
-	}
+func (p *pathAgent) onLAN(link int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Contains(p.lan, link.Name)
+	name := p.nameOf(link)
+	return name != "" && slices.Contains(p.lan, name)
+}
+
+// isInside reports whether a link is a device of the mesh.
+func (p *pathAgent) isInside(link int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	name := p.nameOf(link)
+	return name != "" && slices.Contains(p.inside, name)
+}
+
+// nameOf returns the name of a link, "" if it has just gone. To look it up takes longer the more
+// links there are, and probes come all the time.
+func (p *pathAgent) nameOf(link int) string {
+	name, known := p.names[link]
+	if !known {
+		if l, err := net.InterfaceByIndex(link); err == nil {
+			name = l.Name
+		}
+		p.names[link] = name
+	}
+	return name
 }
 
 // SetStrange sets the addresses from which nodes are tried that are to be reached by strangers.

@@ -101,7 +101,7 @@ type Peer struct {
 	Try []netip.AddrPort
 }
 
-// Options are what an agent needs. OnLAN and Dial may be missing.
+// Options are what an agent needs. Inside, OnLAN and Dial may be missing.
 type Options struct {
 	Cluster string
 	Self    mesh.ID
@@ -113,6 +113,9 @@ type Options struct {
 	Device  Device
 	// Call carries a sealed message to a node by gossip. It must not block.
 	Call func(to mesh.ID, sealed []byte)
+	// Inside reports whether a link is a device of the mesh. What arrives by one has travelled
+	// through a tunnel, and says nothing of a path beneath it.
+	Inside func(link int) bool
 	// OnLAN reports whether a link is one of this host's private network. Without it no node
 	// is met.
 	OnLAN func(link int) bool
@@ -172,6 +175,9 @@ func Start(ctx context.Context, o Options) *Agent {
 }
 
 func newAgent(o Options) *Agent {
+	if o.Inside == nil {
+		o.Inside = func(int) bool { return false }
+	}
 	if o.OnLAN == nil {
 		o.OnLAN = func(int) bool { return false }
 	}

@@ -117,6 +117,7 @@ func (h *host) start(t testing.TB) {
 		Counter: func() uint64 { h.mu.Lock(); defer h.mu.Unlock(); h.counter++; return h.counter },
 		Port:    h, Device: h,
 		Call:   func(to mesh.ID, sealed []byte) { h.call(to, sealed) },
+		Inside: func(link int) bool { return link == 1 },
 		OnLAN:  func(link int) bool { return link == 2 },
 		Dial:   h.dial,
 		Logger: slog.New(slog.DiscardHandler),

@@ -219,7 +219,7 @@ func (a *Agent) takeDatagram(now time.Time, d rawudp.Datagram) {
 		return
 	}
 	p, m, ok := a.open(d.Payload)
-	if !ok {
+	if !ok || a.o.Inside(d.Link) {
 		return
 	}
 	switch m.Op {
