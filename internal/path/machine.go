@@ -77,8 +77,7 @@ const (
 
 // When paths better than the one in use are looked for again.
 const (
-	searchFor  = 2 * time.Second  // for how long each candidate is probed
-	searchSoon = 10 * time.Second // with traffic through a relay that has become worse
+	searchFor  = 2 * time.Second // for how long each candidate is probed
 	searchBusy = time.Minute
 	searchIdle = 5 * time.Minute
 	searchLate = 30 * time.Minute
@@ -129,7 +128,6 @@ type way struct {
 	answers  int // in a row
 	srtt     time.Duration
 	rttvar   time.Duration
-	usual    time.Duration // srtt when others were looked for last
 	answered time.Time     // when the last answer came; zero for never
 	probed   time.Time     // when the last probe was due; zero to send one at once
 	search   time.Time     // until when to probe it as a better path
@@ -280,8 +278,7 @@ func (m *Machine) learn(now time.Time, over Path) *way {
 // Observe takes what WireGuard shows of the peer.
 func (m *Machine) Observe(now time.Time, t Traffic) {
 	if sent := added(t.Sent, m.traffic.Sent); !overhead(sent) {
-		m.wake(now)
-		m.busy = now
+		m.used, m.busy = now, now
 		if m.silent.IsZero() {
 			m.silent = now
 		}
@@ -292,7 +289,7 @@ func (m *Machine) Observe(now time.Time, t Traffic) {
 			m.passed = now
 		}
 		if !overhead(got) {
-			m.wake(now)
+			m.used = now
 		}
 	}
 	if t.Endpoint != m.traffic.Endpoint && t.Endpoint.IsValid() && m.find(At(t.Endpoint)) == nil && !m.isRelay(t.Endpoint) {

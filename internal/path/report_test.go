@@ -52,3 +52,31 @@ func TestReceived(t *testing.T) {
 		t.Errorf("after it has begun again: got %s, want 2s", got)
 	}
 }
+
+// TestOutcomes: a path is lossy by more than a fifth of what was lost lately, and clean if nothing was, of enough.
+func TestOutcomes(t *testing.T) {
+	var o outcomes
+	want := func(when string, lossy, clean bool) {
+		t.Helper()
+		if o.isLossy() != lossy || o.isClean() != clean {
+			t.Errorf("%s: got lossy %t, clean %t, want %t, %t", when, o.isLossy(), o.isClean(), lossy, clean)
+		}
+	}
+	add := func(times int, answered bool) {
+		for range times {
+			o.add(answered)
+		}
+	}
+	add(cleanProbes-1, true)
+	want("of few", false, false)
+	add(1, true)
+	want("of enough", false, true)
+	add(lossyProbes-1, false)
+	want("with a fifth lost", false, false)
+	add(1, false)
+	want("with more lost", true, false)
+	add(32-lossyProbes+1, true)
+	want("after some answers", false, false)
+	add(lossyProbes-1, true)
+	want("after 32 answers", false, true)
+}

@@ -29,14 +29,6 @@ func (m *Machine) Holds() bool { return m.rest.here || m.use != nil && m.use.isP
 // Used returns when data was sent or received last; zero for never.
 func (m *Machine) Used() time.Time { return m.used }
 
-// wake notes that data passes.
-func (m *Machine) wake(now time.Time) {
-	if m.rests(now) {
-		m.searches = 0
-	}
-	m.used = now
-}
-
 // rests reports whether the path is not to be held open now.
 func (m *Machine) rests(now time.Time) bool {
 	return (m.rest.here || m.rest.there) && now.Sub(m.used) >= restAfter && now.Sub(m.made) >= restAfter

@@ -271,11 +271,6 @@ func (w *way) isSlowBeside(o *way) bool { return w.srtt >= slow && o.srtt > 0 &&
 // isLossyBeside reports whether on a path much is lost, and nothing on another one.
 func (w *way) isLossyBeside(o *way) bool { return w.outcomes.isLossy() && o.outcomes.isClean() }
 
-// hasWorsened reports whether a path through a relay has become lossy, or slower by far.
-func (w *way) hasWorsened() bool {
-	return w.kind() >= Relayed && (w.outcomes.isLossy() || w.srtt > 2*w.usual+sameKindGain)
-}
-
 // improve has the leader use a better path that is stable.
 func (m *Machine) improve(now time.Time) {
 	if !m.leads || m.use == nil {
@@ -323,7 +318,7 @@ func (m *Machine) plan(now time.Time) {
 	}
 	m.searches++
 	m.searched = now
-	m.use.usual, m.use.probed = m.use.srtt, time.Time{}
+	m.use.probed = time.Time{} // what has changed may be why it works no longer
 }
 
 // isWorthIt reports whether to look for a path: another relay is no gain while there is no traffic, and
@@ -343,8 +338,6 @@ func (m *Machine) expectsStraight(now time.Time) bool {
 // something that is to be mended keeps this node from it.
 func (m *Machine) untilSearch(now time.Time) time.Duration {
 	switch {
-	case m.isBusy(now) && m.use.hasWorsened():
-		return searchSoon
 	case m.isBusy(now), m.use.kind() == Stream:
 		return searchBusy
 	case m.use.kind() == Relayed && slices.ContainsFunc(m.ways, func(w *way) bool { return w.Path.Straight() && w.Open }):
