@@ -370,10 +370,10 @@ var scenarios = []scenario{
 		w.pass(10 * time.Second)
 		w.mark("it is found out that 1312 bytes pass")
 		carries(1312)
-		w.pass(10 * time.Second)
+		w.pass(7 * time.Second)
 		w.mark("all pass")
 		carries(1420)
-		w.pass(10 * time.Second)
+		w.pass(7 * time.Second)
 		w.end()
 	}},
 	{"generation", "Another node has newer settings: the mode is full.", inLocation, func(w *world) {

@@ -19,7 +19,7 @@ type holdings struct {
 	Peers  int // of WireGuard devices
 	Routes int // of meshd's protocol
 	Links  int // that are WireGuard's or VXLAN's
-	Rules  int // in all tables of nftables, with the elements of named sets
+	Rules  int // in all tables of nftables, with the elements of named sets that stay
 }
 
 func holdingsOf(n *lab.Node) (h holdings, err error) {
@@ -78,6 +78,9 @@ func countRules(h *holdings) error {
 			return err
 		}
 		for _, s := range sets {
+			if s.HasTimeout { // sessions of others that the kernel forwards: they end by themselves
+				continue
+			}
 			elements, err := c.GetSetElements(s)
 			if err != nil {
 				return err
