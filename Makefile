@@ -72,6 +72,7 @@ test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, f
 	@mkdir -p bin
 	go test -race -short -vet off -coverprofile bin/cover.out -parallel 4 $$(go list ./cmd/... ./internal/... | grep -vxF "$$(go list $(PURE))")
 	go test -short -vet off -covermode atomic -coverprofile bin/pure.out $(PURE)
+	go test -short -vet off -run '^TestThirty' ./internal/path/agent
 	@tail -n +2 bin/pure.out >>bin/cover.out
 	@go tool cover -func bin/cover.out | awk 'END { print "coverage of all by the unit tests:", $$NF }'
 
