@@ -130,7 +130,8 @@ func FuzzDecodeRelay(f *testing.F) {
 		seed(f, func() ([]byte, error) { return encodeSummed(all) })
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		got, err := decodeRelay(data)
+		var got, again []path.Kept
+		err := decodeSummed(data, &got)
 		if refused(t, err) {
 			return
 		}
@@ -138,8 +139,7 @@ func FuzzDecodeRelay(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := decodeRelay(first)
-		if err != nil {
+		if err := decodeSummed(first, &again); err != nil {
 			t.Fatal(err)
 		}
 		second, err := encodeSummed(again)
@@ -160,7 +160,8 @@ func FuzzDecodePortMappings(f *testing.F) {
 		seed(f, func() ([]byte, error) { return encodeSummed(all) })
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		got, err := decodePortMappings(data)
+		var got, again []portmap.Mapping
+		err := decodeSummed(data, &got)
 		if refused(t, err) {
 			return
 		}
@@ -168,8 +169,7 @@ func FuzzDecodePortMappings(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := decodePortMappings(first)
-		if err != nil || !slices.Equal(got, again) {
+		if err := decodeSummed(first, &again); err != nil || !slices.Equal(got, again) {
 			t.Errorf("got %v, %v, want %v", again, err, got)
 		}
 	})

@@ -116,6 +116,21 @@ func decodeObjects(data []byte) (Remembered, error) {
 	return r, nil
 }
 
+// readSummed returns the list that encodeSummed has encoded into a file, or nothing if there is none.
+func readSummed[T any](file string) (all []T, err error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := decodeSummed(data, &all); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return all, nil
+}
+
 // decodeSummed decodes what encodeSummed has encoded.
 func decodeSummed(data []byte, payload any) error {
 	lenient, strict, err := decModes()

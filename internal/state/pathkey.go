@@ -10,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
-
-	"github.com/meshd/meshd/internal/atomicfile"
 )
 
 // PathKeyFile is the name of the path key's file in the run directory.
@@ -107,13 +105,7 @@ func encodePathKey(private *ecdh.PrivateKey, reserved uint64) ([]byte, error) {
 func writePathKey(file string, private *ecdh.PrivateKey, reserved uint64) error {
 	data, err := encodePathKey(private, reserved)
 	if err == nil {
-		err = os.MkdirAll(filepath.Dir(file), dirMode)
-	}
-	if err == nil {
-		err = removeLeftovers(file)
-	}
-	if err == nil {
-		err = atomicfile.Write(file, data, fileMode)
+		err = replaceFile(file, data)
 	}
 	if err != nil {
 		return fmt.Errorf("keep path key: %w", err)

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/meshd/meshd/internal/atomicfile"
 	"github.com/meshd/meshd/internal/portmap"
 )
 
@@ -20,17 +19,9 @@ const PortMappingsFile = "portmap.cbor"
 // dir, or nothing if there is no file. After an error the mappings are asked for as if they were
 // new.
 func LoadPortMappings(dir string) ([]portmap.Mapping, error) {
-	file := filepath.Join(dir, PortMappingsFile)
-	data, err := os.ReadFile(file)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
+	all, err := readSummed[portmap.Mapping](filepath.Join(dir, PortMappingsFile))
 	if err != nil {
 		return nil, fmt.Errorf("read port mappings: %w", err)
-	}
-	all, err := decodePortMappings(data)
-	if err != nil {
-		return nil, fmt.Errorf("read port mappings: %s: %w", file, err)
 	}
 	return all, nil
 }
@@ -38,25 +29,25 @@ func LoadPortMappings(dir string) ([]portmap.Mapping, error) {
 // SavePortMappings replaces the file, or removes it if there are no mappings. After an error the
 // old file is still there. The caller must make sure that no other daemon uses the directory.
 func SavePortMappings(dir string, all []portmap.Mapping) error {
-	file := filepath.Join(dir, PortMappingsFile)
-	err := removeLeftovers(file)
-	if err == nil && len(all) == 0 {
-		if err = os.Remove(file); errors.Is(err, os.ErrNotExist) {
-			err = nil
-		}
-	} else if err == nil {
-		var data []byte
-		if data, err = encodeSummed(all); err == nil {
-			err = atomicfile.Write(file, data, fileMode)
-		}
-	}
-	if err != nil {
+	if err := keepPortMappings(filepath.Join(dir, PortMappingsFile), all); err != nil {
 		return fmt.Errorf("keep port mappings: %w", err)
 	}
 	return nil
 }
 
-func decodePortMappings(data []byte) (all []portmap.Mapping, err error) {
-	err = decodeSummed(data, &all)
-	return all, err
+func keepPortMappings(file string, all []portmap.Mapping) error {
+	if len(all) > 0 {
+		data, err := encodeSummed(all)
+		if err != nil {
+			return err
+		}
+		return replaceFile(file, data)
+	}
+	if err := removeLeftovers(file); err != nil {
+		return err
+	}
+	if err := os.Remove(file); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }

@@ -3,7 +3,6 @@
 package state_test
 
 import (
-	"bytes"
 	"errors"
 	"net/netip"
 	"os"
@@ -52,18 +51,7 @@ func TestRelay(t *testing.T) {
 	}
 	wantNames(t, dir, state.RelayFile)
 
-	whole := read(t, dir, state.RelayFile)
-	file := filepath.Join(dir, state.RelayFile)
-	for n := range whole {
-		for name, damaged := range map[string][]byte{"cut": whole[:n], "changed": bytes.Join([][]byte{whole[:n], {^whole[n]}, whole[n+1:]}, nil)} {
-			if err := os.WriteFile(file, damaged, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if got, err := state.LoadRelay(dir); got != nil || !errors.Is(err, state.ErrDamaged) && !errors.Is(err, state.ErrNewer) {
-				t.Fatalf("%s at %d: got %v, %v, want an error", name, n, got, err)
-			}
-		}
-	}
+	refusesDamaged(t, dir, state.RelayFile, state.LoadRelay)
 }
 
 // TestRelayNotKept has a full disk: what was kept before is still there.

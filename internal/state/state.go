@@ -129,6 +129,18 @@ func (d *Dir) removeLeftovers() error {
 	return nil
 }
 
+// replaceFile writes a file whose directory need not exist yet, and removes what killed processes have
+// left of it. After an error the old file is still there.
+func replaceFile(file string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(file), dirMode); err != nil {
+		return err
+	}
+	if err := removeLeftovers(file); err != nil {
+		return err
+	}
+	return atomicfile.Write(file, data, fileMode)
+}
+
 func removeLeftovers(path string) error {
 	files, err := atomicfile.Leftovers(path)
 	if err != nil {

@@ -560,6 +560,22 @@ func read(t *testing.T, dir, name string) []byte {
 	return data
 }
 
+// refusesDamaged cuts a file at each byte, and changes each, and wants that nothing is read then.
+func refusesDamaged[T any](t *testing.T, dir, name string, load func(dir string) ([]T, error)) {
+	t.Helper()
+	whole := read(t, dir, name)
+	for n := range whole {
+		for how, damaged := range map[string][]byte{"cut": whole[:n], "changed": bytes.Join([][]byte{whole[:n], {^whole[n]}, whole[n+1:]}, nil)} {
+			if err := os.WriteFile(filepath.Join(dir, name), damaged, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := load(dir); got != nil || !errors.Is(err, state.ErrDamaged) && !errors.Is(err, state.ErrNewer) {
+				t.Fatalf("%s at %d: got %v, %v, want an error", how, n, got, err)
+			}
+		}
+	}
+}
+
 func wantNames(t *testing.T, dir string, want ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
