@@ -5,7 +5,6 @@ package check
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -237,11 +236,10 @@ func (r *Reach) connect(ctx context.Context, dial func() (net.Conn, error)) {
 	if !mesh.IsTLSPort(r.Port) {
 		return
 	}
-	c := tls.Client(conn, https.Client(r.Host))
-	if err := c.HandshakeContext(ctx); err != nil {
-		r.DialErr = fmt.Errorf("speak TLS: %w", err)
+	_, _, isNode, err := https.Open(ctx, conn, r.Host)
+	if err != nil {
+		r.DialErr = err
 		return
 	}
-	_, isNode := https.IdentityOf(c.ConnectionState())
 	r.Foreign = !isNode
 }

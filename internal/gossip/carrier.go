@@ -146,8 +146,11 @@ func (s *stream) carry() {
 func (s *stream) Proxy() string { return s.proxy }
 
 // SyscallConn gives access to the socket, for its options.
-func (s *stream) SyscallConn() (syscall.RawConn, error) {
-	if c, ok := s.Conn.(syscall.Conn); ok {
+func (s *stream) SyscallConn() (syscall.RawConn, error) { return syscallConn(s.Conn) }
+
+// syscallConn gives access to the socket of a connection.
+func syscallConn(conn net.Conn) (syscall.RawConn, error) {
+	if c, ok := conn.(syscall.Conn); ok {
 		return c.SyscallConn()
 	}
 	return nil, errors.New("not a socket")

@@ -3,6 +3,7 @@
 package gossip
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -116,11 +117,10 @@ func (t *transport) turnOf(peer netip.Addr) chan struct{} {
 // side is a node. It need not be the one that the greeting leads to: a load balancer may
 // stand before that one.
 func startTLS(raw net.Conn, to target) (conn net.Conn, isNode bool, err error) {
-	c := tls.Client(raw, https.Client(to.name))
-	if err := c.Handshake(); err != nil {
-		return nil, false, fmt.Errorf("speak TLS: %w", err)
+	c, id, isNode, err := https.Open(context.Background(), raw, to.name) // the connection has a deadline
+	if err != nil {
+		return nil, false, err
 	}
-	id, isNode := https.IdentityOf(c.ConnectionState())
 	if isNode && to.node != (mesh.ID{}) && id != to.node {
 		return nil, true, fmt.Errorf("%v is there", id)
 	}
@@ -139,9 +139,4 @@ type secured struct {
 func (s secured) Close() error { return s.raw.Close() }
 
 // SyscallConn gives access to the socket, for its options.
-func (s secured) SyscallConn() (syscall.RawConn, error) {
-	if c, ok := s.raw.(syscall.Conn); ok {
-		return c.SyscallConn()
-	}
-	return nil, errors.New("not a socket")
-}
+func (s secured) SyscallConn() (syscall.RawConn, error) { return syscallConn(s.raw) }

@@ -10,12 +10,14 @@
 package https
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
 	"math/big"
+	"net"
 	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -70,6 +72,17 @@ func Client(host string) *tls.Config {
 	// Who the other side is, its greeting proves: see the package's comment.
 	c.InsecureSkipVerify = true
 	return c
+}
+
+// Open runs the handshake of TLS with a host on a dialled connection. It returns the node that has proved
+// to be there, and false if the certificate is not a node's.
+func Open(ctx context.Context, conn net.Conn, host string) (c *tls.Conn, id mesh.ID, isNode bool, err error) {
+	c = tls.Client(conn, Client(host))
+	if err := c.HandshakeContext(ctx); err != nil {
+		return nil, mesh.ID{}, false, fmt.Errorf("speak TLS: %w", err)
+	}
+	id, isNode = IdentityOf(c.ConnectionState())
+	return c, id, isNode, nil
 }
 
 // base is what both sides have. X25519 alone saves the server half of the handshake's time
