@@ -51,22 +51,38 @@ func silentFlood(t *testing.T, at string, workers int) (stop func()) {
 	return sync.OnceFunc(func() { cancel(); wg.Wait() })
 }
 
+// prepareFlood has a node meet another one, and leaves it few places for strangers, as a low file limit
+// does: a flood takes them all even on a slow machine. nothingIsLeft asserts, once the flood has stopped,
+// that the node has freed all that the flood took.
+func prepareFlood(t *testing.T, seed *testNode) (known *testNode, few *places, nothingIsLeft func()) {
+	t.Helper()
+	seed.publish(1)
+	known = startNode(t, 1, joining(seed))
+	known.publish(1)
+	eventually(t, "both see both", []*testNode{seed, known}, func(v mesh.View) bool { return len(v.Records) == 2 && !v.Alone })
+	files, before := openFiles(t), heap()
+	seed.transport.mu.Lock()
+	few = newPlaces(256, maxPendingPerSource)
+	seed.transport.places.strangers = few
+	seed.transport.mu.Unlock()
+	return known, few, func() {
+		t.Helper()
+		eventually(t, "nothing is left", []*testNode{seed}, func(mesh.View) bool {
+			seed.transport.mu.Lock()
+			defer seed.transport.mu.Unlock()
+			return len(few.sources) == 0 && openFiles(t) <= files
+		})
+		if grown := int64(heap()) - int64(before); grown > 8<<20 {
+			t.Errorf("the heap has grown by %d bytes", grown)
+		}
+	}
+}
+
 // While unknown hosts open silent streams at full speed from thousands of addresses, a
 // new node joins, and a known node returns. Afterwards nothing is left.
 func TestHostileSilentStreams(t *testing.T) { // not parallel: it counts files and measures the heap
 	seed := startNode(t, 0, nil)
-	seed.publish(1)
-	known := startNode(t, 1, joining(seed))
-	known.publish(1)
-	eventually(t, "both see both", []*testNode{seed, known}, func(v mesh.View) bool { return len(v.Records) == 2 && !v.Alone })
-	files, before := openFiles(t), heap()
-
-	// With few places, as with a low file limit, the flood takes them all even on a slow
-	// machine.
-	seed.transport.mu.Lock()
-	few := newPlaces(256, maxPendingPerSource)
-	seed.transport.places.strangers = few
-	seed.transport.mu.Unlock()
+	known, few, nothingIsLeft := prepareFlood(t, seed)
 	stop := silentFlood(t, seed.Addr().String(), 16)
 	defer stop()
 	eventually(t, "places are taken from others", []*testNode{seed}, func(v mesh.View) bool {
@@ -91,14 +107,7 @@ func TestHostileSilentStreams(t *testing.T) { // not parallel: it counts files a
 	}
 	stop()
 	newcomer.stop()
-	eventually(t, "nothing is left", []*testNode{seed}, func(mesh.View) bool {
-		seed.transport.mu.Lock()
-		defer seed.transport.mu.Unlock()
-		return len(few.sources) == 0 && openFiles(t) <= files
-	})
-	if grown := int64(heap()) - int64(before); grown > 8<<20 {
-		t.Errorf("the heap has grown by %d bytes", grown)
-	}
+	nothingIsLeft()
 }
 
 // fakeConn is a connection that places can hold.

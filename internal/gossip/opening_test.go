@@ -340,16 +340,7 @@ func handshakeFlood(t *testing.T, at string, workers int) (answered *atomic.Int6
 // time is computed, and afterwards nothing is left.
 func TestHostileHandshakes(t *testing.T) { // not parallel: it counts files and measures the heap
 	seed := startNode(t, 0, listening)
-	seed.publish(1)
-	known := startNode(t, 1, joining(seed))
-	known.publish(1)
-	eventually(t, "both see both", []*testNode{seed, known}, func(v mesh.View) bool { return len(v.Records) == 2 && !v.Alone })
-	files, before := openFiles(t), heap()
-
-	seed.transport.mu.Lock()
-	few := newPlaces(256, maxPendingPerSource)
-	seed.transport.places.strangers = few
-	seed.transport.mu.Unlock()
+	known, few, nothingIsLeft := prepareFlood(t, seed)
 	answered, stop := handshakeFlood(t, seed.overTLS().addr.String(), 8)
 	defer stop()
 	eventually(t, "places are taken from others", []*testNode{seed}, func(v mesh.View) bool {
@@ -370,14 +361,7 @@ func TestHostileHandshakes(t *testing.T) { // not parallel: it counts files and 
 	eventually(t, "the known node gets in again", []*testNode{known}, getsIn(known))
 	stop()
 	newcomer.stop()
-	eventually(t, "nothing is left", []*testNode{seed}, func(mesh.View) bool {
-		seed.transport.mu.Lock()
-		defer seed.transport.mu.Unlock()
-		return len(few.sources) == 0 && openFiles(t) <= files
-	})
-	if grown := int64(heap()) - int64(before); grown > 8<<20 {
-		t.Errorf("the heap has grown by %d bytes", grown)
-	}
+	nothingIsLeft()
 }
 
 // BenchmarkHandshake measures what a handshake costs the node that accepts it.
