@@ -62,8 +62,8 @@ func (m *Machine) MTU() int {
 }
 
 // longest returns the MTU of which it is tried whether it passes: nothing carries longer datagrams
-// than maxDatagram but straight paths with jumbo frames.
-func (m *Machine) longest() int { return min(m.mtu, maxDatagram-dataOverhead) }
+// than MaxDatagram but straight paths with jumbo frames.
+func (m *Machine) longest() int { return min(m.mtu, MaxDatagram-dataOverhead) }
 
 // fitting goes on finding out which packets fit the path in use, and returns what to send for
 // that. It is called once a second at least, see Next.

@@ -28,13 +28,16 @@ const (
 	// that starts begins one with each of its peers, and WireGuard repeats them every 5 s.
 	handshakeRate  = 40 // a second
 	handshakeBurst = 512
-	maxDatagram    = 2048
 	// Strangers are asked who they are: each address once a second, and so many in that time.
 	askEvery = time.Second
 	maxAsked = 256
 	// unknownEvery is how often a node is told that something is unknown.
 	unknownEvery = time.Second
 )
+
+// MaxDatagram is the longest datagram that a relay forwards, in bytes: longer than what WireGuard
+// sends on links of 1500 bytes, and than any packet of gossip.
+const MaxDatagram = 2048
 
 // WireGuard's messages, by their first byte, and the lengths of those of a handshake.
 const (
@@ -292,7 +295,7 @@ func (r *Relay) Forward(now time.Time, b []byte, from netip.AddrPort) (netip.Add
 	if h, err := ParseHeader(b); err == nil {
 		return r.probe(now, h, from)
 	}
-	if len(b) < transportMin || len(b) > maxDatagram || b[1]|b[2]|b[3] != 0 || b[0] < initiation || b[0] > transport {
+	if len(b) < transportMin || len(b) > MaxDatagram || b[1]|b[2]|b[3] != 0 || b[0] < initiation || b[0] > transport {
 		return netip.AddrPort{}, Drop
 	}
 	sender, ok := r.at[from]

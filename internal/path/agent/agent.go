@@ -59,8 +59,8 @@ const (
 	// many answers.
 	maxSend      = 400 // datagrams a second to one peer
 	maxSendBurst = 400
-	shortLen     = 512  // bytes; most have 90
-	maxDatagram  = 2048 // as a relay forwards
+	shortLen     = 512 // bytes; most have 90
+	maxDatagram  = path.MaxDatagram
 )
 
 // Port is WireGuard's UDP port.

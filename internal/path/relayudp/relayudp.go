@@ -304,7 +304,7 @@ func (r *Relay) Status() Status {
 const (
 	batchMin    = 8
 	batchSize   = 128
-	maxDatagram = 2049
+	maxDatagram = path.MaxDatagram + 1
 )
 
 // Serve forwards until Close.

@@ -2,7 +2,11 @@
 
 package stream
 
-import "time"
+import (
+	"time"
+
+	"github.com/meshd/meshd/internal/path"
+)
 
 // Bounds. A link takes some 200 KiB, and maxQueued more while its network is slow.
 const (
@@ -10,9 +14,7 @@ const (
 	// for them, and decides who loses his when there are more.
 	maxAccepted = 128
 
-	// maxDatagram is as in the table of a relay: longer than what WireGuard sends on links of
-	// 1500 bytes, and than any packet of gossip.
-	maxDatagram = 2048
+	maxDatagram = path.MaxDatagram // so that a relay can forward whatever a stream carries
 
 	// maxQueued is how many bytes of frames wait to be sent: a burst of a TCP connection in the
 	// tunnel, whose throughput falls to a third if a burst is cut. On slow networks maxAge is
