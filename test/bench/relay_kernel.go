@@ -48,39 +48,24 @@ func newRelayBed(ctx context.Context, l *lab.Lab, binary string) (*relayBed, err
 			return nil, err
 		}
 	}
-	for _, n := range nodes {
-		if err := n.Start(); err != nil {
-			return nil, err
-		}
-	}
-	if err := awaitPairs(ctx, nodes); err != nil {
-		return nil, err
-	}
-	addrs, err := overlays(ctx, nodes)
+	parties, err := meet(ctx, nodes)
 	if err != nil {
 		return nil, err
 	}
 	for i, n := range nodes {
-		b.overlay[n] = lab.Party{At: n.Do, Addr: addrs[i]}
+		b.overlay[n] = parties[i]
+	}
+	if err := awaitPairs(ctx, nodes); err != nil {
+		return nil, err
 	}
 	return b, b.awaitPaths(ctx)
 }
 
 // awaitPaths waits until both nodes say that the relay is between them.
 func (b *relayBed) awaitPaths(ctx context.Context) error {
-	for _, ends := range [][2]*lab.Node{{b.near, b.far}, {b.far, b.near}} {
-		if err := poll(ctx, ends[0], func(s control.Status) bool {
-			for _, p := range s.Peers {
-				if p.Name == ends[1].Name {
-					return p.Path.Kind == control.PathRelayed && p.Path.Proved && p.Path.Relay == b.relay.Name
-				}
-			}
-			return false
-		}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return awaitBoth(ctx, b.near, b.far, "on a path through "+b.relay.Name, func(p control.Peer) bool {
+		return p.Path.Works() == control.PathRelayed && p.Path.Relay == b.relay.Name
+	})
 }
 
 // forwardedBy returns what a relay has forwarded so far.
