@@ -21,7 +21,7 @@ type natKind int
 const (
 	public     natKind = iota // no router
 	firewall                  // no translation; in comes what answers
-	preserving                // the host's own port if it is free; in comes what answers
+	preserving                // the port of the newest flow, else the own one, as Linux does; in comes what answers
 	restricted                // one port of its own for each of the host's; in comes what answers
 	fullCone                  // the same; in comes all
 	symmetric                 // another port for each destination; in comes what answers
@@ -48,6 +48,7 @@ type router struct {
 	addr   netip.Addr
 	out    map[netip.AddrPort]uint16 // the port in use towards a remote
 	flows  map[flow]time.Time        // in use, for the host
+	made   []flow                    // those of flows that the router made, the newest last
 	own    map[flow]time.Time        // in use, by the router itself
 	cone   uint16                    // the port of restricted and fullCone
 	rand   *rand.Rand
@@ -61,8 +62,10 @@ func (r *router) send(now time.Time, from, to netip.AddrPort) netip.AddrPort {
 	}
 	if !ok {
 		switch r.kind {
-		case firewall, preserving:
+		case firewall:
 			port = from.Port()
+		case preserving:
+			port = r.newest(now, from.Port())
 		case restricted, fullCone:
 			port = r.cone
 		case symmetric:
@@ -72,12 +75,23 @@ func (r *router) send(now time.Time, from, to netip.AddrPort) netip.AddrPort {
 			port = uint16(30000 + r.rand.IntN(20000))
 		}
 		r.out[to] = port
+		r.made = append(r.made, flow{port, to})
 	}
 	r.flows[flow{port, to}] = now
 	if r.kind == firewall {
 		return from
 	}
 	return netip.AddrPortFrom(r.addr, port)
+}
+
+// newest returns the port of the newest flow in use, as find_appropriate_src in Linux does; port if
+// there is none.
+func (r *router) newest(now time.Time, port uint16) uint16 {
+	r.made = slices.DeleteFunc(r.made, func(f flow) bool { return now.Sub(r.flows[f]) >= natTimeout })
+	if len(r.made) > 0 {
+		return r.made[len(r.made)-1].port
+	}
+	return port
 }
 
 // receive reports whether a datagram from the internet reaches the host.
@@ -96,7 +110,7 @@ func (r *router) receive(now time.Time, from netip.AddrPort, port uint16) bool {
 }
 
 func (r *router) forget() {
-	r.out, r.flows, r.own = map[netip.AddrPort]uint16{}, map[flow]time.Time{}, map[flow]time.Time{}
+	r.out, r.flows, r.made, r.own = map[netip.AddrPort]uint16{}, map[flow]time.Time{}, nil, map[flow]time.Time{}
 }
 
 // datagram is what the simulated internet carries.
@@ -154,7 +168,8 @@ type box struct {
 	reached map[uint16]bool   // by the ports of sockets for trials
 	last    time.Time         // when data was received last
 	gap     time.Duration     // the longest time without
-	seen    [2]netip.AddrPort // where relays see it: at the relay's port, and at WireGuard's
+	seen    [4]netip.AddrPort // where two relays see it: at the relay's port, and at WireGuard's
+	met     []netip.AddrPort  // where two of the peers see it
 }
 
 const relayPort = 7946
@@ -198,6 +213,8 @@ type internet struct {
 	narrow map[[2]int]int // how long datagrams may be from one host to another, in bytes; 0 for any length
 	long   map[[2]int]int // bytes of datagrams that did not fit, or might not
 	loss   float64
+	jitter time.Duration         // by how much longer a datagram travels at most, at random
+	near   bool                  // all routers are less than higherTTL away from each other
 	far    map[int]time.Duration // how much farther from all others a host is
 	prefer []Short
 	full   map[int]float64 // the share of what a relay is to forward that it drops
@@ -210,7 +227,7 @@ func newInternet(seed uint64) *internet {
 	return &internet{
 		now: time.Unix(1e9, 0), rand: rand.New(rand.NewPCG(seed, 1)),
 		cut: map[[2]int]bool{}, lanCut: map[[2]int]bool{}, narrow: map[[2]int]int{}, long: map[[2]int]int{},
-		far: map[int]time.Duration{}, full: map[int]float64{},
+		far: map[int]time.Duration{}, full: map[int]float64{}, jitter: 2 * time.Millisecond,
 	}
 }
 
@@ -258,7 +275,7 @@ func (n *internet) box(num int) *box { return n.boxes[num-1] }
 
 // delay is how long a datagram travels between two hosts, with some jitter.
 func (n *internet) delay(a, b int) time.Duration {
-	return n.distance(a, b) + time.Duration(n.rand.IntN(2000))*time.Microsecond
+	return n.distance(a, b) + time.Duration(n.rand.Int64N(int64(n.jitter)))
 }
 
 // distance is 5 to 45 ms, the same each time, and what is added to it.
@@ -283,7 +300,7 @@ func (n *internet) send(from *box, port uint16, to netip.AddrPort, ttl int, d da
 	if from.router != nil {
 		source = from.router.send(n.now, source, to)
 	}
-	if ttl != 0 {
+	if ttl != 0 && !(n.near && ttl >= higherTTL) {
 		return // it dies on the way
 	}
 	for _, b := range n.boxes {
@@ -336,7 +353,7 @@ func (n *internet) deliver(b *box, source netip.AddrPort, port uint16, d datagra
 	}
 	if d.look {
 		if b.relay && b.up {
-			n.after(300*time.Millisecond, func() { n.box(d.author).seen[1] = source })
+			n.after(300*time.Millisecond, func() { n.box(d.author).seen[2+b.num%2] = source })
 		}
 		return
 	}
@@ -352,6 +369,9 @@ func (n *internet) deliver(b *box, source netip.AddrPort, port uint16, d datagra
 		return
 	}
 	over := n.over(b, d.author, source)
+	if seen := d.probe.Seen; d.probe.Op == Pong && over.Kind == Direct && !slices.Contains(b.met, seen) {
+		b.met = append(b.met[max(0, len(b.met)-1):], seen)
+	}
 	if over.Kind == Relayed {
 		b.binder.Want(n.now, over.Relay)
 		n.stepBinder(b)
@@ -395,7 +415,7 @@ func (n *internet) relayed(b *box, source netip.AddrPort, d datagram) {
 func (n *internet) controlled(b *box, d datagram) {
 	b.binder.Receive(n.now, shortOf(d.author), *d.control)
 	for _, r := range b.binder.Bound(n.now) {
-		n.after(300*time.Millisecond, func() { b.seen[0] = r.Seen }) // told by gossip
+		n.after(300*time.Millisecond, func() { b.seen[r.Relay[0]%2] = r.Seen }) // told by gossip
 	}
 	n.stepBinder(b)
 }
@@ -478,7 +498,7 @@ func (n *internet) candidates(b, peer *box) []Candidate {
 		all = append(all, Candidate{Path{Kind: Direct, Addr: peer.addr}, false})
 	default:
 		open := peer.router.kind == fullCone // as others have found out
-		for _, seen := range peer.seen {
+		for _, seen := range slices.Concat(peer.seen[:], peer.met) {
 			// Many routers keep the port, although others may have seen another one.
 			for _, port := range []uint16{seen.Port(), peer.addr.Port()} {
 				c := Candidate{Path{Kind: Direct, Addr: netip.AddrPortFrom(seen.Addr(), port)}, open && port == seen.Port()}

@@ -22,8 +22,10 @@ const (
 	punchSlow  = 400 * time.Millisecond // where another attempt is in no hurry: there may be many of these at once
 	punchFor   = 4 * time.Second
 	punchQuiet = 35 * time.Second // after a failure: conntrack forgets an unanswered UDP flow after 30 s
+	punchRound = 40 * time.Second // from the beginning of one to that of the next
+	punchLate  = 2 * time.Second  // after the beginning of a round it is too late for it
 	lowTTL     = 2                // beyond the own router
-	higherTTL  = 5                // beyond a carrier's, too; every second attempt
+	higherTTL  = 5                // beyond a carrier's, too; every second round
 	maxCalls   = 5                // that are repeated soon if not answered: after 8, 12, 20, 36 s
 	openings   = 2                // packets that open the own side, for each candidate
 	// A peer may call so often at once, and then once in punchQuiet: its candidates may be
@@ -91,7 +93,7 @@ func (m *Machine) open(now time.Time) []Action {
 	p := &m.punch
 	p.opened = true
 	ttl := lowTTL
-	if p.attempts%2 == 0 {
+	if p.attempts > 1 && now.Unix()/int64(punchRound.Seconds())%2 == 0 {
 		ttl = higherTTL
 	}
 	var actions []Action
@@ -184,5 +186,8 @@ func (m *Machine) wantsPunch(now time.Time) bool {
 	default:
 		quiet = searchLate
 	}
-	return now.Sub(m.punch.began) >= punchFor+quiet
+	if now.Sub(m.punch.began) < punchFor+quiet {
+		return false
+	}
+	return !m.punch.opened || now.Sub(now.Truncate(punchRound)) < punchLate
 }
