@@ -78,6 +78,7 @@ const (
 // When paths better than the one in use are looked for again.
 const (
 	searchFor  = 2 * time.Second // for how long each candidate is probed
+	searchSoon = 5 * time.Second // after the first search, doubled each time until it is searchBusy
 	searchBusy = time.Minute
 	searchIdle = 5 * time.Minute
 	searchLate = 30 * time.Minute
@@ -129,6 +130,7 @@ type way struct {
 	srtt     time.Duration
 	rttvar   time.Duration
 	answered time.Time     // when the last answer came; zero for never
+	echoed   time.Time     // when the newest probe that was answered had been sent
 	probed   time.Time     // when the last probe was due; zero to send one at once
 	search   time.Time     // until when to probe it as a better path
 	hold     time.Duration // how long it must be stable before it is used again
@@ -164,10 +166,11 @@ type Machine struct {
 	silent   time.Time     // since when data was sent and nothing received; zero if not
 	unheard  time.Time     // when the peer said last that it receives nothing
 	deaf     time.Duration // for how long it had not received anything when its last probe came
+	missed   time.Time     // when the peer said last that it receives nothing although data was sent meanwhile
 	lost     time.Time     // since when the peer has said so although data was sent meanwhile; zero if it has not
 	rotated  time.Time
 
-	searches int       // since candidates changed
+	searches int       // since candidates changed, or a worse path had to be used
 	searched time.Time // when the last one began
 	punch    punch
 	renewal  renewal
@@ -376,6 +379,9 @@ func (m *Machine) heard(now time.Time, msg Message, w *way) {
 	m.noteLoss(now, msg.Silence)
 	if msg.Silence > 0 && m.isBusy(now) {
 		m.lookAround(now) // what we send does not arrive there
+		if m.use != nil && msg.Silence >= m.use.silence() && m.busy.After(now.Add(m.use.srtt-msg.Silence)) {
+			m.missed = now
+		}
 		if msg.Silence >= deadAfter {
 			m.unheard = now
 		}
@@ -448,7 +454,8 @@ func (m *Machine) answer(now time.Time, msg Message, w *way) {
 		w.sample(now.Sub(w.expired[i].at)) // it has grown: so must the time for answers
 		w.expired = slices.Delete(w.expired, i, i+1)
 	} else if i := slices.IndexFunc(w.pending, sent); i >= 0 {
-		w.sample(now.Sub(w.pending[i].at))
+		w.echoed = w.pending[i].at
+		w.sample(now.Sub(w.echoed))
 		for range i {
 			w.outcomes.add(false)
 		}
@@ -496,7 +503,10 @@ func (m *Machine) change(now time.Time, w *way) {
 		return
 	}
 	m.carried = !m.received.Before(m.changed)
-	m.use, m.changed, m.wanted, m.lost = w, now, Path{}, time.Time{}
+	if m.use != nil && w.kind() > m.use.kind() {
+		m.searches, m.searched = 1, now // what has failed may be back soon
+	}
+	m.use, m.changed, m.wanted, m.missed, m.lost = w, now, Path{}, time.Time{}, time.Time{}
 	if w.Path.Straight() {
 		m.punch.attempts = 0
 	}

@@ -219,26 +219,55 @@ func TestFaults(t *testing.T) {
 // TestGap cuts the link of two hosts that talk, one way and both, and asserts for how
 // long nothing arrives at an end: less than 1.5 s.
 func TestGap(t *testing.T) {
-	tests := map[string]func(n *internet, a, b *box) func(){
+	cuts := map[string]func(n *internet, a, b *box) func(){
 		"both ways":       (*internet).cutBoth,
 		"from the leader": (*internet).cutOne,
 		"to the leader":   func(n *internet, a, b *box) func() { return n.cutOne(b, a) },
 	}
-	for name, cut := range tests {
-		t.Run(name, func(t *testing.T) {
-			for seed := range uint64(10) {
-				n := newInternet(seed)
-				n.host(public, false, 0).relay = true
-				a, b := n.host(restricted, false, 1), n.host(preserving, false, 2)
-				n.bind(a)
-				n.bind(b)
-				n.connect(a, b, func() bool { return true })
-				n.calm(t, a, b)
-				a.gap, b.gap = 0, 0
-				cut(n, a, b)
-				n.run(5 * time.Second)
-				if gap := max(a.gap, b.gap); gap > 1500*time.Millisecond {
-					t.Errorf("seed %d: gap of %v\n%s", seed, gap, strings.Join(n.log[max(0, len(n.log)-20):], "\n"))
+	for name, cut := range cuts {
+		for _, jitter := range []time.Duration{2 * time.Millisecond, 50 * time.Millisecond} {
+			t.Run(fmt.Sprintf("%s, jitter %v", name, jitter), func(t *testing.T) {
+				for seed := range uint64(20) {
+					n := newInternet(seed)
+					n.jitter = jitter
+					n.host(public, false, 0).relay = true
+					a, b := n.host(restricted, false, 1), n.host(preserving, false, 2)
+					n.bind(a)
+					n.bind(b)
+					n.connect(a, b, func() bool { return true })
+					n.calm(t, a, b)
+					n.run(time.Duration(n.rand.Int64N(int64(steadyPace)))) // at any time between two probes
+					a.gap, b.gap = 0, 0
+					cut(n, a, b)
+					n.run(5 * time.Second)
+					if gap := max(a.gap, b.gap); gap > 1500*time.Millisecond {
+						t.Errorf("seed %d: gap of %v\n%s", seed, gap, n.last(20))
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestDirectIsBackSoon cuts the link of two hosts for a while. They are direct again before as much time has
+// passed once more, and ten seconds.
+func TestDirectIsBackSoon(t *testing.T) {
+	for _, length := range []time.Duration{2 * time.Second, 5 * time.Second, 20 * time.Second, 50 * time.Second} {
+		t.Run(length.String(), func(t *testing.T) {
+			n := newInternet(1)
+			n.host(public, false, 0).relay = true
+			a, b := n.host(public, false, 0), n.host(public, false, 0)
+			n.bind(a)
+			n.bind(b)
+			n.connect(a, b, func() bool { return true })
+			n.calm(t, a, b)
+			heal := n.cutBoth(a, b)
+			n.run(length)
+			heal()
+			n.run(length + 10*time.Second)
+			for _, e := range [][2]*box{{a, b}, {b, a}} {
+				if got, proved := e[0].machine[e[1].num].InUse(); got.Kind != Direct || !proved {
+					t.Errorf("%d uses %v to %d (proved %t), want %v\n%s", e[0].num, got, e[1].num, proved, Direct, n.last(20))
 				}
 			}
 		})

@@ -62,7 +62,7 @@ func (m *Machine) probe(now time.Time, w *way) Action {
 // pace is how long after a probe the next one follows on the path in use.
 func (m *Machine) pace(now time.Time) time.Duration {
 	switch {
-	case m.use.misses > 0, m.use.answered.IsZero(), now.Before(m.insist), m.isSilent(now), m.isForsaken(now):
+	case m.use.misses > 0, m.use.answered.IsZero(), now.Before(m.insist), m.isSilent(now), m.isForsaken(now), m.isMissed(now):
 		return m.use.soon()
 	case m.isBusy(now):
 		return steadyPace
@@ -102,8 +102,11 @@ func (m *Machine) IsActive(now time.Time) bool {
 
 // isSilent reports whether the peer's WireGuard should have said something by now.
 func (m *Machine) isSilent(now time.Time) bool {
-	return !m.silent.IsZero() && m.use != nil && now.Sub(m.silent) >= m.use.srtt+2*insistEvery && m.isBusy(now)
+	return !m.silent.IsZero() && m.use != nil && now.Sub(m.silent) >= m.use.silence() && m.isBusy(now)
 }
+
+// silence is for how long nothing may come back after data was sent, until that is worth probes.
+func (w *way) silence() time.Duration { return w.srtt + 2*insistEvery }
 
 // due returns when a path is to be probed next, and whether it is at all.
 func (m *Machine) due(now time.Time, w *way) (time.Time, bool) {
@@ -131,7 +134,7 @@ func (m *Machine) Next(now time.Time) time.Time {
 	sooner(m.written.Add(insistEvery), now.Before(m.insist))
 	sooner(m.punch.next, now.Before(m.punch.until))
 	if m.use != nil {
-		sooner(m.silent.Add(m.use.srtt+2*insistEvery), !m.silent.IsZero() && m.isBusy(now) && !m.isSilent(now))
+		sooner(m.silent.Add(m.use.silence()), !m.silent.IsZero() && m.isBusy(now) && !m.isSilent(now))
 	}
 	return next
 }
@@ -145,15 +148,22 @@ func (m *Machine) leaveDead(now time.Time) {
 	if m.use.srtt >= slow && m.isBusy(now) {
 		m.lookAround(now)
 	}
-	if m.use.misses < nextMisses && !swallows {
+	doubts := m.use.misses + m.use.overdue(now, now)
+	if doubts < nextMisses && (doubts == 0 || !m.isSilent(now)) && !swallows {
 		return
 	}
 	m.lookAround(now)
-	if !swallows && (m.use.misses < deadMisses || m.delivers(now)) {
+	if !swallows && m.delivers(now) {
 		return
 	}
 	if w := m.best(now, func(w *way) bool {
-		return w != m.use && m.lives(w, now) && now.Sub(w.answered) < time.Second && (!swallows || now.Sub(w.failed) >= w.hold)
+		if w == m.use || !m.lives(w, now) || now.Sub(w.answered) >= time.Second {
+			return false
+		}
+		if swallows {
+			return now.Sub(w.failed) >= w.hold
+		}
+		return m.use.misses+m.use.overdue(now, w.echoed) >= m.mostMisses(now)
 	}); w != nil {
 		if swallows {
 			m.failLong(now)
@@ -169,6 +179,32 @@ func (m *Machine) leaveDead(now time.Time) {
 	if m.isBusy(now) && now.Sub(m.use.answered) > rotateAfter && now.Sub(m.changed) > rotateAfter && now.Sub(m.rotated) > rotateEvery {
 		m.rotate(now)
 	}
+}
+
+// mostMisses is how many probes must be missed before the path in use is left for one that lives.
+func (m *Machine) mostMisses(now time.Time) int {
+	if m.isMissed(now) {
+		return nextMisses
+	}
+	return deadMisses
+}
+
+// isMissed reports whether the peer says that what this node sends does not arrive.
+func (m *Machine) isMissed(now time.Time) bool { return now.Sub(m.missed) < steadyPace }
+
+// overdue returns how many probes that were sent before a time have no answer yet, for long beside the
+// round trip. Where that varies, they are not missed yet.
+func (w *way) overdue(now, before time.Time) (n int) {
+	patience := max(minTimeout, 2*w.srtt)
+	if w.srtt == 0 {
+		patience = firstTimeout
+	}
+	for _, p := range w.pending {
+		if p.at.Before(before) && now.Sub(p.at) >= patience {
+			n++
+		}
+	}
+	return n
 }
 
 // fail notes that the path in use has failed, and for how long it is not to be used: longer each
@@ -338,10 +374,9 @@ func (m *Machine) expectsStraight(now time.Time) bool {
 // something that is to be mended keeps this node from it.
 func (m *Machine) untilSearch(now time.Time) time.Duration {
 	switch {
-	case m.isBusy(now), m.use.kind() == Stream:
-		return searchBusy
-	case m.use.kind() == Relayed && slices.ContainsFunc(m.ways, func(w *way) bool { return w.Path.Straight() && w.Open }):
-		return searchBusy
+	case m.isBusy(now), m.use.kind() == Stream,
+		m.use.kind() == Relayed && slices.ContainsFunc(m.ways, func(w *way) bool { return w.Path.Straight() && w.Open }):
+		return min(searchSoon<<min(m.searches-1, 4), searchBusy)
 	case m.searches < 2:
 		return searchIdle
 	default:
