@@ -19,6 +19,9 @@ const (
 	rekeyTime = 121 * time.Second
 	// steadyTime is how long packets flow before something happens to their path.
 	steadyTime = time.Second
+	// spokes is how many paths are cut at once. Probes that miss an answer follow each other fast, which
+	// an emulated processor has the time for only if there are few daemons.
+	spokes = 2
 )
 
 // measureCuts cuts the direct paths from one node to others, one after the other, and lets them heal
@@ -26,7 +29,7 @@ const (
 func measureCuts(ctx context.Context, binary string, s samples) error {
 	return inLab(ctx, func(l *lab.Lab) error {
 		names := []string{"relay-1", "relay-2", "hub"}
-		for i := range failures / 2 {
+		for i := range spokes {
 			names = append(names, fmt.Sprintf("spoke-%d", i+1))
 		}
 		nodes, err := l.Nodes(ctx, binary, lab.Routed, names...)
@@ -38,19 +41,20 @@ func measureCuts(ctx context.Context, binary string, s samples) error {
 			return err
 		}
 		const hub = 2
-		for cycle := range 4 {
+		for cycle := range 2 * failures / spokes {
 			for _, spoke := range nodes[hub+1:] {
 				if err := awaitPath(ctx, nodes[hub], spoke, control.PathDirect); err != nil {
 					return err
 				}
 			}
+			direct := time.Now()
 			if err := wait.Sleep(ctx, rekeyTime); err != nil {
 				return err
 			}
 			for i := hub + 1; i < len(nodes); i++ {
-				c := cut{l, [2]*lab.Node{nodes[hub], nodes[i]}, [2]lab.Party{parties[hub], parties[i]}}
-				if cycle >= 2 && i%2 == 0 {
-					c = cut{l, [2]*lab.Node{nodes[i], nodes[hub]}, [2]lab.Party{parties[i], parties[hub]}}
+				c := cut{l, direct, [2]*lab.Node{nodes[hub], nodes[i]}, [2]lab.Party{parties[hub], parties[i]}}
+				if cycle%4 >= 2 {
+					c = cut{l, direct, [2]*lab.Node{nodes[i], nodes[hub]}, [2]lab.Party{parties[i], parties[hub]}}
 				}
 				if err := c.measure(ctx, cycle%2 == 0, s); err != nil {
 					return err
@@ -67,26 +71,22 @@ func measureCuts(ctx context.Context, binary string, s samples) error {
 // cut is about a pair whose direct path is cut, from the first to the second one at least.
 type cut struct {
 	lab     *lab.Lab
+	direct  time.Time // since when the path is direct, at the latest
 	nodes   [2]*lab.Node
 	parties [2]lab.Party
 }
 
 // measure takes the longest gap in what the two nodes send each other when their path is cut. Before,
-// WireGuard replaces their session, which no relay has seen.
+// their session is one that no relay has seen.
 func (c cut) measure(ctx context.Context, bothWays bool, s samples) (err error) {
 	a, b := c.nodes[0], c.nodes[1]
-	before, err := a.Status(ctx)
-	if err != nil {
-		return err
-	}
 	talk, err := lab.StartExchange(c.parties[0], c.parties[1], packetPeriod)
 	if err != nil {
 		return err
 	}
 	defer talk.Stop()
-	old := lab.PeerOf(before, b.Name).LastHandshake
 	if err := errors.Join(
-		awaitBoth(ctx, a, b, "in a new session", func(p control.Peer) bool { return p.LastHandshake.After(old) }),
+		awaitBoth(ctx, a, b, "in a session begun on the direct path", func(p control.Peer) bool { return p.LastHandshake.After(c.direct) }),
 		wait.Sleep(ctx, steadyTime),
 		awaitPath(ctx, a, b, control.PathDirect),
 	); err != nil {
