@@ -67,6 +67,7 @@ func (a *Agent) setNodes() {
 		known[p.ID] = p
 	}
 	a.peers = nil
+	before := make(map[*peer][]mesh.ID) // the relays through which peers were tried
 	count := map[path.Short]int{a.self: 1}
 	for _, want := range all {
 		p := known[want.ID]
@@ -83,6 +84,7 @@ func (a *Agent) setNodes() {
 		if p.PathKey == nil || !p.PathKey.Equal(want.PathKey) {
 			p.keys = nil
 		}
+		before[p] = p.Relays
 		p.Peer, p.ambiguous = want, false
 		p.setProofs()
 		a.peers = append(a.peers, p)
@@ -106,6 +108,13 @@ func (a *Agent) setNodes() {
 	}
 	a.setBinder(now)
 	a.setCandidates(now)
+	for _, p := range a.peers {
+		for _, b := range a.relays.bound {
+			if !slices.ContainsFunc(before[p], func(id mesh.ID) bool { return path.ShortOf(id) == b.Relay }) {
+				a.tellSessions(now, b, sessionFor, p)
+			}
+		}
+	}
 }
 
 // deriveKeys derives the keys of a peer whose path key is new.

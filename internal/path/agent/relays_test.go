@@ -417,6 +417,41 @@ func testSessionsAreKept(t *testing.T, lost bool) {
 	}
 }
 
+// TestSessionIsToldLater has a session that is some minutes old when two more relays are named through which
+// the peer may have to be reached: one to which the host is bound already is told of it, too.
+func TestSessionIsToldLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r, s := twoWithRelays(t)
+		a.SetPeers([]Peer{b.through(behindFirewall(addrB))})
+		time.Sleep(25 * time.Second)
+		b.initiate(a, b.addrs[0])
+		time.Sleep(2 * time.Minute)
+		for _, relay := range []*wireRelay{r, s} {
+			if relay.knows(a, b) {
+				t.Errorf("%v is told of a session before it is named", relay.id)
+			}
+		}
+		a.SetPeers([]Peer{b.through(behindFirewall(addrB), r, s)})
+		time.Sleep(time.Second)
+		for _, relay := range []*wireRelay{r, s} {
+			if !relay.knows(a, b) {
+				t.Errorf("%v is not told of a session that began before it was named", relay.id)
+			}
+		}
+	})
+}
+
+// knows reports whether the relay passes on what one host sends to another in their session.
+func (r *wireRelay) knows(from, to *host) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(r.table.Kept(time.Now()), func(k path.Kept) bool {
+		return k.Node == path.ShortOf(from.id) && slices.ContainsFunc(k.Rows, func(row path.KeptRow) bool {
+			return row.Index == indexOf(from, to) && row.To == path.ShortOf(to.id)
+		})
+	})
+}
+
 // TestEarlySession has sessions begin before the agent knows the peer, and at an address of the
 // peer to which WireGuard does not send.
 func TestEarlySession(t *testing.T) {
