@@ -20,6 +20,7 @@ func TestCrowd(t *testing.T) {
 		var crowd []*box
 		for i, kind := range []natKind{preserving, preserving, preserving, restricted, symmetric, symmetric} {
 			b := n.host(kind, i < 2, 1+i)
+			b.router.collect = 20 * time.Second
 			n.bind(b)
 			for _, o := range crowd {
 				n.connect(o, b, func() bool { return true })
@@ -35,7 +36,7 @@ func TestCrowd(t *testing.T) {
 				}
 			}
 		}
-		n.run(3 * time.Minute)
+		n.run(5 * time.Minute)
 		for i, a := range crowd {
 			for _, b := range crowd[:i] {
 				want := n.bestKind(a, b)

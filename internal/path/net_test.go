@@ -43,15 +43,16 @@ type flow struct {
 
 // router stands between a host and the internet.
 type router struct {
-	kind   natKind
-	accept bool // what comes in unasked is taken for its own, and holds the flow
-	addr   netip.Addr
-	out    map[netip.AddrPort]uint16 // the port in use towards a remote
-	flows  map[flow]time.Time        // in use, for the host
-	made   []flow                    // those of flows that the router made, the newest last
-	own    map[flow]time.Time        // in use, by the router itself
-	cone   uint16                    // the port of restricted and fullCone
-	rand   *rand.Rand
+	kind    natKind
+	accept  bool // what comes in unasked is taken for its own, and holds the flow
+	addr    netip.Addr
+	out     map[netip.AddrPort]uint16 // the port in use towards a remote
+	flows   map[flow]time.Time        // in use, for the host
+	made    []flow                    // those of flows that the router made, the newest last
+	own     map[flow]time.Time        // in use, by the router itself
+	collect time.Duration             // for how long a flow that it has forgotten counts as the newest one
+	cone    uint16                    // the port of restricted and fullCone
+	rand    *rand.Rand
 }
 
 // send returns the address from which the internet sees a datagram of the host.
@@ -84,10 +85,10 @@ func (r *router) send(now time.Time, from, to netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(r.addr, port)
 }
 
-// newest returns the port of the newest flow in use, as find_appropriate_src in Linux does; port if
-// there is none.
+// newest returns the port of the newest flow that is not collected, as find_appropriate_src in Linux
+// does; port if there is none.
 func (r *router) newest(now time.Time, port uint16) uint16 {
-	r.made = slices.DeleteFunc(r.made, func(f flow) bool { return now.Sub(r.flows[f]) >= natTimeout })
+	r.made = slices.DeleteFunc(r.made, func(f flow) bool { return now.Sub(r.flows[f]) >= natTimeout+r.collect })
 	if len(r.made) > 0 {
 		return r.made[len(r.made)-1].port
 	}

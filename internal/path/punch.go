@@ -22,10 +22,9 @@ const (
 	punchSlow  = 400 * time.Millisecond // where another attempt is in no hurry: there may be many of these at once
 	punchFor   = 4 * time.Second
 	punchQuiet = 35 * time.Second // after a failure: conntrack forgets an unanswered UDP flow after 30 s
-	punchRound = 40 * time.Second // from the beginning of one to that of the next
-	punchLate  = 2 * time.Second  // after the beginning of a round it is too late for it
+	punchRound = time.Minute      // and what it has forgotten counts until it is collected, some time later
 	lowTTL     = 2                // beyond the own router
-	higherTTL  = 5                // beyond a carrier's, too; every second round
+	higherTTL  = 5                // beyond a carrier's, too; every fourth round
 	maxCalls   = 5                // that are repeated soon if not answered: after 8, 12, 20, 36 s
 	openings   = 2                // packets that open the own side, for each candidate
 	// A peer may call so often at once, and then once in punchQuiet: its candidates may be
@@ -39,6 +38,7 @@ type punch struct {
 	began    time.Time // of the last attempt
 	opened   bool      // this side is open, in this attempt
 	until    time.Time // until when probes go all the way
+	last     time.Time // when a probe went all the way to where strangers may not reach the peer, last
 	next     time.Time
 	over     Path // the path over which calls go
 	// asked is how many attempts the peer has called for, less one for each punchQuiet that has
@@ -93,7 +93,7 @@ func (m *Machine) open(now time.Time) []Action {
 	p := &m.punch
 	p.opened = true
 	ttl := lowTTL
-	if p.attempts > 1 && now.Unix()/int64(punchRound.Seconds())%2 == 0 {
+	if p.attempts > 1 && now.Unix()/int64(punchRound.Seconds())%4 == 0 {
 		ttl = higherTTL
 	}
 	var actions []Action
@@ -181,13 +181,24 @@ func (m *Machine) wantsPunch(now time.Time) bool {
 		// side, so there is nothing to be forgotten.
 		quiet = punchFor << (m.punch.attempts - 1)
 	case m.isBusy(now):
+		return !now.Before(m.punch.nextRound())
 	case m.punch.attempts == 1 && !m.works(now):
 		quiet = searchIdle
 	default:
 		quiet = searchLate
 	}
-	if now.Sub(m.punch.began) < punchFor+quiet {
-		return false
+	return now.Sub(m.punch.began) >= punchFor+quiet
+}
+
+// nextRound returns when the next attempt begins after one that has failed: with those of all other
+// nodes, or if they begin too soon, once by itself.
+func (p *punch) nextRound() time.Time {
+	soonest := p.began.Add(punchFor + punchQuiet)
+	if quiet := p.last.Add(punchQuiet); quiet.After(soonest) {
+		soonest = quiet
 	}
-	return !m.punch.opened || now.Sub(now.Truncate(punchRound)) < punchLate
+	if round := p.began.Truncate(punchRound).Add(punchRound); round.After(soonest) {
+		return round
+	}
+	return soonest
 }

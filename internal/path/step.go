@@ -56,6 +56,9 @@ func (m *Machine) probe(now time.Time, w *way) Action {
 		msg.Silence = now.Sub(m.silent)
 	}
 	w.probed = now
+	if w != m.use && w.Path.Straight() && !w.Open {
+		m.punch.last = now
+	}
 	return Action{Path: w.Path, Message: msg}
 }
 

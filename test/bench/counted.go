@@ -12,7 +12,6 @@ var countedMeasurements = []measurement{
 	{"pathspeed", 1, always(measurePathSpeed)},
 	{"pathcut", 1, always(measureCuts)},
 	{"pathswitch", 1, always(measureSwitches)},
-	{"pathidle", 1, always(measureProbeBytes)},
 }
 
 var countedFigures = []figure{
@@ -28,6 +27,4 @@ var countedFigures = []figure{
 	{name: "path_cut_gap_ms", unit: "ms", reduce: worst, bound: atMost(1500)},
 	{name: "path_cut_oneway_gap_ms", unit: "ms", reduce: worst, bound: atMost(1500)},
 	{name: "path_switch_lost_packets", unit: "packets", reduce: worst, bound: atMost(0)},
-	{name: "probe_received_bytes_per_s", unit: "B/s", reduce: worst, bound: atMost(400)},
-	{name: "probe_sent_bytes_per_s", unit: "B/s", reduce: worst, bound: atMost(400)},
 }

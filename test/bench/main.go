@@ -82,6 +82,7 @@ var measurements = []measurement{
 	{"mesh", runs, measureMesh},
 	{"failover", runs, always(measureFailovers)},
 	{"gossip", runs, always(measureGossip)},
+	{"pathidle", 1, always(measureProbeBytes)},
 }
 
 // always is a measurement for which it makes no difference which run it is.
@@ -164,6 +165,8 @@ var figures = []figure{
 	{name: "gossip_100_false_deaths", unit: "nodes", reduce: worst, bound: atMost(0)},
 	{name: "gossip_100_node_cpu_percent", unit: "%", reduce: median},
 	{name: "gossip_100_node_rss_mb", unit: "MB", reduce: median},
+	{name: "probe_received_bytes_per_s", unit: "B/s", reduce: worst, bound: atMost(400)},
+	{name: "probe_sent_bytes_per_s", unit: "B/s", reduce: worst, bound: atMost(400)},
 }
 
 func median(samples []float64) float64 {

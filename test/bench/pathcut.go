@@ -93,15 +93,12 @@ func (c cut) measure(ctx context.Context, bothWays bool, s samples) (err error) 
 		return err
 	}
 	talk.CountGaps()
-	name := "path_cut_oneway_gap_ms"
-	if err := c.lab.Block(ctx, hostsOf(a), hostsOf(b), lab.Packets{}); err != nil {
-		return err
-	}
+	name, from, to := "path_cut_oneway_gap_ms", hostsOf(a), hostsOf(b)
 	if bothWays {
-		name = "path_cut_gap_ms"
-		if err := c.lab.Block(ctx, hostsOf(b), hostsOf(a), lab.Packets{}); err != nil {
-			return err
-		}
+		name, from, to = "path_cut_gap_ms", hostsOf(a, b), hostsOf(a, b)
+	}
+	if err := c.lab.Block(ctx, from, to, lab.Packets{}); err != nil {
+		return err
 	}
 	if err := errors.Join(awaitPath(ctx, a, b, control.PathRelayed), awaitDatagrams(ctx, talk)); err != nil {
 		return err
