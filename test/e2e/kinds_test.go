@@ -109,7 +109,7 @@ func (m *testbed) meetAsTheyCan(limit time.Duration, uplinks []uplink) {
 			}
 		}
 		if len(errs) != before {
-			m.t.Logf("after %v: %d of %d paths are not the best ones", time.Since(began).Round(time.Second), len(errs), len(m.nodes)*(len(m.nodes)-1))
+			m.t.Logf("after %v: %d of %d paths are not the best ones: %v", time.Since(began).Round(time.Second), len(errs), len(m.nodes)*(len(m.nodes)-1), errs)
 			before = len(errs)
 		}
 		return errors.Join(errs...)

@@ -151,6 +151,11 @@ func (a *Agent) step(now time.Time, p *peer) {
 	if use, proved := p.machine.InUse(); use != p.use || proved != p.proved {
 		a.o.Logger.Debug("path", "peer", p.ID, "path", use, "before", p.use, "proved", proved)
 		p.use, p.proved = use, proved
+		for _, b := range a.relays.bound {
+			if b.Relay == use.Relay {
+				a.tellSessions(now, b, sessionFor, p)
+			}
+		}
 		a.notify()
 	}
 	if mtu := p.machine.MTU(); mtu != p.mtu {

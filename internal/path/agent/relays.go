@@ -357,7 +357,7 @@ func (p *peer) hasSession(now time.Time, index uint32) bool {
 // necessary, for all sessions that are younger than an age.
 func (a *Agent) tellSessions(now time.Time, relay path.BoundRelay, age time.Duration, peers ...*peer) {
 	for _, p := range peers {
-		if !slices.ContainsFunc(p.Relays, func(id mesh.ID) bool { return path.ShortOf(id) == relay.Relay }) {
+		if p.use.Relay != relay.Relay && !slices.ContainsFunc(p.Relays, func(id mesh.ID) bool { return path.ShortOf(id) == relay.Relay }) {
 			continue
 		}
 		for _, s := range p.sessions {

@@ -31,6 +31,7 @@ type wireRelay struct {
 	deaf    []*host // of which no packet of WireGuard's passes
 	delay   time.Duration
 	copies  int // of what it passes on, further ones
+	unknown int // sessions of which it had to say that it does not know them
 }
 
 const (
@@ -109,6 +110,7 @@ func (r *wireRelay) take(b []byte, from netip.AddrPort) {
 			}
 		case path.NoRow:
 			if sender, m, ok := r.table.Unknown(now, b, from); ok {
+				r.unknown++
 				r.counter++
 				r.sendOn(r.keys[sender].Seal(m, r.counter), from)
 			}
@@ -436,6 +438,29 @@ func TestSessionIsToldLater(t *testing.T) {
 		for _, relay := range []*wireRelay{r, s} {
 			if !relay.knows(a, b) {
 				t.Errorf("%v is not told of a session that began before it was named", relay.id)
+			}
+		}
+	})
+}
+
+// TestSessionIsToldToTheRelayInUse has a peer use a relay that this host was not told to try.
+func TestSessionIsToldToTheRelayInUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, r, s := twoWithRelays(t)
+		a.SetPeers([]Peer{b.through(behindFirewall(addrB))})
+		time.Sleep(25 * time.Second)
+		a.initiate(b, a.addrs[0])
+		b.initiate(a, b.addrs[0])
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(2 * time.Minute)
+		a.set(addrA, true)
+		a.set(addrB, true)
+		time.Sleep(5 * time.Second)
+		use := a.statusOf(t, b).Path
+		for _, relay := range []*wireRelay{r, s} {
+			if use.Relay == path.ShortOf(relay.id) && !relay.knows(a, b) || relay.unknown > 0 {
+				t.Errorf("%v is not told of the session before packets come, the path is %v", relay.id, use)
 			}
 		}
 	})
