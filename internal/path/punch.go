@@ -17,6 +17,11 @@ import "time"
 //	opens its side
 //	   CALLED ─►
 //	probes for 4 s                probes for 4 s
+//
+// What comes too early all the same holds a port of the router for 30 s, and Linux then gives the
+// host's new flows another one, to whomever they go, which nobody has been told (find_appropriate_src).
+// So after a failure all pairs with traffic try again at the same time, by their clocks: routers forget in
+// between.
 const (
 	punchPace  = 100 * time.Millisecond
 	punchSlow  = 400 * time.Millisecond // where another attempt is in no hurry: there may be many of these at once
