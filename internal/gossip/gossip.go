@@ -195,7 +195,7 @@ func newGossip(o Options) (*Gossip, error) {
 	g.queue = &memberlist.TransmitLimitedQueue{NumNodes: g.members.count, RetransmitMult: retransmitMult}
 	g.transport = &transport{
 		ring: ring, random: o.Rand, now: o.Now, log: g.log, notices: g.notices, counters: g.counters,
-		self:  hello{id: self, instance: o.Instance, boot: o.Boot, cluster: o.Cluster},
+		self:  hello{id: self, instance: o.Instance, boot: o.Boot, cluster: o.Cluster, aes: hasAES()},
 		label: labelOf(o.Cluster), filter: o.filter, proxy: o.Proxy,
 		addresses: newAddressTable(o.Cluster.Overlay), identity: o.Identity,
 		trusts: func(id mesh.ID) bool {

@@ -26,6 +26,7 @@ type hello struct {
 	echo     [32]byte // the dialer's random, in the acceptor's hello
 	cluster  mesh.Cluster
 	carries  bool // in the dialer's hello: the stream carries datagrams, see Carrier
+	aes      bool // the sender's processor has instructions for AES, see streamCipher
 }
 
 type wireHello struct {
@@ -38,6 +39,7 @@ type wireHello struct {
 	Boot     uint64       `cbor:"8,keyasint"`
 	Counter  uint64       `cbor:"9,keyasint"`
 	Carries  bool         `cbor:"10,keyasint,omitempty"`
+	AES      bool         `cbor:"11,keyasint,omitempty"`
 }
 
 type wireSettings struct {
@@ -59,7 +61,7 @@ func (h hello) marshal() ([]byte, error) {
 	c := h.cluster
 	w := wireHello{
 		ID: h.id[:], Instance: h.instance, Port: h.port, Boot: h.boot, Counter: h.counter,
-		Random: h.random[:], Echo: h.echo[:], Carries: h.carries,
+		Random: h.random[:], Echo: h.echo[:], Carries: h.carries, AES: h.aes,
 		Cluster: wireSettings{
 			Name: c.Name, Generation: c.Generation, Trust: string(c.Trust),
 			Mode: string(c.Mode), Encapsulation: string(c.Encapsulation), Gateways: int64(c.Gateways),
@@ -103,7 +105,7 @@ func parseHello(b []byte) (hello, error) {
 	}
 	return hello{
 		id: mesh.ID(w.ID), instance: w.Instance, port: w.Port, boot: w.Boot, counter: w.Counter,
-		random: [32]byte(w.Random), echo: [32]byte(w.Echo), cluster: c, carries: w.Carries,
+		random: [32]byte(w.Random), echo: [32]byte(w.Echo), cluster: c, carries: w.Carries, aes: w.AES,
 	}, nil
 }
 

@@ -286,11 +286,11 @@ func TestHostileProofOfAnotherStream(t *testing.T) {
 	} {
 		near, far := net.Pipe()
 		keys := ring[0]
-		from, err := newStream(near, keys, one, two)
+		from, err := newStream(near, keys, hello{random: one}, hello{random: two})
 		if err != nil {
 			t.Fatal(err)
 		}
-		to, err := newStream(far, keys, one, two)
+		to, err := newStream(far, keys, hello{random: one}, hello{random: two})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -26,6 +26,7 @@ const (
 	infoHello    = "meshd v1 hello"
 	infoDialer   = "meshd v1 stream from dialer"
 	infoAcceptor = "meshd v1 stream from acceptor"
+	infoAES      = " with AES-256-GCM" // after one of the two above
 )
 
 // secretKeys are the keys derived from one secret. The nonces of XChaCha20-Poly1305 are

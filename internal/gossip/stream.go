@@ -47,8 +47,8 @@ var (
 
 // stream is an encrypted connection. The keys of each direction are derived from the
 // secret and from random numbers of both sides, so that a recorded stream can't be
-// replayed. A frame is its length, two bytes, and its ciphertext; its nonce is its
-// number.
+// replayed. A frame is its length, two bytes, and its ciphertext, see streamCipher; its
+// nonce is its number.
 type stream struct {
 	net.Conn
 	peer   hello
@@ -82,7 +82,8 @@ type stream struct {
 //	proof   ────────►
 //
 // A proof is an identity key and its signature over both hellos. It depends on the other
-// side's random number, so it can't be a recording. Nothing that a peer says is trusted
+// side's random number, so it can't be a recording, and nobody in between can have changed
+// what the hellos say, such as the cipher. Nothing that a peer says is trusted
 // before its proof.
 type handshaker struct {
 	ring     keyring
@@ -114,7 +115,7 @@ func (g handshaker) initiate(conn net.Conn, ours hello) (*stream, error) {
 	if theirs.echo != ours.random {
 		return nil, errors.New("read hello: it is the answer to another hello")
 	}
-	s, err := newStream(conn, keys, ours.random, theirs.random)
+	s, err := newStream(conn, keys, ours, theirs)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +145,7 @@ func (g handshaker) respond(conn net.Conn, ours hello) (*stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := newStream(conn, keys, theirs.random, ours.random)
+	s, err := newStream(conn, keys, theirs, ours)
 	if err != nil {
 		return nil, err
 	}
@@ -191,13 +192,14 @@ func (s *stream) readProof(transcript [sha256.Size]byte, role []byte) error {
 }
 
 // newStream derives the keys, for the dialer's side.
-func newStream(conn net.Conn, keys secretKeys, dialer, acceptor [32]byte) (*stream, error) {
-	salt := append(dialer[:], acceptor[:]...)
-	out, err := deriveAEAD(keys.secret, salt, infoDialer, chacha20poly1305.New)
+func newStream(conn net.Conn, keys secretKeys, dialer, acceptor hello) (*stream, error) {
+	salt := append(dialer.random[:], acceptor.random[:]...)
+	info, cipherOf := streamCipher(dialer, acceptor)
+	out, err := deriveAEAD(keys.secret, salt, infoDialer+info, cipherOf)
 	if err != nil {
 		return nil, err
 	}
-	in, err := deriveAEAD(keys.secret, salt, infoAcceptor, chacha20poly1305.New)
+	in, err := deriveAEAD(keys.secret, salt, infoAcceptor+info, cipherOf)
 	if err != nil {
 		return nil, err
 	}

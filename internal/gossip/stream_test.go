@@ -28,23 +28,35 @@ func testHandshaker(ring keyring, n int) handshaker {
 	return handshaker{ring, rand.Reader, identity(n)}
 }
 
-// handshake runs both halves over a connection, and closes what an error leaves open.
+// half is what one side of a handshake has.
+type half struct {
+	net.Conn
+	ring keyring
+	hello
+}
+
+// shakeHands runs both halves of a handshake, and closes what an error leaves open.
+func shakeHands(dialer, acceptor half) (d, a *stream, dialErr, acceptErr error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if a, acceptErr = testHandshaker(acceptor.ring, 1).respond(acceptor.Conn, acceptor.hello); acceptErr != nil {
+			acceptor.Close()
+		}
+	}()
+	if d, dialErr = testHandshaker(dialer.ring, 0).initiate(dialer.Conn, dialer.hello); dialErr != nil {
+		dialer.Close()
+	}
+	<-done
+	return d, a, dialErr, acceptErr
+}
+
+// handshake runs both halves over a connection.
 func handshake(t *testing.T, dialer, acceptor keyring) (d, a *stream, dialErr, acceptErr error) {
 	t.Helper()
 	near, far := net.Pipe()
 	t.Cleanup(func() { near.Close(); far.Close() })
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if a, acceptErr = testHandshaker(acceptor, 1).respond(far, testHello(1)); acceptErr != nil {
-			far.Close()
-		}
-	}()
-	if d, dialErr = testHandshaker(dialer, 0).initiate(near, testHello(0)); dialErr != nil {
-		near.Close()
-	}
-	<-done
-	return d, a, dialErr, acceptErr
+	return shakeHands(half{near, dialer, testHello(0)}, half{far, acceptor, testHello(1)})
 }
 
 func TestHandshake(t *testing.T) {
@@ -192,7 +204,7 @@ func TestStreamBudget(t *testing.T) {
 func TestHelloRoundTrip(t *testing.T) {
 	want := testHello(0)
 	want.cluster.DNS = mesh.DNS{Address: netip.MustParseAddr("10.43.0.10"), Domain: "cluster.local"}
-	want.random, want.echo = [32]byte{1}, [32]byte{2}
+	want.random, want.echo, want.aes = [32]byte{1}, [32]byte{2}, true
 	b, err := want.marshal()
 	if err != nil {
 		t.Fatal(err)
