@@ -46,6 +46,8 @@ const (
 	// ackTimeout is how long what was sent may stay unacknowledged (TCP_USER_TIMEOUT). TCP
 	// itself would try for a quarter of an hour.
 	ackTimeout = 20 * time.Second
+	// deadlineStep is how much later than after deadAfter or ackTimeout a stream may end, see deadline.
+	deadlineStep = time.Second
 	// maxAge is how long a frame may wait. TCP connections in the tunnel find their speed by the
 	// loss of what is older, and calls and terminals are of no use beyond it.
 	maxAge = 250 * time.Millisecond

@@ -262,11 +262,12 @@ func tune(conn net.Conn) {
 // write sends the frames that wait, and keepalives while there are none.
 func (l *link) write(ctx context.Context, conn net.Conn) error {
 	buf := make([]byte, chunk)
+	unsent := deadline{set: conn.SetWriteDeadline, after: ackTimeout}
 	quiet := time.NewTimer(keepalive)
 	defer quiet.Stop()
 	for {
 		for n := l.out.take(buf); n > 0; n = l.out.take(buf) {
-			if err := conn.SetWriteDeadline(time.Now().Add(ackTimeout)); err != nil {
+			if err := unsent.extend(); err != nil {
 				return err
 			}
 			if _, err := conn.Write(buf[:n]); err != nil {
@@ -284,11 +285,32 @@ func (l *link) write(ctx context.Context, conn net.Conn) error {
 	}
 }
 
-// watched is a stream of which nothing may come for deadAfter at most.
-type watched struct{ net.Conn }
+// deadline is one of a connection that moves with the clock. Each change of it costs a change of
+// a timer, so it is changed once in deadlineStep.
+type deadline struct {
+	set   func(time.Time) error
+	after time.Duration
+	next  time.Time // when it is changed again
+}
 
-func (w watched) Read(b []byte) (int, error) {
-	if err := w.SetReadDeadline(time.Now().Add(deadAfter)); err != nil {
+// extend moves the deadline to between after and deadlineStep more from now.
+func (d *deadline) extend() error {
+	now := time.Now()
+	if now.Before(d.next) {
+		return nil
+	}
+	d.next = now.Add(deadlineStep)
+	return d.set(d.next.Add(d.after))
+}
+
+// watched is a stream that ends when nothing comes for deadAfter.
+type watched struct {
+	net.Conn
+	silent deadline
+}
+
+func (w *watched) Read(b []byte) (int, error) {
+	if err := w.silent.extend(); err != nil {
 		return 0, err
 	}
 	return w.Conn.Read(b)
@@ -313,7 +335,7 @@ func (c *Carrier) read(l *link, conn net.Conn) error {
 				l.relay.flush()
 			}
 		},
-	}.readAll(watched{conn})
+	}.readAll(&watched{conn, deadline{set: conn.SetReadDeadline, after: deadAfter}})
 }
 
 // deliver passes on one frame.

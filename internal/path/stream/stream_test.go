@@ -436,7 +436,7 @@ func TestStreamEnds(t *testing.T) {
 		sends   []byte // every keepalive
 		after   time.Duration
 	}{
-		{"silent", true, nil, deadAfter},
+		{"silent", true, nil, deadAfter + deadlineStep},
 		{"idle, accepted", false, alive, idleAfter + keepalive},
 		{"idle, dialled", true, alive, 2 * idleAfter}, // when the test ends it
 		{"used", false, used, 2 * idleAfter},
@@ -468,6 +468,51 @@ func TestStreamEnds(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A stream ends if its other side takes nothing.
+func TestStuckStreamEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, l := bare(true)
+		near, far := net.Pipe()
+		defer near.Close()
+		defer far.Close()
+		l.out.put(frameOwn, []byte("x"))
+		began := time.Now()
+		err := l.write(t.Context(), near)
+		if got, want := time.Since(began), ackTimeout+deadlineStep; !errors.Is(err, os.ErrDeadlineExceeded) || got != want {
+			t.Errorf("got %v after %v, want %v after %v", err, got, os.ErrDeadlineExceeded, want)
+		}
+	})
+}
+
+// A deadline is far enough all the time, and is seldom changed.
+func TestDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var at time.Time
+		changes := 0
+		d := deadline{after: ackTimeout, set: func(to time.Time) error {
+			at = to
+			changes++
+			return nil
+		}}
+		for range 100 {
+			if err := d.extend(); err != nil {
+				t.Fatal(err)
+			}
+			if left := time.Until(at); left < ackTimeout || left > ackTimeout+deadlineStep {
+				t.Fatalf("the deadline is in %v, want %v to %v", left, ackTimeout, ackTimeout+deadlineStep)
+			}
+			time.Sleep(deadlineStep / 10)
+		}
+		if changes != 10 {
+			t.Errorf("changed %d times in %v, want 10 times", changes, 10*deadlineStep)
+		}
+		time.Sleep(time.Hour)
+		if err := d.extend(); err != nil || time.Until(at) < ackTimeout {
+			t.Errorf("after a pause the deadline is in %v, %v", time.Until(at), err)
+		}
+	})
 }
 
 // A node that can't be reached is dialled again and again, at growing intervals.
