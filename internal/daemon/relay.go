@@ -242,7 +242,7 @@ func (s *relayServer) close() error {
 
 // forward takes what a node has sent by stream for others. It is dropped if this node is not a
 // relay.
-func (d *daemon) forward(datagram []byte, from netip.AddrPort) {
+func (d *daemon) forward(datagrams [][]byte, from netip.AddrPort) {
 	s := d.forwards.Load()
 	if s == nil {
 		return
@@ -251,7 +251,7 @@ func (d *daemon) forward(datagram []byte, from netip.AddrPort) {
 	r := s.relay
 	s.mu.Unlock()
 	if r != nil {
-		r.Receive(datagram, from)
+		r.Receive(datagrams, from)
 	}
 }
 

@@ -46,10 +46,10 @@ type Options struct {
 	Beside  *net.UDPConn  // gossip's socket. From now on it shares its port.
 	MaxRate uint64        // bytes a second that are forwarded; 0 for no limit
 	Kept    []path.Kept   // of the relay that ran before, see Relay.Kept
-	// Stream sends a datagram to a node that has come by a stream, whose address is
-	// path.StreamAddr. It doesn't block and doesn't keep the bytes, and returns false if there is
-	// no such stream. It is nil if nobody comes by stream.
-	Stream func(to netip.AddrPort, datagram []byte) bool
+	// Stream sends datagrams to a node that has come by a stream, whose address is
+	// path.StreamAddr. It doesn't block and doesn't keep them, and returns how many it has taken:
+	// none if there is no such stream. It is nil if nobody comes by stream.
+	Stream func(to netip.AddrPort, datagrams [][]byte) (taken int)
 	Now    func() time.Time
 }
 
@@ -316,7 +316,7 @@ func (r *Relay) Serve() error {
 		in[i].Buffers = [][]byte{payloads[i*maxDatagram : (i+1)*maxDatagram]}
 		in[i].OOB = controls[i*pktinfo.Room : (i+1)*pktinfo.Room]
 	}
-	var out udpbatch.Batch
+	var out outgoing
 	expected := batchMin
 	for {
 		n, err := r.batch.ReadBatch(in[:expected], 0)
@@ -328,11 +328,46 @@ func (r *Relay) Serve() error {
 		}
 		expected = min(max(2*n, batchMin), batchSize)
 		r.handle(in[:n], &out)
-		if failed, alone := out.Send(r.batch); failed > 0 || len(alone) > 0 {
-			r.mu.Lock()
-			r.sent(failed, alone)
-			r.mu.Unlock()
+		r.send(&out)
+	}
+}
+
+// outgoing is what is to be sent after datagrams have come.
+type outgoing struct {
+	udp     udpbatch.Batch
+	streams []streamBatch
+}
+
+// streamBatch is what is to be sent by one stream.
+type streamBatch struct {
+	to        netip.AddrPort
+	datagrams [][]byte
+}
+
+// addStream adds a datagram for a stream, whose bytes must stay until Relay.send.
+func (o *outgoing) addStream(to netip.AddrPort, datagram []byte) {
+	last := len(o.streams) - 1
+	if last < 0 || o.streams[last].to != to {
+		o.streams = append(o.streams, streamBatch{to: to})
+		last++
+	}
+	o.streams[last].datagrams = append(o.streams[last].datagrams, datagram)
+}
+
+// send sends what was put into out, and empties it.
+func (r *Relay) send(out *outgoing) {
+	failed, alone := out.udp.Send(r.batch)
+	for _, s := range out.streams {
+		failed += uint64(len(s.datagrams))
+		if r.o.Stream != nil {
+			failed -= uint64(r.o.Stream(s.to, s.datagrams))
 		}
+	}
+	out.streams = out.streams[:0]
+	if failed > 0 || len(alone) > 0 {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.sent(failed, alone)
 	}
 }
 
@@ -355,7 +390,7 @@ func unmapped(a net.Addr) netip.AddrPort {
 }
 
 // handle puts into out what is to be sent after datagrams have come.
-func (r *Relay) handle(in []ipv6.Message, out *udpbatch.Batch) {
+func (r *Relay) handle(in []ipv6.Message, out *outgoing) {
 	now := r.o.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -366,39 +401,40 @@ func (r *Relay) handle(in []ipv6.Message, out *udpbatch.Batch) {
 	r.tellChanged()
 }
 
-// emit sends a datagram by stream, or puts it into out. Probes and handshakes are not merged, because raw sockets
-// take them in, see package rawudp.
-func (r *Relay) emit(payload []byte, to leg, out *udpbatch.Batch) {
+// emit puts a datagram into out. Probes and handshakes are not merged, because raw sockets take them in, see package
+// rawudp.
+func (r *Relay) emit(payload []byte, to leg, out *outgoing) {
 	if to.addr == nil {
-		r.sendStream(payload, to)
+		out.addStream(to.stream, payload)
 		return
 	}
-	out.Add(udpbatch.Datagram{
+	out.udp.Add(udpbatch.Datagram{
 		Payload: payload, To: to.addr, Control: to.source,
 		Merge: r.merges && !to.alone && path.IsData(payload),
 	})
 }
 
-// sendStream sends a datagram by stream.
-func (r *Relay) sendStream(payload []byte, to leg) {
-	if r.o.Stream == nil || !r.o.Stream(to.stream, payload) {
-		r.dropped[dropUnsent]++
-	}
+// Receive takes datagrams that have come by a stream, from a node's path.StreamAddr. It doesn't
+// keep them.
+func (r *Relay) Receive(datagrams [][]byte, from netip.AddrPort) {
+	var out outgoing
+	r.handleStream(datagrams, from, &out)
+	r.send(&out)
 }
 
-// Receive takes a datagram that has come by a stream, from a node's path.StreamAddr. It doesn't
-// keep the bytes.
-func (r *Relay) Receive(b []byte, from netip.AddrPort) {
+// handleStream puts into out what is to be sent after datagrams have come by a stream.
+func (r *Relay) handleStream(datagrams [][]byte, from netip.AddrPort, out *outgoing) {
+	now := r.o.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var out udpbatch.Batch
-	r.datagram(r.o.Now(), b, from, nil, &out)
+	for _, b := range datagrams {
+		r.datagram(now, b, from, nil, out)
+	}
 	r.tellChanged()
-	r.sent(out.Send(r.batch))
 }
 
 // datagram takes a datagram that has come.
-func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control []byte, out *udpbatch.Batch) {
+func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control []byte, out *outgoing) {
 	if h, err := path.ParseHeader(b); err == nil && h.To == r.self {
 		r.request(now, h, b, from, control, out)
 		return
@@ -438,14 +474,14 @@ func (r *Relay) datagram(now time.Time, b []byte, from netip.AddrPort, control [
 }
 
 // tell sends a message to a node that is bound, if its path key is known.
-func (r *Relay) tell(node path.Short, m path.Message, at netip.AddrPort, out *udpbatch.Batch) {
+func (r *Relay) tell(node path.Short, m path.Message, at netip.AddrPort, out *outgoing) {
 	if c := r.clients[node]; c != nil {
 		r.emit(c.keys.Seal(m, r.o.Counter()), r.legOf(at), out)
 	}
 }
 
 // request takes what a node has sealed for the relay itself.
-func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrPort, control []byte, out *udpbatch.Batch) {
+func (r *Relay) request(now time.Time, h path.Header, b []byte, from netip.AddrPort, control []byte, out *outgoing) {
 	c := r.clients[h.From]
 	if c == nil {
 		r.dropped[dropForged]++

@@ -13,6 +13,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,7 +26,6 @@ import (
 
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/path"
-	"github.com/meshd/meshd/internal/udpbatch"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -660,10 +660,10 @@ func TestMerges(t *testing.T) {
 		for _, p := range payloads {
 			in = append(in, ipv6.Message{Buffers: [][]byte{p}, N: len(p), Addr: from.LocalAddr()})
 		}
-		var out udpbatch.Batch
+		var out outgoing
 		r.handle(in, &out)
 		var got recorder
-		out.Send(&got)
+		out.udp.Send(&got)
 		if !slices.Equal(got, want) {
 			t.Errorf("got messages of %v datagrams, want %v", got, want)
 		}
@@ -707,6 +707,25 @@ func BenchmarkForward(b *testing.B) {
 		runtime.Gosched()
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "datagrams/s")
+}
+
+// BenchmarkReceive forwards datagrams that come by stream, one by one and as many as one read of a stream returns.
+func BenchmarkReceive(b *testing.B) {
+	r, _, from, to := relayed(b, nil)
+	from.write(b, from.seal(from.keys, path.Message{Op: path.Row, Number: 22, Node: path.ShortOf(to.ID)}))
+	from.write(b, data(22, 100))
+	to.read(b) // the row is known
+	datagram := data(22, 1452)
+	for _, count := range []int{1, 22} {
+		b.Run(strconv.Itoa(count), func(b *testing.B) {
+			datagrams := slices.Repeat([][]byte{datagram}, count)
+			b.SetBytes(int64(len(datagram) * count))
+			b.ReportAllocs()
+			for b.Loop() {
+				r.Receive(datagrams, from.addr())
+			}
+		})
+	}
 }
 
 func (r *Relay) forwarded() uint64 {

@@ -18,15 +18,17 @@ func TestStream(t *testing.T) {
 	var broken atomic.Bool
 	want := path.StreamAddr(newNode(t, 3, netip.MustParseAddrPort("127.0.0.1:9")).ID)
 	r, _, a, b := relayed(t, func(o *Options) {
-		o.Stream = func(to netip.AddrPort, datagram []byte) bool {
+		o.Stream = func(to netip.AddrPort, datagrams [][]byte) int {
 			if to != want {
 				t.Errorf("sent by the stream to %v, want %v", to, want)
 			}
 			if broken.Load() {
-				return false
+				return 0
 			}
-			arrived <- slices.Clone(datagram)
-			return true
+			for _, d := range datagrams {
+				arrived <- slices.Clone(d)
+			}
+			return len(datagrams)
 		}
 	})
 	c := newNode(t, 3, netip.MustParseAddrPort("127.0.0.1:9")) // sends nothing by UDP
@@ -35,7 +37,7 @@ func TestStream(t *testing.T) {
 	}
 	ask := func(m path.Message) path.Message {
 		t.Helper()
-		r.Receive(c.seal(c.keys, m), want)
+		r.Receive([][]byte{c.seal(c.keys, m)}, want)
 		answer, err := c.keys.Open(<-arrived)
 		if err != nil {
 			t.Fatal(err)
@@ -51,7 +53,7 @@ func TestStream(t *testing.T) {
 	}
 
 	for _, n := range []*node{a, b} { // IPv4 and IPv6
-		r.Receive(n.initiation(30), want)
+		r.Receive([][]byte{n.initiation(30)}, want)
 		if got := n.read(t); !bytes.Equal(got, n.initiation(30)) {
 			t.Errorf("got %x, want the initiation", got)
 		}
@@ -59,6 +61,24 @@ func TestStream(t *testing.T) {
 		if got := <-arrived; !bytes.Equal(got, data(30, 1400)) {
 			t.Errorf("got %x, want the data", got)
 		}
+	}
+
+	forward := func(from netip.AddrPort, want recorder, payloads ...[]byte) (out outgoing) {
+		t.Helper()
+		r.handleStream(payloads, from, &out)
+		var got recorder
+		out.udp.Send(&got)
+		if r.merges && !slices.Equal(got, want) {
+			t.Errorf("got messages of %v datagrams, want %v", got, want)
+		}
+		return out
+	}
+	long, short := data(31, 1452), data(31, 96)
+	r.Receive([][]byte{c.seal(c.keys, path.Message{Op: path.Row, Number: 31, Node: path.ShortOf(a.ID)})}, want)
+	forward(want, recorder{3, 2}, long, long, short, long, long)
+	out := forward(a.addr(), nil, data(30, 1000), data(30, 100), data(30, 1000))
+	if len(out.streams) != 1 || out.streams[0].to != want || len(out.streams[0].datagrams) != 3 {
+		t.Errorf("for streams: got %v, want three datagrams at once for %v", out.streams, want)
 	}
 
 	broken.Store(true)

@@ -164,12 +164,9 @@ func testQueue(t *testing.T) {
 	for i := range 1000 {
 		binary.BigEndian.PutUint32(datagram, uint32(i))
 		binary.BigEndian.PutUint32(packet, uint32(i))
-		if !q.put(frameOwn, datagram) || !q.put(frameGossip, packet) {
+		if q.put(frameOwn, datagram)+q.put(frameGossip, packet) != 2 {
 			t.Fatal("a frame that fits was refused")
 		}
-	}
-	if q.put(frameOwn, make([]byte, maxDatagram+1)) {
-		t.Error("a datagram that is too long was accepted")
 	}
 	b := make([]byte, maxQueued+maxQueuedGossip)
 	frames, err := readFrames(bytes.NewReader(b[:q.take(b)]))
@@ -190,6 +187,12 @@ func testQueue(t *testing.T) {
 	}
 	if got, want := q.drops(), uint64(2000-len(frames)); got != want {
 		t.Errorf("dropped %d, want %d", got, want)
+	}
+	if n := q.put(frameOwn, []byte("a"), make([]byte, maxDatagram+1), []byte("b")); n != 2 {
+		t.Errorf("took %d datagrams, want the two that are not too long", n)
+	}
+	if got, want := string(b[:q.take(b)]), string(encode(frame{frameOwn, "a"}, frame{frameOwn, "b"})); got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 	q.put(frameOwn, datagram)
 	q.clear()

@@ -32,6 +32,7 @@ type link struct {
 	own     *local // to the node's own WireGuard
 	relay   *local // to the node's relay; nil if the node has dialled
 	out     *queue
+	relayed [][]byte // for the relay here, until flush
 	ctx     context.Context
 	cancel  context.CancelFunc
 	readers sync.WaitGroup
@@ -68,7 +69,7 @@ func (c *Carrier) newLink(node mesh.ID, dialled bool) (*link, error) {
 func (l *link) readLocal(from *local, kind frameKind) {
 	context.AfterFunc(l.ctx, func() { _ = from.udp.Close() })
 	l.readers.Go(func() {
-		from.readAll(func(b []byte) { l.out.put(kind, b) })
+		from.readAll(func(datagrams ...[]byte) { l.out.put(kind, datagrams...) })
 	})
 }
 
@@ -329,16 +330,11 @@ func (c *Carrier) read(l *link, conn net.Conn) error {
 			c.deliver(l, kind, payload)
 			return nil
 		},
-		flush: func() {
-			l.own.flush()
-			if l.dialled {
-				l.relay.flush()
-			}
-		},
+		flush: func() { c.flush(l) },
 	}.readAll(&watched{conn, deadline{set: conn.SetReadDeadline, after: deadAfter}})
 }
 
-// deliver passes on one frame.
+// deliver passes on one frame, or prepares that for flush.
 func (c *Carrier) deliver(l *link, kind frameKind, payload []byte) {
 	switch {
 	case len(payload) == 0:
@@ -347,8 +343,20 @@ func (c *Carrier) deliver(l *link, kind frameKind, payload []byte) {
 	case kind == frameRelayed && l.dialled:
 		l.relay.add(payload)
 	case kind == frameRelayed && c.o.Relay != nil:
-		c.o.Relay(payload, path.StreamAddr(l.node))
+		l.relayed = append(l.relayed, payload)
 	case kind == frameGossip:
 		c.o.Gossip(l.node, payload)
+	}
+}
+
+// flush passes on the datagrams that have come since it was called last.
+func (c *Carrier) flush(l *link) {
+	l.own.flush()
+	if l.dialled {
+		l.relay.flush()
+	}
+	if len(l.relayed) > 0 {
+		c.o.Relay(l.relayed, path.StreamAddr(l.node))
+		l.relayed = l.relayed[:0]
 	}
 }

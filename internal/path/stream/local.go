@@ -64,10 +64,11 @@ func makeRoom(udp *net.UDPConn) {
 	})
 }
 
-// readAll calls got with each datagram that WireGuard sends, until the socket is closed. It must
-// not keep the bytes.
-func (l *local) readAll(got func([]byte)) {
+// readAll calls got with the datagrams that WireGuard sends, until the socket is closed. It must
+// not keep them.
+func (l *local) readAll(got func(datagrams ...[]byte)) {
 	messages := make([]ipv6.Message, batch)
+	datagrams := make([][]byte, 0, batch)
 	for i := range messages {
 		messages[i].Buffers = [][]byte{make([]byte, maxDatagram)}
 	}
@@ -79,11 +80,13 @@ func (l *local) readAll(got func([]byte)) {
 		if err != nil {
 			continue // of what was written before, such as ECONNREFUSED; each is reported once
 		}
+		datagrams = datagrams[:0]
 		for i := range messages[:n] {
 			if m := &messages[i]; m.Flags&unix.MSG_TRUNC == 0 {
-				got(m.Buffers[0][:m.N])
+				datagrams = append(datagrams, m.Buffers[0][:m.N])
 			}
 		}
+		got(datagrams...)
 	}
 }
 

@@ -22,24 +22,27 @@ func newQueue() *queue {
 	return &queue{ready: make(chan struct{}, 1), gossip: newRing(maxQueuedGossip), rest: newRing(maxQueued)}
 }
 
-// put appends a frame, at the cost of the oldest ones if there is no room. It returns false
-// if the payload is too long for a frame.
-func (q *queue) put(kind frameKind, payload []byte) bool {
-	if len(payload) > maxDatagram {
-		return false
-	}
+// put appends frames, at the cost of the oldest ones if there is no room. It returns how many
+// were appended: all but those whose payload is too long for a frame.
+func (q *queue) put(kind frameKind, payloads ...[]byte) (count int) {
 	r := &q.rest
 	if kind == frameGossip || kind == frameKeepalive {
 		r = &q.gossip
 	}
 	q.mu.Lock()
-	q.dropped += r.push(time.Now(), kind, payload)
+	now := time.Now()
+	for _, payload := range payloads {
+		if len(payload) <= maxDatagram {
+			q.dropped += r.push(now, kind, payload)
+			count++
+		}
+	}
 	q.mu.Unlock()
 	select {
 	case q.ready <- struct{}{}:
 	default:
 	}
-	return true
+	return count
 }
 
 // take moves as many frames as fit to b, and returns their length. It drops those that have

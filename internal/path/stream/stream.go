@@ -41,9 +41,9 @@ type Options struct {
 	Dial func(ctx context.Context, to mesh.ID) (net.Conn, error)
 	// Gossip takes a packet of gossip, whose bytes it must not keep.
 	Gossip func(from mesh.ID, packet []byte)
-	// Relay takes a datagram for other nodes from a node whose address in the relay's table
-	// is path.StreamAddr. It must not block, and must not keep the bytes.
-	Relay func(datagram []byte, from netip.AddrPort)
+	// Relay takes datagrams for other nodes from a node whose address in the relay's table
+	// is path.StreamAddr. It must not block, and must not keep them.
+	Relay func(datagrams [][]byte, from netip.AddrPort)
 
 	Logger *slog.Logger
 }
@@ -192,23 +192,26 @@ func (c *Carrier) Carry(to mesh.ID, packet []byte) bool {
 	defer c.mu.RUnlock()
 	for _, links := range []map[mesh.ID]*link{c.dialled, c.accepted} {
 		if l := links[to]; l != nil && l.isOpen() {
-			return l.out.put(frameGossip, packet)
+			return l.out.put(frameGossip, packet) > 0
 		}
 	}
 	return false
 }
 
-// SendRelayed sends a datagram that a relay on this host forwards to a node that has come by
-// stream, named by its path.StreamAddr. It returns false if there is no such stream.
-func (c *Carrier) SendRelayed(to netip.AddrPort, datagram []byte) bool {
+// SendRelayed sends datagrams that a relay on this host forwards to a node that has come by
+// stream, named by its path.StreamAddr. It returns how many it has taken: none if there is no such
+// stream.
+func (c *Carrier) SendRelayed(to netip.AddrPort, datagrams [][]byte) (taken int) {
 	node, ok := path.StreamNode(to)
 	if !ok {
-		return false
+		return 0
 	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	l := c.accepted[node]
-	return l != nil && l.isOpen() && l.out.put(frameRelayed, datagram)
+	if l := c.accepted[node]; l != nil && l.isOpen() {
+		return l.out.put(frameRelayed, datagrams...)
+	}
+	return 0
 }
 
 // Status is the state of one stream.

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -70,12 +71,14 @@ func startNode(t *testing.T, id mesh.ID, others []*testNode) *testNode {
 			return nil, errors.New("no such node")
 		},
 		Gossip: func(from mesh.ID, b []byte) { n.gossip <- from.String()[:2] + " " + string(b) },
-		Relay: func(b []byte, from netip.AddrPort) {
+		Relay: func(datagrams [][]byte, from netip.AddrPort) {
 			node, ok := path.StreamNode(from)
 			if !ok {
 				t.Errorf("a relayed datagram comes from %s", from)
 			}
-			n.relayed <- node.String()[:2] + " " + string(b)
+			for _, b := range datagrams {
+				n.relayed <- node.String()[:2] + " " + string(b)
+			}
 		},
 	})
 	t.Cleanup(func() {
@@ -211,14 +214,14 @@ func TestDatagramsOfRelay(t *testing.T) {
 	if got, want := next(t, relay.relayed), "01 for somebody"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if !relay.SendRelayed(path.StreamAddr(a.id), []byte("of somebody")) {
+	if relay.SendRelayed(path.StreamAddr(a.id), [][]byte{[]byte("of somebody")}) != 1 {
 		t.Error("there is no stream for the answer")
 	}
 	if from := a.receive("of somebody"); from != viaRelay {
 		t.Errorf("the answer comes from %s, want %s", from, viaRelay)
 	}
 	for name, to := range map[string]netip.AddrPort{"unknown node": path.StreamAddr(mesh.ID{9}), "address": viaRelay, "none": {}} {
-		if relay.SendRelayed(to, []byte("x")) {
+		if relay.SendRelayed(to, [][]byte{[]byte("x")}) > 0 {
 			t.Errorf("%s: sent", name)
 		}
 	}
@@ -334,7 +337,7 @@ func TestSlowReader(t *testing.T) {
 	datagram := make([]byte, maxDatagram)
 	eventually(t, "full", func() bool {
 		for range 100 {
-			b.SendRelayed(path.StreamAddr(slow.id), datagram)
+			b.SendRelayed(path.StreamAddr(slow.id), [][]byte{datagram})
 		}
 		return b.Status()[0].Dropped > 1000
 	})
@@ -399,6 +402,32 @@ func TestManyNodes(t *testing.T) {
 func bare(dialled bool) (*Carrier, *link) {
 	c := New(Options{Gossip: func(mesh.ID, []byte) {}})
 	return c, &link{out: newQueue(), own: &local{}, relay: &local{}, dialled: dialled}
+}
+
+// The relay gets at once what has come at once.
+func TestRelayGetsBatches(t *testing.T) {
+	c, l := bare(false)
+	var got [][]string
+	c.o.Relay = func(datagrams [][]byte, _ netip.AddrPort) {
+		var batch []string
+		for _, d := range datagrams {
+			batch = append(batch, string(d))
+		}
+		got = append(got, batch)
+	}
+	near, far := net.Pipe()
+	defer near.Close()
+	go func() {
+		_, _ = far.Write(encode(frame{frameRelayed, "a"}, frame{frameGossip, "x"}, frame{frameRelayed, "b"}))
+		_, _ = far.Write(encode(frame{frameRelayed, "c"}))
+		_ = far.Close()
+	}()
+	if err := c.read(l, near); err != io.EOF {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([][]string{{"a", "b"}, {"c"}}, got); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
 }
 
 func TestKeepalive(t *testing.T) {
