@@ -103,9 +103,10 @@ func (m *Machine) IsActive(now time.Time) bool {
 	return m.isBusy(now) || now.Before(m.insist) || m.use != nil && m.use.misses > 0 && now.Sub(m.use.answered) < rotateAfter
 }
 
-// isSilent reports whether the peer's WireGuard should have said something by now.
+// isSilent reports whether the peer's WireGuard should have said something by now, and no probe has
+// shown since that the path works: the peer may have nothing to say.
 func (m *Machine) isSilent(now time.Time) bool {
-	return !m.silent.IsZero() && m.use != nil && now.Sub(m.silent) >= m.use.silence() && m.isBusy(now)
+	return !m.silent.IsZero() && m.use != nil && now.Sub(m.silent) >= m.use.silence() && m.isBusy(now) && m.use.echoed.Before(m.silent)
 }
 
 // silence is for how long nothing may come back after data was sent, until that is worth probes.
