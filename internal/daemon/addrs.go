@@ -41,6 +41,32 @@ func (d *daemon) gossipAddresses(t turn, hasRoutes bool) map[mesh.ID][]netip.Add
 	return addresses
 }
 
+// streamEndpoints returns where nodes accept streams over TLS, besides their gossip port. This
+// follows from their records, which are on disk, so a host that gets out by HTTPS alone finds
+// them after a restart. Names are included, because a proxy may look up what this host can't.
+func (d *daemon) streamEndpoints(t turn) map[mesh.ID][]mesh.Endpoint {
+	endpoints := make(map[mesh.ID][]mesh.Endpoint)
+	for _, r := range t.view.Records {
+		id := r.ID()
+		if id == d.self.ID() || !mesh.IsTLSPort(r.StreamPort) {
+			continue
+		}
+		for _, e := range r.Endpoints {
+			hosts := []string{e.Host}
+			for _, a := range t.wanted.Input.Resolved[e.Host] {
+				hosts = append(hosts, a.String())
+			}
+			for _, host := range hosts {
+				if a, err := netip.ParseAddr(host); err == nil && !d.cfg.Cluster.Outside(a) {
+					continue
+				}
+				endpoints[id] = append(endpoints[id], mesh.Endpoint{Host: host, Port: r.StreamPort})
+			}
+		}
+	}
+	return endpoints
+}
+
 // lanAddresses returns the gossip addresses of a node in its private network.
 func lanAddresses(r mesh.Record) []netip.AddrPort {
 	var list []netip.AddrPort

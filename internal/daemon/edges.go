@@ -75,7 +75,7 @@ type network interface {
 	RemoveClient(mesh.ID) error
 
 	RequestSigns([]mesh.ID)
-	SetAddresses(map[mesh.ID][]netip.AddrPort)
+	SetAddresses(candidates map[mesh.ID][]netip.AddrPort, streams map[mesh.ID][]mesh.Endpoint)
 	Reconfigure(c mesh.Cluster, join []string, secrets [][32]byte, trusted []mesh.ID) error
 }
 

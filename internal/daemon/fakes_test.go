@@ -414,7 +414,7 @@ func (n *fakeNetwork) RequestSigns(ids []mesh.ID) {
 	}
 }
 
-func (n *fakeNetwork) SetAddresses(addresses map[mesh.ID][]netip.AddrPort) {
+func (n *fakeNetwork) SetAddresses(addresses map[mesh.ID][]netip.AddrPort, _ map[mesh.ID][]mesh.Endpoint) {
 	if maps.EqualFunc(n.addresses, addresses, slices.Equal) {
 		return
 	}

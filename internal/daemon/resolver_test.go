@@ -130,6 +130,38 @@ func TestGossipAddresses(t *testing.T) {
 	}
 }
 
+// Where a node accepts streams over TLS follows from its record: at each of its endpoints, at the
+// port that it names, if that is one where nodes speak TLS. Addresses inside the mesh are left out.
+func TestStreamEndpoints(t *testing.T) {
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{cfg: parse(t, "node: {name: a}"), self: self{Identity: state.Identity{Key: key}}}
+	record := func(id byte, port uint16) mesh.Record {
+		return mesh.Record{Identity: []byte{id}, GossipPort: 7946, StreamPort: port, Endpoints: []mesh.Endpoint{
+			{Host: "203.0.113.7", Port: 51820}, {Host: "aws.example.com", Port: 4500}, {Host: "unknown.example.com", Port: 51820},
+		}}
+	}
+	aws, gcp, none, ssh := record(1, 443), record(2, 8443), record(3, 0), record(4, 22)
+	own := record(5, 443)
+	own.Identity = key.Public().(ed25519.PublicKey)
+	seen := turn{view: mesh.View{Records: []mesh.Record{aws, gcp, none, ssh, own}}}
+	seen.wanted.Input.Resolved = map[string][]netip.Addr{
+		"aws.example.com": {netip.MustParseAddr("203.0.113.8"), netip.MustParseAddr("10.4.0.9")},
+	}
+	at := func(port uint16) (all []mesh.Endpoint) {
+		for _, host := range []string{"203.0.113.7", "aws.example.com", "203.0.113.8", "unknown.example.com"} {
+			all = append(all, mesh.Endpoint{Host: host, Port: port})
+		}
+		return all
+	}
+	want := map[mesh.ID][]mesh.Endpoint{aws.ID(): at(443), gcp.ID(): at(8443)}
+	if diff := cmp.Diff(want, d.streamEndpoints(seen)); diff != "" {
+		t.Errorf("endpoints (-want +got):\n%s", diff)
+	}
+}
+
 // TestHostileNames: thousands of records with made-up names, which nobody answers,
 // lead to a bounded number of questions and of goroutines, hold up nobody who asks,
 // and leave an honest node its place.

@@ -133,7 +133,7 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 	t.pathProblems, err = d.keepPaths(t)
 	t.note(t.pathProblems, err)
 	t.note(d.answerClients(*t), nil)
-	d.gossip.SetAddresses(d.gossipAddresses(*t, c.HasAddresses))
+	d.gossip.SetAddresses(d.gossipAddresses(*t, c.HasAddresses), d.streamEndpoints(*t))
 	t.note(d.setProbeTargets(c.Watch), nil)
 	d.online = d.online && d.disk.node.Ready // after a new claim, pods wait again
 	bridgeErr := d.removeStaleBridge(ctx)

@@ -32,6 +32,7 @@ type addressTable struct {
 // nodeAddresses is what is known of one node.
 type nodeAddresses struct {
 	candidates []netip.AddrPort // set by the daemon, best first
+	streams    []target         // set by the daemon: where it accepts streams over TLS, and no packets
 	guess      netip.AddrPort   // where an inbound stream lets it be supposed
 
 	works   netip.AddrPort // where a question was answered last
@@ -89,6 +90,26 @@ func (p *addressTable) set(candidates map[mesh.ID][]netip.AddrPort) {
 			p.known[n.guess.Addr()] = true
 		}
 	}
+}
+
+// setStreams replaces, for all nodes, where streams over TLS are accepted besides.
+func (p *addressTable) setStreams(streams map[mesh.ID][]target) {
+	for id, n := range p.nodes {
+		if _, ok := streams[id]; !ok {
+			n.streams = nil
+		}
+	}
+	for id, targets := range streams {
+		p.node(id).streams = targets
+	}
+}
+
+// streams returns where a node accepts streams over TLS besides.
+func (p *addressTable) streams(id mesh.ID) []target {
+	if n := p.nodes[id]; n != nil {
+		return n.streams
+	}
+	return nil
 }
 
 // isKnown reports whether a node is known to live at an address.

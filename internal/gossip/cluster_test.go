@@ -114,18 +114,22 @@ func startNode(t *testing.T, n int, change func(*Options)) *testNode {
 	return node
 }
 
-// followAddresses sets each record's gossip port on the loopback as its address.
+// followAddresses sets each record's ports on the loopback as its addresses.
 func (n *testNode) followAddresses(done <-chan struct{}) {
 	for {
 		addresses := make(map[mesh.ID][]netip.AddrPort)
+		streams := make(map[mesh.ID][]mesh.Endpoint)
 		for _, r := range n.View().Records {
+			if r.StreamPort != 0 {
+				streams[r.ID()] = []mesh.Endpoint{{Host: "127.0.0.1", Port: r.StreamPort}}
+			}
 			addrs := []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.GossipPort)}
 			if dead := n.dead.Load(); dead != nil {
 				addrs = slices.Insert(addrs, 0, *dead)
 			}
 			addresses[r.ID()] = addrs
 		}
-		n.SetAddresses(addresses)
+		n.SetAddresses(addresses, streams)
 		select {
 		case <-n.Changed():
 		case <-done:
@@ -138,6 +142,9 @@ func (n *testNode) publish(sequence uint64) {
 	n.t.Helper()
 	r := testRecord(n.n, sequence)
 	r.Instance, r.GossipPort = uint64(n.n+1), n.Addr().Port()
+	if len(n.transport.tcp) > 1 {
+		r.StreamPort = n.overTLS().port
+	}
 	if err := n.Publish(r); err != nil {
 		n.t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -31,6 +32,17 @@ type target struct {
 
 // targetAt returns an address at which anybody may be.
 func targetAt(addr netip.AddrPort) target { return target{addr: addr, port: addr.Port()} }
+
+// tlsTarget returns an address, or a name, at which a node says that it speaks TLS.
+func tlsTarget(e mesh.Endpoint) target {
+	to := target{port: e.Port, tls: true}
+	if a, err := netip.ParseAddr(e.Host); err == nil {
+		to.addr = netip.AddrPortFrom(a.Unmap(), e.Port)
+	} else {
+		to.name = e.Host
+	}
+	return to
+}
 
 // String returns the address, or the name if there is none.
 func (to target) String() string {
@@ -220,7 +232,8 @@ func (t *transport) dialNode(ctx context.Context, id mesh.ID) (*stream, error) {
 	return t.dialFirst(ctx, id, t.targetsOf(id), t.ourHello())
 }
 
-// targetsOf returns where to dial a node, in order.
+// targetsOf returns where to dial a node, in order. Where it accepts streams over TLS comes
+// last, because few hosts need it. A name is for a proxy: the daemon has looked it up itself.
 func (t *transport) targetsOf(id mesh.ID) []target {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -235,6 +248,16 @@ func (t *transport) targetsOf(id mesh.ID) []target {
 			to = named
 		}
 		all = append(all, to)
+	}
+	for _, to := range t.addresses.streams(id) {
+		isListed := func(listed target) bool {
+			return listed.hostPort() == to.hostPort() || listed.addr == to.addr && to.addr.IsValid()
+		}
+		if i := slices.IndexFunc(all, isListed); i >= 0 {
+			all[i].tls = true
+		} else if to.addr.IsValid() || t.isProxied(to) {
+			all = append(all, to)
+		}
 	}
 	for i := range all {
 		all[i].node = id

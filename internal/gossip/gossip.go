@@ -337,12 +337,20 @@ func (g *Gossip) Addr() netip.AddrPort { return g.transport.bound() }
 // still arrive here, and the caller neither reads from it nor closes it.
 func (g *Gossip) Socket() *net.UDPConn { return g.transport.udp.UDPConn }
 
-// SetAddresses sets the addresses at which nodes may be reached, the best first. It replaces
-// the earlier ones.
-func (g *Gossip) SetAddresses(candidates map[mesh.ID][]netip.AddrPort) {
+// SetAddresses sets the addresses at which nodes may be reached, the best first, and where
+// they accept streams over TLS besides: addresses, and names that a proxy may look up. It
+// replaces the earlier ones.
+func (g *Gossip) SetAddresses(candidates map[mesh.ID][]netip.AddrPort, streams map[mesh.ID][]mesh.Endpoint) {
+	targets := make(map[mesh.ID][]target, len(streams))
+	for id, endpoints := range streams {
+		for _, e := range endpoints {
+			targets[id] = append(targets[id], tlsTarget(e))
+		}
+	}
 	g.transport.mu.Lock()
 	defer g.transport.mu.Unlock()
 	g.transport.addresses.set(candidates)
+	g.transport.addresses.setStreams(targets)
 }
 
 // Publish signs a record of this node and distributes it. Its sequence must be higher

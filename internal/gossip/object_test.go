@@ -73,23 +73,28 @@ func TestObjectGolden(t *testing.T) {
 	inOffice := fullRecord()
 	inOffice.Term = mesh.GatewayTerm{Seat: 1, Since: 1700000000000}
 	inOffice.Claim = mesh.Claim{Slot: 3, Confirmed: true, Time: 1800000000000, Since: 4}
+	overTLS := fullRecord()
+	overTLS.StreamPort = 443
 	draining := verdict{testVerdict(0, 0, mesh.HealthDraining, 7), 8, 9}
 	draining.Record = 10
 	made := [][]byte{
 		signRecord(t, 0, fullRecord()), signTombstone(t, 0, mesh.ID{1, 2, 3}, 9),
 		signRecord(t, 0, inOffice), signVerdict(t, 0, verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}), signVerdict(t, 0, draining),
+		signRecord(t, 0, overTLS),
 	}
 	for i, raw := range made {
 		if got := hex.EncodeToString(raw); i >= len(lines) || got != lines[i] {
 			t.Errorf("object %d: got\n%s\nwant another", i, got)
 		}
 	}
-	o, err := decodeObject("default", made[2])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(inOffice, o.body.(recordBody).Record, comparePrefixes, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(mesh.Record{})); diff != "" {
-		t.Errorf("record (-want +got):\n%s", diff)
+	for i, want := range map[int]mesh.Record{2: inOffice, 5: overTLS} {
+		o, err := decodeObject("default", made[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, o.body.(recordBody).Record, comparePrefixes, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(mesh.Record{})); diff != "" {
+			t.Errorf("record %d (-want +got):\n%s", i, diff)
+		}
 	}
 	if got := len(made[0]); got > 400 {
 		t.Errorf("a typical record takes %d bytes", got)

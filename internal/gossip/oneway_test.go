@@ -27,8 +27,8 @@ func TestOneWayPathIsAvoided(t *testing.T) {
 	}))
 	// A knows one address, and B both, the bad one first.
 	setPaths := func() {
-		a.SetAddresses(map[mesh.ID][]netip.AddrPort{b.self: {netip.AddrPortFrom(first, b.Addr().Port())}})
-		b.SetAddresses(map[mesh.ID][]netip.AddrPort{a.self: {netip.AddrPortFrom(first, port), netip.AddrPortFrom(second, port)}})
+		a.SetAddresses(map[mesh.ID][]netip.AddrPort{b.self: {netip.AddrPortFrom(first, b.Addr().Port())}}, nil)
+		b.SetAddresses(map[mesh.ID][]netip.AddrPort{a.self: {netip.AddrPortFrom(first, port), netip.AddrPortFrom(second, port)}}, nil)
 	}
 	b.publish(1)
 	root := newStore().rootMessage() // a differing one, so that B has something to reply

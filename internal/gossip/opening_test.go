@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -69,6 +70,70 @@ func TestStreamOverTLS(t *testing.T) {
 		t.Errorf("another node: got %v, %v", s, err)
 	}
 	eventually(t, "nothing is left", []*testNode{b}, func(mesh.View) bool { return b.hasNoStreams() })
+}
+
+// A host that gets out by TLS alone finds a remembered node after a restart, without a join list.
+func TestRememberedNodeIsReachedOverTLS(t *testing.T) {
+	t.Parallel()
+	b := startNode(t, 1, listening)
+	b.publish(1)
+	a := startNode(t, 0, func(o *Options) {
+		o.Remembered = b.Remember()
+		o.filter = func(network string, to netip.AddrPort) bool {
+			return network == "tcp" && to.Port() == b.overTLS().port
+		}
+	})
+	eventually(t, "joined", []*testNode{a}, func(v mesh.View) bool { return v.Merged && !v.Alone })
+	eventually(t, "joined", []*testNode{b}, func(v mesh.View) bool { return !v.Alone })
+}
+
+// Where a node accepts streams over TLS is dialled after its other addresses, once each, and gets
+// no packets. A name is dialled only through a proxy.
+func TestTargetsOverTLS(t *testing.T) {
+	addr := func(s string) target { return targetAt(netip.MustParseAddrPort(s)) }
+	tls := func(to target) target { to.tls = true; return to }
+	gossip, other := addr("192.0.2.1:7946"), tls(addr("192.0.2.1:443"))
+	named := tls(target{name: "aws.example.com", port: 443})
+	streams := map[mesh.ID][]mesh.Endpoint{{1}: {
+		{Host: "192.0.2.1", Port: 443}, {Host: "aws.example.com", Port: 443}, {Host: "::ffff:192.0.2.1", Port: 443},
+	}}
+	for _, tt := range []struct {
+		name   string
+		proxy  Proxy
+		met    target
+		wanted []target
+	}{
+		{"without a proxy", nil, target{}, []target{gossip, other}},
+		{"with a proxy", &testProxy{}, target{}, []target{gossip, other, named}},
+		{"met there", nil, addr("192.0.2.1:443"), []target{other, gossip}},
+		{"met under its name", &testProxy{}, target{name: named.name, port: 443}, []target{named, gossip, other}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			now := time.Unix(1700000000, 0)
+			g := idle(t, &now)
+			g.transport.proxy = tt.proxy
+			g.SetAddresses(map[mesh.ID][]netip.AddrPort{{1}: {gossip.addr}}, streams)
+			if tt.met.addr.IsValid() {
+				g.transport.addresses.sawAt(mesh.ID{1}, tt.met.addr, now)
+			} else if tt.met.name != "" {
+				g.transport.addresses.setNamed(mesh.ID{1}, tt.met)
+			}
+			want := slices.Clone(tt.wanted)
+			for i := range want {
+				want[i].node = mesh.ID{1}
+			}
+			if got := g.transport.targetsOf(mesh.ID{1}); !slices.Equal(got, want) {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+			if got := g.transport.addresses.order(mesh.ID{1}, now); !tt.met.addr.IsValid() && !slices.Equal(got, []netip.AddrPort{gossip.addr}) {
+				t.Errorf("packets go to %v, want %v", got, gossip)
+			}
+			g.SetAddresses(nil, nil)
+			if got := g.transport.addresses.streams(mesh.ID{1}); len(got) > 0 {
+				t.Errorf("got %v after the record is gone", got)
+			}
+		})
+	}
 }
 
 // testProxy leads to the node's TLS, whatever it is asked for at port 443.

@@ -51,6 +51,7 @@ type wireRecord struct {
 	Confirmed   bool           `cbor:"24,keyasint,omitempty"`
 	Withheld    []netip.Prefix `cbor:"25,keyasint,omitempty"`
 	More        uint16         `cbor:"26,keyasint,omitempty"` // withheld besides these
+	StreamPort  uint16         `cbor:"27,keyasint,omitempty"`
 }
 
 type wireEndpoint struct {
@@ -81,7 +82,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 		Settings: r.Settings, Location: r.Location, Gateway: string(r.Gateway),
 		Seat: int64(r.Term.Seat), TermSince: r.Term.Since, Replaced: r.Replaced, Encrypted: r.Encrypted,
 		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
-		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr,
+		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr, StreamPort: r.StreamPort,
 		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs, Withheld: r.Withheld, More: uint16(min(r.WithheldMore, math.MaxUint16)),
 	}
 	for _, e := range r.Endpoints {
@@ -106,7 +107,7 @@ func decodeRecord(payload []byte) (body, error) {
 		Identity: w.Identity, Sequence: w.Sequence, Instance: w.Instance,
 		Name: w.Name, Key: wgtypes.Key(w.Key), Settings: w.Settings, Location: w.Location,
 		Gateway: mesh.GatewayPreference(w.Gateway), Encrypted: w.Encrypted, NAT: w.NAT, ListenPort: w.ListenPort,
-		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr,
+		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr, StreamPort: w.StreamPort,
 		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed, Withheld: w.Withheld, WithheldMore: int(w.More),
 	}
 	if w.Slot < mesh.None || w.Slot >= mesh.MaxSlots || w.MTU < 0 || w.MTU > math.MaxUint16 || w.Seat < 0 || w.Seat >= maxSeats {

@@ -14,7 +14,7 @@ import (
 func TestAsk(t *testing.T) {
 	t.Parallel()
 	a, b := startNode(t, 0, nil), startNode(t, 1, nil)
-	a.SetAddresses(map[mesh.ID][]netip.AddrPort{b.self: {b.Addr(), netip.MustParseAddrPort("10.4.0.2:7946")}})
+	a.SetAddresses(map[mesh.ID][]netip.AddrPort{b.self: {b.Addr(), netip.MustParseAddrPort("10.4.0.2:7946")}}, nil)
 	if heard := a.LastHeard(); len(heard) > 0 {
 		t.Fatalf("before it asks: got %v, want nothing heard", heard)
 	}

@@ -405,9 +405,7 @@ func (t *transport) isSilent(id mesh.ID) bool {
 
 // reachable reports whether an address of a node is known.
 func (t *transport) reachable(id mesh.ID) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.addresses.order(id, t.now())) > 0
+	return len(t.targetsOf(id)) > 0
 }
 
 // syntheticIP returns a node's address in memberlist: a unique local address (RFC 4193)

@@ -118,6 +118,7 @@ type Record struct {
 	NAT        bool              // others see it at an address that it does not have itself
 	ListenPort uint16            // where its WireGuard socket listens; an endpoint's port may differ
 	GossipPort uint16            // where its gossip socket listens
+	StreamPort uint16            // where it accepts streams over TLS besides; 0 for nowhere
 
 	// GossipAddr is the address of its gossip socket, host:port, if that is not the host
 	// of any of its endpoints with GossipPort.

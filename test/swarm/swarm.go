@@ -301,7 +301,7 @@ func (n *Node) turn() int {
 			paths[id] = append(paths[id], netip.AddrPortFrom(netip.MustParseAddr(e.Host), r.GossipPort))
 		}
 	}
-	n.gossip.SetAddresses(paths)
+	n.gossip.SetAddresses(paths, nil)
 	n.note(v)
 	return len(v.Records)
 }
