@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -84,4 +85,46 @@ func TestNetworksWithNothingButHTTPS(t *testing.T) {
 		}
 	}
 	m.encrypted()
+}
+
+// TestRestartBehindHTTPSWithoutSeeds restarts a host whose network lets out only TCP to port 443
+// that looks like TLS, while the only node that its join list names is gone. It finds the other
+// node that listens there, which it knows from its disk alone.
+func TestRestartBehindHTTPSWithoutSeeds(t *testing.T) {
+	t.Parallel()
+	m := newTestbed(t)
+	open := func(name string) *lab.Node {
+		h, err := m.lab.Host(m.ctx, name, lab.Routed)
+		m.must(err)
+		return lab.NewNode(h, binary)
+	}
+	aws, gcp := open("aws"), open("gcp")
+	site := lab.SiteOptions{Underlay: lab.Home, Router: lab.Router{OnlyHTTPS: true}}
+	library := lab.NewNode(m.site("library", site, "library")[0], binary)
+	m.nodes = []*lab.Node{aws, gcp, library}
+	var err error
+	m.secret, err = aws.NewSecret(m.ctx)
+	m.must(err)
+	// A node without UDP may hear too late that another one has claimed its slot.
+	for i, n := range m.nodes {
+		lines := []string{fmt.Sprintf("  pod-cidr: [10.42.%d.0/24]", i+1)}
+		if n != library {
+			lines = append(lines, "relay:", `  listen: ":443"`)
+		}
+		var join []string
+		if n != aws {
+			join = []string{`"` + netip.AddrPortFrom(aws.Public(), 443).String() + `"`}
+		}
+		m.must(n.Configure(lab.Config(n.Name, join, lines...), m.secret))
+	}
+	m.start(m.nodes...)
+	m.settle(settleLimit, m.nodes...)
+	m.connected(pingLimit, m.nodes...)
+	m.must(library.Stop())
+	m.must(aws.Stop())
+	m.must(aws.Cut(m.ctx))
+	m.must(library.Start())
+	m.settle(settleLimit, gcp, library)
+	m.connected(pingLimit, gcp, library)
+	m.await(settleLimit, "on TCP", all(lab.OnPath(gcp, control.PathTCP), shows(node.ProblemUDP, "packets go over TCP to gcp")), library)
 }
