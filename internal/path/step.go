@@ -138,7 +138,8 @@ func (m *Machine) Next(now time.Time) time.Time {
 	sooner(m.written.Add(insistEvery), now.Before(m.insist))
 	sooner(m.punch.next, now.Before(m.punch.until))
 	if m.use != nil {
-		sooner(m.silent.Add(m.use.silence()), !m.silent.IsZero() && m.isBusy(now) && !m.isSilent(now))
+		silent := m.silent.Add(m.use.silence())
+		sooner(silent, !m.silent.IsZero() && m.isBusy(now) && now.Before(silent))
 	}
 	return next
 }
