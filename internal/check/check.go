@@ -228,7 +228,7 @@ func (f Facts) overlaps(cfg config.Config) []Finding {
 	for _, o := range nearby.Overlaps(cfg.Cluster) {
 		advice := o.Advice()
 		if link := o.Network.Link; link == "cni0" || strings.HasPrefix(link, "flannel") {
-			advice = fmt.Sprintf("if another pod network was here before, remove what it left: ip link delete %s", link)
+			advice = fmt.Sprintf("if another pod network was here before, end its pods with k3s-killall.sh; that removes %s, too", link)
 		}
 		out = append(out, Finding{Error, what, o.Text(), advice})
 	}

@@ -195,7 +195,7 @@ func TestEvaluate(t *testing.T) {
 			f.Host.Nearby.Attached = []mesh.AttachedNetwork{network("192.168.1.0/24", "eth0"), routed, network("10.4.7.0/24", "eth1"), network("10.42.0.0/24", "cni0"), network("10.43.128.0/17", "tun5")}
 		}, []string{
 			"error ranges: cluster.overlay 10.4.0.0/16 overlaps 10.4.7.0/24, to which this host is attached by eth1 → choose another range for cluster.overlay, the same on all nodes, such as 172.16.0.0/16, which is free on this host; or give that network other addresses",
-			"error ranges: cluster.pods 10.42.0.0/16 overlaps 10.42.0.0/24, to which this host is attached by cni0 → if another pod network was here before, remove what it left: ip link delete cni0",
+			"error ranges: cluster.pods 10.42.0.0/16 overlaps 10.42.0.0/24, to which this host is attached by cni0 → if another pod network was here before, end its pods with k3s-killall.sh; that removes cni0, too",
 			"error ranges: cluster.services 10.43.0.0/16 overlaps 10.43.128.0/17, to which this host is attached by tun5 → choose another range for cluster.services, the same on all nodes, such as 172.18.0.0/16, which is free on this host; or give that network other addresses",
 			"warning ranges: cluster.overlay 10.4.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by eth0: the mesh takes that part of it → choose another range for cluster.overlay, the same on all nodes, such as 172.16.0.0/16, which is free on this host; or give that network other addresses",
 			"warning ranges: cluster.pods 10.42.0.0/16 overlaps 10.0.0.0/8, to which this host has a route by eth0: the mesh takes that part of it → choose another range for cluster.pods, the same on all nodes, such as 172.17.0.0/16, which is free on this host; or give that network other addresses",
@@ -273,7 +273,7 @@ func rules(b filter.Backend, program, text string) filter.Table {
 }
 
 func TestEvaluateK3s(t *testing.T) {
-	const unit, file, own = "/etc/systemd/system/k3s.service", "/etc/rancher/k3s/config.yaml", "/etc/rancher/k3s/config.yaml.d/10-meshd.yaml"
+	const unit, file, own = "/etc/systemd/system/k3s.service", "/etc/rancher/k3s/config.yaml", "/etc/rancher/k3s/config.yaml.d/meshd.yaml"
 	good := map[string]k3s.Value{"node-ip": {Text: "10.4.0.1", From: file}, "flannel-backend": {Text: "none", From: file}}
 	with := func(more map[string]k3s.Value) map[string]k3s.Value {
 		all := maps.Clone(good)
@@ -302,8 +302,9 @@ func TestEvaluateK3s(t *testing.T) {
 		}},
 		{"meshd will write all settings", writes, overlay, k3s.Settings{Role: k3s.Server}, nil},
 		{"no role yet", writes, overlay, k3s.Settings{}, []string{
-			"warning k3s: k3s is not installed yet, and k3s.role is auto: only node-ip is written for it → set k3s.role to server or agent before you install k3s",
+			"warning k3s: k3s is not installed yet, and k3s.role is auto: what only servers need is not written for it → set k3s.role to server or agent before you install k3s",
 		}},
+		{"a new server, before meshd has run", []string{"k3s: {write-config: true, role: server}"}, nil, k3s.Settings{}, nil},
 		{"a role before k3s is installed", []string{"k3s: {write-config: true, role: server}"}, overlay, k3s.Settings{}, nil},
 		{"the command line overrides the drop-in", writes, overlay, k3s.Settings{Role: k3s.Server, Values: map[string]k3s.Value{"node-ip": {Text: "192.0.2.1", From: unit}}}, []string{
 			"error k3s: node-ip is 192.0.2.1, which is not this node's overlay address → write --node-ip=10.4.0.1 into " + unit,
@@ -321,11 +322,55 @@ func TestEvaluateK3s(t *testing.T) {
 		{"external address", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"node-external-ip": {Text: "192.0.2.1", From: file}})}, []string{
 			"error k3s: node-external-ip is set without advertise-address, and pulls the agents out of the mesh → write into " + own + ": advertise-address: the node's overlay address; or set k3s.write-config to true",
 		}},
+		{"another name", []string{"node: {name: a}"}, overlay, k3s.Settings{Role: k3s.Agent, Values: with(map[string]k3s.Value{"node-name": {Text: "b", From: file}})}, []string{
+			"warning k3s: node-name is b, and node.name is a: meshd and kubectl call this host by different names → write into " + file + ": node-name: a",
+		}},
+		{"open to everybody", nil, overlay, k3s.Settings{Role: k3s.Agent, Values: with(map[string]k3s.Value{"bind-address": {Text: "0.0.0.0", From: file}})}, []string{
+			"warning k3s: bind-address is 0.0.0.0, which is not in the mesh: k3s's ports are open to whoever reaches this host there → write into " + file + ": bind-address: the node's overlay address",
+		}},
+		{"without kube-proxy", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"disable-kube-proxy": {Text: "true", From: file}})}, []string{
+			"warning k3s: disable-kube-proxy is set in " + file + ": Services work only if something else forwards to their pods → remove it, unless you run such a program",
+		}},
+		{"with kube-proxy", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"disable-kube-proxy": {Text: "false", From: file}})}, nil},
+		{"another resolver", []string{"cluster: {dns: {address: 10.43.0.10}}"}, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"cluster-dns": {Text: "10.43.0.53", From: file}, "cluster-domain": {Text: "corp.example", From: file}})}, []string{
+			"warning k3s: cluster-dns is 10.43.0.53, and cluster.dns.address is 10.43.0.10: laptops with meshd connect look up Services in vain → write into " + file + ": cluster-dns: 10.43.0.10",
+			"warning k3s: cluster-domain is corp.example, and cluster.dns.domain is cluster.local: laptops with meshd connect look up Services in vain → write into " + file + ": cluster-domain: cluster.local",
+		}},
+		{"a server outside of the mesh", nil, overlay, k3s.Settings{Role: k3s.Agent, Values: with(map[string]k3s.Value{"server": {Text: "https://192.0.2.1:6443", From: file}})}, []string{
+			"warning k3s: server is https://192.0.2.1:6443 in " + file + ", which is not in the mesh: that port has to be open, and this agent needs it to start → write https://ADDRESS:6443 there, with the server's overlay address",
+		}},
+		{"a server in the mesh", nil, overlay, k3s.Settings{Role: k3s.Agent, Values: with(map[string]k3s.Value{"server": {Text: "https://10.4.0.7:6443", From: file}})}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := healthy()
 			f.K3s, f.Overlay = tt.settings, tt.overlay
 			if diff := cmp.Diff(tt.want, bad(Evaluate(parse(t, tt.config...), f))); diff != "" {
+				t.Errorf("findings (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestEvaluateK3sCertificate has a server of k3s keep a certificate from before it was in the mesh.
+func TestEvaluateK3sCertificate(t *testing.T) {
+	const path = "/var/lib/rancher/k3s/server/tls/dynamic-cert.json"
+	overlay, old := netip.MustParseAddr("10.4.0.1"), netip.MustParseAddr("192.0.2.1")
+	for _, tt := range []struct {
+		name string
+		cert k3s.Certificate
+		want []string
+	}{
+		{"none", k3s.Certificate{}, nil},
+		{"old", k3s.Certificate{Path: path, Addresses: []netip.Addr{old}}, []string{
+			"error k3s: k3s keeps a certificate in " + path + " that is not for 10.4.0.1, where it is to listen: it will not start → stop k3s, remove the file, and start k3s, which makes another one; " +
+				"restart it once more when kubectl get nodes -o wide shows 10.4.0.1, for NodePorts are closed there until then",
+		}},
+		{"new", k3s.Certificate{Path: path, Addresses: []netip.Addr{old, overlay}}, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := healthy()
+			f.K3s, f.K3sCert, f.Overlay = k3s.Settings{Role: k3s.Server}, tt.cert, []netip.Addr{overlay}
+			if diff := cmp.Diff(tt.want, bad(Evaluate(parse(t, "k3s: {write-config: true}"), f))); diff != "" {
 				t.Errorf("findings (-want +got):\n%s", diff)
 			}
 		})

@@ -32,6 +32,7 @@ type Facts struct {
 	Filters       []filter.Table
 	CNI           CNI
 	K3s           k3s.Settings
+	K3sCert       k3s.Certificate
 	Unit          Unit
 	Written       []Directory
 	Overlay       []netip.Addr     // this node's addresses, if the daemon was asked

@@ -3,8 +3,11 @@
 package check
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -20,16 +23,22 @@ func (f Facts) k3s(cfg config.Config) []Finding {
 		return nil
 	}
 	role := cmpRole(cfg.K3s.Role, s.Role)
-	if cfg.K3s.WriteConfig && len(f.Overlay) > 0 {
-		s = s.With(k3s.Wanted{Role: role, Overlay: f.Overlay, Cluster: cfg.Cluster})
+	if cfg.K3s.WriteConfig {
+		s = s.With(k3s.Wanted{Role: role, Overlay: f.Overlay, Zone: cfg.Node.Location, Cluster: cfg.Cluster})
 	}
 	c := k3sChecks{settings: s, writes: cfg.K3s.WriteConfig}
 	if role == k3s.Unknown && cfg.K3s.WriteConfig {
-		c.add(Warning, "k3s is not installed yet, and k3s.role is auto: only node-ip is written for it", "set k3s.role to server or agent before you install k3s")
+		c.add(Warning, "k3s is not installed yet, and k3s.role is auto: what only servers need is not written for it", "set k3s.role to server or agent before you install k3s")
 	}
 	c.nodeIP(cfg, f.Overlay)
-	if role == k3s.Server || role == k3s.Unknown && s.Values["flannel-backend"].Text != "" {
+	c.names(cfg)
+	c.listening(cfg)
+	if role == k3s.Server || role == k3s.Unknown && f.K3s.Values["flannel-backend"].Text != "" {
 		c.server(cfg)
+		c.certificate(f.K3sCert, f.Overlay)
+	}
+	if role == k3s.Agent {
+		c.agent(cfg)
 	}
 	if c.out == nil {
 		return ok(what3s, "its settings fit the mesh")
@@ -69,7 +78,8 @@ func (c *k3sChecks) write(key, value string) string {
 	case c.writes:
 		return "start meshd, which writes it; or write " + key + ": " + value
 	}
-	return fmt.Sprintf("write into %s: %s: %s; or set k3s.write-config to true", k3s.DropIn, key, value)
+	// Not into k3s.DropIn: meshd leaves a file alone that it has not written, so it could not write its own later.
+	return fmt.Sprintf("write into %s/meshd.yaml: %s: %s; or set k3s.write-config to true", filepath.Dir(k3s.DropIn), key, value)
 }
 
 // nodeIP checks the setting node-ip, which servers and agents have.
@@ -80,11 +90,53 @@ func (c *k3sChecks) nodeIP(cfg config.Config, overlay []netip.Addr) {
 	}
 	v := c.settings.Values["node-ip"]
 	switch {
+	case v.Text == "" && c.writes:
+		// meshd writes it when it knows the address.
 	case v.Text == "":
 		c.add(Warning, "node-ip is not set: k3s will use an address of this host that other nodes may not reach", c.write("node-ip", example))
 	case len(overlay) > 0 && v.Text != list(overlay), len(overlay) == 0 && !allWithin(v.Text, cfg.Cluster.Overlay):
 		c.add(Error, fmt.Sprintf("node-ip is %s, which is not this node's overlay address", v.Text), c.write("node-ip", example))
 	}
+}
+
+// names checks what the node is called.
+func (c *k3sChecks) names(cfg config.Config) {
+	if v := c.settings.Values["node-name"]; v.Text != "" && v.Text != cfg.Node.Name {
+		c.add(Warning, fmt.Sprintf("node-name is %s, and node.name is %s: meshd and kubectl call this host by different names", v.Text, cfg.Node.Name), c.write("node-name", cfg.Node.Name))
+	}
+}
+
+// listening checks what is open on the host's addresses outside of the mesh, and Services.
+func (c *k3sChecks) listening(cfg config.Config) {
+	if v := c.settings.Values["bind-address"]; v.Text != "" && !allWithin(v.Text, cfg.Cluster.Overlay) {
+		c.add(Warning, fmt.Sprintf("bind-address is %s, which is not in the mesh: k3s's ports are open to whoever reaches this host there", v.Text), c.write("bind-address", "the node's overlay address"))
+	}
+	if v := c.settings.Values["disable-kube-proxy"]; v.Text == "true" || v.Text == "" && v.From != "" {
+		c.add(Warning, fmt.Sprintf("disable-kube-proxy is set in %s: Services work only if something else forwards to their pods", v.From), "remove it, unless you run such a program")
+	}
+}
+
+// agent checks the settings that only agents have.
+func (c *k3sChecks) agent(cfg config.Config) {
+	v := c.settings.Values["server"]
+	u, err := url.Parse(v.Text)
+	if err != nil {
+		return // k3s says so
+	}
+	if _, err := netip.ParseAddr(u.Hostname()); err == nil && !allWithin(u.Hostname(), cfg.Cluster.Overlay) {
+		c.add(Warning, fmt.Sprintf("server is %s in %s, which is not in the mesh: that port has to be open, and this agent needs it to start", v.Text, v.From),
+			"write https://ADDRESS:"+cmp.Or(u.Port(), "6443")+" there, with the server's overlay address")
+	}
+}
+
+// certificate checks that a server which is to listen at this node's overlay address has a certificate
+// for it.
+func (c *k3sChecks) certificate(cert k3s.Certificate, overlay []netip.Addr) {
+	if cert.Path == "" || len(overlay) == 0 || c.settings.Values["bind-address"].Text != overlay[0].String() || slices.Contains(cert.Addresses, overlay[0]) {
+		return
+	}
+	c.add(Error, fmt.Sprintf("k3s keeps a certificate in %s that is not for %v, where it is to listen: it will not start", cert.Path, overlay[0]),
+		fmt.Sprintf("stop k3s, remove the file, and start k3s, which makes another one; restart it once more when kubectl get nodes -o wide shows %v, for NodePorts are closed there until then", overlay[0]))
 }
 
 // defaults3s are the values that k3s uses for settings that are not set.
@@ -109,6 +161,14 @@ func (c *k3sChecks) server(cfg config.Config) {
 			c.add(Error, fmt.Sprintf("%s is %s, but must be %s (%s)", want.key, got, want.value, want.why), c.write(want.key, want.value))
 		}
 	}
+	for _, dns := range []struct{ key, value, ours string }{
+		{"cluster-dns", dnsAddress(cfg), "cluster.dns.address"},
+		{"cluster-domain", cfg.Cluster.DNS.Domain, "cluster.dns.domain"},
+	} {
+		if v := c.settings.Values[dns.key]; v.Text != "" && dns.value != "" && v.Text != dns.value {
+			c.add(Warning, fmt.Sprintf("%s is %s, and %s is %s: laptops with meshd connect look up Services in vain", dns.key, v.Text, dns.ours, dns.value), c.write(dns.key, dns.value))
+		}
+	}
 	advertise := c.settings.Values["advertise-address"]
 	switch {
 	case advertise.Text != "" && !allWithin(advertise.Text, cfg.Cluster.Overlay):
@@ -116,6 +176,14 @@ func (c *k3sChecks) server(cfg config.Config) {
 	case advertise.Text == "" && c.settings.Values["node-external-ip"].Text != "":
 		c.add(Error, "node-external-ip is set without advertise-address, and pulls the agents out of the mesh", c.write("advertise-address", "the node's overlay address"))
 	}
+}
+
+// dnsAddress returns the cluster's resolver; "" if none is configured.
+func dnsAddress(cfg config.Config) string {
+	if a := cfg.Cluster.DNS.Address; a.IsValid() {
+		return a.String()
+	}
+	return ""
 }
 
 func list[T fmt.Stringer](all []T) string {

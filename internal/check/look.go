@@ -41,6 +41,7 @@ func ReadFacts(ctx context.Context, cfg config.Config, o Options) Facts {
 	f.read("links", f.lookLinks)
 	f.read("clock", f.lookClock)
 	f.read("k3s", func() (err error) { f.K3s, err = k3s.ReadSettings("/"); return err })
+	f.read("k3s", func() (err error) { f.K3sCert, err = k3s.ReadCertificate("/", f.K3s); return err })
 	if cfg.CNI.Enabled {
 		f.read("cni", func() error { return f.lookCNI(cfg) })
 	}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -50,10 +51,11 @@ func RoleOf(root string) Role {
 	return Unknown
 }
 
-// Wanted is the input of render.
+// Wanted is what the settings follow from.
 type Wanted struct {
 	Role    Role
-	Overlay []netip.Addr // this node's addresses, one per family
+	Overlay []netip.Addr // this node's addresses, one per family; empty while they are not known
+	Zone    string       // the node's location; "" for none
 	Cluster mesh.Cluster
 }
 
@@ -63,8 +65,8 @@ const fileMode = 0o600
 // mark is how a file of ours begins. Any other file of that name is not changed.
 const mark = "# Written by meshd"
 
-// render returns the content of the file. For an agent it has only node-ip: an agent gets
-// the cluster's settings from its server, and does not know their keys.
+// render returns the content of the file. For an agent it has only what is about this host: an
+// agent gets the cluster's settings from its server, and does not know their keys.
 func render(w Wanted) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s, because k3s.write-config is true in /etc/meshd.yaml.\n", mark)
@@ -75,26 +77,36 @@ func render(w Wanted) []byte {
 	return b.Bytes()
 }
 
+// setting is a key of k3s's configuration and its value. A key that ends in + adds to a list, so
+// that what other files have in it stays.
 type setting struct{ key, value string }
 
 // settings returns the settings that follow from the mesh.
 func settings(w Wanted) []setting {
-	all := []setting{{"node-ip", join(w.Overlay)}}
+	var all []setting
+	if len(w.Overlay) > 0 {
+		all = append(all,
+			setting{"node-ip", join(w.Overlay)},
+			setting{"bind-address", w.Overlay[0].String()}, // else the kubelet's port is open on the underlay
+			setting{"kube-proxy-arg+", "nodeport-addresses=primary"})
+	}
+	if w.Zone != "" {
+		all = append(all, setting{"node-label+", zoneLabel + "=" + w.Zone})
+	}
 	if w.Role != Server {
 		return all
 	}
+	if len(w.Overlay) > 0 {
+		all = append(all, setting{"advertise-address", w.Overlay[0].String()})
+	}
 	all = append(all,
 		setting{"flannel-backend", "none"},
-		setting{"advertise-address", w.Overlay[0].String()},
-		setting{"bind-address", w.Overlay[0].String()},
 		setting{"cluster-cidr", join(w.Cluster.Pods)},
 		setting{"service-cidr", join(w.Cluster.Services)})
 	if w.Cluster.DNS.Address.IsValid() {
 		all = append(all, setting{"cluster-dns", w.Cluster.DNS.Address.String()})
 	}
-	return append(all,
-		setting{"cluster-domain", w.Cluster.DNS.Domain},
-		setting{"kube-proxy-arg+", "nodeport-addresses=primary"}) // + adds to arguments of other files
+	return append(all, setting{"cluster-domain", w.Cluster.DNS.Domain})
 }
 
 func join[T fmt.Stringer](list []T) string {
@@ -111,33 +123,42 @@ var errForeign = errors.New("it was not written by meshd")
 // Differs reports whether the file is missing or has other content. A file that is not
 // meshd's is an error.
 func Differs(root string, w Wanted) (bool, error) {
-	old, err := os.ReadFile(filepath.Join(root, DropIn))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return true, nil
-	case err != nil:
-		return false, fmt.Errorf("read k3s's configuration: %w", err)
-	case bytes.Equal(old, render(w)):
-		return false, nil
-	case !bytes.HasPrefix(old, []byte(mark)):
-		return false, fmt.Errorf("k3s's configuration %s exists already: %w; give it another name", DropIn, errForeign)
-	}
-	return true, nil
+	content, err := update(root, w)
+	return content != nil, err
 }
 
 // Write writes the file if Differs, and reports whether it has.
 func Write(root string, w Wanted) (changed bool, err error) {
-	if differs, err := Differs(root, w); !differs {
+	content, err := update(root, w)
+	if content == nil {
 		return false, err
 	}
 	path := filepath.Join(root, DropIn)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return false, fmt.Errorf("write k3s's configuration: %w", err)
 	}
-	if err := atomicfile.Write(path, render(w), fileMode); err != nil {
+	if err := atomicfile.Write(path, content, fileMode); err != nil {
 		return false, fmt.Errorf("write k3s's configuration: %w", err)
 	}
 	return true, nil
+}
+
+// update returns what the file is to have; nil if it has that.
+func update(root string, w Wanted) ([]byte, error) {
+	old, err := os.ReadFile(filepath.Join(root, DropIn))
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("read k3s's configuration: %w", err)
+	case err == nil && !bytes.HasPrefix(old, []byte(mark)):
+		return nil, fmt.Errorf("k3s's configuration %s exists already: %w; give it another name", DropIn, errForeign)
+	}
+	if !mayLabel(root, old) {
+		w.Zone = ""
+	}
+	if content := render(w); !bytes.Equal(old, content) {
+		return content, nil
+	}
+	return nil, nil
 }
 
 // Remove deletes the file if it is ours, and reports whether it has.
@@ -170,13 +191,17 @@ type Settings struct {
 
 // With returns the settings as they will be once our file is written.
 func (s Settings) With(w Wanted) Settings {
-	values := make(map[string]Value, len(s.Values))
-	for key, v := range s.Values {
-		values[key] = v
+	values := maps.Clone(s.Values)
+	if values == nil {
+		values = make(map[string]Value)
 	}
 	for _, ours := range settings(w) {
-		if old, ok := values[ours.key]; !ok || overridden(old.From) {
-			values[ours.key] = Value{ours.value, DropIn}
+		key, adds := strings.CutSuffix(ours.key, "+")
+		switch old, ok := values[key]; {
+		case !ok, !adds && overridden(old.From):
+			values[key] = Value{ours.value, DropIn}
+		case adds && overridden(old.From) && !slices.Contains(strings.Split(old.Text, ","), ours.value):
+			values[key] = Value{old.Text + "," + ours.value, DropIn}
 		}
 	}
 	return Settings{s.Role, values}

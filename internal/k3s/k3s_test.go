@@ -3,10 +3,16 @@
 package k3s
 
 import (
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
+	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -33,22 +39,42 @@ func wanted(role Role) Wanted {
 
 func TestRender(t *testing.T) {
 	const head = "# Written by meshd, because k3s.write-config is true in /etc/meshd.yaml.\n" +
-		"# What is changed here is lost; files with higher names count more.\n" +
-		"node-ip: \"10.4.0.1,fd04::1\"\n"
-	const server = head + `flannel-backend: "none"
-advertise-address: "10.4.0.1"
+		"# What is changed here is lost; files with higher names count more.\n"
+	const host = head + `node-ip: "10.4.0.1,fd04::1"
 bind-address: "10.4.0.1"
+kube-proxy-arg+: "nodeport-addresses=primary"
+`
+	const zone = `node-label+: "topology.kubernetes.io/zone=aws"
+`
+	const cluster = `flannel-backend: "none"
 cluster-cidr: "10.42.0.0/16,fd42::/48"
 service-cidr: "10.43.0.0/16,fd43::/112"
 cluster-dns: "10.43.0.10"
 cluster-domain: "cluster.local"
-kube-proxy-arg+: "nodeport-addresses=primary"
 `
-	for role, want := range map[Role]string{Agent: head, Unknown: head, Server: server} {
-		if diff := cmp.Diff(want, string(render(wanted(role)))); diff != "" {
-			t.Errorf("file for role %q (-want +got):\n%s", role, diff)
+	const advertise = "advertise-address: \"10.4.0.1\"\n"
+	for _, tt := range []struct {
+		name string
+		w    Wanted
+		want string
+	}{
+		{"agent", wanted(Agent), host},
+		{"unknown role", wanted(Unknown), host},
+		{"server", wanted(Server), host + advertise + cluster},
+		{"agent in a location", wanted(Agent).in("aws"), host + zone},
+		{"server in a location", wanted(Server).in("aws"), host + zone + advertise + cluster},
+		{"server whose address is not known", Wanted{Role: Server, Cluster: wanted(Server).Cluster}, head + cluster},
+	} {
+		if diff := cmp.Diff(tt.want, string(render(tt.w))); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
 	}
+}
+
+// in returns what is wanted in a location.
+func (w Wanted) in(location string) Wanted {
+	w.Zone = location
+	return w
 }
 
 // put writes a file below root.
@@ -92,6 +118,41 @@ func TestWrite(t *testing.T) {
 	}
 	if removed, err := Remove(root); removed || err != nil {
 		t.Errorf("a file that is not meshd's: got %t, %v, want it unchanged", removed, err)
+	}
+}
+
+// TestZone has a node get its location as zone, but only if nobody else has given it one.
+func TestZone(t *testing.T) {
+	const own = "/etc/rancher/k3s/config.yaml.d/20-own.yaml"
+	for _, tt := range []struct {
+		name  string
+		files map[string]string
+		want  bool
+	}{
+		{"new", nil, true},
+		{"another label", map[string]string{own: "node-label+: [a=b]\n"}, true},
+		{"zone in a file", map[string]string{own: "node-label: [a=b, topology.kubernetes.io/zone=z]\n"}, false},
+		{"zone on the command line", map[string]string{units[Agent]: "[Service]\nExecStart=/usr/local/bin/k3s agent \\\n'--node-label' \\\n'topology.kubernetes.io/zone=z' \\\n"}, false},
+		{"registered before, perhaps labelled by kubectl", map[string]string{passwordFile: "secret"}, false},
+		{"registered with our zone", map[string]string{passwordFile: "secret", DropIn: mark + "\nnode-label+: topology.kubernetes.io/zone=before\n"}, true},
+		{"files that are not YAML", map[string]string{own: "[\n"}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			root := t.TempDir()
+			for path, text := range tt.files {
+				put(t, root, path, text)
+			}
+			if _, err := Write(root, wanted(Agent).in("aws")); err != nil {
+				t.Fatal(err)
+			}
+			text, err := os.ReadFile(filepath.Join(root, DropIn))
+			if got := strings.Contains(string(text), zoneLabel+"=aws"); err != nil || got != tt.want {
+				t.Errorf("%v, zone in the file: %t, want %t:\n%s", err, got, tt.want, text)
+			}
+			if differs, err := Differs(root, wanted(Agent).in("aws")); differs || err != nil {
+				t.Errorf("after it was written: differs %t, %v", differs, err)
+			}
+		})
 	}
 }
 
@@ -157,13 +218,78 @@ func TestLook(t *testing.T) {
 		"service-cidr":      {"10.43.0.0/16,fd43::/112", DropIn},            // and after files with lower names
 		"advertise-address": {"10.4.0.1", DropIn},                           // new
 		"tls-san":           {"a.example.com,b.example.com", units[Server]}, // none of our business
+		"kube-proxy-arg":    {"a=b,c=d", late},                              // a file with a higher name
 	} {
 		if got := with[key]; got != want {
 			t.Errorf("%s with our file: got %v, want %v", key, got, want)
 		}
 	}
+	lists := Settings{Role: Agent, Values: map[string]Value{"kube-proxy-arg": {"a=b", configFile}, "node-label": {"c=d", units[Agent]}}}.With(wanted(Agent).in("aws")).Values
+	if got, want := lists["kube-proxy-arg"], (Value{"a=b,nodeport-addresses=primary", DropIn}); got != want {
+		t.Errorf("a list in k3s's own file with our file: got %v, want %v", got, want)
+	}
 	put(t, root, late, "node-ip: [\n")
 	if _, err := ReadSettings(root); err == nil {
 		t.Error("a file that is not YAML is accepted")
 	}
+}
+
+func TestServerOfAgent(t *testing.T) {
+	root := t.TempDir()
+	put(t, root, units[Agent], "[Service]\nExecStart=/usr/local/bin/k3s agent\n")
+	put(t, root, environmentFile, "K3S_TOKEN='t'\nK3S_URL='https://192.0.2.1:6443'\n")
+	server := func(want Value) {
+		t.Helper()
+		if s, err := ReadSettings(root); err != nil || s.Values["server"] != want {
+			t.Errorf("got %v, %v, want %v", s.Values["server"], err, want)
+		}
+	}
+	server(Value{"https://192.0.2.1:6443", environmentFile})
+	put(t, root, configFile, "server: https://10.4.0.1:6443\n")
+	server(Value{"https://10.4.0.1:6443", configFile})
+}
+
+func TestReadCertificate(t *testing.T) {
+	root := t.TempDir()
+	s := Settings{Role: Server, Values: map[string]Value{"data-dir": {"/srv/k3s", configFile}}}
+	if c, err := ReadCertificate(root, s); err != nil || c.Path != "" {
+		t.Errorf("without a file: got %v, %v", c, err)
+	}
+	const path = "/srv/k3s/server/tls/dynamic-cert.json"
+	addrs := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.43.0.1")}
+	put(t, root, path, secretWith(t, addrs...))
+	c, err := ReadCertificate(root, s)
+	if diff := cmp.Diff(Certificate{path, addrs}, c, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); err != nil || diff != "" {
+		t.Errorf("%v, certificate (-want +got):\n%s", err, diff)
+	}
+	for _, text := range []string{"{", "{}", `{"data":{"tls.crt":"AAAA"}}`} {
+		put(t, root, path, text)
+		if _, err := ReadCertificate(root, s); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: got %v, want an error that names the file", text, err)
+		}
+	}
+}
+
+// secretWith returns a Secret with a certificate for addresses, as k3s keeps it.
+func secretWith(t *testing.T, addrs ...netip.Addr) string {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	for _, a := range addrs {
+		template.IPAddresses = append(template.IPAddresses, a.AsSlice())
+	}
+	der, err := x509.CreateCertificate(nil, template, template, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(map[string]any{"kind": "Secret", "data": map[string][]byte{
+		"tls.crt": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }

@@ -18,7 +18,10 @@ const configFile = "/etc/rancher/k3s/config.yaml"
 
 // ReadSettings reads the settings of k3s: from its configuration file, from the drop-ins, and from
 // the command line of its unit, which overrides both.
-func ReadSettings(root string) (Settings, error) {
+func ReadSettings(root string) (Settings, error) { return readSettings(root, true) }
+
+// readSettings is ReadSettings, with our file or without.
+func readSettings(root string, ours bool) (Settings, error) {
 	s := Settings{Role: RoleOf(root), Values: make(map[string]Value)}
 	paths := []string{configFile}
 	for _, pattern := range []string{"*.yaml", "*.yml"} {
@@ -31,6 +34,9 @@ func ReadSettings(root string) (Settings, error) {
 		}
 	}
 	for _, path := range paths {
+		if path == DropIn && !ours {
+			continue
+		}
 		if err := s.readFile(root, path); err != nil {
 			return s, fmt.Errorf("read k3s's configuration %s: %w", path, err)
 		}
@@ -46,7 +52,28 @@ func ReadSettings(root string) (Settings, error) {
 	for _, arg := range arguments(string(text)) {
 		s.Values[arg.key] = Value{arg.value, unit}
 	}
-	return s, nil
+	return s, s.readEnvironment(root)
+}
+
+// environmentFile is where k3s's installer writes the variables of an agent's unit.
+const environmentFile = "/etc/systemd/system/k3s-agent.service.env"
+
+// readEnvironment reads the address of an agent's server from its environment, which counts if no
+// file and no flag has it.
+func (s Settings) readEnvironment(root string) error {
+	if _, ok := s.Values["server"]; ok || s.Role != Agent {
+		return nil
+	}
+	text, err := os.ReadFile(filepath.Join(root, environmentFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read k3s's environment: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "K3S_URL="); ok {
+			s.Values["server"] = Value{unquote(value), environmentFile}
+		}
+	}
+	return nil
 }
 
 func (s Settings) readFile(root, path string) error {
