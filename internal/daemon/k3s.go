@@ -3,11 +3,14 @@
 package daemon
 
 import (
+	"errors"
+	"fmt"
 	"path/filepath"
 	"time"
 
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/k3s"
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // k3sWanted returns what k3s's configuration follows from, and reports whether it can be
@@ -21,8 +24,11 @@ func k3sWanted(t turn) (k3s.Wanted, bool) {
 	return w, t.cfg.K3s.WriteConfig && len(w.Overlay) > 0
 }
 
+// ProblemK3s means that somebody else's file is in the place of k3s's configuration.
+const ProblemK3s mesh.ProblemKind = "k3s-configuration"
+
 // applyK3s writes k3s's configuration if it is wanted, once this node's claim can be relied
-// on. It reports whether it is in place, or not wanted.
+// on. It reports whether k3s may start: the file is in place, or not wanted, or somebody else's.
 func (d *daemon) applyK3s(t *turn, claimWait time.Duration) (done bool) {
 	wanted, can := k3sWanted(*t)
 	if !can {
@@ -33,6 +39,13 @@ func (d *daemon) applyK3s(t *turn, claimWait time.Duration) (done bool) {
 		return false
 	}
 	err := d.writeK3s(wanted)
+	if errors.Is(err, k3s.ErrForeign) {
+		t.note([]mesh.Problem{{
+			Kind: ProblemK3s, Node: d.cfg.Node.Name, Text: fmt.Sprintf("k3s.write-config is true, and %s was not written by meshd: k3s does what it says", k3s.DropIn),
+			Advice: "remove the file, or give it another name if it has settings of yours: then meshd writes its own; or set k3s.write-config to false",
+		}}, nil)
+		return true
+	}
 	t.note(nil, err)
 	return err == nil
 }
@@ -59,6 +72,9 @@ func planK3s(t turn) ([]string, error) {
 		return nil, nil
 	}
 	differs, err := k3s.Differs("/", wanted)
+	if errors.Is(err, k3s.ErrForeign) {
+		return nil, nil
+	}
 	if !differs {
 		return nil, err
 	}

@@ -117,8 +117,8 @@ func join[T fmt.Stringer](list []T) string {
 	return strings.Join(texts, ",")
 }
 
-// errForeign means that a file that is not meshd's has the name of ours.
-var errForeign = errors.New("it was not written by meshd")
+// ErrForeign means that a file that is not meshd's has the name of ours. It is not changed.
+var ErrForeign = errors.New("it was not written by meshd")
 
 // Differs reports whether the file is missing or has other content. A file that is not
 // meshd's is an error.
@@ -150,7 +150,7 @@ func update(root string, w Wanted) ([]byte, error) {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("read k3s's configuration: %w", err)
 	case err == nil && !bytes.HasPrefix(old, []byte(mark)):
-		return nil, fmt.Errorf("k3s's configuration %s exists already: %w; give it another name", DropIn, errForeign)
+		return nil, fmt.Errorf("k3s's configuration %s exists already: %w; give it another name", DropIn, ErrForeign)
 	}
 	if !mayLabel(root, old) {
 		w.Zone = ""

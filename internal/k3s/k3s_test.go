@@ -113,7 +113,7 @@ func TestWrite(t *testing.T) {
 		}
 	}
 	put(t, root, DropIn, "node-ip: 10.4.0.9\n")
-	if changed, err := Write(root, wanted(Agent)); changed || !errors.Is(err, errForeign) {
+	if changed, err := Write(root, wanted(Agent)); changed || !errors.Is(err, ErrForeign) {
 		t.Errorf("a file that is not meshd's: got %t, %v, want an error", changed, err)
 	}
 	if removed, err := Remove(root); removed || err != nil {

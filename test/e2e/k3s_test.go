@@ -14,7 +14,9 @@ import (
 	"testing"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/daemon"
 	"github.com/meshd/meshd/internal/k3s"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -39,12 +41,12 @@ func TestK3sConfiguration(t *testing.T) {
 	m.must(n.WriteFile(k3s.DropIn, "node-ip: 192.0.2.1\n", 0o600))
 	m.must(n.Configure(lab.Config(n.Name, nil, "k3s: {write-config: true, role: server}"), m.secret))
 	m.must(n.Start())
-	m.await(settleLimit, "unable to write", func(s control.Status) bool { return strings.Contains(s.Reconcile.Error, k3s.DropIn) }, n)
-	if m.status(n).Node.Ready {
-		t.Error("k3s may start, and its configuration is missing")
+	foreign := func(s control.Status) bool {
+		return slices.ContainsFunc(s.Problems, func(p mesh.Problem) bool { return p.Kind == daemon.ProblemK3s })
 	}
+	m.await(settleLimit, "ready, with the problem that the file is not meshd's", func(s control.Status) bool { return s.Node.Ready && foreign(s) }, n)
 	m.run(n, "rm", k3s.DropIn)
-	s := m.settle(settleLimit, n)[0]
+	s := m.await(settleLimit, "without the problem", func(s control.Status) bool { return !foreign(s) }, n)[0]
 	overlay := s.Node.Overlay[0].String()
 	has(fmt.Sprintf("node-ip: %q", overlay), `flannel-backend: "none"`)
 
