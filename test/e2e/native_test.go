@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -49,6 +50,25 @@ func (m *testbed) never(what string, bad func(control.Status) bool, nodes ...*la
 	}
 	m.t.Cleanup(stop)
 	return stop
+}
+
+// stays waits until a condition has held on all nodes for settleTime without a break. What was begun before
+// may still break it: a node that was suspected before there were tunnels is taken for dead for a moment.
+func (m *testbed) stays(limit time.Duration, what string, ok func(control.Status) bool, nodes ...*lab.Node) {
+	m.t.Helper()
+	since := time.Now()
+	m.eventually(limit, func() error {
+		for _, n := range nodes {
+			if s, err := n.Status(m.ctx); err == nil && !ok(s) {
+				since = time.Now()
+				return fmt.Errorf("%s is not %s: %+v", n.Name, what, s)
+			}
+		}
+		if length := time.Since(since); length < settleTime {
+			return fmt.Errorf("all nodes are %s for %v, want %v", what, length, settleTime)
+		}
+		return nil
+	})
 }
 
 // rewrite replaces a node's configuration, keeps the join list of newMesh, and reloads
