@@ -52,15 +52,13 @@ func (d *daemon) streamEndpoints(t turn) map[mesh.ID][]mesh.Endpoint {
 			continue
 		}
 		for _, e := range r.Endpoints {
-			hosts := []string{e.Host}
-			for _, a := range t.wanted.Input.Resolved[e.Host] {
-				hosts = append(hosts, a.String())
+			if _, err := netip.ParseAddr(e.Host); err != nil {
+				endpoints[id] = append(endpoints[id], mesh.Endpoint{Host: e.Host, Port: r.StreamPort})
 			}
-			for _, host := range hosts {
-				if a, err := netip.ParseAddr(host); err == nil && !d.cfg.Cluster.Outside(a) {
-					continue
+			for _, a := range addrsOf(e.Host, t.wanted.Input.Resolved) {
+				if d.cfg.Cluster.Outside(a) {
+					endpoints[id] = append(endpoints[id], mesh.Endpoint{Host: a.String(), Port: r.StreamPort})
 				}
-				endpoints[id] = append(endpoints[id], mesh.Endpoint{Host: host, Port: r.StreamPort})
 			}
 		}
 	}

@@ -152,7 +152,7 @@ func update(root string, w Wanted) ([]byte, error) {
 	case err == nil && !bytes.HasPrefix(old, []byte(mark)):
 		return nil, fmt.Errorf("k3s's configuration %s exists already: %w; give it another name", DropIn, ErrForeign)
 	}
-	if !mayLabel(root, old) {
+	if w.Zone != "" && !mayLabel(root, old) {
 		w.Zone = ""
 	}
 	if content := render(w); !bytes.Equal(old, content) {
