@@ -110,7 +110,7 @@ func (a *Agent) setNodes() {
 	a.setCandidates(now)
 	for _, p := range a.peers {
 		for _, b := range a.relays.bound {
-			if !slices.ContainsFunc(before[p], func(id mesh.ID) bool { return path.ShortOf(id) == b.Relay }) {
+			if isAmong(p.Relays, b.Relay) && !isAmong(before[p], b.Relay) {
 				a.tellSessions(now, b, sessionFor, p)
 			}
 		}

@@ -357,7 +357,7 @@ func (p *peer) hasSession(now time.Time, index uint32) bool {
 // necessary, for all sessions that are younger than an age.
 func (a *Agent) tellSessions(now time.Time, relay path.BoundRelay, age time.Duration, peers ...*peer) {
 	for _, p := range peers {
-		if p.use.Relay != relay.Relay && !slices.ContainsFunc(p.Relays, func(id mesh.ID) bool { return path.ShortOf(id) == relay.Relay }) {
+		if p.use.Relay != relay.Relay && !isAmong(p.Relays, relay.Relay) {
 			continue
 		}
 		for _, s := range p.sessions {
@@ -366,6 +366,11 @@ func (a *Agent) tellSessions(now time.Time, relay path.BoundRelay, age time.Dura
 			}
 		}
 	}
+}
+
+// isAmong reports whether one of the nodes is the relay.
+func isAmong(nodes []mesh.ID, relay path.Short) bool {
+	return slices.ContainsFunc(nodes, func(id mesh.ID) bool { return path.ShortOf(id) == relay })
 }
 
 // unknownEvery is how often a relay's Unknown is taken: relays send them at half that pace.

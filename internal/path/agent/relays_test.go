@@ -419,14 +419,23 @@ func testSessionsAreKept(t *testing.T, lost bool) {
 	}
 }
 
+// twoWithUnnamedRelays is twoWithRelays, but the first host is told of no relay for the second one. Each has begun
+// a session.
+func twoWithUnnamedRelays(t testing.TB) (a, b *host, r, s *wireRelay) {
+	t.Helper()
+	a, b, r, s = twoWithRelays(t)
+	a.SetPeers([]Peer{b.through(behindFirewall(addrB))})
+	time.Sleep(25 * time.Second)
+	a.initiate(b, a.addrs[0])
+	b.initiate(a, b.addrs[0])
+	return a, b, r, s
+}
+
 // TestSessionIsToldLater has a session that is some minutes old when two more relays are named through which
 // the peer may have to be reached: one to which the host is bound already is told of it, too.
 func TestSessionIsToldLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, b, r, s := twoWithRelays(t)
-		a.SetPeers([]Peer{b.through(behindFirewall(addrB))})
-		time.Sleep(25 * time.Second)
-		b.initiate(a, b.addrs[0])
+		a, b, r, s := twoWithUnnamedRelays(t)
 		time.Sleep(2 * time.Minute)
 		for _, relay := range []*wireRelay{r, s} {
 			if relay.knows(a, b) {
@@ -446,11 +455,7 @@ func TestSessionIsToldLater(t *testing.T) {
 // TestSessionIsToldToTheRelayInUse has a peer use a relay that this host was not told to try.
 func TestSessionIsToldToTheRelayInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, b, r, s := twoWithRelays(t)
-		a.SetPeers([]Peer{b.through(behindFirewall(addrB))})
-		time.Sleep(25 * time.Second)
-		a.initiate(b, a.addrs[0])
-		b.initiate(a, b.addrs[0])
+		a, b, r, s := twoWithUnnamedRelays(t)
 		a.talk(t, b)
 		b.talk(t, a)
 		time.Sleep(2 * time.Minute)
