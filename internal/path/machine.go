@@ -490,11 +490,15 @@ func (w *way) sample(rtt time.Duration) {
 	w.srtt += (rtt - w.srtt) / 8
 }
 
-func (w *way) timeout() time.Duration {
+// timeout is after how long without an answer a probe counts as missed.
+func (w *way) timeout() time.Duration { return w.patience(2*w.srtt + 4*w.rttvar) }
+
+// patience is how long to wait for an answer, which follows from the round trip if that is known.
+func (w *way) patience(d time.Duration) time.Duration {
 	if w.srtt == 0 {
 		return firstTimeout
 	}
-	return max(minTimeout, 2*w.srtt+4*w.rttvar)
+	return max(minTimeout, d)
 }
 
 // change begins to use a path.

@@ -43,11 +43,7 @@ func testRest(t *testing.T, n *internet, tt restCase) {
 	n.connect(a, b, func() bool { return busy })
 	use := func(when string, want Kind) {
 		t.Helper()
-		for _, e := range [][2]*box{{a, b}, {b, a}} {
-			if got, proved := e[0].machine[e[1].num].InUse(); got.Kind != want || !proved {
-				t.Errorf("%s: %d uses %v to %d (proved %t), want %v\n%s", when, e[0].num, got, e[1].num, proved, want, n.last(20))
-			}
-		}
+		n.wantKind(t, when, a, b, want)
 	}
 	n.run(20 * time.Second)
 	use("with traffic", Direct)

@@ -77,6 +77,16 @@ func (n *internet) calm(t rapid.TB, a, b *box) {
 	}
 }
 
+// wantKind asserts that both hosts use a path of a kind to each other, and that it is proved.
+func (n *internet) wantKind(t *testing.T, when string, a, b *box, want Kind) {
+	t.Helper()
+	for _, e := range [][2]*box{{a, b}, {b, a}} {
+		if got, proved := e[0].machine[e[1].num].InUse(); got.Kind != want || !proved {
+			t.Errorf("%s: %d uses %v to %d (proved %t), want %v\n%s", when, e[0].num, got, e[1].num, proved, want, n.last(20))
+		}
+	}
+}
+
 // TestKindsMeet has hosts behind each pair of kinds of routers meet.
 func TestKindsMeet(t *testing.T) {
 	for x := range natKinds {
@@ -265,11 +275,7 @@ func TestDirectIsBackSoon(t *testing.T) {
 			n.run(length)
 			heal()
 			n.run(length + 10*time.Second)
-			for _, e := range [][2]*box{{a, b}, {b, a}} {
-				if got, proved := e[0].machine[e[1].num].InUse(); got.Kind != Direct || !proved {
-					t.Errorf("%d uses %v to %d (proved %t), want %v\n%s", e[0].num, got, e[1].num, proved, Direct, n.last(20))
-				}
-			}
+			n.wantKind(t, "after the fault", a, b, Direct)
 		})
 	}
 }

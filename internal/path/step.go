@@ -200,10 +200,7 @@ func (m *Machine) isMissed(now time.Time) bool { return now.Sub(m.missed) < stea
 // overdue returns how many probes that were sent before a time have no answer yet, for long beside the
 // round trip. Where that varies, they are not missed yet.
 func (w *way) overdue(now, before time.Time) (n int) {
-	patience := max(minTimeout, 2*w.srtt)
-	if w.srtt == 0 {
-		patience = firstTimeout
-	}
+	patience := w.patience(2 * w.srtt)
 	for _, p := range w.pending {
 		if p.at.Before(before) && now.Sub(p.at) >= patience {
 			n++
