@@ -52,10 +52,11 @@ func measureCuts(ctx context.Context, binary string, s samples) error {
 				return err
 			}
 			for i := hub + 1; i < len(nodes); i++ {
-				c := cut{l, direct, [2]*lab.Node{nodes[hub], nodes[i]}, [2]lab.Party{parties[hub], parties[i]}}
+				first, second := hub, i
 				if cycle%4 >= 2 {
-					c = cut{l, direct, [2]*lab.Node{nodes[i], nodes[hub]}, [2]lab.Party{parties[i], parties[hub]}}
+					first, second = i, hub
 				}
+				c := cut{l, direct, [2]*lab.Node{nodes[first], nodes[second]}, [2]lab.Party{parties[first], parties[second]}}
 				if err := c.measure(ctx, cycle%2 == 0, s); err != nil {
 					return err
 				}
