@@ -151,8 +151,7 @@ func TestTwoSeeds(t *testing.T) {
 		m.must(n.Configure(lab.Config(n.Name, seeds), m.secret))
 		m.start(n)
 	}
-	addresses(t, m.settle(settleLimit, m.nodes...))
-	m.await(settleLimit, "content", all(lab.Ready, lacks(mesh.ProblemSlot)), m.nodes...)
+	addresses(t, m.await(settleLimit, "content", all(lab.Sees(len(m.nodes)-1), lacks(mesh.ProblemSlot)), m.nodes...))
 	m.connected(pingLimit, m.nodes...)
 	m.reaches(m.pod(aws, "there"), m.pod(office, "here"))
 }
