@@ -69,6 +69,7 @@ type network interface {
 	SetCarrier(gossip.Carrier)
 	DialCarrier(ctx context.Context, to mesh.ID, at ...netip.AddrPort) (net.Conn, error)
 	Carried(from mesh.ID, packet []byte)
+	Tunnelled(id mesh.ID) (sent, received uint64)
 	PublishVerdict(mesh.Verdict) error
 	Forget(target mesh.ID, upTo uint64) error
 	AddClient(mesh.Client) (mesh.Client, error)

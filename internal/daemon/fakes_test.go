@@ -330,7 +330,9 @@ func (n *fakeNetwork) PublishMembership(mesh.Membership) error { return nil }
 func (n *fakeNetwork) PublishReach(mesh.Reach) error           { return nil }
 
 func (n *fakeNetwork) SendCall(mesh.ID, []byte) error { return nil }
-func (n *fakeNetwork) Calls() <-chan gossip.Call      { return nil }
+
+func (n *fakeNetwork) Tunnelled(mesh.ID) (sent, received uint64) { return 0, 0 }
+func (n *fakeNetwork) Calls() <-chan gossip.Call                 { return nil }
 
 func (n *fakeNetwork) SetCarrier(gossip.Carrier) {}
 func (n *fakeNetwork) Carried(mesh.ID, []byte)   {}

@@ -50,7 +50,7 @@ func (d *daemon) runPaths(ctx context.Context, ready func()) error {
 	a := agent.Start(ctx, agent.Options{
 		Cluster: d.cfg.Cluster.Name, Self: d.self.ID(), Key: d.self.WireGuard.PublicKey(),
 		PathKey: key.Private, Counter: key.Counter,
-		Port: w, Device: w, Call: d.call, Inside: p.isInside, OnLAN: p.onLAN, Dial: p.dial, Logger: d.log.Logger,
+		Port: w, Device: w, Call: d.call, Own: d.gossip.Tunnelled, Inside: p.isInside, OnLAN: p.onLAN, Dial: p.dial, Logger: d.log.Logger,
 	})
 	d.relayOptions.PathKey, d.relayOptions.Counter = key.Private, key.Counter
 	var calls sync.WaitGroup

@@ -55,6 +55,8 @@ func (t *transport) accept(conn *net.TCPConn, isTLS bool) {
 		t.unregister(conn)
 		return
 	}
+	t.countOpening(s.peer.id, remote(conn).Addr())
+	t.countStream(s)
 	s.closed = func() {
 		t.unregister(conn)
 		t.removeProved(conn, s)

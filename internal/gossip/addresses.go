@@ -55,6 +55,8 @@ type nodeAddresses struct {
 
 	met bool // it has proved its identity in a greeting
 
+	tunnelled tunnelled
+
 	name target // where it was met last under a name; zero for nowhere
 }
 

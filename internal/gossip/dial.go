@@ -85,6 +85,7 @@ func (t *transport) dialWith(ctx context.Context, to target, ours hello) (*strea
 	if t.filter != nil && !t.filter("tcp", to.addr) {
 		return nil, fmt.Errorf("dial %v: %w", to, errNoAddress)
 	}
+	t.countOpening(to.node, to.addr.Addr())
 	conn, proxy, err := t.connect(ctx, to)
 	if err != nil {
 		return nil, err // it names the address
@@ -98,6 +99,9 @@ func (t *transport) dialWith(ctx context.Context, to target, ours hello) (*strea
 		conn.Close()
 		t.unregister(conn)
 		return nil, err
+	}
+	if !ours.carries {
+		t.countStream(s)
 	}
 	s.proxy = proxy
 	s.closed = func() { t.unregister(conn) }

@@ -191,7 +191,7 @@ func (t *transport) receive(b []byte, from netip.AddrPort, at netip.Addr) {
 	if !ok {
 		return
 	}
-	admitted, ask := t.admitPacket(p, from, at)
+	admitted, ask := t.admitPacket(p, len(b), from, at)
 	if !admitted {
 		t.counters.add("packet-replayed")
 		return
@@ -248,15 +248,16 @@ func (t *transport) deliver(p packet, from netip.AddrPort) {
 	}
 }
 
-// admitPacket checks that a packet is new, and records from where it came and at which
-// address of this host it arrived. It returns whether to ask for an answer from there.
-func (t *transport) admitPacket(p packet, from netip.AddrPort, at netip.Addr) (admitted, ask bool) {
+// admitPacket checks that a packet of that length is new, and records from where it came and
+// at which address of this host it arrived. It returns whether to ask for an answer from there.
+func (t *transport) admitPacket(p packet, length int, from netip.AddrPort, at netip.Addr) (admitted, ask bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.replays.admit(p.from, p.boot, p.counter) {
 		return false, false
 	}
 	now := t.now()
+	t.addresses.countTunnelled(p.from, from.Addr(), 0, inTunnel(length, from.Addr()))
 	t.arrivals.note(from, at, now)
 	if p.kind == kindHere && len(p.payload) == 8 {
 		t.addresses.noteAnswer(p.from, binary.BigEndian.Uint64(p.payload), now)
@@ -345,6 +346,9 @@ func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
 		t.log.at(slog.LevelError, "seal packet", "err", err)
 		return
 	}
+	t.mu.Lock()
+	t.addresses.countTunnelled(to, addr.Addr(), inTunnel(len(b), addr.Addr()), 0)
+	t.mu.Unlock()
 	if t.filter != nil && !t.filter("udp", addr) {
 		return
 	}

@@ -105,7 +105,10 @@ type Candidate struct {
 // Traffic is what WireGuard shows of a peer.
 type Traffic struct {
 	Sent, Received uint64 // bytes since the device was made
-	Endpoint       netip.AddrPort
+	// OwnSent and OwnReceived are how much of that is gossip's, or a little more. What is sent is counted
+	// there before WireGuard counts it, and what is received after.
+	OwnSent, OwnReceived uint64
+	Endpoint             netip.AddrPort
 }
 
 // Action is something to do: send a message, or write WireGuard's endpoint.
@@ -159,11 +162,13 @@ type Machine struct {
 
 	made     time.Time
 	traffic  Traffic
-	used     time.Time     // when data was sent or received last; zero for never
-	busy     time.Time     // when data was sent last
+	sent     balance
+	got      balance
+	used     time.Time     // when data was sent or received last, other than gossip's; zero for never
+	busy     time.Time     // when such data was sent last
 	received time.Time     // when bytes were received last
 	passed   time.Time     // the same, but for handshakes that a peer begins: the answer may not arrive
-	silent   time.Time     // since when data was sent and nothing received; zero if not
+	silent   time.Time     // since when such data was sent and nothing received; zero if not
 	unheard  time.Time     // when the peer said last that it receives nothing
 	deaf     time.Duration // for how long it had not received anything when its last probe came
 	missed   time.Time     // when the peer said last that it receives nothing although data was sent meanwhile
@@ -280,21 +285,21 @@ func (m *Machine) learn(now time.Time, over Path) *way {
 
 // Observe takes what WireGuard shows of the peer.
 func (m *Machine) Observe(now time.Time, t Traffic) {
-	if sent := added(t.Sent, m.traffic.Sent); !overhead(sent) {
+	m.sent.add(now, added(t.Sent, m.traffic.Sent), added(t.OwnSent, m.traffic.OwnSent))
+	if m.sent.take(now, 0) {
 		m.used, m.busy = now, now
 		if m.silent.IsZero() {
 			m.silent = now
 		}
 	}
-	if got := added(t.Received, m.traffic.Received); got != 0 {
+	got := added(t.Received, m.traffic.Received)
+	if got != 0 {
 		m.received, m.silent = now, time.Time{}
 		if got != initiationLen {
 			m.passed = now
 		}
-		if !overhead(got) {
-			m.used = now
-		}
 	}
+	m.got.add(now, got, added(t.OwnReceived, m.traffic.OwnReceived))
 	if t.Endpoint != m.traffic.Endpoint && t.Endpoint.IsValid() && m.find(At(t.Endpoint)) == nil && !m.isRelay(t.Endpoint) {
 		// WireGuard follows whoever sends authenticated packets. To us that is a candidate.
 		if w := m.learn(now, At(t.Endpoint)); w != nil {
@@ -317,10 +322,10 @@ func (m *Machine) isRelay(a netip.AddrPort) bool {
 }
 
 // overhead reports whether WireGuard sends that many bytes without data: nothing, a
-// keepalive of 32 bytes, a handshake's message of 148 or 92 bytes, or one of each.
+// keepalive of 32 bytes, or a handshake's message of 148 or 92 bytes and a few keepalives.
 func overhead(bytes uint64) bool {
 	switch bytes {
-	case 0, 32, 92, 148, 92 + 32, 148 + 32:
+	case 0, 32, 92, 92 + 32, 92 + 2*32, 92 + 3*32, 148, 148 + 32, 148 + 2*32, 148 + 3*32:
 		return true
 	}
 	return false

@@ -13,6 +13,9 @@ func (m *Machine) Step(now time.Time) []Action {
 	for _, w := range m.ways {
 		m.expire(now, w)
 	}
+	if m.got.take(now, readFor) {
+		m.used = now
+	}
 	m.leaveDead(now)
 	m.improve(now)
 	m.goToRest(now)

@@ -4,14 +4,9 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
-	"github.com/meshd/meshd/internal/path"
 	"github.com/meshd/meshd/internal/wait"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -63,54 +58,26 @@ func measureProbeBytes(ctx context.Context, binary string, s samples) error {
 	})
 }
 
-// probeRules count what begins with the magic of probes, with IP and UDP headers, on the host's link.
-func probeRules() string {
-	magic := path.Magic()
-	match := fmt.Sprintf("meta l4proto udp @th,64,32 %#x", binary.BigEndian.Uint32(magic[:]))
-	return fmt.Sprintf(`table inet bench {
-		counter received { }
-		counter sent { }
-		chain in { type filter hook prerouting priority raw; iifname %[1]s %[2]s counter name received; }
-		chain out { type filter hook postrouting priority 300; oifname %[1]s %[2]s counter name sent; }
-	}`, lab.HostLink, match)
-}
-
 func countProbes(ctx context.Context, nodes []*lab.Node, s samples) error {
 	began := time.Now()
 	for _, n := range nodes {
-		if _, err := n.Run(ctx, "nft", probeRules()); err != nil {
+		if err := lab.CountProbes(ctx, n.Host); err != nil {
 			return err
 		}
 	}
 	if err := wait.Sleep(ctx, searchTime); err != nil {
 		return err
 	}
-	most := map[string]float64{}
+	var mostSent, mostReceived float64
 	for _, n := range nodes {
-		seconds := time.Since(began).Seconds()
-		for _, way := range []string{"received", "sent"} {
-			bytes, err := readCounter(ctx, n, way)
-			if err != nil {
-				return err
-			}
-			most[way] = max(most[way], bytes/seconds)
+		sent, received, err := lab.Probes(ctx, n.Host)
+		if err != nil {
+			return err
 		}
+		seconds := time.Since(began).Seconds()
+		mostSent, mostReceived = max(mostSent, float64(sent)/seconds), max(mostReceived, float64(received)/seconds)
 	}
-	s.add("probe_received_bytes_per_s", most["received"])
-	s.add("probe_sent_bytes_per_s", most["sent"])
+	s.add("probe_received_bytes_per_s", mostReceived)
+	s.add("probe_sent_bytes_per_s", mostSent)
 	return nil
-}
-
-// readCounter returns the bytes of one of the counters.
-func readCounter(ctx context.Context, n *lab.Node, name string) (float64, error) {
-	out, err := n.Run(ctx, "nft", "list", "counter", "inet", "bench", name)
-	if err != nil {
-		return 0, err
-	}
-	words := strings.Fields(out)
-	i := slices.Index(words, "bytes")
-	if i < 0 || i+1 == len(words) {
-		return 0, fmt.Errorf("counter of %s: got %q", n.Name, out)
-	}
-	return strconv.ParseFloat(words[i+1], 64)
 }

@@ -3,8 +3,10 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
@@ -87,4 +89,34 @@ func TestBlockedPathIsTold(t *testing.T) {
 			m.eventually(settleLimit, passes(func(s control.Status) bool { return len(s.Problems) == 0 }))
 		})
 	}
+}
+
+// TestIdlePathsAreQuiet has nodes that exchange nothing but gossip, which goes through the tunnels of those
+// behind routers. It keeps no path busy: with traffic each of these nodes sends probes to three others once a
+// second.
+func TestIdlePathsAreQuiet(t *testing.T) {
+	t.Parallel()
+	m := newUplinks(t, publicUplink, preservingUplink, preservingUplink, dependentUplink)
+	for _, n := range m.nodes {
+		m.must(lab.CountProbes(m.ctx, n.Host))
+	}
+	const window, most = 15 * time.Second, 1500 // bytes
+	m.eventually(settleLimit, func() error {
+		var errs []error
+		before := make([]int, len(m.nodes))
+		for i, n := range m.nodes {
+			sent, _, err := lab.Probes(m.ctx, n.Host)
+			m.must(err)
+			before[i] = sent
+		}
+		time.Sleep(window)
+		for i, n := range m.nodes {
+			sent, _, err := lab.Probes(m.ctx, n.Host)
+			m.must(err)
+			if sent -= before[i]; sent > most {
+				errs = append(errs, fmt.Errorf("%s sent probes of %d bytes within %v, want %d at most", n.Name, sent, window, most))
+			}
+		}
+		return errors.Join(errs...)
+	})
 }

@@ -101,7 +101,7 @@ type Peer struct {
 	Try []netip.AddrPort
 }
 
-// Options are what an agent needs. Inside, OnLAN and Dial may be missing.
+// Options are what an agent needs. Own, Inside, OnLAN and Dial may be missing.
 type Options struct {
 	Cluster string
 	Self    mesh.ID
@@ -113,6 +113,8 @@ type Options struct {
 	Device  Device
 	// Call carries a sealed message to a node by gossip. It must not block.
 	Call func(to mesh.ID, sealed []byte)
+	// Own returns how many bytes of WireGuard's in both directions are gossip's, see path.Traffic.
+	Own func(peer mesh.ID) (sent, received uint64)
 	// Inside reports whether a link is a device of the mesh. What arrives by one has travelled
 	// through a tunnel, and says nothing of a path beneath it.
 	Inside func(link int) bool
@@ -175,6 +177,9 @@ func Start(ctx context.Context, o Options) *Agent {
 }
 
 func newAgent(o Options) *Agent {
+	if o.Own == nil {
+		o.Own = func(mesh.ID) (sent, received uint64) { return 0, 0 }
+	}
 	if o.Inside == nil {
 		o.Inside = func(int) bool { return false }
 	}
@@ -345,6 +350,7 @@ func (a *Agent) readDevice(now time.Time) {
 	for _, p := range a.peers {
 		t, ok := all[p.Key]
 		t.Endpoint = netip.AddrPortFrom(t.Endpoint.Addr().Unmap(), t.Endpoint.Port())
+		t.OwnSent, t.OwnReceived = a.o.Own(p.ID)
 		switch {
 		case !ok || p.keys == nil || p.NoTunnel:
 			p.machine = nil
