@@ -29,9 +29,12 @@ func (m *Machine) Holds() bool { return m.rest.here || m.use != nil && m.use.isP
 // Used returns when data was sent or received last; zero for never.
 func (m *Machine) Used() time.Time { return m.used }
 
+// IsUsed reports whether data was sent or received a short time ago.
+func (m *Machine) IsUsed(now time.Time) bool { return !m.used.IsZero() && now.Sub(m.used) < restAfter }
+
 // rests reports whether the path is not to be held open now.
 func (m *Machine) rests(now time.Time) bool {
-	return (m.rest.here || m.rest.there) && now.Sub(m.used) >= restAfter && now.Sub(m.made) >= restAfter
+	return (m.rest.here || m.rest.there) && !m.IsUsed(now) && now.Sub(m.made) >= restAfter
 }
 
 // mayUse reports whether a path may be used that is better than the one in use.

@@ -330,7 +330,8 @@ func TestHostileSessions(t *testing.T) {
 		a.SetPeers([]Peer{b.through(behindFirewall(addrB), r, s), c.through(direct(addrC), r, s)})
 		a.initiateThrough(through, b)
 		b.initiateThrough(through, a)
-		time.Sleep(time.Second)
+		a.data(b)
+		time.Sleep(2 * time.Second)
 		rogue.mu.Lock()
 		rogue.counter++
 		begun := rogue.keys[path.ShortOf(a.id)].Seal(path.Message{Op: path.Begun, Number: indexOf(a, b), Node: path.ShortOf(c.id)}, rogue.counter)

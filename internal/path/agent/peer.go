@@ -31,6 +31,7 @@ type peer struct {
 	local     map[netip.AddrPort]local
 	use       path.Path // when Changed was told last
 	proved    bool
+	used      bool      // there was traffic, when the machine was stepped last
 	mtu       int       // then, of the path in use
 	renew     time.Time // when the session was to be begun anew, then
 	sessions  []session // that were begun last
@@ -147,6 +148,12 @@ func (a *Agent) step(now time.Time, p *peer) {
 	}
 	if p.machine.IsActive(now) {
 		a.readSoon(now)
+	}
+	before := p.used
+	if p.used = p.machine.IsUsed(now); p.used && !before {
+		for _, b := range a.relays.bound {
+			a.tellSessions(now, b, sessionFor, p)
+		}
 	}
 	if use, proved := p.machine.InUse(); use != p.use || proved != p.proved {
 		a.o.Logger.Debug("path", "peer", p.ID, "path", use, "before", p.use, "proved", proved)

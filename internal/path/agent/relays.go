@@ -325,8 +325,8 @@ func (a *Agent) takeBegun(now time.Time, relay *peer, m path.Message) {
 	a.addSession(now, p, m.Number)
 }
 
-// addSession notes a session with a peer, and tells it to the relays through which this node
-// may have to send to the peer: so the session goes on when the path fails.
+// addSession notes a session with a peer, and tells it to the relays: so it goes on when the
+// path fails.
 func (a *Agent) addSession(now time.Time, with *peer, index uint32) {
 	if slices.ContainsFunc(with.sessions, func(s session) bool { return s.index == index }) {
 		return
@@ -353,11 +353,12 @@ func (p *peer) hasSession(now time.Time, index uint32) bool {
 	return slices.ContainsFunc(p.sessions, func(s session) bool { return s.index == index && now.Sub(s.begun) < sessionFor })
 }
 
-// tellSessions tells a relay which index stands for which peer, where that may become
-// necessary, for all sessions that are younger than an age.
+// tellSessions tells a relay which index stands for which peer, for all sessions that are
+// younger than an age: where packets go through the relay, and where they may have to if the path
+// fails. Where there is no traffic, none have to.
 func (a *Agent) tellSessions(now time.Time, relay path.BoundRelay, age time.Duration, peers ...*peer) {
 	for _, p := range peers {
-		if p.use.Relay != relay.Relay && !isAmong(p.Relays, relay.Relay) {
+		if p.use.Relay != relay.Relay && (!p.used || !isAmong(p.Relays, relay.Relay)) {
 			continue
 		}
 		for _, s := range p.sessions {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -432,24 +433,30 @@ func twoWithUnnamedRelays(t testing.TB) (a, b *host, r, s *wireRelay) {
 }
 
 // TestSessionIsToldLater has a session that is some minutes old when two more relays are named through which
-// the peer may have to be reached: one to which the host is bound already is told of it, too.
+// the peer may have to be reached. Relays to which the host is bound already are told of it, too, as soon as
+// they are named and there is traffic, whichever comes first.
 func TestSessionIsToldLater(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, b, r, s := twoWithUnnamedRelays(t)
-		time.Sleep(2 * time.Minute)
-		for _, relay := range []*wireRelay{r, s} {
-			if relay.knows(a, b) {
-				t.Errorf("%v is told of a session before it is named", relay.id)
-			}
-		}
-		a.SetPeers([]Peer{b.through(behindFirewall(addrB), r, s)})
-		time.Sleep(time.Second)
-		for _, relay := range []*wireRelay{r, s} {
-			if !relay.knows(a, b) {
-				t.Errorf("%v is not told of a session that began before it was named", relay.id)
-			}
-		}
-	})
+	steps := map[string]func(a, b *host, r, s *wireRelay){
+		"named":   func(a, b *host, r, s *wireRelay) { a.SetPeers([]Peer{b.through(behindFirewall(addrB), r, s)}) },
+		"traffic": func(a, b *host, _, _ *wireRelay) { a.data(b) },
+	}
+	for _, order := range [][]string{{"named", "traffic"}, {"traffic", "named"}} {
+		t.Run(strings.Join(order, ", then "), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b, r, s := twoWithUnnamedRelays(t)
+				time.Sleep(2 * time.Minute)
+				for i, step := range order {
+					steps[step](a, b, r, s)
+					time.Sleep(2 * time.Second)
+					for _, relay := range []*wireRelay{r, s} {
+						if got, want := relay.knows(a, b), i > 0; got != want {
+							t.Errorf("after %v: %v is told of the session: %t, want %t", step, relay.id, got, want)
+						}
+					}
+				}
+			})
+		})
+	}
 }
 
 // TestSessionIsToldToTheRelayInUse has a peer use a relay that this host was not told to try.
