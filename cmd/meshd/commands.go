@@ -251,17 +251,25 @@ node that starts again is back in the mesh.`,
 }
 
 func newDown(p *paths) *cobra.Command {
-	var out output
+	var (
+		out   output
+		force bool
+	)
 	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "Remove everything that meshd has set up on this host",
 		Long: `Remove everything that meshd has set up on this host: device, routes, nft table, CNI
-configuration and plugin links, and its port mappings on the router. The daemon must be stopped. The state directory and
-kernel parameters are left as they are.`,
+configuration and plugin links, and its port mappings on the router. The state directory
+and kernel parameters are left as they are.
+
+The daemon must be stopped, and so must k3s with its pods (k3s-killall.sh). While pods
+are on the CNI bridge, the exit code is 4, and nothing is removed; with --force,
+everything but the bridge is. These pods are then cut off from other nodes, send their
+packets to the default route in plain text, and can't be stopped without the CNI plugins.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			removed, err := daemon.Down(cmd.Context(), daemon.Options{
-				Config: p.config, StateDir: p.stateDir, RunDir: p.runDir, Logger: newLogger(cmd.ErrOrStderr(), false),
+				Config: p.config, StateDir: p.stateDir, RunDir: p.runDir, Logger: newLogger(cmd.ErrOrStderr(), false), Force: force,
 			})
 			done := struct {
 				Removed []string `json:"removed"` // also what was removed before an error
@@ -274,6 +282,7 @@ kernel parameters are left as they are.`,
 			}))
 		},
 	}
+	cmd.Flags().BoolVar(&force, "force", false, "also while pods run")
 	out.register(cmd)
 	return cmd
 }

@@ -73,6 +73,7 @@ type Options struct {
 	Version  string
 	Logger   *slog.Logger
 	Reload   <-chan os.Signal // has the configuration file read again
+	Force    bool             // Down also removes what running pods need
 }
 
 // daemon is what the turns of the loop share. Only the loop changes it.

@@ -12,6 +12,7 @@ import (
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/k3s"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg/host"
 	"github.com/meshd/meshd/internal/path/forward"
 	"github.com/meshd/meshd/internal/path/relaynft"
@@ -22,7 +23,8 @@ import (
 // configuration of CNI and k3s, and its port mappings on routers. It returns what it removed, one line each. The state directory
 // stays, so that the node keeps its identity and slot, and so do kernel parameters, on which
 // other programs may rely by now. Errors wrap control.ErrRefused while a daemon runs, because
-// the daemon would put everything back.
+// the daemon would put everything back, and while pods run, unless opt.Force is set. Nothing
+// has been removed then.
 func Down(ctx context.Context, opt Options) (removed []string, err error) {
 	cfg, err := readConfig(opt.Config)
 	if err != nil {
@@ -41,12 +43,23 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 	if !errors.Is(err, control.ErrNotRunning) {
 		return nil, fmt.Errorf("%w: meshd is running; stop it first: systemctl stop meshd", control.ErrRefused)
 	}
-	removed, mappingErr := removePortMappings(ctx, opt.StateDir)
 	kernel, err := host.Open(host.Options{Logger: opt.Logger, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
 		return nil, fmt.Errorf("open host: %w", err)
 	}
 	defer func() { err = errors.Join(err, kernel.Close()) }()
+	pods, err := kernel.PodLinks()
+	if err != nil {
+		return nil, fmt.Errorf("look for pods: %w", err)
+	}
+	if len(pods) > 0 {
+		if !opt.Force {
+			return nil, fmt.Errorf("%w: pods run on this host, on the bridge %s (%s): they would be cut off from other nodes, and can't be stopped without the CNI plugins; "+
+				"stop k3s and its pods first: k3s-killall.sh; --force removes everything all the same", control.ErrRefused, cfg.CNI.Bridge, mesh.Some(pods, shownPods))
+		}
+		opt.Logger.Warn("pods run on this host: they are cut off from other nodes, and their bridge stays", "bridge", cfg.CNI.Bridge, "links", pods)
+	}
+	removed, mappingErr := removePortMappings(ctx, opt.StateDir)
 	// Remove the CNI configuration first, so that no pod starts on a bridge without a
 	// network.
 	if cfg.CNI.Enabled {
@@ -69,6 +82,9 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 	fromHost, err := kernel.Remove(ctx)
 	return append(removed, fromHost...), errors.Join(err, mappingErr)
 }
+
+// shownPods is how many links of pods an error lists.
+const shownPods = 4
 
 func removeCNI(c config.CNI) ([]string, error) {
 	cfg := cniWithoutPods(c)

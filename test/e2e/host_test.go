@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -194,6 +195,30 @@ func TestDownRemovesExactlyOurs(t *testing.T) {
 			t.Errorf("nft's tables after down: got %s, want none of meshd", tables)
 		}
 	})
+}
+
+// TestDownWhilePodsRun has down refuse as long as a pod is on the host, and remove nothing. With
+// --force it removes everything but the bridge that the pod is on.
+func TestDownWhilePodsRun(t *testing.T) {
+	t.Parallel()
+	m := settledMesh(t, lab.NAT, 1)
+	n := m.nodes[0]
+	m.pod(n, "one")
+	m.must(n.Stop())
+	before := m.wholeHost(n)
+	_, err := n.Meshd(m.ctx, "down")
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 4 || !strings.Contains(err.Error(), "the bridge kube-bridge (veth") {
+		t.Errorf("down while a pod runs: got %v, want exit code 4 and the bridge", err)
+	}
+	if diff := cmp.Diff(before, m.wholeHost(n)); diff != "" {
+		t.Errorf("the host after down was refused (-before +after):\n%s", diff)
+	}
+	m.run(n, binary, "down", "--force")
+	m.run(n, "ip", "link", "show", "kube-bridge")
+	if _, err := n.Run(m.ctx, "ip", "link", "show", device); err == nil {
+		t.Errorf("%s is still there after down --force", device)
+	}
 }
 
 // TestDeletedByHandIsBack deletes meshd's configuration piece by piece.

@@ -140,14 +140,9 @@ func (k *Kernel) removeBridge(context.Context) ([]string, error) {
 	if err != nil || bridge == nil || bridge.Type() != "bridge" {
 		return nil, err
 	}
-	links, err := retryInterrupted(k.nl.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	for _, l := range links {
-		if l.Attrs().MasterIndex == bridge.Attrs().Index {
-			return nil, nil
-		}
+	links, err := k.podLinks()
+	if err != nil || len(links) > 0 {
+		return nil, err
 	}
 	k.writes.Add(1)
 	if err := k.nl.LinkDel(bridge); err != nil && !errors.Is(err, unix.ENODEV) {

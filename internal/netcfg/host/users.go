@@ -25,26 +25,47 @@ import (
 func (k *Kernel) Users(ctx context.Context, overlay []netip.Addr) ([]string, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	links, err := retryInterrupted(k.nl.LinkList)
+	links, err := k.podLinks()
 	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
+		return nil, err
 	}
 	var users []string
-	for _, bridge := range links {
-		if bridge.Attrs().Name != k.bridge {
-			continue
-		}
-		for _, l := range links {
-			if l.Attrs().MasterIndex == bridge.Attrs().Index {
-				users = append(users, fmt.Sprintf("link %s on %s", l.Attrs().Name, k.bridge))
-			}
-		}
+	for _, name := range links {
+		users = append(users, fmt.Sprintf("link %s on %s", name, k.bridge))
 	}
 	sockets, err := socketsAt(overlay)
 	if err != nil {
 		return nil, err
 	}
 	return append(users, sockets...), ctx.Err()
+}
+
+// PodLinks returns the names of the links on the CNI bridge, sorted. Each pod that is not in the
+// host's network has one.
+func (k *Kernel) PodLinks() ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.podLinks()
+}
+
+func (k *Kernel) podLinks() ([]string, error) {
+	links, err := retryInterrupted(k.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var names []string
+	for _, bridge := range links {
+		if bridge.Attrs().Name != k.bridge {
+			continue
+		}
+		for _, l := range links {
+			if l.Attrs().MasterIndex == bridge.Attrs().Index {
+				names = append(names, l.Attrs().Name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // socketsAt lists the sockets of other processes that are bound to one of the addresses,

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -57,6 +58,9 @@ func TestUsers(t *testing.T) {
 	run(t, "ip link set v0 master kube-bridge")
 	if err := h.RemoveBridge(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if links, err := h.PodLinks(); err != nil || !slices.Equal(links, []string{"v0"}) {
+		t.Errorf("links of pods: got %q, %v, want v0", links, err)
 	}
 	program := exec.CommandContext(t.Context(), "/proc/self/exe")
 	program.Env = append(os.Environ(), socketsVar+"=udp/10.4.0.1:123 udp/[fd04::1]:123 udp/10.4.0.9:123 tcp/10.4.0.1:6443 tcp/[fd04::1]:6443 udp/10.4.0.1:53 tcp/10.4.0.9:80 tcp/:81")
