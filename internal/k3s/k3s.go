@@ -180,7 +180,7 @@ func Remove(root string) (bool, error) {
 // Value is the value of a setting, and where it comes from.
 type Value struct {
 	Text string // several values are separated by commas
-	From string // the path of a file
+	From string // the path of the file that sets it, without +; "" if files only add to it
 }
 
 // Settings are the settings of k3s on a host.
@@ -191,23 +191,22 @@ type Settings struct {
 
 // With returns the settings as they will be once our file is written.
 func (s Settings) With(w Wanted) Settings {
-	values := maps.Clone(s.Values)
-	if values == nil {
-		values = make(map[string]Value)
+	with := Settings{s.Role, maps.Clone(s.Values)}
+	if with.Values == nil {
+		with.Values = make(map[string]Value)
 	}
 	for _, ours := range settings(w) {
 		key, adds := strings.CutSuffix(ours.key, "+")
-		switch old, ok := values[key]; {
-		case !ok, !adds && overridden(old.From):
-			values[key] = Value{ours.value, DropIn}
-		case adds && overridden(old.From) && !slices.Contains(strings.Split(old.Text, ","), ours.value):
-			values[key] = Value{old.Text + "," + ours.value, DropIn}
+		old := s.Values[key]
+		written := adds && slices.Contains(strings.Split(old.Text, ","), ours.value)
+		if !written && overridden(old.From) {
+			with.set(ours.key, ours.value, DropIn)
 		}
 	}
-	return Settings{s.Role, values}
+	return with
 }
 
-// overridden reports whether our file overrides the settings of another one.
+// overridden reports whether our file counts more than the one that sets a value; "" if none does.
 func overridden(path string) bool {
 	if filepath.Dir(path) != filepath.Dir(DropIn) {
 		return !slices.Contains([]string{units[Server], units[Agent]}, path)

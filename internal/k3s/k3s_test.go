@@ -200,7 +200,7 @@ func TestLook(t *testing.T) {
 	put(t, root, early, "service-cidr: 10.43.0.0/16\n")
 	put(t, root, late, "kube-proxy-arg+: [c=d]\nnode-ip: 10.4.0.2\n")
 	files := map[string]Value{
-		"node-ip": {"10.4.0.2", late}, "cluster-cidr": {"10.42.0.0/16,fd42::/48", configFile}, "kube-proxy-arg": {"a=b,c=d", late},
+		"node-ip": {"10.4.0.2", late}, "cluster-cidr": {"10.42.0.0/16,fd42::/48", configFile}, "kube-proxy-arg": {"a=b,c=d", configFile},
 		"cluster-init": {"true", configFile}, "service-cidr": {"10.43.0.0/16", early},
 	}
 	check(Settings{Values: files})
@@ -213,24 +213,64 @@ func TestLook(t *testing.T) {
 
 	with := Settings{Role: Server, Values: files}.With(wanted(Server)).Values
 	for key, want := range map[string]Value{
-		"node-ip":           files["node-ip"],                               // the command line counts most
-		"cluster-cidr":      {"10.42.0.0/16,fd42::/48", DropIn},             // ours comes after k3s's own file
-		"service-cidr":      {"10.43.0.0/16,fd43::/112", DropIn},            // and after files with lower names
-		"advertise-address": {"10.4.0.1", DropIn},                           // new
-		"tls-san":           {"a.example.com,b.example.com", units[Server]}, // none of our business
-		"kube-proxy-arg":    {"a=b,c=d", late},                              // a file with a higher name
+		"node-ip":           files["node-ip"],                                   // the command line counts most
+		"cluster-cidr":      {"10.42.0.0/16,fd42::/48", DropIn},                 // ours comes after k3s's own file
+		"service-cidr":      {"10.43.0.0/16,fd43::/112", DropIn},                // and after files with lower names
+		"advertise-address": {"10.4.0.1", DropIn},                               // new
+		"tls-san":           {"a.example.com,b.example.com", units[Server]},     // none of our business
+		"kube-proxy-arg":    {"a=b,c=d,nodeport-addresses=primary", configFile}, // a file with a higher name only adds
 	} {
 		if got := with[key]; got != want {
 			t.Errorf("%s with our file: got %v, want %v", key, got, want)
 		}
 	}
 	lists := Settings{Role: Agent, Values: map[string]Value{"kube-proxy-arg": {"a=b", configFile}, "node-label": {"c=d", units[Agent]}}}.With(wanted(Agent).in("aws")).Values
-	if got, want := lists["kube-proxy-arg"], (Value{"a=b,nodeport-addresses=primary", DropIn}); got != want {
+	if got, want := lists["kube-proxy-arg"], (Value{"a=b,nodeport-addresses=primary", configFile}); got != want {
 		t.Errorf("a list in k3s's own file with our file: got %v, want %v", got, want)
 	}
-	put(t, root, late, "node-ip: [\n")
-	if _, err := ReadSettings(root); err == nil {
-		t.Error("a file that is not YAML is accepted")
+	for _, text := range []string{"node-ip: [\n", "- node-ip\n"} {
+		put(t, root, late, text)
+		if _, err := ReadSettings(root); err == nil {
+			t.Errorf("a file with %q is accepted", text)
+		}
+	}
+}
+
+// TestLists has files set a list and add to it, in the order in which k3s reads them.
+func TestLists(t *testing.T) {
+	const dir, ours = "/etc/rancher/k3s/config.yaml.d/", "nodeport-addresses=primary"
+	for _, tt := range []struct {
+		name  string
+		files map[string]string
+		want  string
+		with  string // our file
+	}{
+		{"none", nil, "", ours},
+		{"set before our file", map[string]string{configFile: "kube-proxy-arg: [a, b]\n"}, "a,b", "a,b," + ours},
+		{"set after our file", map[string]string{dir + "20.yaml": "kube-proxy-arg: [a]\n"}, "a", "a"},
+		{"only added to after our file", map[string]string{dir + "20.yaml": "kube-proxy-arg+: a\n"}, "a", "a," + ours},
+		{"added to twice", map[string]string{configFile: "kube-proxy-arg+: a\n", dir + "20.yaml": "kube-proxy-arg+: [b]\n"}, "a,b", "a,b," + ours},
+		{"set and added to in one file", map[string]string{dir + "20.yaml": "kube-proxy-arg: a\nkube-proxy-arg+: b\n"}, "a,b", "a,b"},
+		{"added to and set in one file", map[string]string{configFile: "kube-proxy-arg+: a\nkube-proxy-arg: b\n"}, "b", "b," + ours},
+		{"both endings", map[string]string{dir + "05.yml": "kube-proxy-arg: a\n", dir + "20.YAML": "kube-proxy-arg+: b\n", dir + "06.yaml": "kube-proxy-arg+: c\n"}, "a,c,b", "a,c,b," + ours},
+		{"other files", map[string]string{dir + "20.txt": "kube-proxy-arg: a\n", dir + "20.yaml/a.yaml": "kube-proxy-arg: b\n"}, "", ours},
+		{"empty", map[string]string{configFile: "kube-proxy-arg:\n", dir + "20.yaml": "", dir + "30.yaml": "kube-proxy-arg+: a\n"}, "a", "a," + ours},
+		{"nothing but empty", map[string]string{configFile: "kube-proxy-arg:\n"}, "", ours},
+		{"our file", map[string]string{DropIn: "kube-proxy-arg+: " + ours + "\n", dir + "20.yaml": "kube-proxy-arg+: a\n"}, ours + ",a", ours + ",a"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			root := t.TempDir()
+			for path, text := range tt.files {
+				put(t, root, path, text)
+			}
+			s, err := ReadSettings(root)
+			if got := s.Values["kube-proxy-arg"].Text; err != nil || got != tt.want {
+				t.Errorf("got %q, %v, want %q", got, err, tt.want)
+			}
+			if got := s.With(wanted(Agent)).Values["kube-proxy-arg"].Text; got != tt.with {
+				t.Errorf("with our file: got %q, want %q", got, tt.with)
+			}
+		})
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -23,17 +24,11 @@ func ReadSettings(root string) (Settings, error) { return readSettings(root, tru
 // readSettings is ReadSettings, with our file or without.
 func readSettings(root string, ours bool) (Settings, error) {
 	s := Settings{Role: RoleOf(root), Values: make(map[string]Value)}
-	paths := []string{configFile}
-	for _, pattern := range []string{"*.yaml", "*.yml"} {
-		found, err := filepath.Glob(filepath.Join(root, filepath.Dir(DropIn), pattern)) // sorted
-		if err != nil {
-			return s, fmt.Errorf("read k3s's configuration: %w", err)
-		}
-		for _, path := range found {
-			paths = append(paths, filepath.Join(filepath.Dir(DropIn), filepath.Base(path)))
-		}
+	dropIns, err := dropIns(root)
+	if err != nil {
+		return s, fmt.Errorf("read k3s's configuration: %w", err)
 	}
-	for _, path := range paths {
+	for _, path := range append([]string{configFile}, dropIns...) {
 		if path == DropIn && !ours {
 			continue
 		}
@@ -53,6 +48,25 @@ func readSettings(root string, ours bool) (Settings, error) {
 		s.Values[arg.key] = Value{arg.value, unit}
 	}
 	return s, s.readEnvironment(root)
+}
+
+// dropIns returns the paths of the drop-ins that k3s reads, in its order (dotDFiles in its source).
+func dropIns(root string) ([]string, error) {
+	dir := filepath.Dir(DropIn)
+	entries, err := os.ReadDir(filepath.Join(root, dir)) // sorted
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var paths []string
+	for _, e := range entries {
+		switch strings.ToLower(filepath.Ext(e.Name())) {
+		case ".yaml", ".yml":
+			if !e.IsDir() {
+				paths = append(paths, filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	return paths, nil
 }
 
 // environmentFile is where k3s's installer writes the variables of an agent's unit.
@@ -76,6 +90,8 @@ func (s Settings) readEnvironment(root string) error {
 	return nil
 }
 
+// readFile adds the settings of a file, if there is one. They count in the order in which they are
+// written, as one file may have a key with and without +.
 func (s Settings) readFile(root, path string) error {
 	text, err := os.ReadFile(filepath.Join(root, path))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -84,35 +100,53 @@ func (s Settings) readFile(root, path string) error {
 	if err != nil {
 		return err
 	}
-	var values map[string]any
-	if err := yaml.Unmarshal(text, &values); err != nil {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
 		return err
 	}
-	for key, v := range values {
-		text := flagText(v)
-		// A key that ends in + adds to the values of earlier files.
-		if name, adds := strings.CutSuffix(key, "+"); adds {
-			if old, ok := s.Values[name]; ok {
-				text = old.Text + "," + text
-			}
-			key = name
+	if len(doc.Content) == 0 {
+		return nil // an empty file
+	}
+	if doc.Content[0].Kind != yaml.MappingNode {
+		return errors.New("it has no keys")
+	}
+	for pair := range slices.Chunk(doc.Content[0].Content, 2) {
+		var v any
+		if err := pair[1].Decode(&v); err != nil {
+			return err
 		}
-		s.Values[key] = Value{text, path}
+		s.set(pair[0].Value, flagText(v), path)
 	}
 	return nil
 }
 
+// set sets the value of a key from a file. A key that ends in + adds to the values of earlier files.
+func (s Settings) set(key, text, path string) {
+	name, adds := strings.CutSuffix(key, "+")
+	if !adds {
+		s.Values[name] = Value{text, path}
+		return
+	}
+	old := s.Values[name]
+	if old.Text != "" {
+		text = old.Text + "," + text
+	}
+	s.Values[name] = Value{text, old.From}
+}
+
 // flagText returns a value in the form of a command line flag.
 func flagText(v any) string {
-	list, ok := v.([]any)
-	if !ok {
-		return fmt.Sprint(v)
+	switch v := v.(type) {
+	case nil:
+		return ""
+	case []any:
+		texts := make([]string, len(v))
+		for i, item := range v {
+			texts[i] = flagText(item)
+		}
+		return strings.Join(texts, ",")
 	}
-	texts := make([]string, len(list))
-	for i, v := range list {
-		texts[i] = fmt.Sprint(v)
-	}
-	return strings.Join(texts, ",")
+	return fmt.Sprint(v)
 }
 
 // arguments returns the flags of a unit's ExecStart=. k3s's installer writes each on a line
