@@ -328,6 +328,14 @@ func TestEvaluateK3s(t *testing.T) {
 		{"open to everybody", nil, overlay, k3s.Settings{Role: k3s.Agent, Values: with(map[string]k3s.Value{"bind-address": {Text: "0.0.0.0", From: file}})}, []string{
 			"warning k3s: bind-address is 0.0.0.0, which is not in the mesh: k3s's ports are open to whoever reaches this host there → write into " + file + ": bind-address: the node's overlay address",
 		}},
+		{"a list that meshd adds to", writes, overlay, k3s.Settings{Role: k3s.Agent, Values: map[string]k3s.Value{"kube-proxy-arg": {Text: "a=b", From: file}}}, nil},
+		{"a list that replaces meshd's", writes, overlay, k3s.Settings{Role: k3s.Agent, Values: map[string]k3s.Value{"kube-proxy-arg": {Text: "a=b", From: own}}}, []string{
+			"warning k3s: kube-proxy-arg in " + own + " replaces what meshd writes: NodePorts are open to whoever reaches this host → write kube-proxy-arg+ there, with a + at the end",
+		}},
+		{"a list on the command line that replaces meshd's", writes, overlay, k3s.Settings{Role: k3s.Agent, Values: map[string]k3s.Value{"kube-proxy-arg": {Text: "a=b", From: unit}}}, []string{
+			"warning k3s: kube-proxy-arg in " + unit + " replaces what meshd writes: NodePorts are open to whoever reaches this host → write --kube-proxy-arg=nodeport-addresses=primary there, too",
+		}},
+		{"a list with other addresses for NodePorts", writes, overlay, k3s.Settings{Role: k3s.Agent, Values: map[string]k3s.Value{"kube-proxy-arg": {Text: "nodeport-addresses=192.0.2.0/24", From: own}}}, nil},
 		{"without kube-proxy", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"disable-kube-proxy": {Text: "true", From: file}})}, []string{
 			"warning k3s: disable-kube-proxy is set in " + file + ": Services work only if something else forwards to their pods → remove it, unless you run such a program",
 		}},

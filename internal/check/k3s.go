@@ -33,6 +33,7 @@ func (f Facts) k3s(cfg config.Config) []Finding {
 	c.nodeIP(cfg, f.Overlay)
 	c.names(cfg)
 	c.listening(cfg)
+	c.nodePorts(f.Overlay)
 	if role == k3s.Server || role == k3s.Unknown && f.K3s.Values["flannel-backend"].Text != "" {
 		c.server(cfg)
 		c.certificate(f.K3sCert, f.Overlay)
@@ -69,11 +70,11 @@ func (c *k3sChecks) add(level Level, text, advice string) {
 
 // write returns the advice for setting a key to a value.
 func (c *k3sChecks) write(key, value string) string {
-	v, set := c.settings.Values[key]
+	v := c.settings.Values[key]
 	switch {
-	case set && strings.HasSuffix(v.From, ".service"):
+	case strings.HasSuffix(v.From, ".service"):
 		return fmt.Sprintf("write --%s=%s into %s", key, value, v.From)
-	case set && v.From != k3s.DropIn:
+	case v.From != "" && v.From != k3s.DropIn:
 		return fmt.Sprintf("write into %s: %s: %s", v.From, key, value)
 	case c.writes:
 		return "start meshd, which writes it; or write " + key + ": " + value
@@ -114,6 +115,20 @@ func (c *k3sChecks) listening(cfg config.Config) {
 	if v := c.settings.Values["disable-kube-proxy"]; v.Text == "true" || v.Text == "" && v.From != "" {
 		c.add(Warning, fmt.Sprintf("disable-kube-proxy is set in %s: Services work only if something else forwards to their pods", v.From), "remove it, unless you run such a program")
 	}
+}
+
+// nodePorts checks that nobody replaces the list to which meshd adds what closes NodePorts outside of
+// the mesh.
+func (c *k3sChecks) nodePorts(overlay []netip.Addr) {
+	v := c.settings.Values["kube-proxy-arg"]
+	if !c.writes || len(overlay) == 0 || strings.Contains(v.Text, "nodeport-addresses=") {
+		return
+	}
+	advice := "write kube-proxy-arg+ there, with a + at the end"
+	if strings.HasSuffix(v.From, ".service") {
+		advice = "write --kube-proxy-arg=nodeport-addresses=primary there, too"
+	}
+	c.add(Warning, fmt.Sprintf("kube-proxy-arg in %s replaces what meshd writes: NodePorts are open to whoever reaches this host", v.From), advice)
 }
 
 // agent checks the settings that only agents have.
