@@ -57,6 +57,7 @@ Pods that ran here still have their old addresses and can't be reached. Once mes
 status shows the new ones, delete these pods, so that they are created again:
   kubectl delete pods --all-namespaces --field-selector spec.nodeName=NODE
 If k3s has the former overlay address as node-ip, change it there and restart k3s.
+On a server of k3s, run meshd check before: k3s keeps a certificate for the former one.
 `)
 	return err
 }
