@@ -344,8 +344,15 @@ func TestEvaluateK3s(t *testing.T) {
 			"warning k3s: cluster-dns is 10.43.0.53, and cluster.dns.address is 10.43.0.10: laptops with meshd connect look up Services in vain → write into " + file + ": cluster-dns: 10.43.0.10",
 			"warning k3s: cluster-domain is corp.example, and cluster.dns.domain is cluster.local: laptops with meshd connect look up Services in vain → write into " + file + ": cluster-domain: cluster.local",
 		}},
+		{"a resolver in both families", []string{"cluster: {dns: {address: 10.43.0.10}}"}, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"cluster-dns": {Text: "10.43.0.10,fd43::a", From: file}})}, nil},
+		{"another domain than k3s's own", []string{"cluster: {dns: {domain: corp.example}}"}, overlay, k3s.Settings{Role: k3s.Server, Values: good}, []string{
+			"warning k3s: cluster-domain is cluster.local, and cluster.dns.domain is corp.example: laptops with meshd connect look up Services in vain → write into " + own + ": cluster-domain: corp.example; or set k3s.write-config to true",
+		}},
+		{"a second server that joins outside of the mesh", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"server": {Text: "https://192.0.2.1:6443", From: file}})}, []string{
+			"warning k3s: server is https://192.0.2.1:6443 in " + file + ", which is not in the mesh: that port has to be open, and k3s needs it to start here → write https://ADDRESS:6443 there, with the server's overlay address",
+		}},
 		{"a server outside of the mesh", nil, overlay, k3s.Settings{Role: k3s.Agent, Values: with(map[string]k3s.Value{"server": {Text: "https://192.0.2.1:6443", From: file}})}, []string{
-			"warning k3s: server is https://192.0.2.1:6443 in " + file + ", which is not in the mesh: that port has to be open, and this agent needs it to start → write https://ADDRESS:6443 there, with the server's overlay address",
+			"warning k3s: server is https://192.0.2.1:6443 in " + file + ", which is not in the mesh: that port has to be open, and k3s needs it to start here → write https://ADDRESS:6443 there, with the server's overlay address",
 		}},
 		{"a server in the mesh", nil, overlay, k3s.Settings{Role: k3s.Agent, Values: with(map[string]k3s.Value{"server": {Text: "https://10.4.0.7:6443", From: file}})}, nil},
 	} {

@@ -34,12 +34,10 @@ func (f Facts) k3s(cfg config.Config) []Finding {
 	c.names(cfg)
 	c.listening(cfg)
 	c.nodePorts(f.Overlay)
+	c.joined(cfg)
 	if role == k3s.Server || role == k3s.Unknown && f.K3s.Values["flannel-backend"].Text != "" {
 		c.server(cfg)
 		c.certificate(f.K3sCert, f.Overlay)
-	}
-	if role == k3s.Agent {
-		c.agent(cfg)
 	}
 	if c.out == nil {
 		return ok(what3s, "its settings fit the mesh")
@@ -131,15 +129,15 @@ func (c *k3sChecks) nodePorts(overlay []netip.Addr) {
 	c.add(Warning, fmt.Sprintf("kube-proxy-arg in %s replaces what meshd writes: NodePorts are open to whoever reaches this host", v.From), advice)
 }
 
-// agent checks the settings that only agents have.
-func (c *k3sChecks) agent(cfg config.Config) {
+// joined checks where agents, and servers other than the first, find the cluster.
+func (c *k3sChecks) joined(cfg config.Config) {
 	v := c.settings.Values["server"]
 	u, err := url.Parse(v.Text)
 	if err != nil {
 		return // k3s says so
 	}
 	if _, err := netip.ParseAddr(u.Hostname()); err == nil && !allWithin(u.Hostname(), cfg.Cluster.Overlay) {
-		c.add(Warning, fmt.Sprintf("server is %s in %s, which is not in the mesh: that port has to be open, and this agent needs it to start", v.Text, v.From),
+		c.add(Warning, fmt.Sprintf("server is %s in %s, which is not in the mesh: that port has to be open, and k3s needs it to start here", v.Text, v.From),
 			"write https://ADDRESS:"+cmp.Or(u.Port(), "6443")+" there, with the server's overlay address")
 	}
 }
@@ -159,6 +157,7 @@ var defaults3s = map[string]string{
 	"flannel-backend": "vxlan",
 	"cluster-cidr":    "10.42.0.0/16",
 	"service-cidr":    "10.43.0.0/16",
+	"cluster-domain":  "cluster.local",
 }
 
 // server checks the settings that only servers have.
@@ -168,10 +167,7 @@ func (c *k3sChecks) server(cfg config.Config) {
 		{"cluster-cidr", list(cfg.Cluster.Pods), "cluster.pods"},
 		{"service-cidr", list(cfg.Cluster.Services), "cluster.services"},
 	} {
-		got := c.settings.Values[want.key].Text
-		if got == "" {
-			got = defaults3s[want.key]
-		}
+		got := cmp.Or(c.settings.Values[want.key].Text, defaults3s[want.key])
 		if !sameList(got, want.value) {
 			c.add(Error, fmt.Sprintf("%s is %s, but must be %s (%s)", want.key, got, want.value, want.why), c.write(want.key, want.value))
 		}
@@ -180,8 +176,9 @@ func (c *k3sChecks) server(cfg config.Config) {
 		{"cluster-dns", dnsAddress(cfg), "cluster.dns.address"},
 		{"cluster-domain", cfg.Cluster.DNS.Domain, "cluster.dns.domain"},
 	} {
-		if v := c.settings.Values[dns.key]; v.Text != "" && dns.value != "" && v.Text != dns.value {
-			c.add(Warning, fmt.Sprintf("%s is %s, and %s is %s: laptops with meshd connect look up Services in vain", dns.key, v.Text, dns.ours, dns.value), c.write(dns.key, dns.value))
+		got := cmp.Or(c.settings.Values[dns.key].Text, defaults3s[dns.key])
+		if got != "" && dns.value != "" && !slices.Contains(strings.Split(got, ","), dns.value) {
+			c.add(Warning, fmt.Sprintf("%s is %s, and %s is %s: laptops with meshd connect look up Services in vain", dns.key, got, dns.ours, dns.value), c.write(dns.key, dns.value))
 		}
 	}
 	advertise := c.settings.Values["advertise-address"]

@@ -254,7 +254,7 @@ func TestLists(t *testing.T) {
 		{"added to and set in one file", map[string]string{configFile: "kube-proxy-arg+: a\nkube-proxy-arg: b\n"}, "b", "b," + ours},
 		{"both endings", map[string]string{dir + "05.yml": "kube-proxy-arg: a\n", dir + "20.YAML": "kube-proxy-arg+: b\n", dir + "06.yaml": "kube-proxy-arg+: c\n"}, "a,c,b", "a,c,b," + ours},
 		{"other files", map[string]string{dir + "20.txt": "kube-proxy-arg: a\n", dir + "20.yaml/a.yaml": "kube-proxy-arg: b\n"}, "", ours},
-		{"empty", map[string]string{configFile: "kube-proxy-arg:\n", dir + "20.yaml": "", dir + "30.yaml": "kube-proxy-arg+: a\n"}, "a", "a," + ours},
+		{"empty", map[string]string{configFile: "kube-proxy-arg:\n", dir + "20.yaml": "", dir + "25.yaml": "---\n# none\n", dir + "30.yaml": "kube-proxy-arg+: a\n"}, "a", "a," + ours},
 		{"nothing but empty", map[string]string{configFile: "kube-proxy-arg:\n"}, "", ours},
 		{"our file", map[string]string{DropIn: "kube-proxy-arg+: " + ours + "\n", dir + "20.yaml": "kube-proxy-arg+: a\n"}, ours + ",a", ours + ",a"},
 	} {
@@ -274,19 +274,22 @@ func TestLists(t *testing.T) {
 	}
 }
 
-func TestServerOfAgent(t *testing.T) {
-	root := t.TempDir()
-	put(t, root, units[Agent], "[Service]\nExecStart=/usr/local/bin/k3s agent\n")
-	put(t, root, environmentFile, "K3S_TOKEN='t'\nK3S_URL='https://192.0.2.1:6443'\n")
-	server := func(want Value) {
-		t.Helper()
-		if s, err := ReadSettings(root); err != nil || s.Values["server"] != want {
-			t.Errorf("got %v, %v, want %v", s.Values["server"], err, want)
+// TestServer has agents, and servers other than the first, be told which server to join.
+func TestServer(t *testing.T) {
+	for _, role := range []Role{Agent, Server} {
+		root := t.TempDir()
+		put(t, root, units[role], "[Service]\nExecStart=/usr/local/bin/k3s "+string(role)+"\n")
+		put(t, root, environmentFile(role), "K3S_TOKEN='t'\nK3S_URL='https://192.0.2.1:6443'\n")
+		server := func(want Value) {
+			t.Helper()
+			if s, err := ReadSettings(root); err != nil || s.Values["server"] != want {
+				t.Errorf("%s: got %v, %v, want %v", role, s.Values["server"], err, want)
+			}
 		}
+		server(Value{"https://192.0.2.1:6443", environmentFile(role)})
+		put(t, root, configFile, "server: https://10.4.0.1:6443\n")
+		server(Value{"https://10.4.0.1:6443", configFile})
 	}
-	server(Value{"https://192.0.2.1:6443", environmentFile})
-	put(t, root, configFile, "server: https://10.4.0.1:6443\n")
-	server(Value{"https://10.4.0.1:6443", configFile})
 }
 
 func TestReadCertificate(t *testing.T) {

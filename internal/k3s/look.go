@@ -69,26 +69,26 @@ func dropIns(root string) ([]string, error) {
 	return paths, nil
 }
 
-// environmentFile is where k3s's installer writes the variables of an agent's unit.
-const environmentFile = "/etc/systemd/system/k3s-agent.service.env"
-
-// readEnvironment reads the address of an agent's server from its environment, which counts if no
-// file and no flag has it.
+// readEnvironment reads the address of the server to join from the file in which k3s's installer
+// writes the variables of a unit. It counts if no file and no flag has it.
 func (s Settings) readEnvironment(root string) error {
-	if _, ok := s.Values["server"]; ok || s.Role != Agent {
+	if _, ok := s.Values["server"]; ok {
 		return nil
 	}
-	text, err := os.ReadFile(filepath.Join(root, environmentFile))
+	path := environmentFile(s.Role)
+	text, err := os.ReadFile(filepath.Join(root, path))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read k3s's environment: %w", err)
 	}
 	for line := range strings.Lines(string(text)) {
 		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "K3S_URL="); ok {
-			s.Values["server"] = Value{unquote(value), environmentFile}
+			s.Values["server"] = Value{unquote(value), path}
 		}
 	}
 	return nil
 }
+
+func environmentFile(r Role) string { return units[r] + ".env" }
 
 // readFile adds the settings of a file, if there is one. They count in the order in which they are
 // written, as one file may have a key with and without +.
@@ -104,8 +104,8 @@ func (s Settings) readFile(root, path string) error {
 	if err := yaml.Unmarshal(text, &doc); err != nil {
 		return err
 	}
-	if len(doc.Content) == 0 {
-		return nil // an empty file
+	if len(doc.Content) == 0 || doc.Content[0].ShortTag() == "!!null" {
+		return nil // a file without any settings
 	}
 	if doc.Content[0].Kind != yaml.MappingNode {
 		return errors.New("it has no keys")
