@@ -322,6 +322,19 @@ func TestEvaluateK3s(t *testing.T) {
 		{"external address", nil, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"node-external-ip": {Text: "192.0.2.1", From: file}})}, []string{
 			"error k3s: node-external-ip is set without advertise-address, and pulls the agents out of the mesh → write into " + own + ": advertise-address: the node's overlay address; or set k3s.write-config to true",
 		}},
+		{"etcd in several places", []string{"k3s: {write-config: true, etcd: wan}"}, overlay, k3s.Settings{Role: k3s.Server}, nil},
+		{"etcd in several places, nothing writes it", []string{"k3s: {etcd: wan}"}, overlay, k3s.Settings{Role: k3s.Server, Values: good}, []string{
+			`warning k3s: k3s.etcd is wan, but etcd-arg is "", without heartbeat-interval=250 and election-timeout=4750 → write into ` + own +
+				": etcd-arg+: [heartbeat-interval=250, election-timeout=4750]; or set k3s.write-config to true",
+		}},
+		{"etcd in several places, replaced by a later file", []string{"k3s: {write-config: true, etcd: wan}"}, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"etcd-arg": {Text: "snapshot-count=1", From: own}})}, []string{
+			`warning k3s: k3s.etcd is wan, but etcd-arg is "snapshot-count=1", without heartbeat-interval=250 and election-timeout=4750 → write into ` + own +
+				": etcd-arg+: [heartbeat-interval=250, election-timeout=4750], with its other entries",
+		}},
+		{"etcd in several places, replaced by the command line", []string{"k3s: {write-config: true, etcd: wan}"}, overlay, k3s.Settings{Role: k3s.Server, Values: with(map[string]k3s.Value{"etcd-arg": {Text: "snapshot-count=1", From: unit}})}, []string{
+			`warning k3s: k3s.etcd is wan, but etcd-arg is "snapshot-count=1", without heartbeat-interval=250 and election-timeout=4750 → write --etcd-arg=heartbeat-interval=250 --etcd-arg=election-timeout=4750 into ` + unit,
+		}},
+		{"an agent with servers in several places", []string{"k3s: {etcd: wan}"}, overlay, k3s.Settings{Role: k3s.Agent, Values: map[string]k3s.Value{"node-ip": good["node-ip"]}}, nil},
 		{"another name", []string{"node: {name: a}"}, overlay, k3s.Settings{Role: k3s.Agent, Values: with(map[string]k3s.Value{"node-name": {Text: "b", From: file}})}, []string{
 			"warning k3s: node-name is b, and node.name is a: meshd and kubectl call this host by different names → write into " + file + ": node-name: a",
 		}},

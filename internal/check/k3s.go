@@ -24,7 +24,7 @@ func (f Facts) k3s(cfg config.Config) []Finding {
 	}
 	role := cmpRole(cfg.K3s.Role, s.Role)
 	if cfg.K3s.WriteConfig {
-		s = s.With(k3s.Wanted{Role: role, Overlay: f.Overlay, Zone: cfg.Node.Location, Cluster: cfg.Cluster})
+		s = s.With(k3s.Wanted{Role: role, Overlay: f.Overlay, Zone: cfg.Node.Location, Etcd: cfg.K3s.Etcd, Cluster: cfg.Cluster})
 	}
 	c := k3sChecks{settings: s, writes: cfg.K3s.WriteConfig}
 	if role == k3s.Unknown && cfg.K3s.WriteConfig {
@@ -37,6 +37,7 @@ func (f Facts) k3s(cfg config.Config) []Finding {
 	c.joined(cfg)
 	if role == k3s.Server || role == k3s.Unknown && f.K3s.Values["flannel-backend"].Text != "" {
 		c.server(cfg)
+		c.etcdArgs(cfg)
 		c.certificate(f.K3sCert, f.Overlay)
 	}
 	if c.out == nil {

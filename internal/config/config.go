@@ -147,6 +147,7 @@ type CNI struct {
 type K3s struct {
 	WriteConfig bool   // write the drop-in that makes k3s use the mesh
 	Role        string // RoleAuto | RoleServer | RoleAgent
+	Etcd        mesh.EtcdTimings
 }
 
 // Values of k3s.role: the role of k3s on this host.
@@ -206,7 +207,7 @@ func defaults() Config {
 			PluginSource: "/usr/lib/cni",
 			Bridge:       "kube-bridge",
 		},
-		K3s:     K3s{Role: RoleAuto},
+		K3s:     K3s{Role: RoleAuto, Etcd: mesh.EtcdLAN},
 		Metrics: Metrics{Listen: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 9586)},
 	}
 }

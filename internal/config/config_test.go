@@ -40,7 +40,7 @@ func defaults() config.Config {
 		Gossip:    config.Gossip{Bind: netip.AddrPortFrom(netip.Addr{}, 7946)},
 		Probe:     config.Probe{Interval: 250 * time.Millisecond, Misses: 4},
 		CNI:       config.CNI{Enabled: true, ConfDir: "/etc/cni/net.d", BinDir: "/opt/cni/bin", PluginSource: "/usr/lib/cni", Bridge: "kube-bridge"},
-		K3s:       config.K3s{Role: "auto"},
+		K3s:       config.K3s{Role: "auto", Etcd: "lan"},
 		Metrics:   config.Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9586")},
 
 		ForgetAfter: 720 * time.Hour,
@@ -175,7 +175,7 @@ cluster: {overlay: ["fd00:4::/112"], pods: ["fd00:42::/56"], services: ["fd00:43
 		{"metrics elsewhere", "metrics: {listen: \"[::]:80\"}", func(c *config.Config) {
 			c.Metrics.Listen = netip.MustParseAddrPort("[::]:80")
 		}},
-		{"k3s", "k3s: {write-config: true, role: agent}", func(c *config.Config) { c.K3s = config.K3s{WriteConfig: true, Role: "agent"} }},
+		{"k3s", "k3s: {write-config: true, role: server, etcd: wan}", func(c *config.Config) { c.K3s = config.K3s{WriteConfig: true, Role: "server", Etcd: "wan"} }},
 		{"no metrics", "metrics: {listen: \"\"}", func(c *config.Config) { c.Metrics.Listen = netip.AddrPort{} }},
 	}
 	for _, tt := range tests {

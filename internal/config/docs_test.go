@@ -96,7 +96,7 @@ func TestManualHasEveryKey(t *testing.T) {
 func TestExamples(t *testing.T) {
 	block := regexp.MustCompile("(?s)```yaml\n(.*?)\n *```")
 	indent := regexp.MustCompile("(?m)^   ")
-	ours := regexp.MustCompile("^(secret-file|join|node|cluster|wireguard|gossip|relay|probe|cni):")
+	ours := regexp.MustCompile("^(secret-file|join|node|cluster|wireguard|gossip|relay|probe|cni|k3s):")
 	for _, path := range pages {
 		parsed := 0
 		for _, m := range block.FindAllSubmatch(read(t, path), -1) {

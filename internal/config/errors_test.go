@@ -125,9 +125,10 @@ var badFiles = []struct {
 		"4: node: is here a second time, after line 2: keep one of the two",
 		"5: secret-file: is here a second time, after line 1: keep one of the two",
 	}},
-	{"k3s", false, "k3s: {write-config: yes, role: master}\n", []string{
+	{"k3s", false, "k3s: {write-config: yes, role: master, etcd: fast}\n", []string{
 		`2: k3s.write-config: "yes" is neither true nor false: write true or false`,
 		`2: k3s.role: "master" is unknown: write auto, or server, or agent`,
+		`2: k3s.etcd: "fast" is unknown: write lan, or wan`,
 	}},
 	{"nothing like it", false, "zzz: 1\n", []string{
 		"2: zzz: unknown key: known here: secret-file, join, node, cluster, wireguard, gossip, relay, probe, cni, k3s, metrics",

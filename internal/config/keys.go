@@ -129,6 +129,7 @@ var keys = []key{
 
 	one("k3s.write-config", func(c *Config) *bool { return &c.K3s.WriteConfig }, boolean),
 	one("k3s.role", func(c *Config) *string { return &c.K3s.Role }, choice(RoleAuto, RoleServer, RoleAgent)),
+	one("k3s.etcd", func(c *Config) *mesh.EtcdTimings { return &c.K3s.Etcd }, choice(mesh.EtcdLAN, mesh.EtcdWAN)),
 
 	one("metrics.listen", func(c *Config) *netip.AddrPort { return &c.Metrics.Listen }, listen),
 }

@@ -27,13 +27,13 @@ wireguard: {mtu: 1400}
 gossip: {advertise: b}
 relay: {max-rate: 10000}
 probe: {interval: 1s, misses: 3}
-k3s: {write-config: true, role: server}
+k3s: {write-config: true, role: server, etcd: wan}
 metrics: {listen: ""}
 `,
 			[]string{
 				"join", "node.location", "node.endpoint", "node.internal-ip", "node.gateway", "node.encryption", "node.relay", "node.port-mapping", "node.keepalive", "node.pod-cidr", "node.allowed-location-ips",
 				"cluster.generation", "cluster.trust", "cluster.trusted", "cluster.mode", "cluster.encapsulation", "cluster.gateways", "cluster.forget-after",
-				"cluster.services", "cluster.dns.address", "wireguard.mtu", "gossip.advertise", "relay.max-rate", "probe.interval", "probe.misses", "k3s.write-config", "k3s.role", "metrics.listen",
+				"cluster.services", "cluster.dns.address", "wireguard.mtu", "gossip.advertise", "relay.max-rate", "probe.interval", "probe.misses", "k3s.write-config", "k3s.role", "k3s.etcd", "metrics.listen",
 			},
 			nil,
 		},

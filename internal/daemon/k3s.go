@@ -20,7 +20,7 @@ func k3sWanted(t turn) (k3s.Wanted, bool) {
 	if t.cfg.K3s.Role == config.RoleAuto {
 		role = k3s.RoleOf("/")
 	}
-	w := k3s.Wanted{Role: role, Overlay: t.wanted.Topology.Addresses, Zone: t.cfg.Node.Location, Cluster: t.cfg.Cluster}
+	w := k3s.Wanted{Role: role, Overlay: t.wanted.Topology.Addresses, Zone: t.cfg.Node.Location, Etcd: t.cfg.K3s.Etcd, Cluster: t.cfg.Cluster}
 	return w, t.cfg.K3s.WriteConfig && len(w.Overlay) > 0
 }
 

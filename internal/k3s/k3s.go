@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/meshd/meshd/internal/atomicfile"
@@ -56,6 +57,7 @@ type Wanted struct {
 	Role    Role
 	Overlay []netip.Addr // this node's addresses, one per family; empty while they are not known
 	Zone    string       // the node's location; "" for none
+	Etcd    mesh.EtcdTimings
 	Cluster mesh.Cluster
 }
 
@@ -72,13 +74,26 @@ func render(w Wanted) []byte {
 	fmt.Fprintf(&b, "%s, because k3s.write-config is true in /etc/meshd.yaml.\n", mark)
 	fmt.Fprintln(&b, "# What is changed here is lost; files with higher names count more.")
 	for _, s := range settings(w) {
-		fmt.Fprintf(&b, "%s: %q\n", s.key, s.value)
+		if strings.HasSuffix(s.key, "+") {
+			fmt.Fprintf(&b, "%s: [%s]\n", s.key, quoted(s.value))
+		} else {
+			fmt.Fprintf(&b, "%s: %q\n", s.key, s.value)
+		}
 	}
 	return b.Bytes()
 }
 
+// quoted returns the values of a list as elements of a list in YAML.
+func quoted(value string) string {
+	values := strings.Split(value, ",")
+	for i, v := range values {
+		values[i] = strconv.Quote(v)
+	}
+	return strings.Join(values, ", ")
+}
+
 // setting is a key of k3s's configuration and its value. A key that ends in + adds to a list, so
-// that what other files have in it stays.
+// that what other files have in it stays; its values are separated by commas.
 type setting struct{ key, value string }
 
 // settings returns the settings that follow from the mesh.
@@ -106,7 +121,11 @@ func settings(w Wanted) []setting {
 	if w.Cluster.DNS.Address.IsValid() {
 		all = append(all, setting{"cluster-dns", w.Cluster.DNS.Address.String()})
 	}
-	return append(all, setting{"cluster-domain", w.Cluster.DNS.Domain})
+	all = append(all, setting{"cluster-domain", w.Cluster.DNS.Domain})
+	if args := EtcdArgs(w.Etcd); args != nil {
+		all = append(all, setting{"etcd-arg+", strings.Join(args, ",")})
+	}
+	return all
 }
 
 func join[T fmt.Stringer](list []T) string {
@@ -198,12 +217,18 @@ func (s Settings) With(w Wanted) Settings {
 	for _, ours := range settings(w) {
 		key, adds := strings.CutSuffix(ours.key, "+")
 		old := s.Values[key]
-		written := adds && slices.Contains(strings.Split(old.Text, ","), ours.value)
+		written := adds && old.Has(strings.Split(ours.value, ",")...)
 		if !written && overridden(old.From) {
 			with.set(ours.key, ours.value, DropIn)
 		}
 	}
 	return with
+}
+
+// Has reports whether all these are among the values.
+func (v Value) Has(values ...string) bool {
+	all := strings.Split(v.Text, ",")
+	return !slices.ContainsFunc(values, func(value string) bool { return !slices.Contains(all, value) })
 }
 
 // overridden reports whether our file counts more than the one that sets a value; "" if none does.

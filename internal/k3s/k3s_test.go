@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -42,15 +43,17 @@ func TestRender(t *testing.T) {
 		"# What is changed here is lost; files with higher names count more.\n"
 	const host = head + `node-ip: "10.4.0.1,fd04::1"
 bind-address: "10.4.0.1"
-kube-proxy-arg+: "nodeport-addresses=primary"
+kube-proxy-arg+: ["nodeport-addresses=primary"]
 `
-	const zone = `node-label+: "topology.kubernetes.io/zone=aws"
+	const zone = `node-label+: ["topology.kubernetes.io/zone=aws"]
 `
 	const cluster = `flannel-backend: "none"
 cluster-cidr: "10.42.0.0/16,fd42::/48"
 service-cidr: "10.43.0.0/16,fd43::/112"
 cluster-dns: "10.43.0.10"
 cluster-domain: "cluster.local"
+`
+	const wan = `etcd-arg+: ["heartbeat-interval=250", "election-timeout=4750"]
 `
 	const advertise = "advertise-address: \"10.4.0.1\"\n"
 	for _, tt := range []struct {
@@ -63,6 +66,9 @@ cluster-domain: "cluster.local"
 		{"server", wanted(Server), host + advertise + cluster},
 		{"agent in a location", wanted(Agent).in("aws"), host + zone},
 		{"server in a location", wanted(Server).in("aws"), host + zone + advertise + cluster},
+		{"server with others in several places", wanted(Server).withEtcd(mesh.EtcdWAN), host + advertise + cluster + wan},
+		{"server with others nearby", wanted(Server).withEtcd(mesh.EtcdLAN), host + advertise + cluster},
+		{"agent of theirs", wanted(Agent).withEtcd(mesh.EtcdWAN), host},
 		{"server whose address is not known", Wanted{Role: Server, Cluster: wanted(Server).Cluster}, head + cluster},
 	} {
 		if diff := cmp.Diff(tt.want, string(render(tt.w))); diff != "" {
@@ -75,6 +81,24 @@ cluster-domain: "cluster.local"
 func (w Wanted) in(location string) Wanted {
 	w.Zone = location
 	return w
+}
+
+// withEtcd returns what is wanted with these timings.
+func (w Wanted) withEtcd(t mesh.EtcdTimings) Wanted {
+	w.Etcd = t
+	return w
+}
+
+// TestEtcdArgs keeps the timings within what etcd accepts (tuning, in its documentation), and
+// within the time that Kubernetes can do without.
+func TestEtcdArgs(t *testing.T) {
+	if wanElection < 10*wanHeartbeat || wanElection > 50*time.Second || wanElection%wanHeartbeat != 0 {
+		t.Errorf("heartbeat %v and election %v: got no ten to a timeout, or parts of one", wanHeartbeat, wanElection)
+	}
+	const roundTrips = 4 * 80 * time.Millisecond
+	if latest := 2*wanElection - wanHeartbeat + roundTrips; latest >= 10*time.Second {
+		t.Errorf("the last that an election may end: got %v, want less than 10 s", latest)
+	}
 }
 
 // put writes a file below root.
@@ -227,6 +251,21 @@ func TestLook(t *testing.T) {
 	lists := Settings{Role: Agent, Values: map[string]Value{"kube-proxy-arg": {"a=b", configFile}, "node-label": {"c=d", units[Agent]}}}.With(wanted(Agent).in("aws")).Values
 	if got, want := lists["kube-proxy-arg"], (Value{"a=b,nodeport-addresses=primary", configFile}); got != want {
 		t.Errorf("a list in k3s's own file with our file: got %v, want %v", got, want)
+	}
+	const argument, ours = "quota-backend-bytes=1", "heartbeat-interval=250,election-timeout=4750"
+	for from, want := range map[string]Value{
+		configFile:    {argument + "," + ours, configFile},
+		late:          {argument, late},
+		units[Server]: {argument, units[Server]},
+	} {
+		own := Settings{Role: Server, Values: map[string]Value{"etcd-arg": {argument, from}}}
+		with := own.With(wanted(Server).withEtcd(mesh.EtcdWAN))
+		if got := with.Values["etcd-arg"]; got != want {
+			t.Errorf("a list in %s with our file: got %v, want %v", from, got, want)
+		}
+		if diff := cmp.Diff(with, with.With(wanted(Server).withEtcd(mesh.EtcdWAN))); diff != "" {
+			t.Errorf("a list in %s with our file again (-want +got):\n%s", from, diff)
+		}
 	}
 	for _, text := range []string{"node-ip: [\n", "- node-ip\n"} {
 		put(t, root, late, text)

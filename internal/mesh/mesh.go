@@ -174,6 +174,15 @@ const (
 	GatewayNever  GatewayPreference = "never"
 )
 
+// EtcdTimings are the timings of etcd on a server of k3s.
+type EtcdTimings string
+
+// The values, as they are written in the configuration.
+const (
+	EtcdLAN EtcdTimings = "lan" // k3s's own
+	EtcdWAN EtcdTimings = "wan" // for servers in several places
+)
+
 // GatewayTerm is a node's term as one of its location's gateways. It keeps a newcomer from
 // replacing a gateway that works. A gateway that was replaced keeps its tunnels until its
 // term ends, so packets that are still on their way through it arrive, and its own
