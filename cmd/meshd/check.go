@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/meshd/meshd/internal/check"
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/control"
 )
 
 // checkTimeout bounds the time for reading the host's state.
@@ -42,19 +44,7 @@ The exit code is 1 if it found an error, and 2 if the configuration can't be rea
 			ctx, cancel := context.WithTimeout(cmd.Context(), checkTimeout)
 			defer cancel()
 			if s, err := p.client().Status(ctx); err == nil {
-				o.Running, o.Nodes, o.Overlay = true, len(s.Peers)+1, s.Node.Overlay
-				for _, i := range s.Node.InternalIPs {
-					o.InternalIPs = append(o.InternalIPs, i.Address)
-				}
-				for _, peer := range s.Peers {
-					o.Endpoints = append(o.Endpoints, peer.Candidates...)
-					if peer.Endpoint.IsValid() {
-						o.Endpoints = append(o.Endpoints, peer.Endpoint)
-					}
-					if peer.LANAddress.IsValid() {
-						o.Neighbors = append(o.Neighbors, peer.LANAddress)
-					}
-				}
+				addStatus(&o, s)
 			}
 			r := report{check.Evaluate(cfg, check.ReadFacts(ctx, cfg, o))}
 			if err := out.print(cmd.OutOrStdout(), r, r.print); err != nil {
@@ -65,6 +55,27 @@ The exit code is 1 if it found an error, and 2 if the configuration can't be rea
 	}
 	out.register(cmd)
 	return cmd
+}
+
+// addStatus adds what the daemon knows.
+func addStatus(o *check.Options, s control.Status) {
+	o.Running, o.Nodes, o.Overlay = true, len(s.Peers)+1, s.Node.Overlay
+	for _, i := range s.Node.InternalIPs {
+		o.InternalIPs = append(o.InternalIPs, i.Address)
+	}
+	for _, peer := range s.Peers {
+		o.Endpoints = append(o.Endpoints, peer.Candidates...)
+		if peer.Endpoint.IsValid() {
+			o.Endpoints = append(o.Endpoints, peer.Endpoint)
+		}
+		if peer.LANAddress.IsValid() {
+			o.Neighbors = append(o.Neighbors, peer.LANAddress)
+		}
+		if peer.Etcd != "" {
+			// Etcd goes along the route. Where that is not measured, the path and gossip are about as long.
+			o.Members = append(o.Members, check.Member{Node: peer.Name, Timings: peer.Etcd, RTT: cmp.Or(peer.Route.RTT, peer.Path.RTT, peer.RTT)})
+		}
+	}
 }
 
 // report is the result of a check.

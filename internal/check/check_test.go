@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -373,6 +374,39 @@ func TestEvaluateK3s(t *testing.T) {
 			f := healthy()
 			f.K3s, f.Overlay = tt.settings, tt.overlay
 			if diff := cmp.Diff(tt.want, bad(Evaluate(parse(t, tt.config...), f))); diff != "" {
+				t.Errorf("findings (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestEvaluateEtcd has a server of k3s know of others.
+func TestEvaluateEtcd(t *testing.T) {
+	const ms = time.Millisecond
+	const restart = "reload meshd there, and restart k3s, one server after the other"
+	far := "warning k3s: the server c answers after 84ms, and k3s.etcd is lan: when a place is lost, k3s may restart on the other servers, too → set k3s.etcd to wan on all servers, " + restart
+	for _, tt := range []struct {
+		name    string
+		role    k3s.Role
+		etcd    string
+		values  map[string]k3s.Value
+		members []Member
+		want    []string
+	}{
+		{"nearby", k3s.Server, "lan", nil, []Member{{"b", "lan", 30 * ms}, {"c", "lan", 0}}, nil},
+		{"far away", k3s.Server, "lan", nil, []Member{{"b", "lan", 31 * ms}, {"c", "lan", 84 * ms}}, []string{far}},
+		{"far away, as configured", k3s.Server, "wan", nil, []Member{{"b", "wan", 31 * ms}, {"c", "wan", 84 * ms}}, nil},
+		{"far away, with timings of somebody's own", k3s.Server, "lan", map[string]k3s.Value{"etcd-arg": {Text: "election-timeout=4000", From: "/etc/rancher/k3s/config.yaml"}}, []Member{{"b", "lan", 84 * ms}}, nil},
+		{"not a server", k3s.Agent, "lan", nil, []Member{{"b", "lan", 84 * ms}}, nil},
+		{"with a database elsewhere", k3s.Server, "lan", map[string]k3s.Value{"datastore-endpoint": {Text: "postgres://db.example.com/k3s", From: "/etc/rancher/k3s/config.yaml"}}, []Member{{"b", "wan", 84 * ms}}, nil},
+		{"others differ", k3s.Server, "wan", nil, []Member{{"b", "lan", 84 * ms}, {"c", "wan", 84 * ms}, {"d", "lan", 0}}, []string{
+			"warning k3s: k3s.etcd is wan here, and lan on b, lan on d: servers with shorter timings disturb the others by elections → write the same into /etc/meshd.yaml on all servers, " + restart,
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := healthy()
+			f.K3s, f.Overlay, f.Members = k3s.Settings{Role: tt.role, Values: tt.values}, []netip.Addr{netip.MustParseAddr("10.4.0.1")}, tt.members
+			if diff := cmp.Diff(tt.want, bad(Evaluate(parse(t, "k3s: {write-config: true, etcd: "+tt.etcd+"}"), f))); diff != "" {
 				t.Errorf("findings (-want +got):\n%s", diff)
 			}
 		})

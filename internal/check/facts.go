@@ -5,9 +5,11 @@ package check
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/k3s"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/filter"
 	"github.com/meshd/meshd/internal/state"
@@ -39,11 +41,19 @@ type Facts struct {
 	InternalIPs   []netip.Prefix   // this node's, if the daemon was asked
 	Endpoints     []netip.AddrPort // of this node's peers, if the daemon was asked
 	Neighbors     []netip.Addr     // nodes reached over the LAN, if the daemon was asked
+	Members       []Member         // of etcd on other nodes, if the daemon was asked
 	ClockRead     bool
 	ClockSynced   bool
 	Reach         []Reach
 
 	Unread []Unread
+}
+
+// Member is a member of etcd on another node.
+type Member struct {
+	Node    string
+	Timings mesh.EtcdTimings // as configured there
+	RTT     time.Duration    // to the node; 0 if it is not known
 }
 
 // Unread is something that could not be read.

@@ -37,7 +37,7 @@ func (f Facts) k3s(cfg config.Config) []Finding {
 	c.joined(cfg)
 	if role == k3s.Server || role == k3s.Unknown && f.K3s.Values["flannel-backend"].Text != "" {
 		c.server(cfg)
-		c.etcdArgs(cfg)
+		c.etcd(cfg, f.Members)
 		c.certificate(f.K3sCert, f.Overlay)
 	}
 	if c.out == nil {

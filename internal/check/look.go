@@ -28,6 +28,7 @@ type Options struct {
 	InternalIPs []netip.Prefix
 	Endpoints   []netip.AddrPort // of this node's peers, from the daemon
 	Neighbors   []netip.Addr     // internal IPs of the nodes reached over the LAN, from the daemon
+	Members     []Member         // of etcd on other nodes, from the daemon
 	Nodes       int              // how many nodes the daemon knows, including its own
 	Config      []error          // errors of config.Load about files that the configuration names
 }
@@ -35,7 +36,7 @@ type Options struct {
 // ReadFacts reads the facts. It leaves no changes, except that the kernel may load a module; it
 // binds ports only for a moment. What can't be read is in Facts.Unread.
 func ReadFacts(ctx context.Context, cfg config.Config, o Options) Facts {
-	f := Facts{Root: os.Geteuid() == 0, Running: o.Running, Nodes: o.Nodes, Overlay: o.Overlay, InternalIPs: o.InternalIPs, Endpoints: o.Endpoints, Neighbors: o.Neighbors, Config: o.Config}
+	f := Facts{Root: os.Geteuid() == 0, Running: o.Running, Nodes: o.Nodes, Overlay: o.Overlay, InternalIPs: o.InternalIPs, Endpoints: o.Endpoints, Neighbors: o.Neighbors, Members: o.Members, Config: o.Config}
 	f.read("permission", func() (err error) { f.Capable, err = capable(); return err })
 	f.lookState(o.StateDir)
 	f.read("links", f.lookLinks)

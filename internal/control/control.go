@@ -124,6 +124,8 @@ type Node struct {
 	NAT       bool           `json:"nat"`
 	Open      bool           `json:"open"` // strangers reach one of the endpoints, as they say
 	Ready     bool           `json:"ready"`
+	// Etcd are the timings of the member of etcd on this host, as configured.
+	Etcd mesh.EtcdTimings `json:"etcd,omitempty"`
 	// Alone means that this is the first node: it knows of no other one, and its join list
 	// names nobody else. JoinAt is what others write into theirs to find it, host:port.
 	Alone  bool     `json:"alone"`
@@ -170,17 +172,19 @@ type Device struct {
 
 // Peer is another node.
 type Peer struct {
-	ID          mesh.ID        `json:"id"`
-	Name        string         `json:"name"`
-	Location    string         `json:"location"`
-	Role        Role           `json:"role"`  // in its location; "" where there are no gateways
-	Alive       bool           `json:"alive"` // according to gossip
-	Open        bool           `json:"open"`  // strangers reach it, as they say
-	Route       Route          `json:"path"`
-	Overlay     []netip.Addr   `json:"overlay"`
-	PodCIDRs    []netip.Prefix `json:"podCIDRs"`
-	InternalIPs []netip.Addr   `json:"internalIPs"` // those reached through the tunnel
-	Endpoint    netip.AddrPort `json:"endpoint"`    // in use; "" for none
+	ID       mesh.ID `json:"id"`
+	Name     string  `json:"name"`
+	Location string  `json:"location"`
+	Role     Role    `json:"role"`  // in its location; "" where there are no gateways
+	Alive    bool    `json:"alive"` // according to gossip
+	Open     bool    `json:"open"`  // strangers reach it, as they say
+	Route    Route   `json:"path"`
+	// Etcd are the timings of the member of etcd on it, as configured there.
+	Etcd        mesh.EtcdTimings `json:"etcd,omitempty"`
+	Overlay     []netip.Addr     `json:"overlay"`
+	PodCIDRs    []netip.Prefix   `json:"podCIDRs"`
+	InternalIPs []netip.Addr     `json:"internalIPs"` // those reached through the tunnel
+	Endpoint    netip.AddrPort   `json:"endpoint"`    // in use; "" for none
 	// Path is how packets of the tunnel to it travel; its Kind is "" for a node without a
 	// tunnel to this one.
 	Path Path `json:"underlay"`

@@ -149,6 +149,8 @@ type services interface {
 	ApplyCNI([]cni.Change) error
 	PodAddresses(podCIDRs []netip.Prefix) ([]netip.Addr, error)
 	WriteK3s(k3s.Wanted) (changed bool, err error)
+	// K3sSettings returns the settings of k3s, as far as they can be read.
+	K3sSettings() k3s.Settings
 	Notify(state string) // for systemd, see sd_notify(3)
 }
 
@@ -162,6 +164,12 @@ func (hostServices) PodAddresses(podCIDRs []netip.Prefix) ([]netip.Addr, error) 
 }
 
 func (hostServices) WriteK3s(w k3s.Wanted) (bool, error) { return k3s.Write("/", w) }
+
+// K3sSettings leaves out what can't be read: meshd check says so, and so does k3s.
+func (hostServices) K3sSettings() k3s.Settings {
+	s, _ := k3s.ReadSettings("/")
+	return s
+}
 
 // Notify does nothing without systemd.
 func (hostServices) Notify(state string) {

@@ -840,4 +840,9 @@ func (s *fakeServices) WriteK3s(w k3s.Wanted) (bool, error) {
 	return changed, err
 }
 
+func (s *fakeServices) K3sSettings() k3s.Settings {
+	settings, _ := k3s.ReadSettings(s.root)
+	return settings
+}
+
 func (s *fakeServices) Notify(state string) { s.notify(state) }

@@ -13,14 +13,28 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
+// etcdTimings returns the timings of the member of etcd on this host, "" if there is none.
+func etcdTimings(cfg config.Config, found k3s.Settings) mesh.EtcdTimings {
+	if k3sRole(cfg, found) != k3s.Server || !found.RunsEtcd() {
+		return ""
+	}
+	return cfg.K3s.Etcd
+}
+
+// k3sRole returns the configured role, or the one that was found if the former is auto.
+func k3sRole(cfg config.Config, found k3s.Settings) k3s.Role {
+	if cfg.K3s.Role == config.RoleAuto {
+		return found.Role
+	}
+	return k3s.Role(cfg.K3s.Role)
+}
+
 // k3sWanted returns what k3s's configuration follows from, and reports whether it can be
 // written.
 func k3sWanted(t turn) (k3s.Wanted, bool) {
-	role := k3s.Role(t.cfg.K3s.Role)
-	if t.cfg.K3s.Role == config.RoleAuto {
-		role = k3s.RoleOf("/")
+	w := k3s.Wanted{
+		Role: k3sRole(t.cfg, t.k3s), Overlay: t.wanted.Topology.Addresses, Zone: t.cfg.Node.Location, Etcd: t.cfg.K3s.Etcd, Cluster: t.cfg.Cluster,
 	}
-	w := k3s.Wanted{Role: role, Overlay: t.wanted.Topology.Addresses, Zone: t.cfg.Node.Location, Etcd: t.cfg.K3s.Etcd, Cluster: t.cfg.Cluster}
 	return w, t.cfg.K3s.WriteConfig && len(w.Overlay) > 0
 }
 

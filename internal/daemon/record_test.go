@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
@@ -43,6 +44,27 @@ func TestDeviceWithoutRecord(t *testing.T) {
 	m := node.Memory{Handshakes: node.NewHandshakes(nil)}
 	if got := m.Configure(in).Settings.MTU; got != 1420 {
 		t.Errorf("got MTU %d, want 1420", got)
+	}
+}
+
+// Of a server of k3s others learn how its etcd is timed, unless its state is elsewhere.
+func TestEtcdTimings(t *testing.T) {
+	server, elsewhere := k3s.Settings{Role: k3s.Server}, map[string]k3s.Value{"datastore-endpoint": {Text: "postgres://db.example.com/k3s"}}
+	for _, tt := range []struct {
+		name, config string
+		found        k3s.Settings
+		want         mesh.EtcdTimings
+	}{
+		{"no k3s", "", k3s.Settings{}, ""},
+		{"an agent", "", k3s.Settings{Role: k3s.Agent}, ""},
+		{"a server", "", server, mesh.EtcdLAN},
+		{"a server far from others", "k3s: {etcd: wan}", server, mesh.EtcdWAN},
+		{"a server before k3s is installed", "k3s: {role: server}", k3s.Settings{}, mesh.EtcdLAN},
+		{"a server without etcd", "", k3s.Settings{Role: k3s.Server, Values: elsewhere}, ""},
+	} {
+		if got := etcdTimings(parse(t, tt.config), tt.found); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
 	}
 }
 

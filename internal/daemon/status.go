@@ -167,6 +167,8 @@ func (d *daemon) nodeStatus(t index) control.Node {
 		Open:      slices.ContainsFunc(t.view.Records, func(r mesh.Record) bool { return r.ID() == d.self.ID() && r.IsOpen() }),
 		Relays:    d.relaysInUse(t.turn),
 
+		Etcd: d.memory.Own.Etcd,
+
 		PortMappings: d.mappingStatus(),
 
 		InternalIPs:  append([]netcfg.InternalIP{}, t.wanted.InternalIPs...),
@@ -221,7 +223,7 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 		if id == d.self.ID() {
 			continue
 		}
-		p := control.Peer{ID: id, Name: r.Name, Location: r.Location, Role: t.locationRole(r), Alive: t.view.Alive[id], Open: r.IsOpen(), Route: t.routeTo(id)}
+		p := control.Peer{ID: id, Name: r.Name, Location: r.Location, Role: t.locationRole(r), Alive: t.view.Alive[id], Open: r.IsOpen(), Etcd: r.Etcd, Route: t.routeTo(id)}
 		p.Overlay, p.PodCIDRs, p.InternalIPs = []netip.Addr{}, []netip.Prefix{}, []netip.Addr{}
 		if slot := r.Claim.Slot; p.Route.Kind != mesh.RouteNone && owners[slot] == id && slot < t.wanted.Input.Cluster.Slots() {
 			p.Overlay, p.PodCIDRs = t.wanted.Input.Cluster.Overlays(slot), t.wanted.Input.Cluster.PodCIDRs(slot)

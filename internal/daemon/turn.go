@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
@@ -21,6 +22,7 @@ type turn struct {
 	now          time.Time
 	cfg          config.Config
 	in           node.Input         // as far as it was read
+	k3s          k3s.Settings       // of this host
 	view         mesh.View          // with what was announced
 	wanted       node.Configuration // what the host should have
 	observed     netcfg.State       // what the host has after the turn's changes
@@ -41,7 +43,8 @@ type turn struct {
 func (d *daemon) turn(ctx context.Context) turn {
 	in := d.input(d.gossip.View(), time.Now())
 	in.LastHeard = d.gossip.LastHeard()
-	t := turn{now: in.Now, cfg: d.cfg, view: in.View}
+	t := turn{now: in.Now, cfg: d.cfg, view: in.View, k3s: d.services.K3sSettings()}
+	in.Config.Etcd = etcdTimings(t.cfg, t.k3s)
 	t.paths, in.Paths = d.readPaths(in.View.Records)
 	if d.memory.SawDuplicate(in) {
 		t.duplicate = true

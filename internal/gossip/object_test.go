@@ -75,19 +75,21 @@ func TestObjectGolden(t *testing.T) {
 	inOffice.Claim = mesh.Claim{Slot: 3, Confirmed: true, Time: 1800000000000, Since: 4}
 	overTLS := fullRecord()
 	overTLS.StreamPort = 443
+	server := fullRecord()
+	server.Etcd = mesh.EtcdWAN
 	draining := verdict{testVerdict(0, 0, mesh.HealthDraining, 7), 8, 9}
 	draining.Record = 10
 	made := [][]byte{
 		signRecord(t, 0, fullRecord()), signTombstone(t, 0, mesh.ID{1, 2, 3}, 9),
 		signRecord(t, 0, inOffice), signVerdict(t, 0, verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}), signVerdict(t, 0, draining),
-		signRecord(t, 0, overTLS),
+		signRecord(t, 0, overTLS), signRecord(t, 0, server),
 	}
 	for i, raw := range made {
 		if got := hex.EncodeToString(raw); i >= len(lines) || got != lines[i] {
 			t.Errorf("object %d: got\n%s\nwant another", i, got)
 		}
 	}
-	for i, want := range map[int]mesh.Record{2: inOffice, 5: overTLS} {
+	for i, want := range map[int]mesh.Record{2: inOffice, 5: overTLS, 6: server} {
 		o, err := decodeObject("default", made[i])
 		if err != nil {
 			t.Fatal(err)

@@ -52,6 +52,7 @@ type wireRecord struct {
 	Withheld    []netip.Prefix `cbor:"25,keyasint,omitempty"`
 	More        uint16         `cbor:"26,keyasint,omitempty"` // withheld besides these
 	StreamPort  uint16         `cbor:"27,keyasint,omitempty"`
+	Etcd        string         `cbor:"28,keyasint,omitempty"`
 }
 
 type wireEndpoint struct {
@@ -82,7 +83,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 		Settings: r.Settings, Location: r.Location, Gateway: string(r.Gateway),
 		Seat: int64(r.Term.Seat), TermSince: r.Term.Since, Replaced: r.Replaced, Encrypted: r.Encrypted,
 		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
-		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr, StreamPort: r.StreamPort,
+		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr, StreamPort: r.StreamPort, Etcd: string(r.Etcd),
 		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs, Withheld: r.Withheld, More: uint16(min(r.WithheldMore, math.MaxUint16)),
 	}
 	for _, e := range r.Endpoints {
@@ -107,7 +108,7 @@ func decodeRecord(payload []byte) (body, error) {
 		Identity: w.Identity, Sequence: w.Sequence, Instance: w.Instance,
 		Name: w.Name, Key: wgtypes.Key(w.Key), Settings: w.Settings, Location: w.Location,
 		Gateway: mesh.GatewayPreference(w.Gateway), Encrypted: w.Encrypted, NAT: w.NAT, ListenPort: w.ListenPort,
-		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr, StreamPort: w.StreamPort,
+		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr, StreamPort: w.StreamPort, Etcd: mesh.EtcdTimings(w.Etcd),
 		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed, Withheld: w.Withheld, WithheldMore: int(w.More),
 	}
 	if w.Slot < mesh.None || w.Slot >= mesh.MaxSlots || w.MTU < 0 || w.MTU > math.MaxUint16 || w.Seat < 0 || w.Seat >= maxSeats {
@@ -142,6 +143,8 @@ func checkRecord(r mesh.Record) error {
 		return fmt.Errorf("check record: location %q", r.Location)
 	case r.Gateway != "" && r.Gateway != mesh.GatewayAuto && r.Gateway != mesh.GatewayPrefer && r.Gateway != mesh.GatewayNever:
 		return fmt.Errorf("check record: gateway %q", r.Gateway)
+	case !mesh.ValidText(string(r.Etcd), maxWord):
+		return fmt.Errorf("check record: etcd %q", r.Etcd)
 	case r.Term.Seat < 0 || r.Term.Seat >= maxSeats || r.Term.Since < 0:
 		return fmt.Errorf("check record: seat %d since %d", r.Term.Seat, r.Term.Since)
 	case r.MTU != 0 && r.MTU < mesh.MinMTU || r.MTU > math.MaxUint16:

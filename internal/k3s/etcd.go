@@ -31,6 +31,13 @@ const (
 	wanElection  = 4750 * time.Millisecond
 )
 
+// RunsEtcd reports whether a server with these settings keeps the cluster's state itself, and is a
+// member of etcd if there are several.
+func (s Settings) RunsEtcd() bool {
+	disabled := s.Values["disable-etcd"]
+	return s.Values["datastore-endpoint"].Text == "" && (disabled.From == "" || disabled.Text == "false")
+}
+
 // EtcdArgs returns the entries of etcd-arg for these timings, nil for k3s's own.
 func EtcdArgs(t mesh.EtcdTimings) []string {
 	if t != mesh.EtcdWAN {

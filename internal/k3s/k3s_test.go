@@ -331,6 +331,27 @@ func TestServer(t *testing.T) {
 	}
 }
 
+func TestRunsEtcd(t *testing.T) {
+	for _, tt := range []struct {
+		name, path, text string
+		want             bool
+	}{
+		{"alone, or with others", configFile, "cluster-init: true\n", true},
+		{"with etcd on all servers", configFile, "disable-etcd: false\n", true},
+		{"without etcd on this one", configFile, "disable-etcd: true\n", false},
+		{"without etcd by a flag", units[Server], "[Service]\nExecStart=/usr/local/bin/k3s server --disable-etcd\n", false},
+		{"a database elsewhere", configFile, "datastore-endpoint: postgres://db.example.com/k3s\n", false},
+		{"a database elsewhere by a variable", environmentFile(Server), "K3S_DATASTORE_ENDPOINT='postgres://db.example.com/k3s'\n", false},
+	} {
+		root := t.TempDir()
+		put(t, root, units[Server], "[Service]\nExecStart=/usr/local/bin/k3s server\n")
+		put(t, root, tt.path, tt.text)
+		if s, err := ReadSettings(root); err != nil || s.RunsEtcd() != tt.want {
+			t.Errorf("%s: got %t, %v, want %t", tt.name, s.RunsEtcd(), err, tt.want)
+		}
+	}
+}
+
 func TestReadCertificate(t *testing.T) {
 	root := t.TempDir()
 	s := Settings{Role: Server, Values: map[string]Value{"data-dir": {"/srv/k3s", configFile}}}

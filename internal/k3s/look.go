@@ -69,20 +69,23 @@ func dropIns(root string) ([]string, error) {
 	return paths, nil
 }
 
-// readEnvironment reads the address of the server to join from the file in which k3s's installer
-// writes the variables of a unit. It counts if no file and no flag has it.
+// variables are those of a unit that are read, and the keys that they stand for: where the server to join
+// is, and where servers keep their state if not in etcd.
+var variables = map[string]string{"K3S_URL": "server", "K3S_DATASTORE_ENDPOINT": "datastore-endpoint"}
+
+// readEnvironment reads the file in which k3s's installer writes the variables of a unit. One counts if
+// no file and no flag has its key.
 func (s Settings) readEnvironment(root string) error {
-	if _, ok := s.Values["server"]; ok {
-		return nil
-	}
 	path := environmentFile(s.Role)
 	text, err := os.ReadFile(filepath.Join(root, path))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read k3s's environment: %w", err)
 	}
 	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "K3S_URL="); ok {
-			s.Values["server"] = Value{unquote(value), path}
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		key, isRead := variables[name]
+		if _, isSet := s.Values[key]; isRead && !isSet {
+			s.Values[key] = Value{unquote(value), path}
 		}
 	}
 	return nil

@@ -119,6 +119,7 @@ type Record struct {
 	ListenPort uint16            // where its WireGuard socket listens; an endpoint's port may differ
 	GossipPort uint16            // where its gossip socket listens
 	StreamPort uint16            // where it accepts streams over TLS besides; 0 for nowhere
+	Etcd       EtcdTimings       // of the member of etcd on it; "" for a node that is not a server of k3s with etcd
 
 	// GossipAddr is the address of its gossip socket, host:port, if that is not the host
 	// of any of its endpoints with GossipPort.

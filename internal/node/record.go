@@ -33,6 +33,7 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 	r.GossipPort = c.GossipPort
 	r.GossipAddr = c.GossipAddr
 	r.StreamPort = c.StreamPort
+	r.Etcd = c.Etcd
 	r.AllowedLocationIPs = slices.Clone(c.AllowedLocationIPs)
 	// A host that has lost its links will most likely have the same ones again, unless it is
 	// on its way to another place.

@@ -67,7 +67,7 @@ func TestNextRecord(t *testing.T) {
 	last := mesh.Record{Endpoints: []mesh.Endpoint{{Host: "203.0.113.9", Port: 51820, Source: mesh.EndpointObserved}}, NAT: true}
 	configured := config()
 	configured.Name, configured.Location, configured.ListenPort, configured.GossipPort, configured.GossipAddr, configured.MTU = "b", "home", 4500, 7000, "g.example.com:7001", 1300
-	configured.StreamPort = 443
+	configured.StreamPort, configured.Etcd = 443, mesh.EtcdWAN
 	configured.Endpoint = mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}
 	configured.InternalIP = netip.MustParsePrefix("192.168.1.6/25")
 	configured.AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}
@@ -81,7 +81,7 @@ func TestNextRecord(t *testing.T) {
 		{"found out", config(), seen, mesh.Record{}, func(*mesh.Record) {}},
 		{"configured", configured, seen, last, func(r *mesh.Record) {
 			r.Name, r.Location, r.ListenPort, r.GossipPort, r.GossipAddr, r.MTU = "b", "home", 4500, 7000, "g.example.com:7001", 1300
-			r.StreamPort = 443
+			r.StreamPort, r.Etcd = 443, mesh.EtcdWAN
 			r.Endpoints = []mesh.Endpoint{{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured}}
 			r.InternalIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.6/25")}
 			r.AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")}
