@@ -202,7 +202,12 @@ func newPlan(p *paths) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "plan",
 		Short: "Preview pending changes (dry run)",
-		Args:  cobra.NoArgs,
+		Long: `Preview pending changes: what the daemon would change on this host now.
+
+With --without, it is what the loss of a node, or of all nodes of a location, would
+change on this host and on the routes from it. If etcd would lose its quorum with the
+servers of k3s among them, that comes first.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ask := p.client().Plan
 			if without != "" {
@@ -212,19 +217,25 @@ func newPlan(p *paths) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return out.print(cmd.OutOrStdout(), plan, func(w io.Writer) error {
-				lines := slices.Concat(plan.Routes, plan.Changes)
-				if len(lines) == 0 {
-					lines = []string{"Nothing to change."}
-				}
-				_, err := fmt.Fprintln(w, strings.Join(lines, "\n"))
-				return err
-			})
+			return out.print(cmd.OutOrStdout(), plan, func(w io.Writer) error { return printPlan(w, plan) })
 		},
 	}
-	cmd.Flags().StringVar(&without, "without", "", "preview what the loss of this `node` would change, on this host and on the routes from it")
+	cmd.Flags().StringVar(&without, "without", "", "preview what the loss of the node or location `name` would change")
 	out.register(cmd)
 	return cmd
+}
+
+// printPlan writes a plan for a person, one line each.
+func printPlan(w io.Writer, p control.Plan) error {
+	lines := slices.Concat(p.Routes, p.Changes)
+	if len(lines) == 0 {
+		lines = []string{"Nothing to change."}
+	}
+	if p.Quorum != "" {
+		lines = append([]string{p.Quorum}, lines...)
+	}
+	_, err := fmt.Fprintln(w, strings.Join(lines, "\n"))
+	return err
 }
 
 func newForget(p *paths) *cobra.Command {

@@ -52,8 +52,9 @@ type Daemon interface {
 	Network(ctx context.Context) (Network, error)
 	// Probe sends one echo request to every node and returns the status after that.
 	Probe(ctx context.Context) (Status, error)
-	// PlanWithout returns what the loss of a node would change on the host.
-	PlanWithout(ctx context.Context, node string) (Plan, error)
+	// PlanWithout returns what the loss of a node, or of all nodes of a location, would change on
+	// the host.
+	PlanWithout(ctx context.Context, name string) (Plan, error)
 	// AddClient adds a client on all nodes.
 	AddClient(ctx context.Context, r ClientRequest) (ClientConfig, error)
 	// ClientConfig returns a client's current configuration.
@@ -86,6 +87,8 @@ type Plan struct {
 	Changes []string `json:"changes"` // one line each; empty when there is nothing to do
 	// Routes that would change, one line each; only for PlanWithout.
 	Routes []string `json:"paths,omitempty"`
+	// Quorum says that etcd would lose its quorum; only for PlanWithout.
+	Quorum string `json:"quorum,omitempty"`
 }
 
 // Status is a node's view of the mesh and of itself.

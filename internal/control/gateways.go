@@ -87,10 +87,10 @@ func (c *Client) Probe(ctx context.Context) (Status, error) {
 	return s, c.do(ctx, http.MethodGet, "/v1/status?probe=true", &s)
 }
 
-// PlanWithout returns what the loss of a node would change on the host.
-func (c *Client) PlanWithout(ctx context.Context, node string) (Plan, error) {
+// PlanWithout returns what the loss of a node or a location would change on the host.
+func (c *Client) PlanWithout(ctx context.Context, name string) (Plan, error) {
 	var p Plan
-	return p, c.do(ctx, http.MethodGet, "/v1/plan?"+url.Values{"without": {node}}.Encode(), &p)
+	return p, c.do(ctx, http.MethodGet, "/v1/plan?"+url.Values{"without": {name}}.Encode(), &p)
 }
 
 // handleGateways adds the handlers for gateways and routes.

@@ -112,8 +112,8 @@ func handler(d Daemon) http.Handler {
 		reply(w, d.Status(), nil)
 	})
 	mux.HandleFunc("GET /v1/plan", func(w http.ResponseWriter, r *http.Request) {
-		if node := r.URL.Query().Get("without"); node != "" {
-			plan, err := d.PlanWithout(r.Context(), node)
+		if name := r.URL.Query().Get("without"); name != "" {
+			plan, err := d.PlanWithout(r.Context(), name)
 			reply(w, plan, err)
 			return
 		}

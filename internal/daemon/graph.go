@@ -36,22 +36,26 @@ func (d *daemon) Graph() (mesh.Graph, error) {
 	return g, nil
 }
 
-// PlanWithout implements control.Daemon: what this host would do, and which
-// routes would change, if a node were lost.
-func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, error) {
+// PlanWithout implements control.Daemon: what this host would do, which routes would change, and
+// whether etcd would lose its quorum, if a node or a location were lost.
+func (d *daemon) PlanWithout(ctx context.Context, name string) (control.Plan, error) {
 	t := d.published.Load().turn
-	lost, err := findNode(t.wanted.Input.Records, node)
+	lost, err := findLost(t.wanted.Input.Records, name)
 	if err != nil {
 		return control.Plan{}, err
 	}
-	if lost.ID() == t.wanted.Input.Self {
-		return control.Plan{}, fmt.Errorf("%w: %s is this node; ask another one", control.ErrRefused, node)
+	if slices.Contains(lost, t.wanted.Input.Self) {
+		return control.Plan{}, fmt.Errorf("%w: this node would be lost with %s; ask another one", control.ErrRefused, name)
 	}
 	if t.wanted.Desired.Device == nil {
 		return control.Plan{}, fmt.Errorf("%w: it is not known yet what this host should have", control.ErrRefused)
 	}
-	after := mesh.Derive(mesh.Without(t.wanted.Input, lost.ID()))
-	out := control.Plan{Changes: []string{}, Routes: changedRoutes(t, after, lost.ID())}
+	in := t.wanted.Input
+	for _, id := range lost {
+		in = mesh.Without(in, id)
+	}
+	after := mesh.Derive(in)
+	out := control.Plan{Changes: []string{}, Routes: changedRoutes(t, after, lost), Quorum: mesh.LostQuorum(t.view.Records, t.view.Alive, lost)}
 	plan := netcfg.Diff(t.observed, netcfg.Desired(after, t.wanted.Settings), netcfg.Options{Now: t.now, Prune: true})
 	if !plan.Empty() {
 		out.Changes = strings.Split(strings.TrimSpace(plan.String()), "\n")
@@ -59,12 +63,30 @@ func (d *daemon) PlanWithout(ctx context.Context, node string) (control.Plan, er
 	return out, ctx.Err()
 }
 
-// changedRoutes lists the routes that the loss of a node changes, the one to the
-// node itself apart.
-func changedRoutes(t turn, after mesh.Topology, lost mesh.ID) []string {
+// findLost returns the node with this name or fingerprint or, if there is none, the nodes of the
+// location with this name.
+func findLost(records []mesh.Record, name string) ([]mesh.ID, error) {
+	node, err := findNode(records, name)
+	if err == nil {
+		return []mesh.ID{node.ID()}, nil
+	}
+	var lost []mesh.ID
+	for _, r := range records {
+		if r.Location == name {
+			lost = append(lost, r.ID())
+		}
+	}
+	if lost == nil {
+		return nil, err
+	}
+	return lost, nil
+}
+
+// changedRoutes lists the routes that the loss of nodes changes, those to these nodes apart.
+func changedRoutes(t turn, after mesh.Topology, lost []mesh.ID) []string {
 	x, lines := indexOf(t), []string{}
 	for _, p := range t.wanted.Topology.Routes {
-		if p.ID == lost {
+		if slices.Contains(lost, p.ID) {
 			continue
 		}
 		was, is := x.routeIn(t.wanted.Topology, p.ID).String(), x.routeIn(after, p.ID).String()

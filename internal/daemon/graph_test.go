@@ -58,7 +58,7 @@ func TestPlanWithout(t *testing.T) {
 	if err != nil || len(plan.Routes) != 0 {
 		t.Errorf("without who carries nothing: got %+v and %v, want no change of routes", plan, err)
 	}
-	for _, node := range []string{"a3", "nobody"} {
+	for _, node := range []string{"a3", "a", "nobody"} {
 		if _, err := d.PlanWithout(t.Context(), node); !errors.Is(err, control.ErrRefused) {
 			t.Errorf("without %s: got %v, want a refusal", node, err)
 		}
@@ -69,6 +69,31 @@ func TestPlanWithout(t *testing.T) {
 	}
 	if _, err := d.Graph(); !errors.Is(err, control.ErrRefused) {
 		t.Errorf("graph before the first turn: got %v, want a refusal", err)
+	}
+}
+
+// TestPlanWithoutLocation has two of three servers of k3s in a location that is lost.
+func TestPlanWithoutLocation(t *testing.T) {
+	var d daemon
+	tn := village(t)
+	records := tn.wanted.Input.Records
+	for i := range records[:2] {
+		records[i].Etcd = mesh.EtcdWAN
+	}
+	records[3].Etcd = mesh.EtcdWAN
+	tn.wanted.Input.Self = records[3].ID()
+	tn.wanted.Topology = mesh.Derive(tn.wanted.Input)
+	tn.view = mesh.View{Records: records, Alive: make(map[mesh.ID]bool)}
+	for _, r := range records {
+		tn.view.Alive[r.ID()] = true
+	}
+	d.publish(control.Status{}, tn)
+	for name, want := range map[string]string{
+		"a1": "", "a": "etcd loses its quorum, and k3s its API: 1 of 3 servers are left (far), and 2 are needed",
+	} {
+		if plan, err := d.PlanWithout(t.Context(), name); err != nil || plan.Quorum != want {
+			t.Errorf("without %s: got %q, %v, want %q", name, plan.Quorum, err, want)
+		}
 	}
 }
 
