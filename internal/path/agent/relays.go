@@ -192,14 +192,16 @@ func (a *Agent) takeBound(now time.Time, relay *peer, m path.Message, d rawudp.D
 	if m.Token != (path.Token{}) {
 		return
 	}
-	age := repeatFor
-	if a.relays.forgot[short] {
-		delete(a.relays.forgot, short)
-		age = sessionFor
-	}
+	forgot := a.relays.forgot[short]
+	delete(a.relays.forgot, short)
 	for _, b := range a.relays.bound {
-		if b.Relay == short {
-			a.tellSessions(now, b, age, a.peers...)
+		switch {
+		case b.Relay != short:
+		case forgot:
+			a.tellSessions(now, b, sessionFor, a.peers...)
+		default:
+			used := slices.DeleteFunc(slices.Clone(a.peers), func(p *peer) bool { return !p.used })
+			a.tellSessions(now, b, repeatFor, used...)
 		}
 	}
 }
@@ -237,8 +239,8 @@ type session struct {
 const (
 	maxSessions = 3
 	sessionFor  = 3 * time.Minute
-	// repeatFor is for how long a session is told again whenever this node binds again, which
-	// is twice: a datagram may be lost.
+	// repeatFor is for how long a session with traffic is told again whenever this node binds again,
+	// which is twice: a datagram may be lost.
 	repeatFor = 45 * time.Second
 	// sessionEvery is how often either end begins one at most (Rekey-Timeout in section 6.1 of
 	// the WireGuard paper). What comes faster has a forged source.
