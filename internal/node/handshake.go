@@ -58,6 +58,10 @@ const (
 // sessions speaks at once. A node that becomes a peer later, because one of the two is a
 // gateway now, does have one, however long they have known each other.
 //
+// Where probes find a peer elsewhere than WireGuard had it, what WireGuard has sent, for this node or for
+// a pod, was in vain, and it would repeat that only after 5 s. So each of the two then renews the
+// peer and speaks again. The follower lets the leader go first.
+//
 // The leader also renews a living peer whose session has run out and which does not
 // answer. WireGuard remembers the time that a peer's last handshake carried and refuses
 // older ones, so two hosts whose clocks were both set back refuse each other until the
@@ -76,7 +80,8 @@ type attempt struct {
 	waiting     bool           // for a session
 	proved      netip.AddrPort // where the peer answered probes then
 	initiated   bool           // something was sent that WireGuard may be waiting on
-	spokeTo     netip.AddrPort // where WireGuard sent that
+	inVain      bool           // what WireGuard has sent went to where the peer is not
+	spokeTo     netip.AddrPort // where WireGuard has sent that, for whomever it was
 	initiateAt  time.Time      // when to speak next; zero while there is a session, or no endpoint
 	wait        time.Duration  // from then until the next time
 	scheduledAt time.Time      // the schedule
@@ -191,6 +196,9 @@ func (h Handshakes) next(in handshakeInput) HandshakePlan {
 		wanted[p.ID] = true
 		handshake, there := last[p.Key]
 		a, proved := h.attempt(p.ID), in.Proved[p.ID]
+		if !a.spokeTo.IsValid() {
+			a.spokeTo = endpoint[p.Key]
+		}
 		asked := in.Renew[p.ID].After(a.renewed)
 		if asked {
 			a.renewed = in.Renew[p.ID]
@@ -236,14 +244,17 @@ func (h Handshakes) attempt(id mesh.ID) *attempt {
 	return a
 }
 
-// plan makes a schedule where there is none for this role, or where the leader has found
-// another path than the one on which it spoke. It depends on whether the two have never had a handshake.
+// plan makes a schedule where there is none for this role, or where another path has been found
+// than the one on which this node spoke: the peer has moved. It depends on whether the two have never had a handshake.
 func (a *attempt) plan(r role, proved netip.AddrPort, never bool, now time.Time) {
-	found := proved.IsValid() && a.spokeTo.IsValid() && proved != a.spokeTo
+	found := proved.IsValid() && a.spokeTo.IsValid() && proved != a.spokeTo && (r.leads || a.firstDone)
 	scheduled, changed := !a.initiateAt.IsZero(), !a.initiateAt.IsZero() && a.role != r
 	a.waiting, a.proved = true, proved
-	if scheduled && !changed && !(found && r.leads) {
+	if scheduled && !changed && !found {
 		return
+	}
+	if found {
+		a.inVain, a.spokeTo = true, proved
 	}
 	a.role, a.scheduledAt, a.initiateAt, a.wait = r, now, now, r.retryInterval()
 	if r.leads && never {
@@ -268,14 +279,14 @@ func (o *HandshakePlan) add(p mesh.Peer, a *attempt, endpoint netip.AddrPort, no
 		// it can be spoken to.
 		a.firstDone, a.initiateAt = true, now.Add(endpointDelay)
 	case due:
-		if a.role.leads && a.initiated {
+		if a.inVain || a.initiated && a.role.leads {
 			o.Renew[p.Key] = now.Add(-netcfg.HandshakeFresh) // unless it has a session
 		}
 		o.Initiate = append(o.Initiate, anyAddress(p)...)
 		if a.spokeTo = endpoint; a.proved.IsValid() {
 			a.spokeTo = a.proved // which WireGuard gets first
 		}
-		a.initiated, a.initiateAt, a.wait = true, now.Add(a.wait), min(2*a.wait, a.role.retryInterval())
+		a.initiated, a.inVain, a.initiateAt, a.wait = true, false, now.Add(a.wait), min(2*a.wait, a.role.retryInterval())
 	}
 	wait := a.initiateAt.Sub(now)
 	if now.Sub(a.scheduledAt) < retryInterval {

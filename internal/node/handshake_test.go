@@ -182,6 +182,44 @@ func TestPeersHearOfAMove(t *testing.T) {
 	}
 }
 
+// TestPeerThatMoves: this node has spoken to a peer where that is no longer. Once probes find it elsewhere,
+// the leader speaks there at once, and the follower shortly afterwards.
+func TestPeerThatMoves(t *testing.T) {
+	former, now := netip.MustParseAddrPort("203.0.113.5:1"), netip.MustParseAddrPort("203.0.113.6:1")
+	for _, tt := range []struct {
+		name  string
+		self  byte // of keys; the peer has 5
+		steps []string
+	}{
+		{"leader", 1, []string{"speaks", "silent", "silent", "renews", "silent"}},
+		{"follower", 9, []string{"silent", "speaks", "silent", "silent", "renews"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := NewHandshakes(nil)
+			h.known[mesh.ID{5}] = true
+			for i, at := range []time.Duration{0, 250 * time.Millisecond, 300 * time.Millisecond, 400 * time.Millisecond, 650 * time.Millisecond} {
+				// The leader would renew a peer without any handshake all the time.
+				self := mesh.Record{Key: wgtypes.Key{tt.self}, Endpoints: []mesh.Endpoint{{Host: "203.0.113.1", Port: 51820}}}
+				in := inputWithPeer(self, time.Unix(1000, 0).Add(at), true, true, time.Hour)
+				in.Observed.Peers[0].Endpoint = former
+				if i >= 3 {
+					in.Proved = map[mesh.ID]netip.AddrPort{{5}: now}
+				}
+				out, got := h.next(in), "silent"
+				switch {
+				case len(out.Renew) > 0:
+					got = "renews"
+				case len(out.Initiate) > 0:
+					got = "speaks"
+				}
+				if got != tt.steps[i] {
+					t.Errorf("after %v: got that it %s, want %s", at, got, tt.steps[i])
+				}
+			}
+		})
+	}
+}
+
 // inputWithPeer has one peer with two endpoints.
 func inputWithPeer(self mesh.Record, now time.Time, there, alive bool, handshake time.Duration) handshakeInput {
 	peer := mesh.Peer{
