@@ -46,16 +46,20 @@ type Paths struct {
 	Tried []mesh.Tried
 }
 
-// sightings returns where peers see this node's WireGuard socket, and where strangers say that
-// they have reached it, sorted.
+// sightings returns where living peers see this node's WireGuard socket, and where living strangers say
+// that they have reached it, sorted. Of each node only what is newest counts: what a stranger has
+// reached is up to ten minutes old. What a dead node saw may be an address that this one has no more.
 func (in Input) sightings() []netip.AddrPort {
 	var all []netip.AddrPort
-	for _, seen := range in.Paths.Seen {
-		all = append(all, seen...)
+	for id, seen := range in.Paths.Seen {
+		if in.View.Alive[id] {
+			all = append(all, seen...)
+		}
 	}
 	for _, r := range in.View.Reaches {
 		for _, t := range r.Tried {
-			if t.Subject == in.Self.ID() && t.Reached {
+			sees := func(a netip.AddrPort) bool { return a.Addr().Is4() == t.Addr.Addr().Is4() }
+			if t.Subject == in.Self.ID() && t.Reached && in.View.Alive[r.Author] && !slices.ContainsFunc(in.Paths.Seen[r.Author], sees) {
 				all = append(all, t.Addr)
 			}
 		}

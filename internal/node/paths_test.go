@@ -54,6 +54,41 @@ var withSpare = netcfg.Facts{
 	},
 }
 
+// everybody is alive.
+func everybody() map[mesh.ID]bool {
+	alive := make(map[mesh.ID]bool)
+	for i := range byte(10) {
+		alive[mesh.ID{i}] = true
+	}
+	return alive
+}
+
+// TestSightings: each node has one voice, what it sees now comes before what it has reached, and
+// who is not alive has none.
+func TestSightings(t *testing.T) {
+	former, now := netip.MustParseAddrPort("198.51.100.7:51820"), netip.MustParseAddrPort("198.51.100.8:51820")
+	six := netip.MustParseAddrPort("[2001:db8::7]:51820")
+	self := Identity{Public: make([]byte, 32)}
+	reached := func(author byte, at ...netip.AddrPort) mesh.Reach {
+		r := mesh.Reach{Author: mesh.ID{author}}
+		for _, a := range at {
+			r.Tried = append(r.Tried, mesh.Tried{Subject: self.ID(), Addr: a, Reached: true})
+		}
+		return r
+	}
+	in := Input{
+		Self:  self,
+		Paths: Paths{Seen: map[mesh.ID][]netip.AddrPort{{1}: {now}, {2}: {former}}},
+		View: mesh.View{
+			Alive:   map[mesh.ID]bool{{1}: true, {3}: true},
+			Reaches: []mesh.Reach{reached(1, former, six), reached(2, former), reached(3, former), reached(4, former)},
+		},
+	}
+	if diff := cmp.Diff([]netip.AddrPort{former, now, six}, in.sightings(), compareNet); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
 func TestOwnCandidates(t *testing.T) {
 	lan := []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}
 	seen := func(all ...string) map[mesh.ID][]netip.AddrPort {
@@ -175,7 +210,7 @@ func TestOwnCandidates(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tt.in.View.Cluster = config().Cluster
+			tt.in.View.Cluster, tt.in.View.Alive = config().Cluster, everybody()
 			m := Memory{Own: tt.own}
 			if diff := cmp.Diff(tt.wants, m.OwnCandidates(tt.in), compareNet); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)

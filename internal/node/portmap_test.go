@@ -23,6 +23,7 @@ func atHome() Input {
 		},
 	}}
 	in.Config.PortMapping, in.Config.GossipPort = true, 7946
+	in.View.Alive = everybody()
 	return in
 }
 
