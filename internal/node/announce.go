@@ -57,8 +57,8 @@ func (m *Memory) announceRecord(in Input) Announcement {
 		m.Own = firstRecord(in)
 		m.internalIPs = in.lastInternalIPs()
 	}
-	m.moves.look(in.Facts.Addresses, in.Now)
 	next := nextRecord(in.Config, surroundings{in.Facts, in.knownAddresses(), m.chooseInternalIPs(in), in.sightings(), in.mapped(in.Config.ListenPort)}, m.Own)
+	m.moves.look(place{in.Facts.Addresses, in.Facts.Uplinks, next.Endpoints}, in.Now)
 	next.Withheld, next.WithheldMore = m.withheld(in)
 	next.Claim = claim
 	m.term.stamp(&next)

@@ -68,9 +68,13 @@ const (
 // clocks are past that time again.
 //
 // A session that lives is renewed only if a relay does not know it, see path.Machine.
+//
+// Clients begin their handshakes themselves. They are only told where this host is, see
+// tellClients.
 type Handshakes struct {
-	peers map[mesh.ID]*attempt
-	known map[mesh.ID]bool // nodes from before this daemon started; none once this node has its peers
+	peers   map[mesh.ID]*attempt
+	known   map[mesh.ID]bool // nodes from before this daemon started; none once this node has its peers
+	clients map[wgtypes.Key]told
 }
 
 // attempt is the state of one peer.
@@ -123,7 +127,7 @@ func onLAN(self mesh.Record, p mesh.Peer) bool {
 
 // NewHandshakes begins with the records that were known before.
 func NewHandshakes(records []mesh.Record) Handshakes {
-	h := Handshakes{peers: make(map[mesh.ID]*attempt), known: make(map[mesh.ID]bool)}
+	h := Handshakes{peers: make(map[mesh.ID]*attempt), known: make(map[mesh.ID]bool), clients: make(map[wgtypes.Key]told)}
 	for _, r := range records {
 		h.known[r.ID()] = true
 	}
@@ -227,6 +231,7 @@ func (h Handshakes) next(in handshakeInput) HandshakePlan {
 			out.add(p, a, endpoint[p.Key], in.Now)
 		}
 	}
+	h.tellClients(in, &out)
 	maps.DeleteFunc(h.peers, func(id mesh.ID, _ *attempt) bool { return !wanted[id] })
 	if len(in.Topology.Addresses) > 0 {
 		clear(h.known)

@@ -5,6 +5,7 @@ package node
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -179,6 +180,45 @@ func TestPeersHearOfAMove(t *testing.T) {
 		if got := speaks(step.at, step.settled, step.session, step.alive); got != step.want {
 			t.Errorf("%s: got that it speaks: %t, want %t", step.name, got, step.want)
 		}
+	}
+}
+
+// TestClientsHearOfAMove: a client that has not made a handshake since this host moved is told by any
+// packet where it is now, and again after ever longer times.
+func TestClientsHearOfAMove(t *testing.T) {
+	start := time.Unix(1000, 0)
+	h := NewHandshakes(nil)
+	at := netip.MustParseAddrPort("203.0.113.5:40000")
+	address := netip.MustParseAddr("10.4.128.1")
+	for _, step := range []struct {
+		name      string
+		at        time.Duration // since the start
+		settled   time.Duration // when the host got to where it is
+		handshake time.Duration
+		endpoint  netip.AddrPort
+		want      bool
+		again     time.Duration
+	}{
+		{"it is where it was not heard yet", time.Second, 0, -time.Minute, netip.AddrPort{}, false, 0},
+		{"a session from before the daemon's start", 2 * time.Second, 0, -time.Minute, at, true, 2 * time.Minute},
+		{"it was told", 3 * time.Second, 0, -time.Minute, at, false, 2*time.Minute - time.Second},
+		{"the host has moved", 5 * time.Second, 4 * time.Second, -time.Minute, at, true, 2 * time.Minute},
+		{"told again", 125 * time.Second, 4 * time.Second, -time.Minute, at, true, 4 * time.Minute},
+		{"it has found the host", 130 * time.Second, 4 * time.Second, 129 * time.Second, at, false, 0},
+		{"the host has moved again", 140 * time.Second, 139 * time.Second, 129 * time.Second, at, true, 2 * time.Minute},
+	} {
+		out := h.next(handshakeInput{
+			Now: start.Add(step.at), Settled: start.Add(step.settled),
+			Topology: mesh.Topology{Clients: []mesh.ClientTunnel{{Key: wgtypes.Key{7}, Addresses: []netip.Addr{address}}}},
+			Observed: netcfg.State{Peers: []netcfg.Peer{{Key: wgtypes.Key{7}, Endpoint: step.endpoint, LastHandshake: start.Add(step.handshake)}}},
+		})
+		if got := slices.Equal(out.Initiate, []netip.Addr{address}); got != step.want || out.RecheckAfter != step.again {
+			t.Errorf("%s: got that it is told: %t, and again after %v, want %t and %v", step.name, got, out.RecheckAfter, step.want, step.again)
+		}
+	}
+	h.next(handshakeInput{Now: start})
+	if len(h.clients) != 0 {
+		t.Errorf("removed clients: got %v, want none", h.clients)
 	}
 }
 

@@ -4,6 +4,7 @@ package node
 
 import (
 	"net/netip"
+	"reflect"
 	"slices"
 	"time"
 
@@ -104,18 +105,27 @@ func sameEndpoints(a, b []mesh.Endpoint) bool {
 	return len(a) == len(b) && !slices.ContainsFunc(a, func(e mesh.Endpoint) bool { return !slices.Contains(b, e) })
 }
 
-// moves holds when the host's addresses changed last.
-type moves struct {
+// place is where a host is, as far as it shows in what others know of it: its addresses, by which
+// links it sends, and where others see it, which changes alone if it is a router that has
+// another address.
+type place struct {
 	addresses []netip.Addr
-	last      time.Time // zero for not since the start
+	uplinks   []netcfg.Uplink
+	endpoints []mesh.Endpoint
 }
 
-// look takes in the addresses.
-func (m *moves) look(addresses []netip.Addr, now time.Time) {
-	if m.addresses != nil && !slices.Equal(m.addresses, addresses) {
+// moves holds when the host moved last.
+type moves struct {
+	place *place    // nil until looked at
+	last  time.Time // zero for not since the start
+}
+
+// look takes in where the host is.
+func (m *moves) look(p place, now time.Time) {
+	if m.place != nil && !reflect.DeepEqual(*m.place, p) {
 		m.last = now
 	}
-	m.addresses = append([]netip.Addr{}, addresses...)
+	m.place = &p
 }
 
 // NextSequence numbers a record of ours. If somebody has shown one that we don't know to
