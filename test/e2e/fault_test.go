@@ -116,38 +116,6 @@ func TestWithoutIPv6(t *testing.T) {
 	m.await(settleLimit, "well", well, m.nodes...)
 }
 
-// TestUnderlayAddressChanges gives a host another address while the mesh runs, as
-// providers do. Nothing else is changed.
-func TestUnderlayAddressChanges(t *testing.T) {
-	t.Parallel()
-	m := settledMesh(t, lab.Routed, 3)
-	m.connected(pingLimit, m.nodes...)
-	n := m.nodes[1]
-	talk := m.converse(m.pod(n, "near"), m.pod(m.nodes[2], "far"))
-	talk.goesOn(t)
-	const other = "203.0.113.77"
-	for _, command := range []string{
-		"ip route add " + other + " dev host2",
-		"nft add element inet lab sources { host2 . " + other + " }",
-	} {
-		words := strings.Fields(command)
-		m.run(m.lab.Outside(), words[0], words[1:]...)
-	}
-	m.commands(n, []string{
-		"ip -6 address flush dev " + lab.HostLink + " scope global",
-		"ip address add " + other + "/32 dev " + lab.HostLink,
-		"ip route replace default via 172.31.1.1 src " + other,
-		"ip address delete " + n.Public().String() + "/32 dev " + lab.HostLink,
-	})
-	m.await(settleLimit, "known under its new address", func(s control.Status) bool {
-		return slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return p.Endpoint.Addr().String() == other })
-	}, m.nodes[0], m.nodes[2])
-	m.settle(settleLimit, m.nodes...)
-	m.connected(pingLimit, m.nodes...)
-	talk.goesOn(t)
-	talk.Stop()
-}
-
 // TestUplinkGoesAndComes sets a host's only link down and up again. Its routes are gone
 // until the test adds them again.
 func TestUplinkGoesAndComes(t *testing.T) {
