@@ -84,7 +84,7 @@ type attempt struct {
 	waiting     bool           // for a session
 	proved      netip.AddrPort // where the peer answered probes then
 	initiated   bool           // something was sent that WireGuard may be waiting on
-	inVain      bool           // what WireGuard has sent went to where the peer is not
+	inVain      bool           // what WireGuard has sent went to where the peer is not, or nowhere
 	spokeTo     netip.AddrPort // where WireGuard has sent that, for whomever it was
 	initiateAt  time.Time      // when to speak next; zero while there is a session, or no endpoint
 	wait        time.Duration  // from then until the next time
@@ -225,7 +225,8 @@ func (h Handshakes) next(in handshakeInput) HandshakePlan {
 			}
 			*a = attempt{firstDone: true, toldAt: toldAt, renewed: a.renewed}
 		case len(p.Endpoints) == 0 && !proved.IsValid() && !endpoint[p.Key].IsValid():
-			a.waiting, a.proved, a.initiateAt = true, netip.AddrPort{}, time.Time{}
+			// WireGuard inside the daemon takes a message that it can't send for lost, like any other.
+			a.waiting, a.proved, a.initiateAt, a.inVain = true, netip.AddrPort{}, time.Time{}, a.firstDone
 		default:
 			a.plan(roleOf(in.Self, p), proved, handshake.IsZero(), in.Now)
 			out.add(p, a, endpoint[p.Key], in.Now)

@@ -222,17 +222,19 @@ func TestClientsHearOfAMove(t *testing.T) {
 	}
 }
 
-// TestPeerThatMoves: this node has spoken to a peer where that is no longer. Once probes find it elsewhere,
-// the leader speaks there at once, and the follower shortly afterwards.
+// TestPeerThatMoves: this node has spoken to a peer where that is no longer, or did not know where it
+// is. Once probes find it elsewhere, the leader speaks there at once, and the follower shortly afterwards.
 func TestPeerThatMoves(t *testing.T) {
 	former, now := netip.MustParseAddrPort("203.0.113.5:1"), netip.MustParseAddrPort("203.0.113.6:1")
 	for _, tt := range []struct {
-		name  string
-		self  byte // of keys; the peer has 5
-		steps []string
+		name   string
+		self   byte // of keys; the peer has 5
+		former netip.AddrPort
+		steps  []string
 	}{
-		{"leader", 1, []string{"speaks", "silent", "silent", "renews", "silent"}},
-		{"follower", 9, []string{"silent", "speaks", "silent", "silent", "renews"}},
+		{"leader", 1, former, []string{"speaks", "silent", "silent", "renews", "silent"}},
+		{"follower", 9, former, []string{"silent", "speaks", "silent", "silent", "renews"}},
+		{"follower of a peer that was nowhere", 9, netip.AddrPort{}, []string{"silent", "silent", "silent", "silent", "renews"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h := NewHandshakes(nil)
@@ -241,7 +243,10 @@ func TestPeerThatMoves(t *testing.T) {
 				// The leader would renew a peer without any handshake all the time.
 				self := mesh.Record{Key: wgtypes.Key{tt.self}, Endpoints: []mesh.Endpoint{{Host: "203.0.113.1", Port: 51820}}}
 				in := inputWithPeer(self, time.Unix(1000, 0).Add(at), true, true, time.Hour)
-				in.Observed.Peers[0].Endpoint = former
+				in.Observed.Peers[0].Endpoint = tt.former
+				if !tt.former.IsValid() {
+					in.Topology.Peers[0].Endpoints, in.Self.Endpoints = nil, nil
+				}
 				if i >= 3 {
 					in.Proved = map[mesh.ID]netip.AddrPort{{5}: now}
 				}
