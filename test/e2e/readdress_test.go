@@ -21,8 +21,12 @@ type moverBed struct {
 	*testbed
 	a, b, c *lab.Node
 	moves   int
-	// knownAt reports whether a status shows that b is met at its address.
-	knownAt func(s control.Status, at netip.Addr) bool
+}
+
+// meetsB reports whether a status shows that b is met at its address.
+func (m *moverBed) meetsB(s control.Status) bool {
+	p, at := lab.PeerOf(s, m.b.Name), m.b.Public()
+	return p.Path.Proved && p.Path.Addr.Addr() == at && p.Endpoint.Addr() == at
 }
 
 // moveNext gives b an address that nobody has had yet.
@@ -81,7 +85,7 @@ func TestAddressChanges(t *testing.T) {
 					talk.CountGaps()
 				}
 				step.do()
-				m.await(settleLimit, "aware of where b is: "+step.name, func(s control.Status) bool { return m.knownAt(s, m.b.Public()) }, m.a, m.c)
+				m.await(settleLimit, "aware of where b is: "+step.name, m.meetsB, m.a, m.c)
 				for _, talk := range talks {
 					talk.goesOn(t)
 					t.Logf("%s: %s: longest gap %s", step.name, talk.name, talk.LongestGap())
@@ -118,10 +122,6 @@ func newMoverBed(t *testing.T, u lab.Underlay) *moverBed {
 	m := &moverBed{testbed: v.testbed, a: v.nodes[0], b: v.nodes[1], c: v.nodes[2]}
 	for _, n := range m.nodes {
 		m.must(n.Configure(lab.Config(n.Name, []string{m.a.Public().String()}), m.secret))
-	}
-	m.knownAt = func(s control.Status, at netip.Addr) bool {
-		p := lab.PeerOf(s, m.b.Name)
-		return p.Path.Proved && p.Path.Addr.Addr() == at && p.Endpoint.Addr() == at
 	}
 	m.start(m.nodes...)
 	m.settle(settleLimit, m.nodes...)
