@@ -52,6 +52,8 @@ func TestK3sConfiguration(t *testing.T) {
 
 	m.run(n, "rm", k3s.DropIn)
 	has(fmt.Sprintf("advertise-address: %q", overlay))
+	m.rewrite(n, "k3s: {write-config: true, role: server, etcd: wan}")
+	has(`etcd-arg+: ["heartbeat-interval=250", "election-timeout=4750"]`)
 	m.rewrite(n, "k3s: {write-config: true, role: agent}")
 	m.eventually(settleLimit, func() error {
 		text, err := os.ReadFile(n.Path(k3s.DropIn))
