@@ -375,7 +375,7 @@ func goTool(t *testing.T, args ...string) []byte {
 }
 
 // TestNamedTestsExist looks for the tests that docs name, which may be the beginnings
-// of names.
+// of names, and for those that the Makefile has run on a real kernel.
 func TestNamedTestsExist(t *testing.T) {
 	var declared bytes.Buffer
 	walk(t, func(path string, content []byte) {
@@ -391,6 +391,21 @@ func TestNamedTestsExist(t *testing.T) {
 		for _, name := range regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(string(text), -1) {
 			if !bytes.Contains(declared.Bytes(), []byte("\nfunc "+name)) {
 				t.Errorf("%s names %s, which does not exist", doc, name)
+			}
+		}
+	}
+	makefile, err := os.ReadFile(filepath.Join(root(t), "Makefile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lists := regexp.MustCompile(`(?m)^KERNEL_\w+ := \^Test\((.*)\)\$\$$`).FindAllSubmatch(makefile, -1)
+	if len(lists) != 2 {
+		t.Errorf("the Makefile has %d lists of tests for a real kernel, want 2", len(lists))
+	}
+	for _, list := range lists {
+		for name := range bytes.SplitSeq(list[1], []byte("|")) {
+			if !bytes.Contains(declared.Bytes(), []byte("\nfunc Test"+string(name)+"(")) {
+				t.Errorf("the Makefile names Test%s, which does not exist", name)
 			}
 		}
 	}
