@@ -21,6 +21,8 @@ package agent
 import (
 	"context"
 	"crypto/ecdh"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -73,7 +75,7 @@ type Port interface {
 
 // Device is the WireGuard device.
 type Device interface {
-	// Traffic returns the state of all peers.
+	// Traffic returns the state of all peers. Its error wraps fs.ErrNotExist while there is no device.
 	Traffic() (map[wgtypes.Key]path.Traffic, error)
 	// SetEndpoint changes a peer's endpoint. It never adds a peer.
 	SetEndpoint(peer wgtypes.Key, to netip.AddrPort) error
@@ -344,7 +346,9 @@ func (a *Agent) readDevice(now time.Time) {
 	a.read = now.Add(idleRead)
 	all, err := a.o.Device.Traffic()
 	if err != nil {
-		a.log("WireGuard's counters can't be read", "err", err)
+		if !errors.Is(err, fs.ErrNotExist) {
+			a.log("WireGuard's counters can't be read", "err", err)
+		}
 		return
 	}
 	for _, p := range a.peers {
