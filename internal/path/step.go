@@ -343,9 +343,11 @@ func (m *Machine) plan(now time.Time) {
 		}
 		return
 	}
-	// A path that has begun to answer is probed until it is used.
+	// A path that has begun to answer is probed until it is used. If it has failed, and is not to be used for
+	// a while, only traffic makes it worth that.
 	for _, w := range m.ways {
-		if w != m.use && m.leads && m.mayUse(now, w) && w.answers > 0 && m.lives(w, now) && m.better(now, w, m.use) {
+		isHeld := now.Sub(w.failed) < w.hold && !m.isBusy(now)
+		if w != m.use && m.leads && m.mayUse(now, w) && w.answers > 0 && m.lives(w, now) && m.better(now, w, m.use) && !isHeld {
 			w.search = now.Add(searchFor)
 		}
 	}

@@ -42,3 +42,41 @@ func TestOneWay(t *testing.T) {
 		t.Errorf("%d probes in 30 s, want some one a second", probes)
 	}
 }
+
+// TestHeldPath has a path that answers, and that is not to be used for half an hour, as it has dropped packets.
+// While there is traffic it is probed all the same, so that this node knows how it is then.
+func TestHeldPath(t *testing.T) {
+	for name, busy := range map[string]bool{"with traffic": true, "without": false} {
+		t.Run(name, func(t *testing.T) {
+			relayed := Path{Kind: Relayed, Addr: firstRelay.Addr, Relay: firstRelay.Relay}
+			now, traffic, probes := epoch, Traffic{Endpoint: relayed.Addr}, 0
+			m := NewMachine(true, traffic, now)
+			m.SetCandidates(now, []Candidate{{relayed, true}, {directly, true}})
+			m.change(now, m.find(relayed))
+			held := m.find(directly)
+			held.failed, held.hold = now, maxHoldLong
+			for range 600 {
+				now = now.Add(100 * time.Millisecond)
+				if busy {
+					traffic.Sent, traffic.Received = traffic.Sent+1000, traffic.Received+1000
+				}
+				m.Observe(now, traffic)
+				for _, a := range m.Step(now) {
+					if a.Message.Op != Ping {
+						continue
+					}
+					m.Receive(now, Message{Op: Pong, Number: a.Message.Number}, a.Path)
+					if a.Path == directly {
+						probes++
+					}
+				}
+			}
+			if use, _ := m.InUse(); use != relayed {
+				t.Fatalf("got %v, want the relay", use)
+			}
+			if often := probes > 200; often != busy {
+				t.Errorf("%d probes of the other path in a minute", probes)
+			}
+		})
+	}
+}
