@@ -364,10 +364,10 @@ func (m *Machine) plan(now time.Time) {
 	m.use.probed = time.Time{} // what has changed may be why it works no longer
 }
 
-// isWorthIt reports whether to look for a path: another relay is no gain while there is no traffic, and
-// whether it is one is the leader's business.
+// isWorthIt reports whether to look for a path: another relay that has been tried is no gain while there is
+// no traffic, and whether it is one is the leader's business.
 func (m *Machine) isWorthIt(now time.Time, w *way) bool {
-	return w.Path.Straight() || w.kind() < m.use.kind() || m.leads && (m.searches == 0 || m.isBusy(now))
+	return w.Path.Straight() || w.kind() < m.use.kind() || m.leads && (w.probed.IsZero() || m.isBusy(now))
 }
 
 // expectsStraight reports whether the first probes to an address that strangers reach may
