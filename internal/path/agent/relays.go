@@ -346,7 +346,7 @@ func (a *Agent) addSession(now time.Time, with *peer, index uint32) {
 	}
 	with.sessions = append(with.sessions, session{index: index, begun: now})
 	for _, b := range a.relays.bound {
-		a.tellSessions(now, b, sessionFor, with)
+		a.tellSessions(now, b, repeatFor, with) // older ones were told before
 	}
 }
 
