@@ -95,6 +95,15 @@ func (w *way) soon() time.Duration {
 	}
 }
 
+// Ask probes the path in use now if it has not answered a short time ago: without traffic, that may be
+// minutes ago.
+func (m *Machine) Ask(now time.Time) []Action {
+	if m.use == nil || len(m.use.pending) > 0 || now.Sub(m.use.answered) < provenFor {
+		return nil
+	}
+	return []Action{m.probe(now, m.use)}
+}
+
 // isBusy reports whether there was traffic in the last seconds.
 func (m *Machine) isBusy(now time.Time) bool {
 	return !m.busy.IsZero() && now.Sub(m.busy) < 10*time.Second

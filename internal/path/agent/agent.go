@@ -46,6 +46,9 @@ const (
 	idleRead   = time.Second
 )
 
+// askEvery is how often all paths are probed at most, because one has failed.
+const askEvery = 10 * time.Second
+
 // minWait is the least time between two steps of a machine that nothing has woken.
 const minWait = 5 * time.Millisecond
 
@@ -151,6 +154,7 @@ type Agent struct {
 	wanted  []Peer    // as set last
 	relays  relays
 	early   []early                    // the oldest first
+	asked   time.Time                  // when all paths were probed, as one has failed
 	trying  int                        // how many tries to reach a peer are under way
 	number  uint32                     // of the last try
 	loops   map[string]chan<- struct{} // who waits for a datagram to this node itself, see Hairpin

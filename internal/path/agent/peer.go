@@ -157,6 +157,9 @@ func (a *Agent) step(now time.Time, p *peer) {
 	}
 	if use, proved := p.machine.InUse(); use != p.use || proved != p.proved {
 		a.o.Logger.Debug("path", "peer", p.ID, "path", use, "before", p.use, "proved", proved)
+		if p.proved && !proved {
+			a.askAll(now)
+		}
 		p.use, p.proved = use, proved
 		for _, b := range a.relays.bound {
 			if b.Relay == use.Relay {
@@ -174,6 +177,21 @@ func (a *Agent) step(now time.Time, p *peer) {
 		a.o.Logger.Debug("session is begun anew: a relay does not know it", "peer", p.ID, "path", p.use)
 		p.renew = renew
 		a.notify()
+	}
+}
+
+// askAll probes all paths that have not answered a short time ago: what has cut one off, or a relay, may have
+// cut off this host.
+func (a *Agent) askAll(now time.Time) {
+	if now.Sub(a.asked) < askEvery {
+		return
+	}
+	a.asked = now
+	for _, p := range a.peers {
+		if p.machine != nil {
+			a.perform(now, p, p.machine.Ask(now), netip.Addr{})
+			p.due = now
+		}
 	}
 }
 

@@ -166,6 +166,12 @@ func (a *Agent) stepBinder(now time.Time) {
 		return
 	}
 	a.notify()
+	isBound := func(b path.BoundRelay) bool {
+		return slices.ContainsFunc(r.bound, func(o path.BoundRelay) bool { return o.Relay == b.Relay })
+	}
+	if slices.ContainsFunc(before, func(b path.BoundRelay) bool { return b.Kept && !isBound(b) }) {
+		a.askAll(now)
+	}
 	for _, b := range r.bound {
 		if !slices.ContainsFunc(before, func(o path.BoundRelay) bool { return o.RelayAddr == b.RelayAddr }) {
 			a.tellSessions(now, b, sessionFor, a.peers...)
