@@ -406,6 +406,34 @@ func TestMoves(t *testing.T) {
 	})
 }
 
+// TestCutOff has a host cut off while it exchanges data with one peer and nothing with another one: it finds out
+// that neither is reached any more.
+func TestCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := two(t)
+		c := a.host(t, 3, addrC)
+		a.add(c, "")
+		c.add(a, "")
+		c.start(t)
+		a.SetPeers([]Peer{b.peer(direct(addrB)), c.peer(direct(addrC))})
+		b.SetPeers([]Peer{a.peer(direct(addrA))})
+		c.SetPeers([]Peer{a.peer(direct(addrA))})
+		a.talk(t, b)
+		b.talk(t, a)
+		time.Sleep(30 * time.Second)
+		a.wantPath(t, c, direct(addrC))
+		for _, addr := range []string{addrA, addrB, addrC} {
+			a.set(addr, true)
+		}
+		time.Sleep(10 * time.Second)
+		for _, peer := range []*host{b, c} {
+			if s := a.statusOf(t, peer); s.Proved {
+				t.Errorf("the path to %v counts as proved", peer.id)
+			}
+		}
+	})
+}
+
 // TestOneWay has what this host sends to the other one's address lost, while all that comes
 // from there arrives: only the peer knows that the path is dead.
 func TestOneWay(t *testing.T) {
