@@ -131,8 +131,19 @@ func (h *Host) Narrow(ctx context.Context, mtu int) error {
 // Impair applies netem to packets from the internet to the host, with options as in
 // tc-netem(8): "loss 5%". The kernel must have netem.
 func (h *Host) Impair(ctx context.Context, netem string) error {
-	args := append([]string{"qdisc", "replace", "dev", h.link.routerEnd, "root", "netem", "limit", "10000"}, strings.Fields(netem)...)
-	_, err := h.link.router.Run(ctx, "tc", args...)
+	return h.link.router.impair(ctx, h.link.routerEnd, netem)
+}
+
+// Impair applies netem to packets from the internet to the site, see [Host.Impair]. Packets on its
+// LAN pass as before.
+func (s *Site) Impair(ctx context.Context, netem string) error {
+	return s.lab.router.impair(ctx, s.end(), netem)
+}
+
+// impair applies netem to what a router sends over one of its links.
+func (h *Host) impair(ctx context.Context, dev, netem string) error {
+	args := append([]string{"qdisc", "replace", "dev", dev, "root", "netem", "limit", "10000"}, strings.Fields(netem)...)
+	_, err := h.Run(ctx, "tc", args...)
 	return err
 }
 
