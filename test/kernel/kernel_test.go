@@ -66,7 +66,7 @@ func TestInstructionsAreCounted(t *testing.T) {
 	defer cancel()
 	var output bytes.Buffer
 	wait := command{Args: []string{"/bin/sh", "-c", "sleep 3600; grep -c ^processor /proc/cpuinfo"}, Dir: "/"}
-	m := machine{dir: t.TempDir(), job: job{Commands: []command{wait}}, icount: true, output: &output}
+	m := machine{dir: t.TempDir(), job: job{Commands: []command{wait}}, icount: true, shift: idleShift, output: &output}
 	code, err := m.run(ctx)
 	if err != nil || code != 0 || output.String() != "1\n" {
 		t.Errorf("got exit code %d, %v and %q processors, want 1 after an hour", code, err, output.String())

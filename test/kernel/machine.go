@@ -33,6 +33,7 @@ type machine struct {
 	dir    string // for what belongs to this run
 	job    job
 	icount bool // time is what is executed
+	shift  int  // an instruction takes 2^shift ns then
 	output io.Writer
 	failed []string // tests that did, after run
 }
@@ -47,11 +48,17 @@ const memory = "3072"
 // and so with AVX and "max", the machine comes to a stop.
 const processor = "qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt,+movbe,+bmi1,+bmi2,+adx,+aes,+pclmulqdq"
 
-// countInstructions makes each instruction take 2^2 ns, about what QEMU takes for one on
-// an idle machine, so timeouts fit as they do without. QEMU counts only when one thread
-// emulates all processors. Where the virtual machine only waits, its clock jumps to what it
-// waits for.
-var countInstructions = []string{"-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=2,sleep=off"}
+// idleShift makes each instruction take 2^2 ns, about what QEMU takes for one on an idle machine, so
+// timeouts fit as they do without. A smaller one makes a faster processor, and QEMU works the longer for
+// as much time of the virtual machine when there is something to do.
+const idleShift = 2
+
+// countInstructions has time be the number of executed instructions, which take 2^shift ns each. QEMU
+// counts only when one thread emulates all processors. Where the virtual machine only waits, its clock
+// jumps to what it waits for.
+func countInstructions(shift int) []string {
+	return []string{"-accel", "tcg,thread=single", "-smp", "1", "-icount", fmt.Sprintf("shift=%d,sleep=off", shift)}
+}
 
 // runTwice runs the machine, and a second time if the machine itself dies.
 func (m *machine) runTwice(ctx context.Context, limit time.Duration) (int, error) {
@@ -92,7 +99,7 @@ func (m *machine) run(ctx context.Context) (int, error) {
 		"-append", "console=ttyS0 quiet panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=30 mitigations=off tsc=reliable norandmaps",
 	}
 	if m.icount {
-		args = append(args, countInstructions...)
+		args = append(args, countInstructions(m.shift)...)
 	} else {
 		args = append(args, "-accel", "tcg,thread=multi", "-smp", "2")
 	}

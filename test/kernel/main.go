@@ -11,7 +11,8 @@
 //
 // With -icount, before any of them, time in the virtual machine is the number of
 // instructions that its one processor has executed, see machine.go: what is measured
-// there does not depend on what else the real machine does.
+// there does not depend on what else the real machine does. With -shift the processor is
+// faster or slower.
 //
 // The files of a job have the same paths in the virtual machine as on the real one, so
 // tests and commands need not know where they run. Output comes as it is printed, and
@@ -69,12 +70,13 @@ func run() int {
 	pattern := flag.String("run", "", "regular expression: which tests to run")
 	timeout := flag.Duration("timeout", 35*time.Minute, "how long one virtual machine may live")
 	icount := flag.Bool("icount", false, "count time in executed instructions, on one processor")
+	shift := flag.Int("shift", idleShift, "with -icount, an instruction takes 2 to the power of `n` nanoseconds")
 	flag.Var(&with, "file", "a `path` to have in the virtual machine, for exec")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
 
-	code, err := do(ctx, options{run: *pattern, timeout: *timeout, icount: *icount, files: with}, flag.Args())
+	code, err := do(ctx, options{run: *pattern, timeout: *timeout, icount: *icount, shift: *shift, files: with}, flag.Args())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kernel:", err)
 		return exitBroken
@@ -86,6 +88,7 @@ type options struct {
 	run     string
 	timeout time.Duration
 	icount  bool
+	shift   int
 	files   []string
 }
 
@@ -120,7 +123,7 @@ func do(ctx context.Context, o options, args []string) (int, error) {
 	}
 	switch {
 	case j.Shell:
-		return (&machine{dir: dir, job: j, icount: o.icount}).run(ctx)
+		return (&machine{dir: dir, job: j, icount: o.icount, shift: o.shift}).run(ctx)
 	case !o.icount && ownKernelWillDo(ctx):
 		return j.run(ctx, os.Stdout), ctx.Err()
 	}
@@ -132,11 +135,11 @@ func do(ctx context.Context, o options, args []string) (int, error) {
 func runEach(ctx context.Context, dir string, jobs []job, o options) (int, error) {
 	code := 0
 	for _, one := range jobs {
-		m := machine{dir: dir, job: one, icount: o.icount, output: os.Stdout}
+		m := machine{dir: dir, job: one, icount: o.icount, shift: o.shift, output: os.Stdout}
 		c, err := m.runTwice(ctx, o.timeout)
 		if again, ok := one.again(m.failed); err == nil && c == exitFailed && ok {
 			fmt.Fprintln(os.Stderr, "kernel: once more:", strings.Join(m.failed, " "))
-			m = machine{dir: dir, job: again, icount: o.icount, output: os.Stdout}
+			m = machine{dir: dir, job: again, icount: o.icount, shift: o.shift, output: os.Stdout}
 			c, err = m.runTwice(ctx, o.timeout)
 		}
 		if err != nil {
