@@ -20,11 +20,13 @@ KERNEL_TESTS := ./test/lab ./internal/netcfg/host ./internal/path/relaynft
 KERNEL_E2E := ^Test(AddressChanges|AllowedIPMoves|BadUnderlay|ClientOfNodeThatMoves|DeletedByHandIsBack|DeletedDeviceFindsPeersBehindNAT|DownRemovesExactlyOurs|Encapsulation|ForeignWireGuard|IPv6OnlyUnderlay|IdleReconcileWritesNothing|KernelWireGuard|MTU|NarrowPath|Paths|PathsOfKinds|SourceAddresses|StopChangesNothing|TakenPorts|TrafficOverChangesOfPath|TrafficOverRestarts|UnderlayMTU)$$
 # What takes minutes there by its nature.
 KERNEL_LONG := ^Test(ClocksSetBack|CutOffForTenMinutes)$$
+# A processor four times as fast as the one of bench, on which gateways are replaced as soon as on real ones.
+ETCD_TIME := -icount -shift 0
 # How long fuzz runs each target.
 TIME ?= 30s
 # How long chaos begins new faults, and which ones.
 DURATION ?= 10m
-soak: DURATION = 1h
+soak test-etcd-long: DURATION = 1h
 SEED ?= 1
 # Packages without goroutines, in which the race detector finds nothing and takes long.
 PURE := ./internal/mesh ./internal/netcfg ./internal/netcfg/filter ./internal/node ./internal/path
@@ -60,7 +62,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES) $(if $(CLIENT),-client)
 
 .PHONY: test
-test: test-unit test-vuln test-hostile test-e2e test-kernel test-package test-vm ## everything but what takes minutes by its nature, see soak
+test: test-unit test-vuln test-hostile test-e2e test-kernel test-etcd test-package test-vm ## everything but what takes minutes by its nature, see soak
 
 .PHONY: test-unit
 test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, fuzz seeds
@@ -121,6 +123,13 @@ else
 	@exec bin/kernel -run '$(RUN)' test ./test/e2e $(KERNEL_TESTS)
 endif
 
+.PHONY: test-etcd
+test-etcd: setup-kernel build-etcd ## three members of etcd at sites 80 ms apart, there too: a gateway fails, a path is cut, a site is lost; vet and lint of that module
+	go vet -C test/etcd .
+	@staticcheck=$$(go tool -n staticcheck) && cd test/etcd && $$staticcheck -checks all .
+	go test -C test/etcd .
+	@exec bin/kernel $(ETCD_TIME) exec bin/etcd -meshd $(MESHD)
+
 .PHONY: test-package
 test-package: setup-deb setup-vagrantfile ## what is in the package, and the Vagrantfile; RUN=TestName for one
 	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/deb ./vagrant
@@ -139,6 +148,16 @@ chaos: setup-kernel build ## faults at random for DURATION=10m, SEED=1, on a ker
 	@CNITOOL=$$(CGO_ENABLED=0 go tool -n cnitool) bin/kernel -timeout 12h exec \
 		bin/chaos -meshd $(MESHD) -duration $(DURATION) -seed $(SEED)
 
+.PHONY: test-etcd-long
+test-etcd-long: setup-kernel build-etcd ## the same at random for DURATION=1h, half of it with each set of timings, SEED=1; prints elections and times without writes
+	@exec bin/kernel $(ETCD_TIME) -timeout 12h exec bin/etcd -meshd $(MESHD) -duration $(DURATION) -seed $(SEED)
+
+# A module of its own, so that meshd's names nothing that only etcd needs.
+.PHONY: build-etcd
+build-etcd: build
+	@CGO_ENABLED=0 go build -C test/etcd -o $(CURDIR)/bin/ .
+	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
+
 .PHONY: kernel-shell
 kernel-shell: setup-kernel build ## bash in the virtual machine of test-kernel
 	@CGO_ENABLED=0 go build -o bin/ ./test/kernel
@@ -154,7 +173,7 @@ test-paths-long: setup build ## whole nodes behind two routers of each kind, thi
 	@$(MAKE) --no-print-directory test-kernel RUN=TestSoakRekeys
 
 .PHONY: soak
-soak: test-long test-swarm test-vagrant test-kernel-long test-paths-long chaos fuzz ## what takes minutes by its nature: the unit tests at full length, hundreds of nodes, vagrant up, ten minutes without a network, paths of all kinds, an hour of faults, every fuzz target; some three hours
+soak: test-long test-swarm test-vagrant test-kernel-long test-paths-long test-etcd-long chaos fuzz ## what takes minutes by its nature: the unit tests at full length, hundreds of nodes, vagrant up, ten minutes without a network, paths of all kinds, an hour of etcd across sites, an hour of faults, every fuzz target; some four hours
 
 .PHONY: bench
 bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"; RUN=datapath for one measurement
