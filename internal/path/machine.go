@@ -362,6 +362,9 @@ func (m *Machine) Receive(now time.Time, msg Message, over Path) []Action {
 		if w != nil {
 			m.heard(now, msg, w)
 		}
+		if msg.This && w != m.use { // the path in use may be dead
+			actions = append(actions, m.Ask(now)...)
+		}
 		return actions
 	case Pong:
 		if w != nil {

@@ -80,3 +80,20 @@ func TestHeldPath(t *testing.T) {
 		})
 	}
 }
+
+// TestPeerElsewhere has the peer use another path than this node, which has been idle for a while: it asks
+// whether its own one still works.
+func TestPeerElsewhere(t *testing.T) {
+	elsewhere := At(netip.MustParseAddrPort("203.0.113.2:51820"))
+	m := NewMachine(true, Traffic{Endpoint: directly.Addr}, epoch)
+	m.use.answered = epoch
+	for _, this := range []bool{false, true} {
+		asks := false
+		for _, a := range m.Receive(epoch.Add(time.Minute), Message{Op: Ping, Number: 1, This: this}, elsewhere) {
+			asks = asks || a.Message.Op == Ping && a.Path.Addr == directly.Addr
+		}
+		if asks != this {
+			t.Errorf("the peer uses the other path: %t; this node asks: %t", this, asks)
+		}
+	}
+}
