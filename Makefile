@@ -17,7 +17,7 @@ RUN ?=
 # netem has a part, and all tests of the other packages. Every other end-to-end test runs in
 # namespaces, and there too if RUN names it.
 KERNEL_TESTS := ./test/lab ./internal/netcfg/host ./internal/path/relaynft
-KERNEL_E2E := ^Test(AddressChanges|AllowedIPMoves|BadUnderlay|ClientOfNodeThatMoves|DeletedByHandIsBack|DeletedDeviceFindsPeersBehindNAT|DownRemovesExactlyOurs|Encapsulation|ForeignWireGuard|IPv6OnlyUnderlay|IdleReconcileWritesNothing|KernelWireGuard|MTU|NarrowPath|Paths|PathsOfKinds|SourceAddresses|StopChangesNothing|TakenPorts|TrafficOverChangesOfPath|TrafficOverRestarts|UnderlayMTU)$$
+KERNEL_E2E := ^Test(AllowedIPMoves|BadUnderlay|ClientOfNodeThatMoves|DeletedByHandIsBack|DeletedDeviceFindsPeersBehindNAT|DownRemovesExactlyOurs|Encapsulation|ForeignWireGuard|IPv6OnlyUnderlay|IdleReconcileWritesNothing|KernelWireGuard|MTU|NarrowPath|Paths|PathsOfKinds|SourceAddresses|StopChangesNothing|TakenPorts|TrafficOverChangesOfPath|TrafficOverRestarts|UnderlayMTU)$$
 # What takes minutes there by its nature.
 KERNEL_LONG := ^Test(ClocksSetBack|CutOffForTenMinutes)$$
 # A processor four times as fast as the one of bench, on which gateways are replaced as soon as on real ones.
