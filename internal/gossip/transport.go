@@ -335,18 +335,16 @@ func (t *transport) numbered(p packet) packet {
 // sendVia encrypts a packet and sends it to an address.
 func (t *transport) sendVia(to mesh.ID, addr netip.AddrPort, p packet) {
 	p = t.numbered(p)
-	t.mu.Lock()
-	if p.want {
-		t.addresses.noteQuestion(to, p.counter, addr)
-	}
-	source := t.arrivals.source(addr, t.now())
-	t.mu.Unlock()
 	b, err := t.keys().sealPacket(t.random, p, to)
 	if err != nil {
 		t.log.at(slog.LevelError, "seal packet", "err", err)
 		return
 	}
 	t.mu.Lock()
+	if p.want {
+		t.addresses.noteQuestion(to, p.counter, addr)
+	}
+	source := t.arrivals.source(addr, t.now())
 	t.addresses.countTunnelled(to, addr.Addr(), inTunnel(len(b), addr.Addr()), 0)
 	t.mu.Unlock()
 	if t.filter != nil && !t.filter("udp", addr) {
