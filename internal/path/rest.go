@@ -60,7 +60,7 @@ func (m *Machine) goToRest(now time.Time) {
 	if !m.leads || m.use == nil || !m.use.isPunched() || !m.rests(now) {
 		return
 	}
-	isRelayed := func(w *way) bool { return w.kind() == Relayed && now.Sub(w.failed) >= w.hold }
+	isRelayed := func(w *way) bool { return w.kind() == Relayed && !w.isHeld(now) }
 	if now.Sub(m.rest.looked) >= searchIdle {
 		m.rest.looked = now
 		for _, w := range m.ways {

@@ -178,7 +178,7 @@ func (m *Machine) leaveDead(now time.Time) {
 			return false
 		}
 		if swallows {
-			return now.Sub(w.failed) >= w.hold
+			return !w.isHeld(now)
 		}
 		return m.use.misses+m.use.overdue(now, w.echoed) >= m.mostMisses(now)
 	}); w != nil {
@@ -231,6 +231,9 @@ func (m *Machine) fail(now time.Time, most time.Duration) {
 	}
 	m.use.failed = now
 }
+
+// isHeld reports whether a path is not to be used yet, as it has failed.
+func (w *way) isHeld(now time.Time) bool { return now.Sub(w.failed) < w.hold }
 
 // failLong is fail for a path that passes probes and drops packets. If nothing came on this path at
 // all, as on the one before, the peer's WireGuard is down and the paths are not to blame.
@@ -330,7 +333,7 @@ func (m *Machine) improve(now time.Time) {
 		return
 	}
 	w := m.best(now, func(w *way) bool {
-		return w != m.use && m.mayUse(now, w) && w.answers >= betterAnswers && m.lives(w, now) && now.Sub(w.failed) >= w.hold && m.better(now, w, m.use)
+		return w != m.use && m.mayUse(now, w) && w.answers >= betterAnswers && m.lives(w, now) && !w.isHeld(now) && m.better(now, w, m.use)
 	})
 	if w == nil {
 		return
@@ -352,11 +355,10 @@ func (m *Machine) plan(now time.Time) {
 		}
 		return
 	}
-	// A path that has begun to answer is probed until it is used. If it has failed, and is not to be used for
-	// a while, only traffic makes it worth that.
+	// A path that has begun to answer is probed until it is used. If that may take long, only traffic makes
+	// it worth that.
 	for _, w := range m.ways {
-		isHeld := now.Sub(w.failed) < w.hold && !m.isBusy(now)
-		if w != m.use && m.leads && m.mayUse(now, w) && w.answers > 0 && m.lives(w, now) && m.better(now, w, m.use) && !isHeld {
+		if w != m.use && m.leads && m.mayUse(now, w) && w.answers > 0 && m.lives(w, now) && m.better(now, w, m.use) && (m.isBusy(now) || !w.isHeld(now)) {
 			w.search = now.Add(searchFor)
 		}
 	}
