@@ -151,9 +151,7 @@ func (a *Agent) step(now time.Time, p *peer) {
 	}
 	before := p.used
 	if p.used = p.machine.IsUsed(now); p.used && !before {
-		for _, b := range a.relays.bound {
-			a.tellSessions(now, b, sessionFor, p)
-		}
+		a.tellRelays(now, sessionFor, p)
 	}
 	if use, proved := p.machine.InUse(); use != p.use || proved != p.proved {
 		a.o.Logger.Debug("path", "peer", p.ID, "path", use, "before", p.use, "proved", proved)

@@ -351,14 +351,19 @@ func (a *Agent) addSession(now time.Time, with *peer, index uint32) {
 		with.sessions = with.sessions[1:]
 	}
 	with.sessions = append(with.sessions, session{index: index, begun: now})
-	for _, b := range a.relays.bound {
-		a.tellSessions(now, b, repeatFor, with) // older ones were told before
-	}
+	a.tellRelays(now, repeatFor, with) // older ones were told before
 }
 
 // hasSession reports whether an index stands for the peer.
 func (p *peer) hasSession(now time.Time, index uint32) bool {
 	return slices.ContainsFunc(p.sessions, func(s session) bool { return s.index == index && now.Sub(s.begun) < sessionFor })
+}
+
+// tellRelays is tellSessions for one peer and all relays.
+func (a *Agent) tellRelays(now time.Time, age time.Duration, p *peer) {
+	for _, b := range a.relays.bound {
+		a.tellSessions(now, b, age, p)
+	}
 }
 
 // tellSessions tells a relay which index stands for which peer, for all sessions that are
