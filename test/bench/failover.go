@@ -141,9 +141,6 @@ func (f *failover) begin(ctx context.Context, a, b *lab.Node) error {
 	return err
 }
 
-// noForwarding is another program's firewall on a gateway that is alive.
-const noForwarding = "table inet broken { chain forward { type filter hook forward priority -20; policy drop; }; }"
-
 func (f *failover) ways() []way {
 	run := func(args ...string) func(context.Context) error {
 		return func(ctx context.Context) error {
@@ -153,7 +150,7 @@ func (f *failover) ways() []way {
 	}
 	return []way{
 		{"failover_kill", f.preferred.Cut, f.preferred.Restore},
-		{"failover_blackhole", run("nft", noForwarding), run("nft", "delete table inet broken")},
+		{"failover_blackhole", f.preferred.StopForwarding, f.preferred.ResumeForwarding},
 		{"failover_drain", run(f.binary, "drain"), run(f.binary, "drain", "--undo")},
 	}
 }

@@ -11,16 +11,6 @@ import (
 	"github.com/meshd/meshd/test/lab"
 )
 
-// noForwarding is another program's firewall on a host: the host answers and its
-// tunnels work, but it forwards nothing.
-const noForwarding = `
-table inet broken {
-	chain forward {
-		type filter hook forward priority -20; policy drop;
-	}
-}
-`
-
 // TestFailover makes gateways fail in every way while pods of two locations exchange
 // datagrams and bytes over TCP connections, which must survive all of it.
 func TestFailover(t *testing.T) { // not parallel: six hosts are a load
@@ -59,9 +49,9 @@ func TestFailover(t *testing.T) { // not parallel: six hosts are a load
 			v.must(gateway.Restore(v.ctx))
 		}},
 		{"host does not forward", func(v *village, gateway *lab.Node) {
-			v.must(nft(v.ctx, gateway, noForwarding))
+			v.must(gateway.StopForwarding(v.ctx))
 		}, func(v *village, gateway *lab.Node) {
-			v.must(nft(v.ctx, gateway, "delete table inet broken\n"))
+			v.must(gateway.ResumeForwarding(v.ctx))
 		}},
 		{"host is drained", func(v *village, gateway *lab.Node) {
 			v.eventually(settleLimit, func() error { // a slow machine takes longer than drain waits

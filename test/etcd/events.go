@@ -39,17 +39,12 @@ func cutLink(ctx context.Context, _ *cluster, at *site) error { return at.gatewa
 
 func restoreLink(ctx context.Context, _ *cluster, at *site) error { return at.gateway.Restore(ctx) }
 
-// noForwarding is another program's firewall on a gateway that is alive.
-const noForwarding = "table inet broken { chain forward { type filter hook forward priority -20; policy drop; }; }"
-
 func forwardNothing(ctx context.Context, _ *cluster, at *site) error {
-	_, err := at.gateway.Run(ctx, "nft", noForwarding)
-	return err
+	return at.gateway.StopForwarding(ctx)
 }
 
 func forward(ctx context.Context, _ *cluster, at *site) error {
-	_, err := at.gateway.Run(ctx, "nft", "delete table inet broken")
-	return err
+	return at.gateway.ResumeForwarding(ctx)
 }
 
 // replaced waits until the site's server is the gateway.

@@ -97,3 +97,16 @@ func (l *Lab) Heal(ctx context.Context) error {
 	}
 	return errors.Join(errs...)
 }
+
+// StopForwarding has the host forward nothing, as another program's firewall may. It answers, and its
+// tunnels work.
+func (h *Host) StopForwarding(ctx context.Context) error {
+	_, err := h.Run(ctx, "nft", "table inet lab-no-forwarding { chain forward { type filter hook forward priority -20; policy drop; }; }")
+	return err
+}
+
+// ResumeForwarding undoes StopForwarding.
+func (h *Host) ResumeForwarding(ctx context.Context) error {
+	_, err := h.Run(ctx, "nft", "delete table inet lab-no-forwarding")
+	return err
+}
