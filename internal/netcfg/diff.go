@@ -55,14 +55,7 @@ func Diff(observed, desired State, o Options) Plan {
 	}
 	p.Sysctls = missing(observed.Sysctls, desired.Sysctls)
 	p.Accepts = diffAccepts(observed.Filters, desired.Accepts, o.Prune)
-	if !observed.Firewall.equal(desired.Firewall) {
-		switch {
-		case !desired.Firewall.empty():
-			p.Firewall, p.OwnPorts = &desired.Firewall, desired.OwnPorts
-		case o.Prune:
-			p.StaleFirewall = true
-		}
-	}
+	p.diffFirewall(observed.Firewall, desired, o.Prune)
 	p.diffRoutes(observed.Routes, desired)
 	if o.Prune {
 		p.StaleRoutes = staleRoutes(observed.Routes, desired.Routes)
@@ -279,14 +272,42 @@ func byKey(peers []Peer) map[wgtypes.Key]Peer {
 
 func (f Firewall) empty() bool { return len(f.Sets) == 0 && len(f.Chains) == 0 }
 
-// equal compares tables by what the kernel keeps. Of a rule, that is the hash.
-func (f Firewall) equal(o Firewall) bool {
-	return slices.EqualFunc(f.Sets, o.Sets, func(a, b Set) bool {
-		return a.Name == b.Name && a.Type == b.Type && slices.Equal(a.Elements, b.Elements)
-	}) && slices.EqualFunc(f.Chains, o.Chains, func(a, b Chain) bool {
-		return a.Name == b.Name && a.Type == b.Type && a.Hook == b.Hook && a.Priority == b.Priority &&
-			slices.EqualFunc(a.Rules, b.Rules, func(a, b Rule) bool { return a.Hash == b.Hash })
-	})
+// diffFirewall replaces the elements of sets, or the table if that is not enough.
+func (p *Plan) diffFirewall(observed Firewall, desired State, prune bool) {
+	want := desired.Firewall
+	switch {
+	case want.empty():
+		p.StaleFirewall = prune && !observed.empty()
+	case slices.EqualFunc(observed.Chains, want.Chains, Chain.equal) && slices.EqualFunc(observed.Sets, want.Sets, Set.alike):
+		for i, s := range want.Sets {
+			if !slices.Equal(s.Elements, observed.Sets[i].Elements) {
+				p.Sets = append(p.Sets, s)
+			}
+		}
+	default:
+		p.Firewall = &want
+		if !observed.reservesPortsLike(want) {
+			p.OwnPorts = desired.OwnPorts
+		}
+	}
+}
+
+// alike reports whether two sets differ at most in their elements.
+func (s Set) alike(o Set) bool { return s.Name == o.Name && s.Type == o.Type }
+
+// equal compares chains by what the kernel keeps. Of a rule, that is the hash.
+func (c Chain) equal(o Chain) bool {
+	return c.Name == o.Name && c.Type == o.Type && c.Hook == o.Hook && c.Priority == o.Priority &&
+		slices.EqualFunc(c.Rules, o.Rules, func(a, b Rule) bool { return a.Hash == b.Hash })
+}
+
+// reservesPortsLike reports whether two tables have the same chains that keep DNAT from our ports, see
+// protectOwnPorts.
+func (f Firewall) reservesPortsLike(o Firewall) bool {
+	reserving := func(f Firewall) []Chain {
+		return slices.DeleteFunc(slices.Clone(f.Chains), func(c Chain) bool { return c.Name != chainOwnPorts && c.Name != chainOwnPortsOut })
+	}
+	return slices.EqualFunc(reserving(f), reserving(o), Chain.equal)
 }
 
 func compareKeys(a, b wgtypes.Key) int { return slices.Compare(a[:], b[:]) }

@@ -4,6 +4,7 @@ package netcfg
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -237,27 +238,42 @@ func TestDiffDevice(t *testing.T) {
 // TestDiffFirewall makes one change at a time to the observed table.
 func TestDiffFirewall(t *testing.T) {
 	desired := Desired(netcfgtest.IPv4(), settings())
-	for name, edit := range map[string]func(*Firewall){
-		"no table":      func(f *Firewall) { *f = Firewall{} },
-		"rule missing":  func(f *Firewall) { f.Chains[3].Rules = f.Chains[3].Rules[1:] },
-		"rules swapped": func(f *Firewall) { r := f.Chains[3].Rules; r[0], r[1] = r[1], r[0] },
-		"foreign rule":  func(f *Firewall) { f.Chains[0].Rules = append(f.Chains[0].Rules, Rule{}) },
-		"priority":      func(f *Firewall) { f.Chains[1].Priority++ },
-		"hook":          func(f *Firewall) { f.Chains[1].Hook = "output" },
-		"foreign chain": func(f *Firewall) { f.Chains = append(f.Chains, Chain{Name: "x"}) },
-		"element":       func(f *Firewall) { f.Sets[0].Elements = f.Sets[0].Elements[1:] },
-		"set missing":   func(f *Firewall) { f.Sets = f.Sets[1:] },
+	for name, test := range map[string]struct {
+		edit     func(*Firewall)
+		reserves bool // whether the ports were not reserved before
+	}{
+		"no table":      {func(f *Firewall) { *f = Firewall{} }, true},
+		"port missing":  {func(f *Firewall) { c := f.chain(chainOwnPorts); c.Rules = c.Rules[1:] }, true},
+		"port's chain":  {func(f *Firewall) { f.chain(chainOwnPortsOut).Name = "x" }, true},
+		"rule missing":  {func(f *Firewall) { f.Chains[3].Rules = f.Chains[3].Rules[1:] }, false},
+		"rules swapped": {func(f *Firewall) { r := f.Chains[3].Rules; r[0], r[1] = r[1], r[0] }, false},
+		"foreign rule":  {func(f *Firewall) { f.Chains[0].Rules = append(f.Chains[0].Rules, Rule{}) }, false},
+		"priority":      {func(f *Firewall) { f.Chains[1].Priority++ }, false},
+		"hook":          {func(f *Firewall) { f.Chains[1].Hook = "output" }, false},
+		"foreign chain": {func(f *Firewall) { f.Chains = append(f.Chains, Chain{Name: "x"}) }, false},
+		"set missing":   {func(f *Firewall) { f.Sets = f.Sets[1:] }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			observed := Desired(netcfgtest.IPv4(), settings())
-			edit(&observed.Firewall)
+			test.edit(&observed.Firewall)
 			got := Diff(observed, desired, Options{Now: now})
 			want := Plan{Firewall: &desired.Firewall, link: "meshd0"}
 			if d := cmp.Diff(want.String(), got.String()); d != "" {
 				t.Errorf("plan (-want +got):\n%s", d)
 			}
+			if reserves := len(got.OwnPorts) > 0; reserves != test.reserves {
+				t.Errorf("reserves ports: %v, want %v", reserves, test.reserves)
+			}
 		})
 	}
+	t.Run("element", func(t *testing.T) {
+		observed := Desired(netcfgtest.IPv4(), settings())
+		observed.Firewall.Sets[1].Elements = nil
+		want := "~ " + desired.Firewall.Sets[1].String() + "\n"
+		if got := Diff(observed, desired, Options{Now: now}).String(); got != want {
+			t.Errorf("got:\n%swant:\n%s", got, want)
+		}
+	})
 	observed := Desired(netcfgtest.IPv4(), settings())
 	for i := range observed.Firewall.Chains {
 		for j := range observed.Firewall.Chains[i].Rules {
@@ -267,6 +283,11 @@ func TestDiffFirewall(t *testing.T) {
 	if got := Diff(observed, desired, Options{Now: now, Prune: true}); !got.Empty() {
 		t.Errorf("same hashes, got:\n%s", got)
 	}
+}
+
+// chain returns a chain to change it.
+func (f *Firewall) chain(name string) *Chain {
+	return &f.Chains[slices.IndexFunc(f.Chains, func(c Chain) bool { return c.Name == name })]
 }
 
 // TestDiffRemoval plans the removal of everything.

@@ -123,7 +123,7 @@ func (f Firewall) String() string {
 	var b lines
 	b.add("nft table inet %s", FirewallTable)
 	for _, s := range f.Sets {
-		b.add("nft set %s type %s flags interval { %s }", s.Name, s.Type, joinPrefixes(s.Elements))
+		b.add("%s", s)
 	}
 	for _, c := range f.Chains {
 		b.add("nft chain %s type %s hook %s priority %d", c.Name, c.Type, c.Hook, c.Priority)
@@ -132,6 +132,11 @@ func (f Firewall) String() string {
 		}
 	}
 	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// String returns the set in the style of nft(8).
+func (s Set) String() string {
+	return fmt.Sprintf("nft set %s type %s flags interval { %s }", s.Name, s.Type, joinPrefixes(s.Elements))
 }
 
 // String returns the parameter in the style of sysctl(8).
@@ -143,6 +148,9 @@ func (p Plan) String() string {
 	var b lines
 	if p.Firewall != nil {
 		b.add("~ %s", strings.ReplaceAll(p.Firewall.String(), "\n", "\n  "))
+	}
+	for _, s := range p.Sets {
+		b.add("~ %s", s)
 	}
 	for _, dst := range p.Backstops {
 		b.add("+ %s", backstopLine(dst))

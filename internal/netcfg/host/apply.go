@@ -32,6 +32,9 @@ func (k *Kernel) Apply(ctx context.Context, p netcfg.Plan) error {
 	if p.Firewall != nil {
 		errs = append(errs, k.replaceFirewall(ctx, *p.Firewall), k.forgetRedirected(p.OwnPorts))
 	}
+	if len(p.Sets) > 0 {
+		errs = append(errs, k.replaceElements(p.Sets))
+	}
 	for _, dst := range p.Backstops {
 		errs = append(errs, k.addBackstop(dst))
 	}

@@ -20,10 +20,10 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
-// The firewall is written with nft(8), because rules are written in its language. It is
-// read by netlink, because reading must be cheap: no process is started just to find that
-// nothing has changed, and nft's output, which differs between versions, need not be
-// parsed.
+// The firewall's rules are written with nft(8), in whose language they are. It is read by
+// netlink, because reading must be cheap: no process is started just to find that nothing
+// has changed, and nft's output, which differs between versions, need not be parsed. The
+// elements of sets are written by netlink, too, when nothing else differs.
 
 // firewallWriter opens nft on first use.
 type firewallWriter struct{ nft knftables.Interface }
@@ -75,6 +75,42 @@ func (k *Kernel) replaceFirewall(ctx context.Context, f netcfg.Firewall) error {
 		return fmt.Errorf("replace table %s: %w", netcfg.FirewallTable, err)
 	}
 	return nil
+}
+
+// maxElements is how many elements of a set one message takes: it may be 64 KiB long.
+const maxElements = 512
+
+// replaceElements replaces the elements of sets in one transaction. It starts no process, as each node that
+// comes, goes or moves changes some set.
+func (k *Kernel) replaceElements(sets []netcfg.Set) error {
+	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: netcfg.FirewallTable}
+	for _, s := range sets {
+		set := &nftables.Set{Table: table, Name: s.Name}
+		k.nft.FlushSet(set)
+		for some := range slices.Chunk(elements(s.Elements), maxElements) {
+			if err := k.nft.SetAddElements(set, some); err != nil {
+				return fmt.Errorf("replace elements of nft set %s: %w", s.Name, err)
+			}
+		}
+	}
+	k.writes.Add(1)
+	if err := k.nft.Flush(); err != nil {
+		return fmt.Errorf("replace elements of nft sets: %w", err)
+	}
+	return nil
+}
+
+// elements returns the elements of an interval set for disjoint prefixes. Each has its end, although the
+// next one may begin there: newer kernels would say that they overlap.
+func elements(disjoint []netip.Prefix) []nftables.SetElement {
+	var out []nftables.SetElement
+	for _, p := range disjoint {
+		out = append(out, nftables.SetElement{Key: p.Addr().AsSlice()})
+		if behind := after(p); behind.IsValid() {
+			out = append(out, nftables.SetElement{Key: behind.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return out
 }
 
 // deleteFirewall deletes our table if there is one.

@@ -3,6 +3,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -15,9 +16,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
 
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
@@ -464,4 +467,40 @@ func arrival(t *testing.T, ns string, dst netip.Addr, s, marker *net.UDPConn) ne
 	}
 	t.Fatalf("nothing arrives at %s in %v", to, patience)
 	return netip.Addr{}
+}
+
+// TestReplaceElements changes the elements of sets at random, also to prefixes next to each other, to the
+// highest ones of a family, and to more than one message can carry.
+func TestReplaceElements(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	h := newKernel(t)
+	rules := netcfg.Desired(netcfgtest.DualStack(), settings()).Firewall
+	mustReconcile(t, h, netcfg.State{Firewall: rules})
+	rapid.Check(t, func(t *rapid.T) {
+		want := netcfg.Firewall{Chains: rules.Chains}
+		for _, s := range rules.Sets {
+			size := map[string]int{"ipv4_addr": 4, "ipv6_addr": 16}[s.Type]
+			s.Elements = disjoint(t, size, rapid.SampledFrom([]int{0, 3, maxElements}).Draw(t, "most"))
+			want.Sets = append(want.Sets, s)
+		}
+		observed, err := h.Observe(context.Background(), netcfg.State{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan := netcfg.Diff(observed, netcfg.State{Firewall: want}, netcfg.Options{})
+		if plan.Firewall != nil {
+			t.Fatalf("the table is to be replaced:\n%s", plan)
+		}
+		if err := h.Apply(context.Background(), plan); err != nil {
+			t.Fatal(err)
+		}
+		if observed, err = h.Observe(context.Background(), netcfg.State{}); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want.Sets, observed.Firewall.Sets, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{})); d != "" {
+			t.Fatalf("sets (-want +got):\n%s", d)
+		}
+	})
 }

@@ -10,11 +10,12 @@
 // runs `nft -f` once for the whole table, so that no packet meets a partial change.
 // google/nftables would need no nft binary, but there a rule is a list of register
 // operations: nobody could read it in a plan, compare it with the output of `nft list
-// ruleset`, or try it by hand. Changes are rare, so one process per change is cheap
-// enough. Reading is frequent, so it uses netlink, with google/nftables and without a
-// process. The kernel doesn't keep the text of a rule, and nft prints it in a form that
-// differs between versions. So each rule carries a hash of its text as a comment, and the
-// hashes are compared.
+// ruleset`, or try it by hand. Rules change rarely, so one process per change is cheap
+// enough. The table is read often, and the elements of its sets change with each node that
+// comes, goes or moves, so that uses netlink, with google/nftables and without a process.
+// The kernel doesn't keep the text of a rule, and nft prints it in a form that differs
+// between versions. So each rule carries a hash of its text as a comment, and the hashes
+// are compared.
 package host
 
 import (
