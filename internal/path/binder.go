@@ -13,7 +13,7 @@ import (
 const (
 	// renewEvery leaves time to repeat a Bind before a NAT forgets the mapping: after 30 s
 	// at the earliest, as holdPace has it.
-	renewEvery = 20 * time.Second
+	renewEvery = holdPace
 	bindEvery  = time.Second // until there is an answer
 	bindTries  = 4           // at one address
 	// retryAfter is when a relay that did not answer is tried again, if another one has not

@@ -16,7 +16,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// How long a relay remembers, and how much. A node binds again every 20 s (renewEvery), and
+// How long a relay remembers, and how much. A node binds again every 25 s (renewEvery), and
 // WireGuard makes a new session, with a new index, every two minutes at the latest.
 const (
 	boundFor = 3 * time.Minute
