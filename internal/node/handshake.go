@@ -53,7 +53,7 @@ const (
 // the tunnel can make it speak; WireGuard learns the endpoint from the leader's message.
 //
 // A node that names no endpoint itself leads; between equals it is the one with the lower
-// key. As long as no endpoint of the peer is known, not even one that probes have found,
+// key. Who has begun to lead goes on until there is a session. As long as no endpoint of the peer is known, not even one that probes have found,
 // both wait. Peers from before this daemon started have no first handshake: whoever has lost its
 // sessions speaks at once. A node that becomes a peer later, because one of the two is a
 // gateway now, does have one, however long they have known each other.
@@ -226,7 +226,8 @@ func (h Handshakes) next(in handshakeInput) HandshakePlan {
 			*a = attempt{firstDone: true, toldAt: toldAt, renewed: a.renewed}
 		case len(p.Endpoints) == 0 && !proved.IsValid() && !endpoint[p.Key].IsValid():
 			// WireGuard inside the daemon takes a message that it can't send for lost, like any other.
-			a.waiting, a.proved, a.initiateAt, a.inVain = true, netip.AddrPort{}, time.Time{}, a.firstDone
+			inVain := a.firstDone || roleOf(in.Self, p).leads
+			a.waiting, a.proved, a.initiateAt, a.inVain = true, netip.AddrPort{}, time.Time{}, inVain
 		default:
 			a.plan(roleOf(in.Self, p), proved, handshake.IsZero(), in.Now)
 			out.add(p, a, endpoint[p.Key], in.Now)
@@ -253,6 +254,9 @@ func (h Handshakes) attempt(id mesh.ID) *attempt {
 // plan makes a schedule where there is none for this role, or where another path has been found
 // than the one on which this node spoke: the peer has moved. It depends on whether the two have never had a handshake.
 func (a *attempt) plan(r role, proved netip.AddrPort, never bool, now time.Time) {
+	if a.initiated && a.role.leads {
+		r = a.role // it goes on with what it has begun: the other one may have a session that this node has lost
+	}
 	found := proved.IsValid() && a.spokeTo.IsValid() && proved != a.spokeTo && (r.leads || a.firstDone)
 	scheduled, changed := !a.initiateAt.IsZero(), !a.initiateAt.IsZero() && a.role != r
 	a.waiting, a.proved = true, proved

@@ -283,8 +283,8 @@ func inputWithPeer(self mesh.Record, now time.Time, there, alive bool, handshake
 }
 
 // TestUnreachablePeer: as long as no endpoint of a peer is known, nobody speaks. Once probes have
-// found one, a turn is due, and the leader speaks at once, by the next path again; the follower
-// gives it time.
+// found one, a turn is due, and the leader speaks at once, by the next path again: what WireGuard has
+// sent before was in vain. The follower gives it time.
 func TestUnreachablePeer(t *testing.T) {
 	one, two := netip.MustParseAddrPort("203.0.113.5:1"), netip.MustParseAddrPort("203.0.113.5:2")
 	for _, tt := range []struct {
@@ -292,7 +292,7 @@ func TestUnreachablePeer(t *testing.T) {
 		self  byte // of keys; the peer has 5
 		steps []string
 	}{
-		{"leader", 1, []string{"silent, 0s", "silent, 0s", "speaks, 150ms", "silent, 140ms", "renews, 150ms"}},
+		{"leader", 1, []string{"silent, 0s", "silent, 0s", "renews, 150ms", "silent, 140ms", "renews, 150ms"}},
 		{"follower", 9, []string{"silent, 0s", "silent, 0s", "silent, 500ms", "silent, 500ms", "silent, 500ms"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -322,6 +322,33 @@ func TestUnreachablePeer(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestLeaderGoesOn: a leader that names an endpoint of its own after it has spoken goes on until there
+// is a session, although it would follow now.
+func TestLeaderGoesOn(t *testing.T) {
+	start := time.Unix(1000, 0)
+	h := NewHandshakes(nil)
+	for i, want := range []string{"speaks", "renews", "renews", "silent"} {
+		self := mesh.Record{Key: wgtypes.Key{9}}
+		if i > 0 {
+			self.Endpoints = []mesh.Endpoint{{Host: "198.51.100.9", Port: 51820}}
+		}
+		in := inputWithPeer(self, start.Add(time.Duration(i)*time.Second), true, true, 0)
+		if want == "silent" {
+			in.Observed.Peers[0].LastHandshake = in.Now
+		}
+		out, got := h.next(in), "silent"
+		switch {
+		case len(out.Renew) > 0:
+			got = "renews"
+		case len(out.Initiate) > 0:
+			got = "speaks"
+		}
+		if got != want {
+			t.Errorf("step %d: got %s, want %s", i, got, want)
+		}
 	}
 }
 
