@@ -162,6 +162,7 @@ func planText(p netcfg.Plan) string {
 		}
 	}
 	some("+", "firewall", p.Firewall != nil)
+	some("~", "sets", len(p.Sets) > 0)
 	some("+", "backstops", len(p.Backstops) > 0)
 	some("+", "device", p.Device != nil && p.Device.Create)
 	some("~", "device", p.Device != nil && !p.Device.Create)
@@ -315,6 +316,11 @@ func (n *fakeNetwork) PublishPath(p mesh.PathRecord) error {
 		n.path = s
 		n.add("network.PublishPath", s, nil)
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p.Author = n.self
+	others := slices.DeleteFunc(slices.Clone(n.view.Paths), func(o mesh.PathRecord) bool { return o.Author == n.self })
+	n.view.Paths = append(others, p)
 	return nil
 }
 
@@ -322,7 +328,8 @@ func (n *fakeNetwork) PublishPath(p mesh.PathRecord) error {
 func (n *fakeNetwork) changePaths(paths ...mesh.PathRecord) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.view.Paths = paths
+	own := slices.DeleteFunc(slices.Clone(n.view.Paths), func(p mesh.PathRecord) bool { return p.Author != n.self })
+	n.view.Paths = append(own, paths...)
 	fire(n.paths)
 }
 

@@ -18,8 +18,8 @@ const (
 	// resync is the longest time between two turns.
 	resync = 10 * time.Second
 	// gather is how long to wait for more events after the first, and spacing the least
-	// time between two turns: a node that joins causes several events, and pods that start
-	// on a busy host cause them without end.
+	// time between two turns, or two updates of paths: a node that joins causes several
+	// events, and pods that start on a busy host cause them without end.
 	gather  = 5 * time.Millisecond
 	spacing = 50 * time.Millisecond
 	// retryMin and retryMax bound the time until a failed turn is repeated.
@@ -67,9 +67,10 @@ func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{},
 	wake, wakeAt := time.NewTimer(within), time.Now().Add(within)
 	defer wake.Stop()
 	var pathsDue <-chan time.Time // after the first of several changes
+	updated := t.now
 	pathsSoon := func() {
 		if pathsDue == nil {
-			pathsDue = time.After(spacing)
+			pathsDue = time.After(max(gather, spacing-time.Since(updated)))
 		}
 	}
 	for {
@@ -83,7 +84,7 @@ func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{},
 		case <-d.ports.Changed():
 			pathsSoon()
 		case <-pathsDue:
-			t.recheckAfter = 0
+			t.recheckAfter, updated = 0, time.Now()
 			if d.updatePaths(t) {
 				return c, !t.failed()
 			}

@@ -301,13 +301,29 @@ func (d *daemon) keepPaths(t *turn) ([]mesh.Problem, error) {
 	pathProblems, recheckAfter := d.memory.PathProblems(t.in, peers)
 	t.recheckIn(recheckAfter)
 	problems = slices.Concat(problems, d.memory.UDPProblems(t.in), pathProblems)
-	publishErr := d.gossip.PublishPath(mesh.PathRecord{
-		Key: d.paths.Key(), Candidates: d.memory.OwnCandidates(t.in), Relays: t.in.OwnRelays(), Relay: serves,
-	})
-	if publishErr != nil {
-		err = errors.Join(err, fmt.Errorf("publish paths: %w", publishErr))
+	return problems, errors.Join(err, d.publishPath(t.in, serves), d.gossip.PublishMembership(d.memory.Membership(t.in)), d.gossip.PublishReach(t.in.Reach()))
+}
+
+// publishFirstPath tells others what they need for a path to this node, if they don't know its path key,
+// so that they need not wait until this host has its device.
+func (d *daemon) publishFirstPath(in node.Input) error {
+	for _, p := range in.View.Paths {
+		if p.Author == d.self.ID() && p.Key == d.paths.Key() {
+			return nil
+		}
 	}
-	return problems, errors.Join(err, d.gossip.PublishMembership(d.memory.Membership(t.in)), d.gossip.PublishReach(t.in.Reach()))
+	return d.publishPath(in, "")
+}
+
+// publishPath tells the others where this node may be reached, and whether it serves as relay.
+func (d *daemon) publishPath(in node.Input, serves mesh.RelayPreference) error {
+	err := d.gossip.PublishPath(mesh.PathRecord{
+		Key: d.paths.Key(), Candidates: d.memory.OwnCandidates(in), Relays: in.OwnRelays(), Relay: serves,
+	})
+	if err != nil {
+		return fmt.Errorf("publish paths: %w", err)
+	}
+	return nil
 }
 
 // lanLinks returns the links by which packets of the private network arrive: a host may have

@@ -73,7 +73,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	return t
 }
 
-// announce publishes this node's record and verdicts.
+// announce publishes this node's record and verdicts, and its first path record.
 func (d *daemon) announce(ctx context.Context, t *turn, in *node.Input) {
 	in.Results = d.prober.Results()
 	if d.memory.WouldMove(*in) {
@@ -93,12 +93,13 @@ func (d *daemon) announce(ctx context.Context, t *turn, in *node.Input) {
 	if !reflect.DeepEqual(in.View.Cluster, d.settings) { // changed by another node meanwhile
 		t.note(nil, d.adopt(in.View.Cluster))
 	}
+	in.Resolved = d.resolver.resolve(hostNames(in.View.Records), t.now)
+	t.note(nil, d.publishFirstPath(*in))
 }
 
 // configure brings the host to its desired state, and reports whether it is known what the
 // host has afterwards.
 func (d *daemon) configure(ctx context.Context, t *turn, in *node.Input) (known bool) {
-	in.Resolved = d.resolver.resolve(hostNames(in.View.Records), t.now)
 	t.wanted = d.memory.Configure(*in)
 	t.note(t.wanted.Problems, nil)
 	t.note(d.resolver.problems(in.View.Records), nil)
@@ -132,6 +133,7 @@ func (d *daemon) conclude(ctx context.Context, t *turn, in node.Input, known boo
 		c.HasAddresses, c.Watch = false, probe.Watch{} // it is no longer known what the host has
 	}
 	t.watch, t.results, t.in = c.Watch, in.Results, in
+	t.paths, t.in.Paths = d.readPaths(in.View.Records) // changes of the host take time
 	var err error
 	t.pathProblems, err = d.keepPaths(t)
 	t.note(t.pathProblems, err)
