@@ -175,6 +175,8 @@ type Machine struct {
 	lost     time.Time     // since when the peer has said so although data was sent meanwhile; zero if it has not
 	rotated  time.Time
 
+	elsewhere bool // WireGuard has followed the peer away from the path in use, which is not asked yet
+
 	searches int       // since candidates changed, or a worse path had to be used
 	searched time.Time // when the last one began
 	punch    punch
@@ -300,10 +302,14 @@ func (m *Machine) Observe(now time.Time, t Traffic) {
 		}
 	}
 	m.got.add(now, got, added(t.OwnReceived, m.traffic.OwnReceived))
-	if t.Endpoint != m.traffic.Endpoint && t.Endpoint.IsValid() && m.find(At(t.Endpoint)) == nil && !m.isRelay(t.Endpoint) {
-		// WireGuard follows whoever sends authenticated packets. To us that is a candidate.
-		if w := m.learn(now, At(t.Endpoint)); w != nil {
-			w.heard, w.probed, w.search = now, time.Time{}, now.Add(searchFor)
+	if t.Endpoint != m.traffic.Endpoint && t.Endpoint.IsValid() {
+		// WireGuard follows whoever sends authenticated packets. To us that is a candidate, and the path in use
+		// may be dead.
+		m.elsewhere = m.use != nil && t.Endpoint != m.use.Path.Addr
+		if m.find(At(t.Endpoint)) == nil && !m.isRelay(t.Endpoint) {
+			if w := m.learn(now, At(t.Endpoint)); w != nil {
+				w.heard, w.probed, w.search = now, time.Time{}, now.Add(searchFor)
+			}
 		}
 	}
 	m.traffic = t

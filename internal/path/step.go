@@ -26,6 +26,10 @@ func (m *Machine) Step(now time.Time) []Action {
 			actions = append(actions, m.probe(now, w))
 		}
 	}
+	if m.elsewhere {
+		m.elsewhere = false
+		actions = append(actions, m.Ask(now)...)
+	}
 	actions = append(actions, m.punching(now)...)
 	actions = append(actions, m.renewing(now)...)
 	actions = append(actions, m.fitting(now)...)

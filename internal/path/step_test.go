@@ -97,3 +97,39 @@ func TestPeerElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestFollowedElsewhere has WireGuard follow a peer away from the path in use, which has been idle for a
+// while: both ends ask whether it still works, also if the other address is a candidate.
+func TestFollowedElsewhere(t *testing.T) {
+	elsewhere := netip.MustParseAddrPort("203.0.113.2:51820")
+	for _, leads := range []bool{false, true} {
+		for _, known := range []bool{false, true} {
+			m := NewMachine(leads, Traffic{Endpoint: directly.Addr}, epoch)
+			m.use.answered = epoch
+			if known {
+				m.SetCandidates(epoch, []Candidate{{Path: directly, Open: true}, {Path: At(elsewhere), Open: true}})
+			}
+			now := epoch.Add(time.Second)
+			m.Step(now) // looks for better paths
+			for range 10 {
+				now = now.Add(time.Second)
+				m.Step(now)
+			}
+			m.use.probed, m.use.pending, m.use.answered, m.use.misses = now, nil, now, 0
+			now = now.Add(2 * provenFor)
+			asks := func() (asks bool) {
+				for _, a := range m.Step(now) {
+					asks = asks || a.Message.Op == Ping && a.Path.Addr == directly.Addr
+				}
+				return asks
+			}
+			if asks() {
+				t.Fatalf("leads: %t: an idle path is probed", leads)
+			}
+			m.Observe(now, Traffic{Endpoint: elsewhere})
+			if !asks() {
+				t.Errorf("leads: %t, a candidate: %t: got no probe of the path in use", leads, known)
+			}
+		}
+	}
+}
