@@ -486,6 +486,8 @@ func (m *Machine) answer(now time.Time, msg Message, w *way) {
 	case w == m.use:
 	case m.use.answered.IsZero() && m.use.isLate(now, w.timeout()): // the endpoint of an earlier run
 		m.change(now, w)
+	case w.answers >= betterAnswers && !m.better(now, w, m.use):
+		w.search = now // it is known to work now
 	}
 }
 
