@@ -273,6 +273,9 @@ func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "# %s in the cluster %s\n[Interface]\n# meshd-cluster = %s\n# meshd-ranges = %s\n", c.Name, c.Cluster, c.Cluster, commas(c.Ranges))
+	if privateKey == "" {
+		b.WriteString("# Put the secrets in place of < >: meshd does not have them.\n")
+	}
 	fmt.Fprintf(&b, "PrivateKey = %s\n", placeholder(privateKey, "private key"))
 	var addresses []string
 	for _, a := range c.Overlay {

@@ -20,6 +20,7 @@ import (
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/daemon"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // The build sets these: -ldflags "-X main.version=… -X main.commit=… -X main.date=…".
@@ -63,11 +64,12 @@ node runs on another host.`,
 	return root
 }
 
-// checkArgs turns errors about the arguments of any command into usage errors.
+// checkArgs turns errors about the arguments of any command into usage errors, and refuses flags with
+// an empty value: that of a shell's variable that is not set.
 func checkArgs(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
+			if err := errors.Join(check(cmd, args), checkFlags(cmd.Flags())); err != nil {
 				return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 			}
 			return nil
@@ -76,6 +78,15 @@ func checkArgs(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		checkArgs(sub)
 	}
+}
+
+func checkFlags(flags *pflag.FlagSet) (err error) {
+	flags.Visit(func(f *pflag.Flag) {
+		if value := f.Value.String(); value == "" || value == "[]" {
+			err = errors.Join(err, fmt.Errorf("--%s is empty: give it a value, or leave it out", f.Name))
+		}
+	})
+	return err
 }
 
 // gcPercent is by how much the heap may grow before it is collected (GOGC). The daemon

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"regexp"
 	"os"
 	"slices"
 	"strings"
@@ -76,6 +77,28 @@ func TestParseFile(t *testing.T) {
 	}
 	if s := fmt.Sprintf("%v %+v %s", f, f, f); strings.Contains(s, f.PrivateKey.String()) {
 		t.Errorf("the private key is printed: %s", s)
+	}
+}
+
+// TestParseLists: several lines of a key are one list, as for wg-quick(8).
+func TestParseLists(t *testing.T) {
+	text := fileText(t)
+	want, err := ParseFile(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"AllowedIPs", "Address", "DNS", "# meshd-ranges"} {
+		line := regexp.MustCompile("(?m)^" + key + " = (.*?), ")
+		if !line.MatchString(text) {
+			t.Fatalf("no list of %s", key)
+		}
+		got, err := ParseFile(line.ReplaceAllString(text, key+" = $1\n"+key+" = "))
+		if err != nil {
+			t.Errorf("%s: %v", key, err)
+		}
+		if got, want := fmt.Sprint(got.Config), fmt.Sprint(want.Config); got != want {
+			t.Errorf("%s: got %s, want %s", key, got, want)
+		}
 	}
 }
 

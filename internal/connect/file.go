@@ -49,8 +49,8 @@ const (
 // errUnverifiable means that a file was made before answers were signed.
 var errUnverifiable = errors.New("the file lacks some of meshd's comments, so answers can't be verified; print a new one on a node with meshd client show NAME, and copy the private key, and the preshared key if there is one, from the old one")
 
-// ParseFile parses the part of the wg-quick(8) format that meshd writes. Errors name the
-// line and never contain a secret.
+// ParseFile parses the part of the wg-quick(8) format that meshd writes. As there, several lines of
+// one key with a list are one list. Errors name the line and never contain a secret.
 func ParseFile(text string) (File, error) {
 	var f File
 	number := 0
@@ -95,8 +95,10 @@ func (f *File) set(key, value string) (err error) {
 		}
 		return err
 	case "DNS":
-		fields := strings.Split(strings.ReplaceAll(value, " ", ""), ",")
-		c.Resolver, c.Search = fields[0], fields[1:]
+		c.Search = append(c.Search, strings.Split(strings.ReplaceAll(value, " ", ""), ",")...)
+		if c.Resolver == "" {
+			c.Resolver, c.Search = c.Search[0], c.Search[1:]
+		}
 		return nil
 	case "MTU":
 		c.MTU, err = parseNumber(key, value)
@@ -105,7 +107,8 @@ func (f *File) set(key, value string) (err error) {
 		c.Cluster = value
 		return nil
 	case keyRanges:
-		c.Ranges, err = parsePrefixes(value)
+		prefixes, err := parsePrefixes(value)
+		c.Ranges = append(c.Ranges, prefixes...)
 		return err
 	}
 	if len(c.Peers) == 0 {
@@ -134,8 +137,8 @@ func (f *File) setPeer(p *control.ClientPeer, key, value string) error {
 		p.Endpoint = value
 		return nil
 	case "AllowedIPs":
-		var err error
-		p.AllowedIPs, err = parsePrefixes(value)
+		prefixes, err := parsePrefixes(value)
+		p.AllowedIPs = append(p.AllowedIPs, prefixes...)
 		return err
 	case "PersistentKeepalive":
 		var err error
