@@ -62,7 +62,7 @@ demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 
 	@exec bin/demo -meshd $(MESHD) -topology $(TOPOLOGY) -nodes $(NODES) $(if $(CLIENT),-client)
 
 .PHONY: test
-test: test-unit test-vuln test-hostile test-e2e test-kernel test-package test-vm ## everything but what takes minutes by its nature, see soak
+test: test-unit test-vuln test-hostile test-e2e test-kernel test-etcd test-package test-vm ## everything but what takes minutes by its nature, see soak
 
 .PHONY: test-unit
 test-unit: setup-unit ## vet, lint, format, unit tests with the race detector, fuzz seeds
@@ -173,7 +173,7 @@ test-paths-long: setup build ## whole nodes behind two routers of each kind, thi
 	@$(MAKE) --no-print-directory test-kernel RUN=TestSoakRekeys
 
 .PHONY: soak
-soak: test-long test-swarm test-vagrant test-kernel-long test-paths-long test-etcd test-etcd-long chaos fuzz ## what takes minutes by its nature: the unit tests at full length, hundreds of nodes, vagrant up, ten minutes without a network, paths of all kinds, an hour of etcd across sites, an hour of faults, every fuzz target; some four hours
+soak: test-long test-swarm test-vagrant test-kernel-long test-paths-long test-etcd-long chaos fuzz ## what takes minutes by its nature: the unit tests at full length, hundreds of nodes, vagrant up, ten minutes without a network, paths of all kinds, an hour of etcd across sites, an hour of faults, every fuzz target; some four hours
 
 .PHONY: bench
 bench: setup setup-kernel build ## measure; prints lines "bench NAME VALUE UNIT"; RUN=datapath for one measurement
