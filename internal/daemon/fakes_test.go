@@ -161,7 +161,7 @@ func planText(p netcfg.Plan) string {
 			parts = append(parts, sign+what)
 		}
 	}
-	some("+", "firewall", p.Firewall != nil)
+	some("+", "firewall", p.Firewall != nil && len(p.Sets) == 0)
 	some("~", "sets", len(p.Sets) > 0)
 	some("+", "backstops", len(p.Backstops) > 0)
 	some("+", "device", p.Device != nil && p.Device.Create)

@@ -272,7 +272,7 @@ func byKey(peers []Peer) map[wgtypes.Key]Peer {
 
 func (f Firewall) empty() bool { return len(f.Sets) == 0 && len(f.Chains) == 0 }
 
-// diffFirewall replaces the elements of sets, or the table if that is not enough.
+// diffFirewall replaces the table, or the elements of sets in it where that is enough.
 func (p *Plan) diffFirewall(observed Firewall, desired State, prune bool) {
 	want := desired.Firewall
 	switch {
@@ -281,7 +281,7 @@ func (p *Plan) diffFirewall(observed Firewall, desired State, prune bool) {
 	case slices.EqualFunc(observed.Chains, want.Chains, Chain.equal) && slices.EqualFunc(observed.Sets, want.Sets, Set.alike):
 		for i, s := range want.Sets {
 			if !slices.Equal(s.Elements, observed.Sets[i].Elements) {
-				p.Sets = append(p.Sets, s)
+				p.Firewall, p.Sets = &want, append(p.Sets, s)
 			}
 		}
 	default:

@@ -42,7 +42,7 @@ import (
 type Plan struct {
 	Firewall    *Firewall       // the whole table, in one transaction; nil for no change
 	OwnPorts    []OwnPort       // ports that the firewall reserves for meshd from now on
-	Sets        []Set           // of the firewall, whose elements are replaced, in one transaction
+	Sets        []Set           // of the firewall: with the elements of these it is as it should be; empty if that is not enough
 	Backstops   []netip.Prefix  // to add
 	Accepts     []AcceptChange  // to other programs' tables, in this order
 	Device      *DeviceChange   // nil for no change
@@ -102,7 +102,7 @@ type PeerChange struct {
 
 // Empty reports whether there is nothing to do.
 func (p Plan) Empty() bool {
-	return p.Firewall == nil && len(p.Sets) == 0 && len(p.Backstops) == 0 && len(p.Accepts) == 0 && p.Device == nil && p.VXLAN == nil && len(p.Sysctls) == 0 &&
+	return p.Firewall == nil && len(p.Backstops) == 0 && len(p.Accepts) == 0 && p.Device == nil && p.VXLAN == nil && len(p.Sysctls) == 0 &&
 		len(p.Addresses) == 0 && len(p.Forwarding) == 0 && len(p.Neighbors) == 0 &&
 		len(p.Routes) == 0 && len(p.Peers) == 0 && len(p.MovedRoutes) == 0 &&
 		len(p.StaleRoutes) == 0 && len(p.StaleNeighbors) == 0 && len(p.StaleForwarding) == 0 &&

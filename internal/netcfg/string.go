@@ -146,11 +146,14 @@ func (s Sysctl) String() string { return fmt.Sprintf("sysctl %s = %s", s.Key, s.
 // they are applied. + adds, ~ changes, - removes. An empty plan returns the empty string.
 func (p Plan) String() string {
 	var b lines
-	if p.Firewall != nil {
+	switch {
+	case p.Firewall == nil:
+	case len(p.Sets) == 0:
 		b.add("~ %s", strings.ReplaceAll(p.Firewall.String(), "\n", "\n  "))
-	}
-	for _, s := range p.Sets {
-		b.add("~ %s", s)
+	default:
+		for _, s := range p.Sets {
+			b.add("~ %s", s)
+		}
 	}
 	for _, dst := range p.Backstops {
 		b.add("+ %s", backstopLine(dst))

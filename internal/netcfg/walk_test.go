@@ -34,12 +34,6 @@ func (k *kernel) apply(p Plan) {
 	if p.Firewall != nil {
 		k.Firewall = *p.Firewall
 	}
-	k.Firewall.Sets = slices.Clone(k.Firewall.Sets)
-	for i, s := range k.Firewall.Sets {
-		if j := slices.IndexFunc(p.Sets, func(o Set) bool { return o.Name == s.Name }); j >= 0 {
-			k.Firewall.Sets[i] = p.Sets[j]
-		}
-	}
 	k.Backstops = normalize(slices.Concat(k.Backstops, p.Backstops))
 	if p.Device != nil {
 		k.applyDevice(*p.Device)

@@ -31,12 +31,6 @@ func (k *Kernel) Apply(p netcfg.Plan) error {
 	if p.Firewall != nil {
 		k.Firewall = *p.Firewall
 	}
-	k.Firewall.Sets = slices.Clone(k.Firewall.Sets)
-	for i, s := range k.Firewall.Sets {
-		if j := slices.IndexFunc(p.Sets, func(o netcfg.Set) bool { return o.Name == s.Name }); j >= 0 {
-			k.Firewall.Sets[i] = p.Sets[j]
-		}
-	}
 	k.Backstops = merged(k.Backstops, p.Backstops, netip.Prefix.Compare)
 	for _, step := range []func(netcfg.Plan) error{
 		k.applyDevice, k.applyVXLAN, k.setSysctls, k.addAddresses, k.addEntries,

@@ -30,10 +30,7 @@ func (k *Kernel) Apply(ctx context.Context, p netcfg.Plan) error {
 
 	var errs []error
 	if p.Firewall != nil {
-		errs = append(errs, k.replaceFirewall(ctx, *p.Firewall), k.forgetRedirected(p.OwnPorts))
-	}
-	if len(p.Sets) > 0 {
-		errs = append(errs, k.replaceElements(p.Sets))
+		errs = append(errs, k.applyFirewall(ctx, *p.Firewall, p.Sets), k.forgetRedirected(p.OwnPorts))
 	}
 	for _, dst := range p.Backstops {
 		errs = append(errs, k.addBackstop(dst))

@@ -42,6 +42,19 @@ func (w *firewallWriter) open() (knftables.Interface, error) {
 	return w.nft, nil
 }
 
+// applyFirewall replaces the elements of sets, if there are any, and else our table. It does that, too, if
+// the kernel refuses the elements.
+func (k *Kernel) applyFirewall(ctx context.Context, f netcfg.Firewall, sets []netcfg.Set) error {
+	if len(sets) > 0 {
+		err := k.replaceElements(sets)
+		if err == nil {
+			return nil
+		}
+		k.log.Debug("the nft table is replaced", "err", err)
+	}
+	return k.replaceFirewall(ctx, f)
+}
+
 // replaceFirewall replaces our table by f in one transaction, so that no packet meets a
 // partial change.
 func (k *Kernel) replaceFirewall(ctx context.Context, f netcfg.Firewall) error {

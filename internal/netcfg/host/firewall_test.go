@@ -490,10 +490,10 @@ func TestReplaceElements(t *testing.T) {
 			t.Fatal(err)
 		}
 		plan := netcfg.Diff(observed, netcfg.State{Firewall: want}, netcfg.Options{})
-		if plan.Firewall != nil {
+		if plan.Firewall != nil && len(plan.Sets) == 0 {
 			t.Fatalf("the table is to be replaced:\n%s", plan)
 		}
-		if err := h.Apply(context.Background(), plan); err != nil {
+		if err := h.replaceElements(plan.Sets); err != nil {
 			t.Fatal(err)
 		}
 		if observed, err = h.Observe(context.Background(), netcfg.State{}); err != nil {
@@ -503,4 +503,23 @@ func TestReplaceElements(t *testing.T) {
 			t.Fatalf("sets (-want +got):\n%s", d)
 		}
 	})
+}
+
+// TestElementsRefused: if the kernel refuses elements, the table is replaced.
+func TestElementsRefused(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	h := newKernel(t)
+	want := netcfg.Desired(netcfgtest.DualStack(), settings()).Firewall
+	if err := h.applyFirewall(t.Context(), want, []netcfg.Set{{Name: "absent"}}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := h.observeFirewall()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plan := netcfg.Diff(netcfg.State{Firewall: got}, netcfg.State{Firewall: want}, netcfg.Options{}); !plan.Empty() {
+		t.Errorf("got a table that differs:\n%s", plan)
+	}
 }
