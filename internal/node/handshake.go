@@ -53,9 +53,9 @@ const (
 // the tunnel can make it speak; WireGuard learns the endpoint from the leader's message.
 //
 // A node that names no endpoint itself leads; between equals it is the one with the lower
-// key. Who has begun to lead goes on until there is a session. As long as no endpoint of the peer is known, not even one that probes have found,
-// both wait. Peers from before this daemon started have no first handshake: whoever has lost its
-// sessions speaks at once. A node that becomes a peer later, because one of the two is a
+// key. Who has begun to lead goes on until there is a session. As long as no endpoint of the
+// peer is known, not even one that probes have found, both wait. Peers from before this daemon
+// started have no first handshake: whoever has lost its sessions speaks at once. A node that becomes a peer later, because one of the two is a
 // gateway now, does have one, however long they have known each other.
 //
 // Where probes find a peer elsewhere than WireGuard had it, what WireGuard has sent, for this node or for

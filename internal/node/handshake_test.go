@@ -100,14 +100,7 @@ func TestWhoSpeaks(t *testing.T) {
 					endpoint = "none"
 				}
 				out := h.next(in)
-				got := "silent"
-				switch {
-				case len(out.Renew) > 0:
-					got = "renews"
-				case len(out.Initiate) > 0:
-					got = "speaks"
-				}
-				if got = fmt.Sprintf("%s, %s, %v", endpoint, got, out.RecheckAfter); got != s.want {
+				if got := fmt.Sprintf("%s, %s, %v", endpoint, deed(out), out.RecheckAfter); got != s.want {
 					t.Errorf("after %v: got %s, want %s", s.at, got, s.want)
 				}
 			}
@@ -250,14 +243,7 @@ func TestPeerThatMoves(t *testing.T) {
 				if i >= 3 {
 					in.Proved = map[mesh.ID]netip.AddrPort{{5}: now}
 				}
-				out, got := h.next(in), "silent"
-				switch {
-				case len(out.Renew) > 0:
-					got = "renews"
-				case len(out.Initiate) > 0:
-					got = "speaks"
-				}
-				if got != tt.steps[i] {
+				if got := deed(h.next(in)); got != tt.steps[i] {
 					t.Errorf("after %v: got that it %s, want %s", at, got, tt.steps[i])
 				}
 			}
@@ -280,6 +266,18 @@ func inputWithPeer(self mesh.Record, now time.Time, there, alive bool, handshake
 		in.Observed.Peers = []netcfg.Peer{p}
 	}
 	return in
+}
+
+// deed words what a plan does about a peer.
+func deed(out HandshakePlan) string {
+	switch {
+	case len(out.Renew) > 0:
+		return "renews"
+	case len(out.Initiate) > 0:
+		return "speaks"
+	default:
+		return "silent"
+	}
 }
 
 // TestUnreachablePeer: as long as no endpoint of a peer is known, nobody speaks. Once probes have
@@ -310,14 +308,7 @@ func TestUnreachablePeer(t *testing.T) {
 					t.Errorf("step %d: a turn is due: %t, want %t", i, !due, due)
 				}
 				out := h.next(in)
-				got := "silent"
-				switch {
-				case len(out.Renew) > 0:
-					got = "renews"
-				case len(out.Initiate) > 0:
-					got = "speaks"
-				}
-				if got = fmt.Sprintf("%s, %v", got, out.RecheckAfter); got != tt.steps[i] {
+				if got := fmt.Sprintf("%s, %v", deed(out), out.RecheckAfter); got != tt.steps[i] {
 					t.Errorf("step %d: got %s, want %s", i, got, tt.steps[i])
 				}
 			}
@@ -339,14 +330,7 @@ func TestLeaderGoesOn(t *testing.T) {
 		if want == "silent" {
 			in.Observed.Peers[0].LastHandshake = in.Now
 		}
-		out, got := h.next(in), "silent"
-		switch {
-		case len(out.Renew) > 0:
-			got = "renews"
-		case len(out.Initiate) > 0:
-			got = "speaks"
-		}
-		if got != want {
+		if got := deed(h.next(in)); got != want {
 			t.Errorf("step %d: got %s, want %s", i, got, want)
 		}
 	}
