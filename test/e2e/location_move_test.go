@@ -89,9 +89,9 @@ func (v *village) onlyGateways(lone *lab.Node) error {
 	return nil
 }
 
-// neat returns an error if a host has leftovers: addresses that no node has any more, but for those in the
-// table of a relay, which forgets them by itself,
-// vxlan entries of nodes that are not on its LAN, or anything that meshd would change.
+// neat returns an error if a host has leftovers: addresses that no node has any more, vxlan entries of
+// nodes that are not on its LAN, or anything that meshd would change. The table of a relay, which is of
+// the family netdev, forgets addresses by itself.
 func (v *village) neat(n *lab.Node, former []netip.Addr) error {
 	v.t.Helper()
 	var beside, entered []string
@@ -101,7 +101,8 @@ func (v *village) neat(n *lab.Node, former []netip.Addr) error {
 		}
 	}
 	for _, command := range []string{
-		"ip route show table all", "nft -s list table inet meshd", "wg show " + device + " endpoints", "wg show " + device + " allowed-ips", "bridge fdb show",
+		"ip route show table all", "nft -s list ruleset ip", "nft -s list ruleset ip6", "nft -s list ruleset inet",
+		"wg show " + device + " endpoints", "wg show " + device + " allowed-ips", "bridge fdb show",
 	} {
 		words := strings.Fields(command)
 		out := v.run(n, words[0], words[1:]...)
