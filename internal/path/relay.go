@@ -24,6 +24,9 @@ const (
 	maxBound = 1024 // nodes
 	maxRows  = 4096 // of one node: two sessions with each of a thousand peers, and those before
 	tokenFor = 30 * time.Second
+	// leftFor is for how long packets may be under way from where a node was. Later ones show that it is
+	// there again: a router has gone back to a port.
+	leftFor = 3 * time.Second
 	// Handshakes of one node: each costs a try of all keys, 0.2 ms at 200 nodes. A node
 	// that starts begins one with each of its peers, and WireGuard repeats them every 5 s.
 	handshakeRate  = 40 // a second
@@ -70,6 +73,7 @@ const (
 type binding struct {
 	addr  netip.AddrPort
 	left  netip.AddrPort // where it was before: packets are under way
+	moved time.Time      // from there
 	until time.Time
 	key   wgtypes.Key
 	mac1  [blake2s.Size]byte // key of mac1 in handshakes to the node
@@ -173,7 +177,7 @@ func (r *Relay) bind(now time.Time, node Short, key wgtypes.Key, at netip.AddrPo
 		delete(r.at, b.left)
 	}
 	r.changes++
-	b.left, b.addr = b.addr, at
+	b.left, b.addr, b.moved = b.addr, at, now
 	b.key, b.mac1 = key, blake2s.Sum256(append([]byte("mac1----"), key[:]...))
 	r.at[at] = node
 	return b
@@ -298,8 +302,8 @@ func (r *Relay) Forward(now time.Time, b []byte, from netip.AddrPort) (netip.Add
 	if len(b) < transportMin || len(b) > MaxDatagram || b[1]|b[2]|b[3] != 0 || b[0] < initiation || b[0] > transport {
 		return netip.AddrPort{}, Drop
 	}
-	sender, ok := r.at[from]
-	if !ok || !r.IsBound(now, sender) {
+	sender, ok := r.sender(now, from)
+	if !ok {
 		return netip.AddrPort{}, AskWho
 	}
 	to, ok := r.receiver(now, sender, b)
@@ -313,10 +317,20 @@ func (r *Relay) Forward(now time.Time, b []byte, from netip.AddrPort) (netip.Add
 	return dst.addr, Pass
 }
 
+// sender returns the node that is bound at an address, or was a moment ago.
+func (r *Relay) sender(now time.Time, from netip.AddrPort) (Short, bool) {
+	node, ok := r.at[from]
+	if !ok || !r.IsBound(now, node) {
+		return Short{}, false
+	}
+	b := r.bound[node]
+	return node, b.addr == from || now.Sub(b.moved) < leftFor
+}
+
 // probe forwards a sealed probe by its header.
 func (r *Relay) probe(now time.Time, h Header, from netip.AddrPort) (netip.AddrPort, Verdict) {
-	sender, ok := r.at[from]
-	if !ok || sender != h.From || !r.IsBound(now, sender) {
+	sender, ok := r.sender(now, from)
+	if !ok || sender != h.From {
 		return netip.AddrPort{}, AskWho
 	}
 	if r.IsBound(now, h.To) {

@@ -264,6 +264,9 @@ func TestBind(t *testing.T) {
 	if to, got := r.Forward(began, data(5), g[0].addr); got != Pass || to != elsewhere {
 		t.Errorf("data from where a node was before: got verdict %d to %s, want it passed to %s", got, to, elsewhere)
 	}
+	if _, got := r.Forward(began.Add(leftFor), data(5), g[0].addr); got != AskWho {
+		t.Errorf("data from there %v later: got verdict %d, want that the node is asked to bind there again", leftFor, got)
+	}
 	third := netip.MustParseAddrPort("198.51.100.9:1235")
 	token = r.Bind(began, g[0].id, g[0].key, Message{Op: Bind}, third).Token
 	r.Bind(began, g[0].id, g[0].key, Message{Op: Bind, Token: token}, third)
