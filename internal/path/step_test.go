@@ -133,3 +133,24 @@ func TestFollowedElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestOpenAgain has the peer open its side again, after a day on which no probe was answered: the first probe
+// of an attempt came too early, and there is another one soon.
+func TestOpenAgain(t *testing.T) {
+	relayed := Path{Kind: Relayed, Addr: firstRelay.Addr, Relay: firstRelay.Relay}
+	m := NewMachine(true, Traffic{Endpoint: relayed.Addr}, epoch)
+	m.SetCandidates(epoch, []Candidate{{relayed, true}, {directly, false}})
+	m.change(epoch, m.find(relayed))
+	w := m.find(directly)
+	w.answered, w.misses = epoch, 10*lostMisses
+	now := epoch.Add(24 * time.Hour)
+	w.probed, w.search = now, now.Add(punchFor) // as open has it
+	now = now.Add(fastPace)
+	m.Receive(now, Message{Op: Ping, Number: 1}, directly)
+	for _, a := range m.Step(now) {
+		if a.Message.Op == Ping && a.Path == directly {
+			return
+		}
+	}
+	t.Error("got no probe")
+}
