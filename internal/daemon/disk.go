@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"reflect"
 	"slices"
 	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
@@ -108,6 +111,10 @@ func (d *daemon) loadObjects() (gossip.Remembered, error) {
 		absent[a.ID] = a.Time
 	}
 	d.memory.Absences = node.NewAbsences(absent)
+	d.memory.Clients = make(map[wgtypes.Key]netip.AddrPort, len(saved.Clients))
+	for _, c := range saved.Clients {
+		d.memory.Clients[c.Key] = c.Endpoint
+	}
 	r := gossip.Remembered{Objects: saved.Objects}
 	for _, h := range saved.Highest {
 		r.Highest = append(r.Highest, gossip.Highest(h))
@@ -133,6 +140,10 @@ func (d *daemon) writeObjects() error {
 		out.Absent = append(out.Absent, state.Absence{ID: id, Time: absent})
 	}
 	slices.SortFunc(out.Absent, func(a, b state.Absence) int { return a.ID.Compare(b.ID) })
+	for key, at := range d.memory.Clients {
+		out.Clients = append(out.Clients, state.Client{Key: key, Endpoint: at})
+	}
+	slices.SortFunc(out.Clients, func(a, b state.Client) int { return slices.Compare(a.Key[:], b.Key[:]) })
 	for _, h := range r.Highest {
 		out.Highest = append(out.Highest, state.Highest(h))
 	}

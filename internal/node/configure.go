@@ -61,7 +61,7 @@ func (m *Memory) Configure(in Input) Configuration {
 		Awaited:          m.Handshakes.awaited(c.Topology.Peers, m.Own),
 		ProvedEndpoints:  in.Paths.Proved,
 		PathMTUs:         in.Paths.MTU,
-		LearnedEndpoints: m.Sessions.endpoints(),
+		LearnedEndpoints: m.endpoints(in.View.Clients, c.Topology.Clients),
 	}
 	c.Desired = netcfg.Desired(c.Topology, c.Settings)
 	c.Prune = in.mayPrune()

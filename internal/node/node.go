@@ -80,6 +80,9 @@ type Memory struct {
 	Sessions   Sessions
 	Handshakes Handshakes
 	Absences   Absences
+	// Clients holds where those whose tunnels end here were last. It is kept on disk: a host that
+	// boots at another address tells them, see tellClients.
+	Clients map[wgtypes.Key]netip.AddrPort
 
 	met          map[mesh.ID]met // on the private network; nil until looked at
 	internalIPs  []netip.Prefix  // to be kept as long as the host has them

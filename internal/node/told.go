@@ -4,11 +4,13 @@ package node
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
@@ -46,4 +48,24 @@ func (h Handshakes) tellClients(in handshakeInput, out *HandshakePlan) {
 		out.RecheckAfter = soonest(out.RecheckAfter, last.at.Add(last.wait).Sub(in.Now))
 	}
 	maps.DeleteFunc(h.clients, func(key wgtypes.Key, _ told) bool { return !waiting[key] })
+}
+
+// endpoints returns where peers were that may still have a session with this node, and where its clients were
+// last, and notes the latter.
+func (m *Memory) endpoints(all []mesh.Client, ending []mesh.ClientTunnel) map[wgtypes.Key]netip.AddrPort {
+	endpoints := m.Sessions.endpoints()
+	last := make(map[wgtypes.Key]netip.AddrPort, len(m.Clients))
+	for _, c := range all { // another node may be the home of some until all nodes are heard
+		if at, ok := m.Clients[c.Key]; ok {
+			last[c.Key] = at
+		}
+	}
+	for _, c := range ending {
+		if at := endpoints[c.Key]; at.IsValid() {
+			last[c.Key] = at
+		}
+		endpoints[c.Key] = last[c.Key]
+	}
+	m.Clients = last
+	return endpoints
 }

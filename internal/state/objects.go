@@ -7,10 +7,12 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/atomicfile"
 	"github.com/meshd/meshd/internal/mesh"
@@ -22,6 +24,13 @@ type Remembered struct {
 	Objects [][]byte  `cbor:"1,keyasint"` // signed envelopes, unchanged
 	Highest []Highest `cbor:"2,keyasint"` // also of deleted objects, to refuse their replay
 	Absent  []Absence `cbor:"3,keyasint,omitempty"`
+	Clients []Client  `cbor:"4,keyasint,omitempty"`
+}
+
+// Client is where a client of this node was last.
+type Client struct {
+	Key      wgtypes.Key    `cbor:"1,keyasint"`
+	Endpoint netip.AddrPort `cbor:"2,keyasint"`
 }
 
 // Absence is how long a node has been absent while this one was running.

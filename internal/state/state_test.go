@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,7 +18,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"pgregory.net/rapid"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -339,6 +342,9 @@ func TestObjectsRoundTrip(t *testing.T) {
 		for i := range rapid.IntRange(0, 3).Draw(t, "absent") {
 			want.Absent = append(want.Absent, state.Absence{ID: mesh.ID{byte(i)}, Time: time.Duration(rapid.Int64().Draw(t, "time"))})
 		}
+		for i := range rapid.IntRange(0, 3).Draw(t, "clients") {
+			want.Clients = append(want.Clients, state.Client{Key: wgtypes.Key{byte(i)}, Endpoint: netip.AddrPortFrom(netip.IPv6Loopback(), rapid.Uint16().Draw(t, "port"))})
+		}
 		if err := d.SaveObjects(want); err != nil {
 			t.Fatal(err)
 		}
@@ -346,7 +352,7 @@ func TestObjectsRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(want, got); diff != "" {
+		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{})); diff != "" {
 			t.Errorf("objects (-saved +read):\n%s", diff)
 		}
 	})

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -49,7 +50,7 @@ func (m *moverBed) stop(nodes ...*lab.Node) {
 }
 
 // switchOff leaves of nodes what a host has after it was switched off: its disk.
-func (m *moverBed) switchOff(nodes ...*lab.Node) {
+func (m *testbed) switchOff(nodes ...*lab.Node) {
 	m.t.Helper()
 	for _, n := range nodes {
 		m.must(n.Kill())
@@ -155,7 +156,8 @@ func TestAbsentNodeSawFormerAddress(t *testing.T) {
 }
 
 // TestClientOfNodeThatMoves has a laptop follow a node to another address, of which nobody tells it but
-// the node: its configuration names the former one.
+// the node: its configuration names the former one. Then the node's host is switched off, and has another
+// address when it is on again.
 func TestClientOfNodeThatMoves(t *testing.T) {
 	onUnderlays(t, func(t *testing.T, u lab.Underlay) {
 		var host *lab.Host
@@ -184,6 +186,17 @@ func TestClientOfNodeThatMoves(t *testing.T) {
 		to := b.Public().As4()
 		to[3] = 80
 		v.must(b.Readdress(v.ctx, netip.AddrFrom4(to)))
+		c.reaches(a, b)
+		v.eventually(settleLimit, func() error {
+			if kept := v.run(b, "cat", lab.StateDir+"/objects.cbor"); !strings.Contains(kept, string(host.Public().AsSlice())) {
+				return errors.New("b has not written down where the laptop is")
+			}
+			return nil
+		})
+		v.switchOff(b)
+		to[3]++
+		v.must(b.Readdress(v.ctx, netip.AddrFrom4(to)))
+		v.start(b)
 		c.reaches(a, b)
 	})
 }
