@@ -120,19 +120,27 @@ func (c chooser) replaceable() bool {
 	return n >= 2
 }
 
-// spread chooses up to maxRemote nodes from as many locations as possible. A node without
-// a location counts as a location of its own, and so does each segment of one.
+// segment is nodes to which a gateway has one tunnel: a location, each segment of one, or a node without a
+// location.
+type segment struct {
+	location string
+	id       mesh.ID
+}
+
+func segmentOf(id mesh.ID, r mesh.Record) segment {
+	if r.Location == "" {
+		return segment{"", id}
+	}
+	return segment{r.Location, r.Segment}
+}
+
+// spread chooses up to maxRemote nodes from as many segments as possible.
 func (c chooser) spread(ids []mesh.ID) []mesh.ID {
 	c.rank(ids)
-	type segment struct {
-		location string
-		id       mesh.ID
-	}
 	seen := make(map[segment]bool)
 	var first, rest []mesh.ID
 	for _, id := range ids {
-		r := c.records[id]
-		if l := (segment{r.Location, r.Segment}); r.Location == "" || !seen[l] {
+		if l := segmentOf(id, c.records[id]); !seen[l] {
 			seen[l] = true
 			first = append(first, id)
 		} else {

@@ -20,8 +20,10 @@ const (
 	recheckSoon       = 50 * time.Millisecond
 	recheckSoonMisses = 8
 	recheckLater      = 2 * time.Second
-	// pathTime is how long a gateway gets to find other paths to nodes that are silent to it.
-	pathTime = 1500 * time.Millisecond
+	// pathTime is how long a gateway gets to find another path to nodes that are silent to it, and pathsTime
+	// if they are behind several tunnels: these hardly fail all at once.
+	pathTime  = 1500 * time.Millisecond
+	pathsTime = 500 * time.Millisecond
 	// unprovenFactor multiplies the misses allowed to a gateway that has never worked:
 	// its tunnels have to come up first.
 	unprovenFactor = 10
@@ -148,11 +150,26 @@ func (s EvaluateInput) blackhole(f *Findings) bool {
 			continue
 		}
 		s.ask(f, s.Watch.Remote, quiet)
-		if quiet.misses >= s.Misses && s.Now.Sub(quiet.since) >= time.Duration(s.Misses)*s.Interval+pathTime && s.hears(s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() }), quiet) {
+		silent := s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() })
+		if quiet.misses >= s.Misses && s.Now.Sub(quiet.since) >= time.Duration(s.Misses)*s.Interval+s.timeForPaths(silent) && s.hears(silent, quiet) {
 			return true
 		}
 	}
 	return false
+}
+
+// timeForPaths is how long the gateway gets to find other paths to nodes.
+func (s EvaluateInput) timeForPaths(ids []mesh.ID) time.Duration {
+	records := make(map[mesh.ID]mesh.Record, len(s.Records))
+	for _, r := range s.Records {
+		records[r.ID()] = r
+	}
+	for _, id := range ids {
+		if segmentOf(id, records[id]) != segmentOf(ids[0], records[ids[0]]) {
+			return pathsTime
+		}
+	}
+	return pathTime
 }
 
 // useless reports whether the gateway has never worked for this node while another one

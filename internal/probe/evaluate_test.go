@@ -23,8 +23,8 @@ var (
 	self = identity(1)
 	a    = mesh.ID{0xa}
 	b    = mesh.ID{0xb}
-	x    = mesh.ID{0xe, 1}
-	y    = mesh.ID{0xe, 2}
+	x    = mesh.IDOf(identity(2))
+	y    = mesh.IDOf(identity(3))
 	r    = mesh.ID{0xf}
 	p    = mesh.ID{0xd}
 
@@ -58,6 +58,8 @@ type network struct {
 	alive func(id mesh.ID, at time.Duration) bool // according to gossip; default: always
 	rtt   func(t Target) time.Duration            // default: 10 ms
 	watch func(now Watch, at time.Duration) Watch // default: unchanged
+	// records are those of the nodes that have a location.
+	records []mesh.Record
 }
 
 func to(t Target, ids ...mesh.ID) bool {
@@ -112,7 +114,7 @@ func simulate(w network, first Watch, length time.Duration) []string {
 		}
 		f := Evaluate(EvaluateInput{
 			Now: now, Author: self, Watch: watched, Results: table.Results(now), Pace: Pace{interval, misses},
-			Alive: alive, LastHeard: heard, Verdicts: verdicts,
+			Alive: alive, LastHeard: heard, Verdicts: verdicts, Records: w.records,
 		})
 		for _, id := range f.RequestSigns {
 			if w.hears != nil && w.hears(id, at) {
@@ -155,12 +157,19 @@ func TestTimelines(t *testing.T) {
 		{"one answer in three is lost", three, network{
 			pings: func(_ Target, at time.Duration) bool { return at/(250*time.Millisecond)%3 != 0 }, hears: always,
 		}, nil},
-		{"the gateway is alive but does not forward", three, network{pings: until(x, y), hears: always}, []string{"12.55s a is down, epoch 1"}},
+		{"the gateway is alive but does not forward", three, network{pings: until(x, y), hears: always}, []string{"11.55s a is down, epoch 1"}},
 		{"the gateway does not forward one family", watch(2, three), network{
 			pings: func(t Target, at time.Duration) bool { return at < event || t.Addr.Is4() || to(t, a, b) }, hears: always,
-		}, []string{"12.55s a is down, epoch 1"}},
+		}, []string{"11.55s a is down, epoch 1"}},
+		{"the gateway finds another path to the remote node", two, network{
+			pings: func(t Target, at time.Duration) bool { return at < event || at > event+2*time.Second || !to(t, x) }, hears: always,
+		}, nil},
 		{"the gateway finds other paths to the remote nodes", three, network{
+			pings: func(t Target, at time.Duration) bool { return at < event || at > event+time.Second || !to(t, x, y) }, hears: always,
+		}, nil},
+		{"the gateway finds another path to both remote nodes, which are at one location", three, network{
 			pings: func(t Target, at time.Duration) bool { return at < event || at > event+2*time.Second || !to(t, x, y) }, hears: always,
+			records: []mesh.Record{{Identity: identity(2), Location: "site"}, {Identity: identity(3), Location: "site"}},
 		}, nil},
 		{"the gateway lost one of two addresses, which its daemon restores", watch(2, three), network{
 			pings: func(t Target, at time.Duration) bool { return at < event || t.Addr.Is4() || !to(t, a) }, hears: always,

@@ -44,8 +44,8 @@
 // That takes at most n intervals and the grace time, and at least one interval less. For
 // remote nodes add two round trips.
 //
-// A gateway that does not forward gets 1.5 s more, in which it may find other paths to
-// the remote nodes.
+// A gateway that does not forward gets 1.5 s more, in which it may find another path to
+// the remote nodes; 0.5 s if they are behind several tunnels.
 //
 // A gateway that has never worked for this node gets ten times as long, because its
 // tunnels have to come up first and firewalls may drop echo requests. It counts as down
