@@ -23,7 +23,7 @@ const (
 	// pathTime is how long a gateway gets to find another path to nodes that are silent to it, and pathsTime
 	// if they are behind several tunnels: these hardly fail all at once.
 	pathTime  = 1500 * time.Millisecond
-	pathsTime = 500 * time.Millisecond
+	pathsTime = 250 * time.Millisecond
 	// unprovenFactor multiplies the misses allowed to a gateway that has never worked:
 	// its tunnels have to come up first.
 	unprovenFactor = 10

@@ -45,7 +45,7 @@
 // remote nodes add two round trips.
 //
 // A gateway that does not forward gets 1.5 s more, in which it may find another path to
-// the remote nodes; 0.5 s if they are behind several tunnels.
+// the remote nodes; 0.25 s if they are behind several tunnels.
 //
 // A gateway that has never worked for this node gets ten times as long, because its
 // tunnels have to come up first and firewalls may drop echo requests. It counts as down
