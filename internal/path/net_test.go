@@ -180,6 +180,14 @@ func (b *box) sharesLAN(o *box) bool {
 	return b.site == o.site && b.addr.Addr().IsPrivate() && o.addr.Addr().IsPrivate()
 }
 
+// outside is where the internet finds a host.
+func (b *box) outside() netip.Addr {
+	if b.router != nil && b.router.kind != firewall {
+		return b.router.addr
+	}
+	return b.addr.Addr()
+}
+
 func (b *box) relayAddr() netip.AddrPort { return netip.AddrPortFrom(b.addr.Addr(), relayPort) }
 
 // event is something that happens later.
@@ -305,11 +313,7 @@ func (n *internet) send(from *box, port uint16, to netip.AddrPort, ttl int, d da
 		return // it dies on the way
 	}
 	for _, b := range n.boxes {
-		outside := b.addr.Addr()
-		if b.router != nil && b.router.kind != firewall {
-			outside = b.router.addr
-		}
-		if outside != to.Addr() {
+		if b.outside() != to.Addr() {
 			continue
 		}
 		way := [2]int{from.num, b.num}
