@@ -112,7 +112,7 @@ func (m *Machine) open(now time.Time) []Action {
 	}
 	for _, w := range m.ways {
 		if w.Path.Straight() && w != m.use {
-			w.search, w.probed = now.Add(punchFor), time.Time{}
+			w.search, w.probed, w.misses = now.Add(punchFor), time.Time{}, 0 // what it has missed was before
 		}
 	}
 	return append(actions, m.call(Called, p.over))

@@ -73,7 +73,7 @@ func (m *Machine) probe(now time.Time, w *way) Action {
 func (m *Machine) pace(now time.Time) time.Duration {
 	switch {
 	case m.use.misses > 0, m.use.answered.IsZero(), now.Before(m.insist), m.isSilent(now), m.isForsaken(now), m.isMissed(now):
-		return m.use.soon(now)
+		return m.use.soon()
 	case m.isBusy(now):
 		return steadyPace
 	default:
@@ -87,11 +87,10 @@ func (m *Machine) isForsaken(now time.Time) bool {
 	return !m.leads && now.Sub(m.use.heard) > patience && now.Sub(m.use.answered) > patience && now.Sub(m.changed) > patience
 }
 
-// soon is how long after a probe the next one follows while an answer is wanted at once. From where something
-// has just come, an answer may come after however many misses.
-func (w *way) soon(now time.Time) time.Duration {
+// soon is how long after a probe the next one follows while an answer is wanted at once.
+func (w *way) soon() time.Duration {
 	switch {
-	case w.misses < slowMisses, now.Sub(w.heard) < steadyPace:
+	case w.misses < slowMisses:
 		return fastPace
 	case w.misses < lostMisses:
 		return steadyPace
@@ -132,7 +131,7 @@ func (w *way) silence() time.Duration { return w.srtt + 2*insistEvery }
 // due returns when a path is to be probed next, and whether it is at all.
 func (m *Machine) due(now time.Time, w *way) (time.Time, bool) {
 	if w != m.use {
-		return w.probed.Add(w.soon(now)), m.isOpen(w, now) && now.Before(w.search)
+		return w.probed.Add(w.soon()), m.isOpen(w, now) && now.Before(w.search)
 	}
 	pace := m.pace(now)
 	return w.probed.Add(pace), pace < holdPace || m.leads
