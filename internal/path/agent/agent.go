@@ -305,8 +305,17 @@ func (a *Agent) run(ctx context.Context) {
 		case r := <-a.tried:
 			a.takeTried(time.Now(), r)
 		case <-timer.C:
+			a.takeQueued()
 			a.wake(ctx, time.Now())
 		}
+	}
+}
+
+// takeQueued takes what has arrived. Where this process gets little time, the answers would else wait while
+// their probes are counted as missed.
+func (a *Agent) takeQueued() {
+	for range len(a.datagrams) {
+		a.takeDatagram(time.Now(), <-a.datagrams)
 	}
 }
 

@@ -60,6 +60,7 @@ type host struct {
 	sent    int // datagrams
 	arrived int
 	reads   int
+	slow    time.Duration // how long a look at WireGuard takes
 	counter uint64
 	refuse  error                          // of SetEndpoint
 	lost    int                            // how many calls are lost
@@ -224,6 +225,7 @@ func (h *host) call(to mesh.ID, sealed []byte) {
 
 // Traffic and SetEndpoint are the host's Device.
 func (h *host) Traffic() (map[wgtypes.Key]path.Traffic, error) {
+	time.Sleep(h.slow)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.reads++
@@ -429,6 +431,39 @@ func TestCutOff(t *testing.T) {
 		for _, peer := range []*host{b, c} {
 			if s := a.statusOf(t, peer); s.Proved {
 				t.Errorf("the path to %v counts as proved", peer.id)
+			}
+		}
+	})
+}
+
+// TestSlowHost has a look at WireGuard take so long that each time some probes arrive meanwhile, and answers. None
+// of them waits longer than that.
+func TestSlowHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		slow := w.host(t, 1, addrA)
+		slow.slow = 200 * time.Millisecond
+		var peers []*host
+		var all []Peer
+		for i := range byte(8) {
+			addr := fmt.Sprintf("203.0.113.%d:51820", i)
+			h := w.host(t, 2+i, addr)
+			h.add(slow, addrA)
+			slow.add(h, addr)
+			peers, all = append(peers, h), append(all, h.peer(direct(addr)))
+		}
+		slow.start(t)
+		slow.SetPeers(all)
+		for _, h := range peers {
+			h.start(t)
+			h.SetPeers([]Peer{slow.peer(direct(addrA))})
+			slow.talk(t, h)
+			h.talk(t, slow)
+		}
+		time.Sleep(time.Minute)
+		for _, h := range peers {
+			if s := slow.statusOf(t, h); !s.Proved || s.RTT > 2*slow.slow {
+				t.Errorf("got the path %+v to %v, want one with a round trip of at most %v", s, h.id, 2*slow.slow)
 			}
 		}
 	})
