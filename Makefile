@@ -105,12 +105,12 @@ test-hostile: setup-race build ## what pods, strangers and insiders may not do, 
 .PHONY: test-e2e
 test-e2e: setup-race build ## end-to-end tests on namespaces, with the race detector in meshd, and three minutes of faults at random, needs root; RUN=TestName for one
 	go build -race -o bin/meshd-race ./cmd/meshd
-	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '$(RUN)' $(if $(RUN),,-skip '^Test(Hostile|Soak)') ./test/bench ./test/lab ./test/paths ./test/demo ./test/e2e
+	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '$(RUN)' $(if $(RUN),,-skip '^Test(Hostile|Soak)') ./test/bench ./test/lab ./test/paths ./test/swarm ./test/demo ./test/e2e
 	go test -count=1 -v -run '$(RUN)' ./test/chaos
 
 .PHONY: test-swarm
 test-swarm: setup ## gossip among a hundred, two hundred and five hundred nodes; wants a machine of its own
-	go test -count=1 -timeout 60m -v -run '$(RUN)' ./test/swarm
+	go test -count=1 -timeout 60m -v -run '$(or $(RUN),^TestSoak)' ./test/swarm
 
 .PHONY: test-kernel
 test-kernel: setup-kernel build ## what the kernel has a part in, on one with WireGuard and netem, in QEMU; RUN=TestName for one of all tests

@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/test/lab"
 )
@@ -24,12 +25,32 @@ import (
 // asDemo is the environment variable that makes the test binary run as the demo.
 const asDemo = "DEMO_TEST_AS_DEMO"
 
+// isAlone is set in the process that has a network and mounts of its own.
+const isAlone = "DEMO_TEST_IS_ALONE"
+
 func TestMain(m *testing.M) {
 	lab.Main()
-	if os.Getenv(asDemo) != "" {
+	switch {
+	case os.Getenv(asDemo) != "":
 		main()
+	case os.Getenv(isAlone) == "":
+		os.Exit(runAlone())
 	}
 	os.Exit(m.Run())
+}
+
+// runAlone runs the tests once more with a network and mounts of their own: what others do on this machine
+// meanwhile is not to be taken for the demo's. It returns the exit code.
+func runAlone() int {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), isAlone+"=1")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	if err := cmd.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 // demoCommand runs the demo with the meshd that MESHD names, or one built here.

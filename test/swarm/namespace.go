@@ -35,8 +35,13 @@ func Isolated() bool { return os.Args[0] == isolatedName }
 
 // SetUp makes the process's namespace usable.
 func SetUp(ctx context.Context) error {
-	if out, err := exec.CommandContext(ctx, "ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-		return fmt.Errorf("set loopback up: %w: %s", err, out)
+	for _, args := range [][]string{
+		{"link", "set", "lo", "up"},
+		{"route", "add", "local", addresses, "dev", "lo", "src", "127.0.0.1"},
+	} {
+		if out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("set loopback up: %w: %s", err, out)
+		}
 	}
 	return nil
 }

@@ -192,9 +192,12 @@ func (n *Node) String() string {
 // port is the gossip port of all nodes.
 const port = 7946
 
+// addresses are those of all nodes. No record may name one of 127.0.0.0/8.
+const addresses = "10.1.0.0/16"
+
 // addr is the node's own address on the loopback.
 func (n *Node) addr() netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 1, byte(n.number / 250), byte(n.number%250 + 1)}), port)
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(n.number / 250), byte(n.number%250 + 1)}), port)
 }
 
 func (n *Node) start() error {
@@ -235,7 +238,7 @@ func (n *Node) Publish() (uint64, error) {
 		Claim: mesh.Claim{Slot: n.number, Time: 1}, Settings: n.swarm.cluster.Hash(),
 		Gateway: mesh.GatewayAuto, MTU: 1420, ListenPort: 51820, GossipPort: port,
 		Endpoints:   []mesh.Endpoint{{Host: n.addr().Addr().String(), Port: 51820, Source: mesh.EndpointConfigured}},
-		InternalIPs: []netip.Prefix{netip.PrefixFrom(n.addr().Addr(), 8)},
+		InternalIPs: []netip.Prefix{netip.PrefixFrom(n.addr().Addr(), 16)},
 	})
 }
 

@@ -66,6 +66,22 @@ func settled(t *testing.T, count, group int) *Swarm {
 	return s
 }
 
+// TestTenComeTogether starts ten nodes at once.
+func TestTenComeTogether(t *testing.T) {
+	s := New(10)
+	t.Cleanup(func() {
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := s.Start(s.Nodes...); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.AwaitAll(within(t, patience)); err != nil {
+		t.Error(err)
+	}
+}
+
 // patience is far more than anything here takes on an idle machine.
 const patience = 2 * time.Minute
 
@@ -77,7 +93,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 
 // Ten of a hundred nodes are killed at the same moment. All others notice, and take no
 // other node for dead.
-func TestTenOfAHundredAreKilled(t *testing.T) {
+func TestSoakTenOfAHundredAreKilled(t *testing.T) {
 	s := settled(t, 100, 100)
 	before := s.FalseDeaths()
 	var killed []*Node
@@ -100,12 +116,12 @@ func TestTenOfAHundredAreKilled(t *testing.T) {
 }
 
 // Two hundred nodes run undisturbed for two minutes.
-func TestTwoHundredStay(t *testing.T) { stay(t, 200) }
+func TestSoakTwoHundredStay(t *testing.T) { stay(t, 200) }
 
 // Five hundred nodes do the same. On two processor cores it takes a quarter of an hour
 // until all have joined: while one joins, all others are busy passing on its record, and if
 // the next ones did not wait for that, all would be late at once.
-func TestFiveHundredStay(t *testing.T) { stay(t, 500) }
+func TestSoakFiveHundredStay(t *testing.T) { stay(t, 500) }
 
 // stay starts nodes, and fails if any of them is taken for dead in two minutes.
 func stay(t *testing.T, count int) {
