@@ -140,7 +140,7 @@ func (s *store) reapplyTombstones() {
 	for s.trimRevocations(revoked) {
 		revoked = s.revocations().revoked()
 	}
-	clear(s.forgottenUpTo)
+	s.forgottenUpTo = make(map[mesh.ID]uint64)
 	s.recordsCache = nil
 	for _, o := range s.nonRecords {
 		if t, ok := o.body.(tombstone); ok && !revoked[o.key.author] && t.upTo != mesh.Forever {
@@ -168,11 +168,24 @@ func (s *store) trimRevocations(revoked map[mesh.ID]bool) (trimmed bool) {
 // dropCovered drops what tombstones cover, and its highest sequences: from now on the
 // tombstone refuses it.
 func (s *store) dropCovered() {
+	before := len(s.objects)
 	for _, o := range s.objects {
 		if s.covers(o) {
 			s.erase(o)
 		}
 	}
+	if len(s.objects) < before/2 {
+		s.objects, s.nonRecords = compacted(s.objects), compacted(s.nonRecords)
+		s.sums, s.highest = compacted(s.sums), compacted(s.highest)
+	}
+}
+
+// compacted returns a copy of a map that takes no more memory than its entries need: maps don't shrink, and
+// whoever was revoked may have filled them.
+func compacted[K comparable, V any](m map[K]V) map[K]V {
+	out := make(map[K]V, len(m))
+	maps.Copy(out, m)
+	return out
 }
 
 // erase drops an object as if it had never come.
