@@ -34,6 +34,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// newSwarm makes a swarm that is stopped when the test ends.
+func newSwarm(t *testing.T, count int) *Swarm {
+	t.Helper()
+	s := New(count)
+	t.Cleanup(func() {
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
 // few is how many nodes a group of full size may join.
 const few = 30
 
@@ -42,12 +54,7 @@ const few = 30
 // as the swarm grows: a busy machine answers late, and suspicions cost even more time.
 func settled(t *testing.T, count, group int) *Swarm {
 	t.Helper()
-	s := New(count)
-	t.Cleanup(func() {
-		if err := s.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	s := newSwarm(t, count)
 	began := time.Now()
 	for started := 0; started < count; {
 		next := min(count, started+max(1, min(group, group*few/max(1, started))))
@@ -68,12 +75,7 @@ func settled(t *testing.T, count, group int) *Swarm {
 
 // TestTenComeTogether starts ten nodes at once.
 func TestTenComeTogether(t *testing.T) {
-	s := New(10)
-	t.Cleanup(func() {
-		if err := s.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	s := newSwarm(t, 10)
 	if err := s.Start(s.Nodes...); err != nil {
 		t.Fatal(err)
 	}
