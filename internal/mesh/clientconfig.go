@@ -160,7 +160,7 @@ func (l *layout) prefixesThrough(h *member, ms []*member) []netip.Prefix {
 		if m.slot != None {
 			ps = d.appendSlotPrefixes(ps, m, reached)
 		}
-		ps = d.appendNetworks(ps, m, reached, from)
+		ps = d.appendNetworks(d.appendInternalIPs(ps, m, reached, from), m, reached, from)
 	}
 	return mergePrefixes(ps)
 }

@@ -57,7 +57,7 @@ func Derive(in Input) Topology {
 	t.Peers = d.peers()
 	t.Neighbors = d.neighbors()
 	t.Routes = d.routes()
-	t.Inside = mergePrefixes(append(d.routed, d.guarded...))
+	t.Inside = mergePrefixes(append(without(d.routed, d.ownNetworks()), d.guarded...))
 	for i, end := range d.farEnds[:len(t.Peers)] {
 		t.Peers[i].Endpoints = d.endpointsOf(end, t.Inside)
 	}
@@ -147,9 +147,7 @@ func (d *deriver) prefixesBehind(ends []*member) []netip.Prefix {
 	ps = d.slotPrefixes(ps, ms, func(m *member) families { return m.viaFamilies & d.self.viaFamilies })
 	slots := len(ps)
 	for _, end := range ends {
-		if end.group != d.self.group { // the own location's LAN addresses are reached on the LAN
-			ps = d.locationPrefixes(ps, end)
-		}
+		ps = d.locationPrefixes(ps, end)
 	}
 	location := ps[slots:]
 	slices.SortFunc(location, ComparePrefix)

@@ -167,7 +167,7 @@ func TestDeriveCases(t *testing.T) {
 			},
 			endpoints: "[198.51.0.2:51820]",
 			allowed:   "[10.4.0.2/32 10.42.1.0/24]",
-			problem:   "nodes of several locations have it",
+			problem:   "node n2 has it, too",
 		},
 		{
 			name: "internal IP out of our own network",

@@ -174,6 +174,8 @@ func (d *deriver) neighbors() []Neighbor {
 		if m.slot != None && m.slot != d.self.Claim.Slot {
 			n.Overlay = d.Cluster.Overlays(m.slot)
 		}
+		n.Prefixes = append(n.Prefixes, d.networksOnLAN(m, k.families)...)
+		slices.SortFunc(n.Prefixes, ComparePrefix)
 		if m == d.self.via {
 			own := len(n.Prefixes)
 			n.Prefixes = mergeSorted(append(n.Prefixes, d.prefixesBehind(d.farEnds)...), own)

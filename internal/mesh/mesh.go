@@ -298,15 +298,16 @@ type Topology struct {
 	// Routes say how packets reach each other node. Sorted by ID.
 	Routes []Route
 
-	// Inside is what belongs to the mesh: the overlay and pod ranges, and the internal
-	// IPs that are reached through tunnels. Traffic between these is never masqueraded.
-	// Sorted, without overlaps.
+	// Inside is what belongs to the mesh: the overlay and pod ranges, and what is routed to other
+	// nodes besides, but for the networks in it to which this host has ways of its own. Traffic
+	// between these is never masqueraded. Sorted, without overlaps.
 	Inside []netip.Prefix
 	// Guarded are the ranges whose addresses only the mesh may use as sources: overlay
 	// (nodes and clients) and pods.
 	Guarded []netip.Prefix
 	// ServedNetworks are the networks that this node reaches for other nodes, such as its own
-	// allowed-location-ips. Hosts there have no route back to the mesh.
+	// allowed-location-ips. Hosts there have no route back to the mesh. What of them is routed to
+	// another node goes there.
 	ServedNetworks []netip.Prefix
 
 	// PodsAndClients are the ranges of pods and clients, which are not nodes. PodRanges are the

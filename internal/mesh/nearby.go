@@ -47,17 +47,34 @@ func (a AttachedNetwork) holds(p netip.Prefix) bool {
 	return ContainsPrefix(a.Prefix, p) || !a.Containers && !a.Routed && !a.Prefix.IsSingleIP() && a.Prefix.Overlaps(p)
 }
 
+// offer is what a host serves the nodes of the mesh, as another node sees it. That node may serve
+// a part of it: more specific wins. But it gets no network that this host is attached to unless
+// both are at one location.
+type offer struct {
+	networks     []netip.Prefix
+	sameLocation bool
+}
+
+// offers returns what a node offers another one.
+func (r *Record) offers(to *Record) offer { return offer{r.networks(), r.SameLocation(to)} }
+
+// includes reports whether a network of the other node is part of an attached one that is offered.
+func (o offer) includes(p netip.Prefix, a AttachedNetwork) bool {
+	partOf := func(n netip.Prefix) bool { return n != p && ContainsPrefix(n, p) }
+	return (o.sameLocation || a.Routed) && partOf(a.Prefix) && slices.ContainsFunc(o.networks, partOf)
+}
+
 // conflict returns which of the host's own networks, routers or resolvers a network of
 // another node would take over; "" for none.
-func (n Nearby) conflict(p netip.Prefix) string {
+func (n Nearby) conflict(p netip.Prefix, offered offer) string {
 	for _, a := range n.Attached {
-		if a.holds(p) {
+		if a.holds(p) && !offered.includes(p, a) {
 			return a.String()
 		}
 	}
 	// An address on an attached network has a more specific route.
 	lost := func(a netip.Addr) bool {
-		return p.Contains(a) && !slices.ContainsFunc(n.Attached, func(n AttachedNetwork) bool { return n.Prefix.Contains(a) })
+		return p.Contains(a) && !slices.ContainsFunc(n.Attached, func(n AttachedNetwork) bool { return n.Prefix.Contains(a) && ContainsPrefix(p, n.Prefix) })
 	}
 	if i := slices.IndexFunc(n.Routers, lost); i >= 0 {
 		return fmt.Sprintf("this host's router %v", n.Routers[i])

@@ -11,8 +11,8 @@ import (
 
 // prefixOwner is the node that owns a prefix outside the cluster's ranges.
 type prefixOwner struct {
-	node   *node
-	shared bool // nodes of several locations have it
+	node  *node
+	rival *node // a node elsewhere that has it, too; nil if there is none
 }
 
 // findPrefixOwners decides which node owns each internal IP and each allowed-location-ip.
@@ -35,10 +35,14 @@ func (l *layout) findPrefixOwners() {
 			}
 			l.duplicateIPs[p.Addr()] = true
 		}
-		if c.node != n && (n.Location == "" || c.node.Location != n.Location) {
-			c.shared = true
+		elsewhere := c.node != n && !n.SameLocation(c.node.Record)
+		if elsewhere {
+			c.rival = n
 		}
 		if compareClaims(n, c.node) < 0 {
+			if elsewhere {
+				c.rival = c.node
+			}
 			c.node = n
 		}
 	}
@@ -47,8 +51,8 @@ func (l *layout) findPrefixOwners() {
 		for _, ip := range m.InternalIPs {
 			claim(single(ip.Addr()), m.node)
 		}
-		for _, p := range m.AllowedLocationIPs {
-			claim(p.Masked(), m.node)
+		for _, p := range m.networks() {
+			claim(p, m.node)
 		}
 		m.prefixOwners = all[first:]
 	}
@@ -92,31 +96,40 @@ func (c Cluster) ranges() []clusterRange {
 }
 
 // locationPrefixes appends the internal IPs of the nodes whose tunnels end at the given
-// one, and the networks behind them, unless the own location can't route them. Those of its
-// own location a host expects on its own network, and takes no other way there.
+// one, and the networks behind them. Internal IPs of its own location a host expects on its
+// own network, and takes no other way there.
 func (d *deriver) locationPrefixes(ps []netip.Prefix, end *member) []netip.Prefix {
-	if d.self.SameLocation(end.Record) {
-		return ps
-	}
 	for _, m := range end.carries {
-		ps = d.appendNetworks(ps, m, m.viaFamilies&d.self.viaFamilies, d.self.group)
+		f := m.viaFamilies & d.self.viaFamilies
+		if !d.self.SameLocation(m.Record) {
+			ps = d.appendInternalIPs(ps, m, f, d.self.group)
+		}
+		ps = d.appendNetworks(ps, m, f, d.self.group)
 	}
 	return ps
 }
 
-// appendNetworks appends one node's internal IPs and the networks behind it, in the given
-// families, unless they overlap the networks of the group from which they are reached; nil
-// for the node's own.
-func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, viaFamilies families, from *group) []netip.Prefix {
+// appendInternalIPs appends one node's internal IPs in the given families, unless they overlap
+// the networks of the group from which they are reached; nil for the node's own.
+func (d *deriver) appendInternalIPs(ps []netip.Prefix, m *member, f families, from *group) []netip.Prefix {
 	for i, ip := range m.InternalIPs {
 		p := single(ip.Addr())
-		if viaFamilies&familyOf(p.Addr()) != 0 && !d.containsEndpoint(p) && d.checkRoute(m, m.prefixOwners[i], p, "internal IP", from) {
+		if f&familyOf(p.Addr()) != 0 && !d.containsEndpoint(p) && d.checkRoute(m, m.prefixOwners[i], p, "internal IP", from) {
 			ps = append(ps, p)
 		}
 	}
-	for i, p := range m.AllowedLocationIPs {
-		p, c := p.Masked(), m.prefixOwners[len(m.InternalIPs)+i]
-		if viaFamilies&familyOf(p.Addr()) != 0 && d.checkRoute(m, c, p, "allowed-location-ips", from) && d.checkEndpoints(m, p) {
+	return ps
+}
+
+// appendNetworks is appendInternalIPs for the networks behind a node. Those of its own location
+// to which a host has a way of its own are left out.
+func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, f families, from *group) []netip.Prefix {
+	near := from != nil && d.self.SameLocation(m.Record)
+	for i, p := range m.networks() {
+		switch {
+		case f&familyOf(p.Addr()) == 0:
+		case near && (slices.Contains(d.self.networks(), p) || d.ownWay(m, p, from).network != ""):
+		case d.checkRoute(m, m.prefixOwners[len(m.InternalIPs)+i], p, "allowed-location-ips", from) && d.checkEndpoints(m, p):
 			ps = append(ps, p)
 		}
 	}
@@ -124,29 +137,43 @@ func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, viaFamilies famil
 }
 
 // checkRoute reports whether a prefix of n outside the cluster's ranges may be routed
-// into a tunnel. If not, it adds a problem.
+// to it. If not, it adds a problem.
 func (d *deriver) checkRoute(n *member, c *prefixOwner, p netip.Prefix, what string, from *group) bool {
 	for _, g := range d.reserved {
 		if g.Overlaps(p) {
 			return d.reportUnreachable(n, p, what, fmt.Sprintf("it overlaps the cluster's range %v", g), "choose cluster ranges that no host's network uses")
 		}
 	}
-	if c.shared {
-		return d.reportUnreachable(n, p, what, "nodes of several locations have it", "give one of the networks other addresses, or, if it is one network, give its nodes the same node.location")
+	if c.rival != nil {
+		other := c.node
+		if n.node == c.node || n.SameLocation(c.node.Record) {
+			other = c.rival
+		}
+		return d.reportUnreachable(n, p, what, fmt.Sprintf("node %s has it, too", other.Name),
+			"give one of the networks other addresses, or, if it is one network, give its nodes the same node.location")
 	} else if c.node != n.node {
 		return false // another node of n's location owns it
 	}
-	if from != nil {
-		if o, ok := overlapping(from.networks(), p); ok {
-			return d.reportUnreachable(n, p, what, fmt.Sprintf("it overlaps %v's own network %v", from, o),
-				"if both are in one private network, give them the same node.location; else give one of the networks other addresses")
-		}
-	}
-	if o := d.nearby.conflict(p); o != "" {
-		return d.reportUnreachable(n, p, what, "it overlaps "+o,
-			"if that host is in the same private network, give both nodes the same node.location; else name smaller networks there, or use other addresses here")
+	if way := d.ownWay(n, p, from); way.network != "" {
+		return d.reportUnreachable(n, p, what, "it overlaps "+way.network, way.advice)
 	}
 	return true
+}
+
+// ownWay is a network that a host reaches without the mesh, and what to do if another node has it too.
+type ownWay struct{ network, advice string }
+
+// ownWay returns which network of the group from which a prefix of n is reached, or of this
+// host, the prefix would take over.
+func (d *deriver) ownWay(n *member, p netip.Prefix, from *group) ownWay {
+	if from != nil {
+		if o, ok := overlapping(from.networks(), p); ok {
+			return ownWay{fmt.Sprintf("%v's own network %v", from, o),
+				"if both are in one private network, give them the same node.location; else give one of the networks other addresses"}
+		}
+	}
+	return ownWay{d.nearby.conflict(p, d.self.offers(n.Record)),
+		"if that host is in the same private network, give both nodes the same node.location; else name smaller networks there, or use other addresses here"}
 }
 
 // overlapping returns the first of ps that overlaps p. The prefixes are sorted and don't
@@ -183,21 +210,33 @@ func (l *layout) containsEndpoint(p netip.Prefix) bool {
 // behind the nodes that use it as their gateway, and those nodes' internal IPs. Such a
 // node drops packets from the mesh that arrive over the LAN with their original source,
 // and accepts them with this node's own address as the source. The same holds for nodes
-// of the own location that clients reach only through this one.
+// of the own location that clients reach only through this one. What is routed to such a node
+// is among them, too, and not reached on the LAN.
 func (d *deriver) servedNetworks() []netip.Prefix {
-	var ps []netip.Prefix
+	ps := d.self.networks()
 	for _, m := range slices.Concat(d.self.carries, d.reachedByClientsViaUs()) {
-		for _, p := range m.AllowedLocationIPs {
-			ps = append(ps, p.Masked())
-		}
-		for _, ip := range m.InternalIPs {
-			if m != d.self {
-				ps = append(ps, single(ip.Addr()))
-			}
+		if m != d.self {
+			ps = append(ps, m.announced()...)
 		}
 	}
 	slices.SortFunc(ps, ComparePrefix)
 	return slices.Compact(ps)
+}
+
+// ownNetworks returns the networks to which this host has ways of its own.
+func (d *deriver) ownNetworks() []netip.Prefix {
+	ps := d.self.networks()
+	for _, a := range d.nearby.Attached {
+		ps = append(ps, a.Prefix)
+	}
+	return ps
+}
+
+// networksOnLAN returns the networks behind a neighbor that are routed to it, in the given families.
+func (d *deriver) networksOnLAN(m *member, f families) []netip.Prefix {
+	ps := d.appendNetworks(nil, m, f, d.self.group)
+	d.routed = append(d.routed, ps...)
+	return ps
 }
 
 // reachedByClientsViaUs returns the other nodes of the own location that clients reach
@@ -225,6 +264,26 @@ func mergeSorted(ps []netip.Prefix, n int) []netip.Prefix {
 		}
 	}
 	return ps
+}
+
+// without returns prefixes that cover what an address of ps has left once those of others that
+// are more specific have taken what is theirs: as in a table of routes, the longest wins.
+func without(ps, others []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range ps {
+		var within []netip.Prefix
+		for _, o := range others {
+			if o.Bits() > p.Bits() && p.Contains(o.Addr()) {
+				within = append(within, o)
+			}
+		}
+		if within == nil {
+			out = append(out, p)
+			continue
+		}
+		out = append(out, exclude(p, within)...)
+	}
+	return out
 }
 
 // contains reports whether one of the prefixes contains the address.

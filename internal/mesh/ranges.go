@@ -231,7 +231,7 @@ func Withheld(c Cluster, own Record, records []Record, nearby Nearby) (first []n
 		if r.Location == "" || r.Location != own.Location {
 			for _, p := range r.announced() {
 				ours := slices.ContainsFunc(own.InternalIPs, func(ip netip.Prefix) bool { return ip.Overlaps(p) })
-				if !ours && nearby.conflict(p) != "" {
+				if !ours && nearby.conflict(p, own.offers(&r)) != "" {
 					out = append(out, p)
 				}
 			}
@@ -251,13 +251,19 @@ func Withheld(c Cluster, own Record, records []Record, nearby Nearby) (first []n
 }
 
 // announced returns the networks of a node outside the cluster's ranges.
-func (r Record) announced() []netip.Prefix {
+func (r *Record) announced() []netip.Prefix {
 	var out []netip.Prefix
 	for _, ip := range r.InternalIPs {
 		out = append(out, single(ip.Addr()))
 	}
-	for _, p := range r.AllowedLocationIPs {
-		out = append(out, p.Masked())
+	return append(out, r.networks()...)
+}
+
+// networks returns the networks behind a node.
+func (r *Record) networks() []netip.Prefix {
+	out := make([]netip.Prefix, len(r.AllowedLocationIPs))
+	for i, p := range r.AllowedLocationIPs {
+		out[i] = p.Masked()
 	}
 	return out
 }

@@ -110,13 +110,20 @@ func family(a netip.Addr) int {
 
 // lookup returns the destination of an address: the longest prefix wins.
 func (tb *tables) lookup(a netip.Addr) (entry, bool) {
+	p := tb.longest(a)
+	e, ok := tb.routes[p]
+	return e, ok
+}
+
+// longest returns the longest prefix in the routes that contains an address.
+func (tb *tables) longest(a netip.Addr) netip.Prefix {
 	for _, bits := range tb.lengths[family(a)] {
 		p, _ := a.Prefix(bits)
-		if e, ok := tb.routes[p]; ok {
-			return e, true
+		if _, ok := tb.routes[p]; ok {
+			return p
 		}
 	}
-	return entry{}, false
+	return netip.Prefix{}
 }
 
 // packet is a packet on its way.
@@ -182,8 +189,10 @@ func (h *host) holds(a netip.Addr) bool {
 // forward moves the packet to the next host.
 func (w *walker) forward(p *packet, tb *tables) error {
 	e, ok := tb.lookup(p.dst)
+	longest := tb.longest(p.dst)
+	own := slices.ContainsFunc(p.at.AllowedLocationIPs, func(n netip.Prefix) bool { return n.Contains(p.dst) && n.Bits() > longest.Bits() })
 	switch {
-	case !ok && p.by != fromInside:
+	case (own || !ok) && p.by != fromInside:
 		return w.deliver(p)
 	case !ok:
 		return p.lost("no route")

@@ -90,7 +90,7 @@ func drawRecord(t *rapid.T, i int) mesh.Record {
 		}
 	}
 	if rapid.IntRange(0, 7).Draw(t, "networks behind it") == 0 {
-		r.AllowedLocationIPs = prefixes(rapid.SampledFrom([]string{"192.168.0.0/16", "172.30.1.0/24", "172.30.2.0/24", "fd99::/48"}).Draw(t, "network"))
+		r.AllowedLocationIPs = prefixes(rapid.SampledFrom([]string{"192.168.0.0/16", "172.30.0.0/16", "172.30.1.0/24", "172.30.2.0/24", "fd99::/48"}).Draw(t, "network"))
 	}
 	return r
 }

@@ -45,7 +45,7 @@ func families() [2]family {
 func sets(t mesh.Topology, members []netip.Prefix) map[string][]netip.Prefix {
 	sets := make(map[string][]netip.Prefix)
 	for _, f := range families() {
-		sets["inside"+f.suffix] = f.merged(inside(t))
+		sets["inside"+f.suffix] = f.merged(slices.Concat(t.Guarded, t.Inside))
 		sets["guarded"+f.suffix] = f.merged(t.Guarded)
 		sets["location"+f.suffix] = f.merged(t.ServedNetworks)
 		sets["members"+f.suffix] = f.merged(members)
@@ -106,16 +106,6 @@ func (b builder) firewall() Firewall {
 	fw.Sets, fw.Chains = append(fw.Sets, more...), append(access, fw.Chains...)
 	slices.SortFunc(fw.Sets, func(a, b Set) int { return strings.Compare(a.Name, b.Name) })
 	return fw
-}
-
-// inside returns the addresses of the mesh. It includes what neighbors serve: if
-// mesh.Derive left any of that out of t.Inside, it would be masqueraded on the way.
-func inside(t mesh.Topology) []netip.Prefix {
-	out := slices.Concat(t.Guarded, t.Inside)
-	for _, n := range t.Neighbors {
-		out = append(out, n.Prefixes...)
-	}
-	return out
 }
 
 // guardRule drops packets whose source is in the mesh if they arrive on another link than
@@ -255,10 +245,16 @@ func (b builder) fromOwnPorts() []string {
 }
 
 // masqueradeLocation masquerades packets from the mesh to the networks behind this node,
-// which need no route back then.
+// which need no route back then, and to internal IPs on its LAN. A part of these networks may be
+// routed to a neighbor.
 func (b builder) masqueradeLocation(f family) []Rule {
-	return b.masqueradeRules(fmt.Sprintf("%[1]s %[2]s saddr @guarded%[3]s %[2]s daddr @location%[3]s",
-		oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix))
+	match := fmt.Sprintf("%[1]s %[2]s saddr @guarded%[3]s %[2]s daddr @location%[3]s",
+		oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix)
+	if !b.has("plain", f) {
+		return b.masqueradeRules(match)
+	}
+	return append(b.masqueradeRules(fmt.Sprintf("%[1]s rt %[2]s nexthop != @plain%[3]s", match, f.keyword, f.suffix)),
+		b.masqueradeRules(fmt.Sprintf("%[1]s %[2]s daddr @plain%[3]s", match, f.keyword, f.suffix))...)
 }
 
 // clampMSS limits the segment size of forwarded TCP connections to what fits through our

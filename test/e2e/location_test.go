@@ -89,8 +89,8 @@ func TestNodePortAwayFromGateway(t *testing.T) {
 	v.encrypted()
 }
 
-// behind configures a host without meshd as a network behind a location. The host and
-// the pod elsewhere reach it through the gateway, with the gateway's address as source,
+// behind configures a host without meshd as a network behind a node. The host and the pod
+// elsewhere reach it through the gateway and that node, with the node's address as source,
 // because it has no other route back.
 func (v *village) behind(n, remote *lab.Node, bare *lab.Host) {
 	v.t.Helper()
@@ -106,12 +106,12 @@ func (v *village) behind(n, remote *lab.Node, bare *lab.Host) {
 			if gateway == nil || gateway == n {
 				return fmt.Errorf("%s reaches %s through %s, want a gateway", remote.Name, bare.Name, nameOf(gateway))
 			}
-			// A connection that began before the gateway knew keeps its source.
+			// A connection that began before the node knew keeps its source.
 			ctx, cancel := context.WithTimeout(v.ctx, pingLimit/6)
 			defer cancel()
 			got, err := lab.SourceSeen(ctx, from, netip.AddrPortFrom(bare.Address(), 7000))
-			if err == nil && got != gateway.Address() {
-				err = fmt.Errorf("source seen: got %s, want the gateway's address %s", got, gateway.Address())
+			if err == nil && got != n.Address() {
+				err = fmt.Errorf("source seen: got %s, want the address %s of %s", got, n.Address(), n.Name)
 			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)

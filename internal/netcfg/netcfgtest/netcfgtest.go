@@ -109,6 +109,7 @@ func DualStack(peers ...mesh.Peer) mesh.Topology {
 // node 3 is another member.
 func Member() mesh.Topology {
 	t := DualStack()
+	t.Inside = append(t.Inside, Prefixes("192.168.20.0/24")...)
 	t.Neighbors = []mesh.Neighbor{
 		Neighbor(2, "gate", "10.4.0.2/32", "10.42.1.0/24", "fd00:42:0:1::/64", "10.4.0.9/32", "10.42.8.0/24", "fd00:4::9/128", "192.168.20.0/24"),
 		Neighbor(3, "next", "10.42.2.0/24", "fd00:42:0:2::/64"),

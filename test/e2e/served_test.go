@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/test/lab"
+)
+
+// served is a network behind a node, with a host without meshd in it that knows no way but into
+// that network.
+type served struct {
+	by       *lab.Node
+	prefix   netip.Prefix
+	own      netip.Addr // the node's address there
+	host     netip.Addr
+	hostOnly bool // the node is not attached to the network, and has a route to that host alone
+}
+
+// serve adds the network behind its node, and an echo server on its host.
+func (v *village) serve(s served) {
+	v.t.Helper()
+	name, bits := fmt.Sprintf("net%d", len(s.prefix.String())), s.prefix.Bits()
+	if s.hostOnly {
+		bits = s.host.BitLen()
+	}
+	family := "-4"
+	if s.host.Is6() {
+		family = "-6"
+	}
+	commands := []string{
+		"mkdir -p /run/netns", "ip netns add " + name,
+		fmt.Sprintf("ip link add %s type veth peer name eth0 netns %s", name, name), "ip link set " + name + " up",
+		fmt.Sprintf("ip address add %s/%d dev %s nodad", s.own, bits, name),
+		fmt.Sprintf("ip -n %s link set eth0 up", name), fmt.Sprintf("ip -n %s address add %s/%d dev eth0 nodad", name, s.host, bits),
+	}
+	if s.hostOnly {
+		commands = append(commands, fmt.Sprintf("ip %s route add %s dev %s", family, s.host, name), fmt.Sprintf("ip -n %s %s route add %s dev eth0", name, family, s.own))
+	}
+	v.commands(s.by, commands)
+	inside := lab.Pod{Name: name, Host: s.by.Host}
+	echo, err := lab.ListenEcho(inside.Do, 7000)
+	v.must(err)
+	v.t.Cleanup(func() { echo.Close() })
+}
+
+// reached waits until the hosts and the pods of all nodes have reached each of the networks through
+// its node.
+func (v *village) reached(networks []served) {
+	v.t.Helper()
+	for _, n := range v.nodes {
+		for name, from := range map[string]lab.Place{"host": n.Do, "pod": v.pods[n].Do} {
+			for _, to := range networks {
+				v.eventually(settleLimit, func() error {
+					ctx, cancel := context.WithTimeout(v.ctx, pingLimit/6)
+					defer cancel()
+					got, err := lab.SourceSeen(ctx, from, netip.AddrPortFrom(to.host, 7000))
+					if err == nil && got != to.own {
+						err = errors.New("source seen: got " + got.String() + ", want " + to.own.String())
+					}
+					if err != nil {
+						return fmt.Errorf("%s of %s to %v in %v: %w", name, n.Name, to.host, to.prefix, err)
+					}
+					return nil
+				})
+			}
+		}
+	}
+}
+
+// TestNestedNetworks has a node serve hosts in the midst of networks that another node of its location
+// serves. All nodes and pods reach all of them, in every mode, whichever node is the gateway.
+func TestNestedNetworks(t *testing.T) {
+	t.Parallel()
+	v := newVillage(t, func(m *testbed) []*lab.Host {
+		return append(m.site("a", lab.SiteOptions{Underlay: lab.NAT, ULA: true}, "a1", "a2", "a3"), m.site("far", lab.SiteOptions{Underlay: lab.NAT}, "r")...)
+	})
+	inner, wide := v.node("a1"), v.node("a3")
+	networks := []served{
+		{inner, netip.MustParsePrefix("10.77.5.9/32"), netip.MustParseAddr("10.77.5.1"), netip.MustParseAddr("10.77.5.9"), true},
+		{wide, netip.MustParsePrefix("10.77.0.0/16"), netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.5"), false},
+		{inner, netip.MustParsePrefix("fd77:0:0:5::9/128"), netip.MustParseAddr("fd77:0:0:5::1"), netip.MustParseAddr("fd77:0:0:5::9"), true},
+		{wide, netip.MustParsePrefix("fd77::/48"), netip.MustParseAddr("fd77::1"), netip.MustParseAddr("fd77::5"), false},
+	}
+	configure := func(generation int, mode mesh.Mode, encapsulation mesh.Encapsulation, gateway string) {
+		for _, n := range v.nodes {
+			var lines []string
+			if n.Name == gateway {
+				lines = append(lines, "  gateway: prefer")
+			}
+			if n == inner {
+				lines = append(lines, "  allowed-location-ips: [10.77.5.9/32, fd77:0:0:5::9/128]")
+			}
+			if n == wide {
+				lines = append(lines, "  allowed-location-ips: [10.77.0.0/16, fd77::/48]")
+			}
+			v.configure(n, append(lines, cluster(generation, mode, "  encapsulation: "+string(encapsulation))...)...)
+		}
+	}
+	configure(1, mesh.ModeFull, mesh.EncapsulationAlways, "")
+	v.live()
+	for _, s := range networks {
+		v.serve(s)
+	}
+	v.reached(networks)
+	for i, step := range []struct {
+		mode          mesh.Mode
+		encapsulation mesh.Encapsulation
+		gateway       string
+	}{
+		{mesh.ModeCross, mesh.EncapsulationAlways, ""},
+		{mesh.ModeLocation, mesh.EncapsulationAlways, inner.Name},
+		{mesh.ModeLocation, mesh.EncapsulationAlways, wide.Name},
+		{mesh.ModeLocation, mesh.EncapsulationAlways, "a2"},
+		{mesh.ModeLocation, mesh.EncapsulationCrossSubnet, "a2"}, // without vxlan, since all are in one subnet
+	} {
+		t.Run(fmt.Sprintf("%d %s %s %s", i+2, step.mode, step.encapsulation, step.gateway), func(t *testing.T) {
+			v := v.in(t)
+			configure(i+2, step.mode, step.encapsulation, step.gateway)
+			for _, n := range v.nodes {
+				v.must(n.Reload())
+			}
+			v.adopt(uint64(i + 2))
+			if step.gateway != "" {
+				v.eventually(settleLimit, func() error {
+					if got := v.gateway(v.node("r"), "a"); got == nil || got.Name != step.gateway {
+						return fmt.Errorf("gateway: got %s, want %s", nameOf(got), step.gateway)
+					}
+					return nil
+				})
+			}
+			v.full(v.nodes...)
+			v.reached(networks)
+			v.encrypted()
+		})
+	}
+}
