@@ -168,12 +168,16 @@ type ownWay struct{ network, advice string }
 func (d *deriver) ownWay(n *member, p netip.Prefix, from *group) ownWay {
 	if from != nil {
 		if o, ok := overlapping(from.networks(), p); ok {
-			return ownWay{fmt.Sprintf("%v's own network %v", from, o),
-				"if both are in one private network, give them the same node.location; else give one of the networks other addresses"}
+			return ownWay{
+				fmt.Sprintf("%v's own network %v", from, o),
+				"if both are in one private network, give them the same node.location; else give one of the networks other addresses",
+			}
 		}
 	}
-	return ownWay{d.nearby.conflict(p, d.self.offers(n.Record)),
-		"if that host is in the same private network, give both nodes the same node.location; else name smaller networks there, or use other addresses here"}
+	return ownWay{
+		d.nearby.conflict(p, d.self.offers(n.Record)),
+		"if that host is in the same private network, give both nodes the same node.location; else name smaller networks there, or use other addresses here",
+	}
 }
 
 // overlapping returns the first of ps that overlaps p. The prefixes are sorted and don't
