@@ -34,9 +34,10 @@ func (m *Memory) Announce(in Input) Announcement {
 	if out.RecordChanged {
 		own = out.Record
 	}
+	m.noteTerms(in)
 	found := probe.Evaluate(probe.EvaluateInput{
 		Now: in.Now, Author: in.Self.Public, Watch: m.watch, Results: in.Results, Pace: in.Config.Pace,
-		Alive: in.View.Alive, LastHeard: in.LastHeard, Verdicts: in.View.Verdicts, Records: in.View.Records,
+		Since: m.terms[m.watch.Gateway].at, Alive: in.View.Alive, LastHeard: in.LastHeard, Verdicts: in.View.Verdicts, Records: in.View.Records,
 	})
 	self := m.verdictOnSelf(in, own)
 	out.Verdicts = append(found.Verdicts, self.verdicts...)

@@ -25,8 +25,10 @@ const (
 	pathTime  = 1500 * time.Millisecond
 	pathsTime = 250 * time.Millisecond
 	// unprovenFactor multiplies the misses allowed to a gateway that has never worked:
-	// its tunnels have to come up first.
+	// its tunnels have to come up first. One that has been a gateway for tunnelsUp before it carried
+	// anything, because the one that it replaced works, has had the time.
 	unprovenFactor = 10
+	tunnelsUp      = 4 * time.Second
 )
 
 // EvaluateInput is the input of Evaluate.
@@ -36,6 +38,8 @@ type EvaluateInput struct {
 	Watch   Watch
 	Results map[Target]Result
 	Pace
+	// Since is when this node learned of the present term of the watched gateway; zero if it has none.
+	Since time.Time
 	// Alive is gossip's view, which is late by seconds.
 	Alive map[mesh.ID]bool
 	// LastHeard is when an authenticated packet last came from a node outside of the mesh.
@@ -151,25 +155,27 @@ func (s EvaluateInput) blackhole(f *Findings) bool {
 		}
 		s.ask(f, s.Watch.Remote, quiet)
 		silent := s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() })
-		if quiet.misses >= s.Misses && s.Now.Sub(quiet.since) >= time.Duration(s.Misses)*s.Interval+s.timeForPaths(silent) && s.hears(silent, quiet) {
+		if quiet.misses >= s.Misses && s.Now.Sub(quiet.since) >= s.silenceLimit(silent) && s.hears(silent, quiet) {
 			return true
 		}
 	}
 	return false
 }
 
-// timeForPaths is how long the gateway gets to find other paths to nodes.
-func (s EvaluateInput) timeForPaths(ids []mesh.ID) time.Duration {
+// silenceLimit is how long nodes beyond may be silent, with the time that the gateway gets to find other
+// paths to them.
+func (s EvaluateInput) silenceLimit(ids []mesh.ID) time.Duration {
+	limit := time.Duration(s.Misses) * s.Interval
 	records := make(map[mesh.ID]mesh.Record, len(s.Records))
 	for _, r := range s.Records {
 		records[r.ID()] = r
 	}
 	for _, id := range ids {
 		if segmentOf(id, records[id]) != segmentOf(ids[0], records[ids[0]]) {
-			return pathsTime
+			return limit + pathsTime
 		}
 	}
-	return pathTime
+	return limit + pathTime
 }
 
 // useless reports whether the gateway has never worked for this node while another one
@@ -179,17 +185,20 @@ func (s EvaluateInput) timeForPaths(ids []mesh.ID) time.Duration {
 func (s EvaluateInput) useless(f *Findings) bool {
 	targets := s.beyond()
 	quiet, ok := s.silenceOf(targets, true)
-	if !ok || quiet.misses < unprovenFactor*s.Misses || len(s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() })) > 0 {
+	if !ok || quiet.misses < s.Misses || len(s.beyondWith(targets, func(r Result) bool { return !r.Answered.IsZero() })) > 0 {
 		return false
 	}
+	waited := quiet.misses >= unprovenFactor*s.Misses
+	tunnelled := !s.Since.IsZero() && quiet.since.Sub(s.Since) >= tunnelsUp
 	gateway := s.Watch.targetsOf(s.Watch.Gateway, mesh.ID{})
-	if near, ok := s.silenceOf(gateway, false); ok {
+	if near, ok := s.silenceOf(gateway, false); ok && (waited || tunnelled) {
 		s.ask(f, s.Watch.Remote, quiet)
-		return near.misses < suspectAfter && s.hears(s.beyondWith(targets, func(r Result) bool { return r.Known }), quiet)
+		known := s.beyondWith(targets, func(r Result) bool { return r.Known })
+		return near.misses < suspectAfter && (waited || s.Now.Sub(quiet.since) >= s.silenceLimit(known)) && s.hears(known, quiet)
 	}
 	near, ok := s.silenceOf(gateway, true)
 	_, answer := s.witnesses(s.Watch.LAN, near)
-	return ok && near.misses >= unprovenFactor*s.Misses && answer
+	return ok && waited && near.misses >= unprovenFactor*s.Misses && answer
 }
 
 // beyond returns the targets that are reached through the gateway.

@@ -60,6 +60,7 @@ type network struct {
 	watch func(now Watch, at time.Duration) Watch // default: unchanged
 	// records are those of the nodes that have a location.
 	records []mesh.Record
+	since   time.Duration // when the gateway's term began; 0 for unknown
 }
 
 func to(t Target, ids ...mesh.ID) bool {
@@ -112,8 +113,12 @@ func simulate(w network, first Watch, length time.Duration) []string {
 		for id := range names {
 			alive[id] = w.alive == nil || w.alive(id, at)
 		}
+		var since time.Time
+		if w.since > 0 {
+			since = start.Add(w.since)
+		}
 		f := Evaluate(EvaluateInput{
-			Now: now, Author: self, Watch: watched, Results: table.Results(now), Pace: Pace{interval, misses},
+			Now: now, Since: since, Author: self, Watch: watched, Results: table.Results(now), Pace: Pace{interval, misses},
 			Alive: alive, LastHeard: heard, Verdicts: verdicts, Records: w.records,
 		})
 		for _, id := range f.RequestSigns {
@@ -226,6 +231,24 @@ func TestTimelines(t *testing.T) {
 				return now
 			},
 		}, []string{"10.95s a is down, epoch 1"}},
+		{"a gateway that takes over from one that works does not forward", watch(1, Watch{Gateway: b, Remote: three.Remote}), network{
+			pings: func(t Target, _ time.Duration) bool { return t.Via != a }, hears: always, since: event - 5*time.Second,
+			watch: func(now Watch, at time.Duration) Watch {
+				if at == event {
+					return watch(1, Watch{Gateway: a, Remote: now.Remote})
+				}
+				return now
+			},
+		}, []string{"11.3s a is down, epoch 1"}},
+		{"a gateway takes over from one that works, and the nodes beyond die", watch(1, Watch{Gateway: b, Remote: three.Remote}), network{
+			pings: func(t Target, _ time.Duration) bool { return t.Via != a }, since: event - 5*time.Second,
+			watch: func(now Watch, at time.Duration) Watch {
+				if at == event {
+					return watch(1, Watch{Gateway: a, Remote: now.Remote})
+				}
+				return now
+			},
+		}, nil},
 		{"no remote node is alive any more when the next gateway takes over", watch(1, Watch{Gateway: b, Remote: three.Remote}), network{
 			pings: func(t Target, _ time.Duration) bool { return t.Via != a },
 			watch: func(now Watch, at time.Duration) Watch {
