@@ -77,6 +77,7 @@ func TestPrintStatus(t *testing.T) {
 			{Name: "phone", Overlay: addrs("10.4.200.7"), Access: []string{"pods", "services", "nodes"}, AddedBy: "aws-1"},
 		},
 		Problems:  []mesh.Problem{{Kind: mesh.ProblemName, Node: "home", Text: "two nodes are named home", Advice: "set another node.name"}},
+		Notes:     []mesh.Problem{{Kind: mesh.ProblemNote, Node: "home", Text: "internal IP 192.168.1.7/32 of node home is not reachable through the mesh", Advice: "set node.internal-ip to none there"}},
 		Counters:  map[string]uint64{"stream-limit": 2, "packet-sealed": 4711},
 		Reconcile: control.Reconcile{Error: "apply plan: add route 10.42.1.0/24: no\nadd address: no"},
 	}

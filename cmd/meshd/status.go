@@ -50,6 +50,12 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 			fmt.Fprintf(&b, "  %s: %s\n    → %s\n", p.Node, p.Text, p.Advice)
 		}
 	}
+	if len(s.Notes) > 0 {
+		fmt.Fprintf(&b, "\nNotes:\n")
+		for _, p := range s.Notes {
+			fmt.Fprintf(&b, "  %s: %s\n    → %s\n", p.Node, p.Text, p.Advice)
+		}
+	}
 	printCounters(&b, s.Counters)
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -56,6 +56,7 @@ var checks = []struct {
 	{[]string{"cluster.services", "cluster.dns.address"}, (*decoder).checkDNS},
 	{[]string{"cluster.trust", "cluster.trusted"}, (*decoder).checkTrust},
 	{[]string{"cluster.overlay", "cluster.pods", "cluster.services"}, (*decoder).checkUnderlay},
+	{[]string{"node.location", "node.internal-ip"}, (*decoder).checkNoInternalIP},
 	{[]string{"node.allowed-location-ips"}, (*decoder).checkLocationIPs},
 	{[]string{"cluster.overlay", "cluster.pods", "wireguard.mtu"}, (*decoder).checkMTU},
 	{[]string{"wireguard.listen-port", "gossip.bind"}, (*decoder).checkPorts},
@@ -242,7 +243,7 @@ func (d *decoder) checkUnderlay() {
 	}
 	host("node.endpoint", c.Node.Endpoint)
 	host("gossip.advertise", c.Gossip.Advertise)
-	if a := c.Node.InternalIP.Addr(); a.IsValid() {
+	if a := c.Node.InternalIP.Addr(); a.IsValid() && c.Node.InternalIP != mesh.NoInternalIP() {
 		outside("node.internal-ip", a.String()+" lies in", netip.PrefixFrom(a, a.BitLen()))
 	}
 	// An entry's index is that of the file only if no entry of the list has an error.
@@ -255,6 +256,15 @@ func (d *decoder) checkUnderlay() {
 		for i, p := range c.Node.AllowedLocationIPs {
 			outside(entry("node.allowed-location-ips", i), p.String()+" overlaps", p)
 		}
+	}
+}
+
+// checkNoInternalIP reports a node that has a location and is to have no address in its network.
+func (d *decoder) checkNoInternalIP() {
+	if n := d.config.Node; n.InternalIP == mesh.NoInternalIP() && n.Location != "" {
+		key, other := d.later("node.internal-ip", "node.location")
+		d.report(key, fmt.Sprintf("does not go with %s: nodes of a location reach each other at their internal IPs", other),
+			"set node.internal-ip to this node's address in that location's network, or remove node.location")
 	}
 }
 

@@ -61,7 +61,7 @@ type Node struct {
 	Name       string       // "" for the host name, which Load fills in
 	Location   string       // "" for none
 	Endpoint   HostPort     // zero: found automatically
-	InternalIP netip.Prefix // the address with the length of its network; invalid: found automatically
+	InternalIP netip.Prefix // the address with the length of its network; invalid: found automatically; or mesh.NoInternalIP
 	Gateway    mesh.GatewayPreference
 	Encryption string // EncryptionAuto | EncryptionRequired
 	Relay      mesh.RelayPreference

@@ -99,6 +99,7 @@ node:
 		}},
 		{"name that YAML takes for a number", "node: {name: 1e3}", func(c *config.Config) { c.Node.Name = "1e3" }},
 		{"keepalive never", "node: {keepalive: 0}", func(c *config.Config) { c.Node.Keepalive = second(0) }},
+		{"no internal IP", "node: {internal-ip: none}", func(c *config.Config) { c.Node.InternalIP = mesh.NoInternalIP() }},
 		{"internal IP alone in its network", "node: {internal-ip: 172.16.0.4/32}", func(c *config.Config) { c.Node.InternalIP = netip.MustParsePrefix("172.16.0.4/32") }},
 		{"endpoint without port", "node: {endpoint: '2001:db8::7'}\nwireguard: {listen-port: 4000}", func(c *config.Config) {
 			c.Node.Endpoint = config.HostPort{Host: "2001:db8::7", Port: 4000}

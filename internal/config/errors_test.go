@@ -226,6 +226,9 @@ var badFiles = []struct {
 	{"endpoint port", false, "node: {endpoint: \"a.example.com:\"}\n", []string{
 		`2: node.endpoint: the port of "a.example.com:": "" is not a whole number: write one from 1 to 65535`,
 	}},
+	{"location without an internal IP", false, "node:\n  internal-ip: none\n  location: office\n", []string{
+		"4: node.location: does not go with node.internal-ip: nodes of a location reach each other at their internal IPs: set node.internal-ip to this node's address in that location's network, or remove node.location",
+	}},
 	{"internal IP without length", false, "node: {internal-ip: 192.168.10.1}\n", []string{
 		"2: node.internal-ip: 192.168.10.1 has no prefix length: write 192.168.10.1/24, if that is its network's",
 	}},
@@ -239,7 +242,7 @@ var badFiles = []struct {
 		"2: node.internal-ip: 127.0.0.1 is not an address on a private network: write the node's own, such as 192.168.10.1/24",
 	}},
 	{"internal IP is text", false, "node: {internal-ip: eth0}\n", []string{
-		`2: node.internal-ip: "eth0" is not an address with a prefix length: write one such as 192.168.10.1/24 or fd12::1/64`,
+		`2: node.internal-ip: "eth0" is not an address with a prefix length: write one such as 192.168.10.1/24 or fd12::1/64, or none`,
 	}},
 	{"encryption unknown", false, "node: {encryption: never}\n", []string{
 		`2: node.encryption: "never" is unknown: write auto, or required`,

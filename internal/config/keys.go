@@ -78,7 +78,7 @@ var keys = []key{
 	needsRestart(one("node.name", func(c *Config) *string { return &c.Node.Name }, nodeName)),
 	one("node.location", func(c *Config) *string { return &c.Node.Location }, label),
 	one("node.endpoint", func(c *Config) *HostPort { return &c.Node.Endpoint }, endpoint),
-	one("node.internal-ip", func(c *Config) *netip.Prefix { return &c.Node.InternalIP }, interfaceAddress),
+	one("node.internal-ip", func(c *Config) *netip.Prefix { return &c.Node.InternalIP }, internalIP),
 	one("node.gateway", func(c *Config) *mesh.GatewayPreference { return &c.Node.Gateway },
 		choice(mesh.GatewayAuto, mesh.GatewayPrefer, mesh.GatewayNever)),
 	one("node.encryption", func(c *Config) *string { return &c.Node.Encryption }, choice(EncryptionAuto, EncryptionRequired)),

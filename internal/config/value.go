@@ -238,9 +238,12 @@ func network(s string) (netip.Prefix, *Error) {
 	return p, nil
 }
 
-// interfaceAddress parses a host's address with the length of its network.
-func interfaceAddress(s string) (netip.Prefix, *Error) {
-	p, err := prefix(s, 24, 64, "192.168.10.1/24 or fd12::1/64")
+// internalIP parses a host's address with the length of its network, or none.
+func internalIP(s string) (netip.Prefix, *Error) {
+	if s == "none" {
+		return mesh.NoInternalIP(), nil
+	}
+	p, err := prefix(s, 24, 64, "192.168.10.1/24 or fd12::1/64, or none")
 	switch {
 	case err != nil:
 		return p, err

@@ -100,6 +100,7 @@ type Status struct {
 	Peers     []Peer            `json:"peers"`    // sorted by name
 	Clients   []ClientStatus    `json:"clients"`  // sorted by name
 	Problems  []mesh.Problem    `json:"problems"` // sorted
+	Notes     []mesh.Problem    `json:"notes"`    // what breaks nothing; sorted
 	Reconcile Reconcile         `json:"reconcile"`
 	Counters  map[string]uint64 `json:"counters"`        // dropped packets and objects, by reason
 	Relay     *Relay            `json:"relay,omitempty"` // nil if this node is not a relay

@@ -140,11 +140,17 @@ func changes(before, after control.Status) []line {
 	if after.Node.Role != before.Node.Role && after.Node.Role != "" {
 		lines = append(lines, line{text: "role", args: []any{"role", after.Node.Role}})
 	}
-	for _, p := range without(after.Problems, before.Problems) {
-		lines = append(lines, line{text: "problem", args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text, "advice", p.Advice}, problem: p})
+	lines = append(lines, changedProblems("problem", before.Problems, after.Problems)...)
+	return append(lines, changedProblems("note", before.Notes, after.Notes)...)
+}
+
+// changedProblems returns a line for each problem or note that has come or gone.
+func changedProblems(what string, before, after []mesh.Problem) (lines []line) {
+	for _, p := range without(after, before) {
+		lines = append(lines, line{text: what, args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text, "advice", p.Advice}, problem: p})
 	}
-	for _, p := range without(before.Problems, after.Problems) {
-		lines = append(lines, line{text: "problem is gone", args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text}, problem: p})
+	for _, p := range without(before, after) {
+		lines = append(lines, line{text: what + " is gone", args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text}, problem: p})
 	}
 	return lines
 }

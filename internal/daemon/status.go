@@ -75,13 +75,16 @@ func planCNI(cfg cni.Config) ([]string, error) {
 // status makes what a person sees of a turn.
 func (d *daemon) status(seen turn) control.Status {
 	t := indexOf(seen)
+	isNote := func(p mesh.Problem) bool { return p.Kind == mesh.ProblemNote }
+	problems := shownProblems(t.problems)
 	s := control.Status{
 		Version:  d.opt.Version,
 		Node:     d.nodeStatus(t),
 		Cluster:  clusterStatus(d.settings),
 		Peers:    d.peerStatus(t),
 		Clients:  clientStatus(t),
-		Problems: shownProblems(t.problems),
+		Problems: slices.DeleteFunc(slices.Clone(problems), isNote),
+		Notes:    slices.DeleteFunc(problems, func(p mesh.Problem) bool { return !isNote(p) }),
 		Counters: t.view.Counters,
 	}
 	if dev := t.observed.Device; dev != nil {

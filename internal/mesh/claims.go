@@ -86,6 +86,9 @@ func CheckHost(a netip.Addr) error {
 	return CheckNetwork(single(a.Unmap()))
 }
 
+// NoInternalIP stands in a configuration for having no internal IP. No address is that.
+func NoInternalIP() netip.Prefix { return netip.PrefixFrom(netip.IPv4Unspecified(), 0) }
+
 // CheckInternalIP returns why an address can't be a node's internal IP. It checks address
 // and network, because a location's network is excluded from everything else that is
 // routed.

@@ -292,7 +292,7 @@ func routed(t *rapid.T, k *walker, a, b *host, p netip.Prefix, what string) bool
 	}
 	text := fmt.Sprintf("%s %v of node %s is not reachable", what, p, b.Name)
 	for _, q := range a.top.Problems {
-		if q.Kind == mesh.ProblemAddress && strings.HasPrefix(q.Text, text) {
+		if (q.Kind == mesh.ProblemAddress || q.Kind == mesh.ProblemNote) && strings.HasPrefix(q.Text, text) {
 			return false
 		}
 	}

@@ -424,6 +424,7 @@ const (
 	ProblemNeighbor  ProblemKind = "no-neighbor" // not reachable on the LAN
 	ProblemClient    ProblemKind = "client-conflict"
 	ProblemRange     ProblemKind = "range-overlap"      // a network of the host is in the cluster's ranges
+	ProblemNote      ProblemKind = "note"               // breaks nothing: it is shown apart from the others
 	ProblemDuplicate ProblemKind = "identity-elsewhere" // another daemon runs with this node's identity
 )
 

@@ -57,7 +57,7 @@ func TestHostileNetworksNearAHost(t *testing.T) {
 				t.Errorf("got routed %v: %v", routed, got.Peers)
 			}
 			named := slices.ContainsFunc(got.Problems, func(q mesh.Problem) bool {
-				return q.Kind == mesh.ProblemAddress && q.Node == liar.Name && strings.Contains(q.Text, p.String()) && strings.Contains(q.Text, tt.because)
+				return (q.Kind == mesh.ProblemAddress || q.Kind == mesh.ProblemNote && p.Addr().IsPrivate()) && q.Node == liar.Name && strings.Contains(q.Text, p.String()) && strings.Contains(q.Text, tt.because)
 			})
 			if tt.because != "" && !named {
 				t.Errorf("no problem reports it: %v", got.Problems)

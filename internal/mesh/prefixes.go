@@ -114,7 +114,7 @@ func (d *deriver) locationPrefixes(ps []netip.Prefix, end *member) []netip.Prefi
 func (d *deriver) appendInternalIPs(ps []netip.Prefix, m *member, f families, from *group) []netip.Prefix {
 	for i, ip := range m.InternalIPs {
 		p := single(ip.Addr())
-		if f&familyOf(p.Addr()) != 0 && !d.containsEndpoint(p) && d.checkRoute(m, m.prefixOwners[i], p, "internal IP", from) {
+		if f&familyOf(p.Addr()) != 0 && !d.containsEndpoint(p) && d.checkRoute(m, m.prefixOwners[i], p, internalIP, from) {
 			ps = append(ps, p)
 		}
 	}
@@ -129,7 +129,7 @@ func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, f families, from 
 		switch {
 		case f&familyOf(p.Addr()) == 0:
 		case near && (slices.Contains(d.self.networks(), p) || d.ownWay(m, p, from).network != ""):
-		case d.checkRoute(m, m.prefixOwners[len(m.InternalIPs)+i], p, "allowed-location-ips", from) && d.checkEndpoints(m, p):
+		case d.checkRoute(m, m.prefixOwners[len(m.InternalIPs)+i], p, allowedLocationIP, from) && d.checkEndpoints(m, p):
 			ps = append(ps, p)
 		}
 	}
@@ -195,12 +195,25 @@ func overlapping(ps []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
 // checkEndpoints reports whether no endpoint lies in a network. If one does, it adds a
 // problem.
 func (d *deriver) checkEndpoints(n *member, p netip.Prefix) bool {
-	return !d.containsEndpoint(p) || d.reportUnreachable(n, p, "allowed-location-ips",
+	return !d.containsEndpoint(p) || d.reportUnreachable(n, p, allowedLocationIP,
 		"endpoints of WireGuard peers lie in it, and a tunnel can't run through itself", "name a smaller network in node.allowed-location-ips")
 }
 
+// What a prefix is, in messages.
+const (
+	internalIP        = "internal IP"
+	allowedLocationIP = "allowed-location-ips"
+)
+
+// reportUnreachable returns false. A private address of a node without a location is not needed by the
+// mesh, and half of all homes have the same one: it is a note.
 func (d *deriver) reportUnreachable(n *member, p netip.Prefix, what, why, advice string) bool {
-	d.report(ProblemAddress, n.Name, fmt.Sprintf("%s %v of node %s is not reachable through the mesh: %s", what, p, n.Name, why), advice)
+	kind := ProblemAddress
+	if what == internalIP && n.Location == "" && p.Addr().IsPrivate() {
+		kind = ProblemNote
+		advice = fmt.Sprintf("if nobody is to reach %s by that address, set node.internal-ip to none there; %s", n.Name, advice)
+	}
+	d.report(kind, n.Name, fmt.Sprintf("%s %v of node %s is not reachable through the mesh: %s", what, p, n.Name, why), advice)
 	return false
 }
 

@@ -292,7 +292,11 @@ func (d *deriver) reportWithheld() {
 		}
 		for _, p := range m.Withheld {
 			if slices.Contains(own, p) {
-				d.report(ProblemAddress, m.Name, fmt.Sprintf("node %s does not reach %v of this node through the mesh: its host is attached to a network with these addresses, or has a route there", m.Name, p),
+				kind := ProblemAddress
+				if d.self.Location == "" && slices.ContainsFunc(d.self.InternalIPs, func(ip netip.Prefix) bool { return single(ip.Addr()) == p }) {
+					kind = ProblemNote
+				}
+				d.report(kind, m.Name, fmt.Sprintf("node %s does not reach %v of this node through the mesh: its host is attached to a network with these addresses, or has a route there", m.Name, p),
 					fmt.Sprintf("meshd status on %s names that network; give one of the two other addresses", m.Name))
 			}
 		}

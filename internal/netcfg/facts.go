@@ -76,7 +76,7 @@ func (i InternalIP) String() string {
 }
 
 // InternalIPs chooses the host's internal IPs, one of each family: the configured one alone
-// if it is valid, else those of the last time as long as they are there, else the best. It
+// if it is valid, none if it is mesh.NoInternalIP, else those of the last time as long as they are there, else the best. It
 // also returns the private addresses that were not chosen.
 func (f Facts) InternalIPs(configured netip.Prefix, last []netip.Prefix) (chosen, others []InternalIP) {
 	taken := make(map[netip.Addr]bool)
@@ -84,13 +84,17 @@ func (f Facts) InternalIPs(configured netip.Prefix, last []netip.Prefix) (chosen
 		taken[a.Address.Addr()] = true
 		chosen = append(chosen, InternalIP{a.Link, a.Address, reason})
 	}
-	if configured.IsValid() {
+	unused := "node.internal-ip can name it"
+	switch {
+	case configured == mesh.NoInternalIP():
+		unused = "node.internal-ip is none"
+	case configured.IsValid():
 		a := PrivateAddress{Address: configured}
 		if lans := f.LANs([]netip.Prefix{configured}); len(lans) > 0 {
 			a.Link = lans[0].Link
 		}
 		take(a, "node.internal-ip names it")
-	} else {
+	default:
 		for _, is4 := range []bool{true, false} {
 			if a, reason := f.bestPrivate(is4, last); reason != "" {
 				take(a, reason)
@@ -103,7 +107,7 @@ func (f Facts) InternalIPs(configured netip.Prefix, last []netip.Prefix) (chosen
 		case p.Unfit != "":
 			others = append(others, InternalIP{p.Link, p.Address, "its link is " + p.Unfit})
 		default:
-			others = append(others, InternalIP{p.Link, p.Address, "node.internal-ip can name it"})
+			others = append(others, InternalIP{p.Link, p.Address, unused})
 		}
 	}
 	return chosen, others

@@ -28,7 +28,7 @@ type Config struct {
 	Encrypted          bool           // nothing crosses a LAN in plain text, whatever the mode
 	EncryptionRequired bool           // and that is written, and does not follow from the file's mode
 	Endpoint           mesh.Endpoint  // zero: to be found out
-	InternalIP         netip.Prefix   // with its network's length; invalid: to be found out
+	InternalIP         netip.Prefix   // with its network's length; invalid: to be found out; or mesh.NoInternalIP
 	AllowedLocationIPs []netip.Prefix // further networks behind the location
 	Keepalive          *time.Duration // nil: only on paths that a NAT's mapping holds; 0: never
 	ListenPort         uint16         // of WireGuard

@@ -206,7 +206,7 @@ func TestInternalIPsClash(t *testing.T) {
 	}
 	clash := func() bool {
 		return slices.ContainsFunc(a.wanted.Problems, func(p mesh.Problem) bool {
-			return p.Kind == mesh.ProblemAddress && strings.Contains(p.Text, "172.20.0.1")
+			return p.Kind == mesh.ProblemNote && strings.Contains(p.Text, "172.20.0.1")
 		})
 	}
 	configure(s.hosts[1], contested)

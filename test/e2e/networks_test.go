@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/test/lab"
 )
@@ -40,14 +41,18 @@ func TestHostKeepsItsNetwork(t *testing.T) {
 	}
 
 	m.rewrite(other, "  internal-ip: 10.60.0.5/24")
-	m.await(settleLimit, "aware of the other's internal IP in its network", shows(mesh.ProblemAddress, "10.60.0.5/32 of node "+other.Name, "attached by eth1"), server)
-	m.await(settleLimit, "aware of the server's network", shows(mesh.ProblemAddress, "node "+server.Name+" does not reach 10.60.0.5/32", "meshd status on "+server.Name), other)
+	m.await(settleLimit, "aware of the other's internal IP in its network", notes("10.60.0.5/32 of node "+other.Name, "attached by eth1"), server)
+	m.await(settleLimit, "aware of the server's network", notes("node "+server.Name+" does not reach 10.60.0.5/32", "meshd status on "+server.Name), other)
 	reachesDatabase("10.60.0.1", "10.60.0.5")
 	if m.routes(server, "10.60.0.5") {
 		t.Error("the server routes its database's address into the mesh")
 	}
+	m.rewrite(other, "  internal-ip: none")
+	m.await(settleLimit, "content", all(lacks(mesh.ProblemAddress), not(notes("10.60.0.5"))), server, other)
+	if s := m.status(other); len(s.Node.InternalIPs) > 0 {
+		t.Errorf("internal IPs though there are to be none: %v", s.Node.InternalIPs)
+	}
 	m.rewrite(other)
-	m.await(settleLimit, "content", lacks(mesh.ProblemAddress), server, other)
 
 	pods := m.status(other).Node.PodCIDRs[0]
 	host, database := pods.Addr().Next().String(), pods.Addr().Next().Next().String()
@@ -70,4 +75,12 @@ func TestHostKeepsItsNetwork(t *testing.T) {
 	m.settle(settleLimit, m.nodes...)
 	m.connected(pingLimit, m.nodes...)
 	m.await(settleLimit, "content", all(lacks(mesh.ProblemRange), lacks(mesh.ProblemAddress)), m.nodes...)
+}
+
+// notes is shows for notes.
+func notes(words ...string) func(control.Status) bool {
+	return func(s control.Status) bool {
+		s.Problems = s.Notes
+		return shows(mesh.ProblemNote, words...)(s)
+	}
 }
