@@ -243,7 +243,7 @@ func (d *decoder) checkUnderlay() {
 	}
 	host("node.endpoint", c.Node.Endpoint)
 	host("gossip.advertise", c.Gossip.Advertise)
-	if a := c.Node.InternalIP.Addr(); a.IsValid() && c.Node.InternalIP != mesh.NoInternalIP() {
+	if a := c.Node.InternalIP.Addr(); a.IsValid() {
 		outside("node.internal-ip", a.String()+" lies in", netip.PrefixFrom(a, a.BitLen()))
 	}
 	// An entry's index is that of the file only if no entry of the list has an error.

@@ -160,7 +160,8 @@ func (l *layout) prefixesThrough(h *member, ms []*member) []netip.Prefix {
 		if m.slot != None {
 			ps = d.appendSlotPrefixes(ps, m, reached)
 		}
-		ps = d.appendNetworks(d.appendInternalIPs(ps, m, reached, from), m, reached, from)
+		ps = d.appendInternalIPs(ps, m, reached, from)
+		ps = d.appendNetworks(ps, m, reached, from)
 	}
 	return mergePrefixes(ps)
 }

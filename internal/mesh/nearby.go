@@ -47,28 +47,19 @@ func (a AttachedNetwork) holds(p netip.Prefix) bool {
 	return ContainsPrefix(a.Prefix, p) || !a.Containers && !a.Routed && !a.Prefix.IsSingleIP() && a.Prefix.Overlaps(p)
 }
 
-// offer is what a host serves the nodes of the mesh, as another node sees it. That node may serve
-// a part of it: more specific wins. But it gets no network that this host is attached to unless
-// both are at one location.
-type offer struct {
-	networks     []netip.Prefix
-	sameLocation bool
-}
-
-// offers returns what a node offers another one.
-func (r *Record) offers(to *Record) offer { return offer{r.networks(), r.SameLocation(to)} }
-
-// includes reports whether a network of the other node is part of an attached one that is offered.
-func (o offer) includes(p netip.Prefix, a AttachedNetwork) bool {
+// leaves reports whether a host leaves a part of an attached network to another node: it serves
+// the network itself, and more specific wins. But what a host is attached to it leaves to nodes of
+// its own location only.
+func (r *Record) leaves(p netip.Prefix, of AttachedNetwork, to *Record) bool {
 	partOf := func(n netip.Prefix) bool { return n != p && ContainsPrefix(n, p) }
-	return (o.sameLocation || a.Routed) && partOf(a.Prefix) && slices.ContainsFunc(o.networks, partOf)
+	return (of.Routed || r.SameLocation(to)) && partOf(of.Prefix) && slices.ContainsFunc(r.networks(), partOf)
 }
 
 // conflict returns which of the host's own networks, routers or resolvers a network of
 // another node would take over; "" for none.
-func (n Nearby) conflict(p netip.Prefix, offered offer) string {
+func (n Nearby) conflict(p netip.Prefix, own, other *Record) string {
 	for _, a := range n.Attached {
-		if a.holds(p) && !offered.includes(p, a) {
+		if a.holds(p) && !own.leaves(p, a, other) {
 			return a.String()
 		}
 	}

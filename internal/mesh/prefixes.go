@@ -114,7 +114,7 @@ func (d *deriver) locationPrefixes(ps []netip.Prefix, end *member) []netip.Prefi
 func (d *deriver) appendInternalIPs(ps []netip.Prefix, m *member, f families, from *group) []netip.Prefix {
 	for i, ip := range m.InternalIPs {
 		p := single(ip.Addr())
-		if f&familyOf(p.Addr()) != 0 && !d.containsEndpoint(p) && d.checkRoute(m, m.prefixOwners[i], p, internalIP, from) {
+		if f&familyOf(p.Addr()) != 0 && !d.containsEndpoint(p) && d.checkRoute(m, m.prefixOwners[i], p, "internal IP", from) {
 			ps = append(ps, p)
 		}
 	}
@@ -129,7 +129,7 @@ func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, f families, from 
 		switch {
 		case f&familyOf(p.Addr()) == 0:
 		case near && (slices.Contains(d.self.networks(), p) || d.ownWay(m, p, from).network != ""):
-		case d.checkRoute(m, m.prefixOwners[len(m.InternalIPs)+i], p, allowedLocationIP, from) && d.checkEndpoints(m, p):
+		case d.checkRoute(m, m.prefixOwners[len(m.InternalIPs)+i], p, "allowed-location-ips", from) && d.checkEndpoints(m, p):
 			ps = append(ps, p)
 		}
 	}
@@ -175,7 +175,7 @@ func (d *deriver) ownWay(n *member, p netip.Prefix, from *group) ownWay {
 		}
 	}
 	return ownWay{
-		d.nearby.conflict(p, d.self.offers(n.Record)),
+		d.nearby.conflict(p, d.self.Record, n.Record),
 		"if that host is in the same private network, give both nodes the same node.location; else name smaller networks there, or use other addresses here",
 	}
 }
@@ -195,22 +195,24 @@ func overlapping(ps []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
 // checkEndpoints reports whether no endpoint lies in a network. If one does, it adds a
 // problem.
 func (d *deriver) checkEndpoints(n *member, p netip.Prefix) bool {
-	return !d.containsEndpoint(p) || d.reportUnreachable(n, p, allowedLocationIP,
+	return !d.containsEndpoint(p) || d.reportUnreachable(n, p, "allowed-location-ips",
 		"endpoints of WireGuard peers lie in it, and a tunnel can't run through itself", "name a smaller network in node.allowed-location-ips")
 }
 
-// What a prefix is, in messages.
-const (
-	internalIP        = "internal IP"
-	allowedLocationIP = "allowed-location-ips"
-)
+// unreachable returns what it is that a network of this node is not reachable through the mesh. A private
+// address of a node without a location is not needed by the mesh, and half of all homes have the same one:
+// it is a note.
+func (r *Record) unreachable(p netip.Prefix) ProblemKind {
+	isAddress := slices.ContainsFunc(r.InternalIPs, func(ip netip.Prefix) bool { return single(ip.Addr()) == p })
+	if r.Location == "" && isAddress && p.Addr().IsPrivate() && !slices.Contains(r.networks(), p) {
+		return ProblemNote
+	}
+	return ProblemAddress
+}
 
-// reportUnreachable returns false. A private address of a node without a location is not needed by the
-// mesh, and half of all homes have the same one: it is a note.
 func (d *deriver) reportUnreachable(n *member, p netip.Prefix, what, why, advice string) bool {
-	kind := ProblemAddress
-	if what == internalIP && n.Location == "" && p.Addr().IsPrivate() {
-		kind = ProblemNote
+	kind := n.unreachable(p)
+	if kind == ProblemNote {
 		advice = fmt.Sprintf("if nobody is to reach %s by that address, set node.internal-ip to none there; %s", n.Name, advice)
 	}
 	d.report(kind, n.Name, fmt.Sprintf("%s %v of node %s is not reachable through the mesh: %s", what, p, n.Name, why), advice)
@@ -281,26 +283,6 @@ func mergeSorted(ps []netip.Prefix, n int) []netip.Prefix {
 		}
 	}
 	return ps
-}
-
-// without returns prefixes that cover what an address of ps has left once those of others that
-// are more specific have taken what is theirs: as in a table of routes, the longest wins.
-func without(ps, others []netip.Prefix) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range ps {
-		var within []netip.Prefix
-		for _, o := range others {
-			if o.Bits() > p.Bits() && p.Contains(o.Addr()) {
-				within = append(within, o)
-			}
-		}
-		if within == nil {
-			out = append(out, p)
-			continue
-		}
-		out = append(out, exclude(p, within)...)
-	}
-	return out
 }
 
 // contains reports whether one of the prefixes contains the address.

@@ -186,6 +186,22 @@ func exclude(p netip.Prefix, networks []netip.Prefix) []netip.Prefix {
 	return append(exclude(lower, networks), exclude(upper, networks)...)
 }
 
+// without returns prefixes that cover what an address of ps has left once those of others that
+// are more specific have taken what is theirs: as in a table of routes, the longest wins.
+func without(ps, others []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range ps {
+		var within []netip.Prefix
+		for _, o := range others {
+			if o.Bits() > p.Bits() && p.Contains(o.Addr()) {
+				within = append(within, o)
+			}
+		}
+		out = append(out, exclude(p, within)...)
+	}
+	return out
+}
+
 // namesShown is how many nodes a problem names.
 const namesShown = 5
 
@@ -231,7 +247,7 @@ func Withheld(c Cluster, own Record, records []Record, nearby Nearby) (first []n
 		if r.Location == "" || r.Location != own.Location {
 			for _, p := range r.announced() {
 				ours := slices.ContainsFunc(own.InternalIPs, func(ip netip.Prefix) bool { return ip.Overlaps(p) })
-				if !ours && nearby.conflict(p, own.offers(&r)) != "" {
+				if !ours && nearby.conflict(p, &own, &r) != "" {
 					out = append(out, p)
 				}
 			}
@@ -292,11 +308,7 @@ func (d *deriver) reportWithheld() {
 		}
 		for _, p := range m.Withheld {
 			if slices.Contains(own, p) {
-				kind := ProblemAddress
-				if d.self.Location == "" && slices.ContainsFunc(d.self.InternalIPs, func(ip netip.Prefix) bool { return single(ip.Addr()) == p }) {
-					kind = ProblemNote
-				}
-				d.report(kind, m.Name, fmt.Sprintf("node %s does not reach %v of this node through the mesh: its host is attached to a network with these addresses, or has a route there", m.Name, p),
+				d.report(d.self.unreachable(p), m.Name, fmt.Sprintf("node %s does not reach %v of this node through the mesh: its host is attached to a network with these addresses, or has a route there", m.Name, p),
 					fmt.Sprintf("meshd status on %s names that network; give one of the two other addresses", m.Name))
 			}
 		}

@@ -91,7 +91,7 @@ type Memory struct {
 	duplicate duplicate
 	moves     moves
 	term      term
-	terms     map[mesh.ID]noted // of the other gateways
+	terms     map[mesh.ID]noted // of gateways
 	health    health
 	udp       udp
 	troubles  map[mesh.ID]pathTrouble

@@ -81,22 +81,24 @@ func (t *term) stamp(r *mesh.Record) {
 	r.Term = t.next
 }
 
-// noted is when this node learned of another gateway's term.
+// noted is when this node learned of a gateway's term.
 type noted struct {
 	since int64 // of the term
 	at    time.Time
 }
 
-// noteTerms notes when the terms of other gateways are first seen.
+// noteTerms notes when the terms of gateways are first seen.
 func (m *Memory) noteTerms(in Input) {
 	terms := make(map[mesh.ID]noted)
 	for _, r := range in.View.Records {
 		if r.Term.Since == 0 {
 			continue
 		}
-		if terms[r.ID()] = m.terms[r.ID()]; terms[r.ID()].since != r.Term.Since {
-			terms[r.ID()] = noted{r.Term.Since, in.Now}
+		seen := m.terms[r.ID()]
+		if seen.since != r.Term.Since {
+			seen = noted{r.Term.Since, in.Now}
 		}
+		terms[r.ID()] = seen
 	}
 	m.terms = terms
 }

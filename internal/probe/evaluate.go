@@ -190,8 +190,11 @@ func (s EvaluateInput) useless(f *Findings) bool {
 	}
 	waited := quiet.misses >= unprovenFactor*s.Misses
 	tunnelled := !s.Since.IsZero() && quiet.since.Sub(s.Since) >= tunnelsUp
+	if !waited && !tunnelled {
+		return false
+	}
 	gateway := s.Watch.targetsOf(s.Watch.Gateway, mesh.ID{})
-	if near, ok := s.silenceOf(gateway, false); ok && (waited || tunnelled) {
+	if near, ok := s.silenceOf(gateway, false); ok {
 		s.ask(f, s.Watch.Remote, quiet)
 		known := s.beyondWith(targets, func(r Result) bool { return r.Known })
 		return near.misses < suspectAfter && (waited || s.Now.Sub(quiet.since) >= s.silenceLimit(known)) && s.hears(known, quiet)

@@ -145,6 +145,15 @@ func TestTimelines(t *testing.T) {
 	gossipUntil := func(ids ...mesh.ID) func(mesh.ID, time.Duration) bool {
 		return func(id mesh.ID, at time.Duration) bool { return at < event || !slices.Contains(ids, id) }
 	}
+	// takesOver has a become the gateway after a while.
+	takesOver := func(after time.Duration) func(Watch, time.Duration) Watch {
+		return func(now Watch, at time.Duration) Watch {
+			if at == after {
+				return watch(1, Watch{Gateway: a, Remote: now.Remote})
+			}
+			return now
+		}
+	}
 	three := watch(1, Watch{Gateway: a, LAN: []mesh.ID{b}, Remote: []mesh.ID{x, y}, Unprobed: []mesh.ID{x, y}})
 	two := watch(1, Watch{Gateway: a, Remote: []mesh.ID{x}, Unprobed: []mesh.ID{x}})
 	carried := watch(1, Watch{Carrier: r, Peers: []mesh.ID{p}})
@@ -224,39 +233,19 @@ func TestTimelines(t *testing.T) {
 		{"the next gateway filters pings", three, network{pings: func(t Target, _ time.Duration) bool { return !to(t, a) }, hears: always}, nil},
 		{"the next gateway does not forward", watch(1, Watch{Gateway: b, Remote: three.Remote}), network{
 			pings: func(t Target, _ time.Duration) bool { return t.Via != a }, hears: always,
-			watch: func(now Watch, at time.Duration) Watch {
-				if at == time.Second {
-					return watch(1, Watch{Gateway: a, Remote: now.Remote})
-				}
-				return now
-			},
+			watch: takesOver(time.Second),
 		}, []string{"10.95s a is down, epoch 1"}},
 		{"a gateway that takes over from one that works does not forward", watch(1, Watch{Gateway: b, Remote: three.Remote}), network{
 			pings: func(t Target, _ time.Duration) bool { return t.Via != a }, hears: always, since: event - 5*time.Second,
-			watch: func(now Watch, at time.Duration) Watch {
-				if at == event {
-					return watch(1, Watch{Gateway: a, Remote: now.Remote})
-				}
-				return now
-			},
+			watch: takesOver(event),
 		}, []string{"11.3s a is down, epoch 1"}},
 		{"a gateway takes over from one that works, and the nodes beyond die", watch(1, Watch{Gateway: b, Remote: three.Remote}), network{
 			pings: func(t Target, _ time.Duration) bool { return t.Via != a }, since: event - 5*time.Second,
-			watch: func(now Watch, at time.Duration) Watch {
-				if at == event {
-					return watch(1, Watch{Gateway: a, Remote: now.Remote})
-				}
-				return now
-			},
+			watch: takesOver(event),
 		}, nil},
 		{"no remote node is alive any more when the next gateway takes over", watch(1, Watch{Gateway: b, Remote: three.Remote}), network{
 			pings: func(t Target, _ time.Duration) bool { return t.Via != a },
-			watch: func(now Watch, at time.Duration) Watch {
-				if at == time.Second {
-					return watch(1, Watch{Gateway: a, Remote: now.Remote})
-				}
-				return now
-			},
+			watch: takesOver(time.Second),
 		}, nil},
 		{"remote nodes have never answered through any gateway", three, network{
 			pings: func(t Target, _ time.Duration) bool { return !to(t, x, y) }, hears: always,

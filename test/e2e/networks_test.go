@@ -21,12 +21,8 @@ func TestHostKeepsItsNetwork(t *testing.T) {
 	t.Parallel()
 	m := settledMesh(t, lab.NAT, 2)
 	server, other := m.nodes[0], m.nodes[1]
-	m.commands(server, []string{
-		"mkdir -p /run/netns", "ip netns add database",
-		"ip link add eth1 type veth peer name eth0 netns database", "ip link set eth1 up",
-		"ip address add 10.60.0.1/16 dev eth1",
-		"ip -n database link set eth0 up", "ip -n database address add 10.60.0.5/16 dev eth0",
-	})
+	m.card(server, "eth1", "database")
+	m.commands(server, []string{"ip address add 10.60.0.1/16 dev eth1", "ip -n database address add 10.60.0.5/16 dev eth0"})
 	reachesDatabase := func(server4, database string) {
 		t.Helper()
 		m.eventually(pingLimit, func() error {

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -16,6 +15,7 @@ import (
 // served is a network behind a node, with a host without meshd in it that knows no way but into
 // that network.
 type served struct {
+	name     string
 	by       *lab.Node
 	prefix   netip.Prefix
 	own      netip.Addr // the node's address there
@@ -26,28 +26,33 @@ type served struct {
 // serve adds the network behind its node, and an echo server on its host.
 func (v *village) serve(s served) {
 	v.t.Helper()
-	name, bits := fmt.Sprintf("net%d", len(s.prefix.String())), s.prefix.Bits()
+	bits := s.prefix.Bits()
 	if s.hostOnly {
 		bits = s.host.BitLen()
 	}
-	family := "-4"
-	if s.host.Is6() {
-		family = "-6"
-	}
+	v.card(s.by, s.name, s.name)
 	commands := []string{
-		"mkdir -p /run/netns", "ip netns add " + name,
-		fmt.Sprintf("ip link add %s type veth peer name eth0 netns %s", name, name), "ip link set " + name + " up",
-		fmt.Sprintf("ip address add %s/%d dev %s nodad", s.own, bits, name),
-		fmt.Sprintf("ip -n %s link set eth0 up", name), fmt.Sprintf("ip -n %s address add %s/%d dev eth0 nodad", name, s.host, bits),
+		fmt.Sprintf("ip address add %s/%d dev %s nodad", s.own, bits, s.name),
+		fmt.Sprintf("ip -n %s address add %s/%d dev eth0 nodad", s.name, s.host, bits),
 	}
 	if s.hostOnly {
-		commands = append(commands, fmt.Sprintf("ip %s route add %s dev %s", family, s.host, name), fmt.Sprintf("ip -n %s %s route add %s dev eth0", name, family, s.own))
+		commands = append(commands, fmt.Sprintf("ip route add %s dev %s", s.host, s.name), fmt.Sprintf("ip -n %s route add %s dev eth0", s.name, s.own))
 	}
 	v.commands(s.by, commands)
-	inside := lab.Pod{Name: name, Host: s.by.Host}
+	inside := lab.Pod{Name: s.name, Host: s.by.Host}
 	echo, err := lab.ListenEcho(inside.Do, 7000)
 	v.must(err)
 	v.t.Cleanup(func() { echo.Close() })
+}
+
+// card adds a link to a node, with the eth0 of a new network namespace at its other end.
+func (m *testbed) card(n *lab.Node, link, netns string) {
+	m.t.Helper()
+	m.commands(n, []string{
+		"mkdir -p /run/netns", "ip netns add " + netns,
+		fmt.Sprintf("ip link add %s type veth peer name eth0 netns %s", link, netns), fmt.Sprintf("ip link set %s up", link),
+		fmt.Sprintf("ip -n %s link set eth0 up", netns),
+	})
 }
 
 // reached waits until the hosts and the pods of all nodes have reached each of the networks through
@@ -62,7 +67,7 @@ func (v *village) reached(networks []served) {
 					defer cancel()
 					got, err := lab.SourceSeen(ctx, from, netip.AddrPortFrom(to.host, 7000))
 					if err == nil && got != to.own {
-						err = errors.New("source seen: got " + got.String() + ", want " + to.own.String())
+						err = fmt.Errorf("source seen: got %v, want %v", got, to.own)
 					}
 					if err != nil {
 						return fmt.Errorf("%s of %s to %v in %v: %w", name, n.Name, to.host, to.prefix, err)
@@ -83,10 +88,10 @@ func TestNestedNetworks(t *testing.T) {
 	})
 	inner, wide := v.node("a1"), v.node("a3")
 	networks := []served{
-		{inner, netip.MustParsePrefix("10.77.5.9/32"), netip.MustParseAddr("10.77.5.1"), netip.MustParseAddr("10.77.5.9"), true},
-		{wide, netip.MustParsePrefix("10.77.0.0/16"), netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.5"), false},
-		{inner, netip.MustParsePrefix("fd77:0:0:5::9/128"), netip.MustParseAddr("fd77:0:0:5::1"), netip.MustParseAddr("fd77:0:0:5::9"), true},
-		{wide, netip.MustParsePrefix("fd77::/48"), netip.MustParseAddr("fd77::1"), netip.MustParseAddr("fd77::5"), false},
+		{"inner4", inner, netip.MustParsePrefix("10.77.5.9/32"), netip.MustParseAddr("10.77.5.1"), netip.MustParseAddr("10.77.5.9"), true},
+		{"wide4", wide, netip.MustParsePrefix("10.77.0.0/16"), netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.5"), false},
+		{"inner6", inner, netip.MustParsePrefix("fd77:0:0:5::9/128"), netip.MustParseAddr("fd77:0:0:5::1"), netip.MustParseAddr("fd77:0:0:5::9"), true},
+		{"wide6", wide, netip.MustParsePrefix("fd77::/48"), netip.MustParseAddr("fd77::1"), netip.MustParseAddr("fd77::5"), false},
 	}
 	configure := func(generation int, mode mesh.Mode, encapsulation mesh.Encapsulation, gateway string) {
 		for _, n := range v.nodes {

@@ -462,8 +462,8 @@ func TestSessionIsToldLater(t *testing.T) {
 // TestSessionIsToldToTheRelayInUse has a peer use a relay that this host was not told to try. The relay is told of
 // the session before packets come, unless WireGuard has followed the peer there a moment before this host did.
 func TestSessionIsToldToTheRelayInUse(t *testing.T) {
-	late := 0
-	for late < 3 {
+	const attempts = 3
+	for range attempts {
 		unknown := 0
 		synctest.Test(t, func(t *testing.T) {
 			a, b, r, s := twoWithUnnamedRelays(t)
@@ -484,9 +484,8 @@ func TestSessionIsToldToTheRelayInUse(t *testing.T) {
 		if unknown == 0 {
 			return
 		}
-		late++
 	}
-	t.Errorf("packets have come before a relay was told of the session, %d times of %d", late, late)
+	t.Errorf("packets have come before a relay was told of the session, %d times of %d", attempts, attempts)
 }
 
 // knows reports whether the relay passes on what one host sends to another in their session.
