@@ -181,7 +181,9 @@ func (s EvaluateInput) silenceLimit(ids []mesh.ID) time.Duration {
 // useless reports whether the gateway has never worked for this node while another one
 // may. Either it answers itself but no remote node ever has through it, though one is
 // heard outside of the mesh and is known to answer pings. Or it has never answered
-// itself, while the rest of the LAN answers.
+// itself, while the rest of the LAN answers. Where nothing has ever worked, nobody is known
+// to answer: a gateway that was never replaced is then, once, and what answers through the
+// next one is known from then on.
 func (s EvaluateInput) useless(f *Findings) bool {
 	targets := s.beyond()
 	quiet, ok := s.silenceOf(targets, true)
@@ -196,12 +198,18 @@ func (s EvaluateInput) useless(f *Findings) bool {
 	gateway := s.Watch.targetsOf(s.Watch.Gateway, mesh.ID{})
 	if near, ok := s.silenceOf(gateway, false); ok {
 		s.ask(f, s.Watch.Remote, quiet)
-		known := s.beyondWith(targets, func(r Result) bool { return r.Known })
+		first := waited && s.neverReplaced(s.Watch.Gateway)
+		known := s.beyondWith(targets, func(r Result) bool { return r.Known || first })
 		return near.misses < suspectAfter && (waited || s.Now.Sub(quiet.since) >= s.silenceLimit(known)) && s.hears(known, quiet)
 	}
 	near, ok := s.silenceOf(gateway, true)
 	_, answer := s.witnesses(s.Watch.LAN, near)
 	return ok && waited && near.misses >= unprovenFactor*s.Misses && answer
+}
+
+// neverReplaced reports whether no verdict has ever ended a node's term as a gateway.
+func (s EvaluateInput) neverReplaced(id mesh.ID) bool {
+	return !slices.ContainsFunc(s.Records, func(r mesh.Record) bool { return r.ID() == id && r.Replaced > 0 })
 }
 
 // beyond returns the targets that are reached through the gateway.

@@ -21,7 +21,7 @@ import (
 // gateway; x and y are remote; r is the author's carrier, p another peer.
 var (
 	self = identity(1)
-	a    = mesh.ID{0xa}
+	a    = mesh.IDOf(identity(4))
 	b    = mesh.ID{0xb}
 	x    = mesh.IDOf(identity(2))
 	y    = mesh.IDOf(identity(3))
@@ -249,7 +249,12 @@ func TestTimelines(t *testing.T) {
 		}, nil},
 		{"remote nodes have never answered through any gateway", three, network{
 			pings: func(t Target, _ time.Duration) bool { return !to(t, x, y) }, hears: always,
+		}, []string{"9.95s a is down, epoch 1"}},
+		{"nor through one that was replaced before", three, network{
+			pings: func(t Target, _ time.Duration) bool { return !to(t, x, y) }, hears: always,
+			records: []mesh.Record{{Identity: identity(4), Replaced: 1}},
 		}, nil},
+		{"nor is one of them heard", three, network{pings: func(t Target, _ time.Duration) bool { return !to(t, x, y) }}, nil},
 		{"a carrier dies, gossip notices after 8 s", carried, network{
 			pings: until(r), alive: func(id mesh.ID, at time.Duration) bool { return at < event+8*time.Second || id != r },
 		}, []string{"18s r is down, epoch 1"}},

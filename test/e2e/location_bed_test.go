@@ -85,6 +85,12 @@ func (v *village) configure(n *lab.Node, lines ...string) {
 func (v *village) live() {
 	v.t.Helper()
 	v.start(v.nodes...)
+	v.makePods()
+}
+
+// makePods waits until all nodes see each other, and makes a pod on each.
+func (v *village) makePods() {
+	v.t.Helper()
 	v.pods, v.overlay = map[*lab.Node]*lab.Pod{}, map[*lab.Node][]netip.Addr{}
 	for i, s := range v.settle(settleLimit, v.nodes...) {
 		n := v.nodes[i]
