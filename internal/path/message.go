@@ -62,7 +62,8 @@ type Message struct {
 	// Silence is for how long WireGuard of the author has received nothing from the
 	// receiver, although it sent; zero if it receives. At most some 49 days.
 	Silence time.Duration
-	// Seen is the address from which the author received the Ping, in a Pong.
+	// Seen is the address from which the author received the Ping, in a Pong; in a Ping, that to which it
+	// goes, if the author received something from there last.
 	Seen netip.AddrPort
 	// Token shows to a relay that its receiver is where it says. Zero for none.
 	Token Token

@@ -3,6 +3,7 @@
 package path
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -58,7 +59,7 @@ func (m *Machine) probe(now time.Time, w *way) Action {
 	m.number++
 	w.pending = append(w.pending, ping{m.number, now})
 	msg := m.message(Ping, w)
-	msg.Number = m.number
+	msg.Number, msg.Seen = m.number, m.sees(w)
 	if !m.silent.IsZero() {
 		msg.Silence = now.Sub(m.silent)
 	}
@@ -67,6 +68,18 @@ func (m *Machine) probe(now time.Time, w *way) Action {
 		m.punch.last = now
 	}
 	return Action{Path: w.Path, Message: msg}
+}
+
+// sees returns the address of a direct path if it is where the peer sends from. Of an idle path only one
+// end probes, and the other one, which gets no Pong, would not learn that it is seen elsewhere now.
+func (m *Machine) sees(w *way) netip.AddrPort {
+	later := func(o *way) bool {
+		return o.kind() == Direct && o.Path.Addr.Addr().Is4() == w.Path.Addr.Addr().Is4() && o.heard.After(w.heard)
+	}
+	if w.kind() != Direct || w.heard.IsZero() || slices.ContainsFunc(m.ways, later) {
+		return netip.AddrPort{}
+	}
+	return w.Path.Addr
 }
 
 // pace is how long after a probe the next one follows on the path in use.

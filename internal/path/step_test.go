@@ -160,3 +160,30 @@ func TestOpenAgain(t *testing.T) {
 		t.Errorf("%d probes in 2 s", probes)
 	}
 }
+
+// TestSeenWithoutPong has a peer that answers nothing but sends: each probe says where it is seen, if it goes
+// there.
+func TestSeenWithoutPong(t *testing.T) {
+	elsewhere := At(netip.MustParseAddrPort("203.0.113.2:51820"))
+	m := NewMachine(true, Traffic{Endpoint: directly.Addr}, epoch)
+	now := epoch
+	for _, tt := range []struct {
+		from Path // from where the peer sends
+		want map[Path]netip.AddrPort
+	}{
+		{Path{}, map[Path]netip.AddrPort{directly: {}}},
+		{directly, map[Path]netip.AddrPort{directly: directly.Addr}},
+		{elsewhere, map[Path]netip.AddrPort{directly: {}, elsewhere: elsewhere.Addr}},
+		{directly, map[Path]netip.AddrPort{directly: directly.Addr, elsewhere: {}}},
+	} {
+		now = now.Add(time.Second)
+		if tt.from != (Path{}) {
+			m.Receive(now, Message{Op: Call}, tt.from)
+		}
+		for to, want := range tt.want {
+			if got := m.probe(now, m.find(to)).Message.Seen; got != want {
+				t.Errorf("heard from %v: a probe to %v says that the peer is seen at %v, want %v", tt.from, to, got, want)
+			}
+		}
+	}
+}

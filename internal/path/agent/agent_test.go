@@ -770,3 +770,24 @@ func TestSeenIsForgotten(t *testing.T) {
 		}
 	})
 }
+
+// TestSeenByProbes has a node seen elsewhere by a peer that alone probes their idle path: it learns of it.
+func TestSeenByProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := two(t)
+		a.SetPeers([]Peer{b.peer(direct(addrB))})
+		b.SetPeers([]Peer{a.peer(direct(addrA))})
+		time.Sleep(10 * time.Second)
+		keys, err := path.NewKeys("test", path.ShortOf(b.id), path.ShortOf(a.id), b.pathKey, a.pathKey.PublicKey())
+		if err != nil {
+			t.Fatal(err)
+		}
+		moved := netip.MustParseAddrPort("203.0.113.81:51820")
+		ping := keys.Seal(path.Message{Op: path.Ping, Seen: moved}, 1<<62)
+		a.deliver(rawudp.Datagram{Payload: ping, From: b.addrs[0], To: a.addrs[0].Addr(), Link: a.link})
+		synctest.Wait()
+		if got := a.statusOf(t, b).Seen; !slices.Equal(got, []netip.AddrPort{moved}) {
+			t.Errorf("seen at: got %v, want %v", got, moved)
+		}
+	})
+}

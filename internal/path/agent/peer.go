@@ -280,7 +280,7 @@ func (a *Agent) takeDatagram(now time.Time, d rawudp.Datagram) {
 		return
 	}
 	over := a.over(p, d.From)
-	if m.Op == path.Pong && over.Kind == path.Direct {
+	if (m.Op == path.Ping || m.Op == path.Pong) && over.Kind == path.Direct {
 		a.sawAt(p, m.Seen)
 	}
 	if relay := a.relayOf(over); relay != nil {
