@@ -29,7 +29,7 @@ const module = "github.com/meshd/meshd"
 // of internal or cmd, and which other rooms they may import. A directory below
 // another one is a room of its own if it has a row.
 var mayImport = map[string][]string{
-	"cmd/meshd":           {"internal/check", "internal/config", "internal/connect", "internal/control", "internal/daemon"},
+	"cmd/meshd":           {"internal/check", "internal/config", "internal/connect", "internal/control", "internal/daemon", "internal/kilo"},
 	"internal/atomicfile": {},
 	"internal/check":      {"internal/cni", "internal/config", "internal/https", "internal/k3s", "internal/mesh", "internal/netcfg", "internal/netcfg/host", "internal/state"},
 	"internal/cni":        {"internal/atomicfile", "internal/mesh"},
@@ -44,6 +44,7 @@ var mayImport = map[string][]string{
 	"internal/httplimit":         {},
 	"internal/https":             {"internal/mesh"},
 	"internal/k3s":               {"internal/atomicfile", "internal/mesh"},
+	"internal/kilo":              {"internal/config", "internal/mesh"},
 	"internal/loglimit":          {},
 	"internal/mesh":              {},
 	"internal/metrics":           {"internal/control", "internal/httplimit"},

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kilo
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/meshd/meshd/internal/config"
+)
+
+// Result is how meshd is to be set up.
+type Result struct {
+	Files   []File // sorted by node
+	Clients string // a shell script that adds Kilo's peers, "" without peers
+	Notes   []string
+}
+
+// File is /etc/meshd.yaml of a node.
+type File struct {
+	Node    string
+	Content []byte
+}
+
+// file is the part of /etc/meshd.yaml that Kilo has something to say about.
+type file struct {
+	SecretFile string    `yaml:"secret-file"`
+	Join       []string  `yaml:"join,flow,omitempty"`
+	Node       nodePart  `yaml:"node"`
+	Cluster    cluster   `yaml:"cluster"`
+	WireGuard  wireGuard `yaml:"wireguard,omitempty"`
+	CNI        cni       `yaml:"cni,omitempty"`
+}
+
+type nodePart struct {
+	Name               string   `yaml:"name"`
+	Location           string   `yaml:"location,omitempty"`
+	Endpoint           string   `yaml:"endpoint,omitempty"`
+	InternalIP         string   `yaml:"internal-ip,omitempty"`
+	Gateway            string   `yaml:"gateway,omitempty"`
+	Keepalive          string   `yaml:"keepalive,omitempty"`
+	PodCIDR            []string `yaml:"pod-cidr,flow,omitempty"`
+	AllowedLocationIPs []string `yaml:"allowed-location-ips,flow,omitempty"`
+}
+
+type cluster struct {
+	Mode          string   `yaml:"mode"`
+	Encapsulation string   `yaml:"encapsulation,omitempty"`
+	Overlay       []string `yaml:"overlay,flow,omitempty"`
+	Pods          []string `yaml:"pods,flow,omitempty"`
+	Services      []string `yaml:"services,flow,omitempty"`
+}
+
+type wireGuard struct {
+	ListenPort int `yaml:"listen-port,omitempty"`
+	MTU        int `yaml:"mtu,omitempty"`
+}
+
+type cni struct {
+	Enabled *bool `yaml:"enabled,omitempty"`
+}
+
+const (
+	secretFile = "/etc/meshd/secret"
+	// unlabelled is the location of nodes that have none in Kilo, where they are of one location.
+	unlabelled = "default"
+	joinNodes  = 3
+)
+
+// Convert works out how meshd is to be set up. Pods are the ranges of the pods of the whole
+// cluster, which is k3s's cluster-cidr; none for meshd's default. The error names each node of
+// which meshd would refuse the configuration, and why.
+func (s *Setup) Convert(pods []string) (Result, error) {
+	if len(s.nodes) == 0 {
+		return Result{}, errors.New("no nodes: want what kubectl get nodes -o json prints")
+	}
+	slices.SortFunc(s.nodes, func(a, b node) int { return cmp.Compare(a.Metadata.Name, b.Metadata.Name) })
+	for _, f := range s.agent.unlike {
+		s.note("the agent", "%s has no counterpart", f)
+	}
+	shared := s.cluster()
+	shared.Pods = pods
+	var result Result
+	var networks []string
+	var errs []error
+	for i, n := range s.nodes {
+		if i > 0 && s.nodes[i-1].Metadata.Name == n.Metadata.Name {
+			errs = append(errs, fmt.Errorf("node %s is there twice: give each node once", n.Metadata.Name))
+			continue
+		}
+		f := s.file(n, shared)
+		networks = append(networks, f.Node.AllowedLocationIPs...)
+		content, err := f.write()
+		if err == nil {
+			_, err = config.Parse(n.Metadata.Name, content)
+		}
+		errs = append(errs, err)
+		result.Files = append(result.Files, File{n.Metadata.Name, content})
+	}
+	if err := errors.Join(errs...); err != nil {
+		return Result{}, err
+	}
+	result.Clients = s.clients(networks)
+	result.Notes = s.notes
+	return result, nil
+}
+
+// write returns the text of a file.
+func (f file) write() ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteString("# /etc/meshd.yaml of " + f.Node.Name + ", made from what Kilo was told.\n")
+	e := yaml.NewEncoder(&b)
+	e.SetIndent(2)
+	if err := errors.Join(e.Encode(f), e.Close()); err != nil {
+		return nil, fmt.Errorf("write the configuration of %s: %w", f.Node.Name, err)
+	}
+	return b.Bytes(), nil
+}
+
+// cluster returns the settings that all nodes share.
+func (s *Setup) cluster() cluster {
+	c := cluster{Mode: s.agent.granularity, Encapsulation: s.agent.encapsulate, Services: s.agent.services}
+	if s.agent.subnet != "" {
+		c.Overlay = []string{s.agent.subnet}
+	}
+	// Each agent writes what it was told on its node.
+	for _, n := range s.nodes {
+		said := n.Metadata.Annotations[granularity]
+		if c.Mode == "" {
+			c.Mode = said
+		}
+		if said != "" && said != c.Mode {
+			s.note(n.Metadata.Name, "its agent runs in mode %s, not %s: the mode of a mesh is one for all nodes", said, c.Mode)
+		}
+	}
+	c.Mode = cmp.Or(c.Mode, defaultGranularity)
+	return c
+}
+
+// file returns the settings of one node.
+func (s *Setup) file(n node, shared cluster) file {
+	name, said := n.Metadata.Name, n.Metadata.Annotations
+	f := file{SecretFile: secretFile, Join: s.join(n), Node: nodePart{Name: name}, Cluster: shared}
+	f.WireGuard.MTU = s.agent.mtu
+	if s.agent.noCNI {
+		f.CNI.Enabled = new(bool)
+	}
+	s.setLocation(&f.Node, n, shared.Mode)
+	if _, ok := said[leader]; ok {
+		f.Node.Gateway = "prefer"
+	}
+
+	port := cmp.Or(s.agent.port, defaultPort)
+	if endpoint := said[forceEndpoint]; endpoint != "" {
+		if _, p, err := net.SplitHostPort(endpoint); err != nil {
+			s.note(name, "%s is %q, which Kilo ignores, and so does its file: %v", forceEndpoint, endpoint, err)
+		} else {
+			f.Node.Endpoint = endpoint
+			if number, err := strconv.Atoi(p); err == nil {
+				port = number // Kilo listens there, too
+			}
+		}
+	}
+	if port != defaultPort {
+		f.WireGuard.ListenPort = port
+	}
+	if period := said[keepalive]; period != "" {
+		if seconds, err := strconv.ParseUint(period, 10, 16); err != nil {
+			s.note(name, "%s is %q, which Kilo ignores, and so does its file", keepalive, period)
+		} else {
+			f.Node.Keepalive = fmt.Sprintf("%ds", seconds)
+		}
+	}
+
+	f.Node.PodCIDR = s.podCIDRs(n)
+	f.Node.AllowedLocationIPs = s.networks(n)
+	return f
+}
+
+// setLocation sets the location and the internal IP. In Kilo, a node without an internal IP is
+// alone, and all others without a location are of one.
+func (s *Setup) setLocation(f *nodePart, n node, mode string) {
+	name, said := n.Metadata.Name, n.Metadata.Annotations
+	internalIP, forced := said[forceInternalIP]
+	if forced && (internalIP == "" || internalIP == "-") {
+		f.InternalIP = "none"
+		return
+	}
+	switch p, err := netip.ParsePrefix(internalIP); {
+	case !forced:
+	case err != nil:
+		s.note(name, "%s is %q, which Kilo ignores for want of a length, and so does its file", forceInternalIP, internalIP)
+	case p.IsSingleIP():
+		s.note(name, "%s is %s: write it as node.internal-ip with the length of its network, as ip address shows it, unless meshd finds it by itself", forceInternalIP, internalIP)
+	default:
+		f.InternalIP = internalIP
+	}
+	place, ok := said[location]
+	if !ok {
+		place = n.Metadata.Labels[cmp.Or(s.agent.topologyLabel, defaultTopologyLabel)]
+	}
+	if place == "" && mode != "full" && (forced || said[foundInternalIP] != "") {
+		place = unlabelled
+		s.note(name, "has no location, and Kilo takes all such nodes for neighbours: its file says location %s; remove that where it is not true", unlabelled)
+	}
+	f.Location = strings.ToLower(place)
+}
+
+// podCIDRs returns a node's ranges of pods, of IPv4: Kilo gives pods no other addresses.
+func (s *Setup) podCIDRs(n node) []string {
+	all := n.Spec.PodCIDRs
+	if len(all) == 0 && n.Spec.PodCIDR != "" {
+		all = []string{n.Spec.PodCIDR}
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(p string) bool { return strings.Contains(p, ":") })
+}
+
+// networks returns the networks behind a node.
+func (s *Setup) networks(n node) []string {
+	var all []string
+	for _, text := range strings.Split(n.Metadata.Annotations[allowedLocationIPs], ",") {
+		if text == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			s.note(n.Metadata.Name, "%s has %q, which Kilo ignores, and so does its file: %v", allowedLocationIPs, text, err)
+			continue
+		}
+		all = append(all, p.Masked().String())
+	}
+	return all
+}
+
+// join returns addresses of some other nodes, those first that a person has named, then the public ones.
+func (s *Setup) join(n node) []string {
+	type other struct {
+		rank int
+		host string
+	}
+	var others []other
+	for _, o := range s.nodes {
+		said := o.Metadata.Annotations
+		for i, endpoint := range []string{said[forceEndpoint], said[foundEndpoint]} {
+			host, _, err := net.SplitHostPort(endpoint)
+			if err != nil || o.Metadata.Name == n.Metadata.Name {
+				continue
+			}
+			if a, err := netip.ParseAddr(host); err == nil && a.IsPrivate() {
+				i = 2
+			}
+			others = append(others, other{i, host})
+			break
+		}
+	}
+	slices.SortStableFunc(others, func(a, b other) int { return cmp.Compare(a.rank, b.rank) })
+	var hosts []string
+	for _, o := range others[:min(len(others), joinNodes)] {
+		hosts = append(hosts, o.host)
+	}
+	return hosts
+}
