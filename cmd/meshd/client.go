@@ -19,14 +19,8 @@ import (
 )
 
 func newClient(p *paths) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "client",
-		Short: "Give laptops and phones access to the cluster",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(newClientAdd(p), newClientList(p), newClientShow(p), newClientRemove(p))
-	return cmd
+	return newGroup("client", "Give laptops and phones access to the cluster",
+		newClientAdd(p), newClientList(p), newClientShow(p), newClientRemove(p))
 }
 
 // addOptions are the arguments of client add.

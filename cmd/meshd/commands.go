@@ -35,6 +35,18 @@ type paths struct{ config, stateDir, runDir string }
 
 func (p paths) client() *control.Client { return control.NewClient(p.runDir) }
 
+// newGroup makes a command that only has others below it.
+func newGroup(use, short string, below ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: short,
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(below...)
+	return cmd
+}
+
 func newRoot() *cobra.Command {
 	var p paths
 	root := &cobra.Command{

@@ -16,14 +16,8 @@ import (
 )
 
 func newImport() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "import",
-		Short: "Write the configuration of a mesh that another program runs today",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(newImportKilo())
-	return cmd
+	return newGroup("import", "Write the configuration of a mesh that another program runs today",
+		newImportKilo())
 }
 
 // importedSetup is where a setup was written.

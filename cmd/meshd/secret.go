@@ -14,14 +14,8 @@ import (
 )
 
 func newSecret() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "secret",
-		Short: "Generate the secret that the nodes of a mesh share",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(newSecretNew())
-	return cmd
+	return newGroup("secret", "Generate the secret that the nodes of a mesh share",
+		newSecretNew())
 }
 
 func newSecretNew() *cobra.Command {

@@ -16,8 +16,8 @@ import (
 
 // clients returns a shell script that adds all peers. They may reach what they reached before: the
 // cluster, and the given networks behind nodes.
-func (s *Setup) clients(networks []string) string {
-	if len(s.peers) == 0 {
+func (c *conversion) clients(networks []string) string {
+	if len(c.peers) == 0 {
 		return ""
 	}
 	slices.Sort(networks)
@@ -25,30 +25,30 @@ func (s *Setup) clients(networks []string) string {
 	var b strings.Builder
 	b.WriteString("#!/bin/sh\n# Kilo's peers as clients of meshd. Run it on one node, once all are up.\n" +
 		"# Each NAME.conf goes to that machine, which puts its own private key in.\nset -e\n")
-	slices.SortFunc(s.peers, func(a, b peer) int { return cmp.Compare(a.Metadata.Name, b.Metadata.Name) })
-	for _, p := range s.peers {
+	slices.SortFunc(c.peers, func(a, b peer) int { return cmp.Compare(a.Metadata.Name, b.Metadata.Name) })
+	for _, p := range c.peers {
 		name, spec := p.Metadata.Name, p.Spec
 		if err := mesh.CheckName(name); err != nil {
-			s.note("a peer", "%v: the script has no client for it", err)
+			c.note("a peer", "%v: the script has no client for it", err)
 			continue
 		}
 		key, err := wgtypes.ParseKey(spec.PublicKey)
 		if err != nil {
-			s.note(name, "its public key is %q, which is none: Kilo ignores it, and so does the script", spec.PublicKey)
+			c.note(name, "its public key is %q, which is none: Kilo ignores it, and so does the script", spec.PublicKey)
 			continue
 		}
 		for _, text := range spec.AllowedIPs {
 			if network, err := netip.ParsePrefix(text); err == nil && !network.IsSingleIP() {
-				s.note(name, "%s behind it has no counterpart: nodes reach a client's own address alone", network)
+				c.note(name, "%s behind it has no counterpart: nodes reach a client's own address alone", network)
 			}
 		}
 		if spec.Endpoint != nil {
-			s.note(name, "its endpoint has no counterpart: clients speak to the nodes first")
+			c.note(name, "its endpoint has no counterpart: clients speak to the nodes first")
 		}
 		psk := ""
 		if spec.PresharedKey != "" {
 			psk = " --psk"
-			s.note(name, "its preshared key is replaced by a new one")
+			c.note(name, "its preshared key is replaced by a new one")
 		}
 		fmt.Fprintf(&b, "meshd client add %s --public-key %s%s --access %s --out %s.conf\n", name, key, psk, access, name)
 	}

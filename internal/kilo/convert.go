@@ -76,6 +76,20 @@ const (
 	joinNodes  = 3
 )
 
+// conversion is one conversion of a setup.
+type conversion struct {
+	Setup
+	shared cluster
+	hosts  []host // at which others are met, the best first
+	notes  []string
+}
+
+// host is where a node is met.
+type host struct {
+	node, address string
+	rank          int // the lowest is the best
+}
+
 // Convert works out how meshd is to be set up. Pods are the ranges of the pods of the whole
 // cluster, which is k3s's cluster-cidr; none for meshd's default. The error names each node of
 // which meshd would refuse the configuration, and why.
@@ -84,20 +98,21 @@ func (s *Setup) Convert(pods []string) (Result, error) {
 		return Result{}, errors.New("no nodes: want what kubectl get nodes -o json prints")
 	}
 	slices.SortFunc(s.nodes, func(a, b node) int { return cmp.Compare(a.Metadata.Name, b.Metadata.Name) })
-	for _, f := range s.agent.unlike {
-		s.note("the agent", "%s has no counterpart", f)
+	c := conversion{Setup: *s}
+	for _, f := range c.agent.unlike {
+		c.note("the agent", "%s has no counterpart", f)
 	}
-	shared := s.cluster()
-	shared.Pods = pods
+	c.setShared(pods)
+	c.findHosts()
 	var result Result
 	var networks []string
 	var errs []error
-	for i, n := range s.nodes {
-		if i > 0 && s.nodes[i-1].Metadata.Name == n.Metadata.Name {
+	for i, n := range c.nodes {
+		if i > 0 && c.nodes[i-1].Metadata.Name == n.Metadata.Name {
 			errs = append(errs, fmt.Errorf("node %s is there twice: give each node once", n.Metadata.Name))
 			continue
 		}
-		f := s.file(n, shared)
+		f := c.file(n)
 		networks = append(networks, f.Node.AllowedLocationIPs...)
 		content, err := f.write()
 		if err == nil {
@@ -109,9 +124,14 @@ func (s *Setup) Convert(pods []string) (Result, error) {
 	if err := errors.Join(errs...); err != nil {
 		return Result{}, err
 	}
-	result.Clients = s.clients(networks)
-	result.Notes = s.notes
+	result.Clients = c.clients(networks)
+	result.Notes = c.notes
 	return result, nil
+}
+
+// note keeps something that a person should know, about a node or a peer.
+func (c *conversion) note(subject, format string, args ...any) {
+	c.notes = append(c.notes, subject+": "+fmt.Sprintf(format, args...))
 }
 
 // write returns the text of a file.
@@ -126,43 +146,42 @@ func (f file) write() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// cluster returns the settings that all nodes share.
-func (s *Setup) cluster() cluster {
-	c := cluster{Mode: s.agent.granularity, Encapsulation: s.agent.encapsulate, Services: s.agent.services}
-	if s.agent.subnet != "" {
-		c.Overlay = []string{s.agent.subnet}
+// setShared sets the settings that all nodes share.
+func (c *conversion) setShared(pods []string) {
+	c.shared = cluster{Mode: c.agent.granularity, Encapsulation: c.agent.encapsulate, Pods: pods, Services: c.agent.services}
+	if c.agent.subnet != "" {
+		c.shared.Overlay = []string{c.agent.subnet}
 	}
 	// Each agent writes what it was told on its node.
-	for _, n := range s.nodes {
+	for _, n := range c.nodes {
 		said := n.Metadata.Annotations[granularity]
-		if c.Mode == "" {
-			c.Mode = said
+		if c.shared.Mode == "" {
+			c.shared.Mode = said
 		}
-		if said != "" && said != c.Mode {
-			s.note(n.Metadata.Name, "its agent runs in mode %s, not %s: the mode of a mesh is one for all nodes", said, c.Mode)
+		if said != "" && said != c.shared.Mode {
+			c.note(n.Metadata.Name, "its agent runs in mode %s, not %s: the mode of a mesh is one for all nodes", said, c.shared.Mode)
 		}
 	}
-	c.Mode = cmp.Or(c.Mode, defaultGranularity)
-	return c
+	c.shared.Mode = cmp.Or(c.shared.Mode, defaultGranularity)
 }
 
 // file returns the settings of one node.
-func (s *Setup) file(n node, shared cluster) file {
+func (c *conversion) file(n node) file {
 	name, said := n.Metadata.Name, n.Metadata.Annotations
-	f := file{SecretFile: secretFile, Join: s.join(n), Node: nodePart{Name: name}, Cluster: shared}
-	f.WireGuard.MTU = s.agent.mtu
-	if s.agent.noCNI {
+	f := file{SecretFile: secretFile, Join: c.join(name), Node: nodePart{Name: name}, Cluster: c.shared}
+	f.WireGuard.MTU = c.agent.mtu
+	if c.agent.noCNI {
 		f.CNI.Enabled = new(bool)
 	}
-	s.setLocation(&f.Node, n, shared.Mode)
+	c.setLocation(&f.Node, n)
 	if _, ok := said[leader]; ok {
 		f.Node.Gateway = "prefer"
 	}
 
-	port := cmp.Or(s.agent.port, defaultPort)
+	port := cmp.Or(c.agent.port, defaultPort)
 	if endpoint := said[forceEndpoint]; endpoint != "" {
 		if _, p, err := net.SplitHostPort(endpoint); err != nil {
-			s.note(name, "%s is %q, which Kilo ignores, and so does its file: %v", forceEndpoint, endpoint, err)
+			c.note(name, "%s is %q, which Kilo ignores, and so does its file: %v", forceEndpoint, endpoint, err)
 		} else {
 			f.Node.Endpoint = endpoint
 			if number, err := strconv.Atoi(p); err == nil {
@@ -175,20 +194,20 @@ func (s *Setup) file(n node, shared cluster) file {
 	}
 	if period := said[keepalive]; period != "" {
 		if seconds, err := strconv.ParseUint(period, 10, 16); err != nil {
-			s.note(name, "%s is %q, which Kilo ignores, and so does its file", keepalive, period)
+			c.note(name, "%s is %q, which Kilo ignores, and so does its file", keepalive, period)
 		} else {
 			f.Node.Keepalive = fmt.Sprintf("%ds", seconds)
 		}
 	}
 
-	f.Node.PodCIDR = s.podCIDRs(n)
-	f.Node.AllowedLocationIPs = s.networks(n)
+	f.Node.PodCIDR = podCIDRs(n)
+	f.Node.AllowedLocationIPs = c.networks(n)
 	return f
 }
 
 // setLocation sets the location and the internal IP. In Kilo, a node without an internal IP is
 // alone, and all others without a location are of one.
-func (s *Setup) setLocation(f *nodePart, n node, mode string) {
+func (c *conversion) setLocation(f *nodePart, n node) {
 	name, said := n.Metadata.Name, n.Metadata.Annotations
 	internalIP, forced := said[forceInternalIP]
 	if forced && (internalIP == "" || internalIP == "-") {
@@ -198,25 +217,25 @@ func (s *Setup) setLocation(f *nodePart, n node, mode string) {
 	switch p, err := netip.ParsePrefix(internalIP); {
 	case !forced:
 	case err != nil:
-		s.note(name, "%s is %q, which Kilo ignores for want of a length, and so does its file", forceInternalIP, internalIP)
+		c.note(name, "%s is %q, which Kilo ignores for want of a length, and so does its file", forceInternalIP, internalIP)
 	case p.IsSingleIP():
-		s.note(name, "%s is %s: write it as node.internal-ip with the length of its network, as ip address shows it, unless meshd finds it by itself", forceInternalIP, internalIP)
+		c.note(name, "%s is %s: write it as node.internal-ip with the length of its network, as ip address shows it, unless meshd finds it by itself", forceInternalIP, internalIP)
 	default:
 		f.InternalIP = internalIP
 	}
 	place, ok := said[location]
 	if !ok {
-		place = n.Metadata.Labels[cmp.Or(s.agent.topologyLabel, defaultTopologyLabel)]
+		place = n.Metadata.Labels[cmp.Or(c.agent.topologyLabel, defaultTopologyLabel)]
 	}
-	if place == "" && mode != "full" && (forced || said[foundInternalIP] != "") {
+	if place == "" && c.shared.Mode != "full" && (forced || said[foundInternalIP] != "") {
 		place = unlabelled
-		s.note(name, "has no location, and Kilo takes all such nodes for neighbours: its file says location %s; remove that where it is not true", unlabelled)
+		c.note(name, "has no location, and Kilo takes all such nodes for neighbours: its file says location %s; remove that where it is not true", unlabelled)
 	}
 	f.Location = strings.ToLower(place)
 }
 
 // podCIDRs returns a node's ranges of pods, of IPv4: Kilo gives pods no other addresses.
-func (s *Setup) podCIDRs(n node) []string {
+func podCIDRs(n node) []string {
 	all := n.Spec.PodCIDRs
 	if len(all) == 0 && n.Spec.PodCIDR != "" {
 		all = []string{n.Spec.PodCIDR}
@@ -225,7 +244,7 @@ func (s *Setup) podCIDRs(n node) []string {
 }
 
 // networks returns the networks behind a node.
-func (s *Setup) networks(n node) []string {
+func (c *conversion) networks(n node) []string {
 	var all []string
 	for _, text := range strings.Split(n.Metadata.Annotations[allowedLocationIPs], ",") {
 		if text == "" {
@@ -233,7 +252,7 @@ func (s *Setup) networks(n node) []string {
 		}
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
-			s.note(n.Metadata.Name, "%s has %q, which Kilo ignores, and so does its file: %v", allowedLocationIPs, text, err)
+			c.note(n.Metadata.Name, "%s has %q, which Kilo ignores, and so does its file: %v", allowedLocationIPs, text, err)
 			continue
 		}
 		all = append(all, p.Masked().String())
@@ -241,31 +260,32 @@ func (s *Setup) networks(n node) []string {
 	return all
 }
 
-// join returns addresses of some other nodes, those first that a person has named, then the public ones.
-func (s *Setup) join(n node) []string {
-	type other struct {
-		rank int
-		host string
-	}
-	var others []other
-	for _, o := range s.nodes {
-		said := o.Metadata.Annotations
-		for i, endpoint := range []string{said[forceEndpoint], said[foundEndpoint]} {
-			host, _, err := net.SplitHostPort(endpoint)
-			if err != nil || o.Metadata.Name == n.Metadata.Name {
+// findHosts finds out where nodes are met: first those that a person has named, then the public ones.
+func (c *conversion) findHosts() {
+	for _, n := range c.nodes {
+		said := n.Metadata.Annotations
+		for rank, endpoint := range []string{said[forceEndpoint], said[foundEndpoint]} {
+			address, _, err := net.SplitHostPort(endpoint)
+			if err != nil {
 				continue
 			}
-			if a, err := netip.ParseAddr(host); err == nil && a.IsPrivate() {
-				i = 2
+			if a, err := netip.ParseAddr(address); err == nil && a.IsPrivate() {
+				rank = 2
 			}
-			others = append(others, other{i, host})
+			c.hosts = append(c.hosts, host{n.Metadata.Name, address, rank})
 			break
 		}
 	}
-	slices.SortStableFunc(others, func(a, b other) int { return cmp.Compare(a.rank, b.rank) })
-	var hosts []string
-	for _, o := range others[:min(len(others), joinNodes)] {
-		hosts = append(hosts, o.host)
+	slices.SortStableFunc(c.hosts, func(a, b host) int { return cmp.Compare(a.rank, b.rank) })
+}
+
+// join returns addresses of some other nodes.
+func (c *conversion) join(name string) []string {
+	var addresses []string
+	for _, h := range c.hosts {
+		if h.node != name && len(addresses) < joinNodes {
+			addresses = append(addresses, h.address)
+		}
 	}
-	return hosts
+	return addresses
 }

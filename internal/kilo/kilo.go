@@ -38,7 +38,6 @@ type Setup struct {
 	nodes []node
 	peers []peer
 	agent agent
-	notes []string
 }
 
 // node is a node of Kubernetes.
@@ -109,9 +108,9 @@ func (s *Setup) add(object json.RawMessage) error {
 	case head.Kind == "Peer" && strings.HasPrefix(head.APIVersion, prefix):
 		err = appendTo(&s.peers, object)
 	case head.Kind == "DaemonSet":
-		var all []daemonSet
-		if err = appendTo(&all, object); err == nil {
-			err = s.addAgent(all[0])
+		var d daemonSet
+		if err = json.Unmarshal(object, &d); err == nil {
+			err = s.addAgent(d)
 		}
 	}
 	if err != nil {
@@ -143,9 +142,4 @@ func (s *Setup) addAgent(d daemonSet) error {
 		}
 	}
 	return nil
-}
-
-// note keeps something that a person should know, about a node or a peer.
-func (s *Setup) note(subject, format string, args ...any) {
-	s.notes = append(s.notes, subject+": "+fmt.Sprintf(format, args...))
 }

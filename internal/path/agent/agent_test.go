@@ -327,6 +327,16 @@ func behindFirewall(addr string) path.Candidate {
 	return c
 }
 
+// keysTo returns the keys for what it sends to another one.
+func (h *host) keysTo(t testing.TB, to *host) *path.Keys {
+	t.Helper()
+	keys, err := path.NewKeys("test", path.ShortOf(h.id), path.ShortOf(to.id), h.pathKey, to.pathKey.PublicKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
 // status returns what an agent knows of a peer.
 func (h *host) statusOf(t testing.TB, peer *host) PeerStatus {
 	t.Helper()
@@ -636,10 +646,7 @@ func TestForeignDatagrams(t *testing.T) {
 		a.add(b, "")
 		a.start(t)
 		a.SetPeers([]Peer{b.peer()})
-		keys, err := path.NewKeys("test", path.ShortOf(b.id), path.ShortOf(a.id), b.pathKey, a.pathKey.PublicKey())
-		if err != nil {
-			t.Fatal(err)
-		}
+		keys := b.keysTo(t, a)
 		ping := func(counter uint64) []byte { return keys.Seal(path.Message{Op: path.Ping}, counter) }
 		forged := ping(1)
 		forged[len(forged)-1]++
@@ -708,10 +715,7 @@ func TestFlood(t *testing.T) {
 		a, b := two(t)
 		evil := a.wire.host(t, 3, "198.51.100.6:51820")
 		a.add(evil, "")
-		keys, err := path.NewKeys("test", path.ShortOf(evil.id), path.ShortOf(a.id), evil.pathKey, a.pathKey.PublicKey())
-		if err != nil {
-			t.Fatal(err)
-		}
+		keys := evil.keysTo(t, a)
 		a.SetPeers([]Peer{b.peer(direct(addrB)), evil.peer()})
 		b.SetPeers([]Peer{a.peer(direct(addrA))})
 		const seconds = 10
@@ -778,10 +782,7 @@ func TestSeenByProbes(t *testing.T) {
 		a.SetPeers([]Peer{b.peer(direct(addrB))})
 		b.SetPeers([]Peer{a.peer(direct(addrA))})
 		time.Sleep(10 * time.Second)
-		keys, err := path.NewKeys("test", path.ShortOf(b.id), path.ShortOf(a.id), b.pathKey, a.pathKey.PublicKey())
-		if err != nil {
-			t.Fatal(err)
-		}
+		keys := b.keysTo(t, a)
 		moved := netip.MustParseAddrPort("203.0.113.81:51820")
 		ping := keys.Seal(path.Message{Op: path.Ping, Seen: moved}, 1<<62)
 		a.deliver(rawudp.Datagram{Payload: ping, From: b.addrs[0], To: a.addrs[0].Addr(), Link: a.link})

@@ -234,15 +234,6 @@ func (h *host) insider(t *testing.T, num byte, addr string) *insider {
 	return i
 }
 
-// keysTo returns the keys for what it sends to a host.
-func (i *insider) keysTo(to *host) *path.Keys {
-	keys, err := path.NewKeys("test", path.ShortOf(i.id), path.ShortOf(to.id), i.pathKey, to.pathKey.PublicKey())
-	if err != nil {
-		i.t.Fatal(err)
-	}
-	return keys
-}
-
 // say has a message arrive at a host, from any address.
 func (i *insider) say(keys *path.Keys, to *host, from netip.AddrPort, m path.Message) {
 	i.counter++
@@ -262,7 +253,7 @@ func TestHostileInsider(t *testing.T) {
 		a.talk(t, b)
 		b.talk(t, a)
 		time.Sleep(5 * time.Second)
-		keys := i.keysTo(a)
+		keys := i.keysTo(t, a)
 		who, err := path.WhoSealer("test", secret, path.ShortOf(r.id), r.pathKey.PublicKey())
 		if err != nil {
 			t.Fatal(err)
@@ -381,7 +372,7 @@ func TestHostilePunching(t *testing.T) {
 			}
 		}
 		a.mu.Unlock()
-		keys := i.keysTo(a)
+		keys := i.keysTo(t, a)
 		const minutes = 10
 		for range minutes * 120 {
 			for _, op := range []path.Op{path.Call, path.Called} {

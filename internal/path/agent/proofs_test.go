@@ -189,10 +189,7 @@ func TestEchoFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := two(t)
 		a.SetPeers([]Peer{{ID: b.id, Key: b.key, PathKey: b.pathKey.PublicKey(), NoTunnel: true}})
-		keys, err := path.NewKeys("test", path.ShortOf(b.id), path.ShortOf(a.id), b.pathKey, a.pathKey.PublicKey())
-		if err != nil {
-			t.Fatal(err)
-		}
+		keys := b.keysTo(t, a)
 		const seconds = 10
 		for i := range seconds * 100 {
 			for j := range 20 {

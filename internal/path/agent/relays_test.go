@@ -756,10 +756,7 @@ func TestRelayIsPeer(t *testing.T) {
 		synctest.Wait() // until they listen
 		b.SetPeers([]Peer{a.peer(direct(addrA))})
 		a.SetRelays([]Relay{{ID: b.id, PathKey: b.pathKey.PublicKey(), Addrs: []netip.AddrPort{netip.MustParseAddrPort(addrR)}}}, 0, nil)
-		keys, err := path.NewKeys("test", path.ShortOf(b.id), path.ShortOf(a.id), b.pathKey, a.pathKey.PublicKey())
-		if err != nil {
-			t.Fatal(err)
-		}
+		keys := b.keysTo(t, a)
 		if all := a.Status(); len(all) > 0 {
 			t.Errorf("a relay that is no peer: got status %v, want none", all)
 		}
