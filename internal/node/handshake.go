@@ -53,10 +53,11 @@ const (
 // the tunnel can make it speak; WireGuard learns the endpoint from the leader's message.
 //
 // A node that names no endpoint itself leads; between equals it is the one with the lower
-// key. Who has begun to lead goes on until there is a session. As long as no endpoint of the
-// peer is known, not even one that probes have found, both wait. Peers from before this daemon
-// started have no first handshake: whoever has lost its sessions speaks at once. A node that becomes a peer later, because one of the two is a
-// gateway now, does have one, however long they have known each other.
+// key. Who has begun to lead goes on until there is a session, so for a while both may. As long
+// as no endpoint of the peer is known, not even one that probes have found, both wait. Peers from
+// before this daemon started have no first handshake: whoever has lost its sessions speaks at
+// once. A node that becomes a peer later, because one of the two is a gateway now, does have one,
+// however long they have known each other.
 //
 // Where probes find a peer elsewhere than WireGuard had it, what WireGuard has sent, for this node or for
 // a pod, was in vain, and it would repeat that only after 5 s. So each of the two then renews the
@@ -88,9 +89,10 @@ type attempt struct {
 	spokeTo     netip.AddrPort // where WireGuard has sent that, for whomever it was
 	initiateAt  time.Time      // when to speak next; zero while there is a session, or no endpoint
 	wait        time.Duration  // from then until the next time
-	scheduledAt time.Time      // the schedule
-	toldAt      time.Time      // when a peer with a session was told where this host is
-	renewed     time.Time      // when its session was to be begun anew, as far as that is done
+	maxWait     time.Duration
+	scheduledAt time.Time // the schedule
+	toldAt      time.Time // when a peer with a session was told where this host is
+	renewed     time.Time // when its session was to be begun anew, as far as that is done
 }
 
 // role is what a schedule depends on: when it changes, the schedule does.
@@ -254,6 +256,7 @@ func (h Handshakes) attempt(id mesh.ID) *attempt {
 // plan makes a schedule where there is none for this role, or where another path has been found
 // than the one on which this node spoke: the peer has moved. It depends on whether the two have never had a handshake.
 func (a *attempt) plan(r role, proved netip.AddrPort, never bool, now time.Time) {
+	a.maxWait = r.retryInterval() // also if both lead
 	if a.initiated && a.role.leads {
 		r = a.role // it goes on with what it has begun: the other one may have a session that this node has lost
 	}
@@ -266,7 +269,7 @@ func (a *attempt) plan(r role, proved netip.AddrPort, never bool, now time.Time)
 	if found {
 		a.inVain, a.spokeTo = true, proved
 	}
-	a.role, a.scheduledAt, a.initiateAt, a.wait = r, now, now, r.retryInterval()
+	a.role, a.scheduledAt, a.initiateAt, a.wait = r, now, now, a.maxWait
 	if r.leads && never {
 		a.wait = firstRenewWait
 	}
@@ -296,7 +299,7 @@ func (o *HandshakePlan) add(p mesh.Peer, a *attempt, endpoint netip.AddrPort, no
 		if a.spokeTo = endpoint; a.proved.IsValid() {
 			a.spokeTo = a.proved // which WireGuard gets first
 		}
-		a.initiated, a.inVain, a.initiateAt, a.wait = true, false, now.Add(a.wait), min(2*a.wait, a.role.retryInterval())
+		a.initiated, a.inVain, a.initiateAt, a.wait = true, false, now.Add(a.wait), min(2*a.wait, a.maxWait)
 	}
 	wait := a.initiateAt.Sub(now)
 	if now.Sub(a.scheduledAt) < retryInterval {

@@ -336,6 +336,31 @@ func TestLeaderGoesOn(t *testing.T) {
 	}
 }
 
+// TestBothLead: a leader that would follow by now, and the one that leads by now, do not speak in step
+// for long, or their messages would cross each time.
+func TestBothLead(t *testing.T) {
+	start := time.Unix(1000, 0)
+	unnamed := mesh.Record{Key: wgtypes.Key{9}}
+	named := unnamed
+	named.Endpoints = []mesh.Endpoint{{Host: "198.51.100.9", Port: 51820}}
+	leads := named
+	leads.Key = wgtypes.Key{1}
+	speaks := func(before, now mesh.Record) (at []time.Duration) {
+		h := NewHandshakes(nil)
+		h.next(inputWithPeer(before, start, true, true, 0))
+		for after := 10 * time.Millisecond; after < time.Minute; after += 10 * time.Millisecond {
+			if out := h.next(inputWithPeer(now, start.Add(after), true, true, 0)); len(out.Initiate) > 0 {
+				at = append(at, after)
+			}
+		}
+		return at
+	}
+	goesOn, begins := speaks(unnamed, named), speaks(leads, leads)
+	if slices.ContainsFunc(goesOn, func(at time.Duration) bool { return at > 20*time.Second && slices.Contains(begins, at) }) {
+		t.Errorf("both speak at the same time: %v and %v", goesOn, begins)
+	}
+}
+
 // TestRenewsUnknownSession: a session that lives is begun anew once each time that is asked for,
 // unless there was a handshake since. Times count from the first turn.
 func TestRenewsUnknownSession(t *testing.T) {
