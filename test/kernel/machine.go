@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Names that are used inside and outside of the virtual machine.
@@ -141,6 +144,11 @@ func (m *machine) follow(ctx context.Context, args []string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("start QEMU: %w", err)
 	}
+	if m.icount {
+		if err := keepOnOneProcessor(cmd.Process.Pid); err != nil {
+			fmt.Fprintf(os.Stderr, "kernel: %v\n", err) // it is slower then
+		}
+	}
 	var failed failures
 	code, readErr := passOn(results, io.MultiWriter(m.output, &failed))
 	m.failed = failed
@@ -154,6 +162,27 @@ func (m *machine) follow(ctx context.Context, args []string) (int, error) {
 		return 0, readErr
 	}
 	return code, nil
+}
+
+// keepOnOneProcessor has all threads that a process will make run on one of the processors. Of QEMU's, one
+// executes instructions and one waits for timers; where time is counted they take turns, thousands of times
+// a second, and on two processors each turn would have to wake the other one.
+func keepOnOneProcessor(pid int) error {
+	var all, one unix.CPUSet
+	if err := unix.SchedGetaffinity(pid, &all); err != nil {
+		return fmt.Errorf("ask for processors of QEMU: %w", err)
+	}
+	var processors []int
+	for cpu := range 1024 { // as many as a CPUSet has
+		if all.IsSet(cpu) {
+			processors = append(processors, cpu)
+		}
+	}
+	one.Set(processors[rand.IntN(len(processors))])
+	if err := unix.SchedSetaffinity(pid, &one); err != nil {
+		return fmt.Errorf("keep QEMU on processor %v: %w", one, err)
+	}
+	return nil
 }
 
 // failures are the names of tests that have failed, taken from lines.
