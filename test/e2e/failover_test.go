@@ -21,9 +21,7 @@ func TestFailover(t *testing.T) { // not parallel: six hosts are a load
 	v.live()
 	v.full(v.nodes...)
 	lone := v.node("c")
-	if got := v.gateway(lone, "a"); got != preferred {
-		t.Fatalf("gateway of a: got %s, want %s, which is preferred", got.Name, preferred.Name)
-	}
+	v.moves(lone, "a", func(n *lab.Node) bool { return n == preferred })
 	// The conversation ends at a3, which stays: of a1 and a2, the gateway fails. In b, it
 	// ends at the node that is not the gateway.
 	near, far := v.pods[v.node("a3")], v.pods[v.without(append(v.members("a"), v.gateway(lone, "b"), lone)...)[0]]
