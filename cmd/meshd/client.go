@@ -51,6 +51,11 @@ network, each with tcp/PORT@ or udp/PORT@ before it to allow that port only. The
 where the client's tunnel ends enforces it. A network that no node routes to causes a
 warning.
 
+--networks makes the client a router with networks behind it: all nodes and pods reach
+these through it, and what is there may reach what --access names. Several clients may
+have the same network: the one that was added first carries it as long as nodes hear
+it. --offers limits what is reached there, in the same words as --access.
+
 The configuration does not follow later changes. When nodes are added or removed, get
 other endpoints, or a location gets another gateway, print it again with meshd client
 show, or use meshd connect.`,
@@ -68,6 +73,9 @@ show, or use meshd connect.`,
 	flags.BoolVar(&o.qr, "qr", false, "print a QR code, for the WireGuard app of a phone")
 	flags.StringVar(&o.file, "out", "", "write the configuration to a new `file`, mode 0600, instead of standard output")
 	flags.StringSliceVar(&o.request.Access, "access", []string{"pods", "services", "nodes"}, "`list` of what the client may reach")
+	flags.StringSliceVar(&o.request.Networks, "networks", nil, "`list` of networks behind the client, which is a router then")
+	flags.StringSliceVar(&o.request.Offers, "offers", nil, "`list` of what nodes and pods may reach in these networks (default everything)")
+	flags.StringVar(&o.request.Endpoint, "endpoint", "", "`host:port` at which the client waits for nodes, for a router with a public address")
 	flags.StringVar(&o.request.ServiceGateway, "service-gateway", "", "the `node` through which the client reaches Services (default the best)")
 	out.register(cmd)
 	return cmd
@@ -195,9 +203,9 @@ func newClientList(p *paths) *cobra.Command {
 
 func printClients(w io.Writer, clients []control.ClientStatus, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "CLIENT\tOVERLAY\tACCESS\tADDED BY\tENDPOINT\tHANDSHAKE\tRECEIVED\tSENT")
+	fmt.Fprintln(t, "CLIENT\tOVERLAY\tNETWORKS\tACCESS\tADDED BY\tENDPOINT\tHANDSHAKE\tRECEIVED\tSENT")
 	for _, c := range clients {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, join(c.Overlay), join(c.Access), c.AddedBy,
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, join(c.Overlay), join(c.Networks), join(c.Access), c.AddedBy,
 			endpoint(c.Endpoint), age(c.LastHandshake, now), size(c.Received), size(c.Sent))
 	}
 	return t.Flush()
@@ -267,6 +275,9 @@ func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "# %s in the cluster %s\n[Interface]\n# meshd-cluster = %s\n# meshd-ranges = %s\n", c.Name, c.Cluster, c.Cluster, commas(c.Ranges))
+	if len(c.Networks) > 0 {
+		fmt.Fprintf(&b, "# A router for %s: it forwards packets between these networks and the tunnel, without NAT.\n", commas(c.Networks))
+	}
 	if privateKey == "" {
 		b.WriteString("# Put the secrets in place of < >: meshd does not have them.\n")
 	}
@@ -278,6 +289,9 @@ func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 	fmt.Fprintf(&b, "Address = %s\n", strings.Join(addresses, ", "))
 	if c.Resolver != "" {
 		fmt.Fprintf(&b, "DNS = %s\n", strings.Join(append([]string{c.Resolver}, c.Search...), ", "))
+	}
+	if c.ListenPort != 0 {
+		fmt.Fprintf(&b, "ListenPort = %d\n", c.ListenPort)
 	}
 	fmt.Fprintf(&b, "MTU = %d\n", c.MTU)
 	for _, p := range c.Peers {

@@ -35,7 +35,10 @@ func TestWGQuick(t *testing.T) {
 	}
 	restricted := full
 	restricted.PresharedKey, restricted.Resolver, restricted.Search = false, "", nil
+	router := restricted
+	router.Networks, router.ListenPort, router.Keepalive = prefixes("192.168.50.0/24"), 51820, 5
 	for name, got := range map[string]string{
+		"router":      wgQuick(router, "gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", ""),
 		"full":        wgQuick(full, "gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", "FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE="),
 		"placeholder": wgQuick(full, "", ""),
 		"restricted":  wgQuick(restricted, "gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", ""),

@@ -21,6 +21,9 @@ type ClientRequest struct {
 	PresharedKey   string   `json:"presharedKey"`   // base64; "" for none
 	Access         []string `json:"access"`         // as mesh.ParseAccess takes them, at least one
 	ServiceGateway string   `json:"serviceGateway"` // a node's name or fingerprint; "" for any
+	Networks       []string `json:"networks"`       // behind it
+	Offers         []string `json:"offers"`         // what may be reached there, as mesh.ParseAccess takes it; none for everything
+	Endpoint       string   `json:"endpoint"`       // host:port at which it waits for nodes; "" for a client that speaks first
 }
 
 // ClientConfig is a client's configuration without its secrets.
@@ -40,8 +43,11 @@ type ClientConfig struct {
 	Search    []string       `json:"search"`   // domains
 	MTU       int            `json:"mtu"`
 	Keepalive int            `json:"keepalive"` // seconds
-	Peers     []ClientPeer   `json:"peers"`     // by name
-	Standbys  []ClientPeer   `json:"standbys"`  // nodes that take over when a peer dies; those next in line come first
+	Networks  []netip.Prefix `json:"networks"`  // behind it
+	// ListenPort is where it waits for nodes, 0 for a client that speaks first.
+	ListenPort int          `json:"listenPort"`
+	Peers      []ClientPeer `json:"peers"`    // by name
+	Standbys   []ClientPeer `json:"standbys"` // nodes that take over when a peer dies; those next in line come first
 }
 
 // ClientPeer is a node to which a client has a tunnel.
@@ -57,14 +63,16 @@ type ClientPeer struct {
 
 // ClientStatus is a client as this node sees it.
 type ClientStatus struct {
-	ID             mesh.ID      `json:"id"`
-	Name           string       `json:"name"`
-	Overlay        []netip.Addr `json:"overlay"`
-	Access         []string     `json:"access"`
-	AddedBy        string       `json:"addedBy"`        // a node's name, or its fingerprint if it is gone
-	Added          time.Time    `json:"added"`          // UTC
-	ServiceGateway string       `json:"serviceGateway"` // a node's name; "" for any
-	PresharedKey   bool         `json:"presharedKey"`   // it has one
+	ID             mesh.ID        `json:"id"`
+	Name           string         `json:"name"`
+	Overlay        []netip.Addr   `json:"overlay"`
+	Access         []string       `json:"access"`
+	AddedBy        string         `json:"addedBy"`        // a node's name, or its fingerprint if it is gone
+	Added          time.Time      `json:"added"`          // UTC
+	ServiceGateway string         `json:"serviceGateway"` // a node's name; "" for any
+	PresharedKey   bool           `json:"presharedKey"`   // it has one
+	Networks       []netip.Prefix `json:"networks"`       // behind it
+	Offers         []string       `json:"offers"`         // what may be reached there; empty for everything
 	// The rest is about its tunnel to this node; zero if it has none.
 	Endpoint      netip.AddrPort `json:"endpoint"`               // source of its last packet; "" for none
 	LastHandshake time.Time      `json:"lastHandshake,omitzero"` // UTC; absent for never

@@ -81,17 +81,51 @@ func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Clie
 		}
 		c.PresharedKey = mesh.PresharedKey(key)
 	}
-	for _, s := range r.Access {
-		a, err := mesh.ParseAccess(s)
-		if err != nil {
-			return c, err
-		}
-		c.Access = append(c.Access, a)
+	if c.Access, err = parseAccess(r.Access); err != nil {
+		return c, err
 	}
-	if err := errors.Join(mesh.CheckAccess(c.Access), checkUnique(in, c)); err != nil {
+	if err := errors.Join(mesh.CheckAccess(c.Access), checkUnique(in, c), addNetworks(in, &c, r)); err != nil {
 		return c, err
 	}
 	return c, assign(in, &c, r.ServiceGateway)
+}
+
+func parseAccess(list []string) (all []mesh.Access, err error) {
+	for _, s := range list {
+		a, err := mesh.ParseAccess(s)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+// addNetworks gives a client the networks behind it.
+func addNetworks(in mesh.Input, c *mesh.Client, r control.ClientRequest) (err error) {
+	for _, s := range r.Networks {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return fmt.Errorf("network %q: want an address and a length, as in 192.168.50.0/24", s)
+		}
+		if p != p.Masked() {
+			return fmt.Errorf("network %v has host bits set, write %v", p, p.Masked())
+		}
+		c.Networks = append(c.Networks, p)
+	}
+	slices.SortFunc(c.Networks, mesh.ComparePrefix)
+	if c.Offers, err = parseAccess(r.Offers); err != nil {
+		return err
+	}
+	if r.Endpoint != "" {
+		host, port, err := net.SplitHostPort(r.Endpoint)
+		n, portErr := strconv.ParseUint(port, 10, 16)
+		if err != nil || portErr != nil || n == 0 || !mesh.ValidHost(host) {
+			return fmt.Errorf("endpoint %q: want a host and a port, as in vpn.example.com:51820", r.Endpoint)
+		}
+		c.Endpoint = mesh.Endpoint{Host: host, Port: uint16(n), Source: mesh.EndpointConfigured}
+	}
+	return mesh.CheckClientNetworks(in, *c)
 }
 
 // checkUnique refuses a client with the name or key of another client or a node.
@@ -294,6 +328,7 @@ func clientConfig(in mesh.Input, c mesh.Client, alive map[mesh.ID]bool) control.
 		Cluster: in.Cluster.Name, ID: c.ID, Name: c.Name, PublicKey: c.Key.String(), PresharedKey: c.PresharedKey != mesh.PresharedKey{},
 		Overlay: m.Addresses, Access: accessStrings(c.Access), Unserved: accessStrings(m.Unserved), Ranges: m.Ranges, Search: append([]string{}, m.Search...),
 		MTU: m.MTU, Keepalive: int(m.Keepalive.Seconds()), Peers: clientPeers(m.Peers), Standbys: clientPeers(m.Standbys),
+		Networks: append([]netip.Prefix{}, c.Networks...), ListenPort: int(c.Endpoint.Port),
 	}
 	if m.Resolver.IsValid() {
 		out.Resolver = m.Resolver.String()
@@ -351,6 +386,7 @@ func clientStatus(t index) []control.ClientStatus {
 			ID: c.ID, Name: c.Name, Overlay: t.wanted.Input.Cluster.ClientAddresses(c.Index), Access: accessStrings(c.Access),
 			AddedBy: t.nameOf(mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC(),
 			PresharedKey: c.PresharedKey != mesh.PresharedKey{},
+			Networks:     append([]netip.Prefix{}, c.Networks...), Offers: accessStrings(c.Offers),
 		}
 		if c.ServiceGateway != (mesh.ID{}) {
 			s.ServiceGateway = t.nameOf(c.ServiceGateway)

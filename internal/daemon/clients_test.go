@@ -41,6 +41,18 @@ func TestHostileNewClient(t *testing.T) {
 		{"all that can be asked for", func(_ *mesh.Input, r *control.ClientRequest) {
 			r.PresharedKey, r.Access, r.ServiceGateway = key(9), []string{"tcp/443@services", "10.0.0.0/8"}, "open"
 		}, ""},
+		{"a router", func(_ *mesh.Input, r *control.ClientRequest) {
+			r.Networks, r.Offers, r.Endpoint = []string{"192.168.50.0/24"}, []string{"tcp/9100@192.168.50.7"}, "vpn.example.com:51820"
+		}, ""},
+		{"network", func(_ *mesh.Input, r *control.ClientRequest) { r.Networks = []string{"office"} }, "want an address and a length"},
+		{"network with host bits", func(_ *mesh.Input, r *control.ClientRequest) { r.Networks = []string{"192.168.50.1/24"} }, "write 192.168.50.0/24"},
+		{"network of the cluster", func(_ *mesh.Input, r *control.ClientRequest) { r.Networks = []string{"10.42.0.0/24"} }, "overlaps the cluster's range"},
+		{"offer", func(_ *mesh.Input, r *control.ClientRequest) {
+			r.Networks, r.Offers = []string{"192.168.50.0/24"}, []string{"all"}
+		}, "want pods, services, nodes"},
+		{"endpoint", func(_ *mesh.Input, r *control.ClientRequest) {
+			r.Networks, r.Endpoint = []string{"192.168.50.0/24"}, "vpn.example.com"
+		}, "want a host and a port"},
 		{"no key", func(_ *mesh.Input, r *control.ClientRequest) { r.PublicKey = "x" }, "not a WireGuard public key"},
 		{"preshared key", func(_ *mesh.Input, r *control.ClientRequest) { r.PresharedKey = "secret" }, "the preshared key is not a WireGuard key"},
 		{"access", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{"all"} }, "want pods, services, nodes"},

@@ -112,8 +112,12 @@ func (d *daemon) loadObjects() (gossip.Remembered, error) {
 	}
 	d.memory.Absences = node.NewAbsences(absent)
 	d.memory.Clients = make(map[wgtypes.Key]netip.AddrPort, len(saved.Clients))
+	d.memory.Routers.Down = make(map[wgtypes.Key]bool)
 	for _, c := range saved.Clients {
 		d.memory.Clients[c.Key] = c.Endpoint
+		if c.Down {
+			d.memory.Routers.Down[c.Key] = true
+		}
 	}
 	r := gossip.Remembered{Objects: saved.Objects}
 	for _, h := range saved.Highest {
@@ -141,7 +145,7 @@ func (d *daemon) writeObjects() error {
 	}
 	slices.SortFunc(out.Absent, func(a, b state.Absence) int { return a.ID.Compare(b.ID) })
 	for key, at := range d.memory.Clients {
-		out.Clients = append(out.Clients, state.Client{Key: key, Endpoint: at})
+		out.Clients = append(out.Clients, state.Client{Key: key, Endpoint: at, Down: d.memory.Routers.Down[key]})
 	}
 	slices.SortFunc(out.Clients, func(a, b state.Client) int { return slices.Compare(a.Key[:], b.Key[:]) })
 	for _, h := range r.Highest {

@@ -163,9 +163,9 @@ func (n *resolver) problems(records []mesh.Record) []mesh.Problem {
 func (n *resolver) wait() { n.lookups.Wait() }
 
 // hostNames returns the names in the records that have to be looked up, namesPerNode of each
-// node. Nodes that own their slots come first, by the time of their claims, so that later ones
-// can't displace their names.
-func hostNames(records []mesh.Record) []string {
+// node, and those of clients' endpoints. Nodes that own their slots come first, by the time of their
+// claims, so that later ones can't displace their names; clients come last, the oldest first.
+func hostNames(records []mesh.Record, clients []mesh.Client) []string {
 	owners := mesh.SlotOwners(records)
 	named := make([]mesh.Record, 0, len(records))
 	for _, r := range records {
@@ -184,12 +184,22 @@ func hostNames(records []mesh.Record) []string {
 	})
 	var hosts []string
 	seen := make(map[string]bool)
+	add := func(host string) {
+		if !seen[host] && len(hosts) < maxNames {
+			seen[host] = true
+			hosts = append(hosts, host)
+		}
+	}
 	for _, r := range named {
 		for _, host := range hostNamesOf(r) {
-			if !seen[host] && len(hosts) < maxNames {
-				seen[host] = true
-				hosts = append(hosts, host)
-			}
+			add(host)
+		}
+	}
+	clients = slices.Clone(clients)
+	slices.SortStableFunc(clients, func(a, b mesh.Client) int { return cmp.Compare(a.Added, b.Added) })
+	for _, c := range clients {
+		if isName(c.Endpoint.Host) {
+			add(c.Endpoint.Host)
 		}
 	}
 	return hosts
@@ -199,7 +209,7 @@ func hostNames(records []mesh.Record) []string {
 func hostNamesOf(r mesh.Record) []string {
 	var hosts []string
 	add := func(host string) {
-		if _, err := netip.ParseAddr(host); err != nil && host != "" && len(hosts) < namesPerNode && !slices.Contains(hosts, host) {
+		if isName(host) && len(hosts) < namesPerNode && !slices.Contains(hosts, host) {
 			hosts = append(hosts, host)
 		}
 	}
@@ -208,4 +218,10 @@ func hostNamesOf(r mesh.Record) []string {
 		add(e.Host)
 	}
 	return hosts
+}
+
+// isName reports whether a host has to be looked up.
+func isName(host string) bool {
+	_, err := netip.ParseAddr(host)
+	return err != nil && host != ""
 }

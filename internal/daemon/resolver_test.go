@@ -194,7 +194,7 @@ func TestHostileNames(t *testing.T) {
 		<-ctx.Done() // as a resolver does that drops questions
 		return nil, ctx.Err()
 	}
-	hosts := hostNames(records)
+	hosts := hostNames(records, nil)
 	if len(hosts) > maxNames {
 		t.Errorf("got %d names, want at most %d", len(hosts), maxNames)
 	}

@@ -93,7 +93,7 @@ func (d *daemon) announce(ctx context.Context, t *turn, in *node.Input) {
 	if !reflect.DeepEqual(in.View.Cluster, d.settings) { // changed by another node meanwhile
 		t.note(nil, d.adopt(in.View.Cluster))
 	}
-	in.Resolved = d.resolver.resolve(hostNames(in.View.Records), t.now)
+	in.Resolved = d.resolver.resolve(hostNames(in.View.Records, in.View.Clients), t.now)
 	t.note(nil, d.publishFirstPath(*in))
 }
 

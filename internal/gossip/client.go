@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -30,6 +31,10 @@ type wireClient struct {
 	Index          int64    `cbor:"6,keyasint"`
 	Access         []string `cbor:"7,keyasint"`
 	ServiceGateway []byte   `cbor:"8,keyasint,omitempty"`
+
+	Networks []netip.Prefix `cbor:"9,keyasint,omitempty"`
+	Offers   []string       `cbor:"10,keyasint,omitempty"`
+	Endpoint *wireEndpoint  `cbor:"11,keyasint,omitempty"`
 }
 
 func (b clientBody) author() ed25519.PublicKey { return b.Author }
@@ -43,7 +48,7 @@ func (b clientBody) covered(forgotten map[mesh.ID]uint64) bool {
 }
 
 func encodeClient(c mesh.Client) ([]byte, error) {
-	w := wireClient{Identity: c.Author, Added: c.Added, Name: c.Name, Key: c.Key[:], Index: int64(c.Index), Access: []string{}}
+	w := wireClient{Identity: c.Author, Added: c.Added, Name: c.Name, Key: c.Key[:], Index: int64(c.Index), Access: []string{}, Networks: c.Networks}
 	if c.PresharedKey != (mesh.PresharedKey{}) {
 		w.PresharedKey = c.PresharedKey[:]
 	}
@@ -52,6 +57,12 @@ func encodeClient(c mesh.Client) ([]byte, error) {
 	}
 	for _, a := range c.Access {
 		w.Access = append(w.Access, a.String())
+	}
+	for _, a := range c.Offers {
+		w.Offers = append(w.Offers, a.String())
+	}
+	if c.Endpoint.Host != "" {
+		w.Endpoint = &wireEndpoint{Host: c.Endpoint.Host, Port: c.Endpoint.Port, Source: string(c.Endpoint.Source)}
 	}
 	payload, err := encoding.Marshal(w)
 	if err != nil {
@@ -92,14 +103,44 @@ func decodeClient(payload []byte) (body, error) {
 	if len(w.ServiceGateway) > 0 {
 		c.ServiceGateway = mesh.ID(w.ServiceGateway)
 	}
-	for _, s := range w.Access {
-		a, err := mesh.ParseAccess(s)
-		if err != nil {
-			return nil, fmt.Errorf("decode client: %w", err)
-		}
-		c.Access = append(c.Access, a)
+	var err error
+	if c.Access, err = parseAccess(w.Access); err != nil {
+		return nil, fmt.Errorf("decode client: %w", err)
+	}
+	if err := w.decodeNetworks(&c); err != nil {
+		return nil, fmt.Errorf("decode client: %w", err)
 	}
 	return clientBody{c}, nil
+}
+
+func parseAccess(list []string) (all []mesh.Access, err error) {
+	for _, s := range list {
+		a, err := mesh.ParseAccess(s)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+// decodeNetworks decodes what a router has more than other clients.
+func (w wireClient) decodeNetworks(c *mesh.Client) (err error) {
+	if len(w.Networks) > mesh.MaxClientNetworks || len(w.Offers) > mesh.MaxAccess {
+		return fmt.Errorf("%d networks behind it, and it offers %d; at most %d and %d", len(w.Networks), len(w.Offers), mesh.MaxClientNetworks, mesh.MaxAccess)
+	}
+	if err := checkNetworks(w.Networks); err != nil {
+		return fmt.Errorf("network behind it: %w", err)
+	}
+	c.Networks = w.Networks
+	if c.Offers, err = parseAccess(w.Offers); err != nil {
+		return err
+	}
+	if e := w.Endpoint; e != nil {
+		c.Endpoint = mesh.Endpoint{Host: e.Host, Port: e.Port, Source: mesh.EndpointSource(e.Source)}
+		return checkEndpoint(c.Endpoint)
+	}
+	return nil
 }
 
 // AddClient signs a client and distributes it. It fills in the author and the ID.
@@ -135,7 +176,7 @@ func (s *store) clients() []mesh.Client {
 	for _, o := range s.nonRecords {
 		if b, ok := o.body.(clientBody); ok {
 			c := b.Client
-			c.Author, c.Access = slices.Clone(c.Author), slices.Clone(c.Access)
+			c.Author, c.Access, c.Networks, c.Offers = slices.Clone(c.Author), slices.Clone(c.Access), slices.Clone(c.Networks), slices.Clone(c.Offers)
 			all = append(all, c)
 		}
 	}

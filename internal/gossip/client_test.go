@@ -5,6 +5,7 @@ package gossip
 import (
 	"crypto/ed25519"
 	"encoding/hex"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -48,6 +49,24 @@ func TestClientGolden(t *testing.T) {
 	}
 }
 
+// testRouter returns a client with networks, and with every field set.
+func testRouter(name string) mesh.Client {
+	c := testClient(name)
+	c.Networks = []netip.Prefix{netip.MustParsePrefix("192.168.50.0/24"), netip.MustParsePrefix("fd50::/48")}
+	c.Offers = []mesh.Access{{Protocol: "tcp", Port: 9100, Prefix: netip.MustParsePrefix("192.168.50.7/32")}}
+	c.Endpoint = mesh.Endpoint{Host: "vpn.example.com", Port: 51820, Source: mesh.EndpointConfigured}
+	return c
+}
+
+func TestRouter(t *testing.T) {
+	got := mustDecode(t, signClient(t, 0, testRouter("router"))).body.(clientBody).Client
+	want := testRouter("router")
+	want.Author, want.ID = identity(0).Public().(ed25519.PublicKey), got.ID
+	if d := cmp.Diff(want, got, comparePrefixes); d != "" {
+		t.Errorf("client (-want +got):\n%s", d)
+	}
+}
+
 func TestClientRefused(t *testing.T) {
 	for what, change := range map[string]func(*mesh.Client){
 		"name":      func(c *mesh.Client) { c.Name = "a b" },
@@ -56,6 +75,11 @@ func TestClientRefused(t *testing.T) {
 		"time":      func(c *mesh.Client) { c.Added = 0 },
 		"no access": func(c *mesh.Client) { c.Access = nil },
 		"access":    func(c *mesh.Client) { c.Access = []mesh.Access{{Target: "everything"}} },
+		"network":   func(c *mesh.Client) { c.Networks = []netip.Prefix{netip.MustParsePrefix("192.168.50.1/24")} },
+		"internet":  func(c *mesh.Client) { c.Networks = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} },
+		"offer":     func(c *mesh.Client) { c.Offers = []mesh.Access{{Target: "everything"}} },
+		"networks":  func(c *mesh.Client) { c.Networks = make([]netip.Prefix, mesh.MaxClientNetworks+1) },
+		"endpoint":  func(c *mesh.Client) { c.Endpoint = mesh.Endpoint{Host: "a b", Port: 1} },
 	} {
 		c := testClient("laptop")
 		change(&c)

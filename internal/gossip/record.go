@@ -171,8 +171,8 @@ func checkAddresses(r mesh.Record) error {
 		return fmt.Errorf("check record: withheld networks %v, at most %d", r.Withheld, mesh.MaxWithheld)
 	}
 	for _, e := range r.Endpoints {
-		if !mesh.ValidHost(e.Host) || e.Port == 0 || !mesh.ValidText(string(e.Source), maxWord) {
-			return fmt.Errorf("check record: endpoint %q port %d", e.Host, e.Port)
+		if err := checkEndpoint(e); err != nil {
+			return fmt.Errorf("check record: %w", err)
 		}
 	}
 	for _, p := range r.InternalIPs {
@@ -180,12 +180,26 @@ func checkAddresses(r mesh.Record) error {
 			return fmt.Errorf("check record: internal IP %v: %w", p, err)
 		}
 	}
-	for _, p := range r.AllowedLocationIPs {
+	if err := checkNetworks(r.AllowedLocationIPs); err != nil {
+		return fmt.Errorf("check record: allowed-location-ips %w", err)
+	}
+	return nil
+}
+
+func checkEndpoint(e mesh.Endpoint) error {
+	if !mesh.ValidHost(e.Host) || e.Port == 0 || !mesh.ValidText(string(e.Source), maxWord) {
+		return fmt.Errorf("endpoint %q port %d", e.Host, e.Port)
+	}
+	return nil
+}
+
+func checkNetworks(networks []netip.Prefix) error {
+	for _, p := range networks {
 		if p != p.Masked() {
-			return fmt.Errorf("check record: allowed-location-ips %v: it has host bits set", p)
+			return fmt.Errorf("%v: it has host bits set", p)
 		}
 		if err := mesh.CheckNetwork(p); err != nil {
-			return fmt.Errorf("check record: allowed-location-ips %v: %w", p, err)
+			return fmt.Errorf("%v: %w", p, err)
 		}
 	}
 	return nil

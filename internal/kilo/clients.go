@@ -14,6 +14,23 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
+// networksBehind returns the networks behind a peer that meshd can route to it.
+func (c *conversion) networksBehind(p peer) []string {
+	var out []string
+	for _, text := range p.Spec.AllowedIPs {
+		network, err := netip.ParsePrefix(text)
+		if err != nil || network.IsSingleIP() {
+			continue
+		}
+		if err := mesh.CheckNetwork(network.Masked()); err != nil {
+			c.note(p.Metadata.Name, "%s behind it is left out: %v", network, err)
+			continue
+		}
+		out = append(out, network.Masked().String())
+	}
+	return out
+}
+
 // clients returns a shell script that adds all peers. They may reach what they reached before: the
 // cluster, and the given networks behind nodes.
 func (c *conversion) clients(networks []string) string {
@@ -37,20 +54,20 @@ func (c *conversion) clients(networks []string) string {
 			c.note(name, "its public key is %q, which is none: Kilo ignores it, and so does the script", spec.PublicKey)
 			continue
 		}
-		for _, text := range spec.AllowedIPs {
-			if network, err := netip.ParsePrefix(text); err == nil && !network.IsSingleIP() {
-				c.note(name, "%s behind it has no counterpart: nodes reach a client's own address alone", network)
-			}
-		}
-		if spec.Endpoint != nil {
-			c.note(name, "its endpoint has no counterpart: clients speak to the nodes first")
-		}
-		psk := ""
+		var flags strings.Builder
 		if spec.PresharedKey != "" {
-			psk = " --psk"
+			flags.WriteString(" --psk")
 			c.note(name, "its preshared key is replaced by a new one")
 		}
-		fmt.Fprintf(&b, "meshd client add %s --public-key %s%s --access %s --out %s.conf\n", name, key, psk, access, name)
+		if behind := c.networksBehind(p); len(behind) > 0 {
+			flags.WriteString(" --networks " + strings.Join(behind, ","))
+			if at := spec.Endpoint.String(); at != "" {
+				flags.WriteString(" --endpoint " + at)
+			}
+		} else if spec.Endpoint != nil {
+			c.note(name, "its endpoint has no counterpart: a client without networks behind it speaks to the nodes first")
+		}
+		fmt.Fprintf(&b, "meshd client add %s --public-key %s%s --access %s --out %s.conf\n", name, key, flags.String(), access, name)
 	}
 	return b.String()
 }

@@ -11,11 +11,14 @@ package kilo
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -57,9 +60,23 @@ type peer struct {
 	Metadata struct{ Name string }
 	Spec     struct {
 		AllowedIPs              []string
-		Endpoint                any
+		Endpoint                *endpoint
 		PublicKey, PresharedKey string
 	}
+}
+
+// endpoint is where a peer waits for nodes.
+type endpoint struct {
+	DNSOrIP struct{ DNS, IP string }
+	Port    uint16
+}
+
+// String returns host:port, "" for no endpoint.
+func (e *endpoint) String() string {
+	if e == nil {
+		return ""
+	}
+	return net.JoinHostPort(cmp.Or(e.DNSOrIP.IP, e.DNSOrIP.DNS), strconv.Itoa(int(e.Port)))
 }
 
 // daemonSet has the flags of Kilo's agent, if it is the one that runs that.

@@ -33,6 +33,11 @@ type Client struct {
 	Added          int64             // milliseconds since 1970, by the author's clock
 	Access         []Access          // what it may reach; at most MaxAccess
 	ServiceGateway ID                // the node that carries Services for it; zero for any
+	// Networks are behind it, and routed to it from everywhere; at most MaxClientNetworks.
+	// Their hosts may reach what it may.
+	Networks []netip.Prefix
+	Offers   []Access // what nodes and pods may reach in its networks, at most MaxAccess; none for everything
+	Endpoint Endpoint // at which it waits for nodes; Host "" for a client that speaks first
 }
 
 // PresharedKey is WireGuard's additional symmetric key. No way of printing it shows the
@@ -157,6 +162,7 @@ func (l *layout) selectClients() {
 		}
 	}
 	slices.SortFunc(l.clients, func(a, b *Client) int { return cmp.Compare(a.Index, b.Index) })
+	l.selectClientNetworks()
 	if len(l.clients) > 0 {
 		l.nodes = l.nodePrefixes()
 	}
@@ -247,16 +253,14 @@ func (d *deriver) clientNextHop() (hop *member, own bool) {
 	return d.self.via, false
 }
 
-// clientPrefixes returns the addresses of all clients in the given families, sorted.
-func (l *layout) clientPrefixes(f families) []netip.Prefix {
-	var ps []netip.Prefix
-	for _, c := range l.clients {
-		for _, p := range singles(l.Cluster.ClientAddresses(c.Index)) {
-			if familyOf(p.Addr())&f != 0 {
-				ps = append(ps, p)
-			}
-		}
+// clientPrefixes returns the addresses of all clients, and the networks behind them, in the
+// given families, sorted.
+func (d *deriver) clientPrefixes(f families) []netip.Prefix {
+	ps := slices.Clone(d.clientNetworks)
+	for _, c := range d.clients {
+		ps = append(ps, singles(d.Cluster.ClientAddresses(c.Index))...)
 	}
+	ps = slices.DeleteFunc(ps, func(p netip.Prefix) bool { return familyOf(p.Addr())&f == 0 })
 	slices.SortFunc(ps, ComparePrefix)
 	return ps
 }
@@ -273,6 +277,8 @@ func (d *deriver) routeToClients(t *Topology) {
 	}
 	if len(d.clients) > 0 {
 		t.ClientRanges = d.Cluster.clientRanges()
+		t.ClientNetworks = d.clientNetworks
+		t.PodsAndClients = mergePrefixes(slices.Concat(t.PodsAndClients, d.clientNetworks))
 		t.GossipPorts = d.gossipPorts()
 		t.Nodes = d.nodes
 	}
@@ -307,6 +313,10 @@ func (d *deriver) tunnelsToClients() []ClientTunnel {
 			ID: c.ID, Name: c.Name, Key: c.Key, PresharedKey: c.PresharedKey,
 			Addresses: d.Cluster.ClientAddresses(c.Index),
 			Allowed:   d.allowances(c.Access),
+			Networks:  slices.DeleteFunc(slices.Clone(c.Networks), func(p netip.Prefix) bool { return !slices.Contains(d.clientNetworks, p) }),
+			Offers:    d.allowances(c.Offers),
+			Endpoint:  d.clientEndpoint(c),
+			Added:     c.Added,
 		})
 	}
 	return out

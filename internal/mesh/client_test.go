@@ -28,15 +28,22 @@ func (w world) checkClient(t *rapid.T, k *walker, c *host, all *tally) {
 		}
 		for i, addr := range b.top.Addresses {
 			for _, dst := range []netip.Addr{addr, b.top.PodCIDRs[i].Addr().Next()} {
-				src := c.top.Addresses[slices.IndexFunc(c.top.Addresses, func(a netip.Addr) bool { return a.Is4() == dst.Is4() })]
-				if err := roundTrip(k, c, b, src, dst); err != nil {
-					if !w.isExcused(k, c, b, dst) {
-						t.Fatalf("%s and %s: %v; problems %v", c.Name, b.Name, err, b.top.Problems)
+				sources := []netip.Addr{c.top.Addresses[slices.IndexFunc(c.top.Addresses, func(a netip.Addr) bool { return a.Is4() == dst.Is4() })]}
+				for _, p := range c.top.PodCIDRs {
+					if p.Addr().Is4() == dst.Is4() {
+						sources = append(sources, p.Addr().Next())
 					}
-					all.excused++
-					continue
 				}
-				all.walked++
+				for _, src := range sources {
+					if err := roundTrip(k, c, b, src, dst); err != nil {
+						if !w.isExcused(k, c, b, dst) {
+							t.Fatalf("%s and %s: %v; problems %v", c.Name, b.Name, err, b.top.Problems)
+						}
+						all.excused++
+						continue
+					}
+					all.walked++
+				}
 			}
 		}
 	}
@@ -130,6 +137,7 @@ func TestDeriveClient(t *testing.T) {
 			Destinations: prefixes("10.4.0.0/17", "10.42.0.0/16", "10.43.0.0/16", "172.16.0.5/32", "172.16.1.5/32"),
 			Bridges:      prefixes("10.42.0.0/16"),
 		}},
+		Added: 5000,
 	}}
 	if d := cmp.Diff(want, home.Clients, compareTopologies); d != "" {
 		t.Errorf("clients of the node with an endpoint (-want +got):\n%s", d)

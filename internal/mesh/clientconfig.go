@@ -15,6 +15,8 @@ import (
 const (
 	// clientKeepalive keeps the mappings of most NATs open.
 	clientKeepalive = 25 * time.Second
+	// routerKeepalive tells homes soon that a client with networks is gone, see node.Routers.
+	routerKeepalive = 5 * time.Second
 	// clientMTU is WireGuard's MTU on an Ethernet link: the MTU of the client's own link
 	// is not known.
 	clientMTU = 1420
@@ -27,7 +29,7 @@ const (
 type ClientConfig struct {
 	Client
 	Addresses []netip.Addr // its own, one per family
-	Resolver  netip.Addr   // the cluster's; invalid if the client may not reach it
+	Resolver  netip.Addr   // the cluster's; invalid if the client may not reach it, or is a router, which has its own
 	Search    []string     // domains
 	MTU       int
 	Keepalive time.Duration
@@ -64,6 +66,12 @@ func ClientConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 		Client: c, Addresses: in.Cluster.ClientAddresses(c.Index),
 		MTU: clientMTU, Keepalive: clientKeepalive,
 	}
+	through := allowed
+	if len(c.Networks) > 0 {
+		out.Keepalive = routerKeepalive
+		// Its WireGuard drops what comes from other sources, and nodes and pods speak to what is behind it.
+		through = append(slices.Clone(allowed), Allowance{Destinations: mergePrefixes(slices.Concat(in.Cluster.nodeRanges(), in.Cluster.Pods))})
+	}
 	services := l.serviceGateway(c, alive)
 	reached := l.nodesByHome()
 	for _, h := range l.all {
@@ -71,9 +79,9 @@ func ClientConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 			continue
 		}
 		p := ClientPeer{ID: h.id, Name: h.Name, Key: h.Key, Overlay: in.Cluster.Overlays(h.slot), Endpoints: h.Endpoints, ServiceGateway: h == services}
-		p.AllowedIPs = append(singles(p.Overlay), reachablePrefixes(l.prefixesThrough(h, reached[h]), allowed)...)
+		p.AllowedIPs = append(singles(p.Overlay), reachablePrefixes(l.prefixesThrough(h, reached[h]), through)...)
 		if p.ServiceGateway {
-			p.AllowedIPs = append(p.AllowedIPs, reachablePrefixes(in.Cluster.Services, allowed)...)
+			p.AllowedIPs = append(p.AllowedIPs, reachablePrefixes(slices.Concat(in.Cluster.Services, l.networksBehindOthers(c.ID)), allowed)...)
 		}
 		p.AllowedIPs = mergePrefixes(p.AllowedIPs)
 		out.Peers = append(out.Peers, p)
@@ -85,9 +93,9 @@ func ClientConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 			out.Standbys = append(out.Standbys, ClientPeer{ID: m.id, Name: m.Name, Key: m.Key, Overlay: own, Endpoints: m.Endpoints, AllowedIPs: singles(own)})
 		}
 	}
-	out.Ranges, out.Unserved = l.accessRanges(c.Access, allowed), l.unserved(c.Access, out.Peers)
+	out.Ranges, out.Unserved = l.accessRanges(c.Access, through), l.unserved(c.Access, out.Peers)
 	slices.SortFunc(out.Peers, func(a, b ClientPeer) int { return cmp.Or(strings.Compare(a.Name, b.Name), a.ID.Compare(b.ID)) })
-	if dns := in.Cluster.DNS; dns.Address.IsValid() && allows(allowed, "udp", 53, dns.Address) {
+	if dns := in.Cluster.DNS; dns.Address.IsValid() && len(c.Networks) == 0 && allows(allowed, "udp", 53, dns.Address) {
 		out.Resolver = dns.Address
 		if dns.Domain != "" {
 			out.Search = []string{"default.svc." + dns.Domain, "svc." + dns.Domain, dns.Domain}

@@ -57,7 +57,8 @@ func Derive(in Input) Topology {
 	t.Peers = d.peers()
 	t.Neighbors = d.neighbors()
 	t.Routes = d.routes()
-	t.Inside = mergePrefixes(append(without(d.routed, d.ownNetworks()), d.guarded...))
+	d.clientNetworks = d.reachedClientNetworks()
+	t.Inside = mergePrefixes(append(without(slices.Concat(d.routed, d.clientNetworks), d.ownNetworks()), d.guarded...))
 	for i, end := range d.farEnds[:len(t.Peers)] {
 		t.Peers[i].Endpoints = d.endpointsOf(end, t.Inside)
 	}
@@ -85,6 +86,8 @@ type deriver struct {
 
 	farEnds []*member      // to which the own tunnel end has tunnels; sorted by ID
 	routed  []netip.Prefix // internal IPs and networks that are reached through tunnels
+
+	clientNetworks []netip.Prefix // behind clients, as far as they are reached; sorted
 }
 
 // findFarEnds finds to which other nodes the own tunnel end has tunnels.

@@ -33,12 +33,8 @@ func (d *deriver) endpointsOf(n *member, inside []netip.Prefix) []netip.AddrPort
 		}
 	}
 	for _, e := range n.Endpoints {
-		if a, err := netip.ParseAddr(e.Host); err == nil {
+		for _, a := range d.addressesOf(e) {
 			add(a, e.Port)
-		} else {
-			for _, a := range d.Resolved[e.Host] {
-				add(a, e.Port)
-			}
 		}
 	}
 	if n.SameLocation(d.self.Record) {
@@ -81,16 +77,20 @@ func (l *layout) collectEndpoints() {
 	}
 	for _, m := range l.all {
 		for _, e := range m.Endpoints {
-			if a, err := netip.ParseAddr(e.Host); err == nil {
-				add(a)
-				continue
-			}
-			for _, a := range l.Resolved[e.Host] {
+			for _, a := range l.addressesOf(e) {
 				add(a)
 			}
 		}
 	}
 	slices.SortFunc(l.endpointAddrs, netip.Addr.Compare)
+}
+
+// addressesOf returns the addresses of an endpoint, as far as its name is resolved.
+func (l *layout) addressesOf(e Endpoint) []netip.Addr {
+	if a, err := netip.ParseAddr(e.Host); err == nil {
+		return []netip.Addr{a}
+	}
+	return l.Resolved[e.Host]
 }
 
 // hasFamily reports whether this host has an address of a's family.

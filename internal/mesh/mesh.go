@@ -326,6 +326,8 @@ type Topology struct {
 	ClientRanges []netip.Prefix
 	Nodes        []netip.Prefix
 	GossipPorts  []uint16
+	// ClientNetworks are the networks behind clients that this node reaches, sorted.
+	ClientNetworks []netip.Prefix
 	// ClientHome is the peer through which clients reach this node; zero for none.
 	ClientHome ID
 	// AllClients are all clients that count, wherever their tunnels end, by address.
@@ -346,8 +348,14 @@ type ClientTunnel struct {
 	Name         string
 	Key          wgtypes.Key
 	PresharedKey PresharedKey
-	Addresses    []netip.Addr // the client's own, one per family: its allowed IPs
+	Addresses    []netip.Addr // the client's own, one per family: among its allowed IPs
 	Allowed      []Allowance  // what it may reach; sorted
+	// Networks are behind it. Several clients may have the same one; only one of them can
+	// have it among its allowed IPs.
+	Networks []netip.Prefix
+	Offers   []Allowance    // what may be reached in them; sorted, none for everything
+	Endpoint netip.AddrPort // invalid for a client that speaks first
+	Added    int64          // milliseconds since 1970
 }
 
 // Peer is a WireGuard peer that this node needs.

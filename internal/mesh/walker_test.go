@@ -78,10 +78,12 @@ func (w *walker) newTables(t mesh.Topology) (*tables, error) {
 	}
 	for _, c := range t.Clients {
 		tb.peers[c.ID] = mesh.Peer{ID: c.ID, Key: c.Key}
+		ps := slices.Clone(c.Networks)
 		for _, a := range c.Addresses {
-			if err := add([]netip.Prefix{netip.PrefixFrom(a, a.BitLen())}, entry{c.ID, byTunnel}); err != nil {
-				return nil, err
-			}
+			ps = append(ps, netip.PrefixFrom(a, a.BitLen()))
+		}
+		if err := add(ps, entry{c.ID, byTunnel}); err != nil {
+			return nil, err
 		}
 	}
 	for _, n := range t.Neighbors {
@@ -314,7 +316,7 @@ func (w *walker) addClients(in mesh.Input) {
 	for _, c := range w.hosts[in.Self].top.AllClients {
 		config := mesh.ClientConfigOf(in, c, nil)
 		h := &host{Record: mesh.Record{Name: "client-" + c.Name, Key: c.Key}, id: c.ID}
-		h.top.Addresses = config.Addresses
+		h.top.Addresses, h.top.PodCIDRs = config.Addresses, c.Networks // what is behind it
 		for _, p := range config.Peers {
 			h.top.Peers = append(h.top.Peers, mesh.Peer{
 				ID: p.ID, Key: p.Key, AllowedIPs: p.AllowedIPs, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")},

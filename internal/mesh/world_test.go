@@ -184,6 +184,9 @@ func (w *world) drawClients(t *rapid.T) {
 		if rapid.IntRange(0, 5).Draw(t, "conflict") == 0 {
 			c.Name, c.Index = "c0", rapid.IntRange(0, 1).Draw(t, "index")
 		}
+		if rapid.IntRange(0, 2).Draw(t, "router") == 0 {
+			c.Networks = prefixes(fmt.Sprintf("172.31.%d.0/24", i))
+		}
 		w.clients = append(w.clients, c)
 	}
 }

@@ -103,10 +103,12 @@ func ports(list []uint16) string {
 	return strings.Join(out, ", ")
 }
 
+// addressesOf returns the sources of packets from clients: their own addresses, and the networks
+// behind them.
 func addressesOf(clients []mesh.ClientTunnel) []netip.Prefix {
 	var out []netip.Prefix
 	for _, c := range clients {
-		out = append(out, hostPrefixes(c.Addresses)...)
+		out = append(append(out, hostPrefixes(c.Addresses)...), c.Networks...)
 	}
 	return out
 }
@@ -129,22 +131,65 @@ func groupByAllowed(clients []mesh.ClientTunnel) [][]mesh.ClientTunnel {
 }
 
 // snatClients replaces the source of packets from clients to Services by the overlay
-// address, whichever program translates the Service's address. The reply has to come back
-// to this node. Otherwise the backend's node would send it to the node that is the
+// address, whichever program translates the Service's address, and that of packets from one client
+// to the network behind another one. The reply has to come back to this node. Otherwise the backend's node would send it to the node that is the
 // client's home from there, which may be another one.
 func (b builder) snatClients(f family) []Rule {
 	own := f.first(hostPrefixes(b.t.Addresses))
 	if !own.IsValid() || !b.has("clientranges", f) {
 		return nil
 	}
-	return []Rule{rule("%[1]s saddr @clientranges%[2]s %[1]s daddr @inside%[2]s ct status dnat snat %[1]s to %[3]s", f.keyword, f.suffix, own.Addr())}
+	to := fmt.Sprintf("snat %s to %s", f.keyword, own.Addr())
+	from := []string{"clientranges"}
+	var out []Rule
+	if b.has("clientnetworks", f) {
+		from = append(from, "clientnetworks")
+	}
+	for _, set := range from {
+		out = append(out, rule("%[1]s saddr @%[4]s%[2]s %[1]s daddr @inside%[2]s ct status dnat %[3]s", f.keyword, f.suffix, to, set))
+		if b.has("clientnetworks", f) {
+			out = append(out, rule("iifname %[5]q oifname %[5]q %[1]s saddr @%[4]s%[2]s %[1]s daddr @clientnetworks%[2]s %[3]s", f.keyword, f.suffix, to, set, b.Interface))
+		}
+	}
+	return out
+}
+
+// offered builds the rules for what nodes and pods may reach in the networks behind clients whose
+// tunnels end here: of a network of which only a part is offered, nothing else.
+func (b builder) offered(f family) []Rule {
+	var rules []Rule
+	for _, c := range b.t.Clients {
+		if len(c.Offers) == 0 {
+			continue
+		}
+		for _, p := range f.merged(c.Networks) {
+			to := fmt.Sprintf("oifname %q %s daddr %v ct direction original", b.Interface, f.keyword, p)
+			for _, a := range c.Offers {
+				for _, d := range f.merged(a.Destinations) {
+					if p.Overlaps(d) {
+						rules = append(rules, rule("%s %s daddr %v%s accept", to, f.keyword, d, matchService(a)))
+					}
+				}
+			}
+			rules = append(rules, rule("%s counter drop", to))
+		}
+	}
+	return rules
 }
 
 // clientPeers returns the WireGuard peers of clients whose tunnels end on this node.
 func (b builder) clientPeers(clients []mesh.ClientTunnel) []Peer {
 	var out []Peer
 	for _, c := range clients {
-		out = append(out, Peer{Key: c.Key, Name: "client " + c.Name, Endpoint: b.outside(b.LearnedEndpoints[c.Key]), PresharedKey: c.PresharedKey, AllowedIPs: hostPrefixes(c.Addresses)})
+		out = append(out, Peer{Key: c.Key, Name: "client " + c.Name, Endpoint: b.clientEndpoint(c), PresharedKey: c.PresharedKey, AllowedIPs: normalize(addressesOf([]mesh.ClientTunnel{c}))})
 	}
 	return out
+}
+
+// clientEndpoint returns where a client was heard last, else where it waits for nodes.
+func (b builder) clientEndpoint(c mesh.ClientTunnel) netip.AddrPort {
+	if heard := b.outside(b.LearnedEndpoints[c.Key]); heard.IsValid() {
+		return heard
+	}
+	return b.outside(c.Endpoint)
 }

@@ -37,7 +37,8 @@ func families() [2]family {
 //	members       the neighbors from which VXLAN is accepted
 //	plain         the neighbors to which packets go without encapsulation
 //	clientranges  the address ranges of the clients of all nodes
-//	guests        the address ranges of pods and clients
+//	clientnetworks  the networks behind clients
+//	guests        the address ranges of pods and clients, and the networks behind clients
 //	hosts         the addresses of nodes, inside and outside of the mesh
 //
 // There is one of each per family. An empty set is not created, nor are the rules that
@@ -51,6 +52,7 @@ func sets(t mesh.Topology, members []netip.Prefix) map[string][]netip.Prefix {
 		sets["members"+f.suffix] = f.merged(members)
 		sets["plain"+f.suffix] = f.merged(plainNextHops(t))
 		sets["clientranges"+f.suffix] = f.merged(t.ClientRanges)
+		sets["clientnetworks"+f.suffix] = f.merged(t.ClientNetworks)
 		sets["guests"+f.suffix] = f.merged(t.PodsAndClients)
 		sets["hosts"+f.suffix] = f.merged(t.Hosts)
 	}
@@ -63,7 +65,7 @@ func (b builder) has(set string, f family) bool { return len(b.sets[set+f.suffix
 // firewall builds our table.
 func (b builder) firewall() Firewall {
 	var fw Firewall
-	for _, name := range []string{"clientranges", "guarded", "guests", "hosts", "inside", "location", "members", "plain"} {
+	for _, name := range []string{"clientnetworks", "clientranges", "guarded", "guests", "hosts", "inside", "location", "members", "plain"} {
 		for _, f := range families() {
 			if elements := b.sets[name+f.suffix]; len(elements) > 0 {
 				fw.Sets = append(fw.Sets, Set{Name: name + f.suffix, Type: f.setType, Elements: elements})
@@ -82,6 +84,7 @@ func (b builder) firewall() Firewall {
 			input = append(input, f.vxlanFromMembersOnly())
 			exit = append(exit, b.vxlanOnLAN(f)...)
 		}
+		exit = append(exit, b.offered(f)...)
 		if b.has("inside", f) {
 			nat = append(nat, b.snat(f)...)
 			nat = append(nat, b.snatClients(f)...)
@@ -248,13 +251,21 @@ func (b builder) fromOwnPorts() []string {
 // which need no route back then, and to internal IPs on its LAN. A part of these networks may be
 // routed to a neighbor.
 func (b builder) masqueradeLocation(f family) []Rule {
-	match := fmt.Sprintf("%[1]s %[2]s saddr @guarded%[3]s %[2]s daddr @location%[3]s",
-		oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix)
-	if !b.has("plain", f) {
-		return b.masqueradeRules(match)
+	var out []Rule
+	for _, from := range []string{"guarded", "clientnetworks"} {
+		if !b.has(from, f) {
+			continue
+		}
+		match := fmt.Sprintf("%[1]s %[2]s saddr @%[4]s%[3]s %[2]s daddr @location%[3]s",
+			oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix, from)
+		if !b.has("plain", f) {
+			out = append(out, b.masqueradeRules(match)...)
+			continue
+		}
+		out = append(out, b.masqueradeRules(fmt.Sprintf("%[1]s rt %[2]s nexthop != @plain%[3]s", match, f.keyword, f.suffix))...)
+		out = append(out, b.masqueradeRules(fmt.Sprintf("%[1]s %[2]s daddr @plain%[3]s", match, f.keyword, f.suffix))...)
 	}
-	return append(b.masqueradeRules(fmt.Sprintf("%[1]s rt %[2]s nexthop != @plain%[3]s", match, f.keyword, f.suffix)),
-		b.masqueradeRules(fmt.Sprintf("%[1]s %[2]s daddr @plain%[3]s", match, f.keyword, f.suffix))...)
+	return out
 }
 
 // clampMSS limits the segment size of forwarded TCP connections to what fits through our

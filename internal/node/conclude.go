@@ -52,7 +52,7 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 			Now: in.Now, Self: m.Own, Topology: c.Topology, Alive: in.View.Alive, Observed: host,
 			Proved: in.Paths.Proved, Renew: in.Paths.Renew, Settled: settled,
 		})
-		out.RecheckAfter = out.Handshakes.RecheckAfter
+		out.RecheckAfter = soonest(out.Handshakes.RecheckAfter, m.Routers.observe(sharing(c.Topology.AllClients), host.Peers, in.Now))
 	}
 	out.ClaimWait, out.ReadyWait = m.claimWait(in), m.readyWait(in, c.Topology)
 	if out.HasAddresses = hasAddresses(host, c.Desired); out.HasAddresses {

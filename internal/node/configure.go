@@ -45,6 +45,7 @@ func (m *Memory) Configure(in Input) Configuration {
 		Nearby:   in.nearby(),
 	}}
 	c.Topology = mesh.Derive(c.Input)
+	m.Routers.assign(c.Topology.Clients)
 	c.Settings = netcfg.Settings{
 		Interface:        in.Config.Interface,
 		Implementation:   in.Config.Implementation,

@@ -16,7 +16,7 @@
 //
 // They are made of small state machines, of one file each: the own record, the term as a
 // gateway, this node's health as a gateway, a duplicate of this node, the time after the
-// start, handshakes, sessions, and the absence of others.
+// start, handshakes, sessions, routers among the clients, and the absence of others.
 package node
 
 import (
@@ -83,6 +83,7 @@ type Memory struct {
 	// Clients holds where those whose tunnels end here were last. It is kept on disk: a host that
 	// boots at another address tells them, see tellClients.
 	Clients map[wgtypes.Key]netip.AddrPort
+	Routers Routers
 
 	met          map[mesh.ID]met // on the private network; nil until looked at
 	internalIPs  []netip.Prefix  // to be kept as long as the host has them

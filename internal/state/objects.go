@@ -27,10 +27,11 @@ type Remembered struct {
 	Clients []Client  `cbor:"4,keyasint,omitempty"`
 }
 
-// Client is where a client of this node was last.
+// Client is where a client of this node was last, and whether it was heard no more.
 type Client struct {
 	Key      wgtypes.Key    `cbor:"1,keyasint"`
 	Endpoint netip.AddrPort `cbor:"2,keyasint"`
+	Down     bool           `cbor:"3,keyasint,omitempty"`
 }
 
 // Absence is how long a node has been absent while this one was running.

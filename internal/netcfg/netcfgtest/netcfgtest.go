@@ -86,6 +86,19 @@ func WithClients(t mesh.Topology) mesh.Topology {
 	return t
 }
 
+// WithRouter makes the first two clients routers, of which one offers only a part of its network.
+func WithRouter(t mesh.Topology) mesh.Topology {
+	office, plant := Prefixes("192.168.50.0/24"), Prefixes("192.168.60.0/24")
+	t.Clients[0].Networks, t.Clients[0].Endpoint = office, netip.MustParseAddrPort("203.0.113.77:51820")
+	t.Clients[1].Networks = plant
+	t.Clients[1].Offers = []mesh.Allowance{{Protocol: "tcp", Port: 9100, Destinations: Prefixes("192.168.60.7/32")}}
+	t.ClientNetworks = append(office, plant...)
+	t.Inside = append(t.Inside, t.ClientNetworks...)
+	t.PodsAndClients = append(t.PodsAndClients, t.ClientNetworks...)
+	t.ServedNetworks = Prefixes("10.60.0.0/16")
+	return t
+}
+
 // Neighbor returns a neighbor as mesh.Derive would. Node n has 192.168.10.n on the LAN.
 func Neighbor(n byte, name string, prefixes ...string) mesh.Neighbor {
 	return mesh.Neighbor{
