@@ -46,10 +46,11 @@ from the names of all other clients and nodes, ignoring case. The private key is
 generated here, printed once and not stored; with --public-key it stays on the
 client, and the configuration has a placeholder.
 
---access limits what the client may reach: pods, services, nodes, an address or a
-network, each with tcp/PORT@ or udp/PORT@ before it to allow that port only. The node
-where the client's tunnel ends enforces it. A network that no node routes to causes a
-warning.
+--access limits what the client may reach: pods, services, nodes, internet, an address
+or a network, each with tcp/PORT@ or udp/PORT@ before it to allow that port only. The
+node where the client's tunnel ends enforces it. A network that no node routes to causes
+a warning. With internet, all that the client's own routes don't lead elsewhere goes to a
+node with node.exit, in both families.
 
 The configuration does not follow later changes. When nodes are added or removed, get
 other endpoints, or a location gets another gateway, print it again with meshd client
@@ -68,7 +69,7 @@ show, or use meshd connect.`,
 	flags.BoolVar(&o.qr, "qr", false, "print a QR code, for the WireGuard app of a phone")
 	flags.StringVar(&o.file, "out", "", "write the configuration to a new `file`, mode 0600, instead of standard output")
 	flags.StringSliceVar(&o.request.Access, "access", []string{"pods", "services", "nodes"}, "`list` of what the client may reach")
-	flags.StringVar(&o.request.ServiceGateway, "service-gateway", "", "the `node` through which the client reaches Services (default the best)")
+	flags.StringVar(&o.request.ServiceGateway, "service-gateway", "", "the `node` through which the client reaches Services, and the internet if it has node.exit (default the best)")
 	out.register(cmd)
 	return cmd
 }
@@ -138,6 +139,10 @@ func addClient(ctx context.Context, daemon *control.Client, o addOptions, show f
 // warnUnserved warns of networks in a client's access list that no node routes to.
 func warnUnserved(w io.Writer, c control.ClientConfig) {
 	for _, a := range c.Unserved {
+		if strings.HasSuffix(a, "internet") {
+			fmt.Fprintf(w, "warning: %s may reach %s, but no node offers it now; set node.exit: true on a node with an endpoint\n", c.Name, a)
+			continue
+		}
 		fmt.Fprintf(w, "warning: %s may reach %s, but no node routes to that; add it to node.allowed-location-ips of a node that can reach it\n", c.Name, a)
 	}
 }
@@ -284,6 +289,9 @@ func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 		services := ""
 		if p.ServiceGateway {
 			services = ", and Services"
+		}
+		if p.IsExit() {
+			services += ", and the internet"
 		}
 		fmt.Fprintf(&b, "\n# %s%s\n[Peer]\n# meshd-node = %v, %v\nPublicKey = %s\n", p.Name, services, p.ID, p.Overlay, p.PublicKey)
 		if c.PresharedKey {

@@ -15,7 +15,7 @@ import (
 )
 
 // clients returns a shell script that adds all peers. They may reach what they reached before: the
-// cluster, and the given networks behind nodes.
+// cluster, and the given networks behind nodes, or the internet.
 func (c *conversion) clients(networks []string) string {
 	if len(c.peers) == 0 {
 		return ""

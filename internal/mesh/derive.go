@@ -63,6 +63,7 @@ func Derive(in Input) Topology {
 	}
 	t.ServedNetworks = d.servedNetworks()
 	d.routeToClients(&t)
+	t.Internet = d.internet(t)
 	t.leaveOut(in.Nearby.kept(in.Cluster))
 	d.reportRanges()
 	d.reportWithheld()

@@ -41,6 +41,11 @@ func (b builder) access() (sets []Set, chain []Chain) {
 			name := fmt.Sprintf("access%d", i)
 			sets = append(sets, f.set(name+"from", f.merged(addressesOf(group))))
 			for _, a := range group[0].Allowed {
+				if a.Internet && b.has("internet", f) {
+					// What is sent to this host itself counts as sent to a node.
+					rules = append(rules, rule("%s%sfrom%s %s daddr @internet%s fib daddr type != { local, broadcast, anycast, multicast }%s accept",
+						from, name, f.suffix, f.keyword, f.suffix, matchService(a)))
+				}
 				to := f.merged(a.Destinations)
 				if len(to) == 0 {
 					continue

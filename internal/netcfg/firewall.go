@@ -38,6 +38,7 @@ func families() [2]family {
 //	plain         the neighbors to which packets go without encapsulation
 //	clientranges  the address ranges of the clients of all nodes
 //	guests        the address ranges of pods and clients
+//	internet      what clients may reach of the internet through this node
 //	hosts         the addresses of nodes, inside and outside of the mesh
 //
 // There is one of each per family. An empty set is not created, nor are the rules that
@@ -51,6 +52,7 @@ func sets(t mesh.Topology, members []netip.Prefix) map[string][]netip.Prefix {
 		sets["members"+f.suffix] = f.merged(members)
 		sets["plain"+f.suffix] = f.merged(plainNextHops(t))
 		sets["clientranges"+f.suffix] = f.merged(t.ClientRanges)
+		sets["internet"+f.suffix] = f.merged(t.Internet)
 		sets["guests"+f.suffix] = f.merged(t.PodsAndClients)
 		sets["hosts"+f.suffix] = f.merged(t.Hosts)
 	}
@@ -63,7 +65,7 @@ func (b builder) has(set string, f family) bool { return len(b.sets[set+f.suffix
 // firewall builds our table.
 func (b builder) firewall() Firewall {
 	var fw Firewall
-	for _, name := range []string{"clientranges", "guarded", "guests", "hosts", "inside", "location", "members", "plain"} {
+	for _, name := range []string{"clientranges", "guarded", "guests", "hosts", "inside", "internet", "location", "members", "plain"} {
 		for _, f := range families() {
 			if elements := b.sets[name+f.suffix]; len(elements) > 0 {
 				fw.Sets = append(fw.Sets, Set{Name: name + f.suffix, Type: f.setType, Elements: elements})
@@ -86,6 +88,7 @@ func (b builder) firewall() Firewall {
 			nat = append(nat, b.snat(f)...)
 			nat = append(nat, b.snatClients(f)...)
 			nat = append(nat, b.masqueradePods(f)...)
+			nat = append(nat, b.masqueradeClients(f)...)
 		}
 		if b.has("location", f) && b.has("guarded", f) {
 			nat = append(nat, b.masqueradeLocation(f)...)
@@ -213,6 +216,15 @@ func (b builder) masqueradePods(f family) []Rule {
 			oifnameNotIn("lo", b.Bridge), f.keyword, f.suffix, pods))...)
 	}
 	return out
+}
+
+// masqueradeClients masquerades packets from clients to the internet.
+func (b builder) masqueradeClients(f family) []Rule {
+	if !b.has("internet", f) || !b.has("clientranges", f) {
+		return nil
+	}
+	return b.masqueradeRules(fmt.Sprintf("%[1]s %[2]s saddr @clientranges%[3]s %[2]s daddr @internet%[3]s",
+		oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix))
 }
 
 // masqueradeRules replace the source of matching packets by the address of the outgoing
