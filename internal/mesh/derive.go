@@ -72,6 +72,7 @@ func Derive(in Input) Topology {
 	d.reportKeys()
 	d.reportOneWay()
 	d.reportUnreachableByClients()
+	d.reportExit()
 	slices.SortFunc(d.problems, Problem.Compare)
 	t.Problems = slices.Compact(d.problems)
 	return t

@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -65,6 +66,15 @@ func (d *deriver) internet(t Topology) []netip.Prefix {
 		out = append(out, exclude(p, slices.DeleteFunc(slices.Clone(own), func(o netip.Prefix) bool { return !o.Overlaps(p) }))...)
 	}
 	return out
+}
+
+// reportExit notes that this node is to be an exit and clients have no tunnel to it, as while it is
+// not its location's gateway.
+func (d *deriver) reportExit() {
+	if d.self.Exit != (ExitFamilies{}) && !d.self.isHome() {
+		d.report(ProblemNote, d.self.Name, fmt.Sprintf("clients don't get the internet through %s, which has node.exit: they have no tunnel to it", d.self.Name),
+			"have others reach it (node.endpoint); in mode location also have it be its location's gateway (node.gateway: prefer), or give it no location")
+	}
 }
 
 // globalNetworks returns the networks whose addresses mean the same host everywhere, sorted.

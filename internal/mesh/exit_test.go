@@ -125,7 +125,16 @@ func TestInternet(t *testing.T) {
 	if top := mesh.Derive(in); len(top.Internet) > 0 {
 		t.Errorf("an exit whose clients may not: got %v", top.Internet)
 	}
+	isNoted := func(p mesh.Problem) bool {
+		return p.Kind == mesh.ProblemNote && strings.Contains(p.Text, "through n0, which has node.exit")
+	}
+	if top := mesh.Derive(in); slices.ContainsFunc(top.Problems, isNoted) {
+		t.Errorf("an exit: got problems %v", top.Problems)
+	}
 	in.Records[0].NAT, in.Records[0].Endpoints = true, nil
+	if top := mesh.Derive(in); !slices.ContainsFunc(top.Problems, isNoted) {
+		t.Errorf("a node that strangers don't reach: got problems %v", top.Problems)
+	}
 	if exits := mesh.Exits(in); len(exits) > 0 {
 		t.Errorf("a node that strangers don't reach is an exit: %v", exits)
 	}

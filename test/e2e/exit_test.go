@@ -4,11 +4,14 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
@@ -138,6 +141,20 @@ func (w *internet) lost(when string) {
 	}
 }
 
+// unreachable waits until the laptop is told at once that the web server's IPv6 is not reached.
+func (w *internet) unreachable() {
+	w.t.Helper()
+	w.eventually(settleLimit, func() error {
+		ctx, cancel := context.WithTimeout(w.ctx, 2*time.Second)
+		defer cancel()
+		got, err := lab.SourceSeen(ctx, w.laptop.Do, netip.AddrPortFrom(w.web.Public6(), port))
+		if !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EHOSTUNREACH) {
+			return fmt.Errorf("got %v, %w, want unreachable", got, err)
+		}
+		return nil
+	})
+}
+
 // near checks that the laptop reaches its own network.
 func (w *internet) near(when string) {
 	w.t.Helper()
@@ -170,10 +187,18 @@ func TestExit(t *testing.T) {
 	if out, err := w.cloud.Run(w.ctx, binary, "client", "add", "laptop", "--access", "internet"); err == nil || !strings.Contains(err.Error(), "node.exit: true") {
 		t.Errorf("no node offers the internet, and a client gets it: %s, %v", out, err)
 	}
-	w.offer(w.lone, w.cloud)
+	// WireGuard's packets come by another link than the route to their source.
+	w.run(w.laptop, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1")
 	echo, err := lab.ListenEcho(w.web.Do, port)
 	w.must(err)
 	defer echo.Close()
+	w.offer(w.cloud)
+	early := w.village.laptop(w.cloud, w.laptop, "early", "--access", "internet")
+	w.watch()
+	w.unreachable()
+	w.tight("no exit has IPv6")
+	w.must(early.Down(w.ctx))
+	w.offer(w.lone)
 	w.watch()
 	w.seen(w.laptop.Public(), w.laptop.Public6()) // before there is a tunnel
 	if !w.leaked() {
