@@ -46,10 +46,11 @@ from the names of all other clients and nodes, ignoring case. The private key is
 generated here, printed once and not stored; with --public-key it stays on the
 client, and the configuration has a placeholder.
 
---access limits what the client may reach: pods, services, nodes, an address or a
-network, each with tcp/PORT@ or udp/PORT@ before it to allow that port only. The node
-where the client's tunnel ends enforces it. A network that no node routes to causes a
-warning.
+--access limits what the client may reach: pods, services, nodes, internet, an address
+or a network, each with tcp/PORT@ or udp/PORT@ before it to allow that port only. The
+node where the client's tunnel ends enforces it. A network that no node routes to causes
+a warning. With internet, all that the client's own routes don't lead elsewhere goes to a
+node with node.exit, in both families.
 
 --networks makes the client a router with networks behind it: all nodes and pods reach
 these through it, and what is there may reach what --access names. Several clients may
@@ -76,7 +77,7 @@ show, or use meshd connect.`,
 	flags.StringSliceVar(&o.request.Networks, "networks", nil, "`list` of networks behind the client, which is a router then")
 	flags.StringSliceVar(&o.request.Offers, "offers", nil, "`list` of what nodes and pods may reach in these networks (default everything)")
 	flags.StringVar(&o.request.Endpoint, "endpoint", "", "`host:port` at which the client waits for nodes, for a router with a public address")
-	flags.StringVar(&o.request.ServiceGateway, "service-gateway", "", "the `node` through which the client reaches Services (default the best)")
+	flags.StringVar(&o.request.ServiceGateway, "service-gateway", "", "the `node` through which the client reaches Services, and the internet if it has node.exit (default the best)")
 	out.register(cmd)
 	return cmd
 }
@@ -146,6 +147,10 @@ func addClient(ctx context.Context, daemon *control.Client, o addOptions, show f
 // warnUnserved warns of networks in a client's access list that no node routes to.
 func warnUnserved(w io.Writer, c control.ClientConfig) {
 	for _, a := range c.Unserved {
+		if strings.HasSuffix(a, "internet") {
+			fmt.Fprintf(w, "warning: %s may reach %s, but no node offers it now; set node.exit: true on a node with an endpoint\n", c.Name, a)
+			continue
+		}
 		fmt.Fprintf(w, "warning: %s may reach %s, but no node routes to that; add it to node.allowed-location-ips of a node that can reach it\n", c.Name, a)
 	}
 }
@@ -298,6 +303,9 @@ func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 		services := ""
 		if p.ServiceGateway {
 			services = ", and Services"
+		}
+		if p.IsExit() {
+			services += ", and the internet"
 		}
 		fmt.Fprintf(&b, "\n# %s%s\n[Peer]\n# meshd-node = %v, %v\nPublicKey = %s\n", p.Name, services, p.ID, p.Overlay, p.PublicKey)
 		if c.PresharedKey {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,8 +38,13 @@ func TestWGQuick(t *testing.T) {
 	restricted.PresharedKey, restricted.Resolver, restricted.Search = false, "", nil
 	router := restricted
 	router.Networks, router.ListenPort, router.Keepalive = prefixes("192.168.50.0/24"), 51820, 5
+	internet := full
+	internet.Ranges = append(prefixes("0.0.0.0/0", "::/0"), full.Ranges...)
+	internet.Peers = slices.Clone(full.Peers)
+	internet.Peers[0].AllowedIPs = append(prefixes("0.0.0.0/0", "::/0"), full.Peers[0].AllowedIPs...)
 	for name, got := range map[string]string{
 		"router":      wgQuick(router, "gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", ""),
+		"internet":    wgQuick(internet, "gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", "FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE="),
 		"full":        wgQuick(full, "gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", "FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE="),
 		"placeholder": wgQuick(full, "", ""),
 		"restricted":  wgQuick(restricted, "gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=", ""),
@@ -84,9 +90,11 @@ func TestHostileEmptyAccess(t *testing.T) {
 
 func TestWarnUnserved(t *testing.T) {
 	var b strings.Builder
-	warnUnserved(&b, control.ClientConfig{Name: "kiosk", Unserved: []string{"192.168.20.0/24"}})
-	if got := b.String(); !strings.HasPrefix(got, "warning: kiosk may reach 192.168.20.0/24, but no node routes to that; add it to node.allowed-location-ips") {
-		t.Errorf("got %q", got)
+	warnUnserved(&b, control.ClientConfig{Name: "kiosk", Unserved: []string{"192.168.20.0/24", "tcp/443@internet"}})
+	network, internet, _ := strings.Cut(b.String(), "\n")
+	if !strings.HasPrefix(network, "warning: kiosk may reach 192.168.20.0/24, but no node routes to that; add it to node.allowed-location-ips") ||
+		!strings.HasPrefix(internet, "warning: kiosk may reach tcp/443@internet, but no node offers it now; set node.exit: true") {
+		t.Errorf("got %q", b.String())
 	}
 }
 

@@ -32,7 +32,10 @@ up. It can't run on a host that is a node.
 
 It accepts only answers that are signed by a node whose fingerprint is in the file or
 in an earlier answer. It never routes a network into the tunnels that the file does
-not name, or that this host is attached to.`,
+not name, or that this host is attached to.
+
+With --access internet nothing but the tunnels' own packets leaves this host for the
+internet beside them. That stays so if meshd connect dies: then run it again, and end it.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// The routes and rules of a node have the same route protocol and table name.

@@ -63,6 +63,7 @@ type Node struct {
 	Endpoint   HostPort     // zero: found automatically
 	InternalIP netip.Prefix // the address with the length of its network; invalid: found automatically; or mesh.NoInternalIP
 	Gateway    mesh.GatewayPreference
+	Exit       bool   // clients may reach the internet through this node
 	Encryption string // EncryptionAuto | EncryptionRequired
 	Relay      mesh.RelayPreference
 	// PortMapping says whether the router is asked for mappings: PortMappingAuto | PortMappingOff.

@@ -81,6 +81,7 @@ var keys = []key{
 	one("node.internal-ip", func(c *Config) *netip.Prefix { return &c.Node.InternalIP }, internalIP),
 	one("node.gateway", func(c *Config) *mesh.GatewayPreference { return &c.Node.Gateway },
 		choice(mesh.GatewayAuto, mesh.GatewayPrefer, mesh.GatewayNever)),
+	one("node.exit", func(c *Config) *bool { return &c.Node.Exit }, boolean),
 	one("node.encryption", func(c *Config) *string { return &c.Node.Encryption }, choice(EncryptionAuto, EncryptionRequired)),
 	one("node.relay", func(c *Config) *mesh.RelayPreference { return &c.Node.Relay },
 		choice(mesh.RelayAuto, mesh.RelayPrefer, mesh.RelayNever)),

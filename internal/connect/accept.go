@@ -30,8 +30,8 @@ const (
 	maxPeers    = 2048
 	maxPrefixes = 1 << 14
 	maxSearch   = 6 // domains, as in resolv.conf(5)
-	// minBits is the shortest prefix length accepted. It excludes default routes and halves
-	// of them.
+	// minBits is the shortest prefix length accepted, but for default routes that are granted
+	// as such. It excludes halves of them.
 	minBits = 8
 	// At least what every IPv4 host must accept (RFC 791), at most jumbo frames.
 	minMTU, maxMTU = 576, 9216
@@ -130,10 +130,14 @@ func acceptPeers(answer []control.ClientPeer, granted []netip.Prefix, own string
 	return peers, rejected
 }
 
-// within reports whether a prefix is valid and lies in one of the granted ones.
+// within reports whether a prefix is valid and lies in one of the granted ones. A granted default
+// route is for one node, the exit: it does not have others take parts of it.
 func within(p netip.Prefix, granted []netip.Prefix) bool {
+	if mesh.IsDefaultRoute(p) {
+		return p == p.Masked() && slices.Contains(granted, p)
+	}
 	return p.IsValid() && p == p.Masked() && !p.Addr().Is4In6() && p.Bits() >= minBits &&
-		slices.ContainsFunc(granted, func(g netip.Prefix) bool { return mesh.ContainsPrefix(g, p) })
+		slices.ContainsFunc(granted, func(g netip.Prefix) bool { return !mesh.IsDefaultRoute(g) && mesh.ContainsPrefix(g, p) })
 }
 
 // checkPeer returns an error if no tunnel to a peer can be set up.
@@ -144,7 +148,7 @@ func checkPeer(p control.ClientPeer) error {
 	if _, err := wgtypes.ParseKey(p.PublicKey); err != nil {
 		return fmt.Errorf("public key: %w", err)
 	}
-	if !slices.ContainsFunc(p.AllowedIPs, func(a netip.Prefix) bool { return a.Contains(p.Overlay) }) {
+	if !routedTo([]control.ClientPeer{p}, p.Overlay) {
 		return fmt.Errorf("its overlay address %v is not among its allowed IPs", p.Overlay)
 	}
 	host, port, err := net.SplitHostPort(p.Endpoint)
@@ -177,6 +181,9 @@ func withoutAttached(peers []control.ClientPeer, host netcfg.Facts) (kept []cont
 	}
 	for _, p := range peers {
 		p.AllowedIPs = slices.DeleteFunc(slices.Clone(p.AllowedIPs), func(a netip.Prefix) bool {
+			if mesh.IsDefaultRoute(a) {
+				return false // the host's other routes go before it
+			}
 			i := slices.IndexFunc(host.Nearby.Attached, func(n mesh.AttachedNetwork) bool {
 				if n.Routed {
 					return n.Prefix == a

@@ -13,6 +13,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
 
@@ -56,10 +57,11 @@ func (c *client) apply(ctx context.Context) error {
 	return c.setResolver(ctx, c.config)
 }
 
-// routedTo reports whether an address is in the allowed IPs of one of the peers.
+// routedTo reports whether an address is in the allowed IPs of one of the peers, other than a
+// default route.
 func routedTo(peers []control.ClientPeer, a netip.Addr) bool {
 	return slices.ContainsFunc(peers, func(p control.ClientPeer) bool {
-		return slices.ContainsFunc(p.AllowedIPs, func(n netip.Prefix) bool { return n.Contains(a) })
+		return slices.ContainsFunc(p.AllowedIPs, func(n netip.Prefix) bool { return !mesh.IsDefaultRoute(n) && n.Contains(a) })
 	})
 }
 

@@ -28,13 +28,13 @@ func newHTTP() http.Client {
 	}
 }
 
-// fetchConfig asks the service gateway for the configuration, and other nodes when the
-// gateway is silent.
+// fetchConfig asks the service gateway and the exits for the configuration, and other nodes when
+// the gateway is silent.
 func (c *client) fetchConfig(ctx context.Context) (config control.ClientConfig, err error) {
 	gateway := serviceGateway(c.config)
 	others := func(silent bool) (ps []control.ClientPeer) {
 		for _, p := range c.config.Peers {
-			if c.silent(p) == silent && p.PublicKey != gateway.PublicKey {
+			if c.silent(p) == silent && p.PublicKey != gateway.PublicKey && !p.IsExit() {
 				ps = append(ps, p)
 			}
 		}
@@ -45,7 +45,13 @@ func (c *client) fetchConfig(ctx context.Context) (config control.ClientConfig, 
 		c.silentAskedAt = c.Now()
 		_, _ = c.ask(ctx, others(true)) // only to update c.missed
 	}
-	if config, err = c.ask(ctx, []control.ClientPeer{gateway}); err == nil || !c.silent(gateway) {
+	first := []control.ClientPeer{gateway}
+	for _, p := range c.config.Peers {
+		if p.IsExit() && p.PublicKey != gateway.PublicKey {
+			first = append(first, p)
+		}
+	}
+	if config, err = c.ask(ctx, first); err == nil || !c.silent(gateway) {
 		return config, err
 	}
 	if c.allSilent() {

@@ -126,7 +126,7 @@ func newClient(o Options, k kernel, port int) *client {
 	return &client{
 		Options: o, kernel: k, http: newHTTP(), config: o.File.Config,
 		resolvconf: func(ctx context.Context, text string) error { return resolvconf(ctx, o.Interface, text) },
-		tunnel:     netcfg.Tunnel{Interface: o.Interface, PrivateKey: o.File.PrivateKey, ListenPort: port},
+		tunnel:     netcfg.Tunnel{Interface: o.Interface, PrivateKey: o.File.PrivateKey, ListenPort: port, Internet: o.File.grantsInternet()},
 		missed:     make(map[string]int), resolved: make(map[string]resolved),
 	}
 }

@@ -112,11 +112,13 @@ func TestParseFileErrors(t *testing.T) {
 		{"10.42.0.0/24", "10.42.0.0", "line 16"},
 		{"Endpoint = aws.example.com:51820\n", "", "peer 1: endpoint"},
 		{"10.42.0.0/24", "0.0.0.0/1", "line 16: 0.0.0.0/1 is broader than a /8"},
-		{"10.43.0.0/16, fd04::/65", "::/0", "line 4: ::/0 is broader than a /8"},
+		{"10.43.0.0/16, fd04::/65", "10.0.0.0/0", "line 4: 10.0.0.0/0 is broader than a /8"},
 		{"# meshd-cluster = default\n", "", "meshd client show"},
 		{"# meshd-ranges = 10.4.0.0/17, 10.42.0.0/16, 10.43.0.0/16, fd04::/65\n", "", "meshd client show"},
 		{"# meshd-node = 60300000000000000000000000000000, 10.4.0.2\n", "", "peer 2: the file lacks some of meshd's comments"},
 		{"60300000000000000000000000000000", "6030", "want 32 hexadecimal digits"},
+		{"10.42.0.0/24, ", "0.0.0.0/0", "line 16"},
+		{"10.4.0.1/32, ", "0.0.0.0/0, ", "10.4.0.1 is not among its allowed IPs"},
 		{"10.4.0.1\n", "10.9.0.1\n", "10.9.0.1 is not among its allowed IPs"},
 	} {
 		if _, err := ParseFile(strings.Replace(good, tt.old, tt.new, 1)); err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -45,6 +45,7 @@ type testClient struct {
 	resolvConfs []string              // the texts passed to resolvconf
 	silentNodes map[netip.Addr]bool   // by overlay address
 	removed     bool                  // the nodes refuse the client
+	exits       bool                  // the default routes move away from a silent node 0
 	normal      control.ClientConfig  // the answer while all nodes answer
 }
 
@@ -122,6 +123,9 @@ func (c *testClient) configure(a Requester) (control.ClientConfig, bool) {
 	answer := c.normal
 	answer.Peers = slices.Clone(answer.Peers)
 	switch {
+	case c.exits && slices.Contains(a.Silent, answer.Peers[0].PublicKey):
+		answer.Peers[0].AllowedIPs = slices.DeleteFunc(slices.Clone(answer.Peers[0].AllowedIPs), mesh.IsDefaultRoute)
+		answer.Peers[1].AllowedIPs = append([]netip.Prefix{all4, all6}, answer.Peers[1].AllowedIPs...)
 	case c.silentNodes[answer.Peers[0].Overlay] && c.silentNodes[answer.Peers[1].Overlay]:
 		answer.Peers, answer.Standbys = slices.Clone(answer.Standbys), nil
 		answer.Peers[0].ServiceGateway = true

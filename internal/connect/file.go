@@ -33,6 +33,9 @@ func (f File) granted() []netip.Prefix {
 	return granted
 }
 
+// grantsInternet reports whether the client reaches the internet through its tunnels.
+func (f File) grantsInternet() bool { return slices.ContainsFunc(f.granted(), mesh.IsDefaultRoute) }
+
 // Format implements fmt.Formatter, so that the private key is never printed.
 func (f File) Format(s fmt.State, _ rune) { fmt.Fprintf(s, "configuration of %v", f.Config.Overlay) }
 
@@ -171,8 +174,8 @@ func parsePrefixes(value string) ([]netip.Prefix, error) {
 		if err != nil {
 			return nil, err
 		}
-		if p.Bits() < minBits {
-			return nil, fmt.Errorf("%v is broader than a /%d, and meshd connect sets no default route", p, minBits)
+		if p.Bits() < minBits && (!mesh.IsDefaultRoute(p) || p != p.Masked()) {
+			return nil, fmt.Errorf("%v is broader than a /%d; a client with --access internet has 0.0.0.0/0 and ::/0", p, minBits)
 		}
 		out = append(out, p)
 	}

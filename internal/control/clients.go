@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -60,6 +61,9 @@ type ClientPeer struct {
 	AllowedIPs     []netip.Prefix `json:"allowedIPs"`
 	ServiceGateway bool           `json:"serviceGateway"` // Services go through it
 }
+
+// IsExit reports whether the client reaches the internet through the node, in one family at least.
+func (p ClientPeer) IsExit() bool { return slices.ContainsFunc(p.AllowedIPs, mesh.IsDefaultRoute) }
 
 // ClientStatus is a client as this node sees it.
 type ClientStatus struct {

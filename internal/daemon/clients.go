@@ -87,6 +87,10 @@ func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Clie
 	if err := errors.Join(mesh.CheckAccess(c.Access), checkUnique(in, c), addNetworks(in, &c, r)); err != nil {
 		return c, err
 	}
+	toInternet := func(a mesh.Access) bool { return a.Target == mesh.AccessInternet }
+	if slices.ContainsFunc(c.Access, toInternet) && len(mesh.Exits(in)) == 0 {
+		return c, errors.New("no node that clients have tunnels to offers the internet; set node.exit: true on a node with an endpoint, and run: systemctl reload meshd")
+	}
 	return c, assign(in, &c, r.ServiceGateway)
 }
 

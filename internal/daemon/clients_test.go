@@ -63,7 +63,14 @@ func TestHostileNewClient(t *testing.T) {
 		{"no access list", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = nil }, "the access list is empty"},
 		{"empty access list", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{} }, "the access list is empty"},
 		{"empty access", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{""} }, "want pods, services, nodes"},
-		{"default route", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{"0.0.0.0/0"} }, "broader than a /8"},
+		{"default route", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{"0.0.0.0/0"} }, "write internet"},
+		{"internet", func(_ *mesh.Input, r *control.ClientRequest) { r.Access = []string{"internet"} }, "set node.exit: true on a node with an endpoint"},
+		{"internet through an exit that has no endpoint", func(in *mesh.Input, r *control.ClientRequest) {
+			in.Records[1].Exit, r.Access = mesh.ExitFamilies{IPv4: true}, []string{"internet"}
+		}, "set node.exit: true on a node with an endpoint"},
+		{"internet through an exit", func(in *mesh.Input, r *control.ClientRequest) {
+			in.Records[0].Exit, r.Access = mesh.ExitFamilies{IPv4: true}, []string{"pods", "tcp/443@internet"}
+		}, ""},
 		{"key of a client", func(_ *mesh.Input, r *control.ClientRequest) { r.PublicKey = key(3) }, "client taken has this public key"},
 		{"key of a node", func(_ *mesh.Input, r *control.ClientRequest) { r.PublicKey = key(2) }, "node hidden has this public key"},
 		{"exhausted", func(in *mesh.Input, _ *control.ClientRequest) {

@@ -24,6 +24,7 @@ func nodeConfig(c config.Config) node.Config {
 		Cluster:            c.Cluster,
 		Slot:               c.StaticSlot(),
 		Gateway:            c.Node.Gateway,
+		Exit:               c.Node.Exit,
 		Relay:              c.Node.Relay,
 		PortMapping:        c.Node.PortMapping == config.PortMappingAuto,
 		Encrypted:          c.Encrypted(),

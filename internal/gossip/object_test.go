@@ -77,12 +77,14 @@ func TestObjectGolden(t *testing.T) {
 	overTLS.StreamPort = 443
 	server := fullRecord()
 	server.Etcd = mesh.EtcdWAN
+	exit := fullRecord()
+	exit.Exit = mesh.ExitFamilies{IPv6: true}
 	draining := verdict{testVerdict(0, 0, mesh.HealthDraining, 7), 8, 9}
 	draining.Record = 10
 	made := [][]byte{
 		signRecord(t, 0, fullRecord()), signTombstone(t, 0, mesh.ID{1, 2, 3}, 9),
 		signRecord(t, 0, inOffice), signVerdict(t, 0, verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}), signVerdict(t, 0, draining),
-		signRecord(t, 0, overTLS), signRecord(t, 0, server),
+		signRecord(t, 0, overTLS), signRecord(t, 0, server), signRecord(t, 0, exit),
 	}
 	for i, raw := range made {
 		if got := hex.EncodeToString(raw); i >= len(lines) || got != lines[i] {

@@ -53,6 +53,8 @@ type wireRecord struct {
 	More        uint16         `cbor:"26,keyasint,omitempty"` // withheld besides these
 	StreamPort  uint16         `cbor:"27,keyasint,omitempty"`
 	Etcd        string         `cbor:"28,keyasint,omitempty"`
+	Exit4       bool           `cbor:"29,keyasint,omitempty"`
+	Exit6       bool           `cbor:"30,keyasint,omitempty"`
 }
 
 type wireEndpoint struct {
@@ -83,7 +85,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 		Settings: r.Settings, Location: r.Location, Gateway: string(r.Gateway),
 		Seat: int64(r.Term.Seat), TermSince: r.Term.Since, Replaced: r.Replaced, Encrypted: r.Encrypted,
 		MTU: int64(r.MTU), NAT: r.NAT, ListenPort: r.ListenPort,
-		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr, StreamPort: r.StreamPort, Etcd: string(r.Etcd),
+		GossipPort: r.GossipPort, GossipAddr: r.GossipAddr, StreamPort: r.StreamPort, Etcd: string(r.Etcd), Exit4: r.Exit.IPv4, Exit6: r.Exit.IPv6,
 		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs, Withheld: r.Withheld, More: uint16(min(r.WithheldMore, math.MaxUint16)),
 	}
 	for _, e := range r.Endpoints {
@@ -108,7 +110,7 @@ func decodeRecord(payload []byte) (body, error) {
 		Identity: w.Identity, Sequence: w.Sequence, Instance: w.Instance,
 		Name: w.Name, Key: wgtypes.Key(w.Key), Settings: w.Settings, Location: w.Location,
 		Gateway: mesh.GatewayPreference(w.Gateway), Encrypted: w.Encrypted, NAT: w.NAT, ListenPort: w.ListenPort,
-		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr, StreamPort: w.StreamPort, Etcd: mesh.EtcdTimings(w.Etcd),
+		GossipPort: w.GossipPort, GossipAddr: w.GossipAddr, StreamPort: w.StreamPort, Etcd: mesh.EtcdTimings(w.Etcd), Exit: mesh.ExitFamilies{IPv4: w.Exit4, IPv6: w.Exit6},
 		InternalIPs: w.InternalIPs, AllowedLocationIPs: w.Allowed, Withheld: w.Withheld, WithheldMore: int(w.More),
 	}
 	if w.Slot < mesh.None || w.Slot >= mesh.MaxSlots || w.MTU < 0 || w.MTU > math.MaxUint16 || w.Seat < 0 || w.Seat >= maxSeats {

@@ -32,7 +32,7 @@ func (c *conversion) networksBehind(p peer) []string {
 }
 
 // clients returns a shell script that adds all peers. They may reach what they reached before: the
-// cluster, and the given networks behind nodes.
+// cluster, and the given networks behind nodes, or the internet.
 func (c *conversion) clients(networks []string) string {
 	if len(c.peers) == 0 {
 		return ""

@@ -16,6 +16,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // Result is how meshd is to be set up.
@@ -47,6 +48,7 @@ type nodePart struct {
 	Endpoint           string   `yaml:"endpoint,omitempty"`
 	InternalIP         string   `yaml:"internal-ip,omitempty"`
 	Gateway            string   `yaml:"gateway,omitempty"`
+	Exit               bool     `yaml:"exit,omitempty"`
 	Keepalive          string   `yaml:"keepalive,omitempty"`
 	PodCIDR            []string `yaml:"pod-cidr,flow,omitempty"`
 	AllowedLocationIPs []string `yaml:"allowed-location-ips,flow,omitempty"`
@@ -114,6 +116,9 @@ func (s *Setup) Convert(pods []string) (Result, error) {
 		}
 		f := c.file(n)
 		networks = append(networks, f.Node.AllowedLocationIPs...)
+		if f.Node.Exit {
+			networks = append(networks, string(mesh.AccessInternet))
+		}
 		content, err := f.write()
 		if err == nil {
 			_, err = config.Parse(n.Metadata.Name, content)
@@ -201,7 +206,7 @@ func (c *conversion) file(n node) file {
 	}
 
 	f.Node.PodCIDR = podCIDRs(n)
-	f.Node.AllowedLocationIPs = c.networks(n)
+	c.setNetworks(&f.Node, n)
 	return f
 }
 
@@ -243,9 +248,8 @@ func podCIDRs(n node) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(p string) bool { return strings.Contains(p, ":") })
 }
 
-// networks returns the networks behind a node.
-func (c *conversion) networks(n node) []string {
-	var all []string
+// setNetworks sets the networks behind a node. All addresses of a family are the internet.
+func (c *conversion) setNetworks(f *nodePart, n node) {
 	for _, text := range strings.Split(n.Metadata.Annotations[allowedLocationIPs], ",") {
 		if text == "" {
 			continue
@@ -255,9 +259,13 @@ func (c *conversion) networks(n node) []string {
 			c.note(n.Metadata.Name, "%s has %q, which Kilo ignores, and so does its file: %v", allowedLocationIPs, text, err)
 			continue
 		}
-		all = append(all, p.Masked().String())
+		if mesh.IsDefaultRoute(p) {
+			f.Exit = true
+			c.note(n.Metadata.Name, "%s has %s: clients reach the internet through it, but nodes and pods keep their own way", allowedLocationIPs, text)
+			continue
+		}
+		f.AllowedLocationIPs = append(f.AllowedLocationIPs, p.Masked().String())
 	}
-	return all
 }
 
 // findHosts finds out where nodes are met: first those that a person has named, then the public ones.

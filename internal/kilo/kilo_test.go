@@ -94,6 +94,27 @@ func TestPods(t *testing.T) {
 	}
 }
 
+// A node with all addresses behind it is an exit, and clients get the internet.
+func TestExit(t *testing.T) {
+	const setup = `{"kind": "Node", "metadata": {"name": "a", "annotations": {"kilo.squat.ai/allowed-location-ips": "192.168.7.0/24,0.0.0.0/0"}}}
+		{"apiVersion": "kilo.squat.ai/v1alpha1", "kind": "Peer", "metadata": {"name": "laptop"}, "spec": {"publicKey": "kdIC9UK1+fCNYgyZJ4YzXCGBEH1FqX2lFr3/Q2NAoho="}}`
+	var s Setup
+	if err := s.Add([]byte(setup)); err != nil {
+		t.Fatal(err)
+	}
+	result, err := s.Convert(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Parse("a", result.Files[0].Content)
+	if err != nil || !c.Node.Exit || len(c.Node.AllowedLocationIPs) != 1 {
+		t.Errorf("got %s, %v", result.Files[0].Content, err)
+	}
+	if want := "--access pods,services,nodes,192.168.7.0/24,internet "; !strings.Contains(result.Clients, want) || len(result.Notes) != 1 {
+		t.Errorf("got %s, notes %q, want %q and a note", result.Clients, result.Notes, want)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	for _, tt := range []struct{ name, data, want string }{
 		{"nothing", ``, "no nodes"},

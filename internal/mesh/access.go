@@ -19,18 +19,19 @@ type Access struct {
 	Prefix   netip.Prefix
 }
 
-// AccessTarget names some of the cluster's ranges.
+// AccessTarget names some of the cluster's ranges, or the internet.
 type AccessTarget string
 
 // The targets.
 const (
 	AccessPods     AccessTarget = "pods"
 	AccessServices AccessTarget = "services"
-	AccessNodes    AccessTarget = "nodes" // overlay addresses, internal IPs, and the nodes' own addresses in the pod ranges
+	AccessNodes    AccessTarget = "nodes"    // overlay addresses, internal IPs, and the nodes' own addresses in the pod ranges
+	AccessInternet AccessTarget = "internet" // through an exit, see [Topology.Internet]
 )
 
-// ParseAccess reads what String writes: a target (pods, services, nodes, an address or a
-// network), or PROTOCOL/PORT@TARGET.
+// ParseAccess reads what String writes: a target (pods, services, nodes, internet, an address
+// or a network), or PROTOCOL/PORT@TARGET.
 func ParseAccess(s string) (Access, error) {
 	var a Access
 	target := s
@@ -42,7 +43,8 @@ func ParseAccess(s string) (Access, error) {
 		}
 		a.Protocol, a.Port, target = protocol, uint16(n), to
 	}
-	if t := AccessTarget(target); t == AccessPods || t == AccessServices || t == AccessNodes {
+	switch t := AccessTarget(target); t {
+	case AccessPods, AccessServices, AccessNodes, AccessInternet:
 		a.Target = t
 		return a, nil
 	}
@@ -50,7 +52,7 @@ func ParseAccess(s string) (Access, error) {
 	if err != nil {
 		addr, addrErr := netip.ParseAddr(target)
 		if addrErr != nil || addr.Zone() != "" {
-			return Access{}, fmt.Errorf("parse access %q: want pods, services, nodes, an address or a network, as in 10.43.0.0/16", s)
+			return Access{}, fmt.Errorf("parse access %q: want pods, services, nodes, internet, an address or a network, as in 10.43.0.0/16", s)
 		}
 		p = single(addr)
 	}
@@ -61,9 +63,9 @@ func ParseAccess(s string) (Access, error) {
 	return a, nil
 }
 
-// minAccessBits is the shortest prefix that a client may reach: it never gets a default
-// route, not even split into two halves. 10.0.0.0/8 and fd00::/8 are the widest that are
-// useful.
+// minAccessBits is the shortest prefix that an entry may name: the target internet is what
+// leads to a default route, and not two halves of one. 10.0.0.0/8 and fd00::/8 are the widest
+// that are useful.
 const minAccessBits = 8
 
 // CheckAccess returns what is wrong with the access list of a new client. A client that
@@ -77,6 +79,8 @@ func CheckAccess(list []Access) error {
 			continue
 		}
 		switch addr := a.Prefix.Addr(); {
+		case a.Prefix.Bits() == 0:
+			return fmt.Errorf("access %v: write internet for all that is neither the cluster's nor private, in both families", a)
 		case a.Prefix.Bits() < minAccessBits:
 			return fmt.Errorf("access %v is broader than a /%d; name a smaller network", a, minAccessBits)
 		case addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || addr.IsUnspecified():
@@ -107,6 +111,8 @@ type Allowance struct {
 	// addresses in the pod ranges, see [Topology.PodRanges]. Destinations alone don't
 	// include these.
 	Bridges []netip.Prefix
+	// Internet means that the client may also reach the internet, see [Topology.Internet].
+	Internet bool
 }
 
 // allowances resolves an access list. Entries of one protocol and port become one.
@@ -133,6 +139,7 @@ func (l *layout) resolveAccess(list []Access) []Allowance {
 		}
 		out[i].Destinations = mergePrefixes(append(out[i].Destinations, l.destinations(a)...))
 		out[i].Bridges = mergePrefixes(append(out[i].Bridges, l.bridges(a)...))
+		out[i].Internet = out[i].Internet || a.Target == AccessInternet
 	}
 	slices.SortFunc(out, func(a, b Allowance) int {
 		return strings.Compare(fmt.Sprint(a.Protocol, a.Port), fmt.Sprint(b.Protocol, b.Port))
@@ -140,7 +147,7 @@ func (l *layout) resolveAccess(list []Access) []Allowance {
 	return out
 }
 
-// destinations returns the networks that an access allows.
+// destinations returns the networks that an access allows, without the internet.
 func (l *layout) destinations(a Access) []netip.Prefix {
 	switch a.Target {
 	case AccessPods:
@@ -149,6 +156,8 @@ func (l *layout) destinations(a Access) []netip.Prefix {
 		return l.Cluster.Services
 	case AccessNodes:
 		return l.nodes
+	case AccessInternet:
+		return nil
 	}
 	return []netip.Prefix{a.Prefix}
 }

@@ -492,7 +492,7 @@ func TestServiceGatewayMoves(t *testing.T) {
 }
 
 func TestParseAccess(t *testing.T) {
-	for _, s := range []string{"pods", "services", "nodes", "10.43.0.0/16", "tcp/443@services", "udp/53@10.43.0.10/32", "fd00::/64"} {
+	for _, s := range []string{"pods", "services", "nodes", "10.43.0.0/16", "tcp/443@services", "udp/53@10.43.0.10/32", "fd00::/64", "internet", "tcp/443@internet"} {
 		if a, err := mesh.ParseAccess(s); err != nil || a.String() != s {
 			t.Errorf("%s: got %v, %v", s, a, err)
 		}

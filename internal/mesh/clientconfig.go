@@ -57,7 +57,8 @@ type ClientPeer struct {
 // tunnels, with the prefixes that are reached through it and that the client may reach.
 // The nodes' own addresses are always included, because there the client asks for its
 // configuration. Services go through the node that the client names, if it is alive, else
-// through one of the live ones; a nil map means that all are alive.
+// through one of the live ones; a nil map means that all are alive. A client that may reach
+// the internet gets default routes of both families.
 func ClientConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 	l := newLayout(in)
 	l.nodes = l.nodePrefixes() // also for a client that does not count
@@ -72,7 +73,15 @@ func ClientConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 		// Its WireGuard drops what comes from other sources, and nodes and pods speak to what is behind it.
 		through = append(slices.Clone(allowed), Allowance{Destinations: mergePrefixes(slices.Concat(in.Cluster.nodeRanges(), in.Cluster.Pods))})
 	}
-	services := l.serviceGateway(c, alive)
+	defaults := make(map[*member][]netip.Prefix)
+	if mayReachInternet(allowed) {
+		for _, p := range defaultRoutes() {
+			if m := l.exit(c, alive, p); m != nil {
+				defaults[m] = append(defaults[m], p)
+			}
+		}
+	}
+	services := l.serviceGateway(c, alive, defaults)
 	reached := l.nodesByHome()
 	for _, h := range l.all {
 		if !h.isHome() {
@@ -83,7 +92,9 @@ func ClientConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 		if p.ServiceGateway {
 			p.AllowedIPs = append(p.AllowedIPs, reachablePrefixes(slices.Concat(in.Cluster.Services, l.networksBehindOthers(c.ID)), allowed)...)
 		}
-		p.AllowedIPs = mergePrefixes(p.AllowedIPs)
+		// Keep the other prefixes beside a default route: they lead into the tunnel also where
+		// the client has a route to a wider network.
+		p.AllowedIPs = merge(defaults[h], mergePrefixes(p.AllowedIPs))
 		out.Peers = append(out.Peers, p)
 		out.MTU = min(out.MTU, cmp.Or(h.MTU, clientMTU))
 	}
@@ -113,7 +124,12 @@ func (l *layout) accessRanges(list []Access, allowed []Allowance) []netip.Prefix
 			ps = append(ps, a.Prefix)
 		}
 	}
-	return mergePrefixes(ps)
+	ps = mergePrefixes(ps)
+	if mayReachInternet(allowed) {
+		defaults := defaultRoutes()
+		ps = merge(defaults[:], ps)
+	}
+	return ps
 }
 
 // unserved returns the entries of an access list of which no part is behind any of the
@@ -122,7 +138,11 @@ func (l *layout) unserved(list []Access, peers []ClientPeer) []Access {
 	var out []Access
 	for _, a := range list {
 		to := []Allowance{{Destinations: l.destinations(a)}}
-		if !slices.ContainsFunc(peers, func(p ClientPeer) bool { return len(reachablePrefixes(p.AllowedIPs, to)) > 0 }) {
+		serves := func(p ClientPeer) bool { return len(reachablePrefixes(p.AllowedIPs, to)) > 0 }
+		if a.Target == AccessInternet {
+			serves = func(p ClientPeer) bool { return slices.ContainsFunc(p.AllowedIPs, IsDefaultRoute) }
+		}
+		if !slices.ContainsFunc(peers, serves) {
 			out = append(out, a)
 		}
 	}
@@ -185,26 +205,38 @@ func (d *deriver) appendSlotPrefixes(ps []netip.Prefix, m *member, f families) [
 	return ps
 }
 
-// serviceGateway chooses the node that carries Services for a client: the one that it
-// names, else one of the live homes, preferably one that wants to be a gateway, by
-// rendezvous hashing, so that clients are spread over them.
-func (l *layout) serviceGateway(c Client, alive map[ID]bool) *member {
+// serviceGateway chooses the node that carries Services for a client: the one that it names, else
+// one of its exits, if there are any: the client asks that node all the time, and so finds out
+// that its exit is gone.
+func (l *layout) serviceGateway(c Client, alive map[ID]bool, defaults map[*member][]netip.Prefix) *member {
+	isItsExit := func(m *member) bool { return len(defaults[m]) > 0 }
+	return l.chooseHome(c, alive, (*member).isHome, c.names, isItsExit)
+}
+
+// names reports whether a client names a node as its service gateway.
+func (c Client) names(m *member) bool { return m.id == c.ServiceGateway }
+
+// chooseHome chooses one of the homes that can do something for a client: a live one, if there
+// is one, then by the preferences, the most important first, then one that wants to be a
+// gateway, and by rendezvous hashing, so that clients are spread over them.
+func (l *layout) chooseHome(c Client, alive map[ID]bool, can func(*member) bool, preferences ...func(*member) bool) *member {
 	var best *member
 	var rank int
 	var highest uint64
+	preferences = append(preferences, func(m *member) bool { return m.Gateway == GatewayPrefer })
 	for _, h := range l.all {
-		if !h.isHome() {
+		if !can(h) {
 			continue
 		}
 		r := 0
 		if alive == nil || alive[h.id] {
-			r += 2
+			r = 1
 		}
-		if h.id == c.ServiceGateway && r > 0 {
-			return h
-		}
-		if h.Gateway == GatewayPrefer {
-			r++
+		for _, prefer := range preferences {
+			r *= 2
+			if prefer(h) {
+				r++
+			}
 		}
 		if w := mix(low64(c.ID) ^ low64(h.id)); best == nil || r > rank || r == rank && w > highest {
 			best, rank, highest = h, r, w

@@ -64,6 +64,7 @@ func Derive(in Input) Topology {
 	}
 	t.ServedNetworks = d.servedNetworks()
 	d.routeToClients(&t)
+	t.Internet = d.internet(t)
 	t.leaveOut(in.Nearby.kept(in.Cluster))
 	d.reportRanges()
 	d.reportWithheld()
@@ -72,6 +73,7 @@ func Derive(in Input) Topology {
 	d.reportKeys()
 	d.reportOneWay()
 	d.reportUnreachableByClients()
+	d.reportExit()
 	slices.SortFunc(d.problems, Problem.Compare)
 	t.Problems = slices.Compact(d.problems)
 	return t

@@ -111,6 +111,7 @@ type Record struct {
 	Settings   uint64            // hash of the address settings, see Cluster.Hash
 	Location   string            // "" for a node without a location
 	Gateway    GatewayPreference // whether the node wants to be its location's gateway
+	Exit       ExitFamilies      // in which families clients may reach the internet through it
 	Encrypted  bool              // never in plain text on a LAN, whatever the mode: it is not a neighbor, and not a gateway for others
 	Term       GatewayTerm       // its term as one of its location's gateways; zero for none
 	Replaced   uint64            // how often verdicts have ended its term as a gateway, by its own count
@@ -328,6 +329,9 @@ type Topology struct {
 	GossipPorts  []uint16
 	// ClientNetworks are the networks behind clients that this node reaches, sorted.
 	ClientNetworks []netip.Prefix
+	// Internet is what clients that may reach the internet get of it through this node, in both
+	// families; empty on a node that is not an exit. Sorted, without overlaps.
+	Internet []netip.Prefix
 	// ClientHome is the peer through which clients reach this node; zero for none.
 	ClientHome ID
 	// AllClients are all clients that count, wherever their tunnels end, by address.

@@ -41,6 +41,11 @@ func (b builder) access() (sets []Set, chain []Chain) {
 			name := fmt.Sprintf("access%d", i)
 			sets = append(sets, f.set(name+"from", f.merged(addressesOf(group))))
 			for _, a := range group[0].Allowed {
+				if a.Internet && b.has("internet", f) {
+					// What is sent to this host itself counts as sent to a node.
+					rules = append(rules, rule("%s%sfrom%s %s daddr @internet%s fib daddr type != { local, broadcast, anycast, multicast }%s accept",
+						from, name, f.suffix, f.keyword, f.suffix, matchService(a)))
+				}
 				to := f.merged(a.Destinations)
 				if len(to) == 0 {
 					continue
@@ -136,16 +141,12 @@ func groupByAllowed(clients []mesh.ClientTunnel) [][]mesh.ClientTunnel {
 // client's home from there, which may be another one.
 func (b builder) snatClients(f family) []Rule {
 	own := f.first(hostPrefixes(b.t.Addresses))
-	if !own.IsValid() || !b.has("clientranges", f) {
+	if !own.IsValid() {
 		return nil
 	}
 	to := fmt.Sprintf("snat %s to %s", f.keyword, own.Addr())
-	from := []string{"clientranges"}
 	var out []Rule
-	if b.has("clientnetworks", f) {
-		from = append(from, "clientnetworks")
-	}
-	for _, set := range from {
+	for _, set := range b.clientSets(f) {
 		out = append(out, rule("%[1]s saddr @%[4]s%[2]s %[1]s daddr @inside%[2]s ct status dnat %[3]s", f.keyword, f.suffix, to, set))
 		if b.has("clientnetworks", f) {
 			out = append(out, rule("iifname %[5]q oifname %[5]q %[1]s saddr @%[4]s%[2]s %[1]s daddr @clientnetworks%[2]s %[3]s", f.keyword, f.suffix, to, set, b.Interface))

@@ -22,6 +22,17 @@ const RouteProtocol = 77
 // other route to the same range.
 const BackstopMetric = 1<<31 - 1
 
+// What sends all of a client's packets into the tunnel. The table's number has no other use
+// than to be rarely used by others (wg-quick takes 51820 and upwards, Tailscale 52); the mark
+// has none of the bits of kube-proxy (0xc000) and Tailscale (0xff0000). The policies come
+// after those of other programs and before the main table's (32766).
+const (
+	InternetTable            = 7948
+	TunnelMark               = 7948
+	priorityOfOtherRoutes    = 32750
+	priorityOfInternetRoutes = 32751
+)
+
 // FirewallTable is the name of our nft table, of family inet.
 const FirewallTable = "meshd"
 
@@ -43,6 +54,8 @@ const (
 	chainForward     = "forward"
 	chainGuard       = "guard"
 	chainInput       = "input"
+	chainMark        = "marked"
+	chainMarkOut     = "markedout"
 	chainOwnPorts    = "ownports"
 	chainOwnPortsOut = "ownportsout"
 	chainPostrouting = "postrouting"

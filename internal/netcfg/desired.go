@@ -287,7 +287,7 @@ func (b builder) sysctls() []Sysctl {
 // accepts router advertisements.
 func (b builder) forwardingLinks() []string {
 	links := slices.Clone(b.podAndClientLinks())
-	carries := len(b.t.ServedNetworks) > 0
+	carries := len(b.t.ServedNetworks)+len(b.t.Internet) > 0
 	if carries || len(b.t.PodCIDRs) > 0 {
 		links = append(links, b.Cards...)
 		for _, u := range b.Uplinks {

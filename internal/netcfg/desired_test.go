@@ -82,6 +82,7 @@ func TestDesired(t *testing.T) {
 		{"member-without-lan", netcfgtest.Member(), settings()},
 		{"clients", netcfgtest.WithClients(dual), settings()},
 		{"routers", netcfgtest.WithRouter(netcfgtest.WithClients(dual)), settings()},
+		{"clients-internet", netcfgtest.WithInternet(netcfgtest.WithClients(dual)), settings()},
 		{"clients-elsewhere", withoutTunnels(netcfgtest.WithClients(two)), settings()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

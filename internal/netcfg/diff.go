@@ -50,8 +50,10 @@ func Diff(observed, desired State, o Options) Plan {
 		observed = observed.withoutVXLAN(desired.VXLAN.Name)
 	}
 	p.Backstops = missing(observed.Backstops, desired.Backstops)
+	p.Policies = missing(observed.Policies, desired.Policies)
 	if o.Prune {
 		p.StaleBackstops = missing(desired.Backstops, observed.Backstops)
+		p.StalePolicies = missing(desired.Policies, observed.Policies)
 	}
 	p.Sysctls = missing(observed.Sysctls, desired.Sysctls)
 	p.Accepts = diffAccepts(observed.Filters, desired.Accepts, o.Prune)
@@ -119,13 +121,15 @@ func diffDevice(observed, desired *Device) *DeviceChange {
 	}
 	if observed == nil || c.Replace {
 		c.Create, c.SetKey, c.SetPort, c.SetMTU, c.SetUp = true, true, true, true, true
+		c.SetMark = desired.Mark != 0
 		return &c
 	}
 	c.SetKey = observed.PublicKey != desired.PublicKey
 	c.SetPort = observed.ListenPort != desired.ListenPort
 	c.SetMTU = observed.MTU != desired.MTU
 	c.SetUp = observed.Up != desired.Up
-	if !c.SetKey && !c.SetPort && !c.SetMTU && !c.SetUp {
+	c.SetMark = desired.Mark != 0 && observed.Mark != desired.Mark
+	if !c.SetKey && !c.SetPort && !c.SetMTU && !c.SetUp && !c.SetMark {
 		return nil
 	}
 	return &c

@@ -39,6 +39,7 @@ func families() [2]family {
 //	clientranges  the address ranges of the clients of all nodes
 //	clientnetworks  the networks behind clients
 //	guests        the address ranges of pods and clients, and the networks behind clients
+//	internet      what clients may reach of the internet through this node
 //	hosts         the addresses of nodes, inside and outside of the mesh
 //
 // There is one of each per family. An empty set is not created, nor are the rules that
@@ -53,6 +54,7 @@ func sets(t mesh.Topology, members []netip.Prefix) map[string][]netip.Prefix {
 		sets["plain"+f.suffix] = f.merged(plainNextHops(t))
 		sets["clientranges"+f.suffix] = f.merged(t.ClientRanges)
 		sets["clientnetworks"+f.suffix] = f.merged(t.ClientNetworks)
+		sets["internet"+f.suffix] = f.merged(t.Internet)
 		sets["guests"+f.suffix] = f.merged(t.PodsAndClients)
 		sets["hosts"+f.suffix] = f.merged(t.Hosts)
 	}
@@ -65,7 +67,7 @@ func (b builder) has(set string, f family) bool { return len(b.sets[set+f.suffix
 // firewall builds our table.
 func (b builder) firewall() Firewall {
 	var fw Firewall
-	for _, name := range []string{"clientnetworks", "clientranges", "guarded", "guests", "hosts", "inside", "location", "members", "plain"} {
+	for _, name := range []string{"clientnetworks", "clientranges", "guarded", "guests", "hosts", "inside", "internet", "location", "members", "plain"} {
 		for _, f := range families() {
 			if elements := b.sets[name+f.suffix]; len(elements) > 0 {
 				fw.Sets = append(fw.Sets, Set{Name: name + f.suffix, Type: f.setType, Elements: elements})
@@ -89,6 +91,7 @@ func (b builder) firewall() Firewall {
 			nat = append(nat, b.snat(f)...)
 			nat = append(nat, b.snatClients(f)...)
 			nat = append(nat, b.masqueradePods(f)...)
+			nat = append(nat, b.masqueradeClients(f)...)
 		}
 		if b.has("location", f) && b.has("guarded", f) {
 			nat = append(nat, b.masqueradeLocation(f)...)
@@ -216,6 +219,24 @@ func (b builder) masqueradePods(f family) []Rule {
 			oifnameNotIn("lo", b.Bridge), f.keyword, f.suffix, pods))...)
 	}
 	return out
+}
+
+// masqueradeClients masquerades packets from clients, and from the networks behind them, to the internet.
+func (b builder) masqueradeClients(f family) []Rule {
+	if !b.has("internet", f) {
+		return nil
+	}
+	var out []Rule
+	for _, from := range b.clientSets(f) {
+		out = append(out, b.masqueradeRules(fmt.Sprintf("%[1]s %[2]s saddr @%[4]s%[3]s %[2]s daddr @internet%[3]s",
+			oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix, from))...)
+	}
+	return out
+}
+
+// clientSets returns the sets of addresses that clients send from.
+func (b builder) clientSets(f family) []string {
+	return slices.DeleteFunc([]string{"clientranges", "clientnetworks"}, func(set string) bool { return !b.has(set, f) })
 }
 
 // masqueradeRules replace the source of matching packets by the address of the outgoing

@@ -20,7 +20,8 @@ import (
 //     step, connections that were redirected away from our ports are deleted.
 //   - The backstops come before the device and its addresses. As soon as the host has an
 //     address of the mesh, its kernel answers pings to it. Until there are routes, the
-//     reply would take the default route.
+//     reply would take the default route. The policies come next: from then on nothing takes
+//     the default route past the tunnel.
 //   - Rules in other programs' packet filters come before the device too, so that its
 //     first packets are not dropped there.
 //   - Then come the devices, and after them the kernel parameters, because some belong to
@@ -44,6 +45,7 @@ type Plan struct {
 	OwnPorts    []OwnPort       // ports that the firewall reserves for meshd from now on
 	Sets        []Set           // of the firewall: with the elements of these it is as it should be; empty if that is not enough
 	Backstops   []netip.Prefix  // to add
+	Policies    []Policy        // to add
 	Accepts     []AcceptChange  // to other programs' tables, in this order
 	Device      *DeviceChange   // nil for no change
 	VXLAN       *VXLANChange    // nil for no change
@@ -61,6 +63,7 @@ type Plan struct {
 	StaleVXLAN      string          // name of the VXLAN device to delete, with everything on it; "" for none
 	StaleAddresses  []netip.Prefix  // to delete from the device
 	StaleDevice     string          // name of the device to delete, with everything on it; "" for none
+	StalePolicies   []Policy        // to delete
 	StaleBackstops  []netip.Prefix  // to delete
 	StaleFirewall   bool            // delete the table
 
@@ -72,12 +75,13 @@ type Plan struct {
 type DeviceChange struct {
 	Device  Device // the desired device
 	Replace bool   // first delete the device of this name: it has the wrong implementation
-	Create  bool   // create the device; the fields below are then all true
+	Create  bool   // create the device; the fields below are then all true, but for SetMark
 
 	SetKey  bool
 	SetPort bool
 	SetMTU  bool
 	SetUp   bool
+	SetMark bool
 }
 
 // RouteChange is a route to add, or one that replaces the route to the same destination
@@ -102,10 +106,10 @@ type PeerChange struct {
 
 // Empty reports whether there is nothing to do.
 func (p Plan) Empty() bool {
-	return p.Firewall == nil && len(p.Backstops) == 0 && len(p.Accepts) == 0 && p.Device == nil && p.VXLAN == nil && len(p.Sysctls) == 0 &&
+	return p.Firewall == nil && len(p.Backstops) == 0 && len(p.Policies) == 0 && len(p.Accepts) == 0 && p.Device == nil && p.VXLAN == nil && len(p.Sysctls) == 0 &&
 		len(p.Addresses) == 0 && len(p.Forwarding) == 0 && len(p.Neighbors) == 0 &&
 		len(p.Routes) == 0 && len(p.Peers) == 0 && len(p.MovedRoutes) == 0 &&
 		len(p.StaleRoutes) == 0 && len(p.StaleNeighbors) == 0 && len(p.StaleForwarding) == 0 &&
 		p.StaleVXLAN == "" && len(p.StaleAddresses) == 0 &&
-		p.StaleDevice == "" && len(p.StaleBackstops) == 0 && !p.StaleFirewall
+		p.StaleDevice == "" && len(p.StaleBackstops) == 0 && len(p.StalePolicies) == 0 && !p.StaleFirewall
 }

@@ -23,6 +23,7 @@ type State struct {
 	Neighbors  []NeighborEntry // on the VXLAN device, by Addr
 	Addresses  []netip.Prefix  // on the device, /32 and /128
 	Backstops  []netip.Prefix  // ranges with a blackhole route, used when no other route is left
+	Policies   []Policy        // by Priority, IPv4 first
 	Routes     []Route         // with our route protocol
 	Firewall   Firewall        // our nft table; zero for none
 	Sysctls    []Sysctl        // by Key
@@ -47,6 +48,7 @@ type Device struct {
 	ListenPort     int
 	MTU            int
 	Up             bool
+	Mark           uint32 // of WireGuard's own packets; 0 in a desired state for any
 
 	privateKey wgtypes.Key
 }
@@ -82,7 +84,8 @@ type Peer struct {
 	Sent          int64     // bytes
 }
 
-// Route is a route that meshd owns.
+// Route is a route that meshd owns. Default routes are in the table InternetTable, all others in
+// the main one; the same goes for backstops.
 type Route struct {
 	Destination netip.Prefix
 	Via         netip.Addr // next hop; invalid for none

@@ -24,6 +24,9 @@ func (d Device) String() string {
 	if d.Up {
 		up = "up"
 	}
+	if d.Mark != 0 {
+		up = fmt.Sprintf("fwmark %d %s", d.Mark, up)
+	}
 	return fmt.Sprintf("link %s wireguard %s mtu %d listen-port %d public-key %s %s",
 		d.Name, d.Implementation, d.MTU, d.ListenPort, d.PublicKey, up)
 }
@@ -66,6 +69,9 @@ func (s State) String() string {
 	for _, dst := range s.Backstops {
 		b.add("%s", backstopLine(dst))
 	}
+	for _, p := range s.Policies {
+		b.add("%s", p)
+	}
 	if !s.Firewall.empty() {
 		b.add("%s", s.Firewall)
 	}
@@ -100,7 +106,7 @@ func (r Route) String() string {
 	if r.Via.IsValid() {
 		s += " via " + r.Via.String()
 	}
-	s += " dev " + orNone(r.Link)
+	s += " dev " + orNone(r.Link) + tableLine(r.Destination)
 	if r.OnLink {
 		s += " onlink"
 	}
@@ -115,7 +121,15 @@ func (r Route) String() string {
 
 // backstopLine returns the blackhole route to a range as one line.
 func backstopLine(dst netip.Prefix) string {
-	return fmt.Sprintf("route blackhole %s metric %d", dst, BackstopMetric)
+	return fmt.Sprintf("route blackhole %s%s metric %d", dst, tableLine(dst), BackstopMetric)
+}
+
+// tableLine names the routing table that has the route to a destination; "" for the main one.
+func tableLine(dst netip.Prefix) string {
+	if table := TableOf(dst); table != mainTable {
+		return fmt.Sprintf(" table %d", table)
+	}
+	return ""
 }
 
 // String returns the table as the nft(8) commands that create it, without the hashes.
@@ -157,6 +171,9 @@ func (p Plan) String() string {
 	}
 	for _, dst := range p.Backstops {
 		b.add("+ %s", backstopLine(dst))
+	}
+	for _, p := range p.Policies {
+		b.add("+ %s", p)
 	}
 	for _, c := range p.Accepts {
 		b.add("%s", c)
@@ -212,6 +229,9 @@ func (p Plan) addStale(b *lines) {
 	if p.StaleDevice != "" {
 		b.add("- link %s", p.StaleDevice)
 	}
+	for _, p := range p.StalePolicies {
+		b.add("- %s", p)
+	}
 	for _, dst := range p.StaleBackstops {
 		b.add("- %s", backstopLine(dst))
 	}
@@ -237,6 +257,9 @@ func (c DeviceChange) String() string {
 	}
 	if c.SetKey {
 		s += " public-key " + c.Device.PublicKey.String()
+	}
+	if c.SetMark {
+		s += fmt.Sprintf(" fwmark %d", c.Device.Mark)
 	}
 	if c.SetUp {
 		s += " up"

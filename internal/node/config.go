@@ -23,6 +23,7 @@ type Config struct {
 	Cluster            mesh.Cluster // as in the file, which may not be in force
 	Slot               int          // that the file names; mesh.None: to be claimed
 	Gateway            mesh.GatewayPreference
+	Exit               bool // clients may reach the internet through this node
 	Relay              mesh.RelayPreference
 	PortMapping        bool           // the router may be asked
 	Encrypted          bool           // nothing crosses a LAN in plain text, whatever the mode

@@ -29,6 +29,7 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 	r.Settings = c.Cluster.Hash()
 	r.Location = c.Location
 	r.Gateway = c.Gateway
+	r.Exit = exitFamilies(c, s.facts, last)
 	r.Encrypted = c.Encrypted
 	r.ListenPort = c.ListenPort
 	r.GossipPort = c.GossipPort
@@ -59,6 +60,23 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 		r.Endpoints = last.Endpoints
 	}
 	return r
+}
+
+// exitFamilies returns the families in which clients may reach the internet through this node:
+// those with a default route. A host that has lost both will most likely have them again.
+func exitFamilies(c Config, facts netcfg.Facts, last mesh.Record) mesh.ExitFamilies {
+	var out mesh.ExitFamilies
+	if !c.Exit {
+		return out
+	}
+	for _, u := range facts.Uplinks {
+		out.IPv4 = out.IPv4 || u.Source.Addr().Is4()
+		out.IPv6 = out.IPv6 || u.Source.Addr().Is6()
+	}
+	if len(facts.Uplinks) == 0 {
+		return last.Exit
+	}
+	return out
 }
 
 // firstAddresses is how long after the start a host may still be getting its addresses: by

@@ -104,6 +104,32 @@ func TestNextRecord(t *testing.T) {
 	}
 }
 
+// A record says in which families its node offers the internet: those with a default route.
+func TestExitFamilies(t *testing.T) {
+	exit := config()
+	exit.Exit = true
+	v4 := netcfg.Uplink{Source: netip.MustParsePrefix("192.168.1.5/24")}
+	v6 := netcfg.Uplink{Source: netip.MustParsePrefix("2001:db8::5/64")}
+	both := mesh.ExitFamilies{IPv4: true, IPv6: true}
+	for _, tt := range []struct {
+		config  Config
+		uplinks []netcfg.Uplink
+		want    mesh.ExitFamilies
+	}{
+		{config(), []netcfg.Uplink{v4, v6}, mesh.ExitFamilies{}},
+		{config(), nil, mesh.ExitFamilies{}},
+		{exit, []netcfg.Uplink{v4, v6}, both},
+		{exit, []netcfg.Uplink{v4}, mesh.ExitFamilies{IPv4: true}},
+		{exit, []netcfg.Uplink{v6}, mesh.ExitFamilies{IPv6: true}},
+		{exit, nil, both}, // as before
+	} {
+		got := nextRecord(tt.config, surroundings{facts: netcfg.Facts{Uplinks: tt.uplinks}}, mesh.Record{Exit: both}).Exit
+		if got != tt.want {
+			t.Errorf("exit %v with %v: got %+v, want %+v", tt.config.Exit, tt.uplinks, got, tt.want)
+		}
+	}
+}
+
 // A node without a default route, at its start or for a while, says what can be
 // said, and goes on saying what it said.
 func TestNextRecordWithoutUplink(t *testing.T) {

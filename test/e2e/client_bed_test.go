@@ -64,6 +64,7 @@ type client struct {
 	config  string
 	overlay []netip.Addr
 
+	pid       string // of meshd connect
 	userspace string // path of wireguard-go; "" where the kernel has WireGuard
 }
 
@@ -181,7 +182,7 @@ func services(c control.ClientConfig) string {
 func (c *client) servesThrough() *lab.Node {
 	c.v.t.Helper()
 	for line := range strings.Lines(c.config) {
-		if name, ok := strings.CutSuffix(strings.TrimSpace(strings.TrimPrefix(line, "# ")), ", and Services"); ok {
+		if name, _, ok := strings.Cut(strings.TrimPrefix(line, "# "), ", and Services"); ok {
 			return c.v.node(name)
 		}
 	}

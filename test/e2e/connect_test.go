@@ -29,7 +29,7 @@ func (c *client) connect() (end func()) {
 	c.v.t.Helper()
 	const path, log = "/etc/laptop.conf", "/run/connect.log"
 	c.v.must(c.Host.WriteFile(path, c.config, 0o600))
-	pid := strings.TrimSpace(c.v.run(c.Host, "sh", "-c", fmt.Sprintf("PATH=%s:$PATH %s connect --verbose %s >%s 2>&1 & echo $!", lab.QuickDir, binary, path, log)))
+	c.pid = strings.TrimSpace(c.v.run(c.Host, "sh", "-c", fmt.Sprintf("PATH=%s:$PATH %s connect --verbose %s >%s 2>&1 & echo $!", lab.QuickDir, binary, path, log)))
 	c.v.t.Cleanup(func() {
 		if c.v.t.Failed() {
 			out, err := c.Host.Run(context.Background(), "cat", log)
@@ -38,14 +38,20 @@ func (c *client) connect() (end func()) {
 	})
 	return func() {
 		c.v.t.Helper()
-		c.v.run(c.Host, "kill", pid)
-		c.v.eventually(settleLimit, func() error {
-			if _, err := c.Host.Run(c.v.ctx, "test", "-e", "/proc/"+pid); err == nil {
-				return errors.New("meshd connect runs still")
-			}
-			return nil
-		})
+		c.kill("-TERM")
 	}
+}
+
+// kill sends a signal to meshd connect, and waits until it has ended.
+func (c *client) kill(signal string) {
+	c.v.t.Helper()
+	c.v.run(c.Host, "kill", signal, c.pid)
+	c.v.eventually(settleLimit, func() error {
+		if _, err := c.Host.Run(c.v.ctx, "test", "-e", "/proc/"+c.pid); err == nil {
+			return errors.New("meshd connect runs still")
+		}
+		return nil
+	})
 }
 
 // TestConnect checks that meshd connect follows changes of the mesh: a gateway that also

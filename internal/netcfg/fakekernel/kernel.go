@@ -32,6 +32,7 @@ func (k *Kernel) Apply(p netcfg.Plan) error {
 		k.Firewall = *p.Firewall
 	}
 	k.Backstops = merged(k.Backstops, p.Backstops, netip.Prefix.Compare)
+	k.Policies = merged(k.Policies, p.Policies, netcfg.Policy.Compare)
 	for _, step := range []func(netcfg.Plan) error{
 		k.applyDevice, k.applyVXLAN, k.setSysctls, k.addAddresses, k.addEntries,
 		func(p netcfg.Plan) error { return k.replaceRoutes(p.Routes) },
@@ -84,6 +85,9 @@ func (k *Kernel) applyDevice(p netcfg.Plan) error {
 	}
 	if c.SetUp {
 		d.Up = c.Device.Up
+	}
+	if c.SetMark {
+		d.Mark = c.Device.Mark
 	}
 	k.Device = &d
 	return nil
@@ -323,6 +327,7 @@ func (k *Kernel) deleteStale(p netcfg.Plan) error {
 	if p.StaleDevice != "" {
 		k.DeleteDevice()
 	}
+	k.Policies = without(k.Policies, func(o netcfg.Policy) bool { return slices.Contains(p.StalePolicies, o) })
 	k.Backstops = without(k.Backstops, func(b netip.Prefix) bool { return slices.Contains(p.StaleBackstops, b) })
 	if p.StaleFirewall {
 		k.Firewall = netcfg.Firewall{}

@@ -28,14 +28,7 @@ func TestAccess(t *testing.T) {
 	} {
 		run(t, "nft "+rule)
 	}
-	for _, tt := range []struct {
-		name string
-		src  string
-		dst  string // the requested destination
-		to   string // the namespace of the receiver, "" for the host
-		at   string // the address of the receiver
-		want string // the source on arrival, "" if the datagram must not arrive
-	}{
+	tryDatagrams(t, []datagram{
 		{"pod", "10.4.128.1", "10.42.0.5:5353", "pod1", "10.42.0.5:5353", "10.4.128.1"},
 		{"node", "10.4.128.1", "10.4.0.1:99", "", "10.4.0.1:99", "10.4.128.1"},
 		{"gossip", "10.4.128.1", "10.4.0.1:7946", "", "10.4.0.1:7946", ""},
@@ -50,7 +43,40 @@ func TestAccess(t *testing.T) {
 		{"restricted, the other Service", "10.4.128.3", "10.43.0.11:53", "mesh", "10.42.1.6:5353", ""},
 		{"restricted, the backend itself", "10.4.128.3", "10.42.0.5:5353", "pod1", "10.42.0.5:5353", ""},
 		{"restricted, a node", "10.4.128.3", "10.4.0.1:99", "", "10.4.0.1:99", ""},
-	} {
+	})
+}
+
+// TestAccessToInternet sends datagrams from clients to a host outside, through an exit: one may
+// send to one port there, one nothing, one all.
+func TestAccessToInternet(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	startLab(t, func(top *mesh.Topology) { *top = netcfgtest.WithInternet(netcfgtest.WithClients(*top)) })
+	tryDatagrams(t, []datagram{
+		{"the allowed port", "10.4.128.1", "192.0.2.254:99", "outside", "192.0.2.254:99", "192.0.2.1"},
+		{"another port", "10.4.128.1", "192.0.2.254:98", "outside", "192.0.2.254:98", ""},
+		{"not allowed", "10.4.128.2", "192.0.2.254:99", "outside", "192.0.2.254:99", ""},
+		{"all", "10.4.128.3", "192.0.2.254:98", "outside", "192.0.2.254:98", "192.0.2.1"},
+		{"the exit itself", "10.4.128.3", "192.0.2.1:99", "", "192.0.2.1:99", ""},
+		{"a pod", "10.4.128.3", "10.42.0.5:99", "pod1", "10.42.0.5:99", ""},
+	})
+}
+
+// datagram is one that a client sends.
+type datagram struct {
+	name string
+	src  string
+	dst  string // the requested destination
+	to   string // the namespace of the receiver, "" for the host
+	at   string // the address of the receiver
+	want string // the source on arrival, "" if the datagram must not arrive
+}
+
+// tryDatagrams sends datagrams and checks which arrive.
+func tryDatagrams(t *testing.T, list []datagram) {
+	t.Helper()
+	for _, tt := range list {
 		t.Run(tt.name, func(t *testing.T) {
 			var c *net.UDPConn
 			var err error

@@ -35,6 +35,9 @@ func (k *Kernel) Apply(ctx context.Context, p netcfg.Plan) error {
 	for _, dst := range p.Backstops {
 		errs = append(errs, k.addBackstop(dst))
 	}
+	for _, policy := range p.Policies {
+		errs = append(errs, k.addPolicy(policy))
+	}
 	for _, c := range p.Accepts {
 		errs = append(errs, k.applyAccept(ctx, c))
 	}
@@ -84,6 +87,9 @@ func (k *Kernel) prune(ctx context.Context, p netcfg.Plan) error {
 	if p.StaleDevice != "" {
 		errs = append(errs, k.deleteDevice())
 	}
+	for _, policy := range p.StalePolicies {
+		errs = append(errs, k.deletePolicy(policy))
+	}
 	for _, dst := range p.StaleBackstops {
 		errs = append(errs, k.delRoute(backstop(dst)))
 	}
@@ -113,7 +119,11 @@ func (k *Kernel) applyDevice(c netcfg.DeviceChange) error {
 	if c.SetPort {
 		cfg.ListenPort = &c.Device.ListenPort
 	}
-	if c.SetKey || c.SetPort {
+	if c.SetMark {
+		mark := int(c.Device.Mark)
+		cfg.FirewallMark = &mark
+	}
+	if c.SetKey || c.SetPort || c.SetMark {
 		if err := k.configure(cfg); err != nil {
 			return explainPort(err, c.Device.ListenPort)
 		}
@@ -400,7 +410,7 @@ func (k *Kernel) tryAddRoute(c netcfg.RouteChange) error {
 		LinkIndex: link.Attrs().Index,
 		Protocol:  netcfg.RouteProtocol,
 		Scope:     netlink.SCOPE_LINK,
-		Table:     unix.RT_TABLE_MAIN,
+		Table:     netcfg.TableOf(c.Route.Destination),
 		MTU:       c.Route.MTU,
 	}
 	if c.Route.Source.IsValid() {
@@ -432,7 +442,7 @@ func (k *Kernel) checkOwnRoute(dst netip.Prefix) error {
 		return err
 	}
 	for _, r := range routes {
-		if r.Table == unix.RT_TABLE_MAIN && destination(r) == dst && !isBackstop(r) {
+		if r.Table == netcfg.TableOf(dst) && destination(r) == dst && !isBackstop(r) {
 			return nil
 		}
 	}
@@ -444,7 +454,7 @@ func (k *Kernel) deleteRoute(r netcfg.Route) error {
 		Dst:      ipNetOf(r.Destination),
 		Protocol: netcfg.RouteProtocol,
 		Scope:    netlink.SCOPE_NOWHERE, // any
-		Table:    unix.RT_TABLE_MAIN,
+		Table:    netcfg.TableOf(r.Destination),
 	}
 	if r.Via.IsValid() {
 		del.Gw = r.Via.AsSlice()

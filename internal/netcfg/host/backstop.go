@@ -34,14 +34,14 @@ func backstop(dst netip.Prefix) *netlink.Route {
 		Type:     unix.RTN_BLACKHOLE,
 		Protocol: netcfg.RouteProtocol,
 		Priority: netcfg.BackstopMetric,
-		Table:    unix.RT_TABLE_MAIN,
+		Table:    netcfg.TableOf(dst),
 	}
 }
 
 // isBackstop reports whether one of our routes is a backstop, or one that someone has
 // modified. In IPv6 the kernel shows it on the loopback device.
 func isBackstop(r netlink.Route) bool {
-	return r.Priority == netcfg.BackstopMetric && r.Table == unix.RT_TABLE_MAIN
+	return r.Priority == netcfg.BackstopMetric && r.Table == netcfg.TableOf(destination(r))
 }
 
 // addBackstop adds a backstop, or restores one that was modified.

@@ -149,6 +149,9 @@ func (k *Kernel) Observe(ctx context.Context, want netcfg.State) (netcfg.State, 
 	if s.Routes, s.Backstops, err = k.observeRoutes(); err != nil {
 		return netcfg.State{}, err
 	}
+	if s.Policies, err = k.observePolicies(); err != nil {
+		return netcfg.State{}, err
+	}
 	if s.Firewall, err = k.observeFirewall(); err != nil {
 		return netcfg.State{}, err
 	}
@@ -219,7 +222,7 @@ func (k *Kernel) observeDevice(link netlink.Link) (*netcfg.Device, []netcfg.Peer
 	if err != nil {
 		return nil, nil, err
 	}
-	dev.PublicKey, dev.ListenPort = d.PublicKey, d.ListenPort
+	dev.PublicKey, dev.ListenPort, dev.Mark = d.PublicKey, d.ListenPort, uint32(d.FirewallMark)
 
 	peers := make([]netcfg.Peer, 0, len(d.Peers))
 	for _, p := range d.Peers {
@@ -284,8 +287,7 @@ func (k *Kernel) observeAddresses(link netlink.Link) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// observeRoutes reads the routes with our protocol in the main table, the only table that
-// we write to.
+// observeRoutes reads the routes with our protocol in the tables that we write to.
 func (k *Kernel) observeRoutes() (out []netcfg.Route, backstops []netip.Prefix, err error) {
 	list, err := k.ownRoutes()
 	if err != nil {
@@ -293,7 +295,7 @@ func (k *Kernel) observeRoutes() (out []netcfg.Route, backstops []netip.Prefix, 
 	}
 	names := make(map[int]string)
 	for _, r := range list {
-		if r.Table != unix.RT_TABLE_MAIN {
+		if r.Table != netcfg.TableOf(destination(r)) {
 			continue
 		}
 		if isBackstop(r) {

@@ -27,7 +27,7 @@ func (k *Kernel) Remove(ctx context.Context) ([]string, error) {
 	var removed []string
 	var errs []error
 	for _, step := range []func(context.Context) ([]string, error){
-		k.removeRoutes, k.removeVXLAN, k.removeDevice, k.removeAccepts, k.removeBridge, k.removeBackstops, k.removeFirewall,
+		k.removeRoutes, k.removeVXLAN, k.removeDevice, k.removeAccepts, k.removeBridge, k.removePolicies, k.removeBackstops, k.removeFirewall,
 	} {
 		what, err := step(ctx)
 		removed, errs = append(removed, what...), append(errs, err)

@@ -99,6 +99,16 @@ func WithRouter(t mesh.Topology) mesh.Topology {
 	return t
 }
 
+// WithInternet has the node be an exit: the first client may reach all of the internet, the last
+// one some of it.
+func WithInternet(t mesh.Topology) mesh.Topology {
+	t.Internet = Prefixes("8.0.0.0/7", "192.0.2.0/24", "2000::/3")
+	t.Clients = slices.Clone(t.Clients)
+	t.Clients[0].Allowed = append(slices.Clone(t.Clients[0].Allowed), mesh.Allowance{Protocol: "udp", Port: 99, Internet: true})
+	t.Clients[2].Allowed = []mesh.Allowance{{Destinations: Prefixes("10.43.0.10/32"), Internet: true}}
+	return t
+}
+
 // Neighbor returns a neighbor as mesh.Derive would. Node n has 192.168.10.n on the LAN.
 func Neighbor(n byte, name string, prefixes ...string) mesh.Neighbor {
 	return mesh.Neighbor{
