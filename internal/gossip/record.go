@@ -53,6 +53,7 @@ type wireRecord struct {
 	More        uint16         `cbor:"26,keyasint,omitempty"` // withheld besides these
 	StreamPort  uint16         `cbor:"27,keyasint,omitempty"`
 	Etcd        string         `cbor:"28,keyasint,omitempty"`
+	Serving     []int64        `cbor:"29,keyasint,omitempty"` // since when it serves each of Allowed, 0 for not
 }
 
 type wireEndpoint struct {
@@ -89,6 +90,11 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 	for _, e := range r.Endpoints {
 		w.Endpoints = append(w.Endpoints, wireEndpoint{Host: e.Host, Port: e.Port, Source: string(e.Source)})
 	}
+	if len(r.Serving) > 0 {
+		for _, p := range r.AllowedLocationIPs {
+			w.Serving = append(w.Serving, r.ServesSince(p))
+		}
+	}
 	payload, err := encoding.Marshal(w)
 	if err != nil {
 		return nil, fmt.Errorf("encode record: %w", err)
@@ -118,6 +124,14 @@ func decodeRecord(payload []byte) (body, error) {
 	r.Claim, r.MTU = mesh.Claim{Slot: int(w.Slot), Confirmed: w.Confirmed, Time: w.ClaimTime, Since: w.ClaimSince}, int(w.MTU)
 	for _, e := range w.Endpoints {
 		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: e.Host, Port: e.Port, Source: mesh.EndpointSource(e.Source)})
+	}
+	for i, since := range w.Serving {
+		if i >= len(w.Allowed) {
+			return nil, fmt.Errorf("decode record: terms for %d networks, of which it has %d", len(w.Serving), len(w.Allowed))
+		}
+		if since != 0 {
+			r.Serving = append(r.Serving, mesh.NetworkTerm{Network: w.Allowed[i], Since: since})
+		}
 	}
 	if err := checkRecord(r); err != nil {
 		return nil, err
@@ -169,6 +183,11 @@ func checkAddresses(r mesh.Record) error {
 	}
 	if len(r.Withheld) > mesh.MaxWithheld || slices.ContainsFunc(r.Withheld, func(p netip.Prefix) bool { return !p.IsValid() }) {
 		return fmt.Errorf("check record: withheld networks %v, at most %d", r.Withheld, mesh.MaxWithheld)
+	}
+	for _, t := range r.Serving {
+		if !slices.Contains(r.AllowedLocationIPs, t.Network) || t.Since <= 0 {
+			return fmt.Errorf("check record: serves %v since %d, allowed-location-ips %v", t.Network, t.Since, r.AllowedLocationIPs)
+		}
 	}
 	for _, e := range r.Endpoints {
 		if !mesh.ValidHost(e.Host) || e.Port == 0 || !mesh.ValidText(string(e.Source), maxWord) {

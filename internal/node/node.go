@@ -14,8 +14,8 @@
 // argument, and what there is to do is a result. Package daemon reads, does it, and notes
 // in the memory what was done.
 //
-// They are made of small state machines, of one file each: the own record, the term as a
-// gateway, this node's health as a gateway, a duplicate of this node, the time after the
+// They are made of small state machines, of one file each: the own record, the terms as a
+// gateway and as the server of networks, this node's health as a gateway, a duplicate of this node, the time after the
 // start, handshakes, sessions, and the absence of others.
 package node
 
@@ -91,6 +91,7 @@ type Memory struct {
 	duplicate duplicate
 	moves     moves
 	term      term
+	serving   serving
 	terms     map[mesh.ID]noted // of gateways
 	health    health
 	udp       udp

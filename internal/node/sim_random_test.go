@@ -4,6 +4,7 @@ package node_test
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -70,7 +71,10 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 		if i == 0 { // the one that the others join can be reached
 			at = chaosSites[c.rng.IntN(2)]
 		}
-		c.add(fmt.Sprintf("n%d", i+1), at.location, at.at)
+		h := c.add(fmt.Sprintf("n%d", i+1), at.location, at.at)
+		if at.location != "" { // all of a location serve one network
+			h.config.AllowedLocationIPs = []netip.Prefix{siteNetwork(at.at.site)}
+		}
 	}
 	return c
 }
@@ -377,6 +381,9 @@ func (c *chaos) calm() {
 		c.pass(400*time.Millisecond + c.upTo(200*time.Millisecond)) // not in step with timers
 		if missing = c.whole(); missing == nil {
 			missing = c.alike()
+		}
+		if missing == nil {
+			missing = c.served()
 		}
 		if missing == nil {
 			break
