@@ -83,20 +83,21 @@ func whyNotGateway(t turn) string {
 func noSuccessor(t turn) string {
 	own := recordOf(t)
 	if t.wanted.Topology.Seat != mesh.None {
-		if why := whyNoOther(t, func(r mesh.Record) bool { return r.SameLAN(&own) && !r.Encrypted }, true); why != "" {
+		if why := whyNoOther(t, func(r mesh.Record) bool { return r.SameLAN(&own) && !r.Encrypted }, netip.Prefix{}); why != "" {
 			return fmt.Sprintf("this is the last gateway of location %s, and no other node can take over: %s", own.Location, why)
 		}
 	}
 	for _, p := range servedBy(t.wanted.Input.Self, t) {
-		if why := whyNoOther(t, func(r mesh.Record) bool { return r.SameLocation(&own) && slices.Contains(r.AllowedLocationIPs, p) }, false); why != "" {
+		if why := whyNoOther(t, func(r mesh.Record) bool { return r.SameLocation(&own) && slices.Contains(r.AllowedLocationIPs, p) }, p); why != "" {
 			return fmt.Sprintf("this node serves %v, and no other node of location %s can take over: %s", p, own.Location, why)
 		}
 	}
 	return ""
 }
 
-// whyNoOther returns why each of the other nodes that match can't take over, "" if one can.
-func whyNoOther(t turn, match func(mesh.Record) bool, asGateway bool) string {
+// whyNoOther returns why each of the other nodes that match can't take over a network, or without one as a
+// gateway, "" if one can.
+func whyNoOther(t turn, match func(mesh.Record) bool, network netip.Prefix) string {
 	in := t.wanted.Input
 	verdicts, owners := mesh.GatewayVerdicts(in.Verdicts, in.Records), mesh.SlotOwners(in.Records)
 	var others []string
@@ -107,8 +108,10 @@ func whyNoOther(t turn, match func(mesh.Record) bool, asGateway bool) string {
 		}
 		var why string
 		switch {
-		case asGateway && r.Gateway == mesh.GatewayNever:
+		case !network.IsValid() && r.Gateway == mesh.GatewayNever:
 			why = "its node.gateway is never"
+		case slices.Contains(r.Unserved, network):
+			why = "its host has no way there"
 		case !t.view.Alive[id]:
 			why = "it is not alive"
 		case r.Claim.Slot == mesh.None || owners[r.Claim.Slot] != id:

@@ -169,6 +169,11 @@ func TestNoSuccessor(t *testing.T) {
 			serve(tn, 0, 1)
 			tn.wanted.Input.Verdicts = []mesh.Verdict{down(1, mesh.HealthDown)}
 		}, []string{"this node serves 10.77.0.0/16", "location a", "a2 (it is down)"}},
+		{"the other one that serves the network has no way there", func(tn *turn) {
+			tn.wanted.Topology.Seat = mesh.None
+			serve(tn, 0, 1)
+			tn.wanted.Input.Records[1].Unserved = tn.wanted.Input.Records[1].AllowedLocationIPs
+		}, []string{"a2 (its host has no way there)"}},
 		{"another one that is down serves it now", func(tn *turn) {
 			tn.wanted.Topology.Seat = mesh.None
 			serve(tn, 1, 1)

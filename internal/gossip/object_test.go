@@ -79,6 +79,7 @@ func TestObjectGolden(t *testing.T) {
 	server.Etcd = mesh.EtcdWAN
 	serving := fullRecord()
 	serving.Serving = []mesh.NetworkTerm{{Network: serving.AllowedLocationIPs[1], Since: 1700000000000}}
+	serving.Unserved = serving.AllowedLocationIPs[:1]
 	draining := verdict{testVerdict(0, 0, mesh.HealthDraining, 7), 8, 9}
 	draining.Record = 10
 	made := [][]byte{
@@ -258,9 +259,18 @@ func TestRecordLimits(t *testing.T) {
 			r.Serving = []mesh.NetworkTerm{{Network: prefix("10.0.0.0/24"), Since: 1}}
 		}, true},
 		{"serves what it does not name", func(r *mesh.Record) { r.Serving = []mesh.NetworkTerm{{Network: prefix("10.0.0.0/24"), Since: 1}} }, false},
+		{"can't serve", func(r *mesh.Record) {
+			r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.0/24")}
+			r.Unserved = r.AllowedLocationIPs
+		}, true},
+		{"can't serve what it does not name", func(r *mesh.Record) { r.Unserved = []netip.Prefix{prefix("10.0.0.0/24")} }, false},
+		{"serves what it can't serve", func(r *mesh.Record) {
+			r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.0/24")}
+			r.Unserved, r.Serving = r.AllowedLocationIPs, []mesh.NetworkTerm{{Network: prefix("10.0.0.0/24"), Since: 1}}
+		}, false},
 		{"serves since before 1970", func(r *mesh.Record) {
 			r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.0/24")}
-			r.Serving = []mesh.NetworkTerm{{Network: prefix("10.0.0.0/24"), Since: -1}}
+			r.Serving = []mesh.NetworkTerm{{Network: prefix("10.0.0.0/24"), Since: -2}}
 		}, false},
 		{"invalid prefix", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{{}} }, false},
 	}

@@ -20,6 +20,7 @@ import (
 const (
 	maxWord  = 16 // longer than any value of a setting that is a word
 	maxSeats = 64 // far above the number of gateways of a location
+	unserved = -1 // stands for a network that a node can't serve, where its term would stand
 )
 
 // wireRecord is a record's payload. The number of a field is never used again for another
@@ -53,7 +54,7 @@ type wireRecord struct {
 	More        uint16         `cbor:"26,keyasint,omitempty"` // withheld besides these
 	StreamPort  uint16         `cbor:"27,keyasint,omitempty"`
 	Etcd        string         `cbor:"28,keyasint,omitempty"`
-	Serving     []int64        `cbor:"29,keyasint,omitempty"` // since when it serves each of Allowed, 0 for not
+	Serving     []int64        `cbor:"29,keyasint,omitempty"` // since when it serves each of Allowed, 0 for not, -1 if it can't
 }
 
 type wireEndpoint struct {
@@ -90,9 +91,13 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 	for _, e := range r.Endpoints {
 		w.Endpoints = append(w.Endpoints, wireEndpoint{Host: e.Host, Port: e.Port, Source: string(e.Source)})
 	}
-	if len(r.Serving) > 0 {
+	if len(r.Serving)+len(r.Unserved) > 0 {
 		for _, p := range r.AllowedLocationIPs {
-			w.Serving = append(w.Serving, r.ServesSince(p))
+			since := r.ServesSince(p)
+			if slices.Contains(r.Unserved, p) {
+				since = unserved
+			}
+			w.Serving = append(w.Serving, since)
 		}
 	}
 	payload, err := encoding.Marshal(w)
@@ -129,7 +134,11 @@ func decodeRecord(payload []byte) (body, error) {
 		if i >= len(w.Allowed) {
 			return nil, fmt.Errorf("decode record: terms for %d networks, of which it has %d", len(w.Serving), len(w.Allowed))
 		}
-		if since != 0 {
+		switch since {
+		case 0:
+		case unserved:
+			r.Unserved = append(r.Unserved, w.Allowed[i])
+		default:
 			r.Serving = append(r.Serving, mesh.NetworkTerm{Network: w.Allowed[i], Since: since})
 		}
 	}
@@ -184,8 +193,13 @@ func checkAddresses(r mesh.Record) error {
 	if len(r.Withheld) > mesh.MaxWithheld || slices.ContainsFunc(r.Withheld, func(p netip.Prefix) bool { return !p.IsValid() }) {
 		return fmt.Errorf("check record: withheld networks %v, at most %d", r.Withheld, mesh.MaxWithheld)
 	}
+	for _, p := range r.Unserved {
+		if !slices.Contains(r.AllowedLocationIPs, p) {
+			return fmt.Errorf("check record: can't serve %v, allowed-location-ips %v", p, r.AllowedLocationIPs)
+		}
+	}
 	for _, t := range r.Serving {
-		if !slices.Contains(r.AllowedLocationIPs, t.Network) || t.Since <= 0 {
+		if !slices.Contains(r.AllowedLocationIPs, t.Network) || slices.Contains(r.Unserved, t.Network) || t.Since <= 0 {
 			return fmt.Errorf("check record: serves %v since %d, allowed-location-ips %v", t.Network, t.Since, r.AllowedLocationIPs)
 		}
 	}

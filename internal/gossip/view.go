@@ -70,5 +70,6 @@ func clone(r mesh.Record) mesh.Record {
 	r.AllowedLocationIPs = slices.Clone(r.AllowedLocationIPs)
 	r.Withheld = slices.Clone(r.Withheld)
 	r.Serving = slices.Clone(r.Serving)
+	r.Unserved = slices.Clone(r.Unserved)
 	return r
 }

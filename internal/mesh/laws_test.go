@@ -332,7 +332,7 @@ func checkReply(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr) packet {
 }
 
 // ownsNetwork reports whether b is the node of its location to which the network is routed: one with an
-// address before one without, then a healthy one, then the one that serves it for the longest time, then the
+// address before one without, then one that has not lost its way there, then a healthy one, then the one that serves it for the longest time, then the
 // strongest claim.
 func (w *walker) ownsNetwork(b *host, p netip.Prefix) bool {
 	rank := func(h *host) []int64 {
@@ -344,7 +344,11 @@ func (w *walker) ownsNetwork(b *host, p netip.Prefix) bool {
 			since = math.MaxInt64
 		}
 		health := map[mesh.Health]int64{"": 0, mesh.HealthUp: 0, mesh.HealthDraining: 1, mesh.HealthDown: 2}[w.verdicts[h.id].State]
-		return []int64{addressless, health, since}
+		lost := int64(0)
+		if slices.Contains(h.Unserved, p) {
+			lost = 1
+		}
+		return []int64{addressless, lost, health, since}
 	}
 	for _, h := range w.hosts {
 		if h == b || !h.SameLocation(&b.Record) || !slices.Contains(h.AllowedLocationIPs, p) {

@@ -129,6 +129,7 @@ type Record struct {
 	Endpoints          []Endpoint     // best first; at most MaxEndpoints
 	InternalIPs        []netip.Prefix // addresses on its private network, with that network's prefix length
 	AllowedLocationIPs []netip.Prefix // further networks behind its location
+	Unserved           []netip.Prefix // of AllowedLocationIPs, those to which its host has lost its way, and other nodes have not
 	Withheld           []netip.Prefix // networks of other nodes that its host reaches otherwise; the first MaxWithheld in the order of ComparePrefix
 	WithheldMore       int            // how many more of them there are
 

@@ -9,11 +9,14 @@ import (
 )
 
 // compareServers orders the nodes of one location that name the same network, the best first.
-// One with an address goes before one without, a healthy one before one on which there is a
-// verdict, and the one that serves the network before the others, so that a server that works keeps
-// it when one with a stronger claim returns. If none is healthy, the best one serves all the same.
+// One with an address goes before one without, one whose host has a way there before one that has lost it,
+// a healthy one before one on which there is a verdict, and the one that serves the network before the others,
+// so that a server that works keeps it when one with a stronger claim returns. If none is healthy, the best one serves all the same.
 func compareServers(a, b *member, network netip.Prefix) int {
 	if c := compareTrueFirst(a.slot != None && !a.keyConflict, b.slot != None && !b.keyConflict); c != 0 {
+		return c
+	}
+	if c := compareTrueFirst(!slices.Contains(a.Unserved, network), !slices.Contains(b.Unserved, network)); c != 0 {
 		return c
 	}
 	if c := cmp.Compare(healthRank(a.health), healthRank(b.health)); c != 0 {

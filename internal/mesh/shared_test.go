@@ -70,6 +70,16 @@ func TestServerOfNetwork(t *testing.T) {
 			rs[2].Serving = term(7)
 			in.Verdicts = []mesh.Verdict{verdict(*in, 2, 2, mesh.HealthDraining, 1)}
 		}, "n1"},
+		{"the one that serves it has lost its way there", func(_ *mesh.Input, rs []mesh.Record) {
+			rs[2].Serving, rs[2].Unserved = term(7), []netip.Prefix{network}
+		}, "n1"},
+		{"both have lost their way", func(_ *mesh.Input, rs []mesh.Record) {
+			rs[2].Serving, rs[1].Unserved, rs[2].Unserved = term(7), []netip.Prefix{network}, []netip.Prefix{network}
+		}, "n2"},
+		{"down is better than without a way", func(in *mesh.Input, rs []mesh.Record) {
+			rs[2].Unserved = []netip.Prefix{network}
+			in.Verdicts = []mesh.Verdict{verdict(*in, 2, 1, mesh.HealthDown, 1)}
+		}, "n1"},
 		{"draining is better than down", func(in *mesh.Input, rs []mesh.Record) {
 			rs[2].Serving = term(7)
 			in.Verdicts = []mesh.Verdict{verdict(*in, 1, 2, mesh.HealthDown, 1), verdict(*in, 1, 1, mesh.HealthDraining, 1)}

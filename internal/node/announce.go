@@ -42,7 +42,7 @@ func (m *Memory) Announce(in Input) Announcement {
 	self := m.verdictOnSelf(in, own)
 	out.Verdicts = append(found.Verdicts, self.verdicts...)
 	out.RequestSigns = append(found.RequestSigns, self.requestSigns...)
-	out.RecheckAfter = soonest(found.RecheckAfter, self.recheckAfter)
+	out.RecheckAfter = soonest(out.RecheckAfter, soonest(found.RecheckAfter, self.recheckAfter))
 	return out
 }
 
@@ -58,8 +58,10 @@ func (m *Memory) announceRecord(in Input) Announcement {
 		m.Own = firstRecord(in)
 		m.internalIPs = in.lastInternalIPs()
 	}
+	out.RecheckAfter = m.ways.look(in)
 	next := nextRecord(in.Config, surroundings{in.Facts, in.knownAddresses(), m.chooseInternalIPs(in), in.sightings(), in.mapped(in.Config.ListenPort)}, m.Own)
 	m.moves.look(place{in.Facts.Addresses, in.Facts.Uplinks, next.Endpoints}, in.Now)
+	next.Unserved = m.ways.lost
 	next.Withheld, next.WithheldMore = m.withheld(in)
 	next.Claim = claim
 	m.term.stamp(&next)

@@ -15,8 +15,8 @@
 // in the memory what was done.
 //
 // They are made of small state machines, of one file each: the own record, the terms as a
-// gateway and as the server of networks, this node's health as a gateway, a duplicate of this node, the time after the
-// start, handshakes, sessions, and the absence of others.
+// gateway and as the server of networks, the ways to these, this node's health as a gateway, a
+// duplicate of this node, the time after the start, handshakes, sessions, and the absence of others.
 package node
 
 import (
@@ -92,6 +92,7 @@ type Memory struct {
 	moves     moves
 	term      term
 	serving   serving
+	ways      ways
 	terms     map[mesh.ID]noted // of gateways
 	health    health
 	udp       udp

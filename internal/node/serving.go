@@ -27,7 +27,7 @@ func (m *Memory) decideServing(in Input, shared []mesh.SharedNetwork) time.Durat
 		if since == 0 && (in.View.Merged || in.View.JoinEmpty) {
 			since = in.Now.UnixMilli()
 		}
-		if s.Server == in.Self.ID() && !down && since != 0 {
+		if s.Server == in.Self.ID() && !down && since != 0 && !slices.Contains(m.Own.Unserved, s.Network) {
 			m.serving.next = append(m.serving.next, mesh.NetworkTerm{Network: s.Network, Since: since})
 		}
 	}
@@ -37,7 +37,7 @@ func (m *Memory) decideServing(in Input, shared []mesh.SharedNetwork) time.Durat
 	return soon
 }
 
-// stamp writes the terms for the networks that a record names into it.
+// stamp writes the terms for the networks that a record names, and that the host has not lost, into it.
 func (s *serving) stamp(r *mesh.Record) {
 	terms := r.Serving
 	if s.decided {
@@ -45,7 +45,7 @@ func (s *serving) stamp(r *mesh.Record) {
 	}
 	r.Serving = nil
 	for _, t := range terms {
-		if slices.Contains(r.AllowedLocationIPs, t.Network) {
+		if slices.Contains(r.AllowedLocationIPs, t.Network) && !slices.Contains(r.Unserved, t.Network) {
 			r.Serving = append(r.Serving, t)
 		}
 	}

@@ -74,6 +74,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 		h := c.add(fmt.Sprintf("n%d", i+1), at.location, at.at)
 		if at.location != "" { // all of a location serve one network
 			h.config.AllowedLocationIPs = []netip.Prefix{siteNetwork(at.at.site)}
+			h.nearby = []mesh.AttachedNetwork{{Prefix: siteNetwork(at.at.site), Link: "eth2"}}
 		}
 	}
 	return c
@@ -131,7 +132,7 @@ func isRunning(h *host) bool { return h.running }
 func (c *chaos) event() {
 	events := []func() bool{
 		c.stop, c.restart, c.killDaemon, c.crash, c.crash, c.powerOn, c.powerOn, c.split, c.cutOneWay, c.stick, c.stick, c.drain, c.drain,
-		c.changeSettings, c.changeLocation, c.changeAddress, c.carryElsewhere, c.changeWish, c.forget, c.deleteDevice,
+		c.changeSettings, c.changeLocation, c.changeAddress, c.carryElsewhere, c.changeWish, c.forget, c.deleteDevice, c.loseWay,
 	}
 	for !events[c.rng.IntN(len(events))]() { //nolint:revive // until one can
 	}
@@ -354,6 +355,19 @@ func (c *chaos) deleteDevice() bool {
 	}
 	c.note("%s: somebody deletes the device", h.name)
 	h.kernel.DeleteDevice()
+	h.tell()
+	return true
+}
+
+// loseWay takes a host's way to the network behind it away, or gives it back.
+func (c *chaos) loseWay() bool {
+	h := c.pick(func(h *host) bool { return h.running && len(h.nearby) > 0 })
+	if h == nil {
+		return false
+	}
+	h.nearby = slices.Clone(h.nearby)
+	h.nearby[0].Down = !h.nearby[0].Down
+	c.note("%s: the way to %v is down: %t", h.name, h.nearby[0].Prefix, h.nearby[0].Down)
 	h.tell()
 	return true
 }

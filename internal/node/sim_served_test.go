@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -65,8 +66,12 @@ func (s *simulation) served() error {
 			if up && !server.running && s.live() > 2 {
 				return fmt.Errorf("%v is served by %s, which does not live, though %s could", network, server.name, h.name)
 			}
+			if !slices.Contains(h.memory.Own.Unserved, network) && slices.Contains(server.memory.Own.Unserved, network) {
+				return fmt.Errorf("%v is served by %s, which has no way there, though %s has", network, server.name, h.name)
+			}
 		}
-		if v := server.view(); server.running && node.IsUp(mesh.GatewayVerdicts(v.Verdicts, v.Records)[id]) && server.memory.Own.ServesSince(network) == 0 {
+		if v := server.view(); server.running && node.IsUp(mesh.GatewayVerdicts(v.Verdicts, v.Records)[id]) && server.memory.Own.ServesSince(network) == 0 &&
+			!slices.Contains(server.memory.Own.Unserved, network) {
 			return fmt.Errorf("%s serves %v and does not say so", server.name, network)
 		}
 	}
@@ -150,6 +155,34 @@ func TestServerFails(t *testing.T) {
 				t.Errorf("a server that sees that it forwards nothing: lost for %v, want 5s at the most", got)
 			}
 			lossOf("the server forwards again", func() { first.blocked = false }, second)
+			way := mesh.AttachedNetwork{Prefix: network, Link: "eth2"}
+			down := way
+			down.Down = true
+			for _, h := range []*host{first, second} {
+				h.nearby = []mesh.AttachedNetwork{way}
+			}
+			lossOf("both have a way of their own", func() {}, second)
+			for i, h := range []*host{second, first} { // each in turn, by the event of a link that is down, and of one that is gone
+				other := []*host{first, second}[i]
+				if got := lossOf("the server has lost its way to the network", func() {
+					h.nearby = [][]mesh.AttachedNetwork{{down}, nil}[i]
+					h.tell()
+				}, other); got > switchMost {
+					t.Errorf("a server that has lost its way: lost for %v, want %v at the most", got, switchMost)
+				}
+				if !slices.ContainsFunc(h.wanted.Problems, func(p mesh.Problem) bool {
+					return p.Kind == node.ProblemNetwork && strings.Contains(p.Text, network.String())
+				}) {
+					t.Errorf("%s has lost its way, and has problems %v", h.name, h.wanted.Problems)
+				}
+				lossOf("it has its way again", func() {
+					h.nearby = []mesh.AttachedNetwork{way}
+					h.tell()
+				}, other)
+				if len(h.wanted.Problems) > 0 || len(h.memory.Own.Unserved) > 0 {
+					t.Errorf("%s has its way again: got problems %v, and that it can't serve %v", h.name, h.wanted.Problems, h.memory.Own.Unserved)
+				}
+			}
 			if got := lossOf("the daemon of the other one is restarted", func() {
 				second.stop()
 				second.startDaemon()

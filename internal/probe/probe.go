@@ -33,7 +33,7 @@
 //
 // The server of a network is dead when it is silent and gossip does not hear it either, while
 // another node is heard. What is behind it answers no other node's requests, so a server that
-// lives and does not forward is not found out here: it has to notice that itself.
+// lives and does not forward is not found out here: it has to notice that itself, see package node.
 //
 // With the defaults, interval = 250 ms and n = 4 misses:
 //

@@ -13,6 +13,7 @@ import (
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
+	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/test/lab"
 )
 
@@ -127,4 +128,51 @@ func TestSharedNetwork(t *testing.T) { // not parallel: slow answers count as no
 			v.encrypted()
 		})
 	}
+}
+
+// TestSharedNetworkBehindLinks has each of two nodes serve the same network by a card of its own. The one that serves it
+// loses the other end of that card's link; it says so, and the other one serves the network, and keeps it.
+func TestSharedNetworkBehindLinks(t *testing.T) {
+	t.Parallel()
+	v := newVillage(t, func(m *testbed) []*lab.Host {
+		return append(m.site("far", lab.SiteOptions{Underlay: lab.NAT}, "r"), m.site("a", lab.SiteOptions{Underlay: lab.NAT}, "a1", "a2")...)
+	})
+	user := v.node("r")
+	at := netip.MustParseAddr("10.77.0.5")
+	for _, n := range v.nodes {
+		settings := cluster(1, mesh.ModeFull)
+		if n != user {
+			settings = append([]string{"  allowed-location-ips: [10.77.0.0/16]"}, settings...)
+		}
+		v.configure(n, settings...)
+	}
+	v.live()
+	for i, name := range []string{"a1", "a2"} {
+		v.serve(served{"wide-" + name, v.node(name), netip.MustParsePrefix("10.77.0.0/16"), netip.AddrFrom4([4]byte{10, 77, 0, byte(i + 1)}), at, false})
+	}
+	pinged := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(v.ctx, pingLimit)
+		defer cancel()
+		v.must(user.AwaitPings(ctx, []netip.Addr{at}))
+	}
+	pinged()
+	was := v.carrier(user, at)
+	other := v.without(user, was)[0]
+	link := func(state string) { v.run(was, "ip", "-n", "wide-"+was.Name, "link", "set", "eth0", state) }
+	through := func(what string, want *lab.Node, problem bool) {
+		t.Helper()
+		v.await(settleLimit, what, func(s control.Status) bool {
+			return len(s.Node.Networks) == 1 && s.Node.Networks[0].Through == want.Name && shows(node.ProblemNetwork, "10.77.0.0/16")(s) == problem
+		}, was)
+	}
+	link("down")
+	through("aware of its lost link", other, true)
+	pinged()
+	link("up")
+	through("content", other, false)
+	if got := v.carrier(user, at); got != other {
+		t.Errorf("when the link is back: %v is reached through %s, want %s still", at, nameOf(got), other.Name)
+	}
+	pinged()
 }
