@@ -81,7 +81,7 @@ func TestSharedNetwork(t *testing.T) { // not parallel: slow answers count as no
 				}
 			}
 			pinged()
-			for _, step := range []struct {
+			steps := []struct {
 				name string
 				do   func(n *lab.Node)
 				undo func(n *lab.Node)
@@ -92,7 +92,11 @@ func TestSharedNetwork(t *testing.T) { // not parallel: slow answers count as no
 					v.must(n.Stop())
 					v.run(n, binary, "down", "--force")
 				}, func(n *lab.Node) { v.start(n) }},
-			} {
+			}
+			if mode == mesh.ModeCross {
+				steps = steps[:1] // the modes differ in how these nodes reach each other alone
+			}
+			for _, step := range steps {
 				was := server()
 				if was == nil || was == user {
 					t.Fatalf("%v is reached through %s, want a1 or a2", network, nameOf(was))
