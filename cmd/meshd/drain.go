@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// errNotReplaced is returned if no other gateway has taken over.
+// errNotReplaced is returned if no other node has taken over.
 var errNotReplaced = errors.New("this node still carries the traffic of other nodes")
 
 func newDrain(p *paths) *cobra.Command {
@@ -20,13 +20,15 @@ func newDrain(p *paths) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "drain",
-		Short: "Hand over the role of gateway before maintenance",
+		Short: "Hand over what goes through this node before maintenance",
 		Long: `Have another node replace this one as the gateway of its location, and wait for that,
 ten seconds at most. Connections continue. The node stays in the mesh and does not
 become a gateway again until the daemon is restarted or meshd drain --undo is run. On a
-node that is not a gateway, it only keeps the node from becoming one.
+node that is not a gateway, it only keeps the node from becoming one. A network behind
+this node that other nodes of its location name, too, is handed over to one of them in the
+same way, in every cluster.mode.
 
-The last gateway of a location is not drained: the command says why each other node
+The last gateway of a location, or the last node that serves a network, is not drained: the command says why each other node
 cannot take over, and the exit code is 4. It is 1 if no node takes over in time.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -38,13 +40,13 @@ cannot take over, and the exit code is 4. It is 1 if no node takes over in time.
 				_, err := fmt.Fprintln(w, d.Text)
 				return err
 			})
-			if err == nil && !undo && d.Gateway {
+			if err == nil && !undo && (d.Gateway || len(d.Networks) > 0) {
 				err = errNotReplaced
 			}
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&undo, "undo", false, "allow this node to be a gateway again")
+	cmd.Flags().BoolVar(&undo, "undo", false, "allow this node to carry traffic of others again")
 	out.register(cmd)
 	return cmd
 }

@@ -62,6 +62,7 @@ func TestPrintStatus(t *testing.T) {
 			},
 			InternalIPs:  []netcfg.InternalIP{{Link: "eth0", Address: netip.MustParsePrefix("192.168.1.1/24"), Reason: "the default route leaves by its link"}},
 			OtherPrivate: []netcfg.InternalIP{{Link: "wg0", Address: netip.MustParsePrefix("10.8.0.2/24"), Reason: "its link is a tunnel"}, {Link: "eth1", Address: netip.MustParsePrefix("10.0.0.1/16"), Reason: "node.internal-ip can name it"}},
+			Networks:     []control.SharedNetwork{{Network: netip.MustParsePrefix("10.77.0.0/16"), Through: "aws-1"}, {Network: netip.MustParsePrefix("fd77::/48"), Through: "aws-2"}},
 		},
 		Device: control.Device{Name: "meshd0", Implementation: "kernel", ListenPort: 51820, MTU: 1420},
 		Relay:  &control.Relay{Nodes: 3, Bytes: 5 << 20},

@@ -133,6 +133,11 @@ func printNode(w io.Writer, s control.Status) {
 		fmt.Fprintf(t, "%s\t%v\n", heading, i)
 		heading = ""
 	}
+	heading = "Networks:"
+	for _, s := range n.Networks {
+		fmt.Fprintf(t, "%s\t%v, reached through %s\n", heading, s.Network, s.Through)
+		heading = ""
+	}
 	device := "-"
 	if d := s.Device; d.Name != "" {
 		device = fmt.Sprintf("%s, %s WireGuard, port %d, MTU %d", d.Name, d.Implementation, d.ListenPort, d.MTU)

@@ -143,6 +143,15 @@ type Node struct {
 	// host's other private addresses, each with the reason.
 	InternalIPs  []netcfg.InternalIP `json:"internalIPs"`
 	OtherPrivate []netcfg.InternalIP `json:"otherPrivate"`
+	// Networks are those behind this node that other nodes of its location name, too.
+	Networks []SharedNetwork `json:"networks,omitempty"`
+}
+
+// SharedNetwork is a network behind several nodes of one location, and the name of the one through which it
+// is reached.
+type SharedNetwork struct {
+	Network netip.Prefix `json:"network"`
+	Through string       `json:"through"`
 }
 
 // PortMapping is a UDP port of this host that its router maps.

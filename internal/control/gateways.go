@@ -5,6 +5,7 @@ package control
 import (
 	"context"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -17,12 +18,13 @@ import (
 type Role string
 
 // The roles. A node that needs no gateway has none: in the modes full and cross, and
-// when it is alone in its location.
+// when it is alone in its location. But one that names a network which other nodes of its location name, too,
+// may be draining or down there.
 const (
 	RoleGateway  Role = "gateway"
 	RoleMember   Role = "member"   // it uses a gateway, and could be one
 	RoleNever    Role = "never"    // it uses a gateway, and may not be one
-	RoleDraining Role = "draining" // it has asked to be replaced as gateway
+	RoleDraining Role = "draining" // it has asked to be replaced
 	RoleDown     Role = "down"     // a verdict says that it carries no traffic
 )
 
@@ -54,13 +56,14 @@ const (
 
 // Drained is the state after a request to drain the node, or to undo that.
 type Drained struct {
-	Draining   bool     `json:"draining"`   // it lasts until it is undone or the daemon restarts
-	Gateway    bool     `json:"gateway"`    // other nodes' traffic goes through this node now
-	Successors []string `json:"successors"` // gateways of the location; sorted
-	Text       string   `json:"text"`       // the same for a person
+	Draining   bool           `json:"draining"`           // it lasts until it is undone or the daemon restarts
+	Gateway    bool           `json:"gateway"`            // other nodes' traffic goes through this node now
+	Networks   []netip.Prefix `json:"networks,omitempty"` // behind this node that it serves now though others name them, too
+	Successors []string       `json:"successors"`         // gateways of the location, and who serves the networks that this node served; sorted
+	Text       string         `json:"text"`               // the same for a person
 }
 
-// Drain asks the daemon to have its node replaced as a gateway, or to undo that, and
+// Drain asks the daemon to have its node replaced as a gateway, and as the server of networks, or to undo that, and
 // waits for the result.
 func (c *Client) Drain(ctx context.Context, undo bool) (Drained, error) {
 	var d Drained

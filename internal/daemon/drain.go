@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -24,8 +25,8 @@ const (
 	drainPoll = 20 * time.Millisecond
 )
 
-// Drain implements control.Daemon. The loop starts it; then Drain waits for another gateway to
-// take over.
+// Drain implements control.Daemon. The loop starts it; then Drain waits for another gateway, and other
+// servers of its networks, to take over.
 func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) {
 	before := d.published.Load().turn
 	if before.wanted.Input.Self == (mesh.ID{}) {
@@ -54,10 +55,13 @@ func (d *daemon) Drain(ctx context.Context, undo bool) (control.Drained, error) 
 	}
 }
 
-// whyNotGateway returns why a node has nothing to drain, "" if it may be a gateway.
+// whyNotGateway returns why a node has nothing to drain, "" if it may be a gateway, or the server of a
+// network that others could serve.
 func whyNotGateway(t turn) string {
 	own := recordOf(t)
 	switch {
+	case len(t.wanted.Topology.Shared) > 0:
+		return ""
 	case t.wanted.Input.Cluster.Mode != mesh.ModeLocation:
 		return fmt.Sprintf("This node is not a gateway: there are none in mode %s.", t.wanted.Input.Cluster.Mode)
 	case own.Location == "":
@@ -75,23 +79,39 @@ func whyNotGateway(t turn) string {
 }
 
 // noSuccessor returns why no other node can take over from this one and what to do about it,
-// "" if one can, or if this node is not a gateway.
+// "" if one can, or if this node is neither a gateway nor the server of a network that others name.
 func noSuccessor(t turn) string {
-	if t.wanted.Topology.Seat == mesh.None {
-		return ""
+	own := recordOf(t)
+	if t.wanted.Topology.Seat != mesh.None {
+		if why := whyNoOther(t, func(r mesh.Record) bool { return r.SameLAN(&own) && !r.Encrypted }, netip.Prefix{}); why != "" {
+			return fmt.Sprintf("this is the last gateway of location %s, and no other node can take over: %s", own.Location, why)
+		}
 	}
-	in, own := t.wanted.Input, recordOf(t)
+	for _, p := range servedBy(t.wanted.Input.Self, t) {
+		if why := whyNoOther(t, func(r mesh.Record) bool { return r.SameLocation(&own) && slices.Contains(r.AllowedLocationIPs, p) }, p); why != "" {
+			return fmt.Sprintf("this node serves %v, and no other node of location %s can take over: %s", p, own.Location, why)
+		}
+	}
+	return ""
+}
+
+// whyNoOther returns why each of the other nodes that match can't take over a network, or without one as a
+// gateway, "" if one can.
+func whyNoOther(t turn, match func(mesh.Record) bool, network netip.Prefix) string {
+	in := t.wanted.Input
 	verdicts, owners := mesh.GatewayVerdicts(in.Verdicts, in.Records), mesh.SlotOwners(in.Records)
 	var others []string
 	for _, r := range in.Records {
 		id := r.ID()
-		if !r.SameLAN(&own) || r.Encrypted || id == in.Self {
+		if !match(r) || id == in.Self {
 			continue
 		}
 		var why string
 		switch {
-		case r.Gateway == mesh.GatewayNever:
+		case !network.IsValid() && r.Gateway == mesh.GatewayNever:
 			why = "its node.gateway is never"
+		case slices.Contains(r.Unserved, network):
+			why = "its host has no way there"
 		case !t.view.Alive[id]:
 			why = "it is not alive"
 		case r.Claim.Slot == mesh.None || owners[r.Claim.Slot] != id:
@@ -106,7 +126,18 @@ func noSuccessor(t turn) string {
 		others = append(others, fmt.Sprintf("%s (%s)", r.Name, why))
 	}
 	slices.Sort(others)
-	return fmt.Sprintf("this is the last gateway of location %s, and no other node can take over: %s", own.Location, strings.Join(others, ", "))
+	return strings.Join(others, ", ")
+}
+
+// servedBy returns the networks that a node serves, of those that both this node and others name.
+func servedBy(id mesh.ID, t turn) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range t.wanted.Topology.Shared {
+		if s.Server == id {
+			out = append(out, s.Network)
+		}
+	}
+	return out
 }
 
 // recordOf returns this node's record, as a turn saw it.
@@ -120,25 +151,46 @@ func recordOf(t turn) mesh.Record {
 }
 
 // drainResult returns the progress of a drain since the turn before it, and reports whether it
-// is complete. The successor says in its record that it has taken over, and uses its own
+// is complete. A successor says in its record that it has taken over, and uses its own
 // tunnels by then.
 func drainResult(before, now turn, undo bool) (control.Drained, bool) {
 	self, own := now.wanted.Input.Self, recordOf(now)
 	verdicts := mesh.GatewayVerdicts(now.wanted.Input.Verdicts, now.wanted.Input.Records)
 	up := node.IsUp(verdicts[self])
-	out := control.Drained{Draining: !up, Gateway: now.wanted.Topology.Seat != mesh.None, Successors: []string{}}
+	out := control.Drained{Draining: !up, Gateway: now.wanted.Topology.Seat != mesh.None, Networks: servedBy(self, now), Successors: []string{}}
+	wasGateway, served := before.wanted.Topology.Seat != mesh.None, servedBy(self, before)
+	var gateways, replaced []string
 	for _, r := range now.wanted.Input.Records {
 		if r.SameLAN(&own) && r.ID() != self && r.Term.Since != 0 && node.IsUp(verdicts[r.ID()]) {
-			out.Successors = append(out.Successors, r.Name)
+			gateways = append(gateways, r.Name)
+		}
+	}
+	slices.Sort(gateways)
+	out.Successors = append(out.Successors, gateways...)
+	if wasGateway && len(gateways) > 0 {
+		replaced = append(replaced, fmt.Sprintf("the traffic of location %s goes through %s now", own.Location, strings.Join(gateways, ", ")))
+	}
+	successors := 0 // of the server of a network
+	for _, r := range now.wanted.Input.Records {
+		for _, p := range served {
+			if r.ID() != self && r.SameLocation(&own) && r.ServesSince(p) != 0 && slices.Contains(now.wanted.Topology.Shared, mesh.SharedNetwork{Network: p, Server: r.ID()}) {
+				successors++
+				replaced = append(replaced, fmt.Sprintf("%v is reached through %s now", p, r.Name))
+				out.Successors = append(out.Successors, r.Name)
+			}
 		}
 	}
 	slices.Sort(out.Successors)
+	out.Successors = slices.Compact(out.Successors)
 	done := false
 	switch {
 	case undo && up:
 		done, out.Text = true, "This node may be a gateway again."
-		if out.Gateway {
+		switch {
+		case out.Gateway:
 			out.Text = "This node is a gateway again."
+		case len(now.wanted.Topology.Shared) > 0:
+			out.Text = "This node may carry traffic of other nodes again."
 		}
 	case undo:
 		out.Text = "This node has not announced yet that it is up; see meshd status."
@@ -146,12 +198,18 @@ func drainResult(before, now turn, undo bool) (control.Drained, bool) {
 		out.Text = "This node has not announced yet that it is draining; see meshd status."
 	case out.Gateway:
 		done, out.Text = true, fmt.Sprintf("No other node can replace this one: it stays the gateway of location %s.", own.Location)
-	case before.wanted.Topology.Seat == mesh.None:
+	case len(out.Networks) > 0:
+		done, out.Text = true, fmt.Sprintf("No other node can replace this one: %s stays reached through it.", mesh.FormatPrefixes(out.Networks))
+	case !wasGateway && len(served) == 0 && len(before.wanted.Topology.Shared) > 0:
+		done, out.Text = true, "This node carried no traffic that others could carry, and will not before a restart or meshd drain --undo."
+	case !wasGateway && len(served) == 0:
 		done, out.Text = true, "This node was not a gateway, and will not become one before a restart or meshd drain --undo."
-	case len(out.Successors) > 0:
-		done, out.Text = true, fmt.Sprintf("Replaced: the traffic of location %s goes through %s now.", own.Location, strings.Join(out.Successors, ", "))
-	default:
+	case wasGateway && len(gateways) == 0:
 		out.Text = "This node is no longer the gateway, but its successor has not announced yet that it has taken over."
+	case successors < len(served):
+		out.Text = fmt.Sprintf("This node no longer serves %s, but its successor has not announced yet that it has taken over.", mesh.FormatPrefixes(served))
+	default:
+		done, out.Text = true, fmt.Sprintf("Replaced: %s.", strings.Join(replaced, ", "))
 	}
 	return out, done
 }
@@ -207,10 +265,13 @@ func (t index) locationRole(r mesh.Record) control.Role {
 	if itself != nil && itself.Location == r.Location && !itself.Encrypted {
 		others--
 	}
+	state := t.verdicts[id].State
 	if t.wanted.Input.Cluster.Mode != mesh.ModeLocation || r.Location == "" || r.Encrypted || others <= 0 {
-		return ""
+		if node.IsUp(mesh.Verdict{State: state}) || !t.sharesNetwork(&r) {
+			return ""
+		}
 	}
-	switch t.verdicts[id].State {
+	switch state {
 	case mesh.HealthDraining:
 		return control.RoleDraining
 	case mesh.HealthDown:
@@ -223,6 +284,16 @@ func (t index) locationRole(r mesh.Record) control.Role {
 		return control.RoleNever
 	}
 	return control.RoleMember
+}
+
+// sharesNetwork reports whether another node of a node's location names a network that the node names.
+func (t index) sharesNetwork(r *mesh.Record) bool {
+	for id, o := range t.records {
+		if id != r.ID() && o.SameLocation(r) && slices.ContainsFunc(o.AllowedLocationIPs, func(p netip.Prefix) bool { return slices.Contains(r.AllowedLocationIPs, p) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // routeIn returns the route to a node in a topology of the turn's records, without its health.

@@ -161,6 +161,12 @@ func TestLocationRole(t *testing.T) {
 	if diff := cmp.Diff([]control.Role{"", "", "", ""}, roles()); diff != "" {
 		t.Errorf("in mode full (-want +got):\n%s", diff)
 	}
+	for i := range 2 {
+		tn.wanted.Input.Records[i].AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}
+	}
+	if diff := cmp.Diff([]control.Role{control.RoleDown, "", "", ""}, roles()); diff != "" {
+		t.Errorf("in mode full, with a network behind two nodes (-want +got):\n%s", diff)
+	}
 }
 
 func TestSwept(t *testing.T) {

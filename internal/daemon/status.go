@@ -177,6 +177,9 @@ func (d *daemon) nodeStatus(t index) control.Node {
 		InternalIPs:  append([]netcfg.InternalIP{}, t.wanted.InternalIPs...),
 		OtherPrivate: append([]netcfg.InternalIP{}, t.wanted.OtherPrivate...),
 	}
+	for _, s := range t.wanted.Topology.Shared {
+		n.Networks = append(n.Networks, control.SharedNetwork{Network: s.Network, Through: t.nameOf(s.Server)})
+	}
 	for _, e := range d.memory.Own.Endpoints {
 		n.Endpoints = append(n.Endpoints, net.JoinHostPort(e.Host, strconv.Itoa(int(e.Port))))
 	}

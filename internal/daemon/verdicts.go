@@ -15,12 +15,12 @@ import (
 
 // publishVerdicts publishes this node's verdicts on the nodes that carry its traffic, and on
 // itself. If the new record was not published, a verdict that names it names the last one
-// instead; if this node's term goes on in that one, the verdict is not published yet.
+// instead; if a term of this node goes on in that one, the verdict is not published yet.
 func (d *daemon) publishVerdicts(a node.Announcement, view mesh.View) error {
 	d.gossip.RequestSigns(a.RequestSigns)
 	for _, v := range a.Verdicts {
 		if own := d.memory.Own; v.Record > own.Sequence {
-			if own.Term.Since != 0 {
+			if own.Term.Since != 0 || len(own.Serving) > 0 {
 				continue
 			}
 			v.Record = own.Sequence

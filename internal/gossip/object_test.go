@@ -79,19 +79,22 @@ func TestObjectGolden(t *testing.T) {
 	server.Etcd = mesh.EtcdWAN
 	exit := fullRecord()
 	exit.Exit = mesh.ExitFamilies{IPv6: true}
+	serving := fullRecord()
+	serving.Serving = []mesh.NetworkTerm{{Network: serving.AllowedLocationIPs[1], Since: 1700000000000}}
+	serving.Unserved = serving.AllowedLocationIPs[:1]
 	draining := verdict{testVerdict(0, 0, mesh.HealthDraining, 7), 8, 9}
 	draining.Record = 10
 	made := [][]byte{
 		signRecord(t, 0, fullRecord()), signTombstone(t, 0, mesh.ID{1, 2, 3}, 9),
 		signRecord(t, 0, inOffice), signVerdict(t, 0, verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}), signVerdict(t, 0, draining),
-		signRecord(t, 0, overTLS), signRecord(t, 0, server), signRecord(t, 0, exit),
+		signRecord(t, 0, overTLS), signRecord(t, 0, server), signRecord(t, 0, exit), signRecord(t, 0, serving),
 	}
 	for i, raw := range made {
 		if got := hex.EncodeToString(raw); i >= len(lines) || got != lines[i] {
 			t.Errorf("object %d: got\n%s\nwant another", i, got)
 		}
 	}
-	for i, want := range map[int]mesh.Record{2: inOffice, 5: overTLS, 6: server} {
+	for i, want := range map[int]mesh.Record{2: inOffice, 5: overTLS, 6: server, 7: exit, 8: serving} {
 		o, err := decodeObject("default", made[i])
 		if err != nil {
 			t.Fatal(err)
@@ -119,6 +122,18 @@ func TestObjectRefused(t *testing.T) {
 		}
 		return raw
 	}
+	with := func(field int, value any) []byte {
+		fields := make(map[int]any)
+		if err := cbor.Unmarshal(good[objectHeader:], &fields); err != nil {
+			t.Fatal(err)
+		}
+		fields[field] = value
+		payload, err := encoding.Marshal(fields)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return signed(kindRecord, payload)
+	}
 	other, err := signObject(identity(1), "default", kindRecord, good[objectHeader:])
 	if err != nil {
 		t.Fatal(err)
@@ -140,6 +155,8 @@ func TestObjectRefused(t *testing.T) {
 		{"header only", "default", good[:objectHeader], errObjectSize},
 		{"too long", "default", append(bytes.Clone(good), make([]byte, maxObject)...), errObjectSize},
 		{"more behind", "default", signed(kindRecord, append(bytes.Clone(good[objectHeader:]), 0)), errObjectContent},
+		{"a field that only newer nodes know", "default", with(200, "news"), nil},
+		{"a term for a network that it does not name", "default", with(31, []int64{1}), errObjectContent},
 		{"field twice", "default", signed(kindRecord, []byte{0xa2, 1, 0x41, 0, 1, 0x41, 0}), errObjectContent},
 		{"indefinite length", "default", signed(kindRecord, []byte{0xbf, 0xff}), errObjectContent},
 		{"nested", "default", signed(kindRecord, append([]byte{0xa1, 0x18, 99}, append(bytes.Repeat([]byte{0x81}, 20), 0)...)), errObjectContent},
@@ -239,6 +256,24 @@ func TestRecordLimits(t *testing.T) {
 			r.Withheld = slices.Repeat([]netip.Prefix{prefix("10.0.0.5/32")}, mesh.MaxWithheld+1)
 		}, false},
 		{"invalid withheld", func(r *mesh.Record) { r.Withheld = []netip.Prefix{{}} }, false},
+		{"serves", func(r *mesh.Record) {
+			r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.1.0/24"), prefix("10.0.0.0/24")}
+			r.Serving = []mesh.NetworkTerm{{Network: prefix("10.0.0.0/24"), Since: 1}}
+		}, true},
+		{"serves what it does not name", func(r *mesh.Record) { r.Serving = []mesh.NetworkTerm{{Network: prefix("10.0.0.0/24"), Since: 1}} }, false},
+		{"can't serve", func(r *mesh.Record) {
+			r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.0/24")}
+			r.Unserved = r.AllowedLocationIPs
+		}, true},
+		{"can't serve what it does not name", func(r *mesh.Record) { r.Unserved = []netip.Prefix{prefix("10.0.0.0/24")} }, false},
+		{"serves what it can't serve", func(r *mesh.Record) {
+			r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.0/24")}
+			r.Unserved, r.Serving = r.AllowedLocationIPs, []mesh.NetworkTerm{{Network: prefix("10.0.0.0/24"), Since: 1}}
+		}, false},
+		{"serves since before 1970", func(r *mesh.Record) {
+			r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.0/24")}
+			r.Serving = []mesh.NetworkTerm{{Network: prefix("10.0.0.0/24"), Since: -2}}
+		}, false},
 		{"invalid prefix", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{{}} }, false},
 	}
 	for _, tt := range tests {
@@ -332,6 +367,7 @@ func TestPublishLongRecord(t *testing.T) {
 		r.Endpoints = append(r.Endpoints[:i], mesh.Endpoint{Host: "2001:db8:1111:2222:3333:4444:5555:6666", Port: uint16(50000 + i), Source: mesh.EndpointObserved})
 	}
 	r.AllowedLocationIPs = slices.Repeat([]netip.Prefix{netip.MustParsePrefix("2001:db8::/64")}, mesh.MaxCIDRs)
+	r.Serving = []mesh.NetworkTerm{{Network: r.AllowedLocationIPs[0], Since: 1700000000000}}
 	r.Withheld = slices.Repeat([]netip.Prefix{netip.MustParsePrefix("2001:db8::5/128")}, mesh.MaxWithheld)
 	if err := g.Publish(r); err != nil {
 		t.Fatal(err)

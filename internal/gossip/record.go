@@ -20,6 +20,7 @@ import (
 const (
 	maxWord  = 16 // longer than any value of a setting that is a word
 	maxSeats = 64 // far above the number of gateways of a location
+	unserved = -1 // stands for a network that a node can't serve, where its term would stand
 )
 
 // wireRecord is a record's payload. The number of a field is never used again for another
@@ -55,6 +56,7 @@ type wireRecord struct {
 	Etcd        string         `cbor:"28,keyasint,omitempty"`
 	Exit4       bool           `cbor:"29,keyasint,omitempty"`
 	Exit6       bool           `cbor:"30,keyasint,omitempty"`
+	Serving     []int64        `cbor:"31,keyasint,omitempty"` // since when it serves each of Allowed, 0 for not, -1 if it can't
 }
 
 type wireEndpoint struct {
@@ -91,6 +93,15 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 	for _, e := range r.Endpoints {
 		w.Endpoints = append(w.Endpoints, wireEndpoint{Host: e.Host, Port: e.Port, Source: string(e.Source)})
 	}
+	if len(r.Serving)+len(r.Unserved) > 0 {
+		for _, p := range r.AllowedLocationIPs {
+			since := r.ServesSince(p)
+			if slices.Contains(r.Unserved, p) {
+				since = unserved
+			}
+			w.Serving = append(w.Serving, since)
+		}
+	}
 	payload, err := encoding.Marshal(w)
 	if err != nil {
 		return nil, fmt.Errorf("encode record: %w", err)
@@ -120,6 +131,18 @@ func decodeRecord(payload []byte) (body, error) {
 	r.Claim, r.MTU = mesh.Claim{Slot: int(w.Slot), Confirmed: w.Confirmed, Time: w.ClaimTime, Since: w.ClaimSince}, int(w.MTU)
 	for _, e := range w.Endpoints {
 		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: e.Host, Port: e.Port, Source: mesh.EndpointSource(e.Source)})
+	}
+	for i, since := range w.Serving {
+		if i >= len(w.Allowed) {
+			return nil, fmt.Errorf("decode record: terms for %d networks, of which it has %d", len(w.Serving), len(w.Allowed))
+		}
+		switch since {
+		case 0:
+		case unserved:
+			r.Unserved = append(r.Unserved, w.Allowed[i])
+		default:
+			r.Serving = append(r.Serving, mesh.NetworkTerm{Network: w.Allowed[i], Since: since})
+		}
 	}
 	if err := checkRecord(r); err != nil {
 		return nil, err
@@ -171,6 +194,16 @@ func checkAddresses(r mesh.Record) error {
 	}
 	if len(r.Withheld) > mesh.MaxWithheld || slices.ContainsFunc(r.Withheld, func(p netip.Prefix) bool { return !p.IsValid() }) {
 		return fmt.Errorf("check record: withheld networks %v, at most %d", r.Withheld, mesh.MaxWithheld)
+	}
+	for _, p := range r.Unserved {
+		if !slices.Contains(r.AllowedLocationIPs, p) {
+			return fmt.Errorf("check record: can't serve %v, allowed-location-ips %v", p, r.AllowedLocationIPs)
+		}
+	}
+	for _, t := range r.Serving {
+		if !slices.Contains(r.AllowedLocationIPs, t.Network) || slices.Contains(r.Unserved, t.Network) || t.Since <= 0 {
+			return fmt.Errorf("check record: serves %v since %d, allowed-location-ips %v", t.Network, t.Since, r.AllowedLocationIPs)
+		}
 	}
 	for _, e := range r.Endpoints {
 		if err := checkEndpoint(e); err != nil {

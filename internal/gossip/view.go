@@ -69,5 +69,7 @@ func clone(r mesh.Record) mesh.Record {
 	r.InternalIPs = slices.Clone(r.InternalIPs)
 	r.AllowedLocationIPs = slices.Clone(r.AllowedLocationIPs)
 	r.Withheld = slices.Clone(r.Withheld)
+	r.Serving = slices.Clone(r.Serving)
+	r.Unserved = slices.Clone(r.Unserved)
 	return r
 }

@@ -12,8 +12,8 @@ type Input struct {
 	Cluster Cluster
 	Self    ID
 	Records []Record // valid ones, of all nodes, including the own one
-	// Verdicts on gateways and on nodes that carry traffic for clients, valid ones. Which
-	// nodes are gateways follows from these and the records alone.
+	// Verdicts on gateways, on nodes that carry traffic for clients, and on servers of networks, valid ones.
+	// Which nodes these are follows from the verdicts and the records alone.
 	Verdicts []Verdict
 	Clients  []Client // valid ones
 
@@ -63,6 +63,7 @@ func Derive(in Input) Topology {
 		t.Peers[i].Endpoints = d.endpointsOf(end, t.Inside)
 	}
 	t.ServedNetworks = d.servedNetworks()
+	t.Shared = d.sharedNetworks()
 	d.routeToClients(&t)
 	t.Internet = d.internet(t)
 	t.leaveOut(in.Nearby.kept(in.Cluster))

@@ -9,7 +9,7 @@ import (
 	"slices"
 )
 
-// GatewayVerdicts returns for each node the verdict on it as a gateway that counts: the
+// GatewayVerdicts returns for each node the verdict on it as a gateway, or whatever else it carries, that counts: the
 // one with the highest epoch, and of one epoch that of the lowest author. Only a node
 // itself can say that it is up or draining. Its verdict counts once its record has the
 // sequence that the verdict names; until then the highest of the others counts.

@@ -4,6 +4,7 @@ package mesh_test
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -330,10 +331,30 @@ func checkReply(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr) packet {
 	return p
 }
 
-// ownsNetwork reports whether b is the node of its location that owns the network.
+// ownsNetwork reports whether b is the node of its location to which the network is routed: one with an
+// address before one without, then one that has not lost its way there, then a healthy one, then the one that serves it for the longest time, then the
+// strongest claim.
 func (w *walker) ownsNetwork(b *host, p netip.Prefix) bool {
+	rank := func(h *host) []int64 {
+		addressless, since := int64(0), h.ServesSince(p)
+		if w.slots[h.Claim.Slot] != h.id || w.keys[h.Key] != h.id {
+			addressless = 1
+		}
+		if since == 0 {
+			since = math.MaxInt64
+		}
+		health := map[mesh.Health]int64{"": 0, mesh.HealthUp: 0, mesh.HealthDraining: 1, mesh.HealthDown: 2}[w.verdicts[h.id].State]
+		lost := int64(0)
+		if slices.Contains(h.Unserved, p) {
+			lost = 1
+		}
+		return []int64{addressless, lost, health, since}
+	}
 	for _, h := range w.hosts {
-		if h.SameLocation(&b.Record) && slices.Contains(h.AllowedLocationIPs, p) && older(h.Record, b.Record) {
+		if h == b || !h.SameLocation(&b.Record) || !slices.Contains(h.AllowedLocationIPs, p) {
+			continue
+		}
+		if c := slices.Compare(rank(h), rank(b)); c < 0 || c == 0 && older(h.Record, b.Record) {
 			return false
 		}
 	}

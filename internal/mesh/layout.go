@@ -61,7 +61,7 @@ type member struct {
 	carries     []*member // nodes whose via is this one, sorted by slot
 	viaFamilies families  // families that travel between it and its via
 	seat        int       // its seat as a gateway, else None
-	health      Health    // its health as a gateway or carrier
+	health      Health    // its health as a gateway, as a carrier, and as the server of a network
 }
 
 // isTunnelEnd reports whether the node has tunnels of its own.
@@ -98,6 +98,7 @@ func newLayout(in Input) *layout {
 		}
 	}
 	l.groupNodes(ns)
+	l.findHealth()
 	l.findPrefixOwners()
 	for _, g := range l.groups {
 		if len(g.members) > 1 {
@@ -141,13 +142,19 @@ func (l *layout) groupNodes(ns []*node) {
 	}
 }
 
+// findHealth finds what the verdicts say of each node.
+func (l *layout) findHealth() {
+	verdicts := GatewayVerdicts(l.Verdicts, l.Records)
+	for _, m := range l.all {
+		m.health = verdicts[m.id].State
+	}
+}
+
 // assignGateways decides which node carries whose traffic between groups.
 func (l *layout) assignGateways() {
-	verdicts := GatewayVerdicts(l.Verdicts, l.Records)
 	for _, g := range l.groups {
 		members := l.sharing(g)
 		for _, m := range g.members {
-			m.health = verdicts[m.id].State
 			if m.standalone = len(members) < 2 || m.Encrypted; m.standalone && !m.keyConflict {
 				m.via, m.viaFamilies, m.carries = m, family4|family6, l.all[m.index:m.index+1:m.index+1]
 			}

@@ -115,6 +115,7 @@ type Record struct {
 	Encrypted  bool              // never in plain text on a LAN, whatever the mode: it is not a neighbor, and not a gateway for others
 	Term       GatewayTerm       // its term as one of its location's gateways; zero for none
 	Replaced   uint64            // how often verdicts have ended its term as a gateway, by its own count
+	Serving    []NetworkTerm     // of AllowedLocationIPs, those that it serves though other nodes of its location could
 	MTU        int               // of its WireGuard device, in bytes
 	NAT        bool              // others see it at an address that it does not have itself
 	ListenPort uint16            // where its WireGuard socket listens; an endpoint's port may differ
@@ -129,6 +130,7 @@ type Record struct {
 	Endpoints          []Endpoint     // best first; at most MaxEndpoints
 	InternalIPs        []netip.Prefix // addresses on its private network, with that network's prefix length
 	AllowedLocationIPs []netip.Prefix // further networks behind its location
+	Unserved           []netip.Prefix // of AllowedLocationIPs, those to which its host has lost its way, and other nodes have not
 	Withheld           []netip.Prefix // networks of other nodes that its host reaches otherwise; the first MaxWithheld in the order of ComparePrefix
 	WithheldMore       int            // how many more of them there are
 
@@ -194,8 +196,15 @@ type GatewayTerm struct {
 	Since int64 // milliseconds since 1970, by the node's own clock; 0 if it is not a gateway
 }
 
+// NetworkTerm is a node's term as the server of a network that other nodes of its location name,
+// too. It keeps these from replacing a server that works.
+type NetworkTerm struct {
+	Network netip.Prefix
+	Since   int64 // milliseconds since 1970, by the node's own clock; above 0
+}
+
 // Verdict is what a node says about how well another node, or itself, carries traffic for
-// others, as a gateway of its location or for clients. Each author has one for each
+// others, as a gateway of its location, for clients, or to a network behind it. Each author has one for each
 // subject. All verdicts on a node form one history: the highest epoch counts, then the
 // lowest author. Only the node itself can say that it is up or draining.
 type Verdict struct {
@@ -310,6 +319,8 @@ type Topology struct {
 	// allowed-location-ips. Hosts there have no route back to the mesh. What of them is routed to
 	// another node goes there.
 	ServedNetworks []netip.Prefix
+	// Shared are the networks that both this node and other nodes of its location name. Sorted.
+	Shared []SharedNetwork
 
 	// PodsAndClients are the ranges of pods and clients, which are not nodes. PodRanges are the
 	// ranges of pods alone, with the length of each node's pod CIDR. Hosts are all
@@ -338,6 +349,13 @@ type Topology struct {
 	AllClients []Client
 
 	Problems []Problem // sorted
+}
+
+// SharedNetwork is a network that several nodes of one location name, and the one of them to which
+// it is routed.
+type SharedNetwork struct {
+	Network netip.Prefix
+	Server  ID
 }
 
 // PodRange is a range from which nodes get their pod CIDRs.

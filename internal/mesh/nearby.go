@@ -28,6 +28,19 @@ type AttachedNetwork struct {
 	Containers bool
 	// Routed means that a router leads there, and the host has no address in it.
 	Routed bool
+	// Down means that the link carries nothing now: it is down, or its other end is.
+	Down bool
+}
+
+// Ways reports whether a host has ways of its own to a network, or to a part of it, that work, and ways
+// that don't.
+func (n Nearby) Ways(p netip.Prefix) (working, broken bool) {
+	for _, a := range n.Attached {
+		if a.Prefix.Overlaps(p) {
+			working, broken = working || !a.Down, broken || a.Down
+		}
+	}
+	return working, broken
 }
 
 // String names a network for messages.

@@ -11,48 +11,60 @@ import (
 
 // prefixOwner is the node that owns a prefix outside the cluster's ranges.
 type prefixOwner struct {
-	node  *node
-	rival *node // a node elsewhere that has it, too; nil if there is none
+	node   *member
+	rival  *member // a node elsewhere that has it, too; nil if there is none
+	shared bool    // it is a network that several nodes of the owner's location name
 }
 
 // findPrefixOwners decides which node owns each internal IP and each allowed-location-ip.
-// If several nodes of one location have the same, the one with the strongest claim owns it.
+// If several nodes of one location have the same internal IP, the one with the strongest claim owns it;
+// if they name the same network, see compareServers.
 func (l *layout) findPrefixOwners() {
 	claims := make(map[netip.Prefix]*prefixOwner, len(l.all))
 	slab := make([]prefixOwner, 0, len(l.all)) // pointers into it stay valid when it grows
 	all := make([]*prefixOwner, 0, len(l.all))
-	claim := func(p netip.Prefix, n *node) {
+	claim := func(p netip.Prefix, m *member) *prefixOwner {
 		c, ok := claims[p]
 		if !ok {
-			slab = append(slab, prefixOwner{node: n})
+			slab = append(slab, prefixOwner{node: m})
 			c = &slab[len(slab)-1]
 			claims[p] = c
 		}
 		all = append(all, c)
-		if c.node != n && p.IsSingleIP() {
+		if c.node != m && p.IsSingleIP() {
 			if l.duplicateIPs == nil {
 				l.duplicateIPs = make(map[netip.Addr]bool)
 			}
 			l.duplicateIPs[p.Addr()] = true
 		}
-		elsewhere := c.node != n && !n.SameLocation(c.node.Record)
+		return c
+	}
+	own := func(c *prefixOwner, m *member, compared int) {
+		elsewhere := c.node != m && !m.SameLocation(c.node.Record)
 		if elsewhere {
-			c.rival = n
+			c.rival = m
 		}
-		if compareClaims(n, c.node) < 0 {
+		if compared < 0 {
 			if elsewhere {
 				c.rival = c.node
 			}
-			c.node = n
+			c.node = m
 		}
 	}
 	for _, m := range l.all {
 		first := len(all)
 		for _, ip := range m.InternalIPs {
-			claim(single(ip.Addr()), m.node)
+			c := claim(single(ip.Addr()), m)
+			own(c, m, compareClaims(m.node, c.node.node))
 		}
 		for _, p := range m.networks() {
-			claim(p, m.node)
+			c := claim(p, m)
+			if c.node != m && m.SameLocation(c.node.Record) && slices.Contains(c.node.networks(), p) {
+				c.shared = true
+				own(c, m, compareServers(m, c.node, p))
+			} else {
+				own(c, m, compareClaims(m.node, c.node.node))
+			}
 		}
 		m.prefixOwners = all[first:]
 	}
@@ -146,12 +158,12 @@ func (d *deriver) checkRoute(n *member, c *prefixOwner, p netip.Prefix, what str
 	}
 	if c.rival != nil {
 		other := c.node
-		if n.node == c.node || n.SameLocation(c.node.Record) {
+		if n == c.node || n.SameLocation(c.node.Record) {
 			other = c.rival
 		}
 		return d.reportUnreachable(n, p, what, fmt.Sprintf("node %s has it, too", other.Name),
 			"give one of the networks other addresses, or, if it is one network, give its nodes the same node.location")
-	} else if c.node != n.node {
+	} else if c.node != n {
 		return false // another node of n's location owns it
 	}
 	if way := d.ownWay(n, p, from); way.network != "" {

@@ -19,6 +19,8 @@ type walker struct {
 	hosts         map[mesh.ID]*host
 	keys          map[wgtypes.Key]mesh.ID
 	clients       map[mesh.ID]*host
+	slots         map[int]mesh.ID
+	verdicts      map[mesh.ID]mesh.Verdict
 }
 
 // host is a node or a client of the walker's world.
@@ -296,6 +298,7 @@ func newWalker(c mesh.Cluster, records []mesh.Record, verdicts ...mesh.Verdict) 
 
 func newWalkerOf(in mesh.Input) *walker {
 	w := &walker{encapsulation: in.Cluster.Encapsulation, hosts: map[mesh.ID]*host{}, keys: map[wgtypes.Key]mesh.ID{}}
+	w.slots, w.verdicts = mesh.SlotOwners(in.Records), mesh.GatewayVerdicts(in.Verdicts, in.Records)
 	for _, r := range in.Records {
 		if o, ok := w.keys[r.Key]; !ok || older(r, w.hosts[o].Record) {
 			w.keys[r.Key] = r.ID()

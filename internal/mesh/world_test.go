@@ -91,6 +91,12 @@ func drawRecord(t *rapid.T, i int) mesh.Record {
 	}
 	if rapid.IntRange(0, 7).Draw(t, "networks behind it") == 0 {
 		r.AllowedLocationIPs = prefixes(rapid.SampledFrom([]string{"192.168.0.0/16", "172.30.0.0/16", "172.30.1.0/24", "172.30.2.0/24", "fd99::/48"}).Draw(t, "network"))
+		switch rapid.IntRange(0, 4).Draw(t, "serves it") {
+		case 0:
+			r.Unserved = r.AllowedLocationIPs
+		case 1, 2:
+			r.Serving = []mesh.NetworkTerm{{Network: r.AllowedLocationIPs[0], Since: rapid.Int64Range(1, 9).Draw(t, "serves since")}}
+		}
 	}
 	return r
 }

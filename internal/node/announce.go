@@ -42,7 +42,7 @@ func (m *Memory) Announce(in Input) Announcement {
 	self := m.verdictOnSelf(in, own)
 	out.Verdicts = append(found.Verdicts, self.verdicts...)
 	out.RequestSigns = append(found.RequestSigns, self.requestSigns...)
-	out.RecheckAfter = soonest(found.RecheckAfter, self.recheckAfter)
+	out.RecheckAfter = soonest(out.RecheckAfter, soonest(found.RecheckAfter, self.recheckAfter))
 	return out
 }
 
@@ -58,11 +58,14 @@ func (m *Memory) announceRecord(in Input) Announcement {
 		m.Own = firstRecord(in)
 		m.internalIPs = in.lastInternalIPs()
 	}
+	out.RecheckAfter = m.ways.look(in)
 	next := nextRecord(in.Config, surroundings{in.Facts, in.knownAddresses(), m.chooseInternalIPs(in), in.sightings(), in.mapped(in.Config.ListenPort)}, m.Own)
 	m.moves.look(place{in.Facts.Addresses, in.Facts.Uplinks, next.Endpoints}, in.Now)
+	next.Unserved = m.ways.lost
 	next.Withheld, next.WithheldMore = m.withheld(in)
 	next.Claim = claim
 	m.term.stamp(&next)
+	m.serving.stamp(&next)
 	// Tell it again if it has gone: whoever has revoked this node may be revoked.
 	_, told := ownRecord(in)
 	if told && reflect.DeepEqual(next, m.Own) && m.Own.Sequence >= in.View.OwnSequence && m.Own.Sequence > 0 {
@@ -130,11 +133,11 @@ func ownRecord(in Input) (mesh.Record, bool) {
 }
 
 // firstRecord returns the record to start from: what this node said of itself before this
-// daemon started, about where it was seen and about its term.
+// daemon started, about where it was seen and about its terms.
 func firstRecord(in Input) mesh.Record {
 	r := mesh.Record{Identity: in.Self.Public, Key: in.Self.WireGuard.PublicKey(), Instance: in.Self.Instance}
 	if old, ok := ownRecord(in); ok {
-		r.Endpoints, r.NAT, r.Term, r.Replaced = old.Endpoints, old.NAT, old.Term, old.Replaced
+		r.Endpoints, r.NAT, r.Term, r.Replaced, r.Serving = old.Endpoints, old.NAT, old.Term, old.Replaced, old.Serving
 	}
 	return r
 }

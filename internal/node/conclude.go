@@ -67,7 +67,8 @@ func (m *Memory) Conclude(in Input, c Configuration, observed *netcfg.State) Con
 	out.Problems = append(out.Problems, lostGateways(in, c)...)
 	out.Problems = append(out.Problems, membershipProblems(in)...)
 	out.RecheckAfter = soonest(out.RecheckAfter, m.decideTerm(in, c.Topology.Seat))
-	m.health.blocked = !forwards(c.Desired, host)
+	out.RecheckAfter = soonest(out.RecheckAfter, m.decideServing(in, c.Topology.Shared))
+	out.RecheckAfter = soonest(out.RecheckAfter, m.health.look(forwards(c.Desired, host), in.Now))
 	m.Absences.count(in.View, in.Self.ID(), in.Now)
 	out.Forget = m.Absences.overdue(in.View, in.Self.ID(), in.Config.ForgetAfter)
 	return out

@@ -15,6 +15,8 @@ import (
 const (
 	// ProblemUplink is that this host has no way to the others.
 	ProblemUplink mesh.ProblemKind = "no-uplink"
+	// ProblemNetwork is that this host has lost its way to a network that it is to serve.
+	ProblemNetwork mesh.ProblemKind = "no-network"
 	// ProblemEncryption is that this node does not take part in the cluster's mode,
 	// because its own file has everything encrypted.
 	ProblemEncryption mesh.ProblemKind = "encryption"
@@ -72,6 +74,7 @@ func (m *Memory) Configure(in Input) Configuration {
 	c.Problems = append(c.Problems, uplinkProblems(in)...)
 	c.Problems = append(c.Problems, encryptionProblems(in)...)
 	c.Problems = append(c.Problems, bindProblems(in)...)
+	c.Problems = append(c.Problems, m.ways.problems(in.Config)...)
 	if m.Own.Location != "" && len(m.Own.InternalIPs) == 0 {
 		c.Problems = append(c.Problems, mesh.Problem{
 			Kind: mesh.ProblemAddress, Node: m.Own.Name,

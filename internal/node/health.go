@@ -15,16 +15,30 @@ import (
 const (
 	// selfCheckInterval is how often a gateway that is down looks whether it could work.
 	selfCheckInterval = 2 * time.Second
+	// blockedFor is how long the server of a network may forward nothing before it says that it is down.
+	blockedFor = 2 * time.Second
 	// heardFresh is how old a sign of life may be for that.
 	heardFresh = 3 * time.Second
 )
 
-// health is what a node knows about itself as a gateway. The zero value is up.
+// health is what a node knows about itself as a gateway, and as the server of networks. The zero value is up.
 type health struct {
 	hold     probe.HoldDown
-	draining bool // a person wants so; a restart ends it
-	undone   bool // a person took that back, which needs no waiting
-	blocked  bool // at the end of the last turn the host did not forward as it should
+	draining bool      // a person wants so; a restart ends it
+	undone   bool      // a person took that back, which needs no waiting
+	blocked  time.Time // since when the host has not forwarded as it should, at the end of each turn; zero if it does
+}
+
+// look takes in whether the host forwards. It returns how soon to look again, 0 for no wish.
+func (h *health) look(forwards bool, now time.Time) time.Duration {
+	switch {
+	case forwards:
+		h.blocked = time.Time{}
+	case h.blocked.IsZero():
+		h.blocked = now
+		return blockedFor
+	}
+	return 0
 }
 
 // Drain notes that a person wants this node to be a gateway no more, or with undo that it
@@ -38,19 +52,25 @@ type selfVerdict struct {
 	recheckAfter time.Duration  // how soon to look again; 0 for no wish
 }
 
-// verdictOnSelf publishes that this node is draining, if a person wants that, or that it is up
-// again after it was down. Then the own record has said before that its term has ended:
-// the others must not find it a gateway the moment it is up.
+// verdictOnSelf publishes that this node is draining, if a person wants that, that it is down, if it serves a
+// network and sees that it forwards nothing, which nobody else would notice, or that it is up again after it was down. Then the own record has said before that its terms have ended:
+// the others must not find it a gateway, or the server of a network, the moment it is up.
 func (m *Memory) verdictOnSelf(in Input, own mesh.Record) selfVerdict {
 	h, standing := &m.health, in.standing()
 	next := mesh.Verdict{Author: in.Self.Public, Subject: in.Self.ID(), Epoch: standing.Epoch + 1}
 	if IsUp(standing) {
 		h.hold.Recovered(in.Now)
 		h.undone = false
-		if !h.draining {
+		switch wait := h.blocked.Add(blockedFor).Sub(in.Now); {
+		case h.draining:
+			next.State = mesh.HealthDraining
+		case h.blocked.IsZero() || len(own.Serving) == 0:
 			return selfVerdict{}
+		case wait > 0:
+			return selfVerdict{recheckAfter: wait}
+		default:
+			next.State = mesh.HealthDown
 		}
-		next.State = mesh.HealthDraining
 		return selfVerdict{verdicts: []mesh.Verdict{next}}
 	}
 	if h.draining {
@@ -62,7 +82,7 @@ func (m *Memory) verdictOnSelf(in Input, own mesh.Record) selfVerdict {
 			return selfVerdict{recheckAfter: wait}
 		}
 	}
-	if own.Term.Since != 0 {
+	if own.Term.Since != 0 || len(own.Serving) > 0 {
 		return selfVerdict{recheckAfter: soon}
 	}
 	if !h.undone {
@@ -87,7 +107,7 @@ func IsUp(v mesh.Verdict) bool { return v.State == "" || v.State == mesh.HealthU
 // of its location and from outside, each on their own network. A node that is not alive
 // anyway need not be heard on the LAN. It also returns whom to ask for a sign of life.
 func (m *Memory) canForward(in Input, own mesh.Record) (able bool, ask []mesh.ID) {
-	if m.health.blocked {
+	if !m.health.blocked.IsZero() {
 		return false, nil
 	}
 	if located, ok := ownRecord(in); ok {

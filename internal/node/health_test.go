@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"fmt"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -74,9 +75,9 @@ func TestRaise(t *testing.T) {
 	say(2, mesh.HealthDown, 6)
 	step(time.Minute, "again in 20s") // a relapse
 	heard = records[1:]
-	m.health.blocked = !forwards(broken, netcfg.State{})
+	m.health.look(forwards(broken, netcfg.State{}), start)
 	step(80*time.Second, "again in 2s") // it does not forward
-	m.health.blocked = !forwards(broken, broken)
+	m.health.look(forwards(broken, broken), start)
 	step(81*time.Second, "up, epoch 7, record 8")
 
 	m.Drain(false)
@@ -90,4 +91,42 @@ func TestRaise(t *testing.T) {
 
 	say(0, mesh.HealthDraining, 11) // by a daemon that ran before this one
 	step(87*time.Second, "again in 40s")
+}
+
+// TestServerThatForwardsNothing: the server of a network that sees that it forwards nothing says that it is
+// down. It is up again only after its record has said that its term has ended.
+func TestServerThatForwardsNothing(t *testing.T) {
+	records := location()
+	own := records[0]
+	var m Memory
+	start := time.Unix(1_800_000_000, 0)
+	in := Input{Self: Identity{Public: own.Identity}, View: mesh.View{Records: records}, LastHeard: make(map[mesh.ID]time.Time)}
+	step := func(at time.Duration, forwards bool, want string) {
+		t.Helper()
+		in.Now = start.Add(at)
+		for _, r := range records {
+			in.LastHeard[r.ID()] = in.Now
+		}
+		m.health.look(forwards, in.Now)
+		out := m.verdictOnSelf(in, own)
+		got := fmt.Sprintf("again in %v", out.recheckAfter)
+		for _, v := range out.verdicts {
+			got = fmt.Sprintf("%s, epoch %d, record %d", v.State, v.Epoch, v.Record)
+			in.View.Verdicts = []mesh.Verdict{v}
+		}
+		if got != want {
+			t.Errorf("after %v: got %s, want %s", at, got, want)
+		}
+	}
+	step(0, false, "again in 0s")
+	step(time.Minute, false, "again in 0s") // nobody would notice: it serves nothing
+	own.Serving = []mesh.NetworkTerm{{Network: netip.MustParsePrefix("10.77.0.0/16"), Since: 1}}
+	step(61*time.Second, true, "again in 0s")
+	step(62*time.Second, false, "again in 2s")
+	step(63*time.Second, false, "again in 1s")
+	step(64*time.Second, false, "down, epoch 1, record 0")
+	step(65*time.Second, true, "again in 10s")
+	step(75*time.Second, true, "again in 1ns")
+	own.Serving, own.Sequence = nil, 8
+	step(76*time.Second, true, "up, epoch 2, record 8")
 }

@@ -14,9 +14,10 @@
 // argument, and what there is to do is a result. Package daemon reads, does it, and notes
 // in the memory what was done.
 //
-// They are made of small state machines, of one file each: the own record, the term as a
-// gateway, this node's health as a gateway, a duplicate of this node, the time after the
-// start, handshakes, sessions, routers among the clients, and the absence of others.
+// They are made of small state machines, of one file each: the own record, the terms as a
+// gateway and as the server of networks, the ways to these, this node's health as a gateway, a
+// duplicate of this node, the time after the start, handshakes, sessions, routers among the clients, and the absence of
+// others.
 package node
 
 import (
@@ -92,6 +93,8 @@ type Memory struct {
 	duplicate duplicate
 	moves     moves
 	term      term
+	serving   serving
+	ways      ways
 	terms     map[mesh.ID]noted // of gateways
 	health    health
 	udp       udp

@@ -4,6 +4,7 @@ package node_test
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -70,7 +71,11 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 		if i == 0 { // the one that the others join can be reached
 			at = chaosSites[c.rng.IntN(2)]
 		}
-		c.add(fmt.Sprintf("n%d", i+1), at.location, at.at)
+		h := c.add(fmt.Sprintf("n%d", i+1), at.location, at.at)
+		if at.location != "" { // all of a location serve one network
+			h.config.AllowedLocationIPs = []netip.Prefix{siteNetwork(at.at.site)}
+			h.nearby = []mesh.AttachedNetwork{{Prefix: siteNetwork(at.at.site), Link: "eth2"}}
+		}
 	}
 	return c
 }
@@ -127,7 +132,7 @@ func isRunning(h *host) bool { return h.running }
 func (c *chaos) event() {
 	events := []func() bool{
 		c.stop, c.restart, c.killDaemon, c.crash, c.crash, c.powerOn, c.powerOn, c.split, c.cutOneWay, c.stick, c.stick, c.drain, c.drain,
-		c.changeSettings, c.changeLocation, c.changeAddress, c.carryElsewhere, c.changeWish, c.forget, c.deleteDevice,
+		c.changeSettings, c.changeLocation, c.changeAddress, c.carryElsewhere, c.changeWish, c.forget, c.deleteDevice, c.loseWay,
 	}
 	for !events[c.rng.IntN(len(events))]() { //nolint:revive // until one can
 	}
@@ -354,6 +359,19 @@ func (c *chaos) deleteDevice() bool {
 	return true
 }
 
+// loseWay takes a host's way to the network behind it away, or gives it back.
+func (c *chaos) loseWay() bool {
+	h := c.pick(func(h *host) bool { return h.running && len(h.nearby) > 0 })
+	if h == nil {
+		return false
+	}
+	h.nearby = slices.Clone(h.nearby)
+	h.nearby[0].Down = !h.nearby[0].Down
+	c.note("%s: the way to %v is down: %t", h.name, h.nearby[0].Prefix, h.nearby[0].Down)
+	h.tell()
+	return true
+}
+
 // calm ends what a network or a person ends, and waits until everything is whole. That takes
 // as long as WireGuard holds on to a session, three minutes, where a node has moved whose
 // packets the NAT of its peer does not let in. What lasts are hosts without power, nodes that
@@ -377,6 +395,9 @@ func (c *chaos) calm() {
 		c.pass(400*time.Millisecond + c.upTo(200*time.Millisecond)) // not in step with timers
 		if missing = c.whole(); missing == nil {
 			missing = c.alike()
+		}
+		if missing == nil {
+			missing = c.served()
 		}
 		if missing == nil {
 			break

@@ -176,8 +176,9 @@ type host struct {
 	clock   time.Duration // how far the system's clock is ahead
 	kernel  fakekernel.Kernel
 	tunnels map[wgtypes.Key]*tunnel
-	writes  int         // plans that changed the kernel
-	plan    netcfg.Plan // the last one, and when it was applied
+	nearby  []mesh.AttachedNetwork // besides the private network
+	writes  int                    // plans that changed the kernel
+	plan    netcfg.Plan            // the last one, and when it was applied
 	written time.Time
 
 	running bool
@@ -241,7 +242,7 @@ func (h *host) move(at place, number int) {
 
 // facts are what a host says of itself.
 func (h *host) facts() netcfg.Facts {
-	f := netcfg.Facts{MTU: 1500}
+	f := netcfg.Facts{MTU: 1500, Nearby: mesh.Nearby{Attached: h.nearby}}
 	source := h.internal
 	if h.internal.IsValid() {
 		f.Addresses = append(f.Addresses, h.internal.Addr())

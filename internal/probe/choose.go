@@ -38,6 +38,8 @@ type Watch struct {
 	Unprobed  []mesh.ID  // nodes of other locations, which are not probed: gossip hears them
 	Carrier   mesh.ID    // that carries clients' traffic for this node; zero if it has none
 	Peers     []mesh.ID  // other nodes with a tunnel, to compare the carrier with
+	Servers   []mesh.ID  // that serve networks which this node could serve, too
+	Others    []mesh.ID  // neither servers nor probed: while gossip hears one of them, this node is not cut off
 	Neighbors []Neighbor // nodes of the LAN, to see whether it lets the mesh's packets through
 
 	addrs map[mesh.ID][]netip.Addr // overlay addresses of the nodes above
@@ -72,9 +74,10 @@ func Choose(a ChooseInput) Watch {
 	}
 	c.gateway(&w)
 	c.carrier(&w)
+	c.servers(&w)
 	c.neighbors(&w)
 	w.addrs = make(map[mesh.ID][]netip.Addr)
-	for _, id := range slices.Concat([]mesh.ID{w.Gateway, w.Carrier}, w.LAN, w.Remote, w.Peers) {
+	for _, id := range slices.Concat([]mesh.ID{w.Gateway, w.Carrier}, w.LAN, w.Remote, w.Peers, w.Servers) {
 		w.addrs[id] = c.overlay(id)
 	}
 	for _, n := range w.Neighbors {
@@ -167,6 +170,34 @@ func (c chooser) carrier(w *Watch) {
 	w.Peers = peers[:min(len(peers), maxPeers)]
 }
 
+// servers sets the servers of networks that this node could serve, too, and the nodes that it must
+// hear before it calls one of them dead: those of other networks, if there are any alive.
+func (c chooser) servers(w *Watch) {
+	for _, s := range c.Topology.Shared {
+		if s.Server != c.Self && !slices.Contains(w.Servers, s.Server) {
+			w.Servers = append(w.Servers, s.Server)
+		}
+	}
+	if len(w.Servers) == 0 {
+		return
+	}
+	var outside, beside []mesh.ID
+	for id, r := range c.records {
+		switch {
+		case id == c.Self || !c.Alive[id] || slices.Contains(w.Servers, id):
+		case r.SameLAN(&c.own):
+			beside = append(beside, id)
+		default:
+			outside = append(outside, id)
+		}
+	}
+	if w.Others = outside; len(outside) == 0 {
+		w.Others = beside
+	}
+	c.rank(w.Others)
+	w.Others = w.Others[:min(len(w.Others), maxRemote)]
+}
+
 // neighbors sets the watched neighbors.
 func (c chooser) neighbors(w *Watch) {
 	all := make(map[mesh.ID]Neighbor)
@@ -256,6 +287,9 @@ func (w Watch) Targets() []ScheduledTarget {
 		for _, id := range append([]mesh.ID{w.Carrier}, w.Peers...) {
 			add(false, w.targetsOf(id, mesh.ID{})...)
 		}
+	}
+	for _, id := range w.Servers {
+		add(false, w.targetsOf(id, mesh.ID{})...)
 	}
 	for _, n := range w.Neighbors {
 		overlay, internal := w.neighborTargets(n)

@@ -87,6 +87,56 @@ func describe(a ChooseInput, w Watch) string {
 	return fmt.Sprintf("gateway %s beside %s beyond %s carrier %s peers %s neighbors %s", name(w.Gateway), list(w.LAN), list(w.Remote), name(w.Carrier), list(w.Peers), list(neighbors))
 }
 
+// TestChooseServers: who could serve a network watches who does, and nobody else does.
+func TestChooseServers(t *testing.T) {
+	const none = "servers  others "
+	for _, tt := range []struct {
+		name   string
+		mode   mesh.Mode
+		self   string
+		change func(a *ChooseInput)
+		want   string
+	}{
+		{"the other one", mesh.ModeFull, "a2", func(*ChooseInput) {}, "servers a1 others b1,lone1"},
+		{"mode cross", mesh.ModeCross, "a2", func(*ChooseInput) {}, "servers a1 others b1,lone1"},
+		{"mode location", mesh.ModeLocation, "a2", func(*ChooseInput) {}, "servers a1 others b1,lone1"},
+		{"the server", mesh.ModeFull, "a1", func(*ChooseInput) {}, none},
+		{"a node that uses the network", mesh.ModeFull, "a3", func(*ChooseInput) {}, none},
+		{"a node elsewhere", mesh.ModeFull, "lone1", func(*ChooseInput) {}, none},
+		{"a network of one node", mesh.ModeFull, "a2", func(a *ChooseInput) { a.Records[0].AllowedLocationIPs = nil }, none},
+		{"a network of two locations", mesh.ModeFull, "a2", func(a *ChooseInput) { a.Records[3].AllowedLocationIPs = a.Records[0].AllowedLocationIPs }, none},
+		{"nobody elsewhere lives", mesh.ModeFull, "a2", func(a *ChooseInput) {
+			delete(a.Alive, a.Records[3].ID())
+			delete(a.Alive, a.Records[4].ID())
+		}, "servers a1 others a3"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := around(tt.mode, mesh.EncapsulationAlways, tt.self, testNodes("a1", "a2", "a3", "b1", "lone1"))
+			for i := range 2 {
+				a.Records[i].AllowedLocationIPs = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16"), netip.MustParsePrefix("fd77::/48")}
+			}
+			tt.change(&a)
+			a.Topology = mesh.Derive(mesh.Input{Cluster: a.Cluster, Self: a.Self, Records: a.Records})
+			w := Choose(a)
+			name := func(ids []mesh.ID) string {
+				var names []string
+				for _, id := range ids {
+					names = append(names, a.Records[slices.IndexFunc(a.Records, func(r mesh.Record) bool { return r.ID() == id })].Name)
+				}
+				slices.Sort(names)
+				return strings.Join(names, ",")
+			}
+			if got := fmt.Sprintf("servers %s others %s", name(w.Servers), name(w.Others)); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+			probed := slices.ContainsFunc(w.Targets(), func(s ScheduledTarget) bool { return s.Addr == a.Cluster.Overlays(0)[0] && !s.Slow })
+			if want := len(w.Servers) > 0; tt.mode == mesh.ModeFull && probed != want {
+				t.Errorf("the server is probed: got %t, want %t", probed, want)
+			}
+		})
+	}
+}
+
 func TestChoose(t *testing.T) {
 	const nobody = "gateway - beside  beyond  carrier - peers  neighbors "
 	never := func(ps []testNode, names ...string) []testNode {

@@ -67,6 +67,12 @@ func Evaluate(s EvaluateInput) Findings {
 	if c := s.Watch.Carrier; c != (mesh.ID{}) && !s.isDown(c) && s.carrierDead() {
 		f.Verdicts = append(f.Verdicts, s.down(c))
 	}
+	for _, id := range s.Watch.Servers {
+		said := slices.ContainsFunc(f.Verdicts, func(v mesh.Verdict) bool { return v.Subject == id })
+		if !said && !s.isDown(id) && s.serverDead(&f, id) {
+			f.Verdicts = append(f.Verdicts, s.down(id))
+		}
+	}
 	slices.SortFunc(f.RequestSigns, mesh.ID.Compare)
 	f.RequestSigns = slices.Compact(f.RequestSigns)
 	return f
@@ -268,6 +274,20 @@ func (s EvaluateInput) carrierDead() bool {
 	}
 	_, answer := s.witnesses(s.Watch.Peers, quiet)
 	return answer
+}
+
+// serverDead reports whether the server of a network is silent, inside the mesh and outside of it,
+// while another node is heard. One that gossip hears lives, and perhaps only this node has no path to it.
+// For one that is dead in gossip it does not matter when it was heard last.
+func (s EvaluateInput) serverDead(f *Findings, id mesh.ID) bool {
+	quiet, ok := s.silenceOf(s.Watch.targetsOf(id, mesh.ID{}), !s.Alive[id])
+	if !ok || quiet.misses < suspectAfter {
+		return false
+	}
+	s.ask(f, s.Watch.Others, quiet)
+	s.ask(f, []mesh.ID{id}, quiet)
+	lives := s.Alive[id] && s.hears([]mesh.ID{id}, quiet)
+	return quiet.misses >= s.Misses && !lives && s.hears(s.Watch.Others, quiet)
 }
 
 // down returns a verdict whose epoch exceeds those of all verdicts on its subject, also of

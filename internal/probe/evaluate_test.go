@@ -157,6 +157,10 @@ func TestTimelines(t *testing.T) {
 	three := watch(1, Watch{Gateway: a, LAN: []mesh.ID{b}, Remote: []mesh.ID{x, y}, Unprobed: []mesh.ID{x, y}})
 	two := watch(1, Watch{Gateway: a, Remote: []mesh.ID{x}, Unprobed: []mesh.ID{x}})
 	carried := watch(1, Watch{Carrier: r, Peers: []mesh.ID{p}})
+	served := watch(1, Watch{Servers: []mesh.ID{a, b}, Others: []mesh.ID{x}})
+	deadAfter := func(id mesh.ID, after time.Duration) func(mesh.ID, time.Duration) bool {
+		return func(o mesh.ID, at time.Duration) bool { return o != id || at < event+after }
+	}
 
 	tests := []struct {
 		name    string
@@ -188,6 +192,20 @@ func TestTimelines(t *testing.T) {
 		{"the gateway lost one of two addresses, which its daemon restores", watch(2, three), network{
 			pings: func(t Target, at time.Duration) bool { return at < event || t.Addr.Is4() || !to(t, a) }, hears: always,
 		}, nil},
+		{"a server is gone", served, network{pings: until(a), hears: gossipUntil(a)}, []string{"10.9s a is down, epoch 1"}},
+		{"both servers are gone", served, network{pings: until(a, b), hears: gossipUntil(a, b)}, []string{"10.9s a is down, epoch 1", "10.9s b is down, epoch 1"}},
+		{"there is no path to a server that lives", served, network{pings: until(a), hears: always}, nil},
+		{"there is no path to a server, which dies later", served, network{
+			pings: until(a), alive: deadAfter(a, 5*time.Second),
+			hears: func(id mesh.ID, at time.Duration) bool { return id != a || at < event+2*time.Second },
+		}, []string{"15s a is down, epoch 1"}},
+		{"this node is cut off from the servers and all others", served, network{pings: until(a, b), hears: gossipUntil(a, b, x)}, nil},
+		{"a server that has never answered dies", served, network{
+			pings: func(t Target, _ time.Duration) bool { return !to(t, a) }, hears: gossipUntil(a), alive: deadAfter(a, 5*time.Second),
+		}, []string{"15.05s a is down, epoch 1"}},
+		{"the server is the gateway", watch(1, Watch{Gateway: a, LAN: []mesh.ID{b}, Servers: []mesh.ID{a}, Others: []mesh.ID{x}}), network{
+			pings: until(a), hears: gossipUntil(a),
+		}, []string{"10.9s a is down, epoch 1"}},
 		{"one tunnel of two is down", three, network{pings: until(x), hears: always}, nil},
 		{"this node's own link is cut", three, network{pings: until(a, b, x, y), hears: gossipUntil(x, y)}, nil},
 		{"this node's own link is cut, and only the gateway is on the LAN", two, network{pings: until(a, x), hears: gossipUntil(x)}, nil},

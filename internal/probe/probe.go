@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package probe watches the nodes that carry traffic for this node, its gateway and the
-// carrier of its clients, and decides when one of them must be replaced. They are probed with ICMP echo
+// carrier of its clients, and those that serve a network which this node could serve, and decides when one of them must be replaced. They are probed with ICMP echo
 // requests along the path that the traffic takes. The remote kernel answers them, so a
 // gateway whose daemon is dead still counts as up, and one that does not forward counts
 // as down.
@@ -16,7 +16,9 @@
 // A node whose traffic goes through a gateway watches that gateway, up to two other
 // nodes of its LAN, and up to three remote nodes whose tunnels end at that gateway. A
 // node that clients reach through a carrier watches that one. Where no other node could
-// take over, nothing is sent for that.
+// take over, nothing is sent for that. The server of a network that several nodes of one
+// location name is watched by the others of them: each could take over, and is on the same
+// private network. All others need not send anything.
 //
 // Each node also asks up to two neighbors on its LAN now and then, both at their overlay and
 // their internal address: a firewall may let one of them pass alone, see [Blocked].
@@ -28,6 +30,10 @@
 // outside of the mesh. So a verdict means that another gateway would do better. When the
 // only other location dies, gossip does not hear it either, and the gateway is not
 // blamed.
+//
+// The server of a network is dead when it is silent and gossip does not hear it either, while
+// another node is heard. What is behind it answers no other node's requests, so a server that
+// lives and does not forward is not found out here: it has to notice that itself, see package node.
 //
 // With the defaults, interval = 250 ms and n = 4 misses:
 //

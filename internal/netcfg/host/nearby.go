@@ -5,6 +5,7 @@ package host
 import (
 	"cmp"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -38,6 +39,7 @@ func nearby(raw rawFacts, ls links) mesh.Nearby {
 		}
 		out.Attached = append(out.Attached, mesh.AttachedNetwork{
 			Prefix: p.Masked(), Link: l.name, LAN: role == roleLAN, Containers: role == roleContainers, Routed: routed,
+			Down: ok && l.flags&net.FlagRunning == 0,
 		})
 	}
 	for _, a := range raw.addrs {

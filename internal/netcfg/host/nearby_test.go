@@ -21,7 +21,7 @@ var compareNetip = cmp.Options{
 func TestHostileNearby(t *testing.T) {
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
 	raw := rawFacts{
-		links: []rawLink{{index: 1, name: "lo", mtu: 65536, flags: net.FlagLoopback}, {index: 2, name: "eth0", mtu: 1500}, {index: 3, name: "docker0", mtu: 1500, kind: "bridge"}, {index: 4, name: "meshd0", mtu: 1420, kind: "wireguard"}, {index: 5, name: "meshd0-vx", mtu: 1370, kind: "vxlan"}, {index: 6, name: "kube-bridge", mtu: 1420, kind: "bridge"}},
+		links: []rawLink{{index: 1, name: "lo", mtu: 65536, flags: net.FlagLoopback}, {index: 2, name: "eth0", mtu: 1500, flags: net.FlagUp | net.FlagRunning}, {index: 3, name: "docker0", mtu: 1500, kind: "bridge", flags: net.FlagUp}, {index: 4, name: "meshd0", mtu: 1420, kind: "wireguard"}, {index: 5, name: "meshd0-vx", mtu: 1370, kind: "vxlan"}, {index: 6, name: "kube-bridge", mtu: 1420, kind: "bridge"}},
 		addrs: []rawAddr{
 			{1, prefix("127.0.0.1/8"), 0},
 			{2, prefix("192.168.1.5/24"), 0},
@@ -47,7 +47,7 @@ func TestHostileNearby(t *testing.T) {
 	want := mesh.Nearby{
 		Attached: []mesh.AttachedNetwork{
 			{Prefix: prefix("10.99.0.0/16"), Routed: true},
-			{Prefix: prefix("172.17.0.0/16"), Link: "docker0", Containers: true},
+			{Prefix: prefix("172.17.0.0/16"), Link: "docker0", Containers: true, Down: true},
 			{Prefix: prefix("172.31.1.1/32"), Link: "eth0", LAN: true},
 			{Prefix: prefix("192.168.1.0/24"), Link: "eth0", LAN: true},
 			{Prefix: prefix("2001:db8:1::/64"), Link: "eth0", LAN: true},
