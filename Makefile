@@ -36,7 +36,7 @@ LONG_TESTS := ./internal/gossip ./internal/mesh ./internal/netcfg ./internal/net
 # Static, so that it runs on any host and in the virtual machine of test-kernel.
 BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION) $(COMMIT)'
 # End-to-end tests of a meshd that stops at the first data race.
-E2E := GORACE=halt_on_error=1 go test -count=1 -p 1 -parallel 6 -timeout 30m -v
+E2E := GORACE=halt_on_error=1 go test -count=1 -p 1 -parallel 6 -timeout 45m -v
 export MESHD := $(CURDIR)/bin/meshd
 
 .PHONY: help
