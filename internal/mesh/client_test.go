@@ -108,10 +108,14 @@ func (w world) isExcused(k *walker, c, b *host, dst netip.Addr) bool {
 }
 
 // hasLivingCarrier reports whether a node lives that can carry clients' traffic for nodes
-// of any location.
+// of any location, and that no verdict calls down: it goes before all dead ones.
 func (w world) hasLivingCarrier() bool {
+	owners := mesh.SlotOwners(w.records)
+	verdicts := mesh.GatewayVerdicts(w.verdicts, w.records)
 	return slices.ContainsFunc(w.records, func(r mesh.Record) bool {
-		return !w.dead[r.ID()] && r.Location == "" && len(r.Endpoints) > 0 && r.Gateway != mesh.GatewayNever && mesh.SlotOwners(w.records)[r.Claim.Slot] == r.ID()
+		id := r.ID()
+		return !w.dead[id] && verdicts[id].State != mesh.HealthDown &&
+			r.Location == "" && len(r.Endpoints) > 0 && r.Gateway != mesh.GatewayNever && owners[r.Claim.Slot] == id
 	})
 }
 
