@@ -23,13 +23,13 @@ func (d *daemon) gossipAddresses(t turn, hasRoutes bool) map[mesh.ID][]netip.Add
 		}
 		var list []netip.AddrPort
 		if e := r.GossipEndpoint(); e.Host != "" {
-			list = append(list, withPort(addrsOf(e.Host, t.wanted.Input.Resolved), e.Port)...)
+			list = append(list, withPort(e.Addresses(t.wanted.Input.Resolved), e.Port)...)
 		}
 		if r.Location != "" && r.Location == d.memory.Own.Location {
 			list = append(list, lanAddresses(r)...)
 		}
 		for _, e := range r.Endpoints {
-			list = append(list, withPort(addrsOf(e.Host, t.wanted.Input.Resolved), r.GossipPort)...)
+			list = append(list, withPort(e.Addresses(t.wanted.Input.Resolved), r.GossipPort)...)
 		}
 		// A name may resolve to an address of the mesh, too.
 		list = slices.DeleteFunc(list, func(a netip.AddrPort) bool { return !d.cfg.Cluster.Outside(a.Addr()) })
@@ -52,10 +52,10 @@ func (d *daemon) streamEndpoints(t turn) map[mesh.ID][]mesh.Endpoint {
 			continue
 		}
 		for _, e := range r.Endpoints {
-			if _, err := netip.ParseAddr(e.Host); err != nil {
+			if isName(e.Host) {
 				endpoints[id] = append(endpoints[id], mesh.Endpoint{Host: e.Host, Port: r.StreamPort})
 			}
-			for _, a := range addrsOf(e.Host, t.wanted.Input.Resolved) {
+			for _, a := range e.Addresses(t.wanted.Input.Resolved) {
 				if d.cfg.Cluster.Outside(a) {
 					endpoints[id] = append(endpoints[id], mesh.Endpoint{Host: a.String(), Port: r.StreamPort})
 				}
@@ -80,12 +80,4 @@ func withPort(addrs []netip.Addr, port uint16) []netip.AddrPort {
 		list = append(list, netip.AddrPortFrom(a, port))
 	}
 	return list
-}
-
-// addrsOf returns the addresses of a host that is an address or a name.
-func addrsOf(host string, resolved map[string][]netip.Addr) []netip.Addr {
-	if a, err := netip.ParseAddr(host); err == nil {
-		return []netip.Addr{a}
-	}
-	return resolved[host]
 }

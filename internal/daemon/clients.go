@@ -81,7 +81,7 @@ func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Clie
 		}
 		c.PresharedKey = mesh.PresharedKey(key)
 	}
-	if c.Access, err = parseAccess(r.Access); err != nil {
+	if c.Access, err = mesh.ParseAccessList(r.Access); err != nil {
 		return c, err
 	}
 	if err := errors.Join(mesh.CheckAccess(c.Access), checkUnique(in, c), addNetworks(in, &c, r)); err != nil {
@@ -92,17 +92,6 @@ func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Clie
 		return c, errors.New("no node that clients have tunnels to offers the internet; set node.exit: true on a node with an endpoint, and run: systemctl reload meshd")
 	}
 	return c, assign(in, &c, r.ServiceGateway)
-}
-
-func parseAccess(list []string) (all []mesh.Access, err error) {
-	for _, s := range list {
-		a, err := mesh.ParseAccess(s)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, a)
-	}
-	return all, nil
 }
 
 // addNetworks gives a client the networks behind it.
@@ -118,7 +107,7 @@ func addNetworks(in mesh.Input, c *mesh.Client, r control.ClientRequest) (err er
 		c.Networks = append(c.Networks, p)
 	}
 	slices.SortFunc(c.Networks, mesh.ComparePrefix)
-	if c.Offers, err = parseAccess(r.Offers); err != nil {
+	if c.Offers, err = mesh.ParseAccessList(r.Offers); err != nil {
 		return err
 	}
 	if r.Endpoint != "" {
@@ -330,7 +319,7 @@ func clientConfig(in mesh.Input, c mesh.Client, alive map[mesh.ID]bool) control.
 	m := mesh.ClientConfigOf(in, c, alive)
 	out := control.ClientConfig{
 		Cluster: in.Cluster.Name, ID: c.ID, Name: c.Name, PublicKey: c.Key.String(), PresharedKey: c.PresharedKey != mesh.PresharedKey{},
-		Overlay: m.Addresses, Access: accessStrings(c.Access), Unserved: accessStrings(m.Unserved), Ranges: m.Ranges, Search: append([]string{}, m.Search...),
+		Overlay: m.Addresses, Access: mesh.AccessStrings(c.Access), Unserved: mesh.AccessStrings(m.Unserved), Ranges: m.Ranges, Search: append([]string{}, m.Search...),
 		MTU: m.MTU, Keepalive: int(m.Keepalive.Seconds()), Peers: clientPeers(m.Peers), Standbys: clientPeers(m.Standbys),
 		Networks: append([]netip.Prefix{}, c.Networks...), ListenPort: int(c.Endpoint.Port),
 	}
@@ -369,14 +358,6 @@ func rankEndpoint(e mesh.Endpoint) int {
 	return 2
 }
 
-func accessStrings(list []mesh.Access) []string {
-	out := []string{}
-	for _, a := range list {
-		out = append(out, a.String())
-	}
-	return out
-}
-
 // clientStatus returns the clients that are in force, with what WireGuard knows of their
 // tunnels to this node.
 func clientStatus(t index) []control.ClientStatus {
@@ -387,10 +368,10 @@ func clientStatus(t index) []control.ClientStatus {
 	}
 	for _, c := range t.wanted.Topology.AllClients {
 		s := control.ClientStatus{
-			ID: c.ID, Name: c.Name, Overlay: t.wanted.Input.Cluster.ClientAddresses(c.Index), Access: accessStrings(c.Access),
+			ID: c.ID, Name: c.Name, Overlay: t.wanted.Input.Cluster.ClientAddresses(c.Index), Access: mesh.AccessStrings(c.Access),
 			AddedBy: t.nameOf(mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC(),
 			PresharedKey: c.PresharedKey != mesh.PresharedKey{},
-			Networks:     append([]netip.Prefix{}, c.Networks...), Offers: accessStrings(c.Offers),
+			Networks:     append([]netip.Prefix{}, c.Networks...), Offers: mesh.AccessStrings(c.Offers),
 		}
 		if c.ServiceGateway != (mesh.ID{}) {
 			s.ServiceGateway = t.nameOf(c.ServiceGateway)

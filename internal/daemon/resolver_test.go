@@ -80,10 +80,10 @@ func TestNames(t *testing.T) {
 
 func TestHostNamesAndAddresses(t *testing.T) {
 	resolved := map[string][]netip.Addr{"a.example.com": {netip.MustParseAddr("203.0.113.1")}}
-	if got := withPort(addrsOf("a.example.com", resolved), 7946); len(got) != 1 || got[0].String() != "203.0.113.1:7946" {
+	if got := withPort(mesh.Endpoint{Host: "a.example.com"}.Addresses(resolved), 7946); len(got) != 1 || got[0].String() != "203.0.113.1:7946" {
 		t.Errorf("a name: got %v", got)
 	}
-	if got := withPort(addrsOf("203.0.113.9", resolved), 7946); len(got) != 1 || got[0].String() != "203.0.113.9:7946" {
+	if got := withPort(mesh.Endpoint{Host: "203.0.113.9"}.Addresses(resolved), 7946); len(got) != 1 || got[0].String() != "203.0.113.9:7946" {
 		t.Errorf("an address: got %v", got)
 	}
 }

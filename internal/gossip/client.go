@@ -48,21 +48,19 @@ func (b clientBody) covered(forgotten map[mesh.ID]uint64) bool {
 }
 
 func encodeClient(c mesh.Client) ([]byte, error) {
-	w := wireClient{Identity: c.Author, Added: c.Added, Name: c.Name, Key: c.Key[:], Index: int64(c.Index), Access: []string{}, Networks: c.Networks}
+	w := wireClient{
+		Identity: c.Author, Added: c.Added, Name: c.Name, Key: c.Key[:], Index: int64(c.Index),
+		Access: mesh.AccessStrings(c.Access), Networks: c.Networks, Offers: mesh.AccessStrings(c.Offers),
+	}
 	if c.PresharedKey != (mesh.PresharedKey{}) {
 		w.PresharedKey = c.PresharedKey[:]
 	}
 	if c.ServiceGateway != (mesh.ID{}) {
 		w.ServiceGateway = c.ServiceGateway[:]
 	}
-	for _, a := range c.Access {
-		w.Access = append(w.Access, a.String())
-	}
-	for _, a := range c.Offers {
-		w.Offers = append(w.Offers, a.String())
-	}
 	if c.Endpoint.Host != "" {
-		w.Endpoint = &wireEndpoint{Host: c.Endpoint.Host, Port: c.Endpoint.Port, Source: string(c.Endpoint.Source)}
+		e := toWire(c.Endpoint)
+		w.Endpoint = &e
 	}
 	payload, err := encoding.Marshal(w)
 	if err != nil {
@@ -104,24 +102,13 @@ func decodeClient(payload []byte) (body, error) {
 		c.ServiceGateway = mesh.ID(w.ServiceGateway)
 	}
 	var err error
-	if c.Access, err = parseAccess(w.Access); err != nil {
+	if c.Access, err = mesh.ParseAccessList(w.Access); err != nil {
 		return nil, fmt.Errorf("decode client: %w", err)
 	}
 	if err := w.decodeNetworks(&c); err != nil {
 		return nil, fmt.Errorf("decode client: %w", err)
 	}
 	return clientBody{c}, nil
-}
-
-func parseAccess(list []string) (all []mesh.Access, err error) {
-	for _, s := range list {
-		a, err := mesh.ParseAccess(s)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, a)
-	}
-	return all, nil
 }
 
 // decodeNetworks decodes what a router has more than other clients.
@@ -133,11 +120,11 @@ func (w wireClient) decodeNetworks(c *mesh.Client) (err error) {
 		return fmt.Errorf("network behind it: %w", err)
 	}
 	c.Networks = w.Networks
-	if c.Offers, err = parseAccess(w.Offers); err != nil {
+	if c.Offers, err = mesh.ParseAccessList(w.Offers); err != nil {
 		return err
 	}
 	if e := w.Endpoint; e != nil {
-		c.Endpoint = mesh.Endpoint{Host: e.Host, Port: e.Port, Source: mesh.EndpointSource(e.Source)}
+		c.Endpoint = e.endpoint()
 		return checkEndpoint(c.Endpoint)
 	}
 	return nil

@@ -66,6 +66,14 @@ type wireEndpoint struct {
 	Source string
 }
 
+func toWire(e mesh.Endpoint) wireEndpoint {
+	return wireEndpoint{Host: e.Host, Port: e.Port, Source: string(e.Source)}
+}
+
+func (w wireEndpoint) endpoint() mesh.Endpoint {
+	return mesh.Endpoint{Host: w.Host, Port: w.Port, Source: mesh.EndpointSource(w.Source)}
+}
+
 // recordBody is a record as the content of an object.
 type recordBody struct{ mesh.Record }
 
@@ -91,7 +99,7 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 		InternalIPs: r.InternalIPs, Allowed: r.AllowedLocationIPs, Withheld: r.Withheld, More: uint16(min(r.WithheldMore, math.MaxUint16)),
 	}
 	for _, e := range r.Endpoints {
-		w.Endpoints = append(w.Endpoints, wireEndpoint{Host: e.Host, Port: e.Port, Source: string(e.Source)})
+		w.Endpoints = append(w.Endpoints, toWire(e))
 	}
 	if len(r.Serving)+len(r.Unserved) > 0 {
 		for _, p := range r.AllowedLocationIPs {
@@ -130,7 +138,7 @@ func decodeRecord(payload []byte) (body, error) {
 	r.Term, r.Replaced = mesh.GatewayTerm{Seat: int(w.Seat), Since: w.TermSince}, w.Replaced
 	r.Claim, r.MTU = mesh.Claim{Slot: int(w.Slot), Confirmed: w.Confirmed, Time: w.ClaimTime, Since: w.ClaimSince}, int(w.MTU)
 	for _, e := range w.Endpoints {
-		r.Endpoints = append(r.Endpoints, mesh.Endpoint{Host: e.Host, Port: e.Port, Source: mesh.EndpointSource(e.Source)})
+		r.Endpoints = append(r.Endpoints, e.endpoint())
 	}
 	for i, since := range w.Serving {
 		if i >= len(w.Allowed) {

@@ -63,6 +63,28 @@ func ParseAccess(s string) (Access, error) {
 	return a, nil
 }
 
+// ParseAccessList reads what AccessStrings returns.
+func ParseAccessList(list []string) ([]Access, error) {
+	var out []Access
+	for _, s := range list {
+		a, err := ParseAccess(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+// AccessStrings returns the entries of an access list as ParseAccess takes them; never nil.
+func AccessStrings(list []Access) []string {
+	out := []string{}
+	for _, a := range list {
+		out = append(out, a.String())
+	}
+	return out
+}
+
 // minAccessBits is the shortest prefix that an entry may name: the target internet is what
 // leads to a default route, and not two halves of one. 10.0.0.0/8 and fd00::/8 are the widest
 // that are useful.

@@ -207,10 +207,13 @@ func (l *layout) nameOf(id ID) string {
 func (m *member) isHome() bool { return m.isTunnelEnd() && m.IsOpen() && m.slot != None }
 
 // Homes returns the nodes to which clients have tunnels, sorted by ID.
-func Homes(in Input) []ID {
+func Homes(in Input) []ID { return idsOf(in, (*member).isHome) }
+
+// idsOf returns the nodes that something is true of, sorted by ID.
+func idsOf(in Input, is func(*member) bool) []ID {
 	var out []ID
 	for _, m := range newLayout(in).all {
-		if m.isHome() {
+		if is(m) {
 			out = append(out, m.id)
 		}
 	}

@@ -25,6 +25,9 @@ func CheckClientNetworks(in Input, c Client) error {
 	if len(c.Networks) == 0 && (len(c.Offers) > 0 || c.Endpoint.Host != "") {
 		return errors.New("without networks behind it a client speaks first and offers nothing; name its networks, or leave out its endpoint and what it offers")
 	}
+	if len(c.Networks) == 0 {
+		return nil
+	}
 	l := newLayout(in)
 	owners := l.networkOwners()
 	for i, p := range c.Networks {
@@ -84,17 +87,14 @@ func (l *layout) selectClientNetworks() {
 // whyNotBehindClient returns why no host can route a network to a client, "" if it can. A more
 // specific network of a node is no reason, nor is a wider one.
 func (l *layout) whyNotBehindClient(c *Client, p netip.Prefix, owners map[netip.Prefix]*member) string {
-	for _, g := range l.reserved {
-		if g.Overlaps(p) {
-			return fmt.Sprintf("it overlaps the cluster's range %v", g)
-		}
-	}
-	switch m := owners[p]; {
+	switch m, why := owners[p], l.whyReserved(p); {
+	case why != "":
+		return why
 	case m != nil:
 		return fmt.Sprintf("node %s has it, too", m.Name)
 	case l.containsEndpoint(p):
-		return "endpoints of WireGuard peers lie in it, and a tunnel can't run through itself"
-	case slices.ContainsFunc(l.addressesOf(c.Endpoint), p.Contains):
+		return holdsEndpoints
+	case slices.ContainsFunc(c.Endpoint.Addresses(l.Resolved), p.Contains):
 		return "the client's own endpoint lies in it, and a tunnel can't run through itself"
 	}
 	return ""
@@ -109,12 +109,7 @@ func (d *deriver) reachedClientNetworks() []netip.Prefix {
 	var ps []netip.Prefix
 	for _, c := range d.clients {
 		for _, p := range c.Networks {
-			way := ""
-			if o, ok := overlapping(d.self.group.networks(), p); ok {
-				way = fmt.Sprintf("%v's own network %v", d.self.group, o)
-			} else {
-				way = d.nearby.conflict(p, d.self.Record, &Record{})
-			}
+			way := d.ownWay(&Record{}, p, d.self.group).network
 			if way == "" {
 				ps = append(ps, p)
 				continue
@@ -129,7 +124,7 @@ func (d *deriver) reachedClientNetworks() []netip.Prefix {
 
 // clientEndpoint returns where a client waits for nodes, as far as this host can reach it.
 func (d *deriver) clientEndpoint(c *Client) netip.AddrPort {
-	for _, a := range d.addressesOf(c.Endpoint) {
+	for _, a := range c.Endpoint.Addresses(d.Resolved) {
 		if a = a.Unmap(); d.hasFamily(a) && d.Cluster.Outside(a) {
 			return netip.AddrPortFrom(a, c.Endpoint.Port)
 		}

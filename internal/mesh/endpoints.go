@@ -33,7 +33,7 @@ func (d *deriver) endpointsOf(n *member, inside []netip.Prefix) []netip.AddrPort
 		}
 	}
 	for _, e := range n.Endpoints {
-		for _, a := range d.addressesOf(e) {
+		for _, a := range e.Addresses(d.Resolved) {
 			add(a, e.Port)
 		}
 	}
@@ -77,7 +77,7 @@ func (l *layout) collectEndpoints() {
 	}
 	for _, m := range l.all {
 		for _, e := range m.Endpoints {
-			for _, a := range l.addressesOf(e) {
+			for _, a := range e.Addresses(l.Resolved) {
 				add(a)
 			}
 		}
@@ -85,12 +85,12 @@ func (l *layout) collectEndpoints() {
 	slices.SortFunc(l.endpointAddrs, netip.Addr.Compare)
 }
 
-// addressesOf returns the addresses of an endpoint, as far as its name is resolved.
-func (l *layout) addressesOf(e Endpoint) []netip.Addr {
+// Addresses returns the addresses of an endpoint, of a name those to which it has been resolved.
+func (e Endpoint) Addresses(resolved map[string][]netip.Addr) []netip.Addr {
 	if a, err := netip.ParseAddr(e.Host); err == nil {
 		return []netip.Addr{a}
 	}
-	return l.Resolved[e.Host]
+	return resolved[e.Host]
 }
 
 // hasFamily reports whether this host has an address of a's family.

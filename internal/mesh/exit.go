@@ -19,15 +19,7 @@ type ExitFamilies struct{ IPv4, IPv6 bool }
 func (m *member) isExit() bool { return m.isHome() && m.Exit != ExitFamilies{} }
 
 // Exits returns the nodes that offer the internet to clients, sorted by ID.
-func Exits(in Input) []ID {
-	var out []ID
-	for _, m := range newLayout(in).all {
-		if m.isExit() {
-			out = append(out, m.id)
-		}
-	}
-	return out
-}
+func Exits(in Input) []ID { return idsOf(in, (*member).isExit) }
 
 // defaultRoutes returns the two prefixes of all addresses, IPv4 first.
 func defaultRoutes() [2]netip.Prefix {

@@ -140,7 +140,7 @@ func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, f families, from 
 	for i, p := range m.networks() {
 		switch {
 		case f&familyOf(p.Addr()) == 0:
-		case near && (slices.Contains(d.self.networks(), p) || d.ownWay(m, p, from).network != ""):
+		case near && (slices.Contains(d.self.networks(), p) || d.ownWay(m.Record, p, from).network != ""):
 		case d.checkRoute(m, m.prefixOwners[len(m.InternalIPs)+i], p, "allowed-location-ips", from) && d.checkEndpoints(m, p):
 			ps = append(ps, p)
 		}
@@ -151,10 +151,8 @@ func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, f families, from 
 // checkRoute reports whether a prefix of n outside the cluster's ranges may be routed
 // to it. If not, it adds a problem.
 func (d *deriver) checkRoute(n *member, c *prefixOwner, p netip.Prefix, what string, from *group) bool {
-	for _, g := range d.reserved {
-		if g.Overlaps(p) {
-			return d.reportUnreachable(n, p, what, fmt.Sprintf("it overlaps the cluster's range %v", g), "choose cluster ranges that no host's network uses")
-		}
+	if why := d.whyReserved(p); why != "" {
+		return d.reportUnreachable(n, p, what, why, "choose cluster ranges that no host's network uses")
 	}
 	if c.rival != nil {
 		other := c.node
@@ -166,7 +164,7 @@ func (d *deriver) checkRoute(n *member, c *prefixOwner, p netip.Prefix, what str
 	} else if c.node != n {
 		return false // another node of n's location owns it
 	}
-	if way := d.ownWay(n, p, from); way.network != "" {
+	if way := d.ownWay(n.Record, p, from); way.network != "" {
 		return d.reportUnreachable(n, p, what, "it overlaps "+way.network, way.advice)
 	}
 	return true
@@ -175,9 +173,19 @@ func (d *deriver) checkRoute(n *member, c *prefixOwner, p netip.Prefix, what str
 // ownWay is a network that a host reaches without the mesh, and what to do if another node has it too.
 type ownWay struct{ network, advice string }
 
-// ownWay returns which network of the group from which a prefix of n is reached, or of this
+// whyReserved returns why nobody outside of the cluster can have a prefix, "" if somebody can.
+func (l *layout) whyReserved(p netip.Prefix) string {
+	for _, g := range l.reserved {
+		if g.Overlaps(p) {
+			return fmt.Sprintf("it overlaps the cluster's range %v", g)
+		}
+	}
+	return ""
+}
+
+// ownWay returns which network of the group from which a prefix of another node is reached, or of this
 // host, the prefix would take over.
-func (d *deriver) ownWay(n *member, p netip.Prefix, from *group) ownWay {
+func (d *deriver) ownWay(other *Record, p netip.Prefix, from *group) ownWay {
 	if from != nil {
 		if o, ok := overlapping(from.networks(), p); ok {
 			return ownWay{
@@ -187,7 +195,7 @@ func (d *deriver) ownWay(n *member, p netip.Prefix, from *group) ownWay {
 		}
 	}
 	return ownWay{
-		d.nearby.conflict(p, d.self.Record, n.Record),
+		d.nearby.conflict(p, d.self.Record, other),
 		"if that host is in the same private network, give both nodes the same node.location; else name smaller networks there, or use other addresses here",
 	}
 }
@@ -204,11 +212,14 @@ func overlapping(ps []netip.Prefix, p netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
+// holdsEndpoints is why a network is not routed into the mesh.
+const holdsEndpoints = "endpoints of WireGuard peers lie in it, and a tunnel can't run through itself"
+
 // checkEndpoints reports whether no endpoint lies in a network. If one does, it adds a
 // problem.
 func (d *deriver) checkEndpoints(n *member, p netip.Prefix) bool {
-	return !d.containsEndpoint(p) || d.reportUnreachable(n, p, "allowed-location-ips",
-		"endpoints of WireGuard peers lie in it, and a tunnel can't run through itself", "name a smaller network in node.allowed-location-ips")
+	return !d.containsEndpoint(p) ||
+		d.reportUnreachable(n, p, "allowed-location-ips", holdsEndpoints, "name a smaller network in node.allowed-location-ips")
 }
 
 // unreachable returns what it is that a network of this node is not reachable through the mesh. A private

@@ -86,21 +86,26 @@ func TestDesired(t *testing.T) {
 		{"clients-elsewhere", withoutTunnels(netcfgtest.WithClients(two)), settings()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got := Desired(tt.topology, tt.settings).String()
-			golden := filepath.Join("testdata", tt.name+".golden")
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if d := cmp.Diff(string(want), got); d != "" {
-				t.Errorf("desired state (-want +got):\n%s", d)
-			}
+			CheckGolden(t, tt.name, Desired(tt.topology, tt.settings).String())
 		})
+	}
+}
+
+// CheckGolden compares a text with the golden file of a name.
+func CheckGolden(t *testing.T, name, got string) {
+	t.Helper()
+	golden := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("%s (-want +got):\n%s", name, d)
 	}
 }
 

@@ -134,7 +134,7 @@ func (f family) guardRule() Rule {
 func (b builder) exitRules(f family) []Rule {
 	// Match the source first: WireGuard's own packets are the most frequent, and their
 	// source is never in the mesh.
-	leaves := fmt.Sprintf("%s saddr @guarded%s %s", f.keyword, f.suffix, oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...))
+	leaves := fmt.Sprintf("%s saddr @guarded%s %s", f.keyword, f.suffix, b.leavesMesh())
 	if own := f.first(normalize(b.t.PodCIDRs)); b.Bridge == "" && own.IsValid() {
 		// Only the program that provides the CNI knows the links to the pods.
 		leaves += fmt.Sprintf(" %s daddr != %s", f.keyword, own)
@@ -229,7 +229,7 @@ func (b builder) masqueradeClients(f family) []Rule {
 	var out []Rule
 	for _, from := range b.clientSets(f) {
 		out = append(out, b.masqueradeRules(fmt.Sprintf("%[1]s %[2]s saddr @%[4]s%[3]s %[2]s daddr @internet%[3]s",
-			oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix, from))...)
+			b.leavesMesh(), f.keyword, f.suffix, from))...)
 	}
 	return out
 }
@@ -278,7 +278,7 @@ func (b builder) masqueradeLocation(f family) []Rule {
 			continue
 		}
 		match := fmt.Sprintf("%[1]s %[2]s saddr @%[4]s%[3]s %[2]s daddr @location%[3]s",
-			oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...), f.keyword, f.suffix, from)
+			b.leavesMesh(), f.keyword, f.suffix, from)
 		if !b.has("plain", f) {
 			out = append(out, b.masqueradeRules(match)...)
 			continue
@@ -312,6 +312,11 @@ func quote(links []string) []string {
 		out = append(out, fmt.Sprintf("%q", l))
 	}
 	return out
+}
+
+// leavesMesh matches packets that leave by a link that is neither ours nor the pods'.
+func (b builder) leavesMesh() string {
+	return oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...)
 }
 
 // oifnameNotIn matches packets that leave by none of the links. Empty names are ignored.

@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // Tunnel is the configuration of a client's host: a device, peers, and routes to the
@@ -103,7 +105,7 @@ func (s *State) captureInternet(t Tunnel) {
 
 // TableOf returns the routing table that has the route to a destination.
 func TableOf(destination netip.Prefix) int {
-	if destination.Bits() == 0 {
+	if mesh.IsDefaultRoute(destination) {
 		return InternetTable
 	}
 	return mainTable

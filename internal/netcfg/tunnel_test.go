@@ -3,15 +3,10 @@
 package netcfg_test
 
 import (
-	"flag"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/fakekernel"
@@ -34,20 +29,7 @@ func tunnel(addresses ...string) netcfg.Tunnel {
 func TestTunnelToInternet(t *testing.T) {
 	for name, addresses := range map[string][]string{"internet": {"10.4.128.1", "fd00:4::8000:0:0:1"}, "internet-ipv4": {"10.4.128.1"}} {
 		want := tunnel(addresses...).State()
-		got := want.String() + "\n" + netcfg.Diff(netcfg.State{}, want, netcfg.Options{}).String()
-		golden := filepath.Join("testdata", "tunnel-"+name+".golden")
-		if flag.Lookup("update").Value.String() == "true" {
-			if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		text, err := os.ReadFile(golden)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := cmp.Diff(string(text), got); d != "" {
-			t.Errorf("%s (-want +got):\n%s", name, d)
-		}
+		netcfg.CheckGolden(t, "tunnel-"+name, want.String()+"\n"+netcfg.Diff(netcfg.State{}, want, netcfg.Options{}).String())
 	}
 }
 

@@ -124,12 +124,8 @@ func (m *Memory) OwnCandidates(in Input) []mesh.PathCandidate {
 
 // resolve returns the addresses of an endpoint.
 func (in Input) resolve(e mesh.Endpoint) []netip.AddrPort {
-	addrs := in.Resolved[e.Host]
-	if a, err := netip.ParseAddr(e.Host); err == nil {
-		addrs = []netip.Addr{a}
-	}
 	var out []netip.AddrPort
-	for _, a := range addrs {
+	for _, a := range e.Addresses(in.Resolved) {
 		out = append(out, netip.AddrPortFrom(a.Unmap(), e.Port))
 	}
 	return out

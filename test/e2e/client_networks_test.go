@@ -5,7 +5,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -151,13 +150,7 @@ func (o *office) connected() {
 func (o *office) sees(from lab.Place, at netip.AddrPort, want netip.Addr) {
 	o.v.t.Helper()
 	o.v.eventually(settleLimit, func() error {
-		ctx, cancel := context.WithTimeout(o.v.ctx, pingLimit/6)
-		defer cancel()
-		got, err := lab.SourceSeen(ctx, from, at)
-		if err == nil && got != want {
-			err = fmt.Errorf("source seen: got %v, want %v", got, want)
-		}
-		if err != nil {
+		if err := o.v.seenAs(want, from, at); err != nil {
 			return fmt.Errorf("to %v: %w", at, err)
 		}
 		return nil

@@ -107,14 +107,8 @@ func (v *village) behind(n, remote *lab.Node, bare *lab.Host) {
 				return fmt.Errorf("%s reaches %s through %s, want a gateway", remote.Name, bare.Name, nameOf(gateway))
 			}
 			// A connection that began before the node knew keeps its source.
-			ctx, cancel := context.WithTimeout(v.ctx, pingLimit/6)
-			defer cancel()
-			got, err := lab.SourceSeen(ctx, from, netip.AddrPortFrom(bare.Address(), 7000))
-			if err == nil && got != n.Address() {
-				err = fmt.Errorf("source seen: got %s, want the address %s of %s", got, n.Address(), n.Name)
-			}
-			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
+			if err := v.seenAs(n.Address(), from, netip.AddrPortFrom(bare.Address(), 7000)); err != nil {
+				return fmt.Errorf("%s to %s behind %s: %w", name, bare.Name, n.Name, err)
 			}
 			return nil
 		})

@@ -63,13 +63,7 @@ func (v *village) reached(networks []served) {
 		for name, from := range map[string]lab.Place{"host": n.Do, "pod": v.pods[n].Do} {
 			for _, to := range networks {
 				v.eventually(settleLimit, func() error {
-					ctx, cancel := context.WithTimeout(v.ctx, pingLimit/6)
-					defer cancel()
-					got, err := lab.SourceSeen(ctx, from, netip.AddrPortFrom(to.host, 7000))
-					if err == nil && got != to.own {
-						err = fmt.Errorf("source seen: got %v, want %v", got, to.own)
-					}
-					if err != nil {
+					if err := v.seenAs(to.own, from, netip.AddrPortFrom(to.host, 7000)); err != nil {
 						return fmt.Errorf("%s of %s to %v in %v: %w", name, n.Name, to.host, to.prefix, err)
 					}
 					return nil
@@ -77,6 +71,18 @@ func (v *village) reached(networks []served) {
 			}
 		}
 	}
+}
+
+// seenAs returns an error unless an echo server at an address answers within half a minute, and sees the
+// given source.
+func (v *village) seenAs(want netip.Addr, from lab.Place, at netip.AddrPort) error {
+	ctx, cancel := context.WithTimeout(v.ctx, pingLimit/6)
+	defer cancel()
+	got, err := lab.SourceSeen(ctx, from, at)
+	if err == nil && got != want {
+		err = fmt.Errorf("source seen: got %v, want %v", got, want)
+	}
+	return err
 }
 
 // TestNestedNetworks has a node serve hosts in the midst of networks that another node of its location
