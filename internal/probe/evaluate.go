@@ -29,6 +29,7 @@ const (
 	// anything, because the one that it replaced works, has had the time.
 	unprovenFactor = 10
 	tunnelsUp      = 4 * time.Second
+	cutOffShows    = 30 * time.Second
 )
 
 // EvaluateInput is the input of Evaluate.
@@ -277,7 +278,7 @@ func (s EvaluateInput) carrierDead() bool {
 }
 
 // serverDead reports whether the server of a network is silent, inside the mesh and outside of it,
-// while another node is heard. One that gossip hears lives, and perhaps only this node has no path to it.
+// while this node is not cut off itself. One that gossip hears lives, and perhaps only this node has no path to it.
 // For one that is dead in gossip it does not matter when it was heard last.
 func (s EvaluateInput) serverDead(f *Findings, id mesh.ID) bool {
 	quiet, ok := s.silenceOf(s.Watch.targetsOf(id, mesh.ID{}), !s.Alive[id])
@@ -287,7 +288,32 @@ func (s EvaluateInput) serverDead(f *Findings, id mesh.ID) bool {
 	s.ask(f, s.Watch.Others, quiet)
 	s.ask(f, []mesh.ID{id}, quiet)
 	lives := s.Alive[id] && s.hears([]mesh.ID{id}, quiet)
-	return quiet.misses >= s.Misses && !lives && s.hears(s.Watch.Others, quiet)
+	return quiet.misses >= s.Misses && !lives && (s.hears(s.Watch.Others, quiet) || s.besideAnswers(id, quiet) || s.outlived(id, quiet))
+}
+
+// besideAnswers reports whether, while a node of the own LAN is silent, another one there answers.
+func (s EvaluateInput) besideAnswers(id mesh.ID, quiet silence) bool {
+	var own, silent mesh.Record
+	for _, r := range s.Records {
+		switch r.ID() {
+		case mesh.IDOf(s.Author):
+			own = r
+		case id:
+			silent = r
+		}
+	}
+	if s.Watch.Gateway == (mesh.ID{}) || !own.SameLAN(&silent) {
+		return false
+	}
+	beside := append([]mesh.ID{s.Watch.Gateway}, s.Watch.LAN...)
+	_, answer := s.witnesses(slices.DeleteFunc(beside, func(o mesh.ID) bool { return o == id }), quiet)
+	return answer
+}
+
+// outlived reports whether a node is dead in gossip and has been silent for so long that all nodes were dead
+// in gossip if this one were cut off. That is all to go by if other nodes are heard inside of the mesh only.
+func (s EvaluateInput) outlived(id mesh.ID, quiet silence) bool {
+	return !s.Alive[id] && s.Now.Sub(quiet.since) >= cutOffShows && slices.ContainsFunc(s.Watch.Others, func(o mesh.ID) bool { return s.Alive[o] })
 }
 
 // down returns a verdict whose epoch exceeds those of all verdicts on its subject, also of

@@ -60,6 +60,7 @@ type network struct {
 	watch func(now Watch, at time.Duration) Watch // default: unchanged
 	// records are those of the nodes that have a location.
 	records []mesh.Record
+	length  time.Duration // of the scenario; default: twice the time of the event
 	since   time.Duration // when the gateway's term began; 0 for unknown
 }
 
@@ -203,6 +204,13 @@ func TestTimelines(t *testing.T) {
 		{"a server that has never answered dies", served, network{
 			pings: func(t Target, _ time.Duration) bool { return !to(t, a) }, hears: gossipUntil(a), alive: deadAfter(a, 5*time.Second),
 		}, []string{"15.05s a is down, epoch 1"}},
+		{"a server is gone, and others are heard inside of the mesh only", served, network{pings: until(a), alive: deadAfter(a, 5*time.Second), length: 45 * time.Second}, []string{"40.05s a is down, epoch 1"}},
+		{"this node is cut off, and others are heard inside of the mesh only", served, network{
+			pings: until(a, b), alive: func(id mesh.ID, at time.Duration) bool { return at < event+12*time.Second }, length: 45 * time.Second,
+		}, nil},
+		{"a server on the LAN is gone, and others are heard inside of the mesh only", watch(1, Watch{Gateway: b, LAN: []mesh.ID{a}, Servers: []mesh.ID{a}, Others: []mesh.ID{x}}), network{
+			pings: until(a), records: []mesh.Record{{Identity: identity(1), Location: "site"}, {Identity: identity(4), Location: "site"}},
+		}, []string{"10.9s a is down, epoch 1"}},
 		{"the server is the gateway", watch(1, Watch{Gateway: a, LAN: []mesh.ID{b}, Servers: []mesh.ID{a}, Others: []mesh.ID{x}}), network{
 			pings: until(a), hears: gossipUntil(a),
 		}, []string{"10.9s a is down, epoch 1"}},
@@ -285,7 +293,7 @@ func TestTimelines(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := simulate(tt.network, tt.watch, 2*event)
+			got := simulate(tt.network, tt.watch, max(tt.network.length, 2*event))
 			if diff := cmp.Diff(strings.Join(tt.want, "\n"), strings.Join(got, "\n")); diff != "" {
 				t.Errorf("verdicts (-want +got):\n%s", diff)
 			}
