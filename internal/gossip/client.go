@@ -35,6 +35,7 @@ type wireClient struct {
 	Networks []netip.Prefix `cbor:"9,keyasint,omitempty"`
 	Offers   []string       `cbor:"10,keyasint,omitempty"`
 	Endpoint *wireEndpoint  `cbor:"11,keyasint,omitempty"`
+	Cluster  string         `cbor:"12,keyasint,omitempty"`
 }
 
 func (b clientBody) author() ed25519.PublicKey { return b.Author }
@@ -50,7 +51,7 @@ func (b clientBody) covered(forgotten map[mesh.ID]uint64) bool {
 func encodeClient(c mesh.Client) ([]byte, error) {
 	w := wireClient{
 		Identity: c.Author, Added: c.Added, Name: c.Name, Key: c.Key[:], Index: int64(c.Index),
-		Access: mesh.AccessStrings(c.Access), Networks: c.Networks, Offers: mesh.AccessStrings(c.Offers),
+		Access: mesh.AccessStrings(c.Access), Networks: c.Networks, Offers: mesh.AccessStrings(c.Offers), Cluster: c.Cluster,
 	}
 	if c.PresharedKey != (mesh.PresharedKey{}) {
 		w.PresharedKey = c.PresharedKey[:]
@@ -119,7 +120,10 @@ func (w wireClient) decodeNetworks(c *mesh.Client) (err error) {
 	if err := checkNetworks(w.Networks); err != nil {
 		return fmt.Errorf("network behind it: %w", err)
 	}
-	c.Networks = w.Networks
+	if w.Cluster != "" && (len(w.Networks) == 0 || mesh.CheckName(w.Cluster) != nil) {
+		return fmt.Errorf("%d networks of cluster %q", len(w.Networks), w.Cluster)
+	}
+	c.Networks, c.Cluster = w.Networks, w.Cluster
 	if c.Offers, err = mesh.ParseAccessList(w.Offers); err != nil {
 		return err
 	}

@@ -54,6 +54,7 @@ func testRouter(name string) mesh.Client {
 	c := testClient(name)
 	c.Networks = []netip.Prefix{netip.MustParsePrefix("192.168.50.0/24"), netip.MustParsePrefix("fd50::/48")}
 	c.Offers = []mesh.Access{{Protocol: "tcp", Port: 9100, Prefix: netip.MustParsePrefix("192.168.50.7/32")}}
+	c.Cluster = "west"
 	c.Endpoint = mesh.Endpoint{Host: "vpn.example.com", Port: 51820, Source: mesh.EndpointConfigured}
 	return c
 }
@@ -79,7 +80,11 @@ func TestClientRefused(t *testing.T) {
 		"internet":  func(c *mesh.Client) { c.Networks = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} },
 		"offer":     func(c *mesh.Client) { c.Offers = []mesh.Access{{Target: "everything"}} },
 		"networks":  func(c *mesh.Client) { c.Networks = make([]netip.Prefix, mesh.MaxClientNetworks+1) },
-		"endpoint":  func(c *mesh.Client) { c.Endpoint = mesh.Endpoint{Host: "a b", Port: 1} },
+		"cluster": func(c *mesh.Client) {
+			c.Networks, c.Cluster = []netip.Prefix{netip.MustParsePrefix("192.168.50.0/24")}, "far west"
+		},
+		"ranges":   func(c *mesh.Client) { c.Cluster = "west" },
+		"endpoint": func(c *mesh.Client) { c.Endpoint = mesh.Endpoint{Host: "a b", Port: 1} },
 	} {
 		c := testClient("laptop")
 		change(&c)

@@ -82,19 +82,21 @@ func TestObjectGolden(t *testing.T) {
 	serving := fullRecord()
 	serving.Serving = []mesh.NetworkTerm{{Network: serving.AllowedLocationIPs[1], Since: 1700000000000}}
 	serving.Unserved = serving.AllowedLocationIPs[:1]
+	linked := fullRecord()
+	linked.Linked = []mesh.LinkedNetwork{{Network: linked.AllowedLocationIPs[1], Cluster: "west"}}
 	draining := verdict{testVerdict(0, 0, mesh.HealthDraining, 7), 8, 9}
 	draining.Record = 10
 	made := [][]byte{
 		signRecord(t, 0, fullRecord()), signTombstone(t, 0, mesh.ID{1, 2, 3}, 9),
 		signRecord(t, 0, inOffice), signVerdict(t, 0, verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}), signVerdict(t, 0, draining),
-		signRecord(t, 0, overTLS), signRecord(t, 0, server), signRecord(t, 0, exit), signRecord(t, 0, serving),
+		signRecord(t, 0, overTLS), signRecord(t, 0, server), signRecord(t, 0, exit), signRecord(t, 0, serving), signRecord(t, 0, linked),
 	}
 	for i, raw := range made {
 		if got := hex.EncodeToString(raw); i >= len(lines) || got != lines[i] {
 			t.Errorf("object %d: got\n%s\nwant another", i, got)
 		}
 	}
-	for i, want := range map[int]mesh.Record{2: inOffice, 5: overTLS, 6: server, 7: exit, 8: serving} {
+	for i, want := range map[int]mesh.Record{2: inOffice, 5: overTLS, 6: server, 7: exit, 8: serving, 9: linked} {
 		o, err := decodeObject("default", made[i])
 		if err != nil {
 			t.Fatal(err)
@@ -157,6 +159,7 @@ func TestObjectRefused(t *testing.T) {
 		{"more behind", "default", signed(kindRecord, append(bytes.Clone(good[objectHeader:]), 0)), errObjectContent},
 		{"a field that only newer nodes know", "default", with(200, "news"), nil},
 		{"a term for a network that it does not name", "default", with(31, []int64{1}), errObjectContent},
+		{"a link to a network that it does not name", "default", with(32, []string{"west"}), errObjectContent},
 		{"field twice", "default", signed(kindRecord, []byte{0xa2, 1, 0x41, 0, 1, 0x41, 0}), errObjectContent},
 		{"indefinite length", "default", signed(kindRecord, []byte{0xbf, 0xff}), errObjectContent},
 		{"nested", "default", signed(kindRecord, append([]byte{0xa1, 0x18, 99}, append(bytes.Repeat([]byte{0x81}, 20), 0)...)), errObjectContent},
@@ -273,6 +276,17 @@ func TestRecordLimits(t *testing.T) {
 		{"serves since before 1970", func(r *mesh.Record) {
 			r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.0/24")}
 			r.Serving = []mesh.NetworkTerm{{Network: prefix("10.0.0.0/24"), Since: -2}}
+		}, false},
+		{"linked", func(r *mesh.Record) {
+			r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.1.0/24"), prefix("10.0.0.0/24")}
+			r.Linked = []mesh.LinkedNetwork{{Network: prefix("10.0.0.0/24"), Cluster: "west"}}
+		}, true},
+		{"linked to what it does not name", func(r *mesh.Record) {
+			r.Linked = []mesh.LinkedNetwork{{Network: prefix("10.0.0.0/24"), Cluster: "west"}}
+		}, false},
+		{"linked to a cluster that has no name", func(r *mesh.Record) {
+			r.AllowedLocationIPs = []netip.Prefix{prefix("10.0.0.0/24")}
+			r.Linked = []mesh.LinkedNetwork{{Network: prefix("10.0.0.0/24"), Cluster: "far west"}}
 		}, false},
 		{"invalid prefix", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{{}} }, false},
 	}

@@ -57,6 +57,7 @@ type wireRecord struct {
 	Exit4       bool           `cbor:"29,keyasint,omitempty"`
 	Exit6       bool           `cbor:"30,keyasint,omitempty"`
 	Serving     []int64        `cbor:"31,keyasint,omitempty"` // since when it serves each of Allowed, 0 for not, -1 if it can't
+	Linked      []string       `cbor:"32,keyasint,omitempty"` // of which other cluster each of Allowed is a range, "" for none
 }
 
 type wireEndpoint struct {
@@ -110,6 +111,11 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 			w.Serving = append(w.Serving, since)
 		}
 	}
+	if len(r.Linked) > 0 {
+		for _, p := range r.AllowedLocationIPs {
+			w.Linked = append(w.Linked, r.LinkedTo(p))
+		}
+	}
 	payload, err := encoding.Marshal(w)
 	if err != nil {
 		return nil, fmt.Errorf("encode record: %w", err)
@@ -150,6 +156,14 @@ func decodeRecord(payload []byte) (body, error) {
 			r.Unserved = append(r.Unserved, w.Allowed[i])
 		default:
 			r.Serving = append(r.Serving, mesh.NetworkTerm{Network: w.Allowed[i], Since: since})
+		}
+	}
+	for i, cluster := range w.Linked {
+		if i >= len(w.Allowed) {
+			return nil, fmt.Errorf("decode record: links for %d networks, of which it has %d", len(w.Linked), len(w.Allowed))
+		}
+		if cluster != "" {
+			r.Linked = append(r.Linked, mesh.LinkedNetwork{Network: w.Allowed[i], Cluster: cluster})
 		}
 	}
 	if err := checkRecord(r); err != nil {
@@ -211,6 +225,11 @@ func checkAddresses(r mesh.Record) error {
 	for _, t := range r.Serving {
 		if !slices.Contains(r.AllowedLocationIPs, t.Network) || slices.Contains(r.Unserved, t.Network) || t.Since <= 0 {
 			return fmt.Errorf("check record: serves %v since %d, allowed-location-ips %v", t.Network, t.Since, r.AllowedLocationIPs)
+		}
+	}
+	for _, l := range r.Linked {
+		if !slices.Contains(r.AllowedLocationIPs, l.Network) || mesh.CheckName(l.Cluster) != nil {
+			return fmt.Errorf("check record: %v of cluster %q, allowed-location-ips %v", l.Network, l.Cluster, r.AllowedLocationIPs)
 		}
 	}
 	for _, e := range r.Endpoints {

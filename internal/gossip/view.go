@@ -71,5 +71,6 @@ func clone(r mesh.Record) mesh.Record {
 	r.Withheld = slices.Clone(r.Withheld)
 	r.Serving = slices.Clone(r.Serving)
 	r.Unserved = slices.Clone(r.Unserved)
+	r.Linked = slices.Clone(r.Linked)
 	return r
 }

@@ -38,6 +38,7 @@ type Client struct {
 	Networks []netip.Prefix
 	Offers   []Access // what nodes and pods may reach in its networks, at most MaxAccess; none for everything
 	Endpoint Endpoint // at which it waits for nodes; Host "" for a client that speaks first
+	Cluster  string   // of another cluster, whose ranges its networks are; "" for none
 }
 
 // PresharedKey is WireGuard's additional symmetric key. No way of printing it shows the
@@ -282,6 +283,8 @@ func (d *deriver) routeToClients(t *Topology) {
 		t.ClientRanges = d.Cluster.clientRanges()
 		t.ClientNetworks = d.clientNetworks
 		t.PodsAndClients = mergePrefixes(slices.Concat(t.PodsAndClients, d.clientNetworks))
+	}
+	if len(d.nodes) > 0 {
 		t.GossipPorts = d.gossipPorts()
 		t.Nodes = d.nodes
 	}

@@ -189,6 +189,9 @@ func (l *layout) prefixesThrough(h *member, ms []*member) []netip.Prefix {
 			ps = d.appendSlotPrefixes(ps, m, reached)
 		}
 		ps = d.appendInternalIPs(ps, m, reached, from)
+		if slices.ContainsFunc(m.networks(), func(p netip.Prefix) bool { return m.LinkedTo(p) != "" && h.Shares(m.Record, p) }) {
+			from = nil // h has a way of its own
+		}
 		ps = d.appendNetworks(ps, m, reached, from)
 	}
 	return mergePrefixes(ps)

@@ -25,8 +25,8 @@ func CheckClientNetworks(in Input, c Client) error {
 	if len(c.Networks) == 0 && (len(c.Offers) > 0 || c.Endpoint.Host != "") {
 		return errors.New("without networks behind it a client speaks first and offers nothing; name its networks, or leave out its endpoint and what it offers")
 	}
-	if len(c.Networks) == 0 {
-		return nil
+	if err := in.Cluster.checkLinkedCluster(c); err != nil || len(c.Networks) == 0 {
+		return err
 	}
 	l := newLayout(in)
 	owners := l.networkOwners()

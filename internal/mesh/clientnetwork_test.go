@@ -140,6 +140,16 @@ func TestCheckClientNetworks(t *testing.T) {
 		{"offers", mesh.Client{Networks: prefixes("192.168.50.0/24"), Offers: []mesh.Access{{Prefix: netip.MustParsePrefix("192.168.50.7/32")}}}, ""},
 		{"offers something else", mesh.Client{Networks: prefixes("192.168.50.0/24"), Offers: []mesh.Access{{Target: mesh.AccessPods}}}, "pods is not in a network behind the client"},
 		{"offers nothing that it has", mesh.Client{Offers: []mesh.Access{{Prefix: netip.MustParsePrefix("192.168.50.7/32")}}}, "without networks behind it"},
+		{"another cluster", mesh.Client{Cluster: "west", Networks: prefixes("10.52.0.0/16", "10.53.0.0/16")}, ""},
+		{"another cluster of this cluster's name", mesh.Client{Cluster: "test", Networks: prefixes("10.52.0.0/16")}, ""},
+		{"another cluster without ranges", mesh.Client{Cluster: "west"}, "cluster west is named without its ranges; name them with --networks"},
+		{"another cluster without a host name", mesh.Client{Cluster: "far west", Networks: prefixes("10.52.0.0/16")}, `"far west" is not a host name`},
+		{
+			"another cluster with the same pods",
+			mesh.Client{Cluster: "west", Networks: prefixes("10.42.0.0/17")},
+			"network 10.42.0.0/17 of cluster west overlaps 10.42.0.0/16, which is cluster.pods here: two clusters that are joined need different ranges; " +
+				"in the cluster that is easier to change, choose another one: cluster.overlay, cluster.pods (k3s's --cluster-cidr must be the same) or cluster.services (k3s's --service-cidr)",
+		},
 		{"endpoint alone", mesh.Client{Endpoint: mesh.Endpoint{Host: "192.0.2.1", Port: 1}}, "without networks behind it"},
 	} {
 		err := mesh.CheckClientNetworks(withRouter(), tt.c)

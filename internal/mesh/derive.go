@@ -24,6 +24,8 @@ type Input struct {
 	Underlay []netip.Addr
 	// Nearby is what this host must keep reaching without the mesh.
 	Nearby Nearby
+	// LinkAccess is what other clusters may reach through this host's links to them.
+	LinkAccess []Access
 }
 
 // Derive returns what this node needs to reach every other one: WireGuard peers and
@@ -64,6 +66,7 @@ func Derive(in Input) Topology {
 	}
 	t.ServedNetworks = d.servedNetworks()
 	t.Shared = d.sharedNetworks()
+	t.Linked = d.linked()
 	d.routeToClients(&t)
 	t.Internet = d.internet(t)
 	t.leaveOut(in.Nearby.kept(in.Cluster))

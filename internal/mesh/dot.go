@@ -5,6 +5,7 @@ package mesh
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -20,7 +21,7 @@ const maxLabels = 10
 // draws as boxes. circo, which arranges tunnels in a ring, does not, so each location has
 // a color too.
 func (g Graph) DOT() string {
-	d := dotWriter{Graph: g, keys: make(map[ID]string), colors: make(map[string]int)}
+	d := dotWriter{Graph: g, single: g.singleClients(), keys: make(map[ID]string), colors: make(map[string]int)}
 	d.line("graph meshd {")
 	d.line("  graph [label=%s labelloc=t fontname=Helvetica fontsize=16 splines=true overlap=false nodesep=0.3 ranksep=0.9 mindist=1.5]", quote(g.title()))
 	d.line("  node [shape=box style=\"rounded,filled\" fillcolor=white fontname=Helvetica fontsize=10 margin=\"0.12,0.06\"]")
@@ -36,6 +37,8 @@ func (g Graph) DOT() string {
 	}
 	d.tunnels()
 	d.clients()
+	d.clusters()
+	d.allClients()
 	d.line("}")
 	return d.String()
 }
@@ -45,10 +48,25 @@ func (d *dotWriter) tooManyTunnels() bool { return len(d.Tunnels) > maxLines }
 // title summarizes the graph.
 func (g Graph) title() string {
 	s := fmt.Sprintf("%s: %s, mode %s, %s", g.Cluster, count(len(g.Nodes), "node"), g.Mode, count(len(g.Tunnels), "tunnel"))
-	if len(g.Clients) > 0 {
-		s += ", " + count(len(g.Clients), "client")
+	if n := len(g.singleClients()); n > 0 {
+		s += ", " + count(n, "client")
+	}
+	if n := len(g.Clusters); n > 0 {
+		s += ", joined to " + count(n, "cluster")
 	}
 	return s
+}
+
+// singleClients returns the clients that are not link nodes of another cluster, which is drawn in their
+// place.
+func (g Graph) singleClients() []GraphClient {
+	isLinkNode := make(map[ID]bool)
+	for _, c := range g.Clusters {
+		for _, id := range c.Clients {
+			isLinkNode[id] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(g.Clients), func(c GraphClient) bool { return isLinkNode[c.ID] })
 }
 
 func count(n int, what string) string {
@@ -62,6 +80,7 @@ func count(n int, what string) string {
 type dotWriter struct {
 	Graph
 	strings.Builder
+	single []GraphClient // see singleClients
 	keys   map[ID]string // the nodes' identifiers in the text
 	colors map[string]int
 }
@@ -173,26 +192,61 @@ func (p GraphPair) style() string {
 	return fmt.Sprintf("color=%q penwidth=1.6%s", color, more)
 }
 
-// clients draws the clients, with a line to each of their homes. If that were too many
-// lines, one symbol stands for all homes.
+// clients draws the clients that are not link nodes of another cluster.
 func (d *dotWriter) clients() {
-	tooMany := len(d.Clients) > 0 && len(d.Clients)*len(d.Clients[0].Homes) > maxLines
-	for _, c := range d.Clients {
+	for _, c := range d.single {
 		label := []string{c.Name, "client"}
 		for _, a := range c.Overlay {
 			label = append(label, a.String())
 		}
 		key := quote("client " + c.Name)
 		d.line("  %s [shape=box style=\"rounded,dashed\" label=%s]", key, quote(strings.Join(label, "\n")))
-		if tooMany {
-			d.line("  \"all clients\" -- %s [color=\"#188038\" style=dashed]", key)
-			continue
+		d.linesToHomes(key)
+	}
+}
+
+// clusters draws each other cluster once: with lines to the nodes that have links to it, and, if its
+// link nodes are clients, to their homes.
+func (d *dotWriter) clusters() {
+	for _, c := range d.Clusters {
+		label := []string{c.Name, "cluster"}
+		for _, p := range c.Networks {
+			label = append(label, p.String())
 		}
-		for _, h := range c.Homes {
-			d.line("  %s -- %s [color=\"#188038\" style=dashed constraint=false]", d.keys[h], key)
+		key := quote("cluster " + c.Name)
+		d.line("  %s [shape=box3d style=filled fillcolor=\"#e6f4ea\" label=%s]", key, quote(strings.Join(label, "\n")))
+		d.dashedLines(c.Nodes, key)
+		if len(c.Clients) > 0 {
+			d.linesToHomes(key)
 		}
 	}
-	if tooMany {
+}
+
+// linesToHomes draws a line from each home of the clients. If that were too many lines, one symbol
+// stands for all homes, see allClients.
+func (d *dotWriter) linesToHomes(key string) {
+	if d.tooManyClients() {
+		d.line("  \"all clients\" -- %s [color=\"#188038\" style=dashed]", key)
+		return
+	}
+	d.dashedLines(d.Clients[0].Homes, key)
+}
+
+func (d *dotWriter) dashedLines(from []ID, key string) {
+	for _, id := range from {
+		d.line("  %s -- %s [color=\"#188038\" style=dashed constraint=false]", d.keys[id], key)
+	}
+}
+
+// tooManyClients reports whether the lines from all homes to all clients are too many to be drawn. All
+// clients have the same homes.
+func (d *dotWriter) tooManyClients() bool {
+	return len(d.Clients) > 0 && (len(d.single)+len(d.Clusters))*len(d.Clients[0].Homes) > maxLines
+}
+
+// allClients draws the symbol for all homes.
+func (d *dotWriter) allClients() {
+	if d.tooManyClients() {
 		d.line("  \"all clients\" [shape=ellipse fillcolor=\"#e6f4ea\" color=\"#188038\" label=%s]", quote(fmt.Sprintf("%s\nwith a tunnel to each of %s", count(len(d.Clients), "client"), count(len(d.Clients[0].Homes), "node"))))
 	}
 }

@@ -22,6 +22,16 @@ type Graph struct {
 	Links []GraphPair `json:"links"`
 	// Clients are those that count, by name.
 	Clients []GraphClient `json:"clients"`
+	// Clusters are those that are joined to this one, by name.
+	Clusters []GraphCluster `json:"clusters"`
+}
+
+// GraphCluster is another cluster in the graph.
+type GraphCluster struct {
+	Name     string         `json:"name"`
+	Networks []netip.Prefix `json:"networks"`
+	Nodes    []ID           `json:"nodes"`   // that have links to it, in the order of Graph.Nodes
+	Clients  []ID           `json:"clients"` // that are link nodes of it, sorted
 }
 
 // GraphClient is a client in the graph.
@@ -81,7 +91,23 @@ func GraphOf(in Input) Graph {
 		}
 	}
 	g.Clients = l.graphClients(all)
+	g.Clusters = l.graphClusters(all)
 	return g
+}
+
+// graphClusters returns the other clusters that are joined to this one.
+func (l *layout) graphClusters(all []*member) []GraphCluster {
+	clusters := []GraphCluster{}
+	for _, c := range l.linkedClusters() {
+		g := GraphCluster{Name: c.Name, Networks: append([]netip.Prefix{}, c.Networks...), Nodes: []ID{}, Clients: append([]ID{}, c.Clients...)}
+		for _, m := range all {
+			if slices.Contains(c.Nodes, m.id) {
+				g.Nodes = append(g.Nodes, m.id)
+			}
+		}
+		clusters = append(clusters, g)
+	}
+	return clusters
 }
 
 // graphClients returns the clients, each with all nodes that are homes.

@@ -56,6 +56,14 @@ func graphText(g mesh.Graph) string {
 	}
 	for _, c := range g.Clients {
 		fmt.Fprintf(&b, "client %s %v\n", c.Name, c.Overlay)
+		names[c.ID] = c.Name
+	}
+	for _, c := range g.Clusters {
+		fmt.Fprintf(&b, "cluster %s %v", c.Name, c.Networks)
+		for _, id := range slices.Concat(c.Nodes, c.Clients) {
+			fmt.Fprintf(&b, " %s", names[id])
+		}
+		b.WriteString("\n")
 	}
 	return b.String()
 }
@@ -88,6 +96,14 @@ func TestGraphs(t *testing.T) {
 		{"clients", func() mesh.Input {
 			in := clusterIn(mesh.ModeLocation, "aws aws -")
 			in.Clients = []mesh.Client{client(in.Records[0], 1), client(in.Records[0], 0)}
+			return in
+		}()},
+		{"joined-clusters", joined()},
+		{"crowded-joined-clusters", func() mesh.Input {
+			in := joined()
+			for i := range 20 {
+				in.Clients = append(in.Clients, client(in.Records[0], 10+i))
+			}
 			return in
 		}()},
 		{"crowded-clients", func() mesh.Input {

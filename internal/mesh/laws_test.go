@@ -259,14 +259,14 @@ func checkNetworks(t *rapid.T, k *walker, a, b *host, src netip.Addr) {
 	}
 }
 
-// hasOwnWay reports whether a, of the same location as b, reaches a network behind b without it:
-// it serves the network itself, or the network overlaps the LAN.
+// hasOwnWay reports whether a reaches a network behind b without it: they share the network, or they are
+// of one location, and it overlaps the LAN.
 func (w *walker) hasOwnWay(a, b *host, p netip.Prefix) bool {
+	if slices.Contains(a.AllowedLocationIPs, p) && shares(a, b, p) {
+		return true
+	}
 	if !a.SameLocation(&b.Record) {
 		return false
-	}
-	if slices.Contains(a.AllowedLocationIPs, p) {
-		return true
 	}
 	for _, h := range w.hosts {
 		if a.near(h) && slices.ContainsFunc(h.InternalIPs, func(ip netip.Prefix) bool { return ip.Overlaps(p) }) {
@@ -274,6 +274,23 @@ func (w *walker) hasOwnWay(a, b *host, p netip.Prefix) bool {
 		}
 	}
 	return false
+}
+
+// shares reports whether two nodes mean the same network: they have links to the same cluster, or no links
+// and one location.
+func shares(a, b *host, p netip.Prefix) bool {
+	clusters := make(map[string]int)
+	for _, h := range []*host{a, b} {
+		for _, l := range h.Linked {
+			if l.Network == p {
+				clusters[l.Cluster]++
+			}
+		}
+	}
+	for _, n := range clusters {
+		return n == 2
+	}
+	return a.SameLocation(&b.Record)
 }
 
 // expectsOnLAN reports whether a, or a node between, names the same location as b. It does not
@@ -331,7 +348,7 @@ func checkReply(t *rapid.T, k *walker, a, b *host, src, dst netip.Addr) packet {
 	return p
 }
 
-// ownsNetwork reports whether b is the node of its location to which the network is routed: one with an
+// ownsNetwork reports whether b is, of those that share the network, the node to which it is routed: one with an
 // address before one without, then one that has not lost its way there, then a healthy one, then the one that serves it for the longest time, then the
 // strongest claim.
 func (w *walker) ownsNetwork(b *host, p netip.Prefix) bool {
@@ -351,7 +368,7 @@ func (w *walker) ownsNetwork(b *host, p netip.Prefix) bool {
 		return []int64{addressless, lost, health, since}
 	}
 	for _, h := range w.hosts {
-		if h == b || !h.SameLocation(&b.Record) || !slices.Contains(h.AllowedLocationIPs, p) {
+		if h == b || !slices.Contains(h.AllowedLocationIPs, p) || !shares(h, b, p) {
 			continue
 		}
 		if c := slices.Compare(rank(h), rank(b)); c < 0 || c == 0 && older(h.Record, b.Record) {

@@ -127,12 +127,13 @@ type Record struct {
 	// of any of its endpoints with GossipPort.
 	GossipAddr string
 
-	Endpoints          []Endpoint     // best first; at most MaxEndpoints
-	InternalIPs        []netip.Prefix // addresses on its private network, with that network's prefix length
-	AllowedLocationIPs []netip.Prefix // further networks behind its location
-	Unserved           []netip.Prefix // of AllowedLocationIPs, those to which its host has lost its way, and other nodes have not
-	Withheld           []netip.Prefix // networks of other nodes that its host reaches otherwise; the first MaxWithheld in the order of ComparePrefix
-	WithheldMore       int            // how many more of them there are
+	Endpoints          []Endpoint      // best first; at most MaxEndpoints
+	InternalIPs        []netip.Prefix  // addresses on its private network, with that network's prefix length
+	AllowedLocationIPs []netip.Prefix  // further networks behind its location
+	Unserved           []netip.Prefix  // of AllowedLocationIPs, those to which its host has lost its way, and other nodes have not
+	Linked             []LinkedNetwork // of AllowedLocationIPs, those that are ranges of other clusters
+	Withheld           []netip.Prefix  // networks of other nodes that its host reaches otherwise; the first MaxWithheld in the order of ComparePrefix
+	WithheldMore       int             // how many more of them there are
 
 	// The rest is not in what the node signs: it follows from what others say.
 	Segment ID   // the part of its location that it is in, see Locate; zero for the whole location
@@ -319,8 +320,10 @@ type Topology struct {
 	// allowed-location-ips. Hosts there have no route back to the mesh. What of them is routed to
 	// another node goes there.
 	ServedNetworks []netip.Prefix
-	// Shared are the networks that both this node and other nodes of its location name. Sorted.
+	// Shared are the networks that both this node and other nodes name, see Record.Shares. Sorted.
 	Shared []SharedNetwork
+	// Linked is what comes by this host's links to other clusters.
+	Linked Linked
 
 	// PodsAndClients are the ranges of pods and clients, which are not nodes. PodRanges are the
 	// ranges of pods alone, with the length of each node's pod CIDR. Hosts are all
@@ -333,7 +336,7 @@ type Topology struct {
 	// Clients are those whose tunnels end on this node, by address. ClientRanges are the
 	// address ranges of all clients. Nodes are the addresses of nodes, and GossipPorts
 	// the ports that are closed to clients there. All are empty in a cluster without
-	// clients.
+	// clients, the last two on hosts without links to other clusters.
 	Clients      []ClientTunnel
 	ClientRanges []netip.Prefix
 	Nodes        []netip.Prefix
@@ -351,8 +354,14 @@ type Topology struct {
 	Problems []Problem // sorted
 }
 
-// SharedNetwork is a network that several nodes of one location name, and the one of them to which
-// it is routed.
+// Linked is what comes by a host's links to other clusters: from which networks, sorted, and what
+// these may reach.
+type Linked struct {
+	Networks []netip.Prefix
+	Allowed  []Allowance
+}
+
+// SharedNetwork is a network that several nodes share, and the one of them to which it is routed.
 type SharedNetwork struct {
 	Network netip.Prefix
 	Server  ID

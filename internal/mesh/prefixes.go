@@ -13,12 +13,12 @@ import (
 type prefixOwner struct {
 	node   *member
 	rival  *member // a node elsewhere that has it, too; nil if there is none
-	shared bool    // it is a network that several nodes of the owner's location name
+	shared bool    // it is a network that several nodes share
 }
 
 // findPrefixOwners decides which node owns each internal IP and each allowed-location-ip.
 // If several nodes of one location have the same internal IP, the one with the strongest claim owns it;
-// if they name the same network, see compareServers.
+// if they share a network, see compareServers.
 func (l *layout) findPrefixOwners() {
 	claims := make(map[netip.Prefix]*prefixOwner, len(l.all))
 	slab := make([]prefixOwner, 0, len(l.all)) // pointers into it stay valid when it grows
@@ -39,8 +39,8 @@ func (l *layout) findPrefixOwners() {
 		}
 		return c
 	}
-	own := func(c *prefixOwner, m *member, compared int) {
-		elsewhere := c.node != m && !m.SameLocation(c.node.Record)
+	own := func(c *prefixOwner, p netip.Prefix, m *member, compared int) {
+		elsewhere := c.node != m && !m.Shares(c.node.Record, p)
 		if elsewhere {
 			c.rival = m
 		}
@@ -54,16 +54,17 @@ func (l *layout) findPrefixOwners() {
 	for _, m := range l.all {
 		first := len(all)
 		for _, ip := range m.InternalIPs {
-			c := claim(single(ip.Addr()), m)
-			own(c, m, compareClaims(m.node, c.node.node))
+			p := single(ip.Addr())
+			c := claim(p, m)
+			own(c, p, m, compareClaims(m.node, c.node.node))
 		}
 		for _, p := range m.networks() {
 			c := claim(p, m)
-			if c.node != m && m.SameLocation(c.node.Record) && slices.Contains(c.node.networks(), p) {
+			if c.node != m && m.Shares(c.node.Record, p) && slices.Contains(c.node.networks(), p) {
 				c.shared = true
-				own(c, m, compareServers(m, c.node, p))
+				own(c, p, m, compareServers(m, c.node, p))
 			} else {
-				own(c, m, compareClaims(m.node, c.node.node))
+				own(c, p, m, compareClaims(m.node, c.node.node))
 			}
 		}
 		m.prefixOwners = all[first:]
@@ -133,14 +134,15 @@ func (d *deriver) appendInternalIPs(ps []netip.Prefix, m *member, f families, fr
 	return ps
 }
 
-// appendNetworks is appendInternalIPs for the networks behind a node. Those of its own location
-// to which a host has a way of its own are left out.
+// appendNetworks is appendInternalIPs for the networks behind a node. Those that the host shares, and
+// those of its own location to which it has a way of its own, are left out.
 func (d *deriver) appendNetworks(ps []netip.Prefix, m *member, f families, from *group) []netip.Prefix {
 	near := from != nil && d.self.SameLocation(m.Record)
 	for i, p := range m.networks() {
 		switch {
 		case f&familyOf(p.Addr()) == 0:
-		case near && (slices.Contains(d.self.networks(), p) || d.ownWay(m.Record, p, from).network != ""):
+		case from != nil && d.self.Shares(m.Record, p) && slices.Contains(d.self.networks(), p):
+		case near && d.ownWay(m.Record, p, from).network != "":
 		case d.checkRoute(m, m.prefixOwners[len(m.InternalIPs)+i], p, "allowed-location-ips", from) && d.checkEndpoints(m, p):
 			ps = append(ps, p)
 		}
@@ -156,7 +158,7 @@ func (d *deriver) checkRoute(n *member, c *prefixOwner, p netip.Prefix, what str
 	}
 	if c.rival != nil {
 		other := c.node
-		if n == c.node || n.SameLocation(c.node.Record) {
+		if n == c.node || n.Shares(c.node.Record, p) {
 			other = c.rival
 		}
 		return d.reportUnreachable(n, p, what, fmt.Sprintf("node %s has it, too", other.Name),

@@ -247,7 +247,7 @@ func Withheld(c Cluster, own Record, records []Record, nearby Nearby) (first []n
 		if r.Location == "" || r.Location != own.Location {
 			for _, p := range r.announced() {
 				ours := slices.ContainsFunc(own.InternalIPs, func(ip netip.Prefix) bool { return ip.Overlaps(p) })
-				if !ours && nearby.conflict(p, &own, &r) != "" {
+				if !ours && !(own.Shares(&r, p) && slices.Contains(own.networks(), p)) && nearby.conflict(p, &own, &r) != "" {
 					out = append(out, p)
 				}
 			}

@@ -26,6 +26,9 @@ func drawWorld(t *rapid.T) world {
 	for i := range rapid.IntRange(2, 60).Draw(t, "nodes") {
 		w.records = append(w.records, drawRecord(t, i))
 	}
+	if rapid.Bool().Draw(t, "joined to another cluster") {
+		w.drawLinks(t)
+	}
 	w.drawCopies(t)
 	if rapid.Bool().Draw(t, "not all have met") {
 		w.drawSegments(t)
@@ -99,6 +102,26 @@ func drawRecord(t *rapid.T, i int) mesh.Record {
 		}
 	}
 	return r
+}
+
+// drawLinks gives some nodes, wherever they are, links to the same other cluster. Now and then one has
+// another cluster of the same range.
+func (w *world) drawLinks(t *rapid.T) {
+	network := rapid.SampledFrom([]string{"172.29.0.0/16", "172.29.0.0/16", "172.30.0.0/16"}).Draw(t, "linked network")
+	for i := range w.records {
+		r := &w.records[i]
+		if rapid.IntRange(0, 5).Draw(t, "has a link") > 0 || slices.Contains(r.AllowedLocationIPs, prefixes(network)[0]) {
+			continue
+		}
+		linkTo(r, rapid.SampledFrom([]string{"west", "west", "west", "west", "west", "west", "west", "west", "west", "east"}).Draw(t, "cluster"), network)
+		p := prefixes(network)[0]
+		switch rapid.IntRange(0, 4).Draw(t, "serves it") {
+		case 0:
+			r.Unserved = append(r.Unserved, p)
+		case 1, 2:
+			r.Serving = append(r.Serving, mesh.NetworkTerm{Network: p, Since: rapid.Int64Range(1, 9).Draw(t, "serves since")})
+		}
+	}
 }
 
 // drawCopies adds a few nodes that claim what belongs to another one.
