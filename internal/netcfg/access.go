@@ -11,55 +11,36 @@ import (
 	"github.com/meshd/meshd/internal/mesh"
 )
 
-// A client's packets are checked once, on the node where its tunnel ends, before
+// The packets of a client, and those of another cluster, are checked once, on the node where the tunnel ends, before
 // kube-proxy replaces the address of a Service by that of a pod. At this point the packet
 // still has the destination that the client requested. A packet that passes may be
 // forwarded to other nodes.
 
-// access builds the chain that limits clients to the destinations they may reach, and its
-// sets. It builds none on a node where no client's tunnel ends.
+// limited are those whose packets into the mesh are limited, with the names of their sets.
+type limited struct {
+	tunnels []mesh.ClientTunnel
+	all     string // the set of all of their addresses
+	group   string // the beginning of the names of the sets of those with equal allowances
+	from    string // how their packets arrive
+}
+
+// access builds the chain that limits clients, and other clusters, to the destinations they may
+// reach, and its sets. It builds none on a node where no client's tunnel ends and that has no link.
 func (b builder) access() (sets []Set, chain []Chain) {
 	var rules []Rule
 	for _, f := range families() {
-		clients := f.merged(addressesOf(b.t.Clients))
-		if len(clients) == 0 {
-			continue
+		used := false
+		for _, l := range []limited{
+			{b.t.Clients, "clients", "access", fmt.Sprintf("iifname %q ", b.Interface)},
+			// The guard has seen that they came by a link.
+			{[]mesh.ClientTunnel{{Networks: b.t.Linked.Networks, Allowed: b.t.Linked.Allowed}}, "linked", "linkaccess", ""},
+		} {
+			more, limits := b.limit(f, l)
+			sets, rules, used = append(sets, more...), append(rules, limits...), used || len(limits) > 0
 		}
-		sets = append(sets, f.set("clients", clients))
-		from := fmt.Sprintf("iifname %q %s saddr @", b.Interface, f.keyword)
-		// Accept replies to connections opened from the other side.
-		rules = append(rules, rule("%sclients%s ct direction reply accept", from, f.suffix))
-		if nodes := f.merged(b.t.Nodes); len(nodes) > 0 && len(b.t.GossipPorts) > 0 {
+		if nodes := f.merged(b.t.Nodes); used && b.closesGossip(f) {
 			sets = append(sets, f.set("nodes", nodes))
-			rules = append(rules, rule("%sclients%s %s daddr @nodes%s tcp dport %d accept", from, f.suffix, f.keyword, f.suffix, mesh.ClientPort))
-			rules = append(rules, rule("%sclients%s %s daddr @nodes%s meta l4proto { tcp, udp } th dport { %s } counter drop",
-				from, f.suffix, f.keyword, f.suffix, ports(b.t.GossipPorts)))
 		}
-		groups := groupByAllowed(b.t.Clients)
-		rules = append(rules, accessToBridges(f, b.t, from, groups)...)
-		for i, group := range groups {
-			name := fmt.Sprintf("access%d", i)
-			sets = append(sets, f.set(name+"from", f.merged(addressesOf(group))))
-			for _, a := range group[0].Allowed {
-				if a.Internet && b.has("internet", f) {
-					// What is sent to this host itself counts as sent to a node.
-					rules = append(rules, rule("%s%sfrom%s %s daddr @internet%s fib daddr type != { local, broadcast, anycast, multicast }%s accept",
-						from, name, f.suffix, f.keyword, f.suffix, matchService(a)))
-				}
-				to := f.merged(a.Destinations)
-				if len(to) == 0 {
-					continue
-				}
-				service := ""
-				if a.Protocol != "" {
-					service = fmt.Sprintf("%s%d", a.Protocol, a.Port)
-				}
-				set := f.set(name+service+"to", to)
-				sets = append(sets, set)
-				rules = append(rules, rule("%s%sfrom%s %s daddr @%s%s accept", from, name, f.suffix, f.keyword, set.Name, matchService(a)))
-			}
-		}
-		rules = append(rules, rule("%sclients%s counter drop", from, f.suffix))
 	}
 	if len(rules) == 0 {
 		return nil, nil
@@ -67,9 +48,60 @@ func (b builder) access() (sets []Set, chain []Chain) {
 	return sets, []Chain{{Name: chainAccess, Type: "filter", Hook: "prerouting", Priority: priorityMangle, Rules: rules}}
 }
 
-// accessToBridges opens the addresses that nodes have in the pod ranges to clients that
-// may reach nodes, and closes them to all other clients.
-func accessToBridges(f family, t mesh.Topology, from string, groups [][]mesh.ClientTunnel) []Rule {
+// closesGossip reports whether there are ports of gossip to close.
+func (b builder) closesGossip(f family) bool {
+	return len(f.merged(b.t.Nodes)) > 0 && len(b.t.GossipPorts) > 0
+}
+
+// limit builds the rules that limit some to the destinations they may reach, and their sets.
+func (b builder) limit(f family, l limited) (sets []Set, rules []Rule) {
+	all := f.merged(addressesOf(l.tunnels))
+	if len(all) == 0 {
+		return nil, nil
+	}
+	if !b.has(l.all, f) {
+		sets = append(sets, f.set(l.all, all))
+	}
+	from := fmt.Sprintf("%s%s saddr @", l.from, f.keyword)
+	// Accept replies to connections opened from the other side.
+	rules = append(rules, rule("%s%s%s ct direction reply accept", from, l.all, f.suffix))
+	if b.closesGossip(f) {
+		if l.all == "clients" {
+			rules = append(rules, rule("%s%s%s %s daddr @nodes%s tcp dport %d accept", from, l.all, f.suffix, f.keyword, f.suffix, mesh.ClientPort))
+		}
+		rules = append(rules, rule("%s%s%s %s daddr @nodes%s meta l4proto { tcp, udp } th dport { %s } counter drop",
+			from, l.all, f.suffix, f.keyword, f.suffix, ports(b.t.GossipPorts)))
+	}
+	groups := groupByAllowed(l.tunnels)
+	rules = append(rules, accessToBridges(f, b.t, from, l, groups)...)
+	for i, group := range groups {
+		name := fmt.Sprintf("%s%d", l.group, i)
+		sets = append(sets, f.set(name+"from", f.merged(addressesOf(group))))
+		for _, a := range group[0].Allowed {
+			if a.Internet && b.has("internet", f) {
+				// What is sent to this host itself counts as sent to a node.
+				rules = append(rules, rule("%s%sfrom%s %s daddr @internet%s fib daddr type != { local, broadcast, anycast, multicast }%s accept",
+					from, name, f.suffix, f.keyword, f.suffix, matchService(a)))
+			}
+			to := f.merged(a.Destinations)
+			if len(to) == 0 {
+				continue
+			}
+			service := ""
+			if a.Protocol != "" {
+				service = fmt.Sprintf("%s%d", a.Protocol, a.Port)
+			}
+			set := f.set(name+service+"to", to)
+			sets = append(sets, set)
+			rules = append(rules, rule("%s%sfrom%s %s daddr @%s%s accept", from, name, f.suffix, f.keyword, set.Name, matchService(a)))
+		}
+	}
+	return sets, append(rules, rule("%s%s%s counter drop", from, l.all, f.suffix))
+}
+
+// accessToBridges opens the addresses that nodes have in the pod ranges to those that
+// may reach nodes, and closes them to all others.
+func accessToBridges(f family, t mesh.Topology, from string, l limited, groups [][]mesh.ClientTunnel) []Rule {
 	var rules []Rule
 	for i, group := range groups {
 		for _, a := range group[0].Allowed {
@@ -77,12 +109,12 @@ func accessToBridges(f family, t mesh.Topology, from string, groups [][]mesh.Cli
 				continue
 			}
 			for _, bridges := range f.bridgeAddresses(t, a.Bridges) {
-				rules = append(rules, rule("%saccess%dfrom%s %s%s accept", from, i, f.suffix, bridges, matchService(a)))
+				rules = append(rules, rule("%s%s%dfrom%s %s%s accept", from, l.group, i, f.suffix, bridges, matchService(a)))
 			}
 		}
 	}
 	for _, bridges := range f.bridgeAddresses(t, nil) {
-		rules = append(rules, rule("%sclients%s %s counter drop", from, f.suffix, bridges))
+		rules = append(rules, rule("%s%s%s %s counter drop", from, l.all, f.suffix, bridges))
 	}
 	return rules
 }

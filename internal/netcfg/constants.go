@@ -17,6 +17,10 @@ import (
 // 4. 77 is in none of these lists.
 const RouteProtocol = 77
 
+// TunnelRouteProtocol is RouteProtocol for the tunnels of a client: beside them a daemon may run on the
+// same host. It is in none of these lists, either.
+const TunnelRouteProtocol = 78
+
 // BackstopMetric is the metric of our blackhole routes, see State.Backstops. It is the
 // highest number that fits in an int on every platform, so that the kernel prefers any
 // other route to the same range.
@@ -35,6 +39,9 @@ const (
 
 // FirewallTable is the name of our nft table, of family inet.
 const FirewallTable = "meshd"
+
+// TunnelTable is FirewallTable for a client whose tunnels take all packets of its host.
+const TunnelTable = "meshd-connect"
 
 // VXLAN inside a location. The port is neither IANA's 4789, which docker swarm and Calico
 // use, nor 8472, which flannel and Cilium use: devices can share a port only if their

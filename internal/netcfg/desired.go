@@ -88,7 +88,7 @@ func Desired(t mesh.Topology, s Settings) State {
 		Peers:     b.peers(),
 		VXLAN:     b.vxlan,
 		Addresses: hostPrefixes(t.Addresses),
-		Backstops: normalize(t.Guarded),
+		Backstops: normalize(slices.Concat(t.Guarded, t.Linked.Networks)),
 		Routes:    b.routes(),
 		Firewall:  b.firewall(),
 		Sysctls:   b.sysctls(),
@@ -246,7 +246,7 @@ func (b builder) sysctls() []Sysctl {
 		{conf + ".send_redirects", "0"},
 	}
 	for _, link := range b.forwardingLinks() {
-		out = append(out, Sysctl{"net.ipv4.conf." + strings.ReplaceAll(link, ".", "/") + ".forwarding", "1"})
+		out = append(out, forwardingOn(link))
 	}
 	if usesIPv6(b.t) {
 		for _, link := range b.podAndClientLinks() {
@@ -274,6 +274,11 @@ func (b builder) sysctls() []Sysctl {
 	}
 	slices.SortFunc(out, func(a, b Sysctl) int { return strings.Compare(a.Key, b.Key) })
 	return out
+}
+
+// forwardingOn has the kernel forward IPv4 packets that arrive on a link.
+func forwardingOn(link string) Sysctl {
+	return Sysctl{"net.ipv4.conf." + strings.ReplaceAll(link, ".", "/") + ".forwarding", "1"}
 }
 
 // forwardingLinks returns the links on which IPv4 packets arrive that this host forwards:

@@ -82,6 +82,8 @@ func TestDesired(t *testing.T) {
 		{"member-without-lan", netcfgtest.Member(), settings()},
 		{"clients", netcfgtest.WithClients(dual), settings()},
 		{"routers", netcfgtest.WithRouter(netcfgtest.WithClients(dual)), settings()},
+		{"linked", netcfgtest.WithLink(two), settings()},
+		{"linked-clients", netcfgtest.WithLink(netcfgtest.WithClients(two)), settings()},
 		{"clients-internet", netcfgtest.WithInternet(netcfgtest.WithClients(dual)), settings()},
 		{"clients-elsewhere", withoutTunnels(netcfgtest.WithClients(two)), settings()},
 	} {

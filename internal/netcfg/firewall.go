@@ -34,6 +34,7 @@ func families() [2]family {
 //	inside        addresses of the mesh; packets to them are not masqueraded
 //	guarded       addresses that only the mesh may use as source
 //	location      the networks behind this node
+//	linked        those of them that are ranges of other clusters
 //	members       the neighbors from which VXLAN is accepted
 //	plain         the neighbors to which packets go without encapsulation
 //	clientranges  the address ranges of the clients of all nodes
@@ -50,6 +51,7 @@ func sets(t mesh.Topology, members []netip.Prefix) map[string][]netip.Prefix {
 		sets["inside"+f.suffix] = f.merged(slices.Concat(t.Guarded, t.Inside))
 		sets["guarded"+f.suffix] = f.merged(t.Guarded)
 		sets["location"+f.suffix] = f.merged(t.ServedNetworks)
+		sets["linked"+f.suffix] = f.merged(t.Linked.Networks)
 		sets["members"+f.suffix] = f.merged(members)
 		sets["plain"+f.suffix] = f.merged(plainNextHops(t))
 		sets["clientranges"+f.suffix] = f.merged(t.ClientRanges)
@@ -67,7 +69,7 @@ func (b builder) has(set string, f family) bool { return len(b.sets[set+f.suffix
 // firewall builds our table.
 func (b builder) firewall() Firewall {
 	var fw Firewall
-	for _, name := range []string{"clientnetworks", "clientranges", "guarded", "guests", "hosts", "inside", "internet", "location", "members", "plain"} {
+	for _, name := range []string{"clientnetworks", "clientranges", "guarded", "guests", "hosts", "inside", "internet", "linked", "location", "members", "plain"} {
 		for _, f := range families() {
 			if elements := b.sets[name+f.suffix]; len(elements) > 0 {
 				fw.Sets = append(fw.Sets, Set{Name: name + f.suffix, Type: f.setType, Elements: elements})
@@ -79,7 +81,10 @@ func (b builder) firewall() Firewall {
 	for _, f := range families() {
 		if b.has("guarded", f) {
 			exit = append(exit, b.exitRules(f)...)
-			guard = append(guard, f.guardRule())
+			guard = append(guard, f.guardRule("guarded"))
+		}
+		if b.has("linked", f) {
+			guard = append(guard, f.guardRule("linked"))
 		}
 		if b.has("members", f) {
 			guard = append(guard, f.guardVXLAN())
@@ -89,6 +94,7 @@ func (b builder) firewall() Firewall {
 		exit = append(exit, b.offered(f)...)
 		if b.has("inside", f) {
 			nat = append(nat, b.snat(f)...)
+			nat = append(nat, b.snatLinked(f)...)
 			nat = append(nat, b.snatClients(f)...)
 			nat = append(nat, b.masqueradePods(f)...)
 			nat = append(nat, b.masqueradeClients(f)...)
@@ -114,14 +120,14 @@ func (b builder) firewall() Firewall {
 	return fw
 }
 
-// guardRule drops packets whose source is in the mesh if they arrive on another link than
+// guardRule drops packets whose source is in the set if they arrive on another link than
 // the one by which we would reply. The lookup finds nothing in two cases: the route to
 // the source uses another link, or the source is an address of this host. Packets that
 // arrive on the loopback device always pass (nft_fib_ipv4.c, nft_fib_is_loopback). A
 // bridged frame that br_netfilter passes to this chain arrives on its bridge, which is
 // also the link of the route to the pod.
-func (f family) guardRule() Rule {
-	return rule("%[1]s saddr @guarded%[2]s fib saddr . iif oif missing counter drop", f.keyword, f.suffix)
+func (f family) guardRule(set string) Rule {
+	return rule("%[1]s saddr @%[3]s%[2]s fib saddr . iif oif missing counter drop", f.keyword, f.suffix, set)
 }
 
 // exitRules keep packets with a source in the mesh from leaving unencrypted when the
@@ -208,6 +214,16 @@ func (b builder) snat(f family) []Rule {
 		rule("oifname %[1]s %[2]s saddr != @inside%[3]s fib saddr type local snat %[2]s to %[4]s",
 			linkSet(b.devices), f.keyword, f.suffix, own.Addr()),
 	}
+}
+
+// snatLinked replaces the source of packets from other clusters into the mesh by the overlay address:
+// replies come back to this node, whichever node the rest of the mesh sends its own packets to them by.
+func (b builder) snatLinked(f family) []Rule {
+	own := f.first(hostPrefixes(b.t.Addresses))
+	if !own.IsValid() || !b.has("linked", f) {
+		return nil
+	}
+	return []Rule{rule("%[1]s %[2]s saddr @linked%[3]s %[2]s daddr @inside%[3]s snat %[2]s to %[4]s", oifnameNotIn("lo", b.Bridge), f.keyword, f.suffix, own.Addr())}
 }
 
 // masqueradePods masquerades packets from this node's pods to destinations outside of the

@@ -24,6 +24,8 @@ type Tunnel struct {
 	// Internet means that the host reaches the internet through the tunnel only, in both
 	// families, whether or not a peer has the default route now.
 	Internet bool
+	// Forwards means that the host is a router for others.
+	Forwards bool
 }
 
 // Policy is a rule of policy routing that meshd owns (ip-rule(8)).
@@ -65,6 +67,9 @@ func (t Tunnel) State() State {
 	slices.SortFunc(state.Routes, Route.Compare)
 	if t.Internet {
 		state.captureInternet(t)
+	}
+	if t.Forwards {
+		state.Sysctls = append(state.Sysctls, forwardingOn(t.Interface))
 	}
 	return state
 }

@@ -91,7 +91,7 @@ func (k *Kernel) prune(ctx context.Context, p netcfg.Plan) error {
 		errs = append(errs, k.deletePolicy(policy))
 	}
 	for _, dst := range p.StaleBackstops {
-		errs = append(errs, k.delRoute(backstop(dst)))
+		errs = append(errs, k.delRoute(k.backstop(dst)))
 	}
 	if p.StaleFirewall {
 		errs = append(errs, k.deleteFirewall(ctx))
@@ -188,7 +188,7 @@ func (k *Kernel) ensureDevice(d netcfg.Device) (netlink.Link, error) {
 		err = k.createDevice(d)
 	case link.Type() == "tuntap":
 		err = k.attach(d)
-	case link.Attrs().Alias != deviceAlias:
+	case link.Attrs().Alias != k.alias:
 		err = k.mark()
 	}
 	if err != nil {
@@ -262,7 +262,7 @@ func (k *Kernel) mark() error {
 		return fmt.Errorf("read link %s: %w", k.name, err)
 	}
 	k.writes.Add(1)
-	if err := k.nl.LinkSetAlias(link, deviceAlias); err != nil {
+	if err := k.nl.LinkSetAlias(link, k.alias); err != nil {
 		return fmt.Errorf("set alias of %s: %w", k.name, err)
 	}
 	return nil
@@ -408,7 +408,7 @@ func (k *Kernel) tryAddRoute(c netcfg.RouteChange) error {
 	r := &netlink.Route{
 		Dst:       ipNetOf(c.Route.Destination),
 		LinkIndex: link.Attrs().Index,
-		Protocol:  netcfg.RouteProtocol,
+		Protocol:  k.protocol,
 		Scope:     netlink.SCOPE_LINK,
 		Table:     netcfg.TableOf(c.Route.Destination),
 		MTU:       c.Route.MTU,
@@ -452,7 +452,7 @@ func (k *Kernel) checkOwnRoute(dst netip.Prefix) error {
 func (k *Kernel) deleteRoute(r netcfg.Route) error {
 	del := &netlink.Route{
 		Dst:      ipNetOf(r.Destination),
-		Protocol: netcfg.RouteProtocol,
+		Protocol: k.protocol,
 		Scope:    netlink.SCOPE_NOWHERE, // any
 		Table:    netcfg.TableOf(r.Destination),
 	}

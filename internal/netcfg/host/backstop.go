@@ -28,11 +28,11 @@ import (
 //
 // systemd-networkd deletes the route when it starts, unless ManageForeignRoutes= is off.
 // Then only the chain exit protects until the daemon has added the route again.
-func backstop(dst netip.Prefix) *netlink.Route {
+func (k *Kernel) backstop(dst netip.Prefix) *netlink.Route {
 	return &netlink.Route{
 		Dst:      ipNetOf(dst),
 		Type:     unix.RTN_BLACKHOLE,
-		Protocol: netcfg.RouteProtocol,
+		Protocol: k.protocol,
 		Priority: netcfg.BackstopMetric,
 		Table:    netcfg.TableOf(dst),
 	}
@@ -47,7 +47,7 @@ func isBackstop(r netlink.Route) bool {
 // addBackstop adds a backstop, or restores one that was modified.
 func (k *Kernel) addBackstop(dst netip.Prefix) error {
 	k.writes.Add(1)
-	err := k.nl.RouteAdd(backstop(dst))
+	err := k.nl.RouteAdd(k.backstop(dst))
 	if errors.Is(err, unix.EEXIST) {
 		err = k.replaceBackstop(dst)
 	}
@@ -65,7 +65,7 @@ func (k *Kernel) replaceBackstop(dst netip.Prefix) error {
 	for _, r := range routes {
 		if isBackstop(r) && destination(r) == dst {
 			k.writes.Add(1)
-			return k.nl.RouteReplace(backstop(dst))
+			return k.nl.RouteReplace(k.backstop(dst))
 		}
 	}
 	return fmt.Errorf("a route that is not meshd's has this metric (`ip route show %s`)", dst)

@@ -187,7 +187,8 @@ func (k *Kernel) foreignRoutes() ([]rawRoute, error) {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range list {
-			if r.Protocol != netcfg.RouteProtocol {
+			// What a daemon sets, it takes back for a link to another cluster.
+			if r.Protocol != k.protocol && r.Protocol != netcfg.RouteProtocol {
 				out = append(out, toRawRoute(r))
 			}
 		}

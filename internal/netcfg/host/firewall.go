@@ -28,9 +28,9 @@ import (
 // firewallWriter opens nft on first use.
 type firewallWriter struct{ nft knftables.Interface }
 
-func (w *firewallWriter) open() (knftables.Interface, error) {
+func (w *firewallWriter) open(table string) (knftables.Interface, error) {
 	if w.nft == nil {
-		nft, err := knftables.New(knftables.InetFamily, netcfg.FirewallTable)
+		nft, err := knftables.New(knftables.InetFamily, table)
 		if errors.Is(err, exec.ErrNotFound) {
 			return nil, fmt.Errorf("nft is not installed (`apt install nftables`): %w", err)
 		}
@@ -58,9 +58,9 @@ func (k *Kernel) applyFirewall(ctx context.Context, f netcfg.Firewall, sets []ne
 // replaceFirewall replaces our table by f in one transaction, so that no packet meets a
 // partial change.
 func (k *Kernel) replaceFirewall(ctx context.Context, f netcfg.Firewall) error {
-	nft, err := k.firewall.open()
+	nft, err := k.firewall.open(k.table)
 	if err != nil {
-		return fmt.Errorf("replace table %s: %w", netcfg.FirewallTable, err)
+		return fmt.Errorf("replace table %s: %w", k.table, err)
 	}
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{}) // so that deleting it succeeds
@@ -85,7 +85,7 @@ func (k *Kernel) replaceFirewall(ctx context.Context, f netcfg.Firewall) error {
 	}
 	k.writes.Add(1)
 	if err := nft.Run(ctx, tx); err != nil {
-		return fmt.Errorf("replace table %s: %w", netcfg.FirewallTable, err)
+		return fmt.Errorf("replace table %s: %w", k.table, err)
 	}
 	return nil
 }
@@ -96,7 +96,7 @@ const maxElements = 512
 // replaceElements replaces the elements of sets in one transaction. It starts no process, as each node that
 // comes, goes or moves changes some set.
 func (k *Kernel) replaceElements(sets []netcfg.Set) error {
-	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: netcfg.FirewallTable}
+	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: k.table}
 	for _, s := range sets {
 		set := &nftables.Set{Table: table, Name: s.Name}
 		k.nft.FlushSet(set)
@@ -132,15 +132,15 @@ func (k *Kernel) deleteFirewall(ctx context.Context) error {
 	if err != nil || t == nil {
 		return err
 	}
-	nft, err := k.firewall.open()
+	nft, err := k.firewall.open(k.table)
 	if err != nil {
-		return fmt.Errorf("delete table %s: %w", netcfg.FirewallTable, err)
+		return fmt.Errorf("delete table %s: %w", k.table, err)
 	}
 	tx := nft.NewTransaction()
 	tx.Delete(&knftables.Table{})
 	k.writes.Add(1)
 	if err := nft.Run(ctx, tx); err != nil && !knftables.IsNotFound(err) {
-		return fmt.Errorf("delete table %s: %w", netcfg.FirewallTable, err)
+		return fmt.Errorf("delete table %s: %w", k.table, err)
 	}
 	return nil
 }
@@ -152,7 +152,7 @@ func (k *Kernel) ownTable() (*nftables.Table, error) {
 		return nil, fmt.Errorf("list nft tables: %w", err)
 	}
 	for _, t := range tables {
-		if t.Name == netcfg.FirewallTable {
+		if t.Name == k.table {
 			return t, nil
 		}
 	}

@@ -46,6 +46,9 @@ import (
 // link that only has our name may belong to another program, so it is never changed.
 const deviceAlias = "meshd"
 
+// linkAlias marks the devices of links to other clusters.
+const linkAlias = "meshd link"
+
 // netlinkTimeout limits a request to the kernel, which normally answers in milliseconds.
 const netlinkTimeout = 30 * time.Second
 
@@ -58,6 +61,12 @@ type Options struct {
 	Logger    *slog.Logger // nil for none
 	Interface string       // name of the WireGuard device
 	Bridge    string       // name of the CNI bridge
+	// Tunnel means that the device is that of a client, beside which a daemon, and other clients, may run
+	// on the same host. Capture means that the client's tunnels take all packets of the host, see
+	// netcfg.Tunnel; then no other one may do so.
+	Tunnel, Capture bool
+	// Link means that the device is a daemon's link to another cluster, see RemoveLinks.
+	Link bool
 }
 
 // Kernel observes what meshd owns on this host, in the network namespace of the calling
@@ -69,6 +78,11 @@ type Kernel struct {
 	log    *slog.Logger
 	name   string
 	bridge string
+	// By these what is ours is told from what others own.
+	protocol netlink.RouteProtocol
+	table    string
+	alias    string
+	tunnel   bool // only the device and what leads there is ours
 
 	writes     atomic.Uint64
 	vxlanIndex atomic.Uint32 // last known link index of our VXLAN device, for Watch
@@ -100,7 +114,17 @@ func Open(o Options) (*Kernel, error) {
 		nl.Close()
 		return nil, fmt.Errorf("open nftables netlink (does the kernel have nf_tables?): %w", err)
 	}
-	return &Kernel{log: o.Logger, name: o.Interface, bridge: o.Bridge, underlay: newUnderlay(o, nl), nl: nl, nft: nft}, nil
+	k := &Kernel{
+		log: o.Logger, name: o.Interface, bridge: o.Bridge, underlay: newUnderlay(o, nl), nl: nl, nft: nft,
+		protocol: netcfg.RouteProtocol, table: netcfg.FirewallTable, alias: deviceAlias, tunnel: o.Tunnel && !o.Capture,
+	}
+	if o.Link {
+		k.alias = linkAlias
+	}
+	if o.Tunnel {
+		k.protocol, k.table = netcfg.TunnelRouteProtocol, netcfg.TunnelTable
+	}
+	return k, nil
 }
 
 // Close closes the connections to the kernel. Device, addresses, routes and rules remain
@@ -143,19 +167,22 @@ func (k *Kernel) Observe(ctx context.Context, want netcfg.State) (netcfg.State, 
 		}
 	}
 	k.underlay.follow(k.listener(s.Device))
-	if s.VXLAN, s.Forwarding, s.Neighbors, err = k.observeVXLAN(); err != nil {
+	if s.Sysctls, err = observeSysctls(want.Sysctls); err != nil {
 		return netcfg.State{}, err
 	}
 	if s.Routes, s.Backstops, err = k.observeRoutes(); err != nil {
+		return netcfg.State{}, err
+	}
+	if k.tunnel {
+		return s, ctx.Err()
+	}
+	if s.VXLAN, s.Forwarding, s.Neighbors, err = k.observeVXLAN(); err != nil {
 		return netcfg.State{}, err
 	}
 	if s.Policies, err = k.observePolicies(); err != nil {
 		return netcfg.State{}, err
 	}
 	if s.Firewall, err = k.observeFirewall(); err != nil {
-		return netcfg.State{}, err
-	}
-	if s.Sysctls, err = observeSysctls(want.Sysctls); err != nil {
 		return netcfg.State{}, err
 	}
 	// An error in other programs' filters must not stop the rest.
@@ -176,7 +203,7 @@ func (k *Kernel) ownLink() (netlink.Link, error) {
 	kind, alias := link.Type(), link.Attrs().Alias
 	known := kind == "wireguard" || kind == "tuntap"
 	switch {
-	case known && alias == deviceAlias:
+	case known && alias == k.alias:
 		return link, nil
 	case kind == "wireguard" && alias == "":
 		d, err := wireguardDevice(k.name)
@@ -328,13 +355,14 @@ func (k *Kernel) observeRoutes() (out []netcfg.Route, backstops []netip.Prefix, 
 	return out, slices.Compact(backstops), nil
 }
 
-// ownRoutes lists the routes with our protocol, of both families, in all tables.
+// ownRoutes lists the routes with our protocol, of both families, in all tables. Of a client's, those
+// on other devices belong to other clients.
 func (k *Kernel) ownRoutes() ([]netlink.Route, error) {
 	var out []netlink.Route
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		list, err := retryInterrupted(func() ([]netlink.Route, error) {
 			return k.nl.RouteListFiltered(family,
-				&netlink.Route{Protocol: netcfg.RouteProtocol, Table: unix.RT_TABLE_UNSPEC},
+				&netlink.Route{Protocol: k.protocol, Table: unix.RT_TABLE_UNSPEC},
 				netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		})
 		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
@@ -345,7 +373,14 @@ func (k *Kernel) ownRoutes() ([]netlink.Route, error) {
 		}
 		out = append(out, list...)
 	}
-	return out, nil
+	if !k.tunnel {
+		return out, nil
+	}
+	link, err := k.linkByName(k.name)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(out, func(r netlink.Route) bool { return link == nil || r.LinkIndex != link.Attrs().Index }), nil
 }
 
 // dumpTries is how many times an interrupted dump is tried before its error is returned.

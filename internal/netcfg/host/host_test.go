@@ -385,6 +385,20 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+// TestLinkedFirewall is TestFirewallOfDesired for a node with a link to another cluster.
+func TestLinkedFirewall(t *testing.T) {
+	if !namespaced(t) {
+		return
+	}
+	want := netcfg.Desired(netcfgtest.WithLink(netcfgtest.IPv4()), netcfg.Settings{
+		Interface: "meshd0", Implementation: netcfg.Auto, PrivateKey: netcfgtest.Key(8), ListenPort: 51820, MTU: 1400, Bridge: "kube-bridge",
+	})
+	want.Accepts, want.OwnPorts = nil, nil // there is no other firewall here
+	h := newKernel(t)
+	mustReconcile(t, h, want)
+	checkState(t, h, want)
+}
+
 // TestFirewallOfDesired checks that the kernel returns the rules of Desired unchanged.
 func TestFirewallOfDesired(t *testing.T) {
 	if !namespaced(t) {

@@ -16,7 +16,6 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/netcfg/filter"
 )
 
@@ -121,7 +120,7 @@ func (k *Kernel) readFilters() ([]filter.Table, error) {
 	tables := map[nftables.Table][]*nftables.Chain{}
 	for _, c := range chains {
 		key := nftables.Table{Name: c.Table.Name, Family: c.Table.Family}
-		ours := key.Family == nftables.TableFamilyINet && key.Name == netcfg.FirewallTable
+		ours := key.Family == nftables.TableFamilyINet && key.Name == k.table
 		if filterFamilies[key.Family] != "" && !ours {
 			tables[key] = append(tables[key], c)
 		}

@@ -26,7 +26,7 @@ func (k *Kernel) observePolicies() ([]netcfg.Policy, error) {
 			return nil, fmt.Errorf("list rules of policy routing: %w", err)
 		}
 		for _, r := range list {
-			if r.Protocol != netcfg.RouteProtocol {
+			if r.Protocol != uint8(k.protocol) {
 				continue
 			}
 			p := netcfg.Policy{IPv6: family == netlink.FAMILY_V6, Priority: r.Priority, Table: r.Table, NoDefault: r.SuppressPrefixlen == 0}
@@ -41,9 +41,9 @@ func (k *Kernel) observePolicies() ([]netcfg.Policy, error) {
 }
 
 // ruleOf converts a policy to a rule of the kernel.
-func ruleOf(p netcfg.Policy) *netlink.Rule {
+func (k *Kernel) ruleOf(p netcfg.Policy) *netlink.Rule {
 	r := netlink.NewRule()
-	r.Family, r.Priority, r.Table, r.Protocol = netlink.FAMILY_V4, p.Priority, p.Table, netcfg.RouteProtocol
+	r.Family, r.Priority, r.Table, r.Protocol = netlink.FAMILY_V4, p.Priority, p.Table, uint8(k.protocol)
 	if p.IPv6 {
 		r.Family = netlink.FAMILY_V6
 	}
@@ -58,7 +58,7 @@ func ruleOf(p netcfg.Policy) *netlink.Rule {
 
 func (k *Kernel) addPolicy(p netcfg.Policy) error {
 	k.writes.Add(1)
-	err := k.nl.RuleAdd(ruleOf(p))
+	err := k.nl.RuleAdd(k.ruleOf(p))
 	if p.IPv6 && errors.Is(err, unix.EAFNOSUPPORT) {
 		return nil // there is nothing to route
 	}
@@ -70,7 +70,7 @@ func (k *Kernel) addPolicy(p netcfg.Policy) error {
 
 func (k *Kernel) deletePolicy(p netcfg.Policy) error {
 	k.writes.Add(1)
-	if err := k.nl.RuleDel(ruleOf(p)); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := k.nl.RuleDel(k.ruleOf(p)); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("delete %s: %w", p, err)
 	}
 	return nil

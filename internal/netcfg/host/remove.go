@@ -8,11 +8,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // Remove deletes everything that meshd owns from the host: routes, devices, firewall, and
@@ -26,9 +25,13 @@ func (k *Kernel) Remove(ctx context.Context) ([]string, error) {
 	defer k.mu.Unlock()
 	var removed []string
 	var errs []error
-	for _, step := range []func(context.Context) ([]string, error){
+	steps := []func(context.Context) ([]string, error){
 		k.removeRoutes, k.removeVXLAN, k.removeDevice, k.removeAccepts, k.removeBridge, k.removePolicies, k.removeBackstops, k.removeFirewall,
-	} {
+	}
+	if k.tunnel {
+		steps = []func(context.Context) ([]string, error){k.removeRoutes, k.removeDevice}
+	}
+	for _, step := range steps {
 		what, err := step(ctx)
 		removed, errs = append(removed, what...), append(errs, err)
 	}
@@ -119,7 +122,7 @@ func (k *Kernel) removeFirewall(ctx context.Context) ([]string, error) {
 	if err := k.deleteFirewall(ctx); err != nil {
 		return nil, err
 	}
-	return []string{"nft table inet " + netcfg.FirewallTable}, nil
+	return []string{"nft table inet " + k.table}, nil
 }
 
 // RemoveBridge removes the CNI bridge if no pod uses it. The CNI plugin makes it anew.
@@ -149,4 +152,26 @@ func (k *Kernel) removeBridge(context.Context) ([]string, error) {
 		return nil, fmt.Errorf("delete bridge %s: %w", k.bridge, err)
 	}
 	return []string{"bridge " + k.bridge}, nil
+}
+
+// RemoveLinks removes the devices of links to other clusters, but for those named, and returns the names
+// of the others. Their routes and addresses go with them.
+func RemoveLinks(but []string) (removed []string, err error) {
+	list, err := retryInterrupted(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var errs []error
+	for _, l := range list {
+		name := l.Attrs().Name
+		if l.Attrs().Alias != linkAlias || slices.Contains(but, name) {
+			continue
+		}
+		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("delete link %s: %w", name, err))
+			continue
+		}
+		removed = append(removed, name)
+	}
+	return removed, errors.Join(errs...)
 }

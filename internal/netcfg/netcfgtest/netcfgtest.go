@@ -99,6 +99,21 @@ func WithRouter(t mesh.Topology) mesh.Topology {
 	return t
 }
 
+// WithLink gives the node a link to another cluster, which may reach one port of Services, and nodes.
+func WithLink(t mesh.Topology) mesh.Topology {
+	t.Linked = mesh.Linked{
+		Networks: Prefixes("10.52.0.0/16", "10.53.0.0/16"),
+		Allowed: []mesh.Allowance{
+			{Protocol: "tcp", Port: 443, Destinations: Prefixes("10.43.0.0/16")},
+			{Destinations: Prefixes("10.4.0.0/17"), Bridges: Prefixes("10.42.0.0/16")},
+		},
+	}
+	t.ServedNetworks = append(Prefixes("10.60.0.0/16"), t.Linked.Networks...)
+	t.Inside = append(slices.Clone(t.Inside), t.Linked.Networks...)
+	t.Nodes, t.GossipPorts = Prefixes("10.4.0.0/17", "192.168.20.5/32"), []uint16{7946, 17946}
+	return t
+}
+
 // WithInternet has the node be an exit: the first client may reach all of the internet, the last
 // one some of it.
 func WithInternet(t mesh.Topology) mesh.Topology {
