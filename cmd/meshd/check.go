@@ -16,6 +16,7 @@ import (
 
 	"github.com/meshd/meshd/internal/check"
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/control"
 )
 
@@ -40,7 +41,8 @@ The exit code is 1 if it found an error, and 2 if the configuration can't be rea
 			if err != nil {
 				return err
 			}
-			o := check.Options{StateDir: p.stateDir, Config: broken}
+			_, brokenLinks := connect.ReadLinks(p.config, cfg)
+			o := check.Options{StateDir: p.stateDir, Config: append(broken, brokenLinks...)}
 			ctx, cancel := context.WithTimeout(cmd.Context(), checkTimeout)
 			defer cancel()
 			if s, err := p.client().Status(ctx); err == nil {

@@ -57,6 +57,10 @@ these through it, and what is there may reach what --access names. Several clien
 have the same network: the one that was added first carries it as long as nodes hear
 it. --offers limits what is reached there, in the same words as --access.
 
+--cluster joins this cluster to another one that runs meshd: the client is a node of that
+cluster, and --networks are its ranges, which must differ from those of this cluster. All
+clients with the same --cluster are shown as one cluster by meshd status and meshd graph.
+
 The configuration does not follow later changes. When nodes are added or removed, get
 other endpoints, or a location gets another gateway, print it again with meshd client
 show, or use meshd connect.`,
@@ -77,6 +81,7 @@ show, or use meshd connect.`,
 	flags.StringSliceVar(&o.request.Networks, "networks", nil, "`list` of networks behind the client, which is a router then")
 	flags.StringSliceVar(&o.request.Offers, "offers", nil, "`list` of what nodes and pods may reach in these networks (default everything)")
 	flags.StringVar(&o.request.Endpoint, "endpoint", "", "`host:port` at which the client waits for nodes, for a router with a public address")
+	flags.StringVar(&o.request.Cluster, "cluster", "", "`name` of another cluster, whose ranges the networks are")
 	flags.StringVar(&o.request.ServiceGateway, "service-gateway", "", "the `node` through which the client reaches Services, and the internet if it has node.exit (default the best)")
 	out.register(cmd)
 	return cmd

@@ -4,7 +4,12 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"image"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -85,6 +90,35 @@ func TestHostileEmptyAccess(t *testing.T) {
 		if got, err := cmd.Flags().GetStringSlice("access"); err != nil || len(got) != want {
 			t.Errorf("%q: got %q, %v, want %d", args, got, err, want)
 		}
+	}
+}
+
+// The daemon gets the flags of a link node of another cluster as they were given.
+func TestClientAddCluster(t *testing.T) {
+	dir := t.TempDir()
+	listener, err := net.Listen("unix", control.SocketPath(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got control.ClientRequest
+	daemon := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
+			t.Error(err)
+		}
+		_, _ = io.WriteString(w, `{"name": "west-1"}`)
+	}))
+	_ = daemon.Listener.Close()
+	daemon.Listener = listener
+	daemon.Start()
+	defer daemon.Close()
+	cmd := newClientAdd(&paths{runDir: dir})
+	cmd.SetOut(io.Discard)
+	cmd.SetArgs([]string{"west-1", "--networks", "10.52.0.0/16,10.53.0.0/16", "--cluster", "west"})
+	if err := cmd.Execute(); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"10.52.0.0/16", "10.53.0.0/16"}; got.Cluster != "west" || !slices.Equal(got.Networks, want) {
+		t.Errorf("got networks %q of cluster %q, want %q of west", got.Networks, got.Cluster, want)
 	}
 }
 

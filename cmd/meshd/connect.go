@@ -28,7 +28,7 @@ func newConnect(p *paths) *cobra.Command {
 of wg-quick, and keep the tunnels up to date: it asks the nodes for changes through
 the tunnels. When the node that carries Services dies, they move to another node within
 seconds. It runs until SIGINT or SIGTERM, and then removes everything that it has set
-up. It can't run on a host that is a node.
+up. It can't run on a host that is a node, which has node.links instead.
 
 It accepts only answers that are signed by a node whose fingerprint is in the file or
 in an earlier answer. It never routes a network into the tunnels that the file does
@@ -40,7 +40,7 @@ internet beside them. That stays so if meshd connect dies: then run it again, an
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// The routes and rules of a node have the same route protocol and table name.
 			if _, err := os.Stat(filepath.Join(p.stateDir, "identity.json")); !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("%w: this host is or was a node: %s contains its identity", control.ErrRefused, p.stateDir)
+				return fmt.Errorf("%w: this host is or was a node: %s contains its identity; a node gets to another cluster by node.links", control.ErrRefused, p.stateDir)
 			}
 			text, err := os.ReadFile(args[0])
 			if err != nil {

@@ -42,6 +42,7 @@ language, which its programs dot and circo turn into pictures:
 
 At the tunnels of this node stands how their packets travel: lan, direct, relayed, tcp or
 none. Others know theirs. If there are too many tunnels to draw each, that is left out.
+Another cluster that is joined to this one is drawn once, in place of its clients.
 
 With -T svg the output is a picture, for which dot must be installed, and with -T json
 the data for it.`,

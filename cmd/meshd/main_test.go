@@ -91,6 +91,20 @@ func TestPrintStatus(t *testing.T) {
 			Name: "aws-1", Overlay: addrs("10.4.0.1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Ready: true,
 			Alone: true, JoinAt: []string{"198.51.100.1:7946", "[2001:db8::1]:7946"},
 		}}},
+		{"joined", control.Status{
+			Node: control.Node{Name: "aws-1", Overlay: addrs("10.4.0.1"), Ready: true},
+			Clients: []control.ClientStatus{
+				{Name: "east-1", Overlay: addrs("10.4.128.1"), Networks: []netip.Prefix{netip.MustParsePrefix("10.61.0.0/16")}, Cluster: "east", AddedBy: "aws-1", LastHandshake: now.Add(-time.Second)},
+				{Name: "east-2", Overlay: addrs("10.4.128.2"), Networks: []netip.Prefix{netip.MustParsePrefix("10.61.0.0/16")}, Cluster: "east", AddedBy: "aws-1"},
+			},
+			Clusters: []control.LinkedCluster{
+				{Name: "east", Networks: []netip.Prefix{netip.MustParsePrefix("10.61.0.0/16")}, Through: []control.ClusterLink{{Name: "east-1", State: control.LinkConnected}, {Name: "east-2", State: control.LinkNotHeardHere}}},
+				{Name: "west", Networks: []netip.Prefix{netip.MustParsePrefix("10.52.0.0/16"), netip.MustParsePrefix("10.53.0.0/16")}, Through: []control.ClusterLink{
+					{Name: "b1", State: control.LinkServes}, {Name: "b2", State: control.LinkStandsBy}, {Name: "b3", State: control.LinkLost}, {Name: "b4", State: control.LinkDead},
+				}},
+				{Name: "north"},
+			},
+		}},
 		{"starting", control.Status{Node: control.Node{Name: "aws-1", Slot: mesh.None}}},
 		{"no-slot", control.Status{
 			Node: control.Node{Name: "aws-1", Slot: mesh.None}, Peers: []control.Peer{{Name: "aws-2", Alive: true, Route: control.Route{Kind: mesh.RouteNone}}},

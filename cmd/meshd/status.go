@@ -16,8 +16,8 @@ import (
 	"github.com/meshd/meshd/internal/control"
 )
 
-// printStatus writes a status for a person: this node, the other nodes, the clients, and
-// problems with advice.
+// printStatus writes a status for a person: this node, the other nodes, the clients, the
+// clusters that are joined to this one, and problems with advice.
 func printStatus(w io.Writer, s control.Status, now time.Time) error {
 	var b strings.Builder
 	printNode(&b, s)
@@ -37,6 +37,10 @@ func printStatus(w io.Writer, s control.Status, now time.Time) error {
 		if err := printClients(&b, s.Clients, now); err != nil {
 			return err
 		}
+	}
+	if len(s.Clusters) > 0 {
+		b.WriteString("\n")
+		printClusters(&b, s.Clusters)
 	}
 	if s.Reconcile.Error != "" {
 		fmt.Fprintf(&b, "\nThe last reconcile failed:\n")
@@ -162,6 +166,19 @@ func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
 		}
 		fmt.Fprintf(t, "%s\t%s%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, orDash(p.Location), role(p.Role), alive, p.Route, health(p.Route), join(p.Overlay), join(p.PodCIDRs),
 			join(p.InternalIPs), path(p.Path, now), endpoint(p.Endpoint), age(p.LastHandshake, now), orDash(roundTrip(p.RTT)), size(p.Received), size(p.Sent))
+	}
+	t.Flush()
+}
+
+func printClusters(w io.Writer, clusters []control.LinkedCluster) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "CLUSTER\tNETWORKS\tTHROUGH")
+	for _, c := range clusters {
+		var through []string
+		for _, l := range c.Through {
+			through = append(through, fmt.Sprintf("%s (%s)", l.Name, l.State))
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\n", c.Name, join(c.Networks), orDash(strings.Join(through, ", ")))
 	}
 	t.Flush()
 }

@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"internal/check":      {"internal/cni", "internal/config", "internal/https", "internal/k3s", "internal/mesh", "internal/netcfg", "internal/netcfg/host", "internal/state"},
 	"internal/cni":        {"internal/atomicfile", "internal/mesh"},
 	"internal/config":     {"internal/mesh"},
-	"internal/connect":    {"internal/control", "internal/httplimit", "internal/mesh", "internal/netcfg", "internal/netcfg/host"},
+	"internal/connect":    {"internal/config", "internal/control", "internal/httplimit", "internal/mesh", "internal/netcfg", "internal/netcfg/host"},
 	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg", "internal/wait"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",

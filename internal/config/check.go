@@ -62,6 +62,7 @@ var checks = []struct {
 	{[]string{"wireguard.listen-port", "gossip.bind"}, (*decoder).checkPorts},
 	{[]string{"gossip.bind", "gossip.advertise", "relay.listen"}, (*decoder).checkTLSPorts},
 	{[]string{"wireguard.interface", "cni.bridge"}, (*decoder).checkLinks},
+	{[]string{"node.links", "wireguard.interface", "cni.bridge"}, (*decoder).checkLinkNames},
 }
 
 func (d *decoder) check() {
@@ -272,6 +273,18 @@ func (d *decoder) checkLocationIPs() {
 	if n := len(d.config.Node.AllowedLocationIPs); n > mesh.MaxCIDRs {
 		d.report("node.allowed-location-ips", fmt.Sprintf("has %d networks", n),
 			fmt.Sprintf("keep at most %d; wider ones may replace several", mesh.MaxCIDRs))
+	}
+}
+
+// checkLinkNames reports files of links whose names another device has.
+func (d *decoder) checkLinkNames() {
+	taken := map[string]string{d.config.WireGuard.Interface: "wireguard.interface", d.config.CNI.Bridge: "cni.bridge"}
+	for i, file := range d.config.Node.Links {
+		key, name := entry("node.links", i), LinkName(file)
+		if other := taken[name]; other != "" {
+			d.report(key, fmt.Sprintf("makes a device %s, as %s does", name, other), "give the file another name")
+		}
+		taken[name] = key
 	}
 }
 

@@ -75,6 +75,11 @@ type Node struct {
 
 	PodCIDR            []netip.Prefix // name a slot, at most one per family; empty: claim a free slot
 	AllowedLocationIPs []netip.Prefix
+
+	// Links are the files of links to other clusters, LinkAccess what these may reach here. The name of a
+	// file, without .conf, is that of the device, and of the other cluster.
+	Links      []string
+	LinkAccess []mesh.Access
 }
 
 // Values of node.encryption: whether packets may cross a LAN in plain text.
@@ -177,10 +182,15 @@ func (h HostPort) String() string {
 	return net.JoinHostPort(h.Host, strconv.Itoa(int(h.Port)))
 }
 
+// defaultAccess is what other clusters may reach, as clients may.
+func defaultAccess() []mesh.Access {
+	return []mesh.Access{{Target: mesh.AccessPods}, {Target: mesh.AccessServices}, {Target: mesh.AccessNodes}}
+}
+
 // defaults returns the configuration of a file without any optional keys.
 func defaults() Config {
 	return Config{
-		Node: Node{Gateway: mesh.GatewayAuto, Encryption: EncryptionAuto, Relay: mesh.RelayAuto, PortMapping: PortMappingAuto},
+		Node: Node{Gateway: mesh.GatewayAuto, Encryption: EncryptionAuto, Relay: mesh.RelayAuto, PortMapping: PortMappingAuto, LinkAccess: defaultAccess()},
 		Cluster: mesh.Cluster{
 			Name:          "default",
 			Generation:    1,

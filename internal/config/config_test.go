@@ -30,7 +30,10 @@ var netipTypes = cmp.Options{
 func defaults() config.Config {
 	return config.Config{
 		SecretFile: "/etc/meshd/secret",
-		Node:       config.Node{Gateway: mesh.GatewayAuto, Encryption: config.EncryptionAuto, Relay: mesh.RelayAuto, PortMapping: config.PortMappingAuto},
+		Node: config.Node{
+			Gateway: mesh.GatewayAuto, Encryption: config.EncryptionAuto, Relay: mesh.RelayAuto, PortMapping: config.PortMappingAuto,
+			LinkAccess: []mesh.Access{{Target: mesh.AccessPods}, {Target: mesh.AccessServices}, {Target: mesh.AccessNodes}},
+		},
 		Cluster: mesh.Cluster{
 			Name: "default", Generation: 1, Trust: "open", Mode: mesh.ModeFull, Encapsulation: "always", Gateways: 1,
 			Overlay: prefixes("10.4.0.0/16"), Pods: prefixes("10.42.0.0/16"), PodPrefix: []int{24}, Services: prefixes("10.43.0.0/16"),
@@ -95,6 +98,7 @@ node:
 				InternalIP: netip.MustParsePrefix("192.168.10.1/24"),
 				Gateway:    mesh.GatewayAuto, Encryption: config.EncryptionAuto, Relay: mesh.RelayAuto, PortMapping: config.PortMappingAuto, Keepalive: second(25),
 				PodCIDR: prefixes("10.42.7.0/24"), AllowedLocationIPs: prefixes("192.168.20.0/24", "fd12::/64"),
+				LinkAccess: defaults().Node.LinkAccess,
 			}
 		}},
 		{"name that YAML takes for a number", "node: {name: 1e3}", func(c *config.Config) { c.Node.Name = "1e3" }},
@@ -177,6 +181,10 @@ cluster: {overlay: ["fd00:4::/112"], pods: ["fd00:42::/56"], services: ["fd00:43
 			c.Metrics.Listen = netip.MustParseAddrPort("[::]:80")
 		}},
 		{"k3s", "k3s: {write-config: true, role: server, etcd: wan}", func(c *config.Config) { c.K3s = config.K3s{WriteConfig: true, Role: "server", Etcd: "wan"} }},
+		{"links", "node:\n  links: [/etc/meshd/west.conf, /srv//east-2.conf]\n  link-access: [services, tcp/443@10.42.0.9]\n", func(c *config.Config) {
+			c.Node.Links = []string{"/etc/meshd/west.conf", "/srv/east-2.conf"}
+			c.Node.LinkAccess = []mesh.Access{{Target: mesh.AccessServices}, {Protocol: "tcp", Port: 443, Prefix: netip.MustParsePrefix("10.42.0.9/32")}}
+		}},
 		{"no metrics", "metrics: {listen: \"\"}", func(c *config.Config) { c.Metrics.Listen = netip.AddrPort{} }},
 	}
 	for _, tt := range tests {

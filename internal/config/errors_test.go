@@ -452,6 +452,24 @@ var badFiles = []struct {
 	{"one port twice, gossip's", false, "wireguard: {listen-port: 4000}\ngossip: {bind: \":4000\"}\n", []string{
 		"3: gossip.bind: has port 4000, as wireguard.listen-port has, and both are UDP: choose another port",
 	}},
+	{"links", false, "node:\n  links: [west.conf, /etc/meshd/west, /etc/meshd/meshd0123456789a.conf, /etc/meshd/far west.conf, /etc/meshd/.conf]\n", []string{
+		`3: node.links[0]: "west.conf" is not an absolute path that ends in .conf: write a path such as /etc/meshd/west.conf, in which west is what the other cluster is called here`,
+		`3: node.links[1]: "/etc/meshd/west" is not an absolute path that ends in .conf: write a path such as /etc/meshd/west.conf, in which west is what the other cluster is called here`,
+		`3: node.links[2]: "meshd0123456789a" can't be the name of a cluster and of a network device, as its file's name has to be: write a path such as /etc/meshd/west.conf, in which west is what the other cluster is called here, with at most 15 letters, digits and dashes`,
+		`3: node.links[3]: "far west" can't be the name of a cluster and of a network device, as its file's name has to be: write a path such as /etc/meshd/west.conf, in which west is what the other cluster is called here, with at most 15 letters, digits and dashes`,
+		`3: node.links[4]: "" can't be the name of a cluster and of a network device, as its file's name has to be: write a path such as /etc/meshd/west.conf, in which west is what the other cluster is called here, with at most 15 letters, digits and dashes`,
+	}},
+	{"links that make one device", false, "node:\n  links: [/etc/meshd/west.conf, /srv/west.conf, /etc/meshd/meshd0.conf, /etc/meshd/kube-bridge.conf]\n", []string{
+		"3: node.links[1]: makes a device west, as node.links[0] does: give the file another name",
+		"3: node.links[2]: makes a device meshd0, as wireguard.interface does: give the file another name",
+		"3: node.links[3]: makes a device kube-bridge, as cni.bridge does: give the file another name",
+	}},
+	{"access of other clusters", false, "node:\n  link-access: [internet, all, 0.0.0.0/0, tcp/0@pods]\n", []string{
+		"3: node.link-access[0]: internet is not for other clusters: name what they may reach in this cluster, such as services",
+		`3: node.link-access[1]: parse access "all": want pods, services, nodes, internet, an address or a network, as in 10.43.0.0/16: write pods, services, nodes, an address or a network, each with tcp/PORT@ or udp/PORT@ before it to allow that port only`,
+		"3: node.link-access[2]: access 0.0.0.0/0: write internet for all that is neither the cluster's nor private, in both families: write pods, services, nodes, an address or a network, each with tcp/PORT@ or udp/PORT@ before it to allow that port only",
+		`3: node.link-access[3]: parse access "tcp/0@pods": before the @ goes tcp/PORT or udp/PORT, as in tcp/443@services: write pods, services, nodes, an address or a network, each with tcp/PORT@ or udp/PORT@ before it to allow that port only`,
+	}},
 	{"one device name twice", false, "wireguard: {interface: kube-bridge}\n", []string{
 		"2: wireguard.interface: is kube-bridge, as cni.bridge is: choose another name",
 	}},

@@ -89,6 +89,8 @@ var keys = []key{
 	one("node.keepalive", func(c *Config) **time.Duration { return &c.Node.Keepalive }, keepalive),
 	many("node.pod-cidr", func(c *Config) *[]netip.Prefix { return &c.Node.PodCIDR }, network),
 	many("node.allowed-location-ips", func(c *Config) *[]netip.Prefix { return &c.Node.AllowedLocationIPs }, network),
+	many("node.links", func(c *Config) *[]string { return &c.Node.Links }, linkFile),
+	many("node.link-access", func(c *Config) *[]mesh.Access { return &c.Node.LinkAccess }, linkAccess),
 
 	needsRestart(one("cluster.name", func(c *Config) *string { return &c.Cluster.Name }, label)),
 	one("cluster.generation", func(c *Config) *uint64 { return &c.Cluster.Generation }, generation),

@@ -21,7 +21,7 @@ func TestChanged(t *testing.T) {
 		{
 			"what a running daemon takes", "node: {keepalive: 25s}", `
 join: [a]
-node: {location: x, endpoint: a, internal-ip: 192.168.10.1/24, gateway: prefer, encryption: required, relay: prefer, port-mapping: off, keepalive: 10s, pod-cidr: [10.42.7.0/24], allowed-location-ips: [192.168.20.0/24]}
+node: {location: x, endpoint: a, internal-ip: 192.168.10.1/24, gateway: prefer, encryption: required, relay: prefer, port-mapping: off, keepalive: 10s, pod-cidr: [10.42.7.0/24], allowed-location-ips: [192.168.20.0/24], links: [/etc/meshd/west.conf], link-access: [pods]}
 cluster: {generation: 2, trust: list, trusted: [00112233445566778899aabbccddeeff], mode: location, encapsulation: never, gateways: 2, forget-after: 2h, services: [10.96.0.0/16]}
 wireguard: {mtu: 1400}
 gossip: {advertise: b}
@@ -31,7 +31,7 @@ k3s: {write-config: true, role: server, etcd: wan}
 metrics: {listen: ""}
 `,
 			[]string{
-				"join", "node.location", "node.endpoint", "node.internal-ip", "node.gateway", "node.encryption", "node.relay", "node.port-mapping", "node.keepalive", "node.pod-cidr", "node.allowed-location-ips",
+				"join", "node.location", "node.endpoint", "node.internal-ip", "node.gateway", "node.encryption", "node.relay", "node.port-mapping", "node.keepalive", "node.pod-cidr", "node.allowed-location-ips", "node.links", "node.link-access",
 				"cluster.generation", "cluster.trust", "cluster.trusted", "cluster.mode", "cluster.encapsulation", "cluster.gateways", "cluster.forget-after",
 				"cluster.services", "cluster.dns.address", "wireguard.mtu", "gossip.advertise", "relay.max-rate", "probe.interval", "probe.misses", "k3s.write-config", "k3s.role", "k3s.etcd", "metrics.listen",
 			},

@@ -194,6 +194,37 @@ func link(s string) (string, *Error) {
 	return s, nil
 }
 
+// linkFile parses the path of a link's file.
+func linkFile(s string) (string, *Error) {
+	const advice = "write a path such as /etc/meshd/west.conf, in which west is what the other cluster is called here"
+	if _, err := directory(s); err != nil || filepath.Ext(s) != ".conf" {
+		return "", wrong(quote(s)+" is not an absolute path that ends in .conf", advice)
+	}
+	name := LinkName(s)
+	if _, err := link(name); err != nil || mesh.CheckName(name) != nil {
+		return "", wrong(quote(name)+" can't be the name of a cluster and of a network device, as its file's name has to be", advice+", with at most 15 letters, digits and dashes")
+	}
+	return filepath.Clean(s), nil
+}
+
+// LinkName returns the name of the cluster to which a link leads, which is also that of its device.
+func LinkName(file string) string { return strings.TrimSuffix(filepath.Base(file), ".conf") }
+
+// linkAccess parses what other clusters may reach.
+func linkAccess(s string) (mesh.Access, *Error) {
+	a, err := mesh.ParseAccess(s)
+	if err == nil {
+		err = mesh.CheckAccess([]mesh.Access{a})
+	}
+	if err != nil {
+		return a, wrong(err.Error(), "write pods, services, nodes, an address or a network, each with tcp/PORT@ or udp/PORT@ before it to allow that port only")
+	}
+	if a.Target == mesh.AccessInternet {
+		return a, wrong("internet is not for other clusters", "name what they may reach in this cluster, such as services")
+	}
+	return a, nil
+}
+
 // directory parses an absolute path.
 func directory(s string) (string, *Error) {
 	if !filepath.IsAbs(s) || strings.ContainsFunc(s, unicode.IsControl) {

@@ -48,6 +48,7 @@ func (c *client) apply(ctx context.Context) error {
 			return fmt.Errorf("apply plan: %w", err)
 		}
 	}
+	c.noteReceived(observed)
 	c.startHandshakes(ctx, observed)
 	resolver, _ := netip.ParseAddr(c.config.Resolver)
 	if c.allSilent() || !routedTo(peers, resolver) {
@@ -107,5 +108,16 @@ func (c *client) startHandshakes(ctx context.Context, observed netcfg.State) {
 		if err := c.kernel.InitiateHandshake(ctx, p.Overlay); err != nil {
 			c.Logger.Debug("start handshake", "peer", p.Name, "err", err)
 		}
+	}
+}
+
+// noteReceived notes whether something has come from the nodes since it was called last.
+func (c *client) noteReceived(observed netcfg.State) {
+	var sum int64
+	for _, p := range observed.Peers {
+		sum += p.Received
+	}
+	if sum != c.received {
+		c.received, c.receivedAt = sum, c.Now()
 	}
 }

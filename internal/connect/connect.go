@@ -46,6 +46,8 @@ const (
 	resolveEvery = time.Minute
 	// maxParallel is how many nodes or names are asked in parallel.
 	maxParallel = 32
+	// linkSilence is after how long without a packet a link to a cluster whose nodes don't answer is dead.
+	linkSilence = 5 * time.Second
 	// maxSilent is how many silent nodes a request lists at most.
 	maxSilent = 64
 )
@@ -57,6 +59,10 @@ type Options struct {
 	Logger    *slog.Logger
 	Now       func() time.Time
 	Resolver  Resolver // looks up the host names of endpoints
+	// Link is not nil for a link of a node to another cluster. It is told each time that this becomes
+	// true or false: some node of that cluster answers. The host forwards what comes by a link, and
+	// the link stays as it is when ctx ends.
+	Link func(heard bool)
 }
 
 // Resolver looks up addresses; *net.Resolver implements it.
@@ -80,6 +86,9 @@ type client struct {
 	http       http.Client
 	tunnel     netcfg.Tunnel // everything but the peers, the addresses and the MTU
 
+	heard           bool                 // what Link was last told
+	received        int64                // bytes, from all nodes
+	receivedAt      time.Time            // when that was last seen to have grown
 	config          control.ClientConfig // in effect: the file's, then the last accepted answer
 	missed          map[string]int       // unanswered requests in a row, by public key
 	silentAskedAt   time.Time            // when silent nodes were last asked
@@ -93,19 +102,22 @@ type client struct {
 // Run sets up the tunnels and keeps them up to date until ctx ends. Then it removes
 // everything that it has set up.
 func Run(ctx context.Context, o Options) (err error) {
-	port, err := freePort()
+	k, err := open(o)
 	if err != nil {
 		return err
 	}
-	k, err := host.Open(host.Options{Logger: o.Logger, Interface: o.Interface})
+	defer func() { err = errors.Join(err, k.Close()) }()
+	port, err := choosePort(ctx, o, k)
 	if err != nil {
-		return fmt.Errorf("open host: %w", err)
+		return err
 	}
 	c := newClient(o, k, port)
-	defer func() {
-		_, removeErr := k.Remove(context.WithoutCancel(ctx))
-		err = errors.Join(err, c.setResolver(context.WithoutCancel(ctx), control.ClientConfig{}), removeErr, k.Close())
-	}()
+	if o.Link == nil {
+		defer func() {
+			_, removeErr := k.Remove(context.WithoutCancel(ctx))
+			err = errors.Join(err, c.setResolver(context.WithoutCancel(ctx), control.ClientConfig{}), removeErr)
+		}()
+	}
 	if err := c.apply(ctx); err != nil {
 		return err
 	}
@@ -121,14 +133,38 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 }
 
+func open(o Options) (*host.Kernel, error) {
+	k, err := host.Open(host.Options{Logger: o.Logger, Interface: o.Interface, Tunnel: true, Capture: o.File.grantsInternet(), Link: o.Link != nil})
+	if err != nil {
+		return nil, fmt.Errorf("open host: %w", err)
+	}
+	return k, nil
+}
+
 // newClient returns a client that starts with the configuration of its file.
 func newClient(o Options, k kernel, port int) *client {
 	return &client{
 		Options: o, kernel: k, http: newHTTP(), config: o.File.Config,
 		resolvconf: func(ctx context.Context, text string) error { return resolvconf(ctx, o.Interface, text) },
-		tunnel:     netcfg.Tunnel{Interface: o.Interface, PrivateKey: o.File.PrivateKey, ListenPort: port, Internet: o.File.grantsInternet()},
+		tunnel:     netcfg.Tunnel{Interface: o.Interface, PrivateKey: o.File.PrivateKey, ListenPort: port, Internet: o.File.grantsInternet(), Forwards: o.Link != nil},
 		missed:     make(map[string]int), resolved: make(map[string]resolved),
 	}
+}
+
+// choosePort returns the port that the file names, else that of the device if there is one already, else
+// an unused one.
+func choosePort(ctx context.Context, o Options, k kernel) (int, error) {
+	if port := o.File.Config.ListenPort; port != 0 {
+		return port, nil
+	}
+	observed, err := k.Observe(ctx, netcfg.State{})
+	if err != nil {
+		return 0, fmt.Errorf("observe host: %w", err)
+	}
+	if d := observed.Device; d != nil && d.ListenPort != 0 {
+		return d.ListenPort, nil
+	}
+	return freePort()
 }
 
 // freePort returns an unused UDP port for the device, which keeps it until the end of Run.
@@ -146,6 +182,7 @@ func (c *client) turn(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	c.tellLink(err == nil)
 	if err == nil {
 		if from, to := serviceGateway(c.config), serviceGateway(answer); from.ServiceGateway && from.PublicKey != to.PublicKey {
 			c.Logger.Info("services go through another node now", "from", from.Name, "to", to.Name)
@@ -155,6 +192,15 @@ func (c *client) turn(ctx context.Context) {
 	c.logState(err)
 	if err := c.apply(ctx); err != nil && ctx.Err() == nil {
 		c.Logger.Error("set up tunnels", "err", err)
+	}
+}
+
+// tellLink tells a link's owner when a node has answered, and when nothing comes from any node any more.
+func (c *client) tellLink(answered bool) {
+	alive := !c.allSilent() || c.Now().Sub(c.receivedAt) < linkSilence
+	if heard := answered || c.heard && alive; c.Link != nil && heard != c.heard {
+		c.heard = heard
+		c.Link(heard)
 	}
 }
 
@@ -178,7 +224,10 @@ func (c *client) logState(err error) {
 	case errors.Is(err, errRefused):
 		state = "the nodes don't know this client any more: it was removed, or another client has its name or address"
 	case c.allSilent():
-		state = "no node answers; the system's own resolver is used until one does; check on a node that meshd client list still shows this client"
+		state = "no node answers; check on a node that meshd client list still shows this client"
+		if c.config.Resolver != "" {
+			state = "no node answers; the system's own resolver is used until one does; check on a node that meshd client list still shows this client"
+		}
 	case err != nil:
 		c.Logger.Debug("ask for the configuration", "err", err)
 		return

@@ -103,6 +103,9 @@ func (f *File) set(key, value string) (err error) {
 			c.Resolver, c.Search = c.Search[0], c.Search[1:]
 		}
 		return nil
+	case "ListenPort":
+		c.ListenPort, err = parseNumber(key, value)
+		return err
 	case "MTU":
 		c.MTU, err = parseNumber(key, value)
 		return err

@@ -25,6 +25,7 @@ type ClientRequest struct {
 	Networks       []string `json:"networks"`       // behind it
 	Offers         []string `json:"offers"`         // what may be reached there, as mesh.ParseAccess takes it; none for everything
 	Endpoint       string   `json:"endpoint"`       // host:port at which it waits for nodes; "" for a client that speaks first
+	Cluster        string   `json:"cluster"`        // name of another cluster, whose ranges Networks are; "" for none
 }
 
 // ClientConfig is a client's configuration without its secrets.
@@ -77,6 +78,7 @@ type ClientStatus struct {
 	PresharedKey   bool           `json:"presharedKey"`   // it has one
 	Networks       []netip.Prefix `json:"networks"`       // behind it
 	Offers         []string       `json:"offers"`         // what may be reached there; empty for everything
+	Cluster        string         `json:"cluster"`        // name of another cluster, whose ranges Networks are; "" for none
 	// The rest is about its tunnel to this node; zero if it has none.
 	Endpoint      netip.AddrPort `json:"endpoint"`               // source of its last packet; "" for none
 	LastHandshake time.Time      `json:"lastHandshake,omitzero"` // UTC; absent for never

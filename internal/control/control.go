@@ -99,6 +99,7 @@ type Status struct {
 	Device    Device            `json:"device"`
 	Peers     []Peer            `json:"peers"`    // sorted by name
 	Clients   []ClientStatus    `json:"clients"`  // sorted by name
+	Clusters  []LinkedCluster   `json:"clusters"` // that are joined to this one; sorted by name
 	Problems  []mesh.Problem    `json:"problems"` // sorted
 	Notes     []mesh.Problem    `json:"notes"`    // what breaks nothing; sorted
 	Reconcile Reconcile         `json:"reconcile"`

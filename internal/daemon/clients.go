@@ -118,6 +118,7 @@ func addNetworks(in mesh.Input, c *mesh.Client, r control.ClientRequest) (err er
 		}
 		c.Endpoint = mesh.Endpoint{Host: host, Port: uint16(n), Source: mesh.EndpointConfigured}
 	}
+	c.Cluster = r.Cluster
 	return mesh.CheckClientNetworks(in, *c)
 }
 
@@ -371,7 +372,7 @@ func clientStatus(t index) []control.ClientStatus {
 			ID: c.ID, Name: c.Name, Overlay: t.wanted.Input.Cluster.ClientAddresses(c.Index), Access: mesh.AccessStrings(c.Access),
 			AddedBy: t.nameOf(mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC(),
 			PresharedKey: c.PresharedKey != mesh.PresharedKey{},
-			Networks:     append([]netip.Prefix{}, c.Networks...), Offers: mesh.AccessStrings(c.Offers),
+			Networks:     append([]netip.Prefix{}, c.Networks...), Offers: mesh.AccessStrings(c.Offers), Cluster: c.Cluster,
 		}
 		if c.ServiceGateway != (mesh.ID{}) {
 			s.ServiceGateway = t.nameOf(c.ServiceGateway)

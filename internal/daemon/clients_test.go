@@ -47,6 +47,16 @@ func TestHostileNewClient(t *testing.T) {
 		{"network", func(_ *mesh.Input, r *control.ClientRequest) { r.Networks = []string{"office"} }, "want an address and a length"},
 		{"network with host bits", func(_ *mesh.Input, r *control.ClientRequest) { r.Networks = []string{"192.168.50.1/24"} }, "write 192.168.50.0/24"},
 		{"network of the cluster", func(_ *mesh.Input, r *control.ClientRequest) { r.Networks = []string{"10.42.0.0/24"} }, "overlaps the cluster's range"},
+		{"link node of another cluster", func(_ *mesh.Input, r *control.ClientRequest) {
+			r.Networks, r.Cluster = []string{"10.52.0.0/16"}, "west"
+		}, ""},
+		{"link node without ranges", func(_ *mesh.Input, r *control.ClientRequest) { r.Cluster = "west" }, "name them with --networks"},
+		{"cluster that has no name", func(_ *mesh.Input, r *control.ClientRequest) {
+			r.Networks, r.Cluster = []string{"10.52.0.0/16"}, "far west"
+		}, `"far west" is not a host name`},
+		{"joined cluster with the same pods", func(_ *mesh.Input, r *control.ClientRequest) {
+			r.Networks, r.Cluster = []string{"10.42.0.0/16"}, "west"
+		}, "network 10.42.0.0/16 of cluster west overlaps 10.42.0.0/16, which is cluster.pods here: two clusters that are joined need different ranges"},
 		{"offer", func(_ *mesh.Input, r *control.ClientRequest) {
 			r.Networks, r.Offers = []string{"192.168.50.0/24"}, []string{"all"}
 		}, "want pods, services, nodes"},
@@ -86,7 +96,7 @@ func TestHostileNewClient(t *testing.T) {
 			tt.change(&in, &r)
 			c, err := newClient(in, r, time.UnixMilli(5))
 			switch {
-			case tt.refusal == "" && (err != nil || c.Index != 0 || c.Added != 5 || len(c.Access) == 0):
+			case tt.refusal == "" && (err != nil || c.Cluster != r.Cluster || c.Index != 0 || c.Added != 5 || len(c.Access) == 0):
 				t.Errorf("got %+v, %v", c, err)
 			case tt.refusal != "" && (err == nil || !strings.Contains(err.Error(), tt.refusal)):
 				t.Errorf("got %v, want %q", err, tt.refusal)

@@ -23,6 +23,7 @@
 //	paths.go        finds paths to the peers beneath the tunnels
 //	portmap.go      asks the router for port mappings
 //	relay.go        forwards sealed packets between other nodes
+//	links.go        runs the links to other clusters
 //	streams.go      carries datagrams over TCP where UDP is blocked
 //	apply.go        observes and changes the host
 //	addrs.go        the addresses of other nodes' gossip ports
@@ -50,6 +51,7 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/metrics"
@@ -78,12 +80,15 @@ type Options struct {
 
 // daemon is what the turns of the loop share. Only the loop changes it.
 type daemon struct {
-	opt      Options
-	cfg      config.Config // the file's
-	settings mesh.Cluster  // in force: the file's, or those of another node with a higher generation
-	self     self
-	disk     disk
-	memory   node.Memory
+	opt Options
+	cfg config.Config // the file's
+	// What the files of its links say, and whether these links run.
+	linkFiles     []connect.LinkFile
+	linksFollowed bool
+	settings      mesh.Cluster // in force: the file's, or those of another node with a higher generation
+	self          self
+	disk          disk
+	memory        node.Memory
 
 	// The edges, see edges.go.
 	kernel   kernel
@@ -97,6 +102,7 @@ type daemon struct {
 	resolver *resolver
 	services services
 	servers  servers
+	links    *links
 
 	relayOptions relayudp.Options            // what the relay takes of gossip, streams and paths, set by their tasks
 	forwards     atomic.Pointer[relayServer] // what comes by streams; nil before the relay's task has started
@@ -123,6 +129,7 @@ func newDaemon(opt Options, cfg config.Config) *daemon {
 	d := &daemon{
 		opt: opt, cfg: cfg, settings: cfg.Cluster, log: newJournal(opt.Logger), metrics: metrics.New(opt.Version, time.Now),
 		self: self{started: time.Now()}, services: hostServices{}, commands: make(chan command),
+		links: newLinks(opt.Logger),
 	}
 	d.publish(control.Status{}, turn{})
 	return d
@@ -137,6 +144,10 @@ func Run(ctx context.Context, opt Options) (err error) {
 	}
 	opt.Logger = opt.Logger.With("node", cfg.Node.Name)
 	d := newDaemon(opt, cfg)
+	var broken []error
+	if d.linkFiles, broken = connect.ReadLinks(opt.Config, cfg); broken != nil {
+		return errors.Join(broken...)
+	}
 	k, err := host.Open(host.Options{Logger: opt.Logger, Interface: cfg.WireGuard.Interface, Bridge: cfg.CNI.Bridge})
 	if err != nil {
 		return fmt.Errorf("open host: %w", err)

@@ -79,8 +79,12 @@ func Down(ctx context.Context, opt Options) (removed []string, err error) {
 	} else if ours {
 		removed = append(removed, "nft table netdev "+forward.TableName)
 	}
+	links, linkErr := host.RemoveLinks(nil)
+	for _, name := range links {
+		removed = append(removed, "link "+name)
+	}
 	fromHost, err := kernel.Remove(ctx)
-	return append(removed, fromHost...), errors.Join(err, mappingErr)
+	return append(removed, fromHost...), errors.Join(err, linkErr, mappingErr)
 }
 
 // shownPods is how many links of pods an error lists.

@@ -88,8 +88,8 @@ func noSuccessor(t turn) string {
 		}
 	}
 	for _, p := range servedBy(t.wanted.Input.Self, t) {
-		if why := whyNoOther(t, func(r mesh.Record) bool { return r.SameLocation(&own) && slices.Contains(r.AllowedLocationIPs, p) }, p); why != "" {
-			return fmt.Sprintf("this node serves %v, and no other node of location %s can take over: %s", p, own.Location, why)
+		if why := whyNoOther(t, func(r mesh.Record) bool { return r.Shares(&own, p) && slices.Contains(r.AllowedLocationIPs, p) }, p); why != "" {
+			return fmt.Sprintf("this node serves %v, and no other node can take over: %s", p, why)
 		}
 	}
 	return ""
@@ -173,7 +173,7 @@ func drainResult(before, now turn, undo bool) (control.Drained, bool) {
 	successors := 0 // of the server of a network
 	for _, r := range now.wanted.Input.Records {
 		for _, p := range served {
-			if r.ID() != self && r.SameLocation(&own) && r.ServesSince(p) != 0 && slices.Contains(now.wanted.Topology.Shared, mesh.SharedNetwork{Network: p, Server: r.ID()}) {
+			if r.ID() != self && r.Shares(&own, p) && r.ServesSince(p) != 0 && slices.Contains(now.wanted.Topology.Shared, mesh.SharedNetwork{Network: p, Server: r.ID()}) {
 				successors++
 				replaced = append(replaced, fmt.Sprintf("%v is reached through %s now", p, r.Name))
 				out.Successors = append(out.Successors, r.Name)
@@ -286,10 +286,11 @@ func (t index) locationRole(r mesh.Record) control.Role {
 	return control.RoleMember
 }
 
-// sharesNetwork reports whether another node of a node's location names a network that the node names.
+// sharesNetwork reports whether another node shares a network with a node.
 func (t index) sharesNetwork(r *mesh.Record) bool {
 	for id, o := range t.records {
-		if id != r.ID() && o.SameLocation(r) && slices.ContainsFunc(o.AllowedLocationIPs, func(p netip.Prefix) bool { return slices.Contains(r.AllowedLocationIPs, p) }) {
+		shares := func(p netip.Prefix) bool { return slices.Contains(r.AllowedLocationIPs, p) && o.Shares(r, p) }
+		if id != r.ID() && slices.ContainsFunc(o.AllowedLocationIPs, shares) {
 			return true
 		}
 	}

@@ -45,7 +45,7 @@ func (d *daemon) loop(ctx context.Context) error {
 		}
 		if t.duplicate {
 			d.services.Notify("STOPPING=1")
-			return errors.Join(d.giveWay(), d.saveObjects(t.now, true))
+			return errors.Join(d.giveWay(ctx), d.saveObjects(t.now, true))
 		}
 		retry = d.report(t, retry)
 		c.answer()
@@ -102,6 +102,8 @@ func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{},
 		case <-d.gossip.Changed():
 			return c, d.verdictsChanged(*t)
 		case <-d.prober.Changed():
+			return c, true
+		case <-d.links.changed:
 			return c, true
 		case <-d.resolver.changed:
 			return c, false

@@ -32,6 +32,7 @@ func nodeConfig(c config.Config) node.Config {
 		Endpoint:           mesh.Endpoint{Host: c.Node.Endpoint.Host, Port: c.Node.Endpoint.Port, Source: mesh.EndpointConfigured},
 		InternalIP:         c.Node.InternalIP,
 		AllowedLocationIPs: c.Node.AllowedLocationIPs,
+		LinkAccess:         c.Node.LinkAccess,
 		Keepalive:          c.Node.Keepalive,
 		ListenPort:         uint16(c.WireGuard.ListenPort),
 		MTU:                c.WireGuard.MTU,

@@ -69,14 +69,15 @@ func TestEtcdTimings(t *testing.T) {
 }
 
 func TestNodeConfig(t *testing.T) {
-	c := nodeConfig(parse(t, "node: {name: b, location: home, endpoint: a.example.com:443, internal-ip: 192.168.1.6/25, gateway: prefer, keepalive: 10s, pod-cidr: [10.42.7.0/24], allowed-location-ips: [192.168.1.0/24]}\n"+
+	c := nodeConfig(parse(t, "node: {name: b, location: home, endpoint: a.example.com:443, internal-ip: 192.168.1.6/25, gateway: prefer, keepalive: 10s, pod-cidr: [10.42.7.0/24], allowed-location-ips: [192.168.1.0/24], link-access: [pods]}\n"+
 		"cluster: {mode: location}\nwireguard: {listen-port: 4500, mtu: 1300}\ngossip: {bind: ':7000', advertise: 'g.example.com:7001'}"))
 	keepalive := 10 * time.Second
 	want := node.Config{
 		Name: "b", Location: "home", Cluster: c.Cluster, Slot: 7, Gateway: mesh.GatewayPrefer, Relay: mesh.RelayAuto, PortMapping: true,
 		Endpoint:   mesh.Endpoint{Host: "a.example.com", Port: 443, Source: mesh.EndpointConfigured},
 		InternalIP: netip.MustParsePrefix("192.168.1.6/25"), AllowedLocationIPs: []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")},
-		Keepalive: &keepalive, ListenPort: 4500, MTU: 1300, GossipPort: 7000, GossipAddr: "g.example.com:7001", Interface: "meshd0", Implementation: netcfg.Auto, Pace: probe.Pace{Interval: 250 * time.Millisecond, Misses: 4}, ForgetAfter: 720 * time.Hour, Bridge: "kube-bridge",
+		LinkAccess: []mesh.Access{{Target: mesh.AccessPods}},
+		Keepalive:  &keepalive, ListenPort: 4500, MTU: 1300, GossipPort: 7000, GossipAddr: "g.example.com:7001", Interface: "meshd0", Implementation: netcfg.Auto, Pace: probe.Pace{Interval: 250 * time.Millisecond, Misses: 4}, ForgetAfter: 720 * time.Hour, Bridge: "kube-bridge",
 	}
 	if !reflect.DeepEqual(c, want) || c.Cluster.Mode != mesh.ModeLocation {
 		t.Errorf("got %+v, want %+v", c, want)

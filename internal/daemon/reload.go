@@ -11,6 +11,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
@@ -51,10 +52,14 @@ func (d *daemon) takeConfig() (changed []string, err error) {
 	if len(restart) > 0 {
 		return nil, restartError{restart}
 	}
+	files, broken := connect.ReadLinks(d.opt.Config, next)
+	if broken != nil {
+		return nil, errors.Join(broken...)
+	}
 	if err := d.gossip.Reconfigure(next.Cluster, joinList(next), next.Secrets, next.Trusted); err != nil {
 		return nil, err
 	}
-	d.cfg = next
+	d.cfg, d.linkFiles, d.linksFollowed = next, files, false
 	return changed, nil
 }
 

@@ -83,6 +83,7 @@ func (d *daemon) status(seen turn) control.Status {
 		Cluster:  clusterStatus(d.settings),
 		Peers:    d.peerStatus(t),
 		Clients:  clientStatus(t),
+		Clusters: linkedClusterStatus(t),
 		Problems: slices.DeleteFunc(slices.Clone(problems), isNote),
 		Notes:    slices.DeleteFunc(problems, func(p mesh.Problem) bool { return !isNote(p) }),
 		Counters: t.view.Counters,

@@ -45,6 +45,8 @@ func (d *daemon) turn(ctx context.Context) turn {
 	in.LastHeard = d.gossip.LastHeard()
 	t := turn{now: in.Now, cfg: d.cfg, view: in.View, k3s: d.services.K3sSettings()}
 	in.Config.Etcd = etcdTimings(t.cfg, t.k3s)
+	in.Config.Links = d.links.state(d.linkFiles)
+	t.note(d.links.problems(d.cfg.Node.Name, in.Now), nil)
 	t.paths, in.Paths = d.readPaths(in.View.Records)
 	if d.memory.SawDuplicate(in) {
 		t.duplicate = true
@@ -67,6 +69,9 @@ func (d *daemon) turn(ctx context.Context) turn {
 	}
 	t.note(nil, d.saveDuplicate(false))
 	known := d.configure(ctx, &t, &in)
+	if known {
+		t.note(nil, d.followLinks(ctx))
+	}
 	d.conclude(ctx, &t, in, known)
 	t.note(nil, d.saveObjects(t.now, false))
 	t.sessions = d.memory.Sessions

@@ -137,6 +137,7 @@ func (w *world) start() {
 		control: fakeControl{w.trace},
 		metrics: &fakeHTTP{trace: w.trace, name: "metricsServer"}, clients: &fakeHTTP{trace: w.trace, name: "clientServer"},
 	}
+	d.links.remove = func([]string) ([]string, error) { return nil, nil }
 	if _, err := d.loadState("machine"); err != nil {
 		w.t.Fatal(err)
 	}

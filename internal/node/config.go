@@ -4,6 +4,7 @@ package node
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -31,6 +32,8 @@ type Config struct {
 	Endpoint           mesh.Endpoint  // zero: to be found out
 	InternalIP         netip.Prefix   // with its network's length; invalid: to be found out; or mesh.NoInternalIP
 	AllowedLocationIPs []netip.Prefix // further networks behind the location
+	Links              []Link         // to other clusters
+	LinkAccess         []mesh.Access  // what these may reach
 	Keepalive          *time.Duration // nil: only on paths that a NAT's mapping holds; 0: never
 	ListenPort         uint16         // of WireGuard
 	MTU                int            // of the device, bytes; 0: to be found out
@@ -45,6 +48,26 @@ type Config struct {
 	Pace               probe.Pace
 	ForgetAfter        time.Duration // how long a node may be away before it is forgotten
 	Bridge             string        // that the pods are on; "" if others do the CNI
+}
+
+// Link is a link of this host to another cluster.
+type Link struct {
+	Cluster  string         // its name
+	Networks []netip.Prefix // that it leads to
+	Heard    bool           // some node there answers
+}
+
+// networks returns the networks behind this node, and which of them are those of other clusters.
+func (c Config) networks() (all []netip.Prefix, linked []mesh.LinkedNetwork) {
+	all = slices.Clone(c.AllowedLocationIPs)
+	for _, l := range c.Links {
+		for _, p := range l.Networks {
+			if !slices.Contains(all, p) {
+				all, linked = append(all, p), append(linked, mesh.LinkedNetwork{Network: p, Cluster: l.Cluster})
+			}
+		}
+	}
+	return all, linked
 }
 
 // InternalIPs returns the configured internal IP, or those found out. Those of the last time

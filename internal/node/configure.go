@@ -45,6 +45,8 @@ func (m *Memory) Configure(in Input) Configuration {
 		Resolved: in.Resolved,
 		Underlay: in.Facts.Addresses,
 		Nearby:   in.nearby(),
+
+		LinkAccess: in.Config.LinkAccess,
 	}}
 	c.Topology = mesh.Derive(c.Input)
 	m.Routers.assign(c.Topology.Clients)

@@ -36,7 +36,7 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 	r.GossipAddr = c.GossipAddr
 	r.StreamPort = c.StreamPort
 	r.Etcd = c.Etcd
-	r.AllowedLocationIPs = slices.Clone(c.AllowedLocationIPs)
+	r.AllowedLocationIPs, r.Linked = c.networks()
 	// A host that has lost its links will most likely have the same ones again, unless it is
 	// on its way to another place.
 	if len(s.internalIPs) > 0 || len(s.facts.Uplinks) > 0 || last.MTU == 0 || r.Location != last.Location {

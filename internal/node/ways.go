@@ -26,8 +26,9 @@ func (w *ways) look(in Input) time.Duration {
 	before := w.lost
 	w.lost = nil
 	again := false
-	for _, p := range in.Config.AllowedLocationIPs {
-		working, broken := in.nearby().Ways(p)
+	networks, _ := in.Config.networks()
+	for _, p := range networks {
+		working, broken := in.ways(p)
 		had := slices.Contains(w.had, p)
 		if working && !had {
 			w.had = append(w.had, p)
@@ -47,7 +48,7 @@ func (w *ways) look(in Input) time.Duration {
 	wait := w.hold.Failed(in.Now)
 	if again && wait == 0 {
 		w.lost = slices.DeleteFunc(w.lost, func(p netip.Prefix) bool {
-			working, _ := in.nearby().Ways(p)
+			working, _ := in.ways(p)
 			return working
 		})
 		if len(w.lost) == 0 {
@@ -57,16 +58,32 @@ func (w *ways) look(in Input) time.Duration {
 	return wait
 }
 
-// anotherNames reports whether another node of the own location that lives names a network.
+// ways reports whether this host has ways of its own to a network that work, and such that don't. By a
+// link to another cluster a way works while a node there answers.
+func (in Input) ways(p netip.Prefix) (working, broken bool) {
+	for _, l := range in.Config.Links {
+		if slices.Contains(l.Networks, p) {
+			return l.Heard, !l.Heard
+		}
+	}
+	return in.nearby().Ways(p)
+}
+
+// anotherNames reports whether another node that lives shares a network with this one.
 func (in Input) anotherNames(p netip.Prefix) bool {
-	return in.Config.Location != "" && slices.ContainsFunc(in.View.Records, func(r mesh.Record) bool {
-		return r.Location == in.Config.Location && r.ID() != in.Self.ID() && in.View.Alive[r.ID()] && slices.Contains(r.AllowedLocationIPs, p)
+	own := mesh.Record{Location: in.Config.Location}
+	_, own.Linked = in.Config.networks()
+	return slices.ContainsFunc(in.View.Records, func(r mesh.Record) bool {
+		return r.Shares(&own, p) && r.ID() != in.Self.ID() && in.View.Alive[r.ID()] && slices.Contains(r.AllowedLocationIPs, p)
 	})
 }
 
-// problems says which networks this node can't serve.
+// problems says which networks this node can't serve. What is wrong with a link is said where it runs.
 func (w *ways) problems(c Config) (out []mesh.Problem) {
 	for _, p := range w.lost {
+		if !slices.Contains(c.AllowedLocationIPs, p) {
+			continue
+		}
 		out = append(out, mesh.Problem{
 			Kind: ProblemNetwork, Node: c.Name,
 			Text:   fmt.Sprintf("this host has no way to %v of its node.allowed-location-ips; until it has had one for a while, other nodes of location %s serve that network", p, c.Location),
