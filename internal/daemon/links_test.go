@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,7 +30,9 @@ import (
 // fakeLinks are links of which a test sees what happens to them.
 type fakeLinks struct {
 	*links
-	t      *testing.T
+	t *testing.T
+
+	mu     sync.Mutex
 	events []string
 	tell   map[string]func(heard bool) // by name: what the link that runs tells its owner by
 	err    map[string]error            // by name: with which it ends at once
@@ -39,26 +42,52 @@ type fakeLinks struct {
 func newFakeLinks(t *testing.T) *fakeLinks {
 	l := &fakeLinks{links: newLinks(slog.New(slog.DiscardHandler)), t: t, tell: make(map[string]func(bool)), err: make(map[string]error)}
 	l.run = func(ctx context.Context, o connect.Options) error {
-		l.events = append(l.events, fmt.Sprintf("run %s with key %d", o.Interface, o.File.PrivateKey[1]))
-		if err := l.err[o.Interface]; err != nil {
+		l.note(fmt.Sprintf("run %s with key %d", o.Interface, o.File.PrivateKey[1]))
+		l.mu.Lock()
+		err := l.err[o.Interface]
+		l.tell[o.Interface] = o.Link
+		l.mu.Unlock()
+		if err != nil {
 			return err
 		}
-		l.tell[o.Interface] = o.Link
 		<-ctx.Done()
-		l.events = append(l.events, "end "+o.Interface)
+		l.note("end " + o.Interface)
 		return nil
 	}
 	l.remove = func(but []string) ([]string, error) {
-		l.events = append(l.events, fmt.Sprintf("remove all but %v", but))
+		l.note(fmt.Sprintf("remove all but %v", but))
 		return nil, nil
 	}
 	return l
+}
+
+func (l *fakeLinks) note(event string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = append(l.events, event)
+}
+
+// hears has a link that runs tell its owner whether it is heard.
+func (l *fakeLinks) hears(name string, heard bool) {
+	l.mu.Lock()
+	tell := l.tell[name]
+	l.mu.Unlock()
+	tell(heard)
+}
+
+// fails has a link end at once with an error when it is started, or not any more.
+func (l *fakeLinks) fails(name string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err[name] = err
 }
 
 // expect lets the links run, and compares what has happened since the last call.
 func (l *fakeLinks) expect(what string, want ...string) {
 	l.t.Helper()
 	synctest.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	slices.Sort(l.events)
 	slices.Sort(want)
 	if d := cmp.Diff(want, l.events); d != "" {
@@ -144,10 +173,10 @@ func TestLinkState(t *testing.T) {
 			}
 		}
 		check("at the start", false, false, false)
-		l.tell["east"](true)
+		l.hears("east", true)
 		check("one is heard", true, false, true)
-		l.tell["west"](true)
-		l.tell["east"](false)
+		l.hears("west", true)
+		l.hears("east", false)
 		check("two changes", true, true, false)
 		l.mustFollow(t.Context())
 		check("they end", false, false, false)
@@ -158,7 +187,7 @@ func TestLinkState(t *testing.T) {
 func TestLinkProblems(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newFakeLinks(t)
-		l.err["east"] = errors.New("create device east: no")
+		l.fails("east", errors.New("create device east: no"))
 		l.mustFollow(t.Context(), linkTo("west", 1), linkTo("east", 2))
 		synctest.Wait()
 		const silent, broken = "no node of west answers by this node's link", "the link to east can't be set up: create device east: no"
@@ -170,17 +199,17 @@ func TestLinkProblems(t *testing.T) {
 			}
 		}
 		check("at the start", broken)
-		delete(l.err, "east")
+		l.fails("east", nil)
 		time.Sleep(linkPatience - time.Millisecond)
 		check("before patience ends", broken)
 		time.Sleep(time.Millisecond)
 		l.expect("the one that failed runs again", "remove all but [west east]", "run west with key 1", "run east with key 2", "run east with key 2")
-		l.tell["east"](true)
+		l.hears("east", true)
 		check("one is silent", silent)
-		l.tell["west"](true)
+		l.hears("west", true)
 		time.Sleep(time.Hour)
 		check("both are heard")
-		l.tell["west"](false)
+		l.hears("west", false)
 		check("one has just become silent")
 		time.Sleep(linkPatience)
 		check("it stays silent", silent)

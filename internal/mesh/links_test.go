@@ -178,3 +178,21 @@ func TestLinkedAccess(t *testing.T) {
 		t.Errorf("a node without a link: got %+v, nodes %v", other.Linked, other.Nodes)
 	}
 }
+
+// TestClientReachesLinkThroughCarrier: clients reach the node that serves the network through another one, which
+// has a link of its own.
+func TestClientReachesLinkThroughCarrier(t *testing.T) {
+	network := netip.MustParsePrefix("10.52.0.0/16")
+	in := withClient(2)
+	in.Cluster.Mode = mesh.ModeFull
+	in.Records[1].Endpoints, in.Records[1].NAT = nil, true
+	for i := range in.Records {
+		linkTo(&in.Records[i], "west", network.String())
+	}
+	in.Records[1].Serving = []mesh.NetworkTerm{{Network: network, Since: 7}}
+	in.Clients[0].Access = append(in.Clients[0].Access, mesh.Access{Prefix: network})
+	config := mesh.ClientConfigOf(in, in.Clients[0], nil)
+	if len(config.Peers) != 1 || !slices.Contains(config.Peers[0].AllowedIPs, network) || len(config.Unserved) > 0 {
+		t.Errorf("got peers %+v, unserved %v, want one that leads to %v", config.Peers, config.Unserved, network)
+	}
+}
