@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -27,14 +28,54 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // patience is how long a test waits for something; a loaded machine may be slow.
 const patience = 2 * time.Minute
 
+// arrival is what a node has got: a datagram for WireGuard from an address, or a packet of gossip
+// or a datagram for the relay from a node.
+type arrival struct {
+	addr netip.AddrPort
+	node mesh.ID
+	text string
+}
+
+// inbox holds what arrives in one place.
+type inbox struct {
+	t    *testing.T
+	c    chan arrival
+	seen []string // the texts that next has returned
+}
+
+func newInbox(t *testing.T) *inbox { return &inbox{t: t, c: make(chan arrival, 1000)} }
+
+// next sends a text until it arrives: a stream drops what waits for too long, and what came
+// before it began. Of what arrives, only texts of earlier calls may be others.
+func (i *inbox) next(text string, send func(text string)) arrival {
+	i.t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		send(text)
+		select {
+		case a := <-i.c:
+			if a.text == text {
+				i.seen = append(i.seen, text)
+				return a
+			}
+			if !slices.Contains(i.seen, a.text) {
+				i.t.Fatalf("got %q, want %q", a.text, text)
+			}
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	i.t.Fatalf("%q does not arrive", text)
+	return arrival{}
+}
+
 // testNode is a node with a socket in the place of WireGuard's.
 type testNode struct {
 	*Carrier
 	t         *testing.T
 	id        mesh.ID
-	wireguard *net.UDPConn
-	gossip    chan string
-	relayed   chan string
+	socket    *net.UDPConn
+	wireguard *inbox // what the socket receives
+	gossip    *inbox
+	relayed   *inbox
 
 	mu    sync.Mutex
 	conns []net.Conn // that it has dialled
@@ -56,10 +97,7 @@ func startNode(t *testing.T, id mesh.ID, others []*testNode) *testNode {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := wg.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
-	n := &testNode{t: t, id: id, wireguard: wg, gossip: make(chan string, 100), relayed: make(chan string, 100)}
+	n := &testNode{t: t, id: id, socket: wg, wireguard: newInbox(t), gossip: newInbox(t), relayed: newInbox(t)}
 	n.Carrier = New(Options{
 		WireGuard: wg.LocalAddr().(*net.UDPAddr).AddrPort().Port(),
 		Dial: func(_ context.Context, to mesh.ID) (net.Conn, error) {
@@ -70,20 +108,32 @@ func startNode(t *testing.T, id mesh.ID, others []*testNode) *testNode {
 			}
 			return nil, errors.New("no such node")
 		},
-		Gossip: func(from mesh.ID, b []byte) { n.gossip <- from.String()[:2] + " " + string(b) },
+		Gossip: func(from mesh.ID, b []byte) { n.gossip.c <- arrival{node: from, text: string(b)} },
 		Relay: func(datagrams [][]byte, from netip.AddrPort) {
 			node, ok := path.StreamNode(from)
 			if !ok {
 				t.Errorf("a relayed datagram comes from %s", from)
 			}
 			for _, b := range datagrams {
-				n.relayed <- node.String()[:2] + " " + string(b)
+				n.relayed.c <- arrival{node: node, text: string(b)}
 			}
 		},
+	})
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		b := make([]byte, maxDatagram)
+		for {
+			l, from, err := wg.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			n.wireguard.c <- arrival{addr: from, text: string(b[:l])}
+		}
 	})
 	t.Cleanup(func() {
 		n.Close()
 		_ = wg.Close()
+		reader.Wait()
 	})
 	return n
 }
@@ -139,32 +189,23 @@ func (n *testNode) keep(nodes ...mesh.ID) {
 	})
 }
 
-func (n *testNode) send(to netip.AddrPort, text string) {
-	n.t.Helper()
-	if _, err := n.wireguard.WriteToUDPAddrPort([]byte(text), to); err != nil {
-		n.t.Fatal(err)
+// sendTo sends datagrams from WireGuard's port to an address.
+func (n *testNode) sendTo(to netip.AddrPort) func(text string) {
+	return func(text string) {
+		n.t.Helper()
+		if _, err := n.socket.WriteToUDPAddrPort([]byte(text), to); err != nil {
+			n.t.Fatal(err)
+		}
 	}
 }
 
-// receive returns the source of the next datagram for WireGuard, which must be this one.
-func (n *testNode) receive(want string) netip.AddrPort {
-	n.t.Helper()
-	b := make([]byte, maxDatagram)
-	l, from, err := n.wireguard.ReadFromUDPAddrPort(b)
-	if err != nil || string(b[:l]) != want {
-		n.t.Fatalf("got %q, %v, want %q", b[:l], err, want)
-	}
-	return from
-}
-
-func next(t *testing.T, c <-chan string) string {
-	t.Helper()
-	select {
-	case s := <-c:
-		return s
-	case <-time.After(patience):
-		t.Fatal("nothing arrives")
-		return ""
+// carryTo sends packets of gossip to a node.
+func (n *testNode) carryTo(to *testNode) func(text string) {
+	return func(text string) {
+		n.t.Helper()
+		if !n.Carry(to.id, []byte(text)) {
+			n.t.Fatal("there is no stream for gossip")
+		}
 	}
 }
 
@@ -193,16 +234,13 @@ func TestDatagramsOfWireGuard(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	a.send(toB, "one")
-	toA := b.receive("one")
-	b.send(toA, "two")
-	if from := a.receive("two"); from != toB {
+	toA := b.wireguard.next("one", a.sendTo(toB)).addr
+	if from := a.wireguard.next("two", b.sendTo(toA)).addr; from != toB {
 		t.Errorf("the answer comes from %s, want %s", from, toB)
 	}
 	// A datagram that is too long is lost, those after it are not.
-	a.send(toB, string(make([]byte, maxDatagram+1)))
-	a.send(toB, "three")
-	b.receive("three")
+	a.sendTo(toB)(string(make([]byte, maxDatagram+1)))
+	b.wireguard.next("three", a.sendTo(toB))
 }
 
 func TestDatagramsOfRelay(t *testing.T) {
@@ -210,15 +248,16 @@ func TestDatagramsOfRelay(t *testing.T) {
 	a, relay := nodes[0], nodes[1]
 	a.keep(relay.id)
 	_, viaRelay := a.Endpoints(relay.id)
-	a.send(viaRelay, "for somebody")
-	if got, want := next(t, relay.relayed), "01 for somebody"; got != want {
-		t.Errorf("got %q, want %q", got, want)
+	if from := relay.relayed.next("for somebody", a.sendTo(viaRelay)).node; from != a.id {
+		t.Errorf("the relay is told that it comes from %v, want %v", from, a.id)
 	}
-	if relay.SendRelayed(path.StreamAddr(a.id), [][]byte{[]byte("of somebody")}) != 1 {
-		t.Error("there is no stream for the answer")
-	}
-	if from := a.receive("of somebody"); from != viaRelay {
-		t.Errorf("the answer comes from %s, want %s", from, viaRelay)
+	answer := a.wireguard.next("of somebody", func(text string) {
+		if relay.SendRelayed(path.StreamAddr(a.id), [][]byte{[]byte(text)}) != 1 {
+			t.Fatal("there is no stream for the answer")
+		}
+	})
+	if answer.addr != viaRelay {
+		t.Errorf("the answer comes from %s, want %s", answer.addr, viaRelay)
 	}
 	for name, to := range map[string]netip.AddrPort{"unknown node": path.StreamAddr(mesh.ID{9}), "address": viaRelay, "none": {}} {
 		if relay.SendRelayed(to, [][]byte{[]byte("x")}) > 0 {
@@ -234,17 +273,11 @@ func TestPacketsOfGossip(t *testing.T) {
 		t.Error("carried without a stream")
 	}
 	a.keep(b.id)
-	if !a.Carry(b.id, []byte("there")) {
-		t.Error("not carried to the node that was dialled")
+	if from := b.gossip.next("there", a.carryTo(b)).node; from != a.id {
+		t.Errorf("it comes from %v, want %v", from, a.id)
 	}
-	if got, want := next(t, b.gossip), "01 there"; got != want {
-		t.Errorf("got %q, want %q", got, want)
-	}
-	if !b.Carry(a.id, []byte("back")) {
-		t.Error("not carried to the node that has dialled")
-	}
-	if got, want := next(t, a.gossip), "02 back"; got != want {
-		t.Errorf("got %q, want %q", got, want)
+	if from := a.gossip.next("back", b.carryTo(a)).node; from != b.id {
+		t.Errorf("the answer comes from %v, want %v", from, b.id)
 	}
 }
 
@@ -254,8 +287,7 @@ func TestStreamIsOpenedAgain(t *testing.T) {
 	a, b := nodes[0], nodes[1]
 	a.keep(b.id)
 	toB, viaB := a.Endpoints(b.id)
-	a.send(toB, "one")
-	toA := b.receive("one")
+	toA := b.wireguard.next("one", a.sendTo(toB)).addr
 
 	a.mu.Lock()
 	_ = a.conns[0].Close()
@@ -265,8 +297,7 @@ func TestStreamIsOpenedAgain(t *testing.T) {
 	if own, relay := a.Endpoints(b.id); own != toB || relay != viaB {
 		t.Errorf("endpoints %s and %s, want %s and %s as before", own, relay, toB, viaB)
 	}
-	b.send(toA, "two") // before anything came over the new stream
-	a.receive("two")
+	a.wireguard.next("two", b.sendTo(toA)) // before anything came over the new stream
 
 	if err := a.Keep(nil); err != nil {
 		t.Fatal(err)
@@ -285,10 +316,8 @@ func TestStreamsOfBothEnds(t *testing.T) {
 	b.keep(a.id)
 	toB, _ := a.Endpoints(b.id)
 	toA, _ := b.Endpoints(a.id)
-	a.send(toB, "one")
-	b.receive("one")
-	b.send(toA, "two")
-	a.receive("two")
+	b.wireguard.next("one", a.sendTo(toB))
+	a.wireguard.next("two", b.sendTo(toA))
 	if a.dials() != 1 || b.dials() != 1 {
 		t.Errorf("%d and %d streams were opened, want one each", a.dials(), b.dials())
 	}
@@ -343,8 +372,7 @@ func TestSlowReader(t *testing.T) {
 	})
 	c.keep(b.id)
 	toB, _ := c.Endpoints(b.id)
-	c.send(toB, "hello")
-	b.receive("hello")
+	b.wireguard.next("hello", c.sendTo(toB))
 }
 
 func TestBrokenFramesEndTheStream(t *testing.T) {
