@@ -45,6 +45,9 @@ func TestLimit(t *testing.T) {
 	var received int
 	var reading sync.WaitGroup
 	to := b.hosts[1].conns[true]
+	if err := to.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
 	reading.Go(func() {
 		buf := make([]byte, 2048)
 		for {
@@ -59,9 +62,6 @@ func TestLimit(t *testing.T) {
 			received += n
 		}
 	})
-	if err := to.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
 	packet := data(index(b.hosts[0], true), 1000)
 	for time.Since(began) < 5*time.Second {
 		b.write(t, 0, true, packet)
