@@ -38,7 +38,7 @@ With --access internet nothing but the tunnels' own packets leaves this host for
 internet beside them. That stays so if meshd connect dies: then run it again, and end it.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			// The routes and rules of a node have the same route protocol and table name.
+			// A node's daemon would remove these tunnels, as those of a link that is no longer wanted.
 			if _, err := os.Stat(filepath.Join(p.stateDir, "identity.json")); !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("%w: this host is or was a node: %s contains its identity; a node gets to another cluster by node.links", control.ErrRefused, p.stateDir)
 			}

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"strings"
 
 	"github.com/meshd/meshd/internal/config"
 	"github.com/meshd/meshd/internal/mesh"
@@ -28,7 +27,7 @@ func ReadLinks(path string, cfg config.Config) (out []LinkFile, errs []error) {
 		bad := func(err error, advice string) {
 			errs = append(errs, &config.Error{File: path, Key: fmt.Sprintf("node.links[%d]", i), Problem: err.Error(), Advice: advice})
 		}
-		f, err := ReadLink(name, cfg.Cluster)
+		f, err := readLink(name, cfg.Cluster)
 		if errors.Is(err, fs.ErrPermission) {
 			errs = append(errs, err)
 			continue
@@ -47,9 +46,9 @@ func ReadLinks(path string, cfg config.Config) (out []LinkFile, errs []error) {
 	return out, errs
 }
 
-// ReadLink reads the file of a link to another cluster: one that meshd client add has printed there.
+// readLink reads the file of a link to another cluster: one that meshd client add has printed there.
 // Own is the cluster of this node. Errors name the file, and say what to do.
-func ReadLink(path string, own mesh.Cluster) (f File, err error) {
+func readLink(path string, own mesh.Cluster) (f File, err error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return f, fmt.Errorf("read the file of a link: %w; copy there what meshd client add printed in the other cluster", err)
@@ -63,17 +62,8 @@ func ReadLink(path string, own mesh.Cluster) (f File, err error) {
 	if n := len(f.Config.Ranges); n > mesh.MaxCIDRs {
 		return f, fmt.Errorf("%s: it names %d networks, and a node can have %d behind it; add the client again with fewer networks in --access", path, n, mesh.MaxCIDRs)
 	}
-	var overlaps []string
-	for _, there := range f.Config.Ranges {
-		for _, here := range own.Ranges() {
-			if there.Overlaps(here.Range) {
-				overlaps = append(overlaps, fmt.Sprintf("%v overlaps %s %v", there, here.Key, here.Range))
-			}
-		}
-	}
-	if overlaps != nil {
-		return f, fmt.Errorf("%s: of the cluster %s, %s of this one; clusters that are joined need different ranges: change these settings in one of the two, on all of its nodes",
-			path, f.Config.Cluster, strings.Join(overlaps, ", "))
+	if err := own.CheckOther(f.Config.Cluster, f.Config.Ranges); err != nil {
+		return f, fmt.Errorf("%s: %w", path, err)
 	}
 	return f, nil
 }

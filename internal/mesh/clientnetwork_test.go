@@ -147,8 +147,8 @@ func TestCheckClientNetworks(t *testing.T) {
 		{
 			"another cluster with the same pods",
 			mesh.Client{Cluster: "west", Networks: prefixes("10.42.0.0/17")},
-			"network 10.42.0.0/17 of cluster west overlaps 10.42.0.0/16, which is cluster.pods here: two clusters that are joined need different ranges; " +
-				"in the cluster that is easier to change, choose another one: cluster.overlay, cluster.pods (k3s's --cluster-cidr must be the same) or cluster.services (k3s's --service-cidr)",
+			"of the cluster west, 10.42.0.0/17 overlaps cluster.pods 10.42.0.0/16 of this one; clusters that are joined need different ranges: in the one that is easier to change, " +
+				"on all of its nodes, choose another cluster.overlay, cluster.pods (k3s's --cluster-cidr must be the same) or cluster.services (k3s's --service-cidr)",
 		},
 		{"endpoint alone", mesh.Client{Endpoint: mesh.Endpoint{Host: "192.0.2.1", Port: 1}}, "without networks behind it"},
 	} {

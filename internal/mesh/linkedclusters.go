@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Two clusters are joined by link nodes of one of them. There these are nodes whose records name the
@@ -94,14 +95,23 @@ func (c Cluster) checkLinkedCluster(o Client) error {
 	if len(o.Networks) == 0 {
 		return fmt.Errorf("cluster %s is named without its ranges; name them with --networks: its cluster.overlay and cluster.pods, and cluster.services if Services are to be reached, too", o.Cluster)
 	}
-	for _, r := range c.Ranges() {
-		for _, p := range o.Networks {
-			if p.Overlaps(r.Range) {
-				return fmt.Errorf("network %v of cluster %s overlaps %v, which is %s here: two clusters that are joined need different ranges; "+
-					"in the cluster that is easier to change, choose another one: cluster.overlay, cluster.pods (k3s's --cluster-cidr must be the same) or cluster.services (k3s's --service-cidr)",
-					p, o.Cluster, r.Range, r.Key)
+	return c.CheckOther(o.Cluster, o.Networks)
+}
+
+// CheckOther returns an error if ranges of another cluster are among those of this one.
+func (c Cluster) CheckOther(name string, ranges []netip.Prefix) error {
+	var overlaps []string
+	for _, there := range ranges {
+		for _, here := range c.Ranges() {
+			if there.Overlaps(here.Range) {
+				overlaps = append(overlaps, fmt.Sprintf("%v overlaps %s %v", there, here.Key, here.Range))
 			}
 		}
 	}
-	return nil
+	if overlaps == nil {
+		return nil
+	}
+	return fmt.Errorf("of the cluster %s, %s of this one; clusters that are joined need different ranges: in the one that is easier to change, "+
+		"on all of its nodes, choose another cluster.overlay, cluster.pods (k3s's --cluster-cidr must be the same) or cluster.services (k3s's --service-cidr)",
+		name, strings.Join(overlaps, ", "))
 }

@@ -117,53 +117,6 @@ func TestServerOfNetwork(t *testing.T) {
 	}
 }
 
-// TestLinksToClusters: what follows from links to another cluster. n1 and n5, of different locations, have one.
-func TestLinksToClusters(t *testing.T) {
-	network := sharedNetwork()
-	joined := func(cluster string) (in mesh.Input) {
-		in = twoLocations()
-		in.Cluster.Mode = mesh.ModeFull
-		in.LinkAccess = []mesh.Access{{Protocol: "tcp", Port: 80, Target: mesh.AccessPods}, {Target: mesh.AccessNodes}}
-		for i, name := range map[int]string{1: "west", 5: cluster} {
-			in.Records[i].AllowedLocationIPs = []netip.Prefix{network}
-			if name != "" {
-				in.Records[i].Linked = []mesh.LinkedNetwork{{Network: network, Cluster: name}}
-			}
-		}
-		return in
-	}
-	derive := func(in mesh.Input, i int) mesh.Topology {
-		in.Self = in.Records[i].ID()
-		return mesh.Derive(in)
-	}
-	routes := func(top mesh.Topology) (to []string) {
-		for _, p := range top.Peers {
-			if slices.Contains(p.AllowedIPs, network) {
-				to = append(to, p.Name)
-			}
-		}
-		return to
-	}
-	in := joined("west")
-	for i, want := range map[int][]string{0: {"n1"}, 1: nil, 5: nil} {
-		if top := derive(in, i); !slices.Equal(routes(top), want) || len(top.Problems) > 0 {
-			t.Errorf("n%d routes %v to %v, want %v; problems %v", i, network, routes(top), want, top.Problems)
-		}
-	}
-	linked := derive(in, 5).Linked
-	if !slices.Equal(linked.Networks, []netip.Prefix{network}) || len(linked.Allowed) != 2 || len(derive(in, 5).GossipPorts) == 0 {
-		t.Errorf("what comes by n5's link: got %v", linked)
-	}
-	if got := derive(in, 0).Linked; len(got.Networks)+len(got.Allowed) > 0 {
-		t.Errorf("what comes by a link that n0 does not have: got %v", got)
-	}
-	for _, other := range []string{"", "east"} {
-		if top := derive(joined(other), 0); routes(top) != nil || len(top.Problems) == 0 {
-			t.Errorf("n5 has the network from %q: n0 routes it to %v, problems %v, want none and some", other, routes(top), top.Problems)
-		}
-	}
-}
-
 // TestNotShared: what one node names alone, or nodes of two locations name, nobody can take over.
 func TestNotShared(t *testing.T) {
 	for _, names := range [][]int{{1}, {1, 4}, {1, 2, 4}, {1, 6}} {
