@@ -75,7 +75,7 @@ func addStatus(o *check.Options, s control.Status) {
 		}
 		if peer.Etcd != "" {
 			// Etcd goes along the route. Where that is not measured, the path and gossip are about as long.
-			o.Members = append(o.Members, check.Member{Node: peer.Name, Timings: peer.Etcd, RTT: cmp.Or(peer.Route.RTT, peer.Path.RTT, peer.RTT)})
+			o.Members = append(o.Members, check.Member{Node: peer.Name, Timings: peer.Etcd, RTT: cmp.Or(peer.Route.RTT, peer.Path.RTT, peer.RTT).Duration()})
 		}
 	}
 }

@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/meshd/meshd/internal/control"
@@ -188,7 +186,7 @@ func (c *addedClient) makeKeys(o *addOptions) error {
 }
 
 func newClientList(p *paths) *cobra.Command {
-	var out output
+	out := output{formats: []string{"text", "wide", "json"}}
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the clients, and the state of their tunnels to this node",
@@ -203,22 +201,14 @@ func newClientList(p *paths) *cobra.Command {
 					_, err := fmt.Fprintln(w, "No clients.")
 					return err
 				}
-				return printClients(w, s.Clients, time.Now())
+				v := view{wide: out.is("wide"), colors: hasColors(w)}
+				_, err := io.WriteString(w, v.clients(s.Clients, time.Now()))
+				return err
 			})
 		},
 	}
 	out.register(cmd)
 	return cmd
-}
-
-func printClients(w io.Writer, clients []control.ClientStatus, now time.Time) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "CLIENT\tOVERLAY\tNETWORKS\tACCESS\tADDED BY\tENDPOINT\tHANDSHAKE\tRECEIVED\tSENT")
-	for _, c := range clients {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Name, join(c.Overlay), join(c.Networks), join(c.Access), c.AddedBy,
-			endpoint(c.Endpoint), age(c.LastHandshake, now), size(c.Received), size(c.Sent))
-	}
-	return t.Flush()
 }
 
 func newClientShow(p *paths) *cobra.Command {
@@ -284,9 +274,9 @@ func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 		return secret
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "# %s in the cluster %s\n[Interface]\n# meshd-cluster = %s\n# meshd-ranges = %s\n", c.Name, c.Cluster, c.Cluster, commas(c.Ranges))
+	fmt.Fprintf(&b, "# %s in the cluster %s\n[Interface]\n# meshd-cluster = %s\n# meshd-ranges = %s\n", c.Name, c.Cluster, c.Cluster, join(c.Ranges))
 	if len(c.Networks) > 0 {
-		fmt.Fprintf(&b, "# A router for %s: it forwards packets between these networks and the tunnel, without NAT.\n", commas(c.Networks))
+		fmt.Fprintf(&b, "# A router for %s: it forwards packets between these networks and the tunnel, without NAT.\n", join(c.Networks))
 	}
 	if privateKey == "" {
 		b.WriteString("# Put the secrets in place of < >: meshd does not have them.\n")
@@ -316,13 +306,10 @@ func wgQuick(c control.ClientConfig, privateKey, presharedKey string) string {
 		if c.PresharedKey {
 			fmt.Fprintf(&b, "PresharedKey = %s\n", placeholder(presharedKey, "preshared key"))
 		}
-		fmt.Fprintf(&b, "Endpoint = %s\nAllowedIPs = %s\nPersistentKeepalive = %d\n", p.Endpoint, commas(p.AllowedIPs), c.Keepalive)
+		fmt.Fprintf(&b, "Endpoint = %s\nAllowedIPs = %s\nPersistentKeepalive = %d\n", p.Endpoint, join(p.AllowedIPs), c.Keepalive)
 	}
 	return b.String()
 }
-
-// commas formats prefixes as wg-quick(8) expects them.
-func commas(ps []netip.Prefix) string { return strings.ReplaceAll(join(ps), ",", ", ") }
 
 // withoutComments returns a configuration without comments and empty lines: apps on phones
 // drop them, and a QR code has little room.

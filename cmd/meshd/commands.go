@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/daemon"
@@ -151,72 +150,6 @@ func newLogger(w io.Writer, verbose bool) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, opts))
 }
 
-func newStatus(p *paths) *cobra.Command {
-	var (
-		out     output
-		probe   bool
-		await   bool
-		timeout time.Duration
-	)
-	cmd := &cobra.Command{
-		Use:   "status",
-		Short: "Show this node, the other nodes, and problems",
-		Long: `Show this node, the other nodes, and problems with advice.
-
-ROUTE is how packets get to a node: through a tunnel or over the LAN, and via which
-nodes if it is not direct. HEALTH and the round-trip time after it are measured with
-echo requests along that route. Without --probe only the routes that a failover
-depends on are measured; with it, every node gets one request and has a second to answer.
-
-With --wait, it waits until pods may start on this host: the overlay address is on
-the device, and the CNI configuration is in place. meshd-online.service does this
-for k3s. The exit code is 1 if that takes longer than --timeout, and 3 if no daemon
-answers for 30 seconds.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			show := func(s control.Status) error {
-				return out.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return printStatus(w, s, time.Now()) })
-			}
-			if await {
-				s, err := awaitReady(cmd.Context(), p.client(), timeout)
-				if errors.Is(err, control.ErrNotRunning) {
-					return err
-				}
-				return errors.Join(err, show(s))
-			}
-			ask := p.client().Status
-			if probe {
-				ask = p.client().Probe
-			}
-			s, err := ask(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return show(s)
-		},
-	}
-	cmd.Flags().BoolVar(&probe, "probe", false, "measure every route now")
-	cmd.Flags().BoolVar(&await, "wait", false, "wait until pods may start on this host")
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long --wait waits, such as 5m; 0 is for ever")
-	cmd.MarkFlagsMutuallyExclusive("probe", "wait")
-	out.register(cmd)
-	return cmd
-}
-
-// awaitReady waits until pods may start, no longer than timeout unless that is 0.
-func awaitReady(ctx context.Context, c *control.Client, timeout time.Duration) (control.Status, error) {
-	if timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
-		defer cancel()
-	}
-	s, err := c.AwaitReady(ctx)
-	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil { // not the limit of one request
-		err = fmt.Errorf("pods may not start on this host after %v: the status and journalctl -u meshd say why", timeout)
-	}
-	return s, err
-}
-
 func newPlan(p *paths) *cobra.Command {
 	var (
 		out     output
@@ -347,34 +280,49 @@ func newVersion() *cobra.Command {
 	return cmd
 }
 
-// output is the value of the -o flag: text or json.
-type output string
-
-func (o *output) register(cmd *cobra.Command) {
-	cmd.Flags().VarP(o, "output", "o", "output as `text` or json")
-	*o = "text"
+// output is the value of the -o flag.
+type output struct {
+	formats []string // the first one is the default; text and json if empty
+	format  string
 }
 
-func (o *output) String() string { return string(*o) }
+func (o *output) register(cmd *cobra.Command) {
+	if len(o.formats) == 0 {
+		o.formats = []string{"text", "json"}
+	}
+	o.format = o.formats[0]
+	cmd.Flags().VarP(o, "output", "o", "output as `format`: "+o.choice())
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(o.formats, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
+}
+
+// choice lists the formats.
+func (o *output) choice() string {
+	last := len(o.formats) - 1
+	return strings.Join(o.formats[:last], ", ") + " or " + o.formats[last]
+}
+
+func (o *output) is(format string) bool { return o.format == format }
+
+func (o *output) String() string { return o.format }
 
 // Type implements pflag.Value.
 func (*output) Type() string { return "format" }
 
 // Set implements pflag.Value.
 func (o *output) Set(s string) error {
-	if s != "text" && s != "json" {
-		return fmt.Errorf("want text or json, got %q", s)
+	if !slices.Contains(o.formats, s) {
+		return fmt.Errorf("want %s, got %q", o.choice(), s)
 	}
-	*o = output(s)
+	o.format = s
 	return nil
 }
 
 // print writes v as JSON, or calls text, as the flag says.
 func (o *output) print(w io.Writer, v any, text func(io.Writer) error) error {
-	if *o == "text" {
-		return text(w)
+	if o.is("json") {
+		return printJSON(w, v)
 	}
-	return printJSON(w, v)
+	return text(w)
 }
 
 // printJSON writes v as indented JSON.

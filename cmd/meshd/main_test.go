@@ -54,6 +54,7 @@ func TestPrintStatus(t *testing.T) {
 		return as
 	}
 	full := control.Status{
+		Version: "0.1.0", Started: now.Add(-76 * time.Hour), Cluster: control.Cluster{Name: "meshd", Mode: mesh.ModeLocation, Generation: 3},
 		Node: control.Node{
 			Name: "aws-1", Location: "aws", Role: control.RoleDraining, Overlay: addrs("10.4.0.1", "fd04::1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Endpoints: []string{"198.51.100.1:51820"}, NAT: true, Ready: true, Relays: []string{"gcp-1", "gcp-2"},
 			PortMappings: []control.PortMapping{
@@ -67,10 +68,10 @@ func TestPrintStatus(t *testing.T) {
 		Device: control.Device{Name: "meshd0", Implementation: "kernel", ListenPort: 51820, MTU: 1420},
 		Relay:  &control.Relay{Nodes: 3, Bytes: 5 << 20},
 		Peers: []control.Peer{
-			{Name: "aws-2", Location: "aws", Role: control.RoleGateway, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Health: control.RouteOK, RTT: 210 * time.Microsecond}},
+			{Name: "aws-2", Location: "aws", Role: control.RoleGateway, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Health: control.RouteOK, RTT: control.Milliseconds(210 * time.Microsecond)}},
 			{Name: "far-2", Location: "far", Role: control.RoleMember, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Via: []string{"aws-2", "far-1"}, Health: control.RouteSilent}, Path: control.Path{Kind: control.PathNone}},
-			{Name: "gcp-1", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Overlay: addrs("10.4.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}, InternalIPs: addrs("192.168.2.1"), Path: control.Path{Kind: control.PathDirect, Proved: true, Since: now.Add(-200 * time.Second), RTT: 1200 * time.Microsecond}, Endpoint: netip.MustParseAddrPort("198.51.100.2:51820"), LastHandshake: now.Add(-65 * time.Second), Received: 1023, Sent: 5 << 30, RTT: 1500 * time.Microsecond},
-			{Name: "gcp-2", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Path: control.Path{Kind: control.PathRelayed, Relay: "gcp-1", Proved: true, Since: now.Add(-time.Minute), RTT: 31 * time.Millisecond, Loss: 1. / 32}, Endpoint: netip.MustParseAddrPort("198.51.100.2:7946")},
+			{Name: "gcp-1", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Overlay: addrs("10.4.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}, InternalIPs: addrs("192.168.2.1"), Path: control.Path{Kind: control.PathDirect, Proved: true, Since: now.Add(-200 * time.Second), RTT: control.Milliseconds(1200 * time.Microsecond)}, Endpoint: netip.MustParseAddrPort("198.51.100.2:51820"), LastHandshake: now.Add(-65 * time.Second), Received: 1023, Sent: 5 << 30, RTT: control.Milliseconds(1500 * time.Microsecond)},
+			{Name: "gcp-2", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Path: control.Path{Kind: control.PathRelayed, Relay: "gcp-1", Proved: true, Since: now.Add(-time.Minute), RTT: control.Milliseconds(31 * time.Millisecond), Loss: 1. / 32}, Endpoint: netip.MustParseAddrPort("198.51.100.2:7946")},
 			{Name: "home", Location: "attic", Role: control.RoleDown, Route: control.Route{Kind: mesh.RouteNone}, Path: control.Path{Kind: control.PathLAN}},
 		},
 		Clients: []control.ClientStatus{
@@ -79,7 +80,7 @@ func TestPrintStatus(t *testing.T) {
 		},
 		Problems:  []mesh.Problem{{Kind: mesh.ProblemName, Node: "home", Text: "two nodes are named home", Advice: "set another node.name"}},
 		Notes:     []mesh.Problem{{Kind: mesh.ProblemNote, Node: "home", Text: "internal IP 192.168.1.7/32 of node home is not reachable through the mesh", Advice: "set node.internal-ip to none there"}},
-		Counters:  map[string]uint64{"stream-limit": 2, "packet-sealed": 4711},
+		Counters:  []control.Counter{{Reason: "packet-sealed", Count: 4711, Meaning: "another secret, or none"}, {Reason: "stream-limit", Count: 2, Meaning: "too many at once"}},
 		Reconcile: control.Reconcile{Error: "apply plan: add route 10.42.1.0/24: no\nadd address: no"},
 	}
 	tests := []struct {
@@ -113,11 +114,13 @@ func TestPrintStatus(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			var got bytes.Buffer
-			if err := printStatus(&got, tt.status, now); err != nil {
-				t.Fatal(err)
+			for name, v := range map[string]view{"status-" + tt.name: {}, "status-wide-" + tt.name: {wide: true}} {
+				var got bytes.Buffer
+				if err := v.print(&got, tt.status, now); err != nil {
+					t.Fatal(err)
+				}
+				golden(t, name, got.String())
 			}
-			golden(t, "status-"+tt.name, got.String())
 		})
 	}
 }

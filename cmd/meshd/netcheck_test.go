@@ -21,7 +21,7 @@ func TestPrintNetwork(t *testing.T) {
 	}
 	base := control.Network{
 		Node: "home-1", Port: 51820, Alive: 4, UDP: control.Yes, Hairpin: control.Unknown, MTU: 1420,
-		Relays: []control.NearbyRelay{{Name: "aws-1", RTT: 19 * time.Millisecond}, {Name: "gcp-1", RTT: 38 * time.Millisecond}, {Name: "far"}},
+		Relays: []control.NearbyRelay{{Name: "aws-1", RTT: control.Milliseconds(19 * time.Millisecond)}, {Name: "gcp-1", RTT: control.Milliseconds(38 * time.Millisecond)}, {Name: "far"}},
 	}
 	with := func(change func(*control.Network)) control.Network {
 		n := base

@@ -3,66 +3,323 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/meshd/meshd/internal/control"
 )
 
-// printStatus writes a status for a person: this node, the other nodes, the clients, the
-// clusters that are joined to this one, and problems with advice.
-func printStatus(w io.Writer, s control.Status, now time.Time) error {
+// watchEvery is how often --watch shows the status anew.
+const watchEvery = 2 * time.Second
+
+func newStatus(p *paths) *cobra.Command {
+	var (
+		out          = output{formats: []string{"text", "wide", "json"}}
+		probe, check bool
+		await, watch bool
+		timeout      time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show this node, the other nodes, and problems",
+		Long: `Show this node, the other nodes, and problems with advice, in 80 columns. -o wide shows
+everything, also what gossip has dropped and why; -o json is for programs.
+
+ALIVE is yes, or when the node was alive last. PATH is how packets get to it: lan,
+direct, relayed or tcp, and through which nodes. RTT is a round trip, and what was
+measured: the tunnel's path, pings along the whole route, or gossip. LOSS is that of the
+path's last 32 probes. PROBLEM has the kinds of the problems below that the node has, and
+"silent" or "losing" if pings to it get no answer. Without --probe only the routes that a
+failover depends on are pinged; with it, every node gets one ping and has a second to
+answer.
+
+With --wait, it waits until pods may start on this host: the overlay address is on
+the device, and the CNI configuration is in place. meshd-online.service does this
+for k3s. The exit code is 1 if that takes longer than --timeout, and 3 if no daemon
+answers for 30 seconds.
+
+With --check the exit code is 1 unless pods may start here, there are no problems, and the
+living nodes that are pinged answer.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ask := p.client().Status
+			if probe {
+				ask = p.client().Probe
+			}
+			w := cmd.OutOrStdout()
+			v := view{wide: out.is("wide"), colors: hasColors(w)}
+			show := func(s control.Status) error {
+				return out.print(w, s, func(w io.Writer) error { return v.print(w, s, time.Now()) })
+			}
+			if watch {
+				return watchStatus(cmd.Context(), w, ask, show)
+			}
+			if await {
+				s, err := awaitReady(cmd.Context(), p.client(), timeout)
+				if errors.Is(err, control.ErrNotRunning) {
+					return err
+				}
+				return errors.Join(err, show(s))
+			}
+			s, err := ask(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if err := show(s); err != nil || !check {
+				return err
+			}
+			return wellness(s)
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVar(&probe, "probe", false, "ping every node now")
+	flags.BoolVar(&await, "wait", false, "wait until pods may start on this host")
+	flags.DurationVar(&timeout, "timeout", 0, "how long --wait waits, such as 5m; 0 is for ever")
+	flags.BoolVarP(&watch, "watch", "w", false, "show it anew every two seconds, until ctrl-C")
+	flags.BoolVar(&check, "check", false, "exit with 1 unless all is well")
+	cmd.MarkFlagsMutuallyExclusive("probe", "wait")
+	cmd.MarkFlagsMutuallyExclusive("watch", "wait", "check")
+	out.register(cmd)
+	return cmd
+}
+
+// awaitReady waits until pods may start, no longer than timeout unless that is 0.
+func awaitReady(ctx context.Context, c *control.Client, timeout time.Duration) (control.Status, error) {
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	s, err := c.AwaitReady(ctx)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil { // not the limit of one request
+		err = fmt.Errorf("pods may not start on this host after %v: the status and journalctl -u meshd say why", timeout)
+	}
+	return s, err
+}
+
+// wellness returns an error unless pods may start on this host, there are no problems, and the living nodes
+// answer pings where these are sent.
+func wellness(s control.Status) error {
+	switch {
+	case s.Reconcile.Error != "":
+		return errors.New("the last reconcile failed")
+	case !s.Node.Ready:
+		return errors.New("pods may not start on this host yet")
+	case slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return p.Alive && p.Route.Health == control.RouteSilent }):
+		return errors.New("a node that is alive does not answer pings")
+	case len(s.Problems) == 1:
+		return errors.New("there is a problem")
+	case len(s.Problems) > 1:
+		return fmt.Errorf("there are %d problems", len(s.Problems))
+	}
+	return nil
+}
+
+// watchStatus shows the status again and again, until ctx ends. On a terminal each takes the place of
+// the one before.
+func watchStatus(ctx context.Context, w io.Writer, ask func(context.Context) (control.Status, error), show func(control.Status) error) error {
+	clear := ""
+	if isTerminal(w) {
+		clear = "\x1b[H\x1b[2J" // to the top, and erase the screen
+	}
+	for {
+		s, err := ask(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if _, err := io.WriteString(w, clear); err != nil {
+			return err
+		}
+		if err != nil {
+			_, err = fmt.Fprintln(w, "meshd:", err) // it may be restarting
+		} else {
+			err = show(s)
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-time.After(watchEvery):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// hasColors reports whether to write colors: to a terminal, unless NO_COLOR is set (no-color.org).
+func hasColors(w io.Writer) bool {
+	return isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+// columns is how wide a status for a person is, unless it is asked for everything.
+const columns = 80
+
+// view is how a status is written for a person.
+type view struct {
+	wide   bool // everything, however wide that is
+	colors bool
+}
+
+func (v view) width() int {
+	if v.wide {
+		return 0
+	}
+	return columns
+}
+
+// print writes a status: this node, the other nodes, the clients, the clusters that are joined to this one,
+// and problems with advice.
+func (v view) print(w io.Writer, s control.Status, now time.Time) error {
 	var b strings.Builder
-	printNode(&b, s)
+	b.WriteString(v.node(s, now))
 	if s.Node.Alone {
 		at := "ADDRESS"
 		if len(s.Node.JoinAt) > 0 {
 			at = yamlList(s.Node.JoinAt)
 		}
-		fmt.Fprintf(&b, "\nThis node is alone. Others join it with the same secret, and in their configuration:\n  join: [%s]\n", at)
+		fmt.Fprintf(&b, "\nThis node is alone. Others join it with the same secret, and in their\nconfiguration:\n  join: [%s]\n", at)
 	}
 	if len(s.Peers) > 0 {
 		b.WriteString("\n")
-		printPeers(&b, s.Peers, now)
+		if v.wide {
+			b.WriteString(v.table(widePeers(s.Peers, now)))
+		} else {
+			b.WriteString(v.table(peers(s, now)))
+		}
 	}
 	if len(s.Clients) > 0 {
-		b.WriteString("\n")
-		if err := printClients(&b, s.Clients, now); err != nil {
-			return err
-		}
+		b.WriteString("\n" + v.clients(s.Clients, now))
 	}
 	if len(s.Clusters) > 0 {
-		b.WriteString("\n")
-		printClusters(&b, s.Clusters)
+		b.WriteString("\n" + v.table(clusters(s.Clusters)))
 	}
 	if s.Reconcile.Error != "" {
-		fmt.Fprintf(&b, "\nThe last reconcile failed:\n")
+		b.WriteString("\nThe last reconcile failed:\n")
 		for line := range strings.Lines(s.Reconcile.Error) {
-			fmt.Fprintf(&b, "  %s\n", strings.TrimSuffix(line, "\n"))
+			b.WriteString(wrap("  ", line, v.width()))
 		}
 	}
-	if len(s.Problems) > 0 {
-		fmt.Fprintf(&b, "\nProblems:\n")
-		for _, p := range s.Problems {
-			fmt.Fprintf(&b, "  %s: %s\n    → %s\n", p.Node, p.Text, p.Advice)
-		}
+	v.problems(&b, "Problems", s.Problems, red)
+	v.problems(&b, "Notes", s.Notes, plain)
+	if v.wide && len(s.Counters) > 0 {
+		b.WriteString("\nDropped by gossip since the start:\n")
+		b.WriteString(v.table(counters(s.Counters)))
 	}
-	if len(s.Notes) > 0 {
-		fmt.Fprintf(&b, "\nNotes:\n")
-		for _, p := range s.Notes {
-			fmt.Fprintf(&b, "  %s: %s\n    → %s\n", p.Node, p.Text, p.Advice)
-		}
-	}
-	printCounters(&b, s.Counters)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func (v view) table(rows [][]cell) string { return layOut(rows, v.width(), v.colors) }
+
+// field is a line of what is said of this node.
+type field struct{ label, text string }
+
+// node writes what there is to say of this node.
+func (v view) node(s control.Status, now time.Time) string {
+	n := s.Node
+	fields := []field{{"Node", n.Name + ", " + state(s)}}
+	if s.Version != "" {
+		fields = append(fields, field{"meshd", s.Version + ", up " + short(now.Sub(s.Started))})
+	}
+	if c := s.Cluster; c.Name != "" {
+		fields = append(fields, field{"Cluster", fmt.Sprintf("%s, mode %s, generation %d", c.Name, c.Mode, c.Generation)})
+	}
+	fields = append(fields, field{"Fingerprint", n.ID.String()})
+	if n.Location != "" {
+		fields = append(fields, field{"Location", n.Location + role(n.Role)})
+	}
+	fields = append(fields, field{"Overlay", join(n.Overlay)}, field{"Pods", join(n.PodCIDRs)}, field{"Endpoint", join(n.Endpoints) + endpointNotes(n)})
+	for _, net := range n.Networks {
+		fields = append(fields, field{"Networks", fmt.Sprintf("%v, reached through %s", net.Network, net.Through)})
+	}
+	if len(n.Relays) > 0 {
+		fields = append(fields, field{"Reached via", join(n.Relays) + ", by sealed packets"})
+	}
+	if v.wide {
+		fields = append(fields, wideFields(s)...)
+	}
+	labels := 0
+	for _, f := range fields {
+		labels = max(labels, len(f.label))
+	}
+	var b strings.Builder
+	last := ""
+	for _, f := range fields {
+		label := f.label + ":"
+		if f.label == last {
+			label = ""
+		}
+		last = f.label
+		b.WriteString(wrap(fmt.Sprintf("%-*s", labels+len(gap)+1, label), f.text, v.width()))
+	}
+	return b.String()
+}
+
+// wideFields is what is said of this node only if everything is.
+func wideFields(s control.Status) (fields []field) {
+	for _, m := range s.Node.PortMappings {
+		note := ""
+		if !m.Public {
+			note = ", which is behind NAT itself"
+		}
+		fields = append(fields, field{"Mapped", fmt.Sprintf("%v to port %d, by %s of the router %v%s", m.External, m.Port, m.Protocol, m.Router, note)})
+	}
+	for _, i := range s.Node.InternalIPs {
+		fields = append(fields, field{"Internal IP", i.String()})
+	}
+	for _, i := range s.Node.OtherPrivate {
+		fields = append(fields, field{"Not used", i.String()})
+	}
+	device := "-"
+	if d := s.Device; d.Name != "" {
+		device = fmt.Sprintf("%s, %s WireGuard, port %d, MTU %d", d.Name, d.Implementation, d.ListenPort, d.MTU)
+	}
+	fields = append(fields, field{"Device", device})
+	if r := s.Relay; r != nil {
+		fields = append(fields, field{"Relay", fmt.Sprintf("for %d nodes, %s forwarded", r.Nodes, size(int64(r.Bytes)))})
+	}
+	return fields
+}
+
+// state words whether this node is in the mesh.
+func state(s control.Status) string {
+	switch {
+	case s.Node.Slot < 0 && !slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return p.Alive }):
+		return "looking for the mesh"
+	case !s.Node.Ready:
+		return "not ready yet"
+	}
+	return "ready"
+}
+
+// endpointNotes says what is special of this node's endpoints.
+func endpointNotes(n control.Node) string {
+	var notes []string
+	if n.NAT {
+		notes = append(notes, "behind NAT")
+	}
+	if len(n.Endpoints) > 0 && !n.Open {
+		notes = append(notes, "not reached by other nodes so far")
+	}
+	if len(notes) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(notes, ", ") + ")"
 }
 
 // yamlList formats addresses as the elements of a list in YAML, where those of IPv6 need
@@ -75,206 +332,4 @@ func yamlList(addrs []string) string {
 		}
 	}
 	return strings.Join(out, ", ")
-}
-
-// printCounters lists how many packets and objects gossip has dropped, by reason.
-func printCounters(w io.Writer, counters map[string]uint64) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	if len(counters) > 0 {
-		fmt.Fprintf(t, "\nDropped by gossip since the start:\n")
-	}
-	for _, reason := range slices.Sorted(maps.Keys(counters)) {
-		fmt.Fprintf(t, "  %s\t%d\n", reason, counters[reason])
-	}
-	t.Flush()
-}
-
-func printNode(w io.Writer, s control.Status) {
-	n := s.Node
-	state := "ready"
-	switch {
-	case n.Slot < 0 && !slices.ContainsFunc(s.Peers, func(p control.Peer) bool { return p.Alive }):
-		state = "looking for the mesh"
-	case !n.Ready:
-		state = "not ready yet"
-	}
-	var notes []string
-	if n.NAT {
-		notes = append(notes, "behind NAT")
-	}
-	if len(n.Endpoints) > 0 && !n.Open {
-		notes = append(notes, "not reached by other nodes so far")
-	}
-	note := ""
-	if len(notes) > 0 {
-		note = " (" + strings.Join(notes, ", ") + ")"
-	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "Node:\t%s, %s\n", n.Name, state)
-	fmt.Fprintf(t, "Fingerprint:\t%v\n", n.ID)
-	if n.Location != "" {
-		fmt.Fprintf(t, "Location:\t%s%s\n", n.Location, role(n.Role))
-	}
-	fmt.Fprintf(t, "Overlay:\t%s\n", join(n.Overlay))
-	fmt.Fprintf(t, "Pods:\t%s\n", join(n.PodCIDRs))
-	fmt.Fprintf(t, "Endpoint:\t%s%s\n", join(n.Endpoints), note)
-	heading := "Mapped:"
-	for _, m := range n.PortMappings {
-		note := ""
-		if !m.Public {
-			note = ", which is behind NAT itself"
-		}
-		fmt.Fprintf(t, "%s\t%v to port %d, by %s of the router %v%s\n", heading, m.External, m.Port, m.Protocol, m.Router, note)
-		heading = ""
-	}
-	heading = "Internal IP:"
-	for _, i := range n.InternalIPs {
-		fmt.Fprintf(t, "%s\t%v\n", heading, i)
-		heading = ""
-	}
-	heading = "Not used:"
-	for _, i := range n.OtherPrivate {
-		fmt.Fprintf(t, "%s\t%v\n", heading, i)
-		heading = ""
-	}
-	heading = "Networks:"
-	for _, s := range n.Networks {
-		fmt.Fprintf(t, "%s\t%v, reached through %s\n", heading, s.Network, s.Through)
-		heading = ""
-	}
-	device := "-"
-	if d := s.Device; d.Name != "" {
-		device = fmt.Sprintf("%s, %s WireGuard, port %d, MTU %d", d.Name, d.Implementation, d.ListenPort, d.MTU)
-	}
-	fmt.Fprintf(t, "Device:\t%s\n", device)
-	if len(n.Relays) > 0 {
-		fmt.Fprintf(t, "Reached via:\t%s, by sealed packets\n", join(n.Relays))
-	}
-	if r := s.Relay; r != nil {
-		fmt.Fprintf(t, "Relay:\tfor %d nodes, %s forwarded\n", r.Nodes, size(int64(r.Bytes)))
-	}
-	t.Flush() // writing to a strings.Builder never fails
-}
-
-func printPeers(w io.Writer, peers []control.Peer, now time.Time) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tLOCATION\tALIVE\tROUTE\tHEALTH\tOVERLAY\tPODS\tINTERNAL IP\tPATH\tENDPOINT\tHANDSHAKE\tRTT\tRECEIVED\tSENT")
-	for _, p := range peers {
-		alive := "no"
-		if p.Alive {
-			alive = "yes"
-		}
-		fmt.Fprintf(t, "%s\t%s%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, orDash(p.Location), role(p.Role), alive, p.Route, health(p.Route), join(p.Overlay), join(p.PodCIDRs),
-			join(p.InternalIPs), path(p.Path, now), endpoint(p.Endpoint), age(p.LastHandshake, now), orDash(roundTrip(p.RTT)), size(p.Received), size(p.Sent))
-	}
-	t.Flush()
-}
-
-func printClusters(w io.Writer, clusters []control.LinkedCluster) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "CLUSTER\tNETWORKS\tTHROUGH")
-	for _, c := range clusters {
-		var through []string
-		for _, l := range c.Through {
-			through = append(through, fmt.Sprintf("%s (%s)", l.Name, l.State))
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\n", c.Name, join(c.Networks), orDash(strings.Join(through, ", ")))
-	}
-	t.Flush()
-}
-
-// role formats the role of a node behind its location. The roles that most nodes have are
-// left out.
-func role(r control.Role) string {
-	switch r {
-	case "", control.RoleMember, control.RoleNever:
-		return ""
-	}
-	return " (" + string(r) + ")"
-}
-
-// health words the health of a route, with its round-trip time.
-func health(p control.Route) string {
-	if p.RTT == 0 {
-		return orDash(string(p.Health))
-	}
-	return string(p.Health) + ", " + roundTrip(p.RTT)
-}
-
-// path words how WireGuard's packets travel to a peer, since when, the round trip, and what is
-// lost.
-func path(p control.Path, now time.Time) string {
-	how := string(p.Kind)
-	if p.Relay != "" {
-		how += " via " + p.Relay
-	}
-	switch {
-	case p.Kind == "": // there is no tunnel to it
-		return "-"
-	case p.Kind == control.PathNone:
-		return how
-	case !p.Proved:
-		return how + ", not proved"
-	}
-	s := fmt.Sprintf("%s for %v", how, max(now.Sub(p.Since), 0).Round(time.Second))
-	if p.RTT > 0 {
-		s += ", " + roundTrip(p.RTT)
-	}
-	if p.Loss > 0 {
-		s += fmt.Sprintf(", %.0f%% lost", 100*p.Loss)
-	}
-	return s
-}
-
-// roundTrip prints a round-trip time, "" if it is not known.
-func roundTrip(d time.Duration) string {
-	if d == 0 {
-		return ""
-	}
-	return d.Round(10 * time.Microsecond).String()
-}
-
-// endpoint prints the endpoint of a tunnel, or a dash for none.
-func endpoint(a netip.AddrPort) string {
-	if !a.IsValid() {
-		return "-"
-	}
-	return a.String()
-}
-
-// join lists values, or returns a dash for none.
-func join[T netip.Addr | netip.Prefix | string](vs []T) string {
-	s := make([]string, len(vs))
-	for i, v := range vs {
-		s[i] = fmt.Sprint(v)
-	}
-	return orDash(strings.Join(s, ","))
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-// age formats how long ago something was.
-func age(t, now time.Time) string {
-	if t.IsZero() {
-		return "never"
-	}
-	return max(now.Sub(t), 0).Round(time.Second).String() + " ago"
-}
-
-// size formats a number of bytes with a binary prefix.
-func size(n int64) string {
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	f, i := float64(n), 0
-	for f >= 1024 && i < len(units)-1 {
-		f, i = f/1024, i+1
-	}
-	if i == 0 {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %s", f, units[i])
 }

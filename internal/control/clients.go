@@ -28,7 +28,7 @@ type ClientRequest struct {
 	Cluster        string   `json:"cluster"`        // name of another cluster, whose ranges Networks are; "" for none
 }
 
-// ClientConfig is a client's configuration without its secrets.
+// ClientConfig is a client's configuration without its secrets. Clients of other versions read it in JSON.
 type ClientConfig struct {
 	Cluster      string       `json:"cluster"`
 	ID           mesh.ID      `json:"id"`
@@ -82,8 +82,8 @@ type ClientStatus struct {
 	// The rest is about its tunnel to this node; zero if it has none.
 	Endpoint      netip.AddrPort `json:"endpoint"`               // source of its last packet; "" for none
 	LastHandshake time.Time      `json:"lastHandshake,omitzero"` // UTC; absent for never
-	Received      int64          `json:"received"`               // bytes
-	Sent          int64          `json:"sent"`                   // bytes
+	Received      int64          `json:"receivedBytes"`
+	Sent          int64          `json:"sentBytes"`
 }
 
 // RemovedClient is a client that was removed.
@@ -122,7 +122,7 @@ func handleClients(mux *http.ServeMux, d Daemon) {
 	mux.HandleFunc("POST /v1/clients/add", func(w http.ResponseWriter, r *http.Request) {
 		var request ClientRequest
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest)).Decode(&request); err != nil {
-			reply(w, nil, fmt.Errorf("%w: the request can't be read: %w", ErrRefused, err))
+			reply(w, ClientConfig{}, fmt.Errorf("%w: the request can't be read: %w", ErrRefused, err))
 			return
 		}
 		config, err := d.AddClient(r.Context(), request)

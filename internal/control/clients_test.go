@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -32,7 +33,7 @@ func TestClients(t *testing.T) {
 	c, _ := serve(t, &daemon{})
 	got, err := c.AddClient(t.Context(), control.ClientRequest{Name: "a", PublicKey: "k", PresharedKey: "p", Access: []string{"pods"}, ServiceGateway: "n"})
 	want := control.ClientConfig{Name: "a", PublicKey: "k", PresharedKey: true, Access: []string{"pods"}, Resolver: "n"}
-	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); err != nil || diff != "" {
 		t.Errorf("add: %v (-want +got):\n%s", err, diff)
 	}
 	if _, err := c.AddClient(t.Context(), control.ClientRequest{}); !errors.Is(err, control.ErrRefused) {

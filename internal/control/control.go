@@ -86,25 +86,51 @@ type Slot struct {
 type Plan struct {
 	Changes []string `json:"changes"` // one line each; empty when there is nothing to do
 	// Routes that would change, one line each; only for PlanWithout.
-	Routes []string `json:"paths,omitempty"`
+	Routes []string `json:"routes"`
 	// Quorum says that etcd would lose its quorum; only for PlanWithout.
 	Quorum string `json:"quorum,omitempty"`
 }
 
-// Status is a node's view of the mesh and of itself.
+// SchemaVersion is that of Status in JSON. It is raised when a field is removed or gets another
+// meaning, and not when one is added.
+const SchemaVersion = 1
+
+// Status is a node's view of the mesh and of itself. docs/status.md describes its form in JSON.
 type Status struct {
-	Version   string            `json:"version"`
-	Node      Node              `json:"node"`
-	Cluster   Cluster           `json:"cluster"`
-	Device    Device            `json:"device"`
-	Peers     []Peer            `json:"peers"`    // sorted by name
-	Clients   []ClientStatus    `json:"clients"`  // sorted by name
-	Clusters  []LinkedCluster   `json:"clusters"` // that are joined to this one; sorted by name
-	Problems  []mesh.Problem    `json:"problems"` // sorted
-	Notes     []mesh.Problem    `json:"notes"`    // what breaks nothing; sorted
-	Reconcile Reconcile         `json:"reconcile"`
-	Counters  map[string]uint64 `json:"counters"`        // dropped packets and objects, by reason
-	Relay     *Relay            `json:"relay,omitempty"` // nil if this node is not a relay
+	Schema    int             `json:"schemaVersion"`
+	Version   string          `json:"version"` // of meshd
+	Started   time.Time       `json:"started"` // the daemon, UTC
+	Node      Node            `json:"node"`
+	Cluster   Cluster         `json:"cluster"`
+	Device    Device          `json:"device"`
+	Peers     []Peer          `json:"peers"`    // sorted by name
+	Clients   []ClientStatus  `json:"clients"`  // sorted by name
+	Clusters  []LinkedCluster `json:"clusters"` // that are joined to this one; sorted by name
+	Problems  []Problem       `json:"problems"` // sorted
+	Notes     []Problem       `json:"notes"`    // what breaks nothing; sorted
+	Reconcile Reconcile       `json:"reconcile"`
+	Counters  []Counter       `json:"counters"`        // sorted by reason
+	Relay     *Relay          `json:"relay,omitempty"` // nil if this node is not a relay
+}
+
+// Dropped returns how many packets or objects gossip has dropped for a reason.
+func (s Status) Dropped(reason string) uint64 {
+	for _, c := range s.Counters {
+		if c.Reason == reason {
+			return c.Count
+		}
+	}
+	return 0
+}
+
+// Problem is what is wrong, and what to do.
+type Problem = mesh.Problem
+
+// Counter is how many packets or objects gossip has dropped for one reason.
+type Counter struct {
+	Reason  string `json:"reason"`
+	Count   uint64 `json:"count"`
+	Meaning string `json:"meaning"`
 }
 
 // Relay is what this node has forwarded between others since it became a relay.
@@ -112,8 +138,8 @@ type Relay struct {
 	Nodes     int               `json:"nodes"` // that can be reached through it, now
 	Datagrams uint64            `json:"datagrams"`
 	Bytes     uint64            `json:"bytes"`
-	InKernel  uint64            `json:"inKernel"` // of the datagrams, those that the kernel has forwarded itself
-	Dropped   map[string]uint64 `json:"dropped"`  // datagrams, by reason
+	InKernel  uint64            `json:"datagramsInKernel"` // of the datagrams, those that the kernel has forwarded itself
+	Dropped   map[string]uint64 `json:"droppedDatagrams"`  // by reason
 }
 
 // Node is this node.
@@ -137,15 +163,15 @@ type Node struct {
 	JoinAt []string `json:"joinAt"`
 	// Relays are the names of those through which others reach this node, if strangers don't
 	// reach it otherwise.
-	Relays []string `json:"relays,omitempty"`
+	Relays []string `json:"relays"`
 	// PortMappings are those that this host's router has made for it.
-	PortMappings []PortMapping `json:"portMappings,omitempty"`
+	PortMappings []PortMapping `json:"portMappings"`
 	// InternalIPs are those that this node found out or was given, and OtherPrivate the
 	// host's other private addresses, each with the reason.
 	InternalIPs  []netcfg.InternalIP `json:"internalIPs"`
 	OtherPrivate []netcfg.InternalIP `json:"otherPrivate"`
 	// Networks are those behind this node that other nodes of its location name, too.
-	Networks []SharedNetwork `json:"networks,omitempty"`
+	Networks []SharedNetwork `json:"networks"`
 }
 
 // SharedNetwork is a network behind several nodes of one location, and the name of the one through which it
@@ -181,7 +207,7 @@ type Device struct {
 	Name           string                `json:"name"`
 	Implementation netcfg.Implementation `json:"implementation"`
 	ListenPort     int                   `json:"listenPort"`
-	MTU            int                   `json:"mtu"`
+	MTU            int                   `json:"mtuBytes"`
 }
 
 // Peer is another node.
@@ -191,8 +217,11 @@ type Peer struct {
 	Location string  `json:"location"`
 	Role     Role    `json:"role"`  // in its location; "" where there are no gateways
 	Alive    bool    `json:"alive"` // according to gossip
-	Open     bool    `json:"open"`  // strangers reach it, as they say
-	Route    Route   `json:"path"`
+	// LastSeen is when a node that is not alive was alive last, UTC, give or take ten minutes if the daemon
+	// here has restarted since; absent for a living node.
+	LastSeen time.Time `json:"lastSeen,omitzero"`
+	Open     bool      `json:"open"` // strangers reach it, as they say
+	Route    Route     `json:"route"`
 	// Etcd are the timings of the member of etcd on it, as configured there.
 	Etcd        mesh.EtcdTimings `json:"etcd,omitempty"`
 	Overlay     []netip.Addr     `json:"overlay"`
@@ -201,29 +230,29 @@ type Peer struct {
 	Endpoint    netip.AddrPort   `json:"endpoint"`    // in use; "" for none
 	// Path is how packets of the tunnel to it travel; its Kind is "" for a node without a
 	// tunnel to this one.
-	Path Path `json:"underlay"`
+	Path Path `json:"path"`
 	// Candidates are the endpoints that this node would try, best first. LANAddress is where a
 	// node is that is reached over the private network.
 	Candidates    []netip.AddrPort `json:"candidates"`
 	LANAddress    netip.Addr       `json:"lanAddress,omitzero"`
 	LastHandshake time.Time        `json:"lastHandshake,omitzero"` // UTC; absent for never
-	Received      int64            `json:"received"`               // bytes
-	Sent          int64            `json:"sent"`                   // bytes
-	RTT           time.Duration    `json:"rtt,omitzero"`           // of gossip, nanoseconds; absent if not known
+	Received      int64            `json:"receivedBytes"`
+	Sent          int64            `json:"sentBytes"`
+	RTT           Milliseconds     `json:"rttMilliseconds,omitzero"` // of gossip; absent if not known
 }
 
 // Path is how WireGuard's packets travel to a peer.
 type Path struct {
 	Kind   PathKind       `json:"kind"`
-	Addr   netip.AddrPort `json:"address"`         // "" for none
-	Relay  string         `json:"relay,omitempty"` // the name of the node that forwards
-	Proxy  string         `json:"proxy,omitempty"` // the HTTP proxy through which TCP goes
-	Proved bool           `json:"proved"`          // the peer answers on it
-	Since  time.Time      `json:"since,omitzero"`  // UTC; absent for no path
-	RTT    time.Duration  `json:"rtt,omitzero"`    // nanoseconds; absent if not known
-	Loss   float64        `json:"loss"`            // of the last 32 probes, 0 to 1
-	MTU    int            `json:"mtu,omitempty"`   // the longest packet inside the tunnel that passes, bytes; absent if not known
-	Tried  []TriedPath    `json:"tried,omitempty"` // all paths that are tried, that one among them
+	Addr   netip.AddrPort `json:"address"`                  // "" for none
+	Relay  string         `json:"relay,omitempty"`          // the name of the node that forwards
+	Proxy  string         `json:"proxy,omitempty"`          // the HTTP proxy through which TCP goes
+	Proved bool           `json:"proved"`                   // the peer answers on it
+	Since  time.Time      `json:"since,omitzero"`           // UTC; absent for no path
+	RTT    Milliseconds   `json:"rttMilliseconds,omitzero"` // absent if not known
+	Loss   float64        `json:"lossRatio"`                // of the last 32 probes, 0 to 1
+	MTU    int            `json:"mtuBytes,omitempty"`       // the longest packet inside the tunnel that passes; absent if not known
+	Tried  []TriedPath    `json:"tried"`                    // all paths that are tried, that one among them
 	// NotProbed is why no path is looked for, "" if one is.
 	NotProbed string `json:"notProbed,omitempty"`
 }
@@ -242,9 +271,9 @@ type TriedPath struct {
 	Kind PathKind       `json:"kind"`
 	Addr netip.AddrPort `json:"address"`
 	// Relay is the name of the node that forwards, "" for none.
-	Relay string        `json:"relay,omitempty"`
-	RTT   time.Duration `json:"rtt,omitzero"` // nanoseconds; absent if not known
-	Loss  float64       `json:"loss"`         // of the last 32 probes, 0 to 1
+	Relay string       `json:"relay,omitempty"`
+	RTT   Milliseconds `json:"rttMilliseconds,omitzero"` // absent if not known
+	Loss  float64      `json:"lossRatio"`                // of the last 32 probes, 0 to 1
 }
 
 // PathKind is the kind of a path.

@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -33,8 +32,14 @@ type Route struct {
 	Kind   mesh.RouteKind `json:"kind"`
 	Via    []string       `json:"via"` // names of the nodes between, in order; empty for a direct route
 	Health Health         `json:"health"`
-	RTT    time.Duration  `json:"rtt,omitzero"` // of the echo requests, nanoseconds; absent if not known
+	RTT    Milliseconds   `json:"rttMilliseconds,omitzero"` // of the echo requests; absent if not known
 }
+
+// IsNone reports that there is no way to the node.
+func (r Route) IsNone() bool { return r.Kind == mesh.RouteNone }
+
+// IsLAN reports that packets leave this host over the private network, and in no tunnel.
+func (r Route) IsLAN() bool { return r.Kind == mesh.RouteLAN }
 
 // String formats a route for a person: "tunnel", or "lan via a, b".
 func (r Route) String() string {
@@ -56,11 +61,11 @@ const (
 
 // Drained is the state after a request to drain the node, or to undo that.
 type Drained struct {
-	Draining   bool           `json:"draining"`           // it lasts until it is undone or the daemon restarts
-	Gateway    bool           `json:"gateway"`            // other nodes' traffic goes through this node now
-	Networks   []netip.Prefix `json:"networks,omitempty"` // behind this node that it serves now though others name them, too
-	Successors []string       `json:"successors"`         // gateways of the location, and who serves the networks that this node served; sorted
-	Text       string         `json:"text"`               // the same for a person
+	Draining   bool           `json:"draining"`   // it lasts until it is undone or the daemon restarts
+	Gateway    bool           `json:"gateway"`    // other nodes' traffic goes through this node now
+	Networks   []netip.Prefix `json:"networks"`   // behind this node that it serves now though others name them, too
+	Successors []string       `json:"successors"` // gateways of the location, and who serves the networks that this node served; sorted
+	Text       string         `json:"text"`       // the same for a person
 }
 
 // Drain asks the daemon to have its node replaced as a gateway, and as the server of networks, or to undo that, and

@@ -6,7 +6,6 @@ import (
 	"context"
 	"net/http"
 	"net/netip"
-	"time"
 )
 
 // Network is what the networks between this node and the others let pass, as far as is known.
@@ -18,7 +17,7 @@ type Network struct {
 	Families     []Family      `json:"families"`
 	Hairpin      Answer        `json:"hairpin"`      // the router passes back what this host sends to its own public address of IPv4
 	PortMappings []PortMapping `json:"portMappings"` // by this host's router
-	MTU          int           `json:"mtu"`          // of the device, bytes
+	MTU          int           `json:"mtuBytes"`     // of the device
 	Narrow       []NarrowPath  `json:"narrow"`       // paths that carry less than their tunnel's MTU, sorted by name
 	Relays       []NearbyRelay `json:"relays"`       // that are alive, the nearest first
 }
@@ -62,13 +61,13 @@ const (
 // NarrowPath is a path that carries less than the tunnel's MTU.
 type NarrowPath struct {
 	Node string `json:"node"`
-	MTU  int    `json:"mtu"` // inside the tunnel, bytes
+	MTU  int    `json:"mtuBytes"` // inside the tunnel
 }
 
 // NearbyRelay is a node that forwards packets for others.
 type NearbyRelay struct {
-	Name string        `json:"name"`
-	RTT  time.Duration `json:"rtt,omitzero"` // nanoseconds; absent if not known
+	Name string       `json:"name"`
+	RTT  Milliseconds `json:"rttMilliseconds,omitzero"` // absent if not known
 }
 
 // Network returns what is known of the networks between this node and the others.

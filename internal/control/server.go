@@ -142,16 +142,18 @@ type failure struct {
 	Error string `json:"error"`
 }
 
-func reply(w http.ResponseWriter, body any, err error) {
-	code := http.StatusOK
+// reply writes an answer.
+func reply[T any](w http.ResponseWriter, body T, err error) {
+	FillLists(&body)
+	code, answer := http.StatusOK, any(body)
 	switch {
 	case errors.Is(err, ErrRefused):
-		code, body = http.StatusConflict, failure{err.Error()}
+		code, answer = http.StatusConflict, failure{err.Error()}
 	case err != nil:
-		code, body = http.StatusInternalServerError, failure{err.Error()}
+		code, answer = http.StatusInternalServerError, failure{err.Error()}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	// This fails only if the client has closed the connection.
-	_ = json.NewEncoder(w).Encode(body)
+	_ = json.NewEncoder(w).Encode(answer)
 }

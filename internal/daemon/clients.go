@@ -320,9 +320,9 @@ func clientConfig(in mesh.Input, c mesh.Client, alive map[mesh.ID]bool) control.
 	m := mesh.ClientConfigOf(in, c, alive)
 	out := control.ClientConfig{
 		Cluster: in.Cluster.Name, ID: c.ID, Name: c.Name, PublicKey: c.Key.String(), PresharedKey: c.PresharedKey != mesh.PresharedKey{},
-		Overlay: m.Addresses, Access: mesh.AccessStrings(c.Access), Unserved: mesh.AccessStrings(m.Unserved), Ranges: m.Ranges, Search: append([]string{}, m.Search...),
+		Overlay: m.Addresses, Access: mesh.AccessStrings(c.Access), Unserved: mesh.AccessStrings(m.Unserved), Ranges: m.Ranges, Search: slices.Clone(m.Search),
 		MTU: m.MTU, Keepalive: int(m.Keepalive.Seconds()), Peers: clientPeers(m.Peers), Standbys: clientPeers(m.Standbys),
-		Networks: append([]netip.Prefix{}, c.Networks...), ListenPort: int(c.Endpoint.Port),
+		Networks: slices.Clone(c.Networks), ListenPort: int(c.Endpoint.Port),
 	}
 	if m.Resolver.IsValid() {
 		out.Resolver = m.Resolver.String()
@@ -372,7 +372,7 @@ func clientStatus(t index) []control.ClientStatus {
 			ID: c.ID, Name: c.Name, Overlay: t.wanted.Input.Cluster.ClientAddresses(c.Index), Access: mesh.AccessStrings(c.Access),
 			AddedBy: t.nameOf(mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC(),
 			PresharedKey: c.PresharedKey != mesh.PresharedKey{},
-			Networks:     append([]netip.Prefix{}, c.Networks...), Offers: mesh.AccessStrings(c.Offers), Cluster: c.Cluster,
+			Networks:     slices.Clone(c.Networks), Offers: mesh.AccessStrings(c.Offers), Cluster: c.Cluster,
 		}
 		if c.ServiceGateway != (mesh.ID{}) {
 			s.ServiceGateway = t.nameOf(c.ServiceGateway)

@@ -4,7 +4,6 @@ package daemon
 
 import (
 	"cmp"
-	"net/netip"
 	"slices"
 
 	"github.com/meshd/meshd/internal/control"
@@ -16,7 +15,7 @@ import (
 func linkedClusterStatus(t index) []control.LinkedCluster {
 	out := []control.LinkedCluster{}
 	for _, c := range mesh.LinkedClusters(t.wanted.Input) {
-		s := control.LinkedCluster{Name: c.Name, Networks: append([]netip.Prefix{}, c.Networks...), Through: []control.ClusterLink{}}
+		s := control.LinkedCluster{Name: c.Name, Networks: slices.Clone(c.Networks)}
 		for _, id := range c.Nodes {
 			s.Through = append(s.Through, control.ClusterLink{Name: t.nameOf(id), State: t.nodeLinkState(c, id)})
 		}

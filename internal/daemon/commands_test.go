@@ -60,7 +60,7 @@ func TestCommandsLook(t *testing.T) {
 			t.Errorf("network: got %+v, %v, want two nodes that are alive", network, err)
 		}
 		probed, err := w.d.Probe(t.Context())
-		if err != nil || probed.Peers[1].Route.Health != control.RouteOK || probed.Peers[1].Route.RTT != time.Millisecond {
+		if err != nil || probed.Peers[1].Route.Health != control.RouteOK || probed.Peers[1].Route.RTT.Duration() != time.Millisecond {
 			t.Errorf("probe: got %+v, %v", probed.Peers, err)
 		}
 	})

@@ -329,7 +329,7 @@ func (t index) routeTo(id mesh.ID) control.Route {
 		out.Health = control.RouteOK
 	}
 	if !worst.Answered.IsZero() && out.Health != control.RouteSilent {
-		out.RTT = worst.RTT
+		out.RTT = control.Milliseconds(worst.RTT)
 	}
 	return out
 }

@@ -118,12 +118,13 @@ func TestRouteTo(t *testing.T) {
 			tn.results[a.Target] = r
 		}
 	}
+	rtt := control.Milliseconds(21 * time.Millisecond)
 	for _, tt := range []struct {
 		node string
 		want control.Route
 	}{
-		{"a1", control.Route{Kind: mesh.RouteLAN, Via: []string{}, Health: control.RouteOK, RTT: 21 * time.Millisecond}},
-		{"a2", control.Route{Kind: mesh.RouteLAN, Via: []string{}, Health: control.RouteLosing, RTT: 21 * time.Millisecond}},
+		{"a1", control.Route{Kind: mesh.RouteLAN, Via: []string{}, Health: control.RouteOK, RTT: rtt}},
+		{"a2", control.Route{Kind: mesh.RouteLAN, Via: []string{}, Health: control.RouteLosing, RTT: rtt}},
 		{"far", control.Route{Kind: mesh.RouteLAN, Via: []string{"a1"}, Health: control.RouteSilent}},
 		{"a3", control.Route{Kind: mesh.RouteNone, Via: []string{}}}, // itself
 	} {

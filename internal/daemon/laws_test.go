@@ -237,7 +237,7 @@ func TestPathsNeedNoTurn(t *testing.T) {
 			ID: w.b1().ID(), Report: path.Report{Path: path.Path{Kind: path.Direct, Addr: netip.MustParseAddrPort("198.51.100.11:40001")}, Proved: true, RTT: time.Second},
 		})
 		w.pass(2 * spacing)
-		if p := w.d.Status().Peers[0].Path; p.Kind != control.PathDirect || !p.Proved || p.Addr.Port() != 40001 || p.RTT != time.Second {
+		if p := w.d.Status().Peers[0].Path; p.Kind != control.PathDirect || !p.Proved || p.Addr.Port() != 40001 || p.RTT.Duration() != time.Second {
 			t.Errorf("status shows %+v", p)
 		}
 		w.end()

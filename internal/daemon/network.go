@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/meshd/meshd/internal/control"
@@ -57,13 +56,13 @@ func networkOf(s control.Status, t turn) control.Network {
 	in := t.in
 	n := control.Network{
 		Node: s.Node.Name, Port: s.Device.ListenPort, MTU: s.Device.MTU,
-		PortMappings: append([]control.PortMapping{}, s.Node.PortMappings...),
+		PortMappings: slices.Clone(s.Node.PortMappings),
 		Families:     []control.Family{}, Narrow: []control.NarrowPath{}, Relays: []control.NearbyRelay{},
 	}
 	for _, four := range []bool{true, false} {
 		if o, ok := in.Outside(four); ok {
 			n.Families = append(n.Families, control.Family{
-				Name: familyName(four), Seen: append([]netip.AddrPort{}, o.Seen...), NAT: natOf(o), Reached: answer(o.Tried, o.Reached),
+				Name: familyName(four), Seen: slices.Clone(o.Seen), NAT: natOf(o), Reached: answer(o.Tried, o.Reached),
 			})
 		}
 	}

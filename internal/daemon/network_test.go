@@ -20,7 +20,7 @@ import (
 func TestNetworkOf(t *testing.T) {
 	id := func(n byte) mesh.ID { return mesh.ID{n} }
 	direct := func(rtt time.Duration, mtu int) control.Path {
-		return control.Path{Kind: control.PathDirect, Proved: true, RTT: rtt, MTU: mtu}
+		return control.Path{Kind: control.PathDirect, Proved: true, RTT: control.Milliseconds(rtt), MTU: mtu}
 	}
 	var (
 		s    control.Status
@@ -30,9 +30,9 @@ func TestNetworkOf(t *testing.T) {
 	s.Device = control.Device{ListenPort: 51820, MTU: 1420}
 	s.Peers = []control.Peer{
 		{ID: id(2), Name: "down", Path: direct(time.Millisecond, 0)},
-		{ID: id(3), Name: "far", Alive: true, RTT: time.Second, Path: direct(80*time.Millisecond, 1420)},
+		{ID: id(3), Name: "far", Alive: true, RTT: control.Milliseconds(time.Second), Path: direct(80*time.Millisecond, 1420)},
 		{ID: id(4), Name: "home-2", Alive: true, Path: direct(time.Millisecond, 1300)}, // its own MTU is that
-		{ID: id(5), Name: "near", Alive: true, RTT: 30 * time.Millisecond, Path: control.Path{Kind: control.PathRelayed, Proved: true, RTT: time.Second, MTU: 1312}},
+		{ID: id(5), Name: "near", Alive: true, RTT: control.Milliseconds(30 * time.Millisecond), Path: control.Path{Kind: control.PathRelayed, Proved: true, RTT: control.Milliseconds(time.Second), MTU: 1312}},
 		{ID: id(6), Name: "new", Alive: true},
 	}
 	for n := byte(2); n <= 6; n++ {
@@ -55,7 +55,7 @@ func TestNetworkOf(t *testing.T) {
 		Families:     []control.Family{{Name: "IPv4", Seen: []netip.AddrPort{seen}, NAT: control.NATSamePort, Reached: control.Unknown}},
 		PortMappings: []control.PortMapping{},
 		Narrow:       []control.NarrowPath{{Node: "near", MTU: 1312}},
-		Relays:       []control.NearbyRelay{{Name: "near", RTT: 30 * time.Millisecond}, {Name: "far", RTT: 80 * time.Millisecond}, {Name: "new"}},
+		Relays:       []control.NearbyRelay{{Name: "near", RTT: control.Milliseconds(30 * time.Millisecond)}, {Name: "far", RTT: control.Milliseconds(80 * time.Millisecond)}, {Name: "new"}},
 	}
 	same := cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
 	if diff := cmp.Diff(want, networkOf(s, last), same); diff != "" {

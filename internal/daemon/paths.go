@@ -374,7 +374,7 @@ func pathStatus(all []agent.PeerStatus, records []mesh.Record, streams []node.St
 	}
 	out := make(map[mesh.ID]control.Path, len(all))
 	for _, s := range all {
-		p := control.Path{Kind: pathKind(s.Kind()), Addr: s.Path.Addr, Proved: s.Proved, RTT: s.RTT, Loss: s.Loss, MTU: s.MTU, NotProbed: notProbed(s.State), Relay: names[s.Path.Relay]}
+		p := control.Path{Kind: pathKind(s.Kind()), Addr: s.Path.Addr, Proved: s.Proved, RTT: control.Milliseconds(s.RTT), Loss: s.Loss, MTU: s.MTU, NotProbed: notProbed(s.State), Relay: names[s.Path.Relay]}
 		if i := slices.IndexFunc(streams, func(st node.Stream) bool { return s.Path.Addr == st.Own || s.Path.Addr == st.Relay }); i >= 0 && s.Path.Kind == path.Stream {
 			p.Proxy = streams[i].Proxy
 		}
@@ -382,7 +382,7 @@ func pathStatus(all []agent.PeerStatus, records []mesh.Record, streams []node.St
 			p.Since = s.Since.UTC().Round(time.Second)
 		}
 		for _, c := range s.Tried {
-			p.Tried = append(p.Tried, control.TriedPath{Kind: pathKind(c.Path.Kind), Addr: c.Path.Addr, Relay: names[c.Path.Relay], RTT: c.RTT, Loss: c.Loss})
+			p.Tried = append(p.Tried, control.TriedPath{Kind: pathKind(c.Path.Kind), Addr: c.Path.Addr, Relay: names[c.Path.Relay], RTT: control.Milliseconds(c.RTT), Loss: c.Loss})
 		}
 		out[s.ID] = p
 	}

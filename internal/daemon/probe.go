@@ -29,7 +29,8 @@ func (d *daemon) Probe(ctx context.Context) (control.Status, error) {
 	}
 	for i := range status.Peers {
 		p := &status.Peers[i]
-		p.Route.Health, p.Route.RTT = routeHealth(p.Overlay, rtt)
+		health, slowest := routeHealth(p.Overlay, rtt)
+		p.Route.Health, p.Route.RTT = health, control.Milliseconds(slowest)
 	}
 	return status, nil
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
@@ -34,7 +36,7 @@ func (d *daemon) Plan(ctx context.Context) (control.Plan, error) {
 
 // plan compares the host with what the turn found to be wanted.
 func (d *daemon) plan(ctx context.Context, t turn) (control.Plan, error) {
-	out := control.Plan{Changes: []string{}}
+	var out control.Plan
 	if t.wanted.Desired.Device == nil {
 		return out, errors.Join(errors.New("it is not known yet what this host should have"), t.err)
 	}
@@ -73,12 +75,12 @@ func planCNI(cfg cni.Config) ([]string, error) {
 }
 
 // status makes what a person sees of a turn.
-func (d *daemon) status(seen turn) control.Status {
+func (d *daemon) status(seen turn) (s control.Status) {
 	t := indexOf(seen)
 	isNote := func(p mesh.Problem) bool { return p.Kind == mesh.ProblemNote }
 	problems := shownProblems(t.problems)
-	s := control.Status{
-		Version:  d.opt.Version,
+	s = control.Status{
+		Schema: control.SchemaVersion, Version: d.opt.Version, Started: d.self.started.UTC().Round(time.Second),
 		Node:     d.nodeStatus(t),
 		Cluster:  clusterStatus(d.settings),
 		Peers:    d.peerStatus(t),
@@ -86,7 +88,7 @@ func (d *daemon) status(seen turn) control.Status {
 		Clusters: linkedClusterStatus(t),
 		Problems: slices.DeleteFunc(slices.Clone(problems), isNote),
 		Notes:    slices.DeleteFunc(problems, func(p mesh.Problem) bool { return !isNote(p) }),
-		Counters: t.view.Counters,
+		Counters: droppedByGossip(t.view.Counters),
 	}
 	if dev := t.observed.Device; dev != nil {
 		s.Device = control.Device{Name: dev.Name, Implementation: dev.Implementation, ListenPort: dev.ListenPort, MTU: dev.MTU}
@@ -94,6 +96,7 @@ func (d *daemon) status(seen turn) control.Status {
 	s.Reconcile = d.published.Load().status.Reconcile
 	s.Reconcile.Error = ""
 	s.Reconcile.Writes = d.kernel.Writes()
+	defer control.FillLists(&s)
 	switch {
 	case t.now.IsZero():
 		return s // no turn was taken yet
@@ -105,6 +108,13 @@ func (d *daemon) status(seen turn) control.Status {
 	s.Relay = d.relayStatus()
 	s.Reconcile.Runs++
 	return s
+}
+
+func droppedByGossip(counts map[string]uint64) (out []control.Counter) {
+	for _, reason := range slices.Sorted(maps.Keys(counts)) {
+		out = append(out, control.Counter{Reason: reason, Count: counts[reason], Meaning: gossip.Meaning(reason)})
+	}
+	return out
 }
 
 // shownPerKind is how many problems of one kind a person is shown: there may be as
@@ -163,20 +173,19 @@ func (d *daemon) nodeStatus(t index) control.Node {
 	n := control.Node{
 		ID: d.self.ID(), Name: d.cfg.Node.Name, Location: d.cfg.Node.Location, Role: t.locationRole(d.memory.Own),
 		Slot: d.disk.node.Claim.Slot, NAT: d.memory.Own.NAT, Ready: d.online,
-		Overlay:   append([]netip.Addr{}, t.wanted.Topology.Addresses...),
-		PodCIDRs:  append([]netip.Prefix{}, t.wanted.Topology.PodCIDRs...),
-		Endpoints: []string{},
-		Alone:     t.view.JoinEmpty && len(t.view.Records) == 1,
-		JoinAt:    joinAt(d.memory.Own),
-		Open:      slices.ContainsFunc(t.view.Records, func(r mesh.Record) bool { return r.ID() == d.self.ID() && r.IsOpen() }),
-		Relays:    d.relaysInUse(t.turn),
+		Overlay:  slices.Clone(t.wanted.Topology.Addresses),
+		PodCIDRs: slices.Clone(t.wanted.Topology.PodCIDRs),
+		Alone:    t.view.JoinEmpty && len(t.view.Records) == 1,
+		JoinAt:   joinAt(d.memory.Own),
+		Open:     slices.ContainsFunc(t.view.Records, func(r mesh.Record) bool { return r.ID() == d.self.ID() && r.IsOpen() }),
+		Relays:   d.relaysInUse(t.turn),
 
 		Etcd: d.memory.Own.Etcd,
 
 		PortMappings: d.mappingStatus(),
 
-		InternalIPs:  append([]netcfg.InternalIP{}, t.wanted.InternalIPs...),
-		OtherPrivate: append([]netcfg.InternalIP{}, t.wanted.OtherPrivate...),
+		InternalIPs:  slices.Clone(t.wanted.InternalIPs),
+		OtherPrivate: slices.Clone(t.wanted.OtherPrivate),
 	}
 	for _, s := range t.wanted.Topology.Shared {
 		n.Networks = append(n.Networks, control.SharedNetwork{Network: s.Network, Through: t.nameOf(s.Server)})
@@ -240,8 +249,11 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 				p.InternalIPs = append(p.InternalIPs, ip.Addr())
 			}
 		}
-		p.Candidates, p.LANAddress = append([]netip.AddrPort{}, candidates[id]...), lan[id]
-		p.RTT, p.Path = t.view.RTT[id], paths[id]
+		p.Candidates, p.LANAddress = slices.Clone(candidates[id]), lan[id]
+		p.RTT, p.Path = control.Milliseconds(t.view.RTT[id]), paths[id]
+		if !p.Alive && !t.now.IsZero() {
+			p.LastSeen = t.now.Add(-d.memory.Absences.Of(id)).UTC().Round(time.Second)
+		}
 		w := onDevice[r.Key] // zero for a node without a tunnel to this one
 		p.Endpoint, p.LastHandshake, p.Received, p.Sent = w.Endpoint, w.LastHandshake.UTC(), w.Received, w.Sent
 		peers = append(peers, p)

@@ -106,24 +106,6 @@ func (n *notices) expire() {
 	maps.DeleteFunc(n.lastSeen, func(_ notice, at time.Time) bool { return now.Sub(at) > noticeFor })
 }
 
-// counters count what was dropped, by reason.
-type counters struct {
-	mu     sync.Mutex
-	counts map[string]uint64
-}
-
-func (c *counters) add(reason string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.counts[reason]++
-}
-
-func (c *counters) snapshot() map[string]uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return maps.Clone(c.counts)
-}
-
 // limitedLog limits the rate of messages that unknown hosts can cause, so that they can't
 // fill a disk. Each message has a limit of its own, so that a flood of one does not
 // suppress the others. The same line is not repeated, except among the details of debug.

@@ -89,13 +89,13 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	for kind, n := range kinds {
 		gauge(descProblems, float64(n), kind)
 	}
-	for reason, n := range s.Counters {
-		counter(descDropped, float64(n), reason)
+	for _, c := range s.Counters {
+		counter(descDropped, float64(c.Count), c.Reason)
 	}
 	counter(descWrites, float64(s.Reconcile.Writes))
 	for name, p := range byName(labelled(s.Peers)) {
 		if p.RTT > 0 {
-			gauge(descRTT, p.RTT.Seconds(), name)
+			gauge(descRTT, p.RTT.Duration().Seconds(), name)
 		}
 		if !p.Endpoint.IsValid() {
 			continue // it is not a WireGuard peer of this node

@@ -64,14 +64,14 @@ func TestMetrics(t *testing.T) {
 	s := control.Status{
 		Node: control.Node{Ready: true, Role: control.RoleGateway},
 		Peers: []control.Peer{
-			{ID: mesh.ID{1}, Name: "a", Alive: true, Route: direct, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Received: 10, Sent: 20, LastHandshake: time.Now(), RTT: 1500 * time.Microsecond, Path: control.Path{Kind: control.PathDirect, Proved: true}},
+			{ID: mesh.ID{1}, Name: "a", Alive: true, Route: direct, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Received: 10, Sent: 20, LastHandshake: time.Now(), RTT: control.Milliseconds(1500 * time.Microsecond), Path: control.Path{Kind: control.PathDirect, Proved: true}},
 			{ID: mesh.ID{2}, Name: "a", Route: direct, Path: control.Path{Kind: control.PathLAN}},
 			{ID: mesh.ID{3}, Name: "c", Alive: true, Route: direct},
 		},
 		Clients:   []control.ClientStatus{{Name: "laptop"}},
 		Problems:  []mesh.Problem{{Kind: mesh.ProblemAddress}, {Kind: mesh.ProblemAddress}},
 		Reconcile: control.Reconcile{Writes: 7, Error: "no"},
-		Counters:  map[string]uint64{"replayed": 3},
+		Counters:  []control.Counter{{Reason: "replayed", Count: 3}},
 		Relay:     &control.Relay{Nodes: 4, Bytes: 1500, Dropped: map[string]uint64{"rate limit": 2}},
 	}
 	m.Turn(s, time.Millisecond)

@@ -26,12 +26,20 @@ func TestStatusAndPlan(t *testing.T) {
 	if s.Node.Name != n.Name || !lab.Sees(2)(s) {
 		t.Errorf("status: got %+v, want two live peers of %s", s, n.Name)
 	}
-	table := m.run(n, binary, "status")
-	for _, want := range []string{"b", "c", s.Node.Overlay[0].String(), s.Peers[0].Overlay[0].String(), device} {
-		if !strings.Contains(table, want) {
-			t.Errorf("status: got %s, want %q in it", table, want)
+	for _, want := range []string{"b", "c", s.Node.Overlay[0].String()} {
+		if got := m.run(n, binary, "status"); !strings.Contains(got, want) {
+			t.Errorf("status: got %s, want %q in it", got, want)
 		}
 	}
+	for _, want := range []string{s.Peers[0].Overlay[0].String(), s.Peers[0].ID.String(), device} {
+		if got := m.run(n, binary, "status", "-o", "wide"); !strings.Contains(got, want) {
+			t.Errorf("wide status: got %s, want %q in it", got, want)
+		}
+	}
+	m.eventually(settleLimit, func() error {
+		_, err := n.Run(m.ctx, binary, "status", "--probe", "--check")
+		return err
+	})
 	if s.Device.Name != device || s.Device.Implementation == "" {
 		t.Errorf("device: got %+v, want %s and who implements it", s.Device, device)
 	}

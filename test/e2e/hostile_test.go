@@ -98,7 +98,7 @@ func (m *testbed) bombard(n *lab.Node) {
 	chance := rand.New(rand.NewPCG(1, 2))
 	m.must(m.lab.Outside().Do(func() error { return errors.Join(sendPackets(chance, at), openStreams(chance, at)) }))
 	m.await(settleLimit, "aware of what it refused", func(s control.Status) bool {
-		return s.Counters["packet-sealed"] >= garbagePackets/2 && s.Counters["stream-sealed"] > 0 && s.Counters["stream-broken"] > 0 && s.Counters["stream-limit"] > 0
+		return s.Dropped("packet-sealed") >= garbagePackets/2 && s.Dropped("stream-sealed") > 0 && s.Dropped("stream-broken") > 0 && s.Dropped("stream-limit") > 0
 	}, n)
 	if now := n.PID(); now != pid || now == 0 {
 		m.t.Errorf("process of %s: got %d, want %d as before", n.Name, now, pid)
