@@ -81,6 +81,7 @@ show, or use meshd connect.`,
 	flags.StringVar(&o.request.Endpoint, "endpoint", "", "`host:port` at which the client waits for nodes, for a router with a public address")
 	flags.StringVar(&o.request.Cluster, "cluster", "", "`name` of another cluster, whose ranges the networks are")
 	flags.StringVar(&o.request.ServiceGateway, "service-gateway", "", "the `node` through which the client reaches Services, and the internet if it has node.exit (default the best)")
+	completeFlag(cmd, p, "service-gateway", allNodeNames)
 	out.register(cmd)
 	return cmd
 }
@@ -188,9 +189,10 @@ func (c *addedClient) makeKeys(o *addOptions) error {
 func newClientList(p *paths) *cobra.Command {
 	out := output{formats: []string{"text", "wide", "json"}}
 	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "List the clients, and the state of their tunnels to this node",
-		Args:  cobra.NoArgs,
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the clients, and the state of their tunnels to this node",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := p.client().Status(cmd.Context())
 			if err != nil {
@@ -214,8 +216,9 @@ func newClientList(p *paths) *cobra.Command {
 func newClientShow(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
-		Use:   "show NAME",
-		Short: "Print a client's current WireGuard configuration, without secrets",
+		Use:               "show NAME",
+		ValidArgsFunction: completeNames(p, clientNames),
+		Short:             "Print a client's current WireGuard configuration, without secrets",
 		Long: `Print a client's current WireGuard configuration. It has placeholders for the private
 key and the preshared key; copy these from the client's old configuration.`,
 		Args: cobra.ExactArgs(1),
@@ -242,8 +245,10 @@ key and the preshared key; copy these from the client's old configuration.`,
 func newClientRemove(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
-		Use:   "remove NAME",
-		Short: "Remove a client from all nodes, and end its sessions",
+		Use:               "remove NAME",
+		Aliases:           []string{"rm"},
+		ValidArgsFunction: completeNames(p, clientNames),
+		Short:             "Remove a client from all nodes, and end its sessions",
 		Long: `Remove a client from all nodes, and end its sessions. NAME is its name or its ID.
 Nodes that are down remove it when they return. Its key is not accepted any more; a
 client that is added later under the same name is a new client.`,

@@ -39,11 +39,19 @@ func newGroup(use, short string, below ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   use,
 		Short: short,
-		Args:  cobra.NoArgs,
+		Args:  noCommand,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(below...)
 	return cmd
+}
+
+// noCommand checks the arguments of a command that only has others below it.
+func noCommand(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return unknownCommand(cmd, args[0])
+	}
+	return nil
 }
 
 func newRoot() *cobra.Command {
@@ -61,16 +69,17 @@ Exit codes: 0 success, 1 failure, 2 wrong command line or configuration,
 node runs on another host.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		// With cobra.NoArgs an unknown command is an error; the default prints the help.
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Version:       version,
+		Args:          noCommand,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(flagError)
+	root.SetVersionTemplate("meshd {{.Version}}\n")
 	flags := root.PersistentFlags()
 	flags.StringVar(&p.config, "config", "/etc/meshd.yaml", "configuration `file`")
 	flags.StringVar(&p.stateDir, "state-dir", "/var/lib/meshd", "`directory` of the node's persistent state")
 	flags.StringVar(&p.runDir, "run-dir", "/run/meshd", "`directory` of the control socket and of what lasts until the next boot")
-	root.AddCommand(newRun(&p), newStatus(&p), newGraph(&p), newPlan(&p), newCheck(&p), newNetcheck(&p), newClient(&p), newConnect(&p), newDrain(&p), newForget(&p), newRevoke(&p), newRenumber(&p), newDown(&p), newImport(), newSecret(), newMan(), newVersion())
+	root.AddCommand(newRun(&p), newStatus(&p), newGraph(&p), newPlan(&p), newCheck(&p), newNetcheck(&p), newIP(&p), newWhoIs(&p), newClient(&p), newConnect(&p), newDrain(&p), newForget(&p), newRevoke(&p), newRenumber(&p), newDown(&p), newImport(), newSecret(), newMan(), newVersion())
 	checkArgs(root)
 	return root
 }
@@ -81,7 +90,10 @@ func checkArgs(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
 			if err := errors.Join(check(cmd, args), checkFlags(cmd.Flags())); err != nil {
-				return usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+				if !cmd.HasSubCommands() { // else unknownCommand has said that
+					err = fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
+				}
+				return usageError{err}
 			}
 			return nil
 		}
@@ -177,6 +189,7 @@ servers of k3s among them, that comes first.`,
 		},
 	}
 	cmd.Flags().StringVar(&without, "without", "", "preview what the loss of the node or location `name` would change")
+	completeFlag(cmd, p, "without", placeNames)
 	out.register(cmd)
 	return cmd
 }
@@ -197,8 +210,9 @@ func printPlan(w io.Writer, p control.Plan) error {
 func newForget(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
-		Use:   "forget NODE",
-		Short: "Remove a node that is gone for good, and free its addresses",
+		Use:               "forget NODE",
+		ValidArgsFunction: completeNames(p, nodeNames),
+		Short:             "Remove a node that is gone for good, and free its addresses",
 		Long: `Remove the records of a node that is gone for good, on all nodes, and free its slot.
 NODE is a name or a fingerprint. A node that is alive can't be forgotten. A forgotten
 node that starts again is back in the mesh.`,
@@ -210,7 +224,10 @@ node that starts again is back in the mesh.`,
 			done := struct {
 				Node string `json:"node"` // as given
 			}{args[0]}
-			return out.print(cmd.OutOrStdout(), done, func(io.Writer) error { return nil })
+			return out.print(cmd.OutOrStdout(), done, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "Node %s is forgotten on all nodes, and its addresses are free.\n", args[0])
+				return err
+			})
 		},
 	}
 	out.register(cmd)

@@ -13,25 +13,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// format is the value of the flag -T, which has the same name in graphviz.
-type format string
-
-func (f *format) String() string { return string(*f) }
-
-// Type implements pflag.Value.
-func (*format) Type() string { return "format" }
-
-// Set implements pflag.Value.
-func (f *format) Set(s string) error {
-	if s != "dot" && s != "svg" && s != "json" {
-		return fmt.Errorf("want dot, svg or json, got %q", s)
-	}
-	*f = format(s)
-	return nil
-}
-
 func newGraph(p *paths) *cobra.Command {
-	f := format("dot")
+	out := output{formats: []string{"dot", "svg", "json"}}
 	cmd := &cobra.Command{
 		Use:   "graph",
 		Short: "Draw the mesh: locations, gateways, tunnels and LANs",
@@ -44,11 +27,11 @@ At the tunnels of this node stands how their packets travel: lan, direct, relaye
 none. Others know theirs. If there are too many tunnels to draw each, that is left out.
 Another cluster that is joined to this one is drawn once, in place of its clients.
 
-With -T svg the output is a picture, for which dot must be installed, and with -T json
+With -o svg the output is a picture, for which dot must be installed, and with -o json
 the data for it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f == "json" {
+			if out.is("json") {
 				g, err := p.client().Graph(cmd.Context())
 				if err != nil {
 					return err
@@ -59,20 +42,15 @@ the data for it.`,
 			if err != nil {
 				return err
 			}
-			return draw(cmd.Context(), cmd.OutOrStdout(), dot, f)
+			if out.is("svg") {
+				return drawSVG(cmd.Context(), cmd.OutOrStdout(), dot)
+			}
+			_, err = io.WriteString(cmd.OutOrStdout(), dot)
+			return err
 		},
 	}
-	cmd.Flags().VarP(&f, "type", "T", "output as `format` dot, svg or json")
+	out.register(cmd)
 	return cmd
-}
-
-// draw writes a graph in graphviz's language, or the picture of it.
-func draw(ctx context.Context, w io.Writer, dot string, f format) error {
-	if f == "svg" {
-		return drawSVG(ctx, w, dot)
-	}
-	_, err := io.WriteString(w, dot)
-	return err
 }
 
 // drawSVG writes the picture that graphviz makes of a graph.
@@ -83,7 +61,7 @@ func drawSVG(ctx context.Context, w io.Writer, dot string) error {
 	var exit *exec.ExitError
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
-		return errors.New("draw svg: the program dot is not installed; run: apt install graphviz; or use -T dot, and draw it on another host")
+		return errors.New("draw svg: the program dot is not installed; run: apt install graphviz; or use -o dot, and draw it on another host")
 	case errors.As(err, &exit):
 		return fmt.Errorf("draw svg: dot: %w: %s", err, strings.TrimSpace(string(exit.Stderr)))
 	case err != nil:

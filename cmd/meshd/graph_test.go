@@ -45,8 +45,8 @@ func TestGraphviz(t *testing.T) {
 	}
 }
 
-// TestDraw has a program dot of its own, so that it needs no graphviz.
-func TestDraw(t *testing.T) {
+// TestDrawSVG has a program dot of its own, so that it needs no graphviz.
+func TestDrawSVG(t *testing.T) {
 	dir := t.TempDir()
 	dot := func(script string) {
 		if err := os.WriteFile(filepath.Join(dir, "dot"), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
@@ -58,17 +58,15 @@ func TestDraw(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		script string
-		format format
 		want   string // in the output, or in the error
 		failed bool
 	}{
-		{"dot", "exit 1", "dot", "graph meshd {}\n", false},
-		{"svg", `echo "<svg> $* of $(cat)"`, "svg", "<svg> -Tsvg of graph meshd {}\n", false},
-		{"svg, dot fails", "echo 'syntax error' >&2; exit 1", "svg", "draw svg: dot: exit status 1: syntax error", true},
+		{"svg", `echo "<svg> $* of $(cat)"`, "<svg> -Tsvg of graph meshd {}\n", false},
+		{"svg, dot fails", "echo 'syntax error' >&2; exit 1", "draw svg: dot: exit status 1: syntax error", true},
 	} {
 		dot(tt.script)
 		var out bytes.Buffer
-		err := draw(t.Context(), &out, g, tt.format)
+		err := drawSVG(t.Context(), &out, g)
 		got := out.String()
 		if err != nil {
 			got = err.Error()
@@ -82,7 +80,7 @@ func TestDraw(t *testing.T) {
 		t.Errorf("json: got %q and %v", out.String(), err)
 	}
 	t.Setenv("PATH", t.TempDir())
-	if err := draw(t.Context(), &bytes.Buffer{}, g, "svg"); err == nil || !strings.Contains(err.Error(), "apt install graphviz") {
+	if err := drawSVG(t.Context(), &bytes.Buffer{}, g); err == nil || !strings.Contains(err.Error(), "apt install graphviz") {
 		t.Errorf("without graphviz: got %v, want what to install", err)
 	}
 }

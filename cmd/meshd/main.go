@@ -33,11 +33,25 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := newRoot().ExecuteContext(ctx)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "meshd:", err)
+	cmd, err := newRoot().ExecuteContextC(ctx)
+	if err != nil && !errors.Is(err, errSaid) {
+		fmt.Fprintln(os.Stderr, "meshd:", explain(cmd.CommandPath(), err))
 	}
 	return exitCode(err)
+}
+
+// errSaid is an error that the output has said already.
+var errSaid = errors.New("see the output")
+
+// explain adds the way out to errors that a command has in common with others.
+func explain(command string, err error) error {
+	switch {
+	case errors.Is(err, control.ErrNotRunning):
+		return fmt.Errorf("%w; start it: systemctl start meshd", err)
+	case errors.Is(err, os.ErrPermission) && os.Geteuid() != 0:
+		return fmt.Errorf("%s needs root: run: sudo %s (%w)", command, command, err)
+	}
+	return err
 }
 
 func exitCode(err error) int {

@@ -200,6 +200,10 @@ type Cluster struct {
 	Mode          mesh.Mode          `json:"mode"`
 	Encapsulation mesh.Encapsulation `json:"encapsulation"`
 	Gateways      int                `json:"gateways"`
+	// The ranges of addresses, for the whole cluster.
+	Overlay  []netip.Prefix `json:"overlay"`
+	Pods     []netip.Prefix `json:"pods"`
+	Services []netip.Prefix `json:"services"`
 }
 
 // Device is the WireGuard device.
@@ -227,6 +231,7 @@ type Peer struct {
 	Overlay     []netip.Addr     `json:"overlay"`
 	PodCIDRs    []netip.Prefix   `json:"podCIDRs"`
 	InternalIPs []netip.Addr     `json:"internalIPs"` // those reached through the tunnel
+	Networks    []netip.Prefix   `json:"networks"`    // behind it, as it says
 	Endpoint    netip.AddrPort   `json:"endpoint"`    // in use; "" for none
 	// Path is how packets of the tunnel to it travel; its Kind is "" for a node without a
 	// tunnel to this one.

@@ -166,6 +166,7 @@ func clusterStatus(c mesh.Cluster) control.Cluster {
 	return control.Cluster{
 		Name: c.Name, Generation: c.Generation, Trust: c.Trust,
 		Mode: c.Mode, Encapsulation: c.Encapsulation, Gateways: c.Gateways,
+		Overlay: c.Overlay, Pods: c.Pods, Services: c.Services,
 	}
 }
 
@@ -249,6 +250,7 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 				p.InternalIPs = append(p.InternalIPs, ip.Addr())
 			}
 		}
+		p.Networks = r.AllowedLocationIPs
 		p.Candidates, p.LANAddress = slices.Clone(candidates[id]), lan[id]
 		p.RTT, p.Path = control.Milliseconds(t.view.RTT[id]), paths[id]
 		if !p.Alive && !t.now.IsZero() {

@@ -40,6 +40,17 @@ func TestStatusAndPlan(t *testing.T) {
 		_, err := n.Run(m.ctx, binary, "status", "--probe", "--check")
 		return err
 	})
+	for _, tt := range []struct{ want, args string }{
+		{"b\nc\n:4\n", "__complete forget "},
+		{s.Node.Overlay[0].String() + "\n", "ip -4"},
+		{s.Peers[0].Overlay[0].String() + "\n", "ip " + s.Peers[0].Name},
+		{s.Peers[0].Overlay[0].String() + " is the overlay address of the node " + s.Peers[0].Name + ".\n", "whois " + s.Peers[0].Overlay[0].String()},
+	} {
+		if got := m.run(n, binary, strings.Split(tt.args, " ")...); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.args, got, tt.want)
+		}
+	}
+	m.refused(n, "ip", "nobody")
 	if s.Device.Name != device || s.Device.Implementation == "" {
 		t.Errorf("device: got %+v, want %s and who implements it", s.Device, device)
 	}

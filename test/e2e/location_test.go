@@ -169,7 +169,7 @@ func (v *village) seenInPlan(_, gateway, remote *lab.Node) error {
 func (v *village) seenInGraph(_, gateway, remote *lab.Node) error {
 	v.t.Helper()
 	var g mesh.Graph
-	v.answer(remote, &g, "graph", "-T", "json")
+	v.answer(remote, &g, "graph", "-o", "json")
 	marked := slices.IndexFunc(g.Nodes, func(n mesh.GraphNode) bool { return n.Gateway })
 	if len(g.Nodes) != len(v.nodes) || len(g.Tunnels) != 1 || len(g.Links) != 2 || marked < 0 || g.Nodes[marked].Name != gateway.Name {
 		return fmt.Errorf("graph: got %+v, want %d nodes, the gateway %s, one tunnel, two links on the LAN", g, len(v.nodes), gateway.Name)

@@ -55,15 +55,15 @@ func TestRevoke(t *testing.T) {
 	m := settledMesh(t, lab.NAT, 3)
 	victim, rest := m.nodes[2], m.nodes[:2]
 	old := m.status(victim).Node
-	if text := m.refused(rest[0], "revoke", rest[0].Name); !strings.Contains(text, "this node") {
+	if text := m.refused(rest[0], "revoke", "--yes", rest[0].Name); !strings.Contains(text, "this node") {
 		t.Errorf("revoking itself: got %q, want that it is this node", text)
 	}
-	if text := m.refused(rest[0], "revoke", "nobody"); !strings.Contains(text, "no node is named nobody") {
+	if text := m.refused(rest[0], "revoke", "--yes", "nobody"); !strings.Contains(text, "no node is named nobody") {
 		t.Errorf("revoking nobody: got %q, want that there is none", text)
 	}
 
 	var revoked control.Revoked
-	m.must(json.Unmarshal([]byte(m.run(rest[0], binary, "revoke", victim.Name, "-o", "json")), &revoked))
+	m.must(json.Unmarshal([]byte(m.run(rest[0], binary, "revoke", "--yes", victim.Name, "-o", "json")), &revoked))
 	if want := (control.Revoked{ID: old.ID, Name: victim.Name}); revoked != want {
 		t.Errorf("revoked: got %+v, want %+v", revoked, want)
 	}
@@ -99,7 +99,7 @@ func TestRevokeUnseen(t *testing.T) {
 
 	m.start(rest...)
 	m.settle(settleLimit, rest...)
-	m.run(rest[1], binary, "revoke", id.String())
+	m.run(rest[1], binary, "revoke", "--yes", id.String())
 	m.must(stolen.Configure(lab.Config(stolen.Name, []string{rest[0].Public().String()}), m.secret))
 	m.start(stolen)
 	m.await(settleLimit, "aware of its revocation", shows(gossip.ProblemRevoked), stolen)
@@ -240,7 +240,7 @@ func TestReplacedHost(t *testing.T) {
 	// The dead host comes back. Name and addresses stay with the replacement.
 	m.must(dead.Start())
 	m.await(settleLimit, "told of the old identity", shows(mesh.ProblemName, before.ID.String()), append(rest, replacement)...)
-	m.run(rest[0], binary, "revoke", before.ID.String())
+	m.run(rest[0], binary, "revoke", "--yes", before.ID.String())
 	m.await(settleLimit, "rid of the old identity", all(lab.Sees(2), knows(2), lacks(mesh.ProblemName)), append(rest, replacement)...)
 	m.connected(pingLimit, append(rest, replacement)...)
 	if got := m.status(replacement).Node.Slot; got != before.Slot {

@@ -97,7 +97,7 @@ func (t *Target) other(n int) *gossip.Attacker {
 // Banish revokes the insider's identities on an honest node, as a person would.
 func (t *Target) Banish(ctx context.Context) error {
 	for _, id := range t.Identities() {
-		if _, err := t.Far.Meshd(ctx, "revoke", id.String()); err != nil {
+		if _, err := t.Far.Meshd(ctx, "revoke", "--yes", id.String()); err != nil {
 			return err
 		}
 	}

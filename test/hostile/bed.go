@@ -299,7 +299,7 @@ func (b *Bed) Leave(ctx context.Context, n Newcomer) error {
 	}
 	s, err := n.Status(ctx)
 	if err == nil {
-		_, err = b.Far.Meshd(ctx, "revoke", s.Node.ID.String())
+		_, err = b.Far.Meshd(ctx, "revoke", "--yes", s.Node.ID.String())
 	}
 	return errors.Join(err, n.Kill(), n.Close())
 }
