@@ -29,8 +29,9 @@ const module = "github.com/meshd/meshd"
 // of internal or cmd, and which other rooms they may import. A directory below
 // another one is a room of its own if it has a row.
 var mayImport = map[string][]string{
-	"cmd/meshd":           {"internal/check", "internal/config", "internal/connect", "internal/control", "internal/daemon", "internal/kilo"},
+	"cmd/meshd":           {"internal/bugreport", "internal/check", "internal/config", "internal/connect", "internal/control", "internal/daemon", "internal/kilo"},
 	"internal/atomicfile": {},
+	"internal/bugreport":  {},
 	"internal/check":      {"internal/cni", "internal/config", "internal/https", "internal/k3s", "internal/mesh", "internal/netcfg", "internal/netcfg/host", "internal/state"},
 	"internal/cni":        {"internal/atomicfile", "internal/mesh"},
 	"internal/config":     {"internal/mesh"},

@@ -7,6 +7,8 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -51,6 +53,7 @@ func TestStatusAndPlan(t *testing.T) {
 		}
 	}
 	m.refused(n, "ip", "nobody")
+	m.reported(n, s)
 	if s.Device.Name != device || s.Device.Implementation == "" {
 		t.Errorf("device: got %+v, want %s and who implements it", s.Device, device)
 	}
@@ -62,6 +65,28 @@ func TestStatusAndPlan(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// reported makes a report of a fault, and looks for secrets in it.
+func (m *testbed) reported(n *lab.Node, s control.Status) {
+	m.t.Helper()
+	file := filepath.Join(m.t.TempDir(), "report.tar.gz")
+	m.run(n, binary, "bugreport", "--out", file)
+	text := m.run(n, "tar", "-xOzf", file)
+	for _, want := range []string{s.Peers[0].ID.String(), "rttMilliseconds", "Nothing to change.", "graph meshd {", device + ":"} {
+		if !strings.Contains(text, want) {
+			m.t.Errorf("the report does not have %q", want)
+		}
+	}
+	secrets := regexp.MustCompile(`"(?:ed25519-seed|[a-z-]*private-key)": *"([^"]+)"`).FindAllStringSubmatch(m.run(n, "sh", "-c", "cat "+lab.StateDir+"/identity.json /run/meshd/path.json"), -1)
+	if len(secrets) != 3 {
+		m.t.Fatalf("%d secrets in the state of %s, want 3", len(secrets), n.Name)
+	}
+	for _, secret := range append(secrets, []string{"", m.secret}) {
+		if strings.Contains(text, secret[1]) {
+			m.t.Errorf("the report has the secret %s", secret[1])
+		}
+	}
 }
 
 func TestForget(t *testing.T) {
