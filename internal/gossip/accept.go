@@ -35,7 +35,7 @@ func (t *transport) acceptStreams(l *net.TCPListener, isTLS bool) {
 }
 
 // accept runs the handshake with the node that has connected, and hands the stream to
-// memberlist or to the carrier.
+// memberlist or to the carrier. A host that only looks is answered here.
 func (t *transport) accept(conn *net.TCPConn, isTLS bool) {
 	s, err := t.acceptHandshake(conn, isTLS)
 	if err != nil {
@@ -53,6 +53,14 @@ func (t *transport) accept(conn *net.TCPConn, isTLS bool) {
 	if !t.moveToProved(conn, s) {
 		reset(conn)
 		t.unregister(conn)
+		return
+	}
+	if s.peer.looks {
+		s.closed = func() {
+			t.unregister(conn)
+			t.removeProved(conn, s)
+		}
+		t.show(s)
 		return
 	}
 	t.countOpening(s.peer.id, remote(conn).Addr())
@@ -90,6 +98,9 @@ func (t *transport) acceptHandshake(conn *net.TCPConn, isTLS bool) (*stream, err
 	if err != nil {
 		t.refuse(from, err)
 		return nil, err
+	}
+	if s.peer.looks {
+		return s, nil
 	}
 	if t.filter != nil && !t.filter("tcp", netip.AddrPortFrom(from.Addr(), s.peer.port)) {
 		return nil, errNoAddress

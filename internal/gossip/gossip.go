@@ -204,6 +204,7 @@ func newGossip(o Options) (*Gossip, error) {
 			return g.trusts(id)
 		},
 	}
+	g.transport.state = func() []byte { return delegate{g}.LocalState(true) }
 	if _, err := g.transport.self.marshal(); err != nil {
 		return nil, err
 	}

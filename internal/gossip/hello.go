@@ -26,6 +26,7 @@ type hello struct {
 	echo     [32]byte // the dialer's random, in the acceptor's hello
 	cluster  mesh.Cluster
 	carries  bool // in the dialer's hello: the stream carries datagrams, see Carrier
+	looks    bool // in the dialer's hello: it only looks, see Look
 	aes      bool // the sender's processor has instructions for AES, see streamCipher
 }
 
@@ -40,6 +41,7 @@ type wireHello struct {
 	Counter  uint64       `cbor:"9,keyasint"`
 	Carries  bool         `cbor:"10,keyasint,omitempty"`
 	AES      bool         `cbor:"11,keyasint,omitempty"`
+	Looks    bool         `cbor:"12,keyasint,omitempty"`
 }
 
 type wireSettings struct {
@@ -61,7 +63,7 @@ func (h hello) marshal() ([]byte, error) {
 	c := h.cluster
 	w := wireHello{
 		ID: h.id[:], Instance: h.instance, Port: h.port, Boot: h.boot, Counter: h.counter,
-		Random: h.random[:], Echo: h.echo[:], Carries: h.carries, AES: h.aes,
+		Random: h.random[:], Echo: h.echo[:], Carries: h.carries, AES: h.aes, Looks: h.looks,
 		Cluster: wireSettings{
 			Name: c.Name, Generation: c.Generation, Trust: string(c.Trust),
 			Mode: string(c.Mode), Encapsulation: string(c.Encapsulation), Gateways: int64(c.Gateways),
@@ -105,7 +107,7 @@ func parseHello(b []byte) (hello, error) {
 	}
 	return hello{
 		id: mesh.ID(w.ID), instance: w.Instance, port: w.Port, boot: w.Boot, counter: w.Counter,
-		random: [32]byte(w.Random), echo: [32]byte(w.Echo), cluster: c, carries: w.Carries, aes: w.AES,
+		random: [32]byte(w.Random), echo: [32]byte(w.Echo), cluster: c, carries: w.Carries, aes: w.AES, looks: w.Looks,
 	}, nil
 }
 

@@ -42,6 +42,7 @@ type transport struct {
 	self     hello // with everything but counter, random and echo; mu guards its cluster
 	label    label
 	identity ed25519.PrivateKey
+	state    func() []byte                                // everything that this node knows, as for a push/pull; not called under mu
 	trusts   func(mesh.ID) bool                           // whether a node is trusted; not called under mu
 	filter   func(network string, to netip.AddrPort) bool // for tests: whether udp or tcp reaches the address
 
