@@ -32,7 +32,7 @@ var mayImport = map[string][]string{
 	"cmd/meshd":           {"internal/bugreport", "internal/check", "internal/config", "internal/connect", "internal/control", "internal/daemon", "internal/kilo"},
 	"internal/atomicfile": {},
 	"internal/bugreport":  {},
-	"internal/check":      {"internal/cni", "internal/config", "internal/https", "internal/k3s", "internal/mesh", "internal/netcfg", "internal/netcfg/host", "internal/state"},
+	"internal/check":      {"internal/cni", "internal/config", "internal/gossip", "internal/https", "internal/k3s", "internal/mesh", "internal/netcfg", "internal/netcfg/host", "internal/state"},
 	"internal/cni":        {"internal/atomicfile", "internal/mesh"},
 	"internal/config":     {"internal/mesh"},
 	"internal/connect":    {"internal/config", "internal/control", "internal/httplimit", "internal/mesh", "internal/netcfg", "internal/netcfg/host"},

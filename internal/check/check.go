@@ -29,6 +29,7 @@ import (
 	"strings"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 )
@@ -56,7 +57,7 @@ const (
 func Evaluate(cfg config.Config, f Facts) []Finding {
 	return slices.Concat(
 		f.permission(), f.configuration(), f.state(), f.kernel(cfg), f.names(cfg), f.ports(),
-		f.firewall(cfg), f.mtu(cfg), f.location(cfg), f.internalIP(cfg), f.overlaps(cfg), f.cni(cfg), f.k3s(cfg), f.unit(), f.clock(), f.reach(), f.size(cfg), f.unread(),
+		f.firewall(cfg), f.mtu(cfg), f.location(cfg), f.internalIP(cfg), f.overlaps(cfg), f.cni(cfg), f.k3s(cfg), f.unit(), f.clock(), f.reach(cfg), f.taken(cfg), f.size(cfg), f.unread(),
 	)
 }
 
@@ -254,10 +255,10 @@ func (f Facts) clock() []Finding {
 	return ok(what, "synchronised")
 }
 
-// reach reports names that don't resolve and join entries that don't answer.
-func (f Facts) reach() []Finding {
+// reach reports names that don't resolve, and join entries that don't answer or would not take this node.
+func (f Facts) reach(cfg config.Config) []Finding {
 	var out []Finding
-	var joins, reached int
+	var joins, own, reached int
 	for _, r := range f.Reach {
 		if r.Port != 0 {
 			joins++
@@ -269,14 +270,27 @@ func (f Facts) reach() []Finding {
 			out = append(out, Finding{Warning, r.Key, fmt.Sprintf("%s does not answer on TCP port %d: %v", r.Host, r.Port, r.DialErr), r.advice()})
 		case r.Foreign:
 			out = append(out, Finding{Warning, r.Key, fmt.Sprintf("%s has a certificate at TCP port %d that is not a node's: another server is there, or something on the way opens TLS%s", r.Host, r.Port, r.through()), "see that relay.listen names this port there; a load balancer with a certificate of its own is no fault"})
+		case errors.Is(r.LookErr, gossip.ErrSecret):
+			out = append(out, Finding{Error, r.Key, r.place() + " has another secret, or another program answers there", "copy the secret of a node to " + cfg.SecretFile + ", mode 0600, or see that the port is that of its gossip.bind"})
+		case r.LookErr != nil:
+			out = append(out, Finding{Warning, r.Key, fmt.Sprintf("something answers at %s, but not as a node of this version: %v", r.place(), r.LookErr), "see that meshd runs there, and that this is the port of its gossip.bind"})
+		case r.Looked.Differs != nil:
+			for _, text := range r.Looked.Differs {
+				out = append(out, Finding{Error, r.Key, text, "write the same into both files"})
+			}
+		case r.Own:
+			own++
 		case r.Port != 0:
 			reached++
 		default:
 			out = append(out, ok(r.Key, "%s resolves", r.Host)...)
 		}
 	}
-	if joins > 0 && reached == joins {
-		text := fmt.Sprintf("all %d answer", joins)
+	if joins > 0 && own == joins {
+		return append(out, Finding{Warning, "join", "names only this host: it begins a mesh of its own", "name another node, or leave it out on the first node"})
+	}
+	if joins > 0 && own+reached == joins {
+		text := fmt.Sprintf("all %d answer", reached)
 		if i := slices.IndexFunc(f.Reach, func(r Reach) bool { return r.Proxy != "" }); i >= 0 {
 			text += f.Reach[i].through() + ", which meshd needs in its own environment, too"
 		}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
@@ -76,6 +77,7 @@ func bad(findings []Finding) []string {
 func TestEvaluate(t *testing.T) {
 	v6 := []string{"cluster:", "  overlay: [10.4.0.0/16, fd00:4::/112]", "  pods: [10.42.0.0/16, fd00:42::/48]", "  services: [10.43.0.0/16, fd00:43::/112]"}
 	located := []string{"cluster: {mode: location}", "node:", "  location: aws", "  internal-ip: 192.168.1.1/24"}
+	nobody := mesh.IDOf(nil).String() // of a record without an identity
 	tests := []struct {
 		name   string
 		config []string
@@ -238,6 +240,38 @@ func TestEvaluate(t *testing.T) {
 		{"another server", nil, func(f *Facts) { f.Reach[0].Port, f.Reach[0].Foreign = 443, true }, []string{
 			"warning join[0]: a.example has a certificate at TCP port 443 that is not a node's: another server is there, or something on the way opens TLS → see that relay.listen names this port there; a load balancer with a certificate of its own is no fault",
 		}},
+		{"another secret", nil, func(f *Facts) { f.Reach[0].LookErr = fmt.Errorf("greet: %w", gossip.ErrSecret) }, []string{
+			"error join[0]: a.example:7946 has another secret, or another program answers there → copy the secret of a node to /s, mode 0600, or see that the port is that of its gossip.bind",
+		}},
+		{"no node", nil, func(f *Facts) { f.Reach[0].LookErr = errors.New("i/o timeout") }, []string{
+			"warning join[0]: something answers at a.example:7946, but not as a node of this version: i/o timeout → see that meshd runs there, and that this is the port of its gossip.bind",
+		}},
+		{"other ranges", nil, func(f *Facts) { f.Reach[0].Looked.Differs = []string{"cluster.pods is [10.42.0.0/16] here, [10.9.0.0/16] on a.example:7946"} }, []string{
+			"error join[0]: cluster.pods is [10.42.0.0/16] here, [10.9.0.0/16] on a.example:7946 → write the same into both files",
+		}},
+		{"only itself", nil, func(f *Facts) { f.Reach[0].Own = true }, []string{
+			"warning join: names only this host: it begins a mesh of its own → name another node, or leave it out on the first node",
+		}},
+		{"a taken name", []string{"node: {name: aws-1}"}, func(f *Facts) { f.Reach[0].Looked.Records = []mesh.Record{{Name: "AWS-1", Claim: mesh.Claim{Slot: mesh.None}}} }, []string{
+			"error taken: the name aws-1 is that of node AWS-1 (" + nobody + ") → set another node.name; if it is this host before it was installed anew, run on another node: meshd forget " + nobody,
+		}},
+		{"its own name", []string{"node: {name: aws-1}"}, func(f *Facts) {
+			f.State.Seen.ID = mesh.IDOf(nil)
+			f.Reach[0].Looked.Records = []mesh.Record{{Name: "aws-1", Claim: mesh.Claim{Slot: mesh.None}}}
+		}, nil},
+		{"a client's name", []string{"node: {name: aws-1}"}, func(f *Facts) { f.Reach[0].Looked.Clients = []mesh.Client{{Name: "aws-1"}} }, []string{
+			"error taken: the name aws-1 is that of a client → set another node.name",
+		}},
+		{"a taken slot, and a taken network, known from two nodes", []string{"node: {name: aws-1, pod-cidr: [10.42.7.0/24], allowed-location-ips: [192.168.9.0/24]}"}, func(f *Facts) {
+			f.Reach[0].Looked.Records = []mesh.Record{{Name: "gcp-1", Claim: mesh.Claim{Slot: 7}, AllowedLocationIPs: []netip.Prefix{netip.MustParsePrefix("192.168.9.0/24")}}}
+			f.Reach = append(f.Reach, f.Reach[0])
+		}, []string{
+			"error taken: the pod CIDRs of node.pod-cidr, [10.42.7.0/24], are those of node gcp-1 (" + nobody + ") → choose another one, or leave node.pod-cidr out",
+			"error taken: 192.168.9.0/24 of node.allowed-location-ips is behind node gcp-1 (" + nobody + "), too → name it on nodes of one location only: elsewhere it is another network, and nobody is sent to either",
+		}},
+		{"a network of the same location", []string{"node: {name: aws-1, location: aws, internal-ip: 192.168.1.1/24, allowed-location-ips: [192.168.9.0/24]}"}, func(f *Facts) {
+			f.Reach[0].Looked.Records = []mesh.Record{{Name: "aws-2", Location: "aws", Claim: mesh.Claim{Slot: mesh.None}, AllowedLocationIPs: []netip.Prefix{netip.MustParsePrefix("192.168.9.0/24")}}}
+		}, nil},
 		{"many nodes, room enough", nil, func(f *Facts) { f.Running, f.Nodes = true, 60 }, nil},
 		{"many nodes, little room", []string{"cluster: {pods: [10.42.0.0/18]}"}, func(f *Facts) { f.Running, f.Nodes = true, 60 }, []string{
 			"warning size: 60 nodes are known, and the ranges have room for 4 more → run meshd forget for nodes that are gone; for a larger mesh, plan one with wider cluster.overlay and cluster.pods",

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/meshd/meshd/internal/cni"
+	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/k3s"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
@@ -141,4 +142,9 @@ type Reach struct {
 	ResolveErr error
 	DialErr    error
 	Foreign    bool // it speaks TLS with a certificate that is not a node's
+	// Own is whether the host is this one: it was not tried.
+	Own bool
+	// Looked is what the node there shows, if it was greeted without LookErr.
+	Looked  gossip.Looked
+	LookErr error
 }

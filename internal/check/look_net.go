@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/https"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
@@ -81,6 +82,9 @@ func (f *Facts) lookPorts(cfg config.Config, ours []int) error {
 	}
 	if l := cfg.Relay.Listen; l.Port() != 0 {
 		f.Ports = append(f.Ports, Port{Network: "tcp", Address: l.Addr(), Port: l.Port(), Key: "relay.listen"})
+	}
+	if l := cfg.Metrics.Listen; l.Port() != 0 {
+		f.Ports = append(f.Ports, Port{Network: "tcp", Address: l.Addr(), Port: l.Port(), Key: "metrics.listen"})
 	}
 	if wantsVXLAN(cfg) {
 		f.Ports = append(f.Ports, Port{Network: "udp", Port: netcfg.VXLANPort, Key: vxlanKey})
@@ -180,9 +184,9 @@ func socketsOn(path string, port uint16) []string {
 }
 
 // reachTimeout bounds the time for all other hosts, which are tried in parallel.
-const reachTimeout = 3 * time.Second
+const reachTimeout = 5 * time.Second
 
-// reach looks up the names in the configuration and connects to the join list.
+// reach looks up the names in the configuration, and greets the nodes of the join list.
 func reach(ctx context.Context, cfg config.Config, own []netip.Addr) []Reach {
 	var all []Reach
 	for i, j := range cfg.Join {
@@ -199,7 +203,7 @@ func reach(ctx context.Context, cfg config.Config, own []netip.Addr) []Reach {
 	proxy := https.ProxyFromEnvironment()
 	var wg sync.WaitGroup
 	for i := range all {
-		wg.Go(func() { all[i].try(ctx, proxy, own) })
+		wg.Go(func() { all[i].try(ctx, cfg, proxy, own) })
 	}
 	wg.Wait()
 	return all
@@ -207,11 +211,11 @@ func reach(ctx context.Context, cfg config.Config, own []netip.Addr) []Reach {
 
 // try resolves the name and connects, and sets the errors. It is enough if one of several
 // addresses answers. An address of this host itself need not answer.
-func (r *Reach) try(ctx context.Context, proxy *https.Proxy, own []netip.Addr) {
+func (r *Reach) try(ctx context.Context, cfg config.Config, proxy *https.Proxy, own []netip.Addr) {
 	at := net.JoinHostPort(r.Host, strconv.Itoa(int(r.Port)))
 	if mesh.IsTLSPort(r.Port) && proxy.Covers(at) { // which looks up the name
 		r.Proxy = proxy.String()
-		r.connect(ctx, func() (net.Conn, error) { return proxy.Dial(ctx, at) })
+		r.connect(ctx, cfg, func() (net.Conn, error) { return proxy.Dial(ctx, at) })
 		return
 	}
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", r.Host)
@@ -219,27 +223,37 @@ func (r *Reach) try(ctx context.Context, proxy *https.Proxy, own []netip.Addr) {
 		r.ResolveErr = err
 		return
 	}
-	if r.Port == 0 || slices.ContainsFunc(addrs, func(a netip.Addr) bool { return slices.Contains(own, a.Unmap()) }) {
+	if r.Port == 0 {
 		return
 	}
-	r.connect(ctx, func() (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", at) })
+	if r.Own = slices.ContainsFunc(addrs, func(a netip.Addr) bool { return slices.Contains(own, a.Unmap()) }); r.Own {
+		return
+	}
+	r.connect(ctx, cfg, func() (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", at) })
 }
 
-// connect dials, and runs the handshake of TLS where nodes do so.
-func (r *Reach) connect(ctx context.Context, dial func() (net.Conn, error)) {
+// connect dials, runs the handshake of TLS where nodes do so, and greets the node.
+func (r *Reach) connect(ctx context.Context, cfg config.Config, dial func() (net.Conn, error)) {
 	conn, err := dial()
 	if err != nil {
 		r.DialErr = err
 		return
 	}
 	defer conn.Close()
-	if !mesh.IsTLSPort(r.Port) {
-		return
+	if mesh.IsTLSPort(r.Port) {
+		secured, _, isNode, err := https.Open(ctx, conn, r.Host)
+		if err != nil {
+			r.DialErr = err
+			return
+		}
+		conn, r.Foreign = secured, !isNode
 	}
-	_, _, isNode, err := https.Open(ctx, conn, r.Host)
-	if err != nil {
-		r.DialErr = err
-		return
+	if len(cfg.Secrets) > 0 {
+		r.Looked, r.LookErr = gossip.Look(ctx, conn, r.place(), cfg.Secrets, cfg.Cluster)
 	}
-	r.Foreign = !isNode
+}
+
+// place names the host in texts, with its port if that is not the usual one.
+func (r *Reach) place() string {
+	return config.HostPort{Host: r.Host, Port: r.Port}.String()
 }

@@ -202,7 +202,7 @@ func TestReachOverTLS(t *testing.T) {
 		_ = tls.Server(far, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: key}}}).Handshake()
 	}()
 	r := Reach{Host: "aws.example.com", Port: 443}
-	if r.connect(t.Context(), func() (net.Conn, error) { return near, nil }); !r.Foreign || r.DialErr != nil {
+	if r.connect(t.Context(), config.Config{}, func() (net.Conn, error) { return near, nil }); !r.Foreign || r.DialErr != nil {
 		t.Errorf("another server: got %+v", r)
 	}
 }

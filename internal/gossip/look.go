@@ -11,8 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
-	"strconv"
 	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -28,8 +26,8 @@ import (
 //
 // The host becomes no member, so nobody takes it for dead afterwards.
 
-// ErrSecret is wrapped by errors of Look if the node has another secret.
-var ErrSecret = errors.New("it has another secret")
+// ErrSecret is wrapped by errors of Look if the node has another secret. Another program can't be told from that.
+var ErrSecret = errors.New("it has another secret, or is not the gossip of meshd")
 
 // Looked is what a node shows to a host that is not in the mesh.
 type Looked struct {
@@ -37,25 +35,18 @@ type Looked struct {
 	Cluster mesh.Cluster  // the settings in its file
 	Differs []string      // why it would not talk to the host: settings that differ
 	Records []mesh.Record // the nodes that it knows; none if it would not talk to the host
+	Clients []mesh.Client // the same of clients
 }
 
 // lookTimeout bounds how long a node sends what it knows.
 const lookTimeout = 10 * time.Second
 
-// Look asks the node at host:port, until ctx ends. The secrets and the settings are those that this host would
-// have.
-func Look(ctx context.Context, hostport string, secrets [][32]byte, cluster mesh.Cluster) (Looked, error) {
-	out, err := look(ctx, hostport, secrets, cluster)
-	if errors.Is(err, errRejected) || errors.Is(err, errSealed) {
-		err = ErrSecret
-	}
-	if err != nil {
-		return Looked{}, fmt.Errorf("look at %s: %w", hostport, err)
-	}
-	return out, nil
-}
-
-func look(ctx context.Context, hostport string, secrets [][32]byte, cluster mesh.Cluster) (out Looked, err error) {
+// Look greets the node at the other end of a connection, which is over TLS if the node's port is, and asks what it
+// knows. Place names the node in texts. The secrets and the settings are those that this host would have. It does
+// not close the connection.
+func Look(ctx context.Context, conn net.Conn, place string, secrets [][32]byte, cluster mesh.Cluster) (Looked, error) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
+	defer stop()
 	ring, err := newKeyring(secrets)
 	if err != nil {
 		return Looked{}, err
@@ -64,53 +55,31 @@ func look(ctx context.Context, hostport string, secrets [][32]byte, cluster mesh
 	if err != nil {
 		return Looked{}, fmt.Errorf("make an identity: %w", err)
 	}
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", hostport)
-	if err != nil {
-		return Looked{}, err
-	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	if err := conn.SetDeadline(time.Now().Add(helloTimeout + lookTimeout)); err != nil {
-		return Looked{}, err
-	}
-	if to := targetOf(hostport); to.isTLS() {
-		if conn, _, err = startTLS(conn, to); err != nil {
-			return Looked{}, err
-		}
-	}
 	ours := hello{id: mesh.IDOf(public), instance: 1, port: 1, boot: 1, cluster: cluster, looks: true, aes: hasAES()}
 	s, err := handshaker{ring, rand.Reader, identity}.initiate(conn, ours)
-	if err != nil {
-		return Looked{}, err
+	if errors.Is(err, errRejected) || errors.Is(err, errSealed) {
+		err = ErrSecret
 	}
-	out = Looked{ID: s.peer.id, Cluster: s.peer.cluster}
-	for _, d := range differences(cluster, s.peer.cluster, hostport) {
+	if err != nil {
+		return Looked{}, fmt.Errorf("greet %s: %w", place, err)
+	}
+	out := Looked{ID: s.peer.id, Cluster: s.peer.cluster}
+	for _, d := range differences(cluster, s.peer.cluster, place) {
 		if d.fatal {
 			out.Differs = append(out.Differs, d.text)
 		}
 	}
-	if out.Differs == nil {
-		out.Records, err = readLook(s, cluster)
+	if out.Differs != nil {
+		return out, nil
 	}
-	return out, err
+	if err := out.read(s); err != nil {
+		return Looked{}, fmt.Errorf("ask %s what it knows: %w", place, err)
+	}
+	return out, nil
 }
 
-// targetOf returns host:port as a target.
-func targetOf(hostport string) (to target) {
-	host, port, _ := net.SplitHostPort(hostport) // whoever has dialled it could split it
-	n, _ := strconv.ParseUint(port, 10, 16)
-	to.port = uint16(n)
-	if a, err := netip.ParseAddr(host); err == nil {
-		to.addr = netip.AddrPortFrom(a.Unmap(), to.port)
-	} else {
-		to.name = host
-	}
-	return to
-}
-
-// readLook reads the objects that a node knows, and returns the records among them.
-func readLook(s *stream, cluster mesh.Cluster) ([]mesh.Record, error) {
+// read reads the objects that the node knows.
+func (l *Looked) read(s *stream) error {
 	var all []byte
 	for len(all) < 4 || len(all) < 4+int(binary.BigEndian.Uint32(all)) {
 		frame, err := s.readFrame() // it has a limit for all frames together
@@ -118,25 +87,29 @@ func readLook(s *stream, cluster mesh.Cluster) ([]mesh.Record, error) {
 			err = errors.New("it has ended the connection: its version of meshd may be an older one")
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		all = append(all, frame...)
 	}
 	raws, err := unpackObjects(all[4:])
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var records []mesh.Record
 	for _, raw := range raws {
-		o, err := decodeObject(cluster.Name, raw)
+		o, err := decodeObject(l.Cluster.Name, raw)
 		if err != nil {
 			continue // of a newer version, or forged by somebody
 		}
-		if r, ok := o.body.(recordBody); ok && r.Settings == cluster.Hash() {
-			records = append(records, r.Record)
+		switch body := o.body.(type) {
+		case recordBody:
+			if body.Settings == l.Cluster.Hash() {
+				l.Records = append(l.Records, body.Record)
+			}
+		case clientBody:
+			l.Clients = append(l.Clients, body.Client)
 		}
 	}
-	return records, nil
+	return nil
 }
 
 // show sends what this node knows to a host that only looks, and closes the stream.

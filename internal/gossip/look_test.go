@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -46,7 +47,7 @@ func TestLook(t *testing.T) {
 		{"another cluster", testSecret, other(func(c *mesh.Cluster) { c.Name = "west" }), nil, `cluster "west" here, "default" on`, nil},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		got, err := Look(ctx, a.Addr().String(), [][32]byte{tt.secret}, tt.cluster)
+		got, err := lookAt(ctx, a.Addr().String(), tt.secret, tt.cluster)
 		cancel()
 		var names []string
 		for _, r := range got.Records {
@@ -66,26 +67,29 @@ func TestLook(t *testing.T) {
 	eventually(t, "the node remembers nobody who has looked", []*testNode{a}, func(mesh.View) bool { return remembered() == before })
 }
 
-// TestLookNowhere: what listens, and is no node, is an error.
-func TestLookNowhere(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func lookAt(ctx context.Context, at string, secret [32]byte, c mesh.Cluster) (Looked, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", at)
 	if err != nil {
-		t.Fatal(err)
+		return Looked{}, err
 	}
-	defer l.Close()
-	go func() {
-		if c, err := l.Accept(); err == nil {
-			_, _ = c.Write([]byte("SSH-2.0-OpenSSH_9.2\r\n"))
-			time.Sleep(10 * time.Millisecond)
-			c.Close()
+	defer conn.Close()
+	return Look(ctx, conn, at, [][32]byte{secret}, c)
+}
+
+// TestLookAtOthers: what is no node is an error, as is one that says nothing.
+func TestLookAtOthers(t *testing.T) {
+	for says, isSecret := range map[string]bool{"SSH-2.0-OpenSSH_9.2\r\n": true, "": false} {
+		near, far := net.Pipe()
+		go func() {
+			go func() { _, _ = io.Copy(io.Discard, far) }()
+			_, _ = io.WriteString(far, says)
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		_, err := Look(ctx, near, "there", [][32]byte{testSecret}, testCluster())
+		if cancel(); err == nil || errors.Is(err, ErrSecret) != isSecret || !strings.Contains(err.Error(), "greet there") {
+			t.Errorf("%q: got %v", says, err)
 		}
-	}()
-	if _, err := Look(t.Context(), l.Addr().String(), [][32]byte{testSecret}, testCluster()); err == nil {
-		t.Error("got no error")
-	}
-	gone := l.Addr().String()
-	l.Close()
-	if _, err := Look(t.Context(), gone, [][32]byte{testSecret}, testCluster()); err == nil || !strings.Contains(err.Error(), "look at "+gone) {
-		t.Errorf("got %v", err)
+		near.Close()
+		far.Close()
 	}
 }

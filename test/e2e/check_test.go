@@ -217,3 +217,36 @@ func (m *testbed) everything(n *lab.Node) map[string]string {
 	state["sysctl"] = m.run(n, "sysctl", "-a", "-r", `^net\.(ipv[46]\.conf|ipv4\.ip_forward|bridge)`)
 	return state
 }
+
+// TestCheckGreets has a host look whether a running mesh would take it. It is in no node's list afterwards.
+func TestCheckGreets(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, lab.NAT, 2)
+	first, second := m.nodes[0], m.nodes[1]
+	m.must(first.Configure(lab.Config(first.Name, nil), m.secret))
+	m.must(first.Start())
+	m.await(settleLimit, "ready", lab.Ready, first)
+	join := []string{first.Public().String()}
+	other, err := second.NewSecret(m.ctx)
+	m.must(err)
+	for _, tt := range []struct {
+		name, config, secret string
+		what, text           string // of the only error; "" for none
+	}{
+		{"well", lab.Config(second.Name, join), m.secret, "", ""},
+		{"another secret", lab.Config(second.Name, join), other, "join[0]", "has another secret"},
+		{"another range", lab.Config(second.Name, join, "cluster: {pods: [10.99.0.0/16]}"), m.secret, "join[0]", "cluster.pods is [10.99.0.0/16] here, [10.42.0.0/16] on"},
+		{"a taken name", lab.Config(first.Name, join), m.secret, "taken", "the name " + first.Name + " is that of node " + first.Name},
+	} {
+		m.must(second.Configure(tt.config, tt.secret))
+		found := m.check(second)
+		if tt.what == "" && len(found) > 0 || tt.what != "" && (len(found) != 1 || found[0].What != tt.what || !strings.Contains(found[0].Text, tt.text)) {
+			t.Errorf("%s: got %+v, want one error of %s with %q", tt.name, found, tt.what, tt.text)
+		}
+	}
+	s, err := first.Status(m.ctx)
+	m.must(err)
+	if len(s.Peers) > 0 {
+		t.Errorf("%s knows %+v, want nobody", first.Name, s.Peers)
+	}
+}
