@@ -246,13 +246,17 @@ func TestEvaluate(t *testing.T) {
 		{"no node", nil, func(f *Facts) { f.Reach[0].LookErr = errors.New("i/o timeout") }, []string{
 			"warning join[0]: something answers at a.example:7946, but not as a node of this version: i/o timeout → see that meshd runs there, and that this is the port of its gossip.bind",
 		}},
-		{"other ranges", nil, func(f *Facts) { f.Reach[0].Looked.Differs = []string{"cluster.pods is [10.42.0.0/16] here, [10.9.0.0/16] on a.example:7946"} }, []string{
+		{"other ranges", nil, func(f *Facts) {
+			f.Reach[0].Looked.Differs = []string{"cluster.pods is [10.42.0.0/16] here, [10.9.0.0/16] on a.example:7946"}
+		}, []string{
 			"error join[0]: cluster.pods is [10.42.0.0/16] here, [10.9.0.0/16] on a.example:7946 → write the same into both files",
 		}},
 		{"only itself", nil, func(f *Facts) { f.Reach[0].Own = true }, []string{
 			"warning join: names only this host: it begins a mesh of its own → name another node, or leave it out on the first node",
 		}},
-		{"a taken name", []string{"node: {name: aws-1}"}, func(f *Facts) { f.Reach[0].Looked.Records = []mesh.Record{{Name: "AWS-1", Claim: mesh.Claim{Slot: mesh.None}}} }, []string{
+		{"a taken name", []string{"node: {name: aws-1}"}, func(f *Facts) {
+			f.Reach[0].Looked.Records = []mesh.Record{{Name: "AWS-1", Claim: mesh.Claim{Slot: mesh.None}}}
+		}, []string{
 			"error taken: the name aws-1 is that of node AWS-1 (" + nobody + ") → set another node.name; if it is this host before it was installed anew, run on another node: meshd forget " + nobody,
 		}},
 		{"its own name", []string{"node: {name: aws-1}"}, func(f *Facts) {
