@@ -56,7 +56,7 @@ func TestHostileNewClient(t *testing.T) {
 		}, `"far west" is not a host name`},
 		{"joined cluster with the same pods", func(_ *mesh.Input, r *control.ClientRequest) {
 			r.Networks, r.Cluster = []string{"10.42.0.0/16"}, "west"
-		}, "network 10.42.0.0/16 of cluster west overlaps 10.42.0.0/16, which is cluster.pods here: two clusters that are joined need different ranges"},
+		}, "of the cluster west, 10.42.0.0/16 overlaps cluster.pods 10.42.0.0/16 of this one"},
 		{"offer", func(_ *mesh.Input, r *control.ClientRequest) {
 			r.Networks, r.Offers = []string{"192.168.50.0/24"}, []string{"all"}
 		}, "want pods, services, nodes"},
