@@ -147,15 +147,15 @@ The CNI configuration of the pods, written by meshd.
 The first node of a mesh:
 .PP
 .nf
-meshd secret new \-\-out /etc/meshd/secret
-systemctl enable \-\-now meshd
-meshd status
+meshd init
 .fi
 .PP
-Each further node needs a copy of the secret and, in
-.IR /etc/meshd.yaml ,
-the address of an existing node under
-.BR join .
+Each further node needs the token that a node prints:
+.PP
+.nf
+meshd token             # on a node
+meshd join              # on the new one
+.fi
 .SH SEE ALSO
 .BR meshd.yaml (5),
 .BR wg (8),

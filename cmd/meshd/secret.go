@@ -59,16 +59,25 @@ func newSecretNew() *cobra.Command {
 // writeSecret creates a file. It never replaces one: without its secret a mesh can't get
 // new nodes.
 func writeSecret(path, line string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	err := writeNew(path, []byte(line), 0o600)
 	if errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("write secret: %s exists, and other nodes may use it; move it away first", path)
 	}
 	if err != nil {
 		return fmt.Errorf("write secret: %w", err)
 	}
-	_, err = f.WriteString(line)
+	return nil
+}
+
+// writeNew creates a file, and never replaces one.
+func writeNew(path string, content []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("write secret: %w", err), os.Remove(path))
+		return errors.Join(err, os.Remove(path))
 	}
 	return nil
 }

@@ -109,10 +109,19 @@ func cut(s string, width int) string {
 	return string(runes[:width-tail-1]) + "…" + string(runes[len(runes)-tail:])
 }
 
-// wrap breaks a text between words into lines of at most width characters, the first one after a
-// label, the others indented as far. Words that are longer stay whole.
+// wrap breaks the lines of a text between words into lines of at most width characters, the first one
+// after a label, the others indented as far. Words that are longer stay whole.
 func wrap(label, text string, width int) string {
 	indent := strings.Repeat(" ", utf8.RuneCountInString(label))
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString(wrapLine(label, indent, line, width))
+		label = indent
+	}
+	return b.String()
+}
+
+func wrapLine(label, indent, text string, width int) string {
 	var b strings.Builder
 	line, column := label, utf8.RuneCountInString(label)
 	empty := true

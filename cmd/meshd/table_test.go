@@ -38,6 +38,7 @@ func TestWrap(t *testing.T) {
 		{"→ ", "one two three", 9, "→ one two\n  three\n"},
 		{"→ ", "one two three", 0, "→ one two three\n"},
 		{"Pods:  ", "-", 80, "Pods:  -\n"},
+		{"→ ", "add the lines below\n[Service]\nA=b c", 10, "→ add the\n  lines\n  below\n  [Service]\n  A=b c\n"},
 		{"", "0123456789 0", 4, "0123456789\n0\n"},
 	} {
 		if got := wrap(tt.label, tt.text, tt.width); got != tt.want {

@@ -299,6 +299,11 @@ func (f Facts) reach(cfg config.Config) []Finding {
 	return out
 }
 
+// HasMet reports whether a node of the join list has been greeted, and would talk to this host.
+func (f Facts) HasMet() bool {
+	return slices.ContainsFunc(f.Reach, func(r Reach) bool { return r.Looked.ID != mesh.ID{} && r.Looked.Differs == nil })
+}
+
 // through names the proxy in a text.
 func (r Reach) through() string {
 	if r.Proxy == "" {

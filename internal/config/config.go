@@ -101,6 +101,9 @@ func (c Config) Encrypted() bool {
 	return c.Node.Encryption == EncryptionRequired || c.Cluster.Mode == mesh.ModeFull
 }
 
+// TrustsList reports whether only nodes of Trusted are trusted.
+func (c Config) TrustsList() bool { return c.Cluster.Trust == mesh.TrustList }
+
 // StaticSlot returns the slot that node.pod-cidr names, or mesh.None.
 func (c Config) StaticSlot() int {
 	for _, p := range c.Node.PodCIDR {
@@ -249,12 +252,8 @@ func Inspect(path string) (cfg Config, broken []error, err error) {
 	}
 	d := decode(path, data)
 	sound := len(d.errs) == 0
-	if d.config.Node.Name == "" && d.sound("node.name") {
-		host, err := os.Hostname()
-		if err != nil {
-			return Config{}, nil, fmt.Errorf("read host name: %w", err)
-		}
-		d.useHostName(host)
+	if err := d.nameNode(); err != nil {
+		return Config{}, nil, err
 	}
 	var secretErrs []*Error
 	if d.config.SecretFile != "" {
@@ -282,11 +281,33 @@ func Parse(name string, data []byte) (Config, error) {
 	return decode(name, data).result()
 }
 
+// Complete is Parse, and gives a node without a name that of the host, like Load.
+func Complete(name string, data []byte) (Config, error) {
+	d := decode(name, data)
+	if err := d.nameNode(); err != nil {
+		return Config{}, err
+	}
+	return d.result()
+}
+
+// nameNode gives a node without a name that of the host.
+func (d *decoder) nameNode() error {
+	if d.config.Node.Name != "" || !d.sound("node.name") {
+		return nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("read host name: %w", err)
+	}
+	d.useHostName(host)
+	return nil
+}
+
 // readFile reads a file up to one byte beyond maxSize.
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &Error{File: path, Problem: "does not exist", Advice: "write it; three lines are enough for a first node", cause: err}
+		return nil, &Error{File: path, Problem: "does not exist", Advice: "run meshd init on the first host of a mesh, and meshd join on the others; or write it, three lines are enough", cause: err}
 	} else if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}

@@ -262,7 +262,7 @@ func TestLoadWithoutSecretFile(t *testing.T) {
 func TestLoadMissing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "meshd.yaml")
 	_, err := config.Load(path)
-	if want := path + ": does not exist: write it; three lines are enough for a first node"; errorText(err) != want {
+	if want := path + ": does not exist: run meshd init on the first host of a mesh, and meshd join on the others; or write it, three lines are enough"; errorText(err) != want {
 		t.Errorf("got error %v, want %s", err, want)
 	}
 	if !errors.Is(err, os.ErrNotExist) {

@@ -53,7 +53,7 @@ func TestNetworkOf(t *testing.T) {
 	want := control.Network{
 		Node: "home-1", Port: 51820, MTU: 1420, Alive: 4, UDP: control.Yes,
 		Families:     []control.Family{{Name: "IPv4", Seen: []netip.AddrPort{seen}, NAT: control.NATSamePort, Reached: control.Unknown}},
-		PortMappings: []control.PortMapping{},
+		
 		Narrow:       []control.NarrowPath{{Node: "near", MTU: 1312}},
 		Relays:       []control.NearbyRelay{{Name: "near", RTT: control.Milliseconds(30 * time.Millisecond)}, {Name: "far", RTT: control.Milliseconds(80 * time.Millisecond)}, {Name: "new"}},
 	}

@@ -42,7 +42,7 @@ doc=$work/common/usr/share/doc/meshd
 common() {
 	local root=$work/common
 	go build -trimpath -buildvcs=false -ldflags "$stamp" -o "$work/meshd" ./cmd/meshd
-	install -D -m 0644 packaging/meshd.yaml "$root/etc/meshd.yaml"
+	install -D -m 0644 packaging/meshd.yaml "$doc/examples/meshd.yaml"
 	install -d -m 0700 "$root/etc/meshd"
 	install -D -m 0644 -t "$root/usr/lib/systemd/system" packaging/systemd/*.service
 	install -D -m 0644 -t "$root/usr/lib/systemd/network" packaging/systemd/*.network
@@ -55,7 +55,8 @@ common() {
 	"$work/meshd" completion fish >"$root/usr/share/fish/vendor_completions.d/meshd.fish"
 	"$work/meshd" man --date "$day" | gzip -9n >"$root/usr/share/man/man8/meshd.8.gz"
 	yaml_manual | gzip -9n >"$root/usr/share/man/man5/meshd.yaml.5.gz"
-	install -m 0644 packaging/meshd-minimal.yaml packaging/deb/copyright "$doc"
+	install -m 0644 packaging/meshd-minimal.yaml "$doc/examples"
+	install -m 0644 packaging/deb/copyright "$doc"
 	gzip -9n <CHANGELOG.md >"$doc/changelog.gz"
 	changelog | gzip -9n >"$doc/changelog.Debian.gz"
 	notices | gzip -9n >"$doc/notices.gz"
@@ -87,7 +88,8 @@ yaml_manual() {
 	cat <<-'MAN'
 		.fi
 		.SH FILES
-		.I /usr/share/doc/meshd/meshd\-minimal.yaml
+		.I /usr/share/doc/meshd/examples/meshd.yaml,
+		.I /usr/share/doc/meshd/examples/meshd\-minimal.yaml
 		.SH SEE ALSO
 		.BR meshd (8)
 	MAN
@@ -128,7 +130,6 @@ package() {
 	install -d "$root/usr/bin" "$root/DEBIAN"
 	GOARCH=${goarch[$arch]} GOARM=7 go build -trimpath -buildvcs=false -ldflags "-s -w $stamp" -o "$root/usr/bin/meshd" ./cmd/meshd
 	install -m 0755 packaging/deb/{postinst,prerm,postrm} "$root/DEBIAN"
-	echo /etc/meshd.yaml >"$root/DEBIAN/conffiles"
 	(cd "$root" && find usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
 	sed -e "s/@VERSION@/$version/; s/@ARCH@/$arch/; s/@MAINTAINER@/$maintainer/" \
 		-e "s/@SIZE@/$(du -k -s --apparent-size --exclude=DEBIAN "$root" | cut -f1)/" packaging/deb/control >"$root/DEBIAN/control"

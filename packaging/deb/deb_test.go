@@ -119,7 +119,6 @@ func TestLintian(t *testing.T) {
 
 func TestContents(t *testing.T) {
 	want := []string{
-		"-rw-r--r-- etc/meshd.yaml",
 		"-rw-r--r-- usr/lib/systemd/network/10-meshd.network",
 		"-rw-r--r-- usr/lib/systemd/system/k3s-agent.service.d/meshd.conf",
 		"-rw-r--r-- usr/lib/systemd/system/k3s.service.d/meshd.conf",
@@ -130,7 +129,8 @@ func TestContents(t *testing.T) {
 		"-rw-r--r-- usr/share/doc/meshd/changelog.Debian.gz",
 		"-rw-r--r-- usr/share/doc/meshd/changelog.gz",
 		"-rw-r--r-- usr/share/doc/meshd/copyright",
-		"-rw-r--r-- usr/share/doc/meshd/meshd-minimal.yaml",
+		"-rw-r--r-- usr/share/doc/meshd/examples/meshd-minimal.yaml",
+		"-rw-r--r-- usr/share/doc/meshd/examples/meshd.yaml",
 		"-rw-r--r-- usr/share/doc/meshd/notices.gz",
 		"-rw-r--r-- usr/share/fish/vendor_completions.d/meshd.fish",
 		"-rw-r--r-- usr/share/lintian/overrides/meshd",
@@ -158,8 +158,9 @@ func TestContents(t *testing.T) {
 		if got := strings.TrimSpace(output(t, "dpkg-deb", "-f", deb(arch), "Architecture")); got != arch {
 			t.Errorf("architecture: got %s, want %s", got, arch)
 		}
-		if got := output(t, "dpkg-deb", "-I", deb(arch), "conffiles"); got != "/etc/meshd.yaml\n" {
-			t.Errorf("%s: conffiles: got %q", arch, got)
+		// An upgrade must not ask about a file that meshd init has written.
+		if got := output(t, "dpkg-deb", "-I", deb(arch)); strings.Contains(got, "conffiles") {
+			t.Errorf("%s has conffiles: %s", arch, got)
 		}
 	}
 }
@@ -186,15 +187,15 @@ func TestManual(t *testing.T) {
 	}
 }
 
-// TestNotConfiguredDoesNotStart: the installed file is not a complete configuration, and
-// the daemon reports what is missing. After its exit code systemd does not restart it.
+// TestNotConfiguredDoesNotStart: the package has no configuration, and the daemon says what makes
+// one. After its exit code systemd does not restart it.
 func TestNotConfiguredDoesNotStart(t *testing.T) {
 	dir := unpack(t)
 	out, err := exec.Command(filepath.Join(dir, "usr/bin/meshd"), "run",
 		"--config", filepath.Join(dir, "etc/meshd.yaml"), "--state-dir", filepath.Join(dir, "state"), "--run-dir", filepath.Join(dir, "run")).CombinedOutput()
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 2 || !bytes.Contains(out, []byte("meshd secret new")) {
-		t.Errorf("got %v: %s; want exit code 2 and the advice to make a secret", err, out)
+	if !errors.As(err, &exit) || exit.ExitCode() != 2 || !bytes.Contains(out, []byte("run meshd init")) {
+		t.Errorf("got %v: %s; want exit code 2 and the advice to run meshd init", err, out)
 	}
 }
 

@@ -58,8 +58,8 @@ func testInstall(t *testing.T, nodes []*node) {
 	for _, n := range nodes {
 		useRepository(t, n, "old")
 		out := n.sh(t, "apt-get install -y meshd 2>&1 </dev/null")
-		if got := strings.Count(out, "\nmeshd: "); got != 3 || !strings.Contains(out, "systemctl enable --now meshd") {
-			t.Errorf("%s: got %d lines of advice, want 3:\n%s", n.name, got, out)
+		if got := strings.Count(out, "\nmeshd: "); got != 2 || !strings.Contains(out, "run: meshd init") {
+			t.Errorf("%s: got %d lines of advice, want 2:\n%s", n.name, got, out)
 		}
 		if got := n.sh(t, "systemctl is-enabled meshd; systemctl is-active meshd; stat -c %a /etc/meshd; true"); got != "disabled\ninactive\n700" {
 			t.Errorf("%s: after installation meshd is %q, want disabled, inactive, with /etc/meshd for root alone", n.name, got)
@@ -68,10 +68,10 @@ func testInstall(t *testing.T, nodes []*node) {
 	// If it is started nevertheless, it fails once and prints why.
 	n := nodes[0]
 	if out, err := n.try("systemctl start meshd"); err == nil {
-		t.Errorf("meshd starts without a secret: %s", out)
+		t.Errorf("meshd starts without a configuration: %s", out)
 	}
 	if got := n.sh(t, "for p in ExecMainStatus ActiveState NRestarts; do systemctl show -P $p meshd; done"); got != "2\nfailed\n0" {
-		t.Errorf("without a secret: got exit status, state and restarts %q, want 2, failed, 0", got)
+		t.Errorf("without a configuration: got exit status, state and restarts %q, want 2, failed, 0", got)
 	}
 	n.sh(t, "systemctl reset-failed meshd")
 }
@@ -96,20 +96,19 @@ ExecStart=/bin/sh -c 'ip -o address show meshd0 | grep -q " 10\.4\." && test -s 
 WantedBy=multi-user.target
 `
 
-// testStart: four lines of configuration make a mesh. meshd.service is up as soon as the
-// daemon answers, k3s once pods may start.
+// testStart: three commands make a mesh. meshd.service is up as soon as the daemon answers, k3s once
+// pods may start.
 func testStart(t *testing.T, nodes []*node) {
-	nodes[0].sh(t, "meshd secret new --out /etc/meshd/secret")
-	secret := nodes[0].sh(t, "cat /etc/meshd/secret")
 	for i, n := range nodes {
+		setUp, next := "meshd init --name "+n.name, "k3s server --flannel-backend none --node-ip 10.4."
 		if i > 0 {
-			n.sh(t, "umask 077; echo '"+secret+"' > /etc/meshd/secret")
+			token := nodes[i-1].sh(t, "meshd token --address "+address(i)) // of the one before
+			setUp, next = "echo "+token+" | meshd join --name "+n.name+" -", "k3s agent --server https://10.4."
 		}
-		config := fmt.Sprintf("secret-file: /etc/meshd/secret\njoin: [%s]\nnode:\n  name: %s", address(i), n.name) // that of the one before
-		if i == 0 {
-			config = "secret-file: /etc/meshd/secret\nnode:\n  name: " + n.name
+		out := n.sh(t, setUp+" 2>&1")
+		if !strings.Contains(out, "Node:         "+n.name+", ready") || !strings.Contains(out, next) {
+			t.Errorf("%s: meshd init or join printed:\n%s", n.name, out)
 		}
-		n.sh(t, fmt.Sprintf("cat >/etc/meshd.yaml <<'END'\n%s\nEND\nsystemctl enable --now meshd", config))
 		n.sh(t, "cat >/etc/systemd/system/k3s.service <<'END'\n"+k3sUnit+"END\nsystemctl daemon-reload && systemctl enable --now k3s")
 	}
 	for _, n := range nodes {
@@ -375,7 +374,7 @@ func testUpgrade(t *testing.T, nodes []*node) {
 			waitMesh(t, n, len(nodes)-1)
 		})
 		// The user's file stays as it is.
-		if got := n.sh(t, "grep -c '' /etc/meshd.yaml"); got != strconv.Itoa(min(3+i, 4)) {
+		if got := n.sh(t, "grep -c '' /etc/meshd.yaml"); got != strconv.Itoa(min(4+i, 5)) {
 			t.Errorf("%s: the configuration has %s lines after the upgrade", n.name, got)
 		}
 	}
