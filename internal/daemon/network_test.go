@@ -52,10 +52,10 @@ func TestNetworkOf(t *testing.T) {
 	last.in.Paths.Seen = map[mesh.ID][]netip.AddrPort{id(3): {seen}, id(5): {seen}}
 	want := control.Network{
 		Node: "home-1", Port: 51820, MTU: 1420, Alive: 4, UDP: control.Yes,
-		Families:     []control.Family{{Name: "IPv4", Seen: []netip.AddrPort{seen}, NAT: control.NATSamePort, Reached: control.Unknown}},
-		
-		Narrow:       []control.NarrowPath{{Node: "near", MTU: 1312}},
-		Relays:       []control.NearbyRelay{{Name: "near", RTT: control.Milliseconds(30 * time.Millisecond)}, {Name: "far", RTT: control.Milliseconds(80 * time.Millisecond)}, {Name: "new"}},
+		Families: []control.Family{{Name: "IPv4", Seen: []netip.AddrPort{seen}, NAT: control.NATSamePort, Reached: control.Unknown}},
+
+		Narrow: []control.NarrowPath{{Node: "near", MTU: 1312}},
+		Relays: []control.NearbyRelay{{Name: "near", RTT: control.Milliseconds(30 * time.Millisecond)}, {Name: "far", RTT: control.Milliseconds(80 * time.Millisecond)}, {Name: "new"}},
 	}
 	same := cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
 	if diff := cmp.Diff(want, networkOf(s, last), same); diff != "" {
