@@ -24,7 +24,10 @@ type snapshot struct {
 	configs configCache
 }
 
+// publish stores what requests read. Its lists are filled first: several requests may answer with them at
+// once.
 func (d *daemon) publish(status control.Status, t turn) {
+	control.FillLists(&status)
 	d.published.Store(&snapshot{status: status, turn: t})
 }
 

@@ -75,11 +75,11 @@ func planCNI(cfg cni.Config) ([]string, error) {
 }
 
 // status makes what a person sees of a turn.
-func (d *daemon) status(seen turn) (s control.Status) {
+func (d *daemon) status(seen turn) control.Status {
 	t := indexOf(seen)
 	isNote := func(p mesh.Problem) bool { return p.Kind == mesh.ProblemNote }
 	problems := shownProblems(t.problems)
-	s = control.Status{
+	s := control.Status{
 		Schema: control.SchemaVersion, Version: d.opt.Version, Started: d.self.started.UTC().Round(time.Second),
 		Node:     d.nodeStatus(t),
 		Cluster:  clusterStatus(d.settings),
@@ -96,7 +96,6 @@ func (d *daemon) status(seen turn) (s control.Status) {
 	s.Reconcile = d.published.Load().status.Reconcile
 	s.Reconcile.Error = ""
 	s.Reconcile.Writes = d.kernel.Writes()
-	defer control.FillLists(&s)
 	switch {
 	case t.now.IsZero():
 		return s // no turn was taken yet

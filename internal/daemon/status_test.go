@@ -52,3 +52,12 @@ func TestSentence(t *testing.T) {
 		}
 	}
 }
+
+// TestPublishFillsLists: what requests answer with, maybe at once, is not changed by them any more.
+func TestPublishFillsLists(t *testing.T) {
+	var d daemon
+	d.publish(control.Status{Peers: []control.Peer{{}}}, turn{})
+	if p := d.Status().Peers[0]; p.Overlay == nil || p.Path.Tried == nil || p.Route.Via == nil {
+		t.Errorf("lists of a peer are nil: %+v", p)
+	}
+}
