@@ -28,7 +28,7 @@ not in it; names and addresses of hosts are, so read it before you pass it on.
 
 It works whether or not the daemon runs, and changes nothing.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			now := time.Now()
 			name := "meshd-bugreport-" + now.UTC().Format("20060102T150405Z")
 			if file == "" {

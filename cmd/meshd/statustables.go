@@ -44,10 +44,7 @@ func way(p control.Peer) cell {
 	case p.Path.Kind == control.PathNone:
 		return cell{"none", red}
 	}
-	how, painted := string(p.Path.Kind), green
-	if p.Path.Relay != "" {
-		how += " via " + p.Path.Relay
-	}
+	how, painted := kind(p.Path), green
 	if p.Path.Kind == control.PathRelayed || p.Path.Kind == control.PathTCP {
 		painted = yellow
 	}
@@ -55,6 +52,14 @@ func way(p control.Peer) cell {
 		how, painted = how+", not proved", yellow
 	}
 	return cell{how, painted}
+}
+
+// kind words the kind of a path, and through which node it goes.
+func kind(p control.Path) string {
+	if p.Relay == "" {
+		return string(p.Kind)
+	}
+	return string(p.Kind) + " via " + p.Relay
 }
 
 // roundTripOf returns the round trip to a node, and what it was measured on: the whole route, if that is
@@ -184,10 +189,7 @@ func health(p control.Route) string {
 // path words how WireGuard's packets travel to a peer, since when, the round trip, and what is
 // lost.
 func path(p control.Path, now time.Time) string {
-	how := string(p.Kind)
-	if p.Relay != "" {
-		how += " via " + p.Relay
-	}
+	how := kind(p)
 	switch {
 	case p.Kind == "": // there is no tunnel to it
 		return "-"

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/meshd/meshd/internal/config"
 )
 
 // maxTypos is by how many letters a word may differ from one that is suggested instead.
@@ -46,7 +48,7 @@ func didYouMean(word string, known []string, prefix string) string {
 	var near []string
 	best := maxTypos
 	for _, k := range known {
-		n := typos(word, k)
+		n := config.Distance(word, k)
 		if strings.HasPrefix(k, word) {
 			n = 0
 		}
@@ -62,26 +64,4 @@ func didYouMean(word string, known []string, prefix string) string {
 	}
 	slices.Sort(near)
 	return "; did you mean " + strings.Join(near, " or ") + "?"
-}
-
-// typos returns how many letters have to be put in, left out or replaced to make b of a
-// (the Levenshtein distance).
-func typos(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		corner := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			replaced := corner
-			if a[i] != b[j] {
-				replaced++
-			}
-			corner = row[j+1]
-			row[j+1] = min(replaced, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

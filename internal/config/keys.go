@@ -172,7 +172,7 @@ func suggest(section, name string) string {
 	known := children(section)
 	nearest, best := "", 1+min(len(name), maxQuoted)/3
 	for _, child := range known {
-		if n := distance(name, child); n <= best && (nearest == "" || n < best) {
+		if n := Distance(name, child); n <= best && (nearest == "" || n < best) {
 			nearest, best = child, n
 		}
 	}
@@ -199,9 +199,9 @@ func pathOf(section, name string) string {
 	return section + "." + name
 }
 
-// distance returns the Levenshtein distance of two strings. Of a, which comes from a file,
+// Distance returns the Levenshtein distance of two strings. Of a, which a person wrote,
 // it uses only maxQuoted bytes.
-func distance(a, b string) int {
+func Distance(a, b string) int {
 	a = a[:min(len(a), maxQuoted)]
 	row := make([]int, len(b)+1)
 	for j := range row {
