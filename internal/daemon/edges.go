@@ -66,6 +66,9 @@ type network interface {
 	PublishReach(mesh.Reach) error
 	SendCall(to mesh.ID, sealed []byte) error
 	Calls() <-chan gossip.Call
+	Ask(ctx context.Context, id mesh.ID) (mesh.PeerView, error)
+	Questions() <-chan gossip.Question
+	Answer(q gossip.Question, v mesh.PeerView) error
 	SetCarrier(gossip.Carrier)
 	DialCarrier(ctx context.Context, to mesh.ID, at ...netip.AddrPort) (net.Conn, error)
 	Carried(from mesh.ID, packet []byte)

@@ -84,7 +84,7 @@ func TestHostileCalls(t *testing.T) {
 			}
 			select {
 			case c := <-g.Calls():
-				if c.From != mesh.ID(tt.m.payload) || !bytes.Equal(c.Sealed, tt.m.payload[callHeader:]) {
+				if c.From != mesh.ID(tt.m.payload) || !bytes.Equal(c.Sealed, tt.m.payload[letterHeader:]) {
 					t.Errorf("got %v", c)
 				}
 			default:

@@ -32,7 +32,9 @@ func FuzzInboundPacket(f *testing.F) {
 		{kind: kindSync, payload: steps[0], want: true},
 		{kind: kindSync, payload: s.listDifferences(make([]byte, 8*buckets))[0]},
 		{kind: kindHere, payload: make([]byte, 8)},
-		{kind: kindCall, payload: make([]byte, callHeader+maxCall)},
+		{kind: kindCall, payload: make([]byte, letterHeader+maxCall)},
+		{kind: kindQuestion, payload: make([]byte, letterHeader+questionLen)},
+		{kind: kindAnswer, payload: make([]byte, letterHeader+answerHeader)},
 		{kind: kindMemberlist, payload: accusation("a", "b", 7)},
 		{kind: kindMemberlist, payload: append([]byte{memberlistCRC, 0, 0, 0, 0, memberlistCompound, 1, 0, 2}, memberlistPing, 0x80)},
 	} {
@@ -60,8 +62,8 @@ func FuzzInboundPacket(f *testing.F) {
 			if raws, err := unpackObjects(p.payload[min(1, len(p.payload)):]); err == nil {
 				g.acceptObjects(raws, fromSync)
 			}
-		case kindCall:
-			g.handleCall(message{p.from, p.kind, p.payload})
+		case kindCall, kindQuestion, kindAnswer:
+			g.handleLetter(message{p.from, p.kind, p.payload})
 			if len(g.calls) > 0 {
 				t.Error("a stranger's call is delivered")
 			}

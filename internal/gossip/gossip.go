@@ -104,6 +104,7 @@ type Gossip struct {
 	// pathsChanged is changed for path records.
 	pathsChanged chan struct{}
 	calls        chan Call
+	questions    chan Question
 	members      *members
 	transport    *transport
 	queue        *memberlist.TransmitLimitedQueue
@@ -128,6 +129,7 @@ type Gossip struct {
 	merged   bool
 	joined   mesh.ID // the node to which a stream was opened last; zero for none
 	own      []*own  // what we say besides our record and verdicts
+	asked    map[[questionLen]byte]asked
 	// joinEntries has those of joinList that were asked.
 	joinEntries map[string]joinEntry
 }
@@ -188,6 +190,8 @@ func newGossip(o Options) (*Gossip, error) {
 		pathsChanged: make(chan struct{}, 1),
 		own:          newOwn(),
 		calls:        make(chan Call, maxCalls),
+		questions:    make(chan Question, maxQuestions),
+		asked:        make(map[[questionLen]byte]asked),
 		store:        newStore(),
 		joinEntries:  make(map[string]joinEntry),
 	}

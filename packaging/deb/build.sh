@@ -46,6 +46,8 @@ common() {
 	install -d -m 0700 "$root/etc/meshd"
 	install -D -m 0644 -t "$root/usr/lib/systemd/system" packaging/systemd/*.service
 	install -D -m 0644 -t "$root/usr/lib/systemd/network" packaging/systemd/*.network
+	install -D -m 0644 packaging/systemd/meshd.sysusers "$root/usr/lib/sysusers.d/meshd.conf"
+	install -D -m 0644 packaging/systemd/meshd.tmpfiles "$root/usr/lib/tmpfiles.d/meshd.conf"
 	for k3s in k3s k3s-agent; do
 		install -D -m 0644 packaging/systemd/k3s.conf "$root/usr/lib/systemd/system/$k3s.service.d/meshd.conf"
 	done

@@ -122,6 +122,23 @@ func testStart(t *testing.T, nodes []*node) {
 	}
 	reachNodes(t, nodes)
 	checkUnit(t, nodes)
+	checkGroup(t, nodes[1], nodes[2])
+}
+
+// checkGroup runs commands as a member of the group meshd, who may read and nothing else, and as somebody who
+// may not even read.
+func checkGroup(t *testing.T, n, other *node) {
+	t.Helper()
+	for _, tt := range []struct{ group, command, want string }{
+		{"meshd", "status", "Node:         " + n.name},
+		{"meshd", "why " + other.name, other.name + " answers in"},
+		{"meshd", "forget " + other.name, "needs root"},
+		{"nogroup", "status", "needs root"},
+	} {
+		if out, _ := n.try("setpriv --reuid=nobody --regid=" + tt.group + " --clear-groups meshd " + tt.command + " 2>&1"); !strings.Contains(out, tt.want) {
+			t.Errorf("%s: meshd %s in the group %s: got %q, want %q", n.name, tt.command, tt.group, out, tt.want)
+		}
+	}
 }
 
 // checkUnit checks what the daemon may write to. For another directory, meshd check prints
@@ -423,7 +440,7 @@ func testPurge(t *testing.T, nodes []*node) {
 		find /opt/cni/bin /etc/cni/net.d -mindepth 1
 		find / -xdev -name '*meshd*' -not -path '/etc/apt/*' -not -path '/var/log/*' -not -path '/var/lib/apt/*' -not -path '/var/cache/*'
 		find /run -name '*meshd*' -not -path '/run/systemd/*'
-		dpkg-query -W meshd
+		dpkg-query -W meshd; getent group meshd
 		true`)
 	if left != "" {
 		t.Errorf("after the purge there still is:\n%s\napt printed:\n%s", left, out)
