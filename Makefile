@@ -132,8 +132,8 @@ test-etcd: setup-kernel build-etcd ## three members of etcd at sites 80 ms apart
 	@exec bin/kernel $(COUNTED) exec bin/etcd -meshd $(MESHD)
 
 .PHONY: test-package
-test-package: setup-deb setup-vagrantfile ## what is in the package, and the Vagrantfile; RUN=TestName for one
-	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/deb ./vagrant
+test-package: setup-deb setup-vagrantfile setup-examples ## what is in the package, the Vagrantfile, and the examples for cloud-init and Ansible; RUN=TestName for one
+	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/... ./vagrant
 
 .PHONY: test-vm
 test-vm: setup-deb setup-vm ## the package in three virtual machines with systemd
@@ -219,6 +219,10 @@ setup-vm:
 .PHONY: setup-vagrantfile
 setup-vagrantfile:
 	@test/setup.sh vagrant
+
+.PHONY: setup-examples
+setup-examples:
+	@test/setup.sh ansible-lint
 
 .PHONY: setup-vagrant
 setup-vagrant:

@@ -33,6 +33,8 @@ declare -A package=(
 	# What the image of the systemd machines is made with.
 	[mmdebstrap]=mmdebstrap
 	[mkfs.ext4]=e2fsprogs
+	# What examples are checked with.
+	[ansible-lint]=ansible-lint
 	# What vagrant brings machines up with.
 	[vagrant]='vagrant vagrant-libvirt'
 	[libvirtd]='libvirt-daemon-system libvirt-daemon-driver-qemu'
