@@ -43,6 +43,7 @@ func (d *daemon) Plan(context.Context) (control.Plan, error) { return d.plan, d.
 func (d *daemon) Ping(_ context.Context, node string, count int) (control.Ping, error) {
 	return control.Ping{Node: node, Sent: count}, nil
 }
+
 func (d *daemon) Forget(_ context.Context, node string) error {
 	d.forgotten = append(d.forgotten, node)
 	return d.forgetErr
