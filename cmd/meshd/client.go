@@ -63,6 +63,10 @@ it. --offers limits what is reached there, in the same words as --access.
 cluster, and --networks are its ranges, which must differ from those of this cluster. All
 clients with the same --cluster are shown as one cluster by meshd status and meshd graph.
 
+--no-internal-ips leaves the internal IPs of the nodes out of the configuration, now and
+when it is printed again: use it for a laptop whose own networks may have the same
+addresses, such as 192.168.1.0/24. Nodes are reached by their overlay addresses then.
+
 The configuration does not follow later changes. When nodes are added or removed, get
 other endpoints, or a location gets another gateway, print it again with meshd client
 show, or use meshd connect.`,
@@ -88,6 +92,7 @@ show, or use meshd connect.`,
 	flags.Lookup("qr").NoOptDefVal = qrTerminal
 	flags.StringVar(&o.file, "out", "", "write the configuration to a new `file`, mode 0600, instead of standard output")
 	flags.StringSliceVar(&o.request.Access, "access", []string{"pods", "services", "nodes"}, "`list` of what the client may reach")
+	flags.BoolVar(&o.request.NoInternalIPs, "no-internal-ips", false, "leave out the internal IPs of the nodes, which the client's own networks may have, too")
 	flags.StringSliceVar(&o.request.Networks, "networks", nil, "`list` of networks behind the client, which is a router then")
 	flags.StringSliceVar(&o.request.Offers, "offers", nil, "`list` of what nodes and pods may reach in these networks (default everything)")
 	flags.StringVar(&o.request.Endpoint, "endpoint", "", "`host:port` at which the client waits for nodes, for a router with a public address")

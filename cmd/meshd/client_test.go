@@ -118,12 +118,12 @@ func TestClientAddCluster(t *testing.T) {
 	})
 	cmd := newClientAdd(&paths{runDir: dir})
 	cmd.SetOut(io.Discard)
-	cmd.SetArgs([]string{"west-1", "--networks", "10.52.0.0/16,10.53.0.0/16", "--cluster", "west"})
+	cmd.SetArgs([]string{"west-1", "--networks", "10.52.0.0/16,10.53.0.0/16", "--cluster", "west", "--no-internal-ips"})
 	if err := cmd.Execute(); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"10.52.0.0/16", "10.53.0.0/16"}; got.Cluster != "west" || !slices.Equal(got.Networks, want) {
-		t.Errorf("got networks %q of cluster %q, want %q of west", got.Networks, got.Cluster, want)
+	if want := []string{"10.52.0.0/16", "10.53.0.0/16"}; got.Cluster != "west" || !slices.Equal(got.Networks, want) || !got.NoInternalIPs {
+		t.Errorf("got networks %q of cluster %q, internal IPs left out: %v; want %q of west, true", got.Networks, got.Cluster, got.NoInternalIPs, want)
 	}
 }
 

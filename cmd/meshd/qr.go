@@ -39,7 +39,7 @@ const maxQRBytes = 2953
 func encodeQR(config string) (*qr.Code, error) {
 	code, err := qr.Encode(config, qr.L)
 	if err != nil {
-		return nil, fmt.Errorf("the configuration has %d bytes, and a QR code holds %d: use --out FILE, and import that file in the WireGuard app", len(config), maxQRBytes)
+		return nil, fmt.Errorf("the configuration has %d bytes, and a QR code holds %d: use --out FILE, and import that file in the WireGuard app; --no-internal-ips makes the configuration shorter", len(config), maxQRBytes)
 	}
 	return code, nil
 }
