@@ -198,7 +198,7 @@ setup:
 
 .PHONY: setup-unit
 setup-unit:
-	@test/setup.sh gcc dot
+	@test/setup.sh gcc dot zbarimg
 
 .PHONY: setup-race
 setup-race:

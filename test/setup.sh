@@ -19,6 +19,7 @@ declare -A package=(
 	[/etc/ssl/certs/ca-certificates.crt]=ca-certificates # for Go modules
 	[gcc]='gcc libc6-dev' # for the race detector
 	[dot]=graphviz # graphs are drawn, too
+	[zbarimg]=zbar-tools # QR codes are read
 	# What the kernel lab is made with, and the programs in it.
 	[qemu-system-x86_64]=qemu-system-x86
 	[depmod]=kmod

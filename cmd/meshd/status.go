@@ -161,10 +161,11 @@ func isTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
+// hasEscapes reports whether w is a terminal that understands escape sequences.
+func hasEscapes(w io.Writer) bool { return isTerminal(w) && os.Getenv("TERM") != "dumb" }
+
 // hasColors reports whether to write colors: to a terminal, unless NO_COLOR is set (no-color.org).
-func hasColors(w io.Writer) bool {
-	return isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-}
+func hasColors(w io.Writer) bool { return hasEscapes(w) && os.Getenv("NO_COLOR") == "" }
 
 // columns is how wide a status for a person is, unless it is asked for everything.
 const columns = 80

@@ -122,6 +122,7 @@ func TestContents(t *testing.T) {
 		"-rw-r--r-- usr/lib/systemd/network/10-meshd.network",
 		"-rw-r--r-- usr/lib/systemd/system/k3s-agent.service.d/meshd.conf",
 		"-rw-r--r-- usr/lib/systemd/system/k3s.service.d/meshd.conf",
+		"-rw-r--r-- usr/lib/systemd/system/meshd-connect@.service",
 		"-rw-r--r-- usr/lib/systemd/system/meshd-drain.service",
 		"-rw-r--r-- usr/lib/systemd/system/meshd-online.service",
 		"-rw-r--r-- usr/lib/systemd/system/meshd.service",
@@ -211,7 +212,7 @@ func TestVersion(t *testing.T) {
 
 // exposures are the highest allowed values of systemd-analyze security, in tenths: those
 // of the units with the systemd of Debian 12.
-var exposures = map[string]string{"meshd.service": "20", "meshd-drain.service": "7", "meshd-online.service": "7"}
+var exposures = map[string]string{"meshd.service": "20", "meshd-drain.service": "7", "meshd-online.service": "7", "meshd-connect@.service": "19"}
 
 func TestUnits(t *testing.T) {
 	dir := unpack(t)
