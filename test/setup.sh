@@ -31,6 +31,7 @@ declare -A package=(
 	[gpg]='gpg gpg-agent'
 	[man]=man-db
 	[systemd-analyze]=systemd
+	[qemu-aarch64]=qemu-user # starts the package of the other architecture
 	# What the image of the systemd machines is made with.
 	[mmdebstrap]=mmdebstrap
 	[mkfs.ext4]=e2fsprogs
