@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -142,24 +141,6 @@ and keeps the configuration that it has.`,
 	}
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "log in detail")
 	return cmd
-}
-
-// newLogger returns a logger. It omits the time if the output goes to journald, which adds
-// its own.
-func newLogger(w io.Writer, verbose bool) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: slog.LevelInfo}
-	if verbose {
-		opts.Level = slog.LevelDebug
-	}
-	if os.Getenv("JOURNAL_STREAM") != "" {
-		opts.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		}
-	}
-	return slog.New(slog.NewTextHandler(w, opts))
 }
 
 func newPlan(p *paths) *cobra.Command {

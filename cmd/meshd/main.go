@@ -35,7 +35,7 @@ func run() int {
 	defer stop()
 	cmd, err := newRoot().ExecuteContextC(ctx)
 	if err != nil && !errors.Is(err, errSaid) {
-		fmt.Fprintln(os.Stderr, "meshd:", explain(cmd.CommandPath(), err))
+		printError(os.Stderr, "meshd: "+explain(cmd.CommandPath(), err).Error(), stderrIsJournal())
 	}
 	return exitCode(err)
 }

@@ -51,12 +51,9 @@ func (d *daemon) addClient(r control.ClientRequest, now time.Time) (control.Clie
 }
 
 // saveClients writes the objects to disk at once, so that a client whose configuration was
-// given out, or that was removed, stays so after a crash. If that fails, the loop tries
-// again and reports it.
+// given out, or that was removed, stays so after a crash.
 func (d *daemon) saveClients(now time.Time) {
-	if err := d.saveObjects(now, true); err != nil {
-		d.log.Warn("clients are not on disk yet", "err", err)
-	}
+	_ = d.saveObjects(now, true) // the turn that follows tries again, and reports the error
 }
 
 // clientInput returns what a client's configuration follows from, as a turn saw it.

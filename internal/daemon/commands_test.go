@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -183,7 +184,7 @@ func TestClientIsTold(t *testing.T) {
 
 // TestBeforeTheFirstTurn: a daemon that has only just started knows nothing yet.
 func TestBeforeTheFirstTurn(t *testing.T) {
-	d := newDaemon(Options{}, config.Config{})
+	d := newDaemon(Options{Logger: slog.New(slog.DiscardHandler)}, config.Config{})
 	_, graph := d.Graph()
 	_, drain := d.Drain(t.Context(), false)
 	_, client := d.ClientConfig("laptop")

@@ -108,6 +108,7 @@ type daemon struct {
 	forwards     atomic.Pointer[relayServer] // what comes by streams; nil before the relay's task has started
 
 	log            journal
+	names          *nodeNames // for the log
 	metrics        *metrics.Metrics
 	online         bool           // pods may start on the claimed addresses, as meshd status --wait waits for it
 	bridgeIsStale  bool           // the pods' bridge has an address of a former slot
@@ -126,8 +127,10 @@ type self struct {
 }
 
 func newDaemon(opt Options, cfg config.Config) *daemon {
+	names := new(nodeNames)
+	opt.Logger = slog.New(nameHandler{opt.Logger.Handler(), names})
 	d := &daemon{
-		opt: opt, cfg: cfg, settings: cfg.Cluster, log: newJournal(opt.Logger), metrics: metrics.New(opt.Version, time.Now),
+		opt: opt, cfg: cfg, settings: cfg.Cluster, log: newJournal(opt.Logger), names: names, metrics: metrics.New(opt.Version, time.Now),
 		self: self{started: time.Now()}, services: hostServices{}, commands: make(chan command),
 		links: newLinks(opt.Logger),
 	}

@@ -57,7 +57,7 @@ func (d *daemon) loadState(machineID string) (gossip.Remembered, error) {
 		return gossip.Remembered{}, err
 	}
 	d.self.Identity = identity
-	d.log.Info("identity", "id", identity.ID(), "origin", origin)
+	d.log.Info("identity", keyID, identity.ID(), "origin", origin)
 	if d.disk.node, err = d.disk.dir.Node(); err != nil {
 		return gossip.Remembered{}, err
 	}
@@ -167,7 +167,7 @@ func (d *daemon) forgetAbsent(absent []mesh.Record) error {
 		if err := d.gossip.Forget(r.ID(), r.Sequence); err != nil {
 			return fmt.Errorf("forget absent node %s: %w", r.Name, err)
 		}
-		d.log.Info("node forgotten after a long absence", "name", r.Name, "id", r.ID(), "absent", d.memory.Absences.Of(r.ID()).Truncate(time.Minute))
+		d.log.Info("node forgotten after a long absence", "name", r.Name, keyID, r.ID(), "absent", d.memory.Absences.Of(r.ID()).Truncate(time.Minute))
 	}
 	return nil
 }

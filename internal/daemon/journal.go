@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"context"
 	"log/slog"
 	"maps"
 	"slices"
@@ -30,7 +31,8 @@ const lasts = time.Minute
 // journal is the daemon's log. It limits what the loop logs.
 type journal struct {
 	*slog.Logger
-	changes *rate.Limiter // lines on changes from turn to turn
+	began   map[mesh.Problem]time.Time // since when there are the problems and notes of now
+	changes *rate.Limiter              // lines on changes from turn to turn
 	said    *loglimit.Limiter
 	unsaid  []unsaidLine // about problems that are now otherwise than the log says
 	failing bool         // an error was logged, and no turn has succeeded since
@@ -40,32 +42,33 @@ type journal struct {
 // unsaidLine is a line that was not logged, because it was a repetition or there were too many.
 type unsaidLine struct {
 	line
-	since time.Time
+	since   time.Time
+	instead bool // the log has a former text of the problem
 }
 
 func newJournal(log *slog.Logger) journal {
-	return journal{Logger: log, changes: rate.NewLimiter(rate.Every(changesPeriod), changesBurst), said: new(loglimit.Limiter)}
+	return journal{Logger: log, began: make(map[mesh.Problem]time.Time), changes: rate.NewLimiter(rate.Every(changesPeriod), changesBurst), said: new(loglimit.Limiter)}
 }
 
 // line is a line of the log.
 type line struct {
+	level   slog.Level
 	text    string
 	args    []any
 	problem mesh.Problem // that came or went; zero for other lines
+	former  mesh.Problem // in whose place it came; zero for none
+	gone    bool
+	lasted  time.Duration // if it is gone
 }
 
 // logChanges logs what has changed since the last turn.
 func (d *daemon) logChanges(before, after control.Status) {
 	now := time.Now()
 	for _, l := range changes(before, after) {
-		switch {
-		case l.problem == (mesh.Problem{}):
-			if d.log.changes.Allow() {
-				d.log.Info(l.text, l.args...)
-			}
-		case d.log.takeBack(l.problem):
-		case !d.log.said.IsNew(now, l.parts()...) || !d.log.tell(l):
-			d.log.unsaid = append(d.log.unsaid, unsaidLine{l, now})
+		if l.problem != (mesh.Problem{}) {
+			d.log.logProblem(l, now)
+		} else if d.log.changes.Allow() {
+			d.log.Info(l.text, l.args...)
 		}
 	}
 	d.log.unsaid = slices.DeleteFunc(d.log.unsaid, func(u unsaidLine) bool {
@@ -73,11 +76,42 @@ func (d *daemon) logChanges(before, after control.Status) {
 	})
 }
 
-// takeBack reports whether a line about a problem was not logged, which is now as the log says.
-func (j *journal) takeBack(p mesh.Problem) bool {
-	n := len(j.unsaid)
-	j.unsaid = slices.DeleteFunc(j.unsaid, func(u unsaidLine) bool { return u.problem == p })
-	return len(j.unsaid) < n
+// logProblem logs that a problem has come, has another text, or has gone; later if it was logged
+// lately.
+func (j *journal) logProblem(l line, now time.Time) {
+	waits, instead := j.takeBack(l.problem)
+	if l.former != (mesh.Problem{}) {
+		formerWaits, formerInstead := j.takeBack(l.former)
+		waits, instead = false, !formerWaits || formerInstead
+	}
+	switch {
+	case l.gone:
+		l.lasted = now.Sub(j.began[l.problem])
+		delete(j.began, l.problem)
+	case l.former != (mesh.Problem{}):
+		j.began[l.problem] = j.began[l.former]
+		delete(j.began, l.former)
+	default:
+		j.began[l.problem] = now
+	}
+	if waits && !instead {
+		return // all is as the log says
+	}
+	if !j.said.IsNew(now, l.parts()...) || !j.tell(l) {
+		j.unsaid = append(j.unsaid, unsaidLine{l, now, instead})
+	}
+}
+
+// takeBack removes a line about a problem that was not logged. It reports whether there was one,
+// and whether the log has a former text of the problem.
+func (j *journal) takeBack(p mesh.Problem) (waits, instead bool) {
+	j.unsaid = slices.DeleteFunc(j.unsaid, func(u unsaidLine) bool {
+		if u.problem == p {
+			waits, instead = true, u.instead
+		}
+		return u.problem == p
+	})
+	return waits, instead
 }
 
 // tell logs a line about a problem, and reports whether there were not too many.
@@ -86,7 +120,11 @@ func (j *journal) tell(l line) bool {
 		j.said.Forget(l.parts()...)
 		return false
 	}
-	j.Info(l.text, l.args...)
+	args := l.args
+	if l.gone {
+		args = append(slices.Clone(args), "lasted", l.lasted.Round(time.Second))
+	}
+	j.Log(context.Background(), l.level, l.text, args...)
 	return true
 }
 
@@ -140,17 +178,24 @@ func changes(before, after control.Status) []line {
 	if after.Node.Role != before.Node.Role && after.Node.Role != "" {
 		lines = append(lines, line{text: "role", args: []any{"role", after.Node.Role}})
 	}
-	lines = append(lines, changedProblems("problem", before.Problems, after.Problems)...)
-	return append(lines, changedProblems("note", before.Notes, after.Notes)...)
+	lines = append(lines, changedProblems(slog.LevelWarn, "problem", before.Problems, after.Problems)...)
+	return append(lines, changedProblems(slog.LevelInfo, "note", before.Notes, after.Notes)...)
 }
 
-// changedProblems returns a line for each problem or note that has come or gone.
-func changedProblems(what string, before, after []mesh.Problem) (lines []line) {
+// changedProblems returns a line for each problem or note that has come or gone. One that says
+// something else than before has not gone: there may be a number in it, or the last error.
+func changedProblems(level slog.Level, what string, before, after []mesh.Problem) (lines []line) {
+	gone := without(before, after)
 	for _, p := range without(after, before) {
-		lines = append(lines, line{text: what, args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text, "advice", p.Advice}, problem: p})
+		l := line{level: level, text: what, args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text, "advice", p.Advice}, problem: p}
+		if i := slices.IndexFunc(gone, func(g mesh.Problem) bool { return sameSubject(g, p) }); i >= 0 {
+			l.former = gone[i]
+			gone = slices.Delete(gone, i, i+1)
+		}
+		lines = append(lines, l)
 	}
-	for _, p := range without(before, after) {
-		lines = append(lines, line{text: what + " is gone", args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text}, problem: p})
+	for _, p := range gone {
+		lines = append(lines, line{text: what + " is gone", args: []any{"kind", p.Kind, "subject", p.Node, "text", p.Text}, problem: p, gone: true})
 	}
 	return lines
 }

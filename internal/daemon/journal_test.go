@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -161,4 +162,97 @@ func TestRepeatedErrorThatLasts(t *testing.T) {
 			t.Errorf("%v after %v: logged %q, want %q in it", step.err, step.after, got, step.want)
 		}
 	}
+}
+
+// Of a problem that comes and goes while the loop runs, the log has one warning and its end, and
+// status has it no longer than there is such a problem.
+func TestProblemInTheLoopIsLoggedOnce(t *testing.T) {
+	for name, test := range map[string]struct {
+		kind       mesh.ProblemKind
+		begin, end func(*world)
+	}{
+		"of gossip": {
+			mesh.ProblemDuplicate,
+			func(w *world) {
+				w.hear(func(v *mesh.View) {
+					v.Problems = []mesh.Problem{{Kind: mesh.ProblemDuplicate, Node: w.disk.identity.ID().String(), Text: "bad", Advice: "mend it"}}
+				})
+			},
+			func(w *world) { w.hear(func(v *mesh.View) { v.Problems = nil }) },
+		},
+		"of a reload": {
+			ProblemConfiguration,
+			func(w *world) { w.configure("nod: {}"); w.signal() },
+			func(w *world) { w.configure(standsAlone); w.signal() },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log strings.Builder
+				w := newWorld(t, standsAlone)
+				w.log = slog.NewTextHandler(&log, nil)
+				settled(w)
+				isShown := func() bool {
+					return slices.ContainsFunc(w.d.Status().Problems, func(p mesh.Problem) bool { return p.Kind == test.kind && p.Node == "a1" })
+				}
+				log.Reset()
+				test.begin(w)
+				w.pass(3 * resync)
+				if !isShown() {
+					t.Errorf("status has %v, want a problem of a1, %s", w.d.Status().Problems, test.kind)
+				}
+				test.end(w)
+				if isShown() {
+					t.Errorf("status still has the problem")
+				}
+				w.pass(3 * resync)
+				w.end()
+				var warnings, ends, kinds int
+				for l := range strings.Lines(log.String()) {
+					if strings.Contains(l, "level=WARN") || strings.Contains(l, "level=ERROR") {
+						warnings++
+					}
+					if strings.Contains(l, `level=INFO msg="problem is gone"`) && strings.Contains(l, "lasted=30s") {
+						ends++
+					}
+					if strings.Contains(l, "kind="+string(test.kind)) {
+						kinds++
+					}
+				}
+				if warnings != 1 || ends != 1 || kinds != 2 {
+					t.Errorf("got %d warnings, %d ends after 30s and %d lines of the kind, want 1, 1 and 2:\n%s", warnings, ends, kinds, &log)
+				}
+			})
+		})
+	}
+}
+
+// A problem that says something else than before is still the same one.
+func TestProblemWithAnotherTextHasNotGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		d := newDaemon(Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, config.Config{})
+		ill := func(text string) control.Status {
+			return control.Status{Problems: []mesh.Problem{{Kind: mesh.ProblemGateway, Node: "a", Text: text}}}
+		}
+		before := control.Status{}
+		for _, after := range []control.Status{ill("refused"), ill("timeout"), ill("refused"), ill("timeout"), {}} {
+			d.logChanges(before, after)
+			before = after
+			time.Sleep(resync)
+		}
+		var got []string
+		for l := range strings.Lines(log.String()) {
+			_, text, _ := strings.Cut(strings.TrimSpace(l), "level=")
+			got = append(got, text)
+		}
+		want := []string{
+			`WARN msg=problem kind=no-gateway subject=a text=refused advice=""`,
+			`WARN msg=problem kind=no-gateway subject=a text=timeout advice=""`,
+			`INFO msg="problem is gone" kind=no-gateway subject=a text=timeout lasted=40s`,
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
+	})
 }

@@ -123,7 +123,6 @@ func (l *links) start(ctx context.Context, w connect.LinkFile) *link {
 		defer close(r.ended)
 		for ctx.Err() == nil {
 			if err := l.run(ctx, o); err != nil && ctx.Err() == nil {
-				o.Logger.Error("the link has failed", "err", err)
 				l.set(r, false, err)
 				_ = wait.Sleep(ctx, linkRetry)
 			}
@@ -172,7 +171,7 @@ func (l *links) problems(self string, now time.Time) []mesh.Problem {
 		case r.err != nil:
 			out = append(out, mesh.Problem{
 				Kind: ProblemLink, Node: self, Text: fmt.Sprintf("the link to %s can't be set up: %v", name, r.err),
-				Advice: "see the log: journalctl -u meshd",
+				Advice: "mend what it names; meshd tries again every few seconds",
 			})
 		case !r.heard && now.Sub(r.since) >= linkPatience:
 			out = append(out, mesh.Problem{

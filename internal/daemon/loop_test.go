@@ -38,7 +38,7 @@ func TestNewLines(t *testing.T) {
 
 // A turn that found out nothing wants nothing, which is not a plan to remove all.
 func TestPlanOfNothing(t *testing.T) {
-	_, err := newDaemon(Options{}, config.Config{}).plan(t.Context(), turn{err: errors.New("list links: no memory")})
+	_, err := newDaemon(Options{Logger: slog.New(slog.DiscardHandler)}, config.Config{}).plan(t.Context(), turn{err: errors.New("list links: no memory")})
 	if err == nil || !strings.Contains(err.Error(), "list links: no memory") {
 		t.Errorf("got %v, want the turn's error", err)
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/loglimit"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
@@ -38,8 +39,11 @@ func (d *daemon) runPaths(ctx context.Context, ready func()) error {
 	if err != nil {
 		d.log.Warn("peers are probed only after they have heard of a new path key", "err", err)
 	}
+	var said loglimit.Limiter
 	w := &wireGuard{underlay: d.underlay, retry: func(err error) bool {
-		d.log.Warn("peers can't be probed", "err", err)
+		if said.IsNew(time.Now(), err) {
+			d.log.Warn("peers can't be probed", "err", err)
+		}
 		return wait.Sleep(ctx, retryMax) == nil
 	}}
 	iface := d.cfg.WireGuard.Interface
@@ -338,7 +342,7 @@ func lanLinks(f netcfg.Facts, internalIPs []netip.Prefix) []string {
 
 // updatePaths does what follows from paths that have changed, here or on other nodes. Which
 // peers there are does not depend on it. It reports whether something else does, or a problem
-// has come or gone, so that a turn has to be taken.
+// or an error has come or a problem has gone, so that a turn has to be taken.
 func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 	if t.wanted.Desired.Device == nil {
 		return false
@@ -348,9 +352,6 @@ func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 	view := d.gossip.View()
 	t.in.View.Paths, t.in.View.MetAt = view.Paths, view.MetAt
 	problems, err := d.keepPaths(t)
-	if err != nil {
-		d.log.Error("paths", "err", err)
-	}
 	status := d.published.Load().status
 	status.Peers = slices.Clone(status.Peers)
 	shown := pathStatus(t.paths, t.in.View.Records, t.in.Paths.Streams)
@@ -360,7 +361,7 @@ func (d *daemon) updatePaths(t *turn) (turnDue bool) {
 	status.Node.Relays, status.Relay, status.Node.PortMappings = d.relaysInUse(*t), d.relayStatus(), d.mappingStatus()
 	d.publish(status, *t)
 	d.metrics.Paths(status.Peers)
-	return d.memory.NeedsTurn(t.in) || !slices.EqualFunc(problems, t.pathProblems, sameSubject)
+	return err != nil || d.memory.NeedsTurn(t.in) || !slices.EqualFunc(problems, t.pathProblems, sameSubject)
 }
 
 // sameSubject reports whether two problems are one, whatever they say.

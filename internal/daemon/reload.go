@@ -34,11 +34,9 @@ func (d *daemon) reload() {
 	defer d.services.Notify(sd.SdNotifyReady)
 	changed, err := d.takeConfig()
 	d.reloadProblems = reloadProblems(d.cfg.Node.Name, d.opt.Config, err)
-	if err != nil {
-		d.log.Error("configuration not reloaded; the old one stays", "err", err)
-		return
+	if err == nil {
+		d.log.Info("configuration reloaded", "changed", changed)
 	}
-	d.log.Info("configuration reloaded", "changed", changed)
 }
 
 // takeConfig takes over the configuration file and returns the keys that have changed.

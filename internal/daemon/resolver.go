@@ -20,6 +20,9 @@ const (
 	// resolveEvery is after how long a name is looked up again. Names of endpoints are often
 	// dynamic, with a time to live of a minute.
 	resolveEvery = time.Minute
+	// resolveAgain is the same if the last lookup failed: with the next turn, so that the problem
+	// is gone when the name has come back.
+	resolveAgain = resync
 	// resolveTimeout bounds one lookup. A resolver that hangs delays no other name.
 	resolveTimeout = 5 * time.Second
 	// maxLookups is how many names are looked up at a time.
@@ -74,7 +77,11 @@ func (n *resolver) resolve(hosts []string, now time.Time) map[string][]netip.Add
 	n.queue = n.queue[:0]
 	for _, host := range hosts {
 		asked, ok := n.lookedUp[host]
-		if !wanted[host] && !n.inProgress[host] && (!ok || now.Sub(asked) >= resolveEvery) {
+		every := resolveEvery
+		if n.failed[host] != nil {
+			every = resolveAgain
+		}
+		if !wanted[host] && !n.inProgress[host] && (!ok || now.Sub(asked) >= every) {
 			n.queue = append(n.queue, host)
 		}
 		wanted[host] = true
@@ -129,7 +136,7 @@ func (n *resolver) lookUp(host string, now, began time.Time) {
 		return
 	}
 	if err != nil {
-		n.failed[host] = err // tried again after resolveEvery
+		n.failed[host] = err // tried again after resolveAgain
 	} else {
 		delete(n.failed, host)
 		n.known[host] = addrs

@@ -58,8 +58,8 @@ func TestNames(t *testing.T) {
 		t.Errorf("after a resolver that fails (-want +got):\n%s", diff)
 	}
 
-	for range 2 { // found again; the second time that is no news
-		now = now.Add(resolveEvery)
+	for _, after := range []time.Duration{resync, resolveEvery} { // found again by the next turn; later that is no news
+		now = now.Add(after)
 		n.resolve(hosts, now)
 		answers <- []netip.Addr{first, second}
 		n.wait()

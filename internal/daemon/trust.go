@@ -63,7 +63,7 @@ func (d *daemon) revoke(node string) (control.Revoked, error) {
 	if err != nil {
 		return control.Revoked{}, fmt.Errorf("revoke %s: %w", node, err)
 	}
-	d.log.Info("identity revoked", "id", revoked.ID, "name", revoked.Name)
+	d.log.Info("identity revoked", keyID, revoked.ID, "name", revoked.Name)
 	return revoked, nil
 }
 

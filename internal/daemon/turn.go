@@ -43,6 +43,7 @@ type turn struct {
 func (d *daemon) turn(ctx context.Context) turn {
 	in := d.input(d.gossip.View(), time.Now())
 	in.LastHeard = d.gossip.LastHeard()
+	d.names.set(in.View.Records)
 	t := turn{now: in.Now, cfg: d.cfg, view: in.View, k3s: d.services.K3sSettings()}
 	in.Config.Etcd = etcdTimings(t.cfg, t.k3s)
 	in.Config.Links = d.links.state(d.linkFiles)

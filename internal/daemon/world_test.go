@@ -49,6 +49,7 @@ type world struct {
 	cfg    config.Config // as it was at the start
 	d      *daemon
 	reload chan os.Signal
+	log    slog.Handler
 	stop   context.CancelFunc
 	ended  chan error
 }
@@ -62,7 +63,7 @@ var begin = time.Unix(1_800_000_000, 0)
 func newWorld(t *testing.T, extra string) *world {
 	t.Helper()
 	time.Sleep(time.Until(begin))
-	w := &world{t: t, trace: &trace{names: make(map[mesh.ID]string)}, dir: t.TempDir()}
+	w := &world{t: t, log: slog.DiscardHandler, trace: &trace{names: make(map[mesh.ID]string)}, dir: t.TempDir()}
 	for _, name := range cni.PluginNames() {
 		w.write(filepath.Join("plugins", name), "#!", 0o755)
 	}
@@ -131,7 +132,7 @@ func (w *world) start() {
 	ctx, w.stop = context.WithCancel(w.t.Context())
 	w.reload, w.ended = make(chan os.Signal), make(chan error, 1)
 	w.mark("start")
-	d := newDaemon(Options{Config: path, Reload: w.reload, Logger: slog.New(slog.DiscardHandler), Version: "test"}, w.cfg)
+	d := newDaemon(Options{Config: path, Reload: w.reload, Logger: slog.New(w.log), Version: "test"}, w.cfg)
 	d.disk.dir, d.kernel, d.gossip, d.services, d.resolver = w.disk, w.kernel, w.network, &fakeServices{w.trace, w.dir}, newResolver(ctx)
 	d.servers = servers{
 		control: fakeControl{w.trace},

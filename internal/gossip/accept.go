@@ -119,14 +119,17 @@ func (t *transport) acceptHandshake(conn *net.TCPConn, isTLS bool) (*stream, err
 
 // refuse counts and logs why a stream is refused.
 func (t *transport) refuse(from netip.AddrPort, err error) {
-	for sentinel, r := range map[error]struct{ reason, message string }{
-		errSealed:  {"stream-sealed", "stream can't be decrypted with our secret"},
-		errVersion: {"stream-version", "stream uses another version of the gossip format"},
-		errProof:   {"stream-proof", "stream does not prove the identity that it claims"},
+	for sentinel, r := range map[error]struct {
+		level           slog.Level // a warning only where the other side has the secret: anybody may send the rest
+		reason, message string
+	}{
+		errSealed:  {slog.LevelInfo, "stream-sealed", "stream can't be decrypted with our secret"},
+		errVersion: {slog.LevelInfo, "stream-version", "stream uses another version of the gossip format"},
+		errProof:   {slog.LevelWarn, "stream-proof", "stream does not prove the identity that it claims"},
 	} {
 		if errors.Is(err, sentinel) {
 			t.counters.add(r.reason)
-			t.log.at(slog.LevelWarn, r.message, "from", from)
+			t.log.at(r.level, r.message, "from", from)
 			return
 		}
 	}

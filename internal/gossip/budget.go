@@ -5,6 +5,7 @@ package gossip
 import (
 	"cmp"
 	"fmt"
+	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
 )
@@ -212,8 +213,17 @@ func (u *usage) fullest(c class) (author mesh.ID, count int) {
 func (g *Gossip) reportFull(o object) {
 	g.counters.add("object-full")
 	if now := g.now(); g.full.IsZero() || now.Sub(g.full) >= noticeFor/4 {
-		g.full = now
+		g.full, g.refused = now, holder{o.key.author, o.class()}
 		g.transport.reportProblem("store", g.fullProblem(o))
+	}
+}
+
+// resolveFull ends the problem as soon as there is room for what was refused. The caller holds
+// g.mu.
+func (g *Gossip) resolveFull() {
+	if !g.full.IsZero() && g.store.hasRoom(g.refused) {
+		g.notices.resolve("store", ProblemFull)
+		g.full = time.Time{}
 	}
 }
 

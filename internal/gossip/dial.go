@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -154,7 +153,6 @@ func (t *transport) dialHandshake(ctx context.Context, conn net.Conn, to target,
 	if err != nil {
 		return nil, fmt.Errorf("greet %v: %w", to, err)
 	}
-	t.notices.resolve(to.String(), ProblemSecret)
 	if err := t.checkPeer(s.peer, to.String()); err != nil {
 		return nil, fmt.Errorf("greet %v: %w", to, err)
 	}
@@ -209,7 +207,7 @@ func (t *transport) checkPeer(peer hello, place string) error {
 	}
 	all := differences(t.ourHello().cluster, peer.cluster, place)
 	fatal := isFatal(all)
-	t.notices.resolve(place, ProblemCluster, ProblemSettings)
+	t.notices.resolve(place, ProblemSecret, ProblemCluster, ProblemSettings, mesh.ProblemDuplicate)
 	for _, d := range all {
 		kind, advice := ProblemSettings, "write the same cluster settings on both nodes"
 		if d.fatal {
@@ -224,12 +222,8 @@ func (t *transport) checkPeer(peer hello, place string) error {
 	return nil
 }
 
-// reportProblem records a problem and logs it once.
-func (t *transport) reportProblem(place string, p mesh.Problem) {
-	if t.notices.add(place, p) {
-		t.log.at(slog.LevelWarn, "gossip problem", "kind", p.Kind, "node", p.Node, "text", p.Text, "advice", p.Advice)
-	}
-}
+// reportProblem records a problem. Whoever reads the view logs it.
+func (t *transport) reportProblem(place string, p mesh.Problem) { t.notices.add(place, p) }
 
 // dialNode opens a stream for memberlist to a node, at any address that is known.
 func (t *transport) dialNode(ctx context.Context, id mesh.ID) (*stream, error) {

@@ -106,7 +106,7 @@ func (g *Gossip) epochLoop(ctx context.Context) {
 		select {
 		case <-member.evicted:
 			g.counters.add("member-evicted")
-			g.log.at(slog.LevelWarn, "a host with the secret calls this node dead; rejoining under another member name", "name", member.name)
+			g.log.at(slog.LevelWarn, "a host with the secret calls this node dead; rejoining under another member name", "member", member.name)
 			if err := list.Shutdown(); err != nil {
 				g.log.at(slog.LevelWarn, "stop memberlist", "err", err)
 			}

@@ -238,9 +238,6 @@ func (g *Gossip) resolve(ctx context.Context, entry string) ([]target, error) {
 	found, err := g.resolver.LookupNetIP(resolving, "ip", host)
 	if err != nil {
 		err = fmt.Errorf("resolve join address %s: %w", entry, err)
-		if ctx.Err() == nil {
-			g.log.at(slog.LevelWarn, "join list not resolved", "err", err)
-		}
 	}
 	var all []target
 	for _, a := range found {
@@ -285,7 +282,7 @@ func (g *Gossip) joinNode(ctx context.Context, id mesh.ID) {
 		err = g.join(s)
 	}
 	if err != nil {
-		g.log.at(slog.LevelDebug, "known node not reached", "node", id, "err", err)
+		g.log.at(slog.LevelDebug, "known node not reached", "peer", id, "err", err)
 	}
 }
 

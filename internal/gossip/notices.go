@@ -62,8 +62,8 @@ type notice struct {
 // maxNotices is more than a person will read.
 const maxNotices = 64
 
-// add records a problem, and reports whether it is a new one.
-func (n *notices) add(where string, p mesh.Problem) bool {
+// add records a problem.
+func (n *notices) add(where string, p mesh.Problem) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.expire()
@@ -72,7 +72,6 @@ func (n *notices) add(where string, p mesh.Problem) bool {
 	if old || len(n.lastSeen) < maxNotices {
 		n.lastSeen[key] = n.now()
 	}
-	return !old
 }
 
 // resolve removes the problems of the given kinds that were seen at a place.
@@ -156,6 +155,9 @@ func (l *limitedLog) limit(kind string, period time.Duration, burst int) bool {
 	return limiter.Allow()
 }
 
+// KeyReport is the key of a text of memberlist in the log, which may have fingerprints of nodes.
+const KeyReport = "report"
+
 // memberlistLog receives memberlist's log lines. Memberlist calls an unreachable node an
 // error, but in a mesh that is normal, so the levels are lowered.
 type memberlistLog struct{ log *limitedLog }
@@ -182,6 +184,6 @@ func (m memberlistLog) Write(line []byte) (int, error) {
 			return len(line), nil
 		}
 	}
-	m.log.at(level, "memberlist reports", "text", mesh.Printable(string(text), mesh.MaxText))
+	m.log.at(level, "memberlist reports", KeyReport, mesh.Printable(string(text), mesh.MaxText))
 	return len(line), nil
 }

@@ -99,10 +99,11 @@ func (g *Gossip) check(raw []byte) (object, error) {
 	return o, nil
 }
 
-// refuseObject counts, logs and reports why an object is refused. It returns the error.
+// refuseObject counts, logs and reports why an object is refused. It returns the error. The
+// log has the details of the problem.
 func (g *Gossip) refuseObject(err error) error {
 	g.counters.add(objectReason(err))
-	g.log.at(slog.LevelWarn, "object refused", "err", err)
+	g.log.at(slog.LevelInfo, "object refused", "err", err)
 	g.reportForged(err)
 	return err
 }
@@ -118,10 +119,11 @@ func (g *Gossip) storeChecked(o object) bool {
 	result := g.store.put(o)
 	switch result {
 	case fresh:
+		g.notices.resolve(string(o.key.bytes()), ProblemSequence) // a higher sequence ends the conflict
 		return true
 	case conflict:
 		g.counters.add("object-conflict")
-		g.transport.reportProblem(o.key.author.String(), mesh.Problem{
+		g.transport.reportProblem(string(o.key.bytes()), mesh.Problem{
 			Kind: ProblemSequence, Node: g.nameOf(o.key.author),
 			Text:   fmt.Sprintf("two objects of %v have the sequence %d", o.key.author, o.body.sequence()),
 			Advice: "find out whether two hosts use the same identity",

@@ -231,7 +231,7 @@ func (t *transport) deliver(p packet, from netip.AddrPort) {
 	case kindMemberlist:
 		if err := eachMessage(p.payload, func(byte, []byte) {}); err != nil {
 			t.counters.add("packet-refused")
-			t.log.at(slog.LevelWarn, "packet refused", "from", from, "node", p.from, "err", err)
+			t.log.at(slog.LevelWarn, "packet refused", "from", from, "peer", p.from, "err", err)
 			return
 		}
 		select {

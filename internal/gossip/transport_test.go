@@ -141,7 +141,7 @@ func TestMemberlistLog(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got, want := out.String(), "level=INFO msg=\"memberlist reports\" text=\"Push/Pull failed\"\n"; got != want {
+	if got, want := out.String(), "level=INFO msg=\"memberlist reports\" report=\"Push/Pull failed\"\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	before := strings.Count(out.String(), "\n")

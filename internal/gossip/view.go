@@ -11,6 +11,9 @@ import (
 
 // View returns what is known now. It shares nothing with the Gossip that it came from.
 func (g *Gossip) View() mesh.View {
+	g.mu.Lock()
+	g.resolveFull()
+	g.mu.Unlock()
 	v := mesh.View{Counters: g.counters.snapshot(), Problems: g.notices.problems()}
 	v.Alive, v.RTT = g.members.snapshot()
 	v.Alone = len(v.Alive) == 1

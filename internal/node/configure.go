@@ -72,7 +72,12 @@ func (m *Memory) Configure(in Input) Configuration {
 	c.Prune = in.mayPrune()
 	c.InternalIPs, c.OtherPrivate = in.Facts.InternalIPs(in.Config.InternalIP, m.internalIPs)
 	c.Problems = append(c.Problems, c.Topology.Problems...)
-	c.Problems = append(c.Problems, in.View.Problems...)
+	for _, p := range in.View.Problems {
+		if p.Node == in.Self.ID().String() { // gossip does not know our name before others do
+			p.Node = in.Config.Name
+		}
+		c.Problems = append(c.Problems, p)
+	}
 	c.Problems = append(c.Problems, uplinkProblems(in)...)
 	c.Problems = append(c.Problems, encryptionProblems(in)...)
 	c.Problems = append(c.Problems, bindProblems(in)...)

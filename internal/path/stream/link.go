@@ -226,7 +226,7 @@ func (c *Carrier) run(l *link) error {
 		close(closed)
 	})
 	tune(conn)
-	c.o.Logger.Info("stream for datagrams opened", "node", l.node, "dialled", l.dialled)
+	c.o.Logger.Info("stream for datagrams opened", "peer", l.node, "dialled", l.dialled)
 
 	var writeErr error
 	var writer sync.WaitGroup
@@ -239,7 +239,7 @@ func (c *Carrier) run(l *link) error {
 	writer.Wait()
 	<-closed
 	err := l.end(readErr, writeErr)
-	c.o.Logger.Info("stream for datagrams closed", "node", l.node, "dialled", l.dialled, "err", err)
+	c.o.Logger.Info("stream for datagrams closed", "peer", l.node, "dialled", l.dialled, "err", err)
 	return err
 }
 

@@ -143,7 +143,7 @@ func (c *Carrier) notify() {
 func (c *Carrier) Accept(node mesh.ID, conn net.Conn) {
 	if err := c.accept(node, conn); err != nil {
 		_ = conn.Close()
-		c.o.Logger.Warn("stream for datagrams refused", "node", node, "err", err)
+		c.o.Logger.Warn("stream for datagrams refused", "peer", node, "err", err)
 	}
 }
 

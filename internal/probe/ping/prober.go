@@ -44,7 +44,7 @@ type Prober struct {
 	table   *probe.Table
 	rounds  map[*pingRound]bool
 	sockets map[bool]*socket // true for IPv4
-	openErr error            // of the last attempt to open a socket
+	openErr map[bool]error   // of the last attempt to open a socket, where it failed; true for IPv4
 	said    loglimit.Limiter // for the log
 	closed  bool
 }
@@ -60,6 +60,7 @@ func Start(ctx context.Context, o Options) *Prober {
 		table:   probe.NewTable(o.Pace),
 		rounds:  make(map[*pingRound]bool),
 		sockets: make(map[bool]*socket),
+		openErr: make(map[bool]error),
 	}
 	_, _ = rand.Read(p.cookie) // never fails, see crypto/rand
 	p.id = int(binary.BigEndian.Uint16(p.cookie))
@@ -84,6 +85,9 @@ func (p *Prober) SetTargets(aims []probe.ScheduledTarget, pace probe.Pace) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.table.SetTargets(aims)
+	maps.DeleteFunc(p.openErr, func(v4 bool, _ error) bool { // nobody is to be asked there any more
+		return !slices.ContainsFunc(aims, func(t probe.ScheduledTarget) bool { return t.Addr.Is4() == v4 })
+	})
 	p.table.Pace = pace
 }
 
@@ -98,7 +102,7 @@ func (p *Prober) Results() map[probe.Target]probe.Result {
 func (p *Prober) Err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.openErr
+	return errors.Join(p.openErr[true], p.openErr[false])
 }
 
 // run sends requests, and compares the levels as soon as an unanswered one counts as
@@ -165,13 +169,10 @@ func (p *Prober) open(v4 bool) *socket {
 	}
 	s, err := openSocket(v4)
 	if err != nil {
-		if p.openErr == nil {
-			p.log.Error("probe", "err", err)
-		}
-		p.openErr = err
+		p.openErr[v4] = err
 		return nil
 	}
-	p.openErr = nil
+	delete(p.openErr, v4)
 	p.sockets[v4] = s
 	p.tasks.Go(func() { p.read(s) })
 	return s
@@ -307,7 +308,7 @@ func (p *Prober) PingOnce(ctx context.Context, targets []probe.Target) (map[neti
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.rounds, s)
-	return s.rtt, p.openErr
+	return s.rtt, errors.Join(p.openErr[true], p.openErr[false])
 }
 
 // indices returns 0 to n-1.
