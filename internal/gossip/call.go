@@ -15,28 +15,32 @@ import (
 // Two nodes behind NAT that want to reach each other have to agree on the moment at which
 // both begin. What they say about that is a call. It goes to the other node itself and, if
 // that does not surely get there, through nodes that may reach both: those send it on, once.
-// It is sealed for its receiver, so that a node on the way can't read or change it.
-//
-//	node that calls 16 | node that is called 16 | sealed
+// It is sealed for its receiver, so that a node on the way can't read or change it. Orders
+// of package rotation go the same way. Both are letters.
 
-// Call is what another node has sent with SendCall.
+// Call is what another node has sent with SendCall or SendOrder.
 type Call struct {
 	From   mesh.ID // as long as Sealed does not show it, this is only a claim
 	Sealed []byte
 }
 
 const (
-	callHeader = 2 * len(mesh.ID{})
+	letterHeader = 2 * len(mesh.ID{})
 	// maxCall limits what is sealed, in bytes.
 	maxCall = 200
 	// maxCalls is how many calls wait to be read.
 	maxCalls = 256
+	// maxOrders is how many orders wait to be read. They are rare.
+	maxOrders = 16
 	// callForwarders is how many other nodes are asked to send a call on: should one of
 	// them fail, the two nodes would try again only after half a minute.
 	callForwarders = 3
 )
 
-// In each second, a node accepts this many calls of each sender and of all together. When a
+// maxLetter limits the content of letters, in bytes.
+var maxLetter = map[packetKind]int{kindCall: maxCall, kindOrder: maxCall}
+
+// In each second, a node accepts this many letters of each sender and of all together. When a
 // mesh with a single node outside of NATs starts, all calls go through that one.
 const (
 	callsPerSender = 128
@@ -46,17 +50,39 @@ const (
 // SendCall sends a sealed datagram of at most 200 bytes to another node. It may get lost, or
 // arrive several times. A node without a record gets none.
 func (g *Gossip) SendCall(to mesh.ID, sealed []byte) error {
-	switch {
-	case len(sealed) == 0 || len(sealed) > maxCall:
+	if len(sealed) == 0 || len(sealed) > maxCall {
 		return fmt.Errorf("call %v: %d bytes, want 1 to %d", to, len(sealed), maxCall)
-	case to == g.self || !g.isKnown(to):
-		return fmt.Errorf("call %v: it is not another node with a record", to)
 	}
-	payload := append(append(slices.Clone(g.self[:]), to[:]...), sealed...)
-	g.transport.send(to, kindCall, payload)
+	if err := g.sendLetter(kindCall, to, sealed); err != nil {
+		return fmt.Errorf("call %w", err)
+	}
+	return nil
+}
+
+// SendOrder sends an order of package rotation, with the limits of SendCall.
+func (g *Gossip) SendOrder(to mesh.ID, sealed []byte) error {
+	if len(sealed) == 0 || len(sealed) > maxCall {
+		return fmt.Errorf("order %v: %d bytes, want 1 to %d", to, len(sealed), maxCall)
+	}
+	if err := g.sendLetter(kindOrder, to, sealed); err != nil {
+		return fmt.Errorf("order %w", err)
+	}
+	return nil
+}
+
+// sendLetter sends a packet to another node and, if it does not surely get there, through nodes that may
+// reach both:
+//
+//	author 16 | receiver 16 | content
+func (g *Gossip) sendLetter(kind packetKind, to mesh.ID, content []byte) error {
+	if to == g.self || !g.isKnown(to) {
+		return fmt.Errorf("%v: it is not another node with a record", to)
+	}
+	payload := slices.Concat(g.self[:], to[:], content)
+	g.transport.send(to, kind, payload)
 	if !g.transport.reaches(to) {
 		for _, id := range g.forwarders(to) {
-			g.transport.send(id, kindCall, payload)
+			g.transport.send(id, kind, payload)
 		}
 	}
 	return nil
@@ -65,6 +91,9 @@ func (g *Gossip) SendCall(to mesh.ID, sealed []byte) error {
 // Calls delivers the calls of other nodes, also those that come twice. What is not read in
 // time is dropped.
 func (g *Gossip) Calls() <-chan Call { return g.calls }
+
+// Orders delivers the orders of other nodes as Calls does calls.
+func (g *Gossip) Orders() <-chan Call { return g.orders }
 
 // isKnown reports whether a node has a record, so that it is not forgotten.
 func (g *Gossip) isKnown(id mesh.ID) bool {
@@ -120,10 +149,10 @@ func (g *Gossip) forwarders(to mesh.ID) []mesh.ID {
 	return ids
 }
 
-// handleCall delivers a call for this node. A call for another one that is present it sends
-// on if it came from its author: so a call is sent on once.
-func (g *Gossip) handleCall(m message) {
-	if len(m.payload) <= callHeader || len(m.payload) > callHeader+maxCall {
+// handleLetter delivers a letter for this node. One for another node that is present it sends on if
+// it came from its author: so a letter is sent on once.
+func (g *Gossip) handleLetter(m message) {
+	if len(m.payload) <= letterHeader || len(m.payload) > letterHeader+maxLetter[m.kind] {
 		g.counters.add("packet-content")
 		return
 	}
@@ -134,15 +163,35 @@ func (g *Gossip) handleCall(m message) {
 	case !g.callPace.allow(m.from, g.now()):
 		g.counters.add("call-limit")
 	case to == g.self:
-		select {
-		case g.calls <- Call{from, m.payload[callHeader:]}:
-		default:
-			g.counters.add("call-overload")
-		}
+		g.deliver(m.kind, from, m.payload[letterHeader:])
 	case from == m.from && g.isPresent(to) && g.isKnown(to):
-		g.transport.send(to, kindCall, m.payload)
+		g.transport.send(to, m.kind, m.payload)
 	default:
 		g.counters.add("call-stray")
+	}
+}
+
+// deliver takes a letter for this node.
+func (g *Gossip) deliver(kind packetKind, from mesh.ID, content []byte) {
+	delivered := true
+	switch kind {
+	case kindCall:
+		delivered = trySend(g.calls, Call{from, content})
+	case kindOrder:
+		delivered = trySend(g.orders, Call{from, content})
+	}
+	if !delivered {
+		g.counters.add("call-overload")
+	}
+}
+
+// trySend sends to a channel, and reports false if there is no room.
+func trySend[T any](c chan<- T, v T) bool {
+	select {
+	case c <- v:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -32,7 +32,8 @@ func FuzzInboundPacket(f *testing.F) {
 		{kind: kindSync, payload: steps[0], want: true},
 		{kind: kindSync, payload: s.listDifferences(make([]byte, 8*buckets))[0]},
 		{kind: kindHere, payload: make([]byte, 8)},
-		{kind: kindCall, payload: make([]byte, callHeader+maxCall)},
+		{kind: kindCall, payload: make([]byte, letterHeader+maxCall)},
+		{kind: kindOrder, payload: make([]byte, letterHeader+maxCall)},
 		{kind: kindMemberlist, payload: accusation("a", "b", 7)},
 		{kind: kindMemberlist, payload: append([]byte{memberlistCRC, 0, 0, 0, 0, memberlistCompound, 1, 0, 2}, memberlistPing, 0x80)},
 	} {
@@ -60,9 +61,9 @@ func FuzzInboundPacket(f *testing.F) {
 			if raws, err := unpackObjects(p.payload[min(1, len(p.payload)):]); err == nil {
 				g.acceptObjects(raws, fromSync)
 			}
-		case kindCall:
-			g.handleCall(message{p.from, p.kind, p.payload})
-			if len(g.calls) > 0 {
+		case kindCall, kindOrder:
+			g.handleLetter(message{p.from, p.kind, p.payload})
+			if len(g.calls)+len(g.orders) > 0 {
 				t.Error("a stranger's call is delivered")
 			}
 		case kindSync:

@@ -104,6 +104,7 @@ type Gossip struct {
 	// pathsChanged is changed for path records.
 	pathsChanged chan struct{}
 	calls        chan Call
+	orders       chan Call
 	members      *members
 	transport    *transport
 	queue        *memberlist.TransmitLimitedQueue
@@ -188,6 +189,7 @@ func newGossip(o Options) (*Gossip, error) {
 		pathsChanged: make(chan struct{}, 1),
 		own:          newOwn(),
 		calls:        make(chan Call, maxCalls),
+		orders:       make(chan Call, maxOrders),
 		store:        newStore(),
 		joinEntries:  make(map[string]joinEntry),
 	}

@@ -21,6 +21,7 @@ const (
 	kindHere       packetKind = 4 // an answer: the counter of the packet that asked, 8 bytes
 	kindAsk        packetKind = 5 // only a request for an answer
 	kindCall       packetKind = 6 // see Call
+	kindOrder      packetKind = 9 // see SendOrder
 )
 
 // wantFlag in the kind's byte asks for an answer: the sender has had none from this

@@ -233,8 +233,8 @@ func (g *Gossip) handle(m message) {
 			g.transport.send(m.from, kindSync, step)
 		}
 		g.sendObjects(m.from, objects, fromSync)
-	case kindCall:
-		g.handleCall(m)
+	case kindCall, kindOrder:
+		g.handleLetter(m)
 	}
 }
 
