@@ -66,6 +66,8 @@ type network interface {
 	PublishReach(mesh.Reach) error
 	SendCall(to mesh.ID, sealed []byte) error
 	Calls() <-chan gossip.Call
+	SendOrder(to mesh.ID, sealed []byte) error
+	Orders() <-chan gossip.Call
 	SetCarrier(gossip.Carrier)
 	DialCarrier(ctx context.Context, to mesh.ID, at ...netip.AddrPort) (net.Conn, error)
 	Carried(from mesh.ID, packet []byte)
