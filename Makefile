@@ -9,8 +9,11 @@ export GOTOOLCHAIN := local
 NODES ?= 4
 TOPOLOGY ?= full
 CLIENT ?=
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
+VERSION := $(shell packaging/version.sh)
 COMMIT := $(shell git log -1 --format='-X main.commit=%h -X main.date=%cs' 2>/dev/null)
+# What deb and release build for, in Debian's words. Unless set, deb builds for this machine's
+# architecture, and release for three.
+ARCHS ?=
 # A regular expression for names of tests.
 RUN ?=
 # What test-kernel runs: the end-to-end tests in which the kernel's own WireGuard, ipip or
@@ -48,12 +51,16 @@ build: ## build bin/meshd
 	$(BUILD) -o bin/ ./cmd/meshd
 
 .PHONY: deb
-deb: ## build the Debian packages in dist, for amd64, arm64 and armhf
-	@VERSION='$(VERSION)' packaging/deb/build.sh
+deb: ## build the Debian package in dist for this machine's architecture; ARCHS='amd64 arm64 armhf' for others
+	@VERSION='$(VERSION)' ARCHS='$(ARCHS)' packaging/deb/build.sh
 
 .PHONY: repo
 repo: setup-deb deb ## make the apt repository dist/apt, signed with KEY=FINGERPRINT; URL=https://... is where it will be
 	@URL='$(URL)' packaging/deb/repo.sh '$(KEY)'
+
+.PHONY: release
+release: setup-deb ## make all of a release in dist, signed with KEY=FINGERPRINT: packages, tarballs, SBOM, checksums, the apt repository; URL=https://... is where that will be
+	@URL='$(URL)' ARCHS='$(ARCHS)' packaging/release.sh '$(KEY)'
 
 .PHONY: demo
 demo: setup build ## four cloud hosts on this machine, pinged all over; NODES=8 for more, or TOPOLOGY=location, cross, or nat for hosts behind routers; CLIENT=1 for a laptop
@@ -106,7 +113,7 @@ test-hostile: setup-race build ## what pods, strangers and insiders may not do, 
 .PHONY: test-e2e
 test-e2e: setup-race build ## end-to-end tests on namespaces, with the race detector in meshd, and three minutes of faults at random, needs root; RUN=TestName for one
 	go build -race -o bin/meshd-race ./cmd/meshd
-	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '$(RUN)' $(if $(RUN),,-skip '^Test(Hostile|Soak)') ./test/bench ./test/lab ./test/paths ./test/swarm ./test/demo ./test/e2e
+	MESHD=$(CURDIR)/bin/meshd-race $(E2E) -run '$(RUN)' $(if $(RUN),,-skip '^Test(Hostile|Soak)') ./test/bench ./test/lab ./test/paths ./test/swarm ./test/demo ./test/compat ./test/e2e
 	go test -count=1 -v -run '$(RUN)' ./test/chaos
 
 .PHONY: test-swarm
@@ -132,8 +139,8 @@ test-etcd: setup-kernel build-etcd ## three members of etcd at sites 80 ms apart
 	@exec bin/kernel $(COUNTED) exec bin/etcd -meshd $(MESHD)
 
 .PHONY: test-package
-test-package: setup-deb setup-vagrantfile ## what is in the package, and the Vagrantfile; RUN=TestName for one
-	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/deb ./vagrant
+test-package: setup-deb setup-vagrantfile setup-examples ## what is in the package and in a release, the Vagrantfile, and the examples for cloud-init and Ansible; RUN=TestName for one
+	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/... ./vagrant
 
 .PHONY: test-vm
 test-vm: setup-deb setup-vm ## the package in three virtual machines with systemd
@@ -198,7 +205,7 @@ setup:
 
 .PHONY: setup-unit
 setup-unit:
-	@test/setup.sh gcc dot
+	@test/setup.sh gcc dot zbarimg
 
 .PHONY: setup-race
 setup-race:
@@ -210,7 +217,7 @@ setup-kernel:
 
 .PHONY: setup-deb
 setup-deb:
-	@test/setup.sh apt-ftparchive lintian gpg man systemd-analyze
+	@test/setup.sh apt-ftparchive lintian gpg man systemd-analyze qemu-aarch64
 
 .PHONY: setup-vm
 setup-vm:
@@ -219,6 +226,10 @@ setup-vm:
 .PHONY: setup-vagrantfile
 setup-vagrantfile:
 	@test/setup.sh vagrant
+
+.PHONY: setup-examples
+setup-examples:
+	@test/setup.sh ansible-lint
 
 .PHONY: setup-vagrant
 setup-vagrant:

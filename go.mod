@@ -1,5 +1,6 @@
 module github.com/meshd/meshd
 
+// The lowest that golang.org/x/net, sys, crypto and others, all linked into meshd, allow.
 go 1.26.0
 
 // The newest patch release. Nothing downloads it: make sets GOTOOLCHAIN=local.

@@ -19,6 +19,7 @@ declare -A package=(
 	[/etc/ssl/certs/ca-certificates.crt]=ca-certificates # for Go modules
 	[gcc]='gcc libc6-dev' # for the race detector
 	[dot]=graphviz # graphs are drawn, too
+	[zbarimg]=zbar-tools # QR codes are read
 	# What the kernel lab is made with, and the programs in it.
 	[qemu-system-x86_64]=qemu-system-x86
 	[depmod]=kmod
@@ -30,9 +31,12 @@ declare -A package=(
 	[gpg]='gpg gpg-agent'
 	[man]=man-db
 	[systemd-analyze]=systemd
+	[qemu-aarch64]=qemu-user # starts the package of the other architecture
 	# What the image of the systemd machines is made with.
 	[mmdebstrap]=mmdebstrap
 	[mkfs.ext4]=e2fsprogs
+	# What examples are checked with.
+	[ansible-lint]=ansible-lint
 	# What vagrant brings machines up with.
 	[vagrant]='vagrant vagrant-libvirt'
 	[libvirtd]='libvirt-daemon-system libvirt-daemon-driver-qemu'

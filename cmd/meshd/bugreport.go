@@ -21,10 +21,10 @@ func newBugreport(p *paths) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "bugreport",
-		Short: "Pack what others need to find a fault: status, log and network, without secrets",
-		Long: `Pack what others need to find a fault into an archive: what the daemon says, its log,
+		Short: "Collect status, log and network state for a bug report, without secrets",
+		Long: `Collect what others need to find a fault in one archive: the daemon's status, its log,
 and the state of the host's network. The mesh's secret, private keys and passwords are
-not in it; names and addresses of hosts are, so read it before you pass it on.
+left out; names and addresses of hosts are included, so read it before you pass it on.
 
 It works whether or not the daemon runs, and changes nothing.`,
 		Args: cobra.NoArgs,

@@ -27,7 +27,7 @@ func newCheck(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Check this host for problems, before anything is changed",
+		Short: "Check this host for problems, without changing anything",
 		Long: `Check this host for everything that could keep meshd from working: configuration,
 secret and state, kernel, ports, firewall, MTU, address ranges, CNI plugins,
 directories that the unit may write to, clock, and the names and addresses in the

@@ -3,17 +3,21 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/spf13/cobra"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+	"rsc.io/qr"
 )
 
 func newClient(p *paths) *cobra.Command {
@@ -24,8 +28,8 @@ func newClient(p *paths) *cobra.Command {
 // addOptions are the arguments of client add.
 type addOptions struct {
 	request   control.ClientRequest
-	preshared bool // generate a preshared key
-	qr        bool
+	preshared bool   // generate a preshared key
+	qr        string // where to show a QR code: qrTerminal, a new file, or "" for none
 	file      string
 	warnings  io.Writer
 }
@@ -59,10 +63,21 @@ it. --offers limits what is reached there, in the same words as --access.
 cluster, and --networks are its ranges, which must differ from those of this cluster. All
 clients with the same --cluster are shown as one cluster by meshd status and meshd graph.
 
+--no-internal-ips leaves the internal IPs of the nodes out of the configuration, now and
+when it is printed again: use it for a laptop whose own networks may have the same
+addresses, such as 192.168.1.0/24. Nodes are reached by their overlay addresses then.
+
 The configuration does not follow later changes. When nodes are added or removed, get
 other endpoints, or a location gets another gateway, print it again with meshd client
 show, or use meshd connect.`,
-		Args: cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := cobra.ExactArgs(1)(cmd, args); err != nil && o.qr == qrTerminal && checkQR(args[len(args)-1]) == nil {
+				return fmt.Errorf("%w; a file for the QR code is named with =, as in --qr=%s", err, args[len(args)-1])
+			} else if err != nil {
+				return err
+			}
+			return checkQR(o.qr)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.request.Name, o.warnings = args[0], cmd.ErrOrStderr()
 			return addClient(cmd.Context(), p.client(), o, func(c addedClient, text func(io.Writer) error) error {
@@ -73,9 +88,11 @@ show, or use meshd connect.`,
 	flags := cmd.Flags()
 	flags.StringVar(&o.request.PublicKey, "public-key", "", "the client's public `key`, if it generated its keys itself")
 	flags.BoolVar(&o.preshared, "psk", false, "also generate a preshared key")
-	flags.BoolVar(&o.qr, "qr", false, "print a QR code, for the WireGuard app of a phone")
+	flags.StringVar(&o.qr, "qr", "", "show a QR code, for the WireGuard app of a phone, in the terminal, or in a new `file` whose name ends in .png or .svg, mode 0600")
+	flags.Lookup("qr").NoOptDefVal = qrTerminal
 	flags.StringVar(&o.file, "out", "", "write the configuration to a new `file`, mode 0600, instead of standard output")
 	flags.StringSliceVar(&o.request.Access, "access", []string{"pods", "services", "nodes"}, "`list` of what the client may reach")
+	flags.BoolVar(&o.request.NoInternalIPs, "no-internal-ips", false, "leave out the internal IPs of the nodes, which the client's own networks may have, too")
 	flags.StringSliceVar(&o.request.Networks, "networks", nil, "`list` of networks behind the client, which is a router then")
 	flags.StringSliceVar(&o.request.Offers, "offers", nil, "`list` of what nodes and pods may reach in these networks (default everything)")
 	flags.StringVar(&o.request.Endpoint, "endpoint", "", "`host:port` at which the client waits for nodes, for a router with a public address")
@@ -96,56 +113,106 @@ type addedClient struct {
 }
 
 // addClient generates the secrets, has the daemon add the client, and prints it. It
-// creates the file first, so that no client is added whose key can't be saved.
+// creates the files first, so that no client is added whose key can't be saved.
 func addClient(ctx context.Context, daemon *control.Client, o addOptions, show func(addedClient, func(io.Writer) error) error) (err error) {
-	if o.qr && o.request.PublicKey != "" {
+	if o.qr != "" && o.request.PublicKey != "" {
 		return usageError{errors.New("--qr and --public-key exclude each other: a QR code needs the private key")}
 	}
 	var c addedClient
 	if err := c.makeKeys(&o); err != nil {
 		return err
 	}
-	var file *os.File
-	if o.file != "" {
-		if file, err = os.OpenFile(o.file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
-			return fmt.Errorf("write the configuration: %w", err)
+	var files secretFiles
+	defer func() { err = files.close(err) }()
+	for _, name := range o.files() {
+		if err := files.create(name); err != nil {
+			return err
 		}
-		defer func() {
-			err = errors.Join(err, file.Close())
-			if err != nil {
-				_ = os.Remove(o.file)
-			}
-		}()
 	}
 	if c.ClientConfig, err = daemon.AddClient(ctx, o.request); err != nil {
 		return err
 	}
 	warnUnserved(o.warnings, c.ClientConfig)
 	c.Config = wgQuick(c.ClientConfig, c.PrivateKey, c.PresharedKey)
-	text := func(w io.Writer) error {
-		_, err := io.WriteString(w, c.Config)
-		return err
+	text, err := c.write(files, o)
+	if err == nil {
+		err = show(c, text)
 	}
-	if o.qr {
-		config := withoutComments(c.Config)
-		text = func(w io.Writer) error { return printQR(w, config) }
-	}
-	if file != nil {
-		if _, err := io.WriteString(file, c.Config); err != nil {
-			return undo(ctx, daemon, c.ID.String(), fmt.Errorf("write the configuration: %w", err))
-		}
-		c.PrivateKey, c.PresharedKey, c.Config = "", "", ""
-		if !o.qr {
-			text = func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "The configuration of %s is in %s.\n", c.Name, o.file)
-				return err
-			}
-		}
-	}
-	if err := show(c, text); err != nil {
+	if err != nil {
 		return undo(ctx, daemon, c.ID.String(), err)
 	}
 	return nil
+}
+
+// files returns the names of the files to write.
+func (o addOptions) files() (names []string) {
+	if o.file != "" {
+		names = append(names, o.file)
+	}
+	if o.qr != "" && o.qr != qrTerminal {
+		names = append(names, o.qr)
+	}
+	return names
+}
+
+// write writes the configuration and its QR code to the files, if there are any, and removes the
+// secrets from c then. It returns how to print the client.
+func (c *addedClient) write(files secretFiles, o addOptions) (text func(io.Writer) error, err error) {
+	var code *qr.Code
+	if o.qr != "" {
+		if code, err = encodeQR(withoutComments(c.Config)); err != nil {
+			return nil, err
+		}
+	}
+	config, written := c.Config, ""
+	for _, f := range files {
+		content, what := []byte(config), "configuration"
+		if f.Name() == o.qr {
+			content, what = qrFormats[filepath.Ext(o.qr)](code), "QR code"
+		}
+		if _, err := f.Write(content); err != nil {
+			return nil, fmt.Errorf("write the %s: %w", what, err)
+		}
+		written += fmt.Sprintf("The %s of %s is in %s.\n", what, c.Name, f.Name())
+		c.PrivateKey, c.PresharedKey, c.Config = "", "", ""
+	}
+	return func(w io.Writer) error {
+		if o.qr == qrTerminal {
+			return printQR(w, code)
+		}
+		_, err := io.WriteString(w, cmp.Or(written, config))
+		return err
+	}, nil
+}
+
+// secretFiles are new files that only their owner can read.
+type secretFiles []*os.File
+
+// create creates a file. It does not overwrite one.
+func (s *secretFiles) create(name string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return fmt.Errorf("write the configuration: %w; choose another name, or remove that file", err)
+	case err != nil:
+		return fmt.Errorf("write the configuration: %w", err)
+	}
+	*s = append(*s, f)
+	return nil
+}
+
+// close closes the files, and removes them if that fails or something has failed before.
+func (s secretFiles) close(before error) error {
+	err := before
+	for _, f := range s {
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		for _, f := range s {
+			_ = os.Remove(f.Name())
+		}
+	}
+	return err
 }
 
 // warnUnserved warns of networks in a client's access list that no node routes to.

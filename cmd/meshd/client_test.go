@@ -3,9 +3,7 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
-	"image"
 	"io"
 	"net"
 	"net/http"
@@ -93,32 +91,39 @@ func TestHostileEmptyAccess(t *testing.T) {
 	}
 }
 
-// The daemon gets the flags of a link node of another cluster as they were given.
-func TestClientAddCluster(t *testing.T) {
-	dir := t.TempDir()
-	listener, err := net.Listen("unix", control.SocketPath(dir))
+// fakeDaemon answers requests on a control socket in the directory that it returns.
+func fakeDaemon(t *testing.T, answer http.HandlerFunc) (runDir string) {
+	t.Helper()
+	runDir = t.TempDir()
+	listener, err := net.Listen("unix", control.SocketPath(runDir))
 	if err != nil {
 		t.Fatal(err)
 	}
+	daemon := httptest.NewUnstartedServer(answer)
+	_ = daemon.Listener.Close()
+	daemon.Listener = listener
+	daemon.Start()
+	t.Cleanup(daemon.Close)
+	return runDir
+}
+
+// The daemon gets the flags of a link node of another cluster as they were given.
+func TestClientAddCluster(t *testing.T) {
 	var got control.ClientRequest
-	daemon := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	dir := fakeDaemon(t, func(w http.ResponseWriter, r *http.Request) {
 		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
 			t.Error(err)
 		}
 		_, _ = io.WriteString(w, `{"name": "west-1"}`)
-	}))
-	_ = daemon.Listener.Close()
-	daemon.Listener = listener
-	daemon.Start()
-	defer daemon.Close()
+	})
 	cmd := newClientAdd(&paths{runDir: dir})
 	cmd.SetOut(io.Discard)
-	cmd.SetArgs([]string{"west-1", "--networks", "10.52.0.0/16,10.53.0.0/16", "--cluster", "west"})
+	cmd.SetArgs([]string{"west-1", "--networks", "10.52.0.0/16,10.53.0.0/16", "--cluster", "west", "--no-internal-ips"})
 	if err := cmd.Execute(); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"10.52.0.0/16", "10.53.0.0/16"}; got.Cluster != "west" || !slices.Equal(got.Networks, want) {
-		t.Errorf("got networks %q of cluster %q, want %q of west", got.Networks, got.Cluster, want)
+	if want := []string{"10.52.0.0/16", "10.53.0.0/16"}; got.Cluster != "west" || !slices.Equal(got.Networks, want) || !got.NoInternalIPs {
+		t.Errorf("got networks %q of cluster %q, internal IPs left out: %v; want %q of west, true", got.Networks, got.Cluster, got.NoInternalIPs, want)
 	}
 }
 
@@ -129,36 +134,5 @@ func TestWarnUnserved(t *testing.T) {
 	if !strings.HasPrefix(network, "warning: kiosk may reach 192.168.20.0/24, but no node routes to that; add it to node.allowed-location-ips") ||
 		!strings.HasPrefix(internet, "warning: kiosk may reach tcp/443@internet, but no node offers it now; set node.exit: true") {
 		t.Errorf("got %q", b.String())
-	}
-}
-
-// The corners of a code are squares of 7 modules with a light ring inside.
-func TestPrintQR(t *testing.T) {
-	var b bytes.Buffer
-	if err := printQR(&b, "[Interface]\nPrivateKey = x\n"); err != nil {
-		t.Fatal(err)
-	}
-	var rows [][]rune
-	for line := range strings.Lines(b.String()) {
-		rows = append(rows, []rune(strings.TrimSuffix(line, "\n")))
-	}
-	dark := func(p image.Point) bool {
-		p = p.Add(image.Pt(quietZone, quietZone))
-		r := rows[p.Y/2][p.X]
-		return r == ' ' || p.Y%2 == 0 && r == '▄' || p.Y%2 == 1 && r == '▀'
-	}
-	size := len(rows[0]) - 2*quietZone
-	for _, corner := range []image.Point{{}, {X: size - 7}, {Y: size - 7}} {
-		for y := range 7 {
-			for x := range 7 {
-				ring := max(max(x, 6-x), max(y, 6-y)) - 3 // 0 in the middle, 3 at the edge
-				if want := ring != 2; dark(corner.Add(image.Pt(x, y))) != want {
-					t.Errorf("module %d, %d of the corner at %v: dark is %v\n%s", x, y, corner, !want, b.String())
-				}
-			}
-		}
-	}
-	if err := printQR(&b, strings.Repeat("x", 3000)); err == nil || !strings.Contains(err.Error(), "3000 bytes") {
-		t.Errorf("too long a text: got %v", err)
 	}
 }

@@ -79,7 +79,7 @@ node runs on another host.`,
 	flags.StringVar(&p.config, "config", "/etc/meshd.yaml", "configuration `file`")
 	flags.StringVar(&p.stateDir, "state-dir", "/var/lib/meshd", "`directory` of the node's persistent state")
 	flags.StringVar(&p.runDir, "run-dir", "/run/meshd", "`directory` of the control socket and of what lasts until the next boot")
-	root.AddCommand(newInit(&p), newToken(&p), newJoin(&p), newRun(&p), newStatus(&p), newGraph(&p), newPlan(&p), newCheck(&p), newNetcheck(&p), newIP(&p), newWhoIs(&p), newBugreport(&p), newClient(&p), newConnect(&p), newDrain(&p), newForget(&p), newRevoke(&p), newRenumber(&p), newDown(&p), newImport(), newSecret(&p), newMan(), newVersion())
+	root.AddCommand(newInit(&p), newToken(&p), newJoin(&p), newRun(&p), newStatus(&p), newGraph(&p), newPlan(&p), newCheck(&p), newNetcheck(&p), newIP(&p), newWhoIs(&p), newPing(&p), newWhy(&p), newBugreport(&p), newClient(&p), newConnect(&p), newDrain(&p), newForget(&p), newRevoke(&p), newRenumber(&p), newDown(&p), newImport(), newSecret(&p), newMan(), newVersion())
 	checkArgs(root)
 	return root
 }
@@ -172,9 +172,9 @@ func newPlan(p *paths) *cobra.Command {
 		Short: "Preview pending changes (dry run)",
 		Long: `Preview pending changes: what the daemon would change on this host now.
 
-With --without, it is what the loss of a node, or of all nodes of a location, would
+With --without, preview what the loss of a node, or of all nodes of a location, would
 change on this host and on the routes from it. If etcd would lose its quorum with the
-servers of k3s among them, that comes first.`,
+k3s servers among them, that comes first.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ask := p.client().Plan
@@ -188,7 +188,7 @@ servers of k3s among them, that comes first.`,
 			return out.print(cmd.OutOrStdout(), plan, func(w io.Writer) error { return printPlan(w, plan) })
 		},
 	}
-	cmd.Flags().StringVar(&without, "without", "", "preview what the loss of the node or location `name` would change")
+	cmd.Flags().StringVar(&without, "without", "", "preview the loss of the node or location `name`")
 	completeFlag(cmd, p, "without", placeNames)
 	out.register(cmd)
 	return cmd
@@ -266,7 +266,7 @@ packets to the default route in plain text, and can't be stopped without the CNI
 			}))
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "also while pods run")
+	cmd.Flags().BoolVar(&force, "force", false, "remove it even while pods run")
 	out.register(cmd)
 	return cmd
 }

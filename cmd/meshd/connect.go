@@ -11,10 +11,21 @@ import (
 	"path/filepath"
 	"time"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/meshd/meshd/internal/connect"
 	"github.com/meshd/meshd/internal/control"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
+
+// maxDeviceName is how long a network device's name may be (IFNAMSIZ without the terminating zero).
+const maxDeviceName = unix.IFNAMSIZ - 1
+
+// tellSystemd tells systemd that the tunnels are set up, and how they are. Without systemd it does nothing.
+func tellSystemd(status string) {
+	// An error means that systemd's socket is gone, and then nobody listens.
+	_, _ = sd.SdNotify(false, sd.SdNotifyReady+"\nSTATUS="+status)
+}
 
 func newConnect(p *paths) *cobra.Command {
 	var (
@@ -35,16 +46,23 @@ in an earlier answer. It never routes a network into the tunnels that the file d
 not name, or that this host is attached to.
 
 With --access internet nothing but the tunnels' own packets leaves this host for the
-internet beside them. That stays so if meshd connect dies: then run it again, and end it.`,
+internet beside them. That stays so if meshd connect dies: then run it again, and end it.
+
+With the package, systemd runs it: meshd-connect@home.service takes the file
+/etc/meshd/connect/home.conf, and the device is mesh-home. systemctl status shows how
+many nodes answer, and through which one Services are reached.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// A node's daemon would remove these tunnels, as those of a link that is no longer wanted.
 			if _, err := os.Stat(filepath.Join(p.stateDir, "identity.json")); !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("%w: this host is or was a node: %s contains its identity; a node gets to another cluster by node.links", control.ErrRefused, p.stateDir)
 			}
+			if len(device) > maxDeviceName {
+				return usageError{fmt.Errorf("%s has %d characters, and a network device's name may have %d; choose a shorter --interface, or with meshd-connect@.service a shorter name of the file", device, len(device), maxDeviceName)}
+			}
 			text, err := os.ReadFile(args[0])
 			if err != nil {
-				return fmt.Errorf("read configuration: %w", err)
+				return usageError{fmt.Errorf("read configuration: %w", err)}
 			}
 			file, err := connect.ParseFile(string(text))
 			if err != nil {
@@ -52,6 +70,7 @@ internet beside them. That stays so if meshd connect dies: then run it again, an
 			}
 			return connect.Run(cmd.Context(), connect.Options{
 				Interface: device, File: file, Logger: newLogger(cmd.ErrOrStderr(), verbose), Now: time.Now, Resolver: net.DefaultResolver,
+				Status: tellSystemd,
 			})
 		},
 	}

@@ -20,16 +20,16 @@ func newDrain(p *paths) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "drain",
-		Short: "Hand over what goes through this node before maintenance",
+		Short: "Have another node take over this one's traffic, before maintenance",
 		Long: `Have another node replace this one as the gateway of its location, and wait for that,
 ten seconds at most. Connections continue. The node stays in the mesh and does not
 become a gateway again until the daemon is restarted or meshd drain --undo is run. On a
-node that is not a gateway, it only keeps the node from becoming one. A network behind
-this node that other nodes of its location name, too, is handed over to one of them in the
-same way, in every cluster.mode.
+node that is not a gateway, it only keeps the node from becoming one. Another node also
+takes over each network behind this node that it serves as well, in every cluster.mode.
 
-The last gateway of a location, or the last node that serves a network, is not drained: the command says why each other node
-cannot take over, and the exit code is 4. It is 1 if no node takes over in time.`,
+The last gateway of a location, or the last node that serves a network, can't be drained:
+the command says why each other node can't take over, and the exit code is 4. It is 1 if
+no node takes over in time.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d, err := p.client().Drain(cmd.Context(), undo)
@@ -46,7 +46,7 @@ cannot take over, and the exit code is 4. It is 1 if no node takes over in time.
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&undo, "undo", false, "allow this node to carry traffic of others again")
+	cmd.Flags().BoolVar(&undo, "undo", false, "let this node carry traffic of others again")
 	out.register(cmd)
 	return cmd
 }

@@ -18,14 +18,14 @@ func newGraph(p *paths) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "graph",
 		Short: "Draw the mesh: locations, gateways, tunnels and LANs",
-		Long: `Draw the mesh: locations, gateways, tunnels and LANs. The output is in graphviz's
-language, which its programs dot and circo turn into pictures:
+		Long: `Draw the mesh: locations, gateways, tunnels and LANs. The output is a graph in the
+language of graphviz, whose programs dot and circo turn it into a picture:
 
   meshd graph | circo -Tpng > mesh.png
 
-At the tunnels of this node stands how their packets travel: lan, direct, relayed, tcp or
-none. Others know theirs. If there are too many tunnels to draw each, that is left out.
-Another cluster that is joined to this one is drawn once, in place of its clients.
+The tunnels of this node are labelled with their paths: lan, direct, relayed, tcp or none.
+Run it on other nodes to see theirs. If there are too many tunnels to draw, they are left
+out. Another cluster that is joined to this one is drawn once, in place of its clients.
 
 With -o svg the output is a picture, for which dot must be installed, and with -o json
 the data for it.`,

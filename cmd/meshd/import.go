@@ -35,7 +35,7 @@ func newImportKilo() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "kilo FILE...",
-		Short: "Write each node's configuration, and the clients, from what Kilo was told",
+		Short: "Convert Kilo's settings into each node's configuration, and its peers into clients",
 		Long: `Read Kubernetes' objects as kubectl prints them, and write into a new directory a
 configuration for each node, NODE.yaml, and a script that adds Kilo's peers as
 clients, clients.sh. FILE is - for standard input. Nothing is changed in the cluster.

@@ -28,7 +28,7 @@ func newToken(p *paths) *cobra.Command {
 		Long: `Print what a host needs to join this mesh, as one string: the secret, the addresses of
 this node, and the settings that all nodes share. meshd join takes it.
 
-Whoever has it can join: pass it on like a password. It is good until the secret is
+Whoever has it can join: handle it like a password. It is valid until the secret is
 changed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -73,7 +73,7 @@ changed.`,
 			})
 		},
 	}
-	cmd.Flags().StringSliceVar(&address, "address", nil, "`list` of addresses or names of nodes that the host asks, with the port if that is not 7946 (default those of this node)")
+	cmd.Flags().StringSliceVar(&address, "address", nil, "`list` of addresses or names of nodes that the new host contacts, with the port if that is not 7946 (default those of this node)")
 	out.register(cmd)
 	return cmd
 }
@@ -89,7 +89,7 @@ that node, start meshd, and wait until pods may start here. Nothing is written i
 check finds an error, and nothing that exists is replaced.
 
 Without an argument it asks for the token, and does not show it. - is standard input.
-An argument can be seen in the list of processes and in the shell's history.`,
+A token given as an argument shows in the process list and in the shell's history.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := s.begin(cmd, p); err != nil {

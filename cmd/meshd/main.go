@@ -49,7 +49,7 @@ func explain(command string, err error) error {
 	case errors.Is(err, control.ErrNotRunning):
 		return fmt.Errorf("%w; start it: systemctl start meshd", err)
 	case errors.Is(err, os.ErrPermission) && os.Geteuid() != 0:
-		return fmt.Errorf("%s needs root: run: sudo %s (%w)", command, command, err)
+		return fmt.Errorf("%s needs root: run: sudo %s (%w); members of the group meshd may run the commands that only read", command, command, err)
 	}
 	return err
 }

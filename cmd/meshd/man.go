@@ -75,7 +75,10 @@ func manualFlags(b *strings.Builder, flags *pflag.FlagSet) {
 			fmt.Fprintf(b, "\\-%s, ", f.Shorthand)
 		}
 		fmt.Fprintf(b, "\\-\\-%s", roff(f.Name))
-		if value != "" {
+		switch {
+		case value != "" && f.NoOptDefVal != "": // it may be given without a value
+			fmt.Fprintf(b, "[=\\fI%s\\fP]", roff(value))
+		case value != "":
 			fmt.Fprintf(b, " \\fI%s\\fR", roff(value))
 		}
 		fmt.Fprintf(b, "\n%s", roff(usage))

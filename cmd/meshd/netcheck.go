@@ -18,16 +18,16 @@ func newNetcheck(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "netcheck",
-		Short: "Show what the networks between this node and the others let pass",
+		Short: "Show the NAT in front of this node, and whether UDP passes",
 		Long: `Show what the networks between this node and the others let pass: whether UDP does, and,
-for each family of addresses, where the other nodes see this one, of which kind the NAT
-in between is, and whether others get in without having been spoken to. Further, whether
-the router passes back what this host sends to its own public address (hairpin), the
+for each address family, the address at which the other nodes see this one, the kind of
+NAT in between, and whether others can reach it before it has sent them anything. It also
+shows whether the router passes back packets to its own public address (hairpin), the
 ports that it maps to this host, paths that carry less than the tunnels' MTU, and the
 relays, the nearest first. The last lines say what that means for this host.
 
-The daemon has found that out with the other nodes; only hairpin is tried now. Nobody
-outside the mesh is asked.`,
+The daemon and the other nodes have measured all this before; only hairpin is tested now.
+No host outside the mesh is contacted.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n, err := p.client().Network(cmd.Context())

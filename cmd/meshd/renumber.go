@@ -35,7 +35,7 @@ the overlay address.`,
 			return out.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return printRenumbered(w, r) })
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "also if the slot has no conflict")
+	cmd.Flags().BoolVar(&force, "force", false, "renumber even without a conflict")
 	out.register(cmd)
 	return cmd
 }

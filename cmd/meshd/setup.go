@@ -42,10 +42,10 @@ type setup struct {
 func (s *setup) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&s.name, "name", "", "the node's `name` (default the host name)")
-	flags.StringVar(&s.location, "location", "", "the `name` of the private network that it shares with other nodes")
-	flags.StringVar(&s.endpoint, "endpoint", "", "`host[:port]` at which others reach it, where it is not found out")
+	flags.StringVar(&s.location, "location", "", "`name` of the location, whose nodes share a private network")
+	flags.StringVar(&s.endpoint, "endpoint", "", "`host[:port]` at which others reach it (default discovered)")
 	flags.StringArrayVar(&s.set, "set", nil, "any other setting of the configuration, as `key=value`, such as cluster.mode=location")
-	flags.BoolVar(&s.noStart, "no-start", false, "write the files, and don't start meshd")
+	flags.BoolVar(&s.noStart, "no-start", false, "only write the files; don't start meshd")
 }
 
 // begin prepares the setup for a command that runs.
@@ -198,7 +198,7 @@ func newInit(p *paths) *cobra.Command {
 check the host, start meshd, and wait until pods may start here. Nothing is written
 if the check finds an error, and nothing that exists is replaced.
 
-What all nodes have to agree on is best set here, since tokens carry it to the others:
+Set here what must be the same on all nodes, since tokens carry it to the others:
 
   meshd init --set cluster.mode=location --location aws
   meshd init --set cluster.pods=10.52.0.0/16,fd52::/48 --set cluster.overlay=10.5.0.0/16,fd05::/112`,

@@ -33,13 +33,13 @@ func newStatus(p *paths) *cobra.Command {
 		Use:   "status",
 		Short: "Show this node, the other nodes, and problems",
 		Long: `Show this node, the other nodes, and problems with advice, in 80 columns. -o wide shows
-everything, also what gossip has dropped and why; -o json is for programs.
+everything, including what gossip has dropped and why; -o json is for programs.
 
-ALIVE is yes, or when the node was alive last. PATH is how packets get to it: lan,
-direct, relayed or tcp, and through which nodes. RTT is a round trip, and what was
-measured: the tunnel's path, pings along the whole route, or gossip. LOSS is that of the
-path's last 32 probes. PROBLEM has the kinds of the problems below that the node has, and
-"silent" or "losing" if pings to it get no answer. Without --probe only the routes that a
+ALIVE is yes, or how long ago the node was last alive. PATH is how packets get to it: lan,
+direct, relayed or tcp, and through which nodes. RTT is the round-trip time, and what was
+measured: the tunnel's path, pings along the whole route, or gossip. LOSS is the share of
+the path's last 32 probes that were lost. PROBLEM has the kinds of the node's problems,
+which are listed below, and "silent" or "losing" if pings to it are not answered. Without --probe only the routes that a
 failover depends on are pinged; with it, every node gets one ping and has a second to
 answer.
 
@@ -85,8 +85,8 @@ living nodes that are pinged answer.`,
 	flags.BoolVar(&probe, "probe", false, "ping every node now")
 	flags.BoolVar(&await, "wait", false, "wait until pods may start on this host")
 	flags.DurationVar(&timeout, "timeout", 0, "how long --wait waits, such as 5m; 0 is for ever")
-	flags.BoolVarP(&watch, "watch", "w", false, "show it anew every two seconds, until ctrl-C")
-	flags.BoolVar(&check, "check", false, "exit with 1 unless all is well")
+	flags.BoolVarP(&watch, "watch", "w", false, "refresh every two seconds, until ctrl-C")
+	flags.BoolVar(&check, "check", false, "exit with 1 if pods can't start here, there is a problem, or a living node does not answer pings")
 	cmd.MarkFlagsMutuallyExclusive("probe", "wait")
 	cmd.MarkFlagsMutuallyExclusive("watch", "wait", "check")
 	out.register(cmd)
@@ -161,10 +161,11 @@ func isTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
+// hasEscapes reports whether w is a terminal that understands escape sequences.
+func hasEscapes(w io.Writer) bool { return isTerminal(w) && os.Getenv("TERM") != "dumb" }
+
 // hasColors reports whether to write colors: to a terminal, unless NO_COLOR is set (no-color.org).
-func hasColors(w io.Writer) bool {
-	return isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-}
+func hasColors(w io.Writer) bool { return hasEscapes(w) && os.Getenv("NO_COLOR") == "" }
 
 // columns is how wide a status for a person is, unless it is asked for everything.
 const columns = 80

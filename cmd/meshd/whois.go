@@ -88,10 +88,10 @@ func newWhoIs(p *paths) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "whois ADDRESS",
-		Short: "Say whose an address is",
-		Long: `Say whose an address is: a node's, a pod's of which node, a client's, in the range of
-Services, or in a network behind a node or a client. The exit code is 1 if the mesh does
-not know it.`,
+		Short: "Show what an address belongs to",
+		Long: `Show what an address belongs to: a node, the pods of a node, a client, the Services, or a
+network behind a node or a client. The exit code is 1 if it belongs to nothing in the
+mesh.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, err := netip.ParseAddr(args[0])

@@ -22,7 +22,7 @@ const (
 )
 
 // pages contain examples of the file, besides other YAML.
-var pages = []string{"../../README.md", manualPath, "../../docs/k3s.md", "../../docs/paths.md", "../../docs/security.md"}
+var pages = []string{"../../README.md", manualPath, "../../docs/k3s.md", "../../docs/paths.md", "../../docs/security.md", "../../docs/faq.md"}
 
 // supported returns the paths of all keys.
 func supported() []string {

@@ -95,3 +95,40 @@ func TestWrite(t *testing.T) {
 		t.Errorf("defaults in\n%s", text)
 	}
 }
+
+// TestSetIsWritten: what --set takes is written as a file has it.
+func TestSetIsWritten(t *testing.T) {
+	for key, value := range map[string]string{
+		"gossip.bind": ":7950", "relay.listen": "[2001:db8::1]:443", "metrics.listen": "192.0.2.1:9586",
+		"node.internal-ip": "none", "node.keepalive": "15s", "node.port-mapping": "off", "node.allowed-location-ips": "192.168.20.0/24,192.168.30.0/24",
+		"cluster.generation": "7", "cluster.forget-after": "48h", "cluster.dns.address": "10.43.0.53", "wireguard.mtu": "1312", "wireguard.listen-port": "51821",
+		"relay.max-rate": "2500000", "probe.interval": "1s", "cni.enabled": "false", "k3s.write-config": "true",
+	} {
+		c := Minimal()
+		if err := Set(&c, key, value); err != nil {
+			t.Fatal(err)
+		}
+		c.SecretFile = secretExample
+		text, err := Write(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Parse("", text)
+		if err != nil {
+			t.Errorf("%s=%s: %v in\n%s", key, value, err, text)
+			continue
+		}
+		if diff := cmp.Diff(c, got, comparable, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s=%s, read again (-want +got):\n%s\n%s", key, value, diff, text)
+		}
+	}
+	for _, key := range []string{"relay.listen", "metrics.listen"} {
+		c := Minimal()
+		if err := Set(&c, key, ""); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := Write(c); err != nil || strings.Contains(string(text), "invalid") {
+			t.Errorf("%s is nowhere: got %v and\n%s", key, err, text)
+		}
+	}
+}

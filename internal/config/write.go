@@ -6,10 +6,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"strings"
 
 	"gopkg.in/yaml.v3"
+
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // Write returns a configuration as the text of a file, without the keys that have their
@@ -68,6 +71,15 @@ func section(in *yaml.Node, name string) *yaml.Node {
 
 // texts returns a value as a file has it: lists of texts, and texts of what is not a number.
 func texts(value any) any {
+	switch value {
+	case mesh.NoInternalIP():
+		return "none"
+	case netip.AddrPort{}: // nowhere
+		return ""
+	}
+	if a, ok := value.(netip.AddrPort); ok && !a.Addr().IsValid() { // all addresses of the host
+		return fmt.Sprintf(":%d", a.Port())
+	}
 	v := reflect.ValueOf(value)
 	switch v.Kind() {
 	case reflect.Slice:

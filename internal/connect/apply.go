@@ -48,8 +48,8 @@ func (c *client) apply(ctx context.Context) error {
 			return fmt.Errorf("apply plan: %w", err)
 		}
 	}
-	c.noteReceived(observed)
-	c.startHandshakes(ctx, observed)
+	c.noteTraffic(observed)
+	c.startHandshakes(ctx)
 	resolver, _ := netip.ParseAddr(c.config.Resolver)
 	if c.allSilent() || !routedTo(peers, resolver) {
 		// The cluster's resolver can't be reached, and names of endpoints must still resolve.
@@ -95,14 +95,13 @@ func (c *client) tunnelPeers() []control.ClientPeer {
 
 // startHandshakes makes WireGuard shake hands with nodes that have no session. Only the
 // client can start: nodes don't know its endpoint, so pods could not reach it before.
-func (c *client) startHandshakes(ctx context.Context, observed netcfg.State) {
+func (c *client) startHandshakes(ctx context.Context) {
 	if c.Now().Sub(c.handshakesAt) < retryEvery {
 		return
 	}
 	c.handshakesAt = c.Now()
 	for _, p := range c.config.Peers {
-		i := slices.IndexFunc(observed.Peers, func(o netcfg.Peer) bool { return o.Key.String() == p.PublicKey })
-		if i >= 0 && c.Now().Sub(observed.Peers[i].LastHandshake) < netcfg.HandshakeFresh {
+		if c.sessions[p.PublicKey] {
 			continue
 		}
 		if err := c.kernel.InitiateHandshake(ctx, p.Overlay); err != nil {
@@ -111,11 +110,16 @@ func (c *client) startHandshakes(ctx context.Context, observed netcfg.State) {
 	}
 }
 
-// noteReceived notes whether something has come from the nodes since it was called last.
-func (c *client) noteReceived(observed netcfg.State) {
+// noteTraffic notes with which nodes there is a session, and whether something has come from any node
+// since it was called last.
+func (c *client) noteTraffic(observed netcfg.State) {
 	var sum int64
+	c.sessions = make(map[string]bool, len(observed.Peers))
 	for _, p := range observed.Peers {
 		sum += p.Received
+		if c.Now().Sub(p.LastHandshake) < netcfg.HandshakeFresh {
+			c.sessions[p.Key.String()] = true
+		}
 	}
 	if sum != c.received {
 		c.received, c.receivedAt = sum, c.Now()

@@ -14,6 +14,7 @@
 package connect
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,9 @@ type Options struct {
 	// true or false: some node of that cluster answers. The host forwards what comes by a link, and
 	// the link stays as it is when ctx ends.
 	Link func(heard bool)
+	// Status is told in one line how the tunnels are, for a person: once they are set up, and each time
+	// that it changes. It may be nil.
+	Status func(text string)
 }
 
 // Resolver looks up addresses; *net.Resolver implements it.
@@ -89,6 +93,7 @@ type client struct {
 	heard           bool                 // what Link was last told
 	received        int64                // bytes, from all nodes
 	receivedAt      time.Time            // when that was last seen to have grown
+	sessions        map[string]bool      // public keys of the nodes with which there is a session
 	config          control.ClientConfig // in effect: the file's, then the last accepted answer
 	missed          map[string]int       // unanswered requests in a row, by public key
 	silentAskedAt   time.Time            // when silent nodes were last asked
@@ -96,6 +101,7 @@ type client struct {
 	resolved        map[string]resolved  // by host name
 	resolverText    string               // what resolvconf was last given
 	loggedState     string               // the last state logged by logState
+	toldStatus      string               // what Status was last told
 	loggedConflicts string               // the last prefixes logged by logConflicts
 }
 
@@ -121,6 +127,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := c.apply(ctx); err != nil {
 		return err
 	}
+	c.tellStatus(starting)
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	for {
@@ -189,9 +196,18 @@ func (c *client) turn(ctx context.Context) {
 		}
 		c.setConfig(answer)
 	}
-	c.logState(err)
-	if err := c.apply(ctx); err != nil && ctx.Err() == nil {
-		c.Logger.Error("set up tunnels", "err", err)
+	trouble := c.trouble(err)
+	c.logState(trouble, err)
+	applyErr := c.apply(ctx)
+	switch {
+	case ctx.Err() != nil:
+	case applyErr != nil:
+		c.Logger.Error("set up tunnels", "err", applyErr)
+		c.tellStatus(fmt.Sprintf("set up tunnels: %v", applyErr))
+	case trouble != "":
+		c.tellStatus(trouble)
+	case err == nil || c.toldStatus != starting: // until an answer, the names of the nodes are not known
+		c.tellStatus(statusText(c.config, c.answers))
 	}
 }
 
@@ -218,17 +234,9 @@ func (c *client) setConfig(config control.ClientConfig) {
 }
 
 // logState logs whether the nodes answer, each time that it changes.
-func (c *client) logState(err error) {
-	state := "nodes answer"
-	switch {
-	case errors.Is(err, errRefused):
-		state = "the nodes don't know this client any more: it was removed, or another client has its name or address"
-	case c.allSilent():
-		state = "no node answers; check on a node that meshd client list still shows this client"
-		if c.config.Resolver != "" {
-			state = "no node answers; the system's own resolver is used until one does; check on a node that meshd client list still shows this client"
-		}
-	case err != nil:
+func (c *client) logState(trouble string, err error) {
+	state := cmp.Or(trouble, "nodes answer")
+	if trouble == "" && err != nil {
 		c.Logger.Debug("ask for the configuration", "err", err)
 		return
 	}

@@ -82,7 +82,7 @@ func TestTellLink(t *testing.T) {
 	var told []bool
 	c := newClient(Options{Now: func() time.Time { return now }, Link: func(heard bool) { told = append(told, heard) }}, nil, 0)
 	c.config = control.ClientConfig{Peers: []control.ClientPeer{{PublicKey: "k"}}}
-	received := func(bytes int64) { c.noteReceived(netcfg.State{Peers: []netcfg.Peer{{Received: bytes}}}) }
+	received := func(bytes int64) { c.noteTraffic(netcfg.State{Peers: []netcfg.Peer{{Received: bytes}}}) }
 	step := func(answered bool, missed int, want ...bool) {
 		t.Helper()
 		c.missed["k"] = missed

@@ -32,7 +32,13 @@ const answerTimeout = 30 * time.Second
 func NewClient(runDir string) *Client {
 	path := SocketPath(runDir)
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", path)
+		c, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if errors.Is(err, os.ErrPermission) {
+			if read, readErr := new(net.Dialer).DialContext(ctx, "unix", ReadSocketPath(runDir)); readErr == nil {
+				return read, nil
+			}
+		}
+		return c, err
 	}
 	return &Client{path: path, http: http.Client{
 		Timeout: answerTimeout, Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true},
@@ -109,7 +115,10 @@ func answerError(resp *http.Response) error {
 	if err := json.NewDecoder(resp.Body).Decode(&f); err != nil {
 		return fmt.Errorf("read meshd's answer %s: %w", resp.Status, err)
 	}
-	if resp.StatusCode == http.StatusConflict {
+	switch resp.StatusCode {
+	case http.StatusForbidden:
+		return errForbidden
+	case http.StatusConflict:
 		// The text already begins with that of ErrRefused, so don't wrap it again.
 		return refusal(f.Error)
 	}

@@ -26,6 +26,7 @@ type ClientRequest struct {
 	Offers         []string `json:"offers"`         // what may be reached there, as mesh.ParseAccess takes it; none for everything
 	Endpoint       string   `json:"endpoint"`       // host:port at which it waits for nodes; "" for a client that speaks first
 	Cluster        string   `json:"cluster"`        // name of another cluster, whose ranges Networks are; "" for none
+	NoInternalIPs  bool     `json:"noInternalIPs"`  // leave the nodes' internal IPs out of its configuration
 }
 
 // ClientConfig is a client's configuration without its secrets. Clients of other versions read it in JSON.
@@ -79,6 +80,7 @@ type ClientStatus struct {
 	Networks       []netip.Prefix `json:"networks"`       // behind it
 	Offers         []string       `json:"offers"`         // what may be reached there; empty for everything
 	Cluster        string         `json:"cluster"`        // name of another cluster, whose ranges Networks are; "" for none
+	NoInternalIPs  bool           `json:"noInternalIPs"`  // the nodes' internal IPs are not in its configuration
 	// The rest is about its tunnel to this node; zero if it has none.
 	Endpoint      netip.AddrPort `json:"endpoint"`               // source of its last packet; "" for none
 	LastHandshake time.Time      `json:"lastHandshake,omitzero"` // UTC; absent for never

@@ -9,7 +9,9 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -23,8 +25,17 @@ var ErrNotRunning = errors.New("meshd is not running")
 // ErrRefused is wrapped by errors that explain to a person why a request can't be done.
 var ErrRefused = errors.New("refused")
 
+// errForbidden answers requests at the read socket that are not for it. It is an os.ErrPermission, so the
+// commands say that they need root.
+var errForbidden = fmt.Errorf("%w: the group meshd may only read", os.ErrPermission)
+
 // SocketPath returns the path of the control socket in the run directory.
 func SocketPath(runDir string) string { return filepath.Join(runDir, "meshd.sock") }
+
+// ReadSocketPath returns the path of the socket that belongs to a run directory, for those who may read but
+// not change anything: the group of the directory that it is in. The daemon can't make that directory, because
+// it may not give files to others.
+func ReadSocketPath(runDir string) string { return filepath.Join(runDir+"-read", "meshd.sock") }
 
 // Daemon is the part of the daemon that answers requests. Nodes and clients are given by
 // name or by fingerprint. Errors wrap ErrRefused where a person asks for something that
@@ -55,6 +66,8 @@ type Daemon interface {
 	Network(ctx context.Context) (Network, error)
 	// Probe sends one echo request to every node and returns the status after that.
 	Probe(ctx context.Context) (Status, error)
+	// Ping sends echo requests to a node and to those on the way, and asks it how it sees this one.
+	Ping(ctx context.Context, node string, count int) (Ping, error)
 	// PlanWithout returns what the loss of a node, or of all nodes of a location, would change on
 	// the host.
 	PlanWithout(ctx context.Context, name string) (Plan, error)

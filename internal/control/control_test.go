@@ -40,6 +40,11 @@ type daemon struct {
 
 func (d *daemon) Status() control.Status                     { return d.status }
 func (d *daemon) Plan(context.Context) (control.Plan, error) { return d.plan, d.planErr }
+
+func (d *daemon) Ping(_ context.Context, node string, count int) (control.Ping, error) {
+	return control.Ping{Node: node, Sent: count}, nil
+}
+
 func (d *daemon) Forget(_ context.Context, node string) error {
 	d.forgotten = append(d.forgotten, node)
 	return d.forgetErr
@@ -226,5 +231,51 @@ func TestDeletedSocketIsBack(t *testing.T) {
 	}
 	if err := s.Close(t.Context()); err != nil {
 		t.Errorf("close without the socket's file: %v", err)
+	}
+}
+
+// TestReadSocket asks at the socket for those who may only read.
+func TestReadSocket(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	read := control.ReadSocketPath(dir)
+	d := &daemon{status: control.Status{Version: "1"}}
+	s, err := control.Listen(dir, d, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(read); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without its directory: got %v, want no socket", err)
+	}
+	if err := errors.Join(os.Mkdir(filepath.Dir(read), 0o750), s.EnsureListening()); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(read); err != nil || fi.Mode().Perm() != 0o660 {
+		t.Errorf("the socket: got %v, %v, want mode 660", fi, err)
+	}
+	// A run directory whose control socket this one is.
+	reader := control.NewClient(filepath.Dir(read))
+	if status, err := reader.Status(t.Context()); err != nil || status.Version != "1" {
+		t.Errorf("status: got %+v, %v", status, err)
+	}
+	if _, err := reader.Ping(t.Context(), "x", 1); err != nil {
+		t.Errorf("ping: got %v, want no error", err)
+	}
+	for name, err := range map[string]error{
+		"forget":        reader.Forget(t.Context(), "x"),
+		"client config": func() error { _, err := reader.ClientConfig(t.Context(), "x"); return err }(),
+		"renumber":      func() error { _, err := reader.Renumber(t.Context(), true); return err }(),
+	} {
+		if !errors.Is(err, os.ErrPermission) {
+			t.Errorf("%s: got %v, want %v", name, err, os.ErrPermission)
+		}
+	}
+	if len(d.forgotten)+len(d.forced) > 0 {
+		t.Errorf("forgotten %v, renumbered %v by one who may only read", d.forgotten, d.forced)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(read); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after Close: got %v, want no socket", err)
 	}
 }

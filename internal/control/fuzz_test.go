@@ -56,6 +56,10 @@ type counting struct{ reads, writes int }
 func (d *counting) Status() Status { d.reads++; return Status{} }
 
 func (d *counting) Plan(context.Context) (Plan, error) { d.reads++; return Plan{}, nil }
+func (d *counting) Ping(context.Context, string, int) (Ping, error) {
+	d.reads++
+	return Ping{}, nil
+}
 
 func (d *counting) PlanWithout(context.Context, string) (Plan, error) { d.reads++; return Plan{}, nil }
 

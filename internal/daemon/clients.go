@@ -69,7 +69,7 @@ func clientInput(t turn) (mesh.Input, error) {
 
 // newClient returns the requested client, without author and ID.
 func newClient(in mesh.Input, r control.ClientRequest, now time.Time) (mesh.Client, error) {
-	c := mesh.Client{Name: r.Name, Added: now.UnixMilli()}
+	c := mesh.Client{Name: r.Name, Added: now.UnixMilli(), NoInternalIPs: r.NoInternalIPs}
 	var err error
 	if c.Key, err = wgtypes.ParseKey(r.PublicKey); err != nil || c.Key == (wgtypes.Key{}) {
 		return c, fmt.Errorf("%q is not a WireGuard public key", r.PublicKey)
@@ -372,7 +372,7 @@ func clientStatus(t index) []control.ClientStatus {
 			ID: c.ID, Name: c.Name, Overlay: t.wanted.Input.Cluster.ClientAddresses(c.Index), Access: mesh.AccessStrings(c.Access),
 			AddedBy: t.nameOf(mesh.IDOf(c.Author)), Added: time.UnixMilli(c.Added).UTC(),
 			PresharedKey: c.PresharedKey != mesh.PresharedKey{},
-			Networks:     slices.Clone(c.Networks), Offers: mesh.AccessStrings(c.Offers), Cluster: c.Cluster,
+			Networks:     slices.Clone(c.Networks), Offers: mesh.AccessStrings(c.Offers), Cluster: c.Cluster, NoInternalIPs: c.NoInternalIPs,
 		}
 		if c.ServiceGateway != (mesh.ID{}) {
 			s.ServiceGateway = t.nameOf(c.ServiceGateway)

@@ -68,6 +68,9 @@ type network interface {
 	Calls() <-chan gossip.Call
 	SendOrder(to mesh.ID, sealed []byte) error
 	Orders() <-chan gossip.Call
+	Ask(ctx context.Context, id mesh.ID) (mesh.PeerView, error)
+	Questions() <-chan gossip.Question
+	Answer(q gossip.Question, v mesh.PeerView) error
 	SetCarrier(gossip.Carrier)
 	DialCarrier(ctx context.Context, to mesh.ID, at ...netip.AddrPort) (net.Conn, error)
 	Carried(from mesh.ID, packet []byte)

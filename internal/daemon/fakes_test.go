@@ -350,6 +350,13 @@ func (n *fakeNetwork) Orders() <-chan gossip.Call { return n.orders }
 
 func (n *fakeNetwork) Tunnelled(mesh.ID) (sent, received uint64) { return 0, 0 }
 func (n *fakeNetwork) Calls() <-chan gossip.Call                 { return nil }
+func (n *fakeNetwork) Questions() <-chan gossip.Question         { return nil }
+
+func (n *fakeNetwork) Answer(gossip.Question, mesh.PeerView) error { return nil }
+
+func (n *fakeNetwork) Ask(context.Context, mesh.ID) (mesh.PeerView, error) {
+	return mesh.PeerView{}, gossip.ErrNoAnswer
+}
 
 func (n *fakeNetwork) SetCarrier(gossip.Carrier) {}
 func (n *fakeNetwork) Carried(mesh.ID, []byte)   {}

@@ -36,13 +36,18 @@ func (d *daemon) Probe(ctx context.Context) (control.Status, error) {
 }
 
 // overlayTargets returns the overlay addresses of all other nodes.
-func overlayTargets(status control.Status, own []netip.Addr) []probe.Target {
-	var out []probe.Target
+func overlayTargets(status control.Status, own []netip.Addr) (out []probe.Target) {
 	for _, p := range status.Peers {
-		for _, a := range p.Overlay {
-			if i := slices.IndexFunc(own, func(o netip.Addr) bool { return o.Is4() == a.Is4() }); i >= 0 {
-				out = append(out, probe.Target{Addr: a, Source: own[i]})
-			}
+		out = append(out, targetsOf(p.Overlay, own)...)
+	}
+	return out
+}
+
+// targetsOf returns those of a node's overlay addresses that this node, which has the addresses own, can ping.
+func targetsOf(overlay, own []netip.Addr) (out []probe.Target) {
+	for _, a := range overlay {
+		if i := slices.IndexFunc(own, func(o netip.Addr) bool { return o.Is4() == a.Is4() }); i >= 0 {
+			out = append(out, probe.Target{Addr: a, Source: own[i]})
 		}
 	}
 	return out

@@ -40,6 +40,7 @@ func (d *daemon) tasks(remembered gossip.Remembered) []task {
 		{"control server", d.runControlServer},
 		{"metrics server", d.runMetricsServer},
 		{"client server", d.runClientServer},
+		{"answers to other nodes", d.answerQuestions},
 		{"links", d.runLinks},
 		{"loop", func(ctx context.Context, ready func()) error { ready(); return d.loop(ctx) }},
 	}

@@ -15,8 +15,8 @@ import (
 // Two nodes behind NAT that want to reach each other have to agree on the moment at which
 // both begin. What they say about that is a call. It goes to the other node itself and, if
 // that does not surely get there, through nodes that may reach both: those send it on, once.
-// It is sealed for its receiver, so that a node on the way can't read or change it. Orders
-// of package rotation go the same way. Both are letters.
+// It is sealed for its receiver, so that a node on the way can't read or change it. Questions
+// and answers, see [Gossip.Ask], and orders of package rotation go the same way. All four are letters.
 
 // Call is what another node has sent with SendCall or SendOrder.
 type Call struct {
@@ -38,7 +38,7 @@ const (
 )
 
 // maxLetter limits the content of letters, in bytes.
-var maxLetter = map[packetKind]int{kindCall: maxCall, kindOrder: maxCall}
+var maxLetter = map[packetKind]int{kindCall: maxCall, kindQuestion: questionLen, kindAnswer: maxPayload - letterHeader, kindOrder: maxCall}
 
 // In each second, a node accepts this many letters of each sender and of all together. When a
 // mesh with a single node outside of NATs starts, all calls go through that one.
@@ -177,6 +177,10 @@ func (g *Gossip) deliver(kind packetKind, from mesh.ID, content []byte) {
 	switch kind {
 	case kindCall:
 		delivered = trySend(g.calls, Call{from, content})
+	case kindQuestion:
+		delivered = len(content) != questionLen || trySend(g.questions, Question{from, [questionLen]byte(content)})
+	case kindAnswer:
+		g.takeAnswer(from, content)
 	case kindOrder:
 		delivered = trySend(g.orders, Call{from, content})
 	}

@@ -36,6 +36,9 @@ type wireClient struct {
 	Offers   []string       `cbor:"10,keyasint,omitempty"`
 	Endpoint *wireEndpoint  `cbor:"11,keyasint,omitempty"`
 	Cluster  string         `cbor:"12,keyasint,omitempty"`
+
+	// A node that does not know it ignores it.
+	NoInternalIPs bool `cbor:"13,keyasint,omitempty"`
 }
 
 func (b clientBody) author() ed25519.PublicKey { return b.Author }
@@ -51,7 +54,7 @@ func (b clientBody) covered(forgotten map[mesh.ID]uint64) bool {
 func encodeClient(c mesh.Client) ([]byte, error) {
 	w := wireClient{
 		Identity: c.Author, Added: c.Added, Name: c.Name, Key: c.Key[:], Index: int64(c.Index),
-		Access: mesh.AccessStrings(c.Access), Networks: c.Networks, Offers: mesh.AccessStrings(c.Offers), Cluster: c.Cluster,
+		Access: mesh.AccessStrings(c.Access), Networks: c.Networks, Offers: mesh.AccessStrings(c.Offers), Cluster: c.Cluster, NoInternalIPs: c.NoInternalIPs,
 	}
 	if c.PresharedKey != (mesh.PresharedKey{}) {
 		w.PresharedKey = c.PresharedKey[:]
@@ -78,7 +81,7 @@ func decodeClient(payload []byte) (body, error) {
 		return nil, fmt.Errorf("decode client: %w", err)
 	}
 	sum := sha256.Sum256(payload)
-	c := mesh.Client{ID: mesh.ID(sum[:len(mesh.ID{})]), Author: w.Identity, Name: w.Name, Index: int(w.Index), Added: w.Added}
+	c := mesh.Client{ID: mesh.ID(sum[:len(mesh.ID{})]), Author: w.Identity, Name: w.Name, Index: int(w.Index), Added: w.Added, NoInternalIPs: w.NoInternalIPs}
 	switch {
 	case len(w.Identity) != ed25519.PublicKeySize:
 		return nil, fmt.Errorf("decode client: an identity of %d bytes", len(w.Identity))

@@ -54,7 +54,7 @@ func testRouter(name string) mesh.Client {
 	c := testClient(name)
 	c.Networks = []netip.Prefix{netip.MustParsePrefix("192.168.50.0/24"), netip.MustParsePrefix("fd50::/48")}
 	c.Offers = []mesh.Access{{Protocol: "tcp", Port: 9100, Prefix: netip.MustParsePrefix("192.168.50.7/32")}}
-	c.Cluster = "west"
+	c.Cluster, c.NoInternalIPs = "west", true
 	c.Endpoint = mesh.Endpoint{Host: "vpn.example.com", Port: 51820, Source: mesh.EndpointConfigured}
 	return c
 }

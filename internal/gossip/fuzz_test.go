@@ -34,6 +34,8 @@ func FuzzInboundPacket(f *testing.F) {
 		{kind: kindHere, payload: make([]byte, 8)},
 		{kind: kindCall, payload: make([]byte, letterHeader+maxCall)},
 		{kind: kindOrder, payload: make([]byte, letterHeader+maxCall)},
+		{kind: kindQuestion, payload: make([]byte, letterHeader+questionLen)},
+		{kind: kindAnswer, payload: make([]byte, letterHeader+answerHeader)},
 		{kind: kindMemberlist, payload: accusation("a", "b", 7)},
 		{kind: kindMemberlist, payload: append([]byte{memberlistCRC, 0, 0, 0, 0, memberlistCompound, 1, 0, 2}, memberlistPing, 0x80)},
 	} {
@@ -61,7 +63,7 @@ func FuzzInboundPacket(f *testing.F) {
 			if raws, err := unpackObjects(p.payload[min(1, len(p.payload)):]); err == nil {
 				g.acceptObjects(raws, fromSync)
 			}
-		case kindCall, kindOrder:
+		case kindCall, kindQuestion, kindAnswer, kindOrder:
 			g.handleLetter(message{p.from, p.kind, p.payload})
 			if len(g.calls)+len(g.orders) > 0 {
 				t.Error("a stranger's call is delivered")

@@ -105,6 +105,7 @@ type Gossip struct {
 	pathsChanged chan struct{}
 	calls        chan Call
 	orders       chan Call
+	questions    chan Question
 	members      *members
 	transport    *transport
 	queue        *memberlist.TransmitLimitedQueue
@@ -129,6 +130,7 @@ type Gossip struct {
 	merged   bool
 	joined   mesh.ID // the node to which a stream was opened last; zero for none
 	own      []*own  // what we say besides our record and verdicts
+	asked    map[[questionLen]byte]asked
 	// joinEntries has those of joinList that were asked.
 	joinEntries map[string]joinEntry
 }
@@ -190,6 +192,8 @@ func newGossip(o Options) (*Gossip, error) {
 		own:          newOwn(),
 		calls:        make(chan Call, maxCalls),
 		orders:       make(chan Call, maxOrders),
+		questions:    make(chan Question, maxQuestions),
+		asked:        make(map[[questionLen]byte]asked),
 		store:        newStore(),
 		joinEntries:  make(map[string]joinEntry),
 	}

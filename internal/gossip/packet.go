@@ -21,6 +21,8 @@ const (
 	kindHere       packetKind = 4 // an answer: the counter of the packet that asked, 8 bytes
 	kindAsk        packetKind = 5 // only a request for an answer
 	kindCall       packetKind = 6 // see Call
+	kindQuestion   packetKind = 7 // see Question
+	kindAnswer     packetKind = 8 // see Question
 	kindOrder      packetKind = 9 // see SendOrder
 )
 

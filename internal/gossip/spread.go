@@ -233,7 +233,7 @@ func (g *Gossip) handle(m message) {
 			g.transport.send(m.from, kindSync, step)
 		}
 		g.sendObjects(m.from, objects, fromSync)
-	case kindCall, kindOrder:
+	case kindCall, kindQuestion, kindAnswer, kindOrder:
 		g.handleLetter(m)
 	}
 }

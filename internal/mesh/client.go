@@ -39,6 +39,9 @@ type Client struct {
 	Offers   []Access // what nodes and pods may reach in its networks, at most MaxAccess; none for everything
 	Endpoint Endpoint // at which it waits for nodes; Host "" for a client that speaks first
 	Cluster  string   // of another cluster, whose ranges its networks are; "" for none
+	// NoInternalIPs means that its configuration leaves out the nodes' internal IPs, which its own
+	// networks may have, too.
+	NoInternalIPs bool
 }
 
 // PresharedKey is WireGuard's additional symmetric key. No way of printing it shows the

@@ -249,6 +249,39 @@ func TestDeriveClientInLocation(t *testing.T) {
 	}
 }
 
+// A client without internal IPs has every other prefix that it would have with them, also networks behind
+// nodes. What it may reach is the same.
+func TestNoInternalIPs(t *testing.T) {
+	in := withClient(3)
+	in.Records[1].AllowedLocationIPs = prefixes("192.168.10.0/24")
+	in.Clients[0].Access = append(in.Clients[0].Access, mesh.Access{Prefix: in.Records[1].AllowedLocationIPs[0]})
+	routed := func(c mesh.Client) (ps []netip.Prefix) {
+		for _, p := range mesh.ClientConfigOf(in, c, nil).Peers {
+			ps = append(ps, p.AllowedIPs...)
+		}
+		return ps
+	}
+	c := in.Clients[0]
+	var want []netip.Prefix
+	for _, p := range routed(c) {
+		if !strings.HasPrefix(p.String(), "172.16.") {
+			want = append(want, p)
+		}
+	}
+	all := len(routed(c))
+	c.NoInternalIPs = true
+	if got := routed(c); len(want) != all-3 || fmt.Sprint(got) != fmt.Sprint(want) || !slices.Contains(got, in.Records[1].AllowedLocationIPs[0]) {
+		t.Errorf("got %v, want %v, %d in all", got, want, all-3)
+	}
+	in.Self = in.Records[0].ID()
+	allowed := func() any { return mesh.Derive(in).Clients[0].Allowed }
+	before := allowed()
+	in.Clients[0].NoInternalIPs = true
+	if d := cmp.Diff(before, allowed(), compareTopologies); d != "" {
+		t.Errorf("what it may reach (-before +after):\n%s", d)
+	}
+}
+
 // A configuration that is printed while a gateway hands over leads to its successor.
 func TestConfigWithoutReplacedGateway(t *testing.T) {
 	in := withClient(3)

@@ -88,7 +88,7 @@ func ClientConfigOf(in Input, c Client, alive map[ID]bool) ClientConfig {
 			continue
 		}
 		p := ClientPeer{ID: h.id, Name: h.Name, Key: h.Key, Overlay: in.Cluster.Overlays(h.slot), Endpoints: h.Endpoints, ServiceGateway: h == services}
-		p.AllowedIPs = append(singles(p.Overlay), reachablePrefixes(l.prefixesThrough(h, reached[h]), through)...)
+		p.AllowedIPs = append(singles(p.Overlay), reachablePrefixes(l.prefixesThrough(h, reached[h], !c.NoInternalIPs), through)...)
 		if p.ServiceGateway {
 			p.AllowedIPs = append(p.AllowedIPs, reachablePrefixes(slices.Concat(in.Cluster.Services, l.networksBehindOthers(c.ID)), allowed)...)
 		}
@@ -173,8 +173,8 @@ func (l *layout) nodesByHome() map[*member][]*member {
 	return out
 }
 
-// prefixesThrough returns the prefixes of the nodes whose home is h.
-func (l *layout) prefixesThrough(h *member, ms []*member) []netip.Prefix {
+// prefixesThrough returns the prefixes of the nodes whose home is h, with or without their internal IPs.
+func (l *layout) prefixesThrough(h *member, ms []*member, internalIPs bool) []netip.Prefix {
 	d := &deriver{layout: l, self: h, ranges: l.Cluster.ranges()}
 	var ps []netip.Prefix
 	for _, m := range ms {
@@ -188,7 +188,9 @@ func (l *layout) prefixesThrough(h *member, ms []*member) []netip.Prefix {
 		if m.slot != None {
 			ps = d.appendSlotPrefixes(ps, m, reached)
 		}
-		ps = d.appendInternalIPs(ps, m, reached, from)
+		if internalIPs {
+			ps = d.appendInternalIPs(ps, m, reached, from)
+		}
 		if slices.ContainsFunc(m.networks(), func(p netip.Prefix) bool { return m.LinkedTo(p) != "" && h.Shares(m.Record, p) }) {
 			from = nil // h has a way of its own
 		}

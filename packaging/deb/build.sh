@@ -4,8 +4,8 @@
 # Builds dist/meshd_VERSION_ARCH.deb and dist/SHA256SUMS. The same commit, compiler and
 # dpkg give the same bytes. From the environment:
 #
-#   VERSION            as git describe prints it
-#   ARCHS              "amd64 arm64 armhf" unless set
+#   VERSION            what packaging/version.sh prints unless set
+#   ARCHS              Debian's names of architectures, this machine's unless set
 #   DIST               where the packages go, dist unless set
 #   SOURCE_DATE_EPOCH  the time in the package, that of the last commit unless set
 set -euo pipefail
@@ -13,23 +13,17 @@ umask 022
 here=$(dirname "$(realpath "$0")")
 cd "$here/../.."
 DIST=$(realpath -m "${DIST:-dist}")
-VERSION=${VERSION:-$(git describe --tags --always --dirty)}
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+VERSION=${VERSION:-$(packaging/version.sh)}
+native=$(dpkg --print-architecture)
+ARCHS=${ARCHS:-$native}
+if [[ -z ${SOURCE_DATE_EPOCH:-} ]]; then
+	SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
+fi
+export SOURCE_DATE_EPOCH
 stamp="-X main.version=$VERSION $(git log -1 --format='-X main.commit=%h -X main.date=%cs' 2>/dev/null || true)"
 export LC_ALL=C TZ=UTC CGO_ENABLED=0 GOTOOLCHAIN=local
 
-# As Debian counts: after v1.2.3 comes 1.2.3+4.gabc, and commits before the first
-# tag are ordered by their time.
-debian_version() {
-	local v=${VERSION#v}
-	if [[ $v == [0-9]*.* ]]; then
-		sed -E 's/-([0-9]+)-(g[0-9a-f]+)/+\1.\2/; s/-dirty/+dirty/; s/-rc/~rc/; s/-/./g' <<<"$v"
-	else
-		echo "0~$(date -d "@$SOURCE_DATE_EPOCH" +%Y%m%d%H%M%S).${v//-/+}"
-	fi
-}
-upstream=$(debian_version)
-version=$upstream-1
+version=$VERSION-1
 day=$(date -d "@$SOURCE_DATE_EPOCH" +%F)
 maintainer='meshd maintainers <meshd@users.noreply.github.com>'
 
@@ -37,29 +31,42 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 doc=$work/common/usr/share/doc/meshd
 
+# Builds $work/meshd-ARCH.
+binary() {
+	local -A goarch=([amd64]=amd64 [arm64]=arm64 [armhf]=arm)
+	if [[ -z ${goarch[$1]:-} ]]; then
+		echo "build: no package is made for architecture $1; set ARCHS to some of: amd64 arm64 armhf" >&2
+		exit 2
+	fi
+	[[ -e $work/meshd-$1 ]] ||
+		GOARCH=${goarch[$1]} GOARM=7 go build -trimpath -buildvcs=false -ldflags "-s -w $stamp" -o "$work/meshd-$1" ./cmd/meshd
+}
+
 # What is the same for every architecture. The commands' own texts come from the
 # command, run here.
 common() {
 	local root=$work/common
-	go build -trimpath -buildvcs=false -ldflags "$stamp" -o "$work/meshd" ./cmd/meshd
+	binary "$native"
 	install -D -m 0644 packaging/meshd.yaml "$doc/examples/meshd.yaml"
 	install -d -m 0700 "$root/etc/meshd"
 	install -D -m 0644 -t "$root/usr/lib/systemd/system" packaging/systemd/*.service
 	install -D -m 0644 -t "$root/usr/lib/systemd/network" packaging/systemd/*.network
+	install -D -m 0644 packaging/systemd/meshd.sysusers "$root/usr/lib/sysusers.d/meshd.conf"
+	install -D -m 0644 packaging/systemd/meshd.tmpfiles "$root/usr/lib/tmpfiles.d/meshd.conf"
 	for k3s in k3s k3s-agent; do
 		install -D -m 0644 packaging/systemd/k3s.conf "$root/usr/lib/systemd/system/$k3s.service.d/meshd.conf"
 	done
 	install -d "$root"/usr/share/{bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d,man/man5,man/man8,lintian/overrides} "$doc"
-	"$work/meshd" completion bash >"$root/usr/share/bash-completion/completions/meshd"
-	"$work/meshd" completion zsh >"$root/usr/share/zsh/vendor-completions/_meshd"
-	"$work/meshd" completion fish >"$root/usr/share/fish/vendor_completions.d/meshd.fish"
-	"$work/meshd" man --date "$day" | gzip -9n >"$root/usr/share/man/man8/meshd.8.gz"
+	"$work/meshd-$native" completion bash >"$root/usr/share/bash-completion/completions/meshd"
+	"$work/meshd-$native" completion zsh >"$root/usr/share/zsh/vendor-completions/_meshd"
+	"$work/meshd-$native" completion fish >"$root/usr/share/fish/vendor_completions.d/meshd.fish"
+	"$work/meshd-$native" man --date "$day" | gzip -9n >"$root/usr/share/man/man8/meshd.8.gz"
 	yaml_manual | gzip -9n >"$root/usr/share/man/man5/meshd.yaml.5.gz"
 	install -m 0644 packaging/meshd-minimal.yaml "$doc/examples"
 	install -m 0644 packaging/deb/copyright "$doc"
 	gzip -9n <CHANGELOG.md >"$doc/changelog.gz"
 	changelog | gzip -9n >"$doc/changelog.Debian.gz"
-	notices | gzip -9n >"$doc/notices.gz"
+	go run ./packaging/sbom -notices "$work/meshd-$native" | gzip -9n >"$doc/notices.gz"
 	install -m 0644 packaging/deb/lintian-overrides "$root/usr/share/lintian/overrides/meshd"
 }
 
@@ -110,25 +117,12 @@ changelog() {
 		END { print line "\n\n" by }' CHANGELOG.md
 }
 
-# The licences of what is linked into the binary ask to come with it.
-notices() {
-	echo "Parts of other projects are in the program meshd. Their licences:"
-	local module dir
-	{
-		echo "go $(go env GOROOT)"
-		go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Dir}}{{end}}{{end}}' ./cmd/meshd | sort -u
-	} | while read -r module dir; do
-		printf '\n======== %s\n\n' "$module"
-		find "$dir" -maxdepth 1 -type f \( -iname 'LICEN[CS]E*' -o -iname 'COPYING*' -o -iname 'NOTICE*' \) | sort | xargs cat
-	done
-}
-
 package() {
 	local arch=$1 root=$work/$1
-	local -A goarch=([amd64]=amd64 [arm64]=arm64 [armhf]=arm)
+	binary "$arch"
 	cp -a "$work/common" "$root"
 	install -d "$root/usr/bin" "$root/DEBIAN"
-	GOARCH=${goarch[$arch]} GOARM=7 go build -trimpath -buildvcs=false -ldflags "-s -w $stamp" -o "$root/usr/bin/meshd" ./cmd/meshd
+	install -m 0755 "$work/meshd-$arch" "$root/usr/bin/meshd"
 	install -m 0755 packaging/deb/{postinst,prerm,postrm} "$root/DEBIAN"
 	(cd "$root" && find usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
 	sed -e "s/@VERSION@/$version/; s/@ARCH@/$arch/; s/@MAINTAINER@/$maintainer/" \
@@ -140,5 +134,5 @@ package() {
 
 mkdir -p "$DIST"
 common
-for arch in ${ARCHS:-amd64 arm64 armhf}; do package "$arch"; done
+for arch in $ARCHS; do package "$arch"; done
 (cd "$DIST" && sha256sum ./*.deb | sed 's, \./, ,' >SHA256SUMS)

@@ -19,10 +19,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// built is where TestMain's packages are.
-var built string
-
-var architectures = []string{"amd64", "arm64", "armhf"}
+// built is where TestMain's packages are, and architectures what they are for: this machine,
+// and a foreign one that emulator runs the programs of.
+var (
+	built         string
+	architectures []string
+	emulator      = "qemu-aarch64"
+)
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -31,7 +34,7 @@ func run(m *testing.M) int {
 	if err == nil {
 		defer os.RemoveAll(dir)
 		built = filepath.Join(dir, "dist")
-		err = build(built)
+		err = buildBoth()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -40,10 +43,23 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
+// buildBoth makes the packages for this machine and for a foreign one.
+func buildBoth() error {
+	native, err := exec.Command("dpkg", "--print-architecture").Output()
+	if err != nil {
+		return fmt.Errorf("ask dpkg for the architecture: %w", err)
+	}
+	architectures = []string{strings.TrimSpace(string(native)), "arm64"}
+	if architectures[0] == "arm64" {
+		architectures[1], emulator = "amd64", "qemu-x86_64"
+	}
+	return build(built, "ARCHS="+strings.Join(architectures, " "))
+}
+
 // build makes the packages of a made-up release.
 func build(dist string, env ...string) error {
 	cmd := exec.Command("./build.sh")
-	cmd.Env = append(os.Environ(), "DIST="+dist, "VERSION=v1.2.3", "SOURCE_DATE_EPOCH=1700000000")
+	cmd.Env = append(os.Environ(), "DIST="+dist, "VERSION=1.2.3", "SOURCE_DATE_EPOCH=1700000000")
 	cmd.Env = append(cmd.Env, env...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build packages: %w: %s", err, out)
@@ -70,32 +86,63 @@ func output(t *testing.T, name string, args ...string) string {
 func unpack(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	output(t, "dpkg-deb", "-R", deb(strings.TrimSpace(output(t, "dpkg", "--print-architecture"))), dir)
+	output(t, "dpkg-deb", "-R", deb(architectures[0]), dir)
 	return dir
 }
 
+// TestTwoBuildsAreTheSame builds the package of this machine once more. Without ARCHS it is
+// the only one.
 func TestTwoBuildsAreTheSame(t *testing.T) {
 	again := filepath.Join(t.TempDir(), "dist")
-	if err := build(again, "TZ=Asia/Tokyo", "TMPDIR="+t.TempDir(), "LANG=C.UTF-8"); err != nil {
+	if err := build(again, "ARCHS=", "TZ=Asia/Tokyo", "TMPDIR="+t.TempDir(), "LANG=C.UTF-8"); err != nil {
 		t.Fatal(err)
 	}
-	for _, arch := range architectures {
-		first, err := os.ReadFile(deb(arch))
+	name := filepath.Base(deb(architectures[0]))
+	var contents [][]byte
+	for _, dist := range []string{built, again} {
+		content, err := os.ReadFile(filepath.Join(dist, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		second, err := os.ReadFile(filepath.Join(again, filepath.Base(deb(arch))))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(first, second) {
-			t.Errorf("%s: two builds differ", arch)
-		}
+		contents = append(contents, content)
+	}
+	if !bytes.Equal(contents[0], contents[1]) {
+		t.Error("two builds differ")
 	}
 	cmd := exec.Command("sha256sum", "--strict", "--check", "SHA256SUMS")
 	cmd.Dir = again
-	if out, err := cmd.CombinedOutput(); err != nil || strings.Count(string(out), ": OK\n") != len(architectures) {
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != name+": OK\n" {
 		t.Errorf("SHA256SUMS: got %v: %s", err, out)
+	}
+}
+
+func TestUnknownArchitecture(t *testing.T) {
+	if err := build(filepath.Join(t.TempDir(), "dist"), "ARCHS=vax"); err == nil || !strings.Contains(err.Error(), "amd64 arm64 armhf") {
+		t.Errorf("got %v, want an error with the architectures that there are", err)
+	}
+}
+
+// TestForeignPackageStarts runs the program for the other architecture in an emulator: what
+// needs no network, and what has much of the code behind it.
+func TestForeignPackageStarts(t *testing.T) {
+	dir := t.TempDir()
+	output(t, "dpkg-deb", "-x", deb(architectures[1]), dir)
+	program := filepath.Join(dir, "usr/bin/meshd")
+	if got := output(t, emulator, program, "version"); !versionLine.MatchString(got) {
+		t.Errorf("meshd version prints %q, want version, commit and date", got)
+	}
+	if got, want := output(t, emulator, program, "man"), output(t, filepath.Join(unpack(t), "usr/bin/meshd"), "man"); got != want {
+		t.Errorf("the manual differs between architectures:\n%s", cmp.Diff(want, got))
+	}
+	secret := filepath.Join(dir, "secret")
+	output(t, emulator, program, "secret", "new", "--out", secret)
+	config := filepath.Join(dir, "meshd.yaml")
+	if err := os.WriteFile(config, []byte("secret-file: "+secret+"\nno-such-key: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(emulator, program, "run", "--config", config, "--state-dir", filepath.Join(dir, "state"), "--run-dir", filepath.Join(dir, "run")).CombinedOutput()
+	if err == nil || !bytes.Contains(out, []byte("no-such-key")) {
+		t.Errorf("meshd run with a wrong configuration: got %v: %s; want it to name the key", err, out)
 	}
 }
 
@@ -107,7 +154,7 @@ func TestLintian(t *testing.T) {
 		}
 	}
 	// An override that nothing needs any more would hide what comes later.
-	overridden := output(t, "lintian", "--allow-root", "--fail-on", "none", "--show-overrides", deb("amd64"))
+	overridden := output(t, "lintian", "--allow-root", "--fail-on", "none", "--show-overrides", deb(architectures[0]))
 	overrides, err := os.ReadFile("lintian-overrides")
 	if err != nil {
 		t.Fatal(err)
@@ -122,6 +169,7 @@ func TestContents(t *testing.T) {
 		"-rw-r--r-- usr/lib/systemd/network/10-meshd.network",
 		"-rw-r--r-- usr/lib/systemd/system/k3s-agent.service.d/meshd.conf",
 		"-rw-r--r-- usr/lib/systemd/system/k3s.service.d/meshd.conf",
+		"-rw-r--r-- usr/lib/systemd/system/meshd-connect@.service",
 		"-rw-r--r-- usr/lib/systemd/system/meshd-drain.service",
 		"-rw-r--r-- usr/lib/systemd/system/meshd-online.service",
 		"-rw-r--r-- usr/lib/systemd/system/meshd.service",
@@ -200,7 +248,7 @@ func TestNotConfiguredDoesNotStart(t *testing.T) {
 }
 
 // versionLine is what meshd version prints of a package.
-var versionLine = regexp.MustCompile(`^meshd v1\.2\.3, commit [0-9a-f]{7,} of \d{4}-\d\d-\d\d \(go1\.\S+\)\n$`)
+var versionLine = regexp.MustCompile(`^meshd 1\.2\.3, commit [0-9a-f]{7,} of \d{4}-\d\d-\d\d \(go1\.\S+\)\n$`)
 
 // TestVersion: the program prints the version and commit that it was built from.
 func TestVersion(t *testing.T) {
@@ -211,7 +259,7 @@ func TestVersion(t *testing.T) {
 
 // exposures are the highest allowed values of systemd-analyze security, in tenths: those
 // of the units with the systemd of Debian 12.
-var exposures = map[string]string{"meshd.service": "20", "meshd-drain.service": "7", "meshd-online.service": "7"}
+var exposures = map[string]string{"meshd.service": "20", "meshd-drain.service": "7", "meshd-online.service": "7", "meshd-connect@.service": "19"}
 
 func TestUnits(t *testing.T) {
 	dir := unpack(t)

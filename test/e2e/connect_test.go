@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,13 +26,13 @@ import (
 // clientDevice is the one of meshd connect.
 const clientDevice = "mesh0"
 
-// connect runs meshd connect on a host with a client's configuration, and returns a
-// function that stops it.
-func (c *client) connect() (end func()) {
+// connect runs meshd connect on a host with a client's configuration, and variables of the
+// environment, and returns a function that stops it.
+func (c *client) connect(env ...string) (end func()) {
 	c.v.t.Helper()
 	const path, log = "/etc/laptop.conf", "/run/connect.log"
 	c.v.must(c.Host.WriteFile(path, c.config, 0o600))
-	c.pid = strings.TrimSpace(c.v.run(c.Host, "sh", "-c", fmt.Sprintf("PATH=%s:$PATH %s connect --verbose %s >%s 2>&1 & echo $!", lab.QuickDir, binary, path, log)))
+	c.pid = strings.TrimSpace(c.v.run(c.Host, "sh", "-c", fmt.Sprintf("PATH=%s:$PATH %s %s connect --verbose %s >%s 2>&1 & echo $!", lab.QuickDir, strings.Join(env, " "), binary, path, log)))
 	c.v.t.Cleanup(func() {
 		if c.v.t.Failed() {
 			out, err := c.Host.Run(context.Background(), "cat", log)
@@ -54,6 +57,9 @@ func (c *client) kill(signal string) {
 	})
 }
 
+// allAnswer is what systemd is told when all nodes with tunnels to clients answer.
+var allAnswer = regexp.MustCompile(`^READY=1\nSTATUS=([2-9]) of ([2-9]) nodes answer; Services through [a-z0-9-]+$`)
+
 // TestConnect checks that meshd connect follows changes of the mesh: a gateway that also
 // carries Services dies, a node joins, a node is reached through another one. When it
 // ends, nothing of it is left.
@@ -66,8 +72,21 @@ func TestConnect(t *testing.T) {
 
 	c := v.laptop(v.nodes[0], host, "laptop", "--psk")
 	v.must(c.Down(v.ctx))
-	end := c.connect()
+	path := filepath.Join(t.TempDir(), "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	v.must(err)
+	defer systemd.Close()
+	end := c.connect("NOTIFY_SOCKET=" + path)
 	c.reaches(v.nodes...)
+	v.eventually(settleLimit, func() error { // each message is newer
+		message := make([]byte, 1024)
+		v.must(systemd.SetReadDeadline(time.Now().Add(time.Second)))
+		n, err := systemd.Read(message)
+		if m := allAnswer.FindSubmatch(message[:n]); err == nil && (m == nil || !bytes.Equal(m[1], m[2])) {
+			err = fmt.Errorf("systemd was told %q", message[:n])
+		}
+		return err
+	})
 
 	v.eventually(settleLimit, func() error { // only set when a node has answered
 		if resolver, err := c.Resolver(); err != nil || !strings.Contains(resolver, "nameserver 10.43.0.10") {

@@ -30,7 +30,7 @@ func TestUp(t *testing.T) {
 	}
 	writeFile(t, filepath.Join(dir, "Vagrantfile"), string(text))
 	deb := exec.Command("../../packaging/deb/build.sh")
-	deb.Env = append(os.Environ(), "DIST="+filepath.Join(h.dir, "project", "dist"), "VERSION=v1.0.0", "ARCHS=amd64")
+	deb.Env = append(os.Environ(), "DIST="+filepath.Join(h.dir, "project", "dist"), "VERSION=1.0.0", "ARCHS=amd64")
 	if out, err := deb.CombinedOutput(); err != nil {
 		t.Fatalf("make the package: %v\n%s", err, out)
 	}

@@ -30,7 +30,7 @@ func makePayload(t *testing.T, dir string) (disk string) {
 	key := makeKey(t)
 	for name, release := range map[string]string{"old": oldRelease, "new": newRelease} {
 		dist := filepath.Join(root, name)
-		packaging(t, "build.sh", []string{"DIST=" + dist, "VERSION=v" + release, "ARCHS=amd64"})
+		packaging(t, "build.sh", []string{"DIST=" + dist, "VERSION=" + release, "ARCHS=amd64"})
 		packaging(t, "repo.sh", []string{"DIST=" + dist, "URL=file:/payload/" + name + "/apt"}, key)
 	}
 	pod := filepath.Join(root, "pod")

@@ -45,6 +45,7 @@ func TestPackage(t *testing.T) {
 		{"upgrade", testUpgrade},
 		{"reboot", testReboot},
 		{"purge", testPurge},
+		{"client", testClient},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.run(t, nodes) }) {
 			return
@@ -122,6 +123,23 @@ func testStart(t *testing.T, nodes []*node) {
 	}
 	reachNodes(t, nodes)
 	checkUnit(t, nodes)
+	checkGroup(t, nodes[1], nodes[2])
+}
+
+// checkGroup runs commands as a member of the group meshd, who may read and nothing else, and as somebody who
+// may not even read.
+func checkGroup(t *testing.T, n, other *node) {
+	t.Helper()
+	for _, tt := range []struct{ group, command, want string }{
+		{"meshd", "status", "Node:         " + n.name},
+		{"meshd", "why " + other.name, other.name + " answers in"},
+		{"meshd", "forget " + other.name, "needs root"},
+		{"nogroup", "status", "needs root"},
+	} {
+		if out, _ := n.try("setpriv --reuid=nobody --regid=" + tt.group + " --clear-groups meshd " + tt.command + " 2>&1"); !strings.Contains(out, tt.want) {
+			t.Errorf("%s: meshd %s in the group %s: got %q, want %q", n.name, tt.command, tt.group, out, tt.want)
+		}
+	}
 }
 
 // checkUnit checks what the daemon may write to. For another directory, meshd check prints
@@ -415,6 +433,14 @@ func testPurge(t *testing.T, nodes []*node) {
 		}
 	})
 	n.sh(t, "/payload/pod remove pod-"+n.name+" && systemctl stop containerd")
+	purge(t, n)
+	// The other nodes go on.
+	reach(t, nodes[0], "nsenter --net="+nodes[0].netns+" ", nodes[1].pod)
+}
+
+// purge purges the package, and looks for what is left of it.
+func purge(t *testing.T, n *node) {
+	t.Helper()
 	out := n.sh(t, "apt-get purge -y meshd 2>&1 </dev/null")
 	left := n.sh(t, `
 		ip -o link show | grep -E 'meshd|kube-bridge|wireguard'
@@ -423,11 +449,35 @@ func testPurge(t *testing.T, nodes []*node) {
 		find /opt/cni/bin /etc/cni/net.d -mindepth 1
 		find / -xdev -name '*meshd*' -not -path '/etc/apt/*' -not -path '/var/log/*' -not -path '/var/lib/apt/*' -not -path '/var/cache/*'
 		find /run -name '*meshd*' -not -path '/run/systemd/*'
-		dpkg-query -W meshd
+		dpkg-query -W meshd; getent group meshd
 		true`)
 	if left != "" {
 		t.Errorf("after the purge there still is:\n%s\napt printed:\n%s", left, out)
 	}
-	// The other nodes go on.
-	reach(t, nodes[0], "nsenter --net="+nodes[0].netns+" ", nodes[1].pod)
+}
+
+// testClient: the host that was a node is a client now. Its unit says how many nodes answer, and nothing
+// of it is left when the package is purged.
+func testClient(t *testing.T, nodes []*node) {
+	n := nodes[2]
+	eventually(t, n.name+" is forgotten", func() error {
+		_, err := nodes[0].try("meshd forget " + n.name)
+		return err
+	})
+	config := nodes[0].sh(t, "meshd client add home")
+	n.sh(t, "apt-get install -y meshd 2>&1 </dev/null")
+	n.sh(t, "umask 077; mkdir /etc/meshd/connect; cat >/etc/meshd/connect/home.conf <<'END'\n"+config+"\nEND\nsystemctl enable --now meshd-connect@home 2>&1")
+	eventually(t, "both nodes answer", func() error {
+		text, err := n.try("systemctl show -P StatusText meshd-connect@home")
+		if err == nil && !strings.HasPrefix(text, "2 of 2 nodes answer; Services through ") {
+			err = fmt.Errorf("the status is %q", text)
+		}
+		return err
+	})
+	reach(t, n, "", nodes[0].overlay)
+	n.sh(t, "apt-get remove -y meshd 2>&1 </dev/null")
+	if got, err := n.try("ip link show mesh-home"); err == nil {
+		t.Errorf("the device is left after the package was removed: %s", got)
+	}
+	purge(t, n)
 }
