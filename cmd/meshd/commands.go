@@ -78,7 +78,7 @@ node runs on another host.`,
 	flags.StringVar(&p.config, "config", "/etc/meshd.yaml", "configuration `file`")
 	flags.StringVar(&p.stateDir, "state-dir", "/var/lib/meshd", "`directory` of the node's persistent state")
 	flags.StringVar(&p.runDir, "run-dir", "/run/meshd", "`directory` of the control socket and of what lasts until the next boot")
-	root.AddCommand(newInit(&p), newToken(&p), newJoin(&p), newRun(&p), newStatus(&p), newGraph(&p), newPlan(&p), newCheck(&p), newNetcheck(&p), newIP(&p), newWhoIs(&p), newPing(&p), newWhy(&p), newBugreport(&p), newClient(&p), newConnect(&p), newDrain(&p), newForget(&p), newRevoke(&p), newRenumber(&p), newDown(&p), newImport(), newSecret(), newMan(), newVersion())
+	root.AddCommand(newInit(&p), newToken(&p), newJoin(&p), newRun(&p), newStatus(&p), newGraph(&p), newPlan(&p), newCheck(&p), newNetcheck(&p), newIP(&p), newWhoIs(&p), newPing(&p), newWhy(&p), newBugreport(&p), newClient(&p), newConnect(&p), newDrain(&p), newForget(&p), newRevoke(&p), newRenumber(&p), newDown(&p), newImport(), newSecret(&p), newMan(), newVersion())
 	checkArgs(root)
 	return root
 }

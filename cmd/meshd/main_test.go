@@ -57,6 +57,7 @@ func TestPrintStatus(t *testing.T) {
 		Version: "0.1.0", Started: now.Add(-76 * time.Hour), Cluster: control.Cluster{Name: "meshd", Mode: mesh.ModeLocation, Generation: 3},
 		Node: control.Node{
 			Name: "aws-1", Location: "aws", Role: control.RoleDraining, Overlay: addrs("10.4.0.1", "fd04::1"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")}, Endpoints: []string{"198.51.100.1:51820"}, NAT: true, Ready: true, Relays: []string{"gcp-1", "gcp-2"},
+			Secrets: []mesh.SecretHash{{0xa1, 0xb2, 0xc3, 0xd4}, {0xc3, 0xd4, 0xe5, 0xf6}},
 			PortMappings: []control.PortMapping{
 				{Protocol: "UPnP", Router: netip.MustParseAddr("192.168.1.1"), Port: 51820, External: netip.MustParseAddrPort("198.51.100.1:40001"), Public: true},
 				{Protocol: "UPnP", Router: netip.MustParseAddr("192.168.1.1"), Port: 7946, External: netip.MustParseAddrPort("100.64.1.2:7946")},
@@ -68,7 +69,7 @@ func TestPrintStatus(t *testing.T) {
 		Device: control.Device{Name: "meshd0", Implementation: "kernel", ListenPort: 51820, MTU: 1420},
 		Relay:  &control.Relay{Nodes: 3, Bytes: 5 << 20},
 		Peers: []control.Peer{
-			{Name: "aws-2", Location: "aws", Role: control.RoleGateway, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Health: control.RouteOK, RTT: control.Milliseconds(210 * time.Microsecond)}},
+			{Name: "aws-2", Location: "aws", Role: control.RoleGateway, Alive: true, Secrets: []mesh.SecretHash{{0xa1, 0xb2, 0xc3, 0xd4}}, Route: control.Route{Kind: mesh.RouteLAN, Health: control.RouteOK, RTT: control.Milliseconds(210 * time.Microsecond)}},
 			{Name: "far-2", Location: "far", Role: control.RoleMember, Alive: true, Route: control.Route{Kind: mesh.RouteLAN, Via: []string{"aws-2", "far-1"}, Health: control.RouteSilent}, Path: control.Path{Kind: control.PathNone}},
 			{Name: "gcp-1", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Overlay: addrs("10.4.0.2"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}, InternalIPs: addrs("192.168.2.1"), Path: control.Path{Kind: control.PathDirect, Proved: true, Since: now.Add(-200 * time.Second), RTT: control.Milliseconds(1200 * time.Microsecond)}, Endpoint: netip.MustParseAddrPort("198.51.100.2:51820"), LastHandshake: now.Add(-65 * time.Second), Received: 1023, Sent: 5 << 30, RTT: control.Milliseconds(1500 * time.Microsecond)},
 			{Name: "gcp-2", Alive: true, Route: control.Route{Kind: mesh.RouteTunnel}, Path: control.Path{Kind: control.PathRelayed, Relay: "gcp-1", Proved: true, Since: now.Add(-time.Minute), RTT: control.Milliseconds(31 * time.Millisecond), Loss: 1. / 32}, Endpoint: netip.MustParseAddrPort("198.51.100.2:7946")},
@@ -155,6 +156,16 @@ func TestPrintAnswers(t *testing.T) {
 	}{
 		{"revoked", func(w io.Writer) error { return printRevoked(w, control.Revoked{ID: mesh.ID{0xab}, Name: "home"}) }, "Identity ab000000000000000000000000000000, of home, is revoked."},
 		{"revoked unseen", func(w io.Writer) error { return printRevoked(w, control.Revoked{ID: mesh.ID{0xab}}) }, "Identity ab000000000000000000000000000000 is revoked."},
+		{"rotated, accept", func(w io.Writer) error {
+			return printRotated(w, control.Rotated{Round: "accept", Old: mesh.SecretHash{1}, New: mesh.SecretHash{2}, Nodes: 3})
+		}, "accept: all nodes (3) accept the new secret 02000000\n"},
+		{"rotated, use", func(w io.Writer) error { return printRotated(w, control.Rotated{Round: "use", Nodes: 3}) }, "use: all nodes (3) use it\n"},
+		{"rotated, drop", func(w io.Writer) error {
+			return printRotated(w, control.Rotated{Round: "drop", Old: mesh.SecretHash{1}, New: mesh.SecretHash{2}, Nodes: 3, Finished: true})
+		}, "drop: all nodes (3) have dropped the old secret 01000000\n"},
+		{"rotated, with open trust", func(w io.Writer) error { return printAfterRotation(w, control.Rotated{Trust: mesh.TrustOpen}) }, "" +
+			"Tokens and copies of the old secret are worth nothing now; make new tokens with meshd token.\n" +
+			"With cluster.trust: open, whoever held the old secret may have joined"},
 		{"renumbered", func(w io.Writer) error { return printRenumbered(w, renumbered) }, "" +
 			"        SLOT  OVERLAY    PODS\n" +
 			"former  3     10.4.0.4   10.42.3.0/24\n" +

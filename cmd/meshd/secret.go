@@ -10,12 +10,85 @@ import (
 	"io"
 	"os"
 
+	"github.com/meshd/meshd/internal/control"
 	"github.com/spf13/cobra"
 )
 
-func newSecret() *cobra.Command {
-	return newGroup("secret", "Generate the secret that the nodes of a mesh share",
-		newSecretNew())
+func newSecret(p *paths) *cobra.Command {
+	return newGroup("secret", "Generate or exchange the secret that the nodes of a mesh share",
+		newSecretNew(), newSecretRotate(p))
+}
+
+func newSecretRotate(p *paths) *cobra.Command {
+	var (
+		out output
+		yes bool
+	)
+	cmd := &cobra.Command{
+		Use:   "rotate",
+		Short: "Exchange the secret on all nodes while the mesh runs",
+		Long: `Exchange the secret on all nodes while the mesh runs. This node makes a new one and sends
+it to each other node, sealed to that node's own key. All nodes accept the new secret
+first, then use it, then drop the old one, and write each of these to their secret files.
+
+It stops before a round in which a node is missing, which would be locked out, and names
+it. Run it again when that node is back, or forgotten: it goes on where it was. meshd
+status -o wide shows which node accepts which secrets, by short hashes.
+
+It asks first, unless --yes is given.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !yes {
+				if err := confirm(cmd, "Exchange the secret on all nodes? Tokens and copies of the old one will be worth nothing."); err != nil {
+					return err
+				}
+			}
+			w := cmd.OutOrStdout()
+			var rounds []control.Rotated
+			for {
+				r, err := p.client().RotateSecret(cmd.Context())
+				if err != nil {
+					return err
+				}
+				rounds = append(rounds, r)
+				if !out.is("json") {
+					if err := printRotated(w, r); err != nil {
+						return err
+					}
+				}
+				if r.Finished {
+					return out.print(w, rounds, func(w io.Writer) error { return printAfterRotation(w, r) })
+				}
+			}
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "don't ask")
+	out.register(cmd)
+	return cmd
+}
+
+// printRotated writes what all nodes have done in a round.
+func printRotated(w io.Writer, r control.Rotated) error {
+	did := "accept the new secret " + r.New.String()
+	switch {
+	case r.Finished:
+		did = "have dropped the old secret " + r.Old.String()
+	case r.Round == "use":
+		did = "use it"
+	}
+	_, err := fmt.Fprintf(w, "%s: all nodes (%d) %s\n", r.Round, r.Nodes, did)
+	return err
+}
+
+// printAfterRotation writes what is left to do after the last round.
+func printAfterRotation(w io.Writer, r control.Rotated) error {
+	text := "Tokens and copies of the old secret are worth nothing now; make new tokens with meshd token.\n"
+	if r.Trust == "open" {
+		text += "With cluster.trust: open, whoever held the old secret may have joined as a node before.\n" +
+			"Look through meshd status for nodes that you don't know, and run meshd revoke for them.\n"
+	}
+	_, err := io.WriteString(w, text)
+	return err
 }
 
 func newSecretNew() *cobra.Command {

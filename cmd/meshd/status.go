@@ -286,6 +286,7 @@ func wideFields(s control.Status) (fields []field) {
 	for _, i := range s.Node.OtherPrivate {
 		fields = append(fields, field{"Not used", i.String()})
 	}
+	fields = append(fields, field{"Secrets", join(s.Node.Secrets)})
 	device := "-"
 	if d := s.Device; d.Name != "" {
 		device = fmt.Sprintf("%s, %s WireGuard, port %d, MTU %d", d.Name, d.Implementation, d.ListenPort, d.MTU)

@@ -106,11 +106,11 @@ func problemsOf(p control.Peer, all []control.Problem) string {
 
 // widePeers has a row for each other node with everything.
 func widePeers(peers []control.Peer, now time.Time) [][]cell {
-	rows := [][]cell{cells("NODE", "FINGERPRINT", "LOCATION", "ALIVE", "ROUTE", "HEALTH", "OVERLAY", "PODS", "INTERNAL IP", "PATH", "ENDPOINT", "HANDSHAKE", "RTT", "RECEIVED", "SENT")}
+	rows := [][]cell{cells("NODE", "FINGERPRINT", "LOCATION", "ALIVE", "ROUTE", "HEALTH", "OVERLAY", "PODS", "INTERNAL IP", "PATH", "ENDPOINT", "HANDSHAKE", "RTT", "RECEIVED", "SENT", "SECRETS")}
 	for _, p := range peers {
 		rows = append(rows, append([]cell{{text: p.Name}, {text: p.ID.String()}, {text: orDash(p.Location) + role(p.Role)}, alive(p, now)}, cells(
 			p.Route.String(), health(p.Route), join(p.Overlay), join(p.PodCIDRs), join(p.InternalIPs), path(p.Path, now),
-			endpoint(p.Endpoint), age(p.LastHandshake, now), roundTripOf(p), size(p.Received), size(p.Sent))...))
+			endpoint(p.Endpoint), age(p.LastHandshake, now), roundTripOf(p), size(p.Received), size(p.Sent), join(p.Secrets))...))
 	}
 	return rows
 }
@@ -231,7 +231,7 @@ func endpoint(a netip.AddrPort) string {
 }
 
 // join lists values, or returns a dash for none.
-func join[T netip.Addr | netip.Prefix | string](vs []T) string {
+func join[T any](vs []T) string {
 	s := make([]string, len(vs))
 	for i, v := range vs {
 		s[i] = fmt.Sprint(v)

@@ -39,7 +39,7 @@ var mayImport = map[string][]string{
 	"internal/control":    {"internal/httplimit", "internal/mesh", "internal/netcfg", "internal/wait"},
 	"internal/daemon": {
 		"internal/atomicfile", "internal/cni", "internal/config", "internal/connect", "internal/control",
-		"internal/gossip", "internal/httplimit", "internal/https", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/path", "internal/path/agent", "internal/path/forward", "internal/path/rawudp", "internal/path/relaynft", "internal/path/relayudp", "internal/path/stream", "internal/portmap", "internal/probe", "internal/probe/ping", "internal/state", "internal/wait",
+		"internal/gossip", "internal/httplimit", "internal/https", "internal/k3s", "internal/loglimit", "internal/mesh", "internal/metrics", "internal/netcfg", "internal/netcfg/host", "internal/node", "internal/path", "internal/path/agent", "internal/path/forward", "internal/path/rawudp", "internal/path/relaynft", "internal/path/relayudp", "internal/path/stream", "internal/portmap", "internal/probe", "internal/probe/ping", "internal/rotation", "internal/state", "internal/wait",
 	},
 	"internal/gossip":            {"internal/https", "internal/loglimit", "internal/mesh", "internal/pktinfo", "internal/wait"},
 	"internal/httplimit":         {},
@@ -64,6 +64,7 @@ var mayImport = map[string][]string{
 	"internal/portmap":           {"internal/loglimit", "internal/wait"},
 	"internal/probe":             {"internal/mesh"},
 	"internal/probe/ping":        {"internal/loglimit", "internal/mesh", "internal/probe", "internal/wait"},
+	"internal/rotation":          {"internal/mesh"},
 	"internal/state":             {"internal/atomicfile", "internal/mesh", "internal/path", "internal/portmap"},
 	"internal/udpbatch":          {},
 	"internal/wait":              {},
@@ -143,7 +144,7 @@ var impureNames = map[string][]string{
 }
 
 // pure are the rooms that decide the same from the same input, always and everywhere.
-var pure = []string{"internal/mesh", "internal/netcfg", "internal/node", "internal/path", "internal/path/forward", "internal/probe"}
+var pure = []string{"internal/mesh", "internal/netcfg", "internal/node", "internal/path", "internal/path/forward", "internal/probe", "internal/rotation"}
 
 func TestPure(t *testing.T) {
 	for _, p := range packages(t) {

@@ -112,3 +112,18 @@ func parseSecrets(path string, data []byte) (Secrets, []*Error) {
 	}
 	return secrets, errs
 }
+
+// Replace returns the content of a secret file with these secrets instead of its own. Its comments stay, at the
+// beginning.
+func (s Secrets) Replace(content []byte) []byte {
+	var out []byte
+	for line := range bytes.Lines(content) {
+		if text := bytes.TrimSpace(line); len(text) > 0 && text[0] == '#' {
+			out = append(append(out, text...), '\n')
+		}
+	}
+	for _, secret := range s {
+		out = append(base64.StdEncoding.AppendEncode(out, secret[:]), '\n')
+	}
+	return out
+}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -120,5 +121,21 @@ func TestSecretsDoNotPrint(t *testing.T) {
 		if !strings.Contains(text, "1 not shown") {
 			t.Errorf("doesn't say that a secret is there: %s", text)
 		}
+	}
+}
+
+// TestReplaceSecrets checks that a file gets other secrets, keeps its comments, and can be read again.
+func TestReplaceSecrets(t *testing.T) {
+	secrets := config.Secrets{{1}, {2}}
+	got := secrets.Replace([]byte("# of the mesh\r\n\n  " + sampleSecret + "\n\t# and its end"))
+	if !strings.HasPrefix(string(got), "# of the mesh\n# and its end\n") || strings.Contains(string(got), sampleSecret) {
+		t.Errorf("got %q, want the comments, and not the old secret", got)
+	}
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, got, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := config.ReadSecrets(path); err != nil || !slices.Equal(again, secrets) {
+		t.Errorf("read again: got %d secrets, %v", len(again), err)
 	}
 }

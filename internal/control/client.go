@@ -68,6 +68,12 @@ func (c *Client) Revoke(ctx context.Context, node string) (Revoked, error) {
 	return r, c.do(ctx, http.MethodPost, "/v1/revoke?"+url.Values{"node": {node}}.Encode(), &r)
 }
 
+// RotateSecret asks the daemon to do the next round in which all nodes exchange their secret.
+func (c *Client) RotateSecret(ctx context.Context) (Rotated, error) {
+	var r Rotated
+	return r, c.do(ctx, http.MethodPost, "/v1/secret/rotate", &r)
+}
+
 // Renumber asks the daemon to give up its slot for another one.
 func (c *Client) Renumber(ctx context.Context, force bool) (Renumbered, error) {
 	var r Renumbered

@@ -50,6 +50,9 @@ type Daemon interface {
 	// Revoke drops the records of a node and refuses new ones for ever. A fingerprint need
 	// not be known.
 	Revoke(ctx context.Context, node string) (Revoked, error)
+	// RotateSecret does the next round in which all nodes exchange their secret, and waits for all of them. It
+	// refuses if a node is missing.
+	RotateSecret(ctx context.Context) (Rotated, error)
 	// Renumber exchanges this node's slot for another one. It refuses if no slot is free,
 	// or if the slot has no conflict and force is not set.
 	Renumber(ctx context.Context, force bool) (Renumbered, error)
@@ -80,6 +83,16 @@ type Daemon interface {
 type Revoked struct {
 	ID   mesh.ID `json:"id"`
 	Name string  `json:"name"` // "" if no record of it was known
+}
+
+// Rotated is a round in which all nodes exchanged their secret.
+type Rotated struct {
+	Round    string          `json:"round"` // accept, use or drop
+	Finished bool            `json:"finished"`
+	Old      mesh.SecretHash `json:"old"`
+	New      mesh.SecretHash `json:"new"`
+	Nodes    int             `json:"nodes"` // all, this one among them
+	Trust    mesh.Trust      `json:"trust"`
 }
 
 // Renumbered is the change of a node's slot.
@@ -170,6 +183,8 @@ type Node struct {
 	Ready     bool           `json:"ready"`
 	// Etcd are the timings of the member of etcd on this host, as configured.
 	Etcd mesh.EtcdTimings `json:"etcd,omitempty"`
+	// Secrets are the hashes of the secrets that it accepts, first of the one that it uses.
+	Secrets []mesh.SecretHash `json:"secrets"`
 	// Alone means that this is the first node: it knows of no other one, and its join list
 	// names nobody else. JoinAt is what others write into theirs to find it, host:port.
 	Alone  bool     `json:"alone"`
@@ -245,7 +260,9 @@ type Peer struct {
 	PodCIDRs    []netip.Prefix   `json:"podCIDRs"`
 	InternalIPs []netip.Addr     `json:"internalIPs"` // those reached through the tunnel
 	Networks    []netip.Prefix   `json:"networks"`    // behind it, as it says
-	Endpoint    netip.AddrPort   `json:"endpoint"`    // in use; "" for none
+	// Secrets are the hashes of the secrets that it accepts, first of the one that it uses; none from an older version.
+	Secrets  []mesh.SecretHash `json:"secrets"`
+	Endpoint netip.AddrPort    `json:"endpoint"` // in use; "" for none
 	// Path is how packets of the tunnel to it travel; its Kind is "" for a node without a
 	// tunnel to this one.
 	Path Path `json:"path"`

@@ -29,6 +29,7 @@ type daemon struct {
 	plan      control.Plan
 	planErr   error
 	forgotten []string
+	rotateErr error
 	forgetErr error
 
 	revoked     string
@@ -52,6 +53,24 @@ func (d *daemon) Forget(_ context.Context, node string) error {
 func (d *daemon) Revoke(_ context.Context, node string) (control.Revoked, error) {
 	d.revoked = node
 	return control.Revoked{ID: mesh.ID{7}, Name: node}, nil
+}
+
+func (d *daemon) RotateSecret(context.Context) (control.Rotated, error) {
+	return control.Rotated{Round: "use", Old: mesh.SecretHash{1}, New: mesh.SecretHash{2, 3}, Nodes: 3, Trust: mesh.TrustOpen}, d.rotateErr
+}
+
+// TestRotateSecret checks that a round, and why there is none, get to the one who asks.
+func TestRotateSecret(t *testing.T) {
+	d := new(daemon)
+	c, _ := serve(t, d)
+	want, _ := d.RotateSecret(t.Context())
+	if got, err := c.RotateSecret(t.Context()); err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	d.rotateErr = fmt.Errorf("%w: b1 is not alive", control.ErrRefused)
+	if _, err := c.RotateSecret(t.Context()); !errors.Is(err, control.ErrRefused) || err.Error() != d.rotateErr.Error() {
+		t.Errorf("got %v, want %v", err, d.rotateErr)
+	}
 }
 
 func (d *daemon) Renumber(_ context.Context, force bool) (control.Renumbered, error) {

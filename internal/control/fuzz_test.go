@@ -76,6 +76,11 @@ func (d *counting) Revoke(context.Context, string) (Revoked, error) {
 	return Revoked{}, nil
 }
 
+func (d *counting) RotateSecret(context.Context) (Rotated, error) {
+	d.writes++
+	return Rotated{}, nil
+}
+
 func (d *counting) Renumber(context.Context, bool) (Renumbered, error) {
 	d.writes++
 	return Renumbered{}, nil

@@ -169,6 +169,10 @@ func handler(d Daemon) http.Handler {
 		revoked, err := d.Revoke(r.Context(), r.URL.Query().Get("node"))
 		reply(w, revoked, err)
 	})
+	mux.HandleFunc("POST /v1/secret/rotate", func(w http.ResponseWriter, r *http.Request) {
+		rotated, err := d.RotateSecret(r.Context())
+		reply(w, rotated, err)
+	})
 	mux.HandleFunc("POST /v1/renumber", func(w http.ResponseWriter, r *http.Request) {
 		renumbered, err := d.Renumber(r.Context(), r.URL.Query().Get("force") == "true")
 		reply(w, renumbered, err)

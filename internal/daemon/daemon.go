@@ -32,8 +32,9 @@
 //	disk.go         the state directory
 //	generation.go   settings that other nodes have in newer files
 //	reload.go       changes of the configuration file
+//	rotation.go     exchanges the secret
 //	commands.go     how commands read and write; the commands themselves are in renumber.go,
-//	                drain.go, trust.go, clients.go, probe.go and graph.go
+//	                drain.go, trust.go, rotation.go, clients.go, probe.go and graph.go
 //	status.go       what meshd status shows
 //	journal.go      what the log says
 //	servers.go      the HTTP servers

@@ -66,6 +66,8 @@ type network interface {
 	PublishReach(mesh.Reach) error
 	SendCall(to mesh.ID, sealed []byte) error
 	Calls() <-chan gossip.Call
+	SendOrder(to mesh.ID, sealed []byte) error
+	Orders() <-chan gossip.Call
 	Ask(ctx context.Context, id mesh.ID) (mesh.PeerView, error)
 	Questions() <-chan gossip.Question
 	Answer(q gossip.Question, v mesh.PeerView) error

@@ -215,6 +215,8 @@ type fakeNetwork struct {
 	changed chan struct{}
 	paths   chan struct{} // PathsChanged
 	path    string        // as published last
+	orders  chan gossip.Call
+	ordered func(to mesh.ID, sealed []byte) // nil: orders get lost
 
 	mu        sync.Mutex
 	view      mesh.View
@@ -337,6 +339,14 @@ func (n *fakeNetwork) PublishMembership(mesh.Membership) error { return nil }
 func (n *fakeNetwork) PublishReach(mesh.Reach) error           { return nil }
 
 func (n *fakeNetwork) SendCall(mesh.ID, []byte) error { return nil }
+
+func (n *fakeNetwork) SendOrder(to mesh.ID, sealed []byte) error {
+	if n.ordered != nil {
+		n.ordered(to, sealed)
+	}
+	return nil
+}
+func (n *fakeNetwork) Orders() <-chan gossip.Call { return n.orders }
 
 func (n *fakeNetwork) Tunnelled(mesh.ID) (sent, received uint64) { return 0, 0 }
 func (n *fakeNetwork) Calls() <-chan gossip.Call                 { return nil }

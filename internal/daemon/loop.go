@@ -110,6 +110,10 @@ func (d *daemon) awaitTurn(ctx context.Context, t *turn, events <-chan struct{},
 		case <-d.opt.Reload:
 			d.reload()
 			return c, false
+		case o := <-d.gossip.Orders():
+			if d.followOrder(o) {
+				return c, true
+			}
 		case c = <-d.commands:
 			c.run()
 			return c, true

@@ -14,6 +14,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
+	"github.com/meshd/meshd/internal/rotation"
 )
 
 // nodeConfig returns the part of the configuration that a node's decisions depend on.
@@ -40,6 +41,7 @@ func nodeConfig(c config.Config) node.Config {
 		GossipBind:         c.Gossip.Bind.Addr(),
 		GossipAddr:         c.Gossip.Advertise.String(),
 		StreamPort:         c.Relay.Listen.Port(),
+		Secrets:            rotation.Hashes(c.Secrets),
 		Joins:              len(c.Join) > 0,
 		Pace:               probe.Pace(c.Probe),
 		ForgetAfter:        c.ForgetAfter,

@@ -5,6 +5,7 @@ package daemon
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/node"
 	"github.com/meshd/meshd/internal/probe"
+	"github.com/meshd/meshd/internal/rotation"
 )
 
 func parse(t *testing.T, text string) config.Config {
@@ -81,6 +83,11 @@ func TestNodeConfig(t *testing.T) {
 	}
 	if !reflect.DeepEqual(c, want) || c.Cluster.Mode != mesh.ModeLocation {
 		t.Errorf("got %+v, want %+v", c, want)
+	}
+	cfg := parse(t, "")
+	cfg.Secrets = config.Secrets{{1}, {2}}
+	if got := nodeConfig(cfg).Secrets; !slices.Equal(got, []mesh.SecretHash{rotation.Hash(cfg.Secrets[0]), rotation.Hash(cfg.Secrets[1])}) {
+		t.Errorf("hashes of secrets: got %v", got)
 	}
 	if c = nodeConfig(parse(t, "")); c.Slot != mesh.None || !c.Encrypted {
 		t.Errorf("without anything: got %+v, want no slot, and all encrypted in mode full", c)

@@ -180,7 +180,7 @@ func (d *daemon) nodeStatus(t index) control.Node {
 		Open:     slices.ContainsFunc(t.view.Records, func(r mesh.Record) bool { return r.ID() == d.self.ID() && r.IsOpen() }),
 		Relays:   d.relaysInUse(t.turn),
 
-		Etcd: d.memory.Own.Etcd,
+		Etcd: d.memory.Own.Etcd, Secrets: d.memory.Own.Secrets,
 
 		PortMappings: d.mappingStatus(),
 
@@ -249,7 +249,7 @@ func (d *daemon) peerStatus(t index) []control.Peer {
 				p.InternalIPs = append(p.InternalIPs, ip.Addr())
 			}
 		}
-		p.Networks = r.AllowedLocationIPs
+		p.Networks, p.Secrets = r.AllowedLocationIPs, r.Secrets
 		p.Candidates, p.LANAddress = slices.Clone(candidates[id]), lan[id]
 		p.RTT, p.Path = control.Milliseconds(t.view.RTT[id]), paths[id]
 		if !p.Alive && !t.now.IsZero() {

@@ -48,6 +48,7 @@ func (d *daemon) turn(ctx context.Context) turn {
 	in.Config.Etcd = etcdTimings(t.cfg, t.k3s)
 	in.Config.Links = d.links.state(d.linkFiles)
 	t.note(d.links.problems(d.cfg.Node.Name, in.Now), nil)
+	t.note(secretNotes(d.cfg.Node.Name, in.View.Records), nil)
 	t.paths, in.Paths = d.readPaths(in.View.Records)
 	if d.memory.SawDuplicate(in) {
 		t.duplicate = true

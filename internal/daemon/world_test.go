@@ -23,6 +23,7 @@ import (
 
 	"github.com/meshd/meshd/internal/cni"
 	"github.com/meshd/meshd/internal/config"
+	"github.com/meshd/meshd/internal/gossip"
 	"github.com/meshd/meshd/internal/mesh"
 	"github.com/meshd/meshd/internal/netcfg"
 	"github.com/meshd/meshd/internal/probe"
@@ -78,7 +79,7 @@ func newWorld(t *testing.T, extra string) *world {
 	w.names[w.disk.identity.ID()] = "a1"
 	w.kernel = &fakeKernel{trace: w.trace, events: make(chan struct{}, 1), met: make(map[wgtypes.Key]bool), facts: hostFacts("203.0.113.1")}
 	w.kernel.kernel.Removed = func(key wgtypes.Key) { delete(w.kernel.met, key) }
-	w.network = &fakeNetwork{trace: w.trace, changed: make(chan struct{}, 1), paths: make(chan struct{}, 1), view: mesh.View{Alone: true, JoinEmpty: true}}
+	w.network = &fakeNetwork{trace: w.trace, changed: make(chan struct{}, 1), paths: make(chan struct{}, 1), orders: make(chan gossip.Call), view: mesh.View{Alone: true, JoinEmpty: true}}
 	return w
 }
 

@@ -16,9 +16,9 @@ import (
 // both begin. What they say about that is a call. It goes to the other node itself and, if
 // that does not surely get there, through nodes that may reach both: those send it on, once.
 // It is sealed for its receiver, so that a node on the way can't read or change it. Questions
-// and answers, see [Gossip.Ask], go the same way. All three are letters.
+// and answers, see [Gossip.Ask], and orders of package rotation go the same way. All four are letters.
 
-// Call is what another node has sent with SendCall.
+// Call is what another node has sent with SendCall or SendOrder.
 type Call struct {
 	From   mesh.ID // as long as Sealed does not show it, this is only a claim
 	Sealed []byte
@@ -30,13 +30,15 @@ const (
 	maxCall = 200
 	// maxCalls is how many calls wait to be read.
 	maxCalls = 256
+	// maxOrders is how many orders wait to be read. They are rare.
+	maxOrders = 16
 	// callForwarders is how many other nodes are asked to send a call on: should one of
 	// them fail, the two nodes would try again only after half a minute.
 	callForwarders = 3
 )
 
 // maxLetter limits the content of letters, in bytes.
-var maxLetter = map[packetKind]int{kindCall: maxCall, kindQuestion: questionLen, kindAnswer: maxPayload - letterHeader}
+var maxLetter = map[packetKind]int{kindCall: maxCall, kindQuestion: questionLen, kindAnswer: maxPayload - letterHeader, kindOrder: maxCall}
 
 // In each second, a node accepts this many letters of each sender and of all together. When a
 // mesh with a single node outside of NATs starts, all calls go through that one.
@@ -53,6 +55,17 @@ func (g *Gossip) SendCall(to mesh.ID, sealed []byte) error {
 	}
 	if err := g.sendLetter(kindCall, to, sealed); err != nil {
 		return fmt.Errorf("call %w", err)
+	}
+	return nil
+}
+
+// SendOrder sends an order of package rotation, with the limits of SendCall.
+func (g *Gossip) SendOrder(to mesh.ID, sealed []byte) error {
+	if len(sealed) == 0 || len(sealed) > maxCall {
+		return fmt.Errorf("order %v: %d bytes, want 1 to %d", to, len(sealed), maxCall)
+	}
+	if err := g.sendLetter(kindOrder, to, sealed); err != nil {
+		return fmt.Errorf("order %w", err)
 	}
 	return nil
 }
@@ -78,6 +91,9 @@ func (g *Gossip) sendLetter(kind packetKind, to mesh.ID, content []byte) error {
 // Calls delivers the calls of other nodes, also those that come twice. What is not read in
 // time is dropped.
 func (g *Gossip) Calls() <-chan Call { return g.calls }
+
+// Orders delivers the orders of other nodes as Calls does calls.
+func (g *Gossip) Orders() <-chan Call { return g.orders }
 
 // isKnown reports whether a node has a record, so that it is not forgotten.
 func (g *Gossip) isKnown(id mesh.ID) bool {
@@ -165,6 +181,8 @@ func (g *Gossip) deliver(kind packetKind, from mesh.ID, content []byte) {
 		delivered = len(content) != questionLen || trySend(g.questions, Question{from, [questionLen]byte(content)})
 	case kindAnswer:
 		g.takeAnswer(from, content)
+	case kindOrder:
+		delivered = trySend(g.orders, Call{from, content})
 	}
 	if !delivered {
 		g.counters.add("call-overload")

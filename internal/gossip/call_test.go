@@ -79,16 +79,28 @@ func TestHostileCalls(t *testing.T) {
 			if got := g.counters.snapshot(); fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Errorf("counters %v, want %v", got, want)
 			}
+			order := tt.m
+			order.kind = kindOrder
+			now = now.Add(time.Second)
+			g.handle(order)
+			if got := g.counters.snapshot()[tt.counter]; tt.counter != "" && got != 2 {
+				t.Errorf("as an order: it is counted %d times, want 2", got)
+			}
 			if tt.counter != "" {
 				return
 			}
-			select {
-			case c := <-g.Calls():
-				if c.From != mesh.ID(tt.m.payload) || !bytes.Equal(c.Sealed, tt.m.payload[letterHeader:]) {
-					t.Errorf("got %v", c)
+			for _, letters := range []<-chan Call{g.Calls(), g.Orders()} {
+				select {
+				case c := <-letters:
+					if c.From != mesh.ID(tt.m.payload) || !bytes.Equal(c.Sealed, tt.m.payload[letterHeader:]) {
+						t.Errorf("got %v", c)
+					}
+				default:
+					t.Error("it is not delivered")
 				}
-			default:
-				t.Error("the call is not delivered")
+				if len(letters) > 0 {
+					t.Error("it is delivered as both kinds")
+				}
 			}
 		})
 	}
@@ -173,6 +185,9 @@ func TestSendCall(t *testing.T) {
 		if err := g.SendCall(tt.to, make([]byte, tt.length)); err == nil {
 			t.Errorf("%d bytes to %v are sent", tt.length, tt.to)
 		}
+		if err := g.SendOrder(tt.to, make([]byte, tt.length)); err == nil {
+			t.Errorf("an order of %d bytes to %v is sent", tt.length, tt.to)
+		}
 	}
 	if got := g.counters.snapshot()[sent]; got != 0 {
 		t.Errorf("%d packets are sent", got)
@@ -183,6 +198,12 @@ func TestSendCall(t *testing.T) {
 	const others = 2 // live nodes with a record
 	if got := g.counters.snapshot()[sent]; got != 1+others {
 		t.Errorf("%d packets are sent, want one to the node and %d to others", got, others)
+	}
+	if err := g.SendOrder(idOf(1), []byte("sealed")); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.counters.snapshot()[sent]; got != 2*(1+others) {
+		t.Errorf("%d packets are sent with the order, want %d", got, 2*(1+others))
 	}
 }
 

@@ -31,10 +31,10 @@ func Meaning(reason string) string { return meanings[reason] }
 
 // meanings has every reason. What is usual in a healthy mesh says so.
 var meanings = map[string]string{
-	"call-limit":         "a node calls or asks too often",
-	"call-overload":      "calls or questions came faster than they were taken",
-	"call-stranger":      "a call or a question of a node that is not known here",
-	"call-stray":         "a call or a question for a node that is not there; usual while nodes come and go",
+	"call-limit":         "a node calls, asks or orders too often",
+	"call-overload":      "calls, questions or orders came faster than they were taken",
+	"call-stranger":      "a call, a question or an order of a node that is not known here",
+	"call-stray":         "a call, a question or an order for a node that is not there; usual while nodes come and go",
 	"dial-rejected":      "the other side has another secret",
 	"member-evicted":     "others called this node dead; it has joined again",
 	"object-buried":      "of a node that was forgotten or revoked",

@@ -33,6 +33,7 @@ func FuzzInboundPacket(f *testing.F) {
 		{kind: kindSync, payload: s.listDifferences(make([]byte, 8*buckets))[0]},
 		{kind: kindHere, payload: make([]byte, 8)},
 		{kind: kindCall, payload: make([]byte, letterHeader+maxCall)},
+		{kind: kindOrder, payload: make([]byte, letterHeader+maxCall)},
 		{kind: kindQuestion, payload: make([]byte, letterHeader+questionLen)},
 		{kind: kindAnswer, payload: make([]byte, letterHeader+answerHeader)},
 		{kind: kindMemberlist, payload: accusation("a", "b", 7)},
@@ -62,9 +63,9 @@ func FuzzInboundPacket(f *testing.F) {
 			if raws, err := unpackObjects(p.payload[min(1, len(p.payload)):]); err == nil {
 				g.acceptObjects(raws, fromSync)
 			}
-		case kindCall, kindQuestion, kindAnswer:
+		case kindCall, kindQuestion, kindAnswer, kindOrder:
 			g.handleLetter(message{p.from, p.kind, p.payload})
-			if len(g.calls) > 0 {
+			if len(g.calls)+len(g.orders) > 0 {
 				t.Error("a stranger's call is delivered")
 			}
 		case kindSync:

@@ -104,6 +104,7 @@ type Gossip struct {
 	// pathsChanged is changed for path records.
 	pathsChanged chan struct{}
 	calls        chan Call
+	orders       chan Call
 	questions    chan Question
 	members      *members
 	transport    *transport
@@ -191,6 +192,7 @@ func newGossip(o Options) (*Gossip, error) {
 		pathsChanged: make(chan struct{}, 1),
 		own:          newOwn(),
 		calls:        make(chan Call, maxCalls),
+		orders:       make(chan Call, maxOrders),
 		questions:    make(chan Question, maxQuestions),
 		asked:        make(map[[questionLen]byte]asked),
 		store:        newStore(),

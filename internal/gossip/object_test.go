@@ -84,19 +84,21 @@ func TestObjectGolden(t *testing.T) {
 	serving.Unserved = serving.AllowedLocationIPs[:1]
 	linked := fullRecord()
 	linked.Linked = []mesh.LinkedNetwork{{Network: linked.AllowedLocationIPs[1], Cluster: "west"}}
+	rotating := fullRecord()
+	rotating.Secrets = []mesh.SecretHash{{1, 2, 3, 4}, {5, 6, 7, 8}}
 	draining := verdict{testVerdict(0, 0, mesh.HealthDraining, 7), 8, 9}
 	draining.Record = 10
 	made := [][]byte{
 		signRecord(t, 0, fullRecord()), signTombstone(t, 0, mesh.ID{1, 2, 3}, 9),
 		signRecord(t, 0, inOffice), signVerdict(t, 0, verdict{testVerdict(0, 1, mesh.HealthDown, 3), 4, 5}), signVerdict(t, 0, draining),
-		signRecord(t, 0, overTLS), signRecord(t, 0, server), signRecord(t, 0, exit), signRecord(t, 0, serving), signRecord(t, 0, linked),
+		signRecord(t, 0, overTLS), signRecord(t, 0, server), signRecord(t, 0, exit), signRecord(t, 0, serving), signRecord(t, 0, linked), signRecord(t, 0, rotating),
 	}
 	for i, raw := range made {
 		if got := hex.EncodeToString(raw); i >= len(lines) || got != lines[i] {
 			t.Errorf("object %d: got\n%s\nwant another", i, got)
 		}
 	}
-	for i, want := range map[int]mesh.Record{2: inOffice, 5: overTLS, 6: server, 7: exit, 8: serving, 9: linked} {
+	for i, want := range map[int]mesh.Record{2: inOffice, 5: overTLS, 6: server, 7: exit, 8: serving, 9: linked, 10: rotating} {
 		o, err := decodeObject("default", made[i])
 		if err != nil {
 			t.Fatal(err)
@@ -160,6 +162,7 @@ func TestObjectRefused(t *testing.T) {
 		{"a field that only newer nodes know", "default", with(200, "news"), nil},
 		{"a term for a network that it does not name", "default", with(31, []int64{1}), errObjectContent},
 		{"a link to a network that it does not name", "default", with(32, []string{"west"}), errObjectContent},
+		{"hashes of secrets cut off", "default", with(33, []byte{1, 2, 3, 4, 5}), errObjectContent},
 		{"field twice", "default", signed(kindRecord, []byte{0xa2, 1, 0x41, 0, 1, 0x41, 0}), errObjectContent},
 		{"indefinite length", "default", signed(kindRecord, []byte{0xbf, 0xff}), errObjectContent},
 		{"nested", "default", signed(kindRecord, append([]byte{0xa1, 0x18, 99}, append(bytes.Repeat([]byte{0x81}, 20), 0)...)), errObjectContent},
@@ -254,6 +257,8 @@ func TestRecordLimits(t *testing.T) {
 		{"allowed metadata service", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("169.254.169.254/32")} }, false},
 		{"allowed default route", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("0.0.0.0/0")} }, false},
 		{"allowed half of the default route", func(r *mesh.Record) { r.AllowedLocationIPs = []netip.Prefix{prefix("2000::/3")} }, false},
+		{"secrets", func(r *mesh.Record) { r.Secrets = make([]mesh.SecretHash, mesh.MaxSecrets) }, true},
+		{"many secrets", func(r *mesh.Record) { r.Secrets = make([]mesh.SecretHash, mesh.MaxSecrets+1) }, false},
 		{"withheld", func(r *mesh.Record) { r.Withheld = []netip.Prefix{prefix("10.0.0.5/32")} }, true},
 		{"many withheld", func(r *mesh.Record) {
 			r.Withheld = slices.Repeat([]netip.Prefix{prefix("10.0.0.5/32")}, mesh.MaxWithheld+1)

@@ -23,6 +23,7 @@ const (
 	kindCall       packetKind = 6 // see Call
 	kindQuestion   packetKind = 7 // see Question
 	kindAnswer     packetKind = 8 // see Question
+	kindOrder      packetKind = 9 // see SendOrder
 )
 
 // wantFlag in the kind's byte asks for an answer: the sender has had none from this

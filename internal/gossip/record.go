@@ -58,6 +58,7 @@ type wireRecord struct {
 	Exit6       bool           `cbor:"30,keyasint,omitempty"`
 	Serving     []int64        `cbor:"31,keyasint,omitempty"` // since when it serves each of Allowed, 0 for not, -1 if it can't
 	Linked      []string       `cbor:"32,keyasint,omitempty"` // of which other cluster each of Allowed is a range, "" for none
+	Secrets     []byte         `cbor:"33,keyasint,omitempty"` // hashes of those it accepts, the one in use first
 }
 
 type wireEndpoint struct {
@@ -116,6 +117,9 @@ func encodeRecord(r mesh.Record) ([]byte, error) {
 			w.Linked = append(w.Linked, r.LinkedTo(p))
 		}
 	}
+	for _, h := range r.Secrets {
+		w.Secrets = append(w.Secrets, h[:]...)
+	}
 	payload, err := encoding.Marshal(w)
 	if err != nil {
 		return nil, fmt.Errorf("encode record: %w", err)
@@ -166,6 +170,12 @@ func decodeRecord(payload []byte) (body, error) {
 			r.Linked = append(r.Linked, mesh.LinkedNetwork{Network: w.Allowed[i], Cluster: cluster})
 		}
 	}
+	if len(w.Secrets)%len(mesh.SecretHash{}) != 0 {
+		return nil, fmt.Errorf("decode record: hashes of secrets of %d bytes", len(w.Secrets))
+	}
+	for h := range slices.Chunk(w.Secrets, len(mesh.SecretHash{})) {
+		r.Secrets = append(r.Secrets, mesh.SecretHash(h))
+	}
 	if err := checkRecord(r); err != nil {
 		return nil, err
 	}
@@ -194,6 +204,8 @@ func checkRecord(r mesh.Record) error {
 		return fmt.Errorf("check record: etcd %q", r.Etcd)
 	case r.Term.Seat < 0 || r.Term.Seat >= maxSeats || r.Term.Since < 0:
 		return fmt.Errorf("check record: seat %d since %d", r.Term.Seat, r.Term.Since)
+	case len(r.Secrets) > mesh.MaxSecrets:
+		return fmt.Errorf("check record: %d secrets, at most %d", len(r.Secrets), mesh.MaxSecrets)
 	case r.MTU != 0 && r.MTU < mesh.MinMTU || r.MTU > math.MaxUint16:
 		return fmt.Errorf("check record: MTU %d, the lowest is %d", r.MTU, mesh.MinMTU)
 	}

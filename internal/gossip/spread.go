@@ -235,7 +235,7 @@ func (g *Gossip) handle(m message) {
 			g.transport.send(m.from, kindSync, step)
 		}
 		g.sendObjects(m.from, objects, fromSync)
-	case kindCall, kindQuestion, kindAnswer:
+	case kindCall, kindQuestion, kindAnswer, kindOrder:
 		g.handleLetter(m)
 	}
 }

@@ -238,7 +238,7 @@ func (t *transport) deliver(p packet, from netip.AddrPort) {
 		case t.packets <- &memberlist.Packet{Buf: p.payload, From: net.UDPAddrFromAddrPort(from), Timestamp: time.Now()}:
 		case <-t.ctx.Done():
 		}
-	case kindObjects, kindSync, kindCall, kindQuestion, kindAnswer:
+	case kindObjects, kindSync, kindCall, kindQuestion, kindAnswer, kindOrder:
 		select {
 		case t.inbound <- message{p.from, p.kind, p.payload}:
 		default:

@@ -134,6 +134,7 @@ type Record struct {
 	Linked             []LinkedNetwork // of AllowedLocationIPs, those that are ranges of other clusters
 	Withheld           []netip.Prefix  // networks of other nodes that its host reaches otherwise; the first MaxWithheld in the order of ComparePrefix
 	WithheldMore       int             // how many more of them there are
+	Secrets            []SecretHash    // those that it accepts, the one that it uses first; at most MaxSecrets, none from older versions
 
 	// The rest is not in what the node signs: it follows from what others say.
 	Segment ID   // the part of its location that it is in, see Locate; zero for the whole location

@@ -38,12 +38,13 @@ type Config struct {
 	ListenPort         uint16         // of WireGuard
 	MTU                int            // of the device, bytes; 0: to be found out
 	GossipPort         uint16
-	GossipBind         netip.Addr       // at which address of this host gossip listens; invalid: at all
-	GossipAddr         string           // host:port; "": to be found out
-	StreamPort         uint16           // where streams are accepted, besides gossip's port; 0 for none
-	Etcd               mesh.EtcdTimings // of the member of etcd on this host; "" if there is none
-	Joins              bool             // there is a join list
-	Interface          string           // of WireGuard
+	GossipBind         netip.Addr        // at which address of this host gossip listens; invalid: at all
+	GossipAddr         string            // host:port; "": to be found out
+	StreamPort         uint16            // where streams are accepted, besides gossip's port; 0 for none
+	Etcd               mesh.EtcdTimings  // of the member of etcd on this host; "" if there is none
+	Secrets            []mesh.SecretHash // that gossip accepts, the one that it uses first
+	Joins              bool              // there is a join list
+	Interface          string            // of WireGuard
 	Implementation     netcfg.Implementation
 	Pace               probe.Pace
 	ForgetAfter        time.Duration // how long a node may be away before it is forgotten

@@ -36,6 +36,7 @@ func nextRecord(c Config, s surroundings, last mesh.Record) mesh.Record {
 	r.GossipAddr = c.GossipAddr
 	r.StreamPort = c.StreamPort
 	r.Etcd = c.Etcd
+	r.Secrets = c.Secrets
 	r.AllowedLocationIPs, r.Linked = c.networks()
 	// A host that has lost its links will most likely have the same ones again, unless it is
 	// on its way to another place.

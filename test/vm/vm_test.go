@@ -149,12 +149,12 @@ func checkUnit(t *testing.T, nodes []*node) {
 	n := nodes[0]
 	got := n.sh(t, `nsenter --mount --target $(systemctl show -P MainPID meshd) bash -c '
 		for dir in / /etc /etc/systemd/system /usr/bin /run /run/systemd/system /var/lib /root /srv \
-			/etc/cni/net.d /opt/cni/bin /etc/rancher /var/lib/meshd /run/meshd /run/wireguard; do
+			/etc/cni/net.d /etc/meshd /opt/cni/bin /etc/rancher /var/lib/meshd /run/meshd /run/wireguard; do
 			touch $dir/.probe && rm $dir/.probe && echo $dir
 		done 2>/dev/null
 		for file in /proc/sys/kernel/sysrq /proc/sys/net/ipv4/ip_forward; do (echo 1 >$file) && echo $file; done 2>/dev/null
 		test -c /dev/net/tun && ls /dev/vda; true' 2>/dev/null`)
-	want := "/etc/cni/net.d\n/opt/cni/bin\n/etc/rancher\n/var/lib/meshd\n/run/meshd\n/run/wireguard\n/proc/sys/net/ipv4/ip_forward"
+	want := "/etc/cni/net.d\n/etc/meshd\n/opt/cni/bin\n/etc/rancher\n/var/lib/meshd\n/run/meshd\n/run/wireguard\n/proc/sys/net/ipv4/ip_forward"
 	if got != want {
 		t.Errorf("%s: the daemon may write to %q, want %q", n.name, got, want)
 	}
