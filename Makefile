@@ -132,8 +132,8 @@ test-etcd: setup-kernel build-etcd ## three members of etcd at sites 80 ms apart
 	@exec bin/kernel $(COUNTED) exec bin/etcd -meshd $(MESHD)
 
 .PHONY: test-package
-test-package: setup-deb setup-vagrantfile ## what is in the package, and the Vagrantfile; RUN=TestName for one
-	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/deb ./vagrant
+test-package: setup-deb setup-monitoring setup-vagrantfile ## what is in the package, and the Vagrantfile; RUN=TestName for one
+	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/deb ./packaging/monitoring ./vagrant
 
 .PHONY: test-vm
 test-vm: setup-deb setup-vm ## the package in three virtual machines with systemd
@@ -211,6 +211,10 @@ setup-kernel:
 .PHONY: setup-deb
 setup-deb:
 	@test/setup.sh apt-ftparchive lintian gpg man systemd-analyze
+
+.PHONY: setup-monitoring
+setup-monitoring:
+	@test/setup.sh promtool
 
 .PHONY: setup-vm
 setup-vm:
