@@ -139,7 +139,7 @@ test-etcd: setup-kernel build-etcd ## three members of etcd at sites 80 ms apart
 	@exec bin/kernel $(COUNTED) exec bin/etcd -meshd $(MESHD)
 
 .PHONY: test-package
-test-package: setup-deb setup-vagrantfile setup-examples ## what is in the package and in a release, the Vagrantfile, and the examples for cloud-init and Ansible; RUN=TestName for one
+test-package: setup-deb setup-monitoring setup-vagrantfile setup-examples ## what is in the package and in a release, the alerts, the Vagrantfile, and the examples for cloud-init and Ansible; RUN=TestName for one
 	go test -count=1 -timeout 30m -v -run '$(RUN)' ./packaging/... ./vagrant
 
 .PHONY: test-vm
@@ -218,6 +218,10 @@ setup-kernel:
 .PHONY: setup-deb
 setup-deb:
 	@test/setup.sh apt-ftparchive lintian gpg man systemd-analyze qemu-aarch64
+
+.PHONY: setup-monitoring
+setup-monitoring:
+	@test/setup.sh promtool
 
 .PHONY: setup-vm
 setup-vm:

@@ -5,6 +5,8 @@
 # commands to provide, beside what every lab uses.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
+bin=$(realpath -m "$(dirname "$0")/../bin")
+PATH=$PATH:$bin
 
 # What a lab uses, and the package it comes in.
 declare -A package=(
@@ -32,6 +34,7 @@ declare -A package=(
 	[man]=man-db
 	[systemd-analyze]=systemd
 	[qemu-aarch64]=qemu-user # starts the package of the other architecture
+	[promtool]='' # unpacked below
 	# What the image of the systemd machines is made with.
 	[mmdebstrap]=mmdebstrap
 	[mkfs.ext4]=e2fsprogs
@@ -59,6 +62,22 @@ for what in "${wanted[@]}"; do
 		command -v "$what" >/dev/null || missing+=(${package[$what]})
 	fi
 done
+
+# The package prometheus would start a server, so its tool is only unpacked, into bin.
+unpack_promtool() (
+	dir=$(mktemp -d)
+	trap 'rm -rf "$dir"' EXIT
+	cd "$dir"
+	download=(apt-get download -qq -o APT::Sandbox::User=root prometheus)
+	"${download[@]}" 2>/dev/null || { apt-get update -qq && "${download[@]}"; }
+	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool
+	mkdir -p "$bin"
+	mv usr/bin/promtool "$bin"
+)
+if [[ " $* " == *" promtool "* ]] && ! command -v promtool >/dev/null; then
+	echo "setup: unpacking promtool"
+	unpack_promtool
+fi
 [[ ${#missing[@]} -gt 0 ]] || exit 0
 
 if [[ $EUID -ne 0 ]]; then

@@ -29,7 +29,8 @@ var (
 	descProblems     = describe("meshd_problems", "Problems that meshd status shows, by kind.", "kind")
 	descDropped      = describe("meshd_dropped_total", "Packets, streams and objects that were dropped, by reason.", "reason")
 	descWrites       = describe("meshd_host_writes_total", "Calls that changed something on the host.")
-	descHandshake    = describe("meshd_peer_last_handshake_age_seconds", "Time since WireGuard's last handshake with a peer.", "peer")
+	descAlive        = describe("meshd_peer_alive", "Whether gossip finds a node alive.", "peer")
+	descHandshake    = describe("meshd_peer_last_handshake_timestamp_seconds", "Unix time of WireGuard's last handshake with a peer. Absent before the first one.", "peer")
 	descReceived     = describe("meshd_peer_received_bytes_total", "Bytes that WireGuard has received from a peer.", "peer")
 	descSent         = describe("meshd_peer_sent_bytes_total", "Bytes that WireGuard has sent to a peer.", "peer")
 	descRTT          = describe("meshd_gossip_round_trip_seconds", "The last round-trip time of gossip to a node.", "peer")
@@ -42,7 +43,7 @@ type statusCollector struct{ m *Metrics }
 func (statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descReady, descRole, descPeers, descPaths, descClients, descProblems, descDropped, descWrites,
-		descHandshake, descReceived, descSent, descRTT, descRelayNodes, descRelayed, descRelayDropped,
+		descAlive, descHandshake, descReceived, descSent, descRTT, descRelayNodes, descRelayed, descRelayDropped,
 	} {
 		ch <- d
 	}
@@ -94,6 +95,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	counter(descWrites, float64(s.Reconcile.Writes))
 	for name, p := range byName(labelled(s.Peers)) {
+		gauge(descAlive, number(p.Alive), name)
 		if p.RTT > 0 {
 			gauge(descRTT, p.RTT.Duration().Seconds(), name)
 		}
@@ -103,14 +105,15 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		counter(descReceived, float64(p.Received), name)
 		counter(descSent, float64(p.Sent), name)
 		if !p.LastHandshake.IsZero() {
-			gauge(descHandshake, c.m.now().Sub(p.LastHandshake).Seconds(), name)
+			gauge(descHandshake, float64(p.LastHandshake.UnixMilli())/1000, name)
 		}
 	}
 }
 
-// maxLabelled bounds the number of nodes with time series of their own. Nodes choose
-// their names themselves, and a hostile one must not fill the database with thousands.
-const maxLabelled = 1000
+// maxLabelled bounds the number of nodes with time series of their own: as many as gossip
+// knows of at most. Nodes choose their names themselves, and a hostile one must not fill the
+// database with thousands.
+const maxLabelled = 1024
 
 // labelled returns the nodes that get time series of their own. If there are too many, it
 // prefers nodes with a handshake, then alive ones.

@@ -41,11 +41,29 @@ func own(t *testing.T, m *Metrics) []string {
 	}
 	var out []string
 	for line := range strings.Lines(text) {
-		if strings.HasPrefix(line, "meshd_") && !strings.Contains(line, "_bucket{") && !strings.Contains(line, "_seconds_sum") && !strings.Contains(line, "_duration_") && !strings.Contains(line, "_age_") {
+		if strings.HasPrefix(line, "meshd_") && !strings.Contains(line, "_bucket{") && !strings.Contains(line, "_seconds_sum") && !strings.Contains(line, "_duration_") {
 			out = append(out, strings.TrimSuffix(line, "\n"))
 		}
 	}
 	return out
+}
+
+// fullStatus returns a status from which every metric has a sample.
+func fullStatus() control.Status {
+	direct := control.Route{Kind: "direct"}
+	return control.Status{
+		Node: control.Node{Ready: true, Role: control.RoleGateway},
+		Peers: []control.Peer{
+			{ID: mesh.ID{1}, Name: "a", Alive: true, Route: direct, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Received: 10, Sent: 20, LastHandshake: time.UnixMilli(1700000000500), RTT: control.Milliseconds(1500 * time.Microsecond), Path: control.Path{Kind: control.PathDirect, Proved: true}},
+			{ID: mesh.ID{2}, Name: "a", Route: direct, Path: control.Path{Kind: control.PathLAN}},
+			{ID: mesh.ID{3}, Name: "c", Alive: true, Route: direct},
+		},
+		Clients:   []control.ClientStatus{{Name: "laptop"}},
+		Problems:  []mesh.Problem{{Kind: mesh.ProblemAddress}, {Kind: mesh.ProblemAddress}},
+		Reconcile: control.Reconcile{Writes: 7, Error: "no"},
+		Counters:  []control.Counter{{Reason: "replayed", Count: 3}},
+		Relay:     &control.Relay{Nodes: 4, Bytes: 1500, Dropped: map[string]uint64{"rate limit": 2}},
+	}
 }
 
 func TestMetrics(t *testing.T) {
@@ -60,24 +78,11 @@ func TestMetrics(t *testing.T) {
 	}, own(t, m)); diff != "" {
 		t.Errorf("before the first turn (-want +got):\n%s", diff)
 	}
-	direct, relayed := control.Route{Kind: "direct"}, control.Route{Kind: "direct", Via: []string{"b"}}
-	s := control.Status{
-		Node: control.Node{Ready: true, Role: control.RoleGateway},
-		Peers: []control.Peer{
-			{ID: mesh.ID{1}, Name: "a", Alive: true, Route: direct, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Received: 10, Sent: 20, LastHandshake: time.Now(), RTT: control.Milliseconds(1500 * time.Microsecond), Path: control.Path{Kind: control.PathDirect, Proved: true}},
-			{ID: mesh.ID{2}, Name: "a", Route: direct, Path: control.Path{Kind: control.PathLAN}},
-			{ID: mesh.ID{3}, Name: "c", Alive: true, Route: direct},
-		},
-		Clients:   []control.ClientStatus{{Name: "laptop"}},
-		Problems:  []mesh.Problem{{Kind: mesh.ProblemAddress}, {Kind: mesh.ProblemAddress}},
-		Reconcile: control.Reconcile{Writes: 7, Error: "no"},
-		Counters:  []control.Counter{{Reason: "replayed", Count: 3}},
-		Relay:     &control.Relay{Nodes: 4, Bytes: 1500, Dropped: map[string]uint64{"rate limit": 2}},
-	}
+	s := fullStatus()
 	m.Turn(s, time.Millisecond)
 	s.Reconcile.Error = ""
 	s.Peers = append([]control.Peer{}, s.Peers...)
-	s.Peers[1].Route, s.Peers[2].ID = relayed, mesh.ID{4} // one route changes, one node is new
+	s.Peers[1].Route.Via, s.Peers[2].ID = []string{"b"}, mesh.ID{4} // one route changes, one node is new
 	m.Turn(s, time.Second)
 	if diff := cmp.Diff([]string{
 		`meshd_build_info{version="1.0"} 1`,
@@ -93,6 +98,10 @@ func TestMetrics(t *testing.T) {
 		`meshd_paths{kind="none"} 1`,
 		`meshd_paths{kind="relayed"} 0`,
 		`meshd_paths{kind="tcp"} 0`,
+		`meshd_peer_alive{peer="a"} 1`,
+		`meshd_peer_alive{peer="a ` + mesh.ID{2}.String() + `"} 0`,
+		`meshd_peer_alive{peer="c"} 1`,
+		`meshd_peer_last_handshake_timestamp_seconds{peer="a"} 1.7000000005e+09`,
 		`meshd_peer_received_bytes_total{peer="a"} 10`,
 		`meshd_peer_sent_bytes_total{peer="a"} 20`,
 		`meshd_peers{state="absent"} 1`,

@@ -62,7 +62,7 @@ common() {
 	"$work/meshd-$native" completion fish >"$root/usr/share/fish/vendor_completions.d/meshd.fish"
 	"$work/meshd-$native" man --date "$day" | gzip -9n >"$root/usr/share/man/man8/meshd.8.gz"
 	yaml_manual | gzip -9n >"$root/usr/share/man/man5/meshd.yaml.5.gz"
-	install -m 0644 packaging/meshd-minimal.yaml "$doc/examples"
+	install -m 0644 -t "$doc/examples" packaging/meshd-minimal.yaml packaging/monitoring/meshd-{rules.yaml,dashboard.json}
 	install -m 0644 packaging/deb/copyright "$doc"
 	gzip -9n <CHANGELOG.md >"$doc/changelog.gz"
 	changelog | gzip -9n >"$doc/changelog.Debian.gz"

@@ -33,10 +33,10 @@ func TestMetrics(t *testing.T) {
 		})
 	}
 	shows("/metrics", "meshd_node_ready 1\n", `meshd_peers{state="alive"} 1`+"\n", `meshd_peers{state="absent"} 0`+"\n",
-		`meshd_peer_last_handshake_age_seconds{peer="`+other.Name+`"} `, "go_goroutines ", "process_open_fds ")
+		`meshd_peer_alive{peer="`+other.Name+`"} 1`+"\n", `meshd_peer_last_handshake_timestamp_seconds{peer="`+other.Name+`"} `, "go_goroutines ", "process_open_fds ")
 	shows("/healthz", " 200 OK\r\n")
 	shows("/readyz", " 200 OK\r\n")
 	m.must(other.Kill())
-	shows("/metrics", `meshd_peers{state="alive"} 0`+"\n", `meshd_peers{state="absent"} 1`+"\n")
+	shows("/metrics", `meshd_peers{state="alive"} 0`+"\n", `meshd_peers{state="absent"} 1`+"\n", `meshd_peer_alive{peer="`+other.Name+`"} 0`+"\n")
 	shows("/readyz", " 200 OK\r\n")
 }
