@@ -212,8 +212,9 @@ func (u *usage) fullest(c class) (author mesh.ID, count int) {
 // g.mu.
 func (g *Gossip) reportFull(o object) {
 	g.counters.add("object-full")
+	g.refused = holder{o.key.author, o.class()}
 	if now := g.now(); g.full.IsZero() || now.Sub(g.full) >= noticeFor/4 {
-		g.full, g.refused = now, holder{o.key.author, o.class()}
+		g.full = now
 		g.transport.reportProblem("store", g.fullProblem(o))
 	}
 }

@@ -127,7 +127,7 @@ type Gossip struct {
 	member   memberTransport // the transport that list uses
 	store    *store
 	full     time.Time // when we last determined who fills the store
-	refused  holder    // of whom an object was refused then
+	refused  holder    // of whom an object was refused last
 	merged   bool
 	joined   mesh.ID // the node to which a stream was opened last; zero for none
 	own      []*own  // what we say besides our record and verdicts

@@ -127,10 +127,18 @@ func (g *Gossip) takeAnswer(from mesh.ID, content []byte) {
 		g.counters.add("packet-content")
 		return
 	}
-	var v mesh.PeerView
-	if err := decoding.Unmarshal(view, &v); err != nil {
+	v, err := decodeView(view)
+	if err != nil {
 		g.counters.add("packet-content")
 		return
 	}
-	trySend(waiting.answer, v.Printable())
+	trySend(waiting.answer, v)
+}
+
+func decodeView(b []byte) (mesh.PeerView, error) {
+	var v mesh.PeerView
+	if err := decoding.Unmarshal(b, &v); err != nil {
+		return v, fmt.Errorf("decode view: %w", err)
+	}
+	return v.Printable(), nil
 }

@@ -27,8 +27,10 @@ const MaxPeerViewProblems = 2
 func (v PeerView) Printable() PeerView {
 	v.Version, v.Path, v.Relay = Printable(v.Version, MaxHost), Printable(v.Path, MaxHost), Printable(v.Relay, MaxHost)
 	v.Route = Printable(v.Route, MaxText)
+	v.Addr = netip.AddrPortFrom(v.Addr.Addr().WithZone(""), v.Addr.Port())
 	problems := make([]Problem, 0, MaxPeerViewProblems)
 	for _, p := range v.Problems[:min(len(v.Problems), MaxPeerViewProblems)] {
+		p.Kind = ProblemKind(Printable(string(p.Kind), MaxHost))
 		problems = append(problems, p.Printable())
 	}
 	v.Problems = problems

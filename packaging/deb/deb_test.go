@@ -173,6 +173,7 @@ func TestContents(t *testing.T) {
 		"-rw-r--r-- usr/lib/systemd/system/meshd-drain.service",
 		"-rw-r--r-- usr/lib/systemd/system/meshd-online.service",
 		"-rw-r--r-- usr/lib/systemd/system/meshd.service",
+		"-rw-r--r-- usr/lib/sysusers.d/meshd.conf", "-rw-r--r-- usr/lib/tmpfiles.d/meshd.conf",
 		"-rw-r--r-- usr/share/bash-completion/completions/meshd",
 		"-rw-r--r-- usr/share/doc/meshd/changelog.Debian.gz",
 		"-rw-r--r-- usr/share/doc/meshd/changelog.gz",
