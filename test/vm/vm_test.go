@@ -56,9 +56,13 @@ func TestPackage(t *testing.T) {
 // testInstall: apt finds the package by its name; the package starts nothing, and prints
 // what to do.
 func testInstall(t *testing.T, nodes []*node) {
-	for _, n := range nodes {
+	for i, n := range nodes {
 		useRepository(t, n, "old")
-		out := n.sh(t, "apt-get install -y meshd 2>&1 </dev/null")
+		install := "apt-get install -y meshd"
+		if i == len(nodes)-1 { // as the README says
+			install = "cd /payload/old && " + readQuickStart(t)["apt install"]
+		}
+		out := n.sh(t, install+" 2>&1 </dev/null")
 		if got := strings.Count(out, "\nmeshd: "); got != 2 || !strings.Contains(out, "run: meshd init") {
 			t.Errorf("%s: got %d lines of advice, want 2:\n%s", n.name, got, out)
 		}
@@ -97,17 +101,22 @@ ExecStart=/bin/sh -c 'ip -o address show meshd0 | grep -q " 10\.4\." && test -s 
 WantedBy=multi-user.target
 `
 
-// testStart: three commands make a mesh. meshd.service is up as soon as the daemon answers, k3s once
+// testStart: the README's three commands, to the letter, make a mesh. meshd.service is up as soon as the daemon answers, k3s once
 // pods may start.
 func testStart(t *testing.T, nodes []*node) {
+	readme := readQuickStart(t)
+	var token string
 	for i, n := range nodes {
-		setUp, next := "meshd init --name "+n.name, "k3s server --flannel-backend none --node-ip 10.4."
-		if i > 0 {
-			token := nodes[i-1].sh(t, "meshd token --address "+address(i)) // of the one before
-			setUp, next = "echo "+token+" | meshd join --name "+n.name+" -", "k3s agent --server https://10.4."
+		var out string
+		next := readme["k3s server"]
+		if i == 0 {
+			out = n.sh(t, readme["meshd init"]+" 2>&1")
+			token = n.sh(t, readme["meshd token"]+" 2>/dev/null") // without a warning
+		} else {
+			out = n.onTerminal(t, readme["meshd join"], token)
+			next = readme["k3s agent"]
 		}
-		out := n.sh(t, setUp+" 2>&1")
-		if !strings.Contains(out, "Node:         "+n.name+", ready") || !strings.Contains(out, next) {
+		if !strings.Contains(out, "Node:         "+n.name+", ready") || !strings.Contains(options(out), options(next)) {
 			t.Errorf("%s: meshd init or join printed:\n%s", n.name, out)
 		}
 		n.sh(t, "cat >/etc/systemd/system/k3s.service <<'END'\n"+k3sUnit+"END\nsystemctl daemon-reload && systemctl enable --now k3s")
