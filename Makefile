@@ -233,7 +233,7 @@ setup-vagrantfile:
 
 .PHONY: setup-examples
 setup-examples:
-	@test/setup.sh ansible-lint
+	@test/setup.sh ansible-lint cloud-init-schema.json
 
 .PHONY: setup-vagrant
 setup-vagrant:

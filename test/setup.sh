@@ -40,6 +40,7 @@ declare -A package=(
 	[mkfs.ext4]=e2fsprogs
 	# What examples are checked with.
 	[ansible-lint]=ansible-lint
+	[cloud-init-schema.json]='' # unpacked below
 	# What vagrant brings machines up with.
 	[vagrant]='vagrant vagrant-libvirt'
 	[libvirtd]='libvirt-daemon-system libvirt-daemon-driver-qemu'
@@ -63,21 +64,27 @@ for what in "${wanted[@]}"; do
 	fi
 done
 
-# The package prometheus would start a server, so its tool is only unpacked, into bin.
-unpack_promtool() (
+# Puts a file of a package into bin, without installing the package: prometheus would start a
+# server, and cloud-init would set up the host anew.
+unpack() (
+	package=$1 file=$2 name=$3
+	echo "setup: unpacking $name"
 	dir=$(mktemp -d)
 	trap 'rm -rf "$dir"' EXIT
 	cd "$dir"
-	download=(apt-get download -qq -o APT::Sandbox::User=root prometheus)
+	download=(apt-get download -qq -o APT::Sandbox::User=root "$package")
 	"${download[@]}" 2>/dev/null || { apt-get update -qq && "${download[@]}"; }
-	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool
+	dpkg-deb --fsys-tarfile "$package"_*.deb | tar -x "./$file"
 	mkdir -p "$bin"
-	mv usr/bin/promtool "$bin"
+	mv "$file" "$bin/$name"
 )
-if [[ " $* " == *" promtool "* ]] && ! command -v promtool >/dev/null; then
-	echo "setup: unpacking promtool"
-	unpack_promtool
-fi
+for what in "$@"; do
+	case $what in
+	promtool) command -v promtool >/dev/null || unpack prometheus usr/bin/promtool promtool ;;
+	cloud-init-schema.json) [[ -e $bin/$what ]] ||
+		unpack cloud-init usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json "$what" ;;
+	esac
+done
 [[ ${#missing[@]} -gt 0 ]] || exit 0
 
 if [[ $EUID -ne 0 ]]; then

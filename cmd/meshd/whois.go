@@ -63,13 +63,11 @@ func addressesOf(s control.Status, args []string) ([]netip.Addr, error) {
 		}
 		return s.Node.Overlay, nil
 	}
-	for _, p := range s.Peers {
-		if p.Name == args[0] {
-			if len(p.Overlay) == 0 {
-				return nil, fmt.Errorf("%w: there is no route to %s now: meshd why %s says why", control.ErrRefused, p.Name, p.Name)
-			}
-			return p.Overlay, nil
+	if p, ok := peerNamed(s, args[0]); ok {
+		if len(p.Overlay) == 0 {
+			return nil, fmt.Errorf("%w: there is no route to %s now: meshd why %s says why", control.ErrRefused, p.Name, p.Name)
 		}
+		return p.Overlay, nil
 	}
 	for _, c := range s.Clients {
 		if c.Name == args[0] {

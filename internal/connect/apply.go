@@ -117,7 +117,7 @@ func (c *client) noteTraffic(observed netcfg.State) {
 	c.sessions = make(map[string]bool, len(observed.Peers))
 	for _, p := range observed.Peers {
 		sum += p.Received
-		if c.Now().Sub(p.LastHandshake) < netcfg.HandshakeFresh {
+		if p.MayHaveSession(c.Now()) {
 			c.sessions[p.Key.String()] = true
 		}
 	}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/meshd/meshd/internal/control"
 	"github.com/meshd/meshd/internal/mesh"
-	"github.com/meshd/meshd/internal/netcfg"
 )
 
 // linkedClusterStatus returns the clusters that are joined to this one, and through whom.
@@ -48,7 +47,7 @@ func (t index) nodeLinkState(c mesh.LinkedCluster, id mesh.ID) control.LinkState
 // clientLinkState returns the state of a client's tunnel to this node.
 func (t index) clientLinkState(c mesh.Client) control.LinkState {
 	for _, p := range t.observed.Peers {
-		if p.Key == c.Key && !p.LastHandshake.IsZero() && t.now.Sub(p.LastHandshake) < netcfg.HandshakeFresh {
+		if p.Key == c.Key && p.MayHaveSession(t.now) {
 			return control.LinkConnected
 		}
 	}

@@ -5,8 +5,10 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/meshd/meshd/internal/control"
+	"github.com/meshd/meshd/internal/mesh"
 )
 
 // Requests of commands and of clients come in goroutines of their own. There are two ways
@@ -22,6 +24,15 @@ type snapshot struct {
 	status  control.Status
 	turn    turn
 	configs configCache
+}
+
+// peer returns another node as the status has it.
+func (s *snapshot) peer(id mesh.ID) (control.Peer, bool) {
+	i := slices.IndexFunc(s.status.Peers, func(p control.Peer) bool { return p.ID == id })
+	if i < 0 {
+		return control.Peer{}, false
+	}
+	return s.status.Peers[i], true
 }
 
 // publish stores what requests read. Its lists are filled first: several requests may answer with them at

@@ -34,7 +34,8 @@
 //	reload.go       changes of the configuration file
 //	rotation.go     exchanges the secret
 //	commands.go     how commands read and write; the commands themselves are in renumber.go,
-//	                drain.go, trust.go, rotation.go, clients.go, probe.go and graph.go
+//	                drain.go, trust.go, rotation.go, clients.go, probe.go, ping.go and
+//	graph.go
 //	status.go       what meshd status shows
 //	journal.go      what the log says
 //	servers.go      the HTTP servers

@@ -17,7 +17,7 @@ func TestLogHasNames(t *testing.T) {
 	record := func(i int, name string) mesh.Record {
 		return mesh.Record{Identity: identityKey(i).Public().(ed25519.PublicKey), Name: name}
 	}
-	a, b, c, stranger := record(1, "a"), record(2, "twin"), record(3, "twin"), record(4, "")
+	a, b, c, stranger := record(1, "a"), record(2, "double"), record(3, "double"), record(4, "")
 	var out strings.Builder
 	names := new(nodeNames)
 	log := slog.New(nameHandler{slog.NewTextHandler(&out, &slog.HandlerOptions{

@@ -31,11 +31,14 @@ const (
 // Ping implements control.Daemon.
 func (d *daemon) Ping(ctx context.Context, name string, count int) (control.Ping, error) {
 	last := d.published.Load()
-	i := slices.IndexFunc(last.status.Peers, func(p control.Peer) bool { return p.Name == name || p.ID.String() == name })
-	if i < 0 {
-		return control.Ping{}, fmt.Errorf("%w: no other node is named %s", control.ErrRefused, name)
+	found, err := findNode(last.turn.view.Records, name)
+	if err != nil {
+		return control.Ping{}, err
 	}
-	peer := last.status.Peers[i]
+	peer, ok := last.peer(found.ID())
+	if !ok {
+		return control.Ping{}, fmt.Errorf("%w: %s is this node; name another one", control.ErrRefused, name)
+	}
 	out := control.Ping{Node: peer.Name, Sent: count}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -119,11 +122,10 @@ func (d *daemon) answerQuestions(ctx context.Context, ready func()) error {
 func (d *daemon) viewOf(ctx context.Context, id mesh.ID) mesh.PeerView {
 	last := d.published.Load()
 	v := mesh.PeerView{Version: d.opt.Version}
-	i := slices.IndexFunc(last.status.Peers, func(p control.Peer) bool { return p.ID == id })
-	if i < 0 {
+	p, ok := last.peer(id)
+	if !ok {
 		return v
 	}
-	p := last.status.Peers[i]
 	v.Alive, v.Route = p.Alive, p.Route.String()
 	v.Path, v.Addr, v.Relay, v.Proved, v.Loss = string(p.Path.Kind), p.Path.Addr, p.Path.Relay, p.Path.Proved, p.Path.Loss
 	for _, problem := range last.status.Problems {

@@ -50,9 +50,6 @@ const (
 // SendCall sends a sealed datagram of at most 200 bytes to another node. It may get lost, or
 // arrive several times. A node without a record gets none.
 func (g *Gossip) SendCall(to mesh.ID, sealed []byte) error {
-	if len(sealed) == 0 || len(sealed) > maxCall {
-		return fmt.Errorf("call %v: %d bytes, want 1 to %d", to, len(sealed), maxCall)
-	}
 	if err := g.sendLetter(kindCall, to, sealed); err != nil {
 		return fmt.Errorf("call %w", err)
 	}
@@ -61,9 +58,6 @@ func (g *Gossip) SendCall(to mesh.ID, sealed []byte) error {
 
 // SendOrder sends an order of package rotation, with the limits of SendCall.
 func (g *Gossip) SendOrder(to mesh.ID, sealed []byte) error {
-	if len(sealed) == 0 || len(sealed) > maxCall {
-		return fmt.Errorf("order %v: %d bytes, want 1 to %d", to, len(sealed), maxCall)
-	}
 	if err := g.sendLetter(kindOrder, to, sealed); err != nil {
 		return fmt.Errorf("order %w", err)
 	}
@@ -75,7 +69,10 @@ func (g *Gossip) SendOrder(to mesh.ID, sealed []byte) error {
 //
 //	author 16 | receiver 16 | content
 func (g *Gossip) sendLetter(kind packetKind, to mesh.ID, content []byte) error {
-	if to == g.self || !g.isKnown(to) {
+	switch limit := maxLetter[kind]; {
+	case len(content) == 0 || len(content) > limit:
+		return fmt.Errorf("%v: %d bytes, want 1 to %d", to, len(content), limit)
+	case to == g.self || !g.isKnown(to):
 		return fmt.Errorf("%v: it is not another node with a record", to)
 	}
 	payload := slices.Concat(g.self[:], to[:], content)
@@ -186,16 +183,6 @@ func (g *Gossip) deliver(kind packetKind, from mesh.ID, content []byte) {
 	}
 	if !delivered {
 		g.counters.add("call-overload")
-	}
-}
-
-// trySend sends to a channel, and reports false if there is no room.
-func trySend[T any](c chan<- T, v T) bool {
-	select {
-	case c <- v:
-		return true
-	default:
-		return false
 	}
 }
 

@@ -312,10 +312,15 @@ func (g *Gossip) handleLoop(ctx context.Context) {
 func (g *Gossip) signal() { notify(g.changed) }
 
 // notify sends on a channel of size one, without blocking.
-func notify(c chan<- struct{}) {
+func notify(c chan<- struct{}) { trySend(c, struct{}{}) }
+
+// trySend sends on a channel, and reports false if there is no room.
+func trySend[T any](c chan<- T, v T) bool {
 	select {
-	case c <- struct{}{}:
+	case c <- v:
+		return true
 	default:
+		return false
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -42,23 +43,19 @@ func (g *Gossip) Questions() <-chan Question { return g.questions }
 // are left out.
 func (g *Gossip) Answer(q Question, v mesh.PeerView) error {
 	v = v.Printable()
-	for {
-		content, err := encoding.Marshal(v)
-		if err != nil {
-			return fmt.Errorf("encode answer: %w", err)
-		}
-		if len(content) <= maxLetter[kindAnswer]-answerHeader {
-			signature := ed25519.Sign(g.identity, g.signedAnswer(q.From, q.number[:], content))
-			if err := g.sendLetter(kindAnswer, q.From, append(append(q.number[:], signature...), content...)); err != nil {
-				return fmt.Errorf("answer %w", err)
-			}
-			return nil
-		}
-		if len(v.Problems) == 0 {
-			return fmt.Errorf("answer %v: %d bytes do not fit a packet", q.From, len(content))
-		}
+	content, err := encoding.Marshal(v)
+	for err == nil && len(content) > maxLetter[kindAnswer]-answerHeader && len(v.Problems) > 0 {
 		v.Problems = v.Problems[:len(v.Problems)-1]
+		content, err = encoding.Marshal(v)
 	}
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	signature := ed25519.Sign(g.identity, g.signedAnswer(q.From, q.number[:], content))
+	if err := g.sendLetter(kindAnswer, q.From, slices.Concat(q.number[:], signature, content)); err != nil {
+		return fmt.Errorf("answer %w", err)
+	}
+	return nil
 }
 
 // signedAnswer returns what the signature of an answer covers.

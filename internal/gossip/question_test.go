@@ -29,7 +29,7 @@ func TestAskBetweenNATs(t *testing.T) {
 	eventually(t, "all know all", nodes, func(v mesh.View) bool { return len(v.Records) == len(nodes) })
 	asker, asked := nodes[1], nodes[2]
 	want := mesh.PeerView{Version: "1.2.3", Alive: true, Route: "tunnel", Path: "direct", Proved: true, Loss: 0.25, Answered: true, RTT: 12.5, Problems: []mesh.Problem{
-		{Kind: "mute", Node: "asker", Text: "it is mute", Advice: "see its log"},
+		{Kind: "silent", Node: "asker", Text: "it is silent", Advice: "see its log"},
 	}}
 	long := want
 	long.Problems = []mesh.Problem{want.Problems[0], {Text: strings.Repeat("x", mesh.MaxText)}} // has no room in a packet

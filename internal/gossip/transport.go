@@ -239,9 +239,7 @@ func (t *transport) deliver(p packet, from netip.AddrPort) {
 		case <-t.ctx.Done():
 		}
 	case kindObjects, kindSync, kindCall, kindQuestion, kindAnswer, kindOrder:
-		select {
-		case t.inbound <- message{p.from, p.kind, p.payload}:
-		default:
+		if !trySend(t.inbound, message{p.from, p.kind, p.payload}) {
 			t.counters.add("packet-overload")
 		}
 	default:

@@ -11,10 +11,7 @@ import (
 
 // View returns what is known now. It shares nothing with the Gossip that it came from.
 func (g *Gossip) View() mesh.View {
-	g.mu.Lock()
-	g.resolveFull()
-	g.mu.Unlock()
-	v := mesh.View{Counters: g.counters.snapshot(), Problems: g.notices.problems()}
+	v := mesh.View{Counters: g.counters.snapshot()}
 	v.Alive, v.RTT = g.members.snapshot()
 	v.Alone = len(v.Alive) == 1
 	v.MetAt = g.transport.metAt()
@@ -23,7 +20,8 @@ func (g *Gossip) View() mesh.View {
 	v.Verdicts, v.Clients, v.Paths = g.store.verdicts(), g.store.clients(), g.store.paths()
 	v.Memberships, v.Reaches = g.store.memberships(), g.store.reaches()
 	v.Cluster = g.effectiveSettings().applyTo(g.cluster)
-	v.Problems = append(v.Problems, g.settingsProblems()...)
+	g.resolveFull()
+	v.Problems = append(g.notices.problems(), g.settingsProblems()...)
 	v.OwnSequence, v.Merged, v.JoinEmpty = g.ownSequence(), g.merged, g.joinEmpty()
 	v.Forgotten = g.store.forgottenUpTo[g.self]
 	v.Problems = append(v.Problems, g.joinProblems(v.Alone)...)

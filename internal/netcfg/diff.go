@@ -246,7 +246,7 @@ func diffPeer(old, p Peer, add bool, o Options) PeerChange {
 	c := PeerChange{Key: p.Key, Name: p.Name, Add: add, AllowedIPs: missing(old.AllowedIPs, p.AllowedIPs)}
 	// During a session the kernel takes the endpoint from authenticated packets of the
 	// peer, so it is more current than any record.
-	correct := !old.Endpoint.IsValid() || o.CorrectEndpoints && !old.mayHaveSession(o.Now)
+	correct := !old.Endpoint.IsValid() || o.CorrectEndpoints && !old.MayHaveSession(o.Now)
 	if p.Endpoint.IsValid() && correct && unmapPort(old.Endpoint) != unmapPort(p.Endpoint) {
 		c.Endpoint = p.Endpoint
 	}
@@ -321,7 +321,7 @@ func (r Route) Compare(o Route) int {
 	return cmp.Or(r.Destination.Compare(o.Destination), strings.Compare(r.Link, o.Link), r.Via.Compare(o.Via))
 }
 
-// mayHaveSession reports whether the peer may have a session that is still valid.
-func (p Peer) mayHaveSession(now time.Time) bool {
+// MayHaveSession reports whether the peer may have a session that is still valid.
+func (p Peer) MayHaveSession(now time.Time) bool {
 	return !p.LastHandshake.IsZero() && now.Sub(p.LastHandshake) < HandshakeFresh
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -71,15 +72,14 @@ func writeNotices(w io.Writer, modules []module) error {
 		if err != nil {
 			return err
 		}
-		for _, id := range ids {
-			if id == mpl {
-				source, err := m.source()
-				if err != nil {
-					return err
-				}
-				fmt.Fprintf(&b, "  %s %s\n    %s\n", m.path, m.version, source)
-			}
+		if !slices.Contains(ids, mpl) {
+			continue
 		}
+		source, err := m.source()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b, "  %s %s\n    %s\n", m.path, m.version, source)
 	}
 	for _, m := range modules {
 		fmt.Fprintf(&b, "\n======== %s %s\n", m.path, m.version)

@@ -156,19 +156,12 @@ func (m *mesh) whole() []control.Status {
 // reach waits until each node has had an answer from each other one, and each pod.
 func (m *mesh) reach(all []control.Status) {
 	m.t.Helper()
-	var g errgroup.Group
-	for i := range m.nodes {
-		var nodes, pods []netip.Addr
-		for j := range m.nodes {
-			if j != i {
-				nodes = append(nodes, all[j].Node.Overlay...)
-				pods = append(pods, m.pods[j].Addresses...)
-			}
-		}
-		g.Go(func() error { return m.nodes[i].AwaitPings(m.ctx, nodes) })
-		g.Go(func() error { return m.pods[i].AwaitPings(m.ctx, pods) })
+	overlays := make(map[*lab.Node][]netip.Addr)
+	for i, n := range m.nodes {
+		overlays[n] = all[i].Node.Overlay
 	}
-	m.must(g.Wait())
+	m.must(lab.AwaitEachOther(m.ctx, m.nodes, func(n *lab.Node) []netip.Addr { return overlays[n] }))
+	m.must(lab.AwaitEachOther(m.ctx, m.pods, func(p *lab.Pod) []netip.Addr { return p.Addresses }))
 }
 
 // runs checks how many of the nodes run the release before. Otherwise the test would pass with

@@ -81,7 +81,7 @@ func (m *testbed) podsConnected(pods ...*lab.Pod) {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(m.ctx, pingLimit)
 	defer cancel()
-	m.must(awaitEachOther(ctx, pods, func(p *lab.Pod) []netip.Addr { return p.Addresses }))
+	m.must(lab.AwaitEachOther(ctx, pods, func(p *lab.Pod) []netip.Addr { return p.Addresses }))
 }
 
 func hosts(nodes []*lab.Node) []*lab.Host {

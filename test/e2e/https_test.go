@@ -72,13 +72,13 @@ func TestNetworksWithNothingButHTTPS(t *testing.T) {
 		t.Errorf("the proxy has opened no connection to %s", seed)
 	}
 	pods := m.podOnEach()
-	m.must(awaitEachOther(m.ctx, pods, func(p *lab.Pod) []netip.Addr { return p.Addresses }))
+	m.must(lab.AwaitEachOther(m.ctx, pods, func(p *lab.Pod) []netip.Addr { return p.Addresses }))
 	for _, n := range []*lab.Node{library, office} {
 		m.must(n.Stop())
 		m.must(n.Start())
 	}
 	meet()
-	m.must(awaitEachOther(m.ctx, pods, func(p *lab.Pod) []netip.Addr { return p.Addresses }))
+	m.must(lab.AwaitEachOther(m.ctx, pods, func(p *lab.Pod) []netip.Addr { return p.Addresses }))
 	for _, n := range m.nodes {
 		if strings.Contains(n.Log(), "word@") || strings.Contains(n.Log(), ":word") {
 			t.Errorf("the log of %s has the proxy's password", n.Name)

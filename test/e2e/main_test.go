@@ -227,28 +227,7 @@ func (m *testbed) connected(limit time.Duration, nodes ...*lab.Node) {
 			addrs[n] = append(addrs[n], n.Address())
 		}
 	}
-	m.must(awaitEachOther(ctx, nodes, func(n *lab.Node) []netip.Addr { return addrs[n] }))
-}
-
-// pinger is a node or a pod.
-type pinger interface {
-	comparable
-	AwaitPings(ctx context.Context, addrs []netip.Addr) error
-}
-
-// awaitEachOther pings every one's addresses from every other.
-func awaitEachOther[P pinger](ctx context.Context, all []P, addrs func(P) []netip.Addr) error {
-	var g errgroup.Group
-	for _, from := range all {
-		var others []netip.Addr
-		for _, to := range all {
-			if to != from {
-				others = append(others, addrs(to)...)
-			}
-		}
-		g.Go(func() error { return from.AwaitPings(ctx, others) })
-	}
-	return g.Wait()
+	m.must(lab.AwaitEachOther(ctx, nodes, func(n *lab.Node) []netip.Addr { return addrs[n] }))
 }
 
 // addresses returns the overlay addresses and pod CIDRs of nodes, which must all be

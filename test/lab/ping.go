@@ -14,6 +14,7 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sync/errgroup"
 )
 
 // pingPeriod is the first [Pause] between two echo requests to one address. A pause
@@ -34,6 +35,27 @@ func (h *Host) AwaitPings(ctx context.Context, addrs []netip.Addr) error {
 // AwaitPings does the same from the pod.
 func (p *Pod) AwaitPings(ctx context.Context, addrs []netip.Addr) error {
 	return awaitPings(ctx, p.Host.Name+"/"+p.Name, p.Do, addrs)
+}
+
+// Pinger is a node or a pod.
+type Pinger interface {
+	comparable
+	AwaitPings(ctx context.Context, addrs []netip.Addr) error
+}
+
+// AwaitEachOther has every one ping the addresses of every other.
+func AwaitEachOther[P Pinger](ctx context.Context, all []P, addrs func(P) []netip.Addr) error {
+	var g errgroup.Group
+	for _, from := range all {
+		var others []netip.Addr
+		for _, to := range all {
+			if to != from {
+				others = append(others, addrs(to)...)
+			}
+		}
+		g.Go(func() error { return from.AwaitPings(ctx, others) })
+	}
+	return g.Wait()
 }
 
 func awaitPings(ctx context.Context, name string, from Place, addrs []netip.Addr) error {
