@@ -43,6 +43,15 @@ func (n Nearby) Ways(p netip.Prefix) (working, broken bool) {
 	return working, broken
 }
 
+// Prefixes returns the attached networks.
+func (n Nearby) Prefixes() []netip.Prefix {
+	var out []netip.Prefix
+	for _, a := range n.Attached {
+		out = append(out, a.Prefix)
+	}
+	return out
+}
+
 // String names a network for messages.
 func (a AttachedNetwork) String() string {
 	how := "to which this host is attached by"

@@ -37,6 +37,9 @@ type Settings struct {
 	// Uplinks are the links on which packets of the underlay arrive, see Facts.Uplinks.
 	Uplinks []Uplink
 
+	// Attached are the networks that the host reaches without the mesh, see mesh.Nearby.
+	Attached []netip.Prefix
+
 	// Cards are the links on which others' packets to pods may arrive, see Facts.Cards.
 	Cards []string
 
@@ -89,12 +92,12 @@ func Desired(t mesh.Topology, s Settings) State {
 		VXLAN:     b.vxlan,
 		Addresses: hostPrefixes(t.Addresses),
 		Backstops: normalize(slices.Concat(t.Guarded, t.Linked.Networks)),
-		Routes:    b.routes(),
 		Firewall:  b.firewall(),
 		Sysctls:   b.sysctls(),
 		Accepts:   b.accepts(),
 		OwnPorts:  b.ownPorts(),
 	}
+	state.Routes, state.Covered = b.merge(b.routes())
 	if state.VXLAN != nil {
 		state.Forwarding, state.Neighbors = vxlanEntries(t)
 	}
@@ -214,6 +217,35 @@ func (b builder) routes() []Route {
 	}
 	slices.SortFunc(out, Route.Compare)
 	return out
+}
+
+// merge splits sorted routes into those that the kernel needs, and those that would lead where a wider
+// one leads already. So a mesh needs a few routes for its ranges, however many nodes it has, and
+// one for each that is reached in another way. A route that crosses a network of the host is
+// needed: there may be a route to that network.
+func (b builder) merge(all []Route) (needed, covered []Route) {
+	var wider []Route // those that contain the current one, the widest first
+	for _, r := range all {
+		for len(wider) > 0 && !wider[len(wider)-1].Destination.Contains(r.Destination.Addr()) {
+			wider = wider[:len(wider)-1]
+		}
+		if n := len(wider); n > 0 && r.leadsAs(wider[n-1]) && !b.crossesAttached(r.Destination, wider[n-1].Destination) {
+			covered = append(covered, r)
+			continue
+		}
+		needed = append(needed, r)
+		if !mesh.IsDefaultRoute(r.Destination) { // those are in another table
+			wider = append(wider, r)
+		}
+	}
+	return needed, covered
+}
+
+// crossesAttached reports whether a destination is in a network of the host that is within a wider one.
+func (b builder) crossesAttached(dst, wider netip.Prefix) bool {
+	return slices.ContainsFunc(b.Attached, func(a netip.Prefix) bool {
+		return mesh.ContainsPrefix(wider, a) && mesh.ContainsPrefix(a, dst)
+	})
 }
 
 // tunnelMTU returns how long packets through the tunnel to a peer may be: what both ends allow, or

@@ -245,7 +245,8 @@ func TestPathMTU(t *testing.T) {
 	s := settings()
 	s.PathMTUs = map[mesh.ID]int{{2}: 1248, {3}: 1400, {4}: s.MTU}
 	got := make(map[string]int)
-	for _, r := range Desired(top, s).Routes {
+	state := Desired(top, s)
+	for _, r := range slices.Concat(state.Routes, state.Covered) {
 		got[r.Destination.String()] = r.MTU
 	}
 	for to, want := range map[string]int{
@@ -256,6 +257,38 @@ func TestPathMTU(t *testing.T) {
 	} {
 		if mtu, ok := got[to]; !ok || mtu != want {
 			t.Errorf("route to %s: got MTU %d, want %d; there are %v", to, mtu, want, got)
+		}
+	}
+}
+
+// TestMergedRoutes checks which routes a host needs beside those of the ranges.
+func TestMergedRoutes(t *testing.T) {
+	small := netcfgtest.Peer(3, "small", "10.4.0.3/32", "10.42.2.0/24", "192.168.20.5/32")
+	small.MTU = 1300
+	top := netcfgtest.IPv4(netcfgtest.Peer(2, "a", "10.4.0.2/32", "10.42.1.0/24", "0.0.0.0/0"), small)
+	top.Guarded = append(top.Guarded, netcfgtest.Prefixes("10.42.2.128/25")...)
+	for _, test := range []struct {
+		name     string
+		attached []netip.Prefix
+		also     []string
+	}{
+		{name: "no network of the host is near"},
+		{name: "a wider one", attached: netcfgtest.Prefixes("10.0.0.0/8")},
+		{name: "the range itself", attached: netcfgtest.Prefixes("10.42.0.0/16"), also: []string{"10.42.1.0/24"}},
+		{name: "a part of the range", attached: netcfgtest.Prefixes("10.42.0.0/20", "10.42.64.0/20"), also: []string{"10.42.1.0/24"}},
+		{name: "a part of a node's", attached: netcfgtest.Prefixes("10.42.1.0/25")},
+	} {
+		s := settings()
+		s.Attached = test.attached
+		var got []string
+		for _, r := range Desired(top, s).Routes {
+			got = append(got, r.Destination.String())
+		}
+		want := append([]string{"0.0.0.0/0", "10.4.0.0/16", "10.4.0.3/32", "10.42.0.0/16", "10.42.2.0/24", "10.42.2.128/25", "192.168.20.5/32"}, test.also...)
+		slices.Sort(want)
+		slices.Sort(got)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.name, diff)
 		}
 	}
 }

@@ -58,9 +58,10 @@ func Diff(observed, desired State, o Options) Plan {
 	p.Sysctls = missing(observed.Sysctls, desired.Sysctls)
 	p.Accepts = diffAccepts(observed.Filters, desired.Accepts, o.Prune)
 	p.diffFirewall(observed.Firewall, desired, o.Prune)
-	p.diffRoutes(observed.Routes, desired)
+	p.diffRoutes(observed.Routes, desired, o.Prune)
 	if o.Prune {
 		p.StaleRoutes = staleRoutes(observed.Routes, desired.Routes)
+		p.Forgotten = forgotten(observed, desired, p.StaleRoutes)
 	}
 	p.diffVXLANEntries(observed, desired, o.Prune)
 	if desired.Device == nil {
@@ -136,8 +137,10 @@ func diffDevice(observed, desired *Device) *DeviceChange {
 }
 
 // diffRoutes plans which routes to add or change. The kernel may have several routes to
-// one destination that differ in attributes which Route does not have.
-func (p *Plan) diffRoutes(observed []Route, desired State) {
+// one destination that differ in attributes which Route does not have. A route that leads
+// elsewhere than the wider one by which its destination is reached now is stale, and is changed if
+// nothing may be removed yet.
+func (p *Plan) diffRoutes(observed []Route, desired State, prune bool) {
 	first := make(map[netip.Prefix]*Route, len(observed))
 	for i, o := range slices.Backward(observed) {
 		first[o.Destination] = &observed[i]
@@ -148,6 +151,13 @@ func (p *Plan) diffRoutes(observed []Route, desired State) {
 			p.MovedRoutes = append(p.MovedRoutes, c)
 		} else {
 			p.Routes = append(p.Routes, c)
+		}
+	}
+	if !prune {
+		for _, r := range desired.Covered {
+			if old := first[r.Destination]; old != nil && *old != r {
+				p.MovedRoutes = append(p.MovedRoutes, RouteChange{Route: r, Old: old})
+			}
 		}
 	}
 	slices.SortStableFunc(p.Routes, func(a, b RouteChange) int {
@@ -185,6 +195,33 @@ func staleRoutes(observed, desired []Route) []Route {
 		}
 	}
 	return out
+}
+
+// forgotten returns the destinations that had a route or a peer and are reached in no way now.
+func forgotten(observed, desired State, stale []Route) []netip.Prefix {
+	reached := make(map[netip.Prefix]bool, len(desired.Routes)+len(desired.Covered))
+	for _, r := range slices.Concat(desired.Routes, desired.Covered) {
+		reached[r.Destination] = true
+	}
+	for _, p := range desired.Peers {
+		for _, ip := range p.AllowedIPs {
+			reached[ip] = true
+		}
+	}
+	var out []netip.Prefix
+	for _, r := range stale {
+		if !reached[r.Destination] {
+			out = append(out, r.Destination)
+		}
+	}
+	for _, p := range observed.Peers {
+		for _, ip := range p.AllowedIPs {
+			if !reached[ip] {
+				out = append(out, ip)
+			}
+		}
+	}
+	return normalize(out)
 }
 
 // diffPeers returns the changes to peers: additions and moves first, then removals. To

@@ -159,13 +159,26 @@ func TestDiff(t *testing.T) {
 		},
 		{
 			name:  "route changed",
-			edit:  func(o, _ *State) { o.Routes[3].Link, o.Routes[3].MTU = "eth0", 1300 },
+			edit:  func(o, _ *State) { o.Routes[1].Link, o.Routes[1].MTU = "eth0", 1300 },
 			prune: "~ route 10.42.0.0/16 dev meshd0 src 10.4.0.1 (was route 10.42.0.0/16 dev eth0 src 10.4.0.1 mtu 1300)\n", keep: "same",
 		},
 		{
 			name:  "route without link in place of ours",
-			edit:  func(o, _ *State) { o.Routes[3] = Route{Destination: o.Routes[3].Destination} },
+			edit:  func(o, _ *State) { o.Routes[1] = Route{Destination: o.Routes[1].Destination} },
 			prune: "~ route 10.42.0.0/16 dev meshd0 src 10.4.0.1 (was route 10.42.0.0/16 dev none)\n", keep: "same",
+		},
+		{
+			name: "route elsewhere to what a wider one leads to now",
+			edit: func(o, d *State) {
+				o.Routes = append(o.Routes, Route{Destination: d.Covered[0].Destination, Link: "eth0"})
+			},
+			prune: "- route 10.4.0.2/32 dev eth0\n",
+			keep:  "~ route 10.4.0.2/32 dev meshd0 src 10.4.0.1 (was route 10.4.0.2/32 dev eth0)\n",
+		},
+		{
+			name:  "route beside a wider one that leads there too",
+			edit:  func(o, d *State) { o.Routes = append(o.Routes, d.Covered...) },
+			prune: "- route 10.4.0.2/32 dev meshd0 src 10.4.0.1\n- route 10.4.0.3/32 dev meshd0 src 10.4.0.1\n- route 10.42.1.0/24 dev meshd0 src 10.4.0.1\n- route 10.42.2.0/24 dev meshd0 src 10.4.0.1\n",
 		},
 		{
 			name: "route and address no longer desired",
@@ -209,6 +222,31 @@ func without(peers []Peer, p Peer) []Peer {
 		}
 	}
 	return out
+}
+
+// TestForgotten checks where connections are forgotten: at addresses that nobody has any more, and
+// not where only the way there is another one.
+func TestForgotten(t *testing.T) {
+	a, b := netcfgtest.Peer(2, "a", "10.4.0.2/32", "10.42.1.0/24"), netcfgtest.Peer(3, "b", "10.4.0.3/32", "192.168.20.5/32")
+	observed := Desired(netcfgtest.IPv4(a, b), settings())
+	observed.Routes = append(observed.Routes, observed.Covered...)
+	for _, test := range []struct {
+		name string
+		left []mesh.Peer
+		want []netip.Prefix
+	}{
+		{"nobody left", []mesh.Peer{a, b}, nil},
+		{"one left", []mesh.Peer{b}, netcfgtest.Prefixes("10.4.0.2/32", "10.42.1.0/24")},
+		{"another has its pods", []mesh.Peer{netcfgtest.Peer(3, "b", "10.4.0.3/32", "10.42.1.0/24")}, netcfgtest.Prefixes("10.4.0.2/32", "192.168.20.5/32")},
+	} {
+		desired := Desired(netcfgtest.IPv4(test.left...), settings())
+		if got := Diff(observed, desired, Options{Now: now, Prune: true}).Forgotten; !slices.Equal(got, test.want) {
+			t.Errorf("%s: got %v, want %v", test.name, got, test.want)
+		}
+		if got := Diff(observed, desired, Options{Now: now}).Forgotten; got != nil {
+			t.Errorf("%s, nothing may be removed: got %v, want none", test.name, got)
+		}
+	}
 }
 
 // TestDiffDevice checks what is planned anew when the device is created or replaced.

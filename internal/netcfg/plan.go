@@ -58,6 +58,7 @@ type Plan struct {
 	MovedRoutes []RouteChange   // to replace
 
 	StaleRoutes     []Route         // to delete
+	Forgotten       []netip.Prefix  // connections there are forgotten; what leads there is stale too
 	StaleNeighbors  []NeighborEntry // to delete
 	StaleForwarding []FDBEntry      // to delete
 	StaleVXLAN      string          // name of the VXLAN device to delete, with everything on it; "" for none

@@ -29,6 +29,7 @@ type State struct {
 	Sysctls    []Sysctl        // by Key
 	Accepts    []Accept        // rules that other programs' tables may need; only in desired states
 	OwnPorts   []OwnPort       // ports that only meshd may answer on; only in desired states
+	Covered    []Route         // what wider ones in Routes lead to as well; only in desired states
 
 	// Observed states only.
 	Filters   []filter.Table // of other programs
@@ -93,6 +94,12 @@ type Route struct {
 	Link        string     // name of the outgoing device
 	Source      netip.Addr // preferred source: our overlay address
 	MTU         int        // 0 for the MTU of the device
+}
+
+// leadsAs reports whether two routes differ in their destinations only.
+func (r Route) leadsAs(o Route) bool {
+	r.Destination = o.Destination
+	return r == o
 }
 
 // Firewall is our nft table: chains with rules, and the sets they refer to.

@@ -120,10 +120,10 @@ func TestDiffVXLAN(t *testing.T) {
 	}{
 		{
 			name: "gateway becomes a member", from: netcfgtest.Gateway, to: netcfgtest.Member,
-			want: `~ route 10.4.0.9/32 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1 (was route 10.4.0.9/32 dev meshd0 src 10.4.0.1)
-~ route 10.42.8.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1 (was route 10.42.8.0/24 dev meshd0 src 10.4.0.1)
+			want: `+ route 10.4.0.9/32 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1
++ route 10.42.8.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1
 ~ route 192.168.20.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1 (was route 192.168.20.0/24 dev meshd0 src 10.4.0.1)
-~ route fd00:4::9/128 via fd00:4::2 dev meshd0-vx onlink src fd00:4::1 (was route fd00:4::9/128 dev meshd0 src fd00:4::1)
++ route fd00:4::9/128 via fd00:4::2 dev meshd0-vx onlink src fd00:4::1
 - peer FAR (far)
 `,
 		},
@@ -131,10 +131,10 @@ func TestDiffVXLAN(t *testing.T) {
 			name: "member becomes a gateway: routes after the peer", from: netcfgtest.Member, to: netcfgtest.Gateway,
 			want: `~ sysctl net.ipv4.conf.eth0.forwarding = 1
 + peer FAR (far) endpoint 203.0.113.9:51820 allowed-ips +10.4.0.9/32, +10.42.8.0/24, +192.168.20.0/24, +fd00:4::9/128
-~ route 10.4.0.9/32 dev meshd0 src 10.4.0.1 (was route 10.4.0.9/32 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1)
-~ route 10.42.8.0/24 dev meshd0 src 10.4.0.1 (was route 10.42.8.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1)
 ~ route 192.168.20.0/24 dev meshd0 src 10.4.0.1 (was route 192.168.20.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1)
-~ route fd00:4::9/128 dev meshd0 src fd00:4::1 (was route fd00:4::9/128 via fd00:4::2 dev meshd0-vx onlink src fd00:4::1)
+- route 10.4.0.9/32 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1
+- route 10.42.8.0/24 via 10.4.0.2 dev meshd0-vx onlink src 10.4.0.1
+- route fd00:4::9/128 via fd00:4::2 dev meshd0-vx onlink src fd00:4::1
 `,
 		},
 		{

@@ -492,7 +492,6 @@ func TestPlanString(t *testing.T) {
 ~ sysctl net.ipv4.conf.meshd0.send_redirects = 0
 + addr 10.4.0.1/32 dev meshd0
 + route 10.4.0.0/16 dev meshd0 src 10.4.0.1
-+ route 10.4.0.2/32 dev meshd0 src 10.4.0.1
 + route 10.42.0.0/16 dev meshd0 src 10.4.0.1
 + peer ` + netcfgtest.Key(2).PublicKey().String() + ` (aws-1) endpoint 203.0.113.2:51820 allowed-ips +10.4.0.2/32
 `

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -59,12 +60,13 @@ func (k *Kernel) Apply(ctx context.Context, p netcfg.Plan) error {
 		errs = append(errs, k.addAddress(a))
 	}
 	errs = append(errs, k.addEntries(p.Forwarding, p.Neighbors))
+	links := make(linkIndexes)
 	for _, r := range p.Routes {
-		errs = append(errs, k.addRoute(r))
+		errs = append(errs, k.addRoute(r, links))
 	}
 	errs = append(errs, k.changePeers(p))
 	for _, r := range p.MovedRoutes {
-		errs = append(errs, k.addRoute(r))
+		errs = append(errs, k.addRoute(r, links))
 	}
 	errs = append(errs, k.prune(ctx, p))
 	return errors.Join(append(errs, ctx.Err())...)
@@ -76,7 +78,7 @@ func (k *Kernel) prune(ctx context.Context, p netcfg.Plan) error {
 	for _, r := range p.StaleRoutes {
 		errs = append(errs, k.deleteRoute(r))
 	}
-	errs = append(errs, k.forgetStranded(p.StaleRoutes))
+	errs = append(errs, k.forgetStranded(p.Forgotten))
 	errs = append(errs, k.deleteEntries(p.StaleForwarding, p.StaleNeighbors))
 	if p.StaleVXLAN != "" {
 		errs = append(errs, k.deleteVXLAN())
@@ -287,11 +289,25 @@ func (k *Kernel) deleteDevice() error {
 
 // configure changes the WireGuard configuration of the device.
 func (k *Kernel) configure(cfg wgtypes.Config) error {
-	c, err := wgctrl.New()
+	c, err := openControl()
 	if err != nil {
-		return fmt.Errorf("open WireGuard control: %w", err)
+		return err
 	}
 	defer c.Close()
+	return k.configureBy(c, cfg)
+}
+
+// openControl opens the control of WireGuard devices. A client detects only when it is opened
+// whether the kernel supports WireGuard, and the module may be loaded later.
+func openControl() (*wgctrl.Client, error) {
+	c, err := wgctrl.New()
+	if err != nil {
+		return nil, fmt.Errorf("open WireGuard control: %w", err)
+	}
+	return c, nil
+}
+
+func (k *Kernel) configureBy(c *wgctrl.Client, cfg wgtypes.Config) error {
 	k.writes.Add(1)
 	if err := c.ConfigureDevice(k.name, cfg); err != nil {
 		return fmt.Errorf("configure device %s: %w", k.name, err)
@@ -299,19 +315,37 @@ func (k *Kernel) configure(cfg wgtypes.Config) error {
 	return nil
 }
 
-// changePeers changes all peers at once. If the kernel refuses that, it changes them one
-// by one, so that an error in one peer doesn't keep the others from their tunnels.
+// peersAtOnce is how many peers wgctrl writes with one request. Of more, it writes each with a
+// request of its own (peerBatchChunk in its source).
+const peersAtOnce = 32
+
+// changePeers changes all peers, in their order.
 func (k *Kernel) changePeers(p netcfg.Plan) error {
 	if len(p.Peers) == 0 {
 		return nil
 	}
-	all := k.configure(configOf(p.Peers...))
-	if all == nil || len(p.Peers) == 1 || gone(all) {
+	c, err := openControl()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var errs []error
+	for some := range slices.Chunk(p.Peers, peersAtOnce) {
+		errs = append(errs, k.changeSome(c, some))
+	}
+	return errors.Join(errs...)
+}
+
+// changeSome changes peers at once. If the kernel refuses that, it changes them one by one,
+// so that an error in one peer doesn't keep the others from their tunnels.
+func (k *Kernel) changeSome(c *wgctrl.Client, peers []netcfg.PeerChange) error {
+	all := k.configureBy(c, configOf(peers...))
+	if all == nil || len(peers) == 1 || gone(all) {
 		return refusedStep(all)
 	}
 	var errs []error
-	for _, pc := range p.Peers {
-		if err := k.configure(configOf(pc)); err != nil {
+	for _, pc := range peers {
+		if err := k.configureBy(c, configOf(pc)); err != nil {
 			errs = append(errs, refusedStep(fmt.Errorf("change peer %s %s: %w", pc.Name, pc.Key, err)))
 		}
 	}
@@ -393,21 +427,21 @@ func (k *Kernel) deleteAddress(p netip.Prefix) error {
 // addRoute adds a route, or replaces our route to the same destination. The kernel's
 // replace request would replace any program's route, so it is used only if the existing
 // route is known to be ours.
-func (k *Kernel) addRoute(c netcfg.RouteChange) error {
-	if err := k.tryAddRoute(c); err != nil {
+func (k *Kernel) addRoute(c netcfg.RouteChange, links linkIndexes) error {
+	if err := k.tryAddRoute(c, links); err != nil {
 		return refusedStep(fmt.Errorf("add route %s: %w", c.Route.Destination, err))
 	}
 	return nil
 }
 
-func (k *Kernel) tryAddRoute(c netcfg.RouteChange) error {
-	link, err := k.nl.LinkByName(c.Route.Link)
+func (k *Kernel) tryAddRoute(c netcfg.RouteChange, links linkIndexes) error {
+	index, err := links.of(c.Route.Link, k.nl)
 	if err != nil {
 		return err
 	}
 	r := &netlink.Route{
 		Dst:       ipNetOf(c.Route.Destination),
-		LinkIndex: link.Attrs().Index,
+		LinkIndex: index,
 		Protocol:  k.protocol,
 		Scope:     netlink.SCOPE_LINK,
 		Table:     netcfg.TableOf(c.Route.Destination),
@@ -433,6 +467,22 @@ func (k *Kernel) tryAddRoute(c netcfg.RouteChange) error {
 	}
 	k.writes.Add(1)
 	return k.nl.RouteReplace(r)
+}
+
+// linkIndexes are the indexes of the links that the routes of one plan use, by name.
+type linkIndexes map[string]int
+
+// of returns the index of a link, and asks the kernel for it only once.
+func (l linkIndexes) of(name string, nl *netlink.Handle) (int, error) {
+	if index, ok := l[name]; ok {
+		return index, nil
+	}
+	link, err := nl.LinkByName(name)
+	if err != nil {
+		return 0, err
+	}
+	l[name] = link.Attrs().Index
+	return l[name], nil
 }
 
 // checkOwnRoute returns an error unless one of our routes has this destination.

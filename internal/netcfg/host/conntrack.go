@@ -36,21 +36,21 @@ func (s stranded) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	return false
 }
 
-// forgetStranded deletes connections to destinations whose routes are removed, if their
+// forgetStranded deletes connections to destinations that have left the mesh, if their
 // source was translated. NAT is decided once for a connection. So a flow without an end,
 // such as between two WireGuard sockets or in VXLAN, would keep the overlay address as
 // source even where its packets now go over the LAN, and nobody would reply to that
 // address. If the destination is a single address, all its connections are deleted: it
 // belonged to a node or a client that is gone, and may be given to another one. Without
 // connection tracking there is no NAT, so there is nothing to delete.
-func (k *Kernel) forgetStranded(gone []netcfg.Route) error {
+func (k *Kernel) forgetStranded(gone []netip.Prefix) error {
 	byFamily := make(map[netlink.InetFamily]stranded)
-	for _, r := range gone {
+	for _, p := range gone {
 		family := netlink.InetFamily(unix.AF_INET6)
-		if r.Destination.Addr().Is4() {
+		if p.Addr().Is4() {
 			family = unix.AF_INET
 		}
-		byFamily[family] = append(byFamily[family], r.Destination)
+		byFamily[family] = append(byFamily[family], p)
 	}
 	var errs []error
 	for family, prefixes := range byFamily {

@@ -290,7 +290,7 @@ func TestForgetStranded(t *testing.T) {
 			{network, addr("192.0.2.1").String() + " to " + to.String()},
 			{netip.PrefixFrom(to, to.BitLen()), " to " + to.String()},
 		} {
-			if err := h.forgetStranded([]netcfg.Route{{Destination: end.of}}); err != nil {
+			if err := h.forgetStranded([]netip.Prefix{end.of}); err != nil {
 				t.Error(err)
 			}
 			all = slices.DeleteFunc(all, func(s string) bool { return strings.HasSuffix(s, end.took) })

@@ -35,7 +35,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/mesh"
@@ -281,13 +280,11 @@ func toPeer(p wgtypes.Peer) netcfg.Peer {
 	return out
 }
 
-// wireguardDevice reads a WireGuard device of either implementation. The client is opened
-// each time, because it detects only then whether the kernel supports WireGuard, and the
-// module may have been loaded since.
+// wireguardDevice reads a WireGuard device of either implementation.
 func wireguardDevice(name string) (*wgtypes.Device, error) {
-	c, err := wgctrl.New()
+	c, err := openControl()
 	if err != nil {
-		return nil, fmt.Errorf("open WireGuard control: %w", err)
+		return nil, err
 	}
 	defer c.Close()
 	d, err := c.Device(name)

@@ -249,9 +249,9 @@ func (u *Underlay) withControl(f func(*wgctrl.Client) error) error {
 	u.controlMu.Lock()
 	defer u.controlMu.Unlock()
 	if u.control == nil {
-		c, err := wgctrl.New()
+		c, err := openControl()
 		if err != nil {
-			return fmt.Errorf("open WireGuard control: %w", err)
+			return err
 		}
 		u.control = c
 	}
