@@ -230,7 +230,7 @@ func TestDeletedByHandIsBack(t *testing.T) {
 		before := m.observed(n)
 		status := m.settle(settleLimit, m.nodes...)
 		for _, test := range []struct{ name, command string }{
-			{"route", "ip route delete " + status[1].Node.PodCIDRs[0].String() + " dev " + device},
+			{"route", "ip route delete " + strings.Fields(m.run(n, "ip", "route", "show", "dev", device, "proto", "77"))[0] + " dev " + device},
 			{"address", "ip address delete " + status[0].Node.Overlay[0].String() + "/32 dev " + device},
 			{"rule", deleteRule(m, n)},
 			{"table", "nft delete table " + table(m, n)},
