@@ -61,7 +61,7 @@ func Diff(observed, desired State, o Options) Plan {
 	p.diffRoutes(observed.Routes, desired, o.Prune)
 	if o.Prune {
 		p.StaleRoutes = staleRoutes(observed.Routes, desired.Routes)
-		p.Forgotten = forgotten(observed, desired, p.StaleRoutes)
+		p.Forgotten = forgotten(observed.Peers, desired, p.StaleRoutes)
 	}
 	p.diffVXLANEntries(observed, desired, o.Prune)
 	if desired.Device == nil {
@@ -80,6 +80,9 @@ func Diff(observed, desired State, o Options) Plan {
 
 // missing returns the elements of want that are not in have.
 func missing[T comparable](have, want []T) []T {
+	if slices.Equal(have, want) {
+		return nil
+	}
 	held := make(map[T]bool, len(have))
 	for _, h := range have {
 		held[h] = true
@@ -198,30 +201,23 @@ func staleRoutes(observed, desired []Route) []Route {
 }
 
 // forgotten returns the destinations that had a route or a peer and are reached in no way now.
-func forgotten(observed, desired State, stale []Route) []netip.Prefix {
-	reached := make(map[netip.Prefix]bool, len(desired.Routes)+len(desired.Covered))
+func forgotten(observed []Peer, desired State, stale []Route) []netip.Prefix {
+	var left []netip.Prefix
+	for _, r := range stale {
+		left = append(left, r.Destination)
+	}
+	want := byKey(desired.Peers)
+	for _, p := range observed {
+		left = append(left, missing(want.get(p.Key).AllowedIPs, p.AllowedIPs)...)
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	reached := allowedIPs(desired.Peers)
 	for _, r := range slices.Concat(desired.Routes, desired.Covered) {
 		reached[r.Destination] = true
 	}
-	for _, p := range desired.Peers {
-		for _, ip := range p.AllowedIPs {
-			reached[ip] = true
-		}
-	}
-	var out []netip.Prefix
-	for _, r := range stale {
-		if !reached[r.Destination] {
-			out = append(out, r.Destination)
-		}
-	}
-	for _, p := range observed.Peers {
-		for _, ip := range p.AllowedIPs {
-			if !reached[ip] {
-				out = append(out, ip)
-			}
-		}
-	}
-	return normalize(out)
+	return normalize(slices.DeleteFunc(left, func(p netip.Prefix) bool { return reached[p] }))
 }
 
 // diffPeers returns the changes to peers: additions and moves first, then removals. To
@@ -229,15 +225,10 @@ func forgotten(observed, desired State, stale []Route) []netip.Prefix {
 // Removals come later, when the old peer no longer has what was moved.
 func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 	have, want := byKey(observed), byKey(desired)
-	wanted := make(map[netip.Prefix]bool) // by any peer
-	for _, p := range desired {
-		for _, ip := range p.AllowedIPs {
-			wanted[ip] = true
-		}
-	}
 	var out []PeerChange
 	for _, p := range desired {
-		old, ok := have[p.Key]
+		_, ok := have[p.Key]
+		old := have.get(p.Key)
 		if after, renew := o.Renew[p.Key]; ok && renew && !old.LastHandshake.After(after) {
 			out = append(out, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
 			if old.Endpoint.IsValid() && !o.CorrectEndpoints {
@@ -260,12 +251,12 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 		case !stays && o.Prune:
 			removed = append(removed, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
 		case stays && o.Prune:
-			for _, ip := range p.AllowedIPs {
-				if !wanted[ip] {
-					dropped = append(dropped, ip)
-				}
-			}
+			dropped = append(dropped, missing(want.get(p.Key).AllowedIPs, p.AllowedIPs)...)
 		}
+	}
+	if len(dropped) > 0 {
+		wanted := allowedIPs(desired)
+		dropped = slices.DeleteFunc(dropped, func(ip netip.Prefix) bool { return wanted[ip] })
 	}
 	_, leftover := have[throwaway]
 	if len(dropped) > 0 {
@@ -303,12 +294,33 @@ func (pc PeerChange) empty() bool {
 	return !pc.Add && !pc.Remove && !pc.Endpoint.IsValid() && pc.Keepalive == nil && pc.PresharedKey == nil && len(pc.AllowedIPs) == 0
 }
 
-func byKey(peers []Peer) map[wgtypes.Key]Peer {
-	m := make(map[wgtypes.Key]Peer, len(peers))
-	for _, p := range peers {
-		m[p.Key] = p
+type peersByKey map[wgtypes.Key]*Peer
+
+func byKey(peers []Peer) peersByKey {
+	m := make(peersByKey, len(peers))
+	for i := range peers {
+		m[peers[i].Key] = &peers[i]
 	}
 	return m
+}
+
+// get returns a peer, or the zero Peer if there is none.
+func (m peersByKey) get(key wgtypes.Key) Peer {
+	if p, ok := m[key]; ok {
+		return *p
+	}
+	return Peer{}
+}
+
+// allowedIPs returns those of all peers.
+func allowedIPs(peers []Peer) map[netip.Prefix]bool {
+	all := make(map[netip.Prefix]bool)
+	for _, p := range peers {
+		for _, ip := range p.AllowedIPs {
+			all[ip] = true
+		}
+	}
+	return all
 }
 
 func (f Firewall) empty() bool { return len(f.Sets) == 0 && len(f.Chains) == 0 }
