@@ -63,7 +63,7 @@ func applyFigures() (out []figure) {
 			out = append(out,
 				figure{name: name + "_ms", unit: "ms", reduce: median},
 				figure{name: name + "_writes", unit: "writes", reduce: median},
-				figure{name: name + "_messages", unit: "messages", reduce: median})
+				figure{name: name + "_messages", unit: "messages", reduce: median, bound: atMost(300)})
 		}
 	}
 	return out
