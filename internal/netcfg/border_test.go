@@ -4,6 +4,8 @@ package netcfg
 
 import (
 	"net/netip"
+	"regexp"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -29,5 +31,44 @@ func TestBridgeAddresses(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("matches (-want +got):\n%s", d)
+	}
+}
+
+// TestAcceptedFirst checks that what a chain accepts first no other rule of it would match.
+func TestAcceptedFirst(t *testing.T) {
+	for name, topology := range map[string]mesh.Topology{
+		"IPv4": netcfgtest.IPv4(), "both families": netcfgtest.DualStack(), "gateway": netcfgtest.Gateway(), "member": netcfgtest.Member(),
+		"clients": netcfgtest.WithClients(netcfgtest.IPv4()), "link": netcfgtest.WithLink(netcfgtest.IPv4()),
+	} {
+		s := settings()
+		s.LANs = []LAN{{Link: "eth0", Address: netip.MustParsePrefix("192.168.10.1/24")}}
+		b := newBuilder(topology, s)
+		for _, c := range Desired(topology, s).Firewall.Chains {
+			var needs string // in each rule after those that accept
+			switch c.Name {
+			case chainGuard:
+				needs = `fib saddr \. iif oif missing`
+			case chainExit:
+				needs = regexp.QuoteMeta(b.leavesMesh())
+			case chainForward:
+				needs = `^udp dport (7947|\{ 7946, 51820 \}) |^tcp dport 7946 |^tcp flags & \(syn \| rst\) == syn `
+			default:
+				continue
+			}
+			last := -1
+			for i, r := range c.Rules {
+				if slices.Contains([]Rule{b.passGenuine(), b.passInside()}, r) || slices.Contains(b.passOrdinary(), r) {
+					last = i
+				}
+			}
+			if last < 0 {
+				t.Errorf("%s: chain %s accepts nothing first", name, c.Name)
+			}
+			for _, r := range c.Rules[last+1:] {
+				if !regexp.MustCompile(needs).MatchString(r.Text) {
+					t.Errorf("%s: chain %s: a packet that is accepted first may match %q", name, c.Name, r.Text)
+				}
+			}
+		}
 	}
 }

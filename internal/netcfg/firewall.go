@@ -77,10 +77,11 @@ func (b builder) firewall() Firewall {
 		}
 	}
 	input := b.inputRules()
-	var exit, guard, nat []Rule
+	guard := []Rule{b.passGenuine()}
+	var exit, leaving, nat []Rule
 	for _, f := range families() {
 		if b.has("guarded", f) {
-			exit = append(exit, b.exitRules(f)...)
+			leaving = append(leaving, b.exitRules(f)...)
 			guard = append(guard, f.guardRule("guarded"))
 		}
 		if b.has("linked", f) {
@@ -106,9 +107,12 @@ func (b builder) firewall() Firewall {
 	for _, f := range families() {
 		guard = append(guard, b.dropForged(f)...)
 	}
+	if len(leaving) > 0 {
+		exit = slices.Concat(exit, []Rule{b.passInside()}, leaving)
+	}
 	fw.Chains = []Chain{
 		{Name: chainExit, Type: "filter", Hook: "postrouting", Priority: priorityExit, Rules: exit},
-		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: append(b.forwardRules(), b.clampMSS()...)},
+		{Name: chainForward, Type: "filter", Hook: "forward", Priority: priorityMangle, Rules: slices.Concat(b.passOrdinary(), b.forwardRules(), b.clampMSS())},
 		{Name: chainGuard, Type: "filter", Hook: "prerouting", Priority: priorityGuard, Rules: guard},
 		{Name: chainInput, Type: "filter", Hook: "input", Priority: priorityFilter, Rules: input},
 	}
@@ -128,6 +132,30 @@ func (b builder) firewall() Firewall {
 // also the link of the route to the pod.
 func (f family) guardRule(set string) Rule {
 	return rule("%[1]s saddr @%[3]s%[2]s fib saddr . iif oif missing counter drop", f.keyword, f.suffix, set)
+}
+
+// The packets of pods pass every chain of every node on their way, so the chains for them begin with
+// rules that accept most of them, and change nothing else: what such a rule accepts, no other rule of its
+// chain matches.
+
+// passGenuine accepts packets on our links whose source has a route by that link, before more is
+// looked up. All rules of that chain drop only packets without one.
+func (b builder) passGenuine() Rule {
+	return rule("iifname %s fib saddr . iif oif exists accept", linkSet(b.podAndClientLinks()))
+}
+
+// passInside accepts packets that don't leave the mesh. No exitRules match them.
+func (b builder) passInside() Rule {
+	return rule("oifname %s accept", linkSet(b.insideLinks()))
+}
+
+// passOrdinary accepts packets that forwardRules and clampMSS don't match by their ports and flags.
+func (b builder) passOrdinary() []Rule {
+	out := []Rule{rule("udp dport != %s accept", portSet(b.ListenPort, b.GossipPort, VXLANPort))}
+	if b.GossipPort != 0 {
+		out = append(out, rule("tcp flags & (syn | rst) != syn tcp dport != %d accept", b.GossipPort))
+	}
+	return out
 }
 
 // exitRules keep packets with a source in the mesh from leaving unencrypted when the
@@ -331,9 +359,10 @@ func quote(links []string) []string {
 }
 
 // leavesMesh matches packets that leave by a link that is neither ours nor the pods'.
-func (b builder) leavesMesh() string {
-	return oifnameNotIn(append([]string{"lo", b.Bridge}, b.devices...)...)
-}
+func (b builder) leavesMesh() string { return oifnameNotIn(b.insideLinks()...) }
+
+// insideLinks returns the links by which packets don't leave the mesh.
+func (b builder) insideLinks() []string { return append([]string{"lo"}, b.podAndClientLinks()...) }
 
 // oifnameNotIn matches packets that leave by none of the links. Empty names are ignored.
 func oifnameNotIn(links ...string) string {

@@ -482,6 +482,7 @@ func TestPlanString(t *testing.T) {
 	observed.Firewall = Firewall{}
 	want := `~ nft table inet meshd
   nft chain guard type filter hook prerouting priority -290
+  nft rule guard iifname "meshd0" fib saddr . iif oif exists accept
   nft rule guard ip saddr @guarded4 fib saddr . iif oif missing counter drop
   nft rule guard iifname "meshd0" ip saddr != 0.0.0.0 fib saddr . iif oif missing counter drop
   nft rule guard iifname "meshd0" ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif missing counter drop
