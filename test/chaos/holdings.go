@@ -104,7 +104,7 @@ func countRules(h *holdings) error {
 
 // most is what a host needs at most in any mode: seven peers, three routes for each of
 // them and two for each of the ranges, and a few more rules than there ever are.
-var most = holdings{Peers: 7, Routes: 25, Links: 2, Rules: 240}
+var most = holdings{Peers: 7, Routes: 25, Links: 2, Rules: 260}
 
 // enough returns an error if a host has more than the town needs.
 func enough(n *lab.Node) error {
