@@ -237,12 +237,14 @@ func (k *Kernel) observeDevice(link netlink.Link) (*netcfg.Device, []netcfg.Peer
 		MTU:            link.Attrs().MTU,
 		Up:             link.Attrs().Flags&net.FlagUp != 0,
 	}
-	if link.Type() == "tuntap" {
-		dev.Implementation = netcfg.Userspace
+	if link.Type() != "tuntap" {
+		peers, err := readKernelDevice(dev)
+		return dev, sorted(peers), err
 	}
+	dev.Implementation = netcfg.Userspace
 	d, err := wireguardDevice(k.name)
 	unserved := errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
-	if dev.Implementation == netcfg.Userspace && unserved {
+	if unserved {
 		return dev, nil, nil
 	}
 	if err != nil {
@@ -254,8 +256,7 @@ func (k *Kernel) observeDevice(link netlink.Link) (*netcfg.Device, []netcfg.Peer
 	for _, p := range d.Peers {
 		peers = append(peers, toPeer(p))
 	}
-	slices.SortFunc(peers, func(a, b netcfg.Peer) int { return slices.Compare(a.Key[:], b.Key[:]) })
-	return dev, peers, nil
+	return dev, sorted(peers), nil
 }
 
 // toPeer converts a peer. Userspace devices may report an IPv4 endpoint in its
@@ -276,7 +277,6 @@ func toPeer(p wgtypes.Peer) netcfg.Peer {
 	for _, n := range p.AllowedIPs {
 		out.AllowedIPs = append(out.AllowedIPs, prefixOf(&n))
 	}
-	slices.SortFunc(out.AllowedIPs, netip.Prefix.Compare)
 	return out
 }
 
