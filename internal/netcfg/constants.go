@@ -113,8 +113,8 @@ const (
 // REJECT_AFTER_TIME of the WireGuard paper, section 6.1.
 const HandshakeFresh = 180 * time.Second
 
-// throwaway returns the public key of a peer that exists only during one message to the
-// kernel. It takes allowed IPs away from other peers: WireGuard can move an allowed IP to
+// throwaway returns the public key of a peer that exists only during one change of
+// peers. It takes allowed IPs away from other peers: WireGuard can move an allowed IP to
 // another peer in one step, and can remove a peer with all its allowed IPs, but it can't
 // remove one allowed IP from a peer without replacing the whole list. The key is a hash,
 // so nobody has the private key.

@@ -59,9 +59,10 @@ func Diff(observed, desired State, o Options) Plan {
 	p.Accepts = diffAccepts(observed.Filters, desired.Accepts, o.Prune)
 	p.diffFirewall(observed.Firewall, desired, o.Prune)
 	p.diffRoutes(observed.Routes, desired, o.Prune)
+	wanted := byKey(desired.Peers)
 	if o.Prune {
 		p.StaleRoutes = staleRoutes(observed.Routes, desired.Routes)
-		p.Forgotten = forgotten(observed.Peers, desired, p.StaleRoutes)
+		p.Forgotten = forgotten(observed.Peers, desired, wanted, p.StaleRoutes)
 	}
 	p.diffVXLANEntries(observed, desired, o.Prune)
 	if desired.Device == nil {
@@ -74,7 +75,7 @@ func Diff(observed, desired State, o Options) Plan {
 	if o.Prune {
 		p.StaleAddresses = missing(desired.Addresses, observed.Addresses)
 	}
-	p.Peers = diffPeers(observed.Peers, desired.Peers, o)
+	p.Peers = diffPeers(observed.Peers, desired.Peers, wanted, o)
 	return p
 }
 
@@ -201,14 +202,14 @@ func staleRoutes(observed, desired []Route) []Route {
 }
 
 // forgotten returns the destinations that had a route or a peer and are reached in no way now.
-func forgotten(observed []Peer, desired State, stale []Route) []netip.Prefix {
+func forgotten(observed []Peer, desired State, wanted peersByKey, stale []Route) []netip.Prefix {
 	var left []netip.Prefix
 	for _, r := range stale {
 		left = append(left, r.Destination)
 	}
-	want := byKey(desired.Peers)
 	for _, p := range observed {
-		left = append(left, missing(want.get(p.Key).AllowedIPs, p.AllowedIPs)...)
+		want, _ := wanted.get(p.Key)
+		left = append(left, missing(want.AllowedIPs, p.AllowedIPs)...)
 	}
 	if len(left) == 0 {
 		return nil
@@ -223,12 +224,11 @@ func forgotten(observed []Peer, desired State, stale []Route) []netip.Prefix {
 // diffPeers returns the changes to peers: additions and moves first, then removals. To
 // move an allowed IP it is only added to its new peer, so that it is never absent.
 // Removals come later, when the old peer no longer has what was moved.
-func diffPeers(observed, desired []Peer, o Options) []PeerChange {
-	have, want := byKey(observed), byKey(desired)
+func diffPeers(observed, desired []Peer, wanted peersByKey, o Options) []PeerChange {
+	have := byKey(observed)
 	var out []PeerChange
 	for _, p := range desired {
-		_, ok := have[p.Key]
-		old := have.get(p.Key)
+		old, ok := have.get(p.Key)
 		if after, renew := o.Renew[p.Key]; ok && renew && !old.LastHandshake.After(after) {
 			out = append(out, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
 			if old.Endpoint.IsValid() && !o.CorrectEndpoints {
@@ -245,18 +245,18 @@ func diffPeers(observed, desired []Peer, o Options) []PeerChange {
 	var dropped []netip.Prefix // removed from a peer that stays, and wanted by no other
 	var removed []PeerChange
 	for _, p := range observed {
-		_, stays := want[p.Key]
+		want, stays := wanted.get(p.Key)
 		switch {
 		case p.Key == throwaway: // handled below
 		case !stays && o.Prune:
 			removed = append(removed, PeerChange{Key: p.Key, Name: p.Name, Remove: true})
 		case stays && o.Prune:
-			dropped = append(dropped, missing(want.get(p.Key).AllowedIPs, p.AllowedIPs)...)
+			dropped = append(dropped, missing(want.AllowedIPs, p.AllowedIPs)...)
 		}
 	}
 	if len(dropped) > 0 {
-		wanted := allowedIPs(desired)
-		dropped = slices.DeleteFunc(dropped, func(ip netip.Prefix) bool { return wanted[ip] })
+		kept := allowedIPs(desired)
+		dropped = slices.DeleteFunc(dropped, func(ip netip.Prefix) bool { return kept[ip] })
 	}
 	_, leftover := have[throwaway]
 	if len(dropped) > 0 {
@@ -304,12 +304,12 @@ func byKey(peers []Peer) peersByKey {
 	return m
 }
 
-// get returns a peer, or the zero Peer if there is none.
-func (m peersByKey) get(key wgtypes.Key) Peer {
+// get returns a peer, and whether it is there.
+func (m peersByKey) get(key wgtypes.Key) (Peer, bool) {
 	if p, ok := m[key]; ok {
-		return *p
+		return *p, true
 	}
-	return Peer{}
+	return Peer{}, false
 }
 
 // allowedIPs returns those of all peers.

@@ -54,7 +54,7 @@ type Plan struct {
 	Forwarding  []FDBEntry      // to add or to replace
 	Neighbors   []NeighborEntry // to add or to replace
 	Routes      []RouteChange   // to add or to replace
-	Peers       []PeerChange    // in this order, by one ConfigureDevice
+	Peers       []PeerChange    // in this order
 	MovedRoutes []RouteChange   // to replace
 
 	StaleRoutes     []Route         // to delete

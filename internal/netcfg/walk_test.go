@@ -403,15 +403,15 @@ func checkReached(t *rapid.T, before, got, desired State, o Options) {
 		t.Fatal("the throwaway peer is left")
 	}
 	for _, p := range desired.Peers {
-		h := have.get(p.Key)
+		h, _ := have.get(p.Key)
 		if o.Prune {
 			checkSame(t, "allowed IPs", joinPrefixes(h.AllowedIPs), joinPrefixes(p.AllowedIPs))
 		}
 		if missed := missing(h.AllowedIPs, p.AllowedIPs); len(missed) > 0 {
 			t.Fatalf("peer %s lacks %v", p, missed)
 		}
-		if kept := was.get(p.Key).Endpoint; kept.IsValid() {
-			checkSame(t, "endpoint of a peer that had one", h.Endpoint, kept)
+		if kept, _ := was.get(p.Key); kept.Endpoint.IsValid() {
+			checkSame(t, "endpoint of a peer that had one", h.Endpoint, kept.Endpoint)
 		} else {
 			checkSame(t, "endpoint", h.Endpoint, p.Endpoint)
 		}

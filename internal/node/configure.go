@@ -58,7 +58,7 @@ func (m *Memory) Configure(in Input) Configuration {
 		LANs:             in.Facts.LANs(m.Own.InternalIPs),
 		Uplinks:          in.Facts.Uplinks,
 		Cards:            in.Facts.Cards,
-		Attached:         in.nearby().Prefixes(),
+		Attached:         c.Input.Nearby.Prefixes(),
 		PrivateKey:       in.Self.WireGuard,
 		MTU:              cmp.Or(m.Own.MTU, in.Config.deviceMTU(in.Facts)), // a revoked node has no record
 		Bridge:           in.Config.Bridge,

@@ -6,9 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -313,73 +311,6 @@ func (k *Kernel) configureBy(c *wgctrl.Client, cfg wgtypes.Config) error {
 		return fmt.Errorf("configure device %s: %w", k.name, err)
 	}
 	return nil
-}
-
-// peersAtOnce is how many peers wgctrl writes with one request. Of more, it writes each with a
-// request of its own (peerBatchChunk in its source).
-const peersAtOnce = 32
-
-// changePeers changes all peers, in their order.
-func (k *Kernel) changePeers(p netcfg.Plan) error {
-	if len(p.Peers) == 0 {
-		return nil
-	}
-	c, err := openControl()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	var errs []error
-	for some := range slices.Chunk(p.Peers, peersAtOnce) {
-		errs = append(errs, k.changeSome(c, some))
-	}
-	return errors.Join(errs...)
-}
-
-// changeSome changes peers at once. If the kernel refuses that, it changes them one by one,
-// so that an error in one peer doesn't keep the others from their tunnels.
-func (k *Kernel) changeSome(c *wgctrl.Client, peers []netcfg.PeerChange) error {
-	all := k.configureBy(c, configOf(peers...))
-	if all == nil || len(peers) == 1 || gone(all) {
-		return refusedStep(all)
-	}
-	var errs []error
-	for _, pc := range peers {
-		if err := k.configureBy(c, configOf(pc)); err != nil {
-			errs = append(errs, refusedStep(fmt.Errorf("change peer %s %s: %w", pc.Name, pc.Key, err)))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// configOf converts changes of peers to the form that wgctrl expects. It never replaces
-// the list of peers or a peer's allowed IPs, because both drop packets of peers that the
-// change is not about.
-func configOf(peers ...netcfg.PeerChange) wgtypes.Config {
-	var c wgtypes.Config
-	for _, pc := range peers {
-		c.Peers = append(c.Peers, peerConfig(pc))
-	}
-	return c
-}
-
-func peerConfig(pc netcfg.PeerChange) wgtypes.PeerConfig {
-	c := wgtypes.PeerConfig{
-		PublicKey: pc.Key,
-		Remove:    pc.Remove,
-		// If someone removed the peer after we observed it, a change must not create it
-		// again with half of its settings. The next plan adds it completely.
-		UpdateOnly:                  !pc.Add,
-		PersistentKeepaliveInterval: pc.Keepalive,
-		PresharedKey:                (*wgtypes.Key)(pc.PresharedKey),
-	}
-	if pc.Endpoint.IsValid() {
-		c.Endpoint = net.UDPAddrFromAddrPort(pc.Endpoint)
-	}
-	for _, ip := range pc.AllowedIPs {
-		c.AllowedIPs = append(c.AllowedIPs, *ipNetOf(ip))
-	}
-	return c
 }
 
 // address converts a prefix to an address of the device. Duplicate address detection is

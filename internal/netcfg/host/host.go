@@ -239,7 +239,7 @@ func (k *Kernel) observeDevice(link netlink.Link) (*netcfg.Device, []netcfg.Peer
 	}
 	if link.Type() != "tuntap" {
 		peers, err := readKernelDevice(dev)
-		return dev, sorted(peers), err
+		return dev, sortPeers(peers), err
 	}
 	dev.Implementation = netcfg.Userspace
 	d, err := wireguardDevice(k.name)
@@ -256,7 +256,7 @@ func (k *Kernel) observeDevice(link netlink.Link) (*netcfg.Device, []netcfg.Peer
 	for _, p := range d.Peers {
 		peers = append(peers, toPeer(p))
 	}
-	return dev, sorted(peers), nil
+	return dev, sortPeers(peers), nil
 }
 
 // toPeer converts a peer. Userspace devices may report an IPv4 endpoint in its

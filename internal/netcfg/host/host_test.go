@@ -441,7 +441,7 @@ func TestToPeer(t *testing.T) {
 		Received:      1,
 		Sent:          2,
 	}
-	if d := cmp.Diff(want, sorted([]netcfg.Peer{peer})[0], cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})); d != "" {
+	if d := cmp.Diff(want, sortPeers([]netcfg.Peer{peer})[0], cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})); d != "" {
 		t.Errorf("toPeer (-want +got):\n%s", d)
 	}
 }

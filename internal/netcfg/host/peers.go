@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"iter"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -14,6 +14,8 @@ import (
 	"github.com/mdlayher/genetlink"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/meshd/meshd/internal/netcfg"
 )
@@ -57,8 +59,7 @@ func readKernelDevice(dev *netcfg.Device) ([]netcfg.Peer, error) {
 
 // decodeDevice decodes one of the messages that describe a device, and appends the peers in it.
 func decodeDevice(data []byte, dev *netcfg.Device, peers []netcfg.Peer) ([]netcfg.Peer, error) {
-	rest := attributes{data}
-	for kind, value := range rest.all() {
+	err := eachAttribute(data, func(kind uint16, value []byte) error {
 		switch {
 		case kind == unix.WGDEVICE_A_PUBLIC_KEY && len(value) == len(dev.PublicKey):
 			copy(dev.PublicKey[:], value)
@@ -67,33 +68,27 @@ func decodeDevice(data []byte, dev *netcfg.Device, peers []netcfg.Peer) ([]netcf
 		case kind == unix.WGDEVICE_A_FWMARK && len(value) == 4:
 			dev.Mark = binary.NativeEndian.Uint32(value)
 		case kind == unix.WGDEVICE_A_PEERS:
-			list := attributes{value}
-			for _, value := range list.all() {
+			return eachAttribute(value, func(_ uint16, value []byte) error {
 				p, err := decodePeer(value)
-				if err != nil {
-					return nil, err
-				}
 				// The allowed IPs of one peer may take several messages.
 				if n := len(peers); n > 0 && peers[n-1].Key == p.Key {
 					peers[n-1].AllowedIPs = append(peers[n-1].AllowedIPs, p.AllowedIPs...)
-					continue
+				} else {
+					peers = append(peers, p)
 				}
-				peers = append(peers, p)
-			}
-			if len(list.data) > 0 {
-				return nil, errMalformed
-			}
+				return err
+			})
 		}
-	}
-	if len(rest.data) > 0 {
-		return nil, errMalformed
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return peers, nil
 }
 
 func decodePeer(data []byte) (p netcfg.Peer, err error) {
-	rest := attributes{data}
-	for kind, value := range rest.all() {
+	err = eachAttribute(data, func(kind uint16, value []byte) error {
 		switch {
 		case kind == unix.WGPEER_A_PUBLIC_KEY && len(value) == len(p.Key):
 			copy(p.Key[:], value)
@@ -113,42 +108,34 @@ func decodePeer(data []byte) (p netcfg.Peer, err error) {
 		case kind == unix.WGPEER_A_TX_BYTES && len(value) == 8:
 			p.Sent = int64(binary.NativeEndian.Uint64(value))
 		case kind == unix.WGPEER_A_ALLOWEDIPS:
-			if p.AllowedIPs, err = decodeAllowedIPs(value); err != nil {
-				return p, err
-			}
+			return eachAttribute(value, func(_ uint16, value []byte) error {
+				ip, err := decodeAllowedIP(value)
+				p.AllowedIPs = append(p.AllowedIPs, ip)
+				return err
+			})
 		}
-	}
-	if len(rest.data) > 0 {
-		return p, errMalformed
-	}
-	return p, nil
+		return nil
+	})
+	return p, err
 }
 
-func decodeAllowedIPs(data []byte) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	rest := attributes{data}
-	for _, value := range rest.all() {
-		var addr netip.Addr
-		bits := -1
-		one := attributes{value}
-		for kind, value := range one.all() {
-			switch {
-			case kind == unix.WGALLOWEDIP_A_IPADDR:
-				addr, _ = netip.AddrFromSlice(value)
-			case kind == unix.WGALLOWEDIP_A_CIDR_MASK && len(value) == 1:
-				bits = int(value[0])
-			}
+func decodeAllowedIP(data []byte) (netip.Prefix, error) {
+	var addr netip.Addr
+	bits := -1
+	err := eachAttribute(data, func(kind uint16, value []byte) error {
+		switch {
+		case kind == unix.WGALLOWEDIP_A_IPADDR:
+			addr, _ = netip.AddrFromSlice(value)
+		case kind == unix.WGALLOWEDIP_A_CIDR_MASK && len(value) == 1:
+			bits = int(value[0])
 		}
-		p := netip.PrefixFrom(addr, bits)
-		if !p.IsValid() || len(one.data) > 0 {
-			return nil, errMalformed
-		}
-		out = append(out, p)
+		return nil
+	})
+	p := netip.PrefixFrom(addr, bits)
+	if err == nil && !p.IsValid() {
+		err = errMalformed
 	}
-	if len(rest.data) > 0 {
-		return nil, errMalformed
-	}
-	return out, nil
+	return p, err
 }
 
 // decodeSockaddr decodes a struct sockaddr_in or sockaddr_in6. It returns the zero AddrPort for any
@@ -166,31 +153,97 @@ func decodeSockaddr(data []byte) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// attributes are netlink attributes (struct nlattr) that have not been read yet.
-type attributes struct{ data []byte }
-
-// all returns types and values. If an attribute is malformed, it ends, and data is left.
-func (a *attributes) all() iter.Seq2[uint16, []byte] {
-	return func(yield func(uint16, []byte) bool) {
-		for len(a.data) >= unix.SizeofNlAttr {
-			length, kind := int(binary.NativeEndian.Uint16(a.data)), binary.NativeEndian.Uint16(a.data[2:])
-			if length < unix.SizeofNlAttr || length > len(a.data) {
-				return
-			}
-			value := a.data[unix.SizeofNlAttr:length]
-			a.data = a.data[min(len(a.data), (length+3)&^3):]
-			if !yield(kind&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), value) {
-				return
-			}
+// eachAttribute calls f with type and value of each netlink attribute (struct nlattr), until one is
+// malformed or f returns an error.
+func eachAttribute(data []byte, f func(kind uint16, value []byte) error) error {
+	for len(data) > 0 {
+		if len(data) < unix.SizeofNlAttr {
+			return errMalformed
 		}
+		length, kind := int(binary.NativeEndian.Uint16(data)), binary.NativeEndian.Uint16(data[2:])
+		if length < unix.SizeofNlAttr || length > len(data) {
+			return errMalformed
+		}
+		if err := f(kind&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), data[unix.SizeofNlAttr:length]); err != nil {
+			return err
+		}
+		data = data[min(len(data), (length+3)&^3):]
 	}
+	return nil
 }
 
-// sorted sorts peers, and the allowed IPs of each.
-func sorted(peers []netcfg.Peer) []netcfg.Peer {
+// sortPeers sorts peers, and the allowed IPs of each.
+func sortPeers(peers []netcfg.Peer) []netcfg.Peer {
 	for i := range peers {
 		slices.SortFunc(peers[i].AllowedIPs, netip.Prefix.Compare)
 	}
 	slices.SortFunc(peers, func(a, b netcfg.Peer) int { return slices.Compare(a.Key[:], b.Key[:]) })
 	return peers
+}
+
+// peersAtOnce is how many peers wgctrl writes with one request. Of more, it writes each with a
+// request of its own (peerBatchChunk in its source).
+const peersAtOnce = 32
+
+// changePeers changes all peers, in their order.
+func (k *Kernel) changePeers(p netcfg.Plan) error {
+	if len(p.Peers) == 0 {
+		return nil
+	}
+	c, err := openControl()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var errs []error
+	for some := range slices.Chunk(p.Peers, peersAtOnce) {
+		errs = append(errs, k.changeSome(c, some))
+	}
+	return errors.Join(errs...)
+}
+
+// changeSome changes peers at once. If the kernel refuses that, it changes them one by one,
+// so that an error in one peer doesn't keep the others from their tunnels.
+func (k *Kernel) changeSome(c *wgctrl.Client, peers []netcfg.PeerChange) error {
+	all := k.configureBy(c, configOf(peers...))
+	if all == nil || len(peers) == 1 || gone(all) {
+		return refusedStep(all)
+	}
+	var errs []error
+	for _, pc := range peers {
+		if err := k.configureBy(c, configOf(pc)); err != nil {
+			errs = append(errs, refusedStep(fmt.Errorf("change peer %s %s: %w", pc.Name, pc.Key, err)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// configOf converts changes of peers to the form that wgctrl expects. It never replaces
+// the list of peers or a peer's allowed IPs, because both drop packets of peers that the
+// change is not about.
+func configOf(peers ...netcfg.PeerChange) wgtypes.Config {
+	var c wgtypes.Config
+	for _, pc := range peers {
+		c.Peers = append(c.Peers, peerConfig(pc))
+	}
+	return c
+}
+
+func peerConfig(pc netcfg.PeerChange) wgtypes.PeerConfig {
+	c := wgtypes.PeerConfig{
+		PublicKey: pc.Key,
+		Remove:    pc.Remove,
+		// If someone removed the peer after we observed it, a change must not create it
+		// again with half of its settings. The next plan adds it completely.
+		UpdateOnly:                  !pc.Add,
+		PersistentKeepaliveInterval: pc.Keepalive,
+		PresharedKey:                (*wgtypes.Key)(pc.PresharedKey),
+	}
+	if pc.Endpoint.IsValid() {
+		c.Endpoint = net.UDPAddrFromAddrPort(pc.Endpoint)
+	}
+	for _, ip := range pc.AllowedIPs {
+		c.AllowedIPs = append(c.AllowedIPs, *ipNetOf(ip))
+	}
+	return c
 }

@@ -47,7 +47,7 @@ func TestReadKernelDevice(t *testing.T) {
 	for i := range 2000 {
 		want.Peers[0].AllowedIPs = append(want.Peers[0].AllowedIPs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, byte(i >> 8), byte(i)}), 32))
 	}
-	want.Peers = sorted(want.Peers)
+	want.Peers = sortPeers(want.Peers)
 	plan := netcfg.Diff(netcfg.State{}, netcfg.State{Device: want.Device, Peers: want.Peers}, netcfg.Options{})
 	if err := h.Apply(t.Context(), plan); err != nil {
 		t.Fatal(err)
@@ -68,7 +68,7 @@ func TestReadKernelDevice(t *testing.T) {
 	if dev.PublicKey != by.PublicKey || dev.ListenPort != by.ListenPort || dev.Mark != uint32(by.FirewallMark) || dev.Mark != 7 {
 		t.Errorf("got key %s, port %d, mark %d, want %s, %d, %d", dev.PublicKey, dev.ListenPort, dev.Mark, by.PublicKey, by.ListenPort, by.FirewallMark)
 	}
-	if diff := cmp.Diff(sorted(peers), sorted(got), cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(sortPeers(peers), sortPeers(got), cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})); diff != "" {
 		t.Errorf("peers (-wgctrl +got):\n%s", diff)
 	}
 	if len(got) != 200 {
